@@ -1,0 +1,60 @@
+# One line a target; `make` prints them.
+GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test check vet lint fmt race planted e2e fuzz bench bench-tunnel cover image image-check generate
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+build: ## build the static binary bin/exeat
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.versionText=$(VERSION)" -o bin/exeat ./cmd/exeat
+
+test: ## run the fast tests
+	go test ./...
+
+check: vet lint race ## everything that a commit must pass
+
+vet: ## go vet, module checksums, formatting
+	go mod verify
+	go vet ./...
+	@out=$$($(GOFUMPT) -l .) && test -z "$$out" || { echo "not gofumpt: $$out"; exit 1; }
+
+lint: ## golangci-lint with the import lists
+	$(GOLANGCI) run ./...
+
+fmt: ## format
+	$(GOFUMPT) -w .
+
+race: ## run the fast tests under the race detector
+	go test -race ./...
+
+planted: ## prove that a forbidden import in any room fails the linter
+	GOLANGCI="$(GOLANGCI)" sh e2e/planted.sh
+
+e2e: ## real clients, with a gigabyte through a tunnel
+	go test ./e2e -count=1 -args -bytes 1073741824
+
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	sh e2e/fuzz.sh $(or $(FUZZTIME),10s)
+
+bench: ## micro benchmarks, then tunnels beside the bare relay
+	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/tunnel ./proxy/audit ./identity
+	go run ./e2e/bench
+
+bench-tunnel: ## only the tunnels beside the bare relay, quickly
+	go run ./e2e/bench -quick
+
+cover: ## test coverage of each package
+	go test -cover ./...
+
+image: ## build the container image exeat:VERSION
+	docker build --build-arg VERSION=$(VERSION) -t exeat:$(VERSION) .
+
+image-check: build ## what the image needs of the binary: static, starts as uid 65532
+	sh e2e/image.sh bin/exeat
+
+generate: ## write the generated parts of docs/
+	go test ./docs -run Generated -update

@@ -1,0 +1,288 @@
+package allowlist
+
+import (
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+)
+
+// Class is what kind of address an address is. Only Public is reachable
+// without a rule that opens the class. The zero value is Invalid, which is
+// never reachable.
+type Class uint8
+
+// The address classes, from the IANA special-purpose address registries
+// (RFC 6890 and later entries) and the metadata addresses of cloud providers.
+const (
+	Invalid Class = iota
+	Public
+	Unspecified    // 0.0.0.0/8, ::
+	Loopback       // 127/8, ::1
+	Private        // RFC 1918, fc00::/7
+	LinkLocal      // 169.254/16, fe80::/10
+	Metadata       // cloud metadata services
+	SharedSpace    // 100.64/10, RFC 6598
+	Documentation  // RFC 5737, RFC 3849, RFC 9637
+	Benchmarking   // RFC 2544, RFC 5180
+	ProtocolUse    // 192.0.0/24, ORCHID, discard-only and the like
+	Multicast      // 224/4, ff00::/8
+	Broadcast      // 255.255.255.255
+	Reserved       // 240/4, and IPv6 outside 2000::/3
+	Transition     // 6to4, Teredo, 6to4 relays, IPv4-compatible, SIIT, ISATAP
+	LocalNAT64     // 64:ff9b:1::/48, RFC 8215, unless configured
+	SiteLocal      // fec0::/10
+	OwnAddress     // an address of this host
+	OwnListener    // a listener of this gateway: never reachable
+	OutsideRule    // not in the rule's addresses
+	DenyRule       // in a deny rule's cidr
+	NotDestination // not the address literal that was decided
+)
+
+// String returns the word that records use as address_class.
+func (c Class) String() string {
+	switch c {
+	case Invalid:
+		return "invalid"
+	case Public:
+		return "public"
+	case Unspecified:
+		return "unspecified"
+	case Loopback:
+		return "loopback"
+	case Private:
+		return "private"
+	case LinkLocal:
+		return "link-local"
+	case Metadata:
+		return "metadata"
+	case SharedSpace:
+		return "shared-space"
+	case Documentation:
+		return "documentation"
+	case Benchmarking:
+		return "benchmarking"
+	case ProtocolUse:
+		return "protocol-use"
+	case Multicast:
+		return "multicast"
+	case Broadcast:
+		return "broadcast"
+	case Reserved:
+		return "reserved"
+	case Transition:
+		return "transition"
+	case LocalNAT64:
+		return "local-nat64"
+	case SiteLocal:
+		return "site-local"
+	case OwnAddress:
+		return "own-address"
+	case OwnListener:
+		return "own-listener"
+	case OutsideRule:
+		return "outside-rule"
+	case DenyRule:
+		return "deny-rule"
+	case NotDestination:
+		return "not-destination"
+	}
+	return "invalid"
+}
+
+// singleOnly reports whether only a /32 or /128 opens the class.
+func (c Class) singleOnly() bool {
+	return c == Loopback || c == LinkLocal || c == Metadata || c == OwnAddress || c == Unspecified
+}
+
+// classRange is one row of the table: the class holds for the whole prefix
+// except where a longer prefix says otherwise.
+type classRange struct {
+	prefix string
+	class  Class
+}
+
+// classRanges is the table. Sources: IANA IPv4 and IPv6 Special-Purpose
+// Address Registries; 168.63.129.16 is Azure's wireserver in a public range;
+// 100.100.100.200 is Alibaba Cloud's, fd00:ec2::254 and 169.254.170.2/23 are
+// AWS's, fd20:ce::254 is Google Cloud's metadata address.
+func classRanges() []classRange {
+	return []classRange{
+		{"0.0.0.0/0", Public},
+		{"0.0.0.0/8", Unspecified},
+		{"10.0.0.0/8", Private},
+		{"100.64.0.0/10", SharedSpace},
+		{"100.100.100.200/32", Metadata},
+		{"127.0.0.0/8", Loopback},
+		{"168.63.129.16/32", Metadata},
+		{"169.254.0.0/16", LinkLocal},
+		{"169.254.169.254/32", Metadata},
+		{"169.254.170.2/32", Metadata},
+		{"169.254.170.23/32", Metadata},
+		{"172.16.0.0/12", Private},
+		{"192.0.0.0/24", ProtocolUse},
+		{"192.0.2.0/24", Documentation},
+		{"192.88.99.0/24", Transition},
+		{"192.168.0.0/16", Private},
+		{"198.18.0.0/15", Benchmarking},
+		{"198.51.100.0/24", Documentation},
+		{"203.0.113.0/24", Documentation},
+		{"224.0.0.0/4", Multicast},
+		{"240.0.0.0/4", Reserved},
+		{"255.255.255.255/32", Broadcast},
+
+		{"::/3", Reserved}, // not ::/0: a rule's ::/0 would lie inside it
+		{"2000::/3", Public},
+		{"4000::/2", Reserved},
+		{"8000::/1", Reserved},
+		{"::/96", Transition},
+		{"::/128", Unspecified},
+		{"::1/128", Loopback},
+		{"::ffff:0:0:0/96", Transition},
+		{"64:ff9b:1::/48", LocalNAT64},
+		{"100::/64", ProtocolUse},
+		{"2001::/23", ProtocolUse},
+		{"2001::/32", Transition},
+		{"2001:2::/48", Benchmarking},
+		{"2001:10::/28", ProtocolUse},
+		{"2001:20::/28", ProtocolUse},
+		{"2001:db8::/32", Documentation},
+		{"2002::/16", Transition},
+		{"3fff::/20", Documentation},
+		{"5f00::/16", ProtocolUse},
+		{"fc00::/7", Private},
+		{"fd00:ec2::254/128", Metadata},
+		{"fd20:ce::254/128", Metadata},
+		{"fe80::/10", LinkLocal},
+		{"fec0::/10", SiteLocal},
+		{"ff00::/8", Multicast},
+	}
+}
+
+// Local is what the address check knows of the host it runs on.
+type Local struct {
+	// Listeners are the gateway's own; one on an unspecified address stands
+	// for its port on every address of the host.
+	Listeners []netip.AddrPort
+	// Addresses of the host's interfaces.
+	Addresses []netip.Addr
+	// NAT64 are the operator's prefixes beside 64:ff9b::/96 (RFC 6052): an
+	// address below a /96 is classified by the IPv4 address it embeds, one
+	// below any other length is LocalNAT64.
+	NAT64 []netip.Prefix
+}
+
+// Classifier tells the class of an address. It is immutable; make one with
+// NewClassifier.
+type Classifier struct {
+	classes   *bart.Table[Class]
+	nat64     *bart.Lite
+	own       map[netip.Addr]bool
+	listeners map[netip.AddrPort]bool
+	ports     map[uint16]bool // of all listeners
+	anyPort   map[uint16]bool // of those on an unspecified address
+}
+
+// NewClassifier returns a classifier for a host.
+func NewClassifier(local Local) *Classifier {
+	c := &Classifier{
+		classes:   new(bart.Table[Class]),
+		nat64:     new(bart.Lite),
+		own:       map[netip.Addr]bool{},
+		listeners: map[netip.AddrPort]bool{},
+		ports:     map[uint16]bool{},
+		anyPort:   map[uint16]bool{},
+	}
+	for _, r := range classRanges() {
+		c.classes.Insert(netip.MustParsePrefix(r.prefix), r.class)
+	}
+	c.nat64.Insert(netip.MustParsePrefix("64:ff9b::/96"))
+	for _, p := range local.NAT64 {
+		if p.Bits() == 96 && p.Addr().Is6() {
+			c.nat64.Insert(p)
+		} else {
+			c.classes.Insert(p, LocalNAT64)
+		}
+	}
+	for _, a := range local.Addresses {
+		c.own[a.Unmap().WithZone("")] = true
+	}
+	for _, l := range local.Listeners {
+		addr := l.Addr().Unmap().WithZone("")
+		if addr.IsUnspecified() {
+			c.anyPort[l.Port()] = true
+		}
+		c.ports[l.Port()] = true
+		c.listeners[netip.AddrPortFrom(addr, l.Port())] = true
+	}
+	return c
+}
+
+// Classify returns the class of an address and the prefix of the table that
+// gives it, which is of that class wherever no longer prefix of the table
+// stands: a range of a rule opens the class only from inside that prefix. An
+// address with a class of its own has a prefix of its own. IPv4-mapped addresses are unmapped first.
+func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
+	if !addr.IsValid() || addr.Zone() != "" {
+		return Invalid, netip.Prefix{}
+	}
+	addr = addr.Unmap()
+	single := netip.PrefixFrom(addr, addr.BitLen())
+	if addr.Is6() {
+		if inner, ok := c.embedded(addr); ok {
+			return c.classifyEmbedded(addr, inner)
+		}
+		if isISATAP(addr) {
+			return Transition, single
+		}
+	}
+	prefix, class, ok := c.classes.LookupPrefixLPM(single)
+	if !ok {
+		return Invalid, netip.Prefix{}
+	}
+	if c.own[addr] && class != Loopback && class != Metadata {
+		return OwnAddress, single
+	}
+	return class, prefix
+}
+
+// isListener reports whether addr is one of the gateway's own listeners. To
+// dial an unspecified address is to dial this host.
+func (c *Classifier) isListener(addr netip.AddrPort) bool {
+	a := addr.Addr().Unmap()
+	if inner, ok := c.embedded(a); ok {
+		a = inner
+	}
+	switch {
+	case c.listeners[netip.AddrPortFrom(a, addr.Port())]:
+		return true
+	case a.IsUnspecified():
+		return c.ports[addr.Port()]
+	}
+	return c.anyPort[addr.Port()] && (a.IsLoopback() || c.own[a])
+}
+
+// embedded returns the IPv4 address in the last 32 bits of one below a NAT64
+// prefix (RFC 6052 section 2.2, prefix length 96).
+func (c *Classifier) embedded(addr netip.Addr) (netip.Addr, bool) {
+	if !addr.Is6() || !c.nat64.Contains(addr) {
+		return netip.Addr{}, false
+	}
+	b := addr.As16()
+	return netip.AddrFrom4([4]byte(b[12:])), true
+}
+
+// classifyEmbedded returns the class of inner, which addr embeds, and the
+// prefix around addr that stands for the one around inner.
+func (c *Classifier) classifyEmbedded(addr, inner netip.Addr) (Class, netip.Prefix) {
+	class, prefix := c.Classify(inner)
+	b, in := addr.As16(), prefix.Addr().As4()
+	copy(b[12:], in[:])
+	return class, netip.PrefixFrom(netip.AddrFrom16(b), 96+prefix.Bits())
+}
+
+// isISATAP reports whether the interface identifier is 0000:5efe:a.b.c.d or
+// 0200:5efe:a.b.c.d (RFC 5214 section 6.1).
+func isISATAP(addr netip.Addr) bool {
+	b := addr.As16()
+	return b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}

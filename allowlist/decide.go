@@ -1,0 +1,377 @@
+package allowlist
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Decide answers one request. It allocates nothing, and no part of its cost
+// grows with the number of rules.
+//
+// The order is that of the manual: a request that no parser makes, quarantine,
+// identity, source, deny rules, allow rules, and for an address literal its
+// class. Of the allow rules that match, an exact host wins over *.x, that over
+// **.x (the longest first; for addresses the longest prefix), then the more
+// specific identity pattern, then file order.
+func (p *Policy) Decide(req Request) Decision {
+	d := Decision{Request: req, policy: p}
+	if p == nil || p.inline == nil { // or not made by Compile
+		d.Reason = PolicyUnavailable
+		return d
+	}
+	if d.Reason = malformed(&req); d.Reason != NoReason {
+		return d
+	}
+	if q := p.quarantined(req.ID); q != nil {
+		d.Reason, d.Quarantine = QuarantinedIdentity, q
+		return d
+	}
+	var c chain
+	if !p.collect(req.ID, &c) {
+		d.Reason = IdentityUnknown
+		return d
+	}
+	d.Owner = c.owner()
+	if !c.accept().Has(req.Source) {
+		d.Reason = IdentitySourceNotAccepted
+		return d
+	}
+	d.Mode, d.observePrivate = c.mode(req.Time)
+	if d.Rule = p.deniedEmbedded(&c, req.Dest); d.Rule != nil {
+		d.Reason = DeniedByRule
+		return d
+	}
+	c.decide(&d)
+	if d.Verdict != Deny && req.Dest.Host.IsAddr() {
+		d.checkLiteral()
+	}
+	return d
+}
+
+// malformed refuses what no parser returns, so that no mode lets a zero value
+// through: no host, no port, no identity, or the ID of a trust domain, which
+// is not a workload's.
+func malformed(req *Request) Reason {
+	switch {
+	case req.Dest.Host.IsZero():
+		return MalformedTarget
+	case req.Dest.Port == 0:
+		return MalformedPort
+	case req.ID.IsZero():
+		return IdentityMissing
+	case req.ID.Path() == "":
+		return IdentityInvalid
+	}
+	return NoReason
+}
+
+// quarantined looks at both lists, the policy's own first.
+func (p *Policy) quarantined(id spiffeid.ID) *Quarantined {
+	if q := p.inline.find(id); q != nil {
+		return q
+	}
+	return p.list.find(id)
+}
+
+// chain is the entries that match one identity, the most specific first.
+type chain struct {
+	entries [maxSegments + 4]*entry // exact, /*, /** of depth 0 to maxSegments, everyone
+	n       int
+	hash    hasher  // of the policy that they belong to
+	denies  denials // those of all entries
+	// allowed: an allow rule has won, and only denials still matter.
+	allowed bool
+}
+
+func (c *chain) push(e *entry) {
+	if e != nil {
+		c.entries[c.n] = e
+		c.n++
+		c.denies |= e.denies
+	}
+}
+
+func (c *chain) all() []*entry { return c.entries[:c.n] }
+
+// collect fills the chain and reports whether the identity is known: named by
+// an entry, or admitted by an everyone that takes the unlisted.
+func (p *Policy) collect(id spiffeid.ID, c *chain) bool {
+	c.hash = p.hash
+	s := id.String()
+	c.push(p.exact.get(p.hash.text(s), s))
+	depth := segments(id)
+	for direct := true; depth > 0; direct = false {
+		depth--
+		s = parent(s)
+		many := p.manyDepths.has(depth)
+		if !direct && !many {
+			continue
+		}
+		hash := p.hash.text(s)
+		if direct {
+			c.push(p.one.get(hash, s))
+		}
+		if many {
+			c.push(p.many.get(hash, s))
+		}
+	}
+	known := c.n > 0
+	if p.everyone.used == 0 {
+		return known
+	}
+	if e := p.everyone.get(p.hash.text(s), s); e != nil {
+		c.push(e)
+		known = known || e.unlisted
+	}
+	return known
+}
+
+func (c *chain) owner() string {
+	for _, e := range c.all() {
+		if e.owner != "" {
+			return e.owner
+		}
+	}
+	return ""
+}
+
+func (c *chain) accept() Sources {
+	for _, e := range c.all() {
+		if e.accept != 0 {
+			return e.accept
+		}
+	}
+	return 1<<SourceX509SVID | 1<<SourceListener
+}
+
+// mode is that of the most specific entry that sets it, unless another one
+// forces enforcement.
+func (c *chain) mode(now time.Time) (m Mode, observePrivate bool) {
+	for _, e := range c.all() {
+		if e.force {
+			return ModeEnforce, false
+		}
+		if m == ModeUnset && e.mode != ModeUnset {
+			m, observePrivate = e.mode, e.observePrivate
+			if m == ModeObserve && !now.Before(e.observeUntil) {
+				m = ModeEnforce
+			}
+		}
+	}
+	if m != ModeObserve {
+		return ModeEnforce, false
+	}
+	return m, observePrivate
+}
+
+// deniedEmbedded returns the deny rule that covers the IPv4 address in a NAT64
+// address: it reaches the same host.
+func (p *Policy) deniedEmbedded(c *chain, dest Destination) *CompiledRule {
+	inner, ok := p.classifier.embedded(dest.Host.addr)
+	if !ok {
+		return nil
+	}
+	return c.deniedAddr(inner, dest.Port)
+}
+
+// deniedAddr returns the deny rule whose cidr holds an address.
+func (c *chain) deniedAddr(addr netip.Addr, port uint16) *CompiledRule {
+	if c.denies&deniesAddr == 0 {
+		return nil
+	}
+	var found *CompiledRule
+	c.each(HostOf(addr), func(h *hostRules) bool {
+		found = h.denies(port)
+		return found == nil
+	})
+	return found
+}
+
+func (h *hostRules) denies(port uint16) *CompiledRule {
+	if h.deny == nil {
+		return nil
+	}
+	if h.deny.simple != nil && h.deny.ports.has(port) {
+		return h.deny.simple
+	}
+	if rules := h.deny.at(port); len(rules) > 0 {
+		return rules[0]
+	}
+	return nil
+}
+
+// decide sets the decision's verdict by the rules, or the reason: any deny
+// rule, else the first allow rule that admits, else the nearest miss.
+func (c *chain) decide(d *Decision) {
+	nearest := NotOnAllowlist
+	if d.Dest.Host.IsAddr() {
+		nearest = IPNotOnAllowlist
+	}
+	c.each(d.Dest.Host, func(h *hostRules) bool {
+		if rule := h.denies(d.Dest.Port); rule != nil {
+			d.Verdict, d.Rule, nearest = Deny, rule, DeniedByRule
+			return false
+		}
+		if c.allowed {
+			return true
+		}
+		rule, miss := h.allow.match(&d.Request)
+		switch {
+		case rule != nil && miss == NoReason:
+			d.Verdict, d.Rule, d.near = Allow, rule, nil
+			c.allowed = true
+			return c.denies != 0
+		case distance(miss) > distance(nearest):
+			nearest, d.Rule, d.near = miss, rule, &h.allow
+		}
+		return true
+	})
+	if d.Verdict == Allow {
+		return
+	}
+	d.Reason = nearest
+	if d.Mode == ModeObserve && nearest.observable() {
+		d.Verdict, d.Reason, d.WouldReason, d.Rule = Observe, NoReason, nearest, nil
+	}
+}
+
+// match returns the rule that admits the request, or the reason of the nearest
+// miss and the rule that missed.
+func (p *portTable) match(req *Request) (rule *CompiledRule, nearest Reason) {
+	if p.simple != nil && p.ports.has(req.Dest.Port) {
+		return p.simple, NoReason
+	}
+	for _, r := range p.at(req.Dest.Port) {
+		miss := r.miss(req)
+		if miss == NoReason {
+			return r, NoReason
+		}
+		if distance(miss) > distance(nearest) {
+			rule, nearest = r, miss
+		}
+	}
+	if p.reachable && distance(nearest) < distance(PortNotAllowed) {
+		return nil, PortNotAllowed
+	}
+	return rule, nearest
+}
+
+// miss checks what a rule asks beyond host and port; NoReason means that it
+// admits the request.
+func (r *CompiledRule) miss(req *Request) Reason {
+	switch {
+	case r.NoTunnel:
+		return NotOnAllowlist
+	case !r.Expires.IsZero() && !req.Time.Before(r.Expires):
+		return RuleExpired
+	case !r.plainOnly():
+		return NoReason
+	case req.Method == "", req.Upgrade && !r.Upgrade: // a tunnel, now or soon
+		return MethodNotAllowed
+	case r.methods != nil && !r.methods[req.Method]:
+		return MethodNotAllowed
+	case len(r.Paths) == 0:
+		return NoReason
+	case !cleanPath(req.Path):
+		return MalformedTarget
+	}
+	for _, p := range r.Paths {
+		if p.matches(req.Path) {
+			return NoReason
+		}
+	}
+	return PathNotAllowed
+}
+
+// distance orders the misses: the nearer one was found by the later check.
+func distance(miss Reason) int {
+	switch miss { //nolint:exhaustive // every other reason is no near miss
+	case NotOnAllowlist, IPNotOnAllowlist:
+		return 1
+	case PortNotAllowed:
+		return 2
+	case RuleExpired:
+		return 3
+	case MethodNotAllowed:
+		return 4
+	case PathNotAllowed:
+		return 5
+	case MalformedTarget:
+		return 6
+	}
+	return 0
+}
+
+// each visits the rules of the patterns that cover a host, in the order in
+// which they win, until visit returns false.
+func (c *chain) each(h Host, visit func(*hostRules) bool) {
+	if h.IsAddr() {
+		c.eachPrefix(h.Addr(), visit)
+		return
+	}
+	hash := c.hash.text(h.name)
+	for _, e := range c.all() {
+		if r := e.exact.get(hash, h.name); r != nil && !visit(r) {
+			return
+		}
+	}
+	if c.allowed && c.denies&deniesBelow == 0 {
+		return
+	}
+	if dot := strings.IndexByte(h.name, '.'); dot >= 0 {
+		c.eachSuffix(h.name[dot+1:], visit)
+	}
+}
+
+// eachSuffix visits what covers the names below suffix: *.suffix, then
+// **.suffix and the shorter ones.
+func (c *chain) eachSuffix(suffix string, visit func(*hostRules) bool) {
+	hash := c.hash.text(suffix)
+	var depths depths
+	for _, e := range c.all() {
+		if r := e.one.get(hash, suffix); r != nil && !visit(r) {
+			return
+		}
+		depths.union(&e.manyDepths)
+	}
+	for n := labels(suffix); n > 0; n-- {
+		if depths.has(n) {
+			hash := c.hash.text(suffix)
+			for _, e := range c.all() {
+				if r := e.many.get(hash, suffix); r != nil && !visit(r) {
+					return
+				}
+			}
+		}
+		suffix = suffix[strings.IndexByte(suffix, '.')+1:]
+	}
+}
+
+// eachPrefix visits what covers an address, the longest prefix first.
+func (c *chain) eachPrefix(addr netip.Addr, visit func(*hostRules) bool) {
+	var lengths depths
+	for _, e := range c.all() {
+		switch {
+		case e.addrs == nil:
+		case addr.Is4():
+			lengths.union(&e.addrs.bits4)
+		default:
+			lengths.union(&e.addrs.bits6)
+		}
+	}
+	for bits := lengths.below(addr.BitLen() + 1); bits >= 0; bits = lengths.below(bits) {
+		prefix := netip.PrefixFrom(addr, bits).Masked()
+		hash := c.hash.prefix(prefix)
+		for _, e := range c.all() {
+			if e.addrs == nil {
+				continue
+			}
+			if r := e.addrs.cidrs.get(hash, prefix); r != nil && !visit(r) {
+				return
+			}
+		}
+	}
+}

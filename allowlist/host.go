@@ -1,0 +1,235 @@
+package allowlist
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/idna"
+)
+
+// Host is a destination host in its one canonical form: a DNS name in lower
+// case without a final dot, or an IP address (IPv4-mapped IPv6 unmapped, never
+// with a zone). It is comparable: equal hosts are equal values, and everything
+// (decision, lookup, dial, TLS check, record) uses this value. The zero value
+// is no host.
+type Host struct {
+	name string
+	addr netip.Addr
+}
+
+// Errors of ParseHost and ParseDestination. Malformed ports are told apart
+// from other malformed targets because they have a reason of their own.
+var (
+	ErrHost   = errors.New("malformed host")
+	ErrTarget = errors.New("malformed target: want HOST:PORT")
+	ErrPort   = errors.New("malformed port: want 1 to 65535 in decimal")
+)
+
+const (
+	maxName  = 253 // RFC 1035 section 2.3.4, without the final dot
+	maxLabel = 63
+)
+
+// HostOf returns the host of an address; a zone is dropped.
+func HostOf(addr netip.Addr) Host {
+	return Host{addr: addr.Unmap().WithZone("")}
+}
+
+// ParseHost reads a DNS name or an IPv4 or (unbracketed) IPv6 address. It
+// folds ASCII case and strips exactly one final dot; everything else that is
+// not the canonical spelling is ErrHost: non-ASCII, escapes, an A-label that
+// does not round-trip, a name whose last label is a number, a zone.
+func ParseHost(s string) (Host, error) {
+	if strings.Contains(s, ":") {
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.Zone() != "" {
+			return Host{}, ErrHost
+		}
+		return HostOf(addr), nil
+	}
+	if lastLabelIsNumber(s) {
+		addr, err := netip.ParseAddr(s) // strict: four decimals, no leading zero
+		if err != nil {
+			return Host{}, ErrHost
+		}
+		return HostOf(addr), nil
+	}
+	name := strings.TrimSuffix(s, ".")
+	if !validName(name) {
+		return Host{}, ErrHost
+	}
+	name = strings.ToLower(name) // ASCII only: validName saw to it
+	if strings.Contains(name, "xn--") && !validALabels(name) {
+		return Host{}, ErrHost
+	}
+	return Host{name: name}, nil
+}
+
+// IsZero reports whether h is the zero value.
+func (h Host) IsZero() bool { return h == Host{} }
+
+// IsAddr reports whether h is an IP address.
+func (h Host) IsAddr() bool { return h.addr.IsValid() }
+
+// Addr returns the address; the zero netip.Addr for a name.
+func (h Host) Addr() netip.Addr { return h.addr }
+
+// String returns the canonical text, without brackets.
+func (h Host) String() string {
+	if h.IsAddr() {
+		return h.addr.String()
+	}
+	return h.name
+}
+
+// Destination is a canonical host and a port. It is comparable; the zero value
+// is no destination.
+type Destination struct {
+	Host Host
+	Port uint16
+}
+
+// ParseDestination reads an authority of the form HOST:PORT, as a CONNECT
+// target has it (RFC 9112 section 3.2.3): IPv6 addresses in brackets, names
+// and IPv4 addresses without, the port always there. The error wraps ErrHost,
+// ErrTarget or ErrPort.
+func ParseDestination(s string) (Destination, error) {
+	host, port, err := splitTarget(s)
+	if err != nil {
+		return Destination{}, err
+	}
+	p, err := parsePort(port)
+	if err != nil {
+		return Destination{}, err
+	}
+	return Destination{Host: host, Port: p}, nil
+}
+
+// String returns HOST:PORT with brackets around an IPv6 address.
+func (d Destination) String() string {
+	if d.Host.addr.Is6() {
+		return "[" + d.Host.String() + "]:" + strconv.Itoa(int(d.Port))
+	}
+	return d.Host.String() + ":" + strconv.Itoa(int(d.Port))
+}
+
+func splitTarget(s string) (Host, string, error) {
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		inner, port, found := strings.Cut(rest, "]:")
+		if !found {
+			return Host{}, "", ErrTarget
+		}
+		addr, err := netip.ParseAddr(inner)
+		if err != nil || !addr.Is6() || addr.Zone() != "" {
+			return Host{}, "", ErrHost
+		}
+		return HostOf(addr), port, nil
+	}
+	name, port, found := strings.Cut(s, ":")
+	if !found || strings.Contains(port, ":") {
+		return Host{}, "", ErrTarget
+	}
+	host, err := ParseHost(name)
+	return host, port, err
+}
+
+// parsePort accepts 1 to 65535 in decimal without sign or leading zero.
+func parsePort(s string) (uint16, error) {
+	if s == "" || len(s) > 5 || s[0] == '0' {
+		return 0, ErrPort
+	}
+	n := 0
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, ErrPort
+		}
+		n = n*10 + int(s[i]-'0')
+	}
+	if n > 65535 {
+		return 0, ErrPort
+	}
+	return uint16(n), nil
+}
+
+// lastLabelIsNumber reports whether a lax resolver could take s for an IPv4
+// address (WHATWG URL, "ends in a number"): its last label is decimal or hex.
+func lastLabelIsNumber(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	label := s[strings.LastIndexByte(s, '.')+1:]
+	if len(label) >= 2 && label[0] == '0' && (label[1] == 'x' || label[1] == 'X') {
+		return isAll(label[2:], isHexDigit)
+	}
+	return label != "" && isAll(label, isDigit)
+}
+
+// validName checks labels (RFC 1035 section 2.3.1, with underscore and digits
+// anywhere) and lengths.
+func validName(name string) bool {
+	if name == "" || len(name) > maxName {
+		return false
+	}
+	start := 0
+	for i := 0; i <= len(name); i++ {
+		if i < len(name) && name[i] != '.' {
+			if !isNameByte(name[i]) {
+				return false
+			}
+			continue
+		}
+		if i == start || i-start > maxLabel || name[start] == '-' || name[i-1] == '-' {
+			return false
+		}
+		start = i + 1
+	}
+	return true
+}
+
+// validALabels reports whether every xn-- label decodes and encodes back to
+// itself (RFC 5891 section 5.4). Other labels are not touched: IDNA refuses
+// underscores and labels like r3---sn-x that real names have.
+func validALabels(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if !strings.HasPrefix(label, "xn--") {
+			continue
+		}
+		unicode, err := idna.Lookup.ToUnicode(label)
+		if err != nil {
+			return false
+		}
+		if back, err := idna.Lookup.ToASCII(unicode); err != nil || back != label || unicode == label {
+			return false
+		}
+	}
+	return true
+}
+
+// toALabels returns the A-label form of a name written in Unicode, for error
+// messages only.
+func toALabels(name string) (string, bool) {
+	if isAll(name, func(c byte) bool { return c < 0x80 }) {
+		return "", false
+	}
+	ascii, err := idna.Lookup.ToASCII(name)
+	return ascii, err == nil && ascii != name
+}
+
+func isAll(s string, ok func(byte) bool) bool {
+	for i := range len(s) {
+		if !ok(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+func isHexDigit(c byte) bool {
+	return isDigit(c) || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F'
+}
+
+func isNameByte(c byte) bool {
+	return isDigit(c) || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_' || c == '.'
+}

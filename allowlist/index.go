@@ -1,0 +1,86 @@
+package allowlist
+
+import (
+	"hash/maphash"
+	"net/netip"
+)
+
+// index is a hash table that is filled once and then only read. It differs
+// from a map in two ways that the decision's speed rests on: the caller hashes
+// a key once and asks many tables with it, and a look-up touches one slot
+// where a map follows four pointers to it. The zero value is empty.
+type index[K comparable, V any] struct {
+	slots []slot[K, V] // their number is a power of two
+	used  int
+}
+
+type slot[K comparable, V any] struct {
+	hash  uint64
+	key   K
+	value *V // nil: the slot is free
+}
+
+// get returns the value of a key, nil if there is none.
+func (x *index[K, V]) get(hash uint64, key K) *V {
+	if x.used == 0 {
+		return nil
+	}
+	return x.find(hash, key).value
+}
+
+// find returns the slot of a key, or the free one where it belongs. There is
+// always a free one: put keeps half of them so.
+func (x *index[K, V]) find(hash uint64, key K) *slot[K, V] {
+	mask := uint64(len(x.slots) - 1) //nolint:gosec // at least one: get and put see to it
+	for i := hash & mask; ; i = (i + 1) & mask {
+		s := &x.slots[i]
+		if s.value == nil || s.hash == hash && s.key == key {
+			return s
+		}
+	}
+}
+
+// put returns the value of a key, a new zero value if there was none.
+func (x *index[K, V]) put(hash uint64, key K) *V {
+	if v := x.get(hash, key); v != nil {
+		return v
+	}
+	if 2*(x.used+1) > len(x.slots) {
+		old := x.slots
+		x.slots = make([]slot[K, V], max(2, 2*len(old)))
+		for _, s := range old {
+			if s.value != nil {
+				*x.find(s.hash, s.key) = s
+			}
+		}
+	}
+	s := x.find(hash, key)
+	*s = slot[K, V]{hash: hash, key: key, value: new(V)}
+	x.used++
+	return s.value
+}
+
+// values yields all values, in no order.
+func (x *index[K, V]) values(yield func(*V) bool) {
+	for i := range x.slots {
+		if v := x.slots[i].value; v != nil && !yield(v) {
+			return
+		}
+	}
+}
+
+// hasher hashes keys of an index. Its seed is random, so that nobody can
+// choose names which collide.
+type hasher struct{ seed maphash.Seed }
+
+func newHasher() hasher { return hasher{seed: maphash.MakeSeed()} }
+
+func (h hasher) text(s string) uint64 { return maphash.String(h.seed, s) }
+
+func (h hasher) prefix(p netip.Prefix) uint64 {
+	var key [17]byte
+	b := p.Addr().As16()
+	copy(key[:], b[:])
+	key[16] = byte(p.Bits()) //nolint:gosec // 0 to 128
+	return maphash.Bytes(h.seed, key[:])
+}

@@ -1,0 +1,244 @@
+package allowlist
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+func TestObserveLetsTheseThroughAndNoOthers(t *testing.T) {
+	p := policyOf(t, entryOf(checkout, observe(now().Add(time.Hour)),
+		allow(rule("api.example"), rule("old.example", expires(now())), rule("get.example port 80", methods("GET"), paths("/p/**")), rule("10.0.0.0/8")),
+		deny(rule("gist.example"), rule("9.9.9.9/32"))))
+	checkRows(t, p, []row{
+		{"what is allowed", tunnel(checkout, "api.example:443"), "allow"},
+		{"a name that is not listed", tunnel(checkout, "other.example:443"), "observe not-on-allowlist"},
+		{"another port", tunnel(checkout, "api.example:80"), "observe port-not-allowed"},
+		{"an old rule", tunnel(checkout, "old.example:443"), "observe rule-expired"},
+		{"another method", plain(checkout, "PUT", "get.example:80", "/p/x"), "observe method-not-allowed"},
+		{"another path", plain(checkout, "GET", "get.example:80", "/q"), "observe path-not-allowed"},
+		{"a public address", tunnel(checkout, "8.8.8.8:443"), "observe ip-not-on-allowlist"},
+		{"a public address through NAT64", tunnel(checkout, "[64:ff9b::808:808]:443"), "observe ip-not-on-allowlist"},
+
+		{"a deny rule", tunnel(checkout, "gist.example:443"), "denied-by-rule"},
+		{"a denied address", tunnel(checkout, "9.9.9.9:443"), "denied-by-rule"},
+		{"a malformed path", plain(checkout, "GET", "get.example:80", "/p/../q"), "malformed-target"},
+		{"a private address", tunnel(checkout, "192.168.0.1:443"), "ip-not-on-allowlist"},
+		{"the wrong port of a private one", tunnel(checkout, "10.0.0.1:80"), "port-not-allowed"},
+		{"loopback", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
+		{"metadata", tunnel(checkout, "169.254.169.254:443"), "ip-not-on-allowlist"},
+		{"another identity", tunnel(builder, "other.example:443"), "identity-unknown"},
+		{"another source", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceMap, Dest: must(ParseDestination("a.example:443"))}, "identity-source-not-accepted"},
+		{"no host", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceListener, Dest: Destination{Port: 443}}, "malformed-target"},
+		{"no port", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceListener, Dest: Destination{Host: must(ParseHost("a.example"))}}, "malformed-port"},
+	})
+	d := p.Decide(tunnel(checkout, "192.168.0.1:443"))
+	if d.Class != Private || d.WouldReason != NoReason {
+		t.Errorf("a private literal: class %s, would %q, want private and none", d.Class, d.WouldReason)
+	}
+	observed := p.Decide(tunnel(checkout, "other.example:443"))
+	if observed.Rule != nil || observed.Mode != ModeObserve || !observed.Allowed() {
+		t.Errorf("an observed request: %+v", observed)
+	}
+	for addr, want := range map[string]Class{"8.8.8.8": Public, "10.0.0.1": Private, "127.0.0.1": Loopback, "9.9.9.9": DenyRule} {
+		if got := classOf(observed.CheckAddr(netip.AddrPortFrom(netip.MustParseAddr(addr), 443))); got != want {
+			t.Errorf("an observed name at %s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
+func TestObservePrivate(t *testing.T) {
+	e := entryOf(checkout, observe(now().Add(time.Hour)))
+	e.ObservePrivate = true
+	p := policyOf(t, e).WithClassifier(NewClassifier(Local{Addresses: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}))
+	checkRows(t, p, []row{
+		{"a private address", tunnel(checkout, "192.168.0.1:443"), "observe ip-not-on-allowlist"},
+		{"a unique local one", tunnel(checkout, "[fd00::1]:443"), "observe ip-not-on-allowlist"},
+		{"loopback", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
+		{"link-local", tunnel(checkout, "169.254.1.1:443"), "ip-not-on-allowlist"},
+		{"metadata", tunnel(checkout, "169.254.169.254:443"), "ip-not-on-allowlist"},
+		{"an own address", tunnel(checkout, "10.1.2.3:443"), "ip-not-on-allowlist"},
+	})
+}
+
+func TestModeIsThatOfTheMostSpecificEntryThatSetsIt(t *testing.T) {
+	const everyone, namespace = "everyone of prod.example", "spiffe://prod.example/ns/payments/**"
+	later := now().Add(time.Hour)
+	for _, row := range []struct {
+		why     string
+		want    string
+		entries []Entry
+	}{
+		{"nothing set enforces", "not-on-allowlist", []Entry{entryOf(checkout)}},
+		{"observe from a less specific entry", "observe not-on-allowlist", []Entry{entryOf(checkout), entryOf(namespace, observe(later))}},
+		{"the more specific entry enforces", "not-on-allowlist", []Entry{entryOf(checkout, enforce), entryOf(namespace, observe(later))}},
+		{"the more specific entry observes", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(namespace, enforce)}},
+		{"force cannot be overridden", "not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(namespace, force)}},
+		{"not from everyone either", "not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, force)}},
+		{"everyone observes", "observe not-on-allowlist", []Entry{entryOf(checkout), entryOf(everyone, observe(later))}},
+		{"an end that has come enforces", "not-on-allowlist", []Entry{entryOf(checkout, observe(now()))}},
+		{"and does not hand over", "not-on-allowlist", []Entry{entryOf(checkout, observe(now())), entryOf(namespace, observe(later))}},
+		{"the instant before the end observes", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(now().Add(1)))}},
+	} {
+		if got := answer(policyOf(t, row.entries...).Decide(tunnel(checkout, "other.example:443"))); got != row.want {
+			t.Errorf("%s: %s, want %s", row.why, got, row.want)
+		}
+	}
+}
+
+func TestEveryoneAddsToThoseWhoHaveAnEntry(t *testing.T) {
+	everyone := entryOf("everyone of prod.example", allow(rule("otel.example")))
+	p := policyOf(t, entryOf(checkout), everyone)
+	checkRows(t, p, []row{
+		{"who has an entry", tunnel(checkout, "otel.example:443"), "allow"},
+		{"who has none", tunnel(builder, "otel.example:443"), "identity-unknown"},
+		{"another trust domain", tunnel("spiffe://prod.example.evil/a", "otel.example:443"), "identity-unknown"},
+	})
+	everyone.Unlisted = true
+	p = policyOf(t, entryOf(checkout), entryOf("spiffe://dev.example/a"), everyone)
+	checkRows(t, p, []row{
+		{"the unlisted", tunnel(builder, "otel.example:443"), "allow"},
+		{"the unlisted elsewhere", tunnel(builder, "other.example:443"), "not-on-allowlist"},
+		{"an entry of another trust domain", tunnel("spiffe://dev.example/a", "otel.example:443"), "not-on-allowlist"},
+		{"the trust domain itself", tunnel("spiffe://prod.example", "otel.example:443"), "identity-invalid"},
+	})
+}
+
+func TestAcceptedSources(t *testing.T) {
+	accepting := func(id string, sources ...Source) Entry {
+		e := entryOf(id, allow(rule("api.example")))
+		e.Accept = SourcesOf(sources...)
+		return e
+	}
+	for _, row := range []struct {
+		why     string
+		entries []Entry
+		want    map[Source]bool
+	}{
+		{"the default", []Entry{accepting(checkout)}, map[Source]bool{SourceX509SVID: true, SourceListener: true}},
+		{"tokens only", []Entry{accepting(checkout, SourceJWTSVID)}, map[Source]bool{SourceJWTSVID: true}},
+		{"the more specific entry", []Entry{accepting(checkout, SourceMap), accepting("spiffe://prod.example/**", SourceJWTSVID)}, map[Source]bool{SourceMap: true}},
+		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", SourceJWTSVID)}, map[Source]bool{SourceJWTSVID: true}},
+		{"no source proves nothing", []Entry{accepting(checkout, SourceNone)}, map[Source]bool{}},
+	} {
+		p := policyOf(t, row.entries...)
+		for s := range Source(255) {
+			req := tunnel(checkout, "api.example:443")
+			req.Source = s
+			if got := p.Decide(req).Allowed(); got != row.want[s] {
+				t.Errorf("%s: source %d (%s) accepted: %t", row.why, s, s, got)
+			}
+		}
+	}
+	for s := SourceX509SVID; s <= SourceMap; s++ {
+		if got, ok := ParseSource(s.String()); got != s || !ok {
+			t.Errorf("ParseSource(%s) = %v, %t", s, got, ok)
+		}
+	}
+	for _, word := range []string{"", "invalid", "X509-SVID"} {
+		if s, ok := ParseSource(word); ok || s != SourceNone {
+			t.Errorf("ParseSource(%q) = %s, want none", word, s)
+		}
+	}
+}
+
+func TestQuarantineCutsOff(t *testing.T) {
+	lines := func(patterns ...string) (q []Quarantined) {
+		for _, p := range patterns {
+			pattern, err := ParseIdentityPattern(p)
+			if err != nil {
+				pattern = EveryonePattern(spiffeid.RequireTrustDomainFromString(p))
+			}
+			q = append(q, Quarantined{Pattern: pattern, Reason: p})
+		}
+		return q
+	}
+	entries := []Entry{entryOf("spiffe://prod.example/**", observe(now().Add(time.Hour)), allow(rule("api.example")))}
+	for _, row := range []struct {
+		why, pattern string
+		want         bool
+	}{
+		{"the identity", checkout, true},
+		{"another", builder, false},
+		{"a prefix of the text", "spiffe://prod.example/ns/payments/sa/check", false},
+		{"its parent", "spiffe://prod.example/ns/payments/sa", false},
+		{"one segment", "spiffe://prod.example/ns/payments/sa/*", true},
+		{"one segment too high", "spiffe://prod.example/ns/payments/*", false},
+		{"many segments", "spiffe://prod.example/ns/**", true},
+		{"the trust domain", "spiffe://prod.example/**", true},
+		{"everyone", "prod.example", true},
+		{"everyone elsewhere", "dev.example", false},
+	} {
+		inline := must(Compile(Spec{Entries: entries, Quarantine: lines(row.pattern)}))
+		list := must(Compile(Spec{Entries: entries})).WithQuarantine(NewQuarantineList(lines(row.pattern)))
+		for where, p := range map[string]*Policy{"inline": inline, "list": list} {
+			d := p.Decide(tunnel(checkout, "api.example:443"))
+			if got := d.Reason == QuarantinedIdentity; got != row.want || got == d.Allowed() {
+				t.Errorf("%s, %s: quarantined %t, want %t", row.why, where, got, row.want)
+			}
+			if row.want && (d.Quarantine == nil || d.Quarantine.Reason != row.pattern) {
+				t.Errorf("%s, %s: line %v", row.why, where, d.Quarantine)
+			}
+		}
+		if d := list.WithQuarantine(nil).Decide(tunnel(checkout, "api.example:443")); !d.Allowed() {
+			t.Errorf("%s: a list taken away still holds: %s", row.why, d.Reason)
+		}
+		if d := inline.WithQuarantine(nil).Decide(tunnel(checkout, "api.example:443")); d.Allowed() == row.want {
+			t.Errorf("%s: the policy's own list went with the other", row.why)
+		}
+	}
+	unknown := must(Compile(Spec{Quarantine: lines(checkout)})).Decide(tunnel(checkout, "api.example:443"))
+	if unknown.Reason != QuarantinedIdentity {
+		t.Errorf("an unknown quarantined identity: %s, want quarantined", unknown.Reason)
+	}
+	first := NewQuarantineList([]Quarantined{{Pattern: lines(checkout)[0].Pattern, Reason: "first"}, {Pattern: lines(checkout)[0].Pattern, Reason: "second"}})
+	if q := first.find(spiffeid.RequireFromString(checkout)); q.Reason != "first" {
+		t.Errorf("of two lines the %s is kept, want the first", q.Reason)
+	}
+}
+
+func TestARuleHoldsUntilItExpires(t *testing.T) {
+	p := policyOf(t, entryOf(checkout, allow(rule("api.example", expires(now())))))
+	checkRows(t, p, []row{
+		{"a year before", at(tunnel(checkout, "api.example:443"), now().AddDate(-1, 0, 0)), "allow"},
+		{"a nanosecond before", at(tunnel(checkout, "api.example:443"), now().Add(-1)), "allow"},
+		{"the instant itself", at(tunnel(checkout, "api.example:443"), now()), "rule-expired"},
+		{"the instant in another zone", at(tunnel(checkout, "api.example:443"), now().In(time.FixedZone("", 3600))), "rule-expired"},
+		{"a nanosecond after", at(tunnel(checkout, "api.example:443"), now().Add(1)), "rule-expired"},
+	})
+}
+
+func TestZeroValuesDeny(t *testing.T) {
+	req := tunnel(checkout, "api.example:443")
+	var none *Policy
+	open := policyOf(t, entryOf(checkout, observe(now().Add(time.Hour)), allow(rule("api.example"))))
+	for why, d := range map[string]Decision{
+		"the zero decision":               {},
+		"a nil policy":                    none.Decide(req),
+		"a nil policy with a list":        none.WithQuarantine(nil).WithClassifier(nil).Decide(req),
+		"the zero policy":                 new(Policy).Decide(req),
+		"the policy of the zero spec":     must(Compile(Spec{})).Decide(req),
+		"the zero request":                open.Decide(Request{}),
+		"a request without an identity":   open.Decide(Request{Dest: req.Dest, Source: SourceX509SVID, Time: now()}),
+		"a request without a source":      open.Decide(Request{ID: req.ID, Dest: req.Dest, Time: now()}),
+		"a request without a destination": open.Decide(Request{ID: req.ID, Source: SourceX509SVID, Time: now()}),
+	} {
+		if d.Allowed() || d.Verdict != Deny {
+			t.Errorf("%s: %s", why, d.Verdict)
+		}
+		if d.CheckAddr(netip.MustParseAddrPort("8.8.8.8:443")) == nil {
+			t.Errorf("%s: an address is open", why)
+		}
+	}
+	if got := none.Decide(req).Reason; got != PolicyUnavailable {
+		t.Errorf("a nil policy: %s, want policy-unavailable", got)
+	}
+	if none.Version() != "" || none.Decide(req).PolicyVersion() != "" {
+		t.Error("a nil policy has a version")
+	}
+	if !open.WithClassifier(nil).Decide(req).Allowed() {
+		t.Error("a nil classifier is not the one that Compile gives")
+	}
+}

@@ -1,0 +1,315 @@
+package allowlist
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/net/publicsuffix"
+)
+
+type patternKind uint8
+
+const (
+	patternNone  patternKind = iota
+	patternExact             // the value itself
+	patternOne               // exactly one label or segment more
+	patternMany              // one or more
+	patternAll               // everyone of a trust domain
+)
+
+// maxSegments bounds the literal part of an identity pattern, so that the
+// entries which can match one identity are few and known.
+const maxSegments = 32
+
+const maxID = 2048 // SPIFFE ID, section 2.3
+
+// HostPattern is an exact name, *.x (exactly one label below x, as in TLS
+// certificates) or **.x (one or more); neither matches x itself. It is
+// comparable; the zero value matches nothing.
+type HostPattern struct {
+	kind patternKind
+	name string // canonical; the x of a wildcard
+}
+
+// ParseHostPattern reads a pattern in its one accepted spelling. The error
+// names the form that would match. A wildcard over an ICANN public suffix is
+// an error.
+func ParseHostPattern(s string) (HostPattern, error) {
+	kind, name := patternExact, s
+	if rest, ok := strings.CutPrefix(s, "**."); ok {
+		kind, name = patternMany, rest
+	} else if rest, ok := strings.CutPrefix(s, "*."); ok {
+		kind, name = patternOne, rest
+	}
+	if strings.Contains(name, "*") || name == "" {
+		return HostPattern{}, fmt.Errorf("%q is not a host pattern: write a name, *.name for one label below it, or **.name for one or more", s)
+	}
+	host, err := ParseHost(name)
+	if err != nil {
+		return HostPattern{}, patternError(s, name, err)
+	}
+	if host.IsAddr() {
+		return HostPattern{}, fmt.Errorf("%q is an address: write cidr: %s/%d", s, host.Addr(), host.Addr().BitLen())
+	}
+	if host.String() != name {
+		return HostPattern{}, fmt.Errorf("host %q is not canonical: write %q", s, strings.TrimSuffix(s, name)+host.String())
+	}
+	if kind != patternExact {
+		if publicSuffix(name) {
+			return HostPattern{}, fmt.Errorf("%q is a wildcard over the public suffix %s, where anybody can register a name: list the names below it", s, name)
+		}
+	}
+	return HostPattern{kind: kind, name: name}, nil
+}
+
+// publicSuffix reports whether name, or every name one label below it, is an
+// ICANN public suffix: the list has entries like com and entries like *.ck.
+func publicSuffix(name string) bool {
+	if suffix, icann := publicsuffix.PublicSuffix(name); icann && suffix == name {
+		return true
+	}
+	below := "-." + name // a label that no entry has
+	suffix, icann := publicsuffix.PublicSuffix(below)
+	return icann && suffix == below
+}
+
+func patternError(pattern, name string, err error) error {
+	if alabel, ok := toALabels(name); ok {
+		return fmt.Errorf("host %q is not ASCII: write %q", pattern, strings.TrimSuffix(pattern, name)+alabel)
+	}
+	return fmt.Errorf("host %q: %w", pattern, err)
+}
+
+// String returns the pattern as it is written in a policy.
+func (p HostPattern) String() string {
+	switch p.kind {
+	case patternExact:
+		return p.name
+	case patternOne:
+		return "*." + p.name
+	case patternMany:
+		return "**." + p.name
+	case patternNone, patternAll:
+	}
+	return ""
+}
+
+// IsZero reports whether p is the zero value, which matches nothing.
+func (p HostPattern) IsZero() bool { return p == HostPattern{} }
+
+// IdentityPattern is an exact SPIFFE ID, or one with /* (one segment) or /**
+// (one or more) as its last segment, or everyone of a trust domain. It is
+// comparable; the zero value matches nothing.
+type IdentityPattern struct {
+	kind   patternKind
+	prefix string // the ID, or what stands before /* or /**
+	depth  int    // segments of the path of prefix
+}
+
+// ParseIdentityPattern reads a pattern as the policy writes it.
+func ParseIdentityPattern(s string) (IdentityPattern, error) {
+	kind, text := patternExact, s
+	if rest, ok := strings.CutSuffix(s, "/**"); ok {
+		kind, text = patternMany, rest
+	} else if rest, ok := strings.CutSuffix(s, "/*"); ok {
+		kind, text = patternOne, rest
+	}
+	if strings.Contains(text, "*") {
+		return IdentityPattern{}, fmt.Errorf("%q: only the last segment may be * or **, and the trust domain is always literal", s)
+	}
+	if len(text) > maxID {
+		return IdentityPattern{}, fmt.Errorf("%.64q... is longer than %d bytes", s, maxID)
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		return IdentityPattern{}, fmt.Errorf("%q is not a SPIFFE ID: %w", s, err)
+	}
+	depth := strings.Count(id.Path(), "/")
+	if kind == patternExact && depth == 0 {
+		return IdentityPattern{}, fmt.Errorf("%q is a trust domain and no workload: write %s/** for all of its identities", s, s)
+	}
+	if depth > maxSegments {
+		return IdentityPattern{}, fmt.Errorf("%q has more than %d segments", s, maxSegments)
+	}
+	return IdentityPattern{kind: kind, prefix: id.String(), depth: depth}, nil
+}
+
+// EveryonePattern returns the pattern of all identities of a trust domain.
+func EveryonePattern(td spiffeid.TrustDomain) IdentityPattern {
+	return IdentityPattern{kind: patternAll, prefix: td.IDString()}
+}
+
+// String returns the pattern as it is written in a policy, and for everyone of
+// a trust domain "everyone of " and its ID.
+func (p IdentityPattern) String() string {
+	switch p.kind {
+	case patternExact:
+		return p.prefix
+	case patternOne:
+		return p.prefix + "/*"
+	case patternMany:
+		return p.prefix + "/**"
+	case patternAll:
+		return "everyone of " + p.prefix
+	case patternNone:
+	}
+	return ""
+}
+
+// IsZero reports whether p is the zero value, which matches nothing.
+func (p IdentityPattern) IsZero() bool { return p == IdentityPattern{} }
+
+// Contains reports whether every identity that q matches is matched by p: what
+// a file's scope asks of its entries.
+func (p IdentityPattern) Contains(q IdentityPattern) bool {
+	if p == q {
+		return true
+	}
+	rest, below := strings.CutPrefix(q.prefix, p.prefix+"/")
+	switch p.kind {
+	case patternOne:
+		return q.kind == patternExact && below && !strings.Contains(rest, "/")
+	case patternMany:
+		return below || (q.prefix == p.prefix && q.kind == patternOne)
+	case patternAll:
+		return below || q.prefix == p.prefix
+	case patternExact, patternNone:
+	}
+	return false
+}
+
+// PathPattern is an exact path, or one with /* (one segment) or /** (one or
+// more) at its end. The zero value matches nothing.
+type PathPattern struct {
+	kind patternKind
+	path string // for a wildcard with the final slash
+}
+
+// ParsePathPattern reads a pattern as the policy writes it; it must be a path
+// that a request may carry (see the strict checks of a rule with paths).
+func ParsePathPattern(s string) (PathPattern, error) {
+	kind, path := patternExact, s
+	if rest, ok := strings.CutSuffix(s, "/**"); ok {
+		kind, path = patternMany, rest+"/"
+	} else if rest, ok := strings.CutSuffix(s, "/*"); ok {
+		kind, path = patternOne, rest+"/"
+	}
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return PathPattern{}, fmt.Errorf("path %q: begin it with /", s)
+	case strings.Contains(path, "*"):
+		return PathPattern{}, fmt.Errorf("path %q: only the last segment may be * or **", s)
+	case strings.ContainsAny(path, "?#"):
+		return PathPattern{}, fmt.Errorf("path %q: a path has no query and no fragment", s)
+	case !cleanPath(path):
+		return PathPattern{}, fmt.Errorf("path %q: no request that is spelled so is accepted (dot segments, //, ;, backslash, encoded slash or dot, control and non-ASCII bytes)", s)
+	}
+	return PathPattern{kind: kind, path: path}, nil
+}
+
+// String returns the pattern as it is written in a policy.
+func (p PathPattern) String() string {
+	switch p.kind {
+	case patternExact:
+		return p.path
+	case patternOne:
+		return p.path + "*"
+	case patternMany:
+		return p.path + "**"
+	case patternNone, patternAll:
+	}
+	return ""
+}
+
+func (p PathPattern) matches(path string) bool {
+	switch p.kind {
+	case patternExact:
+		return path == p.path
+	case patternOne:
+		rest, ok := strings.CutPrefix(path, p.path)
+		return ok && rest != "" && !strings.Contains(rest, "/")
+	case patternMany:
+		return strings.HasPrefix(path, p.path)
+	case patternNone, patternAll:
+	}
+	return false
+}
+
+// cleanPath reports whether a raw path means the same to every origin: no dot
+// segment, empty segment, parameter, backslash, or encoded slash, dot or
+// backslash.
+func cleanPath(path string) bool {
+	if !strings.HasPrefix(path, "/") {
+		return false
+	}
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c <= ' ', c >= 0x7f, c == ';', c == '\\':
+			return false
+		case c == '%' && !cleanEscape(path[i:]):
+			return false
+		case c == '/' && badSegment(path[i+1:]):
+			return false
+		}
+	}
+	return true
+}
+
+func cleanEscape(s string) bool {
+	if len(s) < 3 {
+		return false
+	}
+	b, err := strconv.ParseUint(s[1:3], 16, 8)
+	if err != nil {
+		return false
+	}
+	return b >= ' ' && b != 0x7f && b != '/' && b != '.' && b != '\\' && b != ';' && b != '%'
+}
+
+// badSegment looks at what follows a slash; the empty last segment is fine. A
+// dot segment with spaces behind it is one to origins that trim names.
+func badSegment(s string) bool {
+	if s == "" {
+		return false
+	}
+	segment, _, _ := strings.Cut(s, "/")
+	for strings.HasSuffix(segment, "%20") {
+		segment = strings.TrimSuffix(segment, "%20")
+	}
+	return segment == "" || segment == "." || segment == ".."
+}
+
+// PortRange is an inclusive range of ports; First equals Last for one port.
+type PortRange struct{ First, Last uint16 }
+
+// ParsePortRange reads "443" or "8000-8999", ports from 1 to 65535.
+func ParsePortRange(s string) (PortRange, error) {
+	first, last, isRange := strings.Cut(s, "-")
+	if !isRange {
+		last = first
+	}
+	a, err := parsePort(first)
+	if err != nil {
+		return PortRange{}, fmt.Errorf("port %q: write a number from 1 to 65535, or \"first-last\"", s)
+	}
+	b, err := parsePort(last)
+	if err != nil {
+		return PortRange{}, fmt.Errorf("port %q: write a number from 1 to 65535, or \"first-last\"", s)
+	}
+	if a > b {
+		return PortRange{}, fmt.Errorf("port range %q is empty: write \"%d-%d\"", s, b, a)
+	}
+	return PortRange{First: a, Last: b}, nil
+}
+
+func (r PortRange) has(port uint16) bool { return r.First <= port && port <= r.Last }
+
+// String returns "443" or "8000-8999".
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}

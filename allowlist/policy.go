@@ -1,0 +1,275 @@
+package allowlist
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gaissmai/bart"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Policy is a compiled policy. It is immutable and safe for concurrent use; a
+// nil or zero Policy denies everything as policy-unavailable.
+type Policy struct {
+	version    string
+	hash       hasher
+	exact      index[string, entry] // by SPIFFE ID
+	one, many  index[string, entry] // by the prefix before /* and /**
+	everyone   index[string, entry] // by the trust domain's ID
+	manyDepths depths               // which prefix depths occur in many
+	inline     *QuarantineList      // of the policy's own files
+	list       *QuarantineList      // beside them; see WithQuarantine
+	classifier *Classifier
+}
+
+// entry is what a decision asks of an Entry.
+type entry struct {
+	table
+	set    bool // false while Compile looks whether the pattern is new
+	denies denials
+
+	owner          string
+	accept         Sources
+	mode           Mode
+	force          bool
+	unlisted       bool
+	observePrivate bool
+	observeUntil   time.Time
+}
+
+// CompiledRule is a rule in force: what was written and its name. It is
+// immutable.
+type CompiledRule struct {
+	Rule
+	name    string
+	methods map[string]bool // nil: any
+	ranges  *bart.Lite      // Addresses, or CIDR; nil if neither
+}
+
+// Name returns the rule's name, or 10 hex digits of a hash over the identity
+// pattern and the rule, so that an edit above it does not rename it.
+func (r *CompiledRule) Name() string { return r.name }
+
+// Place returns file:line of the rule and, behind a comma, that of the use
+// that named it.
+func (r *CompiledRule) Place() string {
+	if r.UseAt == "" {
+		return r.At
+	}
+	return r.At + ", used at " + r.UseAt
+}
+
+// Compile makes a policy of a spec. The spec's slices must not be changed
+// afterwards. The error names the entry or rule that does not fit; specs made
+// by policyfile compile.
+func Compile(spec Spec) (*Policy, error) {
+	p := &Policy{
+		version:    spec.Version,
+		hash:       newHasher(),
+		inline:     NewQuarantineList(spec.Quarantine),
+		list:       NewQuarantineList(nil),
+		classifier: NewClassifier(Local{}),
+	}
+	for i := range spec.Entries {
+		if err := p.add(&spec.Entries[i]); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// WithQuarantine returns the policy with another quarantine list beside that
+// of its own files, replacing an earlier one. nil means none.
+func (p *Policy) WithQuarantine(list *QuarantineList) *Policy {
+	if list == nil {
+		list = NewQuarantineList(nil)
+	}
+	if p == nil {
+		return nil
+	}
+	q := *p
+	q.list = list
+	return &q
+}
+
+// WithClassifier returns the policy with a classifier that knows the host.
+// Compile gives every policy one that knows the special-purpose ranges only;
+// nil means that one.
+func (p *Policy) WithClassifier(c *Classifier) *Policy {
+	if p == nil {
+		return nil
+	}
+	if c == nil {
+		c = NewClassifier(Local{})
+	}
+	q := *p
+	q.classifier = c
+	return &q
+}
+
+// Version names the policy; "" for a nil policy.
+func (p *Policy) Version() string {
+	if p == nil {
+		return ""
+	}
+	return p.version
+}
+
+func (p *Policy) add(e *Entry) error {
+	var at *index[string, entry]
+	switch e.Pattern.kind {
+	case patternExact:
+		at = &p.exact
+	case patternOne:
+		at = &p.one
+	case patternMany:
+		at = &p.many
+		p.manyDepths.set(e.Pattern.depth)
+	case patternAll:
+		at = &p.everyone
+	case patternNone:
+		return errors.New("an entry has no identity pattern")
+	}
+	if e.Mode == ModeObserve && e.ObserveUntil.IsZero() {
+		return fmt.Errorf("%s: mode observe has no end", e.Pattern)
+	}
+	compiled := at.put(p.hash.text(e.Pattern.prefix), e.Pattern.prefix)
+	if compiled.set {
+		return fmt.Errorf("%s has two entries", e.Pattern)
+	}
+	*compiled = entry{
+		set: true, owner: e.Owner, accept: e.Accept, mode: e.Mode, force: e.Force, unlisted: e.Unlisted,
+		observePrivate: e.ObservePrivate, observeUntil: e.ObserveUntil,
+	}
+	return compiled.addRules(p.hash, e)
+}
+
+func (c *entry) addRules(h hasher, e *Entry) error {
+	for i := range e.Allow {
+		r := compileRule(e.Pattern, "allow", &e.Allow[i], PortRange{443, 443})
+		if err := c.add(h, allowList, r); err != nil {
+			return fmt.Errorf("%s: %w", e.Pattern, err)
+		}
+	}
+	for i := range e.Deny {
+		r := compileRule(e.Pattern, "deny", &e.Deny[i], PortRange{1, 65535})
+		if err := c.add(h, denyList, r); err != nil {
+			return fmt.Errorf("%s: %w", e.Pattern, err)
+		}
+		c.denies |= r.denial()
+	}
+	c.finish()
+	return nil
+}
+
+func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts PortRange) *CompiledRule {
+	c := &CompiledRule{Rule: *r}
+	if c.CIDR.IsValid() {
+		c.CIDR = canonicalPrefix(c.CIDR)
+		c.ranges = new(bart.Lite)
+		c.ranges.Insert(c.CIDR)
+	}
+	if len(c.Ports) == 0 {
+		c.Ports = []PortRange{defaultPorts}
+	}
+	if len(c.Methods) > 0 {
+		c.methods = make(map[string]bool, len(c.Methods))
+		for _, m := range c.Methods {
+			c.methods[m] = true
+		}
+	}
+	if c.Addresses != nil {
+		c.ranges = new(bart.Lite)
+		c.Addresses = slices.Clone(c.Addresses)
+		for i, a := range c.Addresses {
+			c.Addresses[i] = canonicalPrefix(a)
+			c.ranges.Insert(c.Addresses[i])
+		}
+	}
+	c.name = c.Rule.Name
+	if c.name == "" {
+		sum := sha256.Sum256([]byte(pattern.String() + "\x00" + list + "\x00" + c.canonical()))
+		c.name = hex.EncodeToString(sum[:5])
+	}
+	return c
+}
+
+// canonicalPrefix unmaps an IPv4-mapped prefix and masks the host bits.
+func canonicalPrefix(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
+// canonical is the rule as text, the same for every spelling of it.
+func (r *CompiledRule) canonical() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %v %v", r.Host, prefixText(r.CIDR), r.Ports, r.Addresses)
+	fmt.Fprintf(&b, " %d %d %q %v %t %t %q", r.TLS, r.ECH, r.Methods, r.Paths, r.Upgrade, r.NoTunnel, r.Types)
+	if !r.Expires.IsZero() {
+		b.WriteString(r.Expires.UTC().Format(time.RFC3339))
+	}
+	return b.String()
+}
+
+func prefixText(p netip.Prefix) string {
+	if !p.IsValid() {
+		return ""
+	}
+	return p.String()
+}
+
+// QuarantineList is a compiled quarantine list. It is immutable.
+type QuarantineList struct {
+	exact, one, many map[string]*Quarantined
+	manyDepths       depths // as in Policy
+}
+
+// NewQuarantineList compiles a list; of two lines with the same pattern the
+// first is kept.
+func NewQuarantineList(lines []Quarantined) *QuarantineList {
+	l := &QuarantineList{exact: map[string]*Quarantined{}, one: map[string]*Quarantined{}, many: map[string]*Quarantined{}}
+	for _, q := range slices.Backward(lines) {
+		switch q.Pattern.kind {
+		case patternExact:
+			l.exact[q.Pattern.prefix] = &q
+		case patternOne:
+			l.one[q.Pattern.prefix] = &q
+		case patternMany, patternAll:
+			l.many[q.Pattern.prefix] = &q
+			l.manyDepths.set(q.Pattern.depth)
+		case patternNone:
+		}
+	}
+	return l
+}
+
+// find returns the line that holds for id, nil if there is none.
+func (l *QuarantineList) find(id spiffeid.ID) *Quarantined {
+	if len(l.exact)+len(l.one)+len(l.many) == 0 {
+		return nil
+	}
+	s := id.String()
+	if q := l.exact[s]; q != nil {
+		return q
+	}
+	depth := segments(id)
+	for direct := true; depth > 0; direct = false {
+		depth--
+		s = parent(s)
+		if direct && l.one[s] != nil {
+			return l.one[s]
+		}
+		if l.manyDepths.has(depth) && l.many[s] != nil {
+			return l.many[s]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,356 @@
+package policyfile
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+// entry is what all files together say of one pattern.
+type entry struct {
+	allowlist.Entry
+	set   map[string]strictyaml.Pos // by key: what may be set once
+	names map[string]strictyaml.Pos // of rules
+	in    *document                 // the last file that spoke of it
+	at    strictyaml.Pos            // and where
+}
+
+// part is what one file says of one pattern.
+type part struct {
+	in          *document
+	at          strictyaml.Pos
+	settings    []setting
+	names       map[string]strictyaml.Pos
+	allow, deny []allowlist.Rule
+}
+
+// setting is a key that may be set once per pattern.
+type setting struct {
+	key   string
+	at    strictyaml.Pos
+	apply func(*allowlist.Entry)
+}
+
+func (p *part) once(key string, v *strictyaml.Node, apply func(*allowlist.Entry)) {
+	p.settings = append(p.settings, setting{key, v.KeyPos(), apply})
+}
+
+func (l *loader) readEntries(d *document) {
+	if d.everyone != nil {
+		l.readEveryone(d)
+	}
+	if d.identities == nil {
+		return
+	}
+	for item := range d.identities.Items() {
+		l.readIdentity(d, item)
+	}
+}
+
+func (l *loader) readIdentity(d *document, item *strictyaml.Node) {
+	p := &part{in: d, at: item.Pos()}
+	var id *strictyaml.Node
+	var modes modeKeys
+	said := false
+	for key, v := range item.Fields() {
+		said = true
+		switch {
+		case key == "id":
+			id = v
+		case l.readSetting(p, v), modes.take(v), l.readLists(p, v):
+		default:
+			v.Unknown(append([]string{"id"}, entryKeys()...)...)
+		}
+	}
+	modes.read(p)
+	if id == nil {
+		if said {
+			item.Errorf("id is missing: write the SPIFFE ID that the entry is for")
+		}
+		return
+	}
+	pattern, ok := identityPattern(id)
+	if !ok || !l.inScope(d, pattern, id) {
+		return
+	}
+	if e := l.entries[pattern]; e != nil && e.in == d {
+		id.Errorf("%s has an entry in this file already, at %s: write one", pattern, e.at)
+		return
+	}
+	l.merge(pattern, p)
+}
+
+func (l *loader) readEveryone(d *document) {
+	if !d.scope.IsZero() {
+		d.everyone.KeyErrorf("a file with a scope (%s) speaks of the identities inside it: move everyone to another file", d.scopeAt)
+	}
+	p := &part{in: d, at: d.everyone.KeyPos()}
+	var domains *strictyaml.Node
+	var modes modeKeys
+	for key, v := range d.everyone.Fields() {
+		switch {
+		case key == "trust_domains":
+			domains = v
+		case key == "unlisted":
+			unlisted, _ := v.Bool()
+			p.once(key, v, func(e *allowlist.Entry) { e.Unlisted = unlisted })
+		case l.readSetting(p, v), modes.take(v), l.readLists(p, v):
+		default:
+			v.Unknown(append([]string{"trust_domains", "unlisted"}, entryKeys()...)...)
+		}
+	}
+	modes.read(p)
+	all := l.trustDomains(d.everyone, domains)
+	if more := len(all) - 1; more > 0 && !l.grow(more*(len(p.allow)+len(p.deny)), p.at) {
+		return
+	}
+	for _, td := range all {
+		l.merge(allowlist.EveryonePattern(td), p)
+	}
+}
+
+// trustDomains reads the list of them; v is nil if there is none.
+func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDomain {
+	if v == nil {
+		if l.opts.TrustDomain.IsZero() {
+			everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for")
+			return nil
+		}
+		return []spiffeid.TrustDomain{l.opts.TrustDomain}
+	}
+	var all []spiffeid.TrustDomain
+	for item := range v.OneOrMore() {
+		text, ok := item.Text()
+		if !ok {
+			continue
+		}
+		td, err := spiffeid.TrustDomainFromString(text)
+		switch {
+		case err != nil:
+			item.Errorf("%q is not a trust domain: %v", text, err)
+		case td.Name() != text:
+			item.Errorf("%q is not the name of a trust domain: write %s", text, td.Name())
+		case slices.Contains(all, td):
+			item.Errorf("%s stands in the list already: remove one", td.Name())
+		default:
+			all = append(all, td)
+		}
+	}
+	return all
+}
+
+// readLists reads the rules; false means that v is another key.
+func (l *loader) readLists(p *part, v *strictyaml.Node) bool {
+	switch v.Name() {
+	case "allow":
+		p.allow = l.readRules(p, v, allowList)
+	case "deny":
+		p.deny = l.readRules(p, v, denyList)
+	default:
+		return false
+	}
+	return true
+}
+
+// readSetting reads owner, accept and limits; false means that v is another
+// key.
+func (l *loader) readSetting(p *part, v *strictyaml.Node) bool {
+	switch v.Name() {
+	case "owner":
+		owner, _ := v.Text()
+		p.once("owner", v, func(e *allowlist.Entry) { e.Owner = owner })
+	case "accept":
+		sources := readSources(v)
+		p.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
+	case "limits":
+		l.enforced(v)
+		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
+	case "shared_limits":
+		l.enforced(v)
+		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
+	default:
+		return false
+	}
+	return true
+}
+
+func readSources(v *strictyaml.Node) allowlist.Sources {
+	var all []allowlist.Source
+	for item := range v.OneOrMore() {
+		text, ok := item.Text()
+		if !ok {
+			continue
+		}
+		source, ok := allowlist.ParseSource(text)
+		switch {
+		case !ok:
+			item.Errorf("unknown way to prove an identity %q: %s", text, strictyaml.Candidates(text, sourceWords()))
+		case slices.Contains(all, source):
+			item.Errorf("%s stands in the list already: remove one", source)
+		default:
+			all = append(all, source)
+		}
+	}
+	return allowlist.SourcesOf(all...)
+}
+
+func sourceWords() []string {
+	var words []string
+	for s := allowlist.SourceX509SVID; s <= allowlist.SourceMap; s++ {
+		words = append(words, s.String())
+	}
+	return words
+}
+
+func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
+	const most = 1_000_000_000
+	for key, limit := range v.Fields() {
+		var set func(*allowlist.Limits)
+		switch key {
+		case "tunnels":
+			n, _ := limit.Int(1, most)
+			set = func(l *allowlist.Limits) { l.Tunnels = n }
+		case "connects_per_second":
+			n, _ := limit.Int(1, most)
+			set = func(l *allowlist.Limits) { l.ConnectsPerSecond = n }
+		case "dns_per_second":
+			n, _ := limit.Int(1, most)
+			set = func(l *allowlist.Limits) { l.DNSPerSecond = n }
+		case "upload_per_hour":
+			n, _ := limit.Bytes()
+			set = func(l *allowlist.Limits) { l.UploadPerHour = n }
+		default:
+			limit.Unknown("tunnels", "connects_per_second", "dns_per_second", "upload_per_hour")
+			continue
+		}
+		p.once(v.Name()+"."+key, limit, func(e *allowlist.Entry) { set(of(e)) })
+	}
+}
+
+// merge adds what a file says of a pattern to what earlier files said.
+func (l *loader) merge(pattern allowlist.IdentityPattern, p *part) {
+	e := l.entries[pattern]
+	if e == nil {
+		e = &entry{Entry: allowlist.Entry{Pattern: pattern}}
+		l.entries[pattern] = e
+		l.order = append(l.order, e)
+	}
+	e.in, e.at = p.in, p.at
+	for _, s := range p.settings {
+		if first, ok := e.set[s.key]; ok {
+			l.errs.Add(s.at, "%s: it is set for %s at %s: set it once", s.key, pattern, first)
+			continue
+		}
+		if e.set == nil {
+			e.set = make(map[string]strictyaml.Pos)
+		}
+		e.set[s.key] = s.at
+		s.apply(&e.Entry)
+	}
+	for name, at := range p.names {
+		if first, ok := e.names[name]; ok {
+			l.errs.Add(at, "name: a rule of %s is named %q at %s: rename one", pattern, name, first)
+			continue
+		}
+		if e.names == nil {
+			e.names = make(map[string]strictyaml.Pos)
+		}
+		e.names[name] = at
+	}
+	e.Allow = append(e.Allow, p.allow...)
+	e.Deny = append(e.Deny, p.deny...)
+}
+
+func entryKeys() []string {
+	return strings.Fields("owner accept mode observe_until observe_private force allow deny limits shared_limits")
+}
+
+// modeKeys are the keys that only together say how an entry is enforced, so
+// one file sets them all.
+type modeKeys struct{ mode, until, private, force *strictyaml.Node }
+
+// take keeps a key for read; false means that v is another key.
+func (m *modeKeys) take(v *strictyaml.Node) bool {
+	switch v.Name() {
+	case "mode":
+		m.mode = v
+	case "observe_until":
+		m.until = v
+	case "observe_private":
+		m.private = v
+	case "force":
+		m.force = v
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *modeKeys) read(p *part) {
+	var mode allowlist.Mode
+	var until time.Time
+	var private bool
+	if m.mode != nil {
+		switch word, _ := m.mode.Word("enforce", "observe"); word {
+		case "enforce":
+			mode = allowlist.ModeEnforce
+		case "observe":
+			mode = allowlist.ModeObserve
+		}
+	}
+	if m.until != nil {
+		until, _ = m.until.Until()
+	}
+	if m.private != nil {
+		private, _ = m.private.Bool()
+	}
+	if m.force != nil {
+		m.force.Word("enforce")
+	}
+	if !m.consistent(mode) {
+		return
+	}
+	force := m.force != nil
+	if force {
+		mode = allowlist.ModeEnforce
+	}
+	for _, v := range []*strictyaml.Node{m.mode, m.force} {
+		if v != nil {
+			p.once("mode", v, func(e *allowlist.Entry) {
+				e.Mode, e.ObserveUntil, e.ObservePrivate, e.Force = mode, until, private, force
+			})
+			return
+		}
+	}
+}
+
+// consistent checks the keys against each other.
+func (m *modeKeys) consistent(mode allowlist.Mode) bool {
+	ok := true
+	if m.mode != nil && mode == allowlist.ModeUnset {
+		return false // reported
+	}
+	if mode == allowlist.ModeObserve {
+		if m.until == nil {
+			m.mode.KeyErrorf("observe has no end: write observe_until: with the last day, such as 2027-03-01")
+			ok = false
+		}
+		if m.force != nil {
+			m.force.KeyErrorf("enforce contradicts mode: observe: remove one")
+			ok = false
+		}
+		return ok
+	}
+	for _, v := range []*strictyaml.Node{m.until, m.private} {
+		if v != nil {
+			v.KeyErrorf("only with mode: observe, in the same entry of the same file")
+			ok = false
+		}
+	}
+	return ok
+}

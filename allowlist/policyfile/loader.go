@@ -1,0 +1,246 @@
+package policyfile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+// maxRules bounds the rules of a policy after every use is expanded, so that
+// few bytes cannot become many rules.
+const maxRules = 1_000_000
+
+// Spec checks all files and returns what they say, or a [strictyaml.Errors]
+// with everything that is wrong, or ErrEmpty.
+func (f *Files) Spec(opts Options) (allowlist.Spec, error) {
+	return f.spec(opts, unenforced())
+}
+
+// spec is Spec with a list of the keys to refuse.
+func (f *Files) spec(opts Options, refused []string) (allowlist.Spec, error) {
+	if f.Empty() {
+		return allowlist.Spec{}, ErrEmpty
+	}
+	l := newLoader(opts, refused)
+	for _, file := range f.list {
+		l.open(file)
+	}
+	for _, d := range l.documents { // before any use of them
+		l.readDestinations(d)
+	}
+	for _, d := range l.documents {
+		l.readEntries(d)
+		l.readQuarantine(d)
+	}
+	if err := l.finish(); err != nil {
+		return allowlist.Spec{}, err
+	}
+	spec := allowlist.Spec{Version: f.Version(), Quarantine: l.quarantine}
+	for _, e := range l.order {
+		spec.Entries = append(spec.Entries, e.Entry)
+	}
+	return spec, nil
+}
+
+// Quarantine returns the list in quarantine.yaml, and no error for what is
+// wrong in other files. Without such a file it returns nothing.
+func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
+	at := slices.IndexFunc(f.list, func(file file) bool { return file.name == quarantineFile })
+	if at < 0 {
+		return nil, nil
+	}
+	l := newLoader(Options{}, nil)
+	l.open(f.list[at])
+	for _, d := range l.documents {
+		l.readQuarantine(d)
+	}
+	if err := l.finish(); err != nil {
+		return nil, err
+	}
+	return l.quarantine, nil
+}
+
+// loader reads the files of one policy.
+type loader struct {
+	opts    Options
+	refused []string // keys that are not enforced
+	errs    strictyaml.Errors
+
+	documents    []*document
+	destinations map[string]*destination
+	entries      map[allowlist.IdentityPattern]*entry
+	order        []*entry
+	quarantine   []allowlist.Quarantined
+	rules        int
+}
+
+// document is the top level of one file.
+type document struct {
+	name    string // relative to the policy root
+	root    *strictyaml.Node
+	scope   allowlist.IdentityPattern // zero: none
+	scopeAt strictyaml.Pos
+
+	destinations, everyone, identities, quarantine *strictyaml.Node // nil: not there
+}
+
+func newLoader(opts Options, refused []string) *loader {
+	return &loader{
+		opts:         opts,
+		refused:      refused,
+		destinations: make(map[string]*destination),
+		entries:      make(map[allowlist.IdentityPattern]*entry),
+	}
+}
+
+// finish returns the errors. Without any, every value was read.
+func (l *loader) finish() error {
+	if len(l.errs) == 0 {
+		for _, d := range l.documents {
+			d.root.ReportUnread()
+		}
+	}
+	return l.errs.Err()
+}
+
+// open reads the top level of a file.
+func (l *loader) open(f file) {
+	start := strictyaml.Pos{File: f.path, Line: 1, Column: 1}
+	if len(f.data) == 0 {
+		l.errs.Add(start, "the file has 0 bytes: write at least version: 1")
+		return
+	}
+	root := strictyaml.Parse(f.path, f.data, &l.errs)
+	switch {
+	case root == nil:
+		return
+	case root.IsEmpty():
+		l.errs.Add(start, "the file says nothing: write at least version: 1")
+		return
+	}
+	d := &document{name: f.name, root: root}
+	var version *strictyaml.Node
+	for key, v := range root.Fields() {
+		if f.name == quarantineFile && key != "version" && key != "quarantine" {
+			v.KeyErrorf("%s holds version and quarantine only: move it to another file", quarantineFile)
+			v.Skip()
+			continue
+		}
+		switch key {
+		case "version":
+			version = v
+		case "scope":
+			d.scopeAt = v.Pos()
+			d.scope, _ = identityPattern(v)
+		case "destinations":
+			d.destinations = v
+		case "everyone":
+			d.everyone = v
+		case "identities":
+			d.identities = v
+		case "quarantine":
+			d.quarantine = v
+		default:
+			v.Unknown("version", "destinations", "everyone", "identities", "quarantine", "scope")
+		}
+	}
+	l.checkVersion(version, start)
+	l.documents = append(l.documents, d)
+}
+
+func (l *loader) checkVersion(v *strictyaml.Node, start strictyaml.Pos) {
+	if v == nil {
+		l.errs.Add(start, "version is missing: write version: 1")
+		return
+	}
+	if version, ok := v.Int(0, 1_000_000); ok && version != 1 {
+		v.Errorf("this program reads version 1, not %d", version)
+	}
+}
+
+func (l *loader) readQuarantine(d *document) {
+	if d.quarantine == nil {
+		return
+	}
+	first := make(map[allowlist.IdentityPattern]strictyaml.Pos)
+	for item := range d.quarantine.Items() {
+		q := allowlist.Quarantined{At: d.place(item.Pos())}
+		var id *strictyaml.Node
+		said := false
+		for key, v := range item.Fields() {
+			said = true
+			switch key {
+			case "id":
+				id = v
+				q.Pattern, _ = identityPattern(v)
+			case "reason":
+				q.Reason, _ = v.Text()
+			default:
+				v.Unknown("id", "reason")
+			}
+		}
+		if id == nil && said {
+			item.Errorf("id is missing: write the SPIFFE ID to cut off")
+		}
+		if q.Pattern.IsZero() || !l.inScope(d, q.Pattern, id) {
+			continue
+		}
+		if at, ok := first[q.Pattern]; ok {
+			id.Errorf("%s is in quarantine already, at %s: remove one", q.Pattern, at)
+			continue
+		}
+		first[q.Pattern] = id.Pos()
+		l.quarantine = append(l.quarantine, q)
+	}
+}
+
+// inScope reports whether a file may speak of an identity.
+func (l *loader) inScope(d *document, p allowlist.IdentityPattern, v *strictyaml.Node) bool {
+	if d.scope.IsZero() || d.scope.Contains(p) {
+		return true
+	}
+	v.Errorf("%s lies outside of this file's scope %s (%s): move it to another file", p, d.scope, d.scopeAt)
+	return false
+}
+
+// enforced adds an error for a key that nothing enforces.
+func (l *loader) enforced(v *strictyaml.Node) {
+	if slices.Contains(l.refused, v.Name()) {
+		v.KeyErrorf("this version does not enforce it yet; remove it (nothing may load and do nothing)")
+	}
+}
+
+// grow counts rules; false means that there are too many.
+func (l *loader) grow(n int, at strictyaml.Pos) bool {
+	before := l.rules
+	l.rules += n
+	if before <= maxRules && l.rules > maxRules {
+		l.errs.Add(at, "the policy has more than %d rules from here on, counting those that use and everyone repeat", maxRules)
+	}
+	return l.rules <= maxRules
+}
+
+// place returns file:line for records, the same on every replica.
+func (d *document) place(at strictyaml.Pos) string {
+	return fmt.Sprintf("%s:%d", d.name, at.Line)
+}
+
+func identityPattern(v *strictyaml.Node) (allowlist.IdentityPattern, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return allowlist.IdentityPattern{}, false
+	}
+	if !strings.HasPrefix(text, "spiffe://") {
+		v.Errorf("%q is not a SPIFFE ID: write one such as spiffe://example.org/ns/billing/sa/invoices", text)
+		return allowlist.IdentityPattern{}, false
+	}
+	p, err := allowlist.ParseIdentityPattern(text)
+	if err != nil {
+		v.Errorf("%v", err)
+		return allowlist.IdentityPattern{}, false
+	}
+	return p, true
+}

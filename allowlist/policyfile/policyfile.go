@@ -1,0 +1,61 @@
+// Package policyfile reads policies: YAML files in, an [allowlist.Spec] or an
+// [allowlist.Policy] out, and every error with its file, line and column and
+// with what to write instead.
+//
+// [Load] does it in one call. A program that reloads takes the steps one by
+// one: [Read] takes the bytes of one moment, [Files.Version] tells whether they
+// changed, [Files.Spec] checks them and [allowlist.Compile] puts them in force;
+// [Files.Quarantine] reads quarantine.yaml by itself, so that an error elsewhere
+// does not hold a quarantine back.
+//
+// It refuses rather than guesses: unknown keys, empty lists, a setting that two
+// files set, a rule that can never do anything. Settings that this version does
+// not enforce yet are errors too. It knows no defaults (package allowlist has
+// them), judges no style (package review does) and keeps nothing between calls.
+package policyfile
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// ErrEmpty is the error of Load and Spec for a directory without policy files.
+// A gateway may start so: it denies everything and is not ready.
+var ErrEmpty = errors.New("the policy has no files")
+
+// Options is what a policy means beside its text.
+type Options struct {
+	// TrustDomain is the gateway's own, the default of everyone.trust_domains.
+	// Zero: an everyone without trust_domains is an error.
+	TrustDomain spiffeid.TrustDomain
+}
+
+// Load reads, checks and compiles the policy at paths, each a file or a
+// directory. The error is that of Read, ErrEmpty, or a [strictyaml.Errors]
+// with all errors of all files.
+func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
+	files, err := Read(paths...)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := files.Spec(opts)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := allowlist.Compile(spec)
+	if err != nil {
+		return nil, fmt.Errorf("compiling policy: %w", err)
+	}
+	return policy, nil
+}
+
+// unenforced names the keys that are read and checked but that nothing behind
+// them enforces yet, so a policy may not hold them. What learns to enforce one
+// deletes it here.
+func unenforced() []string {
+	return []string{"limits", "shared_limits", "tls", "ech", "dns"}
+}

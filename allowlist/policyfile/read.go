@@ -1,0 +1,167 @@
+package policyfile
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+// quarantineFile is the name of the file that loads by itself.
+const quarantineFile = "quarantine.yaml"
+
+// Files is the bytes of one reading. It is immutable.
+type Files struct {
+	list []file // sorted by name; names are unique
+}
+
+type file struct {
+	name string // relative to the policy root
+	path string // as opened, for errors
+	data []byte
+}
+
+// Read reads policy files. Each path is a file, or a directory of which it
+// reads every *.yaml; dot files (a ConfigMap's ..data) and directories inside
+// are skipped, symbolic links followed. The files are identified by their
+// names, so two of the same name are an error, and so is a name like x.yml that
+// looks like policy and would not be read. All files together may have 64 MiB.
+//
+// Read takes no lock: a reader of files that change reads until two readings
+// have the same Version.
+func Read(paths ...string) (*Files, error) {
+	if len(paths) == 0 {
+		return nil, errors.New("reading policy: no path was given")
+	}
+	r := reader{left: strictyaml.MaxBytes, paths: make(map[string]string)}
+	for _, path := range paths {
+		if err := r.add(path); err != nil {
+			return nil, fmt.Errorf("reading policy: %w", err)
+		}
+	}
+	slices.SortFunc(r.list, func(a, b file) int { return strings.Compare(a.name, b.name) })
+	return &Files{list: r.list}, nil
+}
+
+// Empty reports whether there are no files: a directory without any.
+func (f *Files) Empty() bool { return len(f.list) == 0 }
+
+// Names returns the names of the files, relative to the policy root and sorted.
+func (f *Files) Names() []string {
+	names := make([]string, len(f.list))
+	for i, file := range f.list {
+		names[i] = file.name
+	}
+	return names
+}
+
+// Version returns 12 hex digits of a hash over the names and bytes of all
+// files. It is the same wherever the policy root lies and changes with every
+// byte and every name.
+func (f *Files) Version() string {
+	hash := sha256.New()
+	part := func(b []byte) {
+		var size [8]byte // before each part, so that no two lists hash the same bytes
+		binary.BigEndian.PutUint64(size[:], uint64(len(b)))
+		hash.Write(size[:])
+		hash.Write(b)
+	}
+	for _, file := range f.list {
+		part([]byte(file.name))
+		part(file.data)
+	}
+	return hex.EncodeToString(hash.Sum(nil))[:12]
+}
+
+// reader collects files up to a number of bytes.
+type reader struct {
+	list  []file
+	paths map[string]string // by name
+	left  int64
+}
+
+func (r *reader) add(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return r.addFile(path, info)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		if strings.HasPrefix(name, ".") || !looksLikeYAML(name) {
+			continue
+		}
+		inside := filepath.Join(path, name)
+		if filepath.Ext(name) != ".yaml" {
+			return fmt.Errorf("%s would not be read: rename it to end in .yaml", inside)
+		}
+		info, err := os.Stat(inside) // follows symbolic links
+		if err != nil {
+			return err
+		}
+		if err := r.addFile(inside, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *reader) addFile(path string, info os.FileInfo) error {
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	name := filepath.Base(path)
+	if first, ok := r.paths[name]; ok {
+		return fmt.Errorf("%s and %s have the same name: rename one", first, path)
+	}
+	if info.Size() > r.left {
+		return tooLarge(path)
+	}
+	data, err := readAll(path, r.left)
+	if err != nil {
+		return err
+	}
+	r.left -= int64(len(data))
+	r.paths[name] = path
+	r.list = append(r.list, file{name: name, path: path, data: data})
+	return nil
+}
+
+func readAll(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // G304: the operator names the policy
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, tooLarge(path) // it grew since Stat
+	}
+	return data, nil
+}
+
+func tooLarge(path string) error {
+	return fmt.Errorf("%s: the policy has more than %d MiB", path, strictyaml.MaxBytes>>20)
+}
+
+func looksLikeYAML(name string) bool {
+	ext := strings.ToLower(filepath.Ext(name))
+	return ext == ".yaml" || ext == ".yml"
+}

@@ -1,0 +1,231 @@
+package policyfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+const minimal = "version: 1\n"
+
+// write makes files below a new directory; a value that begins with -> is a
+// symbolic link.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, data := range files {
+		name = filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if target, ok := strings.CutPrefix(data, "->"); ok {
+			err = os.Symlink(target, name)
+		} else {
+			err = os.WriteFile(name, []byte(data), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func mustRead(t *testing.T, paths ...string) *Files {
+	t.Helper()
+	files, err := Read(paths...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestReadNames(t *testing.T) {
+	root := write(t, map[string]string{
+		"b.yaml": minimal, "a.yaml": minimal, "README.md": "x", "lower/c.yaml": minimal, ".hidden.yaml": "x",
+		"..2026_11_21/d.yaml": minimal, "..data": "->..2026_11_21", "d.yaml": "->..data/d.yaml", "more/z.yaml": minimal,
+	})
+	for name, row := range map[string]struct{ paths, want []string }{
+		"a directory gives its *.yaml, sorted, links followed": {[]string{root}, []string{"a.yaml", "b.yaml", "d.yaml"}},
+		"a file gives itself, whatever it is called":           {[]string{root + "/README.md"}, []string{"README.md"}},
+		"a list gives all":                     {[]string{root + "/more", root + "/a.yaml"}, []string{"a.yaml", "z.yaml"}},
+		"a directory without files gives none": {[]string{t.TempDir()}, []string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := mustRead(t, row.paths...)
+			if diff := cmp.Diff(files.Names(), row.want); diff != "" {
+				t.Errorf("(-got +want):\n%s", diff)
+			}
+			if files.Empty() != (len(row.want) == 0) {
+				t.Errorf("Empty is %v", files.Empty())
+			}
+		})
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	root := write(t, map[string]string{
+		"good/a.yaml": minimal, "same/a.yaml": minimal, "yml/quarantine.yml": minimal, "upper/a.YAML": minimal,
+		"dangling/a.yaml": "->nowhere", "dir/a.yaml/b.yaml": minimal, "fifo/b.yaml": minimal,
+	})
+	if err := syscall.Mkfifo(root+"/fifo/a.yaml", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(root+"/large", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(root+"/large", strictyaml.MaxBytes); err != nil { // sparse
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		paths []string
+		want  string
+	}{
+		"no path":                       {nil, "no path was given"},
+		"a missing path":                {[]string{root + "/none"}, "none: no such file or directory"},
+		"a link to nothing":             {[]string{root + "/dangling"}, "dangling/a.yaml: no such file or directory"},
+		"a directory called *.yaml":     {[]string{root + "/dir"}, "dir/a.yaml is not a regular file"},
+		"a pipe":                        {[]string{root + "/fifo"}, "fifo/a.yaml is not a regular file"},
+		"two files of one name":         {[]string{root + "/good", root + "/same"}, "good/a.yaml and " + root + "/same/a.yaml have the same name: rename one"},
+		"a file twice":                  {[]string{root + "/good", root + "/good/a.yaml"}, "have the same name"},
+		"*.yml, which is easily missed": {[]string{root + "/yml"}, "quarantine.yml would not be read: rename it to end in .yaml"},
+		"*.YAML":                        {[]string{root + "/upper"}, "a.YAML would not be read"},
+		"too many bytes in all":         {[]string{root + "/good", root + "/large"}, "more than 64 MiB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files, err := Read(row.paths...)
+			if files != nil || err == nil {
+				t.Fatalf("got %v, %v", files, err)
+			}
+			if msg := err.Error(); !strings.HasSuffix(msg, row.want) && !strings.Contains(msg, row.want) || strings.Contains(msg, "\n") {
+				t.Errorf("got %q, want %q in it", msg, row.want)
+			}
+		})
+	}
+}
+
+func TestVersionDependsOnNamesAndBytesOnly(t *testing.T) {
+	of := func(files map[string]string) string {
+		t.Helper()
+		return mustRead(t, write(t, files)).Version()
+	}
+	first := of(map[string]string{"a.yaml": minimal, "b.yaml": "version: 1"})
+	if len(first) != 12 || strings.Trim(first, "0123456789abcdef") != "" {
+		t.Errorf("%q is not 12 hex digits", first)
+	}
+	if again := of(map[string]string{"a.yaml": minimal, "b.yaml": "version: 1", "notes.txt": "x"}); again != first {
+		t.Errorf("another root: %s, want %s", again, first)
+	}
+	for name, files := range map[string]map[string]string{
+		"a byte more":            {"a.yaml": minimal + " ", "b.yaml": "version: 1"},
+		"a byte in another file": {"a.yaml": "version: 1", "b.yaml": "\nversion: 1"},
+		"a new name":             {"a.yaml": minimal, "c.yaml": "version: 1"},
+		"contents exchanged":     {"a.yaml": "version: 1", "b.yaml": minimal},
+		"a file less":            {"a.yaml": minimal},
+		"an empty file more":     {"a.yaml": minimal, "b.yaml": "version: 1", "c.yaml": ""},
+		"one file with all":      {"a.yaml": minimal + "b.yamlversion: 1"},
+	} {
+		if got := of(files); got == first {
+			t.Errorf("%s: the version did not change", name)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	root := write(t, map[string]string{
+		"good/a.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{host: a.example}]}]\n",
+		"bad/a.yaml":  "version: 3\n", "bad/b.yaml": "", "none/README": "",
+	})
+	policy, err := Load(testOptions(), root+"/good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := policy.Version(), mustRead(t, root+"/good").Version(); got != want {
+		t.Errorf("version %s, want %s", got, want)
+	}
+	policy, err = Load(testOptions(), root+"/none")
+	if policy != nil || !errors.Is(err, ErrEmpty) {
+		t.Errorf("an empty directory: %v, %v", policy, err)
+	}
+	policy, err = Load(testOptions(), root+"/missing")
+	if policy != nil || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing directory: %v, %v", policy, err)
+	}
+	policy, err = Load(testOptions(), root+"/bad")
+	want := []string{
+		root + "/bad/a.yaml:1:10: version: this program reads version 1, not 3",
+		root + "/bad/b.yaml:1:1: the file has 0 bytes: write at least version: 1",
+	}
+	if diff := cmp.Diff(lines(err), want); policy != nil || diff != "" {
+		t.Errorf("bad files: %v (-got +want):\n%s", policy, diff)
+	}
+}
+
+func TestEveryoneWithoutTrustDomain(t *testing.T) {
+	files := filesOf(map[string]string{"a.yaml": "version: 1\neveryone: {allow: [{host: a.example}]}\n"})
+	spec, err := files.Spec(Options{})
+	want := []string{"a.yaml:2:1: everyone: trust_domains is missing: name those whose identities it is for"}
+	if diff := cmp.Diff(lines(err), want); diff != "" {
+		t.Errorf("(-got +want):\n%s", diff)
+	}
+	if diff := cmp.Diff(spec, allowlist.Spec{}); diff != "" {
+		t.Errorf("an error came with a spec: %s", diff)
+	}
+}
+
+func TestEveryoneIsOneEntryPerTrustDomain(t *testing.T) {
+	spec := mustSpec(t, map[string]string{"a.yaml": `version: 1
+everyone:
+  trust_domains: [corp.example, lab.example]
+  unlisted: true
+  allow: [{host: a.example}]
+`})
+	var got []string
+	for _, e := range spec.Entries {
+		got = append(got, e.Pattern.String()+" allows "+e.Allow[0].Host.String())
+		if !e.Unlisted {
+			t.Errorf("%s is not unlisted", e.Pattern)
+		}
+	}
+	want := []string{"everyone of spiffe://corp.example allows a.example", "everyone of spiffe://lab.example allows a.example"}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Errorf("(-got +want):\n%s", diff)
+	}
+}
+
+func TestQuarantineLoadsByItself(t *testing.T) {
+	cut := "version: 1\nquarantine:\n  - {id: spiffe://corp.example/a, reason: INC-1}\n"
+	for name, row := range map[string]struct {
+		files map[string]string
+		want  string // reason and place, or the error
+	}{
+		"it is read beside a broken file":       {map[string]string{"quarantine.yaml": cut, "a.yaml": "]["}, "INC-1 quarantine.yaml:3"},
+		"without the file there is none":        {map[string]string{"a.yaml": cut}, ""},
+		"an empty list is no error":             {map[string]string{"quarantine.yaml": "version: 1\nquarantine: []\n"}, ""},
+		"version alone is no error":             {map[string]string{"quarantine.yaml": minimal}, ""},
+		"a broken list is an error":             {map[string]string{"quarantine.yaml": "version: 1\nquarantine:\n"}, "quarantine.yaml:2:1: quarantine: has no value: write one, or remove the key"},
+		"an empty file is an error":             {map[string]string{"quarantine.yaml": ""}, "quarantine.yaml:1:1: the file has 0 bytes: write at least version: 1"},
+		"a list without a version is an error":  {map[string]string{"quarantine.yaml": "quarantine: []"}, "quarantine.yaml:1:1: version is missing: write version: 1"},
+		"anything else in the file is an error": {map[string]string{"quarantine.yaml": cut + "identities: []\n"}, "quarantine.yaml:4:1: identities: quarantine.yaml holds version and quarantine only: move it to another file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			list, err := filesOf(row.files).Quarantine()
+			var got []string
+			for _, q := range list {
+				got = append(got, q.Reason+" "+q.At)
+			}
+			got = append(got, lines(err)...)
+			if diff := cmp.Diff(strings.Join(got, "\n"), row.want); diff != "" {
+				t.Errorf("(-got +want):\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,347 @@
+package policyfile
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+// listKind says where a rule stands.
+type listKind uint8
+
+const (
+	allowList listKind = iota
+	denyList
+	destinationList
+)
+
+// ruleKeys are the keys of one rule; nil is not there.
+type ruleKeys struct {
+	name, ticket, host, cidr, use, ports, expires,
+	addresses, tls, ech, methods, paths, upgrade, tunnel, dns *strictyaml.Node
+}
+
+// rule is a rule as it stands in a file: a Rule, or the use of a destination.
+type rule struct {
+	allowlist.Rule
+	at     strictyaml.Pos   // of the rule
+	nameAt strictyaml.Pos   // of the value of name
+	use    string           // the destination; "": the Rule is complete
+	useAt  strictyaml.Pos   // of the value of use
+	only   *strictyaml.Node // a key that no deny rule may have, or nil
+}
+
+// readRules reads a list of an entry and expands each use.
+func (l *loader) readRules(p *part, v *strictyaml.Node, kind listKind) []allowlist.Rule {
+	var rules []allowlist.Rule
+	if p.names == nil {
+		p.names = make(map[string]strictyaml.Pos)
+	}
+	first := make(map[string]strictyaml.Pos)
+	for item := range v.Items() {
+		r, ok := l.readRule(p.in, item, kind)
+		if !ok || l.duplicate(r, first) {
+			continue
+		}
+		if r.use != "" {
+			rules = l.expand(rules, p, r, kind)
+			continue
+		}
+		if !l.grow(1, r.at) {
+			break
+		}
+		l.takeName(p, r.Name, r.nameAt)
+		rules = append(rules, r.Rule)
+	}
+	return rules
+}
+
+// takeName sees to it that each name of an entry means one rule.
+func (l *loader) takeName(p *part, name string, at strictyaml.Pos) {
+	if name == "" {
+		return
+	}
+	if first, ok := p.names[name]; ok {
+		l.errs.Add(at, "name: another rule beside it is named %q, at %s: rename one", name, first)
+		return
+	}
+	p.names[name] = at
+}
+
+// duplicate reports whether the list has the same rule under whatever name.
+func (l *loader) duplicate(r rule, first map[string]strictyaml.Pos) bool {
+	key := canonical(r)
+	at, ok := first[key]
+	if ok {
+		l.errs.Add(r.at, "the list has the same rule at %s: remove one", at)
+		return true
+	}
+	first[key] = r.at
+	return false
+}
+
+// canonical spells what a rule does: equal rules have equal text.
+func canonical(r rule) string {
+	b := append(make([]byte, 0, 64), r.use...)
+	add := func(key, value string) {
+		b = append(b, '\n') // no value has one
+		b = append(b, key...)
+		b = append(b, value...)
+	}
+	add("host ", r.Host.String())
+	if r.CIDR.IsValid() {
+		add("cidr ", r.CIDR.String())
+	}
+	for _, ports := range r.Ports {
+		add("port ", ports.String())
+	}
+	for _, prefix := range r.Addresses {
+		add("address ", prefix.String())
+	}
+	for _, method := range r.Methods {
+		add("method ", method)
+	}
+	for _, path := range r.Paths {
+		add("path ", path.String())
+	}
+	for _, dnsType := range r.Types {
+		add("dns ", dnsType)
+	}
+	if !r.Expires.IsZero() {
+		add("until ", r.Expires.Format(time.RFC3339Nano))
+	}
+	b = append(b, '\n', byte('0'+r.TLS), byte('0'+r.ECH), flag(r.Upgrade), flag(r.NoTunnel))
+	return string(b)
+}
+
+func flag(set bool) byte {
+	if set {
+		return '1'
+	}
+	return '0'
+}
+
+// readRule reads one rule; false means that its kind of target is not known.
+func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (rule, bool) {
+	var k ruleKeys
+	for key, v := range item.Fields() {
+		slot := k.slot(key)
+		if slot == nil {
+			v.Unknown(strings.Fields("name host cidr use ports expires ticket addresses tls ech methods paths upgrade tunnel dns")...)
+			continue
+		}
+		*slot = v
+		l.enforced(v)
+	}
+	r := rule{at: item.Pos(), only: k.allowOnly()}
+	if !k.checkTarget(item, kind) {
+		return r, false
+	}
+	k.read(&r)
+	if kind == denyList {
+		k.checkDeny()
+	} else {
+		k.checkUseless(&r)
+	}
+	r.At = d.place(r.at)
+	ok := r.use != "" || !r.Host.IsZero() || r.CIDR.IsValid()
+	return r, ok
+}
+
+// slot returns where a key belongs, nil for an unknown one.
+func (k *ruleKeys) slot(key string) **strictyaml.Node {
+	switch key {
+	case "name":
+		return &k.name
+	case "ticket":
+		return &k.ticket
+	case "host":
+		return &k.host
+	case "cidr":
+		return &k.cidr
+	case "use":
+		return &k.use
+	case "ports":
+		return &k.ports
+	case "expires":
+		return &k.expires
+	case "addresses":
+		return &k.addresses
+	case "tls":
+		return &k.tls
+	case "ech":
+		return &k.ech
+	case "methods":
+		return &k.methods
+	case "paths":
+		return &k.paths
+	case "upgrade":
+		return &k.upgrade
+	case "tunnel":
+		return &k.tunnel
+	case "dns":
+		return &k.dns
+	}
+	return nil
+}
+
+// restrictions are the keys that only an allow rule may have.
+func (k *ruleKeys) restrictions() [9]*strictyaml.Node {
+	return [...]*strictyaml.Node{k.expires, k.addresses, k.tls, k.ech, k.methods, k.paths, k.upgrade, k.tunnel, k.dns}
+}
+
+func (k *ruleKeys) allowOnly() *strictyaml.Node {
+	for _, v := range k.restrictions() {
+		if v != nil {
+			return v
+		}
+	}
+	return nil
+}
+
+// checkTarget sees to it that the rule has one of host, cidr and use, and with
+// use little else.
+func (k *ruleKeys) checkTarget(item *strictyaml.Node, kind listKind) bool {
+	var targets []*strictyaml.Node
+	for _, v := range []*strictyaml.Node{k.host, k.cidr, k.use} {
+		if v != nil {
+			targets = append(targets, v)
+		}
+	}
+	switch {
+	case len(targets) > 1:
+		targets[1].KeyErrorf("the rule has a %s already: write two rules", targets[0].Name())
+		return false
+	case len(targets) == 0:
+		if *k != (ruleKeys{}) {
+			item.Errorf("the rule names no destination: write one of host, cidr or use")
+		}
+		return false
+	case k.use == nil:
+		return true
+	case kind == destinationList:
+		k.use.KeyErrorf("destinations do not nest: write the hosts out")
+		return false
+	}
+	for _, v := range append([]*strictyaml.Node{k.ports}, k.restrictionsButExpires()...) {
+		if v != nil {
+			v.KeyErrorf("a use takes only name, ticket and expires, for each destination keeps its own %s", v.Name())
+			v.Skip()
+		}
+	}
+	return true
+}
+
+func (k *ruleKeys) restrictionsButExpires() []*strictyaml.Node {
+	all := k.restrictions()
+	return all[1:]
+}
+
+func (k *ruleKeys) checkDeny() {
+	for _, v := range k.restrictions() {
+		switch {
+		case v == nil || k.use != nil && v != k.expires: // reported
+		case v == k.expires:
+			v.KeyErrorf("a deny rule does not expire, for a date must not widen a policy: remove it")
+		default:
+			v.KeyErrorf("a deny rule takes only host, cidr or use, ports, name and ticket: remove it")
+		}
+	}
+}
+
+// checkUseless refuses keys that could never do anything.
+func (k *ruleKeys) checkUseless(r *rule) {
+	if k.addresses != nil && k.cidr != nil {
+		k.addresses.KeyErrorf("only with host, for what a name may resolve into: remove it")
+	}
+	if !r.NoTunnel {
+		return
+	}
+	if k.cidr != nil {
+		k.tunnel.KeyErrorf("false makes a name that is resolved and not connected to, and a cidr has no name: remove it")
+	}
+	for _, v := range []*strictyaml.Node{k.ports, k.tls, k.ech, k.methods, k.paths, k.upgrade} {
+		if v != nil {
+			v.KeyErrorf("the rule has tunnel: false, so nothing connects: remove one")
+		}
+	}
+}
+
+// read fills in the values of all keys that are there.
+func (k *ruleKeys) read(r *rule) {
+	if k.name != nil {
+		r.Name, r.nameAt = readName(k.name), k.name.Pos()
+	}
+	if k.ticket != nil {
+		r.Ticket, _ = k.ticket.Text()
+	}
+	if k.expires != nil {
+		r.Expires, _ = k.expires.Until()
+	}
+	if k.use != nil {
+		r.use, _ = k.use.Text()
+		r.useAt = k.use.Pos()
+		return
+	}
+	if k.host != nil {
+		r.Host = readHost(k.host)
+	} else {
+		r.CIDR, _ = readPrefix(k.cidr)
+	}
+	r.Ports = readUnique(k.ports, readPorts)
+	r.Addresses = readUnique(k.addresses, readPrefix)
+	r.Methods = readUnique(k.methods, readMethod)
+	r.Paths = readUnique(k.paths, readPath)
+	r.Types = readUnique(k.dns, readType)
+	r.TLS, r.ECH = k.readTLS()
+	if k.upgrade != nil {
+		r.Upgrade, _ = k.upgrade.Bool()
+	}
+	if k.tunnel != nil {
+		tunnel, ok := k.tunnel.Bool()
+		r.NoTunnel = ok && !tunnel
+	}
+}
+
+func (k *ruleKeys) readTLS() (tls allowlist.TLSMode, ech allowlist.ECHMode) {
+	if k.tls != nil {
+		switch word, _ := k.tls.Word("require", "auto", "off"); word {
+		case "require":
+			tls = allowlist.TLSRequire
+		case "auto":
+			tls = allowlist.TLSAuto
+		case "off":
+			tls = allowlist.TLSOff
+		}
+	}
+	if k.ech != nil {
+		if word, _ := k.ech.Word("record", "refuse"); word == "refuse" {
+			ech = allowlist.ECHRefuse
+		}
+	}
+	return tls, ech
+}
+
+// readUnique reads a list, or one value, in which nothing stands twice; nil if
+// v is not there.
+func readUnique[T comparable](v *strictyaml.Node, read func(*strictyaml.Node) (T, bool)) []T {
+	if v == nil {
+		return nil
+	}
+	var all []T
+	for item := range v.OneOrMore() {
+		value, ok := read(item)
+		if !ok {
+			continue
+		}
+		if slices.Contains(all, value) {
+			item.Errorf("%v stands in the list already: remove one", value)
+			continue
+		}
+		all = append(all, value)
+	}
+	return all
+}

@@ -1,0 +1,173 @@
+package policyfile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+const (
+	maxName   = 64
+	hashChars = 10 // of the name that an unnamed rule gets
+)
+
+// readName reads the name of a rule or, by its key, of a destination.
+func readName(v *strictyaml.Node) string {
+	name, ok := v.Text()
+	if !ok {
+		return ""
+	}
+	if problem := badName(name); problem != "" {
+		v.Errorf("%q %s", name, problem)
+		return ""
+	}
+	return name
+}
+
+// badName says what is wrong with a name, "" if nothing.
+func badName(name string) string {
+	hexDigits := 0
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'f', c >= 'A' && c <= 'F':
+			hexDigits++
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '.', c == '_', c == '-':
+		default:
+			return "is not a name: write letters, digits, dots, underscores and hyphens"
+		}
+	}
+	switch {
+	case name == "" || len(name) > maxName:
+		return fmt.Sprintf("has %d characters: write 1 to %d", len(name), maxName)
+	case len(name) == hashChars && hexDigits == hashChars:
+		return "looks like the hash that names an unnamed rule: write another name"
+	}
+	return ""
+}
+
+func readHost(v *strictyaml.Node) allowlist.HostPattern {
+	text, ok := v.Text()
+	if !ok {
+		return allowlist.HostPattern{}
+	}
+	host, err := allowlist.ParseHostPattern(text)
+	switch {
+	case errors.Is(err, allowlist.ErrHost):
+		v.Errorf("%v: write a DNS name, *.name or **.name", err)
+	case err != nil:
+		v.Errorf("%v", err)
+	}
+	return host
+}
+
+func readPorts(v *strictyaml.Node) (allowlist.PortRange, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return allowlist.PortRange{}, false
+	}
+	ports, err := allowlist.ParsePortRange(text)
+	if err != nil {
+		v.Errorf("%v", err)
+		return allowlist.PortRange{}, false
+	}
+	return ports, true
+}
+
+// readPrefix reads a range of addresses; an IPv4-mapped one becomes IPv4, as
+// addresses do before they are compared.
+func readPrefix(v *strictyaml.Node) (netip.Prefix, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		addr = addr.Unmap()
+		if addr.Zone() != "" {
+			v.Errorf("%q has a zone, which is known on one host only: write the range without it", text)
+			return netip.Prefix{}, false
+		}
+		v.Errorf("%q is an address: write %s/%d", text, addr, addr.BitLen())
+		return netip.Prefix{}, false
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		v.Errorf("%q is not a range of addresses: write one such as 10.20.0.0/16 or 2001:db8::/32, without a zone", text)
+		return netip.Prefix{}, false
+	}
+	const mappedBits = 96 // RFC 4291 section 2.5.5.2
+	if prefix.Addr().Is4In6() && prefix.Bits() >= mappedBits {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-mappedBits)
+	}
+	if masked := prefix.Masked(); masked != prefix {
+		v.Errorf("%q has bits beyond its length: write %s, or the whole address with /%d", text, masked, prefix.Addr().BitLen())
+		return netip.Prefix{}, false
+	}
+	return prefix, true
+}
+
+func readMethod(v *strictyaml.Node) (string, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return "", false
+	}
+	switch {
+	case !isToken(strings.ToUpper(text)):
+		v.Errorf("%q is not a method: write one such as GET", text)
+	case text != strings.ToUpper(text):
+		v.Errorf("methods are upper case: write %s, not %q", strings.ToUpper(text), text)
+	case text == "CONNECT":
+		v.Errorf("CONNECT opens a tunnel, and a rule with methods admits none: remove it")
+	default:
+		return text, true
+	}
+	return "", false
+}
+
+func readPath(v *strictyaml.Node) (allowlist.PathPattern, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return allowlist.PathPattern{}, false
+	}
+	path, err := allowlist.ParsePathPattern(text)
+	if err != nil {
+		v.Errorf("%v", err)
+		return allowlist.PathPattern{}, false
+	}
+	return path, true
+}
+
+// readType reads a DNS query type beyond those that every rule has.
+func readType(v *strictyaml.Node) (string, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return "", false
+	}
+	switch text {
+	case "A", "AAAA", "HTTPS", "CNAME":
+		v.Errorf("%s is in every rule: remove it", text)
+		return "", false
+	}
+	if !isToken(text) {
+		v.Errorf("%q is not a query type: write one such as SRV, in upper case", text)
+		return "", false
+	}
+	return text, true
+}
+
+// isToken accepts what methods and query types are made of.
+func isToken(s string) bool {
+	if len(s) > 32 || s == "" || s[0] < 'A' || s[0] > 'Z' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}

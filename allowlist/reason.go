@@ -1,0 +1,187 @@
+package allowlist
+
+// Reason says why a request was not let through. It is one of a closed set,
+// with one table: status, RFC 9209 error and text of every reason come from
+// its row, so that no door can answer differently. The zero value is
+// NoReason, which belongs to allowed requests.
+type Reason uint8
+
+// The reasons, in the order of the table in docs/reasons.md.
+const (
+	NoReason Reason = iota
+
+	MalformedRequestLine
+	MalformedTarget
+	MalformedPort
+	MalformedHeader
+	MissingHost
+	DuplicateHost
+	AuthorityMismatch
+	ConnectOnly
+	HeadTooLarge
+	UnsupportedVersion
+	HeadTimeout
+
+	IdentityMissing
+	IdentityInvalid
+	IdentityExpired
+	IdentityUntrusted
+
+	IdentityUnknown
+	IdentitySourceNotAccepted
+	QuarantinedIdentity
+	DeniedByRule
+	NotOnAllowlist
+	PortNotAllowed
+	MethodNotAllowed
+	PathNotAllowed
+	RuleExpired
+	IPNotOnAllowlist
+	ResolvedAddressDenied
+
+	ResolveFailed
+	ResolveTimeout
+	DialFailed
+	DialRefused
+	DialTimeout
+
+	PolicyUnavailable
+	Busy
+	Draining
+	InternalError
+
+	TLSHandshakeFailed
+	ClientGone
+
+	reasonCount // not a reason
+)
+
+// ReasonInfo is the row of a reason.
+type ReasonInfo struct {
+	Token string // in records and on the wire
+	// Status is the HTTP status, 0 where no answer can be sent.
+	Status int
+	// ProxyError is the Proxy-Status error type (RFC 9209 section 2.3), ""
+	// where no answer can be sent.
+	ProxyError string
+	// Text is a sentence of its own for 400, 405, 407, 408, 431, 500, 503 and
+	// 505; it follows the destination for 403, 502 and 504, and for 403 the
+	// identity follows it.
+	Text string
+}
+
+// Reasons returns all reasons in the order of the table.
+func Reasons() []Reason {
+	all := make([]Reason, 0, reasonCount-1)
+	for r := MalformedRequestLine; r < reasonCount; r++ {
+		all = append(all, r)
+	}
+	return all
+}
+
+// String returns the token; "" for NoReason.
+func (r Reason) String() string { return r.Info().Token }
+
+// Info returns the row of the reason. NoReason, and any value outside the set,
+// has the row of an internal error without a token.
+func (r Reason) Info() ReasonInfo {
+	const (
+		requestError  = "http_request_error"
+		requestDenied = "http_request_denied"
+		limitReached  = "connection_limit_reached"
+	)
+	switch r {
+	case MalformedRequestLine:
+		return ReasonInfo{"malformed-request-line", 400, requestError, "the request line is malformed"}
+	case MalformedTarget:
+		return ReasonInfo{"malformed-target", 400, requestError, "the target is malformed: want HOST:PORT"}
+	case MalformedPort:
+		return ReasonInfo{"malformed-port", 400, requestError, "the port is malformed: want 1 to 65535"}
+	case MalformedHeader:
+		return ReasonInfo{"malformed-header", 400, requestError, "a header field is malformed"}
+	case MissingHost:
+		return ReasonInfo{"missing-host", 400, requestError, "the Host field is missing"}
+	case DuplicateHost:
+		return ReasonInfo{"duplicate-host", 400, requestError, "there is more than one Host field"}
+	case AuthorityMismatch:
+		return ReasonInfo{"authority-mismatch", 400, requestError, "the Host field is not the target"}
+	case ConnectOnly:
+		return ReasonInfo{"connect-only", 405, requestError, "only CONNECT is served here"}
+	case HeadTooLarge:
+		return ReasonInfo{"head-too-large", 431, requestError, "the request head is too large"}
+	case UnsupportedVersion:
+		return ReasonInfo{"unsupported-version", 505, requestError, "speak HTTP/1.1 or HTTP/1.0"}
+	case HeadTimeout:
+		return ReasonInfo{"head-timeout", 408, requestError, "the request head came too slowly"}
+
+	case IdentityMissing:
+		return ReasonInfo{"identity-missing", 407, requestDenied, "no client certificate"}
+	case IdentityInvalid:
+		return ReasonInfo{"identity-invalid", 407, requestDenied, "the client certificate is not an X.509-SVID"}
+	case IdentityExpired:
+		return ReasonInfo{"identity-expired", 407, requestDenied, "the client certificate expired"}
+	case IdentityUntrusted:
+		return ReasonInfo{"identity-untrusted", 407, requestDenied, "the client certificate is not trusted"}
+
+	case IdentityUnknown:
+		return ReasonInfo{"identity-unknown", 403, requestDenied, "is refused: the policy has no entry for"}
+	case IdentitySourceNotAccepted:
+		return ReasonInfo{"identity-source-not-accepted", 403, requestDenied, "is refused: this way to prove an identity is not accepted for"}
+	case QuarantinedIdentity:
+		return ReasonInfo{"quarantined", 403, requestDenied, "is closed to the quarantined"}
+	case DeniedByRule:
+		return ReasonInfo{"denied-by-rule", 403, requestDenied, "is denied by a rule for"}
+	case NotOnAllowlist:
+		return ReasonInfo{"not-on-allowlist", 403, requestDenied, "is not allowed for"}
+	case PortNotAllowed:
+		return ReasonInfo{"port-not-allowed", 403, requestDenied, "is not an allowed port for"}
+	case MethodNotAllowed:
+		return ReasonInfo{"method-not-allowed", 403, requestDenied, "is allowed for other methods only for"}
+	case PathNotAllowed:
+		return ReasonInfo{"path-not-allowed", 403, requestDenied, "is allowed for other paths only for"}
+	case RuleExpired:
+		return ReasonInfo{"rule-expired", 403, requestDenied, "was allowed by a rule that has expired for"}
+	case IPNotOnAllowlist:
+		return ReasonInfo{"ip-not-on-allowlist", 403, requestDenied, "is an address that is not allowed for"}
+	case ResolvedAddressDenied:
+		return ReasonInfo{"resolved-address-denied", 403, "destination_ip_prohibited", "has no address that is allowed for"}
+
+	case ResolveFailed:
+		return ReasonInfo{"resolve-failed", 502, "dns_error", "cannot be resolved"}
+	case ResolveTimeout:
+		return ReasonInfo{"resolve-timeout", 504, "dns_timeout", "was not resolved in time"}
+	case DialFailed:
+		return ReasonInfo{"dial-failed", 502, "destination_unavailable", "cannot be reached"}
+	case DialRefused:
+		return ReasonInfo{"dial-refused", 502, "connection_refused", "refused the connection"}
+	case DialTimeout:
+		return ReasonInfo{"dial-timeout", 504, "connection_timeout", "did not answer in time"}
+
+	case PolicyUnavailable:
+		return ReasonInfo{"policy-unavailable", 503, "proxy_configuration_error", "no policy is loaded"}
+	case Busy:
+		return ReasonInfo{"busy", 503, limitReached, "the gateway serves as many connections as it may"}
+	case Draining:
+		return ReasonInfo{"draining", 503, limitReached, "the gateway is shutting down"}
+	case InternalError:
+		return ReasonInfo{"internal-error", 500, "proxy_internal_error", "the gateway failed"}
+
+	case TLSHandshakeFailed:
+		return ReasonInfo{Token: "tls-handshake-failed", Text: "the TLS handshake failed"}
+	case ClientGone:
+		return ReasonInfo{Token: "client-gone", Text: "the client left"}
+
+	case NoReason, reasonCount:
+	}
+	return ReasonInfo{Status: 500, ProxyError: "proxy_internal_error", Text: "the gateway failed"}
+}
+
+// observable reports whether observe mode lets a request through that has this
+// reason.
+func (r Reason) observable() bool {
+	switch r { //nolint:exhaustive // a short list out of a long set; the rest is enforced always
+	case NotOnAllowlist, PortNotAllowed, MethodNotAllowed, PathNotAllowed, RuleExpired, IPNotOnAllowlist:
+		return true
+	}
+	return false
+}

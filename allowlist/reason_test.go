@@ -1,0 +1,127 @@
+package allowlist
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestEveryReasonHasARow(t *testing.T) {
+	tokens, texts := map[string]Reason{}, map[string]Reason{}
+	token := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
+	for _, r := range Reasons() {
+		info := r.Info()
+		if !token.MatchString(info.Token) || info.Token != r.String() {
+			t.Errorf("reason %d: token %q", r, info.Token)
+		}
+		if other, taken := tokens[info.Token]; taken {
+			t.Errorf("%s is the token of reason %d and %d", info.Token, other, r)
+		}
+		if other, taken := texts[info.Text]; taken {
+			t.Errorf("%s and %s have the same text", other, r)
+		}
+		tokens[info.Token], texts[info.Text] = r, r
+		if info.Text == "" || len(info.Text) > 100 || strings.Trim(info.Text, "\n.") != info.Text || !printable(info.Text) {
+			t.Errorf("%s: text %q", r, info.Text)
+		}
+		if (info.Status == 0) != (info.ProxyError == "") {
+			t.Errorf("%s: status %d with error %q", r, info.Status, info.ProxyError)
+		}
+	}
+	if len(tokens) != int(reasonCount)-1 {
+		t.Errorf("%d reasons, want %d", len(tokens), reasonCount-1)
+	}
+}
+
+func printable(s string) bool {
+	return isAll(s, func(c byte) bool { return c >= ' ' && c < 0x7f })
+}
+
+// 403 means policy and nothing else; 407 identity; 502 and 504 the
+// destination; 503 the gateway; what else is the request's own fault.
+func TestStatusClassesNeverMix(t *testing.T) {
+	for _, r := range Reasons() {
+		info := r.Info()
+		var errors []string
+		switch {
+		case r <= HeadTimeout:
+			errors = []string{"http_request_error"}
+			if info.Status != 400 && info.Status != 405 && info.Status != 408 && info.Status != 431 && info.Status != 505 {
+				t.Errorf("%s: status %d", r, info.Status)
+			}
+		case r <= IdentityUntrusted:
+			errors = []string{"http_request_denied"}
+			wantStatus(t, r, 407)
+		case r <= IPNotOnAllowlist:
+			errors = []string{"http_request_denied"}
+			wantStatus(t, r, 403)
+		case r == ResolvedAddressDenied:
+			errors = []string{"destination_ip_prohibited"}
+			wantStatus(t, r, 403)
+		case r <= DialTimeout:
+			errors = []string{"dns_error", "dns_timeout", "destination_unavailable", "connection_refused", "connection_timeout"}
+			if want := 502 + 2*b2i(strings.HasSuffix(info.ProxyError, "_timeout")); info.Status != want {
+				t.Errorf("%s: status %d, want %d", r, info.Status, want)
+			}
+		case r <= Draining:
+			errors = []string{"proxy_configuration_error", "connection_limit_reached"}
+			wantStatus(t, r, 503)
+		case r == InternalError:
+			errors = []string{"proxy_internal_error"}
+			wantStatus(t, r, 500)
+		default:
+			errors = []string{""}
+			wantStatus(t, r, 0)
+		}
+		if !strings.Contains("|"+strings.Join(errors, "|")+"|", "|"+info.ProxyError+"|") {
+			t.Errorf("%s: Proxy-Status error %q, want one of %q", r, info.ProxyError, errors)
+		}
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func wantStatus(t *testing.T, r Reason, want int) {
+	t.Helper()
+	if got := r.Info().Status; got != want {
+		t.Errorf("%s: status %d, want %d", r, got, want)
+	}
+}
+
+func TestNoReasonIsAnInternalError(t *testing.T) {
+	for _, r := range []Reason{NoReason, reasonCount, 255} {
+		if info := r.Info(); info.Token != "" || info.Status != 500 || info.ProxyError != "proxy_internal_error" {
+			t.Errorf("reason %d: %+v, want an internal error without a token", r, info)
+		}
+	}
+}
+
+// The set that observe mode lets through is closed, too.
+func TestObservableReasons(t *testing.T) {
+	want := map[string]bool{
+		"not-on-allowlist": true, "port-not-allowed": true, "method-not-allowed": true,
+		"path-not-allowed": true, "rule-expired": true, "ip-not-on-allowlist": true,
+	}
+	for _, r := range Reasons() {
+		if r.observable() != want[r.String()] {
+			t.Errorf("%s observable: %t", r, r.observable())
+		}
+	}
+}
+
+func TestWords(t *testing.T) {
+	for got, want := range map[string]string{
+		Deny.String(): "deny", Allow.String(): "allow", Observe.String(): "observe", Fail.String(): "fail",
+		Verdict(9).String(): "invalid", ModeUnset.String(): "enforce", ModeObserve.String(): "observe", Mode(9).String(): "invalid",
+		SourceNone.String(): "", SourceX509SVID.String(): "x509-svid", Source(9).String(): "invalid",
+	} {
+		if got != want && want != "invalid" {
+			t.Errorf("word %q, want %q", got, want)
+		}
+	}
+}

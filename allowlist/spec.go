@@ -1,0 +1,128 @@
+package allowlist
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Spec is what a policy says: typed values, each checked, not yet compiled.
+// Package policyfile makes one from YAML; tests write them by hand.
+type Spec struct {
+	// Version names the policy in records; the same bytes have the same
+	// version on every replica.
+	Version string
+	// Entries, each with a pattern of its own. Their order matters only where
+	// two rules are equally specific.
+	Entries []Entry
+	// Quarantine cuts identities off whatever else allows them.
+	Quarantine []Quarantined
+}
+
+// Entry is all that the policy says of one identity pattern.
+type Entry struct {
+	Pattern IdentityPattern
+	// Unlisted, in an everyone entry, also admits identities that no other
+	// entry names.
+	Unlisted bool
+	// Owner is shown to a denied caller; "" is none.
+	Owner string
+	// Accept lists the ways to prove the identity; zero means not set.
+	Accept Sources
+	// Mode is not set by zero.
+	Mode Mode
+	// Force makes ModeEnforce final: no more specific entry overrides it.
+	Force bool
+	// ObserveUntil is the instant from which ModeObserve no longer holds;
+	// required with ModeObserve.
+	ObserveUntil time.Time
+	// ObservePrivate lets ModeObserve reach private addresses too.
+	ObservePrivate bool
+	// Limits of each identity; SharedLimits of all of the pattern together.
+	Limits, SharedLimits Limits
+	Allow, Deny          []Rule
+}
+
+// Limits bounds what an identity may use. Zero means not set, for each key.
+type Limits struct {
+	Tunnels           int   // open at one time
+	ConnectsPerSecond int   // new tunnels
+	DNSPerSecond      int   // queries
+	UploadPerHour     int64 // bytes
+}
+
+// Rule is one line of an allow or deny list. Exactly one of Host and CIDR is
+// set.
+type Rule struct {
+	// Name is as written; "" means a hash of the rule stands for it.
+	Name string
+	// At is file:line of the rule, UseAt of the use: that named it, or "".
+	At, UseAt string
+	// Ticket is free text.
+	Ticket string
+
+	Host HostPattern
+	CIDR netip.Prefix
+	// Ports; nil means 443 in an allow rule and every port in a deny rule.
+	Ports []PortRange
+	// Expires is the instant from which the rule no longer holds; zero means
+	// never. Not in deny rules.
+	Expires time.Time
+
+	// Addresses, if not nil, are the only ranges that the name may resolve
+	// into.
+	Addresses []netip.Prefix
+	// TLS and ECH say how the first bytes of a tunnel are checked.
+	TLS TLSMode
+	ECH ECHMode
+	// Methods and Paths restrict the rule to plain HTTP requests; such a rule
+	// admits no tunnel, and an upgrade only with Upgrade.
+	Methods []string
+	Paths   []PathPattern
+	Upgrade bool
+	// NoTunnel makes it a name to resolve and not to connect to.
+	NoTunnel bool
+	// Types are the DNS query types beyond the default ones, upper case.
+	Types []string
+}
+
+// TLSMode says what the first bytes of a tunnel must be.
+type TLSMode uint8
+
+// The TLS modes. TLSDefault is require on port 443 and auto elsewhere.
+const (
+	TLSDefault TLSMode = iota
+	TLSRequire
+	TLSAuto
+	TLSOff
+)
+
+// ECHMode says what to do with a ClientHello that offers ECH.
+type ECHMode uint8
+
+// The ECH modes; the zero value records.
+const (
+	ECHRecord ECHMode = iota
+	ECHRefuse
+)
+
+// Quarantined is one line of a quarantine list.
+type Quarantined struct {
+	Pattern IdentityPattern
+	Reason  string // free text, for records
+	At      string // file:line
+}
+
+// Request is one question to the policy.
+type Request struct {
+	ID     spiffeid.ID // verified; zero is never allowed
+	Source Source
+	Dest   Destination
+	// Method is "" for a tunnel; else Path is the raw path of a plain request.
+	Method, Path string
+	// Upgrade marks a plain request that asks to become a tunnel.
+	Upgrade bool
+	// Time is compared with expiry dates.
+	Time time.Time
+}

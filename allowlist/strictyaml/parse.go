@@ -1,0 +1,160 @@
+package strictyaml
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// MaxBytes bounds one file.
+const MaxBytes = 64 << 20
+
+const maxDepth = 64
+
+// limits bounds what the library builds.
+type limits struct{}
+
+// CheckDepth is called for each level.
+func (limits) CheckDepth(depth int, _ *yaml.DepthContext) error {
+	if depth > maxDepth {
+		return fmt.Errorf("more than %d levels: write fewer", maxDepth)
+	}
+	return nil
+}
+
+// CheckAlias has nothing to check: aliases are refused.
+func (limits) CheckAlias(_, _ int) error { return nil }
+
+// source is the file being parsed.
+type source struct {
+	file  string
+	data  []byte
+	lines int // the line on which the file ends
+	errs  *Errors
+}
+
+// Parse reads one document. File is the name that errors give; errs collects
+// them, now and while the tree is walked. It returns nil if the text is no
+// YAML (then one error was added) and a node without content, for which
+// [Node.IsEmpty] holds, if the file has no document. A refused construct is
+// reported and left out of the tree.
+func Parse(file string, data []byte, errs *Errors) *Node {
+	src := &source{file: file, data: data, lines: bytes.Count(data, []byte("\n")) + 1, errs: errs}
+	if len(data) > MaxBytes {
+		errs.Add(Pos{file, 1, 1}, "the file has %d bytes: split it, %d are the limit", len(data), MaxBytes)
+		return nil
+	}
+	if !src.checkText() {
+		return nil
+	}
+	doc, err := src.load()
+	if err != nil {
+		src.addSyntax(err)
+		return nil
+	}
+	c := converter{source: src}
+	root := &Node{doc: &document{file: file, errs: errs}, line: 1, column: 1, keyLine: 1, keyColumn: 1}
+	if doc != nil {
+		c.fill(root, doc.Content[0])
+	}
+	return root
+}
+
+// load returns the document node, or nil if there is none.
+func (s *source) load() (*yaml.Node, error) {
+	loader, err := yaml.NewLoader(bytes.NewReader(s.data),
+		yaml.WithStreamNodes(true), // they carry the directives
+		yaml.WithPlugin(limits{}))
+	if err != nil {
+		return nil, err
+	}
+	var doc *yaml.Node
+	for {
+		node := new(yaml.Node)
+		switch err := loader.Load(node); {
+		case errors.Is(err, io.EOF):
+			return doc, nil
+		case err != nil:
+			return nil, err
+		case node.Kind == yaml.StreamNode:
+			if node.Stream.Version != nil || len(node.Stream.TagDirectives) > 0 {
+				s.errs.Add(s.pos(node), "a YAML directive: remove the line that begins with %%")
+			}
+		case doc != nil:
+			s.errs.Add(s.pos(node), "a second YAML document: write one document per file")
+			return doc, nil
+		case len(node.Content) == 1:
+			doc = node
+		}
+	}
+}
+
+// pos returns the place of a node. What the library finds at the end of a file
+// without a final newline it places on a line that does not exist.
+func (s *source) pos(n *yaml.Node) Pos {
+	return s.clamp(n.Line, n.Column)
+}
+
+func (s *source) clamp(line, column int) Pos {
+	if line >= 1 && line <= s.lines && column >= 1 {
+		return Pos{s.file, line, column}
+	}
+	return s.posOf(len(s.data))
+}
+
+// posOf returns the place of a byte.
+func (s *source) posOf(offset int) Pos {
+	before := s.data[:min(offset, len(s.data))]
+	line := bytes.Count(before, []byte("\n")) + 1
+	start := bytes.LastIndexByte(before, '\n') + 1
+	return Pos{s.file, line, utf8.RuneCount(before[start:]) + 1}
+}
+
+func (s *source) addSyntax(err error) {
+	var syntax *yaml.LoadError
+	if !errors.As(err, &syntax) {
+		s.errs.Add(Pos{s.file, 1, 1}, "not valid YAML: %v", err)
+		return
+	}
+	at := s.clamp(syntax.Mark.Line, syntax.Mark.Column)
+	if strings.HasPrefix(syntax.Message, "unknown anchor") {
+		s.errs.Add(at, "YAML aliases are refused: write the value out")
+		return
+	}
+	msg := syntax.Message
+	if syntax.ContextMsg != "" {
+		msg = syntax.ContextMsg + ": " + msg
+	}
+	s.errs.Add(at, "not valid YAML: %s", msg)
+}
+
+// checkText refuses bytes that show a reader something other than what the
+// parser sees; the file is reviewed by people.
+func (s *source) checkText() bool {
+	for i := 0; i < len(s.data); {
+		if c := s.data[i]; c >= ' ' && c < 0x7f || c == '\n' || c == '\t' {
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRune(s.data[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			s.errs.Add(s.posOf(i), "byte 0x%02x is not UTF-8: save the file as UTF-8", s.data[i])
+			return false
+		case r == '\r' && (i+1 == len(s.data) || s.data[i+1] != '\n'):
+			s.errs.Add(s.posOf(i), "a carriage return without a newline: end lines with a newline")
+			return false
+		case r != '\r' && (unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control)):
+			s.errs.Add(s.posOf(i), "character %U, which hides or moves text: remove it", r)
+			return false
+		}
+		i += size
+	}
+	return true
+}
