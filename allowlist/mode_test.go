@@ -242,3 +242,36 @@ func TestZeroValuesDeny(t *testing.T) {
 		t.Error("a nil classifier is not the one that Compile gives")
 	}
 }
+
+func TestNextEnd(t *testing.T) {
+	day := func(d int) time.Time { return time.Date(2027, 1, d, 0, 0, 0, 0, time.UTC) }
+	pattern, err := ParseIdentityPattern("spiffe://td.example/w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := func(name string) HostPattern {
+		p, err := ParseHostPattern(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p, err := Compile(Spec{Entries: []Entry{{
+		Pattern: pattern, Mode: ModeObserve, ObserveUntil: day(9),
+		Allow: []Rule{{Host: host("a.example"), Expires: day(5)}, {Host: host("b.example"), Expires: day(3)}, {Host: host("c.example")}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for now, want := range map[int]int{1: 3, 3: 5, 4: 5, 5: 9} {
+		if at, ok := p.NextEnd(day(now)); !ok || !at.Equal(day(want)) {
+			t.Errorf("after day %d: %v, %v; want day %d", now, at, ok, want)
+		}
+	}
+	if at, ok := p.NextEnd(day(9)); ok {
+		t.Errorf("after the last end: %v", at)
+	}
+	if _, ok := (*Policy)(nil).NextEnd(day(1)); ok {
+		t.Error("a nil policy has an end")
+	}
+}

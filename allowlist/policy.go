@@ -26,6 +26,7 @@ type Policy struct {
 	inline     *QuarantineList      // of the policy's own files
 	list       *QuarantineList      // beside them; see WithQuarantine
 	classifier *Classifier
+	dates      []time.Time // sorted; at each of them a rule or a mode ends
 }
 
 // entry is what a decision asks of an Entry.
@@ -81,6 +82,8 @@ func Compile(spec Spec) (*Policy, error) {
 			return nil, err
 		}
 	}
+	slices.SortFunc(p.dates, time.Time.Compare)
+	p.dates = slices.CompactFunc(p.dates, time.Time.Equal)
 	return p, nil
 }
 
@@ -111,6 +114,22 @@ func (p *Policy) WithClassifier(c *Classifier) *Policy {
 	q := *p
 	q.classifier = c
 	return &q
+}
+
+// NextEnd returns the first instant after now at which a rule or a mode ends,
+// so that what it allowed must be decided again; false if there is none.
+func (p *Policy) NextEnd(now time.Time) (at time.Time, ok bool) {
+	if p == nil {
+		return time.Time{}, false
+	}
+	i, exact := slices.BinarySearchFunc(p.dates, now, time.Time.Compare)
+	if exact {
+		i++
+	}
+	if i == len(p.dates) {
+		return time.Time{}, false
+	}
+	return p.dates[i], true
 }
 
 // Version names the policy; "" for a nil policy.
@@ -147,7 +166,19 @@ func (p *Policy) add(e *Entry) error {
 		set: true, owner: e.Owner, accept: e.Accept, mode: e.Mode, force: e.Force, unlisted: e.Unlisted,
 		observePrivate: e.ObservePrivate, observeUntil: e.ObserveUntil,
 	}
+	p.noteEnds(e)
 	return compiled.addRules(p.hash, e)
+}
+
+func (p *Policy) noteEnds(e *Entry) {
+	if e.Mode == ModeObserve {
+		p.dates = append(p.dates, e.ObserveUntil)
+	}
+	for i := range e.Allow {
+		if at := e.Allow[i].Expires; !at.IsZero() {
+			p.dates = append(p.dates, at)
+		}
+	}
 }
 
 func (c *entry) addRules(h hasher, e *Entry) error {

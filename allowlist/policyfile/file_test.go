@@ -53,7 +53,7 @@ func checkFiles(t *testing.T, name string, refused []string) {
 		prefix = files.list[0].name + ":"
 	}
 	want := wantedErrors(prefix, files.list[0].data)
-	spec, err := files.spec(testOptions(), refused)
+	spec, err := files.spec(newLoader(testOptions(), refused))
 	if diff := cmp.Diff(lines(err), want); diff != "" {
 		t.Errorf("errors (-got +want):\n%s", diff)
 	}
@@ -109,7 +109,7 @@ func lines(err error) []string {
 
 func mustSpec(t *testing.T, files map[string]string) allowlist.Spec {
 	t.Helper()
-	spec, err := filesOf(files).spec(testOptions(), nil)
+	spec, err := filesOf(files).spec(newLoader(testOptions(), nil))
 	if err != nil {
 		t.Fatal(err)
 	}

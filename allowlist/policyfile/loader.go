@@ -16,15 +16,13 @@ const maxRules = 1_000_000
 // Spec checks all files and returns what they say, or a [strictyaml.Errors]
 // with everything that is wrong, or ErrEmpty.
 func (f *Files) Spec(opts Options) (allowlist.Spec, error) {
-	return f.spec(opts, unenforced())
+	return f.spec(newLoader(opts, unenforced()))
 }
 
-// spec is Spec with a list of the keys to refuse.
-func (f *Files) spec(opts Options, refused []string) (allowlist.Spec, error) {
+func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 	if f.Empty() {
 		return allowlist.Spec{}, ErrEmpty
 	}
-	l := newLoader(opts, refused)
 	for _, file := range f.list {
 		l.open(file)
 	}
@@ -67,6 +65,7 @@ func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 type loader struct {
 	opts    Options
 	refused []string // keys that are not enforced
+	parse   func(file, *strictyaml.Errors) *strictyaml.Node
 	errs    strictyaml.Errors
 
 	documents    []*document
@@ -91,9 +90,14 @@ func newLoader(opts Options, refused []string) *loader {
 	return &loader{
 		opts:         opts,
 		refused:      refused,
+		parse:        parse,
 		destinations: make(map[string]*destination),
 		entries:      make(map[allowlist.IdentityPattern]*entry),
 	}
+}
+
+func parse(f file, errs *strictyaml.Errors) *strictyaml.Node {
+	return strictyaml.Parse(f.path, f.data, errs)
 }
 
 // finish returns the errors. Without any, every value was read.
@@ -113,7 +117,7 @@ func (l *loader) open(f file) {
 		l.errs.Add(start, "the file has 0 bytes: write at least version: 1")
 		return
 	}
-	root := strictyaml.Parse(f.path, f.data, &l.errs)
+	root := l.parse(f, &l.errs)
 	switch {
 	case root == nil:
 		return

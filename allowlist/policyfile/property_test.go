@@ -103,7 +103,7 @@ func FuzzSpec(f *testing.F) {
 				t.Errorf("an error came with a list: %v", list)
 			}
 		}
-		spec, err := files.spec(testOptions(), refused)
+		spec, err := files.spec(newLoader(testOptions(), refused))
 		if err != nil {
 			checkPlaces(t, err, texts)
 			if spec.Version != "" || spec.Entries != nil || spec.Quarantine != nil {

@@ -42,6 +42,10 @@ type Node struct {
 	read  bool // a reader was called
 }
 
+// CollectIn makes the readers add their errors to errs from now on: for a tree
+// that was walked without any and is walked again.
+func (n *Node) CollectIn(errs *Errors) { n.doc.errs = errs }
+
 // Name returns the key of a value, and of an item the key of its list.
 func (n *Node) Name() string { return n.name }
 
@@ -62,6 +66,9 @@ func (n *Node) IsEmpty() bool { return n.kind == empty }
 
 // IsScalar reports whether the value is neither a list nor keys with values.
 func (n *Node) IsScalar() bool { return n.kind == scalar }
+
+// IsMapping reports whether it is keys with values.
+func (n *Node) IsMapping() bool { return n.kind == mapping }
 
 // Errorf adds an error at the value; the message begins with the key.
 func (n *Node) Errorf(format string, args ...any) {

@@ -1,0 +1,152 @@
+package policyfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+const (
+	workload   = "spiffe://td.example/w"
+	onePolicy  = "version: 1\nidentities:\n  - id: spiffe://td.example/w\n    allow:\n      - host: one.example\n"
+	twoPolicy  = "version: 1\nidentities:\n  - id: spiffe://td.example/x\n    allow:\n      - host: two.example\n"
+	cutOff     = "version: 1\nquarantine:\n  - id: spiffe://td.example/w\n"
+	brokenYAML = "version: 1\nidentities: {}\n"
+)
+
+func put(t *testing.T, dir, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func allows(p *allowlist.Policy, id, dest string) bool {
+	d, err := allowlist.ParseDestination(dest)
+	if err != nil {
+		panic(err)
+	}
+	return p.Decide(allowlist.Request{
+		ID: spiffeid.RequireFromString(id), Source: allowlist.SourceX509SVID, Dest: d, Time: time.Now(),
+	}).Allowed()
+}
+
+func TestLoaderBelievesWhatIsSettledOrRepeated(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "a.yaml", onePolicy)
+	l := NewLoader(Options{}, dir)
+	first, err := l.Load(true)
+	if err != nil || !first.Settled || !first.Changed || !allows(first.Policy, workload, "one.example:443") {
+		t.Fatalf("first load: %+v, %v", first, err)
+	}
+	if again, err := l.Load(true); err != nil || again.Changed || again.Policy != nil {
+		t.Errorf("the same files again: %+v, %v", again, err)
+	}
+	put(t, dir, "a.yaml", strings.ReplaceAll(onePolicy, "one.", "three."))
+	if got, err := l.Load(false); err != nil || got.Settled || got.Policy != nil {
+		t.Errorf("a first unsettled reading was believed: %+v, %v", got, err)
+	}
+	if got, err := l.Load(false); err != nil || !got.Settled || !allows(got.Policy, workload, "three.example:443") {
+		t.Errorf("the repeated reading was not believed: %+v, %v", got, err)
+	}
+}
+
+func TestLoaderReportsWhatIsWrongOnce(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "a.yaml", onePolicy)
+	l := NewLoader(Options{}, filepath.Join(dir, "a.yaml"))
+	if _, err := l.Load(true); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"broken": brokenYAML, "empty": ""} {
+		put(t, dir, "a.yaml", text)
+		got, err := l.Load(true)
+		if err == nil || !got.Changed || got.Policy != nil {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		if got, err := l.Load(true); err != nil || got.Changed {
+			t.Errorf("%s again: %+v, %v", name, got, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Load(true); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("deleted: %v", err)
+	}
+	if _, err := l.Load(true); err != nil {
+		t.Errorf("deleted, again: %v", err)
+	}
+	put(t, dir, "a.yaml", onePolicy)
+	if got, err := l.Load(true); err != nil || got.Policy == nil {
+		t.Errorf("back again: %+v, %v", got, err)
+	}
+}
+
+func TestLoaderLoadsTheQuarantineByItself(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "a.yaml", onePolicy)
+	l := NewLoader(Options{}, dir)
+	good, err := l.Load(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, dir, "a.yaml", brokenYAML)
+	put(t, dir, "quarantine.yaml", cutOff)
+	got, err := l.Load(true)
+	if err == nil || got.Policy != nil || got.Quarantine == nil {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	if allows(good.Policy.WithQuarantine(got.Quarantine), workload, "one.example:443") {
+		t.Error("the quarantine does not hold over the last good policy")
+	}
+	put(t, dir, "a.yaml", onePolicy)
+	put(t, dir, "quarantine.yaml", "version: 1\nallow: []\n")
+	got, err = l.Load(true)
+	if err == nil || got.Policy == nil || got.Quarantine != nil {
+		t.Errorf("a broken quarantine.yaml: %+v, %v", got, err)
+	}
+}
+
+// TestUnchangedFilesAreNotParsedAgain looks at the kept trees: the one of the
+// file that did not change is the same.
+func TestUnchangedFilesAreNotParsedAgain(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "a.yaml", onePolicy)
+	put(t, dir, "b.yaml", twoPolicy)
+	l := NewLoader(Options{}, dir)
+	if _, err := l.Load(true); err != nil {
+		t.Fatal(err)
+	}
+	a, b := l.parsed[filepath.Join(dir, "a.yaml")].root, l.parsed[filepath.Join(dir, "b.yaml")].root
+	put(t, dir, "b.yaml", strings.ReplaceAll(twoPolicy, "two.", "four."))
+	got, err := l.Load(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.parsed[filepath.Join(dir, "a.yaml")].root != a || l.parsed[filepath.Join(dir, "b.yaml")].root == b {
+		t.Error("want the tree of a.yaml kept and that of b.yaml new")
+	}
+	if !allows(got.Policy, workload, "one.example:443") || !allows(got.Policy, "spiffe://td.example/x", "four.example:443") {
+		t.Error("the policy is not that of both files")
+	}
+	// What the other file does now is an error at its place in the kept one.
+	put(t, dir, "b.yaml", strings.ReplaceAll(twoPolicy, "    allow:", "    owner: x\n    allow:")+
+		"  - id: spiffe://td.example/w\n    owner: x\n    allow: [{host: five.example}]\n")
+	if _, err := l.Load(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Load(true); err != nil || len(l.parsed) != 1 {
+		t.Errorf("after b.yaml is gone %d trees are kept, %v", len(l.parsed), err)
+	}
+}
