@@ -1,0 +1,61 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+const (
+	privateDir    fs.FileMode = 0o700
+	privateSocket fs.FileMode = 0o600
+)
+
+// Listen makes a unix socket that only this user may open, in a directory that
+// is made for this user only if it does not exist. A socket that nobody listens
+// on any more is replaced; one that somebody does, or another file, is an error.
+// The socket is removed when the listener is closed.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
+	const longest = 107 // bytes of sun_path, unix(7), less the final zero
+	if path == "" || len(path) > longest {
+		return nil, fmt.Errorf("path of the Workload API socket has %d bytes; give one of 1 to %d", len(path), longest)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), privateDir); err != nil {
+		return nil, fmt.Errorf("making the directory of the Workload API socket: %w", err)
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) && abandoned(ctx, path) {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("removing an abandoned socket: %w", err)
+		}
+		listener, err = config.Listen(ctx, "unix", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the Workload API socket: %w", err)
+	}
+	if err := os.Chmod(path, privateSocket); err != nil {
+		_ = listener.Close()
+		return nil, fmt.Errorf("opening the Workload API socket: %w", err)
+	}
+	return listener, nil
+}
+
+// abandoned says that path is a socket whose owner is gone.
+func abandoned(ctx context.Context, path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return false
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}

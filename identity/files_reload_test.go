@@ -1,0 +1,317 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// living is a directory as spiffe-helper writes it, and the source over it.
+type living struct {
+	t     *testing.T
+	ca    testCA
+	dir   string
+	files *Files
+}
+
+func newLiving(t *testing.T) living {
+	t.Helper()
+	l := living{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
+	svid := l.ca.issue(t, gatewayID)
+	l.put("svid.pem", certPEM(svid))
+	l.put("svid_key.pem", keyPEM(t, svid.PrivateKey))
+	l.put("bundle.pem", caPEM(l.ca))
+	files, err := LoadFiles(FileConfig{Dir: l.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.files = files
+	return l
+}
+
+func (l living) put(name, content string) {
+	l.t.Helper()
+	if err := os.WriteFile(filepath.Join(l.dir, name), []byte(content), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// becomes wants a reload that takes the certificate over.
+func (l living) becomes(cert tls.Certificate, generation uint64) {
+	l.t.Helper()
+	changed, err := l.files.Reload()
+	snap := l.files.Snapshot()
+	if err != nil || !changed || snap.Generation() != generation || !bytes.Equal(snap.Certificate().Certificate[0], cert.Certificate[0]) {
+		l.t.Errorf("changed %v, error %v, generation %d; want generation %d and the new certificate", changed, err, snap.Generation(), generation)
+	}
+}
+
+// stays wants a reload after which the snapshot is the same one. No wants: it
+// is no error either.
+func (l living) stays(wants ...string) {
+	l.t.Helper()
+	before := l.files.Snapshot()
+	changed, err := l.files.Reload()
+	if changed || l.files.Snapshot() != before {
+		l.t.Errorf("changed %v, want the same snapshot", changed)
+	}
+	if len(wants) > 0 {
+		checkMessage(l.t, err, l.dir, wants)
+	} else if err != nil {
+		l.t.Error(err)
+	}
+}
+
+func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
+	l := newLiving(t)
+	l.stays()
+	next := l.ca.issue(t, gatewayID)
+	l.put("svid.pem", certPEM(next))
+	for range 2 { // each call tries again
+		l.stays("key file DIR/svid_key.pem does not belong to the first certificate in DIR/svid.pem")
+	}
+	l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
+	l.becomes(next, 2)
+	l.stays()
+}
+
+func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
+	l := newLiving(t)
+	good := map[string]string{}
+	for _, name := range []string{"svid.pem", "svid_key.pem", "bundle.pem"} {
+		data, err := os.ReadFile(filepath.Join(l.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		good[name] = string(data)
+	}
+	expired := l.ca.issue(t, gatewayID, valid(-2*time.Hour, -time.Hour))
+	foreign := newCA(t, "foreign", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "spiffe://foreign.example")) })
+	for _, test := range []struct {
+		name  string
+		files map[string]string
+		want  string
+	}{
+		{"an empty certificate", map[string]string{"svid.pem": ""}, "certificate file DIR/svid.pem is empty"},
+		{"half a bundle", map[string]string{"bundle.pem": good["bundle.pem"][:100]}, "bundle file DIR/bundle.pem is not PEM"},
+		{"a bundle that did not issue it", map[string]string{"bundle.pem": caPEM(newCA(t, "prod"))}, "bundle file DIR/bundle.pem: certificate was not issued"},
+		{"a CA of another trust domain", map[string]string{"bundle.pem": caPEM(l.ca, foreign)}, `bundle file DIR/bundle.pem: CA "CN=CA foreign" belongs to trust domain "foreign.example"`},
+		{"an expired certificate", map[string]string{"svid.pem": certPEM(expired), "svid_key.pem": keyPEM(t, expired.PrivateKey)}, "certificate file DIR/svid.pem: certificate expired"},
+		{"files of two layouts", map[string]string{"tls.crt": "x"}, "directory DIR holds files of two layouts"},
+		{"a file that is too large", map[string]string{"bundle.pem": strings.Repeat("x", maxFileBytes+1)}, "bundle file DIR/bundle.pem is larger"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := l
+			l.t = t
+			for name, content := range test.files {
+				l.put(name, content)
+			}
+			l.stays(test.want)
+			for name := range test.files {
+				if good[name] == "" {
+					if err := os.Remove(filepath.Join(l.dir, name)); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				l.put(name, good[name])
+			}
+			l.stays() // what it was made of is there again
+		})
+	}
+	if err := os.RemoveAll(l.dir); err != nil {
+		t.Fatal(err)
+	}
+	l.stays("identity directory DIR: no such file")
+}
+
+// A mount of a ConfigMap or of a CSI driver: links to ..data, a link itself.
+func TestReloadFollowsASymlinkSwap(t *testing.T) {
+	l := living{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
+	issue := func(version string) tls.Certificate {
+		t.Helper()
+		svid := l.ca.issue(t, gatewayID)
+		if err := os.Mkdir(filepath.Join(l.dir, version), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l.put(version+"/tls.crt", certPEM(svid))
+		l.put(version+"/tls.key", keyPEM(t, svid.PrivateKey))
+		l.put(version+"/ca.crt", caPEM(l.ca))
+		next := filepath.Join(l.dir, "..data_tmp")
+		if err := os.Symlink(version, next); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(next, filepath.Join(l.dir, "..data")); err != nil {
+			t.Fatal(err)
+		}
+		return svid
+	}
+	issue("..1")
+	for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		if err := os.Symlink("..data/"+name, filepath.Join(l.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if l.files, err = LoadFiles(FileConfig{Dir: l.dir}); err != nil {
+		t.Fatal(err)
+	}
+	l.becomes(issue("..2"), 2)
+	l.becomes(issue("..3"), 3)
+	l.stays()
+}
+
+func TestReloadFollowsFederatedBundles(t *testing.T) {
+	l := newLiving(t)
+	partner, next := newCA(t, "partner"), newCA(t, "next")
+	l.put("partner.crt.pem", caPEM(partner))
+	config := FileConfig{Dir: l.dir, Bundles: map[string]string{"partner.example": filepath.Join(l.dir, "partner.crt.pem")}}
+	var err error
+	if l.files, err = LoadFiles(config); err != nil {
+		t.Fatal(err)
+	}
+	delete(config.Bundles, "partner.example") // the caller's map is not ours
+	first := l.files.Snapshot()
+	v := newVerifier(t, l.files)
+	caller := parsed(t, next.issue(t, "spiffe://partner.example/x"))
+	checkPeer(t, v.Verify(caller), Untrusted, "not issued by")
+	l.put("partner.crt.pem", caPEM(partner, next))
+	if changed, err := l.files.Reload(); err != nil || !changed {
+		t.Errorf("changed %v, %v", changed, err)
+	}
+	checkPeer(t, v.Verify(caller), Verified, "")
+	if first.SameTrust(l.files.Snapshot()) {
+		t.Error("the new CA is not seen as a change of trust")
+	}
+}
+
+func TestACertificateOfTomorrowIsTakenTomorrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiving(t)
+		next := l.ca.issue(t, gatewayID, valid(time.Minute, time.Hour))
+		l.put("svid.pem", certPEM(next))
+		l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
+		l.stays("certificate file DIR/svid.pem: certificate is not valid before")
+		pass(2 * time.Minute)
+		l.becomes(next, 2)
+		pass(2 * time.Hour) // it expired, which the files cannot help
+		l.stays()
+	})
+}
+
+// A writer that never pauses: no reader sees a mixture, and when the writer
+// stops one reload is enough.
+func TestReloadWhileTheFilesAreWritten(t *testing.T) {
+	l := newLiving(t)
+	other := newCA(t, "other")
+	svids := []tls.Certificate{l.ca.issue(t, gatewayID), other.issue(t, gatewayID)}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			svid, ca := svids[i%2], []testCA{l.ca, other}[i%2]
+			l.put("bundle.pem", caPEM(ca))
+			l.put("svid_key.pem", keyPEM(t, svid.PrivateKey))
+			l.put("svid.pem", certPEM(svid))
+		}
+	})
+	wg.Go(func() {
+		for last := uint64(0); ; {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			got := l.files.Snapshot().Generation()
+			if got < last {
+				t.Errorf("generation %d after %d", got, last)
+			}
+			last = got
+		}
+	})
+	for range 200 {
+		_, _ = l.files.Reload() // most find the directory half written
+		snap := l.files.Snapshot()
+		if _, err := snap.trusted[snap.TrustDomain()].issued(parsed(t, *snap.Certificate()), time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if _, err := l.files.Reload(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was replaced after the first reading is what counts.
+func TestOneReadingIsNotEnough(t *testing.T) {
+	l := newLiving(t)
+	first, err := l.files.config.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.put("bundle.pem", caPEM(l.ca, newCA(t, "next")))
+	settled, err := l.files.config.settle(first)
+	if err != nil || settled.digest == first.digest || string(settled.bundle.data) == string(first.bundle.data) {
+		t.Errorf("the first reading was taken: %v", err)
+	}
+}
+
+func TestPathsAreTheDirectoriesToWatch(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		config FileConfig
+		want   []string
+	}{
+		{"of a directory", FileConfig{Dir: "/run/id/"}, []string{"/run/id"}},
+		{"of three files in one", FileConfig{Certificate: "/run/id/c", Key: "/run/id/k", Bundle: "/run/id/b"}, []string{"/run/id"}},
+		{"of files in many", FileConfig{Certificate: "/b/c", Key: "a/k", Bundle: "b"}, []string{".", "/b", "a"}},
+		{"of other bundles", FileConfig{Dir: "/run/id", Bundles: map[string]string{"a.example": "/etc/td/a", "b.example": "/etc/td/b"}}, []string{"/etc/td", "/run/id"}},
+	} {
+		got := (&Files{config: test.config}).Paths()
+		if diff := cmp.Diff(got, test.want); diff != "" || !slices.IsSorted(got) {
+			t.Errorf("%s: %s", test.name, diff)
+		}
+	}
+}
+
+// BenchmarkReloadUnchanged shows what a poll costs.
+func BenchmarkReloadUnchanged(b *testing.B) {
+	ca := newCA(b, "prod")
+	svid := ca.issue(b, gatewayID)
+	raw, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	dir := b.TempDir()
+	for name, content := range map[string]string{"svid.pem": certPEM(svid), "svid_key.pem": block("PRIVATE KEY", raw), "bundle.pem": caPEM(ca)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	files, err := LoadFiles(FileConfig{Dir: dir})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if changed, err := files.Reload(); changed || err != nil {
+			b.Fatal(changed, err)
+		}
+	}
+}

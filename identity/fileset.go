@@ -1,0 +1,160 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// digest stands for the names and the content of all files of an identity.
+type digest [sha256.Size]byte
+
+// fileSet is one reading of all files of an identity.
+type fileSet struct {
+	certificate, key, bundle file
+	bundles                  []foreignBundle
+	digest                   digest
+}
+
+// foreignBundle is the file of another trust domain.
+type foreignBundle struct {
+	name string // of the trust domain, as it is configured
+	file file
+}
+
+// read reads all files once.
+func (c FileConfig) read() (*fileSet, error) {
+	c, err := c.resolve()
+	if err != nil {
+		return nil, err
+	}
+	set := &fileSet{}
+	hash := sha256.New()
+	read := func(into *file, what, path string) {
+		if err != nil {
+			return // the first error is the one to report
+		}
+		if *into, err = readFile(what, path); err == nil {
+			_, _ = fmt.Fprintf(hash, "%q %d\n%s", path, len(into.data), into.data) // a hash never fails
+		}
+	}
+	read(&set.certificate, "certificate", c.Certificate)
+	read(&set.key, "key", c.Key)
+	read(&set.bundle, "bundle", c.Bundle)
+	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
+		other := foreignBundle{name: name}
+		read(&other.file, "bundle", c.Bundles[name])
+		set.bundles = append(set.bundles, other)
+	}
+	if err != nil {
+		return nil, err
+	}
+	hash.Sum(set.digest[:0])
+	return set, nil
+}
+
+// settle reads on until two readings in a row are the same: between the reading
+// of two files somebody may have replaced both, and an old bundle would be
+// taken with a new certificate.
+func (c FileConfig) settle(last *fileSet) (*fileSet, error) {
+	const readings = 4 // a rotation is over by then, or the next Reload finds it so
+	for range readings {
+		again, err := c.read()
+		if err != nil {
+			return nil, err
+		}
+		if again.digest == last.digest {
+			return again, nil
+		}
+		last = again
+	}
+	return nil, fmt.Errorf("certificate file %s, its key and its bundles change faster than they can be read; see what writes them", last.certificate.path)
+}
+
+// snapshot parses the files and says of every fault in which file it is. What
+// NewSnapshot checks too is checked here for that reason.
+func (s *fileSet) snapshot(generation uint64) (*Snapshot, error) {
+	chain, key, err := parsePair(s.certificate, s.key)
+	if err != nil {
+		return nil, err
+	}
+	id, err := leafID(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("certificate file %s is not an X509-SVID: %w; the leaf of a workload comes first, with its SPIFFE ID as the only URI SAN", s.certificate.path, err)
+	}
+	if err := checkValidity(chain[0], time.Now()); err != nil {
+		return nil, fmt.Errorf("certificate file %s: %w", s.certificate.path, err)
+	}
+	own, err := s.bundle.trust(id.TrustDomain())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := own.issued(chain, time.Now()); err != nil {
+		return nil, fmt.Errorf("certificate file %s and bundle file %s: %w", s.certificate.path, s.bundle.path, err)
+	}
+	bundles := []*x509bundle.Bundle{own.bundle()}
+	for _, foreign := range s.bundles {
+		td, err := spiffeid.TrustDomainFromString(foreign.name)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("bundle file %s is for %s, which is not a trust domain: %w", foreign.file.path, quoted(foreign.name), err)
+		case td == id.TrustDomain():
+			return nil, fmt.Errorf("bundle file %s is for %s, our own trust domain; its authorities belong into %s", foreign.file.path, quoted(foreign.name), s.bundle.path)
+		}
+		other, err := foreign.file.trust(td)
+		if err != nil {
+			return nil, err
+		}
+		bundles = append(bundles, other.bundle())
+	}
+	return NewSnapshot(SnapshotConfig{Certificate: pair(chain, key), Bundles: bundles, Generation: generation})
+}
+
+func (t *trust) bundle() *x509bundle.Bundle {
+	return x509bundle.FromX509Authorities(t.domain, t.authorities)
+}
+
+// trust makes the bundle of a trust domain of a file.
+func (f file) trust(td spiffeid.TrustDomain) (*trust, error) {
+	authorities, err := f.certificates()
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTrust(td, authorities)
+	if err != nil {
+		return nil, fmt.Errorf("bundle file %s: %w", f.path, err)
+	}
+	return t, nil
+}
+
+// parsePair returns a certificate chain and the private key of its first one.
+func parsePair(certificate, key file) ([]*x509.Certificate, crypto.Signer, error) {
+	chain, err := certificate.certificates()
+	if err != nil {
+		return nil, nil, err
+	}
+	signer, err := key.signer()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !keyMatches(chain[0], signer) {
+		return nil, nil, fmt.Errorf("key file %s does not belong to the first certificate in %s; give both from the same issue, the leaf before its intermediates", key.path, certificate.path)
+	}
+	return chain, signer, nil
+}
+
+func pair(chain []*x509.Certificate, key crypto.Signer) tls.Certificate {
+	out := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, cert := range chain {
+		out.Certificate = append(out.Certificate, cert.Raw)
+	}
+	return out
+}

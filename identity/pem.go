@@ -1,0 +1,130 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxFileBytes bounds a PEM file; the largest public root programs are below.
+const maxFileBytes = 4 << 20
+
+// file is one that was read, and what it is for in a message.
+type file struct {
+	what, path string
+	data       []byte
+}
+
+// certificates returns the certificates of a PEM file, at least one. Other
+// blocks are passed over, so that a file may hold its key as well.
+func (f file) certificates() ([]*x509.Certificate, error) {
+	var (
+		certs []*x509.Certificate
+		other string
+	)
+	for block, rest := pem.Decode(f.data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			other = block.Type
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s file %s: certificate %d cannot be parsed: %w; issue it again", f.what, f.path, len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+	}
+	switch {
+	case len(certs) > 0:
+		return certs, nil
+	case other != "":
+		return nil, fmt.Errorf("%s file %s holds a PEM block %s and no CERTIFICATE; check that the paths are not mixed up", f.what, f.path, quoted(other))
+	default:
+		return nil, fmt.Errorf("%s file %s is not PEM; convert it (openssl x509 -inform der) or check the path", f.what, f.path)
+	}
+}
+
+// signer returns the first private key of a PEM file. Other blocks are passed
+// over: EC PARAMETERS stand before a key that openssl ecparam wrote.
+func (f file) signer() (crypto.Signer, error) {
+	var other string
+	for block, rest := pem.Decode(f.data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+			return nil, fmt.Errorf("key file %s is encrypted; store the key without a passphrase, readable for this user only", f.path)
+		}
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			other = block.Type
+			continue
+		}
+		signer, err := parseKey(block)
+		if err != nil {
+			return nil, fmt.Errorf("key file %s: %w; give an EC or RSA key as PKCS #8, SEC 1 or PKCS #1", f.path, err)
+		}
+		return signer, nil
+	}
+	if other != "" {
+		return nil, fmt.Errorf("key file %s holds a PEM block %s and no PRIVATE KEY; check that the paths are not mixed up", f.path, quoted(other))
+	}
+	return nil, fmt.Errorf("key file %s is not PEM; convert it (openssl pkey -inform der) or check the path", f.path)
+}
+
+func parseKey(block *pem.Block) (crypto.Signer, error) {
+	var (
+		key any
+		err error
+	)
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("unknown kind of key %s", quoted(block.Type))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("private key cannot be parsed: %w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("private key cannot sign")
+	}
+	return signer, nil
+}
+
+// readFile reads a file that is not empty and not too large.
+func readFile(what, path string) (file, error) {
+	if path == "" {
+		return file{}, fmt.Errorf("no path is configured for a %s file", what)
+	}
+	opened, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return file{}, fmt.Errorf("%s file %s: %w; check the path, its permissions, and whether what writes it has run", what, path, reason(err))
+	}
+	defer func() { _ = opened.Close() }()
+	data, err := io.ReadAll(io.LimitReader(opened, maxFileBytes+1))
+	switch {
+	case err != nil:
+		return file{}, fmt.Errorf("%s file %s: %w; check the path", what, path, reason(err))
+	case len(data) > maxFileBytes:
+		return file{}, fmt.Errorf("%s file %s is larger than %d MiB; check the path", what, path, maxFileBytes>>20)
+	case len(data) == 0:
+		return file{}, fmt.Errorf("%s file %s is empty; see whether what writes it has finished", what, path)
+	}
+	return file{what: what, path: path, data: data}, nil
+}
+
+// reason takes the path out of an error that is going to name it itself.
+func reason(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
+}

@@ -1,0 +1,233 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"testing"
+)
+
+// rotate replaces our CA in the bundle by another one.
+func (f fixture) rotate(t *testing.T) testCA {
+	t.Helper()
+	next := newCA(t, "next")
+	f.source.Store(newSnapshot(t, f.source.Load().Generation()+1, next.issue(t, gatewayID), bundles{"prod.example": {next}}))
+	return next
+}
+
+func TestARemovedCAIsRefusedAtOnce(t *testing.T) {
+	f := newFixture(t)
+	client := presenting(f.ca.issue(t, callerID))
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
+	client.ServerName = "gateway"
+
+	for range 2 {
+		got := handshake(t, f.server, f.verifier, client)
+		checkPeer(t, got.peer, Verified, "")
+		if got.server.DidResume || got.client.DidResume {
+			t.Error("a session was resumed; tickets should be off")
+		}
+	}
+	open := handshake(t, f.server, f.verifier, client).server
+
+	f.rotate(t)
+
+	got := handshake(t, f.server, f.verifier, client)
+	checkPeer(t, got.peer, Untrusted, "not issued by")
+	if got.server.DidResume {
+		t.Error("a session was resumed; tickets should be off")
+	}
+	if got.peer.Generation != 2 {
+		t.Errorf("generation %d, want 2", got.peer.Generation)
+	}
+	checkPeer(t, f.verifier.Peer(open), Untrusted, "not issued by")
+}
+
+// Should tickets ever be on, the verdict must not come out of the ticket.
+func TestARemovedCAIsRefusedOnAResumedSession(t *testing.T) {
+	f := newFixture(t)
+	withTickets := f.server.Clone()
+	withTickets.GetConfigForClient = nil
+	withTickets.SessionTicketsDisabled = false
+	client := presenting(f.ca.issue(t, callerID))
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
+	client.ServerName = "gateway"
+
+	checkPeer(t, handshake(t, withTickets, f.verifier, client).peer, Verified, "")
+	got := handshake(t, withTickets, f.verifier, client)
+	checkPeer(t, got.peer, Verified, "")
+	if !got.server.DidResume {
+		t.Fatal("the session was not resumed, so that this test shows nothing")
+	}
+
+	f.rotate(t)
+
+	got = handshake(t, withTickets, f.verifier, client)
+	checkPeer(t, got.peer, Untrusted, "not issued by")
+	if !got.server.DidResume {
+		t.Fatal("the session was not resumed, so that this test shows nothing")
+	}
+}
+
+func TestTheHandshakeFollowsTheSource(t *testing.T) {
+	f := newFixture(t)
+	before, err := f.server.GetConfigForClient(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := f.server.GetConfigForClient(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before != again {
+		t.Error("two handshakes of one snapshot got two configurations")
+	}
+
+	next := f.rotate(t)
+
+	got := handshake(t, f.server, f.verifier, presenting(next.issue(t, callerID)))
+	checkPeer(t, got.peer, Verified, "")
+	if want := f.source.Load().Certificate().Leaf; !got.client.PeerCertificates[0].Equal(want) {
+		t.Error("the listener still presents the old certificate")
+	}
+}
+
+func TestClientsSeeTheNamesOfOurCAs(t *testing.T) {
+	f := newFixture(t)
+	var names [][]byte
+	client := &tls.Config{
+		InsecureSkipVerify: true,
+		GetClientCertificate: func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			names = info.AcceptableCAs
+			return &tls.Certificate{}, nil
+		},
+	}
+	handshake(t, f.server, f.verifier, client)
+	want := [][]byte{f.ca.cert.RawSubject, f.other.cert.RawSubject}
+	slices.SortFunc(names, bytes.Compare)
+	slices.SortFunc(want, bytes.Compare)
+	if !slices.EqualFunc(names, want, bytes.Equal) {
+		t.Errorf("got %q, want %q", names, want)
+	}
+
+	next := f.rotate(t)
+	handshake(t, f.server, f.verifier, client)
+	if len(names) != 1 || !bytes.Equal(names[0], next.cert.RawSubject) {
+		t.Errorf("after a rotation got %q, want %q", names, next.cert.RawSubject)
+	}
+}
+
+func TestAGoClientWithholdsACertificateOfAnotherCA(t *testing.T) {
+	f := newFixture(t)
+	stranger := newCA(t, "stranger").issue(t, callerID)
+	client := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{stranger}}
+	got := handshake(t, f.server, f.verifier, client)
+	checkPeer(t, got.peer, Missing, "none issued by partner.example, prod.example")
+}
+
+// Beyond 64 KiB of names crypto/tls could not write the request any more.
+func TestManyCAsDoNotBreakTheHandshake(t *testing.T) {
+	ca := newCA(t, "prod")
+	long := func(c *x509.Certificate) {
+		c.Subject.OrganizationalUnit = slices.Repeat([]string{string(bytes.Repeat([]byte{'x'}, 4000))}, 20)
+	}
+	source := newSource(newSnapshot(t, 1, ca.issue(t, gatewayID), bundles{"prod.example": {ca, newCA(t, "long", long)}}))
+	verifier := newVerifier(t, source)
+	server, err := ServerConfig{Source: source, Verifier: verifier}.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := handshake(t, server, verifier, presenting(ca.issue(t, callerID)))
+	checkPeer(t, got.peer, Verified, "")
+}
+
+func TestWhatAListenerPresents(t *testing.T) {
+	f := newFixture(t)
+	web := f.ca.issue(t, "", func(c *x509.Certificate) { c.DNSNames = []string{"proxy.example"} })
+	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: &web, CurvePreferences: []tls.CurveID{tls.X25519}}.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(f.ca.cert)
+	got := handshake(t, config, f.verifier, &tls.Config{
+		RootCAs: roots, ServerName: "proxy.example", NextProtos: []string{"h2", "http/1.1"},
+		Certificates: []tls.Certificate{f.ca.issue(t, callerID)},
+	})
+	if got.clientErr != nil {
+		t.Fatal(got.clientErr)
+	}
+	checkPeer(t, got.peer, Verified, "")
+	if got.client.Version != tls.VersionTLS13 || got.client.CurveID != tls.X25519 || got.client.NegotiatedProtocol != "" {
+		t.Errorf("version %x, curve %v, ALPN %q; want TLS 1.3, X25519, none", got.client.Version, got.client.CurveID, got.client.NegotiatedProtocol)
+	}
+
+	old := presenting(f.ca.issue(t, callerID))
+	old.MaxVersion = tls.VersionTLS12
+	if got := handshake(t, f.server, f.verifier, old); got.serverErr == nil {
+		t.Error("TLS 1.2 was accepted")
+	}
+}
+
+func TestNothingMissingMeansAllow(t *testing.T) {
+	f := newFixture(t)
+	certs := parsed(t, f.ca.issue(t, callerID))
+	var (
+		noFiles *Files
+		broken  testSource // its snapshot is nil
+		zero    = newSource(&Snapshot{})
+	)
+	for name, src := range map[string]Source{"nil": nil, "nil files": noFiles, "zero files": &Files{}, "no snapshot": &broken, "zero snapshot": zero} {
+		if v, err := NewVerifier(src); err == nil || v != nil {
+			t.Errorf("verifier over %s: no error", name)
+		}
+		if c, err := (ServerConfig{Source: src, Verifier: f.verifier}).TLS(); err == nil || c != nil {
+			t.Errorf("listener over %s: no error", name)
+		}
+	}
+	for name, c := range map[string]ServerConfig{
+		"nothing":                  {},
+		"no verifier":              {Source: f.source},
+		"a zero verifier":          {Source: f.source, Verifier: &Verifier{}},
+		"an empty web certificate": {Source: f.source, Verifier: f.verifier, Web: &tls.Certificate{}},
+	} {
+		if config, err := c.TLS(); err == nil || config != nil {
+			t.Errorf("listener with %s: no error", name)
+		}
+	}
+
+	var none *Verifier
+	for name, v := range map[string]*Verifier{"nil": none, "zero": {}} {
+		if got := v.Verify(certs); got.Cause == Verified || !got.ID.IsZero() {
+			t.Errorf("%s verifier: %+v", name, got)
+		}
+	}
+	if got := f.verifier.Verify([]*x509.Certificate{nil}); got.Cause != Invalid {
+		t.Errorf("nil certificate: %+v", got)
+	}
+	if got := f.verifier.Verify([]*x509.Certificate{{}}); got.Cause != Invalid {
+		t.Errorf("zero certificate: %+v", got)
+	}
+
+	// A source that stops keeping its word takes its listeners down with it.
+	f.source.Store(nil)
+	if got := f.verifier.Verify(certs); got.Cause == Verified {
+		t.Errorf("source without a snapshot: %+v", got)
+	}
+	if _, err := f.server.GetConfigForClient(nil); err == nil {
+		t.Error("source without a snapshot: handshake goes on")
+	}
+}
+
+func TestTheZeroPeerIsNobody(t *testing.T) {
+	var p Peer
+	if p.Cause != Missing || !p.ID.IsZero() {
+		t.Errorf("got %+v", p)
+	}
+	for cause, want := range map[Cause]string{Missing: "missing", Invalid: "invalid", Expired: "expired", Untrusted: "untrusted", Verified: "verified", 99: "unknown"} {
+		if got := cause.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

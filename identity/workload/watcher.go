@@ -1,0 +1,153 @@
+package workload
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/exeat-dev/exeat/identity"
+)
+
+// watcher makes snapshots of what the agent sends. Its methods are called by
+// one goroutine; only current is for everybody.
+type watcher struct {
+	current atomic.Pointer[identity.Snapshot]
+	first   chan struct{}   // closed with the first snapshot
+	closed  <-chan struct{} // nothing is reported after this
+
+	report func(Event)
+	lost   bool
+	last   error // before the first snapshot: why there is none
+	denied bool  // and whether the agent said that
+}
+
+func newWatcher(closed <-chan struct{}, report func(Event)) *watcher {
+	if report == nil {
+		report = func(Event) {}
+	}
+	return &watcher{first: make(chan struct{}), closed: closed, report: report}
+}
+
+// OnX509ContextUpdate is called with everything the agent knows for us.
+func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
+	before := w.current.Load()
+	w.found(before)
+	generation := uint64(1)
+	if before != nil {
+		generation = before.Generation() + 1
+	}
+	snap, err := identity.NewSnapshot(identity.SnapshotConfig{
+		Certificate: certificateOf(update.DefaultSVID()),
+		Bundles:     update.Bundles.Bundles(),
+		Generation:  generation,
+	})
+	switch {
+	case err != nil:
+		w.refuse(before, err)
+	case before != nil && same(before, snap):
+		// An agent says everything again when it came back.
+	default:
+		w.current.Store(snap)
+		w.report(Event{Kind: Updated, Snapshot: snap})
+		if before == nil {
+			close(w.first)
+		}
+	}
+}
+
+// OnX509ContextWatchError is called with an update that cannot be read, and
+// with every attempt to reach the agent that came to nothing.
+func (w *watcher) OnX509ContextWatchError(err error) {
+	select {
+	case <-w.closed:
+		return
+	default:
+	}
+	before := w.current.Load()
+	if _, ended := status.FromError(err); !ended && !errors.Is(err, io.EOF) {
+		w.found(before)
+		w.refuse(before, err)
+		return
+	}
+	switch {
+	case before == nil:
+		w.last, w.denied = plain(err), status.Code(err) == codes.PermissionDenied
+	case !w.lost:
+		w.lost = true
+		w.report(Event{Kind: AgentLost, Err: plain(err)})
+	}
+}
+
+// found is called when the agent answered.
+func (w *watcher) found(before *identity.Snapshot) {
+	if before != nil && w.lost {
+		w.lost = false
+		w.report(Event{Kind: AgentBack})
+	}
+}
+
+func (w *watcher) refuse(before *identity.Snapshot, err error) {
+	if before == nil {
+		w.last, w.denied = fmt.Errorf("what it sent cannot be used: %w", err), false
+		return
+	}
+	w.report(Event{Kind: Refused, Err: err})
+}
+
+// startError says why there is no first snapshot. It is called after the last
+// call of the watcher.
+func (w *watcher) startError(address string, after time.Duration) error {
+	if w.last == nil {
+		w.last = errors.New("it does not answer")
+	}
+	check := "check the path of the socket and its permissions, that the agent runs, and that this workload is registered with it"
+	if w.denied {
+		check = "the agent runs; check that this workload is registered with it, under the user it runs as"
+	}
+	return fmt.Errorf("no X509-SVID from the Workload API at %s within %s: %w; %s", address, after, w.last, check)
+}
+
+func certificateOf(svid *x509svid.SVID) tls.Certificate {
+	out := tls.Certificate{PrivateKey: svid.PrivateKey}
+	for _, cert := range svid.Certificates {
+		out.Certificate = append(out.Certificate, cert.Raw)
+	}
+	return out
+}
+
+// same compares everything but the generation. Equal certificates have equal
+// keys.
+func same(a, b *identity.Snapshot) bool {
+	return slices.EqualFunc(a.Certificate().Certificate, b.Certificate().Certificate, bytes.Equal) && a.SameTrust(b)
+}
+
+// plain takes the wrapping of gRPC from an error, and whatever does not fit
+// into one line.
+func plain(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("the agent ended the stream")
+	}
+	const most = 300
+	answer := status.Convert(err)
+	text := answer.Message()
+	if text == "" {
+		text = answer.Code().String()
+	}
+	return errors.New(strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text[:min(len(text), most)]))
+}
