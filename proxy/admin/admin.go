@@ -1,0 +1,92 @@
+// Package admin answers the questions of probes and scrapers: /livez, /readyz
+// and /metrics, and nothing else. In a pod the workload shares loopback with
+// it, so it shows no decision and changes nothing.
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Config says where to listen and what to answer. All fields are required.
+type Config struct {
+	// Address is an IP address and a port.
+	Address string
+	// NotReady returns why the gateway is not ready, a line for each cause;
+	// none means ready.
+	NotReady func() []string
+	// Metrics answers /metrics.
+	Metrics http.Handler
+}
+
+// Server serves the admin listener.
+type Server struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// Listen opens the listener; Serve serves it.
+func Listen(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.NotReady == nil || cfg.Metrics == nil {
+		return nil, errors.New("admin: readiness and metrics are required")
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cfg.Address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("admin: %s is taken by another process: stop it or choose another address", cfg.Address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, cfg.NotReady()) })
+	mux.Handle("GET /metrics", cfg.Metrics)
+	return &Server{listener: l, http: &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       5 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    8 << 10,
+	}}, nil
+}
+
+func answer(w http.ResponseWriter, causes []string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if len(causes) == 0 {
+		_, _ = w.Write([]byte("ok\n"))
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_, _ = w.Write([]byte(strings.Join(causes, "\n") + "\n"))
+}
+
+// Addr returns the address that the listener has.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Serve answers until Close.
+func (s *Server) Serve() error {
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("admin: %w", err)
+	}
+	return nil
+}
+
+// Close ends the server and its connections.
+func (s *Server) Close() error {
+	return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

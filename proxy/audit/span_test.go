@@ -1,0 +1,210 @@
+package audit
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// newTraced returns a recorder and the spans that it ends.
+func newTraced(t *testing.T) (*Recorder, *tracetest.SpanRecorder) {
+	t.Helper()
+	spans := tracetest.NewSpanRecorder()
+	provider := sdktrace.NewTracerProvider(
+		sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSpanProcessor(spans))
+	t.Cleanup(func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) })
+	return newRecorder(t, Config{Sink: &sink{}, Tracer: provider.Tracer("test")}), spans
+}
+
+// one returns the only span that ended.
+func one(t *testing.T, spans *tracetest.SpanRecorder) sdktrace.ReadOnlySpan {
+	t.Helper()
+	ended := spans.Ended()
+	if len(ended) != 1 {
+		t.Fatalf("%d spans, want 1", len(ended))
+	}
+	return ended[0]
+}
+
+func attributes(span sdktrace.ReadOnlySpan) map[string]any {
+	all := make(map[string]any)
+	for _, kv := range span.Attributes() {
+		all[string(kv.Key)] = kv.Value.AsInterface()
+	}
+	return all
+}
+
+const callerTrace = "0af7651916cd43dd8448eb211c80319c"
+
+// TestTheCallersContextIsLinkedOnly: whatever the caller sends, the span is a
+// sampled root; what is well-formed is linked.
+func TestTheCallersContextIsLinkedOnly(t *testing.T) {
+	rows := []struct {
+		name, traceparent string
+		linked            bool
+	}{
+		{"no context", "", false},
+		{"a sampled one", "00-" + callerTrace + "-b7ad6b7169203331-01", true},
+		{"one that wants not to be seen", "00-" + callerTrace + "-b7ad6b7169203331-00", true},
+		{"a zero trace id", "00-00000000000000000000000000000000-b7ad6b7169203331-01", false},
+		{"version ff", "ff-" + callerTrace + "-b7ad6b7169203331-01", false},
+		{"upper case", "00-" + strings.ToUpper(callerTrace) + "-b7ad6b7169203331-01", false},
+		{"half of one", "00-" + callerTrace, false},
+		{"garbage", "\x00\r\nx", false},
+		{"a long one", strings.Repeat("0", 60_000), false},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			r, spans := newTraced(t)
+			// Our own context carries a span: neither parent nor taken for the caller's.
+			ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+				TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled,
+			}))
+			o := r.Begin(ctx, Start{Protocol: "connect", TraceParent: row.traceparent})
+			o.End()
+			span := one(t, spans)
+			if span.Parent().IsValid() || span.SpanContext().TraceID().String() == callerTrace || !span.SpanContext().IsSampled() {
+				t.Errorf("the span is no sampled root: parent %v, context %v", span.Parent(), span.SpanContext())
+			}
+			want := ""
+			if row.linked {
+				want = callerTrace
+			}
+			got := ""
+			for _, l := range span.Links() {
+				got += l.SpanContext.TraceID().String()
+			}
+			if got != want {
+				t.Errorf("linked to %q, want %q", got, want)
+			}
+			if o.CallerTrace.IsValid() != row.linked || o.CallerTrace.IsValid() && o.CallerTrace.String() != callerTrace {
+				t.Errorf("the record has the caller's trace %s", o.CallerTrace)
+			}
+			if o.TraceID() != span.SpanContext().TraceID().String() {
+				t.Errorf("the caller is told %s, the span is of %s", o.TraceID(), span.SpanContext().TraceID())
+			}
+		})
+	}
+}
+
+func TestWithoutATracerThereIsNoTraceID(t *testing.T) {
+	r := newRecorder(t, Config{Sink: &sink{}})
+	o := r.Begin(t.Context(), Start{})
+	defer o.End()
+	if got := o.TraceID(); got != "" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestASpanIsItsRecord compares all attributes with the fields of the record.
+func TestASpanIsItsRecord(t *testing.T) {
+	r, spans := newTraced(t)
+	o := r.Begin(t.Context(), Start{Protocol: "connect", Time: time.Unix(1000, 0)})
+	id, ctx := o.ID, o.Trace
+	o.Record = full(t)
+	o.ID, o.Trace, o.Verdict = id, ctx, allowlist.Observe
+	o.End()
+	span := one(t, spans)
+	want := map[string]any{
+		"http.request.method": "CONNECT", "http.response.status_code": int64(403),
+		"server.address": "api.example", "server.port": int64(443),
+		"client.address": "10.1.2.3", "client.port": int64(40000),
+		"network.peer.address": "2001:db8::1", "network.peer.port": int64(443),
+		"egress.protocol": "connect", "egress.decision.id": id,
+		"egress.verdict": "observe", "egress.reason": "resolved-address-denied", "egress.would_reason": "not-on-allowlist",
+		"egress.mode": "observe", "egress.policy.version": "0123456789ab", "egress.policy.generation": int64(3),
+		"egress.rule": "ledger-db", "egress.rule_at": "policy.yaml:7",
+		"egress.identity.spiffe_id":    "spiffe://prod.example/ns/ci/sa/builder",
+		"egress.identity.trust_domain": "prod.example", "egress.identity.source": "x509-svid",
+		"egress.resolve_ms": 1.5, "egress.dial_ms": 2000.0,
+	}
+	if diff := cmp.Diff(want, attributes(span)); diff != "" {
+		t.Errorf("attributes (-want +got):\n%s", diff)
+	}
+	if span.Name() != "CONNECT" || span.SpanKind() != trace.SpanKindServer || !span.StartTime().Equal(time.Unix(1000, 0)) {
+		t.Errorf("%s, %s, from %s", span.Name(), span.SpanKind(), span.StartTime())
+	}
+}
+
+func TestOnlyAFailureIsAnError(t *testing.T) {
+	rows := []struct {
+		verdict   allowlist.Verdict
+		reason    allowlist.Reason
+		status    codes.Code
+		errorType any
+	}{
+		{allowlist.Allow, allowlist.NoReason, codes.Unset, nil},
+		{allowlist.Observe, allowlist.NoReason, codes.Unset, nil},
+		{allowlist.Deny, allowlist.NotOnAllowlist, codes.Unset, nil},
+		{allowlist.Deny, allowlist.IdentityMissing, codes.Unset, nil},
+		{allowlist.Fail, allowlist.DialTimeout, codes.Error, "dial-timeout"},
+	}
+	for _, row := range rows {
+		r, spans := newTraced(t)
+		o := r.Begin(t.Context(), Start{Protocol: "connect"})
+		o.Verdict, o.Reason = row.verdict, row.reason
+		o.End()
+		span := one(t, spans)
+		if span.Status().Code != row.status || attributes(span)["error.type"] != row.errorType {
+			t.Errorf("%s %s: status %v, error.type %v", row.verdict, row.reason, span.Status(), attributes(span)["error.type"])
+		}
+	}
+}
+
+func TestATunnelsSpanIsLinkedToItsDecision(t *testing.T) {
+	r, spans := newTraced(t)
+	o := r.Begin(t.Context(), Start{Protocol: "connect"})
+	o.Verdict, o.Dest = allowlist.Allow, destination(t, "api.example:443")
+	o.Identity = spiffeid.RequireFromString("spiffe://td.example/a")
+	o.End()
+	tunnel := o.Tunnel()
+	tunnel.Progress(1, 1)
+	if n := len(spans.Ended()); n != 1 {
+		t.Fatalf("%d spans ended while the tunnel is open", n)
+	}
+	tunnel.Close(t.Context(), 10, 20, "upstream", allowlist.NoReason)
+	ended := spans.Ended()
+	if len(ended) != 2 {
+		t.Fatalf("%d spans, want 2", len(ended))
+	}
+	span := ended[1]
+	if span.Parent().IsValid() || span.Name() != "tunnel" || span.SpanKind() != trace.SpanKindInternal {
+		t.Errorf("%s, %s, parent %v", span.Name(), span.SpanKind(), span.Parent())
+	}
+	if links := span.Links(); len(links) != 1 || !links[0].SpanContext.Equal(o.Trace) {
+		t.Errorf("links %v, want %v", links, o.Trace)
+	}
+	want := map[string]any{
+		"egress.decision.id": o.ID, "server.address": "api.example", "server.port": int64(443),
+		"egress.identity.spiffe_id": "spiffe://td.example/a",
+		"egress.tunnel.bytes_up":    int64(10), "egress.tunnel.bytes_down": int64(20),
+		"egress.tunnel.close_reason": "upstream",
+	}
+	if diff := cmp.Diff(want, attributes(span)); diff != "" {
+		t.Errorf("attributes (-want +got):\n%s", diff)
+	}
+}
+
+// TestAttributesCanBeExported: OTLP refuses a whole batch over one byte that
+// is no UTF-8.
+func TestAttributesCanBeExported(t *testing.T) {
+	r, spans := newTraced(t)
+	o := r.Begin(t.Context(), Start{Protocol: "connect"})
+	o.Method = "\xff" + strings.Repeat("é", 4096)
+	o.End()
+	got, ok := attributes(one(t, spans))["http.request.method"].(string)
+	if !ok || !utf8.ValidString(got) || len(got) > maxMethod+len("...") {
+		t.Errorf("method of %d bytes, valid %v", len(got), utf8.ValidString(got))
+	}
+}

@@ -1,0 +1,312 @@
+package proxy_test
+
+import (
+	"bufio"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// id is a workload of the test's trust domain.
+func id(name string) spiffeid.ID {
+	return spiffeid.RequireFromString("spiffe://test.example/" + name)
+}
+
+// The rules of a policy, as sentences.
+
+func only(name string) allowlist.IdentityPattern {
+	p, err := allowlist.ParseIdentityPattern(id(name).String())
+	if err != nil {
+		panic(err) // a constant of a test
+	}
+	return p
+}
+
+// to allows a host on some ports, none for all of them, if it is at the origin.
+func to(host string, ports ...uint16) allowlist.Rule {
+	p, err := allowlist.ParseHostPattern(host)
+	if err != nil {
+		panic(err) // a constant of a test
+	}
+	rule := allowlist.Rule{Host: p, Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
+	for _, port := range ports {
+		rule.Ports = append(rule.Ports, allowlist.PortRange{First: port, Last: port})
+	}
+	if len(ports) == 0 {
+		rule.Ports = []allowlist.PortRange{{First: 1, Last: 65535}}
+	}
+	return rule
+}
+
+func with(rule allowlist.Rule, change func(*allowlist.Rule)) allowlist.Rule {
+	change(&rule)
+	return rule
+}
+
+// policy is the one that every gateway starts with.
+func (g *gateway) policy() allowlist.Spec {
+	past := time.Now().Add(-time.Hour)
+	path, err := allowlist.ParsePathPattern("/public/**")
+	if err != nil {
+		panic(err) // a constant of a test
+	}
+	return allowlist.Spec{
+		Version: "one",
+		Entries: []allowlist.Entry{
+			{Pattern: only("builder"), Owner: "team-ci", Allow: []allowlist.Rule{
+				to("allowed.example", g.origin.port, 80), to("**.wild.example"),
+				to("refused.example"), to("unknown.example"), to("empty.example"), to("slow.example"), to("late.example"),
+				to("inner.example"), to("mixed.example"), to("panic.example"), to("held.example"),
+				with(to("unreachable.example"), func(r *allowlist.Rule) {
+					r.Addresses = []netip.Prefix{netip.MustParsePrefix("255.255.255.255/32")}
+				}),
+				with(to("expired.example"), func(r *allowlist.Rule) { r.Expires = past }),
+				with(to("read-only.example"), func(r *allowlist.Rule) { r.Methods = []string{http.MethodGet} }),
+				with(to("public-path.example"), func(r *allowlist.Rule) { r.Paths = []allowlist.PathPattern{path} }),
+				{CIDR: netip.MustParsePrefix("8.8.8.8/32")},
+				{CIDR: netip.MustParsePrefix("0.0.0.0/0")},
+			}, Deny: []allowlist.Rule{with(to("denied.wild.example"), func(r *allowlist.Rule) { r.Addresses = nil })}},
+			{Pattern: only("reporter"), Allow: []allowlist.Rule{to("allowed.example", g.origin.port)}},
+			{Pattern: only("sidecar"), Accept: allowlist.SourcesOf(allowlist.SourceX509SVID), Allow: []allowlist.Rule{to("allowed.example")}},
+			{Pattern: only("legacy"), Allow: []allowlist.Rule{to("allowed.example")}},
+		},
+		Quarantine: []allowlist.Quarantined{{Pattern: only("legacy"), Reason: "INC-77"}},
+	}
+}
+
+// testCA is the authority of test.example, which signs whatever a test asks for.
+type testCA struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+func newCA(t *testing.T) *testCA {
+	t.Helper()
+	ca := &testCA{key: newKey(t)}
+	ca.cert = ca.sign(t, &x509.Certificate{
+		Subject:   pkix.Name{CommonName: "authority of test.example"},
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+	}, ca.key.Public())
+	return ca
+}
+
+func newKey(t *testing.T) crypto.Signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func (ca *testCA) sign(t *testing.T, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
+	t.Helper()
+	parent := ca.cert
+	if parent == nil {
+		parent = template
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, parent, public, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// issue signs a certificate for the URIs, usually one SPIFFE ID.
+func (ca *testCA) issue(t *testing.T, uris ...string) tls.Certificate {
+	t.Helper()
+	return ca.issueUntil(t, time.Now().Add(time.Hour), uris...)
+}
+
+func (ca *testCA) issueUntil(t *testing.T, notAfter time.Time, uris ...string) tls.Certificate {
+	t.Helper()
+	key := newKey(t)
+	template := &x509.Certificate{
+		DNSNames:  []string{"gateway"},
+		NotBefore: time.Now().Add(-12 * time.Hour), NotAfter: notAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, uri := range uris {
+		u, err := url.Parse(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.URIs = append(template.URIs, u)
+	}
+	leaf := ca.sign(t, template, key.Public())
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+}
+
+func (ca *testCA) bundle() *x509bundle.Bundle {
+	return x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("test.example"), []*x509.Certificate{ca.cert})
+}
+
+// caller is a client's connection to the gateway.
+type caller struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+// call connects as the identity of a certificate of the gateway's authority;
+// "" shows none.
+func (g *gateway) call(t *testing.T, name string) *caller {
+	t.Helper()
+	var certificate tls.Certificate
+	if name != "" {
+		certificate = g.ca.issue(t, id(name).String())
+	}
+	return g.callWith(t, certificate)
+}
+
+// callWith shows a certificate whatever the gateway asks for.
+func (g *gateway) callWith(t *testing.T, certificate tls.Certificate) *caller {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(g.ca.cert)
+	conn := tls.Client(g.connect(t, g.secure), &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "gateway",
+		NextProtos: []string{"h2", "http/1.1"}, // as Go programs do, to then write HTTP/1.1
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &certificate, nil
+		},
+	})
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
+}
+
+// callPlain connects to the listener without TLS, as sidecar.
+func (g *gateway) callPlain(t *testing.T) *caller {
+	t.Helper()
+	conn := g.connect(t, g.plain)
+	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
+}
+
+func (g *gateway) connect(t *testing.T, addr netip.AddrPort) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// at puts the origin's port behind a host.
+func (g *gateway) at(host string) string { return host + ":" + strconv.Itoa(int(g.origin.port)) }
+
+// connectTo is the head that a well-behaved client sends; fields are lines
+// without their ends.
+func connectTo(target string, fields ...string) string {
+	var b strings.Builder
+	b.WriteString("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n")
+	for _, f := range fields {
+		b.WriteString(f + "\r\n")
+	}
+	return b.String() + "\r\n"
+}
+
+func (c *caller) send(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answer is what the gateway said.
+type answer struct {
+	status int
+	phrase string
+	header http.Header
+	body   string
+	close  bool // the gateway says that it closes the connection
+}
+
+// reason is the token in Proxy-Status, "" for a 200.
+func (a answer) reason() string {
+	_, rest, _ := strings.Cut(a.header.Get("Proxy-Status"), "; reason=")
+	token, _, _ := strings.Cut(rest, ";")
+	return token
+}
+
+// id is the decision's, as the caller sees it.
+func (a answer) id() string { return a.header.Get("X-Exeat-Decision") }
+
+// answer reads one.
+func (c *caller) answer(t *testing.T) answer {
+	t.Helper()
+	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		t.Fatalf("reading the answer: %v", err)
+	}
+	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close}
+	if resp.StatusCode != http.StatusOK { // behind a 200 comes the tunnel
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatalf("reading the body: %v", err)
+		}
+		a.body = string(body)
+	}
+	return a
+}
+
+// ask sends a head and reads the answer.
+func (c *caller) ask(t *testing.T, head string) answer {
+	t.Helper()
+	c.send(t, head)
+	return c.answer(t)
+}
+
+// ended checks that nothing more comes and that the end is a proper one: over
+// TLS, crypto/tls tells a missing close_notify apart.
+func (c *caller) ended(t *testing.T) {
+	t.Helper()
+	rest, err := io.ReadAll(c.reader)
+	if err != nil {
+		t.Errorf("the connection ended with %v, want a clean end", err)
+	}
+	if len(rest) > 0 {
+		t.Errorf("behind the answer came %q", rest)
+	}
+	_ = c.Close()
+}
+
+// gone reads to the end, whatever it is like.
+func (c *caller) gone(t *testing.T) {
+	t.Helper()
+	_, err := io.Copy(io.Discard, c.reader)
+	var netErr net.Error
+	if errors.As(err, &netErr) && netErr.Timeout() {
+		t.Errorf("the connection does not end: %v", err)
+	}
+	_ = c.Close()
+}

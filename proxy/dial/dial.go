@@ -1,0 +1,177 @@
+// Package dial connects to an allowed destination: it resolves the name, keeps
+// the addresses that the decision lets through, races them (RFC 8305), and
+// asks the decision again about the address that the socket really connects
+// to.
+//
+// It refuses to connect without a decision: an address that no decision let
+// through is never dialled.
+package dial
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// The defaults of a zero Config.
+const (
+	DefaultTimeout = 10 * time.Second
+	DefaultStagger = 250 * time.Millisecond // RFC 8305 section 5, Connection Attempt Delay
+)
+
+// maxAddresses bounds how many addresses of one name are looked at.
+const maxAddresses = 64
+
+// Config says how to resolve and connect.
+type Config struct {
+	// Resolve returns the addresses of a host. Required.
+	Resolve func(ctx context.Context, host allowlist.Host) ([]netip.Addr, error)
+	// Timeout bounds resolving and connecting together; zero means
+	// DefaultTimeout.
+	Timeout time.Duration
+	// Stagger is the time after which the next address is tried beside the one
+	// that has not answered; zero means DefaultStagger.
+	Stagger time.Duration
+}
+
+// Dialer connects. It is safe for concurrent use.
+type Dialer struct {
+	cfg     Config
+	connect connectFunc // connects to one address; tests replace it
+}
+
+// New returns a dialer.
+func New(cfg Config) (*Dialer, error) {
+	if cfg.Resolve == nil {
+		return nil, errors.New("dial: a resolver is required")
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Stagger <= 0 {
+		cfg.Stagger = DefaultStagger
+	}
+	return &Dialer{cfg: cfg, connect: connect}, nil
+}
+
+// Result is what came of a dial, also of one that failed.
+type Result struct {
+	Conn    net.Conn       // nil after an error
+	Addr    netip.AddrPort // the address connected to; after a failed connect, the first tried
+	Dropped int            // addresses that the decision refused
+	Class   allowlist.Class
+	Resolve time.Duration // time spent on each part
+	Dial    time.Duration
+}
+
+// Error says with a reason of the closed set why there is no connection.
+type Error struct {
+	Reason allowlist.Reason
+	Err    error
+}
+
+// Error is for the gateway's own log; it may name inner addresses.
+func (e *Error) Error() string { return e.Reason.String() + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Dial connects to the destination of a decision that allows it. Every error
+// is an *Error.
+func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
+	defer cancel()
+	var res Result
+	if !dec.Allowed() { // not even a lookup
+		return res, &Error{Reason: allowlist.InternalError, Err: errors.New("dial: the decision does not allow")}
+	}
+	start := time.Now()
+	addrs, err := d.cfg.Resolve(ctx, dec.Dest.Host)
+	res.Resolve = time.Since(start)
+	if err == nil && len(addrs) == 0 {
+		err = errors.New("the name has no address")
+	}
+	if err != nil {
+		return res, &Error{Reason: resolveReason(err), Err: err}
+	}
+	allowed := res.keep(dec, addrs)
+	if len(allowed) == 0 {
+		return res, &Error{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
+	}
+	start = time.Now()
+	allowed = interleave(allowed)
+	res.Addr = allowed[0]
+	conn, err := d.race(ctx, dec, allowed)
+	res.Dial = time.Since(start)
+	if err != nil {
+		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
+			res.Class, res.Addr = refused.Class, netip.AddrPort{}
+		}
+		return res, &Error{Reason: dialReason(err), Err: err}
+	}
+	res.Conn, res.Addr = conn, peer(conn)
+	return res, nil
+}
+
+// keep returns the addresses that the decision lets through, and counts the
+// others.
+func (r *Result) keep(dec *allowlist.Decision, addrs []netip.Addr) []netip.AddrPort {
+	allowed := make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
+	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
+		ap := netip.AddrPortFrom(a.Unmap(), dec.Dest.Port)
+		err := dec.CheckAddr(ap)
+		if err == nil {
+			if !slices.Contains(allowed, ap) { // nobody is tried twice
+				allowed = append(allowed, ap)
+			}
+			continue
+		}
+		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
+			r.Class = refused.Class
+		}
+		r.Dropped++
+	}
+	return allowed
+}
+
+// peer returns the address of the other end as the socket knows it.
+func peer(conn net.Conn) netip.AddrPort {
+	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
+
+func resolveReason(err error) allowlist.Reason {
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsTimeout || isTimeout(err) {
+		return allowlist.ResolveTimeout
+	}
+	return allowlist.ResolveFailed
+}
+
+// dialReason classifies the errors of a race: what was refused by the decision
+// counts first, a time-out only if nothing else is known.
+func dialReason(err error) allowlist.Reason {
+	_, refused := errors.AsType[*allowlist.AddrError](err)
+	switch {
+	case refused:
+		return allowlist.ResolvedAddressDenied
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return allowlist.DialRefused
+	case isTimeout(err), errors.Is(err, syscall.ETIMEDOUT):
+		return allowlist.DialTimeout
+	}
+	return allowlist.DialFailed
+}
+
+func isTimeout(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}

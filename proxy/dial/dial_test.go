@@ -1,0 +1,358 @@
+package dial
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// counting is a listener on loopback that counts the connections it gets and
+// holds them until the test ends.
+type counting struct {
+	addr netip.AddrPort
+	got  atomic.Int32
+}
+
+func listenOn(t *testing.T, address string) *counting {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		if strings.HasPrefix(address, "[::1]") {
+			t.Skipf("no IPv6 loopback: %v", err)
+		}
+		t.Fatal(err)
+	}
+	c := &counting{addr: netip.MustParseAddrPort(l.Addr().String())}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.got.Add(1)
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+	})
+	return c
+}
+
+// closedPort returns a port of loopback where nobody listens, on which
+// listeners of other addresses may be opened.
+func closedPort(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return netip.MustParseAddrPort(l.Addr().String()).Port()
+}
+
+// decide returns a decision that allows a name on a port, with these ranges
+// opened, or denies it if there are none.
+func decide(t *testing.T, host string, port uint16, ranges ...string) *allowlist.Decision {
+	t.Helper()
+	rule := allowlist.Rule{Ports: []allowlist.PortRange{{First: port, Last: port}}}
+	var err error
+	if rule.Host, err = allowlist.ParseHostPattern("api.example"); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range ranges {
+		rule.Addresses = append(rule.Addresses, netip.MustParsePrefix(r))
+	}
+	allow := []allowlist.Rule{rule}
+	for _, r := range ranges {
+		allow = append(allow, allowlist.Rule{CIDR: netip.MustParsePrefix(r), Ports: rule.Ports})
+	}
+	pattern, err := allowlist.ParseIdentityPattern("spiffe://td.example/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := allowlist.Compile(allowlist.Spec{Entries: []allowlist.Entry{{Pattern: pattern, Allow: allow}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := allowlist.ParseHost(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := policy.Decide(allowlist.Request{
+		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Source: allowlist.SourceX509SVID,
+		Dest: allowlist.Destination{Host: h, Port: port},
+	})
+	return &dec
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func newDialer(t *testing.T, cfg Config) *Dialer {
+	t.Helper()
+	d, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// answering returns a resolver with one answer.
+func answering(addrs []netip.Addr, err error) func(context.Context, allowlist.Host) ([]netip.Addr, error) {
+	return func(context.Context, allowlist.Host) ([]netip.Addr, error) { return addrs, err }
+}
+
+func wantReason(t *testing.T, err error, want allowlist.Reason) {
+	t.Helper()
+	var failed *Error
+	if !errors.As(err, &failed) || failed.Reason != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
+func TestNewRequiresAResolver(t *testing.T) {
+	if _, err := New(Config{}); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestAnswerSets is the table of answers, over listeners on loopback that count
+// who connects.
+func TestAnswerSets(t *testing.T) {
+	good := listenOn(t, "127.0.0.1:0")
+	port := good.addr.Port()
+	bad := listenOn(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), port).String())
+	many := make([]string, 65)
+	for i := range many {
+		many[i] = "127.0.0.2"
+	}
+	many[64] = "127.0.0.1" // behind what is looked at
+	rows := []struct {
+		name    string
+		answer  []string
+		err     error
+		reason  allowlist.Reason // NoReason: connected
+		dropped int
+		class   allowlist.Class
+	}{
+		{name: "the one permitted address", answer: []string{"127.0.0.1"}},
+		{name: "an IPv4-mapped address is the address", answer: []string{"::ffff:127.0.0.1"}},
+		{name: "of permitted and refused addresses only the permitted", answer: []string{"127.0.0.2", "127.0.0.1", "10.0.0.1"}, dropped: 2, class: allowlist.Private},
+		{name: "every address refused", answer: []string{"127.0.0.2", "169.254.169.254"}, reason: allowlist.ResolvedAddressDenied, dropped: 2, class: allowlist.Metadata},
+		{name: "a public address outside of the rule's ranges", answer: []string{"8.8.8.8"}, reason: allowlist.ResolvedAddressDenied, dropped: 1, class: allowlist.OutsideRule},
+		{name: "an address with a zone", answer: []string{"fe80::1%eth0"}, reason: allowlist.ResolvedAddressDenied, dropped: 1},
+		{name: "no more than 64 addresses", answer: many, reason: allowlist.ResolvedAddressDenied, dropped: 64, class: allowlist.Loopback},
+		{name: "an empty answer", reason: allowlist.ResolveFailed},
+		{name: "NXDOMAIN", err: &net.DNSError{Err: "no such host", IsNotFound: true}, reason: allowlist.ResolveFailed},
+		{name: "SERVFAIL", err: &net.DNSError{Err: "server misbehaving", IsTemporary: true}, reason: allowlist.ResolveFailed},
+		{name: "an answer beside an error counts for nothing", answer: []string{"127.0.0.1"}, err: errors.New("broken"), reason: allowlist.ResolveFailed},
+		{name: "a server's timeout", err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}, reason: allowlist.ResolveTimeout},
+		{name: "our own timeout", err: context.DeadlineExceeded, reason: allowlist.ResolveTimeout},
+		{name: "a socket's timeout", err: os.ErrDeadlineExceeded, reason: allowlist.ResolveTimeout},
+		{name: "the gateway going down", err: context.Canceled, reason: allowlist.ResolveFailed},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			d := newDialer(t, Config{Resolve: answering(addrs(row.answer...), row.err)})
+			res, err := d.Dial(t.Context(), decide(t, "api.example", port, "127.0.0.1/32"))
+			if res.Dropped != row.dropped || res.Class != row.class {
+				t.Errorf("%d dropped, of class %s; want %d, %s", res.Dropped, res.Class, row.dropped, row.class)
+			}
+			if row.reason != allowlist.NoReason {
+				wantReason(t, err, row.reason)
+				if res.Conn != nil || res.Addr.IsValid() {
+					t.Errorf("connected to %s all the same", res.Addr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = res.Conn.Close() }()
+			if res.Addr != good.addr {
+				t.Errorf("connected to %s, want %s", res.Addr, good.addr)
+			}
+		})
+	}
+	if n := bad.got.Load(); n != 0 {
+		t.Errorf("a refused address got %d connections", n)
+	}
+}
+
+func TestADeniedDecisionIsNotEvenLookedUp(t *testing.T) {
+	d := newDialer(t, Config{Resolve: func(context.Context, allowlist.Host) ([]netip.Addr, error) {
+		t.Error("looked up")
+		return nil, nil
+	}})
+	for name, dec := range map[string]*allowlist.Decision{
+		"the zero decision": {}, "another host": decide(t, "evil.example", 443, "127.0.0.1/32"),
+	} {
+		res, err := d.Dial(t.Context(), dec)
+		if res.Conn != nil {
+			t.Errorf("%s: connected", name)
+		}
+		wantReason(t, err, allowlist.InternalError)
+	}
+}
+
+// TestALiteralIsDialledAsItIs: a resolver that says something else about an
+// address literal is not believed.
+func TestALiteralIsDialledAsItIs(t *testing.T) {
+	good := listenOn(t, "127.0.0.1:0")
+	dec := decide(t, "127.0.0.1", good.addr.Port(), "127.0.0.1/32", "127.0.0.2/32")
+	res, err := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1"), nil)}).Dial(t.Context(), dec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Conn.Close()
+	if res.Addr != good.addr {
+		t.Errorf("connected to %s", res.Addr)
+	}
+	res, err = newDialer(t, Config{Resolve: answering(addrs("127.0.0.2"), nil)}).Dial(t.Context(), dec)
+	wantReason(t, err, allowlist.ResolvedAddressDenied)
+	if res.Class != allowlist.NotDestination {
+		t.Errorf("class %s", res.Class)
+	}
+}
+
+// TestTheSocketIsCheckedAgain plays a rebinding: an address that no check saw
+// gets as far as the socket, where the decision refuses it before a packet
+// leaves.
+func TestTheSocketIsCheckedAgain(t *testing.T) {
+	good := listenOn(t, "127.0.0.1:0")
+	other := listenOn(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), good.addr.Port()).String())
+	dec := decide(t, "api.example", good.addr.Port(), "127.0.0.1/32")
+	for _, addr := range []netip.AddrPort{other.addr, netip.AddrPortFrom(good.addr.Addr(), good.addr.Port()+1)} {
+		conn, err := connect(t.Context(), dec, addr)
+		var refused *allowlist.AddrError
+		if conn != nil || !errors.As(err, &refused) {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	if n := other.got.Load(); n != 0 {
+		t.Errorf("a refused address got %d connections", n)
+	}
+
+	// And what Dial makes of it, alone and in a race.
+	dec = decide(t, "api.example", good.addr.Port(), "127.0.0.1/32", "127.0.0.3/32")
+	for _, answer := range [][]netip.Addr{addrs("127.0.0.1"), addrs("127.0.0.1", "127.0.0.3")} {
+		d := newDialer(t, Config{Resolve: answering(answer, nil)})
+		d.connect = func(ctx context.Context, dec *allowlist.Decision, _ netip.AddrPort) (net.Conn, error) {
+			return connect(ctx, dec, other.addr)
+		}
+		res, err := d.Dial(t.Context(), dec)
+		wantReason(t, err, allowlist.ResolvedAddressDenied)
+		if res.Conn != nil || res.Addr.IsValid() || res.Class != allowlist.Loopback {
+			t.Errorf("got %+v", res)
+		}
+	}
+}
+
+func TestConnectFailures(t *testing.T) {
+	port := closedPort(t)
+	ask := func(ctx context.Context, answer ...string) (Result, error) {
+		var ranges []string
+		for _, a := range answer {
+			ranges = append(ranges, a+"/32")
+		}
+		return newDialer(t, Config{Resolve: answering(addrs(answer...), nil)}).
+			Dial(ctx, decide(t, "api.example", port, ranges...))
+	}
+	res, err := ask(t.Context(), "127.0.0.1")
+	wantReason(t, err, allowlist.DialRefused)
+	if want := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port); res.Addr != want {
+		t.Errorf("the first address tried is %s, want %s", res.Addr, want)
+	}
+	_, err = ask(t.Context(), "127.0.0.1", "127.0.0.2", "127.0.0.3")
+	wantReason(t, err, allowlist.DialRefused)
+
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, answer := range [][]string{{"127.0.0.1"}, {"127.0.0.1", "127.0.0.2"}} {
+		res, err := ask(cancelled, answer...)
+		wantReason(t, err, allowlist.DialFailed)
+		if res.Conn != nil {
+			t.Error("a connection after the end")
+		}
+	}
+}
+
+// TestARefusedAddressIsFollowedAtOnce uses an hour between attempts: the second
+// address is tried because the first refused.
+func TestARefusedAddressIsFollowedAtOnce(t *testing.T) {
+	good := listenOn(t, "127.0.0.2:0") // nobody listens on this port of 127.0.0.1
+	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1", "127.0.0.2"), nil), Stagger: time.Hour})
+	res, err := d.Dial(t.Context(), decide(t, "api.example", good.addr.Port(), "127.0.0.1/32", "127.0.0.2/32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Conn.Close() }()
+	if res.Addr != good.addr {
+		t.Errorf("connected to %s, want %s", res.Addr, good.addr)
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	good := listenOn(t, "[::1]:0")
+	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1", "::1"), nil)})
+	res, err := d.Dial(t.Context(), decide(t, "api.example", good.addr.Port(), "127.0.0.1/32", "::1/128"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Conn.Close() }()
+	if res.Addr != good.addr || good.got.Load() > 1 {
+		t.Errorf("connected to %s, want %s", res.Addr, good.addr)
+	}
+}
+
+func TestReasons(t *testing.T) {
+	refused := &allowlist.AddrError{Class: allowlist.Private}
+	rows := []struct {
+		name string
+		errs []error
+		want allowlist.Reason
+	}{
+		{"refused by the decision counts first", []error{syscall.ECONNREFUSED, context.DeadlineExceeded, refused}, allowlist.ResolvedAddressDenied},
+		{"refused by the other end counts before silence", []error{context.DeadlineExceeded, syscall.ECONNREFUSED}, allowlist.DialRefused},
+		{"silence", []error{os.ErrDeadlineExceeded}, allowlist.DialTimeout},
+		{"silence that the kernel noticed", []error{syscall.ETIMEDOUT}, allowlist.DialTimeout},
+		{"no route", []error{syscall.EHOSTUNREACH, syscall.ENETUNREACH}, allowlist.DialFailed},
+		{"given up", []error{context.Canceled}, allowlist.DialFailed},
+	}
+	for _, row := range rows {
+		if got := dialReason(errors.Join(row.errs...)); got != row.want {
+			t.Errorf("%s: %s, want %s", row.name, got, row.want)
+		}
+	}
+}
+
+func TestErrorNamesReasonAndCause(t *testing.T) {
+	cause := errors.New("cause")
+	err := &Error{Reason: allowlist.DialFailed, Err: cause}
+	if err.Error() != "dial-failed: cause" || !errors.Is(err, cause) {
+		t.Errorf("%v", err)
+	}
+}

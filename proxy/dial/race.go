@@ -1,0 +1,130 @@
+package dial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+type connectFunc func(context.Context, *allowlist.Decision, netip.AddrPort) (net.Conn, error)
+
+// connect dials one address. The decision is asked again on the numeric
+// address that the socket is given.
+func connect(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
+	dialer := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true},
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			actual, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return err
+			}
+			return dec.CheckAddr(actual)
+		},
+	}
+	return dialer.DialContext(ctx, "tcp", addr.String())
+}
+
+// interleave alternates the families, IPv6 first (RFC 8305 section 4).
+func interleave(addrs []netip.AddrPort) []netip.AddrPort {
+	var six, four []netip.AddrPort
+	for _, a := range addrs {
+		if a.Addr().Is6() {
+			six = append(six, a)
+		} else {
+			four = append(four, a)
+		}
+	}
+	mixed := make([]netip.AddrPort, 0, len(addrs))
+	for i := range max(len(six), len(four)) {
+		if i < len(six) {
+			mixed = append(mixed, six[i])
+		}
+		if i < len(four) {
+			mixed = append(mixed, four[i])
+		}
+	}
+	return mixed
+}
+
+// attempt is what came of one address.
+type attempt struct {
+	conn     net.Conn
+	err      error
+	panicked string
+}
+
+// try connects in a goroutine of its own; a panic there would end the process
+// if it were not carried over to the goroutine that waits.
+func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (a attempt) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			a = attempt{panicked: fmt.Sprintf("%v\n\n%s", cause, debug.Stack())}
+		}
+	}()
+	a.conn, a.err = d.connect(ctx, dec, addr)
+	return a
+}
+
+// race connects to the addresses in turn, the next one when the last has
+// failed or not answered for a while; the first connection wins and the others
+// are closed. It returns after every attempt it began has ended.
+func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []netip.AddrPort) (net.Conn, error) {
+	if len(addrs) == 1 { // the usual case needs no second goroutine
+		return d.connect(ctx, dec, addrs[0])
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stagger := time.NewTicker(d.cfg.Stagger)
+	defer stagger.Stop()
+	results := make(chan attempt)
+	running := 0
+	begin := func() {
+		addr := addrs[0]
+		addrs = addrs[1:]
+		running++
+		stagger.Reset(d.cfg.Stagger)
+		go func() { results <- d.try(ctx, dec, addr) }()
+	}
+	var won net.Conn
+	var errs []error
+	var panicked string
+	for begin(); running > 0; {
+		select {
+		case <-stagger.C:
+		case a := <-results:
+			running--
+			switch {
+			case a.panicked != "":
+				panicked = a.panicked
+				cancel()
+			case a.err != nil:
+				errs = append(errs, a.err)
+			case won == nil:
+				won = a.conn
+				cancel() // ends the other attempts
+			default:
+				_ = a.conn.Close()
+			}
+		}
+		if len(addrs) > 0 && ctx.Err() == nil {
+			begin()
+		}
+	}
+	if panicked != "" {
+		if won != nil {
+			_ = won.Close()
+		}
+		panic(panicked)
+	}
+	if won != nil {
+		return won, nil
+	}
+	return nil, errors.Join(errs...)
+}

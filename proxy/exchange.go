@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+)
+
+// exchange is one request on its way through the door. It is used again for
+// the next request of the same connection.
+type exchange struct {
+	proxy  *Proxy
+	conn   *listen.Conn
+	reader *head.Reader
+
+	open     *audit.Open // nil until something was read
+	head     *head.Head
+	state    *live.State
+	decision allowlist.Decision
+	detail   string
+}
+
+// next reads one request and answers it. It reports whether another one may
+// follow on the connection.
+func (x *exchange) next(ctx context.Context) bool {
+	x.open, x.head, x.decision, x.detail = nil, nil, allowlist.Decision{}, ""
+	if err := x.conn.SetReadDeadline(time.Now().Add(x.proxy.cfg.HeadTimeout)); err != nil {
+		return false
+	}
+	h, err := x.reader.ReadHead()
+	if err != nil && isQuiet(headReason(err)) && len(x.reader.Buffered()) == 0 {
+		return false // nothing was asked
+	}
+	x.head = h
+	x.begin(ctx)
+	if err != nil {
+		return x.refuse(headReason(err))
+	}
+	if reason := x.admit(); reason != allowlist.NoReason {
+		return x.refuse(reason)
+	}
+	pending, dialling, done := x.pend(ctx)
+	defer done()
+	res, reason := x.dial(dialling)
+	if reason == allowlist.NoReason {
+		return x.relay(ctx, res, pending)
+	}
+	if why := pending.why(); why != allowlist.NoReason {
+		return x.refuse(x.overtaken(why))
+	}
+	return x.refuse(reason)
+}
+
+// isQuiet reports whether the connection ended or went silent.
+func isQuiet(reason allowlist.Reason) bool {
+	return reason == allowlist.ClientGone || reason == allowlist.HeadTimeout
+}
+
+// begin opens the record: from here on there is exactly one.
+func (x *exchange) begin(ctx context.Context) {
+	start := audit.Start{Listener: x.conn.Listener, Protocol: "connect", Wire: "h1"}
+	if x.head != nil {
+		start.TraceParent = x.head.Get("Traceparent")
+	}
+	x.open = x.proxy.cfg.Recorder.Begin(ctx, start)
+	x.open.Client = x.conn.Caller.Addr
+	x.renew()
+	if x.head != nil {
+		x.open.Method = x.head.Method
+	}
+}
+
+// renew makes sure that the caller is who it is by the trust of now.
+func (x *exchange) renew() {
+	x.conn.Renew()
+	x.open.Identity, x.open.Source = x.conn.Caller.ID, x.conn.Caller.Source
+}
+
+// admit parses and decides: everything that can be said without a lookup.
+func (x *exchange) admit() allowlist.Reason {
+	if reason := x.parse(); reason != allowlist.NoReason {
+		return reason
+	}
+	switch {
+	case x.proxy.draining.Load():
+		return allowlist.Draining
+	case x.conn.Caller.Busy:
+		return allowlist.Busy
+	}
+	now := time.Now()
+	if reason := x.identify(now); reason != allowlist.NoReason {
+		return reason
+	}
+	x.decide(now)
+	return x.decision.Reason
+}
+
+// parse makes the one canonical destination of the request.
+func (x *exchange) parse() allowlist.Reason {
+	h := x.head
+	if h.Method != "CONNECT" {
+		return allowlist.ConnectOnly
+	}
+	dest, err := allowlist.ParseDestination(h.Target)
+	switch {
+	case errors.Is(err, allowlist.ErrPort) && !strings.ContainsAny(h.Target, "/?#"): // a path is no port
+		return allowlist.MalformedPort
+	case err != nil:
+		return allowlist.MalformedTarget
+	}
+	x.decision.Dest, x.open.Dest = dest, dest
+	if h.HasHost && !sameAuthority(h, dest) {
+		return allowlist.AuthorityMismatch
+	}
+	for range h.Values("Transfer-Encoding") { // what follows the head is tunnel data and has no framing
+		return allowlist.MalformedHeader
+	}
+	return allowlist.NoReason
+}
+
+// sameAuthority reports whether the Host field names the target: with the
+// same port or without one, and an address in the very same spelling.
+func sameAuthority(h *head.Head, dest allowlist.Destination) bool {
+	text := h.Host
+	if dest.Host.IsAddr() {
+		withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]
+		return text == h.Target || text == withoutPort
+	}
+	if strings.Contains(text, ":") {
+		got, err := allowlist.ParseDestination(text)
+		return err == nil && got == dest
+	}
+	got, err := allowlist.ParseHost(text)
+	return err == nil && got == dest.Host
+}
+
+// identify refuses a caller without an identity, or with one that has expired
+// since the handshake.
+func (x *exchange) identify(now time.Time) allowlist.Reason {
+	caller := &x.conn.Caller
+	if caller.Reason != allowlist.NoReason {
+		x.detail = caller.Detail
+		return caller.Reason
+	}
+	if !caller.NotAfter.IsZero() && now.After(caller.NotAfter) {
+		x.detail = "certificate expired " + caller.NotAfter.UTC().Format(time.RFC3339)
+		return allowlist.IdentityExpired
+	}
+	return allowlist.NoReason
+}
+
+// decide asks the state in force, once.
+func (x *exchange) decide(now time.Time) {
+	x.state = x.proxy.cfg.Current.Load()
+	x.decision = x.state.Decide(allowlist.Request{
+		ID: x.conn.Caller.ID, Source: x.conn.Caller.Source, Dest: x.decision.Dest, Time: now,
+	})
+	x.open.SetDecision(x.decision)
+	if x.state != nil {
+		x.open.Generation = x.state.Generation
+	}
+	x.open.Decide = time.Since(now)
+}
+
+// dial connects to what was decided.
+func (x *exchange) dial(ctx context.Context) (dial.Result, allowlist.Reason) {
+	res, err := x.proxy.cfg.Dialer.Dial(ctx, &x.decision)
+	x.open.Resolve, x.open.Dial = res.Resolve, res.Dial
+	x.open.Address, x.open.Dropped = res.Addr, res.Dropped
+	if res.Dropped > 0 {
+		x.open.Class = res.Class
+	}
+	if err == nil {
+		return res, allowlist.NoReason
+	}
+	reason := allowlist.InternalError
+	if failed, ok := errors.AsType[*dial.Error](err); ok {
+		reason = failed.Reason
+	}
+	if reason == allowlist.ResolvedAddressDenied {
+		x.open.Verdict, x.open.Class = allowlist.Deny, res.Class
+	} else {
+		x.open.Verdict = allowlist.Fail
+	}
+	return res, reason
+}
+
+// refuse answers with a reason and ends the record. It reports whether the
+// connection may carry another request.
+func (x *exchange) refuse(reason allowlist.Reason) bool {
+	info := reason.Info()
+	rec := x.open
+	rec.Reason, rec.Status = reason, info.Status
+	switch {
+	case reason == allowlist.ClientGone:
+		rec.Verdict = allowlist.Fail
+	case rec.Verdict != allowlist.Fail:
+		rec.Verdict, rec.WouldReason = allowlist.Deny, allowlist.NoReason
+	}
+	if x.detail != "" {
+		rec.Detail = x.detail
+	}
+	x.decision.ID, x.decision.Reason = x.conn.Caller.ID, reason
+	// Only a caller that forgot its certificate gets another try, and only if
+	// it has not sent bytes that might be read as a request.
+	keep := info.Status == 407 && len(x.reader.Buffered()) == 0 && x.head.Minor == 1
+	answer := refusal.Refusal{
+		Reason: reason, Decision: x.decision, DecisionID: rec.ID, TraceID: rec.TraceID(),
+		Detail: x.detail, Realm: x.conn.Caller.Realm, KeepAlive: keep,
+		JSON: x.head != nil && strings.Contains(x.head.Get("Accept"), "application/problem+json"),
+	}.Append(nil, x.proxy.cfg.Disclosure)
+	err := x.write(answer)
+	rec.End()
+	if err != nil || len(answer) == 0 {
+		return false
+	}
+	if !keep {
+		x.linger()
+	}
+	return keep
+}
+
+// write sends an answer within the head timeout.
+func (x *exchange) write(answer []byte) error {
+	if err := x.conn.SetWriteDeadline(time.Now().Add(x.proxy.cfg.HeadTimeout)); err != nil {
+		return err
+	}
+	_, err := x.conn.Write(answer)
+	return err
+}
+
+// The bounds of linger.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
+)
+
+// linger closes the sending side (over TLS with close_notify) and reads what
+// the caller had under way for a moment: closing with unread bytes would reset
+// the connection and take the answer with it. What is read is thrown away.
+func (x *exchange) linger() {
+	closer, ok := x.conn.Conn.(interface{ CloseWrite() error })
+	if !ok || closer.CloseWrite() != nil {
+		return
+	}
+	if x.conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	x.reader.Release()
+	_, _ = io.CopyN(io.Discard, x.conn, lingerBytes) // whatever ends it, the connection closes now
+}
+
+// abandon ends the record of a request that panicked.
+func (x *exchange) abandon() {
+	if x.open == nil || x.open.Ended() {
+		return
+	}
+	defer func() { _ = recover() }() // the answer is a courtesy: nothing more may come of it
+	x.open.Verdict = allowlist.Fail
+	x.detail = ""
+	x.refuse(allowlist.InternalError)
+}
+
+// headReason maps the parser's errors to the closed set.
+func headReason(err error) allowlist.Reason {
+	switch {
+	case errors.Is(err, head.ErrRequestLine):
+		return allowlist.MalformedRequestLine
+	case errors.Is(err, head.ErrVersion):
+		return allowlist.UnsupportedVersion
+	case errors.Is(err, head.ErrHeader):
+		return allowlist.MalformedHeader
+	case errors.Is(err, head.ErrTooLarge):
+		return allowlist.HeadTooLarge
+	case errors.Is(err, head.ErrMissingHost):
+		return allowlist.MissingHost
+	case errors.Is(err, head.ErrDuplicateHost):
+		return allowlist.DuplicateHost
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return allowlist.HeadTimeout
+	}
+	return allowlist.ClientGone
+}

@@ -1,0 +1,225 @@
+package head
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// smallSize is the buffer that a Reader starts with, in bytes. Nearly every
+// head fits.
+const smallSize = 4 << 10
+
+// maxEmptyReads bounds how often in a row a connection may return neither
+// bytes nor an error.
+const maxEmptyReads = 100
+
+//nolint:gochecknoglobals // a cache of buffers: nothing can be observed through it
+var small = sync.Pool{New: func() any { return new([smallSize]byte) }}
+
+// A Reader reads heads from a connection and buffers at most its limit. It is
+// not for concurrent use. It borrows a buffer when it first needs one;
+// Release gives it back.
+type Reader struct {
+	src    io.Reader
+	limit  int
+	pooled *[smallSize]byte // what buf lies in until it grows; else nil
+	buf    []byte
+	start  int   // buf[start:end] has been read from src and not consumed
+	end    int   //
+	err    error // what src returned together with the last bytes
+
+	// The head that begins at start, as far as it has been looked at.
+	next  int // where its next line begins, counted from start
+	lines int // complete lines before that
+
+	mayBeEmpty bool // one empty line may come before the next head
+}
+
+// NewReader returns a Reader of src that refuses heads of more than limit
+// bytes; 0 means DefaultLimit. Deadlines are the caller's: after one has
+// passed, ReadHead may be called again and goes on where it was.
+func NewReader(src io.Reader, limit int) *Reader {
+	if limit <= 0 {
+		limit = DefaultLimit
+	}
+	return &Reader{src: src, limit: limit}
+}
+
+// Peek returns the next n bytes without consuming them, for telling protocols
+// apart. The bytes are valid until the next call of another method. With fewer
+// than n bytes it returns those and the error of the connection, io.EOF
+// included, or ErrTooLarge where the limit is what kept it from reading more.
+func (r *Reader) Peek(n int) ([]byte, error) {
+	for r.end-r.start < n {
+		if err := r.fill(); err != nil {
+			return r.Buffered(), err
+		}
+	}
+	return r.buf[r.start : r.start+n], nil
+}
+
+// ReadHead reads one head and consumes exactly its bytes. The end of the
+// connection before a head's first byte is io.EOF, within a head
+// io.ErrUnexpectedEOF; other errors of the connection are returned as they
+// are. A malformed head is refused as soon as the line is complete that shows
+// it, so that no answer waits for bytes that never come; it stays unconsumed,
+// and what comes behind it must not be read as a request.
+func (r *Reader) ReadHead() (*Head, error) {
+	for {
+		if n := r.scan(); n > 0 {
+			r.next, r.lines = 0, 0
+			h, err := Parse(r.buf[r.start : r.start+n])
+			if err != nil {
+				return nil, err
+			}
+			r.start += n
+			r.mayBeEmpty = true
+			return h, nil
+		}
+		if err := r.fill(); err != nil {
+			if errors.Is(err, io.EOF) && r.start < r.end {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+}
+
+// Read reads what follows the last head, so that a body can be framed on the
+// Reader and the next head be read behind it: the buffered bytes first, then
+// the connection.
+func (r *Reader) Read(p []byte) (int, error) {
+	r.next, r.lines = 0, 0
+	if r.start < r.end {
+		n := copy(p, r.buf[r.start:r.end])
+		r.start += n
+		return n, nil
+	}
+	if err := r.takeErr(); err != nil {
+		return 0, err
+	}
+	return r.src.Read(p)
+}
+
+// Buffered returns the bytes that were read and not consumed: after ReadHead,
+// those behind the head. They are valid until the next call of another method.
+func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end] }
+
+// Release gives the buffer back, and drops what is in it. What Buffered and
+// Peek returned is invalid afterwards; heads stay valid.
+func (r *Reader) Release() {
+	if r.pooled != nil {
+		small.Put(r.pooled)
+	}
+	r.pooled, r.buf = nil, nil
+	r.start, r.end, r.next, r.lines = 0, 0, 0, 0
+}
+
+// scan returns the number of bytes that Parse can judge: a complete head, or
+// as much of one as cannot become a head any more. It returns 0 while more
+// bytes are needed. Where it stops depends on the bytes alone and not on how
+// they were cut into reads.
+func (r *Reader) scan() int {
+	if r.skipEmptyLine() {
+		return 0
+	}
+	head := r.buf[r.start:r.end]
+	if len(head) > 0 && !isToken(head[0]) {
+		return 1
+	}
+	for {
+		length := bytes.IndexByte(head[r.next:], '\n')
+		if length < 0 {
+			return 0
+		}
+		line := head[r.next : r.next+length]
+		r.next += length + 1
+		r.lines++
+		if r.lines == 1 {
+			if _, _, _, err := parseRequestLine(line); err != nil {
+				return r.next
+			}
+			continue
+		}
+		if length < 2 || line[length-1] != '\r' || r.lines > MaxFields+1 {
+			return r.next
+		}
+	}
+}
+
+// skipEmptyLine consumes one CRLF before a head other than the connection's
+// first, and reports whether it needs to see another byte to know. RFC 9112
+// section 2.2 asks servers for it because of old clients that send a CRLF
+// behind the body of a POST. Before the first head there was no body, so there
+// the line is refused like any other, and so is a second one.
+func (r *Reader) skipEmptyLine() (more bool) {
+	b := r.buf[r.start:r.end]
+	if !r.mayBeEmpty || r.lines > 0 || len(b) == 0 || b[0] != '\r' {
+		return false
+	}
+	if len(b) == 1 {
+		return true
+	}
+	if b[1] == '\n' {
+		r.start += 2
+	}
+	r.mayBeEmpty = false
+	return false
+}
+
+// fill reads at least one byte more, never beyond the limit.
+func (r *Reader) fill() error {
+	if r.end-r.start >= r.limit {
+		return fmt.Errorf("more than %d bytes: %w", r.limit, ErrTooLarge)
+	}
+	if err := r.takeErr(); err != nil {
+		return err
+	}
+	r.makeRoom()
+	for range maxEmptyReads {
+		n, err := r.src.Read(r.buf[r.end:])
+		r.end += n
+		if n > 0 {
+			r.err = err
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// makeRoom sees to it that there is room behind end.
+func (r *Reader) makeRoom() {
+	if r.buf == nil {
+		pooled, ok := small.Get().(*[smallSize]byte)
+		if !ok {
+			pooled = new([smallSize]byte)
+		}
+		r.pooled, r.buf = pooled, pooled[:min(smallSize, r.limit)]
+	}
+	if r.start > 0 {
+		r.end = copy(r.buf, r.buf[r.start:r.end])
+		r.start = 0
+	}
+	if r.end < len(r.buf) {
+		return
+	}
+	grown := make([]byte, min(2*len(r.buf), r.limit))
+	copy(grown, r.buf)
+	if r.pooled != nil {
+		small.Put(r.pooled)
+	}
+	r.pooled, r.buf = nil, grown
+}
+
+// takeErr returns an error that came together with bytes, once.
+func (r *Reader) takeErr() error {
+	err := r.err
+	r.err = nil
+	return err
+}

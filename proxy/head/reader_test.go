@@ -1,0 +1,229 @@
+package head_test
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+func TestReaderLeavesWhatFollows(t *testing.T) {
+	const behind = "\x16\x03\x01 early bytes\r\n\r\n"
+	for split := range len(curl) + len(behind) {
+		r := head.NewReader(&chunks{rest: []byte(curl + behind), sizes: []int{split + 1, 1 << 20}}, 0)
+		h, err := r.ReadHead()
+		if err != nil {
+			t.Fatalf("split at %d: %v", split+1, err)
+		}
+		if h.Target != "api.allowed.example:443" {
+			t.Errorf("split at %d: got target %q", split+1, h.Target)
+		}
+		if got := r.Buffered(); !strings.HasPrefix(behind, string(got)) {
+			t.Errorf("split at %d: got %q buffered, want the start of %q", split+1, got, behind)
+		}
+		rest, err := io.ReadAll(r)
+		if string(rest) != behind || err != nil {
+			t.Errorf("split at %d: got %q, %v behind the head, want %q", split+1, rest, err, behind)
+		}
+		r.Release()
+	}
+}
+
+func TestReaderReadsHeadAfterHead(t *testing.T) {
+	r := head.NewReader(strings.NewReader("GET /1 HTTP/1.0\r\n\r\nPOST /2 HTTP/1.0\r\nContent-Length: 4\r\n\r\nbodyGET /3 HTTP/1.0\r\n\r\n"), 0)
+	defer r.Release()
+	for _, want := range []string{"/1", "/2"} {
+		if h, err := r.ReadHead(); err != nil || h.Target != want {
+			t.Fatalf("got %v, %v, want %s", h, err, want)
+		}
+	}
+	body := make([]byte, 4)
+	if _, err := io.ReadFull(r, body); err != nil || string(body) != "body" {
+		t.Fatalf("got %q, %v, want the body", body, err)
+	}
+	if h, err := r.ReadHead(); err != nil || h.Target != "/3" {
+		t.Fatalf("got %v, %v, want /3", h, err)
+	}
+	if h, err := r.ReadHead(); !errors.Is(err, io.EOF) || h != nil {
+		t.Errorf("got %v, %v, want %v", h, err, io.EOF)
+	}
+}
+
+func TestReaderAcceptsOneEmptyLineBetweenHeads(t *testing.T) {
+	const get = "GET / HTTP/1.0\r\n\r\n"
+	tests := map[string]struct {
+		between string
+		want    error
+	}{
+		"one empty line":                {"\r\n" + get, nil},
+		"one empty line and the end":    {"\r\n", io.EOF},
+		"half an empty line, the end":   {"\r", io.ErrUnexpectedEOF},
+		"two empty lines":               {"\r\n\r\n" + get, head.ErrRequestLine},
+		"bare LF":                       {"\n" + get, head.ErrRequestLine},
+		"bare CR":                       {"\r" + get, head.ErrRequestLine},
+		"a space":                       {" " + get, head.ErrRequestLine},
+		"no second head and no newline": {"", io.EOF},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, size := range []int{1, 2, 3, 1 << 20} {
+				r := head.NewReader(&chunks{rest: []byte(get + tt.between), sizes: []int{size}}, 0)
+				if _, err := r.ReadHead(); err != nil {
+					t.Fatalf("first head: %v", err)
+				}
+				if h, err := r.ReadHead(); !errors.Is(err, tt.want) || (h == nil) != (tt.want != nil) {
+					t.Errorf("by %d: got %v, %v, want error %v", size, h, err, tt.want)
+				}
+				r.Release()
+			}
+		})
+	}
+}
+
+func TestReaderLimit(t *testing.T) {
+	sized := func(n int) string {
+		const frame = "GET / HTTP/1.0\r\nA: \r\n\r\n"
+		return strings.Replace(frame, "A: ", "A: "+strings.Repeat("x", n-len(frame)), 1)
+	}
+	tests := map[string]struct {
+		limit, set int
+		size       int
+		want       error
+	}{
+		"a head of the default limit": {head.DefaultLimit, 0, head.DefaultLimit, nil},
+		"one byte more":               {head.DefaultLimit, 0, head.DefaultLimit + 1, head.ErrTooLarge},
+		"a head of a small limit":     {100, 100, 100, nil},
+		"one byte more than that":     {100, 100, 101, head.ErrTooLarge},
+		"a head of an odd limit":      {9999, 9999, 9999, nil},
+		"far too large":               {9999, 9999, 1 << 20, head.ErrTooLarge},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, size := range []int{1, 7, 4096, 1 << 20} {
+				src := &chunks{rest: []byte(sized(tt.size)), sizes: []int{size}}
+				r := head.NewReader(src, tt.set)
+				h, err := r.ReadHead()
+				if !errors.Is(err, tt.want) || (h == nil) != (tt.want != nil) {
+					t.Errorf("by %d: got error %v, want %v", size, err, tt.want)
+				}
+				if src.taken > tt.limit {
+					t.Errorf("by %d: read %d bytes, want at most %d", size, src.taken, tt.limit)
+				}
+				r.Release()
+			}
+		})
+	}
+}
+
+func TestReaderLimitCountsOneHeadOnly(t *testing.T) {
+	const get = "GET / HTTP/1.0\r\n\r\n"
+	r := head.NewReader(strings.NewReader(strings.Repeat(get, 50)), len(get))
+	defer r.Release()
+	for i := range 50 {
+		if _, err := r.ReadHead(); err != nil {
+			t.Fatalf("head %d: %v", i, err)
+		}
+	}
+}
+
+func TestReaderRefusesBeforeTheHeadIsComplete(t *testing.T) {
+	for name, sent := range map[string]string{
+		"HTTP/0.9":          "GET /\r\n",
+		"TLS in clear":      "\x16",
+		"a malformed field": "GET / HTTP/1.1\r\nA: b\n",
+		"too many fields":   "GET / HTTP/1.1\r\n" + strings.Repeat("A:\r\n", head.MaxFields+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			waiting := errors.New("read for more")
+			r := head.NewReader(io.MultiReader(strings.NewReader(sent), iotest.ErrReader(waiting)), 0)
+			defer r.Release()
+			if h, err := r.ReadHead(); err == nil || errors.Is(err, waiting) || h != nil {
+				t.Errorf("got %v, %v, want a refusal", h, err)
+			}
+			// Trying again must not get past the refused bytes.
+			if h, err := r.ReadHead(); err == nil || errors.Is(err, waiting) || h != nil {
+				t.Errorf("again: got %v, %v, want a refusal", h, err)
+			}
+		})
+	}
+}
+
+func TestReaderGoesOnAfterADeadline(t *testing.T) {
+	r := head.NewReader(iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader(curl))), 0)
+	defer r.Release()
+	if h, err := r.ReadHead(); !errors.Is(err, iotest.ErrTimeout) || h != nil {
+		t.Fatalf("got %v, %v, want %v", h, err, iotest.ErrTimeout)
+	}
+	if h, err := r.ReadHead(); err != nil || h.Method != "CONNECT" {
+		t.Errorf("got %v, %v, want the head", h, err)
+	}
+}
+
+func TestReaderKeepsAnErrorThatCameWithBytes(t *testing.T) {
+	r := head.NewReader(iotest.DataErrReader(strings.NewReader(curl)), 0)
+	defer r.Release()
+	if _, err := r.ReadHead(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("got %d, %v, want %v", n, err, io.EOF)
+	}
+}
+
+func TestReaderGivesUpOnAConnectionThatReturnsNothing(t *testing.T) {
+	r := head.NewReader(readerFunc(func([]byte) (int, error) { return 0, nil }), 0)
+	defer r.Release()
+	if _, err := r.ReadHead(); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("got %v, want %v", err, io.ErrNoProgress)
+	}
+}
+
+func TestPeek(t *testing.T) {
+	r := head.NewReader(iotest.OneByteReader(strings.NewReader(curl)), 200)
+	defer r.Release()
+	if got, err := r.Peek(7); string(got) != "CONNECT" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := r.Peek(len(curl) + 1); string(got) != curl || !errors.Is(err, io.EOF) {
+		t.Errorf("got %q, %v, want all and %v", got, err, io.EOF)
+	}
+	if _, err := r.Peek(201); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want %v", err, io.EOF)
+	}
+	if h, err := r.ReadHead(); err != nil || h.Method != "CONNECT" {
+		t.Errorf("got %v, %v, want the head that was peeked at", h, err)
+	}
+	long := head.NewReader(strings.NewReader(strings.Repeat("x", 300)), 200)
+	defer long.Release()
+	if got, err := long.Peek(201); len(got) != 200 || !errors.Is(err, head.ErrTooLarge) {
+		t.Errorf("got %d bytes, %v, want 200 and %v", len(got), err, head.ErrTooLarge)
+	}
+}
+
+func TestHeadOutlivesTheBuffer(t *testing.T) {
+	r := head.NewReader(strings.NewReader(curl), 0)
+	h, err := r.ReadHead()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Release()
+	r.Release() // twice gives nothing back twice
+	if got := r.Buffered(); len(got) != 0 {
+		t.Errorf("got %q buffered, want nothing", got)
+	}
+	other := head.NewReader(strings.NewReader(strings.Repeat("#", 4000)), 0)
+	defer other.Release()
+	if _, err := other.Peek(4000); err != nil {
+		t.Fatal(err)
+	}
+	if got := render(h); got != curl {
+		t.Errorf("got %q, want %q", got, curl)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

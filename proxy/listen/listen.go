@@ -1,0 +1,304 @@
+// Package listen accepts connections and says who is at the other end: it
+// gives every door a connection that is ready to be read and a [Caller].
+//
+// A TLS listener asks for a client certificate and never demands one: a caller
+// without an accepted identity gets through to the door, which answers it over
+// HTTP. The package does not decide, and does not read past the handshake.
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// DefaultHandshakeTimeout is what a zero Config.HandshakeTimeout means.
+const DefaultHandshakeTimeout = 10 * time.Second
+
+// DefaultSocketMode is the permissions of a unix socket: its owner only.
+const DefaultSocketMode fs.FileMode = 0o600
+
+// Config describes one listener. Exactly one of TLS (with Verifier) and Fixed
+// says who the callers are.
+type Config struct {
+	Name string
+	// Address is HOST:PORT, or unix: and a path.
+	Address string
+	// SocketMode of a unix socket; zero means DefaultSocketMode.
+	SocketMode fs.FileMode
+	// TLS, if not nil, is spoken on every connection; see identity.ServerConfig.
+	TLS *tls.Config
+	// Verifier tells the identity of a TLS client.
+	Verifier *identity.Verifier
+	// Realm names the trust domain in a 407.
+	Realm string
+	// Fixed returns the identity of every caller of a listener without TLS; it
+	// is asked once for each connection.
+	Fixed func() spiffeid.ID
+	// HandshakeTimeout bounds the TLS handshake; zero means the default.
+	HandshakeTimeout time.Duration
+	// Slots bounds the connections of all listeners together. Required.
+	Slots *Slots
+	// HandshakeFailed is told of handshakes that die inside the TLS library,
+	// after which nothing can be answered. Required with TLS.
+	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
+	// Panicked is told of a panic in the handshake or in what Serve calls; it
+	// ends that connection only. nil means that it goes to Log.
+	Panicked func(ctx context.Context, cause any, stack []byte)
+	// Log is told what no caller can be: that accepting fails. Required.
+	Log *slog.Logger
+}
+
+// Caller is who is at the other end of a connection.
+type Caller struct {
+	ID     spiffeid.ID // zero unless Reason is NoReason
+	Source allowlist.Source
+	// Reason says why there is no identity, and Detail says it to the caller.
+	Reason allowlist.Reason
+	Detail string
+	// NotAfter is when the identity expires; zero if it does not.
+	NotAfter time.Time
+	// Addr is where the caller connected from; zero on a unix socket.
+	Addr  netip.AddrPort
+	Realm string
+	// Busy means that the gateway is over its limit of connections and should
+	// say so.
+	Busy bool
+}
+
+// Conn is a connection with its caller, after the handshake.
+type Conn struct {
+	net.Conn // *tls.Conn over *tunnel.Conn, or *tunnel.Conn
+	Caller   Caller
+	Listener string // its name
+	// Certificates are the caller's as it sent them, verified or not; nil
+	// without TLS.
+	Certificates []*x509.Certificate
+
+	verifier   *identity.Verifier // nil without TLS
+	generation uint64             // of the trust that the caller was identified by
+}
+
+// Renew asks again who the caller is, if the trust in identities has changed
+// since it was asked last: a request that follows on the connection, or was
+// under way, must not rest on an authority that has gone.
+func (c *Conn) Renew() {
+	if c.verifier == nil {
+		return
+	}
+	now := c.verifier.Generation()
+	if now == c.generation {
+		return
+	}
+	c.generation = now
+	c.Caller.identify(c.verifier.Verify(c.Certificates))
+}
+
+// Slots counts connections. The zero value refuses every connection; make one
+// with NewSlots.
+type Slots struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// NewSlots returns slots for limit connections. An eighth of it (rounded up)
+// on top is answered "busy"; beyond that connections are closed at once.
+func NewSlots(limit int) *Slots { return &Slots{limit: int64(limit)} }
+
+// take reports whether there is a slot, and whether it is one for saying busy.
+func (s *Slots) take() (ok, busy bool) {
+	used := s.used.Add(1)
+	if used > s.limit+(s.limit+7)/8 {
+		s.used.Add(-1)
+		return false, false
+	}
+	return true, used > s.limit
+}
+
+// Listener accepts connections of one address.
+type Listener struct {
+	cfg Config
+	net net.Listener
+}
+
+// Listen opens the listener; Serve serves it. The error is one line that says
+// what to do.
+func Listen(ctx context.Context, cfg Config) (*Listener, error) {
+	switch {
+	case cfg.Slots == nil || cfg.Log == nil:
+		return nil, fmt.Errorf("listener %s: slots and a log are required", cfg.Name)
+	case cfg.TLS != nil && (cfg.Verifier == nil || cfg.HandshakeFailed == nil):
+		return nil, fmt.Errorf("listener %s: TLS needs a verifier and HandshakeFailed", cfg.Name)
+	case (cfg.TLS == nil) == (cfg.Fixed == nil):
+		return nil, fmt.Errorf("listener %s: either TLS or a fixed identity is required", cfg.Name)
+	}
+	if cfg.HandshakeTimeout <= 0 {
+		cfg.HandshakeTimeout = DefaultHandshakeTimeout
+	}
+	if cfg.SocketMode == 0 {
+		cfg.SocketMode = DefaultSocketMode
+	}
+	inner, err := open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", cfg.Name, err)
+	}
+	return &Listener{cfg: cfg, net: inner}, nil
+}
+
+// Addr returns the address that the listener has, with the port it was given
+// if it asked for port 0.
+func (l *Listener) Addr() net.Addr { return l.net.Addr() }
+
+// Name returns the name of the listener.
+func (l *Listener) Name() string { return l.cfg.Name }
+
+// Close stops accepting; Serve then returns once its connections have ended.
+func (l *Listener) Close() error { return l.net.Close() }
+
+// Serve accepts until Close and calls handle for every connection that has a
+// caller, each in a goroutine of its own; it closes the connection when handle
+// returns. It returns when the last handle has. The end of ctx does not stop
+// accepting; it cuts every connection that is still open.
+func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
+	for {
+		conn, err := l.net.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			// Out of descriptors, most of the time: give connections that end
+			// a moment to free some.
+			l.cfg.Log.LogAttrs(ctx, slog.LevelError, "accepting a connection",
+				slog.String("listener", l.cfg.Name), slog.Any("error", err))
+			if !pause(ctx, 50*time.Millisecond) {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		ok, busy := l.cfg.Slots.take()
+		if !ok {
+			_ = conn.Close()
+			continue
+		}
+		handlers.Go(func() {
+			defer l.cfg.Slots.used.Add(-1)
+			l.serve(ctx, conn, busy, handle)
+		})
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle func(context.Context, *Conn)) {
+	conn := &Conn{
+		Conn:     tunnel.Wrap(raw), // below TLS, so that an idle tunnel holds no buffer
+		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm, Busy: busy},
+		Listener: l.cfg.Name,
+	}
+	defer l.contain(ctx)
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	if l.cfg.TLS == nil {
+		conn.Caller.ID, conn.Caller.Source = l.cfg.Fixed(), allowlist.SourceListener
+		handle(ctx, conn)
+		return
+	}
+	secure := tls.Server(conn.Conn, l.cfg.TLS)
+	if err := l.handshake(ctx, secure); err != nil {
+		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
+		return
+	}
+	conn.Conn, conn.verifier = secure, l.cfg.Verifier
+	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
+	state := secure.ConnectionState()
+	conn.Certificates = state.PeerCertificates
+	conn.Caller.identify(l.cfg.Verifier.Peer(state))
+	handle(ctx, conn)
+}
+
+// contain keeps a panic inside its connection.
+func (l *Listener) contain(ctx context.Context) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	stack := debug.Stack()
+	if l.cfg.Panicked != nil {
+		l.cfg.Panicked(ctx, cause, stack)
+		return
+	}
+	l.cfg.Log.LogAttrs(ctx, slog.LevelError, "panic in a connection", slog.String("listener", l.cfg.Name),
+		slog.Any("cause", cause), slog.String("stack", string(stack)))
+}
+
+// handshake is bounded by a deadline, which costs no goroutine, unlike a
+// context.
+func (l *Listener) handshake(ctx context.Context, secure *tls.Conn) error {
+	if err := secure.SetDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
+		return err
+	}
+	err := secure.HandshakeContext(context.WithoutCancel(ctx))
+	if errors.Is(err, io.EOF) && secure.ConnectionState().Version != 0 {
+		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
+	}
+	if err != nil {
+		return err
+	}
+	return secure.SetDeadline(time.Time{})
+}
+
+// identify takes over what the verification of the certificate came to.
+func (c *Caller) identify(peer identity.Peer) {
+	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Detail: peer.Detail}
+	switch peer.Cause {
+	case identity.Verified:
+		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter
+	case identity.Missing:
+		c.Reason = allowlist.IdentityMissing
+	case identity.Expired:
+		c.Reason = allowlist.IdentityExpired
+	case identity.Untrusted:
+		c.Reason = allowlist.IdentityUntrusted
+	case identity.Invalid:
+		c.Reason = allowlist.IdentityInvalid
+	default:
+		c.Reason = allowlist.IdentityInvalid
+	}
+}
+
+func clientAddr(conn net.Conn) netip.AddrPort {
+	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

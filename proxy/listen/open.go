@@ -1,0 +1,80 @@
+package listen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+)
+
+// open opens the socket that the configuration names.
+func open(ctx context.Context, cfg Config) (net.Listener, error) {
+	if path, isUnix := strings.CutPrefix(cfg.Address, "unix:"); isUnix {
+		return openUnix(ctx, path, cfg.SocketMode)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cfg.Address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s is taken by another process: stop it or choose another address", cfg.Address)
+	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("%s is no address of this host: listen on one that it has, or on 127.0.0.1", cfg.Address)
+	}
+	if errors.Is(err, syscall.EACCES) {
+		return nil, fmt.Errorf("no permission to listen on %s: choose a port from 1024 on", cfg.Address)
+	}
+	return l, err
+}
+
+func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: closedAtBirth}
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// closedAtBirth makes bind(2) create the socket for its owner only: between
+// bind and chmod, a loose umask would let others connect. Linux takes the
+// permissions from the descriptor; where it is an error, chmod remains.
+func closedAtBirth(_, _ string, raw syscall.RawConn) error {
+	return raw.Control(func(fd uintptr) {
+		_ = syscall.Fchmod(int(fd), uint32(DefaultSocketMode))
+	})
+}
+
+// removeStale removes a socket that nobody serves any more, and nothing else.
+func removeStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s exists and is no socket: remove it or choose another path", path)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("%s is served by another process: stop it or choose another path", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,163 @@
+package listen
+
+import (
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+func TestConfigurationsThatCannotServe(t *testing.T) {
+	p := newPKI(t)
+	log := slog.New(slog.DiscardHandler)
+	nobody := func() spiffeid.ID { return spiffeid.ID{} }
+	for name, cfg := range map[string]Config{
+		"no slots":                    {Log: log, Fixed: nobody},
+		"no log":                      {Slots: NewSlots(1), Fixed: nobody},
+		"nobody says who is there":    {Slots: NewSlots(1), Log: log},
+		"two say who is there":        {Slots: NewSlots(1), Log: log, Fixed: nobody, TLS: p.server, Verifier: p.verifier},
+		"TLS without a verifier":      {Slots: NewSlots(1), Log: log, TLS: p.server},
+		"failures are told to nobody": {Slots: NewSlots(1), Log: log, TLS: p.server, Verifier: p.verifier},
+	} {
+		cfg.Name, cfg.Address = "main", "127.0.0.1:0"
+		l, err := Listen(t.Context(), cfg)
+		if err == nil {
+			_ = l.Close()
+			t.Errorf("%s: no error", name)
+		} else if !strings.HasPrefix(err.Error(), "listener main: ") {
+			t.Errorf("%s: %q does not name the listener", name, err)
+		}
+	}
+}
+
+// listenAt opens a plain listener.
+func listenAt(t *testing.T, address string, mode fs.FileMode) (*Listener, error) {
+	t.Helper()
+	l, err := Listen(t.Context(), Config{
+		Name: "main", Address: address, SocketMode: mode, Slots: NewSlots(1), Log: slog.New(slog.DiscardHandler),
+		Fixed: func() spiffeid.ID { return spiffeid.ID{} },
+	})
+	if err == nil {
+		t.Cleanup(func() { _ = l.Close() })
+	}
+	return l, err
+}
+
+func wantError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not say %q", err, part)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("%q is more than one line", err)
+	}
+}
+
+func TestATakenPort(t *testing.T) {
+	l, err := listenAt(t, "127.0.0.1:0", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Name() != "main" || l.Addr().String() == "127.0.0.1:0" {
+		t.Errorf("%s on %s", l.Name(), l.Addr())
+	}
+	_, err = listenAt(t, l.Addr().String(), 0)
+	wantError(t, err, "listener main: ", l.Addr().String(), "taken by another process", "choose another address")
+}
+
+func TestAUnixSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for mode, want := range map[fs.FileMode]fs.FileMode{0: 0o600, 0o660: 0o660, 0o666: 0o666} {
+		l, err := listenAt(t, "unix:"+path, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode(); got != want|fs.ModeSocket {
+			t.Errorf("mode %v, want %v", got, want)
+		}
+		_ = l.Close()
+		if _, err := os.Stat(path); err == nil {
+			t.Error("the socket is still there after Close")
+		}
+	}
+}
+
+// TestASocketIsBornClosed opens one without the chmod that follows: nobody else
+// can connect in between.
+func TestASocketIsBornClosed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	lc := net.ListenConfig{Control: closedAtBirth}
+	l, err := lc.Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got&0o077 != 0 {
+		t.Errorf("mode %v", got)
+	}
+}
+
+func TestACallerOnAUnixSocketHasNoAddress(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	r := serve(t, func(_ *rig, cfg *Config) { cfg.Address = "unix:" + path })
+	speak(t, dialRaw(t, r.Addr()))
+	if got := <-r.conns; got.Caller.Addr.IsValid() || got.Caller.ID.IsZero() {
+		t.Errorf("got %+v", got.Caller)
+	}
+}
+
+func TestWhatStandsInTheWayOfASocket(t *testing.T) {
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	if _, err := listenAt(t, "unix:"+stale, 0); err != nil {
+		t.Errorf("a socket that nobody serves: %v", err)
+	}
+	_, err = listenAt(t, "unix:"+stale, 0) // now it is served
+	wantError(t, err, stale, "served by another process")
+
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(stale, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, link, dir} {
+		_, err := listenAt(t, "unix:"+path, 0)
+		wantError(t, err, path, "is no socket", "choose another path")
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "precious" {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+	_, err = listenAt(t, "unix:"+filepath.Join(dir, "none", "s"), 0)
+	wantError(t, err, "no such file or directory")
+	_, err = listenAt(t, "unix:@abstract-"+filepath.Base(dir), 0)
+	if err == nil {
+		t.Error("a socket without a file has no permissions, and was opened")
+	}
+}

@@ -1,0 +1,53 @@
+// Package live holds what is in force now, and everything that lasts longer
+// than one decision.
+//
+// A [State] is immutable: policy, generation and load time. A request loads
+// it once from [Current] and reads everything from it. The [Registry] knows
+// every open tunnel. The [Enforcer] puts states in force and ends the tunnels
+// that a state forbids, and no other.
+package live
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// State is what one generation decides with. The zero value denies everything
+// as policy-unavailable.
+type State struct {
+	Policy *allowlist.Policy
+	// Generation counts the states of this process from 1.
+	Generation uint64
+	// Loaded is when the state came into force.
+	Loaded time.Time
+}
+
+// Decide asks the policy of this state. A nil state denies.
+func (s *State) Decide(req allowlist.Request) allowlist.Decision {
+	if s == nil {
+		return (*allowlist.Policy)(nil).Decide(req)
+	}
+	return s.Policy.Decide(req)
+}
+
+// Current is the state in force. The zero value holds none and denies; it is
+// safe for concurrent use.
+type Current struct {
+	state atomic.Pointer[State]
+}
+
+// Load returns the state in force; nil before the first Swap.
+func (c *Current) Load() *State { return c.state.Load() }
+
+// Swap puts a policy in force as the next generation and returns its state.
+// It must not be called concurrently with itself.
+func (c *Current) Swap(p *allowlist.Policy, now time.Time) *State {
+	next := &State{Policy: p, Generation: 1, Loaded: now}
+	if old := c.state.Load(); old != nil {
+		next.Generation = old.Generation + 1
+	}
+	c.state.Store(next)
+	return next
+}

@@ -1,0 +1,123 @@
+package live
+
+import (
+	"cmp"
+	"crypto/x509"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// Tunnel is one open tunnel and what was decided of it. It does not change.
+type Tunnel struct {
+	// Request is what was asked; it is asked again of every new state.
+	Request allowlist.Request
+	// Addr is the address that was dialled; zero while it is being dialled.
+	Addr netip.AddrPort
+	// Certificates are the caller's, verified in the handshake; nil if the
+	// listener gives the identity.
+	Certificates []*x509.Certificate
+	// NotAfter is when the caller's identity expires; zero if it does not.
+	NotAfter time.Time
+	// End closes it for a reason, and says by which reason of the closed set a
+	// state forbids it, if one does. It returns at once, may be called from
+	// any goroutine and any number of times.
+	End func(reason tunnel.Reason, why allowlist.Reason)
+}
+
+// Registry knows every open tunnel. The zero value is ready; all methods are
+// safe for concurrent use.
+type Registry struct {
+	mu      sync.Mutex
+	open    map[*Tunnel]struct{}
+	ended   tunnel.Reason // not zero: no tunnel may open any more
+	waiting chan struct{} // closed when the last tunnel leaves; nil if nobody waits
+}
+
+// Add takes up a tunnel. After EndAll it is ended at once.
+func (r *Registry) Add(t *Tunnel) {
+	r.mu.Lock()
+	if r.open == nil {
+		r.open = make(map[*Tunnel]struct{})
+	}
+	r.open[t] = struct{}{}
+	ended := r.ended
+	r.mu.Unlock()
+	if ended != 0 {
+		t.End(ended, allowlist.NoReason)
+	}
+}
+
+// Remove forgets a tunnel; one that is not there is no error.
+func (r *Registry) Remove(t *Tunnel) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.open, t)
+	if len(r.open) == 0 && r.waiting != nil {
+		close(r.waiting)
+		r.waiting = nil
+	}
+}
+
+// Len returns the number of open tunnels.
+func (r *Registry) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.open)
+}
+
+// Drain waits until no tunnel is open or the time has passed, and ends those
+// that are left, for the reason drain, as well as any that is added later. It
+// does not wait for those it ends.
+func (r *Registry) Drain(timeout time.Duration) {
+	empty := r.emptied()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-empty:
+	case <-timer.C:
+	}
+	r.EndAll(tunnel.Drain)
+}
+
+// emptied returns a channel that is closed when no tunnel is open, the same for
+// all who wait.
+func (r *Registry) emptied() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.open) == 0 {
+		none := make(chan struct{})
+		close(none)
+		return none
+	}
+	if r.waiting == nil {
+		r.waiting = make(chan struct{})
+	}
+	return r.waiting
+}
+
+// EndAll ends every tunnel for a reason, also those added later. None counts
+// as Error, as it does for a tunnel.
+func (r *Registry) EndAll(reason tunnel.Reason) {
+	reason = cmp.Or(reason, tunnel.Error)
+	r.mu.Lock()
+	r.ended = reason
+	r.mu.Unlock()
+	for _, t := range r.all() {
+		t.End(reason, allowlist.NoReason)
+	}
+}
+
+// all returns the tunnels that are open now.
+func (r *Registry) all() []*Tunnel {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	open := make([]*Tunnel, 0, len(r.open))
+	for t := range r.open {
+		open = append(open, t)
+	}
+	return open
+}

@@ -1,0 +1,172 @@
+package live
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// probe is a tunnel that remembers why it was ended.
+type probe struct {
+	Tunnel
+	reason atomic.Uint32
+	ends   atomic.Int32
+}
+
+func newProbe() *probe {
+	p := &probe{}
+	p.End = func(r tunnel.Reason, _ allowlist.Reason) {
+		p.reason.Store(uint32(r))
+		p.ends.Add(1)
+	}
+	return p
+}
+
+func (p *probe) ended() tunnel.Reason { return tunnel.Reason(p.reason.Load()) }
+
+func TestAddAndRemove(t *testing.T) {
+	var r Registry
+	a, b := newProbe(), newProbe()
+	r.Remove(&a.Tunnel) // not there: no error
+	r.Add(&a.Tunnel)
+	r.Add(&b.Tunnel)
+	if r.Len() != 2 {
+		t.Errorf("%d tunnels, want 2", r.Len())
+	}
+	r.Remove(&a.Tunnel)
+	r.Remove(&a.Tunnel)
+	if r.Len() != 1 {
+		t.Errorf("%d tunnels, want 1", r.Len())
+	}
+	r.EndAll(tunnel.Denied)
+	if a.ended() != tunnel.None || b.ended() != tunnel.Denied {
+		t.Errorf("the one that left was ended with %v, the other with %v", a.ended(), b.ended())
+	}
+}
+
+func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
+	var r Registry
+	r.EndAll(tunnel.None) // counts as Error
+	p := newProbe()
+	r.Add(&p.Tunnel)
+	if p.ended() != tunnel.Error || r.Len() != 1 {
+		t.Errorf("ended with %v, %d open; want error, and 1 until it is removed", p.ended(), r.Len())
+	}
+}
+
+func TestEndMayRemove(t *testing.T) {
+	var r Registry
+	p := &Tunnel{}
+	p.End = func(tunnel.Reason, allowlist.Reason) { r.Remove(p) }
+	r.Add(p)
+	r.EndAll(tunnel.Drain)
+	r.Add(p)
+	if r.Len() != 0 {
+		t.Errorf("%d tunnels, want 0", r.Len())
+	}
+}
+
+func TestDrainOfNothingReturnsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Registry
+		start := time.Now()
+		r.Drain(time.Hour)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestDrainReturnsWithTheLastTunnel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Registry
+		a, b := newProbe(), newProbe()
+		r.Add(&a.Tunnel)
+		r.Add(&b.Tunnel)
+		time.AfterFunc(time.Second, func() { r.Remove(&a.Tunnel) })
+		time.AfterFunc(3*time.Second, func() { r.Remove(&b.Tunnel) })
+		start := time.Now()
+		r.Drain(time.Hour)
+		if took := time.Since(start); took != 3*time.Second {
+			t.Errorf("took %v, want 3s", took)
+		}
+		if a.ends.Load()+b.ends.Load() != 0 {
+			t.Error("a tunnel that finished by itself was ended")
+		}
+	})
+}
+
+func TestDrainEndsWhatIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Registry
+		stays, late := newProbe(), newProbe()
+		r.Add(&stays.Tunnel)
+		start := time.Now()
+		r.Drain(30 * time.Second)
+		if took := time.Since(start); took != 30*time.Second {
+			t.Errorf("took %v, want 30s", took)
+		}
+		r.Add(&late.Tunnel)
+		if stays.ended() != tunnel.Drain || late.ended() != tunnel.Drain {
+			t.Errorf("ended with %v, the late one with %v; want drain", stays.ended(), late.ended())
+		}
+	})
+}
+
+// TestDrainsAtTheSameTime: whoever drains beside somebody else waits for the
+// same tunnels, each for its own time.
+func TestDrainsAtTheSameTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Registry
+		p := newProbe()
+		r.Add(&p.Tunnel)
+		time.AfterFunc(2*time.Second, func() { r.Remove(&p.Tunnel) })
+		start := time.Now()
+		var drains sync.WaitGroup
+		for range 3 {
+			drains.Go(func() { r.Drain(time.Hour) })
+		}
+		drains.Wait()
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("took %v, want 2s", took)
+		}
+	})
+}
+
+// TestNoTunnelEscapes adds tunnels while others end all of them: each is ended
+// by the one or by the other.
+func TestNoTunnelEscapes(t *testing.T) {
+	var r Registry
+	probes := make([]*probe, 200)
+	var running sync.WaitGroup
+	start := make(chan struct{})
+	for i := range probes {
+		probes[i] = newProbe()
+		running.Go(func() {
+			<-start
+			r.Add(&probes[i].Tunnel)
+			if i%2 == 0 {
+				r.Remove(&probes[i].Tunnel)
+			}
+		})
+	}
+	running.Go(func() {
+		<-start
+		r.EndAll(tunnel.Quarantined)
+	})
+	close(start)
+	running.Wait()
+	for i, p := range probes {
+		if i%2 == 1 && p.ended() != tunnel.Quarantined {
+			t.Errorf("tunnel %d is open", i)
+		}
+	}
+	if got, want := r.Len(), len(probes)/2; got != want {
+		t.Errorf("%d in the registry, want %d", got, want)
+	}
+}

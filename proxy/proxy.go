@@ -1,0 +1,95 @@
+// Package proxy is the CONNECT door: it reads a request head, decides, dials
+// and relays, and refuses with a reason.
+//
+// Every head is read by the strict parser of package head; the destination is
+// parsed once, and that value is what is decided, resolved, dialled and
+// recorded. Each decision makes exactly one record.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// DefaultHeadTimeout is what a zero Config.HeadTimeout means.
+const DefaultHeadTimeout = 10 * time.Second
+
+// Config is what the door needs. Current, Registry, Dialer, Recorder and Log
+// are required.
+type Config struct {
+	Current  *live.Current
+	Registry *live.Registry
+	Dialer   *dial.Dialer
+	Recorder *audit.Recorder
+	Log      *slog.Logger
+
+	// HeadTimeout bounds the time for one request head; zero means
+	// DefaultHeadTimeout.
+	HeadTimeout time.Duration
+	// HeadLimit bounds a head in bytes; zero means head.DefaultLimit.
+	HeadLimit int
+	// Disclosure is how much a refused caller is told.
+	Disclosure refusal.Disclosure
+	// Tunnel bounds every tunnel; its Progress is set by the proxy.
+	Tunnel tunnel.Config
+}
+
+// Proxy serves connections. It is safe for concurrent use.
+type Proxy struct {
+	cfg      Config
+	draining atomic.Bool
+	panics   atomic.Uint64
+}
+
+// New returns a proxy.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Current == nil || cfg.Registry == nil || cfg.Dialer == nil || cfg.Recorder == nil || cfg.Log == nil {
+		return nil, errors.New("proxy: state, registry, dialer, recorder and log are required")
+	}
+	if cfg.HeadTimeout <= 0 {
+		cfg.HeadTimeout = DefaultHeadTimeout
+	}
+	return &Proxy{cfg: cfg}, nil
+}
+
+// Drain makes the proxy answer every further request with 503 draining.
+// Tunnels that are open go on.
+func (p *Proxy) Drain() { p.draining.Store(true) }
+
+// Panicked counts and logs a panic that ended a connection.
+func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {
+	p.panics.Add(1)
+	p.cfg.Log.LogAttrs(ctx, slog.LevelError, "panic in a connection",
+		slog.Any("cause", cause), slog.String("stack", string(stack)))
+}
+
+// Panics returns how many connections ended in a panic.
+func (p *Proxy) Panics() uint64 { return p.panics.Load() }
+
+// Serve answers the requests of one connection until it ends. A panic ends
+// this connection only.
+func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
+	reader := head.NewReader(conn, p.cfg.HeadLimit)
+	defer reader.Release()
+	x := &exchange{proxy: p, conn: conn, reader: reader}
+	defer func() {
+		if cause := recover(); cause != nil {
+			p.Panicked(ctx, cause, debug.Stack())
+			x.abandon()
+		}
+	}()
+	for x.next(ctx) {
+	}
+}

@@ -1,0 +1,307 @@
+// Package refusal turns a reason into the answer that a caller sees: an HTTP/1
+// response whose reason phrase carries the sentence, since most clients show
+// nothing else of it.
+//
+// It never says more than its Disclosure allows, and never a resolved address.
+package refusal
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// Disclosure is how much a refused caller is told. The zero value tells all.
+type Disclosure uint8
+
+// The disclosures: everything; the sentence, without what the policy would
+// allow, and the id; the status only.
+const (
+	Full Disclosure = iota
+	ID
+	None
+)
+
+// ParseDisclosure reads full, id or none.
+func ParseDisclosure(word string) (d Disclosure, ok bool) {
+	switch word {
+	case "full":
+		return Full, true
+	case "id":
+		return ID, true
+	case "none":
+		return None, true
+	}
+	return None, false
+}
+
+const (
+	// maxPhrase bounds the reason phrase; longer ones are cut by some clients.
+	maxPhrase = 200
+	// maxPlace bounds the destination in it, so that there is room for what
+	// became of it.
+	maxPlace = 80
+)
+
+// Refusal is what is known about a refused request.
+type Refusal struct {
+	Reason allowlist.Reason
+	// Decision of the policy; zero for refusals before it.
+	Decision allowlist.Decision
+	// DecisionID and TraceID name the record.
+	DecisionID, TraceID string
+	// Detail replaces the reason's own text where there is more to say, such
+	// as why a certificate was not accepted; "" otherwise. Any bytes: it is
+	// made printable.
+	Detail string
+	// Realm is the trust domain, for a 407; "" is exeat.
+	Realm string
+	// JSON asks for application/problem+json.
+	JSON bool
+	// KeepAlive leaves the connection open (a 407 that may be retried on it).
+	KeepAlive bool
+}
+
+// Append appends the whole response to b: status line, fields and body. A
+// reason without a status (nothing can be answered) appends nothing.
+func (r Refusal) Append(b []byte, d Disclosure) []byte {
+	if r.Reason.String() == "" { // no reason of the set: a fault of the caller's
+		r.Reason = allowlist.InternalError
+	}
+	info := r.Reason.Info()
+	if info.Status == 0 {
+		return b
+	}
+	phrase := r.phrase(d)
+	body, contentType := r.body(d, phrase)
+	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", info.Status, phrase)
+	b = append(b, "Proxy-Status: exeat"...)
+	if d != None {
+		b = fmt.Appendf(b, "; error=%s", info.ProxyError)
+	}
+	if d == Full {
+		b = fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(phrase))
+	}
+	b = append(b, "\r\n"...)
+	if d != None && r.DecisionID != "" {
+		b = fmt.Appendf(b, "X-Exeat-Decision: %s\r\n", r.DecisionID)
+	}
+	if d == Full && r.TraceID != "" {
+		b = fmt.Appendf(b, "X-Exeat-Trace: %s\r\n", r.TraceID)
+	}
+	switch info.Status {
+	case http.StatusProxyAuthRequired:
+		b = fmt.Appendf(b, "Proxy-Authenticate: SVID realm=%s\r\n", quoted(r.realm(d)))
+	case http.StatusMethodNotAllowed:
+		b = append(b, "Allow: CONNECT\r\n"...)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		b = append(b, "Retry-After: 5\r\n"...)
+	}
+	if !r.KeepAlive {
+		b = append(b, "Connection: close\r\n"...)
+	}
+	b = fmt.Appendf(b, "Content-Type: %s\r\nContent-Length: %d\r\n\r\n", contentType, len(body))
+	return append(b, body...)
+}
+
+func (r Refusal) realm(d Disclosure) string {
+	if d == None || r.Realm == "" {
+		return "exeat"
+	}
+	return printable(r.Realm)
+}
+
+// phrase is one line of printable ASCII, at most maxPhrase bytes, the useful
+// words first, never empty.
+func (r Refusal) phrase(d Disclosure) string {
+	prefix := prefixOf(r.Reason.Info().Status)
+	if d == None {
+		return prefix
+	}
+	tail := ""
+	if r.DecisionID != "" {
+		tail = "; id " + r.DecisionID
+	}
+	owner := ""
+	if d == Full && r.Decision.Owner != "" {
+		owner = "; ask " + printable(r.Decision.Owner)
+	}
+	sentence := prefix + ": " + r.sentence(d)
+	if len(sentence)+len(tail)+len(owner) > maxPhrase {
+		owner = ""
+	}
+	if room := maxPhrase - len(tail); len(sentence) > room {
+		sentence = sentence[:room-3] + "..."
+	}
+	return sentence + tail + owner
+}
+
+func prefixOf(status int) string {
+	switch status {
+	case http.StatusForbidden, http.StatusProxyAuthRequired, http.StatusTooManyRequests:
+		return "egress denied"
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		return "egress failed"
+	case http.StatusServiceUnavailable, http.StatusInternalServerError:
+		return "egress unavailable"
+	}
+	return "egress refused"
+}
+
+func (r Refusal) sentence(d Disclosure) string {
+	text := r.Reason.Info().Text
+	if r.Detail != "" {
+		text = printable(r.Detail)
+	}
+	dec := &r.Decision
+	switch r.Reason.Info().Status {
+	case http.StatusForbidden:
+		who := cmp.Or(strings.TrimPrefix(dec.ID.Path(), "/"), "this caller")
+		text = place(dec.Dest) + " " + text + " " + who
+		if ports := dec.AllowedPorts(); d == Full && ports != "" {
+			text += " (allowed: " + ports + ")"
+		}
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		text = place(dec.Dest) + " " + text
+	}
+	return text
+}
+
+// place is the destination, its middle left out if it is long: a name is known
+// by its end.
+func place(dest allowlist.Destination) string {
+	s := dest.String()
+	if over := len(s) - maxPlace; over > 0 {
+		const first = maxPlace / 4
+		s = s[:first] + "..." + s[first+over+len("..."):]
+	}
+	return s
+}
+
+// body is the whole story, for people who look.
+func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType string) {
+	if r.JSON {
+		p := r.problem(d, phrase)
+		body, err := json.MarshalIndent(p, "", "  ")
+		if err == nil { // a struct of strings and a number always encodes
+			return append(body, '\n'), "application/problem+json"
+		}
+	}
+	var b strings.Builder
+	b.WriteString(phrase + "\n")
+	if d == Full {
+		for _, row := range r.rows() {
+			fmt.Fprintf(&b, "  %-9s %s\n", row[0]+":", row[1])
+		}
+		if yaml := r.remedy(); yaml != "" {
+			b.WriteString("\nIf it should be allowed, add this to the policy:\n\n" + yaml)
+		}
+	}
+	return []byte(b.String()), "text/plain; charset=utf-8"
+}
+
+// rows are the facts of the text body; empty ones are left out.
+func (r Refusal) rows() [][2]string {
+	d := &r.Decision
+	rows := [][2]string{{"reason", r.Reason.String()}}
+	add := func(name, value string) {
+		if value != "" {
+			rows = append(rows, [2]string{name, value})
+		}
+	}
+	add("who", d.ID.String())
+	if !d.Dest.Host.IsZero() {
+		add("where", d.Dest.String())
+	}
+	if d.Rule != nil {
+		add("rule", d.Rule.Name())
+	}
+	add("policy", d.PolicyVersion())
+	add("decision", r.DecisionID)
+	add("trace", r.TraceID)
+	add("ask", printable(d.Owner))
+	return rows
+}
+
+// problem is the body in the form of RFC 9457.
+func (r Refusal) problem(d Disclosure, phrase string) any {
+	type problem struct {
+		Title       string `json:"title"`
+		Status      int    `json:"status"`
+		Reason      string `json:"reason,omitempty"`
+		Identity    string `json:"identity,omitempty"`
+		Destination string `json:"destination,omitempty"`
+		Policy      string `json:"policy,omitempty"`
+		Decision    string `json:"decision,omitempty"`
+		Trace       string `json:"trace,omitempty"`
+		Owner       string `json:"owner,omitempty"`
+		AllowWith   string `json:"allow_with,omitempty"`
+	}
+	p := problem{Title: phrase, Status: r.Reason.Info().Status}
+	if d != None {
+		p.Decision = r.DecisionID
+	}
+	if d == Full {
+		dec := &r.Decision
+		p.Reason, p.Identity, p.Policy = r.Reason.String(), dec.ID.String(), dec.PolicyVersion()
+		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), r.remedy()
+		if !dec.Dest.Host.IsZero() {
+			p.Destination = dec.Dest.String()
+		}
+	}
+	return p
+}
+
+// remedy is the YAML that would allow the destination, where a line can.
+func (r Refusal) remedy() string {
+	d := &r.Decision
+	switch r.Reason { //nolint:exhaustive // most refusals are not for a new rule to mend
+	case allowlist.IdentityUnknown, allowlist.NotOnAllowlist, allowlist.PortNotAllowed,
+		allowlist.RuleExpired, allowlist.MethodNotAllowed, allowlist.IPNotOnAllowlist:
+	default:
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "  - id: %s\n    allow:\n", d.ID)
+	if addr := d.Dest.Host.Addr(); addr.IsValid() {
+		fmt.Fprintf(&b, "      - cidr: %s/%d\n", addr, addr.BitLen())
+	} else if host := d.Dest.Host.String(); strings.Contains(host, ".") {
+		fmt.Fprintf(&b, "      - host: %s\n", host)
+	} else { // a bare word may be something else in YAML: null, true
+		fmt.Fprintf(&b, "      - host: %q\n", host)
+	}
+	if d.Dest.Port != 443 {
+		b.WriteString("        ports: [" + strconv.Itoa(int(d.Dest.Port)) + "]\n")
+	}
+	return b.String()
+}
+
+// printable replaces every byte outside printable ASCII, so that text from a
+// policy or a certificate can neither end a header nor colour a terminal.
+func printable(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, s)
+}
+
+// quoted is a structured-field string (RFC 8941 section 3.3.3); s is
+// printable ASCII.
+func quoted(s string) string {
+	b := make([]byte, 0, len(s)+8)
+	b = append(b, '"')
+	for i := range len(s) {
+		if s[i] == '"' || s[i] == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, s[i])
+	}
+	return string(append(b, '"'))
+}

@@ -1,0 +1,149 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// underway is a request or tunnel that the registry may end.
+type underway struct {
+	live.Tunnel
+	reason atomic.Uint32 // why it was ended; NoReason if it was not
+}
+
+// ended notes the first reason; ending without one is the shutdown.
+func (u *underway) ended(why allowlist.Reason) {
+	if why == allowlist.NoReason {
+		why = allowlist.Draining
+	}
+	u.reason.CompareAndSwap(uint32(allowlist.NoReason), uint32(why))
+}
+
+func (u *underway) why() allowlist.Reason {
+	return allowlist.Reason(u.reason.Load()) //nolint:gosec // G115: stored from a Reason
+}
+
+// pend registers the request while it is dialled: a shutdown waits for it, and
+// a state that forbids it cancels the dial.
+func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Context, done func()) {
+	dialling, cancel := context.WithCancel(ctx)
+	u = &underway{Tunnel: live.Tunnel{Request: x.decision.Request}}
+	u.End = func(_ tunnel.Reason, why allowlist.Reason) {
+		u.ended(why)
+		cancel()
+	}
+	x.proxy.cfg.Registry.Add(&u.Tunnel)
+	return u, dialling, func() {
+		cancel()
+		x.proxy.cfg.Registry.Remove(&u.Tunnel)
+	}
+}
+
+// overtaken returns the reason for a request that was ended while it was
+// dialled, and records the decision of the state that ended it.
+func (x *exchange) overtaken(why allowlist.Reason) allowlist.Reason {
+	x.open.Verdict = allowlist.Deny
+	if why == allowlist.Draining {
+		return why
+	}
+	if reason := x.again(); reason != allowlist.NoReason {
+		return reason
+	}
+	return why // the state after that one allows it again, too late for this dial
+}
+
+// relay registers the tunnel, makes sure that the state in force still allows
+// it, answers 200 and relays until the tunnel ends. It reports whether another
+// request may follow on the connection.
+func (x *exchange) relay(ctx context.Context, res dial.Result, pending *underway) bool {
+	defer func() { _ = res.Conn.Close() }()
+	var report func(up, down int64)
+	cfg := x.proxy.cfg.Tunnel
+	cfg.Progress = func(up, down int64) { report(up, down) }
+	t := tunnel.New(x.conn.Conn, res.Conn, cfg)
+	entry := &underway{Tunnel: live.Tunnel{
+		Request: x.decision.Request, Addr: res.Addr, NotAfter: x.conn.Caller.NotAfter,
+	}}
+	entry.End = func(reason tunnel.Reason, why allowlist.Reason) {
+		entry.ended(why)
+		t.Close(reason)
+	}
+	if x.conn.Caller.Source == allowlist.SourceX509SVID {
+		entry.Certificates = x.conn.Certificates
+	}
+	x.proxy.cfg.Registry.Add(&entry.Tunnel)
+	defer x.proxy.cfg.Registry.Remove(&entry.Tunnel)
+	x.proxy.cfg.Registry.Remove(&pending.Tunnel)
+
+	// A reload between the decision and Add found nothing to end: whoever
+	// registers first and looks at the state afterwards cannot miss it.
+	if reason := x.confirm(res); reason != allowlist.NoReason {
+		return x.refuse(reason)
+	}
+	x.open.Status = 200
+	if err := x.write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err != nil {
+		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
+		x.open.End()
+		return false
+	}
+	x.open.End()
+	record := x.open.Tunnel()
+	report = record.Progress
+
+	early := slices.Clone(x.reader.Buffered())
+	x.reader.Release()
+	if err := x.conn.SetDeadline(time.Time{}); err != nil {
+		t.Close(tunnel.Error)
+	}
+	// A tunnel may last for hours: it must not keep the policy that let it in.
+	x.open, x.head, x.state, x.decision = nil, nil, nil, allowlist.Decision{}
+	reason := tunnel.Error // if Run panics
+	defer func() {
+		up, down := t.Counts()
+		why := allowlist.NoReason
+		if reason == tunnel.Revoked || reason == tunnel.Quarantined {
+			why = entry.why()
+		}
+		record.Close(ctx, up, down, reason.String(), why)
+	}()
+	stop := context.AfterFunc(ctx, func() { t.Close(tunnel.Drain) })
+	defer stop()
+	reason = t.Run(early).Reason
+	return false
+}
+
+// confirm decides again if another state has come into force since.
+func (x *exchange) confirm(res dial.Result) allowlist.Reason {
+	if x.proxy.cfg.Current.Load() == x.state {
+		return allowlist.NoReason
+	}
+	if reason := x.again(); reason != allowlist.NoReason {
+		return reason
+	}
+	if err := x.decision.CheckAddr(res.Addr); err != nil {
+		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
+			x.open.Class = refused.Class
+		}
+		return allowlist.ResolvedAddressDenied
+	}
+	return allowlist.NoReason
+}
+
+// again makes the decision on the state and by the trust of now.
+func (x *exchange) again() allowlist.Reason {
+	now := time.Now()
+	x.renew()
+	if reason := x.identify(now); reason != allowlist.NoReason {
+		return reason
+	}
+	x.decide(now)
+	return x.decision.Reason
+}

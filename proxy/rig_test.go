@@ -1,0 +1,349 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait of these tests; nothing should come near it.
+const patience = 10 * time.Second
+
+// options are what a test changes of a gateway.
+type options struct {
+	evidence    *evidence // nil: of its own
+	noPolicy    bool
+	slots       int // 0: 1000
+	headTimeout time.Duration
+	dialTimeout time.Duration
+	tunnel      tunnel.Config
+}
+
+// gateway is a real one in this process, with an origin behind it: a listener
+// that asks for certificates, and one without TLS whose callers are all sidecar.
+type gateway struct {
+	*evidence
+	ca       *testCA
+	names    *names
+	origin   *origin
+	current  live.Current
+	registry live.Registry
+	proxy    *proxy.Proxy
+
+	secure, plain netip.AddrPort // of the two listeners
+}
+
+func newGateway(t *testing.T, o options) *gateway {
+	t.Helper()
+	g := &gateway{evidence: o.evidence, ca: newCA(t), names: newNames(), origin: newOrigin(t)}
+	if g.evidence == nil {
+		g.evidence = newEvidence(t)
+	}
+	dialer, err := dial.New(dial.Config{Resolve: g.names.resolve, Timeout: o.dialTimeout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.proxy, err = proxy.New(proxy.Config{
+		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
+		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.slots == 0 {
+		o.slots = 1000
+	}
+	slots := listen.NewSlots(o.slots)
+	g.secure = g.serve(t, g.secureListener(t), slots)
+	g.plain = g.serve(t, listen.Config{Name: "plain", Fixed: func() spiffeid.ID { return id("sidecar") }}, slots)
+	if !o.noPolicy {
+		g.swap(t, g.policy())
+	}
+	return g
+}
+
+// secureListener asks for certificates of the test's own authority.
+func (g *gateway) secureListener(t *testing.T) listen.Config {
+	t.Helper()
+	own := g.ca.issue(t, "spiffe://test.example/gateway")
+	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
+		Certificate: own,
+		Bundles:     []*x509bundle.Bundle{g.ca.bundle()},
+		Generation:  1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := fixedSource{snapshot}
+	verifier, err := identity.NewVerifier(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := identity.ServerConfig{Source: source, Verifier: verifier}.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listen.Config{
+		Name: "secure", TLS: config, Verifier: verifier, Realm: "test.example",
+		HandshakeFailed: func(_ context.Context, client netip.AddrPort, err error) {
+			if !errors.Is(err, io.EOF) {
+				g.recorder.Event(audit.Record{
+					Event: audit.EventHandshake, Listener: "secure", Client: client,
+					Reason: allowlist.TLSHandshakeFailed, Detail: err.Error(),
+				})
+			}
+		},
+	}
+}
+
+type fixedSource struct{ snapshot *identity.Snapshot }
+
+func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
+
+// serve serves a listener until the test ends.
+func (g *gateway) serve(t *testing.T, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
+	t.Helper()
+	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
+	l, err := listen.Listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cut := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := l.Serve(ctx, g.proxy.Serve); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		g.registry.EndAll(tunnel.Drain)
+		cut()
+		_ = l.Close()
+		serving.Wait()
+	})
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// swap puts a policy in force that also knows the gateway's own listeners.
+func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
+	t.Helper()
+	policy, err := allowlist.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := allowlist.Local{Listeners: []netip.AddrPort{g.secure, g.plain}}
+	g.current.Swap(policy.WithClassifier(allowlist.NewClassifier(local)), time.Now())
+}
+
+// evidence is what gateways leave behind: records in the order in which they
+// were written, and spans.
+type evidence struct {
+	recorder *audit.Recorder
+	records  chan record
+	spans    *tracetest.InMemoryExporter
+}
+
+// record is a line of evidence as a reader of the log sees it.
+type record struct {
+	Event         string `json:"event"`
+	ID            string `json:"id"`
+	Listener      string `json:"listener"`
+	Identity      string `json:"identity"`
+	Host          string `json:"host"`
+	Port          uint16 `json:"port"`
+	Method        string `json:"method"`
+	Address       string `json:"address"`
+	Verdict       string `json:"verdict"`
+	Reason        string `json:"reason"`
+	WouldReason   string `json:"would_reason"`
+	Status        int    `json:"status"`
+	Policy        string `json:"policy"`
+	Generation    uint64 `json:"generation"`
+	AddressClass  string `json:"address_class"`
+	Dropped       int    `json:"addresses_dropped"`
+	Up            int64  `json:"up"`
+	Down          int64  `json:"down"`
+	CloseReason   string `json:"close_reason"`
+	TraceID       string `json:"trace_id"`
+	SpanID        string `json:"span_id"`
+	CallerTraceID string `json:"caller_trace_id"`
+}
+
+func newEvidence(t *testing.T) *evidence {
+	t.Helper()
+	e := &evidence{records: make(chan record, audit.DefaultQueue), spans: tracetest.NewInMemoryExporter()}
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
+	var err error
+	e.recorder, err = audit.New(audit.Config{Sink: e, Tracer: provider.Tracer("test")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.rest(t) })
+	return e
+}
+
+// Write takes the place of a log file.
+func (e *evidence) Write(p []byte) (int, error) {
+	for line := range bytes.Lines(p) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			return 0, fmt.Errorf("record %q: %w", line, err)
+		}
+		e.records <- r
+	}
+	return len(p), nil
+}
+
+// next waits for the next record, which must be of that event.
+func (e *evidence) next(t *testing.T, event audit.Event) record {
+	t.Helper()
+	select {
+	case r := <-e.records:
+		if r.Event != string(event) {
+			t.Fatalf("record %+v, want the event %s", r, event)
+		}
+		return r
+	case <-time.After(patience):
+		t.Fatalf("no record of the event %s", event)
+		return record{}
+	}
+}
+
+// rest ends the recorder and returns the records that nobody has taken.
+func (e *evidence) rest(t *testing.T) []record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := e.recorder.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	if stats := e.recorder.Stats(); stats.Failed > 0 || stats.Dropped > 0 {
+		t.Errorf("records were lost: %+v", stats)
+	}
+	var left []record
+	for len(e.records) > 0 {
+		left = append(left, <-e.records)
+	}
+	return left
+}
+
+// names is the resolver: a script for each name, and a count of the questions.
+type names struct {
+	lookups atomic.Int64
+	// asked and answer stop the lookup of held.example between two steps of a
+	// test.
+	asked, answer chan struct{}
+}
+
+func newNames() *names {
+	return &names{asked: make(chan struct{}), answer: make(chan struct{})}
+}
+
+func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
+	if host.IsAddr() {
+		return []netip.Addr{host.Addr()}, nil
+	}
+	n.lookups.Add(1)
+	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	switch host.String() {
+	case "unknown.example":
+		return nil, &net.DNSError{Err: "no such host", IsNotFound: true}
+	case "empty.example":
+		return nil, nil
+	case "slow.example":
+		return nil, &net.DNSError{Err: "timeout", IsTimeout: true}
+	case "late.example": // uses up the time that is there for connecting, too
+		<-ctx.Done()
+		return loopback, nil
+	case "inner.example":
+		return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("169.254.169.254")}, nil
+	case "unreachable.example": // no route leads to a TCP connection with it
+		return []netip.Addr{netip.MustParseAddr("255.255.255.255")}, nil
+	case "mixed.example":
+		return append(loopback, netip.MustParseAddr("10.0.0.1")), nil
+	case "panic.example":
+		panic("the resolver of this test panics")
+	case "held.example":
+		n.asked <- struct{}{}
+		<-n.answer
+	}
+	return loopback, nil
+}
+
+// origin accepts connections on loopback, counts them and hands them over.
+type origin struct {
+	port     uint16
+	accepted atomic.Int64
+	conns    chan *net.TCPConn
+}
+
+func newOrigin(t *testing.T) *origin {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &origin{port: netip.MustParseAddrPort(l.Addr().String()).Port(), conns: make(chan *net.TCPConn, 1024)}
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			o.accepted.Add(1)
+			o.conns <- conn.(*net.TCPConn)
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		accepting.Wait()
+		for len(o.conns) > 0 {
+			_ = (<-o.conns).Close()
+		}
+	})
+	return o
+}
+
+// next returns the next connection that the gateway made.
+func (o *origin) next(t *testing.T) *net.TCPConn {
+	t.Helper()
+	select {
+	case conn := <-o.conns:
+		t.Cleanup(func() { _ = conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	case <-time.After(patience):
+		t.Fatal("the gateway made no connection to the origin")
+		return nil
+	}
+}

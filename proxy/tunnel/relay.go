@@ -1,0 +1,153 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+)
+
+// relay copies one direction until it ends. A buffer is held from when bytes
+// are there to be read until they are written.
+func (t *Tunnel) relay(src, dst *side, count *atomic.Int64, early []byte) {
+	if len(early) > 0 && !t.forward(dst, early, count) {
+		return
+	}
+	for {
+		b, n, err := src.read()
+		ok := n == 0 || t.forward(dst, b[:n], count)
+		if b != nil {
+			buffers.put(b)
+		}
+		switch {
+		case !ok:
+			return
+		case errors.Is(err, io.EOF):
+			t.finish(src, dst)
+			return
+		case err != nil:
+			t.fail(src, fmt.Errorf("reading from the %s: %w", src.name, err))
+			return
+		}
+	}
+}
+
+// forward writes p, which was just read, and reports whether it could.
+func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
+	t.touch()
+	n, err := dst.write(p)
+	count.Add(int64(n))
+	if err != nil {
+		t.fail(dst, fmt.Errorf("writing to the %s: %w", dst.name, err))
+		return false
+	}
+	t.touch()
+	t.progress()
+	return true
+}
+
+// finish passes on that src has sent all it had to send.
+func (t *Tunnel) finish(src, dst *side) {
+	t.ending.Lock()
+	if t.first == None {
+		t.first = src.name
+	}
+	src.finished = true
+	t.ending.Unlock()
+	err := dst.closeWrite()
+	switch {
+	case errors.Is(err, errNoCloseWrite):
+		t.cut(src.name, nil)
+	case err != nil:
+		t.fail(dst, fmt.Errorf("closing the %s for writing: %w", dst.name, err))
+	}
+}
+
+// fail ends the tunnel because of an error of one side. One that has said that
+// it is finished and now takes no more bytes has simply left: that is its end
+// and no error.
+func (t *Tunnel) fail(s *side, err error) {
+	t.ending.Lock()
+	finished := s.finished
+	t.ending.Unlock()
+	if finished {
+		t.cut(s.name, nil)
+		return
+	}
+	t.cut(Error, err)
+}
+
+// touch notes that a byte moved.
+func (t *Tunnel) touch() { t.last.Store(int64(time.Since(t.start))) }
+
+func (t *Tunnel) startTimer() {
+	t.reporting.Lock()
+	defer t.reporting.Unlock()
+	t.reportAt = t.cfg.ProgressEvery
+	first := min(t.cfg.Idle, t.cfg.Max)
+	if t.cfg.Progress != nil {
+		first = min(first, t.reportAt)
+	}
+	t.timer = time.AfterFunc(first, t.tick)
+}
+
+// stopTimer returns when Progress does not run and will not run again.
+func (t *Tunnel) stopTimer() {
+	t.reporting.Lock()
+	defer t.reporting.Unlock()
+	t.over = true
+	t.timer.Stop()
+}
+
+// tick does what is due and sets the timer for what is due next. It finds out
+// late that bytes have moved, which is why moving them costs no timer.
+func (t *Tunnel) tick() {
+	t.reporting.Lock()
+	defer t.reporting.Unlock()
+	if t.over {
+		return
+	}
+	now := time.Since(t.start)
+	left := t.cfg.Max - now
+	idle := time.Duration(t.last.Load()) + t.cfg.Idle - now
+	switch {
+	case left <= 0:
+		t.cut(MaxDuration, nil)
+		return
+	case idle <= 0:
+		t.cut(Idle, nil)
+		return
+	}
+	next := min(left, idle)
+	if t.cfg.Progress != nil {
+		if now >= t.reportAt {
+			t.report(now)
+		}
+		next = min(next, t.reportAt-now)
+	}
+	t.timer.Reset(next)
+}
+
+// progress reports if that many bytes have passed since the last report.
+func (t *Tunnel) progress() {
+	if t.cfg.Progress == nil || t.up.Load()+t.down.Load() < t.reportBytes.Load() {
+		return
+	}
+	t.reporting.Lock()
+	defer t.reporting.Unlock()
+	if t.up.Load()+t.down.Load() >= t.reportBytes.Load() {
+		t.report(time.Since(t.start))
+	}
+}
+
+// report is called with reporting held.
+func (t *Tunnel) report(now time.Duration) {
+	up, down := t.Counts()
+	t.reportAt = now + t.cfg.ProgressEvery
+	t.reportBytes.Store(up + down + t.cfg.ProgressBytes)
+	if up+down > t.reported {
+		t.reported = up + down
+		t.cfg.Progress(up, down)
+	}
+}
