@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e fuzz bench bench-tunnel cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e fuzz bench bench-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -35,7 +35,7 @@ planted: ## prove that a forbidden import in any room fails the linter
 	GOLANGCI="$(GOLANGCI)" sh e2e/planted.sh
 
 e2e: ## real clients, with a gigabyte through a tunnel
-	go test ./e2e -count=1 -args -bytes 1073741824
+	go test ./e2e -count=1 -bytes 1073741824
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	sh e2e/fuzz.sh $(or $(FUZZTIME),10s)
@@ -44,7 +44,7 @@ bench: ## micro benchmarks, then tunnels beside the bare relay
 	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/tunnel ./proxy/audit ./identity
 	go run ./e2e/bench
 
-bench-tunnel: ## only the tunnels beside the bare relay, quickly
+bench-quick: ## only the tunnels beside the bare relay, in a minute
 	go run ./e2e/bench -quick
 
 cover: ## test coverage of each package

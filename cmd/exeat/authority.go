@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity/authority"
+)
+
+func newAuthority() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "authority",
+		Short: "A small SPIFFE authority for development and tests",
+		Long: `A small SPIFFE authority for development and tests. In production use SPIRE or
+another implementation: this one keeps its CA key in a file.`,
+		Example: "  exeat authority mint --id spiffe://dev.example/ns/ci/sa/builder --out builder",
+		RunE:    group,
+	}
+	cmd.AddCommand(newAuthorityMint(), newAuthorityServe())
+	return cmd
+}
+
+func newAuthorityMint() *cobra.Command {
+	var (
+		dir, id, out string
+		dns          []string
+		lifetime     time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "mint --id SPIFFE-ID --out DIRECTORY",
+		Short: "Mint an X.509-SVID into a directory",
+		Long: `Mint an X.509-SVID: svid.pem, svid_key.pem and bundle.pem in the output
+directory. The authority's own key is made on first use and kept in --dir.
+
+Clients such as curl, git and Node check the name of an https:// proxy: give a
+gateway's SVID the names they call it by with --dns.`,
+		Example: "  exeat authority mint --id spiffe://dev.example/ns/ci/sa/builder --out builder\n" +
+			"  exeat authority mint --id spiffe://dev.example/gateway --dns localhost --dns 127.0.0.1 --out gateway",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			spiffeID, err := spiffeid.FromString(id)
+			if err != nil {
+				return fmt.Errorf("--id %s: %w: write spiffe://TRUST.DOMAIN/PATH", id, err)
+			}
+			a, err := authority.Open(dir, spiffeID.TrustDomain())
+			if err != nil {
+				return err
+			}
+			svid, err := a.Mint(authority.Options{ID: spiffeID, DNS: dns, Lifetime: lifetime})
+			if err != nil {
+				return err
+			}
+			if err := svid.WriteDir(out, a.Bundle()); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s in %s, valid until %s\n", svid.ID, out, svid.NotAfter.UTC().Format(time.RFC3339))
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "authority", "directory of the authority's key and certificate; made on first use")
+	cmd.Flags().StringVar(&id, "id", "", "the SPIFFE ID to mint (required)")
+	cmd.Flags().StringVar(&out, "out", "", "directory to write to (required)")
+	cmd.Flags().StringSliceVar(&dns, "dns", nil, "DNS name or IP address to add; may be repeated")
+	cmd.Flags().DurationVar(&lifetime, "lifetime", authority.DefaultLifetime, "how long it is valid")
+	for _, name := range []string{"id", "out"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err) // the flag was defined above
+		}
+	}
+	return cmd
+}

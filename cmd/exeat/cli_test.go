@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// exeat runs a command line in this process.
+func exeat(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = run(t.Context(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const goodPolicy = `version: 1
+identities:
+  - id: spiffe://td.example/ns/ci/sa/builder
+    owner: team-ci
+    allow:
+      - host: api.example
+        name: the-api
+      - host: db.example
+        ports: [5432]
+`
+
+const builder = "spiffe://td.example/ns/ci/sa/builder"
+
+func TestCommandLine(t *testing.T) {
+	good := write(t, "policy.yaml", goodPolicy)
+	bad := write(t, "policy.yaml", "version: 1\nidentites: []\n")
+	check := func(dest string, more ...string) []string {
+		return append([]string{"policy", "check", "-p", good, "--identity", builder, "--dest", dest}, more...)
+	}
+	tests := []struct {
+		name   string
+		args   []string
+		code   int
+		stdout string // contained
+		stderr string // contained
+	}{
+		{"a good policy lints clean", []string{"policy", "lint", good}, 0, "no errors", ""},
+		{"a bad policy is the answer no, with its place", []string{"policy", "lint", bad}, 1, ":2:1: unknown key \"identites\"", ""},
+		{"lint in JSON", []string{"policy", "lint", "-o", "json", bad}, 1, `"line":2`, ""},
+		{"a missing policy is wrong use", []string{"policy", "lint", good + ".not"}, 2, "", "no such file"},
+		{"allowed", check("api.example:443"), 0, "allow: " + builder + " to api.example:443, rule the-api at policy.yaml:6", ""},
+		{"denied", check("evil.example:443"), 1, "deny (not-on-allowlist)", ""},
+		{"denied by port names the ports", check("db.example:443"), 1, "allowed ports 5432", ""},
+		{"denied in JSON", check("evil.example:443", "-o", "json"), 1, `"reason":"not-on-allowlist"`, ""},
+		{"another proof is not accepted", check("api.example:443", "--with", "jwt-svid"), 1, "identity-source-not-accepted", ""},
+		{"a destination without a port", check("api.example"), 2, "", "--dest api.example: malformed target: want HOST:PORT"},
+		{"an unknown proof", check("api.example:443", "--with", "magic"), 2, "", "write x509-svid"},
+		{"an unknown output", check("api.example:443", "-o", "xml"), 2, "", "--output xml: write text or json"},
+		{"check with a broken policy", []string{"policy", "check", "-p", bad, "--identity", builder, "--dest", "a.example:443"}, 2, "", "unknown key"},
+		{"a flag is missing", []string{"policy", "check"}, 2, "", `required flag(s) "dest", "identity" not set`},
+		{"an unknown verb", []string{"serv"}, 2, "", "unknown command"},
+		{"an unknown verb of a group", []string{"policy", "lnt"}, 2, "", `unknown command "lnt" for "exeat policy"`},
+		{"serve without its file", []string{"serve", "-c", good + ".not"}, 2, "", "no such file"},
+		{"mint with a bad id", []string{"authority", "mint", "--id", "http://x", "--out", t.TempDir()}, 2, "", "--id http://x"},
+		{"no verb prints the help", nil, 0, "exeat demo", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			code, stdout, stderr := exeat(t, tt.args...)
+			if code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			if !strings.Contains(stdout, tt.stdout) {
+				t.Errorf("stdout %q lacks %q", stdout, tt.stdout)
+			}
+			if !strings.Contains(stderr, tt.stderr) {
+				t.Errorf("stderr %q lacks %q", stderr, tt.stderr)
+			}
+			if tt.code == exitUsage && (strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "exeat: ")) {
+				t.Errorf("stderr %q is not one line that begins with exeat:", stderr)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	code, stdout, _ := exeat(t, "version", "-o", "json")
+	var v map[string]string
+	if err := json.Unmarshal([]byte(stdout), &v); code != 0 || err != nil || v["version"] == "" || v["go"] == "" {
+		t.Errorf("version: code %d, %q, %v", code, stdout, err)
+	}
+}
+
+func TestEveryCommandHasAnExample(t *testing.T) {
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Runnable() && c.Example == "" {
+			t.Errorf("%s has no example", c.CommandPath())
+		}
+		if c.Short == "" {
+			t.Errorf("%s has no short text", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot())
+}
+
+func TestMintMakesWhatServeReads(t *testing.T) {
+	dir := t.TempDir()
+	ca, gw := filepath.Join(dir, "ca"), filepath.Join(dir, "gateway")
+	code, stdout, stderr := exeat(t, "authority", "mint", "--dir", ca, "--id", "spiffe://td.example/gateway", "--dns", "localhost", "--out", gw)
+	if code != 0 || !strings.Contains(stdout, "spiffe://td.example/gateway in "+gw) {
+		t.Fatalf("mint: code %d, %q, %q", code, stdout, stderr)
+	}
+	// The same authority mints again, and another trust domain is refused.
+	if code, _, stderr = exeat(t, "authority", "mint", "--dir", ca, "--id", "spiffe://td.example/w", "--out", filepath.Join(dir, "w")); code != 0 {
+		t.Errorf("second mint: %s", stderr)
+	}
+	if code, _, _ = exeat(t, "authority", "mint", "--dir", ca, "--id", "spiffe://other.example/w", "--out", filepath.Join(dir, "o")); code != exitUsage {
+		t.Errorf("minting for another trust domain: exit code %d, want %d", code, exitUsage)
+	}
+}

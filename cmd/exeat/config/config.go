@@ -1,0 +1,118 @@
+// Package config reads the gateway's configuration file: YAML, version 1, as
+// strict as the policy. [Load] returns typed values with every default filled
+// in, or all errors of the file, each with its place.
+//
+// It opens nothing but that file: certificates and policies are read by those
+// who use them.
+package config
+
+import (
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/watch"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// The defaults that no other package has.
+const (
+	DefaultMaxConnections = 16384
+	DefaultDrainDelay     = 5 * time.Second
+	DefaultDrainTimeout   = 30 * time.Second
+)
+
+// Config is a whole configuration. Paths are absolute or relative to the
+// working directory of the process.
+type Config struct {
+	// Identity and WorkloadAPI, the address of a Workload API socket, are two
+	// sources of the gateway's identity; neither is set when no listener needs
+	// one.
+	Identity    *identity.FileConfig
+	WorkloadAPI string
+	// CloseAtExpiry ends tunnels when their caller's SVID expires.
+	CloseAtExpiry bool
+
+	Policy []string
+	// MaxRevoke is the share of the open tunnels that a reload may close; zero
+	// is any.
+	MaxRevoke float64
+	// PolicyPoll is the time between looks at the files without any event;
+	// negative is never.
+	PolicyPoll time.Duration
+
+	Listeners []Listener
+	// AdminAddress is where probes are answered; "" is nowhere.
+	AdminAddress string
+
+	Servers []netip.AddrPort
+	Hosts   map[allowlist.Host][]netip.Addr
+
+	// RecordFile is where records go; "" is standard output.
+	RecordFile string
+	Disclosure refusal.Disclosure
+
+	HandshakeTimeout, HeadTimeout, DialTimeout time.Duration
+	TunnelIdle, TunnelMax                      time.Duration
+	DrainDelay, DrainTimeout                   time.Duration
+	HeadLimit                                  int
+	MaxConnections                             int
+}
+
+// Listener is one entry of listeners.
+type Listener struct {
+	Name       string
+	Address    string // HOST:PORT, or unix: and a path
+	Identity   IdentityKind
+	ID         spiffeid.ID // for Fixed
+	SocketMode fs.FileMode
+	// WebCertificate and WebKey, if not "", are presented instead of the SVID.
+	WebCertificate, WebKey string
+}
+
+// IdentityKind says where a listener's callers get their identity from.
+type IdentityKind uint8
+
+// The kinds: a client certificate; the gateway's own identity; a fixed one.
+const (
+	MTLS IdentityKind = iota
+	Self
+	Fixed
+)
+
+// Defaults returns a configuration with every default and nothing else.
+func Defaults() Config {
+	return Config{
+		PolicyPoll:       watch.DefaultPoll,
+		HandshakeTimeout: listen.DefaultHandshakeTimeout,
+		HeadTimeout:      10 * time.Second,
+		DialTimeout:      dial.DefaultTimeout,
+		TunnelIdle:       tunnel.DefaultIdle,
+		TunnelMax:        tunnel.DefaultMax,
+		DrainDelay:       DefaultDrainDelay,
+		DrainTimeout:     DefaultDrainTimeout,
+		HeadLimit:        head.DefaultLimit,
+		MaxConnections:   DefaultMaxConnections,
+	}
+}
+
+// Load reads a configuration file. Relative paths in it are relative to its
+// directory. The error is that of reading it, or a strictyaml.Errors with
+// every error of the file.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // G304: the file that the operator named
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w (--config names the file)", err)
+	}
+	return Parse(path, data)
+}

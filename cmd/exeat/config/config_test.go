@@ -1,0 +1,133 @@
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+)
+
+const minimal = `version: 1
+identity: {dir: id}
+policy: p.yaml
+listeners: [{name: main, address: "127.0.0.1:0"}]
+`
+
+func TestDefaultsOfAMinimalFile(t *testing.T) {
+	got, err := Parse("/etc/exeat/exeat.yaml", []byte(minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Defaults()
+	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}
+	want.Policy = []string{"/etc/exeat/p.yaml"}
+	want.Listeners = []Listener{{Name: "main", Address: "127.0.0.1:0"}}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestEveryValueArrives(t *testing.T) {
+	got, err := Parse("/x/exeat.yaml", []byte(`version: 1
+identity:
+  certificate: a.pem
+  key: /k.pem
+  bundle: b.pem
+  bundles: {other.example: o.pem}
+policy: [a, b]
+listeners:
+  - {name: web, address: "[::1]:1", present: {certificate: w.pem, key: wk.pem}}
+  - {name: s, address: "unix:run/s", identity: self, socket_mode: "0660"}
+  - {name: f, address: "127.0.0.1:3", identity: fixed, id: spiffe://td.example/w}
+resolver: {servers: [10.0.0.1, "[::1]:54"], hosts: {db.example: ["::ffff:10.0.0.2", "2001:db8::1"]}}
+records: {file: r.jsonl}
+refusals: {disclosure: id}
+timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s}
+limits: {connections: 8, head_bytes: 2048}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id := got.Identity; id.Certificate != "/x/a.pem" || id.Key != "/k.pem" || id.Bundle != "/x/b.pem" || id.Bundles["other.example"] != "/x/o.pem" {
+		t.Errorf("identity %+v", got.Identity)
+	}
+	if l := got.Listeners; l[0].WebCertificate != "/x/w.pem" || l[0].WebKey != "/x/wk.pem" ||
+		l[1].Address != "unix:/x/run/s" || l[1].SocketMode != 0o660 || l[1].Identity != Self ||
+		l[2].Identity != Fixed || l[2].ID.String() != "spiffe://td.example/w" {
+		t.Errorf("listeners %+v", got.Listeners)
+	}
+	if s := got.Servers; len(s) != 2 || s[0].String() != "10.0.0.1:53" || s[1].String() != "[::1]:54" {
+		t.Errorf("servers %v", got.Servers)
+	}
+	for _, addrs := range got.Hosts {
+		if len(addrs) != 2 || addrs[0].String() != "10.0.0.2" {
+			t.Errorf("hosts %v", got.Hosts)
+		}
+	}
+	if got.RecordFile != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 {
+		t.Errorf("records, refusals or limits: %+v", got)
+	}
+	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout}
+	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9}
+	if diff := cmp.Diff(want, times); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	listener := func(text string) string {
+		return "version: 1\nidentity: {dir: id}\npolicy: p\nlisteners:\n  - " + text + "\n"
+	}
+	tests := []struct{ name, file, want string }{
+		{"empty file", "", "the file is empty"},
+		{"unknown key", minimal + "extra: 1\n", `e.yaml:5:1: unknown key "extra"`},
+		{"nothing required is there", "version: 1\n", "policy is missing"},
+		{"another version", strings.Replace(minimal, "1", "2", 1), "e.yaml:1:10: "},
+		{"no identity for mtls", strings.Replace(minimal, "identity: {dir: id}\n", "", 1), "identity is missing: listener main"},
+		{"half an identity", strings.Replace(minimal, "dir: id", "key: k", 1), "or all three"},
+		{"no listener", strings.Replace(minimal, `[{name: main, address: "127.0.0.1:0"}]`, "[]", 1), "write a listener"},
+		{"two names", listener("{name: a, address: 127.0.0.1:1}\n  - {name: a, address: 127.0.0.1:2}"), `two listeners with the name "a"`},
+		{"no name", listener("{address: 127.0.0.1:1}"), "has no name"},
+		{"no address", listener("{name: a}"), "has no address"},
+		{"a host name as address", listener("{name: a, address: localhost:1}"), `"localhost:1" is no address`},
+		{"an open clear listener", listener("{name: a, address: 0.0.0.0:1, identity: self}"), "gives its identity to whoever reaches 0.0.0.0:1"},
+		{"fixed without id", listener("{name: a, address: 127.0.0.1:1, identity: fixed}"), "id goes with identity: fixed"},
+		{"id without fixed", listener("{name: a, address: 127.0.0.1:1, id: spiffe://td.example/w}"), "id goes with identity: fixed"},
+		{"a trust domain as id", listener("{name: a, address: 127.0.0.1:1, identity: fixed, id: spiffe://td.example}"), "no SPIFFE ID of a workload"},
+		{"a certificate without TLS", listener("{name: a, address: 127.0.0.1:1, identity: self, present: {certificate: c, key: k}}"), "speaks no TLS"},
+		{"half a certificate", listener("{name: a, address: 127.0.0.1:1, present: {key: k}}"), "both certificate and key"},
+		{"a mode for TCP", listener(`{name: a, address: 127.0.0.1:1, socket_mode: "0660"}`), "unix sockets only"},
+		{"a mode that is none", listener(`{name: a, address: "unix:/s", socket_mode: "9"}`), "no permission"},
+		{"a name server by name", minimal + "resolver: {servers: dns.example}\n", "no name server"},
+		{"hosts with a capital", minimal + "resolver: {hosts: {A.example: 10.0.0.1}}\n", "canonical form"},
+		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},
+		{"a time of zero", minimal + "timeouts: {head: 0s}\n", "above zero"},
+		{"a time without unit", minimal + "timeouts: {head: 10}\n", "duration with its unit"},
+		{"no connections", minimal + "limits: {connections: 0}\n", "e.yaml:5:"},
+		{"disclosure", minimal + "refusals: {disclosure: some}\n", "full or id or none"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse("e.yaml", []byte(tt.file))
+			if err == nil {
+				t.Fatal("loaded")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, want it to contain %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestLoadNamesTheFile(t *testing.T) {
+	_, err := Load(t.TempDir() + "/none.yaml")
+	if err == nil || !os.IsNotExist(err) && !strings.Contains(err.Error(), "none.yaml") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/identity/authority"
+)
+
+// demoFlags are the flags of demo.
+type demoFlags struct {
+	check            bool
+	policy           string
+	listen, originAt string
+}
+
+func newDemo() *cobra.Command {
+	var f demoFlags
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Try the gateway: everything it needs runs in this process",
+		Long: `Start a throw-away SPIFFE authority with a Workload API, a gateway with an mTLS
+listener, a policy with two identities and a local TLS origin, all in this
+process, and print commands to try. Everything is in one temporary directory, which is removed at
+the end (Ctrl-C).
+
+With --check the demo tries the commands itself, over real sockets, and says
+whether each came out as promised: exit code 0 if all did, 1 if not.`,
+		Example: "  exeat demo\n  exeat demo --check\n  exeat demo --origin 127.0.0.1:9443 --policy my-policy.yaml",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().BoolVar(&f.check, "check", false, "try the commands, print each with its outcome, and end")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "use this policy instead of the demo's own")
+	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "address of the gateway; port 0 is a free one")
+	cmd.Flags().StringVar(&f.originAt, "origin", "127.0.0.1:0", "address of the origin; port 0 is a free one")
+	return cmd
+}
+
+// The names of the demo's world.
+const (
+	demoDomain   = "demo.example"
+	demoBuilder  = "spiffe://demo.example/ns/ci/sa/builder"
+	demoReporter = "spiffe://demo.example/ns/ops/sa/reporter"
+	demoHello    = "hello.demo.example"
+	demoSecret   = "secret.demo.example"
+)
+
+// maxSocketPath is what macOS allows; Linux allows three bytes more.
+const maxSocketPath = 104
+
+// demo is the running world.
+type demo struct {
+	dir     string
+	gateway *gateway
+	origin  *origin
+	agent   *agent
+	records *os.File
+	addr    netip.AddrPort // of the gateway
+}
+
+func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
+	d, err := f.start(ctx, stderr)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() { served <- d.gateway.serve(ctx, nil) }()
+	good := true
+	if f.check {
+		good, err = d.check(ctx, stdout)
+	} else {
+		err = d.explain(stdout)
+		if err == nil {
+			<-ctx.Done()
+		}
+	}
+	stop()
+	serveErr := <-served
+	d.remove()
+	switch {
+	case err != nil:
+		return err
+	case serveErr != nil:
+		return serveErr
+	case !good:
+		return errAnswerNo
+	}
+	return nil
+}
+
+// start makes the world. After an error nothing of it is left.
+func (f *demoFlags) start(ctx context.Context, stderr io.Writer) (*demo, error) {
+	dir, err := os.MkdirTemp("", "exeat-demo-")
+	if err != nil {
+		return nil, err
+	}
+	d := &demo{dir: dir}
+	if len(d.path("agent.sock")) > maxSocketPath {
+		d.remove()
+		return nil, fmt.Errorf("the temporary directory %s is too long a path for a unix socket: set TMPDIR=/tmp", dir)
+	}
+	if err := d.build(ctx, f, stderr); err != nil {
+		d.remove()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error {
+	a, err := d.mint()
+	if err != nil {
+		return err
+	}
+	d.origin, err = startOrigin(ctx, a, f.originAt)
+	if err != nil {
+		return err
+	}
+	d.agent, err = startAgent(ctx, a, d.path("agent.sock"), authority.Options{
+		ID: spiffeid.RequireFromPath(a.TrustDomain(), "/gateway"), DNS: []string{"localhost", "127.0.0.1"},
+	})
+	if err != nil {
+		return err
+	}
+	policy := f.policy
+	if policy == "" {
+		policy = d.path("policy.yaml")
+		if err := os.WriteFile(policy, []byte(demoPolicy(d.origin.addr.Port())), 0o600); err != nil {
+			return err
+		}
+	}
+	d.records, err = os.OpenFile(d.path("records.jsonl"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	cfg := d.config(f.listen, policy)
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	d.gateway, err = newGateway(ctx, cfg, d.records, os.Getenv, log)
+	if err != nil {
+		return err
+	}
+	d.addr, err = netip.ParseAddrPort(d.gateway.listeners[0].Addr().String())
+	return err
+}
+
+func (d *demo) config(address, policy string) config.Config {
+	cfg := config.Defaults()
+	cfg.WorkloadAPI = "unix://" + d.path("agent.sock")
+	cfg.Policy = []string{policy}
+	cfg.Listeners = []config.Listener{{Name: "demo", Address: address, Identity: config.MTLS}}
+	cfg.DrainDelay, cfg.DrainTimeout = 0, 0
+	cfg.Hosts = map[allowlist.Host][]netip.Addr{}
+	for _, name := range []string{demoHello, demoSecret} {
+		host, err := allowlist.ParseHost(name)
+		if err != nil {
+			panic(err) // a constant of this file
+		}
+		cfg.Hosts[host] = []netip.Addr{d.origin.addr.Addr()}
+	}
+	return cfg
+}
+
+// mint makes the authority and one directory for each identity.
+func (d *demo) mint() (*authority.Authority, error) {
+	td, err := spiffeid.TrustDomainFromString(demoDomain)
+	if err != nil {
+		return nil, err
+	}
+	a, err := authority.New(authority.Config{TrustDomain: td})
+	if err != nil {
+		return nil, err
+	}
+	for dir, o := range map[string]authority.Options{
+		"builder":  {ID: spiffeid.RequireFromString(demoBuilder)},
+		"reporter": {ID: spiffeid.RequireFromString(demoReporter)},
+	} {
+		o.Lifetime = authority.DefaultCALifetime / 2
+		svid, err := a.Mint(o)
+		if err != nil {
+			return nil, err
+		}
+		if err := svid.WriteDir(d.path(dir), a.Bundle()); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
+
+// remove ends what start began; the gateway has ended before.
+func (d *demo) remove() {
+	if d.agent != nil {
+		d.agent.stop()
+	}
+	if d.origin != nil {
+		d.origin.stop()
+	}
+	if d.records != nil {
+		_ = d.records.Close()
+	}
+	_ = os.RemoveAll(d.dir)
+}
+
+// demoPolicy is the policy of the demo. The origin is on loopback, which only
+// an address range in the rule itself can open.
+func demoPolicy(originPort uint16) string {
+	return fmt.Sprintf(`version: 1
+identities:
+  - id: %[1]s
+    owner: team-ci
+    allow:
+      - host: %[3]s
+        ports: [%[4]d]
+        addresses: [127.0.0.1/32]
+  - id: %[2]s
+    owner: team-ops
+    allow:
+      - host: "*.demo.example"
+        ports: [%[4]d]
+        addresses: [127.0.0.1/32]
+`, demoBuilder, demoReporter, demoHello, originPort)
+}

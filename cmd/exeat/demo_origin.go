@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity/authority"
+)
+
+// origin is the demo's destination: a TLS server that greets.
+type origin struct {
+	addr   netip.AddrPort
+	server *http.Server
+	done   chan struct{}
+}
+
+func startOrigin(ctx context.Context, a *authority.Authority, address string) (*origin, error) {
+	svid, err := a.Mint(authority.Options{
+		ID:  spiffeid.RequireFromPath(a.TrustDomain(), "/origin"),
+		DNS: []string{demoHello, demoSecret},
+	})
+	if err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("--origin %s is taken by another process: choose another port", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--origin %s: %w", address, err)
+	}
+	addr, err := netip.ParseAddrPort(l.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	o := &origin{addr: addr, done: make(chan struct{}), server: &http.Server{
+		Handler:           http.HandlerFunc(greet),
+		ReadHeaderTimeout: 10 * time.Second,
+	}}
+	secure := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{svid.TLS()}})
+	go func() {
+		defer close(o.done)
+		_ = o.server.Serve(secure) // it ends when stop closes it
+	}()
+	return o, nil
+}
+
+func greet(w http.ResponseWriter, r *http.Request) {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = fmt.Fprintf(w, "hello from %q\n", host) //nolint:gosec // G705: quoted, and plain text
+}
+
+func (o *origin) stop() {
+	_ = o.server.Close()
+	<-o.done
+}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/metric"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+	"github.com/exeat-dev/exeat/cmd/exeat/watch"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy"
+	"github.com/exeat-dev/exeat/proxy/admin"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// flushTimeout bounds how long the end of the process waits for records and
+// spans to be written.
+const flushTimeout = 5 * time.Second
+
+// gateway is a configuration made real: every file read, every port open,
+// nothing served yet.
+type gateway struct {
+	cfg      config.Config
+	log      *slog.Logger
+	identity *living // nil without an identity
+	policy   *policyReloader
+	current  live.Current
+	registry live.Registry
+	enforcer *live.Enforcer
+
+	traces    *sdktrace.TracerProvider
+	recorder  *audit.Recorder
+	proxy     *proxy.Proxy
+	listeners []*listen.Listener
+	watchers  []*watch.Watcher
+
+	admin    *admin.Server // nil without an address
+	reloads  metric.Int64Counter
+	stopping atomic.Bool
+}
+
+// newGateway reads what the configuration names and opens the listeners. After
+// an error nothing is left open.
+func newGateway(ctx context.Context, cfg config.Config, records io.Writer, getenv func(string) string, log *slog.Logger) (*gateway, error) {
+	g := &gateway{cfg: cfg, log: log}
+	if err := g.build(ctx, records, getenv); err != nil {
+		g.closeListeners()
+		g.closeAdmin()
+		if g.identity != nil {
+			g.identity.close()
+		}
+		g.flush(ctx)
+		return nil, err
+	}
+	return g, nil
+}
+
+func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(string) string) error {
+	var err error
+	if g.identity, err = openIdentity(ctx, g.cfg, g.log, g.identityChanged); err != nil {
+		return err
+	}
+	g.policy = g.newPolicyReloader()
+	if err := g.policy.first(ctx); err != nil {
+		return err
+	}
+	g.traces, err = telemetry.Traces(ctx, version(), getenv)
+	if err != nil {
+		return err
+	}
+	g.recorder, err = audit.New(audit.Config{
+		Sink:      records,
+		Tracer:    g.traces.Tracer("github.com/exeat-dev/exeat/proxy"),
+		SinkError: g.sinkError,
+	})
+	if err != nil {
+		return err
+	}
+	if err := g.openListeners(ctx); err != nil {
+		return err
+	}
+	if err := g.buildProxy(); err != nil {
+		return err
+	}
+	if err := g.openAdmin(ctx); err != nil {
+		return err
+	}
+	return g.watch()
+}
+
+// local is what the address check must know of this host.
+func (g *gateway) local() (allowlist.Local, error) {
+	var local allowlist.Local
+	for _, l := range g.listeners {
+		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+			local.Listeners = append(local.Listeners, tcp.AddrPort())
+		}
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return local, fmt.Errorf("listing the addresses of this host: %w", err)
+	}
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			local.Addresses = append(local.Addresses, prefix.Addr())
+		}
+	}
+	return local, nil
+}
+
+func (g *gateway) buildProxy() error {
+	local, err := g.local()
+	if err != nil {
+		return err
+	}
+	g.policy.classifier = allowlist.NewClassifier(local)
+	g.enforcer, err = live.NewEnforcer(live.EnforcerConfig{
+		Current: &g.current, Registry: &g.registry, Trusts: g.identity.trusts,
+		CloseAtExpiry: g.cfg.CloseAtExpiry, MaxRevoke: g.cfg.MaxRevoke, Enforced: g.enforced,
+	})
+	if err != nil {
+		return err
+	}
+	resolver := resolve.New(resolve.Config{Servers: g.cfg.Servers, Hosts: g.cfg.Hosts})
+	dialer, err := dial.New(dial.Config{Resolve: resolver.Resolve, Timeout: g.cfg.DialTimeout})
+	if err != nil {
+		return err
+	}
+	g.proxy, err = proxy.New(proxy.Config{
+		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder, Log: g.log,
+		HeadTimeout: g.cfg.HeadTimeout, HeadLimit: g.cfg.HeadLimit, Disclosure: g.cfg.Disclosure,
+		Tunnel: tunnel.Config{Idle: g.cfg.TunnelIdle, Max: g.cfg.TunnelMax},
+	})
+	return err
+}
+
+func (g *gateway) openListeners(ctx context.Context) error {
+	slots := listen.NewSlots(g.cfg.MaxConnections)
+	for _, lc := range g.cfg.Listeners {
+		cfg := listen.Config{
+			Name: lc.Name, Address: lc.Address, SocketMode: lc.SocketMode,
+			HandshakeTimeout: g.cfg.HandshakeTimeout, Slots: slots, Log: g.log, Panicked: g.panicked,
+		}
+		if err := g.identify(&cfg, lc); err != nil {
+			return fmt.Errorf("listener %s: %w", lc.Name, err)
+		}
+		l, err := listen.Listen(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		g.listeners = append(g.listeners, l)
+	}
+	return nil
+}
+
+// identify sets where the callers of a listener get their identity from.
+func (g *gateway) identify(cfg *listen.Config, lc config.Listener) error {
+	switch lc.Identity {
+	case config.Self:
+		cfg.Fixed = func() spiffeid.ID { return g.identity.source.Snapshot().ID() }
+		return nil
+	case config.Fixed:
+		cfg.Fixed = func() spiffeid.ID { return lc.ID }
+		return nil
+	case config.MTLS:
+	}
+	server := identity.ServerConfig{Source: g.identity.source, Verifier: g.identity.verifier}
+	if lc.WebCertificate != "" {
+		var err error
+		if server.Web, err = identity.LoadWebCertificate(lc.WebCertificate, lc.WebKey); err != nil {
+			return err
+		}
+	}
+	var err error
+	cfg.TLS, err = server.TLS()
+	cfg.Verifier = g.identity.verifier
+	cfg.Realm = g.identity.source.Snapshot().TrustDomain().Name()
+	cfg.HandshakeFailed = g.handshakeFailed(lc.Name)
+	return err
+}
+
+// handshakeFailed records a handshake that died inside the TLS library. A
+// connection that closed without a byte, as health checks do, was none.
+func (g *gateway) handshakeFailed(listener string) func(context.Context, netip.AddrPort, error) {
+	return func(_ context.Context, client netip.AddrPort, err error) {
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		g.recorder.Event(audit.Record{
+			Event: audit.EventHandshake, Listener: listener, Client: client,
+			Reason: allowlist.TLSHandshakeFailed, Detail: err.Error(),
+		})
+	}
+}
+
+// panicked is called only while connections are served, by when the proxy is
+// built.
+func (g *gateway) panicked(ctx context.Context, cause any, stack []byte) {
+	g.proxy.Panicked(ctx, cause, stack)
+}
+
+func (g *gateway) sinkError(err error) {
+	if err != nil {
+		g.log.Error("records cannot be written; they are counted as lost", slog.Any("error", err))
+		return
+	}
+	g.log.Info("records can be written again")
+}
+
+// serve serves until ctx is done, then stops in this order: go on for the
+// drain delay, so that load balancers notice; answer 503; stop accepting; let
+// tunnels finish; cut what is left; flush records and spans. New policies and
+// identities are obeyed until the last tunnel has ended.
+// A signal on hangup, which may be nil, reads everything again.
+func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var watching, serving sync.WaitGroup
+	g.policy.enforce(background)
+	watching.Go(func() { g.enforcer.Run(background) })
+	watching.Go(func() { g.reloadOn(background, hangup) })
+	watching.Go(func() { g.serveAdmin(background) })
+	if g.identity != nil {
+		g.identity.start(background)
+	}
+	for _, w := range g.watchers {
+		watching.Go(func() { w.Run(background) })
+	}
+	connections, cut := context.WithCancel(background)
+	defer cut()
+	for _, l := range g.listeners {
+		serving.Go(func() {
+			if err := l.Serve(connections, g.proxy.Serve); err != nil {
+				g.log.ErrorContext(ctx, "listener stopped", slog.String("listener", l.Name()), slog.Any("error", err))
+			}
+		})
+	}
+	<-ctx.Done()
+	g.stopping.Store(true)
+	g.log.InfoContext(ctx, "draining", slog.Int("tunnels", g.registry.Len()))
+	time.Sleep(g.cfg.DrainDelay) //nolint:forbidigo // nothing may cut the delay short but a second signal, which ends the process
+	g.proxy.Drain()
+	g.closeListeners()
+	g.registry.Drain(g.cfg.DrainTimeout)
+	cut()
+	serving.Wait()
+	g.closeAdmin()
+	stop()
+	watching.Wait()
+	if g.identity != nil {
+		g.identity.close()
+	}
+	g.flush(context.WithoutCancel(ctx))
+	stats := g.recorder.Stats()
+	g.log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Written),
+		slog.Uint64("records_lost", stats.Dropped+stats.Failed), slog.Uint64("panics", g.proxy.Panics()))
+	return nil
+}
+
+func (g *gateway) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			g.reload()
+		}
+	}
+}
+
+func (g *gateway) closeListeners() {
+	for _, l := range g.listeners {
+		_ = l.Close()
+	}
+}
+
+// flush ends telemetry, the last thing of all.
+func (g *gateway) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if g.recorder != nil {
+		if err := g.recorder.Close(ctx); err != nil {
+			g.log.ErrorContext(ctx, "records were still waiting to be written", slog.Any("error", err))
+		}
+	}
+	if g.traces != nil {
+		if err := g.traces.Shutdown(ctx); err != nil {
+			g.log.ErrorContext(ctx, "spans were still waiting to be exported", slog.Any("error", err))
+		}
+	}
+}

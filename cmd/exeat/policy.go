@@ -1,0 +1,211 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+func newPolicy() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "policy",
+		Short:   "Look at policies",
+		Example: "  exeat policy lint policy.yaml",
+		RunE:    group,
+	}
+	cmd.AddCommand(newPolicyLint(), newPolicyCheck())
+	return cmd
+}
+
+func newPolicyLint() *cobra.Command {
+	var output, trustDomain string
+	cmd := &cobra.Command{
+		Use:   "lint FILE|DIRECTORY...",
+		Short: "Say what is wrong with a policy",
+		Long: `Load a policy as the gateway would and print every error with its place.
+
+Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
+		Example: "  exeat policy lint policy.yaml\n  exeat policy lint --output json policies/",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts, err := policyOptions(output, trustDomain)
+			if err != nil {
+				return err
+			}
+			return lint(cmd.OutOrStdout(), output, opts, args)
+		},
+	}
+	addOutput(cmd, &output)
+	addTrustDomain(cmd, &trustDomain)
+	return cmd
+}
+
+func addTrustDomain(cmd *cobra.Command, trustDomain *string) {
+	cmd.Flags().StringVar(trustDomain, "trust-domain", "",
+		"the gateway's trust domain, which an everyone without trust_domains is about")
+}
+
+func policyOptions(output, trustDomain string) (policyfile.Options, error) {
+	var opts policyfile.Options
+	if err := checkOutput(output); err != nil {
+		return opts, err
+	}
+	if trustDomain == "" {
+		return opts, nil
+	}
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return opts, fmt.Errorf("--trust-domain: %w", err)
+	}
+	opts.TrustDomain = td
+	return opts, nil
+}
+
+// finding is one error of a policy, as --output json prints it.
+type finding struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Message string `json:"message"`
+}
+
+func lint(w io.Writer, output string, opts policyfile.Options, paths []string) error {
+	policy, err := policyfile.Load(opts, paths...)
+	var errs strictyaml.Errors
+	if err != nil && !errors.As(err, &errs) {
+		return err
+	}
+	if output == outputJSON {
+		findings := make([]finding, 0, len(errs))
+		for _, e := range errs {
+			findings = append(findings, finding{e.File, e.Line, e.Column, e.Msg})
+		}
+		result := map[string]any{"errors": findings, "version": policy.Version()}
+		if err := json.NewEncoder(w).Encode(result); err != nil {
+			return err
+		}
+	} else if err := printLint(w, policy, errs); err != nil {
+		return err
+	}
+	if len(errs) > 0 {
+		return errAnswerNo
+	}
+	return nil
+}
+
+func printLint(w io.Writer, policy *allowlist.Policy, errs strictyaml.Errors) error {
+	if len(errs) > 0 {
+		_, err := fmt.Fprintf(w, "%v\n", errs)
+		return err
+	}
+	_, err := fmt.Fprintf(w, "policy %s: no errors\n", policy.Version())
+	return err
+}
+
+// checkFlags are the flags of policy check.
+type checkFlags struct {
+	output, trustDomain  string
+	policies             []string
+	identity, dest, with string
+}
+
+func newPolicyCheck() *cobra.Command {
+	var f checkFlags
+	cmd := &cobra.Command{
+		Use:   "check --identity ID --dest HOST:PORT",
+		Short: "Say what a policy decides",
+		Long: `Decide as the gateway would for a CONNECT, without a lookup, and say by which
+rule or why not. Resolved addresses are checked only by the gateway.
+
+Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy.`,
+		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.OutOrStdout())
+		},
+	}
+	addOutput(cmd, &f.output)
+	addTrustDomain(cmd, &f.trustDomain)
+	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{"policy.yaml"}, "policy files or directories")
+	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE ID (required)")
+	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, HOST:PORT (required)")
+	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "how the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
+	for _, name := range []string{"identity", "dest"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err) // the flag was defined two lines above
+		}
+	}
+	return cmd
+}
+
+func (f *checkFlags) run(w io.Writer) error {
+	opts, err := policyOptions(f.output, f.trustDomain)
+	if err != nil {
+		return err
+	}
+	req := allowlist.Request{Time: time.Now()}
+	if req.ID, err = spiffeid.FromString(f.identity); err != nil {
+		return fmt.Errorf("--identity %s: %w: write spiffe://TRUST.DOMAIN/PATH", f.identity, err)
+	}
+	if req.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
+		return fmt.Errorf("--dest %s: %w", f.dest, err)
+	}
+	var ok bool
+	if req.Source, ok = allowlist.ParseSource(f.with); !ok {
+		return fmt.Errorf("--with %s: write x509-svid, jwt-svid, listener or source-map", f.with)
+	}
+	if opts.TrustDomain.IsZero() {
+		opts.TrustDomain = req.ID.TrustDomain()
+	}
+	policy, err := policyfile.Load(opts, f.policies...)
+	if err != nil {
+		return err
+	}
+	d := policy.Decide(req)
+	if err := f.print(w, d); err != nil {
+		return err
+	}
+	if !d.Allowed() {
+		return errAnswerNo
+	}
+	return nil
+}
+
+func (f *checkFlags) print(w io.Writer, d allowlist.Decision) error {
+	rule, at := "", ""
+	if d.Rule != nil {
+		rule, at = d.Rule.Name(), d.Rule.Place()
+	}
+	if f.output == outputJSON {
+		return json.NewEncoder(w).Encode(map[string]string{
+			"verdict": d.Verdict.String(), "reason": d.Reason.String(), "would_reason": d.WouldReason.String(),
+			"identity": d.ID.String(), "destination": d.Dest.String(), "mode": d.Mode.String(),
+			"rule": rule, "rule_at": at, "owner": d.Owner, "policy": d.PolicyVersion(),
+		})
+	}
+	text := d.Verdict.String()
+	if reason := d.Reason.String() + d.WouldReason.String(); reason != "" {
+		text += " (" + reason + ")"
+	}
+	text += ": " + d.ID.String() + " to " + d.Dest.String()
+	if rule != "" {
+		text += ", rule " + rule + " at " + at
+	}
+	if ports := d.AllowedPorts(); ports != "" {
+		text += ", allowed ports " + ports
+	}
+	if d.Owner != "" {
+		text += ", owner " + d.Owner
+	}
+	_, err := fmt.Fprintln(w, text)
+	return err
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// policyReloader keeps the last good policy and quarantine list and puts them
+// in force together. It belongs to the goroutine of its watcher, but for sure.
+type policyReloader struct {
+	g          *gateway
+	loader     *policyfile.Loader
+	classifier *allowlist.Classifier
+	policy     *allowlist.Policy // the last good one; nil: none was ever loaded
+	inForce    *allowlist.Policy
+	held       bool // policy is not in force: it would close too much
+	quarantine *allowlist.QuarantineList
+	sure       atomic.Bool // the operator asked for what is held
+}
+
+func (g *gateway) newPolicyReloader() *policyReloader {
+	var opts policyfile.Options
+	if g.identity != nil {
+		opts.TrustDomain = g.identity.source.Snapshot().TrustDomain()
+	}
+	return &policyReloader{g: g, loader: policyfile.NewLoader(opts, g.cfg.Policy...)}
+}
+
+// first loads the policy at start, where every error ends the process but that
+// of an empty directory: then everything is denied as policy-unavailable.
+func (r *policyReloader) first(ctx context.Context) error {
+	loaded, err := r.loader.Load(true)
+	for !loaded.Settled && err == nil { // it changed while it was read
+		loaded, err = r.loader.Load(false)
+	}
+	if errors.Is(err, policyfile.ErrEmpty) {
+		r.g.log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
+		return nil
+	}
+	r.policy, r.quarantine = loaded.Policy, loaded.Quarantine
+	return err
+}
+
+// reload is told by the watcher that the files may have changed. What does not
+// load changes nothing; policy and quarantine list hold each by itself.
+func (r *policyReloader) reload(ctx context.Context, settled bool) (done bool) {
+	loaded, err := r.loader.Load(settled)
+	if !loaded.Settled {
+		return false
+	}
+	sure := r.sure.Swap(false)
+	if err != nil {
+		r.g.log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
+		r.g.countReload(ctx, "refused")
+		r.g.recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
+	}
+	if loaded.Policy != nil {
+		r.policy = loaded.Policy
+	}
+	if loaded.Quarantine != nil {
+		r.quarantine = loaded.Quarantine
+	}
+	if loaded.PolicyChanged || loaded.QuarantineChanged || r.held && sure {
+		// A quarantine is never held back, only another policy is.
+		r.put(ctx, sure || !r.held && !loaded.PolicyChanged, loaded.QuarantineChanged)
+	}
+	return true
+}
+
+// enforce puts what was loaded at start in force.
+func (r *policyReloader) enforce(ctx context.Context) {
+	if r.policy != nil {
+		r.put(ctx, true, false)
+	}
+}
+
+// put puts the last good policy in force. If that is held, a new quarantine
+// list goes over the one that stays.
+func (r *policyReloader) put(ctx context.Context, sure, quarantine bool) {
+	r.held = r.g.enforcer.Put(ctx, r.whole(r.policy), sure).Held
+	if !r.held {
+		r.inForce = r.policy
+		r.g.countReload(ctx, "in-force")
+		return
+	}
+	r.g.countReload(ctx, "held")
+	if quarantine {
+		r.g.enforcer.Put(ctx, r.whole(r.inForce), true)
+	}
+}
+
+func (r *policyReloader) whole(p *allowlist.Policy) *allowlist.Policy {
+	return p.WithClassifier(r.classifier).WithQuarantine(r.quarantine)
+}
+
+// enforced records what a new state, or a date that passed, did.
+func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
+	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
+	if e.State != nil {
+		rec.Policy, rec.Generation = e.State.Policy.Version(), e.State.Generation
+	}
+	rec.Detail = fmt.Sprintf("closed %d of %d tunnels", e.Closed, e.Open)
+	if e.Held {
+		rec.Detail = fmt.Sprintf("held: would close %d of %d tunnels", e.Closed, e.Open)
+	}
+	g.recorder.Event(rec)
+	attrs := []slog.Attr{
+		slog.String("policy", rec.Policy), slog.Uint64("generation", rec.Generation),
+		slog.Int("closed", e.Closed), slog.Int("tunnels", e.Open),
+	}
+	if e.Held {
+		g.log.LogAttrs(ctx, slog.LevelWarn, "policy held: it would close more tunnels than policy.max_revoke allows; SIGHUP puts it in force", attrs...)
+		return
+	}
+	g.log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
+}

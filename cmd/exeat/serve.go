@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+func newServe() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the gateway",
+		Long: `Run the gateway until it is told to stop (SIGINT or SIGTERM). It then answers
+new requests with 503 draining, lets tunnels finish for a while, and ends. A
+second signal ends it at once.
+
+Policy and identity are followed as they change; SIGHUP reads them again at
+once. What is wrong changes nothing and is logged.
+
+Records of decisions go to standard output unless the configuration names a
+file; the gateway's own log goes to standard error.`,
+		Example: "  exeat serve --config /etc/exeat/exeat.yaml",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			records, err := openRecords(cfg.RecordFile, cmd.OutOrStdout())
+			if err != nil {
+				return err
+			}
+			defer func() { _ = records.Close() }()
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			g, err := newGateway(cmd.Context(), cfg, records, os.Getenv, log)
+			if err != nil {
+				return err
+			}
+			for _, l := range g.listeners {
+				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
+					slog.String("listener", l.Name()), slog.String("address", addressText(l.Addr())))
+			}
+			if g.admin != nil {
+				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
+					slog.String("listener", "admin"), slog.String("address", g.admin.Addr().String()))
+			}
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
+			return g.serve(cmd.Context(), hangup)
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration file")
+	return cmd
+}
+
+// addressText is an address as the configuration writes it.
+func addressText(addr net.Addr) string {
+	if addr.Network() == "unix" {
+		return "unix:" + addr.String()
+	}
+	return addr.String()
+}
+
+// openRecords opens the record file for appending, or wraps standard output.
+func openRecords(path string, stdout io.Writer) (io.WriteCloser, error) {
+	if path == "" {
+		return nopCloser{stdout}, nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // G304: the file that the operator named
+	if err != nil {
+		return nil, fmt.Errorf("records.file: %w", err)
+	}
+	return f, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+// Close leaves the writer open: it is not ours.
+func (nopCloser) Close() error { return nil }

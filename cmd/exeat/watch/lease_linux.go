@@ -1,0 +1,21 @@
+package watch
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// openForWriting reports whether somebody has a file open for writing. It asks
+// for a read lease (fcntl(2), F_SETLEASE), which the kernel refuses with EAGAIN
+// for exactly that reason, and gives it back at once. A file of another user,
+// or on a file system without leases, cannot be told: the answer is no then.
+func openForWriting(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }() // ends the lease, too
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK)
+	return errors.Is(err, unix.EAGAIN)
+}

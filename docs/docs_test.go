@@ -1,0 +1,260 @@
+// Package docs tests the documents: their blocks load or run, and what is
+// generated equals the code.
+package docs
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+var update = flag.Bool("update", false, "write the generated documents")
+
+// block is a fenced block of a document: its info string and its text.
+type block struct {
+	place string
+	info  []string
+	text  string
+}
+
+func documents(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, pattern := range []string{"../*.md", "*.md", "adr/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, found...)
+	}
+	if len(all) < 8 {
+		t.Fatalf("found only %d documents", len(all))
+	}
+	return all
+}
+
+func blocks(t *testing.T, path string) []block {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []block
+	var current *block
+	for i, line := range strings.Split(string(data), "\n") {
+		switch {
+		case strings.HasPrefix(line, "```") && current == nil:
+			current = &block{place: fmt.Sprintf("%s:%d", path, i+1), info: strings.Fields(strings.TrimPrefix(line, "```"))}
+		case strings.HasPrefix(line, "```"):
+			all = append(all, *current)
+			current = nil
+		case current != nil:
+			current.text += line + "\n"
+		}
+	}
+	if current != nil {
+		t.Fatalf("%s: the block is never closed", current.place)
+	}
+	return all
+}
+
+func (b block) is(words ...string) bool {
+	for i, w := range words {
+		if i >= len(b.info) || b.info[i] != w {
+			return false
+		}
+	}
+	return true
+}
+
+// file returns NAME of file=NAME, or a name of its own.
+func (b block) file() string {
+	for _, w := range b.info {
+		if name, ok := strings.CutPrefix(w, "file="); ok {
+			return name
+		}
+	}
+	return "block.yaml"
+}
+
+// TestBlocks loads or runs every block that says what it is. The blocks of one
+// document share a directory, in their order.
+func TestBlocks(t *testing.T) {
+	bin := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../cmd/exeat")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building exeat: %v\n%s", err, out)
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]int{}
+	for _, doc := range documents(t) {
+		dir := t.TempDir()
+		for _, b := range blocks(t, doc) {
+			switch {
+			case b.is("yaml", "policy"):
+				counts["policy"]++
+				path := filepath.Join(dir, b.file())
+				write(t, path, b.text)
+				loadPolicy(t, b.place, path)
+			case b.is("yaml", "config"):
+				counts["config"]++
+				path := filepath.Join(dir, b.file())
+				write(t, path, b.text)
+				if _, err := config.Load(path); err != nil {
+					t.Errorf("%s: %v", b.place, err)
+				}
+			case b.is("sh", "run"):
+				counts["run"]++
+				where := dir
+				if strings.Contains(b.text, "./cmd/exeat") {
+					where = root
+				}
+				runShell(t, b, where, bin)
+			case b.is("yaml"):
+				t.Errorf("%s: mark the block as policy or config, so that it is loaded", b.place)
+			}
+		}
+	}
+	if counts["policy"] < 2 || counts["config"] < 2 || counts["run"] < 2 {
+		t.Errorf("too few blocks were tested: %v", counts)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func loadPolicy(t *testing.T, place, path string) {
+	t.Helper()
+	opts := policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString("prod.example")}
+	if _, err := policyfile.Load(opts, path); err != nil {
+		t.Errorf("%s: %v", place, err)
+	}
+}
+
+func runShell(t *testing.T, b block, dir, bin string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-ec", b.text)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", b.place, err, out)
+	}
+}
+
+// TestGeneratedReasons compares docs/reasons.md with the table in the code;
+// `make generate` writes it.
+func TestGeneratedReasons(t *testing.T) {
+	var b bytes.Buffer
+	b.WriteString(`# Reasons
+
+Every refusal has one reason of this closed set. 403 means policy and nothing else; 407 identity; 502 and 504 the destination; 503 the gateway. The table is generated from the code (` + "`make generate`" + `).
+
+| Reason | Status | Proxy-Status error | What the caller is told |
+|---|---|---|---|
+`)
+	for _, r := range allowlist.Reasons() {
+		info := r.Info()
+		status, proxyError := "none", "none"
+		if info.Status != 0 {
+			status, proxyError = fmt.Sprint(info.Status), "`"+info.ProxyError+"`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", info.Token, status, proxyError, told(info))
+	}
+	b.WriteString(`
+A resolved address is never told to the caller; the record has its class in ` + "`address_class`" + `.
+`)
+	if *update {
+		write(t, "reasons.md", b.String())
+	}
+	got, err := os.ReadFile("reasons.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != b.String() {
+		t.Error("docs/reasons.md differs from the code: run make generate")
+	}
+}
+
+func told(info allowlist.ReasonInfo) string {
+	switch info.Status {
+	case 403:
+		return "HOST:PORT " + info.Text + " IDENTITY"
+	case 502, 504:
+		return "HOST:PORT " + info.Text
+	}
+	return info.Text
+}
+
+// TestLinks checks that relative links between the documents lead somewhere.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	for _, doc := range documents(t) {
+		data, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1])); err != nil {
+				t.Errorf("%s: the link to %s leads nowhere", doc, m[1])
+			}
+		}
+	}
+}
+
+// TestConfigurationTable checks that docs/operating.md and configs/exeat.yaml
+// name the same keys, and that the configuration's parser takes the latter.
+func TestConfigurationTable(t *testing.T) {
+	if _, err := config.Load("../configs/exeat.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile("../configs/exeat.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manual, err := os.ReadFile("operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for row := range strings.SplitSeq(string(manual), "\n") {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(row, "| "), " |")
+		if !strings.HasPrefix(row, "| `") {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`([a-z_.\\[\\]]+)`").FindAllStringSubmatch(cell, -1) {
+			key := m[1][strings.LastIndexByte(m[1], '.')+1:]
+			documented[key] = true
+			if !regexp.MustCompile(`(?m)^[ #-]*` + key + `:|[{ ]` + key + `:`).Match(example) {
+				t.Errorf("docs/operating.md documents %s, which configs/exeat.yaml does not show", m[1])
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^[ #-]*([a-z_]+):(?: |$)`).FindAllStringSubmatch(string(example), -1) {
+		switch key := m[1]; key {
+		case "identity", "listeners", "admin", "resolver", "records", "refusals", "timeouts", "limits": // they have rows for their keys
+		default:
+			if !documented[key] {
+				t.Errorf("configs/exeat.yaml shows %s, which docs/operating.md does not document", key)
+			}
+		}
+	}
+}

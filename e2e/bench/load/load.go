@@ -1,0 +1,213 @@
+// Package load makes the load of the benchmark: clients of a CONNECT proxy
+// over mTLS.
+//
+// Every connection is a full handshake with the one key exchange that the
+// Client names; nothing is resumed. A tunnel that does not do what a correct
+// proxy does is an error, never a slow or a fast tunnel.
+package load
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+)
+
+// timeout bounds every operation but a bulk transfer.
+const timeout = 30 * time.Second
+
+// A Client opens tunnels through one proxy.
+type Client struct {
+	// Proxy is its address.
+	Proxy string
+	// TLS is spoken to it.
+	TLS *tls.Config
+}
+
+// Handshake connects and completes the TLS handshake.
+func (c *Client) Handshake(ctx context.Context) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var dialer net.Dialer
+	raw, err := dialer.DialContext(ctx, "tcp", c.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, c.TLS)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("handshake with %s: %w", c.Proxy, err)
+	}
+	return conn, nil
+}
+
+// Greet completes a handshake and closes the connection without a request.
+func (c *Client) Greet(ctx context.Context) error {
+	conn, err := c.Handshake(ctx)
+	if err != nil {
+		return err
+	}
+	return finish(conn)
+}
+
+// Open opens a tunnel to the target, HOST:PORT as the proxy knows it.
+func (c *Client) Open(ctx context.Context, target string) (*tls.Conn, error) {
+	conn, err := c.Handshake(ctx)
+	if err != nil {
+		return nil, err
+	}
+	head, rest, err := ask(conn, target)
+	switch {
+	case err != nil:
+	case !strings.HasPrefix(head, "HTTP/1.1 200 "):
+		err = fmt.Errorf("answer of %s to CONNECT %s: %q", c.Proxy, target, head)
+	case len(rest) > 0:
+		err = fmt.Errorf("%d bytes of %s after its answer", len(rest), c.Proxy)
+	default:
+		return conn, conn.SetDeadline(time.Time{})
+	}
+	_ = conn.Close()
+	return nil, err
+}
+
+// Exchange opens a tunnel to an echo, sends size bytes and waits for them to
+// come back, and ends it from this side.
+func (c *Client) Exchange(ctx context.Context, target string, size int) error {
+	conn, err := c.Open(ctx, target)
+	if err != nil {
+		return err
+	}
+	if err := Echo(conn, make([]byte, size)); err != nil {
+		_ = conn.Close()
+		return err
+	}
+	return finish(conn)
+}
+
+// Denied asks for a tunnel and reads the whole answer, which must be a 403.
+func (c *Client) Denied(ctx context.Context, target string) error {
+	conn, err := c.Handshake(ctx)
+	if err != nil {
+		return err
+	}
+	head, _, err := ask(conn, target)
+	if err == nil && !strings.HasPrefix(head, "HTTP/1.1 403 ") {
+		err = fmt.Errorf("answer of %s to CONNECT %s: %q, want a 403", c.Proxy, target, head)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return err
+	}
+	return finish(conn)
+}
+
+// ask sends a CONNECT and reads the head of the answer, and what came with it.
+func ask(conn net.Conn, target string) (head string, rest []byte, err error) {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return "", nil, err
+	}
+	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
+		return "", nil, err
+	}
+	buf := make([]byte, 4<<10)
+	for n := 0; n < len(buf); {
+		m, err := conn.Read(buf[n:])
+		n += m
+		if end := bytes.Index(buf[:n], []byte("\r\n\r\n")); end >= 0 {
+			return string(buf[:end]), buf[end+4 : n], nil
+		}
+		if err != nil {
+			return "", nil, fmt.Errorf("reading the answer: %w", err)
+		}
+	}
+	return "", nil, errors.New("the head of the answer is too long")
+}
+
+// finish ends the sending side, reads to the end of the other and closes: what
+// the proxy does for the connection is done when it returns.
+func finish(conn *tls.Conn) error {
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if err := conn.CloseWrite(); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, conn)
+	return err
+}
+
+// Echo writes p and reads as many bytes into it.
+func Echo(conn net.Conn, p []byte) error {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := conn.Write(p); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, p)
+	return err
+}
+
+// chunk is how much a bulk transfer writes and reads at a time.
+const chunk = 64 << 10
+
+// Down reads size bytes from a source through a tunnel.
+func (c *Client) Down(ctx context.Context, target string, size int64) error {
+	conn, err := c.Open(ctx, target)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, uint64(size))); err != nil {
+		return err
+	}
+	var got int64
+	for buf := make([]byte, chunk); ; {
+		n, err := conn.Read(buf)
+		got += int64(n)
+		if errors.Is(err, io.EOF) && got == size {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+		}
+	}
+}
+
+// Up writes size bytes to a sink through a tunnel, and checks that they all
+// arrived.
+func (c *Client) Up(ctx context.Context, target string, size int64) error {
+	conn, err := c.Open(ctx, target)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	buf := make([]byte, chunk)
+	for left := size; left > 0; {
+		n, err := conn.Write(buf[:min(left, chunk)])
+		if err != nil {
+			return err
+		}
+		left -= int64(n)
+	}
+	if err := conn.CloseWrite(); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		return err
+	}
+	if want := binary.BigEndian.AppendUint64(nil, uint64(size)); !bytes.Equal(answer, want) {
+		return fmt.Errorf("the sink answered % x, want % x", answer, want)
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+// Command bench measures exeat, with everything on, against the bare Go relay
+// beside it: processor time for each tunnel and each gigabyte, memory of idle
+// tunnels, and latency.
+//
+// It builds both, starts them with an origin and a collector of spans as
+// children on loopback, and makes the load itself. Every figure is measured in
+// pairs, first the relay and then exeat, and compared within the pair.
+//
+// Exit codes: 0 measured, 1 a figure is more than five times above its bar,
+// 2 wrong use, or the run could not be finished.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/exeat-dev/exeat/e2e/bench/report"
+)
+
+// Exit codes.
+const (
+	exitExceeds = 1
+	exitUsage   = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// options are the flags.
+type options struct {
+	pairs   int
+	tunnels int   // for each measurement
+	bytes   int64 // for each measurement and direction
+	idle    int
+	exeat   string // a binary; "" means one that is built
+	output  string // a file; "" means none
+}
+
+// The amounts of a run, where the flags do not say otherwise.
+func fullRun() options  { return options{pairs: 7, tunnels: 1000, bytes: 1e9, idle: 1000} }
+func quickRun() options { return options{pairs: 3, tunnels: 150, bytes: 1e8, idle: 200} }
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	var quick bool
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.pairs, "pairs", 0, "how many `pairs` are measured for each figure (default 7, quick 3)")
+	flags.IntVar(&o.tunnels, "tunnels", 0, "new `tunnels` in each measurement (default 1000, quick 150)")
+	flags.Int64Var(&o.bytes, "bytes", 0, "`bytes` through a tunnel in each measurement (default 1e9, quick 1e8)")
+	flags.IntVar(&o.idle, "idle", 0, "`tunnels` that are idle at the same time (default 1000, quick 200)")
+	flags.BoolVar(&quick, "quick", false, "measure less of everything, in less than a minute")
+	flags.StringVar(&o.exeat, "exeat", "", "measure this `binary` instead of building one")
+	flags.StringVar(&o.output, "o", "", "write the table to this `file` too")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	defaults := fullRun()
+	if quick {
+		defaults = quickRun()
+	}
+	o.pairs = cmp.Or(o.pairs, defaults.pairs)
+	o.tunnels = cmp.Or(o.tunnels, defaults.tunnels)
+	o.bytes = cmp.Or(o.bytes, defaults.bytes)
+	o.idle = cmp.Or(o.idle, defaults.idle)
+	switch {
+	case flags.NArg() > 0:
+		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case min(o.pairs, o.tunnels, o.idle) < 1 || o.bytes < 1:
+		return options{}, errors.New("every amount must be above zero")
+	case o.idle > identities:
+		return options{}, fmt.Errorf("at most %d tunnels can be idle: each has an identity of its own", identities)
+	}
+	return o, nil
+}
+
+// run is the whole program but for the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	o, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		_, _ = fmt.Fprintln(stderr, "bench:", err)
+		return exitUsage
+	}
+	table, err := measure(ctx, o, stderr)
+	if err == nil {
+		err = write(table, o.output, stdout)
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "bench:", err)
+		return exitUsage
+	}
+	if figures := table.Exceeds(report.TooMuch); len(figures) > 0 {
+		_, _ = fmt.Fprintf(stderr, "bench: more than %d times above the bar: %s\n", report.TooMuch, strings.Join(figures, "; "))
+		return exitExceeds
+	}
+	return 0
+}
+
+func write(t report.Table, file string, stdout io.Writer) error {
+	if _, err := t.WriteTo(stdout); err != nil || file == "" {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = t.WriteTo(f)
+	return errors.Join(err, f.Close())
+}

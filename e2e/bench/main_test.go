@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+)
+
+func TestFlags(t *testing.T) {
+	changed := fullRun()
+	changed.pairs, changed.output = 5, "x.md"
+	small := quickRun()
+	small.tunnels = 7
+	for _, test := range []struct {
+		args string
+		want options
+	}{
+		{"", fullRun()},
+		{"-quick", quickRun()},
+		{"-pairs 5 -o x.md", changed},
+		{"-quick -tunnels 7", small},
+	} {
+		got, err := parse(strings.Fields(test.args), &bytes.Buffer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(got, test.want, cmp.AllowUnexported(options{})); diff != "" {
+			t.Errorf("%q: %s", test.args, diff)
+		}
+	}
+}
+
+func TestWrongUseIsExitCode2(t *testing.T) {
+	for _, args := range []string{"-pairs -1", "-bytes x", "-idle 1001", "-unknown", "argument"} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != exitUsage || stderr.Len() == 0 {
+			t.Errorf("%s: exit code %d, message %q", args, code, stderr.String())
+		}
+	}
+}
+
+func TestThePolicyHasTenThousandRulesAndLeadsToTheOrigin(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString(trustDomain)
+	text := policy(td, []string{"127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"})
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := policyfile.Load(policyfile.Options{TrustDomain: td}, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(text, "host: "); got != 10_000 {
+		t.Errorf("%d rules, want 10000", got)
+	}
+	for target, want := range map[string]bool{originName + ":1003": true, originName + ":1004": false, deniedName: false} {
+		dest, err := allowlist.ParseDestination(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Decide(allowlist.Request{ID: callerID(td, 999), Source: allowlist.SourceX509SVID, Dest: dest}); got.Allowed() != want {
+			t.Errorf("%s: allowed is %v, want %v", target, got.Allowed(), want)
+		}
+	}
+}

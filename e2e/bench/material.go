@@ -1,0 +1,96 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity/authority"
+)
+
+// The names of the benchmark's world.
+const (
+	trustDomain = "bench.example"
+	serverName  = "localhost"
+	originName  = "origin.bench.example"
+	deniedName  = "elsewhere.bench.example:443" // allowed to nobody
+	recordFile  = "records.jsonl"
+)
+
+// The policy: each of 1,000 identities has ten rules, one of which leads to
+// the origin.
+const (
+	identities = 1000
+	rulesEach  = 10
+)
+
+// caller is one certificate and the TLS configuration to show it with.
+type caller struct{ config *tls.Config }
+
+// mint makes n callers with fresh certificates, of the identities in turn. The
+// group is the only key exchange they offer.
+func (w *world) mint(n int, group tls.CurveID) ([]*caller, error) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(w.authority.Bundle())
+	callers := make([]*caller, n)
+	for i := range callers {
+		svid, err := w.authority.Mint(authority.Options{
+			ID: callerID(w.authority.TrustDomain(), i%identities), Lifetime: authority.DefaultCALifetime / 2,
+		})
+		if err != nil {
+			return nil, err
+		}
+		callers[i] = &caller{&tls.Config{
+			MinVersion:       tls.VersionTLS13,
+			ServerName:       serverName,
+			RootCAs:          roots,
+			Certificates:     []tls.Certificate{svid.TLS()},
+			CurvePreferences: []tls.CurveID{group},
+		}}
+	}
+	return callers, nil
+}
+
+func callerID(td spiffeid.TrustDomain, i int) spiffeid.ID {
+	return spiffeid.RequireFromPathf(td, "/ns/load/sa/worker-%04d", i)
+}
+
+// writeConfig writes the policy and the configuration of exeat.
+func (w *world) writeConfig() error {
+	if err := os.WriteFile(w.path("policy.yaml"), []byte(policy(w.authority.TrustDomain(), w.targets)), 0o600); err != nil {
+		return err
+	}
+	config := fmt.Sprintf(`version: 1
+identity: {dir: gateway}
+policy: policy.yaml
+listeners:
+  - {name: bench, address: "127.0.0.1:0", identity: mtls}
+resolver:
+  hosts:
+    %s: 127.0.0.1
+records: {file: %s}
+timeouts: {drain_delay: 0s, drain_timeout: 0s}
+`, originName, recordFile)
+	return os.WriteFile(w.path("exeat.yaml"), []byte(config), 0o600)
+}
+
+func policy(td spiffeid.TrustDomain, targets []string) string {
+	ports := make([]string, len(targets))
+	for i, target := range targets {
+		ports[i] = target[strings.LastIndexByte(target, ':')+1:]
+	}
+	var b strings.Builder
+	b.WriteString("version: 1\nidentities:\n")
+	for i := range identities {
+		fmt.Fprintf(&b, "  - id: %s\n    allow:\n", callerID(td, i))
+		for rule := range rulesEach - 1 {
+			fmt.Fprintf(&b, "      - host: service-%d.team-%d.example\n", rule, i)
+		}
+		fmt.Fprintf(&b, "      - {host: %s, ports: [%s], addresses: 127.0.0.1/32}\n", originName, strings.Join(ports, ", "))
+	}
+	return b.String()
+}

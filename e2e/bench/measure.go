@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/exeat-dev/exeat/e2e/bench/report"
+)
+
+// workers is how many clients open tunnels at the same time.
+const workers = 4
+
+// bench is one run.
+type bench struct {
+	options
+	world        *world
+	relay, exeat *peer
+	callers      []*caller // one for each identity, X25519
+	progress     io.Writer
+	rows         []report.Row
+}
+
+// measure does the whole run.
+func measure(ctx context.Context, o options, progress io.Writer) (report.Table, error) {
+	b := &bench{options: o, progress: progress}
+	if err := b.begin(ctx); err != nil {
+		return report.Table{}, err
+	}
+	defer b.world.end()
+	for _, part := range []func(context.Context) error{
+		b.newTunnels, b.denials, b.bulk, b.latency, b.idleTunnels,
+	} {
+		if err := part(ctx); err != nil {
+			return report.Table{}, err
+		}
+	}
+	evidence, err := b.evidence(ctx)
+	if err != nil {
+		return report.Table{}, err
+	}
+	return report.Table{Head: append(b.head(), evidence), Rows: b.rows}, nil
+}
+
+// begin starts the world and both peers, and warms them up.
+func (b *bench) begin(ctx context.Context) (err error) {
+	b.say("building and starting")
+	if b.world, err = newWorld(ctx, b.options.exeat); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			b.world.end()
+		}
+	}()
+	if b.callers, err = b.world.mint(identities, tls.X25519); err != nil {
+		return err
+	}
+	if b.relay, err = b.world.startRelay(ctx); err != nil {
+		return err
+	}
+	if b.exeat, err = b.world.startExeat(ctx); err != nil {
+		return err
+	}
+	for _, p := range []*peer{b.relay, b.exeat} {
+		if _, err = exchanges(ctx, p, b.callers[:100], 100); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// paired measures both peers in turn and adds a row.
+func (b *bench) paired(ctx context.Context, row report.Row, one func(ctx context.Context, p *peer) (float64, error)) error {
+	b.say(row.Figure)
+	for range b.pairs {
+		floor, err := one(ctx, b.relay)
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", row.Figure, b.relay.name, err)
+		}
+		ours, err := one(ctx, b.exeat)
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", row.Figure, b.exeat.name, err)
+		}
+		row.Floor, row.Ours = append(row.Floor, floor), append(row.Ours, ours)
+	}
+	b.rows = append(b.rows, row)
+	return nil
+}
+
+// cpu returns the processor time that the peer takes for some load, spans and
+// all.
+func (p *peer) cpu(ctx context.Context, load func(ctx context.Context) error) (time.Duration, error) {
+	before, err := p.process.CPU()
+	if err != nil {
+		return 0, err
+	}
+	if err := load(ctx); err != nil {
+		return 0, err
+	}
+	if err := p.spans.settle(ctx); err != nil {
+		return 0, err
+	}
+	after, err := p.process.CPU()
+	return after - before, err
+}
+
+// evidence checks that nothing was left out to be fast.
+func (b *bench) evidence(ctx context.Context) (string, error) {
+	b.exeat.process.Stop() // writes what is left
+	if err := b.world.spans.settle(ctx); err != nil {
+		return "", err
+	}
+	got, err := b.world.decisions()
+	if err != nil {
+		return "", err
+	}
+	if want := b.world.spans.requests.Load(); got != want {
+		return "", fmt.Errorf("%d decisions were recorded, %d were made", got, want)
+	}
+	return fmt.Sprintf("exeat recorded all %d decisions and exported all %d spans.", got, b.world.spans.expected.Load()), nil
+}
+
+func (b *bench) head() []string {
+	binary := "exeat"
+	if b.options.exeat != "" {
+		binary = "exeat (" + b.options.exeat + ")"
+	}
+	return []string{
+		fmt.Sprintf("%s, %s, %d cores, %s.", time.Now().UTC().Format("2006-01-02 15:04 MST"), processorModel(), runtime.NumCPU(), runtime.Version()),
+		fmt.Sprintf("Medians of %d pairs; per pair %d new tunnels, %d MB each way, %d idle tunnels.", b.pairs, b.tunnels, b.bytes/1e6, b.idle),
+		fmt.Sprintf("%s with a policy of %d rules, records to a file, spans over OTLP/HTTP.", binary, identities*rulesEach),
+	}
+}
+
+func (b *bench) say(what string) { _, _ = fmt.Fprintln(b.progress, "bench:", what) }
+
+func processorModel() string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, found := strings.CutPrefix(line, "model name"); found {
+				return strings.TrimLeft(strings.TrimSpace(name), ": \t")
+			}
+		}
+	}
+	return "processor unknown"
+}

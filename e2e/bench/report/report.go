@@ -1,0 +1,176 @@
+// Package report turns paired measurements into the table of a benchmark.
+//
+// The machine is shared and no two runs are alike, so a row compares the two
+// programs within each pair and shows the median of the pairs' ratios, which
+// is not the ratio of the medians. It computes and prints; it measures nothing.
+package report
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// TooMuch is how many times its bar a figure may be before Table.Exceeds says
+// so: bars are for people, this is for a machine that others use too.
+const TooMuch = 5
+
+// A Bar is what a figure may be at most. The zero value is no bar.
+type Bar struct {
+	// Ratio to the floor; zero means none.
+	Ratio float64
+	// Value in the row's unit; zero means none.
+	Value float64
+}
+
+// A Row is one figure.
+type Row struct {
+	Figure string
+	Unit   string
+	// Floor and Ours are the values of each pair, in the same order. Floor may
+	// be empty, for a figure that has nothing beside it.
+	Floor, Ours []float64
+	Bar         Bar
+}
+
+// A Table is what one run came to.
+type Table struct {
+	// Head are lines that stand above: date, machine, versions.
+	Head []string
+	Rows []Row
+}
+
+// Ratio returns the median of the pairs' ratios, and the least and the
+// greatest; all are zero without a floor. A pair whose floor is not above zero,
+// as a difference may come out, has no ratio.
+func (r Row) Ratio() (median, least, greatest float64) {
+	var ratios []float64
+	for i := range min(len(r.Floor), len(r.Ours)) {
+		if r.Floor[i] > 0 {
+			ratios = append(ratios, r.Ours[i]/r.Floor[i])
+		}
+	}
+	if len(ratios) == 0 {
+		return 0, 0, 0
+	}
+	return Median(ratios), slices.Min(ratios), slices.Max(ratios)
+}
+
+// Exceeds returns the figures that are more than so many times above their
+// bar.
+func (t Table) Exceeds(times float64) []string {
+	var figures []string
+	for _, r := range t.Rows {
+		if r.exceeds(times) {
+			figures = append(figures, r.Figure)
+		}
+	}
+	return figures
+}
+
+func (r Row) exceeds(times float64) bool {
+	ratio, _, _ := r.Ratio()
+	return r.Bar.Ratio > 0 && ratio > times*r.Bar.Ratio || r.Bar.Value > 0 && Median(r.Ours) > times*r.Bar.Value
+}
+
+// verdict compares what is printed: digits that nobody sees decide nothing.
+func (r Row) verdict() string {
+	const hundredth = 0.005
+	ratio, _, _ := r.Ratio()
+	switch {
+	case r.Bar == Bar{}:
+		return ""
+	case r.Bar.Ratio > 0 && ratio >= r.Bar.Ratio+hundredth, r.Bar.Value > 0 && Median(r.Ours) > r.Bar.Value:
+		return "does not hold"
+	}
+	return "holds"
+}
+
+// Median returns the middle of the values, zero if there are none. It does not
+// change their order.
+func Median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[middle]
+	}
+	return (sorted[middle-1] + sorted[middle]) / 2
+}
+
+// WriteTo writes the table as Markdown that also reads well as text.
+func (t Table) WriteTo(w io.Writer) (int64, error) {
+	cells := [][]string{{"figure", "bare relay", "exeat", "ratio (of all pairs)", "bar", "verdict"}}
+	for _, r := range t.Rows {
+		cells = append(cells, r.cells())
+	}
+	var b strings.Builder
+	for _, line := range t.Head {
+		b.WriteString(line + "\n")
+	}
+	b.WriteString("\n")
+	align(&b, cells)
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}
+
+func (r Row) cells() []string {
+	floor, ratio := "", ""
+	if len(r.Floor) > 0 {
+		floor = number(Median(r.Floor)) + " " + r.Unit
+		if median, least, greatest := r.Ratio(); median != 0 {
+			ratio = fmt.Sprintf("%.2f × (%.2f–%.2f)", median, least, greatest)
+		}
+	}
+	return []string{r.Figure, floor, number(Median(r.Ours)) + " " + r.Unit, ratio, r.bar(), r.verdict()}
+}
+
+func (r Row) bar() string {
+	var bars []string
+	if r.Bar.Ratio > 0 {
+		bars = append(bars, fmt.Sprintf("≤ %.2f ×", r.Bar.Ratio))
+	}
+	if r.Bar.Value > 0 {
+		bars = append(bars, fmt.Sprintf("≤ %s %s", number(r.Bar.Value), r.Unit))
+	}
+	return strings.Join(bars, ", ")
+}
+
+// number shows three digits, more only before the point.
+func number(v float64) string {
+	switch {
+	case v >= 100 || v <= -100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10 || v <= -10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+
+// align writes a Markdown table; the first row is its head.
+func align(b *strings.Builder, cells [][]string) {
+	width := make([]int, len(cells[0]))
+	for _, row := range cells {
+		for i, cell := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for n, row := range cells {
+		for i, cell := range row {
+			b.WriteString("| " + cell + strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)+1))
+		}
+		b.WriteString("|\n")
+		if n > 0 {
+			continue
+		}
+		for _, w := range width {
+			b.WriteString("|" + strings.Repeat("-", w+2))
+		}
+		b.WriteString("|\n")
+	}
+}

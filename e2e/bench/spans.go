@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// spanTime is how long spans may take to arrive at the collector.
+const spanTime = 30 * time.Second
+
+// spanCount compares the spans that exeat must make with those that arrived.
+// A nil one, for a peer that makes none, counts nothing.
+type spanCount struct {
+	url      string // of the collector
+	expected atomic.Int64
+	requests atomic.Int64 // decisions that must have been recorded
+}
+
+// tunnels notes n tunnels that began and ended.
+func (s *spanCount) tunnels(n int) {
+	s.decided(n)
+	s.closed(n)
+}
+
+// decided notes n requests that were allowed or denied: one span each.
+func (s *spanCount) decided(n int) {
+	if s != nil {
+		s.expected.Add(int64(n))
+		s.requests.Add(int64(n))
+	}
+}
+
+// closed notes that n tunnels ended: one span each.
+func (s *spanCount) closed(n int) {
+	if s != nil {
+		s.expected.Add(int64(n))
+	}
+}
+
+// settle waits until every span has arrived, so that the processor time of
+// exporting them counts for the work that made them. More than expected is an
+// error as well.
+func (s *spanCount) settle(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, spanTime)
+	defer cancel()
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		got, err := s.arrived(ctx)
+		want := s.expected.Load()
+		switch {
+		case err != nil:
+			return fmt.Errorf("waiting for %d spans, %d arrived: %w", want, got, err)
+		case got == want:
+			return nil
+		case got > want:
+			return fmt.Errorf("%d spans arrived, %d were expected", got, want)
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %d spans, %d arrived: %w", want, got, context.Cause(ctx))
+		}
+	}
+}
+
+func (s *spanCount) arrived(ctx context.Context) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/spans", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64)
+}

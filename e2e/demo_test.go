@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// tryIt is a command that the demo prints, and the outcome that it promises.
+type tryIt struct{ title, command, promise string }
+
+// commands cuts them out of what the demo prints: between a numbered title and
+// a comment with the status.
+func commands(text string) []tryIt {
+	var list []tryIt
+	title := regexp.MustCompile(`^\d+\. (.*)$`)
+	var now tryIt
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if match := title.FindStringSubmatch(line); match != nil {
+			now = tryIt{title: match[1]}
+			continue
+		}
+		if promise, ok := strings.CutPrefix(line, "    # "); ok && now.title != "" {
+			now.promise = promise
+			list = append(list, now)
+			now = tryIt{}
+			continue
+		}
+		if now.title != "" {
+			now.command += line + "\n"
+		}
+	}
+	return list
+}
+
+func TestDemo(t *testing.T) {
+	need(t, "sh", "curl")
+	p := start(t, t.TempDir(), "demo")
+	p.stdout.line(t, regexp.MustCompile(`(?m)^Ctrl-C ends the demo`))
+	list := commands(p.stdout.String())
+	if len(list) != 4 {
+		t.Errorf("the demo prints %d commands, want 4", len(list))
+	}
+	for _, c := range list {
+		stdout, stderr, code := run(t, t.TempDir(), "sh", "-c", c.command)
+		first, _, _ := strings.Cut(stdout, "\r\n")
+		if got := strings.TrimPrefix(first, "HTTP/1.1 "); !strings.HasPrefix(got, c.promise) {
+			t.Errorf("%s: %q, promised %q; curl says %s", c.title, first, c.promise, stderr)
+		}
+		allowed := strings.HasPrefix(c.promise, "200 ")
+		if greeted := strings.Contains(stdout, "hello from "); greeted != allowed || (code == 0) != allowed {
+			t.Errorf("%s: exit code %d, greeted: %v", c.title, code, greeted)
+		}
+	}
+	records := regexp.MustCompile(`(?m)^ +(/\S+records\.jsonl)$`).FindStringSubmatch(p.stdout.String())
+	if records == nil {
+		t.Fatal("the demo does not say where the records are")
+	}
+	data, err := os.ReadFile(records[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(data), `"event":"decision"`); n != len(list) {
+		t.Errorf("%d decisions in the records, want %d", n, len(list))
+	}
+	p.signal(t, syscall.SIGINT)
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d after Ctrl-C", code)
+	}
+	if text := p.stderr.String(); text != "" {
+		t.Errorf("standard error: %s", text)
+	}
+	p.checkNothingLeft(t)
+}
+
+func TestDemoCheck(t *testing.T) {
+	p := start(t, t.TempDir(), "demo", "--check")
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if n := strings.Count(p.stdout.String(), "ok   "); n != 4 {
+		t.Errorf("%d steps are ok, want 4", n)
+	}
+	p.checkNothingLeft(t)
+}
+
+// TestDemoCheckTellsAnotherPolicy swaps what the two identities may do: the
+// check tries the gateway, not its own expectations.
+func TestDemoCheckTellsAnotherPolicy(t *testing.T) {
+	dir, port := t.TempDir(), freePort(t)
+	write(t, dir, map[string]string{"swapped.yaml": fmt.Sprintf(`version: 1
+identities:
+  - id: spiffe://demo.example/ns/ci/sa/builder
+    allow: [{host: secret.demo.example, ports: [%[1]d], addresses: [127.0.0.1/32]}]
+  - id: spiffe://demo.example/ns/ops/sa/reporter
+    allow: [{host: hello.demo.example, ports: [%[1]d], addresses: [127.0.0.1/32]}]
+`, port)})
+	p := start(t, dir, "demo", "--check", "--policy", filepath.Join(dir, "swapped.yaml"), "--origin", fmt.Sprintf("127.0.0.1:%d", port))
+	if code := p.exit(t); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	out := p.stdout.String()
+	if n := strings.Count(out, "FAIL "); n != 3 || strings.Count(out, "ok   ") != 1 {
+		t.Errorf("%d steps failed, want 3 and the last one to be ok", n)
+	}
+	p.checkNothingLeft(t)
+}
+
+// freePort returns a port of 127.0.0.1 that was free a moment ago.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}

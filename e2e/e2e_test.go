@@ -1,0 +1,241 @@
+// Package e2e tests the exeat program as its users meet it: a process, real
+// sockets, curl, certificates made by OpenSSL, and a standard Go client.
+//
+// It needs curl and openssl. Where one is missing the tests that need it are
+// skipped; with CI set in the environment they fail. The flag -bytes says how
+// much TestStream sends each way:
+//
+//	go test ./e2e -bytes 1073741824
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+var (
+	streamBytes = flag.Int64("bytes", 64<<20, "how many bytes TestStream sends each way")
+	exeat       string // the program under test
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "exeat-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	exeat = filepath.Join(dir, "exeat")
+	build := exec.Command("go", "build", "-o", exeat, "../cmd/exeat")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "building exeat:", err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// need skips the test, or fails it under CI, unless the tools are there.
+func need(t *testing.T, tools ...string) {
+	t.Helper()
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err == nil {
+			continue
+		}
+		if os.Getenv("CI") != "" {
+			t.Fatalf("%s is missing", tool)
+		}
+		t.Skipf("%s is missing: install it to run this test", tool)
+	}
+}
+
+// process is exeat, running.
+type process struct {
+	cmd            *exec.Cmd
+	stdout, stderr *output
+	ended          chan struct{}
+	temp           string // where it makes its temporary files
+}
+
+// start runs exeat in a directory until the test ends.
+func start(t *testing.T, dir string, args ...string) *process {
+	t.Helper()
+	temp, err := os.MkdirTemp("", "e2e-") //nolint:usetesting // t.TempDir is too long for a unix socket in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{
+		cmd: exec.Command(exeat, args...), stdout: newOutput(), stderr: newOutput(),
+		ended: make(chan struct{}), temp: temp,
+	}
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.stdout, p.stderr
+	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.temp}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.ended)
+		_ = p.cmd.Wait() // the exit code says all
+		p.stdout.end()
+		p.stderr.end()
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+		_ = os.RemoveAll(temp)
+		if t.Failed() {
+			t.Logf("exeat %s\nstandard output:\n%s\nstandard error:\n%s", strings.Join(args, " "), p.stdout, p.stderr)
+		}
+	})
+	return p
+}
+
+// exit waits for the end and returns the exit code.
+func (p *process) exit(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(patience):
+		t.Fatal("the process does not end")
+		return 0
+	}
+}
+
+// signal sends a signal.
+func (p *process) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkNothingLeft checks that the process, which has ended, removed its files.
+func (p *process) checkNothingLeft(t *testing.T) {
+	t.Helper()
+	left, err := os.ReadDir(p.temp)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left in the temporary directory: %v, %v", left, err)
+	}
+}
+
+// listening waits for the listener of that name and returns its address.
+func (p *process) listening(t *testing.T, name string) netip.AddrPort {
+	t.Helper()
+	line := p.stderr.line(t, regexp.MustCompile(`msg=listening listener=`+name+` address=(\S+)`))
+	addr, err := netip.ParseAddrPort(line[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+// run runs a program to its end and returns its standard output and error, and
+// its exit code.
+func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var out, errs bytes.Buffer
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// output collects what a process writes, and wakes who waits for a line of it.
+type output struct {
+	mu      sync.Mutex
+	text    strings.Builder
+	ended   bool
+	changed chan struct{} // closed at the next change
+}
+
+func newOutput() *output { return &output{changed: make(chan struct{})} }
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text.Write(p)
+	o.wake()
+	return len(p), nil
+}
+
+func (o *output) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	o.wake()
+}
+
+func (o *output) wake() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// String returns what was written so far.
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// line waits for a whole line that matches and returns the match and its
+// groups.
+func (o *output) line(t *testing.T, pattern *regexp.Regexp) []string {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		o.mu.Lock()
+		text, ended, changed := o.text.String(), o.ended, o.changed
+		o.mu.Unlock()
+		whole := text[:strings.LastIndexByte(text, '\n')+1]
+		if match := pattern.FindStringSubmatch(whole); match != nil {
+			return match
+		}
+		if ended {
+			t.Fatalf("the process ended without a line that matches %s", pattern)
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("no line matches %s", pattern)
+		}
+	}
+}
+
+// write makes files in a directory.
+func write(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,192 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+)
+
+// opensslConfig is a CA for `openssl ca`, the only command of OpenSSL 3.0 that
+// can date a certificate back.
+const opensslConfig = `
+[ca]
+default_ca = this
+[this]
+dir = .
+database = index.txt
+new_certs_dir = .
+rand_serial = yes
+default_md = sha256
+unique_subject = no
+policy = any
+copy_extensions = none
+[any]
+commonName = optional
+[req]
+distinguished_name = dn
+prompt = no
+[dn]
+CN = a test
+`
+
+// authority is a trust domain whose certificates OpenSSL makes.
+type authority struct{ dir string }
+
+func newAuthority(t *testing.T, trustDomain string) authority {
+	t.Helper()
+	need(t, "openssl")
+	a := authority{dir: t.TempDir()}
+	write(t, a.dir, map[string]string{"openssl.cnf": opensslConfig, "index.txt": ""})
+	a.sign(t, "ca", -48*time.Hour, 48*time.Hour,
+		"basicConstraints = critical, CA:TRUE\nkeyUsage = critical, keyCertSign, cRLSign\nsubjectKeyIdentifier = hash\nsubjectAltName = URI:spiffe://"+trustDomain+"\n",
+		"-selfsign", "-keyfile", "ca_key.pem")
+	return a
+}
+
+// mint makes NAME.pem and NAME_key.pem with these alternative names, valid
+// until that long from now.
+func (a authority) mint(t *testing.T, name string, lifetime time.Duration, names string) {
+	t.Helper()
+	a.sign(t, name, -24*time.Hour, lifetime,
+		"basicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature\nextendedKeyUsage = clientAuth, serverAuth\nsubjectAltName = "+names+"\n",
+		"-cert", "ca.pem", "-keyfile", "ca_key.pem")
+}
+
+func (a authority) sign(t *testing.T, name string, from, until time.Duration, extensions string, args ...string) {
+	t.Helper()
+	const stamp = "20060102150405Z"
+	now := time.Now().UTC()
+	write(t, a.dir, map[string]string{name + ".ext": extensions})
+	a.openssl(t, "req", "-new", "-config", "openssl.cnf", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+		"-keyout", name+"_key.pem", "-out", name+".csr")
+	a.openssl(t, append([]string{
+		"ca", "-batch", "-notext", "-config", "openssl.cnf", "-in", name + ".csr", "-out", name + ".pem", "-extfile", name + ".ext",
+		"-startdate", now.Add(from).Format(stamp), "-enddate", now.Add(until).Format(stamp),
+	}, args...)...)
+}
+
+func (a authority) openssl(t *testing.T, args ...string) {
+	t.Helper()
+	if _, stderr, code := run(t, a.dir, "openssl", args...); code != 0 {
+		t.Fatalf("openssl %s: %s", args[0], stderr)
+	}
+}
+
+// pair loads a certificate for a client in this process; "" is none.
+func (a authority) pair(t *testing.T, name string) []tls.Certificate {
+	t.Helper()
+	if name == "" {
+		return nil
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+"_key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []tls.Certificate{pair}
+}
+
+func (a authority) roots(t *testing.T) *x509.CertPool {
+	t.Helper()
+	pem, err := os.ReadFile(filepath.Join(a.dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		t.Fatal("no certificate in ca.pem")
+	}
+	return roots
+}
+
+// The identities of a site.
+const (
+	builder = "spiffe://prod.example/ns/ci/sa/builder"
+	sidecar = "spiffe://prod.example/ns/web/sa/sidecar"
+	gateway = "spiffe://prod.example/gateway"
+)
+
+// site is an authority, a configuration and a policy, in the authority's
+// directory. The policy lets builder, sidecar and the gateway itself reach
+// allowed.example and example.com on the ports given, which are on loopback.
+type site struct{ authority }
+
+func newSite(t *testing.T, ports ...int) site {
+	t.Helper()
+	s := site{newAuthority(t, "prod.example")}
+	s.mint(t, "gateway", 24*time.Hour, "URI:"+gateway+", DNS:localhost, IP:127.0.0.1")
+	s.mint(t, "builder", 24*time.Hour, "URI:"+builder)
+	write(t, s.dir, map[string]string{"exeat.yaml": siteConfig, "policy.yaml": sitePolicy(ports)})
+	return s
+}
+
+const siteConfig = `version: 1
+identity:
+  certificate: gateway.pem
+  key: gateway_key.pem
+  bundle: ca.pem
+policy: policy.yaml
+listeners:
+  - {name: mtls, address: "127.0.0.1:0", identity: mtls}
+  - {name: own, address: "127.0.0.1:0", identity: self}
+  - {name: socket, address: "unix:exeat.sock", identity: fixed, id: spiffe://prod.example/ns/web/sa/sidecar}
+resolver:
+  hosts:
+    allowed.example: [127.0.0.1]
+    secret.example: [127.0.0.1]
+    example.com: [127.0.0.1]
+timeouts:
+  drain_delay: 0s
+`
+
+func sitePolicy(ports []int) string {
+	list := "["
+	for i, port := range ports {
+		if i > 0 {
+			list += ", "
+		}
+		list += fmt.Sprint(port)
+	}
+	list += "]"
+	policy := "version: 1\ndestinations:\n  here:\n"
+	for _, host := range []string{"allowed.example", "example.com"} {
+		policy += fmt.Sprintf("    - {host: %s, ports: %s, addresses: [127.0.0.1/32]}\n", host, list)
+	}
+	policy += "identities:\n"
+	for _, id := range []string{builder, sidecar, gateway} {
+		policy += fmt.Sprintf("  - {id: %q, owner: team-ci, allow: [{use: here}]}\n", id)
+	}
+	return policy
+}
+
+// record is a decision as the log has it.
+type record struct {
+	Event       string `json:"event"`
+	ID          string `json:"id"`
+	Listener    string `json:"listener"`
+	Identity    string `json:"identity"`
+	Host        string `json:"host"`
+	Verdict     string `json:"verdict"`
+	Reason      string `json:"reason"`
+	Status      int    `json:"status"`
+	Up          int64  `json:"up"`
+	Down        int64  `json:"down"`
+	CloseReason string `json:"close_reason"`
+}
+
+// record waits for the nth record of that event, counted from 0.
+func (p *process) record(t *testing.T, event string, n int) record {
+	t.Helper()
+	line := fmt.Sprintf(`\{"schema":1,[^\n]*"event":"%s"[^\n]*\}\n`, regexp.QuoteMeta(event))
+	pattern := regexp.MustCompile(fmt.Sprintf(`(?:%s(?:[^\n]*\n)*?){%d}(%s)`, line, n, line))
+	var r record
+	if err := json.Unmarshal([]byte(p.stdout.line(t, pattern)[1]), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
