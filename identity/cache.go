@@ -34,7 +34,7 @@ type verdict struct {
 	notBefore time.Time
 }
 
-// cache keeps successes of one snapshot. Failures are not kept: whoever
+// cache keeps successes of one snapshot. Failures are kept apart: whoever
 // invents certificates must not be able to fill it.
 //
 // It is bounded by two generations of maps: when the young one is full it
@@ -91,4 +91,42 @@ func (c *cache) insert(key fingerprint, v verdict) {
 		c.young = make(map[fingerprint]verdict)
 	}
 	c.young[key] = v
+}
+
+// The bounds of what is remembered of failures.
+const (
+	refusalEntries = 512
+	refusalHolds   = 2 * time.Second // the passing of time may end a failure
+)
+
+// refusals remembers failures for a moment: the second look after a handshake,
+// and a client that tries again thousands of times, cost no signature.
+type refusals struct {
+	mu       sync.Mutex
+	snapshot *Snapshot
+	recent   map[fingerprint]refusal
+}
+
+type refusal struct {
+	peer Peer
+	at   time.Time
+}
+
+func (r *refusals) get(snapshot *Snapshot, key fingerprint, now time.Time) (Peer, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	found, ok := r.recent[key]
+	if !ok || r.snapshot != snapshot || now.Sub(found.at).Abs() > refusalHolds {
+		return Peer{}, false
+	}
+	return found.peer, true
+}
+
+func (r *refusals) put(snapshot *Snapshot, key fingerprint, peer Peer, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.snapshot != snapshot || len(r.recent) >= refusalEntries {
+		r.snapshot, r.recent = snapshot, make(map[fingerprint]refusal)
+	}
+	r.recent[key] = refusal{peer, now}
 }

@@ -19,7 +19,7 @@ import (
 // [Snapshot.SameTrust], which often spares the question.
 func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 	snap := v.snapshot()
-	if snap == nil || len(certs) == 0 || len(certs) > maxPresented || slices.Contains(certs, nil) {
+	if snap == nil || len(certs) == 0 || slices.Contains(certs, nil) || bounded(certs) != nil {
 		return false
 	}
 	key := fingerprintOf(certs)

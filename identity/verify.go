@@ -1,17 +1,20 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 )
 
 const (
-	maxPresented = 8   // certificates of one peer; real chains have one to four
-	maxDetail    = 256 // bytes of Peer.Detail
-	maxMoments   = 4   // at which a refused chain is tried again, since its owner chooses how dear a try is
+	maxPresented = 5        // certificates of one peer; real chains have one to four
+	maxDetail    = 256      // bytes of Peer.Detail
+	maxBytes     = 32 << 10 // of what a peer presents: the connection keeps it
+	maxMoments   = 2        // at which a refused chain is tried again, since its owner chooses how dear a try is
 )
 
 // Verifier checks the certificates of peers against the current snapshot of a
@@ -19,6 +22,7 @@ const (
 // of the chain expires. It is safe for concurrent use. The zero value refuses
 // everybody.
 type Verifier struct {
+	refused  refusals
 	source   Source
 	cache    cache
 	standing standing
@@ -44,27 +48,59 @@ func (v *Verifier) Verify(certs []*x509.Certificate) Peer {
 		return snap.refuse(Missing, "no certificate, or none issued by "+snap.domainList)
 	case slices.Contains(certs, nil):
 		return snap.refuse(Invalid, "certificate cannot be read")
-	case len(certs) > maxPresented:
-		return snap.refuse(Invalid, fmt.Sprintf("%d certificates presented, at most %d are read", len(certs), maxPresented))
+	}
+	if err := bounded(certs); err != nil {
+		return snap.refuse(Invalid, err.Error())
 	}
 	now := time.Now()
 	key := fingerprintOf(certs)
 	if peer, ok := v.cache.get(snap, key, now); ok {
 		return peer
 	}
+	if peer, ok := v.refused.get(snap, key, now); ok {
+		return peer
+	}
 	peer, from := snap.verify(certs, now)
 	if peer.Cause == Verified {
 		v.cache.put(snap, key, verdict{peer: peer, notBefore: from})
+	} else {
+		v.refused.put(snap, key, peer, now)
 	}
 	return peer
 }
 
 // VerifyConnection is for [tls.Config.VerifyConnection] of a server. It
 // verifies while the handshake runs, on resumed sessions too, so that
-// [Verifier.Peer] only looks up; it never fails the handshake, since identity
-// failures are answered over HTTP.
+// [Verifier.Peer] only looks up. Identity failures are answered over HTTP and
+// do not fail the handshake; more certificates than anybody has do, since the
+// connection would keep them for as long as it lasts.
 func (v *Verifier) VerifyConnection(cs tls.ConnectionState) error {
+	if err := bounded(cs.PeerCertificates); err != nil {
+		return err
+	}
 	v.Verify(cs.PeerCertificates)
+	return nil
+}
+
+// bounded refuses what is dear to keep or to verify: many certificates, long
+// ones, and several of one subject and key, of which crypto/x509 would try
+// every order.
+func bounded(certs []*x509.Certificate) error {
+	if len(certs) > maxPresented {
+		return fmt.Errorf("%d certificates presented, at most %d are read", len(certs), maxPresented)
+	}
+	size := 0
+	for i, cert := range certs {
+		size += len(cert.Raw)
+		for _, other := range certs[:i] {
+			if bytes.Equal(cert.RawSubject, other.RawSubject) && bytes.Equal(cert.RawSubjectPublicKeyInfo, other.RawSubjectPublicKeyInfo) {
+				return errors.New("two certificates of one subject and key presented")
+			}
+		}
+	}
+	if size > maxBytes {
+		return fmt.Errorf("%d bytes of certificates presented, at most %d are read", size, maxBytes)
+	}
 	return nil
 }
 

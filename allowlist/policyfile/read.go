@@ -66,7 +66,11 @@ func (f *Files) Names() []string {
 // Version returns 12 hex digits of a hash over the names and bytes of all
 // files. It is the same wherever the policy root lies and changes with every
 // byte and every name.
-func (f *Files) Version() string {
+func (f *Files) Version() string { return f.digest()[:12] }
+
+// digest is the whole hash: what two readings are compared by, since somebody
+// may write two policies of one version.
+func (f *Files) digest() string {
 	hash := sha256.New()
 	part := func(b []byte) {
 		var size [8]byte // before each part, so that no two lists hash the same bytes
@@ -78,7 +82,7 @@ func (f *Files) Version() string {
 		part([]byte(file.name))
 		part(file.data)
 	}
-	return hex.EncodeToString(hash.Sum(nil))[:12]
+	return hex.EncodeToString(hash.Sum(nil))
 }
 
 // reader collects files up to a number of bytes.

@@ -18,7 +18,7 @@ type Loader struct {
 	judged string // what the last believed reading saw
 	parsed map[string]parsedFile
 
-	policy, quarantine string // versions of what Loaded last told of
+	policy, quarantine string // digests of what Loaded last told of
 }
 
 // parsedFile is a file without errors, ready to be walked again.
@@ -79,13 +79,13 @@ func (l *Loader) Load(settled bool) (Loaded, error) {
 	lines, quarantineErr := quarantine.Quarantine()
 	if quarantineErr == nil {
 		loaded.Quarantine = allowlist.NewQuarantineList(lines)
-		loaded.QuarantineChanged = quarantine.Version() != l.quarantine
-		l.quarantine = quarantine.Version()
+		loaded.QuarantineChanged = quarantine.digest() != l.quarantine
+		l.quarantine = quarantine.digest()
 	}
 	loaded.Policy, err = l.compile(policy, files.Version())
 	if err == nil {
-		loaded.PolicyChanged = policy.Version() != l.policy
-		l.policy = policy.Version()
+		loaded.PolicyChanged = policy.digest() != l.policy
+		l.policy = policy.digest()
 	}
 	return loaded, errors.Join(err, quarantineErr)
 }
@@ -103,7 +103,7 @@ func (f *Files) split() (policy, quarantine *Files) {
 	return policy, quarantine
 }
 
-// read also returns what tells two readings apart: the version, or the error,
+// read also returns what tells two readings apart: the digest, or the error,
 // so that one that lasts is reported once.
 func (l *Loader) read() (files *Files, sees string, err error) {
 	files, err = Read(l.paths...)
@@ -113,7 +113,7 @@ func (l *Loader) read() (files *Files, sees string, err error) {
 	if err != nil {
 		return nil, "error: " + err.Error(), err
 	}
-	return files, files.Version(), nil
+	return files, files.digest(), nil
 }
 
 // compile makes a policy of all files but quarantine.yaml; the version is that

@@ -150,3 +150,17 @@ func TestUnchangedFilesAreNotParsedAgain(t *testing.T) {
 		t.Errorf("after b.yaml is gone %d trees are kept, %v", len(l.parsed), err)
 	}
 }
+
+// TestLoaderComparesWholeDigests: two policies of one version, 12 digits, can
+// be made in seconds, and the second must not pass for the first.
+func TestLoaderComparesWholeDigests(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "a.yaml", onePolicy)
+	l := NewLoader(Options{}, dir)
+	if _, err := l.Load(true); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.judged) != 64 || len(l.policy) != 64 || len(l.quarantine) != 64 {
+		t.Errorf("readings are compared by %d, %d and %d hex digits, want 64", len(l.judged), len(l.policy), len(l.quarantine))
+	}
+}

@@ -105,12 +105,17 @@ func (n *Node) Until() (time.Time, bool) {
 	if !n.scalar() {
 		return time.Time{}, false
 	}
-	if day, err := time.Parse(time.DateOnly, n.text); err == nil {
-		return day.AddDate(0, 0, 1), true
+	day, err := time.Parse(time.DateOnly, n.text)
+	t := day.AddDate(0, 0, 1)
+	if err != nil {
+		err = t.UnmarshalText([]byte(n.text))
 	}
-	var t time.Time
-	if err := t.UnmarshalText([]byte(n.text)); err != nil {
+	if err != nil {
 		n.Errorf("want a date such as 2027-01-31 (until its end, UTC) or a time such as 2027-01-31T18:00:00Z, not %s", quote(n.text))
+		return time.Time{}, false
+	}
+	if t.Before(time.Unix(0, 0)) { // the zero time would mean never
+		n.Errorf("%s lies before 1970: write when it ends", quote(n.text))
 		return time.Time{}, false
 	}
 	return t.UTC(), true

@@ -104,8 +104,11 @@ func (c *Conn) take() (b *buffer, n int, err error) {
 
 // wait returns when the socket has bytes, or an end or error to be read.
 func (c *Conn) wait() error {
-	c.drained, c.woken = false, false
-	return c.raw.Read(c.onReady)
+	c.drained, c.woken, c.err = false, false, nil
+	if err := c.raw.Read(c.onReady); err != nil {
+		return err
+	}
+	return c.err
 }
 
 // tryRead, takeRead and ready are called by RawConn.Read, which calls them
@@ -140,9 +143,15 @@ func (c *Conn) ready(fd uintptr) bool {
 	c.woken = true
 	for {
 		_, _, err := syscall.Recvfrom(int(fd), c.peek[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if !errors.Is(err, syscall.EINTR) {
-			return !errors.Is(err, syscall.EAGAIN)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case errors.Is(err, syscall.EAGAIN):
+			return false
+		case err != nil: // said once: the next read would take a reset for an end
+			c.err = os.NewSyscallError("recvfrom", err)
 		}
+		return true
 	}
 }
 
