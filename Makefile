@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e fuzz bench bench-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e rules enforce enforce-quick collector fuzz bench bench-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -37,11 +37,14 @@ planted: ## prove that a forbidden import in any room fails the linter
 e2e: ## real clients, with a gigabyte through a tunnel
 	go test ./e2e -count=1 -bytes 1073741824
 
+rules: ## check the Prometheus rules and run their tests
+	sh e2e/promtool.sh
+
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	sh e2e/fuzz.sh $(or $(FUZZTIME),10s)
 
 bench: ## micro benchmarks, then tunnels beside the bare relay
-	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/tunnel ./proxy/audit ./identity
+	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/tunnel ./proxy/audit/... ./cmd/exeat/telemetry ./identity
 	go run ./e2e/bench
 
 bench-quick: ## only the tunnels beside the bare relay, in a minute

@@ -46,6 +46,7 @@ const (
 	DialTimeout
 
 	PolicyUnavailable
+	AuditUnavailable
 	Busy
 	Draining
 	InternalError
@@ -159,6 +160,8 @@ func (r Reason) Info() ReasonInfo {
 
 	case PolicyUnavailable:
 		return ReasonInfo{"policy-unavailable", 503, "proxy_configuration_error", "no policy is loaded"}
+	case AuditUnavailable:
+		return ReasonInfo{"audit-unavailable", 503, "proxy_configuration_error", "the decision cannot be recorded"}
 	case Busy:
 		return ReasonInfo{"busy", 503, limitReached, "the gateway serves as many connections as it may"}
 	case Draining:

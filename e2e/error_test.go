@@ -56,7 +56,7 @@ func TestErrors(t *testing.T) {
 		{name: "a port that is taken", config: config("127.0.0.1:0", taken.Addr().String()), says: []string{"listener mtls", taken.Addr().String(), "taken"}},
 		{name: "a socket in no directory", config: config("unix:exeat.sock", "unix:none/exeat.sock"), says: []string{"listener socket", "none/exeat.sock"}},
 		{name: "a file in the place of the socket", config: config("unix:exeat.sock", "unix:policy.yaml"), says: []string{"listener socket", file("policy.yaml"), "no socket"}},
-		{name: "records that cannot be written", config: siteConfig + "records: {file: none/records.jsonl}\n", says: []string{"records.file", file("none/records.jsonl"), "no such file"}},
+		{name: "records that cannot be written", config: siteConfig + "records: {file: none/records.jsonl}\n", says: []string{"records: sink records: open ", file("none/records.jsonl"), "no such file"}},
 		{name: "a policy to check that is not there", args: []string{"policy", "check", "-p", "none.yaml", "--identity", builder, "--dest", "a.example:443"}, says: []string{"none.yaml"}},
 		{name: "a destination without a port", args: []string{"policy", "check", "-p", "policy.yaml", "--identity", builder, "--dest", "a.example"}, says: []string{"--dest a.example"}},
 		{name: "an output that there is not", args: []string{"version", "-o", "yaml"}, says: []string{"--output yaml", "json"}},

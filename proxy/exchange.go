@@ -29,7 +29,12 @@ type exchange struct {
 	state    *live.State
 	decision allowlist.Decision
 	detail   string
+	refused  int // answers on this connection
 }
+
+// maxRefused is how often a caller may try on one connection: it costs the
+// gateway more than the caller.
+const maxRefused = 4
 
 // next reads one request and answers it. It reports whether another one may
 // follow on the connection.
@@ -45,21 +50,21 @@ func (x *exchange) next(ctx context.Context) bool {
 	x.head = h
 	x.begin(ctx)
 	if err != nil {
-		return x.refuse(headReason(err))
+		return x.refuse(ctx, headReason(err))
 	}
 	if reason := x.admit(); reason != allowlist.NoReason {
-		return x.refuse(reason)
+		return x.refuse(ctx, reason)
 	}
 	pending, dialling, done := x.pend(ctx)
 	defer done()
-	res, reason := x.dial(dialling)
+	res, reason := x.dial(dialling, pending)
 	if reason == allowlist.NoReason {
 		return x.relay(ctx, res, pending)
 	}
 	if why := pending.why(); why != allowlist.NoReason {
-		return x.refuse(x.overtaken(why))
+		return x.refuse(ctx, x.overtaken(why))
 	}
-	return x.refuse(reason)
+	return x.refuse(ctx, reason)
 }
 
 // isQuiet reports whether the connection ended or went silent.
@@ -69,7 +74,7 @@ func isQuiet(reason allowlist.Reason) bool {
 
 // begin opens the record: from here on there is exactly one.
 func (x *exchange) begin(ctx context.Context) {
-	start := audit.Start{Listener: x.conn.Listener, Protocol: "connect", Wire: "h1"}
+	start := audit.Start{Listener: x.conn.Listener, Protocol: "connect", Wire: "h1", Accept: x.conn.AcceptTrace}
 	if x.head != nil {
 		start.TraceParent = x.head.Get("Traceparent")
 	}
@@ -174,19 +179,27 @@ func (x *exchange) decide(now time.Time) {
 }
 
 // dial connects to what was decided.
-func (x *exchange) dial(ctx context.Context) (dial.Result, allowlist.Reason) {
+func (x *exchange) dial(ctx context.Context, pending *underway) (dial.Result, allowlist.Reason) {
+	start := time.Now()
 	res, err := x.proxy.cfg.Dialer.Dial(ctx, &x.decision)
-	x.open.Resolve, x.open.Dial = res.Resolve, res.Dial
 	x.open.Address, x.open.Dropped = res.Addr, res.Dropped
 	if res.Dropped > 0 {
 		x.open.Class = res.Class
 	}
-	if err == nil {
-		return res, allowlist.NoReason
+	reason := allowlist.NoReason
+	if err != nil {
+		reason = allowlist.InternalError
+		if failed, ok := errors.AsType[*dial.Error](err); ok {
+			reason = failed.Reason
+		}
 	}
-	reason := allowlist.InternalError
-	if failed, ok := errors.AsType[*dial.Error](err); ok {
-		reason = failed.Reason
+	failed := reason
+	if pending.why() != allowlist.NoReason {
+		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
+	}
+	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
+	if reason == allowlist.NoReason {
+		return res, reason
 	}
 	if reason == allowlist.ResolvedAddressDenied {
 		x.open.Verdict, x.open.Class = allowlist.Deny, res.Class
@@ -198,23 +211,22 @@ func (x *exchange) dial(ctx context.Context) (dial.Result, allowlist.Reason) {
 
 // refuse answers with a reason and ends the record. It reports whether the
 // connection may carry another request.
-func (x *exchange) refuse(reason allowlist.Reason) bool {
-	info := reason.Info()
+func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 	rec := x.open
-	rec.Reason, rec.Status = reason, info.Status
-	switch {
-	case reason == allowlist.ClientGone:
-		rec.Verdict = allowlist.Fail
-	case rec.Verdict != allowlist.Fail:
-		rec.Verdict, rec.WouldReason = allowlist.Deny, allowlist.NoReason
-	}
 	if x.detail != "" {
 		rec.Detail = x.detail
 	}
+	x.record(reason)
+	if reason.Info().Status != 0 && rec.Commit(context.WithoutCancel(ctx)) != nil {
+		reason, x.detail = allowlist.AuditUnavailable, "" // what cannot be recorded is not even refused by its name
+		x.record(reason)
+	}
+	info := reason.Info()
 	x.decision.ID, x.decision.Reason = x.conn.Caller.ID, reason
 	// Only a caller that forgot its certificate gets another try, and only if
 	// it has not sent bytes that might be read as a request.
-	keep := info.Status == 407 && len(x.reader.Buffered()) == 0 && x.head.Minor == 1
+	x.refused++
+	keep := info.Status == 407 && len(x.reader.Buffered()) == 0 && x.head.Minor == 1 && x.refused < maxRefused
 	answer := refusal.Refusal{
 		Reason: reason, Decision: x.decision, DecisionID: rec.ID, TraceID: rec.TraceID(),
 		Detail: x.detail, Realm: x.conn.Caller.Realm, KeepAlive: keep,
@@ -229,6 +241,18 @@ func (x *exchange) refuse(reason allowlist.Reason) bool {
 		x.linger()
 	}
 	return keep
+}
+
+// record notes the answer that is about to be sent.
+func (x *exchange) record(reason allowlist.Reason) {
+	rec := x.open
+	rec.Reason, rec.Status = reason, reason.Info().Status
+	switch {
+	case reason == allowlist.ClientGone:
+		rec.Verdict = allowlist.Fail
+	case rec.Verdict != allowlist.Fail:
+		rec.Verdict, rec.WouldReason = allowlist.Deny, allowlist.NoReason
+	}
 }
 
 // write sends an answer within the head timeout.
@@ -262,14 +286,14 @@ func (x *exchange) linger() {
 }
 
 // abandon ends the record of a request that panicked.
-func (x *exchange) abandon() {
+func (x *exchange) abandon(ctx context.Context) {
 	if x.open == nil || x.open.Ended() {
 		return
 	}
 	defer func() { _ = recover() }() // the answer is a courtesy: nothing more may come of it
 	x.open.Verdict = allowlist.Fail
 	x.detail = ""
-	x.refuse(allowlist.InternalError)
+	x.refuse(ctx, allowlist.InternalError)
 }
 
 // headReason maps the parser's errors to the closed set.

@@ -87,7 +87,7 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			p.Panicked(ctx, cause, debug.Stack())
-			x.abandon()
+			x.abandon(ctx)
 		}
 	}()
 	for x.next(ctx) {

@@ -159,7 +159,8 @@ func wireCases() []wireCase {
 // elsewhere are the reasons that no CONNECT can have, and why.
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
-		allowlist.PathNotAllowed: "only a plain HTTP request has a path",
+		allowlist.PathNotAllowed:   "only a plain HTTP request has a path",
+		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
 	}
 }
 

@@ -86,12 +86,18 @@ func (x *exchange) relay(ctx context.Context, res dial.Result, pending *underway
 	// A reload between the decision and Add found nothing to end: whoever
 	// registers first and looks at the state afterwards cannot miss it.
 	if reason := x.confirm(res); reason != allowlist.NoReason {
-		return x.refuse(reason)
+		return x.refuse(ctx, reason)
 	}
 	x.open.Status = 200
+	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		return x.refuse(ctx, allowlist.AuditUnavailable)
+	}
 	if err := x.write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err != nil {
 		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
 		x.open.End()
+		if x.open.Committed() { // it had to be recorded before the answer, as allowed
+			x.open.Tunnel().Close(ctx, 0, 0, tunnel.Client.String(), allowlist.NoReason)
+		}
 		return false
 	}
 	x.open.End()
@@ -123,7 +129,11 @@ func (x *exchange) relay(ctx context.Context, res dial.Result, pending *underway
 // confirm decides again if another state has come into force since.
 func (x *exchange) confirm(res dial.Result) allowlist.Reason {
 	if x.proxy.cfg.Current.Load() == x.state {
-		return allowlist.NoReason
+		req := x.decision.Request
+		req.Time = time.Now() // a date of this very state may have passed since
+		if d := x.state.Decide(req); d.Allowed() && d.CheckAddr(res.Addr) == nil {
+			return allowlist.NoReason
+		}
 	}
 	if reason := x.again(); reason != allowlist.NoReason {
 		return reason

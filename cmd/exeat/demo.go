@@ -67,7 +67,6 @@ type demo struct {
 	gateway *gateway
 	origin  *origin
 	agent   *agent
-	records *os.File
 	addr    netip.AddrPort // of the gateway
 }
 
@@ -142,13 +141,9 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 			return err
 		}
 	}
-	d.records, err = os.OpenFile(d.path("records.jsonl"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
 	cfg := d.config(f.listen, policy)
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	d.gateway, err = newGateway(ctx, cfg, d.records, os.Getenv, log)
+	d.gateway, err = newGateway(ctx, cfg, io.Discard, os.Getenv, log)
 	if err != nil {
 		return err
 	}
@@ -160,6 +155,7 @@ func (d *demo) config(address, policy string) config.Config {
 	cfg := config.Defaults()
 	cfg.WorkloadAPI = "unix://" + d.path("agent.sock")
 	cfg.Policy = []string{policy}
+	cfg.Records = []config.RecordSink{{Name: "demo", File: d.path("records.jsonl")}}
 	cfg.Listeners = []config.Listener{{Name: "demo", Address: address, Identity: config.MTLS}}
 	cfg.DrainDelay, cfg.DrainTimeout = 0, 0
 	cfg.Hosts = map[allowlist.Host][]netip.Addr{}
@@ -208,9 +204,6 @@ func (d *demo) remove() {
 	}
 	if d.origin != nil {
 		d.origin.stop()
-	}
-	if d.records != nil {
-		_ = d.records.Close()
 	}
 	_ = os.RemoveAll(d.dir)
 }

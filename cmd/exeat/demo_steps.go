@@ -73,7 +73,7 @@ Edit it while the demo runs: it holds as soon as it is saved, and closes the
 tunnels that it no longer allows.
 
 Ctrl-C ends the demo and removes everything.
-`, d.records.Name(), d.gateway.cfg.Policy[0])
+`, d.path("records.jsonl"), d.gateway.cfg.Policy[0])
 	_, err := io.WriteString(w, b.String())
 	return err
 }

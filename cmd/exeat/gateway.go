@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.opentelemetry.io/otel/metric"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
@@ -47,14 +45,15 @@ type gateway struct {
 	registry live.Registry
 	enforcer *live.Enforcer
 
-	traces    *sdktrace.TracerProvider
-	recorder  *audit.Recorder
+	telemetry   *telemetry.Telemetry
+	recorder    *audit.Recorder
+	recordFiles []*recordFile
+
 	proxy     *proxy.Proxy
 	listeners []*listen.Listener
 	watchers  []*watch.Watcher
 
 	admin    *admin.Server // nil without an address
-	reloads  metric.Int64Counter
 	stopping atomic.Bool
 }
 
@@ -83,28 +82,37 @@ func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(stri
 	if err := g.policy.first(ctx); err != nil {
 		return err
 	}
-	g.traces, err = telemetry.Traces(ctx, version(), getenv)
-	if err != nil {
-		return err
-	}
-	g.recorder, err = audit.New(audit.Config{
-		Sink:      records,
-		Tracer:    g.traces.Tracer("github.com/exeat-dev/exeat/proxy"),
-		SinkError: g.sinkError,
-	})
-	if err != nil {
+	if err := g.openEvidence(ctx, records, getenv); err != nil {
 		return err
 	}
 	if err := g.openListeners(ctx); err != nil {
 		return err
 	}
-	if err := g.buildProxy(); err != nil {
-		return err
-	}
 	if err := g.openAdmin(ctx); err != nil {
 		return err
 	}
+	if err := g.buildProxy(); err != nil {
+		return err
+	}
 	return g.watch()
+}
+
+// openEvidence sets up traces, metrics and records.
+func (g *gateway) openEvidence(ctx context.Context, stdout io.Writer, getenv func(string) string) error {
+	var err error
+	g.telemetry, err = telemetry.New(ctx, telemetry.Config{Version: version(), Getenv: getenv, Failing: g.exportError})
+	if err != nil {
+		return err
+	}
+	sinks, err := g.openRecords(ctx, stdout)
+	if err != nil {
+		return err
+	}
+	g.recorder, err = audit.New(ctx, audit.Config{
+		Sinks: sinks, Tracer: g.telemetry.Tracer(), Measure: g.telemetry.Instruments().Measure, SinkError: g.sinkError,
+		Required: g.cfg.RecordsRequired, Collapse: g.cfg.Collapse,
+	})
+	return err
 }
 
 // local is what the address check must know of this host.
@@ -112,6 +120,11 @@ func (g *gateway) local() (allowlist.Local, error) {
 	var local allowlist.Local
 	for _, l := range g.listeners {
 		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+			local.Listeners = append(local.Listeners, tcp.AddrPort())
+		}
+	}
+	if g.admin != nil {
+		if tcp, ok := g.admin.Addr().(*net.TCPAddr); ok {
 			local.Listeners = append(local.Listeners, tcp.AddrPort())
 		}
 	}
@@ -157,7 +170,7 @@ func (g *gateway) openListeners(ctx context.Context) error {
 	slots := listen.NewSlots(g.cfg.MaxConnections)
 	for _, lc := range g.cfg.Listeners {
 		cfg := listen.Config{
-			Name: lc.Name, Address: lc.Address, SocketMode: lc.SocketMode,
+			Name: lc.Name, Address: lc.Address, SocketMode: lc.SocketMode, AcceptTrace: lc.AcceptTrace,
 			HandshakeTimeout: g.cfg.HandshakeTimeout, Slots: slots, Log: g.log, Panicked: g.panicked,
 		}
 		if err := g.identify(&cfg, lc); err != nil {
@@ -195,6 +208,7 @@ func (g *gateway) identify(cfg *listen.Config, lc config.Listener) error {
 	cfg.Verifier = g.identity.verifier
 	cfg.Realm = g.identity.source.Snapshot().TrustDomain().Name()
 	cfg.HandshakeFailed = g.handshakeFailed(lc.Name)
+	cfg.Handshaken = func(why allowlist.Reason) { g.telemetry.Instruments().Handshake(why) }
 	return err
 }
 
@@ -218,12 +232,20 @@ func (g *gateway) panicked(ctx context.Context, cause any, stack []byte) {
 	g.proxy.Panicked(ctx, cause, stack)
 }
 
-func (g *gateway) sinkError(err error) {
+func (g *gateway) sinkError(sink string, err error) {
 	if err != nil {
-		g.log.Error("records cannot be written; they are counted as lost", slog.Any("error", err))
+		g.log.Error("records cannot be written; they are counted as lost", slog.String("sink", sink), slog.Any("error", err))
 		return
 	}
-	g.log.Info("records can be written again")
+	g.log.Info("records can be written again", slog.String("sink", sink))
+}
+
+func (g *gateway) exportError(signal string, err error) {
+	if err != nil {
+		g.log.Warn("telemetry cannot be exported; what is lost is counted", slog.String("signal", signal), slog.Any("error", err))
+		return
+	}
+	g.log.Info("telemetry can be exported again", slog.String("signal", signal))
 }
 
 // serve serves until ctx is done, then stops in this order: go on for the
@@ -271,8 +293,8 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 	g.flush(context.WithoutCancel(ctx))
 	stats := g.recorder.Stats()
-	g.log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Written),
-		slog.Uint64("records_lost", stats.Dropped+stats.Failed), slog.Uint64("panics", g.proxy.Panics()))
+	g.log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Made),
+		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", g.proxy.Panics()))
 	return nil
 }
 
@@ -302,9 +324,14 @@ func (g *gateway) flush(ctx context.Context) {
 			g.log.ErrorContext(ctx, "records were still waiting to be written", slog.Any("error", err))
 		}
 	}
-	if g.traces != nil {
-		if err := g.traces.Shutdown(ctx); err != nil {
-			g.log.ErrorContext(ctx, "spans were still waiting to be exported", slog.Any("error", err))
+	for _, f := range g.recordFiles {
+		if err := f.Close(); err != nil {
+			g.log.ErrorContext(ctx, "closing a record file", slog.Any("error", err))
+		}
+	}
+	if g.telemetry != nil {
+		if err := g.telemetry.Shutdown(ctx); err != nil {
+			g.log.ErrorContext(ctx, "telemetry was still waiting to be exported", slog.Any("error", err))
 		}
 	}
 }

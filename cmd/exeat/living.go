@@ -2,9 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,10 +28,12 @@ type living struct {
 	verifier *identity.Verifier
 	first    *identity.Snapshot
 	files    *identity.Files  // nil with the Workload API
+	paths    []string         // of the files, or of their directory
 	agent    *workload.Source // nil with files
 	log      *slog.Logger
 	changed  func(ctx context.Context, before, after *identity.Snapshot)
-	failure  string // the last error of a reload; reported once
+	failure  string            // the last error of a reload; reported once
+	seen     [sha256.Size]byte // in the files, by the last reading that was not settled
 
 	following sync.Mutex
 	last      *identity.Snapshot // that changed was told of; nil before start
@@ -49,7 +57,7 @@ func openIdentity(ctx context.Context, cfg config.Config, log *slog.Logger,
 		if err != nil {
 			return nil, fmt.Errorf("identity: %w", err)
 		}
-		l.files, l.source = files, files
+		l.files, l.source, l.paths = files, files, identityPaths(*cfg.Identity)
 	default:
 		return nil, nil //nolint:nilnil // no identity is a configuration of its own
 	}
@@ -65,8 +73,24 @@ func (l *living) trusts(certs []*x509.Certificate) bool {
 	return l != nil && l.verifier.Trusts(certs)
 }
 
-// reload reads the files again; see watch.Config.Changed.
-func (l *living) reload(ctx context.Context, _ bool) bool {
+// identityPaths returns every path of a configuration, which holds either
+// a directory or three files.
+func identityPaths(c identity.FileConfig) []string {
+	paths := slices.Sorted(maps.Values(c.Bundles))
+	for _, path := range []string{c.Dir, c.Certificate, c.Key, c.Bundle} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// reload reads the files again; see watch.Config.Changed. A bundle that is half
+// written would be one from which authorities have gone.
+func (l *living) reload(ctx context.Context, settled bool) bool {
+	if before := l.seen; !settled && l.look() != before {
+		return false
+	}
 	_, err := l.files.Reload()
 	switch {
 	case err == nil:
@@ -77,6 +101,32 @@ func (l *living) reload(ctx context.Context, _ bool) bool {
 	}
 	l.follow(ctx)
 	return true
+}
+
+// look returns a hash over what the files hold now, and keeps it.
+func (l *living) look() [sha256.Size]byte {
+	hash := sha256.New()
+	for _, path := range l.paths {
+		files := []string{path}
+		entries, _ := os.ReadDir(path) // a file has none
+		for _, entry := range entries {
+			if isIdentityFile(entry.Name()) {
+				files = append(files, filepath.Join(path, entry.Name()))
+			}
+		}
+		for _, file := range files {
+			data, _ := os.ReadFile(file) //nolint:gosec // G304: the operator names the identity; Reload says what cannot be read
+			_, _ = fmt.Fprintf(hash, "%q %d\n%s", file, len(data), data)
+		}
+	}
+	hash.Sum(l.seen[:0])
+	return l.seen
+}
+
+// isIdentityFile reports whether a name is one that an identity directory may
+// hold; see identity.FileConfig.
+func isIdentityFile(name string) bool {
+	return slices.Contains([]string{".pem", ".crt", ".key"}, filepath.Ext(name))
 }
 
 // report takes what the Workload API source has to say, from its goroutine.
@@ -139,7 +189,9 @@ func (g *gateway) watch() error {
 	failed := func(ctx context.Context, err error) {
 		g.log.LogAttrs(ctx, slog.LevelError, "watching files", slog.Any("error", err))
 	}
-	policy, err := watch.New(watch.Config{Paths: g.cfg.Policy, Poll: g.cfg.PolicyPoll, Changed: g.policy.reload, Failed: failed})
+	policy, err := watch.New(watch.Config{
+		Paths: g.cfg.Policy, Inside: isPolicyFile, Poll: g.cfg.PolicyPoll, Changed: g.policy.reload, Failed: failed,
+	})
 	if err != nil {
 		return err
 	}
@@ -147,12 +199,21 @@ func (g *gateway) watch() error {
 	if g.identity == nil || g.identity.files == nil {
 		return nil
 	}
-	own, err := watch.New(watch.Config{Paths: g.identity.files.Paths(), Changed: g.identity.reload, Failed: failed})
+	own, err := watch.New(watch.Config{
+		Paths: g.identity.paths, Inside: isIdentityFile, Changed: g.identity.reload, Failed: failed,
+	})
 	if err != nil {
 		return err
 	}
 	g.watchers = append(g.watchers, own)
 	return nil
+}
+
+// isPolicyFile reports whether a name in a policy directory is read, or refused
+// for looking as if it were; see policyfile.Read.
+func isPolicyFile(name string) bool {
+	ext := strings.ToLower(filepath.Ext(name))
+	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".")
 }
 
 // reload reads everything again, as SIGHUP asks, and puts a policy in force
@@ -161,5 +222,10 @@ func (g *gateway) reload() {
 	g.policy.sure.Store(true)
 	for _, w := range g.watchers {
 		w.Trigger()
+	}
+	for _, f := range g.recordFiles {
+		if err := f.reopen(); err != nil {
+			g.log.Error("the old record file stays open", slog.Any("error", err))
+		}
 	}
 }

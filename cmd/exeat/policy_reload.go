@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/live"
 )
@@ -37,8 +39,11 @@ func (g *gateway) newPolicyReloader() *policyReloader {
 // first loads the policy at start, where every error ends the process but that
 // of an empty directory: then everything is denied as policy-unavailable.
 func (r *policyReloader) first(ctx context.Context) error {
-	loaded, err := r.loader.Load(true)
-	for !loaded.Settled && err == nil { // it changed while it was read
+	loaded, err := r.loader.Load(false)
+	for !loaded.Settled { // somebody may be writing them just now
+		if err := pause(ctx, watch.DefaultQuiet); err != nil {
+			return err
+		}
 		loaded, err = r.loader.Load(false)
 	}
 	if errors.Is(err, policyfile.ErrEmpty) {
@@ -59,7 +64,7 @@ func (r *policyReloader) reload(ctx context.Context, settled bool) (done bool) {
 	sure := r.sure.Swap(false)
 	if err != nil {
 		r.g.log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
-		r.g.countReload(ctx, "refused")
+		r.g.telemetry.Instruments().Reload("refused")
 		r.g.recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
 	}
 	if loaded.Policy != nil {
@@ -85,13 +90,16 @@ func (r *policyReloader) enforce(ctx context.Context) {
 // put puts the last good policy in force. If that is held, a new quarantine
 // list goes over the one that stays.
 func (r *policyReloader) put(ctx context.Context, sure, quarantine bool) {
+	if r.policy == nil {
+		return // a quarantine list alone allows nothing
+	}
 	r.held = r.g.enforcer.Put(ctx, r.whole(r.policy), sure).Held
 	if !r.held {
 		r.inForce = r.policy
-		r.g.countReload(ctx, "in-force")
+		r.g.telemetry.Instruments().Reload("in-force")
 		return
 	}
-	r.g.countReload(ctx, "held")
+	r.g.telemetry.Instruments().Reload("held")
 	if quarantine {
 		r.g.enforcer.Put(ctx, r.whole(r.inForce), true)
 	}
@@ -99,6 +107,18 @@ func (r *policyReloader) put(ctx context.Context, sure, quarantine bool) {
 
 func (r *policyReloader) whole(p *allowlist.Policy) *allowlist.Policy {
 	return p.WithClassifier(r.classifier).WithQuarantine(r.quarantine)
+}
+
+// pause waits, or returns why it did not.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // enforced records what a new state, or a date that passed, did.
@@ -112,6 +132,9 @@ func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
 		rec.Detail = fmt.Sprintf("held: would close %d of %d tunnels", e.Closed, e.Open)
 	}
 	g.recorder.Event(rec)
+	if !e.Held {
+		g.telemetry.Instruments().Enforced(e.Took)
+	}
 	attrs := []slog.Attr{
 		slog.String("policy", rec.Policy), slog.Uint64("generation", rec.Generation),
 		slog.Int("closed", e.Closed), slog.Int("tunnels", e.Open),

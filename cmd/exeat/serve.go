@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -35,13 +33,8 @@ file; the gateway's own log goes to standard error.`,
 			if err != nil {
 				return err
 			}
-			records, err := openRecords(cfg.RecordFile, cmd.OutOrStdout())
-			if err != nil {
-				return err
-			}
-			defer func() { _ = records.Close() }()
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			g, err := newGateway(cmd.Context(), cfg, records, os.Getenv, log)
+			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
 			if err != nil {
 				return err
 			}
@@ -70,20 +63,3 @@ func addressText(addr net.Addr) string {
 	}
 	return addr.String()
 }
-
-// openRecords opens the record file for appending, or wraps standard output.
-func openRecords(path string, stdout io.Writer) (io.WriteCloser, error) {
-	if path == "" {
-		return nopCloser{stdout}, nil
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // G304: the file that the operator named
-	if err != nil {
-		return nil, fmt.Errorf("records.file: %w", err)
-	}
-	return f, nil
-}
-
-type nopCloser struct{ io.Writer }
-
-// Close leaves the writer open: it is not ours.
-func (nopCloser) Close() error { return nil }

@@ -15,7 +15,7 @@ func FuzzJSON(f *testing.F) {
 	f.Add("\xff\xc3", "\u2028<>&\xed\xa0\x80")
 	f.Fuzz(func(t *testing.T, method, detail string) {
 		r := Record{Event: EventDecision, Method: method, Detail: detail}
-		line, err := r.JSON()
+		line, err := Native(nil, &r)
 		if err != nil {
 			t.Fatal(err)
 		}

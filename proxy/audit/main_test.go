@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"go.uber.org/goleak"
@@ -72,6 +76,100 @@ func (g *gate) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// memory is a sink that keeps copies of what it takes, after a delay. It may be
+// made to fail.
+type memory struct {
+	delay time.Duration // for bubbles of synctest
+
+	mu      sync.Mutex
+	err     error
+	records []Record
+	writes  int
+}
+
+func (m *memory) Write(_ context.Context, records []*Record) error {
+	time.Sleep(m.delay)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.writes++
+	if m.err != nil {
+		return m.err
+	}
+	for _, r := range records {
+		m.records = append(m.records, *r)
+	}
+	return nil
+}
+
+func (m *memory) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
+}
+
+// taken returns what the sink has taken so far.
+func (m *memory) taken() []Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.records)
+}
+
+// of returns what the sink has taken of one event.
+func (m *memory) of(event Event) []Record {
+	return slices.DeleteFunc(m.taken(), func(r Record) bool { return r.Event != event })
+}
+
+// slow is a memory that takes each batch only when it is let.
+type slow struct {
+	memory
+	entered chan struct{} // a Write has begun
+	let     chan struct{} // closed: every Write goes on
+}
+
+func newSlow() *slow { return &slow{entered: make(chan struct{}, 1), let: make(chan struct{})} }
+
+func (s *slow) Write(ctx context.Context, records []*Record) error {
+	select {
+	case s.entered <- struct{}{}:
+	default:
+	}
+	<-s.let
+	return s.memory.Write(ctx, records)
+}
+
+// to makes a configuration's sinks, named a, b, c.
+func to(sinks ...Sink) []SinkConfig {
+	all := make([]SinkConfig, len(sinks))
+	for i, s := range sinks {
+		all[i] = SinkConfig{Name: string(rune('a' + i)), Sink: s}
+	}
+	return all
+}
+
+// decide records a decision of an identity of td.example.
+func decide(t *testing.T, r *Recorder, path string, verdict allowlist.Verdict, reason allowlist.Reason) *Open {
+	t.Helper()
+	o := r.Begin(t.Context(), Start{Listener: "main", Protocol: "connect"})
+	o.Identity = spiffeid.RequireFromString("spiffe://td.example/" + path)
+	o.Verdict, o.Reason = verdict, reason
+	return o
+}
+
+// checkSums compares what every sink says of its records with what it was given.
+func checkSums(t *testing.T, r *Recorder) {
+	t.Helper()
+	for _, s := range r.Stats().Sinks {
+		if sum := s.Written + s.Dropped + s.Failed + s.Summarised; sum != s.Made || s.Waiting != 0 {
+			t.Errorf("%+v adds up to %d", s, sum)
+		}
+	}
+}
+
+// lineSink makes the only sink of a configuration from a writer.
+func lineSink(w io.Writer) []SinkConfig {
+	return []SinkConfig{{Name: "test", Sink: NewLines(w, Native)}}
+}
+
 func noTracer() trace.Tracer { return noop.NewTracerProvider().Tracer("") }
 
 // newRecorder returns a recorder that is closed when the test ends.
@@ -80,7 +178,7 @@ func newRecorder(t *testing.T, cfg Config) *Recorder {
 	if cfg.Tracer == nil {
 		cfg.Tracer = noTracer()
 	}
-	r, err := New(cfg)
+	r, err := New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

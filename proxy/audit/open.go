@@ -4,21 +4,84 @@ import (
 	"context"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
-
-	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Open is a decision on its way: its record may be filled in until End. It
-// belongs to one goroutine.
+// Start is what is known when a request has been read.
+type Start struct {
+	Time     time.Time // zero means now
+	Listener string
+	Protocol string
+	Wire     string
+	// TraceParent is the caller's traceparent field as received; it is linked
+	// and never decides whether the span is sampled.
+	TraceParent string
+	// Accept makes the caller's context the parent of the span instead, for a
+	// listener whose callers are trusted with that.
+	Accept bool
+}
+
+// Begin opens the record and the span of one decision. The caller's context is
+// untrusted: the span is a root of its own with a link to it, unless the start
+// says that it is accepted.
+func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
+	if s.Time.IsZero() {
+		s.Time = time.Now()
+	}
+	opts := make([]trace.SpanStartOption, 0, 4)
+	opts = append(opts, r.server, trace.WithTimestamp(s.Time))
+	caller := callerContext(ctx, s.TraceParent)
+	if s.Accept && caller.IsValid() {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, caller)
+	} else {
+		opts = append(opts, trace.WithNewRoot())
+		if caller.IsValid() {
+			opts = append(opts, trace.WithLinks(trace.Link{SpanContext: caller}))
+		}
+	}
+	_, span := r.cfg.Tracer.Start(ctx, spanName(s.Protocol), opts...) //nolint:spancheck // End ends it
+	return &Open{                                                     //nolint:spancheck // see above
+		recorder: r,
+		span:     span,
+		Record: Record{
+			Time: s.Time, Event: EventDecision, ID: newID(s.Time),
+			Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
+			Trace: span.SpanContext(), CallerTrace: caller.TraceID(),
+		},
+	}
+}
+
+func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
+	if traceparent == "" {
+		return trace.SpanContext{}
+	}
+	// Extract leaves a context alone that it cannot improve: what our own
+	// context carries must not pass for the caller's.
+	ctx = trace.ContextWithSpanContext(ctx, trace.SpanContext{})
+	carrier := propagation.MapCarrier{"traceparent": traceparent}
+	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
+}
+
+func spanName(protocol string) string {
+	if protocol == "connect" {
+		return "CONNECT"
+	}
+	return protocol
+}
+
+// Open is a decision on its way: its record may be filled in until Commit has
+// succeeded, or else until End. It belongs to one goroutine.
 type Open struct {
 	Record
 
-	recorder *Recorder
-	span     trace.Span
-	ended    bool
+	recorder  *Recorder
+	span      trace.Span
+	committed *Record // as it was written; nil if it was not
+	commitErr error
+	settled   bool // joined is known
+	joined    bool // merged into an identical denial
+	ended     bool
 }
 
 // TraceID returns the trace of the decision's span, as the caller sees it; ""
@@ -33,123 +96,64 @@ func (o *Open) TraceID() string {
 // Ended reports whether the record has been written.
 func (o *Open) Ended() bool { return o.ended }
 
-// End writes the record and ends the span; a second call does nothing.
+// Committed reports whether Commit has had the record written: what has changed
+// since, such as a caller that left, is in no rendering.
+func (o *Open) Committed() bool { return o.committed != nil }
+
+// Commit settles the record before the answer is sent. Call it when verdict,
+// reason and status are known and before the id is shown to the caller: a
+// denial that is merged into an identical one gets the id of that one here.
+//
+// In required mode it returns when every sink that keeps the record has written
+// it; it waits at most [CommitTimeout]. After nil the record is the one that
+// was written: later changes are in no rendering, and End only ends the span.
+// After an error the decision must be refused with audit-unavailable: set that
+// as verdict, reason and status, and End records it, as well as it can. A sink
+// that had written the record while another failed then has two with the same
+// id, of which the later one is what happened; any other sink has one. Another
+// Commit returns the same error.
+//
+// In the default mode it returns nil, and End queues the record.
+func (o *Open) Commit(ctx context.Context) error {
+	if o.ended || o.committed != nil || o.commitErr != nil {
+		return o.commitErr
+	}
+	if !o.recorder.cfg.Required {
+		o.join()
+		return nil
+	}
+	rec := o.Record
+	if o.commitErr = o.recorder.commit(ctx, &rec); o.commitErr == nil {
+		o.committed = &rec
+	}
+	return o.commitErr
+}
+
+// join merges a denial into an identical one, if there is one. It tries once:
+// the second time it would find itself.
+func (o *Open) join() {
+	if o.settled {
+		return
+	}
+	o.settled, o.joined = true, o.recorder.collapse.join(&o.Record)
+}
+
+// End queues the record, unless it is written or merged already, and ends the
+// span; a second call does nothing.
 func (o *Open) End() {
 	if o.ended {
 		return
 	}
 	o.ended = true
+	if o.committed != nil {
+		o.Record = *o.committed
+	} else {
+		o.join()
+	}
 	o.endSpan()
-	o.span = nil // an ended span is not kept alive by an open tunnel
-	rec := o.Record
-	o.recorder.put(&rec)
-}
-
-// endSpan sets all attributes at once, from the record and nothing else.
-func (o *Open) endSpan() {
-	if !o.span.IsRecording() {
-		o.span.End()
-		return
+	o.recorder.count(&o.Record)
+	if o.committed == nil && !o.joined {
+		rec := o.Record
+		o.recorder.put(&rec)
 	}
-	r := &o.Record
-	attrs := make([]attribute.KeyValue, 0, 24)
-	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
-	text := func(key, value string) {
-		if value != "" {
-			add(attribute.String(key, value))
-		}
-	}
-	text("http.request.method", bounded(r.Method, maxMethod))
-	if r.Status != 0 {
-		add(attribute.Int("http.response.status_code", r.Status))
-	}
-	if !r.Dest.Host.IsZero() {
-		add(attribute.String("server.address", r.Dest.Host.String()))
-		add(attribute.Int("server.port", int(r.Dest.Port)))
-	}
-	if r.Client.IsValid() {
-		add(attribute.String("client.address", r.Client.Addr().String()))
-		add(attribute.Int("client.port", int(r.Client.Port())))
-	}
-	if r.Address.IsValid() {
-		add(attribute.String("network.peer.address", r.Address.Addr().String()))
-		add(attribute.Int("network.peer.port", int(r.Address.Port())))
-	}
-	text("egress.protocol", r.Protocol)
-	text("egress.decision.id", r.ID)
-	text("egress.verdict", r.Verdict.String())
-	text("egress.reason", r.Reason.String())
-	text("egress.would_reason", r.WouldReason.String())
-	if r.Policy != "" {
-		text("egress.mode", r.Mode.String())
-		text("egress.policy.version", r.Policy)
-		add(attribute.Int64("egress.policy.generation", int64(r.Generation))) //nolint:gosec // G115: a count of reloads
-	}
-	text("egress.rule", r.Rule)
-	text("egress.rule_at", r.RuleAt)
-	if !r.Identity.IsZero() {
-		add(attribute.String("egress.identity.spiffe_id", bounded(r.Identity.String(), maxIdentity)))
-		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
-	}
-	text("egress.identity.source", r.Source.String())
-	if ms := milliseconds(r.Resolve); ms > 0 {
-		add(attribute.Float64("egress.resolve_ms", ms))
-	}
-	if ms := milliseconds(r.Dial); ms > 0 {
-		add(attribute.Float64("egress.dial_ms", ms))
-	}
-	if r.Verdict == allowlist.Fail { // a denial is an answer, not an error
-		text("error.type", r.Reason.String())
-		o.span.SetStatus(codes.Error, r.Reason.String())
-	}
-	o.span.SetAttributes(attrs...)
-	o.span.End()
-}
-
-// Tunnel is the record of an allowed tunnel after its decision. It is kept as
-// long as the tunnel, so it holds nothing that has ended.
-type Tunnel struct {
-	record   Record
-	recorder *Recorder
-	start    time.Time
-}
-
-// Tunnel begins the tunnel's record. Call it after End; exactly one Close must
-// follow.
-func (o *Open) Tunnel() *Tunnel {
-	return &Tunnel{record: o.Record, recorder: o.recorder, start: time.Now()}
-}
-
-// Progress records the bytes so far.
-func (t *Tunnel) Progress(up, down int64) {
-	t.put(EventTunnelProgress, up, down, "", allowlist.NoReason)
-}
-
-// Close records the end: bytes from (up) and to (down) the caller, what ended
-// it, and if a later state forbids the tunnel, by which reason. The rule in the
-// record is the one that had allowed it.
-func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why allowlist.Reason) {
-	t.put(EventTunnelClose, up, down, reason, why)
-	// The span is made only now: a thousand open ones would hold megabytes.
-	_, span := t.recorder.cfg.Tracer.Start(ctx, "tunnel", trace.WithNewRoot(), trace.WithTimestamp(t.start),
-		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
-	defer span.End()
-	span.SetAttributes(
-		attribute.String("egress.decision.id", t.record.ID),
-		attribute.String("server.address", t.record.Dest.Host.String()),
-		attribute.Int("server.port", int(t.record.Dest.Port)),
-		attribute.String("egress.identity.spiffe_id", bounded(t.record.Identity.String(), maxIdentity)),
-		attribute.Int64("egress.tunnel.bytes_up", up),
-		attribute.Int64("egress.tunnel.bytes_down", down),
-		attribute.String("egress.tunnel.close_reason", reason),
-	)
-}
-
-func (t *Tunnel) put(event Event, up, down int64, reason string, why allowlist.Reason) {
-	rec := t.record
-	now := time.Now()
-	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
-	rec.Up, rec.Down, rec.CloseReason, rec.Reason = up, down, reason, why
-	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
-	t.recorder.put(&rec)
 }

@@ -2,15 +2,19 @@
 // and as an OpenTelemetry span, both renderings of one [Record].
 //
 // A door calls [Recorder.Begin] when it has read a request, fills in the
-// record as it learns more, and calls [Open.End] when the answer is sent. A
-// tunnel then reports its progress and its end through [Open.Tunnel].
+// record as it learns more, calls [Open.Commit] when it knows the answer, and
+// [Open.End] when the answer is sent. A tunnel then reports its progress and
+// its end through [Open.Tunnel].
 //
-// The package never decides, never blocks on a sink, and never records a
-// payload, a query string, a header value or a credential.
+// Records go to any number of sinks, each with a queue of its own. A sink that
+// is slow or dead delays nobody, unless records are required: a flood of one
+// caller's denials is counted into summaries, and what is lost is counted.
+//
+// The package never decides, and never records a payload, a query string, a
+// header value or a credential.
 package audit
 
 import (
-	"encoding/json"
 	"net/netip"
 	"strings"
 	"time"
@@ -35,7 +39,37 @@ const (
 	EventHandshake      Event = "handshake"
 	EventPolicyReload   Event = "policy.reload"
 	EventIdentityRotate Event = "identity.rotate"
+
+	// EventSummary stands for the denials of one identity, or of one source
+	// address, that had no room in a sink's queue.
+	EventSummary Event = "summary"
+	// EventCollapsed stands for the denials that were identical with the one
+	// whose id it has, and followed it.
+	EventCollapsed Event = "decision.collapsed"
 )
+
+// Other is the identity in the summary of those beyond the bound.
+const Other = "_other"
+
+// Merged counts records that have no line of their own. Adding these counts to
+// the lines of the decisions gives the number of decisions.
+type Merged struct {
+	Count       uint64
+	First, Last time.Time // of those that are counted
+	// Counts is Count by verdict and reason, in a summary.
+	Counts []Count
+	// Other says that the summary is of many identities or addresses: there
+	// were too many for one each. Renderings give the constant Other as the
+	// identity.
+	Other bool
+}
+
+// Count is how many records had a verdict and a reason.
+type Count struct {
+	Verdict allowlist.Verdict
+	Reason  allowlist.Reason
+	Count   uint64
+}
 
 // Record is one line of evidence. Zero fields are left out of the rendering,
 // except where zero says something (bytes of a tunnel).
@@ -49,7 +83,7 @@ type Record struct {
 	Wire     string // h1
 	Identity spiffeid.ID
 	Source   allowlist.Source
-	Client   netip.AddrPort // zero for a unix socket
+	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
 
 	Dest    allowlist.Destination // canonical, as asked
 	Method  string
@@ -80,6 +114,10 @@ type Record struct {
 	// failed handshake. Printable and bounded by who sets it.
 	Detail string
 
+	// Merged is what a record says about the others that it stands for; nil for
+	// one that stands for itself. It is set in EventSummary and EventCollapsed.
+	Merged *Merged
+
 	Trace       trace.SpanContext // of the decision span
 	CallerTrace trace.TraceID     // of the caller's context, if it sent one
 }
@@ -103,9 +141,6 @@ const (
 	maxMethod   = 32
 )
 
-// timeFormat is RFC 3339 with all nine digits, so that lines sort as text.
-const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
-
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP
 // exporter loses the whole batch that the text is in; the JSON encoder escapes
 // what is left.
@@ -115,86 +150,3 @@ func bounded(s string, limit int) string {
 	}
 	return strings.ToValidUTF8(s, "?")
 }
-
-// line is the JSON form of a record: stable names, one order.
-type line struct {
-	Schema           int     `json:"schema"`
-	Time             string  `json:"time"`
-	Event            Event   `json:"event"`
-	ID               string  `json:"id,omitempty"`
-	Listener         string  `json:"listener,omitempty"`
-	Protocol         string  `json:"protocol,omitempty"`
-	Wire             string  `json:"wire,omitempty"`
-	Identity         string  `json:"identity,omitempty"`
-	IdentitySource   string  `json:"identity_source,omitempty"`
-	Client           string  `json:"client,omitempty"`
-	Host             string  `json:"host,omitempty"`
-	Port             uint16  `json:"port,omitempty"`
-	Method           string  `json:"method,omitempty"`
-	Address          string  `json:"address,omitempty"`
-	Verdict          string  `json:"verdict,omitempty"`
-	Reason           string  `json:"reason,omitempty"`
-	WouldReason      string  `json:"would_reason,omitempty"`
-	Status           int     `json:"status,omitempty"`
-	Rule             string  `json:"rule,omitempty"`
-	RuleAt           string  `json:"rule_at,omitempty"`
-	Policy           string  `json:"policy,omitempty"`
-	Generation       uint64  `json:"generation,omitempty"`
-	Mode             string  `json:"mode,omitempty"`
-	AddressClass     string  `json:"address_class,omitempty"`
-	AddressesDropped int     `json:"addresses_dropped,omitempty"`
-	ResolveMS        float64 `json:"resolve_ms,omitempty"`
-	DialMS           float64 `json:"dial_ms,omitempty"`
-	DecideUS         float64 `json:"decide_us,omitempty"`
-	Up               *int64  `json:"up,omitempty"`
-	Down             *int64  `json:"down,omitempty"`
-	DurationMS       float64 `json:"duration_ms,omitempty"`
-	CloseReason      string  `json:"close_reason,omitempty"`
-	Detail           string  `json:"detail,omitempty"`
-	TraceID          string  `json:"trace_id,omitempty"`
-	SpanID           string  `json:"span_id,omitempty"`
-	CallerTraceID    string  `json:"caller_trace_id,omitempty"`
-}
-
-// JSON returns the record as one line without the final newline.
-func (r *Record) JSON() ([]byte, error) {
-	l := line{
-		Schema: Schema, Time: r.Time.UTC().Format(timeFormat), Event: r.Event, ID: r.ID,
-		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire,
-		Identity: bounded(r.Identity.String(), maxIdentity), IdentitySource: r.Source.String(),
-		Host: r.Dest.Host.String(), Port: r.Dest.Port, Method: bounded(r.Method, maxMethod),
-		Reason: r.Reason.String(), WouldReason: r.WouldReason.String(), Status: r.Status,
-		Rule: r.Rule, RuleAt: r.RuleAt, Policy: r.Policy, Generation: r.Generation,
-		AddressesDropped: r.Dropped,
-		ResolveMS:        milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
-		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3, DurationMS: milliseconds(r.Duration),
-		CloseReason: r.CloseReason, Detail: bounded(r.Detail, maxDetail),
-	}
-	if r.Client.IsValid() {
-		l.Client = r.Client.String()
-	}
-	if r.Address.IsValid() {
-		l.Address = r.Address.String()
-	}
-	if r.Event == EventDecision {
-		l.Verdict = r.Verdict.String()
-		if r.Policy != "" {
-			l.Mode = r.Mode.String()
-		}
-	}
-	if r.Class != allowlist.Invalid {
-		l.AddressClass = r.Class.String()
-	}
-	if r.Event == EventTunnelProgress || r.Event == EventTunnelClose {
-		l.Up, l.Down = &r.Up, &r.Down
-	}
-	if r.Trace.HasTraceID() {
-		l.TraceID, l.SpanID = r.Trace.TraceID().String(), r.Trace.SpanID().String()
-	}
-	if r.CallerTrace.IsValid() {
-		l.CallerTraceID = r.CallerTrace.String()
-	}
-	return json.Marshal(l)
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

@@ -84,13 +84,37 @@ func TestLines(t *testing.T) {
 			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"handshake","client":"[::1]:9","reason":"tls-handshake-failed","detail":"EOF"}`,
 		},
 		{
+			"a summary of an address",
+			Record{
+				Event: EventSummary, Client: addrPort("192.0.2.1:0"), Merged: &Merged{
+					Count: 3, First: time.Unix(1, 0), Last: time.Unix(2, 5),
+					Counts: []Count{{allowlist.Deny, allowlist.IdentityMissing, 2}, {allowlist.Fail, allowlist.ClientGone, 1}},
+				},
+			},
+			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"summary","client":"192.0.2.1",` +
+				`"count":3,"first":"1970-01-01T00:00:01.000000000Z","last":"1970-01-01T00:00:02.000000005Z",` +
+				`"counts":[{"verdict":"deny","reason":"identity-missing","count":2},{"verdict":"fail","reason":"client-gone","count":1}]}`,
+		},
+		{
+			"a summary of too many",
+			Record{Event: EventSummary, Merged: &Merged{Count: 1, First: time.Unix(1, 0), Last: time.Unix(1, 0), Other: true}},
+			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"summary","identity":"_other",` +
+				`"count":1,"first":"1970-01-01T00:00:01.000000000Z","last":"1970-01-01T00:00:01.000000000Z"}`,
+		},
+		{
+			"denials that were collapsed",
+			Record{Event: EventCollapsed, ID: "x", Reason: allowlist.NotOnAllowlist, Merged: &Merged{Count: 9, First: time.Unix(1, 0), Last: time.Unix(2, 0)}},
+			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"decision.collapsed","id":"x","verdict":"deny",` +
+				`"reason":"not-on-allowlist","count":9,"first":"1970-01-01T00:00:01.000000000Z","last":"1970-01-01T00:00:02.000000000Z"}`,
+		},
+		{
 			"a reload",
 			Record{Event: EventPolicyReload, Policy: "v", Generation: 2},
 			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"policy.reload","policy":"v","generation":2}`,
 		},
 	}
 	for _, row := range rows {
-		got, err := row.record.JSON()
+		got, err := Native(nil, &row.record)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +123,7 @@ func TestLines(t *testing.T) {
 		}
 	}
 	closed := with(func(r *Record) { r.Event = EventTunnelClose })
-	line, err := closed.JSON()
+	line, err := Native(nil, &closed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +140,7 @@ func TestHostileText(t *testing.T) {
 		strings.Repeat("x", 4096), strings.Repeat("é", 4096), strings.Repeat("\n", 4096),
 	} {
 		r := Record{Event: EventDecision, Method: text, Detail: text}
-		line, err := r.JSON()
+		line, err := Native(nil, &r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +159,7 @@ func TestHostileText(t *testing.T) {
 
 func TestALongIdentityIsCut(t *testing.T) {
 	r := Record{Identity: spiffeid.RequireFromString("spiffe://td.example/" + strings.Repeat("a", 4000))}
-	line, err := r.JSON()
+	line, err := Native(nil, &r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,8 +195,8 @@ func TestSetDecision(t *testing.T) {
 	}
 	check := func(r, want Record) {
 		t.Helper()
-		got, _ := r.JSON()
-		expected, _ := want.JSON()
+		got, _ := Native(nil, &r)
+		expected, _ := Native(nil, &want)
 		if diff := cmp.Diff(string(expected), string(got)); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

@@ -3,87 +3,118 @@ package audit
 import (
 	"context"
 	"errors"
-	"io"
-	"sync"
+	"fmt"
 	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 )
 
-// DefaultQueue is how many records may wait for the sink.
+// DefaultQueue is how many records may wait for each sink.
 const DefaultQueue = 16384
 
 // Config says where records go.
 type Config struct {
-	// Sink receives whole lines, several in one Write. Required.
-	Sink io.Writer
+	// Sinks receive the records, each at its own pace. At least one.
+	Sinks []SinkConfig
 	// Tracer makes the spans. Required; its provider must sample always.
 	Tracer trace.Tracer
-	// Queue bounds the records that wait for the sink; zero means
-	// DefaultQueue. Beyond it records are dropped and counted.
+	// Queue bounds the records that wait for each sink; zero means
+	// DefaultQueue.
 	Queue int
-	// SinkError is told when the sink begins to fail (err not nil) and when it
-	// works again (nil), from the goroutine that writes: until it returns no
-	// record is written. nil means nobody is told; the count remains.
-	SinkError func(err error)
+	// Required makes [Open.Commit] wait until the sinks have written. It
+	// excludes Collapse.
+	Required bool
+	// Collapse merges denials of the same caller, listener, destination and
+	// reason: the first is written at once, and those that follow it within
+	// this time as one record with its id. Zero means that each has its own.
+	Collapse time.Duration
+	// Measure is called once for every decision and event, also one that is
+	// merged into another, by whoever makes it. It must neither keep nor change
+	// the record. nil means nobody is told.
+	Measure func(*Record)
+	// SinkError is told when a sink begins to fail (err not nil) and when it
+	// works again (nil), from the goroutine that writes: until it returns the
+	// sink gets no record. nil means nobody is told; the counts remain.
+	SinkError func(sink string, err error)
 }
 
-// Recorder takes records from the doors and writes them from one goroutine.
-// All methods are safe for concurrent use.
+// Recorder takes records from the doors and writes them from one goroutine for
+// each sink. All methods are safe for concurrent use.
 type Recorder struct {
-	cfg   Config
-	queue chan *Record
-	done  chan struct{}
-
-	closing sync.RWMutex // held for reading while a record is queued
-	closed  bool
-
-	written, dropped, failed atomic.Uint64
+	cfg      Config
+	workers  []*worker
+	collapse *collapser // nil if nothing is collapsed
+	cancel   context.CancelFunc
+	server   trace.SpanStartOption // made once: it is on every decision's path
+	made     atomic.Uint64
 }
 
-// Stats counts records. Those that were made are the sum of the three, and of
-// those that wait for the sink.
-type Stats struct {
-	Written uint64 // taken by the sink
-	Dropped uint64 // the queue was full, or the recorder closed
-	Failed  uint64 // the sink returned an error
-}
-
-// New starts a recorder; Close stops it.
-func New(cfg Config) (*Recorder, error) {
-	if cfg.Sink == nil || cfg.Tracer == nil {
-		return nil, errors.New("audit: a sink and a tracer are required")
+// New starts a recorder; Close stops it. The sinks get ctx without its
+// cancellation.
+func New(ctx context.Context, cfg Config) (*Recorder, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
 	}
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
-	r := &Recorder{cfg: cfg, queue: make(chan *Record, cfg.Queue), done: make(chan struct{})}
-	go r.writeAll()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r := &Recorder{cfg: cfg, cancel: cancel, server: trace.WithSpanKind(trace.SpanKindServer)}
+	for _, sink := range cfg.Sinks {
+		w := &worker{
+			cfg: sink, sinkError: cfg.SinkError,
+			queue: newQueue(sink.Name, cfg.Queue), done: make(chan struct{}),
+		}
+		r.workers = append(r.workers, w)
+		go w.run(ctx)
+	}
+	if cfg.Collapse > 0 {
+		r.collapse = newCollapser(cfg.Collapse, r.put)
+		go r.collapse.run()
+	}
 	return r, nil
 }
 
-// Stats returns the counts so far.
-func (r *Recorder) Stats() Stats {
-	return Stats{Written: r.written.Load(), Dropped: r.dropped.Load(), Failed: r.failed.Load()}
+func (c *Config) check() error {
+	if len(c.Sinks) == 0 || c.Tracer == nil {
+		return errors.New("a sink and a tracer are required")
+	}
+	if c.Required && c.Collapse > 0 {
+		return errors.New("a record that is required cannot be collapsed")
+	}
+	names := map[string]bool{}
+	for _, s := range c.Sinks {
+		switch {
+		case s.Name == "" || names[s.Name]:
+			return fmt.Errorf("the sink name %q is empty or used twice", s.Name)
+		case s.Sink == nil:
+			return fmt.Errorf("the sink %s has no place to write to", s.Name)
+		}
+		names[s.Name] = true
+	}
+	return nil
 }
 
-// Close writes what is queued and returns when it is written or ctx is done.
-// Records that come later are dropped and counted.
+// Close writes what is queued, with summaries of the rest, and returns when it
+// is written or ctx is done; then the sinks' context is done, too. Records that
+// come later are dropped and counted.
 func (r *Recorder) Close(ctx context.Context) error {
-	r.closing.Lock()
-	if !r.closed {
-		r.closed = true
-		close(r.queue)
+	if r.collapse != nil {
+		r.collapse.close()
 	}
-	r.closing.Unlock()
-	select {
-	case <-r.done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for _, w := range r.workers {
+		w.queue.close()
 	}
+	defer r.cancel()
+	for _, w := range r.workers {
+		select {
+		case <-w.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // Event records something that is no decision, such as a failed handshake. The
@@ -95,72 +126,58 @@ func (r *Recorder) Event(rec Record) {
 	if rec.ID == "" {
 		rec.ID = newID(rec.Time)
 	}
+	r.count(&rec)
 	r.put(&rec)
+}
+
+// count counts a record that was made.
+func (r *Recorder) count(rec *Record) {
+	r.made.Add(1)
+	if r.cfg.Measure != nil {
+		r.cfg.Measure(rec)
+	}
 }
 
 // put queues a record; it must not be changed afterwards.
 func (r *Recorder) put(rec *Record) {
-	r.closing.RLock()
-	defer r.closing.RUnlock()
-	if r.closed {
-		r.dropped.Add(1)
-		return
-	}
-	select {
-	case r.queue <- rec:
-	default:
-		r.dropped.Add(1)
+	for _, w := range r.workers {
+		if w.cfg.keeps(rec) {
+			w.queue.put(rec)
+		}
 	}
 }
 
-// Start is what is known when a request has been read.
-type Start struct {
-	Time     time.Time // zero means now
-	Listener string
-	Protocol string
-	Wire     string
-	// TraceParent is the caller's traceparent field as received; it is linked
-	// and never decides whether the span is sampled.
-	TraceParent string
-}
+// CommitTimeout bounds how long a decision waits for its record to be written.
+const CommitTimeout = 2 * time.Second
 
-// Begin opens the record and the span of one decision. The span is a root of
-// its own with a link to the caller's context, which is untrusted.
-func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
-	if s.Time.IsZero() {
-		s.Time = time.Now()
-	}
-	opts := []trace.SpanStartOption{trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(s.Time)}
-	caller := callerContext(ctx, s.TraceParent)
-	if caller.IsValid() {
-		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: caller}))
-	}
-	_, span := r.cfg.Tracer.Start(ctx, spanName(s.Protocol), opts...) //nolint:spancheck // End ends it
-	return &Open{                                                     //nolint:spancheck // see above
-		recorder: r,
-		span:     span,
-		Record: Record{
-			Time: s.Time, Event: EventDecision, ID: newID(s.Time),
-			Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
-			Trace: span.SpanContext(), CallerTrace: caller.TraceID(),
-		},
-	}
-}
+var (
+	errNoRoom = errors.New("the queue is full")
+	errLate   = errors.New("the record was not written in time")
+)
 
-func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
-	if traceparent == "" {
-		return trace.SpanContext{}
+// commit queues a record and returns when every sink that keeps it has written
+// it. After an error it takes back what nobody has begun to write.
+func (r *Recorder) commit(ctx context.Context, rec *Record) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, CommitTimeout, errLate)
+	defer cancel()
+	a := &ack{results: make(chan error, len(r.workers))}
+	var err error
+	waiting := 0
+	for _, w := range r.workers {
+		switch {
+		case !w.cfg.keeps(rec):
+		case w.queue.commit(rec, a):
+			waiting++
+		default:
+			err = errNoRoom
+		}
 	}
-	// Extract leaves a context alone that it cannot improve: what our own
-	// context carries must not pass for the caller's.
-	ctx = trace.ContextWithSpanContext(ctx, trace.SpanContext{})
-	carrier := propagation.MapCarrier{"traceparent": traceparent}
-	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
-}
-
-func spanName(protocol string) string {
-	if protocol == "connect" {
-		return "CONNECT"
+	if err == nil {
+		err = a.wait(ctx, waiting)
 	}
-	return protocol
+	if err != nil {
+		a.withdrawn.Store(true)
+		return fmt.Errorf("writing the record of the decision: %w", err)
+	}
+	return nil
 }

@@ -7,23 +7,23 @@ import (
 	"errors"
 	"io"
 	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
 func TestNewRequiresItsParts(t *testing.T) {
 	for name, cfg := range map[string]Config{
-		"no sink":   {Tracer: noTracer()},
-		"no tracer": {Sink: io.Discard},
+		"no sink":                {Tracer: noTracer()},
+		"no tracer":              {Sinks: lineSink(io.Discard)},
+		"a sink without a place": {Tracer: noTracer(), Sinks: []SinkConfig{{Name: "a"}}},
+		"a sink without a name":  {Tracer: noTracer(), Sinks: []SinkConfig{{Sink: &memory{}}}},
+		"two sinks of one name":  {Tracer: noTracer(), Sinks: append(to(&memory{}), to(&memory{})...)},
+		"required and collapsed": {Tracer: noTracer(), Sinks: to(&memory{}), Required: true, Collapse: 1},
 	} {
-		if _, err := New(cfg); err == nil {
+		if _, err := New(context.Background(), cfg); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -31,7 +31,7 @@ func TestNewRequiresItsParts(t *testing.T) {
 
 func TestARecordIsWrittenOnce(t *testing.T) {
 	var out sink
-	r := newRecorder(t, Config{Sink: &out})
+	r := newRecorder(t, Config{Sinks: lineSink(&out)})
 	o := r.Begin(t.Context(), Start{Listener: "main", Protocol: "connect", Wire: "h1"})
 	o.Verdict, o.Status = allowlist.Allow, 200
 	if o.Ended() {
@@ -48,7 +48,7 @@ func TestARecordIsWrittenOnce(t *testing.T) {
 	if len(lines) != 1 || lines[0]["status"] != 200.0 || lines[0]["id"] != o.ID {
 		t.Errorf("got %v", lines)
 	}
-	if got, want := r.Stats(), (Stats{Written: 1}); got != want {
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 1, Written: 1}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -56,7 +56,7 @@ func TestARecordIsWrittenOnce(t *testing.T) {
 func TestTheRecordsOfATunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink
-		r := newRecorder(t, Config{Sink: &out})
+		r := newRecorder(t, Config{Sinks: lineSink(&out)})
 		o := r.Begin(t.Context(), Start{Protocol: "connect"})
 		o.Verdict, o.Status, o.Dest = allowlist.Allow, 200, destination(t, "api.example:443")
 		o.Resolve, o.Dial, o.Decide = time.Second, time.Second, time.Second
@@ -93,7 +93,7 @@ func TestTheRecordsOfATunnel(t *testing.T) {
 
 func TestAnEventGetsATimeAndAnID(t *testing.T) {
 	var out sink
-	r := newRecorder(t, Config{Sink: &out})
+	r := newRecorder(t, Config{Sinks: lineSink(&out)})
 	r.Event(Record{Event: EventPolicyReload, Policy: "v1"})
 	r.Event(Record{Event: EventHandshake, ID: "mine", Time: time.Unix(0, 0)})
 	closeNow(t, r)
@@ -119,13 +119,13 @@ func TestAnEventGetsATimeAndAnID(t *testing.T) {
 // return: whoever records goes on, and every loss is counted.
 func TestABlockedSinkBlocksNobody(t *testing.T) {
 	out := newGate()
-	r := newRecorder(t, Config{Sink: out, Queue: 4})
+	r := newRecorder(t, Config{Sinks: lineSink(out), Queue: 4})
 	r.Event(Record{})
 	<-out.entered // one record is being written, the queue is empty
 	for range 10 {
 		r.Event(Record{})
 	}
-	if got, want := r.Stats(), (Stats{Dropped: 6}); got != want {
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 11, Dropped: 6, Waiting: 5}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -137,14 +137,14 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	close(out.open)
 	closeNow(t, r)
 	r.Event(Record{}) // after Close
-	if got, want := r.Stats(), (Stats{Written: 5, Dropped: 7}); got != want {
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 12, Written: 5, Dropped: 7}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
 func TestCloseWritesWhatIsQueued(t *testing.T) {
 	var out sink
-	r := newRecorder(t, Config{Sink: &out})
+	r := newRecorder(t, Config{Sinks: lineSink(&out)})
 	const n = 1000
 	for range n {
 		r.Event(Record{})
@@ -164,7 +164,7 @@ func TestSinkErrorsAreToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink
 		var told []error
-		r := newRecorder(t, Config{Sink: &out, SinkError: func(err error) { told = append(told, err) }})
+		r := newRecorder(t, Config{Sinks: lineSink(&out), SinkError: func(_ string, err error) { told = append(told, err) }})
 		record := func() {
 			r.Event(Record{})
 			synctest.Wait()
@@ -180,10 +180,10 @@ func TestSinkErrorsAreToldOnce(t *testing.T) {
 		out.fail(full)
 		record()
 		closeNow(t, r)
-		if want := []error{full, nil, full}; !slices.Equal(told, want) {
+		if want := []error{full, nil, full}; !slices.EqualFunc(told, want, errors.Is) {
 			t.Errorf("told %v, want %v", told, want)
 		}
-		if got, want := r.Stats(), (Stats{Written: 3, Failed: 3}); got != want {
+		if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 6, Written: 3, Failed: 3}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 		if got := len(out.lines(t)); got != 3 {
@@ -210,7 +210,7 @@ func (d *disk) Write(p []byte) (int, error) {
 // TestATornLineSpoilsNoOther cuts a line at every place: the ones before and
 // after it can be read.
 func TestATornLineSpoilsNoOther(t *testing.T) {
-	line, err := (&Record{Event: EventHandshake, ID: "x"}).JSON()
+	line, err := Native(nil, &Record{Event: EventHandshake, ID: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestATornLineSpoilsNoOther(t *testing.T) {
 	for cut := range size - 1 { // with all but its newline it is whole after all
 		synctest.Test(t, func(t *testing.T) {
 			out := &disk{room: size + cut}
-			r := newRecorder(t, Config{Sink: out})
+			r := newRecorder(t, Config{Sinks: lineSink(out)})
 			record := func() {
 				r.Event(Record{Event: EventHandshake, ID: "x", Time: time.Time{}.Add(1)})
 				synctest.Wait()
@@ -230,7 +230,7 @@ func TestATornLineSpoilsNoOther(t *testing.T) {
 			record()
 			record()
 			closeNow(t, r)
-			if got, want := r.Stats(), (Stats{Written: 3, Failed: 2}); got != want {
+			if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 5, Written: 3, Failed: 2}); got != want {
 				t.Fatalf("cut at %d: got %+v, want %+v", cut, got, want)
 			}
 			whole := 0
@@ -250,10 +250,10 @@ func TestATornLineSpoilsNoOther(t *testing.T) {
 
 func TestAShortWriteIsAnError(t *testing.T) {
 	var told error
-	r := newRecorder(t, Config{Sink: short{}, SinkError: func(err error) { told = err }})
+	r := newRecorder(t, Config{Sinks: lineSink(short{}), SinkError: func(_ string, err error) { told = err }})
 	r.Event(Record{})
 	closeNow(t, r)
-	if got, want := r.Stats(), (Stats{Failed: 1}); got != want || !errors.Is(told, io.ErrShortWrite) {
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 1, Failed: 1}); got != want || !errors.Is(told, io.ErrShortWrite) {
 		t.Errorf("got %+v, told %v", got, told)
 	}
 }
@@ -263,91 +263,21 @@ type short struct{}
 
 func (short) Write(p []byte) (int, error) { return min(1, len(p)), nil }
 
-// TestEveryRecordIsCounted records from many goroutines over a small queue and
-// a failing sink, and closes in their midst.
-func TestEveryRecordIsCounted(t *testing.T) {
-	out := &flaky{}
-	r := newRecorder(t, Config{Sink: out, Queue: 8})
-	const workers, each = 8, 500
-	var running sync.WaitGroup
-	half := make(chan struct{}, workers)
-	for range workers {
-		running.Go(func() {
-			for i := range each {
-				if i == each/2 {
-					half <- struct{}{}
-				}
-				o := r.Begin(t.Context(), Start{Protocol: "connect"})
-				o.End()
-				o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
-			}
-		})
-	}
-	for range workers / 2 {
-		<-half
-	}
-	closeNow(t, r)
-	running.Wait()
-	s := r.Stats()
-	if got, want := s.Written+s.Dropped+s.Failed, uint64(2*workers*each); got != want {
-		t.Errorf("%+v makes %d, want %d", s, got, want)
-	}
-	if s.Written != out.lines {
-		t.Errorf("%d written, the sink has %d", s.Written, out.lines)
-	}
-}
-
 // flaky fails every third Write and counts the lines of the others.
-type flaky struct{ writes, lines uint64 }
+type flaky struct {
+	writes, lines uint64
+	summaries     []string
+}
 
 func (f *flaky) Write(p []byte) (int, error) {
 	f.writes++
 	if f.writes%3 == 0 {
 		return 0, errors.New("flaky")
 	}
-	for _, b := range p {
-		if b == '\n' {
-			f.lines++
+	for line := range bytes.Lines(p) {
+		if f.lines++; bytes.Contains(line, []byte(`"event":"summary"`)) {
+			f.summaries = append(f.summaries, string(line))
 		}
 	}
 	return len(p), nil
-}
-
-// discard is an exporter that throws spans away.
-type discard struct{}
-
-func (discard) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
-func (discard) Shutdown(context.Context) error                             { return nil }
-
-func BenchmarkDecision(b *testing.B) {
-	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithBatcher(discard{}))
-	b.Cleanup(func() { _ = provider.Shutdown(context.WithoutCancel(b.Context())) })
-	dest, err := allowlist.ParseDestination("api.example:443")
-	if err != nil {
-		b.Fatal(err)
-	}
-	id := spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
-	run := func(b *testing.B, cfg Config) {
-		b.Helper()
-		cfg.Sink = io.Discard
-		r, err := New(cfg)
-		if err != nil {
-			b.Fatal(err)
-		}
-		client, address := addrPort("10.1.2.3:40000"), addrPort("203.0.113.7:443")
-		b.ReportAllocs()
-		for b.Loop() {
-			o := r.Begin(b.Context(), Start{Listener: "main", Protocol: "connect", Wire: "h1"})
-			o.Identity, o.Source, o.Client, o.Dest, o.Method = id, allowlist.SourceX509SVID, client, dest, "CONNECT"
-			o.Verdict, o.Mode, o.Policy, o.Generation = allowlist.Allow, allowlist.ModeEnforce, "0123456789ab", 1
-			o.Rule, o.RuleAt, o.Address, o.Status = "0123456789", "policy.yaml:12", address, 200
-			o.Resolve, o.Dial, o.Decide = time.Millisecond, time.Millisecond, time.Microsecond
-			o.End()
-		}
-		if err := r.Close(context.WithoutCancel(b.Context())); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.Run("record", func(b *testing.B) { run(b, Config{Tracer: noTracer()}) })
-	b.Run("record-and-span", func(b *testing.B) { run(b, Config{Tracer: provider.Tracer("")}) })
 }

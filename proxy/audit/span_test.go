@@ -24,7 +24,7 @@ func newTraced(t *testing.T) (*Recorder, *tracetest.SpanRecorder) {
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSpanProcessor(spans))
 	t.Cleanup(func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) })
-	return newRecorder(t, Config{Sink: &sink{}, Tracer: provider.Tracer("test")}), spans
+	return newRecorder(t, Config{Sinks: lineSink(&sink{}), Tracer: provider.Tracer("test")}), spans
 }
 
 // one returns the only span that ended.
@@ -98,12 +98,98 @@ func TestTheCallersContextIsLinkedOnly(t *testing.T) {
 	}
 }
 
+// TestAnAcceptedContextIsTheParent, sampled or not; what is malformed is not.
+func TestAnAcceptedContextIsTheParent(t *testing.T) {
+	for _, row := range []struct {
+		traceparent string
+		parent      bool
+	}{
+		{"00-" + callerTrace + "-b7ad6b7169203331-01", true},
+		{"00-" + callerTrace + "-b7ad6b7169203331-00", true},
+		{"00-" + callerTrace, false},
+		{"", false},
+	} {
+		r, spans := newTraced(t)
+		ours := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+			TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1},
+		}))
+		o := r.Begin(ours, Start{Protocol: "connect", TraceParent: row.traceparent, Accept: true})
+		o.End()
+		span := one(t, spans)
+		parent, ctx := span.Parent(), span.SpanContext()
+		if row.parent != (parent.SpanID().String() == "b7ad6b7169203331") || row.parent != (ctx.TraceID().String() == callerTrace) ||
+			parent.IsValid() != row.parent || !ctx.IsSampled() || len(span.Links()) != 0 || ctx.TraceState().Len() != 0 {
+			t.Errorf("%q: parent %v, context %v, %d links", row.traceparent, parent, ctx, len(span.Links()))
+		}
+		if o.TraceID() != ctx.TraceID().String() {
+			t.Errorf("%q: the caller is told %s", row.traceparent, o.TraceID())
+		}
+	}
+}
+
+// TestWhatWasSlowOrFailedHasASpan of its own, below the decision's.
+func TestWhatWasSlowOrFailedHasASpan(t *testing.T) {
+	const fast, late = slowStep, slowStep + 1
+	rows := []struct {
+		name          string
+		resolve, dial time.Duration
+		why           allowlist.Reason
+		want          map[string]codes.Code
+	}{
+		{"all was fast", fast, fast, allowlist.NoReason, nil},
+		{"a slow lookup", late, fast, allowlist.NoReason, map[string]codes.Code{"resolve": codes.Unset}},
+		{"both were slow", late, late, allowlist.NoReason, map[string]codes.Code{"resolve": codes.Unset, "dial": codes.Unset}},
+		{"a fast failure", 1, 0, allowlist.ResolveFailed, map[string]codes.Code{"resolve": codes.Error}},
+		{"a connection refused after a slow lookup", late, 1, allowlist.DialRefused, map[string]codes.Code{"resolve": codes.Unset, "dial": codes.Error}},
+		{"an address that is not allowed", fast, 0, allowlist.ResolvedAddressDenied, nil},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			r, spans := newTraced(t)
+			start := time.Unix(1000, 0)
+			o := r.Begin(t.Context(), Start{Protocol: "connect", Time: start})
+			o.Dest, o.Address = destination(t, "api.example:443"), addrPort("203.0.113.7:443")
+			o.Dialed(t.Context(), start, row.resolve, row.dial, row.why)
+			o.End()
+			if o.Resolve != row.resolve || o.Dial != row.dial {
+				t.Errorf("the record has %s and %s", o.Resolve, o.Dial)
+			}
+			ended := spans.Ended()
+			for _, span := range ended[:len(ended)-1] {
+				want, ok := row.want[span.Name()]
+				begin, took := start, row.resolve
+				if span.Name() == "dial" {
+					begin, took = start.Add(row.resolve), row.dial
+				}
+				if !ok || span.Status().Code != want || span.SpanKind() != trace.SpanKindClient || !span.Parent().Equal(o.Trace) {
+					t.Errorf("%s: %v, %s, below %v", span.Name(), span.Status(), span.SpanKind(), span.Parent())
+				}
+				if !span.StartTime().Equal(begin) || span.EndTime().Sub(begin) != took {
+					t.Errorf("%s: from %s to %s", span.Name(), span.StartTime(), span.EndTime())
+				}
+				attrs := attributes(span)
+				_, peer := attrs["network.peer.address"]
+				if attrs["server.address"] != "api.example" || peer != (span.Name() == "dial") || (attrs["error.type"] != nil) != (want == codes.Error) {
+					t.Errorf("%s: %v", span.Name(), attrs)
+				}
+			}
+			if len(ended) != len(row.want)+1 {
+				t.Errorf("%d spans", len(ended))
+			}
+		})
+	}
+}
+
 func TestWithoutATracerThereIsNoTraceID(t *testing.T) {
-	r := newRecorder(t, Config{Sink: &sink{}})
+	r := newRecorder(t, Config{Sinks: lineSink(&sink{})})
 	o := r.Begin(t.Context(), Start{})
 	defer o.End()
 	if got := o.TraceID(); got != "" {
 		t.Errorf("got %q", got)
+	}
+	o.Dialed(t.Context(), time.Now(), time.Second, time.Minute, allowlist.NoReason)
+	if o.Resolve != time.Second || o.Dial != time.Minute {
+		t.Errorf("the record has %s and %s", o.Resolve, o.Dial)
 	}
 }
 

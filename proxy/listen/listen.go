@@ -59,6 +59,12 @@ type Config struct {
 	// HandshakeFailed is told of handshakes that die inside the TLS library,
 	// after which nothing can be answered. Required with TLS.
 	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
+	// Handshaken is told of every handshake that did not die, and why there is
+	// no identity if there is none; nil is nobody.
+	Handshaken func(allowlist.Reason)
+	// AcceptTrace makes the traces of this listener's callers our own: their
+	// traceparent is a parent and no link.
+	AcceptTrace bool
 	// Panicked is told of a panic in the handshake or in what Serve calls; it
 	// ends that connection only. nil means that it goes to Log.
 	Panicked func(ctx context.Context, cause any, stack []byte)
@@ -88,6 +94,8 @@ type Conn struct {
 	net.Conn // *tls.Conn over *tunnel.Conn, or *tunnel.Conn
 	Caller   Caller
 	Listener string // its name
+	// AcceptTrace is that of the listener's Config.
+	AcceptTrace bool
 	// Certificates are the caller's as it sent them, verified or not; nil
 	// without TLS.
 	Certificates []*x509.Certificate
@@ -221,7 +229,7 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 	conn := &Conn{
 		Conn:     tunnel.Wrap(raw), // below TLS, so that an idle tunnel holds no buffer
 		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm, Busy: busy},
-		Listener: l.cfg.Name,
+		Listener: l.cfg.Name, AcceptTrace: l.cfg.AcceptTrace,
 	}
 	defer l.contain(ctx)
 	defer func() { _ = conn.Close() }()
@@ -242,6 +250,9 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 	state := secure.ConnectionState()
 	conn.Certificates = state.PeerCertificates
 	conn.Caller.identify(l.cfg.Verifier.Peer(state))
+	if l.cfg.Handshaken != nil {
+		l.cfg.Handshaken(conn.Caller.Reason)
+	}
 	handle(ctx, conn)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -21,24 +22,30 @@ type EnforcerConfig struct {
 	// still lead to an authority that is trusted; see identity.Verifier. nil
 	// trusts none.
 	Trusts func(certs []*x509.Certificate) bool
-	// CloseAtExpiry also ends tunnels whose caller's SVID has expired.
+	// CloseAtExpiry also ends tunnels whose caller's SVID has expired, within
+	// a second.
 	CloseAtExpiry bool
 	// MaxRevoke is the share of the open tunnels, above 0 and up to 1, that a
 	// new policy may close; one that would close more is held. Zero means any.
 	MaxRevoke float64
-	// Enforced is told of every enforcement, in order; nil is nobody.
+	// Enforced is told of every enforcement, in order, and must not call the
+	// enforcer; nil is nobody.
 	Enforced func(ctx context.Context, e Enforcement)
 }
 
 // Enforcement is what one state, or the passing of a date, did.
 type Enforcement struct {
+	// State is the one in force afterwards.
 	State *State
-	// Open is how many tunnels were looked at, Closed how many of them ended.
+	// Open is how many tunnels were looked at, those that are still being
+	// dialled included, and Closed how many of them were told to end. Neither
+	// counts tunnels that were told before and are on their way.
 	Open, Closed int
 	// Held means that the policy would have closed Closed tunnels, which is
 	// more than it may: it is not in force, and nothing was closed.
 	Held bool
-	// Took is the time from the swap until the last tunnel was told to end.
+	// Took is the time from the swap until the last tunnel was told to end;
+	// zero if Held.
 	Took time.Duration
 }
 
@@ -46,8 +53,10 @@ type Enforcement struct {
 // forbid. It is safe for concurrent use.
 type Enforcer struct {
 	cfg   EnforcerConfig
-	mu    sync.Mutex
 	dates chan struct{} // a new state may have other dates
+
+	mu     sync.Mutex // held while a state is put in force
+	looked time.Time  // by when every date that has passed was obeyed
 }
 
 // NewEnforcer returns an enforcer; Run makes dates count.
@@ -60,154 +69,159 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 
 // Put puts a policy in force. Tunnels that it forbids are told to end before
 // Put returns; those that it allows are not touched. A policy that would close
-// more than it may is held instead, unless sure.
+// more than it may is held instead, unless sure. A nil policy denies everything.
 func (e *Enforcer) Put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !sure && e.cfg.MaxRevoke > 0 {
-		open, forbidden := e.judge(&State{Policy: p}, time.Now())
-		if float64(len(forbidden)) > e.cfg.MaxRevoke*float64(open) {
-			held := Enforcement{State: e.cfg.Current.Load(), Open: open, Closed: len(forbidden), Held: true}
+		if open, closed := e.count(&State{Policy: p}); exceeds(closed, open, e.cfg.MaxRevoke) {
+			held := Enforcement{State: e.cfg.Current.Load(), Open: open, Closed: closed, Held: true}
 			e.tell(ctx, held)
 			return held
 		}
 	}
-	return e.enforce(ctx, func(now time.Time) *State { return e.cfg.Current.Swap(p, now) })
+	return e.swap(ctx, p)
+}
+
+// exceeds reports whether n is more than a share of total. A share such as
+// 0.29 is a little less than what it stands for, so that 29 of 100 needs grace.
+func exceeds(n, total int, share float64) bool {
+	const grace = 1e-6
+	return float64(n) > share*float64(total)+grace
 }
 
 // Again puts the policy in force once more, as a new generation: after the
-// trust in identities has changed.
+// trust in identities has changed. It is never held.
 func (e *Enforcer) Again(ctx context.Context) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.enforce(ctx, func(now time.Time) *State {
-		var p *allowlist.Policy
-		if s := e.cfg.Current.Load(); s != nil {
-			p = s.Policy
-		}
-		return e.cfg.Current.Swap(p, now)
-	})
+	var p *allowlist.Policy
+	if s := e.cfg.Current.Load(); s != nil {
+		p = s.Policy
+	}
+	return e.swap(ctx, p)
 }
 
-// The longest times between two looks at the clock: it may be set, and a
-// tunnel may open whose SVID expires before the next date.
+// swap makes a policy the current state and ends what it forbids. Whoever
+// registers a tunnel after the swap looks at the state again by itself; who did
+// before is found in the registry.
+func (e *Enforcer) swap(ctx context.Context, p *allowlist.Policy) Enforcement {
+	now := time.Now()
+	done := e.enforce(ctx, e.cfg.Current.Swap(p, now), now)
+	select {
+	case e.dates <- struct{}{}:
+	default: // Run has not yet looked at the dates of the state before
+	}
+	return done
+}
+
+// The longest times between two looks at the clock. It may be set, or stand
+// still with the whole machine, and a tunnel may open whose SVID expires before
+// the next date.
 const (
-	lookAtDates    = time.Hour
+	lookAtDates    = time.Minute
 	lookAtExpiries = time.Second
 )
 
 // Run ends tunnels when a date passes that allowed them, until ctx is done.
 func (e *Enforcer) Run(ctx context.Context) {
-	looked := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		timer := time.NewTimer(e.untilLook(time.Now()))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		case <-e.dates:
-			timer.Stop()
 		case <-timer.C:
 		}
-		now := time.Now()
-		if e.passed(looked, now) {
-			e.mu.Lock()
-			e.enforce(ctx, func(time.Time) *State { return e.cfg.Current.Load() })
-			e.mu.Unlock()
-		}
-		looked = now
+		timer.Reset(e.look(ctx))
 	}
 }
 
-func (e *Enforcer) untilLook(now time.Time) time.Duration {
+// look enforces the state in force again if a date has passed, and returns the
+// time until the next look.
+func (e *Enforcer) look(ctx context.Context) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now, state := time.Now(), e.cfg.Current.Load()
+	if state == nil {
+		return lookAtDates
+	}
+	if e.passed(state, now) {
+		// A request that was decided before the date and is not yet registered
+		// must find another state than the one that it was decided by.
+		e.enforce(ctx, e.cfg.Current.renew(), now)
+	}
+	e.looked = now // also if the clock was set back: its dates pass once more
 	wait := lookAtDates
 	if e.cfg.CloseAtExpiry {
 		wait = lookAtExpiries
 	}
-	if s := e.cfg.Current.Load(); s != nil {
-		if at, ok := s.Policy.NextEnd(now); ok {
-			wait = min(wait, at.Sub(now))
-		}
+	if at, ok := state.Policy.NextEnd(now); ok {
+		wait = min(wait, time.Until(at))
 	}
 	return wait
 }
 
-// passed reports whether a date of the policy, or of a tunnel's SVID, lies
-// after the last look and not after now.
-func (e *Enforcer) passed(last, now time.Time) bool {
-	if s := e.cfg.Current.Load(); s != nil {
-		if at, ok := s.Policy.NextEnd(last); ok && !at.After(now) {
-			return true
-		}
+// passed reports whether a date of the policy has passed since the last look,
+// or that of an open tunnel's SVID at any time.
+func (e *Enforcer) passed(state *State, now time.Time) bool {
+	if at, ok := state.Policy.NextEnd(e.looked); ok && !at.After(now) {
+		return true
 	}
-	return e.cfg.CloseAtExpiry && slices.ContainsFunc(e.cfg.Registry.all(), func(t *Tunnel) bool { return t.expired(now) })
+	return e.cfg.CloseAtExpiry &&
+		slices.ContainsFunc(e.cfg.Registry.standing(), func(t *Tunnel) bool { return t.expired(now) })
 }
 
 func (t *Tunnel) expired(now time.Time) bool { return !t.NotAfter.IsZero() && now.After(t.NotAfter) }
 
-// enforce makes a state the current one and ends what it forbids. Whoever
-// registers a tunnel after the swap looks at the state again by itself.
-func (e *Enforcer) enforce(ctx context.Context, swap func(now time.Time) *State) Enforcement {
-	start := time.Now()
-	state := swap(start)
-	open, forbidden := e.judge(state, start)
-	for _, f := range forbidden {
-		f.tunnel.End(f.reason, f.why)
+// atOnce is how many tunnels are told to end before others may run: those that
+// end all want the processor now, and the network is not polled while somebody
+// waits for it, so that the survivors would wait behind all of them.
+const atOnce = 8
+
+// enforce ends what a state that is in force forbids.
+func (e *Enforcer) enforce(ctx context.Context, state *State, now time.Time) Enforcement {
+	e.looked = now
+	done := Enforcement{State: state}
+	j := e.judge(state, now)
+	for _, t := range e.cfg.Registry.standing() {
+		done.Open++
+		why := j.forbids(t)
+		if why == allowlist.NoReason || !e.cfg.Registry.end(t, closeReason(why), why) {
+			continue
+		}
+		done.Closed++
+		if done.Closed%atOnce == 0 {
+			runtime.Gosched()
+		}
 	}
-	done := Enforcement{State: state, Open: open, Closed: len(forbidden), Took: time.Since(start)}
-	select {
-	case e.dates <- struct{}{}:
-	default:
-	}
+	done.Took = time.Since(now)
 	e.tell(ctx, done)
 	return done
+}
+
+func closeReason(why allowlist.Reason) tunnel.Reason {
+	if why == allowlist.QuarantinedIdentity {
+		return tunnel.Quarantined
+	}
+	return tunnel.Revoked
+}
+
+// count returns how many tunnels there are and how many of them a state would
+// end.
+func (e *Enforcer) count(state *State) (open, closed int) {
+	j, standing := e.judge(state, time.Now()), e.cfg.Registry.standing()
+	for _, t := range standing {
+		if j.forbids(t) != allowlist.NoReason {
+			closed++
+		}
+	}
+	return len(standing), closed
 }
 
 func (e *Enforcer) tell(ctx context.Context, done Enforcement) {
 	if e.cfg.Enforced != nil {
 		e.cfg.Enforced(ctx, done)
 	}
-}
-
-// forbidden is a tunnel that a state does not allow, and why.
-type forbidden struct {
-	tunnel *Tunnel
-	reason tunnel.Reason
-	why    allowlist.Reason
-}
-
-func (e *Enforcer) judge(state *State, now time.Time) (open int, list []forbidden) {
-	all := e.cfg.Registry.all()
-	for _, t := range all {
-		if why := e.forbids(state, t, now); why != allowlist.NoReason {
-			reason := tunnel.Revoked
-			if why == allowlist.QuarantinedIdentity {
-				reason = tunnel.Quarantined
-			}
-			list = append(list, forbidden{t, reason, why})
-		}
-	}
-	return len(all), list
-}
-
-// forbids is the decision over a live tunnel: the same as for a new request,
-// on the address that it has. An SVID that has merely expired is no reason by
-// itself, an authority that is no longer trusted is.
-func (e *Enforcer) forbids(state *State, t *Tunnel, now time.Time) allowlist.Reason {
-	req := t.Request
-	req.Time = now
-	d := state.Decide(req)
-	switch {
-	case !d.Allowed():
-		return d.Reason
-	case t.Addr.IsValid() && d.CheckAddr(t.Addr) != nil:
-		return allowlist.ResolvedAddressDenied
-	case t.Certificates == nil:
-		return allowlist.NoReason
-	case e.cfg.Trusts == nil || !e.cfg.Trusts(t.Certificates):
-		return allowlist.IdentityUntrusted
-	case e.cfg.CloseAtExpiry && t.expired(now):
-		return allowlist.IdentityExpired
-	}
-	return allowlist.NoReason
 }

@@ -41,6 +41,19 @@ type Current struct {
 // Load returns the state in force; nil before the first Swap.
 func (c *Current) Load() *State { return c.state.Load() }
 
+// renew replaces the state in force by an equal one: whoever compares what it
+// decided with sees that something has changed, a date in this case. Nil if
+// there is none. The same as for Swap holds of concurrent calls.
+func (c *Current) renew() *State {
+	old := c.state.Load()
+	if old == nil {
+		return nil
+	}
+	next := *old
+	c.state.Store(&next)
+	return &next
+}
+
 // Swap puts a policy in force as the next generation and returns its state.
 // It must not be called concurrently with itself.
 func (c *Current) Swap(p *allowlist.Policy, now time.Time) *State {

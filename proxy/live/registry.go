@@ -32,19 +32,22 @@ type Tunnel struct {
 // safe for concurrent use.
 type Registry struct {
 	mu      sync.Mutex
-	open    map[*Tunnel]struct{}
-	ended   tunnel.Reason // not zero: no tunnel may open any more
-	waiting chan struct{} // closed when the last tunnel leaves; nil if nobody waits
+	open    map[*Tunnel]bool // true: it was told to end and is on its way
+	ended   tunnel.Reason    // not zero: no tunnel may open any more
+	waiting chan struct{}    // closed when the last tunnel leaves; nil if nobody waits
 }
 
-// Add takes up a tunnel. After EndAll it is ended at once.
+// Add takes up a tunnel. After EndAll it is ended at once. An [Enforcer] ends
+// it by the states to come, but not by the one that came into force just before:
+// whoever adds must look at [Current] afterwards, and leave if that has changed
+// and does not allow the tunnel.
 func (r *Registry) Add(t *Tunnel) {
 	r.mu.Lock()
 	if r.open == nil {
-		r.open = make(map[*Tunnel]struct{})
+		r.open = make(map[*Tunnel]bool)
 	}
-	r.open[t] = struct{}{}
 	ended := r.ended
+	r.open[t] = ended != 0
 	r.mu.Unlock()
 	if ended != 0 {
 		t.End(ended, allowlist.NoReason)
@@ -106,18 +109,35 @@ func (r *Registry) EndAll(reason tunnel.Reason) {
 	r.mu.Lock()
 	r.ended = reason
 	r.mu.Unlock()
-	for _, t := range r.all() {
-		t.End(reason, allowlist.NoReason)
+	for _, t := range r.standing() {
+		r.end(t, reason, allowlist.NoReason)
 	}
 }
 
-// all returns the tunnels that are open now.
-func (r *Registry) all() []*Tunnel {
+// standing returns the tunnels that are open now and were not told to end.
+func (r *Registry) standing() []*Tunnel {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	open := make([]*Tunnel, 0, len(r.open))
-	for t := range r.open {
-		open = append(open, t)
+	standing := make([]*Tunnel, 0, len(r.open))
+	for t, told := range r.open {
+		if !told {
+			standing = append(standing, t)
+		}
 	}
-	return open
+	return standing
+}
+
+// end tells a tunnel to end and reports whether it was standing until now.
+func (r *Registry) end(t *Tunnel, reason tunnel.Reason, why allowlist.Reason) bool {
+	r.mu.Lock()
+	told, open := r.open[t]
+	if open {
+		r.open[t] = true
+	}
+	r.mu.Unlock()
+	if told || !open {
+		return false
+	}
+	t.End(reason, why) // without the lock, for it may call Remove
+	return true
 }

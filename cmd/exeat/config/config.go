@@ -58,8 +58,13 @@ type Config struct {
 	Servers []netip.AddrPort
 	Hosts   map[allowlist.Host][]netip.Addr
 
-	// RecordFile is where records go; "" is standard output.
-	RecordFile string
+	// Records are the sinks of records, at least one.
+	Records []RecordSink
+	// RecordsRequired refuses what cannot be recorded.
+	RecordsRequired bool
+	// Collapse merges identical denials within this time; zero is never.
+	Collapse time.Duration
+
 	Disclosure refusal.Disclosure
 
 	HandshakeTimeout, HeadTimeout, DialTimeout time.Duration
@@ -76,9 +81,51 @@ type Listener struct {
 	Identity   IdentityKind
 	ID         spiffeid.ID // for Fixed
 	SocketMode fs.FileMode
+	// AcceptTrace makes its callers' traces the parents of ours.
+	AcceptTrace bool
 	// WebCertificate and WebKey, if not "", are presented instead of the SVID.
 	WebCertificate, WebKey string
 }
+
+// RecordSink is one place that records go to.
+type RecordSink struct {
+	Name string
+	// File is a path; "" is standard output. Not with OTLP.
+	File string
+	// OTLP sends records as OpenTelemetry logs, by the OTEL_* variables.
+	OTLP   bool
+	Format Format
+	Only   Selection
+	// Rotate is how the file is rotated; zero is not.
+	Rotate Rotation
+}
+
+// Rotation bounds a file; a zero field bounds nothing.
+type Rotation struct {
+	Size  int64         // bytes
+	Every time.Duration // age of the file
+	Keep  int           // rotated files
+}
+
+// Format is the rendering of records.
+type Format uint8
+
+// The formats: exeat's own, OCSF, the Elastic Common Schema.
+const (
+	Native Format = iota
+	OCSF
+	ECS
+)
+
+// Selection is which records a sink takes.
+type Selection uint8
+
+// The selections. Denials are all decisions that are not allowed, and what
+// ended tunnels because it was no longer allowed.
+const (
+	Everything Selection = iota
+	Denials
+)
 
 // IdentityKind says where a listener's callers get their identity from.
 type IdentityKind uint8
@@ -93,6 +140,7 @@ const (
 // Defaults returns a configuration with every default and nothing else.
 func Defaults() Config {
 	return Config{
+		Records:          []RecordSink{{Name: "stdout"}},
 		PolicyPoll:       watch.DefaultPoll,
 		HandshakeTimeout: listen.DefaultHandshakeTimeout,
 		HeadTimeout:      10 * time.Second,

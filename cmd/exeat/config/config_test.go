@@ -70,13 +70,35 @@ limits: {connections: 8, head_bytes: 2048}
 			t.Errorf("hosts %v", got.Hosts)
 		}
 	}
-	if got.RecordFile != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 {
+	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
 	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout}
 	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9}
 	if diff := cmp.Diff(want, times); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestSinks(t *testing.T) {
+	got, err := Parse("/x/exeat.yaml", []byte(minimal+`records:
+  required: true
+  collapse: 10s
+  sinks:
+    - {name: all, file: stdout}
+    - {name: siem, file: siem.json, format: ocsf, only: denials, rotate: {size: 100MiB, every: 24h, keep: 7}}
+    - {name: collector, otlp: true, only: all}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []RecordSink{
+		{Name: "all"},
+		{Name: "siem", File: "/x/siem.json", Format: OCSF, Only: Denials, Rotate: Rotation{Size: 100 << 20, Every: 24 * time.Hour, Keep: 7}},
+		{Name: "collector", OTLP: true},
+	}
+	if diff := cmp.Diff(want, got.Records); diff != "" || !got.RecordsRequired || got.Collapse != 10*time.Second {
+		t.Errorf("required %v, collapse %v, %s", got.RecordsRequired, got.Collapse, diff)
 	}
 }
 
@@ -110,6 +132,16 @@ func TestMistakes(t *testing.T) {
 		{"a time of zero", minimal + "timeouts: {head: 0s}\n", "above zero"},
 		{"a time without unit", minimal + "timeouts: {head: 10}\n", "duration with its unit"},
 		{"no connections", minimal + "limits: {connections: 0}\n", "e.yaml:5:"},
+		{"a file and sinks", minimal + "records: {file: a, sinks: [{name: b, file: b}]}\n", "write it as one of sinks"},
+		{"no sinks", minimal + "records: {sinks: []}\n", "records must go somewhere"},
+		{"a sink to nowhere", minimal + "records: {sinks: [{name: a}]}\n", "either file or otlp"},
+		{"a sink to two places", minimal + "records: {sinks: [{name: a, file: a, otlp: true}]}\n", "either file or otlp"},
+		{"a sink without a name", minimal + "records: {sinks: [{file: a}]}\n", "has no name"},
+		{"two sinks of one name", minimal + "records: {sinks: [{name: a, file: a}, {name: a, file: b}]}\n", `two sinks with the name "a"`},
+		{"a format for OTLP", minimal + "records: {sinks: [{name: a, otlp: true, format: ecs}]}\n", "are for files"},
+		{"rotating standard output", minimal + "records: {sinks: [{name: a, file: stdout, rotate: {size: 1MiB}}]}\n", "cannot be rotated"},
+		{"rotating nothing", minimal + "records: {sinks: [{name: a, file: a, rotate: {keep: 3}}]}\n", "size or every"},
+		{"rotating too often", minimal + "records: {sinks: [{name: a, file: a, rotate: {size: 1KiB, every: 1s}}]}\n", "at least 1MiB"},
 		{"disclosure", minimal + "refusals: {disclosure: some}\n", "full or id or none"},
 	}
 	for _, tt := range tests {

@@ -194,8 +194,11 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 			p.present(v, &l)
 		case "socket_mode":
 			l.SocketMode = socketMode(v)
+		case "trace_parent":
+			word, _ := v.Word("link", "accept")
+			l.AcceptTrace = word == "accept"
 		default:
-			v.Unknown("name", "address", "identity", "id", "present", "socket_mode")
+			v.Unknown("name", "address", "identity", "id", "present", "socket_mode", "trace_parent")
 		}
 	}
 	if !addressed {
@@ -381,19 +384,6 @@ func (p *parser) hosts(n *strictyaml.Node) {
 				continue
 			}
 			p.Hosts[host] = append(p.Hosts[host], addr.Unmap())
-		}
-	}
-}
-
-func (p *parser) records(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "file":
-			if text, ok := v.Text(); ok && text != "stdout" {
-				p.RecordFile = p.join(text)
-			}
-		default:
-			v.Unknown("file")
 		}
 	}
 }

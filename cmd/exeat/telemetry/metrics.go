@@ -1,22 +1,78 @@
 package telemetry
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/contrib/exporters/autoexport"
+	"go.opentelemetry.io/contrib/instrumentation/runtime"
 	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/exemplar"
+	"go.opentelemetry.io/otel/sdk/resource"
 )
 
-// Metrics returns a meter provider and the handler that shows its metrics in
-// the Prometheus form. Nothing else is shown: the registry is its own.
-func Metrics() (*sdkmetric.MeterProvider, http.Handler, error) {
+// seriesLimit bounds the series of one metric, beside those of identities,
+// which have a cap of their own. Beyond it the SDK counts into one series.
+const seriesLimit = 2000
+
+// metrics is the meter provider and what shows it.
+type metrics struct {
+	provider    *sdkmetric.MeterProvider
+	meter       metric.Meter
+	instruments *Instruments
+	handler     http.Handler
+}
+
+// newMetrics sets up metrics for who reads them here, in the Prometheus form,
+// and for pushing them if a variable asks for it. The registry is its own:
+// nothing else is shown.
+func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metrics, error) {
 	registry := prometheus.NewRegistry()
-	exporter, err := otelprometheus.New(otelprometheus.WithRegisterer(registry), otelprometheus.WithoutScopeInfo(), otelprometheus.WithoutTargetInfo())
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	shown, err := otelprometheus.New(otelprometheus.WithRegisterer(registry),
+		otelprometheus.WithoutScopeInfo(), otelprometheus.WithoutTargetInfo())
 	if err != nil {
-		return nil, nil, fmt.Errorf("setting up metrics: %w", err)
+		return nil, fmt.Errorf("setting up metrics: %w", err)
 	}
-	return sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter)), promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), nil
+	opts := []sdkmetric.Option{
+		sdkmetric.WithResource(res), sdkmetric.WithReader(shown),
+		sdkmetric.WithExemplarFilter(exemplar.AlwaysOffFilter),
+		sdkmetric.WithCardinalityLimit(seriesLimit + 4*(cfg.IdentityCap+1)), // a verdict each
+	}
+	pushed := pushWanted(cfg.Getenv)
+	if pushed {
+		reader, err := autoexport.NewMetricReader(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("setting up the metrics exporter that the OTEL_* variables ask for: %w", err)
+		}
+		opts = append(opts, sdkmetric.WithReader(reader))
+	}
+	m := &metrics{
+		provider: sdkmetric.NewMeterProvider(opts...),
+		handler:  promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+	}
+	m.meter = m.provider.Meter(scope)
+	if pushed { // where they are read, the client library's show the same
+		err = runtime.Start(runtime.WithMeterProvider(m.provider))
+	}
+	if err == nil {
+		m.instruments, err = newInstruments(m.meter, cfg.IdentityCap)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("setting up metrics: %w", err), m.provider.Shutdown(ctx))
+	}
+	return m, nil
+}
+
+// pushWanted reports whether metrics are to be pushed. The exporter
+// "prometheus" would open a listener of its own; the admin listener has it.
+func pushWanted(getenv func(string) string) bool {
+	return wanted(getenv, "METRICS") && getenv("OTEL_METRICS_EXPORTER") != exporterPrometheus
 }

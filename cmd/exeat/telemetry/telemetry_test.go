@@ -2,15 +2,107 @@ package telemetry
 
 import (
 	"compress/gzip"
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
-	"go.opentelemetry.io/otel/sdk/trace"
+	"github.com/google/go-cmp/cmp"
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 )
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+// nothing is an environment with nothing in it.
+func nothing(string) string { return "" }
+
+func newTelemetry(t *testing.T, cfg Config) *Telemetry {
+	t.Helper()
+	if cfg.Getenv == nil {
+		cfg.Getenv = nothing
+	}
+	tel, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tel.Shutdown(context.WithoutCancel(t.Context())) })
+	return tel
+}
+
+// collector takes OTLP over HTTP.
+type collector struct {
+	*httptest.Server
+
+	traces  chan *coltrace.ExportTraceServiceRequest
+	logs    chan *collogs.ExportLogsServiceRequest
+	metrics chan *colmetrics.ExportMetricsServiceRequest
+}
+
+// newCollector starts a collector and returns the environment that names it,
+// which autoexport reads from the process.
+func newCollector(t *testing.T) (c *collector, getenv func(string) string) {
+	t.Helper()
+	c = &collector{
+		traces:  make(chan *coltrace.ExportTraceServiceRequest, 100),
+		logs:    make(chan *collogs.ExportLogsServiceRequest, 100),
+		metrics: make(chan *colmetrics.ExportMetricsServiceRequest, 100),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/traces", func(_ http.ResponseWriter, r *http.Request) {
+		c.traces <- read(t, r, &coltrace.ExportTraceServiceRequest{})
+	})
+	mux.HandleFunc("POST /v1/logs", func(_ http.ResponseWriter, r *http.Request) {
+		c.logs <- read(t, r, &collogs.ExportLogsServiceRequest{})
+	})
+	mux.HandleFunc("POST /v1/metrics", func(_ http.ResponseWriter, r *http.Request) {
+		c.metrics <- read(t, r, &colmetrics.ExportMetricsServiceRequest{})
+	})
+	c.Server = httptest.NewServer(mux)
+	t.Cleanup(c.Close)
+	return c, setenv(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_PROTOCOL":    "http/protobuf",
+		"OTEL_EXPORTER_OTLP_ENDPOINT":    c.URL,
+		"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+		"OTEL_TRACES_SAMPLER":            "always_off",
+	})
+}
+
+func setenv(t *testing.T, env map[string]string) func(string) string {
+	t.Helper()
+	for k, v := range env {
+		t.Setenv(k, v)
+	}
+	return func(key string) string { return env[key] }
+}
+
+func read[M proto.Message](t *testing.T, r *http.Request, message M) M {
+	t.Helper()
+	body := io.Reader(r.Body)
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		zipped, err := gzip.NewReader(body)
+		if err != nil {
+			t.Error(err)
+			return message
+		}
+		body = zipped
+	}
+	data, err := io.ReadAll(body)
+	if err != nil {
+		t.Error(err)
+	}
+	if err := proto.Unmarshal(data, message); err != nil {
+		t.Error(err)
+	}
+	return message
+}
 
 func TestWhatAsksForAnExporter(t *testing.T) {
 	tests := []struct {
@@ -21,54 +113,52 @@ func TestWhatAsksForAnExporter(t *testing.T) {
 		{"nothing set", nil, false},
 		{"an endpoint", map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, true},
 		{"an endpoint for traces", map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, true},
+		{"an endpoint for logs", map[string]string{"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://127.0.0.1:1"}, false},
 		{"an exporter", map[string]string{"OTEL_TRACES_EXPORTER": "console"}, true},
 		{"none", map[string]string{"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, false},
 		{"disabled", map[string]string{"OTEL_SDK_DISABLED": "TRUE", "OTEL_TRACES_EXPORTER": "otlp"}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := wanted(func(key string) string { return tt.env[key] }); got != tt.want {
+			if got := wanted(func(key string) string { return tt.env[key] }, "TRACES"); got != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
 	}
 }
 
-func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
-	provider, err := Traces(t.Context(), "v0", func(string) string { return "" })
-	if err != nil {
-		t.Fatal(err)
+func TestSizesOfTheQueue(t *testing.T) {
+	for text, want := range map[string]int{"": 7, "100": 100, "0": 7, "-1": 7, "many": 7, "99999999999": 1 << 20} {
+		if got := size(func(string) string { return text }, "OTEL_BSP_MAX_QUEUE_SIZE", 7); got != want {
+			t.Errorf("%q: got %d, want %d", text, got, want)
+		}
 	}
-	_, span := provider.Tracer("test").Start(t.Context(), "CONNECT")
-	defer span.End()
-	if sc := span.SpanContext(); !sc.IsValid() || !sc.IsSampled() {
-		t.Errorf("span context %v is not valid and sampled", sc)
+}
+
+// TestSpansHaveIDsWithoutAnExporter: the ids are in the records; nobody would
+// see what a span is filled with.
+func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	_, span := tel.Tracer().Start(t.Context(), "CONNECT")
+	span.End()
+	if sc := span.SpanContext(); !sc.IsValid() || span.IsRecording() {
+		t.Errorf("span context %v, recording %v", sc, span.IsRecording())
+	}
+	if got := tel.SpanStats(); got != (SpanStats{}) {
+		t.Errorf("counted %+v", got)
 	}
 }
 
 // TestSpansReachTheCollector goes over a real socket, with a sampler in the
 // environment that would drop every span.
 func TestSpansReachTheCollector(t *testing.T) {
-	got := make(chan *coltrace.ExportTraceServiceRequest, 1)
-	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		got <- readExport(t, r)
-	}))
-	defer collector.Close()
-	env := map[string]string{
-		"OTEL_TRACES_EXPORTER":        "otlp",
-		"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-		"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL,
-		"OTEL_TRACES_SAMPLER":         "always_off",
-	}
-	for k, v := range env {
-		t.Setenv(k, v)
-	}
-	provider, err := Traces(t.Context(), "v0", func(key string) string { return env[key] })
-	if err != nil {
+	c, getenv := newCollector(t)
+	tel := newTelemetry(t, Config{Version: "v0", Getenv: getenv})
+	end(t.Context(), tel.Tracer(), 1)
+	if err := tel.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	endOne(t, provider)
-	resource := (<-got).GetResourceSpans()[0]
+	resource := (<-c.traces).GetResourceSpans()[0]
 	if name := resource.GetScopeSpans()[0].GetSpans()[0].GetName(); name != "CONNECT" {
 		t.Errorf("span name %q, want CONNECT", name)
 	}
@@ -79,35 +169,68 @@ func TestSpansReachTheCollector(t *testing.T) {
 	if attrs["service.name"] != "exeat" || attrs["service.version"] != "v0" {
 		t.Errorf("resource %v", attrs)
 	}
+	if got, want := tel.SpanStats(), (SpanStats{Made: 1, Exported: 1}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
 }
 
-func endOne(t *testing.T, provider *trace.TracerProvider) {
-	t.Helper()
-	_, span := provider.Tracer("test").Start(t.Context(), "CONNECT")
-	span.End()
-	if err := provider.Shutdown(t.Context()); err != nil {
+// TestMetricsReachTheCollector pushes the last counts at the end.
+func TestMetricsReachTheCollector(t *testing.T) {
+	c, getenv := newCollector(t)
+	tel := newTelemetry(t, Config{Getenv: getenv})
+	if err := tel.Observe(Observed{}); err != nil {
 		t.Fatal(err)
 	}
+	tel.Instruments().Reload("in-force")
+	end(t.Context(), tel.Tracer(), 3)
+	if err := tel.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int64{}
+	for _, rm := range (<-c.metrics).GetResourceMetrics() {
+		for _, sm := range rm.GetScopeMetrics() {
+			for _, m := range sm.GetMetrics() {
+				got[m.GetName()] = 0
+				for _, p := range m.GetSum().GetDataPoints() {
+					got[m.GetName()] += p.GetAsInt()
+				}
+			}
+		}
+	}
+	if got["egress.policy.reloads"] != 1 || got["egress.spans"] != 3 {
+		t.Errorf("got %v", got)
+	}
+	if _, ok := got["go.goroutine.count"]; !ok {
+		t.Error("nothing about the Go runtime")
+	}
 }
 
-func readExport(t *testing.T, r *http.Request) *coltrace.ExportTraceServiceRequest {
-	t.Helper()
-	body := io.Reader(r.Body)
-	if r.Header.Get("Content-Encoding") == "gzip" {
-		zipped, err := gzip.NewReader(body)
-		if err != nil {
-			t.Error(err)
-			return nil
-		}
-		body = zipped
+func TestAnExporterThatIsNotKnownIsAnError(t *testing.T) {
+	for _, variable := range []string{"OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER"} {
+		t.Run(variable, func(t *testing.T) {
+			getenv := setenv(t, map[string]string{variable: "carrier-pigeon"})
+			if tel, err := New(t.Context(), Config{Getenv: getenv}); err == nil {
+				_ = tel.Shutdown(t.Context())
+				t.Error("no error")
+			}
+		})
 	}
-	data, err := io.ReadAll(body)
-	if err != nil {
-		t.Error(err)
+}
+
+// TestPrometheusIsNotPushed: it would open a listener.
+func TestPrometheusIsNotPushed(t *testing.T) {
+	if pushWanted(func(key string) string { return map[string]string{"OTEL_METRICS_EXPORTER": "prometheus"}[key] }) {
+		t.Error("it is")
 	}
-	var export coltrace.ExportTraceServiceRequest
-	if err := proto.Unmarshal(data, &export); err != nil {
-		t.Error(err)
+}
+
+func TestErrorsOfTheSDKAreToldOnce(t *testing.T) {
+	var told []string
+	tel := newTelemetry(t, Config{Failing: func(signal string, err error) { told = append(told, signal+" "+err.Error()) }})
+	for _, text := range []string{"one", "one", "two", "two", "one"} {
+		tel.HandleErrors(errors.New(text))
 	}
-	return &export
+	if diff := cmp.Diff(told, []string{"sdk one", "sdk two", "sdk one"}); diff != "" {
+		t.Errorf("told (-got +want):\n%s", diff)
+	}
 }

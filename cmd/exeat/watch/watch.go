@@ -8,10 +8,10 @@
 // reads compares what it read with what it had. A poll is the floor under file
 // systems that send no events.
 //
-// It never calls for a reading while it can tell that somebody writes. What it
-// cannot tell is a writer that pauses for longer than the quiet time and either
-// closes the file meanwhile or belongs to another user: replace files by a
-// rename.
+// It calls for no reading while it can tell that somebody has a file open for
+// writing, for half a minute at most. It cannot tell that of files of another
+// user, nor of a writer that closes the file and goes on later: replace files by
+// a rename.
 package watch
 
 import (
@@ -31,9 +31,12 @@ const (
 	DefaultPoll  = 15 * time.Second
 )
 
-// patience is how many quiet times a reading waits for events to pause, and a
-// writer may keep a file open before somebody is told.
-const patience = 20
+// The patience of a watcher, in quiet times.
+const (
+	mostEvents  = 20  // how long a reading waits for events that do not cease
+	tellWriter  = 20  // how long a writer keeps a file open before somebody is told
+	mostWriting = 600 // and how long it is waited for
+)
 
 // Config says what to watch.
 type Config struct {
@@ -49,8 +52,8 @@ type Config struct {
 	// Poll is the time between readings without any event; zero means
 	// DefaultPoll, negative none.
 	Poll time.Duration
-	// Changed is called when the files should be read, first of all when Run
-	// begins, and never concurrently with itself. settled says that what is
+	// Changed is called when the files should be read, for the first time when
+	// Run begins, never concurrently with itself. settled says that what is
 	// there was put there whole, by a rename: it holds at once. If it is not
 	// settled, a writer may be under way: the reader must not believe a reading
 	// that the next one does not repeat. Changed returns false to be called
@@ -78,8 +81,8 @@ type Watcher struct {
 	told    bool            // Failed was told of that writer
 }
 
-// New begins to watch. Whatever changed since somebody read last, Run finds at
-// its beginning.
+// New makes a watcher. Run begins with a reading, so that no change before it is
+// missed.
 func New(cfg Config) (*Watcher, error) {
 	if cfg.Changed == nil {
 		return nil, errors.New("watch: Changed is required")
@@ -206,7 +209,7 @@ func (w *Watcher) arm(d time.Duration) {
 func (w *Watcher) wait() {
 	w.pending = true
 	w.arm(w.cfg.Quiet)
-	left := time.Until(w.since.Add(patience * w.cfg.Quiet))
+	left := time.Until(w.since.Add(mostEvents * w.cfg.Quiet))
 	w.timer.Reset(min(w.cfg.Quiet, max(left, 0)))
 }
 
@@ -217,14 +220,14 @@ func (w *Watcher) look(ctx context.Context, settled bool) {
 	for _, err := range w.tree.walk() {
 		w.cfg.Failed(ctx, err)
 	}
-	if path := w.tree.written(); path != "" {
-		w.waitFor(ctx, path)
+	if w.writerIn(ctx) {
+		w.pending = true
+		w.arm(w.cfg.Quiet) // that a file is closed is no event
 		return
 	}
-	w.writing, w.told = time.Time{}, false
 	// A rename vouches for what came with it. Another file that is this young
 	// may be half written, and its events still on their way.
-	settled = settled && !w.tree.young(w.cfg.Quiet, w.renamed)
+	settled = settled && w.writing.IsZero() && !w.tree.young(w.cfg.Quiet, w.renamed)
 	clear(w.renamed)
 	w.pending = !w.cfg.Changed(ctx, settled)
 	w.read = time.Now()
@@ -233,16 +236,21 @@ func (w *Watcher) look(ctx context.Context, settled bool) {
 	}
 }
 
-// waitFor looks again later: a file is open for writing. That it is closed is
-// no event.
-func (w *Watcher) waitFor(ctx context.Context, path string) {
-	w.pending = true
-	w.arm(w.cfg.Quiet)
-	switch {
-	case w.writing.IsZero():
-		w.writing = time.Now()
-	case !w.told && time.Since(w.writing) > patience*w.cfg.Quiet:
-		w.told = true
-		w.cfg.Failed(ctx, fmt.Errorf("%s is open for writing: nothing is read until its writer closes it", path))
+// writerIn reports whether somebody is writing a file, and has not been for too
+// long.
+func (w *Watcher) writerIn(ctx context.Context) bool {
+	path := w.tree.written()
+	if path == "" {
+		w.writing, w.told = time.Time{}, false
+		return false
 	}
+	if w.writing.IsZero() {
+		w.writing = time.Now()
+	}
+	wrote := time.Since(w.writing)
+	if !w.told && wrote > tellWriter*w.cfg.Quiet {
+		w.told = true
+		w.cfg.Failed(ctx, fmt.Errorf("%s is open for writing: nothing is read until its writer closes it, or for %s", path, mostWriting*w.cfg.Quiet))
+	}
+	return wrote < mostWriting*w.cfg.Quiet
 }

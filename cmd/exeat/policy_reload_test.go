@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+func newTestReloader(path string) *policyReloader {
+	g := &gateway{log: slog.New(slog.DiscardHandler), cfg: config.Config{Policy: []string{path}}}
+	return g.newPolicyReloader()
+}
+
+// TestStartWhileThePolicyIsWritten starts when half of the policy is there: it
+// is valid, and not what the writer means.
+func TestStartWhileThePolicyIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := write(t, "policy.yaml", goodPolicy)
+		whole := goodPolicy + "    deny:\n      - host: api.example\n"
+		time.AfterFunc(20*time.Millisecond, func() {
+			if err := os.WriteFile(path, []byte(whole), 0o600); err != nil {
+				t.Error(err)
+			}
+		})
+		r := newTestReloader(path)
+		if err := r.first(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		files, err := policyfile.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := r.policy.Version(), files.Version(); got != want {
+			t.Errorf("started with version %s, want that of the whole, %s", got, want)
+		}
+	})
+}
+
+func TestStart(t *testing.T) {
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	empty := t.TempDir()
+	for _, row := range []struct {
+		name string
+		ctx  context.Context
+		path string
+		want error
+	}{
+		{"with a policy", t.Context(), write(t, "policy.yaml", goodPolicy), nil},
+		{"with an empty directory", t.Context(), empty, nil},
+		{"without a file", t.Context(), filepath.Join(empty, "policy.yaml"), os.ErrNotExist},
+		{"and stop at once", stopped, write(t, "policy.yaml", goodPolicy), context.Canceled},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newTestReloader(row.path)
+			if err := r.first(row.ctx); !errors.Is(err, row.want) {
+				t.Errorf("error %v, want %v", err, row.want)
+			}
+		})
+	}
+}
+
+// TestAQuarantineAloneIsNoPolicy: before there is any policy a quarantine list
+// puts nothing in force.
+func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
+	r := newTestReloader(t.TempDir())
+	r.put(t.Context(), true, true)
+	if s := r.g.current.Load(); s != nil {
+		t.Errorf("in force: %+v", s)
+	}
+}

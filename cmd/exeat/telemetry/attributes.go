@@ -1,0 +1,160 @@
+package telemetry
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// The bounds of untrusted text, as in every other rendering.
+const (
+	maxDetail   = 512
+	maxIdentity = 2048
+	maxMethod   = 32
+)
+
+// attributes are those of a log record.
+type attributes []attribute.KeyValue
+
+// appendAttributes appends the fields of a record: those that the span has under
+// the same names, the others under egress. and their name in the record. What
+// is zero is left out.
+func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.KeyValue {
+	a := attributes(dst)
+	a.number("egress.schema", audit.Schema)
+	a.text("egress.event", string(r.Event))
+	a.text("egress.decision.id", r.ID)
+	a.request(r)
+	a.decision(r)
+	a.tunnel(r)
+	a.merged(r.Merged)
+	a.text("egress.detail", bounded(r.Detail, maxDetail))
+	if r.CallerTrace.IsValid() {
+		a.text("egress.caller_trace_id", r.CallerTrace.String())
+	}
+	return a
+}
+
+// request adds who asked, where, and for what.
+func (a *attributes) request(r *audit.Record) {
+	a.text("egress.listener", r.Listener)
+	a.text("egress.protocol", r.Protocol)
+	a.text("egress.wire", r.Wire)
+	if !r.Identity.IsZero() {
+		a.text("egress.identity.spiffe_id", bounded(r.Identity.String(), maxIdentity))
+		a.text("egress.identity.trust_domain", r.Identity.TrustDomain().Name())
+	}
+	a.text("egress.identity.source", r.Source.String())
+	if r.Client.IsValid() {
+		a.text("client.address", r.Client.Addr().String())
+		a.number("client.port", int64(r.Client.Port()))
+	}
+	if !r.Dest.Host.IsZero() {
+		a.text("server.address", r.Dest.Host.String())
+		a.number("server.port", int64(r.Dest.Port))
+	}
+	a.text("http.request.method", bounded(r.Method, maxMethod))
+	if r.Address.IsValid() {
+		a.text("network.peer.address", r.Address.Addr().String())
+		a.number("network.peer.port", int64(r.Address.Port()))
+	}
+}
+
+// decision adds what was decided and why. Only decisions have a verdict: its
+// zero value would deny what was never asked.
+func (a *attributes) decision(r *audit.Record) {
+	if r.Event == audit.EventDecision || r.Event == audit.EventCollapsed {
+		a.text("egress.verdict", r.Verdict.String())
+		if r.Policy != "" {
+			a.text("egress.mode", r.Mode.String())
+		}
+		if r.Verdict == allowlist.Fail {
+			a.text("error.type", r.Reason.String())
+		}
+	}
+	a.text("egress.reason", r.Reason.String())
+	a.text("egress.would_reason", r.WouldReason.String())
+	a.count("http.response.status_code", int64(r.Status))
+	a.text("egress.rule", r.Rule)
+	a.text("egress.rule_at", r.RuleAt)
+	if r.Policy != "" {
+		a.text("egress.policy.version", r.Policy)
+		a.number("egress.policy.generation", int64(r.Generation)) //nolint:gosec // G115: a count of reloads
+	}
+	if r.Class != allowlist.Invalid {
+		a.text("egress.address_class", r.Class.String())
+	}
+	a.count("egress.addresses_dropped", int64(r.Dropped))
+	a.fraction("egress.resolve_ms", milliseconds(r.Resolve))
+	a.fraction("egress.dial_ms", milliseconds(r.Dial))
+	a.fraction("egress.decide_us", float64(r.Decide.Nanoseconds())/1e3)
+}
+
+// tunnel adds what went through. Of a tunnel zero bytes say something.
+func (a *attributes) tunnel(r *audit.Record) {
+	if r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose {
+		a.number("egress.tunnel.bytes_up", r.Up)
+		a.number("egress.tunnel.bytes_down", r.Down)
+	}
+	a.text("egress.tunnel.close_reason", r.CloseReason)
+	a.fraction("egress.duration_ms", milliseconds(r.Duration))
+}
+
+// merged adds the records that this one stands for.
+func (a *attributes) merged(m *audit.Merged) {
+	if m == nil {
+		return
+	}
+	a.number("egress.count", int64(m.Count)) //nolint:gosec // G115: a count
+	a.text("egress.first", m.First.UTC().Format(time.RFC3339Nano))
+	a.text("egress.last", m.Last.UTC().Format(time.RFC3339Nano))
+	if m.Other { // many, none of which is named
+		a.text("egress.identity.spiffe_id", otherLabel)
+	}
+	if len(m.Counts) == 0 {
+		return
+	}
+	counts := make([]string, 0, len(m.Counts))
+	for _, c := range m.Counts {
+		counts = append(counts, c.Verdict.String()+" "+c.Reason.String()+" "+strconv.FormatUint(c.Count, 10))
+	}
+	*a = append(*a, attribute.StringSlice("egress.counts", counts))
+}
+
+// text adds a text that is not empty. It is made valid UTF-8, without which the
+// exporter would lose the whole batch that it is in.
+func (a *attributes) text(key, value string) {
+	if value != "" {
+		*a = append(*a, attribute.String(key, strings.ToValidUTF8(value, "?")))
+	}
+}
+
+func (a *attributes) number(key string, n int64) { *a = append(*a, attribute.Int64(key, n)) }
+
+// count adds a number that is not zero.
+func (a *attributes) count(key string, n int64) {
+	if n != 0 {
+		a.number(key, n)
+	}
+}
+
+// fraction adds a number that is above zero.
+func (a *attributes) fraction(key string, f float64) {
+	if f > 0 {
+		*a = append(*a, attribute.Float64(key, f))
+	}
+}
+
+func bounded(s string, limit int) string {
+	if len(s) > limit {
+		return s[:limit] + "..."
+	}
+	return s
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

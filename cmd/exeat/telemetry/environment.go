@@ -1,0 +1,41 @@
+package telemetry
+
+import (
+	"strconv"
+	"strings"
+)
+
+// The words of OTEL_*_EXPORTER that mean something to us.
+const (
+	exporterNone       = "none"
+	exporterPrometheus = "prometheus"
+)
+
+// wanted reports whether a variable asks for an exporter of a signal: TRACES,
+// METRICS or LOGS. The Go SDK does not know OTEL_SDK_DISABLED, and autoexport
+// takes "nothing set" for OTLP to localhost.
+func wanted(getenv func(string) string, signal string) bool {
+	if disabled(getenv) {
+		return false
+	}
+	if exporter := getenv("OTEL_" + signal + "_EXPORTER"); exporter != "" {
+		return exporter != exporterNone
+	}
+	return getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || getenv("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT") != ""
+}
+
+func disabled(getenv func(string) string) bool {
+	return strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true")
+}
+
+// size reads a positive number that bounds a queue; what is none is fallback,
+// as it is for the SDK. No bound is so high that a mistake could take all
+// memory.
+func size(getenv func(string) string, key string, fallback int) int {
+	const most = 1 << 20
+	n, err := strconv.Atoi(getenv(key))
+	if err != nil || n <= 0 {
+		return fallback
+	}
+	return min(n, most)
+}

@@ -1,0 +1,73 @@
+package telemetry
+
+import (
+	"sync"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// A family is the label values of one metric: the attribute set of each
+// combination is made once and then found, which costs no allocation.
+type family[K comparable] struct {
+	describe func(K) []attribute.KeyValue
+
+	mu   sync.RWMutex
+	made map[K][]metric.AddOption
+}
+
+func newFamily[K comparable](describe func(K) []attribute.KeyValue) *family[K] {
+	return &family[K]{describe: describe, made: make(map[K][]metric.AddOption)}
+}
+
+// of returns the options of a combination. The sets that a metric is used with
+// must be few: they are kept for ever.
+func (f *family[K]) of(key K) []metric.AddOption {
+	f.mu.RLock()
+	opts, ok := f.made[key]
+	f.mu.RUnlock()
+	if ok {
+		return opts
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if opts, ok = f.made[key]; !ok {
+		opts = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(f.describe(key)...))}
+		f.made[key] = opts
+	}
+	return opts
+}
+
+// label is the family of a metric with one label.
+func label(name string) *family[string] {
+	return newFamily(func(value string) []attribute.KeyValue { return []attribute.KeyValue{attribute.String(name, value)} })
+}
+
+// A limiter lets the first values through and makes the others one.
+type limiter struct {
+	limit int
+
+	mu    sync.RWMutex
+	known map[string]struct{}
+}
+
+// under returns the value, or _other if the limit is reached without it.
+func (l *limiter) under(value string) string {
+	l.mu.RLock()
+	_, ok := l.known[value]
+	full := len(l.known) >= l.limit
+	l.mu.RUnlock()
+	switch {
+	case ok:
+		return value
+	case full:
+		return otherLabel
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok = l.known[value]; !ok && len(l.known) >= l.limit {
+		return otherLabel
+	}
+	l.known[value] = struct{}{}
+	return value
+}

@@ -1,0 +1,236 @@
+package telemetry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// Instruments counts and measures what happens. All methods are safe for
+// concurrent use and never block; none allocates once it has seen the label
+// values that it is given.
+type Instruments struct {
+	decisions  metric.Int64Counter
+	byIdentity metric.Int64Counter // nil without a cap
+	handshakes metric.Int64Counter
+	reloads    metric.Int64Counter
+	io         metric.Int64Counter
+
+	authorize, resolve, dial, tunnel, revocation metric.Float64Histogram
+
+	decisionSets  *family[decisionLabels]
+	identitySets  *family[identityLabels]
+	handshakeSets *family[allowlist.Reason]
+	reloadSets    *family[string]
+	up, down      []metric.AddOption
+
+	identities *limiter
+	progress   progress
+}
+
+// decisionLabels are the labels of egress.decisions, all of closed sets.
+type decisionLabels struct {
+	verdict  allowlist.Verdict
+	reason   allowlist.Reason
+	protocol string
+	mode     string
+}
+
+func (l decisionLabels) attributes() []attribute.KeyValue {
+	return []attribute.KeyValue{
+		attribute.String("verdict", l.verdict.String()), attribute.String("reason", l.reason.String()),
+		attribute.String("protocol", l.protocol), attribute.String("mode", l.mode),
+	}
+}
+
+// identityLabels are those of egress.decisions.by_identity.
+type identityLabels struct {
+	identity string
+	verdict  allowlist.Verdict
+}
+
+func (l identityLabels) attributes() []attribute.KeyValue {
+	return []attribute.KeyValue{attribute.String("identity", l.identity), attribute.String("verdict", l.verdict.String())}
+}
+
+func handshakeLabels(why allowlist.Reason) []attribute.KeyValue {
+	return []attribute.KeyValue{attribute.String("result", cmp.Or(why.String(), handshakeOK))}
+}
+
+// newInstruments makes the counters and histograms of Catalogue.
+func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
+	b := newBuilder(meter)
+	i := &Instruments{
+		decisions:  b.counter("egress.decisions"),
+		handshakes: b.counter("egress.tls.handshakes"),
+		reloads:    b.counter("egress.policy.reloads"),
+		io:         b.counter("egress.io"),
+		authorize:  b.histogram("egress.authorize.duration"),
+		resolve:    b.histogram("egress.resolve.duration"),
+		dial:       b.histogram("egress.dial.duration"),
+		tunnel:     b.histogram("egress.tunnel.duration"),
+		revocation: b.histogram("egress.revocation.duration"),
+
+		decisionSets:  newFamily(decisionLabels.attributes),
+		identitySets:  newFamily(identityLabels.attributes),
+		handshakeSets: newFamily(handshakeLabels),
+		reloadSets:    label("result"),
+	}
+	direction := label("direction")
+	i.up, i.down = direction.of("up"), direction.of("down")
+	if identityCap > 0 {
+		i.byIdentity = b.counter("egress.decisions.by_identity")
+		i.identities = &limiter{limit: identityCap, known: make(map[string]struct{})}
+	}
+	return i, b.err
+}
+
+// Measure counts a record; it is for audit.Config.Measure. The record is
+// neither kept nor changed.
+func (i *Instruments) Measure(r *audit.Record) {
+	ctx := context.Background() // the metrics are of no request: no exemplars are kept
+	switch r.Event {
+	case audit.EventDecision:
+		i.decision(ctx, r)
+	case audit.EventTunnelProgress:
+		i.bytes(ctx, i.progress.report(r.ID, transferred{up: r.Up, down: r.Down}))
+	case audit.EventTunnelClose:
+		i.bytes(ctx, i.progress.end(r.ID, transferred{up: r.Up, down: r.Down}))
+		i.tunnel.Record(ctx, r.Duration.Seconds())
+	case audit.EventHandshake:
+		i.Handshake(r.Reason)
+	case audit.EventSummary, audit.EventCollapsed: // of decisions that were counted one by one
+	case audit.EventPolicyReload, audit.EventIdentityRotate: // see Reload and Enforced
+	}
+}
+
+func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
+	l := decisionLabels{verdict: r.Verdict, reason: r.Reason, protocol: r.Protocol}
+	if r.Verdict == allowlist.Observe {
+		l.reason = r.WouldReason
+	}
+	if r.Policy != "" { // as in the record: before a policy was asked there is no mode
+		l.mode = r.Mode.String()
+	}
+	i.decisions.Add(ctx, 1, i.decisionSets.of(l)...)
+	if i.byIdentity != nil && !r.Identity.IsZero() {
+		l := identityLabels{identity: i.identities.under(r.Identity.String()), verdict: r.Verdict}
+		i.byIdentity.Add(ctx, 1, i.identitySets.of(l)...)
+	}
+	positive(ctx, i.authorize, r.Decide)
+	positive(ctx, i.resolve, r.Resolve)
+	positive(ctx, i.dial, r.Dial)
+}
+
+// positive records a time, if there is one.
+func positive(ctx context.Context, h metric.Float64Histogram, d time.Duration) {
+	if d > 0 {
+		h.Record(ctx, d.Seconds())
+	}
+}
+
+func (i *Instruments) bytes(ctx context.Context, t transferred) {
+	i.io.Add(ctx, t.up, i.up...)
+	i.io.Add(ctx, t.down, i.down...)
+}
+
+// Handshake counts a TLS handshake by the reason why it gave no identity,
+// NoReason if it did; it is for listen.Config.Handshaken. Those that died inside
+// the TLS library are counted by Measure, from their record.
+func (i *Instruments) Handshake(why allowlist.Reason) {
+	i.handshakes.Add(context.Background(), 1, i.handshakeSets.of(why)...)
+}
+
+// Reload counts a policy that was loaded: in-force, held or refused.
+func (i *Instruments) Reload(result string) {
+	i.reloads.Add(context.Background(), 1, i.reloadSets.of(result)...)
+}
+
+// Enforced measures the time from the swap of a policy until the last tunnel
+// that it forbids was told to end.
+func (i *Instruments) Enforced(took time.Duration) {
+	i.revocation.Record(context.Background(), took.Seconds())
+}
+
+// transferred are bytes from and to a caller.
+type transferred struct{ up, down int64 }
+
+// progress knows how much of the tunnels that are still open has been counted.
+type progress struct {
+	mu      sync.Mutex
+	counted map[string]transferred // by the id of the decision
+}
+
+// report returns what a tunnel has transferred since it reported last.
+func (p *progress) report(id string, total transferred) transferred {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.counted[id]
+	if p.counted == nil {
+		p.counted = make(map[string]transferred)
+	}
+	p.counted[id] = total
+	return transferred{up: total.up - before.up, down: total.down - before.down}
+}
+
+// end does so and forgets the tunnel.
+func (p *progress) end(id string, total transferred) transferred {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.counted[id]
+	delete(p.counted, id)
+	return transferred{up: total.up - before.up, down: total.down - before.down}
+}
+
+// A builder makes instruments as Catalogue describes them.
+type builder struct {
+	meter metric.Meter
+	known map[string]Metric
+	err   error
+}
+
+func newBuilder(meter metric.Meter) *builder {
+	b := &builder{meter: meter, known: make(map[string]Metric)}
+	for _, m := range Catalogue() {
+		b.known[m.Name] = m
+	}
+	return b
+}
+
+func (b *builder) metric(name string) Metric {
+	m, ok := b.known[name]
+	if !ok {
+		b.failed(name, errors.New("it is not in the list of metrics"))
+	}
+	return m
+}
+
+func (b *builder) failed(name string, err error) {
+	if err != nil {
+		b.err = errors.Join(b.err, fmt.Errorf("metric %s: %w", name, err))
+	}
+}
+
+func (b *builder) counter(name string) metric.Int64Counter {
+	m := b.metric(name)
+	c, err := b.meter.Int64Counter(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description))
+	b.failed(name, err)
+	return c
+}
+
+func (b *builder) histogram(name string) metric.Float64Histogram {
+	m := b.metric(name)
+	h, err := b.meter.Float64Histogram(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description),
+		metric.WithExplicitBucketBoundaries(m.buckets...))
+	b.failed(name, err)
+	return h
+}

@@ -1,0 +1,232 @@
+package telemetry
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// scrape returns the samples of the gateway's own metrics, buckets left out.
+func scrape(t *testing.T, tel *Telemetry) []string {
+	t.Helper()
+	var samples []string
+	for line := range strings.Lines(scrapeAll(t, tel)) {
+		if strings.HasPrefix(line, "egress_") && !strings.Contains(line, "_bucket{") {
+			samples = append(samples, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return samples
+}
+
+func scrapeAll(t *testing.T, tel *Telemetry) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	tel.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+// expect compares the samples whose name begins with a prefix.
+func expect(t *testing.T, tel *Telemetry, prefix string, want ...string) {
+	t.Helper()
+	var got []string
+	for _, s := range scrape(t, tel) {
+		if strings.HasPrefix(s, prefix) {
+			got = append(got, s)
+		}
+	}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Errorf("%s (-got +want):\n%s", prefix, diff)
+	}
+}
+
+var builder1 = spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
+
+// allowed is the record of a decision with every time in it.
+func allowed() *audit.Record {
+	return &audit.Record{
+		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Verdict: allowlist.Allow, Policy: "p1",
+		Mode: allowlist.ModeEnforce, Decide: 300 * time.Nanosecond, Resolve: 2 * time.Millisecond, Dial: 20 * time.Millisecond,
+	}
+}
+
+func TestDecisionsAreCountedByWhatWasDecided(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	measure := tel.Instruments().Measure
+	measure(allowed())
+	measure(allowed())
+	measure(&audit.Record{
+		Event: audit.EventDecision, Protocol: "connect", Identity: builder1, Verdict: allowlist.Observe, Policy: "p1",
+		WouldReason: allowlist.NotOnAllowlist, Mode: allowlist.ModeObserve,
+	})
+	measure(&audit.Record{Event: audit.EventDecision, Protocol: "connect", Reason: allowlist.IdentityMissing})
+	measure(&audit.Record{Event: audit.EventSummary, Reason: allowlist.IdentityMissing}) // counted before
+	measure(&audit.Record{Event: audit.EventPolicyReload})
+	expect(t, tel, "egress_decisions",
+		`egress_decisions_total{mode="",protocol="connect",reason="identity-missing",verdict="deny"} 1`,
+		`egress_decisions_total{mode="enforce",protocol="connect",reason="",verdict="allow"} 2`,
+		`egress_decisions_total{mode="observe",protocol="connect",reason="not-on-allowlist",verdict="observe"} 1`)
+	expect(t, tel, "egress_authorize", `egress_authorize_duration_seconds_sum 6e-07`, `egress_authorize_duration_seconds_count 2`)
+	expect(t, tel, "egress_resolve", `egress_resolve_duration_seconds_sum 0.004`, `egress_resolve_duration_seconds_count 2`)
+	expect(t, tel, "egress_dial", `egress_dial_duration_seconds_sum 0.04`, `egress_dial_duration_seconds_count 2`)
+}
+
+func TestIdentitiesHaveACap(t *testing.T) {
+	tel := newTelemetry(t, Config{IdentityCap: 2})
+	for _, path := range []string{"/a", "/b", "/a", "/c", "/d", "/b"} {
+		r := allowed()
+		r.Identity = spiffeid.RequireFromPath(builder1.TrustDomain(), path)
+		tel.Instruments().Measure(r)
+	}
+	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // of nobody
+	expect(t, tel, "egress_decisions_by_identity",
+		`egress_decisions_by_identity_total{identity="_other",verdict="allow"} 2`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/a",verdict="allow"} 2`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/b",verdict="allow"} 2`)
+}
+
+// TestManyIdentitiesAreBeyondTheSDKsOwnLimit of 2,000 series for a metric.
+func TestManyIdentitiesAreBeyondTheSDKsOwnLimit(t *testing.T) {
+	const identities = 3000
+	tel := newTelemetry(t, Config{IdentityCap: identities})
+	for i := range identities {
+		r := allowed()
+		r.Identity = spiffeid.RequireFromPathf(builder1.TrustDomain(), "/%d", i)
+		tel.Instruments().Measure(r)
+	}
+	if n := strings.Count(scrapeAll(t, tel), `egress_decisions_by_identity_total{identity="spiffe://`); n != identities {
+		t.Errorf("%d series, want %d", n, identities)
+	}
+}
+
+// TestBytesAreCountedAsTunnelsReport: those of a tunnel that is still open
+// count, and none counts twice.
+func TestBytesAreCountedAsTunnelsReport(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	tunnel := func(event audit.Event, id string, up, down int64) {
+		tel.Instruments().Measure(&audit.Record{Event: event, ID: id, Up: up, Down: down, Duration: 90 * time.Second})
+	}
+	tunnel(audit.EventTunnelProgress, "long", 100, 1000)
+	tunnel(audit.EventTunnelClose, "short", 1, 2)
+	tunnel(audit.EventTunnelProgress, "long", 150, 1500)
+	expect(t, tel, "egress_io", `egress_io_bytes_total{direction="down"} 1502`, `egress_io_bytes_total{direction="up"} 151`)
+	tunnel(audit.EventTunnelClose, "long", 160, 1600)
+	expect(t, tel, "egress_io", `egress_io_bytes_total{direction="down"} 1602`, `egress_io_bytes_total{direction="up"} 161`)
+	expect(t, tel, "egress_tunnel_d", `egress_tunnel_duration_seconds_sum 180`, `egress_tunnel_duration_seconds_count 2`)
+	if left := len(tel.Instruments().progress.counted); left != 0 {
+		t.Errorf("%d tunnels are remembered that have ended", left)
+	}
+}
+
+func TestHandshakesReloadsAndEnforcements(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	i := tel.Instruments()
+	i.Handshake(allowlist.NoReason)
+	i.Handshake(allowlist.IdentityExpired)
+	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.TLSHandshakeFailed})
+	i.Reload("in-force")
+	i.Reload("refused")
+	i.Reload("in-force")
+	i.Enforced(20 * time.Millisecond)
+	expect(t, tel, "egress_tls",
+		`egress_tls_handshakes_total{result="identity-expired"} 1`,
+		`egress_tls_handshakes_total{result="ok"} 1`,
+		`egress_tls_handshakes_total{result="tls-handshake-failed"} 1`)
+	expect(t, tel, "egress_policy", `egress_policy_reloads_total{result="in-force"} 2`, `egress_policy_reloads_total{result="refused"} 1`)
+	expect(t, tel, "egress_revocation", `egress_revocation_duration_seconds_sum 0.02`, `egress_revocation_duration_seconds_count 1`)
+}
+
+// everything is a telemetry with every metric in it.
+func everything(t *testing.T) *Telemetry {
+	t.Helper()
+	tel := newTelemetry(t, Config{IdentityCap: 1})
+	err := tel.Observe(Observed{
+		Tunnels: func() int { return 3 },
+		Policy: func() (Policy, bool) {
+			return Policy{Version: "p1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
+		},
+		Expiry: func() time.Time { return time.Now().Add(time.Hour) },
+		Records: func() []audit.SinkStats {
+			return []audit.SinkStats{{Name: "all", Made: 10, Written: 1, Summarised: 2, Dropped: 3, Failed: 4}}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := tel.Instruments()
+	i.Measure(allowed())
+	i.Measure(&audit.Record{Event: audit.EventTunnelClose, Up: 1, Down: 1, Duration: time.Second})
+	i.Handshake(allowlist.NoReason)
+	i.Reload("in-force")
+	i.Enforced(time.Millisecond)
+	return tel
+}
+
+func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
+	tel := everything(t)
+	expect(t, tel, "egress_tunnels", `egress_tunnels_active 3`)
+	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",version="p1"} 1`)
+	expect(t, tel, "egress_records",
+		`egress_records_total{result="dropped",sink="all"} 3`,
+		`egress_records_total{result="failed",sink="all"} 4`,
+		`egress_records_total{result="summarised",sink="all"} 2`,
+		`egress_records_total{result="written",sink="all"} 1`)
+	expect(t, tel, "egress_spans",
+		`egress_spans_total{result="dropped"} 0`, `egress_spans_total{result="exported"} 0`, `egress_spans_total{result="failed"} 0`)
+	for _, prefix := range []string{"egress_policy_age_seconds 36", "egress_svid_expiry_seconds 3599."} {
+		if !slices.ContainsFunc(scrape(t, tel), func(s string) bool { return strings.HasPrefix(s, prefix) }) {
+			t.Errorf("nothing begins with %q", prefix)
+		}
+	}
+}
+
+// TestWithoutAPolicyThereIsNoPolicyMetric: age zero would look healthy.
+func TestWithoutAPolicyThereIsNoPolicyMetric(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	if err := tel.Observe(Observed{Policy: func() (Policy, bool) { return Policy{}, false }}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, tel, "egress_policy")
+	expect(t, tel, "egress_svid")
+}
+
+// TestTheCatalogueIsWhatIsShown compares names, types' suffixes, help and
+// labels with a scrape.
+func TestTheCatalogueIsWhatIsShown(t *testing.T) {
+	text := scrapeAll(t, everything(t))
+	var want, got []string
+	for _, m := range Catalogue() {
+		want = append(want, "# HELP "+m.Prometheus+" "+m.Description)
+		for _, name := range m.Labels {
+			if !strings.Contains(text, name+`="`) {
+				t.Errorf("%s: nothing has the label %s", m.Name, name)
+			}
+		}
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "# HELP egress_") {
+			got = append(got, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Errorf("shown and not listed, or the other way round (-shown +listed):\n%s", diff)
+	}
+	for _, name := range []string{"go_goroutines ", "process_cpu_seconds_total ", `egress_tunnel_duration_seconds_bucket{le="0.1"}`, `egress_tunnel_duration_seconds_bucket{le="86400"}`} {
+		if !strings.Contains(text, "\n"+name) {
+			t.Errorf("%s is not shown", name)
+		}
+	}
+}

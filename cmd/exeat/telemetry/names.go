@@ -1,0 +1,108 @@
+package telemetry
+
+// Metric is one of the metrics that this package makes, as documents list it.
+type Metric struct {
+	Name        string // in OpenTelemetry
+	Prometheus  string // on the admin listener; of a histogram the base name
+	Unit        string // UCUM; "" for a plain count
+	Labels      []string
+	Description string
+
+	buckets []float64 // of a histogram, upper bounds in the unit
+}
+
+// Result labels.
+const (
+	handshakeOK = "ok"
+	otherLabel  = "_other"
+)
+
+// Catalogue returns every metric of the gateway itself, in the order of the
+// documents. Those of the Go runtime (go_*) and of the process (process_*) are
+// the ones of the Prometheus client library.
+func Catalogue() []Metric {
+	return []Metric{
+		{
+			Name: "egress.decisions", Prometheus: "egress_decisions_total",
+			Labels:      []string{"verdict", "reason", "protocol", "mode"},
+			Description: "Decisions. The reason of an observed denial is the one that it would have had.",
+		},
+		{
+			Name: "egress.decisions.by_identity", Prometheus: "egress_decisions_by_identity_total",
+			Labels:      []string{"identity", "verdict"},
+			Description: "Decisions of the first identities seen, as many as the configured cap; the others share _other.",
+		},
+		{
+			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
+			Description: "Time that the policy took to decide.",
+			buckets:     []float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2},
+		},
+		{
+			Name: "egress.resolve.duration", Prometheus: "egress_resolve_duration_seconds", Unit: "s",
+			Description: "Time that the name of an allowed destination took to resolve.",
+			buckets:     networkBuckets(),
+		},
+		{
+			Name: "egress.dial.duration", Prometheus: "egress_dial_duration_seconds", Unit: "s",
+			Description: "Time that the connection to an allowed destination took.",
+			buckets:     networkBuckets(),
+		},
+		{
+			Name: "egress.tunnels.active", Prometheus: "egress_tunnels_active",
+			Description: "Open tunnels.",
+		},
+		{
+			Name: "egress.tunnel.duration", Prometheus: "egress_tunnel_duration_seconds", Unit: "s",
+			Description: "Time from the request of a tunnel to its end.",
+			buckets:     []float64{0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600},
+		},
+		{
+			Name: "egress.io", Prometheus: "egress_io_bytes_total", Unit: "By",
+			Labels:      []string{"direction"},
+			Description: "Bytes through tunnels, up from and down to the callers, counted when a tunnel reports or ends.",
+		},
+		{
+			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
+			Labels:      []string{"result"},
+			Description: "TLS handshakes with callers: ok, or why there is no identity.",
+		},
+		{
+			Name: "egress.policy.info", Prometheus: "egress_policy_info",
+			Labels:      []string{"version", "generation"},
+			Description: "1 for the policy in force.",
+		},
+		{
+			Name: "egress.policy.reloads", Prometheus: "egress_policy_reloads_total",
+			Labels:      []string{"result"},
+			Description: "Policies that were loaded: in-force, held or refused.",
+		},
+		{
+			Name: "egress.policy.age", Prometheus: "egress_policy_age_seconds", Unit: "s",
+			Description: "Time since the policy came into force.",
+		},
+		{
+			Name: "egress.revocation.duration", Prometheus: "egress_revocation_duration_seconds", Unit: "s",
+			Description: "Time from the swap of a policy to the last tunnel that it ended.",
+			buckets:     []float64{1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5},
+		},
+		{
+			Name: "egress.svid.expiry", Prometheus: "egress_svid_expiry_seconds", Unit: "s",
+			Description: "Time until the gateway's SVID expires; negative once it has.",
+		},
+		{
+			Name: "egress.records", Prometheus: "egress_records_total",
+			Labels:      []string{"sink", "result"},
+			Description: "Records by sink and by what became of them: written, summarised, dropped or failed.",
+		},
+		{
+			Name: "egress.spans", Prometheus: "egress_spans_total",
+			Labels:      []string{"result"},
+			Description: "Spans by what became of them: exported, dropped or failed.",
+		},
+	}
+}
+
+// networkBuckets are for what goes over a network, in seconds.
+func networkBuckets() []float64 {
+	return []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+}

@@ -1,0 +1,106 @@
+package telemetry
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// Observed says where to read what is read only when somebody asks. The
+// functions are called from any goroutine, until Shutdown returns; a metric
+// without its function is not shown.
+type Observed struct {
+	// Tunnels is how many are open.
+	Tunnels func() int
+	// Policy is the one in force; ok is false if there is none.
+	Policy func() (p Policy, ok bool)
+	// Expiry is when the gateway's SVID expires; nil without an identity.
+	Expiry func() time.Time
+	// Records are the counts of every sink of records.
+	Records func() []audit.SinkStats
+}
+
+// Policy is a policy in force.
+type Policy struct {
+	Version    string
+	Generation uint64
+	Since      time.Time
+}
+
+// Observe registers what is read when metrics are, and the counts of spans.
+// Call it once, when all of it can be read.
+func (t *Telemetry) Observe(o Observed) error {
+	b := newBuilder(t.metrics.meter)
+	b.total("egress.spans", func(add func(uint64, ...attribute.KeyValue)) {
+		s := t.SpanStats()
+		add(s.Exported, attribute.String("result", "exported"))
+		add(s.Dropped, attribute.String("result", "dropped"))
+		add(s.Failed, attribute.String("result", "failed"))
+	})
+	if o.Records != nil {
+		b.total("egress.records", func(add func(uint64, ...attribute.KeyValue)) { addRecords(o.Records(), add) })
+	}
+	if o.Tunnels != nil {
+		b.gauge("egress.tunnels.active", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Tunnels())) })
+	}
+	if o.Expiry != nil {
+		b.gauge("egress.svid.expiry", func(set func(float64, ...attribute.KeyValue)) { set(time.Until(o.Expiry()).Seconds()) })
+	}
+	if o.Policy != nil {
+		b.policy(o.Policy)
+	}
+	return b.err
+}
+
+func addRecords(sinks []audit.SinkStats, add func(uint64, ...attribute.KeyValue)) {
+	for _, s := range sinks {
+		sink := attribute.String("sink", s.Name)
+		add(s.Written, sink, attribute.String("result", "written"))
+		add(s.Summarised, sink, attribute.String("result", "summarised"))
+		add(s.Dropped, sink, attribute.String("result", "dropped"))
+		add(s.Failed, sink, attribute.String("result", "failed"))
+	}
+}
+
+func (b *builder) policy(read func() (Policy, bool)) {
+	b.gauge("egress.policy.info", func(set func(float64, ...attribute.KeyValue)) {
+		if p, ok := read(); ok {
+			set(1, attribute.String("version", p.Version),
+				attribute.String("generation", strconv.FormatUint(p.Generation, 10)))
+		}
+	})
+	b.gauge("egress.policy.age", func(set func(float64, ...attribute.KeyValue)) {
+		if p, ok := read(); ok {
+			set(time.Since(p.Since).Seconds())
+		}
+	})
+}
+
+// total makes a counter that is read from elsewhere.
+func (b *builder) total(name string, read func(add func(uint64, ...attribute.KeyValue))) {
+	m := b.metric(name)
+	_, err := b.meter.Int64ObservableCounter(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			read(func(n uint64, labels ...attribute.KeyValue) {
+				o.Observe(int64(n), metric.WithAttributes(labels...)) //nolint:gosec // G115: a count
+			})
+			return nil
+		}))
+	b.failed(name, err)
+}
+
+// gauge makes a gauge that is read from elsewhere.
+func (b *builder) gauge(name string, read func(set func(float64, ...attribute.KeyValue))) {
+	m := b.metric(name)
+	_, err := b.meter.Float64ObservableGauge(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			read(func(v float64, labels ...attribute.KeyValue) { o.Observe(v, metric.WithAttributes(labels...)) })
+			return nil
+		}))
+	b.failed(name, err)
+}

@@ -1,0 +1,137 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// gate is an exporter that waits before every export, if it is closed, and
+// then answers err.
+type gate struct {
+	entered chan int // the size of each batch, when its export begins
+	open    chan struct{}
+	err     error
+}
+
+func (g *gate) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	if g.entered != nil {
+		g.entered <- len(spans)
+	}
+	if g.open != nil {
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return g.err
+}
+
+func (*gate) Shutdown(context.Context) error { return nil }
+
+// newQueue returns a queue of ten over an exporter, in batches of four.
+func newQueue(t *testing.T, exporter sdktrace.SpanExporter, tell func(string, error)) (*spanQueue, trace.Tracer) {
+	t.Helper()
+	q := newSpanQueue(exporter, 10, newDelivery(SignalTraces, tell),
+		sdktrace.WithMaxQueueSize(10), sdktrace.WithMaxExportBatchSize(4), sdktrace.WithBatchTimeout(0))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(q))
+	t.Cleanup(func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) })
+	return q, provider.Tracer("test")
+}
+
+func end(ctx context.Context, tracer trace.Tracer, n int) {
+	for range n {
+		_, span := tracer.Start(ctx, "CONNECT")
+		span.End()
+	}
+}
+
+func silent(string, error) {}
+
+// TestEverySpanIsCounted fills a queue whose exporter hangs, and lets it go.
+func TestEverySpanIsCounted(t *testing.T) {
+	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
+	q, tracer := newQueue(t, g, silent)
+	end(t.Context(), tracer, 4)
+	<-g.entered // from now on the exporter hangs
+	if got, want := q.stats(), (SpanStats{Made: 4, Waiting: 4}); got != want {
+		t.Errorf("while a batch is on its way: %+v, want %+v", got, want)
+	}
+	end(t.Context(), tracer, 21)
+	if got, want := q.stats(), (SpanStats{Made: 25, Waiting: 10, Dropped: 15}); got != want {
+		t.Errorf("with a full queue: %+v, want %+v", got, want)
+	}
+	close(g.open)
+	if err := q.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	end(t.Context(), tracer, 2)
+	if got, want := q.stats(), (SpanStats{Made: 27, Exported: 10, Dropped: 17}); got != want {
+		t.Errorf("at the end: %+v, want %+v", got, want)
+	}
+}
+
+// TestAFailedExportIsCountedAndToldOnce: nothing goes to standard error by way
+// of the SDK.
+func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
+	var told []error
+	q, tracer := newQueue(t, &gate{err: errOther}, func(_ string, err error) { told = append(told, err) })
+	for range 3 {
+		end(t.Context(), tracer, 3)
+		if err := q.ForceFlush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := q.stats(), (SpanStats{Made: 9, Failed: 9}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if len(told) != 1 || !errors.Is(told[0], errOther) {
+		t.Errorf("told %v, want the error once", told)
+	}
+}
+
+// TestAnExporterThatHangsDoesNotHoldTheEnd: what is left is counted as dropped.
+func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
+	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
+	q, tracer := newQueue(t, g, silent)
+	end(t.Context(), tracer, 6)
+	<-g.entered
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := q.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if got, want := q.stats(), (SpanStats{Made: 6, Dropped: 6}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	close(g.open)
+}
+
+// TestTheSumHoldsUnderLoad reads the counts while many goroutines make spans
+// and the process ends.
+func TestTheSumHoldsUnderLoad(t *testing.T) {
+	const workers, each = 8, 2000
+	q, tracer := newQueue(t, &gate{}, silent)
+	var making sync.WaitGroup
+	for range workers {
+		making.Go(func() { end(t.Context(), tracer, each) })
+	}
+	for range 200 {
+		if s := q.stats(); s.Made != s.Exported+s.Dropped+s.Failed+s.Waiting || s.Waiting > workers*each {
+			t.Fatalf("%+v does not add up", s)
+		}
+	}
+	making.Go(func() { _ = q.Shutdown(t.Context()) })
+	making.Wait()
+	if s := q.stats(); s.Made != workers*each || s.Exported+s.Dropped != s.Made {
+		t.Errorf("%+v: want %d made, exported or dropped", s, workers*each)
+	}
+}

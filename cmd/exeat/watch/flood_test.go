@@ -1,0 +1,147 @@
+package watch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// flood does something again and again until the test ends or it is stopped.
+func flood(t *testing.T, something func(i int) error) (stop func()) {
+	t.Helper()
+	done, ended, begun := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := something(i); err != nil {
+				t.Error(err)
+				return
+			}
+			if i == 100 {
+				close(begun)
+			}
+		}
+	}()
+	stop = sync.OnceFunc(func() {
+		close(done)
+		<-ended
+	})
+	t.Cleanup(stop)
+	<-begun
+	return stop
+}
+
+// TestBusyNeighbours writes a log, as fast as can be, into the directory that
+// is watched: changes are still found, and renames at once.
+func TestBusyNeighbours(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	log, err := os.Create(root + "/records.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	stop := flood(t, func(i int) error {
+		if i%10 == 0 {
+			return os.WriteFile(root+"/busy.log", nil, 0o600)
+		}
+		_, err := fmt.Fprintln(log, i)
+		return err
+	})
+	put(t, root+"/.tmp", "two")
+	rename(t, root+"/.tmp", path)
+	if l := r.believes(t, "two"); !l.settled {
+		t.Error("a rename was not believed at once")
+	}
+	put(t, path, "three")
+	r.believes(t, "three")
+	stop()
+	r.quietly(t)
+}
+
+// TestBusyFile changes permissions and another file without end: what changes
+// meanwhile is found.
+func TestBusyFile(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	put(t, root+"/b.yaml", "")
+	flood(t, func(i int) error {
+		if i%2 == 0 {
+			return os.Chmod(path, 0o600)
+		}
+		return os.Truncate(root+"/b.yaml", int64(i)%64)
+	})
+	put(t, path, "two")
+	r.believes(t, "two")
+}
+
+// TestManyRenames replaces the file as fast as can be: it is read now and
+// then, not each time, and in the end the last one holds.
+func TestManyRenames(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	last := ""
+	stop := flood(t, func(i int) error {
+		last = fmt.Sprint("text ", i)
+		if err := os.WriteFile(root+"/.tmp", []byte(last), 0o600); err != nil {
+			return err
+		}
+		return os.Rename(root+"/.tmp", path)
+	})
+	for range 3 { // it is read while the flood goes on
+		for !r.pass(t).believed {
+		}
+	}
+	stop()
+	r.Trigger() // the last one may have been read already
+	for l := r.pass(t); l.text != last || !l.done; l = r.pass(t) {
+	}
+	r.quietly(t)
+}
+
+// TestLostEvents makes more events than the kernel keeps while nobody takes
+// them; the one that counts is among those that are lost.
+func TestLostEvents(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	r.Trigger()
+	l := r.next(t)
+	put(t, root+"/x", "")
+	put(t, root+"/y", "")
+	for range 12_000 { // two events; fs.inotify.max_queued_events is 16,384 by default
+		for _, name := range []string{"/x", "/y"} {
+			if err := os.Chmod(root+name, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(t, root+"/.tmp", "two")
+	rename(t, root+"/.tmp", path)
+	close(l.goOn)
+	r.believes(t, "two")
+	select {
+	case err := <-r.failures:
+		if !errors.Is(err, fsnotify.ErrEventOverflow) {
+			t.Errorf("told of %v", err)
+		}
+	default:
+		t.Skip("this system keeps more events")
+	}
+}

@@ -1,0 +1,224 @@
+package watch
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	quiet    = 10 * time.Millisecond
+	patience = 10 * time.Second // bounds every wait
+)
+
+// reader believes what it reads as the reader of a policy does.
+type reader struct {
+	*Watcher
+	path     string
+	seen     string // by the last reading
+	held     string // believed last
+	looks    chan look
+	failures chan error
+}
+
+// look is one call of Changed.
+type look struct {
+	settled  bool
+	text     string
+	believed bool // and new
+	done     bool
+	goOn     chan struct{} // the call returns when this is closed
+}
+
+// follow watches paths until the test ends, and reads path. The first look is
+// over when it returns.
+func follow(t *testing.T, path string, inside func(string) bool, paths ...string) *reader {
+	t.Helper()
+	r := &reader{path: path, looks: make(chan look), failures: make(chan error, 64)}
+	var err error
+	r.Watcher, err = New(Config{
+		Paths: paths, Inside: inside, Quiet: quiet, Poll: -1, Changed: r.changed,
+		Failed: func(ctx context.Context, err error) {
+			select {
+			case r.failures <- err:
+			case <-ctx.Done():
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	for !r.pass(t).done {
+	}
+	return r
+}
+
+func (r *reader) changed(ctx context.Context, settled bool) bool {
+	data, err := os.ReadFile(r.path)
+	text := string(data)
+	if err != nil {
+		text = "error"
+	}
+	done := settled || text == r.seen || text == r.held
+	l := look{settled: settled, text: text, believed: done && text != r.held, done: done, goOn: make(chan struct{})}
+	r.seen = text
+	if done {
+		r.held = text
+	}
+	select {
+	case r.looks <- l:
+		select {
+		case <-l.goOn:
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
+	return done
+}
+
+// next waits for the next look, which goes on when the caller says so.
+func (r *reader) next(t *testing.T) look {
+	t.Helper()
+	select {
+	case l := <-r.looks:
+		return l
+	case <-time.After(patience):
+		t.Fatal("nothing is read")
+		return look{}
+	}
+}
+
+// pass waits for the next look and lets it go on.
+func (r *reader) pass(t *testing.T) look {
+	t.Helper()
+	l := r.next(t)
+	close(l.goOn)
+	return l
+}
+
+// believes waits until something new is believed, which must be that text.
+func (r *reader) believes(t *testing.T, text string) look {
+	t.Helper()
+	for {
+		if l := r.pass(t); l.believed {
+			if l.text != text {
+				t.Fatalf("believed %q, want %q", l.text, text)
+			}
+			return l
+		}
+	}
+}
+
+// quietly checks that nothing more is believed once the watcher has come to
+// rest.
+func (r *reader) quietly(t *testing.T) {
+	t.Helper()
+	r.Trigger()
+	for {
+		l := r.pass(t)
+		if l.believed {
+			t.Fatalf("believed once more: %q", l.text)
+		}
+		if l.done {
+			return
+		}
+	}
+}
+
+func isYAML(name string) bool { return strings.HasSuffix(name, ".yaml") }
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// old makes a file and dates it back: no writer can be under way.
+func old(t *testing.T, path, text string) {
+	t.Helper()
+	put(t, path, text)
+	hour := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path, hour, hour); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func add(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// disk is a directory that rows of a table change; paths are relative to it.
+type disk struct {
+	t    *testing.T
+	root string
+}
+
+func (d disk) at(path string) string { return filepath.Join(d.root, path) }
+
+func (d disk) put(path, text string) { d.t.Helper(); put(d.t, d.at(path), text) }
+
+func (d disk) old(path, text string) { d.t.Helper(); old(d.t, d.at(path), text) }
+
+func (d disk) rename(from, to string) { d.t.Helper(); rename(d.t, d.at(from), d.at(to)) }
+
+func (d disk) remove(path string) { d.t.Helper(); remove(d.t, d.at(path)) }
+
+// link makes a symbolic link with that target as it is.
+func (d disk) link(target, path string) {
+	d.t.Helper()
+	if err := os.Symlink(target, d.at(path)); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d disk) hardLink(from, path string) {
+	d.t.Helper()
+	if err := os.Link(d.at(from), d.at(path)); err != nil {
+		d.t.Fatal(err)
+	}
+}

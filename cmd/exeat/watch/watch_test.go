@@ -1,0 +1,319 @@
+package watch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// TestReplaced replaces a file that says "one" by one that says "two", in all
+// the ways there are. dir/policy.yaml is what is read.
+func TestReplaced(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		before  func(d disk) // changes what is there first
+		replace func(d disk)
+		atOnce  bool // by a rename that nothing has to confirm
+	}{
+		{name: "a rename over it", atOnce: true, replace: func(d disk) {
+			d.put("dir/.policy.yaml.tmp", "two")
+			d.rename("dir/.policy.yaml.tmp", "dir/policy.yaml")
+		}},
+		{name: "a rename from a directory that is not watched", replace: func(d disk) {
+			d.put("else/where/x", "two")
+			d.rename("else/where/x", "dir/policy.yaml")
+		}},
+		{name: "written in place", replace: func(d disk) {
+			d.put("dir/policy.yaml", "two")
+		}},
+		{name: "removed and written", replace: func(d disk) {
+			d.remove("dir/policy.yaml")
+			d.put("dir/policy.yaml", "two")
+		}},
+		{name: "an editor that renames a backup and writes", replace: func(d disk) {
+			d.rename("dir/policy.yaml", "dir/policy.yaml~")
+			d.put("dir/policy.yaml", "two")
+		}},
+		{name: "a backup that goes to another directory", replace: func(d disk) {
+			d.put("dir/other", "")
+			d.put("else/where/x", "")
+			d.rename("dir/other", "else/where/other")
+			d.put("dir/policy.yaml", "two")
+		}},
+		{name: "a hard link put in its place", replace: func(d disk) {
+			d.put("else/x", "two")
+			d.remove("dir/policy.yaml")
+			d.hardLink("else/x", "dir/policy.yaml")
+		}},
+		{name: "its directory renamed away and another one in its place", atOnce: true, replace: func(d disk) {
+			d.put("next/policy.yaml", "two")
+			d.rename("dir", "old")
+			d.rename("next", "dir")
+		}},
+		{name: "its directory removed and made again", replace: func(d disk) {
+			d.remove("dir")
+			d.put("dir/policy.yaml", "two")
+		}},
+		{name: "the directory above replaced", atOnce: true, replace: func(d disk) {
+			d.put("../next/dir/policy.yaml", "two")
+			d.rename("", "../old")
+			d.rename("../next", "")
+		}},
+		{name: "the swap of a ConfigMap", atOnce: true, before: configMap, replace: func(d disk) {
+			d.put("dir/..2/policy.yaml", "two")
+			d.link("..2", "dir/..data_tmp")
+			d.rename("dir/..data_tmp", "dir/..data")
+			d.remove("dir/..1")
+		}},
+		{name: "a symbolic link above that is swapped", atOnce: true, before: func(d disk) {
+			d.rename("dir", "v1")
+			d.link("v1", "dir")
+		}, replace: func(d disk) {
+			d.put("v2/policy.yaml", "two")
+			d.link("v2", "dir.tmp")
+			d.rename("dir.tmp", "dir")
+		}},
+		{name: "a symbolic link that is removed and made again", before: func(d disk) {
+			d.rename("dir", "v1")
+			d.link(d.root+"/v1", "dir")
+		}, replace: func(d disk) {
+			d.put("v2/policy.yaml", "two")
+			d.remove("dir")
+			d.link(d.root+"/v2", "dir")
+		}},
+		{name: "what a symbolic link leads to, far away", atOnce: true, before: func(d disk) {
+			d.old("far/away/p", "one")
+			d.remove("dir/policy.yaml")
+			d.link("../far/away/p", "dir/policy.yaml")
+		}, replace: func(d disk) {
+			d.put("far/away/tmp", "two")
+			d.rename("far/away/tmp", "far/away/p")
+		}},
+	} {
+		for _, watched := range []string{"the file", "its directory", "a relative path"} {
+			t.Run(row.name+"/"+watched, func(t *testing.T) {
+				root := filepath.Join(t.TempDir(), "root")
+				file := root + "/dir/policy.yaml"
+				old(t, file, "one")
+				if row.before != nil {
+					row.before(disk{t, root})
+				}
+				path := map[string]string{"the file": file, "its directory": root + "/dir", "a relative path": "dir/policy.yaml"}[watched]
+				if watched == "a relative path" {
+					t.Chdir(root)
+				} else {
+					t.Parallel()
+				}
+				r := follow(t, file, isYAML, path)
+				row.replace(disk{t, root})
+				if l := r.believes(t, "two"); l.settled != row.atOnce {
+					t.Errorf("believed at once: %v, want %v", l.settled, row.atOnce)
+				}
+				r.quietly(t)
+				// It is watched as before.
+				put(t, root+"/dir/policy.yaml", "three")
+				r.believes(t, "three")
+			})
+		}
+	}
+}
+
+func configMap(d disk) {
+	d.old("dir/..1/policy.yaml", "one")
+	d.link("..1", "dir/..data")
+	d.remove("dir/policy.yaml")
+	d.link("..data/policy.yaml", "dir/policy.yaml")
+}
+
+func TestAFileThatIsDeletedIsReadOnce(t *testing.T) {
+	root := t.TempDir()
+	old(t, root+"/policy.yaml", "one")
+	r := follow(t, root+"/policy.yaml", nil, root+"/policy.yaml")
+	remove(t, root+"/policy.yaml")
+	r.believes(t, "error")
+	r.quietly(t)
+	put(t, root+"/policy.yaml", "two")
+	r.believes(t, "two")
+}
+
+func TestAPathThatComesLater(t *testing.T) {
+	root := t.TempDir()
+	r := follow(t, root+"/a/b/policy.yaml", nil, root+"/a/b/policy.yaml")
+	put(t, root+"/a/b/policy.yaml", "two")
+	r.believes(t, "two")
+}
+
+// TestChunks appends a chunk whenever the watcher had the file read, which is
+// the worst moment: only the whole is ever believed.
+func TestChunks(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	put(t, path, "2")
+	for i := range 8 {
+		l := r.next(t)
+		if l.done {
+			t.Fatalf("believed %q after %d chunks", l.text, i)
+		}
+		add(t, path, fmt.Sprint(i))
+		close(l.goOn)
+	}
+	r.believes(t, "201234567")
+	r.quietly(t)
+}
+
+// TestAskedWhileWriting asks for readings as fast as they come: none that
+// follows another one at once confirms it.
+func TestAskedWhileWriting(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	r.Trigger()
+	l := r.next(t)
+	add(t, path, " and a prefix") // after the reading of this look
+	r.Trigger()
+	close(l.goOn)
+	l = r.next(t)
+	if l.done {
+		t.Fatalf("believed %q", l.text)
+	}
+	add(t, path, ", all of it")
+	r.Trigger()
+	close(l.goOn)
+	r.believes(t, "one and a prefix, all of it")
+}
+
+// TestARenameVouchesForItselfOnly renames one file while another one has just
+// been truncated.
+func TestARenameVouchesForItselfOnly(t *testing.T) {
+	root := t.TempDir()
+	old(t, root+"/a.yaml", "one")
+	old(t, root+"/b.yaml", "")
+	r := follow(t, root+"/a.yaml", isYAML, root)
+	put(t, root+"/.b", "")
+	r.Trigger()
+	l := r.next(t)
+	rename(t, root+"/.b", root+"/b.yaml")
+	put(t, root+"/a.yaml", "tw") // its events wait behind the rename
+	close(l.goOn)
+	if l := r.next(t); l.done && l.text != "one" {
+		t.Errorf("believed %q, settled %v", l.text, l.settled)
+	} else {
+		add(t, root+"/a.yaml", "o")
+		close(l.goOn)
+	}
+	r.believes(t, "two")
+}
+
+// TestAWriterThatPauses keeps the file open for longer than anybody waits for
+// events.
+func TestAWriterThatPauses(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !openForWriting(path) {
+		t.Skip("this file system does not tell who writes")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := follow(t, path, isYAML, root)
+	if f, err = os.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("tw"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-r.failures:
+		if !strings.Contains(err.Error(), path+" is open for writing") {
+			t.Errorf("told of %v", err)
+		}
+	case l := <-r.looks:
+		t.Fatalf("read %q while it was written", l.text)
+	}
+	if _, err := f.WriteString("o"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.believes(t, "two")
+}
+
+// TestARenameWhileItIsWritten is a program that renames before it flushes.
+func TestARenameWhileItIsWritten(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/policy.yaml"
+	old(t, path, "one")
+	r := follow(t, path, isYAML, root)
+	f, err := os.Create(root + "/.tmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("tw"); err != nil {
+		t.Fatal(err)
+	}
+	if !openForWriting(root + "/.tmp") {
+		t.Skip("this file system does not tell who writes")
+	}
+	rename(t, root+"/.tmp", path)
+	<-r.failures
+	if _, err := f.WriteString("o"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.believes(t, "two")
+}
+
+func TestWhole(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		want bool
+	}{
+		{"a file that is created", false},
+		{`a name " ← " that says it is renamed`, false},
+		{`a name" ← "b`, false},
+	} {
+		if got := whole(fsnotify.Event{Name: "/x/" + row.name, Op: fsnotify.Create}); got != row.want {
+			t.Errorf("%s: %v", row.name, got)
+		}
+	}
+}
+
+func TestWhatCannotBeWatchedIsToldOnce(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("nothing is forbidden to root")
+	}
+	root := t.TempDir()
+	if err := os.MkdirAll(root+"/shut", 0o300); err != nil {
+		t.Fatal(err)
+	}
+	r := follow(t, root+"/shut/policy.yaml", nil, root+"/shut/policy.yaml")
+	r.quietly(t)
+	if err := <-r.failures; !errors.Is(err, os.ErrPermission) {
+		t.Errorf("told of %v", err)
+	}
+	if len(r.failures) > 0 {
+		t.Errorf("told again: %v", <-r.failures)
+	}
+}
+
+func TestNewWantsChanged(t *testing.T) {
+	if _, err := New(Config{Paths: []string{"."}}); err == nil {
+		t.Error("no error without Changed")
+	}
+}

@@ -1,0 +1,262 @@
+package configs
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+)
+
+const (
+	rulesFile = "prometheus/exeat.rules.yaml"
+	testsFile = "prometheus/exeat.tests.yaml"
+)
+
+// ruleFile is what the tests look at in a file of Prometheus rules.
+type ruleFile struct {
+	Groups []struct {
+		Name  string
+		Rules []rule
+	}
+}
+
+type rule struct {
+	Record, Alert, Expr, For string
+
+	Labels, Annotations map[string]string
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(data, into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func rules(t *testing.T) []rule {
+	t.Helper()
+	var file ruleFile
+	readYAML(t, rulesFile, &file)
+	var all []rule
+	for _, g := range file.Groups {
+		all = append(all, g.Rules...)
+	}
+	if len(all) < 20 {
+		t.Fatalf("%s has %d rules", rulesFile, len(all))
+	}
+	return all
+}
+
+// known returns the names of the series that an expression may use: what the
+// gateway shows, what Prometheus adds, and what the rules record.
+func known(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{"up": true}
+	for _, m := range telemetry.Catalogue() {
+		names[m.Prometheus] = true
+		if strings.Contains(m.Name, ".duration") {
+			for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+				names[m.Prometheus+suffix] = true
+			}
+		}
+	}
+	for _, r := range rules(t) {
+		if r.Record != "" {
+			names[r.Record] = true
+		}
+	}
+	return names
+}
+
+// labels returns the labels that a series has besides job and instance.
+func labels() map[string][]string {
+	all := map[string][]string{}
+	for _, m := range telemetry.Catalogue() {
+		all[m.Prometheus] = m.Labels
+		all[m.Prometheus+"_bucket"] = append(slices.Clone(m.Labels), "le")
+	}
+	return all
+}
+
+// checkExpression checks the names of series in an expression, and the labels
+// that it selects by.
+func checkExpression(t *testing.T, place, expression string, known map[string]bool) {
+	t.Helper()
+	series := regexp.MustCompile(`\b(egress[_:][a-zA-Z0-9_:]+)(?:\{([^}]*)\})?`)
+	label := regexp.MustCompile(`([a-z_]+)\s*(?:=~|!~|!=|=)\s*"`)
+	for _, m := range series.FindAllStringSubmatch(expression, -1) {
+		name := m[1]
+		if !known[name] {
+			t.Errorf("%s uses %s, which nobody shows", place, name)
+		}
+		if strings.Contains(name, ":") {
+			continue // recorded: the rule says which labels it keeps
+		}
+		for _, l := range label.FindAllStringSubmatch(m[2], -1) {
+			if l[1] != "job" && l[1] != "instance" && !slices.Contains(labels()[name], l[1]) {
+				t.Errorf("%s selects %s by %s, which it does not have", place, name, l[1])
+			}
+		}
+	}
+}
+
+// TestRules checks what promtool does not: names, labels, and that every alert
+// says how bad it is, whose it is, and what to do.
+func TestRules(t *testing.T) {
+	runbook, err := os.ReadFile("../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := known(t)
+	alerts := 0
+	for _, r := range rules(t) {
+		checkExpression(t, r.Record+r.Alert, r.Expr, names)
+		if r.Alert == "" {
+			continue
+		}
+		alerts++
+		if !slices.Contains([]string{"critical", "warning", "info"}, r.Labels["severity"]) ||
+			!slices.Contains([]string{"platform", "security"}, r.Labels["team"]) || r.For == "" {
+			t.Errorf("%s: severity, team or for is missing", r.Alert)
+		}
+		if r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
+			t.Errorf("%s: summary or description is missing", r.Alert)
+		}
+		if want := "docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook"] != want {
+			t.Errorf("%s: runbook %q, want %q", r.Alert, r.Annotations["runbook"], want)
+		}
+		if !strings.Contains(string(runbook), "\n## "+r.Alert+"\n") {
+			t.Errorf("docs/runbook.md has no section %s", r.Alert)
+		}
+	}
+	if sections := strings.Count(string(runbook), "\n## "); sections != alerts {
+		t.Errorf("docs/runbook.md has %d sections for %d alerts", sections, alerts)
+	}
+}
+
+// TestEveryAlertIsTested checks that promtool is told when each alert fires,
+// and when it does not.
+func TestEveryAlertIsTested(t *testing.T) {
+	var file struct {
+		Tests []struct {
+			Cases []struct {
+				Alert    string `yaml:"alertname"`
+				Expected []any  `yaml:"exp_alerts"`
+			} `yaml:"alert_rule_test"`
+		}
+	}
+	readYAML(t, testsFile, &file)
+	fires, quiet := map[string]bool{}, map[string]bool{}
+	for _, test := range file.Tests {
+		for _, c := range test.Cases {
+			if len(c.Expected) > 0 {
+				fires[c.Alert] = true
+			} else {
+				quiet[c.Alert] = true
+			}
+		}
+	}
+	for _, r := range rules(t) {
+		if r.Alert != "" && (!fires[r.Alert] || !quiet[r.Alert]) {
+			t.Errorf("%s: tested that it fires: %v, that it does not: %v", r.Alert, fires[r.Alert], quiet[r.Alert])
+		}
+	}
+}
+
+// dashboard is what the tests look at in a Grafana dashboard.
+type dashboard struct {
+	UID, Title string
+
+	Panels []struct {
+		Title, Type string
+
+		Targets []struct{ Expr string }
+	}
+	Templating  struct{ List []struct{ Query any } }
+	Annotations struct{ List []struct{ Expr string } }
+}
+
+func TestDashboards(t *testing.T) {
+	names := known(t)
+	used := map[string]bool{}
+	for _, name := range []string{"executive", "on-call", "debug"} {
+		data, err := os.ReadFile(filepath.Join("grafana", name+".json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d dashboard
+		if err := json.Unmarshal(data, &d); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if d.UID != "exeat-"+name || d.Title == "" || len(d.Panels) < 5 {
+			t.Errorf("%s: uid %q, title %q, %d panels", name, d.UID, d.Title, len(d.Panels))
+		}
+		for _, p := range d.Panels {
+			if p.Type != "row" && len(p.Targets) == 0 {
+				t.Errorf("%s: panel %q asks for nothing", name, p.Title)
+			}
+			for _, target := range p.Targets {
+				checkExpression(t, name+": "+p.Title, target.Expr, names)
+				use(used, target.Expr)
+			}
+		}
+		for _, v := range d.Templating.List {
+			checkExpression(t, name, fmt.Sprint(v.Query), names)
+		}
+		for _, a := range d.Annotations.List {
+			checkExpression(t, name, a.Expr, names)
+		}
+	}
+	for _, m := range telemetry.Catalogue() {
+		if !used[m.Prometheus] {
+			t.Errorf("no dashboard shows %s", m.Prometheus)
+		}
+	}
+}
+
+// use marks the metrics of an expression.
+func use(used map[string]bool, expression string) {
+	for _, name := range regexp.MustCompile(`egress_[a-z_]+`).FindAllString(expression, -1) {
+		used[strings.TrimSuffix(name, "_bucket")] = true
+	}
+}
+
+// TestCollector checks that the pipelines name what is configured. A real
+// Collector validates the file where one is built.
+func TestCollector(t *testing.T) {
+	var file struct {
+		Receivers, Processors, Exporters map[string]any
+		Service                          struct {
+			Pipelines map[string]struct{ Receivers, Processors, Exporters []string }
+		}
+	}
+	readYAML(t, "otel-collector.yaml", &file)
+	for _, signal := range []string{"traces", "metrics", "logs"} {
+		p, ok := file.Service.Pipelines[signal]
+		if !ok || len(p.Receivers) == 0 || len(p.Exporters) == 0 {
+			t.Errorf("no pipeline for %s", signal)
+		}
+		check := func(kind string, named []string, configured map[string]any) {
+			for _, name := range named {
+				if _, ok := configured[name]; !ok {
+					t.Errorf("%s: %s %s is not configured", signal, kind, name)
+				}
+			}
+		}
+		check("receiver", p.Receivers, file.Receivers)
+		check("processor", p.Processors, file.Processors)
+		check("exporter", p.Exporters, file.Exporters)
+	}
+}

@@ -1,0 +1,264 @@
+package docs
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/audittest"
+	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
+)
+
+// field is a row of the table: what a field of the native form says, and
+// where the other forms have it.
+type field struct{ name, meaning, ocsf, ecs string }
+
+func fields() []field {
+	unmapped := func(name, meaning string) field {
+		return field{name, meaning, "unmapped." + name, "exeat." + name}
+	}
+	return []field{
+		{"schema", "version of this form: 1", "", ""},
+		{"time", "when it was answered, or happened: RFC 3339 in UTC, always nine digits, so that lines sort as text; OCSF has milliseconds since 1970", "time", "@timestamp"},
+		{"event", "what the record is about", "metadata.event_code", "event.code event.action"},
+		{"id", "sortable, unique to a decision; the caller sees it; its tunnel's records have the same", "metadata.uid metadata.correlation_uid http_request.uid", "event.id http.request.id"},
+		{"listener", "name of the listener", "proxy_endpoint.name", "exeat.listener"},
+		unmapped("protocol", "the door: `connect`"),
+		unmapped("wire", "HTTP/1: `h1`"),
+		{"identity", "SPIFFE ID of the caller, or the gateway's own in `identity.rotate`; `_other` in a summary of too many", "src_endpoint.svc_name src_endpoint.owner.uid entity.uid", "user.id service.id"},
+		unmapped("identity_source", "how it was proved: `x509-svid` `jwt-svid` `listener` `source-map`"),
+		{"client", "address and port of the caller; nothing for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},
+		{"host", "the destination as asked, canonical: a lower-case name or an address", "dst_endpoint.hostname dst_endpoint.ip http_request.url.hostname", "destination.address destination.domain"},
+		{"port", "its port", "dst_endpoint.port http_request.url.port", "destination.port"},
+		{"method", "of the request", "http_request.http_method", "http.request.method"},
+		{"address", "address and port that were dialled", "dst_endpoint.ip", "destination.ip"},
+		{"verdict", "`allow` `deny` `observe` (let out, and would be denied) `fail` (let out, and it did not work)", "action_id disposition_id", "event.action event.type exeat.verdict"},
+		{"reason", "why not: one of [reasons.md](reasons.md); for a tunnel that was ended, why it is no longer allowed", "status_code", "event.reason"},
+		unmapped("would_reason", "under `observe`: the reason that it would have been denied for"),
+		{"status", "HTTP status that was sent; nothing if none was", "http_response.code", "http.response.status_code"},
+		{"rule", "name of the rule that decided", "firewall_rule.name", "rule.name"},
+		unmapped("rule_at", "its place, `file:line`"),
+		{"policy", "version of the policy that decided or came into force", "policy.uid entity.version", "rule.ruleset"},
+		unmapped("generation", "how many states this process has put in force so far"),
+		unmapped("mode", "of the identity's entry: `enforce` `observe`"),
+		unmapped("address_class", "what kind of address was refused, such as `private` or `metadata`"),
+		unmapped("addresses_dropped", "how many addresses of the name were refused"),
+		unmapped("resolve_ms", "time to resolve the name, milliseconds"),
+		unmapped("dial_ms", "time to connect, milliseconds"),
+		unmapped("decide_us", "time to decide, microseconds"),
+		{"up", "bytes from the caller so far", "traffic.bytes_out", "source.bytes"},
+		{"down", "bytes to the caller so far", "traffic.bytes_in", "destination.bytes"},
+		{"duration_ms", "age of the tunnel, or time that a reload took to end tunnels, milliseconds; ECS has nanoseconds", "duration start_time", "event.duration event.start"},
+		unmapped("close_reason", "what ended the tunnel"),
+		{"detail", "for people: the cause of a failure, the reason of a quarantine, what a reload did", "status_detail", "error.message exeat.detail"},
+		{"count", "how many records this one stands for", "count", "exeat.count"},
+		{"first", "time of the first of them", "start_time", "event.start"},
+		{"last", "time of the last of them", "end_time", "event.end"},
+		unmapped("counts", "`count` by `verdict` and `reason`, exact"),
+		{"trace_id", "of the decision's span", "unmapped.trace_id", "trace.id"},
+		{"span_id", "of the decision's span", "unmapped.span_id", "span.id"},
+		unmapped("caller_trace_id", "of the caller's `traceparent`, if it sent one"),
+	}
+}
+
+// TestGeneratedRecords compares the tables of docs/records.md with the code;
+// `make generate` writes them.
+func TestGeneratedRecords(t *testing.T) {
+	data, err := os.ReadFile("records.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := replace(t, string(data), "fields", fieldTable())
+	want = replace(t, want, "metrics", metricTable())
+	if *update {
+		write(t, "records.md", want)
+	} else if string(data) != want {
+		t.Error("docs/records.md differs from the code: run make generate")
+	}
+}
+
+// replace puts a text between the marks of a generated part.
+func replace(t *testing.T, document, part, text string) string {
+	t.Helper()
+	begin := "<!-- generated: " + part + " -->\n"
+	before, rest, ok := strings.Cut(document, begin)
+	_, after, ended := strings.Cut(rest, "<!-- end -->")
+	if !ok || !ended {
+		t.Fatalf("docs/records.md has no generated part %s", part)
+	}
+	return before + begin + text + "<!-- end -->" + after
+}
+
+func fieldTable() string {
+	var b strings.Builder
+	b.WriteString("| Field | Content | OCSF | ECS |\n|---|---|---|---|\n")
+	for _, f := range fields() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.name, f.meaning, code(f.ocsf), code(f.ecs))
+	}
+	return b.String()
+}
+
+func metricTable() string {
+	var b strings.Builder
+	b.WriteString("| OpenTelemetry | Prometheus | Labels | Content |\n|---|---|---|---|\n")
+	for _, m := range telemetry.Catalogue() {
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", m.Name, m.Prometheus, code(strings.Join(m.Labels, " ")), m.Description)
+	}
+	return b.String()
+}
+
+// code marks each word.
+func code(words string) string {
+	var marked []string
+	for w := range strings.FieldsSeq(words) {
+		marked = append(marked, "`"+w+"`")
+	}
+	return strings.Join(marked, " ")
+}
+
+// TestFieldsAreTheCode renders a record of every kind: the table describes
+// exactly the fields that are seen, in their order, and every attribute of the
+// other forms is in the document.
+func TestFieldsAreTheCode(t *testing.T) {
+	described := map[string]bool{}
+	order := map[string]int{}
+	for i, f := range fields() {
+		described[f.name], order[f.name] = false, i
+	}
+	data, err := os.ReadFile("records.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inOCSF, inECS := map[string]bool{}, map[string]bool{}
+	for _, s := range audittest.Samples() {
+		last := -1
+		for _, name := range keys(t, rendered(t, audit.Native, &s.Record)) {
+			at, ok := order[name]
+			if !ok {
+				t.Errorf("docs/records.md does not describe %s", name)
+				continue
+			}
+			if at < last {
+				t.Errorf("%s is not in the order of the lines", name)
+			}
+			described[name], last = true, at
+		}
+		paths(t, rendered(t, ocsf.Render, &s.Record), inOCSF)
+		paths(t, rendered(t, ecs.Render, &s.Record), inECS)
+	}
+	for _, f := range fields() {
+		if !described[f.name] {
+			t.Errorf("docs/records.md describes %s, which no record has", f.name)
+		}
+		for p := range strings.FieldsSeq(f.ocsf) {
+			if !inOCSF[p] {
+				t.Errorf("%s is mapped to %s, which no OCSF event has", f.name, p)
+			}
+		}
+		for p := range strings.FieldsSeq(f.ecs) {
+			if !inECS[p] {
+				t.Errorf("%s is mapped to %s, which no ECS document has", f.name, p)
+			}
+		}
+	}
+	for _, seen := range []map[string]bool{inOCSF, inECS} {
+		for p := range seen {
+			if !bytes.Contains(data, []byte("`"+p+"`")) {
+				t.Errorf("docs/records.md does not mention %s", p)
+			}
+		}
+	}
+}
+
+func rendered(t *testing.T, render audit.Render, r *audit.Record) []byte {
+	t.Helper()
+	line, err := render(nil, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return line
+}
+
+// keys returns the keys of an object in their order.
+func keys(t *testing.T, object []byte) []string {
+	t.Helper()
+	var all []string
+	d := json.NewDecoder(bytes.NewReader(object))
+	if _, err := d.Token(); err != nil {
+		t.Fatal(err)
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var skipped json.RawMessage
+		if err := d.Decode(&skipped); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, fmt.Sprint(key))
+	}
+	return all
+}
+
+// paths adds the dotted paths of all values that are no objects.
+func paths(t *testing.T, object []byte, into map[string]bool) {
+	t.Helper()
+	var values map[string]any
+	if err := json.Unmarshal(object, &values); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(prefix string, values map[string]any)
+	walk = func(prefix string, values map[string]any) {
+		for key, v := range values {
+			if inner, ok := v.(map[string]any); ok {
+				walk(prefix+key+".", inner)
+			} else {
+				into[prefix+key] = true
+			}
+		}
+	}
+	walk("", values)
+}
+
+// TestEventsAreDescribed: every kind of record that is shown has its row.
+func TestEventsAreDescribed(t *testing.T) {
+	data, err := os.ReadFile("records.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen []audit.Event
+	for _, s := range audittest.Samples() {
+		if !slices.Contains(seen, s.Record.Event) {
+			seen = append(seen, s.Record.Event)
+		}
+	}
+	for _, event := range seen {
+		if !bytes.Contains(data, []byte("\n| `"+string(event)+"` |")) {
+			t.Errorf("docs/records.md does not describe the event %s", event)
+		}
+	}
+}
+
+// TestTheExampleIsARecord: the line that the document shows is what the
+// gateway writes.
+func TestTheExampleIsARecord(t *testing.T) {
+	for _, b := range blocks(t, "records.md") {
+		if !b.is("json") {
+			continue
+		}
+		for _, s := range audittest.Samples() {
+			if s.Name == "deny" && strings.TrimSpace(b.text) == string(rendered(t, audit.Native, &s.Record)) {
+				return
+			}
+		}
+	}
+	t.Error("docs/records.md does not show the sample deny")
+}

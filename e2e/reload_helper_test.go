@@ -1,0 +1,390 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// reloadRecord is a record as these tests read it.
+type reloadRecord struct {
+	Event       string `json:"event"`
+	Identity    string `json:"identity"`
+	Host        string `json:"host"`
+	Reason      string `json:"reason"`
+	Status      int    `json:"status"`
+	Policy      string `json:"policy"`
+	Generation  uint64 `json:"generation"`
+	CloseReason string `json:"close_reason"`
+	Detail      string `json:"detail"`
+}
+
+// until waits until what was written so far, in whole lines, is as it should
+// be.
+func (o *output) until(t *testing.T, what string, good func(text string) bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		o.mu.Lock()
+		text, ended, changed := o.text.String(), o.ended, o.changed
+		o.mu.Unlock()
+		if good(text[:strings.LastIndexByte(text, '\n')+1]) {
+			return
+		}
+		if ended {
+			t.Fatalf("the process ended before %s", what)
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func parseRecords(t *testing.T, text string) []reloadRecord {
+	t.Helper()
+	var all []reloadRecord
+	for line := range strings.Lines(text) {
+		var r reloadRecord
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatalf("record %q: %v", line, err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// recorded waits for the nth record, counted from 0, that is good.
+func (p *process) recorded(t *testing.T, what string, n int, good func(reloadRecord) bool) reloadRecord {
+	t.Helper()
+	var found reloadRecord
+	p.stdout.until(t, what, func(text string) bool {
+		left := n
+		for _, r := range parseRecords(t, text) {
+			if !good(r) {
+				continue
+			}
+			if left == 0 {
+				found = r
+				return true
+			}
+			left--
+		}
+		return false
+	})
+	return found
+}
+
+// generation waits until a generation is in force.
+func (p *process) generation(t *testing.T, n uint64) reloadRecord {
+	t.Helper()
+	return p.recorded(t, fmt.Sprintf("generation %d", n), 0, func(r reloadRecord) bool {
+		return r.Event == "policy.reload" && r.Generation == n && strings.HasPrefix(r.Detail, "closed ")
+	})
+}
+
+// refused waits for the nth policy that was not used, counted from 0.
+func (p *process) refused(t *testing.T, n int, why string) {
+	t.Helper()
+	r := p.recorded(t, "a refused policy", n, func(r reloadRecord) bool {
+		return r.Event == "policy.reload" && strings.HasPrefix(r.Detail, "refused: ")
+	})
+	if !strings.Contains(r.Detail, why) {
+		t.Errorf("refused with %q, want it to say %q", r.Detail, why)
+	}
+	p.stderr.until(t, "the log line", func(text string) bool { return strings.Count(text, "the last good one stays") > n })
+}
+
+// closed waits for the nth end of a tunnel, counted from 0.
+func (p *process) closed(t *testing.T, n int) reloadRecord {
+	t.Helper()
+	return p.recorded(t, "the end of a tunnel", n, func(r reloadRecord) bool { return r.Event == "tunnel.close" })
+}
+
+// stop ends the process and checks that its generations are 1 to last, each
+// put in force once.
+func (p *process) stop(t *testing.T, last uint64) {
+	t.Helper()
+	p.signal(t, syscall.SIGTERM)
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	next := uint64(1)
+	for _, r := range parseRecords(t, p.stdout.String()) {
+		if r.Event != "policy.reload" || !strings.HasPrefix(r.Detail, "closed ") {
+			continue
+		}
+		if r.Generation != next {
+			t.Errorf("generation %d, want %d", r.Generation, next)
+		}
+		next++
+	}
+	if next != last+1 {
+		t.Errorf("the last generation is %d, want %d", next-1, last)
+	}
+}
+
+// reloadSite is a site whose policy lies in directories of its own and is never
+// polled for, with an origin that reads.
+type reloadSite struct {
+	site
+	port int
+}
+
+func newReloadSite(t *testing.T) reloadSite {
+	t.Helper()
+	port := newEcho(t)
+	return reloadSite{site: newSite(t, port), port: port}
+}
+
+// newEcho serves on loopback and sends back what it gets, until the client
+// closes. It returns its port.
+func newEcho(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				_, _ = io.Copy(conn, conn)
+				_ = conn.Close()
+			})
+		}
+	})
+	t.Cleanup(func() { // after the gateway has ended
+		_ = l.Close()
+		serving.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// serve starts the gateway with a policy at that path.
+func (s reloadSite) serve(t *testing.T, policy string, more ...string) *process {
+	t.Helper()
+	return s.serveConfig(t, strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+policy+"\", poll: 0s"+strings.Join(more, "")+"}", 1))
+}
+
+func (s reloadSite) serveConfig(t *testing.T, config string) *process {
+	t.Helper()
+	write(t, s.dir, map[string]string{"exeat.yaml": config})
+	p := start(t, s.dir, "serve")
+	p.generation(t, 1) // SIGHUP is listened for by then
+	return p
+}
+
+// rule is the end of an entry: these hosts, and no others.
+func (s reloadSite) rule(hosts ...string) string {
+	var list strings.Builder
+	for _, host := range hosts {
+		fmt.Fprintf(&list, "{host: %s, ports: [%d], addresses: [127.0.0.1/32]}, ", host, s.port)
+	}
+	return "owner: team-ci, allow: [" + strings.TrimSuffix(list.String(), ", ") + "]"
+}
+
+// allowing is a policy that lets gateway, builder and sidecar reach hosts.
+func (s reloadSite) allowing(hosts ...string) string {
+	policy := "version: 1\nidentities:\n"
+	for _, id := range []string{gateway, builder, sidecar} {
+		policy += fmt.Sprintf("  - {id: %q, %s}\n", id, s.rule(hosts...))
+	}
+	return policy
+}
+
+// reloadTunnel is a client's end of a connection to the gateway.
+type reloadTunnel struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+// ask sends a CONNECT and returns the status; 0 means that nobody answered.
+func (s reloadSite) ask(t *testing.T, conn net.Conn, host string) (status int, tunnel reloadTunnel) {
+	t.Helper()
+	tunnel = reloadTunnel{conn, bufio.NewReader(conn)}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Error(err)
+		return 0, tunnel
+	}
+	if _, err := fmt.Fprintf(conn, "CONNECT %s:%d HTTP/1.0\r\n\r\n", host, s.port); err != nil {
+		t.Error(err)
+		return 0, tunnel
+	}
+	resp, err := http.ReadResponse(tunnel.reader, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		t.Error(err)
+		return 0, tunnel
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode, tunnel
+}
+
+// status asks once on a new plain connection to the listener that is the
+// gateway itself.
+func (s reloadSite) status(t *testing.T, p *process, host string) int {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.listening(t, "own").String())
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer func() { _ = conn.Close() }()
+	status, _ := s.ask(t, conn, host)
+	return status
+}
+
+// open opens a tunnel by the listener own, or with the certificate of that
+// name.
+func (s reloadSite) open(t *testing.T, p *process, by, host string) reloadTunnel {
+	t.Helper()
+	var conn net.Conn
+	var err error
+	if by == "own" {
+		conn, err = net.Dial("tcp", p.listening(t, "own").String())
+	} else {
+		conn, err = tls.Dial("tcp", p.listening(t, "mtls").String(), s.client(t, by))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.openOn(t, conn, host)
+}
+
+// openOn opens a tunnel on a connection.
+func (s reloadSite) openOn(t *testing.T, conn net.Conn, host string) reloadTunnel {
+	t.Helper()
+	t.Cleanup(func() { _ = conn.Close() })
+	status, tunnel := s.ask(t, conn, host)
+	if status != http.StatusOK {
+		t.Fatalf("%s: %d", host, status)
+	}
+	return tunnel
+}
+
+// client is the configuration of a client with the certificate of that name.
+func (s reloadSite) client(t *testing.T, name string) *tls.Config {
+	t.Helper()
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: s.roots(t), ServerName: "localhost", Certificates: s.pair(t, name)}
+}
+
+// statusBy asks once on a new connection, and also says whether its TLS session
+// was resumed.
+func (s reloadSite) statusBy(t *testing.T, p *process, client *tls.Config, host string) (status int, resumed bool) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", p.listening(t, "mtls").String(), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	status, _ = s.ask(t, conn, host)
+	return status, conn.ConnectionState().DidResume
+}
+
+// works sends something to and fro.
+func (c reloadTunnel) works(t *testing.T) {
+	t.Helper()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "ping"); err != nil {
+		t.Fatalf("the tunnel is closed: %v", err)
+	}
+	answer := make([]byte, 4)
+	if _, err := io.ReadFull(c.reader, answer); err != nil || string(answer) != "ping" {
+		t.Fatalf("the tunnel gives %q, %v", answer, err)
+	}
+}
+
+// ends waits for the end of the tunnel.
+func (c reloadTunnel) ends(t *testing.T) {
+	t.Helper()
+	if n, err := io.Copy(io.Discard, c.reader); n > 0 || isTimeout(err) {
+		t.Errorf("the tunnel stays open: %d bytes, %v", n, err)
+	}
+}
+
+func isTimeout(err error) bool {
+	timeout, ok := err.(net.Error) //nolint:errorlint // as net/http does
+	return ok && timeout.Timeout()
+}
+
+// hammer asks for a host without end, until the returned function is called,
+// which returns how many times each status came.
+func (s reloadSite) hammer(t *testing.T, p *process, host string) (stop func() map[int]int) {
+	t.Helper()
+	var asking sync.WaitGroup
+	var done atomic.Bool
+	seen := map[int]int{}
+	begun := make(chan struct{})
+	asking.Go(func() {
+		for i := 0; !done.Load(); i++ {
+			status := s.status(t, p, host)
+			seen[status]++
+			if status == 0 {
+				done.Store(true)
+			}
+			if i == 0 {
+				close(begun)
+			}
+		}
+	})
+	<-begun
+	stop = func() map[int]int {
+		done.Store(true)
+		asking.Wait()
+		return seen
+	}
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+// putFile makes a file, and its directory.
+func putFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replaceFile puts a file into place by a rename.
+func replaceFile(t *testing.T, path, text string) {
+	t.Helper()
+	temp := filepath.Join(filepath.Dir(path), ".tmp")
+	putFile(t, temp, text)
+	renameFile(t, temp, path)
+}
+
+func renameFile(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func linkFile(t *testing.T, target, path string) {
+	t.Helper()
+	if err := os.Symlink(target, path); err != nil {
+		t.Fatal(err)
+	}
+}

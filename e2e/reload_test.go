@@ -1,0 +1,350 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestReload replaces a policy that allows allowed.example by one that allows
+// example.com, in all the ways that people and tools do. Nobody polls and
+// nobody sends SIGHUP.
+func TestReload(t *testing.T) {
+	s := newReloadSite(t)
+	before, after := s.allowing("allowed.example"), s.allowing("example.com")
+	for _, row := range []struct {
+		name   string
+		policy string // the path in the configuration; policy/policy.yaml is the file
+		start  func(dir string)
+		change func(dir string)
+	}{
+		{"a rename over the file", "/policy.yaml", nil, func(dir string) {
+			replaceFile(t, dir+"/policy.yaml", after)
+		}},
+		{"a rename inside the directory", "", nil, func(dir string) {
+			replaceFile(t, dir+"/policy.yaml", after)
+		}},
+		{"an editor's backup, then a new file", "", nil, func(dir string) {
+			renameFile(t, dir+"/policy.yaml", dir+"/policy.yaml~")
+			putFile(t, dir+"/policy.yaml", after)
+		}},
+		{"written in place", "/policy.yaml", nil, func(dir string) {
+			putFile(t, dir+"/policy.yaml", after)
+		}},
+		{"the symlink swap of a ConfigMap", "", func(dir string) {
+			putFile(t, dir+"/..1/policy.yaml", before)
+			linkFile(t, "..1", dir+"/..data")
+			linkFile(t, "..data/policy.yaml", dir+"/policy.yaml")
+		}, func(dir string) {
+			putFile(t, dir+"/..2/policy.yaml", after)
+			linkFile(t, "..2", dir+"/..data_tmp")
+			renameFile(t, dir+"/..data_tmp", dir+"/..data")
+			if err := os.RemoveAll(dir + "/..1"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"another directory in the place of the old one", "", nil, func(dir string) {
+			putFile(t, dir+".next/policy.yaml", after)
+			renameFile(t, dir, dir+".old")
+			renameFile(t, dir+".next", dir)
+		}},
+		{"another directory around the file", "/policy.yaml", nil, func(dir string) {
+			putFile(t, dir+".next/policy.yaml", after)
+			renameFile(t, dir, dir+".old")
+			renameFile(t, dir+".next", dir)
+		}},
+		{"the directory removed and made again", "", nil, func(dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			putFile(t, dir+"/policy.yaml", after)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "policy")
+			if row.start != nil {
+				row.start(dir)
+			} else {
+				putFile(t, dir+"/policy.yaml", before)
+			}
+			p := s.serve(t, dir+row.policy)
+			kept := s.open(t, p, "own", "allowed.example")
+			row.change(dir)
+			kept.ends(t)
+			p.generation(t, 2)
+			if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
+				t.Errorf("what the new policy does not allow: %d", got)
+			}
+			if got := s.status(t, p, "example.com"); got != http.StatusOK {
+				t.Errorf("what the new policy allows: %d", got)
+			}
+			if r := p.closed(t, 0); r.CloseReason != "revoked" || r.Reason != "not-on-allowlist" {
+				t.Errorf("the tunnel ended with %+v", r)
+			}
+			// The same bytes again are no change.
+			replaceFile(t, dir+"/policy.yaml", after)
+			replaceFile(t, dir+"/policy.yaml", before)
+			p.generation(t, 3)
+			p.stop(t, 3)
+		})
+	}
+}
+
+// TestReloadInChunks truncates the policy and writes another one in eight
+// chunks, with what denies secret.example in the last of them, while somebody
+// asks for that name without end.
+func TestReloadInChunks(t *testing.T) {
+	s := newReloadSite(t)
+	before := s.allowing("allowed.example")
+	wide := "version: 1\nidentities:\n  - id: \"" + gateway + "\"\n    allow:\n"
+	for _, host := range []string{"secret.example", "example.com", "a.example", "b.example", "c.example", "d.example"} {
+		wide += fmt.Sprintf("      - {host: %s, ports: [%d], addresses: [127.0.0.1/32]}\n", host, s.port)
+	}
+	chunks := strings.SplitAfter(wide, "]}\n")
+	chunks[len(chunks)-1] = "    "
+	chunks = append(chunks, "deny: [{host: secret.example}]\n")
+	if len(chunks) != 8 {
+		t.Fatalf("%d chunks", len(chunks))
+	}
+	open := func(path string, flags int) *os.File {
+		f, err := os.OpenFile(path, flags|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for _, row := range []struct {
+		pause time.Duration // the gateway waits for 50 ms of quiet, twice
+		hold  bool          // the file stays open meanwhile
+	}{
+		{0, true},
+		{20 * time.Millisecond, false},
+		{20 * time.Millisecond, true},
+		{50 * time.Millisecond, true},
+		{120 * time.Millisecond, true},
+		{300 * time.Millisecond, true},
+	} {
+		t.Run(fmt.Sprintf("every %s, held open %v", row.pause, row.hold), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "policy.yaml")
+			putFile(t, path, before)
+			if row.pause > 20*time.Millisecond && !leases(path) {
+				t.Skip("this file system does not tell who writes")
+			}
+			p := s.serve(t, path)
+			stop := s.hammer(t, p, "secret.example")
+			f := open(path, os.O_TRUNC)
+			tick := time.NewTicker(max(row.pause, 1))
+			defer tick.Stop()
+			for i, chunk := range chunks {
+				if i > 0 {
+					<-tick.C
+				}
+				if i > 0 && !row.hold {
+					_ = f.Close()
+					f = open(path, os.O_APPEND)
+				}
+				if _, err := f.WriteString(chunk); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = f.Close()
+			p.generation(t, 2)
+			p.recorded(t, "a denial by the new policy", 0, func(r reloadRecord) bool {
+				return r.Generation == 2 && r.Reason == "denied-by-rule"
+			})
+			seen := stop()
+			if seen[http.StatusForbidden] == 0 || len(seen) != 1 {
+				t.Errorf("answers by status: %v, want 403 only", seen)
+			}
+			p.stop(t, 2)
+		})
+	}
+}
+
+// leases reports whether the gateway can tell that a file is being written.
+func leases(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+	return err == nil
+}
+
+// TestReloadOfWhatIsWrong makes the files unusable, one way after the other.
+func TestReloadOfWhatIsWrong(t *testing.T) {
+	s := newReloadSite(t)
+	dir := filepath.Join(t.TempDir(), "policy")
+	good := s.allowing("allowed.example")
+	putFile(t, dir+"/policy.yaml", good)
+	p := s.serve(t, dir)
+	kept := s.open(t, p, "own", "allowed.example")
+	for n, row := range []struct {
+		name   string
+		change func()
+		says   string
+	}{
+		{"broken", func() { replaceFile(t, dir+"/policy.yaml", "version: 1\nidentites: []\n") }, "policy.yaml:2:1:"},
+		{"broken in place", func() { putFile(t, dir+"/policy.yaml", good[:len(good)-2]) }, "policy.yaml:"},
+		{"of 0 bytes", func() { replaceFile(t, dir+"/policy.yaml", "") }, "0 bytes"},
+		{"deleted", func() { _ = os.Remove(dir + "/policy.yaml") }, "has no files"},
+		{"with its directory deleted", func() { _ = os.RemoveAll(dir) }, "no such file"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.change()
+			p.refused(t, n, row.says)
+			if got := s.status(t, p, "allowed.example"); got != http.StatusOK {
+				t.Errorf("the last good policy does not hold: %d", got)
+			}
+		})
+	}
+	p.signal(t, syscall.SIGHUP) // reads again, changes nothing, and says nothing twice
+	putFile(t, dir+".next/policy.yaml", s.allowing("example.com"))
+	renameFile(t, dir+".next", dir)
+	kept.ends(t)
+	p.stop(t, 2)
+	if n := strings.Count(p.stdout.String(), "refused: "); n != 5 {
+		t.Errorf("%d refusals are recorded, want 5", n)
+	}
+}
+
+// TestQuarantineByItself cuts an identity off while the policy is broken.
+func TestQuarantineByItself(t *testing.T) {
+	s := newReloadSite(t)
+	dir := filepath.Join(t.TempDir(), "policy")
+	putFile(t, dir+"/policy.yaml", s.allowing("allowed.example"))
+	p := s.serve(t, dir)
+	cut, other := s.open(t, p, "builder", "allowed.example"), s.open(t, p, "own", "allowed.example")
+	replaceFile(t, dir+"/policy.yaml", "version: 1\nidentites: []\n")
+	p.refused(t, 0, "identites")
+	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+builder+"\", reason: INC-77}]\n")
+	cut.ends(t)
+	if r := p.closed(t, 0); r.CloseReason != "quarantined" || r.Reason != "quarantined" || r.Identity != builder {
+		t.Errorf("the tunnel ended with %+v", r)
+	}
+	p.generation(t, 2)
+	if status, _ := s.statusBy(t, p, s.client(t, "builder"), "allowed.example"); status != http.StatusForbidden {
+		t.Errorf("the identity that is cut off gets %d", status)
+	}
+	other.works(t)
+	_ = other.Close()
+	if r := p.closed(t, 1); r.CloseReason != "client" {
+		t.Errorf("the other tunnel ended with %+v", r)
+	}
+	p.stop(t, 2)
+}
+
+// TestEmptyDirectory starts without any policy; a quarantine list is none.
+func TestEmptyDirectory(t *testing.T) {
+	s := newReloadSite(t)
+	dir := t.TempDir()
+	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+dir+"\", poll: 0s}", 1)})
+	p := start(t, s.dir, "serve")
+	if got := s.status(t, p, "allowed.example"); got != http.StatusServiceUnavailable {
+		t.Errorf("without a policy: %d", got)
+	}
+	replaceFile(t, dir+"/policy.yaml", "version: 1\nidentites: []\n")
+	p.refused(t, 0, "identites")
+	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+builder+"\"}]\n")
+	p.refused(t, 1, "identites")
+	if got := s.status(t, p, "allowed.example"); got != http.StatusServiceUnavailable {
+		t.Errorf("with a quarantine list alone: %d", got)
+	}
+	replaceFile(t, dir+"/policy.yaml", s.allowing("allowed.example"))
+	p.generation(t, 1)
+	if got := s.status(t, p, "allowed.example"); got != http.StatusOK {
+		t.Errorf("with a policy: %d", got)
+	}
+	p.stop(t, 1)
+}
+
+// TestMaxRevoke holds a policy that would close too much, but no quarantine,
+// until SIGHUP.
+func TestMaxRevoke(t *testing.T) {
+	s := newReloadSite(t)
+	dir := filepath.Join(t.TempDir(), "policy")
+	putFile(t, dir+"/policy.yaml", s.allowing("allowed.example", "example.com"))
+	p := s.serve(t, dir, ", max_revoke: 30%")
+	first, second := s.open(t, p, "own", "allowed.example"), s.open(t, p, "own", "example.com")
+	third := s.open(t, p, "builder", "allowed.example")
+	held := func(n int, says string) {
+		r := p.recorded(t, "a held policy", n, func(r reloadRecord) bool { return strings.HasPrefix(r.Detail, "held: ") })
+		if r.Detail != says {
+			t.Errorf("recorded %q, want %q", r.Detail, says)
+		}
+	}
+	replaceFile(t, dir+"/policy.yaml", s.allowing("example.com"))
+	held(0, "held: would close 2 of 3 tunnels")
+	if got := s.status(t, p, "allowed.example"); got != http.StatusOK {
+		t.Errorf("a held policy decides: %d", got)
+	}
+	p.closed(t, 0) // that of the question
+	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+builder+"\"}]\n")
+	third.ends(t)
+	if r := p.closed(t, 1); r.CloseReason != "quarantined" {
+		t.Errorf("the tunnel ended with %+v", r)
+	}
+	p.generation(t, 2)
+	p.signal(t, syscall.SIGHUP)
+	first.ends(t)
+	if r := p.closed(t, 2); r.CloseReason != "revoked" {
+		t.Errorf("the tunnel ended with %+v", r)
+	}
+	p.generation(t, 3)
+	if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
+		t.Errorf("the policy is not in force: %d", got)
+	}
+	second.works(t)
+	_ = second.Close()
+	p.stop(t, 3)
+}
+
+// TestRuleExpires ends a tunnel when the date of its rule passes, without a
+// reload.
+func TestRuleExpires(t *testing.T) {
+	s := newReloadSite(t)
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	until := time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339)
+	putFile(t, path, strings.ReplaceAll(s.allowing("allowed.example"), "/32]}", "/32], expires: \""+until+"\"}"))
+	p := s.serve(t, path)
+	s.open(t, p, "own", "allowed.example").ends(t)
+	if r := p.closed(t, 0); r.CloseReason != "revoked" || r.Reason != "rule-expired" {
+		t.Errorf("the tunnel ended with %+v", r)
+	}
+	if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
+		t.Errorf("after the date: %d", got)
+	}
+}
+
+// TestReloadWhileDraining changes the policy after SIGTERM: tunnels that it
+// forbids end, the others go on.
+func TestReloadWhileDraining(t *testing.T) {
+	s := newReloadSite(t)
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	putFile(t, path, s.allowing("allowed.example", "example.com"))
+	p := s.serve(t, path)
+	forbidden, allowed := s.open(t, p, "own", "allowed.example"), s.open(t, p, "own", "example.com")
+	p.signal(t, syscall.SIGTERM)
+	waitRefused(t, p.listening(t, "own").String())
+	replaceFile(t, path, s.allowing("example.com"))
+	forbidden.ends(t)
+	if r := p.closed(t, 0); r.CloseReason != "revoked" {
+		t.Errorf("the forbidden tunnel ended with %+v", r)
+	}
+	allowed.works(t)
+	_ = allowed.Close()
+	if r := p.closed(t, 1); r.CloseReason != "client" {
+		t.Errorf("the other tunnel ended with %+v", r)
+	}
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -1,0 +1,161 @@
+// Package audittest has the records that tests and documents show: one of
+// every kind, with the values that the gateway puts into them. It is for
+// tests; nothing that ships imports it.
+package audittest
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// Sample is a record and the name of its kind, which is fit for a file name.
+type Sample struct {
+	Name   string
+	Record audit.Record
+}
+
+// Samples returns one record of every kind, the same at every call.
+func Samples() []Sample {
+	return []Sample{
+		{"allow", allow()},
+		{"deny", deny()},
+		{"quarantined", with(deny(), func(r *audit.Record) {
+			r.Reason, r.RuleAt, r.Detail = allowlist.QuarantinedIdentity, "quarantine.yaml:3", "INC-77"
+		})},
+		{"denied-address", with(allow(), func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.ResolvedAddressDenied, 403
+			r.Class, r.Dropped, r.Address, r.Dial = allowlist.Private, 2, netip.AddrPort{}, 0
+		})},
+		{"address", with(deny(), func(r *audit.Record) {
+			r.Reason, r.Dest = allowlist.IPNotOnAllowlist, destination("[2001:db8::7]:443")
+		})},
+		{"observe", with(allow(), func(r *audit.Record) {
+			r.Verdict, r.WouldReason, r.Mode = allowlist.Observe, allowlist.NotOnAllowlist, allowlist.ModeObserve
+			r.Rule, r.RuleAt = "", ""
+		})},
+		{"fail", with(allow(), func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.DialTimeout, 504
+			r.Address, r.Dial = netip.AddrPort{}, 10*time.Second
+		})},
+		{"malformed", audit.Record{
+			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M",
+			Listener: "main", Protocol: "connect", Wire: "h1", Client: addrPort("10.1.2.3:53816"),
+			Reason: allowlist.MalformedRequestLine, Status: 400, Trace: span(2),
+		}},
+		{"wrong-method", with(deny(), func(r *audit.Record) {
+			r.Method, r.Reason, r.Status = "GET", allowlist.ConnectOnly, 405
+			r.Dest, r.Policy, r.Generation, r.Mode, r.Decide = allowlist.Destination{}, "", 0, 0, 0
+		})},
+		{"client-gone", with(deny(), func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.ClientGone, 0
+			r.Method, r.Dest, r.Policy, r.Generation, r.Mode, r.Decide = "", allowlist.Destination{}, "", 0, 0, 0
+		})},
+		{"unix-socket", with(allow(), func(r *audit.Record) {
+			r.Listener, r.Source, r.Client = "workload", allowlist.SourceListener, netip.AddrPort{}
+		})},
+		{"tunnel-progress", tunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
+		{"tunnel-close", tunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
+			r.CloseReason = "client"
+		})},
+		{"tunnel-revoked", tunnel(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
+			r.CloseReason, r.Reason = "revoked", allowlist.NotOnAllowlist
+		})},
+		{"collapsed", with(deny(), func(r *audit.Record) {
+			r.Event = audit.EventCollapsed
+			r.Merged = &audit.Merged{Count: 41, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
+		})},
+		{"summary", summary()},
+		{"handshake", audit.Record{
+			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Listener: "main",
+			Client: addrPort("10.1.2.3:53816"), Reason: allowlist.TLSHandshakeFailed,
+			Detail: "remote error: tls: unknown certificate authority",
+		}},
+		{"policy-reload", audit.Record{
+			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9R",
+			Policy: "1a2b3c4d5e6f", Generation: 8, Duration: 1250 * time.Microsecond, Detail: "closed 2 of 40 tunnels",
+		}},
+		{"policy-refused", audit.Record{
+			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9S",
+			Detail: "refused: policy.yaml:4:7: unknown key \"alow\"",
+		}},
+		{"identity-rotate", audit.Record{
+			Time: now(), Event: audit.EventIdentityRotate, ID: "01M7Y22XF553ABP5HGTEDQJP9T",
+			Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/egress/sa/exeat"),
+			Detail:   "valid until 2026-11-21T04:23:31Z",
+		}},
+	}
+}
+
+func now() time.Time { return time.Date(2026, 11, 21, 3, 23, 31, 870_412_993, time.UTC) }
+
+func allow() audit.Record {
+	return audit.Record{
+		Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9D",
+		Listener: "main", Protocol: "connect", Wire: "h1",
+		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
+		Source:   allowlist.SourceX509SVID, Client: addrPort("10.1.2.3:53816"),
+		Dest: destination("api.example:443"), Method: "CONNECT", Address: addrPort("203.0.113.9:443"),
+		Verdict: allowlist.Allow, Status: 200, Rule: "api", RuleAt: "policy.yaml:7",
+		Policy: "1a2b3c4d5e6f", Generation: 7, Mode: allowlist.ModeEnforce,
+		Resolve: 1500 * time.Microsecond, Dial: 12250 * time.Microsecond, Decide: 4100 * time.Nanosecond,
+		Trace: span(1), CallerTrace: trace.TraceID{0x0c, 1},
+	}
+}
+
+func deny() audit.Record {
+	return with(allow(), func(r *audit.Record) {
+		r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.NotOnAllowlist, 403
+		r.Dest, r.Address = destination("api.evil.example:443"), netip.AddrPort{}
+		r.Rule, r.RuleAt, r.Resolve, r.Dial, r.CallerTrace = "", "", 0, 0, trace.TraceID{}
+	})
+}
+
+// tunnel is what audit.Tunnel makes of the record of an allowed decision.
+func tunnel(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
+	return with(allow(), func(r *audit.Record) {
+		r.Event, r.Time, r.Duration = event, now().Add(after), after
+		r.Up, r.Down = 1200, 3_400_000
+		r.Resolve, r.Dial, r.Decide, r.Status = 0, 0, 0, 0
+		change(r)
+	})
+}
+
+func summary() audit.Record {
+	return audit.Record{
+		Time: now().Add(time.Second), Event: audit.EventSummary, ID: "01M7Y22XF553ABP5HGTEDQJP9U",
+		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
+		Merged: &audit.Merged{
+			Count: 5031, First: now(), Last: now().Add(999 * time.Millisecond),
+			Counts: []audit.Count{
+				{Verdict: allowlist.Deny, Reason: allowlist.NotOnAllowlist, Count: 5000},
+				{Verdict: allowlist.Deny, Reason: allowlist.PortNotAllowed, Count: 31},
+			},
+		},
+	}
+}
+
+func with(r audit.Record, change func(*audit.Record)) audit.Record {
+	change(&r)
+	return r
+}
+
+func span(n byte) trace.SpanContext {
+	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{0x4b, n}, SpanID: trace.SpanID{0x5c, n}})
+}
+
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// destination panics on what is no destination: the texts are in this file.
+func destination(s string) allowlist.Destination {
+	d, err := allowlist.ParseDestination(s)
+	if err != nil {
+		panic(err)
+	}
+	return d
+}

@@ -1,0 +1,38 @@
+package audittest
+
+import (
+	"net/netip"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// Hostile returns a record with the text in every field that takes one, and
+// with numbers made of n, for fuzz tests. Any text and any number will do:
+// also those that no gateway puts into a record.
+func Hostile(event audit.Event, text string, n uint64) audit.Record {
+	octet, number := byte(n), int64(n)                             //nolint:gosec // G115: any number will do
+	elapsed, moment := time.Duration(number), time.Unix(0, number) // any of them
+	host, err := allowlist.ParseHost(text)
+	if err != nil {
+		host = allowlist.HostOf(netip.AddrFrom4([4]byte{octet, 1, 1, 1}))
+	}
+	r := audit.Record{
+		Time: moment, Event: event, ID: text, Listener: text, Protocol: text, Wire: text,
+		Source: allowlist.Source(octet), Client: netip.AddrPortFrom(netip.IPv6Loopback().WithZone(text), uint16(octet)),
+		Dest: allowlist.Destination{Host: host, Port: uint16(octet)}, Method: text,
+		Address: netip.AddrPortFrom(host.Addr(), 1), Verdict: allowlist.Verdict(octet % 8), Reason: allowlist.Reason(octet),
+		WouldReason: allowlist.Reason(octet), Status: int(octet) - 1, Rule: text, RuleAt: text, Policy: text, Generation: n,
+		Mode: allowlist.Mode(octet), Class: allowlist.Class(octet), Dropped: int(octet) - 1,
+		Resolve: elapsed, Dial: -elapsed, Decide: elapsed, Up: number, Down: -number, Duration: elapsed,
+		CloseReason: text, Detail: text, CallerTrace: trace.TraceID{octet},
+		Trace: trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{octet}}),
+	}
+	if n%2 == 0 {
+		r.Merged = &audit.Merged{Count: n, First: moment, Other: n%4 == 0, Counts: []audit.Count{{Verdict: r.Verdict, Reason: r.Reason, Count: n}}}
+	}
+	return r
+}

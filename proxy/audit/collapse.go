@@ -1,0 +1,152 @@
+package audit
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// maxWindows bounds the denials that others may be merged into. Beyond it
+// nothing is merged: every denial has its record.
+const maxWindows = 4096
+
+// same is what identical denials have in common.
+type same struct {
+	key
+	listener string
+	dest     allowlist.Destination
+	reason   allowlist.Reason
+}
+
+// window is a denial that was written and takes in those that follow it.
+type window struct {
+	same
+	first  Record
+	merged Merged
+	ends   time.Time
+}
+
+// collapser merges identical denials that follow each other within a time. All
+// methods but run are safe for concurrent use.
+type collapser struct {
+	length time.Duration
+	put    func(*Record)
+	merged atomic.Uint64
+	wake   chan struct{} // has room for one
+	done   chan struct{}
+
+	mu     sync.Mutex
+	closed bool
+	open   map[same]*window
+	order  []*window // by their ends
+}
+
+func newCollapser(length time.Duration, put func(*Record)) *collapser {
+	return &collapser{
+		length: length, put: put, open: map[same]*window{},
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+}
+
+// join merges a denial into an identical one whose window is open: it gets the
+// id of that one and must not be written. It reports false for anything else,
+// which is to be written.
+func (c *collapser) join(rec *Record) bool {
+	if c == nil || rec.Event != EventDecision || rec.Verdict != allowlist.Deny {
+		return false
+	}
+	s := same{key: keyOf(rec), listener: rec.Listener, dest: rec.Dest, reason: rec.Reason}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.open[s]; w != nil {
+		rec.ID = w.first.ID
+		w.merged.join(Merged{Count: 1, First: rec.Time, Last: rec.Time})
+		c.merged.Add(1)
+		return true
+	}
+	if c.closed || len(c.open) >= maxWindows {
+		return false
+	}
+	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length)}
+	c.open[s] = w
+	c.order = append(c.order, w)
+	if len(c.order) == 1 {
+		c.signal()
+	}
+	return false
+}
+
+// run writes a record at the end of every window that has taken something in,
+// until close.
+func (c *collapser) run() {
+	defer close(c.done)
+	for {
+		ended, next, closed := c.expire()
+		for _, w := range ended {
+			if w.merged.Count > 0 {
+				c.put(w.record())
+			}
+		}
+		if closed {
+			return
+		}
+		c.sleep(next)
+	}
+}
+
+// expire closes the windows that have ended, all if the collapser is closed.
+// It returns when the next one ends; zero if there is none.
+func (c *collapser) expire() (ended []*window, next time.Time, closed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.order)
+	for i, w := range c.order {
+		if !c.closed && time.Until(w.ends) > 0 {
+			n, next = i, w.ends
+			break
+		}
+		delete(c.open, w.same)
+	}
+	ended = c.order[:n:n]
+	c.order = c.order[n:]
+	return ended, next, c.closed
+}
+
+func (c *collapser) sleep(until time.Time) {
+	if until.IsZero() {
+		<-c.wake
+		return
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-c.wake:
+	case <-timer.C:
+	}
+}
+
+func (c *collapser) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close ends all windows and returns when their records are queued.
+func (c *collapser) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.signal()
+	c.mu.Unlock()
+	<-c.done
+}
+
+// record returns what is said about those that were taken in.
+func (w *window) record() *Record {
+	rec := w.first
+	rec.Event, rec.Time, rec.Merged = EventCollapsed, time.Now(), &w.merged
+	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
+	return &rec
+}

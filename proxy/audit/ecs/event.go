@@ -1,0 +1,92 @@
+package ecs
+
+import (
+	"slices"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// decided reports whether the record says what was decided.
+func decided(r *audit.Record) bool {
+	return r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
+}
+
+// category returns the one value of event.category.
+func category(r *audit.Record) string {
+	if r.Event == audit.EventPolicyReload || r.Event == audit.EventIdentityRotate {
+		return "configuration"
+	}
+	return "network"
+}
+
+// types returns event.type; the schema lists what goes with each category.
+func types(r *audit.Record) []string {
+	switch r.Event {
+	case audit.EventDecision, audit.EventCollapsed:
+		switch r.Verdict {
+		case allowlist.Allow, allowlist.Observe:
+			return []string{"connection", "start", "allowed"}
+		case allowlist.Deny:
+			return []string{"connection", "denied"}
+		case allowlist.Fail: // neither allowed nor denied says what happened
+		}
+	case audit.EventSummary:
+		if r.Merged == nil || !slices.ContainsFunc(r.Merged.Counts, notDenied) {
+			return []string{"connection", "denied"}
+		}
+	case audit.EventTunnelProgress:
+		return []string{"connection", "info"}
+	case audit.EventTunnelClose:
+		if revoked(r) {
+			return []string{"connection", "end", "denied"}
+		}
+		return []string{"connection", "end"}
+	case audit.EventPolicyReload, audit.EventIdentityRotate:
+		return []string{"change"}
+	case audit.EventHandshake:
+	}
+	return []string{"connection"}
+}
+
+func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }
+
+// revoked reports whether a tunnel ended because policy, quarantine or
+// identity no longer let it be.
+func revoked(r *audit.Record) bool {
+	switch r.CloseReason {
+	case "denied", "revoked", "quarantined":
+		return true
+	}
+	return false
+}
+
+// action returns event.action: the verdict, or what else happened.
+func action(r *audit.Record) string {
+	if decided(r) {
+		return r.Verdict.String()
+	}
+	return string(r.Event)
+}
+
+// outcome returns event.outcome: did the caller, or the change, get through?
+// It is left out where a record does not say.
+func outcome(r *audit.Record) string {
+	switch r.Event {
+	case audit.EventDecision, audit.EventCollapsed:
+		if r.Verdict == allowlist.Allow || r.Verdict == allowlist.Observe {
+			return "success"
+		}
+		return "failure"
+	case audit.EventHandshake:
+		return "failure"
+	case audit.EventPolicyReload:
+		if r.Policy == "" { // nothing that was loaded could be used
+			return "failure"
+		}
+	case audit.EventIdentityRotate:
+		return "success"
+	case audit.EventSummary, audit.EventTunnelProgress, audit.EventTunnelClose:
+	}
+	return ""
+}

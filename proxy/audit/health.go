@@ -1,0 +1,75 @@
+package audit
+
+import (
+	"errors"
+	"time"
+)
+
+// stuckAfter is when a Write that has not returned counts as a failure.
+const stuckAfter = 5 * time.Second
+
+// What is wrong with a sink, beside the errors that it returns.
+var (
+	// ErrStuck says that a Write has not returned for five seconds.
+	ErrStuck = errors.New("a write does not return")
+	// ErrOverflow says that records are dropped because the queue is full.
+	ErrOverflow = errors.New("records are dropped: the queue is full")
+)
+
+// Failure says that a sink is losing records, or about to.
+type Failure struct {
+	Sink  string
+	Since time.Time
+	// Err is the error of the last Write, ErrStuck or ErrOverflow.
+	Err error
+}
+
+// health is what a queue knows of its sink. Zero times mean "not now".
+type health struct {
+	err      error     // of the last Write
+	since    time.Time // when Writes began to fail
+	writing  time.Time // when the Write that is under way began
+	dropping time.Time // when records began to be dropped
+}
+
+// failure returns what is wrong now, if anything is.
+func (h *health) failure(now time.Time) (since time.Time, err error) {
+	switch {
+	case !h.writing.IsZero() && now.Sub(h.writing) >= stuckAfter:
+		return h.writing, ErrStuck
+	case h.err != nil:
+		return h.since, h.err
+	case !h.dropping.IsZero():
+		return h.dropping, ErrOverflow
+	}
+	return time.Time{}, nil
+}
+
+// writes notes that a Write begins.
+func (q *queue) writes(now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.health.writing = now
+}
+
+// returned notes what a Write returned, and reports whether the sink has begun
+// or ceased to fail.
+func (q *queue) returned(err error) (changed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	h := &q.health
+	changed = (err != nil) != (h.err != nil)
+	if changed {
+		h.since = time.Now()
+	}
+	h.err, h.writing = err, time.Time{}
+	return changed
+}
+
+// failure returns what is wrong with the sink, if anything is.
+func (q *queue) failure(now time.Time) (Failure, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	since, err := q.health.failure(now)
+	return Failure{Sink: q.stats.Name, Since: since, Err: err}, err != nil
+}

@@ -1,0 +1,145 @@
+package ocsf
+
+import (
+	"slices"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// Classes. The thousands of a class_uid are its category_uid.
+const (
+	entityManagement = 3004
+	networkActivity  = 4001
+	httpActivity     = 4002
+)
+
+// Values of activity_id of the other classes; for HTTP Activity see method.
+const (
+	activityUpdate = 3 // Entity Management
+	activityFail   = 4 // Network Activity
+)
+
+// other is the value of every *_id whose meaning stands in the text beside it.
+const other = 99
+
+// Values of severity_id.
+const (
+	informational = 1
+	low           = 2
+	medium        = 3
+)
+
+// Values of status_id; 0, which is left out, is unknown.
+const (
+	statusSuccess = 1
+	statusFailure = 2
+)
+
+// Values of action_id and disposition_id.
+const (
+	actionUnknown  = 0
+	actionAllowed  = 1
+	actionDenied   = 2
+	actionObserved = 3
+
+	dispositionAllowed       = 1
+	dispositionBlocked       = 2
+	dispositionLogged        = 17
+	dispositionCount         = 20
+	dispositionAccessRevoked = 24
+	dispositionError         = 27
+)
+
+const (
+	entityPolicy = 5 // type_id of a managed entity
+	outbound     = 2 // direction_id
+	tcp          = "tcp"
+)
+
+// method returns the activity_id of HTTP Activity, and its caption.
+func method(m string) (id int, caption string) {
+	switch m {
+	case "":
+		return 0, "Unknown"
+	case "CONNECT":
+		return 1, "Connect"
+	case "DELETE":
+		return 2, "Delete"
+	case "GET":
+		return 3, "Get"
+	case "HEAD":
+		return 4, "Head"
+	case "OPTIONS":
+		return 5, "Options"
+	case "POST":
+		return 6, "Post"
+	case "PUT":
+		return 7, "Put"
+	case "TRACE":
+		return 8, "Trace"
+	case "PATCH":
+		return 9, "Patch"
+	}
+	return other, "Other"
+}
+
+// control returns action_id and disposition_id.
+func control(r *audit.Record) (action, disposition int) {
+	if revoked(r) {
+		return actionDenied, dispositionAccessRevoked
+	}
+	if r.Merged != nil && slices.ContainsFunc(r.Merged.Counts, notDenied) {
+		return actionUnknown, dispositionCount
+	}
+	switch r.Verdict {
+	case allowlist.Allow:
+		return actionAllowed, dispositionAllowed
+	case allowlist.Observe:
+		return actionObserved, dispositionLogged
+	case allowlist.Fail:
+		if r.Policy == "" { // it failed before a policy was asked
+			return actionUnknown, dispositionError
+		}
+		return actionAllowed, dispositionError // the policy's answer, and what came of it
+	case allowlist.Deny:
+	}
+	return actionDenied, dispositionBlocked
+}
+
+func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }
+
+// revoked reports whether the record is the end of a tunnel that policy,
+// quarantine or identity no longer let be.
+func revoked(r *audit.Record) bool {
+	if r.Event != audit.EventTunnelClose {
+		return false
+	}
+	switch r.CloseReason {
+	case "denied", "revoked", "quarantined":
+		return true
+	}
+	return false
+}
+
+// outcome returns the status_id of a decision: did the caller get its tunnel?
+func outcome(r *audit.Record) int {
+	if r.Verdict == allowlist.Allow || r.Verdict == allowlist.Observe {
+		return statusSuccess
+	}
+	return statusFailure
+}
+
+// severity is medium where access was taken away, low where something was
+// refused or failed, and else informational.
+func severity(r *audit.Record) int {
+	switch {
+	case revoked(r), r.Reason == allowlist.QuarantinedIdentity:
+		return medium
+	case r.Event == audit.EventHandshake, r.Event == audit.EventSummary,
+		(r.Event == audit.EventDecision || r.Event == audit.EventCollapsed) && outcome(r) == statusFailure,
+		r.Event == audit.EventPolicyReload && r.Policy == "":
+		return low
+	}
+	return informational
+}

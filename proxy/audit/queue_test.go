@@ -1,0 +1,354 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// TestAFlooderTakesNobodysRoom denies one identity's requests at full speed
+// while another opens a hundred tunnels and the sink does not move: every
+// record of the other is there, and the flooder's are counted exactly.
+func TestAFlooderTakesNobodysRoom(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
+	const flooders, each, tunnels = 4, 5000, 100
+	var running sync.WaitGroup
+	for range flooders {
+		running.Go(func() {
+			for i := range each {
+				reason := allowlist.NotOnAllowlist
+				if i%5 == 0 {
+					reason = allowlist.PortNotAllowed
+				}
+				decide(t, r, "flooder", allowlist.Deny, reason).End()
+			}
+		})
+	}
+	running.Go(func() {
+		for range tunnels {
+			o := decide(t, r, "quiet", allowlist.Allow, allowlist.NoReason)
+			o.End()
+			o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+			decide(t, r, "quiet", allowlist.Deny, allowlist.NotOnAllowlist).End()
+		}
+	})
+	running.Wait()
+	close(out.let)
+	closeNow(t, r)
+
+	checkSums(t, r)
+	stats := r.Stats()
+	if stats.Made != flooders*each+3*tunnels || stats.Lost() != 0 || stats.Sinks[0].Summarised == 0 {
+		t.Errorf("got %+v", stats)
+	}
+	quiet := map[Event]int{}
+	flood := map[allowlist.Reason]uint64{}
+	for _, rec := range out.taken() {
+		switch {
+		case rec.Identity.Path() == "/quiet":
+			quiet[rec.Event]++
+		case rec.Merged == nil:
+			flood[rec.Reason]++
+		default:
+			var sum uint64
+			for _, c := range rec.Merged.Counts {
+				flood[c.Reason] += c.Count
+				sum += c.Count
+			}
+			if sum != rec.Merged.Count || rec.Identity.Path() != "/flooder" || rec.Event != EventSummary {
+				t.Errorf("summary %+v of %s counts %d", *rec.Merged, rec.Identity, sum)
+			}
+		}
+	}
+	if diff := cmp.Diff(map[Event]int{EventDecision: 2 * tunnels, EventTunnelClose: tunnels}, quiet); diff != "" {
+		t.Errorf("records of the other (-want +got):\n%s", diff)
+	}
+	want := map[allowlist.Reason]uint64{allowlist.PortNotAllowed: flooders * each / 5, allowlist.NotOnAllowlist: flooders * each * 4 / 5}
+	if diff := cmp.Diff(want, flood); diff != "" {
+		t.Errorf("records of the flooder (-want +got):\n%s", diff)
+	}
+}
+
+// TestWhoHasRoom fills a queue of sixteen behind a Write that does not return:
+// two denials of each identity, twelve of all, and the rest is for what is none.
+func TestWhoHasRoom(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
+	r.Event(Record{Event: EventPolicyReload})
+	<-out.entered // and the queue is empty
+	for i := range 8 {
+		for range 5 {
+			decide(t, r, fmt.Sprint("flooder-", i), allowlist.Deny, allowlist.NotOnAllowlist).End()
+		}
+	}
+	for range 6 {
+		r.Event(Record{Event: EventTunnelClose})
+	}
+	got := r.Stats().Sinks[0]
+	if want := (SinkStats{Name: "a", Made: 47, Dropped: 2, Waiting: 45}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if f := r.Failing(); len(f) != 1 || f[0].Sink != "a" || !errors.Is(f[0].Err, ErrOverflow) {
+		t.Errorf("failing: %+v", f)
+	}
+	close(out.let)
+	closeNow(t, r)
+	checkSums(t, r)
+	if decisions, sums := len(out.of(EventDecision)), len(out.of(EventSummary)); decisions != 12 || sums != 8 {
+		t.Errorf("%d decisions and %d summaries", decisions, sums)
+	}
+	if f := r.Failing(); f != nil {
+		t.Errorf("still failing: %+v", f)
+	}
+}
+
+// TestFailedHandshakesShareByAddress floods before there is an identity.
+func TestFailedHandshakesShareByAddress(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
+	for port := range uint16(50) {
+		r.Event(Record{
+			Event: EventHandshake, Reason: allowlist.TLSHandshakeFailed,
+			Client: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 1000+port),
+		})
+	}
+	close(out.let)
+	closeNow(t, r)
+	checkSums(t, r)
+	sums := out.of(EventSummary)
+	if len(sums) != 1 {
+		t.Fatalf("%d summaries", len(sums))
+	}
+	if got := sums[0]; got.Client != addrPort("192.0.2.1:0") || got.Merged.Count != uint64(50-len(out.of(EventHandshake))) {
+		t.Errorf("got %+v of %s", *got.Merged, got.Client)
+	}
+}
+
+// TestASummaryASecond floods for 2.5 seconds, faster than the sink writes.
+func TestASummaryASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &memory{delay: 50 * time.Millisecond}
+		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
+		begin := time.Now()
+		for range 25 {
+			for range 10 {
+				decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist).End()
+				decide(t, r, "b", allowlist.Fail, allowlist.DialFailed).End()
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		closeNow(t, r)
+		checkSums(t, r)
+		count := map[string]uint64{}
+		last, until := map[string]time.Time{}, map[string]time.Time{}
+		for _, rec := range out.of(EventSummary) {
+			who := rec.Identity.Path()
+			m := rec.Merged
+			if since := rec.Time.Sub(last[who]); since < time.Second && rec.Time.Before(begin.Add(2*time.Second)) {
+				t.Errorf("%s: a summary %s after the one before", who, since)
+			}
+			if m.First.Before(until[who]) || m.Last.Before(m.First) || m.Last.After(rec.Time) {
+				t.Errorf("%s: from %s to %s, at %s", who, m.First, m.Last, rec.Time)
+			}
+			last[who], until[who] = rec.Time, m.Last
+			count[who] += m.Count
+		}
+		if n := len(out.of(EventSummary)); n != 6 {
+			t.Errorf("%d summaries", n)
+		}
+		for _, rec := range out.of(EventDecision) {
+			count[rec.Identity.Path()]++
+		}
+		if diff := cmp.Diff(map[string]uint64{"/a": 250, "/b": 250}, count); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestASummaryThatFailsIsWrittenLater: its counts are not lost with it.
+func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
+	for _, recovers := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			out := &memory{delay: time.Millisecond}
+			r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
+			for range 100 {
+				decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist).End()
+			}
+			time.Sleep(10 * time.Millisecond)
+			written := uint64(len(out.taken()))
+			out.fail(errors.New("disk full"))
+			time.Sleep(5 * summaryEvery / 2)
+			synctest.Wait()
+			if got := r.Stats().Sinks[0]; got.Waiting != 100-written || got.Failed != 0 {
+				t.Errorf("got %+v", got)
+			}
+			if recovers {
+				out.fail(nil)
+				time.Sleep(summaryEvery)
+				synctest.Wait()
+			}
+			closeNow(t, r)
+			checkSums(t, r)
+			stats := r.Stats().Sinks[0]
+			sums := out.of(EventSummary)
+			switch {
+			case !recovers && (stats.Failed != 100-written || len(sums) != 0):
+				t.Errorf("got %+v, %d summaries", stats, len(sums))
+			case recovers && (len(sums) != 1 || sums[0].Merged.Count != 100-written || stats.Failed != 0):
+				t.Errorf("got %+v, %d summaries", stats, len(sums))
+			}
+		})
+	}
+}
+
+// TestTooManyKeys: beyond the bound the denials of all others are one summary.
+func TestTooManyKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &memory{}
+		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
+		out.fail(errors.New("not yet"))
+		flood := func() {
+			q := r.workers[0].queue
+			q.mu.Lock() // the worker must not make room
+			defer q.mu.Unlock()
+			addr := netip.MustParseAddr("10.0.0.0")
+			for range maxTallies + 10 {
+				q.stats.Made += 2
+				addr = addr.Next()
+				rec := &Record{Event: EventDecision, Client: netip.AddrPortFrom(addr, 1), Time: time.Now()}
+				q.tallies.add(rec)
+				q.tallies.add(rec)
+			}
+			q.wake()
+		}
+		flood()
+		time.Sleep(3 * summaryEvery / 2) // the first try fails
+		out.fail(nil)
+		time.Sleep(summaryEvery)
+		closeNow(t, r)
+		checkSums(t, r)
+		own, others := 0, uint64(0)
+		for _, rec := range out.of(EventSummary) {
+			if rec.Merged.Other {
+				others += rec.Merged.Count
+			} else if own++; rec.Merged.Count != 2 || !rec.Client.IsValid() {
+				t.Fatalf("%+v of %s", *rec.Merged, rec.Client)
+			}
+		}
+		if own != maxTallies || others != 20 {
+			t.Errorf("%d summaries of their own, %d in the other", own, others)
+		}
+	})
+}
+
+// TestEverySinkAddsUp records from many goroutines over small queues to a sink
+// that is slow, one that fails at times, and one with a filter, and closes in
+// their midst.
+func TestEverySinkAddsUp(t *testing.T) {
+	slow, filtered := newSlow(), &memory{}
+	flaky := &flaky{}
+	sinks := to(slow, NewLines(flaky, Native), filtered)
+	sinks[2].Keep = func(r *Record) bool { return r.Verdict == allowlist.Deny }
+	var measured counter
+	r := newRecorder(t, Config{Sinks: sinks, Queue: 32, Measure: measured.count})
+	const workers, each = 8, 400
+	var running sync.WaitGroup
+	half := make(chan struct{}, workers)
+	for w := range workers {
+		running.Go(func() {
+			for i := range each {
+				if i == each/2 {
+					half <- struct{}{}
+				}
+				decide(t, r, fmt.Sprint(w), allowlist.Verdict(i%4), allowlist.NotOnAllowlist).End()
+			}
+		})
+	}
+	for range workers / 2 {
+		<-half
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Close(ctx); !errors.Is(err, context.Canceled) { // one is stuck
+		t.Errorf("Close returned %v", err)
+	}
+	running.Wait()
+	close(slow.let)
+	closeNow(t, r)
+	checkSums(t, r)
+	stats := r.Stats()
+	if stats.Made != workers*each || measured.n != workers*each {
+		t.Errorf("%d made, %d measured", stats.Made, measured.n)
+	}
+	for i, has := range []uint64{uint64(len(slow.taken())), flaky.lines, uint64(len(filtered.taken()))} {
+		if got := stats.Sinks[i].Written; got != has {
+			t.Errorf("sink %d: %d written, it has %d", i, got, has)
+		}
+	}
+	for i, want := range []uint64{workers * each, workers * each, workers * each / 4} {
+		s := stats.Sinks[i]
+		if got := s.Made - uint64(len(summaries(t, i, slow, filtered, flaky))); got != want {
+			t.Errorf("sink %d: %d made, want %d", i, got, want)
+		}
+	}
+}
+
+// summaries returns the ids of the summaries in a sink of TestEverySinkAddsUp.
+func summaries(t *testing.T, sink int, slow *slow, filtered *memory, flaky *flaky) []string {
+	t.Helper()
+	var ids []string
+	records := slow.of(EventSummary)
+	switch sink {
+	case 1:
+		return flaky.summaries
+	case 2:
+		records = filtered.of(EventSummary)
+	}
+	for _, rec := range records {
+		ids = append(ids, rec.ID)
+	}
+	return ids
+}
+
+// counter counts what it is told.
+type counter struct {
+	mu sync.Mutex
+	n  uint64
+}
+
+func (c *counter) count(*Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+}
+
+func TestAnIdentityIsTheKeyAndElseTheAddress(t *testing.T) {
+	id := spiffeid.RequireFromString("spiffe://td.example/a")
+	client := addrPort("192.0.2.1:5")
+	for _, row := range []struct {
+		name string
+		a, b Record
+		same bool
+	}{
+		{"one identity from two addresses", Record{Identity: id, Client: client}, Record{Identity: id}, true},
+		{"two ports of an address", Record{Client: client}, Record{Client: addrPort("192.0.2.1:6")}, true},
+		{"two addresses", Record{Client: client}, Record{Client: addrPort("192.0.2.2:5")}, false},
+		{"an identity and its address without it", Record{Identity: id, Client: client}, Record{Client: client}, false},
+		{"nothing is known of either", Record{}, Record{}, true},
+	} {
+		if got := keyOf(&row.a) == keyOf(&row.b); got != row.same {
+			t.Errorf("%s: same %v", row.name, got)
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package audit
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// slowStep is from when on resolving and connecting have spans of their own.
+const slowStep = 50 * time.Millisecond
+
+// Dialed records how long resolving and connecting took, one after the other
+// from start on (zero for what was not tried), and why there is no connection
+// (NoReason if there is one). What was slow or failed becomes a span below the
+// decision's. Call it before End, with the record's Dest and Address set.
+func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.Duration, why allowlist.Reason) {
+	o.Resolve, o.Dial = resolve, dial
+	if !o.span.IsRecording() {
+		return
+	}
+	var resolveErr, dialErr allowlist.Reason
+	switch why { //nolint:exhaustive // the others are not failures of these two
+	case allowlist.ResolveFailed, allowlist.ResolveTimeout:
+		resolveErr = why
+	case allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout:
+		dialErr = why
+	}
+	ctx = trace.ContextWithSpan(ctx, o.span)
+	if resolve > slowStep || resolveErr != allowlist.NoReason {
+		o.stepSpan(ctx, "resolve", start, resolve, resolveErr)
+	}
+	if dial > slowStep || dialErr != allowlist.NoReason {
+		o.stepSpan(ctx, "dial", start.Add(resolve), dial, dialErr, peerAttributes(o.Address)...)
+	}
+}
+
+// stepSpan makes the span of a step that is over.
+func (o *Open) stepSpan(ctx context.Context, name string, start time.Time, took time.Duration, why allowlist.Reason, attrs ...attribute.KeyValue) {
+	_, span := o.recorder.cfg.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(start))
+	defer span.End(trace.WithTimestamp(start.Add(took)))
+	span.SetAttributes(attribute.String("server.address", o.Dest.Host.String()), attribute.Int("server.port", int(o.Dest.Port)))
+	span.SetAttributes(attrs...)
+	if why != allowlist.NoReason {
+		span.SetAttributes(attribute.String("error.type", why.String()))
+		span.SetStatus(codes.Error, why.String())
+	}
+}
+
+func peerAttributes(addr netip.AddrPort) []attribute.KeyValue {
+	if !addr.IsValid() {
+		return nil
+	}
+	return []attribute.KeyValue{
+		attribute.String("network.peer.address", addr.Addr().String()),
+		attribute.Int("network.peer.port", int(addr.Port())),
+	}
+}
+
+// endSpan sets all attributes at once, from the record and nothing else.
+func (o *Open) endSpan() {
+	span := o.span
+	o.span = nil // an ended span is not kept alive by an open tunnel
+	if !span.IsRecording() {
+		span.End()
+		return
+	}
+	r := &o.Record
+	attrs := make([]attribute.KeyValue, 0, 24)
+	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
+	text := func(key, value string) {
+		if value != "" {
+			add(attribute.String(key, value))
+		}
+	}
+	text("http.request.method", bounded(r.Method, maxMethod))
+	if r.Status != 0 {
+		add(attribute.Int("http.response.status_code", r.Status))
+	}
+	if !r.Dest.Host.IsZero() {
+		add(attribute.String("server.address", r.Dest.Host.String()))
+		add(attribute.Int("server.port", int(r.Dest.Port)))
+	}
+	if r.Client.IsValid() {
+		add(attribute.String("client.address", r.Client.Addr().String()))
+		add(attribute.Int("client.port", int(r.Client.Port())))
+	}
+	attrs = append(attrs, peerAttributes(r.Address)...)
+	text("egress.protocol", r.Protocol)
+	text("egress.decision.id", r.ID)
+	text("egress.verdict", r.Verdict.String())
+	text("egress.reason", r.Reason.String())
+	text("egress.would_reason", r.WouldReason.String())
+	if r.Policy != "" {
+		text("egress.mode", r.Mode.String())
+		text("egress.policy.version", r.Policy)
+		add(attribute.Int64("egress.policy.generation", int64(r.Generation))) //nolint:gosec // G115: a count of reloads
+	}
+	text("egress.rule", r.Rule)
+	text("egress.rule_at", r.RuleAt)
+	if !r.Identity.IsZero() {
+		add(attribute.String("egress.identity.spiffe_id", bounded(r.Identity.String(), maxIdentity)))
+		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
+	}
+	text("egress.identity.source", r.Source.String())
+	if ms := milliseconds(r.Resolve); ms > 0 {
+		add(attribute.Float64("egress.resolve_ms", ms))
+	}
+	if ms := milliseconds(r.Dial); ms > 0 {
+		add(attribute.Float64("egress.dial_ms", ms))
+	}
+	if r.Verdict == allowlist.Fail { // a denial is an answer, not an error
+		text("error.type", r.Reason.String())
+		span.SetStatus(codes.Error, r.Reason.String())
+	}
+	span.SetAttributes(attrs...)
+	span.End()
+}

@@ -1,0 +1,101 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// batchRecords is how many records a sink gets at a time at most.
+const batchRecords = 128
+
+// worker writes the records of one queue to its sink.
+type worker struct {
+	cfg       SinkConfig
+	sinkError func(sink string, err error)
+	queue     *queue
+	done      chan struct{}
+}
+
+// run writes until the queue is closed and empty: many records in one Write
+// when they come fast, each at once when they do not.
+func (w *worker) run(ctx context.Context) {
+	defer close(w.done)
+	items := make([]item, 0, batchRecords)
+	records := make([]*Record, 0, batchRecords)
+	for {
+		var sums []*tally
+		items, sums = w.queue.next(items)
+		if len(items) == 0 && len(sums) == 0 {
+			return
+		}
+		if len(items) > 0 {
+			w.writeItems(ctx, items, records[:0])
+		}
+		for some := range slices.Chunk(sums, batchRecords) {
+			w.writeSummaries(ctx, some, records[:0])
+		}
+		clear(items) // what is written is not kept alive
+		clear(records[:cap(records)])
+	}
+}
+
+func (w *worker) writeItems(ctx context.Context, items []item, records []*Record) {
+	for _, it := range items {
+		records = append(records, it.rec)
+	}
+	out := w.write(ctx, records)
+	var failed uint64
+	for i := range items {
+		if out.of(i) != nil {
+			failed++
+		}
+	}
+	w.queue.wrote(uint64(len(items))-failed, failed)
+	for i, it := range items {
+		if it.ack != nil {
+			it.ack.results <- out.of(i)
+		}
+	}
+}
+
+func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*Record) {
+	for _, t := range sums {
+		records = append(records, t.record())
+	}
+	out := w.write(ctx, records)
+	for i, t := range sums {
+		w.queue.summarised(t, out.of(i))
+	}
+}
+
+// write hands records to the sink, and tells when it begins and ends to fail.
+func (w *worker) write(ctx context.Context, records []*Record) outcome {
+	w.queue.writes(time.Now())
+	err := w.cfg.Sink.Write(ctx, records)
+	changed := w.queue.returned(err)
+	if changed && w.sinkError != nil {
+		w.sinkError(w.cfg.Name, err)
+	}
+	out := outcome{err: err}
+	if lost, ok := errors.AsType[*LostError](err); ok {
+		out.partial, out.lost = true, lost.Lost
+	}
+	return out
+}
+
+// outcome is what came of a Write.
+type outcome struct {
+	err     error
+	partial bool  // only those in lost are lost
+	lost    []int // indices
+}
+
+// of returns what came of one record.
+func (o *outcome) of(i int) error {
+	if o.partial && !slices.Contains(o.lost, i) {
+		return nil
+	}
+	return o.err
+}

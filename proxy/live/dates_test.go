@@ -1,0 +1,158 @@
+package live
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// endsAt waits for the end of a tunnel, in a bubble, and returns when it came.
+func (f *flow) endsAt(t *testing.T) (at time.Time, why ending) {
+	t.Helper()
+	select {
+	case why = <-f.told:
+		return time.Now(), why
+	case <-time.After(1000 * time.Hour):
+		t.Fatal("the tunnel was not told to end")
+		return time.Time{}, ending{}
+	}
+}
+
+func TestDatesEndTunnels(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, row := range []struct {
+		name   string
+		policy func(now time.Time) *allowlist.Policy
+		after  time.Duration
+		why    allowlist.Reason
+	}{
+		{"a rule expires", func(now time.Time) *allowlist.Policy {
+			return policy(entry("a", until(to("x.example"), now.Add(90*time.Second))))
+		}, 90 * time.Second, allowlist.RuleExpired},
+		{"the second of two dates", func(now time.Time) *allowlist.Policy {
+			return policy(entry("a", until(to("x.example"), now.Add(30*day)), until(to("y.example"), now.Add(day))))
+		}, 30 * day, allowlist.RuleExpired},
+		{"the later of two rules that both allow it", func(now time.Time) *allowlist.Policy {
+			return policy(entry("a", until(to("x.example"), now.Add(day)), until(to("*.example"), now.Add(2*day))))
+		}, 2 * day, allowlist.RuleExpired},
+		{"observing ends", func(now time.Time) *allowlist.Policy {
+			return policy(observing(entry("a"), now.Add(3*time.Millisecond)))
+		}, 3 * time.Millisecond, allowlist.NotOnAllowlist},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, start := newRig(t, nil), time.Now()
+				r.run(t)
+				r.Put(t.Context(), row.policy(start), false)
+				f := newFlow("a", "x.example")
+				r.open(f)
+				decided := r.current.Load()
+				at, why := f.endsAt(t)
+				if want := (ending{tunnel.Revoked, row.why}); at.Sub(start) != row.after || why != want {
+					t.Errorf("ended after %v by %v, want %v and %v", at.Sub(start), why, row.after, want)
+				}
+				synctest.Wait()
+				if now := r.current.Load(); now == decided || now.Generation != decided.Generation || now.Loaded != decided.Loaded {
+					t.Errorf("state %+v, want another one that equals %+v: whoever decided before the date must see that it has passed", now, decided)
+				}
+			})
+		})
+	}
+}
+
+// TestADateBeforeRun passes after the policy was put in force and before
+// anybody looks at dates.
+func TestADateBeforeRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, start := newRig(t, nil), time.Now()
+		r.Put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))), false)
+		f := newFlow("a", "x.example")
+		r.open(f)
+		<-time.After(time.Minute)
+		r.run(t)
+		if f.ended() == (ending{}) {
+			t.Error("the tunnel is open")
+		}
+	})
+}
+
+// TestADateOfThePolicyBefore does not count any more, and one that has passed
+// before the policy came is no news.
+func TestADateOfThePolicyBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, start := newRig(t, nil), time.Now()
+		r.run(t)
+		f := newFlow("a", "x.example")
+		r.Put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))), false)
+		r.open(f)
+		<-time.After(30 * time.Minute)
+		r.Put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), start.Add(time.Minute)))), false)
+		<-time.After(24 * time.Hour)
+		if f.ended() != (ending{}) {
+			t.Error("the tunnel ended at a date that is no longer in force")
+		}
+		if len(r.did) != 2 {
+			t.Errorf("%d enforcements, want the two of Put", len(r.did))
+		}
+	})
+}
+
+func TestNoDateNoWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = true })
+		r.run(t)
+		<-time.After(time.Hour) // without any state
+		r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+		state := r.current.Load()
+		f := newFlow("a", "x.example")
+		f.NotAfter = time.Now().Add(1000 * time.Hour)
+		r.open(f, newFlow("a", "x.example"))
+		<-time.After(100 * time.Hour)
+		if len(r.did) != 1 || r.current.Load() != state {
+			t.Errorf("%d enforcements, want the one of Put", len(r.did))
+		}
+	})
+}
+
+func TestAnSVIDThatExpires(t *testing.T) {
+	for _, closing := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r, start := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing }), time.Now()
+			r.run(t)
+			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			f, forever := newFlow("a", "x.example"), newFlow("a", "x.example")
+			f.NotAfter = start.Add(time.Hour)
+			r.open(f, forever)
+			if closing {
+				at, why := f.endsAt(t)
+				late := at.Sub(f.NotAfter)
+				if want := (ending{tunnel.Revoked, allowlist.IdentityExpired}); late <= 0 || late > time.Second || why != want {
+					t.Errorf("ended %v after the SVID by %v, want within a second by %v", late, why, want)
+				}
+			}
+			<-time.After(3 * time.Hour)
+			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			if f.ended() != (ending{}) || forever.ended() != (ending{}) {
+				t.Errorf("closing at expiry: %v: a tunnel ended", closing)
+			}
+			want := 2
+			if closing {
+				want = 3 // and not once a second while the tunnel is on its way
+			}
+			if len(r.did) != want {
+				t.Errorf("%d enforcements, want %d", len(r.did), want)
+			}
+		})
+	}
+}
+
+func TestRunReturns(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	r := newRig(t, nil)
+	stop()
+	r.Run(ctx) // or the test does not end
+}

@@ -1,0 +1,360 @@
+package live
+
+import (
+	"context"
+	"crypto/x509"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// must is for the constants of these tests.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func spiffe(name string) string { return "spiffe://td.example/" + name }
+
+// The policies of these tests, as sentences.
+
+func to(host string) allowlist.Rule {
+	return allowlist.Rule{Host: must(allowlist.ParseHostPattern(host))}
+}
+
+func until(r allowlist.Rule, end time.Time) allowlist.Rule {
+	r.Expires = end
+	return r
+}
+
+func onlyAt(r allowlist.Rule, ranges ...string) allowlist.Rule {
+	for _, cidr := range ranges {
+		r.Addresses = append(r.Addresses, netip.MustParsePrefix(cidr))
+	}
+	return r
+}
+
+func entry(name string, allow ...allowlist.Rule) allowlist.Entry {
+	return allowlist.Entry{Pattern: must(allowlist.ParseIdentityPattern(spiffe(name))), Allow: allow}
+}
+
+func denying(e allowlist.Entry, rules ...allowlist.Rule) allowlist.Entry {
+	e.Deny = rules
+	return e
+}
+
+func observing(e allowlist.Entry, end time.Time) allowlist.Entry {
+	e.Mode, e.ObserveUntil = allowlist.ModeObserve, end
+	return e
+}
+
+func policy(entries ...allowlist.Entry) *allowlist.Policy {
+	return must(allowlist.Compile(allowlist.Spec{Version: "v", Entries: entries}))
+}
+
+func quarantining(p *allowlist.Policy, name string) *allowlist.Policy {
+	return p.WithQuarantine(allowlist.NewQuarantineList([]allowlist.Quarantined{
+		{Pattern: must(allowlist.ParseIdentityPattern(spiffe(name)))},
+	}))
+}
+
+// ending is what a tunnel was told, "" if it was not.
+type ending struct {
+	Close tunnel.Reason
+	Why   allowlist.Reason
+}
+
+// flow is a tunnel of these tests: to 192.0.2.1's neighbour in the public
+// internet, by a caller whose certificate is its own.
+type flow struct {
+	Tunnel
+	told chan ending // once: a second time would block the test
+}
+
+func newFlow(name, host string) *flow {
+	f := &flow{told: make(chan ending, 1)}
+	f.Request = allowlist.Request{
+		ID: spiffeid.RequireFromString(spiffe(name)), Source: allowlist.SourceX509SVID,
+		Dest: must(allowlist.ParseDestination(host + ":443")),
+	}
+	f.Addr = netip.MustParseAddrPort("8.8.8.8:443")
+	f.Certificates = []*x509.Certificate{{Raw: []byte(name)}}
+	f.End = func(r tunnel.Reason, why allowlist.Reason) { f.told <- ending{r, why} }
+	return f
+}
+
+func (f *flow) ended() ending {
+	select {
+	case e := <-f.told:
+		return e
+	default:
+		return ending{}
+	}
+}
+
+func trustAll([]*x509.Certificate) bool { return true }
+
+// rig is an enforcer that remembers what it said.
+type rig struct {
+	*Enforcer
+	current  Current
+	registry Registry
+	did      []Enforcement // read while the enforcer rests
+}
+
+func newRig(t *testing.T, change func(*EnforcerConfig)) *rig {
+	t.Helper()
+	r := &rig{}
+	cfg := EnforcerConfig{
+		Current: &r.current, Registry: &r.registry, Trusts: trustAll,
+		Enforced: func(_ context.Context, e Enforcement) { r.did = append(r.did, e) },
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	r.Enforcer = must(NewEnforcer(cfg))
+	return r
+}
+
+func (r *rig) open(flows ...*flow) {
+	for _, f := range flows {
+		r.registry.Add(&f.Tunnel)
+	}
+}
+
+// run runs the enforcer in a bubble until the test ends.
+func (r *rig) run(t *testing.T) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { r.Run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	synctest.Wait()
+}
+
+func TestAnEnforcerNeedsStateAndRegistry(t *testing.T) {
+	for _, cfg := range []EnforcerConfig{{}, {Current: &Current{}}, {Registry: &Registry{}}} {
+		if e, err := NewEnforcer(cfg); err == nil || e != nil {
+			t.Errorf("%+v: no error", cfg)
+		}
+	}
+}
+
+func TestPutEndsWhatIsForbidden(t *testing.T) {
+	later := time.Now().Add(time.Hour)
+	revoked := func(why allowlist.Reason) ending { return ending{tunnel.Revoked, why} }
+	for _, row := range []struct {
+		name   string
+		next   *allowlist.Policy
+		change func(*flow)
+		want   ending
+	}{
+		{name: "the same rule stays", next: policy(entry("a", to("x.example")))},
+		{name: "a wider rule stays", next: policy(entry("*", to("*.example")))},
+		{name: "observed instead of allowed stays", next: policy(observing(entry("a"), later))},
+		{name: "the rule is gone", next: policy(entry("a", to("y.example"))), want: revoked(allowlist.NotOnAllowlist)},
+		{name: "the entry is gone", next: policy(entry("b", to("x.example"))), want: revoked(allowlist.IdentityUnknown)},
+		{name: "the rule has expired", next: policy(entry("a", until(to("x.example"), time.Now().Add(-time.Hour)))), want: revoked(allowlist.RuleExpired)},
+		{name: "a deny rule names the host", next: policy(denying(entry("a", to("x.example")), to("**.example"), to("x.example"))), want: revoked(allowlist.DeniedByRule)},
+		{
+			name: "a deny rule names the address", next: policy(denying(entry("a", to("x.example")), allowlist.Rule{CIDR: netip.MustParsePrefix("8.8.8.0/24")})),
+			want: revoked(allowlist.ResolvedAddressDenied),
+		},
+		{name: "the rule has other addresses", next: policy(entry("a", onlyAt(to("x.example"), "1.1.1.1/32"))), want: revoked(allowlist.ResolvedAddressDenied)},
+		{
+			name: "the address is one of this host",
+			next: policy(entry("a", to("x.example"))).WithClassifier(allowlist.NewClassifier(allowlist.Local{Addresses: []netip.Addr{netip.MustParseAddr("8.8.8.8")}})),
+			want: revoked(allowlist.ResolvedAddressDenied),
+		},
+		{
+			name: "it is still being dialled, address unknown", next: policy(entry("a", onlyAt(to("x.example"), "1.1.1.1/32"))),
+			change: func(f *flow) { f.Addr = netip.AddrPort{} },
+		},
+		{
+			name: "it is still being dialled, the rule is gone", next: policy(entry("a")),
+			change: func(f *flow) { f.Addr = netip.AddrPort{} }, want: revoked(allowlist.NotOnAllowlist),
+		},
+		{
+			name:   "certificates no longer count",
+			next:   policy(allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.SourcesOf(allowlist.SourceListener), Allow: []allowlist.Rule{to("x.example")}}),
+			change: func(*flow) {}, want: revoked(allowlist.IdentitySourceNotAccepted),
+		},
+		{name: "the identity is in quarantine", next: quarantining(policy(entry("a", to("x.example"))), "a"), want: ending{tunnel.Quarantined, allowlist.QuarantinedIdentity}},
+		{name: "another identity is in quarantine", next: quarantining(policy(entry("a", to("x.example"))), "b")},
+		{name: "there is no policy any more", next: nil, want: revoked(allowlist.PolicyUnavailable)},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			f := newFlow("a", "x.example")
+			if row.change != nil {
+				row.change(f)
+			}
+			r.open(f)
+			did := r.Put(t.Context(), row.next, false)
+			if got := f.ended(); got != row.want {
+				t.Errorf("ended by %s %q, want %s %q", got.Close, got.Why, row.want.Close, row.want.Why)
+			}
+			closed := 0
+			if row.want != (ending{}) {
+				closed = 1
+			}
+			if did.Held || did.Open != 1 || did.Closed != closed || did.State != r.current.Load() || did.State.Generation != 2 {
+				t.Errorf("enforcement %+v of %+v, want 1 open, %d closed by generation 2", did, did.State, closed)
+			}
+		})
+	}
+}
+
+func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
+	r := newRig(t, nil)
+	going, staying := newFlow("a", "x.example"), newFlow("a", "y.example")
+	r.open(going, staying)
+	for n, want := range [][2]int{{2, 1}, {1, 0}} {
+		if did := r.Put(t.Context(), policy(entry("a", to("y.example"))), false); did.Open != want[0] || did.Closed != want[1] {
+			t.Errorf("reload %d closed %d of %d, want %d of %d", n+1, did.Closed, did.Open, want[1], want[0])
+		}
+	}
+	r.registry.EndAll(tunnel.Drain)
+	if got, want := going.ended(), (ending{tunnel.Revoked, allowlist.NotOnAllowlist}); got != want {
+		t.Errorf("the forbidden one was told %v", got)
+	}
+	if got, want := staying.ended(), (ending{Close: tunnel.Drain}); got != want {
+		t.Errorf("the other one was told %v", got)
+	}
+	if r.registry.Len() != 2 {
+		t.Errorf("%d registered, want both until they leave", r.registry.Len())
+	}
+}
+
+func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		trusts func([]*x509.Certificate) bool
+		want   map[string]ending
+	}{
+		{"everybody is trusted", trustAll, map[string]ending{}},
+		{"one is not", func(certs []*x509.Certificate) bool { return string(certs[0].Raw) != "b" }, map[string]ending{
+			"b": {tunnel.Revoked, allowlist.IdentityUntrusted},
+		}},
+		{"nobody can say", nil, map[string]ending{
+			"a": {tunnel.Revoked, allowlist.IdentityUntrusted}, "b": {tunnel.Revoked, allowlist.IdentityUntrusted},
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts, cfg.MaxRevoke = row.trusts, 0.01 })
+			all := policy(entry("*", to("x.example")))
+			r.Put(t.Context(), all, false)
+			flows := map[string]*flow{"a": newFlow("a", "x.example"), "b": newFlow("b", "x.example"), "of the listener": newFlow("c", "x.example")}
+			flows["of the listener"].Certificates = nil
+			for _, f := range flows {
+				r.open(f)
+			}
+			did := r.Again(t.Context())
+			got := map[string]ending{}
+			for name, f := range flows {
+				if e := f.ended(); e != (ending{}) {
+					got[name] = e
+				}
+			}
+			if diff := cmp.Diff(row.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if did.Held || did.Closed != len(row.want) || did.State.Policy != all || did.State.Generation != 2 {
+				t.Errorf("enforcement %+v of %+v", did, did.State)
+			}
+		})
+	}
+}
+
+func TestAgainBeforeAnyPolicyDenies(t *testing.T) {
+	r := newRig(t, nil)
+	f := newFlow("a", "x.example")
+	r.open(f)
+	r.Again(t.Context())
+	if got := f.ended(); got.Why != allowlist.PolicyUnavailable {
+		t.Errorf("ended by %v", got)
+	}
+}
+
+func TestMaxRevoke(t *testing.T) {
+	for _, row := range []struct {
+		name        string
+		share       float64
+		open, going int
+		sure, held  bool
+	}{
+		{name: "no bound", open: 10, going: 10},
+		{name: "nothing closes", share: 0.01, open: 10},
+		{name: "nothing is open", share: 0.01},
+		{name: "below the share", share: 0.3, open: 10, going: 2},
+		{name: "exactly the share", share: 0.3, open: 10, going: 3},
+		{name: "exactly a share that has no binary form", share: 0.29, open: 100, going: 29},
+		{name: "one more", share: 0.29, open: 100, going: 30, held: true},
+		{name: "all of one", share: 0.99, open: 1, going: 1, held: true},
+		{name: "all, as the share says", share: 1, open: 10, going: 10},
+		{name: "too many, but somebody is sure", share: 0.3, open: 10, going: 10, sure: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = row.share })
+			r.Put(t.Context(), policy(entry("a", to("*.example"))), true)
+			before := r.current.Load()
+			flows := make([]*flow, row.open)
+			for i := range flows {
+				host := "stays.example"
+				if i < row.going {
+					host = "goes.example"
+				}
+				flows[i] = newFlow("a", host)
+			}
+			r.open(flows...)
+			did := r.Put(t.Context(), policy(entry("a", to("stays.example"))), row.sure)
+			told := 0
+			for _, f := range flows {
+				if f.ended() != (ending{}) {
+					told++
+				}
+			}
+			if did.Held != row.held || did.Open != row.open || did.Closed != row.going {
+				t.Errorf("%+v, want held: %v, %d of %d", did, row.held, row.going, row.open)
+			}
+			want, state := row.going, r.current.Load()
+			if row.held {
+				want = 0
+			}
+			if told != want || (state == before) != row.held || did.State != state {
+				t.Errorf("%d tunnels ended, want %d; generation %d is in force", told, want, state.Generation)
+			}
+			if len(r.did) != 2 || r.did[1] != did {
+				t.Errorf("told of %+v", r.did)
+			}
+		})
+	}
+}
+
+// TestTheShareIsOfTunnelsThatStand: the tunnels of a quarantine that are on
+// their way do not hold the policy that comes behind it.
+func TestTheShareIsOfTunnelsThatStand(t *testing.T) {
+	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
+	r.open(newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("b", "x.example"))
+	both := policy(entry("a", to("x.example")), entry("b", to("x.example")))
+	if did := r.Put(t.Context(), quarantining(both, "a"), true); did.Closed != 2 {
+		t.Fatalf("quarantine: %+v", did)
+	}
+	if did := r.Put(t.Context(), policy(entry("b", to("x.example"))), false); did.Held || did.Open != 1 || did.Closed != 0 {
+		t.Errorf("the policy without the identity: %+v", did)
+	}
+}

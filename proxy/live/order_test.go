@@ -1,0 +1,94 @@
+package live
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+func TestEnforcedIsToldInOrder(t *testing.T) {
+	r := newRig(t, nil)
+	var putting sync.WaitGroup
+	for range 4 {
+		putting.Go(func() {
+			for range 25 {
+				r.Put(t.Context(), policy(), false)
+				r.Again(t.Context())
+			}
+		})
+	}
+	putting.Wait()
+	for i, did := range r.did {
+		if want := uint64(i) + 1; did.State.Generation != want {
+			t.Fatalf("told of generation %d, want %d", did.State.Generation, want)
+		}
+	}
+	if len(r.did) != 200 {
+		t.Errorf("told %d times, want 200", len(r.did))
+	}
+}
+
+// TestNoTunnelEscapesAState opens tunnels the way that the doors do, while
+// states flip. Whoever is still open at the end is allowed by the last one.
+func TestNoTunnelEscapesAState(t *testing.T) {
+	const callers, tunnels, flips = 8, 200, 100
+	states := []*allowlist.Policy{policy(entry("a", to("x.example"))), policy(entry("a", to("y.example")))}
+	var current Current
+	var registry Registry
+	enforcer := must(NewEnforcer(EnforcerConfig{Current: &current, Registry: &registry, Trusts: trustAll}))
+	enforcer.Put(t.Context(), states[0], false)
+
+	var opening sync.WaitGroup
+	for range callers {
+		opening.Go(func() {
+			for i := range tunnels {
+				openTunnel(&current, &registry, []string{"x.example", "y.example"}[i%2])
+			}
+		})
+	}
+	opening.Go(func() {
+		for n := range flips {
+			enforcer.Put(t.Context(), states[n%2], false)
+		}
+	})
+	opening.Wait()
+	last := current.Load()
+	if registry.Len() == 0 {
+		t.Log("no tunnel is open at the end: nothing was shown this time")
+	}
+	for _, tun := range registry.standing() {
+		if !last.Decide(tun.Request).Allowed() {
+			t.Errorf("a tunnel to %s is open, which generation %d forbids", tun.Request.Dest, last.Generation)
+		}
+	}
+}
+
+// openTunnel decides, registers, and looks again at the state: see
+// [Registry.Add].
+func openTunnel(current *Current, registry *Registry, host string) {
+	f := newFlow("a", host)
+	state := current.Load()
+	if !state.Decide(f.Request).Allowed() {
+		return
+	}
+	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(&f.Tunnel) }
+	registry.Add(&f.Tunnel)
+	if now := current.Load(); now != state && !now.Decide(f.Request).Allowed() {
+		registry.Remove(&f.Tunnel)
+	}
+}
+
+// TestEnforcedMayBeNobody and a tunnel may leave while it is told.
+func TestEnforcedMayBeNobody(t *testing.T) {
+	var registry Registry
+	e := must(NewEnforcer(EnforcerConfig{Current: &Current{}, Registry: &registry}))
+	f := newFlow("a", "x.example")
+	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(&f.Tunnel) }
+	registry.Add(&f.Tunnel)
+	if did := e.Put(context.WithoutCancel(t.Context()), nil, false); did.Closed != 1 || registry.Len() != 0 {
+		t.Errorf("%+v, %d registered", did, registry.Len())
+	}
+}
