@@ -37,6 +37,10 @@ planted: ## prove that a forbidden import in any room fails the linter
 e2e: ## real clients, with a gigabyte through a tunnel
 	go test ./e2e -count=1 -bytes 1073741824
 
+collector: build ## 20,000 decisions through a real OpenTelemetry Collector, killed and restarted
+	cd e2e/collector/otelcol && go build -o ../../../bin/otelcol .
+	go test ./e2e/collector -count=1 -v -timeout 10m -otelcol $(CURDIR)/bin/otelcol -exeat $(CURDIR)/bin/exeat
+
 rules: ## check the Prometheus rules and run their tests
 	sh e2e/promtool.sh
 

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
@@ -38,6 +39,7 @@ file; the gateway's own log goes to standard error.`,
 			if err != nil {
 				return err
 			}
+			otel.SetErrorHandler(otel.ErrorHandlerFunc(g.telemetry.HandleErrors))
 			for _, l := range g.listeners {
 				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
 					slog.String("listener", l.Name()), slog.String("address", addressText(l.Addr())))

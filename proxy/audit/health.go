@@ -6,11 +6,11 @@ import (
 )
 
 // stuckAfter is when a Write that has not returned counts as a failure.
-const stuckAfter = 5 * time.Second
+const stuckAfter = 12 * time.Second
 
 // What is wrong with a sink, beside the errors that it returns.
 var (
-	// ErrStuck says that a Write has not returned for five seconds.
+	// ErrStuck says that a Write has not returned for a long time.
 	ErrStuck = errors.New("a write does not return")
 	// ErrOverflow says that records are dropped because the queue is full.
 	ErrOverflow = errors.New("records are dropped: the queue is full")

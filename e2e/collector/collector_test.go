@@ -1,0 +1,143 @@
+// Package collector sends what exeat records to a real OpenTelemetry Collector:
+// 20,000 decisions, once with a collector that stays and once with one that is
+// killed and started again.
+//
+// The collector is otelcol below this directory, a module of its own that takes
+// most of a minute to build; without its path the tests are skipped.
+//
+//	make collector
+package collector
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+// patience bounds every wait of these tests.
+const patience = 30 * time.Second
+
+// decisions is how many are made in each test.
+const decisions = 20_000
+
+var (
+	otelcol = flag.String("otelcol", "", "path of the collector; without it the tests are skipped")
+	exeat   = flag.String("exeat", "", "path of the program under test; it is built if there is none")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "exeat-collector-")
+	if err == nil && *exeat == "" && *otelcol != "" {
+		*exeat = filepath.Join(dir, "exeat")
+		err = exec.Command("go", "build", "-o", *exeat, "../../cmd/exeat").Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building exeat:", err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// TestEveryDecisionArrivesTwiceAndJoins: every decision is one span and one log
+// record of the same trace, and every tunnel as well.
+func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
+	s := newSite(t)
+	s.startCollector(t)
+	p := s.startExeat(t)
+	start := time.Now()
+	made := s.decide(t, p, load{workers: 4})
+	t.Logf("%d decisions in %v", decisions, time.Since(start))
+	p.settle(t, s.spans(t, made), s.records(t, made))
+	p.Stop()
+
+	native := s.native(t)
+	got := s.collected(t)
+	if n := len(native.decisions); n != decisions {
+		t.Errorf("%d decisions in the record file, want %d", n, decisions)
+	}
+	for _, id := range made.refused {
+		if _, ok := native.decisions[id]; !ok {
+			t.Fatalf("the decision %s that a caller saw was not recorded", id)
+		}
+	}
+	if n, want := s.lines(t, "denials.json"), decisions-made.allowed; n != want {
+		t.Errorf("%d denials in the file of denials, want %d", n, want)
+	}
+	for name, diff := range map[string]string{
+		"spans of decisions": cmp.Diff(got.spans, native.decisions),
+		"logs of decisions":  cmp.Diff(got.logs, native.decisions),
+		"spans of tunnels":   cmp.Diff(keys(got.tunnelSpans), keys(native.tunnels)),
+		"logs of tunnels":    cmp.Diff(keys(got.tunnelLogs), keys(native.tunnels)),
+		"twice":              cmp.Diff(got.twice, []string(nil)),
+	} {
+		if diff != "" {
+			t.Errorf("%s (-collector +record file):\n%.2000s", name, diff)
+		}
+	}
+	t.Logf("%d decisions and %d tunnels arrived as spans and as logs, joined by id, trace and span",
+		len(got.spans), len(got.tunnelSpans))
+}
+
+// The share of the decisions after which the collector is killed, and after
+// which it is there again, and how many decisions are made a second.
+const (
+	killedAt, backAt = decisions * 3 / 10, decisions * 7 / 10
+	pace             = 1000
+)
+
+// TestACollectorThatIsKilled is away for eight seconds, with queues that are
+// too short for that.
+func TestACollectorThatIsKilled(t *testing.T) {
+	s := newSite(t)
+	c := s.startCollector(t)
+	p := s.startExeat(t, "OTEL_BSP_MAX_QUEUE_SIZE=4096")
+	made := s.decide(t, p, load{workers: 4, pace: pace, at: map[int]func(){
+		killedAt: c.kill,
+		backAt:   func() { s.startCollector(t) },
+	}})
+	spans, records := s.spans(t, made), s.records(t, made)
+	counts := p.settle(t, spans, records)
+	p.Stop()
+
+	sum := counts.spans["exported"] + counts.spans["dropped"] + counts.spans["failed"]
+	t.Logf("%d spans were made: %v", spans, counts.spans)
+	t.Logf("%d records for the collector were made: %v", records, counts.records)
+	if sum != spans {
+		t.Errorf("exported, dropped and failed are %d, want %d", sum, spans)
+	}
+	// What was exported is there; what failed may have arrived, when the answer
+	// was lost with the collector.
+	got := s.collected(t)
+	arrived := len(got.spans) + len(got.tunnelSpans) + got.steps
+	if arrived < counts.spans["exported"] || arrived > counts.spans["exported"]+counts.spans["failed"] {
+		t.Errorf("%d spans arrived, %v were counted", arrived, counts.spans)
+	}
+	if n := len(s.native(t).decisions); n != decisions {
+		t.Errorf("%d decisions in the record file, want %d: one sink holds up the other", n, decisions)
+	}
+	compareDelays(t, made)
+}
+
+// compareDelays compares how long a denial took with and without a collector.
+func compareDelays(t *testing.T, made *outcome) {
+	t.Helper()
+	const bar = time.Millisecond
+	before, away, after := made.delays(0, killedAt), made.delays(killedAt, backAt), made.delays(backAt, decisions)
+	added := away.p99 - max(before.p99, after.p99)
+	t.Logf("a denial before the collector is killed: %v; while it is away: %v; after: %v; added at p99: %v (bar %v)",
+		before, away, after, added, bar)
+	if added > 5*bar { // the machine may be busy with something else
+		t.Errorf("a decision takes %v longer at p99 without a collector, more than five times the bar of %v", added, bar)
+	}
+}

@@ -1,0 +1,174 @@
+package collector
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// load says how decisions are asked for.
+type load struct {
+	workers int
+	pace    int            // a second, of all workers together; zero is as fast as they can
+	at      map[int]func() // called when so many decisions have been asked for
+}
+
+// outcome is what the callers saw.
+type outcome struct {
+	refused []string // ids of decisions, from the answers
+	allowed int
+	took    []time.Duration // of each denial over the socket, by number; zero for any other
+}
+
+// delay sums up what denials took.
+type delay struct{ p50, p99 time.Duration }
+
+// String shows it in microseconds.
+func (d delay) String() string {
+	return fmt.Sprintf("p50 %d µs, p99 %d µs", d.p50.Microseconds(), d.p99.Microseconds())
+}
+
+// delays returns that of the denials from number first up to last, as it is in
+// the quieter blocks (the lower quartile): the machine has other things to do
+// now and then, and what holds up decisions holds them up in every block.
+func (o *outcome) delays(first, last int) delay {
+	const block = 200
+	took := slices.DeleteFunc(slices.Clone(o.took[first:last]), func(d time.Duration) bool { return d == 0 })
+	var p50, p99 []time.Duration
+	for part := range slices.Chunk(took, block) {
+		slices.Sort(part)
+		p50, p99 = append(p50, part[len(part)/2]), append(p99, part[len(part)*99/100])
+	}
+	slices.Sort(p50)
+	slices.Sort(p99)
+	return delay{p50: p50[len(p50)/4], p99: p99[len(p99)/4]}
+}
+
+// decide asks for all decisions and returns when each is answered.
+func (s *site) decide(t *testing.T, p *gateway, l load) *outcome {
+	t.Helper()
+	out := &outcome{took: make([]time.Duration, decisions)}
+	var mu sync.Mutex
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	start := time.Now()
+	for range l.workers {
+		workers.Go(func() {
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= decisions || t.Failed() {
+					return
+				}
+				if event := l.at[n]; event != nil {
+					workers.Go(event) // the others go on, as their callers would
+				}
+				if l.pace > 0 {
+					<-time.After(time.Until(start.Add(time.Duration(n) * time.Second / time.Duration(l.pace))))
+				}
+				id, took, err := s.ask(p, n)
+				if err != nil {
+					t.Errorf("decision %d: %v", n, err)
+					return
+				}
+				mu.Lock()
+				if id == "" {
+					out.allowed++
+				} else {
+					out.refused = append(out.refused, id)
+				}
+				out.took[n] = took
+				mu.Unlock()
+			}
+		})
+	}
+	workers.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	return out
+}
+
+// ask asks for the nth decision, of five kinds in turn. It returns the id of a
+// refusal, and how long a denial took.
+func (s *site) ask(p *gateway, n int) (id string, took time.Duration, err error) {
+	const connect = "CONNECT %s HTTP/1.1\r\nHost: %[1]s\r\n\r\n"
+	switch n % 10 {
+	case 0, 1:
+		id, err = s.exchange(p.socket, fmt.Sprintf(connect, s.allowed()), http.StatusOK)
+	case 2, 3:
+		id, err = s.exchange(p.socket, "CONNECT nowhere HTTP/1.1\r\nHost: nowhere\r\n\r\n", http.StatusBadRequest)
+	case 4:
+		id, err = s.exchange(p.mtls(nil), fmt.Sprintf(connect, s.allowed()), http.StatusProxyAuthRequired)
+	case 5:
+		id, err = s.exchange(p.mtls(s.callers[n/10%len(s.callers)]), fmt.Sprintf(connect, "denied.example:443"), http.StatusForbidden)
+	default:
+		start := time.Now()
+		id, err = s.exchange(p.socket, fmt.Sprintf(connect, "denied.example:443"), http.StatusForbidden)
+		took = time.Since(start)
+	}
+	return id, took, err
+}
+
+// exchange sends a request on a connection of its own. Through a tunnel it
+// sends a word and waits for it to come back.
+func (s *site) exchange(dial func() (net.Conn, error), request string, want int) (id string, err error) {
+	conn, err := dial()
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	if _, err := io.WriteString(conn, request); err != nil {
+		return "", err
+	}
+	reader := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(reader, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != want {
+		return "", fmt.Errorf("answered %s, want %d", resp.Status, want)
+	}
+	if want != http.StatusOK {
+		if id = resp.Header.Get("X-Exeat-Decision"); id == "" {
+			return "", errors.New("the answer does not say the decision's id")
+		}
+		return id, nil
+	}
+	const word = "word"
+	if _, err := io.WriteString(conn, word); err != nil {
+		return "", err
+	}
+	echo := make([]byte, len(word))
+	if _, err := io.ReadFull(reader, echo); err != nil || string(echo) != word {
+		return "", fmt.Errorf("through the tunnel came %q: %w", echo, err)
+	}
+	return "", nil
+}
+
+// socket connects to the listener on a unix socket, which has no ports that
+// could run out.
+func (p *gateway) socket() (net.Conn, error) { return net.Dial("unix", p.socketPath) }
+
+// mtls connects to the TLS listener as a caller, or as one without a
+// certificate.
+func (p *gateway) mtls(caller *tls.Certificate) func() (net.Conn, error) {
+	return func() (net.Conn, error) {
+		cfg := p.tls.Clone()
+		if caller != nil {
+			cfg.Certificates = []tls.Certificate{*caller}
+		}
+		return tls.Dial("tcp", p.mtlsAddress, cfg)
+	}
+}
