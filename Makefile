@@ -34,8 +34,8 @@ race: ## run the fast tests under the race detector
 planted: ## prove that a forbidden import in any room fails the linter
 	GOLANGCI="$(GOLANGCI)" sh e2e/planted.sh
 
-e2e: ## real clients, with a gigabyte through a tunnel
-	go test ./e2e -count=1 -bytes 1073741824
+e2e: ## real clients: a gigabyte through a tunnel, ten rotations and a CA roll
+	go test ./e2e -count=1 -timeout 15m -args -bytes 1073741824 -rotations 10 -lifetime 3s
 
 collector: build ## 20,000 decisions through a real OpenTelemetry Collector, killed and restarted
 	cd e2e/collector/otelcol && go build -o ../../../bin/otelcol .

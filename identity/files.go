@@ -96,26 +96,6 @@ func (f *Files) Reload() (changed bool, err error) {
 	return true, nil
 }
 
-// Paths returns the directories to watch, sorted: those that hold the files.
-// The files themselves are not worth a watch, which would follow a file that
-// was replaced. What changes behind a symbolic link to elsewhere, or on a
-// network file system, shows in none of them: call [Files.Reload] now and then
-// as well.
-func (f *Files) Paths() []string {
-	c := f.config
-	var dirs []string
-	if c.Dir != "" {
-		dirs = append(dirs, filepath.Clean(c.Dir))
-	} else {
-		dirs = append(dirs, filepath.Dir(c.Certificate), filepath.Dir(c.Key), filepath.Dir(c.Bundle))
-	}
-	for _, path := range c.Bundles {
-		dirs = append(dirs, filepath.Dir(path))
-	}
-	slices.Sort(dirs)
-	return slices.Compact(dirs)
-}
-
 // resolve returns the same configuration with the three files named.
 func (c FileConfig) resolve() (FileConfig, error) {
 	if c.Dir != "" {

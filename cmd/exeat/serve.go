@@ -34,6 +34,10 @@ file; the gateway's own log goes to standard error.`,
 			if err != nil {
 				return err
 			}
+			// From here on: its default would end the process while it starts.
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
 			if err != nil {
@@ -48,9 +52,6 @@ file; the gateway's own log goes to standard error.`,
 				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
 					slog.String("listener", "admin"), slog.String("address", g.admin.Addr().String()))
 			}
-			hangup := make(chan os.Signal, 1)
-			signal.Notify(hangup, syscall.SIGHUP)
-			defer signal.Stop(hangup)
 			return g.serve(cmd.Context(), hangup)
 		},
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
@@ -168,68 +169,86 @@ func TestChunks(t *testing.T) {
 	r.quietly(t)
 }
 
-// TestAskedWhileWriting asks for readings as fast as they come: none that
-// follows another one at once confirms it.
-func TestAskedWhileWriting(t *testing.T) {
+// TestAskedTwice asks for readings as fast as they come: the one that confirms
+// another is not read before a quiet while has passed.
+func TestAskedTwice(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
 	r := follow(t, path, isYAML, root)
-	r.Trigger()
+	put(t, path, "tw")
 	l := r.next(t)
-	add(t, path, " and a prefix") // after the reading of this look
-	r.Trigger()
-	close(l.goOn)
-	l = r.next(t)
 	if l.done {
 		t.Fatalf("believed %q", l.text)
 	}
-	add(t, path, ", all of it")
 	r.Trigger()
+	asked := time.Now()
 	close(l.goOn)
-	r.believes(t, "one and a prefix, all of it")
+	l = r.next(t)
+	if after := time.Since(asked); after < quiet {
+		t.Errorf("read again after %s", after)
+	}
+	close(l.goOn)
 }
 
-// TestARenameVouchesForItselfOnly renames one file while another one has just
-// been truncated.
-func TestARenameVouchesForItselfOnly(t *testing.T) {
+// TestYoung: a rename vouches for what it put into place, and for nothing
+// beside it.
+func TestYoung(t *testing.T) {
 	root := t.TempDir()
-	old(t, root+"/a.yaml", "one")
+	put(t, root+"/new/a.yaml", "")
+	disk{t, root}.link("new/a.yaml", "a.yaml")
 	old(t, root+"/b.yaml", "")
-	r := follow(t, root+"/a.yaml", isYAML, root)
-	put(t, root+"/.b", "")
-	r.Trigger()
-	l := r.next(t)
-	rename(t, root+"/.b", root+"/b.yaml")
-	put(t, root+"/a.yaml", "tw") // its events wait behind the rename
-	close(l.goOn)
-	if l := r.next(t); l.done && l.text != "one" {
-		t.Errorf("believed %q, settled %v", l.text, l.settled)
-	} else {
-		add(t, root+"/a.yaml", "o")
-		close(l.goOn)
+	fs, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.believes(t, "two")
+	defer func() { _ = fs.Close() }()
+	tr := &tree{fs: fs, paths: []string{root}, inside: isYAML}
+	tr.walk()
+	for _, row := range []struct {
+		name    string
+		renamed string
+		within  time.Duration
+		want    bool
+	}{
+		{"one was just written", "/none", time.Minute, true},
+		{"not so lately", "/none", time.Nanosecond, false},
+		{"another one was renamed", "/b.yaml", time.Minute, true},
+		{"its link was", "/a.yaml", time.Minute, false},
+		{"the directory that it is in was", "/new", time.Minute, false},
+		{"the file itself was", "/new/a.yaml", time.Minute, false},
+	} {
+		if got := tr.young(row.within, map[string]bool{root + row.renamed: true}); got != row.want {
+			t.Errorf("%s: %v, want %v", row.name, got, row.want)
+		}
+	}
+}
+
+func TestEventsThatDoNotCease(t *testing.T) {
+	w := &Watcher{
+		cfg: Config{Quiet: time.Hour}, timer: time.NewTimer(time.Hour),
+		armed: true, since: time.Now().Add(-mostEvents * time.Hour),
+	}
+	w.wait()
+	select {
+	case <-w.timer.C:
+	case <-time.After(patience):
+		t.Error("a reading is put off for ever")
+	}
 }
 
 // TestAWriterThatPauses keeps the file open for longer than anybody waits for
 // events.
 func TestAWriterThatPauses(t *testing.T) {
+	if !leases(t) {
+		t.Skip("this file system does not tell who writes")
+	}
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !openForWriting(path) {
-		t.Skip("this file system does not tell who writes")
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
 	r := follow(t, path, isYAML, root)
-	if f, err = os.Create(path); err != nil {
+	f, err := os.Create(path)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.WriteString("tw"); err != nil {
