@@ -54,6 +54,12 @@ bench: ## micro benchmarks, then tunnels beside the bare relay
 bench-quick: ## only the tunnels beside the bare relay, in a minute
 	go run ./e2e/bench -quick
 
+enforce: ## 9,000 live tunnels: what a new state ends, and how fast
+	go run ./e2e/enforce
+
+enforce-quick: ## the same with 1,500 tunnels, in less than a minute
+	go run ./e2e/enforce -quick
+
 cover: ## test coverage of each package
 	go test -cover ./...
 

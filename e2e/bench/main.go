@@ -4,7 +4,8 @@
 //
 // It builds both, starts them with an origin and a collector of spans as
 // children on loopback, and makes the load itself. Every figure is measured in
-// pairs, first the relay and then exeat, and compared within the pair.
+// pairs, first the relay and then exeat, and compared within the pair. One row
+// has exeat with its evidence off in the relay's place.
 //
 // Exit codes: 0 measured, 1 a figure is more than five times above its bar,
 // 2 wrong use, or the run could not be finished.

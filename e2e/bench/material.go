@@ -21,6 +21,12 @@ const (
 	recordFile  = "records.jsonl"
 )
 
+// The configurations of exeat, which differ in where records go.
+const (
+	exeatConfig = "exeat.yaml"
+	quietConfig = "quiet.yaml" // to nowhere
+)
+
 // The policy: each of 1,000 identities has ten rules, one of which leads to
 // the origin.
 const (
@@ -59,12 +65,19 @@ func callerID(td spiffeid.TrustDomain, i int) spiffeid.ID {
 	return spiffeid.RequireFromPathf(td, "/ns/load/sa/worker-%04d", i)
 }
 
-// writeConfig writes the policy and the configuration of exeat.
+// writeConfig writes the policy and the configurations of exeat.
 func (w *world) writeConfig() error {
 	if err := os.WriteFile(w.path("policy.yaml"), []byte(policy(w.authority.TrustDomain(), w.targets)), 0o600); err != nil {
 		return err
 	}
-	config := fmt.Sprintf(`version: 1
+	if err := os.WriteFile(w.path(exeatConfig), []byte(config(recordFile)), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(w.path(quietConfig), []byte(config(os.DevNull)), 0o600)
+}
+
+func config(records string) string {
+	return fmt.Sprintf(`version: 1
 identity: {dir: gateway}
 policy: policy.yaml
 listeners:
@@ -74,8 +87,7 @@ resolver:
     %s: 127.0.0.1
 records: {file: %s}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
-`, originName, recordFile)
-	return os.WriteFile(w.path("exeat.yaml"), []byte(config), 0o600)
+`, originName, records)
 }
 
 func policy(td spiffeid.TrustDomain, targets []string) string {

@@ -34,7 +34,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 	}
 	defer b.world.end()
 	for _, part := range []func(context.Context) error{
-		b.newTunnels, b.denials, b.bulk, b.latency, b.idleTunnels,
+		b.newTunnels, b.quietTunnels, b.denials, b.bulk, b.latency, b.idleTunnels,
 	} {
 		if err := part(ctx); err != nil {
 			return report.Table{}, err
@@ -67,25 +67,39 @@ func (b *bench) begin(ctx context.Context) (err error) {
 	if b.exeat, err = b.world.startExeat(ctx); err != nil {
 		return err
 	}
-	for _, p := range []*peer{b.relay, b.exeat} {
-		if _, err = exchanges(ctx, p, b.callers[:100], 100); err != nil {
+	return b.warm(ctx, b.relay, b.exeat)
+}
+
+// warm has peers set up what every process sets up once.
+func (b *bench) warm(ctx context.Context, peers ...*peer) error {
+	for _, p := range peers {
+		if _, err := exchanges(ctx, p, b.callers[:100], 100); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// paired measures both peers in turn and adds a row.
-func (b *bench) paired(ctx context.Context, row report.Row, one func(ctx context.Context, p *peer) (float64, error)) error {
+// measurement is one of a peer, in the unit of a row.
+type measurement func(ctx context.Context, p *peer) (float64, error)
+
+// paired measures the relay and exeat in turn and adds a row.
+func (b *bench) paired(ctx context.Context, row report.Row, one measurement) error {
+	return b.compared(ctx, row, b.relay, b.exeat, one)
+}
+
+// compared measures two peers in turn and adds a row, with left in the place
+// of the relay.
+func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer, one measurement) error {
 	b.say(row.Figure)
 	for range b.pairs {
-		floor, err := one(ctx, b.relay)
+		floor, err := one(ctx, left)
 		if err != nil {
-			return fmt.Errorf("%s: %s: %w", row.Figure, b.relay.name, err)
+			return fmt.Errorf("%s: %s: %w", row.Figure, left.name, err)
 		}
-		ours, err := one(ctx, b.exeat)
+		ours, err := one(ctx, right)
 		if err != nil {
-			return fmt.Errorf("%s: %s: %w", row.Figure, b.exeat.name, err)
+			return fmt.Errorf("%s: %s: %w", row.Figure, right.name, err)
 		}
 		row.Floor, row.Ours = append(row.Floor, floor), append(row.Ours, ours)
 	}
@@ -135,6 +149,7 @@ func (b *bench) head() []string {
 		fmt.Sprintf("%s, %s, %d cores, %s.", time.Now().UTC().Format("2006-01-02 15:04 MST"), processorModel(), runtime.NumCPU(), runtime.Version()),
 		fmt.Sprintf("Medians of %d pairs; per pair %d new tunnels, %d MB each way, %d idle tunnels.", b.pairs, b.tunnels, b.bytes/1e6, b.idle),
 		fmt.Sprintf("%s with a policy of %d rules, records to a file, spans over OTLP/HTTP.", binary, identities*rulesEach),
+		"Where they are off, left, no span is made and records go to " + os.DevNull + "; they are rendered, and metrics counted, on both sides.",
 	}
 }
 

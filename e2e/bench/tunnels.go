@@ -43,6 +43,29 @@ func (b *bench) newTunnels(ctx context.Context) error {
 	return nil
 }
 
+// quietTunnels measures what evidence costs: exeat with it off, and with
+// everything on. Both processes are new, since one that has seen many
+// certificates holds more memory and collects garbage less often.
+func (b *bench) quietTunnels(ctx context.Context) error {
+	quiet, err := b.world.startQuiet(ctx)
+	if err != nil {
+		return err
+	}
+	defer quiet.process.Stop()
+	exeat, err := b.world.startExeat(ctx)
+	if err != nil {
+		return err
+	}
+	defer exeat.process.Stop()
+	if err := b.warm(ctx, quiet, exeat); err != nil {
+		return err
+	}
+	row := report.Row{Figure: "new mTLS tunnel (left: exeat without spans, records to /dev/null)", Unit: "ms"}
+	return b.compared(ctx, row, quiet, exeat, func(ctx context.Context, p *peer) (float64, error) {
+		return exchanges(ctx, p, b.callers[:1], b.tunnels)
+	})
+}
+
 // newcomers are callers whose certificates nobody has seen.
 func (b *bench) newcomers() ([]*caller, error) { return b.world.mint(b.tunnels, tls.X25519) }
 

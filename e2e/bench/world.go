@@ -95,11 +95,11 @@ func (w *world) mintServer() error {
 	return svid.WriteDir(w.path("gateway"), w.authority.Bundle())
 }
 
-// peer is one of the two programs that are compared.
+// peer is one of the programs that are compared.
 type peer struct {
 	name    string
 	process *process.Process
-	spans   *spanCount // nil for the relay, which makes none
+	spans   *spanCount // nil for one that exports none
 
 	echo, source, sink string // targets, as this peer is asked for them
 }
@@ -119,25 +119,36 @@ func (w *world) startRelay(ctx context.Context) (*peer, error) {
 // startExeat starts the gateway with everything on: a policy of 10,000 rules,
 // records to a file and spans to the collector.
 func (w *world) startExeat(ctx context.Context) (*peer, error) {
+	return w.serve(ctx, exeatConfig, peer{name: "exeat", spans: w.spans},
+		"OTEL_TRACES_EXPORTER=otlp",
+		"OTEL_METRICS_EXPORTER=none", // the collector takes spans alone
+		"OTEL_EXPORTER_OTLP_ENDPOINT="+w.spans.url,
+		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+		// Every measurement waits for its spans. The SDK's 5 s would make
+		// for long waits, and for batches that are no dearer.
+		"OTEL_BSP_SCHEDULE_DELAY=500",
+	)
+}
+
+// startQuiet starts the same gateway with its evidence off, as far as that can
+// be: it still renders records, which go nowhere, and counts its metrics.
+func (w *world) startQuiet(ctx context.Context) (*peer, error) {
+	return w.serve(ctx, quietConfig, peer{name: "exeat without evidence"}, "OTEL_SDK_DISABLED=true")
+}
+
+// serve starts the gateway and returns p with what is then known of it.
+func (w *world) serve(ctx context.Context, config string, p peer, env ...string) (*peer, error) {
 	child, err := w.start(ctx, process.Command{
-		Path: w.exeatPath, Args: []string{"serve", "--config", w.path("exeat.yaml")}, Addresses: 1,
-		Env: []string{
-			"OTEL_TRACES_EXPORTER=otlp",
-			"OTEL_EXPORTER_OTLP_ENDPOINT=" + w.spans.url,
-			"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-			// Every measurement waits for its spans. The SDK's 5 s would make
-			// for long waits, and for batches that are no dearer.
-			"OTEL_BSP_SCHEDULE_DELAY=500",
-		},
+		Path: w.exeatPath, Args: []string{"serve", "--config", w.path(config)}, Addresses: 1, Env: env,
 	})
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{name: "exeat", process: child, spans: w.spans}
+	p.process = child
 	for i, target := range []*string{&p.echo, &p.source, &p.sink} {
 		*target = originName + w.targets[i][strings.LastIndexByte(w.targets[i], ':'):]
 	}
-	return p, nil
+	return &p, nil
 }
 
 // client is one that opens tunnels through the peer.

@@ -68,14 +68,14 @@ func quarantining(p *allowlist.Policy, name string) *allowlist.Policy {
 	}))
 }
 
-// ending is what a tunnel was told, "" if it was not.
+// ending is what a tunnel was told; zero if it was told nothing.
 type ending struct {
 	Close tunnel.Reason
 	Why   allowlist.Reason
 }
 
-// flow is a tunnel of these tests: to 192.0.2.1's neighbour in the public
-// internet, by a caller whose certificate is its own.
+// flow is a tunnel of these tests: to a public address, by a caller whose
+// certificate is made of its name.
 type flow struct {
 	Tunnel
 	told chan ending // once: a second time would block the test
@@ -277,6 +277,29 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 				t.Errorf("enforcement %+v of %+v", did, did.State)
 			}
 		})
+	}
+}
+
+// TestTrustIsAskedOncePerChain: the leaf alone is not the chain.
+func TestTrustIsAskedOncePerChain(t *testing.T) {
+	asked := 0
+	r := newRig(t, func(cfg *EnforcerConfig) {
+		cfg.Trusts = func(certs []*x509.Certificate) bool {
+			asked++
+			return len(certs) == 1
+		}
+	})
+	r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+	alone, twin, other := newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("a", "x.example")
+	other.Certificates = append(other.Certificates, &x509.Certificate{Raw: []byte("from elsewhere")})
+	none := newFlow("a", "x.example")
+	none.Certificates = []*x509.Certificate{}
+	r.open(alone, twin, other, none)
+	if did := r.Again(t.Context()); did.Closed != 2 || other.ended() == (ending{}) || none.ended() == (ending{}) {
+		t.Errorf("%+v, want the other chain and the empty one to end", did)
+	}
+	if asked > 3 {
+		t.Errorf("asked %d times about two chains", asked)
 	}
 }
 

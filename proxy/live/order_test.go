@@ -81,7 +81,7 @@ func openTunnel(current *Current, registry *Registry, host string) {
 	}
 }
 
-// TestEnforcedMayBeNobody and a tunnel may leave while it is told.
+// TestEnforcedMayBeNobody, and a tunnel may leave while it is told to end.
 func TestEnforcedMayBeNobody(t *testing.T) {
 	var registry Registry
 	e := must(NewEnforcer(EnforcerConfig{Current: &Current{}, Registry: &registry}))

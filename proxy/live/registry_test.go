@@ -57,6 +57,10 @@ func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
 	if p.ended() != tunnel.Error || r.Len() != 1 {
 		t.Errorf("ended with %v, %d open; want error, and 1 until it is removed", p.ended(), r.Len())
 	}
+	r.EndAll(tunnel.Drain)
+	if n := p.ends.Load(); n != 1 {
+		t.Errorf("told %d times to end, want once", n)
+	}
 }
 
 func TestEndMayRemove(t *testing.T) {

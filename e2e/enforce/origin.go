@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"time"
+)
+
+// serveOrigin sends back what it receives until standard input ends.
+func serveOrigin(in io.Reader, out io.Writer) int {
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		_ = json.NewEncoder(out).Encode(reply{Error: err.Error()})
+		return exitUsage
+	}
+	if json.NewEncoder(out).Encode(reply{Address: l.Addr().String()}) != nil {
+		return exitUsage
+	}
+	go acceptAll(l)
+	_, _ = io.Copy(io.Discard, in) // the process ends with its connections
+	return 0
+}
+
+func acceptAll(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			// Later: the callers and the origin of a real gateway do not take
+			// their time from its processors.
+			defer time.AfterFunc(time.Second, func() { _ = conn.Close() })
+			buf := make([]byte, 64) // small: there are thousands
+			for {
+				n, err := conn.Read(buf)
+				if err != nil {
+					return
+				}
+				if _, err := conn.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
