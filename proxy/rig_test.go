@@ -169,8 +169,9 @@ type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
 	spans    *tracetest.InMemoryExporter
-	full     atomic.Bool // the disk
-	lossy    bool        // the test means it to be
+	full     atomic.Bool   // the disk
+	lossy    bool          // the test means it to be
+	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
 }
 
 // record is a line of evidence as a reader of the log sees it.
@@ -197,6 +198,7 @@ type record struct {
 	TraceID       string `json:"trace_id"`
 	SpanID        string `json:"span_id"`
 	CallerTraceID string `json:"caller_trace_id"`
+	Count         uint64 `json:"count"` // of a summary
 }
 
 func newEvidence(t *testing.T) *evidence {
@@ -207,7 +209,12 @@ func newEvidence(t *testing.T) *evidence {
 // newEvidenceWith sets the sink and the tracer of a configuration.
 func newEvidenceWith(t *testing.T, cfg audit.Config) *evidence {
 	t.Helper()
-	e := &evidence{records: make(chan record, audit.DefaultQueue), spans: tracetest.NewInMemoryExporter()}
+	return startEvidence(t, cfg, &evidence{})
+}
+
+func startEvidence(t *testing.T, cfg audit.Config, e *evidence) *evidence {
+	t.Helper()
+	e.records, e.spans = make(chan record, audit.DefaultQueue), tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
 	var err error
 	cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}}
@@ -222,6 +229,9 @@ func newEvidenceWith(t *testing.T, cfg audit.Config) *evidence {
 
 // Write takes the place of a log file.
 func (e *evidence) Write(p []byte) (int, error) {
+	if e.stuck != nil {
+		<-e.stuck
+	}
 	if e.full.Load() {
 		return 0, syscall.ENOSPC
 	}

@@ -100,7 +100,9 @@ func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(stri
 // openEvidence sets up traces, metrics and records.
 func (g *gateway) openEvidence(ctx context.Context, stdout io.Writer, getenv func(string) string) error {
 	var err error
-	g.telemetry, err = telemetry.New(ctx, telemetry.Config{Version: version(), Getenv: getenv, Failing: g.exportError})
+	g.telemetry, err = telemetry.New(ctx, telemetry.Config{
+		Version: version(), Getenv: getenv, IdentityCap: g.cfg.MetricIdentities, Failing: g.exportError,
+	})
 	if err != nil {
 		return err
 	}

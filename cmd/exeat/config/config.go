@@ -54,6 +54,9 @@ type Config struct {
 	Listeners []Listener
 	// AdminAddress is where probes are answered; "" is nowhere.
 	AdminAddress string
+	// MetricIdentities is how many identities get a series of their own; zero
+	// is none.
+	MetricIdentities int
 
 	Servers []netip.AddrPort
 	Hosts   map[allowlist.Host][]netip.Addr

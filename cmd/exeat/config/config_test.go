@@ -50,6 +50,7 @@ records: {file: r.jsonl}
 refusals: {disclosure: id}
 timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s}
 limits: {connections: 8, head_bytes: 2048}
+metrics: {identities: 100}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +71,7 @@ limits: {connections: 8, head_bytes: 2048}
 			t.Errorf("hosts %v", got.Hosts)
 		}
 	}
-	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 {
+	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
 	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout}

@@ -59,6 +59,8 @@ func (p *parser) root(root *strictyaml.Node) {
 			p.listeners(n)
 		case "admin":
 			p.admin(n)
+		case "metrics":
+			p.metrics(n)
 		case "resolver":
 			p.resolver(n)
 		case "records":
@@ -70,7 +72,7 @@ func (p *parser) root(root *strictyaml.Node) {
 		case "limits":
 			p.limits(n)
 		default:
-			n.Unknown("version", "identity", "policy", "listeners", "admin", "resolver", "records", "refusals", "timeouts", "limits")
+			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "records", "refusals", "timeouts", "limits")
 		}
 	}
 	for _, key := range []string{"version", "policy", "listeners"} {
@@ -326,6 +328,17 @@ func (p *parser) admin(n *strictyaml.Node) {
 			}
 		default:
 			v.Unknown("address")
+		}
+	}
+}
+
+func (p *parser) metrics(n *strictyaml.Node) {
+	for key, v := range n.Fields() {
+		switch key {
+		case "identities":
+			p.MetricIdentities, _ = v.Int(0, 10_000)
+		default:
+			v.Unknown("identities")
 		}
 	}
 }

@@ -1,0 +1,61 @@
+package proxy_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// TestAFloodOfDenialsHidesNobody lets one identity be denied as fast as it can
+// while the sink takes nothing, and another one open a hundred tunnels.
+func TestAFloodOfDenialsHidesNobody(t *testing.T) {
+	const tunnels, floods, each = 100, 2, 400
+	e := startEvidence(t, audit.Config{Queue: 2048}, &evidence{stuck: make(chan struct{})})
+	g := newGateway(t, options{evidence: e})
+
+	var denied atomic.Uint64
+	var flooders sync.WaitGroup
+	for range floods {
+		flooders.Go(func() {
+			for range each {
+				c := g.call(t, "reporter")
+				if a := c.ask(t, connectTo("secret.example:443")); a.status == 403 {
+					denied.Add(1)
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	for range tunnels {
+		c := g.call(t, "builder")
+		if a := c.ask(t, connectTo(g.at("allowed.example"))); a.status != 200 {
+			t.Fatalf("answered %s", a.phrase)
+		}
+		_ = g.origin.next(t).Close()
+		c.ended(t)
+	}
+	flooders.Wait()
+	close(e.stuck)
+
+	var allows, closes, denials, summarised uint64
+	for _, r := range e.rest(t) {
+		switch {
+		case r.Event == string(audit.EventSummary):
+			summarised += r.Count
+		case r.Identity == id("builder").String() && r.Event == string(audit.EventTunnelClose):
+			closes++
+		case r.Identity == id("builder").String():
+			allows++
+		default:
+			denials++
+		}
+	}
+	if allows != tunnels || closes != tunnels {
+		t.Errorf("%d allows and %d closes of the other identity, want %d each", allows, closes, tunnels)
+	}
+	if summarised == 0 || denials+summarised != denied.Load() || denied.Load() != floods*each {
+		t.Errorf("%d denied; %d records and %d in summaries", denied.Load(), denials, summarised)
+	}
+}
