@@ -79,14 +79,14 @@ func TestReload(t *testing.T) {
 			row.change(dir)
 			kept.ends(t)
 			p.generation(t, 2)
+			if r := p.closed(t, 0); r.CloseReason != "revoked" || r.Reason != "not-on-allowlist" {
+				t.Errorf("the tunnel ended with %+v", r)
+			}
 			if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
 				t.Errorf("what the new policy does not allow: %d", got)
 			}
 			if got := s.status(t, p, "example.com"); got != http.StatusOK {
 				t.Errorf("what the new policy allows: %d", got)
-			}
-			if r := p.closed(t, 0); r.CloseReason != "revoked" || r.Reason != "not-on-allowlist" {
-				t.Errorf("the tunnel ended with %+v", r)
 			}
 			// The same bytes again are no change.
 			replaceFile(t, dir+"/policy.yaml", after)

@@ -1,11 +1,13 @@
 package proxy_test
 
 import (
+	"crypto/x509"
 	"testing"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // TestADateThatPassesBetweenDecisionAndTunnel ends the rule while the lookup
@@ -37,4 +39,60 @@ func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 		t.Errorf("the origin got %q", got)
 	}
 	_ = origin.Close()
+}
+
+// TestAStateThatForbidsAndOneThatAllowsAgain both come while the lookup is
+// under way: the record tells of the second alone.
+func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
+	g := newGateway(t, options{})
+	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(version string, change func(*allowlist.Spec)) {
+		t.Helper()
+		spec := g.policy()
+		spec.Version = version
+		change(&spec)
+		policy, err := allowlist.Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		enforcer.Put(t.Context(), policy, true)
+	}
+	c := g.call(t, "builder")
+	c.send(t, connectTo(g.at("held.example")))
+	<-g.names.asked
+	put("two", func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
+	put("three", func(*allowlist.Spec) {})
+	close(g.names.answer)
+	<-g.names.asked // once more
+
+	if a := c.answer(t); a.status != 200 {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Reason != "" || r.Policy != "three" || r.Generation != 3 {
+		t.Errorf("record %+v", r)
+	}
+	if n := g.registry.Len(); n != 1 {
+		t.Errorf("%d tunnels registered, want 1", n)
+	}
+	_ = g.origin.next(t).Close()
+	c.ended(t)
+	g.next(t, audit.EventTunnelClose)
+}
+
+func TestAPanicLeavesNothingInTheRegistry(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("panic.example"))); a.status != 500 {
+		t.Errorf("answered %s", a.phrase)
+	}
+	c.ended(t)
+	g.next(t, audit.EventDecision)
+	if n := g.registry.Len(); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
 }

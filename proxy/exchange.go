@@ -29,7 +29,8 @@ type exchange struct {
 	state    *live.State
 	decision allowlist.Decision
 	detail   string
-	refused  int // answers on this connection
+	settled  func() // ends what pend began; nil if nothing is pending
+	refused  int    // answers on this connection
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -55,16 +56,12 @@ func (x *exchange) next(ctx context.Context) bool {
 	if reason := x.admit(); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	pending, dialling, done := x.pend(ctx)
-	defer done()
-	res, reason := x.dial(dialling, pending)
-	if reason == allowlist.NoReason {
-		return x.relay(ctx, res, pending)
+	defer x.settle()
+	res, reason := x.connect(ctx)
+	if reason != allowlist.NoReason {
+		return x.refuse(ctx, reason)
 	}
-	if why := pending.why(); why != allowlist.NoReason {
-		return x.refuse(ctx, x.overtaken(why))
-	}
-	return x.refuse(ctx, reason)
+	return x.relay(ctx, res)
 }
 
 // isQuiet reports whether the connection ended or went silent.
@@ -176,6 +173,36 @@ func (x *exchange) decide(now time.Time) {
 		x.open.Generation = x.state.Generation
 	}
 	x.open.Decide = time.Since(now)
+}
+
+// connect dials what was decided. When a state ends the dial and the state
+// after it allows the request again, it dials again: the record then tells of
+// one state, the last. The request stays in the registry until settle.
+func (x *exchange) connect(ctx context.Context) (dial.Result, allowlist.Reason) {
+	for {
+		pending, dialling := x.pend(ctx)
+		res, reason := x.dial(dialling, pending)
+		why := pending.why()
+		if reason == allowlist.NoReason || why == allowlist.NoReason {
+			return res, reason
+		}
+		x.open.Verdict = allowlist.Deny
+		if why == allowlist.Draining {
+			return res, why
+		}
+		if reason = x.again(); reason != allowlist.NoReason {
+			return res, reason
+		}
+		x.settle()
+	}
+}
+
+// settle takes the request that was dialled out of the registry.
+func (x *exchange) settle() {
+	if x.settled != nil {
+		x.settled()
+		x.settled = nil
+	}
 }
 
 // dial connects to what was decided.

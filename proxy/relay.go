@@ -32,8 +32,8 @@ func (u *underway) why() allowlist.Reason {
 }
 
 // pend registers the request while it is dialled: a shutdown waits for it, and
-// a state that forbids it cancels the dial.
-func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Context, done func()) {
+// a state that forbids it cancels the dial. settle ends it.
+func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Context) {
 	dialling, cancel := context.WithCancel(ctx)
 	u = &underway{Tunnel: live.Tunnel{Request: x.decision.Request}}
 	u.End = func(_ tunnel.Reason, why allowlist.Reason) {
@@ -41,29 +41,17 @@ func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Cont
 		cancel()
 	}
 	x.proxy.cfg.Registry.Add(&u.Tunnel)
-	return u, dialling, func() {
+	x.settled = func() {
 		cancel()
 		x.proxy.cfg.Registry.Remove(&u.Tunnel)
 	}
-}
-
-// overtaken returns the reason for a request that was ended while it was
-// dialled, and records the decision of the state that ended it.
-func (x *exchange) overtaken(why allowlist.Reason) allowlist.Reason {
-	x.open.Verdict = allowlist.Deny
-	if why == allowlist.Draining {
-		return why
-	}
-	if reason := x.again(); reason != allowlist.NoReason {
-		return reason
-	}
-	return why // the state after that one allows it again, too late for this dial
+	return u, dialling
 }
 
 // relay registers the tunnel, makes sure that the state in force still allows
 // it, answers 200 and relays until the tunnel ends. It reports whether another
 // request may follow on the connection.
-func (x *exchange) relay(ctx context.Context, res dial.Result, pending *underway) bool {
+func (x *exchange) relay(ctx context.Context, res dial.Result) bool {
 	defer func() { _ = res.Conn.Close() }()
 	var report func(up, down int64)
 	cfg := x.proxy.cfg.Tunnel
@@ -81,7 +69,7 @@ func (x *exchange) relay(ctx context.Context, res dial.Result, pending *underway
 	}
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
 	defer x.proxy.cfg.Registry.Remove(&entry.Tunnel)
-	x.proxy.cfg.Registry.Remove(&pending.Tunnel)
+	x.settle() // now that the tunnel is in the registry
 
 	// A reload between the decision and Add found nothing to end: whoever
 	// registers first and looks at the state afterwards cannot miss it.

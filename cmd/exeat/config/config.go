@@ -18,6 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -146,7 +147,7 @@ func Defaults() Config {
 		Records:          []RecordSink{{Name: "stdout"}},
 		PolicyPoll:       watch.DefaultPoll,
 		HandshakeTimeout: listen.DefaultHandshakeTimeout,
-		HeadTimeout:      10 * time.Second,
+		HeadTimeout:      proxy.DefaultHeadTimeout,
 		DialTimeout:      dial.DefaultTimeout,
 		TunnelIdle:       tunnel.DefaultIdle,
 		TunnelMax:        tunnel.DefaultMax,
