@@ -57,7 +57,8 @@ type Config struct {
 	// Slots bounds the connections of all listeners together. Required.
 	Slots *Slots
 	// HandshakeFailed is told of handshakes that die inside the TLS library,
-	// after which nothing can be answered. Required with TLS.
+	// after which nothing can be answered. io.EOF is a connection that ended,
+	// by either end, before the client had said anything. Required with TLS.
 	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
 	// Handshaken is told of every handshake that did not die, and why there is
 	// no identity if there is none; nil is nobody.
@@ -278,8 +279,11 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn) error {
 		return err
 	}
 	err := secure.HandshakeContext(context.WithoutCancel(ctx))
-	if errors.Is(err, io.EOF) && secure.ConnectionState().Version != 0 {
+	switch greeted := secure.ConnectionState().Version != 0; {
+	case greeted && errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
+	case !greeted && errors.Is(err, net.ErrClosed):
+		err = io.EOF // we left, before it had said anything
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"os"
 	"strings"
 	"sync"
@@ -376,5 +377,21 @@ func TestAPanicOfTheHandlerIsLogged(t *testing.T) {
 	}
 	if log := out.String(); !strings.Contains(log, "cause=planted") || !strings.Contains(log, "listen_test.go") {
 		t.Errorf("the log says %q", log)
+	}
+}
+
+// TestASilentConnectionIsCut ends the listener under a client that has not yet
+// said anything: nobody's handshake has failed.
+func TestASilentConnectionIsCut(t *testing.T) {
+	p := newPKI(t)
+	r := serve(t, p.withTLS)
+	conn := dialRaw(t, r.Addr())
+	for r.cfg.Slots.used.Load() == 0 { // not yet accepted
+		runtime.Gosched()
+	}
+	r.cut()
+	closed(t, conn)
+	if err := <-r.failures; !errors.Is(err, io.EOF) {
+		t.Errorf("HandshakeFailed was told %v, want io.EOF", err)
 	}
 }
