@@ -241,7 +241,7 @@ func (c *chain) decide(d *Decision) {
 // match returns the rule that admits the request, or the reason of the nearest
 // miss and the rule that missed.
 func (p *portTable) match(req *Request) (rule *CompiledRule, nearest Reason) {
-	if p.simple != nil && p.ports.has(req.Dest.Port) {
+	if p.simple != nil && p.ports.has(req.Dest.Port) && !req.Upgrade {
 		return p.simple, NoReason
 	}
 	for _, r := range p.at(req.Dest.Port) {
@@ -267,9 +267,11 @@ func (r *CompiledRule) miss(req *Request) Reason {
 		return NotOnAllowlist
 	case !r.Expires.IsZero() && !req.Time.Before(r.Expires):
 		return RuleExpired
+	case req.Upgrade && !r.Upgrade: // a tunnel soon
+		return MethodNotAllowed
 	case !r.plainOnly():
 		return NoReason
-	case req.Method == "", req.Upgrade && !r.Upgrade: // a tunnel, now or soon
+	case req.Method == "": // a tunnel now
 		return MethodNotAllowed
 	case r.methods != nil && !r.methods[req.Method]:
 		return MethodNotAllowed

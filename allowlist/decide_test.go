@@ -146,7 +146,7 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		{"an upgrade where methods are written", upgraded(get("read.example:80", "/public/x")), "method-not-allowed"},
 		{"an upgrade that the rule takes", upgraded(get("ws.example:80", "/")), "allow"},
 		{"a tunnel to it", upgraded(tunnel(checkout, "ws.example:80")), "method-not-allowed"},
-		{"an upgrade under a plain rule", upgraded(get("plain.example:80", "/")), "allow"},
+		{"an upgrade under a rule that asks for nothing", upgraded(get("plain.example:80", "/")), "method-not-allowed"},
 		{"any path under a plain rule", get("plain.example:80", "/a/../b"), "allow"},
 		{"a name that is only resolved", tunnel(checkout, "name.example:443"), "not-on-allowlist"},
 		{"on another port too", tunnel(checkout, "name.example:80"), "not-on-allowlist"},

@@ -44,6 +44,8 @@ const (
 	DialFailed
 	DialRefused
 	DialTimeout
+	ResponseFailed
+	ResponseTimeout
 
 	PolicyUnavailable
 	AuditUnavailable
@@ -95,7 +97,7 @@ func (r Reason) Info() ReasonInfo {
 	case MalformedRequestLine:
 		return ReasonInfo{"malformed-request-line", 400, requestError, "the request line is malformed"}
 	case MalformedTarget:
-		return ReasonInfo{"malformed-target", 400, requestError, "the target is malformed: want HOST:PORT"}
+		return ReasonInfo{"malformed-target", 400, requestError, "the target is malformed: want HOST:PORT, or http://HOST/ for a plain request"}
 	case MalformedPort:
 		return ReasonInfo{"malformed-port", 400, requestError, "the port is malformed: want 1 to 65535"}
 	case MalformedHeader:
@@ -107,7 +109,7 @@ func (r Reason) Info() ReasonInfo {
 	case AuthorityMismatch:
 		return ReasonInfo{"authority-mismatch", 400, requestError, "the Host field is not the target"}
 	case ConnectOnly:
-		return ReasonInfo{"connect-only", 405, requestError, "only CONNECT is served here"}
+		return ReasonInfo{"connect-only", 405, requestError, "the method is not served here"}
 	case HeadTooLarge:
 		return ReasonInfo{"head-too-large", 431, requestError, "the request head is too large"}
 	case UnsupportedVersion:
@@ -157,6 +159,11 @@ func (r Reason) Info() ReasonInfo {
 		return ReasonInfo{"dial-refused", 502, "connection_refused", "refused the connection"}
 	case DialTimeout:
 		return ReasonInfo{"dial-timeout", 504, "connection_timeout", "did not answer in time"}
+
+	case ResponseFailed:
+		return ReasonInfo{"response-failed", 502, "http_response_incomplete", "gave no proper HTTP answer"}
+	case ResponseTimeout:
+		return ReasonInfo{"response-timeout", 504, "http_response_timeout", "gave no HTTP answer in time"}
 
 	case PolicyUnavailable:
 		return ReasonInfo{"policy-unavailable", 503, "proxy_configuration_error", "no policy is loaded"}

@@ -58,8 +58,11 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r == ResolvedAddressDenied:
 			errors = []string{"destination_ip_prohibited"}
 			wantStatus(t, r, 403)
-		case r <= DialTimeout:
-			errors = []string{"dns_error", "dns_timeout", "destination_unavailable", "connection_refused", "connection_timeout"}
+		case r <= ResponseTimeout:
+			errors = []string{
+				"dns_error", "dns_timeout", "destination_unavailable", "connection_refused", "connection_timeout",
+				"http_response_incomplete", "http_response_timeout",
+			}
 			if want := 502 + 2*b2i(strings.HasSuffix(info.ProxyError, "_timeout")); info.Status != want {
 				t.Errorf("%s: status %d, want %d", r, info.Status, want)
 			}

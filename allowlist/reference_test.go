@@ -211,7 +211,7 @@ func naiveMiss(r *Rule, req Request) int {
 	case !r.Expires.IsZero() && !req.Time.Before(r.Expires):
 		return 2
 	case restricted && req.Method == "",
-		restricted && req.Upgrade && !r.Upgrade,
+		req.Upgrade && !r.Upgrade,
 		len(r.Methods) > 0 && !slices.Contains(r.Methods, req.Method):
 		return 3
 	case len(r.Paths) == 0:

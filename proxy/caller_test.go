@@ -81,6 +81,7 @@ func (g *gateway) policy() allowlist.Spec {
 				}),
 				with(to("expired.example"), func(r *allowlist.Rule) { r.Expires = past }),
 				with(to("read-only.example"), func(r *allowlist.Rule) { r.Methods = []string{http.MethodGet} }),
+				with(to("ws.example"), func(r *allowlist.Rule) { r.Upgrade = true }),
 				with(to("public-path.example"), func(r *allowlist.Rule) { r.Paths = []allowlist.PathPattern{path} }),
 				{CIDR: netip.MustParsePrefix("8.8.8.8/32")},
 				{CIDR: netip.MustParsePrefix("0.0.0.0/0")},
@@ -170,6 +171,7 @@ func (ca *testCA) bundle() *x509bundle.Bundle {
 type caller struct {
 	net.Conn
 	reader *bufio.Reader
+	method string // of the request that was sent last
 }
 
 // call connects as the identity of a certificate of the gateway's authority;
@@ -235,8 +237,22 @@ func connectTo(target string, fields ...string) string {
 	return b.String() + "\r\n"
 }
 
+// get is a plain request that a well-behaved client sends.
+func get(url string, fields ...string) string { return plainTo("GET", url, fields...) }
+
+func plainTo(method, url string, fields ...string) string {
+	host, _, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	var b strings.Builder
+	b.WriteString(method + " " + url + " HTTP/1.1\r\nHost: " + host + "\r\n")
+	for _, f := range fields {
+		b.WriteString(f + "\r\n")
+	}
+	return b.String() + "\r\n"
+}
+
 func (c *caller) send(t *testing.T, text string) {
 	t.Helper()
+	c.method, _, _ = strings.Cut(text, " ")
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +264,10 @@ type answer struct {
 	phrase string
 	header http.Header
 	body   string
-	close  bool // the gateway says that it closes the connection
+	length int64 // as announced; -1 if it was not
+	close  bool  // the gateway says that it closes the connection
+
+	trailer http.Header
 }
 
 // reason is the token in Proxy-Status, "" for a 200.
@@ -264,17 +283,24 @@ func (a answer) id() string { return a.header.Get("X-Exeat-Decision") }
 // answer reads one.
 func (c *caller) answer(t *testing.T) answer {
 	t.Helper()
-	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
+	return c.answerTo(t, c.method)
+}
+
+// answerTo reads the answer to a request of that method.
+func (c *caller) answerTo(t *testing.T, method string) answer {
+	t.Helper()
+	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
 	if err != nil {
 		t.Fatalf("reading the answer: %v", err)
 	}
-	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close}
-	if resp.StatusCode != http.StatusOK { // behind a 200 comes the tunnel
+	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close, length: resp.ContentLength}
+	tunnel := method == http.MethodConnect && resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols
+	if !tunnel {
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			t.Fatalf("reading the body: %v", err)
 		}
-		a.body = string(body)
+		a.body, a.trailer = string(body), resp.Trailer
 	}
 	return a
 }

@@ -56,8 +56,13 @@ func TestRecordsAndSpansAreTheSameDecisions(t *testing.T) {
 	})
 	fromRecords, unseen, linked := map[string]fact{}, 0, 0
 	count := map[string]int{}
-	tunnels := 0
-	for _, r := range w.until(t, total+shares[0]) {
+	tunnels, closes := 0, shares[0]
+	for i, c := range cases {
+		if c.plain {
+			closes += shares[i]
+		}
+	}
+	for _, r := range w.until(t, total+closes) {
 		switch r.Event {
 		case string(audit.EventTunnelClose):
 			tunnels++
@@ -85,7 +90,7 @@ func TestRecordsAndSpansAreTheSameDecisions(t *testing.T) {
 			t.Errorf("%d records too many with reason %q", n, reason)
 		}
 	}
-	if len(fromRecords)+unseen != total || tunnels != shares[0] || linked < total/3 {
+	if len(fromRecords)+unseen != total || tunnels != closes || linked < total/3 {
 		t.Errorf("%d decisions, %d failed handshakes, %d tunnels, %d with the caller's trace", len(fromRecords), unseen, tunnels, linked)
 	}
 	if diff := cmp.Diff(fromRecords, decisionSpans(t, w.spans.GetSpans())); diff != "" {
@@ -113,7 +118,7 @@ func decisionSpans(t *testing.T, spans tracetest.SpanStubs) map[string]fact {
 	t.Helper()
 	facts := map[string]fact{}
 	for _, s := range spans {
-		if s.Name != "CONNECT" { // tunnels, and the steps that were slow or failed
+		if s.Name != "CONNECT" && s.Name != "http" { // tunnels, exchanges, and the steps that were slow or failed
 			continue
 		}
 		attrs := map[attribute.Key]string{}

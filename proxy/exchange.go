@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -26,11 +27,15 @@ type exchange struct {
 
 	open     *audit.Open // nil until something was read
 	head     *head.Head
+	url      allowlist.URL // of a plain request
+	body     int64         // of a plain request; see head.Body
+	request  allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
 	detail   string
 	settled  func() // ends what pend began; nil if nothing is pending
-	refused  int    // answers on this connection
+	rested   bool   // a plain request was answered on this connection
+	refused  int    // callers without identity on it
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -41,7 +46,8 @@ const maxRefused = 4
 // follow on the connection.
 func (x *exchange) next(ctx context.Context) bool {
 	x.open, x.head, x.decision, x.detail = nil, nil, allowlist.Decision{}, ""
-	if err := x.conn.SetReadDeadline(time.Now().Add(x.proxy.cfg.HeadTimeout)); err != nil {
+	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
+	if !x.await() {
 		return false
 	}
 	h, err := x.reader.ReadHead()
@@ -57,11 +63,28 @@ func (x *exchange) next(ctx context.Context) bool {
 		return x.refuse(ctx, reason)
 	}
 	defer x.settle()
+	if x.isPlain() {
+		return x.forward(ctx)
+	}
 	res, reason := x.connect(ctx)
 	if reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	return x.relay(ctx, res)
+	return x.relay(ctx, opening{conn: res.Conn, addr: res.Addr, status: 200, answer: []byte("HTTP/1.1 200 OK\r\n\r\n")})
+}
+
+// await sets the time for the next head. Behind an answered plain request the
+// connection may first rest for a while.
+func (x *exchange) await() bool {
+	if x.rested {
+		if x.conn.SetReadDeadline(time.Now().Add(x.proxy.cfg.KeepAlive)) != nil {
+			return false
+		}
+		if _, err := x.reader.Peek(1); err != nil {
+			return false // nothing was asked
+		}
+	}
+	return x.conn.SetReadDeadline(time.Now().Add(x.proxy.cfg.HeadTimeout)) == nil
 }
 
 // isQuiet reports whether the connection ended or went silent.
@@ -71,7 +94,10 @@ func isQuiet(reason allowlist.Reason) bool {
 
 // begin opens the record: from here on there is exactly one.
 func (x *exchange) begin(ctx context.Context) {
-	start := audit.Start{Listener: x.conn.Listener, Protocol: "connect", Wire: "h1", Accept: x.conn.AcceptTrace}
+	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: "h1", Accept: x.conn.AcceptTrace}
+	if x.isPlain() {
+		start.Protocol = audit.ProtocolHTTP
+	}
 	if x.head != nil {
 		start.TraceParent = x.head.Get("Traceparent")
 	}
@@ -110,8 +136,11 @@ func (x *exchange) admit() allowlist.Reason {
 
 // parse makes the one canonical destination of the request.
 func (x *exchange) parse() allowlist.Reason {
+	if x.isPlain() {
+		return x.parsePlain()
+	}
 	h := x.head
-	if h.Method != "CONNECT" {
+	if h.Method != http.MethodConnect {
 		return allowlist.ConnectOnly
 	}
 	dest, err := allowlist.ParseDestination(h.Target)
@@ -121,7 +150,7 @@ func (x *exchange) parse() allowlist.Reason {
 	case err != nil:
 		return allowlist.MalformedTarget
 	}
-	x.decision.Dest, x.open.Dest = dest, dest
+	x.ask(allowlist.Request{Dest: dest})
 	if h.HasHost && !sameAuthority(h, dest) {
 		return allowlist.AuthorityMismatch
 	}
@@ -129,6 +158,11 @@ func (x *exchange) parse() allowlist.Reason {
 		return allowlist.MalformedHeader
 	}
 	return allowlist.NoReason
+}
+
+// ask notes what will be asked of the policy.
+func (x *exchange) ask(req allowlist.Request) {
+	x.request, x.decision.Request, x.open.Dest = req, req, req.Dest
 }
 
 // sameAuthority reports whether the Host field names the target: with the
@@ -165,9 +199,8 @@ func (x *exchange) identify(now time.Time) allowlist.Reason {
 // decide asks the state in force, once.
 func (x *exchange) decide(now time.Time) {
 	x.state = x.proxy.cfg.Current.Load()
-	x.decision = x.state.Decide(allowlist.Request{
-		ID: x.conn.Caller.ID, Source: x.conn.Caller.Source, Dest: x.decision.Dest, Time: now,
-	})
+	x.request.ID, x.request.Source, x.request.Time = x.conn.Caller.ID, x.conn.Caller.Source, now
+	x.decision = x.state.Decide(x.request)
 	x.open.SetDecision(x.decision)
 	if x.state != nil {
 		x.open.Generation = x.state.Generation
@@ -209,6 +242,11 @@ func (x *exchange) settle() {
 func (x *exchange) dial(ctx context.Context, pending *underway) (dial.Result, allowlist.Reason) {
 	start := time.Now()
 	res, err := x.proxy.cfg.Dialer.Dial(ctx, &x.decision)
+	return res, x.dialed(ctx, start, res, err, pending)
+}
+
+// dialed records what came of a dial.
+func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result, err error, pending *underway) allowlist.Reason {
 	x.open.Address, x.open.Dropped = res.Addr, res.Dropped
 	if res.Dropped > 0 {
 		x.open.Class = res.Class
@@ -225,15 +263,14 @@ func (x *exchange) dial(ctx context.Context, pending *underway) (dial.Result, al
 		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
 	}
 	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
-	if reason == allowlist.NoReason {
-		return res, reason
-	}
-	if reason == allowlist.ResolvedAddressDenied {
+	switch reason { //nolint:exhaustive // every other reason is a failure
+	case allowlist.NoReason:
+	case allowlist.ResolvedAddressDenied:
 		x.open.Verdict, x.open.Class = allowlist.Deny, res.Class
-	} else {
+	default:
 		x.open.Verdict = allowlist.Fail
 	}
-	return res, reason
+	return reason
 }
 
 // refuse answers with a reason and ends the record. It reports whether the
@@ -248,16 +285,13 @@ func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 		reason, x.detail = allowlist.AuditUnavailable, "" // what cannot be recorded is not even refused by its name
 		x.record(reason)
 	}
-	info := reason.Info()
 	x.decision.ID, x.decision.Reason = x.conn.Caller.ID, reason
-	// Only a caller that forgot its certificate gets another try, and only if
-	// it has not sent bytes that might be read as a request.
-	x.refused++
-	keep := info.Status == 407 && len(x.reader.Buffered()) == 0 && x.head.Minor == 1 && x.refused < maxRefused
+	keep := x.keeps(reason)
 	answer := refusal.Refusal{
 		Reason: reason, Decision: x.decision, DecisionID: rec.ID, TraceID: rec.TraceID(),
 		Detail: x.detail, Realm: x.conn.Caller.Realm, KeepAlive: keep,
-		JSON: x.head != nil && strings.Contains(x.head.Get("Accept"), "application/problem+json"),
+		Bodyless: x.head != nil && x.head.Method == http.MethodHead,
+		JSON:     x.head != nil && strings.Contains(x.head.Get("Accept"), "application/problem+json"),
 	}.Append(nil, x.proxy.cfg.Disclosure)
 	err := x.write(answer)
 	rec.End()
@@ -268,6 +302,23 @@ func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 		x.linger()
 	}
 	return keep
+}
+
+// keeps reports whether another request may follow a refusal. Behind a plain
+// request that had no body it may; behind a CONNECT only if the caller forgot
+// its certificate and has sent nothing that might be read as a request.
+func (x *exchange) keeps(reason allowlist.Reason) bool {
+	if x.head == nil || x.head.Minor == 0 || x.head.Lists("Connection", "close") {
+		return false
+	}
+	switch reason.Info().Status {
+	case http.StatusProxyAuthRequired:
+		x.refused++
+		return x.refused < maxRefused && x.body == 0 && (x.isPlain() || len(x.reader.Buffered()) == 0)
+	case http.StatusForbidden, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return x.isPlain() && x.body == 0
+	}
+	return false
 }
 
 // record notes the answer that is about to be sent.

@@ -30,9 +30,8 @@ func brief(text string) string { return text[:min(len(text), 40)] }
 
 func refusedHeads() []refusedHead {
 	const (
-		line   = "CONNECT allowed.example:PORT HTTP/1.1\r\n"
-		host   = "Host: allowed.example:PORT\r\n"
-		getURL = "GET http://allowed.example:PORT/ HTTP/1.1\r\nHost: allowed.example:PORT\r\n\r\n"
+		line = "CONNECT allowed.example:PORT HTTP/1.1\r\n"
+		host = "Host: allowed.example:PORT\r\n"
 	)
 	rows := []refusedHead{
 		head("another host in Host", line+"Host: other.example:PORT\r\n\r\n", allowlist.AuthorityMismatch),
@@ -44,11 +43,8 @@ func refusedHeads() []refusedHead {
 		head("two Host fields", line+host+host+"\r\n", allowlist.DuplicateHost),
 		head("two Host fields in HTTP/1.0", "CONNECT allowed.example:PORT HTTP/1.0\r\n"+host+host+"\r\n", allowlist.DuplicateHost),
 
-		head("GET", getURL, allowlist.ConnectOnly),
-		head("GET in origin form", "GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n", allowlist.ConnectOnly),
-		head("GET of the health path in absolute form", "GET http://127.0.0.1/livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", allowlist.ConnectOnly),
 		head("lower-case connect", strings.Replace(line, "CONNECT", "connect", 1)+host+"\r\n", allowlist.ConnectOnly),
-		head("an upgrade", "GET http://allowed.example:PORT/ HTTP/1.1\r\nHost: allowed.example:PORT\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", allowlist.ConnectOnly),
+		head("lower-case connect to a URL", "connect http://allowed.example:PORT/ HTTP/1.1\r\n"+host+"\r\n", allowlist.ConnectOnly),
 
 		head("two spaces before the target", "CONNECT  allowed.example:PORT HTTP/1.1\r\n"+host+"\r\n", allowlist.MalformedRequestLine),
 		head("two spaces behind the target", "CONNECT allowed.example:PORT  HTTP/1.1\r\n"+host+"\r\n", allowlist.MalformedRequestLine),
@@ -103,12 +99,13 @@ func refusedHeads() []refusedHead {
 	return rows
 }
 
-// TestRefusedHeads sends every head on a fresh connection and again as the
-// second request of one that was kept open after a 407.
+// TestRefusedHeads sends every head on a fresh connection, as the second request
+// of one that was kept open after a 407, and behind an allowed plain request.
 func TestRefusedHeads(t *testing.T) {
 	g := newGateway(t, options{})
+	g.origin.serve(t, func(request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" })
 	certificate := g.ca.issue(t, id("builder").String())
-	for _, row := range refusedHeads() {
+	for _, row := range append(refusedHeads(), refusedPlain()...) {
 		raw := strings.ReplaceAll(row.raw, "PORT", strconv.Itoa(int(g.origin.port)))
 		t.Run(row.name, func(t *testing.T) {
 			c := g.callWith(t, certificate)
@@ -122,11 +119,20 @@ func TestRefusedHeads(t *testing.T) {
 			g.next(t, audit.EventDecision)
 			g.checkRefused(t, c, raw, row.reason)
 		})
+		t.Run(row.name+", behind an allowed request", func(t *testing.T) {
+			c := g.callWith(t, certificate)
+			if a := c.ask(t, get("http://"+g.at("allowed.example")+"/")); a.status != 200 || a.close || a.body != "ok" {
+				t.Fatalf("first answer %d %v, want a 200 that keeps the connection", a.status, a.header)
+			}
+			g.next(t, audit.EventDecision)
+			g.next(t, audit.EventTunnelClose)
+			g.checkRefused(t, c, raw, row.reason)
+		})
 	}
-	if n := g.names.lookups.Load(); n != 0 {
+	if n := g.names.lookups.Load(); n != 1 { // the first allowed one
 		t.Errorf("%d lookups", n)
 	}
-	if n := g.origin.accepted.Load(); n != 0 {
+	if n := g.origin.accepted.Load(); n != 1 {
 		t.Errorf("%d connections to the origin", n)
 	}
 	if left := g.rest(t); len(left) > 0 {

@@ -1,5 +1,6 @@
-// Package proxy is the CONNECT door: it reads a request head, decides, dials
-// and relays, and refuses with a reason.
+// Package proxy is the door for CONNECT and plain http:// requests: it reads a
+// request head, decides, dials and relays or forwards, and refuses with a
+// reason.
 //
 // Every head is read by the strict parser of package head; the destination is
 // parsed once, and that value is what is decided, resolved, dialled and
@@ -9,6 +10,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"sync/atomic"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
@@ -25,6 +28,9 @@ import (
 
 // DefaultHeadTimeout is what a zero Config.HeadTimeout means.
 const DefaultHeadTimeout = 10 * time.Second
+
+// DefaultKeepAlive is what a zero Config.KeepAlive means.
+const DefaultKeepAlive = time.Minute
 
 // Config is what the door needs. Current, Registry, Dialer, Recorder and Log
 // are required.
@@ -38,19 +44,26 @@ type Config struct {
 	// HeadTimeout bounds the time for one request head; zero means
 	// DefaultHeadTimeout.
 	HeadTimeout time.Duration
+	// KeepAlive is how long a connection may rest between two plain requests;
+	// zero means DefaultKeepAlive.
+	KeepAlive time.Duration
 	// HeadLimit bounds a head in bytes; zero means head.DefaultLimit.
 	HeadLimit int
 	// Disclosure is how much a refused caller is told.
 	Disclosure refusal.Disclosure
 	// Tunnel bounds every tunnel; its Progress is set by the proxy.
 	Tunnel tunnel.Config
+	// Forward says how plain requests are carried; Dial, Idle and Max are set
+	// by the proxy, from Dialer and Tunnel.
+	Forward forward.Config
 }
 
 // Proxy serves connections. It is safe for concurrent use.
 type Proxy struct {
-	cfg      Config
-	draining atomic.Bool
-	panics   atomic.Uint64
+	cfg       Config
+	forwarder *forward.Forwarder
+	draining  atomic.Bool
+	panics    atomic.Uint64
 }
 
 // New returns a proxy.
@@ -61,12 +74,27 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.HeadTimeout <= 0 {
 		cfg.HeadTimeout = DefaultHeadTimeout
 	}
-	return &Proxy{cfg: cfg}, nil
+	if cfg.KeepAlive <= 0 {
+		cfg.KeepAlive = DefaultKeepAlive
+	}
+	cfg.Forward.Dial, cfg.Forward.Idle, cfg.Forward.Max = cfg.Dialer.Dial, cfg.Tunnel.Idle, cfg.Tunnel.Max
+	forwarder, err := forward.New(cfg.Forward)
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	return &Proxy{cfg: cfg, forwarder: forwarder}, nil
 }
 
 // Drain makes the proxy answer every further request with 503 draining.
 // Tunnels that are open go on.
-func (p *Proxy) Drain() { p.draining.Store(true) }
+func (p *Proxy) Drain() {
+	p.draining.Store(true)
+	p.forwarder.CloseIdle()
+}
+
+// StateChanged closes the connections to origins that rest between two plain
+// requests. Call it after a state came into force: another one let them be made.
+func (p *Proxy) StateChanged() { p.forwarder.CloseIdle() }
 
 // Panicked counts and logs a panic that ended a connection.
 func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/forward"
 )
 
 // world is a gateway in each state that has a reason of its own. All leave
@@ -28,7 +29,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		evidence: e,
 		ready:    newGateway(t, options{evidence: e}),
-		hasty:    newGateway(t, options{evidence: e, headTimeout: 150 * time.Millisecond, dialTimeout: 150 * time.Millisecond}),
+		hasty:    newGateway(t, options{evidence: e, headTimeout: 150 * time.Millisecond, dialTimeout: 150 * time.Millisecond, forward: forward.Config{Response: 150 * time.Millisecond}}),
 		empty:    newGateway(t, options{evidence: e, noPolicy: true}),
 		busy:     newGateway(t, options{evidence: e, slots: 64}),
 		draining: newGateway(t, options{evidence: e}),
@@ -45,6 +46,7 @@ func newWorld(t *testing.T) *world {
 type wireCase struct {
 	reason allowlist.Reason
 	slow   bool // waits for a deadline
+	plain  bool // a plain request, which had reached the origin
 	// decide returns the zero answer where there is none.
 	decide func(t *testing.T, w *world, fields ...string) answer
 }
@@ -110,7 +112,7 @@ func wireCases() []wireCase {
 		malformed(allowlist.MissingHost, line+"\r\n"),
 		malformed(allowlist.DuplicateHost, line+"Host: allowed.example\r\nHost: allowed.example\r\n\r\n"),
 		malformed(allowlist.AuthorityMismatch, line+"Host: other.example\r\n\r\n"),
-		malformed(allowlist.ConnectOnly, "GET http://allowed.example/ HTTP/1.1\r\nHost: allowed.example\r\n\r\n"),
+		malformed(allowlist.ConnectOnly, "connect allowed.example:443 HTTP/1.1\r\nHost: allowed.example\r\n\r\n"),
 		malformed(allowlist.HeadTooLarge, connectTo("allowed.example:443", "X: "+strings.Repeat("a", 65<<10))),
 		malformed(allowlist.UnsupportedVersion, "CONNECT allowed.example:443 HTTP/3.0\r\n\r\n"),
 		{reason: allowlist.HeadTimeout, slow: true, decide: halfAHead},
@@ -146,6 +148,8 @@ func wireCases() []wireCase {
 		asked(allowlist.DialFailed, "builder", "unreachable.example:PORT"),
 		asked(allowlist.DialRefused, "builder", "refused.example:1"),
 		{reason: allowlist.DialTimeout, slow: true, decide: late},
+		{reason: allowlist.ResponseFailed, plain: true, decide: noAnswer},
+		{reason: allowlist.ResponseTimeout, plain: true, slow: true, decide: lateAnswer},
 
 		of(allowlist.PolicyUnavailable, func(w *world) *gateway { return w.empty }),
 		of(allowlist.Busy, func(w *world) *gateway { return w.busy }),
@@ -159,7 +163,7 @@ func wireCases() []wireCase {
 // elsewhere are the reasons that no CONNECT can have, and why.
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
-		allowlist.PathNotAllowed:   "only a plain HTTP request has a path",
+		allowlist.PathNotAllowed:   "TestPlainDecisions: only a plain HTTP request has a path",
 		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
 	}
 }
@@ -181,6 +185,21 @@ func halfAHead(t *testing.T, w *world, _ ...string) answer {
 func late(t *testing.T, w *world, fields ...string) answer {
 	t.Helper()
 	return w.hasty.call(t, "builder").askOnce(t, connectTo("late.example:443", fields...))
+}
+
+// noAnswer is an origin that leaves without one, lateAnswer one that says
+// nothing.
+func noAnswer(t *testing.T, w *world, fields ...string) answer {
+	t.Helper()
+	c := w.ready.call(t, "builder")
+	c.send(t, get("http://"+w.ready.at("allowed.example")+"/", fields...))
+	_ = w.ready.origin.next(t).Close()
+	return c.answer(t)
+}
+
+func lateAnswer(t *testing.T, w *world, fields ...string) answer {
+	t.Helper()
+	return w.hasty.call(t, "builder").askOnce(t, get("http://"+w.hasty.at("allowed.example")+"/", fields...))
 }
 
 func asSidecar(t *testing.T, w *world, fields ...string) answer {
@@ -232,7 +251,7 @@ func TestReasons(t *testing.T) {
 				return
 			}
 			r := w.next(t, audit.EventDecision)
-			if c.reason == allowlist.NoReason {
+			if c.reason == allowlist.NoReason || c.plain {
 				w.next(t, audit.EventTunnelClose)
 			}
 			if r.Reason != info.Token || r.Status != info.Status || r.ID == "" {

@@ -3,12 +3,13 @@ package proxy
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -48,24 +49,36 @@ func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Cont
 	return u, dialling
 }
 
+// entry is what the registry knows of a request that goes to that address.
+func (x *exchange) entry(addr netip.AddrPort) *underway {
+	u := &underway{Tunnel: live.Tunnel{Request: x.decision.Request, Addr: addr, NotAfter: x.conn.Caller.NotAfter}}
+	if x.conn.Caller.Source == allowlist.SourceX509SVID {
+		u.Certificates = x.conn.Certificates
+	}
+	return u
+}
+
+// opening is a connection to the origin that is about to become a tunnel.
+type opening struct {
+	conn   net.Conn
+	addr   netip.AddrPort
+	status int
+	answer []byte // for the client, when all else is done
+}
+
 // relay registers the tunnel, makes sure that the state in force still allows
-// it, answers 200 and relays until the tunnel ends. It reports whether another
+// it, answers and relays until the tunnel ends. It reports whether another
 // request may follow on the connection.
-func (x *exchange) relay(ctx context.Context, res dial.Result) bool {
-	defer func() { _ = res.Conn.Close() }()
+func (x *exchange) relay(ctx context.Context, o opening) bool {
+	defer func() { _ = o.conn.Close() }()
 	var report func(up, down int64)
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { report(up, down) }
-	t := tunnel.New(x.conn.Conn, res.Conn, cfg)
-	entry := &underway{Tunnel: live.Tunnel{
-		Request: x.decision.Request, Addr: res.Addr, NotAfter: x.conn.Caller.NotAfter,
-	}}
+	t := tunnel.New(x.conn.Conn, o.conn, cfg)
+	entry := x.entry(o.addr)
 	entry.End = func(reason tunnel.Reason, why allowlist.Reason) {
 		entry.ended(why)
 		t.Close(reason)
-	}
-	if x.conn.Caller.Source == allowlist.SourceX509SVID {
-		entry.Certificates = x.conn.Certificates
 	}
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
 	defer x.proxy.cfg.Registry.Remove(&entry.Tunnel)
@@ -73,14 +86,14 @@ func (x *exchange) relay(ctx context.Context, res dial.Result) bool {
 
 	// A reload between the decision and Add found nothing to end: whoever
 	// registers first and looks at the state afterwards cannot miss it.
-	if reason := x.confirm(res); reason != allowlist.NoReason {
+	if reason := x.confirm(o.addr); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	x.open.Status = 200
+	x.open.Status = o.status
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
-	if err := x.write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err != nil {
+	if err := x.write(o.answer); err != nil {
 		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
 		x.open.End()
 		if x.open.Committed() { // it had to be recorded before the answer, as allowed
@@ -115,18 +128,18 @@ func (x *exchange) relay(ctx context.Context, res dial.Result) bool {
 }
 
 // confirm decides again if another state has come into force since.
-func (x *exchange) confirm(res dial.Result) allowlist.Reason {
+func (x *exchange) confirm(addr netip.AddrPort) allowlist.Reason {
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
 		req.Time = time.Now() // a date of this very state may have passed since
-		if d := x.state.Decide(req); d.Allowed() && d.CheckAddr(res.Addr) == nil {
+		if d := x.state.Decide(req); d.Allowed() && d.CheckAddr(addr) == nil {
 			return allowlist.NoReason
 		}
 	}
 	if reason := x.again(); reason != allowlist.NoReason {
 		return reason
 	}
-	if err := x.decision.CheckAddr(res.Addr); err != nil {
+	if err := x.decision.CheckAddr(addr); err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
 			x.open.Class = refused.Class
 		}

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,7 +10,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,6 +30,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -45,6 +49,7 @@ type options struct {
 	headTimeout time.Duration
 	dialTimeout time.Duration
 	tunnel      tunnel.Config
+	forward     forward.Config
 }
 
 // gateway is a real one in this process, with an origin behind it: a listener
@@ -73,7 +78,7 @@ func newGateway(t *testing.T, o options) *gateway {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
-		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel,
+		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel, Forward: o.forward,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -145,6 +150,7 @@ func (g *gateway) serve(t *testing.T, cfg listen.Config, slots *listen.Slots) ne
 	})
 	t.Cleanup(func() {
 		g.registry.EndAll(tunnel.Drain)
+		g.proxy.Drain()
 		cut()
 		_ = l.Close()
 		serving.Wait()
@@ -183,6 +189,7 @@ type record struct {
 	Host          string `json:"host"`
 	Port          uint16 `json:"port"`
 	Method        string `json:"method"`
+	Path          string `json:"path"`
 	Address       string `json:"address"`
 	Verdict       string `json:"verdict"`
 	Reason        string `json:"reason"`
@@ -369,5 +376,58 @@ func (o *origin) next(t *testing.T) *net.TCPConn {
 	case <-time.After(patience):
 		t.Fatal("the gateway made no connection to the origin")
 		return nil
+	}
+}
+
+// request is one that came to the origin.
+type request struct {
+	*http.Request
+	raw  string // as it came, head and body
+	body string
+}
+
+// serve answers every request that comes to the origin from now on, until the
+// test ends. An answer that begins with "close:" is the last on its connection.
+func (o *origin) serve(t *testing.T, answer func(request) string) {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			select {
+			case conn := <-o.conns:
+				serving.Go(func() {
+					defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+					defer func() { _ = conn.Close() }()
+					serveRequests(conn, answer)
+				})
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		serving.Wait()
+	})
+}
+
+func serveRequests(conn net.Conn, answer func(request) string) {
+	var raw bytes.Buffer
+	reader := bufio.NewReader(io.TeeReader(conn, &raw))
+	for {
+		req, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return
+		}
+		text, last := strings.CutPrefix(answer(request{Request: req, raw: raw.String(), body: string(body)}), "close:")
+		raw.Reset()
+		if _, err := io.WriteString(conn, text); err != nil || last {
+			return
+		}
 	}
 }

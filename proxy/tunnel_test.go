@@ -74,7 +74,9 @@ func TestBytesBehindARefusalAreNoRequest(t *testing.T) {
 	}{
 		{"denied", "builder", connectTo("secret.example:443"), allowlist.NotOnAllowlist},
 		{"malformed", "builder", connectTo("allowed.example:0"), allowlist.MalformedPort},
-		{"another method", "builder", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", allowlist.ConnectOnly},
+		{"another method", "builder", "connect allowed.example:443 HTTP/1.1\r\nHost: x\r\n\r\n", allowlist.ConnectOnly},
+		{"a plain request for no origin", "builder", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", allowlist.MalformedTarget},
+		{"a plain request with a body", "builder", plainTo("POST", "http://secret.example/", "Content-Length: 300"), allowlist.NotOnAllowlist},
 		{"without an identity", "", good, allowlist.IdentityMissing},
 		{"without an identity, HTTP/1.0", "", "CONNECT allowed.example:443 HTTP/1.0\r\n\r\n", allowlist.IdentityMissing},
 	} {

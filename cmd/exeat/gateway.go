@@ -24,6 +24,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/admin"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -163,7 +164,12 @@ func (g *gateway) buildProxy() error {
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder, Log: g.log,
 		HeadTimeout: g.cfg.HeadTimeout, HeadLimit: g.cfg.HeadLimit, Disclosure: g.cfg.Disclosure,
-		Tunnel: tunnel.Config{Idle: g.cfg.TunnelIdle, Max: g.cfg.TunnelMax},
+		Tunnel:    tunnel.Config{Idle: g.cfg.TunnelIdle, Max: g.cfg.TunnelMax},
+		KeepAlive: g.cfg.KeepAlive,
+		Forward: forward.Config{
+			Body: g.cfg.BodyTimeout, Response: g.cfg.ResponseTimeout,
+			NoVia: g.cfg.NoVia, PassForwarded: g.cfg.PassForwarded,
+		},
 	})
 	return err
 }

@@ -133,6 +133,7 @@ func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
 	}
 	g.recorder.Event(rec)
 	if !e.Held {
+		g.proxy.StateChanged()
 		g.telemetry.Instruments().Enforced(e.Took)
 	}
 	attrs := []slog.Attr{

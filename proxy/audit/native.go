@@ -26,6 +26,7 @@ type line struct {
 	Host             string  `json:"host,omitempty"`
 	Port             uint16  `json:"port,omitempty"`
 	Method           string  `json:"method,omitempty"`
+	Path             string  `json:"path,omitempty"`
 	Address          string  `json:"address,omitempty"`
 	Verdict          string  `json:"verdict,omitempty"`
 	Reason           string  `json:"reason,omitempty"`
@@ -68,7 +69,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 		Schema: Schema, Time: formatTime(r.Time), Event: r.Event, ID: r.ID,
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire,
 		Identity: bounded(r.Identity.String(), maxIdentity), IdentitySource: r.Source.String(),
-		Host: r.Dest.Host.String(), Port: r.Dest.Port, Method: bounded(r.Method, maxMethod),
+		Host: r.Dest.Host.String(), Port: r.Dest.Port, Method: bounded(r.Method, maxMethod), Path: r.Path,
 		Reason: r.Reason.String(), WouldReason: r.WouldReason.String(), Status: r.Status,
 		Rule: r.Rule, RuleAt: r.RuleAt, Policy: r.Policy, Generation: r.Generation,
 		AddressesDropped: r.Dropped,

@@ -64,7 +64,7 @@ func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
 }
 
 func spanName(protocol string) string {
-	if protocol == "connect" {
+	if protocol == ProtocolConnect {
 		return "CONNECT"
 	}
 	return protocol

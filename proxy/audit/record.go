@@ -15,6 +15,7 @@
 package audit
 
 import (
+	"net/http"
 	"net/netip"
 	"strings"
 	"time"
@@ -48,6 +49,12 @@ const (
 	EventCollapsed Event = "decision.collapsed"
 )
 
+// The protocols of a record: a tunnel, or a plain request.
+const (
+	ProtocolConnect = "connect"
+	ProtocolHTTP    = "http"
+)
+
 // Other is the identity in the summary of those beyond the bound.
 const Other = "_other"
 
@@ -79,7 +86,7 @@ type Record struct {
 	ID    string // the decision's, also in the records of its tunnel
 
 	Listener string
-	Protocol string // connect
+	Protocol string // ProtocolConnect or ProtocolHTTP
 	Wire     string // h1
 	Identity spiffeid.ID
 	Source   allowlist.Source
@@ -87,6 +94,7 @@ type Record struct {
 
 	Dest    allowlist.Destination // canonical, as asked
 	Method  string
+	Path    string         // where a rule looks at it; never the query
 	Address netip.AddrPort // dialled
 
 	Verdict     allowlist.Verdict
@@ -122,13 +130,22 @@ type Record struct {
 	CallerTrace trace.TraceID     // of the caller's context, if it sent one
 }
 
+// IsTunnel reports whether the record is of a tunnel, from a CONNECT or an
+// upgrade, and not of a plain exchange.
+func (r *Record) IsTunnel() bool {
+	return r.Protocol != ProtocolHTTP || r.Status == http.StatusSwitchingProtocols
+}
+
 // SetDecision copies what the policy decided.
 func (r *Record) SetDecision(d allowlist.Decision) {
 	r.Verdict, r.Reason, r.WouldReason = d.Verdict, d.Reason, d.WouldReason
 	r.Mode, r.Policy, r.Class = d.Mode, d.PolicyVersion(), d.Class
-	r.Rule, r.RuleAt = "", ""
+	r.Rule, r.RuleAt, r.Path = "", "", ""
 	if d.Rule != nil {
 		r.Rule, r.RuleAt = d.Rule.Name(), d.Rule.Place()
+		if len(d.Rule.Paths) > 0 {
+			r.Path = bounded(d.Path, maxPath)
+		}
 	}
 	if d.Quarantine != nil {
 		r.RuleAt, r.Detail = d.Quarantine.At, bounded(d.Quarantine.Reason, maxDetail)
@@ -139,6 +156,7 @@ const (
 	maxDetail   = 512
 	maxIdentity = 2048
 	maxMethod   = 32
+	maxPath     = 1024
 )
 
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP

@@ -96,6 +96,9 @@ func (c *Config) check() error {
 	return nil
 }
 
+// Required reports whether decisions wait for their records.
+func (r *Recorder) Required() bool { return r.cfg.Required }
+
 // Close writes what is queued, with summaries of the rest, and returns when it
 // is written or ctx is done; then the sinks' context is done, too. Records that
 // come later are dropped and counted.

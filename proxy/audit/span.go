@@ -79,6 +79,7 @@ func (o *Open) endSpan() {
 		}
 	}
 	text("http.request.method", bounded(r.Method, maxMethod))
+	text("url.path", r.Path)
 	if r.Status != 0 {
 		add(attribute.Int("http.response.status_code", r.Status))
 	}

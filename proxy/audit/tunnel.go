@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -10,16 +11,18 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Tunnel is the record of an allowed tunnel after its decision. It is kept as
-// long as the tunnel, so it holds nothing that has ended.
+// Tunnel is the record of an allowed tunnel, or of a plain exchange, after its
+// decision. It is kept as long as the tunnel, so it holds nothing that has
+// ended.
 type Tunnel struct {
 	record   Record
 	recorder *Recorder
 	start    time.Time
 }
 
-// Tunnel begins the tunnel's record. Call it after End; exactly one Close must
-// follow.
+// Tunnel begins the tunnel's record, with what is known now: call it after End,
+// or for an exchange whose answer is still to come when its request goes out.
+// Exactly one Close must follow.
 func (o *Open) Tunnel() *Tunnel {
 	return &Tunnel{record: o.Record, recorder: o.recorder, start: time.Now()}
 }
@@ -35,7 +38,7 @@ func (t *Tunnel) Progress(up, down int64) {
 func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
 	// The span is made only now: a thousand open ones would hold megabytes.
-	_, span := t.recorder.cfg.Tracer.Start(ctx, "tunnel", trace.WithNewRoot(), trace.WithTimestamp(t.start),
+	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.start),
 		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
 	defer span.End()
 	span.SetAttributes(
@@ -49,12 +52,22 @@ func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why a
 	)
 }
 
+func (t *Tunnel) spanName() string {
+	if t.record.IsTunnel() {
+		return "tunnel"
+	}
+	return "exchange"
+}
+
 func (t *Tunnel) put(event Event, up, down int64, reason string, why allowlist.Reason) {
 	rec := t.record
 	now := time.Now()
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
 	rec.Up, rec.Down, rec.CloseReason, rec.Reason = up, down, reason, why
-	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
+	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
+	if rec.Status != http.StatusSwitchingProtocols { // which says that it is a tunnel
+		rec.Status = 0
+	}
 	t.recorder.count(&rec)
 	t.recorder.put(&rec)
 }

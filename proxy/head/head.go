@@ -14,7 +14,8 @@
 // proxy is bypassed where two parsers read one request in two ways: no bare LF
 // or CR, no folded lines, no space before a colon, no second Host. The package
 // takes the request apart and stops there: it does not look into the target,
-// does not compare it with Host, frames no body and knows no policy. Which
+// does not compare it with Host, reads no body ([Head.Body] says where one ends)
+// and knows no policy. Which
 // methods and targets are fine is the caller's to say.
 package head
 

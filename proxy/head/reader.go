@@ -104,6 +104,21 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return r.src.Read(p)
 }
 
+// Unread gives bytes back that were read with Read: they come first again. It
+// is for those that a reader of bodies took and did not use.
+func (r *Reader) Unread(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	kept := append(append(make([]byte, 0, len(p)+r.end-r.start), p...), r.Buffered()...)
+	if r.pooled != nil {
+		small.Put(r.pooled)
+	}
+	r.pooled, r.buf = nil, kept
+	r.start, r.end = 0, len(kept)
+	r.next, r.lines = 0, 0
+}
+
 // Buffered returns the bytes that were read and not consumed: after ReadHead,
 // those behind the head. They are valid until the next call of another method.
 func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end] }

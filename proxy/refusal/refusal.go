@@ -63,8 +63,10 @@ type Refusal struct {
 	Realm string
 	// JSON asks for application/problem+json.
 	JSON bool
-	// KeepAlive leaves the connection open (a 407 that may be retried on it).
+	// KeepAlive leaves the connection open for another request.
 	KeepAlive bool
+	// Bodyless leaves the body out, as an answer to HEAD must.
+	Bodyless bool
 }
 
 // Append appends the whole response to b: status line, fields and body. A
@@ -106,6 +108,9 @@ func (r Refusal) Append(b []byte, d Disclosure) []byte {
 		b = append(b, "Connection: close\r\n"...)
 	}
 	b = fmt.Appendf(b, "Content-Type: %s\r\nContent-Length: %d\r\n\r\n", contentType, len(body))
+	if r.Bodyless {
+		return b
+	}
 	return append(b, body...)
 }
 
@@ -277,6 +282,12 @@ func (r Refusal) remedy() string {
 	}
 	if d.Dest.Port != 443 {
 		b.WriteString("        ports: [" + strconv.Itoa(int(d.Dest.Port)) + "]\n")
+	}
+	if d.Method != "" {
+		fmt.Fprintf(&b, "        methods: [%q]\n", d.Method)
+	}
+	if d.Upgrade {
+		b.WriteString("        upgrade: true\n")
 	}
 	return b.String()
 }

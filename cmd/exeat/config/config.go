@@ -20,6 +20,7 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/refusal"
@@ -72,10 +73,14 @@ type Config struct {
 	Disclosure refusal.Disclosure
 
 	HandshakeTimeout, HeadTimeout, DialTimeout time.Duration
+	KeepAlive, BodyTimeout, ResponseTimeout    time.Duration
 	TunnelIdle, TunnelMax                      time.Duration
 	DrainDelay, DrainTimeout                   time.Duration
 	HeadLimit                                  int
-	MaxConnections                             int
+	// NoVia leaves Via out of plain requests and answers, and PassForwarded
+	// sends the callers' Forwarded and X-Forwarded fields on.
+	NoVia, PassForwarded bool
+	MaxConnections       int
 }
 
 // Listener is one entry of listeners.
@@ -149,6 +154,9 @@ func Defaults() Config {
 		HandshakeTimeout: listen.DefaultHandshakeTimeout,
 		HeadTimeout:      proxy.DefaultHeadTimeout,
 		DialTimeout:      dial.DefaultTimeout,
+		KeepAlive:        proxy.DefaultKeepAlive,
+		BodyTimeout:      forward.DefaultBody,
+		ResponseTimeout:  forward.DefaultResponse,
 		TunnelIdle:       tunnel.DefaultIdle,
 		TunnelMax:        tunnel.DefaultMax,
 		DrainDelay:       DefaultDrainDelay,

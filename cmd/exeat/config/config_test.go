@@ -48,7 +48,8 @@ listeners:
 resolver: {servers: [10.0.0.1, "[::1]:54"], hosts: {db.example: ["::ffff:10.0.0.2", "2001:db8::1"]}}
 records: {file: r.jsonl}
 refusals: {disclosure: id}
-timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s}
+timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s, keep_alive: 8s, body: 9s, response: 10s}
+http: {via: false, forwarded: pass}
 limits: {connections: 8, head_bytes: 2048}
 metrics: {identities: 100}
 `))
@@ -71,11 +72,11 @@ metrics: {identities: 100}
 			t.Errorf("hosts %v", got.Hosts)
 		}
 	}
-	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 {
+	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.NoVia || !got.PassForwarded {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
-	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout}
-	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9}
+	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout, got.KeepAlive, got.BodyTimeout, got.ResponseTimeout}
+	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9}
 	if diff := cmp.Diff(want, times); diff != "" {
 		t.Error(diff)
 	}

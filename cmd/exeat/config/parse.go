@@ -69,10 +69,12 @@ func (p *parser) root(root *strictyaml.Node) {
 			p.refusals(n)
 		case "timeouts":
 			p.timeouts(n)
+		case "http":
+			p.http(n)
 		case "limits":
 			p.limits(n)
 		default:
-			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "records", "refusals", "timeouts", "limits")
+			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "records", "refusals", "timeouts", "http", "limits")
 		}
 	}
 	for _, key := range []string{"version", "policy", "listeners"} {
@@ -423,6 +425,12 @@ func (p *parser) timeouts(n *strictyaml.Node) {
 			positive(v, &p.HeadTimeout)
 		case "dial":
 			positive(v, &p.DialTimeout)
+		case "keep_alive":
+			positive(v, &p.KeepAlive)
+		case "body":
+			positive(v, &p.BodyTimeout)
+		case "response":
+			positive(v, &p.ResponseTimeout)
 		case "tunnel_idle":
 			positive(v, &p.TunnelIdle)
 		case "tunnel_max":
@@ -432,7 +440,23 @@ func (p *parser) timeouts(n *strictyaml.Node) {
 		case "drain_timeout":
 			duration(v, &p.DrainTimeout)
 		default:
-			v.Unknown("handshake", "head", "dial", "tunnel_idle", "tunnel_max", "drain_delay", "drain_timeout")
+			v.Unknown("handshake", "head", "dial", "keep_alive", "body", "response", "tunnel_idle", "tunnel_max", "drain_delay", "drain_timeout")
+		}
+	}
+}
+
+// http says what becomes of the fields of plain requests.
+func (p *parser) http(n *strictyaml.Node) {
+	for key, v := range n.Fields() {
+		switch key {
+		case "via":
+			via, ok := v.Bool()
+			p.NoVia = ok && !via
+		case "forwarded":
+			word, _ := v.Word("remove", "pass")
+			p.PassForwarded = word == "pass"
+		default:
+			v.Unknown("via", "forwarded")
 		}
 	}
 }

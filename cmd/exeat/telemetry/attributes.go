@@ -59,6 +59,7 @@ func (a *attributes) request(r *audit.Record) {
 		a.number("server.port", int64(r.Dest.Port))
 	}
 	a.text("http.request.method", bounded(r.Method, maxMethod))
+	a.text("url.path", r.Path)
 	if r.Address.IsValid() {
 		a.text("network.peer.address", r.Address.Addr().String())
 		a.number("network.peer.port", int64(r.Address.Port()))

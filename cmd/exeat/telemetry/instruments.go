@@ -105,7 +105,9 @@ func (i *Instruments) Measure(r *audit.Record) {
 		i.bytes(ctx, i.progress.report(r.ID, transferred{up: r.Up, down: r.Down}))
 	case audit.EventTunnelClose:
 		i.bytes(ctx, i.progress.end(r.ID, transferred{up: r.Up, down: r.Down}))
-		i.tunnel.Record(ctx, r.Duration.Seconds())
+		if r.IsTunnel() {
+			i.tunnel.Record(ctx, r.Duration.Seconds())
+		}
 	case audit.EventHandshake:
 		i.Handshake(r.Reason)
 	case audit.EventSummary, audit.EventCollapsed: // of decisions that were counted one by one

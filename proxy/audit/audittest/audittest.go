@@ -48,8 +48,12 @@ func Samples() []Sample {
 			Listener: "main", Protocol: "connect", Wire: "h1", Client: addrPort("10.1.2.3:53816"),
 			Reason: allowlist.MalformedRequestLine, Status: 400, Trace: span(2),
 		}},
+		{"plain", with(allow(), func(r *audit.Record) {
+			r.Protocol, r.Method, r.Path = audit.ProtocolHTTP, "GET", "/public/index"
+			r.Dest, r.Address = destination("www.example:80"), addrPort("203.0.113.9:80")
+		})},
 		{"wrong-method", with(deny(), func(r *audit.Record) {
-			r.Method, r.Reason, r.Status = "GET", allowlist.ConnectOnly, 405
+			r.Method, r.Reason, r.Status = "connect", allowlist.ConnectOnly, 405
 			r.Dest, r.Policy, r.Generation, r.Mode, r.Decide = allowlist.Destination{}, "", 0, 0, 0
 		})},
 		{"client-gone", with(deny(), func(r *audit.Record) {

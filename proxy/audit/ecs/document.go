@@ -16,6 +16,7 @@ type document struct {
 	User        user     `json:"user,omitzero"`
 	Network     network  `json:"network,omitzero"`
 	HTTP        http     `json:"http,omitzero"`
+	URL         url      `json:"url,omitzero"`
 	TLS         tls      `json:"tls,omitzero"`
 	Rule        rule     `json:"rule,omitzero"`
 	Error       failure  `json:"error,omitzero"`
@@ -93,6 +94,10 @@ type request struct {
 
 type response struct {
 	Status int `json:"status_code"`
+}
+
+type url struct {
+	Path string `json:"path,omitempty"`
 }
 
 type tls struct {

@@ -120,6 +120,7 @@ func (d *document) network(r *audit.Record) {
 	if r.Event != audit.EventSummary { // whose id no caller has seen
 		d.HTTP.Request.ID = r.ID
 	}
+	d.URL.Path = r.Path
 	d.HTTP.Request.Method, d.HTTP.Response.Status = bounded(r.Method, maxMethod), r.Status
 	if !r.Dest.Host.IsZero() {
 		d.destination(r)

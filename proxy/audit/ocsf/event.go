@@ -89,9 +89,10 @@ type request struct {
 }
 
 type url struct {
-	Text string `json:"url_string"` // the authority, all that CONNECT has
+	Text string `json:"url_string"` // the authority, all that CONNECT has; of a plain request the URL, with the path only where a rule looks at it
 	Host string `json:"hostname,omitempty"`
 	Port uint16 `json:"port,omitempty"`
+	Path string `json:"path,omitempty"`
 }
 
 type response struct {

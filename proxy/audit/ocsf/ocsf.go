@@ -118,7 +118,10 @@ func (e *event) http(r *audit.Record) {
 	e.Connection = &connection{Direction: outbound, Protocol: tcp}
 	e.Request = &request{ID: r.ID, Method: bounded(r.Method, maxMethod)}
 	if !r.Dest.Host.IsZero() {
-		e.Request.URL = &url{Text: r.Dest.String(), Host: name(r), Port: r.Dest.Port}
+		e.Request.URL = &url{Text: r.Dest.String(), Host: name(r), Port: r.Dest.Port, Path: r.Path}
+		if r.Protocol == audit.ProtocolHTTP {
+			e.Request.URL.Text = "http://" + r.Dest.String() + r.Path
+		}
 	}
 	if r.Status != 0 {
 		e.Response = &response{Code: r.Status}

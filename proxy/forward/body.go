@@ -1,0 +1,192 @@
+package forward
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// requestBody is the body of a request, as the transport reads it. The
+// transport does so from a goroutine of its own, which may go on after the
+// answer has come; stop ends that.
+type requestBody struct {
+	run      *run
+	req      *http.Request
+	inner    io.ReadCloser // framed by net/http
+	buffered *bufio.Reader // below it
+	expect   *expectation  // the client waits for 100 (Continue); the reader's alone
+
+	over chan struct{} // closed by stop
+
+	mu      sync.Mutex // held while the client is read from
+	done    bool       // the body was read to its end
+	stopped bool
+	failed  *Error
+}
+
+func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
+	b := &requestBody{run: r, req: req, inner: req.Body, buffered: buffered, over: make(chan struct{})}
+	if r.Head.Minor == 1 && strings.EqualFold(r.Head.Get("Expect"), "100-continue") {
+		b.expect = &expectation{proceed: make(chan struct{}), final: make(chan struct{})}
+		r.expect = b.expect
+	}
+	return b
+}
+
+// expectation is a body that waits for leave to be sent (RFC 9110 section
+// 10.1.1). The transport reads it when the origin has said 100, when it has said
+// nothing for a while, and also when it has given its final answer: in that case
+// nobody wants it.
+type expectation struct {
+	heard   atomic.Bool   // something came from the origin
+	proceed chan struct{} // closed when it was 100
+	final   chan struct{} // closed when there is, or will be, no other answer
+	once    sync.Once     // for proceed
+}
+
+// wanted reports whether the body should be sent.
+func (e *expectation) wanted() bool {
+	if !e.heard.Load() {
+		return true
+	}
+	select {
+	case <-e.proceed:
+		return true
+	case <-e.final:
+		return false
+	}
+}
+
+var errStopped = errors.New("the exchange is over")
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	expect := b.expect
+	b.expect = nil
+	if expect != nil && !expect.wanted() {
+		<-b.over // an error now would cost the client the rest of the answer
+		return 0, errStopped
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopped {
+		return 0, errStopped
+	}
+	if expect != nil {
+		if err := b.run.answer.proceed(); err != nil {
+			b.fail(allowlist.ClientGone, err)
+			return 0, err
+		}
+	}
+	if err := b.run.Client.SetReadDeadline(time.Now().Add(b.run.cfg.Body)); err != nil {
+		b.fail(allowlist.ClientGone, err)
+		return 0, err
+	}
+	n, err := b.inner.Read(p)
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		b.done = true
+		b.filterTrailer()
+	default:
+		b.fail(bodyReason(err), err)
+	}
+	return n, err
+}
+
+func (b *requestBody) fail(reason allowlist.Reason, err error) {
+	if b.failed == nil {
+		b.failed = &Error{Reason: reason, Err: err}
+	}
+}
+
+// bodyReason tells a client that left or stalled from one whose chunks are
+// malformed.
+func bodyReason(err error) allowlist.Reason {
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
+		return allowlist.ClientGone
+	}
+	return allowlist.MalformedHeader
+}
+
+// filterTrailer leaves in the trailer what was announced and may be sent on.
+// net/http adds whatever came.
+func (b *requestBody) filterTrailer() {
+	for name := range b.req.Trailer {
+		if !isTrailer(name) || !b.run.Head.Lists("Trailer", name) {
+			delete(b.req.Trailer, name)
+		}
+	}
+}
+
+// Close implements io.Closer; the client's connection stays open.
+func (b *requestBody) Close() error { return nil }
+
+// stop returns when the body is read no more, and reports whether it was read
+// to its end; what the client sent behind it is given back to the reader of
+// heads.
+func (b *requestBody) stop() (done bool) {
+	if b == nil {
+		return true
+	}
+	close(b.over)
+	if !b.mu.TryLock() { // the transport waits for the client
+		_ = b.run.Client.SetReadDeadline(time.Unix(1, 0))
+		b.mu.Lock()
+	}
+	defer b.mu.Unlock()
+	b.stopped = true
+	if b.done && b.run.Body == head.Chunked {
+		behind, _ := b.buffered.Peek(b.buffered.Buffered())
+		b.run.Reader.Unread(behind)
+	}
+	return b.done
+}
+
+// ended reports whether the body was read to its end.
+func (b *requestBody) ended() bool {
+	if !b.mu.TryLock() {
+		return false // it is being read
+	}
+	defer b.mu.Unlock()
+	return b.done
+}
+
+// failure returns why the body could not be read to its end, if it was the
+// client's fault.
+func (b *requestBody) failure() *Error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failed
+}
+
+// answerBody is the body of an answer, as goproxy reads it.
+type answerBody struct {
+	io.ReadCloser
+	run *run
+}
+
+// Read implements io.Reader. goproxy takes an error for the end: the writer is
+// told here which of the two it was.
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.run.moved()
+	}
+	if errors.Is(err, io.EOF) {
+		b.run.received = true
+	}
+	return n, err
+}

@@ -1,0 +1,92 @@
+package forward
+
+import (
+	"net/http"
+	"net/textproto"
+	"strings"
+
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// isHop reports whether a field belongs to one connection and is never sent on
+// (RFC 9110 section 7.6.1), or is the proxy's own.
+func isHop(name string) bool {
+	switch textproto.CanonicalMIMEHeaderKey(name) {
+	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Http2-Settings", "Alt-Svc":
+		return true
+	}
+	return hasFold(name, "Proxy-") || hasFold(name, "X-Exeat-")
+}
+
+// isFraming reports whether a field says where the message goes or where it
+// ends: these are written anew, whatever Connection nominates.
+func isFraming(name string) bool {
+	switch textproto.CanonicalMIMEHeaderKey(name) {
+	case "Host", "Content-Length":
+		return true
+	}
+	return false
+}
+
+// isForwarded reports whether a field tells an origin of the inside.
+func isForwarded(name string) bool {
+	switch textproto.CanonicalMIMEHeaderKey(name) {
+	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip":
+		return true
+	}
+	return hasFold(name, "X-Forwarded-")
+}
+
+// isTrailer reports whether a field may be sent behind a body: one that frames,
+// routes or authenticates must be known before (RFC 9110 section 6.5.1).
+func isTrailer(name string) bool {
+	switch textproto.CanonicalMIMEHeaderKey(name) {
+	case "", "Authorization", "Set-Cookie", "Cookie", "Content-Encoding", "Content-Type", "Content-Range",
+		"Cache-Control", "Expect", "Via", "Www-Authenticate":
+		return false
+	}
+	return !isHop(name) && !isFraming(name) && !isForwarded(name) && token(name)
+}
+
+func token(name string) bool {
+	return strings.Trim(name, "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
+}
+
+func hasFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// keepRequestField reports whether a field of the client's is sent on as it
+// came.
+func keepRequestField(h *head.Head, name, value string, cfg *Config) bool {
+	switch {
+	case isHop(name), isFraming(name), h.Lists("Connection", name):
+		return false
+	case isForwarded(name):
+		return cfg.PassForwarded
+	case strings.EqualFold(name, "Expect"):
+		return strings.EqualFold(value, "100-continue") && h.Minor == 1
+	}
+	return true
+}
+
+// strip removes from an answer what belongs to the origin's connection, and
+// what only the gateway says.
+func strip(h http.Header, cfg *Config) {
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.Trim(name, " \t"); !isFraming(name) {
+				h.Del(name)
+			}
+		}
+	}
+	for name := range h {
+		if isHop(name) {
+			delete(h, name)
+		}
+	}
+	if !cfg.NoVia {
+		h.Add("Via", "1.1 "+DefaultPseudonym)
+	}
+}

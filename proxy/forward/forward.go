@@ -1,0 +1,324 @@
+// Package forward carries one approved plain request to its origin and the
+// answer back.
+//
+// A door parses and decides first, and gives the [Forwarder] an [Exchange]: the
+// parsed head and target, the decision, and where the body comes from. The
+// request that leaves is rebuilt from those; no byte of the received head is
+// sent as it came. Between the two connections stands goproxy, with a
+// transport, a response writer and filters of this package.
+//
+// It dials nothing but what the decision allows. Connections to origins are
+// kept for more requests of the same identity, destination and rule, and for no
+// others: what one caller may reach, or has left behind on a connection, is
+// never another's.
+//
+// It does not decide, and refuses nothing by itself: where there is no answer,
+// the [Result] has a reason and the door answers.
+package forward
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"time"
+
+	"github.com/elazarl/goproxy"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// What a zero field of Config means.
+const (
+	DefaultIdle     = 15 * time.Minute
+	DefaultMax      = 12 * time.Hour
+	DefaultBody     = time.Minute
+	DefaultResponse = 2 * time.Minute
+)
+
+// DefaultPseudonym is the name of the gateway in Via.
+const DefaultPseudonym = "exeat"
+
+// Config says how requests are carried. Dial is required.
+type Config struct {
+	// Dial connects to the destination of a decision, and to nothing else.
+	Dial func(context.Context, *allowlist.Decision) (dial.Result, error)
+	// Idle is how long no byte may move either way; zero means DefaultIdle.
+	Idle time.Duration
+	// Max is how long one exchange may last; zero means DefaultMax.
+	Max time.Duration
+	// Body is how long the next bytes of a request's body may take; zero means
+	// DefaultBody.
+	Body time.Duration
+	// Response is how long an origin may take from the end of the request to
+	// the head of its answer; zero means DefaultResponse.
+	Response time.Duration
+	// NoVia leaves the field Via out, in both directions.
+	NoVia bool
+	// PassForwarded sends the caller's Forwarded and X-Forwarded fields on.
+	// They are removed otherwise: they tell the outside of the inside.
+	PassForwarded bool
+}
+
+// Forwarder carries exchanges. It is safe for concurrent use.
+type Forwarder struct {
+	cfg   Config
+	pools pools
+	proxy *goproxy.ProxyHttpServer
+}
+
+// New returns a forwarder; Close ends it.
+func New(cfg Config) (*Forwarder, error) {
+	if cfg.Dial == nil {
+		return nil, errors.New("forward: a dialer is required")
+	}
+	cfg.Idle = cmp.Or(cfg.Idle, DefaultIdle)
+	cfg.Max = cmp.Or(cfg.Max, DefaultMax)
+	cfg.Body = cmp.Or(cfg.Body, DefaultBody)
+	cfg.Response = cmp.Or(cfg.Response, DefaultResponse)
+	f := &Forwarder{cfg: cfg, pools: pools{response: cfg.Response}}
+	f.proxy = newProxy(&f.cfg)
+	return f, nil
+}
+
+// CloseIdle closes the connections to origins that carry no request now. Call
+// it when a new state has come into force: what is idle was opened by the leave
+// of another one.
+func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
+
+// Exchange is one approved request. Everything but Interim is required.
+type Exchange struct {
+	Decision allowlist.Decision
+	Head     *head.Head
+	URL      allowlist.URL
+	// Body is the length of the body, or head.Chunked; Reader is where it, and
+	// after it the next head, comes from.
+	Body   int64
+	Reader *head.Reader
+	// Client is where the answer goes. Its deadlines are set here, and Forward
+	// leaves none behind.
+	Client net.Conn
+	// Upgrade asks the origin for the protocol in the field Upgrade.
+	Upgrade bool
+	// Interim sends 1xx answers on. They come before the final answer, and so
+	// before Answer is called.
+	Interim bool
+
+	// Connected is called with each connection that the request is about to go
+	// out on, before any byte of it does. After an error, which Forward passes
+	// on in its result, none does.
+	Connected func(Upstream) error
+	// Answer is called once, when the head of the answer has come. It calls
+	// write, which sends the head to the client, or returns an error and the
+	// client gets nothing from here.
+	Answer func(status int, write func() error) error
+	// Progress is told of the bytes so far, now and then. Calls do not overlap.
+	Progress func(up, down int64)
+}
+
+// Upstream is a connection to an origin.
+type Upstream struct {
+	// Dialed is how it was made; its durations are zero if it was used before.
+	Dialed dial.Result
+	Reused bool
+}
+
+// Result is what became of an exchange.
+type Result struct {
+	// Reason why there is no answer, and Err what the gateway's own log may
+	// say of it. NoReason means that the head of an answer was sent, or that the
+	// exchange was switched.
+	Reason allowlist.Reason
+	Err    error
+	// Dialed is that of a dial that failed.
+	Dialed dial.Result
+	// Complete means that the whole answer was sent.
+	Complete bool
+	// Reusable means that another request may be read from the client.
+	Reusable bool
+	// Up and Down are the bytes sent to the origin and to the client, heads
+	// included.
+	Up, Down int64
+	// Switched, if not nil, is a connection to an origin that has agreed to
+	// another protocol. It belongs to the caller.
+	Switched *Switched
+}
+
+// Switched is the other end of a tunnel that began as a request.
+type Switched struct {
+	Conn   net.Conn
+	Dialed dial.Result // how it was made
+	// Head is the answer for the client, and what the origin sent behind it.
+	Head []byte
+}
+
+// errIdle ends an exchange in which nothing moves.
+var errIdle = errors.New("nothing has moved for too long")
+
+// Forward carries one exchange and returns when nothing of it goes on: no
+// goroutine reads from or writes to the client any more. The end of ctx ends it.
+func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ctx, done := context.WithTimeoutCause(ctx, f.cfg.Max, errIdle)
+	defer done()
+	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel}
+	r.meter.report = ex.Progress
+	r.answer = newWriter(r)
+	req, err := r.request(ctx)
+	if err != nil {
+		return Result{Reason: allowlist.MalformedTarget, Err: err}
+	}
+	r.transport = f.pools.get(&ex.Decision)
+	r.idle = time.AfterFunc(f.cfg.Idle, func() { cancel(errIdle) })
+	defer r.idle.Stop()
+	defer r.unblock(ctx)()
+	f.proxy.ServeHTTP(r.answer, req)
+	return r.end()
+}
+
+// run is an exchange under way.
+type run struct {
+	*Exchange
+	cfg       *Config
+	cancel    context.CancelCauseFunc
+	transport *http.Transport
+	body      *requestBody // nil without a body
+	expect    *expectation // nil if the body is sent at once
+	answer    *writer
+	idle      *time.Timer
+	meter     meter
+
+	upstream *upstream // that the request went out on last
+	sent     int64     // what it had sent before
+	received bool      // the answer's body was read to its end
+	failure  error     // why there is no answer; the first one counts
+	switched *Switched
+}
+
+type runKey struct{}
+
+func runOf(ctx context.Context) *run {
+	r, _ := ctx.Value(runKey{}).(*run)
+	return r
+}
+
+// fail notes why there is no answer.
+func (r *run) fail(err error) {
+	if r.failure == nil {
+		r.failure = err
+	}
+}
+
+// unblock makes the end of ctx end what waits for the client. The function that
+// it returns ends that, and returns when nothing sets a deadline any more.
+func (r *run) unblock(ctx context.Context) (end func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = r.Client.SetDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-done
+		}
+	}
+}
+
+// moved notes that bytes have moved.
+func (r *run) moved() { r.idle.Reset(r.cfg.Idle) }
+
+// trace watches the transport.
+func (r *run) trace() *httptrace.ClientTrace {
+	trace := &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if conn, ok := info.Conn.(*upstream); ok {
+				r.connected(conn, info.Reused)
+			}
+		},
+		Got1xxResponse: r.interim,
+	}
+	if e := r.expect; e != nil {
+		trace.GotFirstResponseByte = func() { e.heard.Store(true) }
+		trace.Got100Continue = func() { e.once.Do(func() { close(e.proceed) }) }
+	}
+	return trace
+}
+
+// connected asks the door about a connection that the request is about to go
+// out on. One that it does not want is closed before the transport can write.
+func (r *run) connected(conn *upstream, reused bool) {
+	r.upstream, r.sent = conn, conn.written.Load()
+	conn.carry(r)
+	u := Upstream{Dialed: conn.dialed, Reused: reused}
+	if reused {
+		u.Dialed.Resolve, u.Dialed.Dial = 0, 0
+	}
+	if err := r.Connected(u); err != nil {
+		r.fail(err)
+		_ = conn.Close()
+		r.cancel(err)
+	}
+}
+
+// end says what became of it.
+func (r *run) end() Result {
+	res := Result{Down: r.answer.sent, Switched: r.switched}
+	bodyDone := r.body.stop()
+	r.answer.stop()
+	if r.upstream != nil {
+		res.Up = r.upstream.written.Load() - r.sent
+		r.upstream.carry(nil)
+	}
+	if r.switched != nil {
+		return res
+	}
+	if !r.answer.begun {
+		res.Reason, res.Dialed, res.Err = r.reason()
+		return res
+	}
+	res.Complete = r.received && r.answer.finish()
+	res.Down = r.answer.sent
+	res.Reusable = res.Complete && bodyDone && r.answer.keep && r.Client.SetDeadline(time.Time{}) == nil
+	return res
+}
+
+// reason classifies why there is no answer.
+func (r *run) reason() (allowlist.Reason, dial.Result, error) {
+	err := r.failure
+	if body := r.body.failure(); body != nil {
+		return body.Reason, dial.Result{}, body
+	}
+	if failed, ok := errors.AsType[*dialError](err); ok {
+		return failed.err.Reason, failed.result, err
+	}
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused.Reason, dial.Result{}, err
+	}
+	if timeout, ok := errors.AsType[net.Error](err); errors.Is(err, errIdle) || ok && timeout.Timeout() {
+		return allowlist.ResponseTimeout, dial.Result{}, err
+	}
+	return allowlist.ResponseFailed, dial.Result{}, err
+}
+
+// Error is a reason of the closed set, from a callback of an Exchange or from a
+// body that is not one.
+type Error struct {
+	Reason allowlist.Reason
+	Err    error // may be nil
+}
+
+// Error is for the gateway's own log.
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return e.Reason.String()
+	}
+	return e.Reason.String() + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }

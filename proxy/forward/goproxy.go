@@ -1,0 +1,138 @@
+package forward
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/elazarl/goproxy"
+)
+
+// newProxy makes the proxy between the two connections. It is made by hand:
+// goproxy's constructor reads the environment and trusts any certificate. What
+// comes to it without an exchange of ours it refuses, and it never sees a
+// CONNECT.
+func newProxy(cfg *Config) *goproxy.ProxyHttpServer {
+	p := &goproxy.ProxyHttpServer{
+		Logger:             quiet{},
+		NonproxyHandler:    http.HandlerFunc(refuse),
+		Tr:                 &http.Transport{DialContext: connect, DisableKeepAlives: true},
+		KeepAcceptEncoding: true,
+	}
+	p.OnRequest().HandleConnect(goproxy.AlwaysReject)
+	p.OnRequest().DoFunc(func(req *http.Request, ctx *goproxy.ProxyCtx) (*http.Request, *http.Response) {
+		r := runOf(req.Context())
+		if r == nil {
+			return req, goproxy.NewResponse(req, goproxy.ContentTypeText, http.StatusForbidden, "")
+		}
+		ctx.RoundTripper = goproxy.RoundTripperFunc(r.roundTrip)
+		return req, nil
+	})
+	p.OnResponse().DoFunc(func(resp *http.Response, _ *goproxy.ProxyCtx) *http.Response {
+		if resp != nil {
+			strip(resp.Header, cfg)
+		}
+		return resp
+	})
+	return p
+}
+
+// quiet drops what goproxy says of copies that ended: the exchange knows.
+type quiet struct{}
+
+// Printf implements goproxy.Logger.
+func (quiet) Printf(string, ...any) {}
+
+func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
+
+// errNoAnswer is an origin that says something else than an answer.
+var errNoAnswer = errors.New("the origin switched protocols without being asked")
+
+// roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
+// a text of it.
+func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
+	ask := r.transport.RoundTrip
+	if r.Upgrade {
+		ask = r.switchProtocols
+	}
+	resp, err := ask(req)
+	if r.expect != nil {
+		close(r.expect.final)
+	}
+	if err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+		_ = resp.Body.Close()
+		resp, err = nil, errNoAnswer
+	}
+	if err != nil {
+		r.fail(err)
+		return nil, err
+	}
+	resp.Body = &answerBody{ReadCloser: resp.Body, run: r}
+	return resp, nil
+}
+
+// errSwitched tells goproxy that there is no answer for it.
+var errSwitched = errors.New("the origin has switched protocols")
+
+// switchProtocols asks on a connection of its own, which becomes a tunnel if
+// the origin agrees (RFC 9110 section 7.8).
+func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
+	conn, err := r.dial(req.Context())
+	if err != nil {
+		return nil, err
+	}
+	r.connected(conn, false)
+	if r.failure != nil {
+		return nil, r.failure
+	}
+	resp, behind, err := r.exchangeHeads(conn, req)
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		resp.Body = &closing{ReadCloser: resp.Body, conn: conn}
+		return resp, nil
+	}
+	r.switched = &Switched{Conn: conn.Conn, Dialed: conn.dialed, Head: switchedHead(resp, r.cfg)}
+	rest, _ := behind.Peek(behind.Buffered())
+	r.switched.Head = append(r.switched.Head, rest...)
+	return nil, errSwitched
+}
+
+// exchangeHeads sends the request and reads the head of the answer, bounded in
+// bytes and time.
+func (r *run) exchangeHeads(conn *upstream, req *http.Request) (*http.Response, *bufio.Reader, error) {
+	if err := conn.SetDeadline(time.Now().Add(r.cfg.Response)); err != nil {
+		return nil, nil, err
+	}
+	if err := req.Write(conn); err != nil {
+		return nil, nil, fmt.Errorf("sending the request: %w", err)
+	}
+	bounded := &io.LimitedReader{R: conn, N: maxAnswerHead}
+	behind := bufio.NewReader(bounded)
+	for {
+		resp, err := http.ReadResponse(behind, req)
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading the answer: %w", err)
+		}
+		if final := resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols; !final {
+			continue
+		}
+		bounded.N = math.MaxInt64
+		return resp, behind, conn.SetDeadline(time.Time{})
+	}
+}
+
+// closing closes a connection of its own with the body of the answer.
+type closing struct {
+	io.ReadCloser
+	conn io.Closer
+}
+
+// Close implements io.Closer.
+func (c *closing) Close() error { return errors.Join(c.ReadCloser.Close(), c.conn.Close()) }

@@ -1,0 +1,174 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dial"
+)
+
+// The bounds of the pools.
+const (
+	maxPools      = 1024
+	idlePerPool   = 16
+	idleTimeout   = 30 * time.Second
+	continueAfter = time.Second // RFC 9110 section 10.1.1: an origin need not send 100
+	maxAnswerHead = 256 << 10   // bytes, 1xx included
+)
+
+// poolKey is who may use a connection for another request. A rule says which
+// addresses its destination may have, and its name changes when it does.
+type poolKey struct {
+	id      spiffeid.ID
+	dest    allowlist.Destination
+	rule    string
+	observe bool
+}
+
+// pools are the connections to origins, a transport for each key. The least
+// recently used one goes first.
+type pools struct {
+	response time.Duration
+
+	mu    sync.Mutex
+	byKey map[poolKey]*pool
+	uses  uint64
+}
+
+type pool struct {
+	transport *http.Transport
+	used      uint64 // the number of the last use of any
+}
+
+func (p *pools) get(d *allowlist.Decision) *http.Transport {
+	key := poolKey{id: d.ID, dest: d.Dest, observe: d.Verdict == allowlist.Observe}
+	if d.Rule != nil {
+		key.rule = d.Rule.Name()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	found := p.byKey[key]
+	if found == nil {
+		if p.byKey == nil {
+			p.byKey = make(map[poolKey]*pool)
+		}
+		p.makeRoom()
+		found = &pool{transport: p.newTransport()}
+		p.byKey[key] = found
+	}
+	p.uses++
+	found.used = p.uses
+	return found.transport
+}
+
+// makeRoom removes the least recently used pool if there are as many as may be.
+func (p *pools) makeRoom() {
+	if len(p.byKey) < maxPools {
+		return
+	}
+	var last poolKey
+	least := uint64(math.MaxUint64)
+	for key, pool := range p.byKey {
+		if pool.used < least {
+			last, least = key, pool.used
+		}
+	}
+	p.byKey[last].transport.CloseIdleConnections()
+	delete(p.byKey, last)
+}
+
+func (p *pools) newTransport() *http.Transport {
+	return &http.Transport{
+		DialContext:            connect,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    idlePerPool,
+		IdleConnTimeout:        idleTimeout,
+		ResponseHeaderTimeout:  p.response,
+		ExpectContinueTimeout:  continueAfter,
+		MaxResponseHeaderBytes: maxAnswerHead,
+	}
+}
+
+// closeIdle closes all that carries no request, and forgets every pool: the
+// transport of one that is still in use closes its connections when their
+// requests have ended.
+func (p *pools) closeIdle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pool := range p.byKey {
+		pool.transport.CloseIdleConnections()
+	}
+	clear(p.byKey)
+}
+
+// connect dials for a transport. The destination is that of the decision of the
+// request that the transport dials for, and not its own reading of the request.
+func connect(ctx context.Context, _, _ string) (net.Conn, error) {
+	r := runOf(ctx)
+	if r == nil {
+		return nil, errors.New("forward: a connection for no request")
+	}
+	conn, err := r.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (r *run) dial(ctx context.Context) (*upstream, error) {
+	res, err := r.cfg.Dial(ctx, &r.Decision)
+	if err != nil {
+		return nil, &dialError{err: asDialError(err), result: res}
+	}
+	return &upstream{Conn: res.Conn, dialed: res}, nil
+}
+
+func asDialError(err error) *dial.Error {
+	if failed, ok := errors.AsType[*dial.Error](err); ok {
+		return failed
+	}
+	return &dial.Error{Reason: allowlist.InternalError, Err: err}
+}
+
+// dialError is a dial that failed, with what is known of it.
+type dialError struct {
+	err    *dial.Error
+	result dial.Result
+}
+
+// Error implements error.
+func (e *dialError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *dialError) Unwrap() error { return e.err }
+
+// upstream is a connection to an origin that counts what is sent.
+type upstream struct {
+	net.Conn
+	dialed  dial.Result
+	written atomic.Int64
+	carries atomic.Pointer[run]
+}
+
+// carry says whose bytes are written from now on; nil is nobody's.
+func (u *upstream) carry(r *run) { u.carries.Store(r) }
+
+// Write implements io.Writer.
+func (u *upstream) Write(p []byte) (int, error) {
+	n, err := u.Conn.Write(p)
+	u.written.Add(int64(n))
+	if r := u.carries.Load(); r != nil && n > 0 {
+		r.moved()
+		r.meter.add(int64(n), 0)
+	}
+	return n, err
+}

@@ -1,0 +1,129 @@
+package forward
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func decisionFor(name string) *allowlist.Decision {
+	return &allowlist.Decision{Request: allowlist.Request{ID: spiffeid.RequireFromString("spiffe://td.example/" + name)}, Verdict: allowlist.Allow}
+}
+
+// TestPoolsAreBounded asks for more pools than there may be: the one that was
+// not used for the longest time goes.
+func TestPoolsAreBounded(t *testing.T) {
+	var p pools
+	first, second := p.get(decisionFor("first")), p.get(decisionFor("second"))
+	for i := range maxPools - 2 {
+		p.get(decisionFor(fmt.Sprintf("w%d", i)))
+	}
+	if p.get(decisionFor("first")) != first {
+		t.Error("the first pool is gone though there was room")
+	}
+	p.get(decisionFor("one-more"))
+	if len(p.byKey) != maxPools {
+		t.Errorf("%d pools, want %d", len(p.byKey), maxPools)
+	}
+	if p.get(decisionFor("first")) != first {
+		t.Error("the pool that was used last is gone")
+	}
+	if p.get(decisionFor("second")) == second {
+		t.Error("the pool that was not used for the longest time is still there")
+	}
+	p.closeIdle()
+	if len(p.byKey) != 0 {
+		t.Errorf("%d pools are left", len(p.byKey))
+	}
+}
+
+// TestPoolsAreApart by identity, destination, rule and mode.
+func TestPoolsAreApart(t *testing.T) {
+	var p pools
+	base := decisionFor("a")
+	other := *base
+	other.Dest.Port = 81
+	observed := *base
+	observed.Verdict = allowlist.Observe
+	ruled := *base
+	ruled.Rule = compiledRule(t)
+	seen := map[any]string{}
+	for name, d := range map[string]*allowlist.Decision{"base": base, "identity": decisionFor("b"), "port": &other, "mode": &observed, "rule": &ruled} {
+		transport := p.get(d)
+		if was, ok := seen[transport]; ok {
+			t.Errorf("%s and %s share connections", was, name)
+		}
+		seen[transport] = name
+		if p.get(d) != transport {
+			t.Errorf("%s has another pool the second time", name)
+		}
+	}
+}
+
+func compiledRule(t *testing.T) *allowlist.CompiledRule {
+	t.Helper()
+	host, err := allowlist.ParseHostPattern("a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := spiffeid.RequireFromString("spiffe://td.example/a")
+	pattern, err := allowlist.ParseIdentityPattern(id.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := allowlist.Compile(allowlist.Spec{Entries: []allowlist.Entry{{Pattern: pattern, Allow: []allowlist.Rule{{Host: host}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dest, err := allowlist.ParseDestination("a.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policy.Decide(allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now()}).Rule
+}
+
+// TestHopByHopFields lists what never crosses the gateway, and what does.
+func TestHopByHopFields(t *testing.T) {
+	for _, name := range []string{
+		"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "Proxy-Authenticate", "Proxy-Status", "proxy-anything",
+		"TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings", "Alt-Svc", "X-Exeat-Decision", "x-exeat-trace",
+	} {
+		if !isHop(name) || isTrailer(name) {
+			t.Errorf("%s crosses the gateway", name)
+		}
+	}
+	for _, name := range []string{"Accept", "Authorization", "Cookie", "Cache-Control", "Proxy", "Via", "Traceparent", "X-Anything"} {
+		if isHop(name) {
+			t.Errorf("%s does not cross the gateway", name)
+		}
+	}
+	for _, name := range []string{"Host", "Content-Length", "Authorization", "Set-Cookie", "Content-Type", "X-Forwarded-For", "", "a b", "a:b"} {
+		if isTrailer(name) {
+			t.Errorf("%q may be a trailer", name)
+		}
+	}
+	if !isTrailer("X-Checksum") || !isTrailer("Server-Timing") {
+		t.Error("a trailer that says nothing of routes or frames is refused")
+	}
+}
+
+// TestTheMeterReportsNowAndThen: by bytes, and never more often.
+func TestTheMeterReportsNowAndThen(t *testing.T) {
+	var reports []string
+	m := meter{report: func(up, down int64) { reports = append(reports, fmt.Sprintf("%d/%d", up>>20, down>>20)) }}
+	for range 40 {
+		m.add(4<<20, 0)
+	}
+	m.add(0, 96<<20)
+	if got, want := strings.Join(reports, " "), "64/0 128/0 160/96"; got != want {
+		t.Errorf("reported %s, want %s", got, want)
+	}
+}

@@ -1,0 +1,111 @@
+package forward
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// request rebuilds the request from what was parsed. net/http reads the result
+// again, to frame the body; that it reads the same is checked.
+func (r *run) request(ctx context.Context) (*http.Request, error) {
+	authority := authorityOf(r.URL.Dest)
+	text := rebuild(r.Exchange, r.cfg, authority)
+	var source io.Reader = strings.NewReader(text)
+	switch {
+	case r.Body == head.Chunked:
+		source = io.MultiReader(source, r.Reader)
+	case r.Body > 0:
+		source = io.MultiReader(source, io.LimitReader(r.Reader, r.Body))
+	}
+	buffered := bufio.NewReader(source)
+	req, err := http.ReadRequest(buffered)
+	if err != nil {
+		return nil, fmt.Errorf("reading the rebuilt request: %w", err)
+	}
+	if req.URL.RequestURI() != r.URL.Path+r.URL.Query && !strings.HasPrefix(r.URL.Path, "//") {
+		req.URL.Opaque = r.URL.Path // as it came: net/http would escape more of it
+	}
+	if req.Method != r.Head.Method || req.URL.Scheme != "http" || req.URL.Host != authority || req.Host != authority ||
+		req.URL.User != nil || req.ContentLength != r.Body || req.URL.RequestURI() != r.URL.Path+r.URL.Query {
+		return nil, errors.New("net/http reads the request differently")
+	}
+	req.RequestURI = ""
+	req.Close = false // of the client's connection; the origin's is another
+	if r.Upgrade {
+		req.Header.Set("Connection", "Upgrade")
+		req.Header.Set("Upgrade", r.Head.Get("Upgrade"))
+	}
+	if r.Body != 0 {
+		r.body = newRequestBody(r, req, buffered)
+		req.Body = r.body
+	} else {
+		req.Body = nil
+	}
+	if _, ok := req.Header["User-Agent"]; !ok {
+		req.Header["User-Agent"] = nil // or the transport writes its own
+	}
+	return req.WithContext(httptrace.WithClientTrace(context.WithValue(ctx, runKey{}, r), r.trace())), nil
+}
+
+// authorityOf is what Host says: the canonical host, with the port unless it is
+// that of http.
+func authorityOf(dest allowlist.Destination) string {
+	s := dest.String()
+	if dest.Port == 80 {
+		s = strings.TrimSuffix(s, ":80")
+	}
+	return s
+}
+
+// rebuild writes a head that holds what was parsed and nothing that belongs to
+// the client's connection.
+func rebuild(ex *Exchange, cfg *Config, authority string) string {
+	var b strings.Builder
+	b.Grow(512)
+	b.WriteString(ex.Head.Method + " http://" + authority + ex.URL.Path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
+	for i := range ex.Head.Fields {
+		f := &ex.Head.Fields[i]
+		if !keepRequestField(ex.Head, f.Name, f.Value, cfg) {
+			continue
+		}
+		b.WriteString(f.Name + ": " + f.Value + "\r\n")
+	}
+	switch {
+	case ex.Body == head.Chunked:
+		b.WriteString("Transfer-Encoding: chunked\r\n")
+		if trailer := announced(ex.Head); trailer != "" {
+			b.WriteString("Trailer: " + trailer + "\r\n")
+		}
+	case ex.Body > 0, ex.Head.Get("Content-Length") != "": // zero too: a POST without a body says so
+		b.WriteString("Content-Length: " + strconv.FormatInt(ex.Body, 10) + "\r\n")
+	}
+	if !cfg.NoVia {
+		b.WriteString("Via: 1." + strconv.Itoa(ex.Head.Minor) + " " + DefaultPseudonym + "\r\n")
+	}
+	b.WriteString("\r\n")
+	return b.String()
+}
+
+// announced lists the trailers that the client announced and that may be sent
+// on.
+func announced(h *head.Head) string {
+	var names []string
+	for v := range h.Values("Trailer") {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.Trim(name, " \t"); isTrailer(name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,316 @@
+package forward
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// copySize is how much of an answer's body is read at a time; around it there
+// is room for the framing of one chunk.
+const (
+	copySize  = 32 << 10
+	chunkHead = 10 // eight hexadecimal digits and CRLF
+	chunkTail = 2
+)
+
+type copyBuffer [chunkHead + copySize + chunkTail]byte
+
+//nolint:gochecknoglobals // a cache of buffers: nothing can be observed through it
+var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
+
+// writer writes one answer to a client that speaks HTTP/1: it is the
+// http.ResponseWriter that goproxy writes to. It frames by what the origin
+// said: a length, or chunks, or for HTTP/1.0 the end of the connection.
+type writer struct {
+	run    *run
+	header http.Header
+	keep   bool // the connection may stay open
+
+	mu    sync.Mutex // held while something is written: interim answers come from elsewhere
+	begun bool       // the head of the final answer is, or is being, written
+	over  bool       // the exchange is
+	sent  int64      // bytes
+	err   error      // the first; nothing is written after it
+
+	bodyless bool  // no body follows, whatever the fields say
+	chunked  bool  //
+	length   int64 // of the body as announced; -1 if it is not
+	written  int64 // of the body
+	trailers []string
+}
+
+func newWriter(r *run) *writer {
+	return &writer{
+		run: r, header: make(http.Header), length: -1,
+		keep: r.Head.Minor == 1 && !r.Head.Lists("Connection", "close"),
+	}
+}
+
+// Header implements http.ResponseWriter.
+func (w *writer) Header() http.Header { return w.header }
+
+// WriteHeader implements http.ResponseWriter. After a failure what is written is
+// goproxy's text about it, which nobody gets.
+func (w *writer) WriteHeader(status int) {
+	if w.run.failure != nil || w.begun {
+		return
+	}
+	w.frame(status)
+	text := w.head(status)
+	err := w.run.Answer(status, func() error {
+		w.mu.Lock()
+		w.begun = true
+		w.mu.Unlock()
+		return w.send(text)
+	})
+	if err != nil {
+		w.run.fail(err)
+		w.run.cancel(err)
+	}
+}
+
+// frame decides how the body is framed (RFC 9112 section 6).
+func (w *writer) frame(status int) {
+	for _, v := range w.header["Trailer"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = http.CanonicalHeaderKey(strings.Trim(name, " \t")); isTrailer(name) {
+				w.trailers = append(w.trailers, name)
+			}
+		}
+	}
+	w.header.Del("Trailer")
+	if n, err := strconv.ParseInt(w.header.Get("Content-Length"), 10, 64); err == nil {
+		w.length = n
+	} else {
+		w.header.Del("Content-Length")
+	}
+	if status == http.StatusNoContent {
+		w.header.Del("Content-Length") // RFC 9110 section 8.6
+	}
+	switch {
+	case w.run.Head.Method == http.MethodHead, status == http.StatusNoContent, status == http.StatusNotModified:
+		w.bodyless = true
+	case w.length >= 0:
+	case w.run.Head.Minor == 1:
+		w.chunked = true
+	default:
+		w.keep = false
+	}
+	if w.run.body != nil && !w.run.body.ended() {
+		w.keep = false // the rest of the request will not be read
+	}
+}
+
+// head writes the head of the final answer.
+func (w *writer) head(status int) []byte {
+	b := appendStatus(make([]byte, 0, 512), status)
+	b = appendFields(b, w.header)
+	if w.chunked {
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+		if len(w.trailers) > 0 {
+			b = append(b, "Trailer: "+strings.Join(w.trailers, ", ")+"\r\n"...)
+		}
+	}
+	if !w.keep {
+		b = append(b, "Connection: close\r\n"...)
+	}
+	return append(b, "\r\n"...)
+}
+
+func appendStatus(b []byte, status int) []byte {
+	b = append(b, "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(status)...)
+	return append(b, "\r\n"...)
+}
+
+// appendFields writes fields in the order of their names. net/http has read
+// them, so that no value has a line break; one that had would be left out.
+func appendFields(b []byte, h http.Header) []byte {
+	names := make([]string, 0, len(h))
+	for name := range h {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for _, v := range h[name] {
+			if !token(name) || strings.ContainsAny(v, "\r\n\x00") {
+				continue
+			}
+			b = append(b, name...)
+			b = append(b, ": "...)
+			b = append(b, v...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	return b
+}
+
+// Write implements io.Writer.
+func (w *writer) Write(p []byte) (int, error) {
+	n, err := w.ReadFrom(bytes.NewReader(p))
+	return int(n), err
+}
+
+// ReadFrom implements io.ReaderFrom: what one read of the origin gives goes out
+// at once, as one write.
+func (w *writer) ReadFrom(src io.Reader) (int64, error) {
+	b := buffers.Get().(*copyBuffer) //nolint:errcheck,forcetypeassert // nothing else is in the pool
+	defer buffers.Put(b)
+	var total int64
+	for {
+		n, err := src.Read(b[chunkHead : chunkHead+copySize])
+		if n > 0 {
+			total += int64(n)
+			if err := w.body(b, n); err != nil {
+				return total, err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return total, nil
+		case err != nil:
+			return total, err
+		}
+	}
+}
+
+var errTooLong = errors.New("the body is longer than announced")
+
+// body writes n bytes of the body, which stand behind room for a chunk's head.
+func (w *writer) body(b *copyBuffer, n int) error {
+	if w.discards() {
+		return nil
+	}
+	from, to := chunkHead, chunkHead+n
+	if w.chunked {
+		size := append(strconv.AppendInt(make([]byte, 0, chunkHead), int64(n), 16), '\r', '\n')
+		from -= len(size)
+		copy(b[from:], size)
+		b[to], b[to+1] = '\r', '\n'
+		to += chunkTail
+	}
+	if w.written += int64(n); w.length >= 0 && w.written > w.length {
+		return errTooLong
+	}
+	return w.send(b[from:to])
+}
+
+// discards reports whether nobody gets the body: after a failure it is goproxy's
+// text about that.
+func (w *writer) discards() bool { return w.bodyless || w.run.failure != nil }
+
+// send writes to the client.
+func (w *writer) send(p []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sendLocked(p)
+}
+
+func (w *writer) sendLocked(p []byte) error {
+	if w.err != nil {
+		return w.err
+	}
+	if w.err = w.run.Client.SetWriteDeadline(time.Now().Add(w.run.cfg.Idle)); w.err != nil {
+		return w.err
+	}
+	n, err := w.run.Client.Write(p)
+	w.err = err
+	w.sent += int64(n)
+	w.run.moved()
+	w.run.meter.add(0, int64(n))
+	return err
+}
+
+// Flush implements http.Flusher: nothing is held back.
+func (w *writer) Flush() {}
+
+// proceed tells a client that waits for it to send its body.
+func (w *writer) proceed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun || w.over {
+		return nil // it has its answer
+	}
+	return w.sendLocked([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+}
+
+// interim sends an interim answer on, to a client that can know of such.
+func (w *writer) interim(status int, h http.Header) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun || w.over || w.run.Head.Minor == 0 {
+		return nil
+	}
+	return w.sendLocked(append(appendFields(appendStatus(nil, status), h), "\r\n"...))
+}
+
+// stop makes sure that nothing but finish writes any more.
+func (w *writer) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+}
+
+// finish ends the answer and reports whether the client has all of it.
+func (w *writer) finish() bool {
+	switch {
+	case w.err != nil, w.run.failure != nil:
+		return false
+	case w.bodyless:
+		return true
+	case w.length >= 0:
+		return w.written == w.length
+	case w.chunked:
+		return w.send(w.end()) == nil
+	}
+	return true
+}
+
+// end is the last chunk and the trailers. Those that were not announced have
+// goproxy's mark.
+func (w *writer) end() []byte {
+	h := make(http.Header)
+	for name, values := range w.header {
+		plain := strings.TrimPrefix(name, http.TrailerPrefix)
+		if isTrailer(plain) && (plain != name || slices.Contains(w.trailers, name)) {
+			h[plain] = values
+		}
+	}
+	return append(appendFields([]byte("0\r\n"), h), "\r\n"...)
+}
+
+var _ interface {
+	http.ResponseWriter
+	http.Flusher
+	io.ReaderFrom
+} = (*writer)(nil)
+
+// switchedHead is the head of a 101 for the client.
+func switchedHead(resp *http.Response, cfg *Config) []byte {
+	protocol := resp.Header.Get("Upgrade")
+	strip(resp.Header, cfg)
+	resp.Header.Del("Content-Length")
+	resp.Header["Connection"], resp.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
+	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
+}
+
+// interim is told of 1xx answers by the transport.
+func (r *run) interim(status int, fields textproto.MIMEHeader) error {
+	if !r.Interim || status == http.StatusContinue || status == http.StatusSwitchingProtocols {
+		return nil // a body that is waited for is asked for when it is read
+	}
+	h := http.Header(fields).Clone()
+	strip(h, r.cfg)
+	h.Del("Content-Length")
+	return r.answer.interim(status, h)
+}

@@ -1,0 +1,758 @@
+package proxy_test
+
+import (
+	"bufio"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+// plainRig is a gateway whose origin tells of every request, and answers what
+// the test says.
+type plainRig struct {
+	*gateway
+	got    chan request
+	answer func(request) string
+}
+
+func newPlainRig(t *testing.T, answer string) *plainRig {
+	t.Helper()
+	r := &plainRig{gateway: newGateway(t, options{}), got: make(chan request, 100)}
+	r.answer = func(request) string { return answer }
+	r.origin.serve(t, func(req request) string {
+		r.got <- req
+		return r.answer(req)
+	})
+	return r
+}
+
+// url is a path at the origin under a name.
+func (r *plainRig) url(host, path string) string { return "http://" + r.at(host) + path }
+
+// received waits for the next request at the origin.
+func (r *plainRig) received(t *testing.T) request {
+	t.Helper()
+	select {
+	case req := <-r.got:
+		return req
+	case <-time.After(patience):
+		t.Fatal("the origin got no request")
+		return request{}
+	}
+}
+
+// carried takes the two records of an exchange.
+func (r *plainRig) carried(t *testing.T) (decision, end record) {
+	t.Helper()
+	return r.next(t, audit.EventDecision), r.next(t, audit.EventTunnelClose)
+}
+
+// TestForwardedHeads shows what an origin receives, byte for byte.
+func TestForwardedHeads(t *testing.T) {
+	r := newPlainRig(t, ok)
+	authority := r.at("allowed.example")
+	c := r.call(t, "builder") // one connection for all
+	for _, row := range []struct {
+		name, head, want string
+	}{
+		{
+			"fields go through in their order", "GET http://HOST/a/b?c=d HTTP/1.1\r\nHost: HOST\r\nUser-Agent: x/1\r\nAccept: */*\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
+			"GET /a/b?c=d HTTP/1.1\r\nHost: HOST\r\nUser-Agent: x/1\r\nAccept: */*\r\nVia: 1.1 exeat\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
+		},
+		{
+			"Host is the target's", "GET http://HOST/ HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a path as it came", "GET http://HOST//a/./../%2e%7E|^{}\"<>`;[]@:? HTTP/1.1\r\nHost: x\r\n\r\n",
+			"",
+		},
+		{
+			"odd bytes in a path", "GET http://HOST/a/./../%2e%7E|^{}\"<>`;[]@:?x|y HTTP/1.1\r\nHost: x\r\n\r\n",
+			"GET /a/./../%2e%7E|^{}\"<>`;[]@:?x|y HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a path that begins like an authority", "GET http://HOST//evil.example/ HTTP/1.1\r\nHost: x\r\n\r\n",
+			"GET //evil.example/ HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"no path", "GET http://HOST HTTP/1.1\r\nHost: x\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"an unknown method", "PROPFIND http://HOST/ HTTP/1.1\r\nHost: x\r\nDepth: 1\r\n\r\n",
+			"PROPFIND / HTTP/1.1\r\nHost: HOST\r\nDepth: 1\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a body of a length", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\nVia: 1.1 exeat\r\n\r\nhello",
+		},
+		{
+			"an empty body", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a GET with a body", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nhi",
+		},
+		{
+			"chunks are made anew, without extensions", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=\"a\"\r\nhello\r\n0;last\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nVia: 1.1 exeat\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+		},
+		{
+			"trailers that were announced", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nVia: 1.1 exeat\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n",
+		},
+		{
+			"trailers that nobody may announce", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: Content-Length, Host, Authorization, X-Exeat-Decision\r\n\r\n0\r\nContent-Length: 7\r\nHost: evil\r\nAuthorization: a\r\nX-Exeat-Decision: b\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nVia: 1.1 exeat\r\n\r\n0\r\n\r\n",
+		},
+		{
+			"nominated fields, but none that frames", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nConnection: X-Gone, Content-Length, Host, Via\r\nX-Gone: 1\r\nX-Stays: 1\r\nContent-Length: 2\r\n\r\nhi",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nhi",
+		},
+		{
+			"hop-by-hop fields", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nKeep-Alive: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\nProxy-Foo: 1\r\nTE: trailers\r\nTrailer: X\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nX-Exeat-Decision: forged\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"what tells of the inside", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.1.2.3\r\nForwarded: for=10.1.2.3\r\nX-Real-IP: 10.1.2.3\r\nX-Forwarded-Client-Cert: URI=spiffe://test.example/legacy\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a Via of others", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nVia: 1.0 fred\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.0 fred\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if row.want == "" { // a path that net/http would change is refused, not changed
+				c := r.call(t, "builder")
+				if a := c.ask(t, strings.ReplaceAll(row.head, "HOST", authority)); a.reason() != "malformed-target" {
+					t.Errorf("answered %s", a.phrase)
+				}
+				r.next(t, audit.EventDecision)
+				return
+			}
+			a := c.ask(t, strings.ReplaceAll(row.head, "HOST", authority))
+			if a.status != 200 || a.body != "ok" || a.close {
+				t.Fatalf("answered %s %q, closing: %v", a.phrase, a.body, a.close)
+			}
+			got := r.received(t)
+			if diff := cmp.Diff(strings.ReplaceAll(row.want, "HOST", authority), got.raw); diff != "" {
+				t.Errorf("the origin got (+), want (-): %s", diff)
+			}
+			decision, end := r.carried(t)
+			if decision.Verdict != "allow" || decision.Status != 200 || decision.Host != "allowed.example" || decision.Method != got.Method {
+				t.Errorf("record %+v", decision)
+			}
+			if end.ID != decision.ID || end.Up != int64(len(got.raw)) || end.CloseReason != "upstream" || end.Down == 0 {
+				t.Errorf("record %+v of %d bytes up", end, len(got.raw))
+			}
+		})
+	}
+	if n := r.origin.accepted.Load(); n != 1 {
+		t.Errorf("%d connections to the origin, want the one that is kept", n)
+	}
+}
+
+// TestForwardedAnswers shows what a client receives.
+func TestForwardedAnswers(t *testing.T) {
+	r := newPlainRig(t, "")
+	for _, row := range []struct {
+		name, head, origin, want string
+		closes                   bool
+	}{
+		{"a length", "GET", ok, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nok", false},
+		{"HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5000\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"HEAD without a length", "HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"204", "GET", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"304 with a length", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nETag: \"a\"\r\n\r\n", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nEtag: \"a\"\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"an empty body", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"chunks", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", false},
+		{"trailers", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, Set-Cookie\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\nSet-Cookie: a=b\r\nX-Late: 8\r\nContent-Length: 1\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3\r\nabc\r\n0\r\nX-Late: 8\r\nX-Sum: 7\r\n\r\n", false},
+		{"until the end of the connection", "GET", "close:HTTP/1.1 200 OK\r\n\r\nabc", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", false},
+		{"HTTP/1.0 of the origin", "GET", "close:HTTP/1.0 200 OK\r\n\r\nabc", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", false},
+		{"chunks for HTTP/1.0", "GET 1.0", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nConnection: close\r\n\r\nabc", true},
+		{"a client that wants to close", "GET close", ok, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nConnection: close\r\n\r\nok", true},
+		{"an early hint", "GET", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX-Exeat-Decision: forged\r\n\r\n" + ok, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nVia: 1.1 exeat\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nok", false},
+		{"an early hint for HTTP/1.0", "GET 1.0", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nConnection: close\r\n\r\nok", true},
+		{
+			"what belongs to the origin's connection, and what only the gateway says", "GET",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Gone, Content-Length\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\nProxy-Status: exeat; error=forged\r\nProxy-Authenticate: Basic\r\nX-Exeat-Trace: forged\r\nUpgrade: h2c\r\nAlt-Svc: h3\r\nX-Stays: 1\r\n\r\nok",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nok", false,
+		},
+		{"a refusal of the origin", "GET", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nProxy-Authenticate: Basic\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r.answer = func(request) string { return row.origin }
+			c := r.call(t, "builder")
+			method, how, _ := strings.Cut(row.head, " ")
+			raw := plainTo(method, r.url("allowed.example", "/"))
+			switch how {
+			case "1.0":
+				raw = strings.Replace(raw, "HTTP/1.1", "HTTP/1.0", 1)
+			case "close":
+				raw = plainTo(method, r.url("allowed.example", "/"), "Connection: close")
+			}
+			c.send(t, raw)
+			got := make([]byte, len(row.want))
+			if n, err := io.ReadFull(c.reader, got); err != nil {
+				t.Errorf("after %d bytes: %v", n, err)
+			}
+			if diff := cmp.Diff(row.want, string(got)); diff != "" {
+				t.Errorf("the client got (+), want (-): %s", diff)
+			}
+			r.received(t)
+			r.carried(t)
+			if row.closes {
+				c.ended(t)
+				return
+			}
+			r.answer = func(request) string { return ok }
+			if a := c.ask(t, get(r.url("allowed.example", "/next"))); a.body != "ok" {
+				t.Errorf("the next request was answered %s", a.phrase)
+			}
+			r.received(t)
+			r.carried(t)
+		})
+	}
+}
+
+// TestNoProperAnswer shows what a client is told of an origin that gives none.
+func TestNoProperAnswer(t *testing.T) {
+	r := newPlainRig(t, "")
+	for name, origin := range map[string]string{
+		"nothing":                         "close:",
+		"half a head":                     "close:HTTP/1.1 200 OK\r\nContent-",
+		"something else":                  "close:220 mail.example ESMTP\r\n",
+		"lengths that differ":             "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+		"a head without end":              "close:HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 300<<10) + "\r\n\r\n",
+		"a protocol nobody had asked for": "close:HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.answer = func(request) string { return origin }
+			c := r.call(t, "builder")
+			a := c.ask(t, get(r.url("allowed.example", "/")))
+			if a.status != 502 || a.reason() != "response-failed" || a.close {
+				t.Errorf("answered %s, closing: %v", a.phrase, a.close)
+			}
+			if text := fmt.Sprint(a); strings.Contains(text, "127.0.0.1") {
+				t.Errorf("the answer names an address: %s", text)
+			}
+			if decision, end := r.carried(t); decision.Verdict != "fail" || decision.Reason != "response-failed" || end.CloseReason != "error" {
+				t.Errorf("records %+v and %+v", decision, end)
+			}
+			r.received(t)
+		})
+	}
+	for name, origin := range map[string]string{
+		"a body that is too short": "close:HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+		"a chunk that is missing":  "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.answer = func(request) string { return origin }
+			c := r.call(t, "builder")
+			c.send(t, get(r.url("allowed.example", "/")))
+			resp, err := http.ReadResponse(c.reader, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(resp.Body); err == nil || string(body) != "abc" {
+				t.Errorf("the client got %q, %v, and must see that something is missing", body, err)
+			}
+			if decision, end := r.carried(t); decision.Status != 200 || end.CloseReason != "error" {
+				t.Errorf("records %+v and %+v", decision, end)
+			}
+			r.received(t)
+		})
+	}
+}
+
+// TestPlainDecisions asks many things on one connection: what is denied is
+// answered, costs nobody a lookup, and leaves the connection open.
+func TestPlainDecisions(t *testing.T) {
+	r := newPlainRig(t, ok)
+	c := r.call(t, "builder")
+	for _, row := range []struct {
+		method, host, path string
+		want               allowlist.Reason
+	}{
+		{"GET", "allowed.example", "/", allowlist.NoReason},
+		{"GET", "secret.example", "/", allowlist.NotOnAllowlist},
+		{"GET", "read-only.example", "/", allowlist.NoReason},
+		{"POST", "read-only.example", "/", allowlist.MethodNotAllowed},
+		{"get", "read-only.example", "/", allowlist.MethodNotAllowed},
+		{"HEAD", "read-only.example", "/", allowlist.MethodNotAllowed},
+		{"GET", "public-path.example", "/public/x", allowlist.NoReason},
+		{"GET", "public-path.example", "/public/x?../..", allowlist.NoReason},
+		{"GET", "public-path.example", "/public", allowlist.PathNotAllowed},
+		{"GET", "public-path.example", "/admin", allowlist.PathNotAllowed},
+		{"GET", "denied.wild.example", "/", allowlist.DeniedByRule},
+		{"GET", "inner.example", "/", allowlist.ResolvedAddressDenied},
+		{"GET", "unknown.example", "/", allowlist.ResolveFailed},
+		{"GET", "expired.example", "/", allowlist.RuleExpired},
+		{"GET", "allowed.example", "/", allowlist.NoReason},
+	} {
+		lookups, accepted := r.names.lookups.Load(), r.origin.accepted.Load()
+		a := c.ask(t, plainTo(row.method, r.url(row.host, row.path)))
+		if a.reason() != row.want.String() || a.close || row.want == allowlist.NoReason && a.body != "ok" {
+			t.Errorf("%s %s%s: answered %s %q, closing: %v, want %q", row.method, row.host, row.path, a.phrase, a.body, a.close, row.want)
+		}
+		decision := r.next(t, audit.EventDecision)
+		if decision.Reason != row.want.String() || decision.Host != row.host || decision.Method != row.method {
+			t.Errorf("record %+v", decision)
+		}
+		if inPath := row.host == "public-path.example"; inPath && decision.Path != strings.Split(row.path, "?")[0] || !inPath && decision.Path != "" {
+			t.Errorf("path %q in the record of %s%s", decision.Path, row.host, row.path)
+		}
+		if row.want == allowlist.NoReason {
+			r.next(t, audit.EventTunnelClose)
+			r.received(t)
+		} else if row.want.Info().Status == 403 && row.want != allowlist.ResolvedAddressDenied && (r.names.lookups.Load() != lookups || r.origin.accepted.Load() != accepted) {
+			t.Errorf("a lookup or a dial for %s", row.host)
+		}
+	}
+	for _, path := range []string{"/public/../admin", "/public/..%2fadmin", "/public/%2e%2e/admin", "/public//x", "/public/x;y", "/public/%5cx"} {
+		c := r.call(t, "builder")
+		if a := c.ask(t, get(r.url("public-path.example", path))); a.status != 400 || a.reason() != "malformed-target" || !a.close {
+			t.Errorf("%s: answered %s", path, a.phrase)
+		}
+		r.next(t, audit.EventDecision)
+	}
+	if left := r.rest(t); len(left) > 0 {
+		t.Errorf("%d records too many, first %+v", len(left), left[0])
+	}
+}
+
+// TestPipelinedRequestsAreDecidedOneByOne sends three at once.
+func TestPipelinedRequestsAreDecidedOneByOne(t *testing.T) {
+	r := newPlainRig(t, ok)
+	c := r.call(t, "builder")
+	good := plainTo("POST", r.url("allowed.example", "/"), "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\n"
+	c.send(t, good+get(r.url("secret.example", "/"))+good)
+	for _, want := range []string{"", "not-on-allowlist", ""} {
+		if a := c.answer(t); a.reason() != want {
+			t.Errorf("answered %s, want %q", a.phrase, want)
+		}
+		if decision := r.next(t, audit.EventDecision); decision.Reason != want {
+			t.Errorf("record %+v", decision)
+		}
+		if want == "" {
+			r.next(t, audit.EventTunnelClose)
+			if got := r.received(t); got.body != "x" {
+				t.Errorf("the origin got %q", got.raw)
+			}
+		}
+	}
+}
+
+// TestATunnelBehindPlainRequests: the connection may change its use.
+func TestATunnelBehindPlainRequests(t *testing.T) {
+	r := newPlainRig(t, ok)
+	c := r.call(t, "builder")
+	if a := c.ask(t, get(r.url("allowed.example", "/"))); a.body != "ok" {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	r.received(t)
+	r.carried(t)
+	if a := c.ask(t, connectTo(r.at("allowed.example"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	r.next(t, audit.EventDecision)
+	if a := c.ask(t, "GET /in-the-tunnel HTTP/1.1\r\nHost: x\r\n\r\n"); a.body != "ok" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if got := r.received(t); got.URL.Path != "/in-the-tunnel" || got.Header.Get("Via") != "" {
+		t.Errorf("the origin got %q", got.raw)
+	}
+	_ = c.Close()
+	r.next(t, audit.EventTunnelClose)
+}
+
+// TestExpectContinue: a client that waits is told to send when the origin, or
+// nobody, has answered; and never when the origin has refused.
+func TestExpectContinue(t *testing.T) {
+	for name, row := range map[string]struct {
+		origin string
+		asked  bool
+	}{
+		"the origin says continue": {"HTTP/1.1 100 Continue\r\n\r\n", true},
+		"the origin says nothing":  {"", true},
+		"the origin refuses":       {"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			c := g.call(t, "builder")
+			c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 5", "Expect: 100-continue"))
+			conn := g.origin.next(t)
+			reader := bufio.NewReader(conn)
+			req, err := http.ReadRequest(reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if req.Header.Get("Expect") != "100-continue" {
+				t.Errorf("the origin got %v", req.Header)
+			}
+			if _, err := io.WriteString(conn, row.origin); err != nil {
+				t.Fatal(err)
+			}
+			if !row.asked {
+				if a := c.answer(t); a.status != 417 || a.body != "no" || !a.close {
+					t.Errorf("answered %s", a.phrase)
+				}
+				c.gone(t)
+				g.next(t, audit.EventDecision)
+				g.next(t, audit.EventTunnelClose)
+				return
+			}
+			if line, err := c.reader.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
+				t.Fatalf("the client got %q, %v", line, err)
+			}
+			if line, err := c.reader.ReadString('\n'); err != nil || line != "\r\n" {
+				t.Fatalf("the client got %q, %v", line, err)
+			}
+			if _, err := io.WriteString(c, "hello"); err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(req.Body); err != nil || string(body) != "hello" {
+				t.Errorf("the origin got %q, %v", body, err)
+			}
+			if _, err := io.WriteString(conn, ok); err != nil {
+				t.Fatal(err)
+			}
+			if a := c.answer(t); a.body != "ok" || a.close {
+				t.Errorf("answered %s", a.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}
+
+// TestAnEarlyAnswer: the origin answers a body that it does not want.
+func TestAnEarlyAnswer(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 100000000")+"some of it")
+	conn := g.origin.next(t)
+	if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno"); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != 413 || a.body != "no" || !a.close {
+		t.Errorf("answered %s %q, closing: %v", a.phrase, a.body, a.close)
+	}
+	c.gone(t)
+	g.next(t, audit.EventDecision)
+	if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "upstream" {
+		t.Errorf("record %+v", end)
+	}
+}
+
+// TestABodyThatIsNone: chunks that are malformed, and a client that leaves.
+func TestABodyThatIsNone(t *testing.T) {
+	for name, row := range map[string]struct {
+		body   string
+		leaves bool
+	}{
+		"no number":                {"zz\r\nabc\r\n0\r\n\r\n", false},
+		"a negative number":        {"-1\r\n\r\n", false},
+		"a number that overflows":  {"fffffffffffffffff\r\n\r\n", false},
+		"a bare LF behind a size":  {"3\nabc\r\n0\r\n\r\n", false},
+		"no end of a chunk":        {"3\r\nabcd\r\n0\r\n\r\n", false},
+		"extensions without end":   {"3;" + strings.Repeat("a", 100<<10), false},
+		"trailers without end":     {"0\r\n" + strings.Repeat("X: a\r\n", 100<<10), false},
+		"a client that leaves":     {"5\r\nab", true},
+		"one that ends in a chunk": {"5\r\nabcde", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			g.origin.serve(t, func(request) string { t.Error("the origin got a whole request"); return ok })
+			c := g.call(t, "builder")
+			go func() {
+				_, _ = io.WriteString(c, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Transfer-Encoding: chunked")+row.body)
+				if row.leaves {
+					_ = c.Close()
+				}
+			}()
+			want := "malformed-header"
+			if row.leaves {
+				want = "client-gone"
+			} else if a := c.answerTo(t, http.MethodPost); a.status != 400 || a.reason() != want || !a.close {
+				t.Errorf("answered %s", a.phrase)
+			}
+			if decision := g.next(t, audit.EventDecision); decision.Reason != want {
+				t.Errorf("record %+v", decision)
+			}
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}
+
+// TestBackPressure: a slow reader at one end stops the sender at the other.
+func TestBackPressure(t *testing.T) {
+	const total, bound = 256 << 20, 64 << 20
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: "+strconv.Itoa(total)))
+	conn := g.origin.next(t) // and nobody reads from it
+	if err := c.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	sent, chunk := 0, make([]byte, 64<<10)
+	for sent < total {
+		n, err := c.Write(chunk)
+		sent += n
+		if err != nil {
+			break
+		}
+	}
+	if sent > bound {
+		t.Errorf("%d bytes went into a gateway whose origin reads nothing", sent)
+	}
+	_ = conn.Close()
+	_ = c.Close()
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+}
+
+// TestPooledConnectionsAreNotShared is the row of the warmed pool: what one
+// identity may reach is no way in for another.
+func TestPooledConnectionsAreNotShared(t *testing.T) {
+	r := newPlainRig(t, ok)
+	spec := r.policy()
+	spec.Entries = append(spec.Entries, allowlist.Entry{
+		Pattern: only("outsider"), // may reach the name, but no address of the inside
+		Allow:   []allowlist.Rule{with(to("allowed.example", r.origin.port), func(rule *allowlist.Rule) { rule.Addresses = nil })},
+	})
+	r.swap(t, spec)
+	for range 2 {
+		if a := r.call(t, "builder").ask(t, get(r.url("allowed.example", "/"))); a.body != "ok" {
+			t.Fatalf("answered %s", a.phrase)
+		}
+		r.received(t)
+		r.carried(t)
+	}
+	if n := r.origin.accepted.Load(); n != 1 {
+		t.Errorf("%d connections to the origin, want the one that is kept", n)
+	}
+	if a := r.call(t, "outsider").ask(t, get(r.url("allowed.example", "/"))); a.reason() != "resolved-address-denied" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if decision := r.next(t, audit.EventDecision); decision.AddressClass != "loopback" {
+		t.Errorf("record %+v", decision)
+	}
+	if a := r.call(t, "reporter").ask(t, get(r.url("allowed.example", "/"))); a.body != "ok" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	r.received(t)
+	r.carried(t)
+	if n := r.origin.accepted.Load(); n != 2 {
+		t.Errorf("%d connections to the origin, want one for each identity", n)
+	}
+}
+
+// TestAStateChangeClosesWhatRests: a connection to an origin does not outlive
+// the state that had let it be made.
+func TestAStateChangeClosesWhatRests(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, get("http://"+g.at("allowed.example")+"/"))
+	conn := g.origin.next(t)
+	reader := bufio.NewReader(conn)
+	if _, err := http.ReadRequest(reader); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, ok); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.body != "ok" {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+	g.swap(t, g.policy())
+	g.proxy.StateChanged()
+	if _, err := reader.ReadByte(); err != io.EOF {
+		t.Errorf("the origin's connection: %v, want its end", err)
+	}
+}
+
+// TestUpgrade: an origin that agrees to another protocol gets a tunnel, if the
+// rule says so.
+func TestUpgrade(t *testing.T) {
+	const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nX-Exeat-Decision: forged\r\n\r\n"
+	ask := func(g *gateway, host string) string {
+		return get("http://"+g.at(host)+"/chat", "Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: k")
+	}
+	t.Run("refused without", func(t *testing.T) {
+		r := newPlainRig(t, ok)
+		c := r.call(t, "builder")
+		if a := c.ask(t, ask(r.gateway, "allowed.example")); a.reason() != "method-not-allowed" || !strings.Contains(a.body, "upgrade: true") {
+			t.Errorf("answered %s\n%s", a.phrase, a.body)
+		}
+		r.next(t, audit.EventDecision)
+		if n := r.origin.accepted.Load(); n != 0 {
+			t.Errorf("%d connections to the origin", n)
+		}
+	})
+	t.Run("a tunnel like any other", func(t *testing.T) {
+		g := newGateway(t, options{})
+		c := g.call(t, "builder")
+		c.send(t, ask(g, "ws.example"))
+		conn := g.origin.next(t)
+		reader := bufio.NewReader(conn)
+		req, err := http.ReadRequest(reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if req.Header.Get("Upgrade") != "websocket" || req.Header.Get("Connection") != "Upgrade" || req.Header.Get("Sec-Websocket-Key") != "k" || req.URL.Path != "/chat" {
+			t.Errorf("the origin got %v", req.Header)
+		}
+		if _, err := io.WriteString(conn, switching+"early"); err != nil {
+			t.Fatal(err)
+		}
+		a := c.answerTo(t, http.MethodGet)
+		if a.status != 101 || a.header.Get("Upgrade") != "websocket" || a.header.Get("Sec-Websocket-Accept") != "x" || a.header.Get("X-Exeat-Decision") != "" {
+			t.Errorf("answered %s %v", a.phrase, a.header)
+		}
+		early := make([]byte, 5)
+		if _, err := io.ReadFull(c.reader, early); err != nil || string(early) != "early" {
+			t.Errorf("the client got %q, %v", early, err)
+		}
+		echo(t, c, conn, reader)
+		decision := g.next(t, audit.EventDecision)
+		if decision.Status != 101 || decision.Verdict != "allow" || decision.Host != "ws.example" {
+			t.Errorf("record %+v", decision)
+		}
+		_ = conn.Close()
+		c.gone(t)
+		if end := g.next(t, audit.EventTunnelClose); end.Up < 4 || end.CloseReason != "upstream" || end.ID != decision.ID {
+			t.Errorf("record %+v", end)
+		}
+	})
+	t.Run("the origin does not agree", func(t *testing.T) {
+		r := newPlainRig(t, ok)
+		c := r.call(t, "builder")
+		if a := c.ask(t, ask(r.gateway, "ws.example")); a.body != "ok" {
+			t.Errorf("answered %s", a.phrase)
+		}
+		r.received(t)
+		r.carried(t)
+	})
+}
+
+// echo sends something each way.
+func echo(t *testing.T, c *caller, conn net.Conn, reader *bufio.Reader) {
+	t.Helper()
+	got := make([]byte, 4)
+	if _, err := io.WriteString(c, "ping"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(reader, got); err != nil || string(got) != "ping" {
+		t.Fatalf("the origin got %q, %v", got, err)
+	}
+	if _, err := io.WriteString(conn, "pong"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c.reader, got); err != nil || string(got) != "pong" {
+		t.Fatalf("the client got %q, %v", got, err)
+	}
+}
+
+// TestANewStateEndsWhatItForbids: an answer that is still being sent, and a
+// request that is still waiting for one.
+func TestANewStateEndsWhatItForbids(t *testing.T) {
+	for _, answering := range []bool{true, false} {
+		t.Run(fmt.Sprintf("answering: %v", answering), func(t *testing.T) {
+			g := newGateway(t, options{})
+			enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+				Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, other := g.call(t, "builder"), g.call(t, "reporter")
+			conns := make([]*net.TCPConn, 2)
+			for i, caller := range []*caller{c, other} {
+				caller.send(t, get("http://"+g.at("allowed.example")+"/"))
+				conns[i] = g.origin.next(t)
+				if _, err := http.ReadRequest(bufio.NewReader(conns[i])); err != nil {
+					t.Fatal(err)
+				}
+			}
+			start := func(conn *net.TCPConn, caller *caller) *http.Response {
+				if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"); err != nil {
+					t.Fatal(err)
+				}
+				resp, err := http.ReadResponse(caller.reader, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(resp.Body, make([]byte, 2)); err != nil {
+					t.Fatal(err)
+				}
+				g.next(t, audit.EventDecision)
+				return resp
+			}
+			var resp *http.Response
+			if answering {
+				resp = start(conns[0], c)
+			}
+			spec := g.policy()
+			spec.Version, spec.Entries = "two", spec.Entries[1:]
+			policy, err := allowlist.Compile(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done := enforcer.Put(t.Context(), policy, true); done.Closed == 0 {
+				t.Errorf("enforcement %+v", done)
+			}
+			if answering {
+				if rest, err := io.ReadAll(resp.Body); err == nil {
+					t.Errorf("the client got %q and no error", rest)
+				}
+			} else {
+				if a := c.answer(t); a.status != 403 || a.reason() != "identity-unknown" {
+					t.Errorf("answered %s", a.phrase)
+				}
+				if decision := g.next(t, audit.EventDecision); decision.Reason != "identity-unknown" || decision.Policy != "two" || decision.Verdict != "deny" {
+					t.Errorf("record %+v", decision)
+				}
+			}
+			if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "revoked" || end.Reason != "identity-unknown" || end.Identity != id("builder").String() {
+				t.Errorf("record %+v", end)
+			}
+			if n, err := conns[0].Read(make([]byte, 1)); err == nil {
+				t.Errorf("the origin of the revoked one reads %d bytes more", n)
+			}
+			resp = start(conns[1], other) // the other one goes on
+			if _, err := io.WriteString(conns[1], "cd"); err != nil {
+				t.Fatal(err)
+			}
+			if rest, err := io.ReadAll(resp.Body); err != nil || string(rest) != "cd" {
+				t.Errorf("the survivor got %q, %v", rest, err)
+			}
+			g.next(t, audit.EventTunnelClose)
+			if n := g.registry.Len(); n != 0 {
+				t.Errorf("%d entries left in the registry", n)
+			}
+		})
+	}
+}

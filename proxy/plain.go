@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// isPlain reports whether the request is for the gateway to forward and not for
+// a tunnel. A CONNECT in another case is neither, and refused as such.
+func (x *exchange) isPlain() bool {
+	return x.head != nil && !strings.EqualFold(x.head.Method, http.MethodConnect)
+}
+
+// parsePlain makes the one canonical destination of a plain request, and finds
+// out where it ends. The Host field has no say: the target names the origin
+// (RFC 9112 section 3.2.2).
+func (x *exchange) parsePlain() allowlist.Reason {
+	url, err := allowlist.ParseURL(x.head.Target)
+	switch {
+	case errors.Is(err, allowlist.ErrPort):
+		return allowlist.MalformedPort
+	case err != nil:
+		return allowlist.MalformedTarget
+	}
+	x.url = url
+	x.ask(allowlist.Request{Dest: url.Dest, Method: x.head.Method, Path: url.Path})
+	if x.body, err = x.head.Body(); err != nil {
+		x.detail = err.Error()
+		return allowlist.MalformedHeader
+	}
+	x.request.Upgrade = x.wantsUpgrade()
+	return allowlist.NoReason
+}
+
+// wantsUpgrade reports whether the request asks to become a tunnel. One with a
+// body does not: the field is left out of it, which a proxy may do.
+func (x *exchange) wantsUpgrade() bool {
+	h := x.head
+	return h.Minor == 1 && x.body == 0 && h.Get("Upgrade") != "" && h.Lists("Connection", "upgrade")
+}
+
+// forward carries a plain request to its origin and the answer back. It reports
+// whether another request may follow on the connection.
+func (x *exchange) forward(ctx context.Context) bool {
+	for {
+		f := &forwarding{exchange: x, start: time.Now()}
+		res := f.carry(ctx)
+		switch {
+		case res.Switched != nil:
+			return x.relay(ctx, opening{
+				conn: res.Switched.Conn, addr: res.Switched.Dialed.Addr,
+				status: http.StatusSwitchingProtocols, answer: res.Switched.Head,
+			})
+		case res.Reason == allowlist.NoReason:
+			x.settle()
+			f.close(ctx, res)
+			x.rested = res.Reusable
+			return res.Reusable
+		}
+		reason := f.failed(ctx, res)
+		if reason == allowlist.NoReason {
+			continue
+		}
+		keep := x.refuse(ctx, reason)
+		x.settle()
+		f.close(ctx, res)
+		x.rested = keep
+		return keep
+	}
+}
+
+// forwarding is one try to carry a plain request.
+type forwarding struct {
+	*exchange
+	start   time.Time
+	pending *underway     // until the request goes out; then
+	entry   *underway     // it is in the registry with its address
+	record  *audit.Tunnel // nil until it goes out
+}
+
+func (f *forwarding) carry(ctx context.Context) forward.Result {
+	x := f.exchange
+	var under context.Context
+	f.pending, under = x.pend(ctx)
+	under, cancel := context.WithCancel(under)
+	settle := x.settled
+	x.settled = func() { // the last of them leaves the registry when the answer is sent, or the tunnel is in it
+		cancel()
+		if f.entry != nil {
+			x.proxy.cfg.Registry.Remove(&f.entry.Tunnel)
+		}
+		settle()
+	}
+	return x.proxy.forwarder.Forward(under, &forward.Exchange{
+		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
+		Upgrade: x.request.Upgrade, Interim: !x.proxy.cfg.Recorder.Required(),
+		Connected: func(u forward.Upstream) error { return f.connected(ctx, cancel, u) },
+		Answer:    func(status int, write func() error) error { return f.answer(ctx, status, write) },
+		Progress: func(up, down int64) {
+			if f.record != nil {
+				f.record.Progress(up, down)
+			}
+		},
+	})
+}
+
+// connected looks at a connection that the request is about to go out on: its
+// address must be one that the decision lets through, by the state of now.
+func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u forward.Upstream) error {
+	x := f.exchange
+	x.dialed(ctx, f.start, u.Dialed, nil, f.pending)
+	if f.entry != nil { // the transport tries again
+		x.proxy.cfg.Registry.Remove(&f.entry.Tunnel)
+	}
+	entry := x.entry(u.Dialed.Addr)
+	entry.End = func(_ tunnel.Reason, why allowlist.Reason) {
+		entry.ended(why)
+		cancel()
+	}
+	f.entry = entry
+	x.proxy.cfg.Registry.Add(&entry.Tunnel)
+	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
+		return &forward.Error{Reason: reason}
+	}
+	if f.record == nil {
+		f.record = x.open.Tunnel()
+	}
+	return nil
+}
+
+// answer records the decision with the status of the answer, and has it sent.
+func (f *forwarding) answer(ctx context.Context, status int, write func() error) error {
+	x := f.exchange
+	if why := f.why(); why != allowlist.NoReason {
+		return &forward.Error{Reason: why}
+	}
+	x.open.Status = status
+	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		return &forward.Error{Reason: allowlist.AuditUnavailable}
+	}
+	err := write()
+	if err != nil && !x.open.Committed() {
+		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
+	}
+	x.open.End()
+	return err
+}
+
+// why returns by which reason a state has ended the exchange.
+func (f *forwarding) why() allowlist.Reason {
+	if f.entry != nil && f.entry.why() != allowlist.NoReason {
+		return f.entry.why()
+	}
+	return f.pending.why()
+}
+
+// failed returns the reason for a refusal, or NoReason for another try: when a
+// state has ended this one, and the state of now allows the request again. The
+// record then tells of one state, the last.
+func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.Reason {
+	x, why := f.exchange, f.why()
+	switch {
+	case why == allowlist.Draining:
+		x.open.Verdict = allowlist.Deny
+		return why
+	case why != allowlist.NoReason:
+		x.open.Verdict = allowlist.Deny
+		if reason := x.again(); reason != allowlist.NoReason {
+			return reason
+		}
+		if x.body == 0 && res.Up == 0 {
+			x.settle()
+			return allowlist.NoReason
+		}
+		x.open.Verdict = allowlist.Fail
+		return allowlist.ResponseFailed
+	}
+	if _, ok := errors.AsType[*dial.Error](res.Err); ok {
+		return x.dialed(ctx, f.start, res.Dialed, res.Err, f.pending)
+	}
+	if status := res.Reason.Info().Status; status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
+		x.open.Verdict = allowlist.Fail
+	}
+	return res.Reason
+}
+
+// close records the end of an exchange that had gone out.
+func (f *forwarding) close(ctx context.Context, res forward.Result) {
+	if f.record == nil {
+		return
+	}
+	reason, why := tunnel.Upstream, f.why()
+	switch {
+	case why == allowlist.Draining:
+		reason, why = tunnel.Drain, allowlist.NoReason
+	case why == allowlist.QuarantinedIdentity:
+		reason = tunnel.Quarantined
+	case why != allowlist.NoReason:
+		reason = tunnel.Revoked
+	case !res.Complete:
+		reason = tunnel.Error
+	}
+	f.record.Close(ctx, res.Up, res.Down, reason.String(), why)
+}
