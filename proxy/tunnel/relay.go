@@ -14,12 +14,8 @@ func (t *Tunnel) relay(src, dst *side, count *atomic.Int64, early []byte) {
 	if len(early) > 0 && !t.forward(dst, early, count) {
 		return
 	}
-	for {
-		b, n, err := src.read()
-		ok := n == 0 || t.forward(dst, b[:n], count)
-		if b != nil {
-			buffers.put(b)
-		}
+	for inside := newSplicer(src, dst); ; {
+		ok, err := t.pass(src, dst, inside, count)
 		switch {
 		case !ok:
 			return
@@ -31,6 +27,39 @@ func (t *Tunnel) relay(src, dst *side, count *atomic.Int64, early []byte) {
 			return
 		}
 	}
+}
+
+// pass waits for bytes and passes them on, and reports whether it could. The
+// error is what came of reading.
+func (t *Tunnel) pass(src, dst *side, inside *splicer, count *atomic.Int64) (ok bool, err error) {
+	if inside.wanted() {
+		n, err := inside.fill()
+		return n == 0 || t.drain(dst, inside, n, count), err
+	}
+	b, n, err := src.read()
+	ok = n == 0 || t.forward(dst, b[:n], count)
+	if b != nil {
+		buffers.put(b)
+	}
+	inside.saw(n)
+	return ok, err
+}
+
+// drain does what forward does with n bytes that are inside the kernel.
+func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) bool {
+	for n > 0 {
+		t.touch()
+		m, err := inside.drain()
+		count.Add(int64(m))
+		if err != nil {
+			t.fail(dst, fmt.Errorf("writing to the %s: %w", dst.name, err))
+			return false
+		}
+		n -= m
+	}
+	t.touch()
+	t.progress()
+	return true
 }
 
 // forward writes p, which was just read, and reports whether it could.

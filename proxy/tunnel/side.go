@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -63,6 +64,19 @@ func (s *side) read() (b *buffer, n int, err error) {
 	default:
 		return s.readSecure()
 	}
+}
+
+// socket returns the bare socket that bytes are read from and written to as
+// they are, nil if there is none.
+func (s *side) socket() syscall.RawConn {
+	if s.secure != nil || s.below == nil {
+		return nil
+	}
+	switch s.below.Conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return s.below.raw
+	}
+	return nil
 }
 
 // readSecure borrows a buffer only when the socket has bytes. What crypto/tls

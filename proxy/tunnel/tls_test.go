@@ -22,7 +22,14 @@ func TestBulkBothWaysAtOnce(t *testing.T) {
 	if raceEnabled {
 		size /= 8
 	}
-	r := startRig(t, "tls", Config{}, "")
+	for _, kind := range []string{"tls", "tcp", "unix"} {
+		t.Run(kind, func(t *testing.T) { bulkBothWays(t, kind, size) })
+	}
+}
+
+func bulkBothWays(t *testing.T, kind string, size int64) {
+	t.Helper()
+	r := startRig(t, kind, Config{}, "")
 	var all sync.WaitGroup
 	way := func(name string, seed byte, from io.Writer, finish func(), to io.Reader) {
 		sent, got := sha256.New(), sha256.New()

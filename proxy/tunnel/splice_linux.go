@@ -1,0 +1,199 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+// pipeSize is how much a pipe is to hold. Unprivileged users may have 64 MiB
+// of pipes by default, beyond which a pipe stays smaller.
+const pipeSize = 256 << 10
+
+// Of the system calls; package syscall has no names for them.
+const (
+	setPipeSize    = 1031 // F_SETPIPE_SZ of fcntl(2)
+	spliceNonblock = 0x2  // SPLICE_F_NONBLOCK of splice(2)
+)
+
+// A splicer moves the bytes of one direction from socket to socket inside the
+// kernel, by splice(2). It belongs to the goroutine of that direction. A nil
+// one moves nothing.
+//
+// It has a pipe only while there are bytes in it, as a relay has a buffer: a
+// pipe is two descriptors. A short message is as cheap through a buffer, so
+// that it is used only when there is much to move.
+type splicer struct {
+	src, dst        syscall.RawConn
+	onFill, onDrain func(fd uintptr) bool // built once, as those of Conn
+
+	bulk bool // the last read got as much as it could
+	off  bool // these sockets cannot be spliced
+	pipe *pipe
+	held int // bytes in pipe
+
+	n   int // what the last callback moved
+	err error
+}
+
+// newSplicer returns nil unless both sides are bare sockets.
+func newSplicer(src, dst *side) *splicer {
+	from, to := src.socket(), dst.socket()
+	if from == nil || to == nil {
+		return nil
+	}
+	s := &splicer{src: from, dst: to}
+	s.onFill, s.onDrain = s.fillFrom, s.drainTo
+	return s
+}
+
+// wanted reports whether to use fill and drain for what comes next.
+func (s *splicer) wanted() bool { return s != nil && s.bulk }
+
+// saw notes how many bytes were read another way, into a buffer.
+func (s *splicer) saw(n int) {
+	if s != nil {
+		s.bulk = n == bufferSize && !s.off
+	}
+}
+
+// fill waits for bytes and takes up to a pipe full of them, all of which must
+// then be drained. It returns io.EOF at the end. Nothing and no error means
+// that it cannot be done this way, for now or at all.
+func (s *splicer) fill() (int, error) {
+	if err := s.src.Read(s.onFill); err != nil {
+		return 0, err
+	}
+	s.held = s.n
+	s.bulk = s.n >= bufferSize
+	return s.n, s.err
+}
+
+// drain waits for room and returns how many bytes went out.
+func (s *splicer) drain() (int, error) {
+	if err := s.dst.Write(s.onDrain); err != nil {
+		s.drop()
+		return 0, err
+	}
+	s.held -= s.n
+	switch {
+	case s.err != nil:
+		s.drop()
+	case s.held == 0:
+		pipes.put(s.pipe)
+		s.pipe = nil
+	}
+	return s.n, s.err
+}
+
+// drop gives up a pipe with bytes in it, which nobody else may get.
+func (s *splicer) drop() {
+	pipes.lent.Add(-1)
+	s.pipe.close()
+	s.pipe, s.held = nil, 0
+}
+
+// fillFrom and drainTo are called by RawConn, as the callbacks of Conn are.
+
+func (s *splicer) fillFrom(fd uintptr) bool {
+	var p *pipe
+	if p = pipes.get(); p == nil {
+		s.n, s.err = 0, nil
+		return true
+	}
+	var again bool
+	s.n, again, s.err = splice(int(fd), p.w, pipeSize)
+	switch {
+	case s.n > 0:
+		s.pipe = p
+		return true
+	case errors.Is(s.err, syscall.EINVAL): // a socket that cannot
+		s.off, s.err = true, nil
+	case s.err == nil && !again:
+		s.err = io.EOF
+	}
+	pipes.put(p)
+	return !again
+}
+
+func (s *splicer) drainTo(fd uintptr) bool {
+	var again bool
+	s.n, again, s.err = splice(s.pipe.r, int(fd), s.held)
+	return !again
+}
+
+// splice is splice(2) with one end a non-blocking socket; again means that the
+// socket is not ready. No bytes, no error and not again is the end.
+func splice(from, to, most int) (n int, again bool, err error) {
+	for {
+		n, err := syscall.Splice(from, nil, to, nil, most, spliceNonblock)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case errors.Is(err, syscall.EAGAIN):
+			return 0, true, nil
+		case err != nil:
+			return 0, false, os.NewSyscallError("splice", err)
+		}
+		return int(n), false, nil
+	}
+}
+
+// A pipe is one of pipe(2), empty unless a splicer has it.
+type pipe struct {
+	r, w    int
+	cleanup runtime.Cleanup
+}
+
+// newPipe returns nil when there are no descriptors or no memory for one.
+func newPipe() *pipe {
+	var fds [2]int
+	if syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK) != nil {
+		return nil
+	}
+	_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), setPipeSize, pipeSize) // or as large as it may be
+	p := &pipe{r: fds[0], w: fds[1]}
+	p.cleanup = runtime.AddCleanup(p, closeBoth, fds)
+	return p
+}
+
+func (p *pipe) close() {
+	p.cleanup.Stop()
+	closeBoth([2]int{p.r, p.w})
+}
+
+func closeBoth(fds [2]int) {
+	_ = syscall.Close(fds[0])
+	_ = syscall.Close(fds[1])
+}
+
+// A pipePool lends pipes, as pool lends buffers. One that nobody wants is
+// closed by the collector.
+type pipePool struct {
+	free sync.Pool
+	lent atomic.Int64
+}
+
+//nolint:gochecknoglobals // as buffers
+var pipes pipePool
+
+// get returns nil if there is none to be had.
+func (p *pipePool) get() *pipe {
+	lent, ok := p.free.Get().(*pipe)
+	if !ok {
+		lent = newPipe()
+	}
+	if lent != nil {
+		p.lent.Add(1)
+	}
+	return lent
+}
+
+func (p *pipePool) put(lent *pipe) {
+	p.lent.Add(-1)
+	p.free.Put(lent)
+}

@@ -1,0 +1,233 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// expectPipes waits until so many pipes are out.
+func expectPipes(t *testing.T, want int64) {
+	t.Helper()
+	for begin := time.Now(); pipes.lent.Load() != want; runtime.Gosched() {
+		if time.Since(begin) > patience {
+			t.Fatalf("got %d pipes lent, want %d", pipes.lent.Load(), want)
+		}
+	}
+}
+
+// flood sends bytes from the origin until no more can be sent: the relay, whose
+// client reads nothing, then stands still with some of them in its hands.
+func flood(t *testing.T, r *rig) []byte {
+	t.Helper()
+	all := make([]byte, 64<<20)
+	rand.NewChaCha8([32]byte{1}).Read(all)
+	r.origin.SetWriteDeadline(time.Now().Add(60 * time.Millisecond))
+	n, err := r.origin.Write(all)
+	if err == nil {
+		t.Fatalf("wrote %d bytes though nobody reads", n)
+	}
+	r.origin.SetDeadline(time.Now().Add(patience))
+	return all[:n]
+}
+
+func TestBulkBetweenBareSocketsStaysInTheKernel(t *testing.T) {
+	for _, kind := range []string{"tcp", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			r := startRig(t, kind, Config{}, "")
+			var reading sync.WaitGroup
+			reading.Go(func() { io.Copy(io.Discard, r.client) })
+			reading.Go(func() {
+				for p := make([]byte, 1<<20); ; {
+					if _, err := r.origin.Write(p); err != nil {
+						return // the test has seen enough
+					}
+				}
+			})
+			expectPipes(t, 1)
+			r.Close(Drain)
+			reading.Wait()
+			r.wait(t)
+			expectPipes(t, 0)
+		})
+	}
+}
+
+func TestWhatWasStuckArrives(t *testing.T) {
+	r := startRig(t, "tcp", Config{}, "")
+	sent := flood(t, r)
+	got := make([]byte, len(sent))
+	if n, err := io.ReadFull(r.client, got); err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("%d of %d bytes arrived, %v; equal: %v", n, len(sent), err, bytes.Equal(got, sent))
+	}
+	send(t, r.origin, "a little")
+	expect(t, r.client, "a little")
+	expectPipes(t, 0)
+	expectLent(t, 0)
+	finish(t, r.origin)
+	expectEnd(t, r.client, "")
+	finish(t, r.client)
+	check(t, r.wait(t), Result{Down: int64(len(sent)) + 8, Reason: Upstream})
+}
+
+func TestCloseCountsWhatArrives(t *testing.T) {
+	r := startRig(t, "tcp", Config{}, "")
+	sent := flood(t, r)
+	r.Close(Denied)
+	got := r.wait(t)
+	if got.Reason != Denied || got.Down == 0 || got.Down > int64(len(sent)) {
+		t.Errorf("got %+v of %d bytes", got, len(sent))
+	}
+	expectPipes(t, 0)
+	arrived, _ := io.ReadAll(r.client)
+	if !bytes.HasPrefix(sent, arrived) || int64(len(arrived)) != got.Down {
+		t.Errorf("%d bytes arrived, %d were counted; they are those that were sent: %v",
+			len(arrived), got.Down, bytes.HasPrefix(sent, arrived))
+	}
+}
+
+func TestAPeerThatLeavesGivesThePipeBack(t *testing.T) {
+	r := startRig(t, "tcp", Config{}, "")
+	flood(t, r)
+	reset(t, r.client)
+	r.wait(t)
+	expectPipes(t, 0)
+}
+
+func TestIdleCountsWhileAPipeIsStuck(t *testing.T) {
+	r := startRig(t, "tcp", Config{Idle: 300 * time.Millisecond}, "")
+	flood(t, r)
+	if got := r.wait(t); got.Reason != Idle {
+		t.Errorf("got %+v", got)
+	}
+	expectPipes(t, 0)
+}
+
+func TestProgressOfSplicedBytes(t *testing.T) {
+	reports := make(chan int64, 1000)
+	r := startRig(t, "tcp", Config{ProgressBytes: 1 << 20, Progress: func(_, down int64) { reports <- down }}, "")
+	sent := flood(t, r)
+	if _, err := io.ReadFull(r.client, make([]byte, len(sent))); err != nil {
+		t.Fatal(err)
+	}
+	if first := <-reports; first < 1<<20 || first > int64(len(sent)) {
+		t.Errorf("the first report is of %d bytes", first)
+	}
+}
+
+// bare returns a splicer from one connection to another, and their far ends.
+func bare(t *testing.T) (s *splicer, from, to net.Conn) {
+	t.Helper()
+	from, src := pair(t, "tcp")
+	to, dst := pair(t, "tcp")
+	return newSplicer(newSide(Upstream, src), newSide(Client, dst)), from, to
+}
+
+func TestASplicerIsWantedWhileThereIsMuch(t *testing.T) {
+	s, from, to := bare(t)
+	s.saw(bufferSize - 1)
+	if s.wanted() {
+		t.Error("wanted after a small read")
+	}
+	s.saw(bufferSize)
+	if !s.wanted() {
+		t.Error("not wanted after a read that filled the buffer")
+	}
+	send(t, from, "little")
+	if n, err := s.fill(); n != 6 || err != nil {
+		t.Fatalf("filled with %d bytes, %v", n, err)
+	}
+	expectPipes(t, 1)
+	if n, err := s.drain(); n != 6 || err != nil {
+		t.Fatalf("drained %d bytes, %v", n, err)
+	}
+	expectPipes(t, 0)
+	if s.wanted() {
+		t.Error("wanted after little")
+	}
+	expect(t, to, "little")
+	finish(t, from)
+	if n, err := s.fill(); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %d bytes, %v", n, err)
+	}
+	expectPipes(t, 0)
+}
+
+func TestAPipeWhoseBytesFoundNoWayIsNotUsedAgain(t *testing.T) {
+	s, from, _ := bare(t)
+	send(t, from, "lost")
+	if _, err := s.fill(); err != nil {
+		t.Fatal(err)
+	}
+	s.dst = closedSocket(t)
+	if _, err := s.drain(); err == nil || s.pipe != nil {
+		t.Errorf("got %v, and the pipe %v", err, s.pipe)
+	}
+	expectPipes(t, 0)
+}
+
+// closedSocket returns a connection that can no longer be written to.
+func closedSocket(t *testing.T) syscall.RawConn {
+	t.Helper()
+	_, conn := pair(t, "tcp")
+	raw := newSide(Client, conn).socket()
+	conn.Close()
+	return raw
+}
+
+// unspliceable is a descriptor that splice(2) does not take.
+type unspliceable struct {
+	syscall.RawConn
+	fd uintptr
+}
+
+func (u unspliceable) Read(f func(fd uintptr) bool) error {
+	f(u.fd)
+	return nil
+}
+
+func TestWhatCannotBeSplicedIsNotTriedAgain(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	s, _, _ := bare(t)
+	s.src = unspliceable{fd: dir.Fd()}
+	if n, err := s.fill(); n != 0 || err != nil {
+		t.Errorf("got %d bytes, %v", n, err)
+	}
+	if s.saw(bufferSize); s.wanted() {
+		t.Error("still wanted")
+	}
+	expectPipes(t, 0)
+}
+
+func TestNoSpliceOverTLSOrForeignConnections(t *testing.T) {
+	_, conn := pair(t, "tcp")
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T", conn)
+	}
+	type foreign struct{ *net.TCPConn }
+	plain := newSide(Upstream, tcp)
+	secure := newRig(t, "tls", Config{}).Tunnel.client
+	for name, sides := range map[string][2]*side{
+		"from TLS":     {secure, plain},
+		"to TLS":       {plain, secure},
+		"from foreign": {newSide(Client, foreign{tcp}), plain},
+		"to foreign":   {plain, newSide(Client, foreign{tcp})},
+	} {
+		if newSplicer(sides[0], sides[1]) != nil {
+			t.Errorf("%s: got a splicer, want none", name)
+		}
+	}
+}
