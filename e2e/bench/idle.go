@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"time"
 
@@ -26,6 +27,9 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 	bulk := report.Row{Figure: "idle mTLS tunnel after bulk, resident", Unit: "KiB"}
 	whole := report.Row{Figure: "the whole process with idle tunnels, resident", Unit: "MiB"}
 	b.say(idle.Figure)
+	for _, row := range []*report.Row{&idle, &bulk, &whole} {
+		row.Others = make([][]float64, len(b.others))
+	}
 	for range b.pairs {
 		floor, err := b.memory(ctx, b.world.startRelay)
 		if err != nil {
@@ -38,6 +42,15 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 		idle.Floor, idle.Ours = append(idle.Floor, floor.idle), append(idle.Ours, ours.idle)
 		bulk.Floor, bulk.Ours = append(bulk.Floor, floor.afterBulk), append(bulk.Ours, ours.afterBulk)
 		whole.Floor, whole.Ours = append(whole.Floor, floor.whole), append(whole.Ours, ours.whole)
+		for i, o := range b.others {
+			theirs, err := b.memory(ctx, o.start)
+			if err != nil {
+				return fmt.Errorf("%s: %s: %w", idle.Figure, o.name, err)
+			}
+			idle.Others[i] = append(idle.Others[i], theirs.idle)
+			bulk.Others[i] = append(bulk.Others[i], theirs.afterBulk)
+			whole.Others[i] = append(whole.Others[i], theirs.whole)
+		}
 	}
 	b.rows = append(b.rows, idle, bulk, whole)
 	return nil
@@ -63,7 +76,7 @@ func (b *bench) memory(ctx context.Context, start func(context.Context) (*peer, 
 	conns := make([]net.Conn, b.idle)
 	defer func() { closeAll(conns) }()
 	err = load.Each(ctx, b.idle, workers, func(ctx context.Context, i int) error {
-		conn, err := p.client(b.callers[i]).Open(ctx, p.echo)
+		conn, err := p.client(b.callers[i]).Open(ctx, p.secure.echo)
 		if err != nil {
 			return err
 		}

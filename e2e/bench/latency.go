@@ -24,16 +24,18 @@ const (
 // direct connections at the same rate.
 func (b *bench) latency(ctx context.Context) error {
 	b.say("added latency")
-	var paths [3][]net.Conn // direct, relay, exeat
+	dials := []func(context.Context) (net.Conn, error){b.direct, b.through(b.relay), b.through(b.exeat)}
+	for _, o := range b.others {
+		dials = append(dials, b.through(o.peer))
+	}
+	paths := make([][]net.Conn, len(dials))
 	defer func() {
 		for _, conns := range paths {
 			closeAll(conns)
 		}
 		b.exeat.spans.closed(len(paths[2]))
 	}()
-	for i, dial := range []func(context.Context) (net.Conn, error){
-		b.direct, b.through(b.relay), b.through(b.exeat),
-	} {
+	for i, dial := range dials {
 		for range pingConns {
 			conn, err := dial(ctx)
 			if err != nil {
@@ -46,7 +48,10 @@ func (b *bench) latency(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	alone := [3][]net.Conn{paths[0][:1], paths[1][:1], paths[2][:1]}
+	alone := make([][]net.Conn, len(paths))
+	for i, conns := range paths {
+		alone[i] = conns[:1]
+	}
 	if err := b.addedLatency(ctx, "one connection", alone, 0, [2]report.Bar{}); err != nil {
 		return err
 	}
@@ -55,16 +60,20 @@ func (b *bench) latency(ctx context.Context) error {
 	return b.addedLatency(ctx, how, paths, interval, [2]report.Bar{{Value: 200}, {Value: 1000}})
 }
 
-// addedLatency measures the paths in turn; each connection begins a round trip
-// every interval. The bars are for the median and the 99th percentile.
-func (b *bench) addedLatency(ctx context.Context, how string, paths [3][]net.Conn, interval time.Duration, bars [2]report.Bar) error {
+// addedLatency measures the paths in turn: direct, relay, exeat, others. Each
+// connection begins a round trip every interval. The bars are for the median
+// and the 99th percentile.
+func (b *bench) addedLatency(ctx context.Context, how string, paths [][]net.Conn, interval time.Duration, bars [2]report.Bar) error {
 	rows := [2]report.Row{
 		{Figure: "added latency p50, " + how, Unit: "µs", Bar: bars[0]},
 		{Figure: "added latency p99, " + how, Unit: "µs", Bar: bars[1]},
 	}
+	for i := range rows {
+		rows[i].Others = make([][]float64, len(b.others))
+	}
 	var direct [2][]float64
 	for range b.pairs {
-		var took [3][2]float64
+		took := make([][2]float64, len(paths))
 		for i, conns := range paths {
 			all, err := load.Ping(ctx, conns, pingSize, interval, pingDuration)
 			if err != nil {
@@ -76,6 +85,9 @@ func (b *bench) addedLatency(ctx context.Context, how string, paths [3][]net.Con
 			direct[i] = append(direct[i], took[0][i])
 			rows[i].Floor = append(rows[i].Floor, took[1][i]-took[0][i])
 			rows[i].Ours = append(rows[i].Ours, took[2][i]-took[0][i])
+			for n := range b.others {
+				rows[i].Others[n] = append(rows[i].Others[n], took[3+n][i]-took[0][i])
+			}
 		}
 	}
 	for i, row := range rows {
@@ -94,7 +106,7 @@ func (b *bench) direct(ctx context.Context) (net.Conn, error) {
 // through connects to the echo through a peer.
 func (b *bench) through(p *peer) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, err := p.client(b.callers[0]).Open(ctx, p.echo)
+		conn, err := p.client(b.callers[0]).Open(ctx, p.secure.echo)
 		if err != nil {
 			return nil, err
 		}

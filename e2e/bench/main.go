@@ -5,7 +5,8 @@
 // It builds both, starts them with an origin and a collector of spans as
 // children on loopback, and makes the load itself. Every figure is measured in
 // pairs, first the relay and then exeat, and compared within the pair. One row
-// has exeat with its evidence off in the relay's place.
+// has exeat with its evidence off in the relay's place. With -peers HAProxy and
+// Squid are measured within each pair too.
 //
 // Exit codes: 0 measured, 1 a figure is more than five times above its bar,
 // 2 wrong use, or the run could not be finished.
@@ -20,6 +21,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -44,14 +46,20 @@ type options struct {
 	pairs   int
 	tunnels int   // for each measurement
 	bytes   int64 // for each measurement and direction
+	trips   int   // round trips in each measurement
 	idle    int
+	peers   bool   // HAProxy and Squid too
+	only    string // the part to measure; "" means all
 	exeat   string // a binary; "" means one that is built
 	output  string // a file; "" means none
 }
 
 // The amounts of a run, where the flags do not say otherwise.
-func fullRun() options  { return options{pairs: 7, tunnels: 1000, bytes: 1e9, idle: 1000} }
-func quickRun() options { return options{pairs: 3, tunnels: 150, bytes: 1e8, idle: 200} }
+func fullRun() options {
+	return options{pairs: 7, tunnels: 1000, bytes: 1e9, trips: 20_000, idle: 1000}
+}
+
+func quickRun() options { return options{pairs: 3, tunnels: 150, bytes: 1e8, trips: 3000, idle: 200} }
 
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
@@ -61,8 +69,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.pairs, "pairs", 0, "how many `pairs` are measured for each figure (default 7, quick 3)")
 	flags.IntVar(&o.tunnels, "tunnels", 0, "new `tunnels` in each measurement (default 1000, quick 150)")
 	flags.Int64Var(&o.bytes, "bytes", 0, "`bytes` through a tunnel in each measurement (default 1e9, quick 1e8)")
+	flags.IntVar(&o.trips, "trips", 0, "round `trips` through a tunnel in each measurement (default 20000, quick 3000)")
 	flags.IntVar(&o.idle, "idle", 0, "`tunnels` that are idle at the same time (default 1000, quick 200)")
-	flags.BoolVar(&quick, "quick", false, "measure less of everything, in less than a minute")
+	flags.BoolVar(&quick, "quick", false, "measure less of everything, in about a minute")
+	flags.BoolVar(&o.peers, "peers", false, "put HAProxy and Squid, which must be installed, beside the two")
+	flags.StringVar(&o.only, "only", "", "measure this `part` only: "+strings.Join(partNames(o), ", "))
 	flags.StringVar(&o.exeat, "exeat", "", "measure this `binary` instead of building one")
 	flags.StringVar(&o.output, "o", "", "write the table to this `file` too")
 	if err := flags.Parse(args); err != nil {
@@ -75,16 +86,27 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	o.pairs = cmp.Or(o.pairs, defaults.pairs)
 	o.tunnels = cmp.Or(o.tunnels, defaults.tunnels)
 	o.bytes = cmp.Or(o.bytes, defaults.bytes)
+	o.trips = cmp.Or(o.trips, defaults.trips)
 	o.idle = cmp.Or(o.idle, defaults.idle)
 	switch {
 	case flags.NArg() > 0:
 		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case min(o.pairs, o.tunnels, o.idle) < 1 || o.bytes < 1:
+	case min(o.pairs, o.tunnels, o.trips, o.idle) < 1 || o.bytes < 1:
 		return options{}, errors.New("every amount must be above zero")
+	case o.only != "" && !slices.Contains(partNames(o), o.only):
+		return options{}, fmt.Errorf("no part %q; there are %s", o.only, strings.Join(partNames(o), ", "))
 	case o.idle > identities:
 		return options{}, fmt.Errorf("at most %d tunnels can be idle: each has an identity of its own", identities)
 	}
 	return o, nil
+}
+
+func partNames(o options) []string {
+	var names []string
+	for _, p := range (&bench{options: o}).parts() {
+		names = append(names, p.name)
+	}
+	return names
 }
 
 // run is the whole program but for the process around it.

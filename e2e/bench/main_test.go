@@ -19,6 +19,8 @@ func TestFlags(t *testing.T) {
 	changed.pairs, changed.output = 5, "x.md"
 	small := quickRun()
 	small.tunnels = 7
+	some := fullRun()
+	some.peers, some.only = true, "bulk"
 	for _, test := range []struct {
 		args string
 		want options
@@ -27,6 +29,7 @@ func TestFlags(t *testing.T) {
 		{"-quick", quickRun()},
 		{"-pairs 5 -o x.md", changed},
 		{"-quick -tunnels 7", small},
+		{"-peers -only bulk", some},
 	} {
 		got, err := parse(strings.Fields(test.args), &bytes.Buffer{})
 		if err != nil {
@@ -39,7 +42,7 @@ func TestFlags(t *testing.T) {
 }
 
 func TestWrongUseIsExitCode2(t *testing.T) {
-	for _, args := range []string{"-pairs -1", "-bytes x", "-idle 1001", "-unknown", "argument"} {
+	for _, args := range []string{"-pairs -1", "-bytes x", "-idle 1001", "-unknown", "-only x", "-peers -only denials", "argument"} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != exitUsage || stderr.Len() == 0 {
 			t.Errorf("%s: exit code %d, message %q", args, code, stderr.String())

@@ -70,24 +70,26 @@ func (w *world) writeConfig() error {
 	if err := os.WriteFile(w.path("policy.yaml"), []byte(policy(w.authority.TrustDomain(), w.targets)), 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(w.path(exeatConfig), []byte(config(recordFile)), 0o600); err != nil {
+	caller := callerID(w.authority.TrustDomain(), 0) // of the clear listener
+	if err := os.WriteFile(w.path(exeatConfig), []byte(config(caller, recordFile)), 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(w.path(quietConfig), []byte(config(os.DevNull)), 0o600)
+	return os.WriteFile(w.path(quietConfig), []byte(config(caller, os.DevNull)), 0o600)
 }
 
-func config(records string) string {
+func config(caller spiffeid.ID, records string) string {
 	return fmt.Sprintf(`version: 1
 identity: {dir: gateway}
 policy: policy.yaml
 listeners:
   - {name: bench, address: "127.0.0.1:0", identity: mtls}
+  - {name: clear, address: "127.0.0.1:0", identity: fixed, id: "%s"}
 resolver:
   hosts:
     %s: 127.0.0.1
 records: {file: %s}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
-`, originName, records)
+`, caller, originName, records)
 }
 
 func policy(td spiffeid.TrustDomain, targets []string) string {

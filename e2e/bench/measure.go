@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,7 @@ type bench struct {
 	options
 	world        *world
 	relay, exeat *peer
+	others       []*other
 	callers      []*caller // one for each identity, X25519
 	progress     io.Writer
 	rows         []report.Row
@@ -33,10 +35,11 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 		return report.Table{}, err
 	}
 	defer b.world.end()
-	for _, part := range []func(context.Context) error{
-		b.newTunnels, b.quietTunnels, b.denials, b.bulk, b.latency, b.idleTunnels,
-	} {
-		if err := part(ctx); err != nil {
+	for _, part := range b.parts() {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		if err := part.measure(ctx); err != nil {
 			return report.Table{}, err
 		}
 	}
@@ -44,10 +47,24 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 	if err != nil {
 		return report.Table{}, err
 	}
-	return report.Table{Head: append(b.head(), evidence), Rows: b.rows}, nil
+	return report.Table{Head: append(b.head(), evidence), Others: names(b.others), Rows: b.rows}, nil
 }
 
-// begin starts the world and both peers, and warms them up.
+// part is some of the figures, and what the flag -only calls them.
+type part struct {
+	name    string
+	measure func(context.Context) error
+}
+
+func (b *bench) parts() []part {
+	parts := []part{{"tunnels", b.newTunnels}}
+	if !b.peers { // they compare exeat with itself
+		parts = append(parts, part{"evidence", b.quietTunnels}, part{"denials", b.denials})
+	}
+	return append(parts, part{"bulk", b.bulk}, part{"trips", b.roundTrips}, part{"latency", b.latency}, part{"idle", b.idleTunnels})
+}
+
+// begin starts the world and the peers, and warms them up.
 func (b *bench) begin(ctx context.Context) (err error) {
 	b.say("building and starting")
 	if b.world, err = newWorld(ctx, b.options.exeat); err != nil {
@@ -67,6 +84,11 @@ func (b *bench) begin(ctx context.Context) (err error) {
 	if b.exeat, err = b.world.startExeat(ctx); err != nil {
 		return err
 	}
+	if b.peers {
+		if err := b.startOthers(ctx); err != nil {
+			return err
+		}
+	}
 	return b.warm(ctx, b.relay, b.exeat)
 }
 
@@ -80,18 +102,20 @@ func (b *bench) warm(ctx context.Context, peers ...*peer) error {
 	return nil
 }
 
-// measurement is one of a peer, in the unit of a row.
+// measurement is one of a peer, in the unit of a row. For one of the others it
+// may be errors.ErrUnsupported.
 type measurement func(ctx context.Context, p *peer) (float64, error)
 
-// paired measures the relay and exeat in turn and adds a row.
+// paired measures the relay, exeat and the others in turn and adds a row.
 func (b *bench) paired(ctx context.Context, row report.Row, one measurement) error {
-	return b.compared(ctx, row, b.relay, b.exeat, one)
+	return b.compared(ctx, row, b.relay, b.exeat, b.others, one)
 }
 
-// compared measures two peers in turn and adds a row, with left in the place
-// of the relay.
-func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer, one measurement) error {
+// compared measures peers in turn and adds a row, with left in the place of
+// the relay.
+func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer, others []*other, one measurement) error {
 	b.say(row.Figure)
+	row.Others = make([][]float64, len(others))
 	for range b.pairs {
 		floor, err := one(ctx, left)
 		if err != nil {
@@ -102,6 +126,16 @@ func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer,
 			return fmt.Errorf("%s: %s: %w", row.Figure, right.name, err)
 		}
 		row.Floor, row.Ours = append(row.Floor, floor), append(row.Ours, ours)
+		for i, o := range others {
+			theirs, err := one(ctx, o.peer)
+			switch {
+			case errors.Is(err, errors.ErrUnsupported):
+			case err != nil:
+				return fmt.Errorf("%s: %s: %w", row.Figure, o.name, err)
+			default:
+				row.Others[i] = append(row.Others[i], theirs)
+			}
+		}
 	}
 	b.rows = append(b.rows, row)
 	return nil
@@ -145,12 +179,16 @@ func (b *bench) head() []string {
 	if b.options.exeat != "" {
 		binary = "exeat (" + b.options.exeat + ")"
 	}
-	return []string{
+	head := []string{
 		fmt.Sprintf("%s, %s, %d cores, %s.", time.Now().UTC().Format("2006-01-02 15:04 MST"), processorModel(), runtime.NumCPU(), runtime.Version()),
 		fmt.Sprintf("Medians of %d pairs; per pair %d new tunnels, %d MB each way, %d idle tunnels.", b.pairs, b.tunnels, b.bytes/1e6, b.idle),
 		fmt.Sprintf("%s with a policy of %d rules, records to a file, spans over OTLP/HTTP.", binary, identities*rulesEach),
-		"Where they are off, left, no span is made and records go to " + os.DevNull + "; they are rendered, and metrics counted, on both sides.",
 	}
+	if b.peers {
+		return append(head, othersHead(b.others))
+	}
+	return append(head,
+		"Where they are off, left, no span is made and records go to "+os.DevNull+"; they are rendered, and metrics counted, on both sides.")
 }
 
 func (b *bench) say(what string) { _, _ = fmt.Fprintln(b.progress, "bench:", what) }

@@ -101,19 +101,31 @@ type peer struct {
 	process *process.Process
 	spans   *spanCount // nil for one that exports none
 
-	echo, source, sink string // targets, as this peer is asked for them
+	secure, clear door
+	x25519        bool // the only key exchange that it knows
 }
+
+// door is a listener of a peer.
+type door struct {
+	proxy string // its address; "" if the targets are addresses of its own
+	targets
+}
+
+// targets are the services of the origin, as a peer is asked for them.
+type targets struct{ echo, source, sink string }
+
+func newTargets(three []string) targets { return targets{three[0], three[1], three[2]} }
 
 // startRelay starts the bare relay. It is asked for addresses and not for
 // names: the floor looks nothing up.
 func (w *world) startRelay(ctx context.Context) (*peer, error) {
 	child, err := w.start(ctx, process.Command{
-		Path: w.path("relay"), Args: []string{"-identity", w.path("gateway")}, Addresses: 1,
+		Path: w.path("relay"), Args: []string{"-identity", w.path("gateway")}, Addresses: 2,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &peer{name: "relay", process: child, echo: w.targets[0], source: w.targets[1], sink: w.targets[2]}, nil
+	return proxyPeer(peer{name: "relay"}, child, w.targets), nil
 }
 
 // startExeat starts the gateway with everything on: a policy of 10,000 rules,
@@ -139,22 +151,33 @@ func (w *world) startQuiet(ctx context.Context) (*peer, error) {
 // serve starts the gateway and returns p with what is then known of it.
 func (w *world) serve(ctx context.Context, config string, p peer, env ...string) (*peer, error) {
 	child, err := w.start(ctx, process.Command{
-		Path: w.exeatPath, Args: []string{"serve", "--config", w.path(config)}, Addresses: 1, Env: env,
+		Path: w.exeatPath, Args: []string{"serve", "--config", w.path(config)}, Addresses: 2, Env: env,
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.process = child
-	for i, target := range []*string{&p.echo, &p.source, &p.sink} {
-		*target = originName + w.targets[i][strings.LastIndexByte(w.targets[i], ':'):]
+	named := make([]string, len(w.targets))
+	for i, target := range w.targets {
+		named[i] = originName + target[strings.LastIndexByte(target, ':'):]
 	}
-	return &p, nil
+	return proxyPeer(p, child, named), nil
+}
+
+// proxyPeer returns p as a proxy with a secure listener and a clear one.
+func proxyPeer(p peer, child *process.Process, asked []string) *peer {
+	p.process = child
+	p.secure = door{child.Addresses[0], newTargets(asked)}
+	p.clear = door{child.Addresses[1], newTargets(asked)}
+	return &p
 }
 
 // client is one that opens tunnels through the peer.
 func (p *peer) client(c *caller) *load.Client {
-	return &load.Client{Proxy: p.process.Addresses[0], TLS: c.config}
+	return &load.Client{Proxy: p.secure.proxy, TLS: c.config}
 }
+
+// clearClient is one that does so without TLS.
+func (p *peer) clearClient() *load.Client { return &load.Client{Proxy: p.clear.proxy} }
 
 func (w *world) start(ctx context.Context, c process.Command) (*process.Process, error) {
 	child, err := process.Start(ctx, c)

@@ -1,8 +1,8 @@
 // Package load makes the load of the benchmark: clients of a CONNECT proxy
 // over mTLS.
 //
-// Every connection is a full handshake with the one key exchange that the
-// Client names; nothing is resumed. A tunnel that does not do what a correct
+// Every connection over TLS is a full handshake with the one key exchange that
+// the Client names; nothing is resumed. A tunnel that does not do what a correct
 // proxy does is an error, never a slow or a fast tunnel.
 package load
 
@@ -24,32 +24,42 @@ const timeout = 30 * time.Second
 
 // A Client opens tunnels through one proxy.
 type Client struct {
-	// Proxy is its address.
+	// Proxy is its address; "" if every target is itself the address of a
+	// forwarder to one origin, which is asked nothing.
 	Proxy string
-	// TLS is spoken to it.
+	// TLS is spoken to it; nil for a clear connection.
 	TLS *tls.Config
 }
 
-// Handshake connects and completes the TLS handshake.
-func (c *Client) Handshake(ctx context.Context) (*tls.Conn, error) {
+// Conn is a tunnel, which may be closed for writing alone.
+type Conn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// connect connects and completes the handshake, if there is one.
+func (c *Client) connect(ctx context.Context, address string) (Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var dialer net.Dialer
-	raw, err := dialer.DialContext(ctx, "tcp", c.Proxy)
+	raw, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok && c.TLS == nil {
+		return tcp, nil
 	}
 	conn := tls.Client(raw, c.TLS)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, fmt.Errorf("handshake with %s: %w", c.Proxy, err)
+		return nil, fmt.Errorf("handshake with %s: %w", address, err)
 	}
 	return conn, nil
 }
 
 // Greet completes a handshake and closes the connection without a request.
 func (c *Client) Greet(ctx context.Context) error {
-	conn, err := c.Handshake(ctx)
+	conn, err := c.connect(ctx, c.Proxy)
 	if err != nil {
 		return err
 	}
@@ -57,8 +67,11 @@ func (c *Client) Greet(ctx context.Context) error {
 }
 
 // Open opens a tunnel to the target, HOST:PORT as the proxy knows it.
-func (c *Client) Open(ctx context.Context, target string) (*tls.Conn, error) {
-	conn, err := c.Handshake(ctx)
+func (c *Client) Open(ctx context.Context, target string) (Conn, error) {
+	if c.Proxy == "" {
+		return c.connect(ctx, target)
+	}
+	conn, err := c.connect(ctx, c.Proxy)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +105,7 @@ func (c *Client) Exchange(ctx context.Context, target string, size int) error {
 
 // Denied asks for a tunnel and reads the whole answer, which must be a 403.
 func (c *Client) Denied(ctx context.Context, target string) error {
-	conn, err := c.Handshake(ctx)
+	conn, err := c.connect(ctx, c.Proxy)
 	if err != nil {
 		return err
 	}
@@ -131,7 +144,7 @@ func ask(conn net.Conn, target string) (head string, rest []byte, err error) {
 
 // finish ends the sending side, reads to the end of the other and closes: what
 // the proxy does for the connection is done when it returns.
-func finish(conn *tls.Conn) error {
+func finish(conn Conn) error {
 	defer func() { _ = conn.Close() }()
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return err
@@ -165,7 +178,7 @@ func (c *Client) Down(ctx context.Context, target string, size int64) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, uint64(size))); err != nil {
 		return err
 	}
@@ -190,7 +203,11 @@ func (c *Client) Up(ctx context.Context, target string, size int64) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	count := binary.BigEndian.AppendUint64(nil, uint64(size))
+	if _, err := conn.Write(count); err != nil {
+		return err
+	}
 	buf := make([]byte, chunk)
 	for left := size; left > 0; {
 		n, err := conn.Write(buf[:min(left, chunk)])
@@ -199,15 +216,12 @@ func (c *Client) Up(ctx context.Context, target string, size int64) error {
 		}
 		left -= int64(n)
 	}
-	if err := conn.CloseWrite(); err != nil {
-		return err
+	answer := make([]byte, len(count))
+	if _, err := io.ReadFull(conn, answer); err != nil {
+		return fmt.Errorf("reading the sink's answer: %w", err)
 	}
-	answer, err := io.ReadAll(conn)
-	if err != nil {
-		return err
-	}
-	if want := binary.BigEndian.AppendUint64(nil, uint64(size)); !bytes.Equal(answer, want) {
-		return fmt.Errorf("the sink answered % x, want % x", answer, want)
+	if !bytes.Equal(answer, count) {
+		return fmt.Errorf("the sink answered % x, want % x", answer, count)
 	}
 	return nil
 }

@@ -3,7 +3,7 @@
 //
 //   - echo sends back what it receives.
 //   - source reads a count of 8 bytes, big endian, and sends that many bytes.
-//   - sink reads to the end and then sends back how many bytes there were.
+//   - sink reads such a count and as many bytes, and sends the count back.
 //
 // Each ends its side when the client has ended its own.
 package main
@@ -11,7 +11,6 @@ package main
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -84,17 +83,18 @@ func source(conn net.Conn) error {
 }
 
 func sink(conn net.Conn) error {
+	var count [8]byte
+	if _, err := io.ReadFull(conn, count[:]); err != nil {
+		return err
+	}
 	buf := make([]byte, chunk)
-	var total uint64
-	for {
-		n, err := conn.Read(buf)
-		total += uint64(n)
-		if errors.Is(err, io.EOF) {
-			_, err = conn.Write(binary.BigEndian.AppendUint64(nil, total))
-			return err
-		}
+	for left := binary.BigEndian.Uint64(count[:]); left > 0; {
+		n, err := conn.Read(buf[:min(left, chunk)])
 		if err != nil {
 			return err
 		}
+		left -= uint64(n)
 	}
+	_, err := conn.Write(count[:])
+	return err
 }

@@ -6,7 +6,8 @@
 //	before, err := p.CPU()
 //
 // A child says where it listens by writing address=HOST:PORT to its standard
-// error, as slog's text handler does. The package ends only what it started,
+// error, as slog's text handler does; one that does not is told where, and is
+// ready when it accepts there. The package ends only what it started,
 // by process id. It measures on Linux; elsewhere CPU and Resident return
 // errors.ErrUnsupported.
 package process
@@ -17,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -39,12 +41,16 @@ type Command struct {
 	Env []string
 	// Addresses is how many listeners it announces.
 	Addresses int
+	// Listens are addresses that it was told to listen on and does not
+	// announce. It gets one connection on each, which says nothing.
+	Listens []string
 }
 
 // A Process is a running child. Its methods may be called from one goroutine
 // at a time.
 type Process struct {
-	// Addresses are those that it announced, in its order.
+	// Addresses are those that it announced, in its order, and then those
+	// that it was told.
 	Addresses []string
 
 	name string
@@ -73,11 +79,37 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	p := &Process{name: filepath.Base(c.Path), cmd: cmd, done: make(chan struct{})}
 	addresses := make(chan string, c.Addresses)
 	go p.read(stderr, addresses)
-	if err := p.await(addresses, c.Addresses); err != nil {
+	err = p.await(addresses, c.Addresses)
+	for i := 0; i < len(c.Listens) && err == nil; i++ {
+		err = p.reach(ctx, c.Listens[i])
+		p.Addresses = append(p.Addresses, c.Listens[i])
+	}
+	if err != nil {
 		p.Stop()
 		return nil, fmt.Errorf("starting %s: %w: %s", p.name, err, strings.Join(p.tail, "\n"))
 	}
 	return p, nil
+}
+
+// reach connects until the address accepts.
+func (p *Process) reach(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-again.C:
+		case <-p.done:
+			return errors.New("it ended")
+		case <-ctx.Done():
+			return fmt.Errorf("it does not accept: %w", err)
+		}
+	}
 }
 
 // await collects the announced addresses.

@@ -1,7 +1,8 @@
 // Command relay is the floor of the benchmark: what a CONNECT proxy over mTLS
 // costs in Go before it has a policy, an identity, a record or a trace.
 //
-// It demands a client certificate of its CA, reads a request head without
+// It has two listeners, in this order: one that demands a client certificate of
+// its CA, and one without TLS. It reads a request head without
 // checking more of it than it needs, connects to whatever is asked for, and
 // copies both ways. It is for benchmarks on loopback and nothing else.
 package main
@@ -30,13 +31,17 @@ func main() {
 		log.Error("reading the certificates", slog.Any("error", err))
 		os.Exit(2)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Error("listening", slog.Any("error", err))
-		os.Exit(2)
+	var serving sync.WaitGroup
+	for _, config := range []*tls.Config{config, nil} {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			log.Error("listening", slog.Any("error", err))
+			os.Exit(2)
+		}
+		log.Info("listening", slog.String("address", l.Addr().String()))
+		serving.Go(func() { log.Error("accepting", slog.Any("error", serve(ctx, l, config))) })
 	}
-	log.Info("listening", slog.String("address", l.Addr().String()))
-	log.Error("accepting", slog.Any("error", serve(ctx, l, config)))
+	serving.Wait()
 	os.Exit(2)
 }
 
@@ -51,17 +56,21 @@ func newConfig(certificate tls.Certificate, clients *x509.CertPool) *tls.Config 
 	}
 }
 
+// serve speaks TLS unless config is nil.
 func serve(ctx context.Context, l net.Listener, config *tls.Config) error {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		go handle(ctx, tls.Server(conn, config))
+		if config != nil {
+			conn = tls.Server(conn, config)
+		}
+		go handle(ctx, conn)
 	}
 }
 
-func handle(ctx context.Context, client *tls.Conn) {
+func handle(ctx context.Context, client net.Conn) {
 	defer func() { _ = client.Close() }()
 	target, early, err := readHead(client)
 	if err != nil {

@@ -33,14 +33,19 @@ type Row struct {
 	// Floor and Ours are the values of each pair, in the same order. Floor may
 	// be empty, for a figure that has nothing beside it.
 	Floor, Ours []float64
-	Bar         Bar
+	// Others are the values of the Table's others, each empty if it has none.
+	Others [][]float64
+	Bar    Bar
 }
 
 // A Table is what one run came to.
 type Table struct {
 	// Head are lines that stand above: date, machine, versions.
 	Head []string
-	Rows []Row
+	// Others are the names of what stands beside the two; no bar concerns
+	// them.
+	Others []string
+	Rows   []Row
 }
 
 // Ratio returns the median of the pairs' ratios, and the least and the
@@ -105,9 +110,10 @@ func Median(values []float64) float64 {
 
 // WriteTo writes the table as Markdown that also reads well as text.
 func (t Table) WriteTo(w io.Writer) (int64, error) {
-	cells := [][]string{{"figure", "bare relay", "exeat", "ratio (of all pairs)", "bar", "verdict"}}
+	head := append([]string{"figure", "bare relay"}, t.Others...)
+	cells := [][]string{append(head, "exeat", "ratio (of all pairs)", "bar", "verdict")}
 	for _, r := range t.Rows {
-		cells = append(cells, r.cells())
+		cells = append(cells, r.cells(len(t.Others)))
 	}
 	var b strings.Builder
 	for _, line := range t.Head {
@@ -119,15 +125,28 @@ func (t Table) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-func (r Row) cells() []string {
-	floor, ratio := "", ""
-	if len(r.Floor) > 0 {
-		floor = number(Median(r.Floor)) + " " + r.Unit
-		if median, least, greatest := r.Ratio(); median != 0 {
-			ratio = fmt.Sprintf("%.2f × (%.2f–%.2f)", median, least, greatest)
+func (r Row) cells(others int) []string {
+	ratio := ""
+	if median, least, greatest := r.Ratio(); median != 0 {
+		ratio = fmt.Sprintf("%.2f × (%.2f–%.2f)", median, least, greatest)
+	}
+	cells := []string{r.Figure, r.value(r.Floor)}
+	for i := range others {
+		if i < len(r.Others) {
+			cells = append(cells, r.value(r.Others[i]))
+		} else {
+			cells = append(cells, "")
 		}
 	}
-	return []string{r.Figure, floor, number(Median(r.Ours)) + " " + r.Unit, ratio, r.bar(), r.verdict()}
+	return append(cells, r.value(r.Ours), ratio, r.bar(), r.verdict())
+}
+
+// value is what stands for all pairs; "" if there are none.
+func (r Row) value(pairs []float64) string {
+	if len(pairs) == 0 {
+		return ""
+	}
+	return number(Median(pairs)) + " " + r.Unit
 }
 
 func (r Row) bar() string {
