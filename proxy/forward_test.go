@@ -756,3 +756,49 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 		})
 	}
 }
+
+// TestAPanicEndsOnePlainRequest also where the transport is at work in a
+// goroutine of its own.
+func TestAPanicEndsOnePlainRequest(t *testing.T) {
+	g := newGateway(t, options{})
+	a := g.call(t, "builder").ask(t, get("http://"+g.at("panic.example")+"/"))
+	if a.status != 500 || a.reason() != "internal-error" || !a.close {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if decision := g.next(t, audit.EventDecision); decision.Verdict != "fail" || decision.Reason != "internal-error" {
+		t.Errorf("record %+v", decision)
+	}
+	if n := g.proxy.Panics(); n != 1 {
+		t.Errorf("%d panics, want the one", n)
+	}
+	if n := g.registry.Len(); n != 0 {
+		t.Errorf("%d entries left in the registry", n)
+	}
+}
+
+// TestDrainCutsAnExchange that has not ended in time.
+func TestDrainCutsAnExchange(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, get("http://"+g.at("allowed.example")+"/"))
+	conn := g.origin.next(t)
+	if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(c.reader, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.proxy.Drain()
+	g.registry.Drain(0)
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the client takes what was cut for the whole")
+	}
+	g.next(t, audit.EventDecision)
+	if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "drain" || end.Reason != "" {
+		t.Errorf("record %+v", end)
+	}
+}

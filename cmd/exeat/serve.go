@@ -39,6 +39,7 @@ file; the gateway's own log goes to standard error.`,
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			slog.SetDefault(log) // where net/http says what an origin sends unasked
 			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
 			if err != nil {
 				return err

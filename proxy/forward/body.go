@@ -69,7 +69,8 @@ func (e *expectation) wanted() bool {
 var errStopped = errors.New("the exchange is over")
 
 // Read implements io.Reader.
-func (b *requestBody) Read(p []byte) (int, error) {
+func (b *requestBody) Read(p []byte) (n int, err error) {
+	defer b.run.contain(&err)
 	expect := b.expect
 	b.expect = nil
 	if expect != nil && !expect.wanted() {
@@ -91,7 +92,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		b.fail(allowlist.ClientGone, err)
 		return 0, err
 	}
-	n, err := b.inner.Read(p)
+	n, err = b.inner.Read(p)
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):

@@ -20,9 +20,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -178,7 +181,14 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	defer r.idle.Stop()
 	defer r.unblock(ctx)()
 	f.proxy.ServeHTTP(r.answer, req)
-	return r.end()
+	res := r.end()
+	if text := r.panicked.Load(); text != nil {
+		if res.Switched != nil {
+			_ = res.Switched.Conn.Close()
+		}
+		panic(*text)
+	}
+	return res
 }
 
 // run is an exchange under way.
@@ -198,7 +208,21 @@ type run struct {
 	received bool      // the answer's body was read to its end
 	failure  error     // why there is no answer; the first one counts
 	switched *Switched
+	panicked atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
 }
+
+// contain keeps a panic of ours from ending the process: the transport calls
+// from goroutines that nobody protects. Forward panics with it, where the caller
+// does.
+func (r *run) contain(err *error) {
+	if cause := recover(); cause != nil {
+		text := fmt.Sprintf("%v\n\n%s", cause, debug.Stack())
+		r.panicked.CompareAndSwap(nil, &text)
+		*err = errPanicked
+	}
+}
+
+var errPanicked = errors.New("a panic in the gateway")
 
 type runKey struct{}
 

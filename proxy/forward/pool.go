@@ -124,7 +124,8 @@ func connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	return conn, nil
 }
 
-func (r *run) dial(ctx context.Context) (*upstream, error) {
+func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
+	defer r.contain(&err)
 	res, err := r.cfg.Dial(ctx, &r.Decision)
 	if err != nil {
 		return nil, &dialError{err: asDialError(err), result: res}

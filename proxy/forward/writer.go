@@ -305,7 +305,8 @@ func switchedHead(resp *http.Response, cfg *Config) []byte {
 }
 
 // interim is told of 1xx answers by the transport.
-func (r *run) interim(status int, fields textproto.MIMEHeader) error {
+func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
+	defer r.contain(&err)
 	if !r.Interim || status == http.StatusContinue || status == http.StatusSwitchingProtocols {
 		return nil // a body that is waited for is asked for when it is read
 	}
