@@ -96,6 +96,9 @@ func (p HostPattern) String() string {
 	return ""
 }
 
+// IsWildcard reports whether p matches more than one name.
+func (p HostPattern) IsWildcard() bool { return p.kind == patternOne || p.kind == patternMany }
+
 // IsZero reports whether p is the zero value, which matches nothing.
 func (p HostPattern) IsZero() bool { return p == HostPattern{} }
 

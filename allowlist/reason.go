@@ -39,6 +39,8 @@ const (
 	IPNotOnAllowlist
 	ResolvedAddressDenied
 
+	NameBudget
+
 	ResolveFailed
 	ResolveTimeout
 	DialFailed
@@ -148,6 +150,9 @@ func (r Reason) Info() ReasonInfo {
 		return ReasonInfo{"ip-not-on-allowlist", 403, requestDenied, "is an address that is not allowed for"}
 	case ResolvedAddressDenied:
 		return ReasonInfo{"resolved-address-denied", 403, "destination_ip_prohibited", "has no address that is allowed for"}
+
+	case NameBudget:
+		return ReasonInfo{"name-budget", 429, limitReached, "this identity asks for more names below one wildcard than it may"}
 
 	case ResolveFailed:
 		return ReasonInfo{"resolve-failed", 502, "dns_error", "cannot be resolved"}

@@ -38,7 +38,7 @@ func printable(s string) bool {
 }
 
 // 403 means policy and nothing else; 407 identity; 502 and 504 the
-// destination; 503 the gateway; what else is the request's own fault.
+// destination; 503 the gateway; 429 a limit of the caller; what else is the request's own fault.
 func TestStatusClassesNeverMix(t *testing.T) {
 	for _, r := range Reasons() {
 		info := r.Info()
@@ -58,6 +58,9 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r == ResolvedAddressDenied:
 			errors = []string{"destination_ip_prohibited"}
 			wantStatus(t, r, 403)
+		case r == NameBudget:
+			errors = []string{"connection_limit_reached"}
+			wantStatus(t, r, 429)
 		case r <= ResponseTimeout:
 			errors = []string{
 				"dns_error", "dns_timeout", "destination_unavailable", "connection_refused", "connection_timeout",

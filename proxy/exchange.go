@@ -263,10 +263,12 @@ func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result,
 		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
 	}
 	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
-	switch reason { //nolint:exhaustive // every other reason is a failure
-	case allowlist.NoReason:
-	case allowlist.ResolvedAddressDenied:
+	switch status := reason.Info().Status; {
+	case reason == allowlist.NoReason:
+	case reason == allowlist.ResolvedAddressDenied:
 		x.open.Verdict, x.open.Class = allowlist.Deny, res.Class
+	case status == http.StatusForbidden || status == http.StatusTooManyRequests: // of an alias, of a limit
+		x.open.Verdict = allowlist.Deny
 	default:
 		x.open.Verdict = allowlist.Fail
 	}

@@ -142,6 +142,7 @@ func wireCases() []wireCase {
 		asked(allowlist.IPNotOnAllowlist, "reporter", "8.8.8.8:443"),
 		asked(allowlist.ResolvedAddressDenied, "builder", "inner.example:PORT"),
 
+		asked(allowlist.NameBudget, "builder", "many.wild.example:PORT"),
 		asked(allowlist.ResolveFailed, "builder", "unknown.example:PORT"),
 		asked(allowlist.ResolveFailed, "builder", "empty.example:PORT"),
 		asked(allowlist.ResolveTimeout, "builder", "slow.example:PORT"),

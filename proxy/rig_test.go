@@ -285,6 +285,15 @@ func (e *evidence) rest(t *testing.T) []record {
 	return left
 }
 
+// overBudget is the error of a resolver that looks up no more names.
+type overBudget struct{}
+
+// Error implements error.
+func (overBudget) Error() string { return "too many names" }
+
+// Reason says so to the dialer.
+func (overBudget) Reason() allowlist.Reason { return allowlist.NameBudget }
+
 // names is the resolver: a script for each name, and a count of the questions.
 type names struct {
 	lookups atomic.Int64
@@ -297,7 +306,8 @@ func newNames() *names {
 	return &names{asked: make(chan struct{}), answer: make(chan struct{})}
 }
 
-func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
+func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
+	host := dec.Dest.Host
 	if host.IsAddr() {
 		return []netip.Addr{host.Addr()}, nil
 	}
@@ -305,11 +315,13 @@ func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr,
 	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	switch host.String() {
 	case "unknown.example":
-		return nil, &net.DNSError{Err: "no such host", IsNotFound: true}
+		return nil, errors.New("no such host")
 	case "empty.example":
 		return nil, nil
 	case "slow.example":
-		return nil, &net.DNSError{Err: "timeout", IsTimeout: true}
+		return nil, context.DeadlineExceeded
+	case "many.wild.example":
+		return nil, overBudget{}
 	case "late.example": // uses up the time that is there for connecting, too
 		<-ctx.Done()
 		return loopback, nil

@@ -159,13 +159,13 @@ func (d *demo) config(address, policy string) config.Config {
 	cfg.Records = []config.RecordSink{{Name: "demo", File: d.path("records.jsonl")}}
 	cfg.Listeners = []config.Listener{{Name: "demo", Address: address, Identity: config.MTLS}}
 	cfg.DrainDelay, cfg.DrainTimeout = 0, 0
-	cfg.Hosts = map[allowlist.Host][]netip.Addr{}
+	cfg.Resolver.Hosts = map[allowlist.Host][]netip.Addr{}
 	for _, name := range []string{demoHello, demoSecret} {
 		host, err := allowlist.ParseHost(name)
 		if err != nil {
 			panic(err) // a constant of this file
 		}
-		cfg.Hosts[host] = []netip.Addr{d.origin.addr.Addr()}
+		cfg.Resolver.Hosts[host] = []netip.Addr{d.origin.addr.Addr()}
 	}
 	return cfg
 }

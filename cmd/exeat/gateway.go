@@ -50,6 +50,7 @@ type gateway struct {
 	recorder    *audit.Recorder
 	recordFiles []*recordFile
 
+	resolver  *resolve.Resolver
 	proxy     *proxy.Proxy
 	listeners []*listen.Listener
 	watchers  []*watch.Watcher
@@ -67,6 +68,9 @@ func newGateway(ctx context.Context, cfg config.Config, records io.Writer, geten
 		g.closeAdmin()
 		if g.identity != nil {
 			g.identity.close()
+		}
+		if g.resolver != nil {
+			g.resolver.Close()
 		}
 		g.flush(ctx)
 		return nil, err
@@ -156,8 +160,10 @@ func (g *gateway) buildProxy() error {
 	if err != nil {
 		return err
 	}
-	resolver := resolve.New(resolve.Config{Servers: g.cfg.Servers, Hosts: g.cfg.Hosts})
-	dialer, err := dial.New(dial.Config{Resolve: resolver.Resolve, Timeout: g.cfg.DialTimeout})
+	if g.resolver, err = resolve.New(g.cfg.Resolver); err != nil {
+		return err
+	}
+	dialer, err := dial.New(dial.Config{Resolve: g.resolver.Resolve, Timeout: g.cfg.DialTimeout})
 	if err != nil {
 		return err
 	}
@@ -293,6 +299,7 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	g.registry.Drain(g.cfg.DrainTimeout)
 	cut()
 	serving.Wait()
+	g.resolver.Close()
 	g.closeAdmin()
 	stop()
 	watching.Wait()

@@ -31,8 +31,11 @@ const maxAddresses = 64
 
 // Config says how to resolve and connect.
 type Config struct {
-	// Resolve returns the addresses of a host. Required.
-	Resolve func(ctx context.Context, host allowlist.Host) ([]netip.Addr, error)
+	// Resolve returns the addresses of a decision's destination, which it may
+	// look up because the decision allows. An error that has a method Reason()
+	// allowlist.Reason says why; any other is resolve-failed, or
+	// resolve-timeout if it is one. Required.
+	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error)
 	// Timeout bounds resolving and connecting together; zero means
 	// DefaultTimeout.
 	Timeout time.Duration
@@ -93,7 +96,7 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 		return res, &Error{Reason: allowlist.InternalError, Err: errors.New("dial: the decision does not allow")}
 	}
 	start := time.Now()
-	addrs, err := d.cfg.Resolve(ctx, dec.Dest.Host)
+	addrs, err := d.cfg.Resolve(ctx, dec)
 	res.Resolve = time.Since(start)
 	if err == nil && len(addrs) == 0 {
 		err = errors.New("the name has no address")
@@ -150,8 +153,17 @@ func peer(conn net.Conn) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// reasoned is an error that knows its reason.
+type reasoned interface {
+	error
+	Reason() allowlist.Reason
+}
+
 func resolveReason(err error) allowlist.Reason {
-	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsTimeout || isTimeout(err) {
+	if known, ok := errors.AsType[reasoned](err); ok {
+		return known.Reason()
+	}
+	if isTimeout(err) {
 		return allowlist.ResolveTimeout
 	}
 	return allowlist.ResolveFailed

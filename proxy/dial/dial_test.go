@@ -3,6 +3,7 @@ package dial
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -120,9 +121,18 @@ func newDialer(t *testing.T, cfg Config) *Dialer {
 	return d
 }
 
+// known is the error of a resolver that says why.
+type known allowlist.Reason
+
+// Error implements error.
+func (k known) Error() string { return "known" }
+
+// Reason says why.
+func (k known) Reason() allowlist.Reason { return allowlist.Reason(k) }
+
 // answering returns a resolver with one answer.
-func answering(addrs []netip.Addr, err error) func(context.Context, allowlist.Host) ([]netip.Addr, error) {
-	return func(context.Context, allowlist.Host) ([]netip.Addr, error) { return addrs, err }
+func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
+	return func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return addrs, err }
 }
 
 func wantReason(t *testing.T, err error, want allowlist.Reason) {
@@ -166,10 +176,9 @@ func TestAnswerSets(t *testing.T) {
 		{name: "an address with a zone", answer: []string{"fe80::1%eth0"}, reason: allowlist.ResolvedAddressDenied, dropped: 1},
 		{name: "no more than 64 addresses", answer: many, reason: allowlist.ResolvedAddressDenied, dropped: 64, class: allowlist.Loopback},
 		{name: "an empty answer", reason: allowlist.ResolveFailed},
-		{name: "NXDOMAIN", err: &net.DNSError{Err: "no such host", IsNotFound: true}, reason: allowlist.ResolveFailed},
-		{name: "SERVFAIL", err: &net.DNSError{Err: "server misbehaving", IsTemporary: true}, reason: allowlist.ResolveFailed},
+		{name: "a name that does not exist", err: errors.New("no such host"), reason: allowlist.ResolveFailed},
 		{name: "an answer beside an error counts for nothing", answer: []string{"127.0.0.1"}, err: errors.New("broken"), reason: allowlist.ResolveFailed},
-		{name: "a server's timeout", err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}, reason: allowlist.ResolveTimeout},
+		{name: "an error that knows its reason", err: fmt.Errorf("looking up: %w", known(allowlist.NameBudget)), reason: allowlist.NameBudget},
 		{name: "our own timeout", err: context.DeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "a socket's timeout", err: os.ErrDeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "the gateway going down", err: context.Canceled, reason: allowlist.ResolveFailed},
@@ -203,7 +212,7 @@ func TestAnswerSets(t *testing.T) {
 }
 
 func TestADeniedDecisionIsNotEvenLookedUp(t *testing.T) {
-	d := newDialer(t, Config{Resolve: func(context.Context, allowlist.Host) ([]netip.Addr, error) {
+	d := newDialer(t, Config{Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
 		t.Error("looked up")
 		return nil, nil
 	}})

@@ -172,7 +172,7 @@ func TestTheTimeoutHoldsForBoth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer(t, Config{
 			Timeout: 3 * time.Second,
-			Resolve: func(ctx context.Context, _ allowlist.Host) ([]netip.Addr, error) {
+			Resolve: func(ctx context.Context, _ *allowlist.Decision) ([]netip.Addr, error) {
 				time.Sleep(2 * time.Second)
 				return addrs("1.1.1.1"), ctx.Err()
 			},

@@ -1,127 +1,184 @@
-// Package resolve turns a decided host name into addresses, inside the
-// process: no search list completes a name, and a name that a policy did not
-// allow is never asked for, since only an allowed request gets here.
+// Package resolve answers DNS questions for every door of the gateway: from a
+// table of hosts, from a cache, or from upstream servers. One resolver serves
+// both halves, so that what a caller is told by DNS is what a connection by
+// name is made to.
 //
-// It does not check the addresses it returns; the dialer asks the decision for
-// each of them. It is built on net.Resolver, which looks a name up in the
-// /etc/hosts of the machine before it asks a server (if nsswitch.conf says so,
-// or does not exist), and which keeps no answers.
+// [Resolver.Cached] and [Resolver.Lookup] answer a question for a DNS door,
+// which shows it through a [Filter]; [Resolver.Resolve] returns the addresses
+// of a destination for the dialer, which asks the decision for each of them.
+// [Resolver.Bind] and [Resolver.Bound] remember which names led to an address.
+//
+// It looks up nothing by itself: only what a policy allowed gets here. It reads
+// no /etc/hosts and completes no name by a search list. The cache holds answers
+// and no verdicts; a new policy does not empty it. The number of distinct names
+// that an identity may look up below one wildcard rule is bounded here, because
+// every door meets here.
 package resolve
 
 import (
-	"context"
 	"errors"
-	"net"
+	"fmt"
 	"net/netip"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long configured servers are waited for: each try of one of them, and all
-// tries together; and how often each is tried.
+// DefaultServeStale is for how long an answer is of use after its time, if no
+// server answers.
+const DefaultServeStale = time.Hour
+
 const (
-	tryTimeout    = 2 * time.Second
-	lookupTimeout = 5 * time.Second
-	rounds        = 2
+	hostsTTL = 60 // seconds, in answers from the table of hosts
+	anyType  = 0  // stands in the table for the types that it has no records of
+	// staleAfter is how long a caller waits for servers if there is an answer
+	// past its time, and staleRetry for how long servers that failed are not
+	// asked again (RFC 8767 section 5).
+	staleAfter = 1800 * time.Millisecond
+	staleRetry = 30 * time.Second
+	// familyDelay is how long Resolve waits for the addresses of one family
+	// when it has those of the other.
+	familyDelay = 250 * time.Millisecond
 )
 
 // Config says where names are looked up.
 type Config struct {
-	// Servers are asked in turn: the next one if the one before did not answer
-	// within two seconds or failed, each twice at most and all of them for five
-	// seconds. nil means those of the system's resolv.conf, with its timeouts.
-	Servers []netip.AddrPort
+	// Servers are asked in turn; none means those that the system's
+	// resolv.conf names when the resolver is made.
+	Servers []Server
+	// Groups have servers of their own for some names.
+	Groups []Group
 	// Hosts answers these names without asking anybody.
 	Hosts map[allowlist.Host][]netip.Addr
+	// CacheBytes bounds the memory of the cache; zero means DefaultCacheBytes.
+	CacheBytes int
+	// ServeStale is for how long an answer is of use after its time, if no
+	// server answers; zero means DefaultServeStale, negative not at all.
+	ServeStale time.Duration
+	// Names is how many distinct names below one wildcard rule an identity may
+	// look up within a minute; zero means DefaultNames.
+	Names int
+	// Inspect lets Resolve follow an alias only to a name that is allowed by
+	// itself. Otherwise the name that was asked for decides, and a deny rule
+	// for the alias.
+	Inspect bool
 }
 
-// Resolver looks names up. It is safe for concurrent use.
+// Group says which servers are asked for the names below some suffixes.
+type Group struct {
+	Suffixes []allowlist.Host // the names themselves, too
+	Servers  []Server
+}
+
+// Resolver answers questions. It is safe for concurrent use.
 type Resolver struct {
-	hosts   map[allowlist.Host][]netip.Addr
-	servers []*net.Resolver // asked in turn; none: those of the system
-	system  net.Resolver
-	try     time.Duration
+	hosts    map[allowlist.Host]map[uint16]*wire.Message
+	groups   groups
+	cache    *cache
+	flights  flights
+	budgets  *budgets
+	bindings *bindings
+	inspect  bool
+
+	upstreams   []*upstream
+	familyDelay time.Duration
+	staleAfter  time.Duration
 }
 
-// New returns a resolver.
-func New(cfg Config) *Resolver {
-	r := &Resolver{hosts: make(map[allowlist.Host][]netip.Addr, len(cfg.Hosts)), try: tryTimeout}
-	r.system.PreferGo, r.system.Dial = true, dialServer(netip.AddrPort{})
-	for host, addrs := range cfg.Hosts {
-		r.hosts[host] = unmap(addrs)
+// New returns a resolver, which the caller closes.
+func New(cfg Config) (*Resolver, error) {
+	if len(cfg.Servers) == 0 {
+		var err error
+		if cfg.Servers, err = systemServers(resolvConf); err != nil {
+			return nil, err
+		}
 	}
-	for _, server := range cfg.Servers {
-		r.servers = append(r.servers, &net.Resolver{PreferGo: true, Dial: dialServer(server)})
+	if cfg.CacheBytes == 0 {
+		cfg.CacheBytes = DefaultCacheBytes
 	}
-	return r
+	if cfg.ServeStale == 0 {
+		cfg.ServeStale = DefaultServeStale
+	}
+	if cfg.Names == 0 {
+		cfg.Names = DefaultNames
+	}
+	r := &Resolver{
+		hosts: localMessages(cfg.Hosts), groups: groups{bySuffix: map[string]*group{}},
+		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), budgets: newBudgets(cfg.Names),
+		bindings: newBindings(), inspect: cfg.Inspect, familyDelay: familyDelay, staleAfter: staleAfter,
+	}
+	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
+	if err := r.addGroups(&cfg); err != nil {
+		return nil, fmt.Errorf("resolver: %w", err)
+	}
+	return r, nil
 }
 
-// Resolve returns the addresses of a host, IPv4-mapped ones unmapped. An
-// address literal is its own answer. The error is that of net.Resolver: a
-// *net.DNSError says whether it was a timeout.
-func (r *Resolver) Resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
-	if host.IsAddr() {
-		return []netip.Addr{host.Addr()}, nil
+// Close ends what is under way and waits for it. Questions after it fail.
+func (r *Resolver) Close() {
+	r.flights.close()
+	for _, u := range r.upstreams {
+		u.streams.close()
 	}
-	if addrs, ok := r.hosts[host]; ok {
-		return addrs, nil
-	}
-	name := host.String() + "." // rooted: no search list
-	if len(r.servers) == 0 {
-		addrs, err := r.system.LookupNetIP(ctx, "ip", name)
-		return unmap(addrs), err
-	}
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
+}
+
+// Flush forgets what is kept of a name, of every type, and returns how many
+// answers that were. An answer that is on its way is not kept.
+func (r *Resolver) Flush(name allowlist.Host) int { return r.cache.flush(name) }
+
+func (r *Resolver) addGroups(cfg *Config) error {
 	var err error
-	for i := range rounds * len(r.servers) {
-		var addrs []netip.Addr
-		addrs, err = r.ask(ctx, r.servers[i%len(r.servers)], name)
-		if err == nil {
-			return unmap(addrs), nil
+	if r.groups.others, err = r.newGroup(cfg.Servers); err != nil {
+		return err
+	}
+	for _, g := range cfg.Groups {
+		servers, err := r.newGroup(g.Servers)
+		if err != nil {
+			return err
 		}
-		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound || ctx.Err() != nil {
-			break // an answer, or nobody waits for one any more
+		for _, suffix := range g.Suffixes {
+			if suffix.IsZero() || suffix.IsAddr() {
+				return fmt.Errorf("%q is no suffix of names", suffix)
+			}
+			if r.groups.bySuffix[suffix.String()] != nil {
+				return fmt.Errorf("two groups have the suffix %s", suffix)
+			}
+			r.groups.bySuffix[suffix.String()] = servers
 		}
 	}
-	return nil, err
+	return nil
 }
 
-// ask asks one server. net.Resolver would ask it again after a time that the
-// system's resolv.conf sets; ours is shorter.
-func (r *Resolver) ask(ctx context.Context, server *net.Resolver, name string) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.try)
-	defer cancel()
-	return server.LookupNetIP(ctx, "ip", name)
-}
-
-// dialServer connects to a server, whatever the system's resolv.conf names, or
-// to the one that it names if server is the zero value. UDP and, for a
-// truncated answer, TCP go to the same one.
-//
-// net.Resolver leaves a lookup whose context has ended waiting for its socket
-// until the time of resolv.conf is over: closing the socket ends it now.
-func dialServer(server netip.AddrPort) func(ctx context.Context, network, address string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		if server.IsValid() {
-			address = server.String()
+func (r *Resolver) newGroup(servers []Server) (*group, error) {
+	if len(servers) == 0 {
+		return nil, errors.New("a group has no servers")
+	}
+	g := new(group)
+	for _, s := range servers {
+		if err := s.check(); err != nil {
+			return nil, err
 		}
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, network, address)
+		dial, err := s.dialer()
 		if err != nil {
 			return nil, err
 		}
-		context.AfterFunc(ctx, func() { _ = conn.Close() })
-		return conn, nil
+		u := &upstream{server: s, streams: newStreams(dial), try: tryTimeout}
+		g.servers = append(g.servers, u)
+		r.upstreams = append(r.upstreams, u)
 	}
+	return g, nil
 }
 
-// unmap returns the addresses with IPv4-mapped ones unmapped, in a new slice.
-func unmap(addrs []netip.Addr) []netip.Addr {
-	out := make([]netip.Addr, 0, len(addrs))
-	for _, a := range addrs {
-		out = append(out, a.Unmap())
+// localMessages makes the answers of the table of hosts.
+func localMessages(hosts map[allowlist.Host][]netip.Addr) map[allowlist.Host]map[uint16]*wire.Message {
+	local := make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts))
+	for host, addrs := range hosts {
+		byType := map[uint16]*wire.Message{anyType: wire.Local(anyType, nil, 0)}
+		for _, typ := range []uint16{wire.TypeA, wire.TypeAAAA} {
+			byType[typ] = wire.Local(typ, addrs, hostsTTL)
+		}
+		local[host] = byType
 	}
-	return out
+	return local
 }

@@ -9,13 +9,11 @@ package config
 import (
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
@@ -24,6 +22,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -60,8 +59,7 @@ type Config struct {
 	// is none.
 	MetricIdentities int
 
-	Servers []netip.AddrPort
-	Hosts   map[allowlist.Host][]netip.Addr
+	Resolver resolve.Config
 
 	// Records are the sinks of records, at least one.
 	Records []RecordSink
@@ -163,6 +161,9 @@ func Defaults() Config {
 		DrainTimeout:     DefaultDrainTimeout,
 		HeadLimit:        head.DefaultLimit,
 		MaxConnections:   DefaultMaxConnections,
+		Resolver: resolve.Config{
+			CacheBytes: resolve.DefaultCacheBytes, ServeStale: resolve.DefaultServeStale, Names: resolve.DefaultNames,
+		},
 	}
 }
 

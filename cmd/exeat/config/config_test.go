@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -9,8 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 const minimal = `version: 1
@@ -45,7 +48,14 @@ listeners:
   - {name: web, address: "[::1]:1", present: {certificate: w.pem, key: wk.pem}}
   - {name: s, address: "unix:run/s", identity: self, socket_mode: "0660"}
   - {name: f, address: "127.0.0.1:3", identity: fixed, id: spiffe://td.example/w}
-resolver: {servers: [10.0.0.1, "[::1]:54"], hosts: {db.example: ["::ffff:10.0.0.2", "2001:db8::1"]}}
+resolver:
+  servers: [10.0.0.1, "[::1]:54", {udp: 10.0.0.2}, {tcp: 10.0.0.3}, {dot: "2001:db8::53", name: dns.example, ca: d.pem}]
+  groups: [{suffixes: [corp.example, corp], servers: 10.0.0.4}]
+  hosts: {db.example: ["::ffff:10.0.0.2", "2001:db8::1"]}
+  cache_bytes: 1MiB
+  serve_stale: 0s
+  names_per_minute: 7
+  cname: inspect
 records: {file: r.jsonl}
 refusals: {disclosure: id}
 timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s, keep_alive: 8s, body: 9s, response: 10s}
@@ -64,20 +74,48 @@ metrics: {identities: 100}
 		l[2].Identity != Fixed || l[2].ID.String() != "spiffe://td.example/w" {
 		t.Errorf("listeners %+v", got.Listeners)
 	}
-	if s := got.Servers; len(s) != 2 || s[0].String() != "10.0.0.1:53" || s[1].String() != "[::1]:54" {
-		t.Errorf("servers %v", got.Servers)
-	}
-	for _, addrs := range got.Hosts {
-		if len(addrs) != 2 || addrs[0].String() != "10.0.0.2" {
-			t.Errorf("hosts %v", got.Hosts)
-		}
-	}
+	checkResolver(t, got.Resolver)
 	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.NoVia || !got.PassForwarded {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
 	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout, got.KeepAlive, got.BodyTimeout, got.ResponseTimeout}
 	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9}
 	if diff := cmp.Diff(want, times); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func checkResolver(t *testing.T, got resolve.Config) {
+	t.Helper()
+	host := func(name string) allowlist.Host {
+		h, err := allowlist.ParseHost(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	at := netip.MustParseAddrPort
+	want := resolve.Config{
+		Servers: []resolve.Server{
+			{Addr: at("10.0.0.1:53")},
+			{Addr: at("[::1]:54")},
+			{Addr: at("10.0.0.2:53")},
+			{Protocol: resolve.TCP, Addr: at("10.0.0.3:53")},
+			{Protocol: resolve.DoT, Addr: at("[2001:db8::53]:853"), Name: "dns.example", CA: "/x/d.pem"},
+		},
+		Groups: []resolve.Group{{
+			Suffixes: []allowlist.Host{host("corp.example"), host("corp")},
+			Servers:  []resolve.Server{{Addr: at("10.0.0.4:53")}},
+		}},
+		Hosts:      map[allowlist.Host][]netip.Addr{host("db.example"): {netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("2001:db8::1")}},
+		CacheBytes: 1 << 20, ServeStale: -1, Names: 7, Inspect: true,
+	}
+	same := cmp.Options{
+		cmp.Comparer(func(a, b allowlist.Host) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	}
+	if diff := cmp.Diff(want, got, same); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -129,6 +167,20 @@ func TestMistakes(t *testing.T) {
 		{"a mode for TCP", listener(`{name: a, address: 127.0.0.1:1, socket_mode: "0660"}`), "unix sockets only"},
 		{"a mode that is none", listener(`{name: a, address: "unix:/s", socket_mode: "9"}`), "no permission"},
 		{"a name server by name", minimal + "resolver: {servers: dns.example}\n", "no name server"},
+		{"no name server in the list", minimal + "resolver: {servers: []}\n", "the list is empty"},
+		{"a name server on port 0", minimal + "resolver: {servers: '10.0.0.1:0'}\n", "no name server"},
+		{"two protocols", minimal + "resolver: {servers: [{udp: 10.0.0.1, tcp: 10.0.0.1}]}\n", "one of udp, tcp and dot"},
+		{"a name without a server", minimal + "resolver: {servers: [{name: dns.example}]}\n", "one of udp, tcp and dot"},
+		{"a protocol that nobody speaks", minimal + "resolver: {servers: [{doq: 10.0.0.1}]}\n", `unknown key "doq"`},
+		{"DoT without a name", minimal + "resolver: {servers: [{dot: 10.0.0.1}]}\n", "name is missing"},
+		{"a name for UDP", minimal + "resolver: {servers: [{udp: 10.0.0.1, name: dns.example}]}\n", "for dot only"},
+		{"a server's name in capitals", minimal + "resolver: {servers: [{dot: 10.0.0.1, name: DNS.example}]}\n", "canonical form"},
+		{"a group without servers", minimal + "resolver: {groups: [{suffixes: [a.example]}]}\n", "write both"},
+		{"a suffix with a dot in front", minimal + "resolver: {groups: [{suffixes: [.a.example], servers: 10.0.0.1}]}\n", "canonical form"},
+		{"a suffix twice", minimal + "resolver: {groups: [{suffixes: [a.example], servers: 10.0.0.1}, {suffixes: [a.example], servers: 10.0.0.2}]}\n", "two groups have the suffix a.example"},
+		{"a tiny cache", minimal + "resolver: {cache_bytes: 1kB}\n", "1MiB to 64GiB"},
+		{"no names at all", minimal + "resolver: {names_per_minute: 0}\n", "want a number from 1"},
+		{"an unknown cname mode", minimal + "resolver: {cname: follow}\n", "trust"},
 		{"hosts with a capital", minimal + "resolver: {hosts: {A.example: 10.0.0.1}}\n", "canonical form"},
 		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},
 		{"a time of zero", minimal + "timeouts: {head: 0s}\n", "above zero"},

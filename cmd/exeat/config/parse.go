@@ -19,14 +19,15 @@ import (
 // parser fills a Config from the nodes of one file.
 type parser struct {
 	Config
-	dir  string
-	errs strictyaml.Errors
+	dir   string
+	taken map[allowlist.Host]bool // suffixes of resolver.groups
+	errs  strictyaml.Errors
 }
 
 // Parse reads a configuration from memory; path names it in errors and is what
 // relative paths are relative to.
 func Parse(path string, data []byte) (Config, error) {
-	p := &parser{Config: Defaults(), dir: filepath.Dir(path)}
+	p := &parser{Config: Defaults(), dir: filepath.Dir(path), taken: map[allowlist.Host]bool{}}
 	root := strictyaml.Parse(path, data, &p.errs)
 	if root != nil {
 		p.root(root)
@@ -341,64 +342,6 @@ func (p *parser) metrics(n *strictyaml.Node) {
 			p.MetricIdentities, _ = v.Int(0, 10_000)
 		default:
 			v.Unknown("identities")
-		}
-	}
-}
-
-func (p *parser) resolver(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "servers":
-			p.Servers = servers(v)
-		case "hosts":
-			p.hosts(v)
-		default:
-			v.Unknown("servers", "hosts")
-		}
-	}
-}
-
-func servers(n *strictyaml.Node) []netip.AddrPort {
-	var list []netip.AddrPort
-	for item := range n.OneOrMore() {
-		text, ok := item.Text()
-		if !ok {
-			continue
-		}
-		if addr, err := netip.ParseAddr(text); err == nil {
-			list = append(list, netip.AddrPortFrom(addr, 53))
-			continue
-		}
-		ap, err := netip.ParseAddrPort(text)
-		if err != nil || ap.Port() == 0 {
-			item.Errorf("%q is no name server: write an IP address, with a port if it is not 53", text)
-			continue
-		}
-		list = append(list, ap)
-	}
-	return list
-}
-
-func (p *parser) hosts(n *strictyaml.Node) {
-	p.Hosts = map[allowlist.Host][]netip.Addr{}
-	for name, v := range n.Fields() {
-		host, err := allowlist.ParseHost(name)
-		if err != nil || host.IsAddr() || host.String() != name {
-			v.KeyErrorf("%q is no host name in canonical form (lower case, no final dot)", name)
-			v.Skip()
-			continue
-		}
-		for item := range v.OneOrMore() {
-			text, ok := item.Text()
-			if !ok {
-				continue
-			}
-			addr, err := netip.ParseAddr(text)
-			if err != nil || addr.Zone() != "" {
-				item.Errorf("%q is no IP address", text)
-				continue
-			}
-			p.Hosts[host] = append(p.Hosts[host], addr.Unmap())
 		}
 	}
 }

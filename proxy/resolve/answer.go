@@ -1,0 +1,133 @@
+package resolve
+
+import (
+	"iter"
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
+)
+
+// The words of package wire that callers of this package use.
+type (
+	// Question is what is asked: a name and a type.
+	Question = wire.Question
+	// Filter says what one caller may see of an answer.
+	Filter = wire.Filter
+	// Reply is what a response takes over from the client's query.
+	Reply = wire.Reply
+	// Counts says what became of the records of an answer.
+	Counts = wire.Counts
+)
+
+// Asker is on whose behalf a name is looked up.
+type Asker struct {
+	ID spiffeid.ID
+	// Wildcard is the name of the wildcard rule that allowed the name, AnyName
+	// under observe mode; "" if a rule names it exactly. Only names below a
+	// wildcard are counted.
+	Wildcard string
+}
+
+// AnyName stands for the wildcard rule of a name that no rule allowed, which
+// observe mode lets through.
+const AnyName = "*"
+
+// Origin says where an answer comes from.
+type Origin uint8
+
+// The origins: a server, asked now; the cache; the cache although its time is
+// over, because no server answers; the table of hosts.
+const (
+	OriginUpstream Origin = iota
+	OriginCache
+	OriginStale
+	OriginLocal
+)
+
+// String returns the word for records.
+func (o Origin) String() string {
+	switch o {
+	case OriginUpstream:
+		return "upstream"
+	case OriginCache:
+		return "cache"
+	case OriginStale:
+		return "stale"
+	case OriginLocal:
+		return "local"
+	}
+	return "invalid"
+}
+
+// Error says with a reason of the closed set why there is no answer:
+// resolve-failed, resolve-timeout, name-budget, or why an alias must not be
+// followed.
+type Error struct {
+	Why allowlist.Reason
+	Err error
+}
+
+// Error is for the gateway's own log; it may name servers.
+func (e *Error) Error() string { return e.Why.String() + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Reason returns the reason.
+func (e *Error) Reason() allowlist.Reason { return e.Why }
+
+// Answer is what is known about a question. It is immutable and shared. The
+// zero value is no answer.
+type Answer struct {
+	msg    *wire.Message
+	name   allowlist.Host
+	at     time.Time // when the server gave it; zero for a local one
+	origin Origin
+}
+
+// RCode returns NOERROR (0) or NXDOMAIN (3).
+func (a Answer) RCode() int { return a.msg.RCode() }
+
+// Negative reports whether there is nothing of the type at the name: no data,
+// or no name.
+func (a Answer) Negative() bool { return a.msg.Negative() }
+
+// Origin says where the answer comes from.
+func (a Answer) Origin() Origin { return a.origin }
+
+// TTL returns for how long the answer holds from now on.
+func (a Answer) TTL(now time.Time) time.Duration {
+	if a.origin == OriginStale {
+		return wire.StaleTTL * time.Second
+	}
+	return time.Duration(a.msg.TTL()-min(a.msg.TTL(), a.age(now))) * time.Second
+}
+
+// Addrs yields the addresses of the answer's A or AAAA records, IPv4-mapped
+// ones unmapped, before any filter.
+func (a Answer) Addrs() iter.Seq[netip.Addr] { return a.msg.Addrs() }
+
+// Hops yields the names that the answer's aliases lead to, in order.
+func (a Answer) Hops() iter.Seq[allowlist.Host] { return a.msg.Hops() }
+
+// Append appends a complete response: a header with the client's id and bits,
+// the question as the client sent it, and the records that the filter lets
+// through, aged to now. If the filter leaves none, the response says that there
+// is no data, and has no SOA: then Counts.Answers is zero and Counts.Dropped is
+// not. The OPT is for the caller to add, as is the bound on the size. It
+// allocates nothing but what dst needs to grow.
+func (a Answer) Append(dst []byte, reply Reply, now time.Time, f Filter) ([]byte, Counts) {
+	return a.msg.Append(dst, reply, a.age(now), a.origin == OriginStale, f)
+}
+
+// age returns for how many whole seconds the answer has been kept.
+func (a Answer) age(now time.Time) uint32 {
+	if a.at.IsZero() {
+		return 0
+	}
+	return uint32(max(0, min(now.Sub(a.at)/time.Second, 1<<30))) //nolint:gosec // G115: bounded on both sides
+}

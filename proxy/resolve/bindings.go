@@ -1,0 +1,149 @@
+package resolve
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// Bounds of the bindings of addresses to the names that they were the answer
+// to. What was used longest ago makes room.
+const (
+	bindingLife        = time.Minute // at least, whatever the time to live
+	maxBoundIdentities = 1024
+	maxBoundAddrs      = 1024 // of one identity
+	maxBoundNames      = 16   // of one address
+)
+
+// bindings remembers which names led an identity to an address, for
+// connections to the bare address.
+type bindings struct {
+	mu         sync.Mutex
+	identities lru[spiffeid.ID, *boundAddrs]
+}
+
+func newBindings() *bindings {
+	return &bindings{identities: newLRU[spiffeid.ID, *boundAddrs](maxBoundIdentities)}
+}
+
+// boundAddrs are those of one identity.
+type boundAddrs struct {
+	mu    sync.Mutex
+	addrs lru[netip.Addr, *boundNames]
+}
+
+// boundNames are those of one address, each until its time.
+type boundNames []boundName
+
+type boundName struct {
+	name  allowlist.Host
+	until time.Time
+}
+
+// of returns the bindings of an identity, new ones if make is set, else nil.
+func (b *bindings) of(id spiffeid.ID, create bool) *boundAddrs {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	addrs, ok := b.identities.get(id)
+	if !ok && create {
+		addrs = &boundAddrs{addrs: newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
+		b.identities.put(id, addrs)
+	}
+	return addrs
+}
+
+func (b *boundAddrs) bind(addr netip.Addr, name allowlist.Host, until, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	names, ok := b.addrs.get(addr)
+	if !ok {
+		names = new(boundNames)
+		b.addrs.put(addr, names)
+	}
+	names.add(name, until, now)
+}
+
+func (b *boundAddrs) bound(addr netip.Addr, now time.Time) []allowlist.Host {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	names, ok := b.addrs.get(addr)
+	if !ok {
+		return nil
+	}
+	names.forget(now)
+	if len(*names) == 0 {
+		b.addrs.drop(addr)
+		return nil
+	}
+	out := make([]allowlist.Host, 0, len(*names))
+	for _, n := range *names {
+		out = append(out, n.name)
+	}
+	return out
+}
+
+// add binds a name, or lets it live longer. A name that is too much takes the
+// place of the one that ends first.
+func (b *boundNames) add(name allowlist.Host, until, now time.Time) {
+	for i := range *b {
+		if n := &(*b)[i]; n.name == name {
+			if until.After(n.until) {
+				n.until = until
+			}
+			return
+		}
+	}
+	if len(*b) == maxBoundNames {
+		b.forget(now)
+	}
+	if len(*b) == maxBoundNames {
+		first := 0
+		for i, n := range *b {
+			if n.until.Before((*b)[first].until) {
+				first = i
+			}
+		}
+		*b = slices.Delete(*b, first, first+1)
+	}
+	*b = append(*b, boundName{name, until})
+}
+
+func (b *boundNames) forget(now time.Time) {
+	*b = slices.DeleteFunc(*b, func(n boundName) bool { return !now.Before(n.until) })
+}
+
+// Bind remembers for an identity the addresses of an answer that the filter
+// lets it see, before it sees them: until the answer's time is over, and for a
+// minute at least. If they are bound already, it allocates nothing.
+func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
+	if a.Negative() {
+		return
+	}
+	until := now.Add(max(a.TTL(now), bindingLife))
+	var addrs *boundAddrs
+	for addr := range a.Addrs() {
+		if !f.Addr(addr) {
+			continue
+		}
+		if addrs == nil {
+			addrs = r.bindings.of(id, true)
+		}
+		addrs.bind(addr, a.name, until, now)
+	}
+}
+
+// Bound returns the names whose answers have led an identity to an address and
+// still hold; none for an address that it was not led to. The caller asks the
+// policy whether the identity may still reach one of them on the port.
+func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []allowlist.Host {
+	addrs := r.bindings.of(id, false)
+	if addrs == nil {
+		return nil
+	}
+	return addrs.bound(addr.Unmap(), now)
+}

@@ -1,0 +1,205 @@
+package resolve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
+)
+
+var (
+	errNoName = errors.New("the question has no name")
+	errBudget = errors.New("too many distinct names below the wildcard within a minute")
+	errNoHost = errors.New("the name does not exist")
+)
+
+// Cached returns the answer to a question if no server need be asked: from the
+// table of hosts, or from the cache while its time lasts. It allocates nothing.
+func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
+	if byType, ok := r.hosts[q.Name]; ok {
+		msg := byType[q.Type]
+		if msg == nil {
+			msg = byType[anyType]
+		}
+		return Answer{msg: msg, name: q.Name, origin: OriginLocal}, true
+	}
+	if e := r.cache.get(q); e != nil && e.fresh(now) {
+		return e.answer(OriginCache), true
+	}
+	return Answer{}, false
+}
+
+// Lookup answers a question: as Cached does, else by asking servers, else by
+// what is past its time. A name below a wildcard rule that no server need be
+// asked for is not counted: it does not leave the gateway. Every error is an
+// *Error. When ctx ends, the question is still asked to its end, for others who
+// wait and for the cache.
+func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
+	now := time.Now()
+	if answer, ok := r.Cached(q, now); ok {
+		return answer, nil
+	}
+	switch {
+	case q.Name.IsZero() || q.Name.IsAddr():
+		return Answer{}, &Error{allowlist.ResolveFailed, errNoName}
+	case !wire.Forwarded(q.Type):
+		return Answer{}, &Error{allowlist.ResolveFailed, fmt.Errorf("%w: %d", wire.ErrType, q.Type)}
+	case !r.budgets.admit(a, q.Name.String(), now):
+		return Answer{}, &Error{allowlist.NameBudget, errBudget}
+	}
+	old := r.cache.get(q)
+	if old != nil && !r.cache.usable(old, now) {
+		old = nil
+	}
+	if old != nil && now.UnixNano() < old.retry.Load() {
+		return old.answer(OriginStale), nil
+	}
+	return r.askOrStale(ctx, q, old)
+}
+
+// askOrStale asks servers. With an old answer at hand it waits for them for a
+// shorter time, and answers with that if they fail.
+func (r *Resolver) askOrStale(ctx context.Context, q Question, old *entry) (Answer, error) {
+	fl, err := r.flights.join(ctx, q)
+	if err == nil {
+		var early <-chan time.Time
+		if old != nil {
+			timer := time.NewTimer(r.staleAfter)
+			defer timer.Stop()
+			early = timer.C
+		}
+		switch {
+		case fl.wait(ctx, early):
+			if fl.err == nil {
+				return fl.answer, nil
+			}
+			err = fl.err
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		}
+	}
+	if old != nil {
+		return old.answer(OriginStale), nil
+	}
+	return Answer{}, failure(err)
+}
+
+// ask is what a flight does.
+func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
+	generation := r.cache.generation(q.Name)
+	msg, err := r.groups.of(q.Name).ask(ctx, q)
+	if err != nil {
+		if old := r.cache.get(q); old != nil {
+			old.retry.Store(time.Now().Add(staleRetry).UnixNano())
+		}
+		return Answer{}, err
+	}
+	now := time.Now()
+	r.cache.put(q, msg, now, generation)
+	return Answer{msg: msg, name: q.Name, at: now, origin: OriginUpstream}, nil
+}
+
+func (e *entry) answer(origin Origin) Answer {
+	return Answer{msg: e.msg, name: e.question.Name, at: e.at, origin: origin}
+}
+
+// failure gives an error its reason.
+func failure(err error) error {
+	if _, ok := errors.AsType[*Error](err); ok {
+		return err
+	}
+	why := allowlist.ResolveFailed
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		why = allowlist.ResolveTimeout
+	}
+	return &Error{why, err}
+}
+
+// Resolve returns the addresses of an allowed decision's destination, which the
+// caller checks: of both families, asked for at the same time. A literal is its
+// own answer. No address and no error means that the name exists without one.
+// Every error is an *Error, also if an alias must not be followed.
+func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
+	host := dec.Dest.Host
+	switch {
+	case !dec.Allowed():
+		return nil, &Error{allowlist.InternalError, errors.New("the decision does not allow")}
+	case host.IsAddr():
+		return []netip.Addr{host.Addr()}, nil
+	}
+	return r.families(ctx, dec)
+}
+
+func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan family)
+	for _, typ := range []uint16{wire.TypeAAAA, wire.TypeA} {
+		go func() { results <- r.family(ctx, dec, typ) }()
+	}
+	first := <-results
+	if len(first.addrs) > 0 { // the other one has not much time
+		timer := time.AfterFunc(r.familyDelay, cancel)
+		defer timer.Stop()
+	}
+	second := <-results
+	if cause := errors.Join(first.panicked, second.panicked); cause != nil {
+		panic(cause)
+	}
+	addrs := append(first.addrs, second.addrs...)
+	if len(addrs) > 0 {
+		return addrs, nil
+	}
+	if first.err == nil {
+		return nil, second.err
+	}
+	return nil, first.err
+}
+
+// family is what came of one of the two questions.
+type family struct {
+	addrs    []netip.Addr
+	err      error
+	panicked error
+}
+
+// family asks for the addresses of one family. A panic here would end the
+// process; it is carried to the goroutine that waits.
+func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint16) (f family) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			f.panicked = fmt.Errorf("%v\n\n%s", cause, debug.Stack())
+		}
+	}()
+	answer, err := r.Lookup(ctx, Asker{ID: dec.ID, Wildcard: wildcard(dec)}, Question{Name: dec.Dest.Host, Type: typ})
+	if err != nil {
+		return family{err: err}
+	}
+	if answer.RCode() == wire.NXDomain {
+		return family{err: &Error{allowlist.ResolveFailed, errNoHost}}
+	}
+	for hop := range answer.Hops() {
+		if why := dec.CheckHop(hop, r.inspect); why != allowlist.NoReason {
+			return family{err: &Error{why, fmt.Errorf("an alias leads to %s", hop)}}
+		}
+	}
+	return family{addrs: slices.Collect(answer.Addrs())}
+}
+
+// wildcard returns what the names of a decision are counted under.
+func wildcard(dec *allowlist.Decision) string {
+	switch {
+	case dec.Verdict == allowlist.Observe:
+		return AnyName
+	case dec.Rule != nil && dec.Rule.Host.IsWildcard():
+		return dec.Rule.Name()
+	}
+	return ""
+}

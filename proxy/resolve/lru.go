@@ -1,0 +1,49 @@
+package resolve
+
+import "container/list"
+
+// lru is a map of bounded size: the entry that was used longest ago makes room
+// for a new one. It is not safe for concurrent use.
+type lru[K comparable, V any] struct {
+	most  int
+	byKey map[K]*list.Element
+	order *list.List // of *pair[K, V], the last used in front
+}
+
+type pair[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+func newLRU[K comparable, V any](most int) lru[K, V] {
+	return lru[K, V]{most: most, byKey: map[K]*list.Element{}, order: list.New()}
+}
+
+// get returns the value of a key and marks it as used.
+func (l *lru[K, V]) get(key K) (value V, ok bool) {
+	e, ok := l.byKey[key]
+	if !ok {
+		return value, false
+	}
+	l.order.MoveToFront(e)
+	return e.Value.(*pair[K, V]).value, true //nolint:errcheck,forcetypeassert // nothing else is put in
+}
+
+// put adds a key that is not there.
+func (l *lru[K, V]) put(key K, value V) {
+	if len(l.byKey) >= l.most {
+		last := l.order.Back()
+		delete(l.byKey, l.order.Remove(last).(*pair[K, V]).key) //nolint:errcheck,forcetypeassert // nothing else is put in
+	}
+	l.byKey[key] = l.order.PushFront(&pair[K, V]{key, value})
+}
+
+// drop removes a key.
+func (l *lru[K, V]) drop(key K) {
+	if e, ok := l.byKey[key]; ok {
+		l.order.Remove(e)
+		delete(l.byKey, key)
+	}
+}
+
+func (l *lru[K, V]) len() int { return len(l.byKey) }

@@ -1,0 +1,229 @@
+package resolve
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
+)
+
+const (
+	// streamIdle is how long a connection without an answer stays open.
+	streamIdle = 10 * time.Second
+	// maxInStream bounds the questions that wait in one connection.
+	maxInStream = 256
+)
+
+var (
+	errStreamEnded = errors.New("the connection ended before the answer")
+	errStreamFull  = errors.New("too many questions wait in the connection")
+)
+
+// streams is the connection to one server over TCP or TLS, which is opened when
+// it is needed and shared by all questions (RFC 7766 section 6.2.1).
+type streams struct {
+	dial func(ctx context.Context) (net.Conn, error)
+
+	opening chan struct{} // holds a token while somebody looks at current, or dials
+	current *stream
+	readers sync.WaitGroup
+	closed  bool
+}
+
+func newStreams(dial func(ctx context.Context) (net.Conn, error)) *streams {
+	return &streams{dial: dial, opening: make(chan struct{}, 1)}
+}
+
+// ask asks over the connection there is, and once more over a new one if that
+// had been open before and ended without an answer: servers close connections
+// when they like.
+func (s *streams) ask(ctx context.Context, q Question) (*wire.Message, error) {
+	for {
+		st, opened, err := s.open(ctx)
+		if err != nil {
+			return nil, ended(ctx, err)
+		}
+		msg, err := st.ask(ctx, q)
+		if !errors.Is(err, errStreamEnded) || opened {
+			return msg, err
+		}
+	}
+}
+
+// open returns the connection, and whether it is new.
+func (s *streams) open(ctx context.Context) (st *stream, opened bool, err error) {
+	select {
+	case s.opening <- struct{}{}:
+		defer func() { <-s.opening }()
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+	if s.closed {
+		return nil, false, errClosed
+	}
+	if s.current != nil && s.current.usable() {
+		return s.current, false, nil
+	}
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	s.current = &stream{conn: conn, waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
+	s.readers.Go(s.current.read)
+	return s.current, true, nil
+}
+
+// close closes the connection and waits for its reader. Nobody asks any more.
+func (s *streams) close() {
+	s.opening <- struct{}{}
+	s.closed = true
+	if s.current != nil {
+		_ = s.current.conn.Close()
+	}
+	<-s.opening
+	s.readers.Wait()
+}
+
+// stream is one connection and the questions that wait for answers in it.
+type stream struct {
+	conn  net.Conn
+	write sync.Mutex // held while a query is written
+	ended chan struct{}
+
+	mu      sync.Mutex
+	waiting map[uint16]chan []byte // by id; nil once the connection has ended
+}
+
+func (s *stream) usable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting != nil
+}
+
+// ask asks one question. The connection ends after an answer that is none to
+// the question.
+func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
+	query, answer, err := s.enter(q)
+	if err != nil {
+		return nil, err
+	}
+	defer s.leave(query.ID())
+	if err := s.send(ctx, query.Packet()); err != nil {
+		return nil, errors.Join(errStreamEnded, err)
+	}
+	select {
+	case packet := <-answer:
+		msg, err := query.Parse(packet)
+		if err == nil {
+			return msg, nil
+		}
+		if _, said := errors.AsType[*wire.ServerError](err); !said {
+			_ = s.conn.Close()
+		}
+		return nil, err
+	case <-s.ended:
+		return nil, errStreamEnded
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// enter finds an id that no other question in the connection has.
+func (s *stream) enter(q Question) (*wire.Query, chan []byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.waiting == nil:
+		return nil, nil, errStreamEnded
+	case len(s.waiting) >= maxInStream:
+		return nil, nil, errStreamFull
+	}
+	for {
+		query, err := wire.NewQuery(q, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, taken := s.waiting[query.ID()]; !taken {
+			answer := make(chan []byte, 1)
+			s.waiting[query.ID()] = answer
+			return query, answer, nil
+		}
+	}
+}
+
+func (s *stream) leave(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waiting, id)
+}
+
+func (s *stream) send(ctx context.Context, packet []byte) error {
+	framed := make([]byte, 0, 2+len(packet))
+	framed = binary.BigEndian.AppendUint16(framed, uint16(len(packet))) //nolint:gosec // G115: a query of one name
+	framed = append(framed, packet...)
+	s.write.Lock()
+	defer s.write.Unlock()
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(tryTimeout)
+	}
+	_ = s.conn.SetWriteDeadline(deadline)
+	if _, err := s.conn.Write(framed); err != nil {
+		_ = s.conn.Close() // who knows how much of it was written
+		return err
+	}
+	return nil
+}
+
+// read hands answers to those who wait, until the connection ends or says
+// nothing for a while.
+func (s *stream) read() {
+	defer s.end()
+	for {
+		_ = s.conn.SetReadDeadline(time.Now().Add(streamIdle))
+		packet, err := readFrame(s.conn)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		var answer chan []byte
+		if len(packet) >= 2 {
+			answer = s.waiting[binary.BigEndian.Uint16(packet)]
+		}
+		if answer != nil {
+			select {
+			case answer <- packet:
+			default: // it has one already
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// end tells those who wait, and who comes later, that there is no answer.
+func (s *stream) end() {
+	s.mu.Lock()
+	s.waiting = nil
+	s.mu.Unlock()
+	close(s.ended)
+	_ = s.conn.Close()
+}
+
+// readFrame reads one message with its length in front.
+func readFrame(r io.Reader) ([]byte, error) {
+	var size [2]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	packet := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(r, packet); err != nil {
+		return nil, fmt.Errorf("reading a message: %w", err)
+	}
+	return packet, nil
+}

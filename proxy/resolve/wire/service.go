@@ -1,0 +1,137 @@
+package wire
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// The parameters of HTTPS and SVCB records that mean something here (RFC 9460
+// section 14.3.2).
+const (
+	keyMandatory = 0
+	keyIPv4Hint  = 4
+	keyECH       = 5
+	keyIPv6Hint  = 6
+)
+
+// leaveOut stands for the length of a parameter that is removed.
+const leaveOut = -1
+
+// isNamed reports whether a stored record leads to a name, which stands in
+// Message.names.
+func (r *record) isNamed() bool {
+	switch r.typ {
+	case TypeCNAME:
+		return true
+	case TypeSVCB, TypeHTTPS:
+		return r.rdata[2] != 0 // not the root, which means the owner
+	}
+	return false
+}
+
+// stripECH removes the ECH parameter from rdata, in place, and returns how
+// much of it is left; 0 if the record is not to be used, because it is
+// malformed or cannot be used without ECH.
+func stripECH(rdata []byte) int {
+	return editService(rdata, func(key uint16, value []byte) (int, bool) {
+		switch key {
+		case keyECH:
+			return leaveOut, true
+		case keyIPv4Hint:
+			return len(value), len(value)%4 == 0 && len(value) > 0
+		case keyIPv6Hint:
+			return len(value), len(value)%16 == 0 && len(value) > 0
+		}
+		return len(value), true
+	})
+}
+
+// filterService removes from rdata, in place, the hints that the filter
+// refuses, and returns how much of it is left, and how many hints are not; 0 if
+// the record cannot be used without.
+func filterService(rdata []byte, f Filter) (kept, dropped int) {
+	kept = editService(rdata, func(key uint16, value []byte) (int, bool) {
+		size := 0
+		switch key {
+		case keyIPv4Hint:
+			size = 4
+		case keyIPv6Hint:
+			size = 16
+		default:
+			return len(value), true
+		}
+		left := value[:0]
+		for ; len(value) >= size; value = value[size:] {
+			if addr, ok := netip.AddrFromSlice(value[:size]); ok && f.Addr(addr.Unmap()) {
+				left = append(left, value[:size]...)
+			} else {
+				dropped++
+			}
+		}
+		if len(left) == 0 {
+			return leaveOut, true
+		}
+		return len(left), true
+	})
+	return kept, dropped
+}
+
+// editService goes through the parameters of a record. The edit may shorten a
+// value in place and returns its new length, or leaveOut for the parameter, or
+// false if the record is malformed. A record that says that a parameter is
+// mandatory is not usable without it.
+func editService(rdata []byte, edit func(key uint16, value []byte) (int, bool)) int {
+	params := 2 + nameLen(rdata[2:])
+	out := rdata[:params]
+	var mandatory []byte
+	last := -1
+	for rest := rdata[params:]; len(rest) > 0; {
+		if len(rest) < 4 {
+			return 0
+		}
+		key, size := binary.BigEndian.Uint16(rest), int(binary.BigEndian.Uint16(rest[2:]))
+		if int(key) <= last || len(rest) < 4+size {
+			return 0
+		}
+		last = int(key)
+		value := rest[4 : 4+size]
+		rest = rest[4+size:]
+		left, ok := edit(key, value)
+		switch {
+		case !ok:
+			return 0
+		case left == leaveOut:
+			if lists(mandatory, key) {
+				return 0
+			}
+			continue
+		}
+		at := len(out)
+		out = binary.BigEndian.AppendUint16(out, key)
+		out = binary.BigEndian.AppendUint16(out, uint16(left)) //nolint:gosec // G115: no longer than it was
+		out = append(out, value[:left]...)
+		if key == keyMandatory {
+			mandatory = out[at+4:]
+		}
+	}
+	return len(out)
+}
+
+// lists reports whether the value of mandatory names a key.
+func lists(mandatory []byte, key uint16) bool {
+	for ; len(mandatory) >= 2; mandatory = mandatory[2:] {
+		if binary.BigEndian.Uint16(mandatory) == key {
+			return true
+		}
+	}
+	return false
+}
+
+// nameLen returns the length of a name that is not compressed.
+func nameLen(name []byte) int {
+	n := 0
+	for name[n] != 0 {
+		n += 1 + int(name[n])
+	}
+	return n + 1
+}

@@ -1,0 +1,208 @@
+// Package wire is what DNS looks like on the network: the queries that go to
+// upstream servers, the check of what they answer, and a compact stored form
+// of a checked answer, from which responses to clients are made.
+//
+// A query is rebuilt from a canonical name and a type; nothing of a client's
+// packet is in it. An answer counts only if it is the answer to that query,
+// letter by letter, and its chain of aliases starts at the name and leads in
+// order to the records that were asked for. What was not asked for is dropped.
+//
+// It opens no socket and keeps nothing. It is the only user of the DNS library
+// below it, whose parsing and packing of single records is all that is used.
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+
+	"github.com/miekg/dns"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// The types that this package knows by name.
+const (
+	TypeA     = dns.TypeA
+	TypeAAAA  = dns.TypeAAAA
+	TypeCNAME = dns.TypeCNAME
+	TypeSVCB  = dns.TypeSVCB
+	TypeHTTPS = dns.TypeHTTPS
+)
+
+// The response codes of the answers that are kept.
+const (
+	NoError  = dns.RcodeSuccess
+	NXDomain = dns.RcodeNameError
+)
+
+// Bounds on what an upstream server may answer.
+const (
+	// MaxHops is how many aliases may lead from the name to its records.
+	MaxHops = 16
+	// MaxTTL bounds every time to live, and MaxNegativeTTL that of an answer
+	// that there is nothing (RFC 2308 section 5), in seconds.
+	MaxTTL         = 3600
+	MaxNegativeTTL = 300
+	// StaleTTL is the time to live in an answer that is past its own (RFC 8767
+	// section 4), in seconds.
+	StaleTTL = 30
+
+	// maxStored leaves room for header, question and OPT in a response of
+	// 65,535 bytes.
+	maxStored = 65535 - 1024
+)
+
+// What may be wrong with an answer. ErrStray, ErrCase and ErrTruncated say
+// that the answer to the query is yet to come: from the same socket, or over a
+// stream.
+var (
+	ErrStray     = errors.New("not the answer to this query")
+	ErrCase      = errors.New("the question has other letter case")
+	ErrTruncated = errors.New("truncated answer")
+	ErrMalformed = errors.New("malformed answer")
+	ErrChain     = errors.New("aliases do not lead from the name to its records")
+	ErrType      = errors.New("a type that is never asked for")
+)
+
+// ServerError is a response code by which a server says that it has no answer.
+type ServerError struct{ Code int }
+
+// Error names the code.
+func (e *ServerError) Error() string {
+	if name, ok := dns.RcodeToString[e.Code]; ok {
+		return "the server answers " + name
+	}
+	return fmt.Sprintf("the server answers code %d", e.Code)
+}
+
+// Question is what is asked: a name and a type, of class IN. It is comparable.
+type Question struct {
+	Name allowlist.Host
+	Type uint16
+}
+
+// Forwarded reports whether a type is ever asked for. Everything else (ANY,
+// transfers, NULL, KEY, WKS, private types) carries what no client needs.
+func Forwarded(typ uint16) bool {
+	switch typ {
+	case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME, dns.TypeHTTPS, dns.TypeSVCB, dns.TypeSRV, dns.TypeMX,
+		dns.TypeTXT, dns.TypeNS, dns.TypeSOA, dns.TypeCAA, dns.TypeNAPTR, dns.TypePTR:
+		return true
+	}
+	return false
+}
+
+// Filter says what one caller may see.
+type Filter interface {
+	// Addr reports whether the caller may see an address: of an A or AAAA
+	// record, or a hint. IPv4-mapped addresses come unmapped.
+	Addr(addr netip.Addr) bool
+	// Hop reports whether the caller may be led to a name: by a CNAME, or as
+	// the target of an HTTPS or SVCB record.
+	Hop(name allowlist.Host) bool
+}
+
+// Reply is what a response takes over from the client's query.
+type Reply struct {
+	ID     uint16
+	RD, CD bool
+	// AD says that the client wants to know whether the answer is validated:
+	// its query had AD or DO set (RFC 6840 section 5.7).
+	AD bool
+	// Question is the name, not compressed, type and class as the client sent
+	// them. It must be the question of the message but for letter case.
+	Question []byte
+}
+
+// Counts says what became of the records of an answer.
+type Counts struct {
+	// Answers is how many records the answer section has, aliases included.
+	// None, although there were some, means that the filter refused them all.
+	Answers int
+	// Dropped is how many addresses and names the filter refused.
+	Dropped int
+}
+
+// Message is a checked answer in stored form. It is immutable; the zero value
+// is the answer that the name exists and has no record of the type.
+type Message struct {
+	rcode     uint8
+	authentic bool
+	negative  bool
+	ttl       uint32           // the lowest of all records; 0 without any
+	data      []byte           // the records, as record.append writes them
+	names     []allowlist.Host // of each alias and each service's target, in order
+}
+
+// RCode returns NoError or NXDomain.
+func (m *Message) RCode() int { return int(m.rcode) }
+
+// Negative reports whether there is nothing of the type at the name.
+func (m *Message) Negative() bool { return m.negative }
+
+// TTL returns for how many seconds the message may be kept; zero for not.
+func (m *Message) TTL() uint32 { return m.ttl }
+
+// Size returns how much memory the message holds, in bytes and about.
+func (m *Message) Size() int {
+	size := 96 + cap(m.data)
+	for _, n := range m.names {
+		size += 48 + len(n.String())
+	}
+	return size
+}
+
+// Unauthenticated returns the message without its claim to be validated, which
+// only a server over an authenticated connection can make.
+func (m *Message) Unauthenticated() *Message {
+	if !m.authentic {
+		return m
+	}
+	other := *m
+	other.authentic = false
+	return &other
+}
+
+// Hops yields the names that the aliases lead to, in order.
+func (m *Message) Hops() iter.Seq[allowlist.Host] {
+	return func(yield func(allowlist.Host) bool) {
+		hops := m.names
+		for data := m.data; len(data) > 0 && len(hops) > 0; {
+			var r record
+			r, data = nextRecord(data)
+			if r.typ != TypeCNAME || !yield(hops[0]) {
+				return // aliases come first
+			}
+			hops = hops[1:]
+		}
+	}
+}
+
+// Addrs yields the addresses of A and AAAA records, IPv4-mapped ones unmapped.
+func (m *Message) Addrs() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for data := m.data; len(data) > 0; {
+			var r record
+			r, data = nextRecord(data)
+			if addr, ok := r.addr(); ok && !yield(addr) {
+				return
+			}
+		}
+	}
+}
+
+// Local returns an answer that no server gave: the addresses of a host that
+// are of the type, or that there are none.
+func Local(typ uint16, addrs []netip.Addr, ttl uint32) *Message {
+	m := &Message{negative: true}
+	for _, addr := range addrs {
+		addr = addr.Unmap()
+		if typ == TypeA && addr.Is4() || typ == TypeAAAA && addr.Is6() {
+			m.data = record{typ: typ, ttl: ttl, rdata: addr.AsSlice()}.append(m.data)
+			m.negative, m.ttl = false, ttl
+		}
+	}
+	return m
+}
