@@ -107,8 +107,8 @@ func (a Answer) TTL(now time.Time) time.Duration {
 	return time.Duration(a.msg.TTL()-min(a.msg.TTL(), a.age(now))) * time.Second
 }
 
-// Addrs yields the addresses of the answer's A or AAAA records, IPv4-mapped
-// ones unmapped, before any filter.
+// Addrs yields the addresses of the answer's A or AAAA records, or the hints of
+// its HTTPS or SVCB records, IPv4-mapped ones unmapped, before any filter.
 func (a Answer) Addrs() iter.Seq[netip.Addr] { return a.msg.Addrs() }
 
 // Hops yields the names that the answer's aliases lead to, in order.

@@ -104,7 +104,7 @@ func (w *writer) record(r *record) bool {
 	}
 	begin := len(w.dst)
 	w.rr(r)
-	if r.typ == TypeSVCB || r.typ == TypeHTTPS {
+	if r.isService() {
 		rdata := len(w.dst) - len(r.rdata)
 		kept, dropped := filterService(w.dst[rdata:], w.filter)
 		w.counts.Dropped += dropped

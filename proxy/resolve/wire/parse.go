@@ -123,7 +123,7 @@ func (p *parser) record(h dns.RR_Header) (dns.RR, error) {
 	if h.Rdlength == 0 {
 		return nil, fmt.Errorf("%w: an empty record of type %d", ErrMalformed, h.Rrtype)
 	}
-	rr, off, err := dns.UnpackRRWithHeader(h, p.msg, p.off)
+	rr, off, err := dns.UnpackRRWithHeader(h, p.msg[:p.off+int(h.Rdlength)], p.off)
 	if err != nil {
 		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.Rrtype, err)
 	}
@@ -241,9 +241,13 @@ func (p *parser) authority() error {
 		return err
 	}
 	p.soa = true
+	skip := len(p.owner) - len(zone)
+	if zone == "" {
+		skip++ // the final dot, which the text does not have
+	}
 	return p.keep(record{
 		authority: true, typ: dns.TypeSOA, rdata: rdata, ttl: min(clamp(h.Ttl, MaxNegativeTTL), clamp(soa.Minttl, MaxNegativeTTL)),
-		skip: uint8(len(p.owner) - len(zone)), //nolint:gosec // G115: a name has 253 bytes
+		skip: uint8(skip), //nolint:gosec // G115: a name has 253 bytes
 	})
 }
 
@@ -297,8 +301,13 @@ func clamp(ttl, most uint32) uint32 {
 // pack returns a record's rdata without compression and with names in lower
 // case: their letters may point into the question, whose case is ours.
 func pack(rr dns.RR) ([]byte, error) {
-	lower(rr)
 	h := rr.Header()
+	for _, name := range namesIn(rr) {
+		if *name == "" { // the library takes a record that is cut off before it
+			return nil, fmt.Errorf("%w: a record of type %d without its name", ErrMalformed, h.Rrtype)
+		}
+		*name = strings.ToLower(*name)
+	}
 	h.Name = "."
 	buf := make([]byte, 2*int(h.Rdlength)+1024)
 	end, err := dns.PackRR(rr, buf, 0, nil, false)
@@ -313,27 +322,25 @@ func pack(rr dns.RR) ([]byte, error) {
 	return rdata, nil
 }
 
-func lower(rr dns.RR) {
-	var names []*string
+// namesIn returns the names in the rdata of the types that are asked for.
+func namesIn(rr dns.RR) []*string {
 	switch rr := rr.(type) {
 	case *dns.NS:
-		names = []*string{&rr.Ns}
+		return []*string{&rr.Ns}
 	case *dns.PTR:
-		names = []*string{&rr.Ptr}
+		return []*string{&rr.Ptr}
 	case *dns.MX:
-		names = []*string{&rr.Mx}
+		return []*string{&rr.Mx}
 	case *dns.SRV:
-		names = []*string{&rr.Target}
+		return []*string{&rr.Target}
 	case *dns.NAPTR:
-		names = []*string{&rr.Replacement}
+		return []*string{&rr.Replacement}
 	case *dns.SOA:
-		names = []*string{&rr.Ns, &rr.Mbox}
+		return []*string{&rr.Ns, &rr.Mbox}
 	case *dns.SVCB:
-		names = []*string{&rr.Target}
+		return []*string{&rr.Target}
 	case *dns.HTTPS:
-		names = []*string{&rr.Target}
+		return []*string{&rr.Target}
 	}
-	for _, n := range names {
-		*n = strings.ToLower(*n)
-	}
+	return nil
 }

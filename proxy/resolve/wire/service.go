@@ -17,16 +17,39 @@ const (
 // leaveOut stands for the length of a parameter that is removed.
 const leaveOut = -1
 
+func (r *record) isService() bool { return r.typ == TypeSVCB || r.typ == TypeHTTPS }
+
 // isNamed reports whether a stored record leads to a name, which stands in
 // Message.names.
 func (r *record) isNamed() bool {
-	switch r.typ {
-	case TypeCNAME:
-		return true
-	case TypeSVCB, TypeHTTPS:
-		return r.rdata[2] != 0 // not the root, which means the owner
+	return r.typ == TypeCNAME || r.isService() && r.rdata[2] != 0 // not the root, which means the owner
+}
+
+// hintSize returns the length of an address in a parameter; 0 if it has none.
+func hintSize(key uint16) int {
+	switch key {
+	case keyIPv4Hint:
+		return 4
+	case keyIPv6Hint:
+		return 16
 	}
-	return false
+	return 0
+}
+
+// eachHint yields the hints of a stored record until yield returns false, which
+// it returns.
+func eachHint(rdata []byte, yield func(netip.Addr) bool) bool {
+	for rest := rdata[2+nameLen(rdata[2:]):]; len(rest) > 0; {
+		size := hintSize(binary.BigEndian.Uint16(rest))
+		value := rest[4 : 4+int(binary.BigEndian.Uint16(rest[2:]))]
+		rest = rest[4+len(value):]
+		for ; size > 0 && len(value) > 0; value = value[size:] {
+			if addr, _ := netip.AddrFromSlice(value[:size]); !yield(addr.Unmap()) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // stripECH removes the ECH parameter from rdata, in place, and returns how
@@ -34,15 +57,11 @@ func (r *record) isNamed() bool {
 // malformed or cannot be used without ECH.
 func stripECH(rdata []byte) int {
 	return editService(rdata, func(key uint16, value []byte) (int, bool) {
-		switch key {
-		case keyECH:
+		if key == keyECH {
 			return leaveOut, true
-		case keyIPv4Hint:
-			return len(value), len(value)%4 == 0 && len(value) > 0
-		case keyIPv6Hint:
-			return len(value), len(value)%16 == 0 && len(value) > 0
 		}
-		return len(value), true
+		size := hintSize(key)
+		return len(value), size == 0 || len(value)%size == 0 && len(value) > 0
 	})
 }
 
@@ -51,13 +70,8 @@ func stripECH(rdata []byte) int {
 // the record cannot be used without.
 func filterService(rdata []byte, f Filter) (kept, dropped int) {
 	kept = editService(rdata, func(key uint16, value []byte) (int, bool) {
-		size := 0
-		switch key {
-		case keyIPv4Hint:
-			size = 4
-		case keyIPv6Hint:
-			size = 16
-		default:
+		size := hintSize(key)
+		if size == 0 {
 			return len(value), true
 		}
 		left := value[:0]

@@ -180,13 +180,17 @@ func (m *Message) Hops() iter.Seq[allowlist.Host] {
 	}
 }
 
-// Addrs yields the addresses of A and AAAA records, IPv4-mapped ones unmapped.
+// Addrs yields the addresses of A and AAAA records and the hints of HTTPS and
+// SVCB records, IPv4-mapped ones unmapped.
 func (m *Message) Addrs() iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for data := m.data; len(data) > 0; {
 			var r record
 			r, data = nextRecord(data)
 			if addr, ok := r.addr(); ok && !yield(addr) {
+				return
+			}
+			if r.isService() && !eachHint(r.rdata, yield) {
 				return
 			}
 		}
