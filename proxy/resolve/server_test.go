@@ -1,53 +1,115 @@
 package resolve
 
 import (
+	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// server is a DNS server on loopback, over UDP and TCP on one port, that
+// patience bounds every wait of these tests; nothing should come near it.
+const patience = 10 * time.Second
+
+// server is a DNS server on loopback, over UDP and TCP or TLS on one port, that
 // answers as its script says and remembers what it was asked.
 type server struct {
 	addr   netip.AddrPort
-	script func(q dnsmessage.Question, network string) answer
+	script func(q asked) answer
+	tls    *tls.Config // speak TLS over TCP
 
 	mu    sync.Mutex
-	asked []string // "udp A api.example."
+	asked []string // "udp A api.example"
+	heard *sync.Cond
+	conns map[net.Conn]bool // open over TCP
+	dials int               // connections over TCP so far
+	udp   *net.UDPConn
 }
 
-// answer is what the script says: addresses of the type that was asked for.
+// asked is one question to the server.
+type asked struct {
+	network string
+	name    string // in lower case, without the final dot
+	typ     uint16
+	n       int // how many there were of this network, name and type before
+}
+
+// answer is what the script says.
 type answer struct {
 	silent    bool
+	hangup    bool // close the connection instead
 	truncated bool
-	code      dnsmessage.RCode
-	addrs     []netip.Addr
+	code      int
+	records   []string // behind "--" those of the authority section
+	change    func(*dns.Msg)
+	before    func(s *server, m dns.Msg, peer netip.AddrPort) // over UDP, what else is sent before
+	wait      <-chan struct{}
 }
 
-func newServer(t *testing.T, script func(q dnsmessage.Question, network string) answer) *server {
+// always answers every question with the same.
+func always(a answer) func(asked) answer { return func(asked) answer { return a } }
+
+// addresses answers with the addresses of the type that was asked for, which
+// hold for a minute.
+func addresses(texts ...string) func(asked) answer {
+	return func(q asked) answer { return answer{records: addressRecords(q, texts...)} }
+}
+
+func addressRecords(q asked, texts ...string) []string {
+	var records []string
+	for _, text := range texts {
+		addr := netip.MustParseAddr(text)
+		switch {
+		case q.typ == dns.TypeA && addr.Is4():
+			records = append(records, q.name+". 60 IN A "+text)
+		case q.typ == dns.TypeAAAA && addr.Is6():
+			records = append(records, q.name+". 60 IN AAAA "+text)
+		}
+	}
+	if len(records) == 0 {
+		records = []string{"--", ". 60 IN SOA ns.example. admin.example. 1 2 3 4 60"}
+	}
+	return records
+}
+
+func newServer(t testing.TB, script func(asked) answer) *server {
+	t.Helper()
+	return newTLSServer(t, nil, script)
+}
+
+func newTLSServer(t testing.TB, cfg *tls.Config, script func(asked) answer) *server {
 	t.Helper()
 	udp, tcp := listenBoth(t)
-	addr := netip.MustParseAddrPort(udp.LocalAddr().String())
-	s := &server{addr: addr, script: script}
+	s := &server{
+		addr: netip.MustParseAddrPort(udp.LocalAddr().String()), script: script, tls: cfg,
+		conns: map[net.Conn]bool{}, udp: udp,
+	}
+	s.heard = sync.NewCond(&s.mu)
 	var serving sync.WaitGroup
-	serving.Go(func() { s.serveUDP(udp) })
-	serving.Go(func() { s.serveTCP(tcp) })
+	serving.Go(s.serveUDP)
+	serving.Go(func() { s.serveTCP(tcp, &serving) })
 	t.Cleanup(func() {
 		_ = udp.Close()
 		_ = tcp.Close()
+		s.hangUp()
 		serving.Wait()
 	})
 	return s
 }
 
 // listenBoth finds a port that is free for both.
-func listenBoth(t *testing.T) (*net.UDPConn, *net.TCPListener) {
+func listenBoth(t testing.TB) (*net.UDPConn, *net.TCPListener) {
 	t.Helper()
 	var err error
 	for range 20 {
@@ -67,85 +129,240 @@ func listenBoth(t *testing.T) (*net.UDPConn, *net.TCPListener) {
 	return nil, nil
 }
 
-func (s *server) serveUDP(conn *net.UDPConn) {
+func (s *server) serveUDP() {
 	buf := make([]byte, 4096)
 	for {
-		n, peer, err := conn.ReadFromUDPAddrPort(buf)
+		n, peer, err := s.udp.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // an ICMP error of somebody who left
 			continue
 		}
-		if reply := s.reply(buf[:n], "udp"); reply != nil {
-			_, _ = conn.WriteToUDPAddrPort(reply, peer)
+		query := bytes.Clone(buf[:n])
+		reply, a := s.reply(query, "udp")
+		if a.before != nil {
+			var m dns.Msg
+			_ = m.Unpack(query)
+			m.Response = true
+			a.before(s, m, peer)
+		}
+		if reply != nil {
+			_, _ = s.udp.WriteToUDPAddrPort(reply, peer)
 		}
 	}
 }
 
-func (s *server) serveTCP(l *net.TCPListener) {
+// send sends a message to a resolver, from the server's address.
+func (s *server) send(m dns.Msg, peer netip.AddrPort) {
+	if packet, err := m.Pack(); err == nil {
+		_, _ = s.udp.WriteToUDPAddrPort(packet, peer)
+	}
+}
+
+func (s *server) serveTCP(l *net.TCPListener, serving *sync.WaitGroup) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		var size [2]byte
-		if _, err := io.ReadFull(conn, size[:]); err == nil {
-			query := make([]byte, binary.BigEndian.Uint16(size[:]))
-			if _, err := io.ReadFull(conn, query); err == nil {
-				if reply := s.reply(query, "tcp"); reply != nil {
-					_, _ = conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
-				}
-			}
+		if s.tls != nil {
+			conn = tls.Server(conn, s.tls)
 		}
+		s.mu.Lock()
+		s.conns[conn] = true
+		s.dials++
+		s.mu.Unlock()
+		serving.Go(func() { s.serveConn(conn, serving) })
+	}
+}
+
+// serveConn answers each question by itself, so that answers overtake.
+func (s *server) serveConn(conn net.Conn, serving *sync.WaitGroup) {
+	var writing sync.Mutex
+	for {
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			break
+		}
+		query := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(conn, query); err != nil {
+			break
+		}
+		serving.Go(func() {
+			reply, a := s.reply(query, "tcp")
+			if a.hangup {
+				_ = conn.Close()
+			}
+			if reply == nil {
+				return
+			}
+			writing.Lock()
+			defer writing.Unlock()
+			_, _ = conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
+		})
+	}
+	_ = conn.Close()
+	s.mu.Lock()
+	delete(s.conns, conn)
+	s.mu.Unlock()
+}
+
+// hangUp closes the connections over TCP.
+func (s *server) hangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.conns {
 		_ = conn.Close()
 	}
 }
 
 // reply makes the answer to a query, nil for none.
-func (s *server) reply(query []byte, network string) []byte {
-	var p dnsmessage.Parser
-	head, err := p.Start(query)
-	if err != nil {
-		return nil
+func (s *server) reply(query []byte, network string) ([]byte, answer) {
+	var q, m dns.Msg
+	if q.Unpack(query) != nil || len(q.Question) != 1 {
+		return nil, answer{}
 	}
-	q, err := p.Question()
-	if err != nil {
-		return nil
+	about := asked{
+		network: network, typ: q.Question[0].Qtype,
+		name: strings.TrimSuffix(strings.ToLower(q.Question[0].Name), "."),
 	}
+	line := network + " " + dns.TypeToString[about.typ] + " " + about.name
 	s.mu.Lock()
-	s.asked = append(s.asked, network+" "+q.Type.String()[len("Type"):]+" "+q.Name.String())
-	s.mu.Unlock()
-	a := s.script(q, network)
-	if a.silent {
-		return nil
-	}
-	msg := dnsmessage.Message{
-		Header: dnsmessage.Header{
-			ID: head.ID, Response: true, RecursionDesired: true, RecursionAvailable: true,
-			Truncated: a.truncated, RCode: a.code,
-		},
-		Questions: []dnsmessage.Question{q},
-	}
-	rr := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}
-	for _, addr := range a.addrs {
-		switch {
-		case addr.Is4() && q.Type == dnsmessage.TypeA:
-			msg.Answers = append(msg.Answers, dnsmessage.Resource{Header: rr, Body: &dnsmessage.AResource{A: addr.As4()}})
-		case addr.Is6() && q.Type == dnsmessage.TypeAAAA:
-			msg.Answers = append(msg.Answers, dnsmessage.Resource{Header: rr, Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}})
+	for _, before := range s.asked {
+		if before == line {
+			about.n++
 		}
 	}
-	reply, err := msg.Pack()
-	if err != nil {
-		return nil
+	s.asked = append(s.asked, line)
+	s.heard.Broadcast()
+	s.mu.Unlock()
+	a := s.script(about)
+	if a.wait != nil {
+		<-a.wait
 	}
-	return reply
+	if a.silent || a.hangup {
+		return nil, a
+	}
+	m.SetReply(&q)
+	m.RecursionAvailable, m.Truncated, m.Rcode = true, a.truncated, a.code
+	section := &m.Answer
+	for _, text := range a.records {
+		if text == "--" {
+			section = &m.Ns
+			continue
+		}
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			panic(err)
+		}
+		*section = append(*section, rr)
+	}
+	if a.change != nil {
+		a.change(&m)
+	}
+	reply, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	return reply, a
 }
 
-// questions returns what was asked so far.
+// questions returns what was asked so far, sorted.
 func (s *server) questions() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]string(nil), s.asked...)
+	return slices.Sorted(slices.Values(s.asked))
+}
+
+// connections returns how many there were over TCP.
+func (s *server) connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dials
+}
+
+// await waits until n questions were asked.
+func (s *server) await(t *testing.T, n int) {
+	t.Helper()
+	timer := time.AfterFunc(patience, s.heard.Broadcast)
+	defer timer.Stop()
+	deadline := time.Now().Add(patience)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.asked) < n {
+		if time.Now().After(deadline) {
+			t.Fatalf("asked %q, want %d questions", s.asked, n)
+		}
+		s.heard.Wait()
+	}
+}
+
+func host(t testing.TB, s string) allowlist.Host {
+	t.Helper()
+	h, err := allowlist.ParseHost(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func question(t testing.TB, name string, typ uint16) Question {
+	t.Helper()
+	return Question{Name: host(t, name), Type: typ}
+}
+
+// newResolver asks these servers, unless the configuration names its own.
+func newResolver(t testing.TB, cfg Config, servers ...*server) *Resolver {
+	t.Helper()
+	for _, s := range servers {
+		cfg.Servers = append(cfg.Servers, Server{Addr: s.addr})
+	}
+	if cfg.Servers == nil {
+		cfg.Servers = []Server{{Addr: netip.MustParseAddrPort("127.0.0.1:1")}}
+	}
+	r, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	r.familyDelay = patience
+	return r
+}
+
+// impatient gives every try of a server less time than New does.
+func (r *Resolver) impatient(try time.Duration) *Resolver {
+	for _, u := range r.upstreams {
+		u.try = try
+	}
+	return r
+}
+
+// lookup looks up a name and returns the addresses of the answer, or its code,
+// and where it comes from; or the reason of the error.
+func lookup(t *testing.T, r *Resolver, name string, typ uint16) string {
+	t.Helper()
+	ctx, cancel := newContext(t)
+	defer cancel()
+	a, err := r.Lookup(ctx, Asker{}, question(t, name, typ))
+	return describe(t, a, err)
+}
+
+func describe(t testing.TB, a Answer, err error) string {
+	t.Helper()
+	if err != nil {
+		var known *Error
+		if !errors.As(err, &known) {
+			t.Fatalf("an error without reason: %v", err)
+		}
+		return known.Reason().String()
+	}
+	var words []string
+	for addr := range a.Addrs() {
+		words = append(words, addr.String())
+	}
+	if a.Negative() {
+		words = append(words, dns.RcodeToString[a.RCode()])
+	}
+	return strings.Join(append(words, "from", a.Origin().String()), " ")
 }

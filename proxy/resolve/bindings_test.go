@@ -1,0 +1,130 @@
+package resolve
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
+)
+
+func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + name) }
+
+// answerOf is an answer of now that holds for some seconds.
+func answerOf(t testing.TB, name string, ttl uint32, now time.Time, texts ...string) Answer {
+	t.Helper()
+	return Answer{msg: wire.Local(dns.TypeA, addrs(texts...), ttl), name: host(t, name), at: now}
+}
+
+// bound returns the names that lead an identity to an address, sorted.
+func bound(r *Resolver, who, addr string, now time.Time) string {
+	var names []string
+	for _, h := range r.Bound(id(who), netip.MustParseAddr(addr), now) {
+		names = append(names, h.String())
+	}
+	slices.Sort(names)
+	return fmt.Sprint(names)
+}
+
+func TestBindings(t *testing.T) {
+	r, now := newResolver(t, Config{}), time.Now()
+	r.Bind(id("a"), answerOf(t, "x.example", 10, now, "192.0.2.1", "10.0.0.1"), now, public{})
+	r.Bind(id("a"), answerOf(t, "y.example", 300, now, "192.0.2.1"), now, public{})
+	r.Bind(id("a"), answerOf(t, "x.example", 10, now, "192.0.2.2"), now.Add(30*time.Second), public{}) // rotation
+	for _, row := range []struct {
+		name, who, addr string
+		after           time.Duration
+		want            string
+	}{
+		{"two names lead to one address", "a", "192.0.2.1", 0, "[x.example y.example]"},
+		{"an IPv4-mapped address is the address", "a", "::ffff:192.0.2.1", 0, "[x.example y.example]"},
+		{"what the filter hid leads nowhere", "a", "10.0.0.1", 0, "[]"},
+		{"another identity was not led there", "b", "192.0.2.1", 0, "[]"},
+		{"another address", "a", "192.0.2.9", 0, "[]"},
+		{"a minute at least", "a", "192.0.2.1", 59 * time.Second, "[x.example y.example]"},
+		{"the address before a rotation stays, and the new one counts", "a", "192.0.2.2", 60 * time.Second, "[x.example]"},
+		{"a minute and no longer, unless its time is longer", "a", "192.0.2.1", 60 * time.Second, "[y.example]"},
+		{"its time", "a", "192.0.2.1", 299 * time.Second, "[y.example]"},
+		{"and no longer", "a", "192.0.2.1", 300 * time.Second, "[]"},
+		{"nothing is left", "a", "192.0.2.2", time.Hour, "[]"},
+	} {
+		if got := bound(r, row.who, row.addr, now.Add(row.after)); got != row.want {
+			t.Errorf("%s: %s, want %s", row.name, got, row.want)
+		}
+	}
+	if n := r.bindings.of(id("a"), false).addrs.len(); n != 0 {
+		t.Errorf("%d addresses are kept past their time", n)
+	}
+}
+
+// TestWhatBindsNothing: an answer that the caller does not see.
+func TestWhatBindsNothing(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		if q.typ == dns.TypeHTTPS {
+			return answer{records: []string{`www.example. 60 IN HTTPS 1 . ipv4hint="192.0.2.2"`}}
+		}
+		return answer{records: []string{"www.example. 60 IN CNAME edge.example.", "edge.example. 60 IN A 192.0.2.1"}}
+	})
+	r, now := newResolver(t, Config{}, s), time.Now()
+	a, err := r.Lookup(t.Context(), Asker{}, question(t, "www.example", dns.TypeA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Bind(id("a"), a, now, noNames{})
+	check(t, bound(r, "a", "192.0.2.1", now), "[]")
+	r.Bind(id("a"), a, now, everything{})
+	check(t, bound(r, "a", "192.0.2.1", now), "[www.example]")
+	hint, err := r.Lookup(t.Context(), Asker{}, question(t, "www.example", dns.TypeHTTPS))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Bind(id("a"), hint, now, everything{})
+	check(t, bound(r, "a", "192.0.2.2", now), "[www.example]")
+}
+
+// noNames lets no name through.
+type noNames struct{ everything }
+
+// Hop implements Filter.
+func (noNames) Hop(allowlist.Host) bool { return false }
+
+func TestBindingsAreBounded(t *testing.T) {
+	r, now := newResolver(t, Config{}), time.Now()
+	addr := func(i int) string { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String() }
+	for i := range maxBoundAddrs {
+		r.Bind(id("a"), answerOf(t, "x.example", 60, now, addr(i)), now, everything{})
+	}
+	check(t, bound(r, "a", addr(0), now), "[x.example]") // is the last one used now
+	r.Bind(id("a"), answerOf(t, "x.example", 60, now, addr(maxBoundAddrs)), now, everything{})
+	check(t, bound(r, "a", addr(0), now), "[x.example]")
+	check(t, bound(r, "a", addr(1), now), "[]")
+	check(t, bound(r, "a", addr(maxBoundAddrs), now), "[x.example]")
+	if n := r.bindings.of(id("a"), false).addrs.len(); n != maxBoundAddrs {
+		t.Errorf("%d addresses", n)
+	}
+
+	for i := range maxBoundNames + 1 { // the one that ends first makes room
+		r.Bind(id("b"), answerOf(t, fmt.Sprintf("n%d.example", i), uint32(1000-i), now, "192.0.2.1"), now, everything{})
+	}
+	names := r.Bound(id("b"), netip.MustParseAddr("192.0.2.1"), now)
+	if len(names) != maxBoundNames || slices.Contains(names, host(t, fmt.Sprintf("n%d.example", maxBoundNames-1))) {
+		t.Errorf("%v", names)
+	}
+	r.Bind(id("b"), answerOf(t, "late.example", 60, now, "192.0.2.1"), now.Add(2000*time.Second), everything{})
+	check(t, bound(r, "b", "192.0.2.1", now.Add(2000*time.Second)), "[late.example]")
+
+	for i := range maxBoundIdentities {
+		r.Bind(id(fmt.Sprintf("many-%d", i)), answerOf(t, "x.example", 60, now, "192.0.2.1"), now, everything{})
+	}
+	if n := r.bindings.identities.len(); n != maxBoundIdentities {
+		t.Errorf("%d identities", n)
+	}
+	check(t, bound(r, "a", addr(0), now), "[]")
+	check(t, bound(r, "many-0", "192.0.2.1", now), "[x.example]")
+}

@@ -1,0 +1,525 @@
+package resolve
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newContext(t testing.TB) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithTimeout(t.Context(), patience)
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// decide returns the decision on a request of spiffe://td.example/a for port
+// 443 of a name, by a policy that allows and denies these patterns.
+func decide(t testing.TB, name string, allow, deny []string) *allowlist.Decision {
+	t.Helper()
+	rules := func(patterns []string) []allowlist.Rule {
+		var list []allowlist.Rule
+		for _, text := range patterns {
+			p, err := allowlist.ParseHostPattern(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, allowlist.Rule{Host: p, Ports: []allowlist.PortRange{{First: 443, Last: 443}}})
+		}
+		return list
+	}
+	id, err := allowlist.ParseIdentityPattern("spiffe://td.example/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := allowlist.Compile(allowlist.Spec{Entries: []allowlist.Entry{{Pattern: id, Allow: rules(allow), Deny: rules(deny)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := policy.Decide(allowlist.Request{
+		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Source: allowlist.SourceX509SVID,
+		Dest: allowlist.Destination{Host: host(t, name), Port: 443},
+	})
+	return &dec
+}
+
+// resolve resolves a name that is allowed and returns its addresses, sorted, or
+// the reason of the error.
+func resolve(t *testing.T, r *Resolver, name string) string {
+	t.Helper()
+	return resolveFor(t, r, &allowlist.Decision{
+		Verdict: allowlist.Allow,
+		Request: allowlist.Request{Dest: allowlist.Destination{Host: host(t, name), Port: 443}},
+	})
+}
+
+func resolveFor(t *testing.T, r *Resolver, dec *allowlist.Decision) string {
+	t.Helper()
+	ctx, cancel := newContext(t)
+	defer cancel()
+	got, err := r.Resolve(ctx, dec)
+	if err != nil {
+		return describe(t, Answer{}, err)
+	}
+	slices.SortFunc(got, netip.Addr.Compare)
+	var words []string
+	for _, a := range got {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, " ")
+}
+
+func check(t *testing.T, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func (s *server) wasAsked(t *testing.T, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, s.questions()); diff != "" {
+		t.Errorf("questions (-want +got):\n%s", diff)
+	}
+}
+
+func TestWithoutAServer(t *testing.T) {
+	hosts := map[allowlist.Host][]netip.Addr{
+		host(t, "db.internal.example"): addrs("::ffff:10.0.0.1", "2001:db8::1"),
+		host(t, "empty.example"):       nil,
+	}
+	s := newServer(t, always(answer{code: dns.RcodeNameError}))
+	r := newResolver(t, Config{Hosts: hosts}, s)
+	hosts[host(t, "late.example")] = addrs("10.0.0.2") // not the resolver's any more
+	check(t, resolve(t, r, "db.internal.example"), "10.0.0.1 2001:db8::1")
+	check(t, resolve(t, r, "empty.example"), "")
+	check(t, resolve(t, r, "192.0.2.1"), "192.0.2.1")
+	check(t, resolve(t, r, "::ffff:192.0.2.1"), "192.0.2.1")
+	check(t, resolve(t, r, "2001:db8::1"), "2001:db8::1")
+	check(t, lookup(t, r, "db.internal.example", dns.TypeAAAA), "2001:db8::1 from local")
+	check(t, lookup(t, r, "db.internal.example", dns.TypeMX), "NOERROR from local")
+	s.wasAsked(t)
+	check(t, resolve(t, r, "late.example"), "resolve-failed")
+}
+
+// TestOnlyTheNameIsAsked: also a single label, and a name that does not exist,
+// is asked as it is and with nothing behind it.
+func TestOnlyTheNameIsAsked(t *testing.T) {
+	for _, name := range []string{"api.example", "single-label", "_svc._tcp.wild.example"} {
+		s := newServer(t, always(answer{code: dns.RcodeNameError}))
+		check(t, resolve(t, newResolver(t, Config{}, s), name), "resolve-failed")
+		s.wasAsked(t, "udp A "+name, "udp AAAA "+name)
+	}
+}
+
+func TestWhatIsNeverLookedUp(t *testing.T) {
+	s := newServer(t, addresses("192.0.2.1"))
+	r := newResolver(t, Config{}, s)
+	for _, typ := range []uint16{dns.TypeANY, dns.TypeAXFR, dns.TypeIXFR, dns.TypeNULL, dns.TypeKEY, dns.TypeOPT, 11, 65280, 65535, 0} {
+		check(t, lookup(t, r, "api.example", typ), "resolve-failed")
+	}
+	check(t, lookup(t, r, "192.0.2.1", dns.TypeA), "resolve-failed")
+	_, err := r.Lookup(t.Context(), Asker{}, Question{Type: dns.TypeA})
+	check(t, describe(t, Answer{}, err), "resolve-failed")
+	_, err = r.Resolve(t.Context(), &allowlist.Decision{Request: allowlist.Request{Dest: allowlist.Destination{Host: host(t, "api.example"), Port: 443}}})
+	check(t, describe(t, Answer{}, err), "internal-error")
+	s.wasAsked(t)
+}
+
+func TestAddressesOfBothFamilies(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		switch {
+		case q.name == "both.example":
+			return answer{records: addressRecords(q, "192.0.2.1", "192.0.2.2", "2001:db8::1")}
+		case q.name == "mapped.example" && q.typ == dns.TypeAAAA:
+			return answer{records: []string{"mapped.example. 60 IN AAAA ::ffff:192.0.2.7"}}
+		case q.name == "half.example" && q.typ == dns.TypeA: // the other family fails
+			return answer{records: addressRecords(q, "192.0.2.3")}
+		case q.name == "empty.example":
+			return answer{}
+		}
+		return answer{code: dns.RcodeServerFailure}
+	})
+	r := newResolver(t, Config{}, s)
+	check(t, resolve(t, r, "both.example"), "192.0.2.1 192.0.2.2 2001:db8::1")
+	check(t, resolve(t, r, "mapped.example"), "192.0.2.7")
+	check(t, resolve(t, r, "half.example"), "192.0.2.3")
+	check(t, resolve(t, r, "empty.example"), "")
+	check(t, resolve(t, r, "broken.example"), "resolve-failed")
+}
+
+// TestOneFamilyDoesNotWaitLongForTheOther: the server is silent about AAAA.
+func TestOneFamilyDoesNotWaitLongForTheOther(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		return answer{silent: q.typ == dns.TypeAAAA, records: addressRecords(q, "192.0.2.1")}
+	})
+	r := newResolver(t, Config{}, s).impatient(patience)
+	r.familyDelay = time.Millisecond
+	check(t, resolve(t, r, "api.example"), "192.0.2.1")
+}
+
+// TestAliases of a name that was allowed: what the policy says of them.
+func TestAliases(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		a := answer{records: []string{q.name + ". 60 IN CNAME edge.cdn.example.", "edge.cdn.example. 60 IN CNAME node.cdn.example."}}
+		for _, r := range addressRecords(q, "192.0.2.1", "2001:db8::1") {
+			a.records = append(a.records, strings.Replace(r, q.name, "node.cdn.example", 1))
+		}
+		return a
+	})
+	trust, inspect := newResolver(t, Config{}, s), newResolver(t, Config{Inspect: true}, s)
+	rows := []struct {
+		name           string
+		allow, deny    []string
+		trust, inspect string
+	}{
+		{
+			name: "nothing is said of them", allow: []string{"api.example"},
+			trust: "192.0.2.1 2001:db8::1", inspect: "not-on-allowlist",
+		},
+		{
+			name: "all are allowed", allow: []string{"api.example", "*.cdn.example"},
+			trust: "192.0.2.1 2001:db8::1", inspect: "192.0.2.1 2001:db8::1",
+		},
+		{
+			name: "only the first is allowed", allow: []string{"api.example", "edge.cdn.example"},
+			trust: "192.0.2.1 2001:db8::1", inspect: "not-on-allowlist",
+		},
+		{
+			name: "the last is denied", allow: []string{"api.example", "*.cdn.example"}, deny: []string{"node.cdn.example"},
+			trust: "denied-by-rule", inspect: "denied-by-rule",
+		},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			dec := decide(t, "api.example", row.allow, row.deny)
+			check(t, resolveFor(t, trust, dec), row.trust)
+			check(t, resolveFor(t, inspect, dec), row.inspect)
+		})
+	}
+}
+
+// TestATruncatedAnswerIsAskedAgainOverTCP, of the server that gave it.
+func TestATruncatedAnswerIsAskedAgainOverTCP(t *testing.T) {
+	script := func(q asked) answer {
+		return answer{truncated: q.network == "udp", records: addressRecords(q, "192.0.2.1")}
+	}
+	s, other := newServer(t, script), newServer(t, script)
+	check(t, lookup(t, newResolver(t, Config{}, s, other), "api.example", dns.TypeA), "192.0.2.1 from upstream")
+	s.wasAsked(t, "tcp A api.example", "udp A api.example")
+	other.wasAsked(t)
+}
+
+// TestOtherLetterCase is either a forgery or a server that does not keep it:
+// TCP tells.
+func TestOtherLetterCase(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		a := answer{records: addressRecords(q, "192.0.2.1")}
+		if q.network == "udp" {
+			a.records = addressRecords(q, "192.0.2.66")
+			a.change = swapCase
+		}
+		return a
+	})
+	check(t, lookup(t, newResolver(t, Config{}, s), "api.example", dns.TypeA), "192.0.2.1 from upstream")
+	s.wasAsked(t, "tcp A api.example", "udp A api.example")
+}
+
+// swapCase gives each letter of the question the case that it did not have.
+func swapCase(m *dns.Msg) {
+	m.Question[0].Name = strings.Map(func(r rune) rune {
+		if r >= 'A' {
+			return r ^ 0x20
+		}
+		return r
+	}, m.Question[0].Name)
+}
+
+// TestForgedAnswers come first and are passed over.
+func TestForgedAnswers(t *testing.T) {
+	forge := func(m dns.Msg) dns.Msg {
+		rr, _ := dns.NewRR(m.Question[0].Name + " 60 IN A 192.0.2.66")
+		m.Answer = []dns.RR{rr}
+		return m
+	}
+	rows := map[string]func(s *server, m dns.Msg, peer netip.AddrPort){
+		"another id":       func(s *server, m dns.Msg, peer netip.AddrPort) { m.Id ^= 1; s.send(forge(m), peer) },
+		"another question": func(s *server, m dns.Msg, peer netip.AddrPort) { m.Question[0].Name = "b.example."; s.send(forge(m), peer) },
+		"another type":     func(s *server, m dns.Msg, peer netip.AddrPort) { m.Question[0].Qtype = dns.TypeTXT; s.send(forge(m), peer) },
+		"a query":          func(s *server, m dns.Msg, peer netip.AddrPort) { m.Response = false; s.send(forge(m), peer) },
+		"rubbish":          func(s *server, _ dns.Msg, peer netip.AddrPort) { _, _ = s.udp.WriteToUDPAddrPort([]byte("rubbish"), peer) },
+		"nothing":          func(s *server, _ dns.Msg, peer netip.AddrPort) { _, _ = s.udp.WriteToUDPAddrPort(nil, peer) },
+		"another source": func(_ *server, m dns.Msg, peer netip.AddrPort) {
+			conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				panic(err)
+			}
+			defer func() { _ = conn.Close() }()
+			forged := forge(m)
+			packet, _ := forged.Pack()
+			_, _ = conn.WriteToUDPAddrPort(packet, peer)
+		},
+	}
+	for name, before := range rows {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t, always(answer{records: []string{"api.example. 60 IN A 192.0.2.1"}, before: before}))
+			check(t, lookup(t, newResolver(t, Config{}, s), "api.example", dns.TypeA), "192.0.2.1 from upstream")
+			s.wasAsked(t, "udp A api.example")
+		})
+	}
+}
+
+// TestQueriesCannotBeGuessed: no two come from one port.
+func TestQueriesCannotBeGuessed(t *testing.T) {
+	var mu sync.Mutex
+	ports, ids := map[uint16]bool{}, map[uint16]bool{}
+	s := newServer(t, always(answer{before: func(_ *server, m dns.Msg, peer netip.AddrPort) {
+		mu.Lock()
+		defer mu.Unlock()
+		ports[peer.Port()], ids[m.Id] = true, true
+	}}))
+	r := newResolver(t, Config{}, s)
+	for range 8 {
+		check(t, lookup(t, r, "api.example", dns.TypeA), "NOERROR from upstream")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ports) < 4 || len(ids) < 4 {
+		t.Errorf("eight queries from %d ports with %d ids", len(ports), len(ids))
+	}
+}
+
+// closedPort returns the address of a port where nobody listens.
+func closedPort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	udp, tcp := listenBoth(t)
+	_ = udp.Close()
+	_ = tcp.Close()
+	return netip.MustParseAddrPort(udp.LocalAddr().String())
+}
+
+func TestFailover(t *testing.T) {
+	rows := map[string]answer{
+		"a silent server":                {silent: true},
+		"a failing server":               {code: dns.RcodeServerFailure},
+		"a refusing server":              {code: dns.RcodeRefused},
+		"a server without EDNS":          {code: dns.RcodeFormatError},
+		"a chain that starts elsewhere":  {records: []string{"evil.example. 60 IN A 192.0.2.66"}},
+		"a record of another class":      {records: []string{"api.example. 60 CH A 192.0.2.66"}},
+		"a server that hangs up":         {hangup: true},
+		"an answer to another question":  {change: func(m *dns.Msg) { m.Question[0].Name = "evil.example." }},
+		"an answer with another id":      {change: func(m *dns.Msg) { m.Id ^= 1 }},
+		"truncated also over TCP":        {truncated: true},
+		"an alias that leads to itself":  {records: []string{"api.example. 60 IN CNAME api.example."}},
+		"a name that does and does not":  {code: dns.RcodeNameError, records: []string{"api.example. 60 IN A 192.0.2.66"}},
+		"another letter case, over TCP, too": {change: swapCase},
+	}
+	for name, first := range rows {
+		for _, protocol := range []Protocol{UDP, TCP} {
+			t.Run(protocol.String()+": "+name, func(t *testing.T) {
+				s := newServer(t, always(first))
+				good := newServer(t, addresses("192.0.2.1"))
+				r := newResolver(t, Config{Servers: []Server{{Protocol: protocol, Addr: s.addr}, {Protocol: protocol, Addr: good.addr}}})
+				r.upstreams[0].try = 300 * time.Millisecond
+				check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
+			})
+		}
+	}
+	for _, protocol := range []Protocol{UDP, TCP} {
+		good := newServer(t, addresses("192.0.2.1"))
+		r := newResolver(t, Config{Servers: []Server{{Protocol: protocol, Addr: closedPort(t)}, {Protocol: protocol, Addr: good.addr}}})
+		check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
+	}
+}
+
+// TestAnAnswerEndsTheSearch: that a name does not exist is an answer, the next
+// server is not asked for a better one.
+func TestAnAnswerEndsTheSearch(t *testing.T) {
+	yes := newServer(t, addresses("192.0.2.1"))
+	for want, a := range map[string]answer{"NXDOMAIN from upstream": {code: dns.RcodeNameError}, "NOERROR from upstream": {}} {
+		check(t, lookup(t, newResolver(t, Config{}, newServer(t, always(a)), yes), "api.example", dns.TypeA), want)
+	}
+	yes.wasAsked(t)
+}
+
+// TestAllServersFail tries each twice, and says what the last one did.
+func TestAllServersFail(t *testing.T) {
+	silent := []*server{newServer(t, always(answer{silent: true})), newServer(t, always(answer{silent: true}))}
+	check(t, lookup(t, newResolver(t, Config{}, silent...).impatient(150*time.Millisecond), "api.example", dns.TypeA), "resolve-timeout")
+	for _, s := range silent {
+		s.wasAsked(t, "udp A api.example", "udp A api.example")
+	}
+	failing := newServer(t, always(answer{code: dns.RcodeServerFailure}))
+	check(t, lookup(t, newResolver(t, Config{}, failing), "api.example", dns.TypeA), "resolve-failed")
+	failing.wasAsked(t, "udp A api.example", "udp A api.example")
+}
+
+func TestTheCallersTimeIsKept(t *testing.T) {
+	s := newServer(t, always(answer{silent: true}))
+	r := newResolver(t, Config{}, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := r.Lookup(ctx, Asker{}, question(t, "api.example", dns.TypeA))
+	check(t, describe(t, Answer{}, err), "resolve-timeout")
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	_, err = r.Lookup(gone, Asker{}, question(t, "api.example", dns.TypeA))
+	check(t, describe(t, Answer{}, err), "resolve-failed")
+}
+
+// TestHealth: a server that does not answer is asked after the others, twice as
+// long each time, until it answers.
+func TestHealth(t *testing.T) {
+	a, b := &upstream{}, &upstream{}
+	g := &group{servers: []*upstream{a, b}}
+	now := time.Now()
+	rows := []struct {
+		after time.Duration
+		err   error // what became of the first server
+		first *upstream
+	}{
+		{after: 0, first: a},
+		{after: 0, err: errors.New("silence"), first: b},
+		{after: 999 * time.Millisecond, first: b},
+		{after: time.Millisecond, first: a},
+		{after: 0, err: errors.New("silence"), first: b},
+		{after: 1999 * time.Millisecond, first: b},
+		{after: time.Millisecond, first: a},
+		{after: 0, err: context.DeadlineExceeded, first: b},
+		{after: 4 * time.Second, first: a},
+	}
+	for i, row := range rows {
+		now = now.Add(row.after)
+		if row.err != nil {
+			a.judge(row.err, now)
+		}
+		if order := g.order(now); order[0] != row.first || len(order) != 2 {
+			t.Errorf("row %d: %v", i, order)
+		}
+	}
+	for range 20 {
+		a.judge(errors.New("silence"), now)
+	}
+	if !a.well(now.Add(longRest)) || a.well(now.Add(longRest-1)) {
+		t.Errorf("rests for %v, want %v", a.rest, longRest)
+	}
+	a.judge(nil, now)
+	if !a.well(now) || a.rest != 0 {
+		t.Error("an answer does not make it well")
+	}
+}
+
+func TestTheSilentServerIsAskedLast(t *testing.T) {
+	silent, good := newServer(t, always(answer{silent: true})), newServer(t, addresses("192.0.2.1"))
+	r := newResolver(t, Config{}, silent, good)
+	r.upstreams[0].try, r.upstreams[0].rest = 100*time.Millisecond, longRest
+	for _, name := range []string{"a.example", "b.example", "c.example"} {
+		check(t, lookup(t, r, name, dns.TypeA), "192.0.2.1 from upstream")
+	}
+	silent.wasAsked(t, "udp A a.example")
+}
+
+func TestGroups(t *testing.T) {
+	others, corp, lab := newServer(t, addresses("192.0.2.1")), newServer(t, addresses("192.0.2.2")), newServer(t, addresses("192.0.2.3"))
+	r := newResolver(t, Config{Groups: []Group{
+		{Suffixes: []allowlist.Host{host(t, "corp.example"), host(t, "10.in-addr.arpa")}, Servers: []Server{{Addr: corp.addr}}},
+		{Suffixes: []allowlist.Host{host(t, "lab.corp.example")}, Servers: []Server{{Addr: lab.addr}}},
+	}}, others)
+	for name, want := range map[string]string{
+		"example": "192.0.2.1", "xcorp.example": "192.0.2.1", "corp.example.com": "192.0.2.1",
+		"corp.example": "192.0.2.2", "a.b.corp.example": "192.0.2.2", "xlab.corp.example": "192.0.2.2", "1.0.0.10.in-addr.arpa": "192.0.2.2",
+		"lab.corp.example": "192.0.2.3", "a.lab.corp.example": "192.0.2.3",
+	} {
+		check(t, lookup(t, r, name, dns.TypeA), want+" from upstream")
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	at := netip.MustParseAddrPort("127.0.0.1:53")
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	group := func(suffixes ...allowlist.Host) Config {
+		return Config{Servers: []Server{{Addr: at}}, Groups: []Group{{Suffixes: suffixes, Servers: []Server{{Addr: at}}}}}
+	}
+	for want, cfg := range map[string]Config{
+		"no address":            {Servers: []Server{{}}},
+		"has no protocol":       {Servers: []Server{{Addr: at, Protocol: 9}}},
+		"DoT, which needs one":  {Servers: []Server{{Addr: at, Protocol: DoT}}},
+		"a name goes with DoT":  {Servers: []Server{{Addr: at, Name: "dns.example"}}},
+		"only with DoT":         {Servers: []Server{{Addr: at, CA: empty}}},
+		"no certificate in":     {Servers: []Server{{Addr: at, Protocol: DoT, Name: "dns.example", CA: empty}}},
+		"the authorities of":    {Servers: []Server{{Addr: at, Protocol: DoT, Name: "dns.example", CA: empty + ".not"}}},
+		"has no servers":        {Servers: []Server{{Addr: at}}, Groups: []Group{{Suffixes: []allowlist.Host{host(t, "a.example")}}}},
+		"two groups have":       group(host(t, "a.example"), host(t, "a.example")),
+		"is no suffix of names": group(host(t, "10.0.0.1")),
+		`"" is no suffix`:       group(allowlist.Host{}),
+	} {
+		r, err := New(cfg)
+		if err == nil || !strings.Contains(err.Error(), want) || r != nil {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func TestSystemServers(t *testing.T) {
+	at := func(texts ...string) []Server {
+		var list []Server
+		for _, s := range texts {
+			list = append(list, Server{Addr: netip.AddrPortFrom(netip.MustParseAddr(s), 53)})
+		}
+		return list
+	}
+	for text, want := range map[string][]Server{
+		"": at("127.0.0.1"),
+		"# a comment\nsearch corp.example\nnameserver 10.0.0.1\noptions ndots:5\n":                         at("10.0.0.1"),
+		"nameserver\t2001:db8::1 \nnameserver fe80::1%lo\n":                                                at("2001:db8::1", "fe80::1%lo"),
+		"nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4\n":                 at("1.1.1.1", "1.1.1.2", "1.1.1.3"),
+		"nameserver dns.example\nnameserver\n;nameserver 10.0.0.9\n nameservers 10.0.0.8\nnameserver ::1": at("::1"),
+	} {
+		path := filepath.Join(t.TempDir(), "resolv.conf")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := systemServers(path)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
+		}
+	}
+	got, err := systemServers(filepath.Join(t.TempDir(), "none"))
+	if err != nil || !slices.Equal(got, at("127.0.0.1")) {
+		t.Errorf("without a file: %v, %v", got, err)
+	}
+	if got, err := systemServers(t.TempDir()); err == nil {
+		t.Errorf("of what is no file: %v", got)
+	}
+	r, err := New(Config{}) // whatever the system names
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+}

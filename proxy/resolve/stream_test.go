@@ -1,0 +1,205 @@
+package resolve
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// selfSigned makes a certificate for dns.example and 192.0.2.53, and the PEM
+// file by which it is trusted.
+func selfSigned(t testing.TB) (tls.Certificate, string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "other.example"}, DNSNames: []string{"dns.example"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
+}
+
+func TestDoT(t *testing.T) {
+	cert, ca := selfSigned(t)
+	_, otherCA := selfSigned(t)
+	rows := []struct {
+		name   string
+		server tls.Config
+		asks   Server
+		want   string
+	}{
+		{name: "a server with the right name", asks: Server{Name: "dns.example", CA: ca}, want: "192.0.2.1 from upstream"},
+		{name: "a server with TLS 1.2", server: tls.Config{MaxVersion: tls.VersionTLS12}, asks: Server{Name: "dns.example", CA: ca}, want: "192.0.2.1 from upstream"},
+		{name: "a server with another name", asks: Server{Name: "ns.example", CA: ca}, want: "resolve-failed"},
+		{name: "a name that is only the subject's", asks: Server{Name: "other.example", CA: ca}, want: "resolve-failed"},
+		{name: "an address that the certificate is not for", asks: Server{Name: "127.0.0.1", CA: ca}, want: "resolve-failed"},
+		{name: "a server of another authority", asks: Server{Name: "dns.example", CA: otherCA}, want: "resolve-failed"},
+		{name: "a server that the system does not trust", asks: Server{Name: "dns.example"}, want: "resolve-failed"},
+		{name: "a server with old TLS", server: tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, asks: Server{Name: "dns.example", CA: ca}, want: "resolve-failed"},
+	}
+	for i := range rows {
+		row := &rows[i]
+		t.Run(row.name, func(t *testing.T) {
+			row.server.Certificates = []tls.Certificate{cert}
+			s := newTLSServer(t, &row.server, addresses("192.0.2.1"))
+			row.asks.Protocol, row.asks.Addr = DoT, s.addr
+			r := newResolver(t, Config{Servers: []Server{row.asks}}).impatient(patience)
+			check(t, lookup(t, r, "api.example", dns.TypeA), row.want)
+			if row.want == "resolve-failed" {
+				s.wasAsked(t)
+			} else {
+				s.wasAsked(t, "tcp A api.example")
+			}
+		})
+	}
+}
+
+// TestValidatedAnswers are believed only from a server that proved who it is.
+func TestValidatedAnswers(t *testing.T) {
+	cert, ca := selfSigned(t)
+	script := func(q asked) answer {
+		return answer{records: addressRecords(q, "192.0.2.1"), change: func(m *dns.Msg) { m.AuthenticatedData = true }}
+	}
+	plain := newServer(t, script)
+	secure := newTLSServer(t, &tls.Config{Certificates: []tls.Certificate{cert}}, script)
+	for _, row := range []struct {
+		server Server
+		want   bool
+	}{
+		{Server{Addr: plain.addr}, false},
+		{Server{Addr: plain.addr, Protocol: TCP}, false},
+		{Server{Addr: secure.addr, Protocol: DoT, Name: "dns.example", CA: ca}, true},
+	} {
+		r := newResolver(t, Config{Servers: []Server{row.server}})
+		q := question(t, "api.example", dns.TypeA)
+		a, err := r.Lookup(t.Context(), Asker{}, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packet, _ := a.Append(nil, Reply{AD: true, Question: []byte("\x03api\x07example\x00\x00\x01\x00\x01")}, time.Now(), everything{})
+		if got := packet[3]&0x20 != 0; got != row.want {
+			t.Errorf("%s: %v", row.server, got)
+		}
+	}
+}
+
+// TestOneConnection carries all questions, and the answers in any order.
+func TestOneConnection(t *testing.T) {
+	const n = 50
+	release := make(chan struct{})
+	s := newServer(t, func(q asked) answer {
+		a := answer{records: addressRecords(q, "192.0.2.1")}
+		if q.name == "first.example" { // it is asked first, and answered last
+			a.wait = release
+		}
+		return a
+	})
+	r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+	var asking, first sync.WaitGroup
+	first.Go(func() { check(t, lookup(t, r, "first.example", dns.TypeA), "192.0.2.1 from upstream") })
+	s.await(t, 1)
+	for i := range n {
+		asking.Go(func() {
+			check(t, lookup(t, r, fmt.Sprintf("h%d.example", i), dns.TypeA), "192.0.2.1 from upstream")
+		})
+	}
+	asking.Wait()
+	close(release)
+	first.Wait()
+	if got := s.connections(); got != 1 {
+		t.Errorf("%d connections for %d questions", got, n+1)
+	}
+}
+
+// TestAConnectionThatTheServerCloses is opened again, and the question that was
+// in it is asked again.
+func TestAConnectionThatTheServerCloses(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		return answer{hangup: q.name == "b.example" && q.n == 0, records: addressRecords(q, "192.0.2.1")}
+	})
+	r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+	check(t, lookup(t, r, "a.example", dns.TypeA), "192.0.2.1 from upstream")
+	check(t, lookup(t, r, "b.example", dns.TypeA), "192.0.2.1 from upstream")
+	s.wasAsked(t, "tcp A a.example", "tcp A b.example", "tcp A b.example")
+	s.hangUp()
+	check(t, lookup(t, r, "c.example", dns.TypeA), "192.0.2.1 from upstream")
+	if got := s.connections(); got != 3 {
+		t.Errorf("%d connections, want 3", got)
+	}
+}
+
+// TestAConnectionWithAWrongAnswer is not used again.
+func TestAConnectionWithAWrongAnswer(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		a := answer{records: addressRecords(q, "192.0.2.1")}
+		if q.n == 0 {
+			a.change = func(m *dns.Msg) { m.Question[0].Name = "evil.example." }
+		}
+		return a
+	})
+	r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+	check(t, lookup(t, r, "a.example", dns.TypeA), "192.0.2.1 from upstream")
+	if got := s.connections(); got != 2 {
+		t.Errorf("%d connections, want 2", got)
+	}
+}
+
+func TestAFullConnection(t *testing.T) {
+	st := &stream{waiting: map[uint16]chan []byte{}}
+	q := question(t, "api.example", dns.TypeA)
+	for range maxInStream {
+		if _, _, err := st.enter(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := st.enter(q); !errors.Is(err, errStreamFull) || len(st.waiting) != maxInStream {
+		t.Errorf("%d wait: %v", len(st.waiting), err)
+	}
+	st.waiting = nil
+	if _, _, err := st.enter(q); !errors.Is(err, errStreamEnded) {
+		t.Error(err)
+	}
+}
+
+// TestNobodyWaitsForASilentServer longer than its context says, although
+// another one is still connecting.
+func TestNobodyWaitsForASilentServer(t *testing.T) {
+	s := newStreams(nil)
+	s.opening <- struct{}{} // somebody connects
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.ask(ctx, question(t, "api.example", dns.TypeA)); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	<-s.opening
+	s.close()
+	if _, err := s.ask(t.Context(), question(t, "api.example", dns.TypeA)); !errors.Is(err, errClosed) {
+		t.Error(err)
+	}
+}
