@@ -285,14 +285,14 @@ func (e *evidence) rest(t *testing.T) []record {
 	return left
 }
 
-// overBudget is the error of a resolver that looks up no more names.
-type overBudget struct{}
+// budgetError is the error of a resolver that looks up no more names.
+type budgetError struct{}
 
 // Error implements error.
-func (overBudget) Error() string { return "too many names" }
+func (budgetError) Error() string { return "too many names" }
 
 // Reason says so to the dialer.
-func (overBudget) Reason() allowlist.Reason { return allowlist.NameBudget }
+func (budgetError) Reason() allowlist.Reason { return allowlist.NameBudget }
 
 // names is the resolver: a script for each name, and a count of the questions.
 type names struct {
@@ -321,7 +321,7 @@ func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.A
 	case "slow.example":
 		return nil, context.DeadlineExceeded
 	case "many.wild.example":
-		return nil, overBudget{}
+		return nil, budgetError{}
 	case "late.example": // uses up the time that is there for connecting, too
 		<-ctx.Done()
 		return loopback, nil

@@ -129,5 +129,5 @@ func (a Answer) age(now time.Time) uint32 {
 	if a.at.IsZero() {
 		return 0
 	}
-	return uint32(max(0, min(now.Sub(a.at)/time.Second, 1<<30))) //nolint:gosec // G115: bounded on both sides
+	return uint32(max(0, min(now.Sub(a.at)/time.Second, 1<<30)))
 }

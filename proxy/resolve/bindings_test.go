@@ -17,9 +17,9 @@ import (
 func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + name) }
 
 // answerOf is an answer of now that holds for some seconds.
-func answerOf(t testing.TB, name string, ttl uint32, now time.Time, texts ...string) Answer {
-	t.Helper()
-	return Answer{msg: wire.Local(dns.TypeA, addrs(texts...), ttl), name: host(t, name), at: now}
+func answerOf(tb testing.TB, name string, ttl uint32, now time.Time, texts ...string) Answer {
+	tb.Helper()
+	return Answer{msg: wire.Local(dns.TypeA, addrs(texts...), ttl), name: host(tb, name), at: now}
 }
 
 // bound returns the names that lead an identity to an address, sorted.

@@ -17,7 +17,7 @@ const (
 	cacheShards = 16
 	// entryOverhead is what an entry takes beside its message and name: itself,
 	// and its share of the map.
-	entryOverhead = 256
+	entryOverhead = 352
 )
 
 // cache keeps answers, whoever asked, and no verdict about them. It is bounded

@@ -13,11 +13,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-func (c *cache) keep(t testing.TB, name string, addrs ...netip.Addr) {
-	t.Helper()
+func (c *cache) keep(tb testing.TB, name string, addrs ...netip.Addr) {
+	tb.Helper()
 	h, err := allowlist.ParseHost(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	q := Question{Name: h, Type: dns.TypeA}
 	c.put(q, wire.Local(dns.TypeA, addrs, 60), time.Now(), c.generation(h))
@@ -140,15 +140,15 @@ func (public) Addr(addr netip.Addr) bool { return !addr.IsPrivate() }
 
 // warm returns a resolver that keeps the answer to a question with an alias and
 // two addresses, one of them private.
-func warm(t testing.TB) (*Resolver, Question, Reply) {
-	t.Helper()
-	s := newServer(t, always(answer{records: []string{
+func warm(tb testing.TB) (*Resolver, Question, Reply) {
+	tb.Helper()
+	s := newServer(tb, always(answer{records: []string{
 		"www.api.example. 60 IN CNAME edge.example.", "edge.example. 60 IN A 192.0.2.1", "edge.example. 60 IN A 10.0.0.1",
 	}}))
-	r := newResolver(t, Config{}, s)
-	q := question(t, "www.api.example", dns.TypeA)
-	if _, err := r.Lookup(t.Context(), Asker{}, q); err != nil {
-		t.Fatal(err)
+	r := newResolver(tb, Config{}, s)
+	q := question(tb, "www.api.example", dns.TypeA)
+	if _, err := r.Lookup(tb.Context(), Asker{}, q); err != nil {
+		tb.Fatal(err)
 	}
 	return r, q, Reply{ID: 7, RD: true, Question: []byte("\x03WWW\x03api\x07example\x00\x00\x01\x00\x01")}
 }

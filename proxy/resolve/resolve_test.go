@@ -23,9 +23,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func newContext(t testing.TB) (context.Context, context.CancelFunc) {
-	t.Helper()
-	return context.WithTimeout(t.Context(), patience)
+func newContext(tb testing.TB) (context.Context, context.CancelFunc) {
+	tb.Helper()
+	return context.WithTimeout(tb.Context(), patience)
 }
 
 func addrs(texts ...string) []netip.Addr {
@@ -38,14 +38,14 @@ func addrs(texts ...string) []netip.Addr {
 
 // decide returns the decision on a request of spiffe://td.example/a for port
 // 443 of a name, by a policy that allows and denies these patterns.
-func decide(t testing.TB, name string, allow, deny []string) *allowlist.Decision {
-	t.Helper()
+func decide(tb testing.TB, name string, allow, deny []string) *allowlist.Decision {
+	tb.Helper()
 	rules := func(patterns []string) []allowlist.Rule {
 		var list []allowlist.Rule
 		for _, text := range patterns {
 			p, err := allowlist.ParseHostPattern(text)
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			list = append(list, allowlist.Rule{Host: p, Ports: []allowlist.PortRange{{First: 443, Last: 443}}})
 		}
@@ -53,15 +53,15 @@ func decide(t testing.TB, name string, allow, deny []string) *allowlist.Decision
 	}
 	id, err := allowlist.ParseIdentityPattern("spiffe://td.example/a")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	policy, err := allowlist.Compile(allowlist.Spec{Entries: []allowlist.Entry{{Pattern: id, Allow: rules(allow), Deny: rules(deny)}}})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	dec := policy.Decide(allowlist.Request{
 		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Source: allowlist.SourceX509SVID,
-		Dest: allowlist.Destination{Host: host(t, name), Port: 443},
+		Dest: allowlist.Destination{Host: host(tb, name), Port: 443},
 	})
 	return &dec
 }
@@ -266,12 +266,20 @@ func TestForgedAnswers(t *testing.T) {
 		return m
 	}
 	rows := map[string]func(s *server, m dns.Msg, peer netip.AddrPort){
-		"another id":       func(s *server, m dns.Msg, peer netip.AddrPort) { m.Id ^= 1; s.send(forge(m), peer) },
-		"another question": func(s *server, m dns.Msg, peer netip.AddrPort) { m.Question[0].Name = "b.example."; s.send(forge(m), peer) },
-		"another type":     func(s *server, m dns.Msg, peer netip.AddrPort) { m.Question[0].Qtype = dns.TypeTXT; s.send(forge(m), peer) },
-		"a query":          func(s *server, m dns.Msg, peer netip.AddrPort) { m.Response = false; s.send(forge(m), peer) },
-		"rubbish":          func(s *server, _ dns.Msg, peer netip.AddrPort) { _, _ = s.udp.WriteToUDPAddrPort([]byte("rubbish"), peer) },
-		"nothing":          func(s *server, _ dns.Msg, peer netip.AddrPort) { _, _ = s.udp.WriteToUDPAddrPort(nil, peer) },
+		"another id": func(s *server, m dns.Msg, peer netip.AddrPort) { m.Id ^= 1; s.send(forge(m), peer) },
+		"another question": func(s *server, m dns.Msg, peer netip.AddrPort) {
+			m.Question[0].Name = "b.example."
+			s.send(forge(m), peer)
+		},
+		"another type": func(s *server, m dns.Msg, peer netip.AddrPort) {
+			m.Question[0].Qtype = dns.TypeTXT
+			s.send(forge(m), peer)
+		},
+		"a query": func(s *server, m dns.Msg, peer netip.AddrPort) { m.Response = false; s.send(forge(m), peer) },
+		"rubbish": func(s *server, _ dns.Msg, peer netip.AddrPort) {
+			_, _ = s.udp.WriteToUDPAddrPort([]byte("rubbish"), peer)
+		},
+		"nothing": func(s *server, _ dns.Msg, peer netip.AddrPort) { _, _ = s.udp.WriteToUDPAddrPort(nil, peer) },
 		"another source": func(_ *server, m dns.Msg, peer netip.AddrPort) {
 			conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 			if err != nil {
@@ -323,18 +331,18 @@ func closedPort(t *testing.T) netip.AddrPort {
 
 func TestFailover(t *testing.T) {
 	rows := map[string]answer{
-		"a silent server":                {silent: true},
-		"a failing server":               {code: dns.RcodeServerFailure},
-		"a refusing server":              {code: dns.RcodeRefused},
-		"a server without EDNS":          {code: dns.RcodeFormatError},
-		"a chain that starts elsewhere":  {records: []string{"evil.example. 60 IN A 192.0.2.66"}},
-		"a record of another class":      {records: []string{"api.example. 60 CH A 192.0.2.66"}},
-		"a server that hangs up":         {hangup: true},
-		"an answer to another question":  {change: func(m *dns.Msg) { m.Question[0].Name = "evil.example." }},
-		"an answer with another id":      {change: func(m *dns.Msg) { m.Id ^= 1 }},
-		"truncated also over TCP":        {truncated: true},
-		"an alias that leads to itself":  {records: []string{"api.example. 60 IN CNAME api.example."}},
-		"a name that does and does not":  {code: dns.RcodeNameError, records: []string{"api.example. 60 IN A 192.0.2.66"}},
+		"a silent server":                    {silent: true},
+		"a failing server":                   {code: dns.RcodeServerFailure},
+		"a refusing server":                  {code: dns.RcodeRefused},
+		"a server without EDNS":              {code: dns.RcodeFormatError},
+		"a chain that starts elsewhere":      {records: []string{"evil.example. 60 IN A 192.0.2.66"}},
+		"a record of another class":          {records: []string{"api.example. 60 CH A 192.0.2.66"}},
+		"a server that hangs up":             {hangup: true},
+		"an answer to another question":      {change: func(m *dns.Msg) { m.Question[0].Name = "evil.example." }},
+		"an answer with another id":          {change: func(m *dns.Msg) { m.Id ^= 1 }},
+		"truncated also over TCP":            {truncated: true},
+		"an alias that leads to itself":      {records: []string{"api.example. 60 IN CNAME api.example."}},
+		"a name that does and does not":      {code: dns.RcodeNameError, records: []string{"api.example. 60 IN A 192.0.2.66"}},
 		"another letter case, over TCP, too": {change: swapCase},
 	}
 	for name, first := range rows {
@@ -420,7 +428,14 @@ func TestHealth(t *testing.T) {
 			t.Errorf("row %d: %v", i, order)
 		}
 	}
-	for range 20 {
+	for range 10 {
+		a.judge(errors.New("silence"), now)
+	}
+	if a.rest != 8*time.Second {
+		t.Errorf("ten at the same time make it rest for %v", a.rest)
+	}
+	for range 10 {
+		now = now.Add(longRest)
 		a.judge(errors.New("silence"), now)
 	}
 	if !a.well(now.Add(longRest)) || a.well(now.Add(longRest-1)) {
@@ -496,9 +511,9 @@ func TestSystemServers(t *testing.T) {
 	}
 	for text, want := range map[string][]Server{
 		"": at("127.0.0.1"),
-		"# a comment\nsearch corp.example\nnameserver 10.0.0.1\noptions ndots:5\n":                         at("10.0.0.1"),
-		"nameserver\t2001:db8::1 \nnameserver fe80::1%lo\n":                                                at("2001:db8::1", "fe80::1%lo"),
-		"nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4\n":                 at("1.1.1.1", "1.1.1.2", "1.1.1.3"),
+		"# a comment\nsearch corp.example\nnameserver 10.0.0.1\noptions ndots:5\n":                        at("10.0.0.1"),
+		"nameserver\t2001:db8::1 \nnameserver fe80::1%lo\n":                                               at("2001:db8::1", "fe80::1%lo"),
+		"nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4\n":                at("1.1.1.1", "1.1.1.2", "1.1.1.3"),
 		"nameserver dns.example\nnameserver\n;nameserver 10.0.0.9\n nameservers 10.0.0.8\nnameserver ::1": at("::1"),
 	} {
 		path := filepath.Join(t.TempDir(), "resolv.conf")

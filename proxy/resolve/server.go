@@ -77,7 +77,7 @@ func (s Server) dialer() (func(context.Context) (net.Conn, error), error) {
 			return plain.DialContext(ctx, "tcp", s.Addr.String())
 		}, nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: s.Name, NextProtos: []string{"dot"}}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: s.Name}
 	if s.CA != "" {
 		pem, err := os.ReadFile(s.CA)
 		if err != nil {

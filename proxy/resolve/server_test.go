@@ -83,14 +83,14 @@ func addressRecords(q asked, texts ...string) []string {
 	return records
 }
 
-func newServer(t testing.TB, script func(asked) answer) *server {
-	t.Helper()
-	return newTLSServer(t, nil, script)
+func newServer(tb testing.TB, script func(asked) answer) *server {
+	tb.Helper()
+	return newTLSServer(tb, nil, script)
 }
 
-func newTLSServer(t testing.TB, cfg *tls.Config, script func(asked) answer) *server {
-	t.Helper()
-	udp, tcp := listenBoth(t)
+func newTLSServer(tb testing.TB, cfg *tls.Config, script func(asked) answer) *server {
+	tb.Helper()
+	udp, tcp := listenBoth(tb)
 	s := &server{
 		addr: netip.MustParseAddrPort(udp.LocalAddr().String()), script: script, tls: cfg,
 		conns: map[net.Conn]bool{}, udp: udp,
@@ -99,7 +99,7 @@ func newTLSServer(t testing.TB, cfg *tls.Config, script func(asked) answer) *ser
 	var serving sync.WaitGroup
 	serving.Go(s.serveUDP)
 	serving.Go(func() { s.serveTCP(tcp, &serving) })
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = udp.Close()
 		_ = tcp.Close()
 		s.hangUp()
@@ -109,8 +109,8 @@ func newTLSServer(t testing.TB, cfg *tls.Config, script func(asked) answer) *ser
 }
 
 // listenBoth finds a port that is free for both.
-func listenBoth(t testing.TB) (*net.UDPConn, *net.TCPListener) {
-	t.Helper()
+func listenBoth(tb testing.TB) (*net.UDPConn, *net.TCPListener) {
+	tb.Helper()
 	var err error
 	for range 20 {
 		var udp *net.UDPConn
@@ -125,7 +125,7 @@ func listenBoth(t testing.TB) (*net.UDPConn, *net.TCPListener) {
 		}
 		_ = udp.Close()
 	}
-	t.Fatal(err)
+	tb.Fatal(err)
 	return nil, nil
 }
 
@@ -298,23 +298,23 @@ func (s *server) await(t *testing.T, n int) {
 	}
 }
 
-func host(t testing.TB, s string) allowlist.Host {
-	t.Helper()
+func host(tb testing.TB, s string) allowlist.Host {
+	tb.Helper()
 	h, err := allowlist.ParseHost(s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return h
 }
 
-func question(t testing.TB, name string, typ uint16) Question {
-	t.Helper()
-	return Question{Name: host(t, name), Type: typ}
+func question(tb testing.TB, name string, typ uint16) Question {
+	tb.Helper()
+	return Question{Name: host(tb, name), Type: typ}
 }
 
 // newResolver asks these servers, unless the configuration names its own.
-func newResolver(t testing.TB, cfg Config, servers ...*server) *Resolver {
-	t.Helper()
+func newResolver(tb testing.TB, cfg Config, servers ...*server) *Resolver {
+	tb.Helper()
 	for _, s := range servers {
 		cfg.Servers = append(cfg.Servers, Server{Addr: s.addr})
 	}
@@ -323,9 +323,9 @@ func newResolver(t testing.TB, cfg Config, servers ...*server) *Resolver {
 	}
 	r, err := New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(r.Close)
+	tb.Cleanup(r.Close)
 	r.familyDelay = patience
 	return r
 }
@@ -348,12 +348,12 @@ func lookup(t *testing.T, r *Resolver, name string, typ uint16) string {
 	return describe(t, a, err)
 }
 
-func describe(t testing.TB, a Answer, err error) string {
-	t.Helper()
+func describe(tb testing.TB, a Answer, err error) string {
+	tb.Helper()
 	if err != nil {
 		var known *Error
 		if !errors.As(err, &known) {
-			t.Fatalf("an error without reason: %v", err)
+			tb.Fatalf("an error without reason: %v", err)
 		}
 		return known.Reason().String()
 	}

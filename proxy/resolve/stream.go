@@ -44,16 +44,20 @@ func newStreams(dial func(ctx context.Context) (net.Conn, error)) *streams {
 // had been open before and ended without an answer: servers close connections
 // when they like.
 func (s *streams) ask(ctx context.Context, q Question) (*wire.Message, error) {
-	for {
-		st, opened, err := s.open(ctx)
-		if err != nil {
-			return nil, ended(ctx, err)
-		}
-		msg, err := st.ask(ctx, q)
-		if !errors.Is(err, errStreamEnded) || opened {
-			return msg, err
-		}
+	msg, opened, err := s.try(ctx, q)
+	if errors.Is(err, errStreamEnded) && !opened {
+		msg, _, err = s.try(ctx, q)
 	}
+	return msg, err
+}
+
+func (s *streams) try(ctx context.Context, q Question) (msg *wire.Message, opened bool, err error) {
+	st, opened, err := s.open(ctx)
+	if err != nil {
+		return nil, opened, ended(ctx, err)
+	}
+	msg, err = st.ask(ctx, q)
+	return msg, opened, err
 }
 
 // open returns the connection, and whether it is new.
@@ -97,7 +101,7 @@ type stream struct {
 	ended chan struct{}
 
 	mu      sync.Mutex
-	waiting map[uint16]chan []byte // by id; nil once the connection has ended
+	waiting map[uint16]chan []byte // by id; nil once the connection is of no use
 }
 
 func (s *stream) usable() bool {
@@ -124,7 +128,7 @@ func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 			return msg, nil
 		}
 		if _, said := errors.AsType[*wire.ServerError](err); !said {
-			_ = s.conn.Close()
+			s.abort()
 		}
 		return nil, err
 	case <-s.ended:
@@ -175,7 +179,7 @@ func (s *stream) send(ctx context.Context, packet []byte) error {
 	}
 	_ = s.conn.SetWriteDeadline(deadline)
 	if _, err := s.conn.Write(framed); err != nil {
-		_ = s.conn.Close() // who knows how much of it was written
+		s.abort() // who knows how much of it was written
 		return err
 	}
 	return nil
@@ -206,12 +210,17 @@ func (s *stream) read() {
 	}
 }
 
-// end tells those who wait, and who comes later, that there is no answer.
+// end tells those who wait that there is no answer.
 func (s *stream) end() {
-	s.mu.Lock()
-	s.waiting = nil
-	s.mu.Unlock()
+	s.abort()
 	close(s.ended)
+}
+
+// abort ends the connection; nobody comes to wait in it any more.
+func (s *stream) abort() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting = nil
 	_ = s.conn.Close()
 }
 

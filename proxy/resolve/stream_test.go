@@ -23,11 +23,11 @@ import (
 
 // selfSigned makes a certificate for dns.example and 192.0.2.53, and the PEM
 // file by which it is trusted.
-func selfSigned(t testing.TB) (tls.Certificate, string) {
-	t.Helper()
+func selfSigned(tb testing.TB) (tls.Certificate, string) {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "other.example"}, DNSNames: []string{"dns.example"},
@@ -36,11 +36,11 @@ func selfSigned(t testing.TB) (tls.Certificate, string) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "ca.pem")
+	path := filepath.Join(tb.TempDir(), "ca.pem")
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
 }

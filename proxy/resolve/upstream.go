@@ -118,6 +118,9 @@ func (u *upstream) judge(err error, now time.Time) {
 		u.rest, u.until = 0, time.Time{}
 		return
 	}
+	if now.Before(u.until) { // others that were with it at the same time said so
+		return
+	}
 	u.rest = min(max(2*u.rest, firstRest), longRest)
 	u.until = now.Add(u.rest)
 }

@@ -11,7 +11,7 @@ import "encoding/binary"
 // nothing but what dst needs to grow.
 func (m *Message) Append(dst []byte, reply Reply, age uint32, stale bool, f Filter) ([]byte, Counts) {
 	w := writer{dst: dst, start: len(dst), filter: f, age: age, stale: stale}
-	w.head(m, reply)
+	w.head(reply)
 	w.records(m)
 	flags := uint16(flagQR | flagRA)
 	if reply.RD {
@@ -48,7 +48,7 @@ type writer struct {
 	emptied     bool // the filter left nothing
 }
 
-func (w *writer) head(m *Message, reply Reply) {
+func (w *writer) head(reply Reply) {
 	w.dst = binary.BigEndian.AppendUint16(w.dst, reply.ID)
 	w.dst = append(w.dst, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0)
 	w.dst = append(w.dst, reply.Question...)

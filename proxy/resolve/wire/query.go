@@ -89,7 +89,7 @@ func (q *Query) check(msg []byte) error {
 // appendName appends a canonical name as labels.
 func appendName(dst []byte, name string) []byte {
 	for label := range strings.SplitSeq(name, ".") {
-		dst = append(dst, byte(len(label)))
+		dst = append(dst, byte(len(label))) //nolint:gosec // G115: at most 63
 		dst = append(dst, label...)
 	}
 	return append(dst, 0)

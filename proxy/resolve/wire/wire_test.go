@@ -14,31 +14,31 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-func question(t testing.TB, name string, typ uint16) Question {
-	t.Helper()
+func question(tb testing.TB, name string, typ uint16) Question {
+	tb.Helper()
 	h, err := allowlist.ParseHost(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return Question{Name: h, Type: typ}
 }
 
-func newQuery(t testing.TB, name string, typ uint16, mixed bool) *Query {
-	t.Helper()
-	q, err := NewQuery(question(t, name, typ), mixed)
+func newQuery(tb testing.TB, name string, typ uint16, mixed bool) *Query {
+	tb.Helper()
+	q, err := NewQuery(question(tb, name, typ), mixed)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return q
 }
 
 // upstream is the answer of a server to a query, with the records of its
 // answer section; behind "--" come those of the authority section.
-func upstream(t testing.TB, q *Query, change func(*dns.Msg), records ...string) []byte {
-	t.Helper()
+func upstream(tb testing.TB, q *Query, change func(*dns.Msg), records ...string) []byte {
+	tb.Helper()
 	var asked, m dns.Msg
 	if err := asked.Unpack(q.Packet()); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	m.SetReply(&asked)
 	m.RecursionAvailable, m.Compress = true, true
@@ -51,7 +51,7 @@ func upstream(t testing.TB, q *Query, change func(*dns.Msg), records ...string) 
 		}
 		rr, err := dns.NewRR(text)
 		if err != nil {
-			t.Fatalf("%s: %v", text, err)
+			tb.Fatalf("%s: %v", text, err)
 		}
 		*section = append(*section, rr)
 	}
@@ -60,7 +60,7 @@ func upstream(t testing.TB, q *Query, change func(*dns.Msg), records ...string) 
 	}
 	packet, err := m.Pack()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return packet
 }
@@ -91,11 +91,11 @@ func reply(q Question) Reply {
 
 // show makes a response readable, by the library: what its header says beyond
 // the usual, and its records.
-func show(t testing.TB, packet []byte) []string {
-	t.Helper()
+func show(tb testing.TB, packet []byte) []string {
+	tb.Helper()
 	var m dns.Msg
 	if err := m.Unpack(packet); err != nil {
-		t.Fatalf("%v: %x", err, packet)
+		tb.Fatalf("%v: %x", err, packet)
 	}
 	head := dns.RcodeToString[m.Rcode]
 	for name, set := range map[string]bool{" aa": m.Authoritative, " tc": m.Truncated, " ad": m.AuthenticatedData} {
@@ -104,7 +104,7 @@ func show(t testing.TB, packet []byte) []string {
 		}
 	}
 	if !m.Response || m.Opcode != 0 || !m.RecursionAvailable || len(m.Question) != 1 || len(m.Extra) != 0 {
-		t.Errorf("an unusual header: %v", m.MsgHdr)
+		tb.Errorf("an unusual header: %v", m.MsgHdr)
 	}
 	lines := []string{head}
 	for _, rr := range m.Answer {
@@ -117,18 +117,18 @@ func show(t testing.TB, packet []byte) []string {
 }
 
 // answered is what a client sees of an answer of a server.
-func answered(t testing.TB, name string, typ uint16, f Filter, change func(*dns.Msg), records ...string) ([]string, Counts) {
-	t.Helper()
-	q := newQuery(t, name, typ, true)
-	m, err := q.Parse(upstream(t, q, change, records...))
+func answered(tb testing.TB, name string, typ uint16, f Filter, change func(*dns.Msg), records ...string) ([]string, Counts) {
+	tb.Helper()
+	q := newQuery(tb, name, typ, true)
+	m, err := q.Parse(upstream(tb, q, change, records...))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	packet, counts := m.Append([]byte("before"), reply(q.question), 0, false, f)
 	if string(packet[:6]) != "before" {
-		t.Error("what was there before is not")
+		tb.Error("what was there before is not")
 	}
-	return show(t, packet[6:]), counts
+	return show(tb, packet[6:]), counts
 }
 
 func TestQueries(t *testing.T) {
