@@ -1,0 +1,277 @@
+// Package dns tests the DNS half with programs that other people wrote.
+//
+// It needs unbound and openssl. Where one is missing the tests that need it are
+// skipped; with CI set in the environment they fail.
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// need returns the path of a tool; it skips the test, or fails it under CI,
+// unless the tool is there.
+func need(t *testing.T, tool string) string {
+	t.Helper()
+	for _, path := range []string{tool, "/usr/sbin/" + tool} {
+		if found, err := exec.LookPath(path); err == nil {
+			return found
+		}
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s is missing", tool)
+	}
+	t.Skipf("%s is missing: install it to run this test", tool)
+	return ""
+}
+
+// unbound is a recursive server of the zone example., over UDP, TCP and TLS.
+type unbound struct {
+	plain, tls netip.AddrPort
+	ca         string // by which dns.example is trusted
+}
+
+const unboundConfig = `server:
+  directory: "%[1]s"
+  pidfile: "%[1]s/pid"
+  username: ""
+  chroot: ""
+  do-daemonize: no
+  use-syslog: no
+  num-threads: 1
+  module-config: "iterator"
+  do-not-query-localhost: no
+  minimal-responses: no
+  interface: %[2]s@%[3]d
+  interface: %[2]s@%[4]d
+  tls-port: %[4]d
+  tls-service-key: "%[1]s/key.pem"
+  tls-service-pem: "%[1]s/cert.pem"
+auth-zone:
+  name: "example."
+  zonefile: "%[1]s/zone"
+  for-downstream: no
+  for-upstream: yes
+`
+
+const zone = `$ORIGIN example.
+@         300 IN SOA ns admin 1 3600 600 86400 60
+@         300 IN NS ns
+ns        300 IN A 127.0.0.1
+api       300 IN A 192.0.2.1
+api       300 IN A 192.0.2.2
+api       300 IN AAAA 2001:db8::1
+www       200 IN CNAME Edge.CDN
+edge.cdn  100 IN CNAME node
+node      50 IN A 192.0.2.3
+gone      300 IN CNAME nobody
+loop      300 IN CNAME loop2
+loop2     300 IN CNAME loop
+svc       300 IN HTTPS 1 node alpn="h2" ipv4hint="192.0.2.3" ech="AEX+DQBBxwAgACBaWxQ1yMwqgAx9ViQq6FQ8gLJl1tdMdpbSBVUfmsjGIAAEAAEAAQASY2xvdWRmbGFyZS1lY2guY29tAAA="
+mail      300 IN MX 10 node
+`
+
+func startUnbound(t *testing.T) *unbound {
+	t.Helper()
+	program, openssl := need(t, "unbound"), need(t, "openssl")
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+		"-keyout", filepath.Join(dir, "key.pem"), "-out", filepath.Join(dir, "cert.pem"), "-days", "2",
+		"-subj", "/CN=dns.example", "-addext", "subjectAltName=DNS:dns.example").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	text := strings.Builder{}
+	text.WriteString(zone)
+	for i := range 100 { // more than a datagram holds
+		fmt.Fprintf(&text, "big 300 IN A 192.0.2.%d\n", i+1)
+	}
+	u := &unbound{plain: freePort(t), tls: freePort(t), ca: filepath.Join(dir, "cert.pem")}
+	config := fmt.Sprintf(unboundConfig, dir, u.plain.Addr(), u.plain.Port(), u.tls.Port())
+	for name, data := range map[string]string{"zone": text.String(), "unbound.conf": config} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(program, "-d", "-c", filepath.Join(dir, "unbound.conf"))
+	var log strings.Builder
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		if t.Failed() {
+			t.Logf("unbound:\n%s", &log)
+		}
+	})
+	for _, addr := range []netip.AddrPort{u.plain, u.tls} {
+		listening(t, addr, ended)
+	}
+	return u
+}
+
+// freePort returns a port of loopback that was free a moment ago.
+func freePort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// listening waits until somebody listens on a port.
+func listening(t *testing.T, addr netip.AddrPort, ended chan error) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(patience)
+	for {
+		if conn, err := net.DialTimeout("tcp", addr.String(), patience); err == nil {
+			_ = conn.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("unbound ended: %v", err)
+		case <-deadline:
+			t.Fatal("unbound does not listen")
+		}
+	}
+}
+
+// everything is a filter that lets everything through.
+type everything struct{}
+
+// Addr implements resolve.Filter.
+func (everything) Addr(netip.Addr) bool { return true }
+
+// Hop implements resolve.Filter.
+func (everything) Hop(allowlist.Host) bool { return true }
+
+// ask returns the records that a client is shown, without times, and sorted
+// behind the aliases, or the reason of the error.
+func ask(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
+	t.Helper()
+	host, err := allowlist.ParseHost(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := r.Lookup(t.Context(), resolve.Asker{}, resolve.Question{Name: host, Type: typ})
+	if err != nil {
+		var known *resolve.Error
+		if !errors.As(err, &known) {
+			t.Fatal(err)
+		}
+		return []string{known.Reason().String()}
+	}
+	var question, response dns.Msg
+	question.SetQuestion(name+".", typ)
+	packet, err := question.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	packet, _ = answer.Append(nil, resolve.Reply{ID: question.Id, RD: true, Question: packet[12:]}, time.Now(), everything{})
+	if err := response.Unpack(packet); err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{dns.RcodeToString[response.Rcode]}
+	var finals []string
+	for _, rr := range slices.Concat(response.Answer, response.Ns) {
+		rr.Header().Ttl = 0
+		line := strings.Join(strings.Fields(rr.String()), " ")
+		if rr.Header().Rrtype == dns.TypeCNAME {
+			lines = append(lines, line)
+		} else {
+			finals = append(finals, line)
+		}
+	}
+	slices.Sort(finals)
+	return append(lines, finals...)
+}
+
+func TestUnbound(t *testing.T) {
+	u := startUnbound(t)
+	const soa = "example. 0 IN SOA ns.example. admin.example. 1 3600 600 86400 60"
+	rows := []struct {
+		name string
+		typ  uint16
+		want []string
+	}{
+		{"api.example", dns.TypeA, []string{"NOERROR", "api.example. 0 IN A 192.0.2.1", "api.example. 0 IN A 192.0.2.2"}},
+		{"api.example", dns.TypeAAAA, []string{"NOERROR", "api.example. 0 IN AAAA 2001:db8::1"}},
+		{"api.example", dns.TypeMX, []string{"NOERROR", soa}},
+		{"www.example", dns.TypeA, []string{
+			"NOERROR", "www.example. 0 IN CNAME edge.cdn.example.", "edge.cdn.example. 0 IN CNAME node.example.", "node.example. 0 IN A 192.0.2.3",
+		}},
+		{"www.example", dns.TypeCNAME, []string{"NOERROR", "www.example. 0 IN CNAME edge.cdn.example."}},
+		{"nobody.example", dns.TypeA, []string{"NXDOMAIN", soa}},
+		{"gone.example", dns.TypeA, []string{"NXDOMAIN", "gone.example. 0 IN CNAME nobody.example.", soa}},
+		{"loop.example", dns.TypeA, []string{"resolve-failed"}},
+		{"svc.example", dns.TypeHTTPS, []string{"NOERROR", `svc.example. 0 IN HTTPS 1 node.example. alpn="h2" ipv4hint="192.0.2.3"`}},
+		{"mail.example", dns.TypeMX, []string{"NOERROR", "mail.example. 0 IN MX 10 node.example."}},
+	}
+	var big []string
+	for i := range 100 {
+		big = append(big, fmt.Sprintf("big.example. 0 IN A 192.0.2.%d", i+1))
+	}
+	slices.Sort(big)
+	for _, server := range []resolve.Server{
+		{Addr: u.plain},
+		{Addr: u.plain, Protocol: resolve.TCP},
+		{Addr: u.tls, Protocol: resolve.DoT, Name: "dns.example", CA: u.ca},
+	} {
+		t.Run(server.Protocol.String(), func(t *testing.T) {
+			r, err := resolve.New(resolve.Config{Servers: []resolve.Server{server}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			for _, row := range rows {
+				if diff := cmp.Diff(row.want, ask(t, r, row.name, row.typ)); diff != "" {
+					t.Errorf("%s %s (-want +got):\n%s", dns.TypeToString[row.typ], row.name, diff)
+				}
+			}
+			if diff := cmp.Diff(append([]string{"NOERROR"}, big...), ask(t, r, "big.example", dns.TypeA)); diff != "" {
+				t.Errorf("more than a datagram holds (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("dot with another name", func(t *testing.T) {
+		r, err := resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: u.tls, Protocol: resolve.DoT, Name: "ns.example", CA: u.ca}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if got := ask(t, r, "api.example", dns.TypeA); !slices.Equal(got, []string{"resolve-failed"}) {
+			t.Errorf("got %q", got)
+		}
+	})
+}
