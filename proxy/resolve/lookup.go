@@ -61,6 +61,9 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	if old != nil && now.UnixNano() < old.retry.Load() {
 		return old.answer(OriginStale), nil
 	}
+	if err := r.failures.get(q, now); err != nil && old == nil {
+		return Answer{}, failure(err)
+	}
 	return r.askOrStale(ctx, q, old)
 }
 
@@ -95,13 +98,14 @@ func (r *Resolver) askOrStale(ctx context.Context, q Question, old *entry) (Answ
 func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 	generation := r.cache.generation(q.Name)
 	msg, err := r.groups.of(q.Name).ask(ctx, q)
+	now := time.Now()
 	if err != nil {
+		r.failures.put(q, err, now)
 		if old := r.cache.get(q); old != nil {
-			old.retry.Store(time.Now().Add(staleRetry).UnixNano())
+			old.retry.Store(now.Add(staleRetry).UnixNano())
 		}
 		return Answer{}, err
 	}
-	now := time.Now()
 	r.cache.put(q, msg, now, generation)
 	return Answer{msg: msg, name: q.Name, at: now, origin: OriginUpstream}, nil
 }

@@ -149,6 +149,39 @@ func TestStaleAnswers(t *testing.T) {
 	})
 }
 
+// TestFailuresAreRemembered for a second: servers in trouble are not asked
+// again at once.
+func TestFailuresAreRemembered(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		if q.n < 2 {
+			return answer{code: dns.RcodeServerFailure}
+		}
+		return answer{records: addressRecords(q, "192.0.2.1")}
+	})
+	r := newResolver(t, Config{}, s)
+	q := question(t, "api.example", dns.TypeA)
+	for range 20 {
+		check(t, lookup(t, r, "api.example", dns.TypeA), "resolve-failed")
+		r.failures.put(q, r.failures.get(q, time.Time{}), time.Now()) // however slow this machine is
+	}
+	s.wasAsked(t, "udp A api.example", "udp A api.example")
+	check(t, lookup(t, r, "other.example", dns.TypeA), "resolve-failed")
+	r.Flush(q.Name)
+	check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
+
+	f, now := newFailures(), time.Now()
+	f.put(q, errNoHost, now)
+	if f.get(q, now.Add(failureLife-1)) == nil || f.get(q, now.Add(failureLife)) != nil {
+		t.Error("a failure is not remembered for a second")
+	}
+	for i := range maxFailures + 1 {
+		f.put(question(t, fmt.Sprintf("n%d.example", i), dns.TypeA), errNoHost, now)
+	}
+	if f.recent.len() != maxFailures {
+		t.Errorf("%d failures are remembered", f.recent.len())
+	}
+}
+
 func TestFlush(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {

@@ -76,6 +76,7 @@ type Resolver struct {
 	hosts    map[allowlist.Host]map[uint16]*wire.Message
 	groups   groups
 	cache    *cache
+	failures *failures
 	flights  flights
 	budgets  *budgets
 	bindings *bindings
@@ -105,8 +106,8 @@ func New(cfg Config) (*Resolver, error) {
 	}
 	r := &Resolver{
 		hosts: localMessages(cfg.Hosts), groups: groups{bySuffix: map[string]*group{}},
-		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), budgets: newBudgets(cfg.Names),
-		bindings: newBindings(), inspect: cfg.Inspect, familyDelay: familyDelay, staleAfter: staleAfter,
+		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
+		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
 	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
 	if err := r.addGroups(&cfg); err != nil {
@@ -125,7 +126,10 @@ func (r *Resolver) Close() {
 
 // Flush forgets what is kept of a name, of every type, and returns how many
 // answers that were. An answer that is on its way is not kept.
-func (r *Resolver) Flush(name allowlist.Host) int { return r.cache.flush(name) }
+func (r *Resolver) Flush(name allowlist.Host) int {
+	r.failures.flush(name)
+	return r.cache.flush(name)
+}
 
 func (r *Resolver) addGroups(cfg *Config) error {
 	var err error
