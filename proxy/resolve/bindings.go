@@ -15,9 +15,10 @@ import (
 // to. What was used longest ago makes room.
 const (
 	bindingLife        = time.Minute // at least, whatever the time to live
-	maxBoundIdentities = 1024
-	maxBoundAddrs      = 1024 // of one identity
-	maxBoundNames      = 16   // of one address
+	maxBoundIdentities = 4096
+	maxBound           = 128 << 10 // addresses of all identities
+	maxBoundAddrs      = 1024      // of one identity
+	maxBoundNames      = 16        // of one address
 )
 
 // bindings remembers which names led an identity to an address, for
@@ -25,6 +26,7 @@ const (
 type bindings struct {
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
+	bound      int // addresses of all identities
 }
 
 func newBindings() *bindings {
@@ -32,9 +34,53 @@ func newBindings() *bindings {
 }
 
 // boundAddrs are those of one identity.
-type boundAddrs struct {
-	mu    sync.Mutex
-	addrs lru[netip.Addr, *boundNames]
+type boundAddrs struct{ lru[netip.Addr, *boundNames] }
+
+func (b *bindings) bind(id spiffeid.ID, addr netip.Addr, name allowlist.Host, until, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	addrs, ok := b.identities.get(id)
+	if !ok {
+		addrs = &boundAddrs{newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
+		if dropped, full := b.identities.put(id, addrs); full {
+			b.bound -= dropped.len()
+		}
+	}
+	names, ok := addrs.get(addr)
+	if !ok {
+		names = new(boundNames)
+		if _, full := addrs.put(addr, names); !full {
+			b.bound++
+		}
+	}
+	names.add(name, until, now)
+	for b.bound > maxBound {
+		b.bound -= b.identities.dropOldest().len()
+	}
+}
+
+func (b *bindings) names(id spiffeid.ID, addr netip.Addr, now time.Time) []allowlist.Host {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	addrs, ok := b.identities.get(id)
+	if !ok {
+		return nil
+	}
+	names, ok := addrs.get(addr)
+	if !ok {
+		return nil
+	}
+	names.forget(now)
+	if len(*names) == 0 {
+		addrs.drop(addr)
+		b.bound--
+		return nil
+	}
+	out := make([]allowlist.Host, 0, len(*names))
+	for _, n := range *names {
+		out = append(out, n.name)
+	}
+	return out
 }
 
 // boundNames are those of one address, each until its time.
@@ -43,48 +89,6 @@ type boundNames []boundName
 type boundName struct {
 	name  allowlist.Host
 	until time.Time
-}
-
-// of returns the bindings of an identity, new ones if make is set, else nil.
-func (b *bindings) of(id spiffeid.ID, create bool) *boundAddrs {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	addrs, ok := b.identities.get(id)
-	if !ok && create {
-		addrs = &boundAddrs{addrs: newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
-		b.identities.put(id, addrs)
-	}
-	return addrs
-}
-
-func (b *boundAddrs) bind(addr netip.Addr, name allowlist.Host, until, now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	names, ok := b.addrs.get(addr)
-	if !ok {
-		names = new(boundNames)
-		b.addrs.put(addr, names)
-	}
-	names.add(name, until, now)
-}
-
-func (b *boundAddrs) bound(addr netip.Addr, now time.Time) []allowlist.Host {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	names, ok := b.addrs.get(addr)
-	if !ok {
-		return nil
-	}
-	names.forget(now)
-	if len(*names) == 0 {
-		b.addrs.drop(addr)
-		return nil
-	}
-	out := make([]allowlist.Host, 0, len(*names))
-	for _, n := range *names {
-		out = append(out, n.name)
-	}
-	return out
 }
 
 // add binds a name, or lets it live longer. A name that is too much takes the
@@ -127,15 +131,10 @@ func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
 		}
 	}
 	until := now.Add(max(a.TTL(now), bindingLife))
-	var addrs *boundAddrs
 	for addr := range a.Addrs() {
-		if !f.Addr(addr) {
-			continue
+		if f.Addr(addr) {
+			r.bindings.bind(id, addr, a.name, until, now)
 		}
-		if addrs == nil {
-			addrs = r.bindings.of(id, true)
-		}
-		addrs.bind(addr, a.name, until, now)
 	}
 }
 
@@ -143,9 +142,5 @@ func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
 // still hold; none for an address that it was not led to. The caller asks the
 // policy whether the identity may still reach one of them on the port.
 func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []allowlist.Host {
-	addrs := r.bindings.of(id, false)
-	if addrs == nil {
-		return nil
-	}
-	return addrs.bound(addr.Unmap(), now)
+	return r.bindings.names(id, addr.Unmap(), now)
 }

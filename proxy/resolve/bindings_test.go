@@ -58,7 +58,7 @@ func TestBindings(t *testing.T) {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
 		}
 	}
-	if n := r.bindings.of(id("a"), false).addrs.len(); n != 0 {
+	if n := r.bindings.bound; n != 0 {
 		t.Errorf("%d addresses are kept past their time", n)
 	}
 }
@@ -105,7 +105,7 @@ func TestBindingsAreBounded(t *testing.T) {
 	check(t, bound(r, "a", addr(0), now), "[x.example]")
 	check(t, bound(r, "a", addr(1), now), "[]")
 	check(t, bound(r, "a", addr(maxBoundAddrs), now), "[x.example]")
-	if n := r.bindings.of(id("a"), false).addrs.len(); n != maxBoundAddrs {
+	if n := r.bindings.bound; n != maxBoundAddrs {
 		t.Errorf("%d addresses", n)
 	}
 
@@ -127,4 +127,23 @@ func TestBindingsAreBounded(t *testing.T) {
 	}
 	check(t, bound(r, "a", addr(0), now), "[]")
 	check(t, bound(r, "many-0", "192.0.2.1", now), "[x.example]")
+	if r.bindings.bound != maxBoundIdentities {
+		t.Errorf("%d addresses of %d identities", r.bindings.bound, maxBoundIdentities)
+	}
+
+	for i := range maxBound / maxBoundAddrs { // all that there is room for
+		for j := range maxBoundAddrs {
+			r.bindings.bind(id(fmt.Sprintf("greedy-%d", i)), netip.MustParseAddr(addr(j)), host(t, "x.example"), now.Add(time.Minute), now)
+		}
+	}
+	if n := r.bindings.bound; n != maxBound || r.bindings.identities.len() != maxBound/maxBoundAddrs {
+		t.Errorf("%d addresses of %d identities", n, r.bindings.identities.len())
+	}
+	r.Bind(id("a"), answerOf(t, "x.example", 60, now, "192.0.2.1"), now, everything{})
+	check(t, bound(r, "a", "192.0.2.1", now), "[x.example]")
+	check(t, bound(r, "greedy-0", "192.0.0.1", now), "[]") // its identity made room
+	check(t, bound(r, "greedy-1", "192.0.0.1", now), "[x.example]")
+	if n := r.bindings.bound; n != maxBound-maxBoundAddrs+1 {
+		t.Errorf("%d addresses", n)
+	}
 }

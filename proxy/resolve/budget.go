@@ -12,9 +12,10 @@ const DefaultNames = 100
 
 const (
 	budgetWindow = time.Minute
-	// maxBudgets bounds how many pairs of an identity and a rule are counted.
-	// The one that asked longest ago makes room for the next.
+	// maxBudgets bounds how many pairs of an identity and a rule are counted,
+	// and maxCounted their names. What asked longest ago makes room.
 	maxBudgets = 16384
+	maxCounted = 1 << 20
 )
 
 // budgets counts the distinct names that each identity looks up below each
@@ -23,8 +24,9 @@ type budgets struct {
 	limit int
 	seed  maphash.Seed
 
-	mu   sync.Mutex
-	sets lru[Asker, *nameSet]
+	mu      sync.Mutex
+	sets    lru[Asker, *nameSet]
+	counted int // names of all sets
 }
 
 func newBudgets(limit int) *budgets {
@@ -42,9 +44,17 @@ func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 	set, ok := b.sets.get(a)
 	if !ok {
 		set = &nameSet{last: map[uint64]time.Time{}}
-		b.sets.put(a, set)
+		if dropped, full := b.sets.put(a, set); full {
+			b.counted -= len(dropped.last)
+		}
 	}
-	return set.admit(maphash.String(b.seed, name), now, b.limit)
+	before := len(set.last)
+	admitted := set.admit(maphash.String(b.seed, name), now, b.limit)
+	b.counted += len(set.last) - before
+	for b.counted > maxCounted && b.sets.len() > 1 {
+		b.counted -= len(b.sets.dropOldest().last)
+	}
+	return admitted
 }
 
 // nameSet is the names of the last minute, by a hash that callers do not know.

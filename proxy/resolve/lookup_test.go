@@ -400,8 +400,19 @@ func TestBudgetOverTime(t *testing.T) {
 	for i := range maxBudgets + 10 {
 		b.admit(Asker{Wildcard: fmt.Sprint(i)}, "x", now)
 	}
-	if b.sets.len() != maxBudgets {
-		t.Errorf("%d rules are counted, want %d", b.sets.len(), maxBudgets)
+	if b.sets.len() != maxBudgets || b.counted != maxBudgets {
+		t.Errorf("%d rules with %d names are counted, want %d", b.sets.len(), b.counted, maxBudgets)
+	}
+	greedy := newBudgets(maxCounted)
+	for i := range maxCounted {
+		greedy.admit(Asker{Wildcard: fmt.Sprint(i % 2)}, fmt.Sprint(i), now)
+	}
+	if greedy.sets.len() != 2 || greedy.counted != maxCounted {
+		t.Errorf("%d rules with %d names are counted", greedy.sets.len(), greedy.counted)
+	}
+	greedy.admit(Asker{Wildcard: "1"}, "one more", now)
+	if greedy.sets.len() != 1 || greedy.counted != maxCounted/2+1 {
+		t.Errorf("%d rules with %d names are counted", greedy.sets.len(), greedy.counted)
 	}
 }
 

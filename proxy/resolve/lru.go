@@ -29,16 +29,24 @@ func (l *lru[K, V]) get(key K) (value V, ok bool) {
 	return e.Value.(*pair[K, V]).value, true //nolint:errcheck,forcetypeassert // nothing else is put in
 }
 
-// put adds a key that is not there.
-func (l *lru[K, V]) put(key K, value V) {
-	if len(l.byKey) >= l.most {
-		last := l.order.Back()
-		delete(l.byKey, l.order.Remove(last).(*pair[K, V]).key) //nolint:errcheck,forcetypeassert // nothing else is put in
+// put adds a key that is not there, and returns the value that made room for
+// it, if one had to.
+func (l *lru[K, V]) put(key K, value V) (dropped V, full bool) {
+	if full = len(l.byKey) >= l.most; full {
+		dropped = l.dropOldest()
 	}
 	l.byKey[key] = l.order.PushFront(&pair[K, V]{key, value})
+	return dropped, full
 }
 
-// drop removes a key.
+// dropOldest removes the key that was used longest ago; there is one.
+func (l *lru[K, V]) dropOldest() V {
+	last := l.order.Remove(l.order.Back()).(*pair[K, V]) //nolint:errcheck,forcetypeassert // nothing else is put in
+	delete(l.byKey, last.key)
+	return last.value
+}
+
+// drop removes a key, if it is there.
 func (l *lru[K, V]) drop(key K) {
 	if e, ok := l.byKey[key]; ok {
 		l.order.Remove(e)
