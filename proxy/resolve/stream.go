@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
@@ -99,6 +100,7 @@ type stream struct {
 	conn  net.Conn
 	write sync.Mutex // held while a query is written
 	ended chan struct{}
+	heard atomic.Uint64 // messages read so far
 
 	mu      sync.Mutex
 	waiting map[uint16]chan []byte // by id; nil once the connection is of no use
@@ -118,6 +120,7 @@ func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 		return nil, err
 	}
 	defer s.leave(query.ID())
+	heard := s.heard.Load()
 	if err := s.send(ctx, query.Packet()); err != nil {
 		return nil, errors.Join(errStreamEnded, err)
 	}
@@ -134,6 +137,9 @@ func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	case <-s.ended:
 		return nil, errStreamEnded
 	case <-ctx.Done():
+		if s.heard.Load() == heard { // nothing came all the time: perhaps nobody is there any more
+			s.abort()
+		}
 		return nil, ctx.Err()
 	}
 }
@@ -195,6 +201,7 @@ func (s *stream) read() {
 		if err != nil {
 			return
 		}
+		s.heard.Add(1)
 		s.mu.Lock()
 		var answer chan []byte
 		if len(packet) >= 2 {

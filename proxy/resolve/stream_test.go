@@ -170,6 +170,43 @@ func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	}
 }
 
+// TestAConnectionWithoutALifeSign is not used again; one in which other
+// questions are answered is.
+func TestAConnectionWithoutALifeSign(t *testing.T) {
+	for _, lively := range []bool{false, true} {
+		heard := make(chan struct{})
+		s := newServer(t, func(q asked) answer {
+			if q.name == "silent.example" && q.n == 0 {
+				close(heard)
+				return answer{silent: true}
+			}
+			return answer{records: addressRecords(q, "192.0.2.1")}
+		})
+		r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+		check(t, lookup(t, r, "a.example", dns.TypeA), "192.0.2.1 from upstream")
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			_, err := r.upstreams[0].streams.ask(ctx, question(t, "silent.example", dns.TypeA))
+			ended <- err
+		}()
+		<-heard
+		want := 2
+		if lively {
+			check(t, lookup(t, r, "b.example", dns.TypeA), "192.0.2.1 from upstream")
+			want = 1
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		check(t, lookup(t, r, "c.example", dns.TypeA), "192.0.2.1 from upstream")
+		if got := s.connections(); got != want {
+			t.Errorf("lively %v: %d connections, want %d", lively, got, want)
+		}
+	}
+}
+
 func TestAFullConnection(t *testing.T) {
 	st := &stream{waiting: map[uint16]chan []byte{}}
 	q := question(t, "api.example", dns.TypeA)
