@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+// nameServer answers over UDP on loopback and counts.
+type nameServer struct {
+	conn *net.UDPConn
+
+	mu    sync.Mutex
+	asked []string // names, in lower case
+}
+
+// newNameServer leads every name to 127.0.0.1, alias.example by way of
+// node.cdn.example.
+func newNameServer(t *testing.T) *nameServer {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &nameServer{conn: conn}
+	var serving sync.WaitGroup
+	serving.Go(n.serve)
+	t.Cleanup(func() {
+		_ = conn.Close()
+		serving.Wait()
+	})
+	return n
+}
+
+func (n *nameServer) serve() {
+	buf := make([]byte, 4096)
+	for {
+		size, peer, err := n.conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // an ICMP error of somebody who left
+			continue
+		}
+		if reply := n.reply(buf[:size]); reply != nil {
+			_, _ = n.conn.WriteToUDPAddrPort(reply, peer)
+		}
+	}
+}
+
+func (n *nameServer) reply(query []byte) []byte {
+	var q, m dns.Msg
+	if q.Unpack(query) != nil || len(q.Question) != 1 {
+		return nil
+	}
+	name := strings.ToLower(q.Question[0].Name)
+	n.mu.Lock()
+	n.asked = append(n.asked, strings.TrimSuffix(name, "."))
+	n.mu.Unlock()
+	m.SetReply(&q)
+	if name == "alias.example." {
+		m.Answer = append(m.Answer, &dns.CNAME{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 60}, Target: "node.cdn.example."})
+		name = "node.cdn.example."
+	}
+	if q.Question[0].Qtype == dns.TypeA {
+		m.Answer = append(m.Answer, &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(127, 0, 0, 1)})
+	} else {
+		m.Ns = append(m.Ns, &dns.SOA{Hdr: dns.RR_Header{Name: "example.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 60}, Ns: "ns.example.", Mbox: "admin.example.", Minttl: 60})
+	}
+	reply, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return reply
+}
+
+// names returns the distinct names that were asked for, sorted.
+func (n *nameServer) names() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Compact(slices.Sorted(slices.Values(n.asked)))
+}
+
+// TestResolver asks a name server for what the policy allows and for nothing
+// else, and for no more names below a wildcard than may be.
+func TestResolver(t *testing.T) {
+	server := newNameServer(t)
+	s := newReloadSite(t)
+	policy := s.allowing("'**.wild.example'", "alias.example", "exact.example")
+	policy = strings.ReplaceAll(policy, "owner: team-ci", "deny: [{host: node.cdn.example}], owner: team-ci")
+	write(t, s.dir, map[string]string{"policy.yaml": policy})
+	p := s.serveConfig(t, strings.Replace(siteConfig, "resolver:\n", "resolver:\n  servers: [\""+server.conn.LocalAddr().String()+"\"]\n  names_per_minute: 3\n", 1))
+	decisions := 0
+	check := func(host string, status int, verdict, reason string) {
+		t.Helper()
+		if got := s.status(t, p, host); got != status {
+			t.Errorf("%s: answered %d, want %d", host, got, status)
+		}
+		got := p.record(t, "decision", decisions)
+		decisions++
+		if got.Host != host || got.Verdict != verdict || got.Reason != reason {
+			t.Errorf("recorded %s as %s, %s; want %s as %s, %s", got.Host, got.Verdict, got.Reason, host, verdict, reason)
+		}
+	}
+	check("evil.example", 403, "deny", "not-on-allowlist")
+	for i := range 3 {
+		check(fmt.Sprintf("n%d.wild.example", i), 200, "allow", "")
+	}
+	for i := range 5 {
+		check(fmt.Sprintf("m%d.wild.example", i), 429, "deny", "name-budget")
+	}
+	check("n1.wild.example", 200, "allow", "") // is in the cache
+	check("exact.example", 200, "allow", "")   // no wildcard
+	check("alias.example", 403, "deny", "denied-by-rule")
+	want := []string{"alias.example", "exact.example", "n0.wild.example", "n1.wild.example", "n2.wild.example"}
+	if got := server.names(); !slices.Equal(got, want) {
+		t.Errorf("the name server was asked for %q, want %q", got, want)
+	}
+}
