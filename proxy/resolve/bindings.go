@@ -26,11 +26,12 @@ const (
 type bindings struct {
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
-	bound      int // addresses of all identities
+	bound      int // addresses of all identities, at most as many as most says
+	most       int
 }
 
 func newBindings() *bindings {
-	return &bindings{identities: newLRU[spiffeid.ID, *boundAddrs](maxBoundIdentities)}
+	return &bindings{identities: newLRU[spiffeid.ID, *boundAddrs](maxBoundIdentities), most: maxBound}
 }
 
 // boundAddrs are those of one identity.
@@ -54,7 +55,7 @@ func (b *bindings) bind(id spiffeid.ID, addr netip.Addr, name allowlist.Host, un
 		}
 	}
 	names.add(name, until, now)
-	for b.bound > maxBound {
+	for b.bound > b.most {
 		b.bound -= b.identities.dropOldest().len()
 	}
 }

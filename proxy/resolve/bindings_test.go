@@ -131,19 +131,16 @@ func TestBindingsAreBounded(t *testing.T) {
 		t.Errorf("%d addresses of %d identities", r.bindings.bound, maxBoundIdentities)
 	}
 
-	for i := range maxBound / maxBoundAddrs { // all that there is room for
-		for j := range maxBoundAddrs {
-			r.bindings.bind(id(fmt.Sprintf("greedy-%d", i)), netip.MustParseAddr(addr(j)), host(t, "x.example"), now.Add(time.Minute), now)
-		}
+	greedy := newBindings()
+	greedy.most = 2 * maxBoundAddrs
+	for i := range 2 * maxBoundAddrs { // all that there is room for
+		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), host(t, "x.example"), now.Add(time.Minute), now)
 	}
-	if n := r.bindings.bound; n != maxBound || r.bindings.identities.len() != maxBound/maxBoundAddrs {
-		t.Errorf("%d addresses of %d identities", n, r.bindings.identities.len())
+	if greedy.bound != greedy.most || greedy.identities.len() != 2 {
+		t.Errorf("%d addresses of %d identities", greedy.bound, greedy.identities.len())
 	}
-	r.Bind(id("a"), answerOf(t, "x.example", 60, now, "192.0.2.1"), now, everything{})
-	check(t, bound(r, "a", "192.0.2.1", now), "[x.example]")
-	check(t, bound(r, "greedy-0", "192.0.0.1", now), "[]") // its identity made room
-	check(t, bound(r, "greedy-1", "192.0.0.1", now), "[x.example]")
-	if n := r.bindings.bound; n != maxBound-maxBoundAddrs+1 {
-		t.Errorf("%d addresses", n)
+	greedy.bind(id("2"), netip.MustParseAddr(addr(0)), host(t, "x.example"), now.Add(time.Minute), now)
+	if greedy.bound != maxBoundAddrs+1 || greedy.identities.len() != 2 || greedy.names(id("0"), netip.MustParseAddr(addr(0)), now) != nil {
+		t.Errorf("%d addresses of %d identities, whose oldest did not make room", greedy.bound, greedy.identities.len())
 	}
 }

@@ -21,7 +21,8 @@ const (
 // budgets counts the distinct names that each identity looks up below each
 // wildcard rule: every new name carries information out, whoever answers.
 type budgets struct {
-	limit int
+	limit int // names of a pair
+	most  int // names of all pairs
 	seed  maphash.Seed
 
 	mu      sync.Mutex
@@ -30,7 +31,7 @@ type budgets struct {
 }
 
 func newBudgets(limit int) *budgets {
-	return &budgets{limit: limit, seed: maphash.MakeSeed(), sets: newLRU[Asker, *nameSet](maxBudgets)}
+	return &budgets{limit: limit, most: maxCounted, seed: maphash.MakeSeed(), sets: newLRU[Asker, *nameSet](maxBudgets)}
 }
 
 // admit counts a name and reports whether it is within the bound. A name that
@@ -51,7 +52,7 @@ func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 	before := len(set.last)
 	admitted := set.admit(maphash.String(b.seed, name), now, b.limit)
 	b.counted += len(set.last) - before
-	for b.counted > maxCounted && b.sets.len() > 1 {
+	for b.counted > b.most && b.sets.len() > 1 {
 		b.counted -= len(b.sets.dropOldest().last)
 	}
 	return admitted
