@@ -22,6 +22,7 @@ func newProxy(cfg *Config) *goproxy.ProxyHttpServer {
 		NonproxyHandler:    http.HandlerFunc(refuse),
 		Tr:                 &http.Transport{DialContext: connect, DisableKeepAlives: true},
 		KeepAcceptEncoding: true,
+		KeepHeader:         true, // what remains is ours; it would take Connection away from every upgrade but WebSocket
 	}
 	p.OnRequest().HandleConnect(goproxy.AlwaysReject)
 	p.OnRequest().DoFunc(func(req *http.Request, ctx *goproxy.ProxyCtx) (*http.Request, *http.Response) {
