@@ -35,3 +35,30 @@ func TestUpgradesOfEveryName(t *testing.T) {
 	g.next(t, audit.EventDecision)
 	g.next(t, audit.EventTunnelClose)
 }
+
+// TestAPanicBehindAPlainRequest ends its connection only, wherever it happens.
+func TestAPanicBehindAPlainRequest(t *testing.T) {
+	g := newGateway(t, options{})
+	for name, head := range map[string]string{
+		"a request":  get("http://" + g.at("panic.example") + "/"),
+		"an upgrade": get("http://"+g.at("panic.example")+"/", "Connection: Upgrade", "Upgrade: websocket"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := g.proxy.Panics()
+			c := g.call(t, "builder")
+			if a := c.ask(t, head); a.status != 500 || a.reason() != "internal-error" || !a.close {
+				t.Errorf("answered %s", a.phrase)
+			}
+			c.ended(t)
+			if n := g.proxy.Panics() - before; n != 1 {
+				t.Errorf("%d panics", n)
+			}
+			if decision := g.next(t, audit.EventDecision); decision.Verdict != "fail" || decision.Reason != "internal-error" {
+				t.Errorf("record %+v", decision)
+			}
+			if n := g.registry.Len(); n != 0 {
+				t.Errorf("%d entries left in the registry", n)
+			}
+		})
+	}
+}
