@@ -2,12 +2,83 @@ package proxy_test
 
 import (
 	"bufio"
+	"crypto/x509"
+	"errors"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"testing"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
 )
+
+// asked returns the connection that a request came on to the origin, with its
+// head read and its body not.
+func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
+	t.Helper()
+	conn := g.origin.next(t)
+	reader := bufio.NewReader(conn)
+	if _, err := http.ReadRequest(reader); err != nil {
+		t.Fatal(err)
+	}
+	return conn, reader
+}
+
+// TestAnUpgradeThatIsRevoked: the origin says nothing, or is in the middle of
+// an answer that is none to the upgrade.
+func TestAnUpgradeThatIsRevoked(t *testing.T) {
+	for name, origin := range map[string]string{
+		"no answer":      "",
+		"half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+				Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := g.call(t, "builder")
+			c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket"))
+			conn, reader := g.asked(t)
+			if _, err := io.WriteString(conn, origin); err != nil {
+				t.Fatal(err)
+			}
+			if origin != "" {
+				resp, err := http.ReadResponse(c.reader, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(resp.Body, make([]byte, 2)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			spec := g.policy()
+			spec.Version, spec.Entries = "two", spec.Entries[1:]
+			policy, err := allowlist.Compile(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			enforcer.Put(t.Context(), policy, true)
+			if _, err := reader.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the origin's connection: %v, want its end", err)
+			}
+			if origin != "" {
+				c.gone(t)
+			} else if a := c.answer(t); a.status != 403 || a.reason() != "identity-unknown" {
+				t.Errorf("answered %s", a.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "revoked" {
+				t.Errorf("record %+v", end)
+			}
+		})
+	}
+}
 
 // TestUpgradesOfEveryName: goproxy knows WebSocket only.
 func TestUpgradesOfEveryName(t *testing.T) {

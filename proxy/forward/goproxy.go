@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -80,9 +81,11 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 var errSwitched = errors.New("the origin has switched protocols")
 
 // switchProtocols asks on a connection of its own, which becomes a tunnel if
-// the origin agrees (RFC 9110 section 7.8).
+// the origin agrees (RFC 9110 section 7.8). No transport watches over it: until
+// then, the end of the exchange closes it.
 func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
-	conn, err := r.dial(req.Context())
+	ctx := req.Context()
+	conn, err := r.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -90,14 +93,18 @@ func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
 	if r.failure != nil {
 		return nil, r.failure
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	resp, behind, err := r.exchangeHeads(conn, req)
+	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
+		resp.Body = &closing{ReadCloser: resp.Body, conn: conn, stop: stop}
+		return resp, nil
+	}
+	if !stop() {
+		return nil, context.Cause(ctx) // and not that the connection is closed
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		resp.Body = &closing{ReadCloser: resp.Body, conn: conn}
-		return resp, nil
 	}
 	r.switched = &Switched{Conn: conn.Conn, Dialed: conn.dialed, Head: switchedHead(resp, r.cfg)}
 	rest, _ := behind.Peek(behind.Buffered())
@@ -133,7 +140,11 @@ func (r *run) exchangeHeads(conn *upstream, req *http.Request) (*http.Response, 
 type closing struct {
 	io.ReadCloser
 	conn io.Closer
+	stop func() bool // the end of the exchange closes it no more
 }
 
 // Close implements io.Closer.
-func (c *closing) Close() error { return errors.Join(c.ReadCloser.Close(), c.conn.Close()) }
+func (c *closing) Close() error {
+	c.stop()
+	return errors.Join(c.conn.Close(), c.ReadCloser.Close()) // which would read to the end first
+}
