@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -131,5 +132,45 @@ func TestAPanicBehindAPlainRequest(t *testing.T) {
 				t.Errorf("%d entries left in the registry", n)
 			}
 		})
+	}
+}
+
+// TestBytesAreCountedOnce: a connection to an origin may carry the next request
+// before the exchange of the one before has ended.
+func TestBytesAreCountedOnce(t *testing.T) {
+	const callers, requests = 8, 100
+	g := newGateway(t, options{})
+	sizes := make(chan int, callers*requests)
+	g.origin.serve(t, func(req request) string { sizes <- len(req.raw); return ok })
+	var calling sync.WaitGroup
+	for range callers {
+		c := g.call(t, "builder")
+		calling.Go(func() {
+			for range requests {
+				if _, err := io.WriteString(c, get("http://"+g.at("allowed.example")+"/")); err != nil {
+					t.Error(err)
+					return
+				}
+				resp, err := http.ReadResponse(c.reader, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+			}
+		})
+	}
+	calling.Wait()
+	want, counted := int64(<-sizes), 0
+	for _, r := range g.rest(t) {
+		if r.Event != string(audit.EventTunnelClose) {
+			continue
+		}
+		if counted++; r.Up != want {
+			t.Errorf("%d bytes up in the record, want %d", r.Up, want)
+		}
+	}
+	if counted != callers*requests {
+		t.Errorf("%d exchanges ended, want %d", counted, callers*requests)
 	}
 }

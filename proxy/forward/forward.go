@@ -203,10 +203,10 @@ type run struct {
 	idle      *time.Timer
 	meter     meter
 
-	upstream *upstream // that the request went out on last
-	sent     int64     // what it had sent before
-	received bool      // the answer's body was read to its end
-	failure  error     // why there is no answer; the first one counts
+	upstream *upstream    // that the request went out on last
+	up       atomic.Int64 // bytes sent to origins
+	received bool         // the answer's body was read to its end
+	failure  error        // why there is no answer; the first one counts
 	switched *Switched
 	panicked atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
 }
@@ -276,7 +276,10 @@ func (r *run) trace() *httptrace.ClientTrace {
 // connected asks the door about a connection that the request is about to go
 // out on. One that it does not want is closed before the transport can write.
 func (r *run) connected(conn *upstream, reused bool) {
-	r.upstream, r.sent = conn, conn.written.Load()
+	if r.upstream != nil { // the transport tries again
+		r.upstream.release(r)
+	}
+	r.upstream = conn
 	conn.carry(r)
 	u := Upstream{Dialed: conn.dialed, Reused: reused}
 	if reused {
@@ -291,13 +294,13 @@ func (r *run) connected(conn *upstream, reused bool) {
 
 // end says what became of it.
 func (r *run) end() Result {
-	res := Result{Down: r.answer.sent, Switched: r.switched}
 	bodyDone := r.body.stop()
 	r.answer.stop()
 	if r.upstream != nil {
-		res.Up = r.upstream.written.Load() - r.sent
-		r.upstream.carry(nil)
+		r.upstream.release(r)
 	}
+	r.meter.stop()
+	res := Result{Up: r.up.Load(), Down: r.answer.sent, Switched: r.switched}
 	if r.switched != nil {
 		return res
 	}

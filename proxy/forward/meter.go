@@ -22,6 +22,13 @@ type meter struct {
 	at       time.Time // of the last report, or of the first byte
 }
 
+// stop ends the reports: a write to an origin that has stalled may return later.
+func (m *meter) stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.report = nil
+}
+
 func (m *meter) add(up, down int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -152,22 +152,27 @@ func (e *dialError) Error() string { return e.err.Error() }
 // Unwrap returns the cause.
 func (e *dialError) Unwrap() error { return e.err }
 
-// upstream is a connection to an origin that counts what is sent.
+// upstream is a connection to an origin. What is written to it is counted for
+// the exchange that it carries; the next one may begin before the one before
+// has come to its end.
 type upstream struct {
 	net.Conn
 	dialed  dial.Result
-	written atomic.Int64
-	carries atomic.Pointer[run]
+	carries atomic.Pointer[run] // nil: nobody
 }
 
-// carry says whose bytes are written from now on; nil is nobody's.
+// carry says whose bytes are written from now on.
 func (u *upstream) carry(r *run) { u.carries.Store(r) }
+
+// release forgets an exchange, if it is not another's turn already.
+func (u *upstream) release(r *run) { u.carries.CompareAndSwap(r, nil) }
 
 // Write implements io.Writer.
 func (u *upstream) Write(p []byte) (int, error) {
+	r := u.carries.Load()
 	n, err := u.Conn.Write(p)
-	u.written.Add(int64(n))
-	if r := u.carries.Load(); r != nil && n > 0 {
+	if r != nil && n > 0 {
+		r.up.Add(int64(n))
 		r.moved()
 		r.meter.add(int64(n), 0)
 	}
