@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -26,6 +27,53 @@ func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	return conn, reader
+}
+
+// TestAnOriginThatEndsWhileTheClientWaits: the client has sent half a body, or
+// waits for 100 (Continue), and is told at once that there is no answer.
+func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
+	for name, row := range map[string]struct{ field, body, origin string }{
+		"half a body":            {"Accept: */*", "hal", ""},
+		"half a body and a hint": {"Accept: */*", "hal", "HTTP/1.1 103 Early Hints\r\n\r\n"},
+		"half an answer":         {"Expect: 100-continue", "", "HTTP/1.1 200 OK\r\nX:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			c := g.call(t, "builder")
+			c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 5", row.field)+row.body)
+			conn, reader := g.asked(t)
+			if _, err := io.ReadFull(reader, make([]byte, len(row.body))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, row.origin); err != nil {
+				t.Fatal(err)
+			}
+			if row.body != "" && row.origin != "" {
+				if resp, err := http.ReadResponse(c.reader, nil); err != nil || resp.StatusCode/100 != 1 {
+					t.Fatalf("%v, %v", resp, err)
+				}
+			}
+			if row.body == "" { // longer than a transport waits for 100
+				if err := c.SetReadDeadline(time.Now().Add(1500 * time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				if b, err := c.reader.Peek(1); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("the client got %q, %v", b, err)
+				}
+				if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = conn.Close()
+			if a := c.answer(t); a.status != 502 || a.reason() != "response-failed" {
+				t.Errorf("answered %s", a.phrase)
+			}
+			if decision := g.next(t, audit.EventDecision); decision.Reason != "response-failed" {
+				t.Errorf("record %+v", decision)
+			}
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
 }
 
 // TestAnUpgradeThatIsRevoked: the origin says nothing, or is in the middle of

@@ -27,10 +27,9 @@ type requestBody struct {
 
 	over chan struct{} // closed by stop
 
-	mu      sync.Mutex // held while the client is read from
-	done    bool       // the body was read to its end
-	stopped bool
-	failed  *Error
+	mu     sync.Mutex // held while the client is read from
+	done   bool       // the body was read to its end
+	failed *Error
 }
 
 func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
@@ -53,8 +52,9 @@ type expectation struct {
 	once    sync.Once     // for proceed
 }
 
-// wanted reports whether the body should be sent.
-func (e *expectation) wanted() bool {
+// wanted reports whether the body should be sent on a connection. If that ends,
+// nothing else need come: the transport waits for the reader before it says so.
+func (e *expectation) wanted(conn *upstream) bool {
 	if !e.heard.Load() {
 		return true
 	}
@@ -62,8 +62,9 @@ func (e *expectation) wanted() bool {
 	case <-e.proceed:
 		return true
 	case <-e.final:
-		return false
+	case <-conn.closed:
 	}
+	return false
 }
 
 var errStopped = errors.New("the exchange is over")
@@ -71,17 +72,17 @@ var errStopped = errors.New("the exchange is over")
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (n int, err error) {
 	defer b.run.contain(&err)
-	expect := b.expect
+	conn, expect := b.run.upstream, b.expect
 	b.expect = nil
-	if expect != nil && !expect.wanted() {
-		<-b.over // an error now would cost the client the rest of the answer
+	if expect != nil && !expect.wanted(conn) {
+		select {
+		case <-b.over: // an error before would cost the client the rest of the answer
+		case <-conn.closed:
+		}
 		return 0, errStopped
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.stopped {
-		return 0, errStopped
-	}
 	if expect != nil {
 		if err := b.run.answer.proceed(); err != nil {
 			b.fail(allowlist.ClientGone, err)
@@ -92,16 +93,40 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		b.fail(allowlist.ClientGone, err)
 		return 0, err
 	}
+	if b.idle(conn) { // whoever has seen to that sets a deadline afterwards
+		return 0, errStopped
+	}
 	n, err = b.inner.Read(p)
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
 		b.done = true
 		b.filterTrailer()
+	case b.idle(conn):
+		return n, errStopped // and not the client's fault
 	default:
 		b.fail(bodyReason(err), err)
 	}
 	return n, err
+}
+
+// idle reports whether nobody takes what is read for a connection any more.
+func (b *requestBody) idle(conn *upstream) bool {
+	select {
+	case <-b.over:
+	case <-b.run.done:
+	case <-conn.closed:
+	default:
+		return false
+	}
+	return true
+}
+
+// interrupt ends a read of the client that is under way.
+func (b *requestBody) interrupt() {
+	if b != nil {
+		_ = b.run.Client.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 func (b *requestBody) fail(reason allowlist.Reason, err error) {
@@ -141,11 +166,10 @@ func (b *requestBody) stop() (done bool) {
 	}
 	close(b.over)
 	if !b.mu.TryLock() { // the transport waits for the client
-		_ = b.run.Client.SetReadDeadline(time.Unix(1, 0))
+		b.interrupt()
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	b.stopped = true
 	if b.done && b.run.Body == head.Chunked {
 		behind, _ := b.buffered.Peek(b.buffered.Buffered())
 		b.run.Reader.Unread(behind)

@@ -169,7 +169,7 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	defer cancel(nil)
 	ctx, done := context.WithTimeoutCause(ctx, f.cfg.Max, errIdle)
 	defer done()
-	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel}
+	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel, done: ctx.Done()}
 	r.meter.report = ex.Progress
 	r.answer = newWriter(r)
 	req, err := r.request(ctx)
@@ -196,6 +196,7 @@ type run struct {
 	*Exchange
 	cfg       *Config
 	cancel    context.CancelCauseFunc
+	done      <-chan struct{} // closed by the end of the exchange
 	transport *http.Transport
 	body      *requestBody // nil without a body
 	expect    *expectation // nil if the body is sent at once

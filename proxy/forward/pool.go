@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -130,7 +129,7 @@ func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
 	if err != nil {
 		return nil, &dialError{err: asDialError(err), result: res}
 	}
-	return &upstream{Conn: res.Conn, dialed: res}, nil
+	return &upstream{Conn: res.Conn, dialed: res, closed: make(chan struct{})}, nil
 }
 
 func asDialError(err error) *dial.Error {
@@ -157,19 +156,48 @@ func (e *dialError) Unwrap() error { return e.err }
 // has come to its end.
 type upstream struct {
 	net.Conn
-	dialed  dial.Result
-	carries atomic.Pointer[run] // nil: nobody
+	dialed dial.Result
+	closed chan struct{} // closed by Close
+	once   sync.Once     // for closed
+
+	mu      sync.Mutex
+	carries *run // nil: nobody
 }
 
 // carry says whose bytes are written from now on.
-func (u *upstream) carry(r *run) { u.carries.Store(r) }
+func (u *upstream) carry(r *run) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.carries = r
+}
 
-// release forgets an exchange, if it is not another's turn already.
-func (u *upstream) release(r *run) { u.carries.CompareAndSwap(r, nil) }
+// release forgets an exchange, if it is not another's turn already. Nothing is
+// done for it from here afterwards.
+func (u *upstream) release(r *run) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.carries == r {
+		u.carries = nil
+	}
+}
+
+// Close implements io.Closer. The transport then waits for its writer, which
+// may be waiting for the client.
+func (u *upstream) Close() error {
+	u.once.Do(func() { close(u.closed) })
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.carries != nil {
+		u.carries.body.interrupt()
+	}
+	return u.Conn.Close()
+}
 
 // Write implements io.Writer.
 func (u *upstream) Write(p []byte) (int, error) {
-	r := u.carries.Load()
+	u.mu.Lock()
+	r := u.carries
+	u.mu.Unlock()
 	n, err := u.Conn.Write(p)
 	if r != nil && n > 0 {
 		r.up.Add(int64(n))

@@ -223,6 +223,12 @@ func (w *writer) sendLocked(p []byte) error {
 	if w.err = w.run.Client.SetWriteDeadline(time.Now().Add(w.run.cfg.Idle)); w.err != nil {
 		return w.err
 	}
+	select {
+	case <-w.run.done: // unblock sets its deadline after that, or had set it before ours
+		w.err = errStopped
+		return w.err
+	default:
+	}
 	n, err := w.run.Client.Write(p)
 	w.err = err
 	w.sent += int64(n)
