@@ -222,3 +222,35 @@ func TestBytesAreCountedOnce(t *testing.T) {
 		t.Errorf("%d exchanges ended, want %d", counted, callers*requests)
 	}
 }
+
+// TestAFloodOfInterimAnswers ends, whether they are sent on or not.
+func TestAFloodOfInterimAnswers(t *testing.T) {
+	for _, status := range []string{"103 Early Hints", "100 Continue"} {
+		t.Run(status, func(t *testing.T) {
+			g := newGateway(t, options{})
+			c := g.call(t, "builder")
+			c.send(t, get("http://"+g.at("allowed.example")+"/"))
+			conn, _ := g.asked(t)
+			var flooding sync.WaitGroup
+			flooding.Go(func() {
+				for {
+					if _, err := io.WriteString(conn, "HTTP/1.1 "+status+"\r\n\r\n"); err != nil {
+						return
+					}
+				}
+			})
+			for interims := 0; ; interims++ {
+				a := c.answer(t)
+				if a.status == 502 && a.reason() == "response-failed" {
+					break
+				}
+				if a.status != 103 || interims == 100 {
+					t.Fatalf("answered %s after %d interim answers", a.phrase, interims)
+				}
+			}
+			flooding.Wait()
+			g.next(t, audit.EventDecision)
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}

@@ -392,6 +392,7 @@ func TestExpectContinue(t *testing.T) {
 	}{
 		"the origin says continue": {"HTTP/1.1 100 Continue\r\n\r\n", true},
 		"the origin says nothing":  {"", true},
+		"the origin says wait":     {"HTTP/1.1 102 Processing\r\n\r\n", true},
 		"the origin refuses":       {"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -418,6 +419,11 @@ func TestExpectContinue(t *testing.T) {
 				g.next(t, audit.EventDecision)
 				g.next(t, audit.EventTunnelClose)
 				return
+			}
+			if strings.Contains(row.origin, "102") {
+				if a := c.answerTo(t, http.MethodPost); a.status != http.StatusProcessing {
+					t.Errorf("answered %s", a.phrase)
+				}
 			}
 			if line, err := c.reader.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
 				t.Fatalf("the client got %q, %v", line, err)

@@ -206,6 +206,7 @@ type run struct {
 
 	upstream *upstream    // that the request went out on last
 	up       atomic.Int64 // bytes sent to origins
+	interims int          // answers so far that were not final
 	received bool         // the answer's body was read to its end
 	failure  error        // why there is no answer; the first one counts
 	switched *Switched

@@ -21,7 +21,8 @@ const (
 	idlePerPool   = 16
 	idleTimeout   = 30 * time.Second
 	continueAfter = time.Second // RFC 9110 section 10.1.1: an origin need not send 100
-	maxAnswerHead = 256 << 10   // bytes, 1xx included
+	maxAnswerHead = 256 << 10   // bytes
+	maxInterims   = 32          // answers with a status of 1xx before the final one
 )
 
 // poolKey is who may use a connection for another request. A rule says which

@@ -310,9 +310,19 @@ func switchedHead(resp *http.Response, cfg *Config) []byte {
 	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
 }
 
-// interim is told of 1xx answers by the transport.
+// errTooMany ends an origin that goes on with interim answers.
+var errTooMany = errors.New("too many interim answers")
+
+// interim is told of 1xx answers by the transport, which bounds each of them and
+// leaves their number to us.
 func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	defer r.contain(&err)
+	if r.interims++; r.interims > maxInterims {
+		return errTooMany
+	}
+	if r.expect != nil && status != http.StatusContinue {
+		r.expect.heard.Store(false) // it was no final answer, and leave may never come
+	}
 	if !r.Interim || status == http.StatusContinue || status == http.StatusSwitchingProtocols {
 		return nil // a body that is waited for is asked for when it is read
 	}
