@@ -241,6 +241,8 @@ func TestNoProperAnswer(t *testing.T) {
 		"something else":                  "close:220 mail.example ESMTP\r\n",
 		"lengths that differ":             "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
 		"a head without end":              "close:HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 300<<10) + "\r\n\r\n",
+		"a status of one digit":           "close:HTTP/1.1 007 x\r\nContent-Length: 0\r\n\r\n",
+		"a status with a sign":            "close:HTTP/1.1 +20 x\r\nContent-Length: 0\r\n\r\n",
 		"a protocol nobody had asked for": "close:HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {

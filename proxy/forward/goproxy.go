@@ -52,7 +52,7 @@ func (quiet) Printf(string, ...any) {}
 func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
 
 // errNoAnswer is an origin that says something else than an answer.
-var errNoAnswer = errors.New("the origin switched protocols without being asked")
+var errNoAnswer = errors.New("the origin switched protocols without being asked, or gave no status")
 
 // roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
 // a text of it.
@@ -65,7 +65,7 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	if r.expect != nil {
 		close(r.expect.final)
 	}
-	if err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+	if err == nil && resp.StatusCode < http.StatusOK { // 101, or less than three digits
 		_ = resp.Body.Close()
 		resp, err = nil, errNoAnswer
 	}
