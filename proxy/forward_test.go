@@ -729,7 +729,7 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if done := enforcer.Put(t.Context(), policy, true); done.Closed == 0 {
+			if done := enforcer.Put(t.Context(), policy, true); done.Closed != 1 || done.Open != 2 {
 				t.Errorf("enforcement %+v", done)
 			}
 			if answering {

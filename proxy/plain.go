@@ -82,8 +82,8 @@ func (x *exchange) forward(ctx context.Context) bool {
 type forwarding struct {
 	*exchange
 	start   time.Time
-	pending *underway     // until the request goes out; then
-	entry   *underway     // it is in the registry with its address
+	pending *underway     // in the registry until the request goes out; then
+	entry   *underway     // this is, with its address
 	record  *audit.Tunnel // nil until it goes out
 }
 
@@ -128,6 +128,7 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	}
 	f.entry = entry
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
+	x.proxy.cfg.Registry.Remove(&f.pending.Tunnel) // an exchange counts once
 	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
 		return &forward.Error{Reason: reason}
 	}
