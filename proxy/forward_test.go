@@ -284,6 +284,27 @@ func TestNoProperAnswer(t *testing.T) {
 	}
 }
 
+// TestHalfAnAnswerForHTTP10: the end of the connection is all that ends it, and
+// must not look like a proper one.
+func TestHalfAnAnswerForHTTP10(t *testing.T) {
+	r := newPlainRig(t, "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+	spec := r.policy()
+	spec.Entries[2].Accept = 0 // sidecar, who speaks without TLS
+	r.swap(t, spec)
+	for name, c := range map[string]*caller{"TLS": r.call(t, "builder"), "no TLS": r.callPlain(t)} {
+		t.Run(name, func(t *testing.T) {
+			c.send(t, strings.Replace(get(r.url("allowed.example", "/")), "HTTP/1.1", "HTTP/1.0", 1))
+			if text, err := io.ReadAll(c.reader); err == nil {
+				t.Errorf("the client got %q and must see that something is missing", text)
+			}
+			r.received(t)
+			if _, end := r.carried(t); end.CloseReason != "error" {
+				t.Errorf("record %+v", end)
+			}
+		})
+	}
+}
+
 // TestPlainDecisions asks many things on one connection: what is denied is
 // answered, costs nobody a lookup, and leaves the connection open.
 func TestPlainDecisions(t *testing.T) {

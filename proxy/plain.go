@@ -63,6 +63,9 @@ func (x *exchange) forward(ctx context.Context) bool {
 		case res.Reason == allowlist.NoReason:
 			x.settle()
 			f.close(ctx, res)
+			if res.Cut {
+				x.conn.Abort()
+			}
 			x.rested = res.Reusable
 			return res.Reusable
 		}

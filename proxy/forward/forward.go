@@ -141,6 +141,9 @@ type Result struct {
 	Dialed dial.Result
 	// Complete means that the whole answer was sent.
 	Complete bool
+	// Cut means that a part of the answer was sent that only the end of the
+	// connection ends, to a client of HTTP/1.0: that must not look proper.
+	Cut bool
 	// Reusable means that another request may be read from the client.
 	Reusable bool
 	// Up and Down are the bytes sent to the origin and to the client, heads
@@ -312,6 +315,7 @@ func (r *run) end() Result {
 	}
 	res.Complete = r.received && r.answer.finish()
 	res.Down = r.answer.sent
+	res.Cut = !res.Complete && r.answer.endsByClose()
 	res.Reusable = res.Complete && bodyDone && r.answer.keep && r.Client.SetDeadline(time.Time{}) == nil
 	return res
 }

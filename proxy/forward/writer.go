@@ -282,6 +282,9 @@ func (w *writer) finish() bool {
 	return true
 }
 
+// endsByClose reports whether the end of the connection is that of the body.
+func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.length < 0 }
+
 // end is the last chunk and the trailers. Those that were not announced have
 // goproxy's mark.
 func (w *writer) end() []byte {

@@ -120,6 +120,22 @@ func (c *Conn) Renew() {
 	c.Caller.identify(c.verifier.Verify(c.Certificates))
 }
 
+// Abort closes the connection so that nobody takes that for a proper end: with a
+// reset, and over TLS without close_notify.
+func (c *Conn) Abort() {
+	raw := c.Conn
+	if secure, ok := raw.(*tls.Conn); ok {
+		raw = secure.NetConn()
+	}
+	if wrapped, ok := raw.(*tunnel.Conn); ok {
+		raw = wrapped.Conn
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // at worst the end looks proper
+	}
+	_ = raw.Close()
+}
+
 // Slots counts connections. The zero value refuses every connection; make one
 // with NewSlots.
 type Slots struct {
