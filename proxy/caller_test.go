@@ -100,7 +100,7 @@ type testCA struct {
 	key  crypto.Signer
 }
 
-func newCA(t *testing.T) *testCA {
+func newCA(t testing.TB) *testCA {
 	t.Helper()
 	ca := &testCA{key: newKey(t)}
 	ca.cert = ca.sign(t, &x509.Certificate{
@@ -111,7 +111,7 @@ func newCA(t *testing.T) *testCA {
 	return ca
 }
 
-func newKey(t *testing.T) crypto.Signer {
+func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -120,7 +120,7 @@ func newKey(t *testing.T) crypto.Signer {
 	return key
 }
 
-func (ca *testCA) sign(t *testing.T, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
+func (ca *testCA) sign(t testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
 	t.Helper()
 	parent := ca.cert
 	if parent == nil {
@@ -138,12 +138,12 @@ func (ca *testCA) sign(t *testing.T, template *x509.Certificate, public crypto.P
 }
 
 // issue signs a certificate for the URIs, usually one SPIFFE ID.
-func (ca *testCA) issue(t *testing.T, uris ...string) tls.Certificate {
+func (ca *testCA) issue(t testing.TB, uris ...string) tls.Certificate {
 	t.Helper()
 	return ca.issueUntil(t, time.Now().Add(time.Hour), uris...)
 }
 
-func (ca *testCA) issueUntil(t *testing.T, notAfter time.Time, uris ...string) tls.Certificate {
+func (ca *testCA) issueUntil(t testing.TB, notAfter time.Time, uris ...string) tls.Certificate {
 	t.Helper()
 	key := newKey(t)
 	template := &x509.Certificate{
@@ -204,13 +204,13 @@ func (g *gateway) callWith(t *testing.T, certificate tls.Certificate) *caller {
 }
 
 // callPlain connects to the listener without TLS, as sidecar.
-func (g *gateway) callPlain(t *testing.T) *caller {
+func (g *gateway) callPlain(t testing.TB) *caller {
 	t.Helper()
 	conn := g.connect(t, g.plain)
 	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
 }
 
-func (g *gateway) connect(t *testing.T, addr netip.AddrPort) net.Conn {
+func (g *gateway) connect(t testing.TB, addr netip.AddrPort) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr.String())
 	if err != nil {

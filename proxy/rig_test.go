@@ -66,7 +66,7 @@ type gateway struct {
 	secure, plain netip.AddrPort // of the two listeners
 }
 
-func newGateway(t *testing.T, o options) *gateway {
+func newGateway(t testing.TB, o options) *gateway {
 	t.Helper()
 	g := &gateway{evidence: o.evidence, ca: newCA(t), names: newNames(), origin: newOrigin(t)}
 	if g.evidence == nil {
@@ -96,7 +96,7 @@ func newGateway(t *testing.T, o options) *gateway {
 }
 
 // secureListener asks for certificates of the test's own authority.
-func (g *gateway) secureListener(t *testing.T) listen.Config {
+func (g *gateway) secureListener(t testing.TB) listen.Config {
 	t.Helper()
 	own := g.ca.issue(t, "spiffe://test.example/gateway")
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
@@ -134,7 +134,7 @@ type fixedSource struct{ snapshot *identity.Snapshot }
 func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
 
 // serve serves a listener until the test ends.
-func (g *gateway) serve(t *testing.T, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
+func (g *gateway) serve(t testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
 	t.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
 	l, err := listen.Listen(t.Context(), cfg)
@@ -159,7 +159,7 @@ func (g *gateway) serve(t *testing.T, cfg listen.Config, slots *listen.Slots) ne
 }
 
 // swap puts a policy in force that also knows the gateway's own listeners.
-func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
+func (g *gateway) swap(t testing.TB, spec allowlist.Spec) {
 	t.Helper()
 	policy, err := allowlist.Compile(spec)
 	if err != nil {
@@ -208,18 +208,18 @@ type record struct {
 	Count         uint64 `json:"count"` // of a summary
 }
 
-func newEvidence(t *testing.T) *evidence {
+func newEvidence(t testing.TB) *evidence {
 	t.Helper()
 	return newEvidenceWith(t, audit.Config{})
 }
 
 // newEvidenceWith sets the sink and the tracer of a configuration.
-func newEvidenceWith(t *testing.T, cfg audit.Config) *evidence {
+func newEvidenceWith(t testing.TB, cfg audit.Config) *evidence {
 	t.Helper()
 	return startEvidence(t, cfg, &evidence{})
 }
 
-func startEvidence(t *testing.T, cfg audit.Config, e *evidence) *evidence {
+func startEvidence(t testing.TB, cfg audit.Config, e *evidence) *evidence {
 	t.Helper()
 	e.records, e.spans = make(chan record, audit.DefaultQueue), tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
@@ -268,7 +268,7 @@ func (e *evidence) next(t *testing.T, event audit.Event) record {
 }
 
 // rest ends the recorder and returns the records that nobody has taken.
-func (e *evidence) rest(t *testing.T) []record {
+func (e *evidence) rest(t testing.TB) []record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -347,7 +347,7 @@ type origin struct {
 	conns    chan *net.TCPConn
 }
 
-func newOrigin(t *testing.T) *origin {
+func newOrigin(t testing.TB) *origin {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -400,7 +400,7 @@ type request struct {
 
 // serve answers every request that comes to the origin from now on, until the
 // test ends. An answer that begins with "close:" is the last on its connection.
-func (o *origin) serve(t *testing.T, answer func(request) string) {
+func (o *origin) serve(t testing.TB, answer func(request) string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
