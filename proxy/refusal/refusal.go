@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -69,6 +70,9 @@ type Refusal struct {
 	Bodyless bool
 }
 
+// usualSize is what a head, or a body, does not often exceed, in bytes.
+const usualSize = 768
+
 // Append appends the whole response to b: status line, fields and body. A
 // reason without a status (nothing can be answered) appends nothing.
 func (r Refusal) Append(b []byte, d Disclosure) []byte {
@@ -81,6 +85,7 @@ func (r Refusal) Append(b []byte, d Disclosure) []byte {
 	}
 	phrase := r.phrase(d)
 	body, contentType := r.body(d, phrase)
+	b = slices.Grow(b, usualSize+len(body))
 	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", info.Status, phrase)
 	b = append(b, "Proxy-Status: exeat"...)
 	if d != None {
@@ -197,23 +202,24 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 			return append(body, '\n'), "application/problem+json"
 		}
 	}
-	var b strings.Builder
-	b.WriteString(phrase + "\n")
+	b := make([]byte, 0, usualSize)
+	b = append(append(b, phrase...), '\n')
 	if d == Full {
 		for _, row := range r.rows() {
-			fmt.Fprintf(&b, "  %-9s %s\n", row[0]+":", row[1])
+			b = fmt.Appendf(b, "  %-9s %s\n", row[0]+":", row[1])
 		}
 		if yaml := r.remedy(); yaml != "" {
-			b.WriteString("\nIf it should be allowed, add this to the policy:\n\n" + yaml)
+			b = append(append(b, "\nIf it should be allowed, add this to the policy:\n\n"...), yaml...)
 		}
 	}
-	return []byte(b.String()), "text/plain; charset=utf-8"
+	return b, "text/plain; charset=utf-8"
 }
 
 // rows are the facts of the text body; empty ones are left out.
 func (r Refusal) rows() [][2]string {
 	d := &r.Decision
-	rows := [][2]string{{"reason", r.Reason.String()}}
+	rows := make([][2]string, 1, 8)
+	rows[0] = [2]string{"reason", r.Reason.String()}
 	add := func(name, value string) {
 		if value != "" {
 			rows = append(rows, [2]string{name, value})
