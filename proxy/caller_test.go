@@ -100,10 +100,10 @@ type testCA struct {
 	key  crypto.Signer
 }
 
-func newCA(t testing.TB) *testCA {
-	t.Helper()
-	ca := &testCA{key: newKey(t)}
-	ca.cert = ca.sign(t, &x509.Certificate{
+func newCA(tb testing.TB) *testCA {
+	tb.Helper()
+	ca := &testCA{key: newKey(tb)}
+	ca.cert = ca.sign(tb, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "authority of test.example"},
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
@@ -111,41 +111,41 @@ func newCA(t testing.TB) *testCA {
 	return ca
 }
 
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
+func newKey(tb testing.TB) crypto.Signer {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }
 
-func (ca *testCA) sign(t testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
-	t.Helper()
+func (ca *testCA) sign(tb testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
+	tb.Helper()
 	parent := ca.cert
 	if parent == nil {
 		parent = template
 	}
 	raw, err := x509.CreateCertificate(rand.Reader, template, parent, public, ca.key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(raw)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return cert
 }
 
 // issue signs a certificate for the URIs, usually one SPIFFE ID.
-func (ca *testCA) issue(t testing.TB, uris ...string) tls.Certificate {
-	t.Helper()
-	return ca.issueUntil(t, time.Now().Add(time.Hour), uris...)
+func (ca *testCA) issue(tb testing.TB, uris ...string) tls.Certificate {
+	tb.Helper()
+	return ca.issueUntil(tb, time.Now().Add(time.Hour), uris...)
 }
 
-func (ca *testCA) issueUntil(t testing.TB, notAfter time.Time, uris ...string) tls.Certificate {
-	t.Helper()
-	key := newKey(t)
+func (ca *testCA) issueUntil(tb testing.TB, notAfter time.Time, uris ...string) tls.Certificate {
+	tb.Helper()
+	key := newKey(tb)
 	template := &x509.Certificate{
 		DNSNames:  []string{"gateway"},
 		NotBefore: time.Now().Add(-12 * time.Hour), NotAfter: notAfter,
@@ -155,11 +155,11 @@ func (ca *testCA) issueUntil(t testing.TB, notAfter time.Time, uris ...string) t
 	for _, uri := range uris {
 		u, err := url.Parse(uri)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		template.URIs = append(template.URIs, u)
 	}
-	leaf := ca.sign(t, template, key.Public())
+	leaf := ca.sign(tb, template, key.Public())
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
@@ -204,21 +204,21 @@ func (g *gateway) callWith(t *testing.T, certificate tls.Certificate) *caller {
 }
 
 // callPlain connects to the listener without TLS, as sidecar.
-func (g *gateway) callPlain(t testing.TB) *caller {
-	t.Helper()
-	conn := g.connect(t, g.plain)
+func (g *gateway) callPlain(tb testing.TB) *caller {
+	tb.Helper()
+	conn := g.connect(tb, g.plain)
 	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
 }
 
-func (g *gateway) connect(t testing.TB, addr netip.AddrPort) net.Conn {
-	t.Helper()
+func (g *gateway) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
+	tb.Helper()
 	conn, err := net.Dial("tcp", addr.String())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
+	tb.Cleanup(func() { _ = conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return conn
 }

@@ -66,55 +66,55 @@ type gateway struct {
 	secure, plain netip.AddrPort // of the two listeners
 }
 
-func newGateway(t testing.TB, o options) *gateway {
-	t.Helper()
-	g := &gateway{evidence: o.evidence, ca: newCA(t), names: newNames(), origin: newOrigin(t)}
+func newGateway(tb testing.TB, o options) *gateway {
+	tb.Helper()
+	g := &gateway{evidence: o.evidence, ca: newCA(tb), names: newNames(), origin: newOrigin(tb)}
 	if g.evidence == nil {
-		g.evidence = newEvidence(t)
+		g.evidence = newEvidence(tb)
 	}
 	dialer, err := dial.New(dial.Config{Resolve: g.names.resolve, Timeout: o.dialTimeout})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
 		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel, Forward: o.forward,
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if o.slots == 0 {
 		o.slots = 1000
 	}
 	slots := listen.NewSlots(o.slots)
-	g.secure = g.serve(t, g.secureListener(t), slots)
-	g.plain = g.serve(t, listen.Config{Name: "plain", Fixed: func() spiffeid.ID { return id("sidecar") }}, slots)
+	g.secure = g.serve(tb, g.secureListener(tb), slots)
+	g.plain = g.serve(tb, listen.Config{Name: "plain", Fixed: func() spiffeid.ID { return id("sidecar") }}, slots)
 	if !o.noPolicy {
-		g.swap(t, g.policy())
+		g.swap(tb, g.policy())
 	}
 	return g
 }
 
 // secureListener asks for certificates of the test's own authority.
-func (g *gateway) secureListener(t testing.TB) listen.Config {
-	t.Helper()
-	own := g.ca.issue(t, "spiffe://test.example/gateway")
+func (g *gateway) secureListener(tb testing.TB) listen.Config {
+	tb.Helper()
+	own := g.ca.issue(tb, "spiffe://test.example/gateway")
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
 		Certificate: own,
 		Bundles:     []*x509bundle.Bundle{g.ca.bundle()},
 		Generation:  1,
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	source := fixedSource{snapshot}
 	verifier, err := identity.NewVerifier(source)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	config, err := identity.ServerConfig{Source: source, Verifier: verifier}.TLS()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return listen.Config{
 		Name: "secure", TLS: config, Verifier: verifier, Realm: "test.example",
@@ -134,21 +134,21 @@ type fixedSource struct{ snapshot *identity.Snapshot }
 func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
 
 // serve serves a listener until the test ends.
-func (g *gateway) serve(t testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
-	t.Helper()
+func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
+	tb.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
-	l, err := listen.Listen(t.Context(), cfg)
+	l, err := listen.Listen(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ctx, cut := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		if err := l.Serve(ctx, g.proxy.Serve); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		g.registry.EndAll(tunnel.Drain)
 		g.proxy.Drain()
 		cut()
@@ -159,11 +159,11 @@ func (g *gateway) serve(t testing.TB, cfg listen.Config, slots *listen.Slots) ne
 }
 
 // swap puts a policy in force that also knows the gateway's own listeners.
-func (g *gateway) swap(t testing.TB, spec allowlist.Spec) {
-	t.Helper()
+func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
+	tb.Helper()
 	policy, err := allowlist.Compile(spec)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	local := allowlist.Local{Listeners: []netip.AddrPort{g.secure, g.plain}}
 	g.current.Swap(policy.WithClassifier(allowlist.NewClassifier(local)), time.Now())
@@ -208,19 +208,19 @@ type record struct {
 	Count         uint64 `json:"count"` // of a summary
 }
 
-func newEvidence(t testing.TB) *evidence {
-	t.Helper()
-	return newEvidenceWith(t, audit.Config{})
+func newEvidence(tb testing.TB) *evidence {
+	tb.Helper()
+	return newEvidenceWith(tb, audit.Config{})
 }
 
 // newEvidenceWith sets the sink and the tracer of a configuration.
-func newEvidenceWith(t testing.TB, cfg audit.Config) *evidence {
-	t.Helper()
-	return startEvidence(t, cfg, &evidence{})
+func newEvidenceWith(tb testing.TB, cfg audit.Config) *evidence {
+	tb.Helper()
+	return startEvidence(tb, cfg, &evidence{})
 }
 
-func startEvidence(t testing.TB, cfg audit.Config, e *evidence) *evidence {
-	t.Helper()
+func startEvidence(tb testing.TB, cfg audit.Config, e *evidence) *evidence {
+	tb.Helper()
 	e.records, e.spans = make(chan record, audit.DefaultQueue), tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
 	var err error
@@ -228,9 +228,9 @@ func startEvidence(t testing.TB, cfg audit.Config, e *evidence) *evidence {
 	cfg.Tracer = provider.Tracer("test")
 	e.recorder, err = audit.New(context.Background(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { e.rest(t) })
+	tb.Cleanup(func() { e.rest(tb) })
 	return e
 }
 
@@ -268,15 +268,15 @@ func (e *evidence) next(t *testing.T, event audit.Event) record {
 }
 
 // rest ends the recorder and returns the records that nobody has taken.
-func (e *evidence) rest(t testing.TB) []record {
-	t.Helper()
+func (e *evidence) rest(tb testing.TB) []record {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := e.recorder.Close(ctx); err != nil {
-		t.Error(err)
+		tb.Error(err)
 	}
 	if stats := e.recorder.Stats(); stats.Lost() > 0 && !e.lossy {
-		t.Errorf("records were lost: %+v", stats)
+		tb.Errorf("records were lost: %+v", stats)
 	}
 	var left []record
 	for len(e.records) > 0 {
@@ -347,11 +347,11 @@ type origin struct {
 	conns    chan *net.TCPConn
 }
 
-func newOrigin(t testing.TB) *origin {
-	t.Helper()
+func newOrigin(tb testing.TB) *origin {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	o := &origin{port: netip.MustParseAddrPort(l.Addr().String()).Port(), conns: make(chan *net.TCPConn, 1024)}
 	var accepting sync.WaitGroup
@@ -365,7 +365,7 @@ func newOrigin(t testing.TB) *origin {
 			o.conns <- conn.(*net.TCPConn)
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = l.Close()
 		accepting.Wait()
 		for len(o.conns) > 0 {
@@ -400,8 +400,8 @@ type request struct {
 
 // serve answers every request that comes to the origin from now on, until the
 // test ends. An answer that begins with "close:" is the last on its connection.
-func (o *origin) serve(t testing.TB, answer func(request) string) {
-	t.Helper()
+func (o *origin) serve(tb testing.TB, answer func(request) string) {
+	tb.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -418,7 +418,7 @@ func (o *origin) serve(t testing.TB, answer func(request) string) {
 			}
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		stop()
 		serving.Wait()
 	})
