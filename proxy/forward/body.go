@@ -83,6 +83,9 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.idle(conn) { // and the client's deadlines may be the door's again
+		return 0, errStopped
+	}
 	if expect != nil {
 		if err := b.run.answer.proceed(); err != nil {
 			b.fail(allowlist.ClientGone, err)
