@@ -45,8 +45,7 @@ const maxRefused = 4
 // next reads one request and answers it. It reports whether another one may
 // follow on the connection.
 func (x *exchange) next(ctx context.Context) bool {
-	x.open, x.head, x.decision, x.detail = nil, nil, allowlist.Decision{}, ""
-	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
+	x.forget()
 	if !x.await() {
 		return false
 	}
@@ -71,6 +70,15 @@ func (x *exchange) next(ctx context.Context) bool {
 		return x.refuse(ctx, reason)
 	}
 	return x.relay(ctx, opening{conn: res.Conn, addr: res.Addr, status: 200, answer: []byte("HTTP/1.1 200 OK\r\n\r\n")})
+}
+
+// forget lets go of the last request. It is not inlined, for it needs more
+// stack than is to be kept by whoever calls it and then relays.
+//
+//go:noinline
+func (x *exchange) forget() {
+	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
+	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
 }
 
 // await sets the time for the next head. Behind an answered plain request the

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -66,22 +67,24 @@ type opening struct {
 	answer []byte // for the client, when all else is done
 }
 
+// relaying is a tunnel on its way.
+type relaying struct {
+	*tunnel.Tunnel
+	entry  *underway
+	record *audit.Tunnel // nil until it was answered
+}
+
 // relay registers the tunnel, makes sure that the state in force still allows
 // it, answers and relays until the tunnel ends. It reports whether another
 // request may follow on the connection.
+//
+// Its frame and those of its callers lie on the stack for as long, which is
+// most of what an idle tunnel costs: what needs much room is called, and over.
 func (x *exchange) relay(ctx context.Context, o opening) bool {
 	defer func() { _ = o.conn.Close() }()
-	var report func(up, down int64)
-	cfg := x.proxy.cfg.Tunnel
-	cfg.Progress = func(up, down int64) { report(up, down) }
-	t := tunnel.New(x.conn.Conn, o.conn, cfg)
-	entry := x.entry(o.addr)
-	entry.End = func(reason tunnel.Reason, why allowlist.Reason) {
-		entry.ended(why)
-		t.Close(reason)
-	}
-	x.proxy.cfg.Registry.Add(&entry.Tunnel)
-	defer x.proxy.cfg.Registry.Remove(&entry.Tunnel)
+	r := x.newRelaying(&o)
+	x.proxy.cfg.Registry.Add(&r.entry.Tunnel)
+	defer x.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
 	x.settle() // now that the tunnel is in the registry
 
 	// A reload between the decision and Add found nothing to end: whoever
@@ -89,9 +92,39 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 	if reason := x.confirm(o.addr); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
+	if again, ok := x.answer(ctx, &o, r); !ok {
+		return again
+	}
+	early := slices.Clone(x.reader.Buffered())
+	x.reader.Release()
+	if err := x.conn.SetDeadline(time.Time{}); err != nil {
+		r.Close(tunnel.Error)
+	}
+	// A tunnel may last for hours: it must not keep the policy that let it in.
+	x.forget()
+	r.run(ctx, early)
+	return false
+}
+
+// newRelaying makes the tunnel and its entry for the registry.
+func (x *exchange) newRelaying(o *opening) *relaying {
+	r := &relaying{entry: x.entry(o.addr)}
+	cfg := x.proxy.cfg.Tunnel
+	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
+	r.Tunnel = tunnel.New(x.conn.Conn, o.conn, cfg)
+	r.entry.End = func(reason tunnel.Reason, why allowlist.Reason) {
+		r.entry.ended(why)
+		r.Close(reason)
+	}
+	return r
+}
+
+// answer tells the client that the tunnel is open, and begins its record. If it
+// could not, it reports whether another request may follow.
+func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, ok bool) {
 	x.open.Status = o.status
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		return x.refuse(ctx, allowlist.AuditUnavailable)
+		return x.refuse(ctx, allowlist.AuditUnavailable), false
 	}
 	if err := x.write(o.answer); err != nil {
 		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
@@ -99,32 +132,27 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 		if x.open.Committed() { // it had to be recorded before the answer, as allowed
 			x.open.Tunnel().Close(ctx, 0, 0, tunnel.Client.String(), allowlist.NoReason)
 		}
-		return false
+		return false, false
 	}
 	x.open.End()
-	record := x.open.Tunnel()
-	report = record.Progress
+	r.record = x.open.Tunnel()
+	return false, true
+}
 
-	early := slices.Clone(x.reader.Buffered())
-	x.reader.Release()
-	if err := x.conn.SetDeadline(time.Time{}); err != nil {
-		t.Close(tunnel.Error)
-	}
-	// A tunnel may last for hours: it must not keep the policy that let it in.
-	x.open, x.head, x.state, x.decision = nil, nil, nil, allowlist.Decision{}
+// run relays until the tunnel ends, and ends its record.
+func (r *relaying) run(ctx context.Context, early []byte) {
 	reason := tunnel.Error // if Run panics
 	defer func() {
-		up, down := t.Counts()
+		up, down := r.Counts()
 		why := allowlist.NoReason
 		if reason == tunnel.Revoked || reason == tunnel.Quarantined {
-			why = entry.why()
+			why = r.entry.why()
 		}
-		record.Close(ctx, up, down, reason.String(), why)
+		r.record.Close(ctx, up, down, reason.String(), why)
 	}()
-	stop := context.AfterFunc(ctx, func() { t.Close(tunnel.Drain) })
+	stop := context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
 	defer stop()
-	reason = t.Run(early).Reason
-	return false
+	reason = r.Run(early).Reason
 }
 
 // confirm decides again if another state has come into force since.

@@ -243,11 +243,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle func(context.Context, *Conn)) {
-	conn := &Conn{
-		Conn:     tunnel.Wrap(raw), // below TLS, so that an idle tunnel holds no buffer
-		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm, Busy: busy},
-		Listener: l.cfg.Name, AcceptTrace: l.cfg.AcceptTrace,
-	}
+	conn := l.wrap(raw, busy)
 	defer l.contain(ctx)
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -262,15 +258,32 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
 		return
 	}
+	l.identify(conn, secure)
+	if l.cfg.Handshaken != nil {
+		l.cfg.Handshaken(conn.Caller.Reason)
+	}
+	handle(ctx, conn)
+}
+
+// identify says who the caller is, once the handshake has proven it. Its large
+// frame is not to stay on the stack for as long as the connection lasts.
+//
+//go:noinline
+func (l *Listener) identify(conn *Conn, secure *tls.Conn) {
 	conn.Conn, conn.verifier = secure, l.cfg.Verifier
 	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
 	state := secure.ConnectionState()
 	conn.Certificates = state.PeerCertificates
 	conn.Caller.identify(l.cfg.Verifier.Peer(state))
-	if l.cfg.Handshaken != nil {
-		l.cfg.Handshaken(conn.Caller.Reason)
+}
+
+// wrap makes the connection of one that was accepted.
+func (l *Listener) wrap(raw net.Conn, busy bool) *Conn {
+	return &Conn{
+		Conn:     tunnel.Wrap(raw), // below TLS, so that an idle tunnel holds no buffer
+		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm, Busy: busy},
+		Listener: l.cfg.Name, AcceptTrace: l.cfg.AcceptTrace,
 	}
-	handle(ctx, conn)
 }
 
 // contain keeps a panic inside its connection.
