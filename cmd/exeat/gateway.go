@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -273,6 +274,7 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	var watching, serving sync.WaitGroup
 	g.policy.enforce(background)
 	watching.Go(func() { g.enforcer.Run(background) })
+	watching.Go(func() { giveBack(background, debug.FreeOSMemory) })
 	watching.Go(func() { g.reloadOn(background, hangup) })
 	watching.Go(func() { g.serveAdmin(background) })
 	if g.identity != nil {

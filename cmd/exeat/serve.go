@@ -40,6 +40,7 @@ file; the gateway's own log goes to standard error.`,
 			defer signal.Stop(hangup)
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			slog.SetDefault(log) // where net/http says what an origin sends unasked
+			limitMemory(cmd.Context(), log)
 			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
 			if err != nil {
 				return err

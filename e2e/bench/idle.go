@@ -116,7 +116,7 @@ func trickle(conn net.Conn) error {
 // stableBy, a part of it, for stableFor.
 const (
 	stableBy   = 0.005
-	stableFor  = time.Second
+	stableFor  = 2 * time.Second
 	stableWait = 30 * time.Second // after which it is taken as it is
 )
 
