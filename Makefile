@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e rules enforce enforce-quick collector fuzz bench bench-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e rules enforce enforce-quick collector fuzz bench bench-quick bench-peers bench-peers-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -53,6 +53,12 @@ bench: ## micro benchmarks, then tunnels beside the bare relay
 
 bench-quick: ## only the tunnels beside the bare relay, in a minute
 	go run ./e2e/bench -quick
+
+bench-peers: ## exeat beside the bare relay, HAProxy and Squid: one table
+	sh e2e/bench/peers.sh
+
+bench-peers-quick: ## the same in about a minute
+	sh e2e/bench/peers.sh -quick
 
 enforce: ## 9,000 live tunnels: what a new state ends, and how fast
 	go run ./e2e/enforce

@@ -69,7 +69,7 @@ func versionOf(ctx context.Context, path, name, flag string) (string, error) {
 		return "", fmt.Errorf("%s must be installed: %w", name, err)
 	}
 	first, _, _ := strings.Cut(string(out), "\n")
-	for _, word := range strings.Fields(first) {
+	for word := range strings.FieldsSeq(first) {
 		if word[0] >= '0' && word[0] <= '9' {
 			version, _, _ := strings.Cut(word, "-")
 			return name + " " + version, nil
@@ -120,7 +120,7 @@ Options = -SessionTicket
 	if err := os.Chown(w.path(squidDir), uid, -1); err != nil {
 		return err
 	}
-	return os.Chmod(w.dir, 0o711) //nolint:gosec // G302: another user must get through to what is its own
+	return os.Chmod(w.dir, 0o711) // another user must get through to what is its own
 }
 
 // writePair writes certificate and key into the one file that HAProxy wants.

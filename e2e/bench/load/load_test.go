@@ -68,3 +68,57 @@ func TestQuantile(t *testing.T) {
 		t.Errorf("of nothing: got %v", got)
 	}
 }
+
+// serve accepts one connection and speaks to it.
+func serve(t *testing.T, speak func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if conn, err := l.Accept(); err == nil {
+			speak(conn)
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	return l.Addr().String()
+}
+
+func TestAClearProxyIsAsked(t *testing.T) {
+	c := load.Client{Proxy: serve(t, func(conn net.Conn) {
+		const head = "CONNECT origin:1 HTTP/1.1\r\nHost: origin:1\r\n\r\n"
+		if got := make([]byte, len(head)); read(conn, got) == head {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		}
+		_, _ = io.Copy(conn, conn)
+	})}
+	if err := c.Exchange(t.Context(), "origin:1", 64); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAForwarderIsAskedNothing(t *testing.T) {
+	addr := serve(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
+	if err := new(load.Client).Exchange(t.Context(), addr, 64); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnUploadThatDidNotArriveIsAnError(t *testing.T) {
+	addr := serve(t, func(conn net.Conn) { _ = read(conn, make([]byte, 1000)) })
+	if err := new(load.Client).Up(t.Context(), addr, 2000); err == nil {
+		t.Error("no error")
+	}
+}
+
+func read(conn net.Conn, p []byte) string {
+	n, _ := io.ReadFull(conn, p)
+	return string(p[:n])
+}

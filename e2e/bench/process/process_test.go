@@ -1,6 +1,7 @@
 package process_test
 
 import (
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -40,6 +41,37 @@ func TestAChildThatListensIsReady(t *testing.T) {
 func TestAChildThatEndsIsAnErrorInItsOwnWords(t *testing.T) {
 	_, err := process.Start(t.Context(), script("echo 'no such file' >&2; exit 2", 1))
 	if err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAChildThatIsToldWhereToListenIsReadyWhenItAccepts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := script("exec sleep 60", 0)
+	c.Listens = []string{l.Addr().String()} // as if it were the child's
+	p, err := process.Start(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Stop()
+	if diff := cmp.Diff(p.Addresses, c.Listens); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAChildThatEndsBeforeItAcceptsIsAnError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close() // nobody accepts
+	c := script("echo 'no such option' >&2; exit 1", 0)
+	c.Listens = []string{l.Addr().String()}
+	if _, err := process.Start(t.Context(), c); err == nil || !strings.Contains(err.Error(), "no such option") {
 		t.Errorf("got %v", err)
 	}
 }

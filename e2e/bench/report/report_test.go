@@ -45,6 +45,31 @@ func TestMedian(t *testing.T) {
 	}
 }
 
+func TestOthersStandBetweenTheTwo(t *testing.T) {
+	table := report.Table{
+		Others: []string{"HAProxy", "Squid"},
+		Rows: []report.Row{
+			{Figure: "all", Unit: "ms", Floor: []float64{1}, Ours: []float64{2}, Others: [][]float64{{3, 5, 4}, {6}}},
+			{Figure: "not Squid", Unit: "s", Floor: []float64{1}, Ours: []float64{2}, Others: [][]float64{{3}, nil}},
+			{Figure: "neither", Unit: "s", Ours: []float64{2}},
+		},
+	}
+	var b strings.Builder
+	if _, err := table.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+| figure    | bare relay | HAProxy | Squid   | exeat   | ratio (of all pairs) | bar | verdict |
+|-----------|------------|---------|---------|---------|----------------------|-----|---------|
+| all       | 1.00 ms    | 4.00 ms | 6.00 ms | 2.00 ms | 2.00 × (2.00–2.00)   |     |         |
+| not Squid | 1.00 s     | 3.00 s  |         | 2.00 s  | 2.00 × (2.00–2.00)   |     |         |
+| neither   |            |         |         | 2.00 s  |                      |     |         |
+`
+	if diff := cmp.Diff(b.String(), want); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestTableShowsBarsAndVerdicts(t *testing.T) {
 	table := report.Table{
 		Head: []string{"One machine."},
