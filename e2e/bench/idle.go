@@ -69,7 +69,7 @@ func (b *bench) memory(ctx context.Context, start func(context.Context) (*peer, 
 	if _, err := exchanges(ctx, p, b.callers, min(100, b.idle)); err != nil {
 		return memory{}, err
 	}
-	base, err := stable(ctx, p)
+	base, err := b.stable(ctx, p)
 	if err != nil {
 		return memory{}, err
 	}
@@ -88,14 +88,14 @@ func (b *bench) memory(ctx context.Context, start func(context.Context) (*peer, 
 	}
 	p.spans.decided(b.idle)
 	defer p.spans.closed(b.idle)
-	idle, err := stable(ctx, p)
+	idle, err := b.stable(ctx, p)
 	if err != nil {
 		return memory{}, err
 	}
 	if err := load.Each(ctx, b.idle, workers, func(_ context.Context, i int) error { return trickle(conns[i]) }); err != nil {
 		return memory{}, err
 	}
-	bulk, err := stable(ctx, p)
+	bulk, err := b.stable(ctx, p)
 	each := func(n int64) float64 { return float64(n-base) / 1024 / float64(b.idle) }
 	return memory{idle: each(idle), afterBulk: each(bulk), whole: float64(idle) / (1 << 20)}, err
 }
@@ -113,16 +113,15 @@ func trickle(conn net.Conn) error {
 }
 
 // The memory of a process is stable when it has changed by no more than
-// stableBy, a part of it, for stableFor.
+// stableBy, a part of it, for some time.
 const (
 	stableBy   = 0.005
-	stableFor  = 2 * time.Second
 	stableWait = 30 * time.Second // after which it is taken as it is
 )
 
 // stable waits until the spans have arrived and the memory does not change any
 // more, and returns it in bytes.
-func stable(ctx context.Context, p *peer) (int64, error) {
+func (b *bench) stable(ctx context.Context, p *peer) (int64, error) {
 	if err := p.spans.settle(ctx); err != nil {
 		return 0, err
 	}
@@ -137,7 +136,7 @@ func stable(ctx context.Context, p *peer) (int64, error) {
 			return 0, err
 		case max(now-reference, reference-now) > int64(stableBy*float64(now)):
 			since, reference = time.Now(), now
-		case time.Since(since) > stableFor, time.Since(begin) > stableWait:
+		case time.Since(since) > b.still, time.Since(begin) > stableWait:
 			return now, nil
 		}
 		select {

@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/exeat-dev/exeat/e2e/bench/report"
 )
@@ -48,18 +49,21 @@ type options struct {
 	bytes   int64 // for each measurement and direction
 	trips   int   // round trips in each measurement
 	idle    int
-	peers   bool   // HAProxy and Squid too
-	only    string // the part to measure; "" means all
-	exeat   string // a binary; "" means one that is built
-	output  string // a file; "" means none
+	still   time.Duration // in which memory must not change
+	peers   bool          // HAProxy and Squid too
+	only    string        // the part to measure; "" means all
+	exeat   string        // a binary; "" means one that is built
+	output  string        // a file; "" means none
 }
 
 // The amounts of a run, where the flags do not say otherwise.
 func fullRun() options {
-	return options{pairs: 7, tunnels: 1000, bytes: 1e9, trips: 20_000, idle: 1000}
+	return options{pairs: 7, tunnels: 1000, bytes: 1e9, trips: 20_000, idle: 1000, still: 2 * time.Second}
 }
 
-func quickRun() options { return options{pairs: 3, tunnels: 150, bytes: 1e8, trips: 3000, idle: 200} }
+func quickRun() options {
+	return options{pairs: 3, tunnels: 150, bytes: 1e8, trips: 3000, idle: 200, still: 500 * time.Millisecond}
+}
 
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
@@ -88,6 +92,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	o.bytes = cmp.Or(o.bytes, defaults.bytes)
 	o.trips = cmp.Or(o.trips, defaults.trips)
 	o.idle = cmp.Or(o.idle, defaults.idle)
+	o.still = defaults.still
 	switch {
 	case flags.NArg() > 0:
 		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
