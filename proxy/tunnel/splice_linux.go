@@ -10,14 +10,20 @@ import (
 	"syscall"
 )
 
-// pipeSize is how much a pipe is to hold. Unprivileged users may have 64 MiB
-// of pipes by default, beyond which a pipe stays smaller.
-const pipeSize = 256 << 10
+// pipeSize is how much a pipe is to hold, and mostPipes how many are lent at
+// the same time: clients that do not read must not tie up more of the kernel's
+// memory than the 64 MiB that an unprivileged user may have by default. Where
+// there is no pipe, or a small one, bytes go through a buffer.
+const (
+	pipeSize  = 1 << 20
+	mostPipes = 64
+)
 
 // Of the system calls; package syscall has no names for them.
 const (
-	setPipeSize    = 1031 // F_SETPIPE_SZ of fcntl(2)
-	spliceNonblock = 0x2  // SPLICE_F_NONBLOCK of splice(2)
+	setPipeSize    = 1031 // F_SETPIPE_SZ and F_GETPIPE_SZ of fcntl(2)
+	getPipeSize    = 1032
+	spliceNonblock = 0x2 // SPLICE_F_NONBLOCK of splice(2)
 )
 
 // A splicer moves the bytes of one direction from socket to socket inside the
@@ -149,16 +155,32 @@ type pipe struct {
 	cleanup runtime.Cleanup
 }
 
-// newPipe returns nil when there are no descriptors or no memory for one.
+// newPipe returns nil when there are no descriptors for one, or too little
+// memory.
 func newPipe() *pipe {
 	var fds [2]int
 	if syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK) != nil {
 		return nil
 	}
-	_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), setPipeSize, pipeSize) // or as large as it may be
+	if size(fds[0]) < bufferSize {
+		closeBoth(fds)
+		return nil
+	}
 	p := &pipe{r: fds[0], w: fds[1]}
 	p.cleanup = runtime.AddCleanup(p, closeBoth, fds)
 	return p
+}
+
+// size makes a pipe as large as it may be and returns what it can hold.
+func size(fd int) uintptr {
+	n, _, err := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), setPipeSize, pipeSize)
+	if err != 0 {
+		n, _, err = syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), getPipeSize, 0)
+	}
+	if err != 0 {
+		return 0
+	}
+	return n
 }
 
 func (p *pipe) close() {
@@ -183,12 +205,16 @@ var pipes pipePool
 
 // get returns nil if there is none to be had.
 func (p *pipePool) get() *pipe {
+	if p.lent.Add(1) > mostPipes {
+		p.lent.Add(-1)
+		return nil
+	}
 	lent, ok := p.free.Get().(*pipe)
 	if !ok {
 		lent = newPipe()
 	}
-	if lent != nil {
-		p.lent.Add(1)
+	if lent == nil {
+		p.lent.Add(-1)
 	}
 	return lent
 }

@@ -211,6 +211,23 @@ func TestWhatCannotBeSplicedIsNotTriedAgain(t *testing.T) {
 	expectPipes(t, 0)
 }
 
+func TestWithoutAPipeBytesTakeABuffer(t *testing.T) {
+	pipes.lent.Add(mostPipes)
+	defer pipes.lent.Add(-mostPipes)
+	s, from, _ := bare(t)
+	send(t, from, "x")
+	if n, err := s.fill(); n != 0 || err != nil || s.pipe != nil {
+		t.Errorf("got %d bytes, %v, and the pipe %v", n, err, s.pipe)
+	}
+	if s.wanted() {
+		t.Error("still wanted at once")
+	}
+	if s.saw(bufferSize); !s.wanted() {
+		t.Error("not wanted later")
+	}
+	bulkBothWays(t, "tcp", 8<<20)
+}
+
 func TestNoSpliceOverTLSOrForeignConnections(t *testing.T) {
 	_, conn := pair(t, "tcp")
 	tcp, ok := conn.(*net.TCPConn)
