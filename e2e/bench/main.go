@@ -70,7 +70,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var quick bool
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.IntVar(&o.pairs, "pairs", 0, "how many `pairs` are measured for each figure (default 7, quick 3)")
+	flags.IntVar(&o.pairs, "pairs", 0, "how many `pairs` are measured for each figure (default 7, quick 3, with -peers 2)")
 	flags.IntVar(&o.tunnels, "tunnels", 0, "new `tunnels` in each measurement (default 1000, quick 150)")
 	flags.Int64Var(&o.bytes, "bytes", 0, "`bytes` through a tunnel in each measurement (default 1e9, quick 1e8)")
 	flags.IntVar(&o.trips, "trips", 0, "round `trips` through a tunnel in each measurement (default 20000, quick 3000)")
@@ -86,6 +86,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	defaults := fullRun()
 	if quick {
 		defaults = quickRun()
+		if o.peers {
+			defaults.pairs = 2 // of four programs
+		}
 	}
 	o.pairs = cmp.Or(o.pairs, defaults.pairs)
 	o.tunnels = cmp.Or(o.tunnels, defaults.tunnels)
