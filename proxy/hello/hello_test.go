@@ -248,7 +248,8 @@ func asGo(t *testing.T, b []byte) (name string, ok bool) {
 func FuzzRead(f *testing.F) {
 	for _, m := range [][]byte{
 		message(names("a.example")), message(names("a.example"), names("b.example")),
-		message(extension{0xfe0d, "x"}, names("front.example")), message(), {1, 2, 3},
+		message(extension{0xfe0d, "x"}, names("front.example")), message(),
+		{1, 2, 3},
 	} {
 		f.Add(record(m, 1<<14), uint16(1))
 		f.Add(record(m, 9), uint16(7))

@@ -4,17 +4,18 @@ package tunnel
 type Reason uint8
 
 // The reasons. Client, Upstream, Idle, MaxDuration and Error are found by the
-// tunnel itself; the others come from whoever calls Close.
+// tunnel itself, Denied and Limit by its gate and budget; the others come from
+// whoever calls Close.
 const (
 	None        Reason = iota // not ended
 	Client                    // the client finished first
 	Upstream                  // the upstream finished first
 	Idle                      // no byte either way for Config.Idle
 	MaxDuration               // Config.Max has passed
-	Denied                    // a new policy no longer allows it
+	Denied                    // its first bytes were refused
 	Revoked                   // the client's identity is no longer valid
 	Quarantined               // the identity was quarantined
-	Limit                     // over a budget
+	Limit                     // Config.Spend said no
 	Drain                     // the process is shutting down
 	Error                     // a connection failed; Result.Err says how
 )

@@ -8,6 +8,18 @@ import (
 	"time"
 )
 
+// relayUp relays what the client sends, if the gate lets its first bytes pass.
+func (t *Tunnel) relayUp(early []byte) {
+	if gate := t.cfg.Gate; gate != nil {
+		t.cfg.Gate = nil // a tunnel lasts longer than what its gate knows
+		if !t.admit(gate, early) {
+			return
+		}
+		early = nil
+	}
+	t.relay(t.client, t.upstream, &t.up, early)
+}
+
 // relay copies one direction until it ends. A buffer is held from when bytes
 // are there to be read until they are written.
 func (t *Tunnel) relay(src, dst *side, count *atomic.Int64, early []byte) {
@@ -65,6 +77,10 @@ func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) b
 // forward writes p, which was just read, and reports whether it could.
 func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	t.touch()
+	if dst == t.upstream && t.cfg.Spend != nil && !t.cfg.Spend(len(p)) {
+		t.cut(Limit, nil)
+		return false
+	}
 	n, err := dst.write(p)
 	count.Add(int64(n))
 	if err != nil {

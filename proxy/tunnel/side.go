@@ -51,6 +51,14 @@ func (s *side) begin() error {
 	return s.conn.SetDeadline(time.Time{})
 }
 
+// socket is where deadlines of a running tunnel are set.
+func (s *side) socket() net.Conn {
+	if s.below != nil {
+		return s.below.Conn
+	}
+	return s.conn
+}
+
 // read waits for bytes and returns them in a buffer that the caller gives back.
 // It may return bytes and an error together, and a nil buffer with an error.
 func (s *side) read() (b *buffer, n int, err error) {

@@ -40,6 +40,13 @@ type Config struct {
 	// Max is how long the tunnel may last at all. 0 means DefaultMax.
 	Max time.Duration
 
+	// Gate, if not nil, rules over the client's first bytes. A tunnel that it
+	// refuses ends as Denied.
+	Gate *Gate
+	// Spend, if not nil, is asked before every write to the upstream, with the
+	// number of bytes. False ends the tunnel as Limit, without that write.
+	Spend func(n int) bool
+
 	// Progress, if not nil, is called now and then with the bytes relayed
 	// so far, if there are more than at the last call. Calls never overlap
 	// and never come after Run has returned. The relay may wait for it.
@@ -118,7 +125,7 @@ func (t *Tunnel) Run(early []byte) Result {
 			}()
 			t.relay(t.upstream, t.client, &t.down, nil)
 		})
-		t.relay(t.client, t.upstream, &t.up, early)
+		t.relayUp(early)
 		down.Wait()
 		t.stopTimer()
 		if panicked != nil { // in the goroutine that the caller protects

@@ -1,0 +1,176 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+)
+
+// A Ruling is what a Gate says of the client's first bytes.
+type Ruling uint8
+
+// The rulings. The zero value refuses.
+const (
+	Refuse Ruling = iota
+	More          // wait for more bytes
+	Pass          // send these to the upstream, and then all others unseen
+)
+
+// A Gate rules over the client's first bytes before any of them goes to the
+// upstream, whose own bytes it never holds back.
+type Gate struct {
+	// Look is given all bytes so far, and must not keep them. It bounds them,
+	// since it asks for more. last means that none follow in time, so that
+	// asking for more refuses. Required.
+	Look func(p []byte, last bool) Ruling
+	// Wait is how long it waits for more once it has asked. Zero means that
+	// the first bytes must be enough.
+	Wait time.Duration
+	// Speak means that it waits only so long for the first byte too, and asks
+	// Look without one after that.
+	Speak bool
+	// Farewell is what a refused client is sent.
+	Farewell []byte
+}
+
+// The bounds of what a refused client may still send. It is read, since closing
+// with unread bytes would take the farewell with it, and thrown away.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
+)
+
+// admission is the way of the client's first bytes through a gate.
+type admission struct {
+	*Tunnel
+
+	gate    *Gate
+	held    []byte // what has come, while that is not enough
+	waiting bool   // the time to wait has begun
+	passed  bool
+}
+
+// admit relays the client's first bytes when the gate lets them pass, and
+// reports whether it has. A client that ends without a byte is no matter for
+// the gate.
+func (t *Tunnel) admit(gate *Gate, early []byte) bool {
+	a := admission{Tunnel: t, gate: gate}
+	if gate.Speak {
+		a.wait()
+	}
+	more := len(early) == 0 || a.judge(early, false)
+	for more {
+		more = a.read()
+	}
+	return a.passed
+}
+
+// read takes more bytes and reports whether it takes still more.
+func (a *admission) read() (more bool) {
+	b, n, err := a.client.read()
+	if b != nil {
+		defer buffers.put(b)
+	}
+	if n > 0 {
+		p := b[:n]
+		if len(a.held) > 0 {
+			p = append(a.held, p...)
+		}
+		if !a.judge(p, false) {
+			return false
+		}
+	}
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF) && len(a.held) > 0:
+		return a.judge(a.held, true)
+	case errors.Is(err, io.EOF):
+		a.finish(a.client, a.upstream)
+	default:
+		a.fail(a.client, fmt.Errorf("reading from the %s: %w", a.client.name, err))
+	}
+	return false
+}
+
+// judge does what the gate says of all bytes so far, and reports whether it
+// asks for more. Nearly always the first read has all that it needs, and
+// nothing is copied.
+func (a *admission) judge(p []byte, last bool) (more bool) {
+	ruling := a.gate.Look(p, last)
+	if ruling == More && last {
+		ruling = Refuse
+	}
+	switch ruling {
+	case Pass:
+		if a.waiting {
+			a.readUntil(time.Time{})
+		}
+		a.passed = a.forward(a.upstream, p, &a.up)
+	case More:
+		if len(a.held) == 0 {
+			p = slices.Clone(p)
+		}
+		a.held = p
+		a.wait()
+		return true
+	case Refuse:
+		a.refuse(a.gate.Farewell)
+	}
+	return false
+}
+
+// wait begins the time to wait.
+func (a *admission) wait() {
+	if !a.waiting {
+		a.waiting = true
+		a.readUntil(time.Now().Add(a.gate.Wait))
+	}
+}
+
+// readUntil bounds reading from the client; zero lifts the bound. A tunnel that
+// was cut stays so.
+func (t *Tunnel) readUntil(at time.Time) {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	if t.reason == None {
+		_ = t.client.socket().SetReadDeadline(at) // of a closed connection: reading says so
+	}
+}
+
+// refuse ends the tunnel with a word to the client. The upstream has got
+// nothing.
+func (t *Tunnel) refuse(farewell []byte) {
+	t.ending.Lock()
+	if t.reason != None {
+		t.ending.Unlock()
+		return
+	}
+	t.reason = Denied
+	t.upstream.unblock()
+	now := time.Now()
+	_ = t.client.socket().SetWriteDeadline(now.Add(closeGrace))
+	_ = t.client.socket().SetReadDeadline(now.Add(lingerTime))
+	t.ending.Unlock()
+	if _, err := t.client.conn.Write(farewell); err == nil && t.client.closeWrite() == nil {
+		t.linger()
+	}
+	t.client.unblock()
+}
+
+// linger reads what a refused client still sends, and throws it away.
+func (t *Tunnel) linger() {
+	for left := lingerBytes; left > 0; {
+		b, n, err := t.client.read()
+		if b != nil {
+			buffers.put(b)
+		}
+		if err != nil {
+			return
+		}
+		left -= n
+	}
+}

@@ -1,0 +1,211 @@
+package tunnel
+
+import (
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// word is a gate that lets pass what begins with the word, and asks for more
+// while it may.
+func word(want string) *Gate {
+	return &Gate{
+		Wait: patience, Farewell: []byte("no"),
+		Look: func(p []byte, _ bool) Ruling {
+			switch {
+			case strings.HasPrefix(string(p), want):
+				return Pass
+			case strings.HasPrefix(want, string(p)):
+				return More
+			}
+			return Refuse
+		},
+	}
+}
+
+func TestGate(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			for _, row := range []struct {
+				name, early string
+				sent        []string
+				want        string // at the origin; "" is refused
+			}{
+				{"the first bytes pass", "", []string{"hello", " world"}, "hello world"},
+				{"early bytes pass", "hello", []string{" world"}, "hello world"},
+				{"early bytes and more", "he", []string{"llo"}, "hello"},
+				{"byte by byte", "", []string{"h", "e", "l", "l", "o", "!"}, "hello!"},
+				{"the first bytes are refused", "", []string{"help"}, ""},
+				{"later ones are", "", []string{"h", "e", "ll", "p"}, ""},
+				{"early ones are", "no", nil, ""},
+			} {
+				t.Run(row.name, func(t *testing.T) {
+					r := startRig(t, kind, Config{Gate: word("hello")}, row.early)
+					if row.early != "no" {
+						send(t, r.origin, "banner")
+						expect(t, r.client, "banner") // is not held back
+					}
+					for _, s := range row.sent {
+						send(t, r.client, s)
+					}
+					if row.want == "" {
+						expectEnd(t, r.client, "no")
+						r.client.Close()
+						expectEnd(t, r.origin, "")
+						if got := r.wait(t); got.Reason != Denied || got.Up != 0 {
+							t.Errorf("got %+v, want denied, nothing up", got)
+						}
+						return
+					}
+					expect(t, r.origin, row.want)
+					finish(t, r.client)
+					expectEnd(t, r.origin, "")
+					finish(t, r.origin)
+					if got := r.wait(t); got.Reason != Client || got.Up != int64(len(row.want)) {
+						t.Errorf("got %+v, want all up", got)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestARefusedClientReadsTheFarewell though it goes on sending.
+func TestARefusedClientReadsTheFarewell(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			r := startRig(t, kind, Config{Gate: word("hello")}, "")
+			send(t, r.client, strings.Repeat("x", 50<<10))
+			expectEnd(t, r.client, "no")
+			r.client.Close()
+			if got := r.wait(t); got.Reason != Denied || got.Up != 0 {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+func TestAClientThatEndsBeforeTheGate(t *testing.T) {
+	for _, row := range []struct {
+		name, sent string
+		want       Reason
+	}{
+		{"without a byte is none of its business", "", Client},
+		{"in the middle is refused", "hel", Denied},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+			send(t, r.client, row.sent)
+			finish(t, r.client)
+			expectEnd(t, r.origin, "")
+			r.origin.Close()
+			if got := r.wait(t); got.Reason != row.want || got.Up != 0 {
+				t.Errorf("got %+v, want %s", got, row.want)
+			}
+		})
+	}
+}
+
+// TestGateTime is about when a gate loses patience.
+func TestGateTime(t *testing.T) {
+	const wait = 10 * time.Second
+	for _, row := range []struct {
+		name  string
+		speak bool
+		sent  string
+		want  time.Duration // until the refusal; 0: there is none in the idle time
+	}{
+		{"silence is no matter", false, "", 0},
+		{"silence is, where the client must speak", true, "", wait},
+		{"half a word", false, "hel", wait},
+		{"half a word where the client must speak", true, "hel", wait},
+		{"a whole one", true, "hello", 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, near := net.Pipe()
+				origin, far := net.Pipe()
+				gate := word("hello")
+				gate.Wait, gate.Speak = wait, row.speak
+				tun := New(near, far, Config{Gate: gate, Idle: time.Minute})
+				start := time.Now()
+				result := make(chan Result, 1)
+				go func() { result <- tun.Run(nil) }()
+				go func() { _, _ = io.Copy(io.Discard, origin) }()
+				if row.sent != "" {
+					send(t, client, row.sent)
+				}
+				got, _ := io.ReadAll(client)
+				res := <-result
+				switch took := time.Since(start); {
+				case row.want == 0 && (res.Reason != Idle || took != time.Minute):
+					t.Errorf("ended as %s after %s", res.Reason, took)
+				case row.want != 0 && (res.Reason != Denied || string(got) != "no" || took != row.want):
+					t.Errorf("ended as %s after %s with %q, want denied after %s", res.Reason, took, got, row.want)
+				}
+				client.Close()
+				origin.Close()
+			})
+		})
+	}
+}
+
+// TestCloseAtTheGate ends a tunnel whose client is being waited for.
+func TestCloseAtTheGate(t *testing.T) {
+	r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+	send(t, r.client, "hel")
+	r.Close(Revoked)
+	if got := r.wait(t); got.Reason != Revoked || got.Up != 0 {
+		t.Errorf("got %+v", got)
+	}
+	expectEnd(t, r.origin, "")
+}
+
+// TestARefusedClientThatDoesNotRead delays the end for a moment only.
+func TestARefusedClientThatDoesNotRead(t *testing.T) {
+	gate := word("hello")
+	gate.Farewell = make([]byte, 64<<20) // more than any socket buffer
+	r := startRig(t, "tcp", Config{Gate: gate}, "no")
+	if got := r.wait(t); got.Reason != Denied {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestSpend(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			var left atomic.Int64
+			left.Store(10)
+			r := startRig(t, kind, Config{Spend: func(n int) bool { return left.Add(-int64(n)) >= 0 }}, "early")
+			expect(t, r.origin, "early")
+			send(t, r.origin, strings.Repeat("d", 100)) // costs nothing
+			expect(t, r.client, strings.Repeat("d", 100))
+			send(t, r.client, "12345")
+			expect(t, r.origin, "12345")
+			send(t, r.client, "6")
+			expectEnd(t, r.origin, "")
+			if _, err := io.ReadAll(r.client); err != nil && kind == "tls" {
+				t.Errorf("the client's connection ended with %v, want a close_notify", err)
+			}
+			if got := r.wait(t); got.Reason != Limit || got.Up != 10 {
+				t.Errorf("got %+v, want limit after 10 bytes", got)
+			}
+		})
+	}
+}
+
+// TestGateIsForgotten: a tunnel lasts longer than what its gate knows.
+func TestGateIsForgotten(t *testing.T) {
+	r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+	send(t, r.client, "hello")
+	expect(t, r.origin, "hello")
+	r.Close(Drain)
+	r.wait(t)
+	if r.cfg.Gate != nil {
+		t.Error("the tunnel still has its gate")
+	}
+}
