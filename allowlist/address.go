@@ -103,8 +103,10 @@ type classRange struct {
 
 // classRanges is the table. Sources: IANA IPv4 and IPv6 Special-Purpose
 // Address Registries; 168.63.129.16 is Azure's wireserver in a public range;
-// 100.100.100.200 is Alibaba Cloud's, fd00:ec2::254 and 169.254.170.2/23 are
-// AWS's, fd20:ce::254 is Google Cloud's metadata address.
+// 100.100.100.200 is Alibaba Cloud's, 192.0.0.192 Oracle's, 100.96.0.96
+// Volcengine's, fd00:42::42 Scaleway's, fe80::a9fe:a9fe OpenStack's,
+// fd20:ce::254 Google Cloud's metadata address; fd00:ec2::254, fd00:ec2::23 and
+// 169.254.170.2/23 are AWS's.
 func classRanges() []classRange {
 	return []classRange{
 		{"0.0.0.0/0", Public},
@@ -112,6 +114,7 @@ func classRanges() []classRange {
 		{"10.0.0.0/8", Private},
 		{"100.64.0.0/10", SharedSpace},
 		{"100.100.100.200/32", Metadata},
+		{"100.96.0.96/32", Metadata},
 		{"127.0.0.0/8", Loopback},
 		{"168.63.129.16/32", Metadata},
 		{"169.254.0.0/16", LinkLocal},
@@ -120,6 +123,7 @@ func classRanges() []classRange {
 		{"169.254.170.23/32", Metadata},
 		{"172.16.0.0/12", Private},
 		{"192.0.0.0/24", ProtocolUse},
+		{"192.0.0.192/32", Metadata},
 		{"192.0.2.0/24", Documentation},
 		{"192.88.99.0/24", Transition},
 		{"192.168.0.0/16", Private},
@@ -150,9 +154,12 @@ func classRanges() []classRange {
 		{"3fff::/20", Documentation},
 		{"5f00::/16", ProtocolUse},
 		{"fc00::/7", Private},
+		{"fd00:42::42/128", Metadata},
+		{"fd00:ec2::23/128", Metadata},
 		{"fd00:ec2::254/128", Metadata},
 		{"fd20:ce::254/128", Metadata},
 		{"fe80::/10", LinkLocal},
+		{"fe80::a9fe:a9fe/128", Metadata},
 		{"fec0::/10", SiteLocal},
 		{"ff00::/8", Multicast},
 	}
@@ -165,9 +172,9 @@ type Local struct {
 	Listeners []netip.AddrPort
 	// Addresses of the host's interfaces.
 	Addresses []netip.Addr
-	// NAT64 are the operator's prefixes beside 64:ff9b::/96 (RFC 6052): an
-	// address below a /96 is classified by the IPv4 address it embeds, one
-	// below any other length is LocalNAT64.
+	// NAT64 are the operator's prefixes beside 64:ff9b::/96: an address below
+	// one is classified by the IPv4 address that it embeds. Below a prefix of
+	// a length that RFC 6052 does not know, see IsNAT64, it is LocalNAT64.
 	NAT64 []netip.Prefix
 }
 
@@ -197,8 +204,8 @@ func NewClassifier(local Local) *Classifier {
 	}
 	c.nat64.Insert(netip.MustParsePrefix("64:ff9b::/96"))
 	for _, p := range local.NAT64 {
-		if p.Bits() == 96 && p.Addr().Is6() {
-			c.nat64.Insert(p)
+		if IsNAT64(p) {
+			c.nat64.Insert(p.Masked())
 		} else {
 			c.classes.Insert(p, LocalNAT64)
 		}
@@ -228,8 +235,8 @@ func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
 	addr = addr.Unmap()
 	single := netip.PrefixFrom(addr, addr.BitLen())
 	if addr.Is6() {
-		if inner, ok := c.embedded(addr); ok {
-			return c.classifyEmbedded(addr, inner)
+		if nat64, inner, ok := c.nat64Of(addr); ok {
+			return c.classifyEmbedded(nat64, addr, inner)
 		}
 		if isISATAP(addr) {
 			return Transition, single
@@ -261,23 +268,63 @@ func (c *Classifier) isListener(addr netip.AddrPort) bool {
 	return c.anyPort[addr.Port()] && (a.IsLoopback() || c.own[a])
 }
 
-// embedded returns the IPv4 address in the last 32 bits of one below a NAT64
-// prefix (RFC 6052 section 2.2, prefix length 96).
-func (c *Classifier) embedded(addr netip.Addr) (netip.Addr, bool) {
-	if !addr.Is6() || !c.nat64.Contains(addr) {
-		return netip.Addr{}, false
+// IsNAT64 reports whether a prefix can be one for NAT64: of one of the lengths
+// of RFC 6052 section 2.2, and not IPv4.
+func IsNAT64(p netip.Prefix) bool {
+	switch p.Bits() {
+	case 32, 40, 48, 56, 64, 96:
+		return p.Addr().Is6() && !p.Addr().Is4In6()
 	}
-	b := addr.As16()
-	return netip.AddrFrom4([4]byte(b[12:])), true
+	return false
 }
 
-// classifyEmbedded returns the class of inner, which addr embeds, and the
-// prefix around addr that stands for the one around inner.
-func (c *Classifier) classifyEmbedded(addr, inner netip.Addr) (Class, netip.Prefix) {
-	class, prefix := c.Classify(inner)
-	b, in := addr.As16(), prefix.Addr().As4()
-	copy(b[12:], in[:])
-	return class, netip.PrefixFrom(netip.AddrFrom16(b), 96+prefix.Bits())
+// embedded returns the IPv4 address in one below a NAT64 prefix.
+func (c *Classifier) embedded(addr netip.Addr) (netip.Addr, bool) {
+	_, inner, ok := c.nat64Of(addr)
+	return inner, ok
+}
+
+// nat64Of returns the NAT64 prefix that an address is below, and the IPv4
+// address that it embeds.
+func (c *Classifier) nat64Of(addr netip.Addr) (prefix netip.Prefix, inner netip.Addr, ok bool) {
+	if !addr.Is6() {
+		return netip.Prefix{}, netip.Addr{}, false
+	}
+	prefix, ok = c.nat64.LookupPrefixLPM(netip.PrefixFrom(addr, addr.BitLen()))
+	if !ok {
+		return netip.Prefix{}, netip.Addr{}, false
+	}
+	b := addr.As16()
+	var v4 [4]byte
+	for i, at := range embeddedAt(prefix.Bits()) {
+		v4[i] = b[at]
+	}
+	return prefix, netip.AddrFrom4(v4), true
+}
+
+// embeddedAt returns where the four bytes of the IPv4 address are: behind the
+// prefix, leaving out the byte 8 (RFC 6052 section 2.2).
+func embeddedAt(bits int) (at [4]int) {
+	next := bits / 8
+	for i := range at {
+		if next == 8 {
+			next++
+		}
+		at[i] = next
+		next++
+	}
+	return at
+}
+
+// classifyEmbedded returns the class of inner, which addr embeds below a NAT64
+// prefix, and the prefix around addr that stands for the one around inner.
+func (c *Classifier) classifyEmbedded(nat64 netip.Prefix, addr, inner netip.Addr) (Class, netip.Prefix) {
+	class, around := c.Classify(inner)
+	bits := nat64.Bits() + around.Bits()
+	if at := embeddedAt(nat64.Bits()); at[0] <= 9 && bits > 64 || at[0] == 9 {
+		bits += 8
+	}
+	return class, netip.PrefixFrom(addr, bits).Masked()
 }
 
 // isISATAP reports whether the interface identifier is 0000:5efe:a.b.c.d or

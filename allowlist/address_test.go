@@ -8,15 +8,15 @@ import (
 func TestClasses(t *testing.T) {
 	c := NewClassifier(Local{
 		Addresses: []netip.Addr{netip.MustParseAddr("203.0.114.7"), netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("2606:4700::7"), netip.MustParseAddr("127.0.0.1")},
-		NAT64:     []netip.Prefix{netip.MustParsePrefix("2606:4700:64::/96"), netip.MustParsePrefix("2606:4700:65::/48")},
+		NAT64:     []netip.Prefix{netip.MustParsePrefix("2606:4700:64::/96"), netip.MustParsePrefix("2606:4700:65::/48"), netip.MustParsePrefix("2606:4800::/33")},
 	})
 	for class, addrs := range map[Class][]string{
-		Public:        {"8.8.8.8", "1.1.1.1", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "172.15.255.255", "172.32.0.0", "223.255.255.255", "168.63.129.17", "2606:4700:4700::1111", "2a00::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2606:4700:64::808:808"},
+		Public:        {"8.8.8.8", "1.1.1.1", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "172.15.255.255", "172.32.0.0", "223.255.255.255", "168.63.129.17", "2606:4700:4700::1111", "2a00::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2606:4700:64::808:808", "2606:4700:65:808:8:800::"},
 		Unspecified:   {"0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "64:ff9b::"},
 		Loopback:      {"127.0.0.1", "127.255.255.255", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1", "64:ff9b::7f00:1"},
-		Private:       {"10.0.0.0", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.1.1", "fc00::1", "fdff::1", "64:ff9b::a00:1", "2606:4700:64::c0a8:1"},
+		Private:       {"10.0.0.0", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.1.1", "fc00::1", "fdff::1", "64:ff9b::a00:1", "2606:4700:64::c0a8:1", "2606:4700:65:a00:0:100::"},
 		LinkLocal:     {"169.254.0.1", "fe80::1", "febf::1", "64:ff9b::a9fe:1"},
-		Metadata:      {"169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2606:4700:64::a9fe:a9fe"},
+		Metadata:      {"169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "100.96.0.96", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42", "fe80::a9fe:a9fe", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2606:4700:64::a9fe:a9fe"},
 		SharedSpace:   {"100.64.0.0", "100.127.255.255"},
 		Documentation: {"192.0.2.1", "198.51.100.1", "203.0.113.255", "2001:db8::1", "3fff::1", "3fff:fff::1"},
 		Benchmarking:  {"198.18.0.0", "198.19.255.255", "2001:2::1"},
@@ -25,7 +25,7 @@ func TestClasses(t *testing.T) {
 		Broadcast:     {"255.255.255.255"},
 		Reserved:      {"240.0.0.1", "255.255.255.254", "4000::1", "8000::1", "fe00::1", "64:ff9b:2::1", "1::1", "::1:0:0:1"},
 		Transition:    {"192.88.99.1", "::7f00:1", "::127.0.0.1", "::ffff:0:7f00:1", "2002:7f00:1::", "2001::1", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:8.8.8.8", "fe80::5efe:8.8.8.8"},
-		LocalNAT64:    {"64:ff9b:1::1", "64:ff9b:1:ffff::1", "2606:4700:65:a00::808:808"},
+		LocalNAT64:    {"64:ff9b:1::1", "64:ff9b:1:ffff::1", "2606:4800::808:808"},
 		SiteLocal:     {"fec0::1", "feff::1"},
 		OwnAddress:    {"203.0.114.7", "10.1.2.3", "2606:4700::7", "::ffff:203.0.114.7", "64:ff9b::cb00:7207"},
 		Invalid:       {"fe80::1%eth0"},
@@ -39,6 +39,37 @@ func TestClasses(t *testing.T) {
 	}
 	if got, prefix := c.Classify(netip.Addr{}); got != Invalid || prefix.IsValid() {
 		t.Errorf("Classify of no address = %s, %s, want invalid", got, prefix)
+	}
+}
+
+// The examples of RFC 6052 section 2.4.
+func TestNAT64Prefixes(t *testing.T) {
+	const inner = "192.0.2.33"
+	for _, row := range []struct{ prefix, addr, around string }{
+		{"2001:db8::/32", "2001:db8:c000:221::", "2001:db8:c000:200::/56"},
+		{"2001:db8:100::/40", "2001:db8:1c0:2:21::", "2001:db8:1c0:2::/64"},
+		{"2001:db8:122::/48", "2001:db8:122:c000:2:2100::", "2001:db8:122:c000:2::/80"},
+		{"2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::", "2001:db8:122:3c0:0:200::/88"},
+		{"2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::", "2001:db8:122:344:c0:2::/96"},
+		{"2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33", "2001:db8:122:344::c000:200/120"},
+	} {
+		prefix := netip.MustParsePrefix(row.prefix)
+		c := NewClassifier(Local{NAT64: []netip.Prefix{prefix}, Listeners: []netip.AddrPort{netip.MustParseAddrPort(inner + ":3128")}})
+		addr := netip.MustParseAddr(row.addr)
+		if got, ok := c.embedded(addr); got.String() != inner || !ok || !IsNAT64(prefix) {
+			t.Errorf("%s below %s embeds %s, %t, want %s", addr, prefix, got, ok, inner)
+		}
+		if class, around := c.Classify(addr); class != Documentation || around.String() != row.around {
+			t.Errorf("%s below %s is %s in %s, want documentation in %s", addr, prefix, class, around, row.around)
+		}
+		if !c.isListener(netip.AddrPortFrom(addr, 3128)) {
+			t.Errorf("%s below %s is not the listener on %s", addr, prefix, inner)
+		}
+	}
+	for _, text := range []string{"2001:db8::/33", "2001:db8::/128", "::/0", "10.0.0.0/32", "::ffff:0:0/96"} {
+		if IsNAT64(netip.MustParsePrefix(text)) {
+			t.Errorf("%s is a prefix for NAT64", text)
+		}
 	}
 }
 

@@ -53,6 +53,24 @@ func (d Decision) AllowedPorts() string {
 	return strings.Join(texts, ", ")
 }
 
+// TLS returns how the first bytes of the tunnel are checked: require on port
+// 443 and auto elsewhere, unless the rule says otherwise. Never TLSDefault.
+func (d Decision) TLS() (TLSMode, ECHMode) {
+	var mode TLSMode
+	var ech ECHMode
+	if d.Rule != nil {
+		mode, ech = d.Rule.TLS, d.Rule.ECH
+	}
+	switch {
+	case mode != TLSDefault:
+	case d.Dest.Port == 443:
+		mode = TLSRequire
+	default:
+		mode = TLSAuto
+	}
+	return mode, ech
+}
+
 // AddrError says why an address of an allowed destination must not be dialled.
 type AddrError struct {
 	Addr  netip.AddrPort

@@ -26,6 +26,8 @@ type Policy struct {
 	inline     *QuarantineList      // of the policy's own files
 	list       *QuarantineList      // beside them; see WithQuarantine
 	classifier *Classifier
+	limited    bool        // some entry sets limits
+	shared     bool        // or shared ones
 	dates      []time.Time // sorted; at each of them a rule or a mode ends
 }
 
@@ -42,6 +44,9 @@ type entry struct {
 	unlisted       bool
 	observePrivate bool
 	observeUntil   time.Time
+
+	pattern        IdentityPattern
+	limits, shared Limits
 }
 
 // CompiledRule is a rule in force: what was written and its name. It is
@@ -165,7 +170,10 @@ func (p *Policy) add(e *Entry) error {
 	*compiled = entry{
 		set: true, owner: e.Owner, accept: e.Accept, mode: e.Mode, force: e.Force, unlisted: e.Unlisted,
 		observePrivate: e.ObservePrivate, observeUntil: e.ObserveUntil,
+		pattern: e.Pattern, limits: e.Limits, shared: e.SharedLimits,
 	}
+	p.limited = p.limited || e.Limits != Limits{}
+	p.shared = p.shared || e.SharedLimits != Limits{}
 	p.noteEnds(e)
 	return compiled.addRules(p.hash, e)
 }

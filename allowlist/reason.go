@@ -39,6 +39,14 @@ const (
 	IPNotOnAllowlist
 	ResolvedAddressDenied
 
+	SNIMismatch
+	SNIMissing
+	NotTLS
+	ECHRefused
+
+	RateLimited
+	TunnelLimit
+	UploadLimit
 	NameBudget
 
 	ResolveFailed
@@ -69,8 +77,8 @@ type ReasonInfo struct {
 	// ProxyError is the Proxy-Status error type (RFC 9209 section 2.3), ""
 	// where no answer can be sent.
 	ProxyError string
-	// Text is a sentence of its own for 400, 405, 407, 408, 431, 500, 503 and
-	// 505; it follows the destination for 403, 502 and 504, and for 403 the
+	// Text is a sentence of its own for 400, 405, 407, 408, 429, 431, 500, 503
+	// and 505; it follows the destination for 403, 502 and 504, and for 403 the
 	// identity follows it.
 	Text string
 }
@@ -151,6 +159,21 @@ func (r Reason) Info() ReasonInfo {
 	case ResolvedAddressDenied:
 		return ReasonInfo{"resolved-address-denied", 403, "destination_ip_prohibited", "has no address that is allowed for"}
 
+	case SNIMismatch:
+		return ReasonInfo{Token: "sni-mismatch", Text: "the ClientHello asks for another name"}
+	case SNIMissing:
+		return ReasonInfo{Token: "sni-missing", Text: "the ClientHello asks for no name"}
+	case NotTLS:
+		return ReasonInfo{"not-tls", 403, "tls_protocol_error", "takes TLS only, by the rule for"}
+	case ECHRefused:
+		return ReasonInfo{Token: "ech-refused", Text: "the ClientHello may hide another name"}
+
+	case RateLimited:
+		return ReasonInfo{"rate-limited", 429, limitReached, "too many requests in a short time"}
+	case TunnelLimit:
+		return ReasonInfo{"tunnel-limit", 429, limitReached, "too many tunnels are open"}
+	case UploadLimit:
+		return ReasonInfo{"upload-limit", 429, limitReached, "too many bytes were sent within the hour"}
 	case NameBudget:
 		return ReasonInfo{"name-budget", 429, limitReached, "this identity asks for more names below one wildcard than it may"}
 

@@ -58,7 +58,13 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r == ResolvedAddressDenied:
 			errors = []string{"destination_ip_prohibited"}
 			wantStatus(t, r, 403)
-		case r == NameBudget:
+		case r == NotTLS: // of a plain request; over a tunnel nothing can be answered
+			errors = []string{"tls_protocol_error"}
+			wantStatus(t, r, 403)
+		case r <= ECHRefused:
+			errors = []string{""}
+			wantStatus(t, r, 0)
+		case r <= NameBudget:
 			errors = []string{"connection_limit_reached"}
 			wantStatus(t, r, 429)
 		case r <= ResponseTimeout:

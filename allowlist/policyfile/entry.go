@@ -168,11 +168,9 @@ func (l *loader) readSetting(p *part, v *strictyaml.Node) bool {
 		sources := readSources(v)
 		p.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
 	case "limits":
-		l.enforced(v)
-		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
+		l.readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
 	case "shared_limits":
-		l.enforced(v)
-		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
+		l.readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
 	default:
 		return false
 	}
@@ -207,7 +205,7 @@ func sourceWords() []string {
 	return words
 }
 
-func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
+func (l *loader) readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
 	const most = 1_000_000_000
 	for key, limit := range v.Fields() {
 		var set func(*allowlist.Limits)
@@ -228,6 +226,7 @@ func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlis
 			limit.Unknown("tunnels", "connects_per_second", "dns_per_second", "upload_per_hour")
 			continue
 		}
+		l.enforced(limit)
 		p.once(v.Name()+"."+key, limit, func(e *allowlist.Entry) { set(of(e)) })
 	}
 }
