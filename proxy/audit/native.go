@@ -37,6 +37,10 @@ type line struct {
 	Policy           string  `json:"policy,omitempty"`
 	Generation       uint64  `json:"generation,omitempty"`
 	Mode             string  `json:"mode,omitempty"`
+	Stage            string  `json:"stage,omitempty"`
+	SNI              string  `json:"sni,omitempty"`
+	TLS              string  `json:"tls,omitempty"`
+	ECH              bool    `json:"ech,omitempty"`
 	AddressClass     string  `json:"address_class,omitempty"`
 	AddressesDropped int     `json:"addresses_dropped,omitempty"`
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`
@@ -72,6 +76,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 		Host: r.Dest.Host.String(), Port: r.Dest.Port, Method: bounded(r.Method, maxMethod), Path: r.Path,
 		Reason: r.Reason.String(), WouldReason: r.WouldReason.String(), Status: r.Status,
 		Rule: r.Rule, RuleAt: r.RuleAt, Policy: r.Policy, Generation: r.Generation,
+		Stage: r.Stage.String(), SNI: bounded(r.Hello.SNI, maxSNI), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped,
 		ResolveMS:        milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3, DurationMS: milliseconds(r.Duration),

@@ -108,6 +108,9 @@ type Record struct {
 	Generation uint64
 	Mode       allowlist.Mode
 
+	Stage Stage
+	Hello Hello
+
 	Class   allowlist.Class // of an address that was refused
 	Dropped int             // addresses that were refused
 
@@ -152,11 +155,68 @@ func (r *Record) SetDecision(d allowlist.Decision) {
 	}
 }
 
+// Stage says when a decision was made. The zero value is when the request was
+// read.
+type Stage uint8
+
+// The stages. A decision about a tunnel's first bytes is a second one, with the
+// id of the first.
+const (
+	StageRequest Stage = iota
+	StageTLS
+)
+
+// String returns the word that records use, "" for StageRequest.
+func (s Stage) String() string {
+	if s == StageTLS {
+		return "tls"
+	}
+	return ""
+}
+
+// Hello is what the first bytes of a tunnel were. The zero value is a tunnel
+// whose first bytes were not looked at.
+type Hello struct {
+	SNI string // the name that the ClientHello asks for, as it was sent
+	TLS TLS
+	ECH bool // it offers Encrypted Client Hello
+}
+
+// TLS says how first bytes compare with the destination.
+type TLS uint8
+
+// The comparisons.
+const (
+	TLSUnknown  TLS = iota
+	TLSMatch        // SNI is a name that is allowed here
+	TLSMismatch     // it is not
+	TLSAbsent       // no SNI
+	TLSNone         // not TLS
+)
+
+// String returns the word that records use, "" for TLSUnknown.
+func (t TLS) String() string {
+	switch t {
+	case TLSUnknown:
+		return ""
+	case TLSMatch:
+		return "match"
+	case TLSMismatch:
+		return "mismatch"
+	case TLSAbsent:
+		return "absent"
+	case TLSNone:
+		return "not-tls"
+	}
+	return ""
+}
+
 const (
 	maxDetail   = 512
 	maxIdentity = 2048
 	maxMethod   = 32
 	maxPath     = 1024
+	maxSNI      = 253
 )
 
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP

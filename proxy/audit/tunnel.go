@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -18,6 +19,7 @@ type Tunnel struct {
 	record   Record
 	recorder *Recorder
 	start    time.Time
+	hello    atomic.Pointer[Hello] // nil: the first bytes were not looked at
 }
 
 // Tunnel begins the tunnel's record, with what is known now: call it after End,
@@ -32,8 +34,58 @@ func (t *Tunnel) Progress(up, down int64) {
 	t.put(EventTunnelProgress, up, down, "", allowlist.NoReason)
 }
 
+// Saw notes what the first bytes were, for the records to come. It may be
+// called while Progress runs.
+func (t *Tunnel) Saw(h Hello) { t.hello.Store(&h) }
+
+// Refuse records that the first bytes were refused: a second decision with the
+// id of the first one, and a span of its own. Close must follow all the same.
+func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
+	rec := t.record
+	rec.Time, rec.Stage = time.Now(), StageTLS
+	rec.Verdict, rec.Reason, rec.WouldReason = allowlist.Deny, why, allowlist.NoReason
+	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
+	rec.Hello = t.seen()
+	t.recorder.count(&rec)
+	t.recorder.put(&rec)
+	_, span := t.recorder.cfg.Tracer.Start(ctx, "tls", trace.WithNewRoot(), trace.WithTimestamp(rec.Time),
+		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
+	defer span.End()
+	t.describe(span)
+	span.SetAttributes(
+		attribute.String("egress.verdict", rec.Verdict.String()),
+		attribute.String("egress.reason", why.String()),
+		attribute.String("egress.rule", rec.Rule),
+	)
+}
+
+func (t *Tunnel) seen() Hello {
+	if h := t.hello.Load(); h != nil {
+		return *h
+	}
+	return Hello{}
+}
+
+// describe says which tunnel a span is of, and what its first bytes were.
+func (t *Tunnel) describe(span trace.Span) {
+	span.SetAttributes(
+		attribute.String("egress.decision.id", t.record.ID),
+		attribute.String("server.address", t.record.Dest.Host.String()),
+		attribute.Int("server.port", int(t.record.Dest.Port)),
+		attribute.String("egress.identity.spiffe_id", bounded(t.record.Identity.String(), maxIdentity)),
+	)
+	h := t.seen()
+	if h.TLS == TLSUnknown {
+		return
+	}
+	span.SetAttributes(attribute.String("egress.tls.sni_match", h.TLS.String()), attribute.Bool("egress.tls.ech", h.ECH))
+	if h.SNI != "" {
+		span.SetAttributes(attribute.String("egress.tls.sni", bounded(h.SNI, maxSNI)))
+	}
+}
+
 // Close records the end: bytes from (up) and to (down) the caller, what ended
-// it, and if a later state forbids the tunnel, by which reason. The rule in the
+// it, and if it was not allowed to go on, by which reason. The rule in the
 // record is the one that had allowed it.
 func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
@@ -41,11 +93,8 @@ func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why a
 	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.start),
 		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
 	defer span.End()
+	t.describe(span)
 	span.SetAttributes(
-		attribute.String("egress.decision.id", t.record.ID),
-		attribute.String("server.address", t.record.Dest.Host.String()),
-		attribute.Int("server.port", int(t.record.Dest.Port)),
-		attribute.String("egress.identity.spiffe_id", bounded(t.record.Identity.String(), maxIdentity)),
 		attribute.Int64("egress.tunnel.bytes_up", up),
 		attribute.Int64("egress.tunnel.bytes_down", down),
 		attribute.String("egress.tunnel.close_reason", reason),
@@ -63,7 +112,7 @@ func (t *Tunnel) put(event Event, up, down int64, reason string, why allowlist.R
 	rec := t.record
 	now := time.Now()
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
-	rec.Up, rec.Down, rec.CloseReason, rec.Reason = up, down, reason, why
+	rec.Up, rec.Down, rec.CloseReason, rec.Reason, rec.Hello = up, down, reason, why, t.seen()
 	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
 	if rec.Status != http.StatusSwitchingProtocols { // which says that it is a tunnel
 		rec.Status = 0

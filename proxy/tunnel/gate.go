@@ -137,7 +137,7 @@ func (t *Tunnel) readUntil(at time.Time) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
 	if t.reason == None {
-		_ = t.client.socket().SetReadDeadline(at) // of a closed connection: reading says so
+		_ = t.client.wire().SetReadDeadline(at) // of a closed connection: reading says so
 	}
 }
 
@@ -152,8 +152,8 @@ func (t *Tunnel) refuse(farewell []byte) {
 	t.reason = Denied
 	t.upstream.unblock()
 	now := time.Now()
-	_ = t.client.socket().SetWriteDeadline(now.Add(closeGrace))
-	_ = t.client.socket().SetReadDeadline(now.Add(lingerTime))
+	_ = t.client.wire().SetWriteDeadline(now.Add(closeGrace))
+	_ = t.client.wire().SetReadDeadline(now.Add(lingerTime))
 	t.ending.Unlock()
 	if _, err := t.client.conn.Write(farewell); err == nil && t.client.closeWrite() == nil {
 		t.linger()

@@ -59,6 +59,10 @@ func (t *Tunnel) pass(src, dst *side, inside *splicer, count *atomic.Int64) (ok 
 
 // drain does what forward does with n bytes that are inside the kernel.
 func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) bool {
+	if !t.spend(dst, n) {
+		inside.drop()
+		return false
+	}
 	for n > 0 {
 		t.touch()
 		m, err := inside.drain()
@@ -77,8 +81,7 @@ func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) b
 // forward writes p, which was just read, and reports whether it could.
 func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	t.touch()
-	if dst == t.upstream && t.cfg.Spend != nil && !t.cfg.Spend(len(p)) {
-		t.cut(Limit, nil)
+	if !t.spend(dst, len(p)) {
 		return false
 	}
 	n, err := dst.write(p)
@@ -90,6 +93,15 @@ func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	t.touch()
 	t.progress()
 	return true
+}
+
+// spend asks whether n bytes may go, and ends the tunnel if not.
+func (t *Tunnel) spend(dst *side, n int) bool {
+	if dst != t.upstream || t.cfg.Spend == nil || t.cfg.Spend(n) {
+		return true
+	}
+	t.cut(Limit, nil)
+	return false
 }
 
 // finish passes on that src has sent all it had to send.

@@ -51,8 +51,8 @@ func (s *side) begin() error {
 	return s.conn.SetDeadline(time.Time{})
 }
 
-// socket is where deadlines of a running tunnel are set.
-func (s *side) socket() net.Conn {
+// wire is where deadlines of a running tunnel are set.
+func (s *side) wire() net.Conn {
 	if s.below != nil {
 		return s.below.Conn
 	}

@@ -70,6 +70,14 @@ func Samples() []Sample {
 		{"tunnel-revoked", tunnel(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
 			r.CloseReason, r.Reason = "revoked", allowlist.NotOnAllowlist
 		})},
+		{"tls-refused", with(allow(), func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.SNIMismatch, 0
+			r.Resolve, r.Dial, r.Decide = 0, 0, 0
+			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch, ECH: true}
+		})},
+		{"tunnel-tls", tunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
+			r.CloseReason, r.Hello = "upstream", audit.Hello{SNI: "api.example", TLS: audit.TLSMatch}
+		})},
 		{"collapsed", with(deny(), func(r *audit.Record) {
 			r.Event = audit.EventCollapsed
 			r.Merged = &audit.Merged{Count: 41, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}

@@ -26,6 +26,7 @@ func Hostile(event audit.Event, text string, n uint64) audit.Record {
 		Dest: allowlist.Destination{Host: host, Port: uint16(octet)}, Method: text,
 		Address: netip.AddrPortFrom(host.Addr(), 1), Verdict: allowlist.Verdict(octet % 8), Reason: allowlist.Reason(octet),
 		WouldReason: allowlist.Reason(octet), Status: int(octet) - 1, Rule: text, RuleAt: text, Policy: text, Generation: n,
+		Stage: audit.Stage(octet), Hello: audit.Hello{SNI: text, TLS: audit.TLS(octet), ECH: octet%2 == 0},
 		Mode: allowlist.Mode(octet), Class: allowlist.Class(octet), Dropped: int(octet) - 1,
 		Resolve: elapsed, Dial: -elapsed, Decide: elapsed, Up: number, Down: -number, Duration: elapsed,
 		CloseReason: text, Detail: text, CallerTrace: trace.TraceID{octet},

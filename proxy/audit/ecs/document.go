@@ -101,7 +101,12 @@ type url struct {
 }
 
 type tls struct {
-	Established *bool `json:"established"`
+	Established *bool     `json:"established,omitempty"`
+	Client      tlsClient `json:"client,omitzero"`
+}
+
+type tlsClient struct {
+	ServerName string `json:"server_name"`
 }
 
 type rule struct {
@@ -135,6 +140,9 @@ type native struct {
 	Mode             string  `json:"mode,omitempty"`
 	Generation       uint64  `json:"generation,omitempty"`
 	RuleAt           string  `json:"rule_at,omitempty"`
+	Stage            string  `json:"stage,omitempty"`
+	TLS              string  `json:"tls,omitempty"`
+	ECH              bool    `json:"ech,omitempty"`
 	AddressClass     string  `json:"address_class,omitempty"`
 	AddressesDropped int     `json:"addresses_dropped,omitempty"`
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`

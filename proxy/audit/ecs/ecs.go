@@ -32,6 +32,7 @@ const (
 	maxDetail   = 512
 	maxIdentity = 2048
 	maxMethod   = 32
+	maxSNI      = 253
 )
 
 // Render appends the document of a record to dst, without a newline at its
@@ -50,7 +51,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		Rule:     rule{Name: r.Rule, Ruleset: r.Policy},
 		Exeat:    rest(r),
 	}
-	if !sharesID(r.Event) {
+	if !sharesID(r) {
 		d.Event.ID = r.ID
 	}
 	d.times(r)
@@ -121,6 +122,7 @@ func (d *document) network(r *audit.Record) {
 		d.HTTP.Request.ID = r.ID
 	}
 	d.URL.Path = r.Path
+	d.TLS.Client.ServerName = bounded(r.Hello.SNI, maxSNI)
 	d.HTTP.Request.Method, d.HTTP.Response.Status = bounded(r.Method, maxMethod), r.Status
 	if !r.Dest.Host.IsZero() {
 		d.destination(r)
@@ -161,8 +163,9 @@ func message(r *audit.Record) string {
 
 // sharesID reports whether the record's id is that of a decision, which has a
 // document of its own: event.id is unique, http.request.id joins.
-func sharesID(event audit.Event) bool {
-	return event == audit.EventTunnelProgress || event == audit.EventTunnelClose || event == audit.EventCollapsed
+func sharesID(r *audit.Record) bool {
+	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS
 }
 
 // timestamp is RFC 3339 in UTC with nanoseconds.
@@ -186,6 +189,7 @@ func rest(r *audit.Record) native {
 	n := native{
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
+		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
 		ResolveMS: milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,

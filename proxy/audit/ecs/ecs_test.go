@@ -177,7 +177,7 @@ func TestVerdictsAndEnds(t *testing.T) {
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
-		shared := strings.HasPrefix(s.Name, "tunnel-") || s.Name == "collapsed"
+		shared := strings.HasPrefix(s.Name, "tunnel-") || s.Name == "collapsed" || s.Name == "tls-refused"
 		if shared == (d.Event.ID == s.Record.ID) || shared && d.HTTP.Request.ID != s.Record.ID {
 			t.Errorf("%s: event.id %q, http.request.id %q", s.Name, d.Event.ID, d.HTTP.Request.ID)
 		}

@@ -124,6 +124,10 @@ type unmapped struct {
 	Mode             string  `json:"mode,omitempty"`
 	Generation       uint64  `json:"generation,omitempty"`
 	RuleAt           string  `json:"rule_at,omitempty"`
+	Stage            string  `json:"stage,omitempty"`
+	SNI              string  `json:"sni,omitempty"`
+	TLS              string  `json:"tls,omitempty"`
+	ECH              bool    `json:"ech,omitempty"`
 	AddressClass     string  `json:"address_class,omitempty"`
 	AddressesDropped int     `json:"addresses_dropped,omitempty"`
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`
@@ -146,6 +150,7 @@ func rest(r *audit.Record) unmapped {
 	u := unmapped{
 		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
+		Stage: r.Stage.String(), SNI: bounded(r.Hello.SNI, maxSNI), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,

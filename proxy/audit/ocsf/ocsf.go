@@ -30,6 +30,7 @@ const (
 	maxDetail   = 512
 	maxIdentity = 2048
 	maxMethod   = 32
+	maxSNI      = 253
 )
 
 // Render appends the event of a record to dst, without a newline at its end.
@@ -64,7 +65,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 
 // classify chooses the class and fills in what the class asks for.
 func (e *event) classify(r *audit.Record) {
-	if !sharesID(r.Event) {
+	if !sharesID(r) {
 		e.Metadata.ID = r.ID
 	}
 	switch r.Event {
@@ -95,8 +96,9 @@ func (e *event) classify(r *audit.Record) {
 
 // sharesID reports whether the record's id is that of a decision, which has an
 // event of its own: metadata.uid must be unique, correlation_uid joins.
-func sharesID(event audit.Event) bool {
-	return event == audit.EventTunnelProgress || event == audit.EventTunnelClose || event == audit.EventCollapsed
+func sharesID(r *audit.Record) bool {
+	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS
 }
 
 // is sets the class and what follows from it.

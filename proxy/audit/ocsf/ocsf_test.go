@@ -212,7 +212,7 @@ func TestIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := s.Record.ID
-		if strings.HasPrefix(s.Name, "tunnel-") || s.Name == "collapsed" {
+		if strings.HasPrefix(s.Name, "tunnel-") || s.Name == "collapsed" || s.Name == "tls-refused" {
 			want = ""
 		}
 		if got.Metadata.ID != want || got.Metadata.Correlation != s.Record.ID {
