@@ -49,6 +49,9 @@ type Config struct {
 	KeepAlive time.Duration
 	// HeadLimit bounds a head in bytes; zero means head.DefaultLimit.
 	HeadLimit int
+	// HelloTimeout bounds the time for the ClientHello that begins a tunnel;
+	// zero means DefaultHelloTimeout.
+	HelloTimeout time.Duration
 	// Disclosure is how much a refused caller is told.
 	Disclosure refusal.Disclosure
 	// Tunnel bounds every tunnel; its Progress is set by the proxy.
@@ -73,6 +76,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.HeadTimeout <= 0 {
 		cfg.HeadTimeout = DefaultHeadTimeout
+	}
+	if cfg.HelloTimeout <= 0 {
+		cfg.HelloTimeout = DefaultHelloTimeout
 	}
 	if cfg.KeepAlive <= 0 {
 		cfg.KeepAlive = DefaultKeepAlive

@@ -166,6 +166,10 @@ func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PathNotAllowed:   "TestPlainDecisions: only a plain HTTP request has a path",
 		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
+		allowlist.SNIMismatch:      "TestFirstBytes: a tunnel has been answered",
+		allowlist.SNIMissing:       "TestFirstBytes",
+		allowlist.NotTLS:           "TestFirstBytes",
+		allowlist.ECHRefused:       "TestFirstBytes",
 	}
 }
 

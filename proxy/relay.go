@@ -72,6 +72,7 @@ type relaying struct {
 	*tunnel.Tunnel
 	entry  *underway
 	record *audit.Tunnel // nil until it was answered
+	check  *firstBytes   // nil for an upgrade
 }
 
 // relay registers the tunnel, makes sure that the state in force still allows
@@ -136,6 +137,10 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	}
 	x.open.End()
 	r.record = x.open.Tunnel()
+	if !x.isPlain() { // what an upgrade begins with is no TLS
+		r.check = x.check(r.record)
+		r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
+	}
 	return false, true
 }
 
@@ -144,11 +149,7 @@ func (r *relaying) run(ctx context.Context, early []byte) {
 	reason := tunnel.Error // if Run panics
 	defer func() {
 		up, down := r.Counts()
-		why := allowlist.NoReason
-		if reason == tunnel.Revoked || reason == tunnel.Quarantined {
-			why = r.entry.why()
-		}
-		r.record.Close(ctx, up, down, reason.String(), why)
+		r.record.Close(ctx, up, down, reason.String(), r.check.why(reason, r.entry))
 	}()
 	stop := context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
 	defer stop()

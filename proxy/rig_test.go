@@ -48,6 +48,7 @@ type options struct {
 	slots       int // 0: 1000
 	headTimeout time.Duration
 	dialTimeout time.Duration
+	hello       time.Duration // for a ClientHello
 	tunnel      tunnel.Config
 	forward     forward.Config
 }
@@ -78,7 +79,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
-		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel, Forward: o.forward,
+		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.hello, Tunnel: o.tunnel, Forward: o.forward,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -197,6 +198,10 @@ type record struct {
 	Status        int    `json:"status"`
 	Policy        string `json:"policy"`
 	Generation    uint64 `json:"generation"`
+	Stage         string `json:"stage"`
+	SNI           string `json:"sni"`
+	TLS           string `json:"tls"`
+	ECH           bool   `json:"ech"`
 	AddressClass  string `json:"address_class"`
 	Dropped       int    `json:"addresses_dropped"`
 	Up            int64  `json:"up"`

@@ -86,6 +86,7 @@ func (a *admission) read() (more bool) {
 	switch {
 	case err == nil:
 		return true
+	case a.ended(): // somebody else was quicker: no matter for the gate
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF) && len(a.held) > 0:
 		return a.judge(a.held, true)
 	case errors.Is(err, io.EOF):
@@ -129,6 +130,13 @@ func (a *admission) wait() {
 		a.waiting = true
 		a.readUntil(time.Now().Add(a.gate.Wait))
 	}
+}
+
+// ended reports whether the tunnel was cut.
+func (t *Tunnel) ended() bool {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	return t.reason != None
 }
 
 // readUntil bounds reading from the client; zero lifts the bound. A tunnel that

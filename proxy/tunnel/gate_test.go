@@ -27,6 +27,14 @@ func word(want string) *Gate {
 	}
 }
 
+func guarded(t *testing.T, kind string, gate *Gate, early string) *rig {
+	t.Helper()
+	r := newRig(t, kind, Config{})
+	r.Guard(gate)
+	r.start(t, early)
+	return r
+}
+
 func TestGate(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -44,7 +52,7 @@ func TestGate(t *testing.T) {
 				{"early ones are", "no", nil, ""},
 			} {
 				t.Run(row.name, func(t *testing.T) {
-					r := startRig(t, kind, Config{Gate: word("hello")}, row.early)
+					r := guarded(t, kind, word("hello"), row.early)
 					if row.early != "no" {
 						send(t, r.origin, "banner")
 						expect(t, r.client, "banner") // is not held back
@@ -78,7 +86,7 @@ func TestGate(t *testing.T) {
 func TestARefusedClientReadsTheFarewell(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			r := startRig(t, kind, Config{Gate: word("hello")}, "")
+			r := guarded(t, kind, word("hello"), "")
 			send(t, r.client, strings.Repeat("x", 50<<10))
 			expectEnd(t, r.client, "no")
 			r.client.Close()
@@ -98,7 +106,7 @@ func TestAClientThatEndsBeforeTheGate(t *testing.T) {
 		{"in the middle is refused", "hel", Denied},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+			r := guarded(t, "tls", word("hello"), "")
 			send(t, r.client, row.sent)
 			finish(t, r.client)
 			expectEnd(t, r.origin, "")
@@ -131,7 +139,8 @@ func TestGateTime(t *testing.T) {
 				origin, far := net.Pipe()
 				gate := word("hello")
 				gate.Wait, gate.Speak = wait, row.speak
-				tun := New(near, far, Config{Gate: gate, Idle: time.Minute})
+				tun := New(near, far, Config{Idle: time.Minute})
+				tun.Guard(gate)
 				start := time.Now()
 				result := make(chan Result, 1)
 				go func() { result <- tun.Run(nil) }()
@@ -156,7 +165,7 @@ func TestGateTime(t *testing.T) {
 
 // TestCloseAtTheGate ends a tunnel whose client is being waited for.
 func TestCloseAtTheGate(t *testing.T) {
-	r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+	r := guarded(t, "tls", word("hello"), "")
 	send(t, r.client, "hel")
 	r.Close(Revoked)
 	if got := r.wait(t); got.Reason != Revoked || got.Up != 0 {
@@ -169,7 +178,7 @@ func TestCloseAtTheGate(t *testing.T) {
 func TestARefusedClientThatDoesNotRead(t *testing.T) {
 	gate := word("hello")
 	gate.Farewell = make([]byte, 64<<20) // more than any socket buffer
-	r := startRig(t, "tcp", Config{Gate: gate}, "no")
+	r := guarded(t, "tcp", gate, "no")
 	if got := r.wait(t); got.Reason != Denied {
 		t.Errorf("got %+v", got)
 	}
@@ -200,12 +209,12 @@ func TestSpend(t *testing.T) {
 
 // TestGateIsForgotten: a tunnel lasts longer than what its gate knows.
 func TestGateIsForgotten(t *testing.T) {
-	r := startRig(t, "tls", Config{Gate: word("hello")}, "")
+	r := guarded(t, "tls", word("hello"), "")
 	send(t, r.client, "hello")
 	expect(t, r.origin, "hello")
 	r.Close(Drain)
 	r.wait(t)
-	if r.cfg.Gate != nil {
+	if r.gate != nil {
 		t.Error("the tunnel still has its gate")
 	}
 }

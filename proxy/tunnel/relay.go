@@ -10,8 +10,8 @@ import (
 
 // relayUp relays what the client sends, if the gate lets its first bytes pass.
 func (t *Tunnel) relayUp(early []byte) {
-	if gate := t.cfg.Gate; gate != nil {
-		t.cfg.Gate = nil // a tunnel lasts longer than what its gate knows
+	if gate := t.gate; gate != nil {
+		t.gate = nil // a tunnel lasts longer than what its gate knows
 		if !t.admit(gate, early) {
 			return
 		}

@@ -40,9 +40,6 @@ type Config struct {
 	// Max is how long the tunnel may last at all. 0 means DefaultMax.
 	Max time.Duration
 
-	// Gate, if not nil, rules over the client's first bytes. A tunnel that it
-	// refuses ends as Denied.
-	Gate *Gate
 	// Spend, if not nil, is asked before every write to the upstream, with the
 	// number of bytes. False ends the tunnel as Limit, without that write.
 	Spend func(n int) bool
@@ -71,6 +68,7 @@ type Result struct {
 // A Tunnel relays between a client and an upstream, once.
 type Tunnel struct {
 	cfg              Config
+	gate             *Gate // nil: none, or it has let the first bytes pass
 	client, upstream *side
 	up, down         atomic.Int64
 
@@ -105,6 +103,11 @@ func New(client, upstream net.Conn, cfg Config) *Tunnel {
 	t.reportBytes.Store(cfg.ProgressBytes)
 	return t
 }
+
+// Guard sets the gate that rules over the client's first bytes; nil is none. A
+// tunnel that it refuses ends as Denied. It must be called before Run, if at
+// all, and not concurrently with it.
+func (t *Tunnel) Guard(g *Gate) { t.gate = g }
 
 // Run relays until both directions have ended or the tunnel is closed, and
 // closes both connections. The early bytes, which the client sent before Run,

@@ -1,0 +1,120 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/hello"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// DefaultHelloTimeout is what a zero Config.HelloTimeout means.
+const DefaultHelloTimeout = 10 * time.Second
+
+// accessDenied is the TLS alert access_denied, fatal (RFC 8446 section 6).
+func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
+
+// firstBytes checks the first bytes of one tunnel: what the origin will see
+// must ask for the destination that was decided.
+type firstBytes struct {
+	request allowlist.Request
+	mode    allowlist.TLSMode
+	ech     allowlist.ECHMode
+	current *live.Current
+	record  *audit.Tunnel
+
+	reader hello.Reader
+	reason allowlist.Reason // of a refusal
+}
+
+// check returns the check that was decided; record is the tunnel's.
+func (x *exchange) check(record *audit.Tunnel) *firstBytes {
+	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record}
+	c.mode, c.ech = x.decision.TLS()
+	return c
+}
+
+// gate returns the check as a gate of its tunnel; nil if nothing is checked.
+func (c *firstBytes) gate(ctx context.Context, timeout time.Duration) *tunnel.Gate {
+	if c.mode == allowlist.TLSOff {
+		return nil
+	}
+	return &tunnel.Gate{
+		Look:     func(p []byte, last bool) tunnel.Ruling { return c.look(ctx, p, last) },
+		Wait:     timeout,
+		Speak:    c.mode == allowlist.TLSRequire,
+		Farewell: accessDenied(),
+	}
+}
+
+// handshakeRecord is the first byte of TLS, whatever its version.
+const handshakeRecord = 0x16
+
+func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Ruling {
+	if len(p) > 0 && p[0] != handshakeRecord && c.mode == allowlist.TLSAuto {
+		c.record.Saw(audit.Hello{TLS: audit.TLSNone})
+		return tunnel.Pass
+	}
+	h, err := c.reader.Read(p)
+	if errors.Is(err, hello.ErrIncomplete) && !last {
+		return tunnel.More
+	}
+	seen, reason := audit.Hello{TLS: audit.TLSNone}, allowlist.NotTLS
+	if err == nil {
+		seen, reason = c.compare(h)
+	}
+	c.record.Saw(seen)
+	if reason == allowlist.NoReason {
+		return tunnel.Pass
+	}
+	c.reason = reason
+	c.record.Refuse(ctx, reason)
+	return tunnel.Refuse
+}
+
+// compare holds a ClientHello against the destination.
+func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.Reason) {
+	seen = audit.Hello{SNI: h.Name, ECH: h.ECH}
+	literal := c.request.Dest.Host.IsAddr()
+	host, err := allowlist.ParseHost(h.Name)
+	switch {
+	case h.Name == "":
+		seen.TLS = audit.TLSAbsent
+		if !literal {
+			reason = allowlist.SNIMissing
+		}
+	case err == nil && (host == c.request.Dest.Host || literal && c.reaches(host)):
+		seen.TLS = audit.TLSMatch
+	default:
+		seen.TLS, reason = audit.TLSMismatch, allowlist.SNIMismatch
+	}
+	if h.ECH && c.ech == allowlist.ECHRefuse {
+		reason = allowlist.ECHRefused
+	}
+	return seen, reason
+}
+
+// reaches reports whether the caller of a tunnel to an address may reach a name
+// on the same port, by the state in force.
+func (c *firstBytes) reaches(name allowlist.Host) bool {
+	req := c.request
+	req.Dest.Host, req.Time = name, time.Now()
+	return !name.IsAddr() && c.current.Load().Decide(req).Allowed()
+}
+
+// why returns the reason of the closed set by which a tunnel was ended.
+func (c *firstBytes) why(reason tunnel.Reason, ended *underway) allowlist.Reason {
+	switch reason { //nolint:exhaustive // the others are no refusals
+	case tunnel.Revoked, tunnel.Quarantined:
+		return ended.why()
+	case tunnel.Denied:
+		return c.reason
+	case tunnel.Limit:
+		return allowlist.UploadLimit
+	}
+	return allowlist.NoReason
+}
