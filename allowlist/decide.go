@@ -48,7 +48,18 @@ func (p *Policy) Decide(req Request) Decision {
 	if d.Verdict != Deny && req.Dest.Host.IsAddr() {
 		d.checkLiteral()
 	}
+	d.checkClear()
 	return d
+}
+
+// checkClear denies a plain request where only TLS may be spoken.
+func (d *Decision) checkClear() {
+	if !d.Allowed() || d.Method == "" {
+		return
+	}
+	if mode, _ := d.TLS(); mode == TLSRequire {
+		d.Verdict, d.Reason, d.WouldReason = Deny, NotTLS, NoReason
+	}
 }
 
 // malformed refuses what no parser returns, so that no mode lets a zero value

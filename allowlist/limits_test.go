@@ -113,5 +113,9 @@ func TestTLSOfADecision(t *testing.T) {
 		if mode, ech := d.TLS(); !d.Allowed() || mode != row.mode || ech != row.ech {
 			t.Errorf("%s to %s: %s, TLS %d, ECH %d, want %d, %d", row.id, row.dest, answer(d), mode, ech, row.mode, row.ech)
 		}
+		d = p.Decide(plain(row.id, "GET", row.dest, "/"))
+		if want := row.mode == TLSRequire; (d.Reason == NotTLS) != want || d.Allowed() == want {
+			t.Errorf("%s to %s in clear: %s", row.id, row.dest, answer(d))
+		}
 	}
 }

@@ -141,7 +141,7 @@ func eachPolicy(t *testing.T, check func(g generator, spec *Spec, p *Policy)) {
 func TestDecisionsAreThoseOfTheText(t *testing.T) {
 	answers := map[string]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
-		for range 30 {
+		for range 40 {
 			req := g.request()
 			got, want := answer(p.Decide(req)), naive(spec, req)
 			if got != want {

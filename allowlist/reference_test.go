@@ -146,6 +146,9 @@ func naiveRules(entries []*Entry, req Request) string {
 			if addr := req.Dest.Host.Addr(); addr.IsValid() && !naiveOpens(c.rule.CIDR, addr) {
 				return "resolved-address-denied"
 			}
+			if req.Method != "" && req.Dest.Port == 443 { // none of the rules here sets tls
+				return "not-tls"
+			}
 			return "allow by " + c.rule.Name
 		}
 		nearest = max(nearest, miss)
@@ -155,6 +158,9 @@ func naiveRules(entries []*Entry, req Request) string {
 	}
 	if addr := req.Dest.Host.Addr(); addr.IsValid() && naiveClass(addr) != Public {
 		return misses[nearest] // none of the policies here sets observe_private
+	}
+	if req.Method != "" && req.Dest.Port == 443 {
+		return "not-tls"
 	}
 	return "observe " + misses[nearest]
 }

@@ -142,6 +142,9 @@ resolver:
     example.com: [127.0.0.1]
 timeouts:
   drain_delay: 0s
+limits: # the floods of these tests are about other things
+  requests_per_identity: 100000
+  connects_per_second: 100000
 `
 
 func sitePolicy(ports []int) string {

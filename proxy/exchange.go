@@ -13,6 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
@@ -33,9 +34,10 @@ type exchange struct {
 	state    *live.State
 	decision allowlist.Decision
 	detail   string
-	settled  func() // ends what pend began; nil if nothing is pending
-	rested   bool   // a plain request was answered on this connection
-	refused  int    // callers without identity on it
+	lease    *limit.Lease // of the tunnel; nil before there is one
+	settled  func()       // ends what pend began; nil if nothing is pending
+	rested   bool         // a plain request was answered on this connection
+	refused  int          // callers without identity on it
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -61,6 +63,10 @@ func (x *exchange) next(ctx context.Context) bool {
 	if reason := x.admit(); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
+	if reason := x.take(); reason != allowlist.NoReason {
+		return x.refuse(ctx, reason)
+	}
+	defer x.release()
 	defer x.settle()
 	if x.isPlain() {
 		return x.forward(ctx)
@@ -133,13 +139,16 @@ func (x *exchange) admit() allowlist.Reason {
 		return allowlist.Draining
 	case x.conn.Caller.Busy:
 		return allowlist.Busy
+	case x.conn.Caller.Limited:
+		x.detail = "too many connections are open from this address"
+		return allowlist.RateLimited
 	}
 	now := time.Now()
 	if reason := x.identify(now); reason != allowlist.NoReason {
 		return reason
 	}
 	x.decide(now)
-	return x.decision.Reason
+	return x.spend()
 }
 
 // parse makes the one canonical destination of the request.
@@ -286,6 +295,7 @@ func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result,
 // refuse answers with a reason and ends the record. It reports whether the
 // connection may carry another request.
 func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
+	x.release() // what is refused needs no tunnel, and the answer may take its time
 	rec := x.open
 	if x.detail != "" {
 		rec.Detail = x.detail

@@ -34,7 +34,9 @@ type firstBytes struct {
 // check returns the check that was decided; record is the tunnel's.
 func (x *exchange) check(record *audit.Tunnel) *firstBytes {
 	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record}
-	c.mode, c.ech = x.decision.TLS()
+	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
+		c.mode = allowlist.TLSOff
+	}
 	return c
 }
 

@@ -105,6 +105,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 	}
 	return x.proxy.forwarder.Forward(under, &forward.Exchange{
 		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
+		Spend:   x.lease.Spend,
 		Upgrade: x.request.Upgrade, Interim: !x.proxy.cfg.Recorder.Required(),
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, cancel, u) },
 		Answer:    func(status int, write func() error) error { return f.answer(ctx, status, write) },
@@ -210,6 +211,8 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 		reason = tunnel.Quarantined
 	case why != allowlist.NoReason:
 		reason = tunnel.Revoked
+	case res.Reason == allowlist.UploadLimit:
+		reason, why = tunnel.Limit, allowlist.UploadLimit
 	case !res.Complete:
 		reason = tunnel.Error
 	}

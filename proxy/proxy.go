@@ -20,6 +20,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
@@ -52,6 +53,8 @@ type Config struct {
 	// HelloTimeout bounds the time for the ClientHello that begins a tunnel;
 	// zero means DefaultHelloTimeout.
 	HelloTimeout time.Duration
+	// Budgets bound what each identity may use; nil means the defaults.
+	Budgets *limit.Budgets
 	// Disclosure is how much a refused caller is told.
 	Disclosure refusal.Disclosure
 	// Tunnel bounds every tunnel; its Progress is set by the proxy.
@@ -79,6 +82,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.HelloTimeout <= 0 {
 		cfg.HelloTimeout = DefaultHelloTimeout
+	}
+	if cfg.Budgets == nil {
+		cfg.Budgets = limit.NewBudgets(limit.Config{})
 	}
 	if cfg.KeepAlive <= 0 {
 		cfg.KeepAlive = DefaultKeepAlive

@@ -14,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // world is a gateway in each state that has a reason of its own. All leave
@@ -21,6 +22,8 @@ import (
 type world struct {
 	*evidence
 	ready, hasty, empty, busy, draining *gateway
+
+	far, crowded, spent *gateway // out of connections of a source, of tunnels, of bytes
 }
 
 func newWorld(t *testing.T) *world {
@@ -33,9 +36,18 @@ func newWorld(t *testing.T) *world {
 		empty:    newGateway(t, options{evidence: e, noPolicy: true}),
 		busy:     newGateway(t, options{evidence: e, slots: 64}),
 		draining: newGateway(t, options{evidence: e}),
+		far:      newGateway(t, options{evidence: e, limits: limit.Config{Connections: 64}}),
+		crowded:  newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1}}}),
+		spent:    newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{UploadPerHour: 1}}}),
 	}
-	for range 64 { // silent connections take every slot but those for saying busy
+	for g, n := range map[*gateway]int{w.crowded: 0, w.spent: 1} {
+		lease, _ := g.budgets.Open(nil, id("builder"))
+		lease.Spend(n)
+		t.Cleanup(lease.Close)
+	}
+	for range 64 { // silent connections take every slot but those for saying so
 		w.busy.callPlain(t)
+		w.far.callPlain(t)
 	}
 	w.draining.proxy.Drain()
 	return w
@@ -85,7 +97,7 @@ func shown(reason allowlist.Reason, certificate func(t *testing.T, ca *testCA) t
 func of(reason allowlist.Reason, state func(*world) *gateway) wireCase {
 	return wireCase{reason: reason, decide: func(t *testing.T, w *world, fields ...string) answer {
 		t.Helper()
-		return state(w).call(t, "builder").askOnce(t, connectTo("allowed.example:443", fields...))
+		return state(w).call(t, "builder").askOnce(t, connectTo(state(w).at("allowed.example"), fields...))
 	}}
 }
 
@@ -153,6 +165,9 @@ func wireCases() []wireCase {
 		{reason: allowlist.ResponseTimeout, plain: true, slow: true, decide: lateAnswer},
 
 		of(allowlist.PolicyUnavailable, func(w *world) *gateway { return w.empty }),
+		of(allowlist.RateLimited, func(w *world) *gateway { return w.far }),
+		of(allowlist.TunnelLimit, func(w *world) *gateway { return w.crowded }),
+		of(allowlist.UploadLimit, func(w *world) *gateway { return w.spent }),
 		of(allowlist.Busy, func(w *world) *gateway { return w.busy }),
 		of(allowlist.Draining, func(w *world) *gateway { return w.draining }),
 		asked(allowlist.InternalError, "builder", "panic.example:PORT"),

@@ -112,6 +112,7 @@ func (x *exchange) newRelaying(o *opening) *relaying {
 	r := &relaying{entry: x.entry(o.addr)}
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
+	cfg.Spend = x.lease.Spend
 	r.Tunnel = tunnel.New(x.conn.Conn, o.conn, cfg)
 	r.entry.End = func(reason tunnel.Reason, why allowlist.Reason) {
 		r.entry.ended(why)

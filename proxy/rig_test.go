@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -51,6 +53,16 @@ type options struct {
 	hello       time.Duration // for a ClientHello
 	tunnel      tunnel.Config
 	forward     forward.Config
+	limits      limit.Config // a zero field is more than any test needs
+}
+
+func (o *options) defaults() {
+	const plenty = 1 << 20
+	o.slots = cmp.Or(o.slots, 1000)
+	l := &o.limits
+	l.Connections, l.Handshakes = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty)
+	l.Requests = cmp.Or(l.Requests, plenty)
+	l.Identity = l.Identity.Or(allowlist.Limits{Tunnels: plenty, ConnectsPerSecond: plenty, UploadPerHour: 1 << 50})
 }
 
 // gateway is a real one in this process, with an origin behind it: a listener
@@ -62,6 +74,8 @@ type gateway struct {
 	origin   *origin
 	current  live.Current
 	registry live.Registry
+	sources  *limit.Sources
+	budgets  *limit.Budgets
 	proxy    *proxy.Proxy
 
 	secure, plain netip.AddrPort // of the two listeners
@@ -69,7 +83,11 @@ type gateway struct {
 
 func newGateway(tb testing.TB, o options) *gateway {
 	tb.Helper()
-	g := &gateway{evidence: o.evidence, ca: newCA(tb), names: newNames(), origin: newOrigin(tb)}
+	o.defaults()
+	g := &gateway{
+		evidence: o.evidence, sources: limit.NewSources(o.limits), budgets: limit.NewBudgets(o.limits),
+		ca: newCA(tb), names: newNames(), origin: newOrigin(tb),
+	}
 	if g.evidence == nil {
 		g.evidence = newEvidence(tb)
 	}
@@ -80,12 +98,10 @@ func newGateway(tb testing.TB, o options) *gateway {
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
 		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.hello, Tunnel: o.tunnel, Forward: o.forward,
+		Budgets: g.budgets,
 	})
 	if err != nil {
 		tb.Fatal(err)
-	}
-	if o.slots == 0 {
-		o.slots = 1000
 	}
 	slots := listen.NewSlots(o.slots)
 	g.secure = g.serve(tb, g.secureListener(tb), slots)
@@ -130,6 +146,13 @@ func (g *gateway) secureListener(tb testing.TB) listen.Config {
 	}
 }
 
+// refused records a connection that was closed without an answer.
+func (g *gateway) refused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
+	return func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
+		g.recorder.Event(audit.Record{Event: audit.EventHandshake, Listener: listener, Client: client, Reason: why, Detail: detail})
+	}
+}
+
 type fixedSource struct{ snapshot *identity.Snapshot }
 
 func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
@@ -138,6 +161,7 @@ func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
 func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
 	tb.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
+	cfg.Sources, cfg.Refused = g.sources, g.refused(cfg.Name)
 	l, err := listen.Listen(tb.Context(), cfg)
 	if err != nil {
 		tb.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -26,6 +25,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -52,9 +52,14 @@ type gateway struct {
 	recordFiles []*recordFile
 
 	resolver  *resolve.Resolver
+	sources   *limit.Sources
+	budgets   *limit.Budgets
 	proxy     *proxy.Proxy
 	listeners []*listen.Listener
 	watchers  []*watch.Watcher
+
+	policyWatcher *watch.Watcher // one of watchers
+	addresses     []netip.Addr   // of the host, sorted; see followAddresses
 
 	admin    *admin.Server // nil without an address
 	stopping atomic.Bool
@@ -63,7 +68,7 @@ type gateway struct {
 // newGateway reads what the configuration names and opens the listeners. After
 // an error nothing is left open.
 func newGateway(ctx context.Context, cfg config.Config, records io.Writer, getenv func(string) string, log *slog.Logger) (*gateway, error) {
-	g := &gateway{cfg: cfg, log: log}
+	g := &gateway{cfg: cfg, log: log, sources: limit.NewSources(cfg.Limits), budgets: limit.NewBudgets(cfg.Limits)}
 	if err := g.build(ctx, records, getenv); err != nil {
 		g.closeListeners()
 		g.closeAdmin()
@@ -123,37 +128,13 @@ func (g *gateway) openEvidence(ctx context.Context, stdout io.Writer, getenv fun
 	return err
 }
 
-// local is what the address check must know of this host.
-func (g *gateway) local() (allowlist.Local, error) {
-	var local allowlist.Local
-	for _, l := range g.listeners {
-		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
-			local.Listeners = append(local.Listeners, tcp.AddrPort())
-		}
-	}
-	if g.admin != nil {
-		if tcp, ok := g.admin.Addr().(*net.TCPAddr); ok {
-			local.Listeners = append(local.Listeners, tcp.AddrPort())
-		}
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return local, fmt.Errorf("listing the addresses of this host: %w", err)
-	}
-	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			local.Addresses = append(local.Addresses, prefix.Addr())
-		}
-	}
-	return local, nil
-}
-
 func (g *gateway) buildProxy() error {
 	local, err := g.local()
 	if err != nil {
 		return err
 	}
-	g.policy.classifier = allowlist.NewClassifier(local)
+	g.addresses = local.Addresses
+	g.policy.classifier.Store(allowlist.NewClassifier(local))
 	g.enforcer, err = live.NewEnforcer(live.EnforcerConfig{
 		Current: &g.current, Registry: &g.registry, Trusts: g.identity.trusts,
 		CloseAtExpiry: g.cfg.CloseAtExpiry, MaxRevoke: g.cfg.MaxRevoke, Enforced: g.enforced,
@@ -170,7 +151,8 @@ func (g *gateway) buildProxy() error {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder, Log: g.log,
-		HeadTimeout: g.cfg.HeadTimeout, HeadLimit: g.cfg.HeadLimit, Disclosure: g.cfg.Disclosure,
+		HeadTimeout: g.cfg.HeadTimeout, HeadLimit: g.cfg.HeadLimit, HelloTimeout: g.cfg.HelloTimeout,
+		Disclosure: g.cfg.Disclosure, Budgets: g.budgets,
 		Tunnel:    tunnel.Config{Idle: g.cfg.TunnelIdle, Max: g.cfg.TunnelMax},
 		KeepAlive: g.cfg.KeepAlive,
 		Forward: forward.Config{
@@ -187,6 +169,7 @@ func (g *gateway) openListeners(ctx context.Context) error {
 		cfg := listen.Config{
 			Name: lc.Name, Address: lc.Address, SocketMode: lc.SocketMode, AcceptTrace: lc.AcceptTrace,
 			HandshakeTimeout: g.cfg.HandshakeTimeout, Slots: slots, Log: g.log, Panicked: g.panicked,
+			Proxies: lc.Proxies, Sources: g.sources, Refused: g.refused(lc.Name),
 		}
 		if err := g.identify(&cfg, lc); err != nil {
 			return fmt.Errorf("listener %s: %w", lc.Name, err)
@@ -241,6 +224,13 @@ func (g *gateway) handshakeFailed(listener string) func(context.Context, netip.A
 	}
 }
 
+// refused records a connection that was closed without an answer.
+func (g *gateway) refused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
+	return func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
+		g.recorder.Event(audit.Record{Event: audit.EventHandshake, Listener: listener, Client: client, Reason: why, Detail: detail})
+	}
+}
+
 // panicked is called only while connections are served, by when the proxy is
 // built.
 func (g *gateway) panicked(ctx context.Context, cause any, stack []byte) {
@@ -277,6 +267,7 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	watching.Go(func() { giveBack(background, debug.FreeOSMemory) })
 	watching.Go(func() { g.reloadOn(background, hangup) })
 	watching.Go(func() { g.serveAdmin(background) })
+	watching.Go(func() { g.followAddresses(background) })
 	if g.identity != nil {
 		g.identity.start(background)
 	}

@@ -195,7 +195,7 @@ func (g *gateway) watch() error {
 	if err != nil {
 		return err
 	}
-	g.watchers = append(g.watchers, policy)
+	g.watchers, g.policyWatcher = append(g.watchers, policy), policy
 	if g.identity == nil || g.identity.files == nil {
 		return nil
 	}

@@ -20,8 +20,9 @@ import (
 type policyReloader struct {
 	g          *gateway
 	loader     *policyfile.Loader
-	classifier *allowlist.Classifier
-	policy     *allowlist.Policy // the last good one; nil: none was ever loaded
+	classifier atomic.Pointer[allowlist.Classifier] // of the host as it is now
+	classified *allowlist.Classifier                // the one in force
+	policy     *allowlist.Policy                    // the last good one; nil: none was ever loaded
 	inForce    *allowlist.Policy
 	held       bool // policy is not in force: it would close too much
 	quarantine *allowlist.QuarantineList
@@ -73,9 +74,11 @@ func (r *policyReloader) reload(ctx context.Context, settled bool) (done bool) {
 	if loaded.Quarantine != nil {
 		r.quarantine = loaded.Quarantine
 	}
-	if loaded.PolicyChanged || loaded.QuarantineChanged || r.held && sure {
-		// A quarantine is never held back, only another policy is.
-		r.put(ctx, sure || !r.held && !loaded.PolicyChanged, loaded.QuarantineChanged)
+	moved := r.classifier.Load() != r.classified
+	if loaded.PolicyChanged || loaded.QuarantineChanged || moved || r.held && sure {
+		// A quarantine or an address of the host is never held back, only
+		// another policy is.
+		r.put(ctx, sure || !r.held && !loaded.PolicyChanged, loaded.QuarantineChanged || moved)
 	}
 	return true
 }
@@ -87,9 +90,10 @@ func (r *policyReloader) enforce(ctx context.Context) {
 	}
 }
 
-// put puts the last good policy in force. If that is held, a new quarantine
-// list goes over the one that stays.
-func (r *policyReloader) put(ctx context.Context, sure, quarantine bool) {
+// put puts the last good policy in force. If that is held, what may not wait for
+// it goes over the one that stays.
+func (r *policyReloader) put(ctx context.Context, sure, urgent bool) {
+	r.classified = r.classifier.Load()
 	if r.policy == nil {
 		return // a quarantine list alone allows nothing
 	}
@@ -100,13 +104,13 @@ func (r *policyReloader) put(ctx context.Context, sure, quarantine bool) {
 		return
 	}
 	r.g.telemetry.Instruments().Reload("held")
-	if quarantine {
+	if urgent {
 		r.g.enforcer.Put(ctx, r.whole(r.inForce), true)
 	}
 }
 
 func (r *policyReloader) whole(p *allowlist.Policy) *allowlist.Policy {
-	return p.WithClassifier(r.classifier).WithQuarantine(r.quarantine)
+	return p.WithClassifier(r.classified).WithQuarantine(r.quarantine)
 }
 
 // pause waits, or returns why it did not.
@@ -134,6 +138,7 @@ func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
 	g.recorder.Event(rec)
 	if !e.Held {
 		g.proxy.StateChanged()
+		g.budgets.Apply(e.State.Policy)
 		g.telemetry.Instruments().Enforced(e.Took)
 	}
 	attrs := []slog.Attr{

@@ -66,6 +66,7 @@ records:
     - {name: siem, file: denials.json, format: ocsf, only: denials}
     - {name: collector, otlp: true}
 timeouts: {drain_delay: 0s}
+limits: {connections_per_source: 100000, handshakes_per_source: 100000, requests_per_identity: 100000, tunnels: 100000, connects_per_second: 100000}
 `
 
 const collectorConfig = `receivers:

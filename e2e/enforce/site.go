@@ -178,6 +178,7 @@ resolver:
   hosts:
 %srecords: {file: %s}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
+limits: {connections_per_source: 100000, handshakes_per_source: 100000, requests_per_identity: 100000, tunnels: 100000, connects_per_second: 100000}
 `, hosts.String(), filepath.Base(s.records.path))
 	_, err := s.replace("policy.yaml", []byte(s.policy(everything)))
 	return errors.Join(err, os.WriteFile(s.path("exeat.yaml"), []byte(config), 0o600))

@@ -67,7 +67,10 @@ func (e *expectation) wanted(conn *upstream) bool {
 	return false
 }
 
-var errStopped = errors.New("the exchange is over")
+var (
+	errStopped = errors.New("the exchange is over")
+	errSpent   = errors.New("the upload limit is reached")
+)
 
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (n int, err error) {
@@ -100,11 +103,16 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		return 0, errStopped
 	}
 	n, err = b.inner.Read(p)
+	if n > 0 && b.run.Spend != nil && !b.run.Spend(n) {
+		n, err = 0, errSpent
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
 		b.done = true
 		b.filterTrailer()
+	case errors.Is(err, errSpent):
+		b.fail(allowlist.UploadLimit, err)
 	case b.idle(conn):
 		return n, errStopped // and not the client's fault
 	default:

@@ -93,7 +93,7 @@ func New(cfg Config) (*Forwarder, error) {
 // of another one.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Interim is required.
+// Exchange is one approved request. Everything but Interim and Spend is required.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -110,6 +110,10 @@ type Exchange struct {
 	// Interim sends 1xx answers on. They come before the final answer, and so
 	// before Answer is called.
 	Interim bool
+
+	// Spend is asked before bytes of the body go out. False ends the exchange as
+	// upload-limit; nil is always true.
+	Spend func(n int) bool
 
 	// Connected is called with each connection that the request is about to go
 	// out on, before any byte of it does. After an error, which Forward passes

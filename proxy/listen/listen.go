@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -52,10 +54,22 @@ type Config struct {
 	// Fixed returns the identity of every caller of a listener without TLS; it
 	// is asked once for each connection.
 	Fixed func() spiffeid.ID
-	// HandshakeTimeout bounds the TLS handshake; zero means the default.
+	// Proxies are the peers whose connections must begin with a PROXY protocol
+	// header, version 1 or 2, which says where the caller is. From any other
+	// peer such a header is what it seems: garbage.
+	Proxies []netip.Prefix
+	// HandshakeTimeout bounds the TLS handshake, and before it the PROXY
+	// protocol header; zero means the default.
 	HandshakeTimeout time.Duration
 	// Slots bounds the connections of all listeners together. Required.
 	Slots *Slots
+	// Sources bounds what each source address may use, over all listeners that
+	// share it; nil means the defaults, for this listener alone.
+	Sources *limit.Sources
+	// Refused is told of connections that are closed without an answer: their
+	// source is far over its budget, or the PROXY protocol header is bad. nil is
+	// nobody.
+	Refused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
 	// HandshakeFailed is told of handshakes that die inside the TLS library,
 	// after which nothing can be answered. io.EOF is a connection that ended,
 	// by either end, before the client had said anything. Required with TLS.
@@ -88,6 +102,8 @@ type Caller struct {
 	// Busy means that the gateway is over its limit of connections and should
 	// say so.
 	Busy bool
+	// Limited means that its address has more connections open than it may.
+	Limited bool
 }
 
 // Conn is a connection with its caller, after the handshake.
@@ -180,6 +196,12 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	if cfg.SocketMode == 0 {
 		cfg.SocketMode = DefaultSocketMode
 	}
+	if cfg.Sources == nil {
+		cfg.Sources = limit.NewSources(limit.Config{})
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
+	}
 	inner, err := open(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", cfg.Name, err)
@@ -248,6 +270,11 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	source, ok := l.admit(ctx, conn)
+	if !ok {
+		return
+	}
+	defer source.Close()
 	if l.cfg.TLS == nil {
 		conn.Caller.ID, conn.Caller.Source = l.cfg.Fixed(), allowlist.SourceListener
 		handle(ctx, conn)
@@ -286,6 +313,52 @@ func (l *Listener) wrap(raw net.Conn, busy bool) *Conn {
 	}
 }
 
+// admit finds out where the caller is and whether its address may have this
+// connection; if so, the source must be closed.
+func (l *Listener) admit(ctx context.Context, conn *Conn) (*limit.Source, bool) {
+	caller := &conn.Caller
+	if l.behindProxy(caller.Addr.Addr()) {
+		addr, err := l.proxied(conn)
+		switch {
+		case errors.Is(err, io.EOF): // a look whether the port is open
+			return nil, false
+		case err != nil:
+			l.cfg.Refused(ctx, caller.Addr, allowlist.MalformedHeader, err.Error())
+			return nil, false
+		case addr.IsValid():
+			caller.Addr = addr
+		}
+	}
+	source, standing := l.cfg.Sources.Open(caller.Addr.Addr())
+	if standing == limit.Refused {
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many connections are open from this address")
+		return nil, false
+	}
+	caller.Limited = standing == limit.Over
+	if l.cfg.TLS != nil && !source.Handshake() {
+		source.Close()
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many handshakes from this address")
+		return nil, false
+	}
+	return source, true
+}
+
+func (l *Listener) behindProxy(peer netip.Addr) bool {
+	return slices.ContainsFunc(l.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(peer) })
+}
+
+// proxied reads the header in the time that there is for it.
+func (l *Listener) proxied(conn *Conn) (netip.AddrPort, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
+		return netip.AddrPort{}, err
+	}
+	addr, err := proxied(conn)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return addr, conn.SetReadDeadline(time.Time{})
+}
+
 // contain keeps a panic inside its connection.
 func (l *Listener) contain(ctx context.Context) {
 	cause := recover()
@@ -322,7 +395,7 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn) error {
 
 // identify takes over what the verification of the certificate came to.
 func (c *Caller) identify(peer identity.Peer) {
-	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Detail: peer.Detail}
+	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Limited: c.Limited, Detail: peer.Detail}
 	switch peer.Cause {
 	case identity.Verified:
 		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter

@@ -11,4 +11,4 @@ func (s *splicer) wanted() bool        { return false }
 func (s *splicer) saw(int)             {}
 func (s *splicer) fill() (int, error)  { return 0, nil }
 func (s *splicer) drain() (int, error) { return 0, nil }
-func (s *splicer) drop()                {}
+func (s *splicer) drop()               {}

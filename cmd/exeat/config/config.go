@@ -9,17 +9,20 @@ package config
 import (
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -60,6 +63,8 @@ type Config struct {
 	MetricIdentities int
 
 	Resolver resolve.Config
+	// NAT64 are the prefixes of the operator's translators.
+	NAT64 []netip.Prefix
 
 	// Records are the sinks of records, at least one.
 	Records []RecordSink
@@ -70,15 +75,16 @@ type Config struct {
 
 	Disclosure refusal.Disclosure
 
-	HandshakeTimeout, HeadTimeout, DialTimeout time.Duration
-	KeepAlive, BodyTimeout, ResponseTimeout    time.Duration
-	TunnelIdle, TunnelMax                      time.Duration
-	DrainDelay, DrainTimeout                   time.Duration
-	HeadLimit                                  int
+	HandshakeTimeout, HeadTimeout, HelloTimeout, DialTimeout time.Duration
+	KeepAlive, BodyTimeout, ResponseTimeout                  time.Duration
+	TunnelIdle, TunnelMax                                    time.Duration
+	DrainDelay, DrainTimeout                                 time.Duration
+	HeadLimit                                                int
 	// NoVia leaves Via out of plain requests and answers, and PassForwarded
 	// sends the callers' Forwarded and X-Forwarded fields on.
 	NoVia, PassForwarded bool
 	MaxConnections       int
+	Limits               limit.Config
 }
 
 // Listener is one entry of listeners.
@@ -90,6 +96,8 @@ type Listener struct {
 	SocketMode fs.FileMode
 	// AcceptTrace makes its callers' traces the parents of ours.
 	AcceptTrace bool
+	// Proxies are peers that begin with a PROXY protocol header.
+	Proxies []netip.Prefix
 	// WebCertificate and WebKey, if not "", are presented instead of the SVID.
 	WebCertificate, WebKey string
 }
@@ -151,6 +159,7 @@ func Defaults() Config {
 		PolicyPoll:       watch.DefaultPoll,
 		HandshakeTimeout: listen.DefaultHandshakeTimeout,
 		HeadTimeout:      proxy.DefaultHeadTimeout,
+		HelloTimeout:     proxy.DefaultHelloTimeout,
 		DialTimeout:      dial.DefaultTimeout,
 		KeepAlive:        proxy.DefaultKeepAlive,
 		BodyTimeout:      forward.DefaultBody,
@@ -163,6 +172,13 @@ func Defaults() Config {
 		MaxConnections:   DefaultMaxConnections,
 		Resolver: resolve.Config{
 			CacheBytes: resolve.DefaultCacheBytes, ServeStale: resolve.DefaultServeStale, Names: resolve.DefaultNames,
+		},
+		Limits: limit.Config{
+			Connections: limit.DefaultConnections, Handshakes: limit.DefaultHandshakes, Requests: limit.DefaultRequests,
+			Identity: allowlist.Limits{
+				Tunnels: limit.DefaultTunnels, ConnectsPerSecond: limit.DefaultConnectsPerSecond,
+				UploadPerHour: limit.DefaultUploadPerHour,
+			},
 		},
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -47,8 +48,9 @@ policy: [a, b]
 listeners:
   - {name: web, address: "[::1]:1", present: {certificate: w.pem, key: wk.pem}}
   - {name: s, address: "unix:run/s", identity: self, socket_mode: "0660"}
-  - {name: f, address: "127.0.0.1:3", identity: fixed, id: spiffe://td.example/w}
+  - {name: f, address: "127.0.0.1:3", identity: fixed, id: spiffe://td.example/w, proxy_protocol: [127.0.0.0/8, "::1/128"]}
 resolver:
+  nat64: "2001:db8::/48"
   servers: [10.0.0.1, "[::1]:54", {udp: 10.0.0.2}, {tcp: 10.0.0.3}, {dot: "2001:db8::53", name: dns.example, ca: d.pem}]
   groups: [{suffixes: [corp.example, corp], servers: 10.0.0.4}]
   hosts: {db.example: ["::ffff:10.0.0.2", "2001:db8::1"]}
@@ -58,9 +60,11 @@ resolver:
   cname: inspect
 records: {file: r.jsonl}
 refusals: {disclosure: id}
-timeouts: {handshake: 1s, head: 2s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s, keep_alive: 8s, body: 9s, response: 10s}
+timeouts: {handshake: 1s, head: 2s, client_hello: 11s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s, keep_alive: 8s, body: 9s, response: 10s}
 http: {via: false, forwarded: pass}
-limits: {connections: 8, head_bytes: 2048}
+limits:
+  {connections: 8, head_bytes: 2048, connections_per_source: 1, handshakes_per_source: 2, requests_per_identity: 3,
+   tunnels: 4, connects_per_second: 5, upload_per_hour: 6KiB}
 metrics: {identities: 100}
 `))
 	if err != nil {
@@ -75,11 +79,24 @@ metrics: {identities: 100}
 		t.Errorf("listeners %+v", got.Listeners)
 	}
 	checkResolver(t, got.Resolver)
+	if l := got.Listeners[2].Proxies; len(l) != 2 || l[1].String() != "::1/128" {
+		t.Errorf("proxies %v", l)
+	}
+	if n := got.NAT64; len(n) != 1 || n[0].String() != "2001:db8::/48" {
+		t.Errorf("nat64 %v", n)
+	}
+	wantLimits := limit.Config{
+		Connections: 1, Handshakes: 2, Requests: 3,
+		Identity: allowlist.Limits{Tunnels: 4, ConnectsPerSecond: 5, UploadPerHour: 6 << 10},
+	}
+	if diff := cmp.Diff(wantLimits, got.Limits); diff != "" {
+		t.Errorf("limits: %s", diff)
+	}
 	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.NoVia || !got.PassForwarded {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
-	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout, got.KeepAlive, got.BodyTimeout, got.ResponseTimeout}
-	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9}
+	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout, got.KeepAlive, got.BodyTimeout, got.ResponseTimeout, got.HelloTimeout}
+	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9, 11e9}
 	if diff := cmp.Diff(want, times); diff != "" {
 		t.Error(diff)
 	}
@@ -185,6 +202,14 @@ func TestMistakes(t *testing.T) {
 		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},
 		{"a time of zero", minimal + "timeouts: {head: 0s}\n", "above zero"},
 		{"a time without unit", minimal + "timeouts: {head: 10}\n", "duration with its unit"},
+		{"a limit of nothing", minimal + "limits: {tunnels: 0}\n", "e.yaml:5:"},
+		{"an unknown limit", minimal + "limits: {tunnel: 1}\n", `unknown key "tunnel"`},
+		{"bytes without a unit", minimal + "limits: {upload_per_hour: 5}\n", "bytes with their unit"},
+		{"a proxy that is an address", listener("{name: a, address: 127.0.0.1:1, proxy_protocol: 10.0.0.1}"), "no range of addresses"},
+		{"a proxy with too many bits", listener("{name: a, address: 127.0.0.1:1, proxy_protocol: 10.0.0.1/8}"), "no range of addresses"},
+		{"a proxy for a unix socket", listener(`{name: a, address: "unix:/s", identity: self, proxy_protocol: 10.0.0.0/8}`), "is for TCP only"},
+		{"a NAT64 prefix of another length", minimal + "resolver: {nat64: \"2001:db8::/50\"}\n", "no prefix for NAT64"},
+		{"a NAT64 prefix of IPv4", minimal + "resolver: {nat64: 10.0.0.0/32}\n", "no prefix for NAT64"},
 		{"no connections", minimal + "limits: {connections: 0}\n", "e.yaml:5:"},
 		{"a file and sinks", minimal + "records: {file: a, sinks: [{name: b, file: b}]}\n", "write it as one of sinks"},
 		{"no sinks", minimal + "records: {sinks: []}\n", "records must go somewhere"},

@@ -199,11 +199,13 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 			p.present(v, &l)
 		case "socket_mode":
 			l.SocketMode = socketMode(v)
+		case "proxy_protocol":
+			l.Proxies = prefixes(v, nil)
 		case "trace_parent":
 			word, _ := v.Word("link", "accept")
 			l.AcceptTrace = word == "accept"
 		default:
-			v.Unknown("name", "address", "identity", "id", "present", "socket_mode", "trace_parent")
+			v.Unknown("name", "address", "identity", "id", "present", "socket_mode", "proxy_protocol", "trace_parent")
 		}
 	}
 	if !addressed {
@@ -234,6 +236,9 @@ func (l *Listener) check(n *strictyaml.Node) {
 	unix := strings.HasPrefix(l.Address, "unix:")
 	if l.SocketMode != 0 && !unix {
 		n.Errorf("socket_mode is for unix sockets only")
+	}
+	if l.Proxies != nil && unix {
+		n.Errorf("proxy_protocol is for TCP only: a unix socket has no address to replace")
 	}
 	if (l.Identity == Fixed) != !l.ID.IsZero() {
 		n.Errorf("id goes with identity: fixed, which needs it")
@@ -346,6 +351,29 @@ func (p *parser) metrics(n *strictyaml.Node) {
 	}
 }
 
+// prefixes reads one or more ranges of addresses; problem, if not nil, says what
+// is wrong with one.
+func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Prefix {
+	var list []netip.Prefix
+	for item := range n.OneOrMore() {
+		text, ok := item.Text()
+		if !ok {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil || prefix != prefix.Masked() {
+			item.Errorf("%q is no range of addresses: write one such as 10.0.0.0/8, or an address with /32 or /128", text)
+			continue
+		}
+		if problem != nil && problem(prefix) != "" {
+			item.Errorf("%s %s", prefix, problem(prefix))
+			continue
+		}
+		list = append(list, prefix)
+	}
+	return list
+}
+
 func (p *parser) refusals(n *strictyaml.Node) {
 	for key, v := range n.Fields() {
 		switch key {
@@ -366,6 +394,8 @@ func (p *parser) timeouts(n *strictyaml.Node) {
 			positive(v, &p.HandshakeTimeout)
 		case "head":
 			positive(v, &p.HeadTimeout)
+		case "client_hello":
+			positive(v, &p.HelloTimeout)
 		case "dial":
 			positive(v, &p.DialTimeout)
 		case "keep_alive":
@@ -383,7 +413,7 @@ func (p *parser) timeouts(n *strictyaml.Node) {
 		case "drain_timeout":
 			duration(v, &p.DrainTimeout)
 		default:
-			v.Unknown("handshake", "head", "dial", "keep_alive", "body", "response", "tunnel_idle", "tunnel_max", "drain_delay", "drain_timeout")
+			v.Unknown("handshake", "head", "client_hello", "dial", "keep_alive", "body", "response", "tunnel_idle", "tunnel_max", "drain_delay", "drain_timeout")
 		}
 	}
 }
@@ -433,8 +463,32 @@ func (p *parser) limits(n *strictyaml.Node) {
 				p.HeadLimit = i
 			}
 		default:
-			v.Unknown("connections", "head_bytes")
+			p.budget(key, v)
 		}
+	}
+}
+
+// budget reads what each source or identity may use.
+func (p *parser) budget(key string, n *strictyaml.Node) {
+	const most = 1_000_000_000
+	l := &p.Limits
+	into := map[string]*int{
+		"connections_per_source": &l.Connections, "handshakes_per_source": &l.Handshakes,
+		"requests_per_identity": &l.Requests,
+		"tunnels":               &l.Identity.Tunnels, "connects_per_second": &l.Identity.ConnectsPerSecond,
+	}[key]
+	switch {
+	case into != nil:
+		if i, ok := n.Int(1, most); ok {
+			*into = i
+		}
+	case key == "upload_per_hour":
+		if i, ok := n.Bytes(); ok {
+			l.Identity.UploadPerHour = i
+		}
+	default:
+		n.Unknown("connections", "head_bytes", "connections_per_source", "handshakes_per_source", "requests_per_identity",
+			"tunnels", "connects_per_second", "upload_per_hour")
 	}
 }
 

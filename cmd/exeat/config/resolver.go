@@ -43,8 +43,15 @@ func (p *parser) resolver(n *strictyaml.Node) {
 		case "cname":
 			word, _ := v.Word("trust", "inspect")
 			p.Resolver.Inspect = word == "inspect"
+		case "nat64":
+			p.NAT64 = prefixes(v, func(prefix netip.Prefix) string {
+				if allowlist.IsNAT64(prefix) {
+					return ""
+				}
+				return "is no prefix for NAT64: write an IPv6 one of 32, 40, 48, 56, 64 or 96 bits"
+			})
 		default:
-			v.Unknown("servers", "groups", "hosts", "cache_bytes", "serve_stale", "names_per_minute", "cname")
+			v.Unknown("servers", "groups", "hosts", "cache_bytes", "serve_stale", "names_per_minute", "cname", "nat64")
 		}
 	}
 }

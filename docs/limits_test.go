@@ -1,0 +1,65 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+// defaults are those of the configuration's limits and timeouts, as the manual
+// writes them.
+func defaults() map[string]string {
+	c := config.Defaults()
+	l := c.Limits
+	text := map[string]string{
+		"limits.connections":            fmt.Sprint(c.MaxConnections),
+		"limits.head_bytes":             fmt.Sprint(c.HeadLimit),
+		"limits.connections_per_source": fmt.Sprint(l.Connections),
+		"limits.handshakes_per_source":  fmt.Sprint(l.Handshakes),
+		"limits.requests_per_identity":  fmt.Sprint(l.Requests),
+		"limits.tunnels":                fmt.Sprint(l.Identity.Tunnels),
+		"limits.connects_per_second":    fmt.Sprint(l.Identity.ConnectsPerSecond),
+		"limits.upload_per_hour":        fmt.Sprintf("%dGiB", l.Identity.UploadPerHour>>30),
+	}
+	for key, d := range map[string]time.Duration{
+		"handshake": c.HandshakeTimeout, "head": c.HeadTimeout, "client_hello": c.HelloTimeout, "dial": c.DialTimeout,
+		"keep_alive": c.KeepAlive, "body": c.BodyTimeout, "response": c.ResponseTimeout,
+		"tunnel_idle": c.TunnelIdle, "tunnel_max": c.TunnelMax, "drain_delay": c.DrainDelay, "drain_timeout": c.DrainTimeout,
+	} {
+		text["timeouts."+key] = short(d)
+	}
+	return text
+}
+
+// short writes 15m and not 15m0s.
+func short(d time.Duration) string {
+	return regexp.MustCompile(`([mh])0[ms](0s)?$`).ReplaceAllString(d.String(), "$1")
+}
+
+// TestDefaultsTable compares the defaults in docs/operating.md with the code's,
+// both ways.
+func TestDefaultsTable(t *testing.T) {
+	manual, err := os.ReadFile("operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults()
+	row := regexp.MustCompile("(?m)^\\| `((?:limits|timeouts)\\.[a-z_]+)` \\| `([^`]+)` \\|")
+	for _, m := range row.FindAllStringSubmatch(string(manual), -1) {
+		if want[m[1]] != m[2] {
+			t.Errorf("docs/operating.md says that %s is %s, the code %q", m[1], m[2], want[m[1]])
+		}
+		delete(want, m[1])
+	}
+	for key := range want {
+		t.Errorf("docs/operating.md does not have the default of %s", key)
+	}
+	if strings.Count(string(manual), "| `limits.") != 8 {
+		t.Error("there is a limit without a default")
+	}
+}

@@ -1,0 +1,231 @@
+package limit
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// Budgets are those of identities, and of the patterns whose identities share
+// one. It is safe for concurrent use.
+type Budgets struct {
+	cfg Config
+
+	mu     sync.Mutex
+	by     map[spiffeid.ID]*budget
+	shared map[allowlist.IdentityPattern]*pool
+	other  *budget // of those beyond maxKeys; nil if there are none yet
+	swept  time.Time
+}
+
+// budget is that of one identity.
+type budget struct {
+	*pool
+
+	requests *rate.Limiter
+}
+
+// pool is what tunnels are taken from. All but upload is guarded by the mutex
+// of the budgets. A limiter is nil where the key is not set.
+type pool struct {
+	limits   allowlist.Limits
+	open     int
+	connects *rate.Limiter
+	upload   atomic.Pointer[rate.Limiter] // bytes
+}
+
+// NewBudgets returns budgets that are all unspent.
+func NewBudgets(cfg Config) *Budgets {
+	return &Budgets{
+		cfg: cfg.withDefaults(), by: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{},
+	}
+}
+
+// Request spends one request of an identity, and reports whether there was one
+// left.
+func (b *Budgets) Request(id spiffeid.ID) bool {
+	b.mu.Lock()
+	requests := b.of(id, time.Now()).requests
+	b.mu.Unlock()
+	return requests.Allow()
+}
+
+// Open takes a tunnel by the limits that a policy gives to an identity, or says
+// which of them is used up: tunnel-limit, rate-limited or upload-limit. Without
+// a reason, Close of the lease must follow.
+func (b *Budgets) Open(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowlist.Reason) {
+	return b.lease(p, id, true)
+}
+
+// Exchange is for a plain request: only its bytes are counted, so that the
+// reason can only be upload-limit.
+func (b *Budgets) Exchange(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowlist.Reason) {
+	return b.lease(p, id, false)
+}
+
+func (b *Budgets) lease(p *allowlist.Policy, id spiffeid.ID, tunnel bool) (*Lease, allowlist.Reason) {
+	now, limits := time.Now(), p.Limits(id).Or(b.cfg.Identity)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	own := b.of(id, now)
+	if own == b.other {
+		limits = b.cfg.Identity
+	}
+	own.set(limits, now)
+	l := &Lease{budgets: b, own: own.pool, tunnel: tunnel}
+	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
+		common := b.shared[pattern]
+		if common == nil {
+			common = new(pool)
+			b.shared[pattern] = common
+		}
+		common.set(limits, now)
+		l.shared = append(l.shared, common)
+	})
+	if reason := l.take(now); reason != allowlist.NoReason {
+		return nil, reason
+	}
+	return l, allowlist.NoReason
+}
+
+// Apply makes the limits of a policy hold for the tunnels that are open, and
+// forgets what no pattern shares any more. Tunnels beyond a limit of tunnels
+// stay.
+func (b *Budgets) Apply(p *allowlist.Policy) {
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, own := range b.by {
+		own.set(p.Limits(id).Or(b.cfg.Identity), now)
+	}
+	for pattern, common := range b.shared {
+		common.set(p.Shared(pattern), now)
+		if common.limits == (allowlist.Limits{}) && common.open == 0 {
+			delete(b.shared, pattern)
+		}
+	}
+}
+
+// of is called with mu held.
+func (b *Budgets) of(id spiffeid.ID, now time.Time) *budget {
+	if own := b.by[id]; own != nil {
+		return own
+	}
+	if len(b.by) >= maxKeys && now.Sub(b.swept) >= sweepEvery {
+		b.swept = now
+		for id, own := range b.by {
+			if own.open == 0 && full(own.requests, now) && full(own.connects, now) && full(own.upload.Load(), now) {
+				delete(b.by, id)
+			}
+		}
+	}
+	if len(b.by) >= maxKeys {
+		if b.other == nil {
+			b.other = b.fresh()
+		}
+		return b.other
+	}
+	own := b.fresh()
+	b.by[id] = own
+	return own
+}
+
+func (b *Budgets) fresh() *budget {
+	return &budget{pool: new(pool), requests: perSecond(b.cfg.Requests)}
+}
+
+// set changes the limits; what was spent stays spent.
+func (p *pool) set(l allowlist.Limits, now time.Time) {
+	if p.limits == l {
+		return
+	}
+	p.limits = l
+	p.connects = refilled(p.connects, int64(l.ConnectsPerSecond), time.Second, now)
+	p.upload.Store(refilled(p.upload.Load(), l.UploadPerHour, time.Hour, now))
+}
+
+// refilled returns a limiter of n in a period, of which as much is spent as of
+// the one before it; nil if n is zero.
+func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time) *rate.Limiter {
+	if n == 0 {
+		return nil
+	}
+	l := rate.NewLimiter(rate.Limit(float64(n)/period.Seconds()), int(n))
+	if before != nil {
+		spent := float64(before.Burst()) - before.TokensAt(now)
+		l.AllowN(now, int(min(spent, float64(n))))
+	}
+	return l
+}
+
+// Lease is what a tunnel or a plain request takes from its budgets.
+type Lease struct {
+	budgets *Budgets
+	tunnel  bool
+	own     *pool
+	shared  []*pool
+}
+
+// take is called with the mutex of the budgets held.
+func (l *Lease) take(now time.Time) allowlist.Reason {
+	for p := range l.pools {
+		switch {
+		case l.tunnel && p.limits.Tunnels > 0 && p.open >= p.limits.Tunnels:
+			return allowlist.TunnelLimit
+		case !has(p.upload.Load(), now):
+			return allowlist.UploadLimit
+		}
+	}
+	if !l.tunnel {
+		return allowlist.NoReason
+	}
+	for p := range l.pools {
+		if p.connects != nil && !p.connects.AllowN(now, 1) {
+			return allowlist.RateLimited
+		}
+	}
+	for p := range l.pools {
+		p.open++
+	}
+	return allowlist.NoReason
+}
+
+func (l *Lease) pools(yield func(*pool) bool) {
+	if !yield(l.own) {
+		return
+	}
+	for _, p := range l.shared {
+		if !yield(p) {
+			return
+		}
+	}
+}
+
+// Spend takes n bytes that are about to go up, and reports whether all budgets
+// had them.
+func (l *Lease) Spend(n int) bool {
+	now := time.Now()
+	for p := range l.pools {
+		if upload := p.upload.Load(); upload != nil && !upload.AllowN(now, n) {
+			return false
+		}
+	}
+	return true
+}
+
+// Close gives the tunnel back; what was spent stays spent.
+func (l *Lease) Close() {
+	if !l.tunnel {
+		return
+	}
+	l.budgets.mu.Lock()
+	defer l.budgets.mu.Unlock()
+	for p := range l.pools {
+		p.open--
+	}
+}

@@ -1,0 +1,67 @@
+// Package limit counts what source addresses and identities use, and says when
+// it is too much: [Sources] before there is an identity, [Budgets] after.
+//
+// Both live as long as the process, whatever policy comes into force, and are
+// bounded: who is quiet is forgotten, and when there are too many to tell apart
+// the rest share one budget. Nothing here looks up, records or closes anything.
+package limit
+
+import (
+	"cmp"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// The defaults: what a zero field of Config means, and of the limits in it.
+const (
+	DefaultConnections       = 4096      // open from one source
+	DefaultHandshakes        = 1000      // from one source, per second
+	DefaultRequests          = 1000      // of one identity, per second
+	DefaultTunnels           = 4096      // open of one identity
+	DefaultConnectsPerSecond = 200       // new tunnels of one identity
+	DefaultUploadPerHour     = 100 << 30 // bytes of one identity
+)
+
+// Config is what each may use.
+type Config struct {
+	// Connections is how many a source address may have open, Handshakes how
+	// many it may begin per second.
+	Connections, Handshakes int
+	// Requests is how many requests an identity may make per second, denied
+	// ones included.
+	Requests int
+	// Identity is for identities to which the policy gives no limits of their
+	// own, key by key.
+	Identity allowlist.Limits
+}
+
+func (c Config) withDefaults() Config {
+	c.Connections = cmp.Or(c.Connections, DefaultConnections)
+	c.Handshakes = cmp.Or(c.Handshakes, DefaultHandshakes)
+	c.Requests = cmp.Or(c.Requests, DefaultRequests)
+	c.Identity = c.Identity.Or(allowlist.Limits{
+		Tunnels: DefaultTunnels, ConnectsPerSecond: DefaultConnectsPerSecond, UploadPerHour: DefaultUploadPerHour,
+	})
+	return c
+}
+
+const (
+	// maxKeys bounds the sources, and the identities, that are told apart.
+	maxKeys = 16384
+	// sweepEvery bounds how often the quiet ones are looked for.
+	sweepEvery = time.Second
+)
+
+// perSecond allows n events a second, all of them at once after a quiet second.
+func perSecond(n int) *rate.Limiter { return rate.NewLimiter(rate.Limit(n), n) }
+
+// full reports whether a limiter is as it was when it was new; nil always is.
+func full(l *rate.Limiter, now time.Time) bool {
+	return l == nil || l.TokensAt(now) >= float64(l.Burst())
+}
+
+// has reports whether a limiter has one left; nil always has.
+func has(l *rate.Limiter, now time.Time) bool { return l == nil || l.TokensAt(now) >= 1 }

@@ -1,0 +1,392 @@
+package limit
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func id(path string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + path) }
+
+// entry gives limits to a pattern, own and shared.
+func entry(t *testing.T, pattern string, own, shared allowlist.Limits) allowlist.Entry {
+	t.Helper()
+	p, err := allowlist.ParseIdentityPattern("spiffe://td.example/" + pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return allowlist.Entry{Pattern: p, Limits: own, SharedLimits: shared}
+}
+
+func policy(t *testing.T, entries ...allowlist.Entry) *allowlist.Policy {
+	t.Helper()
+	p, err := allowlist.Compile(allowlist.Spec{Entries: entries})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// open opens a tunnel, which must be possible.
+func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
+	t.Helper()
+	l, reason := b.Open(p, id(who))
+	if reason != allowlist.NoReason {
+		t.Fatalf("%s: %s", who, reason)
+	}
+	return l
+}
+
+// refused tries to open one, which must not be possible.
+func refused(t *testing.T, b *Budgets, p *allowlist.Policy, who string, want allowlist.Reason) {
+	t.Helper()
+	if l, reason := b.Open(p, id(who)); reason != want || l != nil {
+		t.Errorf("%s: got %q, want %q", who, reason, want)
+	}
+}
+
+func TestRequestsOfAnIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{Requests: 3})
+		for second := range 3 {
+			for range 3 {
+				if !b.Request(id("a")) {
+					t.Errorf("second %d: a request too few", second)
+				}
+			}
+			if b.Request(id("a")) {
+				t.Errorf("second %d: a request too many", second)
+			}
+			if second == 0 && !b.Request(id("b")) {
+				t.Error("another identity is out of requests")
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+func TestOpenTunnels(t *testing.T) {
+	b := NewBudgets(Config{})
+	p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 2}, allowlist.Limits{}), entry(t, "b", allowlist.Limits{}, allowlist.Limits{}))
+	first := open(t, b, p, "a")
+	open(t, b, p, "a")
+	refused(t, b, p, "a", allowlist.TunnelLimit)
+	open(t, b, p, "b")
+	first.Close()
+	open(t, b, p, "a")
+	refused(t, b, p, "a", allowlist.TunnelLimit)
+}
+
+// TestPlainRequests share the bytes of the tunnels and nothing else.
+func TestPlainRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1, UploadPerHour: 100}, allowlist.Limits{}))
+		tunnel := open(t, b, p, "a")
+		for range 3 {
+			l, reason := b.Exchange(p, id("a"))
+			if reason != allowlist.NoReason || !l.Spend(30) {
+				t.Fatalf("a plain request: %q", reason)
+			}
+			l.Close()
+		}
+		if tunnel.Spend(11) || !tunnel.Spend(10) {
+			t.Error("tunnels and plain requests do not share 100 bytes")
+		}
+		refused(t, b, p, "a", allowlist.TunnelLimit)
+		tunnel.Close()
+	})
+}
+
+func TestNewTunnelsPerSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{Identity: allowlist.Limits{ConnectsPerSecond: 2}})
+		p := policy(t, entry(t, "b", allowlist.Limits{ConnectsPerSecond: 1}, allowlist.Limits{}))
+		for range 2 {
+			open(t, b, p, "a").Close()
+		}
+		refused(t, b, p, "a", allowlist.RateLimited) // by the default
+		open(t, b, p, "b").Close()
+		refused(t, b, p, "b", allowlist.RateLimited) // by the policy
+		time.Sleep(time.Second)
+		open(t, b, p, "a").Close()
+		open(t, b, p, "b").Close()
+	})
+}
+
+func TestUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		p := policy(t, entry(t, "a", allowlist.Limits{UploadPerHour: 3600}, allowlist.Limits{}))
+		one, two := open(t, b, p, "a"), open(t, b, p, "a")
+		for _, spend := range []struct {
+			from *Lease
+			n    int
+			want bool
+		}{{one, 3000, true}, {two, 601, false}, {two, 600, true}, {one, 1, false}} {
+			if got := spend.from.Spend(spend.n); got != spend.want {
+				t.Errorf("%d bytes: %t, want %t", spend.n, got, spend.want)
+			}
+		}
+		refused(t, b, p, "a", allowlist.UploadLimit)
+		if l, reason := b.Exchange(p, id("a")); reason != allowlist.UploadLimit || l != nil {
+			t.Errorf("a plain request: %q", reason)
+		}
+		open(t, b, p, "b")
+		time.Sleep(time.Second) // a byte is there again
+		if l := open(t, b, p, "a"); !l.Spend(1) || l.Spend(1) {
+			t.Error("a second gave more or less than a byte")
+		}
+		time.Sleep(time.Hour)
+		if !one.Spend(3600) {
+			t.Error("an hour did not give all bytes back")
+		}
+	})
+}
+
+func TestSharedLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		p := policy(
+			t,
+			entry(t, "ci/*", allowlist.Limits{}, allowlist.Limits{Tunnels: 3, UploadPerHour: 100}),
+			entry(t, "**", allowlist.Limits{}, allowlist.Limits{ConnectsPerSecond: 5}),
+			entry(t, "ci/a", allowlist.Limits{Tunnels: 1}, allowlist.Limits{}),
+		)
+		a := open(t, b, p, "ci/a")
+		refused(t, b, p, "ci/a", allowlist.TunnelLimit) // its own
+		c := open(t, b, p, "ci/b")
+		open(t, b, p, "ci/b")
+		refused(t, b, p, "ci/c", allowlist.TunnelLimit) // all together
+		if !a.Spend(60) || c.Spend(60) || !c.Spend(40) || a.Spend(1) {
+			t.Error("two identities do not share 100 bytes")
+		}
+		a.Close()
+		refused(t, b, p, "ci/c", allowlist.UploadLimit)
+		for range 2 { // three are spent
+			open(t, b, p, "web")
+		}
+		refused(t, b, p, "web", allowlist.RateLimited)
+		time.Sleep(time.Second)
+		open(t, b, p, "web")
+	})
+}
+
+// TestReload: what was spent stays spent, and new limits hold for open tunnels.
+func TestReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		give := func(upload int64, shared allowlist.Limits) *allowlist.Policy {
+			return policy(
+				t, entry(t, "a", allowlist.Limits{Tunnels: 1, UploadPerHour: upload}, allowlist.Limits{}),
+				entry(t, "*", allowlist.Limits{}, shared),
+			)
+		}
+		p := give(1000, allowlist.Limits{UploadPerHour: 5000})
+		l := open(t, b, p, "a")
+		if !l.Spend(900) || l.Spend(101) {
+			t.Error("there are not 1000 bytes")
+		}
+		for range 3 { // the same policy, loaded again
+			b.Apply(p)
+		}
+		if l.Spend(101) || !l.Spend(50) {
+			t.Error("a reload gave bytes back, or took some")
+		}
+		refused(t, b, p, "a", allowlist.TunnelLimit)
+		b.Apply(give(2000, allowlist.Limits{UploadPerHour: 5000}))
+		if l.Spend(1051) || !l.Spend(1050) {
+			t.Error("2000 bytes are not 1050 more than 950")
+		}
+		b.Apply(give(100, allowlist.Limits{}))
+		if l.Spend(1) {
+			t.Error("the tunnel goes on beyond a lower limit")
+		}
+		if len(b.shared) != 1 {
+			t.Errorf("%d shared budgets, want that of the open tunnel", len(b.shared))
+		}
+		b.Apply(nil)
+		if !l.Spend(1000) {
+			t.Error("without a limit there is one")
+		}
+		l.Close()
+		b.Apply(nil)
+		if len(b.shared) != 0 {
+			t.Errorf("%d shared budgets are left", len(b.shared))
+		}
+	})
+}
+
+// TestBudgetsAreBounded: quiet identities are forgotten, and the others beyond
+// the bound share one budget.
+func TestBudgetsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{Requests: 2, Identity: allowlist.Limits{Tunnels: 2}})
+		time.Sleep(sweepEvery)
+		held := open(t, b, nil, "0")
+		for n := range maxKeys {
+			b.Request(id(fmt.Sprint(n)))
+		}
+		for _, who := range []string{"x", "y"} {
+			if !b.Request(id(who)) {
+				t.Errorf("%s has no request", who)
+			}
+		}
+		if b.Request(id("z")) || len(b.by) != maxKeys {
+			t.Errorf("%d budgets, and one for each beyond them", len(b.by))
+		}
+		open(t, b, nil, "0").Close()
+		time.Sleep(2 * sweepEvery)
+		if !b.Request(id("z")) || len(b.by) != 2 {
+			t.Errorf("%d budgets, want that with a tunnel and a new one", len(b.by))
+		}
+		held.Close()
+	})
+}
+
+func TestConnectionsOfASource(t *testing.T) {
+	s := NewSources(Config{Connections: 8})
+	addr := netip.MustParseAddr("192.0.2.1")
+	var last *Source
+	for n, want := range []Standing{Within, Within, Within, Within, Within, Within, Within, Within, Over, Refused, Refused} {
+		src, got := s.Open(addr)
+		if got != want {
+			t.Errorf("connection %d: %d, want %d", n, got, want)
+		}
+		if got != Refused {
+			last = src
+		}
+	}
+	if _, got := s.Open(netip.MustParseAddr("192.0.2.2")); got != Within {
+		t.Errorf("another address: %d", got)
+	}
+	last.Close()
+	if _, got := s.Open(addr); got != Over {
+		t.Errorf("after one has left: %d", got)
+	}
+	for range 100 {
+		src, got := s.Open(netip.Addr{})
+		if got != Within || !src.Handshake() {
+			t.Fatalf("a unix socket: %d", got)
+		}
+		src.Close()
+	}
+}
+
+func TestWhatIsOneSource(t *testing.T) {
+	for _, row := range []struct {
+		a, b string
+		want bool
+	}{
+		{"192.0.2.1", "192.0.2.2", false},
+		{"192.0.2.1", "::ffff:192.0.2.1", true},
+		{"2001:db8::1", "2001:db8::2", true},
+		{"2001:db8::1", "2001:db8:0:1::1", false},
+		{"fe80::1%eth0", "fe80::2%eth1", true},
+	} {
+		if got := keyOf(netip.MustParseAddr(row.a)) == keyOf(netip.MustParseAddr(row.b)); got != row.want {
+			t.Errorf("%s and %s: %t", row.a, row.b, got)
+		}
+	}
+}
+
+func TestHandshakesOfASource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSources(Config{Handshakes: 2})
+		src, _ := s.Open(netip.MustParseAddr("192.0.2.1"))
+		for n, want := range []bool{true, true, false} {
+			if src.Handshake() != want {
+				t.Errorf("handshake %d in the first second: %t", n, !want)
+			}
+		}
+		src.Close()
+		again, _ := s.Open(netip.MustParseAddr("192.0.2.1"))
+		if again.Handshake() {
+			t.Error("a new connection brings a new budget")
+		}
+		time.Sleep(time.Second)
+		if !again.Handshake() {
+			t.Error("there is none in the next second")
+		}
+	})
+}
+
+func TestSourcesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSources(Config{Connections: 1, Handshakes: 1})
+		time.Sleep(sweepEvery)
+		addr := netip.MustParseAddr("10.0.0.0")
+		for range maxKeys + 100 {
+			src, _ := s.Open(addr)
+			src.Handshake()
+			if src != s.other {
+				src.Close()
+			}
+			addr = addr.Next()
+		}
+		if len(s.by) != maxKeys || s.other == nil || s.other.Handshake() {
+			t.Errorf("%d sources, and one for each beyond them", len(s.by))
+		}
+		time.Sleep(2 * sweepEvery)
+		s.Open(addr)
+		if len(s.by) != 1 {
+			t.Errorf("%d sources, want the new one", len(s.by))
+		}
+	})
+}
+
+// TestAllocations: counting a request, and bytes on their way, costs no memory;
+// opening a tunnel its lease and, with shared limits, the list of them.
+func TestAllocations(t *testing.T) {
+	b := NewBudgets(Config{})
+	p := policy(t, entry(t, "**", allowlist.Limits{}, allowlist.Limits{UploadPerHour: 1 << 40, ConnectsPerSecond: 1e6}),
+		entry(t, "a", allowlist.Limits{ConnectsPerSecond: 1e6}, allowlist.Limits{}))
+	l := open(t, b, p, "a")
+	who := id("a")
+	for _, row := range []struct {
+		name string
+		most float64
+		do   func()
+	}{
+		{"a request", 0, func() { b.Request(who) }},
+		{"bytes", 0, func() { l.Spend(1) }},
+		{"a tunnel", 2, func() {
+			if l, reason := b.Open(p, who); reason == allowlist.NoReason {
+				l.Close()
+			}
+		}},
+	} {
+		if n := testing.AllocsPerRun(100, row.do); n > row.most {
+			t.Errorf("%s: %v allocations, want %v", row.name, n, row.most)
+		}
+	}
+}
+
+func BenchmarkOpen(b *testing.B) {
+	budgets := NewBudgets(Config{Identity: allowlist.Limits{ConnectsPerSecond: 1e9}})
+	who := id("a")
+	b.ReportAllocs()
+	for b.Loop() {
+		budgets.Request(who)
+		if l, reason := budgets.Open(nil, who); reason == allowlist.NoReason {
+			l.Close()
+		}
+	}
+}
+
+func BenchmarkSpend(b *testing.B) {
+	l, _ := NewBudgets(Config{Identity: allowlist.Limits{UploadPerHour: 1 << 60}}).Open(nil, id("a"))
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Spend(32 << 10)
+	}
+}

@@ -1,0 +1,115 @@
+package limit
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Standing is how a source address stands with its limit.
+type Standing uint8
+
+// The standings. The zero value admits nothing.
+const (
+	Refused Standing = iota // so far over it that no answer is due
+	Over                    // over it: to be told so
+	Within
+)
+
+// Sources are the budgets of source addresses: an IPv4 address, or the /64 that
+// an IPv6 address is in, since its owner may choose any address there. It is
+// safe for concurrent use.
+type Sources struct {
+	cfg Config
+
+	mu    sync.Mutex
+	by    map[netip.Addr]*Source
+	other *Source // of those beyond maxKeys; nil if there are none yet
+	swept time.Time
+}
+
+// Source is the budget of one source address. A nil Source, that of a unix
+// socket, has no limit.
+type Source struct {
+	sources    *Sources
+	open       int // guarded by sources.mu
+	handshakes *rate.Limiter
+}
+
+// NewSources returns budgets that are all unspent.
+func NewSources(cfg Config) *Sources {
+	return &Sources{cfg: cfg.withDefaults(), by: map[netip.Addr]*Source{}}
+}
+
+// Open counts a connection. Close must follow, unless it is Refused; an eighth
+// of the limit (rounded up) on top is Over. An invalid address is that of a
+// unix socket.
+func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
+	if !addr.IsValid() {
+		return nil, Within
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	src := s.of(keyOf(addr))
+	limit := s.cfg.Connections
+	if src.open >= limit+(limit+7)/8 {
+		return src, Refused
+	}
+	src.open++
+	if src.open > limit {
+		return src, Over
+	}
+	return src, Within
+}
+
+// Handshake spends one, and reports whether there was one left.
+func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
+
+// Close ends a connection that Open has counted.
+func (s *Source) Close() {
+	if s == nil {
+		return
+	}
+	s.sources.mu.Lock()
+	defer s.sources.mu.Unlock()
+	s.open--
+}
+
+func keyOf(addr netip.Addr) netip.Addr {
+	addr = addr.Unmap().WithZone("")
+	if addr.Is4() {
+		return addr
+	}
+	prefix, _ := addr.Prefix(64) // which every IPv6 address has
+	return prefix.Addr()
+}
+
+// of is called with mu held.
+func (s *Sources) of(key netip.Addr) *Source {
+	if src := s.by[key]; src != nil {
+		return src
+	}
+	if now := time.Now(); len(s.by) >= maxKeys && now.Sub(s.swept) >= sweepEvery {
+		s.swept = now
+		for k, src := range s.by {
+			if src.open == 0 && full(src.handshakes, now) {
+				delete(s.by, k)
+			}
+		}
+	}
+	if len(s.by) >= maxKeys {
+		if s.other == nil {
+			s.other = s.fresh()
+		}
+		return s.other
+	}
+	src := s.fresh()
+	s.by[key] = src
+	return src
+}
+
+func (s *Sources) fresh() *Source {
+	return &Source{sources: s, handshakes: perSecond(s.cfg.Handshakes)}
+}

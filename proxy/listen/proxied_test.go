@@ -1,0 +1,208 @@
+package listen
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+const v2Signature = "\r\n\r\n\x00\r\nQUIT\n"
+
+// v2 is a header of version 2 with what its length counts.
+func v2(command, family byte, rest string) string {
+	b := append([]byte(v2Signature), command, family)
+	return string(binary.BigEndian.AppendUint16(b, uint16(len(rest)))) + rest
+}
+
+const (
+	v1Header = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n"
+	v4Pair   = "\xc6\x33\x64\x07\xc0\x00\x02\x01\x12\x67\x01\xbb"
+)
+
+func TestHeaders(t *testing.T) {
+	v6Pair := strings.Repeat("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07", 2) + "\x12\x67\x01\xbb"
+	for _, row := range []struct{ name, header, want string }{
+		{"version 1", v1Header, "198.51.100.7:4711"},
+		{"version 1, IPv6", "PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\n", "[2001:db8::7]:4711"},
+		{"version 1, unknown", "PROXY UNKNOWN\r\n", "peer"},
+		{"version 1, unknown with addresses", "PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", "peer"},
+		{"version 2", v2(0x21, 0x11, v4Pair), "198.51.100.7:4711"},
+		{"version 2, IPv6", v2(0x21, 0x21, v6Pair), "[2001:db8::7]:4711"},
+		{"version 2, mapped IPv4", v2(0x21, 0x21, strings.Repeat("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xc6\x33\x64\x07", 2)+"\x12\x67\x01\xbb"), "198.51.100.7:4711"},
+		{"version 2 with more", v2(0x21, 0x11, v4Pair+"\x04\x00\x03abc"), "198.51.100.7:4711"},
+		{"version 2, local", v2(0x20, 0x00, ""), "peer"},
+		{"nothing", "", "EOF"},
+		{"half of version 1", v1Header[:30], "error"},
+		{"half of version 2", v2(0x21, 0x11, v4Pair)[:20], "error"},
+		{"a hello instead", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00", "error"},
+		{"a request instead", "CONNECT a.example:443 HTTP/1.1\r\n\r\n", "error"},
+		{"version 1 without an address", "PROXY TCP4\r\n", "error"},
+		{"version 1 with a name", "PROXY TCP4 a.example 192.0.2.1 4711 443\r\n", "error"},
+		{"version 1 of another family", "PROXY TCP4 2001:db8::7 2001:db8::1 4711 443\r\n", "error"},
+		{"version 1 with a bad port", "PROXY TCP4 198.51.100.7 192.0.2.1 65536 443\r\n", "error"},
+		{"version 1 that ends with LF alone", "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\n", "error"},
+		{"version 1 that is too long", "PROXY UNKNOWN " + strings.Repeat("x", 107) + "\r\n", "error"},
+		{"version 2 with another command", v2(0x22, 0x11, v4Pair), "error"},
+		{"version 3", v2(0x31, 0x11, v4Pair), "error"},
+		{"version 2 of UDP", v2(0x21, 0x12, v4Pair), "error"},
+		{"version 2 of a unix socket", v2(0x21, 0x31, strings.Repeat("s", 216)), "error"},
+		{"version 2 that is too short", v2(0x21, 0x11, v4Pair[:8]), "error"},
+		{"version 2 that is too long", v2(0x21, 0x11, v4Pair+strings.Repeat("\x00", 5000)), "error"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			conn := strings.NewReader(row.header + "hello")
+			if row.want == "EOF" || strings.HasPrefix(row.name, "half") {
+				conn = strings.NewReader(row.header)
+			}
+			addr, err := proxied(conn)
+			got := addr.String()
+			switch {
+			case errors.Is(err, io.EOF):
+				got = "EOF"
+			case err != nil:
+				got = "error"
+			case !addr.IsValid():
+				got = "peer"
+			}
+			if got != row.want {
+				t.Fatalf("got %s (%v), want %s", got, err, row.want)
+			}
+			if rest, _ := io.ReadAll(conn); err == nil && string(rest) != "hello" {
+				t.Errorf("%q is left behind the header", rest)
+			}
+		})
+	}
+}
+
+// FuzzHeaders: an error comes without an address, and nothing behind a header is
+// read.
+func FuzzHeaders(f *testing.F) {
+	for _, header := range []string{v1Header, "PROXY UNKNOWN\r\n", v2(0x21, 0x11, v4Pair), v2(0x20, 0, ""), "GET / HTTP/1.1\r\n"} {
+		f.Add([]byte(header))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		conn := bytes.NewReader(b)
+		addr, err := proxied(conn)
+		read := len(b) - conn.Len()
+		if err != nil && addr.IsValid() || read > proxiedFixed+proxiedMax2 {
+			t.Fatalf("%s, %v, %d bytes read", addr, err, read)
+		}
+		if err != nil {
+			return
+		}
+		again, err := proxied(bytes.NewReader(b[:read]))
+		if again != addr || err != nil {
+			t.Fatalf("the header alone is %s, %v, with more behind it %s", again, err, addr)
+		}
+	})
+}
+
+// refusal is what Refused got.
+type refusal struct {
+	client netip.AddrPort
+	why    allowlist.Reason
+	detail string
+}
+
+// behind serves a listener whose peers are proxies, or are not.
+func behind(t *testing.T, peers string, change func(*rig, *Config)) (*rig, chan refusal) {
+	t.Helper()
+	refusals := make(chan refusal, 100)
+	r := serve(t, func(r *rig, cfg *Config) {
+		change(r, cfg)
+		cfg.Proxies = []netip.Prefix{netip.MustParsePrefix(peers)}
+		cfg.Refused = func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
+			refusals <- refusal{client, why, detail}
+		}
+	})
+	return r, refusals
+}
+
+func TestTheCallerIsWhereTheHeaderSays(t *testing.T) {
+	p := newPKI(t)
+	for _, header := range []string{v1Header, v2(0x21, 0x11, v4Pair)} {
+		r, _ := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
+		conn := dialRaw(t, r.Addr())
+		send(t, conn, header)
+		speak(t, conn)
+		if got := (<-r.conns).Caller.Addr.String(); got != "198.51.100.7:4711" {
+			t.Errorf("the caller is at %s", got)
+		}
+
+		r, _ = behind(t, "127.0.0.1/32", p.withTLS)
+		raw := dialRaw(t, r.Addr())
+		send(t, raw, header)
+		conn = clientOf(t, raw, p)
+		speak(t, conn)
+		if got := (<-r.conns).Caller.Addr.String(); got != "198.51.100.7:4711" {
+			t.Errorf("the caller is at %s", got)
+		}
+	}
+}
+
+func TestAPeerThatSpeaksForItself(t *testing.T) {
+	r, _ := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
+	conn := dialRaw(t, r.Addr())
+	send(t, conn, v2(0x20, 0, ""))
+	speak(t, conn)
+	if got := (<-r.conns).Caller.Addr; got.String() != conn.LocalAddr().String() {
+		t.Errorf("the caller is at %s, want %s", got, conn.LocalAddr())
+	}
+}
+
+func TestHeadersThatAreRefused(t *testing.T) {
+	p := newPKI(t)
+	for _, row := range []struct {
+		name, peers, sent string
+		change            func(*rig, *Config)
+		handshake         bool // it fails in the handshake instead
+	}{
+		{"garbage from a proxy", "127.0.0.0/8", strings.Repeat("x", 20), func(*rig, *Config) {}, false},
+		{"no header from a proxy", "127.0.0.0/8", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00", p.withTLS, false},
+		{"two headers", "127.0.0.0/8", v1Header + v1Header, p.withTLS, true},
+		{"a header from anybody else", "10.0.0.0/8", v1Header, p.withTLS, true},
+		{"one of version 2 from anybody else", "10.0.0.0/8", v2(0x21, 0x11, v4Pair), p.withTLS, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r, refusals := behind(t, row.peers, row.change)
+			conn := dialRaw(t, r.Addr())
+			send(t, conn, row.sent)
+			closed(t, conn)
+			if row.handshake {
+				if err := <-r.failures; errors.Is(err, io.EOF) {
+					t.Errorf("the handshake failed as if nothing had come: %v", err)
+				}
+				return
+			}
+			got := <-refusals
+			if got.why != allowlist.MalformedHeader || got.client.String() != conn.LocalAddr().String() || !strings.Contains(got.detail, "PROXY") {
+				t.Errorf("refused %+v", got)
+			}
+		})
+	}
+}
+
+func TestAProxyThatIsSlow(t *testing.T) {
+	r, refusals := behind(t, "127.0.0.0/8", func(_ *rig, cfg *Config) { cfg.HandshakeTimeout = 50 * time.Millisecond })
+	conn := dialRaw(t, r.Addr())
+	send(t, conn, v1Header[:20])
+	closed(t, conn)
+	if got := <-refusals; got.why != allowlist.MalformedHeader {
+		t.Errorf("refused %+v", got)
+	}
+	silent := dialRaw(t, r.Addr())
+	_ = silent.(*net.TCPConn).CloseWrite() // a look whether the port is open
+	closed(t, silent)
+	if len(refusals) != 0 {
+		t.Errorf("refused %+v", <-refusals)
+	}
+}
