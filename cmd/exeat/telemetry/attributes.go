@@ -16,6 +16,7 @@ const (
 	maxDetail   = 512
 	maxIdentity = 2048
 	maxMethod   = 32
+	maxSNI      = 253
 )
 
 // attributes are those of a log record.
@@ -31,6 +32,7 @@ func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.Key
 	a.text("egress.decision.id", r.ID)
 	a.request(r)
 	a.decision(r)
+	a.hello(r)
 	a.tunnel(r)
 	a.merged(r.Merged)
 	a.text("egress.detail", bounded(r.Detail, maxDetail))
@@ -94,6 +96,16 @@ func (a *attributes) decision(r *audit.Record) {
 	a.fraction("egress.resolve_ms", milliseconds(r.Resolve))
 	a.fraction("egress.dial_ms", milliseconds(r.Dial))
 	a.fraction("egress.decide_us", float64(r.Decide.Nanoseconds())/1e3)
+}
+
+// hello adds what the first bytes of a tunnel were.
+func (a *attributes) hello(r *audit.Record) {
+	a.text("egress.stage", r.Stage.String())
+	a.text("egress.tls.sni", bounded(r.Hello.SNI, maxSNI))
+	a.text("egress.tls.sni_match", r.Hello.TLS.String())
+	if r.Hello.ECH {
+		*a = append(*a, attribute.Bool("egress.tls.ech", true))
+	}
 }
 
 // tunnel adds what went through. Of a tunnel zero bytes say something.
