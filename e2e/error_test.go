@@ -41,7 +41,7 @@ func TestErrors(t *testing.T) {
 		{name: "no configuration", args: []string{"serve", "--config", "none.yaml"}, says: []string{"none.yaml", "no such file"}},
 		{name: "a directory for a configuration", args: []string{"serve", "--config", "."}, says: []string{"is a directory"}},
 		{name: "a broken configuration", config: "version: 1\npolicy: [\n", says: []string{"bad-config.yaml:"}},
-		{name: "an unknown key", config: config("timeouts:", "timeout:"), says: []string{"bad-config.yaml:16:1:", "timeout"}},
+		{name: "an unknown key", config: config("timeouts:", "timeout:"), says: []string{"bad-config.yaml:17:1:", "timeout"}},
 		{name: "a listener without an address", config: config(`address: "127.0.0.1:0", `, ""), says: []string{"bad-config.yaml:8:", "no address", "HOST:PORT"}},
 		{name: "a listener for everybody", config: config(`name: own, address: "127.0.0.1:0"`, `name: own, address: "0.0.0.0:0"`), says: []string{"bad-config.yaml:9:", "0.0.0.0:0"}},
 		{name: "no certificate", config: config("gateway.pem", "none.pem"), says: []string{file("none.pem"), "no such file"}},

@@ -140,11 +140,9 @@ resolver:
     allowed.example: [127.0.0.1]
     secret.example: [127.0.0.1]
     example.com: [127.0.0.1]
+limits: {requests_per_identity: 100000, connects_per_second: 100000} # the floods here are about other things
 timeouts:
   drain_delay: 0s
-limits: # the floods of these tests are about other things
-  requests_per_identity: 100000
-  connects_per_second: 100000
 `
 
 func sitePolicy(ports []int) string {
