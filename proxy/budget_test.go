@@ -215,8 +215,8 @@ func TestUploadOfPlainRequests(t *testing.T) {
 			t.Errorf("record %+v", r)
 		}
 		_ = c.Close()
-		for len(g.records) > 0 {
-			<-g.records // of the end
+		if r := g.next(t, audit.EventTunnelClose); (r.CloseReason == "limit") != (row.want != "") {
+			t.Errorf("record %+v", r)
 		}
 	}
 }

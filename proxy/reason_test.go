@@ -34,9 +34,9 @@ func newWorld(t *testing.T) *world {
 		ready:    newGateway(t, options{evidence: e}),
 		hasty:    newGateway(t, options{evidence: e, headTimeout: 150 * time.Millisecond, dialTimeout: 150 * time.Millisecond, forward: forward.Config{Response: 150 * time.Millisecond}}),
 		empty:    newGateway(t, options{evidence: e, noPolicy: true}),
-		busy:     newGateway(t, options{evidence: e, slots: 64}),
+		busy:     newGateway(t, options{evidence: e, slots: 64, headTimeout: time.Hour}),
 		draining: newGateway(t, options{evidence: e}),
-		far:      newGateway(t, options{evidence: e, limits: limit.Config{Connections: 64}}),
+		far:      newGateway(t, options{evidence: e, headTimeout: time.Hour, limits: limit.Config{Connections: 64}}),
 		crowded:  newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1}}}),
 		spent:    newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{UploadPerHour: 1}}}),
 	}
