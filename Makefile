@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e rules enforce enforce-quick collector fuzz bench bench-quick bench-peers bench-peers-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,9 @@ collector: build ## 20,000 decisions through a real OpenTelemetry Collector, kil
 	cd e2e/collector/otelcol && go build -o ../../../bin/otelcol .
 	go test ./e2e/collector -count=1 -v -timeout 10m -otelcol $(CURDIR)/bin/otelcol -exeat $(CURDIR)/bin/exeat
 
+hostile: ## what is promised of hostile inputs: run every case, count, write the table of docs/security.md
+	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
+
 rules: ## check the Prometheus rules and run their tests
 	sh e2e/promtool.sh
 
@@ -76,4 +79,4 @@ image-check: build ## what the image needs of the binary: static, starts as uid 
 	sh e2e/image.sh bin/exeat
 
 generate: ## write the generated parts of docs/
-	go test ./docs -run Generated -update
+	go test ./docs ./e2e/hostile -run Generated -update

@@ -1,0 +1,182 @@
+package hostile
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity"
+)
+
+const trustDomain = "test.example"
+
+// id is the SPIFFE ID of a workload of the policy.
+func id(name string) string { return "spiffe://" + trustDomain + "/" + name }
+
+// authority signs whatever a test asks for.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+
+	mu     sync.Mutex
+	issued map[string]tls.Certificate // by name
+}
+
+func newAuthority(tb testing.TB) *authority {
+	tb.Helper()
+	ca := &authority{key: newKey(tb), issued: map[string]tls.Certificate{}}
+	ca.cert = ca.sign(tb, &x509.Certificate{
+		Subject:   pkix.Name{CommonName: "an authority"},
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+	}, ca.key.Public())
+	return ca
+}
+
+func newKey(tb testing.TB) crypto.Signer {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key
+}
+
+// sign signs for a key; an authority without a certificate signs its own.
+func (ca *authority) sign(tb testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
+	tb.Helper()
+	parent := ca.cert
+	if parent == nil {
+		parent = template
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, parent, public, ca.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(raw)
+	if err != nil { // what no library reads is what the test wants to send
+		return &x509.Certificate{Raw: raw}
+	}
+	return cert
+}
+
+// svid returns the good certificate of a workload.
+func (ca *authority) svid(tb testing.TB, name string) tls.Certificate {
+	tb.Helper()
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	if _, ok := ca.issued[name]; !ok {
+		ca.issued[name] = ca.issue(tb, withURIs(id(name)))
+	}
+	return ca.issued[name]
+}
+
+// issue signs a leaf that is good but for what change does to it.
+func (ca *authority) issue(tb testing.TB, change ...func(*x509.Certificate)) tls.Certificate {
+	tb.Helper()
+	key := newKey(tb)
+	template := &x509.Certificate{
+		NotBefore: time.Now().Add(-12 * time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, f := range change {
+		f(template)
+	}
+	leaf := ca.sign(tb, template, key.Public())
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+}
+
+// selfSigned is a leaf that vouches for itself.
+func selfSigned(tb testing.TB, change ...func(*x509.Certificate)) tls.Certificate {
+	tb.Helper()
+	self := &authority{key: newKey(tb)}
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: "self"}, KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	for _, f := range change {
+		f(template)
+	}
+	leaf := self.sign(tb, template, self.key.Public())
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: self.key, Leaf: leaf}
+}
+
+// The kinds of names in a subject alternative name.
+const (
+	sanDNS = 2
+	sanURI = 6
+)
+
+// withURIs writes the URIs byte for byte, which crypto/x509 would not.
+func withURIs(uris ...string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, san(sanURI, uris...)) }
+}
+
+func withDNS(names ...string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, san(sanDNS, names...)) }
+}
+
+func san(kind int, names ...string) pkix.Extension {
+	var values []asn1.RawValue
+	for _, name := range names {
+		values = append(values, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: kind, Bytes: []byte(name)})
+	}
+	value, err := asn1.Marshal(values)
+	if err != nil {
+		panic(err) // names of a test
+	}
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}
+}
+
+func valid(from, until time.Duration) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().Add(from), time.Now().Add(until)
+	}
+}
+
+// trust is an identity source whose authorities a test replaces.
+type trust struct {
+	own        tls.Certificate
+	snapshot   atomic.Pointer[identity.Snapshot]
+	generation uint64
+}
+
+func newTrust(tb testing.TB, own tls.Certificate, authorities ...*authority) *trust {
+	tb.Helper()
+	s := &trust{own: own}
+	s.put(tb, authorities...)
+	return s
+}
+
+// put trusts these authorities from now on.
+func (s *trust) put(tb testing.TB, authorities ...*authority) {
+	tb.Helper()
+	bundle := x509bundle.New(spiffeid.RequireTrustDomainFromString(trustDomain))
+	for _, ca := range authorities {
+		bundle.AddX509Authority(ca.cert)
+	}
+	s.generation++ // only ever called by the goroutine of the test
+	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
+		Certificate: s.own, Bundles: []*x509bundle.Bundle{bundle}, Generation: s.generation,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.snapshot.Store(snapshot)
+}
+
+// Snapshot makes it an identity.Source.
+func (s *trust) Snapshot() *identity.Snapshot { return s.snapshot.Load() }

@@ -1,0 +1,204 @@
+package hostile
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// open opens a tunnel for builder and returns its two ends.
+func (g *gateway) open(tb testing.TB) (*caller, *net.TCPConn) {
+	tb.Helper()
+	c := g.call(tb, "builder")
+	if got := c.ask(tb, g.fill(connectTo("allowed.example:PORT"))); got.status != 200 {
+		tb.Fatalf("answered %s", got.phrase)
+	}
+	g.next(tb, audit.EventDecision)
+	return c, g.origin.next(tb)
+}
+
+func tunnelRows() []row {
+	connect := connectTo("allowed.example:PORT")
+	return []row{
+		{"E1", "bytes in the segment of the CONNECT", "they arrive first, and in order", []scenario{
+			carries("one byte", connect, "e"),
+			carries("a line", connect, "early, "),
+			carries("40 kB", connect, strings.Repeat("early", 8<<10)),
+		}},
+		{"E2", "the whole request and its bytes one by one", "as in one segment", []scenario{{"every byte a segment", byteByByte}}},
+		{"E3", "one side says that it has sent everything", "the other direction drains", []scenario{
+			{"the caller, and the origin's answer still comes", halfClosedByCaller},
+			{"the origin, and what the caller has to say still goes", halfClosedByOrigin},
+		}},
+		{"E4", "a reset by either side, again and again", "the tunnel ends, and its slot is free exactly once", []scenario{{"more tunnels than slots", resets}}},
+		{"E5", "a tunnel that nothing moves in", "closed after the idle time", []scenario{{"idle", idles}}},
+		{"E6", "an origin that does not read, a caller that does not read", "the gateway takes what its sockets hold, and no more", []scenario{
+			{"an origin that does not read", func(t *testing.T, g *gateway) {
+				c, o := g.open(t)
+				g.stalls(t, c, c.Conn, o)
+			}},
+			{"a caller that does not read", func(t *testing.T, g *gateway) {
+				c, o := g.open(t)
+				g.stalls(t, c, o, o)
+			}},
+		}},
+	}
+}
+
+func byteByByte(t *testing.T, g *gateway) {
+	c := g.call(t, "builder")
+	text := g.fill(connectTo("allowed.example:PORT")) + "early"
+	for i := range len(text) {
+		c.send(t, text[i:i+1])
+	}
+	if got := c.answer(t); got.status != 200 {
+		t.Fatalf("answered %s", got.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	closeWrite(t, c.Conn)
+	o := g.origin.next(t)
+	if got := readAll(t, o); got != "early" {
+		t.Errorf("the origin got %q", got)
+	}
+	_ = o.Close()
+	c.ended(t)
+	g.next(t, audit.EventTunnelClose)
+}
+
+func halfClosedByCaller(t *testing.T, g *gateway) {
+	c, o := g.open(t)
+	c.send(t, "question")
+	closeWrite(t, c.Conn)
+	if got := readAll(t, o); got != "question" {
+		t.Errorf("the origin got %q", got)
+	}
+	_, _ = io.WriteString(o, "answer")
+	_ = o.Close()
+	if got := readAll(t, c.reader); got != "answer" {
+		t.Errorf("the caller got %q", got)
+	}
+	_ = c.Close()
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "client" || r.Up != 8 || r.Down != 6 {
+		t.Errorf("record %+v", r)
+	}
+}
+
+func halfClosedByOrigin(t *testing.T, g *gateway) {
+	c, o := g.open(t)
+	_, _ = io.WriteString(o, "bye")
+	closeWrite(t, o)
+	if got := readAll(t, c.reader); got != "bye" {
+		t.Errorf("the caller got %q", got)
+	}
+	c.send(t, "last words")
+	_ = c.Close()
+	if got := readAll(t, o); got != "last words" {
+		t.Errorf("the origin got %q", got)
+	}
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "upstream" || r.Up != 10 || r.Down != 3 {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// resets opens more tunnels than a gateway has room for, one after the other:
+// a slot that were not freed, or freed twice, would show.
+func resets(t *testing.T, _ *gateway) {
+	const slots = 4
+	g := newGateway(t, options{slots: slots})
+	for i := range 3 * slots {
+		c := g.openSoon(t)
+		o := g.origin.next(t)
+		reset := o
+		if i%2 == 0 {
+			reset = c.raw()
+		}
+		_ = reset.SetLinger(0)
+		_ = reset.Close()
+		g.next(t, audit.EventTunnelClose)
+		_ = c.Close()
+		_ = o.Close()
+	}
+	var held []net.Conn
+	for range slots {
+		held = append(held, g.openSoon(t), g.origin.next(t))
+	}
+	if got := g.call(t, "builder").ask(t, g.fill(connectTo("allowed.example:PORT"))); got.reason() != "busy" {
+		t.Errorf("one tunnel more than there are slots is answered %s", got.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	for range slots {
+		g.next(t, audit.EventTunnelClose)
+	}
+}
+
+// openSoon opens a tunnel as soon as there is a slot: one is free a moment
+// after the record of its tunnel.
+func (g *gateway) openSoon(t *testing.T) *caller {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		c, err := g.tryCallWith(t, g.ca.svid(t, "builder"))
+		if err != nil {
+			continue // not even a slot for saying busy
+		}
+		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
+		g.next(t, audit.EventDecision)
+		switch got.reason() {
+		case "":
+			return c
+		case "busy":
+			c.gone(t)
+		default:
+			t.Fatalf("answered %s", got.phrase)
+		}
+	}
+	t.Fatal("a slot is never freed")
+	return nil
+}
+
+func idles(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{tunnel: tunnel.Config{Idle: 100 * time.Millisecond}})
+	c, o := g.open(t)
+	if got := readAll(t, o); got != "" {
+		t.Errorf("the origin got %q", got)
+	}
+	c.gone(t)
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "idle" {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// stalls writes into one end of a tunnel whose other end nobody reads, until
+// nothing goes in any more.
+func (g *gateway) stalls(t *testing.T, c *caller, into net.Conn, o *net.TCPConn) {
+	t.Helper()
+	const most = 64 << 20 // what the sockets of four ends may hold, generously
+	chunk, sent := make([]byte, 256<<10), 0
+	for sent < most {
+		_ = into.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		n, err := into.Write(chunk)
+		sent += n
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sent >= most {
+		t.Errorf("%d bytes went into a tunnel that nobody reads from", sent)
+	}
+	_ = o.SetLinger(0)
+	_ = o.Close()
+	_ = c.raw().Close()
+	g.next(t, audit.EventTunnelClose)
+}

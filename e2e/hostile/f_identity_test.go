@@ -1,0 +1,227 @@
+package hostile
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// shows is a good request with a certificate that is not accepted.
+func shows(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
+	return ask{name: name, shows: certificate, head: connectTo("allowed.example:PORT"), reason: reason, host: "allowed.example"}.scenario()
+}
+
+// issued shows a certificate of the trusted authority.
+func issued(name string, reason allowlist.Reason, change ...func(*x509.Certificate)) scenario {
+	return shows(name, reason, func(t *testing.T, g *gateway) tls.Certificate {
+		t.Helper()
+		return g.ca.issue(t, change...)
+	})
+}
+
+// ids are certificates of the trusted authority that are good but for the ID.
+func ids(reason allowlist.Reason, all ...string) []scenario {
+	var cases []scenario
+	for _, text := range all {
+		cases = append(cases, issued(text[:min(len(text), 60)], reason, withURIs(text)))
+	}
+	return cases
+}
+
+// foreign shows a certificate that another authority has signed.
+func foreign(name string, reason allowlist.Reason, change ...func(*x509.Certificate)) scenario {
+	return shows(name, reason, func(t *testing.T, _ *gateway) tls.Certificate {
+		t.Helper()
+		return newAuthority(t).issue(t, change...)
+	})
+}
+
+func identityRows() []row {
+	const (
+		invalid   = allowlist.IdentityInvalid
+		untrusted = allowlist.IdentityUntrusted
+	)
+	builder := withURIs(id("builder"))
+	return []row{
+		{"F1", "no certificate", "407 `identity-missing`: a certificate is asked for, never demanded", []scenario{
+			ask{name: "none", who: nobody, head: connectTo("allowed.example:PORT"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario(),
+		}},
+		{"F2", "a certificate that nobody trusted has signed, whatever it says", "407 `identity-untrusted`", []scenario{
+			shows("self-signed", untrusted, func(t *testing.T, _ *gateway) tls.Certificate {
+				t.Helper()
+				return selfSigned(t, builder)
+			}),
+			foreign("of another authority", untrusted, builder),
+			foreign("of another authority, and expired", untrusted, builder, valid(-2*time.Hour, -time.Hour)),
+			issued("of another trust domain", untrusted, withURIs("spiffe://other.example/builder")),
+		}},
+		{"F3", "a certificate that has expired, or is not valid yet", "407 `identity-expired`, `identity-invalid`", []scenario{
+			issued("expired", allowlist.IdentityExpired, builder, valid(-2*time.Hour, -time.Hour)),
+			issued("not yet valid", invalid, builder, valid(time.Hour, 2*time.Hour)),
+		}},
+		{"F4", "a certificate for another use: servers, code signing, an authority", "407 `identity-invalid`", []scenario{
+			issued("for servers", invalid, builder, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }),
+			issued("for code signing", invalid, builder, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }),
+			issued("CA:TRUE", invalid, builder, func(c *x509.Certificate) { c.IsCA = true }),
+			issued("that may sign certificates", invalid, builder, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }),
+		}},
+		{"F5", "no URI among the names, or two; an ID in a DNS name, a common name or an organizational unit", "407 `identity-invalid`: an identity is the one URI", []scenario{
+			issued("no name", invalid),
+			issued("a DNS name only", invalid, withDNS("builder.test.example")),
+			issued("an ID as DNS name", invalid, withDNS(id("builder"))),
+			issued("two IDs", invalid, withURIs(id("builder"), id("wide"))),
+			issued("the same ID twice", invalid, withURIs(id("builder"), id("builder"))),
+			issued("an ID in the common name", invalid, func(c *x509.Certificate) { c.Subject.CommonName = id("builder") }),
+			issued("an ID in an organizational unit", invalid, func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{id("builder")} }),
+		}},
+		{"F6", "a certificate that the client happened to have", "407", []scenario{
+			foreign("for e-mail", invalid, func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: "alice"} }),
+			foreign("of a web server", invalid, withDNS("www.example")),
+		}},
+		{"F7", "IDs that are not canonical: upper case in scheme or trust domain, a port, a query, a fragment, userinfo, dot segments, `//`, a final slash, escapes, other bytes, over 2,048 bytes, a trust domain alone", "407 `identity-invalid`", ids(invalid,
+			"SPIFFE://test.example/builder", "spiffe://Test.example/builder", "spiffe://test.example:443/builder", "spiffe://test.example/builder?", "spiffe://test.example/builder?a=b",
+			"spiffe://test.example/builder#", "spiffe://test.example/builder#a", "spiffe://u@test.example/builder", "spiffe://@test.example/builder", "spiffe://test.example/./builder",
+			"spiffe://test.example/x/../builder", "spiffe://test.example//builder", "spiffe://test.example/builder/", "spiffe://test.example/%62uilder", "spiffe://test.example/ns%2fa",
+			"spiffe://test.example/builder%00", "spiffe://test.example/a|b", "spiffe://test.example/a%0ab", "https://test.example/builder", "spiffe://test.example",
+			"spiffe://test.example/"+strings.Repeat("a", 2049-22), "spiffe://test.example/"+strings.Repeat("|", 20_000))},
+		{"F8", "a certificate that no library reads, or TLS before 1.3", "the handshake fails, and is recorded", []scenario{
+			fails("an ID with a broken escape", func(t *testing.T, g *gateway) tls.Certificate {
+				t.Helper()
+				return g.ca.issue(t, withURIs("spiffe://test.example/%zz"))
+			}),
+			fails("an ID beyond ASCII", func(t *testing.T, g *gateway) tls.Certificate {
+				t.Helper()
+				return g.ca.issue(t, withURIs("spiffe://test.example/b\u00fcilder"))
+			}),
+			fails("no certificate but random bytes", func(t *testing.T, g *gateway) tls.Certificate {
+				t.Helper()
+				good := g.ca.issue(t, builder)
+				return tls.Certificate{Certificate: [][]byte{[]byte("nothing that parses")}, PrivateKey: good.PrivateKey, Leaf: good.Leaf}
+			}),
+			{"TLS 1.2", oldTLS},
+		}},
+		{"F9", "an accepted identity without an entry in the policy", "403 `identity-unknown`", slices.Concat(
+			ids(allowlist.IdentityUnknown, id("stranger"), id("Builder"), id(strings.Repeat("a", 2048-22))),
+			[]scenario{shows("quarantined", allowlist.QuarantinedIdentity, func(t *testing.T, g *gateway) tls.Certificate {
+				t.Helper()
+				return g.ca.svid(t, "legacy")
+			})})},
+		{"F10", "IDs and trust domains that begin or end like one with an entry", "no match", slices.Concat(
+			ids(allowlist.IdentityUnknown, id("ns/ab"), id("ns/a/b"), id("ns"), id("ns/one"), id("ns/one/b/c"), id("ns/ones/b"), id("builder2")),
+			ids(untrusted, "spiffe://test.example.evil/builder", "spiffe://evil.test.example/builder", "spiffe://est.example/builder"),
+			[]scenario{{"and the pattern itself matches", func(t *testing.T, g *gateway) {
+				for _, name := range []string{"ns/a", "ns/one/b"} {
+					ask{who: name, head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
+				}
+			}}})},
+		{"F11", "an authority that was taken out of the bundle", "refused at once: new handshakes, resumed sessions, open tunnels", []scenario{{"rolled", rolled}}},
+		{"F12", "an identity of 2 kB in records and answers", "bounded: the answer's sentence has at most 200 bytes", []scenario{{"2,048 bytes", longIdentity}}},
+		{"F13", "what real clients do: HTTP/1.0 without Host, a Host without the port, no server name or that of the target to the gateway, `h2` in ALPN and then HTTP/1.1", "it works", []scenario{
+			opens("CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "allowed.example"),
+			real("no server name", func(c *tls.Config) { c.ServerName = "" }),
+			real("the target's server name", func(c *tls.Config) { c.ServerName = "allowed.example" }),
+			real("an address as server name", func(c *tls.Config) { c.ServerName = "127.0.0.1" }),
+			real("h2 only in ALPN", func(c *tls.Config) { c.NextProtos = []string{"h2"} }),
+			real("no ALPN", func(c *tls.Config) { c.NextProtos = nil }),
+		}},
+	}
+}
+
+// fails is a handshake that dies inside the TLS library.
+func fails(name string, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
+	return scenario{name, func(t *testing.T, g *gateway) {
+		before := g.counts()
+		c, err := g.tryCallWith(t, certificate(t, g))
+		if err == nil {
+			_, _ = c.Write([]byte(g.fill(connectTo("allowed.example:PORT"))))
+			c.gone(t)
+		}
+		r := g.next(t, audit.EventHandshake)
+		if r.Reason != allowlist.TLSHandshakeFailed.String() || r.Client == "" {
+			t.Errorf("record %+v", r)
+		}
+		if g.counts() != before {
+			t.Error("a lookup or a dial for a failed handshake")
+		}
+	}}
+}
+
+func oldTLS(t *testing.T, g *gateway) {
+	_, err := g.tryCallWith(t, g.ca.svid(t, "builder"), func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 })
+	if err == nil {
+		t.Error("TLS 1.2 is spoken")
+	}
+	if r := g.next(t, audit.EventHandshake); r.Reason != allowlist.TLSHandshakeFailed.String() {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// rolled takes the authority away while a tunnel is open and a client holds a
+// session.
+func rolled(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
+	sessions := tls.NewLRUClientSessionCache(1)
+	resuming := func(c *tls.Config) { c.ClientSessionCache, c.ServerName = sessions, "gateway" }
+	connect := g.fill(connectTo("allowed.example:PORT"))
+	first := g.callWith(t, g.ca.svid(t, "builder"), resuming)
+	if got := first.ask(t, connect); got.status != 200 {
+		t.Fatalf("answered %s", got.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	o := g.origin.next(t)
+
+	old := g.ca.svid(t, "builder")
+	g.ca = newAuthority(t)
+	g.trust.own = g.ca.svid(t, "gateway")
+	g.trust.put(t, g.ca)
+	g.enforcer.Again(t.Context())
+	first.gone(t)
+	_ = o.Close()
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "revoked" || r.Reason != "identity-untrusted" {
+		t.Errorf("record %+v", r)
+	}
+	for range 2 {
+		c := g.callWith(t, old, resuming)
+		if c.Conn.(*tls.Conn).ConnectionState().DidResume {
+			t.Error("the session was resumed")
+		}
+		if got := c.ask(t, connect); got.reason() != "identity-untrusted" {
+			t.Errorf("answered %s", got.phrase)
+		}
+		_ = c.Close()
+		g.next(t, audit.EventDecision)
+	}
+}
+
+func longIdentity(t *testing.T, g *gateway) {
+	long := id(strings.Repeat("a", 2048-22))
+	c := g.callWith(t, g.ca.issue(t, withURIs(long)))
+	got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
+	if got.reason() != "identity-unknown" || len(got.phrase) > 204 {
+		t.Errorf("answered %d bytes: %s", len(got.phrase), got.phrase)
+	}
+	for field, values := range got.header {
+		if len(values[0]) > 4096 || strings.ContainsAny(values[0], "\r\n") {
+			t.Errorf("%s has %d bytes", field, len(values[0]))
+		}
+	}
+	if r := g.next(t, audit.EventDecision); r.Identity != long || len(r.Line) > 8<<10 {
+		t.Errorf("a record of %d bytes for %.40q", len(r.Line), r.Identity)
+	}
+	c.gone(t)
+}
+
+// real is a good request after a handshake of another kind.
+func real(name string, change func(*tls.Config)) scenario {
+	return scenario{name, func(t *testing.T, g *gateway) {
+		c := g.callWith(t, g.ca.svid(t, "builder"), change)
+		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.on(t, g, c)
+	}}
+}

@@ -1,0 +1,220 @@
+package hostile
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+func exhaustionRows() []row {
+	return []row{
+		{"H1", "a request head that comes slowly, or stops", "408 after the head timeout, and the connection closes; one that sent nothing is closed in silence", []scenario{
+			{"half a head", slowHead},
+			{"a byte now and then", drip},
+			{"nothing", silence},
+		}},
+		{"H2", "a TLS handshake that comes slowly, or stops", "closed after the handshake timeout", []scenario{
+			{"half a hello", slowHandshake},
+		}},
+		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{"stalled", stalledLookup}}},
+		{"H4", "more connections than there are slots", "503 `busy` while there is room to say it, then closed at once; memory is bounded by the number of slots", []scenario{{"silent ones", tooMany}}},
+		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{{"64 KiB each", longHeads}}},
+		{"H6", "a sink of records that takes nothing, while one identity is denied as fast as it can", "nobody waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{"stuck", floodOfDenials}}},
+	}
+}
+
+func slowHead(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{headTimeout: 200 * time.Millisecond})
+	c := g.call(t, "builder")
+	c.send(t, "CONNECT allowed.example:443 HTTP/1.1\r\nHost: ")
+	if got := c.answer(t); got.reason() != allowlist.HeadTimeout.String() || !got.close {
+		t.Errorf("answered %s", got.phrase)
+	}
+	c.gone(t)
+	g.next(t, audit.EventDecision)
+}
+
+// drip sends a head byte by byte for as long as the gateway lets it: the time
+// is that of the whole head and not of a read.
+func drip(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{headTimeout: 300 * time.Millisecond})
+	c := g.call(t, "builder")
+	done := make(chan struct{})
+	var dripping sync.WaitGroup
+	dripping.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		_, err := io.WriteString(c, "CONNECT allowed.example:443 HTTP/1.1\r\nHost: ")
+		for err == nil {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				_, err = io.WriteString(c, "a")
+			}
+		}
+	})
+	got := c.answer(t)
+	close(done)
+	dripping.Wait()
+	if got.reason() != allowlist.HeadTimeout.String() {
+		t.Errorf("answered %s", got.phrase)
+	}
+	c.gone(t)
+	g.next(t, audit.EventDecision)
+}
+
+func silence(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{headTimeout: 200 * time.Millisecond})
+	g.call(t, "builder").ended(t)
+	if left := g.rest(t); len(left) > 0 {
+		t.Errorf("records of a connection that asked nothing: %+v", left)
+	}
+}
+
+func slowHandshake(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{handshakeTimeout: 200 * time.Millisecond})
+	conn := g.connect(t, g.secure)
+	if _, err := conn.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, conn)
+	if r := g.next(t, audit.EventHandshake); r.Reason != allowlist.TLSHandshakeFailed.String() {
+		t.Errorf("record %+v", r)
+	}
+}
+
+func stalledLookup(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{dialTimeout: 200 * time.Millisecond})
+	g.names.say("allowed.example", answerSet{stall: true})
+	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.ResolveTimeout, lookups: 1}.run(t, g)
+}
+
+// tooMany fills the slots with silent connections.
+func tooMany(t *testing.T, _ *gateway) {
+	const slots, toSayBusy = 16, 2
+	g := newGateway(t, options{slots: slots})
+	var silent []net.Conn
+	for range slots {
+		silent = append(silent, g.callPlain(t)) // a slot is taken in accept order
+	}
+	busy := g.call(t, "builder")
+	if got := busy.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 503 || got.reason() != "busy" || got.header.Get("Retry-After") == "" {
+		t.Errorf("answered %s %v", got.phrase, got.header)
+	}
+	g.next(t, audit.EventDecision)
+	busy.gone(t)
+	for range toSayBusy {
+		silent = append(silent, g.callPlain(t))
+	}
+	// The slot of the one that was told may be free only now.
+	refused := false
+	for end := time.Now().Add(patience); !refused && time.Now().Before(end); {
+		conn := g.connect(t, g.plain)
+		_, _ = io.WriteString(conn, g.fill(connectTo("allowed.example:PORT")))
+		n, _ := conn.Read(make([]byte, 1))
+		refused = n == 0
+		_ = conn.Close()
+		if !refused {
+			g.next(t, audit.EventDecision)
+		}
+	}
+	if !refused {
+		t.Error("there is no end of connections that are answered")
+	}
+	for _, conn := range silent {
+		_ = conn.Close()
+	}
+	c := g.openSoon(t)
+	g.finish(t, c, g.origin)
+}
+
+// longHeads holds many connections in the middle of a head.
+func longHeads(t *testing.T, _ *gateway) {
+	const conns, each = 200, 64 << 10
+	g := newGateway(t, options{})
+	before := heap()
+	var held []net.Conn
+	head := g.fill(line) + host + "X: " + strings.Repeat("a", each-200)
+	for range conns {
+		c := g.callPlain(t)
+		c.send(t, head)
+		held = append(held, c)
+	}
+	during := heap()
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	for range conns {
+		if r := g.next(t, audit.EventDecision); r.Reason != allowlist.ClientGone.String() {
+			t.Errorf("record %+v", r)
+		}
+	}
+	after := heap()
+	// The text itself is small; the kernel may hold what was not read.
+	if most := uint64(conns*each*3/2 + 16<<20); during > before+most {
+		t.Errorf("%d MiB for %d heads of %d KiB", (during-before)>>20, conns, each>>10)
+	}
+	if after > before+8<<20 {
+		t.Errorf("%d MiB are not returned", (after-before)>>20)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+func floodOfDenials(t *testing.T, _ *gateway) {
+	const tunnels, denials = 20, 600
+	g := newGateway(t, options{queue: 1024, stuck: make(chan struct{})})
+	var flooding sync.WaitGroup
+	flooding.Go(func() {
+		for range denials {
+			c := g.call(t, "wide")
+			if got := c.ask(t, connectTo("127.0.0.1:443")); got.status != 403 {
+				t.Errorf("answered %s", got.phrase)
+			}
+			_ = c.Close()
+		}
+	})
+	for range tunnels {
+		c := g.call(t, "builder")
+		if got := c.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 200 {
+			t.Errorf("answered %s", got.phrase)
+		}
+		_ = g.origin.next(t).Close()
+		c.gone(t)
+	}
+	flooding.Wait()
+	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made < denials+2*tunnels; {
+		if time.Now().After(end) {
+			t.Fatalf("records are missing: %+v", g.recorder.Stats())
+		}
+		runtime.Gosched()
+	}
+	close(g.stuck)
+	var others, denied uint64
+	for _, r := range g.rest(t) {
+		switch {
+		case r.Event == string(audit.EventSummary):
+			denied += r.Count
+		case r.Identity == id("builder"):
+			others++
+		default:
+			denied++
+		}
+	}
+	if others != 2*tunnels || denied != denials {
+		t.Errorf("%d records of the other identity and %d denials, want %d and %d", others, denied, 2*tunnels, denials)
+	}
+}

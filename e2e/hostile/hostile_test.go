@@ -1,0 +1,145 @@
+// Package hostile is what the gateway promises of hostile inputs, as tests
+// over the wire.
+//
+// Every class has rows, every row has cases. A case sends raw bytes to a real
+// listener of a gateway that is whole but for its resolver, which follows a
+// script, and its origin, which counts. It looks at the answer, at the record,
+// and at what was looked up and dialled. The table of docs/security.md is made
+// from these rows: `make generate` writes it, `make hostile` also counts.
+package hostile
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+var (
+	summary = flag.Bool("summary", false, "print what was promised and what held")
+	update  = flag.Bool("update", false, "write the table of docs/security.md")
+)
+
+// patience bounds every wait of these tests; nothing should come near it.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// class is a kind of hostile input.
+type class struct {
+	letter, title string
+	rows          []row
+}
+
+// row is one promise. Its texts are those of the document.
+type row struct {
+	id      string
+	comes   string // what is sent, or done
+	happens string
+	cases   []scenario
+}
+
+// scenario is one way to hold the gateway to a promise.
+type scenario struct {
+	name string
+	run  func(t *testing.T, g *gateway)
+}
+
+// classes returns everything that is promised.
+func classes() []class {
+	return []class{
+		{"A", "Host spelling", hostRows()},
+		{"B", "Addresses as host", literalRows()},
+		{"C", "Address classes and answers", addressRows()},
+		{"D", "Request target and framing", framingRows()},
+		{"E", "Tunnel", tunnelRows()},
+		{"F", "Identity", identityRows()},
+		{"G", "Reload and time", reloadRows()},
+		{"H", "Exhaustion", exhaustionRows()},
+	}
+}
+
+// TestPromises runs every case. The cases of a class share a gateway, one
+// after the other.
+func TestPromises(t *testing.T) {
+	all := classes()
+	passed := make([]int, len(all))
+	t.Run("class", func(t *testing.T) {
+		for i, c := range all {
+			t.Run(c.letter, func(t *testing.T) {
+				t.Parallel()
+				passed[i] = c.hold(t)
+			})
+		}
+	})
+	if *summary {
+		printSummary(os.Stdout, all, passed)
+	}
+}
+
+// hold runs the cases of a class and returns how many passed.
+func (c class) hold(t *testing.T) int {
+	t.Helper()
+	g := newGateway(t, options{})
+	passed := 0
+	for _, r := range c.rows {
+		if !strings.HasPrefix(r.id, c.letter) {
+			t.Errorf("%s is a row of class %s", r.id, c.letter)
+		}
+		if len(r.cases) == 0 {
+			t.Errorf("%s has no case: %s", r.id, r.comes)
+		}
+		for _, s := range r.cases {
+			if t.Run(r.id+" "+s.name, func(t *testing.T) {
+				s.run(t, g)
+				g.quiet(t)
+			}) {
+				passed++
+			}
+		}
+	}
+	if left := g.rest(t); len(left) > 0 {
+		t.Errorf("%d records too many, first %+v", len(left), left[0])
+	}
+	if n := g.forbidden.accepted.Load(); n != 0 {
+		t.Errorf("%d connections to an address that no rule opens", n)
+	}
+	return passed
+}
+
+func TestRowsAreNumbered(t *testing.T) {
+	for _, c := range classes() {
+		for i, r := range c.rows {
+			if want := fmt.Sprint(c.letter, i+1); r.id != want {
+				t.Errorf("%s stands where %s is expected", r.id, want)
+			}
+		}
+	}
+}
+
+func printSummary(w io.Writer, all []class, passed []int) {
+	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "class\t\trows\tcases\tpassed")
+	var rows, cases, good int
+	for i, c := range all {
+		n := c.count()
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\n", c.letter, c.title, len(c.rows), n, passed[i])
+		rows, cases, good = rows+len(c.rows), cases+n, good+passed[i]
+	}
+	_, _ = fmt.Fprintf(table, "\t\t%d\t%d\t%d\n", rows, cases, good)
+	_ = table.Flush()
+}
+
+// count returns the number of cases.
+func (c class) count() (n int) {
+	for _, r := range c.rows {
+		n += len(r.cases)
+	}
+	return n
+}

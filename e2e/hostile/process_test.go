@@ -1,0 +1,235 @@
+package hostile
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// process is the real program, for what a gateway in this process does not
+// have: files that change. Its records and its log are files.
+type process struct {
+	*gateway // its certificates, origins and callers; its listeners are those of the program
+	dir      string
+	cmd      *exec.Cmd
+	taken    int // records that next has returned
+}
+
+const processConfig = `version: 1
+identity: {dir: identity}
+policy: {files: [policy], poll: 10m}
+listeners:
+  - {name: secure, address: "127.0.0.1:0", identity: mtls}
+resolver:
+  hosts: {allowed.example: 127.0.0.1, second.example: 127.0.0.1}
+records: {file: records.jsonl}
+admin: {address: "127.0.0.1:0"}
+timeouts: {drain_delay: 0s, drain_timeout: 0s}
+`
+
+// builder builds the program when it is first needed.
+type builder struct {
+	once sync.Once
+	exe  string
+}
+
+func (b *builder) path(t *testing.T, dir string) string {
+	t.Helper()
+	b.once.Do(func() { b.exe = build(t, dir) })
+	return b.exe
+}
+
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "exeat")
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/exeat-dev/exeat/cmd/exeat").CombinedOutput()
+	if err != nil {
+		t.Fatalf("building exeat: %v\n%s", err, out)
+	}
+	return path
+}
+
+// start starts the program with a policy in a directory of its own.
+func start(t *testing.T, path string, policy func(*process) string) *process {
+	t.Helper()
+	p := &process{gateway: newGateway(t, options{}), dir: t.TempDir()}
+	p.writeIdentity(t)
+	p.write(t, "exeat.yaml", processConfig)
+	p.write(t, "policy/policy.yaml", policy(p))
+	log, err := os.Create(p.path("log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	p.cmd = exec.Command(path, "serve", "--config", p.path("exeat.yaml"))
+	p.cmd.Env, p.cmd.Dir, p.cmd.Stderr = []string{"OTEL_SDK_DISABLED=true"}, p.dir, log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		if err := p.cmd.Wait(); err != nil {
+			t.Errorf("the gateway ended with %v\n%s", err, p.read(t, "log"))
+		}
+	})
+	p.secure = netip.MustParseAddrPort(p.logged(t, `listener=secure[^\n]* address=(\S+)`))
+	return p
+}
+
+func (p *process) writeIdentity(t *testing.T) {
+	t.Helper()
+	own := p.trust.own
+	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"svid.pem":     {Type: "CERTIFICATE", Bytes: own.Certificate[0]},
+		"svid_key.pem": {Type: "PRIVATE KEY", Bytes: key},
+		"bundle.pem":   {Type: "CERTIFICATE", Bytes: p.ca.cert.Raw},
+	} {
+		p.write(t, "identity/"+name, string(pem.EncodeToMemory(block)))
+	}
+}
+
+func (p *process) path(name string) string { return filepath.Join(p.dir, name) }
+
+// write writes a file in place.
+func (p *process) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(p.path(name)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, p.path(name), text)
+}
+
+// replace puts a file in place by a rename.
+func (p *process) replace(t *testing.T, name, text string) {
+	t.Helper()
+	next := p.path(filepath.Join(filepath.Dir(name), ".next"))
+	writeFile(t, next, text)
+	p.rename(t, next, p.path(name))
+}
+
+func (p *process) rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *process) link(t *testing.T, target, name string) {
+	t.Helper()
+	if err := os.Symlink(target, p.path(name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *process) read(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(p.path(name))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// until waits until what a file holds is good.
+func (p *process) until(t *testing.T, name, what string, good func(text string) bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); ; <-tick.C {
+		text := p.read(t, name)
+		if good(text[:strings.LastIndexByte(text, '\n')+1]) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s\n%s", what, text)
+		}
+	}
+}
+
+// logged waits for a line of the log and returns a part of it.
+func (p *process) logged(t *testing.T, pattern string) string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	var found []string
+	p.until(t, "log", pattern, func(text string) bool {
+		found = re.FindStringSubmatch(text)
+		return found != nil
+	})
+	return found[1]
+}
+
+// records parses all of them.
+func (p *process) all(t *testing.T, text string) []record {
+	t.Helper()
+	var all []record
+	for line := range bytes.Lines([]byte(text)) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatalf("record %q: %v", line, err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// next waits for the next record of an event, and skips others.
+func (p *process) next(t *testing.T, event audit.Event) record {
+	t.Helper()
+	var found record
+	p.until(t, "records.jsonl", string(event), func(text string) bool {
+		for i, r := range p.all(t, text) {
+			if i >= p.taken && r.Event == string(event) {
+				found, p.taken = r, i+1
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// inForce waits for the policy of a generation.
+func (p *process) inForce(t *testing.T, generation uint64) record {
+	t.Helper()
+	r := p.next(t, audit.EventPolicyReload)
+	if r.Generation != generation || !strings.HasPrefix(r.Detail, "closed ") {
+		t.Fatalf("record %+v, want generation %d in force", r, generation)
+	}
+	return r
+}
+
+// status asks for a destination and returns the answer's status.
+func (p *process) status(t *testing.T, host string) int {
+	t.Helper()
+	c := p.call(t, "builder")
+	got := c.ask(t, connectTo(p.at(host)))
+	_ = c.Close()
+	return got.status
+}
+
+// allowing is a policy that lets builder reach some names.
+func (p *process) allowing(hosts ...string) string {
+	text := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n"
+	for _, host := range hosts {
+		text += fmt.Sprintf("      - {host: %s, ports: [%d], addresses: 127.0.0.1/32}\n", host, p.origin.addr.Port())
+	}
+	return text
+}

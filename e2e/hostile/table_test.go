@@ -1,0 +1,52 @@
+package hostile
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// The document that has the table, and what stands around it there.
+const (
+	document   = "../../docs/security.md"
+	tableBegin = "<!-- generated: promises -->\n"
+	tableEnd   = "<!-- end -->\n"
+)
+
+// TestGeneratedPromises compares the table of the document with the rows;
+// `make generate` writes it.
+func TestGeneratedPromises(t *testing.T) {
+	data, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(data), tableBegin)
+	_, after, ok2 := strings.Cut(rest, tableEnd)
+	if !ok || !ok2 {
+		t.Fatalf("%s does not say where the table is", document)
+	}
+	want := before + tableBegin + promises() + tableEnd + after
+	if *update {
+		writeFile(t, document, want)
+		return
+	}
+	if string(data) != want {
+		t.Errorf("%s differs from the rows: run make generate", document)
+	}
+}
+
+// promises writes a table for each class.
+func promises() string {
+	var b strings.Builder
+	for _, c := range classes() {
+		fmt.Fprintf(&b, "\n### %s. %s\n\n| Row | What comes | What happens | Cases |\n|---|---|---|---|\n", c.letter, c.title)
+		for _, r := range c.rows {
+			fmt.Fprintf(&b, "| %s | %s | %s | %d |\n", r.id, cell(r.comes), cell(r.happens), len(r.cases))
+		}
+	}
+	return b.String() + "\n"
+}
+
+// cell makes a text fit into a table.
+func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }

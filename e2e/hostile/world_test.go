@@ -1,0 +1,172 @@
+package hostile
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// names is the resolver: a script for each name, and a count of the questions.
+type names struct {
+	lookups atomic.Int64
+
+	mu     sync.Mutex
+	script map[string][]answerSet // what is answered in turn, the last one for ever
+	// asked and answer stop the lookup of held.example between two steps of a
+	// test.
+	asked, answer chan struct{}
+}
+
+// answerSet is one answer of the resolver.
+type answerSet struct {
+	addrs []netip.Addr
+	err   error
+	stall bool // no answer at all
+}
+
+// answers is a set of addresses.
+func answers(texts ...string) answerSet {
+	var set answerSet
+	for _, text := range texts {
+		set.addrs = append(set.addrs, netip.MustParseAddr(text))
+	}
+	return set
+}
+
+func newNames() *names {
+	return &names{script: map[string][]answerSet{}, asked: make(chan struct{}), answer: make(chan struct{})}
+}
+
+// say sets what is answered for a name, in turn.
+func (n *names) say(name string, sets ...answerSet) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.script[name] = sets
+}
+
+// resolve answers 127.0.0.1 for every name without a script.
+func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
+	if host.IsAddr() {
+		return []netip.Addr{host.Addr()}, nil
+	}
+	n.lookups.Add(1)
+	if host.String() == "held.example" {
+		n.asked <- struct{}{}
+		<-n.answer
+	}
+	set := n.next(host.String())
+	if set.stall {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	return set.addrs, set.err
+}
+
+func (n *names) next(name string) answerSet {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sets := n.script[name]
+	if len(sets) == 0 {
+		return answers("127.0.0.1")
+	}
+	if len(sets) > 1 {
+		n.script[name] = sets[1:]
+	}
+	return sets[0]
+}
+
+// origin accepts connections, counts them and hands them over.
+type origin struct {
+	addr     netip.AddrPort
+	accepted atomic.Int64
+	conns    chan *net.TCPConn
+}
+
+// newOrigins starts one origin for each address, all on one port.
+func newOrigins(tb testing.TB, addrs ...string) []*origin {
+	tb.Helper()
+	for range 20 {
+		if all := tryOrigins(tb, addrs); all != nil {
+			return all
+		}
+	}
+	tb.Fatalf("no port is free on all of %v", addrs)
+	return nil
+}
+
+// tryOrigins returns nil if the port of the first is taken on another one.
+func tryOrigins(tb testing.TB, addrs []string) []*origin {
+	tb.Helper()
+	port := "0"
+	var listeners []net.Listener
+	for _, addr := range addrs {
+		l, err := net.Listen("tcp", net.JoinHostPort(addr, port))
+		if err != nil {
+			tb.Log(err)
+			for _, l := range listeners {
+				_ = l.Close()
+			}
+			return nil
+		}
+		listeners = append(listeners, l)
+		_, port, _ = net.SplitHostPort(l.Addr().String())
+	}
+	all := make([]*origin, 0, len(listeners))
+	for _, l := range listeners {
+		all = append(all, newOrigin(tb, l))
+	}
+	return all
+}
+
+func newOrigin(tb testing.TB, l net.Listener) *origin {
+	tb.Helper()
+	o := &origin{addr: netip.MustParseAddrPort(l.Addr().String()), conns: make(chan *net.TCPConn, 1024)}
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			o.accepted.Add(1)
+			o.conns <- conn.(*net.TCPConn)
+		}
+	})
+	tb.Cleanup(func() {
+		_ = l.Close()
+		accepting.Wait()
+		for len(o.conns) > 0 {
+			_ = (<-o.conns).Close()
+		}
+	})
+	return o
+}
+
+// next returns the next connection that the gateway made.
+func (o *origin) next(tb testing.TB) *net.TCPConn {
+	tb.Helper()
+	select {
+	case conn := <-o.conns:
+		tb.Cleanup(func() { _ = conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			tb.Fatal(err)
+		}
+		return conn
+	case <-time.After(patience):
+		tb.Fatal("the gateway made no connection to the origin")
+		return nil
+	}
+}
+
+// brief keeps the names of subtests readable: the first line, shortened.
+func brief(text string) string {
+	line, _, _ := strings.Cut(text, "\r\n")
+	return line[:min(len(line), 60)]
+}
