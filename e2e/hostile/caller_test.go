@@ -193,9 +193,13 @@ func (c *caller) ended(tb testing.TB) {
 func (c *caller) gone(tb testing.TB) {
 	tb.Helper()
 	_, err := io.Copy(io.Discard, c.reader)
-	var netErr net.Error
-	if errors.As(err, &netErr) && netErr.Timeout() {
+	if isTimeout(err) {
 		tb.Errorf("the connection does not end: %v", err)
 	}
 	_ = c.Close()
+}
+
+func isTimeout(err error) bool {
+	var netErr net.Error
+	return errors.As(err, &netErr) && netErr.Timeout()
 }

@@ -19,6 +19,8 @@ type names struct {
 
 	mu     sync.Mutex
 	script map[string][]answerSet // what is answered in turn, the last one for ever
+	other  answerSet              // for every other name
+	asking func(name string)      // is told of every lookup; nil is nobody
 	// asked and answer stop the lookup of held.example between two steps of a
 	// test.
 	asked, answer chan struct{}
@@ -41,7 +43,7 @@ func answers(texts ...string) answerSet {
 }
 
 func newNames() *names {
-	return &names{script: map[string][]answerSet{}, asked: make(chan struct{}), answer: make(chan struct{})}
+	return &names{script: map[string][]answerSet{}, other: answers("127.0.0.1"), asked: make(chan struct{}), answer: make(chan struct{})}
 }
 
 // say sets what is answered for a name, in turn.
@@ -51,12 +53,22 @@ func (n *names) say(name string, sets ...answerSet) {
 	n.script[name] = sets
 }
 
-// resolve answers 127.0.0.1 for every name without a script.
+// fallback sets what is answered for every name without a script.
+func (n *names) fallback(set answerSet) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.other = set
+}
+
+// resolve answers 127.0.0.1 for a name of which nothing was said.
 func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
 	if host.IsAddr() {
 		return []netip.Addr{host.Addr()}, nil
 	}
 	n.lookups.Add(1)
+	if n.asking != nil {
+		n.asking(host.String())
+	}
 	if host.String() == "held.example" {
 		n.asked <- struct{}{}
 		<-n.answer
@@ -74,7 +86,7 @@ func (n *names) next(name string) answerSet {
 	defer n.mu.Unlock()
 	sets := n.script[name]
 	if len(sets) == 0 {
-		return answers("127.0.0.1")
+		return n.other
 	}
 	if len(sets) > 1 {
 		n.script[name] = sets[1:]

@@ -1,0 +1,234 @@
+package hostile
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// fuzzPolicy opens nothing but loopback addresses, so that no fault that a
+// fuzzer is to find sends a packet to anybody.
+const fuzzPolicy = `version: 1
+identities:
+  - id: spiffe://test.example/sidecar
+    allow:
+      - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}
+      - {host: "**.wild.example", ports: [PORT], addresses: 127.0.0.1/32}
+      - {host: read-only.example, ports: [PORT], methods: [GET], addresses: 127.0.0.1/32}
+      - {cidr: 127.0.0.1/32, ports: [PORT]}
+    deny:
+      - {host: denied.wild.example}
+`
+
+// permitted is what fuzzPolicy says, read by somebody else than the gateway.
+func permitted(r record, port uint16) bool {
+	name := r.Host == "allowed.example" || strings.HasSuffix(r.Host, ".wild.example") && r.Host != "denied.wild.example" || r.Host == "127.0.0.1"
+	return name && r.Port == port && r.Address == netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
+}
+
+// seeds are requests of every kind.
+func seeds() []string {
+	good := connectTo("allowed.example:PORT")
+	all := []string{
+		good, good + "early bytes", connectTo("a.wild.example:PORT"), connectTo("denied.wild.example:PORT"), connectTo("127.0.0.1:PORT"), connectTo("[::ffff:127.0.0.1]:PORT"),
+		connectTo("evil.test:443") + good, connectTo("allowed.example:0") + good, "CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n" + good,
+		line + host + "Transfer-Encoding: chunked\r\n\r\n", line + host + "Content-Length: 4\r\n\r\nbody" + good, line + "Host: other.example\r\n\r\n", line + host + host + "\r\n",
+		line + host + "X: a\r\n b\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "GET http://allowed.example:PORT/ HTTP/1.1\r\n" + host + "\r\n",
+	}
+	for _, target := range []string{
+		"ALLOWED.example.:PORT", "allowed.example..:PORT", "x.wild.example.evil.test:PORT", "wild.example:PORT", "0x7f.1:PORT", "127.0.0.2:PORT", "[::1]:PORT", "[127.0.0.1]:PORT",
+		"allowed.example@evil.test:PORT", "allowed.example:PORT/", "allowed.example%00.evil.test:PORT", "xn--a.wild.example:PORT", "a b:PORT", "allowed.example:0PORT", "127.0.0.1:LISTENER",
+	} {
+		all = append(all, connectTo(target))
+	}
+	return all
+}
+
+// FuzzConnection holds for any bytes on a connection, and any answer of the
+// resolver: a byte reaches an origin only through an address that passes the
+// check of a decision that allows the very host that was looked up and recorded.
+func FuzzConnection(f *testing.F) {
+	for i, raw := range seeds() {
+		f.Add([]byte(raw), byte(i))
+	}
+	w := newWatched(f)
+	f.Fuzz(func(t *testing.T, raw []byte, answer byte) {
+		if len(raw) > 96<<10 { // more than a head may have; the rest is only slower
+			return
+		}
+		w.begin(answer)
+		w.send(t, w.fill(string(raw)))
+		w.check(t, w.records(t))
+	})
+}
+
+// watched is a gateway all of whose lookups and dials are written down.
+type watched struct {
+	*gateway
+	taken uint64 // records
+
+	mu    sync.Mutex
+	asked []string            // of the resolver
+	got   map[string][]string // by the origin's address: what came on each connection
+}
+
+func newWatched(tb testing.TB) *watched {
+	tb.Helper()
+	w := &watched{gateway: newGateway(tb, options{})}
+	w.put(tb, w.fill(fuzzPolicy))
+	w.names.asking = func(name string) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.asked = append(w.asked, name)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var answering sync.WaitGroup
+	for _, o := range w.origins() {
+		answering.Go(func() { w.answer(ctx, o) })
+	}
+	tb.Cleanup(func() {
+		stop()
+		answering.Wait()
+	})
+	return w
+}
+
+// origins returns all of them.
+func (g *gateway) origins() []*origin {
+	all := []*origin{g.origin, g.forbidden}
+	if g.six != nil {
+		all = append(all, g.six)
+	}
+	return all
+}
+
+// answer reads every connection to its end.
+func (w *watched) answer(ctx context.Context, o *origin) {
+	for {
+		select {
+		case conn := <-o.conns:
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			data, _ := io.ReadAll(conn)
+			w.mu.Lock()
+			w.got[o.addr.String()] = append(w.got[o.addr.String()], string(data))
+			w.mu.Unlock()
+			_ = conn.Close()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// begin forgets the connection before and sets what names resolve to.
+func (w *watched) begin(answer byte) {
+	sets := []answerSet{
+		answers("127.0.0.1"), answers("127.0.0.2"), answers("127.0.0.2", "127.0.0.1"), answers("::1", "127.0.0.1"), answers("::ffff:127.0.0.1"), answers(),
+	}
+	w.names.fallback(sets[int(answer)%len(sets)])
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked, w.got = nil, map[string][]string{}
+}
+
+// send sends bytes on a connection of their own and reads it to its end.
+func (w *watched) send(t *testing.T, raw string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", w.plain.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, raw); err == nil {
+		_ = conn.(*net.TCPConn).CloseWrite()
+	}
+	if _, err := io.Copy(io.Discard, conn); isTimeout(err) {
+		t.Fatalf("the connection does not end: %v", err)
+	}
+}
+
+// records returns those of the connection: every one was made before it ended,
+// but for the last one of a tunnel.
+func (w *watched) records(t *testing.T) (decisions []record) {
+	t.Helper()
+	open := 0
+	late := time.After(patience)
+	for open > 0 || w.taken < w.recorder.Stats().Sinks[0].Made {
+		select {
+		case r := <-w.evidence.records:
+			w.taken++
+			switch r.Event {
+			case string(audit.EventDecision):
+				decisions = append(decisions, r)
+				if r.Status == 200 {
+					open++
+				}
+			case string(audit.EventTunnelClose):
+				open--
+			}
+		case <-late:
+			t.Fatalf("%d tunnels have no end, %d records of %d", open, w.taken, w.recorder.Stats().Sinks[0].Made)
+		}
+	}
+	return decisions
+}
+
+// check is the property.
+func (w *watched) check(t *testing.T, decisions []record) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var asked []string
+	dialled := map[string]int{}
+	for _, r := range decisions {
+		allowed := r.Verdict == "allow" || r.Verdict == "observe"
+		if allowed && !permitted(r, w.origin.addr.Port()) {
+			t.Errorf("allowed: %s", r.Line)
+		}
+		if allowed != (r.Status == 200) || (r.Reason == "") != allowed {
+			t.Errorf("a verdict that is not the answer: %s", r.Line)
+		}
+		if allowed {
+			dialled[r.Address]++
+			w.checkDecision(t, r)
+		}
+		if (allowed || r.Verdict == "fail" || r.Reason == "resolved-address-denied") && r.Host != "127.0.0.1" && r.Status != 0 {
+			asked = append(asked, r.Host)
+		}
+	}
+	if !slices.Equal(asked, w.asked) {
+		t.Errorf("looked up %q, recorded %q", w.asked, asked)
+	}
+	for addr, conns := range w.got {
+		if len(conns) > dialled[addr] {
+			t.Errorf("%d connections to %s, which %d decisions have led to: %q", len(conns), addr, dialled[addr], conns)
+		}
+	}
+	if n := w.forbidden.accepted.Load(); n > 0 {
+		t.Errorf("%d connections to an address that no rule opens", n)
+	}
+}
+
+// checkDecision makes the recorded decision again.
+func (w *watched) checkDecision(t *testing.T, r record) {
+	t.Helper()
+	d := w.current.Load().Decide(allowlist.Request{
+		ID: spiffeid.RequireFromString(r.Identity), Source: allowlist.SourceListener, Time: time.Now(),
+		Dest: allowlist.Destination{Host: mustHost(r.Host), Port: r.Port},
+	})
+	addr, err := netip.ParseAddrPort(r.Address)
+	if err != nil || !d.Allowed() || d.CheckAddr(addr) != nil {
+		t.Errorf("the decision is %v, the address check says %v: %s", d.Reason, d.CheckAddr(addr), r.Line)
+	}
+}
