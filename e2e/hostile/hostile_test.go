@@ -58,7 +58,7 @@ func classes() []class {
 		{"B", "Addresses as host", literalRows()},
 		{"C", "Address classes and answers", addressRows()},
 		{"D", "Request target and framing", framingRows()},
-		{"E", "Tunnel", tunnelRows()},
+		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows()},
 		{"H", "Exhaustion", exhaustionRows()},

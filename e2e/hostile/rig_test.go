@@ -34,6 +34,7 @@ type options struct {
 	slots            int // 0: 1000
 	headTimeout      time.Duration
 	handshakeTimeout time.Duration
+	helloTimeout     time.Duration
 	dialTimeout      time.Duration
 	queue            int
 	stuck            chan struct{} // see evidence
@@ -73,7 +74,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
-		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, Tunnel: o.tunnel,
+		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.helloTimeout, Tunnel: o.tunnel,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -239,6 +240,10 @@ identities:
       - {host: everywhere.example, ports: [PORT], addresses: [0.0.0.0/0, "::/0"]}
       - {host: read-only.example, ports: [PORT], methods: [GET], addresses: 127.0.0.1/32}
       - {host: public-path.example, ports: [PORT], paths: ["/public/**"], addresses: 127.0.0.1/32}
+      - {host: strict.example, ports: [PORT], tls: require, addresses: 127.0.0.1/32}
+      - {host: auto.example, ports: [PORT], addresses: 127.0.0.1/32}
+      - {host: off.example, ports: [PORT], tls: "off", addresses: 127.0.0.1/32}
+      - {host: plain-sight.example, ports: [PORT], tls: require, ech: refuse, addresses: 127.0.0.1/32}
       - {host: expired.example, ports: [PORT], expires: 2020-01-01, addresses: 127.0.0.1/32}
     deny:
       - {host: denied.wild.example}
@@ -250,6 +255,11 @@ identities:
     allow:
       - {cidr: 127.0.0.1/32, ports: [PORT, LISTENER]}
       - {cidr: "::1/128", ports: [PORT]}
+  - id: spiffe://test.example/strict # one address, for TLS
+    allow:
+      - {cidr: 127.0.0.1/32, ports: [PORT], tls: require}
+      - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}
+      - {host: elsewhere.example, ports: [1], addresses: 127.0.0.1/32}
   - id: spiffe://test.example/mapped # the same in another spelling
     allow:
       - {cidr: "::ffff:127.0.0.1/128", ports: [PORT]}
