@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile mutants mutants-fuzz rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -43,6 +43,13 @@ collector: build ## 20,000 decisions through a real OpenTelemetry Collector, kil
 
 hostile: ## what is promised of hostile inputs: run every case, count, write the table of docs/security.md
 	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
+
+# A gateway with a fault may connect to anything: there is nothing to connect to.
+mutants: ## plant faults one by one; the cases of make hostile must find each
+	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants'
+
+mutants-fuzz: ## plant a fault for every fuzz target, which must find it within a minute
+	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants -fuzz'
 
 rules: ## check the Prometheus rules and run their tests
 	sh e2e/promtool.sh

@@ -71,7 +71,8 @@ func addressRows() []row {
 			"10.0.0.0", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.0.1", "192.168.255.255", "fc00::1", "fdff::1")},
 		{"C4", "link-local: `169.254.0.0/16` `fe80::/10`", "denied as `link-local`", special(allowlist.LinkLocal, "169.254.0.1", "169.254.255.255", "fe80::1", "febf::1")},
 		{"C5", "metadata services of clouds, also those in public and shared ranges", "denied as `metadata`", special(allowlist.Metadata,
-			"169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254")},
+			"169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "192.0.0.192", "100.96.0.96",
+			"fd00:ec2::254", "fd00:ec2::23", "fd00:42::42", "fd20:ce::254", "fe80::a9fe:a9fe")},
 		{"C6", "shared address space: `100.64.0.0/10`", "denied as `shared-space`", special(allowlist.SharedSpace, "100.64.0.0", "100.127.255.255")},
 		{"C7", "other IPv4 addresses that are no destinations: protocol, documentation, relays, benchmarks, reserved, broadcast", "denied by class", slices.Concat(
 			special(allowlist.ProtocolUse, "192.0.0.1", "192.0.0.255"),
@@ -89,8 +90,8 @@ func addressRows() []row {
 			[]scenario{classified("64:ff9b::808:808", allowlist.Public)})},
 		{"C12", "other NAT64 prefixes", "as above where the gateway is told of the prefix, denied as `local-nat64` below `64:ff9b:1::/48`", slices.Concat(
 			special(allowlist.LocalNAT64, "64:ff9b:1::a00:1", "64:ff9b:1:ffff::808:808"),
-			special(allowlist.Private, "2001:470:64:ff9b::a00:1"), special(allowlist.Metadata, "2001:470:64:ff9b::a9fe:a9fe"),
-			[]scenario{classified("2001:470:64:ff9b::808:808", allowlist.Public)})},
+			special(allowlist.Private, "2001:470:64:ff9b::a00:1", "2001:470:65:a00:0:100::"), special(allowlist.Metadata, "2001:470:64:ff9b::a9fe:a9fe", "2001:470:65:a9fe:a9:fe00::"),
+			[]scenario{classified("2001:470:64:ff9b::808:808", allowlist.Public), classified("2001:470:65:808:8:800::", allowlist.Public)})},
 		{"C13", "6to4 and Teredo: `2002::/16` `2001::/32`", "denied as `transition`", special(allowlist.Transition, "2002:a00:1::1", "2002:808:808::1", "2001:0:808:808::1")},
 		{"C14", "ISATAP below any prefix", "denied as `transition`", special(allowlist.Transition, "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:8.8.8.8", "2600::5efe:7f00:1")},
 		{"C15", "other IPv6 addresses that are no destinations: site-local, discard, benchmarks, ORCHID, documentation, segment routing, unassigned", "denied by class", slices.Concat(

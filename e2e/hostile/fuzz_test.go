@@ -33,8 +33,9 @@ identities:
 
 // permitted is what fuzzPolicy says, read by somebody else than the gateway.
 func permitted(r record, port uint16) bool {
-	name := r.Host == "allowed.example" || strings.HasSuffix(r.Host, ".wild.example") && r.Host != "denied.wild.example" || r.Host == "127.0.0.1"
-	return name && r.Port == port && r.Address == netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
+	name := r.Host == "allowed.example" || r.Host == "127.0.0.1" ||
+		strings.HasSuffix(r.Host, ".wild.example") && r.Host != "denied.wild.example"
+	return name && strings.ToLower(r.Host) == r.Host && r.Port == port && r.Address == netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
 }
 
 // seeds are requests of every kind.

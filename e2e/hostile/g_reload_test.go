@@ -171,7 +171,8 @@ func storm(t *testing.T, p *process) {
 
 // oneGeneration flips between two policies, each with an identity and a name of
 // its own, so that no mix of the two could give the answers that are seen.
-func oneGeneration(t *testing.T, g *gateway) {
+func oneGeneration(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
 	text := func(host string) string {
 		return g.fill("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: " + host + ".wild.example, ports: [PORT], addresses: 127.0.0.1/32}]\n")
 	}
@@ -189,6 +190,8 @@ func oneGeneration(t *testing.T, g *gateway) {
 			}
 		}
 	})
+	defer flipping.Wait()
+	defer close(done)
 	odd := map[bool]string{}
 	for i := range 60 {
 		host := []string{"left", "right"}[i%2]
@@ -209,9 +212,6 @@ func oneGeneration(t *testing.T, g *gateway) {
 			g.next(t, audit.EventTunnelClose)
 		}
 	}
-	close(done)
-	flipping.Wait()
-	g.put(t, g.policy())
 	for len(g.origin.conns) > 0 {
 		_ = (<-g.origin.conns).Close()
 	}

@@ -180,6 +180,7 @@ func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) n
 const (
 	ownAddress = "93.184.216.34"         // public, but for being the gateway's own
 	ownNAT64   = "2001:470:64:ff9b::/96" // public, but for being an operator's prefix
+	ownNAT64s  = "2001:470:65::/48"      // and a shorter one
 )
 
 // put puts a policy, written as people write it, in force.
@@ -188,7 +189,7 @@ func (g *gateway) put(tb testing.TB, text string) {
 	local := allowlist.Local{
 		Listeners: []netip.AddrPort{g.secure, g.plain},
 		Addresses: []netip.Addr{netip.MustParseAddr(ownAddress)},
-		NAT64:     []netip.Prefix{netip.MustParsePrefix(ownNAT64)},
+		NAT64:     []netip.Prefix{netip.MustParsePrefix(ownNAT64), netip.MustParsePrefix(ownNAT64s)},
 	}
 	g.enforcer.Put(context.Background(), load(tb, text).WithClassifier(allowlist.NewClassifier(local)), true)
 }

@@ -1,0 +1,57 @@
+package main
+
+// of is a fault that cases of a class must find.
+func of(class, name, file, old, planted string) fault {
+	return fault{name, file, old, planted, "./e2e/hostile", "TestPromises/class/" + class + "$"}
+}
+
+// mutants are the faults that the cases find: one for each step from the bytes
+// to the tunnel.
+func mutants() []fault {
+	const (
+		parse    = "proxy/head/parse.go"
+		exchange = "proxy/exchange.go"
+		relay    = "proxy/relay.go"
+		first    = "proxy/firstbytes.go"
+		dial     = "proxy/dial/dial.go"
+		host     = "allowlist/host.go"
+		address  = "allowlist/address.go"
+		decision = "allowlist/decision.go"
+		decide   = "allowlist/decide.go"
+	)
+	return []fault{
+		of("D", "two Host fields are taken", parse, "if h.HasHost {", "if h.HasHost && h.Minor == 0 {"),
+		of("D", "control bytes in a field are taken", parse, "c < ' ' && c != '\\t' || c == 0x7f", "c == 0"),
+		of("D", "another version is taken", parse, "version[5] != '1' || version[7] > '1'", "version[5] == '0'"),
+		of("D", "Transfer-Encoding of a CONNECT is ignored", exchange, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
+		of("D", "Host is not compared with the target", exchange, "if h.HasHost && !sameAuthority(h, dest)", "if h.Minor == 0 && h.HasHost && !sameAuthority(h, dest)"),
+		of("D", "bytes behind a refusal are read", exchange, "info.Status == 407 && len(x.reader.Buffered()) == 0", "info.Status == 407"),
+		of("D", "a port with leading zeros is taken", host, ` || s[0] == '0' {`, ` || s == "0" {`),
+		of("A", "every final dot is stripped", host, `name := strings.TrimSuffix(s, ".")`, `name := strings.TrimRight(s, ".")`),
+		of("A", "A-labels are not checked", host, `strings.Contains(name, "xn--") && `, `strings.HasPrefix(name, "xn--xn--") && `),
+		of("A", "**.x covers every name that ends so", decide, "suffix = suffix[strings.IndexByte(suffix, '.')+1:]", "suffix = suffix[1:]"),
+		of("A", "deny rules for names do not count", decide, "if h.deny == nil {", "if h.deny == nil || port > 0 {"),
+		of("B", "a hexadecimal number is a name", host, "if len(label) >= 2 && label[0] == '0'", "if len(label) > 99 && label[0] == '0'"),
+		of("B", "an IPv4 address may stand in brackets", host, "err != nil || !addr.Is6() || addr.Zone() != \"\"", "err != nil || addr.Zone() != \"\""),
+		of("C", "a metadata address is public", address, `{"169.254.169.254/32", Metadata},`, `{"169.254.169.254/32", Public},`),
+		of("C", "half of loopback is public", address, `{"127.0.0.0/8", Loopback},`, `{"127.0.0.0/9", Loopback},`),
+		of("C", "NAT64 addresses are not decoded", address, "if nat64, inner, ok := c.nat64Of(addr); ok {", "if nat64, inner, ok := c.nat64Of(addr); ok && nat64.Bits() < 96 {"),
+		of("C", "ISATAP in one of its two forms only", address, "b[8]&^2 == 0", "b[8] == 0"),
+		of("C", "a wide range opens what lies in it", decision, "ranged.Bits() >= prefix.Bits()", "ranged.Bits() >= 0"),
+		of("C", "a range opens loopback", decision, "case !class.singleOnly() && ranged", "case ranged"),
+		of("C", "own listeners are destinations", decision, "if d.policy.classifier.isListener(", "if d.Dest.Port == 0 && d.policy.classifier.isListener("),
+		of("C", "deny rules for ranges do not count for resolved addresses", decision, "if rule := d.policy.deniedAddr(d, addr); rule != nil {", "if rule := d.policy.deniedAddr(d, addr); rule != nil && d.Dest.Host.IsAddr() {"),
+		of("C", "resolved addresses are not checked before the dial", dial, "err := dec.CheckAddr(ap)", "err := error(nil)"),
+		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "return nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
+		of("C", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
+		of("C", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(res.Addr); err != nil {", "if err := x.decision.CheckAddr(res.Addr); err != nil && res.Dropped > 0 {"),
+		of("G", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&entry.Tunnel)", "_ = entry.Tunnel.Addr"),
+		of("G", "a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date"),
+		of("E", "any server name will do", first, "case err == nil && (host == c.request.Dest.Host", "case err == nil && (host != allowlist.Host{}"),
+		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
+		of("E", "a name that is allowed on another port will do", first, "return !name.IsAddr() && c.current.Load().Decide(req).Allowed()", "return !name.IsAddr() && c.current.Load().Decide(req).Reason != allowlist.NotOnAllowlist"),
+		of("E", "ECH is never refused", first, "if h.ECH && c.ech == allowlist.ECHRefuse {", "if h.ECH && c.ech != allowlist.ECHRefuse && c.ech != allowlist.ECHRecord {"),
+		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
+		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
+	}
+}

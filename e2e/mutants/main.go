@@ -1,0 +1,130 @@
+// Command mutants shows that the tests would notice. It plants one fault after
+// the other in a copy of the tree, each of them a few words in a place where a
+// proxy is bypassed, and runs the cases that hold the place to its promise:
+// they must fail. With -fuzz the faults are such that no seed shows them, and
+// it is a fuzz target that must find each within a minute.
+//
+// A fault that no longer applies, because the code has moved on, or that does
+// not compile, is an error like one that survives. A faulty gateway may connect
+// to anything, so it is run in a network namespace with nothing in it; see the
+// Makefile.
+//
+// Exit codes: 0 all were found, 1 one was not, 2 wrong use, or the run could
+// not be finished.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+)
+
+// Exit codes.
+const (
+	exitSurvived = 1
+	exitUsage    = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program but for the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	fuzz := flags.Bool("fuzz", false, "plant faults that fuzz targets must find")
+	only := flags.String("only", "", "plant only the faults with this `text` in their name")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil || flags.NArg() > 0:
+		_, _ = fmt.Fprintln(stderr, "mutants: unexpected arguments:", flags.Args())
+		return exitUsage
+	}
+	faults := mutants()
+	if *fuzz {
+		faults = planted()
+	}
+	survived, err := hunt(ctx, selected(faults, *only), stdout)
+	switch {
+	case err != nil:
+		_, _ = fmt.Fprintln(stderr, "mutants:", err)
+		return exitUsage
+	case survived > 0:
+		_, _ = fmt.Fprintln(stderr, "mutants:", survived, "were not found")
+		return exitSurvived
+	}
+	return 0
+}
+
+func selected(faults []fault, only string) []fault {
+	var some []fault
+	for _, f := range faults {
+		if strings.Contains(f.name, only) {
+			some = append(some, f)
+		}
+	}
+	return some
+}
+
+// hunt plants the faults one by one and prints what found each. It returns how
+// many nothing has found.
+func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, err error) {
+	if err := alone(); err != nil {
+		return 0, err
+	}
+	t, err := copyTree(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer t.remove()
+	if err := t.healthy(ctx, faults); err != nil {
+		return 0, err
+	}
+	table := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "fault\tin\tfound by\tafter")
+	for _, f := range faults {
+		start := time.Now()
+		by, err := t.try(ctx, f)
+		if err != nil {
+			return survived, fmt.Errorf("%s: %w", f.name, err)
+		}
+		if by == "" {
+			by = "NOBODY"
+			survived++
+		}
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%.1f s\n", f.name, f.file, by, time.Since(start).Seconds())
+		if f.fuzz() {
+			_ = table.Flush()
+		}
+	}
+	_, _ = fmt.Fprintf(table, "%d faults, %d found\n", len(faults), len(faults)-survived)
+	return survived, table.Flush()
+}
+
+// alone checks that no packet can leave: no interface but loopback is up.
+func alone() error {
+	all, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 {
+			return fmt.Errorf("the interface %s is up, and a faulty gateway may connect to anything: use make mutants", i.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,81 @@
+package main
+
+// planted are the faults that fuzz targets must find, one for each target of
+// the module. Where a seed shows one at once, that is said.
+func planted() []fault {
+	return []fault{
+		{
+			"names keep their case", "allowlist/host.go",
+			"name = strings.ToLower(name)", "name = strings.TrimSpace(name)", "./e2e/hostile", "FuzzConnection",
+		},
+		{
+			"white space behind a value stays", "proxy/head/parse.go",
+			`strings.Trim(value, " \t")`, `strings.TrimLeft(value, " \t")`, "./proxy/head", "FuzzParse",
+		},
+		{
+			"0X in capitals is a name", "allowlist/host.go",
+			"(label[1] == 'x' || label[1] == 'X')", "label[1] == 'x'", "./allowlist", "FuzzParseHost",
+		},
+		{
+			"a port may begin with a zero", "allowlist/host.go",
+			" || s[0] == '0' {", " {", "./allowlist", "FuzzParseDestination",
+		},
+		{
+			"*.x is read as **.x", "allowlist/table.go",
+			"case patternOne:\n\t\tat = &t.one\n\tcase patternMany:", "case patternOne, patternMany:", "./allowlist", "FuzzParseHostPattern",
+		},
+		{
+			"/* is read as /**", "allowlist/policy.go",
+			"case patternOne:\n\t\tat = &p.one\n\tcase patternMany:", "case patternOne, patternMany:", "./allowlist", "FuzzParseIdentityPattern",
+		},
+		{
+			"deny rules of the least specific entry count alone", "allowlist/decide.go",
+			"c.denies |= e.denies", "c.denies = e.denies", "./allowlist", "FuzzDecide",
+		},
+		{
+			"every address that ends in 255 is a broadcast", "allowlist/address.go",
+			"prefix, class, ok := c.classes.LookupPrefixLPM(single)",
+			"if addr.Is4() && addr.As4()[3] == 255 {\n\t\treturn Broadcast, single\n\t}\n\tprefix, class, ok := c.classes.LookupPrefixLPM(single)",
+			"./allowlist", "FuzzClassify",
+		},
+		{
+			"a rule needs no destination", "allowlist/policyfile/rule.go",
+			`ok := r.use != "" || !r.Host.IsZero() || r.CIDR.IsValid()`, "ok := true", "./allowlist/policyfile", "FuzzSpec",
+		},
+		{
+			"an error may stand behind the file", "allowlist/strictyaml/parse.go",
+			"line <= s.lines &&", "line <= s.lines+1 &&", "./allowlist/strictyaml", "FuzzParse",
+		},
+		{
+			"server names of other kinds are read", "proxy/hello/message.go",
+			"case kind != nameTypeHost:", "case kind > nameTypeHost+9:", "./proxy/hello", "FuzzRead",
+		},
+		{
+			"a name in two records loses bytes", "proxy/hello/message.go",
+			"b.Write(part)", "b.Write(part[:1])", "./proxy/hello", "FuzzGo",
+		},
+		{
+			"a long ID is cut", "identity/svid.go",
+			"spiffeid.FromString(raw)", `spiffeid.FromString(fmt.Sprintf("%.45s", raw))`, "./identity", "FuzzID",
+		},
+		{
+			"fewer names than crypto/x509 has counted will do", "identity/svid.go",
+			"len(uris) != len(cert.URIs)", "len(uris) > len(cert.URIs)", "./identity", "FuzzSAN",
+		},
+		{
+			"DEL may stand in an answer", "proxy/refusal/refusal.go",
+			"c < ' ' || c > '~'", `c < ' ' || c > '\x7f'`, "./proxy/refusal", "FuzzAppend",
+		},
+		boundary("proxy/audit/record.go", "./proxy/audit", "FuzzJSON"),
+		boundary("proxy/audit/ecs/ecs.go", "./proxy/audit/ecs", "FuzzRender"),
+		boundary("proxy/audit/ocsf/ocsf.go", "./proxy/audit/ocsf", "FuzzRender"),
+	}
+}
+
+// boundary is off by one where text is as long as it may be.
+func boundary(file, pkg, target string) fault {
+	return fault{
+		"text of just the length that is allowed", file,
+		"if len(s) > limit {\n\t\ts = s[:limit]", "if len(s) >= limit {\n\t\ts = s[:limit+1]", pkg, target,
+	}
+}
