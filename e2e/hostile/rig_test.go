@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,6 +25,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -40,6 +42,17 @@ type options struct {
 	stuck            chan struct{} // see evidence
 	tunnel           tunnel.Config
 	closeAtExpiry    bool
+	limits           limit.Config // a zero field is more than any case needs
+	proxies          []netip.Prefix
+}
+
+func (o *options) defaults() {
+	const plenty = 1 << 20
+	o.slots = cmp.Or(o.slots, 1000)
+	l := &o.limits
+	l.Connections, l.Handshakes = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty)
+	l.Requests = cmp.Or(l.Requests, plenty)
+	l.Identity = l.Identity.Or(allowlist.Limits{Tunnels: plenty, ConnectsPerSecond: plenty, UploadPerHour: 1 << 50})
 }
 
 // gateway is a real one in this process: a listener that asks for
@@ -52,6 +65,8 @@ type gateway struct {
 	current  live.Current
 	registry live.Registry
 	enforcer *live.Enforcer
+	sources  *limit.Sources
+	budgets  *limit.Budgets
 	proxy    *proxy.Proxy
 	dir      string // of its own, gone with it
 
@@ -65,7 +80,8 @@ type gateway struct {
 
 func newGateway(tb testing.TB, o options) *gateway {
 	tb.Helper()
-	g := &gateway{evidence: newEvidence(tb, o.queue, o.stuck), ca: newAuthority(tb), names: newNames(), dir: tb.TempDir()}
+	o.defaults()
+	g := &gateway{sources: limit.NewSources(o.limits), budgets: limit.NewBudgets(o.limits), evidence: newEvidence(tb, o.queue, o.stuck), ca: newAuthority(tb), names: newNames(), dir: tb.TempDir()}
 	g.trust = newTrust(tb, g.ca.svid(tb, "gateway"), g.ca)
 	g.listenForDials(tb)
 	dialer, err := dial.New(dial.Config{Resolve: g.names.resolve, Timeout: o.dialTimeout})
@@ -75,6 +91,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
 		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.helloTimeout, Tunnel: o.tunnel,
+		Budgets: g.budgets,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -107,9 +124,6 @@ func hasIPv6() bool {
 // listen starts both listeners.
 func (g *gateway) listen(tb testing.TB, o options) {
 	tb.Helper()
-	if o.slots == 0 {
-		o.slots = 1000
-	}
 	slots := listen.NewSlots(o.slots)
 	verifier, err := identity.NewVerifier(g.trust)
 	if err != nil {
@@ -140,7 +154,8 @@ func (g *gateway) listen(tb testing.TB, o options) {
 
 func (g *gateway) secureListener(config *tls.Config, verifier *identity.Verifier, o options) listen.Config {
 	return listen.Config{
-		Name: "secure", TLS: config, Verifier: verifier, Realm: trustDomain, HandshakeTimeout: o.handshakeTimeout,
+		Proxies: o.proxies,
+		Name:    "secure", TLS: config, Verifier: verifier, Realm: trustDomain, HandshakeTimeout: o.handshakeTimeout,
 		HandshakeFailed: func(_ context.Context, client netip.AddrPort, err error) {
 			if !errors.Is(err, io.EOF) {
 				g.recorder.Event(audit.Record{
@@ -152,10 +167,18 @@ func (g *gateway) secureListener(config *tls.Config, verifier *identity.Verifier
 	}
 }
 
+// turnedAway records a connection that was closed without an answer.
+func (g *gateway) turnedAway(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
+	return func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
+		g.recorder.Event(audit.Record{Event: audit.EventHandshake, Listener: listener, Client: client, Reason: why, Detail: detail})
+	}
+}
+
 // serve serves a listener until the test ends.
 func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
 	tb.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
+	cfg.Sources, cfg.Refused = g.sources, g.turnedAway(cfg.Name)
 	l, err := listen.Listen(context.Background(), cfg)
 	if err != nil {
 		tb.Fatal(err)
@@ -191,7 +214,9 @@ func (g *gateway) put(tb testing.TB, text string) {
 		Addresses: []netip.Addr{netip.MustParseAddr(ownAddress)},
 		NAT64:     []netip.Prefix{netip.MustParsePrefix(ownNAT64), netip.MustParsePrefix(ownNAT64s)},
 	}
-	g.enforcer.Put(context.Background(), load(tb, text).WithClassifier(allowlist.NewClassifier(local)), true)
+	policy := load(tb, text).WithClassifier(allowlist.NewClassifier(local))
+	g.enforcer.Put(context.Background(), policy, true)
+	g.budgets.Apply(policy)
 }
 
 // load reads a policy as people write it.

@@ -24,7 +24,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 )
 
@@ -94,8 +93,6 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 	if err := t.healthy(ctx, faults); err != nil {
 		return 0, err
 	}
-	table := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "fault\tin\tfound by\tafter")
 	for _, f := range faults {
 		start := time.Now()
 		by, err := t.try(ctx, f)
@@ -106,13 +103,10 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 			by = "NOBODY"
 			survived++
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%.1f s\n", f.name, f.file, by, time.Since(start).Seconds())
-		if f.fuzz() {
-			_ = table.Flush()
-		}
+		_, _ = fmt.Fprintf(stdout, "%-58s %-34s %5.1f s  %s\n", f.name, f.file, time.Since(start).Seconds(), by)
 	}
-	_, _ = fmt.Fprintf(table, "%d faults, %d found\n", len(faults), len(faults)-survived)
-	return survived, table.Flush()
+	_, err = fmt.Fprintf(stdout, "%d faults, %d found\n", len(faults), len(faults)-survived)
+	return survived, err
 }
 
 // alone checks that no packet can leave: no interface but loopback is up.

@@ -55,6 +55,10 @@ func planted() []fault {
 			"b.Write(part)", "b.Write(part[:1])", "./proxy/hello", "FuzzGo",
 		},
 		{
+			"a PROXY protocol header is one byte longer than its buffer", "proxy/listen/proxied.go",
+			"if len(b) == proxiedMax1 {", "if len(b) > proxiedMax1 {", "./proxy/listen", "FuzzHeaders",
+		},
+		{
 			"a long ID is cut", "identity/svid.go",
 			"spiffeid.FromString(raw)", `spiffeid.FromString(fmt.Sprintf("%.45s", raw))`, "./identity", "FuzzID",
 		},
