@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net/http"
@@ -359,6 +360,11 @@ func (x *exchange) write(answer []byte) error {
 		return err
 	}
 	_, err := x.conn.Write(answer)
+	if secure, ok := x.conn.Conn.(*tls.Conn); ok && err != nil {
+		// It may have stopped within a record: the caller could read nothing
+		// that comes behind, not even a close_notify.
+		_ = secure.NetConn().Close()
+	}
 	return err
 }
 

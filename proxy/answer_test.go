@@ -1,0 +1,107 @@
+package proxy_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// hooked calls answering when the gateway is about to write an answer.
+type hooked struct {
+	*net.TCPConn
+	answering func()
+}
+
+func (h *hooked) SetWriteDeadline(t time.Time) error {
+	err := h.TCPConn.SetWriteDeadline(t)
+	h.answering()
+	return err
+}
+
+// TestAStateThatForbidsWhileTheAnswerIsWritten ends the tunnel between its
+// registration and the first byte of the 200: the caller gets no answer, and
+// what it gets is no broken TLS record.
+func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
+	for _, name := range []string{"in clear", "over TLS"} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			enforcer, err := live.NewEnforcer(live.EnforcerConfig{Current: &g.current, Registry: &g.registry})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			client, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			accepted, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			secure := name == "over TLS"
+			server := &hooked{TCPConn: accepted.(*net.TCPConn), answering: func() {}}
+			conn := &listen.Conn{
+				Conn: tunnel.Wrap(server), Listener: "test",
+				Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
+			}
+			var c net.Conn = client
+			if secure {
+				c = handshake(t, g, conn, client)
+			}
+			server.answering = func() { enforcer.Put(t.Context(), nil, true) }
+			served := make(chan struct{})
+			go func() {
+				defer close(served)
+				g.proxy.Serve(t.Context(), conn)
+				_ = conn.Close()
+			}()
+			_ = c.SetDeadline(time.Now().Add(patience))
+			if _, err := io.WriteString(c, connectTo(g.at("allowed.example"))); err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(bufio.NewReader(c))
+			if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) || len(got) > 0 {
+				t.Errorf("the caller read %q, %v", got, err)
+			}
+			<-served
+			_ = c.Close()
+			r := g.next(t, audit.EventDecision)
+			if r.Verdict != "deny" || r.Reason != "policy-unavailable" || r.Status != 0 {
+				t.Errorf("record %+v, want what ended it", r)
+			}
+			if left := g.rest(t); len(left) > 0 {
+				t.Errorf("records too many: %+v", left)
+			}
+		})
+	}
+}
+
+// handshake puts TLS on both ends of a connection.
+func handshake(t *testing.T, g *gateway, conn *listen.Conn, client net.Conn) net.Conn {
+	t.Helper()
+	certificate := g.ca.issue(t, id("gateway").String())
+	server := tls.Server(conn.Conn, &tls.Config{Certificates: []tls.Certificate{certificate}, SessionTicketsDisabled: true})
+	conn.Conn = server
+	done := make(chan error, 1)
+	go func() { done <- server.Handshake() }()
+	c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+	if err := errors.Join(c.Handshake(), <-done); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
