@@ -46,6 +46,20 @@ func (g *gateway) callWith(tb testing.TB, certificate tls.Certificate, change ..
 // in TLS 1.3 comes after ours, is the error of the first read.
 func (g *gateway) tryCallWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	tb.Helper()
+	return g.handshake(g.connect(tb, g.secure), certificate, change...)
+}
+
+// secureOver speaks TLS on a connection that there is.
+func (g *gateway) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certificate) *caller {
+	tb.Helper()
+	c, err := g.handshake(conn, certificate)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+func (g *gateway) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The gateway shows its SVID, which has no DNS name.
@@ -64,7 +78,7 @@ func (g *gateway) tryCallWith(tb testing.TB, certificate tls.Certificate, change
 	for _, f := range change {
 		f(config)
 	}
-	conn := tls.Client(g.connect(tb, g.secure), config)
+	conn := tls.Client(over, config)
 	if err := conn.Handshake(); err != nil {
 		return nil, err
 	}
@@ -128,19 +142,28 @@ func (a answer) reason() string {
 // answer reads one.
 func (c *caller) answer(tb testing.TB) answer {
 	tb.Helper()
-	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
+	a, err := c.tryAnswer()
 	if err != nil {
 		tb.Fatalf("reading the answer: %v", err)
+	}
+	return a
+}
+
+// tryAnswer reads one where there may be none.
+func (c *caller) tryAnswer() (answer, error) {
+	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return answer{}, err
 	}
 	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close}
 	if resp.StatusCode != http.StatusOK { // behind a 200 comes the tunnel
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
-			tb.Fatalf("reading the body: %v", err)
+			return answer{}, err
 		}
 		a.body = string(body)
 	}
-	return a
+	return a, nil
 }
 
 // ask sends a head and reads the answer. The gateway may answer before a long

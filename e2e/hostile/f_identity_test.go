@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -131,6 +133,7 @@ func identityRows() []row {
 			real("h2 only in ALPN", func(c *tls.Config) { c.NextProtos = []string{"h2"} }),
 			real("no ALPN", func(c *tls.Config) { c.NextProtos = nil }),
 		}},
+		{"F14", "a PROXY protocol header: from a peer that may not send one; from one that must, none, two, or garbage", "the connection closes, and a record says so; a good one tells the caller's address, never its identity", proxiedCases()},
 	}
 }
 
@@ -224,4 +227,78 @@ func real(name string, change func(*tls.Config)) scenario {
 		c := g.callWith(t, g.ca.svid(t, "builder"), change)
 		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.on(t, g, c)
 	}}
+}
+
+// proxiedCases are connections through a load balancer, or not.
+func proxiedCases() []scenario {
+	const v1 = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n"
+	v2 := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + "\xc6\x33\x64\x07" + "\xc0\x00\x02\x01" + "\x12\x67\x01\xbb"
+	cases := []scenario{
+		{"version 1, from anybody", func(t *testing.T, g *gateway) { unwanted(t, g, v1) }},
+		{"version 2, from anybody", func(t *testing.T, g *gateway) { unwanted(t, g, v2) }},
+	}
+	for name, header := range map[string]string{"version 1": v1, "version 2": v2} {
+		cases = append(cases, scenario{name + ", from a load balancer", func(t *testing.T, _ *gateway) { balanced(t, header) }})
+	}
+	for name, header := range map[string]string{
+		"none": "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "a request": "CONNECT allowed.example:443 HTTP/1.1\r\n\r\n", "one that is too long": "PROXY TCP4 " + strings.Repeat("1", 200) + "\r\n",
+		"one without an address": "PROXY TCP4\r\n", "an address that is none": "PROXY TCP4 198.51.100.777 192.0.2.1 4711 443\r\n", "one that is cut short": v2[:20], "version 2 of 64 kB": v2[:14] + "\xff\xff" + strings.Repeat("a", 1<<10),
+		"a unix socket": v2[:13] + "\x31" + v2[14:],
+	} {
+		cases = append(cases, scenario{name + ", from a load balancer", func(t *testing.T, _ *gateway) { unbalanced(t, header) }})
+	}
+	slices.SortFunc(cases, func(a, b scenario) int { return strings.Compare(a.name, b.name) })
+	return append(cases, scenario{"two, from a load balancer", func(t *testing.T, _ *gateway) { balancedTwice(t, v1) }})
+}
+
+// unwanted sends a header where a handshake should begin.
+func unwanted(t *testing.T, g *gateway, header string) {
+	conn := g.connect(t, g.secure)
+	_, _ = conn.Write([]byte(header))
+	_, _ = io.Copy(io.Discard, conn)
+	if r := g.next(t, audit.EventHandshake); r.Reason != allowlist.TLSHandshakeFailed.String() || strings.HasPrefix(r.Client, "198.") {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// loadBalanced is a gateway that expects headers from loopback, and takes no
+// longer than that for them.
+func loadBalanced(t *testing.T) *gateway {
+	t.Helper()
+	return newGateway(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, handshakeTimeout: 500 * time.Millisecond})
+}
+
+func balanced(t *testing.T, header string) {
+	g := loadBalanced(t)
+	conn := g.connect(t, g.secure)
+	_, _ = conn.Write([]byte(header))
+	c := g.secureOver(t, conn, g.ca.svid(t, "builder"))
+	if got := c.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 200 {
+		t.Fatalf("answered %s", got.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Client != "198.51.100.7:4711" || r.Identity != id("builder") {
+		t.Errorf("record %+v", r)
+	}
+	g.finish(t, c, g.origin)
+}
+
+func unbalanced(t *testing.T, header string) {
+	g := loadBalanced(t)
+	conn := g.connect(t, g.secure)
+	_, _ = conn.Write([]byte(header))
+	_, _ = io.Copy(io.Discard, conn)
+	if r := g.next(t, audit.EventHandshake); r.Reason != allowlist.MalformedHeader.String() || !strings.HasPrefix(r.Client, "127.0.0.1:") {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// balancedTwice sends a second header, which is where the handshake begins.
+func balancedTwice(t *testing.T, header string) {
+	g := loadBalanced(t)
+	conn := g.connect(t, g.secure)
+	_, _ = conn.Write([]byte(header + header))
+	_, _ = io.Copy(io.Discard, conn)
+	if r := g.next(t, audit.EventHandshake); r.Reason != allowlist.TLSHandshakeFailed.String() {
+		t.Errorf("record %+v", r)
+	}
 }

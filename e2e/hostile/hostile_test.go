@@ -61,7 +61,7 @@ func classes() []class {
 		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows()},
-		{"H", "Exhaustion", exhaustionRows()},
+		{"H", "Exhaustion", append(exhaustionRows(), limitRows()...)},
 	}
 }
 

@@ -41,7 +41,8 @@ admin: {address: "127.0.0.1:0"}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
 `
 
-// builder builds the program when it is first needed.
+// builder builds the program when it is first needed, for the cases of one
+// class.
 type builder struct {
 	once sync.Once
 	exe  string
@@ -64,7 +65,7 @@ func build(t *testing.T, dir string) string {
 }
 
 // start starts the program with a policy in a directory of its own.
-func start(t *testing.T, path string, policy func(*process) string) *process {
+func start(t *testing.T, path string, policy func(*process) string, env ...string) *process {
 	t.Helper()
 	p := &process{gateway: newGateway(t, options{}), dir: t.TempDir()}
 	p.writeIdentity(t)
@@ -76,7 +77,7 @@ func start(t *testing.T, path string, policy func(*process) string) *process {
 	}
 	defer func() { _ = log.Close() }()
 	p.cmd = exec.Command(path, "serve", "--config", p.path("exeat.yaml"))
-	p.cmd.Env, p.cmd.Dir, p.cmd.Stderr = []string{"OTEL_SDK_DISABLED=true"}, p.dir, log
+	p.cmd.Env, p.cmd.Dir, p.cmd.Stderr = append([]string{"OTEL_METRICS_EXPORTER=none"}, env...), p.dir, log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

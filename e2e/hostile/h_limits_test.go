@@ -1,0 +1,292 @@
+package hostile
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// limitRows are those about budgets.
+func limitRows() []row {
+	return []row{
+		{"H7", "more connections, or handshakes per second, from one address than it may have", "429 `rate-limited` while there is room to say it, then closed at once; each is recorded", []scenario{
+			{"connections", sourceConnections},
+			{"handshakes", sourceHandshakes},
+		}},
+		{"H8", "more requests of one identity per second than it may make, denied ones included", "429 `rate-limited` with Retry-After, without a lookup; other identities are unaffected", []scenario{{"denied ones", identityRequests}}},
+		{"H9", "more open tunnels, or new ones per second, than an identity or a group may have", "429 `tunnel-limit`, `rate-limited`, without a lookup; the end of a tunnel, however it ends, frees its place once", []scenario{
+			{"tunnels", func(t *testing.T, _ *gateway) { identityTunnels(t, "limits: {tunnels: 2}", "") }},
+			{"tunnels of a group", func(t *testing.T, _ *gateway) { identityTunnels(t, "", "shared_limits: {tunnels: 2}") }},
+			{"tunnels per second", identityConnects},
+		}},
+		{"H10", "more bytes sent within an hour than an identity may send", "its tunnels end with `close_reason` `limit`, and new ones are 429 `upload-limit`", []scenario{
+			{"all at once", identityUpload},
+			{"to the last byte", lastByte},
+		}},
+		{"H11", "a policy that is loaded again, as often as one likes", "what was spent stays spent", []scenario{{"tunnels and bytes", limitsStay}}},
+		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
+		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", deadCollector}}},
+	}
+}
+
+// limitedTo is the policy with limits for builder, or for everybody in test.example.
+func (g *gateway) limitedTo(own, shared string) string {
+	text := strings.Replace(g.policy(), "    owner: team-ci\n", "    owner: team-ci\n    "+own+"\n", 1)
+	if shared != "" {
+		text = strings.Replace(text, "quarantine:\n", "  - id: spiffe://test.example/**\n    "+shared+"\n    allow: [{host: everybody.example}]\nquarantine:\n", 1)
+	}
+	return text
+}
+
+func sourceConnections(t *testing.T, _ *gateway) {
+	const most, toSay = 16, 2
+	g := newGateway(t, options{limits: limit.Config{Connections: most}})
+	var held []net.Conn
+	for n := range most + toSay {
+		c := g.callPlain(t)
+		held = append(held, c)
+		if n < most {
+			continue
+		}
+		if got := c.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 429 || got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" {
+			t.Errorf("answered %s %v", got.phrase, got.header)
+		}
+		g.next(t, audit.EventDecision)
+		break // an answered one ends, and makes room
+	}
+	turnedAway := false
+	for end := time.Now().Add(patience); !turnedAway && time.Now().Before(end); {
+		conn := g.connect(t, g.plain)
+		held = append(held, conn)
+		select {
+		case r := <-g.records:
+			turnedAway = r.Event == string(audit.EventHandshake) && r.Reason == "rate-limited" && r.Client != ""
+			if !turnedAway {
+				t.Fatalf("record %+v", r)
+			}
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if !turnedAway {
+		t.Error("there is no end of connections from one address")
+	}
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	if n := g.counts(); n != (counts{}) {
+		t.Errorf("%+v for connections beyond a limit", n)
+	}
+}
+
+func sourceHandshakes(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{limits: limit.Config{Handshakes: 3}})
+	for range 1000 {
+		c, err := g.tryCallWith(t, g.ca.svid(t, "builder"))
+		if err == nil {
+			_ = c.Close()
+			continue
+		}
+		if r := g.next(t, audit.EventHandshake); r.Reason != "rate-limited" {
+			t.Errorf("record %+v", r)
+		}
+		return
+	}
+	t.Error("a thousand handshakes were made at once")
+}
+
+func identityRequests(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{limits: limit.Config{Requests: 5}})
+	limited := false
+	for end := time.Now().Add(patience); !limited && time.Now().Before(end); {
+		got := g.call(t, "builder").ask(t, connectTo("secret.example:443"))
+		limited = got.status == 429
+		if limited && (got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" || !got.close) {
+			t.Errorf("answered %s %v", got.phrase, got.header)
+		}
+		if r := g.next(t, audit.EventDecision); r.Reason != got.reason() || r.Status != got.status || r.Verdict != "deny" {
+			t.Errorf("record %+v", r)
+		}
+	}
+	if !limited {
+		t.Error("an identity may ask as often as it likes")
+	}
+	if n := g.counts(); n != (counts{}) {
+		t.Errorf("%+v for denied requests", n)
+	}
+	ask{who: "fenced", head: connectTo("allowed.example:443"), host: "allowed.example", reason: allowlist.PortNotAllowed}.run(t, g)
+}
+
+func identityTunnels(t *testing.T, own, shared string) {
+	g := newGateway(t, options{})
+	g.put(t, g.limitedTo(own, shared))
+	for round := range 3 {
+		first, o1 := g.open(t)
+		second, o2 := g.open(t)
+		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.TunnelLimit}.run(t, g)
+		if shared == "" {
+			ask{who: "ns/a", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
+		}
+		if round%2 == 0 {
+			_ = first.raw().SetLinger(0)
+			_ = first.raw().Close()
+		}
+		for _, conn := range []net.Conn{first, second, o1, o2} {
+			_ = conn.Close()
+		}
+		for range 2 {
+			g.next(t, audit.EventTunnelClose)
+		}
+		for end := time.Now().Add(patience); g.registry.Len() > 0 && time.Now().Before(end); { // a moment after its record
+			<-time.After(time.Millisecond)
+		}
+	}
+}
+
+func identityConnects(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
+	g.put(t, g.limitedTo("limits: {connects_per_second: 2}", ""))
+	limited := false
+	for end := time.Now().Add(patience); !limited && time.Now().Before(end); {
+		before := g.counts()
+		c := g.call(t, "builder")
+		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
+		r := g.next(t, audit.EventDecision)
+		if got.status == 200 {
+			g.finish(t, c, g.origin)
+			continue
+		}
+		limited = true
+		if got.status != 429 || r.Reason != "rate-limited" || g.counts() != before {
+			t.Errorf("answered %s, record %+v, %+v", got.phrase, r, g.counts())
+		}
+	}
+	if !limited {
+		t.Error("an identity may open tunnels as fast as it likes")
+	}
+}
+
+func identityUpload(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
+	g.put(t, g.limitedTo("limits: {upload_per_hour: 1MiB}", ""))
+	c, o := g.open(t)
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_, _ = c.Write(make([]byte, 8<<20))
+	}()
+	got, _ := io.Copy(io.Discard, o)
+	_ = o.Close()
+	c.gone(t)
+	<-sent
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "limit" || r.Reason != "upload-limit" || r.Up != got || got > 3<<20/2 {
+		t.Errorf("record %+v, the origin got %d bytes", r, got)
+	}
+}
+
+// lastByte uses so small a limit that it does not fill up again meanwhile.
+func lastByte(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
+	g.put(t, g.limitedTo("limits: {upload_per_hour: 1KiB}", ""))
+	c, o := g.open(t)
+	g.upload(t, c, o, 1<<10)
+	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.UploadLimit}.run(t, g)
+	g.exceeds(t, c, o)
+	ask{who: "ns/a", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
+}
+
+// upload sends bytes through a tunnel.
+func (g *gateway) upload(t *testing.T, c *caller, o *net.TCPConn, n int) {
+	t.Helper()
+	if _, err := c.Write(make([]byte, n)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, o, int64(n)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// exceeds sends what is beyond a limit.
+func (g *gateway) exceeds(t *testing.T, c *caller, o *net.TCPConn) {
+	t.Helper()
+	_, _ = c.Write(make([]byte, 100))
+	c.gone(t)
+	if n, _ := io.Copy(io.Discard, o); n > 0 {
+		t.Errorf("the origin got %d bytes more than the limit", n)
+	}
+	_ = o.Close()
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "limit" || r.Reason != "upload-limit" {
+		t.Errorf("record %+v", r)
+	}
+}
+
+func limitsStay(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{})
+	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 8KiB}", ""))
+	c, o := g.open(t)
+	for i := range 5 {
+		g.put(t, g.limitedTo(fmt.Sprintf("limits: {tunnels: 1, upload_per_hour: %dKiB}", 7-i), ""))
+		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.TunnelLimit}.run(t, g)
+		g.upload(t, c, o, 600)
+	}
+	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 2KiB}", "")) // of which 3,000 bytes were sent
+	g.exceeds(t, c, o)
+}
+
+func halfOpen(t *testing.T, _ *gateway) {
+	const count, each = 300, 32 << 10
+	g := newGateway(t, options{handshakeTimeout: 3 * time.Second})
+	before := heap()
+	for range count {
+		if _, err := g.connect(t, g.secure).Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opens(connectTo("allowed.example:PORT"), "allowed.example").run(t, g)
+	if after := heap(); after > before+count*each {
+		t.Errorf("a half-open handshake holds %d bytes", (after-before)/count)
+	}
+	for range count {
+		if r := g.next(t, audit.EventHandshake); r.Reason != "tls-handshake-failed" {
+			t.Errorf("record %+v", r)
+		}
+	}
+}
+
+// deadCollector exports to a listener whose connections nobody reads.
+func deadCollector(t *testing.T, g *gateway) {
+	hole, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hole.Close() }()
+	p := start(t, build(t, g.dir), func(p *process) string { return p.allowing("allowed.example") },
+		"OTEL_TRACES_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+hole.Addr().String(),
+		"OTEL_EXPORTER_OTLP_TIMEOUT=200", "OTEL_BSP_EXPORT_TIMEOUT=200", "OTEL_BSP_SCHEDULE_DELAY=50")
+	const asked = 5
+	for range asked {
+		if got := p.status(t, "denied.example"); got != 403 {
+			t.Errorf("answered %d", got)
+		}
+		p.next(t, audit.EventDecision)
+	}
+	lost := regexp.MustCompile(`egress_spans_total\{result="failed"\} ([0-9]+)`)
+	for end := time.Now().Add(patience); ; {
+		m := lost.FindStringSubmatch(p.metrics(t))
+		if m != nil && m[1] == strconv.Itoa(asked) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("lost spans are counted as %v, want %d", m, asked)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
