@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile mutants mutants-fuzz rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -43,6 +43,9 @@ collector: build ## 20,000 decisions through a real OpenTelemetry Collector, kil
 
 hostile: ## what is promised of hostile inputs: run every case, count, write the table of docs/security.md
 	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
+
+soak: ## good and hostile traffic for SOAK (3m): nothing stays behind, and a flood hurts nobody else
+	go run ./e2e/soak -for $(or $(SOAK),3m)
 
 # A gateway with a fault may connect to anything: there is nothing to connect to.
 mutants: ## plant faults one by one; the cases of make hostile must find each

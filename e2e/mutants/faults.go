@@ -32,7 +32,7 @@ func mutants() []fault {
 		of("A", "**.x covers every name that ends so", decide, "suffix = suffix[strings.IndexByte(suffix, '.')+1:]", "suffix = suffix[1:]"),
 		of("A", "deny rules for names do not count", decide, "if h.deny == nil {", "if h.deny == nil || port > 0 {"),
 		of("B", "a hexadecimal number is a name", host, "if len(label) >= 2 && label[0] == '0'", "if len(label) > 99 && label[0] == '0'"),
-		of("B", "an IPv4 address may stand in brackets", host, "err != nil || !addr.Is6() || addr.Zone() != \"\"", "err != nil || addr.Zone() != \"\""),
+		of("A", "an IPv4 address may stand in brackets", host, "err != nil || !addr.Is6() || addr.Zone() != \"\"", "err != nil || addr.Zone() != \"\""),
 		of("C", "a metadata address is public", address, `{"169.254.169.254/32", Metadata},`, `{"169.254.169.254/32", Public},`),
 		of("C", "half of loopback is public", address, `{"127.0.0.0/8", Loopback},`, `{"127.0.0.0/9", Loopback},`),
 		of("C", "NAT64 addresses are not decoded", address, "if nat64, inner, ok := c.nat64Of(addr); ok {", "if nat64, inner, ok := c.nat64Of(addr); ok && nat64.Bits() < 96 {"),

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The bars of the isolation: what a flood at that share of saturation may do to
+// an identity that is quiet. A time fails only at five times its bar.
+const (
+	flood    = 0.6
+	worse    = 2
+	tolerant = 5
+	pause    = 20 * time.Millisecond // of the quiet one
+	rounds   = 6
+)
+
+// isolated measures the exchanges of a quiet identity alone, and while another
+// one floods a gateway with the limits that it ships with.
+func isolated(ctx context.Context, s *site, o options, out io.Writer) (faults []string, err error) {
+	most, err := saturation(ctx, s, o.alone/3)
+	if err != nil {
+		return nil, err
+	}
+	g, err := s.serve(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	defer g.Stop()
+	// In turns, so that whatever else the machine does is in both.
+	quiet, hostile := s.caller(g, "quiet", "127.0.0.1"), s.caller(g, "hostile", "127.0.0.3")
+	var alone, among []time.Duration
+	var answers flooded
+	for range rounds {
+		if err := quiet.measure(ctx, &alone, o.alone/rounds); err != nil {
+			return nil, err
+		}
+		flooding, stop := context.WithCancel(ctx)
+		var flooder sync.WaitGroup
+		flooder.Go(func() { answers.run(flooding, hostile, flood*most) })
+		err := quiet.measure(ctx, &among, o.alone/rounds)
+		stop()
+		flooder.Wait()
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(alone)
+	slices.Sort(among)
+	ratio := p99(among).Seconds() / p99(alone).Seconds()
+	_, _ = fmt.Fprintf(out, `isolation: saturated at %.0f denials a second, each with its handshake; flood of %.0f %% of that
+  the flood was refused %d times by policy, %d times by a limit, and turned away %d times
+  a quiet identity's new tunnel: alone p50 %s p99 %s, beside the flood p50 %s p99 %s, %.1f times (bar %d)
+`, most, 100*flood, answers.policy.Load(), answers.limit.Load(), answers.away.Load(),
+		rounded(p50(alone)), rounded(p99(alone)), rounded(p50(among)), rounded(p99(among)), ratio, worse)
+	if ratio > worse*tolerant {
+		faults = append(faults, fmt.Sprintf("p99 of a quiet identity is %.1f times what it is alone", ratio))
+	}
+	return faults, nil
+}
+
+func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
+
+// saturation is how many denied requests a second a gateway without limits
+// answers to who asks as fast as it can.
+func saturation(ctx context.Context, s *site, lasts time.Duration) (float64, error) {
+	g, err := s.serve(ctx, generous)
+	if err != nil {
+		return 0, err
+	}
+	defer g.Stop()
+	c := s.caller(g, "hostile", "127.0.0.3")
+	asking, cancel := context.WithTimeout(ctx, lasts)
+	defer cancel()
+	var n atomic.Int64
+	var workers sync.WaitGroup
+	start := time.Now()
+	for range 4 * cores {
+		workers.Go(func() {
+			for asking.Err() == nil {
+				if c.refused(context.WithoutCancel(ctx), connect("evil.test:443"), "403") == nil {
+					n.Add(1)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return float64(n.Load()) / time.Since(start).Seconds(), ctx.Err()
+}
+
+// flooded counts how a flood was answered.
+type flooded struct{ policy, limit, away atomic.Int64 }
+
+// run asks for what is denied, so many times a second, whatever comes of it.
+func (f *flooded) run(ctx context.Context, c *caller, perSecond float64) {
+	const most = 256 // at one time; beyond it the flood waits
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	places := make(chan struct{}, most)
+	tick := time.NewTicker(time.Duration(float64(time.Second) / perSecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		places <- struct{}{}
+		asking.Go(func() {
+			defer func() { <-places }()
+			f.ask(context.WithoutCancel(ctx), c)
+		})
+	}
+}
+
+func (f *flooded) ask(ctx context.Context, c *caller) {
+	line, conn, err := c.ask(ctx, connect("evil.test:443"))
+	if conn != nil {
+		_ = conn.Close()
+	}
+	switch {
+	case err != nil:
+		f.away.Add(1)
+	case strings.HasPrefix(line, "HTTP/1.1 429 "):
+		f.limit.Add(1)
+	default:
+		f.policy.Add(1)
+	}
+}
+
+// measure makes an exchange now and then and adds how long each took.
+func (c *caller) measure(ctx context.Context, into *[]time.Duration, lasts time.Duration) error {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for end := time.Now().Add(lasts); time.Now().Before(end); <-tick.C {
+		start := time.Now()
+		if err := c.exchange(ctx, 1<<10); err != nil {
+			return fmt.Errorf("a quiet identity: %w", err)
+		}
+		*into = append(*into, time.Since(start))
+	}
+	return ctx.Err()
+}
+
+func p50(sorted []time.Duration) time.Duration { return sorted[len(sorted)/2] }
+
+func p99(sorted []time.Duration) time.Duration { return sorted[len(sorted)*99/100] }
