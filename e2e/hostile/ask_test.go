@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"crypto/tls"
+	"strings"
 	"testing"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -26,15 +27,15 @@ type ask struct {
 // policy, which may have failed before the host was read or after.
 const anyHost = "?"
 
-// refused is a head that is refused before policy: alone on a connection, and
-// again behind a request that was answered.
+// refused is a head that is refused before policy: alone on a connection, behind
+// a request without an identity, and behind one that was allowed.
 func refused(reason allowlist.Reason, head string) []scenario {
 	return refusedAs("", reason, head)
 }
 
 func refusedAs(name string, reason allowlist.Reason, head string) []scenario {
 	a := ask{name: name, head: head, reason: reason, host: anyHost}
-	return []scenario{a.scenario(), a.second()}
+	return []scenario{a.scenario(), a.second(), a.behindAllowed()}
 }
 
 // denied is a head that policy refuses without a lookup.
@@ -59,7 +60,7 @@ func (a ask) title() string {
 // second makes the request on a connection that was kept open behind a first
 // one.
 func (a ask) second() scenario {
-	return scenario{a.title() + ", as the second request", func(t *testing.T, g *gateway) {
+	return scenario{a.title() + ", behind a 407", func(t *testing.T, g *gateway) {
 		c := g.call(t, nobody)
 		if first := c.ask(t, connectTo(g.at("allowed.example"))); first.status != 407 || first.close {
 			t.Fatalf("the first request is answered %s, closing: %v", first.phrase, first.close)
@@ -138,6 +139,10 @@ func (a ask) checkRefusal(t *testing.T, got answer, r record) {
 	case 500, 502, 504:
 		verdict = "fail"
 	case 407:
+	case 403, 429: // of a plain request whose end is known
+		if !got.close && strings.HasPrefix(a.head, "CONNECT ") {
+			t.Error("the connection is to be kept")
+		}
 	default:
 		if !got.close {
 			t.Error("the connection is to be kept")

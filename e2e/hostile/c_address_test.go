@@ -176,6 +176,7 @@ func addressRows() []row {
 				g.put(t, g.policy())
 			}},
 		}},
+		{"C25", "a plain request to where somebody else has left a connection behind, by an identity that may not reach its address", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
 	}
 }
 

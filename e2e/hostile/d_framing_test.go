@@ -57,15 +57,13 @@ func framingRows() []row {
 			targets(port, "allowed.example:", "allowed.example:0", "allowed.example:+443", "allowed.example:00443", "allowed.example:65536", "allowed.example:65979", "allowed.example:-1",
 				"allowed.example:https", "allowed.example:0x1bb", "allowed.example:443a", `allowed.example:PORT\`, "allowed.example:4294967739", "allowed.example:18446744073709552059", "[::1]:0", "[::1]:"),
 			targets(target, "allowed.example", "allowed.example:443:22", "[::1]", "[::1]443"))},
-		{"D6", "an allowed host on a port that no rule names; a rule whose date has passed", "denied as `port-not-allowed`, `rule-expired`", []scenario{
-			denied(allowlist.PortNotAllowed, connectTo("allowed.example:22"), "allowed.example"),
-			denied(allowlist.PortNotAllowed, connectTo("a.wild.example:443"), "a.wild.example"),
-			denied(allowlist.RuleExpired, connectTo("expired.example:PORT"), "expired.example"),
-		}},
-		{"D7", "a CONNECT to what a rule allows only with `methods` or `paths`", "denied: a tunnel would carry any method", []scenario{
-			denied(allowlist.MethodNotAllowed, connectTo("read-only.example:PORT"), "read-only.example"),
-			denied(allowlist.MethodNotAllowed, connectTo("public-path.example:PORT"), "public-path.example"),
-		}},
+		{"D6", "an allowed host on a port that no rule names; a rule whose date has passed", "denied as `port-not-allowed`, `rule-expired`", slices.Concat(
+			twice(allowlist.PortNotAllowed, connectTo("allowed.example:22"), "allowed.example"),
+			twice(allowlist.PortNotAllowed, connectTo("a.wild.example:443"), "a.wild.example"),
+			twice(allowlist.RuleExpired, connectTo("expired.example:PORT"), "expired.example"))},
+		{"D7", "a CONNECT to what a rule allows only with `methods` or `paths`", "denied: a tunnel would carry any method", slices.Concat(
+			twice(allowlist.MethodNotAllowed, connectTo("read-only.example:PORT"), "read-only.example"),
+			twice(allowlist.MethodNotAllowed, connectTo("public-path.example:PORT"), "public-path.example"))},
 		{"D8", "bytes behind a refused CONNECT that look like a request, in the same segment or after the answer", "the connection closes, and they are never read as a request", []scenario{
 			behind("denied", "builder", connectTo("secret.example:443"), allowlist.NotOnAllowlist),
 			behind("malformed", "builder", connectTo("allowed.example:0"), port),
@@ -104,11 +102,10 @@ func framingRows() []row {
 		{"D14", "a head over the limit (64 KiB), 10,000 fields", "431 `head-too-large`, before policy", fields(allowlist.HeadTooLarge,
 			host+"X: "+strings.Repeat("a", 70<<10)+"\r\n", host+strings.Repeat("X: a\r\n", 10_000), host+strings.Repeat("X: a\r\n", 257))},
 		{"D15", "fields that claim an identity or an address: X-Forwarded-Client-Cert, X-Forwarded-For, roles, a forged Proxy-Status, Proxy-Authorization", "never the caller's identity or address", forged()},
-		{"D16", "a request in origin form, or for the health path", "never a local answer", slices.Concat(
-			refused(allowlist.ConnectOnly, "GET / HTTP/1.1\r\n"+host+"\r\n"),
-			refused(allowlist.ConnectOnly, "GET /livez HTTP/1.1\r\n"+host+"\r\n"),
-			refused(allowlist.ConnectOnly, "GET http://127.0.0.1/livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"),
-			refused(allowlist.ConnectOnly, "OPTIONS * HTTP/1.1\r\n"+host+"\r\n"))},
+		{"D16", "methods that are for the gateway itself", "400", slices.Concat(
+			refused(target, "OPTIONS * HTTP/1.1\r\n"+host+"\r\n"),
+			refused(target, "GET /livez HTTP/1.1\r\n"+host+"\r\n"),
+			refused(target, "TRACE / HTTP/1.1\r\n"+host+"\r\n"))},
 	}
 }
 

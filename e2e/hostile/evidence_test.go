@@ -18,6 +18,7 @@ type record struct {
 	Event        string `json:"event"`
 	ID           string `json:"id"`
 	Listener     string `json:"listener"`
+	Protocol     string `json:"protocol"`
 	Identity     string `json:"identity"`
 	Source       string `json:"identity_source"`
 	Client       string `json:"client"`

@@ -57,7 +57,7 @@ func classes() []class {
 		{"A", "Host spelling", hostRows()},
 		{"B", "Addresses as host", literalRows()},
 		{"C", "Address classes and answers", addressRows()},
-		{"D", "Request target and framing", framingRows()},
+		{"D", "Request target and framing", append(framingRows(), plainRows()...)},
 		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows()},

@@ -294,6 +294,9 @@ identities:
       - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}
     deny:
       - {cidr: 127.0.0.0/8}
+  - id: spiffe://test.example/unopened # a name, but not its address
+    allow:
+      - {host: allowed.example, ports: [PORT]}
   - id: spiffe://test.example/ns/a
     allow:
       - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}

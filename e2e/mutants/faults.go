@@ -42,7 +42,7 @@ func mutants() []fault {
 		of("C", "own listeners are destinations", decision, "if d.policy.classifier.isListener(", "if d.Dest.Port == 0 && d.policy.classifier.isListener("),
 		of("C", "deny rules for ranges do not count for resolved addresses", decision, "if rule := d.policy.deniedAddr(d, addr); rule != nil {", "if rule := d.policy.deniedAddr(d, addr); rule != nil && d.Dest.Host.IsAddr() {"),
 		of("C", "resolved addresses are not checked before the dial", dial, "err := dec.CheckAddr(ap)", "err := error(nil)"),
-		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "return nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
+		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
 		of("C", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
 		of("C", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(res.Addr); err != nil {", "if err := x.decision.CheckAddr(res.Addr); err != nil && res.Dropped > 0 {"),
 		of("G", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&entry.Tunnel)", "_ = entry.Tunnel.Addr"),
@@ -52,6 +52,10 @@ func mutants() []fault {
 		of("E", "a name that is allowed on another port will do", first, "return !name.IsAddr() && c.current.Load().Decide(req).Allowed()", "return !name.IsAddr() && c.current.Load().Decide(req).Reason != allowlist.NotOnAllowlist"),
 		of("E", "ECH is never refused", first, "if h.ECH && c.ech == allowlist.ECHRefuse {", "if h.ECH && c.ech != allowlist.ECHRefuse && c.ech != allowlist.ECHRecord {"),
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
+		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
+		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), h.Lists("Connection", name):`, `isFraming(name), h.Lists("Connected", name):`),
+		of("H", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
+		of("H", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
 }

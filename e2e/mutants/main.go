@@ -96,10 +96,13 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 	for _, f := range faults {
 		start := time.Now()
 		by, err := t.try(ctx, f)
-		if err != nil {
-			return survived, fmt.Errorf("%s: %w", f.name, err)
-		}
-		if by == "" {
+		switch {
+		case ctx.Err() != nil:
+			return survived, context.Cause(ctx)
+		case err != nil:
+			by = "CANNOT BE PLANTED: " + err.Error()
+			survived++
+		case by == "":
 			by = "NOBODY"
 			survived++
 		}

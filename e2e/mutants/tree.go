@@ -79,7 +79,7 @@ func (t tree) healthy(ctx context.Context, faults []fault) error {
 			continue
 		}
 		done[f.pkg+f.tests] = true
-		if text, err := output(ctx, t.dir, "go", "test", "-count=1", "-run", f.tests, f.pkg); err != nil {
+		if text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-run", f.tests, f.pkg); err != nil {
 			return fmt.Errorf("without a fault: %w\n%s", err, text)
 		}
 	}
@@ -109,7 +109,7 @@ func (t tree) try(ctx context.Context, f fault) (by string, err error) {
 
 // test returns the first test that fails.
 func (t tree) test(ctx context.Context, f fault) (by string, err error) {
-	text, err := output(ctx, t.dir, "go", "test", "-count=1", "-failfast", "-timeout", "90s", "-run", f.tests, f.pkg)
+	text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-failfast", "-timeout", "90s", "-run", f.tests, f.pkg)
 	return finder(text, err)
 }
 
@@ -118,11 +118,11 @@ func (t tree) test(ctx context.Context, f fault) (by string, err error) {
 const fuzzTime = "60s"
 
 func (t tree) fuzz(ctx context.Context, f fault) (by string, err error) {
-	text, err := output(ctx, t.dir, "go", "test", "-count=1", "-run", f.tests, f.pkg)
+	text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-run", f.tests, f.pkg)
 	if by, err := finder(text, err); by != "" || err != nil {
 		return strings.TrimSpace(by + " (a seed)"), err
 	}
-	text, err = output(ctx, t.dir, "go", "test", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime, f.pkg)
+	text, err = output(ctx, t.dir, "go", "test", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime, f.pkg)
 	// What was found must not be a seed of the next fault.
 	_ = os.RemoveAll(t.path(filepath.Join(f.pkg, "testdata", "fuzz")))
 	return finder(text, err)

@@ -1,0 +1,254 @@
+package hostile
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// The lines of a good plain request.
+const (
+	getLine = "GET http://allowed.example:PORT/ HTTP/1.1\r\n"
+	post    = "POST http://allowed.example:PORT/ HTTP/1.1\r\n" + host
+)
+
+// get is a plain request for a URL; fields are lines without their ends.
+func get(url string, fields ...string) string {
+	authority, _, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	head := "GET " + url + " HTTP/1.1\r\nHost: " + authority + "\r\n"
+	for _, f := range fields {
+		head += f + "\r\n"
+	}
+	return head + "\r\n"
+}
+
+// urls is a row whose inputs are all targets that are refused.
+func urls(reason allowlist.Reason, all ...string) []scenario {
+	var cases []scenario
+	for _, url := range all {
+		cases = append(cases, refusedAs(brief("GET "+url), reason, "GET "+url+" HTTP/1.1\r\n"+host+"\r\n")...)
+	}
+	return cases
+}
+
+// framing is a POST whose end two readers might see in two places.
+func framing(all ...string) []scenario {
+	var cases []scenario
+	for _, text := range all {
+		cases = append(cases, refusedAs(brief(printable(text)), allowlist.MalformedHeader, post+text+"\r\n\r\n0\r\n\r\n")...)
+	}
+	return cases
+}
+
+// twice is a request that policy denies, alone on a connection and behind one
+// that was allowed.
+func twice(reason allowlist.Reason, head, host string) []scenario {
+	a := ask{head: head, reason: reason, host: host}
+	return []scenario{a.scenario(), a.behindAllowed()}
+}
+
+// behindAllowed makes the request on a connection on which one was allowed.
+func (a ask) behindAllowed() scenario {
+	return scenario{a.title() + ", behind an allowed request", func(t *testing.T, g *gateway) {
+		c := g.call(t, "builder")
+		forwarded{}.on(t, g, c)
+		a.on(t, g, c)
+	}}
+}
+
+// forwarded is a plain request that reaches the origin.
+type forwarded struct {
+	head   string // "" is a good one
+	answer string // of the origin; "" is a good one
+
+	sees  []string // parts of what the origin gets
+	never []string
+	back  []string // fields that the caller must not get
+}
+
+func (f forwarded) named(name string) scenario {
+	return scenario{name, func(t *testing.T, g *gateway) { f.on(t, g, g.call(t, "builder")) }}
+}
+
+// on makes the request; the origin closes its connection behind the answer, so
+// that each is seen on its own.
+func (f forwarded) on(t *testing.T, g *gateway, c *caller) {
+	t.Helper()
+	head := f.head
+	if head == "" {
+		head = getLine + host + "\r\n"
+	}
+	c.send(t, g.fill(head))
+	o := g.origin.next(t)
+	got := strings.ToLower(f.serve(t, o))
+	for _, part := range f.sees {
+		if !strings.Contains(got, strings.ToLower(g.fill(part))) {
+			t.Errorf("the origin got %q, want %q in it", got, g.fill(part))
+		}
+	}
+	for _, part := range f.never {
+		if strings.Contains(got, strings.ToLower(part)) {
+			t.Errorf("the origin got %q, with %q", got, part)
+		}
+	}
+	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodGet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := readAll(t, resp.Body)
+	if resp.StatusCode != 200 || body != "ok" {
+		t.Errorf("answered %s %q", resp.Status, body)
+	}
+	for _, name := range f.back {
+		if _, ok := resp.Header[name]; ok {
+			t.Errorf("the caller got %s: %s", name, resp.Header[name])
+		}
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Status != 200 || r.Protocol != "http" {
+		t.Errorf("record %+v", r)
+	}
+	g.next(t, audit.EventTunnelClose)
+}
+
+// serve reads one request at the origin and answers it.
+func (f forwarded) serve(t *testing.T, o *net.TCPConn) string {
+	t.Helper()
+	defer func() { _ = o.Close() }()
+	var raw strings.Builder
+	req, err := http.ReadRequest(bufio.NewReader(io.TeeReader(o, &raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, req.Body)
+	fields := f.answer
+	if _, err := io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n"+fields+"\r\nok"); err != nil {
+		t.Fatal(err)
+	}
+	return raw.String()
+}
+
+// plainRows follow those about CONNECT.
+func plainRows() []row {
+	const target = allowlist.MalformedTarget
+	return []row{
+		{"D17", "a plain request whose Host names something else", "the target is decided on, and is what the origin gets as Host", []scenario{
+			forwarded{head: getLine + "Host: evil.test\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}, never: []string{"evil"}}.named("another host"),
+			forwarded{head: "GET http://Allowed.EXAMPLE.:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("another spelling of the target"),
+			forwarded{head: "GET http://allowed.example:PORT/ HTTP/1.0\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("HTTP/1.0 without Host"),
+		}},
+		{"D18", "a plain target with userinfo, without `//`, without a host, in origin form; a host or port that is refused above", "400; never a fall-back to Host", slices.Concat(
+			urls(target, "http://allowed.example@evil/", "http://u:p@allowed.example:PORT/", "http:allowed.example/", "http:/allowed.example/", "http:///p", "http://", "//evil/", "/", "*",
+				`http://allowed.example:PORT\@evil.test/`, "http://allowed.example..:PORT/", "http://127.1:PORT/", "http://[fe80::1%25eth0]:PORT/", "http://allowed%2eexample:PORT/", "http://xn--a.example:PORT/",
+				"http://allowed.example:PORT/#f", "http://allowed.example:PORT/%zz"),
+			urls(allowlist.MalformedPort, "http://allowed.example:/", "http://allowed.example:0/", "http://allowed.example:+80/", "http://allowed.example:00080/", "http://allowed.example:65536/"))},
+		{"D19", "`https:`, `ftp:`, `file:`, `unix:` and others in clear", "400", urls(target,
+			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "ws://allowed.example:PORT/", "HTTP://allowed.example:PORT/", "javascript:x")},
+		{"D20", "a body whose end two readers might see in two places: a length and chunks, two lengths, signs, lists, unknown codings, chunks in HTTP/1.0", "400, and the connection closes", append(framing(
+			"Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "Content-Length: 5\r\nContent-Length: 5",
+			"Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -1", "Content-Length: 0x5", "Content-Length: 99999999999999999999", "Content-Length:", "Transfer-Encoding: xchunked",
+			"Transfer-Encoding: gzip, chunked", "Transfer-Encoding: chunked, identity", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "Transfer-Encoding:\r\n chunked", "Transfer-Encoding : chunked", "Transfer-Encoding: \"chunked\""),
+			refusedAs("HTTP/1.0", allowlist.MalformedHeader, "POST http://allowed.example:PORT/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")...)},
+		{"D21", "a path that leaves the one that a rule allows: dot segments, encoded slashes, dots and backslashes, `//`, `;`, `\\`", "400; and denied where it is merely another path", slices.Concat(
+			paths("/public/../admin", "/public/..%2fadmin", "/public/%2e%2e/admin", "/public/.%2E/admin", "/public//x", "/public/x;y", `/public\x`, "/public/%5cx", "/public/.", "/public/%00", "/public/.."),
+			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/public"), "public-path.example"),
+			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/admin"), "public-path.example"),
+			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/publicx"), "public-path.example"),
+			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/PUBLIC/x"), "public-path.example"),
+			[]scenario{forwarded{head: get("http://public-path.example:PORT/public/x?q=../admin"), sees: []string{"get /public/x?q=../admin http/1.1\r\n"}}.named("the path itself")})},
+		{"D22", "a method that the rule does not name; an upgrade to what a rule allows only with `methods` or `paths`", "denied", slices.Concat(
+			twice(allowlist.MethodNotAllowed, "POST http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "read-only.example"),
+			twice(allowlist.MethodNotAllowed, "get http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
+			twice(allowlist.MethodNotAllowed, get("http://read-only.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "read-only.example"))},
+		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
+		{"D24", "fields of the caller's connection: those that Connection names, TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{
+			forwarded{head: get("http://allowed.example:PORT/", "Connection: X-Secret, close-ish", "X-Secret: 1", "TE: trailers", "Keep-Alive: 5", "Proxy-Authorization: Basic x", "Proxy-Connection: keep-alive", "Trailer: X", "Close-Ish: 1"), never: []string{"x-secret", "close-ish", "\r\nte:", "keep-alive", "proxy-", "trailer"}}.named("all of them"),
+			forwarded{head: "POST http://allowed.example:PORT/ HTTP/1.1\r\nHost: x\r\nConnection: Host, Content-Length, Via\r\nContent-Length: 3\r\n\r\nabc", sees: []string{"\r\nhost: allowed.example:PORT\r\n", "\r\ncontent-length: 3\r\n", "\r\nvia: "}}.named("Host, Content-Length and Via"),
+		}},
+		{"D25", "two requests in one segment, an allowed one and one that is not", "each is decided on its own", []scenario{
+			{"to another host", func(t *testing.T, g *gateway) {
+				c := g.call(t, "builder")
+				forwarded{head: getLine + host + "\r\n" + get("http://evil.test/"), never: []string{"evil"}}.on(t, g, c)
+				if got := c.answer(t); got.reason() != "not-on-allowlist" {
+					t.Errorf("answered %s", got.phrase)
+				}
+				if r := g.next(t, audit.EventDecision); r.Host != "evil.test" || r.Verdict != "deny" {
+					t.Errorf("record %+v", r)
+				}
+				_ = c.Close()
+			}},
+			{"behind a body", func(t *testing.T, g *gateway) {
+				c := g.call(t, "builder")
+				forwarded{head: post + "Content-Length: 5\r\n\r\nabcde" + get("http://evil.test/"), sees: []string{"\r\n\r\nabcde"}, never: []string{"evil"}}.on(t, g, c)
+				if got := c.answer(t); got.reason() != "not-on-allowlist" {
+					t.Errorf("answered %s", got.phrase)
+				}
+				g.next(t, audit.EventDecision)
+				_ = c.Close()
+			}},
+		}},
+		{"D26", "fields that claim an identity or an address, to the origin; a forged Proxy-Status or X-Exeat-* from it", "not sent on, either way", []scenario{
+			forwarded{head: get("http://allowed.example:PORT/", "X-Forwarded-For: 10.0.0.1", "X-Forwarded-Client-Cert: URI=x", "Forwarded: for=10.0.0.1", "X-Real-IP: 10.0.0.1", "X-Exeat-Decision: 1"), never: []string{"forwarded", "10.0.0.1", "x-exeat"}}.named("to the origin"),
+			forwarded{answer: "Proxy-Status: exeat; error=x\r\nX-Exeat-Decision: forged\r\nProxy-Authenticate: Basic\r\nKeep-Alive: timeout=5\r\n", back: []string{"Proxy-Status", "X-Exeat-Decision", "Proxy-Authenticate", "Keep-Alive"}}.named("from the origin"),
+		}},
+		{"D27", "the health path in absolute form", "an ordinary destination, never a local answer", slices.Concat(
+			twice(allowlist.IPNotOnAllowlist, get("http://127.0.0.1/livez"), "127.0.0.1"),
+			twice(allowlist.NotOnAllowlist, get("http://localhost:PORT/readyz"), "localhost"))},
+		{"D28", "plain requests to where a CONNECT would be denied", "denied alike", slices.Concat(
+			twice(allowlist.NotOnAllowlist, get("http://evil.test/"), "evil.test"),
+			twice(allowlist.DeniedByRule, get("http://denied.wild.example:PORT/"), "denied.wild.example"),
+			twice(allowlist.PortNotAllowed, get("http://allowed.example:22/"), "allowed.example"),
+			twice(allowlist.IPNotOnAllowlist, get("http://[::ffff:169.254.169.254]/"), "169.254.169.254"),
+			[]scenario{ask{who: nobody, head: get("http://allowed.example:PORT/"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario()})},
+	}
+}
+
+// paths are requests for the host of the rule with paths, which have none.
+func paths(all ...string) []scenario {
+	var cases []scenario
+	for _, path := range all {
+		cases = append(cases, twice(allowlist.MalformedTarget, get("http://public-path.example:PORT"+path), anyHost)...)
+	}
+	return cases
+}
+
+// warmed lets builder leave a connection to the origin behind, and has another
+// identity, whose rule does not open the origin's address, ask for the same.
+func warmed(t *testing.T, g *gateway) {
+	g.names.say("allowed.example")
+	c := g.call(t, "builder")
+	c.send(t, g.fill(get("http://allowed.example:PORT/")))
+	o := g.origin.next(t)
+	reader := bufio.NewReader(o)
+	if _, err := http.ReadRequest(reader); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") // and stays open
+	if got := c.answer(t); got.status != 200 {
+		t.Fatalf("answered %s", got.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+	ask{
+		who: "unopened", head: get("http://allowed.example:PORT/secret"), host: "allowed.example", lookups: 1,
+		reason: allowlist.ResolvedAddressDenied, class: allowlist.Loopback, drops: 1,
+	}.run(t, g)
+	// The same identity may use what it has left behind.
+	c.send(t, g.fill(get("http://allowed.example:PORT/again")))
+	req, err := http.ReadRequest(reader)
+	if err != nil || req.URL.Path != "/again" {
+		t.Fatalf("the origin got %v, %v", req, err)
+	}
+	_, _ = io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	_ = o.Close()
+	c.answer(t)
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+	_ = c.Close()
+}
