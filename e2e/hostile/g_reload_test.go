@@ -20,12 +20,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-func reloadRows() []row {
-	program := new(builder)
+func reloadRows(program *program) []row {
 	real := func(run func(t *testing.T, p *process)) func(*testing.T, *gateway) {
-		return func(t *testing.T, g *gateway) {
+		return func(t *testing.T, _ *gateway) {
 			t.Helper()
-			run(t, start(t, program.path(t, g.dir), func(p *process) string { return p.allowing("allowed.example") }))
+			run(t, program.start(t, func(p *process) string { return p.allowing("allowed.example") }))
 		}
 	}
 	return []row{

@@ -16,7 +16,7 @@ import (
 )
 
 // limitRows are those about budgets.
-func limitRows() []row {
+func limitRows(program *program) []row {
 	return []row{
 		{"H7", "more connections, or handshakes per second, from one address than it may have", "429 `rate-limited` while there is room to say it, then closed at once; each is recorded", []scenario{
 			{"connections", sourceConnections},
@@ -34,7 +34,7 @@ func limitRows() []row {
 		}},
 		{"H11", "a policy that is loaded again, as often as one likes", "what was spent stays spent", []scenario{{"tunnels and bytes", limitsStay}}},
 		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
-		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", deadCollector}}},
+		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
 	}
 }
 
@@ -243,7 +243,7 @@ func limitsStay(t *testing.T, _ *gateway) {
 
 func halfOpen(t *testing.T, _ *gateway) {
 	const count, each = 300, 32 << 10
-	g := newGateway(t, options{handshakeTimeout: 3 * time.Second})
+	g := newGateway(t, options{handshakeTimeout: 1500 * time.Millisecond})
 	before := heap()
 	for range count {
 		if _, err := g.connect(t, g.secure).Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
@@ -262,13 +262,13 @@ func halfOpen(t *testing.T, _ *gateway) {
 }
 
 // deadCollector exports to a listener whose connections nobody reads.
-func deadCollector(t *testing.T, g *gateway) {
+func deadCollector(t *testing.T, program *program) {
 	hole, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = hole.Close() }()
-	p := start(t, build(t, g.dir), func(p *process) string { return p.allowing("allowed.example") },
+	p := program.start(t, func(p *process) string { return p.allowing("allowed.example") },
 		"OTEL_TRACES_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+hole.Addr().String(),
 		"OTEL_EXPORTER_OTLP_TIMEOUT=200", "OTEL_BSP_EXPORT_TIMEOUT=200", "OTEL_BSP_SCHEDULE_DELAY=50")
 	const asked = 5

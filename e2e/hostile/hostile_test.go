@@ -51,8 +51,8 @@ type scenario struct {
 	run  func(t *testing.T, g *gateway)
 }
 
-// classes returns everything that is promised.
-func classes() []class {
+// classes returns everything that is promised. A few cases need the program.
+func classes(program *program) []class {
 	return []class{
 		{"A", "Host spelling", hostRows()},
 		{"B", "Addresses as host", literalRows()},
@@ -60,15 +60,15 @@ func classes() []class {
 		{"D", "Request target and framing", append(framingRows(), plainRows()...)},
 		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
 		{"F", "Identity", identityRows()},
-		{"G", "Reload and time", reloadRows()},
-		{"H", "Exhaustion", append(exhaustionRows(), limitRows()...)},
+		{"G", "Reload and time", reloadRows(program)},
+		{"H", "Exhaustion", append(exhaustionRows(), limitRows(program)...)},
 	}
 }
 
 // TestPromises runs every case. The cases of a class share a gateway, one
 // after the other.
 func TestPromises(t *testing.T) {
-	all := classes()
+	all := classes(&program{dir: t.TempDir()})
 	passed := make([]int, len(all))
 	t.Run("class", func(t *testing.T) {
 		for i, c := range all {
@@ -114,7 +114,7 @@ func (c class) hold(t *testing.T) int {
 }
 
 func TestRowsAreNumbered(t *testing.T) {
-	for _, c := range classes() {
+	for _, c := range classes(nil) {
 		for i, r := range c.rows {
 			if want := fmt.Sprint(c.letter, i+1); r.id != want {
 				t.Errorf("%s stands where %s is expected", r.id, want)

@@ -41,30 +41,35 @@ admin: {address: "127.0.0.1:0"}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
 `
 
-// builder builds the program when it is first needed, for the cases of one
-// class.
-type builder struct {
+// program is exeat, built when it is first needed.
+type program struct {
+	dir  string
 	once sync.Once
-	exe  string
+	path string // "" if it does not build
 }
 
-func (b *builder) path(t *testing.T, dir string) string {
+func (p *program) build(t *testing.T) string {
 	t.Helper()
-	b.once.Do(func() { b.exe = build(t, dir) })
-	return b.exe
-}
-
-func build(t *testing.T, dir string) string {
-	t.Helper()
-	path := filepath.Join(dir, "exeat")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/exeat-dev/exeat/cmd/exeat").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building exeat: %v\n%s", err, out)
+	p.once.Do(func() {
+		path := filepath.Join(p.dir, "exeat")
+		out, err := exec.Command("go", "build", "-o", path, "github.com/exeat-dev/exeat/cmd/exeat").CombinedOutput()
+		if err != nil {
+			t.Fatalf("building exeat: %v\n%s", err, out)
+		}
+		p.path = path
+	})
+	if p.path == "" {
+		t.Fatal("exeat does not build")
 	}
-	return path
+	return p.path
 }
 
 // start starts the program with a policy in a directory of its own.
+func (p *program) start(t *testing.T, policy func(*process) string, env ...string) *process {
+	t.Helper()
+	return start(t, p.build(t), policy, env...)
+}
+
 func start(t *testing.T, path string, policy func(*process) string, env ...string) *process {
 	t.Helper()
 	p := &process{gateway: newGateway(t, options{}), dir: t.TempDir()}

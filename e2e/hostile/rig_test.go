@@ -68,7 +68,6 @@ type gateway struct {
 	sources  *limit.Sources
 	budgets  *limit.Budgets
 	proxy    *proxy.Proxy
-	dir      string // of its own, gone with it
 
 	// The rules open the address of origin and that of six; forbidden has the
 	// same port on another one.
@@ -81,7 +80,7 @@ type gateway struct {
 func newGateway(tb testing.TB, o options) *gateway {
 	tb.Helper()
 	o.defaults()
-	g := &gateway{sources: limit.NewSources(o.limits), budgets: limit.NewBudgets(o.limits), evidence: newEvidence(tb, o.queue, o.stuck), ca: newAuthority(tb), names: newNames(), dir: tb.TempDir()}
+	g := &gateway{sources: limit.NewSources(o.limits), budgets: limit.NewBudgets(o.limits), evidence: newEvidence(tb, o.queue, o.stuck), ca: newAuthority(tb), names: newNames()}
 	g.trust = newTrust(tb, g.ca.svid(tb, "gateway"), g.ca)
 	g.listenForDials(tb)
 	dialer, err := dial.New(dial.Config{Resolve: g.names.resolve, Timeout: o.dialTimeout})

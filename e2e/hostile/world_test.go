@@ -61,7 +61,8 @@ func (n *names) fallback(set answerSet) {
 }
 
 // resolve answers 127.0.0.1 for a name of which nothing was said.
-func (n *names) resolve(ctx context.Context, host allowlist.Host) ([]netip.Addr, error) {
+func (n *names) resolve(ctx context.Context, d *allowlist.Decision) ([]netip.Addr, error) {
+	host := d.Dest.Host
 	if host.IsAddr() {
 		return []netip.Addr{host.Addr()}, nil
 	}

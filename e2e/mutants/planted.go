@@ -21,6 +21,10 @@ func planted() []fault {
 			" || s[0] == '0' {", " {", "./allowlist", "FuzzParseDestination",
 		},
 		{
+			"a final dot of a path is stripped", "allowlist/url.go",
+			"if path == \"\" {", "if path = strings.TrimSuffix(path, \".\"); path == \"\" {", "./allowlist", "FuzzParseURL",
+		},
+		{
 			"*.x is read as **.x", "allowlist/table.go",
 			"case patternOne:\n\t\tat = &t.one\n\tcase patternMany:", "case patternOne, patternMany:", "./allowlist", "FuzzParseHostPattern",
 		},
@@ -57,6 +61,10 @@ func planted() []fault {
 		{
 			"a PROXY protocol header is one byte longer than its buffer", "proxy/listen/proxied.go",
 			"if len(b) == proxiedMax1 {", "if len(b) > proxiedMax1 {", "./proxy/listen", "FuzzHeaders",
+		},
+		{
+			"the length of a record is believed", "proxy/resolve/wire/parse.go",
+			"len(p.msg) < p.off+int(h.Rdlength)", "len(p.msg) < p.off", "./proxy/resolve/wire", "FuzzParse",
 		},
 		{
 			"a long ID is cut", "identity/svid.go",
