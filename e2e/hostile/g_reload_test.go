@@ -249,7 +249,7 @@ func (g *gateway) until(then time.Time) string {
 
 // datedDial lets a rule end while its name is looked up.
 func datedDial(t *testing.T, g *gateway) {
-	ends := time.Now().Add(300 * time.Millisecond)
+	ends := time.Now().Add(1500 * time.Millisecond)
 	g.put(t, g.until(ends))
 	c := g.call(t, "builder")
 	c.send(t, g.fill(connectTo("held.example:PORT"))+"early")
@@ -281,7 +281,7 @@ func (g *gateway) sawNothing(t *testing.T) {
 }
 
 func datedTunnel(t *testing.T, g *gateway) {
-	g.put(t, g.until(time.Now().Add(500*time.Millisecond)))
+	g.put(t, g.until(time.Now().Add(1500*time.Millisecond)))
 	c, o := g.open(t)
 	c.gone(t)
 	_ = o.Close()

@@ -48,21 +48,17 @@ func (g *gateway) limitedTo(own, shared string) string {
 }
 
 func sourceConnections(t *testing.T, _ *gateway) {
-	const most, toSay = 16, 2
+	const most = 16
 	g := newGateway(t, options{limits: limit.Config{Connections: most}})
 	var held []net.Conn
-	for n := range most + toSay {
-		c := g.callPlain(t)
-		held = append(held, c)
-		if n < most {
-			continue
-		}
-		if got := c.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 429 || got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" {
-			t.Errorf("answered %s %v", got.phrase, got.header)
-		}
-		g.next(t, audit.EventDecision)
-		break // an answered one ends, and makes room
+	for range most {
+		held = append(held, g.callPlain(t))
 	}
+	got := g.askUntil(t, func() *caller { return g.callPlain(t) }, 429)
+	if got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" {
+		t.Errorf("answered %s %v", got.phrase, got.header)
+	}
+	before := g.counts()
 	turnedAway := false
 	for end := time.Now().Add(patience); !turnedAway && time.Now().Before(end); {
 		conn := g.connect(t, g.plain)
@@ -82,9 +78,31 @@ func sourceConnections(t *testing.T, _ *gateway) {
 	for _, conn := range held {
 		_ = conn.Close()
 	}
-	if n := g.counts(); n != (counts{}) {
-		t.Errorf("%+v for connections beyond a limit", n)
+	if n := g.counts(); n != before {
+		t.Errorf("%+v for connections beyond a limit, %+v before", n, before)
 	}
+}
+
+// askUntil makes good requests until one is answered so: connections count a
+// moment after they were made.
+func (g *gateway) askUntil(t *testing.T, call func() *caller, status int) answer {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		c := call()
+		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
+		g.next(t, audit.EventDecision)
+		switch got.status {
+		case status:
+			c.gone(t)
+			return got
+		case 200:
+			g.finish(t, c, g.origin)
+		default:
+			t.Fatalf("answered %s", got.phrase)
+		}
+	}
+	t.Fatalf("no request is ever answered %d", status)
+	return answer{}
 }
 
 func sourceHandshakes(t *testing.T, _ *gateway) {
