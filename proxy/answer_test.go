@@ -59,7 +59,7 @@ func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 				Conn: tunnel.Wrap(server), Listener: "test",
 				Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
 			}
-			var c net.Conn = client
+			c := client
 			if secure {
 				c = handshake(t, g, conn, client)
 			}

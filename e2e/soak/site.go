@@ -59,7 +59,8 @@ func (s *site) build(ctx context.Context) error {
 		}
 	}
 	var err error
-	if s.origin, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	var listening net.ListenConfig
+	if s.origin, err = listening.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
 		return err
 	}
 	s.echoing.Go(s.echo)
