@@ -2,12 +2,14 @@ package hostile
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -239,16 +241,13 @@ func warmed(t *testing.T, g *gateway) {
 		who: "unopened", head: get("http://allowed.example:PORT/secret"), host: "allowed.example", lookups: 1,
 		reason: allowlist.ResolvedAddressDenied, class: allowlist.Loopback, drops: 1,
 	}.run(t, g)
-	// The same identity may use what it has left behind.
-	c.send(t, g.fill(get("http://allowed.example:PORT/again")))
-	req, err := http.ReadRequest(reader)
-	if err != nil || req.URL.Path != "/again" {
-		t.Fatalf("the origin got %v, %v", req, err)
+	// A busy gateway may have closed it, but nobody may have used it.
+	_ = o.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := reader.Read(make([]byte, 1)); n > 0 {
+		t.Error("the origin got bytes of the other identity")
+	} else if errors.Is(err, io.EOF) {
+		t.Log("the connection was not kept")
 	}
-	_, _ = io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 	_ = o.Close()
-	c.answer(t)
-	g.next(t, audit.EventDecision)
-	g.next(t, audit.EventTunnelClose)
 	_ = c.Close()
 }
