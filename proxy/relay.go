@@ -130,7 +130,7 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	}
 	if err := x.write(o.answer); err != nil {
 		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
-		if why := entry.why(); why != allowlist.NoReason { // it was ended while it was answered
+		if why := r.entry.why(); why != allowlist.NoReason { // it was ended while it was answered
 			x.open.Verdict, x.open.Reason = allowlist.Deny, why
 		}
 		x.open.End()
