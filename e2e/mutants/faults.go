@@ -45,7 +45,7 @@ func mutants() []fault {
 		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
 		of("C", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
 		of("C", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(addr); err != nil {", "if err := x.decision.CheckAddr(addr); err != nil && addr.Port() == 0 {"),
-		of("G", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&entry.Tunnel)", "_ = entry.Tunnel.Addr"),
+		of("G", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&r.entry.Tunnel)", "_ = r.entry.Tunnel.Addr"),
 		of("G", "a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date"),
 		of("E", "any server name will do", first, "case err == nil && (host == c.request.Dest.Host", "case err == nil && (host != allowlist.Host{}"),
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
