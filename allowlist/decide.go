@@ -25,18 +25,10 @@ func (p *Policy) Decide(req Request) Decision {
 	if d.Reason = malformed(&req); d.Reason != NoReason {
 		return d
 	}
-	if q := p.quarantined(req.ID); q != nil {
-		d.Reason, d.Quarantine = QuarantinedIdentity, q
-		return d
-	}
 	var c chain
-	if !p.collect(req.ID, &c) {
-		d.Reason = IdentityUnknown
-		return d
-	}
+	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Source)
 	d.Owner = c.owner()
-	if !c.accept().Has(req.Source) {
-		d.Reason = IdentitySourceNotAccepted
+	if d.Reason != NoReason {
 		return d
 	}
 	d.Mode, d.observePrivate = c.mode(req.Time)
@@ -71,12 +63,35 @@ func malformed(req *Request) Reason {
 		return MalformedTarget
 	case req.Dest.Port == 0:
 		return MalformedPort
-	case req.ID.IsZero():
+	}
+	return malformedID(req.ID)
+}
+
+func malformedID(id spiffeid.ID) Reason {
+	switch {
+	case id.IsZero():
 		return IdentityMissing
-	case req.ID.Path() == "":
+	case id.Path() == "":
 		return IdentityInvalid
 	}
 	return NoReason
+}
+
+// known fills the chain of an identity that may be let through, depending on
+// what it asks for. Otherwise it says why not, and the chain is empty unless
+// only the source is at fault.
+func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quarantined) {
+	if q := p.quarantined(id); q != nil {
+		return QuarantinedIdentity, q
+	}
+	if !p.collect(id, c) {
+		c.n = 0
+		return IdentityUnknown, nil
+	}
+	if !c.accept().Has(source) {
+		return IdentitySourceNotAccepted, nil
+	}
+	return NoReason, nil
 }
 
 // quarantined looks at both lists, the policy's own first.
@@ -276,7 +291,7 @@ func (r *CompiledRule) miss(req *Request) Reason {
 	switch {
 	case r.NoTunnel:
 		return NotOnAllowlist
-	case !r.Expires.IsZero() && !req.Time.Before(r.Expires):
+	case r.expired(req.Time):
 		return RuleExpired
 	case req.Upgrade && !r.Upgrade: // a tunnel soon
 		return MethodNotAllowed

@@ -36,6 +36,9 @@ type entry struct {
 	table
 	set    bool // false while Compile looks whether the pattern is new
 	denies denials
+	// parents are the names above those that the entry allows, with the instant
+	// from which it allows nothing below them any more; zero is never.
+	parents index[string, time.Time]
 
 	owner          string
 	accept         Sources
@@ -55,6 +58,7 @@ type CompiledRule struct {
 	Rule
 	name    string
 	methods map[string]bool // nil: any
+	types   typeSet         // that it makes resolvable
 	ranges  *bart.Lite      // Addresses, or CIDR; nil if neither
 }
 
@@ -195,6 +199,7 @@ func (c *entry) addRules(h hasher, e *Entry) error {
 		if err := c.add(h, allowList, r); err != nil {
 			return fmt.Errorf("%s: %w", e.Pattern, err)
 		}
+		c.noteParents(h, r)
 	}
 	for i := range e.Deny {
 		r := compileRule(e.Pattern, "deny", &e.Deny[i], PortRange{1, 65535})
@@ -207,8 +212,34 @@ func (c *entry) addRules(h hasher, e *Entry) error {
 	return nil
 }
 
+// noteParents notes the names above a pattern; the x of *.x and **.x is one.
+func (c *entry) noteParents(h hasher, r *CompiledRule) {
+	if r.CIDR.IsValid() {
+		return
+	}
+	name, found := r.Host.name, true
+	if r.Host.kind == patternExact {
+		_, name, found = strings.Cut(name, ".")
+	}
+	for ; found; _, name, found = strings.Cut(name, ".") {
+		hash := h.text(name)
+		until := c.parents.get(hash, name)
+		switch {
+		case until == nil:
+			*c.parents.put(hash, name) = r.Expires
+		case until.IsZero():
+			return // so are all above it
+		case r.Expires.IsZero() || r.Expires.After(*until):
+			*until = r.Expires
+		}
+	}
+}
+
 func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts PortRange) *CompiledRule {
-	c := &CompiledRule{Rule: *r}
+	c := &CompiledRule{Rule: *r, types: ruleTypes}
+	for _, t := range c.Types {
+		c.types |= only(t)
+	}
 	if c.CIDR.IsValid() {
 		c.CIDR = canonicalPrefix(c.CIDR)
 		c.ranges = new(bart.Lite)

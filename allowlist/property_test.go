@@ -71,6 +71,9 @@ func (g generator) rule(n int, denies bool) Rule {
 	if g.IntN(4) == 0 {
 		r.Paths = []PathPattern{must(ParsePathPattern(pick(g, "/p", "/p/**", "/**")))}
 	}
+	if g.IntN(4) == 0 {
+		r.Types = pick(g, []QueryType{TypeTXT}, []QueryType{TypeSRV, TypeTXT})
+	}
 	r.Upgrade = g.IntN(8) == 0
 	r.NoTunnel = g.IntN(8) == 0
 	return r
@@ -152,7 +155,7 @@ func TestDecisionsAreThoseOfTheText(t *testing.T) {
 		}
 	})
 	for _, r := range Reasons() {
-		if r >= IdentityUnknown && r <= ResolvedAddressDenied && answers[r.String()] == 0 {
+		if r >= IdentityUnknown && r <= ResolvedAddressDenied && r != TypeNotAllowed && r != SpecialName && answers[r.String()] == 0 {
 			t.Errorf("the generator never made %s", r)
 		}
 	}

@@ -37,6 +37,8 @@ const (
 	PathNotAllowed
 	RuleExpired
 	IPNotOnAllowlist
+	TypeNotAllowed // DNS only
+	SpecialName    // DNS only
 	ResolvedAddressDenied
 
 	SNIMismatch
@@ -156,6 +158,10 @@ func (r Reason) Info() ReasonInfo {
 		return ReasonInfo{"rule-expired", 403, requestDenied, "was allowed by a rule that has expired for"}
 	case IPNotOnAllowlist:
 		return ReasonInfo{"ip-not-on-allowlist", 403, requestDenied, "is an address that is not allowed for"}
+	case TypeNotAllowed:
+		return ReasonInfo{"type-not-allowed", 403, requestDenied, "is allowed for other query types only for"}
+	case SpecialName:
+		return ReasonInfo{"special-name", 403, requestDenied, "is a special name that is not looked up for"}
 	case ResolvedAddressDenied:
 		return ReasonInfo{"resolved-address-denied", 403, "destination_ip_prohibited", "has no address that is allowed for"}
 

@@ -38,7 +38,7 @@ func printable(s string) bool {
 }
 
 // 403 means policy and nothing else; 407 identity; 502 and 504 the
-// destination; 503 the gateway; 429 a limit of the caller; what else is the request's own fault.
+// destination; 503 the gateway; what else is the request's own fault.
 func TestStatusClassesNeverMix(t *testing.T) {
 	for _, r := range Reasons() {
 		info := r.Info()
@@ -52,7 +52,7 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r <= IdentityUntrusted:
 			errors = []string{"http_request_denied"}
 			wantStatus(t, r, 407)
-		case r <= IPNotOnAllowlist:
+		case r <= SpecialName:
 			errors = []string{"http_request_denied"}
 			wantStatus(t, r, 403)
 		case r == ResolvedAddressDenied:

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // This file says the policy's text again in the plainest way: every rule is
@@ -68,7 +70,6 @@ type candidate struct {
 
 // naive answers as answer does, with the rule's name for an allowed request.
 func naive(spec *Spec, req Request) string {
-	id := req.ID.String()
 	switch {
 	case req.Dest.Host.IsZero():
 		return "malformed-target"
@@ -79,15 +80,24 @@ func naive(spec *Spec, req Request) string {
 	case req.ID.Path() == "":
 		return "identity-invalid"
 	}
+	entries, refused := naiveEntries(spec, req.ID, req.Source)
+	if refused != "" {
+		return refused
+	}
+	return naiveRules(entries, req)
+}
+
+// naiveEntries returns the entries of an identity, the most specific first, or
+// the reason for which it is refused whatever it asks for.
+func naiveEntries(spec *Spec, id spiffeid.ID, source Source) (entries []*Entry, refused string) {
 	for _, q := range spec.Quarantine {
-		if idMatches(q.Pattern.String(), id) {
-			return "quarantined"
+		if idMatches(q.Pattern.String(), id.String()) {
+			return nil, "quarantined"
 		}
 	}
-	var entries []*Entry
 	known := false
 	for i := range spec.Entries {
-		if e := &spec.Entries[i]; idMatches(e.Pattern.String(), id) {
+		if e := &spec.Entries[i]; idMatches(e.Pattern.String(), id.String()) {
 			entries = append(entries, e)
 			known = known || e.Unlisted || !strings.HasPrefix(e.Pattern.String(), "everyone")
 		}
@@ -97,12 +107,12 @@ func naive(spec *Spec, req Request) string {
 		return slices.Compare(x[:], y[:])
 	})
 	if !known {
-		return "identity-unknown"
+		return nil, "identity-unknown"
 	}
-	if !naiveAccepts(entries, req.Source) {
-		return "identity-source-not-accepted"
+	if !naiveAccepts(entries, source) {
+		return nil, "identity-source-not-accepted"
 	}
-	return naiveRules(entries, req)
+	return entries, ""
 }
 
 func naiveAccepts(entries []*Entry, s Source) bool {

@@ -83,8 +83,8 @@ type Rule struct {
 	Upgrade bool
 	// NoTunnel makes it a name to resolve and not to connect to.
 	NoTunnel bool
-	// Types are the DNS query types beyond the default ones, upper case.
-	Types []string
+	// Types are the DNS query types beyond A, AAAA, HTTPS and CNAME.
+	Types []QueryType
 }
 
 // TLSMode says what the first bytes of a tunnel must be.

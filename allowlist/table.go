@@ -139,8 +139,14 @@ type portTable struct {
 	// reachable: some rule is for connecting, not only for resolving.
 	reachable bool
 
+	// everyPort: the rules cover all ports between them.
+	everyPort bool
+
 	rules []*CompiledRule // in file order
-	spans []span          // sorted, disjoint; a port outside them has no rule
+	// resolves are those rules that make a difference to who may resolve the
+	// name, for which type and into which addresses; in file order.
+	resolves []*CompiledRule
+	spans    []span // sorted, disjoint; a port outside them has no rule
 }
 
 // span is a range of ports and the rules that hold for it, in file order.
@@ -165,10 +171,43 @@ func (p *portTable) at(port uint16) []*CompiledRule {
 	return p.spans[i].rules
 }
 
-// finish cuts the ports at every boundary of a range and lists for each piece
-// the rules that can win there.
+// finish computes all but rules.
 func (p *portTable) finish() {
 	p.reachable = slices.ContainsFunc(p.rules, (*CompiledRule).connects)
+	p.cut()
+	p.everyPort = p.coversEveryPort()
+	if len(p.rules) == 1 {
+		p.resolves = p.rules
+		return
+	}
+	for _, r := range p.rules {
+		if !slices.ContainsFunc(p.resolves, r.resolvesNoMoreThan) {
+			p.resolves = append(p.resolves, r)
+		}
+	}
+}
+
+// coversEveryPort looks for a gap between the spans.
+func (p *portTable) coversEveryPort() bool {
+	next := 1
+	for _, s := range p.spans {
+		if int(s.First) != next {
+			return false
+		}
+		next = int(s.Last) + 1
+	}
+	return next == 1<<16
+}
+
+// resolvesNoMoreThan reports whether another rule of the same host lets every
+// question and every address through that r lets through, for ever.
+func (r *CompiledRule) resolvesNoMoreThan(other *CompiledRule) bool {
+	return other.Expires.IsZero() && r.types&^other.types == 0 && r.ranges == nil && other.ranges == nil
+}
+
+// cut cuts the ports at every boundary of a range and lists for each piece the
+// rules that can win there.
+func (p *portTable) cut() {
 	if len(p.rules) == 1 && len(p.rules[0].Ports) == 1 {
 		r := p.rules[0]
 		p.spans = []span{{PortRange: r.Ports[0], rules: p.rules}}

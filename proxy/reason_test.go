@@ -180,6 +180,9 @@ func wireCases() []wireCase {
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PathNotAllowed:   "TestPlainDecisions: only a plain HTTP request has a path",
+		allowlist.TypeNotAllowed:   "only a DNS query has a type",
+		allowlist.SpecialName:      "only a DNS query is refused for it",
+		allowlist.RateLimited:      "only DNS queries are counted",
 		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
 		allowlist.SNIMismatch:      "TestFirstBytes: a tunnel has been answered",
 		allowlist.SNIMissing:       "TestFirstBytes",

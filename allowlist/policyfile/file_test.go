@@ -181,7 +181,7 @@ func TestEverything(t *testing.T) {
 	dated := https("37", "", "api.supplier.example")
 	dated.Expires, dated.Ticket = day(2027, 2, 1), "SEC-1234"
 	phone := https("40", "", "_sip._tcp.phone.example")
-	phone.Types, phone.NoTunnel = []string{"SRV"}, true
+	phone.Types, phone.NoTunnel = []allowlist.QueryType{allowlist.TypeSRV}, true
 
 	want := allowlist.Spec{
 		Version: got.Version,

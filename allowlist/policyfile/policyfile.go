@@ -57,5 +57,5 @@ func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 // them enforces yet, so a policy may not hold them. What learns to enforce one
 // deletes it here.
 func unenforced() []string {
-	return []string{"dns", "dns_per_second"}
+	return []string{"dns_per_second"}
 }

@@ -108,7 +108,7 @@ func canonical(r rule) string {
 		add("path ", path.String())
 	}
 	for _, dnsType := range r.Types {
-		add("dns ", dnsType)
+		add("dns ", dnsType.String())
 	}
 	if !r.Expires.IsZero() {
 		add("until ", r.Expires.Format(time.RFC3339Nano))
@@ -256,6 +256,9 @@ func (k *ruleKeys) checkDeny() {
 func (k *ruleKeys) checkUseless(r *rule) {
 	if k.addresses != nil && k.cidr != nil {
 		k.addresses.KeyErrorf("only with host, for what a name may resolve into: remove it")
+	}
+	if k.dns != nil && k.cidr != nil {
+		k.dns.KeyErrorf("only with host, for the types that a name is resolved for: remove it")
 	}
 	if !r.NoTunnel {
 		return

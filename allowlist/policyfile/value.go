@@ -142,24 +142,24 @@ func readPath(v *strictyaml.Node) (allowlist.PathPattern, bool) {
 }
 
 // readType reads a DNS query type beyond those that every rule has.
-func readType(v *strictyaml.Node) (string, bool) {
+func readType(v *strictyaml.Node) (allowlist.QueryType, bool) {
 	text, ok := v.Text()
 	if !ok {
-		return "", false
+		return 0, false
 	}
-	switch text {
-	case "A", "AAAA", "HTTPS", "CNAME":
+	t, ok := allowlist.ParseQueryType(text)
+	switch {
+	case !ok:
+		v.Errorf("%q is not a query type that a rule can add: write one of SRV, MX, TXT, NS, SOA, CAA, SVCB, NAPTR and PTR", text)
+		return 0, false
+	case t == allowlist.TypeA, t == allowlist.TypeAAAA, t == allowlist.TypeHTTPS, t == allowlist.TypeCNAME:
 		v.Errorf("%s is in every rule: remove it", text)
-		return "", false
+		return 0, false
 	}
-	if !isToken(text) {
-		v.Errorf("%q is not a query type: write one such as SRV, in upper case", text)
-		return "", false
-	}
-	return text, true
+	return t, true
 }
 
-// isToken accepts what methods and query types are made of.
+// isToken accepts what methods are made of.
 func isToken(s string) bool {
 	if len(s) > 32 || s == "" || s[0] < 'A' || s[0] > 'Z' {
 		return false

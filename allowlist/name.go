@@ -1,0 +1,252 @@
+package allowlist
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// NameRequest is one DNS question to the policy.
+type NameRequest struct {
+	ID     spiffeid.ID // verified; zero is never allowed
+	Source Source
+	Host   Host // a name; an address is no name to ask for
+	Type   QueryType
+	// Time is compared with expiry dates.
+	Time time.Time
+}
+
+// NameDecision is the answer to one NameRequest. The zero value denies. It is a
+// value, as Decision is one.
+type NameDecision struct {
+	NameRequest
+
+	Verdict Verdict // Deny, Allow or Observe
+	// Reason of a denial; NoReason otherwise.
+	Reason Reason
+	// WouldReason is what Reason would have been, under Observe.
+	WouldReason Reason
+	Mode        Mode
+	// Rule that allowed or denied, or that missed by the reason; nil if none.
+	Rule *CompiledRule
+	// Owner of the identity's entry; "" if none.
+	Owner string
+	// Quarantine is the line that holds; nil unless the reason is quarantined.
+	Quarantine *Quarantined
+	// Above means that the policy lets this identity resolve names below this
+	// one: an answer must not say that they do not exist (RFC 8020).
+	Above bool
+	// Special means that the name is one that is never looked up unless a rule
+	// allows it.
+	Special bool
+
+	policy         *Policy
+	observePrivate bool
+}
+
+// DecideName answers whether an identity may resolve a name. It allocates
+// nothing, and no part of its cost grows with the number of rules.
+//
+// The order is that of Decide. A name is resolvable if an allow rule's host
+// pattern covers it, whatever else the rule asks for: ports, methods, paths, or
+// that nothing connects. Deny rules count only if they cover every port, so
+// that whatever Decide allows by name on some port, DecideName allows, too. The
+// type is looked at last: a name that is allowed for other types only is
+// type-not-allowed.
+func (p *Policy) DecideName(req NameRequest) NameDecision {
+	d := NameDecision{NameRequest: req, policy: p}
+	if p == nil || p.inline == nil { // or not made by Compile
+		d.Reason = PolicyUnavailable
+		return d
+	}
+	if d.Reason = malformedName(&req); d.Reason != NoReason {
+		return d
+	}
+	var c chain
+	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Source)
+	d.Owner = c.owner()
+	if d.Reason != NoReason {
+		return d
+	}
+	d.Mode, d.observePrivate = c.mode(req.Time)
+	d.Special = req.Host.isSpecial()
+	c.decideName(&d)
+	if d.Verdict != Allow {
+		d.Above = d.Mode == ModeObserve || c.above(req.Host, req.Time)
+	}
+	return d
+}
+
+// Knows returns why the policy would refuse whatever an identity asks for, and
+// NoReason if that depends on what it asks for.
+func (p *Policy) Knows(id spiffeid.ID, source Source) Reason {
+	if p == nil || p.inline == nil {
+		return PolicyUnavailable
+	}
+	if reason := malformedID(id); reason != NoReason {
+		return reason
+	}
+	var c chain
+	reason, _ := p.known(&c, id, source)
+	return reason
+}
+
+// Allowed reports whether the name may be looked up.
+func (d *NameDecision) Allowed() bool {
+	return d.Verdict == Allow || d.Verdict == Observe && !d.Special
+}
+
+// PolicyVersion names the policy that decided.
+func (d *NameDecision) PolicyVersion() string { return d.policy.Version() }
+
+func malformedName(req *NameRequest) Reason {
+	if req.Host.name == "" {
+		return MalformedTarget
+	}
+	return malformedID(req.ID)
+}
+
+// decideName sets the verdict by the rules, or the reason, as decide does for
+// a destination.
+func (c *chain) decideName(d *NameDecision) {
+	nearest := NotOnAllowlist
+	if d.Special {
+		nearest = SpecialName
+	}
+	c.each(d.Host, func(h *hostRules) bool {
+		if h.deny != nil && h.deny.everyPort {
+			d.Verdict, d.Rule, nearest = Deny, h.deny.rules[0], DeniedByRule
+			return false
+		}
+		if c.allowed {
+			return true
+		}
+		for _, r := range h.allow.resolves {
+			switch {
+			case r.expired(d.Time):
+				if nearest == NotOnAllowlist || nearest == SpecialName {
+					nearest, d.Rule = RuleExpired, r
+				}
+			case !r.types.has(d.Type):
+				if nearest != TypeNotAllowed {
+					nearest, d.Rule = TypeNotAllowed, r
+				}
+			default:
+				d.Verdict, d.Rule = Allow, r
+				c.allowed = true
+				return c.denies != 0
+			}
+		}
+		return true
+	})
+	if d.Verdict == Allow {
+		return
+	}
+	d.Reason = nearest
+	if d.Mode != ModeObserve || !nearest.observable() && nearest != SpecialName {
+		return
+	}
+	if !observeTypes.has(d.Type) {
+		d.Reason = TypeNotAllowed
+		return
+	}
+	d.Verdict, d.Reason, d.WouldReason, d.Rule = Observe, NoReason, nearest, nil
+}
+
+// CheckAddr returns Public if an answer to the question may name an address,
+// and what is wrong with it otherwise. It is enough that one of the rules that
+// make the name resolvable admits the address: which of them will win for a
+// connection depends on the port. A decision that does not allow refuses every
+// address.
+func (d *NameDecision) CheckAddr(addr netip.Addr) Class {
+	if !d.Allowed() || d.policy == nil || !addr.IsValid() || addr.Zone() != "" {
+		return Invalid
+	}
+	addr = addr.Unmap()
+	var c chain
+	d.policy.collect(d.ID, &c)
+	if d.policy.deniedEverywhere(&c, addr) {
+		return DenyRule
+	}
+	class, prefix := d.policy.classifier.Classify(addr)
+	if d.Verdict == Observe {
+		if class == Private && d.observePrivate {
+			return Public
+		}
+		return class
+	}
+	refused := class
+	admitted := false
+	c.each(d.Host, func(h *hostRules) bool {
+		for _, r := range h.allow.resolves {
+			if r.expired(d.Time) {
+				continue
+			}
+			if refused = r.admits(addr, class, prefix); refused == Public {
+				admitted = true
+				return false
+			}
+		}
+		return true
+	})
+	if admitted {
+		return Public
+	}
+	if refused == Public { // no rule is left
+		return Invalid
+	}
+	return refused
+}
+
+// CheckHop returns the reason for which a name that an answer leads to must not
+// be followed: a deny rule that covers every port of it, or, if every name on
+// the way must be allowed by itself, that it is not.
+func (d *NameDecision) CheckHop(hop Host, inspect bool) Reason {
+	if !d.Allowed() || d.policy == nil || hop.name == "" {
+		return MalformedTarget
+	}
+	req := d.NameRequest
+	req.Host = hop
+	next := d.policy.DecideName(req)
+	switch {
+	case next.Reason == DeniedByRule:
+		return DeniedByRule
+	case inspect && !next.Allowed():
+		return max(next.Reason, next.WouldReason)
+	}
+	return NoReason
+}
+
+// deniedEverywhere reports whether a deny rule covers every port of an address,
+// or of the IPv4 address that it embeds.
+func (p *Policy) deniedEverywhere(c *chain, addr netip.Addr) bool {
+	if c.denies&deniesAddr == 0 {
+		return false
+	}
+	denied := false
+	look := func(h *hostRules) bool {
+		denied = h.deny != nil && h.deny.everyPort
+		return !denied
+	}
+	c.eachPrefix(addr, look)
+	if inner, ok := p.classifier.embedded(addr); ok && !denied {
+		c.eachPrefix(inner, look)
+	}
+	return denied
+}
+
+// above reports whether an entry allows names below a host.
+func (c *chain) above(h Host, now time.Time) bool {
+	hash := c.hash.text(h.name)
+	for _, e := range c.all() {
+		if until := e.parents.get(hash, h.name); until != nil && (until.IsZero() || now.Before(*until)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *CompiledRule) expired(now time.Time) bool {
+	return !r.Expires.IsZero() && !now.Before(r.Expires)
+}

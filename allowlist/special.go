@@ -1,0 +1,24 @@
+package allowlist
+
+import "strings"
+
+// isSpecial reports whether a name has a meaning of its own, so that no server
+// is to be asked for it: localhost, invalid, onion and local with all names
+// below (RFC 6761, 7686, 6762), the names of addresses (RFC 6303, here all of
+// them), resolver.arpa (RFC 9462), and single labels, which mean something only
+// with a search list.
+func (h Host) isSpecial() bool {
+	switch last := h.name[strings.LastIndexByte(h.name, '.')+1:]; {
+	case last == h.name, last == "localhost", last == "invalid", last == "onion", last == "local":
+		return true
+	case last != "arpa":
+		return false
+	}
+	return isWithin(h.name, "in-addr.arpa") || isWithin(h.name, "ip6.arpa") || isWithin(h.name, "resolver.arpa")
+}
+
+// isWithin reports whether a name is zone or below it.
+func isWithin(name, zone string) bool {
+	rest, ok := strings.CutSuffix(name, zone)
+	return ok && (rest == "" || rest[len(rest)-1] == '.')
+}
