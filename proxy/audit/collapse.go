@@ -17,6 +17,7 @@ type same struct {
 	key
 	listener string
 	dest     allowlist.Destination
+	qtype    allowlist.QueryType
 	reason   allowlist.Reason
 }
 
@@ -57,7 +58,7 @@ func (c *collapser) join(rec *Record) bool {
 	if c == nil || rec.Event != EventDecision || rec.Verdict != allowlist.Deny {
 		return false
 	}
-	s := same{key: keyOf(rec), listener: rec.Listener, dest: rec.Dest, reason: rec.Reason}
+	s := same{key: keyOf(rec), listener: rec.Listener, dest: rec.Dest, qtype: rec.DNS.Type, reason: rec.Reason}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w := c.open[s]; w != nil {

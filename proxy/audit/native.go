@@ -43,6 +43,11 @@ type line struct {
 	ECH              bool    `json:"ech,omitempty"`
 	AddressClass     string  `json:"address_class,omitempty"`
 	AddressesDropped int     `json:"addresses_dropped,omitempty"`
+	QType            string  `json:"qtype,omitempty"`
+	RCode            string  `json:"rcode,omitempty"`
+	Answers          *int    `json:"answers,omitempty"`
+	Filtered         int     `json:"filtered,omitempty"`
+	AnswerSource     string  `json:"source,omitempty"`
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`
 	DialMS           float64 `json:"dial_ms,omitempty"`
 	DecideUS         float64 `json:"decide_us,omitempty"`
@@ -92,6 +97,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 			l.Mode = r.Mode.String()
 		}
 	}
+	l.query(r)
 	if r.Class != allowlist.Invalid {
 		l.AddressClass = r.Class.String()
 	}
@@ -107,6 +113,17 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 	l.merged(r.Merged)
 	text, err := json.Marshal(l)
 	return append(dst, text...), err
+}
+
+// query fills in what only a DNS query has.
+func (l *line) query(r *Record) {
+	if r.Protocol != ProtocolDNS {
+		return
+	}
+	l.QType, l.RCode, l.AnswerSource, l.Filtered = r.DNS.TypeText(), r.DNS.Code, r.DNS.Source, r.DNS.Filtered
+	if l.RCode != "" {
+		l.Answers = &r.DNS.Answers
+	}
 }
 
 // merged fills in what the record says about others.

@@ -17,6 +17,9 @@ type Start struct {
 	// TraceParent is the caller's traceparent field as received; it is linked
 	// and never decides whether the span is sampled.
 	TraceParent string
+	// NoSpan leaves the span out, for a decision that is known to be one of many
+	// of which not every one has its span.
+	NoSpan bool
 	// Accept makes the caller's context the parent of the span instead, for a
 	// listener whose callers are trusted with that.
 	Accept bool
@@ -28,6 +31,9 @@ type Start struct {
 func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
 	if s.Time.IsZero() {
 		s.Time = time.Now()
+	}
+	if s.NoSpan {
+		return &Open{recorder: r, Record: s.record()}
 	}
 	opts := make([]trace.SpanStartOption, 0, 4)
 	opts = append(opts, r.server, trace.WithTimestamp(s.Time))
@@ -44,12 +50,21 @@ func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
 	return &Open{                                                     //nolint:spancheck // see above
 		recorder: r,
 		span:     span,
-		Record: Record{
-			Time: s.Time, Event: EventDecision, ID: newID(s.Time),
-			Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
-			Trace: span.SpanContext(), CallerTrace: caller.TraceID(),
-		},
+		Record:   s.traced(span.SpanContext(), caller.TraceID()),
 	}
+}
+
+// record returns what is known so far.
+func (s *Start) record() Record {
+	return Record{
+		Time: s.Time, Event: EventDecision, ID: newID(s.Time), Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
+	}
+}
+
+func (s *Start) traced(own trace.SpanContext, caller trace.TraceID) Record {
+	r := s.record()
+	r.Trace, r.CallerTrace = own, caller
+	return r
 }
 
 func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
@@ -76,8 +91,8 @@ type Open struct {
 	Record
 
 	recorder  *Recorder
-	span      trace.Span
-	committed *Record // as it was written; nil if it was not
+	span      trace.Span // nil: none
+	committed *Record    // as it was written; nil if it was not
 	commitErr error
 	settled   bool // joined is known
 	joined    bool // merged into an identical denial

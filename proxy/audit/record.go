@@ -49,10 +49,11 @@ const (
 	EventCollapsed Event = "decision.collapsed"
 )
 
-// The protocols of a record: a tunnel, or a plain request.
+// The protocols of a record: a tunnel, a plain request, or a DNS query.
 const (
 	ProtocolConnect = "connect"
 	ProtocolHTTP    = "http"
+	ProtocolDNS     = "dns"
 )
 
 // Other is the identity in the summary of those beyond the bound.
@@ -86,8 +87,8 @@ type Record struct {
 	ID    string // the decision's, also in the records of its tunnel
 
 	Listener string
-	Protocol string // ProtocolConnect or ProtocolHTTP
-	Wire     string // h1
+	Protocol string // ProtocolConnect, ProtocolHTTP or ProtocolDNS
+	Wire     string // h1, udp, tcp, dot, doh
 	Identity spiffeid.ID
 	Source   allowlist.Source
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
@@ -117,6 +118,9 @@ type Record struct {
 	Resolve, Dial time.Duration
 	Decide        time.Duration
 
+	// DNS is what was asked and answered, if Protocol is dns.
+	DNS DNS
+
 	Up, Down    int64 // bytes from and to the caller
 	Duration    time.Duration
 	CloseReason string
@@ -136,7 +140,32 @@ type Record struct {
 // IsTunnel reports whether the record is of a tunnel, from a CONNECT or an
 // upgrade, and not of a plain exchange.
 func (r *Record) IsTunnel() bool {
-	return r.Protocol != ProtocolHTTP || r.Status == http.StatusSwitchingProtocols
+	return r.Protocol != ProtocolHTTP && r.Protocol != ProtocolDNS || r.Status == http.StatusSwitchingProtocols
+}
+
+// DNS is what a query asked and how it was answered.
+type DNS struct {
+	Type     allowlist.QueryType // zero if none was read
+	Code     string              // of the response, such as NXDOMAIN; "" if none was sent
+	Answers  int                 // records in the answer section
+	Filtered int                 // addresses and names that the answer was left without
+	Source   string              // cache, upstream, stale or local
+}
+
+// TypeText returns the type asked for; "" if none was read.
+func (d *DNS) TypeText() string {
+	if d.Type == 0 {
+		return ""
+	}
+	return d.Type.String()
+}
+
+// SetNameDecision copies what the policy decided about a name.
+func (r *Record) SetNameDecision(d *allowlist.NameDecision) {
+	r.SetDecision(allowlist.Decision{
+		Verdict: d.Verdict, Reason: d.Reason, WouldReason: d.WouldReason, Mode: d.Mode, Rule: d.Rule, Quarantine: d.Quarantine,
+	})
+	r.Policy = d.PolicyVersion()
 }
 
 // SetDecision copies what the policy decided.

@@ -21,7 +21,7 @@ const slowStep = 50 * time.Millisecond
 // decision's. Call it before End, with the record's Dest and Address set.
 func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.Duration, why allowlist.Reason) {
 	o.Resolve, o.Dial = resolve, dial
-	if !o.span.IsRecording() {
+	if o.span == nil || !o.span.IsRecording() {
 		return
 	}
 	var resolveErr, dialErr allowlist.Reason
@@ -44,7 +44,10 @@ func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.D
 func (o *Open) stepSpan(ctx context.Context, name string, start time.Time, took time.Duration, why allowlist.Reason, attrs ...attribute.KeyValue) {
 	_, span := o.recorder.cfg.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(start))
 	defer span.End(trace.WithTimestamp(start.Add(took)))
-	span.SetAttributes(attribute.String("server.address", o.Dest.Host.String()), attribute.Int("server.port", int(o.Dest.Port)))
+	span.SetAttributes(attribute.String("server.address", o.Dest.Host.String()))
+	if o.Dest.Port != 0 {
+		span.SetAttributes(attribute.Int("server.port", int(o.Dest.Port)))
+	}
 	span.SetAttributes(attrs...)
 	if why != allowlist.NoReason {
 		span.SetAttributes(attribute.String("error.type", why.String()))
@@ -66,12 +69,15 @@ func peerAttributes(addr netip.AddrPort) []attribute.KeyValue {
 func (o *Open) endSpan() {
 	span := o.span
 	o.span = nil // an ended span is not kept alive by an open tunnel
+	if span == nil {
+		return
+	}
 	if !span.IsRecording() {
 		span.End()
 		return
 	}
 	r := &o.Record
-	attrs := make([]attribute.KeyValue, 0, 24)
+	attrs := make([]attribute.KeyValue, 0, 28)
 	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
 	text := func(key, value string) {
 		if value != "" {
@@ -85,7 +91,9 @@ func (o *Open) endSpan() {
 	}
 	if !r.Dest.Host.IsZero() {
 		add(attribute.String("server.address", r.Dest.Host.String()))
-		add(attribute.Int("server.port", int(r.Dest.Port)))
+		if r.Dest.Port != 0 {
+			add(attribute.Int("server.port", int(r.Dest.Port)))
+		}
 	}
 	if r.Client.IsValid() {
 		add(attribute.String("client.address", r.Client.Addr().String()))
@@ -109,6 +117,14 @@ func (o *Open) endSpan() {
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
 	}
 	text("egress.identity.source", r.Source.String())
+	if r.Protocol == ProtocolDNS {
+		text("egress.dns.qtype", r.DNS.TypeText())
+		text("egress.dns.rcode", r.DNS.Code)
+		text("egress.dns.source", r.DNS.Source)
+		if r.DNS.Code != "" {
+			add(attribute.Int("egress.dns.answers", r.DNS.Answers))
+		}
+	}
 	if ms := milliseconds(r.Resolve); ms > 0 {
 		add(attribute.Float64("egress.resolve_ms", ms))
 	}

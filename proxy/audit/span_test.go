@@ -47,6 +47,18 @@ func attributes(span sdktrace.ReadOnlySpan) map[string]any {
 
 const callerTrace = "0af7651916cd43dd8448eb211c80319c"
 
+// TestADecisionWithoutASpanHasItsRecord, and no ids of a trace.
+func TestADecisionWithoutASpanHasItsRecord(t *testing.T) {
+	r, spans := newTraced(t)
+	o := r.Begin(t.Context(), Start{Protocol: ProtocolDNS, NoSpan: true})
+	o.Verdict = allowlist.Allow
+	o.Dialed(t.Context(), time.Now(), time.Second, 0, allowlist.NoReason)
+	o.End()
+	if o.TraceID() != "" || len(spans.Ended()) != 0 || o.ID == "" || r.Stats().Made != 1 {
+		t.Errorf("trace %q, %d spans, id %q, %d records", o.TraceID(), len(spans.Ended()), o.ID, r.Stats().Made)
+	}
+}
+
 // TestTheCallersContextIsLinkedOnly: whatever the caller sends, the span is a
 // sampled root; what is well-formed is linked.
 func TestTheCallersContextIsLinkedOnly(t *testing.T) {

@@ -58,7 +58,16 @@ func (a *attributes) request(r *audit.Record) {
 	}
 	if !r.Dest.Host.IsZero() {
 		a.text("server.address", r.Dest.Host.String())
-		a.number("server.port", int64(r.Dest.Port))
+		a.count("server.port", int64(r.Dest.Port))
+	}
+	if r.Protocol == audit.ProtocolDNS {
+		a.text("egress.dns.qtype", r.DNS.TypeText())
+		a.text("egress.dns.rcode", r.DNS.Code)
+		a.text("egress.dns.source", r.DNS.Source)
+		a.count("egress.dns.filtered", int64(r.DNS.Filtered))
+		if r.DNS.Code != "" {
+			a.number("egress.dns.answers", int64(r.DNS.Answers))
+		}
 	}
 	a.text("http.request.method", bounded(r.Method, maxMethod))
 	a.text("url.path", r.Path)

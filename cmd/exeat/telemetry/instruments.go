@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 // values that it is given.
 type Instruments struct {
 	decisions  metric.Int64Counter
+	queries    metric.Int64Counter
 	byIdentity metric.Int64Counter // nil without a cap
 	handshakes metric.Int64Counter
 	reloads    metric.Int64Counter
@@ -28,6 +30,7 @@ type Instruments struct {
 	authorize, resolve, dial, tunnel, revocation metric.Float64Histogram
 
 	decisionSets  *family[decisionLabels]
+	querySets     *family[queryLabels]
 	identitySets  *family[identityLabels]
 	handshakeSets *family[allowlist.Reason]
 	reloadSets    *family[string]
@@ -52,6 +55,24 @@ func (l decisionLabels) attributes() []attribute.KeyValue {
 	}
 }
 
+// queryLabels are those of egress.dns.queries.
+type queryLabels struct{ qtype, rcode, source string }
+
+func (l queryLabels) attributes() []attribute.KeyValue {
+	return []attribute.KeyValue{
+		attribute.String("qtype", l.qtype), attribute.String("rcode", l.rcode), attribute.String("source", l.source),
+	}
+}
+
+// queryLabelsOf keeps what callers choose within bounds.
+func queryLabelsOf(d *audit.DNS) queryLabels {
+	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.Source}
+	if slices.Contains(allowlist.QueryTypes(), d.Type) {
+		l.qtype = d.Type.String()
+	}
+	return l
+}
+
 // identityLabels are those of egress.decisions.by_identity.
 type identityLabels struct {
 	identity string
@@ -71,6 +92,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 	b := newBuilder(meter)
 	i := &Instruments{
 		decisions:  b.counter("egress.decisions"),
+		queries:    b.counter("egress.dns.queries"),
 		handshakes: b.counter("egress.tls.handshakes"),
 		reloads:    b.counter("egress.policy.reloads"),
 		io:         b.counter("egress.io"),
@@ -81,6 +103,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 		revocation: b.histogram("egress.revocation.duration"),
 
 		decisionSets:  newFamily(decisionLabels.attributes),
+		querySets:     newFamily(queryLabels.attributes),
 		identitySets:  newFamily(identityLabels.attributes),
 		handshakeSets: newFamily(handshakeLabels),
 		reloadSets:    label("result"),
@@ -124,6 +147,9 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 		l.mode = r.Mode.String()
 	}
 	i.decisions.Add(ctx, 1, i.decisionSets.of(l)...)
+	if r.Protocol == audit.ProtocolDNS {
+		i.queries.Add(ctx, 1, i.querySets.of(queryLabelsOf(&r.DNS))...)
+	}
 	if i.byIdentity != nil && !r.Identity.IsZero() {
 		l := identityLabels{identity: i.identities.under(r.Identity.String()), verdict: r.Verdict}
 		i.byIdentity.Add(ctx, 1, i.identitySets.of(l)...)

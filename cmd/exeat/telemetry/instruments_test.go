@@ -147,12 +147,33 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	expect(t, tel, "egress_revocation", `egress_revocation_duration_seconds_sum 0.02`, `egress_revocation_duration_seconds_count 1`)
 }
 
+// query is a DNS query that was answered by a server.
+func query(typ allowlist.QueryType) *audit.Record {
+	r := allowed()
+	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, Source: "upstream"}
+	return r
+}
+
+// TestQueries: what a caller can choose makes no series of its own.
+func TestQueries(t *testing.T) {
+	tel := newTelemetry(t, Config{})
+	for _, typ := range []allowlist.QueryType{allowlist.TypeA, allowlist.TypeHTTPS, 255, 65280, 0} {
+		tel.Instruments().Measure(query(typ))
+	}
+	tel.Instruments().Measure(allowed())
+	expect(t, tel, "egress_dns",
+		`egress_dns_queries_total{qtype="A",rcode="NOERROR",source="upstream"} 1`,
+		`egress_dns_queries_total{qtype="HTTPS",rcode="NOERROR",source="upstream"} 1`,
+		`egress_dns_queries_total{qtype="_other",rcode="NOERROR",source="upstream"} 3`)
+}
+
 // everything is a telemetry with every metric in it.
 func everything(t *testing.T) *Telemetry {
 	t.Helper()
 	tel := newTelemetry(t, Config{IdentityCap: 1})
 	err := tel.Observe(Observed{
-		Tunnels: func() int { return 3 },
+		Tunnels:    func() int { return 3 },
+		Unanswered: func() Unanswered { return Unanswered{NoQuery: 5, OverLimit: 6} },
 		Policy: func() (Policy, bool) {
 			return Policy{Version: "p1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
 		},
@@ -166,6 +187,7 @@ func everything(t *testing.T) *Telemetry {
 	}
 	i := tel.Instruments()
 	i.Measure(allowed())
+	i.Measure(query(allowlist.TypeA))
 	i.Measure(&audit.Record{Event: audit.EventTunnelClose, Up: 1, Down: 1, Duration: time.Second})
 	i.Handshake(allowlist.NoReason)
 	i.Reload("in-force")
@@ -176,6 +198,8 @@ func everything(t *testing.T) *Telemetry {
 func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	tel := everything(t)
 	expect(t, tel, "egress_tunnels", `egress_tunnels_active 3`)
+	expect(t, tel, "egress_dns_unanswered",
+		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
 	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",version="p1"} 1`)
 	expect(t, tel, "egress_records",
 		`egress_records_total{result="dropped",sink="all"} 3`,

@@ -33,6 +33,16 @@ func Catalogue() []Metric {
 			Description: "Decisions of the first identities seen, as many as the configured cap; the others share _other.",
 		},
 		{
+			Name: "egress.dns.queries", Prometheus: "egress_dns_queries_total",
+			Labels:      []string{"qtype", "rcode", "source"},
+			Description: "DNS queries by type, code and source of the answer. Types that no policy can allow are _other; the code of what was dropped is empty.",
+		},
+		{
+			Name: "egress.dns.unanswered", Prometheus: "egress_dns_unanswered_total",
+			Labels:      []string{"cause"},
+			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped and connections that were closed at once.",
+		},
+		{
 			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
 			Description: "Time that the policy took to decide.",
 			buckets:     []float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2},

@@ -17,12 +17,21 @@ import (
 type Observed struct {
 	// Tunnels is how many are open.
 	Tunnels func() int
+	// Unanswered are DNS packets and connections that nothing else tells of; nil
+	// without a DNS listener.
+	Unanswered func() Unanswered
 	// Policy is the one in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
 	// Expiry is when the gateway's SVID expires; nil without an identity.
 	Expiry func() time.Time
 	// Records are the counts of every sink of records.
 	Records func() []audit.SinkStats
+}
+
+// Unanswered counts what got no answer over DNS.
+type Unanswered struct {
+	NoQuery   uint64 // packets
+	OverLimit uint64 // datagrams, and connections that were closed at once
 }
 
 // Policy is a policy in force.
@@ -44,6 +53,13 @@ func (t *Telemetry) Observe(o Observed) error {
 	})
 	if o.Records != nil {
 		b.total("egress.records", func(add func(uint64, ...attribute.KeyValue)) { addRecords(o.Records(), add) })
+	}
+	if o.Unanswered != nil {
+		b.total("egress.dns.unanswered", func(add func(uint64, ...attribute.KeyValue)) {
+			u := o.Unanswered()
+			add(u.NoQuery, attribute.String("cause", "no-query"))
+			add(u.OverLimit, attribute.String("cause", "over-limit"))
+		})
 	}
 	if o.Tunnels != nil {
 		b.gauge("egress.tunnels.active", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Tunnels())) })

@@ -4,7 +4,7 @@
 //	t, err := telemetry.New(ctx, telemetry.Config{Version: "v1", Getenv: os.Getenv})
 //	defer t.Shutdown(ctx)
 //	audit.New(audit.Config{Tracer: t.Tracer(), Measure: t.Instruments().Measure, …})
-//	t.Observe(telemetry.Observed{Tunnels: registry.Len})
+//	t.Observe(telemetry.Observed{Tunnels: registry.Tunnels})
 //	http.Handle("/metrics", t.Handler())
 //
 // Nothing is exported unless a variable asks for it: OTEL_SDK_DISABLED ends

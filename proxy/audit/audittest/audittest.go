@@ -63,6 +63,26 @@ func Samples() []Sample {
 		{"unix-socket", with(allow(), func(r *audit.Record) {
 			r.Listener, r.Source, r.Client = "workload", allowlist.SourceListener, netip.AddrPort{}
 		})},
+		{"dns-allow", query(func(*audit.Record) {})},
+		{"dns-deny", query(func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
+			r.Rule, r.RuleAt, r.Resolve = "", "", 0
+			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", Source: "local"}
+		})},
+		{"dns-filtered", query(func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Class = allowlist.Deny, allowlist.ResolvedAddressDenied, allowlist.Private
+			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, Source: "local"}
+		})},
+		{"dns-dropped", query(func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Wire, r.Listener, r.Source = allowlist.Deny, allowlist.RateLimited, "udp", "resolver", allowlist.SourceMap
+			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
+			r.DNS = audit.DNS{Type: allowlist.TypeA, Source: "local"}
+		})},
+		{"dns-malformed", query(func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Dest = allowlist.Deny, allowlist.MalformedHeader, allowlist.Destination{}
+			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
+			r.DNS = audit.DNS{Code: "FORMERR", Source: "local"}
+		})},
 		{"tunnel-progress", tunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
 		{"tunnel-close", tunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
 			r.CloseReason = "client"
@@ -125,6 +145,17 @@ func deny() audit.Record {
 		r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.NotOnAllowlist, 403
 		r.Dest, r.Address = destination("api.evil.example:443"), netip.AddrPort{}
 		r.Rule, r.RuleAt, r.Resolve, r.Dial, r.CallerTrace = "", "", 0, 0, trace.TraceID{}
+	})
+}
+
+// query is the record of a name that was looked up over DoT.
+func query(change func(*audit.Record)) audit.Record {
+	return with(allow(), func(r *audit.Record) {
+		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, "dot"
+		r.Dest, r.Method, r.Address, r.Status = allowlist.Destination{Host: r.Dest.Host}, "", netip.AddrPort{}, 0
+		r.Dial, r.CallerTrace = 0, trace.TraceID{}
+		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, Source: "upstream"}
+		change(r)
 	})
 }
 

@@ -17,6 +17,7 @@ type document struct {
 	Network     network  `json:"network,omitzero"`
 	HTTP        http     `json:"http,omitzero"`
 	URL         url      `json:"url,omitzero"`
+	DNS         dns      `json:"dns,omitzero"`
 	TLS         tls      `json:"tls,omitzero"`
 	Rule        rule     `json:"rule,omitzero"`
 	Error       failure  `json:"error,omitzero"`
@@ -78,6 +79,7 @@ type user struct {
 
 type network struct {
 	Transport string `json:"transport"`
+	Protocol  string `json:"protocol,omitempty"`
 	Direction string `json:"direction,omitempty"`
 	Bytes     *int64 `json:"bytes,omitempty"`
 }
@@ -98,6 +100,18 @@ type response struct {
 
 type url struct {
 	Path string `json:"path,omitempty"`
+}
+
+type dns struct {
+	Type     string   `json:"type"`
+	Question question `json:"question,omitzero"`
+	Code     string   `json:"response_code,omitempty"`
+}
+
+type question struct {
+	Name  string `json:"name,omitempty"`
+	Type  string `json:"type,omitempty"`
+	Class string `json:"class,omitempty"`
 }
 
 type tls struct {
@@ -148,6 +162,9 @@ type native struct {
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`
 	DialMS           float64 `json:"dial_ms,omitempty"`
 	DecideUS         float64 `json:"decide_us,omitempty"`
+	Answers          *int    `json:"answers,omitempty"`
+	Filtered         int     `json:"filtered,omitempty"`
+	AnswerSource     string  `json:"source,omitempty"`
 	CloseReason      string  `json:"close_reason,omitempty"`
 	Detail           string  `json:"detail,omitempty"`
 	Count            uint64  `json:"count,omitempty"`

@@ -118,6 +118,10 @@ func (d *document) network(r *audit.Record) {
 		d.Source.Bytes, d.Destination.Bytes, d.Network.Bytes = &r.Up, &r.Down, &total
 	case audit.EventDecision, audit.EventCollapsed, audit.EventSummary, audit.EventPolicyReload, audit.EventIdentityRotate:
 	}
+	if r.Protocol == audit.ProtocolDNS {
+		d.dns(r)
+		return
+	}
 	if r.Event != audit.EventSummary { // whose id no caller has seen
 		d.HTTP.Request.ID = r.ID
 	}
@@ -126,6 +130,23 @@ func (d *document) network(r *audit.Record) {
 	d.HTTP.Request.Method, d.HTTP.Response.Status = bounded(r.Method, maxMethod), r.Status
 	if !r.Dest.Host.IsZero() {
 		d.destination(r)
+	}
+}
+
+// dns sets what was asked of the gateway, which is the destination, and how it
+// answered.
+func (d *document) dns(r *audit.Record) {
+	if r.Wire == "udp" {
+		d.Network.Transport = "udp"
+	}
+	d.Network.Protocol = audit.ProtocolDNS
+	d.DNS = dns{Code: r.DNS.Code, Type: "query", Question: question{Name: r.Dest.Host.String(), Type: r.DNS.TypeText()}}
+	if r.DNS.Code != "" {
+		d.DNS.Type = "answer"
+	}
+	if !r.Dest.Host.IsZero() {
+		d.DNS.Question.Class = "IN"
+		d.Related.Hosts = []string{d.DNS.Question.Name}
 	}
 }
 
@@ -150,7 +171,11 @@ func (d *document) destination(r *audit.Record) {
 // message is the sentence that a log viewer shows.
 func message(r *audit.Record) string {
 	words := []string{action(r)}
-	if !r.Dest.Host.IsZero() {
+	switch {
+	case r.Dest.Host.IsZero():
+	case r.Protocol == audit.ProtocolDNS:
+		words = append(words, r.DNS.TypeText(), r.Dest.Host.String())
+	default:
 		words = append(words, r.Dest.String())
 	}
 	for _, word := range []string{r.CloseReason, r.Reason.String(), r.WouldReason.String()} {
@@ -193,6 +218,12 @@ func rest(r *audit.Record) native {
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
 		ResolveMS: milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
+	}
+	if r.Protocol == audit.ProtocolDNS {
+		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.Source
+		if r.DNS.Code != "" {
+			n.Answers = &r.DNS.Answers
+		}
 	}
 	if decided(r) {
 		n.Verdict = r.Verdict.String()

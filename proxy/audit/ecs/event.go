@@ -24,6 +24,9 @@ func category(r *audit.Record) string {
 func types(r *audit.Record) []string {
 	switch r.Event {
 	case audit.EventDecision, audit.EventCollapsed:
+		if r.Protocol == audit.ProtocolDNS {
+			return queryTypes(r)
+		}
 		switch r.Verdict {
 		case allowlist.Allow, allowlist.Observe:
 			return []string{"connection", "start", "allowed"}
@@ -47,6 +50,18 @@ func types(r *audit.Record) []string {
 	case audit.EventHandshake:
 	}
 	return []string{"connection"}
+}
+
+// queryTypes are those of a DNS query, which starts no connection.
+func queryTypes(r *audit.Record) []string {
+	switch r.Verdict {
+	case allowlist.Allow, allowlist.Observe:
+		return []string{"protocol", "allowed"}
+	case allowlist.Deny:
+		return []string{"protocol", "denied"}
+	case allowlist.Fail:
+	}
+	return []string{"protocol"}
 }
 
 func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }

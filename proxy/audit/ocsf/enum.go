@@ -12,12 +12,16 @@ const (
 	entityManagement = 3004
 	networkActivity  = 4001
 	httpActivity     = 4002
+	dnsActivity      = 4003
 )
 
 // Values of activity_id of the other classes; for HTTP Activity see method.
 const (
 	activityUpdate = 3 // Entity Management
 	activityFail   = 4 // Network Activity
+
+	activityQuery   = 1 // DNS Activity: no answer was sent
+	activityTraffic = 6 // the query and its answer
 )
 
 // other is the value of every *_id whose meaning stands in the text beside it.
@@ -55,6 +59,7 @@ const (
 	entityPolicy = 5 // type_id of a managed entity
 	outbound     = 2 // direction_id
 	tcp          = "tcp"
+	udp          = "udp"
 )
 
 // method returns the activity_id of HTTP Activity, and its caption.
@@ -82,6 +87,27 @@ func method(m string) (id int, caption string) {
 		return 9, "Patch"
 	}
 	return other, "Other"
+}
+
+// responseCode returns the rcode_id of a DNS response, and its caption.
+func responseCode(code string) (id int, caption string) {
+	switch code {
+	case "NOERROR":
+		return 0, "NoError"
+	case "FORMERR":
+		return 1, "FormError"
+	case "SERVFAIL":
+		return 2, "ServError"
+	case "NXDOMAIN":
+		return 3, "NXDomain"
+	case "NOTIMP":
+		return 4, "NotImp"
+	case "REFUSED":
+		return 5, "Refused"
+	case "BADVERS":
+		return 16, "BADSIG_VERS"
+	}
+	return other, code
 }
 
 // control returns action_id and disposition_id.

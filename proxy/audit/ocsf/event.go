@@ -36,6 +36,9 @@ type event struct {
 	Connection  *connection `json:"connection_info,omitempty"`
 	Request     *request    `json:"http_request,omitempty"`
 	Response    *response   `json:"http_response,omitempty"`
+	Query       *query      `json:"query,omitempty"`
+	Code        *int        `json:"rcode_id,omitempty"`
+	CodeText    string      `json:"rcode,omitempty"`
 	Traffic     *traffic    `json:"traffic,omitempty"`
 	Entity      *entity     `json:"entity,omitempty"`
 
@@ -99,6 +102,13 @@ type response struct {
 	Code int `json:"code"`
 }
 
+// query is what was asked of DNS.
+type query struct {
+	Host  string `json:"hostname"`
+	Type  string `json:"type,omitempty"`
+	Class string `json:"class"`
+}
+
 // traffic counts bytes as seen by the caller.
 type traffic struct {
 	Bytes int64 `json:"bytes"`
@@ -133,6 +143,9 @@ type unmapped struct {
 	ResolveMS        float64 `json:"resolve_ms,omitempty"`
 	DialMS           float64 `json:"dial_ms,omitempty"`
 	DecideUS         float64 `json:"decide_us,omitempty"`
+	Answers          *int    `json:"answers,omitempty"`
+	Filtered         int     `json:"filtered,omitempty"`
+	AnswerSource     string  `json:"source,omitempty"`
 	CloseReason      string  `json:"close_reason,omitempty"`
 	Counts           []count `json:"counts,omitempty"`
 	TraceID          string  `json:"trace_id,omitempty"`
@@ -154,6 +167,12 @@ func rest(r *audit.Record) unmapped {
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
+	}
+	if r.Protocol == audit.ProtocolDNS {
+		u.Filtered, u.AnswerSource = r.DNS.Filtered, r.DNS.Source
+		if r.DNS.Code != "" {
+			u.Answers = &r.DNS.Answers
+		}
 	}
 	if m := r.Merged; m != nil {
 		if m.Other {

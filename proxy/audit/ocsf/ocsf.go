@@ -2,16 +2,16 @@
 // Schema Framework, version 1.8.0, for sinks that security teams read.
 //
 // [Render] is an audit.Render: it appends one event as one line of JSON. A
-// decision and the records of its tunnel are HTTP Activity (4002) with the
-// profiles network_proxy and security_control; a failed handshake is Network
+// decision and the records of its tunnel are HTTP Activity (4002), one about a
+// DNS query is DNS Activity (4003), both with the profiles network_proxy and
+// security_control; a failed handshake is Network
 // Activity (4001); a new policy or a new identity of the gateway is Entity
 // Management (3004). docs/records.md has the whole mapping. What the schema
 // has no place for stands under unmapped, with the name that it has in the
 // native form, so that nothing is lost.
 //
 // The package renders what a record says and adds nothing: it looks nothing
-// up, and keeps no state. There is no DNS Activity (4003) yet, because no
-// record of a DNS query exists yet.
+// up, and keeps no state.
 package ocsf
 
 import (
@@ -70,7 +70,11 @@ func (e *event) classify(r *audit.Record) {
 	}
 	switch r.Event {
 	case audit.EventDecision, audit.EventCollapsed:
-		e.http(r)
+		if r.Protocol == audit.ProtocolDNS {
+			e.dns(r)
+		} else {
+			e.http(r)
+		}
 		e.Status = outcome(r)
 	case audit.EventSummary:
 		e.http(r)
@@ -127,6 +131,28 @@ func (e *event) http(r *audit.Record) {
 	}
 	if r.Status != 0 {
 		e.Response = &response{Code: r.Status}
+	}
+	e.security(r)
+}
+
+// dns makes the event DNS Activity: from the caller to the gateway, which is
+// the server that it asked.
+func (e *event) dns(r *audit.Record) {
+	if r.DNS.Code == "" {
+		e.is(dnsActivity, activityQuery, "DNS Activity: Query")
+	} else {
+		e.is(dnsActivity, activityTraffic, "DNS Activity: Traffic")
+		code, caption := responseCode(r.DNS.Code)
+		e.Code, e.CodeText = &code, caption
+	}
+	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
+	e.Source, e.Destination, e.Proxy = source(r), gateway(r), gateway(r)
+	e.Connection = &connection{Direction: outbound, Protocol: tcp}
+	if r.Wire == udp {
+		e.Connection.Protocol = udp
+	}
+	if !r.Dest.Host.IsZero() {
+		e.Query = &query{Host: r.Dest.Host.String(), Type: r.DNS.TypeText(), Class: "IN"}
 	}
 	e.security(r)
 }

@@ -129,12 +129,14 @@ func required() map[string][]string {
 	base := []string{"activity_id", "category_uid", "class_uid", "type_uid", "severity_id", "time", "metadata"}
 	return map[string][]string{
 		"4002": slices.Concat(base, []string{"src_endpoint", "dst_endpoint", "http_request", "action_id", "disposition_id"}),
+		"4003": slices.Concat(base, []string{"src_endpoint", "dst_endpoint", "action_id", "disposition_id"}),
 		"4001": slices.Concat(base, []string{"src_endpoint", "dst_endpoint"}),
 		"3004": slices.Concat(base, []string{"entity"}),
 
 		"metadata":        {"version", "product"},
 		"product":         {"name", "vendor_name"},
 		"http_response":   {"code"},
+		"query":           {"hostname"},
 		"url":             {"url_string"},
 		"connection_info": {"direction_id"},
 		"owner":           {"uid", "type_id", "type"},
