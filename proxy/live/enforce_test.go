@@ -219,6 +219,48 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 	}
 }
 
+// TestAConnectionStaysAsLongAsItsCallerIsKnown, whatever that may reach.
+func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
+	onlyListeners := allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.SourcesOf(allowlist.SourceListener)}
+	for _, row := range []struct {
+		name string
+		next *allowlist.Policy
+		want ending
+	}{
+		{name: "it may reach nothing any more", next: policy(entry("a"))},
+		{name: "a wider entry", next: policy(entry("*"))},
+		{name: "no entry", next: policy(entry("b", to("x.example"))), want: ending{tunnel.Revoked, allowlist.IdentityUnknown}},
+		{name: "another proof", next: policy(onlyListeners), want: ending{tunnel.Revoked, allowlist.IdentitySourceNotAccepted}},
+		{name: "quarantine", next: quarantining(policy(entry("a")), "a"), want: ending{tunnel.Quarantined, allowlist.QuarantinedIdentity}},
+		{name: "no policy", want: ending{tunnel.Revoked, allowlist.PolicyUnavailable}},
+	} {
+		r := newRig(t, nil)
+		r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+		f := newFlow("a", "x.example")
+		f.Request.Dest, f.Addr = allowlist.Destination{}, netip.AddrPort{}
+		r.open(f)
+		if r.registry.Len() != 1 || r.registry.Tunnels() != 0 {
+			t.Errorf("%s: %d open, %d of them tunnels", row.name, r.registry.Len(), r.registry.Tunnels())
+		}
+		r.Put(t.Context(), row.next, false)
+		if got := f.ended(); got != row.want {
+			t.Errorf("%s: ended by %s %q, want %s %q", row.name, got.Close, got.Why, row.want.Close, row.want.Why)
+		}
+	}
+	r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts = nil })
+	r.Put(t.Context(), policy(entry("a")), false)
+	f := newFlow("a", "x.example")
+	f.Request.Dest, f.Addr = allowlist.Destination{}, netip.AddrPort{}
+	r.open(f)
+	r.Again(t.Context())
+	if got := f.ended(); got.Why != allowlist.IdentityUntrusted {
+		t.Errorf("an authority that has gone: ended by %v", got)
+	}
+	if (*State)(nil).Knows(f.Request.ID, f.Request.Source) != allowlist.PolicyUnavailable {
+		t.Error("no state knows somebody")
+	}
+}
+
 func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
 	r := newRig(t, nil)
 	going, staying := newFlow("a", "x.example"), newFlow("a", "y.example")

@@ -33,7 +33,26 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 // on the address that it has. An SVID that has merely expired is no reason by
 // itself, an authority that is no longer trusted is.
 func (j *judge) forbids(t *Tunnel) allowlist.Reason {
+	if reason := j.decide(t); reason != allowlist.NoReason {
+		return reason
+	}
+	switch {
+	case t.Certificates == nil:
+		return allowlist.NoReason
+	case !j.trusts(t.Certificates):
+		return allowlist.IdentityUntrusted
+	case j.cfg.CloseAtExpiry && t.expired(j.now):
+		return allowlist.IdentityExpired
+	}
+	return allowlist.NoReason
+}
+
+// decide is what the policy says of a live tunnel.
+func (j *judge) decide(t *Tunnel) allowlist.Reason {
 	req := t.Request
+	if req.Dest.Host.IsZero() {
+		return j.state.Knows(req.ID, req.Source)
+	}
 	req.Time = j.now
 	d := j.state.Decide(req)
 	switch {
@@ -41,12 +60,6 @@ func (j *judge) forbids(t *Tunnel) allowlist.Reason {
 		return d.Reason
 	case t.Addr.IsValid() && d.CheckAddr(t.Addr) != nil:
 		return allowlist.ResolvedAddressDenied
-	case t.Certificates == nil:
-		return allowlist.NoReason
-	case !j.trusts(t.Certificates):
-		return allowlist.IdentityUntrusted
-	case j.cfg.CloseAtExpiry && t.expired(j.now):
-		return allowlist.IdentityExpired
 	}
 	return allowlist.NoReason
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
@@ -30,6 +32,23 @@ func (s *State) Decide(req allowlist.Request) allowlist.Decision {
 		return (*allowlist.Policy)(nil).Decide(req)
 	}
 	return s.Policy.Decide(req)
+}
+
+// DecideName asks the policy of this state about a name. A nil state denies.
+func (s *State) DecideName(req allowlist.NameRequest) allowlist.NameDecision {
+	if s == nil {
+		return (*allowlist.Policy)(nil).DecideName(req)
+	}
+	return s.Policy.DecideName(req)
+}
+
+// Knows returns why this state would refuse whatever an identity asks for, and
+// NoReason if that depends on what it asks for. A nil state refuses everything.
+func (s *State) Knows(id spiffeid.ID, source allowlist.Source) allowlist.Reason {
+	if s == nil {
+		return allowlist.PolicyUnavailable
+	}
+	return s.Policy.Knows(id, source)
 }
 
 // Current is the state in force. The zero value holds none and denies; it is

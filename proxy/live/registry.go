@@ -11,9 +11,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Tunnel is one open tunnel and what was decided of it. It does not change.
+// Tunnel is one open tunnel and what was decided of it, or a connection over
+// which its caller may ask for many things. It does not change.
 type Tunnel struct {
-	// Request is what was asked; it is asked again of every new state.
+	// Request is what was asked; it is asked again of every new state. Without
+	// a destination it stands for a connection, which a state forbids that does
+	// not know the identity.
 	Request allowlist.Request
 	// Addr is the address that was dialled; zero while it is being dialled.
 	Addr netip.AddrPort
@@ -65,11 +68,24 @@ func (r *Registry) Remove(t *Tunnel) {
 	}
 }
 
-// Len returns the number of open tunnels.
+// Len returns how many tunnels and connections are open.
 func (r *Registry) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.open)
+}
+
+// Tunnels returns how many tunnels are open, without connections.
+func (r *Registry) Tunnels() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for t := range r.open {
+		if !t.Request.Dest.Host.IsZero() {
+			n++
+		}
+	}
+	return n
 }
 
 // Drain waits until no tunnel is open or the time has passed, and ends those
