@@ -25,12 +25,15 @@ type ServerConfig struct {
 	// CurvePreferences are the key exchanges on offer. Nil means the default of
 	// crypto/tls.
 	CurvePreferences []tls.CurveID
+	// Protocols are offered in ALPN, the preferred one first. Nil offers none:
+	// Go clients offer h2 to a proxy and then write HTTP/1.1, so the first
+	// bytes decide there.
+	Protocols []string
 }
 
 // TLS returns the configuration of a server that speaks TLS 1.3, asks for a
 // client certificate but never demands one, and gives out no session tickets.
-// It offers no ALPN protocol: Go clients offer h2 to a proxy and then write
-// HTTP/1.1, so the first bytes decide. It must not be changed.
+// It must not be changed.
 func (c ServerConfig) TLS() (*tls.Config, error) {
 	switch {
 	case current(c.Source) == nil:
@@ -40,7 +43,7 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 	case c.Web != nil && (len(c.Web.Certificate) == 0 || c.Web.PrivateKey == nil):
 		return nil, errors.New("web certificate of the TLS listener is empty or has no key")
 	}
-	c.CurvePreferences = slices.Clone(c.CurvePreferences)
+	c.CurvePreferences, c.Protocols = slices.Clone(c.CurvePreferences), slices.Clone(c.Protocols)
 	config := c.at(c.Source.Snapshot())
 	config.GetConfigForClient = (&follower{server: c}).configFor
 	return config, nil
@@ -56,6 +59,7 @@ func (c ServerConfig) at(snap *Snapshot) *tls.Config {
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{*certificate},
 		CurvePreferences:       c.CurvePreferences,
+		NextProtos:             c.Protocols,
 		ClientAuth:             tls.RequestClientCert,
 		VerifyConnection:       c.Verifier.VerifyConnection,
 		SessionTicketsDisabled: true,

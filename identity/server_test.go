@@ -220,6 +220,21 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 	}
 }
 
+// TestProtocolsAreOffered, and none by itself.
+func TestProtocolsAreOffered(t *testing.T) {
+	f := newFixture(t)
+	for _, protocols := range [][]string{nil, {"dot"}, {"h2", "http/1.1"}} {
+		config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Protocols: protocols}.TLS()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inForce, err := config.GetConfigForClient(nil)
+		if err != nil || !slices.Equal(inForce.NextProtos, protocols) {
+			t.Errorf("offered %v, want %v, %v", inForce.NextProtos, protocols, err)
+		}
+	}
+}
+
 func TestTheZeroPeerIsNobody(t *testing.T) {
 	var p Peer
 	if p.Cause != Missing || !p.ID.IsZero() {

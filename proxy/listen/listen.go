@@ -37,8 +37,11 @@ const DefaultHandshakeTimeout = 10 * time.Second
 // DefaultSocketMode is the permissions of a unix socket: its owner only.
 const DefaultSocketMode fs.FileMode = 0o600
 
-// Config describes one listener. Exactly one of TLS (with Verifier) and Fixed
-// says who the callers are.
+// notMapped says why a caller has no identity whose address stands for none.
+const notMapped = "no identity for this address"
+
+// Config describes one listener. Exactly one of TLS (with Verifier), Fixed and
+// Mapped says who the callers are.
 type Config struct {
 	Name string
 	// Address is HOST:PORT, or unix: and a path.
@@ -54,6 +57,9 @@ type Config struct {
 	// Fixed returns the identity of every caller of a listener without TLS; it
 	// is asked once for each connection.
 	Fixed func() spiffeid.ID
+	// Mapped returns the identity that an address stands for, on a listener
+	// without TLS; false if it stands for none.
+	Mapped func(netip.Addr) (spiffeid.ID, bool)
 	// Proxies are the peers whose connections must begin with a PROXY protocol
 	// header, version 1 or 2, which says where the caller is. From any other
 	// peer such a header is what it seems: garbage.
@@ -187,8 +193,8 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 		return nil, fmt.Errorf("listener %s: slots and a log are required", cfg.Name)
 	case cfg.TLS != nil && (cfg.Verifier == nil || cfg.HandshakeFailed == nil):
 		return nil, fmt.Errorf("listener %s: TLS needs a verifier and HandshakeFailed", cfg.Name)
-	case (cfg.TLS == nil) == (cfg.Fixed == nil):
-		return nil, fmt.Errorf("listener %s: either TLS or a fixed identity is required", cfg.Name)
+	case count(cfg.TLS != nil, cfg.Fixed != nil, cfg.Mapped != nil) != 1:
+		return nil, fmt.Errorf("listener %s: either TLS, a fixed identity or a map of addresses is required", cfg.Name)
 	}
 	if cfg.HandshakeTimeout <= 0 {
 		cfg.HandshakeTimeout = DefaultHandshakeTimeout
@@ -207,6 +213,16 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 		return nil, fmt.Errorf("listener %s: %w", cfg.Name, err)
 	}
 	return &Listener{cfg: cfg, net: inner}, nil
+}
+
+func count(conditions ...bool) int {
+	n := 0
+	for _, c := range conditions {
+		if c {
+			n++
+		}
+	}
+	return n
 }
 
 // Addr returns the address that the listener has, with the port it was given
@@ -276,7 +292,7 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 	}
 	defer source.Close()
 	if l.cfg.TLS == nil {
-		conn.Caller.ID, conn.Caller.Source = l.cfg.Fixed(), allowlist.SourceListener
+		conn.Caller.Assume(l.cfg.Fixed, l.cfg.Mapped)
 		handle(ctx, conn)
 		return
 	}
@@ -391,6 +407,21 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn) error {
 		return err
 	}
 	return secure.SetDeadline(time.Time{})
+}
+
+// Assume gives a caller that proves nothing the identity of its listener, or
+// the one that its address stands for. Exactly one of the two is given.
+func (c *Caller) Assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
+	if fixed != nil {
+		c.ID, c.Source = fixed(), allowlist.SourceListener
+		return
+	}
+	id, ok := mapped(c.Addr.Addr())
+	if !ok {
+		c.Reason, c.Detail = allowlist.IdentityMissing, notMapped
+		return
+	}
+	c.ID, c.Source = id, allowlist.SourceMap
 }
 
 // identify takes over what the verification of the certificate came to.

@@ -181,6 +181,40 @@ func TestAFixedIdentity(t *testing.T) {
 
 // TestSlots fills the slots, then those for saying so, then is turned away; a
 // slot that is freed can be taken again.
+// TestAMappedIdentity: an address that stands for nobody gets through without
+// an identity.
+func TestAMappedIdentity(t *testing.T) {
+	for _, row := range []struct {
+		known bool
+		want  Caller
+	}{
+		{true, Caller{ID: spiffeid.RequireFromString("spiffe://prod.example/batch"), Source: allowlist.SourceMap}},
+		{false, Caller{Reason: allowlist.IdentityMissing, Detail: "no identity for this address"}},
+	} {
+		r := serve(t, func(_ *rig, cfg *Config) {
+			cfg.Fixed = nil
+			cfg.Mapped = func(addr netip.Addr) (spiffeid.ID, bool) {
+				if !addr.IsLoopback() || !addr.Is4() {
+					t.Errorf("asked for %s", addr)
+				}
+				return row.want.ID, row.known
+			}
+		})
+		speak(t, dialRaw(t, r.Addr()))
+		c := <-r.conns
+		got := c.Caller
+		got.Addr = netip.AddrPort{}
+		if got != row.want {
+			t.Errorf("got %+v, want %+v", got, row.want)
+		}
+	}
+	three := Config{Slots: NewSlots(1), Log: slog.New(slog.DiscardHandler), Fixed: func() spiffeid.ID { return spiffeid.ID{} }}
+	three.Mapped = func(netip.Addr) (spiffeid.ID, bool) { return spiffeid.ID{}, false }
+	if _, err := Listen(t.Context(), three); err == nil {
+		t.Error("two ways to tell who calls are no error")
+	}
+}
+
 func TestSlots(t *testing.T) {
 	slots := NewSlots(9)
 	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots = slots })
