@@ -1,0 +1,209 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// localTTL is how long an answer of the gateway's own holds, in seconds: a
+// policy may change.
+const localTTL = 5
+
+// The types that answers of our own have beside addresses.
+const (
+	typeSOA   = 6
+	typeHINFO = 13
+)
+
+// code returns the response code of a form.
+func (s shape) code() int {
+	switch s {
+	case nameError:
+		return codeNXDomain
+	case refused:
+		return codeRefused
+	case failed:
+		return codeServFail
+	case formError:
+		return codeFormErr
+	case notImpl:
+		return codeNotImp
+	case badVersion:
+		return codeBadVers
+	case noData, silence:
+	}
+	return codeNoError
+}
+
+// The response codes that are sent.
+const (
+	codeNoError  = 0
+	codeFormErr  = 1
+	codeServFail = 2
+	codeNXDomain = 3
+	codeNotImp   = 4
+	codeRefused  = 5
+	codeBadVers  = 16
+)
+
+// codeText is the word for records.
+func codeText(code int) string {
+	switch code {
+	case codeNoError:
+		return "NOERROR"
+	case codeFormErr:
+		return "FORMERR"
+	case codeServFail:
+		return "SERVFAIL"
+	case codeNXDomain:
+		return "NXDOMAIN"
+	case codeNotImp:
+		return "NOTIMP"
+	case codeRefused:
+		return "REFUSED"
+	case codeBadVers:
+		return "BADVERS"
+	}
+	return ""
+}
+
+// message is a response in the making: header and question first, then records,
+// then the OPT.
+type message struct {
+	q     *query
+	buf   []byte
+	start int // where the message begins in buf
+}
+
+// begin writes the header and the question, if it is known.
+func begin(q *query, buf []byte, code int) message {
+	m := message{q: q, buf: buf, start: len(buf)}
+	m.buf = binary.BigEndian.AppendUint16(m.buf, q.id)
+	m.buf = binary.BigEndian.AppendUint16(m.buf, q.responseFlags()|uint16(code&0xf))
+	m.buf = append(m.buf, 0, 0, 0, 0, 0, 0, 0, 0)
+	if q.asked > 0 {
+		m.count(0)
+		m.buf = append(m.buf, q.question[:q.asked]...)
+	}
+	return m
+}
+
+// responseFlags are those of every response: the client's operation, RD and
+// CD, and that we resolve.
+func (q *query) responseFlags() uint16 {
+	return flagQR | flagRA | q.flags&(opcodes|flagRD|flagCD)
+}
+
+// The sections of a message.
+const (
+	answerSection     = 1
+	authoritySection  = 2
+	additionalSection = 3
+)
+
+// count adds one to the number of records of a section.
+func (m *message) count(section int) {
+	at := m.buf[m.start+4+2*section:]
+	binary.BigEndian.PutUint16(at, binary.BigEndian.Uint16(at)+1)
+}
+
+// record writes a record up to its data, which has a known size. Its owner is
+// the name asked for without its first skip bytes.
+func (m *message) record(section, skip, typ, size int) {
+	m.count(section)
+	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip))
+	m.buf = binary.BigEndian.AppendUint16(m.buf, uint16(typ))           //nolint:gosec // G115: a constant
+	m.buf = append(m.buf, 0, classIN, 0, 0, 0, localTTL, 0, byte(size)) //nolint:gosec // G115: a constant
+}
+
+// soa writes the start of authority of a zone that is ours as far as the client
+// can see: that above the name asked for, so that an answer about one name says
+// nothing about another. As in RFC 6303 section 3 it has no true name server.
+func (m *message) soa() {
+	const rname = "\x06nobody\x07invalid\x00"
+	skip := 0
+	if !m.q.isRoot() {
+		skip = 1 + int(m.q.question[0])
+	}
+	m.record(authoritySection, skip, typeSOA, 2+len(rname)+5*4)
+	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip))
+	m.buf = append(m.buf, rname...)
+	for _, n := range [...]uint32{1, 3600, 1200, 604800, localTTL} {
+		m.buf = binary.BigEndian.AppendUint32(m.buf, n)
+	}
+}
+
+// hinfo is the answer to ANY (RFC 8482 section 4.2).
+func (m *message) hinfo() {
+	const data = "\x07RFC8482\x00"
+	m.record(answerSection, 0, typeHINFO, len(data))
+	m.buf = append(m.buf, data...)
+}
+
+// address answers for localhost.
+func (m *message) address(typ allowlist.QueryType, addr netip.Addr) {
+	data := addr.As16()
+	own := data[:]
+	if addr.Is4() {
+		own = data[12:]
+	}
+	m.record(answerSection, 0, int(typ), len(own))
+	m.buf = append(m.buf, own...)
+}
+
+// extended is an extended error (RFC 8914); the zero value is none.
+type extended struct {
+	is   bool
+	code uint16
+	// reason and id are the text, if there is a reason.
+	reason allowlist.Reason
+	id     string
+}
+
+// opt writes the OPT, if the query had one.
+func opt(q *query, buf []byte, start, code int, e extended) []byte {
+	if !q.opt {
+		return buf
+	}
+	m := message{q: q, buf: buf, start: start}
+	m.count(additionalSection)
+	m.buf = append(m.buf, 0, 0, typeOPT, ourUDP>>8, ourUDP&0xff, byte(code>>4), 0) //nolint:gosec // G115: eight bits
+	flags := uint16(0)
+	if q.do {
+		flags = flagDO
+	}
+	m.buf = binary.BigEndian.AppendUint16(m.buf, flags)
+	m.buf = append(m.buf, 0, 0)
+	if !e.is {
+		return m.buf
+	}
+	size := len(m.buf)
+	const optionEDE = 15
+	m.buf = append(m.buf, 0, optionEDE, 0, 0)
+	m.buf = binary.BigEndian.AppendUint16(m.buf, e.code)
+	if token := e.reason.String(); token != "" {
+		m.buf = append(m.buf, "r="...)
+		m.buf = append(m.buf, token...)
+		m.buf = append(m.buf, " d="...)
+		m.buf = append(m.buf, e.id...)
+	}
+	all := len(m.buf) - size
+	binary.BigEndian.PutUint16(m.buf[size-2:], uint16(all))   //nolint:gosec // G115: a token and an id
+	binary.BigEndian.PutUint16(m.buf[size+2:], uint16(all-4)) //nolint:gosec // G115: a token and an id
+	return m.buf
+}
+
+// isLocalhost reports whether a name is localhost or below it, which is always
+// this machine (RFC 6761 section 6.3).
+func isLocalhost(h allowlist.Host) bool {
+	return h.String() == "localhost" || strings.HasSuffix(h.String(), ".localhost")
+}
+
+// isResolver reports whether a name is in the zone that describes a resolver:
+// it exists and is empty (RFC 9462 section 6.4).
+func isResolver(h allowlist.Host) bool {
+	return h.String() == "resolver.arpa" || strings.HasSuffix(h.String(), ".resolver.arpa")
+}

@@ -1,0 +1,194 @@
+package dns
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/listen"
+)
+
+// DoHPath is where queries are taken.
+const DoHPath = "/dns-query"
+
+const (
+	dnsMessage = "application/dns-message"
+	maxHead    = 16 << 10
+	// dohTimeout bounds an exchange over HTTP: the lookup and both ways.
+	dohTimeout = 15 * time.Second
+)
+
+// ServeDoH answers the HTTP requests of one connection (RFC 8484) until it
+// ends: HTTP/1.1, or HTTP/2 if the handshake has agreed on that.
+func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
+	leave, ok := s.enter(conn)
+	if !ok {
+		return
+	}
+	defer leave()
+	h := &dohConn{server: s, conn: conn, ctx: ctx}
+	one := &oneConn{conn: conn.Conn, closed: make(chan struct{})}
+	gone := make(chan struct{})
+	srv := &http.Server{
+		Handler:     h,
+		ReadTimeout: readTimeout, WriteTimeout: dohTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHead,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: s.cfg.Limits.PerStream, MaxReadFrameSize: 16 << 10, WriteByteTimeout: writeTimeout,
+		},
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // what clients do wrong
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				close(gone)
+				_ = one.Close()
+			}
+		},
+	}
+	var ending sync.WaitGroup
+	defer s.endings.add(func() {
+		ending.Go(func() { _ = srv.Shutdown(ctx) }) // its error is that of ctx, which cuts the connection
+	})()
+	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
+		return
+	}
+	<-gone
+	ending.Wait()
+	h.lookups.Wait()
+}
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct {
+	mu     sync.Mutex
+	conn   net.Conn // nil when it was accepted
+	closed chan struct{}
+}
+
+// Accept returns the connection, and later waits for Close.
+func (l *oneConn) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	conn := l.conn
+	l.conn = nil
+	l.mu.Unlock()
+	if conn != nil {
+		return conn, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+// Close ends Accept.
+func (l *oneConn) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.closed:
+	default:
+		close(l.closed)
+	}
+	return nil
+}
+
+// Addr returns that of a listener that has none.
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
+
+// dohConn answers the requests of one connection.
+type dohConn struct {
+	server  *Server
+	ctx     context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
+	lookups sync.WaitGroup
+
+	mu   sync.Mutex // over Renew
+	conn *listen.Conn
+}
+
+// ServeHTTP answers one request.
+func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	msg, err := readQuery(r)
+	if err != nil {
+		if err.status == http.StatusMethodNotAllowed {
+			w.Header().Set("Allow", "GET, POST")
+		}
+		http.Error(w, err.text, err.status)
+		return
+	}
+	caller := h.caller()
+	answered := make(dohReply, 1)
+	x := h.server.take(origin{listener: h.conn.Listener, wire: wireDoH}, answered, &caller)
+	h.server.handle(h.ctx, &h.lookups, x, msg)
+	x = <-answered
+	x.done(h.ctx, x.write(w))
+}
+
+// caller returns who is at the other end by the trust of now.
+func (h *dohConn) caller() listen.Caller {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conn.Renew()
+	return h.conn.Caller
+}
+
+// dohReply takes one response to the handler that waits for it.
+type dohReply chan *exchange
+
+func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
+
+// write answers the request: a DNS error is a good HTTP answer (RFC 8484
+// section 4.2.1).
+func (x *exchange) write(w http.ResponseWriter) error {
+	if x.sent.silent {
+		http.Error(w, "that is no DNS query", http.StatusBadRequest)
+		return nil
+	}
+	head := w.Header()
+	head.Set("Content-Type", dnsMessage)
+	head.Set("Content-Length", strconv.Itoa(len(x.out)))
+	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(x.sent.ttl/time.Second))) // one caller's answer is none of another's
+	_, err := w.Write(x.out)
+	return err
+}
+
+// badRequest is an HTTP request that holds no query.
+type badRequest struct {
+	status int
+	text   string
+}
+
+// readQuery returns the packet of a request.
+func readQuery(r *http.Request) ([]byte, *badRequest) {
+	if r.URL.Path != DoHPath {
+		return nil, &badRequest{http.StatusNotFound, "queries are taken at " + DoHPath}
+	}
+	switch r.Method {
+	case http.MethodGet:
+		text := r.URL.Query().Get("dns")
+		if len(text) > base64.RawURLEncoding.EncodedLen(keptQuery) {
+			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
+		}
+		msg, err := base64.RawURLEncoding.DecodeString(text)
+		if err != nil || len(msg) == 0 {
+			return nil, &badRequest{http.StatusBadRequest, "the parameter dns is no query in base64url without padding"}
+		}
+		return msg, nil
+	case http.MethodPost:
+		if r.Header.Get("Content-Type") != dnsMessage {
+			return nil, &badRequest{http.StatusUnsupportedMediaType, "write a body of " + dnsMessage}
+		}
+		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery+1))
+		switch {
+		case err != nil:
+			return nil, &badRequest{http.StatusBadRequest, "the body cannot be read"}
+		case len(msg) > keptQuery:
+			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
+		}
+		return msg, nil
+	}
+	return nil, &badRequest{http.StatusMethodNotAllowed, "write GET or POST"}
+}

@@ -1,0 +1,170 @@
+package dns
+
+import (
+	"context"
+	"sync"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// door sends responses back to where their queries came in.
+type door interface {
+	// reply sends the response of an exchange, if it has one, and then calls
+	// its done. It must not wait for the client for long.
+	reply(ctx context.Context, x *exchange)
+}
+
+// handle answers a query: at once, or from a goroutine of the group if a server
+// has to be asked. The packet is not kept.
+func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchange, msg []byte) {
+	defer x.rescue(ctx)
+	if x.receive(msg) {
+		x.complete(ctx)
+		return
+	}
+	id := x.caller.ID
+	switch all, own := s.budgets.look(id, x.start); {
+	case !all:
+		x.reason = allowlist.Busy
+		x.complete(ctx)
+	case !own:
+		x.reason = allowlist.RateLimited
+		x.complete(ctx)
+	default:
+		lookups.Go(func() {
+			defer s.budgets.landed(id)
+			defer x.rescue(ctx)
+			x.look(ctx)
+			x.complete(ctx)
+		})
+	}
+}
+
+// complete gives the response to the door.
+func (x *exchange) complete(ctx context.Context) {
+	x.settle(ctx)
+	x.replied = true
+	x.door.reply(ctx, x)
+}
+
+// settle writes the response of a query that is refused, and the record of one
+// that may not be answered before it is recorded.
+func (x *exchange) settle(ctx context.Context) {
+	refusal := x.reason != allowlist.NoReason || !x.decision.Allowed()
+	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
+		return
+	}
+	x.begin(ctx)
+	id := x.open.ID
+	if refusal {
+		x.refuse(id)
+	}
+	x.fill(ctx)
+	switch err := x.open.Commit(context.WithoutCancel(ctx)); {
+	case err != nil:
+		x.reason, x.hop, x.detail, x.sent.silent = allowlist.AuditUnavailable, allowlist.NoReason, "", false
+		x.refuse(id)
+		x.fill(ctx)
+	case x.open.ID != id: // it is one with an identical denial before it
+		x.refuse(x.open.ID)
+	}
+}
+
+// done ends the record, when the response was sent or could not be.
+func (x *exchange) done(ctx context.Context, err error) {
+	defer x.server.contain(ctx)
+	if x.kind != noQuery {
+		if x.open == nil {
+			x.begin(ctx)
+			x.fill(ctx)
+		}
+		if err != nil {
+			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone
+		}
+		x.open.End()
+	}
+	x.server.give(x)
+}
+
+func (x *exchange) begin(ctx context.Context) {
+	x.open = x.server.cfg.Recorder.Begin(ctx, audit.Start{
+		Time: x.start, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire, NoSpan: x.thin(),
+	})
+}
+
+// thin reports whether the query has no span: one that was allowed and
+// answered, if only some of those have one.
+func (x *exchange) thin() bool {
+	every := x.server.cfg.SpanEvery
+	if every <= 1 || x.decision.Verdict != allowlist.Allow || x.reason != allowlist.NoReason {
+		return false
+	}
+	return x.server.counts.allowed.Add(1)%every != 1
+}
+
+// fill notes everything that is known.
+func (x *exchange) fill(ctx context.Context) {
+	rec := x.open
+	rec.Client, rec.Identity, rec.Source = x.caller.Addr, x.caller.ID, x.caller.Source
+	rec.Dest = allowlist.Destination{Host: x.query.host}
+	if x.state != nil {
+		rec.SetNameDecision(&x.decision)
+		rec.Generation = x.state.Generation
+	}
+	if x.detail != "" {
+		rec.Detail = x.detail
+	}
+	if x.reason != allowlist.NoReason {
+		rec.Verdict, rec.Reason, rec.WouldReason = verdictOf(x.reason), x.reason, allowlist.NoReason
+	}
+	rec.Decide, rec.Class = x.decided, x.class
+	if x.looked > 0 {
+		rec.Dialed(ctx, x.start, x.looked, 0, rec.Reason)
+	}
+	rec.DNS = audit.DNS{
+		Type: x.query.typ, Answers: x.sent.answers, Filtered: x.sent.filtered, Source: x.sent.source,
+	}
+	if !x.sent.silent {
+		rec.DNS.Code = codeText(x.sent.code)
+	}
+}
+
+// verdictOf tells a failure from a denial.
+func verdictOf(reason allowlist.Reason) allowlist.Verdict {
+	switch reason { //nolint:exhaustive // everything else is a denial
+	case allowlist.ResolveFailed, allowlist.ResolveTimeout, allowlist.AuditUnavailable, allowlist.InternalError,
+		allowlist.ClientGone:
+		return allowlist.Fail
+	}
+	return allowlist.Deny
+}
+
+// rescue ends a query that panicked, and no other.
+func (x *exchange) rescue(ctx context.Context) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	x.server.panicked(ctx, cause)
+	if x.replied {
+		return
+	}
+	defer x.giveUp(ctx)
+	x.reason, x.hop, x.detail = allowlist.InternalError, allowlist.NoReason, ""
+	x.complete(ctx)
+}
+
+// giveUp tells the door that nothing comes of a query whose answer panicked,
+// too.
+func (x *exchange) giveUp(ctx context.Context) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	x.server.panicked(ctx, cause)
+	if !x.replied {
+		x.replied, x.sent.silent = true, true
+		x.door.reply(ctx, x)
+	}
+}

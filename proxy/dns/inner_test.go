@@ -1,0 +1,300 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// counter counts records and keeps none.
+type counter struct{ n int }
+
+func (c *counter) Write(_ context.Context, records []*audit.Record) error {
+	c.n += len(records)
+	return nil
+}
+
+// newServer returns a server that knows allowed.example by itself, and lets
+// sidecar resolve that and what is below wild.example.
+func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error)) *Server {
+	tb.Helper()
+	resolver := must(resolve.New(resolve.Config{
+		Servers: []resolve.Server{{Addr: netip.MustParseAddrPort("127.0.0.1:1")}},
+		Hosts: map[allowlist.Host][]netip.Addr{
+			must(allowlist.ParseHost("allowed.example")): {netip.MustParseAddr("93.184.216.34"), netip.MustParseAddr("2606:2800:220:1::1")},
+		},
+	}))
+	tb.Cleanup(resolver.Close)
+	recorder := must(audit.New(tb.Context(), audit.Config{
+		Sinks: []audit.SinkConfig{{Name: "test", Sink: &counter{}}}, Tracer: noop.NewTracerProvider().Tracer(""),
+	}))
+	tb.Cleanup(func() { _ = recorder.Close(context.Background()) })
+	if lookup == nil {
+		lookup = resolver.Lookup
+	}
+	current := &live.Current{}
+	rule := func(host string) allowlist.Rule {
+		return allowlist.Rule{Host: must(allowlist.ParseHostPattern(host))}
+	}
+	current.Swap(must(allowlist.Compile(allowlist.Spec{Version: "v1", Entries: []allowlist.Entry{{
+		Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/sidecar")),
+		Allow:   []allowlist.Rule{rule("allowed.example"), rule("**.wild.example")},
+	}}})), time.Now())
+	return must(New(Config{
+		Current: current, Registry: &live.Registry{}, Recorder: recorder, Log: slog.New(slog.DiscardHandler),
+		Resolver: Resolver{Cached: resolver.Cached, Lookup: lookup, Bind: resolver.Bind},
+		Limits:   Limits{PerSecond: 1 << 30},
+	}))
+}
+
+func sidecar() listen.Caller {
+	return listen.Caller{ID: spiffeid.RequireFromString("spiffe://test.example/sidecar"), Source: allowlist.SourceListener}
+}
+
+func packetOf(name string, typ uint16, edns bool) []byte {
+	m := new(mdns.Msg)
+	m.SetQuestion(mdns.Fqdn(name), typ)
+	if edns {
+		m.SetEdns0(1232, false)
+	}
+	return must(m.Pack())
+}
+
+// discard is a door that keeps nothing.
+type discard struct{}
+
+func (discard) reply(ctx context.Context, x *exchange) { x.done(ctx, nil) }
+
+// TestAHitAllocatesNothing: from the packet to the response, up to the record.
+func TestAHitAllocatesNothing(t *testing.T) {
+	s := newServer(t, nil)
+	caller := sidecar()
+	for _, from := range []origin{{wire: wireUDP}, {wire: wireDoT, prefix: 2}} {
+		for _, edns := range []bool{false, true} {
+			msg := packetOf("Allowed.Example", mdns.TypeA, edns)
+			answered := true
+			n := testing.AllocsPerRun(200, func() {
+				x := s.take(from, discard{}, &caller)
+				answered = x.receive(msg) && x.reason == allowlist.NoReason && len(x.out) > len(msg) && answered
+				s.give(x)
+			})
+			if n != 0 && !raceEnabled || !answered { // the race detector throws pooled exchanges away
+				t.Errorf("%s, EDNS %t: %v allocations, answered %t", from.wire, edns, n, answered)
+			}
+		}
+	}
+}
+
+// bubble serves one stream inside a bubble and returns the client's end.
+func bubble(t *testing.T, s *Server) (client net.Conn, ended chan struct{}) {
+	t.Helper()
+	client, end := net.Pipe()
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer end.Close()
+		s.ServeStream(t.Context(), &listen.Conn{Conn: end, Caller: sidecar(), Listener: "test"})
+	}()
+	t.Cleanup(func() { _ = client.Close() })
+	return client, ended
+}
+
+func framed(msg []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...)
+}
+
+func TestStreamsDoNotWaitForClients(t *testing.T) {
+	good := framed(packetOf("allowed.example", mdns.TypeA, false))
+	for why, row := range map[string]struct {
+		writes []byte
+		reads  bool
+		want   time.Duration
+	}{
+		"it says nothing":             {nil, true, idleTimeout},
+		"it says half a length":       {good[:1], true, readTimeout},
+		"it says half a query":        {good[:9], true, readTimeout},
+		"it is idle behind a query":   {good, true, idleTimeout},
+		"it does not read its answer": {good, false, writeTimeout},
+	} {
+		t.Run(why, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, ended := bubble(t, newServer(t, nil))
+				begin := time.Now()
+				if _, err := client.Write(row.writes); err != nil {
+					t.Fatal(err)
+				}
+				if row.reads {
+					go func() { _, _ = io.Copy(io.Discard, client) }()
+				}
+				<-ended
+				if got := time.Since(begin); got != row.want {
+					t.Errorf("after %s, want %s", got, row.want)
+				}
+			})
+		})
+	}
+}
+
+// TestBudgetsRefill: an identity gets its queries back in time, and no more
+// than there are in a second.
+func TestBudgetsRefill(t *testing.T) {
+	b, now := newBudgets(Limits{PerSecond: 10}.withDefaults()), time.Now()
+	asked := func(n int) (got int) {
+		for range n {
+			if b.ask(sidecar().ID, now) {
+				got++
+			}
+		}
+		return got
+	}
+	for _, row := range []struct {
+		wait time.Duration
+		want int
+	}{{0, 10}, {0, 0}, {100 * time.Millisecond, 1}, {500 * time.Millisecond, 5}, {time.Hour, 10}, {-time.Hour, 0}} {
+		now = now.Add(row.wait)
+		if got := asked(20); got != row.want {
+			t.Errorf("after %s: %d, want %d", row.wait, got, row.want)
+		}
+	}
+}
+
+func TestIdleBudgetsAreForgotten(t *testing.T) {
+	b, now := newBudgets(Limits{}.withDefaults()), time.Now()
+	busy := spiffeid.RequireFromString("spiffe://test.example/busy")
+	b.open(busy, now)
+	for i := range maxBudgets + 10 {
+		b.ask(spiffeid.RequireFromString(fmt.Sprintf("spiffe://test.example/%d", i)), now.Add(time.Duration(i)*time.Millisecond))
+	}
+	if len(b.of) > maxBudgets || b.of[busy] == nil {
+		t.Errorf("%d budgets, that of the open connection: %v", len(b.of), b.of[busy])
+	}
+	b.closed(busy)
+}
+
+func TestNamesAreBounded(t *testing.T) {
+	n := newNames()
+	for i := range 100_000 {
+		if h, ok := n.host([]byte(fmt.Sprintf("n%d.example", i))); !ok || h.String() != fmt.Sprintf("n%d.example", i) {
+			t.Fatal(h, ok)
+		}
+	}
+	total := 0
+	for i := range n.shards {
+		total += len(n.shards[i].known)
+	}
+	if total > nameShards*namesOfShard {
+		t.Errorf("%d names are kept", total)
+	}
+	for _, bad := range []string{"1.2.3.4", "0x7f", "-a.example", "xn--.example", "a..example"} {
+		if h, ok := n.host([]byte(bad)); ok || !h.IsZero() {
+			t.Errorf("%s is the host %s", bad, h)
+		}
+	}
+}
+
+// TestEveryReasonHasAForm: what is not a refusal of a query is a failure.
+func TestEveryReasonHasAForm(t *testing.T) {
+	for _, r := range allowlist.Reasons() {
+		form, code := answerTo(r)
+		blocked := form == nameError || form == noData
+		if blocked != (code == edeBlocked) || form == refused != (code == edeProhibited && form != notImpl) {
+			t.Errorf("%s: form %d with extended error %d", r, form, code)
+		}
+	}
+}
+
+// FuzzQuery: a packet is answered by at most one message, which is its own;
+// what is read back from a good one is the name that every other parser reads;
+// a name that is not allowed is never looked up.
+func FuzzQuery(f *testing.F) {
+	for _, name := range []string{"allowed.example", "ALLOWED.example", "a.wild.example", "wild.example", "denied.example", "localhost", ".", `allowed\.example`, "1.0.0.127.in-addr.arpa"} {
+		for _, typ := range []uint16{mdns.TypeA, mdns.TypeANY, mdns.TypeAXFR, mdns.TypeTXT} {
+			f.Add(packetOf(name, typ, true))
+			f.Add(packetOf(name, typ, false))
+		}
+	}
+	var looked []resolve.Question
+	s := newServer(f, func(_ context.Context, _ resolve.Asker, q resolve.Question) (resolve.Answer, error) {
+		looked = append(looked, q)
+		return resolve.Answer{}, &resolve.Error{Why: allowlist.ResolveFailed, Err: io.EOF}
+	})
+	caller := sidecar()
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		looked = nil
+		before := bytes.Clone(msg)
+		x := s.take(origin{wire: wireUDP}, discard{}, &caller)
+		if !x.receive(msg) {
+			x.look(t.Context())
+		}
+		x.settle(t.Context())
+		if !bytes.Equal(msg, before) {
+			t.Fatal("the packet was changed")
+		}
+		if x.kind == noQuery {
+			if len(msg) >= headLen && msg[2]&0x80 == 0 || !x.sent.silent {
+				t.Fatalf("% x: ignored", msg)
+			}
+			return
+		}
+		checkAnswer(t, x, msg)
+		for _, q := range looked {
+			if name := q.Name.String(); name != "allowed.example" && !strings.HasSuffix(name, ".wild.example") {
+				t.Fatalf("% x: %s was looked up", msg, name)
+			}
+		}
+	})
+}
+
+func checkAnswer(t *testing.T, x *exchange, msg []byte) {
+	t.Helper()
+	var a mdns.Msg
+	if err := a.Unpack(x.out); err != nil {
+		t.Fatalf("% x: the answer % x: %v", msg, x.out, err)
+	}
+	if a.Id != binary.BigEndian.Uint16(msg) || !a.Response || len(x.out) > x.query.payload {
+		t.Fatalf("% x: the answer % x", msg, x.out)
+	}
+	if x.kind != wellFormedQuery {
+		return
+	}
+	var q mdns.Msg
+	if err := q.Unpack(msg); err != nil || len(q.Question) != 1 {
+		t.Fatalf("% x: taken for a query: %v", msg, err)
+	}
+	if want := strings.ToLower(strings.TrimSuffix(q.Question[0].Name, ".")); want != x.query.host.String() {
+		t.Fatalf("% x: read as %s, not %s", msg, x.query.host, want)
+	}
+	if a.Question[0] != q.Question[0] || (a.IsEdns0() != nil) != (q.IsEdns0() != nil) {
+		t.Fatalf("% x: the answer %v", msg, &a)
+	}
+	_, granted := x.server.cfg.Resolver.Cached(x.question(), x.start)
+	if allowed := x.decision.Allowed(); len(a.Answer) > 0 && !allowed && a.Question[0].Qtype != mdns.TypeANY && !strings.HasSuffix(x.query.host.String(), "localhost") {
+		t.Fatalf("% x: denied, granted %t, and the answer %v", msg, granted, &a)
+	}
+}

@@ -1,0 +1,330 @@
+package dns_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+func udpConfig(address string) dns.UDPConfig {
+	return dns.UDPConfig{Name: "extra", Address: netip.MustParseAddrPort(address), Fixed: func() spiffeid.ID { return id("sidecar") }}
+}
+
+// TestTooManyQueries: a stream is told, a datagram is dropped, and both are
+// recorded; another identity is not affected.
+func TestTooManyQueries(t *testing.T) {
+	g := newGateway(t, options{limits: dns.Limits{PerSecond: 1}})
+	stream := g.dial(t, "tcp", "sidecar")
+	refused := false
+	for range 50 {
+		if say(ask(t, stream, "denied.example")) == "REFUSED, ede 18 rate-limited" {
+			refused = true
+			break
+		}
+	}
+	if !refused {
+		t.Fatal("50 queries were answered within the limit of one a second")
+	}
+	datagrams := g.dial(t, "udp", "sidecar").(udpClient)
+	before := g.server.Stats().Shed
+	for range 50 {
+		if _, err := datagrams.Write(must(question("denied.example").Pack())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		if r := g.next(t); r.Wire == "udp" && r.Reason == "rate-limited" {
+			if r.RCode != "" || r.Answers != nil || g.server.Stats().Shed == before {
+				t.Errorf("record %+v, shed %+v", r, g.server.Stats())
+			}
+			break
+		}
+	}
+	if got := say(ask(t, g.dial(t, "dot", "other"), "other.example")); got != "NOERROR, A 93.184.216.36" {
+		t.Errorf("another identity: %s", got)
+	}
+}
+
+// holding makes lookups wait until the test ends, or release is closed.
+func holding(t *testing.T) (instead func(lookup) lookup, waiting chan string, release func()) {
+	t.Helper()
+	gate := make(chan struct{})
+	release = sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(release)
+	waiting = make(chan string, 1024)
+	instead = func(lookup) lookup {
+		return func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error) {
+			waiting <- ""
+			<-gate
+			return resolve.Answer{}, &resolve.Error{Why: allowlist.ResolveTimeout, Err: context.DeadlineExceeded}
+		}
+	}
+	return instead, waiting, release
+}
+
+func TestTooManyLookups(t *testing.T) {
+	for _, row := range []struct {
+		limits dns.Limits
+		want   string
+	}{
+		{dns.Limits{InFlight: 3}, "REFUSED, ede 18 rate-limited"},
+		{dns.Limits{Total: 3}, "REFUSED, ede 18 busy"},
+	} {
+		lookup, waiting, release := holding(t)
+		g := newGateway(t, options{limits: row.limits, lookup: lookup})
+		c := g.dial(t, "dot", "sidecar").(*streamClient)
+		for i := range 3 {
+			if _, err := c.Write(framed(must(question(fmt.Sprintf("a%d.wild.example", i)).Pack()))); err != nil {
+				t.Fatal(err)
+			}
+			<-waiting
+		}
+		if got := say(ask(t, c, "b.wild.example")); got != row.want {
+			t.Errorf("%s, want %s", got, row.want)
+		}
+		if got := say(ask(t, c, "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
+			t.Errorf("a denial needs no room: %s", got)
+		}
+		release()
+		for range 3 {
+			if _, err := readMessage(c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := say(ask(t, c, "b.wild.example")); got != "SERVFAIL, ede 22 resolve-timeout" {
+			t.Errorf("with room again: %s", got)
+		}
+	}
+}
+
+// TestOneStreamHasSoManyQueries: the next one is not even read.
+func TestOneStreamHasSoManyQueries(t *testing.T) {
+	lookup, waiting, release := holding(t)
+	g := newGateway(t, options{limits: dns.Limits{PerStream: 4}, lookup: lookup})
+	c := g.dial(t, "tcp", "sidecar").(*streamClient)
+	for i := range 8 {
+		if _, err := c.Write(framed(must(question(fmt.Sprintf("a%d.wild.example", i)).Pack()))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		<-waiting
+	}
+	if got := say(ask(t, g.dial(t, "tcp", "sidecar"), "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
+		t.Errorf("on another connection: %s", got)
+	}
+	if len(waiting) != 0 {
+		t.Error("a fifth query was read")
+	}
+	release()
+	for range 8 {
+		if _, err := readMessage(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTooManyStreams(t *testing.T) {
+	g := newGateway(t, options{limits: dns.Limits{Streams: 2}})
+	first, second := g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "sidecar")
+	ask(t, first, "allowed.example")
+	ask(t, second, "allowed.example")
+	third := g.dial(t, "dot", "sidecar").(*streamClient)
+	if _, err := third.ask(must(question("allowed.example").Pack())); err == nil {
+		t.Error("a third connection is answered")
+	}
+	if got := say(ask(t, g.dial(t, "dot", "other"), "other.example")); got != "NOERROR, A 93.184.216.36" {
+		t.Errorf("another identity: %s", got)
+	}
+	_ = first.(*streamClient).Close()
+	waitFor(t, "room for another connection", func() bool {
+		c := g.dial(t, "tcp", "sidecar").(*streamClient)
+		_, err := c.ask(must(question("allowed.example").Pack()))
+		return err == nil
+	})
+}
+
+func waitFor(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !is(); {
+		if time.Now().After(end) {
+			t.Fatalf("no %s", what)
+		}
+	}
+}
+
+// TestDistinctNames: below a wildcard no more names leave than the bound says.
+func TestDistinctNames(t *testing.T) {
+	g := newGateway(t, options{names: 10})
+	c := g.dial(t, "dot", "sidecar")
+	answers := map[string]int{}
+	for i := range 50 {
+		answers[say(ask(t, c, fmt.Sprintf("n%d.wild.example", i)))]++
+	}
+	if answers["NOERROR, A 93.184.216.34"] != 10 || answers["REFUSED, ede 18 name-budget"] != 40 || g.upstream.packets.Load() != 10 {
+		t.Errorf("%v, %d packets", answers, g.upstream.packets.Load())
+	}
+}
+
+// TestAStateEndsConnections: a state that does not know the identity any more
+// closes its connections, and no other.
+func TestAStateEndsConnections(t *testing.T) {
+	g := newGateway(t, options{})
+	dot, doh := g.dial(t, "dot", "other").(*streamClient), g.dial(t, "doh", "other")
+	stays, unknown := g.dial(t, "dot", "sidecar"), g.dial(t, "dot", "stranger")
+	for _, c := range []client{dot, doh, stays, unknown} {
+		ask(t, c, "other.example")
+	}
+	if n := g.registry.Len(); n != 3 {
+		t.Errorf("%d connections are registered, want those whose identity is known", n)
+	}
+	spec := policy()
+	spec.Entries = spec.Entries[:len(spec.Entries)-1] // without other
+	g.swap(t, spec)
+	if rest, err := io.ReadAll(dot); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("DoT: % x, %v", rest, err)
+	}
+	if got := say(ask(t, stays, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+		t.Errorf("the other identity: %s", got)
+	}
+	if got := say(ask(t, doh, "other.example")); got != "NXDOMAIN, soa of example., ede 15 identity-unknown" {
+		t.Errorf("on a new connection: %s", got)
+	}
+	waitFor(t, "end of the registered connections", func() bool { return g.registry.Len() == 1 })
+}
+
+// TestANewStateForbidsWhatIsLookedUp: the answer that comes is not shown.
+func TestANewStateForbidsWhatIsLookedUp(t *testing.T) {
+	held, release := make(chan struct{}), make(chan struct{})
+	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
+		return func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error) {
+			held <- struct{}{}
+			<-release
+			return resolver(ctx, a, q)
+		}
+	}})
+	c := g.dial(t, "udp", "").(udpClient)
+	if _, err := c.Write(must(question("allowed.example").Pack())); err != nil {
+		t.Fatal(err)
+	}
+	<-held
+	spec := policy()
+	spec.Entries[0].Deny = append(spec.Entries[0].Deny, to("allowed.example"))
+	g.swap(t, spec)
+	close(release)
+	if raw, err := c.read(patience); err != nil || raw[3]&0xf != 3 {
+		t.Errorf("% x, %v", raw, err)
+	}
+	if r := g.next(t); r.text() != "deny denied-by-rule A NXDOMAIN local" || r.Generation != 2 {
+		t.Errorf("record %+v", r)
+	}
+}
+
+func TestAPanicEndsOneQuery(t *testing.T) {
+	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
+		return func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error) {
+			if q.Name.String() == "alias.example" {
+				panic("the resolver of this test panics")
+			}
+			return resolver(ctx, a, q)
+		}
+	}})
+	for i, wire := range wires() {
+		c := g.dial(t, wire, "sidecar")
+		if got := say(ask(t, c, "alias.example")); got != "SERVFAIL, ede 0 internal-error" {
+			t.Errorf("%s: %s", wire, got)
+		}
+		if r := g.next(t); r.text() != "fail internal-error A SERVFAIL local" {
+			t.Errorf("%s: record %+v", wire, r)
+		}
+		if got := say(ask(t, c, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+			t.Errorf("%s: behind it %s", wire, got)
+		}
+		g.next(t)
+		if got := g.server.Stats().Panics; got != uint64(i+1) {
+			t.Errorf("%s: %d panics", wire, got)
+		}
+	}
+}
+
+// TestWhatCannotBeRecordedIsRefused, also an answer from the cache.
+func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
+	g := newGateway(t, options{audit: audit.Config{Required: true}})
+	g.lossy = true
+	for i, wire := range wires() {
+		c := g.dial(t, wire, "sidecar")
+		g.full.Store(false)
+		if got := say(ask(t, c, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+			t.Errorf("%s: %s", wire, got)
+		}
+		if r := g.next(t); r.Verdict != "allow" {
+			t.Errorf("%s: record %+v", wire, r)
+		}
+		g.full.Store(true)
+		for _, name := range []string{"allowed.example", "denied.example"} {
+			if got := say(ask(t, c, name)); got != "SERVFAIL, ede 0 audit-unavailable" {
+				t.Errorf("%s: %s: %s", wire, name, got)
+			}
+		}
+		// Each of the two had its record refused twice: before the answer, and as
+		// what came of it.
+		waitFor(t, "end of writing", func() bool { return g.recorder.Stats().Sinks[0].Failed == uint64(4*(i+1)) })
+		g.none(t)
+	}
+}
+
+// TestIdenticalDenialsShareARecord: the answer names the one that there is.
+func TestIdenticalDenialsShareARecord(t *testing.T) {
+	g := newGateway(t, options{audit: audit.Config{Collapse: time.Hour}})
+	c := g.dial(t, "dot", "sidecar")
+	first := decisionID(ask(t, c, "denied.example"))
+	for range 3 {
+		if got := decisionID(ask(t, c, "denied.example")); got != first {
+			t.Errorf("id %s, want that of the first, %s", got, first)
+		}
+	}
+	if got := decisionID(ask(t, c, "AAAA denied.example")); got == first {
+		t.Error("another type is not identical")
+	}
+}
+
+func TestDrain(t *testing.T) {
+	lookup, waiting, release := holding(t)
+	g := newGateway(t, options{lookup: lookup})
+	idle, busy, web := g.dial(t, "dot", "sidecar").(*streamClient), g.dial(t, "tcp", "sidecar").(*streamClient), g.dial(t, "doh", "sidecar")
+	ask(t, idle, "denied.example")
+	ask(t, web, "denied.example")
+	if _, err := busy.Write(framed(must(question("a.wild.example").Pack()))); err != nil {
+		t.Fatal(err)
+	}
+	<-waiting
+	g.server.Drain()
+	if _, err := readMessage(idle); err == nil {
+		t.Error("the idle connection stays open")
+	}
+	late := g.dial(t, "dot", "sidecar").(*streamClient)
+	if _, err := late.ask(must(question("allowed.example").Pack())); err == nil {
+		t.Error("a connection that comes later is answered")
+	}
+	release()
+	if raw, err := readMessage(busy); err != nil || raw[3]&0xf != 2 {
+		t.Errorf("what was under way: % x, %v", raw, err)
+	}
+	waitFor(t, "end of the connections", func() bool { return g.registry.Len() == 0 })
+	if got := say(ask(t, g.dial(t, "udp", ""), "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
+		t.Errorf("a datagram: %s", got)
+	}
+}

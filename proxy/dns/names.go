@@ -1,0 +1,56 @@
+package dns
+
+import (
+	"hash/maphash"
+	"sync"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// The names that are remembered: 32 times 256, a few megabytes at most.
+const (
+	nameShards   = 32
+	namesOfShard = 256
+)
+
+// names remembers names that were read lately, so that a name which is asked
+// for again costs no memory. What it remembers is a pure function of the bytes:
+// it holds no verdict.
+type names struct {
+	seed   maphash.Seed
+	shards [nameShards]nameShard
+}
+
+type nameShard struct {
+	mu    sync.Mutex
+	known map[string]allowlist.Host
+}
+
+func newNames() *names {
+	n := &names{seed: maphash.MakeSeed()}
+	for i := range n.shards {
+		n.shards[i].known = make(map[string]allowlist.Host)
+	}
+	return n
+}
+
+// host returns the name of a host whose canonical text is given; false if it is
+// none, such as an address.
+func (n *names) host(text []byte) (allowlist.Host, bool) {
+	shard := &n.shards[maphash.Bytes(n.seed, text)%nameShards]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if h, ok := shard.known[string(text)]; ok {
+		return h, true
+	}
+	name := string(text)
+	h, err := allowlist.ParseHost(name)
+	if err != nil || h.IsAddr() || h.String() != name {
+		return allowlist.Host{}, false
+	}
+	if len(shard.known) >= namesOfShard {
+		clear(shard.known)
+	}
+	shard.known[name] = h
+	return h, true
+}

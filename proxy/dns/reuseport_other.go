@@ -1,0 +1,9 @@
+//go:build !linux
+
+package dns
+
+import "syscall"
+
+const canShare = false
+
+func reusePort(_, _ string, _ syscall.RawConn) error { return nil }

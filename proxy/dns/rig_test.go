@@ -1,0 +1,688 @@
+package dns_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait of these tests; nothing should come near it.
+const patience = 20 * time.Second
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://test.example/" + name) }
+
+// options are what a test changes of a gateway.
+type options struct {
+	limits   dns.Limits
+	inspect  bool
+	names    int // bound of distinct names; 0: the default
+	audit    audit.Config
+	noPolicy bool
+	// lookup takes the place of the resolver's.
+	lookup func(resolver lookup) lookup
+}
+
+type lookup = func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
+
+// gateway is a real DNS half in this process with an upstream server behind it.
+type gateway struct {
+	*evidence
+	ca       *authority.Authority
+	upstream *upstream
+	resolver *resolve.Resolver
+	current  live.Current
+	registry live.Registry
+	enforcer *live.Enforcer
+	server   *dns.Server
+
+	udp, mapped, tcp, dot, doh netip.AddrPort
+}
+
+// wires are the ways to ask as the identity sidecar.
+func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
+
+func newGateway(t *testing.T, o options) *gateway {
+	t.Helper()
+	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t)}
+	var err error
+	if g.ca, err = authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}); err != nil {
+		t.Fatal(err)
+	}
+	g.resolver, err = resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: g.upstream.addr}}, Names: o.names})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.resolver.Close)
+	look := g.resolver.Lookup
+	if o.lookup != nil {
+		look = o.lookup(look)
+	}
+	g.server, err = dns.New(dns.Config{
+		Current: &g.current, Registry: &g.registry, Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
+		Resolver: dns.Resolver{Cached: g.resolver.Cached, Lookup: look, Bind: g.resolver.Bind},
+		Limits:   o.limits, Inspect: o.inspect,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.enforcer = must(live.NewEnforcer(live.EnforcerConfig{
+		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+	}))
+	sidecar := func() spiffeid.ID { return id("sidecar") }
+	g.udp = g.serveUDP(t, dns.UDPConfig{Name: "udp", Fixed: sidecar, Sockets: 2})
+	g.mapped = g.serveUDP(t, dns.UDPConfig{Name: "mapped", Mapped: mapped})
+	g.tcp = g.serve(t, listen.Config{Name: "tcp", Fixed: sidecar}, g.server.ServeStream)
+	g.dot = g.serve(t, g.secure(t, "dot", "dot"), g.server.ServeStream)
+	g.doh = g.serve(t, g.secure(t, "doh", "h2", "http/1.1"), g.server.ServeDoH)
+	if !o.noPolicy {
+		g.swap(t, policy())
+	}
+	return g
+}
+
+// mapped knows the addresses of loopback, of which 127.0.0.1 is somebody else.
+func mapped(addr netip.Addr) (spiffeid.ID, bool) {
+	return dns.NewSources(map[netip.Prefix]spiffeid.ID{
+		netip.MustParsePrefix("127.0.0.0/8"): id("nobody"), netip.MustParsePrefix("127.0.0.1/32"): id("mapped"),
+	}).Find(addr)
+}
+
+type fixedSource struct{ snapshot *identity.Snapshot }
+
+func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
+
+func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	svid, err := g.ca.Mint(authority.Options{ID: id(name), DNS: []string{"gateway.example"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return svid.TLS()
+}
+
+func (g *gateway) secure(t *testing.T, name string, protocols ...string) listen.Config {
+	t.Helper()
+	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
+		Certificate: g.mint(t, "gateway"), Bundles: []*x509bundle.Bundle{g.ca.X509Bundle()}, Generation: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := fixedSource{snapshot}
+	verifier := must(identity.NewVerifier(source))
+	return listen.Config{
+		Name: name, TLS: must(identity.ServerConfig{Source: source, Verifier: verifier, Protocols: protocols}.TLS()),
+		Verifier: verifier, HandshakeFailed: func(context.Context, netip.AddrPort, error) {},
+	}
+}
+
+func (g *gateway) serve(t *testing.T, cfg listen.Config, handle func(context.Context, *listen.Conn)) netip.AddrPort {
+	t.Helper()
+	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", listen.NewSlots(1024), slog.New(slog.DiscardHandler)
+	l, err := listen.Listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cut := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := l.Serve(ctx, handle); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		g.registry.EndAll(tunnel.Drain)
+		cut()
+		_ = l.Close()
+		serving.Wait()
+	})
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+func (g *gateway) serveUDP(t *testing.T, cfg dns.UDPConfig) netip.AddrPort {
+	t.Helper()
+	cfg.Address = netip.MustParseAddrPort("127.0.0.1:0")
+	u, err := dns.ListenUDP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cut := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := g.server.ServeUDP(ctx, u); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cut()
+		_ = u.Close()
+		serving.Wait()
+	})
+	return u.Addr()
+}
+
+// The policies of these tests, as sentences.
+
+func to(host string, options ...func(*allowlist.Rule)) allowlist.Rule {
+	r := allowlist.Rule{At: "policy.yaml:1", Host: must(allowlist.ParseHostPattern(host))}
+	for _, o := range options {
+		o(&r)
+	}
+	return r
+}
+
+func types(types ...allowlist.QueryType) func(*allowlist.Rule) {
+	return func(r *allowlist.Rule) { r.Types = types }
+}
+
+func into(ranges ...string) func(*allowlist.Rule) {
+	return func(r *allowlist.Rule) {
+		for _, p := range ranges {
+			r.Addresses = append(r.Addresses, netip.MustParsePrefix(p))
+		}
+	}
+}
+
+func ended(r *allowlist.Rule) { r.Expires = time.Now().Add(-time.Hour) }
+
+func entry(name string, allow ...allowlist.Rule) allowlist.Entry {
+	return allowlist.Entry{Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/" + name)), Allow: allow}
+}
+
+// policy lets sidecar resolve what the upstream server of these tests knows.
+func policy() allowlist.Spec {
+	sidecar := entry("sidecar",
+		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
+		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
+		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("large.example", types(allowlist.TypeTXT)),
+		to("old.example", ended), to("printer.local"), to("deep.below.example"))
+	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
+	observed := entry("observed")
+	observed.Mode, observed.ObserveUntil = allowlist.ModeObserve, time.Now().Add(time.Hour)
+	mapped := entry("mapped", to("allowed.example"))
+	mapped.Accept = allowlist.SourcesOf(allowlist.SourceMap)
+	return allowlist.Spec{
+		Version: "v1", Entries: []allowlist.Entry{sidecar, observed, mapped, entry("legacy", to("allowed.example")), entry("other", to("other.example"))},
+		Quarantine: []allowlist.Quarantined{{Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/legacy")), Reason: "INC-1", At: "policy.yaml:2"}},
+	}
+}
+
+func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
+	t.Helper()
+	compiled, err := allowlist.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.enforcer.Put(t.Context(), compiled, true)
+}
+
+// upstream is a server that knows some names, and counts what it is asked.
+type upstream struct {
+	addr    netip.AddrPort
+	packets atomic.Int64
+	every   atomic.Bool // knows every name
+}
+
+func newUpstream(t *testing.T) *upstream {
+	t.Helper()
+	conn, l := samePort(t)
+	u := &upstream{addr: netip.MustParseAddrPort(conn.LocalAddr().String())}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		buf := make([]byte, 4096)
+		for {
+			n, peer, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if reply := u.reply(buf[:n], 1232); reply != nil {
+				_, _ = conn.WriteToUDPAddrPort(reply, peer)
+			}
+		}
+	})
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { u.stream(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = conn.Close()
+		_ = l.Close()
+		serving.Wait()
+	})
+	return u
+}
+
+// samePort listens on a port that is free for both.
+func samePort(t *testing.T) (*net.UDPConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		l := must(net.Listen("tcp", "127.0.0.1:0"))
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(l.Addr().String())))
+		if err == nil {
+			return conn, l
+		}
+		_ = l.Close()
+	}
+	t.Fatal("no port is free for both")
+	return nil, nil
+}
+
+func (u *upstream) stream(conn net.Conn) {
+	defer conn.Close()
+	for {
+		msg, err := readMessage(conn)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(framed(u.reply(msg, 65535))); err != nil {
+			return
+		}
+	}
+}
+
+func (u *upstream) reply(msg []byte, limit int) []byte {
+	u.packets.Add(1)
+	var q mdns.Msg
+	if q.Unpack(msg) != nil {
+		return nil
+	}
+	a := new(mdns.Msg)
+	a.SetReply(&q)
+	a.RecursionAvailable = true
+	name := strings.ToLower(q.Question[0].Name)
+	lines, known := zone()[name]
+	if !known && u.every.Load() {
+		lines, known = []string{name + " 60 A 93.184.216.34"}, true
+	}
+	switch {
+	case name == "broken.example.":
+		a.Rcode = mdns.RcodeServerFailure
+	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):
+		a.Rcode = mdns.RcodeNameError
+	case !known:
+		lines = []string{name + " 60 A 93.184.216.34"}
+	}
+	u.fill(a, &q, lines)
+	a.Truncate(limit)
+	return must(a.Pack())
+}
+
+// fill answers with the aliases and the records of the type.
+func (u *upstream) fill(a, q *mdns.Msg, lines []string) {
+	for _, line := range lines {
+		rr := must(mdns.NewRR(line))
+		if strings.EqualFold(rr.Header().Name, q.Question[0].Name) {
+			rr.Header().Name = q.Question[0].Name // with its letter case
+		}
+		if h := rr.Header(); h.Rrtype == q.Question[0].Qtype || h.Rrtype == mdns.TypeCNAME {
+			a.Answer = append(a.Answer, rr)
+		}
+	}
+	if len(a.Answer) == 0 {
+		a.Ns = append(a.Ns, must(mdns.NewRR("example. 300 SOA ns.example. admin.example. 1 2 3 4 300")))
+	}
+}
+
+func zone() map[string][]string {
+	large := make([]string, 0, 40)
+	for i := range 40 {
+		large = append(large, fmt.Sprintf("large.example. 60 TXT %q", strings.Repeat("x", 60)+fmt.Sprint(i)))
+	}
+	return map[string][]string{
+		"allowed.example.":   {"allowed.example. 60 A 93.184.216.34", "allowed.example. 60 AAAA 2606:2800:220:1::1"},
+		"x.one.example.":     {"x.one.example. 60 A 93.184.216.34"},
+		"alias.example.":     {"alias.example. 60 CNAME cdn.elsewhere.example.", "cdn.elsewhere.example. 60 A 93.184.216.35"},
+		"bad-alias.example.": {"bad-alias.example. 60 CNAME denied.wild.example.", "denied.wild.example. 60 A 93.184.216.35"},
+		"text.example.":      {`text.example. 60 TXT "hello"`},
+		"inner.example.":     {"inner.example. 60 A 10.0.0.1", "inner.example. 60 A 169.254.169.254"},
+		"hidden.example.":    {"hidden.example. 60 A 8.8.4.4"},
+		"mixed.example.":     {"mixed.example. 60 A 10.0.0.1", "mixed.example. 60 A 93.184.216.34"},
+		"db.example.":        {"db.example. 60 A 10.20.0.1"},
+		"service.example.":   {`service.example. 60 HTTPS 1 . alpn="h2" ipv4hint="10.0.0.1,93.184.216.34" ech="AEX+DQBBZAAgACB="`},
+		"empty.example.":     {},
+		"large.example.":     large,
+		"printer.local.":     {"printer.local. 60 A 93.184.216.34"},
+		"other.example.":     {"other.example. 60 A 93.184.216.36"},
+	}
+}
+
+// evidence is what gateways leave behind.
+type evidence struct {
+	recorder *audit.Recorder
+	records  chan record
+	spans    *tracetest.InMemoryExporter
+	full     atomic.Bool // the disk
+	lossy    bool        // the test means it to be
+}
+
+// record is a line of evidence as a reader of the log sees it.
+type record struct {
+	Event, ID, Listener, Protocol, Wire, Identity, Host, Verdict, Reason, Mode string
+
+	IdentitySource string `json:"identity_source"`
+	WouldReason    string `json:"would_reason"`
+	Class          string `json:"address_class"`
+	Detail         string
+	QType          string `json:"qtype"`
+	RCode          string `json:"rcode"`
+	Answers        *int   `json:"answers"`
+	Filtered       int    `json:"filtered"`
+	Source         string `json:"source"`
+	Policy         string
+	Generation     uint64
+	Count          uint64
+}
+
+func newEvidence(t *testing.T, cfg audit.Config) *evidence {
+	t.Helper()
+	e := &evidence{records: make(chan record, audit.DefaultQueue), spans: tracetest.NewInMemoryExporter()}
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
+	if cfg.Sinks == nil {
+		cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}}
+	}
+	if cfg.Tracer == nil {
+		cfg.Tracer = provider.Tracer("test")
+	}
+	var err error
+	if e.recorder, err = audit.New(context.Background(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := e.recorder.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		if stats := e.recorder.Stats(); stats.Lost() > 0 && !e.lossy {
+			t.Errorf("records were lost: %+v", stats)
+		}
+	})
+	return e
+}
+
+// Write takes the place of a log file.
+func (e *evidence) Write(p []byte) (int, error) {
+	if e.full.Load() {
+		return 0, syscall.ENOSPC
+	}
+	for line := range bytes.Lines(p) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			return 0, fmt.Errorf("record %q: %w", line, err)
+		}
+		select {
+		case e.records <- r:
+		default: // a test of very many does not read them
+		}
+	}
+	return len(p), nil
+}
+
+func (e *evidence) next(t *testing.T) record {
+	t.Helper()
+	select {
+	case r := <-e.records:
+		return r
+	case <-time.After(patience):
+		t.Fatal("no record")
+		return record{}
+	}
+}
+
+func (e *evidence) none(t *testing.T) {
+	t.Helper()
+	select {
+	case r := <-e.records:
+		t.Errorf("a record that nobody expects: %+v", r)
+	default:
+	}
+}
+
+// clients
+
+// client asks over one way, again and again.
+type client interface {
+	// ask sends a packet and returns the answer; the error says that there is
+	// none.
+	ask(msg []byte) ([]byte, error)
+}
+
+var errSilence = errors.New("no answer")
+
+// dial connects over one of the wires as an identity: "" shows no certificate.
+// Over udp and tcp everybody is sidecar.
+func (g *gateway) dial(t *testing.T, wire, name string) client {
+	t.Helper()
+	switch wire {
+	case "udp":
+		return dialUDP(t, g.udp)
+	case "mapped":
+		return dialUDP(t, g.mapped)
+	case "tcp":
+		return &streamClient{dialTCP(t, g.tcp)}
+	case "dot":
+		conn := tls.Client(dialTCP(t, g.dot), g.tls(t, name, "dot"))
+		return &streamClient{conn}
+	case "doh":
+		return g.dialDoH(t, name)
+	}
+	t.Fatal(wire)
+	return nil
+}
+
+func (g *gateway) tls(t *testing.T, name string, protocols ...string) *tls.Config {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(g.ca.Bundle())
+	config := &tls.Config{RootCAs: roots, ServerName: "gateway.example", NextProtos: protocols}
+	if name != "" {
+		config.Certificates = []tls.Certificate{g.mint(t, name)}
+	}
+	return config
+}
+
+func dialTCP(t *testing.T, addr netip.AddrPort) *net.TCPConn {
+	t.Helper()
+	conn := must(net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(addr)))
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(2 * patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+type udpClient struct{ *net.UDPConn }
+
+func dialUDP(t *testing.T, addr netip.AddrPort) udpClient {
+	t.Helper()
+	conn := must(net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addr)))
+	t.Cleanup(func() { _ = conn.Close() })
+	return udpClient{conn}
+}
+
+func (c udpClient) ask(msg []byte) ([]byte, error) {
+	if _, err := c.Write(msg); err != nil {
+		return nil, err
+	}
+	return c.read(patience)
+}
+
+func (c udpClient) read(wait time.Duration) ([]byte, error) {
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 65535)
+	n, err := c.Read(buf)
+	return buf[:n], err
+}
+
+type streamClient struct{ net.Conn }
+
+func (c *streamClient) ask(msg []byte) ([]byte, error) {
+	if _, err := c.Write(framed(msg)); err != nil {
+		return nil, err
+	}
+	return readMessage(c)
+}
+
+func framed(msg []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...)
+}
+
+func readMessage(r io.Reader) ([]byte, error) {
+	var size [2]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	msg := make([]byte, binary.BigEndian.Uint16(size[:]))
+	_, err := io.ReadFull(r, msg)
+	return msg, err
+}
+
+type dohClient struct {
+	*http.Client
+	url string
+}
+
+func (g *gateway) dialDoH(t *testing.T, name string) *dohClient {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: g.tls(t, name), ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &dohClient{&http.Client{Transport: transport, Timeout: 2 * patience}, "https://" + g.doh.String() + dns.DoHPath}
+}
+
+func (c *dohClient) ask(msg []byte) ([]byte, error) {
+	resp, err := c.Post(c.url, "application/dns-message", bytes.NewReader(msg))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%w: %s", errSilence, resp.Status)
+	}
+	return body, err
+}
+
+// question makes a packet of "TXT name" or "name" with OPT; "plain" in front
+// leaves that out.
+func question(text string) *mdns.Msg {
+	text, plain := strings.CutPrefix(text, "plain ")
+	kind, name, found := strings.Cut(text, " ")
+	if !found {
+		kind, name = "A", text
+	}
+	typ, ok := mdns.StringToType[kind]
+	if !ok {
+		panic(kind)
+	}
+	m := new(mdns.Msg)
+	m.SetQuestion(mdns.Fqdn(name), typ)
+	if !plain {
+		m.SetEdns0(1232, false)
+	}
+	return m
+}
+
+// ask asks and parses the answer.
+func ask(t *testing.T, c client, text string) *mdns.Msg {
+	t.Helper()
+	q := question(text)
+	raw, err := c.ask(must(q.Pack()))
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	a := new(mdns.Msg)
+	if err := a.Unpack(raw); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	if a.Id != q.Id || !a.Response || !a.RecursionAvailable || len(a.Question) != 1 || a.Question[0] != q.Question[0] {
+		t.Errorf("%s: header %+v, question %v", text, a.MsgHdr, a.Question)
+	}
+	if (a.IsEdns0() != nil) != (q.IsEdns0() != nil) {
+		t.Errorf("%s: OPT in the answer: %v", text, a.IsEdns0())
+	}
+	return a
+}
+
+// say is an answer as text: the code, the answers' data, "soa of OWNER", and
+// the extended error's number with its reason.
+func say(a *mdns.Msg) string {
+	words := []string{mdns.RcodeToString[a.Rcode]}
+	if a.Truncated {
+		words = append(words, "truncated")
+	}
+	for _, rr := range a.Answer {
+		words = append(words, strings.Join(strings.Fields(rr.String())[3:], " "))
+	}
+	for _, rr := range a.Ns {
+		words = append(words, "soa of "+rr.Header().Name)
+	}
+	if opt := a.IsEdns0(); opt != nil {
+		for _, o := range opt.Option {
+			if ede, ok := o.(*mdns.EDNS0_EDE); ok {
+				reason, _, _ := strings.Cut(ede.ExtraText, " d=")
+				words = append(words, strings.TrimSpace(fmt.Sprintf("ede %d %s", ede.InfoCode, strings.TrimPrefix(reason, "r="))))
+			}
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+// decisionID is the id that the extended error names.
+func decisionID(a *mdns.Msg) string {
+	for _, o := range a.IsEdns0().Option {
+		if ede, ok := o.(*mdns.EDNS0_EDE); ok {
+			_, id, _ := strings.Cut(ede.ExtraText, " d=")
+			return id
+		}
+	}
+	return ""
+}

@@ -1,0 +1,216 @@
+package dns
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// ServeStream answers the queries of one connection over TCP or TLS until it
+// ends: many at a time, in whatever order they are done (RFC 7766).
+func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
+	leave, ok := s.enter(conn)
+	if !ok {
+		return
+	}
+	defer leave()
+	t := &stream{
+		server: s, conn: conn, origin: origin{listener: conn.Listener, wire: wireTCP, prefix: 2},
+		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
+	}
+	if _, secure := conn.Conn.(*tls.Conn); secure {
+		t.wire = wireDoT
+	}
+	defer s.endings.add(t.stopReading)()
+	var writing, lookups sync.WaitGroup
+	writing.Go(func() { t.write(ctx) })
+	t.read(ctx, &lookups)
+	lookups.Wait()
+	close(t.out)
+	writing.Wait()
+}
+
+// enter takes up a connection, unless its caller is over a limit: in the
+// budgets, and, if the policy knows the caller, in the registry, so that a
+// state which does not know it any more ends the connection. Others are only
+// refused, and idle out.
+func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
+	id := conn.Caller.ID
+	if conn.Caller.Busy || !s.budgets.open(id, time.Now()) {
+		s.counts.shed.Add(1)
+		return nil, false
+	}
+	if conn.Caller.Reason != allowlist.NoReason || s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
+		return func() { s.budgets.closed(id) }, true
+	}
+	entry := &live.Tunnel{
+		Request:  allowlist.Request{ID: id, Source: conn.Caller.Source},
+		NotAfter: conn.Caller.NotAfter,
+		End:      func(tunnel.Reason, allowlist.Reason) { cut(conn) },
+	}
+	if conn.Caller.Source == allowlist.SourceX509SVID {
+		entry.Certificates = conn.Certificates
+	}
+	s.cfg.Registry.Add(entry)
+	// A state that came into force before Add did not find the connection.
+	if s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
+		cut(conn)
+	}
+	return func() {
+		s.cfg.Registry.Remove(entry)
+		s.budgets.closed(id)
+	}, true
+}
+
+// cut closes a connection at once, without a word over TLS that might wait.
+func cut(conn *listen.Conn) {
+	raw := conn.Conn
+	if secure, ok := raw.(*tls.Conn); ok {
+		raw = secure.NetConn()
+	}
+	_ = raw.Close()
+}
+
+// stream is one connection with messages behind their lengths.
+type stream struct {
+	server *Server
+	conn   *listen.Conn
+	origin
+	slots chan struct{}  // one taken for each query until its response is written
+	out   chan *exchange // has room for as many
+}
+
+// read reads queries until the client ends the connection, breaks the rules,
+// or does nothing for too long.
+func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
+	r := bufio.NewReaderSize(t.conn, keptQuery)
+	for {
+		t.slots <- struct{}{}
+		size, ok := t.next(r)
+		if !ok {
+			return
+		}
+		msg, err := r.Peek(min(size, keptQuery))
+		if err != nil {
+			return
+		}
+		t.conn.Renew()
+		x := t.server.take(t.origin, t, &t.conn.Caller)
+		t.server.handle(ctx, lookups, x, msg)
+		if _, err := r.Discard(size); err != nil {
+			return
+		}
+	}
+}
+
+// next waits for a message and returns its length. False means that there is
+// none, or one that is too short to be answered: what follows it is not to be
+// trusted to be one either.
+func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
+	if t.conn.SetReadDeadline(time.Now().Add(idleTimeout)) != nil || t.server.endings.ended() {
+		return 0, false
+	}
+	if _, err := r.Peek(1); err != nil {
+		return 0, false
+	}
+	if t.conn.SetReadDeadline(time.Now().Add(readTimeout)) != nil {
+		return 0, false
+	}
+	prefix, err := r.Peek(2)
+	if err != nil {
+		return 0, false
+	}
+	size = int(binary.BigEndian.Uint16(prefix))
+	if _, err = r.Discard(2); err != nil || size < headLen {
+		return 0, false
+	}
+	return size, true
+}
+
+// stopReading wakes the reader up; next then sees why.
+func (t *stream) stopReading() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// reply hands a response to the writer, which has room for it.
+func (t *stream) reply(_ context.Context, x *exchange) { t.out <- x }
+
+// write writes responses until there are no more. After an error it closes the
+// connection and only ends what comes.
+func (t *stream) write(ctx context.Context) {
+	var broken error
+	for x := range t.out {
+		if broken == nil && !x.sent.silent {
+			if broken = t.send(x.out); broken != nil {
+				cut(t.conn)
+			}
+		}
+		err := broken
+		if x.sent.silent {
+			err = nil
+		}
+		x.done(ctx, err)
+		<-t.slots
+	}
+}
+
+func (t *stream) send(response []byte) error {
+	if err := t.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	_, err := t.conn.Write(response)
+	return err
+}
+
+// endings are what ends open connections when the server drains.
+type endings struct {
+	mu    sync.Mutex
+	over  bool
+	last  int
+	calls map[int]func()
+}
+
+// add takes up an ending, which is called at once if all was called already,
+// and returns what forgets it.
+func (e *endings) add(end func()) (forget func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.over {
+		end()
+		return func() {}
+	}
+	if e.calls == nil {
+		e.calls = make(map[int]func())
+	}
+	e.last++
+	id := e.last
+	e.calls[id] = end
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.calls, id)
+	}
+}
+
+// all calls every ending.
+func (e *endings) all() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.over = true
+	for _, end := range e.calls {
+		end()
+	}
+}
+
+// ended reports whether all was called.
+func (e *endings) ended() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.over
+}

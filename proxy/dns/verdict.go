@@ -1,0 +1,66 @@
+package dns
+
+import "github.com/exeat-dev/exeat/allowlist"
+
+// shape is the form of an answer that has no records of the name.
+type shape uint8
+
+const (
+	silence    shape = iota // nothing is sent
+	nameError               // NXDOMAIN with SOA
+	noData                  // NOERROR with SOA
+	refused                 // REFUSED
+	failed                  // SERVFAIL
+	formError               // FORMERR
+	notImpl                 // NOTIMP
+	badVersion              // BADVERS
+)
+
+// The extended errors that say why (RFC 8914 section 4).
+const (
+	edeOther        = 0
+	edeStale        = 3
+	edeNotReady     = 14
+	edeBlocked      = 15
+	edeProhibited   = 18
+	edeStaleNX      = 19
+	edeUnreachable  = 22
+	edeNetworkError = 23
+)
+
+// answerTo is the one table from a reason to the answer that a client sees. A
+// reason that no query can have is answered as a fault of the gateway's.
+func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
+	switch reason {
+	case allowlist.MalformedTarget, allowlist.IdentityUnknown, allowlist.IdentitySourceNotAccepted,
+		allowlist.QuarantinedIdentity, allowlist.DeniedByRule, allowlist.NotOnAllowlist, allowlist.RuleExpired:
+		return nameError, edeBlocked
+	case allowlist.SpecialName:
+		return nameError, edeBlocked
+	case allowlist.TypeNotAllowed, allowlist.ResolvedAddressDenied:
+		return noData, edeBlocked
+	case allowlist.IdentityMissing, allowlist.IdentityInvalid, allowlist.IdentityExpired, allowlist.IdentityUntrusted,
+		allowlist.RateLimited, allowlist.NameBudget, allowlist.Busy, allowlist.Draining:
+		return refused, edeProhibited
+	case allowlist.PolicyUnavailable:
+		return failed, edeNotReady
+	case allowlist.ResolveTimeout:
+		return failed, edeUnreachable
+	case allowlist.ResolveFailed:
+		return failed, edeNetworkError
+	case allowlist.MalformedHeader:
+		return formError, edeOther
+	case allowlist.MethodNotAllowed: // the operation
+		return notImpl, edeProhibited
+	case allowlist.UnsupportedVersion:
+		return badVersion, edeOther
+	case allowlist.ClientGone:
+		return silence, edeOther
+	case allowlist.NoReason, allowlist.MalformedRequestLine, allowlist.MalformedPort, allowlist.MissingHost,
+		allowlist.DuplicateHost, allowlist.AuthorityMismatch, allowlist.ConnectOnly, allowlist.HeadTooLarge,
+		allowlist.HeadTimeout, allowlist.PortNotAllowed, allowlist.PathNotAllowed,
+		allowlist.IPNotOnAllowlist, allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout,
+		allowlist.AuditUnavailable, allowlist.InternalError, allowlist.TLSHandshakeFailed:
+	}
+	return failed, edeOther
+}
