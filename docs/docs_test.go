@@ -250,7 +250,7 @@ func TestConfigurationTable(t *testing.T) {
 	}
 	for _, m := range regexp.MustCompile(`(?m)^[ #-]*([a-z_]+):(?: |$)`).FindAllStringSubmatch(string(example), -1) {
 		switch key := m[1]; key {
-		case "identity", "listeners", "admin", "metrics", "resolver", "records", "sinks", "refusals", "timeouts", "http", "limits": // they have rows for their keys
+		case "identity", "listeners", "admin", "metrics", "resolver", "dns", "records", "sinks", "refusals", "timeouts", "http", "limits": // they have rows for their keys
 		default:
 			if !documented[key] {
 				t.Errorf("configs/exeat.yaml shows %s, which docs/operating.md does not document", key)

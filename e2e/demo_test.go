@@ -42,15 +42,19 @@ func commands(text string) []tryIt {
 }
 
 func TestDemo(t *testing.T) {
-	need(t, "sh", "curl")
+	need(t, "sh", "curl", "dig")
 	p := start(t, t.TempDir(), "demo")
 	p.stdout.line(t, regexp.MustCompile(`(?m)^Ctrl-C ends the demo`))
 	list := commands(p.stdout.String())
-	if len(list) != 4 {
-		t.Errorf("the demo prints %d commands, want 4", len(list))
+	if len(list) != 6 {
+		t.Errorf("the demo prints %d commands, want 6", len(list))
 	}
 	for _, c := range list {
 		stdout, stderr, code := run(t, t.TempDir(), "sh", "-c", c.command)
+		if strings.HasPrefix(c.promise, "status: ") {
+			checkLookup(t, c, stdout, stderr)
+			continue
+		}
 		first, _, _ := strings.Cut(stdout, "\r\n")
 		if got := strings.TrimPrefix(first, "HTTP/1.1 "); !strings.HasPrefix(got, c.promise) {
 			t.Errorf("%s: %q, promised %q; curl says %s", c.title, first, c.promise, stderr)
@@ -88,13 +92,26 @@ func TestDemo(t *testing.T) {
 	p.checkNothingLeft(t)
 }
 
+// checkLookup looks at what dig shows: the status, and the extended error of a
+// name that is denied.
+func checkLookup(t *testing.T, c tryIt, stdout, stderr string) {
+	t.Helper()
+	want := c.promise + "\n"
+	if strings.HasSuffix(c.promise, "NXDOMAIN") {
+		want += "EDE: 15 (Blocked): (r=not-on-allowlist d="
+	}
+	if !strings.HasPrefix(stdout, want) {
+		t.Errorf("%s: %q, promised %q; dig says %s", c.title, stdout, want, stderr)
+	}
+}
+
 func TestDemoCheck(t *testing.T) {
 	p := start(t, t.TempDir(), "demo", "--check")
 	if code := p.exit(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if n := strings.Count(p.stdout.String(), "ok   "); n != 4 {
-		t.Errorf("%d steps are ok, want 4", n)
+	if n := strings.Count(p.stdout.String(), "ok   "); n != 6 {
+		t.Errorf("%d steps are ok, want 6", n)
 	}
 	p.checkNothingLeft(t)
 }
@@ -115,8 +132,8 @@ identities:
 		t.Errorf("exit code %d, want 1", code)
 	}
 	out := p.stdout.String()
-	if n := strings.Count(out, "FAIL "); n != 3 || strings.Count(out, "ok   ") != 1 {
-		t.Errorf("%d steps failed, want 3 and the last one to be ok", n)
+	if n := strings.Count(out, "FAIL "); n != 5 || strings.Count(out, "ok   ") != 1 {
+		t.Errorf("%d steps failed, want 5 and the one without a certificate to be ok", n)
 	}
 	p.checkNothingLeft(t)
 }

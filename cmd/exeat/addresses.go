@@ -19,6 +19,9 @@ const lookAtAddresses = 5 * time.Second
 // local is what the address check must know of this host.
 func (g *gateway) local() (allowlist.Local, error) {
 	local := allowlist.Local{NAT64: g.cfg.NAT64}
+	for _, u := range g.datagrams {
+		local.Listeners = append(local.Listeners, u.Addr())
+	}
 	for _, l := range g.listeners {
 		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
 			local.Listeners = append(local.Listeners, tcp.AddrPort())

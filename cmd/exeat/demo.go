@@ -30,9 +30,9 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "Try the gateway: everything it needs runs in this process",
 		Long: `Start a throw-away SPIFFE authority with a Workload API, a gateway with an mTLS
-listener, a policy with two identities and a local TLS origin, all in this
-process, and print commands to try. Everything is in one temporary directory, which is removed at
-the end (Ctrl-C).
+listener and DNS over TLS, a policy with two identities and a local TLS origin,
+all in this process, and print commands to try. Everything is in one temporary
+directory, which is removed at the end (Ctrl-C).
 
 With --check the demo tries the commands itself, over real sockets, and says
 whether each came out as promised: exit code 0 if all did, 1 if not.`,
@@ -68,6 +68,7 @@ type demo struct {
 	origin  *origin
 	agent   *agent
 	addr    netip.AddrPort // of the gateway
+	dot     netip.AddrPort // of its DNS over TLS
 }
 
 func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
@@ -148,7 +149,10 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	d.addr, err = netip.ParseAddrPort(d.gateway.listeners[0].Addr().String())
+	if d.addr, err = netip.ParseAddrPort(d.gateway.listeners[0].Addr().String()); err != nil {
+		return err
+	}
+	d.dot, err = netip.ParseAddrPort(d.gateway.listeners[1].Addr().String())
 	return err
 }
 
@@ -157,7 +161,10 @@ func (d *demo) config(address, policy string) config.Config {
 	cfg.WorkloadAPI = "unix://" + d.path("agent.sock")
 	cfg.Policy = []string{policy}
 	cfg.Records = []config.RecordSink{{Name: "demo", File: d.path("records.jsonl")}}
-	cfg.Listeners = []config.Listener{{Name: "demo", Address: address, Identity: config.MTLS}}
+	cfg.Listeners = []config.Listener{
+		{Name: "demo", Address: address, Identity: config.MTLS},
+		{Name: "dot", Address: "127.0.0.1:0", Protocol: config.DoT},
+	}
 	cfg.DrainDelay, cfg.DrainTimeout = 0, 0
 	cfg.Resolver.Hosts = map[allowlist.Host][]netip.Addr{}
 	for _, name := range []string{demoHello, demoSecret} {

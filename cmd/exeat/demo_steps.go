@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,31 +20,36 @@ import (
 
 // step is one thing to try, and what is promised of it.
 type step struct {
-	title  string
-	caller string // directory of its SVID; "" for none
-	host   string
-	status int
-	phrase string // what the reason phrase begins with
+	title   string
+	caller  string // directory of its SVID; "" for none
+	host    string
+	lookup  bool   // over DNS; else a tunnel to the origin
+	promise string // what the answer begins with
 }
 
 func (d *demo) steps() []step {
 	where := func(host string) string { return host + ":" + strconv.Itoa(int(d.origin.addr.Port())) }
 	return []step{
-		{"allowed: builder may reach " + demoHello, "builder", demoHello, 200, "OK"},
+		{"allowed: builder may reach " + demoHello, "builder", demoHello, false, "200 OK"},
 		{
-			"denied: builder may not reach " + demoSecret, "builder", demoSecret, 403,
-			"egress denied: " + where(demoSecret) + " is not allowed for ns/ci/sa/builder",
+			"denied: builder may not reach " + demoSecret, "builder", demoSecret, false,
+			"403 egress denied: " + where(demoSecret) + " is not allowed for ns/ci/sa/builder",
 		},
-		{"allowed: reporter may reach it", "reporter", demoSecret, 200, "OK"},
+		{"allowed: reporter may reach it", "reporter", demoSecret, false, "200 OK"},
 		{
-			"refused: nobody gets out without a certificate", "", demoHello, 407,
-			"egress denied: no certificate, or none issued by " + demoDomain,
+			"refused: nobody gets out without a certificate", "", demoHello, false,
+			"407 egress denied: no certificate, or none issued by " + demoDomain,
 		},
+		{"resolved: builder may look " + demoHello + " up, over DoT", "builder", demoHello, true, "status: NOERROR"},
+		{"not resolved: " + demoSecret + " does not exist for it", "builder", demoSecret, true, "status: NXDOMAIN"},
 	}
 }
 
-// command is the step for a shell, with the system's curl.
+// command is the step for a shell, with the system's curl or dig.
 func (d *demo) command(s step) string {
+	if s.lookup {
+		return d.dig(s)
+	}
 	args := []string{
 		"curl -sS -i", "--cacert " + d.path("builder/bundle.pem"),
 		"--proxy https://" + d.addr.String(), "--proxy-cacert " + d.path("builder/bundle.pem"),
@@ -56,13 +62,23 @@ func (d *demo) command(s step) string {
 	return strings.Join(args, " \\\n      ")
 }
 
+func (d *demo) dig(s step) string {
+	return strings.Join([]string{
+		fmt.Sprintf("dig @%s -p %d", d.dot.Addr(), d.dot.Port()),
+		"+tls-ca=" + d.path("builder/bundle.pem") + " +tls-hostname=localhost",
+		"+tls-certfile=" + d.path(filepath.Join(s.caller, "svid.pem")),
+		"+tls-keyfile=" + d.path(filepath.Join(s.caller, "svid_key.pem")),
+		s.host + " A | grep -oE 'status: [A-Z]+|EDE: .*'",
+	}, " \\\n      ")
+}
+
 // explain prints what to try.
 func (d *demo) explain(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "exeat demo: an authority, a gateway on %s and an origin on %s run in this process.\n", d.addr, d.origin.addr)
+	fmt.Fprintf(&b, "exeat demo: an authority, a gateway on %s, with DNS over TLS on %s, and an origin on %s run in this process.\n", d.addr, d.dot, d.origin.addr)
 	b.WriteString("Paste these into another terminal:\n")
 	for i, s := range d.steps() {
-		fmt.Fprintf(&b, "\n%d. %s\n\n    %s\n\n    # %d %s\n", i+1, s.title, d.command(s), s.status, s.phrase)
+		fmt.Fprintf(&b, "\n%d. %s\n\n    %s\n\n    # %s\n", i+1, s.title, d.command(s), s.promise)
 	}
 	fmt.Fprintf(&b, `
 Every decision is a line in
@@ -83,19 +99,19 @@ Ctrl-C ends the demo and removes everything.
 func (d *demo) check(ctx context.Context, w io.Writer) (bool, error) {
 	all := true
 	for i, s := range d.steps() {
-		status, phrase, err := d.try(ctx, s)
+		answer, err := d.try(ctx, s)
 		if err != nil {
 			return false, fmt.Errorf("step %d (%s): %w", i+1, s.title, err)
 		}
 		outcome := "ok  "
-		if status != s.status || !strings.HasPrefix(phrase, s.phrase) {
+		if !strings.HasPrefix(answer, s.promise) {
 			outcome, all = "FAIL", false
 		}
-		if _, err := fmt.Fprintf(w, "%s %d. %s\n       %d %s\n", outcome, i+1, s.title, status, phrase); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %d. %s\n       %s\n", outcome, i+1, s.title, answer); err != nil {
 			return false, err
 		}
 		if outcome == "FAIL" {
-			if _, err := fmt.Fprintf(w, "       promised: %d %s\n", s.status, s.phrase); err != nil {
+			if _, err := fmt.Fprintf(w, "       promised: %s\n", s.promise); err != nil {
 				return false, err
 			}
 		}
@@ -103,44 +119,87 @@ func (d *demo) check(ctx context.Context, w io.Writer) (bool, error) {
 	return all, nil
 }
 
-// try sends a CONNECT and, through a tunnel, a request to the origin. It
-// returns the status and the reason phrase of the proxy's answer.
-func (d *demo) try(ctx context.Context, s step) (status int, phrase string, err error) {
+// try does what the command would do, and returns what it would show first.
+func (d *demo) try(ctx context.Context, s step) (answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	roots, err := d.roots()
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "localhost"}
-	if s.caller != "" {
-		pair, err := tls.LoadX509KeyPair(d.path(filepath.Join(s.caller, "svid.pem")), d.path(filepath.Join(s.caller, "svid_key.pem")))
-		if err != nil {
-			return 0, "", err
-		}
-		cfg.Certificates = []tls.Certificate{pair}
+	addr := d.addr
+	if s.lookup {
+		addr = d.dot
 	}
-	conn, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", d.addr.String())
+	conn, err := d.dial(ctx, addr, s.caller, roots)
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	target := s.host + ":" + strconv.Itoa(int(d.origin.addr.Port()))
+	if s.lookup {
+		return lookUp(conn, s.host)
+	}
+	return d.connect(ctx, conn, s.host, roots)
+}
+
+// dial makes a TLS connection to the gateway, with the caller's SVID if it has
+// one.
+func (d *demo) dial(ctx context.Context, addr netip.AddrPort, caller string, roots *x509.CertPool) (net.Conn, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "localhost"}
+	if caller != "" {
+		pair, err := tls.LoadX509KeyPair(d.path(filepath.Join(caller, "svid.pem")), d.path(filepath.Join(caller, "svid_key.pem")))
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", addr.String())
+}
+
+// lookUp asks for the A records of a name (RFC 7858, RFC 1035).
+func lookUp(conn net.Conn, host string) (answer string, err error) {
+	query := []byte{0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0} // length, id 1, RD, one question
+	for label := range strings.SplitSeq(host, ".") {
+		query = append(query, byte(len(label))) //nolint:gosec // G115: a name of the demo
+		query = append(query, label...)
+	}
+	query = append(query, 0, 0, 1, 0, 1) // the root, A, IN
+	query[1] = byte(len(query) - 2)      //nolint:gosec // G115: a name of the demo
+	if _, err := conn.Write(query); err != nil {
+		return "", err
+	}
+	var head [2 + 12]byte
+	if _, err := io.ReadFull(conn, head[:]); err != nil {
+		return "", err
+	}
+	switch code := head[5] & 0xf; code {
+	case 0:
+		return "status: NOERROR", nil
+	case 3:
+		return "status: NXDOMAIN", nil
+	default:
+		return fmt.Sprintf("status: %d", code), nil
+	}
+}
+
+// connect sends a CONNECT and, through a tunnel, a request to the origin. It
+// returns the status and the reason phrase of the proxy's answer.
+func (d *demo) connect(ctx context.Context, conn net.Conn, host string, roots *x509.CertPool) (answer string, err error) {
+	target := host + ":" + strconv.Itoa(int(d.origin.addr.Port()))
 	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
-		return 0, "", err
+		return "", err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	phrase = strings.TrimPrefix(resp.Status, strconv.Itoa(resp.StatusCode)+" ")
 	if resp.StatusCode == http.StatusOK {
-		err = greeted(ctx, conn, roots, s.host)
+		err = greeted(ctx, conn, roots, host)
 	}
-	return resp.StatusCode, phrase, err
+	return resp.Status, err
 }
 
 func (d *demo) roots() (*x509.CertPool, error) {

@@ -24,6 +24,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/admin"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -55,7 +56,9 @@ type gateway struct {
 	sources   *limit.Sources
 	budgets   *limit.Budgets
 	proxy     *proxy.Proxy
-	listeners []*listen.Listener
+	dns       *dns.Server // nil without a DNS listener
+	listeners []door
+	datagrams []*dns.UDP
 	watchers  []*watch.Watcher
 
 	policyWatcher *watch.Watcher // one of watchers
@@ -97,6 +100,9 @@ func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(stri
 		return err
 	}
 	if err := g.openListeners(ctx); err != nil {
+		return err
+	}
+	if err := g.buildDNS(); err != nil {
 		return err
 	}
 	if err := g.openAdmin(ctx); err != nil {
@@ -142,9 +148,6 @@ func (g *gateway) buildProxy() error {
 	if err != nil {
 		return err
 	}
-	if g.resolver, err = resolve.New(g.cfg.Resolver); err != nil {
-		return err
-	}
 	dialer, err := dial.New(dial.Config{Resolve: g.resolver.Resolve, Timeout: g.cfg.DialTimeout})
 	if err != nil {
 		return err
@@ -164,12 +167,16 @@ func (g *gateway) buildProxy() error {
 }
 
 func (g *gateway) openListeners(ctx context.Context) error {
-	slots := listen.NewSlots(g.cfg.MaxConnections)
+	slots, dnsSlots := listen.NewSlots(g.cfg.MaxConnections), listen.NewSlots(g.cfg.DNSConnections)
 	for _, lc := range g.cfg.Listeners {
 		cfg := listen.Config{
 			Name: lc.Name, Address: lc.Address, SocketMode: lc.SocketMode, AcceptTrace: lc.AcceptTrace,
 			HandshakeTimeout: g.cfg.HandshakeTimeout, Slots: slots, Log: g.log, Panicked: g.panicked,
 			Proxies: lc.Proxies, Sources: g.sources, Refused: g.refused(lc.Name),
+		}
+		if lc.Protocol != config.Connect {
+			cfg.Slots = dnsSlots
+			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
 		}
 		if err := g.identify(&cfg, lc); err != nil {
 			return fmt.Errorf("listener %s: %w", lc.Name, err)
@@ -178,7 +185,12 @@ func (g *gateway) openListeners(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		g.listeners = append(g.listeners, l)
+		g.listeners = append(g.listeners, door{l, lc.Protocol})
+		if lc.Protocol == config.DNS {
+			if err := g.openDatagrams(ctx, l, cfg); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -192,9 +204,14 @@ func (g *gateway) identify(cfg *listen.Config, lc config.Listener) error {
 	case config.Fixed:
 		cfg.Fixed = func() spiffeid.ID { return lc.ID }
 		return nil
+	case config.SourceMap:
+		cfg.Mapped = dns.NewSources(lc.Sources).Find
+		return nil
 	case config.MTLS:
 	}
-	server := identity.ServerConfig{Source: g.identity.source, Verifier: g.identity.verifier}
+	server := identity.ServerConfig{
+		Source: g.identity.source, Verifier: g.identity.verifier, Protocols: applicationProtocols(lc.Protocol),
+	}
 	if lc.WebCertificate != "" {
 		var err error
 		if server.Web, err = identity.LoadWebCertificate(lc.WebCertificate, lc.WebKey); err != nil {
@@ -278,16 +295,23 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	defer cut()
 	for _, l := range g.listeners {
 		serving.Go(func() {
-			if err := l.Serve(connections, g.proxy.Serve); err != nil {
+			if err := l.Serve(connections, g.handler(l.protocol)); err != nil {
 				g.log.ErrorContext(ctx, "listener stopped", slog.String("listener", l.Name()), slog.Any("error", err))
+			}
+		})
+	}
+	for _, u := range g.datagrams {
+		serving.Go(func() {
+			if err := g.dns.ServeUDP(connections, u); err != nil {
+				g.log.ErrorContext(ctx, "listener stopped", slog.String("listener", u.Name()), slog.Any("error", err))
 			}
 		})
 	}
 	<-ctx.Done()
 	g.stopping.Store(true)
-	g.log.InfoContext(ctx, "draining", slog.Int("tunnels", g.registry.Len()))
+	g.log.InfoContext(ctx, "draining", slog.Int("tunnels", g.registry.Tunnels()))
 	time.Sleep(g.cfg.DrainDelay) //nolint:forbidigo // nothing may cut the delay short but a second signal, which ends the process
-	g.proxy.Drain()
+	g.drain()
 	g.closeListeners()
 	g.registry.Drain(g.cfg.DrainTimeout)
 	cut()
@@ -302,7 +326,7 @@ func (g *gateway) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	g.flush(context.WithoutCancel(ctx))
 	stats := g.recorder.Stats()
 	g.log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Made),
-		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", g.proxy.Panics()))
+		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", g.panics()))
 	return nil
 }
 
@@ -320,6 +344,9 @@ func (g *gateway) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 func (g *gateway) closeListeners() {
 	for _, l := range g.listeners {
 		_ = l.Close()
+	}
+	for _, u := range g.datagrams {
+		_ = u.Close()
 	}
 }
 

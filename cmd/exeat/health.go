@@ -15,7 +15,7 @@ import (
 // configuration names one.
 func (g *gateway) openAdmin(ctx context.Context) error {
 	observed := telemetry.Observed{
-		Tunnels: g.registry.Len,
+		Tunnels: g.registry.Tunnels,
 		Records: func() []audit.SinkStats { return g.recorder.Stats().Sinks },
 		Policy: func() (telemetry.Policy, bool) {
 			s := g.current.Load()
@@ -24,6 +24,12 @@ func (g *gateway) openAdmin(ctx context.Context) error {
 			}
 			return telemetry.Policy{Version: s.Policy.Version(), Generation: s.Generation, Since: s.Loaded}, true
 		},
+	}
+	if g.dns != nil {
+		observed.Unanswered = func() telemetry.Unanswered {
+			s := g.dns.Stats()
+			return telemetry.Unanswered{NoQuery: s.Ignored, OverLimit: s.Shed}
+		}
 	}
 	if g.identity != nil {
 		observed.Expiry = func() time.Time { return g.identity.source.Snapshot().NotAfter() }

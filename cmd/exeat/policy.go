@@ -116,19 +116,22 @@ type checkFlags struct {
 	output, trustDomain  string
 	policies             []string
 	identity, dest, with string
+	qtype                string
 }
 
 func newPolicyCheck() *cobra.Command {
 	var f checkFlags
 	cmd := &cobra.Command{
-		Use:   "check --identity ID --dest HOST:PORT",
+		Use:   "check --identity ID --dest HOST:PORT|NAME [--type TYPE]",
 		Short: "Say what a policy decides",
-		Long: `Decide as the gateway would for a CONNECT, without a lookup, and say by which
-rule or why not. Resolved addresses are checked only by the gateway.
+		Long: `Decide as the gateway would for a CONNECT or, with --type, for a DNS query,
+without a lookup, and say by which rule or why not. Resolved addresses are
+checked only by the gateway.
 
 Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy.`,
-		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443",
-		Args:    noArgs,
+		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443\n" +
+			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com --type A",
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.run(cmd.OutOrStdout())
 		},
@@ -137,7 +140,8 @@ Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy.`,
 	addTrustDomain(cmd, &f.trustDomain)
 	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{"policy.yaml"}, "policy files or directories")
 	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE ID (required)")
-	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, HOST:PORT (required)")
+	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, HOST:PORT, or a name with --type (required)")
+	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query type such as A")
 	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "how the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
 	for _, name := range []string{"identity", "dest"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
@@ -152,26 +156,19 @@ func (f *checkFlags) run(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	req := allowlist.Request{Time: time.Now()}
-	if req.ID, err = spiffeid.FromString(f.identity); err != nil {
-		return fmt.Errorf("--identity %s: %w: write spiffe://TRUST.DOMAIN/PATH", f.identity, err)
-	}
-	if req.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
-		return fmt.Errorf("--dest %s: %w", f.dest, err)
-	}
-	var ok bool
-	if req.Source, ok = allowlist.ParseSource(f.with); !ok {
-		return fmt.Errorf("--with %s: write x509-svid, jwt-svid, listener or source-map", f.with)
+	q, err := f.question()
+	if err != nil {
+		return err
 	}
 	if opts.TrustDomain.IsZero() {
-		opts.TrustDomain = req.ID.TrustDomain()
+		opts.TrustDomain = q.ID.TrustDomain()
 	}
 	policy, err := policyfile.Load(opts, f.policies...)
 	if err != nil {
 		return err
 	}
-	d := policy.Decide(req)
-	if err := f.print(w, d); err != nil {
+	d := q.decide(policy)
+	if err := f.print(w, d, q.text, policy.Version()); err != nil {
 		return err
 	}
 	if !d.Allowed() {
@@ -180,7 +177,54 @@ func (f *checkFlags) run(w io.Writer) error {
 	return nil
 }
 
-func (f *checkFlags) print(w io.Writer, d allowlist.Decision) error {
+// question is what policy check asks: for a destination, or for a name if it
+// has a type.
+type question struct {
+	allowlist.Request
+
+	qtype allowlist.QueryType
+	text  string // what for
+}
+
+func (f *checkFlags) question() (q question, err error) {
+	q.Time = time.Now()
+	if q.ID, err = spiffeid.FromString(f.identity); err != nil {
+		return q, fmt.Errorf("--identity %s: %w: write spiffe://TRUST.DOMAIN/PATH", f.identity, err)
+	}
+	var ok bool
+	if q.Source, ok = allowlist.ParseSource(f.with); !ok {
+		return q, fmt.Errorf("--with %s: write x509-svid, jwt-svid, listener or source-map", f.with)
+	}
+	if f.qtype == "" {
+		if q.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
+			return q, fmt.Errorf("--dest %s: %w", f.dest, err)
+		}
+		q.text = q.Dest.String()
+		return q, nil
+	}
+	if q.Dest.Host, err = allowlist.ParseHost(f.dest); err != nil || q.Dest.Host.IsAddr() {
+		return q, fmt.Errorf("--dest %s: %w: with --type write a name without a port", f.dest, allowlist.ErrHost)
+	}
+	if q.qtype, ok = allowlist.ParseQueryType(f.qtype); !ok {
+		return q, fmt.Errorf("--type %s: no rule allows it: write one such as A, AAAA or TXT", f.qtype)
+	}
+	q.text = q.qtype.String() + " of " + q.Dest.Host.String()
+	return q, nil
+}
+
+// decide asks a policy. Of a decision about a name it returns what is printed.
+func (q *question) decide(p *allowlist.Policy) allowlist.Decision {
+	if q.qtype == 0 {
+		return p.Decide(q.Request)
+	}
+	d := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
+	return allowlist.Decision{
+		Request: q.Request, Verdict: d.Verdict, Reason: d.Reason, WouldReason: d.WouldReason,
+		Mode: d.Mode, Rule: d.Rule, Owner: d.Owner,
+	}
+}
+
+func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string) error {
 	rule, at := "", ""
 	if d.Rule != nil {
 		rule, at = d.Rule.Name(), d.Rule.Place()
@@ -188,15 +232,15 @@ func (f *checkFlags) print(w io.Writer, d allowlist.Decision) error {
 	if f.output == outputJSON {
 		return json.NewEncoder(w).Encode(map[string]string{
 			"verdict": d.Verdict.String(), "reason": d.Reason.String(), "would_reason": d.WouldReason.String(),
-			"identity": d.ID.String(), "destination": d.Dest.String(), "mode": d.Mode.String(),
-			"rule": rule, "rule_at": at, "owner": d.Owner, "policy": d.PolicyVersion(),
+			"identity": d.ID.String(), "destination": to, "mode": d.Mode.String(),
+			"rule": rule, "rule_at": at, "owner": d.Owner, "policy": version,
 		})
 	}
 	text := d.Verdict.String()
 	if reason := d.Reason.String() + d.WouldReason.String(); reason != "" {
 		text += " (" + reason + ")"
 	}
-	text += ": " + d.ID.String() + " to " + d.Dest.String()
+	text += ": " + d.ID.String() + " to " + to
 	if rule != "" {
 		text += ", rule " + rule + " at " + at
 	}

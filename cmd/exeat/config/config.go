@@ -20,6 +20,7 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/limit"
@@ -34,6 +35,7 @@ const (
 	DefaultMaxConnections = 16384
 	DefaultDrainDelay     = 5 * time.Second
 	DefaultDrainTimeout   = 30 * time.Second
+	DefaultDNSConnections = 1024
 )
 
 // Config is a whole configuration. Paths are absolute or relative to the
@@ -66,6 +68,12 @@ type Config struct {
 	// NAT64 are the prefixes of the operator's translators.
 	NAT64 []netip.Prefix
 
+	// DNS bounds the DNS listeners, which have DNSConnections open at a time.
+	DNS            dns.Limits
+	DNSConnections int
+	// SpanEvery gives only one in so many allowed queries a span.
+	SpanEvery int
+
 	// Records are the sinks of records, at least one.
 	Records []RecordSink
 	// RecordsRequired refuses what cannot be recorded.
@@ -91,8 +99,10 @@ type Config struct {
 type Listener struct {
 	Name       string
 	Address    string // HOST:PORT, or unix: and a path
+	Protocol   Protocol
 	Identity   IdentityKind
-	ID         spiffeid.ID // for Fixed
+	ID         spiffeid.ID                  // for Fixed
+	Sources    map[netip.Prefix]spiffeid.ID // for SourceMap
 	SocketMode fs.FileMode
 	// AcceptTrace makes its callers' traces the parents of ours.
 	AcceptTrace bool
@@ -145,11 +155,24 @@ const (
 // IdentityKind says where a listener's callers get their identity from.
 type IdentityKind uint8
 
-// The kinds: a client certificate; the gateway's own identity; a fixed one.
+// The kinds: a client certificate; the gateway's own identity; a fixed one; the
+// one that the client's address stands for.
 const (
 	MTLS IdentityKind = iota
 	Self
 	Fixed
+	SourceMap
+)
+
+// Protocol is what a listener speaks.
+type Protocol uint8
+
+// The protocols: HTTP CONNECT; DNS over UDP and TCP, over TLS, over HTTPS.
+const (
+	Connect Protocol = iota
+	DNS
+	DoT
+	DoH
 )
 
 // Defaults returns a configuration with every default and nothing else.
@@ -170,6 +193,8 @@ func Defaults() Config {
 		DrainTimeout:     DefaultDrainTimeout,
 		HeadLimit:        head.DefaultLimit,
 		MaxConnections:   DefaultMaxConnections,
+		DNSConnections:   DefaultDNSConnections,
+		SpanEvery:        1,
 		Resolver: resolve.Config{
 			CacheBytes: resolve.DefaultCacheBytes, ServeStale: resolve.DefaultServeStale, Names: resolve.DefaultNames,
 		},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -29,6 +30,9 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Defaults()
+	if want.DNSConnections != 1024 || want.SpanEvery != 1 {
+		t.Errorf("without a key: %d DNS connections, a span of %d", want.DNSConnections, want.SpanEvery)
+	}
 	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}
 	want.Policy = []string{"/etc/exeat/p.yaml"}
 	want.Listeners = []Listener{{Name: "main", Address: "127.0.0.1:0"}}
@@ -49,6 +53,9 @@ listeners:
   - {name: web, address: "[::1]:1", present: {certificate: w.pem, key: wk.pem}}
   - {name: s, address: "unix:run/s", identity: self, socket_mode: "0660"}
   - {name: f, address: "127.0.0.1:3", identity: fixed, id: spiffe://td.example/w, proxy_protocol: [127.0.0.0/8, "::1/128"]}
+  - {name: d, address: "10.0.0.9:53", protocol: dns, identity: source-map, sources: {10.1.0.0/16: spiffe://td.example/w, "2001:db8::7/128": spiffe://td.example/v}}
+  - {name: dot, address: "0.0.0.0:853", protocol: dot}
+  - {name: doh, address: "[::]:443", protocol: doh, present: {certificate: w.pem, key: wk.pem}}
 resolver:
   nat64: "2001:db8::/48"
   servers: [10.0.0.1, "[::1]:54", {udp: 10.0.0.2}, {tcp: 10.0.0.3}, {dot: "2001:db8::53", name: dns.example, ca: d.pem}]
@@ -66,6 +73,7 @@ limits:
   {connections: 8, head_bytes: 2048, connections_per_source: 1, handshakes_per_source: 2, requests_per_identity: 3,
    tunnels: 4, connects_per_second: 5, upload_per_hour: 6KiB}
 metrics: {identities: 100}
+dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4, connections_per_identity: 5, queries_per_connection: 6, span_every: 7}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +85,15 @@ metrics: {identities: 100}
 		l[1].Address != "unix:/x/run/s" || l[1].SocketMode != 0o660 || l[1].Identity != Self ||
 		l[2].Identity != Fixed || l[2].ID.String() != "spiffe://td.example/w" {
 		t.Errorf("listeners %+v", got.Listeners)
+	}
+	if l := got.Listeners[3:]; l[0].Protocol != DNS || l[0].Identity != SourceMap || len(l[0].Sources) != 2 ||
+		l[0].Sources[netip.MustParsePrefix("10.1.0.0/16")].String() != "spiffe://td.example/w" ||
+		l[1].Protocol != DoT || l[2].Protocol != DoH || l[2].WebKey != "/x/wk.pem" {
+		t.Errorf("DNS listeners %+v", l)
+	}
+	limits := dns.Limits{PerSecond: 1, Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
+	if got.DNS != limits || got.DNSConnections != 4 || got.SpanEvery != 7 {
+		t.Errorf("DNS limits %+v, %d connections, a span of %d", got.DNS, got.DNSConnections, got.SpanEvery)
 	}
 	checkResolver(t, got.Resolver)
 	if l := got.Listeners[2].Proxies; len(l) != 2 || l[1].String() != "::1/128" {
@@ -183,6 +200,21 @@ func TestMistakes(t *testing.T) {
 		{"half a certificate", listener("{name: a, address: 127.0.0.1:1, present: {key: k}}"), "both certificate and key"},
 		{"a mode for TCP", listener(`{name: a, address: 127.0.0.1:1, socket_mode: "0660"}`), "unix sockets only"},
 		{"a mode that is none", listener(`{name: a, address: "unix:/s", socket_mode: "9"}`), "no permission"},
+		{"DNS by certificate", listener("{name: a, address: 127.0.0.1:1, protocol: dns}"), "shows no certificate"},
+		{"DNS on every address", listener("{name: a, address: '[::]:1', protocol: dns, identity: source-map, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "write the one that clients ask"},
+		{"open DNS", listener("{name: a, address: 10.0.0.1:1, protocol: dns, identity: self}"), "gives its identity to whoever reaches 10.0.0.1:1"},
+		{"DNS on a socket", listener(`{name: a, address: "unix:/s", protocol: dns, identity: self}`), "over an IP address"},
+		{"DoT with another identity", listener("{name: a, address: 127.0.0.1:1, protocol: dot, identity: self}"), "remove the key identity"},
+		{"traces over DoH", listener("{name: a, address: 127.0.0.1:1, protocol: doh, trace_parent: accept}"), "queries carry none"},
+		{"a source map for CONNECT", listener("{name: a, address: 127.0.0.1:1, identity: source-map, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "protocol: dns only"},
+		{"a source map without sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map}"), "which needs it"},
+		{"sources without a source map", listener("{name: a, address: 127.0.0.1:1, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "sources goes with"},
+		{"no sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {}}"), "write a range and its SPIFFE ID"},
+		{"a source with host bits", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}}"), "no range of addresses"},
+		{"a source without an id", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}}"), "no SPIFFE ID"},
+		{"an unknown protocol", listener("{name: a, address: 127.0.0.1:1, protocol: doq}"), "doq"},
+		{"no queries", minimal + "dns: {queries_per_second: 0}\n", "want a number from 1"},
+		{"an unknown bound", minimal + "dns: {queries: 1}\n", `unknown key "queries"`},
 		{"a name server by name", minimal + "resolver: {servers: dns.example}\n", "no name server"},
 		{"no name server in the list", minimal + "resolver: {servers: []}\n", "the list is empty"},
 		{"a name server on port 0", minimal + "resolver: {servers: '10.0.0.1:0'}\n", "no name server"},

@@ -1,14 +1,11 @@
 package config
 
 import (
-	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -64,6 +61,8 @@ func (p *parser) root(root *strictyaml.Node) {
 			p.metrics(n)
 		case "resolver":
 			p.resolver(n)
+		case "dns":
+			p.dns(n)
 		case "records":
 			p.records(n)
 		case "refusals":
@@ -75,7 +74,7 @@ func (p *parser) root(root *strictyaml.Node) {
 		case "limits":
 			p.limits(n)
 		default:
-			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "records", "refusals", "timeouts", "http", "limits")
+			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "dns", "records", "refusals", "timeouts", "http", "limits")
 		}
 	}
 	for _, key := range []string{"version", "policy", "listeners"} {
@@ -84,7 +83,7 @@ func (p *parser) root(root *strictyaml.Node) {
 		}
 	}
 	for _, l := range p.Listeners {
-		if l.Identity != Fixed && !seen["identity"] {
+		if l.needsIdentity() && !seen["identity"] {
 			root.Errorf("identity is missing: listener %s needs the gateway's certificate, key and bundle", l.Name)
 		}
 	}
@@ -164,166 +163,6 @@ func share(n *strictyaml.Node) float64 {
 		return 0
 	}
 	return float64(percent) / 100
-}
-
-func (p *parser) listeners(n *strictyaml.Node) {
-	names := map[string]bool{}
-	for item := range n.Items() {
-		l := p.listener(item)
-		if names[l.Name] {
-			item.Errorf("there are two listeners with the name %q", l.Name)
-		}
-		names[l.Name] = true
-		p.Listeners = append(p.Listeners, l)
-	}
-	if len(p.Listeners) == 0 {
-		n.Errorf("the list is empty: write a listener")
-	}
-}
-
-func (p *parser) listener(n *strictyaml.Node) Listener {
-	var l Listener
-	addressed := false
-	for key, v := range n.Fields() {
-		switch key {
-		case "name":
-			l.Name, _ = v.Text()
-		case "address":
-			addressed = true
-			l.Address = p.address(v)
-		case "identity":
-			l.Identity = identityKind(v)
-		case "id":
-			l.ID = spiffeID(v)
-		case "present":
-			p.present(v, &l)
-		case "socket_mode":
-			l.SocketMode = socketMode(v)
-		case "proxy_protocol":
-			l.Proxies = prefixes(v, nil)
-		case "trace_parent":
-			word, _ := v.Word("link", "accept")
-			l.AcceptTrace = word == "accept"
-		default:
-			v.Unknown("name", "address", "identity", "id", "present", "socket_mode", "proxy_protocol", "trace_parent")
-		}
-	}
-	if !addressed {
-		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
-	}
-	l.check(n)
-	return l
-}
-
-func identityKind(n *strictyaml.Node) IdentityKind {
-	switch word, _ := n.Word("mtls", "self", "fixed"); word {
-	case "self":
-		return Self
-	case "fixed":
-		return Fixed
-	}
-	return MTLS
-}
-
-// check is what no single field can know.
-func (l *Listener) check(n *strictyaml.Node) {
-	if l.Name == "" {
-		n.Errorf("the listener has no name: records name it")
-	}
-	if l.Address == "" {
-		return // an error already
-	}
-	unix := strings.HasPrefix(l.Address, "unix:")
-	if l.SocketMode != 0 && !unix {
-		n.Errorf("socket_mode is for unix sockets only")
-	}
-	if l.Proxies != nil && unix {
-		n.Errorf("proxy_protocol is for TCP only: a unix socket has no address to replace")
-	}
-	if (l.Identity == Fixed) != !l.ID.IsZero() {
-		n.Errorf("id goes with identity: fixed, which needs it")
-	}
-	if l.Identity == MTLS {
-		return
-	}
-	if l.WebCertificate != "" {
-		n.Errorf("present is for identity: mtls only: this listener speaks no TLS")
-	}
-	if !unix && !isLoopback(l.Address) {
-		n.Errorf("a listener that asks for no certificate gives its identity to whoever reaches %s: use 127.0.0.1, [::1] or a unix socket", l.Address)
-	}
-}
-
-func isLoopback(address string) bool {
-	ap, err := netip.ParseAddrPort(address)
-	return err == nil && ap.Addr().IsLoopback()
-}
-
-// address is HOST:PORT with a literal host, so that nothing depends on a name
-// being looked up at start; port 0 asks for a free one.
-func (p *parser) address(n *strictyaml.Node) string {
-	text, ok := n.Text()
-	if !ok {
-		return ""
-	}
-	if path, unix := strings.CutPrefix(text, "unix:"); unix {
-		if path == "" {
-			n.Errorf("the path is missing: write unix:/path")
-			return ""
-		}
-		return "unix:" + p.join(path)
-	}
-	if _, err := netip.ParseAddrPort(text); err != nil {
-		n.Errorf("%q is no address: write an IP address and a port such as 127.0.0.1:8443, or unix:/path", text)
-		return ""
-	}
-	return text
-}
-
-func spiffeID(n *strictyaml.Node) spiffeid.ID {
-	text, ok := n.Text()
-	if !ok {
-		return spiffeid.ID{}
-	}
-	id, err := spiffeid.FromString(text)
-	if err != nil || id.Path() == "" {
-		n.Errorf("%q is no SPIFFE ID of a workload: write spiffe://trust.domain/path", text)
-		return spiffeid.ID{}
-	}
-	return id
-}
-
-func (p *parser) present(n *strictyaml.Node, l *Listener) {
-	if n.IsScalar() {
-		n.Word("svid")
-		return
-	}
-	for key, v := range n.Fields() {
-		switch key {
-		case "certificate":
-			l.WebCertificate = p.path(v)
-		case "key":
-			l.WebKey = p.path(v)
-		default:
-			v.Unknown("certificate", "key")
-		}
-	}
-	if l.WebCertificate == "" || l.WebKey == "" {
-		n.Errorf("write svid, or both certificate and key")
-	}
-}
-
-func socketMode(n *strictyaml.Node) fs.FileMode {
-	text, ok := n.Text()
-	if !ok {
-		return 0
-	}
-	mode, err := strconv.ParseUint(text, 8, 32)
-	if err != nil || mode == 0 || mode > 0o777 {
-		n.Errorf("%q is no permission: write it in octal, such as \"0660\"", text)
-		return 0
-	}
-	return fs.FileMode(mode)
 }
 
 func (p *parser) admin(n *strictyaml.Node) {

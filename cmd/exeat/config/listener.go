@@ -1,0 +1,274 @@
+package config
+
+import (
+	"io/fs"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+func (p *parser) listeners(n *strictyaml.Node) {
+	names := map[string]bool{}
+	for item := range n.Items() {
+		l := p.listener(item)
+		if names[l.Name] {
+			item.Errorf("there are two listeners with the name %q", l.Name)
+		}
+		names[l.Name] = true
+		p.Listeners = append(p.Listeners, l)
+	}
+	if len(p.Listeners) == 0 {
+		n.Errorf("the list is empty: write a listener")
+	}
+}
+
+func (p *parser) listener(n *strictyaml.Node) Listener {
+	var l Listener
+	addressed := false
+	for key, v := range n.Fields() {
+		switch key {
+		case "name":
+			l.Name, _ = v.Text()
+		case "address":
+			addressed = true
+			l.Address = p.address(v)
+		case "protocol":
+			l.Protocol = protocol(v)
+		case "identity":
+			l.Identity = identityKind(v)
+		case "sources":
+			l.Sources = sources(v)
+		case "id":
+			l.ID = spiffeID(v)
+		case "present":
+			p.present(v, &l)
+		case "socket_mode":
+			l.SocketMode = socketMode(v)
+		case "proxy_protocol":
+			l.Proxies = prefixes(v, nil)
+		case "trace_parent":
+			word, _ := v.Word("link", "accept")
+			l.AcceptTrace = word == "accept"
+		default:
+			v.Unknown("name", "address", "protocol", "identity", "id", "sources", "present", "socket_mode", "proxy_protocol", "trace_parent")
+		}
+	}
+	if !addressed {
+		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
+	}
+	l.check(n)
+	return l
+}
+
+func identityKind(n *strictyaml.Node) IdentityKind {
+	switch word, _ := n.Word("mtls", "self", "fixed", "source-map"); word {
+	case "self":
+		return Self
+	case "fixed":
+		return Fixed
+	case "source-map":
+		return SourceMap
+	}
+	return MTLS
+}
+
+// check is what no single field can know.
+func (l *Listener) check(n *strictyaml.Node) {
+	if l.Name == "" {
+		n.Errorf("the listener has no name: records name it")
+	}
+	if l.Address == "" {
+		return // an error already
+	}
+	unix := strings.HasPrefix(l.Address, "unix:")
+	if l.SocketMode != 0 && !unix {
+		n.Errorf("socket_mode is for unix sockets only")
+	}
+	if l.Proxies != nil && (unix || l.Protocol == DNS) {
+		n.Errorf("proxy_protocol is for TCP only: it says nothing on a unix socket or in a datagram")
+	}
+	if (l.Identity == Fixed) != !l.ID.IsZero() {
+		n.Errorf("id goes with identity: fixed, which needs it")
+	}
+	if (l.Identity == SourceMap) != (l.Sources != nil) {
+		n.Errorf("sources goes with identity: source-map, which needs it")
+	}
+	l.checkProtocol(n, unix)
+	if l.Identity == MTLS {
+		return
+	}
+	if l.WebCertificate != "" {
+		n.Errorf("present is for identity: mtls only: this listener speaks no TLS")
+	}
+	if !unix && l.Identity != SourceMap && !isLoopback(l.Address) {
+		n.Errorf("a listener that asks for no certificate gives its identity to whoever reaches %s: use 127.0.0.1, [::1] or a unix socket", l.Address)
+	}
+}
+
+func isLoopback(address string) bool {
+	ap, err := netip.ParseAddrPort(address)
+	return err == nil && ap.Addr().IsLoopback()
+}
+
+// address is HOST:PORT with a literal host, so that nothing depends on a name
+// being looked up at start; port 0 asks for a free one.
+func (p *parser) address(n *strictyaml.Node) string {
+	text, ok := n.Text()
+	if !ok {
+		return ""
+	}
+	if path, unix := strings.CutPrefix(text, "unix:"); unix {
+		if path == "" {
+			n.Errorf("the path is missing: write unix:/path")
+			return ""
+		}
+		return "unix:" + p.join(path)
+	}
+	if _, err := netip.ParseAddrPort(text); err != nil {
+		n.Errorf("%q is no address: write an IP address and a port such as 127.0.0.1:8443, or unix:/path", text)
+		return ""
+	}
+	return text
+}
+
+func spiffeID(n *strictyaml.Node) spiffeid.ID {
+	text, ok := n.Text()
+	if !ok {
+		return spiffeid.ID{}
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil || id.Path() == "" {
+		n.Errorf("%q is no SPIFFE ID of a workload: write spiffe://trust.domain/path", text)
+		return spiffeid.ID{}
+	}
+	return id
+}
+
+func (p *parser) present(n *strictyaml.Node, l *Listener) {
+	if n.IsScalar() {
+		n.Word("svid")
+		return
+	}
+	for key, v := range n.Fields() {
+		switch key {
+		case "certificate":
+			l.WebCertificate = p.path(v)
+		case "key":
+			l.WebKey = p.path(v)
+		default:
+			v.Unknown("certificate", "key")
+		}
+	}
+	if l.WebCertificate == "" || l.WebKey == "" {
+		n.Errorf("write svid, or both certificate and key")
+	}
+}
+
+func socketMode(n *strictyaml.Node) fs.FileMode {
+	text, ok := n.Text()
+	if !ok {
+		return 0
+	}
+	mode, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || mode == 0 || mode > 0o777 {
+		n.Errorf("%q is no permission: write it in octal, such as \"0660\"", text)
+		return 0
+	}
+	return fs.FileMode(mode)
+}
+
+func protocol(n *strictyaml.Node) Protocol {
+	switch word, _ := n.Word("connect", "dns", "dot", "doh"); word {
+	case "dns":
+		return DNS
+	case "dot":
+		return DoT
+	case "doh":
+		return DoH
+	}
+	return Connect
+}
+
+// sources reads ranges of addresses and the identities that they stand for.
+func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
+	ranges := map[netip.Prefix]spiffeid.ID{}
+	for key, v := range n.Fields() {
+		prefix, err := netip.ParsePrefix(key)
+		if err != nil || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
+			v.KeyErrorf("%q is no range of addresses: write one such as 10.20.0.0/16, or 10.20.0.7/32", key)
+			v.Skip()
+			continue
+		}
+		ranges[prefix] = spiffeID(v)
+	}
+	if len(ranges) == 0 {
+		n.Errorf("the map is empty: write a range and its SPIFFE ID")
+	}
+	return ranges
+}
+
+// checkProtocol sees to it that the listener's callers can have the identity.
+func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
+	if l.Protocol == Connect {
+		if l.Identity == SourceMap {
+			n.Errorf("identity: source-map is for protocol: dns only")
+		}
+		return
+	}
+	if unix {
+		n.Errorf("DNS is asked over an IP address: write one, with a port")
+		return
+	}
+	if l.AcceptTrace {
+		n.Errorf("trace_parent is for protocol: connect only: queries carry none")
+	}
+	if l.Protocol != DNS {
+		if l.Identity != MTLS {
+			n.Errorf("over TLS the client's certificate is the identity: remove the key identity")
+		}
+		return
+	}
+	if l.Identity == MTLS {
+		n.Errorf("plain DNS shows no certificate: write identity: self, fixed or source-map, or protocol: dot")
+	}
+	if ap, err := netip.ParseAddrPort(l.Address); err == nil && ap.Addr().IsUnspecified() {
+		n.Errorf("an answer has to come from the address that was asked: write the one that clients ask, not %s", ap.Addr())
+	}
+}
+
+// needsIdentity reports whether the gateway needs an identity of its own for
+// the listener.
+func (l *Listener) needsIdentity() bool { return l.Identity == MTLS || l.Identity == Self }
+
+// dns reads the bounds of the DNS listeners.
+func (p *parser) dns(n *strictyaml.Node) {
+	number := func(v *strictyaml.Node, into *int) {
+		if i, ok := v.Int(1, 1<<30); ok {
+			*into = i
+		}
+	}
+	for key, v := range n.Fields() {
+		switch key {
+		case "queries_per_second":
+			number(v, &p.DNS.PerSecond)
+		case "lookups_per_identity":
+			number(v, &p.DNS.InFlight)
+		case "lookups":
+			number(v, &p.DNS.Total)
+		case "connections_per_identity":
+			number(v, &p.DNS.Streams)
+		case "connections":
+			number(v, &p.DNSConnections)
+		case "queries_per_connection":
+			number(v, &p.DNS.PerStream)
+		case "span_every":
+			number(v, &p.SpanEvery)
+		default:
+			v.Unknown("queries_per_second", "lookups", "lookups_per_identity", "connections", "connections_per_identity", "queries_per_connection", "span_every")
+		}
+	}
+}
