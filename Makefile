@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -53,6 +53,10 @@ mutants: ## plant faults one by one; the cases of make hostile must find each
 
 mutants-fuzz: ## plant a fault for every fuzz target, which must find it within a minute
 	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants -fuzz'
+
+dns: ## 100,000 denied names over each way; dig, dnspython, unbound; the stubs of glibc, musl and Go
+	go test ./proxy/dns -run TestNoPacketLeavesForADeniedName -count=1 -timeout 30m -args -denied 100000
+	go test ./e2e -run TestDNS -count=1 -v
 
 rules: ## check the Prometheus rules and run their tests
 	sh e2e/promtool.sh

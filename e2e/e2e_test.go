@@ -1,7 +1,8 @@
 // Package e2e tests the exeat program as its users meet it: a process, real
 // sockets, curl, certificates made by OpenSSL, and a standard Go client.
 //
-// It needs curl and openssl. Where one is missing the tests that need it are
+// It needs curl, openssl and dig; for DNS also unbound, python3-dnspython,
+// musl-gcc, unshare, ip and mount. Where one is missing the tests that need it are
 // skipped; with CI set in the environment they fail. The flag -bytes says how
 // much TestStream sends each way:
 //

@@ -1,0 +1,271 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// dnsConfig has a listener of every DNS protocol before an upstream server.
+const dnsConfig = `version: 1
+identity:
+  certificate: gateway.pem
+  key: gateway_key.pem
+  bundle: ca.pem
+policy: policy.yaml
+listeners:
+  - {name: plain, address: "127.0.0.1:0", protocol: dns, identity: source-map, sources: {127.0.0.1/32: spiffe://prod.example/ns/ci/sa/builder}}
+  - {name: dot, address: "127.0.0.1:0", protocol: dot}
+  - {name: doh, address: "127.0.0.1:0", protocol: doh}
+resolver:
+  servers:
+    - %s
+timeouts:
+  drain_delay: 0s
+`
+
+const dnsPolicy = `version: 1
+identities:
+  - id: spiffe://prod.example/ns/ci/sa/builder
+    accept: [x509-svid, source-map]
+    allow:
+      - {host: allowed.example, dns: [TXT]}
+      - {host: alias.example}
+      - {host: private.example, addresses: [10.20.0.0/16]}
+      - {host: leaky.example}
+`
+
+// unboundConfig answers from data of its own, over UDP, TCP and TLS.
+const unboundConfig = `server:
+  directory: "%[1]s"
+  username: ""
+  chroot: ""
+  pidfile: ""
+  use-syslog: no
+  logfile: ""
+  do-daemonize: no
+  interface: 127.0.0.1@%[2]d
+  interface: 127.0.0.1@%[3]d
+  tls-port: %[3]d
+  tls-service-key: "%[1]s/gateway_key.pem"
+  tls-service-pem: "%[1]s/gateway.pem"
+  access-control: 127.0.0.0/8 allow
+  local-zone: "example." static
+  local-data: "allowed.example. 60 A 93.184.216.34"
+  local-data: "allowed.example. 60 AAAA 2606:2800:220:1::1"
+  local-data: 'allowed.example. 60 TXT "a text"'
+  local-data: "private.example. 60 A 10.20.0.7"
+  local-data: "leaky.example. 60 A 10.20.0.8"
+  local-data: "denied.example. 60 A 93.184.216.34"
+remote-control:
+  control-enable: no
+`
+
+// dnsSite is exeat before unbound.
+type dnsSite struct {
+	site
+	process *process
+}
+
+// newDNSSite starts unbound and exeat, which asks it over UDP or over DoT.
+func newDNSSite(t *testing.T, secure bool) dnsSite {
+	t.Helper()
+	need(t, "unbound")
+	s := newSite(t)
+	clear, overTLS := freePort(t), freePort(t)
+	write(t, s.dir, map[string]string{"unbound.conf": fmt.Sprintf(unboundConfig, s.dir, clear, overTLS), "policy.yaml": dnsPolicy})
+	startUnbound(t, s.dir)
+	upstream := fmt.Sprintf("udp: 127.0.0.1:%d", clear)
+	if secure {
+		upstream = fmt.Sprintf("{dot: '127.0.0.1:%d', name: localhost, ca: ca.pem}", overTLS)
+	}
+	write(t, s.dir, map[string]string{"exeat.yaml": fmt.Sprintf(dnsConfig, upstream)})
+	return dnsSite{s, start(t, s.dir, "serve", "--config", "exeat.yaml")}
+}
+
+func startUnbound(t *testing.T, dir string) {
+	t.Helper()
+	out := newOutput()
+	cmd := exec.Command("unbound", "-d", "-c", filepath.Join(dir, "unbound.conf"))
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+		out.end()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		if t.Failed() {
+			t.Logf("unbound:\n%s", out)
+		}
+	})
+	out.line(t, regexp.MustCompile(`start of service`))
+}
+
+// dig asks with dig and returns the status, the answers' data and the extended
+// error, a line each.
+func (s dnsSite) dig(t *testing.T, wire, caller string, question ...string) string {
+	t.Helper()
+	need(t, "dig")
+	name := map[string]string{"udp": "plain", "tcp": "plain"}[wire]
+	if name == "" {
+		name = wire
+	}
+	addr := s.process.listening(t, name)
+	args := []string{"@" + addr.Addr().String(), "-p", fmt.Sprint(addr.Port()), "+tries=1", "+timeout=10", "+nocookie"}
+	switch wire {
+	case "udp":
+		args = append(args, "+notcp")
+	case "tcp":
+		args = append(args, "+tcp")
+	case "dot":
+		args = append(args, "+tls")
+	case "doh":
+		args = append(args, "+https")
+	}
+	if wire == "dot" || wire == "doh" {
+		args = append(args, "+tls-ca=ca.pem", "+tls-hostname=localhost")
+		if caller != "" {
+			args = append(args, "+tls-certfile="+caller+".pem", "+tls-keyfile="+caller+"_key.pem")
+		}
+	}
+	stdout, stderr, code := run(t, s.dir, "dig", append(args, question...)...)
+	if code != 0 {
+		t.Fatalf("dig %v: exit code %d\n%s%s", question, code, stdout, stderr)
+	}
+	var lines []string
+	for line := range strings.Lines(stdout) {
+		line = strings.TrimSpace(line)
+		if status := regexp.MustCompile(`status: ([A-Z]+)`).FindStringSubmatch(line); status != nil {
+			lines = append(lines, status[1])
+		}
+		if ede := regexp.MustCompile(`EDE: (\d+) .*\(r=([a-z-]+) `).FindStringSubmatch(line); ede != nil {
+			lines = append(lines, "EDE "+ede[1]+" "+ede[2])
+		}
+		if fields := strings.Fields(line); len(fields) >= 5 && !strings.HasPrefix(line, ";") && fields[2] == "IN" && fields[3] != "SOA" {
+			lines = append(lines, strings.Join(fields[3:], " "))
+		}
+	}
+	return strings.Join(lines, ", ")
+}
+
+// TestDNSWithDig asks for what is allowed and what is not over every way, of
+// an upstream server over UDP and over DoT.
+func TestDNSWithDig(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		s := newDNSSite(t, secure)
+		for _, wire := range []string{"udp", "tcp", "dot", "doh"} {
+			for _, row := range []struct{ question, want string }{
+				{"allowed.example A", "NOERROR, A 93.184.216.34"},
+				{"allowed.example AAAA", "NOERROR, AAAA 2606:2800:220:1::1"},
+				{"ALLOWED.Example TXT", `NOERROR, TXT "a text"`},
+				{"private.example A", "NOERROR, A 10.20.0.7"},
+				{"leaky.example A", "NOERROR, EDE 15 resolved-address-denied"},
+				{"alias.example A", "NXDOMAIN"}, // there is none: the server says so
+				{"denied.example A", "NXDOMAIN, EDE 15 not-on-allowlist"},
+				{"allowed.example MX", "NOERROR, EDE 15 type-not-allowed"},
+				{"allowed.example ANY", `NOERROR, EDE 15 type-not-allowed, HINFO "RFC8482" ""`},
+				{"example A", "NOERROR, EDE 15 special-name"},
+				{"-x 10.20.0.7", "NXDOMAIN, EDE 15 special-name"},
+			} {
+				if wire == "udp" && strings.HasSuffix(row.question, "ANY") {
+					continue // dig asks for it over TCP
+				}
+				if got := s.dig(t, wire, "builder", strings.Fields(row.question)...); got != row.want {
+					t.Errorf("%s over %s: %s, want %s", row.question, wire, got, row.want)
+				}
+			}
+		}
+		for _, wire := range []string{"dot", "doh"} {
+			if got, want := s.dig(t, wire, "", "allowed.example"), "REFUSED, EDE 18 identity-missing"; got != want {
+				t.Errorf("without a certificate over %s: %s, want %s", wire, got, want)
+			}
+		}
+	}
+}
+
+// dnspython is another implementation of the protocol. It prints a line for
+// each question: the code, the answers, and the extended error.
+const dnspython = `
+import ssl, sys
+import dns.edns, dns.flags, dns.message, dns.query, dns.rcode
+plain, dot = int(sys.argv[1]), int(sys.argv[2])
+tls = ssl.create_default_context(cafile='ca.pem')
+tls.load_cert_chain('builder.pem', 'builder_key.pem')
+def show(way, r):
+    errors = [o for o in r.options if o.otype == 15]
+    said = ' '.join('%d %s' % (int.from_bytes(o.to_wire()[:2], 'big'), o.to_wire()[2:].decode().split(' d=')[0]) for o in errors)
+    print(way, dns.rcode.to_text(r.rcode()), ' '.join(sorted(str(d) for a in r.answer for d in a)), said, sep='|')
+for name, kind in (('allowed.example.', 'A'), ('denied.example.', 'A'), ('leaky.example.', 'A'), ('allowed.example.', 'NULL')):
+    q = dns.message.make_query(name, kind, use_edns=0)
+    show('udp', dns.query.udp(q, '127.0.0.1', port=plain, timeout=10))
+    show('tcp', dns.query.tcp(q, '127.0.0.1', port=plain, timeout=10))
+    show('tls', dns.query.tls(q, '127.0.0.1', port=dot, timeout=10, ssl_context=tls, server_hostname='localhost'))
+`
+
+func TestDNSWithDNSPython(t *testing.T) {
+	python := ""
+	for _, candidate := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(candidate, "-c", "import dns.query").Run() == nil {
+			python = candidate
+		}
+	}
+	if python == "" {
+		need(t, "python3 with dnspython")
+	}
+	s := newDNSSite(t, false)
+	plain, dot := s.process.listening(t, "plain"), s.process.listening(t, "dot")
+	stdout, stderr, code := run(t, s.dir, python, "-c", dnspython, fmt.Sprint(plain.Port()), fmt.Sprint(dot.Port()))
+	var want []string
+	for _, answer := range []string{"NOERROR|93.184.216.34|", "NXDOMAIN||15 r=not-on-allowlist", "NOERROR||15 r=resolved-address-denied", "NOERROR||15 r=type-not-allowed"} {
+		for _, way := range []string{"udp", "tcp", "tls"} {
+			want = append(want, way+"|"+answer)
+		}
+	}
+	if got := strings.TrimSpace(stdout); code != 0 || got != strings.Join(want, "\n") {
+		t.Errorf("exit code %d\n%s\nwant\n%s\n%s", code, got, strings.Join(want, "\n"), stderr)
+	}
+}
+
+// TestDNSStubs runs the resolvers of real C libraries and of Go in a network of
+// their own; see the program in dns/stubs.
+func TestDNSStubs(t *testing.T) {
+	need(t, "unshare", "ip", "mount", "getent", "musl-gcc")
+	dir := t.TempDir()
+	build := func(name string, args ...string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		cmd := exec.Command(args[0], append(args[1:], "-o", path)...) //nolint:gosec // a compiler
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return path
+	}
+	musl := build("musl", "musl-gcc", "-static", "-O2", "dns/musl/lookup.c")
+	harness := filepath.Join(dir, "stubs")
+	for _, command := range []string{"stubs", "golookup"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, command), "./dns/"+command)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("building %s: %v\n%s", command, err, out)
+		}
+	}
+	begin := time.Now()
+	stdout, stderr, code := run(t, dir, "unshare", "--map-root-user", "--mount", "--net", harness,
+		"-exeat", exeat, "-musl", musl, "-go", filepath.Join(dir, "golookup"))
+	t.Logf("in %s:\n%s", time.Since(begin).Round(time.Millisecond), stdout)
+	if code != 0 {
+		t.Errorf("exit code %d\n%s", code, stderr)
+	}
+}
