@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -191,6 +193,28 @@ func TestDNSWithDig(t *testing.T) {
 				t.Errorf("without a certificate over %s: %s, want %s", wire, got, want)
 			}
 		}
+	}
+}
+
+// TestDNSConnectionsDoNotDelayTheEnd: an idle one ends with the gateway, which
+// would otherwise wait for it for 30 s, longer than this test does.
+func TestDNSConnectionsDoNotDelayTheEnd(t *testing.T) {
+	s := newDNSSite(t, false)
+	for _, name := range []string{"dot", "doh"} {
+		conn, err := tls.Dial("tcp", s.process.listening(t, name).String(), &tls.Config{
+			MinVersion: tls.VersionTLS13, RootCAs: s.roots(t), ServerName: "localhost", Certificates: s.pair(t, "builder"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	if got, want := s.dig(t, "udp", "", "allowed.example", "A"), "NOERROR, A 93.184.216.34"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	s.process.signal(t, syscall.SIGTERM)
+	if code := s.process.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
 

@@ -107,9 +107,6 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 	if x.reason = x.admit(); x.reason != allowlist.NoReason || !x.decision.Allowed() {
 		return true
 	}
-	if x.server.cfg.Recorder.Required() {
-		return false // the record has to be waited for
-	}
 	answer, ok := x.server.cfg.Resolver.Cached(x.question(), x.start)
 	if ok {
 		x.answer(answer, x.start)

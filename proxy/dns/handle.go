@@ -16,10 +16,11 @@ type door interface {
 }
 
 // handle answers a query: at once, or from a goroutine of the group if a server
-// has to be asked. The packet is not kept.
+// has to be asked, or the record to be waited for. The packet is not kept.
 func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchange, msg []byte) {
 	defer x.rescue(ctx)
-	if x.receive(msg) {
+	answered := x.receive(msg)
+	if answered && (!s.cfg.Recorder.Required() || x.kind == noQuery) {
 		x.complete(ctx)
 		return
 	}
@@ -35,7 +36,9 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		lookups.Go(func() {
 			defer s.budgets.landed(id)
 			defer x.rescue(ctx)
-			x.look(ctx)
+			if !answered {
+				x.look(ctx)
+			}
 			x.complete(ctx)
 		})
 	}

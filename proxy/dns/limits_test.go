@@ -163,6 +163,7 @@ func waitFor(t *testing.T, what string, is func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("no %s", what)
 		}
+		<-time.After(10 * time.Millisecond) // between two looks
 	}
 }
 

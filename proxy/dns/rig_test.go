@@ -237,6 +237,7 @@ func policy() allowlist.Spec {
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
 		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("large.example", types(allowlist.TypeTXT)),
+		to("brief.example"), to("brief-gone.example"),
 		to("old.example", ended), to("printer.local"), to("deep.below.example"))
 	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
 	observed := entry("observed")
@@ -263,6 +264,7 @@ type upstream struct {
 	addr    netip.AddrPort
 	packets atomic.Int64
 	every   atomic.Bool // knows every name
+	down    atomic.Bool // answers nothing
 }
 
 func newUpstream(t *testing.T) *upstream {
@@ -330,7 +332,7 @@ func (u *upstream) stream(conn net.Conn) {
 func (u *upstream) reply(msg []byte, limit int) []byte {
 	u.packets.Add(1)
 	var q mdns.Msg
-	if q.Unpack(msg) != nil {
+	if u.down.Load() || q.Unpack(msg) != nil {
 		return nil
 	}
 	a := new(mdns.Msg)
@@ -366,7 +368,11 @@ func (u *upstream) fill(a, q *mdns.Msg, lines []string) {
 		}
 	}
 	if len(a.Answer) == 0 {
-		a.Ns = append(a.Ns, must(mdns.NewRR("example. 300 SOA ns.example. admin.example. 1 2 3 4 300")))
+		soa := "example. 300 SOA ns.example. admin.example. 1 2 3 4 300"
+		if strings.EqualFold(a.Question[0].Name, "brief-gone.example.") {
+			soa = "example. 1 SOA ns.example. admin.example. 1 2 3 4 1"
+		}
+		a.Ns = append(a.Ns, must(mdns.NewRR(soa)))
 	}
 }
 
@@ -388,6 +394,7 @@ func zone() map[string][]string {
 		"service.example.":   {`service.example. 60 HTTPS 1 . alpn="h2" ipv4hint="10.0.0.1,93.184.216.34" ech="AEX+DQBBZAAgACB="`},
 		"empty.example.":     {},
 		"large.example.":     large,
+		"brief.example.":     {"brief.example. 1 A 93.184.216.37"},
 		"printer.local.":     {"printer.local. 60 A 93.184.216.34"},
 		"other.example.":     {"other.example. 60 A 93.184.216.36"},
 	}

@@ -1,7 +1,14 @@
 package dns_test
 
 import (
+	"net"
+	"net/netip"
+	"sync"
 	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
 // TestAnswers is the table of docs/dns.md, over every way to ask.
@@ -116,6 +123,72 @@ func TestWhoIsRefused(t *testing.T) {
 		if r := g.next(t); r.text() != row.record {
 			t.Errorf("%s asks %s over %s: record %q, want %q", row.name, row.question, row.wire, r.text(), row.record)
 		}
+	}
+}
+
+// TestInspect lets no alias lead to a name that is not allowed by itself.
+func TestInspect(t *testing.T) {
+	g := newGateway(t, options{inspect: true})
+	c := g.dial(t, "dot", "sidecar")
+	for question, want := range map[string]string{
+		"allowed.example":   "NOERROR, A 93.184.216.34",
+		"alias.example":     "NOERROR, soa of example., ede 15 not-on-allowlist",
+		"bad-alias.example": "NOERROR, soa of example., ede 15 denied-by-rule",
+	} {
+		if got := say(ask(t, c, question)); got != want {
+			t.Errorf("%s: %s, want %s", question, got, want)
+		}
+	}
+}
+
+// TestStaleAnswers: when no server answers, what is past its time does, and
+// says so.
+func TestStaleAnswers(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.dial(t, "dot", "sidecar")
+	ask(t, c, "brief.example")
+	ask(t, c, "brief-gone.example")
+	g.upstream.down.Store(true)
+	for question, want := range map[string]string{
+		"brief.example":      "NOERROR, A 93.184.216.37, ede 3",
+		"brief-gone.example": "NXDOMAIN, soa of example., ede 19",
+	} {
+		waitFor(t, "stale answer to "+question, func() bool { return say(ask(t, c, question)) == want })
+	}
+	for {
+		if r := g.next(t); r.Source == "stale" {
+			if r.text() != "allow A NOERROR stale" && r.text() != "allow A NXDOMAIN stale" {
+				t.Errorf("record %+v", r)
+			}
+			return
+		}
+	}
+}
+
+// TestIPv6 asks over it, where there is any.
+func TestIPv6(t *testing.T) {
+	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
+		_ = l.Close()
+	} else {
+		t.Skip("this machine has no IPv6")
+	}
+	g := newGateway(t, options{})
+	u, err := dns.ListenUDP(t.Context(), dns.UDPConfig{
+		Name: "six", Address: netip.MustParseAddrPort("[::1]:0"), Sockets: 2,
+		Mapped: dns.NewSources(map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("::1/128"): id("mapped")}).Find,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = g.server.ServeUDP(t.Context(), u) })
+	defer serving.Wait()
+	defer u.Close()
+	if got := say(ask(t, dialUDP(t, u.Addr()), "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+		t.Error(got)
+	}
+	if r := g.next(t); r.Identity != id("mapped").String() || r.IdentitySource != "source-map" {
+		t.Errorf("record %+v", r)
 	}
 }
 
