@@ -269,7 +269,7 @@ func TestDNSStubs(t *testing.T) {
 	build := func(name string, args ...string) string {
 		t.Helper()
 		path := filepath.Join(dir, name)
-		cmd := exec.Command(args[0], append(args[1:], "-o", path)...) //nolint:gosec // a compiler
+		cmd := exec.Command(args[0], append(args[1:], "-o", path)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)

@@ -114,9 +114,9 @@ func (m *message) count(section int) {
 // the name asked for without its first skip bytes.
 func (m *message) record(section, skip, typ, size int) {
 	m.count(section)
-	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip))
-	m.buf = binary.BigEndian.AppendUint16(m.buf, uint16(typ))           //nolint:gosec // G115: a constant
-	m.buf = append(m.buf, 0, classIN, 0, 0, 0, localTTL, 0, byte(size)) //nolint:gosec // G115: a constant
+	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip)) //nolint:gosec // G115: inside the question
+	m.buf = binary.BigEndian.AppendUint16(m.buf, uint16(typ))                 //nolint:gosec // G115: a constant
+	m.buf = append(m.buf, 0, classIN, 0, 0, 0, localTTL, 0, byte(size))       //nolint:gosec // G115: a constant
 }
 
 // soa writes the start of authority of a zone that is ours as far as the client

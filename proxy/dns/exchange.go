@@ -117,6 +117,9 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 // admit says everything that can be said without a lookup.
 func (x *exchange) admit() allowlist.Reason {
 	caller := &x.caller
+	if !x.server.budgets.ask(caller.ID, x.start) {
+		return allowlist.RateLimited
+	}
 	switch x.kind {
 	case malformed, noQuery:
 		return allowlist.MalformedHeader
@@ -132,8 +135,6 @@ func (x *exchange) admit() allowlist.Reason {
 		return caller.Reason
 	case !caller.NotAfter.IsZero() && x.start.After(caller.NotAfter):
 		return allowlist.IdentityExpired
-	case !x.server.budgets.ask(caller.ID, x.start):
-		return allowlist.RateLimited
 	case x.kind == transfer:
 		return allowlist.TypeNotAllowed
 	}
@@ -272,7 +273,6 @@ func (x *exchange) refuse(id string) {
 	}
 	if form == silence {
 		x.sent.silent = true
-		x.server.counts.shed.Add(1)
 		return
 	}
 	if form == nameError && (x.decision.Above || x.query.isRoot()) {

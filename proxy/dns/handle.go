@@ -47,6 +47,9 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 // complete gives the response to the door.
 func (x *exchange) complete(ctx context.Context) {
 	x.settle(ctx)
+	if x.sent.silent && x.kind != noQuery {
+		x.server.counts.shed.Add(1)
+	}
 	x.replied = true
 	x.door.reply(ctx, x)
 }
@@ -82,8 +85,8 @@ func (x *exchange) done(ctx context.Context, err error) {
 			x.begin(ctx)
 			x.fill(ctx)
 		}
-		if err != nil {
-			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone
+		if v := x.open.Verdict; err != nil && (v == allowlist.Allow || v == allowlist.Observe) {
+			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
 		}
 		x.open.End()
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,11 +33,15 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// counter counts records and keeps none.
-type counter struct{ n int }
+// sink keeps the verdict and the reason of the last record.
+type sink struct {
+	verdict allowlist.Verdict
+	reason  allowlist.Reason
+}
 
-func (c *counter) Write(_ context.Context, records []*audit.Record) error {
-	c.n += len(records)
+func (s *sink) Write(_ context.Context, records []*audit.Record) error {
+	last := records[len(records)-1]
+	s.verdict, s.reason = last.Verdict, last.Reason
 	return nil
 }
 
@@ -52,7 +57,7 @@ func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolv
 	}))
 	tb.Cleanup(resolver.Close)
 	recorder := must(audit.New(tb.Context(), audit.Config{
-		Sinks: []audit.SinkConfig{{Name: "test", Sink: &counter{}}}, Tracer: noop.NewTracerProvider().Tracer(""),
+		Sinks: []audit.SinkConfig{{Name: "test", Sink: &sink{}}}, Tracer: noop.NewTracerProvider().Tracer(""),
 	}))
 	tb.Cleanup(func() { _ = recorder.Close(context.Background()) })
 	if lookup == nil {
@@ -158,6 +163,33 @@ func TestStreamsDoNotWaitForClients(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestLeavingHidesNothing: that an answer does not reach its client is told of
+// what was allowed, and does not take the place of a denial.
+func TestLeavingHidesNothing(t *testing.T) {
+	for name, want := range map[string]sink{
+		"allowed.example": {allowlist.Fail, allowlist.ClientGone},
+		"denied.example":  {allowlist.Deny, allowlist.NotOnAllowlist},
+	} {
+		out := &sink{}
+		recorder := must(audit.New(t.Context(), audit.Config{
+			Sinks: []audit.SinkConfig{{Name: "test", Sink: out}}, Tracer: noop.NewTracerProvider().Tracer(""),
+		}))
+		s := newServer(t, nil)
+		s.cfg.Recorder = recorder
+		caller := sidecar()
+		x := s.take(origin{wire: wireDoT, prefix: 2}, discard{}, &caller)
+		x.receive(packetOf(name, mdns.TypeA, true))
+		x.settle(t.Context())
+		x.done(t.Context(), io.ErrClosedPipe)
+		if err := recorder.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if *out != want {
+			t.Errorf("%s: %s %s, want %s %s", name, out.verdict, out.reason, want.verdict, want.reason)
+		}
 	}
 }
 
@@ -296,5 +328,30 @@ func checkAnswer(t *testing.T, x *exchange, msg []byte) {
 	_, granted := x.server.cfg.Resolver.Cached(x.question(), x.start)
 	if allowed := x.decision.Allowed(); len(a.Answer) > 0 && !allowed && a.Question[0].Qtype != mdns.TypeANY && !strings.HasSuffix(x.query.host.String(), "localhost") {
 		t.Fatalf("% x: denied, granted %t, and the answer %v", msg, granted, &a)
+	}
+}
+
+// BenchmarkHit answers an allowed question from what is known, with a record
+// and without a span, as a datagram between the reads of a socket.
+func BenchmarkHit(b *testing.B) {
+	s := newServer(b, nil)
+	caller := sidecar()
+	msg := packetOf("allowed.example", mdns.TypeA, true)
+	var lookups sync.WaitGroup
+	b.ReportAllocs()
+	for b.Loop() {
+		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+	}
+}
+
+// BenchmarkDenial answers a question for a name that is not allowed.
+func BenchmarkDenial(b *testing.B) {
+	s := newServer(b, nil)
+	caller := sidecar()
+	msg := packetOf("denied.example", mdns.TypeA, true)
+	var lookups sync.WaitGroup
+	b.ReportAllocs()
+	for b.Loop() {
+		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }

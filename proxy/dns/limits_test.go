@@ -56,6 +56,13 @@ func TestTooManyQueries(t *testing.T) {
 	if got := say(ask(t, g.dial(t, "dot", "other"), "other.example")); got != "NOERROR, A 93.184.216.36" {
 		t.Errorf("another identity: %s", got)
 	}
+	nobody := g.dial(t, "dot", "")
+	for range 50 { // so do all who have none
+		if say(ask(t, nobody, "denied.example")) == "REFUSED, ede 18 rate-limited" {
+			return
+		}
+	}
+	t.Error("50 queries without an identity were answered within the limit of one a second")
 }
 
 // holding makes lookups wait until the test ends, or release is closed.

@@ -60,7 +60,8 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 		allowlist.DuplicateHost, allowlist.AuthorityMismatch, allowlist.ConnectOnly, allowlist.HeadTooLarge,
 		allowlist.HeadTimeout, allowlist.PortNotAllowed, allowlist.PathNotAllowed,
 		allowlist.IPNotOnAllowlist, allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout,
-		allowlist.AuditUnavailable, allowlist.InternalError, allowlist.TLSHandshakeFailed:
+		allowlist.ResponseFailed, allowlist.ResponseTimeout, allowlist.AuditUnavailable,
+		allowlist.InternalError, allowlist.TLSHandshakeFailed:
 	}
 	return failed, edeOther
 }

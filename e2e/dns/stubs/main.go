@@ -71,39 +71,39 @@ func main() {
 		{name: "musl", command: []string{*musl}, atOnce: true},
 		{name: "go", command: []string{*golookup}},
 	}
-	if err := run(*exeat, stubs, os.Stdout); err != nil {
+	if err := run(context.Background(), *exeat, stubs, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "stubs:", err)
 		os.Exit(1)
 	}
 }
 
-func run(exeat string, stubs []stub, out io.Writer) error {
+func run(ctx context.Context, exeat string, stubs []stub, out io.Writer) error {
 	dir, err := os.MkdirTemp("", "stubs-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	if err := prepare(dir); err != nil {
+	defer func() { _ = os.RemoveAll(dir) }()
+	if err := prepare(ctx, dir); err != nil {
 		return err
 	}
-	second, err := listen("127.0.0.2:53", false)
+	second, err := listen(ctx, "127.0.0.2:53", false)
 	if err != nil {
 		return err
 	}
-	upstream, err := listen("127.0.0.53:53", true)
+	upstream, err := listen(ctx, "127.0.0.53:53", true)
 	if err != nil {
 		return err
 	}
-	stop, err := serve(exeat, dir)
+	stop, err := serve(ctx, exeat, dir)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	var broken []error
-	fmt.Fprintf(out, "%-6s %-16s %-8s %8s %8s  %s\n", "stub", "name", "found", "fastest", "slowest", "packets to the second server")
+	_, _ = fmt.Fprintf(out, "%-6s %-16s %-8s %8s %8s  %s\n", "stub", "name", "found", "fastest", "slowest", "packets to the second server")
 	for _, s := range stubs {
 		for _, name := range []string{allowed, denied} {
-			broken = append(broken, s.try(name, second, out))
+			broken = append(broken, s.try(ctx, name, second, out))
 		}
 	}
 	if asked := upstream.asked(); len(asked) != 1 || !asked[allowed] {
@@ -113,7 +113,7 @@ func run(exeat string, stubs []stub, out io.Writer) error {
 }
 
 // prepare makes the namespaces fit for the stubs.
-func prepare(dir string) error {
+func prepare(ctx context.Context, dir string) error {
 	for name, text := range files() {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
@@ -124,7 +124,7 @@ func prepare(dir string) error {
 		{"mount", "--bind", filepath.Join(dir, "resolv.conf"), "/etc/resolv.conf"},
 		{"mount", "--bind", filepath.Join(dir, "nsswitch.conf"), "/etc/nsswitch.conf"},
 	} {
-		if said, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+		if said, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, said)
 		}
 	}
@@ -132,8 +132,8 @@ func prepare(dir string) error {
 }
 
 // serve runs exeat until stop is called.
-func serve(exeat, dir string) (stop func(), err error) {
-	cmd := exec.Command(exeat, "serve", "--config", "exeat.yaml")
+func serve(ctx context.Context, exeat, dir string) (stop func(), err error) {
+	cmd := exec.CommandContext(ctx, exeat, "serve", "--config", "exeat.yaml")
 	cmd.Dir = dir
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -159,14 +159,14 @@ func serve(exeat, dir string) (stop func(), err error) {
 }
 
 // try looks a name up a few times.
-func (s stub) try(name string, second *server, out io.Writer) error {
+func (s stub) try(ctx context.Context, name string, second *server, out io.Writer) error {
 	before := second.packets.Load()
 	var fastest, slowest time.Duration
 	found := false
 	for i := range tries {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		within, cancel := context.WithTimeout(ctx, 20*time.Second)
 		begin := time.Now()
-		said, _ := exec.CommandContext(ctx, s.command[0], append(s.command[1:], name)...).Output() // not found is an error
+		said, _ := exec.CommandContext(within, s.command[0], append(s.command[1:], name)...).Output() // not found is an error
 		took := time.Since(begin)
 		cancel()
 		found = strings.Contains(string(said), address)
@@ -176,7 +176,7 @@ func (s stub) try(name string, second *server, out io.Writer) error {
 		slowest = max(slowest, took)
 	}
 	packets := second.packets.Load() - before
-	fmt.Fprintf(out, "%-6s %-16s %-8t %8s %8s  %d\n", s.name, name, found,
+	_, _ = fmt.Fprintf(out, "%-6s %-16s %-8t %8s %8s  %d\n", s.name, name, found,
 		fastest.Round(time.Millisecond/10), slowest.Round(time.Millisecond/10), packets)
 	switch {
 	case found != (name == allowed):
@@ -190,8 +190,8 @@ func (s stub) try(name string, second *server, out io.Writer) error {
 }
 
 // listen opens a server that counts, and answers only if asked to.
-func listen(address string, answers bool) (*server, error) {
-	conn, err := net.ListenPacket("udp", address)
+func listen(ctx context.Context, address string, answers bool) (*server, error) {
+	conn, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", address)
 	if err != nil {
 		return nil, err
 	}
