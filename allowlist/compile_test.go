@@ -75,13 +75,13 @@ func TestNamesOfRules(t *testing.T) {
 }
 
 func TestPlaces(t *testing.T) {
-	r := CompiledRule{Rule: Rule{At: "a.yaml:3"}}
-	if got := r.Place(); got != "a.yaml:3" {
-		t.Errorf("place %q", got)
-	}
-	r.UseAt = "b.yaml:9"
-	if got := r.Place(); got != "a.yaml:3, used at b.yaml:9" {
-		t.Errorf("place %q", got)
+	for useAt, want := range map[string]string{"": "a.yaml:3", "b.yaml:9": "a.yaml:3, used at b.yaml:9"} {
+		r := rule("api.example")
+		r.At, r.UseAt = "a.yaml:3", useAt
+		d := policyOf(t, entryOf(checkout, allow(r))).Decide(tunnel(checkout, "api.example:443"))
+		if got := d.Rule.Place(); got != want {
+			t.Errorf("place %q, want %q", got, want)
+		}
 	}
 }
 

@@ -88,6 +88,20 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestQueryTypes(t *testing.T) {
+	for _, typ := range QueryTypes() {
+		got, ok := ParseQueryType(typ.String())
+		if !ok || got != typ || !typ.Known() || only(typ)&(only(typ)-1) != 0 {
+			t.Errorf("%s is read as %s, %t, known %t", typ, got, ok, typ.Known())
+		}
+	}
+	for _, typ := range []QueryType{0, 10, 25, 251, 252, 255, 65280} {
+		if got, ok := ParseQueryType(typ.String()); ok || got != 0 || typ.Known() {
+			t.Errorf("%s can be allowed", typ)
+		}
+	}
+}
+
 func TestNamesAreRefusedBeforeRules(t *testing.T) {
 	p := must(Compile(Spec{
 		Entries: []Entry{

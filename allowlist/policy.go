@@ -57,6 +57,7 @@ type entry struct {
 type CompiledRule struct {
 	Rule
 	name    string
+	place   string
 	methods map[string]bool // nil: any
 	types   typeSet         // that it makes resolvable
 	ranges  *bart.Lite      // Addresses, or CIDR; nil if neither
@@ -68,12 +69,7 @@ func (r *CompiledRule) Name() string { return r.name }
 
 // Place returns file:line of the rule and, behind a comma, that of the use
 // that named it.
-func (r *CompiledRule) Place() string {
-	if r.UseAt == "" {
-		return r.At
-	}
-	return r.At + ", used at " + r.UseAt
-}
+func (r *CompiledRule) Place() string { return r.place }
 
 // Compile makes a policy of a spec. The spec's slices must not be changed
 // afterwards. The error names the entry or rule that does not fit; specs made
@@ -261,6 +257,9 @@ func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts Por
 			c.Addresses[i] = canonicalPrefix(a)
 			c.ranges.Insert(c.Addresses[i])
 		}
+	}
+	if c.place = c.At; c.UseAt != "" {
+		c.place += ", used at " + c.UseAt
 	}
 	c.name = c.Rule.Name
 	if c.name == "" {

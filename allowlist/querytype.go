@@ -58,6 +58,9 @@ func (t QueryType) String() string {
 	return "TYPE" + strconv.Itoa(int(t))
 }
 
+// Known reports whether t is one of QueryTypes.
+func (t QueryType) Known() bool { return only(t) != 0 }
+
 // QueryTypes returns the types that a policy can allow.
 func QueryTypes() []QueryType {
 	return []QueryType{

@@ -120,6 +120,19 @@ func (r *Recorder) Close(ctx context.Context) error {
 	return nil
 }
 
+// Pass counts a decision that has no span and that no sink keeps, so that
+// nothing is to be written of it. If a sink does, it reports false and does
+// nothing. The record is neither kept nor changed.
+func (r *Recorder) Pass(rec *Record) bool {
+	for _, w := range r.workers {
+		if w.cfg.keeps(rec) {
+			return false
+		}
+	}
+	r.count(rec)
+	return true
+}
+
 // Event records something that is no decision, such as a failed handshake. The
 // record's time and id are set if they are zero.
 func (r *Recorder) Event(rec Record) {

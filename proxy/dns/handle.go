@@ -61,7 +61,7 @@ func (x *exchange) settle(ctx context.Context) {
 	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
 		return
 	}
-	x.begin(ctx)
+	x.begin(ctx, x.thin())
 	id := x.open.ID
 	if refusal {
 		x.refuse(id)
@@ -77,25 +77,43 @@ func (x *exchange) settle(ctx context.Context) {
 	}
 }
 
-// done ends the record, when the response was sent or could not be.
+// done ends the exchange, when the response was sent or could not be.
 func (x *exchange) done(ctx context.Context, err error) {
 	defer x.server.contain(ctx)
 	if x.kind != noQuery {
-		if x.open == nil {
-			x.begin(ctx)
-			x.fill(ctx)
-		}
-		if v := x.open.Verdict; err != nil && (v == allowlist.Allow || v == allowlist.Observe) {
-			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
-		}
-		x.open.End()
+		x.note(ctx, err)
 	}
 	x.server.give(x)
 }
 
-func (x *exchange) begin(ctx context.Context) {
+// note ends the record, or only counts the query if nothing is written of it.
+func (x *exchange) note(ctx context.Context, err error) {
+	if x.open == nil {
+		thin := x.thin()
+		if thin && err == nil && x.pass() {
+			return
+		}
+		x.begin(ctx, thin)
+		x.fill(ctx)
+	}
+	if v := x.open.Verdict; err != nil && (v == allowlist.Allow || v == allowlist.Observe) {
+		x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
+	}
+	x.open.End()
+}
+
+// pass counts the query, if no sink wants its record. It allocates nothing.
+func (x *exchange) pass() bool {
+	x.record = audit.Record{
+		Time: x.start, Event: audit.EventDecision, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire,
+	}
+	x.describe(&x.record)
+	return x.server.cfg.Recorder.Pass(&x.record)
+}
+
+func (x *exchange) begin(ctx context.Context, thin bool) {
 	x.open = x.server.cfg.Recorder.Begin(ctx, audit.Start{
-		Time: x.start, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire, NoSpan: x.thin(),
+		Time: x.start, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire, NoSpan: thin,
 	})
 }
 
@@ -111,7 +129,13 @@ func (x *exchange) thin() bool {
 
 // fill notes everything that is known.
 func (x *exchange) fill(ctx context.Context) {
-	rec := x.open
+	x.describe(&x.open.Record)
+	if x.looked > 0 {
+		x.open.Dialed(ctx, x.start, x.looked, 0, x.open.Reason)
+	}
+}
+
+func (x *exchange) describe(rec *audit.Record) {
 	rec.Client, rec.Identity, rec.Source = x.caller.Addr, x.caller.ID, x.caller.Source
 	rec.Dest = allowlist.Destination{Host: x.query.host}
 	if x.state != nil {
@@ -124,10 +148,7 @@ func (x *exchange) fill(ctx context.Context) {
 	if x.reason != allowlist.NoReason {
 		rec.Verdict, rec.Reason, rec.WouldReason = verdictOf(x.reason), x.reason, allowlist.NoReason
 	}
-	rec.Decide, rec.Class = x.decided, x.class
-	if x.looked > 0 {
-		rec.Dialed(ctx, x.start, x.looked, 0, rec.Reason)
-	}
+	rec.Decide, rec.Resolve, rec.Class = x.decided, x.looked, x.class
 	rec.DNS = audit.DNS{
 		Type: x.query.typ, Answers: x.sent.answers, Filtered: x.sent.filtered, Source: x.sent.source,
 	}

@@ -116,6 +116,37 @@ func TestAHitAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestACountedHitAllocatesNothing: of what is allowed and answered, only one in
+// many has a span, and the sink takes only denials.
+func TestACountedHitAllocatesNothing(t *testing.T) {
+	s := newServer(t, nil)
+	counted := 0
+	s.cfg.SpanEvery = 1 << 40
+	s.cfg.Recorder = must(audit.New(t.Context(), audit.Config{
+		Sinks: []audit.SinkConfig{{
+			Name: "denials", Sink: &sink{}, Keep: func(r *audit.Record) bool { return r.Verdict != allowlist.Allow },
+		}},
+		Tracer: noop.NewTracerProvider().Tracer(""),
+		Measure: func(r *audit.Record) {
+			if r.Event == audit.EventDecision && r.DNS.Code == "NOERROR" && r.Verdict == allowlist.Allow && r.Dest.Host.String() == "allowed.example" {
+				counted++
+			}
+		},
+	}))
+	defer func() { _ = s.cfg.Recorder.Close(context.Background()) }()
+	caller := sidecar()
+	msg := packetOf("allowed.example", mdns.TypeA, true)
+	var lookups sync.WaitGroup
+	hit := func() { s.handle(t.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg) }
+	hit() // the first one has its span
+	if n := testing.AllocsPerRun(200, hit); n != 0 && !raceEnabled {
+		t.Errorf("%v allocations", n)
+	}
+	if counted != 202 || s.cfg.Recorder.Stats().Made != 202 {
+		t.Errorf("%d of 202 were measured, %d made", counted, s.cfg.Recorder.Stats().Made)
+	}
+}
+
 // bubble serves one stream inside a bubble and returns the client's end.
 func bubble(t *testing.T, s *Server) (client net.Conn, ended chan struct{}) {
 	t.Helper()

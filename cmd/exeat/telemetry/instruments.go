@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -67,7 +66,7 @@ func (l queryLabels) attributes() []attribute.KeyValue {
 // queryLabelsOf keeps what callers choose within bounds.
 func queryLabelsOf(d *audit.DNS) queryLabels {
 	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.Source}
-	if slices.Contains(allowlist.QueryTypes(), d.Type) {
+	if d.Type.Known() {
 		l.qtype = d.Type.String()
 	}
 	return l
