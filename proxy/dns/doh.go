@@ -52,14 +52,16 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		},
 	}
 	var ending sync.WaitGroup
-	defer s.endings.add(func() {
+	forget := s.endings.add(func() {
 		ending.Go(func() { _ = srv.Shutdown(ctx) }) // its error is that of ctx, which cuts the connection
-	})()
+	})
 	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
-		return
 	}
-	<-gone
+	if one.accepted() { // or the end came before
+		<-gone
+	}
+	forget()
 	ending.Wait()
 	h.lookups.Wait()
 }
@@ -82,6 +84,13 @@ func (l *oneConn) Accept() (net.Conn, error) {
 	}
 	<-l.closed
 	return nil, net.ErrClosed
+}
+
+// accepted reports whether the connection was.
+func (l *oneConn) accepted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn == nil
 }
 
 // Close ends Accept.

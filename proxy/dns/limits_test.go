@@ -327,6 +327,9 @@ func TestDrain(t *testing.T) {
 	if _, err := late.ask(must(question("allowed.example").Pack())); err == nil {
 		t.Error("a connection that comes later is answered")
 	}
+	if _, err := g.dial(t, "doh", "sidecar").ask(must(question("allowed.example").Pack())); err == nil {
+		t.Error("one over HTTPS that comes later is answered")
+	}
 	release()
 	if raw, err := readMessage(busy); err != nil || raw[3]&0xf != 2 {
 		t.Errorf("what was under way: % x, %v", raw, err)
