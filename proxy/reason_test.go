@@ -182,7 +182,6 @@ func elsewhere() map[allowlist.Reason]string {
 		allowlist.PathNotAllowed:   "TestPlainDecisions: only a plain HTTP request has a path",
 		allowlist.TypeNotAllowed:   "only a DNS query has a type",
 		allowlist.SpecialName:      "only a DNS query is refused for it",
-		allowlist.RateLimited:      "only DNS queries are counted",
 		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
 		allowlist.SNIMismatch:      "TestFirstBytes: a tunnel has been answered",
 		allowlist.SNIMissing:       "TestFirstBytes",

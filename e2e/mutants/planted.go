@@ -67,6 +67,10 @@ func planted() []fault {
 			"len(p.msg) < p.off+int(h.Rdlength)", "len(p.msg) < p.off", "./proxy/resolve/wire", "FuzzParse",
 		},
 		{
+			"the length of an option is believed", "proxy/dns/query.go",
+			"if len(options) < option {", "if len(options) < 4 {", "./proxy/dns", "FuzzQuery",
+		},
+		{
 			"a long ID is cut", "identity/svid.go",
 			"spiffeid.FromString(raw)", `spiffeid.FromString(fmt.Sprintf("%.45s", raw))`, "./identity", "FuzzID",
 		},
