@@ -34,6 +34,7 @@ type exchange struct {
 	request  allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
+	bound    bound // how an address literal came to be allowed, if by its names
 	detail   string
 	lease    *limit.Lease // of the tunnel; nil before there is one
 	settled  func()       // ends what pend began; nil if nothing is pending
@@ -86,6 +87,7 @@ func (x *exchange) next(ctx context.Context) bool {
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
 	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
+	x.bound = bound{}
 }
 
 // await sets the time for the next head. Behind an answered plain request the
@@ -219,6 +221,7 @@ func (x *exchange) decide(now time.Time) {
 	x.state = x.proxy.cfg.Current.Load()
 	x.request.ID, x.request.Source, x.request.Time = x.conn.Caller.ID, x.conn.Caller.Source, now
 	x.decision = x.state.Decide(x.request)
+	x.bind(now)
 	x.open.SetDecision(x.decision)
 	if x.state != nil {
 		x.open.Generation = x.state.Generation
@@ -259,7 +262,13 @@ func (x *exchange) settle() {
 // dial connects to what was decided.
 func (x *exchange) dial(ctx context.Context, pending *underway) (dial.Result, allowlist.Reason) {
 	start := time.Now()
-	res, err := x.proxy.cfg.Dialer.Dial(ctx, &x.decision)
+	var res dial.Result
+	var err error
+	if x.bound.addr.IsValid() {
+		res, err = x.proxy.cfg.Dialer.DialAddr(ctx, &x.decision, x.bound.addr)
+	} else {
+		res, err = x.proxy.cfg.Dialer.Dial(ctx, &x.decision)
+	}
 	return res, x.dialed(ctx, start, res, err, pending)
 }
 

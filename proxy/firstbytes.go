@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -26,6 +27,7 @@ type firstBytes struct {
 	ech     allowlist.ECHMode
 	current *live.Current
 	record  *audit.Tunnel
+	names   []allowlist.Host // of an address that was allowed by these; nil otherwise
 
 	reader hello.Reader
 	reason allowlist.Reason // of a refusal
@@ -33,7 +35,7 @@ type firstBytes struct {
 
 // check returns the check that was decided; record is the tunnel's.
 func (x *exchange) check(record *audit.Tunnel) *firstBytes {
-	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record}
+	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record, names: x.bound.names}
 	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
 		c.mode = allowlist.TLSOff
 	}
@@ -89,7 +91,7 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 		if !literal {
 			reason = allowlist.SNIMissing
 		}
-	case err == nil && (host == c.request.Dest.Host || literal && c.reaches(host)):
+	case err == nil && (host == c.request.Dest.Host || slices.Contains(c.names, host) || literal && c.reaches(host)):
 		seen.TLS = audit.TLSMatch
 	default:
 		seen.TLS, reason = audit.TLSMismatch, allowlist.SNIMismatch

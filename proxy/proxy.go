@@ -12,10 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -50,6 +54,9 @@ type Config struct {
 	KeepAlive time.Duration
 	// HeadLimit bounds a head in bytes; zero means head.DefaultLimit.
 	HeadLimit int
+	// Bound returns the names that an identity was told an address for, by the
+	// DNS door; nil is none. See resolve.Resolver.
+	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []allowlist.Host
 	// HelloTimeout bounds the time for the ClientHello that begins a tunnel;
 	// zero means DefaultHelloTimeout.
 	HelloTimeout time.Duration

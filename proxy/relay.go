@@ -72,7 +72,7 @@ type relaying struct {
 	*tunnel.Tunnel
 	entry  *underway
 	record *audit.Tunnel // nil until it was answered
-	check  *firstBytes   // nil for an upgrade
+	check  *firstBytes   // as record
 }
 
 // relay registers the tunnel, makes sure that the state in force still allows
@@ -141,10 +141,8 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	}
 	x.open.End()
 	r.record = x.open.Tunnel()
-	if !x.isPlain() { // what an upgrade begins with is no TLS
-		r.check = x.check(r.record)
-		r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
-	}
+	r.check = x.check(r.record)
+	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
 	return false, true
 }
 

@@ -53,6 +53,7 @@ type options struct {
 	hello       time.Duration // for a ClientHello
 	tunnel      tunnel.Config
 	forward     forward.Config
+	bound       func(spiffeid.ID, netip.Addr, time.Time) []allowlist.Host
 	limits      limit.Config // a zero field is more than any test needs
 }
 
@@ -98,7 +99,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
 		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.hello, Tunnel: o.tunnel, Forward: o.forward,
-		Budgets: g.budgets,
+		Budgets: g.budgets, Bound: o.bound,
 	})
 	if err != nil {
 		tb.Fatal(err)

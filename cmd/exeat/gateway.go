@@ -155,7 +155,7 @@ func (g *gateway) buildProxy() error {
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder, Log: g.log,
 		HeadTimeout: g.cfg.HeadTimeout, HeadLimit: g.cfg.HeadLimit, HelloTimeout: g.cfg.HelloTimeout,
-		Disclosure: g.cfg.Disclosure, Budgets: g.budgets,
+		Disclosure: g.cfg.Disclosure, Budgets: g.budgets, Bound: g.resolver.Bound,
 		Tunnel:    tunnel.Config{Idle: g.cfg.TunnelIdle, Max: g.cfg.TunnelMax},
 		KeepAlive: g.cfg.KeepAlive,
 		Forward: forward.Config{

@@ -104,11 +104,25 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 	if err != nil {
 		return res, &Error{Reason: resolveReason(err), Err: err}
 	}
+	return d.dial(ctx, dec, addrs, res)
+}
+
+// DialAddr connects to an address that the destination of a decision was the
+// name for when the caller asked, without looking it up again. The decision is
+// asked about the address as it is by Dial. Every error is an *Error.
+func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr netip.Addr) (Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
+	defer cancel()
+	return d.dial(ctx, dec, []netip.Addr{addr}, Result{})
+}
+
+// dial connects to one of the addresses that the decision lets through.
+func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []netip.Addr, res Result) (Result, error) {
 	allowed := res.keep(dec, addrs)
 	if len(allowed) == 0 {
 		return res, &Error{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
 	}
-	start = time.Now()
+	start := time.Now()
 	allowed = interleave(allowed)
 	res.Addr = allowed[0]
 	conn, err := d.race(ctx, dec, allowed)

@@ -1,0 +1,61 @@
+package proxy
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// bound is why a tunnel to an address literal is allowed that no rule names: the
+// caller was told the address by the DNS door, for a name that it may reach.
+type bound struct {
+	addr  netip.Addr
+	names []allowlist.Host // that the caller may reach there, on the port it asks for
+}
+
+// bind decides a tunnel to an address once more, by the names that it was the
+// answer for. Of these, the one whose rule looks at the first bytes most
+// strictly is the destination of the decision; a ClientHello may ask for any.
+func (x *exchange) bind(now time.Time) {
+	x.bound = bound{}
+	host := x.request.Dest.Host
+	if x.proxy.cfg.Bound == nil || x.isPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
+		return
+	}
+	for _, name := range x.proxy.cfg.Bound(x.request.ID, host.Addr(), now) {
+		req := x.request
+		req.Dest.Host = name
+		d := x.state.Decide(req)
+		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil {
+			continue
+		}
+		if x.bound.names = append(x.bound.names, name); len(x.bound.names) == 1 || stricter(d, x.decision) {
+			x.decision = d
+		}
+	}
+	if len(x.bound.names) > 0 {
+		x.bound.addr = host.Addr()
+	}
+}
+
+// bindable reports whether a denial only says that no rule names the address.
+func bindable(reason allowlist.Reason) bool {
+	return reason == allowlist.IPNotOnAllowlist || reason == allowlist.PortNotAllowed
+}
+
+// stricter compares how two decisions look at the first bytes of a tunnel.
+func stricter(a, b allowlist.Decision) bool {
+	strictness := func(d allowlist.Decision) int {
+		mode, _ := d.TLS()
+		switch mode {
+		case allowlist.TLSOff:
+			return 0
+		case allowlist.TLSAuto:
+			return 1
+		case allowlist.TLSRequire, allowlist.TLSDefault:
+		}
+		return 2
+	}
+	return strictness(a) > strictness(b)
+}

@@ -1,0 +1,108 @@
+package proxy_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// TestAnAddressByItsName connects to an address that no rule names, as whoever
+// was told it by the DNS door for a name that a rule does.
+func TestAnAddressByItsName(t *testing.T) {
+	told := map[string][]string{"builder": {"strict.example"}}
+	g := newGateway(t, options{bound: func(who spiffeid.ID, addr netip.Addr, _ time.Time) []allowlist.Host {
+		if addr != netip.MustParseAddr("127.0.0.1") {
+			return nil
+		}
+		var names []allowlist.Host
+		for _, text := range told[who.Path()[1:]] {
+			name, err := allowlist.ParseHost(text)
+			if err != nil {
+				panic(err) // a constant of this test
+			}
+			names = append(names, name)
+		}
+		return names
+	}})
+	mode := func(host string, mode allowlist.TLSMode) allowlist.Rule {
+		return with(to(host, g.origin.port), func(r *allowlist.Rule) { r.TLS = mode })
+	}
+	spec := g.policy()
+	spec.Entries[0].Allow = []allowlist.Rule{
+		mode("strict.example", allowlist.TLSRequire), mode("off.example", allowlist.TLSOff), to("elsewhere.example", 1),
+		with(mode("inner.example", allowlist.TLSOff), func(r *allowlist.Rule) { r.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }),
+	}
+	spec.Entries[1].Allow = []allowlist.Rule{mode("strict.example", allowlist.TLSRequire)}
+	g.swap(t, spec)
+	hello := func(name string) string { return clientHello(name, false, 1<<14) }
+	for _, row := range []struct {
+		name, who string
+		told      []string
+		sent      string
+		answered  allowlist.Reason // to the CONNECT
+		closed    allowlist.Reason // by the first bytes
+	}{
+		{"with a hello for it", "builder", []string{"strict.example"}, hello("strict.example"), 0, 0},
+		{"with a hello for another name", "builder", []string{"strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
+		{"with a hello for no name", "builder", []string{"strict.example"}, hello(""), 0, allowlist.SNIMissing},
+		{"in clear", "builder", []string{"strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"of two names, with a hello for the other", "builder", []string{"off.example", "strict.example"}, hello("off.example"), 0, 0},
+		{"of two names, the stricter rule counts", "builder", []string{"off.example", "strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"whose rule does not look", "builder", []string{"off.example"}, "GET /", 0, 0},
+		{"that nobody was told", "builder", nil, "", allowlist.IPNotOnAllowlist, 0},
+		{"that somebody else was told", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},
+		{"for a name that is not allowed any more", "builder", []string{"evil.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"for a name on another port", "builder", []string{"elsewhere.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"for a name that must not have it", "builder", []string{"inner.example"}, "", allowlist.IPNotOnAllowlist, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			told = map[string][]string{row.who: row.told}
+			if row.who == "reporter" {
+				told["builder"] = []string{"strict.example"}
+			}
+			accepted := g.origin.accepted.Load()
+			c := g.call(t, row.who)
+			a := c.ask(t, connectTo(g.at("127.0.0.1")))
+			decision := g.next(t, audit.EventDecision)
+			if a.reason() != row.answered.String() || decision.Reason != row.answered.String() || decision.Host != "127.0.0.1" {
+				t.Fatalf("answered %s, record %+v, want %q", a.phrase, decision, row.answered)
+			}
+			if row.answered != allowlist.NoReason {
+				if g.origin.accepted.Load() != accepted {
+					t.Error("a connection for what was refused")
+				}
+				return
+			}
+			if want := g.at("127.0.0.1"); decision.Address != want {
+				t.Errorf("dialled %s, want %s", decision.Address, want)
+			}
+			origin := g.origin.next(t)
+			c.send(t, row.sent)
+			if row.closed == allowlist.NoReason {
+				if _, err := origin.Read(make([]byte, 1)); err != nil {
+					t.Error(err)
+				}
+				_ = c.Close()
+				_ = origin.Close()
+				g.next(t, audit.EventTunnelClose)
+				return
+			}
+			if n, err := origin.Read(make([]byte, 1)); err == nil {
+				t.Errorf("the origin got %d bytes", n)
+			}
+			c.gone(t)
+			if r := g.next(t, audit.EventDecision); r.Reason != row.closed.String() {
+				t.Errorf("record %+v, want %s", r, row.closed)
+			}
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+	if n := g.names.lookups.Load(); n != 0 {
+		t.Errorf("%d lookups of names whose address was given", n)
+	}
+}
