@@ -12,7 +12,7 @@ const defaultHTTPPort = 80
 // there, byte for byte as it came.
 type URL struct {
 	Dest  Destination
-	Path  string // raw; begins with /, or is * (OPTIONS only)
+	Path  string // raw; begins with /
 	Query string // raw, with the ? before it; "" if there is none
 }
 

@@ -105,8 +105,8 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 	}
 	return x.proxy.forwarder.Forward(under, &forward.Exchange{
 		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
-		Spend:   x.lease.Spend,
-		Upgrade: x.request.Upgrade, Interim: !x.proxy.cfg.Recorder.Required(),
+		Spend:     x.lease.Spend,
+		Upgrade:   x.request.Upgrade,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, cancel, u) },
 		Answer:    func(status int, write func() error) error { return f.answer(ctx, status, write) },
 		Progress: func(up, down int64) {
@@ -135,6 +135,11 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	x.proxy.cfg.Registry.Remove(&f.pending.Tunnel) // an exchange counts once
 	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
 		return &forward.Error{Reason: reason}
+	}
+	// What must be recorded is recorded before anything of it goes out, at the
+	// price of the status, which nobody knows yet.
+	if x.proxy.cfg.Recorder.Required() && x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		return &forward.Error{Reason: allowlist.AuditUnavailable}
 	}
 	if f.record == nil {
 		f.record = x.open.Tunnel()

@@ -42,3 +42,33 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 		t.Errorf("the first record with room again has the reason %q", r.Reason)
 	}
 }
+
+// TestAPlainRequestIsRecordedBeforeItGoesOut: no byte of it leaves while the
+// disk is full.
+func TestAPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
+	e := newEvidenceWith(t, audit.Config{Required: true})
+	e.lossy = true
+	g := newGateway(t, options{evidence: e})
+	e.full.Store(true)
+	c := g.call(t, "builder")
+	if a := c.ask(t, get("http://"+g.at("allowed.example")+"/")); a.status != 503 || a.reason() != allowlist.AuditUnavailable.String() {
+		t.Errorf("on a full disk: %s, want 503 audit-unavailable", a.phrase)
+	}
+	conn := g.origin.next(t)
+	if sent, err := io.ReadAll(conn); len(sent) > 0 || err != nil {
+		t.Errorf("%q reached the origin of a request that was not recorded, %v", sent, err)
+	}
+	e.full.Store(false)
+	g.origin.serve(t, func(request) string { return "HTTP/1.1 103 Early Hints\r\n\r\n" + ok })
+	c = g.call(t, "builder")
+	c.send(t, get("http://"+g.at("allowed.example")+"/"))
+	if line, err := c.reader.ReadString('\n'); err != nil || line != "HTTP/1.1 103 Early Hints\r\n" {
+		t.Errorf("with room again: %q, %v", line, err)
+	}
+	for r := e.next(t, audit.EventDecision); r.Verdict != "allow"; r = e.next(t, audit.EventDecision) {
+		if r.Reason != allowlist.AuditUnavailable.String() { // what was refused is recorded as well as it can be
+			t.Errorf("record %+v", r)
+		}
+	}
+	_ = c.Close()
+}

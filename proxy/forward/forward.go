@@ -93,7 +93,7 @@ func New(cfg Config) (*Forwarder, error) {
 // of another one.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Interim and Spend is required.
+// Exchange is one approved request. Everything but Spend is required.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -107,9 +107,6 @@ type Exchange struct {
 	Client net.Conn
 	// Upgrade asks the origin for the protocol in the field Upgrade.
 	Upgrade bool
-	// Interim sends 1xx answers on. They come before the final answer, and so
-	// before Answer is called.
-	Interim bool
 
 	// Spend is asked before bytes of the body go out. False ends the exchange as
 	// upload-limit; nil is always true.

@@ -326,7 +326,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.expect != nil && status != http.StatusContinue {
 		r.expect.heard.Store(false) // it was no final answer, and leave may never come
 	}
-	if !r.Interim || status == http.StatusContinue || status == http.StatusSwitchingProtocols {
+	if status == http.StatusContinue || status == http.StatusSwitchingProtocols {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
