@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -71,7 +72,9 @@ func FuzzConnection(f *testing.F) {
 		}
 		w.begin(answer)
 		w.send(t, w.fill(string(raw)))
-		w.check(t, w.records(t))
+		decisions := w.records(t)
+		w.await(t, decisions)
+		w.check(t, decisions)
 	})
 }
 
@@ -202,6 +205,33 @@ func (w *watched) records(t *testing.T) (decisions []record) {
 		}
 	}
 	return decisions
+}
+
+// await waits until the origins have written down the connections of tunnels
+// and exchanges: one may read to its end a moment after the gateway has recorded
+// that.
+func (w *watched) await(t *testing.T, decisions []record) {
+	t.Helper()
+	want := 0
+	for _, r := range decisions {
+		if r.Status == 200 {
+			want++
+		}
+	}
+	for end := time.Now().Add(patience); ; runtime.Gosched() {
+		w.mu.Lock()
+		seen := 0
+		for _, conns := range w.got {
+			seen += len(conns)
+		}
+		w.mu.Unlock()
+		switch {
+		case seen >= want:
+			return
+		case time.Now().After(end):
+			t.Fatalf("the origins saw %d connections, want %d", seen, want)
+		}
+	}
 }
 
 // check is the property.
