@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
@@ -35,6 +36,18 @@ func limitRows(program *program) []row {
 		{"H11", "a policy that is loaded again, as often as one likes", "what was spent stays spent", []scenario{{"tunnels and bytes", limitsStay}}},
 		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
 		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
+		{"H14", "a body that stops half-way; an origin that never answers, answers garbage, or never ends the head of its answer", "closed after the body's time-out; 504 `response-timeout`; 502 `response-failed`; bounded in bytes and time", []scenario{
+			{"a body that stops", slowBody},
+			{"no answer", func(t *testing.T, _ *gateway) { badAnswer(t, "", allowlist.ResponseTimeout) }},
+			{"garbage", func(t *testing.T, _ *gateway) { badAnswer(t, "SSH-2.0-x\r\n\r\n", allowlist.ResponseFailed) }},
+			{"half a head", func(t *testing.T, _ *gateway) { badAnswer(t, "HTTP/1.1 200 OK\r\nX: ", allowlist.ResponseTimeout) }},
+			{"a head of 1 MiB", func(t *testing.T, _ *gateway) {
+				badAnswer(t, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 1<<20), allowlist.ResponseFailed)
+			}},
+			{"a length and chunks", func(t *testing.T, _ *gateway) {
+				badAnswer(t, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345", allowlist.ResponseFailed)
+			}},
+		}},
 	}
 }
 
@@ -307,4 +320,45 @@ func deadCollector(t *testing.T, program *program) {
 		}
 		<-time.After(20 * time.Millisecond)
 	}
+}
+
+// slowBody sends less of a body than it has announced.
+func slowBody(t *testing.T, _ *gateway) {
+	g := newGateway(t, options{forward: forward.Config{Body: 300 * time.Millisecond}})
+	c := g.call(t, "builder")
+	c.send(t, g.fill(post+"Content-Length: 1000\r\n\r\n")+"some")
+	o := g.origin.next(t)
+	got, _ := io.ReadAll(o)
+	if !strings.HasSuffix(string(got), "\r\n\r\nsome") {
+		t.Errorf("the origin got %q", got)
+	}
+	_ = o.Close()
+	if r := g.next(t, audit.EventDecision); r.Verdict != "fail" || r.Reason != allowlist.ClientGone.String() {
+		t.Errorf("record %+v", r)
+	}
+	g.next(t, audit.EventTunnelClose)
+	c.gone(t)
+}
+
+// badAnswer lets the origin answer a plain request so.
+func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
+	g := newGateway(t, options{forward: forward.Config{Response: 500 * time.Millisecond}})
+	c := g.call(t, "builder")
+	c.send(t, g.fill(get("http://allowed.example:PORT/")))
+	o := g.origin.next(t)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		_, _ = io.WriteString(o, answer)
+	}()
+	if got := c.answer(t); got.reason() != want.String() {
+		t.Errorf("answered %s (%s), want %s", got.phrase, got.reason(), want)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "fail" || r.Reason != want.String() {
+		t.Errorf("record %+v", r)
+	}
+	g.next(t, audit.EventTunnelClose)
+	_ = o.Close()
+	<-written
+	_ = c.Close()
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
@@ -42,6 +43,7 @@ type options struct {
 	stuck            chan struct{} // see evidence
 	tunnel           tunnel.Config
 	closeAtExpiry    bool
+	forward          forward.Config
 	limits           limit.Config // a zero field is more than any case needs
 	proxies          []netip.Prefix
 }
@@ -89,7 +91,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
-		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.helloTimeout, Tunnel: o.tunnel,
+		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.helloTimeout, Tunnel: o.tunnel, Forward: o.forward,
 		Budgets: g.budgets,
 	})
 	if err != nil {
