@@ -1,8 +1,8 @@
 package main
 
-// of is a fault that cases of a class must find.
+// of is a fault that cases of a class must find, or of one row.
 func of(class, name, file, old, planted string) fault {
-	return fault{name, file, old, planted, "./e2e/hostile", "TestPromises/class/" + class + "$"}
+	return fault{name, file, old, planted, "./e2e/hostile", "TestPromises/class/" + class}
 }
 
 // mutants are the faults that the cases find: one for each step from the bytes
@@ -43,10 +43,10 @@ func mutants() []fault {
 		of("C", "deny rules for ranges do not count for resolved addresses", decision, "if rule := d.policy.deniedAddr(d, addr); rule != nil {", "if rule := d.policy.deniedAddr(d, addr); rule != nil && d.Dest.Host.IsAddr() {"),
 		of("C", "resolved addresses are not checked before the dial", dial, "err := dec.CheckAddr(ap)", "err := error(nil)"),
 		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
-		of("C", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
-		of("C", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(addr); err != nil {", "if err := x.decision.CheckAddr(addr); err != nil && addr.Port() == 0 {"),
-		of("G", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&r.entry.Tunnel)", "_ = r.entry.Tunnel.Addr"),
-		of("G", "a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date"),
+		of("C/C24", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
+		of("C/C24", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(addr); err != nil {", "if err := x.decision.CheckAddr(addr); err != nil && addr.Port() == 0 {"),
+		of("G/G5", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&r.entry.Tunnel)", "_ = r.entry.Tunnel.Addr"),
+		{"a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date", "./proxy", "TestADateThatPassesBetweenDecisionAndTunnel"},
 		of("E", "any server name will do", first, "case err == nil && (host == c.request.Dest.Host", "case err == nil && (host != allowlist.Host{}"),
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
 		of("E", "a name that is allowed on another port will do", first, "return !name.IsAddr() && c.current.Load().Decide(req).Allowed()", "return !name.IsAddr() && c.current.Load().Decide(req).Reason != allowlist.NotOnAllowlist"),
@@ -54,8 +54,8 @@ func mutants() []fault {
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), h.Lists("Connection", name):`, `isFraming(name), h.Lists("Connected", name):`),
-		of("H", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
-		of("H", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
+		of("H/H8", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
+		of("H/H11", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
 }
