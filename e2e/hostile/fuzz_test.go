@@ -49,7 +49,10 @@ func seeds() []string {
 		good, good + "early bytes", connectTo("a.wild.example:PORT"), connectTo("denied.wild.example:PORT"), connectTo("127.0.0.1:PORT"), connectTo("[::ffff:127.0.0.1]:PORT"),
 		connectTo("evil.test:443") + good, connectTo("allowed.example:0") + good, "CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n" + good,
 		line + host + "Transfer-Encoding: chunked\r\n\r\n", line + host + "Content-Length: 4\r\n\r\nbody" + good, line + "Host: other.example\r\n\r\n", line + host + host + "\r\n",
-		line + host + "X: a\r\n b\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "GET http://allowed.example:PORT/ HTTP/1.1\r\n" + host + "\r\n",
+		line + host + "X: a\r\n b\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", get("http://allowed.example:PORT/"),
+		get("http://allowed.example:PORT/a?b") + get("http://evil.test/") + get("http://a.wild.example:PORT/"), get("http://read-only.example:PORT/"), getLine + "Host: evil.test\r\n\r\n",
+		post + "Content-Length: 4\r\n\r\nbody" + good, post + "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n" + get("http://allowed.example:PORT/"),
+		post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", get("http://allowed.example:PORT/", "Connection: Upgrade", "Upgrade: x"), get("http://u@allowed.example:PORT/"),
 	}
 	for _, target := range []string{
 		"ALLOWED.example.:PORT", "allowed.example..:PORT", "x.wild.example.evil.test:PORT", "wild.example:PORT", "0x7f.1:PORT", "127.0.0.2:PORT", "[::1]:PORT", "[127.0.0.1]:PORT",
