@@ -25,16 +25,16 @@ func planted() []fault {
 			"if path == \"\" {", "if path = strings.TrimSuffix(path, \".\"); path == \"\" {", "./allowlist", "FuzzParseURL",
 		},
 		{
-			"*.x is read as **.x", "allowlist/table.go",
-			"case patternOne:\n\t\tat = &t.one\n\tcase patternMany:", "case patternOne, patternMany:", "./allowlist", "FuzzParseHostPattern",
+			"digits behind *. are dropped", "allowlist/pattern.go",
+			"kind, name = patternOne, rest", `kind, name = patternOne, strings.TrimLeft(rest, "0123456789")`, "./allowlist", "FuzzParseHostPattern",
 		},
 		{
-			"/* is read as /**", "allowlist/policy.go",
-			"case patternOne:\n\t\tat = &p.one\n\tcase patternMany:", "case patternOne, patternMany:", "./allowlist", "FuzzParseIdentityPattern",
+			"digits before /* are dropped", "allowlist/pattern.go",
+			"kind, text = patternOne, rest", `kind, text = patternOne, strings.TrimRight(rest, "0123456789")`, "./allowlist", "FuzzParseIdentityPattern",
 		},
 		{
-			"deny rules of the least specific entry count alone", "allowlist/decide.go",
-			"c.denies |= e.denies", "c.denies = e.denies", "./allowlist", "FuzzDecide",
+			"the last of equally near misses gives the reason", "allowlist/decide.go",
+			"case distance(miss) > distance(nearest):", "case distance(miss) >= distance(nearest):", "./allowlist", "FuzzDecide",
 		},
 		{
 			"every address that ends in 255 is a broadcast", "allowlist/address.go",
