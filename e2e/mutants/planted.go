@@ -25,12 +25,12 @@ func planted() []fault {
 			"if path == \"\" {", "if path = strings.TrimSuffix(path, \".\"); path == \"\" {", "./allowlist", "FuzzParseURL",
 		},
 		{
-			"digits behind *. are dropped", "allowlist/pattern.go",
-			"kind, name = patternOne, rest", `kind, name = patternOne, strings.TrimLeft(rest, "0123456789")`, "./allowlist", "FuzzParseHostPattern",
+			"*.x is read as **.x", "allowlist/pattern.go",
+			"kind, name = patternOne, rest", "kind, name = patternMany, rest", "./allowlist", "FuzzParseHostPattern",
 		},
 		{
-			"digits before /* are dropped", "allowlist/pattern.go",
-			"kind, text = patternOne, rest", `kind, text = patternOne, strings.TrimRight(rest, "0123456789")`, "./allowlist", "FuzzParseIdentityPattern",
+			"/* is read as /**", "allowlist/pattern.go",
+			"kind, text = patternOne, rest", "kind, text = patternMany, rest", "./allowlist", "FuzzParseIdentityPattern",
 		},
 		{
 			"the last of equally near misses gives the reason", "allowlist/decide.go",
