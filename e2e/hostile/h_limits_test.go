@@ -1,9 +1,11 @@
 package hostile
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
@@ -346,6 +348,9 @@ func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
 	c := g.call(t, "builder")
 	c.send(t, g.fill(get("http://allowed.example:PORT/")))
 	o := g.origin.next(t)
+	if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil { // else the answer is to no request
+		t.Fatal(err)
+	}
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
