@@ -61,6 +61,8 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 		allowlist.HeadTimeout, allowlist.PortNotAllowed, allowlist.PathNotAllowed,
 		allowlist.IPNotOnAllowlist, allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout,
 		allowlist.ResponseFailed, allowlist.ResponseTimeout, allowlist.AuditUnavailable,
+		allowlist.SNIMismatch, allowlist.SNIMissing, allowlist.NotTLS, allowlist.ECHRefused,
+		allowlist.TunnelLimit, allowlist.UploadLimit,
 		allowlist.InternalError, allowlist.TLSHandshakeFailed:
 	}
 	return failed, edeOther
