@@ -32,13 +32,17 @@ func (p *Policy) Limits(id spiffeid.ID) Limits {
 }
 
 // EachShared calls visit for every pattern that covers an identity and has
-// limits for all its identities together. It allocates nothing.
+// limits for all its identities together. One that the policy does not know, or
+// that is in quarantine, shares with nobody: it must not use up what others
+// have. It allocates nothing.
 func (p *Policy) EachShared(id spiffeid.ID, visit func(IdentityPattern, Limits)) {
 	if p == nil || !p.shared {
 		return
 	}
 	var c chain
-	p.collect(id, &c)
+	if !p.collect(id, &c) || p.quarantined(id) != nil {
+		return
+	}
 	for _, e := range c.all() {
 		if e.shared != (Limits{}) {
 			visit(e.pattern, e.shared)

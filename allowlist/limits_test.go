@@ -44,7 +44,8 @@ func TestLimitsMergeKeyByKey(t *testing.T) {
 }
 
 func TestSharedLimits(t *testing.T) {
-	p := limited(t)
+	const cut = "spiffe://prod.example/ns/ci/sa/cut"
+	p := limited(t).WithQuarantine(NewQuarantineList([]Quarantined{{Pattern: must(ParseIdentityPattern(cut))}}))
 	for _, row := range []struct {
 		id   string
 		want map[string]Limits
@@ -54,6 +55,7 @@ func TestSharedLimits(t *testing.T) {
 		}},
 		{checkout, map[string]Limits{"spiffe://prod.example/**": {Tunnels: 1000}}},
 		{"spiffe://dev.example/x", map[string]Limits{}},
+		{cut, map[string]Limits{}}, // in quarantine
 	} {
 		got := map[string]Limits{}
 		p.EachShared(spiffeid.RequireFromString(row.id), func(pattern IdentityPattern, l Limits) {

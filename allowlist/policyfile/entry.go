@@ -168,9 +168,9 @@ func (l *loader) readSetting(p *part, v *strictyaml.Node) bool {
 		sources := readSources(v)
 		p.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
 	case "limits":
-		l.readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
+		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
 	case "shared_limits":
-		l.readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
+		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
 	default:
 		return false
 	}
@@ -205,7 +205,7 @@ func sourceWords() []string {
 	return words
 }
 
-func (l *loader) readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
+func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
 	const most = 1_000_000_000
 	for key, limit := range v.Fields() {
 		var set func(*allowlist.Limits)
@@ -226,7 +226,6 @@ func (l *loader) readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entr
 			limit.Unknown("tunnels", "connects_per_second", "dns_per_second", "upload_per_hour")
 			continue
 		}
-		l.enforced(limit)
 		p.once(v.Name()+"."+key, limit, func(e *allowlist.Entry) { set(of(e)) })
 	}
 }

@@ -24,22 +24,18 @@ import (
 //	# LINE:COLUMN: message
 //
 // NAME.bad and NAME.good are directories; the first comments of their first
-// file are the errors of all, as FILE:LINE:COLUMN: message. Below
-// testdata/later every key is enforced, so that what this version refuses is
-// tested too.
+// file are the errors of all, as FILE:LINE:COLUMN: message.
 func TestFiles(t *testing.T) {
-	for dir, refused := range map[string][]string{"testdata": unenforced(), "testdata/later": nil} {
-		names, err := filepath.Glob(dir + "/*.*")
-		if err != nil || len(names) == 0 {
-			t.Fatalf("%s: %d files, %v", dir, len(names), err)
-		}
-		for _, name := range names {
-			t.Run(name, func(t *testing.T) { checkFiles(t, name, refused) })
-		}
+	names, err := filepath.Glob("testdata/*.*")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%d files, %v", len(names), err)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) { checkFiles(t, name) })
 	}
 }
 
-func checkFiles(t *testing.T, name string, refused []string) {
+func checkFiles(t *testing.T, name string) {
 	t.Helper()
 	files, err := Read(name)
 	if err != nil {
@@ -53,7 +49,7 @@ func checkFiles(t *testing.T, name string, refused []string) {
 		prefix = files.list[0].name + ":"
 	}
 	want := wantedErrors(prefix, files.list[0].data)
-	spec, err := files.spec(newLoader(testOptions(), refused))
+	spec, err := files.spec(newLoader(testOptions()))
 	if diff := cmp.Diff(lines(err), want); diff != "" {
 		t.Errorf("errors (-got +want):\n%s", diff)
 	}
@@ -109,7 +105,7 @@ func lines(err error) []string {
 
 func mustSpec(t *testing.T, files map[string]string) allowlist.Spec {
 	t.Helper()
-	spec, err := filesOf(files).spec(newLoader(testOptions(), nil))
+	spec, err := filesOf(files).spec(newLoader(testOptions()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +151,7 @@ func values() []cmp.Option {
 
 // TestEverything compares the example of the documentation with what it means.
 func TestEverything(t *testing.T) {
-	data, err := os.ReadFile("testdata/later/everything.good.yaml")
+	data, err := os.ReadFile("testdata/everything.good.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

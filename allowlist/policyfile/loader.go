@@ -16,7 +16,7 @@ const maxRules = 1_000_000
 // Spec checks all files and returns what they say, or a [strictyaml.Errors]
 // with everything that is wrong, or ErrEmpty.
 func (f *Files) Spec(opts Options) (allowlist.Spec, error) {
-	return f.spec(newLoader(opts, unenforced()))
+	return f.spec(newLoader(opts))
 }
 
 func (f *Files) spec(l *loader) (allowlist.Spec, error) {
@@ -50,7 +50,7 @@ func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 	if at < 0 {
 		return nil, nil
 	}
-	l := newLoader(Options{}, nil)
+	l := newLoader(Options{})
 	l.open(f.list[at])
 	for _, d := range l.documents {
 		l.readQuarantine(d)
@@ -63,10 +63,9 @@ func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 
 // loader reads the files of one policy.
 type loader struct {
-	opts    Options
-	refused []string // keys that are not enforced
-	parse   func(file, *strictyaml.Errors) *strictyaml.Node
-	errs    strictyaml.Errors
+	opts  Options
+	parse func(file, *strictyaml.Errors) *strictyaml.Node
+	errs  strictyaml.Errors
 
 	documents    []*document
 	destinations map[string]*destination
@@ -86,10 +85,9 @@ type document struct {
 	destinations, everyone, identities, quarantine *strictyaml.Node // nil: not there
 }
 
-func newLoader(opts Options, refused []string) *loader {
+func newLoader(opts Options) *loader {
 	return &loader{
 		opts:         opts,
-		refused:      refused,
 		parse:        parse,
 		destinations: make(map[string]*destination),
 		entries:      make(map[allowlist.IdentityPattern]*entry),
@@ -208,13 +206,6 @@ func (l *loader) inScope(d *document, p allowlist.IdentityPattern, v *strictyaml
 	}
 	v.Errorf("%s lies outside of this file's scope %s (%s): move it to another file", p, d.scope, d.scopeAt)
 	return false
-}
-
-// enforced adds an error for a key that nothing enforces.
-func (l *loader) enforced(v *strictyaml.Node) {
-	if slices.Contains(l.refused, v.Name()) {
-		v.KeyErrorf("this version does not enforce it yet; remove it (nothing may load and do nothing)")
-	}
 }
 
 // grow counts rules; false means that there are too many.

@@ -52,10 +52,3 @@ func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 	}
 	return policy, nil
 }
-
-// unenforced names the keys that are read and checked but that nothing behind
-// them enforces yet, so a policy may not hold them. What learns to enforce one
-// deletes it here.
-func unenforced() []string {
-	return []string{"dns_per_second"}
-}

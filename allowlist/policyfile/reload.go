@@ -119,7 +119,7 @@ func (l *Loader) read() (files *Files, sees string, err error) {
 // compile makes a policy of all files but quarantine.yaml; the version is that
 // of all files.
 func (l *Loader) compile(files *Files, version string) (*allowlist.Policy, error) {
-	walk := newLoader(l.opts, unenforced())
+	walk := newLoader(l.opts)
 	walk.parse = l.parse
 	spec, err := files.spec(walk)
 	if err != nil {

@@ -134,7 +134,6 @@ func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (ru
 			continue
 		}
 		*slot = v
-		l.enforced(v)
 	}
 	r := rule{at: item.Pos(), only: k.allowOnly()}
 	if !k.checkTarget(item, kind) {

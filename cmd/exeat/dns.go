@@ -76,7 +76,7 @@ func (g *gateway) buildDNS() error {
 	g.dns, err = dns.New(dns.Config{
 		Current: &g.current, Registry: &g.registry, Recorder: g.recorder, Log: g.log,
 		Resolver: dns.Resolver{Cached: g.resolver.Cached, Lookup: g.resolver.Lookup, Bind: g.resolver.Bind},
-		Limits:   g.cfg.DNS, Inspect: g.cfg.Resolver.Inspect, SpanEvery: uint64(g.cfg.SpanEvery), //nolint:gosec // G115: the configuration has a positive one
+		Budgets:  g.budgets, Limits: g.cfg.DNS, Inspect: g.cfg.Resolver.Inspect, SpanEvery: uint64(g.cfg.SpanEvery), //nolint:gosec // G115: the configuration has a positive one
 	})
 	return err
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -46,7 +47,10 @@ type Config struct {
 	Resolver Resolver
 	Recorder *audit.Recorder
 	Log      *slog.Logger
-	// Limits bound what callers may use.
+	// Budgets bound how many queries each identity may ask; nil means the
+	// defaults.
+	Budgets *limit.Budgets
+	// Limits bound what callers may use at a time.
 	Limits Limits
 	// Inspect lets an answer lead only to names that are allowed by themselves.
 	// Otherwise the name that was asked for decides, and a deny rule for a name
@@ -72,7 +76,7 @@ type Resolver struct {
 type Server struct {
 	cfg       Config
 	names     *names
-	budgets   *budgets
+	usage     *usage
 	exchanges sync.Pool
 	endings   endings
 
@@ -87,8 +91,11 @@ func New(cfg Config) (*Server, error) {
 		cfg.Resolver.Cached == nil || cfg.Resolver.Lookup == nil || cfg.Resolver.Bind == nil {
 		return nil, errors.New("dns: state, registry, resolver, recorder and log are required")
 	}
+	if cfg.Budgets == nil {
+		cfg.Budgets = limit.NewBudgets(limit.Config{})
+	}
 	cfg.Limits = cfg.Limits.withDefaults()
-	s := &Server{cfg: cfg, names: newNames(), budgets: newBudgets(cfg.Limits)}
+	s := &Server{cfg: cfg, names: newNames(), usage: newUsage(cfg.Limits)}
 	s.exchanges.New = func() any { return &exchange{server: s} }
 	return s, nil
 }

@@ -23,7 +23,7 @@ import (
 // wire: a name that a CONNECT may reach on some port is answered, and a name
 // that is answered NXDOMAIN may be reached on none.
 func TestBothDoorsAgree(t *testing.T) {
-	g := newGateway(t, options{limits: dns.Limits{PerSecond: 1 << 30, Streams: 1 << 10}, names: 1 << 20})
+	g := newGateway(t, options{perSecond: 1 << 30, limits: dns.Limits{Streams: 1 << 10}, names: 1 << 20})
 	g.upstream.every.Store(true)
 	connects := g.connectDoor(t)
 	counts := map[string]int{}

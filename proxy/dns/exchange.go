@@ -117,8 +117,8 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 
 // admit says everything that can be said without a lookup.
 func (x *exchange) admit() allowlist.Reason {
-	caller := &x.caller
-	if !x.server.budgets.ask(caller.ID, x.start) {
+	caller, state := &x.caller, x.server.cfg.Current.Load()
+	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.ID) {
 		return allowlist.RateLimited
 	}
 	switch x.kind {
@@ -139,13 +139,13 @@ func (x *exchange) admit() allowlist.Reason {
 	case x.kind == transfer:
 		return allowlist.TypeNotAllowed
 	}
-	x.decide(x.start)
+	x.decide(state, x.start)
 	return x.decision.Reason
 }
 
-// decide asks the state in force, once.
-func (x *exchange) decide(now time.Time) {
-	x.state = x.server.cfg.Current.Load()
+// decide asks a state, once.
+func (x *exchange) decide(state *live.State, now time.Time) {
+	x.state = state
 	x.decision = x.state.DecideName(allowlist.NameRequest{
 		ID: x.caller.ID, Source: x.caller.Source, Host: x.query.host, Type: x.query.typ, Time: now,
 	})
@@ -162,8 +162,8 @@ func (x *exchange) look(ctx context.Context) {
 	answer, err := x.server.cfg.Resolver.Lookup(ctx, x.asker(), x.question())
 	now := time.Now()
 	x.looked = now.Sub(begin)
-	if x.server.cfg.Current.Load() != x.state { // what was allowed then may be forbidden now
-		if x.decide(now); !x.decision.Allowed() {
+	if state := x.server.cfg.Current.Load(); state != x.state { // what was allowed then may be forbidden now
+		if x.decide(state, now); !x.decision.Allowed() {
 			x.reason = x.decision.Reason
 			return
 		}

@@ -56,7 +56,7 @@ func nearMiss(r *rand.Rand) string {
 func TestNoPacketLeavesForADeniedName(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
-			g := newGateway(t, options{limits: dns.Limits{PerSecond: 1 << 30}, audit: audit.Config{Queue: 1024}})
+			g := newGateway(t, options{perSecond: 1 << 30, audit: audit.Config{Queue: 1024}})
 			const clients = 4
 			var asking sync.WaitGroup
 			for i := range clients {

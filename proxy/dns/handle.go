@@ -25,7 +25,7 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		return
 	}
 	id := x.caller.ID
-	switch all, own := s.budgets.look(id, x.start); {
+	switch all, own := s.usage.look(id); {
 	case !all:
 		x.reason = allowlist.Busy
 		x.complete(ctx)
@@ -34,7 +34,7 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		x.complete(ctx)
 	default:
 		lookups.Go(func() {
-			defer s.budgets.landed(id)
+			defer s.usage.landed(id)
 			defer x.rescue(ctx)
 			if !answered {
 				x.look(ctx)

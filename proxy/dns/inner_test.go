@@ -21,6 +21,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -74,7 +75,7 @@ func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolv
 	return must(New(Config{
 		Current: current, Registry: &live.Registry{}, Recorder: recorder, Log: slog.New(slog.DiscardHandler),
 		Resolver: Resolver{Cached: resolver.Cached, Lookup: lookup, Bind: resolver.Bind},
-		Limits:   Limits{PerSecond: 1 << 30},
+		Budgets:  limit.NewBudgets(limit.Config{Identity: allowlist.Limits{DNSPerSecond: 1 << 30}}),
 	}))
 }
 
@@ -224,40 +225,19 @@ func TestLeavingHidesNothing(t *testing.T) {
 	}
 }
 
-// TestBudgetsRefill: an identity gets its queries back in time, and no more
-// than there are in a second.
-func TestBudgetsRefill(t *testing.T) {
-	b, now := newBudgets(Limits{PerSecond: 10}.withDefaults()), time.Now()
-	asked := func(n int) (got int) {
-		for range n {
-			if b.ask(sidecar().ID, now) {
-				got++
-			}
-		}
-		return got
+// TestWhoUsesNothingIsForgotten, so that nothing grows with those who come by.
+func TestWhoUsesNothingIsForgotten(t *testing.T) {
+	u, id := newUsage(Limits{}.withDefaults()), sidecar().ID
+	u.open(id)
+	u.look(id)
+	u.closed(id)
+	if len(u.of) != 1 || u.total != 1 {
+		t.Errorf("with a lookup under way: %v, %d in all", u.of, u.total)
 	}
-	for _, row := range []struct {
-		wait time.Duration
-		want int
-	}{{0, 10}, {0, 0}, {100 * time.Millisecond, 1}, {500 * time.Millisecond, 5}, {time.Hour, 10}, {-time.Hour, 0}} {
-		now = now.Add(row.wait)
-		if got := asked(20); got != row.want {
-			t.Errorf("after %s: %d, want %d", row.wait, got, row.want)
-		}
+	u.landed(id)
+	if len(u.of) != 0 || u.total != 0 {
+		t.Errorf("%v, %d in all", u.of, u.total)
 	}
-}
-
-func TestIdleBudgetsAreForgotten(t *testing.T) {
-	b, now := newBudgets(Limits{}.withDefaults()), time.Now()
-	busy := spiffeid.RequireFromString("spiffe://test.example/busy")
-	b.open(busy, now)
-	for i := range maxBudgets + 10 {
-		b.ask(spiffeid.RequireFromString(fmt.Sprintf("spiffe://test.example/%d", i)), now.Add(time.Duration(i)*time.Millisecond))
-	}
-	if len(b.of) > maxBudgets || b.of[busy] == nil {
-		t.Errorf("%d budgets, that of the open connection: %v", len(b.of), b.of[busy])
-	}
-	b.closed(busy)
 }
 
 func TestNamesAreBounded(t *testing.T) {

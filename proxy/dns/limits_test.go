@@ -26,7 +26,7 @@ func udpConfig(address string) dns.UDPConfig {
 // TestTooManyQueries: a stream is told, a datagram is dropped, and both are
 // recorded; another identity is not affected.
 func TestTooManyQueries(t *testing.T) {
-	g := newGateway(t, options{limits: dns.Limits{PerSecond: 1}})
+	g := newGateway(t, options{perSecond: 1})
 	stream := g.dial(t, "tcp", "sidecar")
 	refused := false
 	for range 50 {
@@ -63,6 +63,39 @@ func TestTooManyQueries(t *testing.T) {
 		}
 	}
 	t.Error("50 queries without an identity were answered within the limit of one a second")
+}
+
+// TestQueriesOfThePolicy: its limits come before the default, are shared if it
+// says so, and change with it.
+func TestQueriesOfThePolicy(t *testing.T) {
+	g := newGateway(t, options{})
+	refused := func(c client) bool {
+		for range 50 {
+			if say(ask(t, c, "denied.example")) == "REFUSED, ede 18 rate-limited" {
+				return true
+			}
+		}
+		return false
+	}
+	set := func(own, shared int) {
+		spec, all := policy(), entry("**")
+		spec.Entries[0].Limits.DNSPerSecond, all.SharedLimits.DNSPerSecond = own, shared
+		spec.Entries = append(spec.Entries, all)
+		g.swap(t, spec)
+	}
+	sidecar, other := g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "other")
+	set(1, 0)
+	if !refused(sidecar) || refused(other) {
+		t.Error("a limit of one identity: that identity is not refused, or another one is")
+	}
+	set(0, 1)
+	if !refused(sidecar) || !refused(other) {
+		t.Error("a shared limit: not both are refused")
+	}
+	set(0, 0)
+	if refused(sidecar) || refused(other) {
+		t.Error("without them somebody is refused")
+	}
 }
 
 // holding makes lookups wait until the test ends, or release is closed.

@@ -33,6 +33,7 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -55,11 +56,12 @@ func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://t
 
 // options are what a test changes of a gateway.
 type options struct {
-	limits   dns.Limits
-	inspect  bool
-	names    int // bound of distinct names; 0: the default
-	audit    audit.Config
-	noPolicy bool
+	limits    dns.Limits
+	perSecond int // queries of an identity; 0: the default
+	inspect   bool
+	names     int // bound of distinct names; 0: the default
+	audit     audit.Config
+	noPolicy  bool
 	// lookup takes the place of the resolver's.
 	lookup func(resolver lookup) lookup
 }
@@ -102,6 +104,7 @@ func newGateway(t *testing.T, o options) *gateway {
 	g.server, err = dns.New(dns.Config{
 		Current: &g.current, Registry: &g.registry, Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
 		Resolver: dns.Resolver{Cached: g.resolver.Cached, Lookup: look, Bind: g.resolver.Bind},
+		Budgets:  limit.NewBudgets(limit.Config{Identity: allowlist.Limits{DNSPerSecond: o.perSecond}}),
 		Limits:   o.limits, Inspect: o.inspect,
 	})
 	if err != nil {

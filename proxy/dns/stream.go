@@ -39,17 +39,17 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 }
 
 // enter takes up a connection, unless its caller is over a limit: in the
-// budgets, and, if the policy knows the caller, in the registry, so that a
+// usage, and, if the policy knows the caller, in the registry, so that a
 // state which does not know it any more ends the connection. Others are only
 // refused, and idle out.
 func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	id := conn.Caller.ID
-	if conn.Caller.Busy || !s.budgets.open(id, time.Now()) {
+	if conn.Caller.Busy || !s.usage.open(id) {
 		s.counts.shed.Add(1)
 		return nil, false
 	}
 	if conn.Caller.Reason != allowlist.NoReason || s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
-		return func() { s.budgets.closed(id) }, true
+		return func() { s.usage.closed(id) }, true
 	}
 	entry := &live.Tunnel{
 		Request:  allowlist.Request{ID: id, Source: conn.Caller.Source},
@@ -66,7 +66,7 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	}
 	return func() {
 		s.cfg.Registry.Remove(entry)
-		s.budgets.closed(id)
+		s.usage.closed(id)
 	}, true
 }
 

@@ -30,12 +30,13 @@ type budget struct {
 	requests *rate.Limiter
 }
 
-// pool is what tunnels are taken from. All but upload is guarded by the mutex
+// pool is what tunnels and queries are taken from. All but upload is guarded by the mutex
 // of the budgets. A limiter is nil where the key is not set.
 type pool struct {
 	limits   allowlist.Limits
 	open     int
 	connects *rate.Limiter
+	queries  *rate.Limiter
 	upload   atomic.Pointer[rate.Limiter] // bytes
 }
 
@@ -55,6 +56,21 @@ func (b *Budgets) Request(id spiffeid.ID) bool {
 	return requests.Allow()
 }
 
+// Query spends one DNS query by the limits that a policy gives to an identity,
+// and reports whether its own budget and those that it shares had one left. The
+// zero identity stands for all callers that have none. It allocates nothing once
+// the identity is known.
+func (b *Budgets) Query(p *allowlist.Policy, id spiffeid.ID) bool {
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	left := spend(b.own(p, id, now).queries, now)
+	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
+		left = left && spend(b.common(pattern, limits, now).queries, now)
+	})
+	return left
+}
+
 // Open takes a tunnel by the limits that a policy gives to an identity, or says
 // which of them is used up: tunnel-limit, rate-limited or upload-limit. Without
 // a reason, Close of the lease must follow.
@@ -69,28 +85,41 @@ func (b *Budgets) Exchange(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowli
 }
 
 func (b *Budgets) lease(p *allowlist.Policy, id spiffeid.ID, tunnel bool) (*Lease, allowlist.Reason) {
-	now, limits := time.Now(), p.Limits(id).Or(b.cfg.Identity)
+	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	own := b.of(id, now)
-	if own == b.other {
-		limits = b.cfg.Identity
-	}
-	own.set(limits, now)
-	l := &Lease{budgets: b, own: own.pool, tunnel: tunnel}
+	l := &Lease{budgets: b, own: b.own(p, id, now), tunnel: tunnel}
 	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		common := b.shared[pattern]
-		if common == nil {
-			common = new(pool)
-			b.shared[pattern] = common
-		}
-		common.set(limits, now)
-		l.shared = append(l.shared, common)
+		l.shared = append(l.shared, b.common(pattern, limits, now))
 	})
 	if reason := l.take(now); reason != allowlist.NoReason {
 		return nil, reason
 	}
 	return l, allowlist.NoReason
+}
+
+// own returns what an identity has for itself, with the limits that a policy
+// gives it. It is called with mu held.
+func (b *Budgets) own(p *allowlist.Policy, id spiffeid.ID, now time.Time) *pool {
+	own := b.of(id, now)
+	limits := b.cfg.Identity
+	if own != b.other {
+		limits = p.Limits(id).Or(limits)
+	}
+	own.set(limits, now)
+	return own.pool
+}
+
+// common returns what the identities of a pattern share. It is called with mu
+// held.
+func (b *Budgets) common(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
+	common := b.shared[pattern]
+	if common == nil {
+		common = new(pool)
+		b.shared[pattern] = common
+	}
+	common.set(limits, now)
+	return common
 }
 
 // Apply makes the limits of a policy hold for the tunnels that are open, and
@@ -119,7 +148,7 @@ func (b *Budgets) of(id spiffeid.ID, now time.Time) *budget {
 	if len(b.by) >= maxKeys && now.Sub(b.swept) >= sweepEvery {
 		b.swept = now
 		for id, own := range b.by {
-			if own.open == 0 && full(own.requests, now) && full(own.connects, now) && full(own.upload.Load(), now) {
+			if full(own.requests, now) && own.unused(now) {
 				delete(b.by, id)
 			}
 		}
@@ -139,6 +168,11 @@ func (b *Budgets) fresh() *budget {
 	return &budget{pool: new(pool), requests: perSecond(b.cfg.Requests)}
 }
 
+// unused reports whether nothing is taken from the pool.
+func (p *pool) unused(now time.Time) bool {
+	return p.open == 0 && full(p.connects, now) && full(p.queries, now) && full(p.upload.Load(), now)
+}
+
 // set changes the limits; what was spent stays spent.
 func (p *pool) set(l allowlist.Limits, now time.Time) {
 	if p.limits == l {
@@ -146,6 +180,7 @@ func (p *pool) set(l allowlist.Limits, now time.Time) {
 	}
 	p.limits = l
 	p.connects = refilled(p.connects, int64(l.ConnectsPerSecond), time.Second, now)
+	p.queries = refilled(p.queries, int64(l.DNSPerSecond), time.Second, now)
 	p.upload.Store(refilled(p.upload.Load(), l.UploadPerHour, time.Hour, now))
 }
 
@@ -185,7 +220,7 @@ func (l *Lease) take(now time.Time) allowlist.Reason {
 		return allowlist.NoReason
 	}
 	for p := range l.pools {
-		if p.connects != nil && !p.connects.AllowN(now, 1) {
+		if !spend(p.connects, now) {
 			return allowlist.RateLimited
 		}
 	}

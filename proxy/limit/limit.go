@@ -22,6 +22,7 @@ const (
 	DefaultRequests          = 1000      // of one identity, per second
 	DefaultTunnels           = 4096      // open of one identity
 	DefaultConnectsPerSecond = 200       // new tunnels of one identity
+	DefaultDNSPerSecond      = 1000      // queries of one identity
 	DefaultUploadPerHour     = 100 << 30 // bytes of one identity
 )
 
@@ -43,7 +44,8 @@ func (c Config) withDefaults() Config {
 	c.Handshakes = cmp.Or(c.Handshakes, DefaultHandshakes)
 	c.Requests = cmp.Or(c.Requests, DefaultRequests)
 	c.Identity = c.Identity.Or(allowlist.Limits{
-		Tunnels: DefaultTunnels, ConnectsPerSecond: DefaultConnectsPerSecond, UploadPerHour: DefaultUploadPerHour,
+		Tunnels: DefaultTunnels, ConnectsPerSecond: DefaultConnectsPerSecond,
+		DNSPerSecond: DefaultDNSPerSecond, UploadPerHour: DefaultUploadPerHour,
 	})
 	return c
 }
@@ -62,6 +64,10 @@ func perSecond(n int) *rate.Limiter { return rate.NewLimiter(rate.Limit(n), n) }
 func full(l *rate.Limiter, now time.Time) bool {
 	return l == nil || l.TokensAt(now) >= float64(l.Burst())
 }
+
+// spend takes one from a limiter and reports whether it had one; nil always
+// has.
+func spend(l *rate.Limiter, now time.Time) bool { return l == nil || l.AllowN(now, 1) }
 
 // has reports whether a limiter has one left; nil always has.
 func has(l *rate.Limiter, now time.Time) bool { return l == nil || l.TokensAt(now) >= 1 }

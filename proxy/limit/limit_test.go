@@ -123,6 +123,62 @@ func TestNewTunnelsPerSecond(t *testing.T) {
 	})
 }
 
+// TestQueries: by the default, by the policy, and together with others; who has
+// no identity has the default.
+func TestQueries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{Identity: allowlist.Limits{DNSPerSecond: 4}})
+		p := policy(
+			t, entry(t, "a", allowlist.Limits{DNSPerSecond: 2}, allowlist.Limits{}), entry(t, "b", allowlist.Limits{}, allowlist.Limits{}),
+			entry(t, "ci/*", allowlist.Limits{}, allowlist.Limits{DNSPerSecond: 3}),
+		)
+		asked := func(who spiffeid.ID) (n int) {
+			for range 10 {
+				if b.Query(p, who) {
+					n++
+				}
+			}
+			return n
+		}
+		for second := range 3 {
+			for _, row := range []struct {
+				who  spiffeid.ID
+				want int
+			}{{id("a"), 2}, {id("b"), 4}, {id("ci/a"), 3}, {id("ci/b"), 0}, {id("stranger"), 4}, {spiffeid.ID{}, 4}} {
+				if got := asked(row.who); got != row.want {
+					t.Errorf("second %d: %s asked %d, want %d", second, row.who, got, row.want)
+				}
+			}
+			open(t, b, p, "a").Close() // tunnels are counted by themselves
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// TestQueriesAfterAReload: what was spent stays spent.
+func TestQueriesAfterAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		give := func(n int) *allowlist.Policy {
+			return policy(t, entry(t, "a", allowlist.Limits{DNSPerSecond: n}, allowlist.Limits{}))
+		}
+		left := func(p *allowlist.Policy) (n int) {
+			for b.Query(p, id("a")) {
+				n++
+			}
+			return n
+		}
+		if n := left(give(2)); n != 2 {
+			t.Errorf("there were %d queries, want 2", n)
+		}
+		p := give(3)
+		b.Apply(p)
+		if n := left(p); n != 1 {
+			t.Errorf("the new limit added %d queries, want 1", n)
+		}
+	})
+}
+
 func TestUpload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -348,7 +404,7 @@ func TestSourcesAreBounded(t *testing.T) {
 // opening a tunnel its lease and, with shared limits, the list of them.
 func TestAllocations(t *testing.T) {
 	b := NewBudgets(Config{})
-	p := policy(t, entry(t, "**", allowlist.Limits{}, allowlist.Limits{UploadPerHour: 1 << 40, ConnectsPerSecond: 1e6}),
+	p := policy(t, entry(t, "**", allowlist.Limits{}, allowlist.Limits{UploadPerHour: 1 << 40, ConnectsPerSecond: 1e6, DNSPerSecond: 1e6}),
 		entry(t, "a", allowlist.Limits{ConnectsPerSecond: 1e6}, allowlist.Limits{}))
 	l := open(t, b, p, "a")
 	who := id("a")
@@ -358,6 +414,7 @@ func TestAllocations(t *testing.T) {
 		do   func()
 	}{
 		{"a request", 0, func() { b.Request(who) }},
+		{"a query", 0, func() { b.Query(p, who) }},
 		{"bytes", 0, func() { l.Spend(1) }},
 		{"a tunnel", 2, func() {
 			if l, reason := b.Open(p, who); reason == allowlist.NoReason {
@@ -380,6 +437,15 @@ func BenchmarkOpen(b *testing.B) {
 		if l, reason := budgets.Open(nil, who); reason == allowlist.NoReason {
 			l.Close()
 		}
+	}
+}
+
+func BenchmarkQuery(b *testing.B) {
+	budgets := NewBudgets(Config{Identity: allowlist.Limits{DNSPerSecond: 1e9}})
+	who := id("a")
+	b.ReportAllocs()
+	for b.Loop() {
+		budgets.Query(nil, who)
 	}
 }
 

@@ -51,6 +51,15 @@ func (s *State) Knows(id spiffeid.ID, source allowlist.Source) allowlist.Reason 
 	return s.Policy.Knows(id, source)
 }
 
+// Limiting returns the policy whose limits hold, nil of a nil state: then the
+// defaults do.
+func (s *State) Limiting() *allowlist.Policy {
+	if s == nil {
+		return nil
+	}
+	return s.Policy
+}
+
 // Current is the state in force. The zero value holds none and denies; it is
 // safe for concurrent use.
 type Current struct {

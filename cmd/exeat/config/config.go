@@ -202,7 +202,7 @@ func Defaults() Config {
 			Connections: limit.DefaultConnections, Handshakes: limit.DefaultHandshakes, Requests: limit.DefaultRequests,
 			Identity: allowlist.Limits{
 				Tunnels: limit.DefaultTunnels, ConnectsPerSecond: limit.DefaultConnectsPerSecond,
-				UploadPerHour: limit.DefaultUploadPerHour,
+				DNSPerSecond: limit.DefaultDNSPerSecond, UploadPerHour: limit.DefaultUploadPerHour,
 			},
 		},
 	}

@@ -91,7 +91,7 @@ dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4
 		l[1].Protocol != DoT || l[2].Protocol != DoH || l[2].WebKey != "/x/wk.pem" {
 		t.Errorf("DNS listeners %+v", l)
 	}
-	limits := dns.Limits{PerSecond: 1, Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
+	limits := dns.Limits{Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
 	if got.DNS != limits || got.DNSConnections != 4 || got.SpanEvery != 7 {
 		t.Errorf("DNS limits %+v, %d connections, a span of %d", got.DNS, got.DNSConnections, got.SpanEvery)
 	}
@@ -104,7 +104,7 @@ dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4
 	}
 	wantLimits := limit.Config{
 		Connections: 1, Handshakes: 2, Requests: 3,
-		Identity: allowlist.Limits{Tunnels: 4, ConnectsPerSecond: 5, UploadPerHour: 6 << 10},
+		Identity: allowlist.Limits{Tunnels: 4, ConnectsPerSecond: 5, DNSPerSecond: 1, UploadPerHour: 6 << 10},
 	}
 	if diff := cmp.Diff(wantLimits, got.Limits); diff != "" {
 		t.Errorf("limits: %s", diff)

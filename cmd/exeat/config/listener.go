@@ -254,7 +254,7 @@ func (p *parser) dns(n *strictyaml.Node) {
 	for key, v := range n.Fields() {
 		switch key {
 		case "queries_per_second":
-			number(v, &p.DNS.PerSecond)
+			number(v, &p.Limits.Identity.DNSPerSecond)
 		case "lookups_per_identity":
 			number(v, &p.DNS.InFlight)
 		case "lookups":
