@@ -87,6 +87,21 @@ func badPackets() map[string]struct {
 	}
 }
 
+// TestAnAnswerLongerThanItsLength can say: a server must not make a client take
+// what is left of it for answers to other questions.
+func TestAnAnswerLongerThanItsLength(t *testing.T) {
+	for _, wire := range wires() {
+		g := newGateway(t, options{})
+		c := g.dial(t, wire, "sidecar")
+		if got := say(ask(t, c, "huge.example")); got != "SERVFAIL, ede 23 resolve-failed" {
+			t.Errorf("%s: %.100s", wire, got)
+		}
+		if got := say(ask(t, c, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+			t.Errorf("%s: behind it %.100s", wire, got)
+		}
+	}
+}
+
 func TestBadPackets(t *testing.T) {
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1000}})
 	for _, wire := range wires() {

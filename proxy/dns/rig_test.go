@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -239,7 +240,7 @@ func policy() allowlist.Spec {
 	sidecar := entry("sidecar",
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
-		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("large.example", types(allowlist.TypeTXT)),
+		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("huge.example"), to("large.example", types(allowlist.TypeTXT)),
 		to("brief.example"), to("brief-gone.example"),
 		to("old.example", ended), to("printer.local"), to("deep.below.example"))
 	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
@@ -347,6 +348,8 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 		lines, known = []string{name + " 60 A 93.184.216.34"}, true
 	}
 	switch {
+	case name == "huge.example.": // with an OPT it would be longer than a message can be
+		lines = slices.Repeat([]string{"huge.example. 60 A 93.184.216.34"}, 4094)
 	case name == "broken.example.":
 		a.Rcode = mdns.RcodeServerFailure
 	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):

@@ -18,7 +18,7 @@ type record struct {
 }
 
 const (
-	recordHead   = 11
+	recordHead   = 12
 	hopAuthority = 0x80 // beside the hop, which is at most MaxHops
 )
 
@@ -31,14 +31,14 @@ func (r record) append(dst []byte) []byte {
 	dst = append(dst, hop, r.skip)
 	dst = binary.BigEndian.AppendUint16(dst, r.typ)
 	dst = binary.BigEndian.AppendUint32(dst, r.ttl)
-	dst = append(dst, 0)                                           // so that a stored record is no smaller than a written one
+	dst = append(dst, 0, 0)                                        // so that a stored record is no smaller than a written one
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(r.rdata))) //nolint:gosec // G115: packed by the library as rdata
 	return append(dst, r.rdata...)
 }
 
 // nextRecord reads the first record and returns what is behind it.
 func nextRecord(data []byte) (record, []byte) {
-	end := recordHead + int(binary.BigEndian.Uint16(data[9:]))
+	end := recordHead + int(binary.BigEndian.Uint16(data[10:]))
 	return record{
 		hop: data[0] &^ hopAuthority, skip: data[1], authority: data[0]&hopAuthority != 0,
 		typ: binary.BigEndian.Uint16(data[2:]), ttl: binary.BigEndian.Uint32(data[4:]),
