@@ -63,7 +63,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	}
 	forget()
 	ending.Wait()
-	h.lookups.Wait()
+	h.wait()
 }
 
 // oneConn is a listener that accepts one connection.
@@ -110,16 +110,42 @@ func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 
 // dohConn answers the requests of one connection.
 type dohConn struct {
-	server  *Server
-	ctx     context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
-	lookups sync.WaitGroup
+	server            *Server
+	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
+	handlers, lookups sync.WaitGroup
 
-	mu   sync.Mutex // over Renew
+	mu   sync.Mutex // over what follows
 	conn *listen.Conn
+	over bool // wait was called
+}
+
+// enter takes up a request, unless the connection is over: with HTTP/2 its
+// handlers have goroutines of their own, which net/http does not wait for, and
+// the last of them may start after it.
+func (h *dohConn) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.over {
+		h.handlers.Add(1)
+	}
+	return !h.over
+}
+
+// wait waits for the requests under way and lets no other begin.
+func (h *dohConn) wait() {
+	h.mu.Lock()
+	h.over = true
+	h.mu.Unlock()
+	h.handlers.Wait()
+	h.lookups.Wait()
 }
 
 // ServeHTTP answers one request.
 func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !h.enter() {
+		return
+	}
+	defer h.handlers.Done()
 	msg, err := readQuery(r)
 	if err != nil {
 		if err.status == http.StatusMethodNotAllowed {

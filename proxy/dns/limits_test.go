@@ -12,11 +12,14 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/resolve"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func udpConfig(address string) dns.UDPConfig {
@@ -339,6 +342,50 @@ func TestIdenticalDenialsShareARecord(t *testing.T) {
 	}
 	if got := decisionID(ask(t, c, "AAAA denied.example")); got == first {
 		t.Error("another type is not identical")
+	}
+}
+
+// lastSpan is told of every span before the query that it is of is done.
+type lastSpan struct {
+	sdktrace.SpanExporter
+
+	ends func()
+}
+
+func (s lastSpan) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error {
+	s.ends()
+	return nil
+}
+
+// TestAConnectionOutlivesItsQueries, also one over HTTP/2 that was cut: else
+// records would be made when nobody takes them any more.
+func TestAConnectionOutlivesItsQueries(t *testing.T) {
+	for _, wire := range []string{"tcp", "dot", "doh"} {
+		ending, end := make(chan struct{}), make(chan struct{})
+		exporter := lastSpan{tracetest.NewNoopExporter(), func() {
+			close(ending)
+			<-end
+		}}
+		provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
+		g := newGateway(t, options{audit: audit.Config{Tracer: provider.Tracer("test")}})
+		c := g.dial(t, wire, "sidecar")
+		left := make(chan error)
+		go func() {
+			_, err := c.ask(must(question("denied.example").Pack()))
+			left <- err
+		}()
+		<-ending
+		g.registry.EndAll(tunnel.Drain)
+		for range 20 { // a connection that does not wait is gone by then
+			if g.registry.Len() == 0 {
+				t.Errorf("%s: the connection ended before its query", wire)
+				break
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+		close(end)
+		waitFor(t, "end of the connection", func() bool { return g.registry.Len() == 0 })
+		<-left
 	}
 }
 
