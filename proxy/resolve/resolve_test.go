@@ -445,6 +445,10 @@ func TestHealth(t *testing.T) {
 	if !a.well(now) || a.rest != 0 {
 		t.Error("an answer does not make it well")
 	}
+	a.judge(errStreamFull, now)
+	if !a.well(now) {
+		t.Error("it rests because we ask too much")
+	}
 }
 
 func TestTheSilentServerIsAskedLast(t *testing.T) {

@@ -113,7 +113,8 @@ func (s *stream) usable() bool {
 }
 
 // ask asks one question. The connection ends after an answer that is none to
-// the question.
+// the question, but not after one that says nothing of use: that is what
+// whoever answers for the name has chosen, and others wait in the connection.
 func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	query, answer, err := s.enter(q)
 	if err != nil {
@@ -126,15 +127,13 @@ func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	}
 	select {
 	case packet := <-answer:
-		msg, err := query.Parse(packet)
-		if err == nil {
-			return msg, nil
-		}
-		if _, said := errors.AsType[*wire.ServerError](err); !said {
-			s.abort()
-		}
-		return nil, err
+		return s.parse(query, packet)
 	case <-s.ended:
+		select {
+		case packet := <-answer: // it came just before
+			return s.parse(query, packet)
+		default:
+		}
 		return nil, errStreamEnded
 	case <-ctx.Done():
 		if s.heard.Load() == heard { // nothing came all the time: perhaps nobody is there any more
@@ -142,6 +141,14 @@ func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
 		}
 		return nil, ctx.Err()
 	}
+}
+
+func (s *stream) parse(query *wire.Query, packet []byte) (*wire.Message, error) {
+	msg, err := query.Parse(packet)
+	if err != nil && !wire.Answered(err) {
+		s.abort()
+	}
+	return msg, err
 }
 
 // enter finds an id that no other question in the connection has.

@@ -8,12 +8,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -167,6 +170,69 @@ func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	check(t, lookup(t, r, "a.example", dns.TypeA), "192.0.2.1 from upstream")
 	if got := s.connections(); got != 2 {
 		t.Errorf("%d connections, want 2", got)
+	}
+}
+
+// TestAnAnswerOfNoUse, which somebody may have made on purpose for a name of
+// theirs, does not touch those who wait for others, nor the server's standing.
+func TestAnAnswerOfNoUse(t *testing.T) {
+	release := make(chan struct{})
+	s := newServer(t, func(q asked) answer {
+		switch q.name {
+		case "elsewhere.example":
+			return answer{records: []string{"other.example. 60 IN A 192.0.2.66"}}
+		case "cut.example":
+			return answer{truncated: true}
+		case "loop.example":
+			return answer{records: []string{"loop.example. 60 IN CNAME loop.example."}}
+		}
+		return answer{records: addressRecords(q, "192.0.2.1"), wait: release}
+	})
+	r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+	var waiting sync.WaitGroup
+	waiting.Go(func() { check(t, lookup(t, r, "slow.example", dns.TypeA), "192.0.2.1 from upstream") })
+	s.await(t, 1)
+	for _, name := range []string{"elsewhere.example", "cut.example", "loop.example"} {
+		check(t, lookup(t, r, name, dns.TypeA), "resolve-failed")
+		if !r.upstreams[0].well(time.Now()) {
+			t.Errorf("%s: the server rests", name)
+		}
+	}
+	close(release)
+	waiting.Wait()
+	if got := s.connections(); got != 1 {
+		t.Errorf("%d connections", got)
+	}
+}
+
+// hasty is a connection whose server has answered and closed before a Write
+// returns.
+type hasty struct {
+	net.Conn
+
+	stream *stream
+}
+
+func (h *hasty) Write(framed []byte) (int, error) {
+	packet := slices.Clone(framed[2:])
+	packet[2] |= 1 << 7 // an answer
+	packet[11] = 0      // without OPT
+	packet = packet[:len(packet)-11]
+	h.stream.waiting[binary.BigEndian.Uint16(packet)] <- packet
+	close(h.stream.ended)
+	return len(framed), nil
+}
+
+// TestAnAnswerBeforeTheEnd of the connection counts.
+func TestAnAnswerBeforeTheEnd(t *testing.T) {
+	for range 50 { // which of the two is seen first is chance
+		a, b := net.Pipe()
+		st := &stream{waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
+		st.conn = &hasty{a, st}
+		if _, err := st.ask(t.Context(), question(t, "api.example", dns.TypeA)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = a.Close(), b.Close()
 	}
 }
 

@@ -109,12 +109,15 @@ func (u *upstream) well(now time.Time) bool {
 }
 
 // judge lets a server rest that does not answer, each time for twice as long.
-// One that says that it has no answer to this question is well.
+// One that answers is well, whatever it says: that depends on the name. That we
+// ask too much at a time is no fault of the server's.
 func (u *upstream) judge(err error, now time.Time) {
-	_, answered := errors.AsType[*wire.ServerError](err)
+	if errors.Is(err, errStreamFull) {
+		return
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err == nil || answered {
+	if err == nil || wire.Answered(err) {
 		u.rest, u.until = 0, time.Time{}
 		return
 	}

@@ -77,6 +77,13 @@ func (e *ServerError) Error() string {
 	return fmt.Sprintf("the server answers code %d", e.Code)
 }
 
+// Answered reports whether an error is about what the answer to the query says:
+// its server has taken it in, and answers.
+func Answered(err error) bool {
+	_, said := errors.AsType[*ServerError](err)
+	return said || errors.Is(err, ErrMalformed) || errors.Is(err, ErrChain) || errors.Is(err, ErrTruncated)
+}
+
 // Question is what is asked: a name and a type, of class IN. It is comparable.
 type Question struct {
 	Name allowlist.Host
