@@ -204,7 +204,7 @@ func readQuery(r *http.Request) ([]byte, *badRequest) {
 	switch r.Method {
 	case http.MethodGet:
 		text := r.URL.Query().Get("dns")
-		if len(text) > base64.RawURLEncoding.EncodedLen(keptQuery) {
+		if len(text) > base64.RawURLEncoding.EncodedLen(maxQuery) {
 			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
 		}
 		msg, err := base64.RawURLEncoding.DecodeString(text)
@@ -216,11 +216,11 @@ func readQuery(r *http.Request) ([]byte, *badRequest) {
 		if r.Header.Get("Content-Type") != dnsMessage {
 			return nil, &badRequest{http.StatusUnsupportedMediaType, "write a body of " + dnsMessage}
 		}
-		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery+1))
+		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery))
 		switch {
 		case err != nil:
 			return nil, &badRequest{http.StatusBadRequest, "the body cannot be read"}
-		case len(msg) > keptQuery:
+		case len(msg) > maxQuery:
 			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
 		}
 		return msg, nil

@@ -81,8 +81,12 @@ func (s *Server) take(from origin, to door, caller *listen.Caller) *exchange {
 	return x
 }
 
-// keptQuery is what is read of a query: longer ones are malformed.
-const keptQuery = 4096
+// maxQuery bounds a query: longer ones are malformed, of which one byte more
+// than that is read, so that they are known.
+const (
+	maxQuery  = 4096
+	keptQuery = maxQuery + 1
+)
 
 // keptResponse bounds what an exchange keeps of its buffer for the next one.
 const keptResponse = 4096

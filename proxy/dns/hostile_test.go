@@ -102,6 +102,34 @@ func TestAnAnswerLongerThanItsLength(t *testing.T) {
 	}
 }
 
+// TestWhatIsReadOfALongQuery is no whole query by itself.
+func TestWhatIsReadOfALongQuery(t *testing.T) {
+	padded := func(n int) []byte { // up to n bytes in all
+		n -= 33 + 11 + 4
+		opt := []byte{0, 0, 41, 4, 0, 0, 0, 0, 0, byte((n + 4) >> 8), byte(n + 4), 0, 12, byte(n >> 8), byte(n)}
+		return append(withOPT(opt...), make([]byte, n)...)
+	}
+	g := newGateway(t, options{})
+	for _, wire := range []string{"udp", "tcp", "dot"} {
+		c := g.dial(t, wire, "sidecar")
+		for _, row := range []struct {
+			msg  []byte
+			want string
+		}{{padded(4096), "NOERROR"}, {padded(4097), "FORMERR"}, {append(padded(4096), make([]byte, 4096)...), "FORMERR"}} {
+			if _, err := c.ask(row.msg); err != nil {
+				t.Fatalf("%s: %v", wire, err)
+			}
+			if r := g.next(t); r.RCode != row.want {
+				t.Errorf("%s: %d bytes: %+v", wire, len(row.msg), r)
+			}
+		}
+		if got := say(ask(t, c, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+			t.Errorf("%s: behind it %s", wire, got)
+		}
+		g.next(t)
+	}
+}
+
 func TestBadPackets(t *testing.T) {
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1000}})
 	for _, wire := range wires() {

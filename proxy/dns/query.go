@@ -67,8 +67,11 @@ func (q *query) parse(msg []byte, names *names) kind {
 		return noQuery
 	}
 	q.id, q.flags = binary.BigEndian.Uint16(msg), binary.BigEndian.Uint16(msg[2:])
-	if q.flags&opcodes != 0 {
+	switch {
+	case q.flags&opcodes != 0:
 		return notImplemented
+	case len(msg) > maxQuery:
+		return malformed
 	}
 	counts := msg[4:headLen]
 	extra := binary.BigEndian.Uint16(counts[6:])

@@ -44,10 +44,6 @@ type UDP struct {
 	closed  bool
 }
 
-// maxDatagram is what is read of one. Those that are longer are cut, and so
-// are malformed.
-const maxDatagram = keptQuery
-
 // ListenUDP opens the sockets; Server.ServeUDP serves them.
 func ListenUDP(ctx context.Context, cfg UDPConfig) (*UDP, error) {
 	switch {
@@ -180,7 +176,7 @@ type udpLoop struct {
 
 func (l *udpLoop) run(ctx context.Context) {
 	defer l.lookups.Wait()
-	var buf [maxDatagram]byte
+	var buf [keptQuery]byte
 	for {
 		n, peer, err := l.socket.ReadFromUDPAddrPort(buf[:])
 		switch {
