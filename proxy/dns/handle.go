@@ -67,9 +67,12 @@ func (x *exchange) settle(ctx context.Context) {
 		x.refuse(id)
 	}
 	x.fill(ctx)
+	if x.sent.silent { // nobody is told anything, so that nobody need wait: all callers share the socket
+		return
+	}
 	switch err := x.open.Commit(context.WithoutCancel(ctx)); {
 	case err != nil:
-		x.reason, x.hop, x.detail, x.sent.silent = allowlist.AuditUnavailable, allowlist.NoReason, "", false
+		x.reason, x.hop, x.detail = allowlist.AuditUnavailable, allowlist.NoReason, ""
 		x.refuse(id)
 		x.fill(ctx)
 	case x.open.ID != id: // it is one with an identical denial before it

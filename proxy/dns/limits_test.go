@@ -330,6 +330,25 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	}
 }
 
+// TestADroppedQueryWaitsForNoRecord: with records required and a disk that hangs,
+// who is over a limit does not hold up those who are not.
+func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
+	hangs, disk := io.Pipe()
+	g := newGateway(t, options{limits: dns.Limits{InFlight: 1}, audit: audit.Config{
+		Required: true, Sinks: []audit.SinkConfig{{Name: "hangs", Sink: audit.NewLines(disk, audit.Native)}},
+	}})
+	t.Cleanup(func() { _ = hangs.Close() })
+	g.lossy = true
+	c := g.dial(t, "udp", "").(udpClient)
+	const queries = 100
+	for range queries {
+		if _, err := c.Write(must(question("denied.example").Pack())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "reading of the queries", func() bool { return g.server.Stats().Shed >= queries/2 })
+}
+
 // TestIdenticalDenialsShareARecord: the answer names the one that there is.
 func TestIdenticalDenialsShareARecord(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Collapse: time.Hour}})
