@@ -126,16 +126,9 @@ func (b *boundNames) forget(now time.Time) {
 // lets it see, before it sees them: until the answer's time is over, and for a
 // minute at least. If they are bound already, it allocates nothing.
 func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
-	for hop := range a.Hops() {
-		if !f.Hop(hop) {
-			return
-		}
-	}
 	until := now.Add(max(a.TTL(now), bindingLife))
-	for addr := range a.Addrs() {
-		if f.Addr(addr) {
-			r.bindings.bind(id, addr, a.name, until, now)
-		}
+	for addr := range a.msg.Seen(f) {
+		r.bindings.bind(id, addr, a.name, until, now)
 	}
 }
 

@@ -32,6 +32,42 @@ func bound(r *Resolver, who, addr string, now time.Time) string {
 	return fmt.Sprint(names)
 }
 
+// onlyTo lets one name through.
+type onlyTo struct {
+	everything
+
+	name string
+}
+
+// Hop implements Filter.
+func (o onlyTo) Hop(name allowlist.Host) bool { return name.String() == o.name }
+
+// TestWhatIsNotShownIsNotBound: neither the hints of a service whose target the
+// filter refuses, nor addresses behind such an alias.
+func TestWhatIsNotShownIsNotBound(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		if q.typ == dns.TypeA {
+			return answer{records: []string{"x.example. 60 IN CNAME evil.example.", "evil.example. 60 IN A 192.0.2.3"}}
+		}
+		return answer{records: []string{
+			"x.example. 60 IN HTTPS 1 good.example. ipv4hint=192.0.2.1", "x.example. 60 IN HTTPS 2 evil.example. ipv4hint=192.0.2.2",
+		}}
+	})
+	r, now := newResolver(t, Config{}, s), time.Now()
+	for _, typ := range []uint16{dns.TypeHTTPS, dns.TypeA} {
+		a, err := r.Lookup(t.Context(), Asker{}, question(t, "x.example", typ))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Bind(id("a"), a, now, onlyTo{name: "good.example"})
+	}
+	for addr, want := range map[string]string{"192.0.2.1": "[x.example]", "192.0.2.2": "[]", "192.0.2.3": "[]"} {
+		if got := bound(r, "a", addr, now); got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
 func TestBindings(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
 	r.Bind(id("a"), answerOf(t, "x.example", 10, now, "192.0.2.1", "10.0.0.1"), now, public{})

@@ -204,6 +204,37 @@ func (m *Message) Addrs() iter.Seq[netip.Addr] {
 	}
 }
 
+// Seen yields those of Addrs that a caller is shown: what the filter lets
+// through, and not the hints of a service whose target it refuses, nor what is
+// behind a refused alias.
+func (m *Message) Seen(f Filter) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		seen := func(addr netip.Addr) bool { return !f.Addr(addr) || yield(addr) }
+		names := m.names
+		for data := m.data; len(data) > 0; {
+			var r record
+			r, data = nextRecord(data)
+			if len(names) > 0 && r.isNamed() {
+				led := f.Hop(names[0])
+				names = names[1:]
+				switch {
+				case led:
+				case r.typ == TypeCNAME:
+					return
+				default:
+					continue
+				}
+			}
+			if addr, ok := r.addr(); ok && !seen(addr) {
+				return
+			}
+			if r.isService() && !eachHint(r.rdata, seen) {
+				return
+			}
+		}
+	}
+}
+
 // Local returns an answer that no server gave: the addresses of a host that
 // are of the type, or that there are none.
 func Local(typ uint16, addrs []netip.Addr, ttl uint32) *Message {
