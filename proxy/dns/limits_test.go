@@ -18,6 +18,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -198,6 +200,24 @@ func TestTooManyStreams(t *testing.T) {
 		_, err := c.ask(must(question("allowed.example").Pack()))
 		return err == nil
 	})
+}
+
+// TestTooManyConnectionsOfAnAddress: the one that is too many is not answered,
+// whoever is at its other end.
+func TestTooManyConnectionsOfAnAddress(t *testing.T) {
+	g := newGateway(t, options{})
+	g.tcp = g.serve(t, listen.Config{
+		Name: "few", Fixed: func() spiffeid.ID { return id("sidecar") }, Sources: limit.NewSources(limit.Config{Connections: 2}),
+	}, g.server.ServeStream)
+	first, second := g.dial(t, "tcp", ""), g.dial(t, "tcp", "")
+	ask(t, first, "allowed.example")
+	ask(t, second, "allowed.example")
+	if _, err := g.dial(t, "tcp", "").ask(must(question("allowed.example").Pack())); err == nil {
+		t.Error("a third connection is answered")
+	}
+	if got := g.server.Stats().Shed; got != 1 {
+		t.Errorf("%d connections were shed", got)
+	}
 }
 
 func waitFor(t *testing.T, what string, is func() bool) {

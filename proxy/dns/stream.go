@@ -38,13 +38,13 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	writing.Wait()
 }
 
-// enter takes up a connection, unless its caller is over a limit: in the
-// usage, and, if the policy knows the caller, in the registry, so that a
+// enter takes up a connection, unless its caller or the address that it comes
+// from is over a limit: in the usage, and, if the policy knows the caller, in the registry, so that a
 // state which does not know it any more ends the connection. Others are only
 // refused, and idle out.
 func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	id := conn.Caller.ID
-	if conn.Caller.Busy || !s.usage.open(id) {
+	if conn.Caller.Busy || conn.Caller.Limited || !s.usage.open(id) {
 		s.counts.shed.Add(1)
 		return nil, false
 	}
