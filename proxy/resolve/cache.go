@@ -155,6 +155,7 @@ func (s *shard) evict() {
 			e = s.oldest
 		}
 	}
+	s.hand = e // from where remove moves it on
 	s.remove(e)
 }
 
@@ -162,7 +163,7 @@ func (s *shard) evict() {
 func (s *shard) remove(e *entry) {
 	delete(s.entries, e.question)
 	s.bytes -= e.size
-	if s.hand == e || s.hand == nil {
+	if s.hand == e {
 		s.hand = e.newer
 	}
 	if e.older != nil {

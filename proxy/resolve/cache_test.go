@@ -100,6 +100,37 @@ func TestWhatIsAskedForStays(t *testing.T) {
 	}
 }
 
+// TestTheHandPassesWhatItSpares: an answer that was asked for stays until the
+// hand has come round, although nobody asks for it in between.
+func TestTheHandPassesWhatItSpares(t *testing.T) {
+	c := newCache(cacheShards*4096, time.Hour)
+	n := 0
+	keep := func() (name string) { // in the first shard
+		for {
+			name = fmt.Sprintf("n%d.example", n)
+			n++
+			if c.shard(host(t, name)) == &c.shards[0] {
+				c.keep(t, name, addrs("192.0.2.1")...)
+				return name
+			}
+		}
+	}
+	keep()
+	spared := question(t, keep(), dns.TypeA)
+	for before := -1; len(c.shards[0].entries) > before; {
+		before = len(c.shards[0].entries)
+		keep()
+	}
+	// The first made room for the last; the hand stands at the second.
+	c.get(spared)
+	for range len(c.shards[0].entries) - 2 {
+		keep()
+	}
+	if c.get(spared) == nil {
+		t.Error("it went before the others that were there")
+	}
+}
+
 func TestAnAnswerLargerThanTheCache(t *testing.T) {
 	c := newCache(cacheShards*1024, time.Hour)
 	var many []netip.Addr
