@@ -24,6 +24,7 @@ func defaults() map[string]string {
 		"limits.requests_per_identity":  fmt.Sprint(l.Requests),
 		"limits.tunnels":                fmt.Sprint(l.Identity.Tunnels),
 		"limits.connects_per_second":    fmt.Sprint(l.Identity.ConnectsPerSecond),
+		"dns.queries_per_second":        fmt.Sprint(l.Identity.DNSPerSecond),
 		"limits.upload_per_hour":        fmt.Sprintf("%dGiB", l.Identity.UploadPerHour>>30),
 	}
 	for key, d := range map[string]time.Duration{
@@ -49,7 +50,7 @@ func TestDefaultsTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := defaults()
-	row := regexp.MustCompile("(?m)^\\| `((?:limits|timeouts)\\.[a-z_]+)` \\| `([^`]+)` \\|")
+	row := regexp.MustCompile("(?m)^\\| `((?:limits|timeouts)\\.[a-z_]+|dns\\.queries_per_second)` \\| `([^`]+)` \\|")
 	for _, m := range row.FindAllStringSubmatch(string(manual), -1) {
 		if want[m[1]] != m[2] {
 			t.Errorf("docs/operating.md says that %s is %s, the code %q", m[1], m[2], want[m[1]])
