@@ -37,9 +37,15 @@ identities:
         name: the-api
       - host: db.example
         ports: [5432]
+  - id: spiffe://td.example/observed
+    mode: observe
+    observe_until: 2100-01-01
 `
 
-const builder = "spiffe://td.example/ns/ci/sa/builder"
+const (
+	builder  = "spiffe://td.example/ns/ci/sa/builder"
+	observed = "spiffe://td.example/observed"
+)
 
 func TestCommandLine(t *testing.T) {
 	good := write(t, "policy.yaml", goodPolicy)
@@ -66,6 +72,8 @@ func TestCommandLine(t *testing.T) {
 		{"a name is resolved", check("db.example", "--type", "AAAA"), 0, "allow: " + builder + " to AAAA of db.example, rule ", ""},
 		{"a name is not resolved for a type", check("db.example", "--type", "TXT"), 1, "deny (type-not-allowed): " + builder + " to TXT of db.example, rule ", ""},
 		{"a name is not resolved, in JSON", check("evil.example", "--type", "A", "-o", "json"), 1, `"destination":"A of evil.example"`, ""},
+		{"a name is observed", check("new.example", "--type", "A", "--identity", observed), 0, "observe (not-on-allowlist)", ""},
+		{"a special name is not looked up, observed or not", check("host.local", "--type", "A", "--identity", observed), 1, "observe (special-name)", ""},
 		{"a name with a port", check("db.example:5432", "--type", "A"), 2, "", "write a name without a port"},
 		{"a type that no rule allows", check("db.example", "--type", "ANY"), 2, "", "--type ANY: no rule allows it"},
 		{"a destination without a port", check("api.example"), 2, "", "--dest api.example: malformed target: want HOST:PORT"},

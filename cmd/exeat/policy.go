@@ -128,7 +128,8 @@ func newPolicyCheck() *cobra.Command {
 without a lookup, and say by which rule or why not. Resolved addresses are
 checked only by the gateway.
 
-Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy.`,
+Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy. A
+special name such as host.local is not looked up, observed or not: 1.`,
 		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443\n" +
 			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com --type A",
 		Args: noArgs,
@@ -167,11 +168,11 @@ func (f *checkFlags) run(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d := q.decide(policy)
+	d, allowed := q.decide(policy)
 	if err := f.print(w, d, q.text, policy.Version()); err != nil {
 		return err
 	}
-	if !d.Allowed() {
+	if !allowed {
 		return errAnswerNo
 	}
 	return nil
@@ -212,16 +213,18 @@ func (f *checkFlags) question() (q question, err error) {
 	return q, nil
 }
 
-// decide asks a policy. Of a decision about a name it returns what is printed.
-func (q *question) decide(p *allowlist.Policy) allowlist.Decision {
+// decide asks a policy. Of a decision about a name it returns what is printed;
+// that a special name is observed does not allow it.
+func (q *question) decide(p *allowlist.Policy) (d allowlist.Decision, allowed bool) {
 	if q.qtype == 0 {
-		return p.Decide(q.Request)
+		d = p.Decide(q.Request)
+		return d, d.Allowed()
 	}
-	d := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
+	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
 	return allowlist.Decision{
-		Request: q.Request, Verdict: d.Verdict, Reason: d.Reason, WouldReason: d.WouldReason,
-		Mode: d.Mode, Rule: d.Rule, Owner: d.Owner,
-	}
+		Request: q.Request, Verdict: name.Verdict, Reason: name.Reason, WouldReason: name.WouldReason,
+		Mode: name.Mode, Rule: name.Rule, Owner: name.Owner,
+	}, name.Allowed()
 }
 
 func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string) error {
