@@ -102,7 +102,7 @@ func New(cfg Config) (*Server, error) {
 
 // Stats counts what has no record.
 type Stats struct {
-	// Ignored packets were no queries.
+	// Ignored packets were no queries, or HTTP requests that held none.
 	Ignored uint64
 	// Shed are datagrams that were dropped because their caller is over a
 	// limit, which their records say, and connections that were closed at once

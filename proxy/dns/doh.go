@@ -148,6 +148,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.handlers.Done()
 	msg, err := readQuery(r)
 	if err != nil {
+		h.server.counts.ignored.Add(1)
 		if err.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, POST")
 		}

@@ -361,6 +361,9 @@ func TestDoHRequests(t *testing.T) {
 			t.Errorf("%s: fields %v", row.path, resp.Header)
 		}
 	}
+	if got := g.server.Stats().Ignored; got != 8 {
+		t.Errorf("%d requests are counted as no queries, want all that were refused", got)
+	}
 }
 
 // TestDoHOverHTTP1 is a client that does not offer HTTP/2.
