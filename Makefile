@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns rules fuzz bench bench-quick bench-peers bench-peers-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns rules fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -76,6 +76,12 @@ bench-peers: ## exeat beside the bare relay, HAProxy and Squid: one table
 
 bench-peers-quick: ## the same in about a minute
 	sh e2e/bench/peers.sh -quick
+
+bench-dns: ## queries per second of processor time beside dnsdist, unbound and CoreDNS
+	sh e2e/bench/dns/peers.sh
+
+bench-dns-quick: ## the same without CoreDNS, in less than a minute
+	sh e2e/bench/dns/peers.sh -quick
 
 enforce: ## 9,000 live tunnels: what a new state ends, and how fast
 	go run ./e2e/enforce

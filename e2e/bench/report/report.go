@@ -6,6 +6,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -18,7 +19,8 @@ import (
 // so: bars are for people, this is for a machine that others use too.
 const TooMuch = 5
 
-// A Bar is what a figure may be at most. The zero value is no bar.
+// A Bar is what a figure may be at most, or at least where more is better. The
+// zero value is no bar.
 type Bar struct {
 	// Ratio to the floor; zero means none.
 	Ratio float64
@@ -36,12 +38,18 @@ type Row struct {
 	// Others are the values of the Table's others, each empty if it has none.
 	Others [][]float64
 	Bar    Bar
+	// More says that more is better: the bar is the least that a figure must
+	// be.
+	More bool
 }
 
 // A Table is what one run came to.
 type Table struct {
 	// Head are lines that stand above: date, machine, versions.
 	Head []string
+	// Floor is the name of what the rows are compared with; "" means the bare
+	// relay.
+	Floor string
 	// Others are the names of what stands beside the two; no bar concerns
 	// them.
 	Others []string
@@ -65,7 +73,7 @@ func (r Row) Ratio() (median, least, greatest float64) {
 }
 
 // Exceeds returns the figures that are more than so many times above their
-// bar.
+// bar, or below it where more is better.
 func (t Table) Exceeds(times float64) []string {
 	var figures []string
 	for _, r := range t.Rows {
@@ -78,6 +86,9 @@ func (t Table) Exceeds(times float64) []string {
 
 func (r Row) exceeds(times float64) bool {
 	ratio, _, _ := r.Ratio()
+	if r.More {
+		return times*ratio < r.Bar.Ratio || times*Median(r.Ours) < r.Bar.Value
+	}
 	return r.Bar.Ratio > 0 && ratio > times*r.Bar.Ratio || r.Bar.Value > 0 && Median(r.Ours) > times*r.Bar.Value
 }
 
@@ -88,6 +99,10 @@ func (r Row) verdict() string {
 	switch {
 	case r.Bar == Bar{}:
 		return ""
+	case r.More && (ratio < r.Bar.Ratio-hundredth || Median(r.Ours) < r.Bar.Value):
+		return "does not hold"
+	case r.More:
+		return "holds"
 	case r.Bar.Ratio > 0 && ratio >= r.Bar.Ratio+hundredth, r.Bar.Value > 0 && Median(r.Ours) > r.Bar.Value:
 		return "does not hold"
 	}
@@ -110,7 +125,7 @@ func Median(values []float64) float64 {
 
 // WriteTo writes the table as Markdown that also reads well as text.
 func (t Table) WriteTo(w io.Writer) (int64, error) {
-	head := append([]string{"figure", "bare relay"}, t.Others...)
+	head := append([]string{"figure", cmp.Or(t.Floor, "bare relay")}, t.Others...)
 	cells := [][]string{append(head, "exeat", "ratio (of all pairs)", "bar", "verdict")}
 	for _, r := range t.Rows {
 		cells = append(cells, r.cells(len(t.Others)))
@@ -151,11 +166,15 @@ func (r Row) value(pairs []float64) string {
 
 func (r Row) bar() string {
 	var bars []string
+	sign := "≤"
+	if r.More {
+		sign = "≥"
+	}
 	if r.Bar.Ratio > 0 {
-		bars = append(bars, fmt.Sprintf("≤ %.2f ×", r.Bar.Ratio))
+		bars = append(bars, fmt.Sprintf("%s %.2f ×", sign, r.Bar.Ratio))
 	}
 	if r.Bar.Value > 0 {
-		bars = append(bars, fmt.Sprintf("≤ %s %s", number(r.Bar.Value), r.Unit))
+		bars = append(bars, fmt.Sprintf("%s %s %s", sign, number(r.Bar.Value), r.Unit))
 	}
 	return strings.Join(bars, ", ")
 }

@@ -98,6 +98,36 @@ func TestTableShowsBarsAndVerdicts(t *testing.T) {
 	}
 }
 
+func TestWhereMoreIsBetterTheBarIsTheLeast(t *testing.T) {
+	table := report.Table{
+		Floor: "peer",
+		Rows: []report.Row{
+			{Figure: "at the bar", Unit: "q/s", More: true, Floor: []float64{100}, Ours: []float64{99.6}, Bar: report.Bar{Ratio: 1}},
+			{Figure: "below it", Unit: "q/s", More: true, Floor: []float64{100}, Ours: []float64{99.4}, Bar: report.Bar{Ratio: 1}},
+			{Figure: "far below", Unit: "q/s", More: true, Ours: []float64{19}, Bar: report.Bar{Value: 100}},
+			{Figure: "no bar", Unit: "q/s", More: true, Ours: []float64{1}},
+		},
+	}
+	var b strings.Builder
+	if _, err := table.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+| figure     | peer    | exeat    | ratio (of all pairs) | bar       | verdict       |
+|------------|---------|----------|----------------------|-----------|---------------|
+| at the bar | 100 q/s | 99.6 q/s | 1.00 × (1.00–1.00)   | ≥ 1.00 ×  | holds         |
+| below it   | 100 q/s | 99.4 q/s | 0.99 × (0.99–0.99)   | ≥ 1.00 ×  | does not hold |
+| far below  |         | 19.0 q/s |                      | ≥ 100 q/s | does not hold |
+| no bar     |         | 1.00 q/s |                      |           |               |
+`
+	if diff := cmp.Diff(b.String(), want); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(table.Exceeds(report.TooMuch), []string{"far below"}); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestOnlyWhatIsFarAboveItsBarExceeds(t *testing.T) {
 	table := report.Table{Rows: []report.Row{
 		{Figure: "just above", Floor: []float64{1}, Ours: []float64{4.9}, Bar: report.Bar{Ratio: 1}},
