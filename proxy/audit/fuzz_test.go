@@ -22,6 +22,10 @@ func FuzzJSON(f *testing.F) {
 		if bytes.ContainsAny(line, "\r\n") || !utf8.Valid(line) || len(line) > 6*(maxMethod+maxDetail)+200 {
 			t.Errorf("no good line: %q", line)
 		}
+		// encoding/json, which checks and escapes what it is given, changes nothing.
+		if again, err := json.Marshal(json.RawMessage(line)); err != nil || !bytes.Equal(again, line) {
+			t.Errorf("%q is not what encoding/json writes: %q, %v", line, again, err)
+		}
 		var got map[string]any
 		if err := json.Unmarshal(line, &got); err != nil {
 			t.Fatal(err)

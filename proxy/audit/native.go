@@ -1,157 +1,140 @@
 package audit
 
-import (
-	"encoding/json"
-	"net/netip"
-	"time"
-
-	"github.com/exeat-dev/exeat/allowlist"
-)
-
-// timeFormat is RFC 3339 with all nine digits, so that lines sort as text.
-const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
-
-// line is the JSON form of a record: stable names, one order.
-type line struct {
-	Schema           int     `json:"schema"`
-	Time             string  `json:"time"`
-	Event            Event   `json:"event"`
-	ID               string  `json:"id,omitempty"`
-	Listener         string  `json:"listener,omitempty"`
-	Protocol         string  `json:"protocol,omitempty"`
-	Wire             string  `json:"wire,omitempty"`
-	Identity         string  `json:"identity,omitempty"`
-	IdentitySource   string  `json:"identity_source,omitempty"`
-	Client           string  `json:"client,omitempty"`
-	Host             string  `json:"host,omitempty"`
-	Port             uint16  `json:"port,omitempty"`
-	Method           string  `json:"method,omitempty"`
-	Path             string  `json:"path,omitempty"`
-	Address          string  `json:"address,omitempty"`
-	Verdict          string  `json:"verdict,omitempty"`
-	Reason           string  `json:"reason,omitempty"`
-	WouldReason      string  `json:"would_reason,omitempty"`
-	Status           int     `json:"status,omitempty"`
-	Rule             string  `json:"rule,omitempty"`
-	RuleAt           string  `json:"rule_at,omitempty"`
-	Policy           string  `json:"policy,omitempty"`
-	Generation       uint64  `json:"generation,omitempty"`
-	Mode             string  `json:"mode,omitempty"`
-	Stage            string  `json:"stage,omitempty"`
-	SNI              string  `json:"sni,omitempty"`
-	TLS              string  `json:"tls,omitempty"`
-	ECH              bool    `json:"ech,omitempty"`
-	AddressClass     string  `json:"address_class,omitempty"`
-	AddressesDropped int     `json:"addresses_dropped,omitempty"`
-	QType            string  `json:"qtype,omitempty"`
-	RCode            string  `json:"rcode,omitempty"`
-	Answers          *int    `json:"answers,omitempty"`
-	Filtered         int     `json:"filtered,omitempty"`
-	AnswerSource     string  `json:"source,omitempty"`
-	ResolveMS        float64 `json:"resolve_ms,omitempty"`
-	DialMS           float64 `json:"dial_ms,omitempty"`
-	DecideUS         float64 `json:"decide_us,omitempty"`
-	Up               *int64  `json:"up,omitempty"`
-	Down             *int64  `json:"down,omitempty"`
-	DurationMS       float64 `json:"duration_ms,omitempty"`
-	CloseReason      string  `json:"close_reason,omitempty"`
-	Detail           string  `json:"detail,omitempty"`
-	Count            uint64  `json:"count,omitempty"`
-	First            string  `json:"first,omitempty"`
-	Last             string  `json:"last,omitempty"`
-	Counts           []count `json:"counts,omitempty"`
-	TraceID          string  `json:"trace_id,omitempty"`
-	SpanID           string  `json:"span_id,omitempty"`
-	CallerTraceID    string  `json:"caller_trace_id,omitempty"`
-}
-
-type count struct {
-	Verdict string `json:"verdict"`
-	Reason  string `json:"reason,omitempty"`
-	Count   uint64 `json:"count"`
-}
+import "github.com/exeat-dev/exeat/allowlist"
 
 // Native appends the record in the gateway's own form, a line of JSON without
-// the final newline. It is a [Render].
+// the final newline: stable names, one order. It is a [Render], and never
+// returns an error. It allocates nothing for a record whose text is plain.
 func Native(dst []byte, r *Record) ([]byte, error) {
-	l := line{
-		Schema: Schema, Time: formatTime(r.Time), Event: r.Event, ID: r.ID,
-		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire,
-		Identity: bounded(r.Identity.String(), maxIdentity), IdentitySource: r.Source.String(),
-		Host: r.Dest.Host.String(), Port: r.Dest.Port, Method: bounded(r.Method, maxMethod), Path: r.Path,
-		Reason: r.Reason.String(), WouldReason: r.WouldReason.String(), Status: r.Status,
-		Rule: r.Rule, RuleAt: r.RuleAt, Policy: r.Policy, Generation: r.Generation,
-		Stage: r.Stage.String(), SNI: bounded(r.Hello.SNI, maxSNI), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
-		AddressesDropped: r.Dropped,
-		ResolveMS:        milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
-		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3, DurationMS: milliseconds(r.Duration),
-		CloseReason: r.CloseReason, Detail: bounded(r.Detail, maxDetail),
-	}
-	l.Client = clientText(r.Client)
-	if r.Address.IsValid() {
-		l.Address = r.Address.String()
-	}
-	if r.Event == EventDecision || r.Event == EventCollapsed {
-		l.Verdict = r.Verdict.String()
-		if r.Policy != "" {
-			l.Mode = r.Mode.String()
-		}
-	}
-	l.query(r)
+	l := line{buf: append(dst, '{')}
+	l.number("schema", Schema)
+	l.time("time", r.Time)
+	l.must("event", string(r.Event))
+	l.text("id", r.ID)
+	l.who(r)
+	l.asked(r)
+	l.decided(r)
+	l.text("stage", r.Stage.String())
+	l.text("sni", bounded(r.Hello.SNI, maxSNI))
+	l.text("tls", r.Hello.TLS.String())
+	l.flag("ech", r.Hello.ECH)
 	if r.Class != allowlist.Invalid {
-		l.AddressClass = r.Class.String()
+		l.text("address_class", r.Class.String())
 	}
+	l.number("addresses_dropped", int64(r.Dropped))
+	l.query(r)
+	l.milliseconds("resolve_ms", r.Resolve)
+	l.milliseconds("dial_ms", r.Dial)
+	l.thousandths("decide_us", r.Decide.Nanoseconds())
 	if r.Event == EventTunnelProgress || r.Event == EventTunnelClose {
-		l.Up, l.Down = &r.Up, &r.Down
+		l.mustNumber("up", r.Up)
+		l.mustNumber("down", r.Down)
 	}
-	if r.Trace.HasTraceID() {
-		l.TraceID, l.SpanID = r.Trace.TraceID().String(), r.Trace.SpanID().String()
-	}
-	if r.CallerTrace.IsValid() {
-		l.CallerTraceID = r.CallerTrace.String()
-	}
+	l.milliseconds("duration_ms", r.Duration)
+	l.text("close_reason", r.CloseReason)
+	l.text("detail", bounded(r.Detail, maxDetail))
 	l.merged(r.Merged)
-	text, err := json.Marshal(l)
-	return append(dst, text...), err
+	l.traced(r)
+	return append(l.buf, '}'), nil
 }
 
-// query fills in what only a DNS query has.
+// who says where the request came in and from whom.
+func (l *line) who(r *Record) {
+	l.text("listener", r.Listener)
+	l.text("protocol", r.Protocol)
+	l.text("wire", r.Wire)
+	if r.Merged != nil && r.Merged.Other {
+		l.text("identity", Other)
+	} else {
+		l.text("identity", bounded(r.Identity.String(), maxIdentity))
+	}
+	l.text("identity_source", r.Source.String())
+	if r.Client.Port() == 0 { // it stands for all connections of the address
+		l.address("client", r.Client.Addr())
+	} else {
+		l.addrPort("client", r.Client)
+	}
+}
+
+// asked says what was asked for.
+func (l *line) asked(r *Record) {
+	if host := r.Dest.Host; host.IsAddr() {
+		l.address("host", host.Addr())
+	} else {
+		l.text("host", host.String())
+	}
+	l.number("port", int64(r.Dest.Port))
+	l.text("method", bounded(r.Method, maxMethod))
+	l.text("path", r.Path)
+	l.addrPort("address", r.Address)
+}
+
+// decided says what came of it, and why.
+func (l *line) decided(r *Record) {
+	decision := r.Event == EventDecision || r.Event == EventCollapsed
+	if decision {
+		l.text("verdict", r.Verdict.String())
+	}
+	l.text("reason", r.Reason.String())
+	l.text("would_reason", r.WouldReason.String())
+	l.number("status", int64(r.Status))
+	l.text("rule", r.Rule)
+	l.text("rule_at", r.RuleAt)
+	l.text("policy", r.Policy)
+	l.count("generation", r.Generation)
+	if decision && r.Policy != "" {
+		l.text("mode", r.Mode.String())
+	}
+}
+
+// query says what only a DNS query has.
 func (l *line) query(r *Record) {
 	if r.Protocol != ProtocolDNS {
 		return
 	}
-	l.QType, l.RCode, l.AnswerSource, l.Filtered = r.DNS.TypeText(), r.DNS.Code, r.DNS.Source, r.DNS.Filtered
-	if l.RCode != "" {
-		l.Answers = &r.DNS.Answers
+	l.text("qtype", r.DNS.TypeText())
+	l.text("rcode", r.DNS.Code)
+	if r.DNS.Code != "" {
+		l.mustNumber("answers", int64(r.DNS.Answers))
 	}
+	l.number("filtered", int64(r.DNS.Filtered))
+	l.text("source", r.DNS.Source)
 }
 
-// merged fills in what the record says about others.
+// merged says what the record says about others.
 func (l *line) merged(m *Merged) {
 	if m == nil {
 		return
 	}
-	l.Count, l.First, l.Last = m.Count, formatTime(m.First), formatTime(m.Last)
-	for _, c := range m.Counts {
-		l.Counts = append(l.Counts, count{c.Verdict.String(), c.Reason.String(), c.Count})
+	l.count("count", m.Count)
+	l.time("first", m.First)
+	l.time("last", m.Last)
+	if len(m.Counts) == 0 {
+		return
 	}
-	if m.Other {
-		l.Identity = Other
+	l.key("counts")
+	l.buf = append(l.buf, '[')
+	for i, c := range m.Counts {
+		if i > 0 {
+			l.buf = append(l.buf, ',')
+		}
+		l.buf = append(l.buf, '{')
+		l.must("verdict", c.Verdict.String())
+		l.text("reason", c.Reason.String())
+		l.mustCount("count", c.Count)
+		l.buf = append(l.buf, '}')
 	}
+	l.buf = append(l.buf, ']')
 }
 
-// clientText leaves out the port of an address that stands for all of its
-// connections.
-func clientText(client netip.AddrPort) string {
-	switch {
-	case !client.IsValid():
-		return ""
-	case client.Port() == 0:
-		return client.Addr().String()
+// traced names the spans.
+func (l *line) traced(r *Record) {
+	if r.Trace.HasTraceID() {
+		trace, span := r.Trace.TraceID(), r.Trace.SpanID()
+		l.hex("trace_id", trace[:])
+		l.hex("span_id", span[:])
 	}
-	return client.String()
+	if id := r.CallerTrace; id.IsValid() {
+		l.hex("caller_trace_id", id[:])
+	}
 }
-
-func formatTime(t time.Time) string { return t.UTC().Format(timeFormat) }
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

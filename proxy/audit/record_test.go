@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/json"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -129,6 +130,36 @@ func TestLines(t *testing.T) {
 	}
 	if strings.Contains(string(line), "verdict") || !strings.Contains(string(line), `"up":10,"down":20`) {
 		t.Errorf("the end of a tunnel: %s", line)
+	}
+}
+
+// TestALineAllocatesNothing: not for the record of a tunnel, nor for one whose
+// every field is set.
+func TestALineAllocatesNothing(t *testing.T) {
+	tunnel := Record{Event: EventDecision, Listener: "main", Protocol: ProtocolConnect, Wire: "h1"}
+	typical(t)(&tunnel)
+	everything := full(t)
+	buf := make([]byte, 0, 2048)
+	for _, r := range []*Record{&tunnel, &everything} {
+		if n := testing.AllocsPerRun(100, func() { _, _ = Native(buf, r) }); n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+	}
+}
+
+// TestNumbersAreThoseOfEncodingJSON: three digits behind the point at most, and
+// no exponent.
+func TestNumbersAreThoseOfEncodingJSON(t *testing.T) {
+	for _, n := range []int64{1, -1, 10, 999, 1000, 1001, 123456789, 1e15 + 1, math.MaxInt64, math.MinInt64} {
+		want, err := json.Marshal(map[string]float64{"n": float64(n) / 1e3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := line{buf: []byte{'{'}}
+		l.thousandths("n", n)
+		if got := string(l.buf) + "}"; got != string(want) {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 

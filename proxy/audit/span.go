@@ -138,3 +138,5 @@ func (o *Open) endSpan() {
 	span.SetAttributes(attrs...)
 	span.End()
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
