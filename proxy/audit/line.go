@@ -111,12 +111,9 @@ func (l *line) time(name string, t time.Time) {
 	l.buf = append(l.buf, '"')
 	l.buf = t.UTC().AppendFormat(l.buf, time.RFC3339) // which is faster than a form of our own
 	l.buf[len(l.buf)-1] = '.'                         // for the Z
-	const digits = 9
 	ns := t.Nanosecond()
-	l.buf = append(l.buf, "000000000"...)
-	for i := range digits {
-		l.buf[len(l.buf)-1-i] += byte(ns % 10)
-		ns /= 10
+	for unit := int(time.Second) / 10; unit > 0; unit /= 10 {
+		l.buf = append(l.buf, "0123456789"[ns/unit%10])
 	}
 	l.buf = append(l.buf, 'Z', '"')
 }

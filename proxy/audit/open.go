@@ -29,11 +29,19 @@ type Start struct {
 // untrusted: the span is a root of its own with a link to it, unless the start
 // says that it is accepted.
 func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
+	o := new(Open)
+	r.Reopen(ctx, o, s)
+	return o
+}
+
+// Reopen is Begin for one who has an Open already, which is new or has ended.
+func (r *Recorder) Reopen(ctx context.Context, o *Open, s Start) {
 	if s.Time.IsZero() {
 		s.Time = time.Now()
 	}
+	*o = Open{recorder: r, Record: s.record()}
 	if s.NoSpan {
-		return &Open{recorder: r, Record: s.record()}
+		return
 	}
 	opts := make([]trace.SpanStartOption, 0, 4)
 	opts = append(opts, r.server, trace.WithTimestamp(s.Time))
@@ -46,12 +54,8 @@ func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
 			opts = append(opts, trace.WithLinks(trace.Link{SpanContext: caller}))
 		}
 	}
-	_, span := r.cfg.Tracer.Start(ctx, spanName(s.Protocol), opts...) //nolint:spancheck // End ends it
-	return &Open{                                                     //nolint:spancheck // see above
-		recorder: r,
-		span:     span,
-		Record:   s.traced(span.SpanContext(), caller.TraceID()),
-	}
+	_, o.span = r.cfg.Tracer.Start(ctx, spanName(s.Protocol), opts...) //nolint:spancheck // End ends it
+	o.Trace, o.CallerTrace = o.span.SpanContext(), caller.TraceID()
 }
 
 // record returns what is known so far.
@@ -59,12 +63,6 @@ func (s *Start) record() Record {
 	return Record{
 		Time: s.Time, Event: EventDecision, ID: newID(s.Time), Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
 	}
-}
-
-func (s *Start) traced(own trace.SpanContext, caller trace.TraceID) Record {
-	r := s.record()
-	r.Trace, r.CallerTrace = own, caller
-	return r
 }
 
 func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
@@ -168,7 +166,6 @@ func (o *Open) End() {
 	o.endSpan()
 	o.recorder.count(&o.Record)
 	if o.committed == nil && !o.joined {
-		rec := o.Record
-		o.recorder.put(&rec)
+		o.recorder.put(&o.Record)
 	}
 }

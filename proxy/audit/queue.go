@@ -19,8 +19,9 @@ const (
 
 // item is a record in a queue.
 type item struct {
-	rec *Record
-	ack *ack // nil if nobody waits for the write
+	rec  *Record
+	held *held // to be let go once it is written; nil if somebody waits for the write
+	ack  *ack  // nil if nobody does
 }
 
 // queue holds the records that wait for one sink. Whoever puts a record into it
@@ -61,8 +62,10 @@ func isDenial(rec *Record) bool {
 	return false
 }
 
-// put takes a record that must not be changed any more.
-func (q *queue) put(rec *Record) {
+// put takes a record that must not be changed any more. It reports false if it
+// has not kept it: it is counted.
+func (q *queue) put(h *held) bool {
+	rec := &h.Record
 	denial := isDenial(rec)
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -76,11 +79,13 @@ func (q *queue) put(rec *Record) {
 	case q.count == len(q.ring):
 		q.drop()
 	default:
-		q.push(item{rec: rec})
+		q.push(item{rec: rec, held: h})
 		if denial {
 			q.denials[keyOf(rec)]++
 		}
+		return true
 	}
+	return false
 }
 
 // hasRoom reports whether one more denial of the key may be queued.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,7 @@ type Recorder struct {
 	cancel   context.CancelFunc
 	server   trace.SpanStartOption // made once: it is on every decision's path
 	made     atomic.Uint64
+	held     sync.Pool
 }
 
 // New starts a recorder; Close stops it. The sinks get ctx without its
@@ -154,12 +156,23 @@ func (r *Recorder) count(rec *Record) {
 	}
 }
 
-// put queues a record; it must not be changed afterwards.
+// put queues a copy of the record for every sink that keeps it.
 func (r *Recorder) put(rec *Record) {
+	var h *held
 	for _, w := range r.workers {
-		if w.cfg.keeps(rec) {
-			w.queue.put(rec)
+		if !w.cfg.keeps(rec) {
+			continue
 		}
+		if h == nil {
+			h = hold(&r.held, rec)
+		}
+		h.users.Add(1)
+		if !w.queue.put(h) {
+			h.letGo()
+		}
+	}
+	if h != nil {
+		h.letGo()
 	}
 }
 

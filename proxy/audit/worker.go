@@ -57,6 +57,9 @@ func (w *worker) writeItems(ctx context.Context, items []item, records []*Record
 		if it.ack != nil {
 			it.ack.results <- out.of(i)
 		}
+		if it.held != nil {
+			it.held.letGo()
+		}
 	}
 }
 

@@ -34,10 +34,10 @@ type exchange struct {
 	hop      allowlist.Reason // why an alias was refused
 	class    allowlist.Class  // of an address that was refused
 
-	open    *audit.Open  // nil until the query is refused, or has been answered
-	record  audit.Record // only counted
-	replied bool         // the door has it
-	out     []byte       // the response, behind prefix bytes
+	open    *audit.Open // opened; nil until the query is refused, or has been answered
+	opened  audit.Open
+	replied bool   // the door has it
+	out     []byte // the response, behind prefix bytes
 	sent    struct {
 		silent            bool // there is no response
 		code              int

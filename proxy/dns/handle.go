@@ -107,15 +107,17 @@ func (x *exchange) note(ctx context.Context, err error) {
 
 // pass counts the query, if no sink wants its record. It allocates nothing.
 func (x *exchange) pass() bool {
-	x.record = audit.Record{
+	rec := &x.opened.Record
+	*rec = audit.Record{
 		Time: x.start, Event: audit.EventDecision, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire,
 	}
-	x.describe(&x.record)
-	return x.server.cfg.Recorder.Pass(&x.record)
+	x.describe(rec)
+	return x.server.cfg.Recorder.Pass(rec)
 }
 
 func (x *exchange) begin(ctx context.Context, thin bool) {
-	x.open = x.server.cfg.Recorder.Begin(ctx, audit.Start{
+	x.open = &x.opened
+	x.server.cfg.Recorder.Reopen(ctx, x.open, audit.Start{
 		Time: x.start, Listener: x.listener, Protocol: audit.ProtocolDNS, Wire: x.wire, NoSpan: thin,
 	})
 }

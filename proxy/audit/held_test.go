@@ -1,0 +1,66 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// telling is a memory that tells how many records it has taken.
+type telling struct {
+	memory
+	took chan int
+}
+
+func (s *telling) Write(ctx context.Context, records []*Record) error {
+	defer func() { s.took <- len(records) }()
+	return s.memory.Write(ctx, records)
+}
+
+// TestARecordIsUsedAgainOnlyWhenEverySinkHasIt: one sink is far ahead of
+// another, which still gets what was recorded.
+func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
+	const rounds, each = 20, 50
+	behind, ahead := newSlow(), &telling{took: make(chan int, rounds*each)}
+	r := newRecorder(t, Config{Sinks: to(behind, ahead)})
+	var want []string
+	for i := range rounds {
+		for j := range each {
+			path := fmt.Sprintf("%d/%d", i, j)
+			want = append(want, "/"+path)
+			decide(t, r, path, allowlist.Allow, allowlist.NoReason).End()
+		}
+		for taken := 0; taken < each; {
+			taken += <-ahead.took
+		}
+	}
+	close(behind.let)
+	closeNow(t, r)
+	for i, records := range [][]Record{behind.taken(), ahead.taken()} {
+		var got []string
+		for _, rec := range records {
+			got = append(got, rec.Identity.Path())
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("sink %d (-want +got):\n%s", i, diff)
+		}
+	}
+	checkSums(t, r)
+}
+
+// TestAHeldRecordKeepsNothing, once the last user has let it go.
+func TestAHeldRecordKeepsNothing(t *testing.T) {
+	r := newRecorder(t, Config{Sinks: to(&memory{})})
+	h := hold(&r.held, &Record{Method: "GET"})
+	h.users.Add(1)
+	if h.letGo(); h.Method != "GET" {
+		t.Error("it is empty while somebody uses it")
+	}
+	if h.letGo(); h.Method != "" {
+		t.Error("it keeps a text")
+	}
+}

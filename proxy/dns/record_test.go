@@ -1,0 +1,44 @@
+package dns
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	mdns "github.com/miekg/dns"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// TestARecordedHitAllocatesItsID: 1, the text of the id. The sink does not move
+// and its queue is full, so that every record is there to be used again.
+func TestARecordedHitAllocatesItsID(t *testing.T) {
+	s := newServer(t, nil)
+	s.cfg.SpanEvery = 1 << 40
+	stuck := make(dead)
+	s.cfg.Recorder = must(audit.New(t.Context(), audit.Config{
+		Sinks: []audit.SinkConfig{{Name: "all", Sink: stuck}}, Queue: 1, Tracer: noop.NewTracerProvider().Tracer(""),
+	}))
+	defer func() { _ = s.cfg.Recorder.Close(context.Background()) }()
+	defer close(stuck)
+	caller := sidecar()
+	msg := packetOf("allowed.example", mdns.TypeA, true)
+	var lookups sync.WaitGroup
+	hit := func() { s.handle(t.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg) }
+	hit()                                                            // the first one has its span
+	if n := testing.AllocsPerRun(200, hit); n != 1 && !raceEnabled { // the race detector throws pooled records away
+		t.Errorf("%v allocations", n)
+	}
+	if got := s.cfg.Recorder.Stats().Made; got != 202 {
+		t.Errorf("%d of 202 were made", got)
+	}
+}
+
+// dead is a sink that takes nothing before it is closed.
+type dead chan struct{}
+
+func (d dead) Write(context.Context, []*audit.Record) error {
+	<-d
+	return nil
+}
