@@ -46,6 +46,7 @@ type parser struct {
 	owner    string   // canonical: the end of the chain so far
 	chain    []string // the names before it
 	finals   int      // records that were asked for
+	kept     int      // those of them that are of use
 	soa      bool
 	extended int // upper bits of the response code
 	edited   bool
@@ -84,7 +85,7 @@ func (p *parser) sections() error {
 // message finishes what was read.
 func (p *parser) message() (*Message, error) {
 	m := &p.out
-	m.negative = p.finals == 0 && (p.question.Type != TypeCNAME || len(p.chain) == 0)
+	m.negative = p.kept == 0 && (p.question.Type != TypeCNAME || len(p.chain) == 0)
 	switch {
 	case m.rcode == NXDomain && p.finals > 0:
 		return nil, fmt.Errorf("%w: records of a name that does not exist", ErrMalformed)
@@ -254,6 +255,9 @@ func (p *parser) authority() error {
 // keep stores a record at the end of the chain.
 func (p *parser) keep(r record) error {
 	r.hop = uint8(len(p.chain)) //nolint:gosec // G115: at most MaxHops
+	if !r.authority {
+		p.kept++
+	}
 	return p.keepAt(r)
 }
 
