@@ -43,7 +43,8 @@ func (w *world) ask(ctx context.Context, server string, args ...string) (int64, 
 	if err != nil {
 		return 0, err
 	}
-	return load(ctx, append([]string{"dnsperf", "-s", host, "-p", port, "-d", w.path(namesFile)}, args...)...)
+	// At the end it waits for what is lost, for as long as -t says.
+	return load(ctx, append([]string{"dnsperf", "-s", host, "-p", port, "-t", "1", "-d", w.path(namesFile)}, args...)...)
 }
 
 // overTLS asks a server over DoT for a time, with a client certificate.
