@@ -43,8 +43,8 @@ func planted() []fault {
 			"./allowlist", "FuzzClassify",
 		},
 		{
-			"a rule needs no destination", "allowlist/policyfile/rule.go",
-			`ok := r.use != "" || !r.Host.IsZero() || r.CIDR.IsValid()`, "ok := true", "./allowlist/policyfile", "FuzzSpec",
+			"errors keep the order in which they are found", "allowlist/strictyaml/strictyaml.go",
+			"func(a, b *Error) int { return a.Compare(b.Pos) }", "func(a, b *Error) int { return 0 }", "./allowlist/policyfile", "FuzzSpec",
 		},
 		{
 			"an error may stand behind the file", "allowlist/strictyaml/parse.go",
