@@ -197,8 +197,9 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 	if _, ok := errors.AsType[*dial.Error](res.Err); ok {
 		return x.dialed(ctx, f.start, res.Dialed, res.Err, f.pending)
 	}
-	if status := res.Reason.Info().Status; status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
-		x.open.Verdict = allowlist.Fail
+	status := res.Reason.Info().Status
+	if f.record != nil || status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
+		x.open.Verdict = allowlist.Fail // it was allowed, and may have gone out
 	}
 	return res.Reason
 }
