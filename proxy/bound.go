@@ -11,7 +11,8 @@ import (
 // caller was told the address by the DNS door, for a name that it may reach.
 type bound struct {
 	addr  netip.Addr
-	names []allowlist.Host // that the caller may reach there, on the port it asks for
+	names []allowlist.Host  // that the caller may reach there, on the port it asks for
+	ech   allowlist.ECHMode // refuse, if the rule of one of the names does
 }
 
 // bind decides a tunnel to an address once more, by the names that it was the
@@ -29,6 +30,9 @@ func (x *exchange) bind(now time.Time) {
 		d := x.state.Decide(req)
 		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil {
 			continue
+		}
+		if _, ech := d.TLS(); ech == allowlist.ECHRefuse {
+			x.bound.ech = ech
 		}
 		if x.bound.names = append(x.bound.names, name); len(x.bound.names) == 1 || stricter(d, x.decision) {
 			x.decision = d

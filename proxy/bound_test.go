@@ -34,6 +34,7 @@ func TestAnAddressByItsName(t *testing.T) {
 	}
 	spec := g.policy()
 	spec.Entries[0].Allow = []allowlist.Rule{
+		with(mode("hidden.example", allowlist.TLSAuto), func(r *allowlist.Rule) { r.ECH = allowlist.ECHRefuse }),
 		mode("strict.example", allowlist.TLSRequire), mode("off.example", allowlist.TLSOff), to("elsewhere.example", 1),
 		with(mode("inner.example", allowlist.TLSOff), func(r *allowlist.Rule) { r.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }),
 	}
@@ -53,6 +54,8 @@ func TestAnAddressByItsName(t *testing.T) {
 		{"in clear", "builder", []string{"strict.example"}, "GET /", 0, allowlist.NotTLS},
 		{"of two names, with a hello for the other", "builder", []string{"off.example", "strict.example"}, hello("off.example"), 0, 0},
 		{"of two names, the stricter rule counts", "builder", []string{"off.example", "strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"with ECH, where no rule minds", "builder", []string{"strict.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
+		{"of two names, with ECH that the rule of one refuses", "builder", []string{"strict.example", "hidden.example"}, clientHello("hidden.example", true, 1<<14), 0, allowlist.ECHRefused},
 		{"whose rule does not look", "builder", []string{"off.example"}, "GET /", 0, 0},
 		{"that nobody was told", "builder", nil, "", allowlist.IPNotOnAllowlist, 0},
 		{"that somebody else was told", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},

@@ -39,6 +39,9 @@ func (x *exchange) check(record *audit.Tunnel) *firstBytes {
 	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
 		c.mode = allowlist.TLSOff
 	}
+	if x.bound.ech == allowlist.ECHRefuse {
+		c.ech = x.bound.ech
+	}
 	return c
 }
 
