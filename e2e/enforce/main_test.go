@@ -141,6 +141,11 @@ func TestFaults(t *testing.T) {
 			t.Errorf("%s: faults %q, want %q", row.name, got, row.want)
 		}
 	}
+	slow := good
+	slow.busy = ms(26)
+	if faults := (&table{figures: []figures{{rounds: []result{slow, good}}}}).faults(); len(faults) > 0 {
+		t.Errorf("a long gap in one of two rounds: faults %q", faults)
+	}
 }
 
 func TestEchoesAreTakenByWhenTheyWereDue(t *testing.T) {

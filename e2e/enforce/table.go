@@ -9,7 +9,9 @@ import (
 	"time"
 )
 
-// tooMuch is how many times its bar a figure may be before the run fails.
+// tooMuch is how many times its bar a figure may be, in the best of its rounds,
+// before the run fails: a bad moment of the machine is in one round, a fault of
+// ours is in all.
 const tooMuch = 5
 
 // The bars, for the 99th percentile.
@@ -113,13 +115,23 @@ func (t *table) faults() []string {
 				faults = append(faults, fmt.Sprintf("%s, round %d, fault %d of %d: %s", f.scenario.name, n+1, i+1, len(r.faults), fault))
 			}
 		}
-		for _, r := range f.rows() {
-			if p99 := quantile(r.values, 0.99); r.bar > 0 && p99 > tooMuch*max(r.bar, r.floor) {
-				faults = append(faults, fmt.Sprintf("%s: %s: %s, more than %d times %s", r.scenario, r.figure, round(p99), tooMuch, max(r.bar, r.floor)))
+		for i, r := range f.rows() {
+			if best := f.best(i); r.bar > 0 && best > tooMuch*max(r.bar, r.floor) {
+				faults = append(faults, fmt.Sprintf("%s: %s: %s, more than %d times %s", r.scenario, r.figure, round(best), tooMuch, max(r.bar, r.floor)))
 			}
 		}
 	}
 	return faults
+}
+
+// best is the least 99th percentile that a row has in a round.
+func (f figures) best(row int) time.Duration {
+	var p99 []time.Duration
+	for _, r := range f.rounds {
+		one := figures{scenario: f.scenario, rounds: []result{r}}
+		p99 = append(p99, quantile(one.rows()[row].values, 0.99))
+	}
+	return slices.Min(p99)
 }
 
 // String returns the table in Markdown.

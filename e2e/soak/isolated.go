@@ -12,7 +12,8 @@ import (
 )
 
 // The bars of the isolation: what a flood at that share of saturation may do to
-// an identity that is quiet. A time fails only at five times its bar.
+// an identity that is quiet. It fails only at five times its bar, in the best of
+// the rounds: a bad moment of the machine is in one, a fault of ours is in all.
 const (
 	flood    = 0.6
 	worse    = 2
@@ -36,31 +37,34 @@ func isolated(ctx context.Context, s *site, o options, out io.Writer) (faults []
 	// In turns, so that whatever else the machine does is in both.
 	quiet, hostile := s.caller(g, "quiet", "127.0.0.1"), s.caller(g, "hostile", "127.0.0.3")
 	var alone, among []time.Duration
+	var ratios []float64 // of the rounds
 	var answers flooded
 	for range rounds {
-		if err := quiet.measure(ctx, &alone, o.alone/rounds); err != nil {
+		before, err := quiet.measure(ctx, o.alone/rounds)
+		if err != nil {
 			return nil, err
 		}
 		flooding, stop := context.WithCancel(ctx)
 		var flooder sync.WaitGroup
 		flooder.Go(func() { answers.run(flooding, hostile, flood*most) })
-		err := quiet.measure(ctx, &among, o.alone/rounds)
+		beside, err := quiet.measure(ctx, o.alone/rounds)
 		stop()
 		flooder.Wait()
 		if err != nil {
 			return nil, err
 		}
+		ratios = append(ratios, p99(beside).Seconds()/p99(before).Seconds())
+		alone, among = append(alone, before...), append(among, beside...)
 	}
-	slices.Sort(alone)
-	slices.Sort(among)
-	ratio := p99(among).Seconds() / p99(alone).Seconds()
+	least := slices.Min(ratios)
 	_, _ = fmt.Fprintf(out, `isolation: saturated at %.0f denials a second, each with its handshake; flood of %.0f %% of that
   the flood was refused %d times by policy, %d times by a limit, and turned away %d times
-  a quiet identity's new tunnel: alone p50 %s p99 %s, beside the flood p50 %s p99 %s, %.1f times (bar %d)
+  a quiet identity's new tunnel: alone p50 %s p99 %s, beside the flood p50 %s p99 %s, %.1f times (bar %d; of the rounds %.1f to %.1f)
 `, most, 100*flood, answers.policy.Load(), answers.limit.Load(), answers.away.Load(),
-		rounded(p50(alone)), rounded(p99(alone)), rounded(p50(among)), rounded(p99(among)), ratio, worse)
-	if ratio > worse*tolerant {
-		faults = append(faults, fmt.Sprintf("p99 of a quiet identity is %.1f times what it is alone", ratio))
+		rounded(p50(alone)), rounded(p99(alone)), rounded(p50(among)), rounded(p99(among)),
+		p99(among).Seconds()/p99(alone).Seconds(), worse, least, slices.Max(ratios))
+	if least > worse*tolerant {
+		faults = append(faults, fmt.Sprintf("p99 of a quiet identity is at least %.1f times what it is alone", least))
 	}
 	return faults, nil
 }
@@ -134,20 +138,22 @@ func (f *flooded) ask(ctx context.Context, c *caller) {
 	}
 }
 
-// measure makes an exchange now and then and adds how long each took.
-func (c *caller) measure(ctx context.Context, into *[]time.Duration, lasts time.Duration) error {
+// measure makes an exchange now and then and returns how long each took.
+func (c *caller) measure(ctx context.Context, lasts time.Duration) (took []time.Duration, err error) {
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for end := time.Now().Add(lasts); time.Now().Before(end); <-tick.C {
 		start := time.Now()
 		if err := c.exchange(ctx, 1<<10); err != nil {
-			return fmt.Errorf("a quiet identity: %w", err)
+			return nil, fmt.Errorf("a quiet identity: %w", err)
 		}
-		*into = append(*into, time.Since(start))
+		took = append(took, time.Since(start))
 	}
-	return ctx.Err()
+	return took, ctx.Err()
 }
 
-func p50(sorted []time.Duration) time.Duration { return sorted[len(sorted)/2] }
+func p50(all []time.Duration) time.Duration { return slices.Sorted(slices.Values(all))[len(all)/2] }
 
-func p99(sorted []time.Duration) time.Duration { return sorted[len(sorted)*99/100] }
+func p99(all []time.Duration) time.Duration {
+	return slices.Sorted(slices.Values(all))[len(all)*99/100]
+}

@@ -102,7 +102,7 @@ type done struct{ good, hostile atomic.Int64 }
 
 // The workers of the load. A few of the hostile ones wait for time-outs.
 const (
-	goodWorkers    = 6
+	goodWorkers    = 12
 	hostileWorkers = 16
 )
 

@@ -133,9 +133,13 @@ func TestOnlyWhatIsFarAboveItsBarExceeds(t *testing.T) {
 		{Figure: "just above", Floor: []float64{1}, Ours: []float64{4.9}, Bar: report.Bar{Ratio: 1}},
 		{Figure: "far above its ratio", Floor: []float64{1}, Ours: []float64{5.1}, Bar: report.Bar{Ratio: 1}},
 		{Figure: "far above its value", Ours: []float64{5.1}, Bar: report.Bar{Value: 1}},
+		{Figure: "far above its ratio but for one pair", Floor: []float64{1, 1, 1}, Ours: []float64{9, 4.9, 9}, Bar: report.Bar{Ratio: 1}},
+		{Figure: "far above its value but for one pair", Ours: []float64{9, 4.9, 9}, Bar: report.Bar{Value: 1}},
+		{Figure: "far below but for one pair", More: true, Floor: []float64{9, 9}, Ours: []float64{1, 2}, Bar: report.Bar{Ratio: 1, Value: 9}},
 		{Figure: "without a bar", Floor: []float64{1}, Ours: []float64{1000}},
+		{Figure: "never measured", Bar: report.Bar{Value: 1}},
 	}}
-	if diff := cmp.Diff(table.Exceeds(report.TooMuch), []string{"far above its ratio", "far above its value"}); diff != "" {
+	if diff := cmp.Diff(table.Exceeds(report.TooMuch), []string{"far above its ratio", "far above its value", "never measured"}); diff != "" {
 		t.Error(diff)
 	}
 }
