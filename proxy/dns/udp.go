@@ -60,8 +60,8 @@ func ListenUDP(ctx context.Context, cfg UDPConfig) (*UDP, error) {
 	return u, nil
 }
 
-// open opens one socket for itself, which finds out whether the address is
-// free, and then replaces it by those that share the address.
+// open opens one socket for itself, so that the address is nobody else's, and
+// then lets the others have it too.
 func (u *UDP) open(ctx context.Context) error {
 	first, err := listenUDP(ctx, net.ListenConfig{}, u.cfg.Address)
 	if err != nil {
@@ -71,11 +71,15 @@ func (u *UDP) open(ctx context.Context) error {
 	if u.cfg.Sockets <= 1 || !canShare {
 		return nil
 	}
-	address := u.Addr()
-	_ = u.closeSockets()
-	u.sockets = nil
-	for range u.cfg.Sockets {
-		socket, err := listenUDP(ctx, net.ListenConfig{Control: reusePort}, address)
+	raw, err := first.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := reusePort("", "", raw); err != nil {
+		return err
+	}
+	for len(u.sockets) < u.cfg.Sockets {
+		socket, err := listenUDP(ctx, net.ListenConfig{Control: reusePort}, u.Addr())
 		if err != nil {
 			return err
 		}
