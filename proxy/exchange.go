@@ -80,10 +80,7 @@ func (x *exchange) next(ctx context.Context) bool {
 	return x.relay(ctx, opening{conn: res.Conn, addr: res.Addr, status: 200, answer: []byte("HTTP/1.1 200 OK\r\n\r\n")})
 }
 
-// forget lets go of the last request. It is not inlined, for it needs more
-// stack than is to be kept by whoever calls it and then relays.
-//
-//go:noinline
+// forget lets go of the last request.
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
 	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}

@@ -125,8 +125,8 @@ func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {
 // Panics returns how many connections ended in a panic.
 func (p *Proxy) Panics() uint64 { return p.panics.Load() }
 
-// Serve answers the requests of one connection until it ends. A panic ends
-// this connection only.
+// Serve answers the requests of one connection until it ends or a tunnel opens,
+// which it leaves in conn.Rest. A panic ends this connection only.
 func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 	reader := head.NewReader(conn, p.cfg.HeadLimit)
 	defer reader.Release()

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -70,22 +72,29 @@ type opening struct {
 // relaying is a tunnel on its way.
 type relaying struct {
 	*tunnel.Tunnel
+	proxy  *Proxy
+	conn   net.Conn // to the origin
+	lease  *limit.Lease
 	entry  *underway
 	record *audit.Tunnel // nil until it was answered
 	check  *firstBytes   // as record
+	early  []byte        // what the client sent behind its request
+	result tunnel.Result
+	unwind func() bool // lets the end of the connection's context pass
 }
 
 // relay registers the tunnel, makes sure that the state in force still allows
-// it, answers and relays until the tunnel ends. It reports whether another
-// request may follow on the connection.
-//
-// Its frame and those of its callers lie on the stack for as long, which is
-// most of what an idle tunnel costs: what needs much room is called, and over.
+// it, and answers. The tunnel then runs as what is left to do on the
+// connection: the stack that all this needed is most of what it would cost
+// while idle. It reports whether another request may follow.
 func (x *exchange) relay(ctx context.Context, o opening) bool {
-	defer func() { _ = o.conn.Close() }()
 	r := x.newRelaying(&o)
 	x.proxy.cfg.Registry.Add(&r.entry.Tunnel)
-	defer x.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
+	defer func() {
+		if x.conn.Rest == nil {
+			r.leave()
+		}
+	}()
 	x.settle() // now that the tunnel is in the registry
 
 	// A reload between the decision and Add found nothing to end: whoever
@@ -96,20 +105,19 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 	if again, ok := x.answer(ctx, &o, r); !ok {
 		return again
 	}
-	early := slices.Clone(x.reader.Buffered())
-	x.reader.Release()
+	r.early = slices.Clone(x.reader.Buffered())
 	if err := x.conn.SetDeadline(time.Time{}); err != nil {
 		r.Close(tunnel.Error)
 	}
-	// A tunnel may last for hours: it must not keep the policy that let it in.
-	x.forget()
-	r.run(ctx, early)
+	r.lease, x.lease = x.lease, nil
+	r.unwind = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
+	x.conn.Rest = func() { r.run(ctx) }
 	return false
 }
 
 // newRelaying makes the tunnel and its entry for the registry.
 func (x *exchange) newRelaying(o *opening) *relaying {
-	r := &relaying{entry: x.entry(o.addr)}
+	r := &relaying{proxy: x.proxy, conn: o.conn, entry: x.entry(o.addr)}
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
 	cfg.Spend = x.lease.Spend
@@ -147,15 +155,31 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 }
 
 // run relays until the tunnel ends, and ends its record.
-func (r *relaying) run(ctx context.Context, early []byte) {
-	reason := tunnel.Error // if Run panics
-	defer func() {
-		up, down := r.Counts()
-		r.record.Close(ctx, up, down, reason.String(), r.check.why(reason, r.entry))
-	}()
-	stop := context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
-	defer stop()
-	reason = r.Run(early).Reason
+func (r *relaying) run(ctx context.Context) {
+	defer r.end(ctx)
+	early := r.early
+	r.early = nil // it is not needed for as long as the tunnel lasts
+	r.result = r.Run(early)
+}
+
+func (r *relaying) end(ctx context.Context) {
+	if cause := recover(); cause != nil {
+		r.result.Reason = tunnel.Error
+		r.proxy.Panicked(ctx, cause, debug.Stack())
+	}
+	r.unwind()
+	up, down := r.Counts()
+	r.record.Close(ctx, up, down, r.result.Reason.String(), r.check.why(r.result.Reason, r.entry))
+	r.leave()
+}
+
+// leave gives back what the tunnel held.
+func (r *relaying) leave() {
+	r.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
+	_ = r.conn.Close()
+	if r.lease != nil {
+		r.lease.Close()
+	}
 }
 
 // confirm decides again if another state has come into force since.

@@ -43,9 +43,9 @@ func NewSources(cfg Config) *Sources {
 	return &Sources{cfg: cfg.withDefaults(), by: map[netip.Addr]*Source{}}
 }
 
-// Open counts a connection. Close must follow, unless it is Refused; an eighth
-// of the limit (rounded up) on top is Over. An invalid address is that of a
-// unix socket.
+// Open counts a connection, and Close must follow; an eighth of the limit
+// (rounded up) on top is Over. What is Refused is not counted, and has no
+// source; neither has a unix socket, whose address is invalid.
 func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	if !addr.IsValid() {
 		return nil, Within
@@ -55,7 +55,7 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	src := s.of(keyOf(addr))
 	limit := s.cfg.Connections
 	if src.open >= limit+(limit+7)/8 {
-		return src, Refused
+		return nil, Refused
 	}
 	src.open++
 	if src.open > limit {

@@ -122,7 +122,13 @@ type Conn struct {
 	// Certificates are the caller's as it sent them, verified or not; nil
 	// without TLS.
 	Certificates []*x509.Certificate
+	// Rest is what is left to do when the handler returns, nil if nothing is.
+	// The handler may set it to something that lasts: it is called on a stack
+	// that the frames of the handler have left, before the connection closes.
+	Rest func()
 
+	source     *limit.Source      // nil until it was admitted
+	uncut      func() bool        // lets the end of Serve's context pass; nil at first
 	verifier   *identity.Verifier // nil without TLS
 	generation uint64             // of the trust that the caller was identified by
 }
@@ -237,8 +243,9 @@ func (l *Listener) Close() error { return l.net.Close() }
 
 // Serve accepts until Close and calls handle for every connection that has a
 // caller, each in a goroutine of its own; it closes the connection when handle
-// returns. It returns when the last handle has. The end of ctx does not stop
-// accepting; it cuts every connection that is still open.
+// has returned, and then Conn.Rest. It returns when the last of them has. The
+// end of ctx does not stop accepting; it cuts every connection that is still
+// open.
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
@@ -262,9 +269,13 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 			_ = conn.Close()
 			continue
 		}
+		c := l.wrap(conn, busy)
 		handlers.Go(func() {
-			defer l.cfg.Slots.used.Add(-1)
-			l.serve(ctx, conn, busy, handle)
+			defer l.end(ctx, c)
+			l.serve(ctx, c, handle)
+			if c.Rest != nil {
+				c.Rest()
+			}
 		})
 	}
 }
@@ -280,17 +291,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle func(context.Context, *Conn)) {
-	conn := l.wrap(raw, busy)
-	defer l.contain(ctx)
-	defer func() { _ = conn.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	defer stop()
-	source, ok := l.admit(ctx, conn)
-	if !ok {
+func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
+	raw := conn.Conn
+	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
+	if !l.admit(ctx, conn) {
 		return
 	}
-	defer source.Close()
 	if l.cfg.TLS == nil {
 		conn.Caller.Assume(l.cfg.Fixed, l.cfg.Mapped)
 		handle(ctx, conn)
@@ -308,10 +314,19 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, busy bool, handle fu
 	handle(ctx, conn)
 }
 
-// identify says who the caller is, once the handshake has proven it. Its large
-// frame is not to stay on the stack for as long as the connection lasts.
-//
-//go:noinline
+// end gives back what a connection held, and keeps a panic inside it.
+func (l *Listener) end(ctx context.Context, conn *Conn) {
+	l.contain(ctx, recover())
+	defer func() { l.contain(ctx, recover()) }() // of what follows
+	defer l.cfg.Slots.used.Add(-1)
+	conn.source.Close()
+	if conn.uncut != nil {
+		conn.uncut()
+	}
+	_ = conn.Close()
+}
+
+// identify says who the caller is, once the handshake has proven it.
 func (l *Listener) identify(conn *Conn, secure *tls.Conn) {
 	conn.Conn, conn.verifier = secure, l.cfg.Verifier
 	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
@@ -330,33 +345,33 @@ func (l *Listener) wrap(raw net.Conn, busy bool) *Conn {
 }
 
 // admit finds out where the caller is and whether its address may have this
-// connection; if so, the source must be closed.
-func (l *Listener) admit(ctx context.Context, conn *Conn) (*limit.Source, bool) {
+// connection.
+func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	caller := &conn.Caller
 	if l.behindProxy(caller.Addr.Addr()) {
 		addr, err := l.proxied(conn)
 		switch {
 		case errors.Is(err, io.EOF): // a look whether the port is open
-			return nil, false
+			return false
 		case err != nil:
 			l.cfg.Refused(ctx, caller.Addr, allowlist.MalformedHeader, err.Error())
-			return nil, false
+			return false
 		case addr.IsValid():
 			caller.Addr = addr
 		}
 	}
-	source, standing := l.cfg.Sources.Open(caller.Addr.Addr())
+	var standing limit.Standing
+	conn.source, standing = l.cfg.Sources.Open(caller.Addr.Addr())
 	if standing == limit.Refused {
 		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many connections are open from this address")
-		return nil, false
+		return false
 	}
 	caller.Limited = standing == limit.Over
-	if l.cfg.TLS != nil && !source.Handshake() {
-		source.Close()
+	if l.cfg.TLS != nil && !conn.source.Handshake() {
 		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many handshakes from this address")
-		return nil, false
+		return false
 	}
-	return source, true
+	return true
 }
 
 func (l *Listener) behindProxy(peer netip.Addr) bool {
@@ -375,9 +390,8 @@ func (l *Listener) proxied(conn *Conn) (netip.AddrPort, error) {
 	return addr, conn.SetReadDeadline(time.Time{})
 }
 
-// contain keeps a panic inside its connection.
-func (l *Listener) contain(ctx context.Context) {
-	cause := recover()
+// contain tells of a panic, if there was one.
+func (l *Listener) contain(ctx context.Context, cause any) {
 	if cause == nil {
 		return
 	}

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -92,7 +91,7 @@ func (a *admission) read() (more bool) {
 	case errors.Is(err, io.EOF):
 		a.finish(a.client, a.upstream)
 	default:
-		a.fail(a.client, fmt.Errorf("reading from the %s: %w", a.client.name, err))
+		a.fail("reading from", a.client, err)
 	}
 	return false
 }

@@ -72,6 +72,9 @@ type Tunnel struct {
 	client, upstream *side
 	up, down         atomic.Int64
 
+	relayed  sync.WaitGroup // the way to the client
+	panicked any            // what it panicked with; read once it is over
+
 	start time.Time
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
@@ -118,25 +121,28 @@ func (t *Tunnel) Run(early []byte) Result {
 	t.start = time.Now()
 	if t.begin() {
 		t.startTimer()
-		var down sync.WaitGroup
-		var panicked any
-		down.Go(func() {
-			defer func() {
-				if panicked = recover(); panicked != nil {
-					t.cut(Error, nil)
-				}
-			}()
-			t.relay(t.upstream, t.client, &t.down, nil)
-		})
-		t.relayUp(early)
-		down.Wait()
+		t.relayed.Go(t.relayDown)
+		if t.sendEarly(early) {
+			t.relay(t.client, t.upstream, &t.up)
+		}
+		t.relayed.Wait()
 		t.stopTimer()
-		if panicked != nil { // in the goroutine that the caller protects
+		if t.panicked != nil { // in the goroutine that the caller protects
 			t.end()
-			panic(panicked)
+			panic(t.panicked)
 		}
 	}
 	return t.end()
+}
+
+// relayDown relays what the upstream sends.
+func (t *Tunnel) relayDown() {
+	defer func() {
+		if t.panicked = recover(); t.panicked != nil {
+			t.cut(Error, nil)
+		}
+	}()
+	t.relay(t.upstream, t.client, &t.down)
 }
 
 // Close ends the tunnel: Run returns soon, also if the peers do not read. The
