@@ -158,7 +158,7 @@ func (s *Server) ServeUDP(ctx context.Context, u *UDP) error {
 	u.mu.Lock()
 	if u.closed {
 		u.mu.Unlock()
-		return net.ErrClosed
+		return nil
 	}
 	u.serving = true
 	u.mu.Unlock()
