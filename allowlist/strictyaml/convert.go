@@ -11,7 +11,7 @@ func (c *converter) fill(n *Node, y *yaml.Node) {
 	n.line, n.column = int32(at.Line), int32(at.Column) //nolint:gosec // G115: at most MaxBytes
 	switch {
 	case y.Kind == yaml.AliasNode:
-		c.errs.Add(at, "YAML aliases are refused: write the value out")
+		c.errs.Add(at, aliasRefused)
 		n.kind = refused
 		return
 	case y.Anchor != "":

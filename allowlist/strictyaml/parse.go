@@ -17,6 +17,9 @@ const MaxBytes = 64 << 20
 
 const maxDepth = 64
 
+// aliasRefused is also for those who forgot the quotes of "*.x".
+const aliasRefused = "YAML aliases are refused: write the value out; a pattern that begins with * needs quotes"
+
 // limits bounds what the library builds.
 type limits struct{}
 
@@ -123,8 +126,12 @@ func (s *source) addSyntax(err error) {
 		return
 	}
 	at := s.clamp(syntax.Mark.Line, syntax.Mark.Column)
-	if strings.HasPrefix(syntax.Message, "unknown anchor") {
-		s.errs.Add(at, "YAML aliases are refused: write the value out")
+	switch {
+	case strings.HasPrefix(syntax.Message, "unknown anchor"):
+		s.errs.Add(at, aliasRefused)
+		return
+	case s.isTab(at):
+		s.errs.Add(at, "a tab: indent with spaces")
 		return
 	}
 	msg := syntax.Message
@@ -132,6 +139,17 @@ func (s *source) addSyntax(err error) {
 		msg = syntax.ContextMsg + ": " + msg
 	}
 	s.errs.Add(at, "not valid YAML: %s", msg)
+}
+
+// isTab reports whether there is a tab at a place.
+func (s *source) isTab(at Pos) bool {
+	for line := range bytes.Lines(s.data) {
+		if at.Line--; at.Line == 0 {
+			text := []rune(string(line))
+			return at.Column <= len(text) && text[at.Column-1] == '\t'
+		}
+	}
+	return false
 }
 
 // checkText refuses bytes that show a reader something other than what the
