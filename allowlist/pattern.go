@@ -79,6 +79,9 @@ func patternError(pattern, name string, err error) error {
 	if alabel, ok := toALabels(name); ok {
 		return fmt.Errorf("host %q is not ASCII: write %q", pattern, strings.TrimSuffix(pattern, name)+alabel)
 	}
+	if strings.ContainsAny(name, ":/") {
+		return fmt.Errorf("host %q is more than a name: write only that, without scheme, port and path, and the port in ports", pattern)
+	}
 	return fmt.Errorf("host %q: %w", pattern, err)
 }
 

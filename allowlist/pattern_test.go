@@ -36,6 +36,8 @@ func TestHostPatternsHaveOneSpelling(t *testing.T) {
 		{"10.0.0.1", "write cidr: 10.0.0.1/32"},
 		{"2001:db8::1", "write cidr: 2001:db8::1/128"},
 		{"*.10.0.0.1", "write cidr: 10.0.0.1/32"},
+		{"https://api.example/", "write only that, without scheme"},
+		{"api.example:443", "the port in ports"},
 		{"api..example", "malformed host"},
 		{"127.1", "malformed host"},
 		{"xn--a.example", "malformed host"},

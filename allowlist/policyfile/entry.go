@@ -118,7 +118,7 @@ func (l *loader) readEveryone(d *document) {
 func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDomain {
 	if v == nil {
 		if l.opts.TrustDomain.IsZero() {
-			everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for")
+			everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy")
 			return nil
 		}
 		return []spiffeid.TrustDomain{l.opts.TrustDomain}

@@ -172,7 +172,7 @@ func TestLoad(t *testing.T) {
 func TestEveryoneWithoutTrustDomain(t *testing.T) {
 	files := filesOf(map[string]string{"a.yaml": "version: 1\neveryone: {allow: [{host: a.example}]}\n"})
 	spec, err := files.Spec(Options{})
-	want := []string{"a.yaml:2:1: everyone: trust_domains is missing: name those whose identities it is for"}
+	want := []string{"a.yaml:2:1: everyone: trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy"}
 	if diff := cmp.Diff(lines(err), want); diff != "" {
 		t.Errorf("(-got +want):\n%s", diff)
 	}
