@@ -209,7 +209,7 @@ func TestMistakes(t *testing.T) {
 		{"a source map for CONNECT", listener("{name: a, address: 127.0.0.1:1, identity: source-map, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "protocol: dns only"},
 		{"a source map without sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map}"), "which needs it"},
 		{"sources without a source map", listener("{name: a, address: 127.0.0.1:1, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "sources goes with"},
-		{"no sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {}}"), "write a range and its SPIFFE ID"},
+		{"no sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {}}"), "has no keys"},
 		{"a source with host bits", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}}"), "no range of addresses"},
 		{"a source without an id", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}}"), "no SPIFFE ID"},
 		{"an unknown protocol", listener("{name: a, address: 127.0.0.1:1, protocol: doq}"), "doq"},
@@ -229,6 +229,8 @@ func TestMistakes(t *testing.T) {
 		{"a suffix twice", minimal + "resolver: {groups: [{suffixes: [a.example], servers: 10.0.0.1}, {suffixes: [a.example], servers: 10.0.0.2}]}\n", "two groups have the suffix a.example"},
 		{"a tiny cache", minimal + "resolver: {cache_bytes: 1kB}\n", "1MiB to 64GiB"},
 		{"no names at all", minimal + "resolver: {names_per_minute: 0}\n", "want a number from 1"},
+		{"a name server that is the gateway", listener("{name: a, address: 127.0.0.1:53, protocol: dns, identity: self}") + "resolver: {servers: 127.0.0.1}\n", "e.yaml:6:21: servers: 127.0.0.1:53 is this gateway's own listener a"},
+		{"a group that asks the gateway", listener("{name: a, address: 127.0.0.1:53, protocol: dns, identity: self}") + "resolver: {groups: [{suffixes: a.example, servers: [{tcp: 127.0.0.1}]}]}\n", "own listener a"},
 		{"an unknown cname mode", minimal + "resolver: {cname: follow}\n", "trust"},
 		{"hosts with a capital", minimal + "resolver: {hosts: {A.example: 10.0.0.1}}\n", "canonical form"},
 		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},
@@ -263,6 +265,24 @@ func TestMistakes(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %q, want it to contain %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestOneMistakeIsOneError: what follows from a mistake is not told beside it.
+func TestOneMistakeIsOneError(t *testing.T) {
+	for name, more := range map[string]string{
+		"an id that is none":        "identity: fixed, id: w",
+		"a source with host bits":   "protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}",
+		"a source without an id":    "protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}",
+		"fixed without an id":       "identity: fixed",
+		"a source map with nothing": "protocol: dns, identity: source-map, sources: {}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse("e.yaml", []byte("version: 1\npolicy: p\nlisteners: [{name: a, address: 127.0.0.1:1, "+more+"}]\n"))
+			if err == nil || strings.Contains(err.Error(), "\n") {
+				t.Errorf("got %v, want one line", err)
 			}
 		})
 	}

@@ -28,7 +28,7 @@ func (p *parser) listeners(n *strictyaml.Node) {
 
 func (p *parser) listener(n *strictyaml.Node) Listener {
 	var l Listener
-	addressed := false
+	addressed, named := false, false // a wrong id is an error already
 	for key, v := range n.Fields() {
 		switch key {
 		case "name":
@@ -43,6 +43,7 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 		case "sources":
 			l.Sources = sources(v)
 		case "id":
+			named = true
 			l.ID = spiffeID(v)
 		case "present":
 			p.present(v, &l)
@@ -59,6 +60,9 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 	}
 	if !addressed {
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
+	}
+	if (l.Identity == Fixed) != named {
+		n.Errorf("id goes with identity: fixed, which needs it")
 	}
 	l.check(n)
 	return l
@@ -90,9 +94,6 @@ func (l *Listener) check(n *strictyaml.Node) {
 	}
 	if l.Proxies != nil && (unix || l.Protocol == DNS) {
 		n.Errorf("proxy_protocol is for TCP only: it says nothing on a unix socket or in a datagram")
-	}
-	if (l.Identity == Fixed) != !l.ID.IsZero() {
-		n.Errorf("id goes with identity: fixed, which needs it")
 	}
 	if (l.Identity == SourceMap) != (l.Sources != nil) {
 		n.Errorf("sources goes with identity: source-map, which needs it")
@@ -204,9 +205,6 @@ func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
 			continue
 		}
 		ranges[prefix] = spiffeID(v)
-	}
-	if len(ranges) == 0 {
-		n.Errorf("the map is empty: write a range and its SPIFFE ID")
 	}
 	return ranges
 }

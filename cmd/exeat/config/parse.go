@@ -17,14 +17,15 @@ import (
 type parser struct {
 	Config
 	dir   string
-	taken map[allowlist.Host]bool // suffixes of resolver.groups
+	taken map[allowlist.Host]bool               // suffixes of resolver.groups
+	asked map[netip.AddrPort][]*strictyaml.Node // name servers, and where they stand
 	errs  strictyaml.Errors
 }
 
 // Parse reads a configuration from memory; path names it in errors and is what
 // relative paths are relative to.
 func Parse(path string, data []byte) (Config, error) {
-	p := &parser{Config: Defaults(), dir: filepath.Dir(path), taken: map[allowlist.Host]bool{}}
+	p := &parser{Config: Defaults(), dir: filepath.Dir(path), taken: map[allowlist.Host]bool{}, asked: map[netip.AddrPort][]*strictyaml.Node{}}
 	root := strictyaml.Parse(path, data, &p.errs)
 	if root != nil {
 		p.root(root)
@@ -77,6 +78,7 @@ func (p *parser) root(root *strictyaml.Node) {
 			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "dns", "records", "refusals", "timeouts", "http", "limits")
 		}
 	}
+	p.checkServers()
 	for _, key := range []string{"version", "policy", "listeners"} {
 		if !seen[key] {
 			root.Errorf("%s is missing: it is required", key)

@@ -105,7 +105,7 @@ func (p *parser) suffixes(n *strictyaml.Node) []allowlist.Host {
 
 func (p *parser) servers(n *strictyaml.Node) []resolve.Server {
 	if n.IsScalar() {
-		return []resolve.Server{{Addr: serverAddr(n, portDNS)}}
+		return []resolve.Server{{Addr: p.serverAddr(n, portDNS)}}
 	}
 	var list []resolve.Server
 	for item := range n.OneOrMore() {
@@ -113,7 +113,7 @@ func (p *parser) servers(n *strictyaml.Node) []resolve.Server {
 			list = append(list, p.server(item))
 			continue
 		}
-		list = append(list, resolve.Server{Addr: serverAddr(item, portDNS)})
+		list = append(list, resolve.Server{Addr: p.serverAddr(item, portDNS)})
 	}
 	return list
 }
@@ -129,10 +129,10 @@ func (p *parser) server(n *strictyaml.Node) resolve.Server {
 			if key == "tcp" {
 				s.Protocol = resolve.TCP
 			}
-			s.Addr = serverAddr(v, portDNS)
+			s.Addr = p.serverAddr(v, portDNS)
 		case "dot":
 			protocols++
-			s.Protocol, s.Addr = resolve.DoT, serverAddr(v, portDoT)
+			s.Protocol, s.Addr = resolve.DoT, p.serverAddr(v, portDoT)
 		case "name":
 			s.Name = serverName(v)
 		case "ca":
@@ -165,19 +165,34 @@ func serverName(n *strictyaml.Node) string {
 	return text
 }
 
-func serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
+func (p *parser) serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
 	text, ok := n.Text()
 	if !ok {
 		return netip.AddrPort{}
 	}
-	if addr, err := netip.ParseAddr(text); err == nil {
-		return netip.AddrPortFrom(addr, port)
-	}
 	ap, err := netip.ParseAddrPort(text)
+	if addr, short := netip.ParseAddr(text); short == nil {
+		ap, err = netip.AddrPortFrom(addr, port), nil
+	}
 	if err != nil || ap.Port() == 0 {
 		n.Errorf("%q is no name server: write an IP address, with a port if it is not %d", text, port)
 	}
+	p.asked[ap] = append(p.asked[ap], n)
 	return ap
+}
+
+// checkServers refuses a name server that is one of the listeners: the gateway
+// would ask itself. A listener may stand below in the file.
+func (p *parser) checkServers() {
+	for _, l := range p.Listeners {
+		at, err := netip.ParseAddrPort(l.Address)
+		if err != nil || at.Port() == 0 {
+			continue
+		}
+		for _, n := range p.asked[at] {
+			n.Errorf("%s is this gateway's own listener %s: name the server that knows the answers", at, l.Name)
+		}
+	}
 }
 
 func (p *parser) hosts(n *strictyaml.Node) {
