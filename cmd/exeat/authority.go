@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -26,6 +27,7 @@ another implementation: this one keeps its CA key in a file.`,
 func newAuthorityMint() *cobra.Command {
 	var (
 		dir, id, out string
+		output       string
 		dns          []string
 		lifetime     time.Duration
 	)
@@ -41,6 +43,9 @@ gateway's SVID the names they call it by with --dns.`,
 			"  exeat authority mint --id spiffe://dev.example/gateway --dns localhost --dns 127.0.0.1 --out gateway",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			spiffeID, err := spiffeid.FromString(id)
 			if err != nil {
 				return fmt.Errorf("--id %s: %w: write spiffe://TRUST.DOMAIN/PATH", id, err)
@@ -56,19 +61,22 @@ gateway's SVID the names they call it by with --dns.`,
 			if err := svid.WriteDir(out, a.Bundle()); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s in %s, valid until %s\n", svid.ID, out, svid.NotAfter.UTC().Format(time.RFC3339))
+			until := svid.NotAfter.UTC().Format(time.RFC3339)
+			if output == outputJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{
+					"id": svid.ID.String(), "directory": out, "valid_until": until,
+				})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s in %s, valid until %s\n", svid.ID, out, until)
 			return err
 		},
 	}
+	addOutput(cmd, &output)
 	cmd.Flags().StringVar(&dir, "dir", "authority", "directory of the authority's key and certificate; made on first use")
 	cmd.Flags().StringVar(&id, "id", "", "the SPIFFE ID to mint (required)")
 	cmd.Flags().StringVar(&out, "out", "", "directory to write to (required)")
 	cmd.Flags().StringSliceVar(&dns, "dns", nil, "DNS name or IP address to add; may be repeated")
 	cmd.Flags().DurationVar(&lifetime, "lifetime", authority.DefaultLifetime, "how long it is valid")
-	for _, name := range []string{"id", "out"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag was defined above
-		}
-	}
+	require(cmd, "id", "out")
 	return cmd
 }

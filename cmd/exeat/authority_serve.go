@@ -42,11 +42,7 @@ its default, rotated at half of their lifetime. For development and tests.`,
 	cmd.Flags().StringSliceVar(&f.dns, "dns", nil, "DNS name or IP address to add; may be repeated")
 	cmd.Flags().StringToStringVar(&f.federated, "federate", nil, "another trust domain and the PEM file of its authorities: DOMAIN=FILE")
 	cmd.Flags().DurationVar(&f.lifetime, "lifetime", authority.DefaultLifetime, "how long an SVID is valid; it is rotated at half of it")
-	for _, name := range []string{"id", "socket"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag was defined above
-		}
-	}
+	require(cmd, "id", "socket")
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,7 +69,7 @@ func TestCommandLine(t *testing.T) {
 		{"denied", check("evil.example:443"), 1, "deny (not-on-allowlist)", ""},
 		{"denied by port names the ports", check("db.example:443"), 1, "allowed ports 5432", ""},
 		{"denied in JSON", check("evil.example:443", "-o", "json"), 1, `"reason":"not-on-allowlist"`, ""},
-		{"another proof is not accepted", check("api.example:443", "--with", "jwt-svid"), 1, "identity-source-not-accepted", ""},
+		{"another proof is not accepted", check("api.example:443", "--with", "jwt-svid"), 1, "identity-source-not-accepted): " + builder + " to api.example:443 with jwt-svid", ""},
 		{"a name is resolved", check("db.example", "--type", "AAAA"), 0, "allow: " + builder + " to AAAA of db.example, rule ", ""},
 		{"a name is not resolved for a type", check("db.example", "--type", "TXT"), 1, "deny (type-not-allowed): " + builder + " to TXT of db.example, rule ", ""},
 		{"a name is not resolved, in JSON", check("evil.example", "--type", "A", "-o", "json"), 1, `"destination":"A of evil.example"`, ""},
@@ -80,11 +81,22 @@ func TestCommandLine(t *testing.T) {
 		{"an unknown proof", check("api.example:443", "--with", "magic"), 2, "", "write x509-svid"},
 		{"an unknown output", check("api.example:443", "-o", "xml"), 2, "", "--output xml: write text or json"},
 		{"check with a broken policy", []string{"policy", "check", "-p", bad, "--identity", builder, "--dest", "a.example:443"}, 2, "", "unknown key"},
-		{"a flag is missing", []string{"policy", "check"}, 2, "", `required flag(s) "dest", "identity" not set`},
+		{"a flag is missing", []string{"policy", "check"}, 2, "", "exeat policy check needs --identity and --dest: see exeat policy check --help"},
 		{"an unknown verb", []string{"serv"}, 2, "", "unknown command"},
 		{"an unknown verb of a group", []string{"policy", "lnt"}, 2, "", `unknown command "lnt" for "exeat policy"`},
 		{"serve without its file", []string{"serve", "-c", good + ".not"}, 2, "", "no such file"},
 		{"mint with a bad id", []string{"authority", "mint", "--id", "http://x", "--out", t.TempDir()}, 2, "", "--id http://x"},
+		{"a flag that does not exist", []string{"serve", "--conf", "x"}, 2, "", "unknown flag: --conf: see exeat serve --help"},
+		{"help about nothing", []string{"help", "policy", "lnt"}, 2, "", "did you mean lint?"},
+		{"help about a command", []string{"help", "policy", "lint"}, 0, "exeat policy lint policy.yaml", ""},
+		{"help about help about nothing", []string{"help", "serve", "x"}, 2, "", "see exeat serve --help"},
+		{"the version as a flag", []string{"--version"}, 0, "exeat ", ""},
+		{"lint without a file", []string{"policy", "lint"}, 2, "", "policy.yaml: no such file"},
+		{"a URL as the destination", check("https://api.example/"), 2, "", "write one such as api.example:443"},
+		{"denied by port names the ports in JSON", check("db.example:443", "-o", "json"), 1, `"allowed_ports":"5432"`, ""},
+		{"mint in JSON", []string{"authority", "mint", "-o", "json", "--dir", t.TempDir(), "--id", builder, "--out", t.TempDir()}, 0, `"id":"` + builder + `"`, ""},
+		{"mint without flags", []string{"authority", "mint"}, 2, "", "needs --id and --out"},
+		{"demo on no address", []string{"demo", "--listen", "nowhere"}, 2, "", "--listen nowhere: write an IP address and a port"},
 		{"no verb prints the help", nil, 0, "exeat demo", ""},
 	}
 	for _, tt := range tests {
@@ -143,5 +155,52 @@ func TestMintMakesWhatServeReads(t *testing.T) {
 	}
 	if code, _, _ = exeat(t, "authority", "mint", "--dir", ca, "--id", "spiffe://other.example/w", "--out", filepath.Join(dir, "o")); code != exitUsage {
 		t.Errorf("minting for another trust domain: exit code %d, want %d", code, exitUsage)
+	}
+}
+
+// TestServeCheck reads what a start reads, while another process has the port.
+func TestServeCheck(t *testing.T) {
+	dir := t.TempDir()
+	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
+		t.Fatal(stderr)
+	}
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	put := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	put("policy.yaml", goodPolicy)
+	config := "version: 1\nidentity: {dir: gateway}\npolicy: policy.yaml\nlisteners:\n  - {name: main, address: \"" + taken.Addr().String() + "\"%}\n"
+	tests := []struct {
+		name, config, more string
+		code               int
+		stdout, stderr     string
+	}{
+		{"everything is good", config, "", 0, "no errors, policy ", ""},
+		{"a policy with an error", strings.Replace(config, "policy.yaml", "bad.yaml", 1), "", 2, "", "bad.yaml:1:1: version is missing"},
+		{"no identity yet", strings.Replace(config, "gateway", "nowhere", 1), "", 2, "", "identity directory"},
+		{"a certificate that is not there", config, ", present: {certificate: c.pem, key: k.pem}", 2, "", "listener main: "},
+		{"a name server's authorities that are not there", config + "resolver: {servers: [{dot: 192.0.2.1, name: dns.example, ca: c.pem}]}\n", "", 2, "", "c.pem"},
+		{"an empty policy directory", strings.Replace(config, "policy.yaml", "policies", 1), "", 0, "no errors, no policy yet", "the policy directory is empty"},
+	}
+	put("bad.yaml", "identities: []\n")
+	if err := os.Mkdir(filepath.Join(dir, "policies"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := put("exeat.yaml", strings.Replace(tt.config, "%", tt.more, 1))
+			code, stdout, stderr := exeat(t, "serve", "--check", "--config", path)
+			if code != tt.code || !strings.Contains(stdout, tt.stdout) || !strings.Contains(stderr, tt.stderr) {
+				t.Errorf("exit code %d, stdout %q, stderr %q; want %d, %q, %q", code, stdout, stderr, tt.code, tt.stdout, tt.stderr)
+			}
+		})
 	}
 }

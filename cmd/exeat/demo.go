@@ -72,6 +72,11 @@ type demo struct {
 }
 
 func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
+	for _, flag := range [][2]string{{"--listen", f.listen}, {"--origin", f.originAt}} {
+		if _, err := netip.ParseAddrPort(flag[1]); err != nil {
+			return fmt.Errorf("%s %s: write an IP address and a port, such as 127.0.0.1:8443", flag[0], flag[1])
+		}
+	}
 	d, err := f.start(ctx, stderr)
 	if err != nil {
 		return err

@@ -87,13 +87,18 @@ func newGateway(ctx context.Context, cfg config.Config, records io.Writer, geten
 	return g, nil
 }
 
-func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(string) string) error {
+// read reads identity and policy.
+func (g *gateway) read(ctx context.Context) error {
 	var err error
 	if g.identity, err = openIdentity(ctx, g.cfg, g.log, g.identityChanged); err != nil {
 		return err
 	}
 	g.policy = g.newPolicyReloader()
-	if err := g.policy.first(ctx); err != nil {
+	return g.policy.first(ctx)
+}
+
+func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(string) string) error {
+	if err := g.read(ctx); err != nil {
 		return err
 	}
 	if err := g.openEvidence(ctx, records, getenv); err != nil {

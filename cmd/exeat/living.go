@@ -47,6 +47,7 @@ func openIdentity(ctx context.Context, cfg config.Config, log *slog.Logger,
 	l := &living{log: log, changed: changed}
 	switch {
 	case cfg.WorkloadAPI != "":
+		log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", cfg.WorkloadAPI))
 		agent, err := workload.New(ctx, workload.Config{Socket: cfg.WorkloadAPI, Report: l.report})
 		if err != nil {
 			return nil, fmt.Errorf("identity: %w", err)

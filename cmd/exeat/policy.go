@@ -26,17 +26,23 @@ func newPolicy() *cobra.Command {
 	return cmd
 }
 
+// defaultPolicy is the policy of a command that names none.
+const defaultPolicy = "policy.yaml"
+
 func newPolicyLint() *cobra.Command {
 	var output, trustDomain string
 	cmd := &cobra.Command{
-		Use:   "lint FILE|DIRECTORY...",
+		Use:   "lint [FILE|DIRECTORY...]",
 		Short: "Say what is wrong with a policy",
-		Long: `Load a policy as the gateway would and print every error with its place.
+		Long: `Load a policy (policy.yaml if none is named) as the gateway would and print
+every error with its place.
 
 Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
 		Example: "  exeat policy lint policy.yaml\n  exeat policy lint --output json policies/",
-		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				args = []string{defaultPolicy}
+			}
 			opts, err := policyOptions(output, trustDomain)
 			if err != nil {
 				return err
@@ -139,16 +145,12 @@ special name such as host.local is not looked up, observed or not: 1.`,
 	}
 	addOutput(cmd, &f.output)
 	addTrustDomain(cmd, &f.trustDomain)
-	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{"policy.yaml"}, "policy files or directories")
+	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{defaultPolicy}, "policy files or directories")
 	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE ID (required)")
 	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, HOST:PORT, or a name with --type (required)")
 	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query type such as A")
 	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "how the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
-	for _, name := range []string{"identity", "dest"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag was defined two lines above
-		}
-	}
+	require(cmd, "identity", "dest")
 	return cmd
 }
 
@@ -198,7 +200,7 @@ func (f *checkFlags) question() (q question, err error) {
 	}
 	if f.qtype == "" {
 		if q.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
-			return q, fmt.Errorf("--dest %s: %w", f.dest, err)
+			return q, fmt.Errorf("--dest %s: %w: write one such as api.example:443", f.dest, err)
 		}
 		q.text = q.Dest.String()
 		return q, nil
@@ -236,10 +238,13 @@ func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string
 		return json.NewEncoder(w).Encode(map[string]string{
 			"verdict": d.Verdict.String(), "reason": d.Reason.String(), "would_reason": d.WouldReason.String(),
 			"identity": d.ID.String(), "destination": to, "mode": d.Mode.String(),
-			"rule": rule, "rule_at": at, "owner": d.Owner, "policy": version,
+			"rule": rule, "rule_at": at, "allowed_ports": d.AllowedPorts(), "owner": d.Owner, "policy": version,
 		})
 	}
 	text := d.Verdict.String()
+	if d.Reason == allowlist.IdentitySourceNotAccepted {
+		to += " with " + f.with
+	}
 	if reason := d.Reason.String() + d.WouldReason.String(); reason != "" {
 		text += " (" + reason + ")"
 	}

@@ -14,7 +14,10 @@ import (
 )
 
 func newServe() *cobra.Command {
-	var path string
+	var (
+		path  string
+		check bool
+	)
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the gateway",
@@ -26,19 +29,28 @@ Policy and identity are followed as they change; SIGHUP reads them again at
 once. What is wrong changes nothing and is logged.
 
 Records of decisions go to standard output unless the configuration names a
-file; the gateway's own log goes to standard error.`,
-		Example: "  exeat serve --config /etc/exeat/exeat.yaml",
+file; the gateway's own log goes to standard error.
+
+With --check nothing is opened: configuration, identity, certificates and policy
+are read as at a start, and what is wrong with them is said. It may run beside
+the gateway that serves.
+
+Exit codes: 0 good, 2 a broken configuration.`,
+		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {
 				return err
 			}
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			if check {
+				return checkGateway(cmd.Context(), cfg, path, cmd.OutOrStdout(), log)
+			}
 			// From here on: its default would end the process while it starts.
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
-			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			slog.SetDefault(log) // where net/http says what an origin sends unasked
 			limitMemory(cmd.Context(), log)
 			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
@@ -57,6 +69,7 @@ file; the gateway's own log goes to standard error.`,
 			return g.serve(cmd.Context(), hangup)
 		},
 	}
+	cmd.Flags().BoolVar(&check, "check", false, "only read everything and say what is wrong")
 	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration file")
 	return cmd
 }
