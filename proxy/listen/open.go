@@ -25,7 +25,7 @@ func open(ctx context.Context, cfg Config) (net.Listener, error) {
 		return nil, fmt.Errorf("%s is no address of this host: listen on one that it has, or on 127.0.0.1", cfg.Address)
 	}
 	if errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("no permission to listen on %s: choose a port from 1024 on", cfg.Address)
+		return nil, fmt.Errorf("no permission to listen on %s: choose a port from 1024 on, or allow it (CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start)", cfg.Address)
 	}
 	return l, err
 }
