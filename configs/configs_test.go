@@ -26,12 +26,7 @@ func TestExamplesLoad(t *testing.T) {
 			return err
 		}
 		loaded++
-		if strings.HasPrefix(d.Name(), "policy") {
-			_, err = policyfile.Load(policyfile.Options{}, path)
-		} else {
-			_, err = config.Load(path)
-		}
-		if err != nil {
+		if err := load(path); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 		return nil
@@ -39,7 +34,21 @@ func TestExamplesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if loaded < 6 {
-		t.Errorf("loaded %d examples, want at least 6", loaded)
+	if loaded < 9 {
+		t.Errorf("loaded %d examples, want at least 9", loaded)
 	}
+}
+
+// load loads a policy, or a configuration and the policy that it names.
+func load(path string) error {
+	if name := filepath.Base(path); name == "policy.yaml" || name == "quarantine.yaml" {
+		_, err := policyfile.Load(policyfile.Options{}, path)
+		return err
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	_, err = policyfile.Load(policyfile.Options{}, cfg.Policy...)
+	return err
 }
