@@ -79,18 +79,21 @@ func (b block) is(words ...string) bool {
 	return true
 }
 
-// file returns NAME of file=NAME, or a name of its own.
+// unnamed is the file of a block without file=NAME.
+const unnamed = "block.yaml"
+
+// file returns NAME of file=NAME, or unnamed.
 func (b block) file() string {
 	for _, w := range b.info {
 		if name, ok := strings.CutPrefix(w, "file="); ok {
 			return name
 		}
 	}
-	return "block.yaml"
+	return unnamed
 }
 
-// TestBlocks loads or runs every block that says what it is. The blocks of one
-// document share a directory, in their order.
+// TestBlocks loads or runs every block that says what it is, and compares what
+// was printed. The blocks of one document share a directory, in their order.
 func TestBlocks(t *testing.T) {
 	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../cmd/exeat")
@@ -103,7 +106,7 @@ func TestBlocks(t *testing.T) {
 	}
 	counts := map[string]int{}
 	for _, doc := range documents(t) {
-		dir := t.TempDir()
+		dir, printed := t.TempDir(), ""
 		for _, b := range blocks(t, doc) {
 			switch {
 			case b.is("yaml", "policy"):
@@ -124,13 +127,20 @@ func TestBlocks(t *testing.T) {
 				if strings.Contains(b.text, "./cmd/exeat") {
 					where = root
 				}
-				runShell(t, b, where, bin)
+				printed = runShell(t, b, where, bin)
+			case b.is("text", "output"):
+				counts["output"]++
+				if printed != b.text {
+					t.Errorf("%s: the block above prints\n%s", b.place, printed)
+				}
+			case b.is("json") && b.file() != unnamed:
+				write(t, filepath.Join(dir, b.file()), b.text)
 			case b.is("yaml"):
 				t.Errorf("%s: mark the block as policy or config, so that it is loaded", b.place)
 			}
 		}
 	}
-	if counts["policy"] < 2 || counts["config"] < 2 || counts["run"] < 2 {
+	if counts["policy"] < 2 || counts["config"] < 2 || counts["run"] < 2 || counts["output"] < 1 {
 		t.Errorf("too few blocks were tested: %v", counts)
 	}
 }
@@ -150,14 +160,16 @@ func loadPolicy(t *testing.T, place, path string) {
 	}
 }
 
-func runShell(t *testing.T, b block, dir, bin string) {
+func runShell(t *testing.T, b block, dir, bin string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "sh", "-ec", b.text)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		t.Errorf("%s: %v\n%s", b.place, err, out)
 	}
+	return string(out)
 }
 
 // TestGeneratedReasons compares docs/reasons.md with the table in the code;
@@ -206,7 +218,7 @@ func told(info allowlist.ReasonInfo) string {
 
 // TestLinks checks that relative links between the documents lead somewhere.
 func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]+))?\)`)
 	for _, doc := range documents(t) {
 		data, err := os.ReadFile(doc)
 		if err != nil {
@@ -216,8 +228,27 @@ func TestLinks(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1])); err != nil {
 				t.Errorf("%s: the link to %s leads nowhere", doc, m[1])
 			}
+			if m[2] != "" && !hasHeading(t, filepath.Join(filepath.Dir(doc), m[1]), m[2]) {
+				t.Errorf("%s: %s has no heading for #%s", doc, m[1], m[2])
+			}
 		}
 	}
+}
+
+// hasHeading reports whether a document has the heading of an anchor.
+func hasHeading(t *testing.T, path, anchor string) bool {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		title := strings.TrimSpace(strings.TrimLeft(line, "#"))
+		if strings.HasPrefix(line, "#") && strings.ReplaceAll(strings.ToLower(title), " ", "-") == anchor {
+			return true
+		}
+	}
+	return false
 }
 
 // TestConfigurationTable checks that docs/operating.md and configs/exeat.yaml

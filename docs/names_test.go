@@ -1,0 +1,63 @@
+package docs
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestNamesExist checks that the tests and the targets of make that the
+// documents name are there.
+func TestNamesExist(t *testing.T) {
+	there := testNames(t)
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllSubmatch(makefile, -1) {
+		there["make "+string(m[1])] = true
+	}
+	named := 0
+	for _, doc := range documents(t) {
+		data, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile("(?:`|\n)(Test[A-Z][A-Za-z]*|make [a-z-]+)").FindAllSubmatch(data, -1) {
+			named++
+			if !there[string(name[1])] {
+				t.Errorf("%s names %s, which does not exist", doc, name[1])
+			}
+		}
+	}
+	if named < 10 {
+		t.Errorf("found only %d names", named)
+	}
+}
+
+// testNames returns the names of all tests.
+func testNames(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		for line := range bytes.Lines(data) {
+			if rest, ok := bytes.CutPrefix(line, []byte("func ")); ok && bytes.HasPrefix(rest, []byte("Test")) {
+				name, _, _ := bytes.Cut(rest, []byte("("))
+				names[string(name)] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
