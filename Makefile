@@ -7,7 +7,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 .PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns rules fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
 
 build: ## build the static binary bin/exeat
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.versionText=$(VERSION)" -o bin/exeat ./cmd/exeat
