@@ -82,16 +82,16 @@ func planted() []fault {
 			"DEL may stand in an answer", "proxy/refusal/refusal.go",
 			"c < ' ' || c > '~'", `c < ' ' || c > '\x7f'`, "./proxy/refusal", "FuzzAppend",
 		},
-		boundary("proxy/audit/record.go", "./proxy/audit", "FuzzJSON"),
-		boundary("proxy/audit/ecs/ecs.go", "./proxy/audit/ecs", "FuzzRender"),
-		boundary("proxy/audit/ocsf/ocsf.go", "./proxy/audit/ocsf", "FuzzRender"),
+		boundary("./proxy/audit", "FuzzJSON"),
+		boundary("./proxy/audit/ecs", "FuzzRender"),
+		boundary("./proxy/audit/ocsf", "FuzzRender"),
 	}
 }
 
-// boundary is off by one where text is as long as it may be.
-func boundary(file, pkg, target string) fault {
+// boundary is off by one where the text of a record is as long as it may be.
+func boundary(pkg, target string) fault {
 	return fault{
-		"text of just the length that is allowed", file,
+		"text of just the length that is allowed, in " + pkg, "proxy/audit/record.go",
 		"if len(s) > limit {\n\t\ts = s[:limit]", "if len(s) >= limit {\n\t\ts = s[:limit+1]", pkg, target,
 	}
 }

@@ -15,7 +15,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 	l.asked(r)
 	l.decided(r)
 	l.text("stage", r.Stage.String())
-	l.text("sni", bounded(r.Hello.SNI, maxSNI))
+	l.text("sni", r.Hello.SNIText())
 	l.text("tls", r.Hello.TLS.String())
 	l.flag("ech", r.Hello.ECH)
 	if r.Class != allowlist.Invalid {
@@ -32,7 +32,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 	}
 	l.milliseconds("duration_ms", r.Duration)
 	l.text("close_reason", r.CloseReason)
-	l.text("detail", bounded(r.Detail, maxDetail))
+	l.text("detail", r.DetailText())
 	l.merged(r.Merged)
 	l.traced(r)
 	return append(l.buf, '}'), nil
@@ -46,7 +46,7 @@ func (l *line) who(r *Record) {
 	if r.Merged != nil && r.Merged.Other {
 		l.text("identity", Other)
 	} else {
-		l.text("identity", bounded(r.Identity.String(), maxIdentity))
+		l.text("identity", r.IdentityText())
 	}
 	l.text("identity_source", r.Source.String())
 	if r.Client.Port() == 0 { // it stands for all connections of the address
@@ -64,7 +64,7 @@ func (l *line) asked(r *Record) {
 		l.text("host", host.String())
 	}
 	l.number("port", int64(r.Dest.Port))
-	l.text("method", bounded(r.Method, maxMethod))
+	l.text("method", r.MethodText())
 	l.text("path", r.Path)
 	l.addrPort("address", r.Address)
 }

@@ -248,6 +248,20 @@ const (
 	maxSNI      = 253
 )
 
+// IdentityText returns the caller's SPIFFE ID as every form shows it: cut where
+// it is too long.
+func (r *Record) IdentityText() string { return bounded(r.Identity.String(), maxIdentity) }
+
+// MethodText returns the method as every form shows it: cut where it is too
+// long, and valid UTF-8.
+func (r *Record) MethodText() string { return bounded(r.Method, maxMethod) }
+
+// DetailText returns the detail as every form shows it, as MethodText does.
+func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }
+
+// SNIText returns the SNI as every form shows it, as MethodText does.
+func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }
+
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP
 // exporter loses the whole batch that the text is in; the JSON encoder escapes
 // what is left.

@@ -84,7 +84,7 @@ func (o *Open) endSpan() {
 			add(attribute.String(key, value))
 		}
 	}
-	text("http.request.method", bounded(r.Method, maxMethod))
+	text("http.request.method", r.MethodText())
 	text("url.path", r.Path)
 	if r.Status != 0 {
 		add(attribute.Int("http.response.status_code", r.Status))
@@ -113,7 +113,7 @@ func (o *Open) endSpan() {
 	text("egress.rule", r.Rule)
 	text("egress.rule_at", r.RuleAt)
 	if !r.Identity.IsZero() {
-		add(attribute.String("egress.identity.spiffe_id", bounded(r.Identity.String(), maxIdentity)))
+		add(attribute.String("egress.identity.spiffe_id", r.IdentityText()))
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
 	}
 	text("egress.identity.source", r.Source.String())

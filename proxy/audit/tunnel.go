@@ -72,7 +72,7 @@ func (t *Tunnel) describe(span trace.Span) {
 		attribute.String("egress.decision.id", t.record.ID),
 		attribute.String("server.address", t.record.Dest.Host.String()),
 		attribute.Int("server.port", int(t.record.Dest.Port)),
-		attribute.String("egress.identity.spiffe_id", bounded(t.record.Identity.String(), maxIdentity)),
+		attribute.String("egress.identity.spiffe_id", t.record.IdentityText()),
 	)
 	h := t.seen()
 	if h.TLS == TLSUnknown {
@@ -80,7 +80,7 @@ func (t *Tunnel) describe(span trace.Span) {
 	}
 	span.SetAttributes(attribute.String("egress.tls.sni_match", h.TLS.String()), attribute.Bool("egress.tls.ech", h.ECH))
 	if h.SNI != "" {
-		span.SetAttributes(attribute.String("egress.tls.sni", bounded(h.SNI, maxSNI)))
+		span.SetAttributes(attribute.String("egress.tls.sni", h.SNIText()))
 	}
 }
 

@@ -11,14 +11,6 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// The bounds of untrusted text, as in every other rendering.
-const (
-	maxDetail   = 512
-	maxIdentity = 2048
-	maxMethod   = 32
-	maxSNI      = 253
-)
-
 // attributes are those of a log record.
 type attributes []attribute.KeyValue
 
@@ -35,7 +27,7 @@ func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.Key
 	a.hello(r)
 	a.tunnel(r)
 	a.merged(r.Merged)
-	a.text("egress.detail", bounded(r.Detail, maxDetail))
+	a.text("egress.detail", r.DetailText())
 	if r.CallerTrace.IsValid() {
 		a.text("egress.caller_trace_id", r.CallerTrace.String())
 	}
@@ -48,7 +40,7 @@ func (a *attributes) request(r *audit.Record) {
 	a.text("egress.protocol", r.Protocol)
 	a.text("egress.wire", r.Wire)
 	if !r.Identity.IsZero() {
-		a.text("egress.identity.spiffe_id", bounded(r.Identity.String(), maxIdentity))
+		a.text("egress.identity.spiffe_id", r.IdentityText())
 		a.text("egress.identity.trust_domain", r.Identity.TrustDomain().Name())
 	}
 	a.text("egress.identity.source", r.Source.String())
@@ -69,7 +61,7 @@ func (a *attributes) request(r *audit.Record) {
 			a.number("egress.dns.answers", int64(r.DNS.Answers))
 		}
 	}
-	a.text("http.request.method", bounded(r.Method, maxMethod))
+	a.text("http.request.method", r.MethodText())
 	a.text("url.path", r.Path)
 	if r.Address.IsValid() {
 		a.text("network.peer.address", r.Address.Addr().String())
@@ -110,7 +102,7 @@ func (a *attributes) decision(r *audit.Record) {
 // hello adds what the first bytes of a tunnel were.
 func (a *attributes) hello(r *audit.Record) {
 	a.text("egress.stage", r.Stage.String())
-	a.text("egress.tls.sni", bounded(r.Hello.SNI, maxSNI))
+	a.text("egress.tls.sni", r.Hello.SNIText())
 	a.text("egress.tls.sni_match", r.Hello.TLS.String())
 	if r.Hello.ECH {
 		*a = append(*a, attribute.Bool("egress.tls.ech", true))
@@ -170,13 +162,6 @@ func (a *attributes) fraction(key string, f float64) {
 	if f > 0 {
 		*a = append(*a, attribute.Float64(key, f))
 	}
-}
-
-func bounded(s string, limit int) string {
-	if len(s) > limit {
-		return s[:limit] + "..."
-	}
-	return s
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

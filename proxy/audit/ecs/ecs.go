@@ -27,14 +27,6 @@ import (
 // Version is the version of the schema that documents name.
 const Version = "8.17.0"
 
-// The bounds of untrusted text, in bytes, as in the native form.
-const (
-	maxDetail   = 512
-	maxIdentity = 2048
-	maxMethod   = 32
-	maxSNI      = 253
-)
-
 // Render appends the document of a record to dst, without a newline at its
 // end. It never fails on a record; the error is that of the JSON encoder. It
 // is safe for concurrent use.
@@ -60,7 +52,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	if r.Trace.HasTraceID() {
 		d.Trace.ID, d.Span.ID = r.Trace.TraceID().String(), r.Trace.SpanID().String()
 	}
-	if detail := bounded(r.Detail, maxDetail); d.Event.Outcome == "failure" {
+	if detail := r.DetailText(); d.Event.Outcome == "failure" {
 		d.Error.Message = detail
 	} else {
 		d.Exeat.Detail = detail
@@ -87,7 +79,7 @@ func (d *document) times(r *audit.Record) {
 
 // who sets the caller: its address and its identity.
 func (d *document) who(r *audit.Record) {
-	id := bounded(r.Identity.String(), maxIdentity)
+	id := r.IdentityText()
 	switch {
 	case r.Event == audit.EventIdentityRotate:
 		d.Service.ID = id // its own
@@ -126,8 +118,8 @@ func (d *document) network(r *audit.Record) {
 		d.HTTP.Request.ID = r.ID
 	}
 	d.URL.Path = r.Path
-	d.TLS.Client.ServerName = bounded(r.Hello.SNI, maxSNI)
-	d.HTTP.Request.Method, d.HTTP.Response.Status = bounded(r.Method, maxMethod), r.Status
+	d.TLS.Client.ServerName = r.Hello.SNIText()
+	d.HTTP.Request.Method, d.HTTP.Response.Status = r.MethodText(), r.Status
 	if !r.Dest.Host.IsZero() {
 		d.destination(r)
 	}
@@ -196,14 +188,6 @@ func sharesID(r *audit.Record) bool {
 // timestamp is RFC 3339 in UTC with nanoseconds.
 func timestamp(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000000000Z07:00")
-}
-
-// bounded cuts untrusted text and makes it valid UTF-8.
-func bounded(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
 }
 
 // milliseconds are as precise as in the native form.

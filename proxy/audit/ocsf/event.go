@@ -163,7 +163,7 @@ func rest(r *audit.Record) unmapped {
 	u := unmapped{
 		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
-		Stage: r.Stage.String(), SNI: bounded(r.Hello.SNI, maxSNI), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
+		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,

@@ -17,21 +17,12 @@ package ocsf
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
 // Version is the version of the schema that events name.
 const Version = "1.8.0"
-
-// The bounds of untrusted text, in bytes, as in the native form.
-const (
-	maxDetail   = 512
-	maxIdentity = 2048
-	maxMethod   = 32
-	maxSNI      = 253
-)
 
 // Render appends the event of a record to dst, without a newline at its end.
 // It never fails on a record; the error is that of the JSON encoder. It is
@@ -42,7 +33,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		Severity:     severity(r),
 		Duration:     r.Duration.Milliseconds(),
 		StatusCode:   r.Reason.String(),
-		StatusDetail: bounded(r.Detail, maxDetail),
+		StatusDetail: r.DetailText(),
 		Metadata: metadata{
 			Version: Version, Code: r.Event, Correlation: r.ID,
 			Product: product{Name: "exeat", Vendor: "exeat"},
@@ -92,7 +83,7 @@ func (e *event) classify(r *audit.Record) {
 		}
 	case audit.EventIdentityRotate:
 		e.entity(entity{
-			Name: "gateway identity", TypeID: other, Type: "X.509-SVID", ID: bounded(r.Identity.String(), maxIdentity),
+			Name: "gateway identity", TypeID: other, Type: "X.509-SVID", ID: r.IdentityText(),
 		})
 		e.Status = statusSuccess
 	}
@@ -117,12 +108,12 @@ func (e *event) http(r *audit.Record) {
 	activity, caption := method(r.Method)
 	e.is(httpActivity, activity, "HTTP Activity: "+caption)
 	if activity == other {
-		e.Activity = bounded(r.Method, maxMethod)
+		e.Activity = r.MethodText()
 	}
 	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
 	e.Source, e.Destination, e.Proxy = source(r), destination(r), gateway(r)
 	e.Connection = &connection{Direction: outbound, Protocol: tcp}
-	e.Request = &request{ID: r.ID, Method: bounded(r.Method, maxMethod)}
+	e.Request = &request{ID: r.ID, Method: r.MethodText()}
 	if !r.Dest.Host.IsZero() {
 		e.Request.URL = &url{Text: r.Dest.String(), Host: name(r), Port: r.Dest.Port, Path: r.Path}
 		if r.Protocol == audit.ProtocolHTTP {
@@ -182,7 +173,7 @@ func source(r *audit.Record) *endpoint {
 		from.IP, from.Port = r.Client.Addr().String(), r.Client.Port()
 	}
 	if !r.Identity.IsZero() {
-		id := bounded(r.Identity.String(), maxIdentity)
+		id := r.IdentityText()
 		from.Service = id
 		from.Owner = &user{ID: id, Domain: r.Identity.TrustDomain().Name(), TypeID: other, Type: "Workload"}
 	}
@@ -215,12 +206,4 @@ func name(r *audit.Record) string {
 
 func gateway(r *audit.Record) *endpoint {
 	return &endpoint{Service: "exeat", Name: r.Listener}
-}
-
-// bounded cuts untrusted text and makes it valid UTF-8.
-func bounded(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
 }
