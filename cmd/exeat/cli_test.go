@@ -81,6 +81,7 @@ func TestCommandLine(t *testing.T) {
 		{"an unknown proof", check("api.example:443", "--with", "magic"), 2, "", "write x509-svid"},
 		{"an unknown output", check("api.example:443", "-o", "xml"), 2, "", "--output xml: write text or json"},
 		{"check with a broken policy", []string{"policy", "check", "-p", bad, "--identity", builder, "--dest", "a.example:443"}, 2, "", "unknown key"},
+		{"check without a policy", []string{"policy", "check", "-p", good + ".not", "--identity", builder, "--dest", "a.example:443"}, 2, "", "no such file or directory (--policy names the files)"},
 		{"a flag is missing", []string{"policy", "check"}, 2, "", "exeat policy check needs --identity and --dest: see exeat policy check --help"},
 		{"an unknown verb", []string{"serv"}, 2, "", "unknown command"},
 		{"an unknown verb of a group", []string{"policy", "lnt"}, 2, "", `unknown command "lnt" for "exeat policy"`},

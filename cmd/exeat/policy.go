@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -167,6 +168,9 @@ func (f *checkFlags) run(w io.Writer) error {
 		opts.TrustDomain = q.ID.TrustDomain()
 	}
 	policy, err := policyfile.Load(opts, f.policies...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w (--policy names the files)", err)
+	}
 	if err != nil {
 		return err
 	}
