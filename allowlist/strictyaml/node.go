@@ -67,6 +67,9 @@ func (n *Node) IsEmpty() bool { return n.kind == empty }
 // IsScalar reports whether the value is neither a list nor keys with values.
 func (n *Node) IsScalar() bool { return n.kind == scalar }
 
+// IsList reports whether n is a list.
+func (n *Node) IsList() bool { return n.kind == list }
+
 // IsMapping reports whether it is keys with values.
 func (n *Node) IsMapping() bool { return n.kind == mapping }
 

@@ -272,15 +272,21 @@ func TestMistakes(t *testing.T) {
 
 // TestOneMistakeIsOneError: what follows from a mistake is not told beside it.
 func TestOneMistakeIsOneError(t *testing.T) {
+	listener := func(more string) string {
+		return "listeners: [{name: a, address: 127.0.0.1:1, " + more + "}]\n"
+	}
 	for name, more := range map[string]string{
-		"an id that is none":        "identity: fixed, id: w",
-		"a source with host bits":   "protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}",
-		"a source without an id":    "protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}",
-		"fixed without an id":       "identity: fixed",
-		"a source map with nothing": "protocol: dns, identity: source-map, sources: {}",
+		"an id that is none":          listener("identity: fixed, id: w"),
+		"a source with host bits":     listener("protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}"),
+		"a source without an id":      listener("protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}"),
+		"fixed without an id":         listener("identity: fixed"),
+		"a source map with nothing":   listener("protocol: dns, identity: source-map, sources: {}"),
+		"listeners that are no list":  "listeners: {a: {address: 127.0.0.1:1}}\n",
+		"sinks that are no list":      listener("identity: fixed, id: spiffe://td.example/w") + "records: {sinks: {file: a}}\n",
+		"an identity that has no key": listener("identity: self") + "identity: gateway\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Parse("e.yaml", []byte("version: 1\npolicy: p\nlisteners: [{name: a, address: 127.0.0.1:1, "+more+"}]\n"))
+			_, err := Parse("e.yaml", []byte("version: 1\npolicy: p\n"+more))
 			if err == nil || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v, want one line", err)
 			}

@@ -21,7 +21,7 @@ func (p *parser) listeners(n *strictyaml.Node) {
 		names[l.Name] = true
 		p.Listeners = append(p.Listeners, l)
 	}
-	if len(p.Listeners) == 0 {
+	if len(p.Listeners) == 0 && n.IsList() {
 		n.Errorf("the list is empty: write a listener")
 	}
 }

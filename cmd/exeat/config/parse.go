@@ -119,6 +119,7 @@ func (p *parser) identity(n *strictyaml.Node) {
 	c := p.Identity
 	files := c.Dir != "" || c.Certificate != "" || c.Key != "" || c.Bundle != "" || len(c.Bundles) > 0
 	switch {
+	case !n.IsMapping(): // an error already
 	case p.WorkloadAPI != "" && files:
 		n.Errorf("workload_api stands alone: its bundles come with it")
 	case p.WorkloadAPI != "":

@@ -47,7 +47,7 @@ func (p *parser) sinks(n *strictyaml.Node) {
 		names[s.Name] = true
 		p.Records = append(p.Records, s)
 	}
-	if len(p.Records) == 0 {
+	if len(p.Records) == 0 && n.IsList() {
 		n.Errorf("the list is empty: records must go somewhere")
 	}
 }
