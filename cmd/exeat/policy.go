@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
 func newPolicy() *cobra.Command {
@@ -132,8 +134,8 @@ func newPolicyCheck() *cobra.Command {
 		Use:   "check --identity ID --dest HOST:PORT|NAME [--type TYPE]",
 		Short: "Say what a policy decides",
 		Long: `Decide as the gateway would for a CONNECT or, with --type, for a DNS query,
-without a lookup, and say by which rule or why not. Resolved addresses are
-checked only by the gateway.
+without a lookup, and say by which rule, or why not and what would allow it.
+Resolved addresses are checked only by the gateway.
 
 Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy. A
 special name such as host.local is not looked up, observed or not: 1.`,
@@ -234,7 +236,10 @@ func (q *question) decide(p *allowlist.Policy) (d allowlist.Decision, allowed bo
 }
 
 func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string) error {
-	rule, at := "", ""
+	rule, at, remedy := "", "", ""
+	if f.qtype == "" {
+		remedy = refusal.Remedy(max(d.Reason, d.WouldReason), &d) // one of them is none
+	}
 	if d.Rule != nil {
 		rule, at = d.Rule.Name(), d.Rule.Place()
 	}
@@ -243,6 +248,7 @@ func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string
 			"verdict": d.Verdict.String(), "reason": d.Reason.String(), "would_reason": d.WouldReason.String(),
 			"identity": d.ID.String(), "destination": to, "mode": d.Mode.String(),
 			"rule": rule, "rule_at": at, "allowed_ports": d.AllowedPorts(), "owner": d.Owner, "policy": version,
+			"allow_with": remedy,
 		})
 	}
 	text := d.Verdict.String()
@@ -261,6 +267,9 @@ func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string
 	}
 	if d.Owner != "" {
 		text += ", owner " + d.Owner
+	}
+	if remedy != "" {
+		text += "\nTo allow it, the policy needs:\n\n" + strings.TrimSuffix(remedy, "\n")
 	}
 	_, err := fmt.Fprintln(w, text)
 	return err

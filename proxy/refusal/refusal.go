@@ -208,7 +208,7 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 		for _, row := range r.rows() {
 			b = fmt.Appendf(b, "  %-9s %s\n", row[0]+":", row[1])
 		}
-		if yaml := r.remedy(); yaml != "" {
+		if yaml := Remedy(r.Reason, &r.Decision); yaml != "" {
 			b = append(append(b, "\nIf it should be allowed, add this to the policy:\n\n"...), yaml...)
 		}
 	}
@@ -260,7 +260,7 @@ func (r Refusal) problem(d Disclosure, phrase string) any {
 	if d == Full {
 		dec := &r.Decision
 		p.Reason, p.Identity, p.Policy = r.Reason.String(), dec.ID.String(), dec.PolicyVersion()
-		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), r.remedy()
+		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Remedy(r.Reason, dec)
 		if !dec.Dest.Host.IsZero() {
 			p.Destination = dec.Dest.String()
 		}
@@ -268,10 +268,10 @@ func (r Refusal) problem(d Disclosure, phrase string) any {
 	return p
 }
 
-// remedy is the YAML that would allow the destination, where a line can.
-func (r Refusal) remedy() string {
-	d := &r.Decision
-	switch r.Reason { //nolint:exhaustive // most refusals are not for a new rule to mend
+// Remedy returns the YAML that would allow what a decision denies, or would deny
+// if it did not only observe; "" where a rule cannot.
+func Remedy(why allowlist.Reason, d *allowlist.Decision) string {
+	switch why { //nolint:exhaustive // most refusals are not for a new rule to mend
 	case allowlist.IdentityUnknown, allowlist.NotOnAllowlist, allowlist.PortNotAllowed,
 		allowlist.RuleExpired, allowlist.MethodNotAllowed, allowlist.IPNotOnAllowlist:
 	default:
