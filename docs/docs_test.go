@@ -92,14 +92,21 @@ func (b block) file() string {
 	return unnamed
 }
 
-// TestBlocks loads or runs every block that says what it is, and compares what
-// was printed. The blocks of one document share a directory, in their order.
-func TestBlocks(t *testing.T) {
+// binary builds exeat and returns the directory that it is in.
+func binary(t *testing.T) string {
+	t.Helper()
 	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../cmd/exeat")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building exeat: %v\n%s", err, out)
 	}
+	return bin
+}
+
+// TestBlocks loads or runs every block that says what it is, and compares what
+// was printed. The blocks of one document share a directory, in their order.
+func TestBlocks(t *testing.T) {
+	bin := binary(t)
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)

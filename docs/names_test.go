@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -60,4 +61,37 @@ func testNames(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 	return names
+}
+
+// TestCommandsExist checks the commands and flags that the documents name
+// against the help of each command.
+func TestCommandsExist(t *testing.T) {
+	bin := binary(t)
+	help := map[string]string{}
+	for _, doc := range documents(t) {
+		data, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(data), "\\\n", " ")
+		for _, m := range regexp.MustCompile("(?m)(?:`|^)exeat((?: [a-z]+)+)([^`\n]*)").FindAllStringSubmatch(text, -1) {
+			command := m[1]
+			if help[command] == "" {
+				out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "exeat"), append(strings.Fields(command), "--help")...).CombinedOutput()
+				if err != nil || !bytes.Contains(out, []byte("\n  exeat"+command)) {
+					t.Errorf("%s names exeat%s, which does not exist: %v", doc, command, err)
+					continue
+				}
+				help[command] = string(out)
+			}
+			for _, flag := range regexp.MustCompile(`(?:^| )(--[a-z-]+)`).FindAllStringSubmatch(m[2], -1) {
+				if !strings.Contains(help[command], flag[1]+" ") {
+					t.Errorf("%s names %s of exeat%s, which does not exist", doc, flag[1], command)
+				}
+			}
+		}
+	}
+	if len(help) < 5 {
+		t.Errorf("found only %d commands", len(help))
+	}
 }
