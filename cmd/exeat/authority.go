@@ -72,10 +72,10 @@ gateway's SVID the names they call it by with --dns.`,
 		},
 	}
 	addOutput(cmd, &output)
-	cmd.Flags().StringVar(&dir, "dir", "authority", "directory of the authority's key and certificate; made on first use")
-	cmd.Flags().StringVar(&id, "id", "", "the SPIFFE ID to mint (required)")
-	cmd.Flags().StringVar(&out, "out", "", "directory to write to (required)")
-	cmd.Flags().StringSliceVar(&dns, "dns", nil, "DNS name or IP address to add; may be repeated")
+	cmd.Flags().StringVar(&dir, "dir", "authority", "`directory` of the authority's key and certificate; made on first use")
+	cmd.Flags().StringVar(&id, "id", "", "the SPIFFE `ID` to mint (required)")
+	cmd.Flags().StringVar(&out, "out", "", "`directory` to write to (required)")
+	cmd.Flags().StringSliceVar(&dns, "dns", nil, "DNS `name` or IP address to add; may be repeated")
 	cmd.Flags().DurationVar(&lifetime, "lifetime", authority.DefaultLifetime, "how long it is valid")
 	require(cmd, "id", "out")
 	return cmd

@@ -36,11 +36,11 @@ its default, rotated at half of their lifetime. For development and tests.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	cmd.Flags().StringVar(&f.dir, "dir", "authority", "directory of the authority's key and certificate; made on first use")
-	cmd.Flags().StringVar(&f.socket, "socket", "", "path of the unix socket (required)")
-	cmd.Flags().StringSliceVar(&f.ids, "id", nil, "a SPIFFE ID to serve; may be repeated (required)")
-	cmd.Flags().StringSliceVar(&f.dns, "dns", nil, "DNS name or IP address to add; may be repeated")
-	cmd.Flags().StringToStringVar(&f.federated, "federate", nil, "another trust domain and the PEM file of its authorities: DOMAIN=FILE")
+	cmd.Flags().StringVar(&f.dir, "dir", "authority", "`directory` of the authority's key and certificate; made on first use")
+	cmd.Flags().StringVar(&f.socket, "socket", "", "`path` of the unix socket (required)")
+	cmd.Flags().StringSliceVar(&f.ids, "id", nil, "a SPIFFE `ID` to serve; may be repeated (required)")
+	cmd.Flags().StringSliceVar(&f.dns, "dns", nil, "DNS `name` or IP address to add; may be repeated")
+	cmd.Flags().StringToStringVar(&f.federated, "federate", nil, "another trust domain and the PEM file of its authorities: `DOMAIN=FILE`")
 	cmd.Flags().DurationVar(&f.lifetime, "lifetime", authority.DefaultLifetime, "how long an SVID is valid; it is rotated at half of it")
 	require(cmd, "id", "socket")
 	return cmd

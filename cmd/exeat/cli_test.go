@@ -101,6 +101,8 @@ func TestCommandLine(t *testing.T) {
 		{"mint in JSON", []string{"authority", "mint", "-o", "json", "--dir", t.TempDir(), "--id", builder, "--out", t.TempDir()}, 0, `"id":"` + builder + `"`, ""},
 		{"mint without flags", []string{"authority", "mint"}, 2, "", "needs --id and --out"},
 		{"demo on no address", []string{"demo", "--listen", "nowhere"}, 2, "", "--listen nowhere: write an IP address and a port"},
+		{"a group is used by its commands", []string{"policy", "--help"}, 0, "Usage:\n  exeat policy [command]\n", ""},
+		{"a flag says what it takes", []string{"serve", "--help"}, 0, "--config file ", ""},
 		{"no verb prints the help", nil, 0, "exeat demo", ""},
 	}
 	for _, tt := range tests {

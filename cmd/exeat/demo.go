@@ -43,9 +43,9 @@ whether each came out as promised: exit code 0 if all did, 1 if not.`,
 		},
 	}
 	cmd.Flags().BoolVar(&f.check, "check", false, "try the commands, print each with its outcome, and end")
-	cmd.Flags().StringVar(&f.policy, "policy", "", "use this policy instead of the demo's own")
-	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "address of the gateway; port 0 is a free one")
-	cmd.Flags().StringVar(&f.originAt, "origin", "127.0.0.1:0", "address of the origin; port 0 is a free one")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "use the policy of this `file` instead of the demo's own")
+	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "`address` of the gateway; port 0 is a free one")
+	cmd.Flags().StringVar(&f.originAt, "origin", "127.0.0.1:0", "`address` of the origin; port 0 is a free one")
 	return cmd
 }
 

@@ -69,6 +69,9 @@ Exit codes: 0 good, 1 the answer is no, 2 wrong use or a broken configuration.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(newHelp())
+	// What only holds others can be run, for its help and its errors, but is no
+	// way to use it.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.AddCommand(newDemo(), newServe(), newPolicy(), newAuthority(), newVersion())
 	return root
 }

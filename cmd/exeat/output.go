@@ -14,7 +14,7 @@ const (
 )
 
 func addOutput(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", outputText, "form of the output: text or json")
+	cmd.Flags().StringVarP(output, "output", "o", outputText, "`form` of the output: text or json")
 }
 
 func checkOutput(output string) error {

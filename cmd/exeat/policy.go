@@ -60,7 +60,7 @@ Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
 
 func addTrustDomain(cmd *cobra.Command, trustDomain *string) {
 	cmd.Flags().StringVar(trustDomain, "trust-domain", "",
-		"the gateway's trust domain, which an everyone without trust_domains is about")
+		"the gateway's trust `domain`, which an everyone without trust_domains is about")
 }
 
 func policyOptions(output, trustDomain string) (policyfile.Options, error) {
@@ -148,11 +148,11 @@ special name such as host.local is not looked up, observed or not: 1.`,
 	}
 	addOutput(cmd, &f.output)
 	addTrustDomain(cmd, &f.trustDomain)
-	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{defaultPolicy}, "policy files or directories")
-	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE ID (required)")
-	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, HOST:PORT, or a name with --type (required)")
-	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query type such as A")
-	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "how the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
+	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{defaultPolicy}, "policy `files` or directories")
+	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE `ID` (required)")
+	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, `HOST:PORT`, or a name with --type (required)")
+	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query `type` such as A")
+	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
 	require(cmd, "identity", "dest")
 	return cmd
 }

@@ -70,7 +70,7 @@ Exit codes: 0 good, 2 a broken configuration.`,
 		},
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "only read everything and say what is wrong")
-	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration file")
+	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration `file`")
 	return cmd
 }
 
