@@ -178,6 +178,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 	text := func(host string) string {
 		return g.fill("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: " + host + ".wild.example, ports: [PORT], addresses: 127.0.0.1/32}]\n")
 	}
+	g.put(t, text("left")) // what was there before allows both
 	var flips atomic.Int64
 	done := make(chan struct{})
 	var flipping sync.WaitGroup
@@ -187,7 +188,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 			case <-done:
 				return
 			default:
-				g.put(t, text([]string{"left", "right"}[i%2]))
+				g.put(t, text([]string{"right", "left"}[i%2]))
 				flips.Add(1)
 			}
 		}
