@@ -143,10 +143,14 @@ func TestUpgradesOfEveryName(t *testing.T) {
 	if req.Header.Get("Connection") != "Upgrade" || req.Header.Get("Upgrade") != "spdy/3.1" {
 		t.Errorf("the origin got %v", req.Header)
 	}
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: spdy/3.1\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nConnection: close, X-Named\r\nX-Named: 1\r\nLink: </a>\r\n\r\n"+
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: close, Upgrade, X-Named\r\nX-Named: 2\r\nUpgrade: SPDY/3.1\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if a := c.answer(t); a.status != http.StatusSwitchingProtocols || a.header.Get("Upgrade") != "spdy/3.1" {
+	if a := c.answer(t); a.status != http.StatusEarlyHints || a.header.Get("Link") != "</a>" || a.header.Get("X-Named") != "" {
+		t.Errorf("answered %s %v", a.phrase, a.header)
+	}
+	if a := c.answer(t); a.status != http.StatusSwitchingProtocols || a.header.Get("Upgrade") != "SPDY/3.1" || a.header.Get("X-Named") != "" {
 		t.Errorf("answered %s %v", a.phrase, a.header)
 	}
 	echo(t, c, conn, reader)
@@ -154,6 +158,32 @@ func TestUpgradesOfEveryName(t *testing.T) {
 	c.gone(t)
 	g.next(t, audit.EventDecision)
 	g.next(t, audit.EventTunnelClose)
+}
+
+// TestAnUpgradeToSomethingElse than what was asked for is no answer.
+func TestAnUpgradeToSomethingElse(t *testing.T) {
+	for name, fields := range map[string]string{
+		"no protocol": "Connection: Upgrade\r\n",
+		"another":     "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			c := g.call(t, "builder")
+			c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket, spdy/3.1"))
+			conn, reader := g.asked(t)
+			if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n"+fields+"\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if a := c.answer(t); a.status != 502 || a.reason() != "response-failed" || a.close {
+				t.Errorf("answered %s", a.phrase)
+			}
+			if _, err := reader.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the origin's connection: %v, want its end", err)
+			}
+			g.next(t, audit.EventDecision)
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
 }
 
 // TestAPanicBehindAPlainRequest ends its connection only, wherever it happens.

@@ -126,6 +126,14 @@ func TestForwardedHeads(t *testing.T) {
 			"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nhi",
 		},
 		{
+			"nominated fields, in many lines, cases and spaces", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nConnection: keep-alive,x-one\r\nCONNECTION:,\t X-TWO ,, \r\nConnection:\r\nconnection:Upgrade ,X-Three\r\nX-One: 1\r\nx-two: 2\r\nX-Three: 3\r\nX-Three: 4\r\nX-Stays: 1\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\n",
+		},
+		{
+			"nominated trailers", "POST http://HOST/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: x-sum\r\nTrailer: X-Sum, X-More\r\n\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nTrailer: X-More\r\nVia: 1.1 exeat\r\n\r\n0\r\nX-More: 2\r\n\r\n",
+		},
+		{
 			"hop-by-hop fields", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nKeep-Alive: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\nProxy-Foo: 1\r\nTE: trailers\r\nTrailer: X\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nX-Exeat-Decision: forged\r\n\r\n",
 			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
 		},
@@ -195,6 +203,14 @@ func TestForwardedAnswers(t *testing.T) {
 			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: X-Gone, Content-Length\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\nProxy-Status: exeat; error=forged\r\nProxy-Authenticate: Basic\r\nX-Exeat-Trace: forged\r\nUpgrade: h2c\r\nAlt-Svc: h3\r\nX-Stays: 1\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nok", false,
 		},
+		{"nominated beside close", "GET", "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Named\r\nX-Named: 1\r\nX-Stays: 1\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nok", false},
+		{"nominated beside keep-alive", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive, X-Named\r\nX-Named: 1\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nok", false},
+		{"nominated beside close in HTTP/1.0", "GET", "close:HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Named\r\nX-Named: 1\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nok", false},
+		{"nominated in many lines, cases and spaces", "GET", "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive,x-one\r\nCONNECTION:,\t X-TWO ,, \r\nConnection:\r\nconnection: CLOSE ,X-Three,\r\n \tX-Four\r\nX-One: 1\r\nx-two: 2\r\nX-Three: 3\r\nX-Three: 4\r\nX-Four: 5\r\nX-Stays: 1\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Stays: 1\r\n\r\nok", false},
+		{"nominated behind a head of many reads", "GET", "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: " + strings.Repeat("a", 100<<10) + "\r\nConnection: close, X-Named, Set-Cookie\r\nX-Named: 1\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nok", false},
+		{"nominated in answers before the last", "GET", "close:HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\nHTTP/1.1 103 Early Hints\r\nConnection: close, X-Named\r\nX-Named: 1\r\nX-Other: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nConnection: X-Named\r\nX-Named: 2\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Other\r\nX-Named: 3\r\nX-Other: 2\r\n\r\nok", "HTTP/1.1 103 Early Hints\r\nVia: 1.1 exeat\r\nX-Other: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nVia: 1.1 exeat\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Named: 3\r\n\r\nok", false},
+		{"nominated trailers", "GET", "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close, x-sum, X-Late\r\nTrailer: X-Sum, X-More\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-Late: 8\r\nX-More: 9\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\nTrailer: X-More\r\n\r\n3\r\nabc\r\n0\r\nX-More: 9\r\n\r\n", false},
+		{"an answer without a body nominates", "HEAD", "close:HTTP/1.1 200 OK\r\nConnection: close, X-Named\r\nX-Named: 1\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\n\r\n", false},
 		{"a refusal of the origin", "GET", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nProxy-Authenticate: Basic\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {

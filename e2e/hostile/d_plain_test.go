@@ -169,9 +169,10 @@ func plainRows() []row {
 			twice(allowlist.MethodNotAllowed, "get http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
 			twice(allowlist.MethodNotAllowed, get("http://read-only.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "read-only.example"))},
 		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
-		{"D24", "fields of the caller's connection: those that Connection names, TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{
+		{"D24", "fields of one connection, the caller's or the origin's: those that Connection names, whatever else it says; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{
 			forwarded{head: get("http://allowed.example:PORT/", "Connection: X-Secret, close-ish", "X-Secret: 1", "TE: trailers", "Keep-Alive: 5", "Proxy-Authorization: Basic x", "Proxy-Connection: keep-alive", "Trailer: X", "Close-Ish: 1"), never: []string{"x-secret", "close-ish", "\r\nte:", "keep-alive", "proxy-", "trailer"}}.named("all of them"),
 			forwarded{head: "POST http://allowed.example:PORT/ HTTP/1.1\r\nHost: x\r\nConnection: Host, Content-Length, Via\r\nContent-Length: 3\r\n\r\nabc", sees: []string{"\r\nhost: allowed.example:PORT\r\n", "\r\ncontent-length: 3\r\n", "\r\nvia: "}}.named("Host, Content-Length and Via"),
+			forwarded{answer: "Connection: keep-alive ,\tX-SECRET\r\nx-secret: 1\r\nX-Secret: 2\r\nKeep-Alive: timeout=5\r\n", back: []string{"X-Secret", "Keep-Alive", "Connection"}}.named("from an origin that closes"),
 		}},
 		{"D25", "two requests in one segment, an allowed one and one that is not", "each is decided on its own", []scenario{
 			{"to another host", func(t *testing.T, g *gateway) {

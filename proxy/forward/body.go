@@ -159,7 +159,7 @@ func bodyReason(err error) allowlist.Reason {
 // net/http adds whatever came.
 func (b *requestBody) filterTrailer() {
 	for name := range b.req.Trailer {
-		if !isTrailer(name) || !b.run.Head.Lists("Trailer", name) {
+		if !isTrailer(name) || !b.run.Head.Lists("Trailer", name) || b.run.Head.Lists("Connection", name) {
 			delete(b.req.Trailer, name)
 		}
 	}

@@ -71,15 +71,11 @@ func keepRequestField(h *head.Head, name, value string, cfg *Config) bool {
 	return true
 }
 
-// strip removes from an answer what belongs to the origin's connection, and
-// what only the gateway says.
-func strip(h http.Header, cfg *Config) {
-	for _, v := range h["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.Trim(name, " \t"); !isFraming(name) {
-				h.Del(name)
-			}
-		}
+// strip removes from an answer what belongs to the origin's connection, by
+// itself or since it is nominated, and what only the gateway says.
+func strip(h http.Header, nominated []string, cfg *Config) {
+	for _, name := range nominated {
+		delete(h, name)
 	}
 	for name := range h {
 		if isHop(name) {

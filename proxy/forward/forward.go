@@ -84,7 +84,7 @@ func New(cfg Config) (*Forwarder, error) {
 	cfg.Body = cmp.Or(cfg.Body, DefaultBody)
 	cfg.Response = cmp.Or(cfg.Response, DefaultResponse)
 	f := &Forwarder{cfg: cfg, pools: pools{response: cfg.Response}}
-	f.proxy = newProxy(&f.cfg)
+	f.proxy = newProxy()
 	return f, nil
 }
 
@@ -208,13 +208,15 @@ type run struct {
 	idle      *time.Timer
 	meter     meter
 
-	upstream *upstream    // that the request went out on last
-	up       atomic.Int64 // bytes sent to origins
-	interims int          // answers so far that were not final
-	received bool         // the answer's body was read to its end
-	failure  error        // why there is no answer; the first one counts
-	switched *Switched
-	panicked atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
+	upstream  *upstream    // that the request went out on last
+	up        atomic.Int64 // bytes sent to origins
+	heads     heads        // of the answers
+	nominated []string     // by Connection in the final one
+	interims  int          // answers so far that were not final
+	received  bool         // the answer's body was read to its end
+	failure   error        // why there is no answer; the first one counts
+	switched  *Switched
+	panicked  atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
 }
 
 // contain keeps a panic of ours from ending the process: the transport calls
@@ -286,6 +288,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 		r.upstream.release(r)
 	}
 	r.upstream = conn
+	r.heads.reset()
 	conn.carry(r)
 	u := Upstream{Dialed: conn.dialed, Reused: reused}
 	if reused {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/textproto"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -17,7 +18,7 @@ import (
 // goproxy's constructor reads the environment and trusts any certificate. What
 // comes to it without an exchange of ours it refuses, and it never sees a
 // CONNECT.
-func newProxy(cfg *Config) *goproxy.ProxyHttpServer {
+func newProxy() *goproxy.ProxyHttpServer {
 	p := &goproxy.ProxyHttpServer{
 		Logger:             quiet{},
 		NonproxyHandler:    http.HandlerFunc(refuse),
@@ -34,12 +35,6 @@ func newProxy(cfg *Config) *goproxy.ProxyHttpServer {
 		ctx.RoundTripper = goproxy.RoundTripperFunc(r.roundTrip)
 		return req, nil
 	})
-	p.OnResponse().DoFunc(func(resp *http.Response, _ *goproxy.ProxyCtx) *http.Response {
-		if resp != nil {
-			strip(resp.Header, cfg)
-		}
-		return resp
-	})
 	return p
 }
 
@@ -52,7 +47,7 @@ func (quiet) Printf(string, ...any) {}
 func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
 
 // errNoAnswer is an origin that says something else than an answer.
-var errNoAnswer = errors.New("the origin switched protocols without being asked, or gave no status")
+var errNoAnswer = errors.New("the origin switched to a protocol nobody had asked for, or gave no status")
 
 // roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
 // a text of it.
@@ -69,12 +64,27 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 		_ = resp.Body.Close()
 		resp, err = nil, errNoAnswer
 	}
+	if err == nil {
+		err = r.headed(resp)
+	}
 	if err != nil {
 		r.fail(err)
 		return nil, err
 	}
 	resp.Body = &answerBody{ReadCloser: resp.Body, run: r}
 	return resp, nil
+}
+
+// headed takes from the head of the final answer what is not for the client.
+func (r *run) headed(resp *http.Response) error {
+	connection, err := r.heads.last(resp)
+	if err != nil {
+		_ = resp.Body.Close()
+		return err
+	}
+	r.nominated = nominated(connection)
+	strip(resp.Header, r.nominated, r.cfg)
+	return nil
 }
 
 // errSwitched tells goproxy that there is no answer for it.
@@ -102,11 +112,18 @@ func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
 	if !stop() {
 		return nil, context.Cause(ctx) // and not that the connection is closed
 	}
+	var protocol string
+	if err == nil {
+		protocol, err = resp.Header.Get("Upgrade"), r.headed(resp)
+	}
+	if err == nil && !r.Head.Lists("Upgrade", protocol) {
+		err = errNoAnswer
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	r.switched = &Switched{Conn: conn.Conn, Dialed: conn.dialed, Head: switchedHead(resp, r.cfg)}
+	r.switched = &Switched{Conn: conn.Conn, Dialed: conn.dialed, Head: switchedHead(resp, protocol)}
 	rest, _ := behind.Peek(behind.Buffered())
 	r.switched.Head = append(r.switched.Head, rest...)
 	return nil, errSwitched
@@ -129,6 +146,9 @@ func (r *run) exchangeHeads(conn *upstream, req *http.Request) (*http.Response, 
 			return nil, nil, fmt.Errorf("reading the answer: %w", err)
 		}
 		if final := resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols; !final {
+			if err := r.interim(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
+				return nil, nil, err
+			}
 			continue
 		}
 		bounded.N = math.MaxInt64

@@ -194,6 +194,17 @@ func (u *upstream) Close() error {
 	return u.Conn.Close()
 }
 
+// Read implements io.Reader.
+func (u *upstream) Read(p []byte) (int, error) {
+	n, err := u.Conn.Read(p)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.carries != nil {
+		u.carries.heads.add(p[:n])
+	}
+	return n, err
+}
+
 // Write implements io.Writer.
 func (u *upstream) Write(p []byte) (int, error) {
 	u.mu.Lock()

@@ -102,7 +102,7 @@ func announced(h *head.Head) string {
 	var names []string
 	for v := range h.Values("Trailer") {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.Trim(name, " \t"); isTrailer(name) {
+			if name = strings.Trim(name, " \t"); isTrailer(name) && !h.Lists("Connection", name) {
 				names = append(names, name)
 			}
 		}

@@ -81,7 +81,7 @@ func (w *writer) WriteHeader(status int) {
 func (w *writer) frame(status int) {
 	for _, v := range w.header["Trailer"] {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = http.CanonicalHeaderKey(strings.Trim(name, " \t")); isTrailer(name) {
+			if name = http.CanonicalHeaderKey(strings.Trim(name, " \t")); w.isTrailer(name) {
 				w.trailers = append(w.trailers, name)
 			}
 		}
@@ -285,13 +285,18 @@ func (w *writer) finish() bool {
 // endsByClose reports whether the end of the connection is that of the body.
 func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.length < 0 }
 
+// isTrailer reports whether a field may be sent behind this body.
+func (w *writer) isTrailer(name string) bool {
+	return isTrailer(name) && !slices.Contains(w.run.nominated, name)
+}
+
 // end is the last chunk and the trailers. Those that were not announced have
 // goproxy's mark.
 func (w *writer) end() []byte {
 	h := make(http.Header)
 	for name, values := range w.header {
 		plain := strings.TrimPrefix(name, http.TrailerPrefix)
-		if isTrailer(plain) && (plain != name || slices.Contains(w.trailers, name)) {
+		if w.isTrailer(plain) && (plain != name || slices.Contains(w.trailers, name)) {
 			h[plain] = values
 		}
 	}
@@ -305,9 +310,7 @@ var _ interface {
 } = (*writer)(nil)
 
 // switchedHead is the head of a 101 for the client.
-func switchedHead(resp *http.Response, cfg *Config) []byte {
-	protocol := resp.Header.Get("Upgrade")
-	strip(resp.Header, cfg)
+func switchedHead(resp *http.Response, protocol string) []byte {
 	resp.Header.Del("Content-Length")
 	resp.Header["Connection"], resp.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
 	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
@@ -323,6 +326,10 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.interims++; r.interims > maxInterims {
 		return errTooMany
 	}
+	connection, err := r.heads.next()
+	if err != nil {
+		return err
+	}
 	if r.expect != nil && status != http.StatusContinue {
 		r.expect.heard.Store(false) // it was no final answer, and leave may never come
 	}
@@ -330,7 +337,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
-	strip(h, r.cfg)
+	strip(h, nominated(connection), r.cfg)
 	h.Del("Content-Length")
 	return r.answer.interim(status, h)
 }
