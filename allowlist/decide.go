@@ -303,7 +303,7 @@ func (r *CompiledRule) miss(req *Request) Reason {
 		return MethodNotAllowed
 	case len(r.Paths) == 0:
 		return NoReason
-	case !cleanPath(req.Path):
+	case req.Path != Asterisk && !cleanPath(req.Path):
 		return MalformedTarget
 	}
 	for _, p := range r.Paths {

@@ -120,6 +120,7 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		rule("old.example", expires(now())),
 		rule("read.example port 80", methods("GET", "HEAD"), paths("/public/**", "/health")),
 		rule("any.example port 80", paths("/public/*")),
+		rule("every.example port 80", paths("/", "/**")),
 		rule("ws.example port 80", methods("GET"), upgrade),
 		rule("plain.example port 80"),
 		rule("name.example", noTunnel),
@@ -141,6 +142,8 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		{"a path that begins so", get("read.example:80", "/healthy"), "path-not-allowed"},
 		{"the folder itself", get("read.example:80", "/public"), "path-not-allowed"},
 		{"no path", get("read.example:80", ""), "malformed-target"},
+		{"the server itself where every path is allowed", plain(checkout, "OPTIONS", "every.example:80", Asterisk), "path-not-allowed"},
+		{"the server itself under a rule without paths", plain(checkout, "OPTIONS", "plain.example:80", Asterisk), "allow"},
 		{"any method where only paths are written", plain(checkout, "DELETE", "any.example:80", "/public/x"), "allow"},
 		{"one segment only", get("any.example:80", "/public/x/y"), "path-not-allowed"},
 		{"an upgrade where methods are written", upgraded(get("read.example:80", "/public/x")), "method-not-allowed"},
@@ -178,11 +181,11 @@ func TestPathsAreMatchedRaw(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("a.example port 80", paths("/public/**")))))
 	for path, want := range map[string]string{
 		"/public/x": "allow", "/public/my%20file": "allow", "/public/%c3%a9": "allow", "/public/...": "allow", "/public/.x": "allow", "/public/x/": "allow",
-		"/PUBLIC/x": "path-not-allowed", "/%70ublic/x": "path-not-allowed", "/public": "path-not-allowed", "/publicx": "path-not-allowed", "/": "path-not-allowed",
+		"/PUBLIC/x": "path-not-allowed", "/%70ublic/x": "path-not-allowed", "/public": "path-not-allowed", "/publicx": "path-not-allowed", "/": "path-not-allowed", Asterisk: "path-not-allowed",
 
 		"/public/../admin": "", "/public/./x": "", "/public/..": "", "/public/.": "", "/public/..%2fadmin": "", "/public/%2e%2e/admin": "", "/public/%2E%2E/admin": "",
 		"/public//x": "", "//public/x": "", "/public/x;y": "", "/public/x%3by": "", `/public\x`: "", "/public/x%5cy": "", "/public/x\x00": "", "/public/%00": "", "/public/%": "", "/public/%2": "", "/public/%zz": "", "/public/%252f": "",
-		"/public/x y": "", "/public/\xc3\xa9": "", "/public/\x7f": "", "/public/%0d%0a": "", "/public/..%20/admin": "", "/public/.%20%20/x": "", "public/x": "", "*": "",
+		"/public/x y": "", "/public/\xc3\xa9": "", "/public/\x7f": "", "/public/%0d%0a": "", "/public/..%20/admin": "", "/public/.%20%20/x": "", "public/x": "", "": "", "**": "", "*/": "",
 	} {
 		if want == "" {
 			want = "malformed-target"

@@ -12,9 +12,16 @@ const defaultHTTPPort = 80
 // there, byte for byte as it came.
 type URL struct {
 	Dest  Destination
-	Path  string // raw; begins with /
+	Path  string // raw; begins with /, or is Asterisk
 	Query string // raw, with the ? before it; "" if there is none
+	// NoPath means that neither a path nor a query was written.
+	NoPath bool
 }
+
+// Asterisk is the path of a request for a server itself and none of its paths
+// (RFC 9112 section 3.2.4): an OPTIONS whose URL has NoPath. No pattern of a
+// rule covers it. ParseURL, which knows no method, never returns it.
+const Asterisk = "*"
 
 // ParseURL reads the target of a plain request in absolute form (RFC 9112
 // section 3.2.2), which is the only form that a proxy is asked in: http://, an
@@ -42,13 +49,14 @@ func ParseURL(s string) (URL, error) {
 	if found {
 		query = "?" + query
 	}
+	noPath := rest == ""
 	if path == "" {
 		path = "/"
 	}
 	if !escaped(path) || !escaped(query) {
 		return URL{}, ErrTarget
 	}
-	return URL{Dest: dest, Path: path, Query: query}, nil
+	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath}, nil
 }
 
 // parseAuthority is ParseDestination with a default for the port.

@@ -25,6 +25,9 @@ func TestParseURL(t *testing.T) {
 		if u.Query != "" {
 			got += " " + u.Query
 		}
+		if bare := in == "http://a.example"; u.NoPath != bare {
+			t.Errorf("ParseURL(%q): NoPath is %v", in, u.NoPath)
+		}
 		if err != nil || got != want {
 			t.Errorf("ParseURL(%q) = %q, %v, want %q", in, got, err, want)
 		}
@@ -67,6 +70,10 @@ func FuzzParseURL(f *testing.F) {
 		if !strings.HasSuffix(s, u.Query) || u.Path != "/" && !strings.HasSuffix(s, u.Path+u.Query) {
 			t.Fatalf("%q: path %q and query %q are not its own", s, u.Path, u.Query)
 		}
+		if u.NoPath && (u.Path+u.Query != "/" || strings.HasSuffix(s, "/")) {
+			t.Fatalf("%q: %+v", s, u)
+		}
+		u.NoPath = false // a path is written now
 		again, err := ParseURL("http://" + u.Dest.String() + u.Path + u.Query)
 		if err != nil || again != u {
 			t.Fatalf("%q: %+v, written and read again %+v, %v", s, u, again, err)

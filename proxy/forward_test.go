@@ -94,6 +94,30 @@ func TestForwardedHeads(t *testing.T) {
 			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
 		},
 		{
+			"no path for the server itself", "OPTIONS http://HOST HTTP/1.1\r\nHost: x\r\n\r\n",
+			"OPTIONS * HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"no path for the server itself, with a body", "OPTIONS http://HOST HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi",
+			"OPTIONS * HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\n\r\nhi",
+		},
+		{
+			"a path for OPTIONS", "OPTIONS http://HOST/ HTTP/1.1\r\nHost: x\r\n\r\n",
+			"OPTIONS / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a query for OPTIONS", "OPTIONS http://HOST? HTTP/1.1\r\nHost: x\r\n\r\n",
+			"OPTIONS /? HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"a path that is an asterisk", "OPTIONS http://HOST/* HTTP/1.1\r\nHost: x\r\n\r\n",
+			"OPTIONS /* HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
+			"another case of OPTIONS", "options http://HOST HTTP/1.1\r\nHost: x\r\n\r\n",
+			"options / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
+		},
+		{
 			"an unknown method", "PROPFIND http://HOST/ HTTP/1.1\r\nHost: x\r\nDepth: 1\r\n\r\n",
 			"PROPFIND / HTTP/1.1\r\nHost: HOST\r\nDepth: 1\r\nVia: 1.1 exeat\r\n\r\n",
 		},

@@ -31,6 +31,9 @@ func (x *exchange) parsePlain() allowlist.Reason {
 	case err != nil:
 		return allowlist.MalformedTarget
 	}
+	if url.NoPath && x.head.Method == http.MethodOptions {
+		url.Path = allowlist.Asterisk
+	}
 	x.url = url
 	x.ask(allowlist.Request{Dest: url.Dest, Method: x.head.Method, Path: url.Path})
 	if x.body, err = x.head.Body(); err != nil {

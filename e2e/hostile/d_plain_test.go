@@ -164,9 +164,12 @@ func plainRows() []row {
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/publicx"), "public-path.example"),
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/PUBLIC/x"), "public-path.example"),
 			[]scenario{forwarded{head: get("http://public-path.example:PORT/public/x?q=../admin"), sees: []string{"get /public/x?q=../admin http/1.1\r\n"}}.named("the path itself")})},
-		{"D22", "a method that the rule does not name; an upgrade to what a rule allows only with `methods` or `paths`", "denied", slices.Concat(
+		{"D22", "a method that the rule does not name; `OPTIONS` without a path, which asks about the server itself, where a rule has `paths`; an upgrade to what a rule allows only with `methods` or `paths`", "denied; without `paths` it goes out as `OPTIONS *`", slices.Concat(
 			twice(allowlist.MethodNotAllowed, "POST http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "read-only.example"),
 			twice(allowlist.MethodNotAllowed, "get http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
+			twice(allowlist.MethodNotAllowed, "OPTIONS http://read-only.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
+			twice(allowlist.PathNotAllowed, "OPTIONS http://public-path.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "public-path.example"),
+			[]scenario{forwarded{head: "OPTIONS http://allowed.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"options * http/1.1\r\n"}}.named("the server itself")},
 			twice(allowlist.MethodNotAllowed, get("http://read-only.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "read-only.example"))},
 		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
 		{"D24", "fields of one connection, the caller's or the origin's: those that Connection names, whatever else it says; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{

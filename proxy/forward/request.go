@@ -72,7 +72,8 @@ func authorityOf(dest allowlist.Destination) string {
 func rebuild(ex *Exchange, cfg *Config, authority string) string {
 	var b strings.Builder
 	b.Grow(512)
-	b.WriteString(ex.Head.Method + " http://" + authority + ex.URL.Path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
+	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // which an absolute target does without
+	b.WriteString(ex.Head.Method + " http://" + authority + path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
 	for i := range ex.Head.Fields {
 		f := &ex.Head.Fields[i]
 		if !keepRequestField(ex.Head, f.Name, f.Value, cfg) {
