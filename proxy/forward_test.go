@@ -569,7 +569,9 @@ func TestABodyThatIsNone(t *testing.T) {
 			if decision := g.next(t, audit.EventDecision); decision.Reason != want {
 				t.Errorf("record %+v", decision)
 			}
-			g.next(t, audit.EventTunnelClose)
+			if end := g.next(t, audit.EventTunnelClose); (end.CloseReason == "client") != row.leaves {
+				t.Errorf("record %+v", end)
+			}
 		})
 	}
 }

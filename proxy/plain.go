@@ -222,6 +222,8 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 		reason = tunnel.Revoked
 	case res.Reason == allowlist.UploadLimit:
 		reason, why = tunnel.Limit, allowlist.UploadLimit
+	case res.Reason == allowlist.ClientGone:
+		reason = tunnel.Client
 	case !res.Complete:
 		reason = tunnel.Error
 	}

@@ -27,8 +27,9 @@ type requestBody struct {
 
 	over chan struct{} // closed by stop
 
+	done atomic.Bool // the body was read to its end
+
 	mu     sync.Mutex // held while the client is read from
-	done   bool       // the body was read to its end
 	failed *Error
 }
 
@@ -109,7 +110,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
-		b.done = true
+		b.done.Store(true)
 		b.filterTrailer()
 	case errors.Is(err, errSpent):
 		b.fail(allowlist.UploadLimit, err)
@@ -181,20 +182,11 @@ func (b *requestBody) stop() (done bool) {
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	if b.done && b.run.Body == head.Chunked {
+	if b.done.Load() && b.run.Body == head.Chunked {
 		behind, _ := b.buffered.Peek(b.buffered.Buffered())
 		b.run.Reader.Unread(behind)
 	}
-	return b.done
-}
-
-// ended reports whether the body was read to its end.
-func (b *requestBody) ended() bool {
-	if !b.mu.TryLock() {
-		return false // it is being read
-	}
-	defer b.mu.Unlock()
-	return b.done
+	return b.done.Load()
 }
 
 // failure returns why the body could not be read to its end, if it was the

@@ -104,7 +104,7 @@ func (w *writer) frame(status int) {
 	default:
 		w.keep = false
 	}
-	if w.run.body != nil && !w.run.body.ended() {
+	if w.run.body != nil && !w.run.body.done.Load() {
 		w.keep = false // the rest of the request will not be read
 	}
 }
