@@ -2,12 +2,15 @@ package proxy_test
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -282,5 +285,71 @@ func TestAFloodOfInterimAnswers(t *testing.T) {
 			g.next(t, audit.EventDecision)
 			g.next(t, audit.EventTunnelClose)
 		})
+	}
+}
+
+// TestWhatComesBehindAnAnswerIsNobodys: an origin that sends more than one
+// answer, or a body that there cannot be, does not answer the next request on
+// its connection with that.
+func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
+	const callers, requests = 8, 100
+	const more = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
+	answers := map[string]string{
+		"HEAD /":   "HTTP/1.1 200 OK\r\nContent-Length: 62\r\n\r\n" + more,
+		"GET /304": "HTTP/1.1 304 Not Modified\r\n\r\n" + more,
+		"GET /200": ok + more,
+	}
+	log.SetOutput(io.Discard) // where net/http says so, each time
+	t.Cleanup(func() { log.SetOutput(os.Stderr) })
+	g := newGateway(t, options{})
+	g.lossy = true // nobody takes the records
+	g.origin.serve(t, func(req request) string { return cmp.Or(answers[req.Method+" "+req.URL.Path], ok) })
+	var calling sync.WaitGroup
+	for range callers {
+		c := g.call(t, "builder")
+		calling.Go(func() {
+			for i := range requests {
+				method, path, _ := strings.Cut([]string{"HEAD /", "GET /304", "GET /200", "GET /"}[i%4], " ")
+				if _, err := io.WriteString(c, plainTo(method, "http://"+g.at("allowed.example")+path)); err != nil {
+					t.Error(err)
+					return
+				}
+				resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if body, _ := io.ReadAll(resp.Body); resp.StatusCode > 304 || len(body) > 0 && string(body) != "ok" {
+					t.Errorf("%s %s was answered %s %q", method, path, resp.Status, body)
+				}
+			}
+		})
+	}
+	calling.Wait()
+	g.rest(t)
+}
+
+// TestAnOriginThatSpeaksWhileItRests is not listened to, and not heard by the
+// next request.
+func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	for range 2 {
+		c.send(t, get("http://"+g.at("allowed.example")+"/"))
+		conn, reader := g.asked(t)
+		if _, err := io.WriteString(conn, ok); err != nil {
+			t.Fatal(err)
+		}
+		if a := c.answer(t); a.body != "ok" {
+			t.Errorf("answered %s %q", a.phrase, a.body)
+		}
+		g.next(t, audit.EventDecision)
+		g.next(t, audit.EventTunnelClose)
+		if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reader.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the origin's connection: %v, want its end", err)
+		}
 	}
 }

@@ -289,7 +289,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	}
 	r.upstream = conn
 	r.heads.reset()
-	conn.carry(r)
+	conn.carry(r, reused)
 	u := Upstream{Dialed: conn.dialed, Reused: reused}
 	if reused {
 		u.Dialed.Resolve, u.Dialed.Dial = 0, 0

@@ -130,7 +130,7 @@ func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
 	if err != nil {
 		return nil, &dialError{err: asDialError(err), result: res}
 	}
-	return &upstream{Conn: res.Conn, dialed: res, closed: make(chan struct{})}, nil
+	return newUpstream(res), nil
 }
 
 func asDialError(err error) *dial.Error {
@@ -162,14 +162,37 @@ type upstream struct {
 	once   sync.Once     // for closed
 
 	mu      sync.Mutex
-	carries *run // nil: nobody
+	carries *run      // nil: nobody
+	reading bool      // it is waited for what comes next
+	changed sync.Cond // reading is true now, or closed is closed
 }
 
-// carry says whose bytes are written from now on.
-func (u *upstream) carry(r *run) {
+func newUpstream(res dial.Result) *upstream {
+	u := &upstream{Conn: res.Conn, dialed: res, closed: make(chan struct{})}
+	u.changed.L = &u.mu
+	return u
+}
+
+// carry says whose bytes are written and read from now on. A connection that was
+// used before must have nothing left of that: the transport, which puts it into
+// its pool before it looks, would take what came behind one answer for the next.
+// It looks now, and reads on or closes it.
+func (u *upstream) carry(r *run, reused bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	for reused && !u.reading && !u.isClosed() {
+		u.changed.Wait()
+	}
 	u.carries = r
+}
+
+func (u *upstream) isClosed() bool {
+	select {
+	case <-u.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 // release forgets an exchange, if it is not another's turn already. Nothing is
@@ -188,19 +211,31 @@ func (u *upstream) Close() error {
 	u.once.Do(func() { close(u.closed) })
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.changed.Broadcast()
 	if u.carries != nil {
 		u.carries.body.interrupt()
 	}
 	return u.Conn.Close()
 }
 
+// errUnasked ends a connection on which something comes that is no answer.
+var errUnasked = errors.New("the origin speaks without being asked")
+
 // Read implements io.Reader.
 func (u *upstream) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	u.reading = true
+	u.changed.Broadcast()
+	u.mu.Unlock()
 	n, err := u.Conn.Read(p)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.carries != nil {
+	u.reading = false
+	switch {
+	case u.carries != nil:
 		u.carries.heads.add(p[:n])
+	case n > 0:
+		return 0, errUnasked
 	}
 	return n, err
 }

@@ -1,15 +1,19 @@
 package forward
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dial"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -126,4 +130,47 @@ func TestTheMeterReportsNowAndThen(t *testing.T) {
 	if got, want := strings.Join(reports, " "), "64/0 128/0 160/96"; got != want {
 		t.Errorf("reported %s, want %s", got, want)
 	}
+}
+
+// TestAConnectionIsUsedAgainWhenItIsSilent: the transport may give it away
+// before it has looked whether anything is left behind the answer.
+func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
+	for name, look := range map[string]func(*upstream){
+		"nothing is left":             func(u *upstream) { _, _ = u.Read(make([]byte, 1)) },
+		"something, and it is closed": func(u *upstream) { _ = u.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				u := newUpstream(dial.Result{Conn: near})
+				next, carried := new(run), make(chan struct{})
+				go func() {
+					u.carry(next, true)
+					close(carried)
+				}()
+				synctest.Wait()
+				select {
+				case <-carried:
+					t.Error("the next request goes out before anybody has looked")
+				default:
+				}
+				go look(u)
+				<-carried
+				_ = far.Close()
+				_ = u.Close()
+			})
+		})
+	}
+}
+
+// TestAConnectionOfNobodysIsNotHeard: what comes on it is no answer.
+func TestAConnectionOfNobodysIsNotHeard(t *testing.T) {
+	near, far := net.Pipe()
+	u := newUpstream(dial.Result{Conn: near})
+	t.Cleanup(func() { _ = u.Close() })
+	go func() { _, _ = far.Write([]byte("a")) }()
+	if n, err := u.Read(make([]byte, 1)); n != 0 || !errors.Is(err, errUnasked) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+	_ = far.Close()
 }
