@@ -235,6 +235,8 @@ func TestForwardedAnswers(t *testing.T) {
 		{"nominated in answers before the last", "GET", "close:HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\nHTTP/1.1 103 Early Hints\r\nConnection: close, X-Named\r\nX-Named: 1\r\nX-Other: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nConnection: X-Named\r\nX-Named: 2\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Other\r\nX-Named: 3\r\nX-Other: 2\r\n\r\nok", "HTTP/1.1 103 Early Hints\r\nVia: 1.1 exeat\r\nX-Other: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nVia: 1.1 exeat\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nVia: 1.1 exeat\r\nX-Named: 3\r\n\r\nok", false},
 		{"nominated trailers", "GET", "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close, x-sum, X-Late\r\nTrailer: X-Sum, X-More\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-Late: 8\r\nX-More: 9\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\nTrailer: X-More\r\n\r\n3\r\nabc\r\n0\r\nX-More: 9\r\n\r\n", false},
 		{"an answer without a body nominates", "HEAD", "close:HTTP/1.1 200 OK\r\nConnection: close, X-Named\r\nX-Named: 1\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"256 fields", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + strings.Repeat("X: a\r\n", 255) + "\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n" + strings.Repeat("X: a\r\n", 255) + "\r\n", false},
+		{"a name that is none", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX : a\r\nX Y: a\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
 		{"a refusal of the origin", "GET", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nProxy-Authenticate: Basic\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -281,6 +283,13 @@ func TestNoProperAnswer(t *testing.T) {
 		"something else":                  "close:220 mail.example ESMTP\r\n",
 		"lengths that differ":             "close:HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
 		"a head without end":              "close:HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 300<<10) + "\r\n\r\n",
+		"chunks in HTTP/1.0":              "close:HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"chunks in HTTP/1.0 to be kept":   "close:HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"a coding with a space":           "close:HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"a length with a space":           "close:HTTP/1.1 200 OK\r\nContent-Length : 3\r\nContent-Length: 4\r\n\r\nabcd",
+		"another version":                 "close:HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"a version before":                "close:HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"257 fields":                      "close:HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + strings.Repeat("X:\r\n", 256) + "\r\n",
 		"a status of one digit":           "close:HTTP/1.1 007 x\r\nContent-Length: 0\r\n\r\n",
 		"a status with a sign":            "close:HTTP/1.1 +20 x\r\nContent-Length: 0\r\n\r\n",
 		"a protocol nobody had asked for": "close:HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",

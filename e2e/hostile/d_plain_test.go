@@ -212,7 +212,45 @@ func plainRows() []row {
 			twice(allowlist.PortNotAllowed, get("http://allowed.example:22/"), "allowed.example"),
 			twice(allowlist.IPNotOnAllowlist, get("http://[::ffff:169.254.169.254]/"), "169.254.169.254"),
 			[]scenario{ask{who: nobody, head: get("http://allowed.example:PORT/"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario()})},
+		{"D29", "an answer whose end two readers might see in two places: chunks in HTTP/1.0, lengths that differ, unknown codings, a space before the colon; one of another version, with more than 256 fields, or with a head over 256 KiB", "502 `response-failed`; nothing of it is sent on", noAnswers(
+			"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\nok", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+			"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/0.9 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 2\r\n\r\nok",
+			"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 300<<10)+"\r\n\r\n")},
 	}
+}
+
+// noAnswers are what an origin says that is no answer.
+func noAnswers(all ...string) []scenario {
+	var cases []scenario
+	for _, text := range all {
+		cases = append(cases, scenario{brief(printable(text)), func(t *testing.T, g *gateway) {
+			c := g.call(t, "builder")
+			c.send(t, g.fill(getLine+host+"\r\n"))
+			o := g.origin.next(t)
+			if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(o, text) // the gateway may not wait for all of it
+			_ = o.Close()
+			got := c.answer(t)
+			for got.status/100 == 1 {
+				got = c.answer(t)
+			}
+			if got.reason() != "response-failed" || got.status != 502 {
+				t.Errorf("answered %s %q", got.phrase, got.body)
+			}
+			if r := g.next(t, audit.EventDecision); r.Verdict != "fail" || r.Reason != "response-failed" {
+				t.Errorf("record %+v", r)
+			}
+			g.next(t, audit.EventTunnelClose)
+			forwarded{}.on(t, g, c)
+			_ = c.Close()
+		}})
+	}
+	return cases
 }
 
 // paths are requests for the host of the rule with paths, which have none.

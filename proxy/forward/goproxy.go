@@ -77,12 +77,15 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 
 // headed takes from the head of the final answer what is not for the client.
 func (r *run) headed(resp *http.Response) error {
-	connection, err := r.heads.last(resp)
+	fields, err := r.heads.last(resp)
+	if err == nil {
+		err = check(resp, fields)
+	}
 	if err != nil {
 		_ = resp.Body.Close()
 		return err
 	}
-	r.nominated = nominated(connection)
+	r.nominated = nominated(fields["Connection"])
 	strip(resp.Header, r.nominated, r.cfg)
 	return nil
 }

@@ -3,11 +3,14 @@ package forward
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/textproto"
 	"strings"
 	"sync"
+
+	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 // heads are the heads of the answers to one request, as they come: net/http
@@ -38,8 +41,8 @@ func (h *heads) add(p []byte) {
 	}
 }
 
-// next reads the next head, as net/http has, and returns its Connection.
-func (h *heads) next() ([]string, error) {
+// next reads the next head, as net/http has, and returns its fields.
+func (h *heads) next() (map[string][]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.lines == nil {
@@ -52,19 +55,43 @@ func (h *heads) next() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the head again: %w", err)
 	}
-	return fields["Connection"], nil
+	return fields, nil
 }
 
-// last is next for the final answer, which nothing is kept behind.
-func (h *heads) last(resp *http.Response) (connection []string, err error) {
-	connection = resp.Header["Connection"]
-	if connection == nil && resp.Close {
-		connection, err = h.next()
+// last returns the fields of the final answer, those included that net/http has
+// taken out, and keeps nothing that comes behind it.
+func (h *heads) last(resp *http.Response) (fields map[string][]string, err error) {
+	fields = resp.Header
+	if resp.Close || !resp.ProtoAtLeast(1, 1) {
+		fields, err = h.next()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.over, h.raw, h.lines = true, bytes.Buffer{}, nil
-	return connection, err
+	return fields, err
+}
+
+// errDoubtful is an answer that others might read in another way than net/http,
+// or that has more fields than it is worth to keep: many of a few bytes take up
+// thirty times as much in memory.
+var errDoubtful = errors.New("the answer is of another version, has too many fields, or leaves a doubt about its end")
+
+// check returns errDoubtful for such an answer.
+func check(resp *http.Response, fields map[string][]string) error {
+	n := 0
+	for name, values := range fields {
+		n += len(values)
+		switch bare := strings.TrimRight(name, " \t"); {
+		case bare != name && (isFraming(bare) || isHop(bare)): // RFC 9112 section 5.1
+			return errDoubtful
+		case name == "Transfer-Encoding" && !resp.ProtoAtLeast(1, 1): // RFC 9112 section 6.1
+			return errDoubtful
+		}
+	}
+	if resp.ProtoMajor != 1 || n > head.MaxFields {
+		return errDoubtful
+	}
+	return nil
 }
 
 // nominated are the names that Connection lists, in their canonical spelling.

@@ -326,7 +326,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.interims++; r.interims > maxInterims {
 		return errTooMany
 	}
-	connection, err := r.heads.next()
+	all, err := r.heads.next()
 	if err != nil {
 		return err
 	}
@@ -337,7 +337,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
-	strip(h, nominated(connection), r.cfg)
+	strip(h, nominated(all["Connection"]), r.cfg)
 	h.Del("Content-Length")
 	return r.answer.interim(status, h)
 }
