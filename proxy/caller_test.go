@@ -75,7 +75,7 @@ func (g *gateway) policy() allowlist.Spec {
 			{Pattern: only("builder"), Owner: "team-ci", Allow: []allowlist.Rule{
 				to("allowed.example", g.origin.port, 80), to("**.wild.example"),
 				to("refused.example"), to("unknown.example"), to("empty.example"), to("slow.example"), to("late.example"),
-				to("inner.example"), to("mixed.example"), with(to("panic.example"), func(r *allowlist.Rule) { r.Upgrade = true }), to("held.example"),
+				to("inner.example"), to("mixed.example"), with(to("panic.example"), func(r *allowlist.Rule) { r.Upgrade = true }), to("held.example"), to("once.example"),
 				with(to("unreachable.example"), func(r *allowlist.Rule) {
 					r.Addresses = []netip.Prefix{netip.MustParsePrefix("255.255.255.255/32")}
 				}),

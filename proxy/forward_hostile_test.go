@@ -216,6 +216,40 @@ func TestAPanicBehindAPlainRequest(t *testing.T) {
 	}
 }
 
+// TestAPanicWhenARequestHadGoneOut: the transport tries again on a connection of
+// its own, and the record of the exchange has an end.
+func TestAPanicWhenARequestHadGoneOut(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, get("http://"+g.at("once.example")+"/"))
+	conn, reader := g.asked(t)
+	if _, err := io.WriteString(conn, ok); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.body != "ok" {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+	c.send(t, get("http://"+g.at("once.example")+"/"))
+	if _, err := http.ReadRequest(reader); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	if a := c.answer(t); a.status != 500 || a.reason() != "internal-error" || !a.close {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "error" {
+		t.Errorf("record %+v", end)
+	}
+	if decision := g.next(t, audit.EventDecision); decision.Verdict != "fail" || decision.Reason != "internal-error" {
+		t.Errorf("record %+v", decision)
+	}
+	if n := g.registry.Len(); n != 0 {
+		t.Errorf("%d entries left in the registry", n)
+	}
+}
+
 // TestBytesAreCountedOnce: a connection to an origin may carry the next request
 // before the exchange of the one before has ended.
 func TestBytesAreCountedOnce(t *testing.T) {

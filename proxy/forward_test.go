@@ -461,16 +461,18 @@ func TestExpectContinue(t *testing.T) {
 	for name, row := range map[string]struct {
 		origin string
 		asked  bool
+		before string // a field of the client's
 	}{
-		"the origin says continue": {"HTTP/1.1 100 Continue\r\n\r\n", true},
-		"the origin says nothing":  {"", true},
-		"the origin says wait":     {"HTTP/1.1 102 Processing\r\n\r\n", true},
-		"the origin refuses":       {"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", false},
+		"the origin says continue":  {"HTTP/1.1 100 Continue\r\n\r\n", true, "X: x"},
+		"the origin says nothing":   {"", true, "X: x"},
+		"the origin says wait":      {"HTTP/1.1 102 Processing\r\n\r\n", true, "X: x"},
+		"the origin refuses":        {"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno", false, "X: x"},
+		"not the first of its kind": {"HTTP/1.1 100 Continue\r\n\r\n", true, "Expect: x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
 			c := g.call(t, "builder")
-			c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 5", "Expect: 100-continue"))
+			c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 5", row.before, "Expect: 100-continue"))
 			conn := g.origin.next(t)
 			reader := bufio.NewReader(conn)
 			req, err := http.ReadRequest(reader)

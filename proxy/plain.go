@@ -106,7 +106,13 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 		}
 		settle()
 	}
-	return x.proxy.forwarder.Forward(under, &forward.Exchange{
+	panics := true
+	defer func() {
+		if panics {
+			f.close(ctx, forward.Result{})
+		}
+	}()
+	res := x.proxy.forwarder.Forward(under, &forward.Exchange{
 		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
 		Spend:     x.lease.Spend,
 		Upgrade:   x.request.Upgrade,
@@ -118,6 +124,8 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 			}
 		},
 	})
+	panics = false
+	return res
 }
 
 // connected looks at a connection that the request is about to go out on: its

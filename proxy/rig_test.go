@@ -330,6 +330,7 @@ type names struct {
 	// asked and answer stop the lookup of held.example between two steps of a
 	// test.
 	asked, answer chan struct{}
+	twice         atomic.Bool // once.example was asked for
 }
 
 func newNames() *names {
@@ -363,6 +364,10 @@ func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.A
 		return append(loopback, netip.MustParseAddr("10.0.0.1")), nil
 	case "panic.example":
 		panic("the resolver of this test panics")
+	case "once.example":
+		if n.twice.Swap(true) {
+			panic("the resolver of this test panics, the second time")
+		}
 	case "held.example":
 		n.asked <- struct{}{}
 		<-n.answer
