@@ -6,7 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -333,8 +333,9 @@ func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
 		"GET /304": "HTTP/1.1 304 Not Modified\r\n\r\n" + more,
 		"GET /200": ok + more,
 	}
-	log.SetOutput(io.Discard) // where net/http says so, each time
-	t.Cleanup(func() { log.SetOutput(os.Stderr) })
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // where net/http says so, each time
+	t.Cleanup(func() { slog.SetDefault(before) })
 	g := newGateway(t, options{})
 	g.lossy = true // nobody takes the records
 	g.origin.serve(t, func(req request) string { return cmp.Or(answers[req.Method+" "+req.URL.Path], ok) })

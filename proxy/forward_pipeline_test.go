@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"crypto/tls"
 	"io"
 	"net/http"
 	"strings"
@@ -8,6 +9,24 @@ import (
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
+
+// TestAClientThatHasSaidAll ends its sending side, waits, and is answered.
+func TestAClientThatHasSaidAll(t *testing.T) {
+	r := newPlainRig(t, ok)
+	c := r.call(t, "builder")
+	c.send(t, strings.Repeat(get(r.url("allowed.example", "/")), 2))
+	if err := c.Conn.(*tls.Conn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if a := c.answer(t); a.body != "ok" {
+			t.Errorf("answered %s", a.phrase)
+		}
+		r.received(t)
+		r.carried(t)
+	}
+	c.ended(t)
+}
 
 // TestBytesThatComeWhileTheClientWaits are those of the next requests, in
 // whatever pieces they come, or of the tunnel.
