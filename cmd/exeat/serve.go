@@ -51,7 +51,7 @@ Exit codes: 0 good, 2 a broken configuration.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
-			slog.SetDefault(log) // where net/http says what an origin sends unasked
+			setDefaultLog(log)
 			limitMemory(cmd.Context(), log)
 			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
 			if err != nil {
