@@ -16,8 +16,9 @@ import (
 const (
 	bindingLife        = time.Minute // at least, whatever the time to live
 	maxBoundIdentities = 4096
-	maxBound           = 128 << 10 // addresses of all identities
+	maxBound           = 256 << 10 // names of all addresses of all identities
 	maxBoundAddrs      = 1024      // of one identity
+	maxBoundOf         = 4096      // names of all its addresses
 	maxBoundNames      = 16        // of one address
 )
 
@@ -26,7 +27,7 @@ const (
 type bindings struct {
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
-	bound      int // addresses of all identities, at most as many as most says
+	bound      int // names of all identities, at most as many as most says
 	most       int
 }
 
@@ -35,28 +36,41 @@ func newBindings() *bindings {
 }
 
 // boundAddrs are those of one identity.
-type boundAddrs struct{ lru[netip.Addr, *boundNames] }
+type boundAddrs struct {
+	lru[netip.Addr, *boundNames]
+
+	bound int // names of all of them
+}
 
 func (b *bindings) bind(id spiffeid.ID, addr netip.Addr, name allowlist.Host, until, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	addrs, ok := b.identities.get(id)
 	if !ok {
-		addrs = &boundAddrs{newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
+		addrs = &boundAddrs{lru: newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
 		if dropped, full := b.identities.put(id, addrs); full {
-			b.bound -= dropped.len()
+			b.bound -= dropped.bound
 		}
 	}
-	names, ok := addrs.get(addr)
+	before := addrs.bound
+	addrs.bind(addr, name, until, now)
+	for b.bound += addrs.bound - before; b.bound > b.most; {
+		b.bound -= b.identities.dropOldest().bound
+	}
+}
+
+func (a *boundAddrs) bind(addr netip.Addr, name allowlist.Host, until, now time.Time) {
+	names, ok := a.get(addr)
 	if !ok {
 		names = new(boundNames)
-		if _, full := addrs.put(addr, names); !full {
-			b.bound++
+		if dropped, full := a.put(addr, names); full {
+			a.bound -= len(*dropped)
 		}
 	}
+	before := len(*names)
 	names.add(name, until, now)
-	for b.bound > b.most {
-		b.bound -= b.identities.dropOldest().len()
+	for a.bound += len(*names) - before; a.bound > maxBoundOf; {
+		a.bound -= len(*a.dropOldest())
 	}
 }
 
@@ -71,10 +85,12 @@ func (b *bindings) names(id spiffeid.ID, addr netip.Addr, now time.Time) []allow
 	if !ok {
 		return nil
 	}
+	before := len(*names)
 	names.forget(now)
+	gone := before - len(*names)
+	addrs.bound, b.bound = addrs.bound-gone, b.bound-gone
 	if len(*names) == 0 {
 		addrs.drop(addr)
-		b.bound--
 		return nil
 	}
 	out := make([]allowlist.Host, 0, len(*names))

@@ -95,7 +95,7 @@ func TestBindings(t *testing.T) {
 		}
 	}
 	if n := r.bindings.bound; n != 0 {
-		t.Errorf("%d addresses are kept past their time", n)
+		t.Errorf("%d names are kept past their time", n)
 	}
 }
 
@@ -142,7 +142,7 @@ func TestBindingsAreBounded(t *testing.T) {
 	check(t, bound(r, "a", addr(1), now), "[]")
 	check(t, bound(r, "a", addr(maxBoundAddrs), now), "[x.example]")
 	if n := r.bindings.bound; n != maxBoundAddrs {
-		t.Errorf("%d addresses", n)
+		t.Errorf("%d names", n)
 	}
 
 	for i := range maxBoundNames + 1 { // the one that ends first makes room
@@ -164,7 +164,7 @@ func TestBindingsAreBounded(t *testing.T) {
 	check(t, bound(r, "a", addr(0), now), "[]")
 	check(t, bound(r, "many-0", "192.0.2.1", now), "[x.example]")
 	if r.bindings.bound != maxBoundIdentities {
-		t.Errorf("%d addresses of %d identities", r.bindings.bound, maxBoundIdentities)
+		t.Errorf("%d names of %d identities", r.bindings.bound, maxBoundIdentities)
 	}
 
 	greedy := newBindings()
@@ -173,10 +173,39 @@ func TestBindingsAreBounded(t *testing.T) {
 		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), host(t, "x.example"), now.Add(time.Minute), now)
 	}
 	if greedy.bound != greedy.most || greedy.identities.len() != 2 {
-		t.Errorf("%d addresses of %d identities", greedy.bound, greedy.identities.len())
+		t.Errorf("%d names of %d identities", greedy.bound, greedy.identities.len())
 	}
 	greedy.bind(id("2"), netip.MustParseAddr(addr(0)), host(t, "x.example"), now.Add(time.Minute), now)
 	if greedy.bound != maxBoundAddrs+1 || greedy.identities.len() != 2 || greedy.names(id("0"), netip.MustParseAddr(addr(0)), now) != nil {
-		t.Errorf("%d addresses of %d identities, whose oldest did not make room", greedy.bound, greedy.identities.len())
+		t.Errorf("%d names of %d identities, whose oldest did not make room", greedy.bound, greedy.identities.len())
+	}
+}
+
+// TestNamesOfBindingsAreBounded: a name costs memory, whether or not its
+// address has others.
+func TestNamesOfBindingsAreBounded(t *testing.T) {
+	now := time.Now()
+	b := newBindings()
+	b.most = 2 * maxBoundOf
+	names := make([]allowlist.Host, maxBoundNames)
+	for i := range names {
+		names[i] = host(t, fmt.Sprintf("n%d.example", i))
+	}
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}) }
+	fill := func(who string) {
+		for i := range maxBoundAddrs {
+			for _, name := range names {
+				b.bind(id(who), addr(i), name, now.Add(time.Minute), now)
+			}
+		}
+	}
+	fill("a")
+	if len(b.names(id("a"), addr(maxBoundAddrs-1), now)) != maxBoundNames || b.names(id("a"), addr(0), now) != nil || b.bound != maxBoundOf {
+		t.Errorf("%d names of one identity, want %d, of the addresses used last", b.bound, maxBoundOf)
+	}
+	fill("b")
+	fill("c")
+	if b.bound != 2*maxBoundOf || b.names(id("a"), addr(maxBoundAddrs-1), now) != nil || b.names(id("b"), addr(maxBoundAddrs-1), now) == nil {
+		t.Errorf("%d names of three identities, want %d, of those used last", b.bound, 2*maxBoundOf)
 	}
 }
