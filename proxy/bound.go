@@ -24,17 +24,18 @@ func (x *exchange) bind(now time.Time) {
 	if x.proxy.cfg.Bound == nil || x.isPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
 		return
 	}
-	for _, name := range x.proxy.cfg.Bound(x.request.ID, host.Addr(), now) {
+	for _, b := range x.proxy.cfg.Bound(x.request.ID, host.Addr(), now) {
 		req := x.request
-		req.Dest.Host = name
+		req.Dest.Host = b.Name
 		d := x.state.Decide(req)
-		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil {
+		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil ||
+			b.Check(&d) != allowlist.NoReason {
 			continue
 		}
 		if _, ech := d.TLS(); ech == allowlist.ECHRefuse {
 			x.bound.ech = ech
 		}
-		if x.bound.names = append(x.bound.names, name); len(x.bound.names) == 1 || stricter(d, x.decision) {
+		if x.bound.names = append(x.bound.names, b.Name); len(x.bound.names) == 1 || stricter(d, x.decision) {
 			x.decision = d
 		}
 	}

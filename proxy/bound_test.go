@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,25 +10,34 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // TestAnAddressByItsName connects to an address that no rule names, as whoever
 // was told it by the DNS door for a name that a rule does.
 func TestAnAddressByItsName(t *testing.T) {
 	told := map[string][]string{"builder": {"strict.example"}}
-	g := newGateway(t, options{bound: func(who spiffeid.ID, addr netip.Addr, _ time.Time) []allowlist.Host {
+	g := newGateway(t, options{bound: func(who spiffeid.ID, addr netip.Addr, _ time.Time) []resolve.Binding {
 		if addr != netip.MustParseAddr("127.0.0.1") {
 			return nil
 		}
-		var names []allowlist.Host
+		var bound []resolve.Binding
 		for _, text := range told[who.Path()[1:]] {
-			name, err := allowlist.ParseHost(text)
-			if err != nil {
-				panic(err) // a constant of this test
+			var b resolve.Binding
+			for i, text := range strings.Split(text, " via ") {
+				name, err := allowlist.ParseHost(text)
+				switch {
+				case err != nil:
+					panic(err) // a constant of this test
+				case i == 0:
+					b.Name = name
+				default:
+					b.Via = append(b.Via, name)
+				}
 			}
-			names = append(names, name)
+			bound = append(bound, b)
 		}
-		return names
+		return bound
 	}})
 	mode := func(host string, mode allowlist.TLSMode) allowlist.Rule {
 		return with(to(host, g.origin.port), func(r *allowlist.Rule) { r.TLS = mode })
@@ -38,6 +48,7 @@ func TestAnAddressByItsName(t *testing.T) {
 		mode("strict.example", allowlist.TLSRequire), mode("off.example", allowlist.TLSOff), to("elsewhere.example", 1),
 		with(mode("inner.example", allowlist.TLSOff), func(r *allowlist.Rule) { r.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }),
 	}
+	spec.Entries[0].Deny = []allowlist.Rule{to("edge.example", g.origin.port), to("other.example", 1)}
 	spec.Entries[1].Allow = []allowlist.Rule{mode("strict.example", allowlist.TLSRequire)}
 	g.swap(t, spec)
 	hello := func(name string) string { return clientHello(name, false, 1<<14) }
@@ -61,6 +72,9 @@ func TestAnAddressByItsName(t *testing.T) {
 		{"that somebody else was told", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},
 		{"for a name that is not allowed any more", "builder", []string{"evil.example"}, "", allowlist.IPNotOnAllowlist, 0},
 		{"for a name on another port", "builder", []string{"elsewhere.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"led there over an alias", "builder", []string{"strict.example via other.example"}, hello("strict.example"), 0, 0},
+		{"led there over an alias that is denied on the port", "builder", []string{"strict.example via other.example via edge.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"of two names, with a hello for the one whose alias is denied", "builder", []string{"off.example via edge.example", "strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
 		{"for a name that must not have it", "builder", []string{"inner.example"}, "", allowlist.IPNotOnAllowlist, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {

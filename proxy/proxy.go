@@ -19,7 +19,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -28,6 +27,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -56,7 +56,7 @@ type Config struct {
 	HeadLimit int
 	// Bound returns the names that an identity was told an address for, by the
 	// DNS door; nil is none. See resolve.Resolver.
-	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []allowlist.Host
+	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []resolve.Binding
 	// HelloTimeout bounds the time for the ClientHello that begins a tunnel;
 	// zero means DefaultHelloTimeout.
 	HelloTimeout time.Duration

@@ -35,6 +35,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -53,7 +54,7 @@ type options struct {
 	hello       time.Duration // for a ClientHello
 	tunnel      tunnel.Config
 	forward     forward.Config
-	bound       func(spiffeid.ID, netip.Addr, time.Time) []allowlist.Host
+	bound       func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding
 	limits      limit.Config // a zero field is more than any test needs
 }
 

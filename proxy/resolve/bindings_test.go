@@ -25,8 +25,8 @@ func answerOf(tb testing.TB, name string, ttl uint32, now time.Time, texts ...st
 // bound returns the names that lead an identity to an address, sorted.
 func bound(r *Resolver, who, addr string, now time.Time) string {
 	var names []string
-	for _, h := range r.Bound(id(who), netip.MustParseAddr(addr), now) {
-		names = append(names, h.String())
+	for _, b := range r.Bound(id(who), netip.MustParseAddr(addr), now) {
+		names = append(names, b.Name.String())
 	}
 	slices.Sort(names)
 	return fmt.Sprint(names)
@@ -149,7 +149,7 @@ func TestBindingsAreBounded(t *testing.T) {
 		r.Bind(id("b"), answerOf(t, fmt.Sprintf("n%d.example", i), uint32(1000-i), now, "192.0.2.1"), now, everything{})
 	}
 	names := r.Bound(id("b"), netip.MustParseAddr("192.0.2.1"), now)
-	if len(names) != maxBoundNames || slices.Contains(names, host(t, fmt.Sprintf("n%d.example", maxBoundNames-1))) {
+	if len(names) != maxBoundNames || slices.ContainsFunc(names, func(b Binding) bool { return b.Name == host(t, fmt.Sprintf("n%d.example", maxBoundNames-1)) }) {
 		t.Errorf("%v", names)
 	}
 	r.Bind(id("b"), answerOf(t, "late.example", 60, now, "192.0.2.1"), now.Add(2000*time.Second), everything{})
@@ -170,19 +170,67 @@ func TestBindingsAreBounded(t *testing.T) {
 	greedy := newBindings()
 	greedy.most = 2 * maxBoundAddrs
 	for i := range 2 * maxBoundAddrs { // all that there is room for
-		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), host(t, "x.example"), now.Add(time.Minute), now)
+		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
 	}
 	if greedy.bound != greedy.most || greedy.identities.len() != 2 {
 		t.Errorf("%d names of %d identities", greedy.bound, greedy.identities.len())
 	}
-	greedy.bind(id("2"), netip.MustParseAddr(addr(0)), host(t, "x.example"), now.Add(time.Minute), now)
+	greedy.bind(id("2"), netip.MustParseAddr(addr(0)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
 	if greedy.bound != maxBoundAddrs+1 || greedy.identities.len() != 2 || greedy.names(id("0"), netip.MustParseAddr(addr(0)), now) != nil {
 		t.Errorf("%d names of %d identities, whose oldest did not make room", greedy.bound, greedy.identities.len())
 	}
 }
 
+// TestTheWayToAnAddressIsChecked: an alias that is denied on one port only, or
+// not allowed there by itself, hides no answer, and must not be followed to an
+// address either.
+func TestTheWayToAnAddressIsChecked(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		if q.typ == dns.TypeA {
+			return answer{records: []string{"www.example. 60 IN CNAME edge.example.", "edge.example. 60 IN A 192.0.2.1"}}
+		}
+		return answer{records: []string{
+			"www.example. 60 IN CNAME mid.example.", "mid.example. 60 IN HTTPS 1 edge.example. ipv4hint=192.0.2.2",
+			"mid.example. 60 IN HTTPS 2 . ipv4hint=192.0.2.3",
+		}}
+	})
+	for _, inspect := range []bool{false, true} {
+		r, now := newResolver(t, Config{Inspect: inspect}, s), time.Now()
+		for _, typ := range []uint16{dns.TypeA, dns.TypeHTTPS} {
+			a, err := r.Lookup(t.Context(), Asker{}, question(t, "www.example", typ))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Bind(id("a"), a, now, everything{})
+		}
+		for _, row := range []struct {
+			addr          string
+			allow, deny   []string
+			want, inspect allowlist.Reason
+		}{
+			{"192.0.2.1", []string{"www.example"}, nil, 0, allowlist.NotOnAllowlist},
+			{"192.0.2.1", []string{"*.example"}, nil, 0, 0},
+			{"192.0.2.1", []string{"*.example"}, []string{"edge.example"}, allowlist.DeniedByRule, allowlist.DeniedByRule},
+			{"192.0.2.2", []string{"*.example"}, []string{"edge.example"}, allowlist.DeniedByRule, allowlist.DeniedByRule},
+			{"192.0.2.2", []string{"*.example"}, []string{"mid.example"}, allowlist.DeniedByRule, allowlist.DeniedByRule},
+			{"192.0.2.3", []string{"*.example"}, []string{"edge.example"}, 0, 0},
+			{"192.0.2.3", []string{"*.example"}, []string{"mid.example"}, allowlist.DeniedByRule, allowlist.DeniedByRule},
+		} {
+			want := row.want
+			if inspect {
+				want = row.inspect
+			}
+			dec := decide(t, "www.example", row.allow, row.deny)
+			b := r.Bound(id("a"), netip.MustParseAddr(row.addr), now)
+			if len(b) != 1 || b[0].Name != dec.Dest.Host || b[0].Check(dec) != want {
+				t.Errorf("%s, inspect %t, deny %q: %+v, want %q", row.addr, inspect, row.deny, b, want)
+			}
+		}
+	}
+}
+
 // TestNamesOfBindingsAreBounded: a name costs memory, whether or not its
-// address has others.
+// address has others, and so do the aliases over which it leads.
 func TestNamesOfBindingsAreBounded(t *testing.T) {
 	now := time.Now()
 	b := newBindings()
@@ -191,21 +239,22 @@ func TestNamesOfBindingsAreBounded(t *testing.T) {
 	for i := range names {
 		names[i] = host(t, fmt.Sprintf("n%d.example", i))
 	}
+	alias := wire.Way{Aliases: []allowlist.Host{host(t, "edge.example")}}
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}) }
 	fill := func(who string) {
 		for i := range maxBoundAddrs {
 			for _, name := range names {
-				b.bind(id(who), addr(i), name, now.Add(time.Minute), now)
+				b.bind(id(who), addr(i), boundName{name, alias, now.Add(time.Minute)}, now)
 			}
 		}
 	}
 	fill("a")
 	if len(b.names(id("a"), addr(maxBoundAddrs-1), now)) != maxBoundNames || b.names(id("a"), addr(0), now) != nil || b.bound != maxBoundOf {
-		t.Errorf("%d names of one identity, want %d, of the addresses used last", b.bound, maxBoundOf)
+		t.Errorf("%d names and aliases of one identity, want %d, of the addresses used last", b.bound, maxBoundOf)
 	}
 	fill("b")
 	fill("c")
 	if b.bound != 2*maxBoundOf || b.names(id("a"), addr(maxBoundAddrs-1), now) != nil || b.names(id("b"), addr(maxBoundAddrs-1), now) == nil {
-		t.Errorf("%d names of three identities, want %d, of those used last", b.bound, 2*maxBoundOf)
+		t.Errorf("%d names and aliases of three identities, want %d, of those used last", b.bound, 2*maxBoundOf)
 	}
 }

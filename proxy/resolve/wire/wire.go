@@ -204,24 +204,35 @@ func (m *Message) Addrs() iter.Seq[netip.Addr] {
 	}
 }
 
-// Seen yields those of Addrs that a caller is shown: what the filter lets
-// through, and not the hints of a service whose target it refuses, nor what is
-// behind a refused alias.
-func (m *Message) Seen(f Filter) iter.Seq[netip.Addr] {
-	return func(yield func(netip.Addr) bool) {
-		seen := func(addr netip.Addr) bool { return !f.Addr(addr) || yield(addr) }
+// Way is the names over which an answer leads to an address.
+type Way struct {
+	Aliases []allowlist.Host // in order
+	Target  allowlist.Host   // of the service whose hint it is; zero if it is the owner
+}
+
+// Seen yields those of Addrs that a caller is shown, and the way to each: what
+// the filter lets through, and not the hints of a service whose target it
+// refuses, nor what is behind a refused alias.
+func (m *Message) Seen(f Filter) iter.Seq2[netip.Addr, Way] {
+	return func(yield func(netip.Addr, Way) bool) {
+		var way Way
+		seen := func(addr netip.Addr) bool { return !f.Addr(addr) || yield(addr, way) }
 		names := m.names
 		for data := m.data; len(data) > 0; {
 			var r record
 			r, data = nextRecord(data)
+			way.Target = allowlist.Host{}
 			if len(names) > 0 && r.isNamed() {
 				led := f.Hop(names[0])
-				names = names[1:]
 				switch {
+				case led && r.typ == TypeCNAME:
+					way.Aliases = m.names[:len(way.Aliases)+1]
 				case led:
+					way.Target = names[0]
 				case r.typ == TypeCNAME:
 					return
-				default:
+				}
+				if names = names[1:]; !led {
 					continue
 				}
 			}
