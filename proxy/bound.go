@@ -44,9 +44,15 @@ func (x *exchange) bind(now time.Time) {
 	}
 }
 
-// bindable reports whether a denial only says that no rule names the address.
+// bindable reports whether a denial only says that no rule opens the address.
+// The rule of a name may, also beside one for the address that does not.
 func bindable(reason allowlist.Reason) bool {
-	return reason == allowlist.IPNotOnAllowlist || reason == allowlist.PortNotAllowed
+	switch reason { //nolint:exhaustive // no name opens what the others deny
+	case allowlist.IPNotOnAllowlist, allowlist.PortNotAllowed, allowlist.RuleExpired, allowlist.MethodNotAllowed,
+		allowlist.ResolvedAddressDenied:
+		return true
+	}
+	return false
 }
 
 // stricter compares how two decisions look at the first bytes of a tunnel.

@@ -123,3 +123,53 @@ func TestAnAddressByItsName(t *testing.T) {
 		t.Errorf("%d lookups of names whose address was given", n)
 	}
 }
+
+// TestARuleForTheAddressTakesNothingAway: one that does not open an address, for
+// its date, its methods or the class, leaves it to the names that do.
+func TestARuleForTheAddressTakesNothingAway(t *testing.T) {
+	name, err := allowlist.ParseHost("off.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		return []resolve.Binding{{Name: name}}
+	}})
+	cidr := func(text string, change func(*allowlist.Rule)) allowlist.Rule {
+		r := allowlist.Rule{CIDR: netip.MustParsePrefix(text), Ports: to("x.example", g.origin.port).Ports}
+		change(&r)
+		return r
+	}
+	for _, row := range []struct {
+		name string
+		rule allowlist.Rule
+		deny bool
+		want allowlist.Reason
+	}{
+		{"whose date has passed", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Expires = time.Now().Add(-time.Hour) }), false, 0},
+		{"for plain requests", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Methods = []string{"GET"} }), false, 0},
+		{"for another port", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Ports = to("x.example", 1).Ports }), false, 0},
+		{"that is too wide for the class", cidr("0.0.0.0/0", func(*allowlist.Rule) {}), false, 0},
+		{"that denies", cidr("127.0.0.1/32", func(*allowlist.Rule) {}), true, allowlist.DeniedByRule},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			spec := g.policy()
+			spec.Entries[0].Allow = []allowlist.Rule{with(to("off.example", g.origin.port), func(r *allowlist.Rule) { r.TLS = allowlist.TLSOff })}
+			if row.deny {
+				spec.Entries[0].Deny = []allowlist.Rule{row.rule}
+			} else {
+				spec.Entries[0].Allow = append(spec.Entries[0].Allow, row.rule)
+			}
+			g.swap(t, spec)
+			c := g.call(t, "builder")
+			a := c.ask(t, connectTo(g.at("127.0.0.1")))
+			if r := g.next(t, audit.EventDecision); a.reason() != row.want.String() || r.Reason != row.want.String() {
+				t.Fatalf("answered %s, record %+v, want %q", a.phrase, r, row.want)
+			}
+			if row.want == allowlist.NoReason {
+				_ = g.origin.next(t).Close()
+				_ = c.Close()
+				g.next(t, audit.EventTunnelClose)
+			}
+		})
+	}
+}
