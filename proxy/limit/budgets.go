@@ -21,6 +21,9 @@ type Budgets struct {
 	shared map[allowlist.IdentityPattern]*pool
 	other  *budget // of those beyond maxKeys; nil if there are none yet
 	swept  time.Time
+
+	applied bool // policy is that of the last Apply
+	policy  *allowlist.Policy
 }
 
 // budget is that of one identity.
@@ -56,14 +59,15 @@ func (b *Budgets) Request(id spiffeid.ID) bool {
 	return requests.Allow()
 }
 
-// Query spends one DNS query by the limits that a policy gives to an identity,
-// and reports whether its own budget and those that it shares had one left. The
+// Query spends one DNS query by the limits that a policy gives to an identity, as
+// Open does, and reports whether its own budget and those that it shares had one left. The
 // zero identity stands for all callers that have none. It allocates nothing once
 // the identity is known.
 func (b *Budgets) Query(p *allowlist.Policy, id spiffeid.ID) bool {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	p = b.newest(p)
 	left := spend(b.own(p, id, now).queries, now)
 	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
 		left = left && spend(b.common(pattern, limits, now).queries, now)
@@ -73,7 +77,9 @@ func (b *Budgets) Query(p *allowlist.Policy, id spiffeid.ID) bool {
 
 // Open takes a tunnel by the limits that a policy gives to an identity, or says
 // which of them is used up: tunnel-limit, rate-limited or upload-limit. Without
-// a reason, Close of the lease must follow.
+// a reason, Close of the lease must follow. The policy counts until the first
+// Apply, and from then on that of the last: a request that was decided by an
+// older one must not bring its limits back.
 func (b *Budgets) Open(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowlist.Reason) {
 	return b.lease(p, id, true)
 }
@@ -88,6 +94,7 @@ func (b *Budgets) lease(p *allowlist.Policy, id spiffeid.ID, tunnel bool) (*Leas
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	p = b.newest(p)
 	l := &Lease{budgets: b, own: b.own(p, id, now), tunnel: tunnel}
 	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
 		l.shared = append(l.shared, b.common(pattern, limits, now))
@@ -96,6 +103,14 @@ func (b *Budgets) lease(p *allowlist.Policy, id spiffeid.ID, tunnel bool) (*Leas
 		return nil, reason
 	}
 	return l, allowlist.NoReason
+}
+
+// newest returns the policy whose limits hold. It is called with mu held.
+func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
+	if b.applied {
+		return b.policy
+	}
+	return p
 }
 
 // own returns what an identity has for itself, with the limits that a policy
@@ -129,6 +144,7 @@ func (b *Budgets) Apply(p *allowlist.Policy) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.applied, b.policy = true, p
 	for id, own := range b.by {
 		own.set(p.Limits(id).Or(b.cfg.Identity), now)
 	}

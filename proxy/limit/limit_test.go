@@ -282,6 +282,37 @@ func TestReload(t *testing.T) {
 	})
 }
 
+// TestALateRequest: one that was decided by the policy before brings none of its
+// limits back, neither for itself nor for the tunnels that are open.
+func TestALateRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudgets(Config{})
+		give := func(n int, shared allowlist.Limits) *allowlist.Policy {
+			own := allowlist.Limits{Tunnels: n, DNSPerSecond: n, UploadPerHour: int64(n)}
+			return policy(t, entry(t, "a", own, allowlist.Limits{}), entry(t, "*", allowlist.Limits{}, shared))
+		}
+		before := give(1000, allowlist.Limits{Tunnels: 1000})
+		b.Apply(before)
+		l := open(t, b, before, "a")
+		b.Apply(give(2, allowlist.Limits{}))
+		open(t, b, before, "a").Close()
+		if l.Spend(3) || !l.Spend(2) {
+			t.Error("the open tunnel has the bytes of the policy before")
+		}
+		if !b.Query(before, id("a")) || !b.Query(before, id("a")) || b.Query(before, id("a")) {
+			t.Error("there are not two queries")
+		}
+		if late, reason := b.Exchange(before, id("a")); reason != allowlist.UploadLimit || late != nil {
+			t.Errorf("a plain request: %q", reason)
+		}
+		l.Close()
+		b.Apply(nil)
+		if len(b.shared) != 0 {
+			t.Errorf("%d shared budgets of the policy before", len(b.shared))
+		}
+	})
+}
+
 // TestBudgetsAreBounded: quiet identities are forgotten, and the others beyond
 // the bound share one budget.
 func TestBudgetsAreBounded(t *testing.T) {
