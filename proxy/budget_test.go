@@ -182,11 +182,11 @@ func TestASourceFarOverItsBudget(t *testing.T) {
 // TestUploadOfPlainRequests: a body counts as what a tunnel sends does.
 func TestUploadOfPlainRequests(t *testing.T) {
 	g := newGateway(t, options{})
-	g.limited(t, allowlist.Limits{UploadPerHour: 1000}, allowlist.Limits{})
+	g.limited(t, allowlist.Limits{UploadPerHour: 2000}, allowlist.Limits{})
 	for _, row := range []struct {
 		body int
 		want string
-	}{{900, ""}, {101, "upload-limit"}} {
+	}{{900, ""}, {1101, "upload-limit"}} {
 		c := g.call(t, "builder")
 		c.send(t, fmt.Sprintf("POST http://%s/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s",
 			g.at("allowed.example"), row.body, strings.Repeat("b", row.body)))
@@ -218,6 +218,39 @@ func TestUploadOfPlainRequests(t *testing.T) {
 		if r := g.next(t, audit.EventTunnelClose); (r.CloseReason == "limit") != (row.want != "") {
 			t.Errorf("record %+v", r)
 		}
+	}
+}
+
+// TestUploadOfHeads: a query, a field and a trailer carry as much out as a body
+// does.
+func TestUploadOfHeads(t *testing.T) {
+	for _, row := range []struct {
+		name, request string
+		out           bool // the head goes out
+	}{
+		{"a query", "GET http://%s/?%s HTTP/1.1\r\nHost: x\r\n\r\n", false},
+		{"a field", "GET http://%s/ HTTP/1.1\r\nHost: x\r\nX-Out: %s\r\n\r\n", false},
+		{"a trailer", "POST http://%s/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Out\r\n\r\n1\r\nb\r\n0\r\nX-Out: %s\r\n\r\n", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			g.limited(t, allowlist.Limits{UploadPerHour: 1000}, allowlist.Limits{})
+			secret := strings.Repeat("s", 1001)
+			c := g.call(t, "builder")
+			c.send(t, fmt.Sprintf(row.request, g.at("allowed.example"), secret))
+			if got := readAll(t, g.origin.next(t)); strings.Contains(got, secret) || row.out == (got == "") {
+				t.Errorf("the origin got %d bytes", len(got))
+			}
+			a := c.answer(t)
+			if r := g.next(t, audit.EventDecision); a.status != 429 || a.reason() != "upload-limit" || r.Reason != "upload-limit" {
+				t.Errorf("answered %s, record %+v", a.phrase, r)
+			}
+			if row.out {
+				if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "limit" {
+					t.Errorf("record %+v", r)
+				}
+			}
+		})
 	}
 }
 

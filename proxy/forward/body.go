@@ -103,14 +103,18 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		return 0, errStopped
 	}
 	n, err = b.inner.Read(p)
-	if n > 0 && b.run.Spend != nil && !b.run.Spend(n) {
+	if errors.Is(err, io.EOF) {
+		b.done.Store(true)
+		b.filterTrailer()
+		if !b.run.spend(trailerSize(b.req.Trailer)) {
+			n, err = 0, errSpent
+		}
+	}
+	if !b.run.spend(n) {
 		n, err = 0, errSpent
 	}
 	switch {
-	case err == nil:
-	case errors.Is(err, io.EOF):
-		b.done.Store(true)
-		b.filterTrailer()
+	case err == nil, errors.Is(err, io.EOF):
 	case errors.Is(err, errSpent):
 		b.fail(allowlist.UploadLimit, err)
 	case b.idle(conn):
@@ -163,6 +167,17 @@ func (b *requestBody) filterTrailer() {
 			delete(b.req.Trailer, name)
 		}
 	}
+}
+
+// trailerSize is how many bytes go out for a trailer.
+func trailerSize(trailer http.Header) int {
+	size := 0
+	for name, values := range trailer {
+		for _, v := range values {
+			size += len(name) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return size
 }
 
 // Close implements io.Closer; the client's connection stays open.

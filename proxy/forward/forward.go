@@ -108,8 +108,8 @@ type Exchange struct {
 	// Upgrade asks the origin for the protocol in the field Upgrade.
 	Upgrade bool
 
-	// Spend is asked before bytes of the body go out. False ends the exchange as
-	// upload-limit; nil is always true.
+	// Spend is asked before the head goes out, and before bytes of the body and
+	// its trailer do. False ends the exchange as upload-limit; nil is always true.
 	Spend func(n int) bool
 
 	// Connected is called with each connection that the request is about to go
@@ -207,6 +207,7 @@ type run struct {
 	answer    *writer
 	idle      *time.Timer
 	meter     meter
+	head      int // bytes of the request's head
 
 	upstream  *upstream    // that the request went out on last
 	up        atomic.Int64 // bytes sent to origins
@@ -294,12 +295,19 @@ func (r *run) connected(conn *upstream, reused bool) {
 	if reused {
 		u.Dialed.Resolve, u.Dialed.Dial = 0, 0
 	}
-	if err := r.Connected(u); err != nil {
+	err := error(&Error{Reason: allowlist.UploadLimit, Err: errSpent})
+	if r.spend(r.head) {
+		err = r.Connected(u)
+	}
+	if err != nil {
 		r.fail(err)
 		_ = conn.Close()
 		r.cancel(err)
 	}
 }
+
+// spend reports whether n more bytes may go out.
+func (r *run) spend(n int) bool { return n == 0 || r.Spend == nil || r.Spend(n) }
 
 // end says what became of it.
 func (r *run) end() Result {

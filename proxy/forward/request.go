@@ -20,6 +20,7 @@ import (
 func (r *run) request(ctx context.Context) (*http.Request, error) {
 	authority := authorityOf(r.URL.Dest)
 	text := rebuild(r.Exchange, r.cfg, authority)
+	r.head = len(text)
 	var source io.Reader = strings.NewReader(text)
 	switch {
 	case r.Body == head.Chunked:
