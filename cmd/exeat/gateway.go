@@ -180,7 +180,7 @@ func (g *gateway) openListeners(ctx context.Context) error {
 			Proxies: lc.Proxies, Sources: g.sources, Refused: g.refused(lc.Name),
 		}
 		if lc.Protocol != config.Connect {
-			cfg.Slots = dnsSlots
+			cfg.Slots, cfg.Greeting = dnsSlots, max(1, g.cfg.DNSConnections/4)
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
 		}
 		if err := g.identify(&cfg, lc); err != nil {

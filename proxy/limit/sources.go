@@ -35,6 +35,7 @@ type Sources struct {
 type Source struct {
 	sources    *Sources
 	open       int // guarded by sources.mu
+	greeting   int // handshakes under way, likewise
 	handshakes *rate.Limiter
 }
 
@@ -66,6 +67,31 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 
 // Handshake spends one, and reports whether there was one left.
 func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
+
+// Begin counts a handshake that is under way, unless there are as many as most
+// already, and reports whether it did; zero is any number. If so, End must follow.
+func (s *Source) Begin(most int) bool {
+	if s == nil {
+		return true
+	}
+	s.sources.mu.Lock()
+	defer s.sources.mu.Unlock()
+	if most > 0 && s.greeting >= most {
+		return false
+	}
+	s.greeting++
+	return true
+}
+
+// End says that a handshake is over.
+func (s *Source) End() {
+	if s == nil {
+		return
+	}
+	s.sources.mu.Lock()
+	defer s.sources.mu.Unlock()
+	s.greeting--
+}
 
 // Close ends a connection that Open has counted.
 func (s *Source) Close() {

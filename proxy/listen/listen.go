@@ -72,6 +72,10 @@ type Config struct {
 	// Sources bounds what each source address may use, over all listeners that
 	// share it; nil means the defaults, for this listener alone.
 	Sources *limit.Sources
+	// Greeting bounds the handshakes that one source address may have under way,
+	// so that it cannot take every slot without saying who it is; zero is any
+	// number.
+	Greeting int
 	// Refused is told of connections that are closed without an answer: their
 	// source is far over its budget, or the PROXY protocol header is bad. nil is
 	// nobody.
@@ -303,7 +307,7 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 		return
 	}
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
-	if err := l.handshake(ctx, secure); err != nil {
+	if err := l.handshake(ctx, secure, conn.source); err != nil {
 		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
 		return
 	}
@@ -367,7 +371,7 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 		return false
 	}
 	caller.Limited = standing == limit.Over
-	if l.cfg.TLS != nil && !conn.source.Handshake() {
+	if l.cfg.TLS != nil && (!conn.source.Handshake() || !conn.source.Begin(l.cfg.Greeting)) {
 		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many handshakes from this address")
 		return false
 	}
@@ -404,9 +408,10 @@ func (l *Listener) contain(ctx context.Context, cause any) {
 		slog.Any("cause", cause), slog.String("stack", string(stack)))
 }
 
-// handshake is bounded by a deadline, which costs no goroutine, unlike a
-// context.
-func (l *Listener) handshake(ctx context.Context, secure *tls.Conn) error {
+// handshake ends what admit began. It is bounded by a deadline, which costs no
+// goroutine, unlike a context.
+func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, source *limit.Source) error {
+	defer source.End()
 	if err := secure.SetDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
 		return err
 	}
