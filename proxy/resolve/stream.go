@@ -17,8 +17,10 @@ import (
 const (
 	// streamIdle is how long a connection without an answer stays open.
 	streamIdle = 10 * time.Second
-	// maxInStream bounds the questions that wait in one connection.
-	maxInStream = 256
+	// maxInStream bounds the questions that wait in one connection. There is room
+	// for all that are with servers: the slow ones of a caller take no place from
+	// the others.
+	maxInStream = maxFlights
 )
 
 var (

@@ -140,6 +140,36 @@ func TestOneConnection(t *testing.T) {
 	}
 }
 
+// TestSlowQuestions, as many as a caller may have and more, leave room in the
+// connection for those of others.
+func TestSlowQuestions(t *testing.T) {
+	const n = 512
+	release := make(chan struct{})
+	s := newServer(t, func(q asked) answer {
+		a := answer{records: addressRecords(q, "192.0.2.1")}
+		if q.name != "quick.example" {
+			a.wait = release
+		}
+		return a
+	})
+	r := newResolver(t, Config{Servers: []Server{{Protocol: TCP, Addr: s.addr}}}).impatient(patience)
+	answerAll := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(answerAll)
+	var asking sync.WaitGroup
+	for i := range n {
+		asking.Go(func() {
+			_, _ = r.Lookup(t.Context(), Asker{}, question(t, fmt.Sprintf("slow%d.example", i), dns.TypeA))
+		})
+	}
+	s.await(t, n)
+	check(t, lookup(t, r, "quick.example", dns.TypeA), "192.0.2.1 from upstream")
+	answerAll()
+	asking.Wait()
+	if got := s.connections(); got != 1 {
+		t.Errorf("%d connections", got)
+	}
+}
+
 // TestAConnectionThatTheServerCloses is opened again, and the question that was
 // in it is asked again.
 func TestAConnectionThatTheServerCloses(t *testing.T) {
