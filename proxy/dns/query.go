@@ -63,7 +63,7 @@ type query struct {
 // lately.
 func (q *query) parse(msg []byte, names *names) kind {
 	q.reset()
-	if len(msg) < headLen || msg[2]&(flagQR>>8) != 0 {
+	if !isQuery(msg) {
 		return noQuery
 	}
 	q.id, q.flags = binary.BigEndian.Uint16(msg), binary.BigEndian.Uint16(msg[2:])
@@ -87,6 +87,10 @@ func (q *query) parse(msg []byte, names *names) kind {
 	}
 	return q.classify(names)
 }
+
+// isQuery reports whether a packet may be answered: it has a whole header, and is
+// no response.
+func isQuery(msg []byte) bool { return len(msg) >= headLen && msg[2]&(flagQR>>8) == 0 }
 
 func (q *query) reset() {
 	q.id, q.flags, q.opt, q.do, q.version, q.payload = 0, 0, false, false, 0, plainUDP

@@ -102,6 +102,10 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 		if err != nil {
 			return
 		}
+		if !isQuery(msg) { // costs its sender nothing, and would go on for ever
+			t.server.counts.ignored.Add(1)
+			return
+		}
 		t.conn.Renew()
 		x := t.server.take(t.origin, t, &t.conn.Caller)
 		t.server.handle(ctx, lookups, x, msg)
