@@ -379,6 +379,7 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 }
 
 func (l *Listener) behindProxy(peer netip.Addr) bool {
+	peer = peer.WithZone("") // no range has one
 	return slices.ContainsFunc(l.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 

@@ -149,6 +149,16 @@ func TestTheCallerIsWhereTheHeaderSays(t *testing.T) {
 	}
 }
 
+// TestALinkLocalProxy: a range has no zone, and the address of such a peer has.
+func TestALinkLocalProxy(t *testing.T) {
+	l := &Listener{cfg: Config{Proxies: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}}}
+	for text, want := range map[string]bool{"fe80::1%eth0": true, "fe80:0:0:1::1%eth0": false} {
+		if got := l.behindProxy(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s: %t", text, got)
+		}
+	}
+}
+
 func TestAPeerThatSpeaksForItself(t *testing.T) {
 	r, _ := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
 	conn := dialRaw(t, r.Addr())
