@@ -40,7 +40,8 @@ func HostOf(addr netip.Addr) Host {
 // ParseHost reads a DNS name or an IPv4 or (unbracketed) IPv6 address. It
 // folds ASCII case and strips exactly one final dot; everything else that is
 // not the canonical spelling is ErrHost: non-ASCII, escapes, an A-label that
-// does not round-trip, a name whose last label is a number, a zone.
+// does not round-trip, a name whose last label is a number, a zone. The host
+// keeps no part of s, which may be a small part of much.
 func ParseHost(s string) (Host, error) {
 	if strings.Contains(s, ":") {
 		addr, err := netip.ParseAddr(s)
@@ -64,7 +65,7 @@ func ParseHost(s string) (Host, error) {
 	if strings.Contains(name, "xn--") && !validALabels(name) {
 		return Host{}, ErrHost
 	}
-	return Host{name: name}, nil
+	return Host{name: strings.Clone(name)}, nil
 }
 
 // IsZero reports whether h is the zero value.

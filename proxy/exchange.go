@@ -119,7 +119,7 @@ func (x *exchange) begin(ctx context.Context) {
 	x.open.Client = x.conn.Caller.Addr
 	x.renew()
 	if x.head != nil {
-		x.open.Method = x.head.Method
+		x.open.SetMethod(x.head.Method)
 	}
 }
 

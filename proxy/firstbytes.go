@@ -37,7 +37,7 @@ type firstBytes struct {
 func (x *exchange) check(record *audit.Tunnel) *firstBytes {
 	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record, names: x.bound.names}
 	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
-		c.mode = allowlist.TLSOff
+		c.mode, c.request = allowlist.TLSOff, allowlist.Request{}
 	}
 	if x.bound.ech == allowlist.ECHRefuse {
 		c.ech = x.bound.ech

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,8 @@ func (x *exchange) pend(ctx context.Context) (u *underway, dialling context.Cont
 // entry is what the registry knows of a request that goes to that address.
 func (x *exchange) entry(addr netip.AddrPort) *underway {
 	u := &underway{Tunnel: live.Tunnel{Request: x.decision.Request, Addr: addr, NotAfter: x.conn.Caller.NotAfter}}
+	// It may outlive the head, which is not to be kept for a part of it.
+	u.Request.Method, u.Request.Path = strings.Clone(u.Request.Method), strings.Clone(u.Request.Path)
 	if x.conn.Caller.Source == allowlist.SourceX509SVID {
 		u.Certificates = x.conn.Certificates
 	}

@@ -25,7 +25,9 @@ func exhaustionRows() []row {
 		}},
 		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{"stalled", stalledLookup}}},
 		{"H4", "more connections than there are slots", "503 `busy` while there is room to say it, then closed at once; memory is bounded by the number of slots", []scenario{{"silent ones", tooMany}}},
-		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{{"64 KiB each", longHeads}}},
+		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{
+			{"64 KiB each", longHeads}, {"64 KiB before each tunnel", tunnelsBehindLongHeads},
+		}},
 		{"H6", "a sink of records that takes nothing, while one identity is denied as fast as it can", "nobody waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{"stuck", floodOfDenials}}},
 	}
 }
@@ -162,6 +164,28 @@ func longHeads(t *testing.T, _ *gateway) {
 	}
 	if after > before+8<<20 {
 		t.Errorf("%d MiB are not returned", (after-before)>>20)
+	}
+}
+
+// tunnelsBehindLongHeads hold no more than those behind short ones.
+func tunnelsBehindLongHeads(t *testing.T, _ *gateway) {
+	const tunnels, most = 100, 8 << 10 // of each
+	g := newGateway(t, options{})
+	open := func(fields string) int {
+		head, before := g.fill(line)+g.fill(host)+fields+"\r\n", heap()
+		for range tunnels {
+			if got := g.callPlain(t).ask(t, head); got.status != 200 {
+				t.Fatalf("answered %s", got.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			g.origin.next(t)
+		}
+		return int(heap()) - int(before)
+	}
+	open("") // warms what lasts
+	short := open("")
+	if long := open("X: " + strings.Repeat("a", 60<<10) + "\r\n"); long > short+tunnels*most {
+		t.Errorf("%d tunnels hold %d KiB, and %d behind long heads", tunnels, short>>10, long>>10)
 	}
 }
 

@@ -176,13 +176,18 @@ func (r *Record) SetDecision(d allowlist.Decision) {
 	if d.Rule != nil {
 		r.Rule, r.RuleAt = d.Rule.Name(), d.Rule.Place()
 		if len(d.Rule.Paths) > 0 {
-			r.Path = bounded(d.Path, maxPath)
+			r.Path = strings.Clone(bounded(d.Path, maxPath))
 		}
 	}
 	if d.Quarantine != nil {
 		r.RuleAt, r.Detail = d.Quarantine.At, bounded(d.Quarantine.Reason, maxDetail)
 	}
 }
+
+// SetMethod notes the method of a request. As of a path, no more is kept than is
+// written: what it is a part of may be long, and a record lives on in queues and
+// with its tunnel.
+func (r *Record) SetMethod(method string) { r.Method = strings.Clone(bounded(method, maxMethod)) }
 
 // Stage says when a decision was made. The zero value is when the request was
 // read.

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -35,8 +36,11 @@ func (t *Tunnel) Progress(up, down int64) {
 }
 
 // Saw notes what the first bytes were, for the records to come. It may be
-// called while Progress runs.
-func (t *Tunnel) Saw(h Hello) { t.hello.Store(&h) }
+// called while Progress runs. No more of the name is kept than is written.
+func (t *Tunnel) Saw(h Hello) {
+	h.SNI = strings.Clone(bounded(h.SNI, maxSNI))
+	t.hello.Store(&h)
+}
 
 // Refuse records that the first bytes were refused: a second decision with the
 // id of the first one, and a span of its own. Close must follow all the same.
