@@ -27,7 +27,7 @@ func (s *site) caller(g *gateway, identity, from string) *caller {
 }
 
 func (c *caller) dial(ctx context.Context) (*net.TCPConn, error) {
-	d := net.Dialer{LocalAddr: c.from, Timeout: patience}
+	d := net.Dialer{LocalAddr: c.from, Timeout: patience, Control: latePort}
 	conn, err := d.DialContext(ctx, "tcp", c.gateway)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,14 +47,18 @@ func mixed(ctx context.Context, s *site, o options, out io.Writer) (faults []str
 	}
 	loading, cancel := context.WithTimeout(ctx, o.load)
 	watching := g.watch(loading)
+	var machine, own float64
+	var shareErr error
+	shared := make(chan struct{})
+	context.AfterFunc(loading, func() { // when the last ones only wait for time-outs
+		machine, own, shareErr = busy.share()
+		close(shared)
+	})
 	done, err := load(loading, s, g)
 	cancel()
 	most := <-watching
-	if err != nil {
-		return nil, err
-	}
-	machine, own, err := busy.share()
-	if err != nil {
+	<-shared
+	if err := errors.Join(err, shareErr); err != nil {
 		return nil, err
 	}
 	// The slowest thing that a hostile caller does is over after 2 s.
