@@ -159,7 +159,7 @@ type fixedSource struct{ snapshot *identity.Snapshot }
 
 func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
 
-// serve serves a listener until the test ends.
+// serve serves a listener until the test ends, or asks for the rest of the records.
 func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
 	tb.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
@@ -175,13 +175,15 @@ func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) n
 			tb.Error(err)
 		}
 	})
-	tb.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		g.registry.EndAll(tunnel.Drain)
 		g.proxy.Drain()
 		cut()
 		_ = l.Close()
 		serving.Wait()
 	})
+	g.served = append(g.served, end)
+	tb.Cleanup(end)
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
@@ -205,6 +207,7 @@ type evidence struct {
 	full     atomic.Bool   // the disk
 	lossy    bool          // the test means it to be
 	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
+	served   []func()      // end the listeners whose callers are recorded here
 }
 
 // record is a line of evidence as a reader of the log sees it.
@@ -298,9 +301,14 @@ func (e *evidence) next(t *testing.T, event audit.Event) record {
 	}
 }
 
-// rest ends the recorder and returns the records that nobody has taken.
+// rest ends what is recorded, whose callers may have their answers before the
+// records are made, then the recorder, and returns the records that nobody has
+// taken.
 func (e *evidence) rest(tb testing.TB) []record {
 	tb.Helper()
+	for _, end := range e.served {
+		end()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := e.recorder.Close(ctx); err != nil {

@@ -52,6 +52,7 @@ type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
 	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
+	served   []func()      // end the listeners whose callers are recorded here
 }
 
 func newEvidence(tb testing.TB, queue int, stuck chan struct{}) *evidence {
@@ -109,9 +110,14 @@ func (e *evidence) quiet(tb testing.TB) {
 	}
 }
 
-// rest ends the recorder and returns the records that nobody has taken.
+// rest ends what is recorded, whose callers may have their answers before the
+// records are made, then the recorder, and returns the records that nobody has
+// taken.
 func (e *evidence) rest(tb testing.TB) []record {
 	tb.Helper()
+	for _, end := range e.served {
+		end()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := e.recorder.Close(ctx); err != nil {

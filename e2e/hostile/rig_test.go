@@ -175,7 +175,7 @@ func (g *gateway) turnedAway(listener string) func(context.Context, netip.AddrPo
 	}
 }
 
-// serve serves a listener until the test ends.
+// serve serves a listener until the test ends, or asks for the rest of the records.
 func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
 	tb.Helper()
 	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
@@ -191,12 +191,14 @@ func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) n
 			tb.Error(err)
 		}
 	})
-	tb.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		g.registry.EndAll(tunnel.Drain)
 		cut()
 		_ = l.Close()
 		serving.Wait()
 	})
+	g.served = append(g.served, end)
+	tb.Cleanup(end)
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
