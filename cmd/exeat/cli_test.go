@@ -103,7 +103,7 @@ func TestCommandLine(t *testing.T) {
 		{"demo on no address", []string{"demo", "--listen", "nowhere"}, 2, "", "--listen nowhere: write an IP address and a port"},
 		{"a group is used by its commands", []string{"policy", "--help"}, 0, "Usage:\n  exeat policy [command]\n", ""},
 		{"a flag says what it takes", []string{"serve", "--help"}, 0, "--config file ", ""},
-		{"no verb prints the help", nil, 0, "exeat demo", ""},
+		{"no verb prints the help", []string{}, 0, "exeat demo", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
