@@ -16,7 +16,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,7 +159,10 @@ func serve(ctx context.Context, exeat, dir string) (stop func(), err error) {
 
 // try looks a name up a few times.
 func (s stub) try(ctx context.Context, name string, second *server, out io.Writer) error {
-	before := second.packets.Load()
+	before, err := second.count(ctx)
+	if err != nil {
+		return err
+	}
 	var fastest, slowest time.Duration
 	found := false
 	for i := range tries {
@@ -175,7 +177,11 @@ func (s stub) try(ctx context.Context, name string, second *server, out io.Write
 		}
 		slowest = max(slowest, took)
 	}
-	packets := second.packets.Load() - before
+	after, err := second.count(ctx)
+	if err != nil {
+		return err
+	}
+	packets := after - before
 	_, _ = fmt.Fprintf(out, "%-6s %-16s %-8t %8s %8s  %d\n", s.name, name, found,
 		fastest.Round(time.Millisecond/10), slowest.Round(time.Millisecond/10), packets)
 	switch {
@@ -187,15 +193,4 @@ func (s stub) try(ctx context.Context, name string, second *server, out io.Write
 		return fmt.Errorf("%s asks the second server for %s", s.name, name)
 	}
 	return nil
-}
-
-// listen opens a server that counts, and answers only if asked to.
-func listen(ctx context.Context, address string, answers bool) (*server, error) {
-	conn, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", address)
-	if err != nil {
-		return nil, err
-	}
-	s := &server{names: map[string]bool{}}
-	go s.serve(conn, answers)
-	return s, nil
 }

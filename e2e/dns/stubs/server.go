@@ -1,18 +1,27 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
 	"maps"
 	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
 
+// mark is a packet that is no query: who has counted it has counted all before.
+const mark = "mark"
+
 // server is a name server that counts, until the process ends.
 type server struct {
+	address string
 	packets atomic.Int64
+	marks   chan struct{}
 
 	mu    sync.Mutex
 	names map[string]bool
@@ -24,12 +33,48 @@ func (s *server) asked() map[string]bool {
 	return maps.Clone(s.names)
 }
 
+// listen opens a server that counts, and answers only if asked to.
+func listen(ctx context.Context, address string, answers bool) (*server, error) {
+	conn, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", address)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{address: address, marks: make(chan struct{}, 1), names: map[string]bool{}}
+	go s.serve(conn, answers)
+	return s, nil
+}
+
+// count returns how many packets have been sent to the server so far: those
+// that wait in its socket, too.
+func (s *server) count(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", s.address)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, mark); err != nil {
+		return 0, err
+	}
+	select {
+	case <-s.marks:
+		return s.packets.Load(), nil
+	case <-ctx.Done():
+		return 0, fmt.Errorf("counting the packets to %s: %w", s.address, ctx.Err())
+	}
+}
+
 func (s *server) serve(conn net.PacketConn, answers bool) {
 	buf := make([]byte, 4096)
 	for {
 		n, peer, err := conn.ReadFrom(buf)
 		if err != nil {
 			return
+		}
+		if string(buf[:n]) == mark {
+			s.marks <- struct{}{}
+			continue
 		}
 		s.packets.Add(1)
 		if !answers {
