@@ -176,13 +176,14 @@ func (r *relaying) end(ctx context.Context) {
 	r.leave()
 }
 
-// leave gives back what the tunnel held.
+// leave gives back what the tunnel held: what is no longer in the registry
+// counts nowhere.
 func (r *relaying) leave() {
-	r.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
 	_ = r.conn.Close()
 	if r.lease != nil {
 		r.lease.Close()
 	}
+	r.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
 }
 
 // confirm decides again if another state has come into force since.
