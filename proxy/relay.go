@@ -103,6 +103,7 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 	// A reload between the decision and Add found nothing to end: whoever
 	// registers first and looks at the state afterwards cannot miss it.
 	if reason := x.confirm(o.addr); reason != allowlist.NoReason {
+		r.leave() // the answer may take its time
 		return x.refuse(ctx, reason)
 	}
 	if again, ok := x.answer(ctx, &o, r); !ok {
@@ -137,6 +138,7 @@ func (x *exchange) newRelaying(o *opening) *relaying {
 func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, ok bool) {
 	x.open.Status = o.status
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		r.leave()
 		return x.refuse(ctx, allowlist.AuditUnavailable), false
 	}
 	if err := x.write(o.answer); err != nil {

@@ -181,8 +181,11 @@ func (r *race) connectOnce(ctx context.Context, target string, secure bool) erro
 		_ = conn.Close()
 		return nil
 	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
 	r.hold(conn, reader)
-	return conn.SetDeadline(time.Time{})
+	return nil
 }
 
 // notify leaves word, unless there is some.

@@ -42,7 +42,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds every wait of these tests; nothing should come near it.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // options are what a test changes of a gateway.
 type options struct {

@@ -167,11 +167,9 @@ func addressRows() []row {
 					t.Errorf("record %+v", r)
 				}
 				c.gone(t)
-				if g.origin.accepted.Load() > 0 && g.names.lookups.Load() > 0 {
-					for len(g.origin.conns) > 0 {
-						if got := readAll(t, g.origin.next(t)); got != "" {
-							t.Errorf("the origin got %q", got)
-						}
+				for _, conn := range g.origin.rest(t) {
+					if got := readAll(t, conn); got != "" {
+						t.Errorf("the origin got %q", got)
 					}
 				}
 				g.put(t, g.policy())

@@ -178,6 +178,25 @@ func (o *origin) next(tb testing.TB) *net.TCPConn {
 	}
 }
 
+// rest returns the connections that the gateway made and nobody has taken, also
+// those that are not accepted yet: it makes one itself, behind them.
+func (o *origin) rest(tb testing.TB) (conns []*net.TCPConn) {
+	tb.Helper()
+	last, err := net.Dial("tcp", o.addr.String())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = last.Close() }()
+	for {
+		conn := o.next(tb)
+		if conn.RemoteAddr().String() == last.LocalAddr().String() {
+			o.accepted.Add(-1)
+			return conns
+		}
+		conns = append(conns, conn)
+	}
+}
+
 // brief keeps the names of subtests readable: the first line, shortened.
 func brief(text string) string {
 	line, _, _ := strings.Cut(text, "\r\n")

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds every wait of these tests; nothing should come near it.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // server is a DNS server on loopback, over UDP and TCP or TLS on one port, that
 // answers as its script says and remembers what it was asked.

@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must happen.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // kinds are the sorts of client connections.
 var kinds = []string{"tcp", "unix", "tls", "tls over tcp unwrapped"}

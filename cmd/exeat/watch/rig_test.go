@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	quiet    = 10 * time.Millisecond
-	patience = 10 * time.Second // bounds every wait
+	patience = 30 * time.Second // bounds every wait
 )
 
 // reader believes what it reads as the reader of a policy does.
