@@ -33,6 +33,7 @@ type queue struct {
 	mu      sync.Mutex
 	idle    bool // the worker sleeps, or is about to
 	closed  bool
+	gaveUp  bool // nobody waits for what waits here
 	ring    []item
 	head    int         // of the oldest item
 	count   int         // of items
@@ -146,6 +147,13 @@ func (q *queue) close() {
 	q.wake()
 }
 
+// giveUp counts what waits, also on its way to the sink, as dropped.
+func (q *queue) giveUp() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.gaveUp = true
+}
+
 // next waits for work. It returns the oldest records, at most as many as items
 // has room for, and the summaries that are due. It returns nothing when the
 // queue is closed and empty.
@@ -240,6 +248,9 @@ func (q *queue) snapshot() SinkStats {
 	defer q.mu.Unlock()
 	s := q.stats
 	s.Waiting = s.Made - s.Written - s.Dropped - s.Failed - s.Summarised
+	if q.gaveUp {
+		s.Dropped, s.Waiting = s.Dropped+s.Waiting, 0
+	}
 	return s
 }
 

@@ -103,7 +103,7 @@ func (r *Recorder) Required() bool { return r.cfg.Required }
 
 // Close writes what is queued, with summaries of the rest, and returns when it
 // is written or ctx is done; then the sinks' context is done, too. Records that
-// come later are dropped and counted.
+// come later are dropped and counted, as are those that wait still.
 func (r *Recorder) Close(ctx context.Context) error {
 	if r.collapse != nil {
 		r.collapse.close()
@@ -116,6 +116,9 @@ func (r *Recorder) Close(ctx context.Context) error {
 		select {
 		case <-w.done:
 		case <-ctx.Done():
+			for _, w := range r.workers {
+				w.queue.giveUp()
+			}
 			return context.Cause(ctx)
 		}
 	}

@@ -134,6 +134,10 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	if err := r.Close(ctx); !errors.Is(err, gaveUp) {
 		t.Errorf("Close returned %v", err)
 	}
+	// What nobody waits for any more is lost, as far as anybody will know.
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 11, Dropped: 11}); got != want {
+		t.Errorf("after Close got %+v, want %+v", got, want)
+	}
 	close(out.open)
 	closeNow(t, r)
 	r.Event(Record{}) // after Close
