@@ -33,8 +33,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// flushTimeout bounds how long the end of the process waits for records and
-// spans to be written.
+// flushTimeout bounds how long the end of the process waits for records to be
+// written, and then for spans and metrics.
 const flushTimeout = 5 * time.Second
 
 // gateway is a configuration made real: every file read, every port open,
@@ -355,23 +355,32 @@ func (g *gateway) closeListeners() {
 	}
 }
 
-// flush ends telemetry, the last thing of all.
+// flush ends records and telemetry, the last things of all: each has its time,
+// so that a sink that is dead takes nothing from the spans.
 func (g *gateway) flush(ctx context.Context) {
+	g.flushRecords(ctx)
+	if g.telemetry == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if err := g.telemetry.Shutdown(ctx); err != nil {
+		g.log.ErrorContext(ctx, "telemetry was still waiting to be exported", slog.Any("error", err))
+	}
+}
+
+func (g *gateway) flushRecords(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	if g.recorder != nil {
 		if err := g.recorder.Close(ctx); err != nil {
 			g.log.ErrorContext(ctx, "records were still waiting to be written", slog.Any("error", err))
+			return // somebody may be writing to a file, for ever
 		}
 	}
 	for _, f := range g.recordFiles {
 		if err := f.Close(); err != nil {
 			g.log.ErrorContext(ctx, "closing a record file", slog.Any("error", err))
-		}
-	}
-	if g.telemetry != nil {
-		if err := g.telemetry.Shutdown(ctx); err != nil {
-			g.log.ErrorContext(ctx, "telemetry was still waiting to be exported", slog.Any("error", err))
 		}
 	}
 }

@@ -225,8 +225,6 @@ func (g *gateway) reload() {
 		w.Trigger()
 	}
 	for _, f := range g.recordFiles {
-		if err := f.reopen(); err != nil {
-			g.log.Error("the old record file stays open", slog.Any("error", err))
-		}
+		f.reopen()
 	}
 }

@@ -4,10 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"sync"
-
-	"github.com/DeRuina/timberjack"
+	"log/slog"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
@@ -35,7 +32,7 @@ func (g *gateway) openRecords(ctx context.Context, stdout io.Writer) ([]audit.Si
 		case rs.File == "":
 			sink.Sink = audit.NewLines(stdout, renderer(rs.Format))
 		default:
-			file, err := openRecordFile(rs)
+			file, err := openRecordFile(rs, g.recordFileStays(rs.Name))
 			if err != nil {
 				return nil, err
 			}
@@ -74,75 +71,9 @@ func renderer(f config.Format) audit.Render {
 	return audit.Native
 }
 
-// recordFile is a file of records that is rotated, if the configuration says
-// so, and opened again on SIGHUP, after somebody else has moved it away.
-type recordFile struct {
-	open func() (io.WriteCloser, error)
-
-	mu   sync.Mutex
-	file io.WriteCloser
-}
-
-// openRecordFile opens the file once, so that one that cannot be written is an
-// error at start.
-func openRecordFile(sink config.RecordSink) (*recordFile, error) {
-	f := &recordFile{open: func() (io.WriteCloser, error) { return openAppend(sink.File) }}
-	if sink.Rotate != (config.Rotation{}) {
-		f.open = func() (io.WriteCloser, error) { return openRotated(sink.File, sink.Rotate) }
+// recordFileStays tells that a record file could not be opened again or rotated.
+func (g *gateway) recordFileStays(sink string) func(error) {
+	return func(err error) {
+		g.log.Error("the old record file stays open", slog.String("sink", sink), slog.Any("error", err))
 	}
-	file, err := f.open()
-	if err != nil {
-		return nil, fmt.Errorf("records: sink %s: %w", sink.Name, err)
-	}
-	f.file = file
-	return f, nil
-}
-
-func openAppend(path string) (io.WriteCloser, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // G304: the file that the operator named
-}
-
-func openRotated(path string, r config.Rotation) (io.WriteCloser, error) {
-	probe, err := openAppend(path) // the library opens at the first write
-	if err != nil {
-		return nil, err
-	}
-	if err := probe.Close(); err != nil {
-		return nil, err
-	}
-	const unbounded = 1 << 40 // bytes; the library has a default of its own for zero
-	size := r.Size
-	if size == 0 {
-		size = unbounded
-	}
-	return &timberjack.Logger{
-		Filename: path, FileMode: 0o600, MaxSize: int(size >> 20), RotationInterval: r.Every, MaxBackups: r.Keep,
-	}, nil
-}
-
-// Write writes to the file that is open now.
-func (f *recordFile) Write(p []byte) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.file.Write(p)
-}
-
-// reopen opens the file again under its name; if that fails the old one stays.
-func (f *recordFile) reopen() error {
-	file, err := f.open()
-	if err != nil {
-		return fmt.Errorf("opening the record file again: %w", err)
-	}
-	f.mu.Lock()
-	old := f.file
-	f.file = file
-	f.mu.Unlock()
-	return old.Close()
-}
-
-// Close closes the file.
-func (f *recordFile) Close() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.file.Close()
 }

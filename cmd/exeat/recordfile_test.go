@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+// records is a record file in a directory of its own.
+type records struct {
+	*recordFile
+
+	dir, path string
+	failures  []error
+}
+
+// openRecords opens a record file, in a directory that is new unless one is
+// given. It is closed when the test ends.
+func openRecords(t *testing.T, dir string, rotate config.Rotation) *records {
+	t.Helper()
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	r := &records{dir: dir, path: filepath.Join(dir, "records.jsonl")}
+	file, err := openRecordFile(config.RecordSink{Name: "test", File: r.path, Rotate: rotate},
+		func(err error) { r.failures = append(r.failures, err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.recordFile = file
+	t.Cleanup(func() {
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// add writes a line, which must not fail.
+func (r *records) add(t *testing.T, line string) {
+	t.Helper()
+	if n, err := r.Write([]byte(line + "\n")); n != len(line)+1 || err != nil {
+		t.Fatalf("writing %q: %d bytes, %v", line, n, err)
+	}
+}
+
+// holds compares the content of a file.
+func holds(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", filepath.Base(path), diff)
+	}
+}
+
+// rotated returns the files beside the one that is written to, the oldest first.
+func (r *records) rotated(t *testing.T) []string {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(r.dir, "records-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// rotations are those that a record file may have.
+func rotations() map[string]config.Rotation {
+	return map[string]config.Rotation{"not rotated": {}, "rotated": {Size: 1 << 20}}
+}
+
+func TestRecordFile(t *testing.T) {
+	for name, rotate := range rotations() {
+		t.Run(name, func(t *testing.T) {
+			t.Run("is for its owner only", func(t *testing.T) {
+				r := openRecords(t, "", rotate)
+				r.add(t, "one")
+				info, err := os.Stat(r.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if info.Mode().Perm() != 0o600 {
+					t.Errorf("mode %v", info.Mode())
+				}
+			})
+			t.Run("is followed after it was moved and SIGHUP", func(t *testing.T) {
+				r := openRecords(t, "", rotate)
+				r.add(t, "one")
+				if err := os.Rename(r.path, r.path+".1"); err != nil {
+					t.Fatal(err)
+				}
+				r.reopen()
+				r.add(t, "two")
+				holds(t, r.path+".1", "one\n")
+				holds(t, r.path, "two\n")
+			})
+			t.Run("is made again after it was removed", func(t *testing.T) {
+				r := openRecords(t, "", rotate)
+				r.add(t, "one")
+				if err := os.Remove(r.path); err != nil {
+					t.Fatal(err)
+				}
+				r.add(t, "two")
+				holds(t, r.path, "two\n")
+			})
+			t.Run("fails while its directory is gone", func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "records")
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				r := openRecords(t, dir, rotate)
+				r.add(t, "one")
+				if err := os.RemoveAll(r.dir); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := r.Write([]byte("lost\n")); n != 0 || err == nil {
+					t.Errorf("writing without a directory: %d bytes, %v", n, err)
+				}
+				if err := os.Mkdir(r.dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				r.add(t, "two")
+				holds(t, r.path, "two\n")
+			})
+			t.Run("begins a line where another ended in the middle", func(t *testing.T) {
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, "records.jsonl"), []byte("one\nhalf"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				r := openRecords(t, dir, rotate)
+				r.add(t, "two")
+				r.reopen()
+				r.add(t, "three")
+				holds(t, r.path, "one\nhalf\ntwo\nthree\n")
+			})
+			t.Run("has no empty line where the writer closes its own half", func(t *testing.T) {
+				r := openRecords(t, "", rotate)
+				if _, err := r.Write([]byte("one\nhalf")); err != nil {
+					t.Fatal(err)
+				}
+				r.reopen()
+				r.add(t, "\ntwo") // as audit.NewLines does
+				holds(t, r.path, "one\nhalf\ntwo\n")
+			})
+		})
+	}
+}
+
+// TestRecordFileThatIsReplaced is one that somebody has moved away and made anew
+// without saying so.
+func TestRecordFileThatIsReplaced(t *testing.T) {
+	r := openRecords(t, "", config.Rotation{})
+	r.add(t, "one")
+	if err := os.Rename(r.path, r.path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.add(t, "two")
+	holds(t, r.path+".1", "one\n")
+	holds(t, r.path, "two\n")
+}
+
+// TestRecordFileThatCannotBeOpenedAgain stays open, and that is told.
+func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
+	r := openRecords(t, "", config.Rotation{})
+	r.recordFile.path = r.dir // which no one can write to, root neither
+	r.info, _ = os.Stat(r.dir)
+	r.reopen()
+	r.add(t, "one")
+	holds(t, r.path, "one\n")
+	if len(r.failures) != 1 {
+		t.Errorf("told of %v", r.failures)
+	}
+}
+
+// TestManyLinesInASmallFile writes more at once than a file may have.
+func TestManyLinesInASmallFile(t *testing.T) {
+	r := openRecords(t, "", config.Rotation{Size: 1 << 20})
+	line := strings.Repeat("x", 1<<16-1) + "\n"
+	lines := strings.Repeat(line, 40)
+	if n, err := r.Write([]byte(lines)); n != len(lines) || err != nil {
+		t.Fatalf("wrote %d of %d bytes: %v", n, len(lines), err)
+	}
+	total := 0
+	for _, path := range append(r.rotated(t), r.path) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(content) > 1<<20 || !bytes.HasSuffix(content, []byte("x\n")) {
+			t.Errorf("%s has %d bytes", path, len(content))
+		}
+		total += bytes.Count(content, []byte(line))
+	}
+	if total != 40 {
+		t.Errorf("%d lines are whole, want 40", total)
+	}
+}
+
+// TestRotationByAge does not begin anew with every SIGHUP.
+func TestRotationByAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := openRecords(t, "", config.Rotation{Every: time.Hour})
+		r.add(t, "one")
+		time.Sleep(40 * time.Minute)
+		r.reopen()
+		r.add(t, "two")
+		if all := r.rotated(t); len(all) != 0 {
+			t.Errorf("rotated before its time: %q", all)
+		}
+		time.Sleep(40 * time.Minute)
+		r.reopen()
+		r.add(t, "three")
+		all := r.rotated(t)
+		if len(all) != 1 {
+			t.Fatalf("after its time there are %q", all)
+		}
+		holds(t, all[0], "one\ntwo\n")
+		holds(t, r.path, "three\n")
+	})
+}
+
+// TestRotationByAgeAfterARestart is of a file that was last written in an
+// earlier hour, by a process that has ended.
+func TestRotationByAgeAfterARestart(t *testing.T) {
+	for _, row := range []struct {
+		content string
+		ago     time.Duration
+		rotated int
+	}{
+		{"one\n", 2 * time.Hour, 1},
+		{"one\n", 0, 0},
+		{"", 2 * time.Hour, 0}, // there is nothing to keep
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "records.jsonl")
+		if err := os.WriteFile(path, []byte(row.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// As if it was written in this very hour, whenever that ends.
+		written := time.Now().Add(time.Minute - row.ago)
+		if err := os.Chtimes(path, written, written); err != nil {
+			t.Fatal(err)
+		}
+		r := openRecords(t, dir, config.Rotation{Every: time.Hour})
+		r.add(t, "two")
+		if all := r.rotated(t); len(all) != row.rotated {
+			t.Errorf("%q, written %v ago: rotated to %q", row.content, row.ago, all)
+		}
+	}
+}
+
+// TestAnOldFileIsRemoved keeps as many as the configuration says.
+func TestAnOldFileIsRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := openRecords(t, "", config.Rotation{Every: time.Hour, Keep: 2})
+		for range 6 {
+			r.add(t, "line")
+			time.Sleep(time.Hour)
+		}
+		synctest.Wait() // for who removes them
+		if all := r.rotated(t); len(all) != 2 {
+			t.Errorf("%d are kept, want 2", len(all))
+		}
+	})
+}
