@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,13 +13,29 @@ import (
 // nothing is merged: every denial has its record.
 const maxWindows = 4096
 
-// same is what identical denials have in common.
+// same is what identical denials have in common: all that the record of the
+// first one says and that does not differ from one try to the next.
 type same struct {
-	key
-	listener string
-	dest     allowlist.Destination
-	qtype    allowlist.QueryType
-	reason   allowlist.Reason
+	identity     string
+	client       netip.Addr // before there is an identity
+	listener     string
+	protocol     string
+	dest         allowlist.Destination
+	method, path string
+	qtype        allowlist.QueryType
+	reason       allowlist.Reason
+	generation   uint64
+}
+
+func sameOf(rec *Record) same {
+	s := same{
+		identity: rec.Identity.String(), listener: rec.Listener, protocol: rec.Protocol, dest: rec.Dest,
+		method: rec.Method, path: rec.Path, qtype: rec.DNS.Type, reason: rec.Reason, generation: rec.Generation,
+	}
+	if rec.Identity.IsZero() {
+		s.client = rec.Client.Addr()
+	}
+	return s
 }
 
 // window is a denial that was written and takes in those that follow it.
@@ -58,7 +75,7 @@ func (c *collapser) join(rec *Record) bool {
 	if c == nil || rec.Event != EventDecision || rec.Verdict != allowlist.Deny {
 		return false
 	}
-	s := same{key: keyOf(rec), listener: rec.Listener, dest: rec.Dest, qtype: rec.DNS.Type, reason: rec.Reason}
+	s := sameOf(rec)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w := c.open[s]; w != nil {
