@@ -11,14 +11,19 @@ import (
 
 // The parts of a queue. Denials may take three quarters of it, one identity's
 // an eighth: it takes six flooders at once to fill what denials may fill, and
-// still nobody's allowed request or tunnel is without room.
+// still nobody's allowed request or tunnel is without room. Of what is no denial
+// one identity may fill all but the last eighth, in which it has an eighth.
 const (
 	shares   = 8 // an identity's denials: one of so many parts
 	reserves = 4 // for what is no denial: one of so many parts
+
+	lateRoom   = 8  // what has room when the rest is full: one of so many parts
+	lateShares = 64 // of it an identity's: one of so many parts of the queue
 )
 
 // item is a record in a queue.
 type item struct {
+	late bool // it came when the rest was full, and counts for its key
 	rec  *Record
 	held *held // to be let go once it is written; nil if somebody waits for the write
 	ack  *ack  // nil if nobody does
@@ -38,6 +43,7 @@ type queue struct {
 	head    int         // of the oldest item
 	count   int         // of items
 	denials map[key]int // items that are denials
+	late    map[key]int // items that are late
 	tallies tallies
 	stats   SinkStats
 	health  health
@@ -46,7 +52,7 @@ type queue struct {
 func newQueue(name string, capacity int) *queue {
 	return &queue{
 		ready: make(chan struct{}, 1), ring: make([]item, capacity),
-		denials: map[key]int{}, stats: SinkStats{Name: name},
+		denials: map[key]int{}, late: map[key]int{}, stats: SinkStats{Name: name},
 	}
 }
 
@@ -77,16 +83,29 @@ func (q *queue) put(h *held) bool {
 	case denial && !q.hasRoom(keyOf(rec)):
 		q.tallies.add(rec)
 		q.wake()
-	case q.count == len(q.ring):
-		q.drop()
-	default:
+	case denial:
+		q.denials[keyOf(rec)]++
 		q.push(item{rec: rec, held: h})
-		if denial {
-			q.denials[keyOf(rec)]++
-		}
 		return true
+	case q.count < len(q.ring)-len(q.ring)/lateRoom:
+		q.push(item{rec: rec, held: h})
+		return true
+	default:
+		return q.putLate(h)
 	}
 	return false
+}
+
+// putLate takes what is no denial while the last part of the queue is used.
+func (q *queue) putLate(h *held) bool {
+	k := keyOf(&h.Record)
+	if q.count == len(q.ring) || q.late[k] >= max(1, len(q.ring)/lateShares) {
+		q.drop()
+		return false
+	}
+	q.late[k]++
+	q.push(item{rec: &h.Record, held: h, late: true})
+	return true
 }
 
 // hasRoom reports whether one more denial of the key may be queued.
@@ -194,13 +213,20 @@ func (q *queue) pop() item {
 	q.ring[q.head] = item{}
 	q.head = (q.head + 1) % len(q.ring)
 	q.count--
-	if it.ack == nil && isDenial(it.rec) {
-		k := keyOf(it.rec)
-		if q.denials[k]--; q.denials[k] == 0 {
-			delete(q.denials, k)
-		}
+	switch {
+	case it.late:
+		less(q.late, keyOf(it.rec))
+	case it.ack == nil && isDenial(it.rec):
+		less(q.denials, keyOf(it.rec))
 	}
 	return it
+}
+
+// less counts one less of a key.
+func less(counts map[key]int, k key) {
+	if counts[k]--; counts[k] == 0 {
+		delete(counts, k)
+	}
 }
 
 // sleep returns when there may be work, or at due unless that is zero.

@@ -92,8 +92,8 @@ func TestWhoHasRoom(t *testing.T) {
 			decide(t, r, fmt.Sprint("flooder-", i), allowlist.Deny, allowlist.NotOnAllowlist).End()
 		}
 	}
-	for range 6 {
-		r.Event(Record{Event: EventTunnelClose})
+	for i := range 6 {
+		r.Event(Record{Event: EventTunnelClose, Identity: spiffeid.RequireFromString(fmt.Sprint("spiffe://td.example/", i))})
 	}
 	got := r.Stats().Sinks[0]
 	if want := (SinkStats{Name: "a", Made: 47, Dropped: 2, Waiting: 45}); got != want {
@@ -110,6 +110,74 @@ func TestWhoHasRoom(t *testing.T) {
 	}
 	if f := r.Failing(); f != nil {
 		t.Errorf("still failing: %+v", f)
+	}
+}
+
+// TestABusyIdentityLeavesRoomForOthers records only what is no denial: however
+// much one identity is allowed to do, there is room for what others do.
+func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
+	r.Event(Record{Event: EventPolicyReload})
+	<-out.entered // and the queue is empty
+	for range 5000 {
+		decide(t, r, "busy", allowlist.Observe, allowlist.NoReason).End()
+	}
+	for range 8 {
+		o := decide(t, r, "quiet", allowlist.Allow, allowlist.NoReason)
+		o.End()
+		o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+		r.Event(Record{Event: EventPolicyReload})
+	}
+	close(out.let)
+	closeNow(t, r)
+	checkSums(t, r)
+	count := map[string]int{}
+	for _, rec := range out.taken() {
+		count[rec.Identity.Path()]++
+	}
+	busy := 1024 - 1024/lateRoom + 1024/lateShares
+	if diff := cmp.Diff(map[string]int{"/busy": busy, "/quiet": 16, "": 9}, count); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if q := r.workers[0].queue; len(q.late) != 0 || len(q.denials) != 0 {
+		t.Errorf("an empty queue counts %v and %v", q.late, q.denials)
+	}
+}
+
+// TestAFloodFromOneIPv6Network changes its address with every connection.
+func TestAFloodFromOneIPv6Network(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
+	r.Event(Record{Event: EventPolicyReload})
+	<-out.entered // and the queue is empty
+	handshake := func(addr netip.Addr) {
+		r.Event(Record{Event: EventHandshake, Reason: allowlist.TLSHandshakeFailed, Client: netip.AddrPortFrom(addr, 1)})
+	}
+	addr := netip.MustParseAddr("2001:db8::")
+	for range 2 * maxTallies {
+		addr = addr.Next()
+		handshake(addr)
+	}
+	other := netip.MustParseAddr("192.0.2.1")
+	for range 100 {
+		handshake(other)
+	}
+	close(out.let)
+	closeNow(t, r)
+	checkSums(t, r)
+	own := 0
+	for _, rec := range out.of(EventHandshake) {
+		if rec.Client.Addr() == other {
+			own++
+		}
+	}
+	if own != 100 {
+		t.Errorf("%d of 100 records of the other are there", own)
+	}
+	sums := out.of(EventSummary)
+	if len(sums) != 1 || sums[0].Merged.Other || sums[0].Client != addrPort("[2001:db8::]:0") {
+		t.Errorf("%d summaries, the first of %v", len(sums), sums[0].Client)
 	}
 }
 
@@ -344,6 +412,9 @@ func TestAnIdentityIsTheKeyAndElseTheAddress(t *testing.T) {
 		{"one identity from two addresses", Record{Identity: id, Client: client}, Record{Identity: id}, true},
 		{"two ports of an address", Record{Client: client}, Record{Client: addrPort("192.0.2.1:6")}, true},
 		{"two addresses", Record{Client: client}, Record{Client: addrPort("192.0.2.2:5")}, false},
+		{"two addresses of one IPv6 network", Record{Client: addrPort("[2001:db8::1]:5")}, Record{Client: addrPort("[2001:db8::ffff:0:2]:5")}, true},
+		{"two IPv6 networks", Record{Client: addrPort("[2001:db8::1]:5")}, Record{Client: addrPort("[2001:db8:0:1::1]:5")}, false},
+		{"an IPv4 address, also mapped", Record{Client: client}, Record{Client: addrPort("[::ffff:192.0.2.1]:5")}, true},
 		{"an identity and its address without it", Record{Identity: id, Client: client}, Record{Client: client}, false},
 		{"nothing is known of either", Record{}, Record{}, true},
 	} {

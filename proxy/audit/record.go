@@ -41,8 +41,8 @@ const (
 	EventPolicyReload   Event = "policy.reload"
 	EventIdentityRotate Event = "identity.rotate"
 
-	// EventSummary stands for the denials of one identity, or of one source
-	// address, that had no room in a sink's queue.
+	// EventSummary stands for the denials of one identity, or of one source, that
+	// had no room in a sink's queue. Of an IPv6 source it has the first address.
 	EventSummary Event = "summary"
 	// EventCollapsed stands for the denials that were identical with the one
 	// whose id it has, and followed it.
