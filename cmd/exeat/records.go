@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
@@ -25,6 +28,10 @@ func (g *gateway) openRecords(ctx context.Context, stdout io.Writer) ([]audit.Si
 		switch {
 		case rs.OTLP:
 			logs, err := g.telemetry.LogSink(ctx)
+			if errors.Is(err, telemetry.ErrDisabled) && g.othersKeep(rs) {
+				g.log.WarnContext(ctx, "a sink is left out", slog.String("sink", rs.Name), slog.Any("cause", err))
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
 			}
@@ -42,6 +49,14 @@ func (g *gateway) openRecords(ctx context.Context, stdout io.Writer) ([]audit.Si
 		sinks = append(sinks, sink)
 	}
 	return sinks, nil
+}
+
+// othersKeep reports whether a sink can be left out: if another one takes at
+// least as much.
+func (g *gateway) othersKeep(sink config.RecordSink) bool {
+	return slices.ContainsFunc(g.cfg.Records, func(other config.RecordSink) bool {
+		return !other.OTLP && (other.Only == config.Everything || other.Only == sink.Only)
+	})
 }
 
 // denials is what "only: denials" keeps: decisions that are not allowed (an

@@ -156,7 +156,6 @@ func checkResolver(t *testing.T, got resolve.Config) {
 
 func TestSinks(t *testing.T) {
 	got, err := Parse("/x/exeat.yaml", []byte(minimal+`records:
-  required: true
   collapse: 10s
   sinks:
     - {name: all, file: stdout}
@@ -171,8 +170,12 @@ func TestSinks(t *testing.T) {
 		{Name: "siem", File: "/x/siem.json", Format: OCSF, Only: Denials, Rotate: Rotation{Size: 100 << 20, Every: 24 * time.Hour, Keep: 7}},
 		{Name: "collector", OTLP: true},
 	}
-	if diff := cmp.Diff(want, got.Records); diff != "" || !got.RecordsRequired || got.Collapse != 10*time.Second {
+	if diff := cmp.Diff(want, got.Records); diff != "" || got.RecordsRequired || got.Collapse != 10*time.Second {
 		t.Errorf("required %v, collapse %v, %s", got.RecordsRequired, got.Collapse, diff)
+	}
+	got, err = Parse("/x/exeat.yaml", []byte(minimal+"records: {required: true, sinks: [{name: a, file: a, only: denials}, {name: b, file: b}]}\n"))
+	if err != nil || !got.RecordsRequired {
+		t.Errorf("required %v, %v", got.RecordsRequired, err)
 	}
 }
 
@@ -251,6 +254,10 @@ func TestMistakes(t *testing.T) {
 		{"a sink to two places", minimal + "records: {sinks: [{name: a, file: a, otlp: true}]}\n", "either file or otlp"},
 		{"a sink without a name", minimal + "records: {sinks: [{file: a}]}\n", "has no name"},
 		{"two sinks of one name", minimal + "records: {sinks: [{name: a, file: a}, {name: a, file: b}]}\n", `two sinks with the name "a"`},
+		{"two sinks of one file", minimal + "records: {sinks: [{name: a, file: r}, {name: b, file: ./r}]}\n", "sink a writes to the same file"},
+		{"two sinks of one collector", minimal + "records: {sinks: [{name: a, otlp: true}, {name: b, otlp: true, only: denials}]}\n", "sink a sends to the same place"},
+		{"required and kept by nobody", minimal + "records: {required: true, sinks: [{name: a, file: a, only: denials}]}\n", "let out without a record"},
+		{"required and merged", minimal + "records: {file: a, collapse: 10s, required: true}\n", "remove collapse or required"},
 		{"a format for OTLP", minimal + "records: {sinks: [{name: a, otlp: true, format: ecs}]}\n", "are for files"},
 		{"rotating standard output", minimal + "records: {sinks: [{name: a, file: stdout, rotate: {size: 1MiB}}]}\n", "cannot be rotated"},
 		{"rotating nothing", minimal + "records: {sinks: [{name: a, file: a, rotate: {keep: 3}}]}\n", "size or every"},

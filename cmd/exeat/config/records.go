@@ -1,6 +1,8 @@
 package config
 
 import (
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -13,7 +15,7 @@ const (
 )
 
 func (p *parser) records(n *strictyaml.Node) {
-	var file, sinks *strictyaml.Node
+	var file, sinks, required, collapse *strictyaml.Node
 	for key, v := range n.Fields() {
 		switch key {
 		case "file":
@@ -24,8 +26,10 @@ func (p *parser) records(n *strictyaml.Node) {
 			sinks = v
 			p.sinks(v)
 		case "required":
+			required = v
 			p.RecordsRequired, _ = v.Bool()
 		case "collapse":
+			collapse = v
 			duration(v, &p.Collapse)
 		default:
 			v.Unknown("file", "sinks", "required", "collapse")
@@ -33,6 +37,15 @@ func (p *parser) records(n *strictyaml.Node) {
 	}
 	if file != nil && sinks != nil {
 		file.KeyErrorf("file is short for one sink: write it as one of sinks")
+	}
+	if !p.RecordsRequired {
+		return
+	}
+	if p.Collapse > 0 {
+		collapse.KeyErrorf("a record that is required cannot be merged into another: remove collapse or required")
+	}
+	if all := func(s RecordSink) bool { return s.Only == Everything }; !slices.ContainsFunc(p.Records, all) {
+		required.KeyErrorf("every sink keeps denials only: what is allowed would be let out without a record")
 	}
 }
 
@@ -45,6 +58,14 @@ func (p *parser) sinks(n *strictyaml.Node) {
 			item.Errorf("there are two sinks with the name %q", s.Name)
 		}
 		names[s.Name] = true
+		for _, other := range p.Records {
+			switch {
+			case s.File != "" && filepath.Clean(s.File) == filepath.Clean(other.File):
+				item.Errorf("sink %s writes to the same file: its records would stand between", other.Name)
+			case s.OTLP && other.OTLP:
+				item.Errorf("sink %s sends to the same place: one record would be two there", other.Name)
+			}
+		}
 		p.Records = append(p.Records, s)
 	}
 	if len(p.Records) == 0 && n.IsList() {

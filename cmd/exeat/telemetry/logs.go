@@ -21,6 +21,10 @@ import (
 // OTEL_* variables name no place for them.
 var ErrNoLogs = errors.New("records are to go to OpenTelemetry, but no variable says where: set OTEL_EXPORTER_OTLP_ENDPOINT")
 
+// ErrDisabled means that OTEL_SDK_DISABLED is set: a sink would take every
+// record and keep none.
+var ErrDisabled = errors.New("OTEL_SDK_DISABLED is set, so that OpenTelemetry takes no records")
+
 // logBatch is how many records go in one request, which stays below the 4 MiB
 // that a collector takes over gRPC.
 const logBatch = 1024
@@ -40,11 +44,11 @@ type LogSink struct {
 
 var _ audit.Sink = (*LogSink)(nil)
 
-// LogSink returns a new sink, which Shutdown ends. With OTEL_SDK_DISABLED it
-// takes every record and sends none.
+// LogSink returns a new sink, which Shutdown ends; ErrDisabled or ErrNoLogs if
+// there can be none.
 func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 	if disabled(t.cfg.Getenv) {
-		return &LogSink{}, nil
+		return nil, ErrDisabled
 	}
 	if !wanted(t.cfg.Getenv, "LOGS") {
 		return nil, ErrNoLogs
@@ -71,9 +75,6 @@ func newLogSink(res *resource.Resource, version string, exporter sdklog.Exporter
 // Write sends records and returns when the collector has answered. What cannot
 // be sent is lost, and named in the error.
 func (s *LogSink) Write(ctx context.Context, records []*audit.Record) error {
-	if s.exporter == nil {
-		return nil
-	}
 	var lost *audit.LostError
 	first := 0
 	for part := range slices.Chunk(records, logBatch) {

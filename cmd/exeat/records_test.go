@@ -1,0 +1,53 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+)
+
+// TestASinkOfOpenTelemetryThatIsDisabled is left out if that loses nothing: it
+// would take every record, count it as written, and keep none.
+func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
+	otlp := config.RecordSink{Name: "otlp", OTLP: true}
+	for _, row := range []struct {
+		name  string
+		sinks []config.RecordSink
+		want  []string // nil: it is an error
+	}{
+		{"there is another", []config.RecordSink{{Name: "stdout"}, otlp}, []string{"stdout"}},
+		{"there is no other", []config.RecordSink{otlp}, nil},
+		{"the other keeps less", []config.RecordSink{otlp, {Name: "denials", Only: config.Denials}}, nil},
+		{"the other keeps as much", []config.RecordSink{
+			{Name: "otlp", OTLP: true, Only: config.Denials},
+			{Name: "denials", Only: config.Denials},
+		}, []string{"denials"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tel, err := telemetry.New(t.Context(), telemetry.Config{Getenv: func(key string) string {
+				return map[string]string{"OTEL_SDK_DISABLED": "true"}[key]
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := &gateway{cfg: config.Config{Records: row.sinks}, telemetry: tel, log: slog.New(slog.DiscardHandler)}
+			sinks, err := g.openRecords(t.Context(), io.Discard)
+			if (row.want == nil) != errors.Is(err, telemetry.ErrDisabled) {
+				t.Fatalf("error %v", err)
+			}
+			var names []string
+			for _, s := range sinks {
+				names = append(names, s.Name)
+			}
+			if diff := cmp.Diff(row.want, names); diff != "" {
+				t.Errorf("sinks (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
