@@ -55,6 +55,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
+		ConnState:         new(bound).changed,
 	}}, nil
 }
 
