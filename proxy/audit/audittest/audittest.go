@@ -63,6 +63,13 @@ func Samples() []Sample {
 		{"unix-socket", with(allow(), func(r *audit.Record) {
 			r.Listener, r.Source, r.Client = "workload", allowlist.SourceListener, netip.AddrPort{}
 		})},
+		{"unix-stranger", with(deny(), func(r *audit.Record) {
+			r.Listener, r.Client, r.Identity, r.Source = "workload", netip.AddrPort{}, spiffeid.ID{}, 0
+			r.Reason, r.Status, r.Policy, r.Generation, r.Mode, r.Decide = allowlist.IdentityMissing, 407, "", 0, 0, 0
+		})},
+		{"link-local", with(allow(), func(r *audit.Record) {
+			r.Client, r.Address = addrPort("[fe80::2%eth0]:53816"), addrPort("[fe80::7%eth0]:443")
+		})},
 		{"dns-allow", query(func(*audit.Record) {})},
 		{"dns-deny", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
@@ -103,6 +110,9 @@ func Samples() []Sample {
 			r.Merged = &audit.Merged{Count: 41, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
 		})},
 		{"summary", summary()},
+		{"summary-other", with(summary(), func(r *audit.Record) {
+			r.Identity, r.Merged.Other = spiffeid.ID{}, true
+		})},
 		{"handshake", audit.Record{
 			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Listener: "main",
 			Client: addrPort("10.1.2.3:53816"), Reason: allowlist.TLSHandshakeFailed,

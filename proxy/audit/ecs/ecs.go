@@ -17,6 +17,7 @@ package ecs
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -88,7 +89,7 @@ func (d *document) who(r *audit.Record) {
 		d.Related.User = []string{id}
 	}
 	if r.Client.IsValid() {
-		d.Client = endpoint{IP: r.Client.Addr().String(), Port: r.Client.Port()}
+		d.Client = endpoint{IP: ip(r.Client.Addr()), Port: r.Client.Port()}
 		d.Source.endpoint = d.Client
 		d.Related.IP = append(d.Related.IP, d.Client.IP)
 	}
@@ -153,12 +154,15 @@ func (d *document) destination(r *audit.Record) {
 		d.Related.Hosts = []string{host}
 	}
 	if r.Address.IsValid() {
-		d.Destination.IP = r.Address.Addr().String()
+		d.Destination.IP = ip(r.Address.Addr())
 	}
 	if d.Destination.IP != "" {
 		d.Related.IP = append(d.Related.IP, d.Destination.IP)
 	}
 }
+
+// ip returns an address without its zone, for which a document is refused.
+func ip(addr netip.Addr) string { return addr.WithZone("").String() }
 
 // message is the sentence that a log viewer shows.
 func message(r *audit.Record) string {

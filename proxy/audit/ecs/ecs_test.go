@@ -207,3 +207,13 @@ func BenchmarkRender(b *testing.B) {
 		}
 	}
 }
+
+// TestAddressesHaveNoZone: a field of type ip takes none, and refuses the whole
+// document.
+func TestAddressesHaveNoZone(t *testing.T) {
+	for _, s := range audittest.Samples() {
+		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {
+			t.Errorf("%s: %s", s.Name, line)
+		}
+	}
+}

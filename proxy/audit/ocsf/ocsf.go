@@ -17,6 +17,7 @@ package ocsf
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
@@ -170,15 +171,26 @@ func (e *event) entity(changed entity) {
 func source(r *audit.Record) *endpoint {
 	var from endpoint
 	if r.Client.IsValid() {
-		from.IP, from.Port = r.Client.Addr().String(), r.Client.Port()
+		from.IP, from.Port = ip(r.Client.Addr()), r.Client.Port()
 	}
 	if !r.Identity.IsZero() {
 		id := r.IdentityText()
 		from.Service = id
 		from.Owner = &user{ID: id, Domain: r.Identity.TrustDomain().Name(), TypeID: other, Type: "Workload"}
 	}
+	switch {
+	case from != endpoint{}:
+	case r.Merged != nil && r.Merged.Other:
+		from.Service = audit.Other
+	default: // nobody yet, on a unix socket: the schema wants one attribute
+		from.Name = "unknown"
+	}
 	return &from
 }
+
+// ip returns an address without the zone, which is no part of it for those who
+// read events.
+func ip(addr netip.Addr) string { return addr.WithZone("").String() }
 
 // destination is what was asked for, with the address that was dialled. A
 // request that names none got no further than the gateway.
@@ -189,7 +201,7 @@ func destination(r *audit.Record) *endpoint {
 	to := endpoint{Host: name(r), Port: r.Dest.Port}
 	switch {
 	case r.Address.IsValid():
-		to.IP = r.Address.Addr().String()
+		to.IP = ip(r.Address.Addr())
 	case r.Dest.Host.IsAddr():
 		to.IP = r.Dest.Host.String()
 	}

@@ -233,3 +233,12 @@ func BenchmarkRender(b *testing.B) {
 		}
 	}
 }
+
+// TestAddressesHaveNoZone: what the schema calls an IP address has none.
+func TestAddressesHaveNoZone(t *testing.T) {
+	for _, s := range audittest.Samples() {
+		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {
+			t.Errorf("%s: %s", s.Name, line)
+		}
+	}
+}
