@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -81,7 +82,7 @@ func (o *Open) endSpan() {
 	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
 	text := func(key, value string) {
 		if value != "" {
-			add(attribute.String(key, value))
+			add(attribute.String(key, strings.ToValidUTF8(value, "?"))) // such as the name of a file
 		}
 	}
 	text("http.request.method", r.MethodText())

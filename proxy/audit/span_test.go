@@ -306,3 +306,15 @@ func TestAttributesCanBeExported(t *testing.T) {
 		t.Errorf("method of %d bytes, valid %v", len(got), utf8.ValidString(got))
 	}
 }
+
+// TestAPlaceThatIsNoUTF8 is of a policy file with such a name: an exporter would
+// lose every span of the batch.
+func TestAPlaceThatIsNoUTF8(t *testing.T) {
+	r, spans := newTraced(t)
+	o := r.Begin(t.Context(), Start{Protocol: ProtocolConnect})
+	o.RuleAt = "caf\xe9.yaml:7"
+	o.End()
+	if got := attributes(one(t, spans))["egress.rule_at"]; got != "caf?.yaml:7" {
+		t.Errorf("got %q", got)
+	}
+}
