@@ -189,7 +189,7 @@ type dashboard struct {
 }
 
 func TestDashboards(t *testing.T) {
-	names := known(t)
+	names, shown := known(t), finding(t)
 	used := map[string]bool{}
 	for _, name := range []string{"executive", "on-call", "debug"} {
 		data, err := os.ReadFile(filepath.Join("grafana", name+".json"))
@@ -217,6 +217,9 @@ func TestDashboards(t *testing.T) {
 		}
 		for _, a := range d.Annotations.List {
 			checkExpression(t, name, a.Expr, names)
+			if expr := strings.ReplaceAll(a.Expr, `{job=~"$job"}`, ""); !shown[expr] {
+				t.Errorf("%s: no test in %s shows that %s finds anything", name, testsFile, expr)
+			}
 		}
 	}
 	for _, m := range telemetry.Catalogue() {
@@ -224,6 +227,27 @@ func TestDashboards(t *testing.T) {
 			t.Errorf("no dashboard shows %s", m.Prometheus)
 		}
 	}
+}
+
+// finding returns the expressions for which promtool is told what they find.
+func finding(t *testing.T) map[string]bool {
+	t.Helper()
+	var file struct {
+		Tests []struct {
+			Cases []struct {
+				Expr     string
+				Expected []any `yaml:"exp_samples"`
+			} `yaml:"promql_expr_test"`
+		}
+	}
+	readYAML(t, testsFile, &file)
+	found := map[string]bool{}
+	for _, test := range file.Tests {
+		for _, c := range test.Cases {
+			found[c.Expr] = found[c.Expr] || len(c.Expected) > 0
+		}
+	}
+	return found
 }
 
 // use marks the metrics of an expression.
