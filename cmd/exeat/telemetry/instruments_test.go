@@ -179,7 +179,7 @@ func everything(t *testing.T) *Telemetry {
 		},
 		Expiry: func() time.Time { return time.Now().Add(time.Hour) },
 		Records: func() []audit.SinkStats {
-			return []audit.SinkStats{{Name: "all", Made: 10, Written: 1, Summarised: 2, Dropped: 3, Failed: 4}}
+			return []audit.SinkStats{{Name: "all", Made: 15, Written: 1, Summarised: 2, Dropped: 3, Failed: 4, Waiting: 5}}
 		},
 	})
 	if err != nil {
@@ -205,7 +205,8 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 		`egress_records_total{result="dropped",sink="all"} 3`,
 		`egress_records_total{result="failed",sink="all"} 4`,
 		`egress_records_total{result="summarised",sink="all"} 2`,
-		`egress_records_total{result="written",sink="all"} 1`)
+		`egress_records_total{result="written",sink="all"} 1`,
+		`egress_records_waiting{sink="all"} 5`)
 	expect(t, tel, "egress_spans",
 		`egress_spans_total{result="dropped"} 0`, `egress_spans_total{result="exported"} 0`, `egress_spans_total{result="failed"} 0`)
 	for _, prefix := range []string{"egress_policy_age_seconds 36", "egress_svid_expiry_seconds 3599."} {

@@ -105,6 +105,11 @@ func Catalogue() []Metric {
 			Description: "Records by sink and by what became of them: written, summarised, dropped or failed.",
 		},
 		{
+			Name: "egress.records.waiting", Prometheus: "egress_records_waiting",
+			Labels:      []string{"sink"},
+			Description: "Records that wait for a sink, or are on their way to it.",
+		},
+		{
 			Name: "egress.spans", Prometheus: "egress_spans_total",
 			Labels:      []string{"result"},
 			Description: "Spans by what became of them: exported, dropped or failed.",

@@ -53,6 +53,11 @@ func (t *Telemetry) Observe(o Observed) error {
 	})
 	if o.Records != nil {
 		b.total("egress.records", func(add func(uint64, ...attribute.KeyValue)) { addRecords(o.Records(), add) })
+		b.gauge("egress.records.waiting", func(set func(float64, ...attribute.KeyValue)) {
+			for _, s := range o.Records() {
+				set(float64(s.Waiting), attribute.String("sink", s.Name))
+			}
+		})
 	}
 	if o.Unanswered != nil {
 		b.total("egress.dns.unanswered", func(add func(uint64, ...attribute.KeyValue)) {
