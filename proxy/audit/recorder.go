@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,8 +140,12 @@ func (r *Recorder) Pass(rec *Record) bool {
 }
 
 // Event records something that is no decision, such as a failed handshake. The
-// record's time and id are set if they are zero.
+// record's time and id are set if they are zero. No more of its detail is kept
+// than is written: that of a handshake quotes a certificate of any size.
 func (r *Recorder) Event(rec Record) {
+	if len(rec.Detail) > maxDetail {
+		rec.Detail = strings.Clone(rec.Detail[:maxDetail+1]) // one more, so that it is seen to be cut
+	}
 	if rec.Time.IsZero() {
 		rec.Time = time.Now()
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,6 +144,25 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	r.Event(Record{}) // after Close
 	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 12, Written: 5, Dropped: 7}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// TestALongDetailIsNotKept while it waits: a certificate of a stranger may be
+// quoted in it.
+func TestALongDetailIsNotKept(t *testing.T) {
+	out := newSlow()
+	r := newRecorder(t, Config{Sinks: to(out), Measure: func(rec *Record) {
+		if len(rec.Detail) > maxDetail+1 {
+			t.Errorf("%d bytes are kept", len(rec.Detail))
+		}
+	}})
+	long := strings.Repeat("\u00e9", 1<<18)
+	r.Event(Record{Event: EventHandshake, Detail: long})
+	close(out.let)
+	closeNow(t, r)
+	whole := Record{Event: EventHandshake, Detail: long}
+	if got := out.taken()[0]; got.DetailText() != whole.DetailText() {
+		t.Errorf("it is written as %q", got.DetailText())
 	}
 }
 
