@@ -74,7 +74,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
-			Description: "TLS handshakes with callers: ok, or why there is no identity.",
+			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header.",
 		},
 		{
 			Name: "egress.policy.info", Prometheus: "egress_policy_info",
