@@ -161,6 +161,7 @@ func (o *Open) End() {
 	if o.committed != nil {
 		o.Record = *o.committed
 	} else {
+		o.Again = o.commitErr != nil
 		o.join()
 	}
 	o.endSpan()

@@ -133,6 +133,10 @@ type Record struct {
 	// one that stands for itself. It is set in EventSummary and EventCollapsed.
 	Merged *Merged
 
+	// Again says that a sink may have a record with this id already, of what was
+	// to be answered: it could not be written everywhere, and this is what was.
+	Again bool
+
 	Trace       trace.SpanContext // of the decision span
 	CallerTrace trace.TraceID     // of the caller's context, if it sent one
 }

@@ -43,6 +43,9 @@ func Samples() []Sample {
 			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.DialTimeout, 504
 			r.Address, r.Dial = netip.AddrPort{}, 10*time.Second
 		})},
+		{"audit-unavailable", with(deny(), func(r *audit.Record) {
+			r.Reason, r.Status, r.Again = allowlist.AuditUnavailable, 503, true
+		})},
 		{"malformed", audit.Record{
 			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M",
 			Listener: "main", Protocol: "connect", Wire: "h1", Client: addrPort("10.1.2.3:53816"),
@@ -75,6 +78,11 @@ func Samples() []Sample {
 			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
 			r.Rule, r.RuleAt, r.Resolve = "", "", 0
 			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", Source: "local"}
+		})},
+		{"dns-collapsed", query(func(r *audit.Record) {
+			r.Event, r.Verdict, r.Reason, r.Rule, r.RuleAt = audit.EventCollapsed, allowlist.Deny, allowlist.NotOnAllowlist, "", ""
+			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", Source: "local"}
+			r.Merged = &audit.Merged{Count: 3, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
 		})},
 		{"dns-filtered", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Class = allowlist.Deny, allowlist.ResolvedAddressDenied, allowlist.Private

@@ -144,6 +144,7 @@ type related struct {
 
 // native is what the schema has no field for, named as in the native form.
 type native struct {
+	ID               string  `json:"id,omitempty"` // only where neither event.id nor http.request.id has it
 	Listener         string  `json:"listener,omitempty"`
 	Protocol         string  `json:"protocol,omitempty"`
 	Wire             string  `json:"wire,omitempty"`

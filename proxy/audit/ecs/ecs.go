@@ -186,7 +186,7 @@ func message(r *audit.Record) string {
 // document of its own: event.id is unique, http.request.id joins.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
-		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
 }
 
 // timestamp is RFC 3339 in UTC with nanoseconds.
@@ -208,6 +208,9 @@ func rest(r *audit.Record) native {
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}
 	if r.Protocol == audit.ProtocolDNS {
+		if sharesID(r) { // http.request.id is not for it
+			n.ID = r.ID
+		}
 		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.Source
 		if r.DNS.Code != "" {
 			n.Answers = &r.DNS.Answers

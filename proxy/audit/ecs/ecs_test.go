@@ -87,8 +87,9 @@ type doc struct {
 
 		Category, Type []string
 	}
-	HTTP struct{ Request struct{ ID string } }
-	User struct{ ID string }
+	HTTP  struct{ Request struct{ ID string } }
+	User  struct{ ID string }
+	Exeat struct{ ID string }
 }
 
 func read(t *testing.T, r *audit.Record) doc {
@@ -177,8 +178,8 @@ func TestVerdictsAndEnds(t *testing.T) {
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
-		shared := strings.HasPrefix(s.Name, "tunnel-") || s.Name == "collapsed" || s.Name == "tls-refused"
-		if shared == (d.Event.ID == s.Record.ID) || shared && d.HTTP.Request.ID != s.Record.ID {
+		shared := strings.HasPrefix(s.Name, "tunnel-") || slices.Contains([]string{"collapsed", "dns-collapsed", "tls-refused", "audit-unavailable"}, s.Name)
+		if shared == (d.Event.ID == s.Record.ID) || shared && d.HTTP.Request.ID != s.Record.ID && d.Exeat.ID != s.Record.ID {
 			t.Errorf("%s: event.id %q, http.request.id %q", s.Name, d.Event.ID, d.HTTP.Request.ID)
 		}
 	}

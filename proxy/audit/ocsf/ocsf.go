@@ -94,7 +94,7 @@ func (e *event) classify(r *audit.Record) {
 // event of its own: metadata.uid must be unique, correlation_uid joins.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
-		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
 }
 
 // is sets the class and what follows from it.
