@@ -26,7 +26,7 @@ func fields() []field {
 	}
 	return []field{
 		{"schema", "version of this form: 1", "", ""},
-		{"time", "when it was answered, or happened: RFC 3339 in UTC, always nine digits, so that lines sort as text; OCSF has milliseconds since 1970", "time", "@timestamp"},
+		{"time", "when the request was read, or it happened: RFC 3339 in UTC, always nine digits, so that lines sort as text; OCSF has milliseconds since 1970", "time", "@timestamp"},
 		{"event", "what the record is about", "metadata.event_code", "event.code event.action"},
 		{"id", "sortable, unique to a decision; the caller sees it; its tunnel's records have the same", "metadata.uid metadata.correlation_uid http_request.uid", "event.id http.request.id"},
 		{"listener", "name of the listener", "proxy_endpoint.name", "exeat.listener"},

@@ -49,7 +49,7 @@ func openRecordFile(sink config.RecordSink, failed func(error)) (*recordFile, er
 
 // open opens the file under its name, and only then lets go of the one before.
 func (f *recordFile) open() error {
-	file, err := os.OpenFile(f.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // G304: the file that the operator named
+	file, err := os.OpenFile(f.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

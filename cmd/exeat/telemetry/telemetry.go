@@ -78,6 +78,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		cfg.Failing = func(string, error) {}
 	}
 	res, err := resource.New(ctx,
+		resource.WithService(), // an instance id, without which the metrics of two processes are one series
 		resource.WithAttributes(attribute.String("service.name", "exeat"), attribute.String("service.version", cfg.Version)),
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv())

@@ -169,8 +169,27 @@ func TestSpansReachTheCollector(t *testing.T) {
 	if attrs["service.name"] != "exeat" || attrs["service.version"] != "v0" {
 		t.Errorf("resource %v", attrs)
 	}
+	if attrs["service.instance.id"] == "" {
+		t.Errorf("two gateways that push to one place are one series: resource %v", attrs)
+	}
 	if got, want := tel.SpanStats(), (SpanStats{Made: 1, Exported: 1}); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
+	}
+}
+
+// TestTheEnvironmentNamesThisProcess, and two processes have different names.
+func TestTheEnvironmentNamesThisProcess(t *testing.T) {
+	instance := func() string {
+		t.Helper()
+		value, _ := newTelemetry(t, Config{}).resource.Set().Value("service.instance.id")
+		return value.AsString()
+	}
+	if a, b := instance(), instance(); a == b {
+		t.Errorf("both are %q", a)
+	}
+	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1")
+	if got := instance(); got != "pod-1" {
+		t.Errorf("got %q", got)
 	}
 }
 
