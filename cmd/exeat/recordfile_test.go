@@ -233,28 +233,29 @@ func TestRotationByAge(t *testing.T) {
 }
 
 // TestRotationByAgeAfterARestart is of a file that was last written in an
-// earlier hour, by a process that has ended.
+// earlier time, by a process that has ended.
 func TestRotationByAgeAfterARestart(t *testing.T) {
+	const every = 365 * 24 * time.Hour // it does not end while this runs
 	for _, row := range []struct {
 		content string
 		ago     time.Duration
 		rotated int
 	}{
-		{"one\n", 2 * time.Hour, 1},
+		{"one\n", 2 * every, 1},
 		{"one\n", 0, 0},
-		{"", 2 * time.Hour, 0}, // there is nothing to keep
+		{"", 2 * every, 0}, // there is nothing to keep
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "records.jsonl")
 		if err := os.WriteFile(path, []byte(row.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		// As if it was written in this very hour, whenever that ends.
+		// Or in a minute, which is not earlier.
 		written := time.Now().Add(time.Minute - row.ago)
 		if err := os.Chtimes(path, written, written); err != nil {
 			t.Fatal(err)
 		}
-		r := openRecords(t, dir, config.Rotation{Every: time.Hour})
+		r := openRecords(t, dir, config.Rotation{Every: every})
 		r.add(t, "two")
 		if all := r.rotated(t); len(all) != row.rotated {
 			t.Errorf("%q, written %v ago: rotated to %q", row.content, row.ago, all)
