@@ -123,8 +123,11 @@ func (x *exchange) begin(ctx context.Context) {
 	}
 }
 
-// renew makes sure that the caller is who it is by the trust of now.
+// renew takes the state in force and makes sure that the caller is who it is by
+// the trust of now, in this order: when an authority goes, another state follows,
+// and whoever took the one before looks again.
 func (x *exchange) renew() {
+	x.state = x.proxy.cfg.Current.Load()
 	x.conn.Renew()
 	x.open.Identity, x.open.Source = x.conn.Caller.ID, x.conn.Caller.Source
 }
@@ -213,9 +216,8 @@ func (x *exchange) identify(now time.Time) allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// decide asks the state in force, once.
+// decide asks the state that renew took, once.
 func (x *exchange) decide(now time.Time) {
-	x.state = x.proxy.cfg.Current.Load()
 	x.request.ID, x.request.Source, x.request.Time = x.conn.Caller.ID, x.conn.Caller.Source, now
 	x.decision = x.state.Decide(x.request)
 	x.bind(now)
