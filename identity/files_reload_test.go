@@ -92,6 +92,7 @@ func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
 		}
 		good[name] = string(data)
 	}
+	two := caPEM(l.ca, newCA(t, "prod"))
 	expired := l.ca.issue(t, gatewayID, valid(-2*time.Hour, -time.Hour))
 	foreign := newCA(t, "foreign", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "spiffe://foreign.example")) })
 	for _, test := range []struct {
@@ -100,7 +101,9 @@ func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
 		want  string
 	}{
 		{"an empty certificate", map[string]string{"svid.pem": ""}, "certificate file DIR/svid.pem is empty"},
-		{"half a bundle", map[string]string{"bundle.pem": good["bundle.pem"][:100]}, "bundle file DIR/bundle.pem is not PEM"},
+		{"half a bundle", map[string]string{"bundle.pem": good["bundle.pem"][:100]}, "bundle file DIR/bundle.pem: PEM block 1 is cut short or damaged"},
+		{"a bundle without its second half", map[string]string{"bundle.pem": two[:len(two)-100]}, "bundle file DIR/bundle.pem: PEM block 2 is cut short or damaged"},
+		{"a bundle with a hole", map[string]string{"bundle.pem": two[:300] + two[400:]}, "bundle file DIR/bundle.pem: PEM block 1 is cut short or damaged"},
 		{"a bundle that did not issue it", map[string]string{"bundle.pem": caPEM(newCA(t, "prod"))}, "bundle file DIR/bundle.pem: certificate was not issued"},
 		{"a CA of another trust domain", map[string]string{"bundle.pem": caPEM(l.ca, foreign)}, `bundle file DIR/bundle.pem: CA "CN=CA foreign" belongs to trust domain "foreign.example"`},
 		{"an expired certificate", map[string]string{"svid.pem": certPEM(expired), "svid_key.pem": keyPEM(t, expired.PrivateKey)}, "certificate file DIR/svid.pem: certificate expired"},

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
@@ -22,6 +23,33 @@ type file struct {
 	data       []byte
 }
 
+// blocks returns the PEM blocks of a file. One that is cut short or damaged is an
+// error: encoding/pem passes over it, and a bundle that its writer had no room
+// for would be one from which authorities have gone.
+func (f file) blocks() ([]*pem.Block, error) {
+	const begin = "\n-----BEGIN "
+	var all []*pem.Block
+	left := f.data
+	for {
+		block, rest := pem.Decode(left)
+		through := left
+		if block != nil {
+			through = left[:len(left)-len(rest)]
+		}
+		begun := bytes.Count(through, []byte(begin))
+		if bytes.HasPrefix(through, []byte(begin[1:])) {
+			begun++
+		}
+		if block == nil && begun > 0 || begun > 1 {
+			return nil, fmt.Errorf("%s file %s: PEM block %d is cut short or damaged; see whether what writes it has finished, and had room", f.what, f.path, len(all)+1)
+		}
+		if block == nil {
+			return all, nil
+		}
+		all, left = append(all, block), rest
+	}
+}
+
 // certificates returns the certificates of a PEM file, at least one. Other
 // blocks are passed over, so that a file may hold its key as well.
 func (f file) certificates() ([]*x509.Certificate, error) {
@@ -29,7 +57,11 @@ func (f file) certificates() ([]*x509.Certificate, error) {
 		certs []*x509.Certificate
 		other string
 	)
-	for block, rest := pem.Decode(f.data); block != nil; block, rest = pem.Decode(rest) {
+	blocks, err := f.blocks()
+	if err != nil {
+		return nil, err
+	}
+	for _, block := range blocks {
 		if block.Type != "CERTIFICATE" {
 			other = block.Type
 			continue
