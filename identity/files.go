@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -94,6 +95,17 @@ func (f *Files) Reload() (changed bool, err error) {
 	f.held = read.digest
 	f.snapshot.Store(snap)
 	return true, nil
+}
+
+// Look reads the files and returns a text by which two readings are told apart:
+// what they hold, or why they cannot be read. It parses nothing and changes
+// nothing.
+func (f *Files) Look() string {
+	read, err := f.config.read()
+	if err != nil {
+		return err.Error()
+	}
+	return hex.EncodeToString(read.digest[:])
 }
 
 // resolve returns the same configuration with the three files named.

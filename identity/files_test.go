@@ -239,7 +239,7 @@ func TestLoadFilesChecksItsConfiguration(t *testing.T) {
 		{"a directory of both kinds", FileConfig{Dir: both}, []string{"two layouts", "name certificate, key and bundle"}},
 		{"half a directory", FileConfig{Dir: half}, []string{"svid_key.pem: no such file"}},
 		{"no directory", FileConfig{Dir: filepath.Join(dir, "none")}, []string{"identity directory DIR/none: no such file"}},
-		{"a directory as a file", FileConfig{Certificate: dir, Key: dir, Bundle: dir}, []string{"certificate file DIR: is a directory"}},
+		{"a directory as a file", FileConfig{Certificate: dir, Key: dir, Bundle: dir}, []string{"certificate file DIR is not a regular file"}},
 		{"a bundle for no trust domain", more("Partner", filepath.Join(dir, "other")), []string{"bundle file DIR/other", `"Partner", which is not a trust domain`}},
 		{"a second bundle for ours", more("prod.example", filepath.Join(dir, "other")), []string{"bundle file DIR/other", "our own trust domain", "DIR/bundle"}},
 		{"a bundle without a path", more("partner.example", ""), []string{"no path is configured for a bundle file"}},

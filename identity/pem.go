@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // maxFileBytes bounds a PEM file; the largest public root programs are below.
@@ -131,16 +132,20 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// readFile reads a file that is not empty and not too large.
+// readFile reads a regular file that is not empty and not too large. A named pipe
+// is opened without waiting for its writer, and refused.
 func readFile(what, path string) (file, error) {
 	if path == "" {
 		return file{}, fmt.Errorf("no path is configured for a %s file", what)
 	}
-	opened, err := os.Open(filepath.Clean(path))
+	opened, err := os.OpenFile(filepath.Clean(path), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return file{}, fmt.Errorf("%s file %s: %w; check the path, its permissions, and whether what writes it has run", what, path, reason(err))
 	}
 	defer func() { _ = opened.Close() }()
+	if info, err := opened.Stat(); err != nil || !info.Mode().IsRegular() {
+		return file{}, fmt.Errorf("%s file %s is not a regular file; check the path", what, path)
+	}
 	data, err := io.ReadAll(io.LimitReader(opened, maxFileBytes+1))
 	switch {
 	case err != nil:

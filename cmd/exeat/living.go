@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,8 +30,8 @@ type living struct {
 	agent    *workload.Source // nil with files
 	log      *slog.Logger
 	changed  func(ctx context.Context, before, after *identity.Snapshot)
-	failure  string            // the last error of a reload; reported once
-	seen     [sha256.Size]byte // in the files, by the last reading that was not settled
+	failure  string // the last error of a reload; reported once
+	seen     string // in the files, by the last reading that was not settled
 
 	following sync.Mutex
 	last      *identity.Snapshot // that changed was told of; nil before start
@@ -89,8 +87,11 @@ func identityPaths(c identity.FileConfig) []string {
 // reload reads the files again; see watch.Config.Changed. A bundle that is half
 // written would be one from which authorities have gone.
 func (l *living) reload(ctx context.Context, settled bool) bool {
-	if before := l.seen; !settled && l.look() != before {
-		return false
+	if !settled {
+		before := l.seen
+		if l.seen = l.files.Look(); l.seen != before {
+			return false
+		}
 	}
 	_, err := l.files.Reload()
 	switch {
@@ -102,26 +103,6 @@ func (l *living) reload(ctx context.Context, settled bool) bool {
 	}
 	l.follow(ctx)
 	return true
-}
-
-// look returns a hash over what the files hold now, and keeps it.
-func (l *living) look() [sha256.Size]byte {
-	hash := sha256.New()
-	for _, path := range l.paths {
-		files := []string{path}
-		entries, _ := os.ReadDir(path) // a file has none
-		for _, entry := range entries {
-			if isIdentityFile(entry.Name()) {
-				files = append(files, filepath.Join(path, entry.Name()))
-			}
-		}
-		for _, file := range files {
-			data, _ := os.ReadFile(file) //nolint:gosec // G304: the operator names the identity; Reload says what cannot be read
-			_, _ = fmt.Fprintf(hash, "%q %d\n%s", file, len(data), data)
-		}
-	}
-	hash.Sum(l.seen[:0])
-	return l.seen
 }
 
 // isIdentityFile reports whether a name is one that an identity directory may
