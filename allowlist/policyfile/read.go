@@ -38,16 +38,27 @@ type file struct {
 // Read takes no lock: a reader of files that change reads until two readings
 // have the same Version.
 func Read(paths ...string) (*Files, error) {
+	files, err := readable(paths)
+	if err != nil {
+		return nil, err
+	}
+	return files, nil
+}
+
+// readable returns the files that can be read, also with an error: the first of
+// those that say what cannot.
+func readable(paths []string) (*Files, error) {
 	if len(paths) == 0 {
-		return nil, errors.New("reading policy: no path was given")
+		return &Files{}, errors.New("reading policy: no path was given")
 	}
 	r := reader{left: strictyaml.MaxBytes, paths: make(map[string]string)}
 	for _, path := range paths {
-		if err := r.add(path); err != nil {
-			return nil, fmt.Errorf("reading policy: %w", err)
-		}
+		r.fail(r.add(path))
 	}
 	slices.SortFunc(r.list, func(a, b file) int { return strings.Compare(a.name, b.name) })
+	if r.first != nil {
+		return &Files{list: r.list}, fmt.Errorf("reading policy: %w", r.first)
+	}
 	return &Files{list: r.list}, nil
 }
 
@@ -90,8 +101,18 @@ type reader struct {
 	list  []file
 	paths map[string]string // by name
 	left  int64
+	first error // of those of add
 }
 
+// fail keeps the first error.
+func (r *reader) fail(err error) {
+	if r.first == nil {
+		r.first = err
+	}
+}
+
+// add returns an error for a path that cannot be read, and keeps those of the
+// files in a directory.
 func (r *reader) add(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -109,19 +130,20 @@ func (r *reader) add(path string) error {
 		if strings.HasPrefix(name, ".") || !looksLikeYAML(name) {
 			continue
 		}
-		inside := filepath.Join(path, name)
-		if filepath.Ext(name) != ".yaml" {
-			return fmt.Errorf("%s would not be read: rename it to end in .yaml", inside)
-		}
-		info, err := os.Stat(inside) // follows symbolic links
-		if err != nil {
-			return err
-		}
-		if err := r.addFile(inside, info); err != nil {
-			return err
-		}
+		r.fail(r.addInside(filepath.Join(path, name)))
 	}
 	return nil
+}
+
+func (r *reader) addInside(path string) error {
+	if filepath.Ext(path) != ".yaml" {
+		return fmt.Errorf("%s would not be read: rename it to end in .yaml", path)
+	}
+	info, err := os.Stat(path) // follows symbolic links
+	if err != nil {
+		return err
+	}
+	return r.addFile(path, info)
 }
 
 func (r *reader) addFile(path string, info os.FileInfo) error {

@@ -41,8 +41,9 @@ type Loaded struct {
 	// PolicyChanged says that these files differ from those of the last load,
 	// and QuarantineChanged that quarantine.yaml does.
 	PolicyChanged, QuarantineChanged bool
-	// Quarantine is that of quarantine.yaml, empty if there is no such file;
-	// nil if it has an error.
+	// Quarantine is that of quarantine.yaml, whatever is wrong with other files;
+	// empty if there is no such file, and nil if it has an error or may be among
+	// what cannot be read.
 	Quarantine *allowlist.QuarantineList
 }
 
@@ -72,20 +73,25 @@ func (l *Loader) Load(settled bool) (Loaded, error) {
 	}
 	l.judged = sees
 	loaded := Loaded{Settled: true, Changed: true}
-	if err != nil {
+	policy, quarantine := files.split()
+	if err != nil && quarantine.Empty() { // there may be one among what cannot be read
 		return loaded, err
 	}
-	policy, quarantine := files.split()
 	lines, quarantineErr := quarantine.Quarantine()
 	if quarantineErr == nil {
 		loaded.Quarantine = allowlist.NewQuarantineList(lines)
 		loaded.QuarantineChanged = quarantine.digest() != l.quarantine
 		l.quarantine = quarantine.digest()
 	}
-	loaded.Policy, err = l.compile(policy, files.Version())
 	if err == nil {
+		loaded.Policy, err = l.compile(policy, files.Version())
+	}
+	switch {
+	case err == nil:
 		loaded.PolicyChanged = policy.digest() != l.policy
 		l.policy = policy.digest()
+	case errors.Is(err, ErrEmpty) && quarantineErr != nil:
+		return loaded, quarantineErr // there is a file, and it is broken
 	}
 	return loaded, errors.Join(err, quarantineErr)
 }
@@ -104,14 +110,16 @@ func (f *Files) split() (policy, quarantine *Files) {
 }
 
 // read also returns what tells two readings apart: the digest, or the error,
-// so that one that lasts is reported once.
+// so that one that lasts is reported once, with the quarantine list, which counts
+// all the same.
 func (l *Loader) read() (files *Files, sees string, err error) {
-	files, err = Read(l.paths...)
+	files, err = readable(l.paths)
 	if err == nil && files.Empty() {
 		err = ErrEmpty
 	}
 	if err != nil {
-		return nil, "error: " + err.Error(), err
+		_, quarantine := files.split()
+		return files, quarantine.digest() + " error: " + err.Error(), err
 	}
 	return files, files.digest(), nil
 }

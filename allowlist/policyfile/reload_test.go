@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
 const (
@@ -162,5 +163,67 @@ func TestLoaderComparesWholeDigests(t *testing.T) {
 	}
 	if len(l.judged) != 64 || len(l.policy) != 64 || len(l.quarantine) != 64 {
 		t.Errorf("readings are compared by %d, %d and %d hex digits, want 64", len(l.judged), len(l.policy), len(l.quarantine))
+	}
+}
+
+// TestAFileThatCannotBeReadHoldsNoQuarantineBack: whatever is wrong with another
+// file, also that it cannot be read at all.
+func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		spoil func(dir string) error
+	}{
+		{"a name that would not be read", func(dir string) error { return os.WriteFile(filepath.Join(dir, "b.yml"), nil, 0o600) }},
+		{"a link that leads nowhere", func(dir string) error { return os.Symlink("none", filepath.Join(dir, "b.yaml")) }},
+		{"a link to itself", func(dir string) error { return os.Symlink("b.yaml", filepath.Join(dir, "b.yaml")) }},
+		{"a directory", func(dir string) error { return os.Mkdir(filepath.Join(dir, "b.yaml"), 0o700) }},
+		{"a file that is too large", func(dir string) error {
+			path := filepath.Join(dir, "b.yaml")
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				return err
+			}
+			return os.Truncate(path, strictyaml.MaxBytes+1)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, dir, "a.yaml", onePolicy)
+			l := NewLoader(Options{}, dir)
+			good, err := l.Load(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := row.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := l.Load(true); err == nil || got.Policy != nil || got.Quarantine != nil {
+				t.Errorf("without a quarantine: %+v, %v", got, err)
+			}
+			put(t, dir, "quarantine.yaml", cutOff)
+			got, err := l.Load(true)
+			if err == nil || got.Policy != nil || !got.QuarantineChanged {
+				t.Fatalf("with one: %+v, %v", got, err)
+			}
+			if allows(good.Policy.WithQuarantine(got.Quarantine), workload, "one.example:443") {
+				t.Error("the quarantine does not hold over the last good policy")
+			}
+			if err := os.Remove(filepath.Join(dir, "quarantine.yaml")); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := l.Load(true); err == nil || got.Quarantine != nil {
+				t.Errorf("a quarantine ended by a reading that failed: %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestABrokenQuarantineAloneIsNoEmptyDirectory: a gateway may start with an empty
+// one, and must not with a quarantine that it cannot read.
+func TestABrokenQuarantineAloneIsNoEmptyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "quarantine.yaml", "version: 1\nallow: []\n")
+	got, err := NewLoader(Options{}, dir).Load(true)
+	if err == nil || errors.Is(err, ErrEmpty) || got.Policy != nil || got.Quarantine != nil {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }

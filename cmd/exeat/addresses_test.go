@@ -15,15 +15,10 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// TestAnAddressThatAppearsLater is the host's own as soon as it is seen, also
-// while another policy is held back.
-func TestAnAddressThatAppearsLater(t *testing.T) {
-	const later = "10.77.0.1"
-	policy := write(t, "policy.yaml", `version: 1
-identities:
-  - id: spiffe://prod.example/a
-    allow: [{host: api.example, addresses: [10.77.0.0/16]}]
-`)
+// openGateway opens a gateway with a policy and a listener whose callers are all
+// spiffe://prod.example/a. It does not serve.
+func openGateway(t *testing.T, policy string) *gateway {
+	t.Helper()
 	cfg := config.Defaults()
 	cfg.Policy = []string{policy}
 	cfg.Listeners = []config.Listener{{
@@ -43,13 +38,26 @@ identities:
 		g.closeListeners()
 		g.flush(context.Background())
 	})
+	return g
+}
+
+// TestAnAddressThatAppearsLater is the host's own as soon as it is seen, also
+// while another policy is held back.
+func TestAnAddressThatAppearsLater(t *testing.T) {
+	const later = "10.77.0.1"
+	policy := write(t, "policy.yaml", `version: 1
+identities:
+  - id: spiffe://prod.example/a
+    allow: [{host: api.example, addresses: [10.77.0.0/16]}]
+`)
+	g := openGateway(t, policy)
 	g.policy.enforce(t.Context())
 	dest, err := allowlist.ParseDestination("api.example:443")
 	if err != nil {
 		t.Fatal(err)
 	}
 	check := func() error {
-		d := g.current.Load().Decide(allowlist.Request{ID: cfg.Listeners[0].ID, Source: allowlist.SourceListener, Dest: dest, Time: time.Now()})
+		d := g.current.Load().Decide(allowlist.Request{ID: g.cfg.Listeners[0].ID, Source: allowlist.SourceListener, Dest: dest, Time: time.Now()})
 		return d.CheckAddr(netip.MustParseAddrPort(later + ":443"))
 	}
 	if err := check(); err != nil {

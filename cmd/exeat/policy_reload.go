@@ -94,8 +94,8 @@ func (r *policyReloader) enforce(ctx context.Context) {
 // it goes over the one that stays.
 func (r *policyReloader) put(ctx context.Context, sure, urgent bool) {
 	r.classified = r.classifier.Load()
-	if r.policy == nil {
-		return // a quarantine list alone allows nothing
+	if r.policy == nil || r.quarantine == nil {
+		return // a quarantine list alone allows nothing, and one that was never read nobody
 	}
 	r.held = r.g.enforcer.Put(ctx, r.whole(r.policy), sure).Held
 	if !r.held {

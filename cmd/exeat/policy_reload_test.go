@@ -77,3 +77,36 @@ func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 		t.Errorf("in force: %+v", s)
 	}
 }
+
+// TestABrokenQuarantineLetsNoFirstPolicyIn starts with an empty directory, into
+// which a policy comes with a quarantine list that nobody can read.
+func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
+	dir := t.TempDir()
+	g := openGateway(t, dir)
+	g.policy.enforce(t.Context())
+	put := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("policy.yaml", goodPolicy)
+	put("quarantine.yaml", "version: 1\nquarantine: [{id: spiffe://td.example/w, until: 2027-01-01}]\n")
+	if !g.policy.reload(t.Context(), true) {
+		t.Fatal("what a rename put there is not believed")
+	}
+	if s := g.current.Load(); s != nil {
+		t.Errorf("in force without its quarantine: policy %s", s.Policy.Version())
+	}
+	put("quarantine.yaml", "version: 1\nquarantine: []\n")
+	if g.policy.reload(t.Context(), true); g.current.Load() == nil {
+		t.Error("nothing is in force though both files are good")
+	}
+}
+
+// TestStartWithABrokenQuarantineAlone is refused as with a broken policy.
+func TestStartWithABrokenQuarantineAlone(t *testing.T) {
+	dir := filepath.Dir(write(t, "quarantine.yaml", "version: 1\nallow: []\n"))
+	if err := newTestReloader(dir).first(t.Context()); err == nil {
+		t.Error("a gateway starts with a quarantine that it cannot read")
+	}
+}
