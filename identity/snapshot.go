@@ -95,6 +95,14 @@ func (s *Snapshot) addBundle(bundle *x509bundle.Bundle) error {
 	return nil
 }
 
+// CheckBundle says why [NewSnapshot] would take no bundle like this one.
+func CheckBundle(bundle *x509bundle.Bundle) error {
+	if _, err := newTrust(bundle.TrustDomain(), bundle.X509Authorities()); err != nil {
+		return fmt.Errorf("bundle of trust domain %s: %w", quoted(bundle.TrustDomain().Name()), err)
+	}
+	return nil
+}
+
 func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust, error) {
 	if len(authorities) == 0 {
 		return nil, fmt.Errorf("bundle of trust domain %s is empty; nobody could be verified with it", quoted(td.Name()))

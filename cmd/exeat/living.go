@@ -119,6 +119,8 @@ func (l *living) report(e workload.Event) {
 		l.follow(ctx)
 	case workload.Refused:
 		l.log.LogAttrs(ctx, slog.LevelError, "the new identity is not used, the last one stays", slog.Any("error", e.Err))
+	case workload.BundleRefused:
+		l.log.LogAttrs(ctx, slog.LevelError, "the new bundle of another trust domain is not used, its last one stays if there is one", slog.Any("error", e.Err))
 	case workload.AgentLost:
 		l.log.LogAttrs(ctx, slog.LevelWarn, "the Workload API is gone, the last identity stays", slog.Any("error", e.Err))
 	case workload.AgentBack:

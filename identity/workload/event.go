@@ -14,6 +14,10 @@ const (
 	// Refused means that the agent sent something unsound, and that the last
 	// snapshot stays.
 	Refused
+	// BundleRefused means that the bundle of another trust domain is unsound.
+	// The last one of that trust domain stays, if there is one, and all else that
+	// came with it is used.
+	BundleRefused
 	// AgentLost means that the agent went away, or that it has no identity for
 	// us any more; the last snapshot stays. It is reported once for an absence.
 	AgentLost
@@ -29,6 +33,8 @@ func (k EventKind) String() string {
 		return "updated"
 	case Refused:
 		return "refused"
+	case BundleRefused:
+		return "bundle refused"
 	case AgentLost:
 		return "agent lost"
 	case AgentBack:
@@ -43,6 +49,7 @@ type Event struct {
 	Kind EventKind
 	// Snapshot is the new one if Kind is Updated, and nil otherwise.
 	Snapshot *identity.Snapshot
-	// Err says what is wrong, in one line, if Kind is Refused or AgentLost.
+	// Err says what is wrong, in one line, if Kind is Refused,
+	// BundleRefused or AgentLost.
 	Err error
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
@@ -26,10 +28,11 @@ type watcher struct {
 	first   chan struct{}   // closed with the first snapshot
 	closed  <-chan struct{} // nothing is reported after this
 
-	report func(Event)
-	lost   bool
-	last   error // before the first snapshot: why there is none
-	denied bool  // and whether the agent said that
+	report  func(Event)
+	foreign map[spiffeid.TrustDomain]*x509bundle.Bundle // sound, of the last update
+	lost    bool
+	last    error // before the first snapshot: why there is none
+	denied  bool  // and whether the agent said that
 }
 
 func newWatcher(closed <-chan struct{}, report func(Event)) *watcher {
@@ -49,7 +52,7 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	}
 	snap, err := identity.NewSnapshot(identity.SnapshotConfig{
 		Certificate: certificateOf(update.DefaultSVID()),
-		Bundles:     update.Bundles.Bundles(),
+		Bundles:     w.bundles(update),
 		Generation:  generation,
 	})
 	switch {
@@ -64,6 +67,36 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 			close(w.first)
 		}
 	}
+}
+
+// bundles returns those of an update that are sound, and our own whatever it is.
+// What another trust domain publishes must not hold back the rest: in place of
+// an unsound bundle stands its last one. An empty one is that of a trust domain
+// without authorities.
+func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle {
+	var all []*x509bundle.Bundle
+	own := update.DefaultSVID().ID.TrustDomain()
+	foreign := make(map[spiffeid.TrustDomain]*x509bundle.Bundle)
+	for _, bundle := range update.Bundles.Bundles() {
+		td := bundle.TrustDomain()
+		switch {
+		case td == own:
+			all = append(all, bundle)
+			continue
+		case bundle.Empty():
+			continue
+		}
+		if err := identity.CheckBundle(bundle); err != nil {
+			w.report(Event{Kind: BundleRefused, Err: err})
+			if bundle = w.foreign[td]; bundle == nil {
+				continue
+			}
+		}
+		foreign[td] = bundle
+		all = append(all, bundle)
+	}
+	w.foreign = foreign
+	return all
 }
 
 // OnX509ContextWatchError is called with an update that cannot be read, and

@@ -11,7 +11,8 @@
 // and is reported.
 //
 // The package never gives up what it has: an update that makes no sense leaves
-// the last snapshot in place, and so does an agent that went away, for as long
+// the last snapshot in place, an unsound bundle of another trust domain the last
+// one of that trust domain, and so does an agent that went away, for as long
 // as it stays away and even when the SVID expires meanwhile. Whoever serves with
 // it watches [identity.Snapshot.NotAfter]. The package reads no environment
 // variables, asks for no JWT-SVIDs and does not log.
@@ -47,8 +48,9 @@ type Config struct {
 	// StartTimeout bounds the wait for the first SVID. Zero means
 	// [DefaultStartTimeout]; negative is an error.
 	StartTimeout time.Duration
-	// Report is told what happened, one event at a time and in order, from the
-	// first snapshot on, which is reported before New returns. While it runs
+	// Report is told what happened, one event at a time and in order. The first
+	// snapshot is reported before New returns, and before it bundles that are
+	// refused at most. While it runs
 	// nothing else is received. It must not call Close. Nil means nobody is told.
 	Report func(Event)
 }

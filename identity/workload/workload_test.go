@@ -130,9 +130,6 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 			r.Svids[0].Bundle = newAuthority(t, "prod.example").X509Bundle().X509Authorities()[0].Raw
 		}), "not issued by"},
 		{"a CA of another trust domain", change(func(r *workload.X509SVIDResponse) { r.Svids[0].Bundle = append(r.Svids[0].Bundle, foreignCA...) }), `belongs to trust domain "other.example"`},
-		{"a federated bundle with the CA of another trust domain", change(func(r *workload.X509SVIDResponse) {
-			r.FederatedBundles = map[string][]byte{"spiffe://partner.example": foreignCA}
-		}), `belongs to trust domain "other.example"`},
 	}
 	proceed := make(chan struct{})
 	agent.calls <- func(send func(*workload.X509SVIDResponse)) error {
@@ -157,6 +154,81 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 		t.Errorf("generation %d after %d", snap.Generation(), before.Generation())
 	}
 	f.next(t, source.AgentLost)
+}
+
+// TestABundleOfAnotherTrustDomainHoldsNothingElseBack: what a partner publishes
+// must not keep our own SVID from being renewed, nor an authority of ours from
+// being taken out.
+func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
+	t.Parallel()
+	a, partner, other := newAuthority(t, "prod.example"), newAuthority(t, "partner.example"), newAuthority(t, "other.example")
+	agent, socket := newScripted(t)
+	const unsound = `belongs to trust domain "other.example"`
+	rows := []struct {
+		name    string
+		sent    *authority.Authority // whose bundle comes as that of partner.example; nil: none
+		empty   bool                 // it comes, with nobody in it
+		refused bool
+		trusted bool // partner.example, after it
+	}{
+		{"unsound from the start", other, false, true, false},
+		{"sound", partner, false, false, true},
+		{"unsound: the last one stays", other, false, true, true},
+		{"empty: it has no authority any more", nil, true, false, false},
+		{"unsound: an older one is not trusted again", other, false, true, false},
+		{"sound again", partner, false, false, true},
+		{"not federated any more", nil, false, false, false},
+		{"unsound: an older one is not trusted again, either", other, false, true, false},
+	}
+	next := make(chan struct{})
+	agent.calls <- func(send func(*workload.X509SVIDResponse)) error {
+		for _, row := range rows {
+			r := responseOf(t, a, mint(t, a, "/gateway"))
+			if row.empty || row.sent != nil {
+				r.FederatedBundles = map[string][]byte{"spiffe://partner.example": nil}
+			}
+			if row.sent != nil {
+				r.FederatedBundles["spiffe://partner.example"] = row.sent.X509Bundle().X509Authorities()[0].Raw
+			}
+			send(r)
+			<-next
+		}
+		return nil
+	}
+	f := follower{events: make(chan source.Event, 64)}
+	var err error
+	f.Source, err = source.New(t.Context(), source.Config{Socket: socket, Report: func(e source.Event) { f.events <- e }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	for i, row := range rows {
+		if row.refused {
+			if err := f.next(t, source.BundleRefused).Err; err == nil || !strings.Contains(err.Error(), unsound) {
+				t.Errorf("%s: got %v, want it to say %q", row.name, err, unsound)
+			}
+		}
+		snap := f.next(t, source.Updated).Snapshot
+		if snap.Generation() != uint64(i+1) {
+			t.Errorf("%s: generation %d, want %d", row.name, snap.Generation(), i+1)
+		}
+		if got := slices.Contains(snap.TrustDomains(), partner.TrustDomain()); got != row.trusted {
+			t.Errorf("%s: partner.example is trusted: %v", row.name, got)
+		}
+		if !snap.Roots(partner.TrustDomain()).Equal(rootsOf(partner, row.trusted)) {
+			t.Errorf("%s: not its own authorities stand for partner.example", row.name)
+		}
+		next <- struct{}{}
+	}
+	f.next(t, source.AgentLost)
+}
+
+func rootsOf(a *authority.Authority, trusted bool) *x509.CertPool {
+	roots := x509.NewCertPool()
+	if trusted {
+		roots.AddCert(a.X509Bundle().X509Authorities()[0])
+	}
+	return roots
 }
 
 // The library stops watching after these, the source does not.
