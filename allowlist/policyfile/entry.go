@@ -124,6 +124,7 @@ func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDoma
 		return []spiffeid.TrustDomain{l.opts.TrustDomain}
 	}
 	var all []spiffeid.TrustDomain
+	seen := make(map[spiffeid.TrustDomain]bool)
 	for item := range v.OneOrMore() {
 		text, ok := item.Text()
 		if !ok {
@@ -135,9 +136,10 @@ func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDoma
 			item.Errorf("%q is not a trust domain: %v", text, err)
 		case td.Name() != text:
 			item.Errorf("%q is not the name of a trust domain: write %s", text, td.Name())
-		case slices.Contains(all, td):
+		case seen[td]:
 			item.Errorf("%s stands in the list already: remove one", td.Name())
 		default:
+			seen[td] = true
 			all = append(all, td)
 		}
 	}

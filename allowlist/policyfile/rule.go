@@ -1,7 +1,6 @@
 package policyfile
 
 import (
-	"slices"
 	"strings"
 	"time"
 
@@ -334,15 +333,17 @@ func readUnique[T comparable](v *strictyaml.Node, read func(*strictyaml.Node) (T
 		return nil
 	}
 	var all []T
+	seen := make(map[T]bool)
 	for item := range v.OneOrMore() {
 		value, ok := read(item)
 		if !ok {
 			continue
 		}
-		if slices.Contains(all, value) {
+		if seen[value] {
 			item.Errorf("%v stands in the list already: remove one", value)
 			continue
 		}
+		seen[value] = true
 		all = append(all, value)
 	}
 	return all
