@@ -279,8 +279,8 @@ func TestLoadWebCertificate(t *testing.T) {
 			dir := write(t, test.files)
 			cert, err := LoadWebCertificate(filepath.Join(dir, "cert"), filepath.Join(dir, "key"))
 			if test.wants == nil {
-				if err != nil || cert.Leaf == nil || cert.PrivateKey == nil {
-					t.Errorf("got %+v, %v", cert, err)
+				if err != nil || cert.Certificate().Leaf == nil || cert.Certificate().PrivateKey == nil {
+					t.Errorf("got %+v, %v", cert.Certificate(), err)
 				}
 				return
 			}

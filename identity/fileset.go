@@ -43,7 +43,7 @@ func (c FileConfig) read() (*fileSet, error) {
 			return // the first error is the one to report
 		}
 		if *into, err = readFile(what, path); err == nil {
-			_, _ = fmt.Fprintf(hash, "%q %d\n%s", path, len(into.data), into.data) // a hash never fails
+			into.addTo(hash)
 		}
 	}
 	read(&set.certificate, "certificate", c.Certificate)

@@ -20,8 +20,9 @@ type ServerConfig struct {
 	// Verifier verifies clients; it should be over the same source. Required.
 	Verifier *Verifier
 	// Web is presented instead of the SVID, to clients that check DNS names;
-	// see [LoadWebCertificate]. Nil means the SVID of the source.
-	Web *tls.Certificate
+	// see [LoadWebCertificate]. It is followed, too. Nil means the SVID of the
+	// source.
+	Web *WebCertificate
 	// CurvePreferences are the key exchanges on offer. Nil means the default of
 	// crypto/tls.
 	CurvePreferences []tls.CurveID
@@ -40,8 +41,8 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 		return nil, fmt.Errorf("TLS listener: %w", errNoSnapshot)
 	case c.Verifier.snapshot() == nil:
 		return nil, errors.New("TLS listener needs a verifier made by NewVerifier")
-	case c.Web != nil && (len(c.Web.Certificate) == 0 || c.Web.PrivateKey == nil):
-		return nil, errors.New("web certificate of the TLS listener is empty or has no key")
+	case c.Web != nil && c.Web.Certificate() == nil:
+		return nil, errors.New("web certificate of the TLS listener was not loaded")
 	}
 	c.CurvePreferences, c.Protocols = slices.Clone(c.CurvePreferences), slices.Clone(c.Protocols)
 	config := c.at(c.Source.Snapshot())
@@ -51,18 +52,18 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 
 // at returns the configuration for one snapshot.
 func (c ServerConfig) at(snap *Snapshot) *tls.Config {
-	certificate := c.Web
-	if certificate == nil {
-		certificate = snap.certificate
-	}
 	config := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{*certificate},
 		CurvePreferences:       c.CurvePreferences,
 		NextProtos:             c.Protocols,
 		ClientAuth:             tls.RequestClientCert,
 		VerifyConnection:       c.Verifier.VerifyConnection,
 		SessionTicketsDisabled: true,
+	}
+	if c.Web != nil {
+		config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.Web.Certificate(), nil }
+	} else {
+		config.Certificates = []tls.Certificate{*snap.certificate}
 	}
 	// Clients pick, or withhold, a certificate by these names. Without names
 	// they present what they have, and it is verified all the same.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -144,8 +146,16 @@ func TestManyCAsDoNotBreakTheHandshake(t *testing.T) {
 
 func TestWhatAListenerPresents(t *testing.T) {
 	f := newFixture(t)
-	web := f.ca.issue(t, "", func(c *x509.Certificate) { c.DNSNames = []string{"proxy.example"} })
-	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: &web, CurvePreferences: []tls.CurveID{tls.X25519}}.TLS()
+	named := func(name string) map[string]string {
+		cert := f.ca.issue(t, "", func(c *x509.Certificate) { c.DNSNames = []string{name} })
+		return map[string]string{"cert": certPEM(cert), "key": keyPEM(t, cert.PrivateKey)}
+	}
+	dir := write(t, named("proxy.example"))
+	web, err := LoadWebCertificate(filepath.Join(dir, "cert"), filepath.Join(dir, "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: web, CurvePreferences: []tls.CurveID{tls.X25519}}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,6 +171,28 @@ func TestWhatAListenerPresents(t *testing.T) {
 	checkPeer(t, got.peer, Verified, "")
 	if got.client.Version != tls.VersionTLS13 || got.client.CurveID != tls.X25519 || got.client.NegotiatedProtocol != "" {
 		t.Errorf("version %x, curve %v, ALPN %q; want TLS 1.3, X25519, none", got.client.Version, got.client.CurveID, got.client.NegotiatedProtocol)
+	}
+
+	next := named("next.example")
+	for _, step := range []struct {
+		file    string
+		changed bool
+		name    string // that is presented after it
+	}{{"cert", false, "proxy.example"}, {"key", true, "next.example"}} {
+		if err := os.WriteFile(filepath.Join(dir, step.file), []byte(next[step.file]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		before := web.Look()
+		if changed, err := web.Reload(); changed != step.changed || (err == nil) != step.changed || web.Look() != before {
+			t.Errorf("with the next %s: changed %v, %v", step.file, changed, err)
+		}
+		if changed, _ := web.Reload(); changed {
+			t.Errorf("the same files, with the next %s, are a change", step.file)
+		}
+		got := handshake(t, config, f.verifier, &tls.Config{RootCAs: roots, ServerName: step.name})
+		if got.clientErr != nil {
+			t.Errorf("with the next %s: %v", step.file, got.clientErr)
+		}
 	}
 
 	old := presenting(f.ca.issue(t, callerID))
@@ -190,7 +222,7 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 		"nothing":                  {},
 		"no verifier":              {Source: f.source},
 		"a zero verifier":          {Source: f.source, Verifier: &Verifier{}},
-		"an empty web certificate": {Source: f.source, Verifier: f.verifier, Web: &tls.Certificate{}},
+		"an empty web certificate": {Source: f.source, Verifier: f.verifier, Web: &WebCertificate{}},
 	} {
 		if config, err := c.TLS(); err == nil || config != nil {
 			t.Errorf("listener with %s: no error", name)

@@ -60,6 +60,7 @@ type gateway struct {
 	listeners []door
 	datagrams []*dns.UDP
 	watchers  []*watch.Watcher
+	webs      []webCertificate
 
 	policyWatcher *watch.Watcher // one of watchers
 	addresses     []netip.Addr   // of the host, sorted; see followAddresses
@@ -219,7 +220,7 @@ func (g *gateway) identify(cfg *listen.Config, lc config.Listener) error {
 	}
 	if lc.WebCertificate != "" {
 		var err error
-		if server.Web, err = identity.LoadWebCertificate(lc.WebCertificate, lc.WebKey); err != nil {
+		if server.Web, err = g.loadWeb(lc.WebCertificate, lc.WebKey); err != nil {
 			return err
 		}
 	}

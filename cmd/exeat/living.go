@@ -25,7 +25,7 @@ type living struct {
 	source   identity.Source
 	verifier *identity.Verifier
 	first    *identity.Snapshot
-	files    *identity.Files  // nil with the Workload API
+	files    *followed        // nil with the Workload API
 	paths    []string         // of the files, or of their directory
 	agent    *workload.Source // nil with files
 	log      *slog.Logger
@@ -56,7 +56,7 @@ func openIdentity(ctx context.Context, cfg config.Config, log *slog.Logger,
 		if err != nil {
 			return nil, fmt.Errorf("identity: %w", err)
 		}
-		l.files, l.source, l.paths = files, files, identityPaths(*cfg.Identity)
+		l.files, l.source, l.paths = &followed{files: files, what: "identity", log: log}, files, identityPaths(*cfg.Identity)
 	default:
 		return nil, nil //nolint:nilnil // no identity is a configuration of its own
 	}
@@ -84,22 +84,10 @@ func identityPaths(c identity.FileConfig) []string {
 	return paths
 }
 
-// reload reads the files again; see watch.Config.Changed. A bundle that is half
-// written would be one from which authorities have gone.
+// reload reads the files again; see watch.Config.Changed.
 func (l *living) reload(ctx context.Context, settled bool) bool {
-	if !settled {
-		before := l.seen
-		if l.seen = l.files.Look(); l.seen != before {
-			return false
-		}
-	}
-	_, err := l.files.Reload()
-	switch {
-	case err == nil:
-		l.failure = ""
-	case err.Error() != l.failure:
-		l.failure = err.Error()
-		l.log.LogAttrs(ctx, slog.LevelError, "the new identity is not used, the last one stays", slog.Any("error", err))
+	if !l.files.reload(ctx, settled) {
+		return false
 	}
 	l.follow(ctx)
 	return true
@@ -180,6 +168,13 @@ func (g *gateway) watch() error {
 		return err
 	}
 	g.watchers, g.policyWatcher = append(g.watchers, policy), policy
+	for _, web := range g.webs {
+		w, err := watch.New(watch.Config{Paths: web.paths, Changed: web.reload, Failed: failed})
+		if err != nil {
+			return err
+		}
+		g.watchers = append(g.watchers, w)
+	}
 	if g.identity == nil || g.identity.files == nil {
 		return nil
 	}

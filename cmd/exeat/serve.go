@@ -25,8 +25,8 @@ func newServe() *cobra.Command {
 new requests with 503 draining, lets tunnels finish for a while, and ends. A
 second signal ends it at once.
 
-Policy and identity are followed as they change; SIGHUP reads them again at
-once. What is wrong changes nothing and is logged.
+Policy, identity and web certificates are followed as they change; SIGHUP reads
+them again at once. What is wrong changes nothing and is logged.
 
 Records of decisions go to standard output unless the configuration names a
 file; the gateway's own log goes to standard error.

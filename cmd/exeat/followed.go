@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/exeat-dev/exeat/identity"
+)
+
+// followed is files of an identity, read again when they change. It belongs to
+// the goroutine of its watcher.
+type followed struct {
+	files interface {
+		Look() string
+		Reload() (changed bool, err error)
+	}
+	what    string // they hold
+	log     *slog.Logger
+	failure string // the last error of a reload; reported once
+	seen    string // in the files, by the last reading that was not settled
+}
+
+// reload reads the files again; see watch.Config.Changed. A bundle that is half
+// written would be one from which authorities have gone.
+func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
+	if !settled {
+		before := f.seen
+		if f.seen = f.files.Look(); f.seen != before {
+			return false
+		}
+	}
+	_, err := f.files.Reload()
+	switch {
+	case err == nil:
+		f.failure = ""
+	case err.Error() != f.failure:
+		f.failure = err.Error()
+		f.log.LogAttrs(ctx, slog.LevelError, "the new "+f.what+" is not used, the last one stays", slog.Any("error", err))
+	}
+	return true
+}
+
+// webCertificate is what a listener presents instead of the SVID.
+type webCertificate struct {
+	*followed
+
+	paths []string
+}
+
+// loadWeb reads a web certificate, which is then followed.
+func (g *gateway) loadWeb(certificate, key string) (*identity.WebCertificate, error) {
+	loaded, err := identity.LoadWebCertificate(certificate, key)
+	if err != nil {
+		return nil, err
+	}
+	g.webs = append(g.webs, webCertificate{
+		followed: &followed{files: loaded, what: "web certificate", log: g.log}, paths: []string{certificate, key},
+	})
+	return loaded, nil
+}
