@@ -40,19 +40,34 @@ func (g *gateway) newPolicyReloader() *policyReloader {
 // first loads the policy at start, where every error ends the process but that
 // of an empty directory: then everything is denied as policy-unavailable.
 func (r *policyReloader) first(ctx context.Context) error {
-	loaded, err := r.loader.Load(false)
-	for !loaded.Settled { // somebody may be writing them just now
-		if err := pause(ctx, watch.DefaultQuiet); err != nil {
-			return err
-		}
-		loaded, err = r.loader.Load(false)
-	}
+	loaded, err := r.settle(ctx)
 	if errors.Is(err, policyfile.ErrEmpty) {
 		r.g.log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
 		return nil
 	}
 	r.policy, r.quarantine = loaded.Policy, loaded.Quarantine
 	return err
+}
+
+// settle reads the files until they stay as they are: somebody may be writing
+// them just now. A writer that keeps one open is waited for, as the watcher does.
+func (r *policyReloader) settle(ctx context.Context) (loaded policyfile.Loaded, err error) {
+	patience := time.Now().Add(watch.MaxWriting)
+	for told := false; ; {
+		file := watch.Writing(r.g.cfg.Policy, isPolicyFile)
+		if file == "" || time.Now().After(patience) {
+			if loaded, err = r.loader.Load(false); loaded.Settled {
+				return loaded, err
+			}
+		} else if !told {
+			told = true
+			r.g.log.LogAttrs(ctx, slog.LevelWarn, "a policy file is open for writing: its writer is waited for",
+				slog.String("file", file), slog.Duration("at_most", watch.MaxWriting))
+		}
+		if err := pause(ctx, watch.DefaultQuiet); err != nil {
+			return policyfile.Loaded{}, err
+		}
+	}
 }
 
 // reload is told by the watcher that the files may have changed. What does not

@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 )
 
 func newTestReloader(path string) *policyReloader {
@@ -40,6 +41,64 @@ func TestStartWhileThePolicyIsWritten(t *testing.T) {
 		}
 		if got, want := r.policy.Version(), files.Version(); got != want {
 			t.Errorf("started with version %s, want that of the whole, %s", got, want)
+		}
+	})
+}
+
+// TestStartWhileAWriterIsSlow starts when a writer has written half of the policy
+// and keeps the file open, for longer than any two readings are apart.
+func TestStartWhileAWriterIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := write(t, "policy.yaml", "")
+		writer, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if watch.Writing([]string{path}, isPolicyFile) == "" {
+			t.Skip("this file system does not tell who writes")
+		}
+		put := func(text string) {
+			if _, err := writer.WriteString(text); err != nil {
+				t.Error(err)
+			}
+		}
+		put(goodPolicy)
+		time.AfterFunc(time.Second, func() {
+			put("    deny:\n      - host: api.example\n")
+			if err := writer.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		begin := time.Now()
+		r := newTestReloader(path)
+		if err := r.first(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		files, err := policyfile.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := r.policy.Version(), files.Version(); got != want || time.Since(begin) < time.Second {
+			t.Errorf("started after %s with version %s, want that of the whole, %s", time.Since(begin), got, want)
+		}
+	})
+}
+
+// TestStartDoesNotWaitForeverForAWriter that never closes the file.
+func TestStartDoesNotWaitForeverForAWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := write(t, "policy.yaml", goodPolicy)
+		writer, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		begin := time.Now()
+		if err := newTestReloader(path).first(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took, most := time.Since(begin), watch.MaxWriting+time.Second; took > most {
+			t.Errorf("started after %s, want at most %s", took, most)
 		}
 	})
 }

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -30,6 +31,9 @@ const (
 	DefaultQuiet = 50 * time.Millisecond
 	DefaultPoll  = 15 * time.Second
 )
+
+// MaxWriting is how long a writer is waited for, with the default quiet time.
+const MaxWriting = mostWriting * DefaultQuiet
 
 // The patience of a watcher, in quiet times.
 const (
@@ -62,6 +66,27 @@ type Config struct {
 	// Failed is told once what cannot be watched, or not be read because
 	// somebody keeps it open for writing; nil is nobody.
 	Failed func(ctx context.Context, err error)
+}
+
+// Writing returns a file among paths, or in a directory among them whose name
+// inside takes, that somebody has open for writing, as far as that can be told;
+// "" is none. It is for whoever reads before Run does.
+func Writing(paths []string, inside func(name string) bool) string {
+	for _, path := range paths {
+		files := []string{path}
+		entries, _ := os.ReadDir(path) // a file has none
+		for _, entry := range entries {
+			if inside(entry.Name()) {
+				files = append(files, filepath.Join(path, entry.Name()))
+			}
+		}
+		for _, file := range files {
+			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && openForWriting(file) {
+				return file
+			}
+		}
+	}
+	return ""
 }
 
 // Watcher watches. Make one with New; Run serves it.
