@@ -17,7 +17,7 @@ import (
 
 // openGateway opens a gateway with a policy and a listener whose callers are all
 // spiffe://prod.example/a. It does not serve.
-func openGateway(t *testing.T, policy string) *gateway {
+func openGateway(t *testing.T, policy string, change ...func(*config.Config)) *gateway {
 	t.Helper()
 	cfg := config.Defaults()
 	cfg.Policy = []string{policy}
@@ -25,6 +25,9 @@ func openGateway(t *testing.T, policy string) *gateway {
 		Name: "own", Address: "unix:" + filepath.Join(t.TempDir(), "s"),
 		Identity: config.Fixed, ID: spiffeid.RequireFromString("spiffe://prod.example/a"),
 	}}
+	for _, c := range change {
+		c(&cfg)
+	}
 	g, err := newGateway(t.Context(), cfg, io.Discard, func(string) string { return "" }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

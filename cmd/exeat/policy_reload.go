@@ -91,9 +91,7 @@ func (r *policyReloader) reload(ctx context.Context, settled bool) (done bool) {
 	}
 	moved := r.classifier.Load() != r.classified
 	if loaded.PolicyChanged || loaded.QuarantineChanged || moved || r.held && sure {
-		// A quarantine or an address of the host is never held back, only
-		// another policy is.
-		r.put(ctx, sure || !r.held && !loaded.PolicyChanged, loaded.QuarantineChanged || moved)
+		r.put(ctx, loaded.PolicyChanged, sure, loaded.QuarantineChanged || moved)
 	}
 	return true
 }
@@ -101,24 +99,27 @@ func (r *policyReloader) reload(ctx context.Context, settled bool) (done bool) {
 // enforce puts what was loaded at start in force.
 func (r *policyReloader) enforce(ctx context.Context) {
 	if r.policy != nil {
-		r.put(ctx, true, false)
+		r.put(ctx, true, true, false)
 	}
 }
 
-// put puts the last good policy in force. If that is held, what may not wait for
-// it goes over the one that stays.
-func (r *policyReloader) put(ctx context.Context, sure, urgent bool) {
+// put puts the last good policy in force, unless it is held: another one may be,
+// and stays so until it is meant, or yet another one comes. What may not wait for
+// that, a quarantine or an address of the host, goes over the one that stays.
+func (r *policyReloader) put(ctx context.Context, another, sure, urgent bool) {
 	r.classified = r.classifier.Load()
 	if r.policy == nil || r.quarantine == nil {
 		return // a quarantine list alone allows nothing, and one that was never read nobody
 	}
-	r.held = r.g.enforcer.Put(ctx, r.whole(r.policy), sure).Held
-	if !r.held {
-		r.inForce = r.policy
-		r.g.telemetry.Instruments().Reload("in-force")
-		return
+	if another || sure || !r.held {
+		r.held = r.g.enforcer.Put(ctx, r.whole(r.policy), sure || !another).Held
+		if !r.held {
+			r.inForce = r.policy
+			r.g.telemetry.Instruments().Reload("in-force")
+			return
+		}
+		r.g.telemetry.Instruments().Reload("held")
 	}
-	r.g.telemetry.Instruments().Reload("held")
 	if urgent {
 		r.g.enforcer.Put(ctx, r.whole(r.inForce), true)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -10,9 +11,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/watch"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func newTestReloader(path string) *policyReloader {
@@ -131,7 +137,7 @@ func TestStart(t *testing.T) {
 // puts nothing in force.
 func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 	r := newTestReloader(t.TempDir())
-	r.put(t.Context(), true, true)
+	r.put(t.Context(), true, true, true)
 	if s := r.g.current.Load(); s != nil {
 		t.Errorf("in force: %+v", s)
 	}
@@ -168,4 +174,49 @@ func TestStartWithABrokenQuarantineAlone(t *testing.T) {
 	if err := newTestReloader(dir).first(t.Context()); err == nil {
 		t.Error("a gateway starts with a quarantine that it cannot read")
 	}
+}
+
+// TestAHeldPolicyComesIntoForceOnlyIfItIsMeant: a quarantine or an address of the
+// host that changes later says nothing about it, however few tunnels it would
+// close by then.
+func TestAHeldPolicyComesIntoForceOnlyIfItIsMeant(t *testing.T) {
+	const allows = "version: 1\nidentities:\n  - id: spiffe://prod.example/a\n    allow: [{host: %s}]\n"
+	dir := t.TempDir()
+	put := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("policy.yaml", fmt.Sprintf(allows, "one.example"))
+	g := openGateway(t, dir, func(c *config.Config) { c.MaxRevoke = 0.3 })
+	g.policy.enforce(t.Context())
+	dest, err := allowlist.ParseDestination("one.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := allowlist.Request{ID: g.cfg.Listeners[0].ID, Source: allowlist.SourceListener, Dest: dest, Time: time.Now()}
+	open := &live.Tunnel{Request: req, End: func(tunnel.Reason, allowlist.Reason) {}}
+	g.registry.Add(open)
+	inForce := func(step string, want bool) {
+		t.Helper()
+		if !g.policy.reload(t.Context(), true) {
+			t.Fatalf("%s: the files are not believed", step)
+		}
+		if got := !g.current.Load().Decide(req).Allowed(); got != want {
+			t.Errorf("%s: the policy that was held is in force: %v, want %v", step, got, want)
+		}
+	}
+	put("policy.yaml", fmt.Sprintf(allows, "two.example"))
+	inForce("it would close the only tunnel", false)
+	g.registry.Remove(open)
+	put("quarantine.yaml", "version: 1\nquarantine: [{id: spiffe://prod.example/b}]\n")
+	inForce("a quarantine came when no tunnel was open", false)
+	other := allowlist.Request{ID: spiffeid.RequireFromString("spiffe://prod.example/b"), Source: allowlist.SourceListener, Dest: dest}
+	if got := g.current.Load().Decide(other).Reason; got != allowlist.QuarantinedIdentity {
+		t.Errorf("b is refused as %s: the quarantine is held back", got)
+	}
+	g.policy.classifier.Store(allowlist.NewClassifier(allowlist.Local{}))
+	inForce("the host has another address", false)
+	g.policy.sure.Store(true)
+	inForce("it is meant", true)
 }
