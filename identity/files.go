@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -35,8 +36,9 @@ type Files struct {
 	config   FileConfig
 	snapshot atomic.Pointer[Snapshot]
 
-	mu   sync.Mutex // held by a Reload from end to end
-	held digest     // of the files that snapshot was made of
+	mu      sync.Mutex // held by a Reload from end to end
+	held    digest     // of the files that snapshot was made of
+	spoiled error      // what of them could not be used
 }
 
 // Snapshot returns what the files held when they were last in order, or nil for
@@ -66,35 +68,41 @@ func LoadFiles(config FileConfig) (*Files, error) {
 // Only files that fit together, and that two readings in a row found the same,
 // become a snapshot, of the next generation; changed says so. Of anything else,
 // a half-rotated directory for one, the error says which file is wrong, the
-// snapshot stays, and the next call tries again. So a nil error means that the
-// snapshot is what the files hold. A certificate that expired since is no
-// error, see [Snapshot.NotAfter].
+// snapshot stays, and the next call tries again. Only a bundle of another trust
+// domain that cannot be used holds nothing else back: its last one stays, which
+// the error says. So a nil error means that the snapshot is what the files hold.
+// A certificate that expired since is no error, see [Snapshot.NotAfter].
 //
 // Concurrent calls wait for each other.
 func (f *Files) Reload() (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	generation := uint64(1)
 	read, err := f.config.read()
 	if err != nil {
 		return false, err
 	}
-	if before := f.snapshot.Load(); before != nil {
-		if read.digest == f.held {
-			return false, nil
-		}
-		generation = before.generation + 1
+	before := f.snapshot.Load()
+	if before != nil && read.digest == f.held {
+		return false, f.spoiled
 	}
 	if read, err = f.config.settle(read); err != nil {
 		return false, err
 	}
-	snap, err := read.snapshot(generation)
+	snap, spoiled, err := read.snapshot(before)
 	if err != nil {
 		return false, err
 	}
-	f.held = read.digest
+	f.held, f.spoiled = read.digest, spoiled
+	if spoiled != nil && snap.same(before) {
+		return false, spoiled
+	}
 	f.snapshot.Store(snap)
-	return true, nil
+	return true, spoiled
+}
+
+// same compares all but the generation.
+func (s *Snapshot) same(other *Snapshot) bool {
+	return slices.EqualFunc(s.certificate.Certificate, other.certificate.Certificate, bytes.Equal) && s.SameTrust(other)
 }
 
 // Look reads the files and returns a text by which two readings are told apart:

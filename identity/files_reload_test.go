@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // living is a directory as spiffe-helper writes it, and the source over it.
@@ -80,6 +82,67 @@ func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
 	l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
 	l.becomes(next, 2)
 	l.stays()
+}
+
+// TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack: what a partner
+// publishes must not keep our own SVID from being renewed.
+func TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
+	l := newLiving(t)
+	partner, path := newCA(t, "partner"), filepath.Join(t.TempDir(), "partner.pem")
+	put := func(content string) {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(caPEM(partner))
+	domain := spiffeid.RequireTrustDomainFromString("partner.example")
+	var err error
+	if l.files, err = LoadFiles(FileConfig{Dir: l.dir, Bundles: map[string]string{"partner.example": path}}); err != nil {
+		t.Fatal(err)
+	}
+	foreign := newCA(t, "foreign", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "spiffe://foreign.example")) })
+	for _, row := range []struct {
+		name  string
+		spoil func()
+		want  string
+	}{
+		{"a CA of another trust domain", func() { put(caPEM(partner, foreign)) }, `belongs to trust domain "foreign.example"`},
+		{"a leaf", func() { put(certPEM(partner.issue(t, gatewayID))) }, "is not a CA"},
+		{"garbage", func() { put("garbage") }, "is not PEM"},
+		{"nothing", func() { put("") }, "is empty"},
+		{"no file", func() { _ = os.Remove(path) }, "no such file"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			before := l.files.Snapshot()
+			row.spoil()
+			wants := []string{row.want, `the last bundle of trust domain "partner.example" stays`}
+			for range 2 {
+				changed, err := l.files.Reload()
+				if changed || l.files.Snapshot() != before {
+					t.Error("a snapshot that says nothing new")
+				}
+				checkMessage(t, err, l.dir, wants)
+			}
+			next := l.ca.issue(t, gatewayID)
+			l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
+			l.put("svid.pem", certPEM(next))
+			changed, err := l.files.Reload()
+			checkMessage(t, err, l.dir, wants)
+			snap := l.files.Snapshot()
+			if !changed || snap.Generation() != before.Generation()+1 || !bytes.Equal(snap.Certificate().Certificate[0], next.Certificate[0]) {
+				t.Errorf("changed %v, generation %d after %d: our own SVID is not renewed", changed, snap.Generation(), before.Generation())
+			}
+			roots := x509.NewCertPool()
+			roots.AddCert(partner.cert)
+			if !snap.Roots(domain).Equal(roots) || !snap.SameTrust(before) {
+				t.Error("the last bundle of partner.example is gone")
+			}
+		})
+	}
+	put(caPEM(newCA(t, "partner")))
+	if changed, err := l.files.Reload(); err != nil || !changed || l.files.Snapshot().SameTrust(newSnapshot(t, 1, l.ca.issue(t, gatewayID), bundles{"prod.example": {l.ca}, "partner.example": {partner}})) {
+		t.Errorf("a sound bundle is not taken: changed %v, %v", changed, err)
+	}
 }
 
 func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {

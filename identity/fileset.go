@@ -28,6 +28,7 @@ type fileSet struct {
 type foreignBundle struct {
 	name string // of the trust domain, as it is configured
 	file file
+	err  error // why it could not be read
 }
 
 // read reads all files once.
@@ -49,13 +50,16 @@ func (c FileConfig) read() (*fileSet, error) {
 	read(&set.certificate, "certificate", c.Certificate)
 	read(&set.key, "key", c.Key)
 	read(&set.bundle, "bundle", c.Bundle)
-	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
-		other := foreignBundle{name: name}
-		read(&other.file, "bundle", c.Bundles[name])
-		set.bundles = append(set.bundles, other)
-	}
 	if err != nil {
 		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
+		other := foreignBundle{name: name}
+		if other.file, other.err = readFile("bundle", c.Bundles[name]); other.err != nil {
+			other.file.path, other.file.data = c.Bundles[name], []byte(other.err.Error())
+		}
+		other.file.addTo(hash)
+		set.bundles = append(set.bundles, other)
 	}
 	hash.Sum(set.digest[:0])
 	return set, nil
@@ -80,42 +84,87 @@ func (c FileConfig) settle(last *fileSet) (*fileSet, error) {
 }
 
 // snapshot parses the files and says of every fault in which file it is. What
-// NewSnapshot checks too is checked here for that reason.
-func (s *fileSet) snapshot(generation uint64) (*Snapshot, error) {
+// NewSnapshot checks too is checked here for that reason. In place of a bundle of
+// another trust domain that is unsound stands that of the snapshot before, if
+// there is one, which spoiled then says.
+func (s *fileSet) snapshot(before *Snapshot) (next *Snapshot, spoiled, err error) {
 	chain, key, err := parsePair(s.certificate, s.key)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	id, err := leafID(chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("certificate file %s is not an X509-SVID: %w; the leaf of a workload comes first, with its SPIFFE ID as the only URI SAN", s.certificate.path, err)
+		return nil, nil, fmt.Errorf("certificate file %s is not an X509-SVID: %w; the leaf of a workload comes first, with its SPIFFE ID as the only URI SAN", s.certificate.path, err)
 	}
 	if err := checkValidity(chain[0], time.Now()); err != nil {
-		return nil, fmt.Errorf("certificate file %s: %w", s.certificate.path, err)
+		return nil, nil, fmt.Errorf("certificate file %s: %w", s.certificate.path, err)
 	}
 	own, err := s.bundle.trust(id.TrustDomain())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := own.issued(chain, time.Now()); err != nil {
-		return nil, fmt.Errorf("certificate file %s and bundle file %s: %w", s.certificate.path, s.bundle.path, err)
+		return nil, nil, fmt.Errorf("certificate file %s and bundle file %s: %w", s.certificate.path, s.bundle.path, err)
 	}
-	bundles := []*x509bundle.Bundle{own.bundle()}
+	bundles, spoiled, err := s.foreign(id.TrustDomain(), before)
+	if err != nil {
+		return nil, nil, err
+	}
+	next, err = NewSnapshot(SnapshotConfig{
+		Certificate: pair(chain, key), Bundles: append(bundles, own.bundle()), Generation: before.next(),
+	})
+	return next, spoiled, err
+}
+
+// foreign returns the bundles of trust domains other than our own.
+func (s *fileSet) foreign(own spiffeid.TrustDomain, before *Snapshot) (bundles []*x509bundle.Bundle, spoiled, err error) {
 	for _, foreign := range s.bundles {
-		td, err := spiffeid.TrustDomainFromString(foreign.name)
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("bundle file %s is for %s, which is not a trust domain: %w", foreign.file.path, quoted(foreign.name), err)
-		case td == id.TrustDomain():
-			return nil, fmt.Errorf("bundle file %s is for %s, our own trust domain; its authorities belong into %s", foreign.file.path, quoted(foreign.name), s.bundle.path)
+		t, err := foreign.trust(own, s.bundle.path)
+		if last := before.trust(foreign.name); err != nil && last != nil {
+			spoiled = fmt.Errorf("%w; the last bundle of trust domain %s stays, and all else is used", err, quoted(foreign.name))
+			t, err = last, nil
 		}
-		other, err := foreign.file.trust(td)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		bundles = append(bundles, other.bundle())
+		bundles = append(bundles, t.bundle())
 	}
-	return NewSnapshot(SnapshotConfig{Certificate: pair(chain, key), Bundles: bundles, Generation: generation})
+	return bundles, spoiled, nil
+}
+
+// trust makes the bundle of a trust domain that is not our own.
+func (f foreignBundle) trust(own spiffeid.TrustDomain, ownPath string) (*trust, error) {
+	td, err := spiffeid.TrustDomainFromString(f.name)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("bundle file %s is for %s, which is not a trust domain: %w", f.file.path, quoted(f.name), err)
+	case td == own:
+		return nil, fmt.Errorf("bundle file %s is for %s, our own trust domain; its authorities belong into %s", f.file.path, quoted(f.name), ownPath)
+	case f.err != nil:
+		return nil, f.err
+	}
+	return f.file.trust(td)
+}
+
+// trust returns the bundle of a trust domain other than our own; nil if there is
+// none.
+func (s *Snapshot) trust(name string) *trust {
+	if s == nil || name == s.TrustDomain().Name() {
+		return nil
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return nil
+	}
+	return s.trusted[td]
+}
+
+// next returns the generation of the snapshot behind this one.
+func (s *Snapshot) next() uint64 {
+	if s == nil {
+		return 1
+	}
+	return s.generation + 1
 }
 
 func (t *trust) bundle() *x509bundle.Bundle {

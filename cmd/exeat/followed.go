@@ -35,7 +35,7 @@ func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
 		f.failure = ""
 	case err.Error() != f.failure:
 		f.failure = err.Error()
-		f.log.LogAttrs(ctx, slog.LevelError, "the new "+f.what+" is not used, the last one stays", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelError, "the new "+f.what+" is not used as it is, what cannot be used stays as it was", slog.Any("error", err))
 	}
 	return true
 }
