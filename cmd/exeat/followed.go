@@ -14,7 +14,7 @@ type followed struct {
 		Look() string
 		Reload() (changed bool, err error)
 	}
-	what    string // they hold
+	what    string // they are of
 	log     *slog.Logger
 	failure string // the last error of a reload; reported once
 	seen    string // in the files, by the last reading that was not settled
@@ -35,7 +35,8 @@ func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
 		f.failure = ""
 	case err.Error() != f.failure:
 		f.failure = err.Error()
-		f.log.LogAttrs(ctx, slog.LevelError, "the new "+f.what+" is not used as it is, what cannot be used stays as it was", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelError, "new files are not used as they are, what cannot be used stays as it was",
+			slog.String("of", f.what), slog.Any("error", err))
 	}
 	return true
 }

@@ -30,8 +30,6 @@ type living struct {
 	agent    *workload.Source // nil with files
 	log      *slog.Logger
 	changed  func(ctx context.Context, before, after *identity.Snapshot)
-	failure  string // the last error of a reload; reported once
-	seen     string // in the files, by the last reading that was not settled
 
 	following sync.Mutex
 	last      *identity.Snapshot // that changed was told of; nil before start
