@@ -34,7 +34,7 @@ func (f file) addTo(hash io.Writer) {
 // error: encoding/pem passes over it, and a bundle that its writer had no room
 // for would be one from which authorities have gone.
 func (f file) blocks() ([]*pem.Block, error) {
-	const begin = "\n-----BEGIN "
+	begin := []byte("-----BEGIN ")
 	var all []*pem.Block
 	left := f.data
 	for {
@@ -43,12 +43,9 @@ func (f file) blocks() ([]*pem.Block, error) {
 		if block != nil {
 			through = left[:len(left)-len(rest)]
 		}
-		begun := bytes.Count(through, []byte(begin))
-		if bytes.HasPrefix(through, []byte(begin[1:])) {
-			begun++
-		}
+		begun := bytes.Count(through, begin)
 		if block == nil && begun > 0 || begun > 1 {
-			return nil, fmt.Errorf("%s file %s: PEM block %d is cut short or damaged; see whether what writes it has finished, and had room", f.what, f.path, len(all)+1)
+			return nil, fmt.Errorf("%s file %s: PEM block %d is cut short or damaged; each begins and ends on a line of its own: see whether what writes it has finished", f.what, f.path, len(all)+1)
 		}
 		if block == nil {
 			return all, nil
