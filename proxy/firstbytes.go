@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -28,14 +29,19 @@ type firstBytes struct {
 	current *live.Current
 	record  *audit.Tunnel
 	names   []allowlist.Host // of an address that was allowed by these; nil otherwise
+	addr    netip.AddrPort   // that was dialled
+	become  func(change func(*live.Tunnel))
 
 	reader hello.Reader
 	reason allowlist.Reason // of a refusal
 }
 
-// check returns the check that was decided; record is the tunnel's.
-func (x *exchange) check(record *audit.Tunnel) *firstBytes {
-	c := &firstBytes{request: x.decision.Request, current: x.proxy.cfg.Current, record: record, names: x.bound.names}
+// check returns the check that was decided for a tunnel.
+func (x *exchange) check(r *relaying) *firstBytes {
+	c := &firstBytes{
+		request: x.decision.Request, current: x.proxy.cfg.Current, record: r.record, names: x.bound.names,
+		addr: r.entry.Addr, become: r.become,
+	}
 	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
 		c.mode, c.request = allowlist.TLSOff, allowlist.Request{}
 	}
@@ -94,7 +100,7 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 		if !literal {
 			reason = allowlist.SNIMissing
 		}
-	case err == nil && (host == c.request.Dest.Host || slices.Contains(c.names, host) || literal && c.reaches(host)):
+	case err == nil && (host == c.request.Dest.Host || c.told(host) || literal && c.reaches(host)):
 		seen.TLS = audit.TLSMatch
 	default:
 		seen.TLS, reason = audit.TLSMismatch, allowlist.SNIMismatch
@@ -105,12 +111,33 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 	return seen, reason
 }
 
+// told reports whether a name is one of those that the address was allowed by,
+// and still is. From then on it is what every new state decides.
+func (c *firstBytes) told(name allowlist.Host) bool {
+	if !slices.Contains(c.names, name) {
+		return false
+	}
+	c.become(func(t *live.Tunnel) { t.Request.Dest.Host = name })
+	d := c.decide(name) // after that: a state that came before would not be asked
+	return d.Allowed() && d.CheckAddr(c.addr) == nil
+}
+
 // reaches reports whether the caller of a tunnel to an address may reach a name
-// on the same port, by the state in force.
+// on the same port, by the state in force. Every new state decides that again.
 func (c *firstBytes) reaches(name allowlist.Host) bool {
+	if name.IsAddr() {
+		return false
+	}
+	c.become(func(t *live.Tunnel) { t.Name = name })
+	d := c.decide(name) // as in told
+	return d.Allowed()
+}
+
+// decide asks the state in force about a name in place of the destination.
+func (c *firstBytes) decide(name allowlist.Host) allowlist.Decision {
 	req := c.request
 	req.Dest.Host, req.Time = name, time.Now()
-	return !name.IsAddr() && c.current.Load().Decide(req).Allowed()
+	return c.current.Load().Decide(req)
 }
 
 // why returns the reason of the closed set by which a tunnel was ended.

@@ -79,6 +79,7 @@ type relaying struct {
 	conn   net.Conn // to the origin
 	lease  *limit.Lease
 	entry  *underway
+	known  *live.Tunnel  // what the registry knows: entry, or what became of it
 	record *audit.Tunnel // nil until it was answered
 	check  *firstBytes   // as record
 	early  []byte        // what the client sent behind its request
@@ -122,6 +123,7 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 // newRelaying makes the tunnel and its entry for the registry.
 func (x *exchange) newRelaying(o *opening) *relaying {
 	r := &relaying{proxy: x.proxy, conn: o.conn, entry: x.entry(o.addr)}
+	r.known = &r.entry.Tunnel
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
 	cfg.Spend = x.lease.Spend
@@ -154,7 +156,7 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	}
 	x.open.End()
 	r.record = x.open.Tunnel()
-	r.check = x.check(r.record)
+	r.check = x.check(r)
 	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
 	return false, true
 }
@@ -178,6 +180,16 @@ func (r *relaying) end(ctx context.Context) {
 	r.leave()
 }
 
+// become changes what the registry knows of the tunnel, which is not without it
+// for a moment.
+func (r *relaying) become(change func(*live.Tunnel)) {
+	next := r.entry.Tunnel
+	change(&next)
+	r.proxy.cfg.Registry.Add(&next)
+	r.proxy.cfg.Registry.Remove(r.known)
+	r.known = &next
+}
+
 // leave gives back what the tunnel held: what is no longer in the registry
 // counts nowhere.
 func (r *relaying) leave() {
@@ -185,7 +197,7 @@ func (r *relaying) leave() {
 	if r.lease != nil {
 		r.lease.Close()
 	}
-	r.proxy.cfg.Registry.Remove(&r.entry.Tunnel)
+	r.proxy.cfg.Registry.Remove(r.known)
 }
 
 // confirm decides again if another state has come into force since.

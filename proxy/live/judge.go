@@ -60,6 +60,9 @@ func (j *judge) decide(t *Tunnel) allowlist.Reason {
 		return d.Reason
 	case t.Addr.IsValid() && d.CheckAddr(t.Addr) != nil:
 		return allowlist.ResolvedAddressDenied
+	case !t.Name.IsZero():
+		req.Dest.Host = t.Name
+		return j.state.Decide(req).Reason
 	}
 	return allowlist.NoReason
 }

@@ -18,6 +18,9 @@ type Tunnel struct {
 	// a destination it stands for a connection, which a state forbids that does
 	// not know the identity.
 	Request allowlist.Request
+	// Name is the host that the first bytes asked for, if the request was for an
+	// address; it is decided as well. Zero if there is none.
+	Name allowlist.Host
 	// Addr is the address that was dialled; zero while it is being dialled.
 	Addr netip.AddrPort
 	// Certificates are the caller's, verified in the handshake; nil if the
