@@ -49,7 +49,7 @@ func mutants() []fault {
 		{"a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date", "./proxy", "TestADateThatPassesBetweenDecisionAndTunnel"},
 		of("E", "any server name will do", first, "case err == nil && (host == c.request.Dest.Host", "case err == nil && (host != allowlist.Host{}"),
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
-		of("E", "a name that is allowed on another port will do", first, "return !name.IsAddr() && c.current.Load().Decide(req).Allowed()", "return !name.IsAddr() && c.current.Load().Decide(req).Reason != allowlist.NotOnAllowlist"),
+		of("E", "a name that is allowed on another port will do", first, "// as in told\n\treturn d.Allowed()", "// as in told\n\treturn d.Reason != allowlist.NotOnAllowlist"),
 		of("E", "ECH is never refused", first, "if h.ECH && c.ech == allowlist.ECHRefuse {", "if h.ECH && c.ech != allowlist.ECHRefuse && c.ech != allowlist.ECHRecord {"),
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
