@@ -2,9 +2,9 @@
 // sockets, curl, certificates made by OpenSSL, and a standard Go client.
 //
 // It needs curl, openssl and dig; for DNS also unbound, python3-dnspython,
-// musl-gcc, unshare, ip and mount. Where one is missing the tests that need it are
-// skipped; with CI set in the environment they fail. The flag -bytes says how
-// much TestStream sends each way:
+// musl-gcc, ip, unshare and mount, the last two also for full disks. Where one
+// is missing the tests that need it are skipped; with CI set in the environment
+// they fail. The flag -bytes says how much TestStream sends each way:
 //
 //	go test ./e2e -bytes 1073741824
 package e2e
@@ -15,6 +15,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -82,12 +84,18 @@ type process struct {
 // start runs exeat in a directory until the test ends.
 func start(t *testing.T, dir string, args ...string) *process {
 	t.Helper()
+	return startCommand(t, dir, exeat, args...)
+}
+
+// startCommand runs a command that becomes exeat.
+func startCommand(t *testing.T, dir, name string, args ...string) *process {
+	t.Helper()
 	temp, err := os.MkdirTemp("", "e2e-") //nolint:usetesting // t.TempDir is too long for a unix socket in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{
-		cmd: exec.Command(exeat, args...), stdout: newOutput(), stderr: newOutput(),
+		cmd: exec.Command(name, args...), stdout: newOutput(), stderr: newOutput(),
 		ended: make(chan struct{}), temp: temp,
 	}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.stdout, p.stderr
@@ -150,6 +158,22 @@ func (p *process) listening(t *testing.T, name string) netip.AddrPort {
 		t.Fatal(err)
 	}
 	return addr
+}
+
+// admin asks the admin listener for a path.
+func (p *process) admin(t *testing.T, path string) (code int, text string) {
+	t.Helper()
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://" + p.listening(t, "admin").String() + "/" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
 }
 
 // run runs a program to its end and returns its standard output and error, and

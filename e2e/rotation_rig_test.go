@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -136,17 +135,7 @@ func (r *rotation) dialTLS(t *testing.T, client *tls.Config) net.Conn {
 // admin asks the admin listener.
 func (r *rotation) admin(t *testing.T, path string) (code int, text string) {
 	t.Helper()
-	transport := &http.Transport{DisableKeepAlives: true}
-	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://" + r.process.listening(t, "admin").String() + "/" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
+	return r.process.admin(t, path)
 }
 
 // secondsLeft is how long the gateway's SVID lives by its own account.

@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startOnDisk runs exeat with a file system of its own at the directory disk,
+// mounted with these options.
+func (s site) startOnDisk(t *testing.T, options string) *process {
+	t.Helper()
+	need(t, "unshare", "mount")
+	if os.Getenv("CI") == "" && exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
+		t.Skip("this machine lets nobody make namespaces")
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir, "disk"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return startCommand(t, s.dir, "unshare", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o "$1" none disk && exec "$0" serve`, exeat, options)
+}
+
+// denied asks for what is not allowed and returns the status and the id of the
+// decision.
+func (p *process) denied(t *testing.T) (status int, id string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.listening(t, "own").String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "CONNECT secret.example:443 HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode, resp.Header.Get("X-Exeat-Decision")
+}
+
+// TestFullDisk fills the file system of a record that is required, and empties
+// it again.
+func TestFullDisk(t *testing.T) {
+	for name, sink := range map[string]string{
+		"a file":                 "{name: disk, file: disk/r.jsonl}",
+		"a file that is rotated": "{name: disk, file: disk/r.jsonl, rotate: {size: 1MiB, every: 1h}}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 443)
+			write(t, s.dir, map[string]string{
+				"exeat.yaml": siteConfig + "records: {required: true, sinks: [" + sink + "]}\nadmin: {address: \"127.0.0.1:0\"}\n",
+			})
+			p := s.startOnDisk(t, "size=128k")
+			var told []string
+			if status, id := p.denied(t); status == http.StatusForbidden {
+				told = append(told, id)
+			} else {
+				t.Fatalf("at first: %d", status)
+			}
+			if code, text := p.admin(t, "readyz"); code != http.StatusOK {
+				t.Errorf("not ready at first: %s", text)
+			}
+
+			disk := filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid), "root", s.dir, "disk")
+			filler := filepath.Join(disk, "filler")
+			fill(t, filler)
+			full := false
+			for range 100 { // the last page of the file has room for a few
+				status, id := p.denied(t)
+				if full = status == http.StatusServiceUnavailable; full {
+					break
+				}
+				told = append(told, id)
+			}
+			if status, _ := p.denied(t); !full || status != http.StatusServiceUnavailable {
+				t.Errorf("on a full disk: %d, want 503", status)
+			}
+			if code, text := p.admin(t, "readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "records: sink disk loses records") {
+				t.Errorf("ready on a full disk: %d %s", code, text)
+			}
+
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			status, id := p.denied(t)
+			if status != http.StatusForbidden {
+				t.Errorf("when there is room again: %d, want 403", status)
+			}
+			told = append(told, id)
+			eventually(t, "ready", func() bool { code, _ := p.admin(t, "readyz"); return code == http.StatusOK })
+			text, err := os.ReadFile(filepath.Join(disk, "r.jsonl"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTold(t, string(text), told)
+		})
+	}
+}
+
+// fill writes until there is no room.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+}
+
+// checkTold checks that the decisions that callers were told of are recorded,
+// and that no more than one line was torn.
+func checkTold(t *testing.T, text string, told []string) {
+	t.Helper()
+	recorded, torn := map[string]bool{}, 0
+	for line := range strings.Lines(text) {
+		var r record
+		if json.Unmarshal([]byte(line), &r) != nil {
+			torn++
+		}
+		recorded[r.ID] = true
+	}
+	for _, id := range told {
+		if id == "" || !recorded[id] {
+			t.Errorf("a caller was told of decision %q, which is not recorded", id)
+		}
+	}
+	if torn > 1 {
+		t.Errorf("%d lines are torn:\n%s", torn, text)
+	}
+}
+
+// TestReadOnlyDisk: the gateway does not start where it cannot record.
+func TestReadOnlyDisk(t *testing.T) {
+	s := newSite(t, 443)
+	write(t, s.dir, map[string]string{"exeat.yaml": siteConfig + "records: {file: disk/r.jsonl}\n"})
+	p := s.startOnDisk(t, "ro")
+	if code := p.exit(t); code != 2 {
+		t.Errorf("exit code %d, want 2", code)
+	}
+	if text := p.stderr.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "disk/r.jsonl: read-only file system") {
+		t.Errorf("standard error: %s", text)
+	}
+	p.checkNothingLeft(t)
+}
