@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -273,5 +274,35 @@ func TestNextEnd(t *testing.T) {
 	}
 	if _, ok := (*Policy)(nil).NextEnd(day(1)); ok {
 		t.Error("a nil policy has an end")
+	}
+}
+
+func TestQuarantinedArePatternsOfBothLists(t *testing.T) {
+	line := func(texts ...string) (lines []Quarantined) {
+		for _, text := range texts {
+			p, err := ParseIdentityPattern(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines = append(lines, Quarantined{Pattern: p})
+		}
+		return lines
+	}
+	p, err := Compile(Spec{Quarantine: line("spiffe://td.example/b/**", "spiffe://td.example/a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := p.WithQuarantine(NewQuarantineList(line("spiffe://td.example/a", "spiffe://td.example/0/*")))
+	for _, row := range []struct {
+		p    *Policy
+		want []string
+	}{
+		{nil, nil},
+		{p, []string{"spiffe://td.example/a", "spiffe://td.example/b/**"}},
+		{both, []string{"spiffe://td.example/0/*", "spiffe://td.example/a", "spiffe://td.example/b/**"}},
+	} {
+		if diff := cmp.Diff(row.p.Quarantined(), row.want); diff != "" {
+			t.Errorf("(-got +want):\n%s", diff)
+		}
 	}
 }

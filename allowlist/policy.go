@@ -320,6 +320,24 @@ func NewQuarantineList(lines []Quarantined) *QuarantineList {
 	return l
 }
 
+// Quarantined returns the identity patterns that are cut off, by the policy's own
+// lines or by the list beside it, sorted; nil for a nil policy.
+func (p *Policy) Quarantined() []string {
+	if p == nil {
+		return nil
+	}
+	var all []string
+	for _, l := range []*QuarantineList{p.inline, p.list} {
+		for _, lines := range []map[string]*Quarantined{l.exact, l.one, l.many} {
+			for _, q := range lines {
+				all = append(all, q.Pattern.String())
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // find returns the line that holds for id, nil if there is none.
 func (l *QuarantineList) find(id spiffeid.ID) *Quarantined {
 	if len(l.exact)+len(l.one)+len(l.many) == 0 {

@@ -231,6 +231,14 @@ func TestQuarantineByItself(t *testing.T) {
 		t.Errorf("the tunnel ended with %+v", r)
 	}
 	p.generation(t, 2)
+	event := func(n int, detail string) {
+		t.Helper()
+		r := p.recorded(t, "the quarantine", n, func(r reloadRecord) bool { return r.Event == "quarantine" })
+		if r.Detail != detail || r.Generation != uint64(n+2) || r.Policy == "" {
+			t.Errorf("the quarantine is recorded as %+v, want %q", r, detail)
+		}
+	}
+	event(0, "1 in force; added: "+builder)
 	if status, _ := s.statusBy(t, p, s.client(t, "builder"), "allowed.example"); status != http.StatusForbidden {
 		t.Errorf("the identity that is cut off gets %d", status)
 	}
@@ -239,7 +247,15 @@ func TestQuarantineByItself(t *testing.T) {
 	if r := p.closed(t, 1); r.CloseReason != "client" {
 		t.Errorf("the other tunnel ended with %+v", r)
 	}
-	p.stop(t, 2)
+	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+sidecar+"\"}]\n")
+	event(1, "1 in force; added: "+sidecar+"; released: "+builder)
+	if status, _ := s.statusBy(t, p, s.client(t, "builder"), "allowed.example"); status != http.StatusOK {
+		t.Errorf("the identity that was released gets %d", status)
+	}
+	p.stop(t, 3)
+	if n := strings.Count(p.stdout.String(), `"event":"quarantine"`); n != 2 {
+		t.Errorf("%d records of the quarantine, want 2", n)
+	}
 }
 
 // TestEmptyDirectory starts without any policy; a quarantine list is none.

@@ -48,6 +48,8 @@ type gateway struct {
 	registry live.Registry
 	enforcer *live.Enforcer
 
+	quarantined []string // patterns, by the state in force; belongs to enforced
+
 	telemetry   *telemetry.Telemetry
 	recorder    *audit.Recorder
 	recordFiles []*recordFile

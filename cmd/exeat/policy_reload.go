@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -155,6 +157,7 @@ func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
 	if !e.Held {
 		g.proxy.StateChanged()
 		g.budgets.Apply(e.State.Policy)
+		g.noteQuarantine(e.State)
 		g.telemetry.Instruments().Enforced(e.Took)
 	}
 	attrs := []slog.Attr{
@@ -166,4 +169,37 @@ func (g *gateway) enforced(ctx context.Context, e live.Enforcement) {
 		return
 	}
 	g.log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
+}
+
+// mostNamed is how many patterns of each kind a record of the quarantine names.
+const mostNamed = 10
+
+// noteQuarantine records who is cut off by a new state and was not before, and
+// who is let in again. It is called of one state after the other.
+func (g *gateway) noteQuarantine(s *live.State) {
+	before, now := g.quarantined, s.Policy.Quarantined()
+	if g.quarantined = now; slices.Equal(before, now) {
+		return
+	}
+	detail := fmt.Sprintf("%d in force", len(now))
+	for _, change := range []struct {
+		word        string
+		from, other []string
+	}{{"added", now, before}, {"released", before, now}} {
+		var names []string
+		for _, name := range change.from {
+			if _, stays := slices.BinarySearch(change.other, name); !stays {
+				names = append(names, name)
+			}
+		}
+		if more := len(names) - mostNamed; more > 0 {
+			names = append(names[:mostNamed], fmt.Sprintf("%d more", more))
+		}
+		if len(names) > 0 {
+			detail += "; " + change.word + ": " + strings.Join(names, ", ")
+		}
+	}
+	g.recorder.Event(audit.Record{
+		Event: audit.EventQuarantine, Policy: s.Policy.Version(), Generation: s.Generation, Detail: detail,
+	})
 }

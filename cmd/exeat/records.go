@@ -70,7 +70,7 @@ func denials(r *audit.Record) bool {
 		return r.Reason != allowlist.NoReason
 	case audit.EventHandshake, audit.EventSummary, audit.EventCollapsed:
 		return true
-	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate:
+	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 	}
 	return false
 }

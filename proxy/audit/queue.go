@@ -64,7 +64,7 @@ func isDenial(rec *Record) bool {
 		return rec.Verdict == allowlist.Deny || rec.Verdict == allowlist.Fail
 	case EventHandshake:
 		return true
-	case EventTunnelProgress, EventTunnelClose, EventPolicyReload, EventIdentityRotate, EventSummary:
+	case EventTunnelProgress, EventTunnelClose, EventPolicyReload, EventIdentityRotate, EventQuarantine, EventSummary:
 	}
 	return false
 }

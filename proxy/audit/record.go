@@ -40,6 +40,7 @@ const (
 	EventHandshake      Event = "handshake"
 	EventPolicyReload   Event = "policy.reload"
 	EventIdentityRotate Event = "identity.rotate"
+	EventQuarantine     Event = "quarantine"
 
 	// EventSummary stands for the denials of one identity, or of one source, that
 	// had no room in a sink's queue. Of an IPv6 source it has the first address.

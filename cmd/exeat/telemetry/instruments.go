@@ -133,7 +133,7 @@ func (i *Instruments) Measure(r *audit.Record) {
 	case audit.EventHandshake:
 		i.Handshake(r.Reason)
 	case audit.EventSummary, audit.EventCollapsed: // of decisions that were counted one by one
-	case audit.EventPolicyReload, audit.EventIdentityRotate: // see Reload and Enforced
+	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine: // see Reload and Enforced
 	}
 }
 

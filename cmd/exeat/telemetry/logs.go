@@ -136,7 +136,7 @@ func severityOf(r *audit.Record) log.Severity {
 		if r.Reason != allowlist.NoReason { // a later state forbade it
 			return log.SeverityWarn
 		}
-	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate:
+	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 	}
 	return log.SeverityInfo
 }

@@ -134,6 +134,10 @@ func Samples() []Sample {
 			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9S",
 			Detail: "refused: policy.yaml:4:7: unknown key \"alow\"",
 		}},
+		{"quarantine", audit.Record{
+			Time: now(), Event: audit.EventQuarantine, ID: "01M7Y22XF553ABP5HGTEDQJP9V",
+			Policy: "1a2b3c4d5e6f", Generation: 9, Detail: "2 in force; added: spiffe://prod.example/ns/payments/sa/legacy",
+		}},
 		{"identity-rotate", audit.Record{
 			Time: now(), Event: audit.EventIdentityRotate, ID: "01M7Y22XF553ABP5HGTEDQJP9T",
 			Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/egress/sa/exeat"),

@@ -109,7 +109,7 @@ func (d *document) network(r *audit.Record) {
 	case audit.EventTunnelProgress, audit.EventTunnelClose:
 		total := r.Up + r.Down
 		d.Source.Bytes, d.Destination.Bytes, d.Network.Bytes = &r.Up, &r.Down, &total
-	case audit.EventDecision, audit.EventCollapsed, audit.EventSummary, audit.EventPolicyReload, audit.EventIdentityRotate:
+	case audit.EventDecision, audit.EventCollapsed, audit.EventSummary, audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 	}
 	if r.Protocol == audit.ProtocolDNS {
 		d.dns(r)

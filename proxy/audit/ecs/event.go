@@ -14,8 +14,11 @@ func decided(r *audit.Record) bool {
 
 // category returns the one value of event.category.
 func category(r *audit.Record) string {
-	if r.Event == audit.EventPolicyReload || r.Event == audit.EventIdentityRotate {
+	switch r.Event {
+	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 		return "configuration"
+	case audit.EventDecision, audit.EventCollapsed, audit.EventSummary, audit.EventTunnelProgress, audit.EventTunnelClose,
+		audit.EventHandshake:
 	}
 	return "network"
 }
@@ -45,7 +48,7 @@ func types(r *audit.Record) []string {
 			return []string{"connection", "end", "denied"}
 		}
 		return []string{"connection", "end"}
-	case audit.EventPolicyReload, audit.EventIdentityRotate:
+	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 		return []string{"change"}
 	case audit.EventHandshake:
 	}
@@ -99,7 +102,7 @@ func outcome(r *audit.Record) string {
 		if r.Policy == "" { // nothing that was loaded could be used
 			return "failure"
 		}
-	case audit.EventIdentityRotate:
+	case audit.EventIdentityRotate, audit.EventQuarantine:
 		return "success"
 	case audit.EventSummary, audit.EventTunnelProgress, audit.EventTunnelClose:
 	}

@@ -82,6 +82,9 @@ func (e *event) classify(r *audit.Record) {
 		if r.Policy == "" { // nothing that was loaded could be used
 			e.Status = statusFailure
 		}
+	case audit.EventQuarantine:
+		e.entity(entity{Name: "quarantine", TypeID: entityPolicy, Type: "Policy", Version: r.Policy})
+		e.Status = statusSuccess
 	case audit.EventIdentityRotate:
 		e.entity(entity{
 			Name: "gateway identity", TypeID: other, Type: "X.509-SVID", ID: r.IdentityText(),
