@@ -126,20 +126,24 @@ func TestSettings(t *testing.T) {
 		try         func(t *testing.T, s *setting)
 	}{
 		"listeners[].trace_parent": {"name: own,", "name: own, trace_parent: accept,", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "secret.example", traceparent)
 			s.process.stdout.line(t, regexp.MustCompile(`"event":"decision".*"trace_id":"0123456789abcdef0123456789abcdef"`))
 		}},
 		"listeners[].proxy_protocol": {"name: own,", "name: own, proxy_protocol: 127.0.0.0/8,", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.dial(t, "own").say(t, "PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\nCONNECT secret.example:443 HTTP/1.0\r\n\r\n")
 			s.process.stdout.line(t, regexp.MustCompile(`"event":"decision".*"client":"192\.0\.2\.7:4711"`))
 		}},
 		"listeners[].socket_mode": {"name: socket,", `name: socket, socket_mode: "0666",`, func(t *testing.T, s *setting) {
+			t.Helper()
 			s.process.stderr.line(t, regexp.MustCompile(`listening listener=socket`))
 			if info, err := os.Stat(filepath.Join(s.dir, "exeat.sock")); err != nil || info.Mode().Perm() != 0o666 {
 				t.Errorf("the socket: %v, %v", info, err)
 			}
 		}},
 		"metrics.identities": {"", "admin: {address: '127.0.0.1:0'}\nmetrics: {identities: 1}\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "secret.example")
 			eventually(t, "a series of the identity", func() bool {
 				_, text := s.process.admin(t, "metrics")
@@ -147,25 +151,30 @@ func TestSettings(t *testing.T) {
 			})
 		}},
 		"resolver.nat64": {"    example.com: [127.0.0.1]\n", "    example.com: ['2001:db8:64::a00:1']\n  nat64: 2001:db8:64::/96\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			if _, resp := s.ask(t, "example.com"); resp.StatusCode != http.StatusForbidden {
 				t.Errorf("answered %s", resp.Status)
 			}
 			s.process.stdout.line(t, regexp.MustCompile(`"event":"decision".*"address_class":"private"`))
 		}},
 		"dns.queries_per_second": {"listeners:\n", "dns: {queries_per_second: 1}\nlisteners:\n" + names, func(t *testing.T, s *setting) {
+			t.Helper()
 			eventually(t, "REFUSED", func() bool { return s.lookup(t) == 5 })
 		}},
 		"dns.connections_per_identity": {"listeners:\n", "dns: {connections_per_identity: 1}\nlisteners:\n" + names, func(t *testing.T, s *setting) {
+			t.Helper()
 			s.dial(t, "names")
 			eventually(t, "the end of another connection", func() bool { return s.lookup(t) == -1 })
 		}},
 		"records.collapse": {"", "records: {collapse: 2s}\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			eventually(t, "a record that stands for others", func() bool {
 				s.ask(t, "secret.example")
 				return strings.Contains(s.process.stdout.String(), `"event":"decision.collapsed"`)
 			})
 		}},
 		"records.sinks[].file after SIGHUP": {"", "records: {sinks: [{name: a, file: a.jsonl, only: denials}]}\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			path := filepath.Join(s.dir, "a.jsonl")
 			has := func() bool { data, _ := os.ReadFile(path); return strings.Contains(string(data), `"verdict":"deny"`) }
 			s.ask(t, "secret.example")
@@ -177,12 +186,14 @@ func TestSettings(t *testing.T) {
 			eventually(t, "a record in the new file", func() bool { s.ask(t, "secret.example"); return has() })
 		}},
 		"refusals.disclosure": {"", "refusals: {disclosure: none}\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			_, resp := s.ask(t, "secret.example")
 			if body, _ := io.ReadAll(resp.Body); strings.Contains(resp.Status+string(body), "secret") || resp.Header.Get("X-Exeat-Decision") != "" {
 				t.Errorf("answered %s %v\n%s", resp.Status, resp.Header, body)
 			}
 		}},
 		"http": {"", "http: {via: false, forwarded: pass}\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "own")
 			c.say(t, s.plain("GET", "allowed.example", "X-Forwarded-For: 192.0.2.7"))
 			if h := c.answer(t, "GET").Header; h.Get("Got-Via") != "" || h.Get("Via") != "" || h.Get("Got-Forwarded") != "192.0.2.7" {
@@ -190,11 +201,13 @@ func TestSettings(t *testing.T) {
 			}
 		}},
 		"timeouts.handshake": {"timeouts:\n", "timeouts:\n  handshake: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "mtls")
 			c.say(t, "\x16\x03\x01\x02\x00\x01\x00")
 			c.gone(t)
 		}},
 		"timeouts.head": {"timeouts:\n", "timeouts:\n  head: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "own")
 			c.say(t, "CONNECT ")
 			if resp := c.answer(t, "GET"); resp.StatusCode != http.StatusRequestTimeout {
@@ -202,6 +215,7 @@ func TestSettings(t *testing.T) {
 			}
 		}},
 		"timeouts.client_hello": {"timeouts:\n", "timeouts:\n  client_hello: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.process.generation(t, 1)
 			write(t, s.dir, map[string]string{"policy.yaml": strings.ReplaceAll(sitePolicy([]int{s.port}), "addresses:", "tls: require, addresses:")})
 			s.process.generation(t, 2)
@@ -209,6 +223,7 @@ func TestSettings(t *testing.T) {
 			s.process.stdout.line(t, regexp.MustCompile(`"event":"decision".*"reason":"not-tls"`))
 		}},
 		"timeouts.keep_alive": {"timeouts:\n", "timeouts:\n  keep_alive: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "own")
 			c.say(t, s.plain("GET", "allowed.example"))
 			if resp := c.answer(t, "GET"); resp.StatusCode != http.StatusOK || resp.Close {
@@ -217,12 +232,14 @@ func TestSettings(t *testing.T) {
 			c.gone(t)
 		}},
 		"timeouts.body": {"timeouts:\n", "timeouts:\n  body: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "own")
 			c.say(t, s.plain("POST", "allowed.example", "Content-Length: 10")+"some")
 			c.gone(t)
 			s.process.stdout.line(t, regexp.MustCompile(`"event":"decision".*"reason":"client-gone"`))
 		}},
 		"timeouts.response": {"timeouts:\n", "timeouts:\n  response: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			c := s.dial(t, "own")
 			c.say(t, s.plain("DELETE", "allowed.example"))
 			if resp := c.answer(t, "DELETE"); resp.StatusCode != http.StatusGatewayTimeout {
@@ -230,50 +247,61 @@ func TestSettings(t *testing.T) {
 			}
 		}},
 		"timeouts.tunnel_idle": {"timeouts:\n", "timeouts:\n  tunnel_idle: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "allowed.example")
 			s.ends(t, "idle")
 		}},
 		"timeouts.tunnel_max": {"timeouts:\n", "timeouts:\n  tunnel_max: 1s\n", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "allowed.example")
 			s.ends(t, "max-duration")
 		}},
 		"timeouts.drain_timeout": {"drain_delay: 0s", "{drain_delay: 0s, drain_timeout: 1s}", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "allowed.example")
 			s.process.signal(t, syscall.SIGTERM)
 			s.ends(t, "drain")
 		}},
 		"limits.connections": {"limits: {", "limits: {connections: 2, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.dial(t, "own")
 			s.dial(t, "own")
 			s.limited(t, "allowed.example", http.StatusServiceUnavailable, "busy")
 		}},
 		"limits.head_bytes": {"limits: {", "limits: {head_bytes: 1024, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			if _, resp := s.ask(t, "allowed.example", "X: "+strings.Repeat("a", 1024)); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 				t.Errorf("answered %s", resp.Status)
 			}
 		}},
 		"limits.connections_per_source": {"limits: {", "limits: {connections_per_source: 2, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.dial(t, "own")
 			s.dial(t, "own")
 			s.limited(t, "allowed.example", http.StatusTooManyRequests, "rate-limited")
 		}},
 		"limits.handshakes_per_source": {"limits: {", "limits: {handshakes_per_source: 1, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			eventually(t, "a handshake too many", func() bool {
 				s.dial(t, "mtls").say(t, "\x16")
 				return strings.Contains(s.process.stdout.String(), `"reason":"rate-limited"`)
 			})
 		}},
 		"limits.requests_per_identity": {"requests_per_identity: 100000", "requests_per_identity: 2", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.limited(t, "secret.example", http.StatusTooManyRequests, "rate-limited")
 		}},
 		"limits.connects_per_second": {"connects_per_second: 100000", "connects_per_second: 1", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.limited(t, "allowed.example", http.StatusTooManyRequests, "rate-limited")
 		}},
 		"limits.tunnels": {"limits: {", "limits: {tunnels: 1, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			s.ask(t, "allowed.example")
 			s.limited(t, "allowed.example", http.StatusTooManyRequests, "tunnel-limit")
 		}},
 		"limits.upload_per_hour": {"limits: {", "limits: {upload_per_hour: 1KiB, ", func(t *testing.T, s *setting) {
+			t.Helper()
 			c, _ := s.ask(t, "allowed.example")
 			_, _ = c.Write(make([]byte, 1<<16))
 			s.ends(t, "limit")
