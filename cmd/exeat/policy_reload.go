@@ -181,7 +181,8 @@ func (g *gateway) noteQuarantine(s *live.State) {
 	if g.quarantined = now; slices.Equal(before, now) {
 		return
 	}
-	detail := fmt.Sprintf("%d in force", len(now))
+	var detail strings.Builder
+	fmt.Fprintf(&detail, "%d in force", len(now))
 	for _, change := range []struct {
 		word        string
 		from, other []string
@@ -196,10 +197,10 @@ func (g *gateway) noteQuarantine(s *live.State) {
 			names = append(names[:mostNamed], fmt.Sprintf("%d more", more))
 		}
 		if len(names) > 0 {
-			detail += "; " + change.word + ": " + strings.Join(names, ", ")
+			fmt.Fprintf(&detail, "; %s: %s", change.word, strings.Join(names, ", "))
 		}
 	}
 	g.recorder.Event(audit.Record{
-		Event: audit.EventQuarantine, Policy: s.Policy.Version(), Generation: s.Generation, Detail: detail,
+		Event: audit.EventQuarantine, Policy: s.Policy.Version(), Generation: s.Generation, Detail: detail.String(),
 	})
 }
