@@ -44,7 +44,7 @@ collector: build ## 20,000 decisions through a real OpenTelemetry Collector, kil
 hostile: ## what is promised of hostile inputs: run every case, count, write the table of docs/security.md
 	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
 
-soak: ## good and hostile traffic for SOAK (3m): nothing stays behind, and a flood hurts nobody else
+soak: ## 10,000 half-open handshakes, then hostile traffic for SOAK (3m): nothing stays behind, nobody else is hurt
 	go run ./e2e/soak -for $(or $(SOAK),3m)
 
 # A gateway with a fault may connect to anything: there is nothing to connect to.

@@ -29,7 +29,7 @@ func isolated(ctx context.Context, s *site, o options, out io.Writer) (faults []
 	if err != nil {
 		return nil, err
 	}
-	g, err := s.serve(ctx, "")
+	g, err := s.serve(ctx, hasty)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microseco
 // saturation is how many denied requests a second a gateway without limits
 // answers to who asks as fast as it can.
 func saturation(ctx context.Context, s *site, lasts time.Duration) (float64, error) {
-	g, err := s.serve(ctx, generous)
+	g, err := s.serve(ctx, generous+hasty)
 	if err != nil {
 		return 0, err
 	}

@@ -1,4 +1,6 @@
-// Command soak loads the real exeat with good and hostile traffic at once, as
+// Command soak has callers of the real exeat hold ten thousand handshakes that
+// they do not end, and as many idle tunnels as one identity may have, and looks
+// at its memory. It loads it with good and hostile traffic at once, as
 // much as the machine takes, and looks whether anything stays behind:
 // goroutines, descriptors and heap must return to what they were. Then it
 // measures what an identity that asks now and then notices of another one that
@@ -74,7 +76,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	defer s.end()
 	var faults []string
-	for _, part := range []func(context.Context, *site, options, io.Writer) ([]string, error){mixed, isolated} {
+	for _, part := range []func(context.Context, *site, options, io.Writer) ([]string, error){held, mixed, isolated} {
 		found, err := part(ctx, s, o, stdout)
 		if err != nil {
 			_, _ = fmt.Fprintln(stderr, "soak:", err)

@@ -140,8 +140,12 @@ const generous = `limits:
   connects_per_second: 100000
 `
 
-// serve starts a gateway with limits, "" for those that it ships with.
-func (s *site) serve(ctx context.Context, limits string) (*gateway, error) {
+// hasty does not wait long for hostile callers.
+const hasty = "timeouts: {handshake: 2s, head: 2s, client_hello: 2s, drain_delay: 0s, drain_timeout: 0s}\n"
+
+// serve starts a gateway with more keys of the configuration, which are its
+// limits and timeouts.
+func (s *site) serve(ctx context.Context, more string) (*gateway, error) {
 	config := fmt.Sprintf(`version: 1
 identity: {dir: gateway}
 policy: policy.yaml
@@ -152,8 +156,7 @@ resolver:
   hosts:
     %s: 127.0.0.1
 records: {file: records.jsonl}
-timeouts: {handshake: 2s, head: 2s, client_hello: 2s, drain_delay: 0s, drain_timeout: 0s}
-%s`, goodHost, limits)
+%s`, goodHost, more)
 	path := filepath.Join(s.dir, "exeat.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, err
