@@ -262,10 +262,13 @@ func TestQuarantineByItself(t *testing.T) {
 func TestEmptyDirectory(t *testing.T) {
 	s := newReloadSite(t)
 	dir := t.TempDir()
-	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+dir+"\", poll: 0s}", 1)})
+	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+dir+"\", poll: 0s}", 1) + "admin: {address: '127.0.0.1:0'}\n"})
 	p := start(t, s.dir, "serve")
 	if got := s.status(t, p, "allowed.example"); got != http.StatusServiceUnavailable {
 		t.Errorf("without a policy: %d", got)
+	}
+	if code, text := p.admin(t, "readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "policy: none is loaded") {
+		t.Errorf("readiness without a policy: %d %s", code, text)
 	}
 	replaceFile(t, dir+"/policy.yaml", "version: 1\nidentites: []\n")
 	p.refused(t, 0, "identites")
@@ -278,6 +281,9 @@ func TestEmptyDirectory(t *testing.T) {
 	p.generation(t, 1)
 	if got := s.status(t, p, "allowed.example"); got != http.StatusOK {
 		t.Errorf("with a policy: %d", got)
+	}
+	if code, text := p.admin(t, "readyz"); code != http.StatusOK {
+		t.Errorf("readiness with a policy: %d %s", code, text)
 	}
 	p.stop(t, 1)
 }

@@ -256,6 +256,25 @@ func TestSettings(t *testing.T) {
 			s.ask(t, "allowed.example")
 			s.ends(t, "max-duration")
 		}},
+		"timeouts.drain_delay": {"  drain_delay: 0s\n", "  drain_delay: 1h\nadmin: {address: '127.0.0.1:0'}\n", func(t *testing.T, s *setting) {
+			t.Helper()
+			s.process.generation(t, 1)
+			if code, text := s.process.admin(t, "readyz"); code != http.StatusOK {
+				t.Errorf("not ready at first: %s", text)
+			}
+			s.process.signal(t, syscall.SIGTERM)
+			s.process.stderr.line(t, regexp.MustCompile(`msg=draining`))
+			if code, text := s.process.admin(t, "readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "draining") {
+				t.Errorf("readiness while it serves on: %d %s", code, text)
+			}
+			if _, resp := s.ask(t, "allowed.example"); resp.StatusCode != http.StatusOK {
+				t.Errorf("answered %s while it serves on", resp.Status)
+			}
+			s.process.signal(t, syscall.SIGTERM)
+			if code := s.process.exit(t); code == 0 {
+				t.Error("exit code 0 after a second signal")
+			}
+		}},
 		"timeouts.drain_timeout": {"drain_delay: 0s", "{drain_delay: 0s, drain_timeout: 1s}", func(t *testing.T, s *setting) {
 			t.Helper()
 			s.ask(t, "allowed.example")
