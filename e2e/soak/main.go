@@ -1,10 +1,10 @@
 // Command soak has callers of the real exeat hold ten thousand handshakes that
 // they do not end, and as many idle tunnels as one identity may have, and looks
-// at its memory. It loads it with good and hostile traffic at once, as
-// much as the machine takes, and looks whether anything stays behind:
-// goroutines, descriptors and heap must return to what they were. Then it
-// measures what an identity that asks now and then notices of another one that
-// floods the gateway.
+// at its memory. It loads exeat with good and hostile traffic at once, as much
+// as the machine takes. After each of these it looks whether anything stays
+// behind: goroutines, descriptors and heap must return to what they were. Then
+// it measures what an identity that asks now and then notices of another one
+// that floods the gateway.
 //
 // Exit codes: 0 nothing stayed behind and the figures are within five times
 // their bars, 1 not so, 2 wrong use, or the run could not be finished.
