@@ -282,7 +282,15 @@ func TestSettings(t *testing.T) {
 			if _, resp := s.ask(t, "allowed.example"); resp.StatusCode != http.StatusOK {
 				t.Errorf("answered %s while it serves on", resp.Status)
 			}
-			s.process.signal(t, syscall.SIGTERM)
+			eventually(t, "the end after a second signal, which counts a moment after the first", func() bool {
+				_ = s.process.cmd.Process.Signal(syscall.SIGTERM)
+				select {
+				case <-s.process.ended:
+					return true
+				default:
+					return false
+				}
+			})
 			if code := s.process.exit(t); code == 0 {
 				t.Error("exit code 0 after a second signal")
 			}
