@@ -165,7 +165,7 @@ func TestRecordsReachTheCollector(t *testing.T) {
 	if err := sink.Write(t.Context(), []*audit.Record{&want}); err != nil {
 		t.Fatal(err)
 	}
-	resource := (<-c.logs).GetResourceLogs()[0] // it is there when Write has returned
+	resource := received(t, c.logs).GetResourceLogs()[0]
 	got := resource.GetScopeLogs()[0].GetLogRecords()[0]
 	if body := got.GetBody().GetStringValue(); body != "decision" {
 		t.Errorf("body %q", body)

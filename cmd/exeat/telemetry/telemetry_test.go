@@ -75,6 +75,19 @@ func newCollector(t *testing.T) (c *collector, getenv func(string) string) {
 	})
 }
 
+// received returns the next request, which is there: whoever sent it has been
+// answered.
+func received[M any](t *testing.T, requests <-chan M) M {
+	t.Helper()
+	select {
+	case m := <-requests:
+		return m
+	default:
+		t.Fatal("nothing has reached the collector")
+		panic("unreachable")
+	}
+}
+
 func setenv(t *testing.T, env map[string]string) func(string) string {
 	t.Helper()
 	for k, v := range env {
@@ -158,7 +171,7 @@ func TestSpansReachTheCollector(t *testing.T) {
 	if err := tel.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	resource := (<-c.traces).GetResourceSpans()[0]
+	resource := received(t, c.traces).GetResourceSpans()[0]
 	if name := resource.GetScopeSpans()[0].GetSpans()[0].GetName(); name != "CONNECT" {
 		t.Errorf("span name %q, want CONNECT", name)
 	}
@@ -206,7 +219,7 @@ func TestMetricsReachTheCollector(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]int64{}
-	for _, rm := range (<-c.metrics).GetResourceMetrics() {
+	for _, rm := range received(t, c.metrics).GetResourceMetrics() {
 		for _, sm := range rm.GetScopeMetrics() {
 			for _, m := range sm.GetMetrics() {
 				got[m.GetName()] = 0
