@@ -183,12 +183,27 @@ const atOnce = 8
 // enforce ends what a state that is in force forbids.
 func (e *Enforcer) enforce(ctx context.Context, state *State, now time.Time) Enforcement {
 	e.looked = now
-	done := Enforcement{State: state}
-	j := e.judge(state, now)
-	for _, t := range e.cfg.Registry.standing() {
-		done.Open++
+	j, standing := e.judge(state, now), e.cfg.Registry.standing()
+	done := Enforcement{State: state, Open: len(standing)}
+	for e.end(j, standing, &done) {
+		standing = e.cfg.Registry.standing()
+	}
+	done.Took = time.Since(now)
+	e.tell(ctx, done)
+	return done
+}
+
+// end ends those of the tunnels that are forbidden. It reports whether one of
+// them had left by itself: then another may be in its place, which asked the
+// policy after the swap, and nobody about its certificates.
+func (e *Enforcer) end(j *judge, standing []*Tunnel, done *Enforcement) (left bool) {
+	for _, t := range standing {
 		why := j.forbids(t)
-		if why == allowlist.NoReason || !e.cfg.Registry.end(t, closeReason(why), why) {
+		if why == allowlist.NoReason {
+			continue
+		}
+		if !e.cfg.Registry.end(t, closeReason(why), why) {
+			left = true
 			continue
 		}
 		done.Closed++
@@ -196,9 +211,7 @@ func (e *Enforcer) enforce(ctx context.Context, state *State, now time.Time) Enf
 			runtime.Gosched()
 		}
 	}
-	done.Took = time.Since(now)
-	e.tell(ctx, done)
-	return done
+	return left
 }
 
 func closeReason(why allowlist.Reason) tunnel.Reason {

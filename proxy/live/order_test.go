@@ -2,8 +2,12 @@ package live
 
 import (
 	"context"
+	"crypto/x509"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -90,5 +94,44 @@ func TestEnforcedMayBeNobody(t *testing.T) {
 	registry.Add(&f.Tunnel)
 	if did := e.Put(context.WithoutCancel(t.Context()), nil, false); did.Closed != 1 || registry.Len() != 0 {
 		t.Errorf("%+v, %d registered", did, registry.Len())
+	}
+}
+
+// TestATunnelThatChangesIsNotMissed takes the place of a tunnel, as its first
+// bytes do, after it was judged and before it is told to end.
+func TestATunnelThatChangesIsNotMissed(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		host string // that it becomes a tunnel to
+		want ending
+	}{
+		{"its authority has gone, whatever it is known by", "y.example", ending{tunnel.Revoked, allowlist.IdentityUntrusted}},
+		{"what it becomes is forbidden as well", "z.example", ending{tunnel.Revoked, allowlist.NotOnAllowlist}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			f := newFlow("a", "x.example")
+			var r *rig
+			become := sync.OnceFunc(func() {
+				next := f.Tunnel
+				next.Request.Dest.Host = must(allowlist.ParseHost(row.host))
+				r.registry.Add(&next)
+				r.registry.Remove(&f.Tunnel)
+			})
+			r = newRig(t, func(cfg *EnforcerConfig) {
+				cfg.Trusts = func([]*x509.Certificate) bool {
+					become()
+					return false
+				}
+			})
+			r.current.Swap(policy(entry("a", to("x.example"), to("y.example"))), time.Now())
+			r.registry.Add(&f.Tunnel)
+			e := r.Again(t.Context())
+			if diff := cmp.Diff(row.want, f.ended()); diff != "" {
+				t.Errorf("what it was told (-want +got):\n%s", diff)
+			}
+			if e.Open != 1 || e.Closed != 1 {
+				t.Errorf("%d of %d ended, want 1 of 1", e.Closed, e.Open)
+			}
+		})
 	}
 }
