@@ -103,7 +103,7 @@ func (x *exchange) relay(ctx context.Context, o opening) bool {
 
 	// A reload between the decision and Add found nothing to end: whoever
 	// registers first and looks at the state afterwards cannot miss it.
-	if reason := x.confirm(o.addr); reason != allowlist.NoReason {
+	if reason := x.confirmed(r); reason != allowlist.NoReason {
 		r.leave() // the answer may take its time
 		return x.refuse(ctx, reason)
 	}
@@ -183,7 +183,7 @@ func (r *relaying) end(ctx context.Context) {
 // become changes what the registry knows of the tunnel, which is not without it
 // for a moment.
 func (r *relaying) become(change func(*live.Tunnel)) {
-	next := r.entry.Tunnel
+	next := *r.known
 	change(&next)
 	r.proxy.cfg.Registry.Add(&next)
 	r.proxy.cfg.Registry.Remove(r.known)
@@ -198,6 +198,19 @@ func (r *relaying) leave() {
 		r.lease.Close()
 	}
 	r.proxy.cfg.Registry.Remove(r.known)
+}
+
+// confirmed confirms what the registry knows of the tunnel. Another state may let
+// an address through for another name: then that is what every new state decides.
+func (x *exchange) confirmed(r *relaying) allowlist.Reason {
+	for {
+		reason := x.confirm(r.entry.Addr)
+		dest := x.decision.Dest
+		if reason != allowlist.NoReason || dest == r.known.Request.Dest {
+			return reason
+		}
+		r.become(func(t *live.Tunnel) { t.Request.Dest = dest })
+	}
 }
 
 // confirm decides again if another state has come into force since.

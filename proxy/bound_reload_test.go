@@ -1,0 +1,92 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/x509"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+// TestAnAddressIsAllowedByAnotherNameThanBefore puts a state in force behind a
+// decision that lets an address through for one name; the state lets it through
+// for another. From then on that is what every state decides.
+func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
+	const before, after = "before.wild.example", "after.wild.example"
+	var behind atomic.Pointer[func()]
+	var bindings []resolve.Binding
+	for _, text := range []string{before, after} {
+		name, err := allowlist.ParseHost(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bindings = append(bindings, resolve.Binding{Name: name})
+	}
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		if turn := behind.Swap(nil); turn != nil {
+			(*turn)()
+		}
+		return bindings
+	}})
+	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(hosts ...string) live.Enforcement {
+		var rules []allowlist.Rule
+		for _, host := range hosts {
+			rules = append(rules, with(to(host, g.origin.port), func(r *allowlist.Rule) { r.TLS = allowlist.TLSRequire }))
+		}
+		p, err := allowlist.Compile(allowlist.Spec{Version: "v", Entries: []allowlist.Entry{{Pattern: only("builder"), Allow: rules}}})
+		if err != nil {
+			t.Error(err)
+		}
+		return enforcer.Put(context.WithoutCancel(t.Context()), p, true)
+	}
+	for _, row := range []struct {
+		name string
+		last string // that a further state allows, and nothing else
+		ends bool
+	}{
+		{"a further state allows what the first did", before, true},
+		{"a further state allows what the second did", after, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			put(before)
+			turn := func() { put(after) }
+			behind.Store(&turn)
+			c := g.call(t, "builder")
+			if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+				t.Fatalf("status %s", a.phrase)
+			}
+			c.send(t, clientHello(after, false, 1<<14))
+			origin := g.origin.next(t)
+			if _, err := origin.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			g.next(t, audit.EventDecision)
+			if e := put(row.last); e.Open != 1 || (e.Closed == 1) != row.ends {
+				t.Errorf("%d of %d tunnels were ended, want one to end: %v", e.Closed, e.Open, row.ends)
+			}
+			_ = c.Close()
+			_ = origin.Close()
+			g.next(t, audit.EventTunnelClose)
+			for begin := time.Now(); g.registry.Len() > 0; runtime.Gosched() {
+				if time.Since(begin) > patience {
+					t.Fatal("the tunnel is still in the registry")
+				}
+			}
+		})
+	}
+}
