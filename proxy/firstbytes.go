@@ -64,13 +64,15 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration) *tunnel.Ga
 	}
 }
 
-// handshakeRecord is the first byte of TLS, whatever its version.
-const handshakeRecord = 0x16
-
 func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Ruling {
-	if len(p) > 0 && p[0] != handshakeRecord && c.mode == allowlist.TLSAuto {
-		c.record.Saw(audit.Hello{TLS: audit.TLSNone})
-		return tunnel.Pass
+	if len(p) > 0 && c.mode == allowlist.TLSAuto {
+		switch begins, sure := hello.Begins(p); {
+		case !begins:
+			c.record.Saw(audit.Hello{TLS: audit.TLSNone})
+			return tunnel.Pass
+		case !sure && !last:
+			return tunnel.More
+		}
 	}
 	h, err := c.reader.Read(p)
 	if errors.Is(err, hello.ErrIncomplete) && !last {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -69,6 +70,52 @@ func (g *gateway) checked(t *testing.T) {
 // alert is access_denied.
 const alert = "\x15\x03\x03\x00\x02\x02\x31"
 
+// warning is an alert that says nothing: user_canceled, not fatal. Servers pass over
+// it before a ClientHello, those of crypto/tls for one.
+const warning = "\x15\x03\x01\x00\x02\x01\x5a"
+
+// TestWhatComesBeforeAHello asks a real server: what the gateway takes for no TLS
+// must be none to an origin either.
+func TestWhatComesBeforeAHello(t *testing.T) {
+	g := newGateway(t, options{})
+	g.checked(t)
+	for _, row := range []struct{ name, before string }{
+		{"an alert", warning},
+		{"an alert byte by byte", strings.Join(strings.Split(warning, ""), "|")},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := g.call(t, "builder")
+			if a := c.ask(t, connectTo(g.at("auto.example"))); a.status != 200 {
+				t.Fatalf("answered %s", a.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			origin := g.origin.next(t)
+			asked := make(chan string, 1)
+			server := tls.Server(origin, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				asked <- h.ServerName
+				return nil, io.EOF
+			}})
+			var ended sync.WaitGroup
+			ended.Go(func() { _ = server.HandshakeContext(t.Context()) })
+			for part := range strings.SplitSeq(row.before, "|") {
+				c.send(t, part)
+			}
+			_ = tls.Client(c, &tls.Config{ServerName: "evil.example"}).HandshakeContext(t.Context())
+			_ = c.Close()
+			ended.Wait()
+			select {
+			case name := <-asked:
+				t.Fatalf("a server was asked for %s in a tunnel to auto.example", name)
+			default:
+			}
+			if r := g.next(t, audit.EventDecision); r.Reason != allowlist.NotTLS.String() {
+				t.Errorf("record %+v, want %s", r, allowlist.NotTLS)
+			}
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}
+
 func TestFirstBytes(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
@@ -100,6 +147,10 @@ func TestFirstBytes(t *testing.T) {
 		{"auto: without a name", "auto.example", hello(""), allowlist.SNIMissing, "", "absent", false},
 		{"auto: something like TLS", "auto.example", "\x16SSH", allowlist.NotTLS, "", "not-tls", false},
 		{"auto: another protocol", "auto.example", "SSH-2.0-client\r\n", 0, "", "not-tls", false},
+		{"auto: an alert that a server ignores, and a hello for another host", "auto.example", warning + hello("evil.example"), allowlist.NotTLS, "", "not-tls", false},
+		{"auto: a change of cipher, and a hello for another host", "auto.example", "\x14\x03\x03\x00\x01\x01" + hello("evil.example"), allowlist.NotTLS, "", "not-tls", false},
+		{"auto: another protocol that begins like an alert", "auto.example", "\x15\x03\x00\x01of 789 bytes", 0, "", "not-tls", false},
+		{"auto: another protocol that begins with the byte of one", "auto.example", "\x15\x00", 0, "", "not-tls", false},
 
 		{"off: a hello for another host", "off.example", hello("evil.example"), 0, "", "", false},
 		{"off: another protocol", "off.example", "anything", 0, "", "", false},

@@ -51,6 +51,7 @@ func mutants() []fault {
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
 		of("E", "a name that is allowed on another port will do", first, "// as in told\n\treturn d.Allowed()", "// as in told\n\treturn d.Reason != allowlist.NotOnAllowlist"),
 		of("E", "ECH is never refused", first, "if h.ECH && c.ech == allowlist.ECHRefuse {", "if h.ECH && c.ech != allowlist.ECHRefuse && c.ech != allowlist.ECHRecord {"),
+		of("E", "an alert hides a ClientHello", "proxy/hello/hello.go", "case typeAlert, typeChangeCipher:", "case typeAlert - 21:"),
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), h.Lists("Connection", name):`, `isFraming(name), h.Lists("Connected", name):`),

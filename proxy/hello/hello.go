@@ -44,10 +44,33 @@ const (
 	messageHeader = 4 // type, length (section 4)
 	maxRecord     = 1 << 14
 
-	typeHandshake   = 22
-	typeClientHello = 1
-	majorVersion    = 3 // of every version of TLS
+	typeChangeCipher = 20
+	typeAlert        = 21
+	typeHandshake    = 22
+	typeClientHello  = 1
+	majorVersion     = 3 // of every version of TLS
 )
+
+// Begins reports whether a connection that begins with b may become one of TLS,
+// and whether that is sure: it begins with a handshake record, or with one that a
+// server may pass over before a ClientHello, an alert or a change of cipher. These
+// are known by their header, as other protocols have the same first byte. Nothing
+// is not sure.
+func Begins(b []byte) (begins, sure bool) {
+	if len(b) == 0 {
+		return true, false
+	}
+	switch b[0] {
+	case typeHandshake:
+		return true, true
+	case typeAlert, typeChangeCipher:
+	default:
+		return false, false
+	}
+	const most = 2 // bytes of an alert
+	begins = (len(b) < 2 || b[1] == majorVersion) && (len(b) < 4 || b[3] == 0) && (len(b) < 5 || b[4] <= most)
+	return begins, begins && len(b) >= recordHeader
+}
 
 // Reader finds the end of a ClientHello, looking at every byte once. The zero
 // value is ready. It is not for concurrent use.

@@ -155,6 +155,34 @@ func TestWhatAHelloSays(t *testing.T) {
 	}
 }
 
+func TestBegins(t *testing.T) {
+	for _, row := range []struct {
+		name, b      string
+		begins, sure bool
+	}{
+		{"nothing", "", true, false},
+		{"a handshake", "\x16", true, true},
+		{"a handshake of a version that there is not", "\x16SSH", true, true},
+		{"an alert", "\x15\x03\x01\x00\x02\x01\x00", true, true},
+		{"an alert in two records", "\x15\x03\x03\x00\x01\x01", true, true},
+		{"an empty alert", "\x15\x03\x03\x00\x00", true, true},
+		{"a change of cipher", "\x14\x03\x03\x00\x01\x01", true, true},
+		{"a byte of an alert", "\x15", true, false},
+		{"all but a byte of the header of an alert", "\x15\x03\x04\x00", true, false},
+		{"another version", "\x15\x04", false, false},
+		{"a long record", "\x15\x03\x03\x01", false, false},
+		{"an alert that is too long", "\x15\x03\x03\x00\x03", false, false},
+		{"application data", "\x17\x03\x03\x00\x02", false, false},
+		{"another protocol", "SSH-2.0", false, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if begins, sure := hello.Begins([]byte(row.b)); begins != row.begins || sure != row.sure {
+				t.Errorf("begins: %v, sure: %v; want %v, %v", begins, sure, row.begins, row.sure)
+			}
+		})
+	}
+}
+
 func TestWhatIsNoHello(t *testing.T) {
 	good := record(message(names("a.example")), 1<<14)
 	change := func(at int, c byte) []byte {
