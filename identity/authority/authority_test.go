@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,6 +197,33 @@ func TestOpenMakesAnAuthorityOnceAndKeepsIt(t *testing.T) {
 	checkMode(t, dir, 0o700)
 	checkMode(t, filepath.Join(dir, caKeyFile), 0o600)
 	checkNames(t, dir, caFile, caKeyFile)
+}
+
+func TestOfManyWhoOpenOneMakesTheAuthority(t *testing.T) {
+	const many = 16
+	dir := t.TempDir()
+	var opening sync.WaitGroup
+	bundles := make([]string, many)
+	for i := range many {
+		opening.Go(func() {
+			a, err := Open(dir, trustDomain())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			bundles[i] = string(a.Bundle())
+		})
+	}
+	opening.Wait()
+	stored, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, bundle := range bundles {
+		if bundle != string(stored) {
+			t.Errorf("caller %d has another authority than the directory", i)
+		}
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -25,7 +26,7 @@ const (
 
 // Open returns the authority that dir holds in ca.pem and ca_key.pem. If it
 // holds neither, a new one is made and stored there, the key readable for this
-// user only. Half an authority, an expired one, or one of another trust domain
+// user only; of several callers at the same time one makes it. Half an authority, an expired one, or one of another trust domain
 // is an error.
 func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 	if dir == "" || td.IsZero() {
@@ -36,23 +37,59 @@ func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	certPEM, certErr := root.ReadFile(caFile)
-	keyPEM, keyErr := root.ReadFile(caKeyFile)
-	switch noCert, noKey := errors.Is(certErr, fs.ErrNotExist), errors.Is(keyErr, fs.ErrNotExist); {
-	case noCert && noKey:
-		return create(root, td)
-	case noCert:
-		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caKeyFile, caFile)
-	case noKey:
-		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caFile, caKeyFile)
-	case certErr != nil || keyErr != nil:
-		return nil, fmt.Errorf("reading the authority: %w", errors.Join(certErr, keyErr))
+	held := read(root)
+	if held.noCert() || held.noKey() { // somebody else may be storing one
+		unlock, err := lock(root)
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+		held = read(root)
 	}
-	a, err := load(certPEM, keyPEM, td)
+	switch {
+	case held.noCert() && held.noKey():
+		return create(root, td)
+	case held.noCert():
+		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caKeyFile, caFile)
+	case held.noKey():
+		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caFile, caKeyFile)
+	case held.certErr != nil || held.keyErr != nil:
+		return nil, fmt.Errorf("reading the authority: %w", errors.Join(held.certErr, held.keyErr))
+	}
+	a, err := load(held.cert, held.key, td)
 	if err != nil {
 		return nil, fmt.Errorf("authority in %s: %w; remove %s and %s to make a new one", dir, err, caFile, caKeyFile)
 	}
 	return a, nil
+}
+
+// holding is what a directory has of an authority, as PEM.
+type holding struct {
+	cert, key       []byte
+	certErr, keyErr error
+}
+
+func read(root *os.Root) (h holding) {
+	h.cert, h.certErr = root.ReadFile(caFile)
+	h.key, h.keyErr = root.ReadFile(caKeyFile)
+	return h
+}
+
+func (h *holding) noCert() bool { return errors.Is(h.certErr, fs.ErrNotExist) }
+
+func (h *holding) noKey() bool { return errors.Is(h.keyErr, fs.ErrNotExist) }
+
+// lock waits until nobody else stores an authority in a directory, and keeps
+// others from it until unlock. It ends with the process, too. Some network file
+// systems lock no directory: there two may be made at the same time.
+func lock(root *os.Root) (unlock func(), err error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("opening the directory: %w", err)
+	}
+	for errors.Is(syscall.Flock(int(dir.Fd()), syscall.LOCK_EX), syscall.EINTR) { //nolint:gosec // G115: a descriptor is small
+	}
+	return func() { _ = dir.Close() }, nil
 }
 
 func create(root *os.Root, td spiffeid.TrustDomain) (*Authority, error) {
