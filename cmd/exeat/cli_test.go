@@ -100,6 +100,8 @@ func TestCommandLine(t *testing.T) {
 		{"denied by port names the ports in JSON", check("db.example:443", "-o", "json"), 1, `"allowed_ports":"5432"`, ""},
 		{"mint in JSON", []string{"authority", "mint", "-o", "json", "--dir", t.TempDir(), "--id", builder, "--out", t.TempDir()}, 0, `"id":"` + builder + `"`, ""},
 		{"mint without flags", []string{"authority", "mint"}, 2, "", "needs --id and --out"},
+		{"demo with an origin at another address", []string{"demo", "--check", "--origin", "127.0.0.2:0"}, 0, "ok   1. allowed", ""},
+		{"demo with an origin at every address", []string{"demo", "--check", "--origin", "0.0.0.0:0"}, 0, "ok   1. allowed", ""},
 		{"demo on no address", []string{"demo", "--listen", "nowhere"}, 2, "", "--listen nowhere: write an IP address and a port"},
 		{"a group is used by its commands", []string{"policy", "--help"}, 0, "Usage:\n  exeat policy [command]\n", ""},
 		{"a flag says what it takes", []string{"serve", "--help"}, 0, "--config file ", ""},

@@ -143,7 +143,7 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	policy := f.policy
 	if policy == "" {
 		policy = d.path("policy.yaml")
-		if err := os.WriteFile(policy, []byte(demoPolicy(d.origin.addr.Port())), 0o600); err != nil {
+		if err := os.WriteFile(policy, []byte(demoPolicy(d.origin.addr)), 0o600); err != nil {
 			return err
 		}
 	}
@@ -221,9 +221,9 @@ func (d *demo) remove() {
 	_ = os.RemoveAll(d.dir)
 }
 
-// demoPolicy is the policy of the demo. The origin is on loopback, which only
-// an address range in the rule itself can open.
-func demoPolicy(originPort uint16) string {
+// demoPolicy is the policy of the demo. The origin is on this host, which only an
+// address in the rule itself can open.
+func demoPolicy(origin netip.AddrPort) string {
 	return fmt.Sprintf(`version: 1
 identities:
   - id: %[1]s
@@ -231,12 +231,12 @@ identities:
     allow:
       - host: %[3]s
         ports: [%[4]d]
-        addresses: [127.0.0.1/32]
+        addresses: ["%[5]s"]
   - id: %[2]s
     owner: team-ops
     allow:
       - host: "*.demo.example"
         ports: [%[4]d]
-        addresses: [127.0.0.1/32]
-`, demoBuilder, demoReporter, demoHello, originPort)
+        addresses: ["%[5]s"]
+`, demoBuilder, demoReporter, demoHello, origin.Port(), netip.PrefixFrom(origin.Addr(), origin.Addr().BitLen()))
 }

@@ -43,6 +43,13 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 	if err != nil {
 		return nil, err
 	}
+	if addr.Addr().IsUnspecified() { // that is every address of this host
+		loopback := netip.IPv6Loopback()
+		if addr.Addr().Is4() {
+			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		}
+		addr = netip.AddrPortFrom(loopback, addr.Port())
+	}
 	o := &origin{addr: addr, done: make(chan struct{}), server: &http.Server{
 		Handler:           http.HandlerFunc(greet),
 		ReadHeaderTimeout: 10 * time.Second,
