@@ -87,7 +87,7 @@ func lock(root *os.Root) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the directory: %w", err)
 	}
-	for errors.Is(syscall.Flock(int(dir.Fd()), syscall.LOCK_EX), syscall.EINTR) { //nolint:gosec // G115: a descriptor is small
+	for errors.Is(syscall.Flock(int(dir.Fd()), syscall.LOCK_EX), syscall.EINTR) {
 	}
 	return func() { _ = dir.Close() }, nil
 }
