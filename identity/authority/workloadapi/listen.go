@@ -28,7 +28,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), privateDir); err != nil {
 		return nil, fmt.Errorf("making the directory of the Workload API socket: %w", err)
 	}
-	var config net.ListenConfig
+	config := net.ListenConfig{Control: closedAtBirth}
 	listener, err := config.Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) && abandoned(ctx, path) {
 		if err := os.Remove(path); err != nil {
@@ -44,6 +44,15 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("opening the Workload API socket: %w", err)
 	}
 	return listener, nil
+}
+
+// closedAtBirth makes bind(2) create the socket for its owner only: between bind
+// and chmod, a loose umask would let others connect, and stay. Linux takes the
+// permissions from the descriptor; where it is an error, chmod remains.
+func closedAtBirth(_, _ string, raw syscall.RawConn) error {
+	return raw.Control(func(fd uintptr) {
+		_ = syscall.Fchmod(int(fd), uint32(privateSocket))
+	})
 }
 
 // abandoned says that path is a socket whose owner is gone.

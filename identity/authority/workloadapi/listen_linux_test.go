@@ -1,0 +1,27 @@
+package workloadapi
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestASocketIsBornClosed looks at the socket before chmod would: nobody else
+// can connect in between.
+func TestASocketIsBornClosed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	config := net.ListenConfig{Control: closedAtBirth}
+	l, err := config.Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != privateSocket {
+		t.Errorf("mode %o, want %o", got, privateSocket)
+	}
+}
