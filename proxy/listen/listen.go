@@ -355,7 +355,7 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	if l.behindProxy(caller.Addr.Addr()) {
 		addr, err := l.proxied(conn)
 		switch {
-		case errors.Is(err, io.EOF): // a look whether the port is open
+		case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed): // a look at the port, or the end of ours
 			return false
 		case err != nil:
 			l.cfg.Refused(ctx, caller.Addr, allowlist.MalformedHeader, err.Error())
@@ -413,10 +413,10 @@ func (l *Listener) contain(ctx context.Context, cause any) {
 // goroutine, unlike a context.
 func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, source *limit.Source) error {
 	defer source.End()
-	if err := secure.SetDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
-		return err
+	err := secure.SetDeadline(time.Now().Add(l.cfg.HandshakeTimeout))
+	if err == nil {
+		err = secure.HandshakeContext(context.WithoutCancel(ctx))
 	}
-	err := secure.HandshakeContext(context.WithoutCancel(ctx))
 	switch greeted := secure.ConnectionState().Version != 0; {
 	case greeted && errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
