@@ -15,7 +15,7 @@ import (
 func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 	g := newGateway(t, options{})
 	spec := g.policy()
-	ends := time.Now().Add(300 * time.Millisecond)
+	ends := time.Now().Add(time.Second)
 	for i := range spec.Entries[0].Allow {
 		spec.Entries[0].Allow[i].Expires = ends
 	}

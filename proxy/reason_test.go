@@ -32,7 +32,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		evidence: e,
 		ready:    newGateway(t, options{evidence: e}),
-		hasty:    newGateway(t, options{evidence: e, headTimeout: 150 * time.Millisecond, dialTimeout: 150 * time.Millisecond, forward: forward.Config{Response: 150 * time.Millisecond}}),
+		hasty:    newGateway(t, options{evidence: e, headTimeout: 400 * time.Millisecond, dialTimeout: 400 * time.Millisecond, forward: forward.Config{Response: 400 * time.Millisecond}}),
 		empty:    newGateway(t, options{evidence: e, noPolicy: true}),
 		busy:     newGateway(t, options{evidence: e, slots: 64, headTimeout: time.Hour}),
 		draining: newGateway(t, options{evidence: e}),

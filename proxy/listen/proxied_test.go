@@ -209,10 +209,11 @@ func TestAProxyThatIsSlow(t *testing.T) {
 	if got := <-refusals; got.why != allowlist.MalformedHeader {
 		t.Errorf("refused %+v", got)
 	}
-	silent := dialRaw(t, r.Addr())
+	patient, refused := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
+	silent := dialRaw(t, patient.Addr())
 	_ = silent.(*net.TCPConn).CloseWrite() // a look whether the port is open
 	closed(t, silent)
-	if len(refusals) != 0 {
-		t.Errorf("refused %+v", <-refusals)
+	if len(refused) != 0 {
+		t.Errorf("refused %+v", <-refused)
 	}
 }

@@ -96,7 +96,7 @@ func TestStaleAnswers(t *testing.T) {
 			}
 			return later
 		})
-		r := newResolver(t, cfg, s).impatient(100 * time.Millisecond)
+		r := newResolver(t, cfg, s).impatient(300 * time.Millisecond)
 		check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
 		return r, s
 	}
