@@ -268,6 +268,18 @@ func (c *Classifier) isListener(addr netip.AddrPort) bool {
 	return c.anyPort[addr.Port()] && (a.IsLoopback() || c.own[a])
 }
 
+// SourceOf returns what counts as one source of traffic: an IPv4 address, or the
+// first of the /64 that an IPv6 address is in, since who has one address of that
+// has them all. The zero Addr is a source of its own.
+func SourceOf(addr netip.Addr) netip.Addr {
+	addr = addr.Unmap()
+	if !addr.Is6() {
+		return addr
+	}
+	prefix, _ := addr.Prefix(64) // which every IPv6 address has
+	return prefix.Addr()
+}
+
 // IsNAT64 reports whether a prefix can be one for NAT64: of one of the lengths
 // of RFC 6052 section 2.2, and not IPv4.
 func IsNAT64(p netip.Prefix) bool {

@@ -189,3 +189,20 @@ func within(prefix netip.Prefix, noise uint64) netip.Addr {
 	addr, _ := netip.AddrFromSlice(b)
 	return addr
 }
+
+func TestWhatIsOneSource(t *testing.T) {
+	for _, row := range []struct {
+		a, b string
+		want bool
+	}{
+		{"192.0.2.1", "192.0.2.2", false},
+		{"192.0.2.1", "::ffff:192.0.2.1", true},
+		{"2001:db8::1", "2001:db8::2", true},
+		{"2001:db8::1", "2001:db8:0:1::1", false},
+		{"fe80::1%eth0", "fe80::2%eth1", true},
+	} {
+		if got := SourceOf(netip.MustParseAddr(row.a)) == SourceOf(netip.MustParseAddr(row.b)); got != row.want {
+			t.Errorf("%s and %s: %t", row.a, row.b, got)
+		}
+	}
+}

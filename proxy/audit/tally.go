@@ -17,8 +17,7 @@ const (
 )
 
 // key is who a record is about, for a fair share: the identity, or before there
-// is one the source, which is an IPv4 address or the /64 of an IPv6 address: who
-// has one address of that has them all.
+// is one the source; see allowlist.SourceOf.
 type key struct {
 	identity string
 	addr     netip.Addr
@@ -26,17 +25,9 @@ type key struct {
 
 func keyOf(rec *Record) key {
 	if rec.Identity.IsZero() {
-		return key{addr: sourceOf(rec.Client.Addr())}
+		return key{addr: allowlist.SourceOf(rec.Client.Addr())}
 	}
 	return key{identity: rec.Identity.String()}
-}
-
-func sourceOf(addr netip.Addr) netip.Addr {
-	if addr = addr.Unmap(); !addr.Is6() {
-		return addr
-	}
-	prefix, _ := addr.Prefix(64) // which every IPv6 address has
-	return prefix.Addr()
 }
 
 // tally counts records of one key, or of all keys beyond the bound.

@@ -373,23 +373,6 @@ func TestConnectionsOfASource(t *testing.T) {
 	}
 }
 
-func TestWhatIsOneSource(t *testing.T) {
-	for _, row := range []struct {
-		a, b string
-		want bool
-	}{
-		{"192.0.2.1", "192.0.2.2", false},
-		{"192.0.2.1", "::ffff:192.0.2.1", true},
-		{"2001:db8::1", "2001:db8::2", true},
-		{"2001:db8::1", "2001:db8:0:1::1", false},
-		{"fe80::1%eth0", "fe80::2%eth1", true},
-	} {
-		if got := keyOf(netip.MustParseAddr(row.a)) == keyOf(netip.MustParseAddr(row.b)); got != row.want {
-			t.Errorf("%s and %s: %t", row.a, row.b, got)
-		}
-	}
-}
-
 func TestHandshakesOfASource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSources(Config{Handshakes: 2})

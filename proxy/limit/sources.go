@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // Standing is how a source address stands with its limit.
@@ -53,7 +55,7 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	src := s.of(keyOf(addr))
+	src := s.of(allowlist.SourceOf(addr))
 	limit := s.cfg.Connections
 	if src.open >= limit+(limit+7)/8 {
 		return nil, Refused
@@ -101,15 +103,6 @@ func (s *Source) Close() {
 	s.sources.mu.Lock()
 	defer s.sources.mu.Unlock()
 	s.open--
-}
-
-func keyOf(addr netip.Addr) netip.Addr {
-	addr = addr.Unmap().WithZone("")
-	if addr.Is4() {
-		return addr
-	}
-	prefix, _ := addr.Prefix(64) // which every IPv6 address has
-	return prefix.Addr()
 }
 
 // of is called with mu held.
