@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // startOnDisk runs exeat with a file system of its own at the directory disk,
@@ -21,7 +19,7 @@ func (s site) startOnDisk(t *testing.T, options string) *process {
 	t.Helper()
 	need(t, "unshare", "mount")
 	if os.Getenv("CI") == "" && exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
-		t.Skip("this machine lets nobody make namespaces")
+		t.Skip("no namespaces: unshare --map-root-user is not permitted here")
 	}
 	if err := os.MkdirAll(filepath.Join(s.dir, "disk"), 0o700); err != nil {
 		t.Fatal(err)
@@ -33,14 +31,8 @@ func (s site) startOnDisk(t *testing.T, options string) *process {
 // decision.
 func (p *process) denied(t *testing.T) (status int, id string) {
 	t.Helper()
-	conn, err := net.Dial("tcp", p.listening(t, "own").String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := p.dial(t, "own")
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
 	if _, err := io.WriteString(conn, "CONNECT secret.example:443 HTTP/1.0\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}

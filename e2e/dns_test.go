@@ -270,7 +270,7 @@ func TestDNSWithDNSPython(t *testing.T) {
 func TestDNSStubs(t *testing.T) {
 	need(t, "unshare", "ip", "mount", "getent", "musl-gcc")
 	if os.Getenv("CI") == "" && exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {
-		t.Skip("this machine lets nobody make namespaces")
+		t.Skip("no namespaces: unshare --map-root-user is not permitted here")
 	}
 	dir := t.TempDir()
 	build := func(name string, args ...string) string {

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestDrainAnswersARequestThatIsUnderWay ends the process while a lookup
@@ -25,14 +24,7 @@ func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
 	config := strings.Replace(siteConfig, "resolver:\n", "resolver:\n  servers: [\""+dns.LocalAddr().String()+"\"]\n", 1)
 	write(t, s.dir, map[string]string{"policy.yaml": policy, "exeat.yaml": config + "  dial: 2s\n"})
 	p := start(t, s.dir, "serve")
-	conn, err := net.Dial("tcp", p.listening(t, "own").String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
+	conn := p.dial(t, "own")
 	if _, err := io.WriteString(conn, "CONNECT slow.example:443 HTTP/1.0\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -147,6 +148,20 @@ func (p *process) checkNothingLeft(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left in the temporary directory: %v, %v", left, err)
 	}
+}
+
+// dial connects to a listener, with a deadline and until the test ends.
+func (p *process) dial(t *testing.T, listener string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.listening(t, listener).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
 
 // listening waits for the listener of that name and returns its address.

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // setting is exeat with keys of the configuration that the others leave at
@@ -34,14 +33,7 @@ type client struct {
 
 func (s *setting) dial(t *testing.T, listener string) *client {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.process.listening(t, listener).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
+	conn := s.process.dial(t, listener)
 	return &client{conn, bufio.NewReader(conn)}
 }
 

@@ -3,7 +3,6 @@ package proxy_test
 import (
 	"crypto/x509"
 	"net/netip"
-	"runtime"
 	"testing"
 	"time"
 
@@ -22,15 +21,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 	const asked, other = "asked.wild.example", "other.wild.example"
 	var told []string
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
-		var bound []resolve.Binding
-		for _, text := range told {
-			name, err := allowlist.ParseHost(text)
-			if err != nil {
-				panic(err) // a constant of this test
-			}
-			bound = append(bound, resolve.Binding{Name: name})
-		}
-		return bound
+		return bindings(told...)
 	}})
 	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
 		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
@@ -81,11 +72,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 			_ = c.Close()
 			_ = origin.Close()
 			g.next(t, audit.EventTunnelClose)
-			for begin := time.Now(); g.registry.Len() > 0; runtime.Gosched() {
-				if time.Since(begin) > patience {
-					t.Fatal("the tunnel is still in the registry")
-				}
-			}
+			g.emptied(t)
 		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -196,6 +197,29 @@ func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	}
 	local := allowlist.Local{Listeners: []netip.AddrPort{g.secure, g.plain}}
 	g.current.Swap(policy.WithClassifier(allowlist.NewClassifier(local)), time.Now())
+}
+
+// emptied waits until nothing is open: a tunnel leaves a moment after its record.
+func (g *gateway) emptied(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(patience); g.registry.Len() > 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d are still in the registry", g.registry.Len())
+		}
+	}
+}
+
+// bindings are what the DNS door has told of an address: that it is these names'.
+func bindings(names ...string) []resolve.Binding {
+	all := make([]resolve.Binding, 0, len(names))
+	for _, name := range names {
+		host, err := allowlist.ParseHost(name)
+		if err != nil {
+			panic(err) // the name is the test's own
+		}
+		all = append(all, resolve.Binding{Name: host})
+	}
+	return all
 }
 
 // evidence is what gateways leave behind: records in the order in which they

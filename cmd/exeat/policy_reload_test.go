@@ -61,7 +61,7 @@ func TestStartWhileAWriterIsSlow(t *testing.T) {
 			t.Fatal(err)
 		}
 		if watch.Writing([]string{path}, isPolicyFile) == "" {
-			t.Skip("this file system does not tell who writes")
+			t.Skip("this file system has no leases (fcntl F_SETLEASE), which tell who writes")
 		}
 		put := func(text string) {
 			if _, err := writer.WriteString(text); err != nil {

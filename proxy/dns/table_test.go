@@ -170,7 +170,7 @@ func TestIPv6(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
 		_ = l.Close()
 	} else {
-		t.Skip("this machine has no IPv6")
+		t.Skip("no IPv6 loopback on this machine")
 	}
 	g := newGateway(t, options{})
 	u, err := dns.ListenUDP(t.Context(), dns.UDPConfig{

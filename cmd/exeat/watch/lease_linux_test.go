@@ -23,7 +23,7 @@ func leases(t *testing.T) bool {
 
 func TestOpenForWriting(t *testing.T) {
 	if !leases(t) {
-		t.Skip("this file system does not tell who writes")
+		t.Skip("this file system has no leases (fcntl F_SETLEASE), which tell who writes")
 	}
 	path := t.TempDir() + "/file"
 	for _, row := range []struct {

@@ -243,7 +243,7 @@ func TestEventsThatDoNotCease(t *testing.T) {
 // events.
 func TestAWriterThatPauses(t *testing.T) {
 	if !leases(t) {
-		t.Skip("this file system does not tell who writes")
+		t.Skip("this file system has no leases (fcntl F_SETLEASE), which tell who writes")
 	}
 	root := t.TempDir()
 	path := root + "/policy.yaml"
@@ -287,7 +287,7 @@ func TestARenameWhileItIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !openForWriting(root + "/.tmp") {
-		t.Skip("this file system does not tell who writes")
+		t.Skip("this file system has no leases (fcntl F_SETLEASE), which tell who writes")
 	}
 	rename(t, root+"/.tmp", path)
 	<-r.failures

@@ -92,7 +92,7 @@ func TestNothingIsInherited(t *testing.T) {
 
 func TestUsageIsThatOfTheChild(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("measured on Linux only")
+		t.Skip("no /proc: measured on Linux only")
 	}
 	p, err := process.Start(t.Context(), script(
 		`i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo address=x >&2; exec sleep 60`, 1))
