@@ -132,6 +132,9 @@ func fitting(lines []byte, most int64) []byte {
 	if end < 0 {
 		end = bytes.IndexByte(lines, '\n')
 	}
+	if end < 0 {
+		return lines
+	}
 	return lines[:end+1]
 }
 

@@ -26,8 +26,8 @@ const (
 
 // Open returns the authority that dir holds in ca.pem and ca_key.pem. If it
 // holds neither, a new one is made and stored there, the key readable for this
-// user only; of several callers at the same time one makes it. Half an authority, an expired one, or one of another trust domain
-// is an error.
+// user only; of several callers at the same time one makes it. Half an authority,
+// an expired one, or one of another trust domain is an error.
 func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 	if dir == "" || td.IsZero() {
 		return nil, errors.New("authority needs a directory and a trust domain")
