@@ -58,6 +58,7 @@ const (
 	DialTimeout
 	ResponseFailed
 	ResponseTimeout
+	CutOff // sent on, then ended by the gateway
 
 	PolicyUnavailable
 	AuditUnavailable
@@ -199,6 +200,9 @@ func (r Reason) Info() ReasonInfo {
 	case ResponseTimeout:
 		return ReasonInfo{"response-timeout", 504, "http_response_timeout", "gave no HTTP answer in time"}
 
+	case CutOff:
+		return ReasonInfo{"cut-off", 502, "connection_terminated", "was cut off by the gateway after the request had been sent on"}
+
 	case PolicyUnavailable:
 		return ReasonInfo{"policy-unavailable", 503, "proxy_configuration_error", "no policy is loaded"}
 	case AuditUnavailable:
@@ -218,6 +222,19 @@ func (r Reason) Info() ReasonInfo {
 	case NoReason, reasonCount:
 	}
 	return ReasonInfo{Status: 500, ProxyError: "proxy_internal_error", Text: "the gateway failed"}
+}
+
+// Verdict returns the verdict of a request that ends for the reason: Fail for
+// what did not work and for the gateway's own state, else Deny. A limit of a
+// source has the reason of one of an identity, and fails all the same.
+func (r Reason) Verdict() Verdict {
+	switch r { //nolint:exhaustive // everything else is a denial
+	case ResolveFailed, ResolveTimeout, DialFailed, DialRefused, DialTimeout, ResponseFailed, ResponseTimeout, CutOff,
+		PolicyUnavailable, AuditUnavailable, Busy, Draining, InternalError,
+		TLSHandshakeFailed, ClientGone:
+		return Fail
+	}
+	return Deny
 }
 
 // observable reports whether observe mode lets a request through that has this

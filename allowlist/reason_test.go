@@ -67,6 +67,9 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r <= NameBudget:
 			errors = []string{"connection_limit_reached"}
 			wantStatus(t, r, 429)
+		case r == CutOff:
+			errors = []string{"connection_terminated"}
+			wantStatus(t, r, 502)
 		case r <= ResponseTimeout:
 			errors = []string{
 				"dns_error", "dns_timeout", "destination_unavailable", "connection_refused", "connection_timeout",

@@ -185,7 +185,7 @@ func TestGeneratedReasons(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString(`# Reasons
 
-Every refusal has one reason of this closed set. 403 means policy and nothing else; 407 identity; 502 and 504 the destination; 503 the gateway. The table is generated from the code (` + "`make generate`" + `).
+Every refusal has one reason of this closed set. 403 means policy, and that nothing left; 407 identity; 502 and 504 the destination, or an exchange that was cut off after it began; 503 the gateway, and that nothing left. The table is generated from the code (` + "`make generate`" + `).
 
 | Reason | Status | Proxy-Status error | What the caller is told |
 |---|---|---|---|

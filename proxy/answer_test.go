@@ -81,7 +81,7 @@ func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 			<-served
 			_ = c.Close()
 			r := g.next(t, audit.EventDecision)
-			if r.Verdict != "deny" || r.Reason != "policy-unavailable" || r.Status != 0 {
+			if r.Verdict != "fail" || r.Reason != "policy-unavailable" || r.Status != 0 {
 				t.Errorf("record %+v, want what ended it", r)
 			}
 			if left := g.rest(t); len(left) > 0 {

@@ -186,7 +186,7 @@ func TestUploadOfPlainRequests(t *testing.T) {
 	for _, row := range []struct {
 		body int
 		want string
-	}{{900, ""}, {1101, "upload-limit"}} {
+	}{{900, ""}, {1101, "cut-off"}} {
 		c := g.call(t, "builder")
 		c.send(t, fmt.Sprintf("POST http://%s/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s",
 			g.at("allowed.example"), row.body, strings.Repeat("b", row.body)))
@@ -208,7 +208,7 @@ func TestUploadOfPlainRequests(t *testing.T) {
 			t.Fatalf("%d bytes: %v", row.body, err)
 		}
 		a := answer{header: resp.Header}
-		if a.reason() != row.want || row.want != "" && resp.StatusCode != http.StatusTooManyRequests {
+		if a.reason() != row.want || row.want != "" && resp.StatusCode != http.StatusBadGateway {
 			t.Errorf("%d bytes: answered %s (%s), want %q", row.body, resp.Status, a.reason(), row.want)
 		}
 		if r := g.next(t, audit.EventDecision); r.Reason != row.want {
@@ -227,10 +227,12 @@ func TestUploadOfHeads(t *testing.T) {
 	for _, row := range []struct {
 		name, request string
 		out           bool // the head goes out
+		status        int
+		reason        string
 	}{
-		{"a query", "GET http://%s/?%s HTTP/1.1\r\nHost: x\r\n\r\n", false},
-		{"a field", "GET http://%s/ HTTP/1.1\r\nHost: x\r\nX-Out: %s\r\n\r\n", false},
-		{"a trailer", "POST http://%s/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Out\r\n\r\n1\r\nb\r\n0\r\nX-Out: %s\r\n\r\n", true},
+		{"a query", "GET http://%s/?%s HTTP/1.1\r\nHost: x\r\n\r\n", false, 429, "upload-limit"},
+		{"a field", "GET http://%s/ HTTP/1.1\r\nHost: x\r\nX-Out: %s\r\n\r\n", false, 429, "upload-limit"},
+		{"a trailer", "POST http://%s/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Out\r\n\r\n1\r\nb\r\n0\r\nX-Out: %s\r\n\r\n", true, 502, "cut-off"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -242,7 +244,7 @@ func TestUploadOfHeads(t *testing.T) {
 				t.Errorf("the origin got %d bytes", len(got))
 			}
 			a := c.answer(t)
-			if r := g.next(t, audit.EventDecision); a.status != 429 || a.reason() != "upload-limit" || r.Reason != "upload-limit" {
+			if r := g.next(t, audit.EventDecision); a.status != row.status || a.reason() != row.reason || r.Reason != row.reason {
 				t.Errorf("answered %s, record %+v", a.phrase, r)
 			}
 			if row.out {

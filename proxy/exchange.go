@@ -36,10 +36,12 @@ type exchange struct {
 	decision allowlist.Decision
 	bound    bound // how an address literal came to be allowed, if by its names
 	detail   string
-	lease    *limit.Lease // of the tunnel; nil before there is one
-	settled  func()       // ends what pend began; nil if nothing is pending
-	rested   bool         // a plain request was answered on this connection
-	refused  int          // callers without identity on it
+	lease    *limit.Lease     // of the tunnel; nil before there is one
+	settled  func()           // ends what pend began; nil if nothing is pending
+	rested   bool             // a plain request was answered on this connection
+	sent     bool             // a byte of the plain request may have gone out
+	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
+	refused  int              // callers without identity on it
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -84,7 +86,7 @@ func (x *exchange) next(ctx context.Context) bool {
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
 	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
-	x.bound = bound{}
+	x.bound, x.sent, x.cut = bound{}, false, allowlist.NoReason
 }
 
 // await sets the time for the next head. Behind an answered plain request the
@@ -239,7 +241,6 @@ func (x *exchange) connect(ctx context.Context) (dial.Result, allowlist.Reason) 
 		if reason == allowlist.NoReason || why == allowlist.NoReason {
 			return res, reason
 		}
-		x.open.Verdict = allowlist.Deny
 		if why == allowlist.Draining {
 			return res, why
 		}
@@ -289,14 +290,8 @@ func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result,
 		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
 	}
 	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
-	switch status := reason.Info().Status; {
-	case reason == allowlist.NoReason:
-	case reason == allowlist.ResolvedAddressDenied:
-		x.open.Verdict, x.open.Class = allowlist.Deny, res.Class
-	case status == http.StatusForbidden || status == http.StatusTooManyRequests: // of an alias, of a limit
-		x.open.Verdict = allowlist.Deny
-	default:
-		x.open.Verdict = allowlist.Fail
+	if reason == allowlist.ResolvedAddressDenied {
+		x.open.Class = res.Class
 	}
 	return reason
 }
@@ -306,10 +301,7 @@ func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result,
 func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 	x.release() // what is refused needs no tunnel, and the answer may take its time
 	rec := x.open
-	if x.detail != "" {
-		rec.Detail = x.detail
-	}
-	x.record(reason)
+	reason = x.record(reason)
 	if reason.Info().Status != 0 && rec.Commit(context.WithoutCancel(ctx)) != nil {
 		reason, x.detail = allowlist.AuditUnavailable, "" // what cannot be recorded is not even refused by its name
 		x.record(reason)
@@ -323,6 +315,9 @@ func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 		JSON:     x.head != nil && strings.Contains(x.head.Get("Accept"), "application/problem+json"),
 	}.Append(nil, x.proxy.cfg.Disclosure)
 	err := x.write(answer)
+	if err != nil {
+		rec.Status = 0 // nobody has it
+	}
 	rec.End()
 	if err != nil || len(answer) == 0 {
 		return false
@@ -350,16 +345,45 @@ func (x *exchange) keeps(reason allowlist.Reason) bool {
 	return false
 }
 
-// record notes the answer that is about to be sent.
-func (x *exchange) record(reason allowlist.Reason) {
-	rec := x.open
-	rec.Reason, rec.Status = reason, reason.Info().Status
-	switch {
-	case reason == allowlist.ClientGone:
-		rec.Verdict = allowlist.Fail
-	case rec.Verdict != allowlist.Fail:
-		rec.Verdict, rec.WouldReason = allowlist.Deny, allowlist.NoReason
+// record notes the answer that is about to be sent, and returns its reason. A
+// request that was sent on is not refused any more: it was cut off, and may have
+// been carried out.
+func (x *exchange) record(reason allowlist.Reason) allowlist.Reason {
+	if x.sent && keepsIn(reason) {
+		x.detail, x.cut, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
 	}
+	rec := x.open
+	rec.Reason, rec.Status, rec.Verdict = reason, reason.Info().Status, reason.Verdict()
+	if x.sent || reason == allowlist.RateLimited && x.conn.Caller.Limited { // a source's limit is the gateway's own state
+		rec.Verdict = allowlist.Fail
+	}
+	if rec.Verdict == allowlist.Deny {
+		rec.WouldReason = allowlist.NoReason
+	}
+	if x.detail != "" {
+		rec.Detail = x.detail
+	}
+	return reason
+}
+
+// unanswered notes that no answer could be sent, because the client has left or,
+// if there is a reason, because the request was ended meanwhile.
+func (x *exchange) unanswered(why allowlist.Reason) {
+	if why == allowlist.NoReason {
+		why = allowlist.ClientGone
+	}
+	x.record(why)
+	x.open.Status = 0
+}
+
+// keepsIn reports whether an answer with the reason says that nothing of the
+// request has left.
+func keepsIn(reason allowlist.Reason) bool {
+	switch reason.Info().Status {
+	case http.StatusForbidden, http.StatusProxyAuthRequired, http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return true
+	}
+	return false
 }
 
 // write sends an answer within the head timeout.
@@ -403,7 +427,6 @@ func (x *exchange) abandon(ctx context.Context) {
 		return
 	}
 	defer func() { _ = recover() }() // the answer is a courtesy: nothing more may come of it
-	x.open.Verdict = allowlist.Fail
 	x.detail = ""
 	x.refuse(ctx, allowlist.InternalError)
 }

@@ -121,7 +121,7 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 			}
 			if origin != "" {
 				c.gone(t)
-			} else if a := c.answer(t); a.status != 403 || a.reason() != "identity-unknown" {
+			} else if a := c.answer(t); a.status != 502 || a.reason() != "cut-off" {
 				t.Errorf("answered %s", a.phrase)
 			}
 			g.next(t, audit.EventDecision)

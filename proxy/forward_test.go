@@ -811,10 +811,10 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 					t.Errorf("the client got %q and no error", rest)
 				}
 			} else {
-				if a := c.answer(t); a.status != 403 || a.reason() != "identity-unknown" {
+				if a := c.answer(t); a.status != 502 || a.reason() != "cut-off" {
 					t.Errorf("answered %s", a.phrase)
 				}
-				if decision := g.next(t, audit.EventDecision); decision.Reason != "identity-unknown" || decision.Policy != "two" || decision.Verdict != "deny" {
+				if decision := g.next(t, audit.EventDecision); decision.Reason != "cut-off" || decision.Policy != "one" || decision.Verdict != "fail" {
 					t.Errorf("record %+v", decision)
 				}
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -57,13 +58,21 @@ func (x *exchange) forward(ctx context.Context) bool {
 	for {
 		f := &forwarding{exchange: x, start: time.Now()}
 		res := f.carry(ctx)
+		x.sent = res.Sent
 		switch {
 		case res.Switched != nil:
-			return x.relay(ctx, opening{
+			again := x.relay(ctx, opening{
 				conn: res.Switched.Conn, addr: res.Switched.Dialed.Addr,
 				status: http.StatusSwitchingProtocols, answer: res.Switched.Head,
 			})
+			if x.conn.Rest == nil { // it became no tunnel
+				f.close(ctx, res)
+			}
+			return again
 		case res.Reason == allowlist.NoReason:
+			if res.Limited {
+				x.cut = allowlist.UploadLimit
+			}
 			x.settle()
 			f.close(ctx, res)
 			if res.Cut {
@@ -169,8 +178,9 @@ func (f *forwarding) answer(ctx context.Context, status int, write func() error)
 		return &forward.Error{Reason: allowlist.AuditUnavailable}
 	}
 	err := write()
-	if err != nil && !x.open.Committed() {
-		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
+	if err != nil {
+		x.sent = true
+		x.unanswered(f.why())
 	}
 	x.open.End()
 	return err
@@ -185,32 +195,26 @@ func (f *forwarding) why() allowlist.Reason {
 }
 
 // failed returns the reason for a refusal, or NoReason for another try: when a
-// state has ended this one, and the state of now allows the request again. The
-// record then tells of one state, the last.
+// state has ended this one before anything went out, and the state of now allows
+// the request again. The record then tells of one state, the last.
 func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.Reason {
 	x, why := f.exchange, f.why()
 	switch {
-	case why == allowlist.Draining:
-		x.open.Verdict = allowlist.Deny
+	case why == allowlist.Draining, why != allowlist.NoReason && res.Sent:
 		return why
 	case why != allowlist.NoReason:
-		x.open.Verdict = allowlist.Deny
 		if reason := x.again(); reason != allowlist.NoReason {
 			return reason
 		}
-		if x.body == 0 && res.Up == 0 {
-			x.settle()
-			return allowlist.NoReason
+		if x.body != 0 { // some of it may have been read, which nobody can read again
+			x.detail = live.EndedBy(why).String()
+			return allowlist.CutOff
 		}
-		x.open.Verdict = allowlist.Fail
-		return allowlist.ResponseFailed
+		x.settle()
+		return allowlist.NoReason
 	}
 	if _, ok := errors.AsType[*dial.Error](res.Err); ok {
 		return x.dialed(ctx, f.start, res.Dialed, res.Err, f.pending)
-	}
-	status := res.Reason.Info().Status
-	if f.record != nil || status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
-		x.open.Verdict = allowlist.Fail // it was allowed, and may have gone out
 	}
 	return res.Reason
 }
@@ -221,19 +225,21 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 		return
 	}
 	reason, why := tunnel.Upstream, f.why()
+	if why == allowlist.NoReason {
+		why = f.cut
+	}
 	switch {
-	case why == allowlist.Draining:
-		reason, why = tunnel.Drain, allowlist.NoReason
-	case why == allowlist.QuarantinedIdentity:
-		reason = tunnel.Quarantined
+	case res.Complete: // what ends it now comes too late
+		why = allowlist.NoReason
 	case why != allowlist.NoReason:
-		reason = tunnel.Revoked
-	case res.Reason == allowlist.UploadLimit:
-		reason, why = tunnel.Limit, allowlist.UploadLimit
+		reason = live.EndedBy(why)
 	case res.Reason == allowlist.ClientGone:
 		reason = tunnel.Client
-	case !res.Complete:
+	default:
 		reason = tunnel.Error
+	}
+	if reason == tunnel.Drain {
+		why = allowlist.NoReason
 	}
 	f.record.Close(ctx, res.Up, res.Down, reason.String(), why)
 }

@@ -144,10 +144,7 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 		return x.refuse(ctx, allowlist.AuditUnavailable), false
 	}
 	if err := x.write(o.answer); err != nil {
-		x.open.Status, x.open.Verdict, x.open.Reason = 0, allowlist.Fail, allowlist.ClientGone
-		if why := r.entry.why(); why != allowlist.NoReason { // it was ended while it was answered
-			x.open.Verdict, x.open.Reason = allowlist.Deny, why
-		}
+		x.unanswered(r.entry.why())
 		x.open.End()
 		if x.open.Committed() { // it had to be recorded before the answer, as allowed
 			x.open.Tunnel().Close(ctx, 0, 0, tunnel.Client.String(), allowlist.NoReason)

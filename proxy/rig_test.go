@@ -264,6 +264,7 @@ type record struct {
 	SpanID        string `json:"span_id"`
 	CallerTraceID string `json:"caller_trace_id"`
 	Count         uint64 `json:"count"` // of a summary
+	Detail        string `json:"detail"`
 }
 
 func newEvidence(tb testing.TB) *evidence {

@@ -220,7 +220,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("answered %s %v", a.phrase, a.header)
 	}
 	waiting.ended(t)
-	if r := g.next(t, audit.EventDecision); r.Reason != "draining" || r.Verdict != "deny" {
+	if r := g.next(t, audit.EventDecision); r.Reason != "draining" || r.Verdict != "fail" {
 		t.Errorf("record %+v", r)
 	}
 	pingPong(t, c, origin)

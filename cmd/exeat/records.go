@@ -14,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // openRecords makes the sinks of the configuration. What it opened stands in g
@@ -60,11 +61,15 @@ func (g *gateway) othersKeep(sink config.RecordSink) bool {
 }
 
 // denials is what "only: denials" keeps: decisions that are not allowed (an
-// observed one would not be), tunnels that a later state ended, failed
-// handshakes, and what stands for many of these.
+// observed one would not be), requests and tunnels that a later state ended,
+// failed handshakes, and what stands for many of these. What was cut off for
+// another reason was allowed and stays so.
 func denials(r *audit.Record) bool {
 	switch r.Event {
 	case audit.EventDecision:
+		if r.Reason == allowlist.CutOff {
+			return r.Detail == tunnel.Revoked.String() || r.Detail == tunnel.Quarantined.String()
+		}
 		return r.Verdict != allowlist.Allow
 	case audit.EventTunnelClose:
 		return r.Reason != allowlist.NoReason

@@ -8,8 +8,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
 // TestASinkOfOpenTelemetryThatIsDisabled is left out if that loses nothing: it
@@ -49,5 +51,29 @@ func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 				t.Errorf("sinks (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestOnlyDenials: what "only: denials" keeps of the decisions.
+func TestOnlyDenials(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		rec  audit.Record
+		kept bool
+	}{
+		{"allowed", audit.Record{Verdict: allowlist.Allow}, false},
+		{"denied", audit.Record{Reason: allowlist.NotOnAllowlist}, true},
+		{"observed", audit.Record{Verdict: allowlist.Observe, WouldReason: allowlist.NotOnAllowlist}, true},
+		{"no policy", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.PolicyUnavailable}, true},
+		{"not recorded", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.AuditUnavailable}, true},
+		{"revoked", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.CutOff, Detail: "revoked"}, true},
+		{"quarantined", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.CutOff, Detail: "quarantined"}, true},
+		{"drained", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.CutOff, Detail: "drain"}, false},
+		{"limited", audit.Record{Verdict: allowlist.Fail, Reason: allowlist.CutOff, Detail: "limit"}, false},
+	} {
+		row.rec.Event = audit.EventDecision
+		if kept := denials(&row.rec); kept != row.kept {
+			t.Errorf("%s: kept: %v, want %v", row.name, kept, row.kept)
+		}
 	}
 }

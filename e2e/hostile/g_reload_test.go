@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func reloadRows(program *program) []row {
@@ -46,6 +48,11 @@ func reloadRows(program *program) []row {
 			{"and the tunnel ends", func(t *testing.T, _ *gateway) { expires(t, true) }},
 		}},
 		{"G8", "the clock is set forward or back over a date of the policy", "the date counts by the clock as it is then, not by the time that has passed", []scenario{{"forward and back", clockSteps}}},
+		{"G9", "a policy, a quarantine or the end of the gateway that comes while an origin has a plain request, whole or in part", "502 `cut-off`, recorded as failed with what ended it: 403 and 503 are only for what was not sent", []scenario{
+			{"a policy that forbids it", func(t *testing.T, g *gateway) { cutOff(t, g, "revoked") }},
+			{"a quarantine", func(t *testing.T, g *gateway) { cutOff(t, g, "quarantined") }},
+			{"the end of the time to drain", func(t *testing.T, _ *gateway) { cutOff(t, newGateway(t, options{}), "drain") }},
+		}},
 	}
 }
 
@@ -237,6 +244,40 @@ func revoked(t *testing.T, g *gateway) {
 	}
 	denied(allowlist.NotOnAllowlist, connectTo("allowed.example:PORT"), "allowed.example").run(t, g)
 	g.put(t, g.policy())
+}
+
+// cutOff ends a POST of which the origin has a part.
+func cutOff(t *testing.T, g *gateway, how string) {
+	c := g.call(t, "builder")
+	c.send(t, g.fill("POST http://allowed.example:PORT/ HTTP/1.1\r\n"+host+"Content-Length: 10\r\n\r\nhalf"))
+	o := g.origin.next(t)
+	defer func() { _ = o.Close() }()
+	req, err := http.ReadRequest(bufio.NewReader(o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(req.Body, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	switch how {
+	case "revoked":
+		g.put(t, strings.Replace(g.policy(), "host: allowed.example", "host: other.example", 1))
+		defer g.put(t, g.policy())
+	case "quarantined":
+		g.put(t, strings.Replace(g.policy(), "\nquarantine:\n", "\nquarantine:\n  - id: "+id("builder")+"\n    reason: INC-77\n", 1))
+		defer g.put(t, g.policy())
+	case "drain":
+		g.registry.EndAll(tunnel.Drain)
+	}
+	if got := c.answer(t); got.status != 502 || got.reason() != "cut-off" {
+		t.Errorf("answered %s", got.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "fail" || r.Reason != "cut-off" || r.Detail != how || r.Status != 502 {
+		t.Errorf("record %+v", r)
+	}
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != how {
+		t.Errorf("record %+v", r)
+	}
 }
 
 // until allows held.example and allowed.example until a date.

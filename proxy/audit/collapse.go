@@ -72,7 +72,7 @@ func newCollapser(length time.Duration, put func(*Record)) *collapser {
 // id of that one and must not be written. It reports false for anything else,
 // which is to be written.
 func (c *collapser) join(rec *Record) bool {
-	if c == nil || rec.Event != EventDecision || rec.Verdict != allowlist.Deny {
+	if c == nil || rec.Event != EventDecision || !rec.KeptIn() {
 		return false
 	}
 	s := sameOf(rec)

@@ -148,6 +148,19 @@ func (r *Record) IsTunnel() bool {
 	return r.Protocol != ProtocolHTTP && r.Protocol != ProtocolDNS || r.Status == http.StatusSwitchingProtocols
 }
 
+// KeptIn reports whether a decision let nothing out: policy or a limit denied it,
+// or the gateway's own state did.
+func (r *Record) KeptIn() bool {
+	switch r.Verdict {
+	case allowlist.Deny:
+		return true
+	case allowlist.Fail:
+		return r.Reason == allowlist.RateLimited || r.Reason.Info().Status == http.StatusServiceUnavailable
+	case allowlist.Allow, allowlist.Observe:
+	}
+	return false
+}
+
 // DNS is what a query asked and how it was answered.
 type DNS struct {
 	Type     allowlist.QueryType // zero if none was read

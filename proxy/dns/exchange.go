@@ -168,7 +168,7 @@ func (x *exchange) look(ctx context.Context) {
 	x.looked = now.Sub(begin)
 	if state := x.server.cfg.Current.Load(); state != x.state { // what was allowed then may be forbidden now
 		if x.decide(state, now); !x.decision.Allowed() {
-			x.reason = x.decision.Reason
+			x.forbidden(answer, err)
 			return
 		}
 	}
@@ -180,6 +180,19 @@ func (x *exchange) look(ctx context.Context) {
 	if failed, ok := errors.AsType[*resolve.Error](err); ok {
 		x.reason = failed.Reason()
 	}
+}
+
+// forbidden refuses a query that was allowed when it was looked up. One that may
+// have been sent to a server is cut off, and not denied: the name has left.
+func (x *exchange) forbidden(answer resolve.Answer, err error) {
+	x.reason = x.decision.Reason
+	if failed, ok := errors.AsType[*resolve.Error](err); ok && failed.Reason() == allowlist.NameBudget {
+		return
+	}
+	if origin := answer.Origin(); err == nil && (origin == resolve.OriginCache || origin == resolve.OriginLocal) {
+		return
+	}
+	x.reason, x.detail = allowlist.CutOff, live.EndedBy(x.reason).String()
 }
 
 // asker is on whose behalf the name is looked up.

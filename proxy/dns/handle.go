@@ -99,8 +99,11 @@ func (x *exchange) note(ctx context.Context, err error) {
 		x.begin(ctx, thin)
 		x.fill(ctx)
 	}
-	if v := x.open.Verdict; err != nil && (v == allowlist.Allow || v == allowlist.Observe) {
-		x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
+	if err != nil {
+		x.open.DNS.Code = "" // nobody has it
+		if v := x.open.Verdict; v == allowlist.Allow || v == allowlist.Observe {
+			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
+		}
 	}
 	x.open.End()
 }
@@ -151,7 +154,7 @@ func (x *exchange) describe(rec *audit.Record) {
 		rec.Detail = x.detail
 	}
 	if x.reason != allowlist.NoReason {
-		rec.Verdict, rec.Reason, rec.WouldReason = verdictOf(x.reason), x.reason, allowlist.NoReason
+		rec.Verdict, rec.Reason, rec.WouldReason = x.reason.Verdict(), x.reason, allowlist.NoReason
 	}
 	rec.Decide, rec.Resolve, rec.Class = x.decided, x.looked, x.class
 	rec.DNS = audit.DNS{
@@ -160,16 +163,6 @@ func (x *exchange) describe(rec *audit.Record) {
 	if !x.sent.silent {
 		rec.DNS.Code = codeText(x.sent.code)
 	}
-}
-
-// verdictOf tells a failure from a denial.
-func verdictOf(reason allowlist.Reason) allowlist.Verdict {
-	switch reason { //nolint:exhaustive // everything else is a denial
-	case allowlist.ResolveFailed, allowlist.ResolveTimeout, allowlist.AuditUnavailable, allowlist.InternalError,
-		allowlist.ClientGone:
-		return allowlist.Fail
-	}
-	return allowlist.Deny
 }
 
 // rescue ends a query that panicked, and no other.

@@ -289,10 +289,10 @@ func TestANewStateForbidsWhatIsLookedUp(t *testing.T) {
 	spec.Entries[0].Deny = append(spec.Entries[0].Deny, to("allowed.example"))
 	g.swap(t, spec)
 	close(release)
-	if raw, err := c.read(patience); err != nil || raw[3]&0xf != 3 {
+	if raw, err := c.read(patience); err != nil || raw[3]&0xf != 2 {
 		t.Errorf("% x, %v", raw, err)
 	}
-	if r := g.next(t); r.text() != "deny denied-by-rule A NXDOMAIN local" || r.Generation != 2 {
+	if r := g.next(t); r.text() != "fail cut-off A SERVFAIL local" || r.Generation != 2 || r.Detail != "revoked" {
 		t.Errorf("record %+v", r)
 	}
 }

@@ -142,6 +142,10 @@ type Result struct {
 	Dialed dial.Result
 	// Complete means that the whole answer was sent.
 	Complete bool
+	// Sent means that a byte of the request may have gone out to an origin.
+	Sent bool
+	// Limited means that the answer was cut short by what Spend said.
+	Limited bool
 	// Cut means that a part of the answer was sent that only the end of the
 	// connection ends, to a client of HTTP/1.0: that must not look proper.
 	Cut bool
@@ -210,6 +214,7 @@ type run struct {
 	head      int // bytes of the request's head
 
 	upstream  *upstream    // that the request went out on last
+	wrote     atomic.Bool  // something may have been sent to an origin
 	up        atomic.Int64 // bytes sent to origins
 	heads     heads        // of the answers
 	nominated []string     // by Connection in the final one
@@ -317,7 +322,7 @@ func (r *run) end() Result {
 		r.upstream.release(r)
 	}
 	r.meter.stop()
-	res := Result{Up: r.up.Load(), Down: r.answer.sent, Switched: r.switched}
+	res := Result{Sent: r.wrote.Load(), Up: r.up.Load(), Down: r.answer.sent, Switched: r.switched}
 	if r.switched != nil {
 		return res
 	}
@@ -328,6 +333,8 @@ func (r *run) end() Result {
 	res.Complete = r.received && r.answer.finish()
 	res.Down = r.answer.sent
 	res.Cut = !res.Complete && r.answer.endsByClose()
+	body := r.body.failure()
+	res.Limited = !res.Complete && body != nil && body.Reason == allowlist.UploadLimit
 	res.Reusable = res.Complete && bodyDone && r.answer.keep && r.Client.SetDeadline(time.Time{}) == nil
 	return res
 }

@@ -240,13 +240,27 @@ func (u *upstream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// writesFor returns the exchange that is carried, which counts as sent from now
+// on. It is nil where nothing goes out any more: the exchange is over, or the
+// connection closed.
+func (u *upstream) writesFor() *run {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.carries == nil || u.isClosed() {
+		return nil
+	}
+	u.carries.wrote.Store(true)
+	return u.carries
+}
+
 // Write implements io.Writer.
 func (u *upstream) Write(p []byte) (int, error) {
-	u.mu.Lock()
-	r := u.carries
-	u.mu.Unlock()
+	r := u.writesFor()
+	if r == nil {
+		return 0, errStopped
+	}
 	n, err := u.Conn.Write(p)
-	if r != nil && n > 0 {
+	if n > 0 {
 		r.up.Add(int64(n))
 		r.moved()
 		r.meter.add(int64(n), 0)

@@ -202,7 +202,7 @@ func (e *Enforcer) end(j *judge, standing []*Tunnel, done *Enforcement) (left bo
 		if why == allowlist.NoReason {
 			continue
 		}
-		if !e.cfg.Registry.end(t, closeReason(why), why) {
+		if !e.cfg.Registry.end(t, EndedBy(why), why) {
 			left = true
 			continue
 		}
@@ -214,9 +214,17 @@ func (e *Enforcer) end(j *judge, standing []*Tunnel, done *Enforcement) (left bo
 	return left
 }
 
-func closeReason(why allowlist.Reason) tunnel.Reason {
-	if why == allowlist.QuarantinedIdentity {
+// EndedBy returns what ends a request or tunnel that is under way when it may
+// not go on for a reason. Any reason that has no word of its own is that of a
+// state which allows less than the one before.
+func EndedBy(why allowlist.Reason) tunnel.Reason {
+	switch why { //nolint:exhaustive // see above
+	case allowlist.QuarantinedIdentity:
 		return tunnel.Quarantined
+	case allowlist.Draining:
+		return tunnel.Drain
+	case allowlist.UploadLimit:
+		return tunnel.Limit
 	}
 	return tunnel.Revoked
 }

@@ -57,8 +57,8 @@ type Refusal struct {
 	// DecisionID and TraceID name the record.
 	DecisionID, TraceID string
 	// Detail replaces the reason's own text where there is more to say, such
-	// as why a certificate was not accepted; "" otherwise. Any bytes: it is
-	// made printable.
+	// as why a certificate was not accepted, and stands behind it in cut-off;
+	// "" otherwise. Any bytes: it is made printable.
 	Detail string
 	// Realm is the trust domain, for a 407; "" is exeat.
 	Realm string
@@ -165,7 +165,11 @@ func prefixOf(status int) string {
 
 func (r Refusal) sentence(d Disclosure) string {
 	text := r.Reason.Info().Text
-	if r.Detail != "" {
+	switch {
+	case r.Detail == "":
+	case r.Reason == allowlist.CutOff:
+		text += " (" + printable(r.Detail) + ")"
+	default:
 		text = printable(r.Detail)
 	}
 	dec := &r.Decision

@@ -121,13 +121,11 @@ func (s *LogSink) emit(ctx context.Context, r *audit.Record) {
 func severityOf(r *audit.Record) log.Severity {
 	switch r.Event {
 	case audit.EventDecision, audit.EventCollapsed:
-		switch r.Verdict {
-		case allowlist.Allow:
+		switch {
+		case r.Verdict == allowlist.Allow:
 			return log.SeverityInfo
-		case allowlist.Deny, allowlist.Observe:
+		case r.Verdict == allowlist.Observe, r.KeptIn():
 			return log.SeverityWarn
-		case allowlist.Fail:
-			return log.SeverityError
 		}
 		return log.SeverityError
 	case audit.EventHandshake, audit.EventSummary:

@@ -44,7 +44,15 @@ func Samples() []Sample {
 			r.Address, r.Dial = netip.AddrPort{}, 10*time.Second
 		})},
 		{"audit-unavailable", with(deny(), func(r *audit.Record) {
-			r.Reason, r.Status, r.Again = allowlist.AuditUnavailable, 503, true
+			r.Verdict, r.Reason, r.Status, r.Again = allowlist.Fail, allowlist.AuditUnavailable, 503, true
+		})},
+		{"busy", with(deny(), func(r *audit.Record) {
+			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.Busy, 503
+			r.Policy, r.Generation, r.Mode, r.Decide = "", 0, 0, 0
+		})},
+		{"cut-off", with(allow(), func(r *audit.Record) {
+			r.Protocol, r.Method, r.Dest, r.Address = audit.ProtocolHTTP, "POST", destination("www.example:80"), addrPort("203.0.113.9:80")
+			r.Verdict, r.Reason, r.Status, r.Detail = allowlist.Fail, allowlist.CutOff, 502, "revoked"
 		})},
 		{"malformed", audit.Record{
 			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M",

@@ -124,7 +124,7 @@ func control(r *audit.Record) (action, disposition int) {
 	case allowlist.Observe:
 		return actionObserved, dispositionLogged
 	case allowlist.Fail:
-		if r.Policy == "" { // it failed before a policy was asked
+		if r.Policy == "" || r.KeptIn() { // it failed before a policy was asked, or whatever that said
 			return actionUnknown, dispositionError
 		}
 		return actionAllowed, dispositionError // the policy's answer, and what came of it

@@ -1,0 +1,255 @@
+package proxy_test
+
+import (
+	"bufio"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+func (g *gateway) enforcer(t *testing.T) *live.Enforcer {
+	t.Helper()
+	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return enforcer
+}
+
+// put puts in force what change makes of the policy.
+func (g *gateway) put(t *testing.T, enforcer *live.Enforcer, change func(*allowlist.Spec)) {
+	t.Helper()
+	spec := g.policy()
+	change(&spec)
+	policy, err := allowlist.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enforcer.Put(t.Context(), policy, true)
+}
+
+// endings are the ways in which the gateway ends a request that is under way.
+func endings() map[string]func(*testing.T, *gateway, *live.Enforcer) {
+	return map[string]func(*testing.T, *gateway, *live.Enforcer){
+		"revoked": func(t *testing.T, g *gateway, e *live.Enforcer) {
+			t.Helper()
+			g.put(t, e, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
+		},
+		"quarantined": func(t *testing.T, g *gateway, e *live.Enforcer) {
+			t.Helper()
+			g.put(t, e, func(s *allowlist.Spec) {
+				s.Quarantine = []allowlist.Quarantined{{Pattern: s.Entries[0].Pattern, Reason: "INC-77"}}
+			})
+		},
+		"drain": func(_ *testing.T, g *gateway, _ *live.Enforcer) { g.registry.EndAll(tunnel.Drain) },
+	}
+}
+
+// whys are what the close record gives as the reason of each ending.
+func whys() map[string]string {
+	return map[string]string{"revoked": "identity-unknown", "quarantined": "quarantined", "drain": ""}
+}
+
+// TestACutRequestIsNoDenial: a request that the origin has, at least in part, is
+// not refused any more. The answer, the decision and the end say what happened.
+func TestACutRequestIsNoDenial(t *testing.T) {
+	for ending, end := range endings() {
+		for name, row := range map[string]struct{ request, arrived string }{
+			"a request that waits for its answer": {get("http://DEST/"), ""},
+			"half a body":                         {"POST http://DEST/ HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf", "half"},
+			"half a body of chunks":               {"POST http://DEST/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", "half"},
+			"an upgrade that waits":               {get("http://WS/", "Connection: Upgrade", "Upgrade: websocket"), ""},
+		} {
+			t.Run(name+" "+ending, func(t *testing.T) {
+				g := newGateway(t, options{})
+				c := g.call(t, "builder")
+				c.send(t, strings.NewReplacer("DEST", g.at("allowed.example"), "WS", g.at("ws.example")).Replace(row.request))
+				conn := g.origin.next(t)
+				req, err := http.ReadRequest(bufio.NewReader(conn))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(req.Body, make([]byte, len(row.arrived))); err != nil {
+					t.Fatal(err)
+				}
+				end(t, g, g.enforcer(t))
+				a := c.answer(t)
+				if a.status != 502 || a.reason() != "cut-off" || !strings.Contains(a.header.Get("Proxy-Status"), "error=connection_terminated;") ||
+					!strings.Contains(a.phrase, "("+ending+")") {
+					t.Errorf("answered %s, %v", a.phrase, a.header)
+				}
+				r := g.next(t, audit.EventDecision)
+				if r.Verdict != "fail" || r.Reason != "cut-off" || r.Detail != ending || r.Status != 502 {
+					t.Errorf("record %+v, want what happened", r)
+				}
+				if r := g.next(t, audit.EventTunnelClose); r.CloseReason != ending || r.Reason != whys()[ending] {
+					t.Errorf("record %+v", r)
+				}
+				if left := g.rest(t); len(left) > 0 {
+					t.Errorf("records too many: %+v", left)
+				}
+			})
+		}
+	}
+}
+
+// TestAnAnswerThatIsCutWasAllowed: its head has gone out, so that the decision
+// keeps its status; the end tells the rest.
+func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
+	all := endings()
+	all["limit"] = nil // of the upload, which goes on beside the answer
+	for ending, end := range all {
+		t.Run(ending, func(t *testing.T) {
+			g := newGateway(t, options{})
+			if end == nil {
+				g.limited(t, allowlist.Limits{UploadPerHour: 1000}, allowlist.Limits{})
+			}
+			c := g.call(t, "builder")
+			c.send(t, "POST http://"+g.at("allowed.example")+"/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nhalf")
+			conn := g.origin.next(t)
+			req, err := http.ReadRequest(bufio.NewReader(conn))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(req.Body, make([]byte, 4)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(c.reader, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(resp.Body, make([]byte, 4)); err != nil {
+				t.Fatal(err)
+			}
+			if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Status != 200 || r.Reason != "" {
+				t.Errorf("record %+v", r)
+			}
+			why := "upload-limit"
+			if end != nil {
+				why = whys()[ending]
+				end(t, g, g.enforcer(t))
+			} else {
+				c.send(t, strings.Repeat("b", 2000))
+			}
+			if rest, err := io.ReadAll(resp.Body); err == nil {
+				t.Errorf("the client got %q and no error", rest)
+			}
+			if r := g.next(t, audit.EventTunnelClose); r.CloseReason != ending || r.Reason != why {
+				t.Errorf("record %+v", r)
+			}
+		})
+	}
+}
+
+// TestAnUpgradeThatIsForbiddenWhenItIsGranted: the origin has had the request,
+// and has agreed.
+func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket"))
+	conn, _ := g.asked(t)
+	spec := g.policy()
+	spec.Entries = spec.Entries[1:]
+	g.swap(t, spec) // nobody has ended the exchange yet: it finds out by itself
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != 502 || a.reason() != "cut-off" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "fail" || r.Reason != "cut-off" || r.Detail != "revoked" || r.Status != 502 {
+		t.Errorf("record %+v", r)
+	}
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "revoked" || r.Reason != "identity-unknown" {
+		t.Errorf("record %+v", r)
+	}
+	if left := g.rest(t); len(left) > 0 {
+		t.Errorf("records too many: %+v", left)
+	}
+}
+
+// TestWhatWasNotSentIsRefused: a request that a state ends while its name is
+// looked up has not left.
+func TestWhatWasNotSentIsRefused(t *testing.T) {
+	for ending, want := range map[string]string{
+		"revoked": "deny identity-unknown 403", "quarantined": "deny quarantined 403", "drain": "fail draining 503",
+	} {
+		for name, ask := range map[string]func(string) string{
+			"CONNECT": func(dest string) string { return connectTo(dest) },
+			"GET":     func(dest string) string { return get("http://" + dest + "/") },
+			"POST": func(dest string) string {
+				return "POST http://" + dest + "/ HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"
+			},
+		} {
+			t.Run(name+" "+ending, func(t *testing.T) {
+				g := newGateway(t, options{})
+				c := g.call(t, "builder")
+				c.send(t, ask(g.at("held.example")))
+				<-g.names.asked
+				endings()[ending](t, g, g.enforcer(t))
+				close(g.names.answer)
+				a := c.answer(t)
+				r := g.next(t, audit.EventDecision)
+				if got := fmt.Sprint(r.Verdict, " ", r.Reason, " ", r.Status); got != want || a.status != r.Status {
+					t.Errorf("answered %s, record %s, want %s", a.phrase, got, want)
+				}
+				if left := g.rest(t); len(left) > 0 {
+					t.Errorf("records too many: %+v", left)
+				}
+			})
+		}
+	}
+}
+
+// TestAStatusIsOneThatWasSent: where no answer could be written, the record of
+// the refusal has none.
+func TestAStatusIsOneThatWasSent(t *testing.T) {
+	for name, head := range map[string]string{
+		"a CONNECT": connectTo("unlisted.example:443"), "a GET": get("http://unlisted.example/"), "a malformed head": "CONNECT\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			client, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = client.Close() }()
+			accepted, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &hooked{TCPConn: accepted.(*net.TCPConn)}
+			server.answering = func() { _ = server.Close() }
+			if _, err := io.WriteString(client, head); err != nil {
+				t.Fatal(err)
+			}
+			g.proxy.Serve(t.Context(), &listen.Conn{
+				Conn: tunnel.Wrap(server), Listener: "test",
+				Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
+			})
+			if r := g.next(t, audit.EventDecision); r.Verdict != "deny" || r.Reason == "" || r.Status != 0 {
+				t.Errorf("record %+v", r)
+			}
+		})
+	}
+}
