@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // exchange is one request on its way through the door. It is used again for
@@ -400,25 +400,11 @@ func (x *exchange) write(answer []byte) error {
 	return err
 }
 
-// The bounds of linger.
-const (
-	lingerTime  = time.Second
-	lingerBytes = 64 << 10
-)
-
-// linger closes the sending side (over TLS with close_notify) and reads what
-// the caller had under way for a moment: closing with unread bytes would reset
-// the connection and take the answer with it. What is read is thrown away.
+// linger ends a connection behind an answer that the caller may not have read
+// yet: it may still be sending.
 func (x *exchange) linger() {
-	closer, ok := x.conn.Conn.(interface{ CloseWrite() error })
-	if !ok || closer.CloseWrite() != nil {
-		return
-	}
-	if x.conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
-		return
-	}
 	x.reader.Release()
-	_, _ = io.CopyN(io.Discard, x.conn, lingerBytes) // whatever ends it, the connection closes now
+	tunnel.Linger(x.conn.Conn)
 }
 
 // abandon ends the record of a request that panicked.

@@ -75,9 +75,7 @@ func (x *exchange) forward(ctx context.Context) bool {
 			}
 			x.settle()
 			f.close(ctx, res)
-			if res.Cut {
-				x.conn.Abort()
-			}
+			f.part(res)
 			x.rested = res.Reusable
 			return res.Reusable
 		}
@@ -90,6 +88,18 @@ func (x *exchange) forward(ctx context.Context) bool {
 		f.close(ctx, res)
 		x.rested = keep
 		return keep
+	}
+}
+
+// part ends a connection on which no request follows. Behind a whole answer the
+// client may still be sending, as where the origin did not wait for the body.
+func (f *forwarding) part(res forward.Result) {
+	switch {
+	case res.Cut:
+		f.conn.Abort()
+	case res.Complete && !res.Reusable:
+		f.release()
+		f.linger()
 	}
 }
 

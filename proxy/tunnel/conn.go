@@ -102,6 +102,21 @@ func (c *Conn) take() (b *buffer, n int, err error) {
 	return b, c.n, c.err
 }
 
+// discard waits for bytes and returns how many it has thrown away.
+func (c *Conn) discard() (n int, err error) {
+	var b *buffer
+	if c.raw != nil {
+		b, n, err = c.take()
+	} else {
+		b = buffers.get()
+		n, err = c.Conn.Read(b[:])
+	}
+	if b != nil {
+		buffers.put(b)
+	}
+	return n, err
+}
+
 // wait returns when the socket has bytes, or an end or error to be read.
 func (c *Conn) wait() error {
 	c.drained, c.woken, c.err = false, false, nil

@@ -35,13 +35,6 @@ type Gate struct {
 	Farewell []byte
 }
 
-// The bounds of what a refused client may still send. It is read, since closing
-// with unread bytes would take the farewell with it, and thrown away.
-const (
-	lingerTime  = time.Second
-	lingerBytes = 64 << 10
-)
-
 // admission is the way of the client's first bytes through a gate.
 type admission struct {
 	*Tunnel
@@ -158,26 +151,10 @@ func (t *Tunnel) refuse(farewell []byte) {
 	}
 	t.reason = Denied
 	t.upstream.unblock()
-	now := time.Now()
-	_ = t.client.wire().SetWriteDeadline(now.Add(closeGrace))
-	_ = t.client.wire().SetReadDeadline(now.Add(lingerTime))
+	_ = t.client.wire().SetWriteDeadline(time.Now().Add(closeGrace))
 	t.ending.Unlock()
-	if _, err := t.client.conn.Write(farewell); err == nil && t.client.closeWrite() == nil {
-		t.linger()
+	if _, err := t.client.conn.Write(farewell); err == nil {
+		Linger(t.client.conn)
 	}
 	t.client.unblock()
-}
-
-// linger reads what a refused client still sends, and throws it away.
-func (t *Tunnel) linger() {
-	for left := lingerBytes; left > 0; {
-		b, n, err := t.client.read()
-		if b != nil {
-			buffers.put(b)
-		}
-		if err != nil {
-			return
-		}
-		left -= n
-	}
 }
