@@ -12,6 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -38,6 +39,7 @@ type exchange struct {
 	detail   string
 	lease    *limit.Lease     // of the tunnel; nil before there is one
 	settled  func()           // ends what pend began; nil if nothing is pending
+	logins   forward.Logins   // what it has logged in on by plain requests
 	rested   bool             // a plain request was answered on this connection
 	sent     bool             // a byte of the plain request may have gone out
 	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not

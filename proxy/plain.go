@@ -133,6 +133,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 	}()
 	res := x.proxy.forwarder.Forward(under, &forward.Exchange{
 		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
+		Logins:    &x.logins,
 		Spend:     x.lease.Spend,
 		Upgrade:   x.request.Upgrade,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, cancel, u) },

@@ -131,6 +131,7 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 	reader := head.NewReader(conn, p.cfg.HeadLimit)
 	defer reader.Release()
 	x := &exchange{proxy: p, conn: conn, reader: reader}
+	defer x.logins.Close()
 	defer func() {
 		if cause := recover(); cause != nil {
 			p.Panicked(ctx, cause, debug.Stack())

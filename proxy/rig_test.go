@@ -465,6 +465,7 @@ type request struct {
 	*http.Request
 	raw  string // as it came, head and body
 	body string
+	conn net.Conn // that it came on
 }
 
 // serve answers every request that comes to the origin from now on, until the
@@ -505,7 +506,7 @@ func serveRequests(conn net.Conn, answer func(request) string) {
 		if err != nil {
 			return
 		}
-		text, last := strings.CutPrefix(answer(request{Request: req, raw: raw.String(), body: string(body)}), "close:")
+		text, last := strings.CutPrefix(answer(request{Request: req, raw: raw.String(), body: string(body), conn: conn}), "close:")
 		raw.Reset()
 		if _, err := io.WriteString(conn, text); err != nil || last {
 			return

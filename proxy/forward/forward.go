@@ -10,7 +10,8 @@
 // It dials nothing but what the decision allows. Connections to origins are
 // kept for more requests of the same identity, destination and rule, and for no
 // others: what one caller may reach, or has left behind on a connection, is
-// never another's.
+// never another's. A connection that a caller has logged in on, or was asked to,
+// is kept for that one connection of the caller's: see [Logins].
 //
 // It does not decide, and refuses nothing by itself: where there is no answer,
 // the [Result] has a reason and the door answers.
@@ -22,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/http/httptrace"
 	"runtime/debug"
 	"sync/atomic"
@@ -93,7 +93,7 @@ func New(cfg Config) (*Forwarder, error) {
 // of another one.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Spend is required.
+// Exchange is one approved request. Everything but Logins and Spend is required.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -105,6 +105,8 @@ type Exchange struct {
 	// Client is where the answer goes. Its deadlines are set here, and Forward
 	// leaves none behind.
 	Client net.Conn
+	// Logins belong to the connection of the client; nil keeps none of them.
+	Logins *Logins
 	// Upgrade asks the origin for the protocol in the field Upgrade.
 	Upgrade bool
 
@@ -184,12 +186,17 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	if err != nil {
 		return Result{Reason: allowlist.MalformedTarget, Err: err}
 	}
-	r.transport = f.pools.get(&ex.Decision)
+	well := false
+	if !ex.Upgrade {
+		r.lane = f.pools.take(ex)
+		defer func() { f.pools.give(r.lane, ex.Logins, well) }()
+	}
 	r.idle = time.AfterFunc(f.cfg.Idle, func() { cancel(errIdle) })
 	defer r.idle.Stop()
 	defer r.unblock(ctx)()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
+	well = res.Complete
 	if text := r.panicked.Load(); text != nil {
 		if res.Switched != nil {
 			_ = res.Switched.Conn.Close()
@@ -202,16 +209,16 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 // run is an exchange under way.
 type run struct {
 	*Exchange
-	cfg       *Config
-	cancel    context.CancelCauseFunc
-	done      <-chan struct{} // closed by the end of the exchange
-	transport *http.Transport
-	body      *requestBody // nil without a body
-	expect    *expectation // nil if the body is sent at once
-	answer    *writer
-	idle      *time.Timer
-	meter     meter
-	head      int // bytes of the request's head
+	cfg    *Config
+	cancel context.CancelCauseFunc
+	done   <-chan struct{} // closed by the end of the exchange
+	lane   *lane           // what it goes out on; nil for an upgrade, which has a connection of its own
+	body   *requestBody    // nil without a body
+	expect *expectation    // nil if the body is sent at once
+	answer *writer
+	idle   *time.Timer
+	meter  meter
+	head   int // bytes of the request's head
 
 	upstream  *upstream    // that the request went out on last
 	wrote     atomic.Bool  // something may have been sent to an origin
@@ -290,18 +297,29 @@ func (r *run) trace() *httptrace.ClientTrace {
 // connected asks the door about a connection that the request is about to go
 // out on. One that it does not want is closed before the transport can write.
 func (r *run) connected(conn *upstream, reused bool) {
-	if r.upstream != nil { // the transport tries again
+	again := r.upstream != nil // the transport tries again
+	if again {
 		r.upstream.release(r)
 	}
 	r.upstream = conn
+	if r.lane != nil {
+		r.lane.conn = conn
+	}
 	r.heads.reset()
 	conn.carry(r, reused)
 	u := Upstream{Dialed: conn.dialed, Reused: reused}
 	if reused {
 		u.Dialed.Resolve, u.Dialed.Dial = 0, 0
 	}
-	err := error(&Error{Reason: allowlist.UploadLimit, Err: errSpent})
-	if r.spend(r.head) {
+	var err error
+	switch {
+	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
+		err = &Error{Reason: allowlist.ResolvedAddressDenied}
+	case again && r.lane.own && r.up.Load() > 0:
+		err = &Error{Reason: allowlist.ResponseFailed, Err: errLoggedIn}
+	case !r.spend(r.head):
+		err = &Error{Reason: allowlist.UploadLimit, Err: errSpent}
+	default:
 		err = r.Connected(u)
 	}
 	if err != nil {
@@ -310,6 +328,11 @@ func (r *run) connected(conn *upstream, reused bool) {
 		r.cancel(err)
 	}
 }
+
+// errLoggedIn ends an exchange whose connection has ended after the request, or a
+// part of it, had gone out: it was for that connection, and is not sent on
+// another one.
+var errLoggedIn = errors.New("the connection that the client has logged in on has ended")
 
 // spend reports whether n more bytes may go out.
 func (r *run) spend(n int) bool { return n == 0 || r.Spend == nil || r.Spend(n) }

@@ -52,9 +52,9 @@ var errNoAnswer = errors.New("the origin switched to a protocol nobody had asked
 // roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
 // a text of it.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
-	ask := r.transport.RoundTrip
-	if r.Upgrade {
-		ask = r.switchProtocols
+	ask := r.switchProtocols
+	if r.lane != nil {
+		ask = r.lane.transport.RoundTrip
 	}
 	resp, err := ask(req)
 	if r.expect != nil {
@@ -86,7 +86,14 @@ func (r *run) headed(resp *http.Response) error {
 		return err
 	}
 	r.nominated = nominated(fields["Connection"])
+	offers := offersLogin(resp.Header)
+	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
+		r.lane.own = true
+	}
 	strip(resp.Header, r.nominated, r.cfg)
+	if r.lane != nil && offers && resp.StatusCode == http.StatusUnauthorized {
+		resp.Header[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,40 +35,108 @@ type poolKey struct {
 	observe bool
 }
 
-// pools are the connections to origins, a transport for each key. The least
-// recently used one goes first.
-type pools struct {
-	response time.Duration
-
-	mu    sync.Mutex
-	byKey map[poolKey]*pool
-	uses  uint64
-}
-
-type pool struct {
-	transport *http.Transport
-	used      uint64 // the number of the last use of any
-}
-
-func (p *pools) get(d *allowlist.Decision) *http.Transport {
+func keyOf(d *allowlist.Decision) poolKey {
 	key := poolKey{id: d.ID, dest: d.Dest, observe: d.Verdict == allowlist.Observe}
 	if d.Rule != nil {
 		key.rule = d.Rule.Name()
 	}
+	return key
+}
+
+// lane is a way to an origin: a transport that has one connection at most. An
+// exchange takes a lane and is then the only one to use it. Who may be the next
+// is decided when that exchange has ended and everything about it is known.
+type lane struct {
+	key       poolKey
+	closings  uint64 // pools.closings when it was made
+	transport *http.Transport
+	conn      *upstream // the last connection that a request went out on; nil before the first
+	own       bool      // it belongs to one connection of a client, for good
+}
+
+func (l *lane) close() { l.transport.CloseIdleConnections() }
+
+// pools are the lanes that no exchange has: those that any exchange of their key
+// may take, and those that belong to one connection of a client. The least
+// recently used pool goes first.
+type pools struct {
+	response time.Duration
+
+	mu       sync.Mutex
+	byKey    map[poolKey]*pool
+	logins   map[*Logins]struct{} // those that have lanes
+	uses     uint64
+	closings uint64 // calls of closeIdle
+}
+
+type pool struct {
+	idle []*lane // the one used last is the last
+	used uint64  // the number of the last use of any pool
+}
+
+// take returns a lane for an exchange: that of its client connection, if one
+// belongs to it; otherwise one of the pool, unless the request has credentials
+// for a connection: these go out on one that nobody else has used.
+func (p *pools) take(ex *Exchange) *lane {
+	own := tiesRequest(ex.Head)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	found := p.byKey[key]
+	if l := ex.Logins.take(&ex.Decision); l != nil {
+		return l
+	}
+	key := keyOf(&ex.Decision)
+	if found := p.byKey[key]; found != nil && !own {
+		p.use(found)
+		for len(found.idle) > 0 {
+			n := len(found.idle) - 1
+			l := found.idle[n]
+			found.idle = slices.Delete(found.idle, n, n+1)
+			if !l.conn.isClosed() {
+				return l
+			}
+		}
+	}
+	return &lane{key: key, closings: p.closings, transport: p.newTransport(), own: own}
+}
+
+// give takes a lane back from an exchange that has ended. It is closed if
+// that did not end well, or if another state has come into force meanwhile.
+func (p *pools) give(l *lane, logins *Logins, well bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !well || l.conn == nil || l.closings != p.closings:
+		l.close()
+	case l.own:
+		p.giveTo(logins, l)
+	default:
+		p.giveToAll(l)
+	}
+}
+
+// giveToAll puts a lane into the pool of its key.
+func (p *pools) giveToAll(l *lane) {
+	found := p.byKey[l.key]
 	if found == nil {
 		if p.byKey == nil {
 			p.byKey = make(map[poolKey]*pool)
 		}
 		p.makeRoom()
-		found = &pool{transport: p.newTransport()}
-		p.byKey[key] = found
+		found = new(pool)
+		p.byKey[l.key] = found
 	}
+	p.use(found)
+	found.idle = slices.DeleteFunc(found.idle, func(l *lane) bool { return l.conn.isClosed() })
+	if len(found.idle) == idlePerPool {
+		l.close()
+		return
+	}
+	found.idle = append(found.idle, l)
+}
+
+func (p *pools) use(found *pool) {
 	p.uses++
 	found.used = p.uses
-	return found.transport
 }
 
 // makeRoom removes the least recently used pool if there are as many as may be.
@@ -82,15 +151,21 @@ func (p *pools) makeRoom() {
 			last, least = key, pool.used
 		}
 	}
-	p.byKey[last].transport.CloseIdleConnections()
+	closeAll(p.byKey[last].idle)
 	delete(p.byKey, last)
+}
+
+func closeAll(lanes []*lane) {
+	for _, l := range lanes {
+		l.close()
+	}
 }
 
 func (p *pools) newTransport() *http.Transport {
 	return &http.Transport{
 		DialContext:            connect,
 		DisableCompression:     true,
-		MaxIdleConnsPerHost:    idlePerPool,
+		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        idleTimeout,
 		ResponseHeaderTimeout:  p.response,
 		ExpectContinueTimeout:  continueAfter,
@@ -98,16 +173,19 @@ func (p *pools) newTransport() *http.Transport {
 	}
 }
 
-// closeIdle closes all that carries no request, and forgets every pool: the
-// transport of one that is still in use closes its connections when their
-// requests have ended.
+// closeIdle closes all that carries no request. What carries one is closed when
+// that has ended.
 func (p *pools) closeIdle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.closings++
 	for _, pool := range p.byKey {
-		pool.transport.CloseIdleConnections()
+		closeAll(pool.idle)
 	}
 	clear(p.byKey)
+	for logins := range p.logins {
+		p.closeOf(logins)
+	}
 }
 
 // connect dials for a transport. The destination is that of the decision of the
@@ -153,8 +231,7 @@ func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
 // upstream is a connection to an origin. What is written to it is counted for
-// the exchange that it carries; the next one may begin before the one before
-// has come to its end.
+// the exchange that it carries.
 type upstream struct {
 	net.Conn
 	dialed dial.Result
@@ -195,8 +272,7 @@ func (u *upstream) isClosed() bool {
 	}
 }
 
-// release forgets an exchange, if it is not another's turn already. Nothing is
-// done for it from here afterwards.
+// release forgets an exchange. Nothing is done for it from here afterwards.
 func (u *upstream) release(r *run) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,30 +23,84 @@ func decisionFor(name string) *allowlist.Decision {
 	return &allowlist.Decision{Request: allowlist.Request{ID: spiffeid.RequireFromString("spiffe://td.example/" + name)}, Verdict: allowlist.Allow}
 }
 
-// TestPoolsAreBounded asks for more pools than there may be: the one that was
-// not used for the longest time goes.
+// takeFor takes a lane for a request without credentials.
+func (p *pools) takeFor(d *allowlist.Decision) *lane {
+	return p.take(&Exchange{Decision: *d, Head: new(head.Head)})
+}
+
+// used is what became of a lane after a good exchange.
+func used(l *lane) *lane {
+	near, far := net.Pipe()
+	_ = far.Close()
+	l.conn = newUpstream(dial.Result{Conn: near})
+	return l
+}
+
+// TestPoolsAreBounded gives lanes to more pools than there may be: the one that
+// was not used for the longest time goes.
 func TestPoolsAreBounded(t *testing.T) {
 	var p pools
-	first, second := p.get(decisionFor("first")), p.get(decisionFor("second"))
-	for i := range maxPools - 2 {
-		p.get(decisionFor(fmt.Sprintf("w%d", i)))
+	lanes := map[string]*lane{}
+	give := func(name string) {
+		lanes[name] = used(p.takeFor(decisionFor(name)))
+		p.give(lanes[name], nil, true)
 	}
-	if p.get(decisionFor("first")) != first {
+	give("first")
+	give("second")
+	for i := range maxPools - 2 {
+		give(fmt.Sprintf("w%d", i))
+	}
+	if l := p.takeFor(decisionFor("first")); l != lanes["first"] {
 		t.Error("the first pool is gone though there was room")
 	}
-	p.get(decisionFor("one-more"))
+	p.give(lanes["first"], nil, true)
+	give("one-more")
 	if len(p.byKey) != maxPools {
 		t.Errorf("%d pools, want %d", len(p.byKey), maxPools)
 	}
-	if p.get(decisionFor("first")) != first {
+	if p.takeFor(decisionFor("first")) != lanes["first"] {
 		t.Error("the pool that was used last is gone")
 	}
-	if p.get(decisionFor("second")) == second {
+	if p.takeFor(decisionFor("second")) == lanes["second"] {
 		t.Error("the pool that was not used for the longest time is still there")
 	}
 	p.closeIdle()
 	if len(p.byKey) != 0 {
 		t.Errorf("%d pools are left", len(p.byKey))
+	}
+	for range idlePerPool + 1 {
+		p.give(used(&lane{key: keyOf(decisionFor("first")), transport: p.newTransport(), closings: p.closings}), nil, true)
+	}
+	if n := len(p.byKey[keyOf(decisionFor("first"))].idle); n != idlePerPool {
+		t.Errorf("%d lanes rest in a pool, want %d", n, idlePerPool)
+	}
+}
+
+// TestALaneIsTakenAgain only if that does no harm.
+func TestALaneIsTakenAgain(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		after func(*pools, *lane)
+		want  bool
+	}{
+		{"after a good exchange", func(p *pools, l *lane) { p.give(used(l), nil, true) }, true},
+		{"after a bad one", func(p *pools, l *lane) { p.give(used(l), nil, false) }, false},
+		{"that nothing went out on", func(p *pools, l *lane) { p.give(l, nil, true) }, false},
+		{"whose connection was closed", func(p *pools, l *lane) { _ = used(l).conn.Close(); p.give(l, nil, true) }, false},
+		{"whose connection was closed while it rested", func(p *pools, l *lane) { p.give(used(l), nil, true); _ = l.conn.Close() }, false},
+		{"after another state has come", func(p *pools, l *lane) { p.closeIdle(); p.give(used(l), nil, true) }, false},
+		{"before another state has come", func(p *pools, l *lane) { p.give(used(l), nil, true); p.closeIdle() }, false},
+		{"that belongs to somebody", func(p *pools, l *lane) { used(l).own = true; p.give(l, new(Logins), true) }, false},
+	} {
+		var p pools
+		l := p.takeFor(decisionFor("a"))
+		row.after(&p, l)
+		if again := p.takeFor(decisionFor("a")) == l; again != row.want {
+			t.Errorf("a lane %s is taken again: %v, want %v", row.name, again, row.want)
+		}
+		if p.takeFor(decisionFor("a")) == l {
+			t.Errorf("a lane %s is taken by two", row.name)
+		}
 	}
 }
 
@@ -58,21 +113,24 @@ func TestPoolsAreApart(t *testing.T) {
 	observed := *base
 	observed.Verdict = allowlist.Observe
 	ruled := *base
-	ruled.Rule = compiledRule(t)
-	seen := map[any]string{}
+	ruled.Rule = compiledDecision(t).Rule
+	seen := map[*lane]string{}
 	for name, d := range map[string]*allowlist.Decision{"base": base, "identity": decisionFor("b"), "port": &other, "mode": &observed, "rule": &ruled} {
-		transport := p.get(d)
-		if was, ok := seen[transport]; ok {
+		l := p.takeFor(d)
+		if was, ok := seen[l]; ok {
 			t.Errorf("%s and %s share connections", was, name)
 		}
-		seen[transport] = name
-		if p.get(d) != transport {
-			t.Errorf("%s has another pool the second time", name)
+		seen[l] = name
+		p.give(used(l), nil, true)
+		if p.takeFor(d) != l {
+			t.Errorf("%s has another lane the second time", name)
 		}
+		p.give(l, nil, true)
 	}
 }
 
-func compiledRule(t *testing.T) *allowlist.CompiledRule {
+// compiledDecision lets a.example:443 through, at public addresses.
+func compiledDecision(t *testing.T) *allowlist.Decision {
 	t.Helper()
 	host, err := allowlist.ParseHostPattern("a.example")
 	if err != nil {
@@ -91,7 +149,8 @@ func compiledRule(t *testing.T) *allowlist.CompiledRule {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return policy.Decide(allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now()}).Rule
+	d := policy.Decide(allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now()})
+	return &d
 }
 
 // TestHopByHopFields lists what never crosses the gateway, and what does.

@@ -107,6 +107,9 @@ func (w *writer) frame(status int) {
 	if w.run.body != nil && !w.run.body.done.Load() {
 		w.keep = false // the rest of the request will not be read
 	}
+	if !w.keep {
+		w.header.Del(proxySupport)
+	}
 }
 
 // head writes the head of the final answer.
@@ -119,8 +122,11 @@ func (w *writer) head(status int) []byte {
 			b = append(b, "Trailer: "+strings.Join(w.trailers, ", ")+"\r\n"...)
 		}
 	}
-	if !w.keep {
+	switch {
+	case !w.keep:
 		b = append(b, "Connection: close\r\n"...)
+	case w.header[proxySupport] != nil: // it is about this connection
+		b = append(b, "Connection: "+proxySupport+"\r\n"...)
 	}
 	return append(b, "\r\n"...)
 }

@@ -1,0 +1,133 @@
+package forward
+
+import (
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// TestWhatLogsAConnectionIn: the scheme may stand in any case, line and place.
+func TestWhatLogsAConnectionIn(t *testing.T) {
+	for value, want := range map[string]bool{
+		"Negotiate YIIabc==":          true,
+		"negotiate":                   true,
+		"NTLM TlRMTVNTUAAB":           true,
+		"nTLm\tTlRMTVNTUAAB":          true,
+		"Kerberos YII":                true,
+		"Nego2 YII":                   true,
+		"Basic dTpw, NTLM TlRM":       true,
+		"Basic dTpw,Negotiate":        true,
+		"Digest a=\"b, NTLM c\"":      true, // costs a connection and nothing else
+		"X-Corporate abc":             true, // nobody knows what it does
+		"a-key-without-a-scheme":      true,
+		"":                            true,
+		"Basic dTpw":                  false,
+		"bearer abc":                  false,
+		"Digest username=\"NTLM\"":    false,
+		"AWS4-HMAC-SHA256 Credential": false,
+		"token abc":                   false,
+	} {
+		h := &head.Head{Fields: []head.Field{{Name: "X", Value: "NTLM"}, {Name: "AUTHORIZATION", Value: value}}}
+		if got := tiesRequest(h); got != want {
+			t.Errorf("a request with the credentials %q ties its connection: %v, want %v", value, got, want)
+		}
+	}
+	two := &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "Basic x"}, {Name: "Authorization", Value: "NTLM x"}}}
+	if !tiesRequest(two) {
+		t.Error("a second line of credentials is not looked at")
+	}
+	for _, row := range []struct {
+		name, value string
+		want        bool
+	}{
+		{"Www-Authenticate", "Negotiate", true},
+		{"Www-Authenticate", "NTLM", true},
+		{"Proxy-Authenticate", "ntlm TlRM", true},
+		{"Proxy-Authenticate", "Basic realm=\"a\", NEGOTIATE", true},
+		{"Www-Authenticate", "Digest realm=\"a\", qop=\"auth,auth-int\", Basic realm=b,negotiate", true},
+		{"Www-Authenticate", "Basic realm=\"NTLM\"", false},
+		{"Www-Authenticate", "Bearer, X-Corporate", false},
+		{"Authentication-Info", "Negotiate", false},
+	} {
+		if got := offersLogin(http.Header{row.name: {"Basic realm=x", row.value}}); got != row.want {
+			t.Errorf("%s: %s offers to log the connection in: %v, want %v", row.name, row.value, got, row.want)
+		}
+	}
+}
+
+// login takes a lane with credentials, and gives it back connected to an address.
+func (p *pools) login(logins *Logins, d *allowlist.Decision, addr string) *lane {
+	l := p.take(&Exchange{Decision: *d, Logins: logins, Head: &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "NTLM x"}}}})
+	l = used(l)
+	l.conn.dialed = dial.Result{Conn: l.conn.Conn, Addr: netip.MustParseAddrPort(addr)}
+	p.give(l, logins, true)
+	return l
+}
+
+// TestLoginsBelongToOne: nobody else takes them, and they are closed with their
+// owner, with another state, and when there are too many.
+func TestLoginsBelongToOne(t *testing.T) {
+	var p pools
+	var mine, others Logins
+	d := compiledDecision(t)
+	shared := used(p.takeFor(d))
+	p.give(shared, nil, true)
+	own := p.login(&mine, d, "93.184.216.34:443")
+	if own == shared {
+		t.Error("credentials went out on a connection that somebody else had used")
+	}
+	take := func(l *Logins, d *allowlist.Decision) *lane {
+		return p.take(&Exchange{Decision: *d, Logins: l, Head: new(head.Head)})
+	}
+	if take(&others, d) != shared || take(nil, d) == own {
+		t.Error("somebody else uses a connection of its own")
+	}
+	if take(&mine, d) != own || take(&mine, d) == own {
+		t.Error("the owner does not use its connection, or twice")
+	}
+	p.give(own, &mine, true)
+	other := *d
+	other.ID = decisionFor("b").ID
+	elsewhere := *d
+	elsewhere.Dest.Port = 81
+	if take(&mine, &other) == own || take(&mine, &elsewhere) == own {
+		t.Error("it is used for another identity or destination")
+	}
+	p.closeIdle()
+	if len(mine.lanes) != 0 || len(p.logins) != 0 || take(&mine, d) == own {
+		t.Error("it stays when another state comes")
+	}
+
+	var all []*lane
+	for i := range maxLogins + 1 {
+		at := *d
+		at.Dest.Port = uint16(1000 + i)
+		all = append(all, p.login(&mine, &at, "93.184.216.34:443"))
+	}
+	if len(mine.lanes) != maxLogins || mine.lanes[0] != all[1] {
+		t.Errorf("%d connections belong to one client", len(mine.lanes))
+	}
+	mine.Close()
+	if len(mine.lanes) != 0 || len(p.logins) != 0 {
+		t.Error("they stay when their client has gone")
+	}
+}
+
+// TestALoginIsNoWayToAnAddress that the rule of another request does not open.
+func TestALoginIsNoWayToAnAddress(t *testing.T) {
+	var p pools
+	var mine Logins
+	d := compiledDecision(t) // a public address
+	own := p.login(&mine, d, "10.0.0.1:443")
+	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) == own {
+		t.Error("a request goes to an address that its decision does not let through")
+	}
+	_ = own.conn.Close() // then another one is dialled, by the decision of the request
+	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) != own {
+		t.Error("the lane is lost with its connection")
+	}
+}

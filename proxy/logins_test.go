@@ -1,0 +1,240 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// loginOrigin is an origin that takes whoever has logged in on a connection for
+// the sender of all that comes on it: with one request, or as NTLM does, with one
+// that it answers with a challenge and one that meets that.
+type loginOrigin struct {
+	*gateway
+	offer string // fields of a 401
+
+	mu    sync.Mutex
+	conns []net.Conn // in the order of their first requests
+	names map[net.Conn]string
+}
+
+func newLoginOrigin(t *testing.T, offer string) *loginOrigin {
+	t.Helper()
+	o := &loginOrigin{gateway: newGateway(t, options{}), offer: offer, names: make(map[net.Conn]string)}
+	o.origin.serve(t, o.answer)
+	return o
+}
+
+const challenged = "a challenge has gone out"
+
+func (o *loginOrigin) answer(req request) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	number := o.number(req.conn)
+	scheme, word, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	switch name := o.names[req.conn]; {
+	case scheme == "NTLM" && word == "type-1":
+		o.names[req.conn] = challenged
+		return unauthorized("WWW-Authenticate: NTLM type-2\r\n", number)
+	case scheme == "NTLM" && strings.HasPrefix(word, "type-3-") && name == challenged:
+		o.names[req.conn] = strings.TrimPrefix(word, "type-3-")
+	case scheme != "" && scheme != "NTLM":
+		o.names[req.conn] = word
+	}
+	if name := o.names[req.conn]; name != "" && name != challenged {
+		body := fmt.Sprintf("%s on %d", name, number)
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	}
+	return unauthorized(o.offer, number)
+}
+
+// number counts connections from 1 on.
+func (o *loginOrigin) number(conn net.Conn) int {
+	for i, c := range o.conns {
+		if c == conn {
+			return i + 1
+		}
+	}
+	o.conns = append(o.conns, conn)
+	return len(o.conns)
+}
+
+func unauthorized(fields string, number int) string {
+	body := fmt.Sprintf("nobody on %d", number)
+	return fmt.Sprintf("HTTP/1.1 401 Unauthorized\r\n%sContent-Length: %d\r\n\r\n%s", fields, len(body), body)
+}
+
+// says makes a request, with credentials or without, whose answer must have a
+// body.
+func (o *loginOrigin) says(t *testing.T, c *caller, credentials, want string) answer {
+	t.Helper()
+	var fields []string
+	if credentials != "" {
+		fields = []string{"Authorization: " + credentials}
+	}
+	a := c.ask(t, get("http://"+o.at("allowed.example")+"/", fields...))
+	if a.body != want {
+		t.Errorf("with the credentials %q: answered %s %q, want %q", credentials, a.phrase, a.body, want)
+	}
+	o.next(t, audit.EventDecision)
+	o.next(t, audit.EventTunnelClose)
+	return a
+}
+
+// TestALoginStaysWithItsClient: what one connection has logged in on is no
+// other's, not even of the same identity.
+func TestALoginStaysWithItsClient(t *testing.T) {
+	for _, credentials := range []string{"Negotiate alice", "negotiate alice", "Kerberos alice", "X-Corporate alice"} {
+		t.Run(credentials, func(t *testing.T) {
+			o := newLoginOrigin(t, "")
+			alice, other := o.call(t, "builder"), o.call(t, "builder")
+			o.says(t, alice, credentials, "alice on 1")
+			o.says(t, other, "", "nobody on 2")
+			o.says(t, alice, "", "alice on 1")
+			o.says(t, other, strings.Replace(credentials, "alice", "bob", 1), "bob on 3") // and 2 was not its own
+			o.says(t, other, "", "bob on 3")
+			o.says(t, alice, "", "alice on 1")
+			third := o.call(t, "builder")
+			o.says(t, third, "", "nobody on 2")
+		})
+	}
+	for _, credentials := range []string{"Basic alice", "Bearer alice", "Digest username=alice"} {
+		t.Run(credentials, func(t *testing.T) { // it is for one request, and others may use the connection
+			o := newLoginOrigin(t, "")
+			first, second := o.call(t, "builder"), o.call(t, "builder")
+			_, name, _ := strings.Cut(credentials, " ")
+			o.says(t, first, credentials, name+" on 1")
+			o.says(t, second, credentials, name+" on 1")
+		})
+	}
+}
+
+// TestALoginOfManySteps goes over one connection from the offer on, beside that
+// of somebody else.
+func TestALoginOfManySteps(t *testing.T) {
+	for _, offer := range []string{
+		"WWW-Authenticate: NTLM\r\n",
+		"WWW-Authenticate: Basic realm=\"a, b\", nTLM , Negotiate\r\n",
+		"WWW-Authenticate: Digest realm=a\r\nwww-authenticate: negotiate\r\n",
+	} {
+		t.Run(offer, func(t *testing.T) {
+			o := newLoginOrigin(t, offer)
+			alice, bob := o.call(t, "builder"), o.call(t, "builder")
+			a := o.says(t, alice, "", "nobody on 1")
+			o.says(t, bob, "", "nobody on 2")
+			o.says(t, alice, "NTLM type-1", "nobody on 1")
+			o.says(t, bob, "NTLM type-3-mallory", "nobody on 2")
+			o.says(t, bob, "NTLM type-1", "nobody on 2")
+			o.says(t, alice, "NTLM type-3-alice", "alice on 1")
+			o.says(t, bob, "NTLM type-3-bob", "bob on 2")
+			o.says(t, alice, "", "alice on 1")
+			o.says(t, bob, "", "bob on 2")
+			if a.header.Get("Proxy-Support") != "Session-Based-Authentication" || a.header.Get("Connection") != "Proxy-Support" {
+				t.Errorf("the client is not told that it may use the scheme: %v", a.header)
+			}
+		})
+	}
+}
+
+// TestAnOfferTiesItsConnection: of a status, or a field, that says so.
+func TestAnOfferTiesItsConnection(t *testing.T) {
+	for answer, want := range map[string]int64{
+		"401 Unauthorized\r\nWWW-Authenticate: Negotiate":                                            2,
+		"401 Unauthorized\r\nWWW-AUTHENTICATE:basic,NTLM":                                            2,
+		"407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nProxy-Authenticate: ntlm": 2,
+		"407 Proxy Authentication Required\r\nProxy-Authenticate: Negotiate":                         2,
+		"200 OK\r\nWWW-Authenticate: Negotiate oYG2":                                                 2,
+		"200 OK\r\nConnection: WWW-Authenticate\r\nWWW-Authenticate: Negotiate":                      2,
+		"200 OK\r\nPersistent-Auth: true":                                                            2,
+		"401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"NTLM\"":                                 1,
+		"407 Proxy Authentication Required\r\nProxy-Authenticate: Basic":                             1,
+	} {
+		t.Run(answer, func(t *testing.T) {
+			r := newPlainRig(t, "HTTP/1.1 "+answer+"\r\nContent-Length: 0\r\n\r\n")
+			for range 2 {
+				c := r.call(t, "builder")
+				for range 2 {
+					c.ask(t, get(r.url("allowed.example", "/")))
+					r.carried(t)
+				}
+			}
+			if n := r.origin.accepted.Load(); n != want {
+				t.Errorf("%d connections for two clients, want %d", n, want)
+			}
+		})
+	}
+}
+
+// TestALoginEndsWithItsClient, and when a state comes that may forbid it.
+func TestALoginEndsWithItsClient(t *testing.T) {
+	for name, end := range map[string]func(*gateway, *caller){
+		"the client leaves":   func(_ *gateway, c *caller) { _ = c.Close() },
+		"another state comes": func(g *gateway, _ *caller) { g.swap(t, g.policy()); g.proxy.StateChanged() },
+		"the gateway drains":  func(g *gateway, _ *caller) { g.proxy.Drain() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			c := g.call(t, "builder")
+			c.send(t, get("http://"+g.at("allowed.example")+"/", "Authorization: Negotiate alice"))
+			conn, reader := g.asked(t)
+			if _, err := io.WriteString(conn, ok); err != nil {
+				t.Fatal(err)
+			}
+			if a := c.answer(t); a.body != "ok" {
+				t.Fatalf("answered %s", a.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			g.next(t, audit.EventTunnelClose)
+			end(g, c)
+			if _, err := reader.ReadByte(); err != io.EOF {
+				t.Errorf("the origin's connection: %v, want its end", err)
+			}
+		})
+	}
+}
+
+// TestALoginIsNotRepeated: a request that went out on a connection of its own is
+// not sent again on another one, though net/http would.
+func TestALoginIsNotRepeated(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	c.send(t, get("http://"+g.at("allowed.example")+"/", "Authorization: NTLM type-1"))
+	conn, reader := g.asked(t)
+	if _, err := io.WriteString(conn, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM type-2\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != 401 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	c.send(t, get("http://"+g.at("allowed.example")+"/", "Authorization: NTLM type-3"))
+	if _, err := http.ReadRequest(reader); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	if a := c.answer(t); a.status != 502 || a.reason() != "response-failed" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if raw, err := io.ReadAll(g.origin.next(t)); err != nil || len(raw) > 0 {
+		t.Errorf("another connection got %q, %v", raw, err)
+	}
+	for range 2 {
+		g.next(t, audit.EventDecision)
+		g.next(t, audit.EventTunnelClose)
+	}
+}
+
+// TestALoginOfHTTP10 cannot be: the connection ends with the answer.
+func TestALoginOfHTTP10(t *testing.T) {
+	r := newPlainRig(t, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n")
+	a := r.call(t, "builder").ask(t, "GET "+r.url("allowed.example", "/")+" HTTP/1.0\r\n\r\n")
+	if a.header.Get("Proxy-Support") != "" || !a.close {
+		t.Errorf("answered %v", a.header)
+	}
+	r.carried(t)
+}
