@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,5 +167,41 @@ func BenchmarkCompile(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkSizes reads targets of growing size and looks at their paths: the time
+// for a byte must not grow with them.
+func BenchmarkSizes(b *testing.B) {
+	pattern, err := ParsePathPattern("/public/**")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, part := range map[string]string{"one-segment": "a", "segments": "/a", "dots": "/...", "escapes": "%41"} {
+		for size := 1 << 10; size <= 64<<10; size *= 4 {
+			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
+				target := "http://a.example/public/x" + strings.Repeat(part, size/len(part))
+				b.SetBytes(int64(len(target)))
+				for b.Loop() {
+					url, err := ParseURL(target)
+					if err != nil || !cleanPath(url.Path) || !pattern.matches(url.Path) {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+	for name, part := range map[string]string{"host": "a.", "number": "1.", "address": "0:"} { // none of them is one
+		for size := 1 << 10; size <= 64<<10; size *= 4 {
+			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
+				target := "http://" + strings.Repeat(part, size/len(part)) + "1/"
+				b.SetBytes(int64(len(target)))
+				for b.Loop() {
+					if _, err := ParseURL(target); err == nil {
+						b.Fatal("it is taken")
+					}
+				}
+			})
+		}
 	}
 }

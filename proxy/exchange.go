@@ -64,6 +64,9 @@ func (x *exchange) next(ctx context.Context) bool {
 	x.head = h
 	x.begin(ctx)
 	if err != nil {
+		if errors.Is(err, head.ErrTooLarge) { // by one of several bounds
+			x.detail = err.Error()
+		}
 		return x.refuse(ctx, headReason(err))
 	}
 	if reason := x.admit(); reason != allowlist.NoReason {

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -386,5 +387,56 @@ func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
 		if _, err := reader.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the origin's connection: %v, want its end", err)
 		}
+	}
+}
+
+// TestListsOfNames that a message may have are held against each other name by
+// name; longer ones are refused, as they would cost the product of their lengths.
+func TestListsOfNames(t *testing.T) {
+	const most = 128 // half of head.MaxMembers
+	numbered := func(format string, n int) string {
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf(format, i))
+		}
+		return strings.Join(names, ", ")
+	}
+	lines := func(names string) string { return strings.ReplaceAll(names, ", ", ": 1\r\n") + ": 1\r\n" }
+	r := newPlainRig(t, "")
+	c := r.call(t, "builder")
+	ask := func(named int) *http.Response {
+		r.answer = func(request) string {
+			return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: " + numbered("O-%d", named) + "\r\nTrailer: " + numbered("P-%d", most/2) + ", " +
+				numbered("O-%d", most/2) + "\r\n" + lines(numbered("O-%d", 50)) + "\r\n0\r\n" + lines(numbered("O-%d", 50)) + lines(numbered("P-%d", 50)) + "\r\n"
+		}
+		c.send(t, plainTo("POST", r.url("allowed.example", "/"), "Transfer-Encoding: chunked",
+			"Connection: "+numbered("x-%d", most), "Trailer: "+numbered("Y-%d", most/2)+", "+numbered("X-%d", most/2))+
+			"0\r\n"+lines(numbered("x-%d", 50))+lines(numbered("Y-%d", 50))+"\r\n")
+		resp, err := http.ReadResponse(c.reader, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		return resp
+	}
+	if resp := ask(most); resp.StatusCode != 200 || strings.Contains(fmt.Sprint(resp.Header, resp.Trailer), "O-") || len(resp.Trailer) != most/2 ||
+		resp.Trailer.Get("P-49") != "1" {
+		t.Errorf("answered %s, %v, trailer %v", resp.Status, resp.Header, resp.Trailer)
+	}
+	if got := r.received(t).raw; strings.Contains(got, "X-") || strings.Count(got, "Y-") != most/2+50 {
+		t.Errorf("the origin got %q", got)
+	}
+	r.carried(t)
+	if resp := ask(most + 1); resp.StatusCode != 502 || !strings.Contains(resp.Header.Get("Proxy-Status"), "reason=response-failed") {
+		t.Errorf("answered %s", resp.Status)
+	}
+	r.received(t)
+	r.carried(t)
+	c = r.call(t, "builder")
+	if a := c.ask(t, get(r.url("allowed.example", "/"), "Connection: "+numbered("x-%d", 2*most+1))); a.status != 431 || a.reason() != "head-too-large" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if decision := r.next(t, audit.EventDecision); decision.Detail != "line 3: more than 256 names of fields: head too large" {
+		t.Errorf("record %+v", decision)
 	}
 }

@@ -247,6 +247,7 @@ type record struct {
 	Address       string `json:"address"`
 	Verdict       string `json:"verdict"`
 	Reason        string `json:"reason"`
+	Detail        string `json:"detail"`
 	WouldReason   string `json:"would_reason"`
 	Status        int    `json:"status"`
 	Policy        string `json:"policy"`

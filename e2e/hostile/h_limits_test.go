@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -50,6 +51,7 @@ func limitRows(program *program) []row {
 				badAnswer(t, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345", allowlist.ResponseFailed)
 			}},
 		}},
+		{"H15", "lists of names that meet: more than 256 in `Connection` and `Trailer` of a request, or of an answer", "431 `head-too-large`; 502 `response-failed`: what is compared is bounded, and the work grows with the head and not with its square", namesByThousands()},
 	}
 }
 
@@ -366,4 +368,30 @@ func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
 	_ = o.Close()
 	<-written
 	_ = c.Close()
+}
+
+// namesByThousands are heads whose two lists would cost the product of their
+// lengths.
+func namesByThousands() []scenario {
+	list := func(n int) string { return strings.Repeat("a,", n-1) + "a\r\n" }
+	const chunked = post + "Transfer-Encoding: chunked\r\n"
+	answer := func(fields string) string {
+		return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + fields + "\r\n0\r\n\r\n"
+	}
+	distinct := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "X%d,", i)
+		}
+		return b.String() + "X\r\n"
+	}
+	return slices.Concat(
+		refusedAs("two lists of thousands", allowlist.HeadTooLarge, chunked+"Connection: "+list(16_000)+"Trailer: "+list(15_000)+"\r\n0\r\n\r\n"),
+		refusedAs("257 names in Connection", allowlist.HeadTooLarge, getLine+host+"Connection: "+list(257)+"\r\n"),
+		refusedAs("257 names in many lines", allowlist.HeadTooLarge, chunked+strings.Repeat("trailer: "+list(10), 20)+strings.Repeat("connection: "+list(10), 6)+"\r\n0\r\n\r\n"),
+		[]scenario{forwarded{head: getLine + host + "Connection: " + list(255) + "A: 1\r\n\r\n", never: []string{"\r\na: 1"}}.named("255 names in Connection")},
+		noAnswers(
+			answer("Connection: "+list(60_000)+"Trailer: "+distinct(15_000)), answer("Trailer: "+distinct(257)),
+			answer("Connection: "+list(257)), "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close, "+list(257)+"\r\n"),
+	)
 }

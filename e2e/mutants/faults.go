@@ -54,7 +54,7 @@ func mutants() []fault {
 		of("E", "an alert hides a ClientHello", "proxy/hello/hello.go", "case typeAlert, typeChangeCipher:", "case typeAlert - 21:"),
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
-		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), h.Lists("Connection", name):`, `isFraming(name), h.Lists("Connected", name):`),
+		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), nominated.has(name):`, `isFraming(name), nominated.has("X-" + name):`),
 		of("D/D30", "a connection that was logged in on goes to the pool", "proxy/forward/pool.go", "\tcase l.own:\n\t\tp.giveTo(logins, l)\n", ""),
 		of("D/D30", "an offer does not tie its connection", "proxy/forward/goproxy.go", "\t\tr.lane.own = true\n", "\t\tr.lane.own = r.lane.own || false\n"),
 		of("H/H8", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -364,5 +365,26 @@ func BenchmarkDenial(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+	}
+}
+
+// BenchmarkSizes reads queries with more and more options: the time for a byte
+// must not grow with them.
+func BenchmarkSizes(b *testing.B) {
+	for size := 64; size < maxQuery; size *= 4 {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			msg := packetOf("allowed.example", mdns.TypeA, true)
+			options := bytes.Repeat([]byte{0xff, 0, 0, 0}, size/4)
+			binary.BigEndian.PutUint16(msg[len(msg)-2:], uint16(len(options)))
+			msg = append(msg, options...)
+			var q query
+			known := newNames()
+			b.SetBytes(int64(len(msg)))
+			for b.Loop() {
+				if q.parse(msg, known) != wellFormedQuery {
+					b.Fatal("no query")
+				}
+			}
+		})
 	}
 }

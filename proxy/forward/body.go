@@ -163,7 +163,7 @@ func bodyReason(err error) allowlist.Reason {
 // net/http adds whatever came.
 func (b *requestBody) filterTrailer() {
 	for name := range b.req.Trailer {
-		if !isTrailer(name) || !b.run.Head.Lists("Trailer", name) || b.run.Head.Lists("Connection", name) {
+		if !b.run.trailers[name] {
 			delete(b.req.Trailer, name)
 		}
 	}

@@ -1,12 +1,35 @@
 package forward
 
 import (
+	"iter"
 	"net/http"
 	"net/textproto"
 	"strings"
 
 	"github.com/exeat-dev/exeat/proxy/head"
 )
+
+// names are names of fields in their canonical spelling. Each list of a message
+// is read into names once, so that comparing it with another one takes a time
+// that grows with their lengths and not with the product of these.
+type names map[string]bool
+
+// listed reads lists of names.
+func listed(lists iter.Seq[string]) names {
+	var all names
+	for v := range lists {
+		if all == nil {
+			all = make(names)
+		}
+		for name := range strings.SplitSeq(v, ",") {
+			all[textproto.CanonicalMIMEHeaderKey(strings.Trim(name, " \t"))] = true
+		}
+	}
+	return all
+}
+
+// has reports whether a name is one of them, in whatever case it is written.
+func (n names) has(name string) bool { return n[textproto.CanonicalMIMEHeaderKey(name)] }
 
 // isHop reports whether a field belongs to one connection and is never sent on
 // (RFC 9110 section 7.6.1), or is the proxy's own.
@@ -58,10 +81,10 @@ func hasFold(s, prefix string) bool {
 }
 
 // keepRequestField reports whether a field of the client's is sent on as it
-// came.
-func keepRequestField(h *head.Head, name, value string, cfg *Config) bool {
+// came; nominated are the names that its Connection lists.
+func keepRequestField(h *head.Head, nominated names, name, value string, cfg *Config) bool {
 	switch {
-	case isHop(name), isFraming(name), h.Lists("Connection", name):
+	case isHop(name), isFraming(name), nominated.has(name):
 		return false
 	case isForwarded(name):
 		return cfg.PassForwarded
@@ -73,12 +96,9 @@ func keepRequestField(h *head.Head, name, value string, cfg *Config) bool {
 
 // strip removes from an answer what belongs to the origin's connection, by
 // itself or since it is nominated, and what only the gateway says.
-func strip(h http.Header, nominated []string, cfg *Config) {
-	for _, name := range nominated {
-		delete(h, name)
-	}
+func strip(h http.Header, nominated names, cfg *Config) {
 	for name := range h {
-		if isHop(name) {
+		if isHop(name) || nominated[name] && !isFraming(name) {
 			delete(h, name)
 		}
 	}

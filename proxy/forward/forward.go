@@ -209,22 +209,23 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 // run is an exchange under way.
 type run struct {
 	*Exchange
-	cfg    *Config
-	cancel context.CancelCauseFunc
-	done   <-chan struct{} // closed by the end of the exchange
-	lane   *lane           // what it goes out on; nil for an upgrade, which has a connection of its own
-	body   *requestBody    // nil without a body
-	expect *expectation    // nil if the body is sent at once
-	answer *writer
-	idle   *time.Timer
-	meter  meter
-	head   int // bytes of the request's head
+	cfg      *Config
+	cancel   context.CancelCauseFunc
+	done     <-chan struct{} // closed by the end of the exchange
+	lane     *lane           // what it goes out on; nil for an upgrade, which has a connection of its own
+	body     *requestBody    // nil without a body
+	expect   *expectation    // nil if the body is sent at once
+	answer   *writer
+	idle     *time.Timer
+	meter    meter
+	head     int   // bytes of the request's head
+	trailers names // of the request that may be sent on
 
 	upstream  *upstream    // that the request went out on last
 	wrote     atomic.Bool  // something may have been sent to an origin
 	up        atomic.Int64 // bytes sent to origins
 	heads     heads        // of the answers
-	nominated []string     // by Connection in the final one
+	nominated names        // by Connection in the final one
 	interims  int          // answers so far that were not final
 	received  bool         // the answer's body was read to its end
 	failure   error        // why there is no answer; the first one counts

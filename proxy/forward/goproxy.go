@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -85,7 +86,7 @@ func (r *run) headed(resp *http.Response) error {
 		_ = resp.Body.Close()
 		return err
 	}
-	r.nominated = nominated(fields["Connection"])
+	r.nominated = listed(slices.Values(fields["Connection"]))
 	offers := offersLogin(resp.Header)
 	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
 		r.lane.own = true

@@ -72,9 +72,9 @@ func (h *heads) last(resp *http.Response) (fields map[string][]string, err error
 }
 
 // errDoubtful is an answer that others might read in another way than net/http,
-// or that has more fields than it is worth to keep: many of a few bytes take up
-// thirty times as much in memory.
-var errDoubtful = errors.New("the answer is of another version, has too many fields, or leaves a doubt about its end")
+// or that has more fields, or names more, than it is worth to keep: many of a few
+// bytes take up thirty times as much in memory.
+var errDoubtful = errors.New("the answer is of another version, has or names too many fields, or leaves a doubt about its end")
 
 // check returns errDoubtful for such an answer.
 func check(resp *http.Response, fields map[string][]string) error {
@@ -88,21 +88,18 @@ func check(resp *http.Response, fields map[string][]string) error {
 			return errDoubtful
 		}
 	}
-	if resp.ProtoMajor != 1 || n > head.MaxFields {
+	named := membersOf(fields["Connection"]) + len(resp.Trailer)
+	if resp.ProtoMajor != 1 || n > head.MaxFields || named > head.MaxMembers {
 		return errDoubtful
 	}
 	return nil
 }
 
-// nominated are the names that Connection lists, in their canonical spelling.
-func nominated(connection []string) []string {
-	var names []string
-	for _, v := range connection {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = http.CanonicalHeaderKey(strings.Trim(name, " \t")); !isFraming(name) {
-				names = append(names, name)
-			}
-		}
+// membersOf returns how many members lists have.
+func membersOf(lists []string) int {
+	n := len(lists)
+	for _, v := range lists {
+		n += strings.Count(v, ",")
 	}
-	return names
+	return n
 }

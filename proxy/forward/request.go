@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,7 +20,7 @@ import (
 // again, to frame the body; that it reads the same is checked.
 func (r *run) request(ctx context.Context) (*http.Request, error) {
 	authority := authorityOf(r.URL.Dest)
-	text := rebuild(r.Exchange, r.cfg, authority)
+	text := r.rebuild(authority)
 	r.head = len(text)
 	var source io.Reader = strings.NewReader(text)
 	switch {
@@ -70,14 +71,16 @@ func authorityOf(dest allowlist.Destination) string {
 
 // rebuild writes a head that holds what was parsed and nothing that belongs to
 // the client's connection.
-func rebuild(ex *Exchange, cfg *Config, authority string) string {
+func (r *run) rebuild(authority string) string {
+	ex, cfg := r.Exchange, r.cfg
+	nominated := listed(ex.Head.Values("Connection"))
 	var b strings.Builder
 	b.Grow(512)
 	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // which an absolute target does without
 	b.WriteString(ex.Head.Method + " http://" + authority + path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
 	for i := range ex.Head.Fields {
 		f := &ex.Head.Fields[i]
-		if !keepRequestField(ex.Head, f.Name, f.Value, cfg) {
+		if !keepRequestField(ex.Head, nominated, f.Name, f.Value, cfg) {
 			continue
 		}
 		b.WriteString(f.Name + ": " + f.Value + "\r\n")
@@ -85,9 +88,11 @@ func rebuild(ex *Exchange, cfg *Config, authority string) string {
 	switch {
 	case ex.Body == head.Chunked:
 		b.WriteString("Transfer-Encoding: chunked\r\n")
-		if trailer := announced(ex.Head); trailer != "" {
-			b.WriteString("Trailer: " + trailer + "\r\n")
+		trailers := announced(ex.Head, nominated)
+		if len(trailers) > 0 {
+			b.WriteString("Trailer: " + strings.Join(trailers, ", ") + "\r\n")
 		}
+		r.trailers = listed(slices.Values(trailers))
 	case ex.Body > 0, ex.Head.Get("Content-Length") != "": // zero too: a POST without a body says so
 		b.WriteString("Content-Length: " + strconv.FormatInt(ex.Body, 10) + "\r\n")
 	}
@@ -100,14 +105,14 @@ func rebuild(ex *Exchange, cfg *Config, authority string) string {
 
 // announced lists the trailers that the client announced and that may be sent
 // on.
-func announced(h *head.Head) string {
-	var names []string
+func announced(h *head.Head, nominated names) []string {
+	var trailers []string
 	for v := range h.Values("Trailer") {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.Trim(name, " \t"); isTrailer(name) && !h.Lists("Connection", name) {
-				names = append(names, name)
+			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated.has(name) {
+				trailers = append(trailers, name)
 			}
 		}
 	}
-	return strings.Join(names, ", ")
+	return trailers
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -44,7 +45,7 @@ type writer struct {
 	chunked  bool  //
 	length   int64 // of the body as announced; -1 if it is not
 	written  int64 // of the body
-	trailers []string
+	trailers names // that were announced and may be sent
 }
 
 func newWriter(r *run) *writer {
@@ -79,13 +80,8 @@ func (w *writer) WriteHeader(status int) {
 
 // frame decides how the body is framed (RFC 9112 section 6).
 func (w *writer) frame(status int) {
-	for _, v := range w.header["Trailer"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = http.CanonicalHeaderKey(strings.Trim(name, " \t")); w.isTrailer(name) {
-				w.trailers = append(w.trailers, name)
-			}
-		}
-	}
+	w.trailers = listed(slices.Values(w.header["Trailer"]))
+	maps.DeleteFunc(w.trailers, func(name string, _ bool) bool { return !w.isTrailer(name) })
 	w.header.Del("Trailer")
 	if n, err := strconv.ParseInt(w.header.Get("Content-Length"), 10, 64); err == nil {
 		w.length = n
@@ -119,7 +115,7 @@ func (w *writer) head(status int) []byte {
 	if w.chunked {
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
 		if len(w.trailers) > 0 {
-			b = append(b, "Trailer: "+strings.Join(w.trailers, ", ")+"\r\n"...)
+			b = append(b, "Trailer: "+strings.Join(slices.Sorted(maps.Keys(w.trailers)), ", ")+"\r\n"...)
 		}
 	}
 	switch {
@@ -293,7 +289,7 @@ func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.leng
 
 // isTrailer reports whether a field may be sent behind this body.
 func (w *writer) isTrailer(name string) bool {
-	return isTrailer(name) && !slices.Contains(w.run.nominated, name)
+	return isTrailer(name) && !w.run.nominated[name]
 }
 
 // end is the last chunk and the trailers. Those that were not announced have
@@ -302,7 +298,7 @@ func (w *writer) end() []byte {
 	h := make(http.Header)
 	for name, values := range w.header {
 		plain := strings.TrimPrefix(name, http.TrailerPrefix)
-		if w.isTrailer(plain) && (plain != name || slices.Contains(w.trailers, name)) {
+		if w.isTrailer(plain) && (plain != name || w.trailers[name]) {
 			h[plain] = values
 		}
 	}
@@ -343,7 +339,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
-	strip(h, nominated(all["Connection"]), r.cfg)
+	strip(h, listed(slices.Values(all["Connection"])), r.cfg)
 	h.Del("Content-Length")
 	return r.answer.interim(status, h)
 }

@@ -1,8 +1,11 @@
 package head_test
 
 import (
+	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/exeat-dev/exeat/proxy/head"
 )
@@ -49,5 +52,41 @@ func BenchmarkReadHead(b *testing.B) {
 				r.Release()
 			}
 		})
+	}
+}
+
+// BenchmarkSizes reads heads of growing size: the time for a byte must not grow
+// with them.
+func BenchmarkSizes(b *testing.B) {
+	const line = "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n"
+	whole := func(r io.Reader) io.Reader { return r }
+	for _, shape := range []struct {
+		name string
+		fill func(size int) string
+		read func(io.Reader) io.Reader
+	}{
+		{"one-field", func(n int) string { return "X: " + strings.Repeat("a", n) + "\r\n" }, whole},
+		{"one-field-byte-by-byte", func(n int) string { return "X: " + strings.Repeat("a", n) + "\r\n" }, iotest.OneByteReader},
+		{"fields", func(n int) string { return strings.Repeat("X: "+strings.Repeat("a", n/240)+"\r\n", 240) }, whole},
+		{"names", func(n int) string {
+			return "Connection: " + strings.Repeat(strings.Repeat("a", n/240)+",", 240) + "\r\n"
+		}, whole},
+		{"target", func(n int) string { return "X: a\r\n\r\nGET /" + strings.Repeat("a", n) + " HTTP/1.0\r\n" }, whole},
+	} {
+		for _, size := range []int{1, 4, 16, 60} {
+			raw := line + shape.fill(size<<10) + "\r\n"
+			b.Run(fmt.Sprintf("%s/%dKiB", shape.name, size), func(b *testing.B) {
+				b.SetBytes(int64(len(raw)))
+				for b.Loop() {
+					r := head.NewReader(shape.read(strings.NewReader(raw)), 0)
+					for range strings.Count(raw, "\r\n\r\n") {
+						if _, err := r.ReadHead(); err != nil {
+							b.Fatal(err)
+						}
+					}
+					r.Release()
+				}
+			})
+		}
 	}
 }

@@ -34,6 +34,11 @@ const (
 	// about twenty; the bound keeps a head of tiny fields from costing many
 	// times its size in memory.
 	MaxFields = 256
+
+	// MaxMembers is the largest number of members that the fields Connection
+	// and Trailer of a head list together. They name fields, so that whoever
+	// forwards the head compares them with all others.
+	MaxMembers = 256
 )
 
 // Why a head was refused. The errors of this package wrap one of them and add
@@ -48,8 +53,8 @@ var (
 	// ErrHeader is a field line that is not "token:OWS value OWS CRLF" (RFC
 	// 9112 section 5), or bytes behind the head given to Parse.
 	ErrHeader = errors.New("malformed header")
-	// ErrTooLarge is a head with more bytes than the limit or more fields
-	// than MaxFields.
+	// ErrTooLarge is a head with more bytes than the limit, more fields than
+	// MaxFields or more members than MaxMembers.
 	ErrTooLarge = errors.New("head too large")
 	// ErrMissingHost is an HTTP/1.1 request without a Host field (RFC 9112
 	// section 3.2).

@@ -9,7 +9,8 @@ import (
 // Parse parses raw, which must be one complete head with its final empty line
 // and nothing behind it. It keeps no reference to raw. A head that stops short
 // is io.ErrUnexpectedEOF; the other errors are this package's. The number of
-// fields is bounded by MaxFields, the number of bytes is up to the caller.
+// fields is bounded by MaxFields and that of what they list by MaxMembers, the
+// number of bytes is up to the caller.
 func Parse(raw []byte) (*Head, error) {
 	if len(raw) > 0 && !isToken(raw[0]) {
 		return nil, fmt.Errorf("line 1: %w", ErrRequestLine)
@@ -75,6 +76,7 @@ func (h *Head) parseFields(text string) error {
 	if n := strings.Count(text, "\n") - 1; n > 0 {
 		h.Fields = make([]Field, 0, min(n, MaxFields))
 	}
+	members := 0
 	for number := 2; ; number++ {
 		line, rest, ok := strings.Cut(text, "\n")
 		if !ok {
@@ -99,9 +101,20 @@ func (h *Head) parseFields(text string) error {
 			}
 			h.Host, h.HasHost = f.Value, true
 		}
+		if members += membersOf(f); members > MaxMembers {
+			return fmt.Errorf("line %d: more than %d names of fields: %w", number, MaxMembers, ErrTooLarge)
+		}
 		h.Fields = append(h.Fields, f)
 		text = rest
 	}
+}
+
+// membersOf returns how many names of fields a field lists.
+func membersOf(f Field) int {
+	if !sameName(f.Name, "Connection") && !sameName(f.Name, "Trailer") {
+		return 0
+	}
+	return 1 + strings.Count(f.Value, ",")
 }
 
 // parseField parses a line that is complete but for its LF. A folded line

@@ -33,7 +33,8 @@ type Reader struct {
 
 	// The head that begins at start, as far as it has been looked at.
 	next  int // where its next line begins, counted from start
-	lines int // complete lines before that
+	seen  int // how far that line was looked at, counted from start
+	lines int // complete lines before next
 
 	mayBeEmpty bool // one empty line may come before the next head
 }
@@ -70,7 +71,7 @@ func (r *Reader) Peek(n int) ([]byte, error) {
 func (r *Reader) ReadHead() (*Head, error) {
 	for {
 		if n := r.scan(); n > 0 {
-			r.next, r.lines = 0, 0
+			r.next, r.seen, r.lines = 0, 0, 0
 			h, err := Parse(r.buf[r.start : r.start+n])
 			if err != nil {
 				return nil, err
@@ -92,7 +93,7 @@ func (r *Reader) ReadHead() (*Head, error) {
 // Reader and the next head be read behind it: the buffered bytes first, then
 // the connection.
 func (r *Reader) Read(p []byte) (int, error) {
-	r.next, r.lines = 0, 0
+	r.next, r.seen, r.lines = 0, 0, 0
 	if r.start < r.end {
 		n := copy(p, r.buf[r.start:r.end])
 		r.start += n
@@ -107,7 +108,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 // Unread gives bytes back that were read with Read: they come first again. It
 // is for those that a reader of bodies took and did not use.
 func (r *Reader) Unread(p []byte) {
-	if len(p) == 0 {
+	if len(p) <= r.start && bytes.Equal(p, r.buf[r.start-len(p):r.start]) { // they are still here
+		r.start -= len(p)
+		r.next, r.seen, r.lines = 0, 0, 0
 		return
 	}
 	kept := append(append(make([]byte, 0, len(p)+r.end-r.start), p...), r.Buffered()...)
@@ -116,7 +119,7 @@ func (r *Reader) Unread(p []byte) {
 	}
 	r.pooled, r.buf = nil, kept
 	r.start, r.end = 0, len(kept)
-	r.next, r.lines = 0, 0
+	r.next, r.seen, r.lines = 0, 0, 0
 }
 
 // Buffered returns the bytes that were read and not consumed: after ReadHead,
@@ -130,7 +133,7 @@ func (r *Reader) Release() {
 		small.Put(r.pooled)
 	}
 	r.pooled, r.buf = nil, nil
-	r.start, r.end, r.next, r.lines = 0, 0, 0, 0
+	r.start, r.end, r.next, r.seen, r.lines = 0, 0, 0, 0, 0
 }
 
 // scan returns the number of bytes that Parse can judge: a complete head, or
@@ -146,10 +149,13 @@ func (r *Reader) scan() int {
 		return 1
 	}
 	for {
-		length := bytes.IndexByte(head[r.next:], '\n')
+		from := max(r.next, r.seen)
+		length := bytes.IndexByte(head[from:], '\n')
 		if length < 0 {
+			r.seen = len(head)
 			return 0
 		}
+		length += from - r.next
 		line := head[r.next : r.next+length]
 		r.next += length + 1
 		r.lines++

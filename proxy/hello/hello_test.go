@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -251,6 +253,37 @@ func BenchmarkRead(b *testing.B) {
 		var r hello.Reader
 		if _, err := r.Read(whole); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSizes reads messages of growing size: the time for a byte must not
+// grow with them.
+func BenchmarkSizes(b *testing.B) {
+	many := func(size int) []byte {
+		return message(append(slices.Repeat([]extension{{51, ""}}, size/4), names("api.example"))...)
+	}
+	for _, size := range []int{1 << 10, 4 << 10, 16 << 10, 40 << 10} {
+		for name, whole := range map[string][]byte{
+			"one-extension": record(message(extension{51, strings.Repeat("k", size)}, names("api.example")), 1<<14),
+			"extensions":    record(many(size), 1<<14),
+			"small-records": record(many(size), 16),
+		} {
+			for _, piece := range []int{hello.Limit, 1} {
+				b.Run(fmt.Sprintf("%s/%d-bytes-at-a-time/%dKiB", name, piece, size>>10), func(b *testing.B) {
+					b.SetBytes(int64(len(whole)))
+					for b.Loop() {
+						var r hello.Reader
+						var err error
+						for n := 0; n < len(whole); n += piece {
+							_, err = r.Read(whole[:min(n+piece, len(whole))])
+						}
+						if err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -215,5 +216,21 @@ func TestAProxyThatIsSlow(t *testing.T) {
 	closed(t, silent)
 	if len(refused) != 0 {
 		t.Errorf("refused %+v", <-refused)
+	}
+}
+
+// BenchmarkSizes reads headers with more and more behind their addresses: the
+// time for a byte must not grow with them.
+func BenchmarkSizes(b *testing.B) {
+	for size := 256; size <= proxiedMax2; size *= 4 {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			header := v2(0x21, 0x11, v4Pair+strings.Repeat("\x04\x00\x00", (size-len(v4Pair))/3)) // fields of no use
+			b.SetBytes(int64(len(header)))
+			for b.Loop() {
+				if _, err := proxied(strings.NewReader(header)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -553,3 +553,32 @@ func TestLocalAnswers(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSizes reads answers of growing size: the time for a byte must not
+// grow with them.
+func BenchmarkSizes(b *testing.B) {
+	for typ, format := range map[uint16]string{
+		TypeA:       "a.example. 60 IN A 93.184.%[2]d.%[1]d",
+		TypeHTTPS:   `a.example. 60 IN HTTPS %[1]d svc%[2]d.a.example. mandatory="alpn,port" alpn="h2" port="443" ipv4hint="93.184.216.34" ech="AAAA"`,
+		dns.TypeTXT: `a.example. 60 IN TXT "%[1]d-%[2]d"`,
+	} {
+		for records := 8; records <= 512; records *= 4 {
+			b.Run(fmt.Sprintf("%s/%d", dns.TypeToString[typ], records), func(b *testing.B) {
+				q := newQuery(b, "a.example", typ, false)
+				var texts []string
+				for i := range records {
+					texts = append(texts, fmt.Sprintf(format, i%250, i/250))
+				}
+				packet := upstream(b, q, nil, texts...)
+				b.SetBytes(int64(len(packet)))
+				for b.Loop() {
+					m, err := q.Parse(packet)
+					if err != nil {
+						b.Fatal(err)
+					}
+					m.Append(nil, reply(q.question), 0, false, everything{})
+				}
+			})
+		}
+	}
+}
