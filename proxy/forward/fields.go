@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/http"
 	"net/textproto"
+	"strconv"
 	"strings"
 
 	"github.com/exeat-dev/exeat/proxy/head"
@@ -95,14 +96,16 @@ func keepRequestField(h *head.Head, nominated names, name, value string, cfg *Co
 }
 
 // strip removes from an answer what belongs to the origin's connection, by
-// itself or since it is nominated, and what only the gateway says.
-func strip(h http.Header, nominated names, cfg *Config) {
+// itself or since it is nominated, and what only the gateway says. The answer was
+// received as HTTP/1 with the minor version given, which Via names (RFC 9110
+// section 7.6.3).
+func strip(h http.Header, nominated names, minor int, cfg *Config) {
 	for name := range h {
 		if isHop(name) || nominated[name] && !isFraming(name) {
 			delete(h, name)
 		}
 	}
 	if !cfg.NoVia {
-		h.Add("Via", "1.1 "+DefaultPseudonym)
+		h.Add("Via", "1."+strconv.Itoa(minor)+" "+DefaultPseudonym)
 	}
 }

@@ -91,7 +91,7 @@ func (r *run) headed(resp *http.Response) error {
 	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
 		r.lane.own = true
 	}
-	strip(resp.Header, r.nominated, r.cfg)
+	strip(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
 	if r.lane != nil && offers && resp.StatusCode == http.StatusUnauthorized {
 		resp.Header[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
 	}

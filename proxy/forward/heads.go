@@ -41,21 +41,25 @@ func (h *heads) add(p []byte) {
 	}
 }
 
-// next reads the next head, as net/http has, and returns its fields.
-func (h *heads) next() (map[string][]string, error) {
+// next reads the next head, as net/http has, and returns its minor version and
+// its fields.
+func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.lines == nil {
 		h.lines = textproto.NewReader(bufio.NewReader(&h.raw))
 	}
-	if _, err := h.lines.ReadLine(); err != nil { // sent before it was asked for
-		return nil, fmt.Errorf("reading the head again: %w", err)
+	line, err := h.lines.ReadLine()
+	if err != nil { // sent before it was asked for
+		return 0, nil, fmt.Errorf("reading the head again: %w", err)
 	}
-	fields, err := h.lines.ReadMIMEHeader()
+	fields, err = h.lines.ReadMIMEHeader()
 	if err != nil {
-		return nil, fmt.Errorf("reading the head again: %w", err)
+		return 0, nil, fmt.Errorf("reading the head again: %w", err)
 	}
-	return fields, nil
+	version, _, _ := strings.Cut(line, " ")
+	_, minor, _ = http.ParseHTTPVersion(version) // which net/http has taken
+	return minor, fields, nil
 }
 
 // last returns the fields of the final answer, those included that net/http has
@@ -63,7 +67,7 @@ func (h *heads) next() (map[string][]string, error) {
 func (h *heads) last(resp *http.Response) (fields map[string][]string, err error) {
 	fields = resp.Header
 	if resp.Close || !resp.ProtoAtLeast(1, 1) {
-		fields, err = h.next()
+		_, fields, err = h.next()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

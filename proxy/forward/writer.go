@@ -328,7 +328,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.interims++; r.interims > maxInterims {
 		return errTooMany
 	}
-	all, err := r.heads.next()
+	minor, all, err := r.heads.next()
 	if err != nil {
 		return err
 	}
@@ -339,7 +339,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
-	strip(h, listed(slices.Values(all["Connection"])), r.cfg)
+	strip(h, listed(slices.Values(all["Connection"])), minor, r.cfg)
 	h.Del("Content-Length")
 	return r.answer.interim(status, h)
 }
