@@ -92,6 +92,9 @@ func (r *run) headed(resp *http.Response) error {
 		r.lane.own = true
 	}
 	strip(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
+	if _, dated := resp.Header["Date"]; !dated && resp.StatusCode >= http.StatusOK { // RFC 9110 section 6.6.1
+		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
+	}
 	if r.lane != nil && offers && resp.StatusCode == http.StatusUnauthorized {
 		resp.Header[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
 	}
