@@ -32,6 +32,7 @@ type exchange struct {
 	head     *head.Head
 	url      allowlist.URL // of a plain request
 	body     int64         // of a plain request; see head.Body
+	last     bool          // a plain request that may not be forwarded
 	request  allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
@@ -77,7 +78,10 @@ func (x *exchange) next(ctx context.Context) bool {
 	}
 	defer x.release()
 	defer x.settle()
-	if x.isPlain() {
+	switch {
+	case x.last:
+		return x.answerLast(ctx)
+	case x.isPlain():
 		return x.forward(ctx)
 	}
 	res, reason := x.connect(ctx)
@@ -90,7 +94,7 @@ func (x *exchange) next(ctx context.Context) bool {
 // forget lets go of the last request.
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
-	x.url, x.body, x.request = allowlist.URL{}, 0, allowlist.Request{}
+	x.url, x.body, x.last, x.request = allowlist.URL{}, 0, false, allowlist.Request{}
 	x.bound, x.sent, x.cut = bound{}, false, allowlist.NoReason
 }
 

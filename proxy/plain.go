@@ -41,6 +41,12 @@ func (x *exchange) parsePlain() allowlist.Reason {
 		x.detail = err.Error()
 		return allowlist.MalformedHeader
 	}
+	forwards, bounded, err := x.head.MaxForwards()
+	if err != nil {
+		x.detail = err.Error()
+		return allowlist.MalformedHeader
+	}
+	x.last = bounded && forwards == 0
 	x.request.Upgrade = x.wantsUpgrade()
 	return allowlist.NoReason
 }

@@ -78,9 +78,13 @@ func (r *run) rebuild(authority string) string {
 	b.Grow(512)
 	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // which an absolute target does without
 	b.WriteString(ex.Head.Method + " http://" + authority + path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
+	forwards, bounded, _ := ex.Head.MaxForwards()
+	if bounded {
+		b.WriteString("Max-Forwards: " + strconv.Itoa(max(0, forwards-1)) + "\r\n")
+	}
 	for i := range ex.Head.Fields {
 		f := &ex.Head.Fields[i]
-		if !keepRequestField(ex.Head, nominated, f.Name, f.Value, cfg) {
+		if bounded && strings.EqualFold(f.Name, "Max-Forwards") || !keepRequestField(ex.Head, nominated, f.Name, f.Value, cfg) {
 			continue
 		}
 		b.WriteString(f.Name + ": " + f.Value + "\r\n")

@@ -1,0 +1,30 @@
+package head
+
+import (
+	"errors"
+	"math"
+	"strings"
+)
+
+// ErrForwards is a Max-Forwards that says no number, or more than one.
+var ErrForwards = errors.New("malformed Max-Forwards")
+
+// MaxForwards returns how often the request may still be forwarded, at most
+// math.MaxInt32, and whether it says so. The field counts for OPTIONS and TRACE
+// only (RFC 9110 section 7.6.2); that of others is not looked at.
+func (h *Head) MaxForwards() (n int, bounded bool, err error) {
+	if h.Method != "OPTIONS" && h.Method != "TRACE" {
+		return 0, false, nil
+	}
+	text, fields := only(h, "Max-Forwards")
+	switch {
+	case fields == 0:
+		return 0, false, nil
+	case fields > 1, text == "", strings.Trim(text, "0123456789") != "":
+		return 0, false, ErrForwards
+	}
+	for i := range len(text) {
+		n = min(n*10+int(text[i]-'0'), math.MaxInt32)
+	}
+	return n, true, nil
+}
