@@ -92,6 +92,12 @@ func start(t *testing.T, dir string, args ...string) *process {
 // startCommand runs a command that becomes exeat.
 func startCommand(t *testing.T, dir, name string, args ...string) *process {
 	t.Helper()
+	return startPrepared(t, dir, func(*exec.Cmd) {}, name, args...)
+}
+
+// startPrepared runs a command that becomes exeat; prepare changes it before.
+func startPrepared(t *testing.T, dir string, prepare func(*exec.Cmd), name string, args ...string) *process {
+	t.Helper()
 	temp, err := os.MkdirTemp("", "e2e-") //nolint:usetesting // t.TempDir is too long for a unix socket in it
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +108,7 @@ func startCommand(t *testing.T, dir, name string, args ...string) *process {
 	}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.stdout, p.stderr
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.temp}
+	prepare(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

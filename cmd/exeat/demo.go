@@ -39,7 +39,8 @@ whether each came out as promised: exit code 0 if all did, 1 if not.`,
 		Example: "  exeat demo\n  exeat demo --check\n  exeat demo --origin 127.0.0.1:9443 --policy my-policy.yaml",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			outliveReaders()
+			return f.run(cmd.Context(), courtesy{cmd.OutOrStdout()}, cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().BoolVar(&f.check, "check", false, "try the commands, print each with its outcome, and end")

@@ -67,8 +67,9 @@ type gateway struct {
 	policyWatcher *watch.Watcher // one of watchers
 	addresses     []netip.Addr   // of the host, sorted; see followAddresses
 
-	admin    *admin.Server // nil without an address
-	stopping atomic.Bool
+	admin      *admin.Server                       // nil without an address
+	logFailing func() (since time.Time, err error) // why lines of the log are lost; nil means that nobody knows
+	stopping   atomic.Bool
 }
 
 // newGateway reads what the configuration names and opens the listeners. After

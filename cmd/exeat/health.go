@@ -41,7 +41,7 @@ func (g *gateway) openAdmin(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	g.admin, err = admin.Listen(ctx, admin.Config{Address: g.cfg.AdminAddress, NotReady: g.notReady, Metrics: g.telemetry.Handler()})
+	g.admin, err = admin.Listen(ctx, admin.Config{Address: g.cfg.AdminAddress, NotReady: g.notReady, Notes: g.notes, Metrics: g.telemetry.Handler()})
 	return err
 }
 
@@ -63,6 +63,19 @@ func (g *gateway) notReady() []string {
 		causes = append(causes, fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err))
 	}
 	return causes
+}
+
+// notes says what is wrong with the log, which is no reason to send connections
+// elsewhere.
+func (g *gateway) notes() []string {
+	if g.logFailing == nil {
+		return nil
+	}
+	since, err := g.logFailing()
+	if err == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("log: lines are lost since %s: %v", since.UTC().Format(time.RFC3339), err)}
 }
 
 // serveAdmin answers probes until closeAdmin.

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -43,4 +47,23 @@ func require(cmd *cobra.Command, names ...string) {
 // flagError says where the flags of a command are explained.
 func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
+}
+
+// outliveReaders makes a write to a pipe without a reader an error, as it is on
+// any other descriptor, for commands that run until they are told to stop. By
+// default the first one to standard output or error ends the process (SIGPIPE),
+// which is right for a command that prints and ends.
+func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
+
+// courtesy is an output that is for who reads it: without a reader, what is
+// written to it is nobody's loss.
+type courtesy struct{ io.Writer }
+
+// Write implements io.Writer.
+func (c courtesy) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		return len(p), nil
+	}
+	return n, err
 }

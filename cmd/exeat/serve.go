@@ -29,7 +29,8 @@ Policy, identity and web certificates are followed as they change; SIGHUP reads
 them again at once. What is wrong changes nothing and is logged.
 
 Records of decisions go to standard output unless the configuration names a
-file; the gateway's own log goes to standard error.
+file; the gateway's own log goes to standard error. It serves on when nobody
+reads them any more: what is lost is counted, and said by /readyz.
 
 With --check nothing is opened: configuration, identity, certificates and policy
 are read as at a start, and what is wrong with them is said. It may run beside
@@ -43,10 +44,14 @@ Exit codes: 0 good, 2 a broken configuration.`,
 			if err != nil {
 				return err
 			}
-			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			if check {
+				log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 				return checkGateway(cmd.Context(), cfg, path, cmd.OutOrStdout(), log)
 			}
+			outliveReaders()
+			lines := newLogWriter(cmd.ErrOrStderr())
+			defer lines.close()
+			log := slog.New(slog.NewTextHandler(lines, nil))
 			// From here on: its default would end the process while it starts.
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
@@ -57,6 +62,7 @@ Exit codes: 0 good, 2 a broken configuration.`,
 			if err != nil {
 				return err
 			}
+			g.logFailing = lines.failing
 			otel.SetErrorHandler(otel.ErrorHandlerFunc(g.telemetry.HandleErrors))
 			for _, l := range g.listeners {
 				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",

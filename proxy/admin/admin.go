@@ -9,18 +9,23 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// Config says where to listen and what to answer. All fields are required.
+// Config says where to listen and what to answer. All fields are required but
+// Notes.
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
 	// NotReady returns why the gateway is not ready, a line for each cause;
 	// none means ready.
 	NotReady func() []string
+	// Notes returns what is wrong and no reason to send connections elsewhere, a
+	// line each; nil means nothing.
+	Notes func() []string
 	// Metrics answers /metrics.
 	Metrics http.Handler
 }
@@ -44,9 +49,12 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
+	if cfg.Notes == nil {
+		cfg.Notes = func() []string { return nil }
+	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, cfg.NotReady()) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, cfg.NotReady(), cfg.Notes()) })
 	mux.Handle("GET /metrics", cfg.Metrics)
 	return &Server{listener: l, http: &http.Server{
 		Handler:           mux,
@@ -59,14 +67,15 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	}}, nil
 }
 
-func answer(w http.ResponseWriter, causes []string) {
+// answer says ok, or what is wrong; notes stand below and change nothing.
+func answer(w http.ResponseWriter, causes, notes []string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	status, lines := http.StatusServiceUnavailable, causes
 	if len(causes) == 0 {
-		_, _ = w.Write([]byte("ok\n"))
-		return
+		status, lines = http.StatusOK, []string{"ok"}
 	}
-	w.WriteHeader(http.StatusServiceUnavailable)
-	_, _ = w.Write([]byte(strings.Join(causes, "\n") + "\n"))
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(strings.Join(slices.Concat(lines, notes), "\n") + "\n"))
 }
 
 // Addr returns the address that the listener has.

@@ -13,12 +13,18 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestAnswersProbesAndNothingElse(t *testing.T) {
-	var sick atomic.Bool
+	var sick, noted atomic.Bool
 	s, err := Listen(t.Context(), Config{
 		Address: "127.0.0.1:0",
 		NotReady: func() []string {
 			if sick.Load() {
 				return []string{"policy: none", "identity: expired"}
+			}
+			return nil
+		},
+		Notes: func() []string {
+			if noted.Load() {
+				return []string{"log: lost"}
 			}
 			return nil
 		},
@@ -32,20 +38,23 @@ func TestAnswersProbesAndNothingElse(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	tests := []struct {
 		method, path string
-		sick         bool
+		sick, noted  bool
 		status       int
 		body         string
 	}{
-		{"GET", "/livez", true, 200, "ok\n"},
-		{"GET", "/readyz", false, 200, "ok\n"},
-		{"GET", "/readyz", true, 503, "policy: none\nidentity: expired\n"},
-		{"GET", "/metrics", false, 200, "egress 1\n"},
-		{"POST", "/readyz", false, 405, ""},
-		{"GET", "/", false, 404, ""},
-		{"GET", "/debug/pprof/", false, 404, ""},
+		{"GET", "/livez", true, true, 200, "ok\n"},
+		{"GET", "/readyz", false, false, 200, "ok\n"},
+		{"GET", "/readyz", true, false, 503, "policy: none\nidentity: expired\n"},
+		{"GET", "/readyz", false, true, 200, "ok\nlog: lost\n"},
+		{"GET", "/readyz", true, true, 503, "policy: none\nidentity: expired\nlog: lost\n"},
+		{"GET", "/metrics", false, false, 200, "egress 1\n"},
+		{"POST", "/readyz", false, false, 405, ""},
+		{"GET", "/", false, false, 404, ""},
+		{"GET", "/debug/pprof/", false, false, 404, ""},
 	}
 	for _, tt := range tests {
 		sick.Store(tt.sick)
+		noted.Store(tt.noted)
 		req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://"+s.Addr().String()+tt.path, nil)
 		if err != nil {
 			t.Fatal(err)
