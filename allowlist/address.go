@@ -252,9 +252,9 @@ func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
 	return class, prefix
 }
 
-// isListener reports whether addr is one of the gateway's own listeners. To
+// IsListener reports whether addr is one of the gateway's own listeners. To
 // dial an unspecified address is to dial this host.
-func (c *Classifier) isListener(addr netip.AddrPort) bool {
+func (c *Classifier) IsListener(addr netip.AddrPort) bool {
 	a := addr.Addr().Unmap()
 	if inner, ok := c.embedded(a); ok {
 		a = inner

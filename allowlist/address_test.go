@@ -62,7 +62,7 @@ func TestNAT64Prefixes(t *testing.T) {
 		if class, around := c.Classify(addr); class != Documentation || around.String() != row.around {
 			t.Errorf("%s below %s is %s in %s, want documentation in %s", addr, prefix, class, around, row.around)
 		}
-		if !c.isListener(netip.AddrPortFrom(addr, 3128)) {
+		if !c.IsListener(netip.AddrPortFrom(addr, 3128)) {
 			t.Errorf("%s below %s is not the listener on %s", addr, prefix, inner)
 		}
 	}
@@ -115,7 +115,7 @@ func TestListeners(t *testing.T) {
 			Listeners: []netip.AddrPort{netip.MustParseAddrPort(row.listener)},
 			Addresses: []netip.Addr{netip.MustParseAddr("203.0.114.7"), netip.MustParseAddr("2606:4700::7")},
 		})
-		if got := c.isListener(netip.MustParseAddrPort(row.addr)); got != row.want {
+		if got := c.IsListener(netip.MustParseAddrPort(row.addr)); got != row.want {
 			t.Errorf("%s: listener %s, dialled %s: %t, want %t", row.why, row.listener, row.addr, got, row.want)
 		}
 		single := netip.PrefixFrom(netip.MustParseAddrPort(row.addr).Addr(), netip.MustParseAddrPort(row.addr).Addr().BitLen())

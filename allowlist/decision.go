@@ -121,7 +121,7 @@ func (d *Decision) check(ap netip.AddrPort) (Class, *CompiledRule) {
 
 // checkClass is the part of check that no deny rule has a say in.
 func (d *Decision) checkClass(addr netip.Addr) Class {
-	if d.policy.classifier.isListener(netip.AddrPortFrom(addr, d.Dest.Port)) {
+	if d.policy.classifier.IsListener(netip.AddrPortFrom(addr, d.Dest.Port)) {
 		return OwnListener
 	}
 	class, prefix := d.policy.classifier.Classify(addr)

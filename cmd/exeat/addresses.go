@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
 // lookAtAddresses is the time between looks at the host's addresses. One that
@@ -32,14 +32,9 @@ func (g *gateway) local() (allowlist.Local, error) {
 			local.Listeners = append(local.Listeners, tcp.AddrPort())
 		}
 	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return local, fmt.Errorf("listing the addresses of this host: %w", err)
-	}
-	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			local.Addresses = append(local.Addresses, prefix.Addr())
-		}
+	var err error
+	if local.Addresses, err = config.HostAddresses(); err != nil {
+		return local, err
 	}
 	slices.SortFunc(local.Addresses, netip.Addr.Compare)
 	return local, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -20,7 +21,7 @@ func checkGateway(ctx context.Context, cfg config.Config, path string, w io.Writ
 			g.identity.close()
 		}
 	}()
-	if err := g.read(ctx); err != nil {
+	if err := g.read(ctx, os.Getenv); err != nil {
 		return err
 	}
 	for _, lc := range cfg.Listeners {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -91,9 +92,12 @@ func newGateway(ctx context.Context, cfg config.Config, records io.Writer, geten
 	return g, nil
 }
 
-// read reads identity and policy.
-func (g *gateway) read(ctx context.Context) error {
-	var err error
+// read reads the environment, identity and policy.
+func (g *gateway) read(ctx context.Context, getenv func(string) string) error {
+	err := checkExports(ctx, &g.cfg, getenv, http.ProxyFromEnvironment)
+	if err != nil {
+		return err
+	}
 	if g.identity, err = openIdentity(ctx, g.cfg, g.log, g.identityChanged); err != nil {
 		return err
 	}
@@ -102,7 +106,7 @@ func (g *gateway) read(ctx context.Context) error {
 }
 
 func (g *gateway) build(ctx context.Context, records io.Writer, getenv func(string) string) error {
-	if err := g.read(ctx); err != nil {
+	if err := g.read(ctx, getenv); err != nil {
 		return err
 	}
 	if err := g.openEvidence(ctx, records, getenv); err != nil {

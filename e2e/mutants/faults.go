@@ -39,7 +39,7 @@ func mutants() []fault {
 		of("C", "ISATAP in one of its two forms only", address, "b[8]&^2 == 0", "b[8] == 0"),
 		of("C", "a wide range opens what lies in it", decision, "ranged.Bits() >= prefix.Bits()", "ranged.Bits() >= 0"),
 		of("C", "a range opens loopback", decision, "case !class.singleOnly() && ranged", "case ranged"),
-		of("C", "own listeners are destinations", decision, "if d.policy.classifier.isListener(", "if d.Dest.Port == 0 && d.policy.classifier.isListener("),
+		of("C", "own listeners are destinations", decision, "if d.policy.classifier.IsListener(", "if d.Dest.Port == 0 && d.policy.classifier.IsListener("),
 		of("C", "deny rules for ranges do not count for resolved addresses", decision, "if rule := d.policy.deniedAddr(d, addr); rule != nil {", "if rule := d.policy.deniedAddr(d, addr); rule != nil && d.Dest.Host.IsAddr() {"),
 		of("C", "resolved addresses are not checked before the dial", dial, "err := dec.CheckAddr(ap)", "err := error(nil)"),
 		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},

@@ -234,6 +234,8 @@ func TestMistakes(t *testing.T) {
 		{"no names at all", minimal + "resolver: {names_per_minute: 0}\n", "want a number from 1"},
 		{"a name server that is the gateway", listener("{name: a, address: 127.0.0.1:53, protocol: dns, identity: self}") + "resolver: {servers: 127.0.0.1}\n", "e.yaml:6:21: servers: 127.0.0.1:53 is this gateway's own listener a"},
 		{"a group that asks the gateway", listener("{name: a, address: 127.0.0.1:53, protocol: dns, identity: self}") + "resolver: {groups: [{suffixes: a.example, servers: [{tcp: 127.0.0.1}]}]}\n", "own listener a"},
+		{"a name server that is the gateway at every address", listener("{name: a, address: 0.0.0.0:853, protocol: dot}") + "resolver: {servers: [{dot: 127.0.0.1, name: dns.example}]}\n", "own listener a"},
+		{"a name server that is the admin listener", minimal + "admin: {address: 127.0.0.1:9464}\nresolver: {servers: [{tcp: '127.0.0.1:9464'}]}\n", "own listener admin"},
 		{"an unknown cname mode", minimal + "resolver: {cname: follow}\n", "trust"},
 		{"hosts with a capital", minimal + "resolver: {hosts: {A.example: 10.0.0.1}}\n", "canonical form"},
 		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},

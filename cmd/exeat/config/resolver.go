@@ -184,13 +184,13 @@ func (p *parser) serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
 // checkServers refuses a name server that is one of the listeners: the gateway
 // would ask itself. A listener may stand below in the file.
 func (p *parser) checkServers() {
-	for _, l := range p.Listeners {
-		at, err := netip.ParseAddrPort(l.Address)
-		if err != nil || at.Port() == 0 {
+	for at, nodes := range p.asked {
+		own := p.Own(at)
+		if own == "" {
 			continue
 		}
-		for _, n := range p.asked[at] {
-			n.Errorf("%s is this gateway's own listener %s: name the server that knows the answers", at, l.Name)
+		for _, n := range nodes {
+			n.Errorf("%s is this gateway's own listener %s: name the server that knows the answers", at, own)
 		}
 	}
 }

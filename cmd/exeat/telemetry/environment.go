@@ -8,6 +8,7 @@ import (
 // The words of OTEL_*_EXPORTER that mean something to us.
 const (
 	exporterNone       = "none"
+	exporterOTLP       = "otlp"
 	exporterPrometheus = "prometheus"
 )
 

@@ -1,0 +1,92 @@
+package config
+
+import (
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// AdminListener is what messages call the admin listener.
+const AdminListener = "admin"
+
+// Own returns the name of the listener that has an address, "" if none has: one
+// on an unspecified address has every address of this host. One that asks for a
+// free port is not known by it.
+func (c *Config) Own(at netip.AddrPort) string {
+	at = netip.AddrPortFrom(at.Addr().WithZone(""), at.Port())
+	for name, address := range c.addresses() {
+		listener, err := netip.ParseAddrPort(address)
+		if err != nil || listener.Port() == 0 || listener.Port() != at.Port() {
+			continue
+		}
+		if listener.Addr() == netip.IPv4Unspecified() && at.Addr().Unmap().Is6() && !at.Addr().IsUnspecified() {
+			continue // it is IPv4 only
+		}
+		local := allowlist.Local{Listeners: []netip.AddrPort{listener}}
+		if listener.Addr().IsUnspecified() {
+			local.Addresses, _ = HostAddresses() // what is not known is still what it was written as
+		}
+		if allowlist.NewClassifier(local).IsListener(at) {
+			return name
+		}
+	}
+	return ""
+}
+
+// OwnSocket returns the name of the listener that is a unix socket at a path, ""
+// if none is.
+func (c *Config) OwnSocket(path string) string {
+	wanted, err := filepath.Abs(path)
+	if err != nil {
+		return ""
+	}
+	for name, address := range c.addresses() {
+		own, isUnix := strings.CutPrefix(address, "unix:")
+		if own, err := filepath.Abs(own); isUnix && err == nil && own == wanted {
+			return name
+		}
+	}
+	return ""
+}
+
+// OwnPort reports whether a listener has a port, at whatever address.
+func (c *Config) OwnPort(port uint16) bool {
+	for _, address := range c.addresses() {
+		if at, err := netip.ParseAddrPort(address); err == nil && port != 0 && at.Port() == port {
+			return true
+		}
+	}
+	return false
+}
+
+// addresses yields name and address of every listener.
+func (c *Config) addresses() iter.Seq2[string, string] {
+	return func(yield func(name, address string) bool) {
+		for _, l := range c.Listeners {
+			if !yield(l.Name, l.Address) {
+				return
+			}
+		}
+		yield(AdminListener, c.AdminAddress)
+	}
+}
+
+// HostAddresses returns the addresses of this host.
+func HostAddresses() ([]netip.Addr, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses of this host: %w", err)
+	}
+	var all []netip.Addr
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			all = append(all, prefix.Addr())
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,77 @@
+package config
+
+import (
+	"net/netip"
+	"path/filepath"
+	"testing"
+)
+
+func TestOwn(t *testing.T) {
+	c := Config{AdminAddress: "127.0.0.1:9464", Listeners: []Listener{
+		{Name: "one", Address: "127.0.0.1:3128"},
+		{Name: "six", Address: "[::1]:3129"},
+		{Name: "four", Address: "0.0.0.0:8443"},
+		{Name: "all", Address: "[::]:8444"},
+		{Name: "free", Address: "127.0.0.1:0"},
+		{Name: "socket", Address: "unix:/run/exeat.sock"},
+	}}
+	for at, want := range map[string]string{
+		"127.0.0.1:3128":          "one",
+		"[::ffff:127.0.0.1]:3128": "one",
+		"0.0.0.0:3128":            "one", // to dial it is to dial this host
+		"[::]:3128":               "one",
+		"127.0.0.2:3128":          "",
+		"[::1]:3128":              "",
+		"127.0.0.1:3129":          "",
+		"[::1]:3129":              "six",
+		"127.0.0.1:8443":          "four",
+		"127.1.2.3:8443":          "four",
+		"0.0.0.0:8443":            "four",
+		"[::]:8443":               "four",
+		"[::1]:8443":              "",
+		"192.0.2.1:8443":          "",
+		"127.0.0.1:8444":          "all",
+		"[::1]:8444":              "all",
+		"[2001:db8::1]:8444":      "",
+		"127.0.0.1:9464":          "admin",
+		"127.0.0.1:0":             "",
+		"127.0.0.1:1":             "",
+	} {
+		if got := c.Own(netip.MustParseAddrPort(at)); got != want {
+			t.Errorf("%s is listener %q, want %q", at, got, want)
+		}
+		if at := netip.MustParseAddrPort(at); want != "" && !c.OwnPort(at.Port()) {
+			t.Errorf("no listener has the port of %s", at)
+		}
+	}
+	if c.OwnPort(0) || c.OwnPort(1) {
+		t.Error("a listener has a port that none has")
+	}
+}
+
+func TestOwnAtAnAddressOfTheHost(t *testing.T) {
+	c := Config{Listeners: []Listener{{Name: "all", Address: "[::]:8444"}}}
+	addrs, err := HostAddresses()
+	if err != nil || len(addrs) == 0 {
+		t.Fatalf("this host has %v, %v", addrs, err)
+	}
+	for _, addr := range addrs {
+		if got := c.Own(netip.AddrPortFrom(addr, 8444)); got != "all" {
+			t.Errorf("%s is listener %q, want all", addr, got)
+		}
+	}
+}
+
+func TestOwnSocket(t *testing.T) {
+	t.Chdir(t.TempDir())
+	here, err := filepath.Abs("exeat.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Listeners: []Listener{{Name: "tcp", Address: "127.0.0.1:1"}, {Name: "socket", Address: "unix:dir/../exeat.sock"}}}
+	for path, want := range map[string]string{here: "socket", "exeat.sock": "socket", "/exeat.sock": "", "127.0.0.1:1": ""} {
+		if got := c.OwnSocket(path); got != want {
+			t.Errorf("%s is listener %q, want %q", path, got, want)
+		}
+	}
+}
