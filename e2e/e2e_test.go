@@ -1,11 +1,11 @@
 // Package e2e tests the exeat program as its users meet it: a process, real
 // sockets, curl, certificates made by OpenSSL, and a standard Go client.
 //
-// It needs curl, openssl and dig; for other clients python3, wget, node with
-// undici, java and javac; for DNS also unbound, python3-dnspython, musl-gcc, ip,
-// unshare and mount, the last two also for full disks. Where one
-// is missing the tests that need it are skipped; with CI set in the environment
-// they fail. The flag -bytes says how much TestStream sends each way:
+// It needs curl, openssl, gnutls-cli, certtool and dig; for other clients python3,
+// wget, node with undici, java and javac; for DNS also unbound, python3-dnspython,
+// musl-gcc, ip, unshare and mount, the last two also for full disks. Where one is
+// missing the tests that need it are skipped; with CI set in the environment they
+// fail. The flag -bytes says how much TestStream sends each way:
 //
 //	go test ./e2e -bytes 1073741824
 package e2e

@@ -35,7 +35,8 @@ func newAuthorityMint() *cobra.Command {
 		Use:   "mint --id SPIFFE-ID --out DIRECTORY",
 		Short: "Mint an X.509-SVID into a directory",
 		Long: `Mint an X.509-SVID: svid.pem, svid_key.pem and bundle.pem in the output
-directory. The authority's own key is made on first use and kept in --dir.
+directory. The authority's own key is made on first use and kept in --dir. Keys
+are for this user only, certificates and bundles for everybody.
 
 Clients such as curl, git and Node check the name of an https:// proxy: give a
 gateway's SVID the names they call it by with --dns.`,

@@ -45,6 +45,9 @@ const (
 	// backdate is how far before now certificates begin, since the clocks of
 	// two machines differ.
 	backdate = time.Minute
+
+	// organization stands in the subject of every certificate.
+	organization = "exeat authority, not for production"
 )
 
 // Config says whose authority it is.
@@ -103,7 +106,7 @@ func newIssuer(td spiffeid.TrustDomain, lifetime time.Duration) (issuer, error) 
 	// authority of the trust domain: a client that holds a certificate of an
 	// older one still presents it, and learns that it is not trusted.
 	ca, err := sign(&x509.Certificate{
-		Subject:               pkix.Name{Organization: []string{"exeat authority, not for production"}, CommonName: commonName(td)},
+		Subject:               pkix.Name{Organization: []string{organization}, CommonName: commonName(td)},
 		URIs:                  []*url.URL{td.ID().URL()},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(lifetime),

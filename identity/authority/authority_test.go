@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,6 +66,9 @@ func TestWhatIsMintedFollowsTheStandard(t *testing.T) {
 	id, _, err := x509svid.Verify([]*x509.Certificate{leaf}, a.X509Bundle())
 	if err != nil || id != workload() || svid.ID != workload() {
 		t.Errorf("go-spiffe reads %v, %v", id, err)
+	}
+	if got := leaf.Subject.String(); got != `O=exeat authority\, not for production` || got == leaf.Issuer.String() {
+		t.Errorf("subject %q, issuer %q", got, leaf.Issuer)
 	}
 	if leaf.IsCA || !leaf.BasicConstraintsValid || leaf.KeyUsage != x509.KeyUsageDigitalSignature {
 		t.Errorf("CA %v, key usage %b", leaf.IsCA, leaf.KeyUsage)
@@ -174,7 +178,15 @@ func TestNothingOutlivesTheAuthority(t *testing.T) {
 	})
 }
 
+// usualUmask makes files that are for everybody readable until the test ends.
+func usualUmask(t *testing.T) {
+	t.Helper()
+	before := syscall.Umask(0o022)
+	t.Cleanup(func() { syscall.Umask(before) })
+}
+
 func TestOpenMakesAnAuthorityOnceAndKeepsIt(t *testing.T) {
+	usualUmask(t)
 	dir := filepath.Join(t.TempDir(), "a", "b")
 	first, err := Open(dir, trustDomain())
 	if err != nil {
@@ -194,7 +206,8 @@ func TestOpenMakesAnAuthorityOnceAndKeepsIt(t *testing.T) {
 	if _, _, err := x509svid.Verify([]*x509.Certificate{svid.TLS().Leaf}, first.X509Bundle()); err != nil {
 		t.Error(err)
 	}
-	checkMode(t, dir, 0o700)
+	checkMode(t, dir, 0o755)
+	checkMode(t, filepath.Join(dir, caFile), 0o644)
 	checkMode(t, filepath.Join(dir, caKeyFile), 0o600)
 	checkNames(t, dir, caFile, caKeyFile)
 }
@@ -302,6 +315,7 @@ func TestOpenRefusesAnExpiredAuthority(t *testing.T) {
 }
 
 func TestWriteDirReplacesTheFiles(t *testing.T) {
+	usualUmask(t)
 	a := newAuthority(t, 0)
 	dir := filepath.Join(t.TempDir(), "gateway")
 	for range 2 {
@@ -324,7 +338,9 @@ func TestWriteDirReplacesTheFiles(t *testing.T) {
 			t.Error("no error without a bundle")
 		}
 	}
-	checkMode(t, dir, 0o700)
+	checkMode(t, dir, 0o755)
+	checkMode(t, filepath.Join(dir, "bundle.pem"), 0o644)
+	checkMode(t, filepath.Join(dir, "svid.pem"), 0o644)
 	checkMode(t, filepath.Join(dir, "svid_key.pem"), 0o600)
 	checkNames(t, dir, "bundle.pem", "svid.pem", "svid_key.pem")
 }

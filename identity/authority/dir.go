@@ -19,7 +19,7 @@ const (
 	caFile    = "ca.pem"
 	caKeyFile = "ca_key.pem"
 
-	privateDir  fs.FileMode = 0o700
+	publicDir   fs.FileMode = 0o755 // what is private in it is so by itself
 	privateFile fs.FileMode = 0o600
 	publicFile  fs.FileMode = 0o644
 )
@@ -151,8 +151,9 @@ func stored(td spiffeid.TrustDomain, signing issuer) *Authority {
 
 // WriteDir writes svid.pem, svid_key.pem and bundle.pem, each replaced at once
 // (but not all three together: a reader must check that certificate and key
-// belong together). The key is readable for this user only; a directory that
-// does not exist is made for this user only.
+// belong together). The key is readable for this user only, the rest, and
+// a directory that does not exist yet, for everybody whom the umask lets: the
+// bundle is for those who meet the workload.
 func (s *SVID) WriteDir(dir string, bundle []byte) error {
 	if len(bundle) == 0 {
 		return errors.New("writing an SVID needs a bundle")
@@ -179,7 +180,7 @@ func (s *SVID) WriteDir(dir string, bundle []byte) error {
 }
 
 func openDir(dir string) (*os.Root, error) {
-	if err := os.MkdirAll(dir, privateDir); err != nil {
+	if err := os.MkdirAll(dir, publicDir); err != nil {
 		return nil, fmt.Errorf("making the directory: %w", err)
 	}
 	root, err := os.OpenRoot(dir)

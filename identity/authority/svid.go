@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net"
@@ -78,8 +79,11 @@ func (a *Authority) Mint(options Options) (*SVID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generating a key: %w", err)
 	}
-	// No subject: the identity is the URI SAN and nothing else.
+	// The identity is the URI SAN and nothing else. The subject is there because
+	// programs that use GnuTLS take none for an error; it is not that of a CA,
+	// which would make the certificate look signed by itself.
 	leaf, err := sign(&x509.Certificate{
+		Subject:               pkix.Name{Organization: []string{organization}},
 		URIs:                  []*url.URL{options.ID.URL()},
 		DNSNames:              names,
 		IPAddresses:           addresses,
