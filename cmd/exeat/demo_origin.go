@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
 // origin is the demo's destination: a TLS server that greets.
@@ -31,8 +32,7 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 	if err != nil {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
+	l, err := listen.TCP(ctx, address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("--origin %s is taken by another process: choose another port", address)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
@@ -41,8 +42,12 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.NotReady == nil || cfg.Metrics == nil {
 		return nil, errors.New("admin: readiness and metrics are required")
 	}
+	network := "tcp"
+	if at, err := netip.ParseAddrPort(cfg.Address); err == nil && at.Addr().Unmap().Is4() {
+		network = "tcp4" // package net takes 0.0.0.0 for IPv6, too
+	}
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cfg.Address)
+	l, err := lc.Listen(ctx, network, cfg.Address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("admin: %s is taken by another process: stop it or choose another address", cfg.Address)
 	}

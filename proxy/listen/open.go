@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -16,8 +17,7 @@ func open(ctx context.Context, cfg Config) (net.Listener, error) {
 	if path, isUnix := strings.CutPrefix(cfg.Address, "unix:"); isUnix {
 		return openUnix(ctx, path, cfg.SocketMode)
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cfg.Address)
+	l, err := TCP(ctx, cfg.Address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s is taken by another process: stop it or choose another address", cfg.Address)
 	}
@@ -28,6 +28,17 @@ func open(ctx context.Context, cfg Config) (net.Listener, error) {
 		return nil, fmt.Errorf("no permission to listen on %s: choose a port from 1024 on, or allow it (CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start)", cfg.Address)
 	}
 	return l, err
+}
+
+// TCP listens on an IP address and a port: at 0.0.0.0 for IPv4 only, as it is
+// written, and at [::] for both. Package net takes the one for the other.
+func TCP(ctx context.Context, address string) (net.Listener, error) {
+	network := "tcp"
+	if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().Unmap().Is4() {
+		network = "tcp4"
+	}
+	var lc net.ListenConfig
+	return lc.Listen(ctx, network, address)
 }
 
 func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {

@@ -233,7 +233,7 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 	if l.Identity == MTLS {
 		n.Errorf("plain DNS shows no certificate: write identity: self, fixed or source-map, or protocol: dot")
 	}
-	if ap, err := netip.ParseAddrPort(l.Address); err == nil && ap.Addr().IsUnspecified() {
+	if ap, err := netip.ParseAddrPort(l.Address); err == nil && ap.Addr().Unmap().IsUnspecified() {
 		n.Errorf("an answer has to come from the address that was asked: write the one that clients ask, not %s", ap.Addr())
 	}
 }

@@ -24,11 +24,12 @@ func (c *Config) Own(at netip.AddrPort) string {
 		if err != nil || listener.Port() == 0 || listener.Port() != at.Port() {
 			continue
 		}
-		if listener.Addr() == netip.IPv4Unspecified() && at.Addr().Unmap().Is6() && !at.Addr().IsUnspecified() {
+		every := listener.Addr().Unmap().IsUnspecified()
+		if every && listener.Addr().Unmap().Is4() && at.Addr().Unmap().Is6() && !at.Addr().IsUnspecified() {
 			continue // it is IPv4 only
 		}
 		local := allowlist.Local{Listeners: []netip.AddrPort{listener}}
-		if listener.Addr().IsUnspecified() {
+		if every {
 			local.Addresses, _ = HostAddresses() // what is not known is still what it was written as
 		}
 		if allowlist.NewClassifier(local).IsListener(at) {

@@ -12,6 +12,7 @@ func TestOwn(t *testing.T) {
 		{Name: "six", Address: "[::1]:3129"},
 		{Name: "four", Address: "0.0.0.0:8443"},
 		{Name: "all", Address: "[::]:8444"},
+		{Name: "mapped", Address: "[::ffff:0.0.0.0]:8445"},
 		{Name: "free", Address: "127.0.0.1:0"},
 		{Name: "socket", Address: "unix:/run/exeat.sock"},
 	}}
@@ -33,6 +34,8 @@ func TestOwn(t *testing.T) {
 		"127.0.0.1:8444":          "all",
 		"[::1]:8444":              "all",
 		"[2001:db8::1]:8444":      "",
+		"127.0.0.1:8445":          "mapped",
+		"[::1]:8445":              "",
 		"127.0.0.1:9464":          "admin",
 		"127.0.0.1:0":             "",
 		"127.0.0.1:1":             "",
