@@ -65,7 +65,10 @@ func (x *exchange) next(ctx context.Context) bool {
 	x.head = h
 	x.begin(ctx)
 	if err != nil {
-		if errors.Is(err, head.ErrTooLarge) { // by one of several bounds
+		switch {
+		case x.isHello():
+			x.detail = helloInClear
+		case errors.Is(err, head.ErrTooLarge): // by one of several bounds
 			x.detail = err.Error()
 		}
 		return x.refuse(ctx, headReason(err))
@@ -89,6 +92,25 @@ func (x *exchange) next(ctx context.Context) bool {
 		return x.refuse(ctx, reason)
 	}
 	return x.relay(ctx, opening{conn: res.Conn, addr: res.Addr, status: 200, answer: []byte("HTTP/1.1 200 OK\r\n\r\n")})
+}
+
+// helloInClear says what came instead of a request from a caller whose proxy URL
+// begins with https:// and should not.
+const helloInClear = "a TLS ClientHello came on a listener without TLS"
+
+// isHello reports whether a caller speaks TLS on a listener that does not: what
+// it sent begins as a TLS record of a handshake does (RFC 8446 section 5.1), and
+// as no request. It is answered with the 400 of any other malformed head: TLS
+// clients call an answer in the clear by its name (OpenSSL: wrong version number,
+// Go: first record does not look like a TLS handshake), where an alert would
+// speak of a handshake that had begun.
+func (x *exchange) isHello() bool {
+	if _, secure := x.conn.Conn.(*tls.Conn); secure {
+		return false
+	}
+	const handshake, major = 0x16, 0x03
+	b := x.reader.Buffered()
+	return len(b) > 0 && b[0] == handshake && (len(b) == 1 || b[1] == major)
 }
 
 // forget lets go of the last request.

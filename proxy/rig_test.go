@@ -265,7 +265,6 @@ type record struct {
 	SpanID        string `json:"span_id"`
 	CallerTraceID string `json:"caller_trace_id"`
 	Count         uint64 `json:"count"` // of a summary
-	Detail        string `json:"detail"`
 }
 
 func newEvidence(tb testing.TB) *evidence {

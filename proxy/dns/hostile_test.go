@@ -3,6 +3,7 @@ package dns_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -391,5 +392,36 @@ func TestUDPAddressesAreSingle(t *testing.T) {
 	}
 	if err := g.server.ServeUDP(t.Context(), u); err != nil {
 		t.Errorf("serving what is closed: %v", err)
+	}
+}
+
+// TestAClientHelloInClear: a client that speaks DNS over TLS asks where it is
+// spoken in the clear. What only begins like one waits for its rest.
+func TestAClientHelloInClear(t *testing.T) {
+	g := newGateway(t, options{})
+	conn := tls.Client(dialTCP(t, g.tcp), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"})
+	if err := conn.HandshakeContext(t.Context()); err == nil {
+		t.Error("the handshake succeeds")
+	}
+	r := g.next(t)
+	if r.Event != "handshake" || r.Listener != "tcp" || r.Reason != "tls-handshake-failed" || r.Detail != "a TLS ClientHello came on a listener without TLS" {
+		t.Errorf("record %+v", r)
+	}
+	for name, begin := range map[string][]byte{
+		"another version": {0x16, 0x03, 0x05, 0, 5, 1, 0},
+		"another message": {0x16, 0x03, 0x01, 0, 5, 2, 0},
+		"over TLS":        {0x16, 0x03, 0x01, 0, 5, 1, 0},
+	} {
+		wire := "tcp"
+		if name == "over TLS" {
+			wire = "dot"
+		}
+		c := g.dial(t, wire, "sidecar").(*streamClient)
+		if _, err := c.Write(append(begin, make([]byte, 0x1603)...)); err != nil { // which is a length
+			t.Fatal(err)
+		}
+		if r := g.next(t); r.Event != "decision" {
+			t.Errorf("%s: record %+v, want a decision about a query", name, r)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -132,11 +133,32 @@ func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
+	if t.wire == wireTCP && isHello(r, prefix) {
+		t.server.cfg.Recorder.Event(audit.Record{
+			Event: audit.EventHandshake, Listener: t.conn.Listener, Client: t.conn.Caller.Addr,
+			Reason: allowlist.TLSHandshakeFailed, Detail: "a TLS ClientHello came on a listener without TLS",
+		})
+		return 0, false
+	}
 	size = int(binary.BigEndian.Uint16(prefix))
 	if _, err = r.Discard(2); err != nil || size < headLen {
 		return 0, false
 	}
 	return size, true
+}
+
+// isHello reports whether what comes begins as a TLS ClientHello does (RFC 8446
+// sections 4 and 5.1) and not as a query, which would have 5635 bytes: the
+// client speaks DNS over TLS.
+func isHello(r *bufio.Reader, prefix []byte) bool {
+	const handshake, major, clientHello = 0x16, 0x03, 0x01
+	if prefix[0] != handshake || prefix[1] != major {
+		return false
+	}
+	// The record's header is the type, the version and a length; then the type
+	// of the message and its length in three bytes, of which the first is zero.
+	head, err := r.Peek(7)
+	return err == nil && head[2] <= 4 && head[5] == clientHello && head[6] == 0
 }
 
 // stopReading wakes the reader up; next then sees why.
