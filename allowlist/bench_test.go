@@ -184,7 +184,7 @@ func BenchmarkSizes(b *testing.B) {
 				b.SetBytes(int64(len(target)))
 				for b.Loop() {
 					url, err := ParseURL(target)
-					if err != nil || !cleanPath(url.Path) || !pattern.matches(url.Path) {
+					if err != nil || CheckPath(url.Path) != nil || !pattern.matches(url.Path) {
 						b.Fatal(err)
 					}
 				}

@@ -303,7 +303,7 @@ func (r *CompiledRule) miss(req *Request) Reason {
 		return MethodNotAllowed
 	case len(r.Paths) == 0:
 		return NoReason
-	case req.Path != Asterisk && !cleanPath(req.Path):
+	case req.Path != Asterisk && CheckPath(req.Path) != nil:
 		return MalformedTarget
 	}
 	for _, p := range r.Paths {

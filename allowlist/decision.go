@@ -35,6 +35,16 @@ type Decision struct {
 // Allowed reports whether the request may go on: to the address check.
 func (d Decision) Allowed() bool { return d.Verdict == Allow || d.Verdict == Observe }
 
+// Narrow reports whether the rule that allowed has looked at the method of a
+// plain request, and whether at its path: an origin must then not take another
+// one for it.
+func (d Decision) Narrow() (methods, paths bool) {
+	if d.Verdict != Allow || d.Rule == nil {
+		return false, false
+	}
+	return d.Rule.methods != nil, len(d.Rule.Paths) > 0
+}
+
 // PolicyVersion names the policy that decided.
 func (d Decision) PolicyVersion() string { return d.policy.Version() }
 

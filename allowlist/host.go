@@ -2,6 +2,7 @@ package allowlist
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -19,12 +20,16 @@ type Host struct {
 	addr netip.Addr
 }
 
-// Errors of ParseHost and ParseDestination. Malformed ports are told apart
-// from other malformed targets because they have a reason of their own.
+// Errors of ParseHost, ParseDestination, ParseURL and CheckPath. Malformed ports
+// are told apart from other malformed targets because they have a reason of
+// their own. What wraps them adds the cause, one of a few constant texts: no byte
+// of a target is ever in an error.
 var (
 	ErrHost   = errors.New("malformed host")
-	ErrTarget = errors.New("malformed target: want HOST:PORT")
+	ErrTarget = errors.New("malformed target")
 	ErrPort   = errors.New("malformed port: want 1 to 65535 in decimal")
+
+	errForm = fmt.Errorf("%w: want HOST:PORT", ErrTarget)
 )
 
 const (
@@ -120,7 +125,7 @@ func splitTarget(s string) (Host, string, error) {
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		inner, port, found := strings.Cut(rest, "]:")
 		if !found {
-			return Host{}, "", ErrTarget
+			return Host{}, "", errForm
 		}
 		addr, err := netip.ParseAddr(inner)
 		if err != nil || !addr.Is6() || addr.Zone() != "" {
@@ -130,7 +135,7 @@ func splitTarget(s string) (Host, string, error) {
 	}
 	name, port, found := strings.Cut(s, ":")
 	if !found || strings.Contains(port, ":") {
-		return Host{}, "", ErrTarget
+		return Host{}, "", errForm
 	}
 	host, err := ParseHost(name)
 	return host, port, err

@@ -209,8 +209,9 @@ func ParsePathPattern(s string) (PathPattern, error) {
 		return PathPattern{}, fmt.Errorf("path %q: only the last segment may be * or **", s)
 	case strings.ContainsAny(path, "?#"):
 		return PathPattern{}, fmt.Errorf("path %q: a path has no query and no fragment", s)
-	case !cleanPath(path):
-		return PathPattern{}, fmt.Errorf("path %q: no request that is spelled so is accepted (dot segments, //, ;, backslash, encoded slash or dot, control and non-ASCII bytes)", s)
+	}
+	if err := CheckPath(path); err != nil {
+		return PathPattern{}, fmt.Errorf("path %q: no request that is spelled so is accepted: %w", s, err)
 	}
 	return PathPattern{kind: kind, path: path}, nil
 }
@@ -241,50 +242,6 @@ func (p PathPattern) matches(path string) bool {
 	case patternNone, patternAll:
 	}
 	return false
-}
-
-// cleanPath reports whether a raw path means the same to every origin: no dot
-// segment, empty segment, parameter, backslash, or encoded slash, dot or
-// backslash.
-func cleanPath(path string) bool {
-	if !strings.HasPrefix(path, "/") {
-		return false
-	}
-	for i := range len(path) {
-		switch c := path[i]; {
-		case c <= ' ', c >= 0x7f, c == ';', c == '\\':
-			return false
-		case c == '%' && !cleanEscape(path[i:]):
-			return false
-		case c == '/' && badSegment(path[i+1:]):
-			return false
-		}
-	}
-	return true
-}
-
-func cleanEscape(s string) bool {
-	if len(s) < 3 {
-		return false
-	}
-	b, err := strconv.ParseUint(s[1:3], 16, 8)
-	if err != nil {
-		return false
-	}
-	return b >= ' ' && b != 0x7f && b != '/' && b != '.' && b != '\\' && b != ';' && b != '%'
-}
-
-// badSegment looks at what follows a slash; the empty last segment is fine. A
-// dot segment with spaces behind it is one to origins that trim names.
-func badSegment(s string) bool {
-	if s == "" {
-		return false
-	}
-	segment, _, _ := strings.Cut(s, "/")
-	for strings.HasSuffix(segment, "%20") {
-		segment = strings.TrimSuffix(segment, "%20")
-	}
-	return segment == "" || segment == "." || segment == ".."
 }
 
 // PortRange is an inclusive range of ports; First equals Last for one port.

@@ -29,6 +29,7 @@ func only() map[string][]string {
 		"go.opentelemetry.io/contrib":       {"cmd/exeat/telemetry"},
 		"golang.org/x/net/idna":             {"allowlist"},
 		"golang.org/x/net/publicsuffix":     {"allowlist"},
+		"golang.org/x/text/unicode/norm":    {"allowlist"},
 		// The doors, and what is opened by the program only.
 		module + "proxy":                          {"cmd/exeat", "cmd/exeat/config"},
 		module + "proxy/dns":                      {"cmd/exeat", "cmd/exeat/config"},

@@ -254,6 +254,9 @@ func (x *exchange) decide(now time.Time) {
 	x.request.ID, x.request.Source, x.request.Time = x.conn.Caller.ID, x.conn.Caller.Source, now
 	x.decision = x.state.Decide(x.request)
 	x.bind(now)
+	if err := allowlist.CheckPath(x.request.Path); err != nil && x.decision.Reason == allowlist.MalformedTarget {
+		x.detail = err.Error()
+	}
 	x.open.SetDecision(x.decision)
 	if x.state != nil {
 		x.open.Generation = x.state.Generation

@@ -220,7 +220,29 @@ func plainRows() []row {
 			"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 300<<10)+"\r\n\r\n")},
 		loginRow(),
+		readOtherwise(),
 	}
+}
+
+// readOtherwise is the row of what some servers read otherwise than the rule did.
+func readOtherwise() row {
+	target := "GET http://public-path.example:PORT/public/x HTTP/1.1\r\nHost: x\r\n"
+	overrides := "X-Original-URL: /secret\r\nX-Rewrite-URL: /secret\r\nX_Original_URL: /secret\r\nX.Rewrite.Url: /secret\r\nX-HTTP-Method-Override: secret\r\nX-HTTP-Method: secret\r\nX-Method-Override: secret\r\n" +
+		"X-Original-Method: secret\r\nX-Remote-User: secret\r\nDestination: /secret\r\n"
+	always := "Proxy: secret\r\nX_Forwarded_For: secret\r\nX-Forwarded: secret\r\nProxy_Authorization: secret\r\nX_Exeat_Decision: secret\r\nContent_Length: 7\r\nTransfer_Encoding: secret\r\nKeep_Alive: secret\r\n"
+	never := []string{"secret", "content_length"}
+	return row{"D31", "under `paths`, an escape that is not UTF-8, or that decodes to a dot, a slash or another delimiter in any width or form; under `methods` or `paths`, fields that servers take for the path, the method or the caller; and any field that is not sent on, in a spelling that CGI takes for the same", "400; the fields are not sent on", slices.Concat(
+		paths("/public/%c0%ae%c0%ae%c0%afsecret", "/public/%e0%80%af", "/public/%f0%80%80%ae", "/public/%80", "/public/%ed%a0%80", "/public/%c3", "/public/..%3f", "/public/%23", "/public/%252e%252e%252fsecret", "/public/%3b",
+			"/public/%ef%bc%8f", "/public/%ef%bc%8e%ef%bc%8e/secret", "/public/%e2%80%a4%e2%80%a4/secret", "/public/%e2%80%a5/secret", "/public/%e2%88%95", "/public/%e2%81%84", "/public/%ef%bc%bc", "/public/%e3%80%82", "/public/%ef%b9%92",
+			"/public/.%e2%80%8b./secret", "/public/%c2%a0", "/public/.%20./secret", "/public/%u002e%u002e/secret", "/public/%0a"),
+		[]scenario{
+			forwarded{head: get("http://public-path.example:PORT/public/caf%c3%a9%20%2b"), sees: []string{"get /public/caf%c3%a9%20%2b http/1.1\r\n"}}.named("other escapes"),
+			forwarded{head: target + overrides + "\r\n", never: never}.named("fields under paths"),
+			forwarded{head: "GET http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\n" + strings.ReplaceAll(overrides, "Destination: /secret\r\n", "Destination: /kept\r\n") + "\r\n", sees: []string{"\r\ndestination: /kept\r\n"}, never: never}.named("fields under methods"),
+			forwarded{head: getLine + host + "X-Original-URL: /kept\r\nX-HTTP-Method-Override: kept\r\n" + always + "\r\n", sees: []string{"\r\nx-original-url: /kept\r\n", "\r\nx-http-method-override: kept\r\n"}, never: never}.named("fields that are never sent on"),
+			forwarded{head: post + "Transfer-Encoding: chunked\r\nTrailer: X_Forwarded_For, X-Original-URL, X-Sum\r\n\r\n0\r\nX_Forwarded_For: secret\r\nX-Original-URL: secret\r\nX-Sum: 1\r\n\r\n", never: []string{"secret", "forwarded", "original"}}.named("trailers"),
+			forwarded{head: getLine + host + "Connection: X-Named\r\nX_Named: secret\r\n\r\n", never: never}.named("a twin of a field that Connection names"),
+		})}
 }
 
 // noAnswers are what an origin says that is no answer.

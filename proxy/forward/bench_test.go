@@ -144,7 +144,7 @@ func TestListsMeet(t *testing.T) {
 	}
 	for i, name := range strings.Split(trailer, ",") {
 		sent := i%2 == 1
-		if strings.Contains(text, name) != sent || r.trailers.has(name) != sent {
+		if strings.Contains(text, name) != sent || r.trailers[name] != sent {
 			t.Errorf("the name %d is announced: %v, want %v", i, !sent, sent)
 		}
 	}

@@ -86,7 +86,7 @@ func (r *run) headed(resp *http.Response) error {
 		_ = resp.Body.Close()
 		return err
 	}
-	r.nominated = listed(slices.Values(fields["Connection"]))
+	r.nominated = nominated(slices.Values(fields["Connection"]))
 	offers := offersLogin(resp.Header)
 	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
 		r.lane.own = true

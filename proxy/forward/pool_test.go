@@ -158,17 +158,18 @@ func TestHopByHopFields(t *testing.T) {
 	for _, name := range []string{
 		"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "Proxy-Authenticate", "Proxy-Status", "proxy-anything",
 		"TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings", "Alt-Svc", "X-Exeat-Decision", "x-exeat-trace",
+		"Proxy", "Keep_Alive", "proxy_authorization", "Proxy.Status", "transfer_encoding", "X_Exeat-Trace", // and their twins
 	} {
 		if !isHop(name) || isTrailer(name) {
 			t.Errorf("%s crosses the gateway", name)
 		}
 	}
-	for _, name := range []string{"Accept", "Authorization", "Cookie", "Cache-Control", "Proxy", "Via", "Traceparent", "X-Anything"} {
+	for _, name := range []string{"Accept", "Authorization", "Cookie", "Cache-Control", "Proxied", "Via", "Traceparent", "X-Anything"} {
 		if isHop(name) {
 			t.Errorf("%s does not cross the gateway", name)
 		}
 	}
-	for _, name := range []string{"Host", "Content-Length", "Authorization", "Set-Cookie", "Content-Type", "X-Forwarded-For", "", "a b", "a:b"} {
+	for _, name := range []string{"Host", "Content-Length", "Authorization", "Set-Cookie", "Content-Type", "X-Forwarded-For", "Content_Length", "Set_Cookie", "X-Original-URL", "Destination", "", "a b", "a:b"} {
 		if isTrailer(name) {
 			t.Errorf("%q may be a trailer", name)
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,7 +74,7 @@ func authorityOf(dest allowlist.Destination) string {
 // the client's connection.
 func (r *run) rebuild(authority string) string {
 	ex, cfg := r.Exchange, r.cfg
-	nominated := listed(ex.Head.Values("Connection"))
+	nominated := nominated(ex.Head.Values("Connection"))
 	var b strings.Builder
 	b.Grow(512)
 	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // which an absolute target does without
@@ -84,7 +85,7 @@ func (r *run) rebuild(authority string) string {
 	}
 	for i := range ex.Head.Fields {
 		f := &ex.Head.Fields[i]
-		if bounded && strings.EqualFold(f.Name, "Max-Forwards") || !keepRequestField(ex.Head, nominated, f.Name, f.Value, cfg) {
+		if bounded && strings.EqualFold(f.Name, "Max-Forwards") || !keepRequestField(ex, nominated, f.Name, f.Value, cfg) {
 			continue
 		}
 		b.WriteString(f.Name + ": " + f.Value + "\r\n")
@@ -96,7 +97,7 @@ func (r *run) rebuild(authority string) string {
 		if len(trailers) > 0 {
 			b.WriteString("Trailer: " + strings.Join(trailers, ", ") + "\r\n")
 		}
-		r.trailers = listed(slices.Values(trailers))
+		r.trailers = listed(slices.Values(trailers), textproto.CanonicalMIMEHeaderKey)
 	case ex.Body > 0, ex.Head.Get("Content-Length") != "": // zero too: a POST without a body says so
 		b.WriteString("Content-Length: " + strconv.FormatInt(ex.Body, 10) + "\r\n")
 	}
@@ -113,7 +114,7 @@ func announced(h *head.Head, nominated names) []string {
 	var trailers []string
 	for v := range h.Values("Trailer") {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated.has(name) {
+			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated.nominate(name) {
 				trailers = append(trailers, name)
 			}
 		}

@@ -80,7 +80,7 @@ func (w *writer) WriteHeader(status int) {
 
 // frame decides how the body is framed (RFC 9112 section 6).
 func (w *writer) frame(status int) {
-	w.trailers = listed(slices.Values(w.header["Trailer"]))
+	w.trailers = listed(slices.Values(w.header["Trailer"]), http.CanonicalHeaderKey)
 	maps.DeleteFunc(w.trailers, func(name string, _ bool) bool { return !w.isTrailer(name) })
 	w.header.Del("Trailer")
 	if n, err := strconv.ParseInt(w.header.Get("Content-Length"), 10, 64); err == nil {
@@ -289,7 +289,7 @@ func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.leng
 
 // isTrailer reports whether a field may be sent behind this body.
 func (w *writer) isTrailer(name string) bool {
-	return isTrailer(name) && !w.run.nominated[name]
+	return isTrailer(name) && !w.run.nominated.nominate(name)
 }
 
 // end is the last chunk and the trailers. Those that were not announced have
@@ -339,7 +339,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // a body that is waited for is asked for when it is read
 	}
 	h := http.Header(fields).Clone()
-	strip(h, listed(slices.Values(all["Connection"])), minor, r.cfg)
+	strip(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
 	h.Del("Content-Length")
 	return r.answer.interim(status, h)
 }
