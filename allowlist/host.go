@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -30,6 +31,16 @@ var (
 	ErrPort   = errors.New("malformed port: want 1 to 65535 in decimal")
 
 	errForm = fmt.Errorf("%w: want HOST:PORT", ErrTarget)
+
+	errNoHost   = fmt.Errorf("%w: it is missing", ErrHost)
+	errNonASCII = fmt.Errorf("%w: it has a non-ASCII byte (write an international name as its A-label)", ErrHost)
+	errEscape   = fmt.Errorf("%w: it has an escape", ErrHost)
+	errByte     = fmt.Errorf("%w: it has a byte that no name has", ErrHost)
+	errLabels   = fmt.Errorf("%w: a label or the name is empty or too long, or a label begins or ends with a hyphen", ErrHost)
+	errALabel   = fmt.Errorf("%w: a label that begins with xn-- is no A-label", ErrHost)
+	errNumber   = fmt.Errorf("%w: a name that ends in a number is an IPv4 address, of four plain decimals", ErrHost)
+	errAddress  = fmt.Errorf("%w: it is no IPv6 address without a zone", ErrHost)
+	errBrackets = fmt.Errorf("%w: an IPv6 address, and nothing else, stands in brackets, without a zone", ErrHost)
 )
 
 const (
@@ -51,24 +62,24 @@ func ParseHost(s string) (Host, error) {
 	if strings.Contains(s, ":") {
 		addr, err := netip.ParseAddr(s)
 		if err != nil || addr.Zone() != "" {
-			return Host{}, ErrHost
+			return Host{}, errAddress
 		}
 		return HostOf(addr), nil
 	}
 	if lastLabelIsNumber(s) {
 		addr, err := netip.ParseAddr(s) // strict: four decimals, no leading zero
 		if err != nil {
-			return Host{}, ErrHost
+			return Host{}, errNumber
 		}
 		return HostOf(addr), nil
 	}
 	name := strings.TrimSuffix(s, ".")
 	if !validName(name) {
-		return Host{}, ErrHost
+		return Host{}, whyNoName(s)
 	}
 	name = strings.ToLower(name) // ASCII only: validName saw to it
 	if strings.Contains(name, "xn--") && !validALabels(name) {
-		return Host{}, ErrHost
+		return Host{}, errALabel
 	}
 	return Host{name: strings.Clone(name)}, nil
 }
@@ -106,6 +117,9 @@ func ParseDestination(s string) (Destination, error) {
 	if err != nil {
 		return Destination{}, err
 	}
+	if strings.ContainsAny(port, "/?#") { // more than an authority
+		return Destination{}, errForm
+	}
 	p, err := parsePort(port)
 	if err != nil {
 		return Destination{}, err
@@ -122,6 +136,9 @@ func (d Destination) String() string {
 }
 
 func splitTarget(s string) (Host, string, error) {
+	if strings.Contains(s, "@") {
+		return Host{}, "", errUserinfo
+	}
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		inner, port, found := strings.Cut(rest, "]:")
 		if !found {
@@ -129,7 +146,7 @@ func splitTarget(s string) (Host, string, error) {
 		}
 		addr, err := netip.ParseAddr(inner)
 		if err != nil || !addr.Is6() || addr.Zone() != "" {
-			return Host{}, "", ErrHost
+			return Host{}, "", errBrackets
 		}
 		return HostOf(addr), port, nil
 	}
@@ -192,6 +209,21 @@ func validName(name string) bool {
 	return true
 }
 
+// whyNoName is the cause for a text that validName does not take.
+func whyNoName(s string) error {
+	switch {
+	case s == "":
+		return errNoHost
+	case !isASCII(s):
+		return errNonASCII
+	case strings.Contains(s, "%"):
+		return errEscape
+	case !isAll(s, isNameByte):
+		return errByte
+	}
+	return errLabels
+}
+
 // validALabels reports whether every xn-- label decodes and encodes back to
 // itself (RFC 5891 section 5.4). Other labels are not touched: IDNA refuses
 // underscores and labels like r3---sn-x that real names have.
@@ -214,12 +246,14 @@ func validALabels(name string) bool {
 // toALabels returns the A-label form of a name written in Unicode, for error
 // messages only.
 func toALabels(name string) (string, bool) {
-	if isAll(name, func(c byte) bool { return c < 0x80 }) {
+	if isASCII(name) {
 		return "", false
 	}
 	ascii, err := idna.Lookup.ToASCII(name)
 	return ascii, err == nil && ascii != name
 }
+
+func isASCII(s string) bool { return isAll(s, func(c byte) bool { return c < utf8.RuneSelf }) }
 
 func isAll(s string, ok func(byte) bool) bool {
 	for i := range len(s) {

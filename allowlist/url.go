@@ -1,11 +1,12 @@
 package allowlist
 
 import (
+	"fmt"
 	"strings"
 )
 
 // defaultHTTPPort is the port of an http URL that names none (RFC 9110
-// section 4.2.1).
+// section 4.2.1), and of a ws URL (RFC 6455 section 3).
 const defaultHTTPPort = 80
 
 // URL is the target of a plain request: where it goes, and what is asked for
@@ -16,6 +17,9 @@ type URL struct {
 	Query string // raw, with the ? before it; "" if there is none
 	// NoPath means that neither a path nor a query was written.
 	NoPath bool
+	// WebSocket means that the scheme is ws: the same as http, for a request
+	// that asks for an upgrade to a WebSocket.
+	WebSocket bool
 }
 
 // Asterisk is the path of a request for a server itself and none of its paths
@@ -23,56 +27,98 @@ type URL struct {
 // rule covers it. ParseURL, which knows no method, never returns it.
 const Asterisk = "*"
 
+// Why a URL is refused. Each wraps ErrTarget.
+var (
+	errAbsolute  = fmt.Errorf("%w: want http://HOST/", ErrTarget)
+	errScheme    = fmt.Errorf("%w: the scheme is not http", ErrTarget)
+	errUserinfo  = fmt.Errorf("%w: it has userinfo", ErrTarget)
+	errFragment  = fmt.Errorf("%w: it has a fragment", ErrTarget)
+	errBackslash = fmt.Errorf("%w: it has a backslash before the query", ErrTarget)
+	errPathASCII = fmt.Errorf("%w: the path has a non-ASCII byte", ErrTarget)
+	errControl   = fmt.Errorf("%w: it has a space or a control byte", ErrTarget)
+)
+
 // ParseURL reads the target of a plain request in absolute form (RFC 9112
-// section 3.2.2), which is the only form that a proxy is asked in: http://, an
+// section 3.2.2), which is the only form that a proxy is asked in: http or ws, an
 // authority without userinfo, and a path. Nothing of it is decoded, folded or
-// completed but the host, the port, which is 80 if it is missing, and an empty
-// path, which is /. The error wraps ErrHost, ErrTarget or ErrPort.
+// completed but the scheme, the host, the port, which is 80 if it is missing or
+// empty (RFC 3986 section 3.2.3), and an empty path, which is /. A query is
+// nothing that is decided on: it may hold any byte that leaves the request line
+// one line. The error wraps ErrHost, ErrTarget or ErrPort.
 func ParseURL(s string) (URL, error) {
-	rest, ok := strings.CutPrefix(s, "http://")
-	if !ok {
-		return URL{}, ErrTarget
+	scheme, rest, ok := strings.Cut(s, ":")
+	webSocket := strings.EqualFold(scheme, "ws")
+	switch {
+	case !ok || scheme == "" || !isAll(scheme, isSchemeByte):
+		return URL{}, errAbsolute
+	case !webSocket && !strings.EqualFold(scheme, "http"):
+		return URL{}, errScheme
+	case !strings.HasPrefix(rest, "//"):
+		return URL{}, errAbsolute
 	}
+	rest = rest[len("//"):]
 	end := strings.IndexAny(rest, "/?#\\")
 	if end < 0 {
 		end = len(rest)
 	}
-	authority, rest := rest[:end], rest[end:]
-	if strings.ContainsAny(rest, "#\\") || !isAll(rest, func(c byte) bool { return c > ' ' && c < 0x7f }) {
-		return URL{}, ErrTarget
-	}
-	dest, err := parseAuthority(authority)
+	dest, err := parseAuthority(rest[:end])
 	if err != nil {
 		return URL{}, err
 	}
+	rest = rest[end:]
 	path, query, found := strings.Cut(rest, "?")
 	if found {
 		query = "?" + query
+	}
+	if err := checkURL(path, query); err != nil {
+		return URL{}, err
 	}
 	noPath := rest == ""
 	if path == "" {
 		path = "/"
 	}
-	if !escaped(path) || !escaped(query) {
-		return URL{}, ErrTarget
+	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath, WebSocket: webSocket}, nil
+}
+
+// isSchemeByte is for RFC 3986 section 3.1.
+func isSchemeByte(c byte) bool {
+	return isNameByte(c) && c != '_' || c == '+'
+}
+
+// checkURL looks at what stands behind the authority.
+func checkURL(path, query string) error {
+	switch {
+	case !isAll(path+query, func(c byte) bool { return c > ' ' && c != 0x7f }):
+		return errControl
+	case strings.Contains(path, "#"):
+		return errFragment
+	case strings.Contains(path, `\`):
+		return errBackslash
+	case !isASCII(path):
+		return errPathASCII
+	case !escaped(path):
+		return errPathEscape
 	}
-	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath}, nil
+	return nil
 }
 
 // parseAuthority is ParseDestination with a default for the port.
 func parseAuthority(s string) (Destination, error) {
-	if strings.Contains(s, "@") {
-		return Destination{}, ErrTarget
+	if strings.LastIndexByte(s, ':') <= strings.LastIndexByte(s, ']') {
+		s += ":"
 	}
-	bare := strings.LastIndexByte(s, ':') <= strings.LastIndexByte(s, ']')
-	if !bare {
-		return ParseDestination(s)
-	}
-	host, _, err := splitTarget(s + ":")
+	host, text, err := splitTarget(s)
 	if err != nil {
 		return Destination{}, err
 	}
-	return Destination{Host: host, Port: defaultHTTPPort}, nil
+	port := uint16(defaultHTTPPort)
+	if text != "" {
+		port, err = parsePort(text)
+	}
+	if err != nil {
+		return Destination{}, err
+	}
+	return Destination{Host: host, Port: port}, nil
 }
 
 // escaped reports whether every percent sign begins an escape (RFC 3986

@@ -19,13 +19,22 @@ func TestParseURL(t *testing.T) {
 		"http://[::1]:81/":               "[::1]:81 /",
 		"http://[::ffff:192.0.2.1]/":     "192.0.2.1:80 /",
 		"http://192.0.2.1/a@b:c":         "192.0.2.1:80 /a@b:c",
+
+		"HTTP://a.example/": "a.example:80 /", "hTTp://A.example:81/": "a.example:81 /",
+		"http://a.example:/": "a.example:80 /", "http://a.example:?q": "a.example:80 / ?q", "http://a.example.:/": "a.example:80 /", "http://[::1]:/": "[::1]:80 /", "http://192.0.2.1:": "192.0.2.1:80 /",
+		"http://a.example/?%": "a.example:80 / ?%", "http://a.example?%zz%2": "a.example:80 / ?%zz%2", `http://a.example/?a\b`: `a.example:80 / ?a\b`, "http://a.example/?a#b": "a.example:80 / ?a#b",
+		"http://a.example/?\xc3\xa9\xff\x80": "a.example:80 / ?\xc3\xa9\xff\x80", "http://a.example/?//../?{}|\"<>^`": "a.example:80 / ?//../?{}|\"<>^`",
+		"ws://a.example/": "a.example:80 / ws", "WS://a.example:81/b?c": "a.example:81 /b ?c ws", "ws://a.example:": "a.example:80 / ws",
 	} {
 		u, err := ParseURL(in)
 		got := u.Dest.String() + " " + u.Path
 		if u.Query != "" {
 			got += " " + u.Query
 		}
-		if bare := in == "http://a.example"; u.NoPath != bare {
+		if u.WebSocket {
+			got += " ws"
+		}
+		if bare := !strings.ContainsAny(strings.SplitAfterN(in, "//", 2)[1], "/?"); u.NoPath != bare {
 			t.Errorf("ParseURL(%q): NoPath is %v", in, u.NoPath)
 		}
 		if err != nil || got != want {
@@ -33,16 +42,17 @@ func TestParseURL(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]error{
-		"/": ErrTarget, "": ErrTarget, "*": ErrTarget, "//evil/": ErrTarget, "a.example:80": ErrTarget,
-		"HTTP://a.example/": ErrTarget, "https://a.example/": ErrTarget, "ftp://a.example/": ErrTarget, "unix:/x": ErrTarget, "file:///x": ErrTarget,
+		"/": ErrTarget, "": ErrTarget, "*": ErrTarget, ":": ErrTarget, "://a.example/": ErrTarget, "//evil/": ErrTarget, "a.example:80": ErrTarget,
+		"HTTPS://a.example/": ErrTarget, "wss://a.example/": ErrTarget, "ws:/a.example/": ErrTarget, "ws:///": ErrHost, "httpx://a.example/": ErrTarget, "http\xc5\xbf://a.example/": ErrTarget, "w\xc5\xbf://a.example/": ErrTarget, "https://a.example/": ErrTarget, "ftp://a.example/": ErrTarget, "unix:/x": ErrTarget, "file:///x": ErrTarget,
 		"http:a.example/": ErrTarget, "http:/a.example/": ErrTarget, "http:///p": ErrHost, "http://": ErrHost, "http://:80/": ErrHost,
 		"http://a.example@evil.example/": ErrTarget, "http://a.example:pw@evil.example/": ErrTarget,
-		"http://a.example:/": ErrPort, "http://a.example:0/": ErrPort, "http://a.example:080/": ErrPort, "http://a.example:65536/": ErrPort,
+		"http://:/": ErrHost, "http://[::1]:0/": ErrPort, "http://a.example:%38/": ErrPort, "http://a.example:8\xef\xbc\x90/": ErrPort, "http://a.example:0/": ErrPort, "http://a.example:080/": ErrPort, "http://a.example:65536/": ErrPort,
 		"http://a.example:80:81/": ErrTarget, "http://::1/": ErrTarget, "http://[a.example]/": ErrHost, "http://[::1/": ErrTarget, "http://[::1]x/": ErrTarget,
 		"http://[fe80::1%25eth0]/": ErrHost, "http://2130706433/": ErrHost, "http://0x7f.1/": ErrHost, "http://a.example%2f/": ErrHost,
 		"http://a.example/#f": ErrTarget, `http://a.example\@evil/`: ErrTarget, `http://a.example/\x`: ErrTarget,
-		"http://a.example/%": ErrTarget, "http://a.example/%2": ErrTarget, "http://a.example/%zz": ErrTarget, "http://a.example/?%z": ErrTarget,
+		"http://a.example/%": ErrTarget, "http://a.example/%2": ErrTarget, "http://a.example/%zz": ErrTarget, "http://a.example/%?a": ErrTarget, `http://a.example\?a`: ErrTarget, "http://a.example#?a": ErrTarget, "http://a.example/#?a": ErrTarget,
 		"http://a.example/ ": ErrTarget, "http://a.example/\x00": ErrTarget, "http://a.example/\xc3\xa9": ErrTarget, "http://a.example/\x7f": ErrTarget,
+		"http://a.example/?a b": ErrTarget, "http://a.example/?\r": ErrTarget, "http://a.example/?\n": ErrTarget, "http://a.example/?\x00": ErrTarget, "http://a.example/?\t": ErrTarget, "http://a.example/?\x0b": ErrTarget, "http://a.example/?\x1f": ErrTarget, "http://a.example/?\x7f": ErrTarget, "http://\xc3\xa9.example/": ErrHost,
 	} {
 		if u, err := ParseURL(in); !errors.Is(err, want) || u != (URL{}) {
 			t.Errorf("ParseURL(%q) = %+v, %v, want %v", in, u, err, want)
@@ -50,10 +60,51 @@ func TestParseURL(t *testing.T) {
 	}
 }
 
+// TestCausesAreNamed: each cause has a text of its own, and nothing of the target
+// is in it.
+func TestCausesAreNamed(t *testing.T) {
+	plain := func(s string) error { _, err := ParseURL(s); return err }
+	connect := func(s string) error { _, err := ParseDestination(s); return err }
+	for in, row := range map[string]struct {
+		parse func(string) error
+		want  string
+	}{
+		"http://secret@a.example/":       {plain, "userinfo"},
+		"http://a.example/secret%zz":     {plain, "escape"},
+		"http://secret%2e.example/":      {plain, "escape"},
+		"http://s\xc3\xa9cret.example/":  {plain, "non-ASCII"},
+		"http://a.example/s\xc3\xa9cret": {plain, "non-ASCII"},
+		"http://a.example:secret/":       {plain, "port"},
+		"http://a.example:99999/":        {plain, "port"},
+		"secret://a.example/":            {plain, "scheme"},
+		"https://a.example/":             {plain, "scheme"},
+		"/secret":                        {plain, "want http://HOST/"},
+		"http:///secret":                 {plain, "missing"},
+		"http://a.example/#secret":       {plain, "fragment"},
+		`http://a.example/\secret`:       {plain, "backslash"},
+		"http://a.example/?secret\x01":   {plain, "control"},
+		"http://se_cret;.example/":       {plain, "byte that no name has"},
+		"http://-secret.example/":        {plain, "hyphen"},
+		"http://127.1/":                  {plain, "number"},
+		"http://[secret]/":               {plain, "brackets"},
+		"http://xn--secret.example/":     {plain, "xn--"},
+		"secret.example":                 {connect, "want HOST:PORT"},
+		"secret.example:":                {connect, "port"},
+		"secret@a.example:443":           {connect, "userinfo"},
+		"s\xc3\xa9cret.example:443":      {connect, "non-ASCII"},
+		"secret%00.example:443":          {connect, "escape"},
+		":443":                           {connect, "missing"},
+	} {
+		if err := row.parse(in); err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(strings.ToLower(err.Error()), "secret") {
+			t.Errorf("%q: %v, want %q and nothing of the target", in, err, row.want)
+		}
+	}
+}
+
 // FuzzParseURL: what is accepted says the same when it is written down and read
 // again, and its parts are those of the text.
 func FuzzParseURL(f *testing.F) {
-	for _, seed := range []string{"http://a.example/", "http://[::1]:81/a?b", "http://a.example@b/", "http://a.example//b", "http://A.example.?x"} {
+	for _, seed := range []string{"http://a.example/", "http://[::1]:81/a?b", "http://a.example@b/", "http://a.example//b", "http://A.example.?x", "HTTP://a.example:/", "ws://a.example?%", "http://a.example/?\xff#\\"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -67,6 +118,9 @@ func FuzzParseURL(f *testing.F) {
 		if u.Dest.Host.IsZero() || u.Dest.Port == 0 || !strings.HasPrefix(u.Path, "/") || u.Query != "" && u.Query[0] != '?' {
 			t.Fatalf("%q: %+v", s, u)
 		}
+		if strings.ContainsAny(u.Path+u.Query, " \t\v\f\r\n\x00\x7f") || !isASCII(u.Path) {
+			t.Fatalf("%q: %q%q is more than a part of one line", s, u.Path, u.Query)
+		}
 		if !strings.HasSuffix(s, u.Query) || u.Path != "/" && !strings.HasSuffix(s, u.Path+u.Query) {
 			t.Fatalf("%q: path %q and query %q are not its own", s, u.Path, u.Query)
 		}
@@ -74,7 +128,11 @@ func FuzzParseURL(f *testing.F) {
 			t.Fatalf("%q: %+v", s, u)
 		}
 		u.NoPath = false // a path is written now
-		again, err := ParseURL("http://" + u.Dest.String() + u.Path + u.Query)
+		scheme := "http://"
+		if u.WebSocket {
+			scheme = "ws://"
+		}
+		again, err := ParseURL(scheme + u.Dest.String() + u.Path + u.Query)
 		if err != nil || again != u {
 			t.Fatalf("%q: %+v, written and read again %+v, %v", s, u, again, err)
 		}

@@ -127,7 +127,7 @@ func (x *exchange) await() bool {
 		if x.conn.SetReadDeadline(time.Now().Add(x.proxy.cfg.KeepAlive)) != nil {
 			return false
 		}
-		if _, err := x.reader.Peek(1); err != nil {
+		if x.reader.Await() != nil {
 			return false // nothing was asked
 		}
 	}
@@ -197,11 +197,8 @@ func (x *exchange) parse() allowlist.Reason {
 		return allowlist.ConnectOnly
 	}
 	dest, err := allowlist.ParseDestination(h.Target)
-	switch {
-	case errors.Is(err, allowlist.ErrPort) && !strings.ContainsAny(h.Target, "/?#"): // a path is no port
-		return allowlist.MalformedPort
-	case err != nil:
-		return allowlist.MalformedTarget
+	if err != nil {
+		return x.malformed(err)
 	}
 	x.ask(allowlist.Request{Dest: dest})
 	if h.HasHost && !sameAuthority(h, dest) {
@@ -211,6 +208,16 @@ func (x *exchange) parse() allowlist.Reason {
 		return allowlist.MalformedHeader
 	}
 	return allowlist.NoReason
+}
+
+// malformed returns the reason for a target that no parser takes, and notes the
+// cause.
+func (x *exchange) malformed(err error) allowlist.Reason {
+	x.detail = err.Error()
+	if errors.Is(err, allowlist.ErrPort) {
+		return allowlist.MalformedPort
+	}
+	return allowlist.MalformedTarget
 }
 
 // ask notes what will be asked of the policy.

@@ -92,8 +92,11 @@ func refusedHeads() []refusedHead {
 	rows = append(rows, target("allowed.example:443:22", allowlist.MalformedTarget))
 	for name, text := range map[string]string{
 		"a full-width letter": "\uff41llowed.example", "an ideographic full stop": "allowed\u3002example", "a soft hyphen": "al\u00adlowed.example",
-		"a zero-width space": "allowed\u200b.example", "a Kelvin sign": "\u212a.example", "a Cyrillic letter": "\u0430llowed.example", "DEL": "a\x7f.example", "NUL": "a\x00.example",
-	} { // bytes that no request line may hold
+		"a zero-width space": "allowed\u200b.example", "a Kelvin sign": "\u212a.example", "a Cyrillic letter": "\u0430llowed.example", "a lone byte": "\xe9.example",
+	} {
+		rows = append(rows, head(name+" in the target", connectTo(text+":PORT"), allowlist.MalformedTarget))
+	}
+	for name, text := range map[string]string{"DEL": "a\x7f.example", "NUL": "a\x00.example"} { // bytes that no request line may hold
 		rows = append(rows, head(name+" in the target", connectTo(text+":PORT"), allowlist.MalformedRequestLine))
 	}
 	return rows

@@ -26,11 +26,8 @@ func (x *exchange) isPlain() bool {
 // (RFC 9112 section 3.2.2).
 func (x *exchange) parsePlain() allowlist.Reason {
 	url, err := allowlist.ParseURL(x.head.Target)
-	switch {
-	case errors.Is(err, allowlist.ErrPort):
-		return allowlist.MalformedPort
-	case err != nil:
-		return allowlist.MalformedTarget
+	if err != nil {
+		return x.malformed(err)
 	}
 	if url.NoPath && x.head.Method == http.MethodOptions {
 		url.Path = allowlist.Asterisk
@@ -48,6 +45,10 @@ func (x *exchange) parsePlain() allowlist.Reason {
 	}
 	x.last = bounded && forwards == 0
 	x.request.Upgrade = x.wantsUpgrade()
+	if url.WebSocket && (!x.request.Upgrade || !x.head.Lists("Upgrade", "websocket")) {
+		x.detail = "malformed target: a ws URL asks for an upgrade to websocket, and the fields do not"
+		return allowlist.MalformedTarget
+	}
 	return allowlist.NoReason
 }
 

@@ -83,7 +83,7 @@ func hostRows() []row {
 			denied(allowlist.NotOnAllowlist, connectTo("allowed.exampl"+port), "allowed.exampl"),
 			denied(allowlist.DeniedByRule, connectTo("denied.wild.example"+port), "denied.wild.example"),
 		}},
-		{"A7", "any byte beyond ASCII: full-width letters, other dots, invisible characters, ligatures, look-alikes", "400", targets(allowlist.MalformedRequestLine,
+		{"A7", "any byte beyond ASCII: full-width letters, other dots, invisible characters, ligatures, look-alikes", "400", targets(malformed,
 			slices.Concat(within("\uff4c", "\u3002", "\u00ad", "\u200b", "\ufb01", "\u2460", "\u212a", "\u0430", "\u017f", "\u0130", "\x80", "\xff", "\xc0\xae"),
 				[]string{"b\u00fccher.example" + port, "allowed\uff0eexample" + port})...)},
 		{"A8", "labels that claim to be A-labels and do not decode and encode to themselves", "400", targets(malformed,

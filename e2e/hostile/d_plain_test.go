@@ -148,10 +148,10 @@ func plainRows() []row {
 		{"D18", "a plain target with userinfo, without `//`, without a host, in origin form; a host or port that is refused above", "400; never a fall-back to Host", slices.Concat(
 			urls(target, "http://allowed.example@evil/", "http://u:p@allowed.example:PORT/", "http:allowed.example/", "http:/allowed.example/", "http:///p", "http://", "//evil/", "/", "*",
 				`http://allowed.example:PORT\@evil.test/`, "http://allowed.example..:PORT/", "http://127.1:PORT/", "http://[fe80::1%25eth0]:PORT/", "http://allowed%2eexample:PORT/", "http://xn--a.example:PORT/",
-				"http://allowed.example:PORT/#f", "http://allowed.example:PORT/%zz"),
-			urls(allowlist.MalformedPort, "http://allowed.example:/", "http://allowed.example:0/", "http://allowed.example:+80/", "http://allowed.example:00080/", "http://allowed.example:65536/"))},
-		{"D19", "`https:`, `ftp:`, `file:`, `unix:` and others in clear", "400", urls(target,
-			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "ws://allowed.example:PORT/", "HTTP://allowed.example:PORT/", "javascript:x")},
+				"http://allowed.example:PORT/#f", "http://allowed.example:PORT/%zz", "http://allowed.example:PORT/\xc3\xa9", `http://allowed.example:PORT/\a`),
+			urls(allowlist.MalformedPort, "http://allowed.example:0/", "http://allowed.example:+80/", "http://allowed.example:00080/", "http://allowed.example:65536/"))},
+		{"D19", "`https:`, `wss:`, `ftp:`, `file:`, `unix:` and others in clear; `ws:` without an upgrade to a WebSocket", "400", urls(target,
+			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "wss://allowed.example:PORT/", "HTTPS://allowed.example:PORT/", "ws://allowed.example:PORT/", "javascript:x")},
 		{"D20", "a body whose end two readers might see in two places: a length and chunks, two lengths, signs, lists, unknown codings, chunks in HTTP/1.0", "400, and the connection closes", append(framing(
 			"Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "Content-Length: 5\r\nContent-Length: 5",
 			"Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -1", "Content-Length: 0x5", "Content-Length: 99999999999999999999", "Content-Length:", "Transfer-Encoding: xchunked",
@@ -221,6 +221,7 @@ func plainRows() []row {
 			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 300<<10)+"\r\n\r\n")},
 		loginRow(),
 		readOtherwise(),
+		undecided(),
 	}
 }
 
@@ -243,6 +244,33 @@ func readOtherwise() row {
 			forwarded{head: post + "Transfer-Encoding: chunked\r\nTrailer: X_Forwarded_For, X-Original-URL, X-Sum\r\n\r\n0\r\nX_Forwarded_For: secret\r\nX-Original-URL: secret\r\nX-Sum: 1\r\n\r\n", never: []string{"secret", "forwarded", "original"}}.named("trailers"),
 			forwarded{head: getLine + host + "Connection: X-Named\r\nX_Named: secret\r\n\r\n", never: never}.named("a twin of a field that Connection names"),
 		})}
+}
+
+// undecided is the row of what no decision looks at.
+func undecided() row {
+	out := func(name, before, target, line string) scenario {
+		return forwarded{head: before + "GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{line + " http/1.1\r\nhost: allowed.example:PORT\r\n"}}.named(name)
+	}
+	const good = "http://allowed.example:PORT"
+	return row{"D33", "a query with a bare `%`, a backslash, `#` or bytes beyond ASCII; the scheme in capitals; an empty port; up to 16 empty lines before a request; `ws:`", "the query goes out byte for byte; an empty port is 80; `ws:` is `http:` with an upgrade, and denied where the rule has none; and what is not one line, or more empty lines, is 400", slices.Concat(
+		[]scenario{
+			out("a bare percent sign", "", good+"/a?b=100%&c=%zz", "get /a?b=100%&c=%zz"),
+			out("a backslash", "", good+`/a?b=..\c`, `get /a?b=..\c`),
+			out("a number sign", "", good+"/a?b#c", "get /a?b#c"),
+			out("UTF-8 and other bytes", "", good+"/a?caf\xc3\xa9", "get /a?caf\xc3\xa9"),
+			out("no path", "", good+`?\%`, `get /?\%`),
+			out("the scheme in capitals", "", "HTTP://Allowed.example.:PORT/", "get /"),
+			out("an empty line", "\r\n", good+"/", "get /"),
+			out("sixteen empty lines", strings.Repeat("\r\n", 16), good+"/", "get /"),
+		},
+		twice(allowlist.NotOnAllowlist, "GET http://evil.test:/ HTTP/1.1\r\nHost: x\r\n\r\n", "evil.test"),
+		twice(allowlist.MethodNotAllowed, get("ws://allowed.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "allowed.example"),
+		refusedAs("seventeen empty lines", allowlist.MalformedRequestLine, strings.Repeat("\r\n", 17)+getLine+host+"\r\n"),
+		refusedAs("an empty line of LF", allowlist.MalformedRequestLine, "\n"+getLine+host+"\r\n"),
+		refusedAs("a space in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a b HTTP/1.1\r\n"+host+"\r\n"),
+		refusedAs("a tab in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\tb HTTP/1.1\r\n"+host+"\r\n"),
+		refusedAs("CR in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\rb HTTP/1.1\r\n"+host+"\r\n"),
+		refusedAs("NUL in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\x00b HTTP/1.1\r\n"+host+"\r\n"))}
 }
 
 // noAnswers are what an origin says that is no answer.

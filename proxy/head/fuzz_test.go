@@ -18,7 +18,7 @@ func FuzzParse(f *testing.F) {
 	for _, raw := range []string{
 		curl, curl + curl, curl + "\r\n" + curl, curl + "\x16\x03\x01", "",
 		"GET /\r\n", "\x16\x03\x01\x02\x00", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-		"GET / HTTP/1.0\r\nA: b\r\n c\r\n\r\n", "GET / HTTP/1.0\nA: b\n\n", "GET / HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n",
+		"GET / HTTP/1.0\r\nA: b\r\n c\r\n\r\n", "GET / HTTP/1.0\nA: b\n\n", "\r\n\r\nGET /\xc3\xa9?\xff HTTP/1.0\r\n\r\n\r\n\r\n\r", strings.Repeat("\r\n", 17) + curl, "GET / HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n",
 		"GET / HTTP/1.0\r\n" + strings.Repeat("A:\r\n", head.MaxFields+1) + "\r\n",
 		"GET / HTTP/1.0\r\nA: " + strings.Repeat("x", fuzzLimit) + "\r\n\r\n",
 	} {
@@ -58,7 +58,7 @@ func readAll(t *testing.T, raw []byte, sizes []int) (got outcome) {
 	consumed := 0
 	for {
 		h, err := r.ReadHead()
-		if src.taken > consumed+fuzzLimit+2 { // an empty line may come before the head
+		if src.taken > consumed+fuzzLimit+2*16 { // empty lines may come before the head
 			t.Fatalf("read %d bytes with %d consumed, want at most %d more", src.taken, consumed, fuzzLimit)
 		}
 		if err != nil {
@@ -84,7 +84,7 @@ func checkHead(t *testing.T, h *head.Head) {
 	t.Helper()
 	const digits, letters = "0123456789", "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	token := func(s string) bool { return s != "" && strings.Trim(s, "!#$%&'*+-.^_`|~"+digits+letters) == "" }
-	if !token(h.Method) || h.Target == "" || strings.Trim(h.Target, printable) != "" || h.Minor != 0 && h.Minor != 1 {
+	if !token(h.Method) || h.Target == "" || strings.ContainsAny(h.Target, " \t\v\f\r\n\x00\x7f") || h.Minor != 0 && h.Minor != 1 {
 		t.Fatalf("got request line %q %q %d", h.Method, h.Target, h.Minor)
 	}
 	hosts := 0

@@ -74,7 +74,7 @@ type Field struct{ Name, Value string }
 // changed after it was returned and so may be read concurrently.
 type Head struct {
 	Method  string  // a token, case-sensitive, as sent; never empty
-	Target  string  // bytes 0x21 to 0x7e, as sent; never empty
+	Target  string  // bytes 0x21 to 0x7e and from 0x80 up, as sent; never empty
 	Minor   int     // 0 or 1, the x of HTTP/1.x
 	Host    string  // the value of the Host field; "" also if it is absent
 	HasHost bool    // whether there was a Host field; always true for HTTP/1.1

@@ -37,6 +37,10 @@ func TestParseAccepts(t *testing.T) {
 			"GET " + printable + " HTTP/1.1\r\nHost: a\r\n\r\n",
 			head.Head{Method: "GET", Target: printable, Minor: 1, Host: "a", HasHost: true, Fields: host("a")},
 		},
+		"bytes beyond ASCII in the target, for the caller to refuse": {
+			"CONNECT \uff41llowed.example:443 HTTP/1.0\r\n\r\n",
+			head.Head{Method: "CONNECT", Target: "\uff41llowed.example:443"},
+		},
 		"an empty Host": {
 			"GET / HTTP/1.1\r\nHost:\r\n\r\n",
 			head.Head{Method: "GET", Target: "/", Minor: 1, HasHost: true, Fields: host("")},
@@ -76,34 +80,33 @@ func TestParseRefuses(t *testing.T) {
 		raw  string
 		want error
 	}{
-		"no version (HTTP/0.9)":             {"GET /\r\n", head.ErrRequestLine},
-		"no target":                         {first("GET HTTP/1.1"), head.ErrRequestLine},
-		"an empty target":                   {first("GET  HTTP/1.1"), head.ErrRequestLine},
-		"no method":                         {first(" / HTTP/1.1"), head.ErrRequestLine},
-		"two spaces before the target":      {first("GET  / HTTP/1.1"), head.ErrRequestLine},
-		"two spaces behind the target":      {first("GET /  HTTP/1.1"), head.ErrRequestLine},
-		"a tab for a space":                 {first("GET\t/ HTTP/1.1"), head.ErrRequestLine},
-		"a tab in the target":               {first("GET /\t HTTP/1.1"), head.ErrRequestLine},
-		"a space behind the version":        {first("GET / HTTP/1.1 "), head.ErrRequestLine},
-		"a space in the target":             {first("GET /a b HTTP/1.1"), head.ErrRequestLine},
-		"NUL in the target":                 {first("GET /\x00 HTTP/1.1"), head.ErrRequestLine},
-		"DEL in the target":                 {first("GET /\x7f HTTP/1.1"), head.ErrRequestLine},
-		"a non-ASCII letter in the target":  {first("CONNECT ällowed.example:443 HTTP/1.1"), head.ErrRequestLine},
-		"a full-width letter in the target": {first("CONNECT \uff41llowed.example:443 HTTP/1.1"), head.ErrRequestLine},
-		"a separator in the method":         {first("GE,T / HTTP/1.1"), head.ErrRequestLine},
-		"bare LF behind the request line":   {"GET / HTTP/1.1\nHost: a\r\n\r\n", head.ErrRequestLine},
-		"bare CR in the request line":       {first("GET /\r HTTP/1.1"), head.ErrRequestLine},
-		"CR CR LF behind the request line":  {first("GET / HTTP/1.1\r"), head.ErrRequestLine},
-		"an empty line first":               {"\r\n" + first("GET / HTTP/1.1"), head.ErrRequestLine},
-		"bytes of a TLS handshake":          {"\x16\x03\x01", head.ErrRequestLine},
-		"a lower-case version":              {first("GET / http/1.1"), head.ErrRequestLine},
-		"a version without minor":           {first("GET / HTTP/2"), head.ErrRequestLine},
-		"a version with a long minor":       {first("GET / HTTP/1.11"), head.ErrRequestLine},
-		"a version with a letter":           {first("GET / HTTP/1.x"), head.ErrRequestLine},
-		"HTTP/2.0":                          {first("GET / HTTP/2.0"), head.ErrVersion},
-		"HTTP/1.2":                          {first("GET / HTTP/1.2"), head.ErrVersion},
-		"HTTP/0.9 in so many words":         {first("GET / HTTP/0.9"), head.ErrVersion},
-		"the preface of HTTP/2":             {"PRI * HTTP/2.0\r\n\r\n", head.ErrVersion},
+		"no version (HTTP/0.9)":            {"GET /\r\n", head.ErrRequestLine},
+		"no target":                        {first("GET HTTP/1.1"), head.ErrRequestLine},
+		"an empty target":                  {first("GET  HTTP/1.1"), head.ErrRequestLine},
+		"no method":                        {first(" / HTTP/1.1"), head.ErrRequestLine},
+		"two spaces before the target":     {first("GET  / HTTP/1.1"), head.ErrRequestLine},
+		"two spaces behind the target":     {first("GET /  HTTP/1.1"), head.ErrRequestLine},
+		"a tab for a space":                {first("GET\t/ HTTP/1.1"), head.ErrRequestLine},
+		"a tab in the target":              {first("GET /\t HTTP/1.1"), head.ErrRequestLine},
+		"a space behind the version":       {first("GET / HTTP/1.1 "), head.ErrRequestLine},
+		"a space in the target":            {first("GET /a b HTTP/1.1"), head.ErrRequestLine},
+		"NUL in the target":                {first("GET /\x00 HTTP/1.1"), head.ErrRequestLine},
+		"DEL in the target":                {first("GET /\x7f HTTP/1.1"), head.ErrRequestLine},
+		"a separator in the method":        {first("GE,T / HTTP/1.1"), head.ErrRequestLine},
+		"bare LF behind the request line":  {"GET / HTTP/1.1\nHost: a\r\n\r\n", head.ErrRequestLine},
+		"bare CR in the request line":      {first("GET /\r HTTP/1.1"), head.ErrRequestLine},
+		"CR CR LF behind the request line": {first("GET / HTTP/1.1\r"), head.ErrRequestLine},
+		"seventeen empty lines first":      {strings.Repeat("\r\n", 17) + first("GET / HTTP/1.1"), head.ErrRequestLine},
+		"a bare LF first":                  {"\n" + first("GET / HTTP/1.1"), head.ErrRequestLine},
+		"bytes of a TLS handshake":         {"\x16\x03\x01", head.ErrRequestLine},
+		"a lower-case version":             {first("GET / http/1.1"), head.ErrRequestLine},
+		"a version without minor":          {first("GET / HTTP/2"), head.ErrRequestLine},
+		"a version with a long minor":      {first("GET / HTTP/1.11"), head.ErrRequestLine},
+		"a version with a letter":          {first("GET / HTTP/1.x"), head.ErrRequestLine},
+		"HTTP/2.0":                         {first("GET / HTTP/2.0"), head.ErrVersion},
+		"HTTP/1.2":                         {first("GET / HTTP/1.2"), head.ErrVersion},
+		"HTTP/0.9 in so many words":        {first("GET / HTTP/0.9"), head.ErrVersion},
+		"the preface of HTTP/2":            {"PRI * HTTP/2.0\r\n\r\n", head.ErrVersion},
 
 		"a folded line":                    {field("A: b\r\n c"), head.ErrHeader},
 		"a line folded with a tab":         {field("A: b\r\n\tc"), head.ErrHeader},
@@ -161,17 +164,20 @@ func TestBytes(t *testing.T) {
 		return got
 	}
 	const token = "!#$%&'*+-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ^_`abcdefghijklmnopqrstuvwxyz|~"
-	var text strings.Builder
+	var text, high strings.Builder
 	text.WriteString("\t ")
 	for c := range 256 {
 		if c > ' ' && c != 0x7f {
 			text.WriteByte(byte(c))
 		}
+		if c > 0x7f {
+			high.WriteByte(byte(c))
+		}
 	}
 	for _, tt := range []struct{ where, form, want string }{
 		{"first of a method", "#ET / HTTP/1.0\r\n\r\n", token},
 		{"within a method", "G#T / HTTP/1.0\r\n\r\n", token},
-		{"target", "GET # HTTP/1.0\r\n\r\n", printable},
+		{"target", "GET # HTTP/1.0\r\n\r\n", printable + high.String()},
 		{"major version", "GET / HTTP/#.0\r\n\r\n", "1"},
 		{"minor version", "GET / HTTP/1.#\r\nHost: a\r\n\r\n", "01"},
 		{"first of a name", "GET / HTTP/1.0\r\n#A: b\r\n\r\n", token},
@@ -219,7 +225,7 @@ func TestFieldsByName(t *testing.T) {
 	}
 }
 
-// printable is every byte that a target may hold.
+// printable is every ASCII byte that a target may hold.
 const printable = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
 
 // curl is a typical head.

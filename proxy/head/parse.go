@@ -50,7 +50,7 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 		return bad(ErrRequestLine)
 	}
 	j := i + 1
-	for j < len(line) && 0x21 <= line[j] && line[j] <= 0x7e {
+	for j < len(line) && line[j] > ' ' && line[j] != 0x7f { // which bytes beyond ASCII are fine is for the parser of targets
 		j++
 	}
 	if j == i+1 || j == len(line) || line[j] != ' ' {

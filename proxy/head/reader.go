@@ -12,6 +12,9 @@ import (
 // head fits.
 const smallSize = 4 << 10
 
+// maxEmptyLines bounds how many empty lines may come before a head.
+const maxEmptyLines = 16
+
 // maxEmptyReads bounds how often in a row a connection may return neither
 // bytes nor an error.
 const maxEmptyReads = 100
@@ -36,7 +39,7 @@ type Reader struct {
 	seen  int // how far that line was looked at, counted from start
 	lines int // complete lines before next
 
-	mayBeEmpty bool // one empty line may come before the next head
+	empty int // lines that were skipped before it
 }
 
 // NewReader returns a Reader of src that refuses heads of more than limit
@@ -49,20 +52,22 @@ func NewReader(src io.Reader, limit int) *Reader {
 	return &Reader{src: src, limit: limit}
 }
 
-// Peek returns the next n bytes without consuming them, for telling protocols
-// apart. The bytes are valid until the next call of another method. With fewer
-// than n bytes it returns those and the error of the connection, io.EOF
-// included, or ErrTooLarge where the limit is what kept it from reading more.
-func (r *Reader) Peek(n int) ([]byte, error) {
-	for r.end-r.start < n {
+// Await returns when a head begins, and consumes the empty lines before it. The
+// end of the connection is io.EOF; other errors are returned as they are.
+func (r *Reader) Await() error {
+	for {
+		more := r.skipEmptyLines()
+		if !more && r.start < r.end {
+			return nil
+		}
 		if err := r.fill(); err != nil {
-			return r.Buffered(), err
+			return err
 		}
 	}
-	return r.buf[r.start : r.start+n], nil
 }
 
-// ReadHead reads one head and consumes exactly its bytes. The end of the
+// ReadHead reads one head and consumes exactly its bytes, and the empty lines
+// before it. The end of the
 // connection before a head's first byte is io.EOF, within a head
 // io.ErrUnexpectedEOF; other errors of the connection are returned as they
 // are. A malformed head is refused as soon as the line is complete that shows
@@ -77,7 +82,7 @@ func (r *Reader) ReadHead() (*Head, error) {
 				return nil, err
 			}
 			r.start += n
-			r.mayBeEmpty = true
+			r.empty = 0
 			return h, nil
 		}
 		if err := r.fill(); err != nil {
@@ -126,8 +131,8 @@ func (r *Reader) Unread(p []byte) {
 // those behind the head. They are valid until the next call of another method.
 func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end] }
 
-// Release gives the buffer back, and drops what is in it. What Buffered and
-// Peek returned is invalid afterwards; heads stay valid.
+// Release gives the buffer back, and drops what is in it. What Buffered
+// returned is invalid afterwards; heads stay valid.
 func (r *Reader) Release() {
 	if r.pooled != nil {
 		small.Put(r.pooled)
@@ -141,7 +146,7 @@ func (r *Reader) Release() {
 // bytes are needed. Where it stops depends on the bytes alone and not on how
 // they were cut into reads.
 func (r *Reader) scan() int {
-	if r.skipEmptyLine() {
+	if r.skipEmptyLines() {
 		return 0
 	}
 	head := r.buf[r.start:r.end]
@@ -171,23 +176,28 @@ func (r *Reader) scan() int {
 	}
 }
 
-// skipEmptyLine consumes one CRLF before a head other than the connection's
-// first, and reports whether it needs to see another byte to know. RFC 9112
-// section 2.2 asks servers for it because of old clients that send a CRLF
-// behind the body of a POST. Before the first head there was no body, so there
-// the line is refused like any other, and so is a second one.
-func (r *Reader) skipEmptyLine() (more bool) {
-	b := r.buf[r.start:r.end]
-	if !r.mayBeEmpty || r.lines > 0 || len(b) == 0 || b[0] != '\r' {
+// skipEmptyLines consumes the lines before a head that are nothing but CRLF, and
+// reports whether it needs to see another byte to know (RFC 9112 section 2.2).
+// What comes behind maxEmptyLines of them is refused like any other line that is
+// no request.
+func (r *Reader) skipEmptyLines() (more bool) {
+	if r.lines > 0 {
 		return false
 	}
-	if len(b) == 1 {
-		return true
-	}
-	if b[1] == '\n' {
+	for r.empty < maxEmptyLines {
+		b := r.buf[r.start:r.end]
+		if len(b) == 0 || b[0] != '\r' {
+			return false
+		}
+		if len(b) == 1 {
+			return true
+		}
+		if b[1] != '\n' {
+			return false
+		}
 		r.start += 2
+		r.empty++
 	}
-	r.mayBeEmpty = false
 	return false
 }
 

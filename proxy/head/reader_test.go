@@ -52,34 +52,62 @@ func TestReaderReadsHeadAfterHead(t *testing.T) {
 	}
 }
 
-func TestReaderAcceptsOneEmptyLineBetweenHeads(t *testing.T) {
+func TestReaderSkipsEmptyLinesBeforeHeads(t *testing.T) {
 	const get = "GET / HTTP/1.0\r\n\r\n"
 	tests := map[string]struct {
-		between string
-		want    error
+		before string
+		want   error
 	}{
-		"one empty line":                {"\r\n" + get, nil},
-		"one empty line and the end":    {"\r\n", io.EOF},
-		"half an empty line, the end":   {"\r", io.ErrUnexpectedEOF},
-		"two empty lines":               {"\r\n\r\n" + get, head.ErrRequestLine},
-		"bare LF":                       {"\n" + get, head.ErrRequestLine},
-		"bare CR":                       {"\r" + get, head.ErrRequestLine},
-		"a space":                       {" " + get, head.ErrRequestLine},
-		"no second head and no newline": {"", io.EOF},
+		"none":                         {get, nil},
+		"one empty line":               {"\r\n" + get, nil},
+		"two empty lines":              {"\r\n\r\n" + get, nil},
+		"sixteen empty lines":          {strings.Repeat("\r\n", 16) + get, nil},
+		"seventeen empty lines":        {strings.Repeat("\r\n", 17) + get, head.ErrRequestLine},
+		"one empty line and the end":   {"\r\n", io.EOF},
+		"many empty lines, the end":    {strings.Repeat("\r\n", 16), io.EOF},
+		"half an empty line, the end":  {"\r", io.ErrUnexpectedEOF},
+		"bare LF":                      {"\n" + get, head.ErrRequestLine},
+		"bare LF behind an empty line": {"\r\n\n" + get, head.ErrRequestLine},
+		"bare CR":                      {"\r" + get, head.ErrRequestLine},
+		"CR CR LF":                     {"\r\r\n" + get, head.ErrRequestLine},
+		"a space":                      {" " + get, head.ErrRequestLine},
+		"a line with a space":          {" \r\n" + get, head.ErrRequestLine},
+		"no head and no newline":       {"", io.EOF},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			for _, size := range []int{1, 2, 3, 1 << 20} {
-				r := head.NewReader(&chunks{rest: []byte(get + tt.between), sizes: []int{size}}, 0)
-				if _, err := r.ReadHead(); err != nil {
-					t.Fatalf("first head: %v", err)
+			for _, first := range []string{"", get} { // the connection's first head, and one behind it
+				for _, size := range []int{1, 2, 3, 1 << 20} {
+					r := head.NewReader(&chunks{rest: []byte(first + tt.before), sizes: []int{size}}, 0)
+					if first != "" {
+						if _, err := r.ReadHead(); err != nil {
+							t.Fatalf("first head: %v", err)
+						}
+					}
+					if h, err := r.ReadHead(); !errors.Is(err, tt.want) || (h == nil) != (tt.want != nil) {
+						t.Errorf("by %d: got %v, %v, want error %v", size, h, err, tt.want)
+					}
+					r.Release()
 				}
-				if h, err := r.ReadHead(); !errors.Is(err, tt.want) || (h == nil) != (tt.want != nil) {
-					t.Errorf("by %d: got %v, %v, want error %v", size, h, err, tt.want)
-				}
-				r.Release()
 			}
 		})
+	}
+}
+
+// TestAwait waits through empty lines, and leaves the head to be read.
+func TestAwait(t *testing.T) {
+	for _, size := range []int{1, 2, 3, 1 << 20} {
+		r := head.NewReader(&chunks{rest: []byte("\r\n\r\nGET / HTTP/1.0\r\n\r\n\r\n\r\n"), sizes: []int{size}}, 0)
+		if err := r.Await(); err != nil {
+			t.Fatalf("by %d: %v", size, err)
+		}
+		if h, err := r.ReadHead(); err != nil || h.Target != "/" {
+			t.Fatalf("by %d: got %v, %v", size, h, err)
+		}
+		if err := r.Await(); !errors.Is(err, io.EOF) || len(r.Buffered()) != 0 {
+			t.Errorf("by %d: got %v with %q left, want %v", size, err, r.Buffered(), io.EOF)
+		}
+		r.Release()
 	}
 }
 
@@ -181,28 +209,6 @@ func TestReaderGivesUpOnAConnectionThatReturnsNothing(t *testing.T) {
 	}
 }
 
-func TestPeek(t *testing.T) {
-	r := head.NewReader(iotest.OneByteReader(strings.NewReader(curl)), 200)
-	defer r.Release()
-	if got, err := r.Peek(7); string(got) != "CONNECT" || err != nil {
-		t.Errorf("got %q, %v", got, err)
-	}
-	if got, err := r.Peek(len(curl) + 1); string(got) != curl || !errors.Is(err, io.EOF) {
-		t.Errorf("got %q, %v, want all and %v", got, err, io.EOF)
-	}
-	if _, err := r.Peek(201); !errors.Is(err, io.EOF) {
-		t.Errorf("got %v, want %v", err, io.EOF)
-	}
-	if h, err := r.ReadHead(); err != nil || h.Method != "CONNECT" {
-		t.Errorf("got %v, %v, want the head that was peeked at", h, err)
-	}
-	long := head.NewReader(strings.NewReader(strings.Repeat("x", 300)), 200)
-	defer long.Release()
-	if got, err := long.Peek(201); len(got) != 200 || !errors.Is(err, head.ErrTooLarge) {
-		t.Errorf("got %d bytes, %v, want 200 and %v", len(got), err, head.ErrTooLarge)
-	}
-}
-
 func TestHeadOutlivesTheBuffer(t *testing.T) {
 	r := head.NewReader(strings.NewReader(curl), 0)
 	h, err := r.ReadHead()
@@ -216,8 +222,8 @@ func TestHeadOutlivesTheBuffer(t *testing.T) {
 	}
 	other := head.NewReader(strings.NewReader(strings.Repeat("#", 4000)), 0)
 	defer other.Release()
-	if _, err := other.Peek(4000); err != nil {
-		t.Fatal(err)
+	if err := other.Await(); err != nil || len(other.Buffered()) != 4000 {
+		t.Fatalf("%d bytes, %v", len(other.Buffered()), err)
 	}
 	if got := render(h); got != curl {
 		t.Errorf("got %q, want %q", got, curl)
