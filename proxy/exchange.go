@@ -63,13 +63,15 @@ func (x *exchange) next(ctx context.Context) bool {
 		return false // nothing was asked
 	}
 	x.head = h
-	x.begin(ctx)
+	method, target := x.requestLine()
+	x.begin(ctx, method)
 	if err != nil {
+		x.note(method, target)
 		switch {
 		case x.isHello():
 			x.detail = helloInClear
-		case errors.Is(err, head.ErrTooLarge): // by one of several bounds
-			x.detail = err.Error()
+		case errors.Is(err, head.ErrHeader), errors.Is(err, head.ErrTooLarge):
+			x.detail = err.Error() // which line it was
 		}
 		return x.refuse(ctx, headReason(err))
 	}
@@ -140,9 +142,9 @@ func isQuiet(reason allowlist.Reason) bool {
 }
 
 // begin opens the record: from here on there is exactly one.
-func (x *exchange) begin(ctx context.Context) {
+func (x *exchange) begin(ctx context.Context, method string) {
 	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: "h1", Accept: x.conn.AcceptTrace}
-	if x.isPlain() {
+	if method != "" && !isConnect(method) {
 		start.Protocol = audit.ProtocolHTTP
 	}
 	if x.head != nil {
@@ -151,9 +153,28 @@ func (x *exchange) begin(ctx context.Context) {
 	x.open = x.proxy.cfg.Recorder.Begin(ctx, start)
 	x.open.Client = x.conn.Caller.Addr
 	x.renew()
+	x.open.SetMethod(method)
+}
+
+// requestLine returns the method and the target, also of a head that is refused
+// for what comes behind them; "" for what is malformed or did not come.
+func (x *exchange) requestLine() (method, target string) {
 	if x.head != nil {
-		x.open.SetMethod(x.head.Method)
+		return x.head.Method, x.head.Target
 	}
+	return x.reader.RequestLine()
+}
+
+// note records where a head would have led that is refused before its target is
+// parsed, if it can be.
+func (x *exchange) note(method, target string) {
+	var dest allowlist.Destination
+	if isConnect(method) {
+		dest, _ = allowlist.ParseDestination(target)
+	} else if url, err := allowlist.ParseURL(target); err == nil {
+		dest = url.Dest
+	}
+	x.ask(allowlist.Request{Dest: dest})
 }
 
 // renew takes the state in force and makes sure that the caller is who it is by
@@ -194,6 +215,7 @@ func (x *exchange) parse() allowlist.Reason {
 	}
 	h := x.head
 	if h.Method != http.MethodConnect {
+		x.note(h.Method, h.Target)
 		return allowlist.ConnectOnly
 	}
 	dest, err := allowlist.ParseDestination(h.Target)

@@ -17,9 +17,9 @@ import (
 
 // isPlain reports whether the request is for the gateway to forward and not for
 // a tunnel. A CONNECT in another case is neither, and refused as such.
-func (x *exchange) isPlain() bool {
-	return x.head != nil && !strings.EqualFold(x.head.Method, http.MethodConnect)
-}
+func (x *exchange) isPlain() bool { return x.head != nil && !isConnect(x.head.Method) }
+
+func isConnect(method string) bool { return strings.EqualFold(method, http.MethodConnect) }
 
 // parsePlain makes the one canonical destination of a plain request, and finds
 // out where it ends. The Host field has no say: the target names the origin

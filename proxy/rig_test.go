@@ -239,6 +239,7 @@ type record struct {
 	Event         string `json:"event"`
 	ID            string `json:"id"`
 	Listener      string `json:"listener"`
+	Protocol      string `json:"protocol"`
 	Identity      string `json:"identity"`
 	Host          string `json:"host"`
 	Port          uint16 `json:"port"`

@@ -47,6 +47,8 @@ type outcome struct {
 	Heads []*head.Head
 	Err   string
 	Rest  string
+
+	Method, Target string // of the head that was refused
 }
 
 // readAll reads heads until an error, and then the rest.
@@ -66,6 +68,7 @@ func readAll(t *testing.T, raw []byte, sizes []int) (got outcome) {
 				t.Fatalf("got %v with error %v", h, err)
 			}
 			got.Err = err.Error()
+			got.Method, got.Target = r.RequestLine()
 			break
 		}
 		checkHead(t, h)

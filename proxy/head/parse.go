@@ -42,18 +42,8 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 	bad := func(err error) (T, T, int, error) {
 		return none, none, 0, fmt.Errorf("line 1: %w", err)
 	}
-	i := 0
-	for i < len(line) && isToken(line[i]) {
-		i++
-	}
-	if i == 0 || i == len(line) || line[i] != ' ' {
-		return bad(ErrRequestLine)
-	}
-	j := i + 1
-	for j < len(line) && line[j] > ' ' && line[j] != 0x7f { // which bytes beyond ASCII are fine is for the parser of targets
-		j++
-	}
-	if j == i+1 || j == len(line) || line[j] != ' ' {
+	i, j := splitRequestLine(line)
+	if j == 0 {
 		return bad(ErrRequestLine)
 	}
 	const form = "HTTP/d.d\r"
@@ -68,6 +58,27 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 		return bad(ErrVersion)
 	}
 	return line[:i], line[i+1 : j], int(version[7] - '0'), nil
+}
+
+// splitRequestLine returns where the method of a line ends, and behind a space
+// the target; either is 0 if it is malformed, or no space ends it. Which bytes
+// beyond ASCII a target may have is for its own parser to say.
+func splitRequestLine[T string | []byte](line T) (method, target int) {
+	i := 0
+	for i < len(line) && isToken(line[i]) {
+		i++
+	}
+	if i == 0 || i == len(line) || line[i] != ' ' {
+		return 0, 0
+	}
+	j := i + 1
+	for j < len(line) && line[j] > ' ' && line[j] != 0x7f {
+		j++
+	}
+	if j == i+1 || j == len(line) || line[j] != ' ' {
+		return i, 0
+	}
+	return i, j
 }
 
 // parseFields parses the lines behind the request line, up to and including

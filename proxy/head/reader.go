@@ -94,6 +94,21 @@ func (r *Reader) ReadHead() (*Head, error) {
 	}
 }
 
+// RequestLine returns the method and the target of the head that ReadHead has
+// not returned, as far as they came and are well formed, for the record of the
+// refusal; "" for what is not. What is behind them may be anything.
+func (r *Reader) RequestLine() (method, target string) {
+	line, _, _ := bytes.Cut(r.Buffered(), []byte("\n"))
+	i, j := splitRequestLine(line)
+	if i > 0 {
+		method = string(line[:i])
+	}
+	if j > 0 {
+		target = string(line[i+1 : j])
+	}
+	return method, target
+}
+
 // Read reads what follows the last head, so that a body can be framed on the
 // Reader and the next head be read behind it: the buffered bytes first, then
 // the connection.
