@@ -38,8 +38,8 @@ func (v Verdict) String() string {
 	return "invalid"
 }
 
-// Mode says whether an entry's denials are enforced or only observed. The zero
-// value is "not set", which enforces.
+// Mode says whether denials are enforced or only observed. The zero value is
+// "not set", which enforces where no entry sets another.
 type Mode uint8
 
 // The modes of an entry.

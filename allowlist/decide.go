@@ -173,8 +173,8 @@ func (c *chain) accept() Sources {
 	return 1<<SourceX509SVID | 1<<SourceListener
 }
 
-// mode is that of the most specific entry that sets it, unless another one
-// forces enforcement.
+// mode is that of the most specific entry that decides it, by setting it or by
+// having a list of its own, unless another one forces enforcement.
 func (c *chain) mode(now time.Time) (m Mode, observePrivate bool) {
 	for _, e := range c.all() {
 		if e.force {

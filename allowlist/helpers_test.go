@@ -104,6 +104,8 @@ func observe(until time.Time) func(*Entry) {
 
 func enforce(e *Entry) { e.Mode = ModeEnforce }
 
+func inherit(e *Entry) { e.InheritMode = true }
+
 func force(e *Entry) { e.Mode, e.Force = ModeEnforce, true }
 
 func policyOf(t *testing.T, entries ...Entry) *Policy {

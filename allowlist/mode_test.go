@@ -2,6 +2,7 @@ package allowlist
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,9 +65,18 @@ func TestObservePrivate(t *testing.T) {
 	})
 }
 
-func TestModeIsThatOfTheMostSpecificEntryThatSetsIt(t *testing.T) {
+func TestModeIsThatOfTheMostSpecificEntryThatDecidesIt(t *testing.T) {
 	const everyone, namespace = "everyone of prod.example", "spiffe://prod.example/ns/payments/**"
+	const account = "spiffe://prod.example/ns/payments/sa/*"
 	later := now().Add(time.Hour)
+	list := allow(rule("only.example"))
+	old := allow(rule("old.example", expires(now())))
+	name := allow(rule("_sip.example", noTunnel))
+	empty := func(e *Entry) { e.Allow = []Rule{} }
+	denying := deny(rule("bad.example"))
+	settings := func(e *Entry) {
+		e.Owner, e.Limits, e.SharedLimits = "team", Limits{Tunnels: 1}, Limits{Tunnels: 2}
+	}
 	for _, row := range []struct {
 		why     string
 		want    string
@@ -82,9 +92,36 @@ func TestModeIsThatOfTheMostSpecificEntryThatSetsIt(t *testing.T) {
 		{"an end that has come enforces", "not-on-allowlist", []Entry{entryOf(checkout, observe(now()))}},
 		{"and does not hand over", "not-on-allowlist", []Entry{entryOf(checkout, observe(now())), entryOf(namespace, observe(later))}},
 		{"the instant before the end observes", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(now().Add(1)))}},
+
+		{"a list of its own enforces", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later))}},
+		{"also under everyone", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(everyone, observe(later))}},
+		{"also where both list", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later), list)}},
+		{"also one of a pattern", "not-on-allowlist", []Entry{entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"also one that has expired", "not-on-allowlist", []Entry{entryOf(checkout, old), entryOf(namespace, observe(later))}},
+		{"also one of names to resolve", "not-on-allowlist", []Entry{entryOf(checkout, name), entryOf(namespace, observe(later))}},
+		{"also one that is empty", "not-on-allowlist", []Entry{entryOf(checkout, empty), entryOf(namespace, observe(later))}},
+		{"also beside deny rules", "not-on-allowlist", []Entry{entryOf(checkout, list, denying), entryOf(namespace, observe(later))}},
+		{"a list between them enforces", "not-on-allowlist", []Entry{entryOf(checkout, denying), entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"a list that observes observes", "observe not-on-allowlist", []Entry{entryOf(checkout, list, observe(later)), entryOf(namespace, list)}},
+		{"a list of everyone enforces nothing more specific", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, list)}},
+		{"a list of everyone enforces the rest", "not-on-allowlist", []Entry{entryOf(checkout), entryOf(everyone, list)}},
+		{"deny rules do not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, denying), entryOf(namespace, observe(later))}},
+		{"owner and limits do not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, settings), entryOf(namespace, observe(later))}},
+		{"a list that inherits does not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(namespace, observe(later))}},
+		{"it inherits from the next that decides", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"it inherits from those who inherit", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list, inherit), entryOf(everyone, observe(later))}},
+		{"it inherits from nobody", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit)}},
+		{"a mode beside inherit decides", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit, observe(later)), entryOf(namespace, enforce)}},
+		{"it inherits an end that has come", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, observe(now())), entryOf(namespace, observe(later))}},
+		{"force holds for a list that inherits", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, observe(later)), entryOf(everyone, force)}},
 	} {
-		if got := answer(policyOf(t, row.entries...).Decide(tunnel(checkout, "other.example:443"))); got != row.want {
+		p := policyOf(t, row.entries...)
+		if got := answer(p.Decide(tunnel(checkout, "other.example:443"))); got != row.want {
 			t.Errorf("%s: %s, want %s", row.why, got, row.want)
+		}
+		got := strings.TrimSuffix(nameAnswer(p.DecideName(lookup(checkout, "other.example"))), " above")
+		if got != row.want {
+			t.Errorf("%s: its name %s, want %s", row.why, got, row.want)
 		}
 	}
 }

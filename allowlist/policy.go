@@ -168,7 +168,7 @@ func (p *Policy) add(e *Entry) error {
 		return fmt.Errorf("%s has two entries", e.Pattern)
 	}
 	*compiled = entry{
-		set: true, owner: e.Owner, accept: e.Accept, mode: e.Mode, force: e.Force, unlisted: e.Unlisted,
+		set: true, owner: e.Owner, accept: e.Accept, mode: e.decidedMode(), force: e.Force, unlisted: e.Unlisted,
 		observePrivate: e.ObservePrivate, observeUntil: e.ObserveUntil,
 		pattern: e.Pattern, limits: e.Limits, shared: e.SharedLimits,
 	}

@@ -88,7 +88,7 @@ func (g generator) spec() *Spec {
 			continue
 		}
 		seen[e.Pattern] = true
-		for n := range g.IntN(16) {
+		for n := range pick(g, 0, 1, 1, 1, 1, 1, 1) * g.IntN(17) { // one entry in seven has no list at all
 			e.Allow = append(e.Allow, g.rule(100*len(seen)+n, false))
 		}
 		for n := range pick(g, 0, 0, 1, 2) {
@@ -97,6 +97,7 @@ func (g generator) spec() *Spec {
 		e.Unlisted = strings.HasPrefix(e.Pattern.String(), "everyone") && g.IntN(2) == 0
 		e.Accept = pick(g, 0, 0, 0, 0, 0, SourcesOf(SourceX509SVID), SourcesOf(SourceJWTSVID))
 		e.Mode = pick(g, ModeUnset, ModeUnset, ModeEnforce, ModeObserve)
+		e.InheritMode = g.IntN(2) == 0
 		e.Force = e.Mode == ModeEnforce && g.IntN(2) == 0
 		if e.Mode == ModeObserve {
 			e.ObserveUntil = pick(g, now(), now().Add(time.Hour))

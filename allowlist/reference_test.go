@@ -182,8 +182,11 @@ func naiveObserves(entries []*Entry, req Request) bool {
 		}
 	}
 	for _, e := range entries {
-		if e.Mode != ModeUnset {
+		switch {
+		case e.Mode != ModeUnset:
 			return e.Mode == ModeObserve && req.Time.Before(e.ObserveUntil)
+		case len(e.Allow) > 0 && !e.InheritMode: // none of the lists here is empty
+			return false
 		}
 	}
 	return false

@@ -30,8 +30,12 @@ type Entry struct {
 	Owner string
 	// Accept lists the ways to prove the identity; zero means not set.
 	Accept Sources
-	// Mode is not set by zero.
+	// Mode, if not ModeUnset, is the mode of the identities of which no more
+	// specific entry decides it. An entry with Allow decides it by having that:
+	// without a Mode it enforces.
 	Mode Mode
+	// InheritMode leaves the mode to less specific entries in spite of Allow.
+	InheritMode bool
 	// Force makes ModeEnforce final: no more specific entry overrides it.
 	Force bool
 	// ObserveUntil is the instant from which ModeObserve no longer holds;
@@ -41,7 +45,18 @@ type Entry struct {
 	ObservePrivate bool
 	// Limits of each identity; SharedLimits of all of the pattern together.
 	Limits, SharedLimits Limits
-	Allow, Deny          []Rule
+	// Allow and Deny are the rules. An Allow that is not nil is a list, if an
+	// empty one.
+	Allow, Deny []Rule
+}
+
+// decidedMode is the mode that the entry decides, ModeUnset if it leaves that
+// to less specific entries.
+func (e *Entry) decidedMode() Mode {
+	if e.Mode == ModeUnset && e.Allow != nil && !e.InheritMode {
+		return ModeEnforce
+	}
+	return e.Mode
 }
 
 // Limits bounds what an identity may use. Zero means not set, for each key.

@@ -18,6 +18,7 @@ type entry struct {
 	names map[string]strictyaml.Pos // of rules
 	in    *document                 // the last file that spoke of it
 	at    strictyaml.Pos            // and where
+	bare  []strictyaml.Pos          // each allow whose file says nothing of the mode
 }
 
 // part is what one file says of one pattern.
@@ -27,6 +28,9 @@ type part struct {
 	settings    []setting
 	names       map[string]strictyaml.Pos
 	allow, deny []allowlist.Rule
+	allowAt     strictyaml.Pos // of the key allow; zero if it is not there
+	saysMode    bool           // the file sets a mode, or inherits it
+	inherits    bool           // it says mode: inherit
 }
 
 // setting is a key that may be set once per pattern.
@@ -150,6 +154,7 @@ func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDoma
 func (l *loader) readLists(p *part, v *strictyaml.Node) bool {
 	switch v.Name() {
 	case "allow":
+		p.allowAt = v.KeyPos()
 		p.allow = l.readRules(p, v, allowList)
 	case "deny":
 		p.deny = l.readRules(p, v, denyList)
@@ -264,6 +269,31 @@ func (l *loader) merge(pattern allowlist.IdentityPattern, p *part) {
 	}
 	e.Allow = append(e.Allow, p.allow...)
 	e.Deny = append(e.Deny, p.deny...)
+	e.InheritMode = e.InheritMode || p.inherits
+	if p.allowAt == (strictyaml.Pos{}) {
+		return
+	}
+	if e.Allow == nil {
+		e.Allow = []allowlist.Rule{} // an empty list is one, too
+	}
+	if !p.saysMode {
+		e.bare = append(e.bare, p.allowAt)
+	}
+}
+
+// settleMode looks, when every file has been read, at the lists of a pattern
+// that say nothing of a mode. They enforce, so they neither stand beside a mode
+// that observes nor let one through that less specific entries set.
+func (l *loader) settleMode(e *entry) {
+	if len(e.bare) > 0 {
+		e.InheritMode = false
+	}
+	if e.Mode != allowlist.ModeObserve {
+		return
+	}
+	for _, at := range e.bare {
+		l.errs.Add(at, "allow: %s is observed, at %s, and the file of this list says no mode: write mode: inherit in its entry if the list is to be observed, too", e.Pattern, e.set["mode"])
+	}
 }
 
 func entryKeys() []string {
@@ -296,7 +326,10 @@ func (m *modeKeys) read(p *part) {
 	var until time.Time
 	var private bool
 	if m.mode != nil {
-		switch word, _ := m.mode.Word("enforce", "observe"); word {
+		p.saysMode = true
+		switch word, _ := m.mode.Word("enforce", "observe", "inherit"); word {
+		case "inherit":
+			p.inherits = true
 		case "enforce":
 			mode = allowlist.ModeEnforce
 		case "observe":
@@ -310,9 +343,10 @@ func (m *modeKeys) read(p *part) {
 		private, _ = m.private.Bool()
 	}
 	if m.force != nil {
+		p.saysMode = true
 		m.force.Word("enforce")
 	}
-	if !m.consistent(mode) {
+	if !m.consistent(mode, p.inherits) || p.inherits {
 		return
 	}
 	force := m.force != nil
@@ -330,10 +364,14 @@ func (m *modeKeys) read(p *part) {
 }
 
 // consistent checks the keys against each other.
-func (m *modeKeys) consistent(mode allowlist.Mode) bool {
+func (m *modeKeys) consistent(mode allowlist.Mode, inherits bool) bool {
 	ok := true
-	if m.mode != nil && mode == allowlist.ModeUnset {
+	if m.mode != nil && mode == allowlist.ModeUnset && !inherits {
 		return false // reported
+	}
+	if inherits && m.force != nil {
+		m.force.KeyErrorf("enforce contradicts mode: inherit: remove one")
+		ok = false
 	}
 	if mode == allowlist.ModeObserve {
 		if m.until == nil {

@@ -33,6 +33,9 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 		l.readEntries(d)
 		l.readQuarantine(d)
 	}
+	for _, e := range l.order {
+		l.settleMode(e)
+	}
 	if err := l.finish(); err != nil {
 		return allowlist.Spec{}, err
 	}

@@ -3,15 +3,18 @@ package policyfile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -48,6 +51,104 @@ func TestOrderOfIdentitiesDoesNotMatter(t *testing.T) {
 			t.Fatalf("seed %d, %d files (-got +want):\n%s", seed, files+1, diff)
 		}
 	}
+}
+
+// TestModesOfSeveralFiles spreads entries of the patterns of one identity over
+// files. A file that lists rules of an observed pattern and says no mode is an
+// error. Else the first of the patterns of which a file sets a mode, or lists
+// rules without one, decides.
+func TestModesOfSeveralFiles(t *testing.T) {
+	const seed, id = 11, "spiffe://corp.example/g/a"
+	g := modeFiles{rand.New(rand.NewPCG(seed, seed))}
+	seen := make(map[string]int)
+	for range 500 {
+		texts := map[string]string{"a.yaml": "", "b.yaml": "", "c.yaml": ""}
+		var modes []string // that are set or, by a list, implied; the most specific first
+		refused := 0
+		for _, pattern := range []string{id, "spiffe://corp.example/g/*", "spiffe://corp.example/g/**", "spiffe://corp.example/**", "everyone"} {
+			set, bare := g.spread(pattern, texts)
+			switch {
+			case set == observing:
+				refused += bare
+				modes = append(modes, set)
+			case set != "" || bare > 0:
+				modes = append(modes, set)
+			}
+		}
+		want := "deny"
+		switch {
+		case refused > 0:
+			want = fmt.Sprint(refused, " errors")
+		case len(modes) > 0 && modes[0] == observing && !slices.Contains(modes, "force: enforce"):
+			want = "observe"
+		}
+		for name, text := range texts {
+			texts[name] = minimal + text
+		}
+		if got := modeOf(t, filesOf(texts), id); got != want {
+			t.Fatalf("seed %d: %s, want %s:\n%v", seed, got, want, texts)
+		}
+		seen[want]++
+	}
+	if seen["deny"] < 15 || seen["observe"] < 15 || seen["2 errors"] < 15 {
+		t.Errorf("the files meant %v: too few to mean anything", seen)
+	}
+}
+
+const observing = "mode: observe, observe_until: 2100-01-01"
+
+// modeFiles draws files that list rules and set modes.
+type modeFiles struct{ *rand.Rand }
+
+func (g modeFiles) pick(from ...string) string { return from[g.IntN(len(from))] }
+
+// spread adds what is said of a pattern to files, and returns the mode that one
+// of them sets, and how many list rules and say no mode.
+func (g modeFiles) spread(pattern string, texts map[string]string) (set string, bare int) {
+	set = g.pick("", "", observing, "mode: enforce", "force: enforce")
+	setIn := g.pick("a.yaml", "b.yaml", "c.yaml")
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		list, mode := g.pick("", "", "", "", "allow: []", "allow: [{host: "+name+"}]", "deny: [{host: "+name+"}]"), g.pick("", "", "", "mode: inherit")
+		if name == setIn && set != "" {
+			mode = set
+		}
+		if strings.HasPrefix(list, "allow") && mode == "" {
+			bare++
+		}
+		keys := strings.Trim(list+", "+mode, ", ")
+		switch {
+		case keys == "" && pattern == "everyone":
+		case pattern == "everyone":
+			texts[name] += "everyone: {" + keys + "}\n"
+		default:
+			if texts[name] == "" {
+				texts[name] = "identities:\n"
+			}
+			texts[name] += "- {id: \"" + pattern + "\", " + keys + "}\n"
+		}
+	}
+	return set, bare
+}
+
+// modeOf is what becomes of a request that no rule of the files is about, or
+// how many errors they have.
+func modeOf(t *testing.T, files *Files, id string) string {
+	t.Helper()
+	spec, err := files.Spec(testOptions())
+	if err != nil {
+		return fmt.Sprint(len(lines(err)), " errors")
+	}
+	policy, err := allowlist.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dest, err := allowlist.ParseDestination("other.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policy.Decide(allowlist.Request{
+		ID: spiffeid.RequireFromString(id), Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
+	}).Verdict.String()
 }
 
 // TestFewBytesAreNotManyRules multiplies a destination by its uses, and those

@@ -134,7 +134,43 @@ func identityRows() []row {
 			real("no ALPN", func(c *tls.Config) { c.NextProtos = nil }),
 		}},
 		{"F14", "a PROXY protocol header: from a peer that may not send one; from one that must, none, two, or garbage", "the connection closes, and a record says so; a good one tells the caller's address, never its identity", proxiedCases()},
+		{"F15", "an observing pattern, or an observing `everyone`, above an entry that has a list of its own", "403 `not-on-allowlist`, unless the entry says `mode: inherit`; an entry that only denies is observed", []scenario{
+			below("an exact entry", false, "- {id: ID, allow: [{host: only.example}]}", "- {id: PATTERN, OBSERVE}"),
+			below("an exact entry, where the pattern has a list too", false, "- {id: ID, allow: [{host: only.example}]}", "- {id: PATTERN, OBSERVE, allow: [{host: more.example}]}"),
+			below("an exact entry with a name to resolve", false, "- {id: ID, allow: [{host: _sip.example, dns: SRV, tunnel: false}]}", "- {id: PATTERN, OBSERVE}"),
+			below("an exact entry with an empty list", false, "- {id: ID, allow: []}", "- {id: PATTERN, OBSERVE}"),
+			below("an exact entry below everyone", false, "- {id: ID, allow: [{host: only.example}]}", "everyone: {OBSERVE}"),
+			below("a pattern below everyone", false, "- {id: PATTERN, allow: [{host: only.example}]}", "everyone: {OBSERVE, unlisted: true}"),
+			below("an entry that inherits from one that enforces", false, "- {id: ID, mode: inherit, allow: [{host: only.example}]}", "- {id: PATTERN, allow: [{host: only.example}]}", "everyone: {OBSERVE}"),
+			below("an entry that inherits", true, "- {id: ID, mode: inherit, allow: [{host: only.example}]}", "- {id: PATTERN, OBSERVE}"),
+			below("an entry that denies", true, "- {id: ID, deny: [{host: bad.example}]}", "- {id: PATTERN, OBSERVE}"),
+			below("an entry without rules", true, "- {id: ID, owner: team-ci, limits: {tunnels: 9}}", "everyone: {OBSERVE}"),
+		}},
 	}
+}
+
+// below is a request for a name that no entry lists, under a policy of its own.
+// Where it is observed, the name is looked up and its address refused, for that
+// is loopback.
+func below(name string, observed bool, parts ...string) scenario {
+	text := "version: 1\nidentities:\n"
+	for _, part := range parts {
+		if everyone, ok := strings.CutPrefix(part, "everyone"); ok {
+			text = "everyone" + everyone + "\n" + text
+		} else {
+			text += part + "\n"
+		}
+	}
+	text = strings.NewReplacer("ID", id("builder"), "PATTERN", `"`+id("**")+`"`, "OBSERVE", "mode: observe, observe_until: 2100-01-01").Replace(text)
+	a := ask{head: connectTo("other.example:PORT"), host: "other.example", reason: allowlist.NotOnAllowlist}
+	if observed {
+		a.reason, a.class, a.drops, a.lookups = allowlist.ResolvedAddressDenied, allowlist.Loopback, 1, 1
+	}
+	return scenario{name, func(t *testing.T, g *gateway) {
+		g.put(t, text)
+		a.run(t, g)
+		g.put(t, g.policy())
+	}}
 }
 
 // fails is a handshake that dies inside the TLS library.

@@ -62,6 +62,7 @@ func mutants() []fault {
 		of("D/D31", "what escapes decode to is not looked at", "allowlist/path.go", "case isAmbiguous(r):", "case isAmbiguous(r) && size == 0:"),
 		of("H/H8", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
 		of("H/H11", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
+		of("F/F15", "a list of its own does not decide the mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
 }
