@@ -252,6 +252,24 @@ func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
 	return class, prefix
 }
 
+// SingleOnly returns the class of which only single addresses open, if a range
+// of more than one address lies wholly inside it: an allow rule for such a range
+// allows nothing. It returns Invalid for every other range.
+func (c *Classifier) SingleOnly(p netip.Prefix) Class {
+	const wellKnown = 96 // bits of 64:ff9b::/96, below which an IPv4 range is a range
+	p = canonicalPrefix(p)
+	if p.IsSingleIP() {
+		return Invalid
+	}
+	if nat64, inner, ok := c.nat64Of(p.Addr()); ok && nat64.Bits() == wellKnown && p.Bits() >= wellKnown {
+		p = netip.PrefixFrom(inner, p.Bits()-wellKnown)
+	}
+	if _, class, ok := c.classes.LookupPrefixLPM(p); ok && class.singleOnly() {
+		return class
+	}
+	return Invalid
+}
+
 // IsListener reports whether addr is one of the gateway's own listeners. To
 // dial an unspecified address is to dial this host.
 func (c *Classifier) IsListener(addr netip.AddrPort) bool {

@@ -248,6 +248,64 @@ func TestAWideRangeOpensNoSpecialClass(t *testing.T) {
 	}
 }
 
+// TestSingleOnly: a range inside a class of which only single addresses open is
+// told in any spelling, and it opens none of its addresses.
+func TestSingleOnly(t *testing.T) {
+	g, c := newGenerator(2), NewClassifier(Local{})
+	for _, row := range classRanges() {
+		around := netip.MustParsePrefix(row.prefix)
+		for bits := around.Bits(); bits < around.Addr().BitLen(); bits++ {
+			inner := netip.PrefixFrom(within(around, g.Uint64()), bits).Masked()
+			want := classAround(inner)
+			if !want.singleOnly() {
+				want = Invalid
+			}
+			for _, p := range spellings(inner) {
+				if class := c.SingleOnly(p); class != want {
+					t.Errorf("%s opens by single addresses of %s only, want %s", p, class, want)
+				}
+				if want == Invalid {
+					continue
+				}
+				opens := policyOf(t, entryOf(checkout, allow(rule("api.example", addresses(p.String()))))).Decide(tunnel(checkout, "api.example:443"))
+				for range 4 {
+					addr := netip.AddrPortFrom(within(p, g.Uint64()), 443)
+					if opens.CheckAddr(addr) == nil {
+						t.Errorf("%s opens %s", p, addr)
+					}
+				}
+			}
+		}
+	}
+	for _, text := range []string{"127.0.0.1/32", "::1/128", "::ffff:127.0.0.1/128", "0.0.0.0/0", "126.0.0.0/7", "168.0.0.0/6", "fe00::/8", "::/0", "::/96", "64:ff9b::/96", "100.100.100.200/31"} {
+		if class := c.SingleOnly(netip.MustParsePrefix(text)); class != Invalid {
+			t.Errorf("%s opens only by single addresses of %s", text, class)
+		}
+	}
+}
+
+// classAround is the class of the longest range of the table around all of p.
+func classAround(p netip.Prefix) Class {
+	class, bits := Invalid, -1
+	for _, row := range classRanges() {
+		if r := netip.MustParsePrefix(row.prefix); r.Contains(p.Addr()) && r.Bits() <= p.Bits() && r.Bits() > bits {
+			class, bits = row.class, r.Bits()
+		}
+	}
+	return class
+}
+
+// spellings are the ranges that mean the same addresses as p.
+func spellings(p netip.Prefix) []netip.Prefix {
+	if p.Addr().Is6() {
+		return []netip.Prefix{p}
+	}
+	mapped := p.Addr().As16()
+	nat64 := netip.MustParseAddr("64:ff9b::").As16()
+	copy(nat64[12:], mapped[12:])
+	return []netip.Prefix{p, netip.PrefixFrom(netip.AddrFrom16(mapped), p.Bits()+96), netip.PrefixFrom(netip.AddrFrom16(nat64), p.Bits()+96)}
+}
+
 func TestAddressesFollowTheDecision(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 10 {

@@ -59,6 +59,10 @@ func (l *loader) expand(rules []allowlist.Rule, p *part, r rule, kind listKind) 
 			l.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, of.only.Name(), of.only.KeyPos())
 			break
 		}
+		if why := neverOpens(of.CIDR, l.classifier); why != "" && kind == allowList {
+			l.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, of.at, why)
+			break
+		}
 		expanded := of.Rule
 		expanded.UseAt = p.in.place(r.at)
 		if r.Name != "" {

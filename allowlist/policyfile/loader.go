@@ -70,6 +70,7 @@ type loader struct {
 	parse func(file, *strictyaml.Errors) *strictyaml.Node
 	errs  strictyaml.Errors
 
+	classifier   *allowlist.Classifier // of no host: the classes of every one
 	documents    []*document
 	destinations map[string]*destination
 	entries      map[allowlist.IdentityPattern]*entry
@@ -92,6 +93,7 @@ func newLoader(opts Options) *loader {
 	return &loader{
 		opts:         opts,
 		parse:        parse,
+		classifier:   allowlist.NewClassifier(allowlist.Local{}),
 		destinations: make(map[string]*destination),
 		entries:      make(map[allowlist.IdentityPattern]*entry),
 	}

@@ -1,6 +1,7 @@
 package policyfile
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 
@@ -138,7 +139,10 @@ func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (ru
 	if !k.checkTarget(item, kind) {
 		return r, false
 	}
-	k.read(&r)
+	k.read(&r, l.classifier)
+	if r.CIDR.IsValid() && kind == allowList {
+		reportClosed(k.cidr, r.CIDR, l.classifier)
+	}
 	if kind == denyList {
 		k.checkDeny()
 	} else {
@@ -272,7 +276,7 @@ func (k *ruleKeys) checkUseless(r *rule) {
 }
 
 // read fills in the values of all keys that are there.
-func (k *ruleKeys) read(r *rule) {
+func (k *ruleKeys) read(r *rule, classes *allowlist.Classifier) {
 	if k.name != nil {
 		r.Name, r.nameAt = readName(k.name), k.name.Pos()
 	}
@@ -293,7 +297,13 @@ func (k *ruleKeys) read(r *rule) {
 		r.CIDR, _ = readPrefix(k.cidr)
 	}
 	r.Ports = readUnique(k.ports, readPorts)
-	r.Addresses = readUnique(k.addresses, readPrefix)
+	r.Addresses = readUnique(k.addresses, func(v *strictyaml.Node) (netip.Prefix, bool) {
+		prefix, ok := readPrefix(v)
+		if ok {
+			reportClosed(v, prefix, classes)
+		}
+		return prefix, ok
+	})
 	r.Methods = readUnique(k.methods, readMethod)
 	r.Paths = readUnique(k.paths, readPath)
 	r.Types = readUnique(k.dns, readType)

@@ -110,6 +110,22 @@ func readPrefix(v *strictyaml.Node) (netip.Prefix, bool) {
 	return prefix, true
 }
 
+// reportClosed adds an error if v, a range of an allow rule, can never open.
+func reportClosed(v *strictyaml.Node, prefix netip.Prefix, classes *allowlist.Classifier) {
+	if why := neverOpens(prefix, classes); why != "" {
+		v.Errorf("%s", why)
+	}
+}
+
+// neverOpens says why an allow rule for a range allows nothing, "" if it may.
+func neverOpens(prefix netip.Prefix, classes *allowlist.Classifier) string {
+	class := classes.SingleOnly(prefix)
+	if class == allowlist.Invalid {
+		return ""
+	}
+	return fmt.Sprintf("%s never opens: it lies inside %s, where only single addresses open: write each one that is meant, as /%d", prefix, class, prefix.Addr().BitLen())
+}
+
 func readMethod(v *strictyaml.Node) (string, bool) {
 	text, ok := v.Text()
 	if !ok {

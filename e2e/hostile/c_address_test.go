@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,15 +112,18 @@ func addressRows() []row {
 					class: allowlist.OwnListener, drops: 1, lookups: 1,
 				}.scenario(),
 			})},
-		{"C17", "a rule with a range that is not wholly inside the class, such as `0.0.0.0/0`; or, for loopback, link-local and metadata, that is more than one address", "the class stays closed", []scenario{
+		{"C17", "a rule with a range that is not wholly inside the class, such as `0.0.0.0/0`; or, for loopback, link-local and metadata, that is more than one address", "the class stays closed; a policy with a range that lies wholly inside loopback, link-local or metadata and is more than one address is refused", []scenario{
 			resolves("loopback.example", ask{reason: allowlist.ResolvedAddressDenied, class: allowlist.Loopback, drops: 1}, answers("127.0.0.1")),
 			opensOnly("10.1.2.3", []string{"10.1.2.3/32", "10.1.0.0/16", "10.0.0.0/8"}, []string{"8.0.0.0/5", "0.0.0.0/0"}),
-			opensOnly("127.0.0.1", []string{"127.0.0.1/32"}, []string{"127.0.0.0/31", "127.0.0.0/8", "0.0.0.0/0"}),
-			opensOnly("169.254.169.254", []string{"169.254.169.254/32"}, []string{"169.254.169.0/24", "169.254.0.0/16"}),
-			opensOnly("169.254.1.1", []string{"169.254.1.1/32"}, []string{"169.254.1.0/24", "169.254.0.0/16"}),
+			opensOnly("127.0.0.1", []string{"127.0.0.1/32"}, []string{"126.0.0.0/7", "0.0.0.0/0"}),
+			neverLoads("127.0.0.0/31", "127.0.0.0/8", "::ffff:127.0.0.0/104", "64:ff9b::7f00:0/104"),
+			opensOnly("169.254.169.254", []string{"169.254.169.254/32"}, []string{"168.0.0.0/6"}),
+			opensOnly("169.254.1.1", []string{"169.254.1.1/32"}, []string{"168.0.0.0/6"}),
+			neverLoads("169.254.169.0/24", "169.254.169.254/31", "169.254.1.0/24", "169.254.0.0/16", "0.0.0.0/8"),
 			opensOnly("100.64.0.1", []string{"100.64.0.0/10"}, []string{"100.0.0.0/8"}),
 			opensOnly("fd00::1", []string{"fd00::1/128", "fd00::/8", "fc00::/7"}, []string{"f800::/5", "::/0"}),
-			opensOnly("fe80::1", []string{"fe80::1/128"}, []string{"fe80::/10"}),
+			opensOnly("fe80::1", []string{"fe80::1/128"}, []string{"fe00::/8"}),
+			neverLoads("fe80::/10", "fe80::/64", "fe80::a9fe:a9fe/127"),
 			opensOnly("64:ff9b::a00:1", []string{"64:ff9b::a00:0/104"}, []string{"64:ff9b::/96", "::/0"}),
 			opensOnly("8.8.8.8", []string{"8.8.8.8/32", "0.0.0.0/0"}, []string{"9.9.9.9/32"}),
 		}},
@@ -202,7 +206,7 @@ func opensOnly(text string, opening, closed []string) scenario {
 	return scenario{"what opens " + text, func(t *testing.T, _ *gateway) {
 		addr := netip.AddrPortFrom(netip.MustParseAddr(text), 443)
 		for i, cidr := range slices.Concat(opening, closed) {
-			policy := compile(t, cidr)
+			policy := load(t, addressPolicy(cidr)).WithClassifier(allowlist.NewClassifier(allowlist.Local{}))
 			d := policy.Decide(allowlist.Request{
 				ID: spiffeid.RequireFromString(id("builder")), Source: allowlist.SourceX509SVID, Time: time.Now(),
 				Dest: allowlist.Destination{Host: mustHost("allowed.example"), Port: 443},
@@ -222,9 +226,24 @@ func mustHost(text string) allowlist.Host {
 	return h
 }
 
-// compile returns a policy of one rule with such a range.
-func compile(t *testing.T, cidr string) *allowlist.Policy {
-	t.Helper()
-	return load(t, "version: 1\nidentities:\n  - id: "+id("builder")+"\n    allow: [{host: allowed.example, addresses: \""+cidr+"\"}]\n").
-		WithClassifier(allowlist.NewClassifier(allowlist.Local{}))
+// addressPolicy is a policy of one rule with such a range.
+func addressPolicy(cidr string) string {
+	return "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: allowed.example, addresses: \"" + cidr + "\"}]\n"
+}
+
+// neverLoads are ranges that an allow rule may not have and a deny rule may.
+func neverLoads(ranges ...string) scenario {
+	return scenario{"no policy allows " + strings.Join(ranges, ", "), func(t *testing.T, _ *gateway) {
+		for _, cidr := range ranges {
+			literal := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{cidr: \"" + cidr + "\"}]\n"
+			for _, text := range []string{addressPolicy(cidr), literal} {
+				if _, err := tryLoad(t, text); err == nil || !strings.Contains(err.Error(), "only single addresses open") {
+					t.Errorf("%s: the policy is refused by %v", cidr, err)
+				}
+			}
+			if _, err := tryLoad(t, strings.Replace(literal, "allow", "deny", 1)); err != nil {
+				t.Errorf("%s: to deny it is refused: %v", cidr, err)
+			}
+		}
+	}}
 }

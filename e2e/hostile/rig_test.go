@@ -225,13 +225,18 @@ func (g *gateway) put(tb testing.TB, text string) {
 // load reads a policy as people write it.
 func load(tb testing.TB, text string) *allowlist.Policy {
 	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "policy.yaml")
-	writeFile(tb, path, text)
-	policy, err := policyfile.Load(policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain)}, path)
+	policy, err := tryLoad(tb, text)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return policy
+}
+
+func tryLoad(tb testing.TB, text string) (*allowlist.Policy, error) {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "policy.yaml")
+	writeFile(tb, path, text)
+	return policyfile.Load(policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain)}, path)
 }
 
 func writeFile(tb testing.TB, path, text string) {
@@ -264,7 +269,7 @@ identities:
       - {host: "*.one.example", ports: [PORT], addresses: 127.0.0.1/32}
       - {host: xn--bcher-kva.example, ports: [PORT], addresses: 127.0.0.1/32}
       - {host: held.example, ports: [PORT], addresses: 127.0.0.1/32}
-      - {host: loopback.example, ports: [PORT], addresses: 127.0.0.0/8}
+      - {host: loopback.example, ports: [PORT], addresses: 126.0.0.0/7}
       - {host: anywhere.example, ports: [PORT]}
       - {host: everywhere.example, ports: [PORT], addresses: [0.0.0.0/0, "::/0"]}
       - {host: read-only.example, ports: [PORT], methods: [GET], addresses: 127.0.0.1/32}
