@@ -19,8 +19,11 @@ const (
 	TypeAAAA  QueryType = 28
 	TypeSRV   QueryType = 33
 	TypeNAPTR QueryType = 35
+	TypeSSHFP QueryType = 44
+	TypeTLSA  QueryType = 52
 	TypeSVCB  QueryType = 64
 	TypeHTTPS QueryType = 65
+	TypeURI   QueryType = 256
 	TypeCAA   QueryType = 257
 )
 
@@ -48,10 +51,16 @@ func (t QueryType) String() string {
 		return "SRV"
 	case TypeNAPTR:
 		return "NAPTR"
+	case TypeSSHFP:
+		return "SSHFP"
+	case TypeTLSA:
+		return "TLSA"
 	case TypeSVCB:
 		return "SVCB"
 	case TypeHTTPS:
 		return "HTTPS"
+	case TypeURI:
+		return "URI"
 	case TypeCAA:
 		return "CAA"
 	}
@@ -65,7 +74,7 @@ func (t QueryType) Known() bool { return only(t) != 0 }
 func QueryTypes() []QueryType {
 	return []QueryType{
 		TypeA, TypeNS, TypeCNAME, TypeSOA, TypePTR, TypeMX, TypeTXT, TypeAAAA,
-		TypeSRV, TypeNAPTR, TypeSVCB, TypeHTTPS, TypeCAA,
+		TypeSRV, TypeNAPTR, TypeSSHFP, TypeTLSA, TypeSVCB, TypeHTTPS, TypeURI, TypeCAA,
 	}
 }
 
@@ -119,6 +128,12 @@ func only(t QueryType) typeSet {
 		return 1 << 11
 	case TypeCAA:
 		return 1 << 12
+	case TypeSSHFP:
+		return 1 << 13
+	case TypeTLSA:
+		return 1 << 14
+	case TypeURI:
+		return 1 << 15
 	}
 	return 0
 }

@@ -166,7 +166,7 @@ func readType(v *strictyaml.Node) (allowlist.QueryType, bool) {
 	t, ok := allowlist.ParseQueryType(text)
 	switch {
 	case !ok:
-		v.Errorf("%q is not a query type that a rule can add: write one of SRV, MX, TXT, NS, SOA, CAA, SVCB, NAPTR and PTR", text)
+		v.Errorf("%q is not a query type that a rule can add: write one of SRV, MX, TXT, NS, SOA, CAA, SVCB, NAPTR, PTR, SSHFP, TLSA and URI", text)
 		return 0, false
 	case t == allowlist.TypeA, t == allowlist.TypeAAAA, t == allowlist.TypeHTTPS, t == allowlist.TypeCNAME:
 		v.Errorf("%s is in every rule: remove it", text)

@@ -241,7 +241,7 @@ func policy() allowlist.Spec {
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
 		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("huge.example"), to("large.example", types(allowlist.TypeTXT)),
-		to("brief.example"), to("brief-gone.example"),
+		to("brief.example"), to("brief-gone.example"), to("*.shell.example", types(allowlist.TypeSSHFP, allowlist.TypeTLSA, allowlist.TypeURI)),
 		to("old.example", ended), to("printer.local"), to("deep.below.example"))
 	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
 	observed := entry("observed")
@@ -398,6 +398,11 @@ func zone() map[string][]string {
 		"mixed.example.":     {"mixed.example. 60 A 10.0.0.1", "mixed.example. 60 A 93.184.216.34"},
 		"db.example.":        {"db.example. 60 A 10.20.0.1"},
 		"service.example.":   {`service.example. 60 HTTPS 1 . alpn="h2" ipv4hint="10.0.0.1,93.184.216.34" ech="AEX+DQBBZAAgACB="`},
+		"a.shell.example.": {
+			"a.shell.example. 60 SSHFP 4 2 " + strings.Repeat("0F", 32), "a.shell.example. 60 TLSA 3 1 1 " + strings.Repeat("f0", 32),
+			`a.shell.example. 60 URI 10 1 "ftp://Shell.example/pub"`, "a.shell.example. 60 A 93.184.216.34",
+		},
+		"cut.shell.example.": {`cut.shell.example. 60 TYPE52 \# 3 030101`},
 		"empty.example.":     {},
 		"large.example.":     large,
 		"brief.example.":     {"brief.example. 1 A 93.184.216.37"},

@@ -3,6 +3,7 @@ package dns_test
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -24,6 +25,11 @@ func TestAnswers(t *testing.T) {
 				{"plain allowed.example", "NOERROR, A 93.184.216.34", "allow A NOERROR cache"},
 				{"alias.example", "NOERROR, CNAME cdn.elsewhere.example., A 93.184.216.35", "allow A NOERROR upstream"},
 				{"TXT text.example", `NOERROR, TXT "hello"`, "allow TXT NOERROR upstream"},
+				{"SSHFP a.shell.example", "NOERROR, SSHFP 4 2 " + strings.Repeat("0F", 32), "allow SSHFP NOERROR upstream"},
+				{"TLSA a.shell.example", "NOERROR, TLSA 3 1 1 " + strings.Repeat("f0", 32), "allow TLSA NOERROR upstream"},
+				{"TLSA cut.shell.example", "SERVFAIL, ede 23 resolve-failed", "fail resolve-failed TLSA SERVFAIL local"},
+				{"URI a.shell.example", `NOERROR, URI 10 1 "ftp://Shell.example/pub"`, "allow URI NOERROR upstream"},
+				{"URI allowed.example", "NOERROR, soa of example., ede 15 type-not-allowed", "deny type-not-allowed URI NOERROR local"},
 				{"x.one.example", "NOERROR, A 93.184.216.34", "allow A NOERROR upstream"},
 				{"db.example", "NOERROR, A 10.20.0.1", "allow A NOERROR upstream"},
 				{"empty.example", "NOERROR, soa of example.", "allow A NOERROR upstream"},

@@ -23,6 +23,10 @@ func FuzzParse(f *testing.F) {
 		{TypeHTTPS, []string{`www.example. 60 IN HTTPS 1 a.example. alpn="h2" ech="AAAA" ipv4hint="192.0.2.1"`}},
 		{dns.TypeMX, []string{"www.example. 60 IN MX 1 mail.example."}},
 		{dns.TypeNAPTR, []string{`www.example. 60 IN NAPTR 1 2 "S" "SIP+D2U" "" _sip._udp.example.`}},
+		{dns.TypeSSHFP, []string{"www.example. 60 IN SSHFP 4 2 00ff"}},
+		{dns.TypeTLSA, []string{"www.example. 60 IN TLSA 3 1 1 00ff"}},
+		{dns.TypeURI, []string{`www.example. 60 IN URI 1 2 "https://www.example/"`}},
+		{dns.TypeCAA, []string{`www.example. 60 IN CAA 0 issue "ca.example"`}},
 		{dns.TypeTXT, []string{"--", "example. 60 IN SOA ns.example. admin.example. 1 2 3 4 20"}},
 	} {
 		q := newQuery(f, "www.example", seed.typ, false)

@@ -158,7 +158,7 @@ func (p *parser) answer() error {
 		return p.follow(alias)
 	}
 	p.finals++
-	rdata, err := pack(rr)
+	rdata, err := pack(rr, p.msg[p.off-int(h.Rdlength):p.off])
 	if err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (p *parser) authority() error {
 	if !ok {
 		return ErrMalformed
 	}
-	rdata, err := pack(soa)
+	rdata, err := pack(soa, nil)
 	if err != nil {
 		return err
 	}
@@ -303,10 +303,19 @@ func clamp(ttl, most uint32) uint32 {
 }
 
 // pack returns a record's rdata without compression and with names in lower
-// case: their letters may point into the question, whose case is ours.
-func pack(rr dns.RR) ([]byte, error) {
+// case: their letters may point into the question, whose case is ours. Rdata
+// without names is whole, which is raw as it came: the library takes it to text
+// and back, and some octets are others then.
+func pack(rr dns.RR, raw []byte) ([]byte, error) {
 	h := rr.Header()
-	for _, name := range namesIn(rr) {
+	names := namesIn(rr)
+	if len(names) == 0 {
+		if len(raw) < leastRdata(h.Rrtype) {
+			return nil, fmt.Errorf("%w: a record of type %d of %d bytes", ErrMalformed, h.Rrtype, len(raw))
+		}
+		return raw, nil
+	}
+	for _, name := range names {
 		if *name == "" { // the library takes a record that is cut off before it
 			return nil, fmt.Errorf("%w: a record of type %d without its name", ErrMalformed, h.Rrtype)
 		}
@@ -319,11 +328,23 @@ func pack(rr dns.RR) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.Rrtype, err)
 	}
-	rdata := buf[head:end:end]
-	if h.Rrtype == TypeA && len(rdata) != 4 || h.Rrtype == TypeAAAA && len(rdata) != 16 {
-		return nil, fmt.Errorf("%w: an address of %d bytes", ErrMalformed, len(rdata))
+	return buf[head:end:end], nil
+}
+
+// leastRdata is how many bytes the rdata of a type without names has at least:
+// the library takes a record that is cut off between two of its fields.
+func leastRdata(typ uint16) int {
+	switch typ {
+	case dns.TypeSSHFP: // algorithm, kind and a fingerprint (RFC 4255 section 3.1)
+		return 3
+	case dns.TypeTLSA: // usage, selector, kind and data (RFC 6698 section 2.1)
+		return 4
+	case dns.TypeURI: // priority, weight and a target (RFC 7553 section 4.5)
+		return 5
+	case dns.TypeCAA: // flags, the tag's length and a tag (RFC 8659 section 4.1)
+		return 3
 	}
-	return rdata, nil
+	return 1
 }
 
 // namesIn returns the names in the rdata of the types that are asked for.

@@ -90,16 +90,10 @@ type Question struct {
 	Type uint16
 }
 
-// Forwarded reports whether a type is ever asked for. Everything else (ANY,
-// transfers, NULL, KEY, WKS, private types) carries what no client needs.
-func Forwarded(typ uint16) bool {
-	switch typ {
-	case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME, dns.TypeHTTPS, dns.TypeSVCB, dns.TypeSRV, dns.TypeMX,
-		dns.TypeTXT, dns.TypeNS, dns.TypeSOA, dns.TypeCAA, dns.TypeNAPTR, dns.TypePTR:
-		return true
-	}
-	return false
-}
+// Forwarded reports whether a type is ever asked for: if a policy can allow it.
+// Everything else (ANY, transfers, NULL, KEY, WKS, private types) carries what no
+// client needs.
+func Forwarded(typ uint16) bool { return allowlist.QueryType(typ).Known() }
 
 // Filter says what one caller may see.
 type Filter interface {

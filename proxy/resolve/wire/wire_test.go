@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -187,7 +189,7 @@ func TestWhatIsNeverAsked(t *testing.T) {
 			t.Errorf("type %d: %v", typ, err)
 		}
 	}
-	want := strings.Fields("A NS CNAME SOA PTR MX TXT AAAA SRV NAPTR SVCB HTTPS CAA")
+	want := strings.Fields("A NS CNAME SOA PTR MX TXT AAAA SRV NAPTR SSHFP TLSA SVCB HTTPS URI CAA")
 	if diff := cmp.Diff(want, forwarded); diff != "" {
 		t.Error(diff)
 	}
@@ -292,6 +294,21 @@ func TestAnswers(t *testing.T) {
 			records: []string{`a.example. 60 IN NAPTR 1 2 "S" "SIP+D2U" "" _sip._udp.Example.`},
 			want:    []string{"NOERROR", `A.EXAMPLE. 60 IN NAPTR 1 2 "S" "SIP+D2U" "" _sip._udp.example.`},
 		},
+		{
+			name: "fingerprints of host keys", question: "a.example", typ: dns.TypeSSHFP,
+			records: []string{"a.example. 60 IN SSHFP 4 2 " + sha256Hex, "a.example. 60 IN SSHFP 6 1 00ff"},
+			want:    []string{"NOERROR", "A.EXAMPLE. 60 IN SSHFP 4 2 " + strings.ToUpper(sha256Hex), "A.EXAMPLE. 60 IN SSHFP 6 1 00FF"},
+		},
+		{
+			name: "a certificate, behind an alias", question: "_443._tcp.a.example", typ: dns.TypeTLSA,
+			records: []string{"_443._tcp.a.example. 60 IN CNAME _dane.example.", "_dane.example. 60 IN TLSA 3 1 1 " + sha256Hex},
+			want:    []string{"NOERROR", "_443._TCP.A.EXAMPLE. 60 IN CNAME _dane.example.", "_dane.example. 60 IN TLSA 3 1 1 " + sha256Hex},
+		},
+		{
+			name: "a URI, with its letters", question: "_http._tcp.a.example", typ: dns.TypeURI,
+			records: []string{`_http._tcp.a.example. 60 IN URI 10 1 "https://Www.Example/%C3%A9?q"`},
+			want:    []string{"NOERROR", `_HTTP._TCP.A.EXAMPLE. 60 IN URI 10 1 "https://Www.Example/%C3%A9?q"`},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -309,6 +326,58 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("counts %+v", counts)
 			}
 		})
+	}
+}
+
+const sha256Hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// TestRdataWithoutNames: it comes out byte for byte, whatever bytes it has.
+func TestRdataWithoutNames(t *testing.T) {
+	octets := make([]byte, 0, 300)
+	for b := range 256 {
+		octets = append(octets, byte(b))
+	}
+	octets = append(octets, `\ \\ \065 "quoted"`...)
+	long := bytes.Repeat(octets, 40)
+	for typ, fields := range map[uint16][]byte{
+		dns.TypeTXT: {3}, dns.TypeCAA: []byte("\x80\x05issue"), dns.TypeSSHFP: {4, 2}, dns.TypeTLSA: {3, 1, 0}, dns.TypeURI: {0, 10, 0, 1},
+	} {
+		values := [][]byte{octets, long, octets[:1], []byte(`\`)}
+		if typ == dns.TypeTXT { // which has strings of a length
+			values = [][]byte{[]byte(`a\"`), []byte("\x00\xff\x80")}
+			values[0] = append(values[0], append([]byte{255}, octets[:255]...)...)
+			values[1] = append(values[1], 0)
+		}
+		for _, value := range values {
+			want := slices.Concat(fields, value)
+			q := newQuery(t, "a.example", typ, true)
+			m, err := q.Parse(upstream(t, q, rdata(typ, want)))
+			if err != nil {
+				t.Errorf("%s of %d bytes: %v", dns.TypeToString[typ], len(want), err)
+				continue
+			}
+			packet, _ := m.Append(nil, reply(q.question), 0, false, everything{})
+			if !bytes.HasSuffix(packet, want) {
+				t.Errorf("%s of %d bytes comes out as %x, want %x", dns.TypeToString[typ], len(want), packet, want)
+			}
+		}
+		for short := range len(fields) + 1 { // without the last field, or with half of it
+			q := newQuery(t, "a.example", typ, true)
+			if m, err := q.Parse(upstream(t, q, rdata(typ, fields[:short]))); !errors.Is(err, ErrMalformed) {
+				if typ != dns.TypeCAA || short != len(fields) { // a value may be empty
+					t.Errorf("%s of %d bytes: %v, %v", dns.TypeToString[typ], short, m, err)
+				}
+			}
+		}
+	}
+}
+
+// rdata adds a record with these bytes to an answer.
+func rdata(typ uint16, data []byte) func(*dns.Msg) {
+	return func(m *dns.Msg) {
+		h := dns.RR_Header{Name: m.Question[0].Name, Rrtype: typ, Class: dns.ClassINET, Ttl: 60}
+		m.Answer = append(m.Answer, &dns.RFC3597{Hdr: h, Rdata: hex.EncodeToString(data)})
+		m.Extra = nil // so that the record is the last thing
 	}
 }
 
