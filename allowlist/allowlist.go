@@ -68,7 +68,6 @@ type Source uint8
 const (
 	SourceNone     Source = iota
 	SourceX509SVID        // a client certificate
-	SourceJWTSVID         // a token in Proxy-Authorization
 	SourceListener        // the listener names the identity (self or fixed)
 	SourceMap             // an address range names the identity
 )
@@ -80,8 +79,6 @@ func (s Source) String() string {
 		return ""
 	case SourceX509SVID:
 		return "x509-svid"
-	case SourceJWTSVID:
-		return "jwt-svid"
 	case SourceListener:
 		return "listener"
 	case SourceMap:

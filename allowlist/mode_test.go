@@ -156,9 +156,9 @@ func TestAcceptedSources(t *testing.T) {
 		want    map[Source]bool
 	}{
 		{"the default", []Entry{accepting(checkout)}, map[Source]bool{SourceX509SVID: true, SourceListener: true}},
-		{"tokens only", []Entry{accepting(checkout, SourceJWTSVID)}, map[Source]bool{SourceJWTSVID: true}},
-		{"the more specific entry", []Entry{accepting(checkout, SourceMap), accepting("spiffe://prod.example/**", SourceJWTSVID)}, map[Source]bool{SourceMap: true}},
-		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", SourceJWTSVID)}, map[Source]bool{SourceJWTSVID: true}},
+		{"listeners only", []Entry{accepting(checkout, SourceListener)}, map[Source]bool{SourceListener: true}},
+		{"the more specific entry", []Entry{accepting(checkout, SourceMap), accepting("spiffe://prod.example/**", SourceX509SVID)}, map[Source]bool{SourceMap: true}},
+		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", SourceMap)}, map[Source]bool{SourceMap: true}},
 		{"no source proves nothing", []Entry{accepting(checkout, SourceNone)}, map[Source]bool{}},
 	} {
 		p := policyOf(t, row.entries...)
@@ -175,7 +175,7 @@ func TestAcceptedSources(t *testing.T) {
 			t.Errorf("ParseSource(%s) = %v, %t", s, got, ok)
 		}
 	}
-	for _, word := range []string{"", "invalid", "X509-SVID"} {
+	for _, word := range []string{"", "invalid", "X509-SVID", "jwt-svid"} {
 		if s, ok := ParseSource(word); ok || s != SourceNone {
 			t.Errorf("ParseSource(%q) = %s, want none", word, s)
 		}

@@ -95,7 +95,7 @@ func (g generator) spec() *Spec {
 			e.Deny = append(e.Deny, g.rule(100*len(seen)+50+n, true))
 		}
 		e.Unlisted = strings.HasPrefix(e.Pattern.String(), "everyone") && g.IntN(2) == 0
-		e.Accept = pick(g, 0, 0, 0, 0, 0, SourcesOf(SourceX509SVID), SourcesOf(SourceJWTSVID))
+		e.Accept = pick(g, 0, 0, 0, 0, 0, SourcesOf(SourceX509SVID), SourcesOf(SourceMap))
 		e.Mode = pick(g, ModeUnset, ModeUnset, ModeEnforce, ModeObserve)
 		e.InheritMode = g.IntN(2) == 0
 		e.Force = e.Mode == ModeEnforce && g.IntN(2) == 0
@@ -112,7 +112,7 @@ func (g generator) spec() *Spec {
 
 func (g generator) request() Request {
 	req := Request{
-		ID: spiffeid.RequireFromString(g.id()), Source: pick(g, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceListener, SourceJWTSVID, SourceNone),
+		ID: spiffeid.RequireFromString(g.id()), Source: pick(g, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceListener, SourceMap, SourceNone),
 		Dest: Destination{Host: must(ParseHost(g.name())), Port: pick[uint16](g, 443, 443, 80, 445, 8080)}, Time: now(),
 	}
 	if g.IntN(3) == 0 {

@@ -33,7 +33,7 @@ func fields() []field {
 		unmapped("protocol", "`connect`, `http` for a plain request, or `dns`"),
 		unmapped("wire", "HTTP/1: `h1`; DNS: `udp` `tcp` `dot` `doh`"),
 		{"identity", "SPIFFE ID of the caller, or the gateway's own in `identity.rotate`; `_other` in a summary of too many", "src_endpoint.svc_name src_endpoint.owner.uid entity.uid unmapped.identity", "user.id service.id exeat.identity"},
-		unmapped("identity_source", "how it was proved: `x509-svid` `jwt-svid` `listener` `source-map`"),
+		unmapped("identity_source", "how it was proved: `x509-svid` `listener` `source-map`"),
 		{"client", "address and port of the caller; nothing for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},
 		{"host", "the destination as asked, canonical: a lower-case name or an address; like `port` and `method` also of a head that is refused, if they were read before what is wrong", "dst_endpoint.hostname dst_endpoint.ip http_request.url.hostname query.hostname", "destination.address destination.domain dns.question.name"},
 		{"port", "its port", "dst_endpoint.port http_request.url.port", "destination.port"},

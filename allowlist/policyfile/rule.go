@@ -263,6 +263,7 @@ func (k *ruleKeys) checkUseless(r *rule) {
 		k.dns.KeyErrorf("only with host, for the types that a name is resolved for: remove it")
 	}
 	if !r.NoTunnel {
+		k.checkTunnel(r)
 		return
 	}
 	if k.cidr != nil {
@@ -272,6 +273,24 @@ func (k *ruleKeys) checkUseless(r *rule) {
 		if v != nil {
 			v.KeyErrorf("the rule has tunnel: false, so nothing connects: remove one")
 		}
+	}
+}
+
+// checkTunnel refuses keys about the first bytes of a tunnel that the rule never
+// looks at, or that refuse all that it admits.
+func (k *ruleKeys) checkTunnel(r *rule) {
+	plain := k.methods
+	if plain == nil {
+		plain = k.paths
+	}
+	switch {
+	case k.ech != nil && r.TLS == allowlist.TLSOff:
+		k.ech.KeyErrorf("the rule has tls: off, so nobody looks for it: remove one")
+	case k.ech != nil && plain != nil && !r.Upgrade:
+		k.ech.KeyErrorf("the rule has %s, so it admits plain requests only: remove one", plain.Name())
+	}
+	if plain != nil && r.TLS == allowlist.TLSRequire {
+		k.tls.KeyErrorf("the rule has %s, so it admits plain requests only, which require refuses: remove one", plain.Name())
 	}
 }
 

@@ -72,7 +72,7 @@ func TestCommandLine(t *testing.T) {
 		{"what would allow it, in JSON", check("evil.example:443", "-o", "json"), 1, `"allow_with":"  - id: ` + builder, ""},
 		{"denied by port names the ports", check("db.example:443"), 1, "allowed ports 5432", ""},
 		{"denied in JSON", check("evil.example:443", "-o", "json"), 1, `"reason":"not-on-allowlist"`, ""},
-		{"another proof is not accepted", check("api.example:443", "--with", "jwt-svid"), 1, "identity-source-not-accepted): " + builder + " to api.example:443 with jwt-svid", ""},
+		{"another proof is not accepted", check("api.example:443", "--with", "source-map"), 1, "identity-source-not-accepted): " + builder + " to api.example:443 with source-map", ""},
 		{"a name is resolved", check("db.example", "--type", "AAAA"), 0, "allow: " + builder + " to AAAA of db.example, rule ", ""},
 		{"a name is not resolved for a type", check("db.example", "--type", "TXT"), 1, "deny (type-not-allowed): " + builder + " to TXT of db.example, rule ", ""},
 		{"a name is not resolved, in JSON", check("evil.example", "--type", "A", "-o", "json"), 1, `"destination":"A of evil.example"`, ""},

@@ -152,7 +152,7 @@ special name such as host.local is not looked up, observed or not: 1.`,
 	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE `ID` (required)")
 	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, `HOST:PORT`, or a name with --type (required)")
 	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query `type` such as A")
-	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller proves its identity: x509-svid, jwt-svid, listener or source-map")
+	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller proves its identity: x509-svid, listener or source-map")
 	require(cmd, "identity", "dest")
 	return cmd
 }
@@ -202,7 +202,7 @@ func (f *checkFlags) question() (q question, err error) {
 	}
 	var ok bool
 	if q.Source, ok = allowlist.ParseSource(f.with); !ok {
-		return q, fmt.Errorf("--with %s: write x509-svid, jwt-svid, listener or source-map", f.with)
+		return q, fmt.Errorf("--with %s: write x509-svid, listener or source-map", f.with)
 	}
 	if f.qtype == "" {
 		if q.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
