@@ -212,3 +212,54 @@ func TestServeCheck(t *testing.T) {
 		})
 	}
 }
+
+// TestServeCheckWarns of identities that listeners give their callers, and that
+// the policy refuses whatever these ask for.
+func TestServeCheckWarns(t *testing.T) {
+	dir := t.TempDir()
+	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
+		t.Fatal(stderr)
+	}
+	put := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const entries = "version: 1\nidentities:\n- {id: spiffe://td.example/known}\n- {id: \"spiffe://td.example/mapped/*\", accept: source-map}\n"
+	const strange, unaccepted = ": no entry of the policy matches spiffe://td.example/", ": no entry of spiffe://td.example/"
+	const unknown, source = ", so whatever it asks for is refused as identity-unknown", ", so whatever it asks for is refused as identity-source-not-accepted"
+	for name, row := range map[string]struct {
+		listener, policy string
+		want             []string
+	}{
+		"certificates":                 {"address: 127.0.0.1:0", entries, nil},
+		"a known fixed one":            {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/known", entries, nil},
+		"a fixed one":                  {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
+		"a fixed one for DNS":          {"address: 127.0.0.1:0, protocol: dns, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
+		"a fixed one by another proof": {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/mapped/a", entries, []string{unaccepted + "mapped/a accepts listener" + source}},
+		"one that everyone admits":     {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "everyone: {unlisted: true}\n" + entries, nil},
+		"one that is cut off":          {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "quarantine: [{id: spiffe://td.example/other}]\n" + entries, nil},
+		"the gateway's own":            {"address: 127.0.0.1:0, identity: self", entries, []string{strange + "gateway" + unknown}},
+		"by address": {
+			"address: 127.0.0.1:0, protocol: dns, identity: source-map, sources: {10.1.0.0/16: spiffe://td.example/other, 10.2.0.0/16: spiffe://td.example/other, " +
+				"10.3.0.0/16: spiffe://td.example/mapped/a, 10.4.0.0/16: spiffe://td.example/known}", entries,
+			[]string{unaccepted + "known accepts source-map" + source, strange + "other" + unknown},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			put("policy.yaml", row.policy)
+			path := put("exeat.yaml", "version: 1\nidentity: {dir: gateway}\npolicy: policy.yaml\nlisteners: [{name: main, "+row.listener+"}]\n")
+			code, stdout, stderr := exeat(t, "serve", "--check", "--config", path)
+			var want strings.Builder
+			for _, warning := range row.want {
+				want.WriteString(path + ": warning: listener main" + warning + "\n")
+			}
+			warnings, _, good := strings.Cut(stdout, path+": no errors, policy ")
+			if code != 0 || warnings != want.String() || !good || stderr != "" {
+				t.Errorf("exit code %d, stdout %q, stderr %q; want 0 and %q", code, stdout, stderr, want.String())
+			}
+		})
+	}
+}
