@@ -33,7 +33,17 @@ type firstBytes struct {
 	become  func(change func(*live.Tunnel))
 
 	reader hello.Reader
-	reason allowlist.Reason // of a refusal
+	reason allowlist.Reason // why the first bytes were refused
+	// observed is the decision about the name that the ClientHello asks for, if
+	// only observation lets it through; nil otherwise.
+	observed *ruling
+}
+
+// ruling is a decision about a name, and the generation of the state that made
+// it.
+type ruling struct {
+	allowlist.Decision
+	generation uint64
 }
 
 // check returns the check that was decided for a tunnel.
@@ -83,12 +93,16 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 		seen, reason = c.compare(h)
 	}
 	c.record.Saw(seen)
-	if reason == allowlist.NoReason {
-		return tunnel.Pass
+	if reason != allowlist.NoReason {
+		c.reason = reason
+		c.record.Refuse(ctx, reason)
+		return tunnel.Refuse
 	}
-	c.reason = reason
-	c.record.Refuse(ctx, reason)
-	return tunnel.Refuse
+	if o := c.observed; o != nil {
+		c.observed = nil // it is not needed for as long as the tunnel lasts
+		c.record.Observe(ctx, o.Decision, o.generation)
+	}
+	return tunnel.Pass
 }
 
 // compare holds a ClientHello against the destination.
@@ -102,10 +116,20 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 		if !literal {
 			reason = allowlist.SNIMissing
 		}
-	case err == nil && (host == c.request.Dest.Host || c.told(host) || literal && c.reaches(host)):
+	case err == nil && host == c.request.Dest.Host:
 		seen.TLS = audit.TLSMatch
-	default:
+	default: // what a rule does not allow is never a match, also where it is let through
 		seen.TLS, reason = audit.TLSMismatch, allowlist.SNIMismatch
+		if err != nil {
+			break
+		}
+		switch d := c.another(host); d.Verdict {
+		case allowlist.Allow:
+			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
+		case allowlist.Observe:
+			c.observed, reason = &d, allowlist.NoReason
+		case allowlist.Deny, allowlist.Fail:
+		}
 	}
 	if h.ECH && c.ech == allowlist.ECHRefuse {
 		reason = allowlist.ECHRefused
@@ -113,33 +137,36 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 	return seen, reason
 }
 
-// told reports whether a name is one of those that the address was allowed by,
-// and still is. From then on it is what every new state decides.
-func (c *firstBytes) told(name allowlist.Host) bool {
-	if !slices.Contains(c.names, name) {
-		return false
+// another decides, by the state in force, about a name that is not the
+// destination: one of those that the address was allowed by, which must still
+// lead there, or in a tunnel to an address any that the caller may reach on the
+// same port. Every other name is denied. From then on every new state decides
+// about the name.
+func (c *firstBytes) another(name allowlist.Host) ruling {
+	if slices.Contains(c.names, name) {
+		c.become(func(t *live.Tunnel) { t.Request.Dest.Host = name })
+		d := c.decide(name) // after that: a state that came before would not be asked
+		if d.CheckAddr(c.addr) != nil {
+			return ruling{}
+		}
+		return d
 	}
-	c.become(func(t *live.Tunnel) { t.Request.Dest.Host = name })
-	d := c.decide(name) // after that: a state that came before would not be asked
-	return d.Allowed() && d.CheckAddr(c.addr) == nil
-}
-
-// reaches reports whether the caller of a tunnel to an address may reach a name
-// on the same port, by the state in force. Every new state decides that again.
-func (c *firstBytes) reaches(name allowlist.Host) bool {
-	if name.IsAddr() {
-		return false
+	if name.IsAddr() || !c.request.Dest.Host.IsAddr() {
+		return ruling{}
 	}
 	c.become(func(t *live.Tunnel) { t.Name = name })
-	d := c.decide(name) // as in told
-	return d.Allowed()
+	return c.decide(name) // as above
 }
 
 // decide asks the state in force about a name in place of the destination.
-func (c *firstBytes) decide(name allowlist.Host) allowlist.Decision {
+func (c *firstBytes) decide(name allowlist.Host) (d ruling) {
 	req := c.request
 	req.Dest.Host, req.Time = name, time.Now()
-	return c.current.Load().Decide(req)
+	state := c.current.Load()
+	if d.Decision = state.Decide(req); state != nil {
+		d.generation = state.Generation
+	}
+	return d
 }
 
 // why returns the reason of the closed set by which a tunnel was ended.

@@ -215,7 +215,7 @@ func (x *exchange) confirm(addr netip.AddrPort) allowlist.Reason {
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
 		req.Time = time.Now() // a date of this very state may have passed since
-		if d := x.state.Decide(req); d.Allowed() && d.CheckAddr(addr) == nil {
+		if d := x.state.Decide(req); d.Verdict == x.decision.Verdict && d.CheckAddr(addr) == nil {
 			return allowlist.NoReason
 		}
 	}

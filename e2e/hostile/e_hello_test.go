@@ -65,9 +65,12 @@ type first struct {
 	host string
 	sent string
 	want allowlist.Reason // NoReason: all of it arrives
-	sni  string           // as recorded
-	tls  string
-	ech  bool
+	// would is why it would have been refused, if a second record says that it
+	// was only observed.
+	would allowlist.Reason
+	sni   string // as recorded
+	tls   string
+	ech   bool
 }
 
 // scenarios sends it in the segment of the CONNECT, behind the answer, and
@@ -137,8 +140,15 @@ func (f first) ends(t *testing.T, g *gateway, c *caller) {
 		}
 		_ = o.Close()
 		c.ended(t)
+		if f.would != allowlist.NoReason {
+			r := g.next(t, audit.EventDecision)
+			if r.Stage != "tls" || r.Verdict != "observe" || r.Reason != "" || r.WouldReason != f.would.String() {
+				t.Errorf("record %+v, want a second decision that observes: %s", r, f.would)
+			}
+			f.checkHello(t, r)
+		}
 		r := g.next(t, audit.EventTunnelClose)
-		if r.Up != int64(len(f.sent)) || r.Reason != "" {
+		if r.Up != int64(len(f.sent)) || r.Reason != "" || r.WouldReason != f.would.String() {
 			t.Errorf("record %+v, want %d bytes", r, len(f.sent))
 		}
 		f.checkHello(t, r)
@@ -231,7 +241,24 @@ func helloRows() []row {
 			{"for the host", func(t *testing.T, g *gateway) { realTLS(t, g, strict, false) }},
 			{"for another", func(t *testing.T, g *gateway) { realTLS(t, g, auto, true) }},
 		}},
+		{"E16", "under `mode: observe`, a ClientHello for a name that no rule allows", "it passes where any name may that the identity reaches, in a tunnel to an address, and is recorded as `observe`, never as a match; in a tunnel to another name, or if a deny rule covers it, `sni-mismatch`", firsts(
+			observedHello("an allowed name", "127.0.0.1", "allowed.example", 0, 0),
+			observedHello("a name that no rule allows", "127.0.0.1", "evil.example", 0, allowlist.NotOnAllowlist),
+			observedHello("a name that is allowed on another port", "127.0.0.1", "elsewhere.example", 0, allowlist.PortNotAllowed),
+			observedHello("a name that is denied", "127.0.0.1", "a.denied.example", allowlist.SNIMismatch, 0),
+			observedHello("another address", "127.0.0.1", "127.0.0.2", allowlist.SNIMismatch, 0),
+			observedHello("in a tunnel to another name", strict, "evil.example", allowlist.SNIMismatch, 0),
+			first{name: "in clear", who: "watched", host: "127.0.0.1", sent: "GET / HTTP/1.1\r\n\r\n", want: allowlist.NotTLS, tls: "not-tls"})},
 	}
+}
+
+// observedHello is a ClientHello for a name, from a caller that is observed.
+func observedHello(name, host, sni string, want, would allowlist.Reason) first {
+	f := first{name: name, who: "watched", host: host, sent: hello{name: sni}.bytes(), want: want, would: would, sni: sni, tls: "match"}
+	if want != allowlist.NoReason || would != allowlist.NoReason {
+		f.tls = "mismatch"
+	}
+	return f
 }
 
 // slowHello sends less than a ClientHello and waits.

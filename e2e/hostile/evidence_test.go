@@ -29,6 +29,7 @@ type record struct {
 	Address      string `json:"address"`
 	Verdict      string `json:"verdict"`
 	Reason       string `json:"reason"`
+	WouldReason  string `json:"would_reason"`
 	Status       int    `json:"status"`
 	Policy       string `json:"policy"`
 	Generation   uint64 `json:"generation"`

@@ -294,6 +294,16 @@ identities:
       - {cidr: 127.0.0.1/32, ports: [PORT], tls: require}
       - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}
       - {host: elsewhere.example, ports: [1], addresses: 127.0.0.1/32}
+  - id: spiffe://test.example/watched # the same, observed
+    mode: observe
+    observe_until: 9999-01-01
+    allow:
+      - {cidr: 127.0.0.1/32, ports: [PORT], tls: require}
+      - {host: allowed.example, ports: [PORT], addresses: 127.0.0.1/32}
+      - {host: elsewhere.example, ports: [1], addresses: 127.0.0.1/32}
+      - {host: strict.example, ports: [PORT], tls: require, addresses: 127.0.0.1/32}
+    deny:
+      - {host: "**.denied.example"}
   - id: spiffe://test.example/mapped # the same in another spelling
     allow:
       - {cidr: "::ffff:127.0.0.1/128", ports: [PORT]}

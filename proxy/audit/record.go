@@ -240,8 +240,8 @@ type TLS uint8
 // The comparisons.
 const (
 	TLSUnknown  TLS = iota
-	TLSMatch        // SNI is a name that is allowed here
-	TLSMismatch     // it is not
+	TLSMatch        // SNI is the host that was decided, or a name that a rule allows here
+	TLSMismatch     // it is not, also if observation lets it through
 	TLSAbsent       // no SNI
 	TLSNone         // not TLS
 )

@@ -1,10 +1,13 @@
 package audit
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/exeat-dev/exeat/allowlist"
 )
@@ -78,6 +81,53 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 		}
 	}
 	if got := attributes(ended[1]); got["egress.verdict"] != "deny" || got["egress.reason"] != "sni-missing" {
+		t.Errorf("attributes %v", got)
+	}
+}
+
+// TestAnObservedTunnelIsDecidedTwice: the second decision is about the name that
+// the first bytes ask for, and no record or span after it calls that allowed.
+func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
+	var out sink
+	spans := tracetest.NewSpanRecorder()
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
+	defer func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) }()
+	r := newRecorder(t, Config{Sinks: lineSink(&out), Tracer: provider.Tracer("test")})
+	o := r.Begin(t.Context(), Start{Protocol: "connect"})
+	o.Verdict, o.Status, o.Dest, o.Rule, o.Policy, o.Generation = allowlist.Allow, 200, destination(t, "203.0.113.7:443"), "range", "old", 1
+	o.End()
+	tunnel := o.Tunnel()
+	tunnel.Progress(0, 1)
+	tunnel.Saw(Hello{SNI: "evil.example", TLS: TLSMismatch})
+	tunnel.Observe(t.Context(), allowlist.Decision{
+		Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Mode: allowlist.ModeObserve,
+	}, 2)
+	tunnel.Progress(1, 1)
+	tunnel.Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+	closeNow(t, r)
+	lines := out.lines(t)
+	if len(lines) != 5 {
+		t.Fatalf("%d lines", len(lines))
+	}
+	for i, want := range []map[string]any{
+		{"event": "decision", "verdict": "allow", "rule": "range", "generation": 1.0},
+		{"event": "tunnel.progress", "rule": "range", "generation": 1.0},
+		{"event": "decision", "verdict": "observe", "would_reason": "port-not-allowed", "stage": "tls", "sni": "evil.example", "tls": "mismatch", "generation": 2.0},
+		{"event": "tunnel.progress", "would_reason": "port-not-allowed", "rule": "range", "sni": "evil.example", "tls": "mismatch", "generation": 1.0},
+		{"event": "tunnel.close", "would_reason": "port-not-allowed", "rule": "range", "sni": "evil.example", "tls": "mismatch", "generation": 1.0},
+	} {
+		got := map[string]any{}
+		for _, key := range []string{"event", "rule", "verdict", "reason", "would_reason", "stage", "sni", "tls", "generation"} {
+			if v, ok := lines[i][key]; ok {
+				got[key] = v
+			}
+		}
+		if diff := cmp.Diff(got, want); diff != "" || lines[i]["id"] != o.ID {
+			t.Errorf("line %d of %v: got -, want +\n%s", i, lines[i]["id"], diff)
+		}
+	}
+	got := attributes(spans.Ended()[1])
+	if got["egress.verdict"] != "observe" || got["egress.would_reason"] != "port-not-allowed" || got["egress.reason"] != nil || got["egress.tls.sni_match"] != "mismatch" {
 		t.Errorf("attributes %v", got)
 	}
 }

@@ -21,6 +21,9 @@ type Tunnel struct {
 	recorder *Recorder
 	start    time.Time
 	hello    atomic.Pointer[Hello] // nil: the first bytes were not looked at
+	// would is why the first bytes would have been refused, as an
+	// allowlist.Reason, if only observation let them through.
+	would atomic.Uint32
 }
 
 // Tunnel begins the tunnel's record, with what is known now: call it after End,
@@ -45,22 +48,50 @@ func (t *Tunnel) Saw(h Hello) {
 // Refuse records that the first bytes were refused: a second decision with the
 // id of the first one, and a span of its own. Close must follow all the same.
 func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
+	rec := t.second()
+	rec.Verdict, rec.Reason, rec.WouldReason = allowlist.Deny, why, allowlist.NoReason
+	t.decided(ctx, &rec)
+}
+
+// Observe records that only observation lets through the name that the first
+// bytes ask for: a second decision with the id of the first one, and a span of
+// its own. The records to come say so, too: no rule allows what the tunnel is
+// used for.
+func (t *Tunnel) Observe(ctx context.Context, d allowlist.Decision, generation uint64) {
+	t.would.Store(uint32(d.WouldReason))
+	rec := t.second()
+	rec.SetDecision(d)
+	rec.Generation = generation
+	t.decided(ctx, &rec)
+}
+
+// second returns what is known of a decision about the first bytes before it is
+// made.
+func (t *Tunnel) second() Record {
 	rec := t.record
 	rec.Time, rec.Stage = time.Now(), StageTLS
-	rec.Verdict, rec.Reason, rec.WouldReason = allowlist.Deny, why, allowlist.NoReason
 	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
 	rec.Hello = t.seen()
-	t.recorder.count(&rec)
-	t.recorder.put(&rec)
+	return rec
+}
+
+// decided records a decision about the first bytes.
+func (t *Tunnel) decided(ctx context.Context, rec *Record) {
+	t.recorder.count(rec)
+	t.recorder.put(rec)
 	_, span := t.recorder.cfg.Tracer.Start(ctx, "tls", trace.WithNewRoot(), trace.WithTimestamp(rec.Time),
 		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
 	defer span.End()
 	t.describe(span)
 	span.SetAttributes(
 		attribute.String("egress.verdict", rec.Verdict.String()),
-		attribute.String("egress.reason", why.String()),
 		attribute.String("egress.rule", rec.Rule),
 	)
+	if rec.Verdict == allowlist.Observe {
+		span.SetAttributes(attribute.String("egress.would_reason", rec.WouldReason.String()))
+	} else {
+		span.SetAttributes(attribute.String("egress.reason", rec.Reason.String()))
+	}
 }
 
 func (t *Tunnel) seen() Hello {
@@ -118,6 +149,9 @@ func (t *Tunnel) put(event Event, up, down int64, reason string, why allowlist.R
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
 	rec.Up, rec.Down, rec.CloseReason, rec.Reason, rec.Hello = up, down, reason, why, t.seen()
 	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
+	if would := allowlist.Reason(t.would.Load()); would != allowlist.NoReason { //nolint:gosec // G115: stored from a Reason
+		rec.Verdict, rec.WouldReason = allowlist.Observe, would
+	}
 	if rec.Status != http.StatusSwitchingProtocols { // which says that it is a tunnel
 		rec.Status = 0
 	}

@@ -118,6 +118,11 @@ func Samples() []Sample {
 			r.Resolve, r.Dial, r.Decide = 0, 0, 0
 			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch, ECH: true}
 		})},
+		{"tls-observed", with(allow(), func(r *audit.Record) {
+			r.Verdict, r.WouldReason, r.Mode, r.Status = allowlist.Observe, allowlist.NotOnAllowlist, allowlist.ModeObserve, 0
+			r.Rule, r.RuleAt, r.Resolve, r.Dial, r.Decide = "", "", 0, 0, 0
+			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch}
+		})},
 		{"tunnel-tls", tunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
 			r.CloseReason, r.Hello = "upstream", audit.Hello{SNI: "api.example", TLS: audit.TLSMatch}
 		})},

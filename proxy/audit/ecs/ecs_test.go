@@ -178,7 +178,7 @@ func TestVerdictsAndEnds(t *testing.T) {
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
-		shared := strings.HasPrefix(s.Name, "tunnel-") || slices.Contains([]string{"collapsed", "dns-collapsed", "tls-refused", "audit-unavailable"}, s.Name)
+		shared := strings.HasPrefix(s.Name, "tunnel-") || slices.Contains([]string{"collapsed", "dns-collapsed", "tls-refused", "tls-observed", "audit-unavailable"}, s.Name)
 		if shared == (d.Event.ID == s.Record.ID) || shared && d.HTTP.Request.ID != s.Record.ID && d.Exeat.ID != s.Record.ID {
 			t.Errorf("%s: event.id %q, http.request.id %q", s.Name, d.Event.ID, d.HTTP.Request.ID)
 		}

@@ -214,7 +214,7 @@ func TestIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := s.Record.ID
-		if strings.HasPrefix(s.Name, "tunnel-") || slices.Contains([]string{"collapsed", "dns-collapsed", "tls-refused", "audit-unavailable"}, s.Name) {
+		if strings.HasPrefix(s.Name, "tunnel-") || slices.Contains([]string{"collapsed", "dns-collapsed", "tls-refused", "tls-observed", "audit-unavailable"}, s.Name) {
 			want = ""
 		}
 		if got.Metadata.ID != want || got.Metadata.Correlation != s.Record.ID {
