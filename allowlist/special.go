@@ -17,6 +17,10 @@ func (h Host) isSpecial() bool {
 	return isWithin(h.name, "in-addr.arpa") || isWithin(h.name, "ip6.arpa") || isWithin(h.name, "resolver.arpa")
 }
 
+// IsLocalhost reports whether a name is localhost or below it: this machine, at
+// 127.0.0.1 and ::1, whatever a name server says (RFC 6761 section 6.3).
+func (h Host) IsLocalhost() bool { return isWithin(h.name, "localhost") }
+
 // isWithin reports whether a name is zone or below it.
 func isWithin(name, zone string) bool {
 	rest, ok := strings.CutSuffix(name, zone)

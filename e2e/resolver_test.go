@@ -123,3 +123,49 @@ func TestResolver(t *testing.T) {
 		t.Errorf("the name server was asked for %q, want %q", got, want)
 	}
 }
+
+// TestLocalhost: it is this machine at every door, if a rule opens the address,
+// and the name server is never asked for it.
+func TestLocalhost(t *testing.T) {
+	server := newNameServer(t)
+	s := newReloadSite(t)
+	rule := func(host, addresses string) string {
+		return fmt.Sprintf("      - {host: %q, ports: [%d]%s}\n", host, s.port, addresses)
+	}
+	write(t, s.dir, map[string]string{"policy.yaml": "version: 1\nidentities:\n  - id: " + gateway + "\n    allow:\n" +
+		rule("localhost", ", addresses: [127.0.0.1/32, '::1/128']") + rule("**.open.localhost", ", addresses: 127.0.0.1/32") + rule("shut.localhost", "")})
+	p := s.serveConfig(t, strings.Replace(siteConfig, "resolver:\n", "resolver:\n  servers: [\""+server.conn.LocalAddr().String()+"\"]\n", 1))
+	open := fmt.Sprint("127.0.0.1:", s.port)
+	for i, row := range []struct {
+		method, host string
+		record       record
+	}{
+		{"CONNECT", "localhost", record{Host: "localhost", Verdict: "allow", Status: 200, Address: open}},
+		{"CONNECT", "LocalHost.", record{Host: "localhost", Verdict: "allow", Status: 200, Address: open}},
+		{"CONNECT", "a.b.open.localhost", record{Host: "a.b.open.localhost", Verdict: "allow", Status: 200, Address: open, Class: "loopback"}},
+		{"CONNECT", "shut.localhost", record{Host: "shut.localhost", Verdict: "deny", Status: 403, Reason: "resolved-address-denied", Class: "loopback"}},
+		{"GET", "localhost", record{Host: "localhost", Verdict: "fail", Status: 502, Reason: "response-failed", Address: open}}, // the origin echoes
+		{"GET", "shut.localhost", record{Host: "shut.localhost", Verdict: "deny", Status: 403, Reason: "resolved-address-denied", Class: "loopback"}},
+	} {
+		target := fmt.Sprint(row.host, ":", s.port)
+		if row.method == "GET" {
+			target = "http://" + target + "/"
+		}
+		conn, err := net.Dial("tcp", p.listening(t, "own").String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s:%d\r\nConnection: close\r\n\r\n", row.method, target, row.host, s.port); err != nil {
+			t.Fatal(err)
+		}
+		got := p.record(t, "decision", i)
+		_ = conn.Close()
+		got = record{Host: got.Host, Verdict: got.Verdict, Status: got.Status, Reason: got.Reason, Address: got.Address, Class: got.Class}
+		if got != row.record {
+			t.Errorf("%s %s: recorded %+v, want %+v", row.method, row.host, got, row.record)
+		}
+	}
+	if got := server.names(); len(got) > 0 {
+		t.Errorf("the name server was asked for %q", got)
+	}
+}

@@ -172,6 +172,8 @@ type record struct {
 	Listener    string `json:"listener"`
 	Identity    string `json:"identity"`
 	Host        string `json:"host"`
+	Address     string `json:"address"`
+	Class       string `json:"address_class"`
 	Verdict     string `json:"verdict"`
 	Reason      string `json:"reason"`
 	Status      int    `json:"status"`

@@ -196,12 +196,6 @@ func opt(q *query, buf []byte, start, code int, e extended) []byte {
 	return m.buf
 }
 
-// isLocalhost reports whether a name is localhost or below it, which is always
-// this machine (RFC 6761 section 6.3).
-func isLocalhost(h allowlist.Host) bool {
-	return h.String() == "localhost" || strings.HasSuffix(h.String(), ".localhost")
-}
-
 // isResolver reports whether a name is in the zone that describes a resolver:
 // it exists and is empty (RFC 9462 section 6.4).
 func isResolver(h allowlist.Host) bool {

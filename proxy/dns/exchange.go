@@ -324,7 +324,7 @@ func (x *exchange) local(m *message, form shape) {
 		x.sent.answers++
 		return
 	case !x.decision.Special:
-	case isLocalhost(host):
+	case host.IsLocalhost():
 		x.setCode(m, codeNoError)
 		if typ == allowlist.TypeA || typ == allowlist.TypeAAAA {
 			addr := netip.IPv6Loopback()

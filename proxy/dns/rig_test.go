@@ -242,7 +242,8 @@ func policy() allowlist.Spec {
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
 		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("huge.example"), to("large.example", types(allowlist.TypeTXT)),
 		to("brief.example"), to("brief-gone.example"), to("*.shell.example", types(allowlist.TypeSSHFP, allowlist.TypeTLSA, allowlist.TypeURI)),
-		to("old.example", ended), to("printer.local"), to("deep.below.example"))
+		to("old.example", ended), to("printer.local"),
+		to("shut.localhost"), to("open.localhost", into("127.0.0.1/32", "::1/128"), types(allowlist.TypeTXT)), to("half.localhost", into("127.0.0.1/32")), to("deep.below.example"))
 	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
 	observed := entry("observed")
 	observed.Mode, observed.ObserveUntil = allowlist.ModeObserve, time.Now().Add(time.Hour)

@@ -20,10 +20,10 @@ var (
 	errNoHost = errors.New("the name does not exist")
 )
 
-// Cached returns the answer to a question if no server need be asked: from the
-// table of hosts, or from the cache while its time lasts. It allocates nothing.
+// Cached returns the answer to a question if no server need be asked: for
+// localhost, from the table of hosts, or from the cache while its time lasts. It allocates nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
-	if byType, ok := r.hosts[q.Name]; ok {
+	if byType := r.local(q.Name); byType != nil {
 		msg := byType[q.Type]
 		if msg == nil {
 			msg = byType[anyType]
@@ -34,6 +34,15 @@ func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 		return e.answer(OriginCache), true
 	}
 	return Answer{}, false
+}
+
+// local returns the answers, by type, for a name that no server is asked for; nil
+// for any other.
+func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
+	if name.IsLocalhost() {
+		return r.loopback
+	}
+	return r.hosts[name]
 }
 
 // Lookup answers a question: as Cached does, else by asking servers, else by

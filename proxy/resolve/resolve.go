@@ -9,7 +9,8 @@
 // [Resolver.Bind] and [Resolver.Bound] remember which names led to an address.
 //
 // It looks up nothing by itself: only what a policy allowed gets here. It reads
-// no /etc/hosts and completes no name by a search list. The cache holds answers
+// no /etc/hosts and completes no name by a search list. localhost and every name
+// below it are 127.0.0.1 and ::1, and no server is asked. The cache holds answers
 // and no verdicts; a new policy does not empty it. The number of distinct names
 // that an identity may look up below one wildcard rule is bounded here, because
 // every door meets here.
@@ -49,7 +50,8 @@ type Config struct {
 	Servers []Server
 	// Groups have servers of their own for some names.
 	Groups []Group
-	// Hosts answers these names without asking anybody.
+	// Hosts answers these names without asking anybody. localhost and the names
+	// below it cannot be among them, nor among the suffixes of a group.
 	Hosts map[allowlist.Host][]netip.Addr
 	// CacheBytes bounds the memory of the cache; zero means DefaultCacheBytes.
 	CacheBytes int
@@ -74,6 +76,7 @@ type Group struct {
 // Resolver answers questions. It is safe for concurrent use.
 type Resolver struct {
 	hosts    map[allowlist.Host]map[uint16]*wire.Message
+	loopback map[uint16]*wire.Message // for localhost and every name below it, by type
 	groups   groups
 	cache    *cache
 	failures *failures
@@ -105,11 +108,16 @@ func New(cfg Config) (*Resolver, error) {
 		cfg.Names = DefaultNames
 	}
 	r := &Resolver{
-		hosts: localMessages(cfg.Hosts), groups: groups{bySuffix: map[string]*group{}},
+		hosts: localMessages(cfg.Hosts), loopback: addressMessages(wire.Loopback()), groups: groups{bySuffix: map[string]*group{}},
 		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
 		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
 	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
+	for host := range cfg.Hosts {
+		if host.IsLocalhost() {
+			return nil, fmt.Errorf("resolver: hosts: %s is always this machine", host)
+		}
+	}
 	if err := r.addGroups(&cfg); err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
@@ -145,6 +153,9 @@ func (r *Resolver) addGroups(cfg *Config) error {
 			if suffix.IsZero() || suffix.IsAddr() {
 				return fmt.Errorf("%q is no suffix of names", suffix)
 			}
+			if suffix.IsLocalhost() {
+				return fmt.Errorf("no server is asked for %s", suffix)
+			}
 			if r.groups.bySuffix[suffix.String()] != nil {
 				return fmt.Errorf("two groups have the suffix %s", suffix)
 			}
@@ -178,11 +189,17 @@ func (r *Resolver) newGroup(servers []Server) (*group, error) {
 func localMessages(hosts map[allowlist.Host][]netip.Addr) map[allowlist.Host]map[uint16]*wire.Message {
 	local := make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts))
 	for host, addrs := range hosts {
-		byType := map[uint16]*wire.Message{anyType: wire.Local(anyType, nil, 0)}
-		for _, typ := range []uint16{wire.TypeA, wire.TypeAAAA} {
-			byType[typ] = wire.Local(typ, addrs, hostsTTL)
-		}
-		local[host] = byType
+		local[host] = addressMessages(addrs)
 	}
 	return local
+}
+
+// addressMessages makes the answers for one name that has addresses and nothing
+// else, by type.
+func addressMessages(addrs []netip.Addr) map[uint16]*wire.Message {
+	byType := map[uint16]*wire.Message{anyType: wire.Local(anyType, nil, 0)}
+	for _, typ := range []uint16{wire.TypeA, wire.TypeAAAA} {
+		byType[typ] = wire.Local(typ, addrs, hostsTTL)
+	}
+	return byType
 }

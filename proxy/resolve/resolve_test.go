@@ -542,3 +542,33 @@ func TestSystemServers(t *testing.T) {
 	}
 	r.Close()
 }
+
+// TestLocalhost: no server is asked for localhost or a name below it, nor can
+// the configuration say what it is.
+func TestLocalhost(t *testing.T) {
+	s := newServer(t, addresses("8.8.8.8", "2001:db8::1"))
+	r := newResolver(t, Config{Groups: []Group{{Suffixes: []allowlist.Host{host(t, "a.example")}, Servers: []Server{{Addr: s.addr}}}}}, s)
+	for _, name := range []string{"localhost", "LocalHost.", "x.localhost", "a.b.LOCALHOST."} {
+		check(t, resolve(t, r, name), "127.0.0.1 ::1")
+		check(t, lookup(t, r, name, dns.TypeA), "127.0.0.1 from local")
+		check(t, lookup(t, r, name, dns.TypeAAAA), "::1 from local")
+		for _, typ := range []uint16{dns.TypeHTTPS, dns.TypeTXT, dns.TypeSRV, dns.TypeCNAME, dns.TypeANY} {
+			check(t, lookup(t, r, name, typ), "NOERROR from local")
+		}
+	}
+	s.wasAsked(t)
+	check(t, lookup(t, r, "notlocalhost", dns.TypeA), "8.8.8.8 from upstream")
+	check(t, lookup(t, r, "localhost.example", dns.TypeA), "8.8.8.8 from upstream")
+	servers := []Server{{Addr: s.addr}}
+	for _, name := range []string{"localhost", "x.localhost"} {
+		for _, cfg := range []Config{
+			{Servers: servers, Hosts: map[allowlist.Host][]netip.Addr{host(t, name): addrs("10.0.0.1")}},
+			{Servers: servers, Groups: []Group{{Suffixes: []allowlist.Host{host(t, name)}, Servers: servers}}},
+		} {
+			if r, err := New(cfg); err == nil {
+				r.Close()
+				t.Errorf("%s can be configured", name)
+			}
+		}
+	}
+}

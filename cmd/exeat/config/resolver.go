@@ -93,6 +93,8 @@ func (p *parser) suffixes(n *strictyaml.Node) []allowlist.Host {
 		switch {
 		case err != nil || host.IsAddr() || host.String() != text:
 			item.Errorf("%q is no name in canonical form (lower case, no dot in front or behind)", text)
+		case host.IsLocalhost():
+			item.Errorf("no server is asked for %s, which is always 127.0.0.1 and ::1 (RFC 6761 section 6.3): leave it out", host)
 		case p.taken[host]:
 			item.Errorf("two groups have the suffix %s", host)
 		default:
@@ -201,6 +203,11 @@ func (p *parser) hosts(n *strictyaml.Node) {
 		host, err := allowlist.ParseHost(name)
 		if err != nil || host.IsAddr() || host.String() != name {
 			v.KeyErrorf("%q is no host name in canonical form (lower case, no final dot)", name)
+			v.Skip()
+			continue
+		}
+		if host.IsLocalhost() {
+			v.KeyErrorf("%s is always 127.0.0.1 and ::1 (RFC 6761 section 6.3): leave it out, and open it with addresses: in the rule", host)
 			v.Skip()
 			continue
 		}

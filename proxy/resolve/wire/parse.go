@@ -44,6 +44,7 @@ type parser struct {
 	off      int
 	question Question
 	owner    string   // canonical: the end of the chain so far
+	loopback bool     // owner is localhost or below it
 	chain    []string // the names before it
 	finals   int      // records that were asked for
 	kept     int      // those of them that are of use
@@ -58,6 +59,11 @@ type parser struct {
 func (p *parser) sections() error {
 	for range binary.BigEndian.Uint16(p.msg[6:]) {
 		if err := p.answer(); err != nil {
+			return err
+		}
+	}
+	if p.loopback {
+		if err := p.keepLoopback(); err != nil {
 			return err
 		}
 	}
@@ -150,6 +156,11 @@ func (p *parser) answer() error {
 	if owner, ok := canonical(h.Name); !ok || owner != p.owner {
 		return fmt.Errorf("%w: a record of %s", ErrChain, h.Name)
 	}
+	if p.loopback { // what it has is known
+		p.off += int(h.Rdlength)
+		p.edited = true
+		return nil
+	}
 	rr, err := p.record(h)
 	if err != nil {
 		return err
@@ -185,13 +196,28 @@ func (p *parser) follow(alias *dns.CNAME) error {
 	if err := p.keepAt(r); err != nil {
 		return err
 	}
-	p.owner = target.String()
+	p.owner, p.loopback = target.String(), target.IsLocalhost()
 	p.out.names = append(p.out.names, target)
 	return nil
 }
 
+// keepLoopback ends a chain that leads to localhost with the addresses that it
+// has, whatever the server says, also that there is no such name.
+func (p *parser) keepLoopback() error {
+	p.out.rcode = NoError
+	for _, addr := range Loopback() {
+		if p.question.Type == TypeA && addr.Is4() || p.question.Type == TypeAAAA && addr.Is6() {
+			p.finals++
+			p.edited = true
+			return p.keep(record{typ: p.question.Type, ttl: p.out.ttl, rdata: addr.AsSlice()})
+		}
+	}
+	return nil
+}
+
 // service keeps an HTTPS or SVCB record, unless nothing is left of it without
-// ECH or it leads to what is no host.
+// ECH, or it leads to what is no host or to localhost, which has no service of
+// the gateway's callers and is at no address that a hint could name.
 func (p *parser) service(rr dns.RR, rdata []byte) error {
 	svcb, ok := rr.(*dns.SVCB)
 	if https, is := rr.(*dns.HTTPS); is {
@@ -207,7 +233,7 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 	}
 	if svcb.Target != "." {
 		target, err := host(svcb.Target)
-		if err != nil {
+		if err != nil || target.IsLocalhost() {
 			p.edited = true
 			return nil //nolint:nilerr // such a record is left out
 		}

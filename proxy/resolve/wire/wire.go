@@ -6,6 +6,8 @@
 // packet is in it. An answer counts only if it is the answer to that query,
 // letter by letter, and its chain of aliases starts at the name and leads in
 // order to the records that were asked for. What was not asked for is dropped.
+// What a server says of localhost counts for nothing: an alias of it leads to
+// 127.0.0.1 and ::1.
 //
 // It opens no socket and keeps nothing. It is the only user of the DNS library
 // below it, whose parsing and packing of single records is all that is used.
@@ -238,6 +240,12 @@ func (m *Message) Seen(f Filter) iter.Seq2[netip.Addr, Way] {
 			}
 		}
 	}
+}
+
+// Loopback returns the addresses of localhost and of every name below it (RFC 6761
+// section 6.3).
+func Loopback() []netip.Addr {
+	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 }
 
 // Local returns an answer that no server gave: the addresses of a host that

@@ -651,3 +651,34 @@ func BenchmarkSizes(b *testing.B) {
 		}
 	}
 }
+
+// TestAliasesOfLocalhost: whatever a server says of localhost, the alias leads to
+// loopback.
+func TestAliasesOfLocalhost(t *testing.T) {
+	const soa = ". 900 IN SOA ns.example. admin.example. 1 2 3 4 200"
+	missing := func(m *dns.Msg) { m.Rcode = dns.RcodeNameError }
+	for _, row := range []struct {
+		name    string
+		typ     uint16
+		change  func(*dns.Msg)
+		records []string
+		want    []string
+	}{
+		{"with another address", TypeA, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 50 IN A 8.8.8.8", "localhost. 50 IN A 127.0.0.1"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"below it", TypeAAAA, nil, []string{"a.example. 60 IN CNAME x.LOCALHOST.", "x.localhost. 50 IN AAAA 2001:db8::1"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME x.localhost.", "x.localhost. 60 IN AAAA ::1"}},
+		{"that does not exist", TypeA, missing, []string{"a.example. 60 IN CNAME localhost.", "--", soa}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"with nothing behind it", TypeA, nil, []string{"a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost."}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"with an alias of its own", TypeA, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 60 IN CNAME localhost."}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"with a service", TypeHTTPS, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 60 IN HTTPS 1 . ipv4hint=8.8.8.8"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost."}},
+		{"as the target of a service", TypeHTTPS, nil, []string{"a.example. 60 IN HTTPS 1 x.localhost. ipv4hint=8.8.8.8", "a.example. 60 IN HTTPS 2 . ipv4hint=192.0.2.1"}, []string{"NOERROR", `A.EXAMPLE. 60 IN HTTPS 2 . ipv4hint="192.0.2.1"`}},
+	} {
+		got, _ := answered(t, "a.example", row.typ, everything{}, row.change, row.records...)
+		if diff := cmp.Diff(row.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", row.name, diff)
+		}
+	}
+	q := newQuery(t, "a.example", TypeA, true)
+	if m, err := q.Parse(upstream(t, q, nil, "a.example. 60 IN CNAME localhost.", "localhost. 60 IN CNAME b.example.", "b.example. 60 IN A 8.8.8.8")); !errors.Is(err, ErrChain) {
+		t.Errorf("localhost has led to another name: %v, %v", m, err)
+	}
+}
