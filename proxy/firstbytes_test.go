@@ -134,6 +134,7 @@ func TestFirstBytes(t *testing.T) {
 		{"for a host below", "strict.example", hello("a.strict.example"), allowlist.SNIMismatch, "a.strict.example", "mismatch", false},
 		{"for an over-long label", "strict.example", hello(long), allowlist.SNIMismatch, long, "mismatch", false},
 		{"for no name at all", "strict.example", hello("strict\x00.example"), allowlist.SNIMismatch, "strict\x00.example", "mismatch", false},
+		{"for what a terminal obeys", "strict.example", hello("\u009b\u202e\x7f.example"), allowlist.SNIMismatch, "\u009b\u202e\x7f.example", "mismatch", false},
 		{"without a name", "strict.example", hello(""), allowlist.SNIMissing, "", "absent", false},
 		{"a request in clear", "strict.example", "GET / HTTP/1.1\r\nHost: strict.example\r\n\r\n", allowlist.NotTLS, "", "not-tls", false},
 		{"something like TLS", "strict.example", "\x16\x03\x01\x00\x00", allowlist.NotTLS, "", "not-tls", false},

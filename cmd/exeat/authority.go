@@ -64,11 +64,11 @@ gateway's SVID the names they call it by with --dns.`,
 			}
 			until := svid.NotAfter.UTC().Format(time.RFC3339)
 			if output == outputJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{
+				return json.NewEncoder(visible{cmd.OutOrStdout()}).Encode(map[string]string{
 					"id": svid.ID.String(), "directory": out, "valid_until": until,
 				})
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s in %s, valid until %s\n", svid.ID, out, until)
+			_, err = fmt.Fprintf(visible{cmd.OutOrStdout()}, "%s in %s, valid until %s\n", svid.ID, out, until)
 			return err
 		},
 	}

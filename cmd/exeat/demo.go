@@ -149,7 +149,7 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 		}
 	}
 	cfg := d.config(f.listen, policy)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := newLog(stderr, slog.LevelWarn)
 	setDefaultLog(log)
 	d.gateway, err = newGateway(ctx, cfg, io.Discard, os.Getenv, log)
 	if err != nil {

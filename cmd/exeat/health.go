@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/admin"
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -60,7 +61,8 @@ func (g *gateway) notReady() []string {
 		}
 	}
 	for _, f := range g.recorder.Failing() {
-		causes = append(causes, fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err))
+		text := fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err)
+		causes = append(causes, allowlist.Visible(text)) // the error may quote a collector
 	}
 	return causes
 }

@@ -2,9 +2,16 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 )
+
+// newLog returns a log of what is at least of a level. The handler quotes most of
+// what a terminal obeys, and the writer sees to the rest.
+func newLog(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(visible{w}, &slog.HandlerOptions{Level: level}))
+}
 
 // setDefaultLog makes log that of libraries, too. What net/http says of an
 // origin that sends something unasked goes there.

@@ -2,11 +2,70 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 )
+
+// TestNoTerminalObeysTheLog: what others send is quoted in attributes, errors and
+// messages.
+func TestNoTerminalObeysTheLog(t *testing.T) {
+	var out bytes.Buffer
+	log := newLog(&out, slog.LevelInfo)
+	for _, text := range audittest.Obeyed() {
+		out.Reset()
+		r := slog.NewRecord(time.Time{}, slog.LevelError, text, 0)
+		r.AddAttrs(slog.String("text", text), slog.Any("error", errors.New(text)), slog.Any("bytes", []byte(text)), slog.Group("group", slog.String("text", text)))
+		if err := log.Handler().Handle(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSuffix(out.String(), "\n"); audittest.IsObeyed(got, true) {
+			t.Fatalf("the log says %q", got)
+		}
+	}
+}
+
+// TestNoTerminalObeysACommand: what a command says quotes its arguments and the
+// policy.
+func TestNoTerminalObeysACommand(t *testing.T) {
+	for i, text := range audittest.Obeyed() {
+		if strings.ContainsRune(text, 0) { // is in no argument
+			continue
+		}
+		quoted, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		good := write(t, "policy.yaml", fmt.Sprintf("version: 1\nidentities:\n  - id: %s\n    owner: %s\n    deny:\n      - {host: api.example, name: %[2]s}\n", builder, quoted))
+		bad := write(t, "policy.yaml", fmt.Sprintf("version: 1\n%s: 1\nidentities: [{id: %[1]s}]\n", quoted))
+		runs := [][]string{
+			{"policy", "check", "-p", good, "--identity", builder, "--dest", "api.example:443"},
+			{"policy", "check", "-p", good, "--identity", builder, "--dest", "api.example:443", "-o", "json"},
+			{"policy", "check", "-p", good, "--identity", text, "--dest", "api.example:443"},
+			{"policy", "check", "-p", good, "--identity", builder, "--dest", text},
+			{"policy", "check", "-p", good, "--identity", builder, "--dest", "api.example:443", "--with", text},
+			{"policy", "check", "-p", good, "--identity", builder, "--dest", "api.example", "--type", text},
+			{"policy", "lint", bad},
+			{"policy", "lint", bad, "-o", "json"},
+		}
+		if i%16 == 0 { // they have nothing of their own
+			runs = append(runs, []string{"policy", "lint", text}, []string{"--" + text}, []string{text}, []string{"policy", text}, []string{"policy", "check", text},
+				[]string{"serve", "--config", text}, []string{"policy", "lint", "-o", text}, []string{"policy", "lint", "--trust-domain", text})
+		}
+		for _, args := range runs {
+			_, stdout, stderr := exeat(t, args...)
+			if stdout+stderr == "" || audittest.IsObeyed(stdout, false) || audittest.IsObeyed(stderr, false) {
+				t.Fatalf("%q: %q, %q", args, stdout, stderr)
+			}
+		}
+	}
+}
 
 func TestTheLogQuotesNoOrigin(t *testing.T) {
 	before := slog.Default()

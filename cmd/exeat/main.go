@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errAnswerNo):
 		return exitNo
 	}
-	_, _ = fmt.Fprintln(stderr, "exeat: "+strings.TrimSuffix(err.Error(), "\n"))
+	_, _ = fmt.Fprintln(visible{stderr}, "exeat: "+strings.TrimSuffix(err.Error(), "\n"))
 	return exitUsage
 }
 

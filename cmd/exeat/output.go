@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // The values of --output, the same flag on every command that prints data.
@@ -16,6 +19,26 @@ const (
 	outputText = "text"
 	outputJSON = "json"
 )
+
+// visible writes what a command says: arguments, files and policies are quoted in
+// it. Lines stay lines; of what else a terminal obeys nothing is left, and JSON
+// means the same. A character must be written whole.
+type visible struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (v visible) Write(p []byte) (int, error) {
+	var out []byte
+	for line := range bytes.Lines(p) {
+		text, ended := bytes.CutSuffix(line, []byte{'\n'})
+		if out = allowlist.AppendVisible(out, text); ended {
+			out = append(out, '\n')
+		}
+	}
+	if _, err := v.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
 
 func addOutput(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", outputText, "`form` of the output: text or json")

@@ -50,7 +50,7 @@ Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
 			if err != nil {
 				return err
 			}
-			return lint(cmd.OutOrStdout(), output, opts, args)
+			return lint(visible{cmd.OutOrStdout()}, output, opts, args)
 		},
 	}
 	addOutput(cmd, &output)
@@ -143,7 +143,7 @@ special name such as host.local is not looked up, observed or not: 1.`,
 			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com --type A",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.run(cmd.OutOrStdout())
+			return f.run(visible{cmd.OutOrStdout()})
 		},
 	}
 	addOutput(cmd, &f.output)

@@ -46,13 +46,13 @@ Exit codes: 0 good, 2 a broken configuration.`,
 				return err
 			}
 			if check {
-				log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-				return checkGateway(cmd.Context(), cfg, path, cmd.OutOrStdout(), log)
+				log := newLog(cmd.ErrOrStderr(), slog.LevelInfo)
+				return checkGateway(cmd.Context(), cfg, path, visible{cmd.OutOrStdout()}, log)
 			}
 			outliveReaders()
 			lines := newLogWriter(cmd.ErrOrStderr())
 			defer lines.close()
-			log := slog.New(slog.NewTextHandler(lines, nil))
+			log := newLog(lines, slog.LevelInfo)
 			// From here on: its default would end the process while it starts.
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)

@@ -199,7 +199,7 @@ func helloRows() []row {
 			first{name: "with more behind it", host: strict, sent: plain(strict) + strings.Repeat("data", 20_000), sni: strict, tls: "match"})},
 		{"E8", "a ClientHello for another name (domain fronting), or for what is no name", "`sni-mismatch`: a TLS alert, the connection closes, the origin sees no byte, and a second record says so", firsts(
 			mismatch("another host", auto), mismatch("a host below", "a."+strict), mismatch("the name with more before it", "x"+strict), mismatch("a label of 64 bytes", long),
-			mismatch("a NUL in it", "strict\x00.example"), mismatch("an address", "127.0.0.1"), mismatch("two final dots", strict+".."))},
+			mismatch("a NUL in it", "strict\x00.example"), mismatch("characters that a terminal obeys", "\u009b31m\u202e\u2028\U000e0041\x7f.example"), mismatch("an address", "127.0.0.1"), mismatch("two final dots", strict+".."))},
 		{"E9", "a ClientHello without a name, to a host that a rule names", "`sni-missing`, likewise", firsts(
 			first{name: "where TLS is required", host: strict, sent: plain(""), want: allowlist.SNIMissing, tls: "absent"},
 			first{name: "where it is not", host: auto, sent: plain(""), want: allowlist.SNIMissing, tls: "absent"})},

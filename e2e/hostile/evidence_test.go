@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 )
 
 // record is a line of the log as its reader sees it.
@@ -82,7 +83,9 @@ func (e *evidence) Write(p []byte) (int, error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return 0, fmt.Errorf("record %q: %w", line, err)
 		}
-		r.Line = string(line)
+		if r.Line = string(line); audittest.IsObeyed(r.Line, false) {
+			return 0, fmt.Errorf("a terminal obeys what is in the record %q", line)
+		}
 		e.records <- r
 	}
 	return len(p), nil

@@ -6,10 +6,13 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // line is an object of JSON that is being written, as [encoding/json] would
-// write a struct whose fields are left out when they are empty. Fields come in
+// write a struct whose fields are left out when they are empty, but for more
+// escapes: what a terminal obeys does not stand in it. Fields come in
 // the order of the calls; their names need no escapes.
 type line struct{ buf []byte }
 
@@ -38,7 +41,7 @@ func (l *line) must(name, value string) {
 		return
 	}
 	escaped, _ := json.Marshal(value) // of a string there is no error
-	l.buf = append(l.buf, escaped...)
+	l.buf = allowlist.AppendVisible(l.buf, escaped)
 }
 
 func (l *line) quoted(plain string) {
@@ -47,7 +50,7 @@ func (l *line) quoted(plain string) {
 	l.buf = append(l.buf, '"')
 }
 
-// isPlain reports whether encoding/json would escape nothing of a text.
+// isPlain reports whether a text needs no escapes.
 func isPlain(s string) bool {
 	for i := range len(s) {
 		switch c := s[i]; {

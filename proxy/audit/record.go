@@ -286,8 +286,9 @@ func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }
 func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }
 
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP
-// exporter loses the whole batch that the text is in; the JSON encoder escapes
-// what is left.
+// exporter loses the whole batch that the text is in. The renderings escape what
+// a terminal obeys: those in JSON so that a reader of JSON has the text as it
+// came, the others, which have no escapes of their own, in the text itself.
 func bounded(s string, limit int) string {
 	if len(s) > limit {
 		s = s[:limit] + "..."

@@ -3,7 +3,6 @@ package audit
 import (
 	"context"
 	"net/netip"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -82,7 +81,7 @@ func (o *Open) endSpan() {
 	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
 	text := func(key, value string) {
 		if value != "" {
-			add(attribute.String(key, strings.ToValidUTF8(value, "?"))) // such as the name of a file
+			add(attribute.String(key, allowlist.Visible(value))) // such as the name of a file
 		}
 	}
 	text("http.request.method", r.MethodText())
@@ -97,7 +96,7 @@ func (o *Open) endSpan() {
 		}
 	}
 	if r.Client.IsValid() {
-		add(attribute.String("client.address", r.Client.Addr().String()))
+		text("client.address", r.Client.Addr().String()) // which may have a zone
 		add(attribute.Int("client.port", int(r.Client.Port())))
 	}
 	attrs = append(attrs, peerAttributes(r.Address)...)

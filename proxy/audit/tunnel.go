@@ -85,7 +85,7 @@ func (t *Tunnel) decided(ctx context.Context, rec *Record) {
 	t.describe(span)
 	span.SetAttributes(
 		attribute.String("egress.verdict", rec.Verdict.String()),
-		attribute.String("egress.rule", rec.Rule),
+		attribute.String("egress.rule", allowlist.Visible(rec.Rule)),
 	)
 	if rec.Verdict == allowlist.Observe {
 		span.SetAttributes(attribute.String("egress.would_reason", rec.WouldReason.String()))
@@ -115,7 +115,7 @@ func (t *Tunnel) describe(span trace.Span) {
 	}
 	span.SetAttributes(attribute.String("egress.tls.sni_match", h.TLS.String()), attribute.Bool("egress.tls.ech", h.ECH))
 	if h.SNI != "" {
-		span.SetAttributes(attribute.String("egress.tls.sni", h.SNIText()))
+		span.SetAttributes(attribute.String("egress.tls.sni", allowlist.Visible(h.SNIText())))
 	}
 }
 

@@ -226,7 +226,7 @@ func (r Refusal) rows() [][2]string {
 	rows[0] = [2]string{"reason", r.Reason.String()}
 	add := func(name, value string) {
 		if value != "" {
-			rows = append(rows, [2]string{name, value})
+			rows = append(rows, [2]string{name, allowlist.Visible(value)})
 		}
 	}
 	add("who", d.ID.String())

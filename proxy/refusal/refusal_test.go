@@ -19,6 +19,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -163,6 +164,36 @@ func TestTheRuleIsNamedInFullOnly(t *testing.T) {
 	for d, want := range map[Disclosure]bool{Full: true, ID: false, None: false} {
 		if got := strings.Contains(string(r.Append(nil, d)), "the-rule"); got != want {
 			t.Errorf("disclosure %d: the rule is told: %v, want %v", d, got, want)
+		}
+	}
+}
+
+// TestNoTerminalObeysARefusal puts each character that a terminal obeys into
+// what an answer quotes.
+func TestNoTerminalObeysARefusal(t *testing.T) {
+	pattern, err := allowlist.ParseIdentityPattern("spiffe://prod.example/**")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range audittest.Obeyed() {
+		policy, err := allowlist.Compile(allowlist.Spec{Version: "v1", Entries: []allowlist.Entry{{
+			Pattern: pattern, Owner: text, Deny: []allowlist.Rule{{Name: text, Host: hostPattern(t, "api.example")}},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, reason := range allowlist.Reasons() {
+			r := refusalOf(t, reason)
+			r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Source: allowlist.SourceX509SVID, Dest: r.Decision.Dest, Method: text})
+			r.Decision.Reason, r.Detail, r.Realm = reason, text, text
+			for _, d := range []Disclosure{Full, ID, None} {
+				for _, r.JSON = range []bool{false, true} {
+					head, body, _ := strings.Cut(string(r.Append(nil, d)), "\r\n\r\n")
+					if head = strings.ReplaceAll(head, "\r\n", ""); audittest.IsObeyed(head, true) || audittest.IsObeyed(body, false) {
+						t.Fatalf("%s: %q, %q", reason, head, body)
+					}
+				}
+			}
 		}
 	}
 }

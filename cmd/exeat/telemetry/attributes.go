@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"strconv"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -140,11 +139,11 @@ func (a *attributes) merged(m *audit.Merged) {
 	*a = append(*a, attribute.StringSlice("egress.counts", counts))
 }
 
-// text adds a text that is not empty. It is made valid UTF-8, without which the
-// exporter would lose the whole batch that it is in.
+// text adds a text that is not empty, without what a terminal obeys. It is valid
+// UTF-8, without which the exporter would lose the whole batch that it is in.
 func (a *attributes) text(key, value string) {
 	if value != "" {
-		*a = append(*a, attribute.String(key, strings.ToValidUTF8(value, "?")))
+		*a = append(*a, attribute.String(key, allowlist.Visible(value)))
 	}
 }
 

@@ -136,6 +136,22 @@ func TestUntrustedTextIsBoundedAndValid(t *testing.T) {
 	}
 }
 
+// TestNoTerminalObeysALogRecord: a log record has no escapes of its own.
+func TestNoTerminalObeysALogRecord(t *testing.T) {
+	for _, text := range audittest.Obeyed() {
+		r := audittest.Hostile(audit.EventDecision, text, 1)
+		r.Path = text
+		for _, protocol := range []string{text, audit.ProtocolDNS} {
+			r.Protocol, r.DNS = protocol, audit.DNS{Code: text, Source: text}
+			for key, value := range fields(t, appendAttributes(nil, &r)) {
+				if text, ok := value.(string); ok && audittest.IsObeyed(text, true) {
+					t.Fatalf("%s: %q", key, text)
+				}
+			}
+		}
+	}
+}
+
 func TestSeverities(t *testing.T) {
 	for name, want := range map[string]log.Severity{
 		"allow": log.SeverityInfo, "deny": log.SeverityWarn, "observe": log.SeverityWarn, "fail": log.SeverityError,

@@ -5,13 +5,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // CheckLine returns what is wrong with a rendered record: it must be one line
-// of valid JSON in UTF-8, in which no object has a key twice.
+// of valid JSON in UTF-8, which has no character that a terminal obeys, and in
+// which no object has a key twice.
 func CheckLine(line []byte) error {
 	if bytes.ContainsAny(line, "\r\n") || !utf8.Valid(line) || !json.Valid(line) {
 		return fmt.Errorf("no good line: %q", line)
+	}
+	if text := allowlist.AppendVisible(nil, line); !bytes.Equal(text, line) {
+		return fmt.Errorf("a terminal obeys what is in the line: %q", line)
 	}
 	return onceEach(json.NewDecoder(bytes.NewReader(line)))
 }

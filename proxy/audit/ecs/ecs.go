@@ -62,7 +62,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	if err != nil {
 		return dst, fmt.Errorf("rendering record %s as ECS: %w", r.ID, err)
 	}
-	return append(dst, line...), nil
+	return allowlist.AppendVisible(dst, line), nil
 }
 
 // times sets when what the record is about began and ended.

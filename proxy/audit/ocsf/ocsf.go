@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
@@ -52,7 +53,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	if err != nil {
 		return dst, fmt.Errorf("rendering record %s as OCSF: %w", r.ID, err)
 	}
-	return append(dst, line...), nil
+	return allowlist.AppendVisible(dst, line), nil
 }
 
 // classify chooses the class and fills in what the class asks for.
