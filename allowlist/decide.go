@@ -16,7 +16,17 @@ import (
 // class. Of the allow rules that match, an exact host wins over *.x, that over
 // **.x (the longest first; for addresses the longest prefix), then the more
 // specific identity pattern, then file order.
+//
+// The decision's Upgrade is never MayUpgrade: it is MustUpgrade if a rule allows
+// the upgrade, and NoUpgrade if it is to be dropped.
 func (p *Policy) Decide(req Request) Decision {
+	if req.Upgrade == MayUpgrade {
+		req.Upgrade = MustUpgrade
+		if d := p.Decide(req); d.Verdict == Allow {
+			return d
+		}
+		req.Upgrade = NoUpgrade
+	}
 	d := Decision{Request: req, policy: p}
 	if p == nil || p.inline == nil { // or not made by Compile
 		d.Reason = PolicyUnavailable
@@ -258,7 +268,7 @@ func (c *chain) decide(d *Decision) {
 	if d.Verdict == Allow {
 		return
 	}
-	d.Reason = nearest
+	d.Reason, d.missed = nearest, d.Rule
 	if d.Mode == ModeObserve && nearest.observable() {
 		d.Verdict, d.Reason, d.WouldReason, d.Rule = Observe, NoReason, nearest, nil
 	}
@@ -267,7 +277,7 @@ func (c *chain) decide(d *Decision) {
 // match returns the rule that admits the request, or the reason of the nearest
 // miss and the rule that missed.
 func (p *portTable) match(req *Request) (rule *CompiledRule, nearest Reason) {
-	if p.simple != nil && p.ports.has(req.Dest.Port) && !req.Upgrade {
+	if p.simple != nil && p.ports.has(req.Dest.Port) && req.Upgrade == NoUpgrade {
 		return p.simple, NoReason
 	}
 	for _, r := range p.at(req.Dest.Port) {
@@ -293,8 +303,8 @@ func (r *CompiledRule) miss(req *Request) Reason {
 		return NotOnAllowlist
 	case r.expired(req.Time):
 		return RuleExpired
-	case req.Upgrade && !r.Upgrade: // a tunnel soon
-		return MethodNotAllowed
+	case req.Upgrade != NoUpgrade && !r.Upgrade: // a tunnel soon
+		return UpgradeNotAllowed
 	case !r.plainOnly():
 		return NoReason
 	case req.Method == "": // a tunnel now
@@ -323,12 +333,14 @@ func distance(miss Reason) int {
 		return 2
 	case RuleExpired:
 		return 3
-	case MethodNotAllowed:
+	case UpgradeNotAllowed:
 		return 4
-	case PathNotAllowed:
+	case MethodNotAllowed:
 		return 5
-	case MalformedTarget:
+	case PathNotAllowed:
 		return 6
+	case MalformedTarget:
+		return 7
 	}
 	return 0
 }

@@ -146,10 +146,10 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		{"the server itself under a rule without paths", plain(checkout, "OPTIONS", "plain.example:80", Asterisk), "allow"},
 		{"any method where only paths are written", plain(checkout, "DELETE", "any.example:80", "/public/x"), "allow"},
 		{"one segment only", get("any.example:80", "/public/x/y"), "path-not-allowed"},
-		{"an upgrade where methods are written", upgraded(get("read.example:80", "/public/x")), "method-not-allowed"},
+		{"an upgrade where methods are written", upgraded(get("read.example:80", "/public/x")), "upgrade-not-allowed"},
 		{"an upgrade that the rule takes", upgraded(get("ws.example:80", "/")), "allow"},
 		{"a tunnel to it", upgraded(tunnel(checkout, "ws.example:80")), "method-not-allowed"},
-		{"an upgrade under a rule that asks for nothing", upgraded(get("plain.example:80", "/")), "method-not-allowed"},
+		{"an upgrade under a rule that asks for nothing", upgraded(get("plain.example:80", "/")), "upgrade-not-allowed"},
 		{"any path under a plain rule", get("plain.example:80", "/a/../b"), "allow"},
 		{"a name that is only resolved", tunnel(checkout, "name.example:443"), "not-on-allowlist"},
 		{"on another port too", tunnel(checkout, "name.example:80"), "not-on-allowlist"},
@@ -173,8 +173,69 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 }
 
 func upgraded(r Request) Request {
-	r.Upgrade = true
+	r.Upgrade = MustUpgrade
 	return r
+}
+
+func mayUpgrade(r Request) Request {
+	r.Upgrade = MayUpgrade
+	return r
+}
+
+// TestAnUpgradeThatNeedNotBe is dropped where no rule allows it, and is not what
+// a request is denied for.
+func TestAnUpgradeThatNeedNotBe(t *testing.T) {
+	both := []Rule{
+		rule("two.example port 80", named("plain")),
+		rule("two.example port 80", methods("POST"), paths("/exec/**"), upgrade, named("upgrade")),
+	}
+	reversed := []Rule{both[1], both[0]}
+	reversed[0].Host, reversed[1].Host = must(ParseHostPattern("reversed.example")), must(ParseHostPattern("reversed.example"))
+	p := policyOf(t, entryOf(checkout, allow(
+		rule("plain.example port 80"),
+		rule("read.example port 80", methods("GET"), paths("/public/**")),
+		rule("ws.example port 80", methods("GET"), upgrade),
+		rule("*.wild.example port 1-65535", upgrade),
+		rule("a.wild.example port 80", named("exact")),
+		rule("strict.example", methods("GET"), func(r *Rule) { r.TLS = TLSOff }, named("clear")),
+		rule("strict.example", upgrade, named("strict")),
+	), allow(both...), allow(reversed...), deny(rule("no.wild.example"))), entryOf(builder, observe(now().Add(1)), allow(rule("plain.example port 80"))))
+	post := func(dest, path string) Request { return plain(checkout, "POST", dest, path) }
+	get := func(dest, path string) Request { return plain(checkout, "GET", dest, path) }
+	observed := plain(builder, "GET", "plain.example:80", "/")
+	elsewhere := plain(builder, "GET", "new.example:80", "/")
+	for _, c := range []struct {
+		why       string
+		req       Request
+		may, must string
+		becomes   Upgrade // if it may
+	}{
+		{"a plain rule", get("plain.example:80", "/"), "allow", "upgrade-not-allowed", NoUpgrade},
+		{"a rule with a method and a path", get("read.example:80", "/public/x"), "allow", "upgrade-not-allowed", NoUpgrade},
+		{"another method", post("read.example:80", "/public/x"), "method-not-allowed", "upgrade-not-allowed", NoUpgrade},
+		{"another path", get("read.example:80", "/x"), "path-not-allowed", "upgrade-not-allowed", NoUpgrade},
+		{"another method of a rule for upgrades", post("ws.example:80", "/"), "method-not-allowed", "method-not-allowed", NoUpgrade},
+		{"a rule for upgrades", get("ws.example:80", "/"), "allow", "allow", MustUpgrade},
+		{"the rule for upgrades of two", post("two.example:80", "/exec/x"), "allow by upgrade", "allow by upgrade", MustUpgrade},
+		{"the other one", post("two.example:80", "/"), "allow by plain", "path-not-allowed", NoUpgrade},
+		{"the rule for upgrades, written first", post("reversed.example:80", "/exec/x"), "allow by upgrade", "allow by upgrade", MustUpgrade},
+		{"the other one, written last", get("reversed.example:80", "/exec/x"), "allow by plain", "method-not-allowed", NoUpgrade},
+		{"a wildcard for upgrades beside an exact rule", get("a.wild.example:80", "/"), "allow", "allow", MustUpgrade},
+		{"a deny rule", get("no.wild.example:80", "/"), "denied-by-rule", "denied-by-rule", NoUpgrade},
+		{"TLS asked for by the rule for upgrades only", get("strict.example:443", "/"), "allow by clear", "not-tls", NoUpgrade},
+		{"another port", get("plain.example:81", "/"), "port-not-allowed", "port-not-allowed", NoUpgrade},
+		{"no rule", get("none.example:80", "/"), "not-on-allowlist", "not-on-allowlist", NoUpgrade},
+		{"observed, a plain rule", observed, "allow", "upgrade-not-allowed", NoUpgrade},
+		{"observed, no rule", elsewhere, "observe not-on-allowlist", "observe not-on-allowlist", NoUpgrade},
+	} {
+		d := p.Decide(mayUpgrade(c.req))
+		if got := answer(d); got != c.may || d.Upgrade != c.becomes {
+			t.Errorf("%s: %s with upgrade %d, want %s with %d", c.why, got, d.Upgrade, c.may, c.becomes)
+		}
+		if got := answer(p.Decide(upgraded(c.req))); got != c.must {
+			t.Errorf("%s: %s if it must be an upgrade, want %s", c.why, got, c.must)
+		}
+	}
 }
 
 func TestPathsAreMatchedRaw(t *testing.T) {

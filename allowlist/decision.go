@@ -28,7 +28,8 @@ type Decision struct {
 	Class Class
 
 	policy         *Policy
-	near           *portTable // where the nearest miss was found
+	near           *portTable    // where the nearest miss was found
+	missed         *CompiledRule // the rule that missed, also where it is only observed
 	observePrivate bool
 }
 

@@ -42,6 +42,7 @@ type NameDecision struct {
 	Special bool
 
 	policy         *Policy
+	missed         *CompiledRule // the rule that missed, also where it is only observed
 	observePrivate bool
 }
 
@@ -143,7 +144,7 @@ func (c *chain) decideName(d *NameDecision) {
 	if d.Verdict == Allow {
 		return
 	}
-	d.Reason = nearest
+	d.Reason, d.missed = nearest, d.Rule
 	if d.Mode != ModeObserve || !nearest.observable() && nearest != SpecialName {
 		return
 	}

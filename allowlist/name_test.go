@@ -317,7 +317,7 @@ func TestDoorsAgree(t *testing.T) {
 			agreed[d.Verdict != Deny]++
 			for _, port := range ports {
 				for _, method := range []string{"", "GET", "POST"} {
-					req.Dest.Port, req.Method, req.Upgrade = port, method, false
+					req.Dest.Port, req.Method, req.Upgrade = port, method, NoUpgrade
 					conn := p.Decide(req)
 					if conn.Allowed() && d.Verdict == Deny {
 						t.Errorf("%s may connect to %s, and its name is refused: %s", req.ID, req.Dest, d.Reason)

@@ -120,7 +120,7 @@ func (g generator) request() Request {
 	}
 	if g.IntN(3) == 0 {
 		req.Method, req.Path = pick(g, "GET", "POST"), pick(g, "/p", "/p/", "/p/q", "/q", "/p/../q")
-		req.Upgrade = g.IntN(4) == 0
+		req.Upgrade = pick(g, NoUpgrade, NoUpgrade, NoUpgrade, NoUpgrade, MayUpgrade, MustUpgrade)
 	}
 	return req
 }
@@ -339,7 +339,7 @@ func FuzzDecide(f *testing.F) {
 		if err != nil {
 			return
 		}
-		req := Request{ID: id, Source: Source(flags & 7), Dest: d, Method: method, Path: path, Upgrade: flags&128 != 0, Time: now()}
+		req := Request{ID: id, Source: Source(flags & 7), Dest: d, Method: method, Path: path, Upgrade: Upgrade(flags >> 6 % 3), Time: now()}
 		spec := newGenerator(seed % 4096).spec()
 		p := must(Compile(*spec))
 		got := p.Decide(req)

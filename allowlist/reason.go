@@ -34,6 +34,7 @@ const (
 	NotOnAllowlist
 	PortNotAllowed
 	MethodNotAllowed
+	UpgradeNotAllowed
 	PathNotAllowed
 	RuleExpired
 	IPNotOnAllowlist
@@ -153,6 +154,8 @@ func (r Reason) Info() ReasonInfo {
 		return ReasonInfo{"port-not-allowed", 403, requestDenied, "is not an allowed port for"}
 	case MethodNotAllowed:
 		return ReasonInfo{"method-not-allowed", 403, requestDenied, "is allowed for other methods only for"}
+	case UpgradeNotAllowed:
+		return ReasonInfo{"upgrade-not-allowed", 403, requestDenied, "is allowed without an upgrade to another protocol only for"}
 	case PathNotAllowed:
 		return ReasonInfo{"path-not-allowed", 403, requestDenied, "is allowed for other paths only for"}
 	case RuleExpired:

@@ -70,6 +70,13 @@ type candidate struct {
 
 // naive answers as answer does, with the rule's name for an allowed request.
 func naive(spec *Spec, req Request) string {
+	if req.Upgrade == MayUpgrade {
+		req.Upgrade = MustUpgrade
+		if answer := naive(spec, req); strings.HasPrefix(answer, "allow") {
+			return answer
+		}
+		req.Upgrade = NoUpgrade
+	}
 	switch {
 	case req.Dest.Host.IsZero():
 		return "malformed-target"
@@ -145,7 +152,7 @@ func naiveRules(entries []*Entry, req Request) string {
 		}
 		return a.entry - b.entry
 	})
-	misses := []string{"not-on-allowlist", "port-not-allowed", "rule-expired", "method-not-allowed", "path-not-allowed", "malformed-target"}
+	misses := []string{"not-on-allowlist", "port-not-allowed", "rule-expired", "upgrade-not-allowed", "method-not-allowed", "path-not-allowed", "malformed-target"}
 	if req.Dest.Host.IsAddr() {
 		misses[0] = "ip-not-on-allowlist"
 	}
@@ -163,7 +170,7 @@ func naiveRules(entries []*Entry, req Request) string {
 		}
 		nearest = max(nearest, miss)
 	}
-	if !naiveObserves(entries, req) || nearest == 5 {
+	if !naiveObserves(entries, req) || nearest == 3 || nearest == 6 {
 		return misses[nearest]
 	}
 	if addr := req.Dest.Host.Addr(); addr.IsValid() && naiveClass(addr) != Public {
@@ -229,16 +236,17 @@ func naiveMiss(r *Rule, req Request) int {
 		return 1
 	case !r.Expires.IsZero() && !req.Time.Before(r.Expires):
 		return 2
-	case restricted && req.Method == "",
-		req.Upgrade && !r.Upgrade,
-		len(r.Methods) > 0 && !slices.Contains(r.Methods, req.Method):
+	case req.Upgrade != NoUpgrade && !r.Upgrade:
 		return 3
+	case restricted && req.Method == "",
+		len(r.Methods) > 0 && !slices.Contains(r.Methods, req.Method):
+		return 4
 	case len(r.Paths) == 0:
 		return -1
 	case strings.Contains(req.Path, ".."): // the only malformed paths of the generator
-		return 5
+		return 6
 	case !slices.ContainsFunc(r.Paths, func(p PathPattern) bool { return naivePath(p.String(), req.Path) }):
-		return 4
+		return 5
 	}
 	return -1
 }

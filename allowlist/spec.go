@@ -92,9 +92,11 @@ type Rule struct {
 	TLS TLSMode
 	ECH ECHMode
 	// Methods and Paths restrict the rule to plain HTTP requests; such a rule
-	// admits no tunnel, and an upgrade only with Upgrade.
+	// admits no tunnel.
 	Methods []string
 	Paths   []PathPattern
+	// Upgrade admits plain requests that must become a tunnel; no rule without
+	// it does.
 	Upgrade bool
 	// NoTunnel makes it a name to resolve and not to connect to.
 	NoTunnel bool
@@ -129,6 +131,19 @@ type Quarantined struct {
 	At      string // file:line
 }
 
+// Upgrade says whether a plain request asks to become a tunnel (RFC 9110
+// section 7.8).
+type Upgrade uint8
+
+// What a request asks; the zero value asks for no upgrade. A client that may
+// upgrade takes a plain answer, too: Decide looks for a rule that allows the
+// upgrade and, if there is none, answers as if NoUpgrade had been asked.
+const (
+	NoUpgrade Upgrade = iota
+	MayUpgrade
+	MustUpgrade
+)
+
 // Request is one question to the policy.
 type Request struct {
 	ID     spiffeid.ID // verified; zero is never allowed
@@ -136,8 +151,9 @@ type Request struct {
 	Dest   Destination
 	// Method is "" for a tunnel; else Path is the raw path of a plain request.
 	Method, Path string
-	// Upgrade marks a plain request that asks to become a tunnel.
-	Upgrade bool
+	// Upgrade says whether a plain request asks to become a tunnel. Of a
+	// Decision it says whether it may.
+	Upgrade Upgrade
 	// Time is compared with expiry dates.
 	Time time.Time
 }

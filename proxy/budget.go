@@ -21,7 +21,7 @@ func (x *exchange) spend() allowlist.Reason {
 // anything is looked up.
 func (x *exchange) take() (reason allowlist.Reason) {
 	take := x.proxy.cfg.Budgets.Open
-	if x.isPlain() && !x.request.Upgrade {
+	if x.isPlain() && x.decision.Upgrade == allowlist.NoUpgrade {
 		take = x.proxy.cfg.Budgets.Exchange
 	}
 	x.lease, reason = take(x.state.Policy, x.conn.Caller.ID)

@@ -33,6 +33,7 @@ type exchange struct {
 	url      allowlist.URL // of a plain request
 	body     int64         // of a plain request; see head.Body
 	last     bool          // a plain request that may not be forwarded
+	upgrade  string        // protocols that a plain request asks for and that may be sent on; see forward.Protocols
 	request  allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
@@ -118,7 +119,7 @@ func (x *exchange) isHello() bool {
 // forget lets go of the last request.
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
-	x.url, x.body, x.last, x.request = allowlist.URL{}, 0, false, allowlist.Request{}
+	x.url, x.body, x.last, x.upgrade, x.request = allowlist.URL{}, 0, false, "", allowlist.Request{}
 	x.bound, x.sent, x.cut = bound{}, false, allowlist.NoReason
 }
 
@@ -278,13 +279,19 @@ func (x *exchange) identify(now time.Time) allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// decide asks the state that renew took, once.
+// decide asks the state that renew took, once. An upgrade that was dropped stays
+// so, whatever states follow: the request has only the budget of a plain one.
 func (x *exchange) decide(now time.Time) {
 	x.request.ID, x.request.Source, x.request.Time = x.conn.Caller.ID, x.conn.Caller.Source, now
 	x.decision = x.state.Decide(x.request)
+	if x.decision.Upgrade == allowlist.NoUpgrade {
+		x.request.Upgrade = allowlist.NoUpgrade
+	}
 	x.bind(now)
-	if err := allowlist.CheckPath(x.request.Path); err != nil && x.decision.Reason == allowlist.MalformedTarget {
-		x.detail = err.Error()
+	if x.decision.Reason == allowlist.MalformedTarget {
+		if err := allowlist.CheckPath(x.request.Path); err != nil {
+			x.detail = err.Error()
+		}
 	}
 	x.open.SetDecision(x.decision)
 	if x.state != nil {

@@ -727,7 +727,7 @@ func TestUpgrade(t *testing.T) {
 	t.Run("refused without", func(t *testing.T) {
 		r := newPlainRig(t, ok)
 		c := r.call(t, "builder")
-		if a := c.ask(t, ask(r.gateway, "allowed.example")); a.reason() != "method-not-allowed" || !strings.Contains(a.body, "upgrade: true") {
+		if a := c.ask(t, ask(r.gateway, "allowed.example")); a.reason() != "upgrade-not-allowed" || !strings.Contains(a.body, "upgrade: true") {
 			t.Errorf("answered %s\n%s", a.phrase, a.body)
 		}
 		r.next(t, audit.EventDecision)

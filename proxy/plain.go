@@ -44,19 +44,33 @@ func (x *exchange) parsePlain() allowlist.Reason {
 		return allowlist.MalformedHeader
 	}
 	x.last = bounded && forwards == 0
-	x.request.Upgrade = x.wantsUpgrade()
-	if url.WebSocket && (!x.request.Upgrade || !x.head.Lists("Upgrade", "websocket")) {
-		x.detail = "malformed target: a ws URL asks for an upgrade to websocket, and the fields do not"
+	if x.request.Upgrade = x.wantsUpgrade(); url.WebSocket && x.request.Upgrade != allowlist.MustUpgrade {
+		x.detail = "malformed target: a ws URL asks for an upgrade, which neither HTTP/1.0 nor a request with a body has"
 		return allowlist.MalformedTarget
 	}
 	return allowlist.NoReason
 }
 
-// wantsUpgrade reports whether the request asks to become a tunnel. One with a
-// body does not: the field is left out of it, which a proxy may do.
-func (x *exchange) wantsUpgrade() bool {
-	h := x.head
-	return h.Minor == 1 && x.body == 0 && h.Get("Upgrade") != "" && h.Lists("Connection", "upgrade")
+// wantsUpgrade notes which protocols the request asks for, and returns whether
+// it may or must become a tunnel (RFC 9110 section 7.8). A request of HTTP/1.0
+// does not ask, nor does one with a body: the field is left out of it, which a
+// proxy may do. A ws URL asks by itself.
+func (x *exchange) wantsUpgrade() allowlist.Upgrade {
+	if x.head.Minor == 0 || x.body != 0 || !x.url.WebSocket && !x.head.Lists("Connection", "upgrade") {
+		return allowlist.NoUpgrade
+	}
+	protocols, demanded := forward.Protocols(x.head)
+	if x.url.WebSocket && !demanded {
+		protocols, demanded = "websocket", true
+	}
+	x.upgrade = protocols
+	switch {
+	case demanded:
+		return allowlist.MustUpgrade
+	case protocols != "":
+		return allowlist.MayUpgrade
+	}
+	return allowlist.NoUpgrade
 }
 
 // forward carries a plain request to its origin and the answer back. It reports
@@ -132,6 +146,10 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 		}
 		settle()
 	}
+	upgrade := x.upgrade
+	if x.decision.Upgrade == allowlist.NoUpgrade {
+		upgrade = ""
+	}
 	panics := true
 	defer func() {
 		if panics {
@@ -142,7 +160,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 		Decision: x.decision, Head: x.head, URL: x.url, Body: x.body, Reader: x.reader, Client: x.conn,
 		Logins:    &x.logins,
 		Spend:     x.lease.Spend,
-		Upgrade:   x.request.Upgrade,
+		Upgrade:   upgrade,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, cancel, u) },
 		Answer:    func(status int, write func() error) error { return f.answer(ctx, status, write) },
 		Progress: func(up, down int64) {
@@ -172,6 +190,9 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
 	x.proxy.cfg.Registry.Remove(&f.pending.Tunnel) // an exchange counts once
 	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
+		if reason == allowlist.UpgradeNotAllowed {
+			entry.ended(reason) // a client that need not upgrade is asked for again, without
+		}
 		return &forward.Error{Reason: reason}
 	}
 	// What must be recorded is recorded before anything of it goes out, at the
@@ -227,6 +248,14 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 		if x.body != 0 { // some of it may have been read, which nobody can read again
 			x.detail = live.EndedBy(why).String()
 			return allowlist.CutOff
+		}
+		x.settle()
+		return allowlist.NoReason
+	case !res.Sent && res.Reason == allowlist.ResolvedAddressDenied && x.request.Upgrade == allowlist.MayUpgrade:
+		// The rule for upgrades opens other addresses than the one for the rest.
+		x.request.Upgrade = allowlist.NoUpgrade
+		if reason := x.again(); reason != allowlist.NoReason {
+			return reason
 		}
 		x.settle()
 		return allowlist.NoReason

@@ -179,15 +179,16 @@ func wireCases() []wireCase {
 // elsewhere are the reasons that no CONNECT can have, and why.
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
-		allowlist.PathNotAllowed:   "TestPlainDecisions: only a plain HTTP request has a path",
-		allowlist.TypeNotAllowed:   "only a DNS query has a type",
-		allowlist.SpecialName:      "only a DNS query is refused for it",
-		allowlist.AuditUnavailable: "TestWhatCannotBeRecordedIsRefused: no record says it",
-		allowlist.SNIMismatch:      "TestFirstBytes: a tunnel has been answered",
-		allowlist.SNIMissing:       "TestFirstBytes",
-		allowlist.NotTLS:           "TestFirstBytes",
-		allowlist.ECHRefused:       "TestFirstBytes",
-		allowlist.CutOff:           "TestACutRequestIsNoDenial: a CONNECT sends nothing on before it is answered",
+		allowlist.PathNotAllowed:    "TestPlainDecisions: only a plain HTTP request has a path",
+		allowlist.UpgradeNotAllowed: "TestAnUpgradeThatMustBe: only a plain HTTP request asks for one",
+		allowlist.TypeNotAllowed:    "only a DNS query has a type",
+		allowlist.SpecialName:       "only a DNS query is refused for it",
+		allowlist.AuditUnavailable:  "TestWhatCannotBeRecordedIsRefused: no record says it",
+		allowlist.SNIMismatch:       "TestFirstBytes: a tunnel has been answered",
+		allowlist.SNIMissing:        "TestFirstBytes",
+		allowlist.NotTLS:            "TestFirstBytes",
+		allowlist.ECHRefused:        "TestFirstBytes",
+		allowlist.CutOff:            "TestACutRequestIsNoDenial: a CONNECT sends nothing on before it is answered",
 	}
 }
 

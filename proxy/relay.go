@@ -210,8 +210,10 @@ func (x *exchange) confirmed(r *relaying) allowlist.Reason {
 	}
 }
 
-// confirm decides again if another state has come into force since.
+// confirm decides again if another state has come into force since. What was
+// asked of the origin as an upgrade is allowed only as one.
 func (x *exchange) confirm(addr netip.AddrPort) allowlist.Reason {
+	upgrade := x.decision.Upgrade
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
 		req.Time = time.Now() // a date of this very state may have passed since
@@ -221,6 +223,10 @@ func (x *exchange) confirm(addr netip.AddrPort) allowlist.Reason {
 	}
 	if reason := x.again(); reason != allowlist.NoReason {
 		return reason
+	}
+	if x.decision.Upgrade != upgrade {
+		x.decision.Upgrade = upgrade
+		return allowlist.UpgradeNotAllowed
 	}
 	if err := x.decision.CheckAddr(addr); err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {

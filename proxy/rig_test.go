@@ -261,7 +261,6 @@ type record struct {
 	Dropped       int    `json:"addresses_dropped"`
 	Up            int64  `json:"up"`
 	Down          int64  `json:"down"`
-	Detail        string `json:"detail"`
 	CloseReason   string `json:"close_reason"`
 	TraceID       string `json:"trace_id"`
 	SpanID        string `json:"span_id"`

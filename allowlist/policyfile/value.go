@@ -132,7 +132,7 @@ func readMethod(v *strictyaml.Node) (string, bool) {
 		return "", false
 	}
 	switch {
-	case !isToken(strings.ToUpper(text)):
+	case !allowlist.IsMethod(strings.ToUpper(text)):
 		v.Errorf("%q is not a method: write one such as GET", text)
 	case text != strings.ToUpper(text):
 		v.Errorf("methods are upper case: write %s, not %q", strings.ToUpper(text), text)
@@ -173,17 +173,4 @@ func readType(v *strictyaml.Node) (allowlist.QueryType, bool) {
 		return 0, false
 	}
 	return t, true
-}
-
-// isToken accepts what methods are made of.
-func isToken(s string) bool {
-	if len(s) > 32 || s == "" || s[0] < 'A' || s[0] > 'Z' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-			return false
-		}
-	}
-	return true
 }

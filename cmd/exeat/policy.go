@@ -238,7 +238,7 @@ func (q *question) decide(p *allowlist.Policy) (d allowlist.Decision, allowed bo
 func (f *checkFlags) print(w io.Writer, d allowlist.Decision, to, version string) error {
 	rule, at, remedy := "", "", ""
 	if f.qtype == "" {
-		remedy = refusal.Remedy(max(d.Reason, d.WouldReason), &d) // one of them is none
+		remedy = refusal.Line(d.ID.String(), d.Remedy(max(d.Reason, d.WouldReason)).Rule) // one of them is none
 	}
 	if d.Rule != nil {
 		rule, at = d.Rule.Name(), d.Rule.Place()

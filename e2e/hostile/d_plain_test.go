@@ -164,13 +164,12 @@ func plainRows() []row {
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/publicx"), "public-path.example"),
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/PUBLIC/x"), "public-path.example"),
 			[]scenario{forwarded{head: get("http://public-path.example:PORT/public/x?q=../admin"), sees: []string{"get /public/x?q=../admin http/1.1\r\n"}}.named("the path itself")})},
-		{"D22", "a method that the rule does not name; `OPTIONS` without a path, which asks about the server itself, where a rule has `paths`; an upgrade to what a rule allows only with `methods` or `paths`", "denied; without `paths` it goes out as `OPTIONS *`", slices.Concat(
+		{"D22", "a method that the rule does not name; `OPTIONS` without a path, which asks about the server itself, where a rule has `paths`", "denied; without `paths` it goes out as `OPTIONS *`", slices.Concat(
 			twice(allowlist.MethodNotAllowed, "POST http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "read-only.example"),
 			twice(allowlist.MethodNotAllowed, "get http://read-only.example:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
 			twice(allowlist.MethodNotAllowed, "OPTIONS http://read-only.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
 			twice(allowlist.PathNotAllowed, "OPTIONS http://public-path.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "public-path.example"),
-			[]scenario{forwarded{head: "OPTIONS http://allowed.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"options * http/1.1\r\n"}}.named("the server itself")},
-			twice(allowlist.MethodNotAllowed, get("http://read-only.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "read-only.example"))},
+			[]scenario{forwarded{head: "OPTIONS http://allowed.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"options * http/1.1\r\n"}}.named("the server itself")})},
 		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
 		{"D24", "fields of one connection, the caller's or the origin's: those that Connection names, whatever else it says; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{
 			forwarded{head: get("http://allowed.example:PORT/", "Connection: X-Secret, close-ish", "X-Secret: 1", "TE: trailers", "Keep-Alive: 5", "Proxy-Authorization: Basic x", "Proxy-Connection: keep-alive", "Trailer: X", "Close-Ish: 1"), never: []string{"x-secret", "close-ish", "\r\nte:", "keep-alive", "proxy-", "trailer"}}.named("all of them"),
@@ -221,6 +220,13 @@ func plainRows() []row {
 			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 300<<10)+"\r\n\r\n")},
 		loginRow(),
 		readOtherwise(),
+		{"D32", "an upgrade: one that its client need not have, such as h2c; a WebSocket; another form of HTTP where upgrades are allowed", "the rule's `upgrade: true` decides: without it the upgrade is dropped and the request goes on as a plain one, but a WebSocket is denied as `upgrade-not-allowed`; h2c, HTTP and TLS are dropped under every rule, since their requests would be decided by nobody", slices.Concat(
+			dropped("allowed.example:PORT/", "h2c", "TLS/1.0", "spdy/3.1", "websockets, h2c"), dropped("read-only.example:PORT/", "h2c"), dropped("public-path.example:PORT/public/x", "h2c"),
+			dropped("chat.example:PORT/chat/x", "h2c", "H2C", "h2c-16", "HTTP/2.0, TLS/1.0"),
+			twice(allowlist.MethodNotAllowed, "POST http://chat.example:PORT/chat/x HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "chat.example"),
+			twice(allowlist.PathNotAllowed, get("http://chat.example:PORT/admin", "Connection: Upgrade", "Upgrade: websocket"), "chat.example"),
+			twice(allowlist.PathNotAllowed, get("http://chat.example:PORT/admin", "Connection: Upgrade", "Upgrade: h2c"), "chat.example"),
+			demanded("websocket", "WebSocket/13", "h2c, WEBSOCKET", "websocket,"))},
 		undecided(),
 	}
 }
@@ -264,13 +270,35 @@ func undecided() row {
 			out("sixteen empty lines", strings.Repeat("\r\n", 16), good+"/", "get /"),
 		},
 		twice(allowlist.NotOnAllowlist, "GET http://evil.test:/ HTTP/1.1\r\nHost: x\r\n\r\n", "evil.test"),
-		twice(allowlist.MethodNotAllowed, get("ws://allowed.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "allowed.example"),
+		twice(allowlist.UpgradeNotAllowed, get("ws://allowed.example:PORT/", "Connection: Upgrade", "Upgrade: websocket"), "allowed.example"),
+		twice(allowlist.UpgradeNotAllowed, get("WS://allowed.example:PORT/"), "allowed.example"),
 		refusedAs("seventeen empty lines", allowlist.MalformedRequestLine, strings.Repeat("\r\n", 17)+getLine+host+"\r\n"),
 		refusedAs("an empty line of LF", allowlist.MalformedRequestLine, "\n"+getLine+host+"\r\n"),
 		refusedAs("a space in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a b HTTP/1.1\r\n"+host+"\r\n"),
 		refusedAs("a tab in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\tb HTTP/1.1\r\n"+host+"\r\n"),
 		refusedAs("CR in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\rb HTTP/1.1\r\n"+host+"\r\n"),
 		refusedAs("NUL in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\x00b HTTP/1.1\r\n"+host+"\r\n"))}
+}
+
+// dropped are upgrades of a request that goes on without.
+func dropped(url string, protocols ...string) []scenario {
+	var cases []scenario
+	for _, p := range protocols {
+		head := get("http://"+url, "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA", "Upgrade: "+p)
+		cases = append(cases, forwarded{head: head, never: []string{"upgrade", "http2-settings", "connection:"}}.named(p+" of "+url))
+	}
+	return cases
+}
+
+// demanded are upgrades to what the client can use no other answer than.
+func demanded(protocols ...string) []scenario {
+	var cases []scenario
+	for _, p := range protocols {
+		for _, host := range []string{"allowed.example", "read-only.example", "public-path.example"} {
+			cases = append(cases, twice(allowlist.UpgradeNotAllowed, get("http://"+host+":PORT/public/x", "Connection: Upgrade", "Upgrade: "+p), host)...)
+		}
+	}
+	return cases
 }
 
 // noAnswers are what an origin says that is no answer.

@@ -273,6 +273,7 @@ identities:
       - {host: anywhere.example, ports: [PORT]}
       - {host: everywhere.example, ports: [PORT], addresses: [0.0.0.0/0, "::/0"]}
       - {host: read-only.example, ports: [PORT], methods: [GET], addresses: 127.0.0.1/32}
+      - {host: chat.example, ports: [PORT], methods: [GET], paths: ["/chat/**"], upgrade: true, addresses: 127.0.0.1/32}
       - {host: public-path.example, ports: [PORT], paths: ["/public/**"], addresses: 127.0.0.1/32}
       - {host: strict.example, ports: [PORT], tls: require, addresses: 127.0.0.1/32}
       - {host: auto.example, ports: [PORT], addresses: 127.0.0.1/32}

@@ -61,6 +61,8 @@ func mutants() []fault {
 		of("D/D31", "twins of removed fields are sent on", "proxy/forward/fields.go", "return c\n\t\t}\n\t\treturn '-'", "return c\n\t\t}\n\t\treturn c"),
 		of("D/D31", "a method that a field names is sent on", "proxy/forward/fields.go", "return !methods && !paths\n", "return !paths || name == \"\"\n"),
 		of("D/D31", "what escapes decode to is not looked at", "allowlist/path.go", "case isAmbiguous(r):", "case isAmbiguous(r) && size == 0:"),
+		of("D/D32", "h2c is asked for under a rule for upgrades", "proxy/forward/upgrade.go", `strings.HasPrefix(name, "h2") || `, ""),
+		of("D/D32", "a WebSocket in capitals may be dropped", "proxy/forward/upgrade.go", `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
 		of("H/H8", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
 		of("H/H11", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
 		of("F/F15", "a list of its own does not decide the mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),

@@ -59,7 +59,7 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 	case allowlist.NoReason, allowlist.MalformedRequestLine, allowlist.MalformedPort, allowlist.MissingHost,
 		allowlist.DuplicateHost, allowlist.AuthorityMismatch, allowlist.ConnectOnly, allowlist.HeadTooLarge,
 		allowlist.HeadTimeout, allowlist.PortNotAllowed, allowlist.PathNotAllowed,
-		allowlist.IPNotOnAllowlist, allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout,
+		allowlist.IPNotOnAllowlist, allowlist.UpgradeNotAllowed, allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout,
 		allowlist.ResponseFailed, allowlist.ResponseTimeout, allowlist.CutOff, allowlist.AuditUnavailable,
 		allowlist.SNIMismatch, allowlist.SNIMissing, allowlist.NotTLS, allowlist.ECHRefused,
 		allowlist.TunnelLimit, allowlist.UploadLimit,

@@ -107,8 +107,9 @@ type Exchange struct {
 	Client net.Conn
 	// Logins belong to the connection of the client; nil keeps none of them.
 	Logins *Logins
-	// Upgrade asks the origin for the protocol in the field Upgrade.
-	Upgrade bool
+	// Upgrade asks the origin for one of these protocols, as the field of that
+	// name lists them; "" asks for none. See Protocols.
+	Upgrade string
 
 	// Spend is asked before the head goes out, and before bytes of the body and
 	// its trailer do. False ends the exchange as upload-limit; nil is always true.
@@ -187,7 +188,7 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 		return Result{Reason: allowlist.MalformedTarget, Err: err}
 	}
 	well := false
-	if !ex.Upgrade {
+	if ex.Upgrade == "" {
 		r.lane = f.pools.take(ex)
 		defer func() { f.pools.give(r.lane, ex.Logins, well) }()
 	}

@@ -130,7 +130,7 @@ func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
 	if err == nil {
 		protocol, err = resp.Header.Get("Upgrade"), r.headed(resp)
 	}
-	if err == nil && !r.Head.Lists("Upgrade", protocol) {
+	if err == nil && !asksFor(r.Upgrade, protocol) {
 		err = errNoAnswer
 	}
 	if err != nil {

@@ -44,9 +44,9 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 	}
 	req.RequestURI = ""
 	req.Close = false // of the client's connection; the origin's is another
-	if r.Upgrade {
+	if r.Upgrade != "" {
 		req.Header.Set("Connection", "Upgrade")
-		req.Header.Set("Upgrade", r.Head.Get("Upgrade"))
+		req.Header.Set("Upgrade", r.Upgrade)
 	}
 	if r.Body != 0 {
 		r.body = newRequestBody(r, req, buffered)

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -212,7 +211,7 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 		for _, row := range r.rows() {
 			b = fmt.Appendf(b, "  %-9s %s\n", row[0]+":", row[1])
 		}
-		if yaml := Remedy(r.Reason, &r.Decision); yaml != "" {
+		if yaml := Line(r.Decision.ID.String(), r.Decision.Remedy(r.Reason).Rule); yaml != "" {
 			b = append(append(b, "\nIf it should be allowed, add this to the policy:\n\n"...), yaml...)
 		}
 	}
@@ -264,42 +263,12 @@ func (r Refusal) problem(d Disclosure, phrase string) any {
 	if d == Full {
 		dec := &r.Decision
 		p.Reason, p.Identity, p.Policy = r.Reason.String(), dec.ID.String(), dec.PolicyVersion()
-		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Remedy(r.Reason, dec)
+		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Line(dec.ID.String(), dec.Remedy(r.Reason).Rule)
 		if !dec.Dest.Host.IsZero() {
 			p.Destination = dec.Dest.String()
 		}
 	}
 	return p
-}
-
-// Remedy returns the YAML that would allow what a decision denies, or would deny
-// if it did not only observe; "" where a rule cannot.
-func Remedy(why allowlist.Reason, d *allowlist.Decision) string {
-	switch why { //nolint:exhaustive // most refusals are not for a new rule to mend
-	case allowlist.IdentityUnknown, allowlist.NotOnAllowlist, allowlist.PortNotAllowed,
-		allowlist.RuleExpired, allowlist.MethodNotAllowed, allowlist.IPNotOnAllowlist:
-	default:
-		return ""
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "  - id: %s\n    allow:\n", d.ID)
-	if addr := d.Dest.Host.Addr(); addr.IsValid() {
-		fmt.Fprintf(&b, "      - cidr: %s/%d\n", addr, addr.BitLen())
-	} else if host := d.Dest.Host.String(); strings.Contains(host, ".") {
-		fmt.Fprintf(&b, "      - host: %s\n", host)
-	} else { // a bare word may be something else in YAML: null, true
-		fmt.Fprintf(&b, "      - host: %q\n", host)
-	}
-	if d.Dest.Port != 443 {
-		b.WriteString("        ports: [" + strconv.Itoa(int(d.Dest.Port)) + "]\n")
-	}
-	if d.Method != "" {
-		fmt.Fprintf(&b, "        methods: [%q]\n", d.Method)
-	}
-	if d.Upgrade {
-		b.WriteString("        upgrade: true\n")
-	}
-	return b.String()
 }
 
 // printable replaces every byte outside printable ASCII, so that text from a

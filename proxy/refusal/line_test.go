@@ -1,0 +1,141 @@
+package refusal
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+)
+
+// now is the time of every request here.
+func now() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }
+
+const lineHead = "  - id: spiffe://prod.example/ns/ci/sa/builder\n    allow:\n"
+
+// load reads a policy whose identities are these lines.
+func load(t *testing.T, identities ...string) *allowlist.Policy {
+	t.Helper()
+	dir := t.TempDir()
+	files := make([]string, 0, len(identities))
+	for i, text := range identities {
+		file := filepath.Join(dir, string(rune('a'+i))+".yaml")
+		if err := os.WriteFile(file, []byte("version: 1\nidentities:\n"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	policy, err := policyfile.Load(policyfile.Options{}, files...)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, strings.Join(identities, "\n"))
+	}
+	return policy
+}
+
+// TestLine is what a caller is told to add, for each way to miss a rule: what the
+// rule has stays, and what is new is what was asked for.
+func TestLine(t *testing.T) {
+	for _, row := range []struct {
+		name, rule                  string // rule is one line of the policy
+		method, dest, path, upgrade string
+		reason                      string
+		want                        []string // the lines of the rule; nil if none is offered
+	}{
+		{
+			"a WebSocket keeps the rule as it is", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET, HEAD], paths: [/chat/**, /ws]}",
+			"GET", "a.example:80", "/chat/x", "must", "upgrade-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET", "HEAD"]`, `paths: ["/chat/**", "/ws"]`, "upgrade: true"},
+		},
+		{
+			"a WebSocket elsewhere is one there", "{host: a.example, ports: [80, 81], addresses: [10.1.0.0/16], methods: [GET], paths: [/chat/**]}",
+			"GET", "a.example:80", "/other", "must", "upgrade-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET"]`, `paths: ["/other"]`, "upgrade: true"},
+		},
+		{
+			"a WebSocket under a rule for everything", "{host: '**.example', ports: [1-65535], addresses: [10.1.0.0/16]}",
+			"GET", "a.example:80", "/chat", "must", "upgrade-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET"]`, `paths: ["/chat"]`, "upgrade: true"},
+		},
+		{
+			"an upgrade that need not be", "{host: a.example, ports: [80], methods: [POST]}",
+			"GET", "a.example:80", "/", "may", "method-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `methods: ["GET"]`, `paths: ["/"]`},
+		},
+		{
+			"another method", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET], paths: [/public/**], expires: 2027-01-31}",
+			"POST", "a.example:80", "/public/x", "", "method-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["POST"]`, `paths: ["/public/x"]`, "expires: 2027-01-31"},
+		},
+		{
+			"another path", "{host: a.example, ports: [80], addresses: [10.1.0.0/16, 'fd00::/8'], methods: [GET, POST], paths: [/public/**]}",
+			"POST", "a.example:80", "/admin", "", "path-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16", "fd00::/8"]`, `methods: ["POST"]`, `paths: ["/admin"]`},
+		},
+		{
+			"another port", "{host: db.example, ports: [5432], addresses: [10.1.0.0/16], tls: off, ech: refuse, expires: 2026-12-01T06:30:00Z}",
+			"", "db.example:5433", "", "", "port-not-allowed",
+			[]string{"host: db.example", "ports: [5433]", `addresses: ["10.1.0.0/16"]`, "ech: refuse", "expires: 2026-12-01T06:30:00Z"},
+		},
+		{
+			"another port, strictly", "{host: db.example, ports: [8443], tls: require}", "", "db.example:9443", "", "", "port-not-allowed",
+			[]string{"host: db.example", "ports: [9443]", "tls: require"},
+		},
+		{
+			"a tunnel where methods are written", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET]}", "", "a.example:80", "", "", "method-not-allowed",
+			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`},
+		},
+		{
+			"an old rule is there for today only", "{host: db.example, addresses: [10.1.0.0/16], tls: off, expires: 2026-11-01}", "", "db.example:443", "", "", "rule-expired",
+			[]string{"host: db.example", `addresses: ["10.1.0.0/16"]`, "tls: off", "expires: 2026-11-21"},
+		},
+		{
+			"a plain request to port 443", "{host: b.example}", "GET", "a.example:443", "/x?y", "", "not-on-allowlist",
+			[]string{"host: a.example", `methods: ["GET"]`, `paths: ["/x"]`, "tls: auto"},
+		},
+		{"a method that no rule can name", "{host: a.example, ports: [80], methods: [GET]}", "get", "a.example:80", "/", "", "method-not-allowed", nil},
+		{"a path that no rule can name", "{host: b.example}", "GET", "a.example:80", "/a;b", "", "not-on-allowlist", nil},
+		{"a path that a rule would read as many", "{host: b.example}", "GET", "a.example:80", "/a/*", "", "not-on-allowlist", nil},
+		{"the server itself", "{host: b.example}", "OPTIONS", "a.example:80", "", "", "not-on-allowlist", nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			text := lineHead + "      - " + row.rule + "\n"
+			policy := load(t, text)
+			req := allowlist.Request{
+				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Source: allowlist.SourceX509SVID,
+				Dest: destination(t, row.dest), Method: row.method, Time: now(),
+				Upgrade: map[string]allowlist.Upgrade{"may": allowlist.MayUpgrade, "must": allowlist.MustUpgrade}[row.upgrade],
+			}
+			if req.Path, _, _ = strings.Cut(row.path, "?"); row.method == "OPTIONS" {
+				req.Path = allowlist.Asterisk
+			}
+			dec := policy.Decide(req)
+			if dec.Reason.String() != row.reason {
+				t.Fatalf("denied as %s, want %s", dec.Reason, row.reason)
+			}
+			want := ""
+			if row.want != nil {
+				want = lineHead + "      - " + strings.Join(row.want, "\n        ") + "\n"
+			}
+			got := Line(dec.ID.String(), dec.Remedy(dec.Reason).Rule)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Fatalf("(-want +got):\n%s", diff)
+			}
+			_, body := parse(t, Refusal{Reason: dec.Reason, Decision: dec}.Append(nil, Full))
+			if offers := strings.Contains(string(body), "add this to the policy"); offers != (want != "") || !strings.HasSuffix(string(body), want) {
+				t.Errorf("the body is\n%s", body)
+			}
+			if want == "" {
+				return
+			}
+			if d := load(t, text, got).Decide(req); d.Verdict != allowlist.Allow {
+				t.Errorf("with it, %s", d.Reason)
+			}
+		})
+	}
+}
