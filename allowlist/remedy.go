@@ -84,7 +84,7 @@ func noRemedy(why Reason, rule *CompiledRule) Remedy {
 	case QuarantinedIdentity:
 		return Remedy{Note: "No rule can allow it: the identity is in quarantine."}
 	case IdentitySourceNotAccepted:
-		return Remedy{Note: "No rule can allow it: accept names other ways to prove the identity."}
+		return Remedy{Note: "No rule can allow it: this way to prove the identity is not accepted, see accept."}
 	}
 	return Remedy{}
 }
@@ -95,11 +95,12 @@ func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 		return Remedy{Rule: r}
 	}
 	var c chain
-	if p.collect(req.ID, &c); c.n == 0 {
-		return Remedy{Rule: r}
-	}
-	if !c.accept().Has(req.Source) {
+	p.collect(req.ID, &c)
+	switch {
+	case !c.accept().Has(req.Source):
 		return noRemedy(IdentitySourceNotAccepted, nil)
+	case c.n == 0:
+		return Remedy{Rule: r}
 	}
 	var denied *CompiledRule
 	c.each(req.Dest.Host, func(h *hostRules) bool {

@@ -78,7 +78,7 @@ func TestLine(t *testing.T) {
 			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16", "fd00::/8"]`, `methods: ["POST"]`, `paths: ["/admin"]`},
 		},
 		{
-			"another port", "{host: db.example, ports: [5432], addresses: [10.1.0.0/16], tls: off, ech: refuse, expires: 2026-12-01T06:30:00Z}",
+			"another port", "{host: db.example, ports: [5432], addresses: [10.1.0.0/16], ech: refuse, expires: 2026-12-01T06:30:00Z}",
 			"", "db.example:5433", "", "", "port-not-allowed",
 			[]string{"host: db.example", "ports: [5433]", `addresses: ["10.1.0.0/16"]`, "ech: refuse", "expires: 2026-12-01T06:30:00Z"},
 		},

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+)
+
+// checkFlags are the flags of policy check.
+type checkFlags struct {
+	output, trustDomain  string
+	policies             []string
+	identity, dest, with string
+	qtype                string
+	method, path         string
+	upgrade              bool
+}
+
+func newPolicyCheck() *cobra.Command {
+	var f checkFlags
+	cmd := &cobra.Command{
+		Use:   "check --identity ID --dest HOST:PORT|NAME [--method METHOD] [--path PATH] [--upgrade] [--type TYPE]",
+		Short: "Say what a policy decides",
+		Long: `Decide as the gateway would for a CONNECT; with --method, --path or --upgrade
+for a plain http:// request; with --type for a DNS query. Nothing is looked up.
+Say by which rule, or why not and what would allow it: never more than was asked
+for. Resolved addresses are checked only by the gateway.
+
+Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy. A
+special name such as host.local is not looked up, observed or not: 1.`,
+		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443\n" +
+			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest mirror.example:80 --method GET --path /debian/dists\n" +
+			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com --type A",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(visible{cmd.OutOrStdout()})
+		},
+	}
+	addOutput(cmd, &f.output)
+	addTrustDomain(cmd, &f.trustDomain)
+	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{defaultPolicy}, "policy `files` or directories")
+	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE `ID` (required)")
+	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, `HOST:PORT`, or a name with --type (required)")
+	cmd.Flags().StringVar(&f.method, "method", "", "ask for a plain request with this `method`; default GET with --path or --upgrade")
+	cmd.Flags().StringVar(&f.path, "path", "", "and for this `path`; default /, and * is the server itself, for OPTIONS")
+	cmd.Flags().BoolVar(&f.upgrade, "upgrade", false, "and for an upgrade that it must have, as a WebSocket must")
+	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query `type` such as A")
+	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller proves its identity: x509-svid, listener or source-map")
+	require(cmd, "identity", "dest")
+	return cmd
+}
+
+func (f *checkFlags) run(w io.Writer) error {
+	opts, err := policyOptions(f.output, f.trustDomain)
+	if err != nil {
+		return err
+	}
+	q, err := f.question()
+	if err != nil {
+		return err
+	}
+	if opts.TrustDomain.IsZero() {
+		opts.TrustDomain = q.ID.TrustDomain()
+	}
+	policy, err := policyfile.Load(opts, f.policies...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w (--policy names the files)", err)
+	}
+	if err != nil {
+		return err
+	}
+	a := q.ask(policy)
+	if err := f.print(w, &a, q.text, policy.Version()); err != nil {
+		return err
+	}
+	if !a.allowed {
+		return errAnswerNo
+	}
+	return nil
+}
+
+// question is what policy check asks: for a destination, or for a name if it
+// has a type.
+type question struct {
+	allowlist.Request
+
+	qtype allowlist.QueryType
+	text  string // what for
+}
+
+func (f *checkFlags) question() (q question, err error) {
+	q.Time = time.Now()
+	if q.ID, err = spiffeid.FromString(f.identity); err != nil {
+		return q, fmt.Errorf("--identity %s: %w: write spiffe://TRUST.DOMAIN/PATH", f.identity, err)
+	}
+	var ok bool
+	if q.Source, ok = allowlist.ParseSource(f.with); !ok {
+		return q, fmt.Errorf("--with %s: write x509-svid, listener or source-map", f.with)
+	}
+	plain := f.method != "" || f.path != "" || f.upgrade
+	switch {
+	case f.qtype != "" && plain:
+		return q, errors.New("--type asks for a DNS query, which has no method, path or upgrade: remove one of them")
+	case f.qtype != "":
+		err = f.name(&q)
+		return q, err
+	}
+	if q.Dest, err = allowlist.ParseDestination(f.dest); err != nil {
+		return q, fmt.Errorf("--dest %s: %w: write one such as api.example:443", f.dest, err)
+	}
+	q.text = q.Dest.String()
+	if plain {
+		err = f.plain(&q)
+	}
+	return q, err
+}
+
+// name makes it a DNS query.
+func (f *checkFlags) name(q *question) (err error) {
+	if q.Dest.Host, err = allowlist.ParseHost(f.dest); err != nil || q.Dest.Host.IsAddr() {
+		return fmt.Errorf("--dest %s: %w: with --type write a name without a port", f.dest, allowlist.ErrHost)
+	}
+	var ok bool
+	if q.qtype, ok = allowlist.ParseQueryType(f.qtype); !ok {
+		return fmt.Errorf("--type %s: no rule allows it: write one such as A, AAAA or TXT", f.qtype)
+	}
+	q.text = q.qtype.String() + " of " + q.Dest.Host.String()
+	return nil
+}
+
+// plain makes it a plain request, read as the gateway reads one.
+func (f *checkFlags) plain(q *question) error {
+	q.Method = cmp.Or(f.method, http.MethodGet)
+	if !allowlist.IsMethod(strings.ToUpper(q.Method)) || strings.EqualFold(q.Method, http.MethodConnect) {
+		return fmt.Errorf("--method %s: write one such as GET; without --method, --path and --upgrade a CONNECT is asked for", q.Method)
+	}
+	path := cmp.Or(f.path, "/")
+	q.Path = path
+	if path != allowlist.Asterisk || q.Method != http.MethodOptions {
+		url, err := allowlist.ParseURL("http://" + q.Dest.String() + path)
+		if err != nil || url.Dest != q.Dest {
+			return fmt.Errorf("--path %s: the gateway refuses it as malformed: write one such as /a/b, escaped as in a URL", path)
+		}
+		q.Path = url.Path
+	}
+	q.text = q.Method + " http://" + q.Dest.String() + strings.TrimPrefix(q.Path, allowlist.Asterisk)
+	if f.upgrade {
+		q.Upgrade = allowlist.MustUpgrade
+		q.text += " with an upgrade"
+	}
+	return nil
+}
+
+// answered is what a policy says to a question.
+type answered struct {
+	decision allowlist.Decision // of a query: what is printed of it
+	allowed  bool               // that a special name is observed does not allow it
+	remedy   allowlist.Remedy
+}
+
+// ask asks a policy.
+func (q *question) ask(p *allowlist.Policy) answered {
+	if q.qtype == 0 {
+		d := p.Decide(q.Request)
+		return answered{d, d.Allowed(), d.Remedy(max(d.Reason, d.WouldReason))} // one of them is none
+	}
+	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
+	d := allowlist.Decision{
+		Request: q.Request, Verdict: name.Verdict, Reason: name.Reason, WouldReason: name.WouldReason,
+		Mode: name.Mode, Rule: name.Rule, Owner: name.Owner,
+	}
+	return answered{d, name.Allowed(), name.Remedy(max(d.Reason, d.WouldReason))}
+}
+
+func (f *checkFlags) print(w io.Writer, a *answered, to, version string) error {
+	d := &a.decision
+	rule, at, line := "", "", refusal.Line(d.ID.String(), a.remedy.Rule)
+	if d.Rule != nil {
+		rule, at = d.Rule.Name(), d.Rule.Place()
+	}
+	if f.output == outputJSON {
+		return json.NewEncoder(w).Encode(map[string]string{
+			"verdict": d.Verdict.String(), "reason": d.Reason.String(), "would_reason": d.WouldReason.String(),
+			"identity": d.ID.String(), "destination": to, "mode": d.Mode.String(),
+			"rule": rule, "rule_at": at, "allowed_ports": d.AllowedPorts(), "owner": d.Owner, "policy": version,
+			"allow_with": line, "note": a.remedy.Note,
+		})
+	}
+	text := d.Verdict.String()
+	if d.Reason == allowlist.IdentitySourceNotAccepted {
+		to += " with " + f.with
+	}
+	if reason := d.Reason.String() + d.WouldReason.String(); reason != "" {
+		text += " (" + reason + ")"
+	}
+	text += ": " + d.ID.String() + " to " + to
+	if rule != "" {
+		text += ", rule " + rule + " at " + at
+	}
+	if ports := d.AllowedPorts(); ports != "" {
+		text += ", allowed ports " + ports
+	}
+	if d.Owner != "" {
+		text += ", owner " + d.Owner
+	}
+	if line != "" {
+		text += "\nTo allow it, the policy needs:\n\n" + strings.TrimSuffix(line, "\n")
+	}
+	if note := a.remedy.Note; note != "" {
+		text += "\n" + note
+	}
+	_, err := fmt.Fprintln(w, text)
+	return err
+}
