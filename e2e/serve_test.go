@@ -88,6 +88,7 @@ func TestServeWithCurlAndOpenSSL(t *testing.T) {
 				t.Errorf("the caller does not see the decision %s", got.ID)
 			}
 			row.want.Event, row.want.Listener, row.want.Host, row.want.ID = "decision", "mtls", row.host, got.ID
+			row.want.Address = got.Address
 			if got != row.want {
 				t.Errorf("record %+v, want %+v", got, row.want)
 			}

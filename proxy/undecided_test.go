@@ -151,7 +151,6 @@ func TestWhatIsRefusedNamesItsCause(t *testing.T) {
 		"http://allowed.example/secret#":     "malformed target: it has a fragment",
 		`http://allowed.example/\secret`:     "malformed target: it has a backslash before the query",
 		"http://secret%2eexample/":           "malformed host: it has an escape",
-		"ws://allowed.example/secret":        "malformed target: a ws URL asks for an upgrade to websocket, and the fields do not",
 		"CONNECT secret@allowed.example:443": "malformed target: it has userinfo",
 		"CONNECT s\xc3\xa9cret.example:443":  "malformed host: it has a non-ASCII byte (write an international name as its A-label)",
 		"CONNECT secret.example":             "malformed target: want HOST:PORT",

@@ -78,7 +78,7 @@ func TestPolicyCheck(t *testing.T) {
 			strings.ReplaceAll(line("host: api.example"), builder, "spiffe://td.example/x") + "With an entry of its own, the identity may do all that everyone may, too.\n"},
 		{"an unknown identity that everyone is denied it", ask("denied.example:443", "--identity", "spiffe://td.example/x"), 1, "deny (identity-unknown): spiffe://td.example/x to denied.example:443\nNo rule can allow it: the deny rule never at policy.yaml:5 is in the way.\n"},
 		{"an observed request", ask("www.example:80", "--method", "POST", "--identity", observed), 0, "observe (method-not-allowed): " + observed + " to POST http://www.example:80/" +
-			strings.ReplaceAll(line("host: www.example", "ports: [80]", inner, `methods: ["POST"]`, `paths: ["/"]`), builder, observed)},
+			strings.ReplaceAll(line("host: www.example", "ports: [80]", inner, `methods: ["POST"]`, `paths: ["/"]`), builder+"\n", observed+"\n    mode: inherit\n")},
 		{"in JSON", ask("denied.example:443", "-o", "json"), 1, `{"allow_with":"","allowed_ports":"","destination":"denied.example:443","identity":"` + builder + `","mode":"enforce","note":"No rule can allow it: the deny rule never at policy.yaml:5 is in the way.",` +
 			`"owner":"","policy":"POLICY","reason":"denied-by-rule","rule":"never","rule_at":"policy.yaml:5","verdict":"deny","would_reason":""}` + "\n"},
 		{"a plain request in JSON", ask("www.example:80", "--path", "/public/x", "-o", "json"), 0, `{"allow_with":"","allowed_ports":"","destination":"GET http://www.example:80/public/x","identity":"` + builder + `","mode":"enforce","note":"",` +

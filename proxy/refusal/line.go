@@ -9,13 +9,17 @@ import (
 )
 
 // Line returns a rule for one caller as the policy writes it, to be put under
-// identities; "" if there is no rule.
-func Line(id string, r *allowlist.Rule) string {
+// identities; "" if there is no rule. A caller that is observed stays so.
+func Line(id string, mode allowlist.Mode, r *allowlist.Rule) string {
 	if r == nil {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "  - id: %s\n    allow:\n      - ", id)
+	fmt.Fprintf(&b, "  - id: %s\n", id)
+	if mode == allowlist.ModeObserve {
+		b.WriteString("    mode: inherit\n")
+	}
+	b.WriteString("    allow:\n      - ")
 	if host := r.Host.String(); r.CIDR.IsValid() {
 		fmt.Fprintf(&b, "cidr: %s\n", r.CIDR)
 	} else if strings.Contains(host, ".") {

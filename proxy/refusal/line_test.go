@@ -122,7 +122,7 @@ func TestLine(t *testing.T) {
 			if row.want != nil {
 				want = lineHead + "      - " + strings.Join(row.want, "\n        ") + "\n"
 			}
-			got := Line(dec.ID.String(), dec.Remedy(dec.Reason).Rule)
+			got := Line(dec.ID.String(), dec.Mode, dec.Remedy(dec.Reason).Rule)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Fatalf("(-want +got):\n%s", diff)
 			}
@@ -135,6 +135,33 @@ func TestLine(t *testing.T) {
 			}
 			if d := load(t, text, got).Decide(req); d.Verdict != allowlist.Allow {
 				t.Errorf("with it, %s", d.Reason)
+			}
+		})
+	}
+}
+
+// TestLineOfAnObservedCaller: the line allows what was asked for, and the caller
+// is observed as before: a list of its own would have it enforced.
+func TestLineOfAnObservedCaller(t *testing.T) {
+	for name, pattern := range map[string]string{"by a wider pattern": "/ns/ci/**", "by its own entry": "/ns/ci/sa/builder"} {
+		t.Run(name, func(t *testing.T) {
+			text := "  - id: spiffe://prod.example" + pattern + "\n    mode: observe\n    observe_until: 2099-01-01\n"
+			req := allowlist.Request{
+				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Source: allowlist.SourceX509SVID,
+				Dest: destination(t, "a.example:443"), Time: now(),
+			}
+			dec := load(t, text).Decide(req)
+			got := Line(dec.ID.String(), dec.Mode, dec.Remedy(dec.WouldReason).Rule)
+			if want := "  - id: spiffe://prod.example/ns/ci/sa/builder\n    mode: inherit\n    allow:\n      - host: a.example\n"; got != want {
+				t.Fatalf("got\n%s", got)
+			}
+			policy := load(t, text, got)
+			if d := policy.Decide(req); d.Verdict != allowlist.Allow {
+				t.Errorf("with it, %s %s", d.Verdict, d.Reason)
+			}
+			req.Dest = destination(t, "b.example:443")
+			if d := policy.Decide(req); d.Verdict != allowlist.Observe {
+				t.Errorf("with it, anything else is %s %s", d.Verdict, d.Reason)
 			}
 		})
 	}

@@ -211,7 +211,7 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 		for _, row := range r.rows() {
 			b = fmt.Appendf(b, "  %-9s %s\n", row[0]+":", row[1])
 		}
-		if yaml := Line(r.Decision.ID.String(), r.Decision.Remedy(r.Reason).Rule); yaml != "" {
+		if yaml := Line(r.Decision.ID.String(), r.Decision.Mode, r.Decision.Remedy(r.Reason).Rule); yaml != "" {
 			b = append(append(b, "\nIf it should be allowed, add this to the policy:\n\n"...), yaml...)
 		}
 	}
@@ -263,7 +263,7 @@ func (r Refusal) problem(d Disclosure, phrase string) any {
 	if d == Full {
 		dec := &r.Decision
 		p.Reason, p.Identity, p.Policy = r.Reason.String(), dec.ID.String(), dec.PolicyVersion()
-		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Line(dec.ID.String(), dec.Remedy(r.Reason).Rule)
+		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Line(dec.ID.String(), dec.Mode, dec.Remedy(r.Reason).Rule)
 		if !dec.Dest.Host.IsZero() {
 			p.Destination = dec.Dest.String()
 		}
