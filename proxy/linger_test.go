@@ -76,3 +76,31 @@ func (c *caller) expect(t *testing.T, status int) {
 		t.Errorf("behind the answer %q, %v", rest, err)
 	}
 }
+
+// TestAnEarlyAnswerBeforeAReset: an origin that answers and closes with the body
+// unread resets its connection. What it has said before that is an answer.
+func TestAnEarlyAnswerBeforeAReset(t *testing.T) {
+	g := newGateway(t, options{})
+	body := strings.Repeat("b", 8<<20)
+	for range 20 {
+		c := g.call(t, "builder")
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			_, _ = io.WriteString(c, "POST http://"+g.at("allowed.example")+"/ HTTP/1.1\r\nHost: x\r\nContent-Length: 8388608\r\n\r\n"+body)
+		}()
+		o := g.origin.next(t)
+		if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(o, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"); err != nil {
+			t.Fatal(err)
+		}
+		_ = o.Close()
+		<-sent
+		c.expect(t, 413)
+		_ = c.Close()
+		g.next(t, audit.EventDecision)
+		g.next(t, audit.EventTunnelClose)
+	}
+}

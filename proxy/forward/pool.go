@@ -329,7 +329,9 @@ func (u *upstream) writesFor() *run {
 	return u.carries
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. An origin that takes no more may have answered
+// before: the transport, which reads that and then closes, is not told before it
+// has, or it would give up at once.
 func (u *upstream) Write(p []byte) (int, error) {
 	r := u.writesFor()
 	if r == nil {
@@ -340,6 +342,9 @@ func (u *upstream) Write(p []byte) (int, error) {
 		r.up.Add(int64(n))
 		r.moved()
 		r.meter.add(int64(n), 0)
+	}
+	if err != nil && r.lane != nil { // nobody reads beside an upgrade
+		<-u.closed
 	}
 	return n, err
 }
