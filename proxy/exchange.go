@@ -46,6 +46,7 @@ type exchange struct {
 	sent     bool             // a byte of the plain request may have gone out
 	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
 	refused  int              // callers without identity on it
+	after    func()           // what follows the record of a refusal, before the caller is waited for; nil is nothing
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -120,7 +121,7 @@ func (x *exchange) isHello() bool {
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
 	x.url, x.body, x.last, x.upgrade, x.request = allowlist.URL{}, 0, false, "", allowlist.Request{}
-	x.bound, x.sent, x.cut = bound{}, false, allowlist.NoReason
+	x.bound, x.sent, x.cut, x.after = bound{}, false, allowlist.NoReason, nil
 }
 
 // await sets the time for the next head. Behind an answered plain request the
@@ -389,6 +390,10 @@ func (x *exchange) refuse(ctx context.Context, reason allowlist.Reason) bool {
 		rec.Status = 0 // nobody has it
 	}
 	rec.End()
+	if x.after != nil {
+		x.after()
+		x.after = nil
+	}
 	if err != nil || len(answer) == 0 {
 		return false
 	}

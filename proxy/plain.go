@@ -82,14 +82,11 @@ func (x *exchange) forward(ctx context.Context) bool {
 		x.sent = res.Sent
 		switch {
 		case res.Switched != nil:
-			again := x.relay(ctx, opening{
+			x.after = func() { f.close(ctx, res) } // it became no tunnel
+			return x.relay(ctx, opening{
 				conn: res.Switched.Conn, addr: res.Switched.Dialed.Addr,
-				status: http.StatusSwitchingProtocols, answer: res.Switched.Head,
+				status: http.StatusSwitchingProtocols, answer: res.Switched.Head, up: res.Up,
 			})
-			if x.conn.Rest == nil { // it became no tunnel
-				f.close(ctx, res)
-			}
-			return again
 		case res.Reason == allowlist.NoReason:
 			if res.Limited {
 				x.cut = allowlist.UploadLimit
@@ -104,11 +101,12 @@ func (x *exchange) forward(ctx context.Context) bool {
 		if reason == allowlist.NoReason {
 			continue
 		}
-		keep := x.refuse(ctx, reason)
-		x.settle()
-		f.close(ctx, res)
-		x.rested = keep
-		return keep
+		x.after = func() {
+			x.settle()
+			f.close(ctx, res)
+		}
+		x.rested = x.refuse(ctx, reason)
+		return x.rested
 	}
 }
 
@@ -279,14 +277,11 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 	case res.Complete: // what ends it now comes too late
 		why = allowlist.NoReason
 	case why != allowlist.NoReason:
-		reason = live.EndedBy(why)
+		reason, why = ending(why)
 	case res.Reason == allowlist.ClientGone:
 		reason = tunnel.Client
 	default:
 		reason = tunnel.Error
-	}
-	if reason == tunnel.Drain {
-		why = allowlist.NoReason
 	}
 	f.record.Close(ctx, res.Up, res.Down, reason.String(), why)
 }

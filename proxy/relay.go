@@ -70,6 +70,7 @@ type opening struct {
 	addr   netip.AddrPort
 	status int
 	answer []byte // for the client, when all else is done
+	up     int64  // bytes of the request that have gone out; 0 for a CONNECT
 }
 
 // relaying is a tunnel on its way.
@@ -146,8 +147,12 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	if err := x.write(o.answer); err != nil {
 		x.unanswered(r.entry.why())
 		x.open.End()
-		if x.open.Committed() { // it had to be recorded before the answer, as allowed
-			x.open.Tunnel().Close(ctx, 0, 0, tunnel.Client.String(), allowlist.NoReason)
+		if x.open.Committed() || x.sent { // it had to be recorded before the answer, as allowed, or has gone out
+			reason, why := tunnel.Client, r.entry.why()
+			if why != allowlist.NoReason {
+				reason, why = ending(why)
+			}
+			x.open.Tunnel().Close(ctx, o.up, 0, reason.String(), why)
 		}
 		return false, false
 	}
@@ -156,6 +161,16 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 	r.check = x.check(r)
 	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
 	return false, true
+}
+
+// ending returns what ends something under way that is forbidden by a reason, and
+// that reason as its record gives it: no policy forbids what a shutdown ends.
+func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
+	reason := live.EndedBy(why)
+	if reason == tunnel.Drain {
+		why = allowlist.NoReason
+	}
+	return reason, why
 }
 
 // run relays until the tunnel ends, and ends its record.
