@@ -80,6 +80,36 @@ func ParseURL(s string) (URL, error) {
 	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath, WebSocket: webSocket}, nil
 }
 
+// Glimpse returns what can be read of the destination of a target that is
+// refused, of a CONNECT or in absolute form: the host, and the port if that is
+// well formed or the scheme's. It is for records; nothing may be decided by it.
+func Glimpse(target string, connect bool) Destination {
+	scheme, rest, absolute := strings.Cut(target, "://")
+	if connect {
+		rest = target
+	} else if !absolute {
+		return Destination{}
+	}
+	if end := strings.IndexAny(rest, "/?#\\"); end >= 0 {
+		rest = rest[:end]
+	}
+	dest, err := ParseDestination(rest)
+	if err != nil && !connect && (strings.EqualFold(scheme, "http") || strings.EqualFold(scheme, "ws")) {
+		dest, err = parseAuthority(rest)
+	}
+	if err == nil {
+		return dest
+	}
+	if colon := strings.LastIndexByte(rest, ':'); colon >= 0 {
+		rest = rest[:colon]
+	}
+	if strings.Contains(rest, ":") {
+		return Destination{}
+	}
+	host, _ := ParseHost(rest) // an error has the zero value
+	return Destination{Host: host}
+}
+
 // isSchemeByte is for RFC 3986 section 3.1.
 func isSchemeByte(c byte) bool {
 	return isNameByte(c) && c != '_' || c == '+'

@@ -138,3 +138,42 @@ func FuzzParseURL(f *testing.F) {
 		}
 	})
 }
+
+// TestGlimpse: what a record says of a target that is refused.
+func TestGlimpse(t *testing.T) {
+	for _, row := range []struct {
+		target  string
+		connect bool
+		want    string // "" is nothing
+		port    uint16
+	}{
+		{"http://a.example:81/%zz", false, "a.example", 81},
+		{"http://A.example./\xff", false, "a.example", 80},
+		{`http://a.example\x`, false, "a.example", 80},
+		{"http://a.example:99999/", false, "a.example", 0},
+		{"https://a.example/", false, "a.example", 0},
+		{"https://a.example:444/", false, "a.example", 444},
+		{"http://[::1]:81/%", false, "[::1]", 81},
+		{"http://u@a.example/", false, "", 0},
+		{"http:a.example/", false, "", 0},
+		{"/a.example", false, "", 0},
+		{"a.example:443", false, "", 0},
+		{"a.example:99999", true, "a.example", 0},
+		{"a.example:443/x", true, "a.example", 443},
+		{"a.example", true, "a.example", 0},
+		{"u@a.example:443", true, "", 0},
+		{"", true, "", 0},
+		{"::1:443", true, "", 0},
+	} {
+		got := Glimpse(row.target, row.connect)
+		host := ""
+		if !got.Host.IsZero() {
+			if host = got.Host.String(); got.Host.IsAddr() && got.Host.Addr().Is6() {
+				host = "[" + host + "]"
+			}
+		}
+		if host != row.want || got.Port != row.port {
+			t.Errorf("%q, CONNECT: %t: %s port %d, want %s port %d", row.target, row.connect, host, got.Port, row.want, row.port)
+		}
+	}
+}

@@ -170,13 +170,7 @@ func (x *exchange) requestLine() (method, target string) {
 // note records where a head would have led that is refused before its target is
 // parsed, if it can be.
 func (x *exchange) note(method, target string) {
-	var dest allowlist.Destination
-	if isConnect(method) {
-		dest, _ = allowlist.ParseDestination(target)
-	} else if url, err := allowlist.ParseURL(target); err == nil {
-		dest = url.Dest
-	}
-	x.ask(allowlist.Request{Dest: dest})
+	x.open.Dest = allowlist.Glimpse(target, isConnect(method))
 }
 
 // renew takes the state in force and makes sure that the caller is who it is by
@@ -237,6 +231,7 @@ func (x *exchange) parse() allowlist.Reason {
 // malformed returns the reason for a target that no parser takes, and notes the
 // cause.
 func (x *exchange) malformed(err error) allowlist.Reason {
+	x.note(x.head.Method, x.head.Target)
 	x.detail = err.Error()
 	if errors.Is(err, allowlist.ErrPort) {
 		return allowlist.MalformedPort
