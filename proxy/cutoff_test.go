@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -251,5 +252,39 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 				t.Errorf("record %+v", r)
 			}
 		})
+	}
+}
+
+// TestWhatWasNotSentIsTriedAgain: a state that forbids a request for a moment,
+// while its name is looked up, is none that its caller has to know of.
+func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
+	g := newGateway(t, options{})
+	c, enforcer := g.call(t, "builder"), g.enforcer(t)
+	c.send(t, "POST http://"+g.at("held.example")+"/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+	<-g.names.asked
+	g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
+	g.put(t, enforcer, func(*allowlist.Spec) {})
+	close(g.names.answer)
+	<-g.names.asked
+	conn := g.origin.next(t)
+	req, err := http.ReadRequest(bufio.NewReader(conn))
+	if errors.Is(err, io.EOF) { // the first dial was under way
+		conn = g.origin.next(t)
+		req, err = http.ReadRequest(bufio.NewReader(conn))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(req.Body); err != nil || string(body) != "body" {
+		t.Errorf("the origin got %q, %v", body, err)
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != 204 {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Status != 204 || r.Generation != 3 {
+		t.Errorf("record %+v", r)
 	}
 }

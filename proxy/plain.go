@@ -11,7 +11,6 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
-	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -243,9 +242,8 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 		if reason := x.again(); reason != allowlist.NoReason {
 			return reason
 		}
-		if x.body != 0 { // some of it may have been read, which nobody can read again
-			x.detail = live.EndedBy(why).String()
-			return allowlist.CutOff
+		if x.body != 0 && f.record != nil { // some of it may have been read, which nobody can read again
+			return why
 		}
 		x.settle()
 		return allowlist.NoReason
