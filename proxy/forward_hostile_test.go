@@ -432,6 +432,15 @@ func TestListsOfNames(t *testing.T) {
 	}
 	r.received(t)
 	r.carried(t)
+	for _, fields := range []string{"Connection: " + numbered("O-%d", 2*most+1) + "\r\n", lines(numbered("O-%d", 257))} {
+		r.answer = func(request) string { return "HTTP/1.1 103 Early Hints\r\n" + fields + "\r\n" + ok }
+		c = r.call(t, "builder")
+		if a := c.ask(t, get(r.url("allowed.example", "/"))); a.status != 502 || a.reason() != "response-failed" {
+			t.Errorf("with an interim answer answered %s", a.phrase)
+		}
+		r.received(t)
+		r.carried(t)
+	}
 	c = r.call(t, "builder")
 	if a := c.ask(t, get(r.url("allowed.example", "/"), "Connection: "+numbered("x-%d", 2*most+1))); a.status != 431 || a.reason() != "head-too-large" {
 		t.Errorf("answered %s", a.phrase)

@@ -77,10 +77,10 @@ func isFraming(name string) bool {
 func isForwarded(name string) bool {
 	name = variable(name)
 	switch name {
-	case "Forwarded", "Forwarded-For", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip":
+	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip":
 		return true
 	}
-	return hasAny(name, "X-Forwarded")
+	return hasAny(name, "X-Forwarded", "Forwarded-")
 }
 
 // isOverride reports whether servers, or what stands before them, take a field
@@ -91,14 +91,16 @@ func isOverride(name string) bool {
 	case "Base-Url", "X-Base-Url", "Path-Info", "X-Path-Info", "Script-Name", "X-Script-Name", "Request-Uri", "X-Request-Uri", "Request-Url", "X-Request-Url",
 		"Unencoded-Url", "X-Waws-Unencoded-Url", "X-Proxy-Url", "X-Reproxy-Url", "X-Url", "X-Uri", "X-Path", "X-Replaced-Path", "X-Invoke-Path", "X-Matched-Path",
 		"X-Accel-Redirect", "X-Sendfile", // of answers, and obeyed by some servers in requests
-		"Http-Method", "Request-Method", "X-Method", "X-Request-Method", "X-Host",
+		"X-Real-Path", "X-Backend-Path", "Origin-Path", "X-Wsgi-Path", "Path", "Url",
+		"Http-Method", "Request-Method", "X-Method", "X-Request-Method", "X-Verb", "X-Host",
 		"X-Cluster-Client-Ip", "X-Originating-Ip", "Cf-Connecting-Ip", "Fastly-Client-Ip", "X-Azure-Clientip", "X-Appengine-User-Ip", "X-Envoy-External-Address",
-		"X-Authenticated-User", "X-Webauth-User":
+		"X-Authenticated-User", "X-Webauth-User", "X-User", "X-Verified-User":
 		return true
 	}
 	return strings.HasSuffix(name, "-Override") || hasAny(name,
 		"X-Original-", "X-Rewrite-", "X-Override-", "X-Http-", "X-Envoy-Original-", "X-Middleware-", "X-Remote-", "Remote-",
-		"Client-Cert", "X-Client-Cert", "Ssl-Client-", "X-Ssl-Client-", "X-Auth-Request-")
+		"Client-Cert", "X-Client-Cert", "Ssl-Client-", "X-Ssl-Client-", "X-Auth-Request-",
+		"Wl-Proxy-", "X-Proxyuser-", "X-Forwarder-", "X-Ms-Client-Principal", "X-Goog-Authenticated-User-", "X-Goog-Iap-", "Cf-Access-", "X-Amzn-Oidc-")
 }
 
 // isTarget reports whether a field names a second path that the method changes

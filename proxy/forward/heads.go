@@ -82,9 +82,7 @@ var errDoubtful = errors.New("the answer is of another version, has or names too
 
 // check returns errDoubtful for such an answer.
 func check(resp *http.Response, fields map[string][]string) error {
-	n := 0
-	for name, values := range fields {
-		n += len(values)
+	for name := range fields {
 		switch bare := strings.TrimRight(name, " \t"); {
 		case bare != name && (isFraming(bare) || isHop(bare)): // RFC 9112 section 5.1
 			return errDoubtful
@@ -92,11 +90,20 @@ func check(resp *http.Response, fields map[string][]string) error {
 			return errDoubtful
 		}
 	}
-	named := membersOf(fields["Connection"]) + len(resp.Trailer)
-	if resp.ProtoMajor != 1 || n > head.MaxFields || named > head.MaxMembers {
+	if resp.ProtoMajor != 1 || tooMany(fields, len(resp.Trailer)) {
 		return errDoubtful
 	}
 	return nil
+}
+
+// tooMany reports whether a head, of an interim answer too, has more fields than
+// may be, or names more of them; trailers are how many it announces.
+func tooMany(fields map[string][]string, trailers int) bool {
+	n := 0
+	for _, values := range fields {
+		n += len(values)
+	}
+	return n > head.MaxFields || membersOf(fields["Connection"])+trailers > head.MaxMembers
 }
 
 // membersOf returns how many members lists have.

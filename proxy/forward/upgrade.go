@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/exeat-dev/exeat/proxy/head"
@@ -35,13 +36,14 @@ func isHTTP(name string) bool {
 	return strings.HasPrefix(name, "h2") || name == "http" || name == "tls"
 }
 
-// asksFor reports whether a list of protocols has the one to which an origin
-// switches.
-func asksFor(list, protocol string) bool {
-	for item := range strings.SplitSeq(list, ", ") {
-		if strings.EqualFold(item, protocol) {
-			return true
+// asksFor reports whether a list of protocols has those to which an origin
+// switches: one, or several in layers (RFC 9110 section 7.8).
+func asksFor(list, protocols string) bool {
+	asked := strings.Split(strings.ToLower(list), ", ")
+	for protocol := range strings.SplitSeq(strings.ToLower(protocols), ",") {
+		if !slices.Contains(asked, strings.Trim(protocol, " \t")) {
+			return false
 		}
 	}
-	return false
+	return true
 }

@@ -329,6 +329,9 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return errTooMany
 	}
 	minor, all, err := r.heads.next()
+	if err == nil && tooMany(all, 0) {
+		err = errDoubtful
+	}
 	if err != nil {
 		return err
 	}
