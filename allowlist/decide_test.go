@@ -225,7 +225,7 @@ func TestAnUpgradeThatNeedNotBe(t *testing.T) {
 		{"TLS asked for by the rule for upgrades only", get("strict.example:443", "/"), "allow by clear", "not-tls", NoUpgrade},
 		{"another port", get("plain.example:81", "/"), "port-not-allowed", "port-not-allowed", NoUpgrade},
 		{"no rule", get("none.example:80", "/"), "not-on-allowlist", "not-on-allowlist", NoUpgrade},
-		{"observed, a plain rule", observed, "allow", "upgrade-not-allowed", NoUpgrade},
+		{"observed, a plain rule", observed, "allow", "observe upgrade-not-allowed", NoUpgrade},
 		{"observed, no rule", elsewhere, "observe not-on-allowlist", "observe not-on-allowlist", NoUpgrade},
 	} {
 		d := p.Decide(mayUpgrade(c.req))

@@ -244,7 +244,7 @@ func (r Reason) Verdict() Verdict {
 // reason.
 func (r Reason) observable() bool {
 	switch r { //nolint:exhaustive // a short list out of a long set; the rest is enforced always
-	case NotOnAllowlist, PortNotAllowed, MethodNotAllowed, PathNotAllowed, RuleExpired, IPNotOnAllowlist:
+	case NotOnAllowlist, PortNotAllowed, UpgradeNotAllowed, MethodNotAllowed, PathNotAllowed, RuleExpired, IPNotOnAllowlist:
 		return true
 	}
 	return false

@@ -120,7 +120,7 @@ func TestNoReasonIsAnInternalError(t *testing.T) {
 func TestObservableReasons(t *testing.T) {
 	want := map[string]bool{
 		"not-on-allowlist": true, "port-not-allowed": true, "method-not-allowed": true,
-		"path-not-allowed": true, "rule-expired": true, "ip-not-on-allowlist": true,
+		"path-not-allowed": true, "rule-expired": true, "ip-not-on-allowlist": true, "upgrade-not-allowed": true,
 	}
 	for _, r := range Reasons() {
 		if r.observable() != want[r.String()] {

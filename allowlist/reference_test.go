@@ -170,7 +170,7 @@ func naiveRules(entries []*Entry, req Request) string {
 		}
 		nearest = max(nearest, miss)
 	}
-	if !naiveObserves(entries, req) || nearest == 3 || nearest == 6 {
+	if !naiveObserves(entries, req) || nearest == 6 {
 		return misses[nearest]
 	}
 	if addr := req.Dest.Host.Addr(); addr.IsValid() && naiveClass(addr) != Public {

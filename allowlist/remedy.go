@@ -53,6 +53,9 @@ func (d *Decision) Remedy(why Reason) Remedy {
 		return Remedy{Note: "No rule is offered: the policy cannot name this method or path by itself, and a rule without it would open every other one."}
 	}
 	r.narrow(missed, d.Time)
+	if d.Dest.Host.IsLocalhost() && len(r.Addresses) == 0 { // what it is, which nothing else opens
+		r.Addresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("::1/128")}
+	}
 	r.lookAt(&d.Request, missed)
 	return d.policy.remedy(r, why, d.Request)
 }
