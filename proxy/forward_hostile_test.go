@@ -148,7 +148,7 @@ func TestUpgradesOfEveryName(t *testing.T) {
 		t.Errorf("the origin got %v", req.Header)
 	}
 	if _, err := io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nConnection: close, X-Named\r\nX-Named: 1\r\nLink: </a>\r\n\r\n"+
-		"HTTP/1.1 101 Switching Protocols\r\nConnection: close, Upgrade, X-Named\r\nX-Named: 2\r\nUpgrade: SPDY/3.1\r\n\r\n"); err != nil {
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade, X-Named\r\nX-Named: 2\r\nUpgrade: SPDY/3.1\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	if a := c.answer(t); a.status != http.StatusEarlyHints || a.header.Get("Link") != "</a>" || a.header.Get("X-Named") != "" {
@@ -169,6 +169,8 @@ func TestAnUpgradeToSomethingElse(t *testing.T) {
 	for name, fields := range map[string]string{
 		"no protocol": "Connection: Upgrade\r\n",
 		"another":     "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+		"and no word": "Upgrade: websocket\r\n", // RFC 9110 section 7.8
+		"and the end": "Connection: Upgrade, close\r\nUpgrade: websocket\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -49,6 +50,9 @@ func (o *loginOrigin) answer(req request) string {
 	}
 	if name := o.names[req.conn]; name != "" && name != challenged {
 		body := fmt.Sprintf("%s on %d", name, number)
+		if protocol := req.Header.Get("Upgrade"); protocol != "" {
+			return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\nX-Login: " + body + "\r\n\r\n"
+		}
 		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	}
 	return unauthorized(o.offer, number)
@@ -74,11 +78,16 @@ func unauthorized(fields string, number int) string {
 // body.
 func (o *loginOrigin) says(t *testing.T, c *caller, credentials, want string) answer {
 	t.Helper()
-	var fields []string
+	return o.saysAt(t, c, "allowed.example", credentials, want)
+}
+
+// saysAt does so at a host, with further fields.
+func (o *loginOrigin) saysAt(t *testing.T, c *caller, host, credentials, want string, fields ...string) answer {
+	t.Helper()
 	if credentials != "" {
-		fields = []string{"Authorization: " + credentials}
+		fields = append(fields, "Authorization: "+credentials)
 	}
-	a := c.ask(t, get("http://"+o.at("allowed.example")+"/", fields...))
+	a := c.ask(t, get("http://"+o.at(host)+"/", fields...))
 	if a.body != want {
 		t.Errorf("with the credentials %q: answered %s %q, want %q", credentials, a.phrase, a.body, want)
 	}
@@ -237,4 +246,84 @@ func TestALoginOfHTTP10(t *testing.T) {
 		t.Errorf("answered %v", a.header)
 	}
 	r.carried(t)
+}
+
+// TestAnUpgradeGoesOutWhereItsClientHasLoggedIn, and may be what it logs in with.
+func TestAnUpgradeGoesOutWhereItsClientHasLoggedIn(t *testing.T) {
+	upgrade := upgrades("websocket")
+	for name, asks := range map[string][3][]string{ // the fields of each step of the login
+		"after a login":          {nil, nil, nil},
+		"after a part of it":     {nil, nil, upgrade},
+		"as the first step":      {upgrade, nil, nil},
+		"as every step of it":    {upgrade, upgrade, upgrade},
+		"as the step in between": {nil, upgrade, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newLoginOrigin(t, "WWW-Authenticate: NTLM\r\n")
+			c := o.call(t, "builder")
+			for i, credentials := range []string{"", "NTLM type-1"} {
+				a := o.saysAt(t, c, "ws.example", credentials, "nobody on 1", asks[i]...)
+				if a.status != 401 || a.header.Get("Proxy-Support") != "Session-Based-Authentication" {
+					t.Errorf("answered %s %v", a.phrase, a.header)
+				}
+			}
+			credentials := "NTLM type-3-alice"
+			if asks[2] == nil {
+				o.saysAt(t, c, "ws.example", credentials, "alice on 1")
+				credentials = ""
+			}
+			fields := upgrade
+			if credentials != "" {
+				fields = append(fields, "Authorization: "+credentials)
+			}
+			if a := c.ask(t, get("http://"+o.at("ws.example")+"/", fields...)); a.status != 101 || a.header.Get("X-Login") != "alice on 1" {
+				t.Errorf("the upgrade is answered %s %v", a.phrase, a.header)
+			}
+			o.next(t, audit.EventDecision)
+			_ = c.Close()
+			o.next(t, audit.EventTunnelClose)
+			o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 2") // what has become a tunnel is nobody's
+		})
+	}
+}
+
+// TestAnUpgradeSharesNoConnection with others, also where it was not agreed to.
+func TestAnUpgradeSharesNoConnection(t *testing.T) {
+	o := newLoginOrigin(t, "")
+	c := o.call(t, "builder")
+	o.saysAt(t, c, "ws.example", "", "nobody on 1")
+	o.saysAt(t, c, "ws.example", "", "nobody on 2", upgrades("websocket")...)
+	o.saysAt(t, c, "ws.example", "", "nobody on 3", upgrades("websocket")...)
+	o.saysAt(t, c, "ws.example", "", "nobody on 1")
+	o.saysAt(t, c, "ws.example", "NTLM type-1", "nobody on 4", upgrades("websocket")...)
+	o.saysAt(t, c, "ws.example", "NTLM type-3-alice", "alice on 4")
+	o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 1")
+}
+
+// TestAnOriginThatSwitchesTooSoon gets the rest of the request before anything of
+// the tunnel.
+func TestAnOriginThatSwitchesTooSoon(t *testing.T) {
+	g := newGateway(t, options{})
+	c := g.call(t, "builder")
+	long := strings.Repeat("x", 10<<10)
+	c.send(t, get("http://"+g.at("ws.example")+"/", append(upgrades("websocket"), "X-Long: "+long)...))
+	conn := g.origin.next(t)
+	reader := bufio.NewReader(conn)
+	if _, err := reader.Peek(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != 101 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	if req, err := http.ReadRequest(reader); err != nil || req.Header.Get("X-Long") != long {
+		t.Fatalf("the origin got %v, %v", req, err)
+	}
+	echo(t, c, conn, reader)
+	_ = conn.Close()
+	c.gone(t)
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
 }

@@ -188,16 +188,14 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 		return Result{Reason: allowlist.MalformedTarget, Err: err}
 	}
 	well := false
-	if ex.Upgrade == "" {
-		r.lane = f.pools.take(ex)
-		defer func() { f.pools.give(r.lane, ex.Logins, well) }()
-	}
+	r.lane = f.pools.take(ex)
+	defer func() { f.pools.give(r.lane, ex.Logins, well) }()
 	r.idle = time.AfterFunc(f.cfg.Idle, func() { cancel(errIdle) })
 	defer r.idle.Stop()
 	defer r.unblock(ctx)()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
-	well = res.Complete
+	well = res.Complete && (ex.Upgrade == "" || r.lane.own)
 	if text := r.panicked.Load(); text != nil {
 		if res.Switched != nil {
 			_ = res.Switched.Conn.Close()
@@ -213,7 +211,7 @@ type run struct {
 	cfg      *Config
 	cancel   context.CancelCauseFunc
 	done     <-chan struct{} // closed by the end of the exchange
-	lane     *lane           // what it goes out on; nil for an upgrade, which has a connection of its own
+	lane     *lane           // what it goes out on
 	body     *requestBody    // nil without a body
 	expect   *expectation    // nil if the body is sent at once
 	answer   *writer
@@ -304,9 +302,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 		r.upstream.release(r)
 	}
 	r.upstream = conn
-	if r.lane != nil {
-		r.lane.conn = conn
-	}
+	r.lane.conn = conn
 	r.heads.reset()
 	conn.carry(r, reused)
 	u := Upstream{Dialed: conn.dialed, Reused: reused}

@@ -1,14 +1,10 @@
 package forward
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"math"
 	"net/http"
-	"net/textproto"
 	"slices"
 	"time"
 
@@ -53,20 +49,23 @@ var errNoAnswer = errors.New("the origin switched to a protocol nobody had asked
 // roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
 // a text of it.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
-	ask := r.switchProtocols
-	if r.lane != nil {
-		ask = r.lane.transport.RoundTrip
-	}
-	resp, err := ask(req)
+	resp, err := r.lane.transport.RoundTrip(req)
 	if r.expect != nil {
 		close(r.expect.final)
 	}
+	var protocol string
 	if err == nil && resp.StatusCode < http.StatusOK { // 101, or less than three digits
-		_ = resp.Body.Close()
-		resp, err = nil, errNoAnswer
+		protocol = resp.Header.Get("Upgrade")
+		if _, ours := resp.Body.(io.Writer); !ours || !asksFor(r.Upgrade, protocol) {
+			_ = resp.Body.Close()
+			err = errNoAnswer
+		}
 	}
 	if err == nil {
 		err = r.headed(resp)
+	}
+	if err == nil && protocol != "" {
+		err = r.become(req.Context(), resp, protocol)
 	}
 	if err != nil {
 		r.fail(err)
@@ -88,14 +87,14 @@ func (r *run) headed(resp *http.Response) error {
 	}
 	r.nominated = nominated(slices.Values(fields["Connection"]))
 	offers := offersLogin(resp.Header)
-	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
+	if offers || isLoggedIn(resp.Header) {
 		r.lane.own = true
 	}
 	strip(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
 	if _, dated := resp.Header["Date"]; !dated && resp.StatusCode >= http.StatusOK { // RFC 9110 section 6.6.1
 		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
-	if r.lane != nil && offers && resp.StatusCode == http.StatusUnauthorized {
+	if offers && resp.StatusCode == http.StatusUnauthorized {
 		resp.Header[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
 	}
 	return nil
@@ -104,81 +103,23 @@ func (r *run) headed(resp *http.Response) error {
 // errSwitched tells goproxy that there is no answer for it.
 var errSwitched = errors.New("the origin has switched protocols")
 
-// switchProtocols asks on a connection of its own, which becomes a tunnel if
-// the origin agrees (RFC 9110 section 7.8). No transport watches over it: until
-// then, the end of the exchange closes it.
-func (r *run) switchProtocols(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
-	conn, err := r.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r.connected(conn, false)
-	if r.failure != nil {
-		return nil, r.failure
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	resp, behind, err := r.exchangeHeads(conn, req)
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		resp.Body = &closing{ReadCloser: resp.Body, conn: conn, stop: stop}
-		return resp, nil
-	}
-	if !stop() {
-		return nil, context.Cause(ctx) // and not that the connection is closed
-	}
-	var protocol string
-	if err == nil {
-		protocol, err = resp.Header.Get("Upgrade"), r.headed(resp)
-	}
-	if err == nil && !asksFor(r.Upgrade, protocol) {
-		err = errNoAnswer
+// become makes a tunnel of the connection on which the origin has agreed to a
+// protocol (RFC 9110 section 7.8). The transport has let go of it, and may still
+// be about to send the rest of the request.
+func (r *run) become(ctx context.Context, resp *http.Response, protocol string) error {
+	var err error
+	select {
+	case err = <-r.upstream.sent:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
 	if err != nil {
-		_ = conn.Close()
-		return nil, err
+		_ = r.upstream.Close()
+		return err
 	}
-	r.switched = &Switched{Conn: conn.Conn, Dialed: conn.dialed, Head: switchedHead(resp, protocol)}
-	rest, _ := behind.Peek(behind.Buffered())
-	r.switched.Head = append(r.switched.Head, rest...)
-	return nil, errSwitched
-}
-
-// exchangeHeads sends the request and reads the head of the answer, bounded in
-// bytes and time.
-func (r *run) exchangeHeads(conn *upstream, req *http.Request) (*http.Response, *bufio.Reader, error) {
-	if err := conn.SetDeadline(time.Now().Add(r.cfg.Response)); err != nil {
-		return nil, nil, err
+	r.switched = &Switched{
+		Conn: r.upstream.Conn, Dialed: r.upstream.dialed,
+		Head: append(switchedHead(resp, protocol), r.heads.behind...),
 	}
-	if err := req.Write(conn); err != nil {
-		return nil, nil, fmt.Errorf("sending the request: %w", err)
-	}
-	bounded := &io.LimitedReader{R: conn, N: maxAnswerHead}
-	behind := bufio.NewReader(bounded)
-	for {
-		resp, err := http.ReadResponse(behind, req)
-		if err != nil {
-			return nil, nil, fmt.Errorf("reading the answer: %w", err)
-		}
-		if final := resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols; !final {
-			if err := r.interim(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
-				return nil, nil, err
-			}
-			continue
-		}
-		bounded.N = math.MaxInt64
-		return resp, behind, conn.SetDeadline(time.Time{})
-	}
-}
-
-// closing closes a connection of its own with the body of the answer.
-type closing struct {
-	io.ReadCloser
-	conn io.Closer
-	stop func() bool // the end of the exchange closes it no more
-}
-
-// Close implements io.Closer.
-func (c *closing) Close() error {
-	c.stop()
-	return errors.Join(c.conn.Close(), c.ReadCloser.Close()) // which would read to the end first
+	return errSwitched
 }

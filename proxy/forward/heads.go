@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/textproto"
 	"strings"
@@ -21,6 +22,8 @@ type heads struct {
 	over  bool // the last one was read
 	raw   bytes.Buffer
 	lines *textproto.Reader // of raw; nil until it is needed
+
+	behind []byte // what came behind the head of a 101
 }
 
 // reset forgets what another connection has said.
@@ -63,14 +66,19 @@ func (h *heads) next() (minor int, fields map[string][]string, err error) {
 }
 
 // last returns the fields of the final answer, those included that net/http has
-// taken out, and keeps nothing that comes behind it.
+// taken out, and keeps nothing that comes behind it unless that is of another
+// protocol.
 func (h *heads) last(resp *http.Response) (fields map[string][]string, err error) {
 	fields = resp.Header
-	if resp.Close || !resp.ProtoAtLeast(1, 1) {
+	switches := resp.StatusCode == http.StatusSwitchingProtocols
+	if resp.Close || switches || !resp.ProtoAtLeast(1, 1) {
 		_, fields, err = h.next()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if switches {
+		h.behind, _ = io.ReadAll(h.lines.R) // from memory
+	}
 	h.over, h.raw, h.lines = true, bytes.Buffer{}, nil
 	return fields, err
 }

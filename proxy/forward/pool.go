@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math"
@@ -76,7 +77,8 @@ type pool struct {
 
 // take returns a lane for an exchange: that of its client connection, if one
 // belongs to it; otherwise one of the pool, unless the request has credentials
-// for a connection: these go out on one that nobody else has used.
+// for a connection, or may make a tunnel of it: these go out on one that nobody
+// else has used.
 func (p *pools) take(ex *Exchange) *lane {
 	own := tiesRequest(ex.Head)
 	p.mu.Lock()
@@ -85,7 +87,7 @@ func (p *pools) take(ex *Exchange) *lane {
 		return l
 	}
 	key := keyOf(&ex.Decision)
-	if found := p.byKey[key]; found != nil && !own {
+	if found := p.byKey[key]; found != nil && !own && ex.Upgrade == "" {
 		p.use(found)
 		for len(found.idle) > 0 {
 			n := len(found.idle) - 1
@@ -238,6 +240,11 @@ type upstream struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once     // for closed
 
+	// sent gets nil when all of a request for an upgrade has gone out, or the
+	// error that ended that; asking is what of it has gone out so far.
+	sent   chan error
+	asking []byte
+
 	mu      sync.Mutex
 	carries *run      // nil: nobody
 	reading bool      // it is waited for what comes next
@@ -260,7 +267,7 @@ func (u *upstream) carry(r *run, reused bool) {
 	for reused && !u.reading && !u.isClosed() {
 		u.changed.Wait()
 	}
-	u.carries = r
+	u.carries, u.sent, u.asking = r, make(chan error, 1), nil
 }
 
 func (u *upstream) isClosed() bool {
@@ -343,8 +350,23 @@ func (u *upstream) Write(p []byte) (int, error) {
 		r.moved()
 		r.meter.add(int64(n), 0)
 	}
-	if err != nil && r.lane != nil { // nobody reads beside an upgrade
+	if r.Upgrade != "" {
+		u.asks(p[:n], err)
+	}
+	if err != nil {
 		<-u.closed
 	}
 	return n, err
+}
+
+// asks notes what has gone out of a request for an upgrade, which has no body.
+func (u *upstream) asks(p []byte, err error) {
+	u.asking = append(u.asking, p...)
+	if err == nil && !bytes.HasSuffix(u.asking, []byte("\r\n\r\n")) {
+		return
+	}
+	select {
+	case u.sent <- err:
+	default:
+	}
 }

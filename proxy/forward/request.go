@@ -46,7 +46,9 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 	req.Close = false // of the client's connection; the origin's is another
 	if r.Upgrade != "" {
 		req.Header.Set("Connection", "Upgrade")
-		req.Header.Set("Upgrade", r.Upgrade)
+		// The space does not go out. With it, net/http does not take the value for
+		// "websocket", for which it would leave the connection that is there.
+		req.Header.Set("Upgrade", r.Upgrade+" ")
 	}
 	if r.Body != 0 {
 		r.body = newRequestBody(r, req, buffered)
