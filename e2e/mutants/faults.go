@@ -25,7 +25,7 @@ func mutants() []fault {
 		of("D", "another version is taken", parse, "version[5] != '1' || version[7] > '1'", "version[5] == '0'"),
 		of("D", "Transfer-Encoding of a CONNECT is ignored", exchange, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
 		of("D", "Host is not compared with the target", exchange, "if h.HasHost && !sameAuthority(h, dest)", "if h.Minor == 0 && h.HasHost && !sameAuthority(h, dest)"),
-		of("D", "bytes behind a refusal are read", exchange, "x.body == 0 && (x.isPlain() || len(x.reader.Buffered()) == 0)", "x.body == 0"),
+		of("D", "bytes behind a refusal are read", "proxy/answer.go", "x.body == 0 && (x.isPlain() || len(x.reader.Buffered()) == 0)", "x.body == 0"),
 		of("D", "a port with leading zeros is taken", host, ` || s[0] == '0' {`, ` || s == "0" {`),
 		of("A", "every final dot is stripped", host, `name := strings.TrimSuffix(s, ".")`, `name := strings.TrimRight(s, ".")`),
 		of("A", "A-labels are not checked", host, `strings.Contains(name, "xn--") && `, `strings.HasPrefix(name, "xn--xn--") && `),
