@@ -262,12 +262,14 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 	return res.Reason
 }
 
-// close records the end of an exchange that had gone out.
+// close records the end of an exchange that had a connection. One that a state has
+// ended before it went out is refused, and has no end unless it was recorded as
+// allowed.
 func (f *forwarding) close(ctx context.Context, res forward.Result) {
-	if f.record == nil {
+	reason, why := tunnel.Upstream, f.why()
+	if f.record == nil || why != allowlist.NoReason && !res.Sent && !f.open.Committed() {
 		return
 	}
-	reason, why := tunnel.Upstream, f.why()
 	if why == allowlist.NoReason {
 		why = f.cut
 	}
