@@ -68,11 +68,18 @@ func need(t *testing.T, tools ...string) {
 		if _, err := exec.LookPath(tool); err == nil {
 			continue
 		}
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing", tool)
-		}
-		t.Skipf("%s is missing: install it to run this test", tool)
+		without(t, tool+" is missing: install it to run this test")
 	}
+}
+
+// without skips a test that cannot run for want of something, and fails it under
+// CI, where everything is shown.
+func without(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
 }
 
 // process is exeat, running.
