@@ -29,6 +29,31 @@ func (h *hooked) SetWriteDeadline(t time.Time) error {
 	return err
 }
 
+// hook makes a connection of builder's, and returns both of its ends and what the
+// door serves of it.
+func hook(t *testing.T) (client net.Conn, server *hooked, conn *listen.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if client, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server = &hooked{TCPConn: accepted.(*net.TCPConn), answering: func() {}}
+	t.Cleanup(func() { _ = server.Close() })
+	return client, server, &listen.Conn{
+		Conn: tunnel.Wrap(server), Listener: "test",
+		Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
+	}
+}
+
 // TestAStateThatForbidsWhileTheAnswerIsWritten ends the tunnel between its
 // registration and the first byte of the 200: the caller gets no answer, and
 // what it gets is no broken TLS record.
@@ -40,25 +65,8 @@ func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = l.Close() }()
-			client, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			accepted, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			client, server, conn := hook(t)
 			secure := name == "over TLS"
-			server := &hooked{TCPConn: accepted.(*net.TCPConn), answering: func() {}}
-			conn := &listen.Conn{
-				Conn: tunnel.Wrap(server), Listener: "test",
-				Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
-			}
 			c := client
 			if secure {
 				c = handshake(t, g, conn, client)

@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"context"
-	"crypto/x509"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -28,12 +27,7 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 		}
 		return bindings(before, after)
 	}})
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	enforcer := g.enforcer(t)
 	put := func(hosts ...string) live.Enforcement {
 		var rules []allowlist.Rule
 		for _, host := range hosts {

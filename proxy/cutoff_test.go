@@ -2,32 +2,18 @@ package proxy_test
 
 import (
 	"bufio"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
-
-func (g *gateway) enforcer(t *testing.T) *live.Enforcer {
-	t.Helper()
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return enforcer
-}
 
 // put puts in force what change makes of the policy.
 func (g *gateway) put(t *testing.T, enforcer *live.Enforcer, change func(*allowlist.Spec)) {
@@ -225,29 +211,12 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = l.Close() }()
-			client, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = client.Close() }()
-			accepted, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			server := &hooked{TCPConn: accepted.(*net.TCPConn)}
+			client, server, conn := hook(t)
 			server.answering = func() { _ = server.Close() }
 			if _, err := io.WriteString(client, head); err != nil {
 				t.Fatal(err)
 			}
-			g.proxy.Serve(t.Context(), &listen.Conn{
-				Conn: tunnel.Wrap(server), Listener: "test",
-				Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
-			})
+			g.proxy.Serve(t.Context(), conn)
 			if r := g.next(t, audit.EventDecision); r.Verdict != "deny" || r.Reason == "" || r.Status != 0 {
 				t.Errorf("record %+v", r)
 			}
@@ -259,12 +228,7 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 // while its name is looked up, is none that its caller has to know of.
 func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
 	g := newGateway(t, options{})
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: new(live.Current), Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	enforcer := enforcerOf(t, new(live.Current), &g.registry)
 	c := g.call(t, "builder")
 	c.send(t, "POST http://"+g.at("held.example")+"/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
 	<-g.names.asked

@@ -1,13 +1,11 @@
 package proxy_test
 
 import (
-	"crypto/x509"
 	"testing"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // TestADateThatPassesBetweenDecisionAndTunnel ends the rule while the lookup
@@ -45,12 +43,7 @@ func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 // under way: the record tells of the second alone.
 func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	g := newGateway(t, options{})
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	enforcer := g.enforcer(t)
 	put := func(version string, change func(*allowlist.Spec)) {
 		t.Helper()
 		spec := g.policy()

@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"crypto/x509"
 	"net/http"
 	"net/netip"
 	"testing"
@@ -97,12 +96,7 @@ func TestFirstBytesUnderObserve(t *testing.T) {
 func TestARuleGoesBetweenTheTunnelAndItsFirstBytes(t *testing.T) {
 	const asked = "asked.wild.example"
 	g := newGateway(t, options{})
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	enforcer := g.enforcer(t)
 	put := func(mode allowlist.Mode, rules ...allowlist.Rule) live.Enforcement {
 		for i := range rules {
 			rules[i].Ports, rules[i].TLS = to("x.example", g.origin.port).Ports, allowlist.TLSRequire

@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"crypto/x509"
 	"net/netip"
 	"testing"
 	"time"
@@ -23,12 +22,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		return bindings(told...)
 	}})
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	enforcer := g.enforcer(t)
 	put := func(rules ...allowlist.Rule) live.Enforcement {
 		for i := range rules {
 			rules[i].Ports, rules[i].TLS = to("x.example", g.origin.port).Ports, allowlist.TLSRequire

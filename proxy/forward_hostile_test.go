@@ -3,7 +3,6 @@ package proxy_test
 import (
 	"bufio"
 	"cmp"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // asked returns the connection that a request came on to the origin, with its
@@ -89,12 +87,7 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
-			enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-				Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			enforcer := g.enforcer(t)
 			c := g.call(t, "builder")
 			c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket"))
 			conn, reader := g.asked(t)

@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"bufio"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -805,12 +803,7 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 	for _, answering := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answering: %v", answering), func(t *testing.T) {
 			g := newGateway(t, options{})
-			enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-				Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			enforcer := g.enforcer(t)
 			c, other := g.call(t, "builder"), g.call(t, "reporter")
 			conns := make([]*net.TCPConn, 2)
 			for i, caller := range []*caller{c, other} {

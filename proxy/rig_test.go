@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -197,6 +198,24 @@ func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	}
 	local := allowlist.Local{Listeners: []netip.AddrPort{g.secure, g.plain}}
 	g.current.Swap(policy.WithClassifier(allowlist.NewClassifier(local)), time.Now())
+}
+
+// enforcer makes the gateway's states end what they forbid.
+func (g *gateway) enforcer(t *testing.T) *live.Enforcer {
+	t.Helper()
+	return enforcerOf(t, &g.current, &g.registry)
+}
+
+// enforcerOf returns an enforcer that trusts every certificate.
+func enforcerOf(t *testing.T, current *live.Current, registry *live.Registry) *live.Enforcer {
+	t.Helper()
+	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
+		Current: current, Registry: registry, Trusts: func([]*x509.Certificate) bool { return true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return enforcer
 }
 
 // emptied waits until nothing is open: a tunnel leaves a moment after its record.

@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"bufio"
-	"crypto/x509"
 	"io"
 	"net/http"
 	"net/netip"
@@ -13,7 +12,6 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // upgrades are the fields of a request that asks for another protocol.
@@ -215,12 +213,7 @@ func TestAnUpgradeThatAStateForbids(t *testing.T) {
 			spec := r.policy()
 			spec.Entries[0].Allow = []allowlist.Rule{with(to("held.example"), func(rule *allowlist.Rule) { rule.Upgrade = true })}
 			r.swap(t, spec)
-			enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-				Current: &r.current, Registry: &r.registry, Trusts: func([]*x509.Certificate) bool { return true },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			enforcer := r.enforcer(t)
 			c := r.call(t, "builder")
 			c.send(t, get(r.url("held.example", "/"), upgrades(row.protocol)...))
 			<-r.names.asked
