@@ -39,7 +39,7 @@ func (d Decision) Allowed() bool { return d.Verdict == Allow || d.Verdict == Obs
 // Narrow reports whether the rule that allowed has looked at the method of a
 // plain request, and whether at its path: an origin must then not take another
 // one for it.
-func (d Decision) Narrow() (methods, paths bool) {
+func (d *Decision) Narrow() (methods, paths bool) {
 	if d.Verdict != Allow || d.Rule == nil {
 		return false, false
 	}

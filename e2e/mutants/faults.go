@@ -55,7 +55,7 @@ func mutants() []fault {
 		of("E", "an alert hides a ClientHello", "proxy/hello/hello.go", "case typeAlert, typeChangeCipher:", "case typeAlert - 21:"),
 		of("E", "half a ClientHello passes", first, "if errors.Is(err, hello.ErrIncomplete) && !last {", "if errors.Is(err, hello.ErrIncomplete) {"),
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
-		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `isFraming(name), nominated.nominate(name):`, `isFraming(name), nominated.nominate("X-" + name):`),
+		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `v.isFraming(), nominated[v]:`, `v.isFraming(), nominated["X-"+v]:`),
 		of("D/D30", "a connection that was logged in on goes to the pool", "proxy/forward/pool.go", "\tcase l.own:\n\t\tp.giveTo(logins, l)\n", ""),
 		of("D/D30", "an offer does not tie its connection", "proxy/forward/goproxy.go", "\t\tr.lane.own = true\n", "\t\tr.lane.own = r.lane.own || false\n"),
 		of("D/D31", "twins of removed fields are sent on", "proxy/forward/fields.go", "return c\n\t\t}\n\t\treturn '-'", "return c\n\t\t}\n\t\treturn c"),

@@ -217,17 +217,17 @@ type run struct {
 	answer   *writer
 	idle     *time.Timer
 	meter    meter
-	head     int   // bytes of the request's head
-	trailers names // of the request that may be sent on
+	head     int             // bytes of the request's head
+	trailers map[string]bool // of the request that may be sent on
 
-	upstream  *upstream    // that the request went out on last
-	wrote     atomic.Bool  // something may have been sent to an origin
-	up        atomic.Int64 // bytes sent to origins
-	heads     heads        // of the answers
-	nominated names        // by Connection in the final one
-	interims  int          // answers so far that were not final
-	received  bool         // the answer's body was read to its end
-	failure   error        // why there is no answer; the first one counts
+	upstream  *upstream         // that the request went out on last
+	wrote     atomic.Bool       // something may have been sent to an origin
+	up        atomic.Int64      // bytes sent to origins
+	heads     heads             // of the answers
+	nominated map[variable]bool // by Connection in the final one
+	interims  int               // answers so far that were not final
+	received  bool              // the answer's body was read to its end
+	failure   error             // why there is no answer; the first one counts
 	switched  *Switched
 	panicked  atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
 }

@@ -92,7 +92,7 @@ var errDoubtful = errors.New("the answer is of another version, has or names too
 func check(resp *http.Response, fields map[string][]string) error {
 	for name := range fields {
 		switch bare := strings.TrimRight(name, " \t"); {
-		case bare != name && (isFraming(bare) || isHop(bare)): // RFC 9112 section 5.1
+		case bare != name && (variableOf(bare).isFraming() || variableOf(bare).isHop()): // RFC 9112 section 5.1
 			return errDoubtful
 		case name == "Transfer-Encoding" && !resp.ProtoAtLeast(1, 1): // RFC 9112 section 6.1
 			return errDoubtful

@@ -112,11 +112,11 @@ func (r *run) rebuild(authority string) string {
 
 // announced lists the trailers that the client announced and that may be sent
 // on.
-func announced(h *head.Head, nominated names) []string {
+func announced(h *head.Head, nominated map[variable]bool) []string {
 	var trailers []string
 	for v := range h.Values("Trailer") {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated.nominate(name) {
+			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated[variableOf(name)] {
 				trailers = append(trailers, name)
 			}
 		}

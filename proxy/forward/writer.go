@@ -41,11 +41,11 @@ type writer struct {
 	sent  int64      // bytes
 	err   error      // the first; nothing is written after it
 
-	bodyless bool  // no body follows, whatever the fields say
-	chunked  bool  //
-	length   int64 // of the body as announced; -1 if it is not
-	written  int64 // of the body
-	trailers names // that were announced and may be sent
+	bodyless bool            // no body follows, whatever the fields say
+	chunked  bool            //
+	length   int64           // of the body as announced; -1 if it is not
+	written  int64           // of the body
+	trailers map[string]bool // that were announced and may be sent
 }
 
 func newWriter(r *run) *writer {
@@ -289,7 +289,7 @@ func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.leng
 
 // isTrailer reports whether a field may be sent behind this body.
 func (w *writer) isTrailer(name string) bool {
-	return isTrailer(name) && !w.run.nominated.nominate(name)
+	return isTrailer(name) && !w.run.nominated[variableOf(name)]
 }
 
 // end is the last chunk and the trailers. Those that were not announced have
