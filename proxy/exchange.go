@@ -26,25 +26,25 @@ type exchange struct {
 	conn   *listen.Conn
 	reader *head.Reader
 
-	open     *audit.Open // nil until something was read
-	head     *head.Head
-	url      allowlist.URL // of a plain request
-	body     int64         // of a plain request; see head.Body
-	last     bool          // a plain request that may not be forwarded
-	upgrade  string        // protocols that a plain request asks for and that may be sent on; see forward.Protocols
-	request  allowlist.Request
-	state    *live.State
-	decision allowlist.Decision
-	bound    bound // how an address literal came to be allowed, if by its names
-	detail   string
-	lease    *limit.Lease     // of the tunnel; nil before there is one
-	settled  func()           // ends what pend began; nil if nothing is pending
-	logins   forward.Logins   // what it has logged in on by plain requests
-	rested   bool             // a plain request was answered on this connection
-	sent     bool             // a byte of the plain request may have gone out
-	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
-	refused  int              // callers without identity on it
-	after    func()           // what follows the record of a refusal, before the caller is waited for; nil is nothing
+	open      *audit.Open // nil until something was read
+	head      *head.Head
+	url       allowlist.URL // of a plain request
+	body      int64         // of a plain request; see head.Body
+	stopsHere bool          // a plain request that may not be forwarded: its Max-Forwards is 0
+	upgrade   string        // protocols that a plain request asks for and that may be sent on; see forward.Protocols
+	request   allowlist.Request
+	state     *live.State
+	decision  allowlist.Decision
+	bound     bound // how an address literal came to be allowed, if by its names
+	detail    string
+	lease     *limit.Lease     // of the tunnel; nil before there is one
+	settled   func()           // ends what pend began; nil if nothing is pending
+	logins    forward.Logins   // connections to origins that belong to this connection of the caller's
+	rested    bool             // a plain request was answered on this connection
+	sent      bool             // a byte of the plain request may have gone out
+	cut       allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
+	refused   int              // callers without identity on it
+	after     func()           // what follows the record of a refusal, before the caller is waited for; nil is nothing
 }
 
 // maxRefused is how often a caller may try on one connection: it costs the
@@ -84,8 +84,8 @@ func (x *exchange) next(ctx context.Context) bool {
 	defer x.release()
 	defer x.settle()
 	switch {
-	case x.last:
-		return x.answerLast(ctx)
+	case x.stopsHere:
+		return x.answerHere(ctx)
 	case x.isPlain():
 		return x.forward(ctx)
 	}
@@ -118,7 +118,7 @@ func (x *exchange) isHello() bool {
 // forget lets go of the last request.
 func (x *exchange) forget() {
 	x.open, x.head, x.state, x.decision, x.detail = nil, nil, nil, allowlist.Decision{}, ""
-	x.url, x.body, x.last, x.upgrade, x.request = allowlist.URL{}, 0, false, "", allowlist.Request{}
+	x.url, x.body, x.stopsHere, x.upgrade, x.request = allowlist.URL{}, 0, false, "", allowlist.Request{}
 	x.bound, x.sent, x.cut, x.after = bound{}, false, allowlist.NoReason, nil
 }
 

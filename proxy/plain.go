@@ -42,7 +42,7 @@ func (x *exchange) parsePlain() allowlist.Reason {
 		x.detail = err.Error()
 		return allowlist.MalformedHeader
 	}
-	x.last = bounded && forwards == 0
+	x.stopsHere = bounded && forwards == 0
 	if x.request.Upgrade = x.wantsUpgrade(); url.WebSocket && x.request.Upgrade != allowlist.MustUpgrade {
 		x.detail = "malformed target: a ws URL asks for an upgrade, which neither HTTP/1.0 nor a request with a body has"
 		return allowlist.MalformedTarget

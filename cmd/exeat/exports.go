@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 )
@@ -77,8 +78,7 @@ func hostAddresses(ctx context.Context, host string) []netip.Addr {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr}
 	}
-	name := strings.TrimSuffix(strings.ToLower(host), ".")
-	if name == "" || name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761 section 6.3
+	if name, err := allowlist.ParseHost(host); host == "" || err == nil && name.IsLocalhost() {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)

@@ -67,12 +67,11 @@ func (r *Reader) Await() error {
 }
 
 // ReadHead reads one head and consumes exactly its bytes, and the empty lines
-// before it. The end of the
-// connection before a head's first byte is io.EOF, within a head
-// io.ErrUnexpectedEOF; other errors of the connection are returned as they
-// are. A malformed head is refused as soon as the line is complete that shows
-// it, so that no answer waits for bytes that never come; it stays unconsumed,
-// and what comes behind it must not be read as a request.
+// before it. The end of the connection before a head's first byte is io.EOF,
+// within a head io.ErrUnexpectedEOF; other errors of the connection are returned
+// as they are. A malformed head is refused as soon as the line is complete that
+// shows it, so that no answer waits for bytes that never come; it stays
+// unconsumed, and what comes behind it must not be read as a request.
 func (r *Reader) ReadHead() (*Head, error) {
 	for {
 		if n := r.scan(); n > 0 {

@@ -21,7 +21,8 @@ var (
 )
 
 // Cached returns the answer to a question if no server need be asked: for
-// localhost, from the table of hosts, or from the cache while its time lasts. It allocates nothing.
+// localhost, from the table of hosts, or from the cache while its time lasts. It
+// allocates nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 	if byType := r.local(q.Name); byType != nil {
 		msg := byType[q.Type]

@@ -10,16 +10,17 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// answerLast answers an OPTIONS or TRACE that policy allows and that may not be
+// answerHere answers an OPTIONS or TRACE that policy allows and that may not be
 // forwarded, in place of its recipient (RFC 9110 section 7.6.2). Nothing is looked
 // up and no connection is made. It reports whether another request may follow.
-func (x *exchange) answerLast(ctx context.Context) bool {
+func (x *exchange) answerHere(ctx context.Context) bool {
 	x.open.Status, x.open.Detail = http.StatusOK, "answered by the gateway: Max-Forwards is 0"
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		x.open.Detail = ""
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	keep := x.body == 0 && x.head.Minor == 1 && !x.head.Lists("Connection", "close")
-	err := x.write(x.lastAnswer(keep))
+	err := x.write(x.ownAnswer(keep))
 	if err != nil {
 		x.unanswered(allowlist.NoReason)
 	}
@@ -31,9 +32,10 @@ func (x *exchange) answerLast(ctx context.Context) bool {
 	return x.rested
 }
 
-// lastAnswer has nothing to say of OPTIONS, and shows a TRACE as it was received
-// (RFC 9110 section 9.3.8), but for the fields that are likely to hold secrets.
-func (x *exchange) lastAnswer(keep bool) []byte {
+// ownAnswer is the gateway's answer: it says nothing of OPTIONS, and shows a TRACE
+// as it was received (RFC 9110 section 9.3.8), but for the fields that are likely
+// to hold secrets.
+func (x *exchange) ownAnswer(keep bool) []byte {
 	var body strings.Builder
 	fields := ""
 	if x.head.Method == http.MethodTrace {
