@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -173,6 +174,7 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 // TestWhatWasNotSentIsRefused: a request that a state ends while its name is
 // looked up has not left.
 func TestWhatWasNotSentIsRefused(t *testing.T) {
+	const slow = 60 * time.Millisecond // a look-up that has a span of its own
 	for ending, want := range map[string]string{
 		"revoked": "deny identity-unknown 403", "quarantined": "deny quarantined 403", "drain": "fail draining 503",
 	} {
@@ -183,12 +185,8 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				return "POST http://" + dest + "/ HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf"
 			},
 		} {
-			t.Run(name+" "+ending, func(t *testing.T) {
-				g := newGateway(t, options{})
-				c := g.call(t, "builder")
-				c.send(t, ask(g.at("held.example")))
-				<-g.names.asked
-				endings()[ending](t, g, g.enforcer(t))
+			check := func(t *testing.T, g *gateway, c *caller) {
+				t.Helper()
 				close(g.names.answer)
 				a := c.answer(t)
 				r := g.next(t, audit.EventDecision)
@@ -198,6 +196,28 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				if left := g.rest(t); len(left) > 0 {
 					t.Errorf("records too many: %+v", left)
 				}
+			}
+			t.Run(name+" "+ending, func(t *testing.T) {
+				g := newGateway(t, options{})
+				c := g.call(t, "builder")
+				c.send(t, ask(g.at("held.example")))
+				<-g.names.asked
+				endings()[ending](t, g, g.enforcer(t))
+				check(t, g, c)
+			})
+			t.Run(name+" "+ending+" when it is connected", func(t *testing.T) {
+				g := newGateway(t, options{})
+				enforcer := g.enforcer(t)
+				g.begun = func(span string) {
+					if span == "resolve" {
+						endings()[ending](t, g, enforcer)
+					}
+				}
+				c := g.call(t, "builder")
+				c.send(t, ask(g.at("held.example")))
+				<-g.names.asked
+				<-time.After(slow)
+				check(t, g, c)
 			})
 		}
 	}

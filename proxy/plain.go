@@ -175,6 +175,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u forward.Upstream) error {
 	x := f.exchange
 	x.dialed(ctx, f.start, u.Dialed, nil, f.pending)
+	ended := f.why()
 	if f.entry != nil { // the transport tries again
 		x.proxy.cfg.Registry.Remove(&f.entry.Tunnel)
 	}
@@ -186,6 +187,14 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	f.entry = entry
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
 	x.proxy.cfg.Registry.Remove(&f.pending.Tunnel) // an exchange counts once
+	if ended != allowlist.NoReason {
+		entry.ended(ended)
+	}
+	// The transport takes a connection that is ready also when the exchange has
+	// been ended.
+	if why := f.why(); why != allowlist.NoReason {
+		return &forward.Error{Reason: why}
+	}
 	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
 		if reason == allowlist.UpgradeNotAllowed {
 			entry.ended(reason) // a client that need not upgrade is asked for again, without

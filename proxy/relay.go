@@ -217,6 +217,9 @@ func (r *relaying) leave() {
 func (x *exchange) confirmed(r *relaying) allowlist.Reason {
 	for {
 		reason := x.confirm(r.entry.Addr)
+		if reason == allowlist.NoReason { // a shutdown ends what every state allows
+			reason = r.entry.why()
+		}
 		dest := x.decision.Dest
 		if reason != allowlist.NoReason || dest == r.known.Request.Dest {
 			return reason

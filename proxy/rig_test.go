@@ -247,10 +247,11 @@ type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
 	spans    *tracetest.InMemoryExporter
-	full     atomic.Bool   // the disk
-	lossy    bool          // the test means it to be
-	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
-	served   []func()      // end the listeners whose callers are recorded here
+	full     atomic.Bool       // the disk
+	lossy    bool              // the test means it to be
+	stuck    chan struct{}     // the sink takes nothing until it is closed; nil: it is quick
+	begun    func(span string) // is told of every span that begins; nil is nobody
+	served   []func()          // end the listeners whose callers are recorded here
 }
 
 // record is a line of evidence as a reader of the log sees it.
@@ -301,7 +302,8 @@ func newEvidenceWith(tb testing.TB, cfg audit.Config) *evidence {
 func startEvidence(tb testing.TB, cfg audit.Config, e *evidence) *evidence {
 	tb.Helper()
 	e.records, e.spans = make(chan record, audit.DefaultQueue), tracetest.NewInMemoryExporter()
-	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()),
+		sdktrace.WithSyncer(e.spans), sdktrace.WithSpanProcessor(begins{e}))
 	var err error
 	cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}}
 	cfg.Tracer = provider.Tracer("test")
@@ -312,6 +314,19 @@ func startEvidence(tb testing.TB, cfg audit.Config, e *evidence) *evidence {
 	tb.Cleanup(func() { e.rest(tb) })
 	return e
 }
+
+// begins tells the evidence of spans that begin.
+type begins struct{ *evidence }
+
+func (b begins) OnStart(_ context.Context, span sdktrace.ReadWriteSpan) {
+	if b.begun != nil {
+		b.begun(span.Name())
+	}
+}
+
+func (begins) OnEnd(sdktrace.ReadOnlySpan)      {}
+func (begins) Shutdown(context.Context) error   { return nil }
+func (begins) ForceFlush(context.Context) error { return nil }
 
 // Write takes the place of a log file.
 func (e *evidence) Write(p []byte) (int, error) {
