@@ -42,10 +42,10 @@ func permitted(r record, port uint16) bool {
 
 // seeds are requests of every kind.
 func seeds() []string {
-	good, label := connectTo("allowed.example:PORT"), strings.Repeat("a", 40)
+	good, labels := connectTo("allowed.example:PORT"), strings.Repeat(strings.Repeat("a", 60)+".", 3)
 	all := []string{
 		// The shortest heads that reach an origin, with much of a name that may be any.
-		"CONNECT " + label + ".wild.example:PORT HTTP/1.0\r\n\r\n", "GET http://" + label + ".wild.example:PORT/ HTTP/1.0\r\n\r\n",
+		"CONNECT " + labels + "wild.example:PORT HTTP/1.0\r\n\r\n", "GET http://" + labels + "wild.example:PORT/ HTTP/1.0\r\n\r\n",
 		good, good + "early bytes", connectTo("a.wild.example:PORT"), connectTo("denied.wild.example:PORT"), connectTo("127.0.0.1:PORT"), connectTo("[::ffff:127.0.0.1]:PORT"),
 		connectTo("evil.test:443") + good, connectTo("allowed.example:0") + good, "CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n" + good,
 		line + host + "Transfer-Encoding: chunked\r\n\r\n", line + host + "Content-Length: 4\r\n\r\nbody" + good, line + "Host: other.example\r\n\r\n", line + host + host + "\r\n",

@@ -122,7 +122,12 @@ func (t tree) fuzz(ctx context.Context, f fault) (by string, err error) {
 	if by, err := finder(text, err); by != "" || err != nil {
 		return strings.TrimSpace(by + " (a seed)"), err
 	}
-	text, err = output(ctx, t.dir, "go", "test", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime, f.pkg)
+	// It begins with the seeds alone, whatever was found on this machine before,
+	// and looks for no shorter form of an input.
+	found := t.path(filepath.Join(f.pkg, "testdata", "found"))
+	text, err = output(ctx, t.dir, "go", "test", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime,
+		"-fuzzminimizetime", "0", f.pkg, "-args", "-test.fuzzcachedir", found)
+	_ = os.RemoveAll(found)
 	// What was found must not be a seed of the next fault.
 	_ = os.RemoveAll(t.path(filepath.Join(f.pkg, "testdata", "fuzz")))
 	return finder(text, err)

@@ -283,6 +283,11 @@ func FuzzQuery(f *testing.F) {
 			f.Add(packetOf(name, typ, false))
 		}
 	}
+	asked := new(mdns.Msg)
+	asked.SetQuestion("allowed.example.", mdns.TypeA)
+	asked.SetEdns0(1232, false)
+	asked.IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: "0123456789abcdef"}, new(mdns.EDNS0_NSID)}
+	f.Add(must(asked.Pack()))
 	var looked []resolve.Question
 	s := newServer(f, func(_ context.Context, _ resolve.Asker, q resolve.Question) (resolve.Answer, error) {
 		looked = append(looked, q)
