@@ -183,12 +183,17 @@ func TestCloseWritesWhatIsQueued(t *testing.T) {
 	}
 }
 
-// TestSinkErrorsAreToldOnce lets the sink fail, twice, and recover.
+// TestSinkErrorsAreToldOnce lets the sink fail, twice, and recover. Whoever is told
+// finds in the counts what is lost and what is written.
 func TestSinkErrorsAreToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink
 		var told []error
-		r := newRecorder(t, Config{Sinks: lineSink(&out), SinkError: func(_ string, err error) { told = append(told, err) }})
+		var counts []SinkStats // when it was told
+		var r *Recorder
+		r = newRecorder(t, Config{Sinks: lineSink(&out), SinkError: func(_ string, err error) {
+			told, counts = append(told, err), append(counts, r.Stats().Sinks[0])
+		}})
 		record := func() {
 			r.Event(Record{})
 			synctest.Wait()
@@ -206,6 +211,11 @@ func TestSinkErrorsAreToldOnce(t *testing.T) {
 		closeNow(t, r)
 		if want := []error{full, nil, full}; !slices.EqualFunc(told, want, errors.Is) {
 			t.Errorf("told %v, want %v", told, want)
+		}
+		if want := []SinkStats{
+			{Name: "test", Made: 2, Written: 1, Failed: 1}, {Name: "test", Made: 4, Written: 2, Failed: 2}, {Name: "test", Made: 6, Written: 3, Failed: 3},
+		}; !slices.Equal(counts, want) {
+			t.Errorf("counts %+v, want %+v", counts, want)
 		}
 		if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 6, Written: 3, Failed: 3}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)

@@ -53,6 +53,7 @@ func (w *worker) writeItems(ctx context.Context, items []item, records []*Record
 		}
 	}
 	w.queue.wrote(uint64(len(items))-failed, failed)
+	w.returned(out.err)
 	for i, it := range items {
 		if it.ack != nil {
 			it.ack.results <- out.of(i)
@@ -71,21 +72,26 @@ func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*R
 	for i, t := range sums {
 		w.queue.summarised(t, out.of(i))
 	}
+	w.returned(out.err)
 }
 
-// write hands records to the sink, and tells when it begins and ends to fail.
+// write hands records to the sink.
 func (w *worker) write(ctx context.Context, records []*Record) outcome {
 	w.queue.writes(time.Now())
 	err := w.cfg.Sink.Write(ctx, records)
-	changed := w.queue.returned(err)
-	if changed && w.sinkError != nil {
-		w.sinkError(w.cfg.Name, err)
-	}
 	out := outcome{err: err}
 	if lost, ok := errors.AsType[*LostError](err); ok {
 		out.partial, out.lost = true, lost.Lost
 	}
 	return out
+}
+
+// returned tells when the sink begins and ends to fail. What it has lost is counted
+// by then: whoever is told finds it in the metrics.
+func (w *worker) returned(err error) {
+	if w.queue.returned(err) && w.sinkError != nil {
+		w.sinkError(w.cfg.Name, err)
+	}
 }
 
 // outcome is what came of a Write.
