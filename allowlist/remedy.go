@@ -22,8 +22,9 @@ type Remedy struct {
 //
 // The rule opens what was asked for: the host, the port, and of a plain request
 // the method and the path. What narrows the rule that missed narrows it, too:
-// addresses, tls, ech and the date. Where only an upgrade was missing, it is
-// that rule with its methods and paths, and with the upgrade.
+// addresses, tls, ech and the date. Where only an upgrade was missing, it has the
+// upgrade and the methods and paths of that rule, or those of the request where
+// the rule has none. A rule for localhost names its addresses.
 func (d *Decision) Remedy(why Reason) Remedy {
 	switch why { //nolint:exhaustive // most refusals are not for a new rule to mend
 	case IdentityUnknown, NotOnAllowlist, PortNotAllowed, RuleExpired, UpgradeNotAllowed, MethodNotAllowed, PathNotAllowed, IPNotOnAllowlist:
@@ -53,7 +54,7 @@ func (d *Decision) Remedy(why Reason) Remedy {
 		return Remedy{Note: "No rule is offered: the policy cannot name this method or path by itself, and a rule without it would open every other one."}
 	}
 	r.narrow(missed, d.Time)
-	if d.Dest.Host.IsLocalhost() && len(r.Addresses) == 0 { // what it is, which nothing else opens
+	if d.Dest.Host.IsLocalhost() && len(r.Addresses) == 0 { // it is these two, and only a rule that names them opens them
 		r.Addresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("::1/128")}
 	}
 	r.lookAt(&d.Request, missed)

@@ -80,9 +80,9 @@ func ParseURL(s string) (URL, error) {
 	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath, WebSocket: webSocket}, nil
 }
 
-// Glimpse returns what can be read of the destination of a target that is
-// refused, of a CONNECT or in absolute form: the host, and the port if that is
-// well formed or the scheme's. It is for records; nothing may be decided by it.
+// Glimpse returns what can be read of the destination in a refused target, that of
+// a CONNECT or a URL: the host, and the port if it is well formed, or for http and
+// ws without one, 80. It is for records only; nothing may be decided by it.
 func Glimpse(target string, connect bool) Destination {
 	scheme, rest, absolute := strings.Cut(target, "://")
 	if connect {

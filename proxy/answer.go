@@ -70,7 +70,7 @@ func (x *exchange) keeps(reason allowlist.Reason) bool {
 // request that was sent on is not refused any more: it was cut off, and may have
 // been carried out.
 func (x *exchange) record(reason allowlist.Reason) allowlist.Reason {
-	if x.sent && keepsIn(reason) {
+	if x.sent && saysUnsent(reason) {
 		x.detail, x.cut, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
 	}
 	rec := x.open
@@ -97,9 +97,9 @@ func (x *exchange) unanswered(why allowlist.Reason) {
 	x.open.Status = 0
 }
 
-// keepsIn reports whether an answer with the reason says that nothing of the
+// saysUnsent reports whether an answer with the reason says that nothing of the
 // request has left.
-func keepsIn(reason allowlist.Reason) bool {
+func saysUnsent(reason allowlist.Reason) bool {
 	switch reason.Info().Status {
 	case http.StatusForbidden, http.StatusProxyAuthRequired, http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		return true

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,7 +155,7 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	spec := g.policy()
 	spec.Entries = spec.Entries[1:]
 	g.swap(t, spec) // nobody has ended the exchange yet: it finds out by itself
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, agreed); err != nil {
 		t.Fatal(err)
 	}
 	if a := c.answer(t); a.status != 502 || a.reason() != "cut-off" {
@@ -171,10 +172,13 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	}
 }
 
+// slowLookup is from when on a look-up has a span of its own, which begins when the
+// connection is there and the request has not gone out.
+const slowLookup = 60 * time.Millisecond
+
 // TestWhatWasNotSentIsRefused: a request that a state ends while its name is
 // looked up has not left.
 func TestWhatWasNotSentIsRefused(t *testing.T) {
-	const slow = 60 * time.Millisecond // a look-up that has a span of its own
 	for ending, want := range map[string]string{
 		"revoked": "deny identity-unknown 403", "quarantined": "deny quarantined 403", "drain": "fail draining 503",
 	} {
@@ -216,7 +220,7 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				c := g.call(t, "builder")
 				c.send(t, ask(g.at("held.example")))
 				<-g.names.asked
-				<-time.After(slow)
+				<-time.After(slowLookup)
 				check(t, g, c)
 			})
 		}
@@ -245,20 +249,60 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 }
 
 // TestWhatWasNotSentIsTriedAgain: a state that forbids a request for a moment,
-// while its name is looked up, is none that its caller has to know of.
+// while its name is looked up or when it is connected, is none that its caller
+// has to know of.
 func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
-	g := newGateway(t, options{})
-	enforcer := enforcerOf(t, new(live.Current), &g.registry)
-	c := g.call(t, "builder")
-	c.send(t, "POST http://"+g.at("held.example")+"/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
-	<-g.names.asked
-	// A state that is in force no more when the door looks.
-	g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
-	<-g.names.asked // again, while the first look-up still waits
-	close(g.names.answer)
+	forbid := func(t *testing.T, g *gateway, enforcer *live.Enforcer) {
+		t.Helper() // a state that is in force no more when the door looks
+		g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
+	}
+	for name, body := range map[string]struct{ fields, text string }{
+		"a body":           {"Content-Length: 4", "body"},
+		"a body of chunks": {"Transfer-Encoding: chunked", "4\r\nbody\r\n0\r\n\r\n"},
+	} {
+		start := func(t *testing.T) (*gateway, *live.Enforcer, *caller) {
+			t.Helper()
+			g := newGateway(t, options{})
+			return g, enforcerOf(t, new(live.Current), &g.registry), g.call(t, "builder")
+		}
+		ask := func(t *testing.T, g *gateway, c *caller) {
+			t.Helper()
+			c.send(t, "POST http://"+g.at("held.example")+"/ HTTP/1.1\r\nHost: x\r\n"+body.fields+"\r\n\r\n"+body.text)
+			<-g.names.asked
+		}
+		t.Run(name+", while it is looked up", func(t *testing.T) {
+			g, enforcer, c := start(t)
+			ask(t, g, c)
+			forbid(t, g, enforcer)
+			<-g.names.asked // again, while the first look-up still waits
+			close(g.names.answer)
+			triedAgain(t, g, c)
+		})
+		t.Run(name+", when it is connected", func(t *testing.T) {
+			g, enforcer, c := start(t)
+			var once sync.Once
+			g.begun = func(span string) {
+				if span == "resolve" {
+					once.Do(func() { forbid(t, g, enforcer) })
+				}
+			}
+			ask(t, g, c)
+			<-time.After(slowLookup)
+			g.names.answer <- struct{}{}
+			<-g.names.asked
+			close(g.names.answer)
+			triedAgain(t, g, c)
+		})
+	}
+}
+
+// triedAgain plays the origin of a request with a body that was sent on in the
+// end.
+func triedAgain(t *testing.T, g *gateway, c *caller) {
+	t.Helper()
 	conn := g.origin.next(t)
 	req, err := http.ReadRequest(bufio.NewReader(conn))
-	if errors.Is(err, io.EOF) { // the first dial was under way
+	if errors.Is(err, io.EOF) { // the first try had a connection
 		conn = g.origin.next(t)
 		req, err = http.ReadRequest(bufio.NewReader(conn))
 	}

@@ -165,8 +165,8 @@ func (x *exchange) requestLine() (method, target string) {
 	return x.reader.RequestLine()
 }
 
-// note records where a head would have led that is refused before its target is
-// parsed, if it can be.
+// note records what can be read of the destination of a head that is refused,
+// whether or not its target was parsed.
 func (x *exchange) note(method, target string) {
 	x.open.Dest = allowlist.Glimpse(target, isConnect(method))
 }

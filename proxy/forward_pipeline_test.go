@@ -94,12 +94,7 @@ func TestBytesThatComeWhileTheClientWaits(t *testing.T) {
 		if _, err := io.WriteString(c, "rly"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		if a := c.answer(t); a.status != http.StatusSwitchingProtocols {
-			t.Fatalf("answered %s", a.phrase)
-		}
+		agree(t, c, conn)
 		got := make([]byte, 5)
 		if _, err := io.ReadFull(reader, got); err != nil || string(got) != "early" {
 			t.Errorf("the origin got %q, %v", got, err)

@@ -779,6 +779,20 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
+// agreed is the answer of an origin that agrees to a WebSocket.
+const agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+// agree has the origin agree to a WebSocket, of which the client is told.
+func agree(t *testing.T, c *caller, conn net.Conn) {
+	t.Helper()
+	if _, err := io.WriteString(conn, agreed); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.answer(t); a.status != http.StatusSwitchingProtocols {
+		t.Fatalf("answered %s", a.phrase)
+	}
+}
+
 // echo sends something each way.
 func echo(t *testing.T, c *caller, conn net.Conn, reader *bufio.Reader) {
 	t.Helper()

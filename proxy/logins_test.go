@@ -312,12 +312,7 @@ func TestAnOriginThatSwitchesTooSoon(t *testing.T) {
 	if _, err := reader.Peek(1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if a := c.answer(t); a.status != 101 {
-		t.Fatalf("answered %s", a.phrase)
-	}
+	agree(t, c, conn)
 	if req, err := http.ReadRequest(reader); err != nil || req.Header.Get("X-Long") != long {
 		t.Fatalf("the origin got %v, %v", req, err)
 	}

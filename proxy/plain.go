@@ -187,7 +187,7 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	f.entry = entry
 	x.proxy.cfg.Registry.Add(&entry.Tunnel)
 	x.proxy.cfg.Registry.Remove(&f.pending.Tunnel) // an exchange counts once
-	if ended != allowlist.NoReason {
+	if ended != allowlist.NoReason {               // while it was dialled, or on the connection before
 		entry.ended(ended)
 	}
 	// The transport takes a connection that is ready also when the exchange has
@@ -271,9 +271,9 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 	return res.Reason
 }
 
-// close records the end of an exchange that had a connection. One that a state has
-// ended before it went out is refused, and has no end unless it was recorded as
-// allowed.
+// close records the end of an exchange that had a connection. One that was ended
+// before anything was sent is refused, and has a record of its end only if its
+// decision was recorded as allowed before.
 func (f *forwarding) close(ctx context.Context, res forward.Result) {
 	reason, why := tunnel.Upstream, f.why()
 	if f.record == nil || why != allowlist.NoReason && !res.Sent && !f.open.Committed() {

@@ -98,12 +98,7 @@ func TestWebSocketURLs(t *testing.T) {
 		if err != nil || req.Host != g.at("ws.example") || req.Header.Get("Upgrade") != "websocket" {
 			t.Fatalf("the origin got %+v, %v", req, err)
 		}
-		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")); err != nil {
-			t.Fatal(err)
-		}
-		if a := c.answer(t); a.status != http.StatusSwitchingProtocols {
-			t.Fatalf("%s: answered %s", scheme, a.phrase)
-		}
+		agree(t, c, conn)
 		echo(t, c, conn, reader)
 		_ = conn.Close()
 		c.gone(t)

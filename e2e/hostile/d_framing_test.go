@@ -71,7 +71,7 @@ func framingRows() []row {
 			behind("without an identity, HTTP/1.0", nobody, "CONNECT allowed.example:443 HTTP/1.0\r\n\r\n", allowlist.IdentityMissing),
 			behind("with a length", "builder", connectTo("secret.example:443", "Content-Length: 1"), allowlist.NotOnAllowlist),
 		}},
-		{"D9", "a method in lower case, tabs or two spaces in the request line, HTTP/0.9", "400 or 405", slices.Concat(
+		{"D9", "CONNECT in lower or mixed case, tabs or two spaces in the request line, HTTP/0.9", "400 or 405", slices.Concat(
 			refused(allowlist.ConnectOnly, strings.ToLower("CONNECT")+line[7:]+host+"\r\n"),
 			refused(allowlist.ConnectOnly, "Connect"+line[7:]+host+"\r\n"),
 			refusedAs("a tab", lines, "CONNECT\tallowed.example:PORT HTTP/1.1\r\n"+host+"\r\n"),

@@ -104,8 +104,9 @@ func check(resp *http.Response, fields map[string][]string) error {
 	return nil
 }
 
-// tooMany reports whether a head, of an interim answer too, has more fields than
-// may be, or names more of them; trailers are how many it announces.
+// tooMany reports whether a head, also that of an interim answer, has too many
+// fields, or names too many in Connection and Trailer; trailers is how many
+// trailers it announces.
 func tooMany(fields map[string][]string, trailers int) bool {
 	n := 0
 	for _, values := range fields {

@@ -240,8 +240,8 @@ type upstream struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once     // for closed
 
-	// sent gets nil when all of a request for an upgrade has gone out, or the
-	// error that ended that; asking is what of it has gone out so far.
+	// sent receives nil once a request for an upgrade has been written whole, or
+	// the error that ended the writing; asking holds what was written so far.
 	sent   chan error
 	asking []byte
 
@@ -359,7 +359,8 @@ func (u *upstream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// asks notes what has gone out of a request for an upgrade, which has no body.
+// asks notes what was written of a request for an upgrade, which has no body, and
+// reports on sent when that is whole or could not be written.
 func (u *upstream) asks(p []byte, err error) {
 	u.asking = append(u.asking, p...)
 	if err == nil && !bytes.HasSuffix(u.asking, []byte("\r\n\r\n")) {

@@ -46,8 +46,9 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 	req.Close = false // of the client's connection; the origin's is another
 	if r.Upgrade != "" {
 		req.Header.Set("Connection", "Upgrade")
-		// The space does not go out. With it, net/http does not take the value for
-		// "websocket", for which it would leave the connection that is there.
+		// net/http keeps connections for "websocket" apart from others, and would
+		// not find the one that its client has logged in on. The space hides the
+		// value from that; it is trimmed when the field is written.
 		req.Header.Set("Upgrade", r.Upgrade+" ")
 	}
 	if r.Body != 0 {
