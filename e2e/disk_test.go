@@ -18,8 +18,8 @@ import (
 func (s site) startOnDisk(t *testing.T, options string) *process {
 	t.Helper()
 	need(t, "unshare", "mount")
-	if os.Getenv("CI") == "" && exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
-		t.Skip("no namespaces: unshare --map-root-user is not permitted here")
+	if exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
+		without(t, "no namespaces: unshare --map-root-user is not permitted here")
 	}
 	if err := os.MkdirAll(filepath.Join(s.dir, "disk"), 0o700); err != nil {
 		t.Fatal(err)

@@ -269,8 +269,8 @@ func TestDNSWithDNSPython(t *testing.T) {
 // their own; see the program in dns/stubs.
 func TestDNSStubs(t *testing.T) {
 	need(t, "unshare", "ip", "mount", "getent", "musl-gcc")
-	if os.Getenv("CI") == "" && exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {
-		t.Skip("no namespaces: unshare --map-root-user is not permitted here")
+	if exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {
+		without(t, "no namespaces: unshare --map-root-user is not permitted here")
 	}
 	dir := t.TempDir()
 	build := func(name string, args ...string) string {

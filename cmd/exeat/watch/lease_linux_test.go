@@ -22,9 +22,7 @@ func leases(t *testing.T) bool {
 }
 
 func TestOpenForWriting(t *testing.T) {
-	if !leases(t) {
-		t.Skip("this file system has no leases (fcntl F_SETLEASE), which tell who writes")
-	}
+	needLeases(t, leases(t))
 	path := t.TempDir() + "/file"
 	for _, row := range []struct {
 		name  string
