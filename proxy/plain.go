@@ -75,8 +75,9 @@ func (x *exchange) wantsUpgrade() allowlist.Upgrade {
 // forward carries a plain request to its origin and the answer back. It reports
 // whether another request may follow on the connection.
 func (x *exchange) forward(ctx context.Context) bool {
+	var record *audit.Tunnel
 	for {
-		f := &forwarding{exchange: x, start: time.Now()}
+		f := &forwarding{exchange: x, start: time.Now(), record: record}
 		res := f.carry(ctx)
 		x.sent = res.Sent
 		switch {
@@ -98,6 +99,9 @@ func (x *exchange) forward(ctx context.Context) bool {
 		}
 		reason := f.failed(ctx, res)
 		if reason == allowlist.NoReason {
+			if x.open.Committed() { // as allowed, which has an end whatever comes of the next try
+				record = f.record
+			}
 			continue
 		}
 		x.after = func() {
@@ -127,7 +131,7 @@ type forwarding struct {
 	start   time.Time
 	pending *underway     // in the registry until the request goes out; then
 	entry   *underway     // this is, with its address
-	record  *audit.Tunnel // nil until it goes out
+	record  *audit.Tunnel // nil until it goes out, or a try before was about to
 }
 
 func (f *forwarding) carry(ctx context.Context) forward.Result {
@@ -175,10 +179,10 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u forward.Upstream) error {
 	x := f.exchange
 	x.dialed(ctx, f.start, u.Dialed, nil, f.pending)
-	ended := f.why()
 	if f.entry != nil { // the transport tries again
 		x.proxy.cfg.Registry.Remove(&f.entry.Tunnel)
 	}
+	ended := f.why()
 	entry := x.entry(u.Dialed.Addr)
 	entry.End = func(_ tunnel.Reason, why allowlist.Reason) {
 		entry.ended(why)

@@ -1,11 +1,16 @@
 package proxy_test
 
 import (
+	"fmt"
 	"io"
+	"net"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // TestWhatCannotBeRecordedIsRefused fills the disk and makes room again.
@@ -71,4 +76,88 @@ func TestAPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
 		}
 	}
 	_ = c.Close()
+}
+
+// requiring is a gateway whose records must be written before anything goes out,
+// to a sink that takes nothing until it is let go.
+func requiring(t *testing.T) (g *gateway, letGo func()) {
+	t.Helper()
+	e := startEvidence(t, audit.Config{Required: true}, &evidence{stuck: make(chan struct{})})
+	return newGateway(t, options{evidence: e}), func() { close(e.stuck) }
+}
+
+// recording waits until a record has been made, which is then waited for.
+func (g *gateway) recording(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made == 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("no record was made")
+		}
+	}
+}
+
+// TestWhatEndsWhileItIsRecordedDoesNotGoOut: the record of a request that is
+// allowed may take its time, in which a state forbids the request.
+func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
+	for ending, want := range map[string]int{"revoked": 403, "quarantined": 403, "drain": 503} {
+		t.Run(ending, func(t *testing.T) {
+			g, letGo := requiring(t)
+			enforcer := g.enforcer(t)
+			c := g.call(t, "builder")
+			c.send(t, get("http://"+g.at("allowed.example")+"/"))
+			conn := g.origin.next(t)
+			g.recording(t)
+			endings()[ending](t, g, enforcer)
+			letGo()
+			if a := c.answer(t); a.status != want {
+				t.Errorf("answered %s, want %d", a.phrase, want)
+			}
+			if sent, _ := io.ReadAll(conn); len(sent) > 0 {
+				t.Errorf("the origin got %q", sent)
+			}
+			if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Status != 0 {
+				t.Errorf("record %+v, want the one that was written before", r)
+			}
+			if r := g.next(t, audit.EventTunnelClose); r.CloseReason != ending || r.Up != 0 {
+				t.Errorf("record %+v", r)
+			}
+			if left := g.rest(t); len(left) > 0 {
+				t.Errorf("records too many: %+v", left)
+			}
+		})
+	}
+}
+
+// TestWhatWasRecordedAsAllowedHasAnEnd: a state that forbids the request for a
+// moment has it tried again, and the next try finds no origin.
+func TestWhatWasRecordedAsAllowedHasAnEnd(t *testing.T) {
+	g, letGo := requiring(t)
+	passing := enforcerOf(t, new(live.Current), &g.registry) // its states are in force no more when the door looks
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := g.call(t, "builder")
+	c.send(t, get(fmt.Sprintf("http://refused.example:%d/", l.Addr().(*net.TCPAddr).Port)))
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = l.Close()
+	g.recording(t)
+	g.put(t, passing, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
+	letGo()
+	if a := c.answer(t); a.status != 502 || a.reason() != "dial-refused" {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if r := g.next(t, audit.EventDecision); r.Verdict != "allow" || r.Status != 0 {
+		t.Errorf("record %+v, want the one that was written before", r)
+	}
+	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "error" || r.Up != 0 {
+		t.Errorf("record %+v", r)
+	}
+	if left := g.rest(t); len(left) > 0 {
+		t.Errorf("records too many: %+v", left)
+	}
 }

@@ -324,13 +324,18 @@ func (u *upstream) Read(p []byte) (int, error) {
 }
 
 // writesFor returns the exchange that is carried, which counts as sent from now
-// on. It is nil where nothing goes out any more: the exchange is over, or the
-// connection closed.
+// on. It is nil where nothing goes out any more: the exchange is over or has been
+// ended, which the transport looks at only while it waits, or the connection closed.
 func (u *upstream) writesFor() *run {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.carries == nil || u.isClosed() {
 		return nil
+	}
+	select {
+	case <-u.carries.done:
+		return nil
+	default:
 	}
 	u.carries.wrote.Store(true)
 	return u.carries

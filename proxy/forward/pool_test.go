@@ -234,3 +234,19 @@ func TestAConnectionOfNobodysIsNotHeard(t *testing.T) {
 	}
 	_ = far.Close()
 }
+
+// TestNothingGoesOutOfAnExchangeThatHasEnded: the transport writes on a connection
+// that is ready also when the context of its request is done.
+func TestNothingGoesOutOfAnExchangeThatHasEnded(t *testing.T) {
+	near, far := net.Pipe()
+	defer func() { _ = far.Close() }()
+	done := make(chan struct{})
+	close(done)
+	r := &run{Exchange: new(Exchange), done: done}
+	u := newUpstream(dial.Result{Conn: near})
+	u.carry(r, false)
+	if u.writesFor() != nil || r.wrote.Load() {
+		t.Error("a request that has ended may be written")
+	}
+	_ = u.Close()
+}
