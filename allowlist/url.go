@@ -93,6 +93,9 @@ func Glimpse(target string, connect bool) Destination {
 	if end := strings.IndexAny(rest, "/?#\\"); end >= 0 {
 		rest = rest[:end]
 	}
+	if strings.Contains(rest, "@") { // what stands before it is no host, and may be a secret
+		return Destination{}
+	}
 	dest, err := ParseDestination(rest)
 	if err != nil && !connect && (strings.EqualFold(scheme, "http") || strings.EqualFold(scheme, "ws")) {
 		dest, err = parseAuthority(rest)

@@ -155,6 +155,10 @@ func TestGlimpse(t *testing.T) {
 		{"https://a.example:444/", false, "a.example", 444},
 		{"http://[::1]:81/%", false, "[::1]", 81},
 		{"http://u@a.example/", false, "", 0},
+		{"http://allowed.example:x@evil.example/", false, "", 0},
+		{"http://allowed.example:80@evil.example/", false, "", 0},
+		{"http://secret-token:@a.example/", false, "", 0},
+		{"http://a.example/@", false, "a.example", 80},
 		{"http:a.example/", false, "", 0},
 		{"/a.example", false, "", 0},
 		{"a.example:443", false, "", 0},
@@ -162,6 +166,7 @@ func TestGlimpse(t *testing.T) {
 		{"a.example:443/x", true, "a.example", 443},
 		{"a.example", true, "a.example", 0},
 		{"u@a.example:443", true, "", 0},
+		{"allowed.example:x@evil.example", true, "", 0},
 		{"", true, "", 0},
 		{"::1:443", true, "", 0},
 	} {
