@@ -1,5 +1,7 @@
 package allowlist
 
+import "errors"
+
 // Reason says why a request was not let through. It is one of a closed set,
 // with one table: status, RFC 9209 error and text of every reason come from
 // its row, so that no door can answer differently. The zero value is
@@ -248,4 +250,38 @@ func (r Reason) observable() bool {
 		return true
 	}
 	return false
+}
+
+// ReasonError is an error with its reason: why a request that was allowed could
+// not be served. Without a Reason, as in its zero value, it counts as
+// InternalError: no error belongs to an allowed request.
+type ReasonError struct {
+	Reason Reason
+	Err    error // the cause, for the gateway's own log; may be nil
+}
+
+// Error returns the reason and the cause. It is for the gateway's own log; it may
+// name inner addresses and servers.
+func (e *ReasonError) Error() string {
+	reason := ReasonOf(e).String()
+	if e.Err == nil {
+		return reason
+	}
+	return reason + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *ReasonError) Unwrap() error { return e.Err }
+
+// ReasonOf returns the reason of an error: that of the first ReasonError in its
+// chain, and InternalError where there is none or it has no Reason. It is
+// NoReason only for nil.
+func ReasonOf(err error) Reason {
+	if err == nil {
+		return NoReason
+	}
+	if known, ok := errors.AsType[*ReasonError](err); ok && known.Reason != NoReason {
+		return known.Reason
+	}
+	return InternalError
 }

@@ -1,6 +1,8 @@
 package allowlist
 
 import (
+	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -138,5 +140,40 @@ func TestWords(t *testing.T) {
 		if got != want && want != "invalid" {
 			t.Errorf("word %q, want %q", got, want)
 		}
+	}
+}
+
+// An error never has the reason of an allowed request, whatever it is made of.
+func TestReasonOf(t *testing.T) {
+	cause := errors.New("cause")
+	refused := &ReasonError{Reason: DialRefused, Err: cause}
+	rows := []struct {
+		name   string
+		err    error
+		reason Reason
+		text   string
+	}{
+		{"a reason and a cause", refused, DialRefused, "dial-refused: cause"},
+		{"a reason alone", &ReasonError{Reason: NameBudget}, NameBudget, "name-budget"},
+		{"a reason further down", fmt.Errorf("dialling: %w", refused), DialRefused, "dialling: dial-refused: cause"},
+		{"of two reasons the first", &ReasonError{Reason: ResolveFailed, Err: refused}, ResolveFailed, "resolve-failed: dial-refused: cause"},
+		{"an error without a reason", cause, InternalError, "cause"},
+		{"the zero value", &ReasonError{}, InternalError, "internal-error"},
+		{"a cause without a reason", &ReasonError{Err: cause}, InternalError, "internal-error: cause"},
+		{"no reason before one", &ReasonError{Err: refused}, InternalError, "internal-error: dial-refused: cause"},
+	}
+	for _, row := range rows {
+		if got := ReasonOf(row.err); got != row.reason {
+			t.Errorf("%s: %q, want %q", row.name, got, row.reason)
+		}
+		if got := row.err.Error(); got != row.text {
+			t.Errorf("%s: text %q, want %q", row.name, got, row.text)
+		}
+	}
+	if got := ReasonOf(nil); got != NoReason {
+		t.Errorf("no error: %q, want no reason", got)
+	}
+	if !errors.Is(refused, cause) {
+		t.Error("the cause is not in the chain")
 	}
 }

@@ -342,13 +342,7 @@ func (x *exchange) dialed(ctx context.Context, start time.Time, res dial.Result,
 	if res.Dropped > 0 {
 		x.open.Class = res.Class
 	}
-	reason := allowlist.NoReason
-	if err != nil {
-		reason = allowlist.InternalError
-		if failed, ok := errors.AsType[*dial.Error](err); ok {
-			reason = failed.Reason
-		}
-	}
+	reason := allowlist.ReasonOf(err)
 	failed := reason
 	if pending.why() != allowlist.NoReason {
 		failed = allowlist.NoReason // it was cancelled, the destination is not to blame

@@ -2,14 +2,12 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -197,18 +195,18 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 	// The transport takes a connection that is ready also when the exchange has
 	// been ended.
 	if why := f.why(); why != allowlist.NoReason {
-		return &forward.Error{Reason: why}
+		return &allowlist.ReasonError{Reason: why}
 	}
 	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
 		if reason == allowlist.UpgradeNotAllowed {
 			entry.ended(reason) // a client that need not upgrade is asked for again, without
 		}
-		return &forward.Error{Reason: reason}
+		return &allowlist.ReasonError{Reason: reason}
 	}
 	// What must be recorded is recorded before anything of it goes out, at the
 	// price of the status, which nobody knows yet.
 	if x.proxy.cfg.Recorder.Required() && x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		return &forward.Error{Reason: allowlist.AuditUnavailable}
+		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable}
 	}
 	if f.record == nil {
 		f.record = x.open.Tunnel()
@@ -220,11 +218,11 @@ func (f *forwarding) connected(ctx context.Context, cancel context.CancelFunc, u
 func (f *forwarding) answer(ctx context.Context, status int, write func() error) error {
 	x := f.exchange
 	if why := f.why(); why != allowlist.NoReason {
-		return &forward.Error{Reason: why}
+		return &allowlist.ReasonError{Reason: why}
 	}
 	x.open.Status = status
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		return &forward.Error{Reason: allowlist.AuditUnavailable}
+		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable}
 	}
 	err := write()
 	if err != nil {
@@ -269,8 +267,8 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) allowlist.R
 		x.settle()
 		return allowlist.NoReason
 	}
-	if _, ok := errors.AsType[*dial.Error](res.Err); ok {
-		return x.dialed(ctx, f.start, res.Dialed, res.Err, f.pending)
+	if res.Dialed != nil {
+		return x.dialed(ctx, f.start, *res.Dialed, res.Err, f.pending)
 	}
 	return res.Reason
 }

@@ -384,15 +384,6 @@ func (e *evidence) rest(tb testing.TB) []record {
 	return left
 }
 
-// budgetError is the error of a resolver that looks up no more names.
-type budgetError struct{}
-
-// Error implements error.
-func (budgetError) Error() string { return "too many names" }
-
-// Reason says so to the dialer.
-func (budgetError) Reason() allowlist.Reason { return allowlist.NameBudget }
-
 // names is the resolver: a script for each name, and a count of the questions.
 type names struct {
 	lookups atomic.Int64
@@ -421,7 +412,7 @@ func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.A
 	case "slow.example":
 		return nil, context.DeadlineExceeded
 	case "many.wild.example":
-		return nil, budgetError{}
+		return nil, &allowlist.ReasonError{Reason: allowlist.NameBudget}
 	case "late.example": // uses up the time that is there for connecting, too
 		<-ctx.Done()
 		return loopback, nil

@@ -186,11 +186,11 @@ func ask(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
 	}
 	answer, err := r.Lookup(t.Context(), resolve.Asker{}, resolve.Question{Name: host, Type: typ})
 	if err != nil {
-		var known *resolve.Error
+		var known *allowlist.ReasonError
 		if !errors.As(err, &known) {
 			t.Fatal(err)
 		}
-		return []string{known.Reason().String()}
+		return []string{known.Reason.String()}
 	}
 	var question, response dns.Msg
 	question.SetQuestion(name+".", typ)

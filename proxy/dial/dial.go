@@ -32,8 +32,8 @@ const maxAddresses = 64
 // Config says how to resolve and connect.
 type Config struct {
 	// Resolve returns the addresses of a decision's destination, which it may
-	// look up because the decision allows. An error that has a method Reason()
-	// allowlist.Reason says why; any other is resolve-failed, or
+	// look up because the decision allows. An error that is an
+	// *allowlist.ReasonError keeps its reason; any other is resolve-failed, or
 	// resolve-timeout if it is one. Required.
 	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error)
 	// Timeout bounds resolving and connecting together; zero means
@@ -74,26 +74,14 @@ type Result struct {
 	Dial    time.Duration
 }
 
-// Error says with a reason of the closed set why there is no connection.
-type Error struct {
-	Reason allowlist.Reason
-	Err    error
-}
-
-// Error is for the gateway's own log; it may name inner addresses.
-func (e *Error) Error() string { return e.Reason.String() + ": " + e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
-
 // Dial connects to the destination of a decision that allows it. Every error
-// is an *Error.
+// is an *allowlist.ReasonError.
 func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	var res Result
 	if !dec.Allowed() { // not even a lookup
-		return res, &Error{Reason: allowlist.InternalError, Err: errors.New("dial: the decision does not allow")}
+		return res, &allowlist.ReasonError{Reason: allowlist.InternalError, Err: errors.New("dial: the decision does not allow")}
 	}
 	start := time.Now()
 	addrs, err := d.cfg.Resolve(ctx, dec)
@@ -102,14 +90,15 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 		err = errors.New("the name has no address")
 	}
 	if err != nil {
-		return res, &Error{Reason: resolveReason(err), Err: err}
+		return res, &allowlist.ReasonError{Reason: resolveReason(err), Err: err}
 	}
 	return d.dial(ctx, dec, addrs, res)
 }
 
 // DialAddr connects to an address that the destination of a decision was the
 // name for when the caller asked, without looking it up again. The decision is
-// asked about the address as it is by Dial. Every error is an *Error.
+// asked about the address as it is by Dial. Every error is an
+// *allowlist.ReasonError.
 func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr netip.Addr) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
@@ -120,7 +109,7 @@ func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr net
 func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []netip.Addr, res Result) (Result, error) {
 	allowed := res.keep(dec, addrs)
 	if len(allowed) == 0 {
-		return res, &Error{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
+		return res, &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
 	}
 	start := time.Now()
 	allowed = interleave(allowed)
@@ -131,7 +120,7 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []neti
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
 			res.Class, res.Addr = refused.Class, netip.AddrPort{}
 		}
-		return res, &Error{Reason: dialReason(err), Err: err}
+		return res, &allowlist.ReasonError{Reason: dialReason(err), Err: err}
 	}
 	res.Conn, res.Addr = conn, peer(conn)
 	return res, nil
@@ -167,15 +156,9 @@ func peer(conn net.Conn) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// reasoned is an error that knows its reason.
-type reasoned interface {
-	error
-	Reason() allowlist.Reason
-}
-
 func resolveReason(err error) allowlist.Reason {
-	if known, ok := errors.AsType[reasoned](err); ok {
-		return known.Reason()
+	if _, ok := errors.AsType[*allowlist.ReasonError](err); ok {
+		return allowlist.ReasonOf(err)
 	}
 	if isTimeout(err) {
 		return allowlist.ResolveTimeout

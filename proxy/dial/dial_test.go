@@ -121,15 +121,6 @@ func newDialer(t *testing.T, cfg Config) *Dialer {
 	return d
 }
 
-// known is the error of a resolver that says why.
-type known allowlist.Reason
-
-// Error implements error.
-func (k known) Error() string { return "known" }
-
-// Reason says why.
-func (k known) Reason() allowlist.Reason { return allowlist.Reason(k) }
-
 // answering returns a resolver with one answer.
 func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
 	return func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return addrs, err }
@@ -137,7 +128,7 @@ func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.D
 
 func wantReason(t *testing.T, err error, want allowlist.Reason) {
 	t.Helper()
-	var failed *Error
+	var failed *allowlist.ReasonError
 	if !errors.As(err, &failed) || failed.Reason != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
@@ -178,7 +169,8 @@ func TestAnswerSets(t *testing.T) {
 		{name: "an empty answer", reason: allowlist.ResolveFailed},
 		{name: "a name that does not exist", err: errors.New("no such host"), reason: allowlist.ResolveFailed},
 		{name: "an answer beside an error counts for nothing", answer: []string{"127.0.0.1"}, err: errors.New("broken"), reason: allowlist.ResolveFailed},
-		{name: "an error that knows its reason", err: fmt.Errorf("looking up: %w", known(allowlist.NameBudget)), reason: allowlist.NameBudget},
+		{name: "an error that knows its reason", err: fmt.Errorf("looking up: %w", &allowlist.ReasonError{Reason: allowlist.NameBudget}), reason: allowlist.NameBudget},
+		{name: "an error that has lost its reason", err: &allowlist.ReasonError{}, reason: allowlist.InternalError},
 		{name: "our own timeout", err: context.DeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "a socket's timeout", err: os.ErrDeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "the gateway going down", err: context.Canceled, reason: allowlist.ResolveFailed},
@@ -355,13 +347,5 @@ func TestReasons(t *testing.T) {
 		if got := dialReason(errors.Join(row.errs...)); got != row.want {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
 		}
-	}
-}
-
-func TestErrorNamesReasonAndCause(t *testing.T) {
-	cause := errors.New("cause")
-	err := &Error{Reason: allowlist.DialFailed, Err: cause}
-	if err.Error() != "dial-failed: cause" || !errors.Is(err, cause) {
-		t.Errorf("%v", err)
 	}
 }

@@ -66,7 +66,7 @@ type Config struct {
 type Resolver struct {
 	// Cached answers without asking a server, and without waiting.
 	Cached func(q resolve.Question, now time.Time) (resolve.Answer, bool)
-	// Lookup answers for an asker; its error is a *resolve.Error.
+	// Lookup answers for an asker; its error is an *allowlist.ReasonError.
 	Lookup func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
 	// Bind is told of every answer before it is sent.
 	Bind func(id spiffeid.ID, a resolve.Answer, now time.Time, f resolve.Filter)

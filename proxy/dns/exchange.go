@@ -2,7 +2,6 @@ package dns
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -176,17 +175,14 @@ func (x *exchange) look(ctx context.Context) {
 		x.answer(answer, now)
 		return
 	}
-	x.reason = allowlist.InternalError
-	if failed, ok := errors.AsType[*resolve.Error](err); ok {
-		x.reason = failed.Reason()
-	}
+	x.reason = allowlist.ReasonOf(err)
 }
 
 // forbidden refuses a query that was allowed when it was looked up. One that may
 // have been sent to a server is cut off, and not denied: the name has left.
 func (x *exchange) forbidden(answer resolve.Answer, err error) {
 	x.reason = x.decision.Reason
-	if failed, ok := errors.AsType[*resolve.Error](err); ok && failed.Reason() == allowlist.NameBudget {
+	if allowlist.ReasonOf(err) == allowlist.NameBudget {
 		return
 	}
 	if origin := answer.Origin(); err == nil && (origin == resolve.OriginCache || origin == resolve.OriginLocal) {

@@ -291,7 +291,7 @@ func FuzzQuery(f *testing.F) {
 	var looked []resolve.Question
 	s := newServer(f, func(_ context.Context, _ resolve.Asker, q resolve.Question) (resolve.Answer, error) {
 		looked = append(looked, q)
-		return resolve.Answer{}, &resolve.Error{Why: allowlist.ResolveFailed, Err: io.EOF}
+		return resolve.Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: io.EOF}
 	})
 	caller := sidecar()
 	f.Fuzz(func(t *testing.T, msg []byte) {

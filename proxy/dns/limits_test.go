@@ -114,7 +114,7 @@ func holding(t *testing.T) (instead func(lookup) lookup, waiting chan string, re
 		return func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error) {
 			waiting <- ""
 			<-gate
-			return resolve.Answer{}, &resolve.Error{Why: allowlist.ResolveTimeout, Err: context.DeadlineExceeded}
+			return resolve.Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveTimeout, Err: context.DeadlineExceeded}
 		}
 	}
 	return instead, waiting, release

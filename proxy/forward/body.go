@@ -29,7 +29,7 @@ type requestBody struct {
 	done atomic.Bool // the body was read to its end
 
 	mu     sync.Mutex // held while the client is read from
-	failed *Error
+	failed *allowlist.ReasonError
 }
 
 func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
@@ -146,7 +146,7 @@ func (b *requestBody) interrupt() {
 
 func (b *requestBody) fail(reason allowlist.Reason, err error) {
 	if b.failed == nil {
-		b.failed = &Error{Reason: reason, Err: err}
+		b.failed = &allowlist.ReasonError{Reason: reason, Err: err}
 	}
 }
 
@@ -205,7 +205,7 @@ func (b *requestBody) stop() (done bool) {
 
 // failure returns why the body could not be read to its end, if it was the
 // client's fault.
-func (b *requestBody) failure() *Error {
+func (b *requestBody) failure() *allowlist.ReasonError {
 	if b == nil {
 		return nil
 	}

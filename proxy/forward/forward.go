@@ -117,7 +117,8 @@ type Exchange struct {
 
 	// Connected is called with each connection that the request is about to go
 	// out on, before any byte of it does. After an error, which Forward passes
-	// on in its result, none does.
+	// on in its result, none does. An *allowlist.ReasonError gives the result its
+	// reason.
 	Connected func(Upstream) error
 	// Answer is called once, when the head of the answer has come. It calls
 	// write, which sends the head to the client, or returns an error and the
@@ -141,8 +142,8 @@ type Result struct {
 	// exchange was switched.
 	Reason allowlist.Reason
 	Err    error
-	// Dialed is that of a dial that failed.
-	Dialed dial.Result
+	// Dialed is the dial that failed; nil if that is not why there is no answer.
+	Dialed *dial.Result
 	// Complete means that the whole answer was sent.
 	Complete bool
 	// Sent means that a byte of the request may have gone out to an origin.
@@ -312,11 +313,11 @@ func (r *run) connected(conn *upstream, reused bool) {
 	var err error
 	switch {
 	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
-		err = &Error{Reason: allowlist.ResolvedAddressDenied}
+		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied}
 	case again && r.lane.own && r.up.Load() > 0:
-		err = &Error{Reason: allowlist.ResponseFailed, Err: errLoggedIn}
+		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Err: errLoggedIn}
 	case !r.spend(r.head):
-		err = &Error{Reason: allowlist.UploadLimit, Err: errSpent}
+		err = &allowlist.ReasonError{Reason: allowlist.UploadLimit, Err: errSpent}
 	default:
 		err = r.Connected(u)
 	}
@@ -361,37 +362,19 @@ func (r *run) end() Result {
 }
 
 // reason classifies why there is no answer.
-func (r *run) reason() (allowlist.Reason, dial.Result, error) {
+func (r *run) reason() (allowlist.Reason, *dial.Result, error) {
 	err := r.failure
 	if body := r.body.failure(); body != nil {
-		return body.Reason, dial.Result{}, body
+		return body.Reason, nil, body
 	}
 	if failed, ok := errors.AsType[*dialError](err); ok {
-		return failed.err.Reason, failed.result, err
+		return allowlist.ReasonOf(failed.err), &failed.result, err
 	}
-	if refused, ok := errors.AsType[*Error](err); ok {
-		return refused.Reason, dial.Result{}, err
+	if _, ok := errors.AsType[*allowlist.ReasonError](err); ok {
+		return allowlist.ReasonOf(err), nil, err
 	}
 	if timeout, ok := errors.AsType[net.Error](err); errors.Is(err, errIdle) || ok && timeout.Timeout() {
-		return allowlist.ResponseTimeout, dial.Result{}, err
+		return allowlist.ResponseTimeout, nil, err
 	}
-	return allowlist.ResponseFailed, dial.Result{}, err
+	return allowlist.ResponseFailed, nil, err
 }
-
-// Error is a reason of the closed set, from a callback of an Exchange or from a
-// body that is not one.
-type Error struct {
-	Reason allowlist.Reason
-	Err    error // may be nil
-}
-
-// Error is for the gateway's own log.
-func (e *Error) Error() string {
-	if e.Err == nil {
-		return e.Reason.String()
-	}
-	return e.Reason.String() + ": " + e.Err.Error()
-}
-
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }

@@ -208,21 +208,14 @@ func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
 	defer r.contain(&err)
 	res, err := r.cfg.Dial(ctx, &r.Decision)
 	if err != nil {
-		return nil, &dialError{err: asDialError(err), result: res}
+		return nil, &dialError{err: err, result: res}
 	}
 	return newUpstream(res), nil
 }
 
-func asDialError(err error) *dial.Error {
-	if failed, ok := errors.AsType[*dial.Error](err); ok {
-		return failed
-	}
-	return &dial.Error{Reason: allowlist.InternalError, Err: err}
-}
-
 // dialError is a dial that failed, with what is known of it.
 type dialError struct {
-	err    *dial.Error
+	err    error
 	result dial.Result
 }
 

@@ -63,23 +63,6 @@ func (o Origin) String() string {
 	return "invalid"
 }
 
-// Error says with a reason of the closed set why there is no answer:
-// resolve-failed, resolve-timeout, name-budget, or why an alias must not be
-// followed.
-type Error struct {
-	Why allowlist.Reason
-	Err error
-}
-
-// Error is for the gateway's own log; it may name servers.
-func (e *Error) Error() string { return e.Why.String() + ": " + e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
-
-// Reason returns the reason.
-func (e *Error) Reason() allowlist.Reason { return e.Why }
-
 // Answer is what is known about a question. It is immutable and shared. The
 // zero value is no answer.
 type Answer struct {

@@ -49,9 +49,9 @@ func (f *flights) join(ctx context.Context, q Question) (*flight, error) {
 	}
 	switch {
 	case f.closed:
-		return nil, &Error{allowlist.ResolveFailed, errClosed}
+		return nil, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errClosed}
 	case len(f.flying) >= maxFlights:
-		return nil, &Error{allowlist.ResolveFailed, errBusy}
+		return nil, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errBusy}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
 	fl := &flight{done: make(chan struct{}), cancel: cancel}

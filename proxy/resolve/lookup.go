@@ -49,8 +49,9 @@ func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
 // Lookup answers a question: as Cached does, else by asking servers, else by
 // what is past its time. A name below a wildcard rule that no server need be
 // asked for is not counted: it does not leave the gateway. Every error is an
-// *Error. When ctx ends, the question is still asked to its end, for others who
-// wait and for the cache.
+// *allowlist.ReasonError: resolve-failed, resolve-timeout or name-budget. When
+// ctx ends, the question is still asked to its end, for others who wait and for
+// the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
 	now := time.Now()
 	if answer, ok := r.Cached(q, now); ok {
@@ -58,11 +59,11 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	}
 	switch {
 	case q.Name.IsZero() || q.Name.IsAddr():
-		return Answer{}, &Error{allowlist.ResolveFailed, errNoName}
+		return Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoName}
 	case !wire.Forwarded(q.Type):
-		return Answer{}, &Error{allowlist.ResolveFailed, fmt.Errorf("%w: %d", wire.ErrType, q.Type)}
+		return Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: fmt.Errorf("%w: %d", wire.ErrType, q.Type)}
 	case !r.budgets.admit(a, q.Name.String(), now):
-		return Answer{}, &Error{allowlist.NameBudget, errBudget}
+		return Answer{}, &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errBudget}
 	}
 	old := r.cache.get(q)
 	if old != nil && !r.cache.usable(old, now) {
@@ -126,25 +127,26 @@ func (e *entry) answer(origin Origin) Answer {
 
 // failure gives an error its reason.
 func failure(err error) error {
-	if _, ok := errors.AsType[*Error](err); ok {
+	if _, ok := errors.AsType[*allowlist.ReasonError](err); ok {
 		return err
 	}
 	why := allowlist.ResolveFailed
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		why = allowlist.ResolveTimeout
 	}
-	return &Error{why, err}
+	return &allowlist.ReasonError{Reason: why, Err: err}
 }
 
 // Resolve returns the addresses of an allowed decision's destination, which the
 // caller checks: of both families, asked for at the same time. A literal is its
 // own answer. No address and no error means that the name exists without one.
-// Every error is an *Error, also if an alias must not be followed.
+// Every error is an *allowlist.ReasonError: as those of Lookup, or why an alias
+// must not be followed.
 func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
 	host := dec.Dest.Host
 	switch {
 	case !dec.Allowed():
-		return nil, &Error{allowlist.InternalError, errors.New("the decision does not allow")}
+		return nil, &allowlist.ReasonError{Reason: allowlist.InternalError, Err: errors.New("the decision does not allow")}
 	case host.IsAddr():
 		return []netip.Addr{host.Addr()}, nil
 	}
@@ -197,11 +199,11 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 		return family{err: err}
 	}
 	if answer.RCode() == wire.NXDomain {
-		return family{err: &Error{allowlist.ResolveFailed, errNoHost}}
+		return family{err: &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoHost}}
 	}
 	for hop := range answer.Hops() {
 		if why := dec.CheckHop(hop, r.inspect); why != allowlist.NoReason {
-			return family{err: &Error{why, fmt.Errorf("an alias leads to %s", hop)}}
+			return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("an alias leads to %s", hop)}}
 		}
 	}
 	return family{addrs: slices.Collect(answer.Addrs())}

@@ -425,7 +425,4 @@ func TestOrigins(t *testing.T) {
 	if want := []string{"upstream", "cache", "stale", "local", "invalid"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := (&Error{allowlist.ResolveFailed, errClosed}); got.Error() != "resolve-failed: the resolver is closed" || !errors.Is(got, errClosed) {
-		t.Error(got)
-	}
 }

@@ -351,11 +351,11 @@ func lookup(t *testing.T, r *Resolver, name string, typ uint16) string {
 func describe(tb testing.TB, a Answer, err error) string {
 	tb.Helper()
 	if err != nil {
-		var known *Error
+		var known *allowlist.ReasonError
 		if !errors.As(err, &known) {
 			tb.Fatalf("an error without reason: %v", err)
 		}
-		return known.Reason().String()
+		return known.Reason.String()
 	}
 	var words []string
 	for addr := range a.Addrs() {
