@@ -146,7 +146,7 @@ func TestCheckAddrOfNoDecision(t *testing.T) {
 	failed.Verdict = Fail
 	for why, d := range map[string]Decision{
 		"the zero decision":            {},
-		"a verdict that nobody gave":   {Verdict: Allow, Request: Request{Dest: must(ParseDestination("api.example:443"))}},
+		"a verdict that nobody gave":   {Outcome: Outcome{Verdict: Allow}, Request: Request{Dest: must(ParseDestination("api.example:443"))}},
 		"a denial":                     p.Decide(tunnel(checkout, "other.example:443")),
 		"an unknown identity":          p.Decide(tunnel(builder, "api.example:443")),
 		"no policy":                    (*Policy)(nil).Decide(tunnel(checkout, "api.example:443")),

@@ -27,7 +27,7 @@ func (p *Policy) Decide(req Request) Decision {
 		}
 		req.Upgrade = NoUpgrade
 	}
-	d := Decision{Request: req, policy: p}
+	d := Decision{Request: req, Outcome: Outcome{policy: p}}
 	if p == nil || p.inline == nil { // or not made by Compile
 		d.Reason = PolicyUnavailable
 		return d

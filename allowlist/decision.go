@@ -7,30 +7,16 @@ import (
 	"strings"
 )
 
-// Decision is the answer to one request. The zero value denies. It is a value:
-// it holds no lock and no resource, and stays true of the policy that made it.
+// Decision is the answer to one request. The zero value denies. It is a value, as
+// its Outcome is one.
 type Decision struct {
 	Request
+	Outcome
 
-	Verdict Verdict // Deny, Allow or Observe
-	// Reason of a denial; NoReason otherwise.
-	Reason Reason
-	// WouldReason is what Reason would have been, under Observe.
-	WouldReason Reason
-	Mode        Mode
-	// Rule that allowed or denied, or that missed by the reason; nil if none.
-	Rule *CompiledRule
-	// Owner of the identity's entry; "" if none.
-	Owner string
-	// Quarantine is the line that holds; nil unless the reason is quarantined.
-	Quarantine *Quarantined
 	// Class of the destination, if it is an address that was refused by class.
 	Class Class
 
-	policy         *Policy
-	near           *portTable    // where the nearest miss was found
-	missed         *CompiledRule // the rule that missed, also where it is only observed
-	observePrivate bool
+	near *portTable // where the nearest miss was found
 }
 
 // Allowed reports whether the request may go on: to the address check.
@@ -45,9 +31,6 @@ func (d *Decision) Narrow() (methods, paths bool) {
 	}
 	return d.Rule.methods != nil, len(d.Rule.Paths) > 0
 }
-
-// PolicyVersion names the policy that decided.
-func (d Decision) PolicyVersion() string { return d.policy.Version() }
 
 // AllowedPorts lists the ports that the nearest rules allow, for
 // port-not-allowed; "" otherwise.
@@ -137,10 +120,7 @@ func (d *Decision) checkClass(addr netip.Addr) Class {
 	}
 	class, prefix := d.policy.classifier.Classify(addr)
 	if d.Verdict == Observe {
-		if class == Private && d.observePrivate {
-			return Public
-		}
-		return class
+		return d.observed(class)
 	}
 	return d.Rule.admits(addr, class, prefix)
 }

@@ -30,7 +30,7 @@ func TestAliases(t *testing.T) {
 		}
 	}
 	denied := p.Decide(tunnel(checkout, "evil.example:443"))
-	for _, d := range []Decision{{}, {Verdict: Allow}, denied} {
+	for _, d := range []Decision{{}, {Outcome: Outcome{Verdict: Allow}}, denied} {
 		if got := d.CheckHop(must(ParseHost("a.cdn.example")), false); got == NoReason {
 			t.Errorf("%v follows an alias", d.Verdict)
 		}

@@ -18,32 +18,17 @@ type NameRequest struct {
 }
 
 // NameDecision is the answer to one NameRequest. The zero value denies. It is a
-// value, as Decision is one.
+// value, as its Outcome is one.
 type NameDecision struct {
 	NameRequest
+	Outcome
 
-	Verdict Verdict // Deny, Allow or Observe
-	// Reason of a denial; NoReason otherwise.
-	Reason Reason
-	// WouldReason is what Reason would have been, under Observe.
-	WouldReason Reason
-	Mode        Mode
-	// Rule that allowed or denied, or that missed by the reason; nil if none.
-	Rule *CompiledRule
-	// Owner of the identity's entry; "" if none.
-	Owner string
-	// Quarantine is the line that holds; nil unless the reason is quarantined.
-	Quarantine *Quarantined
 	// Above means that the policy lets this identity resolve names below this
 	// one: an answer must not say that they do not exist (RFC 8020).
 	Above bool
 	// Special means that the name is one that is never looked up unless a rule
 	// allows it.
 	Special bool
-
-	policy         *Policy
-	missed         *CompiledRule // the rule that missed, also where it is only observed
-	observePrivate bool
 }
 
 // DecideName answers whether an identity may resolve a name. It allocates
@@ -56,7 +41,7 @@ type NameDecision struct {
 // type is looked at last: a name that is allowed for other types only is
 // type-not-allowed.
 func (p *Policy) DecideName(req NameRequest) NameDecision {
-	d := NameDecision{NameRequest: req, policy: p}
+	d := NameDecision{NameRequest: req, Outcome: Outcome{policy: p}}
 	if p == nil || p.inline == nil { // or not made by Compile
 		d.Reason = PolicyUnavailable
 		return d
@@ -97,9 +82,6 @@ func (p *Policy) Knows(id spiffeid.ID, source Source) Reason {
 func (d *NameDecision) Allowed() bool {
 	return d.Verdict == Allow || d.Verdict == Observe && !d.Special
 }
-
-// PolicyVersion names the policy that decided.
-func (d *NameDecision) PolicyVersion() string { return d.policy.Version() }
 
 func malformedName(req *NameRequest) Reason {
 	if req.Host.name == "" {
@@ -172,10 +154,7 @@ func (d *NameDecision) CheckAddr(addr netip.Addr) Class {
 	}
 	class, prefix := d.policy.classifier.Classify(addr)
 	if d.Verdict == Observe {
-		if class == Private && d.observePrivate {
-			return Public
-		}
-		return class
+		return d.observed(class)
 	}
 	refused := class
 	admitted := false

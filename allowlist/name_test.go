@@ -32,7 +32,7 @@ func lookup(id, question string) NameRequest {
 // nameAnswer is what a row expects: as answer, with "above" behind it where
 // names below exist for the caller.
 func nameAnswer(d NameDecision) string {
-	text := answer(Decision{Verdict: d.Verdict, Reason: d.Reason, WouldReason: d.WouldReason, Rule: d.Rule})
+	text := answer(Decision{Outcome: d.Outcome})
 	if d.Above {
 		text += " above"
 	}

@@ -178,10 +178,7 @@ func (q *question) ask(p *allowlist.Policy) answered {
 		return answered{d, d.Allowed(), d.Remedy(max(d.Reason, d.WouldReason))} // one of them is none
 	}
 	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
-	d := allowlist.Decision{
-		Request: q.Request, Verdict: name.Verdict, Reason: name.Reason, WouldReason: name.WouldReason,
-		Mode: name.Mode, Rule: name.Rule, Owner: name.Owner,
-	}
+	d := allowlist.Decision{Request: q.Request, Outcome: name.Outcome}
 	return answered{d, name.Allowed(), name.Remedy(max(d.Reason, d.WouldReason))}
 }
 

@@ -180,10 +180,7 @@ func (d *DNS) TypeText() string {
 
 // SetNameDecision copies what the policy decided about a name.
 func (r *Record) SetNameDecision(d *allowlist.NameDecision) {
-	r.SetDecision(allowlist.Decision{
-		Verdict: d.Verdict, Reason: d.Reason, WouldReason: d.WouldReason, Mode: d.Mode, Rule: d.Rule, Quarantine: d.Quarantine,
-	})
-	r.Policy = d.PolicyVersion()
+	r.SetDecision(allowlist.Decision{Outcome: d.Outcome})
 }
 
 // SetDecision copies what the policy decided.

@@ -99,9 +99,9 @@ func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	tunnel := o.Tunnel()
 	tunnel.Progress(0, 1)
 	tunnel.Saw(Hello{SNI: "evil.example", TLS: TLSMismatch})
-	tunnel.Observe(t.Context(), allowlist.Decision{
+	tunnel.Observe(t.Context(), allowlist.Decision{Outcome: allowlist.Outcome{
 		Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Mode: allowlist.ModeObserve,
-	}, 2)
+	}}, 2)
 	tunnel.Progress(1, 1)
 	tunnel.Close(t.Context(), 1, 1, "client", allowlist.NoReason)
 	closeNow(t, r)

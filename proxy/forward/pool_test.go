@@ -20,7 +20,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func decisionFor(name string) *allowlist.Decision {
-	return &allowlist.Decision{Request: allowlist.Request{ID: spiffeid.RequireFromString("spiffe://td.example/" + name)}, Verdict: allowlist.Allow}
+	return &allowlist.Decision{
+		Request: allowlist.Request{ID: spiffeid.RequireFromString("spiffe://td.example/" + name)},
+		Outcome: allowlist.Outcome{Verdict: allowlist.Allow},
+	}
 }
 
 // takeFor takes a lane for a request without credentials.

@@ -30,7 +30,7 @@ func FuzzAppend(f *testing.F) {
 			r := Refusal{
 				Reason: allowlist.Reason(reason), Detail: detail, Realm: realm, JSON: asJSON,
 				DecisionID: decisionID, TraceID: traceID,
-				Decision: allowlist.Decision{Request: allowlist.Request{ID: id, Dest: dest}, Owner: owner},
+				Decision: allowlist.Decision{Request: allowlist.Request{ID: id, Dest: dest}, Outcome: allowlist.Outcome{Owner: owner}},
 			}
 			answer := r.Append(nil, d)
 			if len(answer) == 0 {
@@ -78,7 +78,7 @@ func BenchmarkAppend(b *testing.B) {
 		Reason: allowlist.NotOnAllowlist, DecisionID: decisionID, TraceID: traceID,
 		Decision: allowlist.Decision{
 			Request: allowlist.Request{ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")},
-			Owner:   "team-ci",
+			Outcome: allowlist.Outcome{Owner: "team-ci"},
 		},
 	}
 	buf := make([]byte, 0, 4096)

@@ -40,7 +40,7 @@ func refusalOf(t *testing.T, reason allowlist.Reason) Refusal {
 				ID:   spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
 				Dest: destination(t, "api.example:8443"),
 			},
-			Reason: reason, Owner: "team-ci",
+			Outcome: allowlist.Outcome{Reason: reason, Owner: "team-ci"},
 		},
 	}
 }

@@ -357,7 +357,7 @@ func TestWhatNamesAreCountedUnder(t *testing.T) {
 		"":         decide(t, "exact.example", []string{"exact.example", "*.example"}, nil),
 		"wildcard": decide(t, "a.example", []string{"exact.example", "*.example"}, nil),
 		"deep":     decide(t, "a.b.example", []string{"**.example"}, nil),
-		AnyName:    {Verdict: allowlist.Observe},
+		AnyName:    {Outcome: allowlist.Outcome{Verdict: allowlist.Observe}},
 	} {
 		got, want := wildcard(dec), name
 		if name == "wildcard" || name == "deep" {

@@ -71,7 +71,7 @@ func decide(tb testing.TB, name string, allow, deny []string) *allowlist.Decisio
 func resolve(t *testing.T, r *Resolver, name string) string {
 	t.Helper()
 	return resolveFor(t, r, &allowlist.Decision{
-		Verdict: allowlist.Allow,
+		Outcome: allowlist.Outcome{Verdict: allowlist.Allow},
 		Request: allowlist.Request{Dest: allowlist.Destination{Host: host(t, name), Port: 443}},
 	})
 }
