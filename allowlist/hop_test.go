@@ -42,11 +42,11 @@ func TestAliases(t *testing.T) {
 
 func TestWildcards(t *testing.T) {
 	for text, want := range map[string]bool{"a.example": false, "*.example.org": true, "**.example.org": true} {
-		if got := must(ParseHostPattern(text)).IsWildcard(); got != want {
+		if got := must(ParseHostPattern(text)).isWildcard(); got != want {
 			t.Errorf("%s: %v", text, got)
 		}
 	}
-	if (HostPattern{}).IsWildcard() {
+	if (HostPattern{}).isWildcard() {
 		t.Error("the zero pattern is one")
 	}
 }

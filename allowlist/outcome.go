@@ -25,6 +25,23 @@ type Outcome struct {
 // PolicyVersion names the policy that decided.
 func (o Outcome) PolicyVersion() string { return o.policy.Version() }
 
+// anyName stands for the wildcard rule of a name that no rule allowed, which
+// observe mode lets through.
+const anyName = "*"
+
+// Wildcard returns what the name is counted under in the budget for names: the
+// name of the wildcard rule that allowed it, or "*" if it is only observed. It is
+// "" for a name that is not counted, because a rule names it exactly.
+func (o Outcome) Wildcard() string {
+	switch {
+	case o.Verdict == Observe:
+		return anyName
+	case o.Rule != nil && o.Rule.Host.isWildcard():
+		return o.Rule.Name()
+	}
+	return ""
+}
+
 // observed returns what is wrong with an address of a class that no rule opens,
 // where the verdict is Observe.
 func (o *Outcome) observed(class Class) Class {

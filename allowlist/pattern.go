@@ -99,8 +99,8 @@ func (p HostPattern) String() string {
 	return ""
 }
 
-// IsWildcard reports whether p matches more than one name.
-func (p HostPattern) IsWildcard() bool { return p.kind == patternOne || p.kind == patternMany }
+// isWildcard reports whether p matches more than one name.
+func (p HostPattern) isWildcard() bool { return p.kind == patternOne || p.kind == patternMany }
 
 // IsZero reports whether p is the zero value, which matches nothing.
 func (p HostPattern) IsZero() bool { return p == HostPattern{} }

@@ -162,7 +162,8 @@ func (x *exchange) question() resolve.Question {
 // look looks the name up and answers. Its caller holds a place in the budget.
 func (x *exchange) look(ctx context.Context) {
 	begin := time.Now()
-	answer, err := x.server.cfg.Resolver.Lookup(ctx, x.asker(), x.question())
+	asker := resolve.Asker{ID: x.caller.ID, Wildcard: x.decision.Wildcard()}
+	answer, err := x.server.cfg.Resolver.Lookup(ctx, asker, x.question())
 	now := time.Now()
 	x.looked = now.Sub(begin)
 	if state := x.server.cfg.Current.Load(); state != x.state { // what was allowed then may be forbidden now
@@ -189,18 +190,6 @@ func (x *exchange) forbidden(answer resolve.Answer, err error) {
 		return
 	}
 	x.reason, x.detail = allowlist.CutOff, live.EndedBy(x.reason).String()
-}
-
-// asker is on whose behalf the name is looked up.
-func (x *exchange) asker() resolve.Asker {
-	a := resolve.Asker{ID: x.caller.ID}
-	switch d := &x.decision; {
-	case d.Verdict == allowlist.Observe:
-		a.Wildcard = resolve.AnyName
-	case d.Rule != nil && d.Rule.Host.IsWildcard():
-		a.Wildcard = d.Rule.Name()
-	}
-	return a
 }
 
 // answer writes the resolver's answer, as far as the caller may see it.

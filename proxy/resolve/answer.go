@@ -26,15 +26,10 @@ type (
 // Asker is on whose behalf a name is looked up.
 type Asker struct {
 	ID spiffeid.ID
-	// Wildcard is the name of the wildcard rule that allowed the name, AnyName
-	// under observe mode; "" if a rule names it exactly. Only names below a
-	// wildcard are counted.
+	// Wildcard is what the name is counted under, as the decision's Wildcard
+	// says; "" is not counted.
 	Wildcard string
 }
-
-// AnyName stands for the wildcard rule of a name that no rule allowed, which
-// observe mode lets through.
-const AnyName = "*"
 
 // Origin says where an answer comes from.
 type Origin uint8

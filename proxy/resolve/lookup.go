@@ -194,7 +194,7 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 			f.panicked = fmt.Errorf("%v\n\n%s", cause, debug.Stack())
 		}
 	}()
-	answer, err := r.Lookup(ctx, Asker{ID: dec.ID, Wildcard: wildcard(dec)}, Question{Name: dec.Dest.Host, Type: typ})
+	answer, err := r.Lookup(ctx, Asker{ID: dec.ID, Wildcard: dec.Wildcard()}, Question{Name: dec.Dest.Host, Type: typ})
 	if err != nil {
 		return family{err: err}
 	}
@@ -207,15 +207,4 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 		}
 	}
 	return family{addrs: slices.Collect(answer.Addrs())}
-}
-
-// wildcard returns what the names of a decision are counted under.
-func wildcard(dec *allowlist.Decision) string {
-	switch {
-	case dec.Verdict == allowlist.Observe:
-		return AnyName
-	case dec.Rule != nil && dec.Rule.Host.IsWildcard():
-		return dec.Rule.Name()
-	}
-	return ""
 }

@@ -352,23 +352,6 @@ func TestNameBudget(t *testing.T) {
 	check(t, ask(Asker{ID: spiffeid.RequireFromString("spiffe://td.example/b"), Wildcard: rule}, "n3.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 }
 
-func TestWhatNamesAreCountedUnder(t *testing.T) {
-	for name, dec := range map[string]*allowlist.Decision{
-		"":         decide(t, "exact.example", []string{"exact.example", "*.example"}, nil),
-		"wildcard": decide(t, "a.example", []string{"exact.example", "*.example"}, nil),
-		"deep":     decide(t, "a.b.example", []string{"**.example"}, nil),
-		AnyName:    {Outcome: allowlist.Outcome{Verdict: allowlist.Observe}},
-	} {
-		got, want := wildcard(dec), name
-		if name == "wildcard" || name == "deep" {
-			want = dec.Rule.Name()
-		}
-		if got != want {
-			t.Errorf("%s: %q, want %q", name, got, want)
-		}
-	}
-}
-
 // TestBudgetOverTime: a name that was asked for within a minute has its place,
 // and no longer.
 func TestBudgetOverTime(t *testing.T) {
