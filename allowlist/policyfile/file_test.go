@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,13 +66,22 @@ func testOptions() Options {
 	return Options{TrustDomain: spiffeid.RequireTrustDomainFromString("corp.example")}
 }
 
-func filesOf(data map[string]string) *Files {
-	f := new(Files)
-	for name, text := range data {
-		f.list = append(f.list, file{name: name, path: name, data: []byte(text)})
+// bytesOf returns the bytes of texts, for Parse and filesOf.
+func bytesOf(texts map[string]string) map[string][]byte {
+	data := make(map[string][]byte, len(texts))
+	for name, text := range texts {
+		data[name] = []byte(text)
 	}
-	slices.SortFunc(f.list, func(a, b file) int { return strings.Compare(a.name, b.name) })
-	return f
+	return data
+}
+
+// textFiles returns files that are small enough.
+func textFiles(texts map[string]string) *Files {
+	files, err := filesOf(bytesOf(texts))
+	if err != nil {
+		panic(err)
+	}
+	return files
 }
 
 // wantedErrors reads the leading comments that begin with a place.
@@ -105,7 +113,7 @@ func lines(err error) []string {
 
 func mustSpec(t *testing.T, files map[string]string) allowlist.Spec {
 	t.Helper()
-	spec, err := filesOf(files).spec(newLoader(testOptions()))
+	spec, err := textFiles(files).spec(newLoader(testOptions()))
 	if err != nil {
 		t.Fatal(err)
 	}

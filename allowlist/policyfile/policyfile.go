@@ -2,7 +2,8 @@
 // [allowlist.Policy] out, and every error with its file, line and column and
 // with what to write instead.
 //
-// [Load] does it in one call. A program that reloads takes the steps one by
+// [Load] does it in one call, and [Parse] for a policy that is at hand and in no
+// file. A program that reloads takes the steps one by
 // one: [Read] takes the bytes of one moment, [Files.Version] tells whether they
 // changed, [Files.Spec] checks them and [allowlist.Compile] puts them in force;
 // [Files.Quarantine] reads quarantine.yaml by itself, so that an error elsewhere
@@ -42,10 +43,31 @@ func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := files.Spec(opts)
+	return files.policy(opts)
+}
+
+// Parse checks and compiles a policy of which the bytes of each file are given by
+// the file's name. It means what the same files in a directory mean, whatever the
+// names end in, and has their version; errors say the names for the files. All
+// files together may have 64 MiB. The error is as that of Load.
+func Parse(opts Options, data map[string][]byte) (*allowlist.Policy, error) {
+	files, err := filesOf(data)
 	if err != nil {
 		return nil, err
 	}
+	return files.policy(opts)
+}
+
+// policy checks and compiles all files.
+func (f *Files) policy(opts Options) (*allowlist.Policy, error) {
+	spec, err := f.Spec(opts)
+	if err != nil {
+		return nil, err
+	}
+	return compile(spec)
+}
+
+func compile(spec allowlist.Spec) (*allowlist.Policy, error) {
 	policy, err := allowlist.Compile(spec)
 	if err != nil {
 		return nil, fmt.Errorf("compiling policy: %w", err)

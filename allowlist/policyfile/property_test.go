@@ -85,7 +85,7 @@ func TestModesOfSeveralFiles(t *testing.T) {
 		for name, text := range texts {
 			texts[name] = minimal + text
 		}
-		if got := modeOf(t, filesOf(texts), id); got != want {
+		if got := modeOf(t, textFiles(texts), id); got != want {
 			t.Fatalf("seed %d: %s, want %s:\n%v", seed, got, want, texts)
 		}
 		seen[want]++
@@ -167,7 +167,7 @@ func TestFewBytesAreNotManyRules(t *testing.T) {
 	for i := range 100 {
 		fmt.Fprintf(&text, "  - td%d.example\n", i)
 	}
-	_, err := filesOf(map[string]string{"a.yaml": text.String()}).Spec(testOptions())
+	_, err := textFiles(map[string]string{"a.yaml": text.String()}).Spec(testOptions())
 	want := []string{"a.yaml:105:1: the policy has more than 1000000 rules from here on, counting those that use and everyone repeat"}
 	if diff := cmp.Diff(lines(err), want); diff != "" {
 		t.Errorf("(-got +want):\n%s", diff)
@@ -193,7 +193,7 @@ func FuzzSpec(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		texts := map[string]string{"a.yaml": string(a), "quarantine.yaml": string(b)}
-		files := filesOf(texts)
+		files := textFiles(texts)
 		if list, err := files.Quarantine(); err != nil {
 			checkPlaces(t, err, texts)
 			if list != nil {
@@ -249,7 +249,7 @@ func BenchmarkSpec(b *testing.B) {
 				}
 				fmt.Fprintf(&text, "      - host: h%d.service.example\n        ports: [443, \"8000-8999\"]\n", i)
 			}
-			files := filesOf(map[string]string{"a.yaml": text.String()})
+			files := textFiles(map[string]string{"a.yaml": text.String()})
 			b.ReportAllocs()
 			b.ResetTimer()
 			for b.Loop() {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +61,19 @@ func readable(paths []string) (*Files, error) {
 		return &Files{list: r.list}, fmt.Errorf("reading policy: %w", r.first)
 	}
 	return &Files{list: r.list}, nil
+}
+
+// filesOf returns the files whose bytes are given by name. It keeps the bytes.
+func filesOf(data map[string][]byte) (*Files, error) {
+	f := new(Files)
+	left := int64(strictyaml.MaxBytes)
+	for _, name := range slices.Sorted(maps.Keys(data)) {
+		if left -= int64(len(data[name])); left < 0 {
+			return nil, fmt.Errorf("reading policy: %w", tooLarge(name))
+		}
+		f.list = append(f.list, file{name: name, path: name, data: data[name]})
+	}
+	return f, nil
 }
 
 // Empty reports whether there are no files: a directory without any.

@@ -169,8 +169,48 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestParse: bytes by name mean what the same files in a directory mean.
+func TestParse(t *testing.T) {
+	for name, texts := range map[string]map[string]string{
+		"a policy":                 {"b.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n", "a.yaml": "version: 1\ndestinations: {x: [{host: a.example}]}\n"},
+		"a policy and its cuts":    {"a.yaml": minimal, "quarantine.yaml": "version: 1\nquarantine: [{id: spiffe://corp.example/a}]\n"},
+		"files with errors":        {"b.yaml": "version: 3\n", "a.yaml": "version: 1\nno: key\n", "c.yaml": ""},
+		"an error by its name":     {"quarantine.yaml": "version: 1\nidentities: []\n"},
+		"a use that nobody has":    {"a.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n"},
+		"no files":                 {},
+		"a file that says nothing": {"a.yaml": "# nothing\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := write(t, texts)
+			want, wantErr := Load(testOptions(), root)
+			got, err := Parse(testOptions(), bytesOf(texts))
+			if (got == nil) != (want == nil) || got.Version() != want.Version() {
+				t.Errorf("version %q, want %q", got.Version(), want.Version())
+			}
+			if errors.Is(err, ErrEmpty) != errors.Is(wantErr, ErrEmpty) {
+				t.Errorf("error %v, want %v", err, wantErr)
+			}
+			var inside []string
+			for _, line := range lines(wantErr) {
+				inside = append(inside, strings.ReplaceAll(line, root+"/", ""))
+			}
+			if diff := cmp.Diff(lines(err), inside); diff != "" {
+				t.Errorf("errors (-got +want):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestParseRefuses what is too large in all, before it is parsed.
+func TestParseRefuses(t *testing.T) {
+	policy, err := Parse(testOptions(), map[string][]byte{"a.yaml": []byte(minimal), "b.yaml": make([]byte, strictyaml.MaxBytes)})
+	if policy != nil || err == nil || err.Error() != "reading policy: b.yaml: the policy has more than 64 MiB" {
+		t.Errorf("got %v, %v", policy, err)
+	}
+}
+
 func TestEveryoneWithoutTrustDomain(t *testing.T) {
-	files := filesOf(map[string]string{"a.yaml": "version: 1\neveryone: {allow: [{host: a.example}]}\n"})
+	files := textFiles(map[string]string{"a.yaml": "version: 1\neveryone: {allow: [{host: a.example}]}\n"})
 	spec, err := files.Spec(Options{})
 	want := []string{"a.yaml:2:1: everyone: trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy"}
 	if diff := cmp.Diff(lines(err), want); diff != "" {
@@ -217,7 +257,7 @@ func TestQuarantineLoadsByItself(t *testing.T) {
 		"anything else in the file is an error": {map[string]string{"quarantine.yaml": cut + "identities: []\n"}, "quarantine.yaml:4:1: identities: quarantine.yaml holds version and quarantine only: move it to another file"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			list, err := filesOf(row.files).Quarantine()
+			list, err := textFiles(row.files).Quarantine()
 			var got []string
 			for _, q := range list {
 				got = append(got, q.Reason+" "+q.At)

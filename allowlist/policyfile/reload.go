@@ -3,7 +3,6 @@ package policyfile
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -135,9 +134,9 @@ func (l *Loader) compile(files *Files, version string) (*allowlist.Policy, error
 		return nil, err
 	}
 	spec.Version = version
-	policy, err := allowlist.Compile(spec)
+	policy, err := compile(spec)
 	if err != nil {
-		return nil, fmt.Errorf("compiling policy: %w", err)
+		return nil, err
 	}
 	l.forget(files)
 	return policy, nil

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -53,11 +51,7 @@ func TestWrongUseIsExitCode2(t *testing.T) {
 func TestThePolicyHasTenThousandRulesAndLeadsToTheOrigin(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString(trustDomain)
 	text := policy(td, []string{"127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"})
-	file := filepath.Join(t.TempDir(), "policy.yaml")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, err := policyfile.Load(policyfile.Options{TrustDomain: td}, file)
+	p, err := policyfile.Parse(policyfile.Options{TrustDomain: td}, map[string][]byte{"policy.yaml": []byte(text)})
 	if err != nil {
 		t.Fatal(err)
 	}

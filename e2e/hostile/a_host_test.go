@@ -5,10 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/allowlist/policyfile"
 )
 
 // port is put behind a host by the rig.
@@ -127,9 +124,7 @@ func hostRows() []row {
 // refusesPolicy checks that a rule is an error that says something.
 func refusesPolicy(t *testing.T, rule, says string) {
 	t.Helper()
-	path := t.TempDir() + "/policy.yaml"
-	writeFile(t, path, "version: 1\nidentities:\n  - id: "+id("builder")+"\n    allow:\n      - "+rule+"\n")
-	_, err := policyfile.Load(policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain)}, path)
+	_, err := parsePolicy("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n      - " + rule + "\n")
 	if err == nil || !strings.Contains(err.Error(), says) {
 		t.Errorf("the policy's error is %v, want it to say %q", err, says)
 	}

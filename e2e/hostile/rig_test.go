@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -225,18 +224,16 @@ func (g *gateway) put(tb testing.TB, text string) {
 // load reads a policy as people write it.
 func load(tb testing.TB, text string) *allowlist.Policy {
 	tb.Helper()
-	policy, err := tryLoad(tb, text)
+	policy, err := parsePolicy(text)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return policy
 }
 
-func tryLoad(tb testing.TB, text string) (*allowlist.Policy, error) {
-	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "policy.yaml")
-	writeFile(tb, path, text)
-	return policyfile.Load(policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain)}, path)
+func parsePolicy(text string) (*allowlist.Policy, error) {
+	opts := policyfile.Options{TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain)}
+	return policyfile.Parse(opts, map[string][]byte{"policy.yaml": []byte(text)})
 }
 
 func writeFile(tb testing.TB, path, text string) {

@@ -1,8 +1,6 @@
 package refusal
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,16 +20,11 @@ const lineHead = "  - id: spiffe://prod.example/ns/ci/sa/builder\n    allow:\n"
 // load reads a policy whose identities are these lines.
 func load(t *testing.T, identities ...string) *allowlist.Policy {
 	t.Helper()
-	dir := t.TempDir()
-	files := make([]string, 0, len(identities))
+	files := make(map[string][]byte, len(identities))
 	for i, text := range identities {
-		file := filepath.Join(dir, string(rune('a'+i))+".yaml")
-		if err := os.WriteFile(file, []byte("version: 1\nidentities:\n"+text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, file)
+		files[string(rune('a'+i))+".yaml"] = []byte("version: 1\nidentities:\n" + text)
 	}
-	policy, err := policyfile.Load(policyfile.Options{}, files...)
+	policy, err := policyfile.Parse(policyfile.Options{}, files)
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, strings.Join(identities, "\n"))
 	}

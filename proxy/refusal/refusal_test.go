@@ -322,11 +322,7 @@ func TestRemedy(t *testing.T) {
 			if !found {
 				t.Fatalf("the body offers nothing:\n%s", body)
 			}
-			file := filepath.Join(t.TempDir(), "policy.yaml")
-			if err := os.WriteFile(file, []byte("version: 1\nidentities:\n"+yaml), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			policy, err := policyfile.Load(policyfile.Options{}, file)
+			policy, err := policyfile.Parse(policyfile.Options{}, map[string][]byte{"policy.yaml": []byte("version: 1\nidentities:\n" + yaml)})
 			if err != nil {
 				t.Fatalf("%v in\n%s", err, yaml)
 			}
