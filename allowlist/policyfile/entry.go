@@ -2,7 +2,6 @@ package policyfile
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -44,6 +43,61 @@ func (p *part) once(key string, v *strictyaml.Node, apply func(*allowlist.Entry)
 	p.settings = append(p.settings, setting{key, v.KeyPos(), apply})
 }
 
+// entryReader reads what one file says of one pattern.
+type entryReader struct {
+	loader      *loader
+	part        *part
+	id, domains *strictyaml.Node // nil: not there
+	modes       modeKeys
+}
+
+// identityTable are the keys of an item of identities.
+func identityTable() []key[entryReader] {
+	return append([]key[entryReader]{
+		{"id", func(r *entryReader, v *strictyaml.Node) { r.id = v }},
+	}, entryTable()...)
+}
+
+// everyoneTable are the keys of everyone.
+func everyoneTable() []key[entryReader] {
+	return append([]key[entryReader]{
+		{"trust_domains", func(r *entryReader, v *strictyaml.Node) { r.domains = v }},
+		{"unlisted", func(r *entryReader, v *strictyaml.Node) {
+			unlisted, _ := v.Bool()
+			r.part.once("unlisted", v, func(e *allowlist.Entry) { e.Unlisted = unlisted })
+		}},
+	}, entryTable()...)
+}
+
+// entryTable are the keys that every entry may have.
+func entryTable() []key[entryReader] {
+	return []key[entryReader]{
+		{"owner", func(r *entryReader, v *strictyaml.Node) {
+			owner, _ := v.Text()
+			r.part.once("owner", v, func(e *allowlist.Entry) { e.Owner = owner })
+		}},
+		{"accept", func(r *entryReader, v *strictyaml.Node) {
+			sources := readSources(v)
+			r.part.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
+		}},
+		{"mode", func(r *entryReader, v *strictyaml.Node) { r.modes.mode = v }},
+		{"observe_until", func(r *entryReader, v *strictyaml.Node) { r.modes.until = v }},
+		{"observe_private", func(r *entryReader, v *strictyaml.Node) { r.modes.private = v }},
+		{"force", func(r *entryReader, v *strictyaml.Node) { r.modes.force = v }},
+		{"allow", func(r *entryReader, v *strictyaml.Node) {
+			r.part.allowAt = v.KeyPos()
+			r.part.allow = r.loader.readRules(r.part, v, allowList)
+		}},
+		{"deny", func(r *entryReader, v *strictyaml.Node) { r.part.deny = r.loader.readRules(r.part, v, denyList) }},
+		{"limits", func(r *entryReader, v *strictyaml.Node) {
+			readLimits(r.part, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
+		}},
+		{"shared_limits", func(r *entryReader, v *strictyaml.Node) {
+			readLimits(r.part, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
+		}},
+	}
+}
+
 func (l *loader) readEntries(d *document) {
 	if d.everyone != nil {
 		l.readEveryone(d)
@@ -58,20 +112,10 @@ func (l *loader) readEntries(d *document) {
 
 func (l *loader) readIdentity(d *document, item *strictyaml.Node) {
 	p := &part{in: d, at: item.Pos()}
-	var id *strictyaml.Node
-	var modes modeKeys
-	said := false
-	for key, v := range item.Fields() {
-		said = true
-		switch {
-		case key == "id":
-			id = v
-		case l.readSetting(p, v), modes.take(v), l.readLists(p, v):
-		default:
-			v.Unknown(append([]string{"id"}, entryKeys()...)...)
-		}
-	}
-	modes.read(p)
+	r := entryReader{loader: l, part: p}
+	said := takeKeys(&r, item, l.identityTable)
+	r.modes.read(p)
+	id := r.id
 	if id == nil {
 		if said {
 			item.Errorf("id is missing: write the SPIFFE ID that the entry is for")
@@ -94,22 +138,10 @@ func (l *loader) readEveryone(d *document) {
 		d.everyone.KeyErrorf("a file with a scope (%s) speaks of the identities inside it: move everyone to another file", d.scopeAt)
 	}
 	p := &part{in: d, at: d.everyone.KeyPos()}
-	var domains *strictyaml.Node
-	var modes modeKeys
-	for key, v := range d.everyone.Fields() {
-		switch {
-		case key == "trust_domains":
-			domains = v
-		case key == "unlisted":
-			unlisted, _ := v.Bool()
-			p.once(key, v, func(e *allowlist.Entry) { e.Unlisted = unlisted })
-		case l.readSetting(p, v), modes.take(v), l.readLists(p, v):
-		default:
-			v.Unknown(append([]string{"trust_domains", "unlisted"}, entryKeys()...)...)
-		}
-	}
-	modes.read(p)
-	all := l.trustDomains(d.everyone, domains)
+	r := entryReader{loader: l, part: p}
+	takeKeys(&r, d.everyone, everyoneTable())
+	r.modes.read(p)
+	all := l.trustDomains(d.everyone, r.domains)
 	if more := len(all) - 1; more > 0 && !l.grow(more*(len(p.allow)+len(p.deny)), p.at) {
 		return
 	}
@@ -150,40 +182,6 @@ func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDoma
 	return all
 }
 
-// readLists reads the rules; false means that v is another key.
-func (l *loader) readLists(p *part, v *strictyaml.Node) bool {
-	switch v.Name() {
-	case "allow":
-		p.allowAt = v.KeyPos()
-		p.allow = l.readRules(p, v, allowList)
-	case "deny":
-		p.deny = l.readRules(p, v, denyList)
-	default:
-		return false
-	}
-	return true
-}
-
-// readSetting reads owner, accept and limits; false means that v is another
-// key.
-func (l *loader) readSetting(p *part, v *strictyaml.Node) bool {
-	switch v.Name() {
-	case "owner":
-		owner, _ := v.Text()
-		p.once("owner", v, func(e *allowlist.Entry) { e.Owner = owner })
-	case "accept":
-		sources := readSources(v)
-		p.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
-	case "limits":
-		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
-	case "shared_limits":
-		readLimits(p, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.SharedLimits })
-	default:
-		return false
-	}
-	return true
-}
-
 func readSources(v *strictyaml.Node) allowlist.Sources {
 	var all []allowlist.Source
 	for item := range v.OneOrMore() {
@@ -212,29 +210,40 @@ func sourceWords() []string {
 	return words
 }
 
-func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
+// limitsReader reads the limits of an entry, which are set one by one.
+type limitsReader struct {
+	part *part
+	key  string // limits or shared_limits
+	of   func(*allowlist.Entry) *allowlist.Limits
+}
+
+// limitTable are the keys of limits and shared_limits.
+func limitTable() []key[limitsReader] {
 	const most = 1_000_000_000
-	for key, limit := range v.Fields() {
-		var set func(*allowlist.Limits)
-		switch key {
-		case "tunnels":
-			n, _ := limit.Int(1, most)
-			set = func(l *allowlist.Limits) { l.Tunnels = n }
-		case "connects_per_second":
-			n, _ := limit.Int(1, most)
-			set = func(l *allowlist.Limits) { l.ConnectsPerSecond = n }
-		case "dns_per_second":
-			n, _ := limit.Int(1, most)
-			set = func(l *allowlist.Limits) { l.DNSPerSecond = n }
-		case "upload_per_hour":
-			n, _ := limit.Bytes()
-			set = func(l *allowlist.Limits) { l.UploadPerHour = n }
-		default:
-			limit.Unknown("tunnels", "connects_per_second", "dns_per_second", "upload_per_hour")
-			continue
+	number := func(field func(*allowlist.Limits) *int) func(*limitsReader, *strictyaml.Node) {
+		return func(r *limitsReader, v *strictyaml.Node) {
+			n, _ := v.Int(1, most)
+			r.once(v, func(l *allowlist.Limits) { *field(l) = n })
 		}
-		p.once(v.Name()+"."+key, limit, func(e *allowlist.Entry) { set(of(e)) })
 	}
+	return []key[limitsReader]{
+		{"tunnels", number(func(l *allowlist.Limits) *int { return &l.Tunnels })},
+		{"connects_per_second", number(func(l *allowlist.Limits) *int { return &l.ConnectsPerSecond })},
+		{"dns_per_second", number(func(l *allowlist.Limits) *int { return &l.DNSPerSecond })},
+		{"upload_per_hour", func(r *limitsReader, v *strictyaml.Node) {
+			n, _ := v.Bytes()
+			r.once(v, func(l *allowlist.Limits) { l.UploadPerHour = n })
+		}},
+	}
+}
+
+func (r *limitsReader) once(v *strictyaml.Node, set func(*allowlist.Limits)) {
+	of := r.of
+	r.part.once(r.key+"."+v.Name(), v, func(e *allowlist.Entry) { set(of(e)) })
+}
+
+func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
+	takeKeys(&limitsReader{p, v.Name(), of}, v, limitTable())
 }
 
 // merge adds what a file says of a pattern to what earlier files said.
@@ -296,30 +305,9 @@ func (l *loader) settleMode(e *entry) {
 	}
 }
 
-func entryKeys() []string {
-	return strings.Fields("owner accept mode observe_until observe_private force allow deny limits shared_limits")
-}
-
 // modeKeys are the keys that only together say how an entry is enforced, so
 // one file sets them all.
 type modeKeys struct{ mode, until, private, force *strictyaml.Node }
-
-// take keeps a key for read; false means that v is another key.
-func (m *modeKeys) take(v *strictyaml.Node) bool {
-	switch v.Name() {
-	case "mode":
-		m.mode = v
-	case "observe_until":
-		m.until = v
-	case "observe_private":
-		m.private = v
-	case "force":
-		m.force = v
-	default:
-		return false
-	}
-	return true
-}
 
 func (m *modeKeys) read(p *part) {
 	var mode allowlist.Mode

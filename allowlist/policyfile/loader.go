@@ -70,6 +70,10 @@ type loader struct {
 	parse func(file, *strictyaml.Errors) *strictyaml.Node
 	errs  strictyaml.Errors
 
+	// The tables of what a policy has many of, made once.
+	identityTable []key[entryReader]
+	ruleTable     []key[ruleKeys]
+
 	classifier   *allowlist.Classifier // of no host: the classes of every one
 	documents    []*document
 	destinations map[string]*destination
@@ -86,16 +90,33 @@ type document struct {
 	scope   allowlist.IdentityPattern // zero: none
 	scopeAt strictyaml.Pos
 
-	destinations, everyone, identities, quarantine *strictyaml.Node // nil: not there
+	version, destinations, everyone, identities, quarantine *strictyaml.Node // nil: not there
+}
+
+// documentTable are the keys of a file.
+func documentTable() []key[document] {
+	return []key[document]{
+		{"version", func(d *document, v *strictyaml.Node) { d.version = v }},
+		{"destinations", func(d *document, v *strictyaml.Node) { d.destinations = v }},
+		{"everyone", func(d *document, v *strictyaml.Node) { d.everyone = v }},
+		{"identities", func(d *document, v *strictyaml.Node) { d.identities = v }},
+		{"quarantine", func(d *document, v *strictyaml.Node) { d.quarantine = v }},
+		{"scope", func(d *document, v *strictyaml.Node) {
+			d.scopeAt = v.Pos()
+			d.scope, _ = identityPattern(v)
+		}},
+	}
 }
 
 func newLoader(opts Options) *loader {
 	return &loader{
-		opts:         opts,
-		parse:        parse,
-		classifier:   allowlist.NewClassifier(allowlist.Local{}),
-		destinations: make(map[string]*destination),
-		entries:      make(map[allowlist.IdentityPattern]*entry),
+		opts:          opts,
+		parse:         parse,
+		identityTable: identityTable(),
+		ruleTable:     ruleTable(),
+		classifier:    allowlist.NewClassifier(allowlist.Local{}),
+		destinations:  make(map[string]*destination),
+		entries:       make(map[allowlist.IdentityPattern]*entry),
 	}
 }
 
@@ -129,32 +150,15 @@ func (l *loader) open(f file) {
 		return
 	}
 	d := &document{name: f.name, root: root}
-	var version *strictyaml.Node
-	for key, v := range root.Fields() {
-		if f.name == quarantineFile && key != "version" && key != "quarantine" {
+	for name, v := range root.Fields() {
+		if f.name == quarantineFile && name != "version" && name != "quarantine" {
 			v.KeyErrorf("%s holds version and quarantine only: move it to another file", quarantineFile)
 			v.Skip()
 			continue
 		}
-		switch key {
-		case "version":
-			version = v
-		case "scope":
-			d.scopeAt = v.Pos()
-			d.scope, _ = identityPattern(v)
-		case "destinations":
-			d.destinations = v
-		case "everyone":
-			d.everyone = v
-		case "identities":
-			d.identities = v
-		case "quarantine":
-			d.quarantine = v
-		default:
-			v.Unknown("version", "destinations", "everyone", "identities", "quarantine", "scope")
-		}
+		takeKey(d, v, documentTable())
 	}
-	l.checkVersion(version, start)
+	l.checkVersion(d.version, start)
 	l.documents = append(l.documents, d)
 }
 
@@ -168,39 +172,42 @@ func (l *loader) checkVersion(v *strictyaml.Node, start strictyaml.Pos) {
 	}
 }
 
+// cut is a line of quarantine as it is read.
+type cut struct {
+	allowlist.Quarantined
+	id *strictyaml.Node // nil: not there
+}
+
+// cutTable are the keys of an item of quarantine.
+func cutTable() []key[cut] {
+	return []key[cut]{
+		{"id", func(c *cut, v *strictyaml.Node) {
+			c.id = v
+			c.Pattern, _ = identityPattern(v)
+		}},
+		{"reason", func(c *cut, v *strictyaml.Node) { c.Reason, _ = v.Text() }},
+	}
+}
+
 func (l *loader) readQuarantine(d *document) {
 	if d.quarantine == nil {
 		return
 	}
 	first := make(map[allowlist.IdentityPattern]strictyaml.Pos)
 	for item := range d.quarantine.Items() {
-		q := allowlist.Quarantined{At: d.place(item.Pos())}
-		var id *strictyaml.Node
-		said := false
-		for key, v := range item.Fields() {
-			said = true
-			switch key {
-			case "id":
-				id = v
-				q.Pattern, _ = identityPattern(v)
-			case "reason":
-				q.Reason, _ = v.Text()
-			default:
-				v.Unknown("id", "reason")
-			}
-		}
-		if id == nil && said {
+		c := cut{Quarantined: allowlist.Quarantined{At: d.place(item.Pos())}}
+		if said := takeKeys(&c, item, cutTable()); said && c.id == nil {
 			item.Errorf("id is missing: write the SPIFFE ID to cut off")
 		}
-		if q.Pattern.IsZero() || !l.inScope(d, q.Pattern, id) {
+		if c.Pattern.IsZero() || !l.inScope(d, c.Pattern, c.id) {
 			continue
 		}
-		if at, ok := first[q.Pattern]; ok {
-			id.Errorf("%s is in quarantine already, at %s: remove one", q.Pattern, at)
+		if at, ok := first[c.Pattern]; ok {
+			c.id.Errorf("%s is in quarantine already, at %s: remove one", c.Pattern, at)
 			continue
 		}
-		first[q.Pattern] = id.Pos()
-		l.quarantine = append(l.quarantine, q)
+		first[c.Pattern] = c.id.Pos()
+		l.quarantine = append(l.quarantine, c.Quarantined)
 	}
 }
 

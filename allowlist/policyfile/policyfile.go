@@ -3,11 +3,11 @@
 // with what to write instead.
 //
 // [Load] does it in one call, and [Parse] for a policy that is at hand and in no
-// file. A program that reloads takes the steps one by
-// one: [Read] takes the bytes of one moment, [Files.Version] tells whether they
-// changed, [Files.Spec] checks them and [allowlist.Compile] puts them in force;
-// [Files.Quarantine] reads quarantine.yaml by itself, so that an error elsewhere
-// does not hold a quarantine back.
+// file. A program that reloads takes the steps one by one: [Read] takes the bytes
+// of one moment, [Files.Version] tells whether they changed, [Files.Spec] checks
+// them and [allowlist.Compile] puts them in force; [Files.Quarantine] reads
+// quarantine.yaml by itself, so that an error elsewhere does not hold a quarantine
+// back.
 //
 // It refuses rather than guesses: unknown keys, empty lists, a setting that two
 // files set, a rule that can never do anything. Settings that this version does

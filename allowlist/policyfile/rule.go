@@ -2,7 +2,6 @@ package policyfile
 
 import (
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -22,6 +21,27 @@ const (
 type ruleKeys struct {
 	name, ticket, host, cidr, use, ports, expires,
 	addresses, tls, ech, methods, paths, upgrade, tunnel, dns *strictyaml.Node
+}
+
+// ruleTable are the keys of a rule.
+func ruleTable() []key[ruleKeys] {
+	return []key[ruleKeys]{
+		{"name", func(k *ruleKeys, v *strictyaml.Node) { k.name = v }},
+		{"host", func(k *ruleKeys, v *strictyaml.Node) { k.host = v }},
+		{"cidr", func(k *ruleKeys, v *strictyaml.Node) { k.cidr = v }},
+		{"use", func(k *ruleKeys, v *strictyaml.Node) { k.use = v }},
+		{"ports", func(k *ruleKeys, v *strictyaml.Node) { k.ports = v }},
+		{"expires", func(k *ruleKeys, v *strictyaml.Node) { k.expires = v }},
+		{"ticket", func(k *ruleKeys, v *strictyaml.Node) { k.ticket = v }},
+		{"addresses", func(k *ruleKeys, v *strictyaml.Node) { k.addresses = v }},
+		{"tls", func(k *ruleKeys, v *strictyaml.Node) { k.tls = v }},
+		{"ech", func(k *ruleKeys, v *strictyaml.Node) { k.ech = v }},
+		{"methods", func(k *ruleKeys, v *strictyaml.Node) { k.methods = v }},
+		{"paths", func(k *ruleKeys, v *strictyaml.Node) { k.paths = v }},
+		{"upgrade", func(k *ruleKeys, v *strictyaml.Node) { k.upgrade = v }},
+		{"tunnel", func(k *ruleKeys, v *strictyaml.Node) { k.tunnel = v }},
+		{"dns", func(k *ruleKeys, v *strictyaml.Node) { k.dns = v }},
+	}
 }
 
 // rule is a rule as it stands in a file: a Rule, or the use of a destination.
@@ -127,14 +147,7 @@ func flag(set bool) byte {
 // readRule reads one rule; false means that its kind of target is not known.
 func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (rule, bool) {
 	var k ruleKeys
-	for key, v := range item.Fields() {
-		slot := k.slot(key)
-		if slot == nil {
-			v.Unknown(strings.Fields("name host cidr use ports expires ticket addresses tls ech methods paths upgrade tunnel dns")...)
-			continue
-		}
-		*slot = v
-	}
+	takeKeys(&k, item, l.ruleTable)
 	r := rule{at: item.Pos(), only: k.allowOnly()}
 	if !k.checkTarget(item, kind) {
 		return r, false
@@ -151,43 +164,6 @@ func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (ru
 	r.At = d.place(r.at)
 	ok := r.use != "" || !r.Host.IsZero() || r.CIDR.IsValid()
 	return r, ok
-}
-
-// slot returns where a key belongs, nil for an unknown one.
-func (k *ruleKeys) slot(key string) **strictyaml.Node {
-	switch key {
-	case "name":
-		return &k.name
-	case "ticket":
-		return &k.ticket
-	case "host":
-		return &k.host
-	case "cidr":
-		return &k.cidr
-	case "use":
-		return &k.use
-	case "ports":
-		return &k.ports
-	case "expires":
-		return &k.expires
-	case "addresses":
-		return &k.addresses
-	case "tls":
-		return &k.tls
-	case "ech":
-		return &k.ech
-	case "methods":
-		return &k.methods
-	case "paths":
-		return &k.paths
-	case "upgrade":
-		return &k.upgrade
-	case "tunnel":
-		return &k.tunnel
-	case "dns":
-		return &k.dns
-	}
-	return nil
 }
 
 // restrictions are the keys that only an allow rule may have.

@@ -28,40 +28,25 @@ func (p *parser) listeners(n *strictyaml.Node) {
 
 func (p *parser) listener(n *strictyaml.Node) Listener {
 	var l Listener
-	addressed, named := false, false // a wrong id is an error already
-	for key, v := range n.Fields() {
-		switch key {
-		case "name":
-			l.Name, _ = v.Text()
-		case "address":
-			addressed = true
-			l.Address = p.address(v)
-		case "protocol":
-			l.Protocol = protocol(v)
-		case "identity":
-			l.Identity = identityKind(v)
-		case "sources":
-			l.Sources = sources(v)
-		case "id":
-			named = true
-			l.ID = spiffeID(v)
-		case "present":
-			p.present(v, &l)
-		case "socket_mode":
-			l.SocketMode = socketMode(v)
-		case "proxy_protocol":
-			l.Proxies = prefixes(v, nil)
-		case "trace_parent":
+	there := readKeys(n,
+		key{"name", word(&l.Name)},
+		key{"address", func(v *strictyaml.Node) { l.Address = p.dir.address(v) }},
+		key{"protocol", func(v *strictyaml.Node) { l.Protocol = protocol(v) }},
+		key{"identity", func(v *strictyaml.Node) { l.Identity = identityKind(v) }},
+		key{"id", func(v *strictyaml.Node) { l.ID = spiffeID(v) }},
+		key{"sources", func(v *strictyaml.Node) { l.Sources = sources(v) }},
+		key{"present", func(v *strictyaml.Node) { p.present(v, &l) }},
+		key{"socket_mode", func(v *strictyaml.Node) { l.SocketMode = socketMode(v) }},
+		key{"proxy_protocol", func(v *strictyaml.Node) { l.Proxies = prefixes(v, nil) }},
+		key{"trace_parent", func(v *strictyaml.Node) {
 			word, _ := v.Word("link", "accept")
 			l.AcceptTrace = word == "accept"
-		default:
-			v.Unknown("name", "address", "protocol", "identity", "id", "sources", "present", "socket_mode", "proxy_protocol", "trace_parent")
-		}
-	}
-	if !addressed {
+		}},
+	)
+	if there["address"] == nil { // a wrong one is an error already
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
 	}
-	if (l.Identity == Fixed) != named {
+	if (l.Identity == Fixed) != (there["id"] != nil) {
 		n.Errorf("id goes with identity: fixed, which needs it")
 	}
 	l.check(n)
@@ -117,7 +102,7 @@ func isLoopback(address string) bool {
 
 // address is HOST:PORT with a literal host, so that nothing depends on a name
 // being looked up at start; port 0 asks for a free one.
-func (p *parser) address(n *strictyaml.Node) string {
+func (d directory) address(n *strictyaml.Node) string {
 	text, ok := n.Text()
 	if !ok {
 		return ""
@@ -127,7 +112,7 @@ func (p *parser) address(n *strictyaml.Node) string {
 			n.Errorf("the path is missing: write unix:/path")
 			return ""
 		}
-		return "unix:" + p.join(path)
+		return "unix:" + d.join(path)
 	}
 	if _, err := netip.ParseAddrPort(text); err != nil {
 		n.Errorf("%q is no address: write an IP address and a port such as 127.0.0.1:8443, or unix:/path", text)
@@ -154,16 +139,7 @@ func (p *parser) present(n *strictyaml.Node, l *Listener) {
 		n.Word("svid")
 		return
 	}
-	for key, v := range n.Fields() {
-		switch key {
-		case "certificate":
-			l.WebCertificate = p.path(v)
-		case "key":
-			l.WebKey = p.path(v)
-		default:
-			v.Unknown("certificate", "key")
-		}
-	}
+	readKeys(n, key{"certificate", p.dir.path(&l.WebCertificate)}, key{"key", p.dir.path(&l.WebKey)})
 	if l.WebCertificate == "" || l.WebKey == "" {
 		n.Errorf("write svid, or both certificate and key")
 	}
@@ -242,31 +218,16 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 // the listener.
 func (l *Listener) needsIdentity() bool { return l.Identity == MTLS || l.Identity == Self }
 
-// dns reads the bounds of the DNS listeners.
-func (p *parser) dns(n *strictyaml.Node) {
-	number := func(v *strictyaml.Node, into *int) {
-		if i, ok := v.Int(1, 1<<30); ok {
-			*into = i
-		}
-	}
-	for key, v := range n.Fields() {
-		switch key {
-		case "queries_per_second":
-			number(v, &p.Limits.Identity.DNSPerSecond)
-		case "lookups_per_identity":
-			number(v, &p.DNS.InFlight)
-		case "lookups":
-			number(v, &p.DNS.Total)
-		case "connections_per_identity":
-			number(v, &p.DNS.Streams)
-		case "connections":
-			number(v, &p.DNSConnections)
-		case "queries_per_connection":
-			number(v, &p.DNS.PerStream)
-		case "span_every":
-			number(v, &p.SpanEvery)
-		default:
-			v.Unknown("queries_per_second", "lookups", "lookups_per_identity", "connections", "connections_per_identity", "queries_per_connection", "span_every")
-		}
-	}
+// dnsLimits returns what reads the bounds of the DNS listeners.
+func dnsLimits(c *Config) func(*strictyaml.Node) {
+	const most = 1 << 30
+	return mapping(
+		key{"queries_per_second", number(&c.Limits.Identity.DNSPerSecond, 1, most)},
+		key{"lookups", number(&c.DNS.Total, 1, most)},
+		key{"lookups_per_identity", number(&c.DNS.InFlight, 1, most)},
+		key{"connections", number(&c.DNSConnections, 1, most)},
+		key{"connections_per_identity", number(&c.DNS.Streams, 1, most)},
+		key{"queries_per_connection", number(&c.DNS.PerStream, 1, most)},
+		key{"span_every", number(&c.SpanEvery, 1, most)},
+	)
 }

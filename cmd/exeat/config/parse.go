@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -16,16 +15,14 @@ import (
 // parser fills a Config from the nodes of one file.
 type parser struct {
 	Config
-	dir   string
-	taken map[allowlist.Host]bool               // suffixes of resolver.groups
-	asked map[netip.AddrPort][]*strictyaml.Node // name servers, and where they stand
-	errs  strictyaml.Errors
+	dir  directory
+	errs strictyaml.Errors
 }
 
 // Parse reads a configuration from memory; path names it in errors and is what
 // relative paths are relative to.
 func Parse(path string, data []byte) (Config, error) {
-	p := &parser{Config: Defaults(), dir: filepath.Dir(path), taken: map[allowlist.Host]bool{}, asked: map[netip.AddrPort][]*strictyaml.Node{}}
+	p := &parser{Config: Defaults(), dir: directory(filepath.Dir(path))}
 	root := strictyaml.Parse(path, data, &p.errs)
 	if root != nil {
 		p.root(root)
@@ -44,79 +41,54 @@ func (p *parser) root(root *strictyaml.Node) {
 		root.Errorf("the file is empty: write version: 1 and what docs/operating.md shows")
 		return
 	}
-	seen := map[string]bool{}
-	for key, n := range root.Fields() {
-		seen[key] = true
-		switch key {
-		case "version":
-			n.Word("1")
-		case "identity":
-			p.identity(n)
-		case "policy":
-			p.policy(n)
-		case "listeners":
-			p.listeners(n)
-		case "admin":
-			p.admin(n)
-		case "metrics":
-			p.metrics(n)
-		case "resolver":
-			p.resolver(n)
-		case "dns":
-			p.dns(n)
-		case "records":
-			p.records(n)
-		case "refusals":
-			p.refusals(n)
-		case "timeouts":
-			p.timeouts(n)
-		case "http":
-			p.http(n)
-		case "limits":
-			p.limits(n)
-		default:
-			n.Unknown("version", "identity", "policy", "listeners", "admin", "metrics", "resolver", "dns", "records", "refusals", "timeouts", "http", "limits")
-		}
-	}
-	p.checkServers()
-	for _, key := range []string{"version", "policy", "listeners"} {
-		if !seen[key] {
-			root.Errorf("%s is missing: it is required", key)
+	resolver := &resolverReader{dir: p.dir, taken: map[allowlist.Host]bool{}, asked: map[netip.AddrPort][]*strictyaml.Node{}}
+	there := readKeys(root,
+		key{"version", func(n *strictyaml.Node) { n.Word("1") }},
+		key{"identity", p.identity},
+		key{"policy", p.policy},
+		key{"listeners", p.listeners},
+		key{"admin", mapping(key{"address", p.admin})},
+		key{"metrics", mapping(key{"identities", number(&p.MetricIdentities, 0, 10_000)})},
+		key{"resolver", resolver.keys(&p.Config)},
+		key{"dns", dnsLimits(&p.Config)},
+		key{"records", p.records},
+		key{"refusals", mapping(key{"disclosure", p.disclosure})},
+		key{"timeouts", timeouts(&p.Config)},
+		key{"http", fields(&p.Config)},
+		key{"limits", limits(&p.Config)},
+	)
+	resolver.checkOwn(&p.Config)
+	for _, name := range []string{"version", "policy", "listeners"} {
+		if there[name] == nil {
+			root.Errorf("%s is missing: it is required", name)
 		}
 	}
 	for _, l := range p.Listeners {
-		if l.needsIdentity() && !seen["identity"] {
+		if l.needsIdentity() && there["identity"] == nil {
 			root.Errorf("identity is missing: listener %s needs the gateway's certificate, key and bundle", l.Name)
 		}
 	}
 }
 
 func (p *parser) identity(n *strictyaml.Node) {
-	p.Identity = &identity.FileConfig{}
-	for key, v := range n.Fields() {
-		switch key {
-		case "dir":
-			p.Identity.Dir = p.path(v)
-		case "certificate":
-			p.Identity.Certificate = p.path(v)
-		case "key":
-			p.Identity.Key = p.path(v)
-		case "bundle":
-			p.Identity.Bundle = p.path(v)
-		case "workload_api":
-			p.WorkloadAPI, _ = v.Text()
-		case "close_at_svid_expiry":
-			p.CloseAtExpiry, _ = v.Bool()
-		case "bundles":
-			p.Identity.Bundles = map[string]string{}
+	c := &identity.FileConfig{}
+	p.Identity = c
+	readKeys(n,
+		key{"workload_api", word(&p.WorkloadAPI)},
+		key{"dir", p.dir.path(&c.Dir)},
+		key{"certificate", p.dir.path(&c.Certificate)},
+		key{"key", p.dir.path(&c.Key)},
+		key{"bundle", p.dir.path(&c.Bundle)},
+		key{"bundles", func(v *strictyaml.Node) {
+			c.Bundles = map[string]string{}
 			for domain, file := range v.Fields() {
-				p.Identity.Bundles[domain] = p.path(file)
+				path := ""
+				p.dir.path(&path)(file)
+				c.Bundles[domain] = path
 			}
-		default:
-			v.Unknown("workload_api", "dir", "certificate", "key", "bundle", "bundles", "close_at_svid_expiry")
-		}
-	}
-	c := p.Identity
+		}},
+		key{"close_at_svid_expiry", boolean(&p.CloseAtExpiry)},
+	)
 	files := c.Dir != "" || c.Certificate != "" || c.Key != "" || c.Bundle != "" || len(c.Bundles) > 0
 	switch {
 	case !n.IsMapping(): // an error already
@@ -132,23 +104,14 @@ func (p *parser) identity(n *strictyaml.Node) {
 // policy is a path, a list of paths, or keys with what to do at a reload.
 func (p *parser) policy(n *strictyaml.Node) {
 	if !n.IsMapping() {
-		p.Policy, _ = p.paths(n)
+		p.dir.paths(&p.Policy)(n)
 		return
 	}
-	for key, v := range n.Fields() {
-		switch key {
-		case "files":
-			p.Policy, _ = p.paths(v)
-		case "poll":
-			if duration(v, &p.PolicyPoll); p.PolicyPoll == 0 {
-				p.PolicyPoll = -1
-			}
-		case "max_revoke":
-			p.MaxRevoke = share(v)
-		default:
-			v.Unknown("files", "poll", "max_revoke")
-		}
-	}
+	readKeys(n,
+		key{"files", p.dir.paths(&p.Policy)},
+		key{"poll", orNever(&p.PolicyPoll)},
+		key{"max_revoke", func(v *strictyaml.Node) { p.MaxRevoke = share(v) }},
+	)
 	if p.Policy == nil {
 		n.Errorf("files is missing: write the policy's files or directories")
 	}
@@ -169,27 +132,15 @@ func share(n *strictyaml.Node) float64 {
 }
 
 func (p *parser) admin(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "address":
-			p.AdminAddress = p.address(v)
-			if strings.HasPrefix(p.AdminAddress, "unix:") {
-				v.Errorf("probes and scrapers speak TCP: write an IP address and a port")
-			}
-		default:
-			v.Unknown("address")
-		}
+	p.AdminAddress = p.dir.address(n)
+	if strings.HasPrefix(p.AdminAddress, "unix:") {
+		n.Errorf("probes and scrapers speak TCP: write an IP address and a port")
 	}
 }
 
-func (p *parser) metrics(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "identities":
-			p.MetricIdentities, _ = v.Int(0, 10_000)
-		default:
-			v.Unknown("identities")
-		}
+func (p *parser) disclosure(n *strictyaml.Node) {
+	if word, ok := n.Word("full", "id", "none"); ok {
+		p.Disclosure, _ = refusal.ParseDisclosure(word)
 	}
 }
 
@@ -216,144 +167,54 @@ func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Pre
 	return list
 }
 
-func (p *parser) refusals(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "disclosure":
-			if word, ok := v.Word("full", "id", "none"); ok {
-				p.Disclosure, _ = refusal.ParseDisclosure(word)
-			}
-		default:
-			v.Unknown("disclosure")
-		}
-	}
+// timeouts returns what reads the times.
+func timeouts(c *Config) func(*strictyaml.Node) {
+	return mapping(
+		key{"handshake", positive(&c.HandshakeTimeout)},
+		key{"head", positive(&c.HeadTimeout)},
+		key{"client_hello", positive(&c.HelloTimeout)},
+		key{"dial", positive(&c.DialTimeout)},
+		key{"keep_alive", positive(&c.KeepAlive)},
+		key{"body", positive(&c.BodyTimeout)},
+		key{"response", positive(&c.ResponseTimeout)},
+		key{"tunnel_idle", positive(&c.TunnelIdle)},
+		key{"tunnel_max", positive(&c.TunnelMax)},
+		key{"drain_delay", duration(&c.DrainDelay)},
+		key{"drain_timeout", duration(&c.DrainTimeout)},
+	)
 }
 
-func (p *parser) timeouts(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "handshake":
-			positive(v, &p.HandshakeTimeout)
-		case "head":
-			positive(v, &p.HeadTimeout)
-		case "client_hello":
-			positive(v, &p.HelloTimeout)
-		case "dial":
-			positive(v, &p.DialTimeout)
-		case "keep_alive":
-			positive(v, &p.KeepAlive)
-		case "body":
-			positive(v, &p.BodyTimeout)
-		case "response":
-			positive(v, &p.ResponseTimeout)
-		case "tunnel_idle":
-			positive(v, &p.TunnelIdle)
-		case "tunnel_max":
-			positive(v, &p.TunnelMax)
-		case "drain_delay":
-			duration(v, &p.DrainDelay)
-		case "drain_timeout":
-			duration(v, &p.DrainTimeout)
-		default:
-			v.Unknown("handshake", "head", "client_hello", "dial", "keep_alive", "body", "response", "tunnel_idle", "tunnel_max", "drain_delay", "drain_timeout")
-		}
-	}
-}
-
-// http says what becomes of the fields of plain requests.
-func (p *parser) http(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "via":
+// fields returns what reads what becomes of the fields of plain requests.
+func fields(c *Config) func(*strictyaml.Node) {
+	return mapping(
+		key{"via", func(v *strictyaml.Node) {
 			via, ok := v.Bool()
-			p.NoVia = ok && !via
-		case "forwarded":
+			c.NoVia = ok && !via
+		}},
+		key{"forwarded", func(v *strictyaml.Node) {
 			word, _ := v.Word("remove", "pass")
-			p.PassForwarded = word == "pass"
-		default:
-			v.Unknown("via", "forwarded")
-		}
-	}
+			c.PassForwarded = word == "pass"
+		}},
+	)
 }
 
-func duration(n *strictyaml.Node, into *time.Duration) {
-	if d, ok := n.Duration(); ok {
-		*into = d
-	}
-}
-
-func positive(n *strictyaml.Node, into *time.Duration) {
-	d, ok := n.Duration()
-	if ok && d <= 0 {
-		n.Errorf("write a time above zero, such as 10s")
-		return
-	}
-	if ok {
-		*into = d
-	}
-}
-
-func (p *parser) limits(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "connections":
-			if i, ok := v.Int(1, 1<<20); ok {
-				p.MaxConnections = i
-			}
-		case "head_bytes":
-			if i, ok := v.Int(1<<10, 1<<20); ok {
-				p.HeadLimit = i
-			}
-		default:
-			p.budget(key, v)
-		}
-	}
-}
-
-// budget reads what each source or identity may use.
-func (p *parser) budget(key string, n *strictyaml.Node) {
+// limits returns what reads what each source or identity may use, and all
+// together.
+func limits(c *Config) func(*strictyaml.Node) {
 	const most = 1_000_000_000
-	l := &p.Limits
-	into := map[string]*int{
-		"connections_per_source": &l.Connections, "handshakes_per_source": &l.Handshakes,
-		"requests_per_identity": &l.Requests,
-		"tunnels":               &l.Identity.Tunnels, "connects_per_second": &l.Identity.ConnectsPerSecond,
-	}[key]
-	switch {
-	case into != nil:
-		if i, ok := n.Int(1, most); ok {
-			*into = i
-		}
-	case key == "upload_per_hour":
-		if i, ok := n.Bytes(); ok {
-			l.Identity.UploadPerHour = i
-		}
-	default:
-		n.Unknown("connections", "head_bytes", "connections_per_source", "handshakes_per_source", "requests_per_identity",
-			"tunnels", "connects_per_second", "upload_per_hour")
-	}
-}
-
-func (p *parser) paths(n *strictyaml.Node) ([]string, bool) {
-	texts, ok := n.Texts()
-	for i := range texts {
-		texts[i] = p.join(texts[i])
-	}
-	return texts, ok
-}
-
-func (p *parser) path(n *strictyaml.Node) string {
-	text, ok := n.Text()
-	if !ok {
-		return ""
-	}
-	return p.join(text)
-}
-
-// join makes a path relative to the configuration file's directory.
-func (p *parser) join(path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(p.dir, path)
+	l := &c.Limits
+	return mapping(
+		key{"connections", number(&c.MaxConnections, 1, 1<<20)},
+		key{"head_bytes", number(&c.HeadLimit, 1<<10, 1<<20)},
+		key{"connections_per_source", number(&l.Connections, 1, most)},
+		key{"handshakes_per_source", number(&l.Handshakes, 1, most)},
+		key{"requests_per_identity", number(&l.Requests, 1, most)},
+		key{"tunnels", number(&l.Identity.Tunnels, 1, most)},
+		key{"connects_per_second", number(&l.Identity.ConnectsPerSecond, 1, most)},
+		key{"upload_per_hour", func(v *strictyaml.Node) {
+			if i, ok := v.Bytes(); ok {
+				l.Identity.UploadPerHour = i
+			}
+		}},
+	)
 }

@@ -15,37 +15,26 @@ const (
 )
 
 func (p *parser) records(n *strictyaml.Node) {
-	var file, sinks, required, collapse *strictyaml.Node
-	for key, v := range n.Fields() {
-		switch key {
-		case "file":
-			file = v
+	there := readKeys(n,
+		key{"file", func(v *strictyaml.Node) {
 			p.Records = []RecordSink{{Name: "records"}}
 			p.sinkFile(v, &p.Records[0])
-		case "sinks":
-			sinks = v
-			p.sinks(v)
-		case "required":
-			required = v
-			p.RecordsRequired, _ = v.Bool()
-		case "collapse":
-			collapse = v
-			duration(v, &p.Collapse)
-		default:
-			v.Unknown("file", "sinks", "required", "collapse")
-		}
-	}
-	if file != nil && sinks != nil {
+		}},
+		key{"sinks", p.sinks},
+		key{"required", boolean(&p.RecordsRequired)},
+		key{"collapse", duration(&p.Collapse)},
+	)
+	if file := there["file"]; file != nil && there["sinks"] != nil {
 		file.KeyErrorf("file is short for one sink: write it as one of sinks")
 	}
 	if !p.RecordsRequired {
 		return
 	}
 	if p.Collapse > 0 {
-		collapse.KeyErrorf("a record that is required cannot be merged into another: remove collapse or required")
+		there["collapse"].KeyErrorf("a record that is required cannot be merged into another: remove collapse or required")
 	}
 	if all := func(s RecordSink) bool { return s.Only == Everything }; !slices.ContainsFunc(p.Records, all) {
-		required.KeyErrorf("every sink keeps denials only: what is allowed would be let out without a record")
+		there["required"].KeyErrorf("every sink keeps denials only: what is allowed would be let out without a record")
 	}
 }
 
@@ -75,30 +64,19 @@ func (p *parser) sinks(n *strictyaml.Node) {
 
 func (p *parser) sink(n *strictyaml.Node) RecordSink {
 	var s RecordSink
-	var file, format, rotate *strictyaml.Node
-	for key, v := range n.Fields() {
-		switch key {
-		case "name":
-			s.Name, _ = v.Text()
-		case "file":
-			file = v
-			p.sinkFile(v, &s)
-		case "otlp":
-			s.OTLP, _ = v.Bool()
-		case "format":
-			format = v
-			s.Format = recordFormat(v)
-		case "only":
+	there := readKeys(n,
+		key{"name", word(&s.Name)},
+		key{"file", func(v *strictyaml.Node) { p.sinkFile(v, &s) }},
+		key{"otlp", boolean(&s.OTLP)},
+		key{"format", func(v *strictyaml.Node) { s.Format = recordFormat(v) }},
+		key{"only", func(v *strictyaml.Node) {
 			if word, _ := v.Word("all", "denials"); word == "denials" {
 				s.Only = Denials
 			}
-		case "rotate":
-			rotate = v
-			s.Rotate = rotation(v)
-		default:
-			v.Unknown("name", "file", "otlp", "format", "only", "rotate")
-		}
-	}
+		}},
+		key{"rotate", func(v *strictyaml.Node) { s.Rotate = rotation(v) }},
+	)
+	file, format, rotate := there["file"], there["format"], there["rotate"]
 	switch {
 	case s.Name == "":
 		n.Errorf("the sink has no name: metrics and messages name it")
@@ -114,7 +92,7 @@ func (p *parser) sink(n *strictyaml.Node) RecordSink {
 
 func (p *parser) sinkFile(n *strictyaml.Node, s *RecordSink) {
 	if text, ok := n.Text(); ok && text != "stdout" {
-		s.File = p.join(text)
+		s.File = p.dir.join(text)
 	}
 }
 
@@ -130,24 +108,21 @@ func recordFormat(n *strictyaml.Node) Format {
 
 func rotation(n *strictyaml.Node) Rotation {
 	var r Rotation
-	for key, v := range n.Fields() {
-		switch key {
-		case "size":
+	readKeys(n,
+		key{"size", func(v *strictyaml.Node) {
 			if size, ok := v.Bytes(); ok {
 				if r.Size = size; size < minRotateSize {
 					v.Errorf("write at least 1MiB")
 				}
 			}
-		case "every":
-			if duration(v, &r.Every); r.Every < minRotateEvery {
+		}},
+		key{"every", func(v *strictyaml.Node) {
+			if duration(&r.Every)(v); r.Every < minRotateEvery {
 				v.Errorf("write at least 1m")
 			}
-		case "keep":
-			r.Keep, _ = v.Int(1, 10_000)
-		default:
-			v.Unknown("size", "every", "keep")
-		}
-	}
+		}},
+		key{"keep", number(&r.Keep, 1, 10_000)},
+	)
 	if r.Size == 0 && r.Every == 0 {
 		n.Errorf("write size or every: nothing would be rotated")
 	}

@@ -21,39 +21,41 @@ const (
 	maxNames      = 1_000_000
 )
 
-func (p *parser) resolver(n *strictyaml.Node) {
-	for key, v := range n.Fields() {
-		switch key {
-		case "servers":
-			p.Resolver.Servers = p.servers(v)
-		case "groups":
+// resolverReader reads what the resolver is told.
+type resolverReader struct {
+	dir   directory
+	taken map[allowlist.Host]bool               // suffixes of groups
+	asked map[netip.AddrPort][]*strictyaml.Node // servers, and where they stand
+}
+
+// keys returns what reads the keys of resolver.
+func (r *resolverReader) keys(c *Config) func(*strictyaml.Node) {
+	into := &c.Resolver
+	return mapping(
+		key{"servers", func(v *strictyaml.Node) { into.Servers = r.servers(v) }},
+		key{"groups", func(v *strictyaml.Node) {
 			for item := range v.Items() {
-				p.Resolver.Groups = append(p.Resolver.Groups, p.group(item))
+				into.Groups = append(into.Groups, r.group(item))
 			}
-		case "hosts":
-			p.hosts(v)
-		case "cache_bytes":
-			p.Resolver.CacheBytes = cacheBytes(v)
-		case "serve_stale":
-			if duration(v, &p.Resolver.ServeStale); p.Resolver.ServeStale == 0 {
-				p.Resolver.ServeStale = -1
-			}
-		case "names_per_minute":
-			p.Resolver.Names, _ = v.Int(1, maxNames)
-		case "cname":
+		}},
+		key{"hosts", func(v *strictyaml.Node) { into.Hosts = hosts(v) }},
+		key{"cache_bytes", func(v *strictyaml.Node) { into.CacheBytes = cacheBytes(v) }},
+		key{"serve_stale", orNever(&into.ServeStale)},
+		key{"names_per_minute", number(&into.Names, 1, maxNames)},
+		key{"cname", func(v *strictyaml.Node) {
 			word, _ := v.Word("trust", "inspect")
-			p.Resolver.Inspect = word == "inspect"
-		case "nat64":
-			p.NAT64 = prefixes(v, func(prefix netip.Prefix) string {
-				if allowlist.IsNAT64(prefix) {
-					return ""
-				}
-				return "is no prefix for NAT64: write an IPv6 one of 32, 40, 48, 56, 64 or 96 bits"
-			})
-		default:
-			v.Unknown("servers", "groups", "hosts", "cache_bytes", "serve_stale", "names_per_minute", "cname", "nat64")
-		}
+			into.Inspect = word == "inspect"
+		}},
+		key{"nat64", func(v *strictyaml.Node) { c.NAT64 = prefixes(v, notNAT64) }},
+	)
+}
+
+// notNAT64 says why a prefix is none of a translator, "" if it is one.
+func notNAT64(prefix netip.Prefix) string {
+	if allowlist.IsNAT64(prefix) {
+		return ""
 	}
+	return "is no prefix for NAT64: write an IPv6 one of 32, 40, 48, 56, 64 or 96 bits"
 }
 
 func cacheBytes(n *strictyaml.Node) int {
@@ -64,25 +66,19 @@ func cacheBytes(n *strictyaml.Node) int {
 	return int(size)
 }
 
-func (p *parser) group(n *strictyaml.Node) resolve.Group {
+func (r *resolverReader) group(n *strictyaml.Node) resolve.Group {
 	var g resolve.Group
-	for key, v := range n.Fields() {
-		switch key {
-		case "suffixes":
-			g.Suffixes = p.suffixes(v)
-		case "servers":
-			g.Servers = p.servers(v)
-		default:
-			v.Unknown("suffixes", "servers")
-		}
-	}
+	readKeys(n,
+		key{"suffixes", func(v *strictyaml.Node) { g.Suffixes = r.suffixes(v) }},
+		key{"servers", func(v *strictyaml.Node) { g.Servers = r.servers(v) }},
+	)
 	if len(g.Suffixes) == 0 || len(g.Servers) == 0 {
 		n.Errorf("a group has suffixes and servers: write both")
 	}
 	return g
 }
 
-func (p *parser) suffixes(n *strictyaml.Node) []allowlist.Host {
+func (r *resolverReader) suffixes(n *strictyaml.Node) []allowlist.Host {
 	var list []allowlist.Host
 	for item := range n.OneOrMore() {
 		text, ok := item.Text()
@@ -95,54 +91,48 @@ func (p *parser) suffixes(n *strictyaml.Node) []allowlist.Host {
 			item.Errorf("%q is no name in canonical form (lower case, no dot in front or behind)", text)
 		case host.IsLocalhost():
 			item.Errorf("no server is asked for %s, which is always 127.0.0.1 and ::1 (RFC 6761 section 6.3): leave it out", host)
-		case p.taken[host]:
+		case r.taken[host]:
 			item.Errorf("two groups have the suffix %s", host)
 		default:
-			p.taken[host] = true
+			r.taken[host] = true
 			list = append(list, host)
 		}
 	}
 	return list
 }
 
-func (p *parser) servers(n *strictyaml.Node) []resolve.Server {
+func (r *resolverReader) servers(n *strictyaml.Node) []resolve.Server {
 	if n.IsScalar() {
-		return []resolve.Server{{Addr: p.serverAddr(n, portDNS)}}
+		return []resolve.Server{{Addr: r.serverAddr(n, portDNS)}}
 	}
 	var list []resolve.Server
 	for item := range n.OneOrMore() {
 		if item.IsMapping() {
-			list = append(list, p.server(item))
+			list = append(list, r.server(item))
 			continue
 		}
-		list = append(list, resolve.Server{Addr: p.serverAddr(item, portDNS)})
+		list = append(list, resolve.Server{Addr: r.serverAddr(item, portDNS)})
 	}
 	return list
 }
 
 // server reads a name server that is written with its protocol.
-func (p *parser) server(n *strictyaml.Node) resolve.Server {
+func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 	var s resolve.Server
 	protocols := 0
-	for key, v := range n.Fields() {
-		switch key {
-		case "udp", "tcp":
+	speaks := func(protocol resolve.Protocol, port uint16) func(*strictyaml.Node) {
+		return func(v *strictyaml.Node) {
 			protocols++
-			if key == "tcp" {
-				s.Protocol = resolve.TCP
-			}
-			s.Addr = p.serverAddr(v, portDNS)
-		case "dot":
-			protocols++
-			s.Protocol, s.Addr = resolve.DoT, p.serverAddr(v, portDoT)
-		case "name":
-			s.Name = serverName(v)
-		case "ca":
-			s.CA = p.path(v)
-		default:
-			v.Unknown("udp", "tcp", "dot", "name", "ca")
+			s.Protocol, s.Addr = protocol, r.serverAddr(v, port)
 		}
 	}
+	readKeys(n,
+		key{"udp", speaks(resolve.UDP, portDNS)},
+		key{"tcp", speaks(resolve.TCP, portDNS)},
+		key{"dot", speaks(resolve.DoT, portDoT)},
+		key{"name", func(v *strictyaml.Node) { s.Name = serverName(v) }},
+		key{"ca", r.dir.path(&s.CA)},
+	)
 	switch {
 	case protocols != 1:
 		n.Errorf("write one of udp, tcp and dot, with the server's address")
@@ -167,7 +157,7 @@ func serverName(n *strictyaml.Node) string {
 	return text
 }
 
-func (p *parser) serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
+func (r *resolverReader) serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
 	text, ok := n.Text()
 	if !ok {
 		return netip.AddrPort{}
@@ -179,15 +169,15 @@ func (p *parser) serverAddr(n *strictyaml.Node, port uint16) netip.AddrPort {
 	if err != nil || ap.Port() == 0 {
 		n.Errorf("%q is no name server: write an IP address, with a port if it is not %d", text, port)
 	}
-	p.asked[ap] = append(p.asked[ap], n)
+	r.asked[ap] = append(r.asked[ap], n)
 	return ap
 }
 
-// checkServers refuses a name server that is one of the listeners: the gateway
-// would ask itself. A listener may stand below in the file.
-func (p *parser) checkServers() {
-	for at, nodes := range p.asked {
-		own := p.Own(at)
+// checkOwn refuses a name server that is one of the listeners: the gateway would
+// ask itself. A listener may stand below in the file.
+func (r *resolverReader) checkOwn(c *Config) {
+	for at, nodes := range r.asked {
+		own := c.Own(at)
 		if own == "" {
 			continue
 		}
@@ -197,8 +187,8 @@ func (p *parser) checkServers() {
 	}
 }
 
-func (p *parser) hosts(n *strictyaml.Node) {
-	p.Resolver.Hosts = map[allowlist.Host][]netip.Addr{}
+func hosts(n *strictyaml.Node) map[allowlist.Host][]netip.Addr {
+	table := map[allowlist.Host][]netip.Addr{}
 	for name, v := range n.Fields() {
 		host, err := allowlist.ParseHost(name)
 		if err != nil || host.IsAddr() || host.String() != name {
@@ -221,7 +211,8 @@ func (p *parser) hosts(n *strictyaml.Node) {
 				item.Errorf("%q is no IP address", text)
 				continue
 			}
-			p.Resolver.Hosts[host] = append(p.Resolver.Hosts[host], addr.Unmap())
+			table[host] = append(table[host], addr.Unmap())
 		}
 	}
+	return table
 }

@@ -1,0 +1,120 @@
+package config
+
+import (
+	"path/filepath"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+)
+
+// key is a key that a mapping may have, and what reads its value.
+type key struct {
+	name string
+	read func(*strictyaml.Node)
+}
+
+// readKeys reads the value of each key of a mapping, in the order of the file,
+// and returns the values by key. Its keys stand in the order in which messages
+// list them.
+func readKeys(n *strictyaml.Node, keys ...key) map[string]*strictyaml.Node {
+	read, names := make(map[string]func(*strictyaml.Node), len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		read[k.name], names[i] = k.read, k.name
+	}
+	there := make(map[string]*strictyaml.Node)
+	for name, v := range n.Fields() {
+		if read[name] == nil {
+			v.Unknown(names...)
+			continue
+		}
+		there[name] = v
+		read[name](v)
+	}
+	return there
+}
+
+// mapping returns what reads a mapping with these keys.
+func mapping(keys ...key) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) { readKeys(n, keys...) }
+}
+
+// duration returns what reads a time.
+func duration(into *time.Duration) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		if d, ok := n.Duration(); ok {
+			*into = d
+		}
+	}
+}
+
+// orNever returns what reads a time of which zero is never: -1.
+func orNever(into *time.Duration) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		if duration(into)(n); *into == 0 {
+			*into = -1
+		}
+	}
+}
+
+// positive returns what reads a time above zero.
+func positive(into *time.Duration) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		d, ok := n.Duration()
+		if ok && d <= 0 {
+			n.Errorf("write a time above zero, such as 10s")
+			return
+		}
+		if ok {
+			*into = d
+		}
+	}
+}
+
+// number returns what reads a number from least to most.
+func number(into *int, least, most int) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		if i, ok := n.Int(least, most); ok {
+			*into = i
+		}
+	}
+}
+
+// word returns what reads any text.
+func word(into *string) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) { *into, _ = n.Text() }
+}
+
+// boolean returns what reads true or false.
+func boolean(into *bool) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) { *into, _ = n.Bool() }
+}
+
+// directory is that of the configuration file, which relative paths begin at.
+type directory string
+
+func (d directory) join(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(string(d), path)
+}
+
+// path returns what reads a path.
+func (d directory) path(into *string) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		if text, ok := n.Text(); ok {
+			*into = d.join(text)
+		}
+	}
+}
+
+// paths returns what reads one or more paths.
+func (d directory) paths(into *[]string) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		texts, _ := n.Texts()
+		for i := range texts {
+			texts[i] = d.join(texts[i])
+		}
+		*into = texts
+	}
+}

@@ -1,0 +1,167 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+)
+
+// knownKeys returns every key that a parser knows, as the manual writes it: those
+// of a mapping behind a dot, those of a list's items behind [] and a dot. It asks
+// the parser for a key that nobody has, inside of each key that it has found: the
+// error lists those that stand there. A key that holds others has the value true.
+func knownKeys(t *testing.T, parse func(text string) error) map[string]bool {
+	t.Helper()
+	keys := map[string]bool{}
+	inside := regexp.MustCompile(`unknown key "no_such_key": .*known: ([a-z0-9_, ]+)`)
+	var look func(path, before, after string) bool
+	look = func(path, before, after string) bool {
+		err := parse(before + "{no_such_key: 1}" + after)
+		if err == nil {
+			t.Fatalf("no error of an unknown key in %s", path)
+		}
+		m := inside.FindStringSubmatch(err.Error())
+		if m == nil {
+			return false
+		}
+		if strings.HasSuffix(m[1], ", ") {
+			t.Fatalf("the error does not list all keys in %s: %v", path, err)
+		}
+		for name := range strings.SplitSeq(m[1], ", ") {
+			key, opened := path+name, before+"{"+name+": "
+			mapping := look(key+".", opened, "}"+after)
+			list := look(key+"[].", opened+"[", "]}"+after)
+			keys[key] = mapping || list
+		}
+		return true
+	}
+	if look("", "", ""); len(keys) < 10 {
+		t.Fatalf("found only %d keys", len(keys))
+	}
+	return keys
+}
+
+func parseConfig(text string) error {
+	_, err := config.Parse("exeat.yaml", []byte(text))
+	return err
+}
+
+func parsePolicy(text string) error {
+	_, err := policyfile.Parse(policyfile.Options{}, map[string][]byte{"policy.yaml": []byte(text)})
+	return err
+}
+
+// manualKeys returns the keys in the first cell of each row of the table that
+// follows a heading, with the row.
+func manualKeys(t *testing.T, doc, heading string) map[string]string {
+	t.Helper()
+	data, err := os.ReadFile(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(data), "\n## "+heading+"\n")
+	if !found {
+		t.Fatalf("%s has no heading %s", doc, heading)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := map[string]string{}
+	for row := range strings.SplitSeq(section, "\n") {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(row, "| "), " |")
+		if !strings.HasPrefix(row, "| `") {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cell, -1) {
+			rows[m[1]] = row
+		}
+	}
+	return rows
+}
+
+// TestConfigurationTable checks that docs/operating.md and configs/exeat.yaml
+// name the keys that the configuration's parser knows, and no others, and that
+// it takes the latter.
+func TestConfigurationTable(t *testing.T) {
+	if _, err := config.Load("../configs/exeat.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile("../configs/exeat.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := knownKeys(t, parseConfig)
+	rows := manualKeys(t, "operating.md", "Configuration")
+	names := map[string]bool{}
+	for key, holds := range known {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		names[name] = true
+		if !regexp.MustCompile(`(?m)^[ #-]*` + name + `:|[{ ]` + name + `:`).Match(example) {
+			t.Errorf("configs/exeat.yaml does not show %s", key)
+		}
+		if _, ok := rows[key]; !ok && !holds && !inRowAbove(rows, key) {
+			t.Errorf("docs/operating.md does not document %s", key)
+		}
+	}
+	for key := range rows {
+		if _, ok := known[key]; !ok {
+			t.Errorf("docs/operating.md documents %s, which the parser does not know", key)
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^[ #-]*([a-z_]+):(?: |$)`).FindAllStringSubmatch(string(example), -1) {
+		if !names[m[1]] {
+			t.Errorf("configs/exeat.yaml shows %s, which the parser does not know", m[1])
+		}
+	}
+}
+
+// inRowAbove reports whether the row of the key that holds this one says it: by
+// its name, as in {certificate, key}, or by the name of a key that has a row for
+// the same, as in "as `resolver.servers`".
+func inRowAbove(rows map[string]string, key string) bool {
+	dot := strings.LastIndexByte(key, '.')
+	if dot < 0 {
+		return false
+	}
+	above, name := key[:dot], key[dot+1:]
+	above, isList := strings.CutSuffix(above, "[]")
+	_, list, _ := strings.Cut(rows[above], "{")
+	list, _, _ = strings.Cut(list, "}")
+	if slices.Contains(strings.Split(list, ", "), name) {
+		return true
+	}
+	m := regexp.MustCompile("\\| as `([^`]+)` \\|").FindStringSubmatch(rows[above])
+	return m != nil && isList && rows[m[1]+"[]."+name] != ""
+}
+
+// TestPolicyKeys checks that docs/policy.md names every key that the parser of
+// policies knows, and that its table of limits has those of limits and
+// shared_limits.
+func TestPolicyKeys(t *testing.T) {
+	manual, err := os.ReadFile("policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := knownKeys(t, parsePolicy)
+	rows := manualKeys(t, "policy.md", "Limits")
+	for key := range known {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		if !regexp.MustCompile(fmt.Sprintf("(?m)[`{ ]%[1]s:|`%[1]s`|^%[1]s:", name)).Match(manual) {
+			t.Errorf("docs/policy.md does not name %s", key)
+		}
+		if _, ok := rows[name]; !ok && strings.Contains(key, "limits.") {
+			t.Errorf("docs/policy.md has no row for %s", key)
+		}
+	}
+	for name := range rows {
+		for _, holder := range []string{"identities[].limits.", "identities[].shared_limits.", "everyone.limits.", "everyone.shared_limits."} {
+			if _, ok := known[holder+name]; !ok {
+				t.Errorf("docs/policy.md documents %s, which the parser does not know as %s", name, holder+name)
+			}
+		}
+	}
+}
