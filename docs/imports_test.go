@@ -20,7 +20,7 @@ func only() map[string][]string {
 		"github.com/miekg/dns":              {"proxy/resolve/wire"},
 		"github.com/elazarl/goproxy":        {"proxy/forward"},
 		"github.com/pires/go-proxyproto":    {"proxy/listen"},
-		"github.com/fsnotify/fsnotify":      {"cmd/exeat/watch"},
+		"github.com/fsnotify/fsnotify":      {"proxy/watch"},
 		"github.com/spf13/cobra":            {"cmd/exeat"},
 		"go.yaml.in/yaml":                   {"allowlist/strictyaml"},
 		"google.golang.org/grpc":            {"identity/authority/workloadapi", "identity/workload"},
@@ -41,6 +41,7 @@ func only() map[string][]string {
 		module + "proxy/audit/ocsf":               {"cmd/exeat"},
 		module + "proxy/audit/ecs":                {"cmd/exeat"},
 		module + "proxy/resolve/wire":             {"proxy/resolve"},
+		module + "proxy/watch":                    {"cmd/exeat", "cmd/exeat/config", "proxy/gateway"},
 	}
 }
 
@@ -120,6 +121,7 @@ func TestForbiddenImports(t *testing.T) {
 		{"proxy/audit", "go.opentelemetry.io/otel/sdk/trace", true},
 		{"proxy/audit", "go.opentelemetry.io/otel/trace", false},
 		{"proxy/dial", module + "proxy", true},
+		{"proxy/dns", module + "proxy/watch", true},
 		{"proxy/live", module + "proxy/dns", true},
 		{"cmd/exeat", module + "proxy", false},
 		{"allowlist", module + "identity", true},

@@ -19,7 +19,6 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
-	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/admin"
@@ -32,6 +31,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
+	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
 // flushTimeout bounds how long the end of the process waits for records to be

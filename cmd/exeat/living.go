@@ -13,10 +13,10 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
-	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/identity/workload"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
 // living is the gateway's identity and whom it trusts, from files or from the

@@ -16,9 +16,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
-	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
+	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
 func newTestReloader(path string) *policyReloader {

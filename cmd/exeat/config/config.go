@@ -16,7 +16,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/cmd/exeat/watch"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/dial"
@@ -28,6 +27,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
+	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
 // The defaults that no other package has.
