@@ -38,6 +38,7 @@ func only() map[string][]string {
 		module + "allowlist/policyfile":           {"cmd/exeat"},
 		module + "cmd/exeat/telemetry":            {"cmd/exeat"},
 		module + "identity/authority/workloadapi": {"cmd/exeat"},
+		module + "proxy/audit/native":             {"cmd/exeat"},
 		module + "proxy/audit/ocsf":               {"cmd/exeat"},
 		module + "proxy/audit/ecs":                {"cmd/exeat"},
 		module + "proxy/resolve/wire":             {"proxy/resolve"},
@@ -130,6 +131,7 @@ func TestForbiddenImports(t *testing.T) {
 		{"proxy/tunnel", module + "allowlist", true},
 		{"proxy/listen", module + "identity", false},
 		{"proxy/audit", module + "cmd/exeat/config", true},
+		{"proxy/audit", module + "proxy/audit/native", true},
 		{"identity", "google.golang.org/grpc", true},
 		{"proxy/head", "bufio", false},
 	} {

@@ -13,6 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
 )
 
@@ -149,7 +150,7 @@ func TestFieldsAreTheCode(t *testing.T) {
 	inOCSF, inECS := map[string]bool{}, map[string]bool{}
 	for _, s := range audittest.Samples() {
 		last := -1
-		for _, name := range keys(t, rendered(t, audit.Native, &s.Record)) {
+		for _, name := range keys(t, rendered(t, native.Render, &s.Record)) {
 			at, ok := order[name]
 			if !ok {
 				t.Errorf("docs/records.md does not describe %s", name)
@@ -265,7 +266,7 @@ func TestTheExampleIsARecord(t *testing.T) {
 			continue
 		}
 		for _, s := range audittest.Samples() {
-			if s.Name == "deny" && strings.TrimSpace(b.text) == string(rendered(t, audit.Native, &s.Record)) {
+			if s.Name == "deny" && strings.TrimSpace(b.text) == string(rendered(t, native.Render, &s.Record)) {
 				return
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
 // BenchmarkPlain asks on one connection that is kept, without TLS, with record
@@ -59,7 +60,7 @@ func discarded(b *testing.B) *evidence {
 	b.Helper()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(tracetest.NewNoopExporter()))
 	recorder, err := audit.New(context.Background(), audit.Config{
-		Sinks:  []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(io.Discard, audit.Native)}},
+		Sinks:  []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(io.Discard, native.Render)}},
 		Tracer: provider.Tracer("test"),
 	})
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/limit"
@@ -305,7 +306,7 @@ func startEvidence(tb testing.TB, cfg audit.Config, e *evidence) *evidence {
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()),
 		sdktrace.WithSyncer(e.spans), sdktrace.WithSpanProcessor(begins{e}))
 	var err error
-	cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}}
+	cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, native.Render)}}
 	cfg.Tracer = provider.Tracer("test")
 	e.recorder, err = audit.New(context.Background(), cfg)
 	if err != nil {

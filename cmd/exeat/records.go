@@ -13,6 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
@@ -88,7 +89,7 @@ func renderer(f config.Format) audit.Render {
 		return ecs.Render
 	case config.Native:
 	}
-	return audit.Native
+	return native.Render
 }
 
 // recordFileStays tells that a record file could not be opened again or rotated.

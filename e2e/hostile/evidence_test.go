@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
 // record is a line of the log as its reader sees it.
@@ -62,7 +63,7 @@ func newEvidence(tb testing.TB, queue int, stuck chan struct{}) *evidence {
 	e := &evidence{records: make(chan record, audit.DefaultQueue), stuck: stuck}
 	var err error
 	e.recorder, err = audit.New(context.Background(), audit.Config{
-		Sinks:  []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}},
+		Sinks:  []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, native.Render)}},
 		Tracer: noop.NewTracerProvider().Tracer(""),
 		Queue:  queue,
 	})

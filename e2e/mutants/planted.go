@@ -82,7 +82,11 @@ func planted() []fault {
 			"DEL may stand in an answer", "proxy/refusal/refusal.go",
 			"c < ' ' || c > '~'", `c < ' ' || c > '\x7f'`, "./proxy/refusal", "FuzzAppend",
 		},
-		boundary("./proxy/audit", "FuzzJSON"),
+		{
+			"a line of the same length is the same line", "proxy/audit/native/parse.go",
+			"if !bytes.Equal(again, text) {", "if len(again) != len(text) {", "./proxy/audit/native", "FuzzParse",
+		},
+		boundary("./proxy/audit/native", "FuzzRender"),
 		boundary("./proxy/audit/ecs", "FuzzRender"),
 		boundary("./proxy/audit/ocsf", "FuzzRender"),
 	}
@@ -92,6 +96,7 @@ func planted() []fault {
 func boundary(pkg, target string) fault {
 	return fault{
 		"text of just the length that is allowed, in " + pkg, "proxy/audit/record.go",
-		"if len(s) > limit {\n\t\ts = s[:limit]", "if len(s) >= limit {\n\t\ts = s[:limit+1]", pkg, target,
+		"if len(s) > limit && !(len(s) <= limit+len(cut) && strings.HasSuffix(s, cut)) {\n\t\ts = s[:limit]",
+		"if len(s) >= limit && !strings.HasSuffix(s, cut) {\n\t\ts = s[:limit+1]", pkg, target,
 	}
 }

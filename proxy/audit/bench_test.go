@@ -135,20 +135,6 @@ func BenchmarkEnd(b *testing.B) {
 	close(stuck)
 }
 
-// BenchmarkNative is what a line costs the goroutine of its sink.
-func BenchmarkNative(b *testing.B) {
-	rec := Record{Time: time.Now(), Event: EventDecision, ID: newID(time.Now()), Listener: "main", Protocol: "connect", Wire: "h1"}
-	typical(b)(&rec)
-	var buf []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		var err error
-		if buf, err = Native(buf[:0], &rec); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 func BenchmarkNewID(b *testing.B) {
 	now := time.Now()
 	b.ReportAllocs()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -167,7 +168,12 @@ func checkSums(t *testing.T, r *Recorder) {
 
 // lineSink makes the only sink of a configuration from a writer.
 func lineSink(w io.Writer) []SinkConfig {
-	return []SinkConfig{{Name: "test", Sink: NewLines(w, Native)}}
+	return []SinkConfig{{Name: "test", Sink: NewLines(w, render)}}
+}
+
+// render is a Render that says which record a line is of.
+func render(dst []byte, r *Record) ([]byte, error) {
+	return fmt.Appendf(dst, `{"event":%q,"id":%q,"status":%d}`, r.Event, r.ID, r.Status), nil
 }
 
 func noTracer() trace.Tracer { return noop.NewTracerProvider().Tracer("") }

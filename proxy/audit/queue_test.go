@@ -326,7 +326,7 @@ func TestTooManyKeys(t *testing.T) {
 func TestEverySinkAddsUp(t *testing.T) {
 	slow, filtered := newSlow(), &memory{}
 	flaky := &flaky{}
-	sinks := to(slow, NewLines(flaky, Native), filtered)
+	sinks := to(slow, NewLines(flaky, render), filtered)
 	sinks[2].Keep = func(r *Record) bool { return r.Verdict == allowlist.Deny }
 	var measured counter
 	r := newRecorder(t, Config{Sinks: sinks, Queue: 32, Measure: measured.count})

@@ -283,12 +283,14 @@ func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }
 func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }
 
 // bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP
-// exporter loses the whole batch that the text is in. The renderings escape what
-// a terminal obeys: those in JSON so that a reader of JSON has the text as it
-// came, the others, which have no escapes of their own, in the text itself.
+// exporter loses the whole batch that the text is in. What it returns it does not
+// cut again. The renderings escape what a terminal obeys: those in JSON so that a
+// reader of JSON has the text as it came, the others, which have no escapes of
+// their own, in the text itself.
 func bounded(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit] + "..."
+	const cut = "..."
+	if len(s) > limit && !(len(s) <= limit+len(cut) && strings.HasSuffix(s, cut)) {
+		s = s[:limit] + cut
 	}
 	return strings.ToValidUTF8(s, "?")
 }

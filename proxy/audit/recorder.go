@@ -144,7 +144,7 @@ func (r *Recorder) Pass(rec *Record) bool {
 // than is written: that of a handshake quotes a certificate of any size.
 func (r *Recorder) Event(rec Record) {
 	if len(rec.Detail) > maxDetail {
-		rec.Detail = strings.Clone(rec.Detail[:maxDetail+1]) // one more, so that it is seen to be cut
+		rec.Detail = strings.Clone(bounded(rec.Detail, maxDetail))
 	}
 	if rec.Time.IsZero() {
 		rec.Time = time.Now()

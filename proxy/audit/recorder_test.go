@@ -31,8 +31,8 @@ func TestNewRequiresItsParts(t *testing.T) {
 }
 
 func TestARecordIsWrittenOnce(t *testing.T) {
-	var out sink
-	r := newRecorder(t, Config{Sinks: lineSink(&out)})
+	out := &memory{}
+	r := newRecorder(t, Config{Sinks: to(out)})
 	o := r.Begin(t.Context(), Start{Listener: "main", Protocol: "connect", Wire: "h1"})
 	o.Verdict, o.Status = allowlist.Allow, 200
 	if o.Ended() {
@@ -45,19 +45,18 @@ func TestARecordIsWrittenOnce(t *testing.T) {
 		t.Error("not ended after End")
 	}
 	closeNow(t, r)
-	lines := out.lines(t)
-	if len(lines) != 1 || lines[0]["status"] != 200.0 || lines[0]["id"] != o.ID {
-		t.Errorf("got %v", lines)
+	if got := out.taken(); len(got) != 1 || got[0].Status != 200 || got[0].ID != o.ID {
+		t.Errorf("got %+v", got)
 	}
-	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 1, Written: 1}); got != want {
+	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "a", Made: 1, Written: 1}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
 func TestTheRecordsOfATunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out sink
-		r := newRecorder(t, Config{Sinks: lineSink(&out)})
+		out := &memory{}
+		r := newRecorder(t, Config{Sinks: to(out)})
 		o := r.Begin(t.Context(), Start{Protocol: "connect"})
 		o.Verdict, o.Status, o.Dest = allowlist.Allow, 200, destination(t, "api.example:443")
 		o.Resolve, o.Dial, o.Decide = time.Second, time.Second, time.Second
@@ -68,51 +67,45 @@ func TestTheRecordsOfATunnel(t *testing.T) {
 		time.Sleep(time.Second)
 		tunnel.Close(t.Context(), 3, 4, "idle", allowlist.NoReason)
 		closeNow(t, r)
-		lines := out.lines(t)
-		if len(lines) != 3 {
-			t.Fatalf("%d lines", len(lines))
+		got := out.taken()
+		if len(got) != 3 {
+			t.Fatalf("%d records", len(got))
 		}
 		for i, want := range []struct {
-			event    string
-			up, down any
-			ms       any
-			reason   any
-		}{{"decision", nil, nil, nil, nil}, {"tunnel.progress", 1.0, 2.0, 60000.0, nil}, {"tunnel.close", 3.0, 4.0, 61000.0, "idle"}} {
-			l := lines[i]
-			if l["event"] != want.event || l["up"] != want.up || l["down"] != want.down || l["duration_ms"] != want.ms || l["close_reason"] != want.reason {
-				t.Errorf("line %d: got %v, want %+v", i, l, want)
+			event    Event
+			up, down int64
+			after    time.Duration
+			reason   string
+		}{{EventDecision, 0, 0, 0, ""}, {EventTunnelProgress, 1, 2, time.Minute, ""}, {EventTunnelClose, 3, 4, 61 * time.Second, "idle"}} {
+			rec := got[i]
+			if rec.Event != want.event || rec.Up != want.up || rec.Down != want.down || rec.Duration != want.after || rec.CloseReason != want.reason {
+				t.Errorf("record %d: got %+v, want %+v", i, rec, want)
 			}
-			if l["id"] != o.ID || l["host"] != "api.example" {
-				t.Errorf("line %d is not of the decision: %v", i, l)
+			if rec.ID != o.ID || rec.Dest != o.Dest {
+				t.Errorf("record %d is not of the decision: %+v", i, rec)
 			}
-			if _, ok := l["resolve_ms"]; ok != (i == 0) {
-				t.Errorf("line %d: resolve_ms is there: %v", i, ok)
+			if took := rec.Resolve != 0 || rec.Dial != 0 || rec.Decide != 0; took != (i == 0) {
+				t.Errorf("record %d: says how long the decision took: %v", i, took)
 			}
 		}
 	})
 }
 
 func TestAnEventGetsATimeAndAnID(t *testing.T) {
-	var out sink
-	r := newRecorder(t, Config{Sinks: lineSink(&out)})
+	out := &memory{}
+	r := newRecorder(t, Config{Sinks: to(out)})
 	r.Event(Record{Event: EventPolicyReload, Policy: "v1"})
 	r.Event(Record{Event: EventHandshake, ID: "mine", Time: time.Unix(0, 0)})
 	closeNow(t, r)
-	lines := out.lines(t)
-	if len(lines) != 2 {
-		t.Fatalf("%d lines", len(lines))
+	got := out.taken()
+	if len(got) != 2 {
+		t.Fatalf("%d records", len(got))
 	}
-	id, ok := lines[0]["id"].(string)
-	if !ok {
-		t.Fatalf("no id: %v", lines[0])
+	if at, _ := decodeID(t, got[0].ID); !got[0].Time.Truncate(time.Millisecond).Equal(at) {
+		t.Errorf("time %v, id of %v", got[0].Time, at)
 	}
-	at, _ := decodeID(t, id)
-	written, err := time.Parse(time.RFC3339Nano, lines[0]["time"].(string))
-	if err != nil || !written.Truncate(time.Millisecond).Equal(at) {
-		t.Errorf("time %v, id of %v, error %v", written, at, err)
-	}
-	if lines[1]["id"] != "mine" || lines[1]["time"] != "1970-01-01T00:00:00.000000000Z" {
-		t.Errorf("the event's own id and time are gone: %v", lines[1])
+	if got[1].ID != "mine" || !got[1].Time.Equal(time.Unix(0, 0)) {
+		t.Errorf("the event's own id and time are gone: %+v", got[1])
 	}
 }
 
@@ -152,7 +145,7 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 func TestALongDetailIsNotKept(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Measure: func(rec *Record) {
-		if len(rec.Detail) > maxDetail+1 {
+		if len(rec.Detail) > maxDetail+len("...") {
 			t.Errorf("%d bytes are kept", len(rec.Detail))
 		}
 	}})
@@ -244,7 +237,7 @@ func (d *disk) Write(p []byte) (int, error) {
 // TestATornLineSpoilsNoOther cuts a line at every place: the ones before and
 // after it can be read.
 func TestATornLineSpoilsNoOther(t *testing.T) {
-	line, err := Native(nil, &Record{Event: EventHandshake, ID: "x"})
+	line, err := render(nil, &Record{Event: EventHandshake, ID: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,8 @@ import (
 
 func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out sink
-		r := newRecorder(t, Config{Sinks: lineSink(&out)})
+		out := &memory{}
+		r := newRecorder(t, Config{Sinks: to(out)})
 		o := r.Begin(t.Context(), Start{Protocol: "connect"})
 		o.Verdict, o.Status, o.Dest, o.Rule = allowlist.Allow, 200, destination(t, "api.example:443"), "api"
 		o.Decide = 1
@@ -25,33 +25,29 @@ func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 		tunnel.Refuse(t.Context(), allowlist.SNIMismatch)
 		tunnel.Close(t.Context(), 0, 4, "denied", allowlist.SNIMismatch)
 		closeNow(t, r)
-		lines := out.lines(t)
-		if len(lines) != 3 {
-			t.Fatalf("%d lines", len(lines))
+		got := out.taken()
+		if len(got) != 3 {
+			t.Fatalf("%d records", len(got))
 		}
-		for i, want := range []map[string]any{
-			{"event": "decision", "verdict": "allow", "status": 200.0},
-			{
-				"event": "decision", "verdict": "deny", "reason": "sni-mismatch", "stage": "tls",
-				"sni": "Other.example", "tls": "mismatch", "ech": true,
-			},
-			{
-				"event": "tunnel.close", "reason": "sni-mismatch", "close_reason": "denied",
-				"sni": "Other.example", "tls": "mismatch", "ech": true,
-			},
+		hello := Hello{SNI: "Other.example", TLS: TLSMismatch, ECH: true}
+		for i, want := range []Record{
+			{Event: EventDecision, Verdict: allowlist.Allow, Status: 200},
+			{Event: EventDecision, Verdict: allowlist.Deny, Reason: allowlist.SNIMismatch, Stage: StageTLS, Hello: hello},
+			{Event: EventTunnelClose, Verdict: allowlist.Allow, Reason: allowlist.SNIMismatch, CloseReason: "denied", Hello: hello},
 		} {
-			want["id"], want["rule"] = o.ID, "api"
-			got := map[string]any{}
-			for _, key := range []string{"event", "id", "rule", "verdict", "reason", "status", "stage", "sni", "tls", "ech", "close_reason"} {
-				if v, ok := lines[i][key]; ok {
-					got[key] = v
-				}
-			}
-			if diff := cmp.Diff(got, want); diff != "" {
-				t.Errorf("line %d: got -, want +\n%s", i, diff)
+			want.ID, want.Rule = o.ID, "api"
+			if diff := cmp.Diff(said(&want), said(&got[i])); diff != "" {
+				t.Errorf("record %d (-want +got):\n%s", i, diff)
 			}
 		}
 	})
+}
+
+// said returns the fields that differ between the records of one tunnel.
+func said(r *Record) []any {
+	return []any{
+		r.Event, r.ID, r.Rule, r.Generation, r.Verdict, r.Reason, r.WouldReason, r.Status, r.Stage, r.Hello, r.CloseReason,
+	}
 }
 
 func TestSpansOfARefusedTunnel(t *testing.T) {
@@ -88,11 +84,11 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 // TestAnObservedTunnelIsDecidedTwice: the second decision is about the name that
 // the first bytes ask for, and no record or span after it calls that allowed.
 func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
-	var out sink
+	out := &memory{}
 	spans := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
 	defer func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) }()
-	r := newRecorder(t, Config{Sinks: lineSink(&out), Tracer: provider.Tracer("test")})
+	r := newRecorder(t, Config{Sinks: to(out), Tracer: provider.Tracer("test")})
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
 	o.Verdict, o.Status, o.Dest, o.Rule, o.Policy, o.Generation = allowlist.Allow, 200, destination(t, "203.0.113.7:443"), "range", "old", 1
 	o.End()
@@ -105,25 +101,21 @@ func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	tunnel.Progress(1, 1)
 	tunnel.Close(t.Context(), 1, 1, "client", allowlist.NoReason)
 	closeNow(t, r)
-	lines := out.lines(t)
-	if len(lines) != 5 {
-		t.Fatalf("%d lines", len(lines))
+	records := out.taken()
+	if len(records) != 5 {
+		t.Fatalf("%d records", len(records))
 	}
-	for i, want := range []map[string]any{
-		{"event": "decision", "verdict": "allow", "rule": "range", "generation": 1.0},
-		{"event": "tunnel.progress", "rule": "range", "generation": 1.0},
-		{"event": "decision", "verdict": "observe", "would_reason": "port-not-allowed", "stage": "tls", "sni": "evil.example", "tls": "mismatch", "generation": 2.0},
-		{"event": "tunnel.progress", "would_reason": "port-not-allowed", "rule": "range", "sni": "evil.example", "tls": "mismatch", "generation": 1.0},
-		{"event": "tunnel.close", "would_reason": "port-not-allowed", "rule": "range", "sni": "evil.example", "tls": "mismatch", "generation": 1.0},
+	hello := Hello{SNI: "evil.example", TLS: TLSMismatch}
+	for i, want := range []Record{
+		{Event: EventDecision, Verdict: allowlist.Allow, Rule: "range", Generation: 1, Status: 200},
+		{Event: EventTunnelProgress, Verdict: allowlist.Allow, Rule: "range", Generation: 1},
+		{Event: EventDecision, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Stage: StageTLS, Hello: hello, Generation: 2},
+		{Event: EventTunnelProgress, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Rule: "range", Hello: hello, Generation: 1},
+		{Event: EventTunnelClose, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Rule: "range", Hello: hello, Generation: 1, CloseReason: "client"},
 	} {
-		got := map[string]any{}
-		for _, key := range []string{"event", "rule", "verdict", "reason", "would_reason", "stage", "sni", "tls", "generation"} {
-			if v, ok := lines[i][key]; ok {
-				got[key] = v
-			}
-		}
-		if diff := cmp.Diff(got, want); diff != "" || lines[i]["id"] != o.ID {
-			t.Errorf("line %d of %v: got -, want +\n%s", i, lines[i]["id"], diff)
+		want.ID = o.ID
+		if diff := cmp.Diff(said(&want), said(&records[i])); diff != "" {
+			t.Errorf("record %d (-want +got):\n%s", i, diff)
 		}
 	}
 	got := attributes(spans.Ended()[1])

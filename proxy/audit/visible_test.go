@@ -12,6 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
 )
 
@@ -19,7 +20,7 @@ import (
 // field that takes a text, of every kind of record, in every form.
 func TestNoTerminalObeysARecord(t *testing.T) {
 	for _, text := range audittest.Obeyed() {
-		for form, render := range map[string]audit.Render{"native": audit.Native, "ocsf": ocsf.Render, "ecs": ecs.Render} {
+		for form, render := range map[string]audit.Render{"native": native.Render, "ocsf": ocsf.Render, "ecs": ecs.Render} {
 			for n, event := range []audit.Event{
 				audit.EventDecision, audit.EventTunnelClose, audit.EventHandshake, audit.EventPolicyReload, audit.EventSummary,
 			} {
@@ -33,7 +34,7 @@ func TestNoTerminalObeysARecord(t *testing.T) {
 				}
 			}
 		}
-		line, err := audit.Native(nil, &audit.Record{Hello: audit.Hello{SNI: text}, Method: text, Path: text, Detail: text})
+		line, err := native.Render(nil, &audit.Record{Hello: audit.Hello{SNI: text}, Method: text, Path: text, Detail: text})
 		if err != nil {
 			t.Fatal(err)
 		}

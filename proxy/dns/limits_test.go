@@ -17,6 +17,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -355,7 +356,7 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
 	hangs, disk := io.Pipe()
 	g := newGateway(t, options{limits: dns.Limits{InFlight: 1}, audit: audit.Config{
-		Required: true, Sinks: []audit.SinkConfig{{Name: "hangs", Sink: audit.NewLines(disk, audit.Native)}},
+		Required: true, Sinks: []audit.SinkConfig{{Name: "hangs", Sink: audit.NewLines(disk, native.Render)}},
 	}})
 	t.Cleanup(func() { _ = hangs.Close() })
 	g.lossy = true

@@ -33,6 +33,7 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/identity/authority"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -444,7 +445,7 @@ func newEvidence(t *testing.T, cfg audit.Config) *evidence {
 	e := &evidence{records: make(chan record, audit.DefaultQueue), spans: tracetest.NewInMemoryExporter()}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(e.spans))
 	if cfg.Sinks == nil {
-		cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, audit.Native)}}
+		cfg.Sinks = []audit.SinkConfig{{Name: "test", Sink: audit.NewLines(e, native.Render)}}
 	}
 	if cfg.Tracer == nil {
 		cfg.Tracer = provider.Tracer("test")

@@ -21,6 +21,7 @@ import (
 
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
 // takeAll is an exporter of logs that answers each batch in turn, nil when it
@@ -96,21 +97,21 @@ func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
 func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		t.Run(sample.Name, func(t *testing.T) {
-			line, err := audit.Native(nil, &sample.Record)
+			line, err := native.Render(nil, &sample.Record)
 			if err != nil {
 				t.Fatal(err)
 			}
-			var native map[string]any
-			if err := json.Unmarshal(line, &native); err != nil {
+			var written map[string]any
+			if err := json.Unmarshal(line, &written); err != nil {
 				t.Fatal(err)
 			}
-			want := len(native)
+			want := len(written)
 			for key, more := range map[string]int{"time": -1, "trace_id": -1, "span_id": -1, "identity": 1, "client": 1, "address": 1} {
-				if _, there := native[key]; there {
+				if _, there := written[key]; there {
 					want += more
 				}
 			}
-			if native["identity"] == audit.Other {
+			if written["identity"] == audit.Other {
 				want-- // it has no trust domain
 			}
 			logged := fields(t, appendAttributes(nil, &sample.Record))

@@ -1,4 +1,4 @@
-package audit
+package native
 
 import (
 	"encoding/hex"
@@ -40,7 +40,9 @@ func (l *line) must(name, value string) {
 		l.quoted(value)
 		return
 	}
-	escaped, _ := json.Marshal(value) // of a string there is no error
+	// The conversion makes U+FFFD of a byte that is no UTF-8, which encoding/json
+	// would write as an escape: read and written again it would be another line.
+	escaped, _ := json.Marshal(string([]rune(value))) // of a string there is no error
 	l.buf = allowlist.AppendVisible(l.buf, escaped)
 }
 
@@ -97,14 +99,28 @@ func (l *line) flag(name string, set bool) {
 
 func (l *line) milliseconds(name string, d time.Duration) { l.thousandths(name, d.Microseconds()) }
 
-// thousandths writes n/1000, and leaves out zero.
+// thousandths writes n/1000, exactly, and leaves out zero.
 func (l *line) thousandths(name string, n int64) {
 	if n == 0 {
 		return
 	}
 	l.key(name)
-	// Its least is 0.001 and its greatest 1e16: never an exponent.
-	l.buf = strconv.AppendFloat(l.buf, float64(n)/1e3, 'f', -1, 64)
+	whole, part := n/1000, n%1000
+	if n < 0 {
+		part = -part
+		if whole == 0 {
+			l.buf = append(l.buf, '-')
+		}
+	}
+	l.buf = strconv.AppendInt(l.buf, whole, 10)
+	if part == 0 {
+		return
+	}
+	l.buf = append(l.buf, '.')
+	for unit := int64(100); part > 0; unit /= 10 {
+		l.buf = append(l.buf, "0123456789"[part/unit])
+		part %= unit
+	}
 }
 
 // time writes a time in UTC: RFC 3339 with all nine digits, so that lines sort

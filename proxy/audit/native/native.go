@@ -1,13 +1,35 @@
-package audit
+// Package native renders audit records in the gateway's own form, one line of
+// JSON each, and reads such lines back. docs/records.md describes its fields.
+//
+// [Render] is an audit.Render: stable names, one order. Of a record it leaves out
+//   - what is zero, where zero says nothing;
+//   - verdict and mode of what is no decision, the bytes of what is no end and no
+//     progress of a tunnel, and what belongs to DNS of any other protocol;
+//   - the number of answers of a query that was not answered;
+//   - a client or an address without a valid address, and the caller's identity in
+//     a summary of many, which is audit.Other;
+//   - fractions of a microsecond, but for the time to decide;
+//   - the flags and the state of the trace, and Again.
+//
+// It writes times in UTC, a mode that is not set as the one that it means, a long
+// text cut as [audit.Record] does, and a byte that is no UTF-8 as U+FFFD.
+//
+// [Parse] takes exactly what Render writes, byte for byte, of values that are
+// defined: Render(Parse(line)) is line, and Parse(Render(r)) is r but for the
+// above.
+package native
 
-import "github.com/exeat-dev/exeat/allowlist"
+import (
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
 
-// Native appends the record in the gateway's own form, a line of JSON without
-// the final newline: stable names, one order. It is a [Render], and never
-// returns an error. It allocates nothing for a record whose text is plain.
-func Native(dst []byte, r *Record) ([]byte, error) {
+// Render appends the line of a record to dst, without a newline at its end. It
+// never returns an error, and allocates nothing for a record whose text is
+// printable ASCII. It is safe for concurrent use.
+func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l := line{buf: append(dst, '{')}
-	l.number("schema", Schema)
+	l.number("schema", audit.Schema)
 	l.time("time", r.Time)
 	l.must("event", string(r.Event))
 	l.text("id", r.ID)
@@ -26,7 +48,7 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 	l.milliseconds("resolve_ms", r.Resolve)
 	l.milliseconds("dial_ms", r.Dial)
 	l.thousandths("decide_us", r.Decide.Nanoseconds())
-	if r.Event == EventTunnelProgress || r.Event == EventTunnelClose {
+	if r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose {
 		l.mustNumber("up", r.Up)
 		l.mustNumber("down", r.Down)
 	}
@@ -39,12 +61,12 @@ func Native(dst []byte, r *Record) ([]byte, error) {
 }
 
 // who says where the request came in and from whom.
-func (l *line) who(r *Record) {
+func (l *line) who(r *audit.Record) {
 	l.text("listener", r.Listener)
 	l.text("protocol", r.Protocol)
 	l.text("wire", r.Wire)
 	if r.Merged != nil && r.Merged.Other {
-		l.text("identity", Other)
+		l.text("identity", audit.Other)
 	} else {
 		l.text("identity", r.IdentityText())
 	}
@@ -57,7 +79,7 @@ func (l *line) who(r *Record) {
 }
 
 // asked says what was asked for.
-func (l *line) asked(r *Record) {
+func (l *line) asked(r *audit.Record) {
 	if host := r.Dest.Host; host.IsAddr() {
 		l.address("host", host.Addr())
 	} else {
@@ -70,8 +92,8 @@ func (l *line) asked(r *Record) {
 }
 
 // decided says what came of it, and why.
-func (l *line) decided(r *Record) {
-	decision := r.Event == EventDecision || r.Event == EventCollapsed
+func (l *line) decided(r *audit.Record) {
+	decision := r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
 	if decision {
 		l.text("verdict", r.Verdict.String())
 	}
@@ -88,8 +110,8 @@ func (l *line) decided(r *Record) {
 }
 
 // query says what only a DNS query has.
-func (l *line) query(r *Record) {
-	if r.Protocol != ProtocolDNS {
+func (l *line) query(r *audit.Record) {
+	if r.Protocol != audit.ProtocolDNS {
 		return
 	}
 	l.text("qtype", r.DNS.TypeText())
@@ -102,7 +124,7 @@ func (l *line) query(r *Record) {
 }
 
 // merged says what the record says about others.
-func (l *line) merged(m *Merged) {
+func (l *line) merged(m *audit.Merged) {
 	if m == nil {
 		return
 	}
@@ -128,7 +150,7 @@ func (l *line) merged(m *Merged) {
 }
 
 // traced names the spans.
-func (l *line) traced(r *Record) {
+func (l *line) traced(r *audit.Record) {
 	if r.Trace.HasTraceID() {
 		trace, span := r.Trace.TraceID(), r.Trace.SpanID()
 		l.hex("trace_id", trace[:])

@@ -1,0 +1,272 @@
+package native
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+)
+
+// maxLine bounds the bytes of a line. The texts of a record are bounded, so that
+// the gateway writes none that comes near it.
+const maxLine = 64 << 10
+
+// Parse reads a line that Render has written, without its newline. Everything
+// else is an error, and the record then the zero value: a key that is unknown,
+// doubled or out of its place, a value of another type or in another form, a word
+// that is not defined, more than 64 KiB. No part of the record shares memory with
+// the line. It is safe for concurrent use.
+func Parse(text []byte) (audit.Record, error) {
+	if len(text) > maxLine {
+		return audit.Record{}, fmt.Errorf("reading a record: the line has %d bytes, more than %d", len(text), maxLine)
+	}
+	r, err := decode(text)
+	if err != nil {
+		return audit.Record{}, fmt.Errorf("reading a record: %w", err)
+	}
+	// Whatever encoding/json lets pass is found here: it folds the case of keys,
+	// takes the last of two, and does not look behind the object.
+	again, err := Render(make([]byte, 0, len(text)), &r)
+	if err != nil {
+		return audit.Record{}, err
+	}
+	if !bytes.Equal(again, text) {
+		return audit.Record{}, fmt.Errorf("reading a record: a record is written in another way from byte %d on", shared(again, text))
+	}
+	return r, nil
+}
+
+// shared returns how many bytes two texts have in common at their beginning.
+func shared(a, b []byte) int {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// fields has the keys of a line, in their order.
+type fields struct {
+	Schema      int                     `json:"schema"`
+	Time        time.Time               `json:"time"`
+	Event       audit.Event             `json:"event"`
+	ID          string                  `json:"id"`
+	Listener    string                  `json:"listener"`
+	Protocol    string                  `json:"protocol"`
+	Wire        string                  `json:"wire"`
+	Identity    identity                `json:"identity"`
+	Source      word[allowlist.Source]  `json:"identity_source"`
+	Client      client                  `json:"client"`
+	Host        host                    `json:"host"`
+	Port        uint16                  `json:"port"`
+	Method      string                  `json:"method"`
+	Path        string                  `json:"path"`
+	Address     netip.AddrPort          `json:"address"`
+	Verdict     word[allowlist.Verdict] `json:"verdict"`
+	Reason      word[allowlist.Reason]  `json:"reason"`
+	WouldReason word[allowlist.Reason]  `json:"would_reason"`
+	Status      int                     `json:"status"`
+	Rule        string                  `json:"rule"`
+	RuleAt      string                  `json:"rule_at"`
+	Policy      string                  `json:"policy"`
+	Generation  uint64                  `json:"generation"`
+	Mode        word[allowlist.Mode]    `json:"mode"`
+	Stage       word[audit.Stage]       `json:"stage"`
+	SNI         string                  `json:"sni"`
+	TLS         word[audit.TLS]         `json:"tls"`
+	ECH         bool                    `json:"ech"`
+	Class       word[allowlist.Class]   `json:"address_class"`
+	Dropped     int                     `json:"addresses_dropped"`
+	QueryType   queryType               `json:"qtype"`
+	Code        string                  `json:"rcode"`
+	Answers     int                     `json:"answers"`
+	Filtered    int                     `json:"filtered"`
+	AnswerFrom  string                  `json:"source"`
+	ResolveMS   thousandths             `json:"resolve_ms"`
+	DialMS      thousandths             `json:"dial_ms"`
+	DecideUS    thousandths             `json:"decide_us"`
+	Up          int64                   `json:"up"`
+	Down        int64                   `json:"down"`
+	DurationMS  thousandths             `json:"duration_ms"`
+	CloseReason string                  `json:"close_reason"`
+	Detail      string                  `json:"detail"`
+	Count       uint64                  `json:"count"`
+	First       *time.Time              `json:"first"` // nil: the record stands for itself
+	Last        time.Time               `json:"last"`
+	Counts      []count                 `json:"counts"`
+	TraceID     string                  `json:"trace_id"`
+	SpanID      string                  `json:"span_id"`
+	CallerTrace string                  `json:"caller_trace_id"`
+}
+
+type count struct {
+	Verdict word[allowlist.Verdict] `json:"verdict"`
+	Reason  word[allowlist.Reason]  `json:"reason"`
+	Count   uint64                  `json:"count"`
+}
+
+// decode reads the object at the beginning of a text.
+func decode(text []byte) (audit.Record, error) {
+	var f fields
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return audit.Record{}, err
+	}
+	if f.Schema != audit.Schema {
+		return audit.Record{}, fmt.Errorf("schema %d, want %d", f.Schema, audit.Schema)
+	}
+	r := f.record()
+	r.Merged = f.merged()
+	err := f.traced(&r)
+	return r, err
+}
+
+// record returns the record without what it says about others, and without its
+// spans.
+func (f *fields) record() audit.Record {
+	return audit.Record{
+		Time: f.Time, Event: f.Event, ID: f.ID,
+		Listener: f.Listener, Protocol: f.Protocol, Wire: f.Wire,
+		Identity: f.Identity.id, Source: f.Source.value, Client: netip.AddrPort(f.Client),
+		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
+		Method: f.Method, Path: f.Path, Address: f.Address,
+		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,
+		Rule: f.Rule, RuleAt: f.RuleAt, Policy: f.Policy, Generation: f.Generation, Mode: f.Mode.value,
+		Stage: f.Stage.value, Hello: audit.Hello{SNI: f.SNI, TLS: f.TLS.value, ECH: f.ECH},
+		Class: f.Class.value, Dropped: f.Dropped,
+		Resolve: f.ResolveMS.milliseconds(), Dial: f.DialMS.milliseconds(), Decide: f.DecideUS.microseconds(),
+		DNS: audit.DNS{
+			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Filtered: f.Filtered, Source: f.AnswerFrom,
+		},
+		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason, Detail: f.Detail,
+	}
+}
+
+func (f *fields) merged() *audit.Merged {
+	if f.First == nil {
+		return nil
+	}
+	m := &audit.Merged{Count: f.Count, First: *f.First, Last: f.Last, Other: f.Identity.other}
+	for _, c := range f.Counts {
+		m.Counts = append(m.Counts, audit.Count{Verdict: c.Verdict.value, Reason: c.Reason.value, Count: c.Count})
+	}
+	return m
+}
+
+// traced sets the ids of the spans.
+func (f *fields) traced(r *audit.Record) error {
+	var span trace.SpanContextConfig
+	err := errors.Join(
+		unhex(span.TraceID[:], f.TraceID), unhex(span.SpanID[:], f.SpanID), unhex(r.CallerTrace[:], f.CallerTrace),
+	)
+	r.Trace = trace.NewSpanContext(span)
+	return err
+}
+
+// unhex reads an id of two digits for each byte, or none.
+func unhex(id []byte, text string) error {
+	if text == "" {
+		return nil
+	}
+	if len(text) != 2*len(id) {
+		return fmt.Errorf("an id of %d digits, want %d", len(text), 2*len(id))
+	}
+	_, err := hex.Decode(id, []byte(text))
+	return err
+}
+
+// word is a value of a closed set, which its word stands for.
+type word[T interface {
+	~uint8
+	fmt.Stringer
+}] struct{ value T }
+
+// UnmarshalText takes the highest of the values that have the word: a mode that is
+// set before the one that is not.
+func (w *word[T]) UnmarshalText(text []byte) error {
+	if s := string(text); s != "" && s != "invalid" { // which are the words of no value
+		for v := ^T(0); ; v-- {
+			if v.String() == s {
+				w.value = v
+				return nil
+			}
+			if v == 0 {
+				break
+			}
+		}
+	}
+	return fmt.Errorf("%q is no %T", text, w.value)
+}
+
+// identity is a SPIFFE ID, or that of too many for one.
+type identity struct {
+	id    spiffeid.ID
+	other bool
+}
+
+func (i *identity) UnmarshalText(text []byte) error {
+	if i.other = string(text) == audit.Other; i.other {
+		return nil
+	}
+	return i.id.UnmarshalText(text)
+}
+
+// client is an address and a port, or an address alone.
+type client netip.AddrPort
+
+func (c *client) UnmarshalText(text []byte) error {
+	both, err := netip.ParseAddrPort(string(text))
+	if err == nil {
+		*c = client(both)
+		return nil
+	}
+	addr, err := netip.ParseAddr(string(text))
+	*c = client(netip.AddrPortFrom(addr, 0))
+	return err
+}
+
+type host struct{ host allowlist.Host }
+
+func (h *host) UnmarshalText(text []byte) (err error) {
+	h.host, err = allowlist.ParseHost(string(text))
+	return err
+}
+
+type queryType allowlist.QueryType
+
+func (q *queryType) UnmarshalText(text []byte) error {
+	if t, ok := allowlist.ParseQueryType(string(text)); ok {
+		*q = queryType(t)
+		return nil
+	}
+	number, _ := strings.CutPrefix(string(text), "TYPE")
+	n, err := strconv.ParseUint(number, 10, 16)
+	*q = queryType(n)
+	return err
+}
+
+// thousandths is a number with three digits behind the point at most, in
+// thousandths.
+type thousandths int64
+
+func (n *thousandths) UnmarshalJSON(text []byte) error {
+	whole, part, _ := strings.Cut(string(text), ".")
+	v, err := strconv.ParseInt(whole+(part + "000")[:3], 10, 64)
+	*n = thousandths(v)
+	return err
+}
+
+func (n thousandths) milliseconds() time.Duration { return time.Duration(n) * time.Microsecond }
+func (n thousandths) microseconds() time.Duration { return time.Duration(n) }
