@@ -23,6 +23,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/admin"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -53,7 +54,7 @@ type gateway struct {
 
 	telemetry   *telemetry.Telemetry
 	recorder    *audit.Recorder
-	recordFiles []*recordFile
+	recordFiles []*file.File
 
 	resolver  *resolve.Resolver
 	sources   *limit.Sources

@@ -201,6 +201,6 @@ func (g *gateway) reload() {
 		w.Trigger()
 	}
 	for _, f := range g.recordFiles {
-		f.reopen()
+		f.Reopen()
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -41,12 +42,12 @@ func (g *gateway) openRecords(ctx context.Context, stdout io.Writer) ([]audit.Si
 		case rs.File == "":
 			sink.Sink = audit.NewLines(stdout, renderer(rs.Format))
 		default:
-			file, err := openRecordFile(rs, g.recordFileStays(rs.Name))
+			f, err := file.Open(file.Config{Path: rs.File, Rotate: rs.Rotate, Failed: g.recordFileStays(rs.Name)})
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
 			}
-			g.recordFiles = append(g.recordFiles, file)
-			sink.Sink = audit.NewLines(file, renderer(rs.Format))
+			g.recordFiles = append(g.recordFiles, f)
+			sink.Sink = audit.NewLines(f, renderer(rs.Format))
 		}
 		sinks = append(sinks, sink)
 	}

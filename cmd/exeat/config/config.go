@@ -18,6 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -122,14 +123,7 @@ type RecordSink struct {
 	Format Format
 	Only   Selection
 	// Rotate is how the file is rotated; zero is not.
-	Rotate Rotation
-}
-
-// Rotation bounds a file; a zero field bounds nothing.
-type Rotation struct {
-	Size  int64         // bytes
-	Every time.Duration // age of the file
-	Keep  int           // rotated files
+	Rotate file.Rotation
 }
 
 // Format is the rendering of records.

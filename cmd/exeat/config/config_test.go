@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/refusal"
@@ -167,7 +168,7 @@ func TestSinks(t *testing.T) {
 	}
 	want := []RecordSink{
 		{Name: "all"},
-		{Name: "siem", File: "/x/siem.json", Format: OCSF, Only: Denials, Rotate: Rotation{Size: 100 << 20, Every: 24 * time.Hour, Keep: 7}},
+		{Name: "siem", File: "/x/siem.json", Format: OCSF, Only: Denials, Rotate: file.Rotation{Size: 100 << 20, Every: 24 * time.Hour, Keep: 7}},
 		{Name: "collector", OTLP: true},
 	}
 	if diff := cmp.Diff(want, got.Records); diff != "" || got.RecordsRequired || got.Collapse != 10*time.Second {

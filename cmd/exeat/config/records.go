@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
 )
 
 // The bounds of a rotation: a smaller file would rotate all the time.
@@ -106,8 +107,8 @@ func recordFormat(n *strictyaml.Node) Format {
 	return Native
 }
 
-func rotation(n *strictyaml.Node) Rotation {
-	var r Rotation
+func rotation(n *strictyaml.Node) file.Rotation {
+	var r file.Rotation
 	readKeys(n,
 		key{"size", func(v *strictyaml.Node) {
 			if size, ok := v.Bytes(); ok {

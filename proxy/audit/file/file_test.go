@@ -1,4 +1,4 @@
-package main
+package file
 
 import (
 	"bytes"
@@ -10,13 +10,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
 // records is a record file in a directory of its own.
 type records struct {
-	*recordFile
+	*File
 
 	dir, path string
 	failures  []error
@@ -24,18 +22,19 @@ type records struct {
 
 // openRecords opens a record file, in a directory that is new unless one is
 // given. It is closed when the test ends.
-func openRecords(t *testing.T, dir string, rotate config.Rotation) *records {
+func openRecords(t *testing.T, dir string, rotate Rotation) *records {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
 	}
 	r := &records{dir: dir, path: filepath.Join(dir, "records.jsonl")}
-	file, err := openRecordFile(config.RecordSink{Name: "test", File: r.path, Rotate: rotate},
-		func(err error) { r.failures = append(r.failures, err) })
+	file, err := Open(Config{
+		Path: r.path, Rotate: rotate, Failed: func(err error) { r.failures = append(r.failures, err) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.recordFile = file
+	r.File = file
 	t.Cleanup(func() {
 		if err := file.Close(); err != nil {
 			t.Error(err)
@@ -75,8 +74,21 @@ func (r *records) rotated(t *testing.T) []string {
 }
 
 // rotations are those that a record file may have.
-func rotations() map[string]config.Rotation {
-	return map[string]config.Rotation{"not rotated": {}, "rotated": {Size: 1 << 20}}
+func rotations() map[string]Rotation {
+	return map[string]Rotation{"not rotated": {}, "rotated": {Size: 1 << 20}}
+}
+
+func TestOpenRequiresItsParts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.jsonl")
+	for name, cfg := range map[string]Config{
+		"no path":                    {Failed: func(error) {}},
+		"nobody is told of failures": {Path: path},
+		"a directory that is not":    {Path: filepath.Join(path, "records.jsonl"), Failed: func(error) {}},
+	} {
+		if f, err := Open(cfg); err == nil || f != nil {
+			t.Errorf("%s: got %v, %v", name, f, err)
+		}
+	}
 }
 
 func TestRecordFile(t *testing.T) {
@@ -99,7 +111,7 @@ func TestRecordFile(t *testing.T) {
 				if err := os.Rename(r.path, r.path+".1"); err != nil {
 					t.Fatal(err)
 				}
-				r.reopen()
+				r.Reopen()
 				r.add(t, "two")
 				holds(t, r.path+".1", "one\n")
 				holds(t, r.path, "two\n")
@@ -139,7 +151,7 @@ func TestRecordFile(t *testing.T) {
 				}
 				r := openRecords(t, dir, rotate)
 				r.add(t, "two")
-				r.reopen()
+				r.Reopen()
 				r.add(t, "three")
 				holds(t, r.path, "one\nhalf\ntwo\nthree\n")
 			})
@@ -148,7 +160,7 @@ func TestRecordFile(t *testing.T) {
 				if _, err := r.Write([]byte("one\nhalf")); err != nil {
 					t.Fatal(err)
 				}
-				r.reopen()
+				r.Reopen()
 				r.add(t, "\ntwo") // as audit.NewLines does
 				holds(t, r.path, "one\nhalf\ntwo\n")
 			})
@@ -159,7 +171,7 @@ func TestRecordFile(t *testing.T) {
 // TestRecordFileThatIsReplaced is one that somebody has moved away and made anew
 // without saying so.
 func TestRecordFileThatIsReplaced(t *testing.T) {
-	r := openRecords(t, "", config.Rotation{})
+	r := openRecords(t, "", Rotation{})
 	r.add(t, "one")
 	if err := os.Rename(r.path, r.path+".1"); err != nil {
 		t.Fatal(err)
@@ -174,10 +186,10 @@ func TestRecordFileThatIsReplaced(t *testing.T) {
 
 // TestRecordFileThatCannotBeOpenedAgain stays open, and that is told.
 func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
-	r := openRecords(t, "", config.Rotation{})
-	r.recordFile.path = r.dir // which no one can write to, root neither
+	r := openRecords(t, "", Rotation{})
+	r.cfg.Path = r.dir // which no one can write to, root neither
 	r.info, _ = os.Stat(r.dir)
-	r.reopen()
+	r.Reopen()
 	r.add(t, "one")
 	holds(t, r.path, "one\n")
 	if len(r.failures) != 1 {
@@ -187,7 +199,7 @@ func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
 
 // TestManyLinesInASmallFile writes more at once than a file may have.
 func TestManyLinesInASmallFile(t *testing.T) {
-	r := openRecords(t, "", config.Rotation{Size: 1 << 20})
+	r := openRecords(t, "", Rotation{Size: 1 << 20})
 	line := strings.Repeat("x", 1<<16-1) + "\n"
 	lines := strings.Repeat(line, 40)
 	if n, err := r.Write([]byte(lines)); n != len(lines) || err != nil {
@@ -212,16 +224,16 @@ func TestManyLinesInASmallFile(t *testing.T) {
 // TestRotationByAge does not begin anew with every SIGHUP.
 func TestRotationByAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := openRecords(t, "", config.Rotation{Every: time.Hour})
+		r := openRecords(t, "", Rotation{Every: time.Hour})
 		r.add(t, "one")
 		time.Sleep(40 * time.Minute)
-		r.reopen()
+		r.Reopen()
 		r.add(t, "two")
 		if all := r.rotated(t); len(all) != 0 {
 			t.Errorf("rotated before its time: %q", all)
 		}
 		time.Sleep(40 * time.Minute)
-		r.reopen()
+		r.Reopen()
 		r.add(t, "three")
 		all := r.rotated(t)
 		if len(all) != 1 {
@@ -255,7 +267,7 @@ func TestRotationByAgeAfterARestart(t *testing.T) {
 		if err := os.Chtimes(path, written, written); err != nil {
 			t.Fatal(err)
 		}
-		r := openRecords(t, dir, config.Rotation{Every: every})
+		r := openRecords(t, dir, Rotation{Every: every})
 		r.add(t, "two")
 		if all := r.rotated(t); len(all) != row.rotated {
 			t.Errorf("%q, written %v ago: rotated to %q", row.content, row.ago, all)
@@ -266,7 +278,7 @@ func TestRotationByAgeAfterARestart(t *testing.T) {
 // TestAnOldFileIsRemoved keeps as many as the configuration says.
 func TestAnOldFileIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := openRecords(t, "", config.Rotation{Every: time.Hour, Keep: 2})
+		r := openRecords(t, "", Rotation{Every: time.Hour, Keep: 2})
 		for range 6 {
 			r.add(t, "line")
 			time.Sleep(time.Hour)
