@@ -294,5 +294,5 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 	default:
 		reason = tunnel.Error
 	}
-	f.record.Close(ctx, res.Up, res.Down, reason.String(), why)
+	f.record.Close(ctx, res.Up, res.Down, reason, why)
 }

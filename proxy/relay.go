@@ -152,7 +152,7 @@ func (x *exchange) answer(ctx context.Context, o *opening, r *relaying) (again, 
 			if why != allowlist.NoReason {
 				reason, why = ending(why)
 			}
-			x.open.Tunnel().Close(ctx, o.up, 0, reason.String(), why)
+			x.open.Tunnel().Close(ctx, o.up, 0, reason, why)
 		}
 		return false, false
 	}
@@ -188,7 +188,7 @@ func (r *relaying) end(ctx context.Context) {
 	}
 	r.unwind()
 	up, down := r.Counts()
-	r.record.Close(ctx, up, down, r.result.Reason.String(), r.check.why(r.result.Reason, r.entry))
+	r.record.Close(ctx, up, down, r.result.Reason, r.check.why(r.result.Reason, r.entry))
 	r.leave()
 }
 

@@ -19,7 +19,7 @@ type same struct {
 	identity     string
 	client       netip.Addr // before there is an identity
 	listener     string
-	protocol     string
+	protocol     Protocol
 	dest         allowlist.Destination
 	method, path string
 	qtype        allowlist.QueryType

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // commit is what a door does in required mode: it answers with the status that
@@ -59,7 +60,7 @@ func TestACommittedRecordIsWrittenBeforeTheAnswer(t *testing.T) {
 	if o.Status != 200 || measured.n != 1 {
 		t.Errorf("status %d, measured %d times", o.Status, measured.n)
 	}
-	o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+	o.Tunnel().Close(t.Context(), 1, 1, tunnel.Client, allowlist.NoReason)
 	if n := len(out.of(EventDecision)); n != 1 {
 		t.Errorf("%d records", n)
 	}

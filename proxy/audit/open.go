@@ -12,8 +12,8 @@ import (
 type Start struct {
 	Time     time.Time // zero means now
 	Listener string
-	Protocol string
-	Wire     string
+	Protocol Protocol
+	Wire     Wire
 	// TraceParent is the caller's traceparent field as received; it is linked
 	// and never decides whether the span is sampled.
 	TraceParent string
@@ -76,11 +76,11 @@ func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
 	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
 }
 
-func spanName(protocol string) string {
+func spanName(protocol Protocol) string {
 	if protocol == ProtocolConnect {
 		return "CONNECT"
 	}
-	return protocol
+	return string(protocol)
 }
 
 // Open is a decision on its way: its record may be filled in until Commit has

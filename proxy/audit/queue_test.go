@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // TestAFlooderTakesNobodysRoom denies one identity's requests at full speed
@@ -39,7 +40,7 @@ func TestAFlooderTakesNobodysRoom(t *testing.T) {
 		for range tunnels {
 			o := decide(t, r, "quiet", allowlist.Allow, allowlist.NoReason)
 			o.End()
-			o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+			o.Tunnel().Close(t.Context(), 1, 1, tunnel.Client, allowlist.NoReason)
 			decide(t, r, "quiet", allowlist.Deny, allowlist.NotOnAllowlist).End()
 		}
 	})
@@ -126,7 +127,7 @@ func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	for range 8 {
 		o := decide(t, r, "quiet", allowlist.Allow, allowlist.NoReason)
 		o.End()
-		o.Tunnel().Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+		o.Tunnel().Close(t.Context(), 1, 1, tunnel.Client, allowlist.NoReason)
 		r.Event(Record{Event: EventPolicyReload})
 	}
 	close(out.let)

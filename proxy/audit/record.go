@@ -24,6 +24,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Schema is the version of the record's format.
@@ -50,11 +51,26 @@ const (
 	EventCollapsed Event = "decision.collapsed"
 )
 
-// The protocols of a record: a tunnel, a plain request, or a DNS query.
+// Protocol says what a caller asked for. The zero value is nothing that was read.
+type Protocol string
+
+// The protocols: a tunnel, a plain request, or a DNS query.
 const (
-	ProtocolConnect = "connect"
-	ProtocolHTTP    = "http"
-	ProtocolDNS     = "dns"
+	ProtocolConnect Protocol = "connect"
+	ProtocolHTTP    Protocol = "http"
+	ProtocolDNS     Protocol = "dns"
+)
+
+// Wire says how a request came in. The zero value is no request.
+type Wire string
+
+// The wires: HTTP/1, and those of DNS queries.
+const (
+	WireH1  Wire = "h1"
+	WireUDP Wire = "udp"
+	WireTCP Wire = "tcp"
+	WireDoT Wire = "dot"
+	WireDoH Wire = "doh"
 )
 
 // Other is the identity in the summary of those beyond the bound.
@@ -88,8 +104,8 @@ type Record struct {
 	ID    string // the decision's, also in the records of its tunnel
 
 	Listener string
-	Protocol string // ProtocolConnect, ProtocolHTTP or ProtocolDNS
-	Wire     string // h1, udp, tcp, dot, doh
+	Protocol Protocol
+	Wire     Wire
 	Identity spiffeid.ID
 	Source   allowlist.Source
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
@@ -124,7 +140,7 @@ type Record struct {
 
 	Up, Down    int64 // bytes from and to the caller
 	Duration    time.Duration
-	CloseReason string
+	CloseReason tunnel.Reason // what ended a tunnel or an exchange; None in other records
 
 	// Detail is what a person needs beside the reason, such as the cause of a
 	// failed handshake. Printable and bounded by who sets it.
@@ -278,6 +294,15 @@ func (r *Record) MethodText() string { return bounded(r.Method, maxMethod) }
 
 // DetailText returns the detail as every form shows it, as MethodText does.
 func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }
+
+// CloseReasonText returns the word for what ended a tunnel or an exchange, "" in
+// the record of something else.
+func (r *Record) CloseReasonText() string {
+	if r.CloseReason == tunnel.None {
+		return ""
+	}
+	return r.CloseReason.String()
+}
 
 // SNIText returns the SNI as every form shows it, as MethodText does.
 func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }

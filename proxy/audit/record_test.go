@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // full is a record with every field set.
@@ -26,7 +27,7 @@ func full(t *testing.T) Record {
 		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Policy: "0123456789ab", Generation: 3,
 		Mode: allowlist.ModeObserve, Class: allowlist.Private, Dropped: 2,
 		Resolve: 1500 * time.Microsecond, Dial: 2 * time.Second, Decide: 412 * time.Nanosecond,
-		Up: 10, Down: 20, Duration: time.Minute + time.Millisecond/2, CloseReason: "client", Detail: "why",
+		Up: 10, Down: 20, Duration: time.Minute + time.Millisecond/2, CloseReason: tunnel.Client, Detail: "why",
 		Trace: trace.NewSpanContext(trace.SpanContextConfig{
 			TraceID: trace.TraceID{1, 2, 3}, SpanID: trace.SpanID{4, 5},
 		}),

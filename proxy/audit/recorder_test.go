@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func TestNewRequiresItsParts(t *testing.T) {
@@ -61,11 +62,11 @@ func TestTheRecordsOfATunnel(t *testing.T) {
 		o.Verdict, o.Status, o.Dest = allowlist.Allow, 200, destination(t, "api.example:443")
 		o.Resolve, o.Dial, o.Decide = time.Second, time.Second, time.Second
 		o.End()
-		tunnel := o.Tunnel()
+		record := o.Tunnel()
 		time.Sleep(time.Minute)
-		tunnel.Progress(1, 2)
+		record.Progress(1, 2)
 		time.Sleep(time.Second)
-		tunnel.Close(t.Context(), 3, 4, "idle", allowlist.NoReason)
+		record.Close(t.Context(), 3, 4, tunnel.Idle, allowlist.NoReason)
 		closeNow(t, r)
 		got := out.taken()
 		if len(got) != 3 {
@@ -75,8 +76,8 @@ func TestTheRecordsOfATunnel(t *testing.T) {
 			event    Event
 			up, down int64
 			after    time.Duration
-			reason   string
-		}{{EventDecision, 0, 0, 0, ""}, {EventTunnelProgress, 1, 2, time.Minute, ""}, {EventTunnelClose, 3, 4, 61 * time.Second, "idle"}} {
+			reason   tunnel.Reason
+		}{{EventDecision, 0, 0, 0, tunnel.None}, {EventTunnelProgress, 1, 2, time.Minute, tunnel.None}, {EventTunnelClose, 3, 4, 61 * time.Second, tunnel.Idle}} {
 			rec := got[i]
 			if rec.Event != want.event || rec.Up != want.up || rec.Down != want.down || rec.Duration != want.after || rec.CloseReason != want.reason {
 				t.Errorf("record %d: got %+v, want %+v", i, rec, want)

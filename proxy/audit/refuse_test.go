@@ -10,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
@@ -20,10 +21,10 @@ func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 		o.Verdict, o.Status, o.Dest, o.Rule = allowlist.Allow, 200, destination(t, "api.example:443"), "api"
 		o.Decide = 1
 		o.End()
-		tunnel := o.Tunnel()
-		tunnel.Saw(Hello{SNI: "Other.example", TLS: TLSMismatch, ECH: true})
-		tunnel.Refuse(t.Context(), allowlist.SNIMismatch)
-		tunnel.Close(t.Context(), 0, 4, "denied", allowlist.SNIMismatch)
+		record := o.Tunnel()
+		record.Saw(Hello{SNI: "Other.example", TLS: TLSMismatch, ECH: true})
+		record.Refuse(t.Context(), allowlist.SNIMismatch)
+		record.Close(t.Context(), 0, 4, tunnel.Denied, allowlist.SNIMismatch)
 		closeNow(t, r)
 		got := out.taken()
 		if len(got) != 3 {
@@ -33,7 +34,7 @@ func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 		for i, want := range []Record{
 			{Event: EventDecision, Verdict: allowlist.Allow, Status: 200},
 			{Event: EventDecision, Verdict: allowlist.Deny, Reason: allowlist.SNIMismatch, Stage: StageTLS, Hello: hello},
-			{Event: EventTunnelClose, Verdict: allowlist.Allow, Reason: allowlist.SNIMismatch, CloseReason: "denied", Hello: hello},
+			{Event: EventTunnelClose, Verdict: allowlist.Allow, Reason: allowlist.SNIMismatch, CloseReason: tunnel.Denied, Hello: hello},
 		} {
 			want.ID, want.Rule = o.ID, "api"
 			if diff := cmp.Diff(said(&want), said(&got[i])); diff != "" {
@@ -55,10 +56,10 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
 	o.Verdict, o.Dest = allowlist.Allow, destination(t, "api.example:443")
 	o.End()
-	tunnel := o.Tunnel()
-	tunnel.Saw(Hello{TLS: TLSAbsent})
-	tunnel.Refuse(t.Context(), allowlist.SNIMissing)
-	tunnel.Close(t.Context(), 0, 0, "denied", allowlist.SNIMissing)
+	record := o.Tunnel()
+	record.Saw(Hello{TLS: TLSAbsent})
+	record.Refuse(t.Context(), allowlist.SNIMissing)
+	record.Close(t.Context(), 0, 0, tunnel.Denied, allowlist.SNIMissing)
 	ended := spans.Ended()
 	if len(ended) != 3 {
 		t.Fatalf("%d spans, want 3", len(ended))
@@ -92,14 +93,14 @@ func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
 	o.Verdict, o.Status, o.Dest, o.Rule, o.Policy, o.Generation = allowlist.Allow, 200, destination(t, "203.0.113.7:443"), "range", "old", 1
 	o.End()
-	tunnel := o.Tunnel()
-	tunnel.Progress(0, 1)
-	tunnel.Saw(Hello{SNI: "evil.example", TLS: TLSMismatch})
-	tunnel.Observe(t.Context(), allowlist.Decision{Outcome: allowlist.Outcome{
+	record := o.Tunnel()
+	record.Progress(0, 1)
+	record.Saw(Hello{SNI: "evil.example", TLS: TLSMismatch})
+	record.Observe(t.Context(), allowlist.Decision{Outcome: allowlist.Outcome{
 		Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Mode: allowlist.ModeObserve,
 	}}, 2)
-	tunnel.Progress(1, 1)
-	tunnel.Close(t.Context(), 1, 1, "client", allowlist.NoReason)
+	record.Progress(1, 1)
+	record.Close(t.Context(), 1, 1, tunnel.Client, allowlist.NoReason)
 	closeNow(t, r)
 	records := out.taken()
 	if len(records) != 5 {
@@ -111,7 +112,7 @@ func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 		{Event: EventTunnelProgress, Verdict: allowlist.Allow, Rule: "range", Generation: 1},
 		{Event: EventDecision, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Stage: StageTLS, Hello: hello, Generation: 2},
 		{Event: EventTunnelProgress, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Rule: "range", Hello: hello, Generation: 1},
-		{Event: EventTunnelClose, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Rule: "range", Hello: hello, Generation: 1, CloseReason: "client"},
+		{Event: EventTunnelClose, Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Rule: "range", Hello: hello, Generation: 1, CloseReason: tunnel.Client},
 	} {
 		want.ID = o.ID
 		if diff := cmp.Diff(said(&want), said(&records[i])); diff != "" {

@@ -100,7 +100,7 @@ func (o *Open) endSpan() {
 		add(attribute.Int("client.port", int(r.Client.Port())))
 	}
 	attrs = append(attrs, peerAttributes(r.Address)...)
-	text("egress.protocol", r.Protocol)
+	text("egress.protocol", string(r.Protocol))
 	text("egress.decision.id", r.ID)
 	text("egress.verdict", r.Verdict.String())
 	text("egress.reason", r.Reason.String())

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // newTraced returns a recorder and the spans that it ends.
@@ -266,12 +267,12 @@ func TestATunnelsSpanIsLinkedToItsDecision(t *testing.T) {
 	o.Verdict, o.Dest = allowlist.Allow, destination(t, "api.example:443")
 	o.Identity = spiffeid.RequireFromString("spiffe://td.example/a")
 	o.End()
-	tunnel := o.Tunnel()
-	tunnel.Progress(1, 1)
+	record := o.Tunnel()
+	record.Progress(1, 1)
 	if n := len(spans.Ended()); n != 1 {
 		t.Fatalf("%d spans ended while the tunnel is open", n)
 	}
-	tunnel.Close(t.Context(), 10, 20, "upstream", allowlist.NoReason)
+	record.Close(t.Context(), 10, 20, tunnel.Upstream, allowlist.NoReason)
 	ended := spans.Ended()
 	if len(ended) != 2 {
 		t.Fatalf("%d spans, want 2", len(ended))

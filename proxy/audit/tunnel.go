@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Tunnel is the record of an allowed tunnel, or of a plain exchange, after its
@@ -35,7 +36,7 @@ func (o *Open) Tunnel() *Tunnel {
 
 // Progress records the bytes so far.
 func (t *Tunnel) Progress(up, down int64) {
-	t.put(EventTunnelProgress, up, down, "", allowlist.NoReason)
+	t.put(EventTunnelProgress, up, down, tunnel.None, allowlist.NoReason)
 }
 
 // Saw notes what the first bytes were, for the records to come. It may be
@@ -122,7 +123,7 @@ func (t *Tunnel) describe(span trace.Span) {
 // Close records the end: bytes from (up) and to (down) the caller, what ended
 // it, and if it was not allowed to go on, by which reason. The rule in the
 // record is the one that had allowed it.
-func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why allowlist.Reason) {
+func (t *Tunnel) Close(ctx context.Context, up, down int64, reason tunnel.Reason, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
 	// The span is made only now: a thousand open ones would hold megabytes.
 	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.start),
@@ -132,7 +133,7 @@ func (t *Tunnel) Close(ctx context.Context, up, down int64, reason string, why a
 	span.SetAttributes(
 		attribute.Int64("egress.tunnel.bytes_up", up),
 		attribute.Int64("egress.tunnel.bytes_down", down),
-		attribute.String("egress.tunnel.close_reason", reason),
+		attribute.String("egress.tunnel.close_reason", reason.String()),
 	)
 }
 
@@ -143,7 +144,7 @@ func (t *Tunnel) spanName() string {
 	return "exchange"
 }
 
-func (t *Tunnel) put(event Event, up, down int64, reason string, why allowlist.Reason) {
+func (t *Tunnel) put(event Event, up, down int64, reason tunnel.Reason, why allowlist.Reason) {
 	rec := t.record
 	now := time.Now()
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)

@@ -14,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // TestNoTerminalObeysARecord puts each character that a terminal obeys into every
@@ -26,7 +27,7 @@ func TestNoTerminalObeysARecord(t *testing.T) {
 			} {
 				r := audittest.Hostile(event, text, uint64(n))
 				r.Path = text
-				for _, r.Protocol = range []string{text, audit.ProtocolHTTP, audit.ProtocolDNS} {
+				for _, r.Protocol = range []audit.Protocol{audit.Protocol(text), audit.ProtocolHTTP, audit.ProtocolDNS} {
 					line, err := render(nil, &r)
 					if err != nil || audittest.IsObeyed(string(line), true) || !json.Valid(line) {
 						t.Fatalf("%q in the form %s of %s: %q, %v", text, form, event, line, err)
@@ -58,17 +59,17 @@ func TestNoTerminalObeysASpan(t *testing.T) {
 	}
 	defer func() { _ = r.Close(context.WithoutCancel(t.Context())) }()
 	for _, text := range audittest.Obeyed() {
-		for _, protocol := range []string{audit.ProtocolConnect, audit.ProtocolHTTP, audit.ProtocolDNS} {
+		for _, protocol := range []audit.Protocol{audit.ProtocolConnect, audit.ProtocolHTTP, audit.ProtocolDNS} {
 			o := r.Begin(t.Context(), audit.Start{Protocol: protocol})
 			trace, id := o.Trace, o.ID
 			o.Record = audittest.Hostile(audit.EventDecision, text, 1)
 			o.Trace, o.ID, o.Path, o.Protocol = trace, id, text, protocol
 			o.DNS = audit.DNS{Code: text, Source: text}
 			o.End()
-			tunnel := o.Tunnel()
-			tunnel.Saw(audit.Hello{SNI: text, TLS: audit.TLSMismatch})
-			tunnel.Refuse(t.Context(), allowlist.SNIMismatch)
-			tunnel.Close(t.Context(), 0, 0, "denied", allowlist.SNIMismatch)
+			record := o.Tunnel()
+			record.Saw(audit.Hello{SNI: text, TLS: audit.TLSMismatch})
+			record.Refuse(t.Context(), allowlist.SNIMismatch)
+			record.Close(t.Context(), 0, 0, tunnel.Denied, allowlist.SNIMismatch)
 		}
 	}
 	ended := spans.Ended()

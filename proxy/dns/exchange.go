@@ -49,8 +49,8 @@ type exchange struct {
 // origin is where a query came in.
 type origin struct {
 	listener string
-	wire     string // udp, tcp, dot or doh
-	prefix   int    // bytes in front of the response, for its length
+	wire     audit.Wire
+	prefix   int // bytes in front of the response, for its length
 }
 
 // isDatagram reports whether an answer has to fit into one, and need not come.
@@ -58,10 +58,10 @@ func (o *origin) isDatagram() bool { return o.wire == wireUDP }
 
 // The words for records.
 const (
-	wireUDP = "udp"
-	wireTCP = "tcp"
-	wireDoT = "dot"
-	wireDoH = "doh"
+	wireUDP = audit.WireUDP
+	wireTCP = audit.WireTCP
+	wireDoT = audit.WireDoT
+	wireDoH = audit.WireDoH
 
 	sourceLocal = "local"
 )

@@ -36,8 +36,8 @@ func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.Key
 // request adds who asked, where, and for what.
 func (a *attributes) request(r *audit.Record) {
 	a.text("egress.listener", r.Listener)
-	a.text("egress.protocol", r.Protocol)
-	a.text("egress.wire", r.Wire)
+	a.text("egress.protocol", string(r.Protocol))
+	a.text("egress.wire", string(r.Wire))
 	if !r.Identity.IsZero() {
 		a.text("egress.identity.spiffe_id", r.IdentityText())
 		a.text("egress.identity.trust_domain", r.Identity.TrustDomain().Name())
@@ -114,7 +114,7 @@ func (a *attributes) tunnel(r *audit.Record) {
 		a.number("egress.tunnel.bytes_up", r.Up)
 		a.number("egress.tunnel.bytes_down", r.Down)
 	}
-	a.text("egress.tunnel.close_reason", r.CloseReason)
+	a.text("egress.tunnel.close_reason", r.CloseReasonText())
 	a.fraction("egress.duration_ms", milliseconds(r.Duration))
 }
 

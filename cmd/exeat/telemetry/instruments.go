@@ -43,14 +43,14 @@ type Instruments struct {
 type decisionLabels struct {
 	verdict  allowlist.Verdict
 	reason   allowlist.Reason
-	protocol string
+	protocol audit.Protocol
 	mode     string
 }
 
 func (l decisionLabels) attributes() []attribute.KeyValue {
 	return []attribute.KeyValue{
 		attribute.String("verdict", l.verdict.String()), attribute.String("reason", l.reason.String()),
-		attribute.String("protocol", l.protocol), attribute.String("mode", l.mode),
+		attribute.String("protocol", string(l.protocol)), attribute.String("mode", l.mode),
 	}
 }
 

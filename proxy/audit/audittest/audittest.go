@@ -12,6 +12,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Sample is a record and the name of its kind, which is fit for a file name.
@@ -56,7 +57,7 @@ func Samples() []Sample {
 		})},
 		{"malformed", audit.Record{
 			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M",
-			Listener: "main", Protocol: "connect", Wire: "h1", Client: addrPort("10.1.2.3:53816"),
+			Listener: "main", Protocol: audit.ProtocolConnect, Wire: audit.WireH1, Client: addrPort("10.1.2.3:53816"),
 			Reason: allowlist.MalformedRequestLine, Status: 400, Trace: span(2),
 		}},
 		{"plain", with(allow(), func(r *audit.Record) {
@@ -97,7 +98,7 @@ func Samples() []Sample {
 			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, Source: "local"}
 		})},
 		{"dns-dropped", query(func(r *audit.Record) {
-			r.Verdict, r.Reason, r.Wire, r.Listener, r.Source = allowlist.Deny, allowlist.RateLimited, "udp", "resolver", allowlist.SourceMap
+			r.Verdict, r.Reason, r.Wire, r.Listener, r.Source = allowlist.Deny, allowlist.RateLimited, audit.WireUDP, "resolver", allowlist.SourceMap
 			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
 			r.DNS = audit.DNS{Type: allowlist.TypeA, Source: "local"}
 		})},
@@ -106,12 +107,12 @@ func Samples() []Sample {
 			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
 			r.DNS = audit.DNS{Code: "FORMERR", Source: "local"}
 		})},
-		{"tunnel-progress", tunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
-		{"tunnel-close", tunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
-			r.CloseReason = "client"
+		{"tunnel-progress", ofTunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
+		{"tunnel-close", ofTunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
+			r.CloseReason = tunnel.Client
 		})},
-		{"tunnel-revoked", tunnel(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
-			r.CloseReason, r.Reason = "revoked", allowlist.NotOnAllowlist
+		{"tunnel-revoked", ofTunnel(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
+			r.CloseReason, r.Reason = tunnel.Revoked, allowlist.NotOnAllowlist
 		})},
 		{"tls-refused", with(allow(), func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.SNIMismatch, 0
@@ -123,8 +124,8 @@ func Samples() []Sample {
 			r.Rule, r.RuleAt, r.Resolve, r.Dial, r.Decide = "", "", 0, 0, 0
 			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch}
 		})},
-		{"tunnel-tls", tunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
-			r.CloseReason, r.Hello = "upstream", audit.Hello{SNI: "api.example", TLS: audit.TLSMatch}
+		{"tunnel-tls", ofTunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
+			r.CloseReason, r.Hello = tunnel.Upstream, audit.Hello{SNI: "api.example", TLS: audit.TLSMatch}
 		})},
 		{"collapsed", with(deny(), func(r *audit.Record) {
 			r.Event = audit.EventCollapsed
@@ -164,7 +165,7 @@ func now() time.Time { return time.Date(2026, 11, 21, 3, 23, 31, 870_412_993, ti
 func allow() audit.Record {
 	return audit.Record{
 		Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9D",
-		Listener: "main", Protocol: "connect", Wire: "h1",
+		Listener: "main", Protocol: audit.ProtocolConnect, Wire: audit.WireH1,
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
 		Source:   allowlist.SourceX509SVID, Client: addrPort("10.1.2.3:53816"),
 		Dest: destination("api.example:443"), Method: "CONNECT", Address: addrPort("203.0.113.9:443"),
@@ -186,7 +187,7 @@ func deny() audit.Record {
 // query is the record of a name that was looked up over DoT.
 func query(change func(*audit.Record)) audit.Record {
 	return with(allow(), func(r *audit.Record) {
-		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, "dot"
+		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, audit.WireDoT
 		r.Dest, r.Method, r.Address, r.Status = allowlist.Destination{Host: r.Dest.Host}, "", netip.AddrPort{}, 0
 		r.Dial, r.CallerTrace = 0, trace.TraceID{}
 		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, Source: "upstream"}
@@ -194,8 +195,8 @@ func query(change func(*audit.Record)) audit.Record {
 	})
 }
 
-// tunnel is what audit.Tunnel makes of the record of an allowed decision.
-func tunnel(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
+// ofTunnel is what audit.Tunnel makes of the record of an allowed decision.
+func ofTunnel(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
 	return with(allow(), func(r *audit.Record) {
 		r.Event, r.Time, r.Duration = event, now().Add(after), after
 		r.Up, r.Down = 1200, 3_400_000

@@ -8,6 +8,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Hostile returns a record with the text in every field that takes one, and
@@ -21,7 +22,7 @@ func Hostile(event audit.Event, text string, n uint64) audit.Record {
 		host = allowlist.HostOf(netip.AddrFrom4([4]byte{octet, 1, 1, 1}))
 	}
 	r := audit.Record{
-		Time: moment, Event: event, ID: text, Listener: text, Protocol: text, Wire: text,
+		Time: moment, Event: event, ID: text, Listener: text, Protocol: audit.Protocol(text), Wire: audit.Wire(text),
 		Source: allowlist.Source(octet), Client: netip.AddrPortFrom(netip.IPv6Loopback().WithZone(text), uint16(octet)),
 		Dest: allowlist.Destination{Host: host, Port: uint16(octet)}, Method: text,
 		Address: netip.AddrPortFrom(host.Addr(), 1), Verdict: allowlist.Verdict(octet % 8), Reason: allowlist.Reason(octet),
@@ -29,7 +30,7 @@ func Hostile(event audit.Event, text string, n uint64) audit.Record {
 		Stage: audit.Stage(octet), Hello: audit.Hello{SNI: text, TLS: audit.TLS(octet), ECH: octet%2 == 0},
 		Mode: allowlist.Mode(octet), Class: allowlist.Class(octet), Dropped: int(octet) - 1,
 		Resolve: elapsed, Dial: -elapsed, Decide: elapsed, Up: number, Down: -number, Duration: elapsed,
-		CloseReason: text, Detail: text, CallerTrace: trace.TraceID{octet},
+		CloseReason: tunnel.Reason(octet), Detail: text, CallerTrace: trace.TraceID{octet},
 		Trace: trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{octet}}),
 	}
 	if n%2 == 0 {

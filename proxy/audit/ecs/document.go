@@ -144,33 +144,33 @@ type related struct {
 
 // native is what the schema has no field for, named as in the native form.
 type native struct {
-	ID               string  `json:"id,omitempty"` // only where neither event.id nor http.request.id has it
-	Listener         string  `json:"listener,omitempty"`
-	Protocol         string  `json:"protocol,omitempty"`
-	Wire             string  `json:"wire,omitempty"`
-	Identity         string  `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
-	IdentitySource   string  `json:"identity_source,omitempty"`
-	Verdict          string  `json:"verdict,omitempty"`
-	WouldReason      string  `json:"would_reason,omitempty"`
-	Mode             string  `json:"mode,omitempty"`
-	Generation       uint64  `json:"generation,omitempty"`
-	RuleAt           string  `json:"rule_at,omitempty"`
-	Stage            string  `json:"stage,omitempty"`
-	TLS              string  `json:"tls,omitempty"`
-	ECH              bool    `json:"ech,omitempty"`
-	AddressClass     string  `json:"address_class,omitempty"`
-	AddressesDropped int     `json:"addresses_dropped,omitempty"`
-	ResolveMS        float64 `json:"resolve_ms,omitempty"`
-	DialMS           float64 `json:"dial_ms,omitempty"`
-	DecideUS         float64 `json:"decide_us,omitempty"`
-	Answers          *int    `json:"answers,omitempty"`
-	Filtered         int     `json:"filtered,omitempty"`
-	AnswerSource     string  `json:"source,omitempty"`
-	CloseReason      string  `json:"close_reason,omitempty"`
-	Detail           string  `json:"detail,omitempty"`
-	Count            uint64  `json:"count,omitempty"`
-	Counts           []count `json:"counts,omitempty"`
-	CallerTraceID    string  `json:"caller_trace_id,omitempty"`
+	ID               string         `json:"id,omitempty"` // only where neither event.id nor http.request.id has it
+	Listener         string         `json:"listener,omitempty"`
+	Protocol         audit.Protocol `json:"protocol,omitempty"`
+	Wire             audit.Wire     `json:"wire,omitempty"`
+	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
+	IdentitySource   string         `json:"identity_source,omitempty"`
+	Verdict          string         `json:"verdict,omitempty"`
+	WouldReason      string         `json:"would_reason,omitempty"`
+	Mode             string         `json:"mode,omitempty"`
+	Generation       uint64         `json:"generation,omitempty"`
+	RuleAt           string         `json:"rule_at,omitempty"`
+	Stage            string         `json:"stage,omitempty"`
+	TLS              string         `json:"tls,omitempty"`
+	ECH              bool           `json:"ech,omitempty"`
+	AddressClass     string         `json:"address_class,omitempty"`
+	AddressesDropped int            `json:"addresses_dropped,omitempty"`
+	ResolveMS        float64        `json:"resolve_ms,omitempty"`
+	DialMS           float64        `json:"dial_ms,omitempty"`
+	DecideUS         float64        `json:"decide_us,omitempty"`
+	Answers          *int           `json:"answers,omitempty"`
+	Filtered         int            `json:"filtered,omitempty"`
+	AnswerSource     string         `json:"source,omitempty"`
+	CloseReason      string         `json:"close_reason,omitempty"`
+	Detail           string         `json:"detail,omitempty"`
+	Count            uint64         `json:"count,omitempty"`
+	Counts           []count        `json:"counts,omitempty"`
+	CallerTraceID    string         `json:"caller_trace_id,omitempty"`
 }
 
 type count struct {

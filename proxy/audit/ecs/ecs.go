@@ -129,10 +129,10 @@ func (d *document) network(r *audit.Record) {
 // dns sets what was asked of the gateway, which is the destination, and how it
 // answered.
 func (d *document) dns(r *audit.Record) {
-	if r.Wire == "udp" {
+	if r.Wire == audit.WireUDP {
 		d.Network.Transport = "udp"
 	}
-	d.Network.Protocol = audit.ProtocolDNS
+	d.Network.Protocol = string(audit.ProtocolDNS)
 	d.DNS = dns{Code: r.DNS.Code, Type: "query", Question: question{Name: r.Dest.Host.String(), Type: r.DNS.TypeText()}}
 	if r.DNS.Code != "" {
 		d.DNS.Type = "answer"
@@ -174,7 +174,7 @@ func message(r *audit.Record) string {
 	default:
 		words = append(words, r.Dest.String())
 	}
-	for _, word := range []string{r.CloseReason, r.Reason.String(), r.WouldReason.String()} {
+	for _, word := range []string{r.CloseReasonText(), r.Reason.String(), r.WouldReason.String()} {
 		if word != "" {
 			words = append(words, word)
 		}
@@ -203,7 +203,7 @@ func rest(r *audit.Record) native {
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
-		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
+		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
 		ResolveMS: milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -142,7 +143,7 @@ func TestVerdictsAndEnds(t *testing.T) {
 	decision := func(v allowlist.Verdict) audit.Record {
 		return audit.Record{Event: audit.EventDecision, Verdict: v, Policy: "v1"}
 	}
-	closed := func(reason string) audit.Record {
+	closed := func(reason tunnel.Reason) audit.Record {
 		return audit.Record{Event: audit.EventTunnelClose, Verdict: allowlist.Allow, CloseReason: reason}
 	}
 	rows := []struct {
@@ -155,10 +156,10 @@ func TestVerdictsAndEnds(t *testing.T) {
 		{"observe is allowed", decision(allowlist.Observe), "observe", "success", "connection start allowed"},
 		{"deny is denied", decision(allowlist.Deny), "deny", "failure", "connection denied"},
 		{"fail is neither", decision(allowlist.Fail), "fail", "failure", "connection"},
-		{"a tunnel ends", closed("idle"), "tunnel.close", "", "connection end"},
-		{"a revoked tunnel ends denied", closed("revoked"), "tunnel.close", "", "connection end denied"},
-		{"a quarantined tunnel ends denied", closed("quarantined"), "tunnel.close", "", "connection end denied"},
-		{"a denied tunnel ends denied", closed("denied"), "tunnel.close", "", "connection end denied"},
+		{"a tunnel ends", closed(tunnel.Idle), "tunnel.close", "", "connection end"},
+		{"a revoked tunnel ends denied", closed(tunnel.Revoked), "tunnel.close", "", "connection end denied"},
+		{"a quarantined tunnel ends denied", closed(tunnel.Quarantined), "tunnel.close", "", "connection end denied"},
+		{"a denied tunnel ends denied", closed(tunnel.Denied), "tunnel.close", "", "connection end denied"},
 		{"a summary without counts is of denials", audit.Record{Event: audit.EventSummary}, "summary", "", "connection denied"},
 		{
 			"a mixed summary is neither",

@@ -5,6 +5,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // decided reports whether the record says what was decided.
@@ -72,11 +73,7 @@ func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }
 // revoked reports whether a tunnel ended because policy, quarantine or
 // identity no longer let it be.
 func revoked(r *audit.Record) bool {
-	switch r.CloseReason {
-	case "denied", "revoked", "quarantined":
-		return true
-	}
-	return false
+	return r.CloseReason == tunnel.Denied || r.CloseReason == tunnel.Revoked || r.CloseReason == tunnel.Quarantined
 }
 
 // action returns event.action: the verdict, or what else happened.

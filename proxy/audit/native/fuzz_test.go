@@ -16,6 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // FuzzRender checks that any record at all is one line of valid JSON with no key
@@ -116,6 +117,7 @@ func defined(r audit.Record, text string, n uint64) audit.Record {
 	r.Source %= allowlist.SourceMap + 1
 	r.Mode %= allowlist.ModeObserve + 1
 	r.Class %= allowlist.NotDestination + 1
+	r.CloseReason %= tunnel.Error + 1
 	if r.Merged != nil {
 		r.Merged.Counts[0].Verdict = r.Verdict
 	}
@@ -178,11 +180,12 @@ func kept(r audit.Record) audit.Record {
 // keepTexts changes texts as a line has them.
 func keepTexts(r *audit.Record) {
 	for _, text := range []*string{
-		&r.ID, &r.Listener, &r.Protocol, &r.Wire, &r.Path, &r.Rule, &r.RuleAt, &r.Policy, &r.CloseReason, &r.DNS.Code, &r.DNS.Source,
+		&r.ID, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Policy, &r.DNS.Code, &r.DNS.Source,
 	} {
 		*text = valid(*text)
 	}
 	r.Event = audit.Event(valid(string(r.Event)))
+	r.Protocol, r.Wire = audit.Protocol(valid(string(r.Protocol))), audit.Wire(valid(string(r.Wire)))
 	r.Method, r.Detail, r.Hello.SNI = r.MethodText(), r.DetailText(), r.Hello.SNIText()
 	if !r.Identity.IsZero() {
 		r.Identity = spiffeid.RequireFromString(r.IdentityText())

@@ -53,7 +53,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		l.mustNumber("down", r.Down)
 	}
 	l.milliseconds("duration_ms", r.Duration)
-	l.text("close_reason", r.CloseReason)
+	l.text("close_reason", r.CloseReasonText())
 	l.text("detail", r.DetailText())
 	l.merged(r.Merged)
 	l.traced(r)
@@ -63,8 +63,8 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 // who says where the request came in and from whom.
 func (l *line) who(r *audit.Record) {
 	l.text("listener", r.Listener)
-	l.text("protocol", r.Protocol)
-	l.text("wire", r.Wire)
+	l.text("protocol", string(r.Protocol))
+	l.text("wire", string(r.Wire))
 	if r.Merged != nil && r.Merged.Other {
 		l.text("identity", audit.Other)
 	} else {

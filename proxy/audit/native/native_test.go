@@ -16,6 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // full is a record with every field set.
@@ -35,7 +36,7 @@ func full(t testing.TB) audit.Record {
 		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Policy: "0123456789ab", Generation: 3,
 		Mode: allowlist.ModeObserve, Class: allowlist.Private, Dropped: 2,
 		Resolve: 1500 * time.Microsecond, Dial: 2 * time.Second, Decide: 412 * time.Nanosecond,
-		Up: 10, Down: 20, Duration: time.Minute + time.Millisecond/2, CloseReason: "client", Detail: "why",
+		Up: 10, Down: 20, Duration: time.Minute + time.Millisecond/2, CloseReason: tunnel.Client, Detail: "why",
 		Trace: trace.NewSpanContext(trace.SpanContextConfig{
 			TraceID: trace.TraceID{1, 2, 3}, SpanID: trace.SpanID{4, 5},
 		}),
@@ -79,7 +80,7 @@ func TestLines(t *testing.T) {
 		},
 		{
 			"a tunnel that moved nothing says so",
-			audit.Record{Event: audit.EventTunnelClose, CloseReason: "idle"},
+			audit.Record{Event: audit.EventTunnelClose, CloseReason: tunnel.Idle},
 			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"tunnel.close","up":0,"down":0,"close_reason":"idle"}`,
 		},
 		{

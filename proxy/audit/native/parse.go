@@ -16,6 +16,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // maxLine bounds the bytes of a line. The texts of a record are bounded, so that
@@ -63,8 +64,8 @@ type fields struct {
 	Event       audit.Event             `json:"event"`
 	ID          string                  `json:"id"`
 	Listener    string                  `json:"listener"`
-	Protocol    string                  `json:"protocol"`
-	Wire        string                  `json:"wire"`
+	Protocol    audit.Protocol          `json:"protocol"`
+	Wire        audit.Wire              `json:"wire"`
 	Identity    identity                `json:"identity"`
 	Source      word[allowlist.Source]  `json:"identity_source"`
 	Client      client                  `json:"client"`
@@ -99,7 +100,7 @@ type fields struct {
 	Up          int64                   `json:"up"`
 	Down        int64                   `json:"down"`
 	DurationMS  thousandths             `json:"duration_ms"`
-	CloseReason string                  `json:"close_reason"`
+	CloseReason word[tunnel.Reason]     `json:"close_reason"`
 	Detail      string                  `json:"detail"`
 	Count       uint64                  `json:"count"`
 	First       *time.Time              `json:"first"` // nil: the record stands for itself
@@ -150,7 +151,7 @@ func (f *fields) record() audit.Record {
 		DNS: audit.DNS{
 			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Filtered: f.Filtered, Source: f.AnswerFrom,
 		},
-		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason, Detail: f.Detail,
+		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason.value, Detail: f.Detail,
 	}
 }
 
@@ -196,8 +197,9 @@ type word[T interface {
 // UnmarshalText takes the highest of the values that have the word: a mode that is
 // set before the one that is not.
 func (w *word[T]) UnmarshalText(text []byte) error {
-	if s := string(text); s != "" && s != "invalid" { // which are the words of no value
-		for v := ^T(0); ; v-- {
+	undefined := ^T(0) // which is in none of the sets
+	if s := string(text); s != undefined.String() {
+		for v := undefined; ; v-- {
 			if v.String() == s {
 				w.value = v
 				return nil

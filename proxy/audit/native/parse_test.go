@@ -9,6 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // TestEveryRecordIsReadBack: those of every kind, and one with every field.
@@ -42,6 +43,9 @@ func TestEveryWordIsReadBack(t *testing.T) {
 	}
 	for tls := audit.TLSUnknown; tls <= audit.TLSNone; tls++ {
 		all = append(all, audit.Record{Hello: audit.Hello{TLS: tls}})
+	}
+	for reason := tunnel.None; reason <= tunnel.Error; reason++ {
+		all = append(all, audit.Record{Event: audit.EventTunnelClose, CloseReason: reason})
 	}
 	for _, mode := range []allowlist.Mode{allowlist.ModeEnforce, allowlist.ModeObserve} {
 		all = append(all, audit.Record{Event: audit.EventDecision, Policy: "v", Mode: mode})
@@ -106,6 +110,9 @@ func TestWhatIsNoRecord(t *testing.T) {
 		{"a verdict outside the set", good, `"observe","reason"`, `"invalid","reason"`},
 		{"a verdict of what is no decision", good, `"event":"decision"`, `"event":"handshake"`},
 		{"a reason that is none", good, `"not-on-allowlist"`, `"because"`},
+		{"an end that is none", good, `"client","detail"`, `"bored","detail"`},
+		{"an end of what did not end", good, `"client","detail"`, `"none","detail"`},
+		{"an end outside the set", good, `"client","detail"`, `"unknown","detail"`},
 		{"a class outside the set", good, `"private"`, `"invalid"`},
 		{"an identity that is none", good, `"spiffe://prod.example/`, `"https://prod.example/`},
 		{"many identities, and none of them counted", good, `"spiffe://prod.example/ns/ci/sa/builder"`, `"_other"`},

@@ -5,6 +5,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Classes. The thousands of a class_uid are its category_uid.
@@ -141,11 +142,7 @@ func revoked(r *audit.Record) bool {
 	if r.Event != audit.EventTunnelClose {
 		return false
 	}
-	switch r.CloseReason {
-	case "denied", "revoked", "quarantined":
-		return true
-	}
-	return false
+	return r.CloseReason == tunnel.Denied || r.CloseReason == tunnel.Revoked || r.CloseReason == tunnel.Quarantined
 }
 
 // outcome returns the status_id of a decision: did the caller get its tunnel?

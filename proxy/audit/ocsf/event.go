@@ -126,31 +126,31 @@ type entity struct {
 
 // unmapped is what the schema has no place for, named as in the native form.
 type unmapped struct {
-	Identity         string  `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
-	Protocol         string  `json:"protocol,omitempty"`
-	Wire             string  `json:"wire,omitempty"`
-	IdentitySource   string  `json:"identity_source,omitempty"`
-	WouldReason      string  `json:"would_reason,omitempty"`
-	Mode             string  `json:"mode,omitempty"`
-	Generation       uint64  `json:"generation,omitempty"`
-	RuleAt           string  `json:"rule_at,omitempty"`
-	Stage            string  `json:"stage,omitempty"`
-	SNI              string  `json:"sni,omitempty"`
-	TLS              string  `json:"tls,omitempty"`
-	ECH              bool    `json:"ech,omitempty"`
-	AddressClass     string  `json:"address_class,omitempty"`
-	AddressesDropped int     `json:"addresses_dropped,omitempty"`
-	ResolveMS        float64 `json:"resolve_ms,omitempty"`
-	DialMS           float64 `json:"dial_ms,omitempty"`
-	DecideUS         float64 `json:"decide_us,omitempty"`
-	Answers          *int    `json:"answers,omitempty"`
-	Filtered         int     `json:"filtered,omitempty"`
-	AnswerSource     string  `json:"source,omitempty"`
-	CloseReason      string  `json:"close_reason,omitempty"`
-	Counts           []count `json:"counts,omitempty"`
-	TraceID          string  `json:"trace_id,omitempty"`
-	SpanID           string  `json:"span_id,omitempty"`
-	CallerTraceID    string  `json:"caller_trace_id,omitempty"`
+	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
+	Protocol         audit.Protocol `json:"protocol,omitempty"`
+	Wire             audit.Wire     `json:"wire,omitempty"`
+	IdentitySource   string         `json:"identity_source,omitempty"`
+	WouldReason      string         `json:"would_reason,omitempty"`
+	Mode             string         `json:"mode,omitempty"`
+	Generation       uint64         `json:"generation,omitempty"`
+	RuleAt           string         `json:"rule_at,omitempty"`
+	Stage            string         `json:"stage,omitempty"`
+	SNI              string         `json:"sni,omitempty"`
+	TLS              string         `json:"tls,omitempty"`
+	ECH              bool           `json:"ech,omitempty"`
+	AddressClass     string         `json:"address_class,omitempty"`
+	AddressesDropped int            `json:"addresses_dropped,omitempty"`
+	ResolveMS        float64        `json:"resolve_ms,omitempty"`
+	DialMS           float64        `json:"dial_ms,omitempty"`
+	DecideUS         float64        `json:"decide_us,omitempty"`
+	Answers          *int           `json:"answers,omitempty"`
+	Filtered         int            `json:"filtered,omitempty"`
+	AnswerSource     string         `json:"source,omitempty"`
+	CloseReason      string         `json:"close_reason,omitempty"`
+	Counts           []count        `json:"counts,omitempty"`
+	TraceID          string         `json:"trace_id,omitempty"`
+	SpanID           string         `json:"span_id,omitempty"`
+	CallerTraceID    string         `json:"caller_trace_id,omitempty"`
 }
 
 type count struct {
@@ -164,7 +164,7 @@ func rest(r *audit.Record) unmapped {
 		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
-		AddressesDropped: r.Dropped, CloseReason: r.CloseReason,
+		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}

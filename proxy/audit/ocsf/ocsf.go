@@ -144,7 +144,7 @@ func (e *event) dns(r *audit.Record) {
 	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
 	e.Source, e.Destination, e.Proxy = source(r), gateway(r), gateway(r)
 	e.Connection = &connection{Direction: outbound, Protocol: tcp}
-	if r.Wire == udp {
+	if r.Wire == audit.WireUDP {
 		e.Connection.Protocol = udp
 	}
 	if !r.Dest.Host.IsZero() {

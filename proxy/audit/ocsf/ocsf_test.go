@@ -17,6 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -81,7 +82,7 @@ func TestControl(t *testing.T) {
 	decision := func(v allowlist.Verdict) audit.Record {
 		return audit.Record{Event: audit.EventDecision, Verdict: v, Policy: "v1"}
 	}
-	closed := func(reason string) audit.Record {
+	closed := func(reason tunnel.Reason) audit.Record {
 		return audit.Record{Event: audit.EventTunnelClose, Verdict: allowlist.Allow, Policy: "v1", CloseReason: reason}
 	}
 	mixed := audit.Record{Event: audit.EventSummary, Merged: &audit.Merged{Count: 3, Counts: []audit.Count{
@@ -98,11 +99,11 @@ func TestControl(t *testing.T) {
 		{"fail is allowed and an error", decision(allowlist.Fail), 1, 27},
 		{"fail before any policy is an error of unknown action", audit.Record{Event: audit.EventDecision, Verdict: allowlist.Fail}, 0, 27},
 		{"a decision of which nothing is known is blocked", audit.Record{Event: audit.EventDecision}, 2, 2},
-		{"a tunnel that ends stays allowed", closed("client"), 1, 1},
-		{"a drained tunnel stays allowed", closed("drain"), 1, 1},
-		{"a denied tunnel has its access revoked", closed("denied"), 2, 24},
-		{"a revoked tunnel has its access revoked", closed("revoked"), 2, 24},
-		{"a quarantined tunnel has its access revoked", closed("quarantined"), 2, 24},
+		{"a tunnel that ends stays allowed", closed(tunnel.Client), 1, 1},
+		{"a drained tunnel stays allowed", closed(tunnel.Drain), 1, 1},
+		{"a denied tunnel has its access revoked", closed(tunnel.Denied), 2, 24},
+		{"a revoked tunnel has its access revoked", closed(tunnel.Revoked), 2, 24},
+		{"a quarantined tunnel has its access revoked", closed(tunnel.Quarantined), 2, 24},
 		{"a summary of denials is blocked", audit.Record{Event: audit.EventSummary, Merged: &audit.Merged{}}, 2, 2},
 		{"a mixed summary only counts", mixed, 0, 20},
 	}
