@@ -131,8 +131,8 @@ func TestVerifyingWhileTheBundleChanges(t *testing.T) {
 		wg.Go(func() {
 			for range 200 {
 				got := f.verifier.Verify(certs)
-				if want := got.Generation == 1; (got.Cause == Verified) != want {
-					t.Errorf("generation %d: %v", got.Generation, got.Cause)
+				if want := got.generation == 1; (got.Cause == Verified) != want {
+					t.Errorf("generation %d: %v", got.generation, got.Cause)
 				}
 			}
 		})

@@ -243,7 +243,7 @@ func checkPeer(t *testing.T, got Peer, cause Cause, detail string) {
 	if len(got.Detail) > maxDetail || strings.ContainsFunc(got.Detail, func(r rune) bool { return r < ' ' || r > '~' }) {
 		t.Errorf("detail is not one short printable line: %q", got.Detail)
 	}
-	if got.Generation == 0 {
+	if got.generation == 0 {
 		t.Error("no generation")
 	}
 }

@@ -98,7 +98,6 @@ type Peer struct {
 	Detail string
 	// NotAfter is the earliest end of the verified chain, the authority
 	// included. It is zero unless Cause is Verified.
-	NotAfter time.Time
-	// Generation is that of the snapshot which answered.
-	Generation uint64
+	NotAfter   time.Time
+	generation uint64 // of the snapshot that answered
 }

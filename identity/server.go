@@ -23,9 +23,6 @@ type ServerConfig struct {
 	// see [LoadWebCertificate]. It is followed, too. Nil means the SVID of the
 	// source.
 	Web *WebCertificate
-	// CurvePreferences are the key exchanges on offer. Nil means the default of
-	// crypto/tls.
-	CurvePreferences []tls.CurveID
 	// Protocols are offered in ALPN, the preferred one first. Nil offers none:
 	// Go clients offer h2 to a proxy and then write HTTP/1.1, so the first
 	// bytes decide there.
@@ -44,7 +41,7 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 	case c.Web != nil && c.Web.Certificate() == nil:
 		return nil, errors.New("web certificate of the TLS listener was not loaded")
 	}
-	c.CurvePreferences, c.Protocols = slices.Clone(c.CurvePreferences), slices.Clone(c.Protocols)
+	c.Protocols = slices.Clone(c.Protocols)
 	config := c.at(c.Source.Snapshot())
 	config.GetConfigForClient = (&follower{server: c}).configFor
 	return config, nil
@@ -54,10 +51,9 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 func (c ServerConfig) at(snap *Snapshot) *tls.Config {
 	config := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		CurvePreferences:       c.CurvePreferences,
 		NextProtos:             c.Protocols,
 		ClientAuth:             tls.RequestClientCert,
-		VerifyConnection:       c.Verifier.VerifyConnection,
+		VerifyConnection:       c.Verifier.verifyConnection,
 		SessionTicketsDisabled: true,
 	}
 	if c.Web != nil {
@@ -68,7 +64,7 @@ func (c ServerConfig) at(snap *Snapshot) *tls.Config {
 	// Clients pick, or withhold, a certificate by these names. Without names
 	// they present what they have, and it is verified all the same.
 	if snap.caNames <= maxCANames {
-		config.ClientCAs = snap.ClientCAs()
+		config.ClientCAs = snap.callerAuthorities()
 	}
 	return config
 }

@@ -40,8 +40,8 @@ func TestARemovedCAIsRefusedAtOnce(t *testing.T) {
 	if got.server.DidResume {
 		t.Error("a session was resumed; tickets should be off")
 	}
-	if got.peer.Generation != 2 {
-		t.Errorf("generation %d, want 2", got.peer.Generation)
+	if got.peer.generation != 2 {
+		t.Errorf("generation %d, want 2", got.peer.generation)
 	}
 	checkPeer(t, f.verifier.Peer(open), Untrusted, "not issued by")
 }
@@ -155,7 +155,7 @@ func TestWhatAListenerPresents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: web, CurvePreferences: []tls.CurveID{tls.X25519}}.TLS()
+	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: web}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,8 +169,8 @@ func TestWhatAListenerPresents(t *testing.T) {
 		t.Fatal(got.clientErr)
 	}
 	checkPeer(t, got.peer, Verified, "")
-	if got.client.Version != tls.VersionTLS13 || got.client.CurveID != tls.X25519 || got.client.NegotiatedProtocol != "" {
-		t.Errorf("version %x, curve %v, ALPN %q; want TLS 1.3, X25519, none", got.client.Version, got.client.CurveID, got.client.NegotiatedProtocol)
+	if got.client.Version != tls.VersionTLS13 || got.client.NegotiatedProtocol != "" {
+		t.Errorf("version %x, ALPN %q; want TLS 1.3, none", got.client.Version, got.client.NegotiatedProtocol)
 	}
 
 	next := named("next.example")

@@ -200,10 +200,10 @@ func (s *Snapshot) Roots(td spiffeid.TrustDomain) *x509.CertPool {
 	return x509.NewCertPool()
 }
 
-// ClientCAs returns a copy of the authorities of all trust domains, whose names
+// callerAuthorities returns a copy of the authorities of all trust domains, whose names
 // are sent to clients. It verifies nothing: in it a trust domain could speak
 // for another.
-func (s *Snapshot) ClientCAs() *x509.CertPool { return s.clientCAs.Clone() }
+func (s *Snapshot) callerAuthorities() *x509.CertPool { return s.clientCAs.Clone() }
 
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	if len(der) == 0 {

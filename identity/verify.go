@@ -69,12 +69,12 @@ func (v *Verifier) Verify(certs []*x509.Certificate) Peer {
 	return peer
 }
 
-// VerifyConnection is for [tls.Config.VerifyConnection] of a server. It
+// verifyConnection is for [tls.Config.VerifyConnection] of a server. It
 // verifies while the handshake runs, on resumed sessions too, so that
 // [Verifier.Peer] only looks up. Identity failures are answered over HTTP and
 // do not fail the handshake; more certificates than anybody has do, since the
 // connection would keep them for as long as it lasts.
-func (v *Verifier) VerifyConnection(cs tls.ConnectionState) error {
+func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
 	if err := bounded(cs.PeerCertificates); err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.
 		return s.refuse(t.explain(certs, now)), time.Time{}
 	}
 	_, from, until := lasting(chains)
-	return Peer{ID: id, Cause: Verified, NotAfter: until, Generation: s.generation}, from
+	return Peer{ID: id, Cause: Verified, NotAfter: until, generation: s.generation}, from
 }
 
 // explain says why certs, whose trust domain is t, do not verify now. Time is
@@ -200,5 +200,5 @@ func (t *trust) chainAtAnotherTime(certs []*x509.Certificate, now time.Time) []*
 }
 
 func (s *Snapshot) refuse(cause Cause, detail string) Peer {
-	return Peer{Cause: cause, Detail: detail[:min(len(detail), maxDetail)], Generation: s.generation}
+	return Peer{Cause: cause, Detail: detail[:min(len(detail), maxDetail)], generation: s.generation}
 }

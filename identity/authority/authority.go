@@ -39,8 +39,8 @@ import (
 const (
 	// DefaultCALifetime is that of an authority made by [New].
 	DefaultCALifetime = 24 * time.Hour
-	// StoredCALifetime is that of an authority made by [Open].
-	StoredCALifetime = 365 * 24 * time.Hour
+	// storedCALifetime is that of an authority made by Open.
+	storedCALifetime = 365 * 24 * time.Hour
 
 	// backdate is how far before now certificates begin, since the clocks of
 	// two machines differ.

@@ -307,7 +307,7 @@ func TestOpenRefusesAnExpiredAuthority(t *testing.T) {
 		if _, err := Open(dir, trustDomain()); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(StoredCALifetime + time.Hour)
+		<-time.After(storedCALifetime + time.Hour)
 		if _, err := Open(dir, trustDomain()); err == nil || !strings.Contains(err.Error(), "it expired") {
 			t.Errorf("got %v, want an error", err)
 		}

@@ -93,7 +93,7 @@ func lock(root *os.Root) (unlock func(), err error) {
 }
 
 func create(root *os.Root, td spiffeid.TrustDomain) (*Authority, error) {
-	made, err := newIssuer(td, StoredCALifetime)
+	made, err := newIssuer(td, storedCALifetime)
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,8 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 )
 
-// DefaultStartTimeout is how long [New] waits for the first SVID.
-const DefaultStartTimeout = 30 * time.Second
+// defaultStartTimeout is how long New waits for the first SVID.
+const defaultStartTimeout = 30 * time.Second
 
 const (
 	firstRetry = 100 * time.Millisecond // an agent that restarts is back soon
@@ -45,8 +45,8 @@ type Config struct {
 	// tcp://127.0.0.1:port. TCP is for loopback addresses only, since private
 	// keys come over it in the clear. Required.
 	Socket string
-	// StartTimeout bounds the wait for the first SVID. Zero means
-	// [DefaultStartTimeout]; negative is an error.
+	// StartTimeout bounds the wait for the first SVID. Zero means 30 seconds;
+	// negative is an error.
 	StartTimeout time.Duration
 	// Report is told what happened, one event at a time and in order. The first
 	// snapshot is reported before New returns, and before it bundles that are
@@ -74,7 +74,7 @@ func New(ctx context.Context, config Config) (*Source, error) {
 	case timeout < 0:
 		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", timeout)
 	case timeout == 0:
-		timeout = DefaultStartTimeout
+		timeout = defaultStartTimeout
 	}
 	address, err := endpoint(config.Socket)
 	if err != nil {

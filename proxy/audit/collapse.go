@@ -3,7 +3,6 @@ package audit
 import (
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -51,7 +50,6 @@ type window struct {
 type collapser struct {
 	length time.Duration
 	put    func(*Record)
-	merged atomic.Uint64
 	wake   chan struct{} // has room for one
 	done   chan struct{}
 
@@ -81,7 +79,6 @@ func (c *collapser) join(rec *Record) bool {
 	if w := c.open[s]; w != nil {
 		rec.ID = w.first.ID
 		w.merged.join(Merged{Count: 1, First: rec.Time, Last: rec.Time})
-		c.merged.Add(1)
 		return true
 	}
 	if c.closed || len(c.open) >= maxWindows {

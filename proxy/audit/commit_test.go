@@ -110,7 +110,7 @@ func TestABlockedSinkRefusesInTime(t *testing.T) {
 		synctest.Wait() // its Write does not return
 		begin := time.Now()
 		o := r.Begin(t.Context(), Start{Protocol: "connect"})
-		if err := commit(t, o); !errors.Is(err, errLate) || time.Since(begin) != CommitTimeout {
+		if err := commit(t, o); !errors.Is(err, errLate) || time.Since(begin) != commitTimeout {
 			t.Errorf("after %s: %v", time.Since(begin), err)
 		}
 		if err := o.Commit(t.Context()); !errors.Is(err, errLate) {

@@ -10,17 +10,18 @@ const stuckAfter = 12 * time.Second
 
 // What is wrong with a sink, beside the errors that it returns.
 var (
-	// ErrStuck says that a Write has not returned for a long time.
-	ErrStuck = errors.New("a write does not return")
-	// ErrOverflow says that records are dropped because the queue is full.
-	ErrOverflow = errors.New("records are dropped: the queue is full")
+	// errStuck says that a Write has not returned for a long time.
+	errStuck = errors.New("a write does not return")
+	// errOverflow says that records are dropped because the queue is full.
+	errOverflow = errors.New("records are dropped: the queue is full")
 )
 
 // Failure says that a sink is losing records, or about to.
 type Failure struct {
 	Sink  string
 	Since time.Time
-	// Err is the error of the last Write, ErrStuck or ErrOverflow.
+	// Err is the error of the last Write, or says that one does not return, or that
+	// records are dropped because the queue is full.
 	Err error
 }
 
@@ -36,11 +37,11 @@ type health struct {
 func (h *health) failure(now time.Time) (since time.Time, err error) {
 	switch {
 	case !h.writing.IsZero() && now.Sub(h.writing) >= stuckAfter:
-		return h.writing, ErrStuck
+		return h.writing, errStuck
 	case h.err != nil:
 		return h.since, h.err
 	case !h.dropping.IsZero():
-		return h.dropping, ErrOverflow
+		return h.dropping, errOverflow
 	}
 	return time.Time{}, nil
 }

@@ -33,7 +33,7 @@ func TestFailingSaysWhatAndSinceWhen(t *testing.T) {
 		if f := got[0]; f.Sink != "b" || !errors.Is(f.Err, full) || !f.Since.Equal(begin.Add(time.Second)) {
 			t.Errorf("got %+v", f)
 		}
-		if f := got[1]; f.Sink != "c" || !errors.Is(f.Err, ErrStuck) || !f.Since.Equal(begin) {
+		if f := got[1]; f.Sink != "c" || !errors.Is(f.Err, errStuck) || !f.Since.Equal(begin) {
 			t.Errorf("got %+v", f)
 		}
 		bad.fail(nil)

@@ -118,7 +118,7 @@ func (o *Open) Committed() bool { return o.committed != nil }
 // denial that is merged into an identical one gets the id of that one here.
 //
 // In required mode it returns when every sink that keeps the record has written
-// it; it waits at most [CommitTimeout]. After nil the record is the one that
+// it; it waits at most two seconds. After nil the record is the one that
 // was written: later changes are in no rendering, and End only ends the span.
 // After an error the decision must be refused with audit-unavailable: set that
 // as verdict, reason and status, and End records it, as well as it can. A sink

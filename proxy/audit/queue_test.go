@@ -100,7 +100,7 @@ func TestWhoHasRoom(t *testing.T) {
 	if want := (SinkStats{Name: "a", Made: 47, Dropped: 2, Waiting: 45}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if f := r.Failing(); len(f) != 1 || f[0].Sink != "a" || !errors.Is(f[0].Err, ErrOverflow) {
+	if f := r.Failing(); len(f) != 1 || f[0].Sink != "a" || !errors.Is(f[0].Err, errOverflow) {
 		t.Errorf("failing: %+v", f)
 	}
 	close(out.let)

@@ -184,8 +184,8 @@ func (r *Recorder) put(rec *Record) {
 	}
 }
 
-// CommitTimeout bounds how long a decision waits for its record to be written.
-const CommitTimeout = 2 * time.Second
+// commitTimeout bounds how long a decision waits for its record to be written.
+const commitTimeout = 2 * time.Second
 
 var (
 	errNoRoom = errors.New("the queue is full")
@@ -195,7 +195,7 @@ var (
 // commit queues a record and returns when every sink that keeps it has written
 // it. After an error it takes back what nobody has begun to write.
 func (r *Recorder) commit(ctx context.Context, rec *Record) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, CommitTimeout, errLate)
+	ctx, cancel := context.WithTimeoutCause(ctx, commitTimeout, errLate)
 	defer cancel()
 	a := &ack{results: make(chan error, len(r.workers))}
 	var err error

@@ -4,9 +4,8 @@ import "time"
 
 // Stats counts records.
 type Stats struct {
-	Made      uint64 // decisions and events
-	Collapsed uint64 // of these, merged into an identical one before
-	Sinks     []SinkStats
+	Made  uint64 // decisions and events
+	Sinks []SinkStats
 }
 
 // SinkStats counts the records of one sink. Made is at any time the sum of the
@@ -34,9 +33,6 @@ func (s Stats) Lost() uint64 {
 // Stats returns the counts so far.
 func (r *Recorder) Stats() Stats {
 	s := Stats{Made: r.made.Load(), Sinks: make([]SinkStats, len(r.workers))}
-	if r.collapse != nil {
-		s.Collapsed = r.collapse.merged.Load()
-	}
 	for i, w := range r.workers {
 		s.Sinks[i] = w.queue.snapshot()
 	}

@@ -152,6 +152,6 @@ func strip(h http.Header, nominated map[variable]bool, minor int, cfg *Config) {
 		}
 	}
 	if !cfg.NoVia {
-		h.Add("Via", "1."+strconv.Itoa(minor)+" "+DefaultPseudonym)
+		h.Add("Via", "1."+strconv.Itoa(minor)+" "+pseudonym)
 	}
 }

@@ -37,22 +37,22 @@ import (
 
 // What a zero field of Config means.
 const (
-	DefaultIdle     = 15 * time.Minute
-	DefaultMax      = 12 * time.Hour
+	defaultIdle     = 15 * time.Minute
+	defaultMax      = 12 * time.Hour
 	DefaultBody     = time.Minute
 	DefaultResponse = 2 * time.Minute
 )
 
-// DefaultPseudonym is the name of the gateway in Via.
-const DefaultPseudonym = "exeat"
+// pseudonym is the name of the gateway in Via.
+const pseudonym = "exeat"
 
 // Config says how requests are carried. Dial is required.
 type Config struct {
 	// Dial connects to the destination of a decision, and to nothing else.
 	Dial func(context.Context, *allowlist.Decision) (dial.Result, error)
-	// Idle is how long no byte may move either way; zero means DefaultIdle.
+	// Idle is how long no byte may move either way; zero means 15 minutes.
 	Idle time.Duration
-	// Max is how long one exchange may last; zero means DefaultMax.
+	// Max is how long one exchange may last; zero means 12 hours.
 	Max time.Duration
 	// Body is how long the next bytes of a request's body may take; zero means
 	// DefaultBody.
@@ -79,8 +79,8 @@ func New(cfg Config) (*Forwarder, error) {
 	if cfg.Dial == nil {
 		return nil, errors.New("forward: a dialer is required")
 	}
-	cfg.Idle = cmp.Or(cfg.Idle, DefaultIdle)
-	cfg.Max = cmp.Or(cfg.Max, DefaultMax)
+	cfg.Idle = cmp.Or(cfg.Idle, defaultIdle)
+	cfg.Max = cmp.Or(cfg.Max, defaultMax)
 	cfg.Body = cmp.Or(cfg.Body, DefaultBody)
 	cfg.Response = cmp.Or(cfg.Response, DefaultResponse)
 	f := &Forwarder{cfg: cfg, pools: pools{response: cfg.Response}}
@@ -132,7 +132,6 @@ type Exchange struct {
 type Upstream struct {
 	// Dialed is how it was made; its durations are zero if it was used before.
 	Dialed dial.Result
-	Reused bool
 }
 
 // Result is what became of an exchange.
@@ -306,7 +305,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	r.lane.conn = conn
 	r.heads.reset()
 	conn.carry(r, reused)
-	u := Upstream{Dialed: conn.dialed, Reused: reused}
+	u := Upstream{Dialed: conn.dialed}
 	if reused {
 		u.Dialed.Resolve, u.Dialed.Dial = 0, 0
 	}

@@ -1,8 +1,6 @@
 package resolve
 
 import (
-	"iter"
-	"net/netip"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -70,10 +68,6 @@ type Answer struct {
 // RCode returns NOERROR (0) or NXDOMAIN (3).
 func (a Answer) RCode() int { return a.msg.RCode() }
 
-// Negative reports whether there is nothing of the type at the name: no data,
-// or no name.
-func (a Answer) Negative() bool { return a.msg.Negative() }
-
 // Origin says where the answer comes from.
 func (a Answer) Origin() Origin { return a.origin }
 
@@ -84,13 +78,6 @@ func (a Answer) TTL(now time.Time) time.Duration {
 	}
 	return time.Duration(a.msg.TTL()-min(a.msg.TTL(), a.age(now))) * time.Second
 }
-
-// Addrs yields the addresses of the answer's A or AAAA records, or the hints of
-// its HTTPS or SVCB records, IPv4-mapped ones unmapped, before any filter.
-func (a Answer) Addrs() iter.Seq[netip.Addr] { return a.msg.Addrs() }
-
-// Hops yields the names that the answer's aliases lead to, in order.
-func (a Answer) Hops() iter.Seq[allowlist.Host] { return a.msg.Hops() }
 
 // Append appends a complete response: a header with the client's id and bits,
 // the question as the client sent it, and the records that the filter lets

@@ -163,16 +163,15 @@ func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
 type Binding struct {
 	Name allowlist.Host
 	// Via are the names over which it did: aliases, and the target of a service.
-	Via []allowlist.Host
-	// Inspect is that of the resolver's Config.
-	Inspect bool
+	Via     []allowlist.Host
+	inspect bool // value of the resolver's Config.Inspect
 }
 
 // Check returns why a connection that was decided by the name must not follow
 // it to the address, as Resolve does.
 func (b *Binding) Check(dec *allowlist.Decision) allowlist.Reason {
 	for _, hop := range b.Via {
-		if why := dec.CheckHop(hop, b.Inspect); why != allowlist.NoReason {
+		if why := dec.CheckHop(hop, b.inspect); why != allowlist.NoReason {
 			return why
 		}
 	}

@@ -201,10 +201,10 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 	if answer.RCode() == wire.NXDomain {
 		return family{err: &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoHost}}
 	}
-	for hop := range answer.Hops() {
+	for hop := range answer.msg.Hops() {
 		if why := dec.CheckHop(hop, r.inspect); why != allowlist.NoReason {
 			return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("an alias leads to %s", hop)}}
 		}
 	}
-	return family{addrs: slices.Collect(answer.Addrs())}
+	return family{addrs: slices.Collect(answer.msg.Addrs())}
 }

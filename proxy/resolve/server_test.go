@@ -358,10 +358,10 @@ func describe(tb testing.TB, a Answer, err error) string {
 		return known.Reason.String()
 	}
 	var words []string
-	for addr := range a.Addrs() {
+	for addr := range a.msg.Addrs() {
 		words = append(words, addr.String())
 	}
-	if a.Negative() {
+	if a.msg.Negative() {
 		words = append(words, dns.RcodeToString[a.RCode()])
 	}
 	return strings.Join(append(words, "from", a.Origin().String()), " ")

@@ -44,7 +44,7 @@ func follow(t *testing.T, path string, inside func(string) bool, paths ...string
 	r := &reader{path: path, looks: make(chan look), failures: make(chan error, 64)}
 	var err error
 	r.Watcher, err = New(Config{
-		Paths: paths, Inside: inside, Quiet: quiet, Poll: -1, Changed: r.changed,
+		Paths: paths, Inside: inside, quiet: quiet, Poll: -1, Changed: r.changed,
 		Failed: func(ctx context.Context, err error) {
 			select {
 			case r.failures <- err:

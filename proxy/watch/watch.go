@@ -50,9 +50,9 @@ type Config struct {
 	// nil means each but those that begin with a dot. Other entries may change
 	// as often as they like.
 	Inside func(name string) bool
-	// Quiet is how long nothing must happen before a file that is written in
+	// quiet is how long nothing must happen before a file that is written in
 	// place is read; zero means DefaultQuiet.
-	Quiet time.Duration
+	quiet time.Duration
 	// Poll is the time between readings without any event; zero means
 	// DefaultPoll, negative none.
 	Poll time.Duration
@@ -115,8 +115,8 @@ func New(cfg Config) (*Watcher, error) {
 	if cfg.Inside == nil {
 		cfg.Inside = func(name string) bool { return !strings.HasPrefix(name, ".") }
 	}
-	if cfg.Quiet <= 0 {
-		cfg.Quiet = DefaultQuiet
+	if cfg.quiet <= 0 {
+		cfg.quiet = DefaultQuiet
 	}
 	if cfg.Poll == 0 {
 		cfg.Poll = DefaultPoll
@@ -199,15 +199,15 @@ func (w *Watcher) notice(ctx context.Context, event fsnotify.Event) {
 		switch {
 		case w.pending: // beside this one something is written in place
 			w.wait()
-		case time.Since(w.read) < w.cfg.Quiet: // the first one at once, of a flood one a while
-			w.arm(w.cfg.Quiet - time.Since(w.read))
+		case time.Since(w.read) < w.cfg.quiet: // the first one at once, of a flood one a while
+			w.arm(w.cfg.quiet - time.Since(w.read))
 		default:
 			w.look(ctx, true)
 		}
 	case event.Has(fsnotify.Create), event.Has(fsnotify.Write):
 		w.wait()
 	default: // gone, or other permissions: nothing new to read yet
-		w.arm(w.cfg.Quiet)
+		w.arm(w.cfg.quiet)
 	}
 }
 
@@ -233,9 +233,9 @@ func (w *Watcher) arm(d time.Duration) {
 // believed unless another one repeats it.
 func (w *Watcher) wait() {
 	w.pending = true
-	w.arm(w.cfg.Quiet)
-	left := time.Until(w.since.Add(mostEvents * w.cfg.Quiet))
-	w.timer.Reset(min(w.cfg.Quiet, max(left, 0)))
+	w.arm(w.cfg.quiet)
+	left := time.Until(w.since.Add(mostEvents * w.cfg.quiet))
+	w.timer.Reset(min(w.cfg.quiet, max(left, 0)))
 }
 
 // look has the files read, unless somebody is writing one of them.
@@ -247,17 +247,17 @@ func (w *Watcher) look(ctx context.Context, settled bool) {
 	}
 	if w.writerIn(ctx) {
 		w.pending = true
-		w.arm(w.cfg.Quiet) // that a file is closed is no event
+		w.arm(w.cfg.quiet) // that a file is closed is no event
 		return
 	}
 	// A rename vouches for what came with it. Another file that is this young
 	// may be half written, and its events still on their way.
-	settled = settled && w.writing.IsZero() && !w.tree.young(w.cfg.Quiet, w.renamed)
+	settled = settled && w.writing.IsZero() && !w.tree.young(w.cfg.quiet, w.renamed)
 	clear(w.renamed)
 	w.pending = !w.cfg.Changed(ctx, settled)
 	w.read = time.Now()
 	if w.pending {
-		w.arm(w.cfg.Quiet)
+		w.arm(w.cfg.quiet)
 	}
 }
 
@@ -273,9 +273,9 @@ func (w *Watcher) writerIn(ctx context.Context) bool {
 		w.writing = time.Now()
 	}
 	wrote := time.Since(w.writing)
-	if !w.told && wrote > tellWriter*w.cfg.Quiet {
+	if !w.told && wrote > tellWriter*w.cfg.quiet {
 		w.told = true
-		w.cfg.Failed(ctx, fmt.Errorf("%s is open for writing: nothing is read until its writer closes it, or for %s", path, mostWriting*w.cfg.Quiet))
+		w.cfg.Failed(ctx, fmt.Errorf("%s is open for writing: nothing is read until its writer closes it, or for %s", path, mostWriting*w.cfg.quiet))
 	}
-	return wrote < mostWriting*w.cfg.Quiet
+	return wrote < mostWriting*w.cfg.quiet
 }

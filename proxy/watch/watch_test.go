@@ -228,7 +228,7 @@ func TestYoung(t *testing.T) {
 
 func TestEventsThatDoNotCease(t *testing.T) {
 	w := &Watcher{
-		cfg: Config{Quiet: time.Hour}, timer: time.NewTimer(time.Hour),
+		cfg: Config{quiet: time.Hour}, timer: time.NewTimer(time.Hour),
 		armed: true, since: time.Now().Add(-mostEvents * time.Hour),
 	}
 	w.wait()

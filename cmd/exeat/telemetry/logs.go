@@ -17,9 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// ErrNoLogs means that a sink of OpenTelemetry logs was asked for and that the
+// errNoLogs means that a sink of OpenTelemetry logs was asked for and that the
 // OTEL_* variables name no place for them.
-var ErrNoLogs = errors.New("records are to go to OpenTelemetry, but no variable says where: set OTEL_EXPORTER_OTLP_ENDPOINT")
+var errNoLogs = errors.New("records are to go to OpenTelemetry, but no variable says where: set OTEL_EXPORTER_OTLP_ENDPOINT")
 
 // ErrDisabled means that OTEL_SDK_DISABLED is set: a sink would take every
 // record and keep none.
@@ -44,14 +44,14 @@ type LogSink struct {
 
 var _ audit.Sink = (*LogSink)(nil)
 
-// LogSink returns a new sink, which Shutdown ends; ErrDisabled or ErrNoLogs if
+// LogSink returns a new sink, which Shutdown ends; ErrDisabled or errNoLogs if
 // there can be none.
 func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 	if disabled(t.cfg.Getenv) {
 		return nil, ErrDisabled
 	}
 	if !wanted(t.cfg.Getenv, "LOGS") {
-		return nil, ErrNoLogs
+		return nil, errNoLogs
 	}
 	exporter, err := autoexport.NewLogExporter(ctx)
 	if err != nil {

@@ -231,7 +231,7 @@ func TestWhatIsLostIsNamed(t *testing.T) {
 
 func TestWhereLogsGo(t *testing.T) {
 	tel := newTelemetry(t, Config{})
-	if _, err := tel.LogSink(t.Context()); !errors.Is(err, ErrNoLogs) {
+	if _, err := tel.LogSink(t.Context()); !errors.Is(err, errNoLogs) {
 		t.Errorf("with nothing set: %v", err)
 	}
 	off := newTelemetry(t, Config{Getenv: func(key string) string { return map[string]string{"OTEL_SDK_DISABLED": "true"}[key] }})

@@ -46,7 +46,7 @@ type Policy struct {
 func (t *Telemetry) Observe(o Observed) error {
 	b := newBuilder(t.metrics.meter)
 	b.total("egress.spans", func(add func(uint64, ...attribute.KeyValue)) {
-		s := t.SpanStats()
+		s := t.spanStats()
 		add(s.Exported, attribute.String("result", "exported"))
 		add(s.Dropped, attribute.String("result", "dropped"))
 		add(s.Failed, attribute.String("result", "failed"))

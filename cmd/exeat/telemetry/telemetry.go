@@ -98,8 +98,8 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 // Tracer makes the spans of decisions.
 func (t *Telemetry) Tracer() trace.Tracer { return t.traces.provider.Tracer(scope) }
 
-// SpanStats returns the counts of spans so far.
-func (t *Telemetry) SpanStats() SpanStats { return t.traces.queue.stats() }
+// spanStats returns the counts of spans so far.
+func (t *Telemetry) spanStats() spanStats { return t.traces.queue.stats() }
 
 // Instruments returns what counts and measures.
 func (t *Telemetry) Instruments() *Instruments { return t.metrics.instruments }

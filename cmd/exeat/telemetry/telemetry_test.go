@@ -157,7 +157,7 @@ func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
 	if sc := span.SpanContext(); !sc.IsValid() || span.IsRecording() {
 		t.Errorf("span context %v, recording %v", sc, span.IsRecording())
 	}
-	if got := tel.SpanStats(); got != (SpanStats{}) {
+	if got := tel.spanStats(); got != (spanStats{}) {
 		t.Errorf("counted %+v", got)
 	}
 }
@@ -185,7 +185,7 @@ func TestSpansReachTheCollector(t *testing.T) {
 	if attrs["service.instance.id"] == "" {
 		t.Errorf("two gateways that push to one place are one series: resource %v", attrs)
 	}
-	if got, want := tel.SpanStats(), (SpanStats{Made: 1, Exported: 1}); got != want {
+	if got, want := tel.spanStats(), (spanStats{Made: 1, Exported: 1}); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
 }

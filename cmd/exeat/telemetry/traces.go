@@ -18,8 +18,8 @@ const (
 	batchSize = 2048
 )
 
-// SpanStats counts spans. Made is the sum of the others.
-type SpanStats struct {
+// spanStats counts spans. Made is the sum of the others.
+type spanStats struct {
 	Made     uint64 // ended while there was an exporter
 	Exported uint64 // taken by the collector
 	Dropped  uint64 // the queue was full, or the process ended before they were sent
@@ -109,9 +109,9 @@ func (q *spanQueue) Shutdown(ctx context.Context) error {
 func (q *spanQueue) ForceFlush(ctx context.Context) error { return q.inner.ForceFlush(ctx) }
 
 // stats reads the counts in an order in which their sum is never over Made.
-func (q *spanQueue) stats() SpanStats {
+func (q *spanQueue) stats() spanStats {
 	settled := q.settled.Load()
-	s := SpanStats{Exported: q.exported.Load(), Dropped: q.dropped.Load(), Failed: q.failed.Load()}
+	s := spanStats{Exported: q.exported.Load(), Dropped: q.dropped.Load(), Failed: q.failed.Load()}
 	s.Made = q.made.Load()
 	s.Waiting = s.Made - s.Exported - s.Dropped - s.Failed
 	if settled {

@@ -59,11 +59,11 @@ func TestEverySpanIsCounted(t *testing.T) {
 	q, tracer := newQueue(t, g, silent)
 	end(t.Context(), tracer, 4)
 	<-g.entered // from now on the exporter hangs
-	if got, want := q.stats(), (SpanStats{Made: 4, Waiting: 4}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 4, Waiting: 4}); got != want {
 		t.Errorf("while a batch is on its way: %+v, want %+v", got, want)
 	}
 	end(t.Context(), tracer, 21)
-	if got, want := q.stats(), (SpanStats{Made: 25, Waiting: 10, Dropped: 15}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 25, Waiting: 10, Dropped: 15}); got != want {
 		t.Errorf("with a full queue: %+v, want %+v", got, want)
 	}
 	close(g.open)
@@ -71,7 +71,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	end(t.Context(), tracer, 2)
-	if got, want := q.stats(), (SpanStats{Made: 27, Exported: 10, Dropped: 17}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 27, Exported: 10, Dropped: 17}); got != want {
 		t.Errorf("at the end: %+v, want %+v", got, want)
 	}
 }
@@ -90,7 +90,7 @@ func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
 	if err := q.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := q.stats(), (SpanStats{Made: 9, Failed: 9}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 9, Failed: 9}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if len(told) != 1 || !errors.Is(told[0], errOther) {
@@ -109,7 +109,7 @@ func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
 	if err := q.Shutdown(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if got, want := q.stats(), (SpanStats{Made: 6, Dropped: 6}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 6, Dropped: 6}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	close(g.open)

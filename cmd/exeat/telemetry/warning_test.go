@@ -34,11 +34,11 @@ func TestACollectorThatOnlyWarns(t *testing.T) {
 			if err := tel.Shutdown(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			want := SpanStats{Made: 1, Exported: 1}
+			want := spanStats{Made: 1, Exported: 1}
 			if row.lost {
-				want = SpanStats{Made: 1, Failed: 1}
+				want = spanStats{Made: 1, Failed: 1}
 			}
-			if got := tel.SpanStats(); got != want {
+			if got := tel.spanStats(); got != want {
 				t.Errorf("spans: %+v, want %+v", got, want)
 			}
 		})

@@ -80,7 +80,7 @@ func (s *Server) mint() (*workload.X509SVIDResponse, time.Duration, error) {
 		}
 	}
 	// The floor is for an authority that is about to expire.
-	return response, max(time.Until(first)/2, MinLifetime/4), nil
+	return response, max(time.Until(first)/2, minLifetime/4), nil
 }
 
 // lasting rounds a lifetime up so that it ends with a second: X.509 would cut

@@ -34,8 +34,8 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// MinLifetime is the shortest lifetime of an SVID: X.509 counts seconds.
-const MinLifetime = time.Second
+// minLifetime is the shortest lifetime of an SVID: X.509 counts seconds.
+const minLifetime = time.Second
 
 const (
 	maxStreams = 100      // of one connection
@@ -48,7 +48,7 @@ type Config struct {
 	Authority *authority.Authority
 	// SVIDs are what every caller gets, the default one first. Their IDs differ.
 	// A lifetime of zero means [authority.DefaultLifetime]; one below
-	// [MinLifetime] is an error, and one beyond the authority's is cut. An SVID
+	// a second is an error, and one beyond the authority's is cut. An SVID
 	// may live up to a second longer than it says. Required.
 	SVIDs []authority.Options
 	// Federated are the bundles of other trust domains; see
@@ -81,8 +81,8 @@ func New(config Config) (*Server, error) {
 		switch {
 		case options.Lifetime == 0:
 			options.Lifetime = authority.DefaultLifetime
-		case options.Lifetime < MinLifetime:
-			return nil, fmt.Errorf("lifetime %s of %s is below %s", options.Lifetime, options.ID, MinLifetime)
+		case options.Lifetime < minLifetime:
+			return nil, fmt.Errorf("lifetime %s of %s is below %s", options.Lifetime, options.ID, minLifetime)
 		}
 		if seen[options.ID] {
 			return nil, fmt.Errorf("%s is to be served twice", options.ID)

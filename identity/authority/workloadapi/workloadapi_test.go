@@ -126,7 +126,7 @@ func TestEveryCallerGetsTheListTheDefaultFirst(t *testing.T) {
 func TestSVIDsRotateBeforeTheyExpire(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "demo.example")
-	_, path := serve(t, workloadapi.Config{Authority: a, SVIDs: []authority.Options{svid(a, "/x", workloadapi.MinLifetime)}})
+	_, path := serve(t, workloadapi.Config{Authority: a, SVIDs: []authority.Options{svid(a, "/x", time.Second)}})
 	serials := map[string]bool{}
 	for update := range watch(t, path) {
 		leaf := update.DefaultSVID().Certificates[0]

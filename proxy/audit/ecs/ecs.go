@@ -25,15 +25,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// Version is the version of the schema that documents name.
-const Version = "8.17.0"
+// schemaVersion is the version of the schema that documents name.
+const schemaVersion = "8.17.0"
 
 // Render appends the document of a record to dst, without a newline at its
 // end. It never fails on a record; the error is that of the JSON encoder. It
 // is safe for concurrent use.
 func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	d := document{
-		Time: timestamp(r.Time), ECS: version{Version}, Message: message(r),
+		Time: timestamp(r.Time), ECS: version{schemaVersion}, Message: message(r),
 		Event: event{
 			Kind: "event", Category: []string{category(r)}, Type: types(r),
 			Action: action(r), Code: r.Event, Module: "exeat", Dataset: "exeat.records",

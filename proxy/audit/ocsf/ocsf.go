@@ -23,8 +23,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// Version is the version of the schema that events name.
-const Version = "1.8.0"
+// schemaVersion is the version of the schema that events name.
+const schemaVersion = "1.8.0"
 
 // Render appends the event of a record to dst, without a newline at its end.
 // It never fails on a record; the error is that of the JSON encoder. It is
@@ -37,7 +37,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		StatusCode:   r.Reason.String(),
 		StatusDetail: r.DetailText(),
 		Metadata: metadata{
-			Version: Version, Code: r.Event, Correlation: r.ID,
+			Version: schemaVersion, Code: r.Event, Correlation: r.ID,
 			Product: product{Name: "exeat", Vendor: "exeat"},
 		},
 		Unmapped: rest(r),
