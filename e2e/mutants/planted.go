@@ -96,7 +96,7 @@ func planted() []fault {
 func boundary(pkg, target string) fault {
 	return fault{
 		"text of just the length that is allowed, in " + pkg, "proxy/audit/record.go",
-		"if len(s) > limit && !(len(s) <= limit+len(cut) && strings.HasSuffix(s, cut)) {\n\t\ts = s[:limit]",
+		"if len(s) > limit && (len(s) > limit+len(cut) || !strings.HasSuffix(s, cut)) {\n\t\ts = s[:limit]",
 		"if len(s) >= limit && !strings.HasSuffix(s, cut) {\n\t\ts = s[:limit+1]", pkg, target,
 	}
 }

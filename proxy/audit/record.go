@@ -314,7 +314,7 @@ func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }
 // their own, in the text itself.
 func bounded(s string, limit int) string {
 	const cut = "..."
-	if len(s) > limit && !(len(s) <= limit+len(cut) && strings.HasSuffix(s, cut)) {
+	if len(s) > limit && (len(s) > limit+len(cut) || !strings.HasSuffix(s, cut)) {
 		s = s[:limit] + cut
 	}
 	return strings.ToValidUTF8(s, "?")

@@ -101,11 +101,11 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func render(t testing.TB, r *audit.Record) []byte {
-	t.Helper()
+func render(tb testing.TB, r *audit.Record) []byte {
+	tb.Helper()
 	line, err := native.Render(nil, r)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return line
 }

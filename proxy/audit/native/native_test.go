@@ -20,11 +20,11 @@ import (
 )
 
 // full is a record with every field set.
-func full(t testing.TB) audit.Record {
-	t.Helper()
+func full(tb testing.TB) audit.Record {
+	tb.Helper()
 	dest, err := allowlist.ParseDestination("api.example:443")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return audit.Record{
 		Time: time.Date(2026, 11, 21, 4, 5, 6, 70_000_000, time.FixedZone("CET", 3600)), Event: audit.EventDecision,
