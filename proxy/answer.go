@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"net/http"
 	"strings"
 	"time"
@@ -113,10 +112,10 @@ func (x *exchange) write(answer []byte) error {
 		return err
 	}
 	_, err := x.conn.Write(answer)
-	if secure, ok := x.conn.Conn.(*tls.Conn); ok && err != nil {
-		// It may have stopped within a record: the caller could read nothing
+	if err != nil {
+		// It may have stopped within a TLS record: the caller could read nothing
 		// that comes behind, not even a close_notify.
-		_ = secure.NetConn().Close()
+		x.conn.Cut()
 	}
 	return err
 }

@@ -49,7 +49,7 @@ func (g *gateway) openDatagrams(ctx context.Context, l *listen.Listener, cfg lis
 	if !ok {
 		panic("a DNS listener without an IP address, which the configuration refuses")
 	}
-	u, err := dns.ListenUDP(ctx, dns.UDPConfig{
+	u, err := listen.OpenUDP(ctx, listen.UDPConfig{
 		Name: cfg.Name, Address: tcp.AddrPort(), Fixed: cfg.Fixed, Mapped: cfg.Mapped, Sockets: runtime.NumCPU(),
 	})
 	if err != nil {

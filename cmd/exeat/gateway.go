@@ -62,7 +62,7 @@ type gateway struct {
 	proxy     *proxy.Proxy
 	dns       *dns.Server // nil without a DNS listener
 	listeners []door
-	datagrams []*dns.UDP
+	datagrams []*listen.UDP
 	watchers  []*watch.Watcher
 	webs      []webCertificate
 
@@ -219,7 +219,7 @@ func (g *gateway) identify(cfg *listen.Config, lc config.Listener) error {
 		cfg.Fixed = func() spiffeid.ID { return lc.ID }
 		return nil
 	case config.SourceMap:
-		cfg.Mapped = dns.NewSources(lc.Sources).Find
+		cfg.Mapped = listen.NewAddressMap(lc.Sources).Find
 		return nil
 	case config.MTLS:
 	}

@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
 // Config says where to listen and what to answer. All fields are required but
@@ -42,15 +42,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.NotReady == nil || cfg.Metrics == nil {
 		return nil, errors.New("admin: readiness and metrics are required")
 	}
-	network := "tcp"
-	if at, err := netip.ParseAddrPort(cfg.Address); err == nil && at.Addr().Unmap().Is4() {
-		network = "tcp4" // package net takes 0.0.0.0 for IPv6, too
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, network, cfg.Address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("admin: %s is taken by another process: stop it or choose another address", cfg.Address)
-	}
+	l, err := listen.TCP(ctx, cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
@@ -378,12 +379,12 @@ func TestUDPAddressesAreSingle(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, address := range []string{"0.0.0.0:0", "[::]:0", g.udp.String()} {
 		cfg := udpConfig(address)
-		if u, err := dns.ListenUDP(t.Context(), cfg); err == nil {
+		if u, err := listen.OpenUDP(t.Context(), cfg); err == nil {
 			t.Errorf("%s: no error", address)
 			_ = u.Close()
 		}
 	}
-	u, err := dns.ListenUDP(t.Context(), udpConfig("127.0.0.1:0"))
+	u, err := listen.OpenUDP(t.Context(), udpConfig("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-func udpConfig(address string) dns.UDPConfig {
-	return dns.UDPConfig{Name: "extra", Address: netip.MustParseAddrPort(address), Fixed: func() spiffeid.ID { return id("sidecar") }}
+func udpConfig(address string) listen.UDPConfig {
+	return listen.UDPConfig{Name: "extra", Address: netip.MustParseAddrPort(address), Fixed: func() spiffeid.ID { return id("sidecar") }}
 }
 
 // TestTooManyQueries: a stream is told, a datagram is dropped, and both are

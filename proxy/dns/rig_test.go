@@ -116,8 +116,8 @@ func newGateway(t *testing.T, o options) *gateway {
 		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
 	}))
 	sidecar := func() spiffeid.ID { return id("sidecar") }
-	g.udp = g.serveUDP(t, dns.UDPConfig{Name: "udp", Fixed: sidecar, Sockets: 2})
-	g.mapped = g.serveUDP(t, dns.UDPConfig{Name: "mapped", Mapped: mapped})
+	g.udp = g.serveUDP(t, listen.UDPConfig{Name: "udp", Fixed: sidecar, Sockets: 2})
+	g.mapped = g.serveUDP(t, listen.UDPConfig{Name: "mapped", Mapped: mapped})
 	g.tcp = g.serve(t, listen.Config{Name: "tcp", Fixed: sidecar}, g.server.ServeStream)
 	g.dot = g.serve(t, g.secure(t, "dot", "dot"), g.server.ServeStream)
 	g.doh = g.serve(t, g.secure(t, "doh", "h2", "http/1.1"), g.server.ServeDoH)
@@ -129,7 +129,7 @@ func newGateway(t *testing.T, o options) *gateway {
 
 // mapped knows the addresses of loopback, of which 127.0.0.1 is somebody else.
 func mapped(addr netip.Addr) (spiffeid.ID, bool) {
-	return dns.NewSources(map[netip.Prefix]spiffeid.ID{
+	return listen.NewAddressMap(map[netip.Prefix]spiffeid.ID{
 		netip.MustParsePrefix("127.0.0.0/8"): id("nobody"), netip.MustParsePrefix("127.0.0.1/32"): id("mapped"),
 	}).Find(addr)
 }
@@ -186,10 +186,10 @@ func (g *gateway) serve(t *testing.T, cfg listen.Config, handle func(context.Con
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-func (g *gateway) serveUDP(t *testing.T, cfg dns.UDPConfig) netip.AddrPort {
+func (g *gateway) serveUDP(t *testing.T, cfg listen.UDPConfig) netip.AddrPort {
 	t.Helper()
 	cfg.Address = netip.MustParseAddrPort("127.0.0.1:0")
-	u, err := dns.ListenUDP(t.Context(), cfg)
+	u, err := listen.OpenUDP(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

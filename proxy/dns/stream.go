@@ -55,7 +55,7 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	entry := &live.Tunnel{
 		Request:  allowlist.Request{ID: id, Source: conn.Caller.Source},
 		NotAfter: conn.Caller.NotAfter,
-		End:      func(tunnel.Reason, allowlist.Reason) { cut(conn) },
+		End:      func(tunnel.Reason, allowlist.Reason) { conn.Cut() },
 	}
 	if conn.Caller.Source == allowlist.SourceX509SVID {
 		entry.Certificates = conn.Certificates
@@ -63,21 +63,12 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	s.cfg.Registry.Add(entry)
 	// A state that came into force before Add did not find the connection.
 	if s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
-		cut(conn)
+		conn.Cut()
 	}
 	return func() {
 		s.cfg.Registry.Remove(entry)
 		s.usage.closed(id)
 	}, true
-}
-
-// cut closes a connection at once, without a word over TLS that might wait.
-func cut(conn *listen.Conn) {
-	raw := conn.Conn
-	if secure, ok := raw.(*tls.Conn); ok {
-		raw = secure.NetConn()
-	}
-	_ = raw.Close()
 }
 
 // stream is one connection with messages behind their lengths.
@@ -174,7 +165,7 @@ func (t *stream) write(ctx context.Context) {
 	for x := range t.out {
 		if broken == nil && !x.sent.silent {
 			if broken = t.send(x.out); broken != nil {
-				cut(t.conn)
+				t.conn.Cut()
 			}
 		}
 		err := broken

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
 // TestAnswers is the table of docs/dns.md, over every way to ask.
@@ -186,9 +186,9 @@ func TestIPv6(t *testing.T) {
 		t.Skip("no IPv6 loopback on this machine")
 	}
 	g := newGateway(t, options{})
-	u, err := dns.ListenUDP(t.Context(), dns.UDPConfig{
+	u, err := listen.OpenUDP(t.Context(), listen.UDPConfig{
 		Name: "six", Address: netip.MustParseAddrPort("[::1]:0"), Sockets: 2,
-		Mapped: dns.NewSources(map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("::1/128"): id("mapped")}).Find,
+		Mapped: listen.NewAddressMap(map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("::1/128"): id("mapped")}).Find,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,5 +1,6 @@
 // Package listen accepts connections and says who is at the other end: it
-// gives every door a connection that is ready to be read and a [Caller].
+// gives every door a connection that is ready to be read and a [Caller]. For
+// datagrams it gives a door the sockets, and a Caller for each sender.
 //
 // A TLS listener asks for a client certificate and never demands one: a caller
 // without an accepted identity gets through to the door, which answers it over
@@ -9,7 +10,6 @@ package listen
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -36,9 +36,6 @@ const DefaultHandshakeTimeout = 10 * time.Second
 
 // DefaultSocketMode is the permissions of a unix socket: its owner only.
 const DefaultSocketMode fs.FileMode = 0o600
-
-// notMapped says why a caller has no identity whose address stands for none.
-const notMapped = "no identity for this address"
 
 // Config describes one listener. Exactly one of TLS (with Verifier), Fixed and
 // Mapped says who the callers are.
@@ -95,77 +92,6 @@ type Config struct {
 	Panicked func(ctx context.Context, cause any, stack []byte)
 	// Log is told what no caller can be: that accepting fails. Required.
 	Log *slog.Logger
-}
-
-// Caller is who is at the other end of a connection.
-type Caller struct {
-	ID     spiffeid.ID // zero unless Reason is NoReason
-	Source allowlist.Source
-	// Reason says why there is no identity, and Detail says it to the caller.
-	Reason allowlist.Reason
-	Detail string
-	// NotAfter is when the identity expires; zero if it does not.
-	NotAfter time.Time
-	// Addr is where the caller connected from; zero on a unix socket.
-	Addr  netip.AddrPort
-	Realm string
-	// Busy means that the gateway is over its limit of connections and should
-	// say so.
-	Busy bool
-	// Limited means that its address has more connections open than it may.
-	Limited bool
-}
-
-// Conn is a connection with its caller, after the handshake.
-type Conn struct {
-	net.Conn // *tls.Conn over *tunnel.Conn, or *tunnel.Conn
-	Caller   Caller
-	Listener string // its name
-	// AcceptTrace is that of the listener's Config.
-	AcceptTrace bool
-	// Certificates are the caller's as it sent them, verified or not; nil
-	// without TLS.
-	Certificates []*x509.Certificate
-	// Rest is what is left to do when the handler returns, nil if nothing is.
-	// The handler may set it to something that lasts: it is called on a stack
-	// that the frames of the handler have left, before the connection closes.
-	Rest func()
-
-	source     *limit.Source      // nil until it was admitted
-	uncut      func() bool        // lets the end of Serve's context pass; nil at first
-	verifier   *identity.Verifier // nil without TLS
-	generation uint64             // of the trust that the caller was identified by
-}
-
-// Renew asks again who the caller is, if the trust in identities has changed
-// since it was asked last: a request that follows on the connection, or was
-// under way, must not rest on an authority that has gone.
-func (c *Conn) Renew() {
-	if c.verifier == nil {
-		return
-	}
-	now := c.verifier.Generation()
-	if now == c.generation {
-		return
-	}
-	c.generation = now
-	c.Caller.identify(c.verifier.Verify(c.Certificates))
-}
-
-// Abort closes the connection so that nobody takes that for a proper end: with a
-// reset, and over TLS without close_notify.
-func (c *Conn) Abort() {
-	raw := c.Conn
-	if secure, ok := raw.(*tls.Conn); ok {
-		raw = secure.NetConn()
-	}
-	if wrapped, ok := raw.(*tunnel.Conn); ok {
-		raw = wrapped.Conn
-	}
-	if tcp, ok := raw.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // at worst the end looks proper
-	}
-	_ = raw.Close()
 }
 
 // Slots counts connections. The zero value refuses every connection; make one
@@ -263,7 +189,9 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 			// a moment to free some.
 			l.cfg.Log.LogAttrs(ctx, slog.LevelError, "accepting a connection",
 				slog.String("listener", l.cfg.Name), slog.Any("error", err))
-			if !pause(ctx, 50*time.Millisecond) {
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
 			continue
@@ -284,17 +212,6 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
 	raw := conn.Conn
 	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -302,7 +219,7 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 		return
 	}
 	if l.cfg.TLS == nil {
-		conn.Caller.Assume(l.cfg.Fixed, l.cfg.Mapped)
+		conn.Caller.assume(l.cfg.Fixed, l.cfg.Mapped)
 		handle(ctx, conn)
 		return
 	}
@@ -427,46 +344,4 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, source *limi
 		return err
 	}
 	return secure.SetDeadline(time.Time{})
-}
-
-// Assume gives a caller that proves nothing the identity of its listener, or
-// the one that its address stands for. Exactly one of the two is given.
-func (c *Caller) Assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
-	if fixed != nil {
-		c.ID, c.Source = fixed(), allowlist.SourceListener
-		return
-	}
-	id, ok := mapped(c.Addr.Addr())
-	if !ok {
-		c.Reason, c.Detail = allowlist.IdentityMissing, notMapped
-		return
-	}
-	c.ID, c.Source = id, allowlist.SourceMap
-}
-
-// identify takes over what the verification of the certificate came to.
-func (c *Caller) identify(peer identity.Peer) {
-	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Limited: c.Limited, Detail: peer.Detail}
-	switch peer.Cause {
-	case identity.Verified:
-		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter
-	case identity.Missing:
-		c.Reason = allowlist.IdentityMissing
-	case identity.Expired:
-		c.Reason = allowlist.IdentityExpired
-	case identity.Untrusted:
-		c.Reason = allowlist.IdentityUntrusted
-	case identity.Invalid:
-		c.Reason = allowlist.IdentityInvalid
-	default:
-		c.Reason = allowlist.IdentityInvalid
-	}
-}
-
-func clientAddr(conn net.Conn) netip.AddrPort {
-	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		ap := tcp.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
 }

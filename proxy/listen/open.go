@@ -17,28 +17,37 @@ func open(ctx context.Context, cfg Config) (net.Listener, error) {
 	if path, isUnix := strings.CutPrefix(cfg.Address, "unix:"); isUnix {
 		return openUnix(ctx, path, cfg.SocketMode)
 	}
-	l, err := TCP(ctx, cfg.Address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is taken by another process: stop it or choose another address", cfg.Address)
-	}
-	if errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return nil, fmt.Errorf("%s is no address of this host: listen on one that it has, or on 127.0.0.1", cfg.Address)
-	}
-	if errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("no permission to listen on %s: choose a port from 1024 on, or allow it (CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start)", cfg.Address)
-	}
-	return l, err
+	return TCP(ctx, cfg.Address)
 }
 
 // TCP listens on an IP address and a port: at 0.0.0.0 for IPv4 only, as it is
-// written, and at [::] for both. Package net takes the one for the other.
+// written, and at [::] for both. Package net takes the one for the other. The
+// error is one line that says what to do.
 func TCP(ctx context.Context, address string) (net.Listener, error) {
 	network := "tcp"
 	if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().Unmap().Is4() {
 		network = "tcp4"
 	}
 	var lc net.ListenConfig
-	return lc.Listen(ctx, network, address)
+	l, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, explain(address, err)
+	}
+	return l, nil
+}
+
+// explain says what to do about an address that cannot be listened on, if that is
+// known, and otherwise returns the error of the system.
+func explain(address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%s is taken by another process: stop it or choose another address", address)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%s is no address of this host: listen on one that it has, or on 127.0.0.1", address)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("no permission to listen on %s: choose a port from 1024 on, or allow it (CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start)", address)
+	}
+	return err
 }
 
 func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {

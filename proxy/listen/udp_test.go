@@ -1,0 +1,159 @@
+package listen
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+func udpAt(address string) UDPConfig {
+	return UDPConfig{
+		Name: "main", Address: netip.MustParseAddrPort(address),
+		Fixed: func() spiffeid.ID { return spiffeid.RequireFromString("spiffe://prod.example/fixed") },
+	}
+}
+
+func listenUDPAt(t *testing.T, cfg UDPConfig) *UDP {
+	t.Helper()
+	u, err := OpenUDP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = u.Close() })
+	return u
+}
+
+func TestUDPConfigurationsThatCannotServe(t *testing.T) {
+	taken := listenUDPAt(t, udpAt("127.0.0.1:0")).Addr().String()
+	nobody := UDPConfig{Name: "main", Address: netip.MustParseAddrPort("127.0.0.1:0")}
+	two := udpAt("127.0.0.1:0")
+	two.Mapped = new(AddressMap).Find
+	for name, row := range map[string]struct {
+		cfg  UDPConfig
+		says string
+	}{
+		"nobody says who is there": {nobody, "either a fixed identity or a map of addresses"},
+		"two say who is there":     {two, "either a fixed identity or a map of addresses"},
+		"no address":               {UDPConfig{Name: "main", Fixed: two.Fixed}, "no single address"},
+		"every IPv4 address":       {udpAt("0.0.0.0:0"), "no single address"},
+		"every address":            {udpAt("[::]:0"), "no single address"},
+		"a taken port":             {udpAt(taken), taken + " is taken by another process: stop it or choose another address"},
+		"another host's address":   {udpAt("192.0.2.1:5353"), "192.0.2.1:5353 is no address of this host"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u, err := OpenUDP(t.Context(), row.cfg)
+			if err == nil {
+				_ = u.Close()
+			}
+			wantError(t, err, "listener main: ", row.says)
+		})
+	}
+}
+
+// TestUDPSockets: each has its own call, which can still answer when reading has
+// ended, and Serve returns when the last of them has.
+func TestUDPSockets(t *testing.T) {
+	sockets := 1
+	if canShare {
+		sockets = 2
+	}
+	cfg := udpAt("127.0.0.1:0")
+	cfg.Sockets = sockets
+	u := listenUDPAt(t, cfg)
+	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	to := client.LocalAddr().(*net.UDPAddr).AddrPort()
+
+	begun, ended, served := make(chan struct{}, sockets), make(chan error, sockets), make(chan error, 1)
+	go func() {
+		served <- u.Serve(func(socket *net.UDPConn) {
+			begun <- struct{}{}
+			_, _, err := socket.ReadFromUDPAddrPort(make([]byte, 1))
+			if _, failed := socket.WriteToUDPAddrPort([]byte("late"), to); failed != nil {
+				t.Error(failed)
+			}
+			ended <- err
+		})
+	}()
+	for range sockets {
+		<-begun
+	}
+	if err := u.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if err := client.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for range sockets {
+		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("reading ended with %v", err)
+		}
+		if _, err := client.Read(make([]byte, 8)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := u.Serve(func(*net.UDPConn) { t.Error("a closed listener is served") }); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUDPCallers: who is behind a datagram is said by the listener alone.
+func TestUDPCallers(t *testing.T) {
+	mapped := udpAt("127.0.0.1:0")
+	mapped.Fixed, mapped.Mapped = nil, batch().Find
+	for _, row := range []struct {
+		cfg    UDPConfig
+		peer   string
+		id     string
+		source allowlist.Source
+		reason allowlist.Reason
+	}{
+		{udpAt("127.0.0.1:0"), "192.0.2.1:53", "spiffe://prod.example/fixed", allowlist.SourceListener, allowlist.NoReason},
+		{mapped, "[::ffff:10.1.2.3]:53", "spiffe://prod.example/batch", allowlist.SourceMap, allowlist.NoReason},
+		{mapped, "192.0.2.1:53", "", 0, allowlist.IdentityMissing},
+	} {
+		c := listenUDPAt(t, row.cfg).Caller(netip.MustParseAddrPort(row.peer))
+		if c.ID.String() != row.id || c.Source != row.source || c.Reason != row.reason || c.Addr.Addr().Is4In6() {
+			t.Errorf("%s: %+v", row.peer, c)
+		}
+	}
+}
+
+// batch maps a range of addresses, one of which is somebody else's.
+func batch() *AddressMap {
+	return NewAddressMap(map[netip.Prefix]spiffeid.ID{
+		netip.MustParsePrefix("10.1.0.0/16"):   spiffeid.RequireFromString("spiffe://prod.example/batch"),
+		netip.MustParsePrefix("10.1.7.7/32"):   spiffeid.RequireFromString("spiffe://prod.example/reports"),
+		netip.MustParsePrefix("2001:db8::/32"): spiffeid.RequireFromString("spiffe://prod.example/six"),
+	})
+}
+
+func TestAddressMap(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.1.2.3":         "spiffe://prod.example/batch",
+		"::ffff:10.1.2.3":  "spiffe://prod.example/batch",
+		"10.1.7.7":         "spiffe://prod.example/reports",
+		"2001:db8::1%eth0": "spiffe://prod.example/six",
+		"10.2.0.1":         "",
+	} {
+		if id, ok := batch().Find(netip.MustParseAddr(addr)); id.String() != want || ok != (want != "") {
+			t.Errorf("%s stands for %q (%t), want %q", addr, id, ok, want)
+		}
+	}
+	if _, ok := new(AddressMap).Find(netip.MustParseAddr("10.1.2.3")); ok {
+		t.Error("the zero value knows somebody")
+	}
+}
