@@ -67,7 +67,7 @@ func planted() []fault {
 			"len(p.msg) < p.off+int(h.Rdlength)", "len(p.msg) < p.off", "./proxy/resolve/wire", "FuzzParse",
 		},
 		{
-			"the length of an option is believed", "proxy/dns/query.go",
+			"the length of an option is believed", "proxy/dns/read.go",
 			"if len(options) < option {", "if len(options) < 4 {", "./proxy/dns", "FuzzQuery",
 		},
 		{

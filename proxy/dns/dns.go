@@ -4,7 +4,9 @@
 // A query is read by a strict parser, decided before anything is looked up, and
 // answered from the shared resolver or, if it is denied, by the gateway itself.
 // No packet leaves for a name that is denied. Each query makes exactly one
-// record; packets that are no queries are only counted.
+// record; packets that are no queries are only counted. These steps have a file
+// each: read.go, decide.go, resolve.go, respond.go and record.go; exchange.go
+// takes a query through them.
 //
 // The server loops are its own: everything is bounded, nobody who reads or
 // writes slowly holds more than one connection up, and a panic ends one query.

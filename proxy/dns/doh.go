@@ -160,7 +160,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := h.server.take(origin{listener: h.conn.Listener, wire: wireDoH}, answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
-	x.done(h.ctx, x.write(w))
+	x.done(h.ctx, writeResponse(w, &x.response))
 }
 
 // caller returns who is at the other end by the trust of now.
@@ -176,18 +176,18 @@ type dohReply chan *exchange
 
 func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
 
-// write answers the request: a DNS error is a good HTTP answer (RFC 8484
+// writeResponse answers the request: a DNS error is a good HTTP answer (RFC 8484
 // section 4.2.1).
-func (x *exchange) write(w http.ResponseWriter) error {
-	if x.sent.silent {
+func writeResponse(w http.ResponseWriter, r *response) error {
+	if r.silent {
 		http.Error(w, "that is no DNS query", http.StatusBadRequest)
 		return nil
 	}
 	head := w.Header()
 	head.Set("Content-Type", dnsMessage)
-	head.Set("Content-Length", strconv.Itoa(len(x.out)))
-	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(x.sent.ttl/time.Second))) // one caller's answer is none of another's
-	_, err := w.Write(x.out)
+	head.Set("Content-Length", strconv.Itoa(len(r.buf)))
+	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(r.ttl/time.Second))) // one caller's answer is none of another's
+	_, err := w.Write(r.buf)
 	return err
 }
 

@@ -108,7 +108,7 @@ func TestAHitAllocatesNothing(t *testing.T) {
 			answered := true
 			n := testing.AllocsPerRun(200, func() {
 				x := s.take(from, discard{}, &caller)
-				answered = x.receive(msg) && x.reason == allowlist.NoReason && len(x.out) > len(msg) && answered
+				answered = x.receive(msg) && x.ruling.reason == allowlist.NoReason && len(x.response.buf) > len(msg) && answered
 				s.give(x)
 			})
 			if n != 0 && !raceEnabled || !answered { // the race detector throws pooled exchanges away
@@ -306,7 +306,7 @@ func FuzzQuery(f *testing.F) {
 			t.Fatal("the packet was changed")
 		}
 		if x.kind == noQuery {
-			if len(msg) >= headLen && msg[2]&0x80 == 0 || !x.sent.silent {
+			if len(msg) >= headLen && msg[2]&0x80 == 0 || !x.response.silent {
 				t.Fatalf("% x: ignored", msg)
 			}
 			return
@@ -323,11 +323,11 @@ func FuzzQuery(f *testing.F) {
 func checkAnswer(t *testing.T, x *exchange, msg []byte) {
 	t.Helper()
 	var a mdns.Msg
-	if err := a.Unpack(x.out); err != nil {
-		t.Fatalf("% x: the answer % x: %v", msg, x.out, err)
+	if err := a.Unpack(x.response.buf); err != nil {
+		t.Fatalf("% x: the answer % x: %v", msg, x.response.buf, err)
 	}
-	if a.Id != binary.BigEndian.Uint16(msg) || !a.Response || len(x.out) > x.query.payload {
-		t.Fatalf("% x: the answer % x", msg, x.out)
+	if a.Id != binary.BigEndian.Uint16(msg) || !a.Response || len(x.response.buf) > x.query.payload {
+		t.Fatalf("% x: the answer % x", msg, x.response.buf)
 	}
 	if x.kind != wellFormedQuery {
 		return
@@ -342,8 +342,8 @@ func checkAnswer(t *testing.T, x *exchange, msg []byte) {
 	if a.Question[0] != q.Question[0] || (a.IsEdns0() != nil) != (q.IsEdns0() != nil) {
 		t.Fatalf("% x: the answer %v", msg, &a)
 	}
-	_, granted := x.server.cfg.Resolver.Cached(x.question(), x.start)
-	if allowed := x.decision.Allowed(); len(a.Answer) > 0 && !allowed && a.Question[0].Qtype != mdns.TypeANY && !strings.HasSuffix(x.query.host.String(), "localhost") {
+	_, granted := x.server.cfg.Resolver.Cached(x.query.lookup(), x.start)
+	if allowed := x.ruling.decision.Allowed(); len(a.Answer) > 0 && !allowed && a.Question[0].Qtype != mdns.TypeANY && !strings.HasSuffix(x.query.host.String(), "localhost") {
 		t.Fatalf("% x: denied, granted %t, and the answer %v", msg, granted, &a)
 	}
 }

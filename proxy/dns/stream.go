@@ -163,13 +163,13 @@ func (t *stream) reply(_ context.Context, x *exchange) { t.out <- x }
 func (t *stream) write(ctx context.Context) {
 	var broken error
 	for x := range t.out {
-		if broken == nil && !x.sent.silent {
-			if broken = t.send(x.out); broken != nil {
+		if broken == nil && !x.response.silent {
+			if broken = t.send(x.response.buf); broken != nil {
 				t.conn.Cut()
 			}
 		}
 		err := broken
-		if x.sent.silent {
+		if x.response.silent {
 			err = nil
 		}
 		x.done(ctx, err)

@@ -61,8 +61,8 @@ func (l *udpLoop) serve(ctx context.Context, msg []byte, peer netip.AddrPort) {
 // would be told.
 func (l *udpLoop) reply(ctx context.Context, x *exchange) {
 	var err error
-	if !x.sent.silent {
-		_, err = l.socket.WriteToUDPAddrPort(x.out, x.peer)
+	if !x.response.silent {
+		_, err = l.socket.WriteToUDPAddrPort(x.response.buf, x.peer)
 	}
 	x.done(ctx, err)
 }

@@ -16,6 +16,26 @@ const (
 	badVersion              // BADVERS
 )
 
+// code returns the response code of a form.
+func (s shape) code() int {
+	switch s {
+	case nameError:
+		return codeNXDomain
+	case refused:
+		return codeRefused
+	case failed:
+		return codeServFail
+	case formError:
+		return codeFormErr
+	case notImpl:
+		return codeNotImp
+	case badVersion:
+		return codeBadVers
+	case noData, silence:
+	}
+	return codeNoError
+}
+
 // The extended errors that say why (RFC 8914 section 4).
 const (
 	edeOther        = 0
@@ -27,6 +47,37 @@ const (
 	edeUnreachable  = 22
 	edeNetworkError = 23
 )
+
+// form returns the form of the answer that refuses a query, and its extended
+// error.
+func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended uint16) {
+	reason := r.reason
+	switch {
+	case reason == allowlist.NoReason: // only observed
+		reason = r.decision.WouldReason
+	case from.isDatagram() && isLimit(reason):
+		return silence, edeOther
+	}
+	form, extended = answerTo(reason)
+	switch {
+	case kind == transfer:
+		return refused, edeProhibited
+	case r.hop != allowlist.NoReason: // the name itself is allowed, and exists
+		return noData, edeBlocked
+	case form == nameError && (r.decision.Above || q.isRoot()):
+		return noData, extended
+	}
+	return form, extended
+}
+
+// isLimit reports whether a reason is a limit, over which a datagram is dropped.
+func isLimit(reason allowlist.Reason) bool {
+	switch reason { //nolint:exhaustive // the others are no limits of queries
+	case allowlist.RateLimited, allowlist.NameBudget, allowlist.Busy:
+		return true
+	}
+	return false
+}
 
 // answerTo is the one table from a reason to the answer that a client sees. A
 // reason that no query can have is answered as a fault of the gateway's.

@@ -18,26 +18,6 @@ const (
 	typeHINFO = 13
 )
 
-// code returns the response code of a form.
-func (s shape) code() int {
-	switch s {
-	case nameError:
-		return codeNXDomain
-	case refused:
-		return codeRefused
-	case failed:
-		return codeServFail
-	case formError:
-		return codeFormErr
-	case notImpl:
-		return codeNotImp
-	case badVersion:
-		return codeBadVers
-	case noData, silence:
-	}
-	return codeNoError
-}
-
 // The response codes that are sent.
 const (
 	codeNoError  = 0
@@ -48,27 +28,6 @@ const (
 	codeRefused  = 5
 	codeBadVers  = 16
 )
-
-// codeText is the word for records.
-func codeText(code int) string {
-	switch code {
-	case codeNoError:
-		return "NOERROR"
-	case codeFormErr:
-		return "FORMERR"
-	case codeServFail:
-		return "SERVFAIL"
-	case codeNXDomain:
-		return "NXDOMAIN"
-	case codeNotImp:
-		return "NOTIMP"
-	case codeRefused:
-		return "REFUSED"
-	case codeBadVers:
-		return "BADVERS"
-	}
-	return ""
-}
 
 // message is a response in the making: header and question first, then records,
 // then the OPT.

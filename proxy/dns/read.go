@@ -27,6 +27,13 @@ const (
 	flagDO                 = 1 << 15 // in the OPT
 )
 
+// maxQuery bounds a query: a longer one is malformed. Of a longer one keptQuery is
+// read, one byte more than a query may have, so that it is known.
+const (
+	maxQuery  = 4096
+	keptQuery = maxQuery + 1
+)
+
 // kind says what a packet is.
 type kind uint8
 

@@ -1,0 +1,88 @@
+package dns
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/listen"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// ruling is whether the caller gets the resolver's answer, and why not if it does
+// not. The zero value refuses.
+type ruling struct {
+	reason   allowlist.Reason // why there is no answer of the resolver's; NoReason: the decision says whether there is one
+	detail   string           // what the record says beside the reason
+	state    *live.State      // what the decision was made by; nil if the query came to none
+	decision allowlist.NameDecision
+	took     time.Duration    // how long the decision took
+	inspect  bool             // value of Config.Inspect
+	hop      allowlist.Reason // why an alias in the answer was refused
+	class    allowlist.Class  // class of an address in the answer that was refused
+}
+
+// refuses reports whether the caller does not get the resolver's answer.
+func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.decision.Allowed() }
+
+// fail puts a fault of the gateway in place of what was decided.
+func (r *ruling) fail(reason allowlist.Reason) {
+	r.reason, r.hop, r.detail = reason, allowlist.NoReason, ""
+}
+
+// ask has a state decide about a query.
+func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now time.Time) {
+	r.state = state
+	r.decision = state.DecideName(allowlist.NameRequest{
+		ID: caller.ID, Source: caller.Source, Host: q.host, Type: q.typ, Time: now,
+	})
+	r.took = time.Since(now)
+}
+
+// decide says everything that can be said before a look-up: it takes the query
+// from the caller's budget and returns why there is no answer, or NoReason.
+func (x *exchange) decide() allowlist.Reason {
+	caller, state := &x.caller, x.server.cfg.Current.Load()
+	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.ID) {
+		return allowlist.RateLimited
+	}
+	switch x.kind {
+	case malformed, noQuery:
+		return allowlist.MalformedHeader
+	case notImplemented:
+		return allowlist.MethodNotAllowed
+	case unknownVersion:
+		return allowlist.UnsupportedVersion
+	case noHost, transfer, wellFormedQuery:
+	}
+	switch {
+	case caller.Reason != allowlist.NoReason:
+		x.ruling.detail = caller.Detail
+		return caller.Reason
+	case !caller.NotAfter.IsZero() && x.start.After(caller.NotAfter):
+		return allowlist.IdentityExpired
+	case x.kind == transfer:
+		return allowlist.TypeNotAllowed
+	}
+	x.ruling.ask(state, caller, &x.query, x.start)
+	return x.ruling.decision.Reason
+}
+
+// Addr reports whether the caller may see an address, and notes the class of one
+// that it may not. With Hop it makes a [resolve.Filter].
+func (r *ruling) Addr(addr netip.Addr) bool {
+	class := r.decision.CheckAddr(addr)
+	if class != allowlist.Public {
+		r.class = class
+	}
+	return class == allowlist.Public
+}
+
+// Hop reports whether the caller may be led to a name, and notes why not.
+func (r *ruling) Hop(name allowlist.Host) bool {
+	why := r.decision.CheckHop(name, r.inspect)
+	if why != allowlist.NoReason {
+		r.hop = why
+	}
+	return why == allowlist.NoReason
+}
