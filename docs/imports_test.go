@@ -63,6 +63,8 @@ func forbidden(room, path string) string {
 		return "only " + strings.Join(only()[owner], " and ") + " may"
 	case !ours:
 		return ""
+	case within(own, "e2e"):
+		return "nobody imports what is for tests"
 	case slices.Contains([]string{"proxy/tunnel", "proxy/head", "proxy/hello"}, room):
 		return "it knows nothing of policy"
 	case within(room, "allowlist") && !within(own, "allowlist"), within(room, "identity") && !within(own, "identity"):
@@ -136,6 +138,7 @@ func TestForbiddenImports(t *testing.T) {
 		{"proxy/audit", module + "proxy/audit/native", true},
 		{"identity", "google.golang.org/grpc", true},
 		{"proxy/head", "bufio", false},
+		{"cmd/exeat", module + "e2e/site", true},
 	} {
 		if why := forbidden(row.room, row.path); (why != "") != row.forbidden {
 			t.Errorf("%s imports %s: forbidden %v (%s), want %v", row.room, row.path, why != "", why, row.forbidden)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -119,7 +118,7 @@ func TestDemoCheck(t *testing.T) {
 // TestDemoCheckTellsAnotherPolicy swaps what the two identities may do: the
 // check tries the gateway, not its own expectations.
 func TestDemoCheckTellsAnotherPolicy(t *testing.T) {
-	dir, port := t.TempDir(), freePort(t)
+	dir, port := t.TempDir(), freeAddresses(t, 1)[0].Port()
 	write(t, dir, map[string]string{"swapped.yaml": fmt.Sprintf(`version: 1
 identities:
   - id: spiffe://demo.example/ns/ci/sa/builder
@@ -136,15 +135,4 @@ identities:
 		t.Errorf("%d steps failed, want 5 and the one without a certificate to be ok", n)
 	}
 	p.checkNothingLeft(t)
-}
-
-// freePort returns a port of 127.0.0.1 that was free a moment ago.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }

@@ -15,7 +15,7 @@ import (
 
 // startOnDisk runs exeat with a file system of its own at the directory disk,
 // mounted with these options.
-func (s site) startOnDisk(t *testing.T, options string) *process {
+func (s prodSite) startOnDisk(t *testing.T, options string) *process {
 	t.Helper()
 	need(t, "unshare", "mount")
 	if exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
@@ -67,7 +67,7 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("not ready at first: %s", text)
 			}
 
-			disk := filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid), "root", s.dir, "disk")
+			disk := filepath.Join("/proc", fmt.Sprint(p.PID()), "root", s.dir, "disk")
 			filler := filepath.Join(disk, "filler")
 			fill(t, filler)
 			full := false

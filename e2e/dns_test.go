@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // dnsConfig has a listener of every DNS protocol before an upstream server.
@@ -70,7 +72,7 @@ remote-control:
 
 // dnsSite is exeat before unbound.
 type dnsSite struct {
-	site
+	prodSite
 	process *process
 }
 
@@ -79,7 +81,8 @@ func newDNSSite(t *testing.T, secure bool) dnsSite {
 	t.Helper()
 	need(t, "unbound")
 	s := newSite(t)
-	clear, overTLS := freePort(t), freePort(t)
+	free := freeAddresses(t, 2)
+	clear, overTLS := free[0].Port(), free[1].Port()
 	write(t, s.dir, map[string]string{"unbound.conf": fmt.Sprintf(unboundConfig, s.dir, clear, overTLS), "policy.yaml": dnsPolicy})
 	startUnbound(t, s.dir)
 	upstream := fmt.Sprintf("udp: 127.0.0.1:%d", clear)
@@ -90,28 +93,20 @@ func newDNSSite(t *testing.T, secure bool) dnsSite {
 	return dnsSite{s, start(t, s.dir, "serve", "--config", "exeat.yaml")}
 }
 
+// startUnbound runs unbound with the configuration of a directory.
 func startUnbound(t *testing.T, dir string) {
 	t.Helper()
-	out := newOutput()
-	cmd := exec.Command("unbound", "-d", "-c", filepath.Join(dir, "unbound.conf"))
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
+	p, err := site.Start(exec.Command("unbound", "-d", "-c", filepath.Join(dir, "unbound.conf")), site.Ready{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = cmd.Wait()
-		out.end()
-	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
+		p.Kill()
 		if t.Failed() {
-			t.Logf("unbound:\n%s", out)
+			t.Logf("unbound:\n%s", p.Stderr)
 		}
 	})
-	out.line(t, regexp.MustCompile(`start of service`))
+	output{p.Stderr}.line(t, regexp.MustCompile(`start of service`))
 }
 
 // dig asks with dig and returns the status, the answers' data and the extended

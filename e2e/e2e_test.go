@@ -25,12 +25,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // patience bounds every wait of these tests.
@@ -49,10 +50,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	exeat = filepath.Join(dir, "exeat")
-	build := exec.Command("go", "build", "-o", exeat, "../cmd/exeat")
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "building exeat:", err)
+	if err := site.Build(context.Background(), dir, site.Exeat); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
@@ -84,9 +83,9 @@ func without(t *testing.T, why string) {
 
 // process is exeat, running.
 type process struct {
-	cmd            *exec.Cmd
-	stdout, stderr *output
-	ended          chan struct{}
+	*site.Process
+
+	stdout, stderr output
 	temp           string // where it makes its temporary files
 }
 
@@ -109,25 +108,16 @@ func startPrepared(t *testing.T, dir string, prepare func(*exec.Cmd), name strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{
-		cmd: exec.Command(name, args...), stdout: newOutput(), stderr: newOutput(),
-		ended: make(chan struct{}), temp: temp,
-	}
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.stdout, p.stderr
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.temp}
-	prepare(p.cmd)
-	if err := p.cmd.Start(); err != nil {
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Env = dir, []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + temp}
+	prepare(cmd)
+	p := &process{temp: temp}
+	if p.Process, err = site.Start(cmd, site.Ready{}); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		defer close(p.ended)
-		_ = p.cmd.Wait() // the exit code says all
-		p.stdout.end()
-		p.stderr.end()
-	}()
+	p.stdout, p.stderr = output{p.Stdout}, output{p.Stderr}
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.ended
+		p.Kill()
 		_ = os.RemoveAll(temp)
 		if t.Failed() {
 			t.Logf("exeat %s\nstandard output:\n%s\nstandard error:\n%s", strings.Join(args, " "), p.stdout, p.stderr)
@@ -140,8 +130,8 @@ func startPrepared(t *testing.T, dir string, prepare func(*exec.Cmd), name strin
 func (p *process) exit(t *testing.T) int {
 	t.Helper()
 	select {
-	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode()
+	case <-p.Ended():
+		return p.State().ExitCode()
 	case <-time.After(patience):
 		t.Fatal("the process does not end")
 		return 0
@@ -151,7 +141,7 @@ func (p *process) exit(t *testing.T) int {
 // signal sends a signal.
 func (p *process) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.Signal(s); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -223,66 +213,37 @@ func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// output collects what a process writes, and wakes who waits for a line of it.
-type output struct {
-	mu      sync.Mutex
-	text    strings.Builder
-	ended   bool
-	changed chan struct{} // closed at the next change
-}
-
-func newOutput() *output { return &output{changed: make(chan struct{})} }
-
-// Write implements io.Writer.
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.text.Write(p)
-	o.wake()
-	return len(p), nil
-}
-
-func (o *output) end() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.ended = true
-	o.wake()
-}
-
-func (o *output) wake() {
-	close(o.changed)
-	o.changed = make(chan struct{})
-}
-
-// String returns what was written so far.
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
+// output is what a process writes.
+type output struct{ *site.Output }
 
 // line waits for a whole line that matches and returns the match and its
 // groups.
-func (o *output) line(t *testing.T, pattern *regexp.Regexp) []string {
+func (o output) line(t *testing.T, pattern *regexp.Regexp) []string {
 	t.Helper()
-	deadline := time.After(patience)
-	for {
-		o.mu.Lock()
-		text, ended, changed := o.text.String(), o.ended, o.changed
-		o.mu.Unlock()
-		whole := text[:strings.LastIndexByte(text, '\n')+1]
-		if match := pattern.FindStringSubmatch(whole); match != nil {
-			return match
-		}
-		if ended {
-			t.Fatalf("the process ended without a line that matches %s", pattern)
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			t.Fatalf("no line matches %s", pattern)
-		}
+	match, err := o.Line(patience, pattern)
+	if err != nil {
+		t.Fatalf("a line that matches %s: %v", pattern, err)
 	}
+	return match
+}
+
+// until waits until what was written so far, in whole lines, is as it should
+// be.
+func (o output) until(t *testing.T, what string, good func(text string) bool) {
+	t.Helper()
+	if err := o.Until(patience, good); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// freeAddresses returns addresses of loopback that were free a moment ago.
+func freeAddresses(t *testing.T, n int) []netip.AddrPort {
+	t.Helper()
+	free, err := site.FreeAddresses(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return free
 }
 
 // write makes files in a directory.

@@ -20,9 +20,8 @@ func serveWith(t *testing.T, dir string, env []string, args ...string) *process 
 // span, for ever.
 func TestExportersDoNotUseTheGateway(t *testing.T) {
 	s := newSite(t, 443)
-	port := freePort(t)
-	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, `name: own, address: "127.0.0.1:0"`, fmt.Sprintf(`name: own, address: "127.0.0.1:%d"`, port), 1)})
-	own := fmt.Sprintf("127.0.0.1:%d", port)
+	own := freeAddresses(t, 1)[0].String()
+	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, `name: own, address: "127.0.0.1:0"`, fmt.Sprintf("name: own, address: %q", own), 1)})
 	const collector = "OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.example:4318"
 	for name, row := range map[string]struct {
 		env  []string

@@ -13,13 +13,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // pipe is an output of a process, and what was read from it before its reader
 // left.
 type pipe struct {
 	read, write *os.File
-	seen        *output
+	seen        output
 	ended       chan struct{} // closed when nobody reads any more
 }
 
@@ -30,7 +32,7 @@ func newPipe(t *testing.T) *pipe {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pipe{read: r, write: w, seen: newOutput(), ended: make(chan struct{})}
+	p := &pipe{read: r, write: w, seen: output{site.NewOutput()}, ended: make(chan struct{})}
 	go func() {
 		defer close(p.ended)
 		_, _ = io.Copy(p.seen, r)
@@ -264,7 +266,7 @@ func TestOtherCommandsWithoutAReader(t *testing.T) {
 				p.signal(t, syscall.SIGTERM)
 			}
 			p.exit(t)
-			if got := p.cmd.ProcessState.String(); got != row.want {
+			if got := p.State().String(); got != row.want {
 				t.Errorf("it ended with %q, want %q", got, row.want)
 			}
 			if text := p.stderr.String(); text != "" {

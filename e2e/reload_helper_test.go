@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -16,61 +15,24 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// reloadRecord is a record as these tests read it.
-type reloadRecord struct {
-	Event       string `json:"event"`
-	Identity    string `json:"identity"`
-	Host        string `json:"host"`
-	Reason      string `json:"reason"`
-	Status      int    `json:"status"`
-	Policy      string `json:"policy"`
-	Generation  uint64 `json:"generation"`
-	CloseReason string `json:"close_reason"`
-	Detail      string `json:"detail"`
-}
-
-// until waits until what was written so far, in whole lines, is as it should
-// be.
-func (o *output) until(t *testing.T, what string, good func(text string) bool) {
+// parseRecords reads the records that were written to a text.
+func parseRecords(t *testing.T, text string) []record {
 	t.Helper()
-	deadline := time.After(patience)
-	for {
-		o.mu.Lock()
-		text, ended, changed := o.text.String(), o.ended, o.changed
-		o.mu.Unlock()
-		if good(text[:strings.LastIndexByte(text, '\n')+1]) {
-			return
-		}
-		if ended {
-			t.Fatalf("the process ended before %s", what)
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
-func parseRecords(t *testing.T, text string) []reloadRecord {
-	t.Helper()
-	var all []reloadRecord
-	for line := range strings.Lines(text) {
-		var r reloadRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatalf("record %q: %v", line, err)
-		}
-		all = append(all, r)
+	all, err := site.ParseRecords(text)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return all
 }
 
 // recorded waits for the nth record, counted from 0, that is good.
-func (p *process) recorded(t *testing.T, what string, n int, good func(reloadRecord) bool) reloadRecord {
+func (p *process) recorded(t *testing.T, what string, n int, good func(record) bool) record {
 	t.Helper()
-	var found reloadRecord
+	var found record
 	p.stdout.until(t, what, func(text string) bool {
 		left := n
 		for _, r := range parseRecords(t, text) {
@@ -89,9 +51,9 @@ func (p *process) recorded(t *testing.T, what string, n int, good func(reloadRec
 }
 
 // generation waits until a generation is in force.
-func (p *process) generation(t *testing.T, n uint64) reloadRecord {
+func (p *process) generation(t *testing.T, n uint64) record {
 	t.Helper()
-	return p.recorded(t, fmt.Sprintf("generation %d", n), 0, func(r reloadRecord) bool {
+	return p.recorded(t, fmt.Sprintf("generation %d", n), 0, func(r record) bool {
 		return r.Event == "policy.reload" && r.Generation == n && strings.HasPrefix(r.Detail, "closed ")
 	})
 }
@@ -99,7 +61,7 @@ func (p *process) generation(t *testing.T, n uint64) reloadRecord {
 // refused waits for the nth policy that was not used, counted from 0.
 func (p *process) refused(t *testing.T, n int, why string) {
 	t.Helper()
-	r := p.recorded(t, "a refused policy", n, func(r reloadRecord) bool {
+	r := p.recorded(t, "a refused policy", n, func(r record) bool {
 		return r.Event == "policy.reload" && strings.HasPrefix(r.Detail, "refused: ")
 	})
 	if !strings.Contains(r.Detail, why) {
@@ -109,9 +71,9 @@ func (p *process) refused(t *testing.T, n int, why string) {
 }
 
 // closed waits for the nth end of a tunnel, counted from 0.
-func (p *process) closed(t *testing.T, n int) reloadRecord {
+func (p *process) closed(t *testing.T, n int) record {
 	t.Helper()
-	return p.recorded(t, "the end of a tunnel", n, func(r reloadRecord) bool { return r.Event == "tunnel.close" })
+	return p.recorded(t, "the end of a tunnel", n, func(r record) bool { return r.Event == "tunnel.close" })
 }
 
 // stop ends the process and checks that its generations are 1 to last, each
@@ -140,42 +102,25 @@ func (p *process) stop(t *testing.T, last uint64) {
 // reloadSite is a site whose policy lies in directories of its own and is never
 // polled for, with an origin that reads.
 type reloadSite struct {
-	site
+	prodSite
 	port int
 }
 
 func newReloadSite(t *testing.T) reloadSite {
 	t.Helper()
 	port := newEcho(t)
-	return reloadSite{site: newSite(t, port), port: port}
+	return reloadSite{prodSite: newSite(t, port), port: port}
 }
 
-// newEcho serves on loopback and sends back what it gets, until the client
-// closes. It returns its port.
+// newEcho starts an origin that sends back what it gets, and returns its port.
 func newEcho(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	e, err := site.NewEcho(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				_, _ = io.Copy(conn, conn)
-				_ = conn.Close()
-			})
-		}
-	})
-	t.Cleanup(func() { // after the gateway has ended
-		_ = l.Close()
-		serving.Wait()
-	})
-	return l.Addr().(*net.TCPAddr).Port
+	t.Cleanup(e.Close) // after the gateway has ended
+	return int(e.Address.Port())
 }
 
 // serve starts the gateway with a policy at that path.

@@ -156,7 +156,7 @@ func TestReloadInChunks(t *testing.T) {
 			}
 			_ = f.Close()
 			p.generation(t, 2)
-			p.recorded(t, "a denial by the new policy", 0, func(r reloadRecord) bool {
+			p.recorded(t, "a denial by the new policy", 0, func(r record) bool {
 				return r.Generation == 2 && r.Reason == "denied-by-rule"
 			})
 			seen := stop()
@@ -233,7 +233,7 @@ func TestQuarantineByItself(t *testing.T) {
 	p.generation(t, 2)
 	event := func(n int, detail string) {
 		t.Helper()
-		r := p.recorded(t, "the quarantine", n, func(r reloadRecord) bool { return r.Event == "quarantine" })
+		r := p.recorded(t, "the quarantine", n, func(r record) bool { return r.Event == "quarantine" })
 		if r.Detail != detail || r.Generation != uint64(n+2) || r.Policy == "" {
 			t.Errorf("the quarantine is recorded as %+v, want %q", r, detail)
 		}
@@ -298,7 +298,7 @@ func TestMaxRevoke(t *testing.T) {
 	first, second := s.open(t, p, "own", "allowed.example"), s.open(t, p, "own", "example.com")
 	third := s.open(t, p, "builder", "allowed.example")
 	held := func(n int, says string) {
-		r := p.recorded(t, "a held policy", n, func(r reloadRecord) bool { return strings.HasPrefix(r.Detail, "held: ") })
+		r := p.recorded(t, "a held policy", n, func(r record) bool { return strings.HasPrefix(r.Detail, "held: ") })
 		if r.Detail != says {
 			t.Errorf("recorded %q, want %q", r.Detail, says)
 		}

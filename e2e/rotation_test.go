@@ -68,7 +68,7 @@ func TestAuthorityRemoved(t *testing.T) {
 			t.Errorf("%s: %d, resumed %v", name, status, resumed)
 		}
 	}
-	p.recorded(t, "the reason", 1, func(r reloadRecord) bool { return r.Reason == "identity-untrusted" && r.Status == 407 })
+	p.recorded(t, "the reason", 1, func(r record) bool { return r.Reason == "identity-untrusted" && r.Status == 407 })
 	_ = stays.Close()
 	p.stop(t, 2)
 	if n := strings.Count(p.stdout.String(), `"event":"identity.rotate"`); n != 1 {
@@ -100,7 +100,7 @@ func TestExpiredSVID(t *testing.T) {
 				status, _ := r.statusBy(t, r.process, client, "allowed.example")
 				return status == http.StatusProxyAuthRequired
 			})
-			r.process.recorded(t, "the reason", 0, func(rec reloadRecord) bool {
+			r.process.recorded(t, "the reason", 0, func(rec record) bool {
 				return rec.Reason == "identity-expired" && rec.Status == 407
 			})
 			if !closes {

@@ -19,7 +19,7 @@ import (
 // setting is exeat with keys of the configuration that the others leave at
 // their defaults.
 type setting struct {
-	site
+	prodSite
 	process *process
 	port    int // of the origin
 }
@@ -275,9 +275,9 @@ func TestSettings(t *testing.T) {
 				t.Errorf("answered %s while it serves on", resp.Status)
 			}
 			eventually(t, "the end after a second signal, which counts a moment after the first", func() bool {
-				_ = s.process.cmd.Process.Signal(syscall.SIGTERM)
+				_ = s.process.Signal(syscall.SIGTERM)
 				select {
-				case <-s.process.ended:
+				case <-s.process.Ended():
 					return true
 				default:
 					return false
@@ -371,5 +371,5 @@ func newSetting(t *testing.T) *setting {
 		close(done)
 		origin.Close()
 	})
-	return &setting{site: newSite(t, portOf(t, origin)), port: portOf(t, origin)}
+	return &setting{prodSite: newSite(t, portOf(t, origin)), port: portOf(t, origin)}
 }

@@ -3,13 +3,13 @@ package e2e
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // opensslConfig is a CA for `openssl ca`, the only command of OpenSSL 3.0 that
@@ -111,14 +111,14 @@ const (
 	gateway = "spiffe://prod.example/gateway"
 )
 
-// site is an authority, a configuration and a policy, in the authority's
+// prodSite is an authority, a configuration and a policy, in the authority's
 // directory. The policy lets builder, sidecar and the gateway itself reach
 // allowed.example and example.com on the ports given, which are on loopback.
-type site struct{ authority }
+type prodSite struct{ authority }
 
-func newSite(t *testing.T, ports ...int) site {
+func newSite(t *testing.T, ports ...int) prodSite {
 	t.Helper()
-	s := site{newAuthority(t, "prod.example")}
+	s := prodSite{newAuthority(t, "prod.example")}
 	s.mint(t, "gateway", 24*time.Hour, "URI:"+gateway+", DNS:localhost, IP:127.0.0.1")
 	s.mint(t, "builder", 24*time.Hour, "URI:"+builder)
 	write(t, s.dir, map[string]string{"exeat.yaml": siteConfig, "policy.yaml": sitePolicy(ports)})
@@ -165,31 +165,11 @@ func sitePolicy(ports []int) string {
 	return policy
 }
 
-// record is a decision as the log has it.
-type record struct {
-	Event       string `json:"event"`
-	ID          string `json:"id"`
-	Listener    string `json:"listener"`
-	Identity    string `json:"identity"`
-	Host        string `json:"host"`
-	Address     string `json:"address"`
-	Class       string `json:"address_class"`
-	Verdict     string `json:"verdict"`
-	Reason      string `json:"reason"`
-	Status      int    `json:"status"`
-	Up          int64  `json:"up"`
-	Down        int64  `json:"down"`
-	CloseReason string `json:"close_reason"`
-}
+// record is a record as the log has it.
+type record = site.Record
 
 // record waits for the nth record of that event, counted from 0.
 func (p *process) record(t *testing.T, event string, n int) record {
 	t.Helper()
-	line := fmt.Sprintf(`\{"schema":1,[^\n]*"event":"%s"[^\n]*\}\n`, regexp.QuoteMeta(event))
-	pattern := regexp.MustCompile(fmt.Sprintf(`(?:%s(?:[^\n]*\n)*?){%d}(%s)`, line, n, line))
-	var r record
-	if err := json.Unmarshal([]byte(p.stdout.line(t, pattern)[1]), &r); err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return p.recorded(t, event, n, func(r record) bool { return r.Event == event })
 }

@@ -48,7 +48,7 @@ func TestStream(t *testing.T) {
 }
 
 // stream opens a tunnel, sends size bytes each way and compares what arrived.
-func (s site) stream(t *testing.T, l net.Listener, gateway string, size int64) {
+func (s prodSite) stream(t *testing.T, l net.Listener, gateway string, size int64) {
 	t.Helper()
 	client, err := tls.Dial("tcp", gateway, &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: s.roots(t), ServerName: "localhost", Certificates: s.pair(t, "builder"),
@@ -119,7 +119,7 @@ func seeded(seed byte, size int64) io.Reader {
 // peakMemory returns the most memory that the process has had resident, in KiB.
 func (p *process) peakMemory(t *testing.T) int {
 	t.Helper()
-	status, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid), "status"))
+	status, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(p.PID()), "status"))
 	if err != nil {
 		without(t, "this system does not tell the memory of a process: "+err.Error())
 	}

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/exeat-dev/exeat/e2e/bench/load"
 	"github.com/exeat-dev/exeat/e2e/bench/report"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // bulk measures what the bytes in a tunnel cost.

@@ -6,8 +6,8 @@ import (
 	"net"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/load"
 	"github.com/exeat-dev/exeat/e2e/bench/report"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // bulkEach is how many bytes go each way through every tunnel before it is

@@ -6,8 +6,8 @@ import (
 	"net"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/load"
 	"github.com/exeat-dev/exeat/e2e/bench/report"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // The load of the latency figures: connections, the size of a message, and how

@@ -2,20 +2,15 @@ package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
-	"github.com/exeat-dev/exeat/identity/authority"
 )
 
 // The names of the benchmark's world.
 const (
 	trustDomain = "bench.example"
-	serverName  = "localhost"
 	originName  = "origin.bench.example"
 	deniedName  = "elsewhere.bench.example:443" // allowed to nobody
 	recordFile  = "records.jsonl"
@@ -40,41 +35,21 @@ type caller struct{ config *tls.Config }
 // mint makes n callers with fresh certificates, of the identities in turn. The
 // group is the only key exchange they offer.
 func (w *world) mint(n int, group tls.CurveID) ([]*caller, error) {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(w.authority.Bundle())
 	callers := make([]*caller, n)
 	for i := range callers {
-		svid, err := w.authority.Mint(authority.Options{
-			ID: callerID(w.authority.TrustDomain(), i%identities), Lifetime: authority.DefaultCALifetime / 2,
-		})
+		svid, err := w.Mint(callerID(w.Authority.TrustDomain(), i%identities).Path())
 		if err != nil {
 			return nil, err
 		}
-		callers[i] = &caller{&tls.Config{
-			MinVersion:       tls.VersionTLS13,
-			ServerName:       serverName,
-			RootCAs:          roots,
-			Certificates:     []tls.Certificate{svid.TLS()},
-			CurvePreferences: []tls.CurveID{group},
-		}}
+		config := w.Client(svid)
+		config.CurvePreferences = []tls.CurveID{group}
+		callers[i] = &caller{config}
 	}
 	return callers, nil
 }
 
 func callerID(td spiffeid.TrustDomain, i int) spiffeid.ID {
 	return spiffeid.RequireFromPathf(td, "/ns/load/sa/worker-%04d", i)
-}
-
-// writeConfig writes the policy and the configurations of exeat.
-func (w *world) writeConfig() error {
-	if err := os.WriteFile(w.path("policy.yaml"), []byte(policy(w.authority.TrustDomain(), w.targets)), 0o600); err != nil {
-		return err
-	}
-	caller := callerID(w.authority.TrustDomain(), 0) // of the clear listener
-	if err := os.WriteFile(w.path(exeatConfig), []byte(config(caller, recordFile)), 0o600); err != nil {
-		return err
-	}
-	return os.WriteFile(w.path(quietConfig), []byte(config(caller, os.DevNull)), 0o600)
 }
 
 func config(caller spiffeid.ID, records string) string {

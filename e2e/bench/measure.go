@@ -34,7 +34,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 	if err := b.begin(ctx); err != nil {
 		return report.Table{}, err
 	}
-	defer b.world.end()
+	defer b.world.Close()
 	for _, part := range b.parts() {
 		if b.only != "" && b.only != part.name {
 			continue
@@ -72,7 +72,7 @@ func (b *bench) begin(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			b.world.end()
+			b.world.Close()
 		}
 	}()
 	if b.callers, err = b.world.mint(identities, tls.X25519); err != nil {

@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"strconv"
 	"strings"
 
-	"github.com/exeat-dev/exeat/e2e/bench/process"
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // other is a program of somebody else that is measured beside exeat, as it is
@@ -93,7 +92,7 @@ func (w *world) prepareOthers() error {
 		return err
 	}
 	// Go's cipher, which OpenSSL would not choose by itself.
-	err := os.WriteFile(w.path("openssl.cnf"), []byte(`openssl_conf = all
+	err := w.Write("openssl.cnf", `openssl_conf = all
 [all]
 ssl_conf = tls
 [tls]
@@ -102,11 +101,11 @@ system_default = defaults
 Ciphersuites = TLS_AES_128_GCM_SHA256
 Groups = X25519
 Options = -SessionTicket
-`), 0o600)
+`)
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(w.path(squidDir), 0o700); err != nil || os.Getuid() != 0 {
+	if err := os.Mkdir(w.Path(squidDir), 0o700); err != nil || os.Getuid() != 0 {
 		return err
 	}
 	account, err := user.Lookup("proxy")
@@ -117,41 +116,42 @@ Options = -SessionTicket
 	if err != nil {
 		return err
 	}
-	if err := os.Chown(w.path(squidDir), uid, -1); err != nil {
+	if err := os.Chown(w.Path(squidDir), uid, -1); err != nil {
 		return err
 	}
-	return os.Chmod(w.dir, 0o711) // another user must get through to what is its own
+	return os.Chmod(w.Path(""), 0o711) // another user must get through to what is its own
 }
 
 // writePair writes certificate and key into the one file that HAProxy wants.
 func (w *world) writePair() error {
-	pair, err := os.ReadFile(w.path("gateway/svid.pem"))
+	pair, err := os.ReadFile(w.Path("gateway/svid.pem"))
 	if err != nil {
 		return err
 	}
-	key, err := os.ReadFile(w.path("gateway/svid_key.pem"))
+	key, err := os.ReadFile(w.Path("gateway/svid_key.pem"))
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(w.path("pair.pem"), append(pair, key...), 0o600)
+	return w.Write("pair.pem", string(pair)+string(key))
 }
 
 // startOther starts a program that is told where to listen.
-func (w *world) startOther(ctx context.Context, path, config string, listens []string, args ...string) (*process.Process, error) {
+func (w *world) startOther(ctx context.Context, path, config string, listens []string, args ...string) (*site.Process, error) {
 	// Each has a configuration for each time that it is started.
-	file := fmt.Sprintf("%s/other-%d.conf", w.dir, len(w.children))
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	w.configs++
+	file := fmt.Sprintf("other-%d.conf", w.configs)
+	if err := w.Write(file, config); err != nil {
 		return nil, err
 	}
-	return w.start(ctx, process.Command{
-		Path: path, Args: append(args, file), Env: []string{"OPENSSL_CONF=" + w.path("openssl.cnf")}, Listens: listens,
-	})
+	cmd := exec.CommandContext(ctx, path, append(args, w.Path(file))...)
+	cmd.Env = []string{"OPENSSL_CONF=" + w.Path("openssl.cnf")}
+	return w.Start(cmd, site.Ready{Accepts: listens})
 }
 
 // startHAProxy starts a forwarder to each of the three services, with TLS and
 // without.
 func (w *world) startHAProxy(ctx context.Context) (*peer, error) {
-	ports, err := freePorts(ctx, 2*len(w.targets))
+	ports, err := freeAddresses(ctx, 2*len(w.targets))
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ defaults
 	for i, port := range ports {
 		secure := ""
 		if i < len(w.targets) {
-			secure = fmt.Sprintf(" ssl crt %s ca-file %s verify required ssl-min-ver TLSv1.3 no-tls-tickets", w.path("pair.pem"), w.path("gateway/bundle.pem"))
+			secure = fmt.Sprintf(" ssl crt %s ca-file %s verify required ssl-min-ver TLSv1.3 no-tls-tickets", w.Path("pair.pem"), w.Path("gateway/bundle.pem"))
 		}
 		fmt.Fprintf(&config, "listen l%d\n  bind %s%s\n  server origin %s\n", i, port, secure, w.targets[i%len(w.targets)])
 	}
@@ -185,7 +185,7 @@ defaults
 
 // startSquid starts it as a proxy with TLS and one without.
 func (w *world) startSquid(ctx context.Context) (*peer, error) {
-	ports, err := freePorts(ctx, 2)
+	ports, err := freeAddresses(ctx, 2)
 	if err != nil {
 		return nil, err
 	}
@@ -201,25 +201,21 @@ shutdown_lifetime 0 seconds
 coredump_dir none
 workers 1
 visible_hostname %s
-`, ports[0], w.path("gateway/svid.pem"), w.path("gateway/svid_key.pem"), w.path("gateway/bundle.pem"), ports[1],
-		w.path(squidDir+"/access.log"), w.path(squidDir+"/cache.log"), serverName), ports, "-N", "-f")
+`, ports[0], w.Path("gateway/svid.pem"), w.Path("gateway/svid_key.pem"), w.Path("gateway/bundle.pem"), ports[1],
+		w.Path(squidDir+"/access.log"), w.Path(squidDir+"/cache.log"), site.ServerName), ports, "-N", "-f")
 	if err != nil {
 		return nil, err
 	}
 	return proxyPeer(peer{name: "Squid", x25519: true}, child, w.targets), nil
 }
 
-// freePorts returns addresses on loopback that nobody listened on a moment
+// freeAddresses returns addresses on loopback that nobody listened on a moment
 // ago.
-func freePorts(ctx context.Context, n int) ([]string, error) {
-	free := make([]string, n)
-	for i := range free {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // at the end, so that all differ
-		free[i] = l.Addr().String()
+func freeAddresses(ctx context.Context, n int) ([]string, error) {
+	free, err := site.FreeAddresses(ctx, n)
+	var texts []string
+	for _, address := range free {
+		texts = append(texts, address.String())
 	}
-	return free, nil
+	return texts, err
 }

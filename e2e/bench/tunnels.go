@@ -6,8 +6,8 @@ import (
 	"errors"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/load"
 	"github.com/exeat-dev/exeat/e2e/bench/report"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // exchangeSize is what one short tunnel carries each way, in bytes.

@@ -9,16 +9,18 @@
 package collector
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // patience bounds every wait of these tests.
@@ -37,10 +39,10 @@ func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "exeat-collector-")
 	if err == nil && *exeat == "" && *otelcol != "" {
 		*exeat = filepath.Join(dir, "exeat")
-		err = exec.Command("go", "build", "-o", *exeat, "../../cmd/exeat").Run()
+		err = site.Build(context.Background(), dir, site.Exeat)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "building exeat:", err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
@@ -52,17 +54,17 @@ func TestMain(m *testing.M) {
 // TestEveryDecisionArrivesTwiceAndJoins: every decision is one span and one log
 // record of the same trace, and every tunnel as well.
 func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
-	s := newSite(t)
-	s.startCollector(t)
-	p := s.startExeat(t)
+	w := newWorld(t)
+	w.startCollector(t)
+	p := w.startExeat(t)
 	start := time.Now()
-	made := s.decide(t, p, load{workers: 4})
+	made := w.decide(t, p, asking{workers: 4})
 	t.Logf("%d decisions in %v", decisions, time.Since(start))
-	p.settle(t, s.spans(t, made), s.records(t, made))
+	p.settle(t, w.spans(t, made), w.records(t, made))
 	p.Stop()
 
-	native := s.native(t)
-	got := s.collected(t)
+	native := w.native(t)
+	got := w.collected(t)
 	if n := len(native.decisions); n != decisions {
 		t.Errorf("%d decisions in the record file, want %d", n, decisions)
 	}
@@ -71,7 +73,7 @@ func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
 			t.Fatalf("the decision %s that a caller saw was not recorded", id)
 		}
 	}
-	if n, want := s.lines(t, "denials.json"), decisions-made.allowed; n != want {
+	if n, want := w.lines(t, "denials.json"), decisions-made.allowed; n != want {
 		t.Errorf("%d denials in the file of denials, want %d", n, want)
 	}
 	for name, diff := range map[string]string{
@@ -99,14 +101,14 @@ const (
 // TestACollectorThatIsKilled is away for eight seconds, with queues that are
 // too short for that.
 func TestACollectorThatIsKilled(t *testing.T) {
-	s := newSite(t)
-	c := s.startCollector(t)
-	p := s.startExeat(t, "OTEL_BSP_MAX_QUEUE_SIZE=4096")
-	made := s.decide(t, p, load{workers: 4, pace: pace, at: map[int]func(){
-		killedAt: c.kill,
-		backAt:   func() { s.startCollector(t) },
+	w := newWorld(t)
+	c := w.startCollector(t)
+	p := w.startExeat(t, "OTEL_BSP_MAX_QUEUE_SIZE=4096")
+	made := w.decide(t, p, asking{workers: 4, pace: pace, at: map[int]func(){
+		killedAt: c.Kill,
+		backAt:   func() { w.startCollector(t) },
 	}})
-	spans, records := s.spans(t, made), s.records(t, made)
+	spans, records := w.spans(t, made), w.records(t, made)
 	counts := p.settle(t, spans, records)
 	p.Stop()
 
@@ -118,12 +120,12 @@ func TestACollectorThatIsKilled(t *testing.T) {
 	}
 	// What was exported is there; what failed may have arrived, when the answer
 	// was lost with the collector.
-	got := s.collected(t)
+	got := w.collected(t)
 	arrived := len(got.spans) + len(got.tunnelSpans) + got.steps
 	if arrived < counts.spans["exported"] || arrived > counts.spans["exported"]+counts.spans["failed"] {
 		t.Errorf("%d spans arrived, %v were counted", arrived, counts.spans)
 	}
-	if n := len(s.native(t).decisions); n != decisions {
+	if n := len(w.native(t).decisions); n != decisions {
 		t.Errorf("%d decisions in the record file, want %d: one sink holds up the other", n, decisions)
 	}
 	compareDelays(t, made)

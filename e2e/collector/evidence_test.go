@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // entry is what the forms of one decision must have in common.
@@ -27,21 +29,14 @@ type evidence struct {
 }
 
 // native reads the record file.
-func (s *site) native(t *testing.T) evidence {
+func (w *world) native(t *testing.T) evidence {
 	t.Helper()
 	e := evidence{decisions: map[string]entry{}, tunnels: map[string]bool{}}
-	forEachLine(t, filepath.Join(s.dir, "records.jsonl"), func(line []byte) error {
-		var r struct {
-			Event, ID, Verdict, Reason string
-
-			TraceID   string  `json:"trace_id"`
-			SpanID    string  `json:"span_id"`
-			ResolveMS float64 `json:"resolve_ms"`
-			DialMS    float64 `json:"dial_ms"`
-		}
-		if err := json.Unmarshal(line, &r); err != nil {
-			return err
-		}
+	all, err := site.ReadRecords(w.Path("records.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
 		switch r.Event {
 		case "decision":
 			e.decisions[r.ID] = entry{Trace: r.TraceID, Span: r.SpanID, Verdict: r.Verdict, Reason: r.Reason}
@@ -53,8 +48,7 @@ func (s *site) native(t *testing.T) evidence {
 				e.steps++
 			}
 		}
-		return nil
-	})
+	}
 	return e
 }
 
@@ -99,14 +93,14 @@ func (a otlpAttributes) get(key string) string {
 }
 
 // collected reads the files of every collector of the site.
-func (s *site) collected(t *testing.T) *collected {
+func (w *world) collected(t *testing.T) *collected {
 	t.Helper()
 	c := &collected{
 		spans: map[string]entry{}, logs: map[string]entry{},
 		tunnelSpans: map[string]bool{}, tunnelLogs: map[string]bool{},
 	}
 	for _, signal := range []string{"traces", "logs"} {
-		files, err := filepath.Glob(filepath.Join(s.dir, signal+"-*.jsonl"))
+		files, err := filepath.Glob(w.Path(signal + "-*.jsonl"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no file of %s: %v", signal, err)
 		}
@@ -202,33 +196,33 @@ func forEachLine(t *testing.T, path string, each func(line []byte) error) {
 }
 
 // spans is how many spans must have been made.
-func (s *site) spans(t *testing.T, made *outcome) int {
+func (w *world) spans(t *testing.T, made *outcome) int {
 	t.Helper()
-	return decisions + made.allowed + s.settledNative(t, made).steps
+	return decisions + made.allowed + w.settledNative(t, made).steps
 }
 
 // records is how many records the collector is to get: those of the native
 // file, where nothing is lost.
-func (s *site) records(t *testing.T, made *outcome) int {
+func (w *world) records(t *testing.T, made *outcome) int {
 	t.Helper()
-	s.settledNative(t, made)
-	return s.lines(t, "records.jsonl")
+	w.settledNative(t, made)
+	return w.lines(t, "records.jsonl")
 }
 
 // lines counts those of a file of the site.
-func (s *site) lines(t *testing.T, name string) int {
+func (w *world) lines(t *testing.T, name string) int {
 	t.Helper()
 	n := 0
-	forEachLine(t, filepath.Join(s.dir, name), func([]byte) error { n++; return nil })
+	forEachLine(t, w.Path(name), func([]byte) error { n++; return nil })
 	return n
 }
 
 // settledNative waits until every tunnel has ended and is in the record file.
-func (s *site) settledNative(t *testing.T, made *outcome) evidence {
+func (w *world) settledNative(t *testing.T, made *outcome) evidence {
 	t.Helper()
 	late := time.After(patience)
 	for {
-		e := s.native(t)
+		e := w.native(t)
 		if len(e.decisions) >= decisions && len(e.tunnels) >= made.allowed {
 			return e
 		}

@@ -13,10 +13,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// load says how decisions are asked for.
-type load struct {
+// asking says how decisions are asked for.
+type asking struct {
 	workers int
 	pace    int            // a second, of all workers together; zero is as fast as they can
 	at      map[int]func() // called when so many decisions have been asked for
@@ -54,27 +56,27 @@ func (o *outcome) delays(first, last int) delay {
 }
 
 // decide asks for all decisions and returns when each is answered.
-func (s *site) decide(t *testing.T, p *gateway, l load) *outcome {
+func (w *world) decide(t *testing.T, p *gateway, a asking) *outcome {
 	t.Helper()
 	out := &outcome{took: make([]time.Duration, decisions)}
 	var mu sync.Mutex
 	var next atomic.Int64
 	var workers sync.WaitGroup
 	start := time.Now()
-	for range l.workers {
+	for range a.workers {
 		workers.Go(func() {
 			for {
 				n := int(next.Add(1)) - 1
 				if n >= decisions || t.Failed() {
 					return
 				}
-				if event := l.at[n]; event != nil {
+				if event := a.at[n]; event != nil {
 					workers.Go(event) // the others go on, as their callers would
 				}
-				if l.pace > 0 {
-					<-time.After(time.Until(start.Add(time.Duration(n) * time.Second / time.Duration(l.pace))))
+				if a.pace > 0 {
+					<-time.After(time.Until(start.Add(time.Duration(n) * time.Second / time.Duration(a.pace))))
 				}
-				id, took, err := s.ask(p, n)
+				id, took, err := w.ask(p, n)
 				if err != nil {
 					t.Errorf("decision %d: %v", n, err)
 					return
@@ -99,20 +101,19 @@ func (s *site) decide(t *testing.T, p *gateway, l load) *outcome {
 
 // ask asks for the nth decision, of five kinds in turn. It returns the id of a
 // refusal, and how long a denial took.
-func (s *site) ask(p *gateway, n int) (id string, took time.Duration, err error) {
-	const connect = "CONNECT %s HTTP/1.1\r\nHost: %[1]s\r\n\r\n"
+func (w *world) ask(p *gateway, n int) (id string, took time.Duration, err error) {
 	switch n % 10 {
 	case 0, 1:
-		id, err = s.exchange(p.socket, fmt.Sprintf(connect, s.allowed()), http.StatusOK)
+		id, err = w.exchange(p.socket, load.Connect(w.allowed()), http.StatusOK)
 	case 2, 3:
-		id, err = s.exchange(p.socket, "CONNECT nowhere HTTP/1.1\r\nHost: nowhere\r\n\r\n", http.StatusBadRequest)
+		id, err = w.exchange(p.socket, load.Connect("nowhere"), http.StatusBadRequest)
 	case 4:
-		id, err = s.exchange(p.mtls(nil), fmt.Sprintf(connect, s.allowed()), http.StatusProxyAuthRequired)
+		id, err = w.exchange(p.mtls(w.Client(nil)), load.Connect(w.allowed()), http.StatusProxyAuthRequired)
 	case 5:
-		id, err = s.exchange(p.mtls(s.callers[n/10%len(s.callers)]), fmt.Sprintf(connect, "denied.example:443"), http.StatusForbidden)
+		id, err = w.exchange(p.mtls(w.callers[n/10%len(w.callers)]), load.Connect("denied.example:443"), http.StatusForbidden)
 	default:
 		start := time.Now()
-		id, err = s.exchange(p.socket, fmt.Sprintf(connect, "denied.example:443"), http.StatusForbidden)
+		id, err = w.exchange(p.socket, load.Connect("denied.example:443"), http.StatusForbidden)
 		took = time.Since(start)
 	}
 	return id, took, err
@@ -120,7 +121,7 @@ func (s *site) ask(p *gateway, n int) (id string, took time.Duration, err error)
 
 // exchange sends a request on a connection of its own. Through a tunnel it
 // sends a word and waits for it to come back.
-func (s *site) exchange(dial func() (net.Conn, error), request string, want int) (id string, err error) {
+func (w *world) exchange(dial func() (net.Conn, error), request string, want int) (id string, err error) {
 	conn, err := dial()
 	if err != nil {
 		return "", err
@@ -161,14 +162,7 @@ func (s *site) exchange(dial func() (net.Conn, error), request string, want int)
 // could run out.
 func (p *gateway) socket() (net.Conn, error) { return net.Dial("unix", p.socketPath) }
 
-// mtls connects to the TLS listener as a caller, or as one without a
-// certificate.
-func (p *gateway) mtls(caller *tls.Certificate) func() (net.Conn, error) {
-	return func() (net.Conn, error) {
-		cfg := p.tls.Clone()
-		if caller != nil {
-			cfg.Certificates = []tls.Certificate{*caller}
-		}
-		return tls.Dial("tcp", p.mtlsAddress, cfg)
-	}
+// mtls connects to the TLS listener as a caller.
+func (p *gateway) mtls(caller *tls.Config) func() (net.Conn, error) {
+	return func() (net.Conn, error) { return tls.Dial("tcp", p.mtlsAddress, caller) }
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,22 +9,22 @@ import (
 	"io"
 	"maps"
 	"net"
-	"net/http"
 	"sync"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // How a holder works.
 const (
 	openers   = 16                     // tunnels that are opened at the same time
-	openTime  = 30 * time.Second       // for one
 	quietTime = 300 * time.Millisecond // in which a tunnel may end that should not
 )
 
 // holder keeps tunnels open and sees when they end.
 type holder struct {
-	gateway string
-	callers []*tls.Config
+	callers []*load.Client
 
 	mu      sync.Mutex
 	conns   map[int]net.Conn
@@ -67,7 +66,6 @@ func (h *holder) answer(c command) reply {
 }
 
 func (h *holder) setup(s setup) error {
-	h.gateway = s.Gateway
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(s.Roots) {
 		return errors.New("no certificate of an authority")
@@ -77,9 +75,9 @@ func (h *holder) setup(s setup) error {
 		if err != nil {
 			return err
 		}
-		h.callers = append(h.callers, &tls.Config{
-			MinVersion: tls.VersionTLS13, ServerName: serverName, RootCAs: roots, Certificates: []tls.Certificate{certificate},
-		})
+		h.callers = append(h.callers, &load.Client{Proxy: s.Gateway, TLS: &tls.Config{
+			MinVersion: tls.VersionTLS13, ServerName: site.ServerName, RootCAs: roots, Certificates: []tls.Certificate{certificate},
+		}})
 	}
 	return nil
 }
@@ -115,14 +113,8 @@ func (h *holder) open(tasks []task) ([]opened, error) {
 }
 
 func (h *holder) connect(t task) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), openTime)
-	defer cancel()
-	conn, err := (&tls.Dialer{Config: h.callers[t.Caller]}).DialContext(ctx, "tcp", h.gateway)
+	conn, err := h.callers[t.Caller].Open(context.Background(), t.Target)
 	if err != nil {
-		return nil, err
-	}
-	if err := ask(conn, t.Target); err != nil {
-		_ = conn.Close()
 		return nil, err
 	}
 	h.mu.Lock()
@@ -130,24 +122,6 @@ func (h *holder) connect(t task) (net.Conn, error) {
 	h.mu.Unlock()
 	go h.hold(t.N, conn)
 	return conn, nil
-}
-
-func ask(conn net.Conn, target string) error {
-	if err := conn.SetDeadline(time.Now().Add(openTime)); err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 512), &http.Request{Method: http.MethodConnect})
-	if err != nil {
-		return err
-	}
-	_ = resp.Body.Close() // there is none: behind a 200 comes the tunnel
-	if resp.StatusCode != http.StatusOK {
-		return errors.New("answered " + resp.Status)
-	}
-	return conn.SetDeadline(time.Time{})
 }
 
 // hold reads what comes back, and notes when the tunnel ends.

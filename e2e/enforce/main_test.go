@@ -2,6 +2,8 @@ package main
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -36,8 +38,7 @@ func TestFlags(t *testing.T) {
 // TestVictims: each scenario ends some tunnels, none ends those that are probed,
 // and a tenth of all is what one destination or a tenth of the identities has.
 func TestVictims(t *testing.T) {
-	s := &site{}
-	for _, sc := range s.scenarios() {
+	for _, sc := range new(world).scenarios() {
 		n := 0
 		for i := range 9000 {
 			if sc.victim(tunnelOf(i)) {
@@ -56,15 +57,16 @@ func TestVictims(t *testing.T) {
 }
 
 func TestThePolicyHasARuleForEveryPair(t *testing.T) {
-	s := &site{dir: t.TempDir(), port: "4711"}
-	if _, err := s.replace("policy.yaml", []byte(s.policy(everything))); err != nil {
+	w := &world{port: "4711"}
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(file, []byte(w.policy(everything)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := policyfile.NewLoader(policyfile.Options{}, s.path("policy.yaml")).Load(true)
+	p, err := policyfile.NewLoader(policyfile.Options{}, file).Load(true)
 	if err != nil || p.Policy == nil {
 		t.Fatalf("%+v, %v", p, err)
 	}
-	text := s.policy(func(d int, rule string) string {
+	text := w.policy(func(d int, rule string) string {
 		if d == removed {
 			return ""
 		}
@@ -164,15 +166,14 @@ func TestEchoesAreTakenByWhenTheyWereDue(t *testing.T) {
 
 // TestRecordsAreReadByLine reads a file that is being written.
 func TestRecordsAreReadByLine(t *testing.T) {
-	s := &site{dir: t.TempDir()}
-	f := &recordFile{path: s.path("r")}
+	f := &recordFile{path: filepath.Join(t.TempDir(), "r")}
 	at := time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
 	line := `{"event":"policy.reload","time":"2026-11-21T00:00:00.000000000Z","duration_ms":1.5,"detail":"closed 1 of 2 tunnels"}` + "\n"
 	for _, row := range []struct {
 		text string
 		want int
 	}{{line[:10], 0}, {line, 1}, {line + line + line[:1], 1}} {
-		if _, err := s.replace("r", []byte(row.text)); err != nil {
+		if err := os.WriteFile(f.path, []byte(row.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		all, err := f.read()
@@ -186,8 +187,8 @@ func TestRecordsAreReadByLine(t *testing.T) {
 			t.Error("a reload counts that came before")
 		}
 		r, ok := reloaded(all, at)
-		if want := at.Add(-1500 * time.Microsecond); !ok || !r.began().Equal(want) {
-			t.Errorf("%+v began at %s, want %s", r, r.began(), want)
+		if want := at.Add(-1500 * time.Microsecond); !ok || !began(r).Equal(want) {
+			t.Errorf("%+v began at %s, want %s", r, began(r), want)
 		}
 	}
 }

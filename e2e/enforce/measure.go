@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // How a round is measured.
@@ -22,25 +24,26 @@ func tunnelOf(n int) (caller, destination int) { return n % identities, n / iden
 
 // campaign is a whole run.
 type campaign struct {
-	*site
+	*world
 	tunnels int
 	clients map[string]int // the tunnel of a caller's address, as records have it
 }
 
 func measure(ctx context.Context, o options, stderr io.Writer) (*table, error) {
-	s, err := newSite(ctx, o.exeat)
+	w, err := newWorld(ctx, o.exeat)
 	if err != nil {
 		return nil, err
 	}
-	defer s.end()
-	c := &campaign{site: s, tunnels: o.tunnels, clients: map[string]int{}}
+	defer w.Close()
+	defer w.warnings(stderr)
+	c := &campaign{world: w, tunnels: o.tunnels, clients: map[string]int{}}
 	start := time.Now()
 	if err := c.openAll(); err != nil {
 		return nil, err
 	}
 	_, _ = fmt.Fprintf(stderr, "%d tunnels are open after %s\n", o.tunnels, time.Since(start).Round(time.Millisecond))
 	t := &table{tunnels: o.tunnels, rounds: o.rounds}
-	for _, sc := range s.scenarios() {
+	for _, sc := range w.scenarios() {
 		f := figures{scenario: sc}
 		for n := range o.rounds {
 			r, err := c.round(ctx, sc)
@@ -125,7 +128,7 @@ func (c *campaign) round(ctx context.Context, sc scenario) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	records, err := c.records.until(ctx, "tunnels that ended", func(all []record) bool {
+	records, err := c.records.until(ctx, "tunnels that ended", func(all []site.Record) bool {
 		_, ok := reloaded(all, due)
 		return ok && countCloses(all) >= len(seen.Ended)
 	})
@@ -137,7 +140,7 @@ func (c *campaign) round(ctx context.Context, sc scenario) (result, error) {
 	return r, c.restore(ctx, sc, seen.Ended)
 }
 
-func countCloses(all []record) (n int) {
+func countCloses(all []site.Record) (n int) {
 	for _, r := range all {
 		if r.Event == "tunnel.close" {
 			n++
@@ -152,7 +155,7 @@ func (c *campaign) restore(ctx context.Context, sc scenario, gone []ended) error
 	if err != nil {
 		return err
 	}
-	if _, err := c.records.until(ctx, "the state that allows everything", func(all []record) bool {
+	if _, err := c.records.until(ctx, "the state that allows everything", func(all []site.Record) bool {
 		_, ok := reloaded(all, since)
 		return ok
 	}); err != nil {
@@ -166,9 +169,9 @@ func (c *campaign) restore(ctx context.Context, sc scenario, gone []ended) error
 }
 
 // evaluate compares what should have ended with what did.
-func (c *campaign) evaluate(sc scenario, victims []int, due time.Time, gone []ended, records []record) result {
+func (c *campaign) evaluate(sc scenario, victims []int, due time.Time, gone []ended, records []site.Record) result {
 	swapped, _ := reloaded(records, due)
-	r := result{due: due, swap: swapped.began(), took: swapped.Time.Sub(swapped.began()), victims: len(victims), last: due}
+	r := result{due: due, swap: began(swapped), took: swapped.Time.Sub(began(swapped)), victims: len(victims), last: due}
 	if sc.dated {
 		r.swap = due // the state was in force before; what counts is the date
 	}

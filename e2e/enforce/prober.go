@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// echoTime is how long an echo may take.
+const echoTime = 30 * time.Second
+
 // prober sends one byte at a time through tunnels and measures until it comes
 // back, from when it was due: an echo that waits for a late one counts its wait.
 type prober struct {
@@ -62,7 +65,7 @@ func (p *prober) probe(conn net.Conn, back <-chan struct{}, due time.Time, every
 		if err == nil {
 			select {
 			case <-back:
-			case <-time.After(openTime):
+			case <-time.After(echoTime):
 				err = errors.New("an echo was lost")
 			}
 		}

@@ -3,12 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // recordTime bounds the wait for records, and how often the file is looked at.
@@ -17,22 +17,8 @@ const (
 	recordLook = 10 * time.Millisecond
 )
 
-// record is what this program reads of a line of the gateway's records.
-type record struct {
-	Time        time.Time `json:"time"`
-	Event       string    `json:"event"`
-	Client      string    `json:"client"`
-	Identity    string    `json:"identity"`
-	Host        string    `json:"host"`
-	Reason      string    `json:"reason"`
-	Rule        string    `json:"rule"`
-	DurationMS  float64   `json:"duration_ms"`
-	CloseReason string    `json:"close_reason"`
-	Detail      string    `json:"detail"`
-}
-
-// began is when what the record tells of began.
-func (r record) began() time.Time {
+// began is when what a record tells of began.
+func began(r site.Record) time.Time {
 	return r.Time.Add(-time.Duration(r.DurationMS * float64(time.Millisecond)))
 }
 
@@ -43,7 +29,7 @@ type recordFile struct {
 }
 
 // read returns the records that came since the last time.
-func (f *recordFile) read() ([]record, error) {
+func (f *recordFile) read() ([]site.Record, error) {
 	file, err := os.Open(f.path)
 	if err != nil {
 		return nil, err
@@ -58,21 +44,13 @@ func (f *recordFile) read() ([]record, error) {
 	}
 	data = data[:bytes.LastIndexByte(data, '\n')+1]
 	f.offset += int64(len(data))
-	var all []record
-	for line := range bytes.Lines(data) {
-		var r record
-		if err := json.Unmarshal(line, &r); err != nil {
-			return nil, fmt.Errorf("record %q: %w", line, err)
-		}
-		all = append(all, r)
-	}
-	return all, nil
+	return site.ParseRecords(string(data))
 }
 
 // until returns the records that came since the last time and come until they
 // are enough.
-func (f *recordFile) until(ctx context.Context, what string, enough func(all []record) bool) ([]record, error) {
-	var all []record
+func (f *recordFile) until(ctx context.Context, what string, enough func(all []site.Record) bool) ([]site.Record, error) {
+	var all []site.Record
 	look := time.NewTicker(recordLook)
 	defer look.Stop()
 	late := time.After(recordTime)
@@ -96,11 +74,11 @@ func (f *recordFile) until(ctx context.Context, what string, enough func(all []r
 
 // reloaded returns the first state that came into force, or was enforced again,
 // at a moment or after it.
-func reloaded(all []record, since time.Time) (record, bool) {
+func reloaded(all []site.Record, since time.Time) (site.Record, bool) {
 	for _, r := range all {
 		if r.Event == "policy.reload" && !r.Time.Before(since) {
 			return r, true
 		}
 	}
-	return record{}, false
+	return site.Record{}, false
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // scenario is a way in which tunnels become forbidden.
@@ -20,32 +22,32 @@ type scenario struct {
 	restore func() (time.Time, error)
 }
 
-func (s *site) scenarios() []scenario {
-	restorePolicy := func() (time.Time, error) { return s.replace("policy.yaml", []byte(s.policy(everything))) }
+func (w *world) scenarios() []scenario {
+	restorePolicy := func() (time.Time, error) { return w.Replace("policy.yaml", w.policy(everything)) }
 	return []scenario{
 		{
 			name: "a destination leaves the policy", reason: "not-on-allowlist",
 			victim: func(_, destination int) bool { return destination == removed },
 			forbid: func(context.Context) (time.Time, error) {
-				return s.replace("policy.yaml", []byte(s.policy(func(d int, rule string) string {
+				return w.Replace("policy.yaml", w.policy(func(d int, rule string) string {
 					if d == removed {
 						return ""
 					}
 					return rule
-				})))
+				}))
 			},
 			restore: restorePolicy,
 		},
 		{
 			name: "an authority leaves the bundle", reason: "identity-untrusted",
 			victim:  func(caller, _ int) bool { return caller >= identities-leaving },
-			forbid:  func(context.Context) (time.Time, error) { return s.replace("gateway/bundle.pem", s.bundle(false)) },
-			restore: func() (time.Time, error) { return s.replace("gateway/bundle.pem", s.bundle(true)) },
+			forbid:  func(context.Context) (time.Time, error) { return w.Replace("gateway/bundle.pem", w.bundle(false)) },
+			restore: func() (time.Time, error) { return w.Replace("gateway/bundle.pem", w.bundle(true)) },
 		},
 		{
 			name: "a date passes", reason: "rule-expired", dated: true,
 			victim:  func(_, destination int) bool { return destination == expired },
-			forbid:  s.expire,
+			forbid:  w.expire,
 			restore: restorePolicy,
 		},
 	}
@@ -53,19 +55,19 @@ func (s *site) scenarios() []scenario {
 
 // expire dates the rules of a destination a few seconds ahead and waits until
 // shortly before.
-func (s *site) expire(ctx context.Context) (time.Time, error) {
+func (w *world) expire(ctx context.Context) (time.Time, error) {
 	at := time.Now().Add(3 * time.Second).Truncate(time.Second)
-	dated := s.policy(func(d int, rule string) string {
+	dated := w.policy(func(d int, rule string) string {
 		if d == expired {
 			rule += fmt.Sprintf(", expires: %q", at.UTC().Format(time.RFC3339))
 		}
 		return rule
 	})
-	since, err := s.replace("policy.yaml", []byte(dated))
+	since, err := w.Replace("policy.yaml", dated)
 	if err != nil {
 		return at, err
 	}
-	all, err := s.records.until(ctx, "the policy with dates", func(all []record) bool {
+	all, err := w.records.until(ctx, "the policy with dates", func(all []site.Record) bool {
 		_, ok := reloaded(all, since)
 		return ok
 	})

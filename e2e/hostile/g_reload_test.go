@@ -77,7 +77,9 @@ func wrongFiles(t *testing.T, p *process) {
 		if !strings.HasPrefix(r.Detail, "refused: ") {
 			t.Errorf("change %d: record %+v, want it refused", i, r)
 		}
-		p.until(t, "log", "the error", func(text string) bool { return strings.Count(text, "the last good one stays") == i+1 })
+		if err := p.running.Stderr.Until(patience, func(text string) bool { return strings.Count(text, "the last good one stays") == i+1 }); err != nil {
+			t.Fatalf("the error in the log: %v", err)
+		}
 		if got := p.status(t, "allowed.example"); got != 200 {
 			t.Errorf("change %d: the last good policy answers %d", i, got)
 		}

@@ -13,19 +13,19 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/exeat-dev/exeat/e2e/site"
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
 // process is the real program, for what a gateway in this process does not
-// have: files that change. Its records and its log are files.
+// have: files that change. Its records are a file.
 type process struct {
 	*gateway // its certificates, origins and callers; its listeners are those of the program
 	dir      string
-	cmd      *exec.Cmd
+	running  *site.Process
 	taken    int // records that next has returned
 }
 
@@ -51,12 +51,10 @@ type program struct {
 func (p *program) build(t *testing.T) string {
 	t.Helper()
 	p.once.Do(func() {
-		path := filepath.Join(p.dir, "exeat")
-		out, err := exec.Command("go", "build", "-o", path, "github.com/exeat-dev/exeat/cmd/exeat").CombinedOutput()
-		if err != nil {
-			t.Fatalf("building exeat: %v\n%s", err, out)
+		if err := site.Build(t.Context(), p.dir, site.Exeat); err != nil {
+			t.Fatal(err)
 		}
-		p.path = path
+		p.path = filepath.Join(p.dir, "exeat")
 	})
 	if p.path == "" {
 		t.Fatal("exeat does not build")
@@ -76,20 +74,16 @@ func start(t *testing.T, path string, policy func(*process) string, env ...strin
 	p.writeIdentity(t)
 	p.write(t, "exeat.yaml", processConfig)
 	p.write(t, "policy/policy.yaml", policy(p))
-	log, err := os.Create(p.path("log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = log.Close() }()
-	p.cmd = exec.Command(path, "serve", "--config", p.path("exeat.yaml"))
-	p.cmd.Env, p.cmd.Dir, p.cmd.Stderr = append([]string{"OTEL_METRICS_EXPORTER=none"}, env...), p.dir, log
-	if err := p.cmd.Start(); err != nil {
+	cmd := exec.Command(path, "serve", "--config", p.path("exeat.yaml"))
+	cmd.Env, cmd.Dir = append([]string{"OTEL_METRICS_EXPORTER=none"}, env...), p.dir
+	var err error
+	if p.running, err = site.Start(cmd, site.Ready{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		if err := p.cmd.Wait(); err != nil {
-			t.Errorf("the gateway ended with %v\n%s", err, p.read(t, "log"))
+		p.running.Stop()
+		if !p.running.State().Success() {
+			t.Errorf("the gateway ended with %s\n%s", p.running.State(), p.running.Stderr)
 		}
 	})
 	p.secure = netip.MustParseAddrPort(p.logged(t, `listener=secure[^\n]* address=(\S+)`))
@@ -173,12 +167,10 @@ func (p *process) until(t *testing.T, name, what string, good func(text string) 
 // logged waits for a line of the log and returns a part of it.
 func (p *process) logged(t *testing.T, pattern string) string {
 	t.Helper()
-	re := regexp.MustCompile(pattern)
-	var found []string
-	p.until(t, "log", pattern, func(text string) bool {
-		found = re.FindStringSubmatch(text)
-		return found != nil
-	})
+	found, err := p.running.Stderr.Line(patience, regexp.MustCompile(pattern))
+	if err != nil {
+		t.Fatalf("a line that matches %s: %v\n%s", pattern, err, p.running.Stderr)
+	}
 	return found[1]
 }
 

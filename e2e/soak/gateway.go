@@ -9,12 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/process"
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // gateway is a running exeat.
 type gateway struct {
-	*process.Process
+	*site.Process
 
 	address, metrics string
 }

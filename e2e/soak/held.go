@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
-	workers "github.com/exeat-dev/exeat/e2e/bench/load"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // What callers hold as long as they are let, and what a gateway may hold for
@@ -35,18 +34,18 @@ timeouts: {handshake: 60s, client_hello: 60s, drain_delay: 0s, drain_timeout: 0s
 
 // held has callers hold as much as they can, in handshakes that they do not end
 // and in tunnels that they do not use.
-func held(ctx context.Context, s *site, _ options, out io.Writer) (faults []string, err error) {
+func held(ctx context.Context, w *world, _ options, out io.Writer) (faults []string, err error) {
 	for _, h := range []holding{
 		{"half-open handshakes", halfOpen, perHalfOpen, func(ctx context.Context, g *gateway, i int) (net.Conn, error) {
-			return s.caller(g, "", fmt.Sprintf("127.0.0.%d", 2+i%10)).beginHello(ctx)
+			return w.caller(g, "", fmt.Sprintf("127.0.0.%d", 2+i%10)).beginHello(ctx)
 		}, nil},
 		{"idle tunnels", tunnels, perTunnel, func(ctx context.Context, g *gateway, _ int) (net.Conn, error) {
-			return s.caller(g, "hostile", "127.0.0.2").tunnel(ctx)
+			return w.caller(g, "hostile", "127.0.0.2").Open(ctx, w.target())
 		}, func(ctx context.Context, g *gateway) error {
-			return s.caller(g, "hostile", "127.0.0.2").refused(ctx, connect(s.target()), "429")
+			return w.caller(g, "hostile", "127.0.0.2").refused(ctx, load.Connect(w.target()), "429")
 		}},
 	} {
-		found, err := h.try(ctx, s, out)
+		found, err := h.try(ctx, w, out)
 		if err != nil {
 			return nil, fmt.Errorf("%d %s: %w", h.n, h.what, err)
 		}
@@ -66,14 +65,14 @@ type holding struct {
 
 // try looks at the gateway's memory, at whether others are served, and at what
 // stays when the callers have gone.
-func (h *holding) try(ctx context.Context, s *site, out io.Writer) (faults []string, err error) {
-	g, err := s.serve(ctx, patient)
+func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []string, err error) {
+	g, err := w.serve(ctx, patient)
 	if err != nil {
 		return nil, err
 	}
 	defer g.Stop()
-	quiet := s.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.exchange(ctx, 1<<10) }
+	quiet := w.caller(g, "quiet", "127.0.0.1")
+	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
 	before, err := g.settled(ctx, light)
 	if err != nil {
 		return nil, err
@@ -122,7 +121,7 @@ func (g *gateway) returns(ctx context.Context, before usage, light func(context.
 // hold opens n connections, and returns those that it could open.
 func hold(ctx context.Context, n int, open func(context.Context, int) (net.Conn, error)) (all []net.Conn, err error) {
 	var mu sync.Mutex
-	err = workers.Each(ctx, n, 8, func(ctx context.Context, i int) error {
+	err = load.Each(ctx, n, 8, func(ctx context.Context, i int) error {
 		conn, err := open(ctx, i)
 		if err != nil {
 			return err
@@ -153,26 +152,10 @@ func (g *gateway) holds(ctx context.Context, descriptors int) error {
 
 // beginHello begins a handshake.
 func (c *caller) beginHello(ctx context.Context) (net.Conn, error) {
-	conn, err := c.dial(ctx)
+	conn, err := c.raw(ctx)
 	if err != nil {
 		return nil, err
 	}
 	_, err = io.WriteString(conn, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
 	return conn, err
-}
-
-// tunnel opens one, which is for its caller to close.
-func (c *caller) tunnel(ctx context.Context) (net.Conn, error) {
-	line, conn, err := c.ask(ctx, connect(c.target))
-	switch {
-	case err != nil:
-	case !strings.HasPrefix(line, "HTTP/1.1 200 "):
-		err = fmt.Errorf("a good request is answered %q", line)
-	default:
-		return conn, nil
-	}
-	if conn != nil {
-		_ = conn.Close()
-	}
-	return nil, err
 }

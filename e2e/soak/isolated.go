@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 // The bars of the isolation: what a flood at that share of saturation may do to
@@ -24,18 +26,18 @@ const (
 
 // isolated measures the exchanges of a quiet identity alone, and while another
 // one floods a gateway with the limits that it ships with.
-func isolated(ctx context.Context, s *site, o options, out io.Writer) (faults []string, err error) {
-	most, err := saturation(ctx, s, o.alone/3)
+func isolated(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
+	most, err := saturation(ctx, w, o.alone/3)
 	if err != nil {
 		return nil, err
 	}
-	g, err := s.serve(ctx, hasty)
+	g, err := w.serve(ctx, hasty)
 	if err != nil {
 		return nil, err
 	}
 	defer g.Stop()
 	// In turns, so that whatever else the machine does is in both.
-	quiet, hostile := s.caller(g, "quiet", "127.0.0.1"), s.caller(g, "hostile", "127.0.0.3")
+	quiet, hostile := w.caller(g, "quiet", "127.0.0.1"), w.caller(g, "hostile", "127.0.0.3")
 	var alone, among []time.Duration
 	var ratios []float64 // of the rounds
 	var answers flooded
@@ -73,13 +75,13 @@ func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microseco
 
 // saturation is how many denied requests a second a gateway without limits
 // answers to who asks as fast as it can.
-func saturation(ctx context.Context, s *site, lasts time.Duration) (float64, error) {
-	g, err := s.serve(ctx, generous+hasty)
+func saturation(ctx context.Context, w *world, lasts time.Duration) (float64, error) {
+	g, err := w.serve(ctx, generous+hasty)
 	if err != nil {
 		return 0, err
 	}
 	defer g.Stop()
-	c := s.caller(g, "hostile", "127.0.0.3")
+	c := w.caller(g, "hostile", "127.0.0.3")
 	asking, cancel := context.WithTimeout(ctx, lasts)
 	defer cancel()
 	var n atomic.Int64
@@ -88,7 +90,7 @@ func saturation(ctx context.Context, s *site, lasts time.Duration) (float64, err
 	for range 4 * cores {
 		workers.Go(func() {
 			for asking.Err() == nil {
-				if c.refused(context.WithoutCancel(ctx), connect("evil.test:443"), "403") == nil {
+				if c.refused(context.WithoutCancel(ctx), load.Connect("evil.test:443"), "403") == nil {
 					n.Add(1)
 				}
 			}
@@ -124,14 +126,14 @@ func (f *flooded) run(ctx context.Context, c *caller, perSecond float64) {
 }
 
 func (f *flooded) ask(ctx context.Context, c *caller) {
-	line, conn, err := c.ask(ctx, connect("evil.test:443"))
+	answer, conn, err := c.Ask(ctx, load.Connect("evil.test:443"))
 	if conn != nil {
 		_ = conn.Close()
 	}
 	switch {
 	case err != nil:
 		f.away.Add(1)
-	case strings.HasPrefix(line, "HTTP/1.1 429 "):
+	case strings.HasPrefix(answer, "HTTP/1.1 429 "):
 		f.limit.Add(1)
 	default:
 		f.policy.Add(1)
@@ -144,7 +146,7 @@ func (c *caller) measure(ctx context.Context, lasts time.Duration) (took []time.
 	defer tick.Stop()
 	for end := time.Now().Add(lasts); time.Now().Before(end); <-tick.C {
 		start := time.Now()
-		if err := c.exchange(ctx, 1<<10); err != nil {
+		if err := c.roundTrip(ctx, 1<<10); err != nil {
 			return nil, fmt.Errorf("a quiet identity: %w", err)
 		}
 		took = append(took, time.Since(start))

@@ -69,15 +69,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "soak:", err)
 		return exitUsage
 	}
-	s, err := newSite(ctx, o.exeat)
+	w, err := newWorld(ctx, o.exeat)
 	if err != nil {
 		_, _ = fmt.Fprintln(stderr, "soak:", err)
 		return exitUsage
 	}
-	defer s.end()
+	defer w.Close()
 	var faults []string
-	for _, part := range []func(context.Context, *site, options, io.Writer) ([]string, error){held, mixed, isolated} {
-		found, err := part(ctx, s, o, stdout)
+	for _, part := range []func(context.Context, *world, options, io.Writer) ([]string, error){held, mixed, isolated} {
+		found, err := part(ctx, w, o, stdout)
 		if err != nil {
 			_, _ = fmt.Fprintln(stderr, "soak:", err)
 			return exitUsage

@@ -22,16 +22,16 @@ const (
 )
 
 // mixed loads a gateway with everything at once and looks at what stays.
-func mixed(ctx context.Context, s *site, o options, out io.Writer) (faults []string, err error) {
-	g, err := s.serve(ctx, generous+hasty)
+func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
+	g, err := w.serve(ctx, generous+hasty)
 	if err != nil {
 		return nil, err
 	}
 	defer g.Stop()
-	quiet := s.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.exchange(ctx, 1<<10) }
+	quiet := w.caller(g, "quiet", "127.0.0.1")
+	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
 	warm, cancel := context.WithTimeout(ctx, o.load/10)
-	_, err = load(warm, s, g)
+	_, err = mix(warm, w, g)
 	cancel()
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func mixed(ctx context.Context, s *site, o options, out io.Writer) (faults []str
 		machine, own, shareErr = busy.share()
 		close(shared)
 	})
-	done, err := load(loading, s, g)
+	done, err := mix(loading, w, g)
 	cancel()
 	most := <-watching
 	<-shared
@@ -107,9 +107,9 @@ const (
 	hostileWorkers = 16
 )
 
-// load runs good and hostile callers until ctx ends, and returns the first
+// mix runs good and hostile callers until ctx ends, and returns the first
 // thing that was not as it must be.
-func load(ctx context.Context, s *site, g *gateway) (*done, error) {
+func mix(ctx context.Context, w *world, g *gateway) (*done, error) {
 	working, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	d := &done{}
@@ -125,14 +125,14 @@ func load(ctx context.Context, s *site, g *gateway) (*done, error) {
 			}
 		})
 	}
-	for w := range goodWorkers {
-		c := s.caller(g, "good", "127.0.0.2")
-		work(&d.good, func(ctx context.Context, i int) error { return c.exchange(ctx, 1<<(4+(w+i)%14)) })
+	for n := range goodWorkers {
+		c := w.caller(g, "good", "127.0.0.2")
+		work(&d.good, func(ctx context.Context, i int) error { return c.roundTrip(ctx, 1<<(4+(n+i)%14)) })
 	}
-	for w := range hostileWorkers {
-		c := s.caller(g, "hostile", "127.0.0.3")
+	for n := range hostileWorkers {
+		c := w.caller(g, "hostile", "127.0.0.3")
 		attacks := c.attacks()
-		work(&d.hostile, func(ctx context.Context, i int) error { return attacks[(w+i)%len(attacks)](ctx) })
+		work(&d.hostile, func(ctx context.Context, i int) error { return attacks[(n+i)%len(attacks)](ctx) })
 	}
 	workers.Wait()
 	return d, context.Cause(working)

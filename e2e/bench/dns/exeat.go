@@ -4,8 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 
-	"github.com/exeat-dev/exeat/e2e/bench/process"
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // evidence is what exeat writes about allowed queries.
@@ -32,10 +33,10 @@ func traced() evidence {
 func (w *world) startExeat(ctx context.Context, e evidence) (*peer, error) {
 	policy := "version: 1\nidentities:\n  - id: spiffe://bench.example/caller\n    accept: [x509-svid, source-map]\n    allow:\n" +
 		eachName("      - {host: %s}\n")
-	if err := os.WriteFile(w.path("policy.yaml"), []byte(policy), 0o600); err != nil {
+	if err := w.Write("policy.yaml", policy); err != nil {
 		return nil, err
 	}
-	file := w.path(e.name + ".jsonl")
+	file := w.Path(e.name + ".jsonl")
 	config := fmt.Sprintf(`version: 1
 identity: {dir: gateway}
 policy: policy.yaml
@@ -49,20 +50,19 @@ records:
 dns: {queries_per_second: 100000000, span_every: %d}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
 `, w.upstream.LocalAddr(), file, e.only, e.every)
-	if err := os.WriteFile(w.path(e.name+".yaml"), []byte(config), 0o600); err != nil {
+	if err := w.Write(e.name+".yaml", config); err != nil {
 		return nil, err
 	}
-	child, err := w.pinned(ctx, process.Command{
-		Path: w.exeatPath, Args: []string{"serve", "--config", w.path(e.name + ".yaml")}, Addresses: 2,
-		Env: []string{
-			"OTEL_TRACES_EXPORTER=otlp",
-			"OTEL_METRICS_EXPORTER=none", // the collector takes spans alone; they are counted all the same
-			"OTEL_EXPORTER_OTLP_ENDPOINT=" + w.collector,
-			"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-			"OTEL_BSP_SCHEDULE_DELAY=500",     // every measurement waits for its spans
-			"OTEL_BSP_MAX_QUEUE_SIZE=1000000", // so that none is dropped in one
-		},
-	})
+	cmd := exec.CommandContext(ctx, w.exeatPath, "serve", "--config", w.Path(e.name+".yaml"))
+	cmd.Env = []string{
+		"OTEL_TRACES_EXPORTER=otlp",
+		"OTEL_METRICS_EXPORTER=none", // the collector takes spans alone; they are counted all the same
+		"OTEL_EXPORTER_OTLP_ENDPOINT=" + w.collector,
+		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+		"OTEL_BSP_SCHEDULE_DELAY=500",     // every measurement waits for its spans
+		"OTEL_BSP_MAX_QUEUE_SIZE=1000000", // so that none is dropped in one
+	}
+	child, err := w.pinned(cmd, site.Ready{Announces: 2})
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // How dnsperf asks.
@@ -44,13 +46,13 @@ func (w *world) ask(ctx context.Context, server string, args ...string) (int64, 
 		return 0, err
 	}
 	// At the end it waits for what is lost, for as long as -t says.
-	return load(ctx, append([]string{"dnsperf", "-s", host, "-p", port, "-t", "1", "-d", w.path(namesFile)}, args...)...)
+	return load(ctx, append([]string{"dnsperf", "-s", host, "-p", port, "-t", "1", "-d", w.Path(namesFile)}, args...)...)
 }
 
 // overTLS asks a server over DoT for a time, with a client certificate.
 func (w *world) overTLS(ctx context.Context, server string, length time.Duration) (int64, error) {
-	return load(ctx, w.path("dot"), "-server", server, "-name", serverName, "-identity", w.path("caller"),
-		"-names", w.path(namesFile), "-for", length.String())
+	return load(ctx, w.Path("dot"), "-server", server, "-name", site.ServerName, "-identity", w.Path("caller"),
+		"-names", w.Path(namesFile), "-for", length.String())
 }
 
 // load runs a client on its core and returns how many queries were answered.

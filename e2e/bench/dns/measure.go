@@ -8,14 +8,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/process"
 	"github.com/exeat-dev/exeat/e2e/bench/report"
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // peer is one of the servers that are compared.
 type peer struct {
 	name    string
-	process *process.Process
+	process *site.Process
 	udp     string // its address
 	dot     string // "" if it is not asked over DoT
 

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
+	"net/netip"
 	"os/exec"
 	"regexp"
 
-	"github.com/exeat-dev/exeat/e2e/bench/process"
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // Where Debian installs them.
@@ -31,38 +31,37 @@ func versionOf(ctx context.Context, path, name string, args ...string) (string, 
 
 // startOther starts a server that is told where to listen, and its
 // configuration.
-func (w *world) startOther(ctx context.Context, name, path, port, config string, args ...string) (*peer, error) {
-	file := w.path(name + ".conf")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+func (w *world) startOther(ctx context.Context, name, path string, address netip.AddrPort, config string, args ...string) (*peer, error) {
+	file := name + ".conf"
+	if err := w.Write(file, config); err != nil {
 		return nil, err
 	}
-	address := "127.0.0.1:" + port
-	child, err := w.pinned(ctx, process.Command{Path: path, Args: append(args, file), Listens: []string{address}})
+	child, err := w.pinned(exec.CommandContext(ctx, path, append(args, w.Path(file))...), site.Ready{Accepts: []string{address.String()}})
 	if err != nil {
 		return nil, err
 	}
-	return &peer{name: name, process: child, udp: address}, nil
+	return &peer{name: name, process: child, udp: address.String()}, nil
 }
 
 // startDNSDist starts it with a packet cache, and refuses other names.
 func (w *world) startDNSDist(ctx context.Context) (*peer, error) {
-	port, err := freePort(ctx)
+	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
-	return w.startOther(ctx, "dnsdist", dnsdistPath, port, fmt.Sprintf(`setLocal("127.0.0.1:%s")
+	return w.startOther(ctx, "dnsdist", dnsdistPath, free[0], fmt.Sprintf(`setLocal("%s")
 setSecurityPollSuffix("")
 newServer({address="%s"})
 getPool(""):setCache(newPacketCache(10000, {maxTTL=86400}))
 names = newDNSNameSet()
-`, port, w.upstream.LocalAddr())+eachName("names:add(newDNSName(\"%s\"))\n")+
+`, free[0], w.upstream.LocalAddr())+eachName("names:add(newDNSName(\"%s\"))\n")+
 		"addAction(NotRule(QNameSetRule(names)), RCodeAction(DNSRCode.REFUSED))\n",
 		"--supervised", "--disable-syslog", "-C")
 }
 
 // startUnbound starts it as a forwarder, which refuses other names.
 func (w *world) startUnbound(ctx context.Context) (*peer, error) {
-	port, err := freePort(ctx)
+	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +69,7 @@ func (w *world) startUnbound(ctx context.Context) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return w.startOther(ctx, "unbound", unboundPath, port, fmt.Sprintf(`server:
+	return w.startOther(ctx, "unbound", unboundPath, free[0], fmt.Sprintf(`server:
   directory: "%s"
   username: ""
   chroot: ""
@@ -78,25 +77,25 @@ func (w *world) startUnbound(ctx context.Context) (*peer, error) {
   use-syslog: no
   logfile: ""
   do-daemonize: no
-  interface: 127.0.0.1@%s
+  interface: 127.0.0.1@%d
   module-config: "iterator"
   do-not-query-localhost: no
   access-control: 127.0.0.0/8 allow
   local-zone: "." refuse
-`, w.dir, port)+eachName("  local-zone: \"%s.\" always_transparent\n")+
+`, w.Path(""), free[0].Port())+eachName("  local-zone: \"%s.\" always_transparent\n")+
 		"remote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: "+upstream+"\n", "-d", "-c")
 }
 
 // startCoreDNS starts it with a cache. It knows no rule for a name.
 func (w *world) startCoreDNS(ctx context.Context, path string) (*peer, error) {
-	port, err := freePort(ctx)
+	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
-	return w.startOther(ctx, "CoreDNS", path, port, fmt.Sprintf(`.:%s {
+	return w.startOther(ctx, "CoreDNS", path, free[0], fmt.Sprintf(`.:%d {
   bind 127.0.0.1
   cache 86400
   forward . %s
 }
-`, port, w.upstream.LocalAddr()), "-conf")
+`, free[0].Port(), w.upstream.LocalAddr()), "-conf")
 }

@@ -10,7 +10,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -21,6 +20,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // The bar for a denied name, and how many times that fails the run: the machine
@@ -93,11 +94,13 @@ func run(ctx context.Context, exeat string, stubs []stub, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	stop, err := serve(ctx, exeat, dir)
+	cmd := exec.CommandContext(ctx, exeat, "serve", "--config", "exeat.yaml")
+	cmd.Dir = dir
+	gateway, err := site.Start(cmd, site.Ready{Announces: 1})
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer gateway.Stop()
 	var broken []error
 	_, _ = fmt.Fprintf(out, "%-6s %-16s %-8s %8s %8s  %s\n", "stub", "name", "found", "fastest", "slowest", "packets to the second server")
 	for _, s := range stubs {
@@ -128,33 +131,6 @@ func prepare(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
-}
-
-// serve runs exeat until stop is called.
-func serve(ctx context.Context, exeat, dir string) (stop func(), err error) {
-	cmd := exec.CommandContext(ctx, exeat, "serve", "--config", "exeat.yaml")
-	cmd.Dir = dir
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	stop = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	lines := bufio.NewScanner(stderr)
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "listener=stubs") {
-			go func() { _, _ = io.Copy(io.Discard, stderr) }()
-			return stop, nil
-		}
-		fmt.Fprintln(os.Stderr, lines.Text())
-	}
-	stop()
-	return nil, errors.New("exeat does not listen")
 }
 
 // try looks a name up a few times.

@@ -1,16 +1,9 @@
-// Package dns tests the DNS half with programs that other people wrote.
-//
-// It needs unbound and openssl. Where one is missing the tests that need it are
-// skipped; with CI set in the environment they fail.
-package dns
+package e2e
 
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,40 +12,18 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
-	"go.uber.org/goleak"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// need returns the path of a tool; it skips the test, or fails it under CI,
-// unless the tool is there.
-func need(t *testing.T, tool string) string {
-	t.Helper()
-	for _, path := range []string{tool, "/usr/sbin/" + tool} {
-		if found, err := exec.LookPath(path); err == nil {
-			return found
-		}
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is missing", tool)
-	}
-	t.Skipf("%s is missing: install it to run this test", tool)
-	return ""
-}
-
-// unbound is a recursive server of the zone example., over UDP, TCP and TLS.
-type unbound struct {
+// recursive is a server of the zone example., over UDP, TCP and TLS.
+type recursive struct {
 	plain, tls netip.AddrPort
 	ca         string // by which dns.example is trusted
 }
 
-const unboundConfig = `server:
+const recursiveConfig = `server:
   directory: "%[1]s"
   pidfile: "%[1]s/pid"
   username: ""
@@ -92,79 +63,26 @@ svc       300 IN HTTPS 1 node alpn="h2" ipv4hint="192.0.2.3" ech="AEX+DQBBxwAgAC
 mail      300 IN MX 10 node
 `
 
-func startUnbound(t *testing.T) *unbound {
+func startRecursive(t *testing.T) *recursive {
 	t.Helper()
-	program, openssl := need(t, "unbound"), need(t, "openssl")
+	need(t, "unbound", "openssl")
 	dir := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-		"-keyout", filepath.Join(dir, "key.pem"), "-out", filepath.Join(dir, "cert.pem"), "-days", "2",
-		"-subj", "/CN=dns.example", "-addext", "subjectAltName=DNS:dns.example").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if _, stderr, code := run(t, dir, "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+		"-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
+		"-subj", "/CN=dns.example", "-addext", "subjectAltName=DNS:dns.example"); code != 0 {
+		t.Fatal(stderr)
 	}
 	text := strings.Builder{}
 	text.WriteString(zone)
 	for i := range 100 { // more than a datagram holds
 		fmt.Fprintf(&text, "big 300 IN A 192.0.2.%d\n", i+1)
 	}
-	u := &unbound{plain: freePort(t), tls: freePort(t), ca: filepath.Join(dir, "cert.pem")}
-	config := fmt.Sprintf(unboundConfig, dir, u.plain.Addr(), u.plain.Port(), u.tls.Port())
-	for name, data := range map[string]string{"zone": text.String(), "unbound.conf": config} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(program, "-d", "-c", filepath.Join(dir, "unbound.conf"))
-	var log strings.Builder
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-		if t.Failed() {
-			t.Logf("unbound:\n%s", &log)
-		}
-	})
-	for _, addr := range []netip.AddrPort{u.plain, u.tls} {
-		listening(t, addr, ended)
-	}
+	free := freeAddresses(t, 2)
+	u := &recursive{plain: free[0], tls: free[1], ca: filepath.Join(dir, "cert.pem")}
+	config := fmt.Sprintf(recursiveConfig, dir, u.plain.Addr(), u.plain.Port(), u.tls.Port())
+	write(t, dir, map[string]string{"zone": text.String(), "unbound.conf": config})
+	startUnbound(t, dir)
 	return u
-}
-
-// freePort returns a port of loopback that was free a moment ago.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return netip.MustParseAddrPort(l.Addr().String())
-}
-
-// listening waits until somebody listens on a port.
-func listening(t *testing.T, addr netip.AddrPort, ended chan error) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(patience)
-	for {
-		if conn, err := net.DialTimeout("tcp", addr.String(), patience); err == nil {
-			_ = conn.Close()
-			return
-		}
-		select {
-		case <-tick.C:
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("unbound ended: %v", err)
-		case <-deadline:
-			t.Fatal("unbound does not listen")
-		}
-	}
 }
 
 // everything is a filter that lets everything through.
@@ -176,9 +94,9 @@ func (everything) Addr(netip.Addr) bool { return true }
 // Hop implements resolve.Filter.
 func (everything) Hop(allowlist.Host) bool { return true }
 
-// ask returns the records that a client is shown, without times, and sorted
+// lookup returns the records that a client is shown, without times, and sorted
 // behind the aliases, or the reason of the error.
-func ask(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
+func lookup(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
 	t.Helper()
 	host, err := allowlist.ParseHost(name)
 	if err != nil {
@@ -217,8 +135,8 @@ func ask(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
 	return append(lines, finals...)
 }
 
-func TestUnbound(t *testing.T) {
-	u := startUnbound(t)
+func TestDNSFromUnbound(t *testing.T) {
+	u := startRecursive(t)
 	const soa = "example. 0 IN SOA ns.example. admin.example. 1 3600 600 86400 60"
 	rows := []struct {
 		name string
@@ -255,11 +173,11 @@ func TestUnbound(t *testing.T) {
 			}
 			defer r.Close()
 			for _, row := range rows {
-				if diff := cmp.Diff(row.want, ask(t, r, row.name, row.typ)); diff != "" {
+				if diff := cmp.Diff(row.want, lookup(t, r, row.name, row.typ)); diff != "" {
 					t.Errorf("%s %s (-want +got):\n%s", dns.TypeToString[row.typ], row.name, diff)
 				}
 			}
-			if diff := cmp.Diff(append([]string{"NOERROR"}, big...), ask(t, r, "big.example", dns.TypeA)); diff != "" {
+			if diff := cmp.Diff(append([]string{"NOERROR"}, big...), lookup(t, r, "big.example", dns.TypeA)); diff != "" {
 				t.Errorf("more than a datagram holds (-want +got):\n%s", diff)
 			}
 		})
@@ -270,7 +188,7 @@ func TestUnbound(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer r.Close()
-		if got := ask(t, r, "api.example", dns.TypeA); !slices.Equal(got, []string{"resolve-failed"}) {
+		if got := lookup(t, r, "api.example", dns.TypeA); !slices.Equal(got, []string{"resolve-failed"}) {
 			t.Errorf("got %q", got)
 		}
 	})

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/exeat-dev/exeat/e2e/bench/load"
+	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
 func TestEachDoesAllOnce(t *testing.T) {

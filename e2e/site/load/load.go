@@ -1,5 +1,4 @@
-// Package load makes the load of the benchmark: clients of a CONNECT proxy
-// over mTLS.
+// Package load makes clients of a CONNECT proxy, and many of them at once.
 //
 // Every connection over TLS is a full handshake with the one key exchange that
 // the Client names; nothing is resumed. A tunnel that does not do what a correct
@@ -29,6 +28,8 @@ type Client struct {
 	Proxy string
 	// TLS is spoken to it; nil for a clear connection.
 	TLS *tls.Config
+	// Dialer connects to it. The zero value chooses the address to come from.
+	Dialer net.Dialer
 }
 
 // Conn is a tunnel, which may be closed for writing alone.
@@ -37,12 +38,13 @@ type Conn interface {
 	CloseWrite() error
 }
 
-// connect connects and completes the handshake, if there is one.
+// Dial connects to the proxy and completes the handshake, if there is one.
+func (c *Client) Dial(ctx context.Context) (Conn, error) { return c.connect(ctx, c.Proxy) }
+
 func (c *Client) connect(ctx context.Context, address string) (Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var dialer net.Dialer
-	raw, err := dialer.DialContext(ctx, "tcp", address)
+	raw, err := c.Dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -59,11 +61,27 @@ func (c *Client) connect(ctx context.Context, address string) (Conn, error) {
 
 // Greet completes a handshake and closes the connection without a request.
 func (c *Client) Greet(ctx context.Context) error {
-	conn, err := c.connect(ctx, c.Proxy)
+	conn, err := c.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	return finish(conn)
+}
+
+// Ask sends a head, or whatever it is, on a connection of its own and returns
+// the head of the answer. What came behind it is lost. The connection, which is
+// the caller's to close, has a deadline of 30 s; it is nil if there is none.
+func (c *Client) Ask(ctx context.Context, head string) (answer string, conn Conn, err error) {
+	if conn, err = c.Dial(ctx); err != nil {
+		return "", nil, err
+	}
+	answer, _, err = ask(conn, head)
+	return answer, conn, err
+}
+
+// Connect returns the head of a good request for a tunnel.
+func Connect(target string) string {
+	return "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n"
 }
 
 // Open opens a tunnel to the target, HOST:PORT as the proxy knows it.
@@ -71,11 +89,11 @@ func (c *Client) Open(ctx context.Context, target string) (Conn, error) {
 	if c.Proxy == "" {
 		return c.connect(ctx, target)
 	}
-	conn, err := c.connect(ctx, c.Proxy)
+	conn, err := c.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	head, rest, err := ask(conn, target)
+	head, rest, err := ask(conn, Connect(target))
 	switch {
 	case err != nil:
 	case !strings.HasPrefix(head, "HTTP/1.1 200 "):
@@ -105,11 +123,10 @@ func (c *Client) Exchange(ctx context.Context, target string, size int) error {
 
 // Denied asks for a tunnel and reads the whole answer, which must be a 403.
 func (c *Client) Denied(ctx context.Context, target string) error {
-	conn, err := c.connect(ctx, c.Proxy)
-	if err != nil {
+	head, conn, err := c.Ask(ctx, Connect(target))
+	if conn == nil {
 		return err
 	}
-	head, _, err := ask(conn, target)
 	if err == nil && !strings.HasPrefix(head, "HTTP/1.1 403 ") {
 		err = fmt.Errorf("answer of %s to CONNECT %s: %q, want a 403", c.Proxy, target, head)
 	}
@@ -120,12 +137,12 @@ func (c *Client) Denied(ctx context.Context, target string) error {
 	return finish(conn)
 }
 
-// ask sends a CONNECT and reads the head of the answer, and what came with it.
-func ask(conn net.Conn, target string) (head string, rest []byte, err error) {
+// ask sends a head and reads the head of the answer, and what came with it.
+func ask(conn net.Conn, sent string) (head string, rest []byte, err error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", nil, err
 	}
-	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
+	if _, err := io.WriteString(conn, sent); err != nil {
 		return "", nil, err
 	}
 	buf := make([]byte, 4<<10)
