@@ -45,7 +45,7 @@ hostile: ## what is promised of hostile inputs: run every case, count, write the
 	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
 
 soak: ## 10,000 half-open handshakes, then hostile traffic for SOAK (3m): nothing stays behind, nobody else is hurt
-	go run ./e2e/soak -for $(or $(SOAK),3m)
+	go run ./e2e/measure soak -for $(or $(SOAK),3m)
 
 # A gateway with a fault may connect to anything: there is nothing to connect to.
 mutants: ## plant faults one by one; the cases of make hostile must find each
@@ -66,28 +66,28 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 
 bench: ## micro benchmarks, then tunnels beside the bare relay
 	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/hello ./proxy/limit ./proxy/resolve ./proxy/tunnel ./proxy/audit/... ./cmd/exeat/telemetry ./identity
-	go run ./e2e/bench
+	go run ./e2e/measure tunnels
 
 bench-quick: ## only the tunnels beside the bare relay, in a minute
-	go run ./e2e/bench -quick
+	go run ./e2e/measure tunnels -quick
 
 bench-peers: ## exeat beside the bare relay, HAProxy and Squid: one table
-	sh e2e/bench/peers.sh
+	sh e2e/measure/peers.sh tunnels
 
 bench-peers-quick: ## the same in about a minute
-	sh e2e/bench/peers.sh -quick
+	sh e2e/measure/peers.sh tunnels -quick
 
 bench-dns: ## queries per second of processor time beside dnsdist, unbound and CoreDNS
-	sh e2e/bench/dns/peers.sh
+	sh e2e/measure/peers.sh dns
 
 bench-dns-quick: ## the same without CoreDNS, in less than a minute
-	sh e2e/bench/dns/peers.sh -quick
+	sh e2e/measure/peers.sh dns -quick
 
 enforce: ## 9,000 live tunnels: what a new state ends, and how fast
-	go run ./e2e/enforce
+	go run ./e2e/measure enforce
 
 enforce-quick: ## the same with 1,500 tunnels, in less than a minute
-	go run ./e2e/enforce -quick
+	go run ./e2e/measure enforce -quick
 
 cover: ## test coverage of each package
 	go test -cover ./...

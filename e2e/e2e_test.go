@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	exeat = filepath.Join(dir, "exeat")
-	if err := site.Build(context.Background(), dir, site.Exeat); err != nil {
+	if err := site.Build(context.Background(), dir, site.Program); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "exeat-collector-")
 	if err == nil && *exeat == "" && *otelcol != "" {
 		*exeat = filepath.Join(dir, "exeat")
-		err = site.Build(context.Background(), dir, site.Exeat)
+		err = site.Build(context.Background(), dir, site.Program)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

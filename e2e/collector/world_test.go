@@ -33,6 +33,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	s.Exeat = *exeat
 	w := &world{Site: s}
 	free, err := site.FreeAddresses(t.Context(), 1)
 	if err != nil {
@@ -111,7 +112,7 @@ type gateway struct {
 // startExeat starts the gateway with everything going to the collector.
 func (w *world) startExeat(t *testing.T, env ...string) *gateway {
 	t.Helper()
-	p, err := w.Serve(t.Context(), *exeat, "exeat.yaml", gatewayConfig, 3, append([]string{
+	p, err := w.Serve(t.Context(), "exeat.yaml", gatewayConfig, 3, append([]string{
 		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + w.otlp,
 		"OTEL_EXPORTER_OTLP_COMPRESSION=gzip",
 		"OTEL_BSP_SCHEDULE_DELAY=500",

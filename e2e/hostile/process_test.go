@@ -51,7 +51,7 @@ type program struct {
 func (p *program) build(t *testing.T) string {
 	t.Helper()
 	p.once.Do(func() {
-		if err := site.Build(t.Context(), p.dir, site.Exeat); err != nil {
+		if err := site.Build(t.Context(), p.dir, site.Program); err != nil {
 			t.Fatal(err)
 		}
 		p.path = filepath.Join(p.dir, "exeat")

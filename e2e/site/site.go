@@ -4,8 +4,8 @@
 //
 //	s, err := site.New("prod.example")
 //	defer s.Close()
-//	exeat, err := s.Build(ctx, "")
-//	gateway, err := s.Serve(ctx, exeat, "exeat.yaml", config, 1)
+//	err = s.Build(ctx)
+//	gateway, err := s.Serve(ctx, "exeat.yaml", config, 1)
 //	before, err := gateway.CPU()
 //
 // Package load beside it makes the clients. It ends only the processes that it
@@ -30,8 +30,8 @@ import (
 
 const module = "github.com/exeat-dev/exeat/"
 
-// Exeat is the package of the program, as Build takes it.
-const Exeat = "cmd/exeat"
+// Program is the package of exeat, as Build takes it.
+const Program = "cmd/exeat"
 
 // ServerName is the DNS name in the gateway's certificate.
 const ServerName = "localhost"
@@ -44,6 +44,8 @@ const lifetime = authority.DefaultCALifetime / 2
 type Site struct {
 	// Authority issues the certificates.
 	Authority *authority.Authority
+	// Exeat is the path of the program; Build sets it if it is "".
+	Exeat string
 
 	dir   string
 	roots *x509.CertPool
@@ -135,15 +137,16 @@ func (s *Site) Client(svid *authority.SVID) *tls.Config {
 }
 
 // Build builds programs into the directory as [Build] does, and exeat too unless
-// the path of one is given. It returns the path of exeat.
-func (s *Site) Build(ctx context.Context, given string, packages ...string) (exeat string, err error) {
-	if given != "" {
-		if len(packages) == 0 {
-			return given, nil
-		}
-		return given, Build(ctx, s.dir, packages...)
+// there is one.
+func (s *Site) Build(ctx context.Context, packages ...string) error {
+	if s.Exeat == "" {
+		s.Exeat = s.Path("exeat")
+		packages = append(packages, Program)
 	}
-	return s.Path("exeat"), Build(ctx, s.dir, append(packages, Exeat)...)
+	if len(packages) == 0 {
+		return nil
+	}
+	return Build(ctx, s.dir, packages...)
 }
 
 // Build builds programs of this module, named by the paths of their packages in
@@ -172,11 +175,11 @@ func (s *Site) Start(cmd *exec.Cmd, ready Ready) (*Process, error) {
 // Serve writes a configuration, starts the gateway with it, and returns when so
 // many listeners of it are announced, that of admin included. It runs in the
 // directory with nothing but env in its environment.
-func (s *Site) Serve(ctx context.Context, program, name, config string, listeners int, env ...string) (*Process, error) {
+func (s *Site) Serve(ctx context.Context, name, config string, listeners int, env ...string) (*Process, error) {
 	if err := s.Write(name, config); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, program, "serve", "--config", s.Path(name))
+	cmd := exec.CommandContext(ctx, s.Exeat, "serve", "--config", s.Path(name))
 	cmd.Dir, cmd.Env = s.dir, env
 	return s.Start(cmd, Ready{Announces: listeners})
 }

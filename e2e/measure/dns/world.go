@@ -1,0 +1,106 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os/exec"
+	"strings"
+
+	"github.com/exeat-dev/exeat/e2e/measure/spans"
+	"github.com/exeat-dev/exeat/e2e/site"
+)
+
+// The cores: what is measured has the first one for itself, as far as the
+// machine lets it.
+const (
+	serverCore = "0"
+	clientCore = "1"
+)
+
+// The names that are asked for, each of which has a rule.
+const names = 1000
+
+func nameOf(i int) string { return fmt.Sprintf("host-%04d.bench.example", i) }
+
+// The names of the benchmark's world.
+const (
+	trustDomain = "bench.example"
+	namesFile   = "names.txt"
+)
+
+// world is everything that runs, and the server that all of it asks for what
+// it does not know yet.
+type world struct {
+	*site.Site
+
+	upstream  net.PacketConn
+	collector *spans.Collector
+}
+
+// newWorld builds the programs and starts what all peers need. After an error
+// nothing of it is left.
+func newWorld(ctx context.Context, exeat string) (*world, error) {
+	s, err := site.New(trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	s.Exeat = exeat
+	w := &world{Site: s}
+	if err := w.build(ctx); err != nil {
+		w.end()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *world) build(ctx context.Context) error {
+	if err := w.Build(ctx, "e2e/measure/dns/dot", spans.Program); err != nil {
+		return err
+	}
+	if err := w.MintDir("caller"); err != nil {
+		return err
+	}
+	if err := w.Write(namesFile, eachName("%s A\n")); err != nil {
+		return err
+	}
+	var err error
+	if w.upstream, err = new(net.ListenConfig).ListenPacket(ctx, "udp", "127.0.0.1:0"); err != nil {
+		return err
+	}
+	go answer(w.upstream)
+	w.collector, err = spans.Start(ctx, w.Site)
+	return err
+}
+
+// eachName returns a text for each name, one after the other.
+func eachName(format string) string {
+	var b strings.Builder
+	for i := range names {
+		fmt.Fprintf(&b, format, nameOf(i))
+	}
+	return b.String()
+}
+
+// pinned starts a server on its core.
+func (w *world) pinned(cmd *exec.Cmd, ready site.Ready) (*site.Process, error) {
+	taskset, err := exec.LookPath("taskset")
+	if err != nil {
+		return nil, err
+	}
+	cmd.Args = append([]string{taskset, "-c", serverCore, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = taskset
+	p, err := w.Start(cmd, ready)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
+	}
+	return p, nil
+}
+
+// end ends everything and removes the directory.
+func (w *world) end() {
+	w.Close()
+	if w.upstream != nil {
+		_ = w.upstream.Close()
+	}
+}

@@ -1,0 +1,118 @@
+// Package enforce measures how fast a new state ends what it forbids, and that
+// it ends nothing else: thousands of mTLS tunnels, held by another process,
+// through the real exeat, while a destination leaves the policy, an authority
+// leaves the bundle, or a date passes.
+//
+// It starts exeat, an origin, a holder of tunnels and a prober of survivors as
+// children on loopback; the last three are the program that it is part of, again
+// (see [Role]). The holder says which tunnels ended and when; that set must be
+// the expected one, and so must the set of the records. The prober sends an echo
+// every few milliseconds through tunnels that must not notice.
+package enforce
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/exeat-dev/exeat/e2e/measure/report"
+)
+
+// Of a tunnel exeat has two descriptors, and the process some of its own.
+const (
+	descriptorsEach = 2
+	descriptorsOwn  = 200
+)
+
+// options are the flags.
+type options struct {
+	tunnels int
+	rounds  int    // of each scenario
+	exeat   string // a binary; "" means one that is built
+	output  string // a file; "" means none
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	var quick bool
+	flags := flag.NewFlagSet("enforce", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.tunnels, "tunnels", 0, "how many `tunnels` are held (default 9000, quick 1500)")
+	flags.IntVar(&o.rounds, "rounds", 0, "how many `rounds` each scenario has (default 5, quick 2)")
+	flags.BoolVar(&quick, "quick", false, "measure less, in less than 40 seconds")
+	flags.StringVar(&o.exeat, "exeat", "", "measure this `binary` instead of building one")
+	flags.StringVar(&o.output, "o", "", "write the table to this `file` too")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	defaults := options{tunnels: 9000, rounds: 5}
+	if quick {
+		defaults = options{tunnels: 1500, rounds: 2}
+	}
+	o.tunnels = cmp.Or(o.tunnels, defaults.tunnels)
+	o.rounds = cmp.Or(o.rounds, defaults.rounds)
+	switch {
+	case flags.NArg() > 0:
+		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case o.tunnels < identities*destinations || o.rounds < 1:
+		return options{}, fmt.Errorf("at least %d tunnels, one of every identity to every destination, and one round", identities*destinations)
+	}
+	return o, nil
+}
+
+// Run measures as the flags say, and writes the table to stdout. A set that is
+// wrong, or a figure that is more than five times above its bar, is a
+// [*report.Error].
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	t, err := measureWithin(ctx, o, stderr)
+	if err != nil {
+		return err
+	}
+	if err := report.Write(t, stdout, o.output); err != nil {
+		return err
+	}
+	return report.Check(t.faults())
+}
+
+// measureWithin measures with as many tunnels as there are descriptors for.
+func measureWithin(ctx context.Context, o options, stderr io.Writer) (*table, error) {
+	limit, err := raiseLimit()
+	if err != nil {
+		return nil, err
+	}
+	most := (limit - descriptorsOwn) / descriptorsEach
+	switch {
+	case most < identities*destinations:
+		return nil, fmt.Errorf("the descriptor limit is %d, too low for %d tunnels", limit, identities*destinations)
+	case most < o.tunnels:
+		_, _ = fmt.Fprintf(stderr, "%d tunnels instead of %d: the descriptor limit is %d\n", most, o.tunnels, limit)
+		o.tunnels = most
+	}
+	t, err := measure(ctx, o, stderr)
+	if err != nil {
+		return nil, err
+	}
+	t.limit = limit
+	return t, nil
+}
+
+// raiseLimit raises the soft limit of descriptors to the hard one, for this
+// process and its children, and returns it.
+func raiseLimit() (int, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("descriptor limit: %w", err)
+	}
+	limit.Cur = limit.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("raising the descriptor limit to %d: %w", limit.Max, err)
+	}
+	return int(min(limit.Cur, 1<<20)), nil
+}
