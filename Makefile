@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns rules fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns dns-denied rules fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
@@ -34,12 +34,12 @@ race: ## run the fast tests under the race detector
 planted: ## prove that a forbidden import in any room fails the linter
 	GOLANGCI="$(GOLANGCI)" sh e2e/planted.sh
 
-e2e: ## real clients: a gigabyte through a tunnel, ten rotations and a CA roll
-	go test ./e2e -count=1 -timeout 15m -args -bytes 1073741824 -rotations 10 -lifetime 3s
+e2e: ## real clients: a gigabyte through a tunnel, ten rotations and a CA roll; only RUN, if it is set
+	go test ./e2e -run '$(RUN)' -count=1 -timeout 15m -args -bytes 1073741824 -rotations 10 -lifetime 3s
 
 collector: build ## 20,000 decisions through a real OpenTelemetry Collector, killed and restarted
-	cd e2e/collector/otelcol && go build -o ../../../bin/otelcol .
-	go test ./e2e/collector -count=1 -v -timeout 10m -otelcol $(CURDIR)/bin/otelcol -exeat $(CURDIR)/bin/exeat
+	otelcol=$$(sh e2e/kept.sh e2e/collector/otelcol .) && \
+	go test ./e2e/collector -count=1 -v -timeout 10m -otelcol $$otelcol -exeat $(CURDIR)/bin/exeat
 
 hostile: ## what is promised of hostile inputs: run every case, count, write the table of docs/security.md
 	cd e2e/hostile && go test -count=1 -run 'Promises|Rows' -args -summary -update
@@ -54,9 +54,11 @@ mutants: ## plant faults one by one; the cases of make hostile must find each
 mutants-fuzz: ## plant a fault for every fuzz target, which must find it within a minute
 	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants -fuzz'
 
-dns: ## 100,000 denied names over each way; dig, dnspython, unbound; the stubs of glibc, musl and Go
-	go test ./proxy/dns -run TestNoPacketLeavesForADeniedName -count=1 -timeout 30m -args -denied 100000
+dns: dns-denied ## make dns-denied, then dig, dnspython, unbound and the stubs of glibc, musl and Go
 	go test ./e2e -run TestDNS -count=1 -v
+
+dns-denied: ## 100,000 denied names over each way: no packet leaves
+	go test ./proxy/dns -run TestNoPacketLeavesForADeniedName -count=1 -timeout 30m -args -denied 100000
 
 rules: ## check the Prometheus rules and run their tests
 	sh e2e/promtool.sh

@@ -41,9 +41,8 @@ dns)
 	case " $* " in
 	*" -quick "*) ;;
 	*)
-		# Go builds it again only when its version changes.
-		go -C e2e/coredns build -o ../../bin/coredns github.com/coredns/coredns
-		set -- -coredns "$PWD/bin/coredns" "$@"
+		coredns=$(sh e2e/kept.sh e2e/coredns github.com/coredns/coredns)
+		set -- -coredns "$coredns" "$@"
 		;;
 	esac
 	;;
