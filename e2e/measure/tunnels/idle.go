@@ -31,11 +31,11 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 		row.Others = make([][]float64, len(b.others))
 	}
 	for range b.pairs {
-		floor, err := b.memory(ctx, b.world.startRelay)
+		floor, err := memoryOf(ctx, b.options, b.callers, b.world.startRelay)
 		if err != nil {
 			return err
 		}
-		ours, err := b.memory(ctx, b.world.startExeat)
+		ours, err := memoryOf(ctx, b.options, b.callers, b.world.startExeat)
 		if err != nil {
 			return err
 		}
@@ -43,7 +43,7 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 		bulk.Floor, bulk.Ours = append(bulk.Floor, floor.afterBulk), append(bulk.Ours, ours.afterBulk)
 		whole.Floor, whole.Ours = append(whole.Floor, floor.whole), append(whole.Ours, ours.whole)
 		for i, o := range b.others {
-			theirs, err := b.memory(ctx, o.start)
+			theirs, err := memoryOf(ctx, b.options, b.callers, o.start)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", idle.Figure, o.name, err)
 			}
@@ -56,27 +56,27 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 	return nil
 }
 
-// memory opens tunnels of distinct certificates through a fresh peer, and
+// memoryOf opens tunnels of distinct certificates through a fresh peer, and
 // looks at what it holds when they have become idle, and again after each has
 // carried some bulk.
-func (b *bench) memory(ctx context.Context, start func(context.Context) (*peer, error)) (memory, error) {
+func memoryOf(ctx context.Context, o options, callers []*caller, start func(context.Context) (*peer, error)) (memory, error) {
 	p, err := start(ctx)
 	if err != nil {
 		return memory{}, err
 	}
 	defer p.process.Stop()
 	// What every process sets up once belongs to no tunnel.
-	if _, err := exchanges(ctx, p, b.callers, min(100, b.idle)); err != nil {
+	if _, err := exchanges(ctx, p, callers, min(100, o.idle)); err != nil {
 		return memory{}, err
 	}
-	base, err := b.stable(ctx, p)
+	base, err := p.stable(ctx, o.still)
 	if err != nil {
 		return memory{}, err
 	}
-	conns := make([]net.Conn, b.idle)
+	conns := make([]net.Conn, o.idle)
 	defer func() { closeAll(conns) }()
-	err = load.Each(ctx, b.idle, workers, func(ctx context.Context, i int) error {
-		conn, err := p.client(b.callers[i]).Open(ctx, p.secure.echo)
+	err = load.Each(ctx, o.idle, workers, func(ctx context.Context, i int) error {
+		conn, err := p.client(callers[i]).Open(ctx, p.secure.echo)
 		if err != nil {
 			return err
 		}
@@ -86,17 +86,17 @@ func (b *bench) memory(ctx context.Context, start func(context.Context) (*peer, 
 	if err != nil {
 		return memory{}, err
 	}
-	p.spans.decided(b.idle)
-	defer p.spans.closed(b.idle)
-	idle, err := b.stable(ctx, p)
+	p.spans.decided(o.idle)
+	defer p.spans.closed(o.idle)
+	idle, err := p.stable(ctx, o.still)
 	if err != nil {
 		return memory{}, err
 	}
-	if err := load.Each(ctx, b.idle, workers, func(_ context.Context, i int) error { return trickle(conns[i]) }); err != nil {
+	if err := load.Each(ctx, o.idle, workers, func(_ context.Context, i int) error { return trickle(conns[i]) }); err != nil {
 		return memory{}, err
 	}
-	bulk, err := b.stable(ctx, p)
-	each := func(n int64) float64 { return float64(n-base) / 1024 / float64(b.idle) }
+	bulk, err := p.stable(ctx, o.still)
+	each := func(n int64) float64 { return float64(n-base) / 1024 / float64(o.idle) }
 	return memory{idle: each(idle), afterBulk: each(bulk), whole: float64(idle) / (1 << 20)}, err
 }
 
@@ -120,8 +120,8 @@ const (
 )
 
 // stable waits until the spans have arrived and the memory does not change any
-// more, and returns it in bytes.
-func (b *bench) stable(ctx context.Context, p *peer) (int64, error) {
+// more for some time, and returns it in bytes.
+func (p *peer) stable(ctx context.Context, still time.Duration) (int64, error) {
 	if err := p.spans.settle(ctx); err != nil {
 		return 0, err
 	}
@@ -136,7 +136,7 @@ func (b *bench) stable(ctx context.Context, p *peer) (int64, error) {
 			return 0, err
 		case max(now-reference, reference-now) > int64(stableBy*float64(now)):
 			since, reference = time.Now(), now
-		case time.Since(since) > b.still, time.Since(begin) > stableWait:
+		case time.Since(since) > still, time.Since(begin) > stableWait:
 			return now, nil
 		}
 		select {

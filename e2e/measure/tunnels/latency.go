@@ -24,9 +24,9 @@ const (
 // direct connections at the same rate.
 func (b *bench) latency(ctx context.Context) error {
 	b.say("added latency")
-	dials := []func(context.Context) (net.Conn, error){b.direct, b.through(b.relay), b.through(b.exeat)}
+	dials := []func(context.Context) (net.Conn, error){b.world.direct, b.relay.echoing(b.callers[0]), b.exeat.echoing(b.callers[0])}
 	for _, o := range b.others {
-		dials = append(dials, b.through(o.peer))
+		dials = append(dials, o.peer.echoing(b.callers[0]))
 	}
 	paths := make([][]net.Conn, len(dials))
 	defer func() {
@@ -98,15 +98,15 @@ func (b *bench) addedLatency(ctx context.Context, how string, paths [][]net.Conn
 }
 
 // direct connects to the echo.
-func (b *bench) direct(ctx context.Context) (net.Conn, error) {
+func (w *world) direct(ctx context.Context) (net.Conn, error) {
 	var dialer net.Dialer
-	return dialer.DialContext(ctx, "tcp", b.world.targets[0])
+	return dialer.DialContext(ctx, "tcp", w.targets[0])
 }
 
-// through connects to the echo through a peer.
-func (b *bench) through(p *peer) func(context.Context) (net.Conn, error) {
+// echoing returns how a caller connects to the echo through the peer.
+func (p *peer) echoing(c *caller) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, err := p.client(b.callers[0]).Open(ctx, p.secure.echo)
+		conn, err := p.client(c).Open(ctx, p.secure.echo)
 		if err != nil {
 			return nil, err
 		}

@@ -42,7 +42,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 			return report.Table{}, err
 		}
 	}
-	evidence, err := b.evidence(ctx)
+	evidence, err := b.world.evidence(ctx, b.exeat)
 	if err != nil {
 		return report.Table{}, err
 	}
@@ -84,17 +84,17 @@ func (b *bench) begin(ctx context.Context) (err error) {
 		return err
 	}
 	if b.peers {
-		if err := b.startOthers(ctx); err != nil {
+		if b.others, err = b.world.startOthers(ctx, b.callers); err != nil {
 			return err
 		}
 	}
-	return b.warm(ctx, b.relay, b.exeat)
+	return warm(ctx, b.callers, b.relay, b.exeat)
 }
 
 // warm has peers set up what every process sets up once.
-func (b *bench) warm(ctx context.Context, peers ...*peer) error {
+func warm(ctx context.Context, callers []*caller, peers ...*peer) error {
 	for _, p := range peers {
-		if _, err := exchanges(ctx, p, b.callers[:100], 100); err != nil {
+		if _, err := exchanges(ctx, p, callers[:100], 100); err != nil {
 			return err
 		}
 	}
@@ -158,19 +158,19 @@ func (p *peer) cpu(ctx context.Context, load func(ctx context.Context) error) (t
 }
 
 // evidence checks that nothing was left out to be fast.
-func (b *bench) evidence(ctx context.Context) (string, error) {
-	b.exeat.process.Stop() // writes what is left
-	if err := b.world.spans.settle(ctx); err != nil {
+func (w *world) evidence(ctx context.Context, exeat *peer) (string, error) {
+	exeat.process.Stop() // writes what is left
+	if err := w.spans.settle(ctx); err != nil {
 		return "", err
 	}
-	got, err := b.world.decisions()
+	got, err := w.decisions()
 	if err != nil {
 		return "", err
 	}
-	if want := b.world.spans.requests.Load(); got != want {
+	if want := w.spans.requests.Load(); got != want {
 		return "", fmt.Errorf("%d decisions were recorded, %d were made", got, want)
 	}
-	return fmt.Sprintf("exeat recorded all %d decisions and exported all %d spans.", got, b.world.spans.expected.Load()), nil
+	return fmt.Sprintf("exeat recorded all %d decisions and exported all %d spans.", got, w.spans.expected.Load()), nil
 }
 
 func (b *bench) head() []string {

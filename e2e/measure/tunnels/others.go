@@ -20,29 +20,29 @@ type other struct {
 	peer  *peer
 }
 
-// startOthers starts them all, and warms them up.
-func (b *bench) startOthers(ctx context.Context) error {
+// startOthers starts them all, and warms them up with the callers.
+func (w *world) startOthers(ctx context.Context, callers []*caller) ([]*other, error) {
 	haproxy, err := versionOf(ctx, haproxyPath, "HAProxy", "-v")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	squid, err := versionOf(ctx, squidPath, "Squid", "-v")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := b.world.prepareOthers(); err != nil {
-		return err
+	if err := w.prepareOthers(); err != nil {
+		return nil, err
 	}
-	b.others = []*other{{name: haproxy, start: b.world.startHAProxy}, {name: squid, start: b.world.startSquid}}
-	for _, o := range b.others {
+	others := []*other{{name: haproxy, start: w.startHAProxy}, {name: squid, start: w.startSquid}}
+	for _, o := range others {
 		if o.peer, err = o.start(ctx); err != nil {
-			return err
+			return nil, err
 		}
-		if err := b.warm(ctx, o.peer); err != nil {
-			return fmt.Errorf("%s: %w", o.name, err)
+		if err := warm(ctx, callers, o.peer); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.name, err)
 		}
 	}
-	return nil
+	return others, nil
 }
 
 func names(others []*other) []string {
