@@ -110,7 +110,7 @@ func SourcesOf(sources ...Source) Sources {
 	return set
 }
 
-// Has reports whether s is in the set.
-func (set Sources) Has(s Source) bool {
+// has reports whether s is in the set.
+func (set Sources) has(s Source) bool {
 	return s != SourceNone && set&(1<<s) != 0
 }

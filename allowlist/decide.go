@@ -98,7 +98,7 @@ func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quaran
 		c.n = 0
 		return IdentityUnknown, nil
 	}
-	if !c.accept().Has(source) {
+	if !c.accept().has(source) {
 		return IdentitySourceNotAccepted, nil
 	}
 	return NoReason, nil

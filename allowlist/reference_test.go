@@ -125,7 +125,7 @@ func naiveEntries(spec *Spec, id spiffeid.ID, source Source) (entries []*Entry, 
 func naiveAccepts(entries []*Entry, s Source) bool {
 	for _, e := range entries {
 		if e.Accept != 0 {
-			return e.Accept.Has(s)
+			return e.Accept.has(s)
 		}
 	}
 	return s == SourceX509SVID || s == SourceListener

@@ -101,7 +101,7 @@ func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 	var c chain
 	p.collect(req.ID, &c)
 	switch {
-	case !c.accept().Has(req.Source):
+	case !c.accept().has(req.Source):
 		return noRemedy(IdentitySourceNotAccepted, nil)
 	case c.n == 0:
 		return Remedy{Rule: r}

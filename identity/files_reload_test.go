@@ -313,7 +313,7 @@ func TestReloadWhileTheFilesAreWritten(t *testing.T) {
 	for range 200 {
 		_, _ = l.files.Reload() // most find the directory half written
 		snap := l.files.Snapshot()
-		if _, err := snap.trusted[snap.TrustDomain()].issued(parsed(t, *snap.Certificate()), time.Now()); err != nil {
+		if _, err := snap.trusted.bundles[snap.TrustDomain()].issued(parsed(t, *snap.Certificate()), time.Now()); err != nil {
 			t.Error(err)
 		}
 	}

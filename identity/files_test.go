@@ -143,7 +143,7 @@ func checkSnapshot(t *testing.T, snap *Snapshot, domains ...string) {
 	if stranger := snap.Roots(spiffeid.RequireTrustDomainFromString("stranger.example")); stranger == nil || !stranger.Equal(x509.NewCertPool()) {
 		t.Error("roots of a stranger are not an empty pool")
 	}
-	if snap.callerAuthorities().Equal(x509.NewCertPool()) {
+	if snap.trusted.callerAuthorities().Equal(x509.NewCertPool()) {
 		t.Error("no CA names")
 	}
 }

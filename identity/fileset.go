@@ -156,7 +156,7 @@ func (s *Snapshot) trust(name string) *trust {
 	if err != nil {
 		return nil
 	}
-	return s.trusted[td]
+	return s.trusted.bundles[td]
 }
 
 // next returns the generation of the snapshot behind this one.

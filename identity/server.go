@@ -63,8 +63,8 @@ func (c ServerConfig) at(snap *Snapshot) *tls.Config {
 	}
 	// Clients pick, or withhold, a certificate by these names. Without names
 	// they present what they have, and it is verified all the same.
-	if snap.caNames <= maxCANames {
-		config.ClientCAs = snap.callerAuthorities()
+	if snap.trusted.caNames <= maxCANames {
+		config.ClientCAs = snap.trusted.callerAuthorities()
 	}
 	return config
 }

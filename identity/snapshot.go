@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -33,19 +32,7 @@ type Snapshot struct {
 	certificate *tls.Certificate
 	notAfter    time.Time
 	generation  uint64
-
-	trusted    map[spiffeid.TrustDomain]*trust
-	domains    []spiffeid.TrustDomain // the keys of trusted, sorted
-	domainList string                 // the same for messages
-	clientCAs  *x509.CertPool
-	caNames    int // bytes that the names of clientCAs take in a certificate request
-}
-
-// trust is the bundle of one trust domain, prepared for verification.
-type trust struct {
-	domain      spiffeid.TrustDomain
-	authorities []*x509.Certificate
-	roots       *x509.CertPool
+	trusted     trustSet
 }
 
 // NewSnapshot checks that the certificate is a valid X509-SVID of which we
@@ -55,66 +42,15 @@ func NewSnapshot(config SnapshotConfig) (*Snapshot, error) {
 	if config.Generation == 0 {
 		return nil, errors.New("snapshot has no generation; generations count from 1")
 	}
-	s := &Snapshot{
-		generation: config.Generation,
-		trusted:    make(map[spiffeid.TrustDomain]*trust, len(config.Bundles)),
-		clientCAs:  x509.NewCertPool(),
+	trusted, err := newTrustSet(config.Bundles)
+	if err != nil {
+		return nil, err
 	}
-	for _, bundle := range config.Bundles {
-		if err := s.addBundle(bundle); err != nil {
-			return nil, err
-		}
-	}
-	slices.SortFunc(s.domains, spiffeid.TrustDomain.Compare)
-	s.domainList = list(s.domains)
+	s := &Snapshot{generation: config.Generation, trusted: trusted}
 	if err := s.setCertificate(config.Certificate, time.Now()); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-func (s *Snapshot) addBundle(bundle *x509bundle.Bundle) error {
-	if bundle == nil || bundle.TrustDomain().IsZero() {
-		return errors.New("bundle without a trust domain")
-	}
-	td := bundle.TrustDomain()
-	if _, ok := s.trusted[td]; ok {
-		return fmt.Errorf("two bundles for trust domain %s", quoted(td.Name()))
-	}
-	t, err := newTrust(td, bundle.X509Authorities())
-	if err != nil {
-		return err
-	}
-	s.trusted[td] = t
-	s.domains = append(s.domains, td)
-	for _, ca := range t.authorities {
-		const lengthPrefix = 2 // RFC 8446 section 4.2.4
-		s.clientCAs.AddCert(ca)
-		s.caNames += lengthPrefix + len(ca.RawSubject)
-	}
-	return nil
-}
-
-// CheckBundle says why [NewSnapshot] would take no bundle like this one.
-func CheckBundle(bundle *x509bundle.Bundle) error {
-	if _, err := newTrust(bundle.TrustDomain(), bundle.X509Authorities()); err != nil {
-		return fmt.Errorf("bundle of trust domain %s: %w", quoted(bundle.TrustDomain().Name()), err)
-	}
-	return nil
-}
-
-func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust, error) {
-	if len(authorities) == 0 {
-		return nil, fmt.Errorf("bundle of trust domain %s is empty; nobody could be verified with it", quoted(td.Name()))
-	}
-	t := &trust{domain: td, authorities: authorities, roots: x509.NewCertPool()}
-	for _, ca := range authorities {
-		if err := checkAuthority(td, ca); err != nil {
-			return nil, err
-		}
-		t.roots.AddCert(ca)
-	}
-	return t, nil
 }
 
 func (s *Snapshot) setCertificate(own tls.Certificate, now time.Time) error {
@@ -132,7 +68,7 @@ func (s *Snapshot) setCertificate(own tls.Certificate, now time.Time) error {
 	if !keyMatches(chain[0], own.PrivateKey) {
 		return errors.New("private key does not belong to the certificate; load both from the same issue")
 	}
-	t, ok := s.trusted[id.TrustDomain()]
+	t, ok := s.trusted.bundles[id.TrustDomain()]
 	if !ok {
 		return fmt.Errorf("no bundle for our own trust domain %s", quoted(id.TrustDomain().Name()))
 	}
@@ -143,32 +79,6 @@ func (s *Snapshot) setCertificate(own tls.Certificate, now time.Time) error {
 	own.Leaf = chain[0]
 	s.id, s.certificate, s.notAfter = id, &own, until
 	return nil
-}
-
-// issued returns the earliest end of the chain from chain[0] to an authority.
-func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, error) {
-	// Whether we act as a server or a client with it is not decided here.
-	found, err := chain[0].Verify(t.options(chain, now, x509.ExtKeyUsageAny))
-	if err != nil {
-		return time.Time{}, fmt.Errorf("certificate was not issued by any of the %d authorities in the bundle of trust domain %s; load both from the same issuer: %w",
-			len(t.authorities), quoted(t.domain.Name()), err)
-	}
-	_, _, until := lasting(found)
-	return until, nil
-}
-
-// options are the ones to verify the first of certs with, at one moment.
-func (t *trust) options(certs []*x509.Certificate, at time.Time, usage x509.ExtKeyUsage) x509.VerifyOptions {
-	intermediates := x509.NewCertPool()
-	for _, cert := range certs[1:] {
-		intermediates.AddCert(cert)
-	}
-	return x509.VerifyOptions{
-		Roots:         t.roots,
-		Intermediates: intermediates,
-		CurrentTime:   at,
-		KeyUsages:     []x509.ExtKeyUsage{usage},
-	}
 }
 
 // ID returns our own SPIFFE ID.
@@ -188,22 +98,17 @@ func (s *Snapshot) NotAfter() time.Time { return s.notAfter }
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
 // TrustDomains returns the trusted trust domains, our own included, sorted.
-func (s *Snapshot) TrustDomains() []spiffeid.TrustDomain { return slices.Clone(s.domains) }
+func (s *Snapshot) TrustDomains() []spiffeid.TrustDomain { return slices.Clone(s.trusted.domains) }
 
 // Roots returns a copy of the authorities of one trust domain. For a trust
 // domain that is not trusted it is empty and never nil, because crypto/x509
 // takes nil for the roots of the operating system.
 func (s *Snapshot) Roots(td spiffeid.TrustDomain) *x509.CertPool {
-	if t, ok := s.trusted[td]; ok {
+	if t, ok := s.trusted.bundles[td]; ok {
 		return t.roots.Clone()
 	}
 	return x509.NewCertPool()
 }
-
-// callerAuthorities returns a copy of the authorities of all trust domains, whose names
-// are sent to clients. It verifies nothing: in it a trust domain could speak
-// for another.
-func (s *Snapshot) callerAuthorities() *x509.CertPool { return s.clientCAs.Clone() }
 
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	if len(der) == 0 {
@@ -227,18 +132,4 @@ func keyMatches(leaf *x509.Certificate, key crypto.PrivateKey) bool {
 	}
 	public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool })
 	return ok && public.Equal(leaf.PublicKey)
-}
-
-// list names trust domains in a message, the first few of them.
-func list(domains []spiffeid.TrustDomain) string {
-	const most = 3
-	names := make([]string, 0, most)
-	for _, td := range domains[:min(most, len(domains))] {
-		names = append(names, td.Name())
-	}
-	text := strings.Join(names, ", ")
-	if more := len(domains) - most; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
 }

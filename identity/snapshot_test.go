@@ -73,7 +73,7 @@ func TestASnapshotDoesNotChange(t *testing.T) {
 	}
 	bundle.AddX509Authority(late.cert)
 	snap.Roots(td).AddCert(late.cert)
-	snap.callerAuthorities().AddCert(late.cert)
+	snap.trusted.callerAuthorities().AddCert(late.cert)
 	snap.TrustDomains()[0] = spiffeid.TrustDomain{}
 
 	v := newVerifier(t, newSource(snap))

@@ -25,7 +25,7 @@ func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 	key := fingerprintOf(certs)
 	answer, ok := v.standing.get(snap, key)
 	if !ok {
-		answer = snap.leads(certs)
+		answer = snap.trusted.leads(certs)
 		v.standing.put(snap, key, answer)
 	}
 	return answer
@@ -38,7 +38,7 @@ func (s *Snapshot) SameTrust(other *Snapshot) bool {
 	if s == nil || other == nil {
 		return s == other
 	}
-	return maps.EqualFunc(s.trusted, other.trusted, func(a, b *trust) bool {
+	return maps.EqualFunc(s.trusted.bundles, other.trusted.bundles, func(a, b *trust) bool {
 		return slices.Equal(a.raw(), b.raw())
 	})
 }
@@ -56,12 +56,12 @@ func (t *trust) raw() []string {
 // leads verifies certs with all that crypto/x509 checks but the time: neither
 // now nor the handshake would do, since an authority may have been issued again
 // since, with the same key and a later beginning.
-func (s *Snapshot) leads(certs []*x509.Certificate) bool {
+func (s *trustSet) leads(certs []*x509.Certificate) bool {
 	id, err := leafID(certs[0])
 	if err != nil {
 		return false
 	}
-	t, ok := s.trusted[id.TrustDomain()]
+	t, ok := s.bundles[id.TrustDomain()]
 	if !ok {
 		return false
 	}

@@ -45,7 +45,7 @@ func (v *Verifier) Verify(certs []*x509.Certificate) Peer {
 	}
 	switch {
 	case len(certs) == 0:
-		return snap.refuse(Missing, "no certificate, or none issued by "+snap.domainList)
+		return snap.refuse(Missing, "no certificate, or none issued by "+snap.trusted.domainList)
 	case slices.Contains(certs, nil):
 		return snap.refuse(Invalid, "certificate cannot be read")
 	}
@@ -140,10 +140,10 @@ func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.
 	if err != nil {
 		return s.refuse(Invalid, err.Error()), time.Time{}
 	}
-	t, ok := s.trusted[id.TrustDomain()]
+	t, ok := s.trusted.bundles[id.TrustDomain()]
 	if !ok {
 		return s.refuse(Untrusted, fmt.Sprintf("trust domain %s is not trusted here; trusted: %s",
-			quoted(id.TrustDomain().Name()), s.domainList)), time.Time{}
+			quoted(id.TrustDomain().Name()), s.trusted.domainList)), time.Time{}
 	}
 	chains, err := leaf.Verify(t.options(certs, now, x509.ExtKeyUsageClientAuth))
 	if err != nil {

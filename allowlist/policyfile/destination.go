@@ -30,21 +30,19 @@ func (l *loader) readDestinations(d *document) {
 		}
 		set := &destination{at: v.KeyPos()}
 		l.destinations[name] = set // before it is known to be good: one error is enough
-		names := &part{names: make(map[string]strictyaml.Pos)}
-		first := make(map[string]strictyaml.Pos)
+		list := newRuleList(l, d, destinationList, make(map[string]strictyaml.Pos))
 		for item := range v.OneOrMore() {
-			r, ok := l.readRule(d, item, destinationList)
-			if !ok || l.duplicate(r, first) {
-				continue
+			if r, ok := list.read(item); ok {
+				list.takeName(r.Name, r.nameAt)
+				set.rules = append(set.rules, r)
 			}
-			l.takeName(names, r.Name, r.nameAt)
-			set.rules = append(set.rules, r)
 		}
 	}
 }
 
 // expand appends the rules of the destination that r uses.
-func (l *loader) expand(rules []allowlist.Rule, p *part, r rule, kind listKind) []allowlist.Rule {
+func (list *ruleList) expand(rules []allowlist.Rule, r rule) []allowlist.Rule {
+	l := list.loader
 	set := l.destinations[r.use]
 	if set == nil {
 		l.errs.Add(r.useAt, "use: no destination is named %q: %s", r.use, l.candidates(r.use))
@@ -53,22 +51,22 @@ func (l *loader) expand(rules []allowlist.Rule, p *part, r rule, kind listKind) 
 	if !l.grow(len(set.rules), r.at) {
 		return rules
 	}
-	l.takeName(p, r.Name, r.nameAt)
+	list.takeName(r.Name, r.nameAt)
 	for _, of := range set.rules {
-		if kind == denyList && of.only != nil {
+		if list.kind == denyList && of.only != nil {
 			l.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, of.only.Name(), of.only.KeyPos())
 			break
 		}
-		if why := neverOpens(of.CIDR, l.classifier); why != "" && kind == allowList {
+		if why := neverOpens(of.CIDR, l.classifier); why != "" && list.kind == allowList {
 			l.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, of.at, why)
 			break
 		}
 		expanded := of.Rule
-		expanded.UseAt = p.in.place(r.at)
+		expanded.UseAt = list.in.place(r.at)
 		if r.Name != "" {
 			expanded.Name = r.Name
 		} else {
-			l.takeName(p, of.Name, r.useAt)
+			list.takeName(of.Name, r.useAt)
 		}
 		if r.Ticket != "" {
 			expanded.Ticket = r.Ticket

@@ -51,6 +51,14 @@ type entryReader struct {
 	modes       modeKeys
 }
 
+// list returns a reader of one of the entry's lists.
+func (r *entryReader) list(kind listKind) *ruleList {
+	if r.part.names == nil {
+		r.part.names = make(map[string]strictyaml.Pos)
+	}
+	return newRuleList(r.loader, r.part.in, kind, r.part.names)
+}
+
 // identityTable are the keys of an item of identities.
 func identityTable() []key[entryReader] {
 	return append([]key[entryReader]{
@@ -86,9 +94,9 @@ func entryTable() []key[entryReader] {
 		{"force", func(r *entryReader, v *strictyaml.Node) { r.modes.force = v }},
 		{"allow", func(r *entryReader, v *strictyaml.Node) {
 			r.part.allowAt = v.KeyPos()
-			r.part.allow = r.loader.readRules(r.part, v, allowList)
+			r.part.allow = r.list(allowList).readAll(v)
 		}},
-		{"deny", func(r *entryReader, v *strictyaml.Node) { r.part.deny = r.loader.readRules(r.part, v, denyList) }},
+		{"deny", func(r *entryReader, v *strictyaml.Node) { r.part.deny = r.list(denyList).readAll(v) }},
 		{"limits", func(r *entryReader, v *strictyaml.Node) {
 			readLimits(r.part, v, func(e *allowlist.Entry) *allowlist.Limits { return &e.Limits })
 		}},
@@ -123,14 +131,14 @@ func (l *loader) readIdentity(d *document, item *strictyaml.Node) {
 		return
 	}
 	pattern, ok := identityPattern(id)
-	if !ok || !l.inScope(d, pattern, id) {
+	if !ok || !d.inScope(pattern, id) {
 		return
 	}
 	if e := l.entries[pattern]; e != nil && e.in == d {
 		id.Errorf("%s has an entry in this file already, at %s: write one", pattern, e.at)
 		return
 	}
-	l.merge(pattern, p)
+	l.entry(pattern).add(p, &l.errs)
 }
 
 func (l *loader) readEveryone(d *document) {
@@ -141,45 +149,20 @@ func (l *loader) readEveryone(d *document) {
 	r := entryReader{loader: l, part: p}
 	takeKeys(&r, d.everyone, everyoneTable())
 	r.modes.read(p)
-	all := l.trustDomains(d.everyone, r.domains)
+	all := readUnique(r.domains, readTrustDomain)
+	switch {
+	case r.domains != nil:
+	case l.opts.TrustDomain.IsZero():
+		d.everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy")
+	default:
+		all = []spiffeid.TrustDomain{l.opts.TrustDomain}
+	}
 	if more := len(all) - 1; more > 0 && !l.grow(more*(len(p.allow)+len(p.deny)), p.at) {
 		return
 	}
 	for _, td := range all {
-		l.merge(allowlist.EveryonePattern(td), p)
+		l.entry(allowlist.EveryonePattern(td)).add(p, &l.errs)
 	}
-}
-
-// trustDomains reads the list of them; v is nil if there is none.
-func (l *loader) trustDomains(everyone, v *strictyaml.Node) []spiffeid.TrustDomain {
-	if v == nil {
-		if l.opts.TrustDomain.IsZero() {
-			everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy")
-			return nil
-		}
-		return []spiffeid.TrustDomain{l.opts.TrustDomain}
-	}
-	var all []spiffeid.TrustDomain
-	seen := make(map[spiffeid.TrustDomain]bool)
-	for item := range v.OneOrMore() {
-		text, ok := item.Text()
-		if !ok {
-			continue
-		}
-		td, err := spiffeid.TrustDomainFromString(text)
-		switch {
-		case err != nil:
-			item.Errorf("%q is not a trust domain: %v", text, err)
-		case td.Name() != text:
-			item.Errorf("%q is not the name of a trust domain: write %s", text, td.Name())
-		case seen[td]:
-			item.Errorf("%s stands in the list already: remove one", td.Name())
-		default:
-			seen[td] = true
-			all = append(all, td)
-		}
-	}
-	return all
 }
 
 func readSources(v *strictyaml.Node) allowlist.Sources {
@@ -246,18 +229,23 @@ func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlis
 	takeKeys(&limitsReader{p, v.Name(), of}, v, limitTable())
 }
 
-// merge adds what a file says of a pattern to what earlier files said.
-func (l *loader) merge(pattern allowlist.IdentityPattern, p *part) {
+// entry returns the entry of a pattern, a new one if no file has spoken of it.
+func (l *loader) entry(pattern allowlist.IdentityPattern) *entry {
 	e := l.entries[pattern]
 	if e == nil {
 		e = &entry{Entry: allowlist.Entry{Pattern: pattern}}
 		l.entries[pattern] = e
 		l.order = append(l.order, e)
 	}
+	return e
+}
+
+// add adds what one file says to what earlier files said.
+func (e *entry) add(p *part, errs *strictyaml.Errors) {
 	e.in, e.at = p.in, p.at
 	for _, s := range p.settings {
 		if first, ok := e.set[s.key]; ok {
-			l.errs.Add(s.at, "%s: it is set for %s at %s: set it once", s.key, pattern, first)
+			errs.Add(s.at, "%s: it is set for %s at %s: set it once", s.key, e.Pattern, first)
 			continue
 		}
 		if e.set == nil {
@@ -268,7 +256,7 @@ func (l *loader) merge(pattern allowlist.IdentityPattern, p *part) {
 	}
 	for name, at := range p.names {
 		if first, ok := e.names[name]; ok {
-			l.errs.Add(at, "name: a rule of %s is named %q at %s: rename one", pattern, name, first)
+			errs.Add(at, "name: a rule of %s is named %q at %s: rename one", e.Pattern, name, first)
 			continue
 		}
 		if e.names == nil {
@@ -290,10 +278,10 @@ func (l *loader) merge(pattern allowlist.IdentityPattern, p *part) {
 	}
 }
 
-// settleMode looks, when every file has been read, at the lists of a pattern
+// settleMode looks, when every file has been read, at the lists of the pattern
 // that say nothing of a mode. They enforce, so they neither stand beside a mode
 // that observes nor let one through that less specific entries set.
-func (l *loader) settleMode(e *entry) {
+func (e *entry) settleMode(errs *strictyaml.Errors) {
 	if len(e.bare) > 0 {
 		e.InheritMode = false
 	}
@@ -301,7 +289,7 @@ func (l *loader) settleMode(e *entry) {
 		return
 	}
 	for _, at := range e.bare {
-		l.errs.Add(at, "allow: %s is observed, at %s, and the file of this list says no mode: write mode: inherit in its entry if the list is to be observed, too", e.Pattern, e.set["mode"])
+		errs.Add(at, "allow: %s is observed, at %s, and the file of this list says no mode: write mode: inherit in its entry if the list is to be observed, too", e.Pattern, e.set["mode"])
 	}
 }
 

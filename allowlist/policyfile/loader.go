@@ -34,7 +34,7 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 		l.readQuarantine(d)
 	}
 	for _, e := range l.order {
-		l.settleMode(e)
+		e.settleMode(&l.errs)
 	}
 	if err := l.finish(); err != nil {
 		return allowlist.Spec{}, err
@@ -108,6 +108,31 @@ func documentTable() []key[document] {
 	}
 }
 
+// checkVersion reports a version that is missing, or not read by this program.
+func (d *document) checkVersion(start strictyaml.Pos, errs *strictyaml.Errors) {
+	if d.version == nil {
+		errs.Add(start, "version is missing: write version: 1")
+		return
+	}
+	if version, ok := d.version.Int(0, 1_000_000); ok && version != 1 {
+		d.version.Errorf("this program reads version 1, not %d", version)
+	}
+}
+
+// inScope reports whether the file may speak of an identity, which v names.
+func (d *document) inScope(p allowlist.IdentityPattern, v *strictyaml.Node) bool {
+	if d.scope.IsZero() || d.scope.Contains(p) {
+		return true
+	}
+	v.Errorf("%s lies outside of this file's scope %s (%s): move it to another file", p, d.scope, d.scopeAt)
+	return false
+}
+
+// place returns file:line for records, the same on every replica.
+func (d *document) place(at strictyaml.Pos) string {
+	return fmt.Sprintf("%s:%d", d.name, at.Line)
+}
+
 func newLoader(opts Options) *loader {
 	return &loader{
 		opts:          opts,
@@ -158,18 +183,8 @@ func (l *loader) open(f file) {
 		}
 		takeKey(d, v, documentTable())
 	}
-	l.checkVersion(d.version, start)
+	d.checkVersion(start, &l.errs)
 	l.documents = append(l.documents, d)
-}
-
-func (l *loader) checkVersion(v *strictyaml.Node, start strictyaml.Pos) {
-	if v == nil {
-		l.errs.Add(start, "version is missing: write version: 1")
-		return
-	}
-	if version, ok := v.Int(0, 1_000_000); ok && version != 1 {
-		v.Errorf("this program reads version 1, not %d", version)
-	}
 }
 
 // cut is a line of quarantine as it is read.
@@ -199,7 +214,7 @@ func (l *loader) readQuarantine(d *document) {
 		if said := takeKeys(&c, item, cutTable()); said && c.id == nil {
 			item.Errorf("id is missing: write the SPIFFE ID to cut off")
 		}
-		if c.Pattern.IsZero() || !l.inScope(d, c.Pattern, c.id) {
+		if c.Pattern.IsZero() || !d.inScope(c.Pattern, c.id) {
 			continue
 		}
 		if at, ok := first[c.Pattern]; ok {
@@ -211,15 +226,6 @@ func (l *loader) readQuarantine(d *document) {
 	}
 }
 
-// inScope reports whether a file may speak of an identity.
-func (l *loader) inScope(d *document, p allowlist.IdentityPattern, v *strictyaml.Node) bool {
-	if d.scope.IsZero() || d.scope.Contains(p) {
-		return true
-	}
-	v.Errorf("%s lies outside of this file's scope %s (%s): move it to another file", p, d.scope, d.scopeAt)
-	return false
-}
-
 // grow counts rules; false means that there are too many.
 func (l *loader) grow(n int, at strictyaml.Pos) bool {
 	before := l.rules
@@ -228,11 +234,6 @@ func (l *loader) grow(n int, at strictyaml.Pos) bool {
 		l.errs.Add(at, "the policy has more than %d rules from here on, counting those that use and everyone repeat", maxRules)
 	}
 	return l.rules <= maxRules
-}
-
-// place returns file:line for records, the same on every replica.
-func (d *document) place(at strictyaml.Pos) string {
-	return fmt.Sprintf("%s:%d", d.name, at.Line)
 }
 
 func identityPattern(v *strictyaml.Node) (allowlist.IdentityPattern, bool) {

@@ -54,53 +54,66 @@ type rule struct {
 	only   *strictyaml.Node // a key that no deny rule may have, or nil
 }
 
-// readRules reads a list of an entry and expands each use.
-func (l *loader) readRules(p *part, v *strictyaml.Node, kind listKind) []allowlist.Rule {
+// ruleList reads one list of rules.
+type ruleList struct {
+	loader *loader
+	in     *document
+	kind   listKind
+	names  map[string]strictyaml.Pos // of rules; the lists of one entry in a file share them
+	first  map[string]strictyaml.Pos // the rules so far, by what they do
+}
+
+func newRuleList(l *loader, in *document, kind listKind, names map[string]strictyaml.Pos) *ruleList {
+	return &ruleList{loader: l, in: in, kind: kind, names: names, first: make(map[string]strictyaml.Pos)}
+}
+
+// readAll reads a list of an entry and expands each use.
+func (list *ruleList) readAll(v *strictyaml.Node) []allowlist.Rule {
 	var rules []allowlist.Rule
-	if p.names == nil {
-		p.names = make(map[string]strictyaml.Pos)
-	}
-	first := make(map[string]strictyaml.Pos)
 	for item := range v.Items() {
-		r, ok := l.readRule(p.in, item, kind)
-		if !ok || l.duplicate(r, first) {
+		r, ok := list.read(item)
+		if !ok {
 			continue
 		}
 		if r.use != "" {
-			rules = l.expand(rules, p, r, kind)
+			rules = list.expand(rules, r)
 			continue
 		}
-		if !l.grow(1, r.at) {
+		if !list.loader.grow(1, r.at) {
 			break
 		}
-		l.takeName(p, r.Name, r.nameAt)
+		list.takeName(r.Name, r.nameAt)
 		rules = append(rules, r.Rule)
 	}
 	return rules
 }
 
+// read reads one rule. It reports false if the kind of its target is not known,
+// or if the list has the same rule already, under whatever name.
+func (list *ruleList) read(item *strictyaml.Node) (rule, bool) {
+	r, ok := list.parse(item)
+	if !ok {
+		return r, false
+	}
+	key := canonical(r)
+	if at, ok := list.first[key]; ok {
+		list.loader.errs.Add(r.at, "the list has the same rule at %s: remove one", at)
+		return r, false
+	}
+	list.first[key] = r.at
+	return r, true
+}
+
 // takeName sees to it that each name of an entry means one rule.
-func (l *loader) takeName(p *part, name string, at strictyaml.Pos) {
+func (list *ruleList) takeName(name string, at strictyaml.Pos) {
 	if name == "" {
 		return
 	}
-	if first, ok := p.names[name]; ok {
-		l.errs.Add(at, "name: another rule beside it is named %q, at %s: rename one", name, first)
+	if first, ok := list.names[name]; ok {
+		list.loader.errs.Add(at, "name: another rule beside it is named %q, at %s: rename one", name, first)
 		return
 	}
-	p.names[name] = at
-}
-
-// duplicate reports whether the list has the same rule under whatever name.
-func (l *loader) duplicate(r rule, first map[string]strictyaml.Pos) bool {
-	key := canonical(r)
-	at, ok := first[key]
-	if ok {
-		l.errs.Add(r.at, "the list has the same rule at %s: remove one", at)
-		return true
-	}
-	first[key] = r.at
-	return false
+	list.names[name] = at
 }
 
 // canonical spells what a rule does: equal rules have equal text.
@@ -144,24 +157,25 @@ func flag(set bool) byte {
 	return '0'
 }
 
-// readRule reads one rule; false means that its kind of target is not known.
-func (l *loader) readRule(d *document, item *strictyaml.Node, kind listKind) (rule, bool) {
+// parse reads one rule; false means that its kind of target is not known.
+func (list *ruleList) parse(item *strictyaml.Node) (rule, bool) {
+	kind, classes := list.kind, list.loader.classifier
 	var k ruleKeys
-	takeKeys(&k, item, l.ruleTable)
+	takeKeys(&k, item, list.loader.ruleTable)
 	r := rule{at: item.Pos(), only: k.allowOnly()}
 	if !k.checkTarget(item, kind) {
 		return r, false
 	}
-	k.read(&r, l.classifier)
+	k.read(&r, classes)
 	if r.CIDR.IsValid() && kind == allowList {
-		reportClosed(k.cidr, r.CIDR, l.classifier)
+		reportClosed(k.cidr, r.CIDR, classes)
 	}
 	if kind == denyList {
 		k.checkDeny()
 	} else {
 		k.checkUseless(&r)
 	}
-	r.At = d.place(r.at)
+	r.At = list.in.place(r.at)
 	ok := r.use != "" || !r.Host.IsZero() || r.CIDR.IsValid()
 	return r, ok
 }

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
@@ -124,6 +126,23 @@ func neverOpens(prefix netip.Prefix, classes *allowlist.Classifier) string {
 		return ""
 	}
 	return fmt.Sprintf("%s never opens: it lies inside %s, where only single addresses open: write each one that is meant, as /%d", prefix, class, prefix.Addr().BitLen())
+}
+
+func readTrustDomain(v *strictyaml.Node) (spiffeid.TrustDomain, bool) {
+	text, ok := v.Text()
+	if !ok {
+		return spiffeid.TrustDomain{}, false
+	}
+	td, err := spiffeid.TrustDomainFromString(text)
+	switch {
+	case err != nil:
+		v.Errorf("%q is not a trust domain: %v", text, err)
+		return spiffeid.TrustDomain{}, false
+	case td.Name() != text:
+		v.Errorf("%q is not the name of a trust domain: write %s", text, td.Name())
+		return spiffeid.TrustDomain{}, false
+	}
+	return td, true
 }
 
 func readMethod(v *strictyaml.Node) (string, bool) {

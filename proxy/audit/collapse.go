@@ -50,7 +50,7 @@ type window struct {
 type collapser struct {
 	length time.Duration
 	put    func(*Record)
-	wake   chan struct{} // has room for one
+	wake   signal
 	done   chan struct{}
 
 	mu     sync.Mutex
@@ -62,7 +62,7 @@ type collapser struct {
 func newCollapser(length time.Duration, put func(*Record)) *collapser {
 	return &collapser{
 		length: length, put: put, open: map[same]*window{},
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: newSignal(), done: make(chan struct{}),
 	}
 }
 
@@ -88,7 +88,7 @@ func (c *collapser) join(rec *Record) bool {
 	c.open[s] = w
 	c.order = append(c.order, w)
 	if len(c.order) == 1 {
-		c.signal()
+		c.wake.send()
 	}
 	return false
 }
@@ -107,7 +107,7 @@ func (c *collapser) run() {
 		if closed {
 			return
 		}
-		c.sleep(next)
+		c.wake.wait(next)
 	}
 }
 
@@ -129,31 +129,11 @@ func (c *collapser) expire() (ended []*window, next time.Time, closed bool) {
 	return ended, next, c.closed
 }
 
-func (c *collapser) sleep(until time.Time) {
-	if until.IsZero() {
-		<-c.wake
-		return
-	}
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-c.wake:
-	case <-timer.C:
-	}
-}
-
-func (c *collapser) signal() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
 // close ends all windows and returns when their records are queued.
 func (c *collapser) close() {
 	c.mu.Lock()
 	c.closed = true
-	c.signal()
+	c.wake.send()
 	c.mu.Unlock()
 	<-c.done
 }

@@ -141,8 +141,8 @@ func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	if diff := cmp.Diff(map[string]int{"/busy": busy, "/quiet": 16, "": 9}, count); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if q := r.workers[0].queue; len(q.late) != 0 || len(q.denials) != 0 {
-		t.Errorf("an empty queue counts %v and %v", q.late, q.denials)
+	if q := r.workers[0].queue; len(q.ring.late) != 0 || len(q.ring.denials) != 0 {
+		t.Errorf("an empty queue counts %v and %v", q.ring.late, q.ring.denials)
 	}
 }
 

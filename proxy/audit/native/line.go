@@ -37,19 +37,15 @@ func (l *line) text(name, value string) {
 func (l *line) must(name, value string) {
 	l.key(name)
 	if isPlain(value) {
-		l.quoted(value)
+		l.buf = append(l.buf, '"')
+		l.buf = append(l.buf, value...)
+		l.buf = append(l.buf, '"')
 		return
 	}
 	// The conversion makes U+FFFD of a byte that is no UTF-8, which encoding/json
 	// would write as an escape: read and written again it would be another line.
 	escaped, _ := json.Marshal(string([]rune(value))) // of a string there is no error
 	l.buf = allowlist.AppendVisible(l.buf, escaped)
-}
-
-func (l *line) quoted(plain string) {
-	l.buf = append(l.buf, '"')
-	l.buf = append(l.buf, plain...)
-	l.buf = append(l.buf, '"')
 }
 
 // isPlain reports whether a text needs no escapes.

@@ -33,9 +33,9 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l.time("time", r.Time)
 	l.must("event", string(r.Event))
 	l.text("id", r.ID)
-	l.who(r)
-	l.asked(r)
-	l.decided(r)
+	who(&l, r)
+	asked(&l, r)
+	decided(&l, r)
 	l.text("stage", r.Stage.String())
 	l.text("sni", r.Hello.SNIText())
 	l.text("tls", r.Hello.TLS.String())
@@ -44,7 +44,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		l.text("address_class", r.Class.String())
 	}
 	l.number("addresses_dropped", int64(r.Dropped))
-	l.query(r)
+	query(&l, r)
 	l.milliseconds("resolve_ms", r.Resolve)
 	l.milliseconds("dial_ms", r.Dial)
 	l.thousandths("decide_us", r.Decide.Nanoseconds())
@@ -55,13 +55,13 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l.milliseconds("duration_ms", r.Duration)
 	l.text("close_reason", r.CloseReasonText())
 	l.text("detail", r.DetailText())
-	l.merged(r.Merged)
-	l.traced(r)
+	merged(&l, r.Merged)
+	traced(&l, r)
 	return append(l.buf, '}'), nil
 }
 
 // who says where the request came in and from whom.
-func (l *line) who(r *audit.Record) {
+func who(l *line, r *audit.Record) {
 	l.text("listener", r.Listener)
 	l.text("protocol", string(r.Protocol))
 	l.text("wire", string(r.Wire))
@@ -79,7 +79,7 @@ func (l *line) who(r *audit.Record) {
 }
 
 // asked says what was asked for.
-func (l *line) asked(r *audit.Record) {
+func asked(l *line, r *audit.Record) {
 	if host := r.Dest.Host; host.IsAddr() {
 		l.address("host", host.Addr())
 	} else {
@@ -92,7 +92,7 @@ func (l *line) asked(r *audit.Record) {
 }
 
 // decided says what came of it, and why.
-func (l *line) decided(r *audit.Record) {
+func decided(l *line, r *audit.Record) {
 	decision := r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
 	if decision {
 		l.text("verdict", r.Verdict.String())
@@ -110,7 +110,7 @@ func (l *line) decided(r *audit.Record) {
 }
 
 // query says what only a DNS query has.
-func (l *line) query(r *audit.Record) {
+func query(l *line, r *audit.Record) {
 	if r.Protocol != audit.ProtocolDNS {
 		return
 	}
@@ -124,7 +124,7 @@ func (l *line) query(r *audit.Record) {
 }
 
 // merged says what the record says about others.
-func (l *line) merged(m *audit.Merged) {
+func merged(l *line, m *audit.Merged) {
 	if m == nil {
 		return
 	}
@@ -150,7 +150,7 @@ func (l *line) merged(m *audit.Merged) {
 }
 
 // traced names the spans.
-func (l *line) traced(r *audit.Record) {
+func traced(l *line, r *audit.Record) {
 	if r.Trace.HasTraceID() {
 		trace, span := r.Trace.TraceID(), r.Trace.SpanID()
 		l.hex("trace_id", trace[:])

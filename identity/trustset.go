@@ -1,0 +1,133 @@
+package identity
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// trustSet is whom a snapshot trusts: the bundles of all trust domains.
+type trustSet struct {
+	bundles    map[spiffeid.TrustDomain]*trust
+	domains    []spiffeid.TrustDomain // the keys of bundles, sorted
+	domainList string                 // the same for messages
+	callerCAs  *x509.CertPool         // the authorities of all bundles
+	caNames    int                    // bytes that the names of callerCAs take in a certificate request
+}
+
+func newTrustSet(bundles []*x509bundle.Bundle) (trustSet, error) {
+	s := trustSet{
+		bundles:   make(map[spiffeid.TrustDomain]*trust, len(bundles)),
+		callerCAs: x509.NewCertPool(),
+	}
+	for _, bundle := range bundles {
+		if err := s.add(bundle); err != nil {
+			return trustSet{}, err
+		}
+	}
+	slices.SortFunc(s.domains, spiffeid.TrustDomain.Compare)
+	s.domainList = list(s.domains)
+	return s, nil
+}
+
+func (s *trustSet) add(bundle *x509bundle.Bundle) error {
+	if bundle == nil || bundle.TrustDomain().IsZero() {
+		return errors.New("bundle without a trust domain")
+	}
+	td := bundle.TrustDomain()
+	if _, ok := s.bundles[td]; ok {
+		return fmt.Errorf("two bundles for trust domain %s", quoted(td.Name()))
+	}
+	t, err := newTrust(td, bundle.X509Authorities())
+	if err != nil {
+		return err
+	}
+	s.bundles[td] = t
+	s.domains = append(s.domains, td)
+	for _, ca := range t.authorities {
+		const lengthPrefix = 2 // RFC 8446 section 4.2.4
+		s.callerCAs.AddCert(ca)
+		s.caNames += lengthPrefix + len(ca.RawSubject)
+	}
+	return nil
+}
+
+// callerAuthorities returns a copy of the authorities of all trust domains, whose names
+// are sent to clients. It verifies nothing: in it a trust domain could speak
+// for another.
+func (s *trustSet) callerAuthorities() *x509.CertPool { return s.callerCAs.Clone() }
+
+// trust is the bundle of one trust domain, prepared for verification.
+type trust struct {
+	domain      spiffeid.TrustDomain
+	authorities []*x509.Certificate
+	roots       *x509.CertPool
+}
+
+// CheckBundle says why [NewSnapshot] would take no bundle like this one.
+func CheckBundle(bundle *x509bundle.Bundle) error {
+	if _, err := newTrust(bundle.TrustDomain(), bundle.X509Authorities()); err != nil {
+		return fmt.Errorf("bundle of trust domain %s: %w", quoted(bundle.TrustDomain().Name()), err)
+	}
+	return nil
+}
+
+func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust, error) {
+	if len(authorities) == 0 {
+		return nil, fmt.Errorf("bundle of trust domain %s is empty; nobody could be verified with it", quoted(td.Name()))
+	}
+	t := &trust{domain: td, authorities: authorities, roots: x509.NewCertPool()}
+	for _, ca := range authorities {
+		if err := checkAuthority(td, ca); err != nil {
+			return nil, err
+		}
+		t.roots.AddCert(ca)
+	}
+	return t, nil
+}
+
+// issued returns the earliest end of the chain from chain[0] to an authority.
+func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, error) {
+	// Whether we act as a server or a client with it is not decided here.
+	found, err := chain[0].Verify(t.options(chain, now, x509.ExtKeyUsageAny))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("certificate was not issued by any of the %d authorities in the bundle of trust domain %s; load both from the same issuer: %w",
+			len(t.authorities), quoted(t.domain.Name()), err)
+	}
+	_, _, until := lasting(found)
+	return until, nil
+}
+
+// options are the ones to verify the first of certs with, at one moment.
+func (t *trust) options(certs []*x509.Certificate, at time.Time, usage x509.ExtKeyUsage) x509.VerifyOptions {
+	intermediates := x509.NewCertPool()
+	for _, cert := range certs[1:] {
+		intermediates.AddCert(cert)
+	}
+	return x509.VerifyOptions{
+		Roots:         t.roots,
+		Intermediates: intermediates,
+		CurrentTime:   at,
+		KeyUsages:     []x509.ExtKeyUsage{usage},
+	}
+}
+
+// list names trust domains in a message, the first few of them.
+func list(domains []spiffeid.TrustDomain) string {
+	const most = 3
+	names := make([]string, 0, most)
+	for _, td := range domains[:min(most, len(domains))] {
+		names = append(names, td.Name())
+	}
+	text := strings.Join(names, ", ")
+	if more := len(domains) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
