@@ -31,20 +31,23 @@ func only() map[string][]string {
 		"golang.org/x/net/idna":             {"allowlist"},
 		"golang.org/x/net/publicsuffix":     {"allowlist"},
 		"golang.org/x/text/unicode/norm":    {"allowlist"},
-		// The doors, and what is opened by the program only.
-		module + "proxy":                          {"cmd/exeat", "cmd/exeat/config"},
-		module + "proxy/dns":                      {"cmd/exeat", "cmd/exeat/config"},
-		module + "identity/workload":              {"cmd/exeat"},
-		module + "identity/authority":             {"cmd/exeat", "identity/authority/workloadapi"},
-		module + "allowlist/policyfile":           {"cmd/exeat"},
-		module + "cmd/exeat/telemetry":            {"cmd/exeat"},
-		module + "identity/authority/workloadapi": {"cmd/exeat"},
-		module + "proxy/audit/file":               {"cmd/exeat", "cmd/exeat/config"},
-		module + "proxy/audit/native":             {"cmd/exeat"},
-		module + "proxy/audit/ocsf":               {"cmd/exeat"},
-		module + "proxy/audit/ecs":                {"cmd/exeat"},
+		// The doors, the layer above them, and what is opened by the program only.
+		module + "proxy":                          {"proxy/gateway", "cmd/exeat/config"},
+		module + "proxy/dns":                      {"proxy/gateway"},
+		module + "proxy/gateway":                  {"cmd/exeat", "cmd/exeat/config", "cmd/exeat/process"},
+		module + "proxy/front":                    {"proxy", "proxy/gateway", "cmd/exeat/config"},
+		module + "proxy/watch":                    {"cmd/exeat/config", "cmd/exeat/process"},
+		module + "proxy/audit/file":               {"cmd/exeat/config", "cmd/exeat/process"},
+		module + "proxy/audit/native":             {"cmd/exeat/process"},
+		module + "proxy/audit/ocsf":               {"cmd/exeat/process"},
+		module + "proxy/audit/ecs":                {"cmd/exeat/process"},
 		module + "proxy/resolve/wire":             {"proxy/resolve"},
-		module + "proxy/watch":                    {"cmd/exeat", "cmd/exeat/config", "proxy/gateway"},
+		module + "identity/workload":              {"cmd/exeat/process"},
+		module + "identity/authority":             {"cmd/exeat", "identity/authority/workloadapi"},
+		module + "identity/authority/workloadapi": {"cmd/exeat"},
+		module + "allowlist/policyfile":           {"cmd/exeat", "cmd/exeat/process"},
+		module + "cmd/exeat/process":              {"cmd/exeat"},
+		module + "cmd/exeat/telemetry":            {"cmd/exeat/process"},
 	}
 }
 
@@ -67,6 +70,10 @@ func forbidden(room, path string) string {
 		return "nobody imports what is for tests"
 	case slices.Contains([]string{"proxy/tunnel", "proxy/head", "proxy/hello"}, room):
 		return "it knows nothing of policy"
+	case room == "proxy/front" && !slices.Contains([]string{"allowlist", "proxy/head", "proxy/hello", "proxy/refusal", "proxy/tunnel"}, own):
+		return "a front reads and writes, and decides nothing"
+	case own == "proxy/gateway/gatewaytest":
+		return "it is for tests"
 	case within(room, "allowlist") && !within(own, "allowlist"), within(room, "identity") && !within(own, "identity"):
 		return "policy and identity know nothing but themselves"
 	case within(own, "cmd") && !within(room, "cmd"):
@@ -128,7 +135,25 @@ func TestForbiddenImports(t *testing.T) {
 		{"proxy/dial", module + "proxy", true},
 		{"proxy/dns", module + "proxy/watch", true},
 		{"proxy/live", module + "proxy/dns", true},
-		{"cmd/exeat", module + "proxy", false},
+		{"cmd/exeat", module + "proxy", true},
+		{"proxy/gateway", module + "proxy", false},
+		{"proxy/gateway", module + "proxy/dns", false},
+		{"proxy", module + "proxy/gateway", true},
+		{"proxy/dns", module + "proxy/gateway", true},
+		{"proxy/listen", module + "proxy/gateway", true},
+		{"proxy/gateway", module + "allowlist/policyfile", true},
+		{"proxy/gateway", module + "proxy/watch", true},
+		{"proxy/gateway", "go.yaml.in/yaml/v4", true},
+		{"proxy/gateway", "go.opentelemetry.io/otel/sdk/trace", true},
+		{"proxy/gateway", module + "proxy/gateway/gatewaytest", true},
+		{"proxy", module + "proxy/front", false},
+		{"proxy/front", module + "proxy/head", false},
+		{"proxy/front", module + "proxy/live", true},
+		{"proxy/front", module + "proxy/limit", true},
+		{"proxy/front", module + "proxy/dial", true},
+		{"proxy/front", module + "proxy/resolve", true},
+		{"proxy/front", module + "proxy/listen", true},
+		{"proxy/front", module + "proxy", true},
 		{"allowlist", module + "identity", true},
 		{"identity", module + "allowlist", true},
 		{"identity/workload", module + "identity", false},

@@ -15,10 +15,10 @@ import (
 // writes them.
 func defaults() map[string]string {
 	c := config.Defaults()
-	l := c.Limits
+	l := c.Gateway.Limits
 	text := map[string]string{
-		"limits.connections":            fmt.Sprint(c.MaxConnections),
-		"limits.head_bytes":             fmt.Sprint(c.HeadLimit),
+		"limits.connections":            fmt.Sprint(c.Gateway.MaxConnections),
+		"limits.head_bytes":             fmt.Sprint(c.Gateway.Front.HeadLimit),
 		"limits.connections_per_source": fmt.Sprint(l.Connections),
 		"limits.handshakes_per_source":  fmt.Sprint(l.Handshakes),
 		"limits.requests_per_identity":  fmt.Sprint(l.Requests),
@@ -28,9 +28,9 @@ func defaults() map[string]string {
 		"limits.upload_per_hour":        fmt.Sprintf("%dGiB", l.Identity.UploadPerHour>>30),
 	}
 	for key, d := range map[string]time.Duration{
-		"handshake": c.HandshakeTimeout, "head": c.HeadTimeout, "client_hello": c.HelloTimeout, "dial": c.DialTimeout,
-		"keep_alive": c.KeepAlive, "body": c.BodyTimeout, "response": c.ResponseTimeout,
-		"tunnel_idle": c.TunnelIdle, "tunnel_max": c.TunnelMax, "drain_delay": c.DrainDelay, "drain_timeout": c.DrainTimeout,
+		"handshake": c.Gateway.HandshakeTimeout, "head": c.Gateway.Front.HeadTimeout, "client_hello": c.Gateway.HelloTimeout, "dial": c.Gateway.DialTimeout,
+		"keep_alive": c.Gateway.Front.KeepAlive, "body": c.Gateway.Forward.Body, "response": c.Gateway.Forward.Response,
+		"tunnel_idle": c.Gateway.Tunnel.Idle, "tunnel_max": c.Gateway.Tunnel.Max, "drain_delay": c.Gateway.DrainDelay, "drain_timeout": c.Gateway.DrainTimeout,
 	} {
 		text["timeouts."+key] = short(d)
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/listen"
-	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -61,17 +60,14 @@ func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 	for _, name := range []string{"in clear", "over TLS"} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
-			enforcer, err := live.NewEnforcer(live.EnforcerConfig{Current: &g.current, Registry: &g.registry})
-			if err != nil {
-				t.Fatal(err)
-			}
+			enforcer := g.enforcer()
 			client, server, conn := hook(t)
 			secure := name == "over TLS"
 			c := client
 			if secure {
 				c = handshake(t, g, conn, client)
 			}
-			server.answering = func() { enforcer.Put(t.Context(), nil, true) }
+			server.answering = func() { enforcer.put(t.Context(), nil) }
 			served := make(chan struct{})
 			go func() {
 				defer close(served)
@@ -89,7 +85,7 @@ func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 			<-served
 			_ = c.Close()
 			r := g.next(t, audit.EventDecision)
-			if r.Verdict != "fail" || r.Reason != "policy-unavailable" || r.Status != 0 {
+			if r.Verdict != "deny" || r.Reason != "identity-unknown" || r.Status != 0 {
 				t.Errorf("record %+v, want what ended it", r)
 			}
 			if left := g.rest(t); len(left) > 0 {

@@ -18,14 +18,14 @@ type bound struct {
 // bind decides a tunnel to an address once more, by the names that it was the
 // answer for. Of these, the one whose rule looks at the first bytes most
 // strictly is the destination of the decision; a ClientHello may ask for any.
-func (x *exchange) bind(now time.Time) {
+func bind(x *request, now time.Time) {
 	x.bound = bound{}
-	host := x.request.Dest.Host
-	if x.proxy.cfg.Bound == nil || x.isPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
+	host := x.asked.Dest.Host
+	if x.proxy.cfg.Bound == nil || x.read.IsPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
 		return
 	}
-	for _, b := range x.proxy.cfg.Bound(x.request.ID, host.Addr(), now) {
-		req := x.request
+	for _, b := range x.proxy.cfg.Bound(x.asked.ID, host.Addr(), now) {
+		req := x.asked
 		req.Dest.Host = b.Name
 		d := x.state.Decide(req)
 		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil ||

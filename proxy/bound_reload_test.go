@@ -27,7 +27,7 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 		}
 		return bindings(before, after)
 	}})
-	enforcer := g.enforcer(t)
+	enforcer := g.enforcer()
 	put := func(hosts ...string) live.Enforcement {
 		var rules []allowlist.Rule
 		for _, host := range hosts {
@@ -37,7 +37,7 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		return enforcer.Put(context.WithoutCancel(t.Context()), p, true)
+		return enforcer.put(context.WithoutCancel(t.Context()), p)
 	}
 	for _, row := range []struct {
 		name string

@@ -13,12 +13,11 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // put puts in force what change makes of the policy.
-func (g *gateway) put(t *testing.T, enforcer *live.Enforcer, change func(*allowlist.Spec)) {
+func (g *gateway) put(t *testing.T, enforcer states, change func(*allowlist.Spec)) {
 	t.Helper()
 	spec := g.policy()
 	change(&spec)
@@ -26,23 +25,23 @@ func (g *gateway) put(t *testing.T, enforcer *live.Enforcer, change func(*allowl
 	if err != nil {
 		t.Fatal(err)
 	}
-	enforcer.Put(t.Context(), policy, true)
+	enforcer.put(t.Context(), policy)
 }
 
 // endings are the ways in which the gateway ends a request that is under way.
-func endings() map[string]func(*testing.T, *gateway, *live.Enforcer) {
-	return map[string]func(*testing.T, *gateway, *live.Enforcer){
-		"revoked": func(t *testing.T, g *gateway, e *live.Enforcer) {
+func endings() map[string]func(*testing.T, *gateway, states) {
+	return map[string]func(*testing.T, *gateway, states){
+		"revoked": func(t *testing.T, g *gateway, e states) {
 			t.Helper()
 			g.put(t, e, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
 		},
-		"quarantined": func(t *testing.T, g *gateway, e *live.Enforcer) {
+		"quarantined": func(t *testing.T, g *gateway, e states) {
 			t.Helper()
 			g.put(t, e, func(s *allowlist.Spec) {
 				s.Quarantine = []allowlist.Quarantined{{Pattern: s.Entries[0].Pattern, Reason: "INC-77"}}
 			})
 		},
-		"drain": func(_ *testing.T, g *gateway, _ *live.Enforcer) { g.registry.EndAll(tunnel.Drain) },
+		"drain": func(_ *testing.T, g *gateway, _ states) { g.registry.EndAll(tunnel.Drain) },
 	}
 }
 
@@ -73,7 +72,7 @@ func TestACutRequestIsNoDenial(t *testing.T) {
 				if _, err := io.ReadFull(req.Body, make([]byte, len(row.arrived))); err != nil {
 					t.Fatal(err)
 				}
-				end(t, g, g.enforcer(t))
+				end(t, g, g.enforcer())
 				a := c.answer(t)
 				if a.status != 502 || a.reason() != "cut-off" || !strings.Contains(a.header.Get("Proxy-Status"), "error=connection_terminated;") ||
 					!strings.Contains(a.phrase, "("+ending+")") {
@@ -131,7 +130,7 @@ func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
 			why := "upload-limit"
 			if end != nil {
 				why = whys()[ending]
-				end(t, g, g.enforcer(t))
+				end(t, g, g.enforcer())
 			} else {
 				c.send(t, strings.Repeat("b", 2000))
 			}
@@ -206,12 +205,12 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				c := g.call(t, "builder")
 				c.send(t, ask(g.at("held.example")))
 				<-g.names.asked
-				endings()[ending](t, g, g.enforcer(t))
+				endings()[ending](t, g, g.enforcer())
 				check(t, g, c)
 			})
 			t.Run(name+" "+ending+" when it is connected", func(t *testing.T) {
 				g := newGateway(t, options{})
-				enforcer := g.enforcer(t)
+				enforcer := g.enforcer()
 				g.begun = func(span string) {
 					if span == "resolve" {
 						endings()[ending](t, g, enforcer)
@@ -252,7 +251,7 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 // while its name is looked up or when it is connected, is none that its caller
 // has to know of.
 func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
-	forbid := func(t *testing.T, g *gateway, enforcer *live.Enforcer) {
+	forbid := func(t *testing.T, g *gateway, enforcer states) {
 		t.Helper() // a state that is in force no more when the door looks
 		g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
 	}
@@ -260,10 +259,10 @@ func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
 		"a body":           {"Content-Length: 4", "body"},
 		"a body of chunks": {"Transfer-Encoding: chunked", "4\r\nbody\r\n0\r\n\r\n"},
 	} {
-		start := func(t *testing.T) (*gateway, *live.Enforcer, *caller) {
+		start := func(t *testing.T) (*gateway, states, *caller) {
 			t.Helper()
 			g := newGateway(t, options{})
-			return g, enforcerOf(t, new(live.Current), &g.registry), g.call(t, "builder")
+			return g, g.another(t), g.call(t, "builder")
 		}
 		ask := func(t *testing.T, g *gateway, c *caller) {
 			t.Helper()

@@ -6,13 +6,25 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // TestADateThatPassesBetweenDecisionAndTunnel ends the rule while the lookup
-// is under way. The state is the same, so only the clock can say it.
+// is under way. The state is the same, so only the clock can say it: the enforcer
+// has just looked at dates, and does not do so again for a minute.
 func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
-	g := newGateway(t, options{})
+	looked := make(chan struct{}, 16)
+	g := newGateway(t, options{enforced: func(live.Enforcement) { looked <- struct{}{} }})
 	spec := g.policy()
+	spec.Entries[0].Allow[0].Expires = time.Now().Add(20 * time.Millisecond)
+	policy, err := allowlist.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.enforcer().put(t.Context(), policy)
+	for range 3 { // the first policy, this one, and its date
+		<-looked
+	}
 	ends := time.Now().Add(time.Second)
 	for i := range spec.Entries[0].Allow {
 		spec.Entries[0].Allow[i].Expires = ends
@@ -40,10 +52,11 @@ func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 }
 
 // TestAStateThatForbidsAndOneThatAllowsAgain both come while the lookup is
-// under way: the record tells of the second alone.
+// under way: the record tells of the second alone, and a shutdown that waits for
+// the request waits on.
 func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	g := newGateway(t, options{})
-	enforcer := g.enforcer(t)
+	enforcer := g.enforcer()
 	put := func(version string, change func(*allowlist.Spec)) {
 		t.Helper()
 		spec := g.policy()
@@ -53,15 +66,25 @@ func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		enforcer.Put(t.Context(), policy, true)
+		enforcer.put(t.Context(), policy)
 	}
 	c := g.call(t, "builder")
 	c.send(t, connectTo(g.at("held.example")))
 	<-g.names.asked
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		g.registry.Drain(patience)
+	}()
 	put("two", func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
 	put("three", func(*allowlist.Spec) {})
 	close(g.names.answer)
 	<-g.names.asked // once more
+	select {
+	case <-drained:
+		t.Error("a shutdown does not wait for the request any more")
+	default:
+	}
 
 	if a := c.answer(t); a.status != 200 {
 		t.Errorf("answered %s", a.phrase)
@@ -75,6 +98,7 @@ func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	_ = g.origin.next(t).Close()
 	c.ended(t)
 	g.next(t, audit.EventTunnelClose)
+	<-drained
 }
 
 func TestAPanicLeavesNothingInTheRegistry(t *testing.T) {

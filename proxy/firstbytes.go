@@ -30,7 +30,7 @@ type firstBytes struct {
 	record  *audit.Tunnel
 	names   []allowlist.Host // of an address that was allowed by these; nil otherwise
 	addr    netip.AddrPort   // that was dialled
-	become  func(change func(*live.Tunnel))
+	entry   *live.Entry      // what the registry knows of the tunnel
 
 	reader hello.Reader
 	reason allowlist.Reason // why the first bytes were refused
@@ -46,13 +46,13 @@ type ruling struct {
 	generation uint64
 }
 
-// check returns the check that was decided for a tunnel.
-func (x *exchange) check(r *relaying) *firstBytes {
+// newFirstBytes returns the check that was decided for a tunnel to an address.
+func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
 	c := &firstBytes{
 		request: x.decision.Request, current: x.proxy.cfg.Current, record: r.record, names: x.bound.names,
-		addr: r.entry.Addr, become: r.become,
+		addr: addr, entry: r.place.entry,
 	}
-	if c.mode, c.ech = x.decision.TLS(); x.isPlain() { // what was asked for in clear
+	if c.mode, c.ech = x.decision.TLS(); x.read.IsPlain() { // what was asked for in clear
 		c.mode, c.request = allowlist.TLSOff, allowlist.Request{}
 	}
 	if x.bound.ech == allowlist.ECHRefuse {
@@ -144,7 +144,7 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 // about the name.
 func (c *firstBytes) another(name allowlist.Host) ruling {
 	if slices.Contains(c.names, name) {
-		c.become(func(t *live.Tunnel) { t.Request.Dest.Host = name })
+		c.entry.Change(func(d *live.Decided) { d.Request.Dest.Host = name })
 		d := c.decide(name) // after that: a state that came before would not be asked
 		if d.CheckAddr(c.addr) != nil {
 			return ruling{}
@@ -154,7 +154,7 @@ func (c *firstBytes) another(name allowlist.Host) ruling {
 	if name.IsAddr() || !c.request.Dest.Host.IsAddr() {
 		return ruling{}
 	}
-	c.become(func(t *live.Tunnel) { t.Name = name })
+	c.entry.Change(func(d *live.Decided) { d.Name = name })
 	return c.decide(name) // as above
 }
 
@@ -170,10 +170,10 @@ func (c *firstBytes) decide(name allowlist.Host) (d ruling) {
 }
 
 // why returns the reason of the closed set by which a tunnel was ended.
-func (c *firstBytes) why(reason tunnel.Reason, ended *underway) allowlist.Reason {
+func (c *firstBytes) why(reason tunnel.Reason, p *place) allowlist.Reason {
 	switch reason { //nolint:exhaustive // the others are no refusals
 	case tunnel.Revoked, tunnel.Quarantined:
-		return ended.why()
+		return p.why()
 	case tunnel.Denied:
 		return c.reason
 	case tunnel.Limit:

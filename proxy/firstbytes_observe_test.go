@@ -96,7 +96,7 @@ func TestFirstBytesUnderObserve(t *testing.T) {
 func TestARuleGoesBetweenTheTunnelAndItsFirstBytes(t *testing.T) {
 	const asked = "asked.wild.example"
 	g := newGateway(t, options{})
-	enforcer := g.enforcer(t)
+	enforcer := g.enforcer()
 	put := func(mode allowlist.Mode, rules ...allowlist.Rule) live.Enforcement {
 		for i := range rules {
 			rules[i].Ports, rules[i].TLS = to("x.example", g.origin.port).Ports, allowlist.TLSRequire
@@ -109,7 +109,7 @@ func TestARuleGoesBetweenTheTunnelAndItsFirstBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return enforcer.Put(t.Context(), p, true)
+		return enforcer.put(t.Context(), p)
 	}
 	address := allowlist.Rule{CIDR: netip.MustParsePrefix("127.0.0.1/32")}
 	put(allowlist.ModeObserve, address, to(asked))

@@ -22,7 +22,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		return bindings(told...)
 	}})
-	enforcer := g.enforcer(t)
+	enforcer := g.enforcer()
 	put := func(rules ...allowlist.Rule) live.Enforcement {
 		for i := range rules {
 			rules[i].Ports, rules[i].TLS = to("x.example", g.origin.port).Ports, allowlist.TLSRequire
@@ -31,7 +31,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return enforcer.Put(t.Context(), p, true)
+		return enforcer.put(t.Context(), p)
 	}
 	address := allowlist.Rule{CIDR: netip.MustParsePrefix("127.0.0.1/32")}
 	for _, row := range []struct {

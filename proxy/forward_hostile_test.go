@@ -87,7 +87,7 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
-			enforcer := g.enforcer(t)
+			enforcer := g.enforcer()
 			c := g.call(t, "builder")
 			c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket"))
 			conn, reader := g.asked(t)
@@ -109,7 +109,7 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			enforcer.Put(t.Context(), policy, true)
+			enforcer.put(t.Context(), policy)
 			if _, err := reader.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the origin's connection: %v, want its end", err)
 			}

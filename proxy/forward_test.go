@@ -817,7 +817,7 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 	for _, answering := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answering: %v", answering), func(t *testing.T) {
 			g := newGateway(t, options{})
-			enforcer := g.enforcer(t)
+			enforcer := g.enforcer()
 			c, other := g.call(t, "builder"), g.call(t, "reporter")
 			conns := make([]*net.TCPConn, 2)
 			for i, caller := range []*caller{c, other} {
@@ -851,7 +851,7 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if done := enforcer.Put(t.Context(), policy, true); done.Closed != 1 || done.Open != 2 {
+			if done := enforcer.put(t.Context(), policy); done.Closed != 1 || done.Open != 2 {
 				t.Errorf("enforcement %+v", done)
 			}
 			if answering {

@@ -26,7 +26,6 @@ import (
 // writing knows that no request is under way.
 type race struct {
 	*gateway
-	enforcer *live.Enforcer
 	config   *tls.Config // of the caller builder
 	flipping sync.RWMutex
 	asked    atomic.Int64
@@ -46,22 +45,14 @@ type race struct {
 func newRace(t *testing.T) *race {
 	t.Helper()
 	r := &race{
-		gateway: newGateway(t, options{}), answered: make(chan struct{}, 1), ended: make(chan struct{}, 1),
-		states: map[uint64]*live.State{}, open: map[string]record{},
+		answered: make(chan struct{}, 1), ended: make(chan struct{}, 1), states: map[uint64]*live.State{}, open: map[string]record{},
 	}
+	r.gateway = newGateway(t, options{enforced: func(e live.Enforcement) { r.states[e.State.Generation] = e.State }})
 	roots := x509.NewCertPool()
 	roots.AddCert(r.ca.cert)
 	r.config = &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "gateway",
 		Certificates: []tls.Certificate{r.ca.issue(t, id("builder").String())},
-	}
-	var err error
-	r.enforcer, err = live.NewEnforcer(live.EnforcerConfig{
-		Current: &r.current, Registry: &r.registry, Trusts: func([]*x509.Certificate) bool { return true },
-		Enforced: func(_ context.Context, e live.Enforcement) { r.states[e.State.Generation] = e.State },
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	return r
 }
@@ -73,7 +64,7 @@ func TestReloadsAgainstConnects(t *testing.T) {
 	const flips = 36
 	r := newRace(t)
 	policies := r.policies(t)
-	r.enforcer.Put(t.Context(), policies[0], false)
+	r.enforcer().put(t.Context(), policies[0])
 	ctx, stop := context.WithCancel(t.Context())
 	var connecting sync.WaitGroup
 	for i := range 6 {
@@ -214,7 +205,7 @@ func (r *race) flip(ctx context.Context, t *testing.T, p *allowlist.Policy) {
 	for range 1 + rand.N(12) {
 		r.await(t, r.answered, "an answer")
 	}
-	r.enforcer.Put(ctx, p, false)
+	r.enforcer().put(ctx, p)
 	r.flipping.Lock()
 	defer r.flipping.Unlock()
 	state := r.current.Load()

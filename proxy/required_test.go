@@ -10,7 +10,6 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/live"
 )
 
 // TestWhatCannotBeRecordedIsRefused fills the disk and makes room again.
@@ -89,7 +88,7 @@ func requiring(t *testing.T) (g *gateway, letGo func()) {
 // recording waits until a record has been made, which is then waited for.
 func (g *gateway) recording(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made == 0; runtime.Gosched() {
+	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made == g.made; runtime.Gosched() {
 		if time.Now().After(end) {
 			t.Fatal("no record was made")
 		}
@@ -102,7 +101,7 @@ func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 	for ending, want := range map[string]int{"revoked": 403, "quarantined": 403, "drain": 503} {
 		t.Run(ending, func(t *testing.T) {
 			g, letGo := requiring(t)
-			enforcer := g.enforcer(t)
+			enforcer := g.enforcer()
 			c := g.call(t, "builder")
 			c.send(t, get("http://"+g.at("allowed.example")+"/"))
 			conn := g.origin.next(t)
@@ -132,7 +131,7 @@ func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 // moment has it tried again, and the next try finds no origin.
 func TestWhatWasRecordedAsAllowedHasAnEnd(t *testing.T) {
 	g, letGo := requiring(t)
-	passing := enforcerOf(t, new(live.Current), &g.registry) // its states are in force no more when the door looks
+	passing := g.another(t) // its states are in force no more when the door looks
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -33,10 +33,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
-	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/front"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
 	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -58,12 +59,20 @@ type options struct {
 	tunnel      tunnel.Config
 	forward     forward.Config
 	bound       func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding
-	limits      limit.Config // a zero field is more than any test needs
+	limits      limit.Config                                  // a zero field is more than any test needs
+	enforced    func(live.Enforcement)                        // nil is nobody
+	source      func(*gatewaytest.Identity) gw.IdentitySource // nil: that source itself
 }
 
 func (o *options) defaults() {
 	const plenty = 1 << 20
 	o.slots = cmp.Or(o.slots, 1000)
+	if o.enforced == nil {
+		o.enforced = func(live.Enforcement) {}
+	}
+	if o.source == nil {
+		o.source = func(i *gatewaytest.Identity) gw.IdentitySource { return i }
+	}
 	l := &o.limits
 	l.Connections, l.Handshakes = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty)
 	l.Requests = cmp.Or(l.Requests, plenty)
@@ -77,11 +86,13 @@ type gateway struct {
 	ca       *testCA
 	names    *names
 	origin   *origin
-	current  live.Current
-	registry live.Registry
-	sources  *limit.Sources
+	identity *gatewaytest.Identity
+	current  *live.Current
+	registry *live.Registry
 	budgets  *limit.Budgets
 	proxy    *proxy.Proxy
+	own      states
+	made     uint64 // records before the test began
 
 	secure, plain netip.AddrPort // of the two listeners
 }
@@ -89,108 +100,74 @@ type gateway struct {
 func newGateway(tb testing.TB, o options) *gateway {
 	tb.Helper()
 	o.defaults()
-	g := &gateway{
-		evidence: o.evidence, sources: limit.NewSources(o.limits), budgets: limit.NewBudgets(o.limits),
-		ca: newCA(tb), names: newNames(), origin: newOrigin(tb),
-	}
+	g := &gateway{evidence: o.evidence, ca: newCA(tb), names: newNames(), origin: newOrigin(tb), own: states{did: new(atomic.Pointer[live.Enforcement])}}
 	if g.evidence == nil {
 		g.evidence = newEvidence(tb)
 	}
-	dialer, err := dial.New(dial.Config{Resolve: g.names.resolve, Timeout: o.dialTimeout})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	g.proxy, err = proxy.New(proxy.Config{
-		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder,
-		Log: slog.New(slog.DiscardHandler), HeadTimeout: o.headTimeout, HelloTimeout: o.hello, Tunnel: o.tunnel, Forward: o.forward,
-		Budgets: g.budgets, Bound: o.bound,
+	g.identity = gatewaytest.NewIdentity(g.snapshot(tb, g.ca, 1))
+	policies := gatewaytest.NewPolicy(nil)
+	made, err := gw.New(tb.Context(), gw.Config{
+		Policy: policies, Identity: o.source(g.identity), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
+		Resolver: gw.Resolver{Resolve: g.names.resolve, Bound: o.bound},
+		Listeners: []gw.Listener{
+			{Name: "secure", Address: "127.0.0.1:0"},
+			{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: id("sidecar")},
+		},
+		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
+		Front:         front.Config{HeadTimeout: o.headTimeout}, HelloTimeout: o.hello, DialTimeout: o.dialTimeout,
+		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots,
+		Metrics: gw.Metrics{Enforced: func(e live.Enforcement) {
+			g.own.did.Store(&e)
+			o.enforced(e)
+		}},
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	slots := listen.NewSlots(o.slots)
-	g.secure = g.serve(tb, g.secureListener(tb), slots)
-	g.plain = g.serve(tb, listen.Config{Name: "plain", Fixed: func() spiffeid.ID { return id("sidecar") }}, slots)
+	parts := made.Parts()
+	g.current, g.registry, g.budgets, g.proxy, g.own.Enforcer = parts.Current, parts.Registry, parts.Budgets, parts.Proxy, parts.Enforcer
+	listening := made.Listening()
+	g.secure, g.plain = netip.MustParseAddrPort(listening[0].Addr.String()), netip.MustParseAddrPort(listening[1].Addr.String())
+	g.serve(tb, made)
 	if !o.noPolicy {
-		g.swap(tb, g.policy())
+		first, err := allowlist.Compile(g.policy())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		policies.Put(first)
 	}
+	g.made = g.recorder.Stats().Sinks[0].Made
 	return g
 }
 
-// secureListener asks for certificates of the test's own authority.
-func (g *gateway) secureListener(tb testing.TB) listen.Config {
+// snapshot is the gateway's identity, issued by an authority, which it trusts.
+func (g *gateway) snapshot(tb testing.TB, ca *testCA, generation uint64) *identity.Snapshot {
 	tb.Helper()
-	own := g.ca.issue(tb, "spiffe://test.example/gateway")
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
-		Certificate: own,
-		Bundles:     []*x509bundle.Bundle{g.ca.bundle()},
-		Generation:  1,
+		Certificate: ca.issue(tb, "spiffe://test.example/gateway"), Bundles: []*x509bundle.Bundle{ca.bundle()}, Generation: generation,
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	source := fixedSource{snapshot}
-	verifier, err := identity.NewVerifier(source)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	config, err := identity.ServerConfig{Source: source, Verifier: verifier}.TLS()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return listen.Config{
-		Name: "secure", TLS: config, Verifier: verifier, Realm: "test.example",
-		HandshakeFailed: func(_ context.Context, client netip.AddrPort, err error) {
-			if !errors.Is(err, io.EOF) {
-				g.recorder.Event(audit.Record{
-					Event: audit.EventHandshake, Listener: "secure", Client: client,
-					Reason: allowlist.TLSHandshakeFailed, Detail: err.Error(),
-				})
-			}
-		},
-	}
+	return snapshot
 }
 
-// refused records a connection that was closed without an answer.
-func (g *gateway) refused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
-	return func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
-		g.recorder.Event(audit.Record{Event: audit.EventHandshake, Listener: listener, Client: client, Reason: why, Detail: detail})
-	}
-}
-
-type fixedSource struct{ snapshot *identity.Snapshot }
-
-func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
-
-// serve serves a listener until the test ends, or asks for the rest of the records.
-func (g *gateway) serve(tb testing.TB, cfg listen.Config, slots *listen.Slots) netip.AddrPort {
+// serve serves the gateway until the test ends, or asks for the rest of the records.
+func (g *gateway) serve(tb testing.TB, made *gw.Gateway) {
 	tb.Helper()
-	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", slots, slog.New(slog.DiscardHandler)
-	cfg.Sources, cfg.Refused = g.sources, g.refused(cfg.Name)
-	l, err := listen.Listen(tb.Context(), cfg)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	ctx, cut := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
-	serving.Go(func() {
-		if err := l.Serve(ctx, g.proxy.Serve); err != nil {
-			tb.Error(err)
-		}
-	})
+	serving.Go(func() { made.Serve(ctx) })
 	end := sync.OnceFunc(func() {
-		g.registry.EndAll(tunnel.Drain)
-		g.proxy.Drain()
-		cut()
-		_ = l.Close()
+		stop()
 		serving.Wait()
 	})
 	g.served = append(g.served, end)
 	tb.Cleanup(end)
-	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// swap puts a policy in force that also knows the gateway's own listeners.
+// swap puts a policy in force that also knows the gateway's own listeners, with
+// its limits, and tells nobody: whoever is on its way finds out by itself.
 func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	tb.Helper()
 	policy, err := allowlist.Compile(spec)
@@ -199,24 +176,42 @@ func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	}
 	local := allowlist.Local{Listeners: []netip.AddrPort{g.secure, g.plain}}
 	g.current.Swap(policy.WithClassifier(allowlist.NewClassifier(local)), time.Now())
+	g.budgets.Apply(policy)
 }
 
-// enforcer makes the gateway's states end what they forbid.
-func (g *gateway) enforcer(t *testing.T) *live.Enforcer {
-	t.Helper()
-	return enforcerOf(t, &g.current, &g.registry)
+// states puts states in force, which end what they forbid.
+type states struct {
+	*live.Enforcer
+
+	did *atomic.Pointer[live.Enforcement] // the last time
 }
 
-// enforcerOf returns an enforcer that trusts every certificate.
-func enforcerOf(t *testing.T, current *live.Current, registry *live.Registry) *live.Enforcer {
+// put puts a policy in force; nil is one that allows nobody anything.
+func (e states) put(ctx context.Context, p *allowlist.Policy) live.Enforcement {
+	if p == nil {
+		p, _ = allowlist.Compile(allowlist.Spec{Version: "none"})
+	}
+	e.Confirm(ctx, gatewaytest.Only(p))
+	return *e.did.Load()
+}
+
+// enforcer returns the gateway's own.
+func (g *gateway) enforcer() states { return g.own }
+
+// another returns an enforcer over other states than the gateway's, which trusts
+// every certificate: what it puts in force is so no more when the gateway looks.
+func (g *gateway) another(t *testing.T) states {
 	t.Helper()
-	enforcer, err := live.NewEnforcer(live.EnforcerConfig{
-		Current: current, Registry: registry, Trusts: func([]*x509.Certificate) bool { return true },
+	e := states{did: new(atomic.Pointer[live.Enforcement])}
+	var err error
+	e.Enforcer, err = live.NewEnforcer(live.EnforcerConfig{
+		Current: new(live.Current), Registry: g.registry, Trusts: func([]*x509.Certificate) bool { return true },
+		Enforced: func(_ context.Context, done live.Enforcement) { e.did.Store(&done) },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return enforcer
+	return e
 }
 
 // emptied waits until nothing is open: a tunnel leaves a moment after its record.
@@ -341,6 +336,10 @@ func (e *evidence) Write(p []byte) (int, error) {
 		var r record
 		if err := json.Unmarshal(line, &r); err != nil {
 			return 0, fmt.Errorf("record %q: %w", line, err)
+		}
+		switch audit.Event(r.Event) { //nolint:exhaustive // the tests know what they have put in force
+		case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
+			continue
 		}
 		e.records <- r
 	}

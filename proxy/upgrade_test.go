@@ -213,7 +213,7 @@ func TestAnUpgradeThatAStateForbids(t *testing.T) {
 			spec := r.policy()
 			spec.Entries[0].Allow = []allowlist.Rule{with(to("held.example"), func(rule *allowlist.Rule) { rule.Upgrade = true })}
 			r.swap(t, spec)
-			enforcer := r.enforcer(t)
+			enforcer := r.enforcer()
 			c := r.call(t, "builder")
 			c.send(t, get(r.url("held.example", "/"), upgrades(row.protocol)...))
 			<-r.names.asked
@@ -224,7 +224,7 @@ func TestAnUpgradeThatAStateForbids(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				enforcer.Put(t.Context(), policy, true)
+				enforcer.put(t.Context(), policy)
 			} else {
 				r.swap(t, spec)
 			}

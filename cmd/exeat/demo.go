@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/process"
 	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 // demoFlags are the flags of demo.
@@ -65,7 +68,8 @@ const maxSocketPath = 104
 // demo is the running world.
 type demo struct {
 	dir     string
-	gateway *gateway
+	policy  string // its file
+	gateway *process.Process
 	origin  *origin
 	agent   *agent
 	addr    netip.AddrPort // of the gateway
@@ -83,8 +87,8 @@ func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	served := make(chan error, 1)
-	go func() { served <- d.gateway.serve(ctx, nil) }()
+	var serving sync.WaitGroup
+	serving.Go(func() { d.gateway.Serve(ctx, nil) })
 	good := true
 	if f.check {
 		good, err = d.check(ctx, stdout)
@@ -95,17 +99,12 @@ func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	stop()
-	serveErr := <-served
+	serving.Wait()
 	d.remove()
-	switch {
-	case err != nil:
-		return err
-	case serveErr != nil:
-		return serveErr
-	case !good:
+	if err == nil && !good {
 		return errAnswerNo
 	}
-	return nil
+	return err
 }
 
 // start makes the world. After an error nothing of it is left.
@@ -141,37 +140,38 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	policy := f.policy
-	if policy == "" {
-		policy = d.path("policy.yaml")
-		if err := os.WriteFile(policy, []byte(demoPolicy(d.origin.addr)), 0o600); err != nil {
+	d.policy = f.policy
+	if d.policy == "" {
+		d.policy = d.path("policy.yaml")
+		if err := os.WriteFile(d.policy, []byte(demoPolicy(d.origin.addr)), 0o600); err != nil {
 			return err
 		}
 	}
-	cfg := d.config(f.listen, policy)
+	cfg := d.config(f.listen)
 	log := newLog(stderr, slog.LevelWarn)
 	setDefaultLog(log)
-	d.gateway, err = newGateway(ctx, cfg, io.Discard, os.Getenv, log)
+	d.gateway, err = process.Open(ctx, cfg, process.Options{Version: version(), Stdout: io.Discard, Getenv: os.Getenv, Log: log})
 	if err != nil {
 		return err
 	}
-	if d.addr, err = netip.ParseAddrPort(d.gateway.listeners[0].Addr().String()); err != nil {
+	listening := d.gateway.Listening()
+	if d.addr, err = netip.ParseAddrPort(listening[0].Addr.String()); err != nil {
 		return err
 	}
-	d.dot, err = netip.ParseAddrPort(d.gateway.listeners[1].Addr().String())
+	d.dot, err = netip.ParseAddrPort(listening[1].Addr.String())
 	return err
 }
 
-func (d *demo) config(address, policy string) config.Config {
+func (d *demo) config(address string) config.Config {
 	cfg := config.Defaults()
 	cfg.WorkloadAPI = "unix://" + d.path("agent.sock")
-	cfg.Policy = []string{policy}
+	cfg.Policy = []string{d.policy}
 	cfg.Records = []config.RecordSink{{Name: "demo", File: d.path("records.jsonl")}}
 	cfg.Listeners = []config.Listener{
-		{Name: "demo", Address: address, Identity: config.MTLS},
-		{Name: "dot", Address: "127.0.0.1:0", Protocol: config.DoT},
+		{Listener: gateway.Listener{Name: "demo", Address: address}},
+		{Listener: gateway.Listener{Name: "dot", Address: "127.0.0.1:0", Protocol: gateway.DoT}},
 	}
-	cfg.DrainDelay, cfg.DrainTimeout = 0, 0
+	cfg.Gateway.DrainDelay, cfg.Gateway.DrainTimeout = 0, 0
 	cfg.Resolver.Hosts = map[allowlist.Host][]netip.Addr{}
 	for _, name := range []string{demoHello, demoSecret} {
 		host, err := allowlist.ParseHost(name)

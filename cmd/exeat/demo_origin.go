@@ -32,7 +32,7 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 	}
 	l, err := listen.TCP(ctx, address)
 	if err != nil {
-		return nil, fmt.Errorf("--origin: %w", err)
+		return nil, fmt.Errorf("--origin %w", err)
 	}
 	addr, err := netip.ParseAddrPort(l.Addr().String())
 	if err != nil {

@@ -89,7 +89,7 @@ Edit it while the demo runs: it holds as soon as it is saved, and closes the
 tunnels that it no longer allows.
 
 Ctrl-C ends the demo and removes everything.
-`, d.path("records.jsonl"), d.gateway.cfg.Policy[0])
+`, d.path("records.jsonl"), d.policy)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

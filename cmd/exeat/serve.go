@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -11,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/process"
 )
 
 func newServe() *cobra.Command {
@@ -47,38 +51,60 @@ Exit codes: 0 good, 2 a broken configuration.`,
 			}
 			if check {
 				log := newLog(cmd.ErrOrStderr(), slog.LevelInfo)
-				return checkGateway(cmd.Context(), cfg, path, visible{cmd.OutOrStdout()}, log)
+				return checkServe(cmd.Context(), cfg, path, visible{cmd.OutOrStdout()}, log)
 			}
-			outliveReaders()
-			lines := newLogWriter(cmd.ErrOrStderr())
-			defer lines.close()
-			log := newLog(lines, slog.LevelInfo)
-			// From here on: its default would end the process while it starts.
-			hangup := make(chan os.Signal, 1)
-			signal.Notify(hangup, syscall.SIGHUP)
-			defer signal.Stop(hangup)
-			setDefaultLog(log)
-			limitMemory(cmd.Context(), log)
-			g, err := newGateway(cmd.Context(), cfg, cmd.OutOrStdout(), os.Getenv, log)
-			if err != nil {
-				return err
-			}
-			g.logFailing = lines.failing
-			otel.SetErrorHandler(otel.ErrorHandlerFunc(g.telemetry.HandleErrors))
-			for _, l := range g.listeners {
-				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
-					slog.String("listener", l.Name()), slog.String("address", addressText(l.Addr())))
-			}
-			if g.admin != nil {
-				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
-					slog.String("listener", "admin"), slog.String("address", g.admin.Addr().String()))
-			}
-			return g.serve(cmd.Context(), hangup)
+			return serve(cmd, cfg)
 		},
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "only read everything and say what is wrong")
 	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration `file`")
 	return cmd
+}
+
+// serve runs the gateway of a configuration until the command's context is done.
+func serve(cmd *cobra.Command, cfg config.Config) error {
+	ctx := cmd.Context()
+	outliveReaders()
+	lines := process.NewLogWriter(cmd.ErrOrStderr())
+	defer lines.Close()
+	log := newLog(lines, slog.LevelInfo)
+	// From here on: its default would end the process while it starts.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	setDefaultLog(log)
+	process.LimitMemory(ctx, log)
+	p, err := process.Open(ctx, cfg, process.Options{
+		Version: version(), Stdout: cmd.OutOrStdout(), Getenv: os.Getenv, Log: log, LogFailing: lines.Failing,
+	})
+	if err != nil {
+		return err
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(p.HandleErrors))
+	for _, l := range p.Listening() {
+		log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
+	}
+	p.Serve(ctx, hangup)
+	return nil
+}
+
+// checkServe reads what a start reads and prints what would come into force.
+func checkServe(ctx context.Context, cfg config.Config, path string, w io.Writer, log *slog.Logger) error {
+	checked, err := process.Check(ctx, cfg, process.Options{Getenv: os.Getenv, Log: log})
+	if err != nil {
+		return err
+	}
+	for _, warning := range checked.Warnings {
+		if _, err := fmt.Fprintf(w, "%s: warning: %s\n", path, warning); err != nil {
+			return err
+		}
+	}
+	policy := "no policy yet"
+	if checked.Version != "" {
+		policy = "policy " + checked.Version
+	}
+	_, err = fmt.Fprintf(w, "%s: no errors, %s\n", path, policy)
+	return err
 }
 
 // addressText is an address as the configuration writes it.

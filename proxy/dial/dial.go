@@ -23,7 +23,7 @@ import (
 // The defaults of a zero Config.
 const (
 	DefaultTimeout = 10 * time.Second
-	DefaultStagger = 250 * time.Millisecond // RFC 8305 section 5, Connection Attempt Delay
+	defaultStagger = 250 * time.Millisecond // RFC 8305 section 5, Connection Attempt Delay
 )
 
 // maxAddresses bounds how many addresses of one name are looked at.
@@ -40,7 +40,7 @@ type Config struct {
 	// DefaultTimeout.
 	Timeout time.Duration
 	// Stagger is the time after which the next address is tried beside the one
-	// that has not answered; zero means DefaultStagger.
+	// that has not answered; zero means a quarter of a second.
 	Stagger time.Duration
 }
 
@@ -59,7 +59,7 @@ func New(cfg Config) (*Dialer, error) {
 		cfg.Timeout = DefaultTimeout
 	}
 	if cfg.Stagger <= 0 {
-		cfg.Stagger = DefaultStagger
+		cfg.Stagger = defaultStagger
 	}
 	return &Dialer{cfg: cfg, connect: connect}, nil
 }

@@ -132,11 +132,9 @@ func (s *Server) contain(ctx context.Context) {
 	}
 }
 
-func (s *Server) panicked(ctx context.Context, cause any) { s.Panicked(ctx, cause, debug.Stack()) }
-
-// Panicked counts and logs a panic that ended a query or a connection.
-func (s *Server) Panicked(ctx context.Context, cause any, stack []byte) {
+// panicked counts and logs a panic that ended a query or a connection.
+func (s *Server) panicked(ctx context.Context, cause any) {
 	s.counts.panics.Add(1)
 	s.cfg.Log.LogAttrs(ctx, slog.LevelError, "panic in a query",
-		slog.Any("cause", cause), slog.String("stack", string(stack)))
+		slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
 }

@@ -2,20 +2,14 @@ package dns_test
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/proxy"
-	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
@@ -25,7 +19,7 @@ import (
 func TestBothDoorsAgree(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1 << 30, limits: dns.Limits{Streams: 1 << 10}, names: 1 << 20})
 	g.upstream.every.Store(true)
-	connects := g.connectDoor(t)
+	drawn := g.tls(t, "drawn")
 	counts := map[string]int{}
 	for seed := range uint64(25) {
 		r := rand.New(rand.NewPCG(seed, 7))
@@ -36,7 +30,7 @@ func TestBothDoorsAgree(t *testing.T) {
 			answer, _, _ := strings.Cut(say(a), ",")
 			blocked := strings.Contains(say(a), "ede 15") && !strings.Contains(say(a), "resolved-address-denied")
 			for _, port := range []int{80, 443, 8443} {
-				status := connects(fmt.Sprintf("%s:%d", name, port))
+				status := g.connects(t, drawn, fmt.Sprintf("%s:%d", name, port))
 				refused := status == http.StatusForbidden
 				counts[fmt.Sprintf("%t %t", refused, blocked)]++
 				if !refused && blocked {
@@ -88,37 +82,18 @@ func drawnPolicy(r *rand.Rand) allowlist.Spec {
 	return allowlist.Spec{Version: "drawn", Entries: []allowlist.Entry{e}}
 }
 
-// connectDoor serves the CONNECT door on the gateway's state, and returns what
-// asks it: everything that it allows fails to be dialled.
-func (g *gateway) connectDoor(t *testing.T) func(target string) (status int) {
+// connects asks the CONNECT door: everything that it allows fails to be dialled.
+func (g *gateway) connects(t *testing.T, config *tls.Config, target string) (status int) {
 	t.Helper()
-	dialer, err := dial.New(dial.Config{Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil }})
+	conn := tls.Client(dialTCP(t, g.connect), config)
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
 	if err != nil {
 		t.Fatal(err)
 	}
-	door, err := proxy.New(proxy.Config{
-		Current: &g.current, Registry: &g.registry, Dialer: dialer, Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := g.serve(t, g.secure(t, "connect"), door.Serve)
-	config := g.tls(t, "drawn")
-	return func(target string) int {
-		raw, err := net.Dial("tcp", addr.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn := tls.Client(raw, config)
-		defer conn.Close()
-		if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode
-	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
 }

@@ -73,7 +73,7 @@ func TestNoPacketLeavesForADeniedName(t *testing.T) {
 			if n := g.upstream.packets.Load(); n != 1 {
 				t.Errorf("%d packets left for the allowed name, want 1", n)
 			}
-			if stats := g.server.Stats(); stats != (dns.Stats{}) {
+			if stats := g.Stats().DNS; stats != (dns.Stats{}) {
 				t.Errorf("%+v", stats)
 			}
 		})

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
 	mdns "github.com/miekg/dns"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -164,7 +166,7 @@ func TestBadPackets(t *testing.T) {
 		}
 	}
 	g.none(t)
-	if got := g.server.Stats(); got.Ignored != 2+1+1 || got.Panics != 0 {
+	if got := g.Stats().DNS; got.Ignored != 2+1+1 || got.Panics != 0 {
 		t.Errorf("%+v", got)
 	}
 	if n := g.upstream.packets.Load(); n != 0 {
@@ -356,7 +358,7 @@ func TestDoHRequests(t *testing.T) {
 			t.Errorf("%s: fields %v", row.path, resp.Header)
 		}
 	}
-	if got := g.server.Stats().Ignored; got != 8 {
+	if got := g.Stats().DNS.Ignored; got != 8 {
 		t.Errorf("%d requests are counted as no queries, want all that were refused", got)
 	}
 }
@@ -377,22 +379,14 @@ func TestDoHOverHTTP1(t *testing.T) {
 
 func TestUDPAddressesAreSingle(t *testing.T) {
 	g := newGateway(t, options{})
-	for _, address := range []string{"0.0.0.0:0", "[::]:0", g.udp.String()} {
-		cfg := udpConfig(address)
-		if u, err := listen.OpenUDP(t.Context(), cfg); err == nil {
+	for _, address := range []string{"0.0.0.0:0", "[::]:0", g.dns.String()} {
+		u, err := listen.OpenUDP(t.Context(), listen.UDPConfig{
+			Name: "extra", Address: netip.MustParseAddrPort(address), Fixed: func() spiffeid.ID { return id("sidecar") },
+		})
+		if err == nil {
 			t.Errorf("%s: no error", address)
 			_ = u.Close()
 		}
-	}
-	u, err := listen.OpenUDP(t.Context(), udpConfig("127.0.0.1:0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := u.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := g.server.ServeUDP(t.Context(), u); err != nil {
-		t.Errorf("serving what is closed: %v", err)
 	}
 }
 
@@ -400,12 +394,12 @@ func TestUDPAddressesAreSingle(t *testing.T) {
 // spoken in the clear. What only begins like one waits for its rest.
 func TestAClientHelloInClear(t *testing.T) {
 	g := newGateway(t, options{})
-	conn := tls.Client(dialTCP(t, g.tcp), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"})
+	conn := tls.Client(dialTCP(t, g.dns), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"})
 	if err := conn.HandshakeContext(t.Context()); err == nil {
 		t.Error("the handshake succeeds")
 	}
 	r := g.next(t)
-	if r.Event != "handshake" || r.Listener != "tcp" || r.Reason != "tls-handshake-failed" || r.Detail != "a TLS ClientHello came on a listener without TLS" {
+	if r.Event != "handshake" || r.Listener != "dns" || r.Reason != "tls-handshake-failed" || r.Detail != "a TLS ClientHello came on a listener without TLS" {
 		t.Errorf("record %+v", r)
 	}
 	for name, begin := range map[string][]byte{

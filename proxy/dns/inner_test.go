@@ -199,6 +199,49 @@ func TestStreamsDoNotWaitForClients(t *testing.T) {
 	}
 }
 
+// TestDrained: a server that has drained answers on no connection that comes
+// later, and datagrams until their socket closes.
+func TestDrained(t *testing.T) {
+	s := newServer(t, nil)
+	s.Drain()
+	msg := packetOf("allowed.example", mdns.TypeA, false)
+	client, ended := bubble(t, s)
+	go func() { _, _ = client.Write(framed(msg)) }()
+	if raw, err := io.ReadAll(client); len(raw) > 0 || err != nil {
+		t.Errorf("a connection: % x, %v", raw, err)
+	}
+	<-ended
+
+	u := must(listen.OpenUDP(t.Context(), listen.UDPConfig{
+		Name: "test", Address: netip.MustParseAddrPort("127.0.0.1:0"), Fixed: func() spiffeid.ID { return sidecar().ID },
+	}))
+	served := make(chan error)
+	go func() { served <- s.ServeUDP(t.Context(), u) }()
+	socket := must(net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.Addr())))
+	defer socket.Close()
+	if err := socket.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := socket.Write(msg); err != nil {
+		t.Fatal(err)
+	}
+	var answer mdns.Msg
+	buf := make([]byte, 512)
+	n, err := socket.Read(buf)
+	if err != nil || answer.Unpack(buf[:n]) != nil || len(answer.Answer) != 1 {
+		t.Errorf("a datagram: % x, %v", buf[:n], err)
+	}
+	if err := u.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if err := s.ServeUDP(t.Context(), u); err != nil {
+		t.Errorf("serving what is closed: %v", err)
+	}
+}
+
 // TestLeavingHidesNothing: that an answer does not reach its client is told of
 // what was allowed, and does not take the place of a denial.
 func TestLeavingHidesNothing(t *testing.T) {

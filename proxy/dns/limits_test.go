@@ -2,16 +2,16 @@ package dns_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
+	"net/http"
 	"os"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -19,15 +19,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/dns"
-	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
-
-func udpConfig(address string) listen.UDPConfig {
-	return listen.UDPConfig{Name: "extra", Address: netip.MustParseAddrPort(address), Fixed: func() spiffeid.ID { return id("sidecar") }}
-}
 
 // TestTooManyQueries: a stream is told, a datagram is dropped, and both are
 // recorded; another identity is not affected.
@@ -45,7 +39,7 @@ func TestTooManyQueries(t *testing.T) {
 		t.Fatal("50 queries were answered within the limit of one a second")
 	}
 	datagrams := g.dial(t, "udp", "sidecar").(udpClient)
-	before := g.server.Stats().Shed
+	before := g.Stats().DNS.Shed
 	for range 50 {
 		if _, err := datagrams.Write(must(question("denied.example").Pack())); err != nil {
 			t.Fatal(err)
@@ -53,8 +47,8 @@ func TestTooManyQueries(t *testing.T) {
 	}
 	for {
 		if r := g.next(t); r.Wire == "udp" && r.Reason == "rate-limited" {
-			if r.RCode != "" || r.Answers != nil || g.server.Stats().Shed == before {
-				t.Errorf("record %+v, shed %+v", r, g.server.Stats())
+			if r.RCode != "" || r.Answers != nil || g.Stats().DNS.Shed == before {
+				t.Errorf("record %+v, shed %+v", r, g.Stats().DNS)
 			}
 			break
 		}
@@ -112,9 +106,12 @@ func holding(t *testing.T) (instead func(lookup) lookup, waiting chan string, re
 	t.Cleanup(release)
 	waiting = make(chan string, 1024)
 	instead = func(lookup) lookup {
-		return func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error) {
+		return func(ctx context.Context, _ resolve.Asker, _ resolve.Question) (resolve.Answer, error) {
 			waiting <- ""
-			<-gate
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
 			return resolve.Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveTimeout, Err: context.DeadlineExceeded}
 		}
 	}
@@ -206,17 +203,14 @@ func TestTooManyStreams(t *testing.T) {
 // TestTooManyConnectionsOfAnAddress: the one that is too many is not answered,
 // whoever is at its other end.
 func TestTooManyConnectionsOfAnAddress(t *testing.T) {
-	g := newGateway(t, options{})
-	g.tcp = g.serve(t, listen.Config{
-		Name: "few", Fixed: func() spiffeid.ID { return id("sidecar") }, Sources: limit.NewSources(limit.Config{Connections: 2}),
-	}, g.server.ServeStream)
+	g := newGateway(t, options{connections: 2})
 	first, second := g.dial(t, "tcp", ""), g.dial(t, "tcp", "")
 	ask(t, first, "allowed.example")
 	ask(t, second, "allowed.example")
 	if _, err := g.dial(t, "tcp", "").ask(must(question("allowed.example").Pack())); err == nil {
 		t.Error("a third connection is answered")
 	}
-	if got := g.server.Stats().Shed; got != 1 {
+	if got := g.Stats().DNS.Shed; got != 1 {
 		t.Errorf("%d connections were shed", got)
 	}
 }
@@ -253,7 +247,7 @@ func TestAStateEndsConnections(t *testing.T) {
 	for _, c := range []client{dot, doh, stays, unknown} {
 		ask(t, c, "other.example")
 	}
-	if n := g.registry.Len(); n != 3 {
+	if n := g.Registry().Len(); n != 3 {
 		t.Errorf("%d connections are registered, want those whose identity is known", n)
 	}
 	spec := policy()
@@ -268,7 +262,7 @@ func TestAStateEndsConnections(t *testing.T) {
 	if got := say(ask(t, doh, "other.example")); got != "NXDOMAIN, soa of example., ede 15 identity-unknown" {
 		t.Errorf("on a new connection: %s", got)
 	}
-	waitFor(t, "end of the registered connections", func() bool { return g.registry.Len() == 1 })
+	waitFor(t, "end of the registered connections", func() bool { return g.Registry().Len() == 1 })
 }
 
 // TestANewStateForbidsWhatIsLookedUp: the answer that comes is not shown.
@@ -319,7 +313,7 @@ func TestAPanicEndsOneQuery(t *testing.T) {
 			t.Errorf("%s: behind it %s", wire, got)
 		}
 		g.next(t)
-		if got := g.server.Stats().Panics; got != uint64(i+1) {
+		if got := g.Stats().DNS.Panics; got != uint64(i+1) {
 			t.Errorf("%s: %d panics", wire, got)
 		}
 	}
@@ -367,7 +361,7 @@ func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "reading of the queries", func() bool { return g.server.Stats().Shed >= queries/2 })
+	waitFor(t, "reading of the queries", func() bool { return g.Stats().DNS.Shed >= queries/2 })
 }
 
 // TestIdenticalDenialsShareARecord: the answer names the one that there is.
@@ -415,23 +409,44 @@ func TestAConnectionOutlivesItsQueries(t *testing.T) {
 			left <- err
 		}()
 		<-ending
-		g.registry.EndAll(tunnel.Drain)
+		g.Registry().EndAll(tunnel.Drain)
 		for range 20 { // a connection that does not wait is gone by then
-			if g.registry.Len() == 0 {
+			if g.Registry().Len() == 0 {
 				t.Errorf("%s: the connection ended before its query", wire)
 				break
 			}
 			<-time.After(10 * time.Millisecond)
 		}
 		close(end)
-		waitFor(t, "end of the connection", func() bool { return g.registry.Len() == 0 })
+		waitFor(t, "end of the connection", func() bool { return g.Registry().Len() == 0 })
 		<-left
 	}
 }
 
+// slow makes handshakes of clients wait for goOn, and tells begun of each.
+func slow(t *testing.T, configs ...*tls.Config) (begun chan string, goOn func()) {
+	t.Helper()
+	gate := make(chan struct{})
+	goOn = sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(goOn)
+	begun = make(chan string, 1024)
+	for _, config := range configs {
+		certificate := config.Certificates[0]
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			begun <- ""
+			<-gate
+			return &certificate, nil
+		}
+	}
+	return begun, goOn
+}
+
+// TestDrain: what is under way is answered, and every connection ends, also one
+// whose handshake is still under way. Over HTTPS that one may have its first query
+// answered, over TLS it has none.
 func TestDrain(t *testing.T) {
 	lookup, waiting, release := holding(t)
-	g := newGateway(t, options{lookup: lookup})
+	g := newGateway(t, options{lookup: lookup, drain: 2 * patience})
 	idle, busy, web := g.dial(t, "dot", "sidecar").(*streamClient), g.dial(t, "tcp", "sidecar").(*streamClient), g.dial(t, "doh", "sidecar")
 	ask(t, idle, "denied.example")
 	ask(t, web, "denied.example")
@@ -439,23 +454,38 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-waiting
-	g.server.Drain()
-	if _, err := readMessage(idle); err == nil {
-		t.Error("the idle connection stays open")
+
+	config, lateWeb := g.tls(t, "sidecar", "dot"), g.dialDoH(t, "sidecar")
+	begun, goOn := slow(t, config, lateWeb.Transport.(*http.Transport).TLSClientConfig)
+	denied := must(question("denied.example").Pack())
+	late := make([]chan error, 2)
+	for i, c := range []client{&streamClient{tls.Client(dialTCP(t, g.dot), config)}, lateWeb} {
+		late[i] = make(chan error, 1)
+		go func() {
+			_, err := c.ask(denied)
+			late[i] <- err
+		}()
+		<-begun
 	}
-	late := g.dial(t, "dot", "sidecar").(*streamClient)
-	if _, err := late.ask(must(question("allowed.example").Pack())); err == nil {
+	if err := idle.SetReadDeadline(time.Now().Add(patience)); err != nil { // before it ends by itself
+		t.Fatal(err)
+	}
+	g.stop()
+	if _, err := readMessage(idle); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the idle connection: %v", err)
+	}
+	goOn()
+	if err := <-late[0]; err == nil {
 		t.Error("a connection that comes later is answered")
 	}
-	if _, err := g.dial(t, "doh", "sidecar").ask(must(question("allowed.example").Pack())); err == nil {
-		t.Error("one over HTTPS that comes later is answered")
-	}
+	<-late[1]
+	waitFor(t, "end of the one over HTTPS", func() bool {
+		_, err := lateWeb.ask(denied)
+		return err != nil
+	})
 	release()
 	if raw, err := readMessage(busy); err != nil || raw[3]&0xf != 2 {
 		t.Errorf("what was under way: % x, %v", raw, err)
 	}
-	waitFor(t, "end of the connections", func() bool { return g.registry.Len() == 0 })
-	if got := say(ask(t, g.dial(t, "udp", ""), "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
-		t.Errorf("a datagram: %s", got)
-	}
+	waitFor(t, "end of the connections", func() bool { return g.Registry().Len() == 0 })
 }

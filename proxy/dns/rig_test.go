@@ -2,6 +2,7 @@ package dns_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -35,11 +36,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 	"github.com/exeat-dev/exeat/proxy/dns"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
 	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/listen"
-	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
-	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -58,30 +58,32 @@ func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://t
 
 // options are what a test changes of a gateway.
 type options struct {
-	limits    dns.Limits
-	perSecond int // queries of an identity; 0: the default
-	inspect   bool
-	names     int // bound of distinct names; 0: the default
-	audit     audit.Config
-	noPolicy  bool
+	address     string // of the listeners; "": IPv4 loopback
+	limits      dns.Limits
+	connections int // that a source address may have open; 0: more than any test needs
+	perSecond   int // queries of an identity; 0: the default
+	inspect     bool
+	names       int // bound of distinct names; 0: the default
+	audit       audit.Config
+	drain       time.Duration // for what is under way when the gateway is stopped
+	noPolicy    bool
 	// lookup takes the place of the resolver's.
 	lookup func(resolver lookup) lookup
 }
 
 type lookup = func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
 
-// gateway is a real DNS half in this process with an upstream server behind it.
+// gateway is a real one in this process, with an upstream server behind it: its
+// resolver answers queries, and finds no address for a request.
 type gateway struct {
 	*evidence
+	*gw.Gateway
 	ca       *authority.Authority
 	upstream *upstream
-	resolver *resolve.Resolver
-	current  live.Current
-	registry live.Registry
-	enforcer *live.Enforcer
-	server   *dns.Server
+	policies *gatewaytest.Policy
+	stop     func() // begins to drain
 
-	udp, mapped, tcp, dot, doh netip.AddrPort
+	dns, mapped, dot, doh, connect netip.AddrPort // of the listeners
 }
 
 // wires are the ways to ask as the identity sidecar.
@@ -89,54 +91,82 @@ func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
 
 func newGateway(t *testing.T, o options) *gateway {
 	t.Helper()
-	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t)}
+	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t), policies: gatewaytest.NewPolicy(nil)}
+	if !o.noPolicy {
+		g.policies = gatewaytest.NewPolicy(compiled(t, policy()))
+	}
 	var err error
 	if g.ca, err = authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}); err != nil {
 		t.Fatal(err)
 	}
-	g.resolver, err = resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: g.upstream.addr}}, Names: o.names})
+	resolver, err := resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: g.upstream.addr}}, Names: o.names})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.resolver.Close)
-	look := g.resolver.Lookup
+	t.Cleanup(resolver.Close)
+	look := resolver.Lookup
 	if o.lookup != nil {
 		look = o.lookup(look)
 	}
-	g.server, err = dns.New(dns.Config{
-		Current: &g.current, Registry: &g.registry, Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
-		Resolver: dns.Resolver{Cached: g.resolver.Cached, Lookup: look, Bind: g.resolver.Bind},
-		Budgets:  limit.NewBudgets(limit.Config{Identity: allowlist.Limits{DNSPerSecond: o.perSecond}}),
-		Limits:   o.limits, Inspect: o.inspect,
+	const plenty = 1 << 20
+	g.Gateway = open(t, gw.Config{
+		Policy: g.policies, Identity: gatewaytest.NewIdentity(g.snapshot(t)), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
+		Resolver: gw.Resolver{
+			Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
+			DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: look, Bind: resolver.Bind},
+		},
+		Listeners:     listeners(cmp.Or(o.address, "127.0.0.1") + ":0"),
+		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
+		Limits: limit.Config{
+			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty,
+			Identity: allowlist.Limits{ConnectsPerSecond: plenty, DNSPerSecond: o.perSecond},
+		},
+		DNS: o.limits, Inspect: o.inspect, DrainTimeout: o.drain,
 	})
-	if err != nil {
-		t.Fatal(err)
+	for i, addr := range []*netip.AddrPort{&g.dns, &g.mapped, &g.dot, &g.doh, &g.connect} {
+		*addr = netip.MustParseAddrPort(g.Listening()[i].Addr.String())
 	}
-	g.enforcer = must(live.NewEnforcer(live.EnforcerConfig{
-		Current: &g.current, Registry: &g.registry, Trusts: func([]*x509.Certificate) bool { return true },
-	}))
-	sidecar := func() spiffeid.ID { return id("sidecar") }
-	g.udp = g.serveUDP(t, listen.UDPConfig{Name: "udp", Fixed: sidecar, Sockets: 2})
-	g.mapped = g.serveUDP(t, listen.UDPConfig{Name: "mapped", Mapped: mapped})
-	g.tcp = g.serve(t, listen.Config{Name: "tcp", Fixed: sidecar}, g.server.ServeStream)
-	g.dot = g.serve(t, g.secure(t, "dot", "dot"), g.server.ServeStream)
-	g.doh = g.serve(t, g.secure(t, "doh", "h2", "http/1.1"), g.server.ServeDoH)
-	if !o.noPolicy {
-		g.swap(t, policy())
-	}
+	ctx, stop := context.WithCancel(context.Background())
+	g.stop = stop
+	var serving sync.WaitGroup
+	serving.Go(func() { g.Serve(ctx) })
+	t.Cleanup(func() {
+		stop()
+		serving.Wait()
+	})
 	return g
 }
 
-// mapped knows the addresses of loopback, of which 127.0.0.1 is somebody else.
-func mapped(addr netip.Addr) (spiffeid.ID, bool) {
-	return listen.NewAddressMap(map[netip.Prefix]spiffeid.ID{
-		netip.MustParsePrefix("127.0.0.0/8"): id("nobody"), netip.MustParsePrefix("127.0.0.1/32"): id("mapped"),
-	}).Find(addr)
+// open opens a gateway. A port that it is given for TCP may be taken for UDP.
+func open(t *testing.T, cfg gw.Config) *gw.Gateway {
+	t.Helper()
+	for range 100 {
+		g, err := gw.New(t.Context(), cfg)
+		if err == nil {
+			return g
+		}
+		if !strings.Contains(err.Error(), "is taken") {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free for both")
+	return nil
 }
 
-type fixedSource struct{ snapshot *identity.Snapshot }
-
-func (s fixedSource) Snapshot() *identity.Snapshot { return s.snapshot }
+// listeners are one of each kind. The addresses of loopback are mapped, of which
+// 127.0.0.1 is somebody else.
+func listeners(address string) []gw.Listener {
+	return []gw.Listener{
+		{Name: "dns", Address: address, Protocol: gw.DNS, Identity: gw.Fixed, ID: id("sidecar")},
+		{Name: "mapped", Address: address, Protocol: gw.DNS, Identity: gw.SourceMap, Sources: map[netip.Prefix]spiffeid.ID{
+			netip.MustParsePrefix("127.0.0.0/8"): id("nobody"), netip.MustParsePrefix("127.0.0.1/32"): id("mapped"),
+			netip.MustParsePrefix("::1/128"): id("mapped"),
+		}},
+		{Name: "dot", Address: address, Protocol: gw.DoT},
+		{Name: "doh", Address: address, Protocol: gw.DoH},
+		{Name: "connect", Address: address},
+	}
+}
 
 func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
 	t.Helper()
@@ -147,7 +177,8 @@ func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
 	return svid.TLS()
 }
 
-func (g *gateway) secure(t *testing.T, name string, protocols ...string) listen.Config {
+// snapshot is the gateway's identity.
+func (g *gateway) snapshot(t *testing.T) *identity.Snapshot {
 	t.Helper()
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
 		Certificate: g.mint(t, "gateway"), Bundles: []*x509bundle.Bundle{g.ca.X509Bundle()}, Generation: 1,
@@ -155,57 +186,7 @@ func (g *gateway) secure(t *testing.T, name string, protocols ...string) listen.
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := fixedSource{snapshot}
-	verifier := must(identity.NewVerifier(source))
-	return listen.Config{
-		Name: name, TLS: must(identity.ServerConfig{Source: source, Verifier: verifier, Protocols: protocols}.TLS()),
-		Verifier: verifier, HandshakeFailed: func(context.Context, netip.AddrPort, error) {},
-	}
-}
-
-func (g *gateway) serve(t *testing.T, cfg listen.Config, handle func(context.Context, *listen.Conn)) netip.AddrPort {
-	t.Helper()
-	cfg.Address, cfg.Slots, cfg.Log = "127.0.0.1:0", listen.NewSlots(1024), slog.New(slog.DiscardHandler)
-	l, err := listen.Listen(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cut := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		if err := l.Serve(ctx, handle); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(func() {
-		g.registry.EndAll(tunnel.Drain)
-		cut()
-		_ = l.Close()
-		serving.Wait()
-	})
-	return netip.MustParseAddrPort(l.Addr().String())
-}
-
-func (g *gateway) serveUDP(t *testing.T, cfg listen.UDPConfig) netip.AddrPort {
-	t.Helper()
-	cfg.Address = netip.MustParseAddrPort("127.0.0.1:0")
-	u, err := listen.OpenUDP(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cut := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		if err := g.server.ServeUDP(ctx, u); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(func() {
-		cut()
-		_ = u.Close()
-		serving.Wait()
-	})
-	return u.Addr()
+	return snapshot
 }
 
 // The policies of these tests, as sentences.
@@ -256,13 +237,19 @@ func policy() allowlist.Spec {
 	}
 }
 
-func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
+func compiled(t *testing.T, spec allowlist.Spec) *allowlist.Policy {
 	t.Helper()
-	compiled, err := allowlist.Compile(spec)
+	policy, err := allowlist.Compile(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.enforcer.Put(t.Context(), compiled, true)
+	return policy
+}
+
+// swap puts a policy in force.
+func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
+	t.Helper()
+	g.policies.Put(compiled(t, spec))
 }
 
 // upstream is a server that knows some names, and counts what it is asked.
@@ -477,6 +464,10 @@ func (e *evidence) Write(p []byte) (int, error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return 0, fmt.Errorf("record %q: %w", line, err)
 		}
+		switch audit.Event(r.Event) { //nolint:exhaustive // the tests know what they have put in force
+		case audit.EventPolicyReload, audit.EventQuarantine:
+			continue
+		}
 		select {
 		case e.records <- r:
 		default: // a test of very many does not read them
@@ -522,11 +513,11 @@ func (g *gateway) dial(t *testing.T, wire, name string) client {
 	t.Helper()
 	switch wire {
 	case "udp":
-		return dialUDP(t, g.udp)
+		return dialUDP(t, g.dns)
 	case "mapped":
 		return dialUDP(t, g.mapped)
 	case "tcp":
-		return &streamClient{dialTCP(t, g.tcp)}
+		return &streamClient{dialTCP(t, g.dns)}
 	case "dot":
 		conn := tls.Client(dialTCP(t, g.dot), g.tls(t, name, "dot"))
 		return &streamClient{conn}

@@ -52,10 +52,10 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	if conn.Caller.Reason != allowlist.NoReason || s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
 		return func() { s.usage.closed(id) }, true
 	}
-	entry := &live.Tunnel{
-		Request:  allowlist.Request{ID: id, Source: conn.Caller.Source},
-		NotAfter: conn.Caller.NotAfter,
-		End:      func(tunnel.Reason, allowlist.Reason) { conn.Cut() },
+	entry := &live.Entry{
+		Start: time.Now(), NotAfter: conn.Caller.NotAfter,
+		Decided: live.Decided{Request: allowlist.Request{ID: id, Source: conn.Caller.Source}},
+		End:     func(tunnel.Reason, allowlist.Reason) { conn.Cut() },
 	}
 	if conn.Caller.Source == allowlist.SourceX509SVID {
 		entry.Certificates = conn.Certificates

@@ -2,20 +2,15 @@ package dns_test
 
 import (
 	"net"
-	"net/netip"
 	"strings"
-	"sync"
 	"testing"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
-	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
 // TestAnswers is the table of docs/dns.md, over every way to ask.
 func TestAnswers(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
+			listener := map[string]string{"udp": "dns", "tcp": "dns", "dot": "dot", "doh": "doh"}[wire]
 			g := newGateway(t, options{})
 			c := g.dial(t, wire, "sidecar")
 			for _, row := range []struct{ question, want, record string }{
@@ -90,7 +85,7 @@ func TestAnswers(t *testing.T) {
 				if got := r.text(); got != row.record {
 					t.Errorf("%s: record %q, want %q", row.question, got, row.record)
 				}
-				if r.Protocol != "dns" || r.Wire != wire || r.Listener != wire || r.Identity != id("sidecar").String() || r.Event != "decision" {
+				if r.Protocol != "dns" || r.Wire != wire || r.Listener != listener || r.Identity != id("sidecar").String() || r.Event != "decision" {
 					t.Errorf("%s: record %+v", row.question, r)
 				}
 				if a.IsEdns0() != nil && r.Verdict != "allow" && decisionID(a) != r.ID {
@@ -185,19 +180,8 @@ func TestIPv6(t *testing.T) {
 	} else {
 		t.Skip("no IPv6 loopback on this machine")
 	}
-	g := newGateway(t, options{})
-	u, err := listen.OpenUDP(t.Context(), listen.UDPConfig{
-		Name: "six", Address: netip.MustParseAddrPort("[::1]:0"), Sockets: 2,
-		Mapped: listen.NewAddressMap(map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("::1/128"): id("mapped")}).Find,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = g.server.ServeUDP(t.Context(), u) })
-	defer serving.Wait()
-	defer u.Close()
-	if got := say(ask(t, dialUDP(t, u.Addr()), "allowed.example")); got != "NOERROR, A 93.184.216.34" {
+	g := newGateway(t, options{address: "[::1]"})
+	if got := say(ask(t, g.dial(t, "mapped", ""), "allowed.example")); got != "NOERROR, A 93.184.216.34" {
 		t.Error(got)
 	}
 	if r := g.next(t); r.Identity != id("mapped").String() || r.IdentitySource != "source-map" {

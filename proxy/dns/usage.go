@@ -23,10 +23,10 @@ type Limits struct {
 
 // The defaults of Limits.
 const (
-	DefaultInFlight  = 256
-	DefaultTotal     = 4096
-	DefaultStreams   = 16
-	DefaultPerStream = 64
+	defaultInFlight  = 256
+	defaultTotal     = 4096
+	defaultStreams   = 16
+	defaultPerStream = 64
 )
 
 func (l Limits) withDefaults() Limits {
@@ -34,10 +34,10 @@ func (l Limits) withDefaults() Limits {
 		field *int
 		value int
 	}{
-		{&l.InFlight, DefaultInFlight},
-		{&l.Total, DefaultTotal},
-		{&l.Streams, DefaultStreams},
-		{&l.PerStream, DefaultPerStream},
+		{&l.InFlight, defaultInFlight},
+		{&l.Total, defaultTotal},
+		{&l.Streams, defaultStreams},
+		{&l.PerStream, defaultPerStream},
 	} {
 		if *f.field <= 0 {
 			*f.field = f.value

@@ -74,7 +74,7 @@ var (
 
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (n int, err error) {
-	defer b.run.contain(&err)
+	defer b.run.panics.contain(&err)
 	conn, expect := b.run.upstream, b.expect
 	b.expect = nil
 	if expect != nil && !expect.wanted(conn) {
@@ -90,7 +90,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		return 0, errStopped
 	}
 	if expect != nil {
-		if err := b.run.answer.proceed(); err != nil {
+		if err := b.run.down.proceed(); err != nil {
 			b.fail(allowlist.ClientGone, err)
 			return 0, err
 		}
@@ -225,7 +225,7 @@ type answerBody struct {
 func (b *answerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
-		b.run.moved()
+		b.run.meter.moved()
 	}
 	if errors.Is(err, io.EOF) {
 		b.run.received = true

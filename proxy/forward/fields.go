@@ -6,6 +6,8 @@ import (
 	"net/textproto"
 	"strconv"
 	"strings"
+
+	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 // listed reads lists of names of fields, each as what key makes of it. A list of a
@@ -105,11 +107,7 @@ func isTrailer(name string) bool {
 		"Cache-Control", "Expect", "Via", "Www-Authenticate":
 		return false
 	}
-	return !v.isHop() && !v.isFraming() && !v.isForwarded() && !v.isOverride() && !v.isTarget() && token(name)
-}
-
-func token(name string) bool {
-	return strings.Trim(name, "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
+	return !v.isHop() && !v.isFraming() && !v.isForwarded() && !v.isOverride() && !v.isTarget() && head.IsToken(name)
 }
 
 func (v variable) begins(prefixes ...string) bool {

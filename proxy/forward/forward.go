@@ -21,10 +21,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/http/httptrace"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -74,7 +72,7 @@ type Forwarder struct {
 	proxy *goproxy.ProxyHttpServer
 }
 
-// New returns a forwarder; Close ends it.
+// New returns a forwarder.
 func New(cfg Config) (*Forwarder, error) {
 	if cfg.Dial == nil {
 		return nil, errors.New("forward: a dialer is required")
@@ -108,7 +106,7 @@ type Exchange struct {
 	// Logins belong to the connection of the client; nil keeps none of them.
 	Logins *Logins
 	// Upgrade asks the origin for one of these protocols, as the field of that
-	// name lists them; "" asks for none. See Protocols.
+	// name lists them; "" asks for none.
 	Upgrade string
 
 	// Spend is asked before the head goes out, and before bytes of the body and
@@ -127,6 +125,9 @@ type Exchange struct {
 	// Progress is told of the bytes so far, now and then. Calls do not overlap.
 	Progress func(up, down int64)
 }
+
+// spend reports whether n more bytes may go out.
+func (ex *Exchange) spend(n int) bool { return n == 0 || ex.Spend == nil || ex.Spend(n) }
 
 // Upstream is a connection to an origin.
 type Upstream struct {
@@ -182,6 +183,7 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	defer done()
 	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel, done: ctx.Done()}
 	r.meter.report = ex.Progress
+	r.down = downstream{conn: ex.Client, idle: f.cfg.Idle, done: r.done, meter: &r.meter}
 	r.answer = newWriter(r)
 	req, err := r.request(ctx)
 	if err != nil {
@@ -190,13 +192,13 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	well := false
 	r.lane = f.pools.take(ex)
 	defer func() { f.pools.give(r.lane, ex.Logins, well) }()
-	r.idle = time.AfterFunc(f.cfg.Idle, func() { cancel(errIdle) })
-	defer r.idle.Stop()
-	defer r.unblock(ctx)()
+	r.meter.start(f.cfg.Idle, func() { cancel(errIdle) })
+	defer r.meter.stop()
+	defer unblock(ctx, ex.Client)()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
 	well = res.Complete && (ex.Upgrade == "" || r.lane.own)
-	if text := r.panicked.Load(); text != nil {
+	if text := r.panics.first.Load(); text != nil {
 		if res.Switched != nil {
 			_ = res.Switched.Conn.Close()
 		}
@@ -215,35 +217,21 @@ type run struct {
 	body     *requestBody    // nil without a body
 	expect   *expectation    // nil if the body is sent at once
 	answer   *writer
-	idle     *time.Timer
+	down     downstream // what the answer goes out on
 	meter    meter
+	panics   panics
 	head     int             // bytes of the request's head
 	trailers map[string]bool // of the request that may be sent on
 
 	upstream  *upstream         // that the request went out on last
 	wrote     atomic.Bool       // something may have been sent to an origin
-	up        atomic.Int64      // bytes sent to origins
 	heads     heads             // of the answers
 	nominated map[variable]bool // by Connection in the final one
 	interims  int               // answers so far that were not final
 	received  bool              // the answer's body was read to its end
 	failure   error             // why there is no answer; the first one counts
 	switched  *Switched
-	panicked  atomic.Pointer[string] // what a goroutine of the transport's came to in code of ours
 }
-
-// contain keeps a panic of ours from ending the process: the transport calls
-// from goroutines that nobody protects. Forward panics with it, where the caller
-// does.
-func (r *run) contain(err *error) {
-	if cause := recover(); cause != nil {
-		text := fmt.Sprintf("%v\n\n%s", cause, debug.Stack())
-		r.panicked.CompareAndSwap(nil, &text)
-		*err = errPanicked
-	}
-}
-
-var errPanicked = errors.New("a panic in the gateway")
 
 type runKey struct{}
 
@@ -261,11 +249,11 @@ func (r *run) fail(err error) {
 
 // unblock makes the end of ctx end what waits for the client. The function that
 // it returns ends that, and returns when nothing sets a deadline any more.
-func (r *run) unblock(ctx context.Context) (end func()) {
+func unblock(ctx context.Context, client net.Conn) (end func()) {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
-		_ = r.Client.SetDeadline(time.Unix(1, 0))
+		_ = client.SetDeadline(time.Unix(1, 0))
 	})
 	return func() {
 		if !stop() {
@@ -273,9 +261,6 @@ func (r *run) unblock(ctx context.Context) (end func()) {
 		}
 	}
 }
-
-// moved notes that bytes have moved.
-func (r *run) moved() { r.idle.Reset(r.cfg.Idle) }
 
 // trace watches the transport.
 func (r *run) trace() *httptrace.ClientTrace {
@@ -313,7 +298,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	switch {
 	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
 		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied}
-	case again && r.lane.own && r.up.Load() > 0:
+	case again && r.lane.own && r.meter.uploaded() > 0:
 		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Err: errLoggedIn}
 	case !r.spend(r.head):
 		err = &allowlist.ReasonError{Reason: allowlist.UploadLimit, Err: errSpent}
@@ -332,27 +317,24 @@ func (r *run) connected(conn *upstream, reused bool) {
 // another one.
 var errLoggedIn = errors.New("the connection that the client has logged in on has ended")
 
-// spend reports whether n more bytes may go out.
-func (r *run) spend(n int) bool { return n == 0 || r.Spend == nil || r.Spend(n) }
-
 // end says what became of it.
 func (r *run) end() Result {
 	bodyDone := r.body.stop()
-	r.answer.stop()
+	r.down.stop()
 	if r.upstream != nil {
 		r.upstream.release(r)
 	}
 	r.meter.stop()
-	res := Result{Sent: r.wrote.Load(), Up: r.up.Load(), Down: r.answer.sent, Switched: r.switched}
+	res := Result{Sent: r.wrote.Load(), Up: r.meter.uploaded(), Down: r.down.sent, Switched: r.switched}
 	if r.switched != nil {
 		return res
 	}
-	if !r.answer.begun {
+	if !r.down.begun {
 		res.Reason, res.Dialed, res.Err = r.reason()
 		return res
 	}
 	res.Complete = r.received && r.answer.finish()
-	res.Down = r.answer.sent
+	res.Down = r.down.sent
 	res.Cut = !res.Complete && r.answer.endsByClose()
 	body := r.body.failure()
 	res.Limited = !res.Complete && body != nil && body.Reason == allowlist.UploadLimit

@@ -205,7 +205,7 @@ func connect(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
-	defer r.contain(&err)
+	defer r.panics.contain(&err)
 	res, err := r.cfg.Dial(ctx, &r.Decision)
 	if err != nil {
 		return nil, &dialError{err: err, result: res}
@@ -344,8 +344,6 @@ func (u *upstream) Write(p []byte) (int, error) {
 	}
 	n, err := u.Conn.Write(p)
 	if n > 0 {
-		r.up.Add(int64(n))
-		r.moved()
 		r.meter.add(int64(n), 0)
 	}
 	if r.Upgrade != "" {

@@ -186,6 +186,8 @@ func TestHopByHopFields(t *testing.T) {
 func TestTheMeterReportsNowAndThen(t *testing.T) {
 	var reports []string
 	m := meter{report: func(up, down int64) { reports = append(reports, fmt.Sprintf("%d/%d", up>>20, down>>20)) }}
+	m.start(time.Hour, func() { t.Error("the exchange was ended") })
+	defer m.stop()
 	for range 40 {
 		m.add(4<<20, 0)
 	}

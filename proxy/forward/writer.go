@@ -11,7 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
+
+	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 // copySize is how much of an answer's body is read at a time; around it there
@@ -35,14 +36,8 @@ type writer struct {
 	header http.Header
 	keep   bool // the connection may stay open
 
-	mu    sync.Mutex // held while something is written: interim answers come from elsewhere
-	begun bool       // the head of the final answer is, or is being, written
-	over  bool       // the exchange is
-	sent  int64      // bytes
-	err   error      // the first; nothing is written after it
-
-	bodyless bool            // no body follows, whatever the fields say
-	chunked  bool            //
+	bodyless bool // no body follows, whatever the fields say
+	chunked  bool
 	length   int64           // of the body as announced; -1 if it is not
 	written  int64           // of the body
 	trailers map[string]bool // that were announced and may be sent
@@ -61,16 +56,14 @@ func (w *writer) Header() http.Header { return w.header }
 // WriteHeader implements http.ResponseWriter. After a failure what is written is
 // goproxy's text about it, which nobody gets.
 func (w *writer) WriteHeader(status int) {
-	if w.run.failure != nil || w.begun {
+	if w.run.failure != nil || w.run.down.begun {
 		return
 	}
 	w.frame(status)
 	text := w.head(status)
 	err := w.run.Answer(status, func() error {
-		w.mu.Lock()
-		w.begun = true
-		w.mu.Unlock()
-		return w.send(text)
+		w.run.down.begin()
+		return w.run.down.send(text)
 	})
 	if err != nil {
 		w.run.fail(err)
@@ -145,7 +138,7 @@ func appendFields(b []byte, h http.Header) []byte {
 	slices.Sort(names)
 	for _, name := range names {
 		for _, v := range h[name] {
-			if !token(name) || strings.ContainsAny(v, "\r\n\x00") {
+			if !head.IsToken(name) || strings.ContainsAny(v, "\r\n\x00") {
 				continue
 			}
 			b = append(b, name...)
@@ -204,82 +197,27 @@ func (w *writer) body(b *copyBuffer, n int) error {
 	if w.written += int64(n); w.length >= 0 && w.written > w.length {
 		return errTooLong
 	}
-	return w.send(b[from:to])
+	return w.run.down.send(b[from:to])
 }
 
 // discards reports whether nobody gets the body: after a failure it is goproxy's
 // text about that.
 func (w *writer) discards() bool { return w.bodyless || w.run.failure != nil }
 
-// send writes to the client.
-func (w *writer) send(p []byte) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.sendLocked(p)
-}
-
-func (w *writer) sendLocked(p []byte) error {
-	if w.err != nil {
-		return w.err
-	}
-	if w.err = w.run.Client.SetWriteDeadline(time.Now().Add(w.run.cfg.Idle)); w.err != nil {
-		return w.err
-	}
-	select {
-	case <-w.run.done: // unblock sets its deadline after that, or had set it before ours
-		w.err = errStopped
-		return w.err
-	default:
-	}
-	n, err := w.run.Client.Write(p)
-	w.err = err
-	w.sent += int64(n)
-	w.run.moved()
-	w.run.meter.add(0, int64(n))
-	return err
-}
-
 // Flush implements http.Flusher: nothing is held back.
 func (w *writer) Flush() {}
-
-// proceed tells a client that waits for it to send its body.
-func (w *writer) proceed() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.begun || w.over {
-		return nil // it has its answer
-	}
-	return w.sendLocked([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
-}
-
-// interim sends an interim answer on, to a client that can know of such.
-func (w *writer) interim(status int, h http.Header) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.begun || w.over || w.run.Head.Minor == 0 {
-		return nil
-	}
-	return w.sendLocked(append(appendFields(appendStatus(nil, status), h), "\r\n"...))
-}
-
-// stop makes sure that nothing but finish writes any more.
-func (w *writer) stop() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.over = true
-}
 
 // finish ends the answer and reports whether the client has all of it.
 func (w *writer) finish() bool {
 	switch {
-	case w.err != nil, w.run.failure != nil:
+	case w.run.down.err != nil, w.run.failure != nil:
 		return false
 	case w.bodyless:
 		return true
 	case w.length >= 0:
 		return w.written == w.length
 	case w.chunked:
-		return w.send(w.end()) == nil
+		return w.run.down.send(w.end()) == nil
 	}
 	return true
 }
@@ -324,7 +262,7 @@ var errTooMany = errors.New("too many interim answers")
 // interim is told of 1xx answers by the transport, which bounds each of them and
 // leaves their number to us.
 func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
-	defer r.contain(&err)
+	defer r.panics.contain(&err)
 	if r.interims++; r.interims > maxInterims {
 		return errTooMany
 	}
@@ -338,11 +276,14 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.expect != nil && status != http.StatusContinue {
 		r.expect.heard.Store(false) // it was no final answer, and leave may never come
 	}
-	if status == http.StatusContinue || status == http.StatusSwitchingProtocols {
+	switch {
+	case status == http.StatusContinue, status == http.StatusSwitchingProtocols:
 		return nil // a body that is waited for is asked for when it is read
+	case r.Head.Minor == 0:
+		return nil // RFC 9110 section 15.2: such a client knows of none
 	}
 	h := http.Header(fields).Clone()
 	strip(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
 	h.Del("Content-Length")
-	return r.answer.interim(status, h)
+	return r.down.interim(append(appendFields(appendStatus(nil, status), h), "\r\n"...))
 }

@@ -12,7 +12,7 @@ import (
 // fields is bounded by MaxFields and that of what they list by MaxMembers, the
 // number of bytes is up to the caller.
 func Parse(raw []byte) (*Head, error) {
-	if len(raw) > 0 && !isToken(raw[0]) {
+	if len(raw) > 0 && !isTchar(raw[0]) {
 		return nil, fmt.Errorf("line 1: %w", ErrRequestLine)
 	}
 	text := string(raw)
@@ -65,7 +65,7 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 // beyond ASCII a target may have is for its own parser to say.
 func splitRequestLine[T string | []byte](line T) (method, target int) {
 	i := 0
-	for i < len(line) && isToken(line[i]) {
+	for i < len(line) && isTchar(line[i]) {
 		i++
 	}
 	if i == 0 || i == len(line) || line[i] != ' ' {
@@ -132,7 +132,7 @@ func membersOf(f Field) int {
 // starts with white space and so has no name.
 func parseField(line string) (f Field, ok bool) {
 	i := 0
-	for i < len(line) && isToken(line[i]) {
+	for i < len(line) && isTchar(line[i]) {
 		i++
 	}
 	last := len(line) - 1
@@ -150,9 +150,19 @@ func parseField(line string) (f Field, ok bool) {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-// isToken reports whether c is a tchar (RFC 9110 section 5.6.2). The two
+// IsToken reports whether s is a token (RFC 9110 section 5.6.2).
+func IsToken(s string) bool {
+	for i := range len(s) {
+		if !isTchar(s[i]) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isTchar reports whether c is a tchar (RFC 9110 section 5.6.2). The two
 // masks hold one bit for each of the 128 ASCII codes.
-func isToken(c byte) bool {
+func isTchar(c byte) bool {
 	const (
 		digits  = 0x3ff << '0'
 		letters = 0x3ffffff<<('A'-64) | 0x3ffffff<<('a'-64)

@@ -164,7 +164,7 @@ func (r *Reader) scan() int {
 		return 0
 	}
 	head := r.buf[r.start:r.end]
-	if len(head) > 0 && !isToken(head[0]) {
+	if len(head) > 0 && !isTchar(head[0]) {
 		return 1
 	}
 	for {

@@ -47,7 +47,7 @@ func TestDatesEndTunnels(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, start := newRig(t, nil), time.Now()
 				r.run(t)
-				r.Put(t.Context(), row.policy(start), false)
+				r.put(t.Context(), row.policy(start), false)
 				f := newFlow("a", "x.example")
 				r.open(f)
 				decided := r.current.Load()
@@ -69,7 +69,7 @@ func TestDatesEndTunnels(t *testing.T) {
 func TestADateBeforeRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
-		r.Put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))), false)
+		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))), false)
 		f := newFlow("a", "x.example")
 		r.open(f)
 		<-time.After(time.Minute)
@@ -87,10 +87,10 @@ func TestADateOfThePolicyBefore(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
 		r.run(t)
 		f := newFlow("a", "x.example")
-		r.Put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))), false)
+		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))), false)
 		r.open(f)
 		<-time.After(30*time.Minute + 30*time.Second) // half way between two looks at the clock
-		r.Put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), time.Now().Add(-time.Second)))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), time.Now().Add(-time.Second)))), false)
 		<-time.After(24 * time.Hour)
 		if f.ended() != (ending{}) {
 			t.Error("the tunnel ended at a date that is no longer in force")
@@ -106,7 +106,7 @@ func TestNoDateNoWork(t *testing.T) {
 		r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = true })
 		r.run(t)
 		<-time.After(time.Hour) // without any state
-		r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 		state := r.current.Load()
 		f := newFlow("a", "x.example")
 		f.NotAfter = time.Now().Add(1000 * time.Hour)
@@ -123,7 +123,7 @@ func TestAnSVIDThatExpires(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r, start := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing }), time.Now()
 			r.run(t)
-			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 			f, forever := newFlow("a", "x.example"), newFlow("a", "x.example")
 			f.NotAfter = start.Add(time.Hour)
 			r.open(f, forever)
@@ -135,7 +135,7 @@ func TestAnSVIDThatExpires(t *testing.T) {
 				}
 			}
 			<-time.After(3 * time.Hour)
-			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 			if f.ended() != (ending{}) || forever.ended() != (ending{}) {
 				t.Errorf("closing at expiry: %v: a tunnel ended", closing)
 			}

@@ -57,6 +57,7 @@ type Enforcer struct {
 
 	mu     sync.Mutex // held while a state is put in force
 	looked time.Time  // by when every date that has passed was obeyed
+	parts  parts      // what the next state is made of
 }
 
 // NewEnforcer returns an enforcer; Run makes dates count.
@@ -67,12 +68,11 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1)}, nil
 }
 
-// Put puts a policy in force. Tunnels that it forbids are told to end before
-// Put returns; those that it allows are not touched. A policy that would close
-// more than it may is held instead, unless sure. A nil policy denies everything.
-func (e *Enforcer) Put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+// put puts a policy in force. What it forbids is told to end before put returns;
+// what it allows is not touched. A policy that would close more than it may is
+// held instead, unless sure. A nil policy denies everything. It is called with mu
+// held.
+func (e *Enforcer) put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
 	if !sure && e.cfg.MaxRevoke > 0 {
 		if open, closed := e.count(&State{Policy: p}); exceeds(closed, open, e.cfg.MaxRevoke) {
 			held := Enforcement{State: e.cfg.Current.Load(), Open: open, Closed: closed, Held: true}
@@ -88,18 +88,6 @@ func (e *Enforcer) Put(ctx context.Context, p *allowlist.Policy, sure bool) Enfo
 func exceeds(n, total int, share float64) bool {
 	const grace = 1e-6
 	return float64(n) > share*float64(total)+grace
-}
-
-// Again puts the policy in force once more, as a new generation: after the
-// trust in identities has changed. It is never held.
-func (e *Enforcer) Again(ctx context.Context) Enforcement {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var p *allowlist.Policy
-	if s := e.cfg.Current.Load(); s != nil {
-		p = s.Policy
-	}
-	return e.swap(ctx, p)
 }
 
 // swap makes a policy the current state and ends what it forbids. Whoever
@@ -170,10 +158,8 @@ func (e *Enforcer) passed(state *State, now time.Time) bool {
 		return true
 	}
 	return e.cfg.CloseAtExpiry &&
-		slices.ContainsFunc(e.cfg.Registry.standing(), func(t *Tunnel) bool { return t.expired(now) })
+		slices.ContainsFunc(e.cfg.Registry.standing(), func(entry *Entry) bool { return entry.expired(now) })
 }
-
-func (t *Tunnel) expired(now time.Time) bool { return !t.NotAfter.IsZero() && now.After(t.NotAfter) }
 
 // atOnce is how many tunnels are told to end before others may run: those that
 // end all want the processor now, and the network is not polled while somebody
@@ -185,25 +171,8 @@ func (e *Enforcer) enforce(ctx context.Context, state *State, now time.Time) Enf
 	e.looked = now
 	j, standing := e.judge(state, now), e.cfg.Registry.standing()
 	done := Enforcement{State: state, Open: len(standing)}
-	for e.end(j, standing, &done) {
-		standing = e.cfg.Registry.standing()
-	}
-	done.Took = time.Since(now)
-	e.tell(ctx, done)
-	return done
-}
-
-// end ends those of the tunnels that are forbidden. It reports whether one of
-// them had left by itself: then another may be in its place, which asked the
-// policy after the swap, and nobody about its certificates.
-func (e *Enforcer) end(j *judge, standing []*Tunnel, done *Enforcement) (left bool) {
-	for _, t := range standing {
-		why := j.forbids(t)
-		if why == allowlist.NoReason {
-			continue
-		}
-		if !e.cfg.Registry.end(t, EndedBy(why), why) {
-			left = true
+	for _, entry := range standing {
+		if !e.end(j, entry) {
 			continue
 		}
 		done.Closed++
@@ -211,7 +180,23 @@ func (e *Enforcer) end(j *judge, standing []*Tunnel, done *Enforcement) (left bo
 			runtime.Gosched()
 		}
 	}
-	return left
+	done.Took = time.Since(now)
+	e.tell(ctx, done)
+	return done
+}
+
+// end ends an entry if it is forbidden, and reports whether it was. One that
+// becomes another while it is judged is judged as that, too: it asked the policy
+// after the swap, and nobody about its certificates.
+func (e *Enforcer) end(j *judge, entry *Entry) bool {
+	for {
+		d, changes := entry.judged()
+		why := j.forbids(entry, &d)
+		if entry.changed(changes) {
+			continue
+		}
+		return why != allowlist.NoReason && e.cfg.Registry.tell(entry, EndedBy(why), why)
+	}
 }
 
 // EndedBy returns what ends a request or tunnel that is under way when it may
@@ -233,8 +218,8 @@ func EndedBy(why allowlist.Reason) tunnel.Reason {
 // end.
 func (e *Enforcer) count(state *State) (open, closed int) {
 	j, standing := e.judge(state, time.Now()), e.cfg.Registry.standing()
-	for _, t := range standing {
-		if j.forbids(t) != allowlist.NoReason {
+	for _, entry := range standing {
+		if d, _ := entry.judged(); j.forbids(entry, &d) != allowlist.NoReason {
 			closed++
 		}
 	}

@@ -77,17 +77,17 @@ type ending struct {
 // flow is a tunnel of these tests: to a public address, by a caller whose
 // certificate is made of its name.
 type flow struct {
-	Tunnel
+	*Entry
 	told chan ending // once: a second time would block the test
 }
 
 func newFlow(name, host string) *flow {
-	f := &flow{told: make(chan ending, 1)}
-	f.Request = allowlist.Request{
+	f := &flow{Entry: &Entry{Start: time.Now()}, told: make(chan ending, 1)}
+	f.Decided.Request = allowlist.Request{
 		ID: spiffeid.RequireFromString(spiffe(name)), Source: allowlist.SourceX509SVID,
 		Dest: must(allowlist.ParseDestination(host + ":443")),
 	}
-	f.Addr = netip.MustParseAddrPort("8.8.8.8:443")
+	f.Decided.Addr = netip.MustParseAddrPort("8.8.8.8:443")
 	f.Certificates = []*x509.Certificate{{Raw: []byte(name)}}
 	f.End = func(r tunnel.Reason, why allowlist.Reason) { f.told <- ending{r, why} }
 	return f
@@ -126,9 +126,21 @@ func newRig(t *testing.T, change func(*EnforcerConfig)) *rig {
 	return r
 }
 
+// put puts a policy in force by itself, as the methods of the enforcer do with
+// what goes over it.
+func (r *rig) put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
+	return putBy(ctx, r.Enforcer, p, sure)
+}
+
+func putBy(ctx context.Context, e *Enforcer, p *allowlist.Policy, sure bool) Enforcement {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.put(ctx, p, sure)
+}
+
 func (r *rig) open(flows ...*flow) {
 	for _, f := range flows {
-		r.registry.Add(&f.Tunnel)
+		r.registry.Add(f.Entry)
 	}
 }
 
@@ -181,11 +193,11 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 		},
 		{
 			name: "it is still being dialled, address unknown", next: policy(entry("a", onlyAt(to("x.example"), "1.1.1.1/32"))),
-			change: func(f *flow) { f.Addr = netip.AddrPort{} },
+			change: func(f *flow) { f.Decided.Addr = netip.AddrPort{} },
 		},
 		{
 			name: "it is still being dialled, the rule is gone", next: policy(entry("a")),
-			change: func(f *flow) { f.Addr = netip.AddrPort{} }, want: revoked(allowlist.NotOnAllowlist),
+			change: func(f *flow) { f.Decided.Addr = netip.AddrPort{} }, want: revoked(allowlist.NotOnAllowlist),
 		},
 		{
 			name:   "certificates no longer count",
@@ -198,13 +210,13 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, nil)
-			r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 			f := newFlow("a", "x.example")
 			if row.change != nil {
 				row.change(f)
 			}
 			r.open(f)
-			did := r.Put(t.Context(), row.next, false)
+			did := r.put(t.Context(), row.next, false)
 			if got := f.ended(); got != row.want {
 				t.Errorf("ended by %s %q, want %s %q", got.Close, got.Why, row.want.Close, row.want.Why)
 			}
@@ -235,28 +247,28 @@ func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 		{name: "no policy", want: ending{tunnel.Revoked, allowlist.PolicyUnavailable}},
 	} {
 		r := newRig(t, nil)
-		r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 		f := newFlow("a", "x.example")
-		f.Request.Dest, f.Addr = allowlist.Destination{}, netip.AddrPort{}
+		f.Decided.Request.Dest, f.Decided.Addr = allowlist.Destination{}, netip.AddrPort{}
 		r.open(f)
 		if r.registry.Len() != 1 || r.registry.Tunnels() != 0 {
 			t.Errorf("%s: %d open, %d of them tunnels", row.name, r.registry.Len(), r.registry.Tunnels())
 		}
-		r.Put(t.Context(), row.next, false)
+		r.put(t.Context(), row.next, false)
 		if got := f.ended(); got != row.want {
 			t.Errorf("%s: ended by %s %q, want %s %q", row.name, got.Close, got.Why, row.want.Close, row.want.Why)
 		}
 	}
 	r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts = nil })
-	r.Put(t.Context(), policy(entry("a")), false)
+	r.put(t.Context(), policy(entry("a")), false)
 	f := newFlow("a", "x.example")
-	f.Request.Dest, f.Addr = allowlist.Destination{}, netip.AddrPort{}
+	f.Decided.Request.Dest, f.Decided.Addr = allowlist.Destination{}, netip.AddrPort{}
 	r.open(f)
-	r.Again(t.Context())
+	r.TrustChanged(t.Context())
 	if got := f.ended(); got.Why != allowlist.IdentityUntrusted {
 		t.Errorf("an authority that has gone: ended by %v", got)
 	}
-	if (*State)(nil).Knows(f.Request.ID, f.Request.Source) != allowlist.PolicyUnavailable {
+	if (*State)(nil).Knows(f.Decided.Request.ID, f.Decided.Request.Source) != allowlist.PolicyUnavailable {
 		t.Error("no state knows somebody")
 	}
 }
@@ -266,7 +278,7 @@ func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
 	going, staying := newFlow("a", "x.example"), newFlow("a", "y.example")
 	r.open(going, staying)
 	for n, want := range [][2]int{{2, 1}, {1, 0}} {
-		if did := r.Put(t.Context(), policy(entry("a", to("y.example"))), false); did.Open != want[0] || did.Closed != want[1] {
+		if did := r.put(t.Context(), policy(entry("a", to("y.example"))), false); did.Open != want[0] || did.Closed != want[1] {
 			t.Errorf("reload %d closed %d of %d, want %d of %d", n+1, did.Closed, did.Open, want[1], want[0])
 		}
 	}
@@ -299,13 +311,13 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts, cfg.MaxRevoke = row.trusts, 0.01 })
 			all := policy(entry("*", to("x.example")))
-			r.Put(t.Context(), all, false)
+			r.put(t.Context(), all, false)
 			flows := map[string]*flow{"a": newFlow("a", "x.example"), "b": newFlow("b", "x.example"), "of the listener": newFlow("c", "x.example")}
 			flows["of the listener"].Certificates = nil
 			for _, f := range flows {
 				r.open(f)
 			}
-			did := r.Again(t.Context())
+			did := r.TrustChanged(t.Context())
 			got := map[string]ending{}
 			for name, f := range flows {
 				if e := f.ended(); e != (ending{}) {
@@ -331,13 +343,13 @@ func TestTrustIsAskedOncePerChain(t *testing.T) {
 			return len(certs) == 1
 		}
 	})
-	r.Put(t.Context(), policy(entry("a", to("x.example"))), false)
+	r.put(t.Context(), policy(entry("a", to("x.example"))), false)
 	alone, twin, other := newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("a", "x.example")
 	other.Certificates = append(other.Certificates, &x509.Certificate{Raw: []byte("from elsewhere")})
 	none := newFlow("a", "x.example")
 	none.Certificates = []*x509.Certificate{}
 	r.open(alone, twin, other, none)
-	if did := r.Again(t.Context()); did.Closed != 2 || other.ended() == (ending{}) || none.ended() == (ending{}) {
+	if did := r.TrustChanged(t.Context()); did.Closed != 2 || other.ended() == (ending{}) || none.ended() == (ending{}) {
 		t.Errorf("%+v, want the other chain and the empty one to end", did)
 	}
 	if asked > 3 {
@@ -349,7 +361,7 @@ func TestAgainBeforeAnyPolicyDenies(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "x.example")
 	r.open(f)
-	r.Again(t.Context())
+	r.TrustChanged(t.Context())
 	if got := f.ended(); got.Why != allowlist.PolicyUnavailable {
 		t.Errorf("ended by %v", got)
 	}
@@ -375,7 +387,7 @@ func TestMaxRevoke(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = row.share })
-			r.Put(t.Context(), policy(entry("a", to("*.example"))), true)
+			r.put(t.Context(), policy(entry("a", to("*.example"))), true)
 			before := r.current.Load()
 			flows := make([]*flow, row.open)
 			for i := range flows {
@@ -386,7 +398,7 @@ func TestMaxRevoke(t *testing.T) {
 				flows[i] = newFlow("a", host)
 			}
 			r.open(flows...)
-			did := r.Put(t.Context(), policy(entry("a", to("stays.example"))), row.sure)
+			did := r.put(t.Context(), policy(entry("a", to("stays.example"))), row.sure)
 			told := 0
 			for _, f := range flows {
 				if f.ended() != (ending{}) {
@@ -416,10 +428,10 @@ func TestTheShareIsOfTunnelsThatStand(t *testing.T) {
 	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
 	r.open(newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("b", "x.example"))
 	both := policy(entry("a", to("x.example")), entry("b", to("x.example")))
-	if did := r.Put(t.Context(), quarantining(both, "a"), true); did.Closed != 2 {
+	if did := r.put(t.Context(), quarantining(both, "a"), true); did.Closed != 2 {
 		t.Fatalf("quarantine: %+v", did)
 	}
-	if did := r.Put(t.Context(), policy(entry("b", to("x.example"))), false); did.Held || did.Open != 1 || did.Closed != 0 {
+	if did := r.put(t.Context(), policy(entry("b", to("x.example"))), false); did.Held || did.Open != 1 || did.Closed != 0 {
 		t.Errorf("the policy without the identity: %+v", did)
 	}
 }

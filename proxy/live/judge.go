@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// judge decides over live tunnels by one state at one moment. It belongs to one
+// judge decides over entries by one state at one moment. It belongs to one
 // goroutine.
 type judge struct {
 	cfg   *EnforcerConfig
@@ -29,28 +29,28 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 	return &judge{cfg: &e.cfg, state: state, now: now, trusted: map[string]trusted{}}
 }
 
-// forbids is the decision over a live tunnel: the same as for a new request,
-// on the address that it has. An SVID that has merely expired is no reason by
-// itself, an authority that is no longer trusted is.
-func (j *judge) forbids(t *Tunnel) allowlist.Reason {
-	if reason := j.decide(t); reason != allowlist.NoReason {
+// forbids is the decision over an entry: the same as for a new request, on the
+// address that it has. An SVID that has merely expired is no reason by itself, an
+// authority that is no longer trusted is.
+func (j *judge) forbids(e *Entry, d *Decided) allowlist.Reason {
+	if reason := j.decide(d); reason != allowlist.NoReason {
 		return reason
 	}
 	switch {
-	case t.Certificates == nil:
+	case e.Certificates == nil:
 		return allowlist.NoReason
-	case !j.trusts(t.Certificates):
+	case !j.trusts(e.Certificates):
 		return allowlist.IdentityUntrusted
-	case j.cfg.CloseAtExpiry && t.expired(j.now):
+	case j.cfg.CloseAtExpiry && e.expired(j.now):
 		return allowlist.IdentityExpired
 	}
 	return allowlist.NoReason
 }
 
-// decide is what the policy says of a live tunnel.
-func (j *judge) decide(t *Tunnel) allowlist.Reason {
-	req := t.Request
-	if req.Dest.Host.IsZero() {
+// decide is what the policy says of it.
+func (j *judge) decide(was *Decided) allowlist.Reason {
+	req := was.Request
+	if was.isConnection() {
 		return j.state.Knows(req.ID, req.Source)
 	}
 	req.Time = j.now
@@ -58,10 +58,10 @@ func (j *judge) decide(t *Tunnel) allowlist.Reason {
 	switch {
 	case !d.Allowed():
 		return d.Reason
-	case t.Addr.IsValid() && d.CheckAddr(t.Addr) != nil:
+	case was.Addr.IsValid() && d.CheckAddr(was.Addr) != nil:
 		return allowlist.ResolvedAddressDenied
-	case !t.Name.IsZero():
-		req.Dest.Host = t.Name
+	case !was.Name.IsZero():
+		req.Dest.Host = was.Name
 		return j.state.Decide(req).Reason
 	}
 	return allowlist.NoReason

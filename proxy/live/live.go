@@ -3,7 +3,7 @@
 //
 // A [State] is immutable: policy, generation and load time. A request loads
 // it once from [Current] and reads everything from it. The [Registry] knows
-// every open tunnel. The [Enforcer] puts states in force and ends the tunnels
+// every [Entry]. The [Enforcer] puts states in force and ends the entries
 // that a state forbids, and no other.
 package live
 
@@ -71,7 +71,7 @@ func (c *Current) Load() *State { return c.state.Load() }
 
 // renew replaces the state in force by an equal one: whoever compares what it
 // decided with sees that something has changed, a date in this case. Nil if
-// there is none. The same as for Swap holds of concurrent calls.
+// there is none. It must not run concurrently with itself or with Swap.
 func (c *Current) renew() *State {
 	old := c.state.Load()
 	if old == nil {

@@ -19,8 +19,8 @@ func TestEnforcedIsToldInOrder(t *testing.T) {
 	for range 4 {
 		putting.Go(func() {
 			for range 25 {
-				r.Put(t.Context(), policy(), false)
-				r.Again(t.Context())
+				r.put(t.Context(), policy(), false)
+				r.TrustChanged(t.Context())
 			}
 		})
 	}
@@ -43,7 +43,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	var current Current
 	var registry Registry
 	enforcer := must(NewEnforcer(EnforcerConfig{Current: &current, Registry: &registry, Trusts: trustAll}))
-	enforcer.Put(t.Context(), states[0], false)
+	putBy(t.Context(), enforcer, states[0], false)
 
 	var opening sync.WaitGroup
 	for range callers {
@@ -55,7 +55,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	}
 	opening.Go(func() {
 		for n := range flips {
-			enforcer.Put(t.Context(), states[n%2], false)
+			putBy(t.Context(), enforcer, states[n%2], false)
 		}
 	})
 	opening.Wait()
@@ -64,8 +64,8 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 		t.Log("no tunnel is open at the end: nothing was shown this time")
 	}
 	for _, tun := range registry.standing() {
-		if !last.Decide(tun.Request).Allowed() {
-			t.Errorf("a tunnel to %s is open, which generation %d forbids", tun.Request.Dest, last.Generation)
+		if !last.Decide(tun.Decided.Request).Allowed() {
+			t.Errorf("a tunnel to %s is open, which generation %d forbids", tun.Decided.Request.Dest, last.Generation)
 		}
 	}
 }
@@ -75,13 +75,13 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 func openTunnel(current *Current, registry *Registry, host string) {
 	f := newFlow("a", host)
 	state := current.Load()
-	if !state.Decide(f.Request).Allowed() {
+	if !state.Decide(f.Decided.Request).Allowed() {
 		return
 	}
-	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(&f.Tunnel) }
-	registry.Add(&f.Tunnel)
-	if now := current.Load(); now != state && !now.Decide(f.Request).Allowed() {
-		registry.Remove(&f.Tunnel)
+	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(f.Entry) }
+	registry.Add(f.Entry)
+	if now := current.Load(); now != state && !now.Decide(f.Decided.Request).Allowed() {
+		registry.Remove(f.Entry)
 	}
 }
 
@@ -90,15 +90,15 @@ func TestEnforcedMayBeNobody(t *testing.T) {
 	var registry Registry
 	e := must(NewEnforcer(EnforcerConfig{Current: &Current{}, Registry: &registry}))
 	f := newFlow("a", "x.example")
-	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(&f.Tunnel) }
-	registry.Add(&f.Tunnel)
-	if did := e.Put(context.WithoutCancel(t.Context()), nil, false); did.Closed != 1 || registry.Len() != 0 {
+	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(f.Entry) }
+	registry.Add(f.Entry)
+	if did := putBy(context.WithoutCancel(t.Context()), e, nil, false); did.Closed != 1 || registry.Len() != 0 {
 		t.Errorf("%+v, %d registered", did, registry.Len())
 	}
 }
 
-// TestATunnelThatChangesIsNotMissed takes the place of a tunnel, as its first
-// bytes do, after it was judged and before it is told to end.
+// TestATunnelThatChangesIsNotMissed changes a tunnel, as its first bytes do, while
+// it is judged and before it is told to end.
 func TestATunnelThatChangesIsNotMissed(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -112,10 +112,7 @@ func TestATunnelThatChangesIsNotMissed(t *testing.T) {
 			f := newFlow("a", "x.example")
 			var r *rig
 			become := sync.OnceFunc(func() {
-				next := f.Tunnel
-				next.Request.Dest.Host = must(allowlist.ParseHost(row.host))
-				r.registry.Add(&next)
-				r.registry.Remove(&f.Tunnel)
+				f.Change(func(d *Decided) { d.Request.Dest.Host = must(allowlist.ParseHost(row.host)) })
 			})
 			r = newRig(t, func(cfg *EnforcerConfig) {
 				cfg.Trusts = func([]*x509.Certificate) bool {
@@ -124,8 +121,8 @@ func TestATunnelThatChangesIsNotMissed(t *testing.T) {
 				}
 			})
 			r.current.Swap(policy(entry("a", to("x.example"), to("y.example"))), time.Now())
-			r.registry.Add(&f.Tunnel)
-			e := r.Again(t.Context())
+			r.registry.Add(f.Entry)
+			e := r.TrustChanged(t.Context())
 			if diff := cmp.Diff(row.want, f.ended()); diff != "" {
 				t.Errorf("what it was told (-want +got):\n%s", diff)
 			}

@@ -2,8 +2,8 @@ package live
 
 import (
 	"cmp"
-	"crypto/x509"
-	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,87 +11,65 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Tunnel is one open tunnel and what was decided of it, or a connection over
-// which its caller may ask for many things. It does not change.
-type Tunnel struct {
-	// Request is what was asked; it is asked again of every new state. Without
-	// a destination it stands for a connection, which a state forbids that does
-	// not know the identity.
-	Request allowlist.Request
-	// Name is the host that the first bytes asked for, if the request was for an
-	// address; it is decided as well. Zero if there is none.
-	Name allowlist.Host
-	// Addr is the address that was dialled; zero while it is being dialled.
-	Addr netip.AddrPort
-	// Certificates are the caller's, verified in the handshake; nil if the
-	// listener gives the identity.
-	Certificates []*x509.Certificate
-	// NotAfter is when the caller's identity expires; zero if it does not.
-	NotAfter time.Time
-	// End closes it for a reason, and says by which reason of the closed set a
-	// state forbids it, if one does. It returns at once, may be called from
-	// any goroutine and any number of times.
-	End func(reason tunnel.Reason, why allowlist.Reason)
-}
-
-// Registry knows every open tunnel. The zero value is ready; all methods are
-// safe for concurrent use.
+// Registry knows every entry. The zero value is ready; all methods are safe for
+// concurrent use.
 type Registry struct {
 	mu      sync.Mutex
-	open    map[*Tunnel]bool // true: it was told to end and is on its way
-	ended   tunnel.Reason    // not zero: no tunnel may open any more
-	waiting chan struct{}    // closed when the last tunnel leaves; nil if nobody waits
+	open    map[*Entry]bool // true: it was told to end and is on its way
+	ended   tunnel.Reason   // not zero: nothing may begin any more
+	waiting chan struct{}   // closed when the last entry leaves; nil if nobody waits
 }
 
-// Add takes up a tunnel. After EndAll it is ended at once. An [Enforcer] ends
-// it by the states to come, but not by the one that came into force just before:
+// Add takes up an entry. After EndAll it is ended at once. An [Enforcer] ends it
+// by the states to come, but not by the one that came into force just before:
 // whoever adds must look at [Current] afterwards, and leave if that has changed
-// and does not allow the tunnel.
-func (r *Registry) Add(t *Tunnel) {
+// and does not allow the entry.
+func (r *Registry) Add(e *Entry) {
 	r.mu.Lock()
 	if r.open == nil {
-		r.open = make(map[*Tunnel]bool)
+		r.open = make(map[*Entry]bool)
 	}
 	ended := r.ended
-	r.open[t] = ended != 0
+	r.open[e] = ended != 0
 	r.mu.Unlock()
 	if ended != 0 {
-		t.End(ended, allowlist.NoReason)
+		e.tell(ended, allowlist.NoReason)
 	}
 }
 
-// Remove forgets a tunnel; one that is not there is no error.
-func (r *Registry) Remove(t *Tunnel) {
+// Remove forgets an entry; one that is not there is no error.
+func (r *Registry) Remove(e *Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.open, t)
+	delete(r.open, e)
 	if len(r.open) == 0 && r.waiting != nil {
 		close(r.waiting)
 		r.waiting = nil
 	}
 }
 
-// Len returns how many tunnels and connections are open.
+// Len returns how many entries there are, connections included.
 func (r *Registry) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.open)
 }
 
-// Tunnels returns how many tunnels are open, without connections.
+// Tunnels returns how many entries have a destination: requests, tunnels and
+// exchanges, without connections.
 func (r *Registry) Tunnels() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 0
-	for t := range r.open {
-		if !t.Request.Dest.Host.IsZero() {
+	for e := range r.open {
+		if !e.isConnection() {
 			n++
 		}
 	}
 	return n
 }
 
-// Drain waits until no tunnel is open or the time has passed, and ends those
+// Drain waits until there is no entry or the time has passed, and ends those
 // that are left, for the reason drain, as well as any that is added later. It
 // does not wait for those it ends.
 func (r *Registry) Drain(timeout time.Duration) {
@@ -105,7 +83,7 @@ func (r *Registry) Drain(timeout time.Duration) {
 	r.EndAll(tunnel.Drain)
 }
 
-// emptied returns a channel that is closed when no tunnel is open, the same for
+// emptied returns a channel that is closed when there is no entry, the same for
 // all who wait.
 func (r *Registry) emptied() <-chan struct{} {
 	r.mu.Lock()
@@ -121,42 +99,67 @@ func (r *Registry) emptied() <-chan struct{} {
 	return r.waiting
 }
 
-// EndAll ends every tunnel for a reason, also those added later. None counts
-// as Error, as it does for a tunnel.
+// EndAll ends every entry for a reason, also those added later. None counts as
+// Error, as it does for a tunnel.
 func (r *Registry) EndAll(reason tunnel.Reason) {
 	reason = cmp.Or(reason, tunnel.Error)
 	r.mu.Lock()
 	r.ended = reason
 	r.mu.Unlock()
-	for _, t := range r.standing() {
-		r.end(t, reason, allowlist.NoReason)
+	for _, e := range r.standing() {
+		r.tell(e, reason, allowlist.NoReason)
 	}
 }
 
-// standing returns the tunnels that are open now and were not told to end.
-func (r *Registry) standing() []*Tunnel {
+// End ends the entry with an id for a reason, and reports whether there is one
+// that was not told before.
+func (r *Registry) End(id string, reason tunnel.Reason, why allowlist.Reason) bool {
+	for _, e := range r.standing() {
+		if e.ID == id && id != "" {
+			return r.tell(e, reason, why)
+		}
+	}
+	return false
+}
+
+// List returns every entry as it is now, the oldest first.
+func (r *Registry) List() []Standing {
+	r.mu.Lock()
+	all := make([]Standing, 0, len(r.open))
+	for e, told := range r.open {
+		all = append(all, e.standing(told))
+	}
+	r.mu.Unlock()
+	slices.SortFunc(all, func(a, b Standing) int {
+		return cmp.Or(a.Start.Compare(b.Start), strings.Compare(a.ID, b.ID))
+	})
+	return all
+}
+
+// standing returns the entries that are there now and were not told to end.
+func (r *Registry) standing() []*Entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	standing := make([]*Tunnel, 0, len(r.open))
-	for t, told := range r.open {
+	standing := make([]*Entry, 0, len(r.open))
+	for e, told := range r.open {
 		if !told {
-			standing = append(standing, t)
+			standing = append(standing, e)
 		}
 	}
 	return standing
 }
 
-// end tells a tunnel to end and reports whether it was standing until now.
-func (r *Registry) end(t *Tunnel, reason tunnel.Reason, why allowlist.Reason) bool {
+// tell tells an entry to end and reports whether it was standing until now.
+func (r *Registry) tell(e *Entry, reason tunnel.Reason, why allowlist.Reason) bool {
 	r.mu.Lock()
-	told, open := r.open[t]
+	told, open := r.open[e]
 	if open {
-		r.open[t] = true
+		r.open[e] = true
 	}
 	r.mu.Unlock()
 	if told || !open {
 		return false
 	}
-	t.End(reason, why) // without the lock, for it may call Remove
+	e.tell(reason, why)
 	return true
 }

@@ -11,15 +11,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// probe is a tunnel that remembers why it was ended.
+// probe is an entry that remembers why it was ended.
 type probe struct {
-	Tunnel
+	*Entry
 	reason atomic.Uint32
 	ends   atomic.Int32
 }
 
 func newProbe() *probe {
-	p := &probe{}
+	p := &probe{Entry: &Entry{}}
 	p.End = func(r tunnel.Reason, _ allowlist.Reason) {
 		p.reason.Store(uint32(r))
 		p.ends.Add(1)
@@ -32,14 +32,14 @@ func (p *probe) ended() tunnel.Reason { return tunnel.Reason(p.reason.Load()) }
 func TestAddAndRemove(t *testing.T) {
 	var r Registry
 	a, b := newProbe(), newProbe()
-	r.Remove(&a.Tunnel) // not there: no error
-	r.Add(&a.Tunnel)
-	r.Add(&b.Tunnel)
+	r.Remove(a.Entry) // not there: no error
+	r.Add(a.Entry)
+	r.Add(b.Entry)
 	if r.Len() != 2 {
 		t.Errorf("%d tunnels, want 2", r.Len())
 	}
-	r.Remove(&a.Tunnel)
-	r.Remove(&a.Tunnel)
+	r.Remove(a.Entry)
+	r.Remove(a.Entry)
 	if r.Len() != 1 {
 		t.Errorf("%d tunnels, want 1", r.Len())
 	}
@@ -53,7 +53,7 @@ func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
 	var r Registry
 	r.EndAll(tunnel.None) // counts as Error
 	p := newProbe()
-	r.Add(&p.Tunnel)
+	r.Add(p.Entry)
 	if p.ended() != tunnel.Error || r.Len() != 1 {
 		t.Errorf("ended with %v, %d open; want error, and 1 until it is removed", p.ended(), r.Len())
 	}
@@ -65,7 +65,7 @@ func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
 
 func TestEndMayRemove(t *testing.T) {
 	var r Registry
-	p := &Tunnel{}
+	p := &Entry{}
 	p.End = func(tunnel.Reason, allowlist.Reason) { r.Remove(p) }
 	r.Add(p)
 	r.EndAll(tunnel.Drain)
@@ -90,10 +90,10 @@ func TestDrainReturnsWithTheLastTunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Registry
 		a, b := newProbe(), newProbe()
-		r.Add(&a.Tunnel)
-		r.Add(&b.Tunnel)
-		time.AfterFunc(time.Second, func() { r.Remove(&a.Tunnel) })
-		time.AfterFunc(3*time.Second, func() { r.Remove(&b.Tunnel) })
+		r.Add(a.Entry)
+		r.Add(b.Entry)
+		time.AfterFunc(time.Second, func() { r.Remove(a.Entry) })
+		time.AfterFunc(3*time.Second, func() { r.Remove(b.Entry) })
 		start := time.Now()
 		r.Drain(time.Hour)
 		if took := time.Since(start); took != 3*time.Second {
@@ -109,13 +109,13 @@ func TestDrainEndsWhatIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Registry
 		stays, late := newProbe(), newProbe()
-		r.Add(&stays.Tunnel)
+		r.Add(stays.Entry)
 		start := time.Now()
 		r.Drain(30 * time.Second)
 		if took := time.Since(start); took != 30*time.Second {
 			t.Errorf("took %v, want 30s", took)
 		}
-		r.Add(&late.Tunnel)
+		r.Add(late.Entry)
 		if stays.ended() != tunnel.Drain || late.ended() != tunnel.Drain {
 			t.Errorf("ended with %v, the late one with %v; want drain", stays.ended(), late.ended())
 		}
@@ -128,8 +128,8 @@ func TestDrainsAtTheSameTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Registry
 		p := newProbe()
-		r.Add(&p.Tunnel)
-		time.AfterFunc(2*time.Second, func() { r.Remove(&p.Tunnel) })
+		r.Add(p.Entry)
+		time.AfterFunc(2*time.Second, func() { r.Remove(p.Entry) })
 		start := time.Now()
 		var drains sync.WaitGroup
 		for range 3 {
@@ -153,9 +153,9 @@ func TestNoTunnelEscapes(t *testing.T) {
 		probes[i] = newProbe()
 		running.Go(func() {
 			<-start
-			r.Add(&probes[i].Tunnel)
+			r.Add(probes[i].Entry)
 			if i%2 == 0 {
-				r.Remove(&probes[i].Tunnel)
+				r.Remove(probes[i].Entry)
 			}
 		})
 	}

@@ -149,10 +149,14 @@ func (w *Watcher) Trigger() {
 	}
 }
 
+// Close stops watching. It is for a watcher that is not run; after Run nothing
+// happens.
+func (w *Watcher) Close() error { return w.tree.fs.Close() }
+
 // Run calls Changed until ctx is done, then stops watching and returns. It is
 // called once.
 func (w *Watcher) Run(ctx context.Context) {
-	defer func() { _ = w.tree.fs.Close() }()
+	defer func() { _ = w.Close() }()
 	w.timer = time.NewTimer(time.Hour)
 	defer w.timer.Stop()
 	var poll <-chan time.Time

@@ -8,24 +8,20 @@ package config
 
 import (
 	"fmt"
-	"io/fs"
-	"net/netip"
 	"os"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dial"
-	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	"github.com/exeat-dev/exeat/proxy/front"
+	"github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
-	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 	"github.com/exeat-dev/exeat/proxy/watch"
@@ -33,47 +29,33 @@ import (
 
 // The defaults that no other package has.
 const (
-	DefaultMaxConnections = 16384
-	DefaultDrainDelay     = 5 * time.Second
-	DefaultDrainTimeout   = 30 * time.Second
-	DefaultDNSConnections = 1024
+	defaultDrainDelay   = 5 * time.Second
+	defaultDrainTimeout = 30 * time.Second
 )
 
 // Config is a whole configuration. Paths are absolute or relative to the
 // working directory of the process.
 type Config struct {
+	// Gateway is what the gateway itself is told, without its parts and listeners.
+	Gateway   gateway.Config
+	Listeners []Listener
+
 	// Identity and WorkloadAPI, the address of a Workload API socket, are two
 	// sources of the gateway's identity; neither is set when no listener needs
 	// one.
 	Identity    *identity.FileConfig
 	WorkloadAPI string
-	// CloseAtExpiry ends tunnels when their caller's SVID expires.
-	CloseAtExpiry bool
 
 	Policy []string
-	// MaxRevoke is the share of the open tunnels that a reload may close; zero
-	// is any.
-	MaxRevoke float64
 	// PolicyPoll is the time between looks at the files without any event;
 	// negative is never.
 	PolicyPoll time.Duration
 
-	Listeners []Listener
-	// AdminAddress is where probes are answered; "" is nowhere.
-	AdminAddress string
 	// MetricIdentities is how many identities get a series of their own; zero
 	// is none.
 	MetricIdentities int
 
 	Resolver resolve.Config
-	// NAT64 are the prefixes of the operator's translators.
-	NAT64 []netip.Prefix
-
-	// DNS bounds the DNS listeners, which have DNSConnections open at a time.
-	DNS            dns.Limits
-	DNSConnections int
-	// SpanEvery gives only one in so many allowed queries a span.
-	SpanEvery int
 
 	// Records are the sinks of records, at least one.
 	Records []RecordSink
@@ -81,34 +63,12 @@ type Config struct {
 	RecordsRequired bool
 	// Collapse merges identical denials within this time; zero is never.
 	Collapse time.Duration
-
-	Disclosure refusal.Disclosure
-
-	HandshakeTimeout, HeadTimeout, HelloTimeout, DialTimeout time.Duration
-	KeepAlive, BodyTimeout, ResponseTimeout                  time.Duration
-	TunnelIdle, TunnelMax                                    time.Duration
-	DrainDelay, DrainTimeout                                 time.Duration
-	HeadLimit                                                int
-	// NoVia leaves Via out of plain requests and answers, and PassForwarded
-	// sends the callers' Forwarded and X-Forwarded fields on.
-	NoVia, PassForwarded bool
-	MaxConnections       int
-	Limits               limit.Config
 }
 
 // Listener is one entry of listeners.
 type Listener struct {
-	Name       string
-	Address    string // HOST:PORT, or unix: and a path
-	Protocol   Protocol
-	Identity   IdentityKind
-	ID         spiffeid.ID                  // for Fixed
-	Sources    map[netip.Prefix]spiffeid.ID // for SourceMap
-	SocketMode fs.FileMode
-	// AcceptTrace makes its callers' traces the parents of ours.
-	AcceptTrace bool
-	// Proxies are peers that begin with a PROXY protocol header.
-	Proxies []netip.Prefix
+	gateway.Listener
+
 	// WebCertificate and WebKey, if not "", are presented instead of the SVID.
 	WebCertificate, WebKey string
 }
@@ -146,57 +106,34 @@ const (
 	Denials
 )
 
-// IdentityKind says where a listener's callers get their identity from.
-type IdentityKind uint8
-
-// The kinds: a client certificate; the gateway's own identity; a fixed one; the
-// one that the client's address stands for.
-const (
-	MTLS IdentityKind = iota
-	Self
-	Fixed
-	SourceMap
-)
-
-// Protocol is what a listener speaks.
-type Protocol uint8
-
-// The protocols: HTTP CONNECT; DNS over UDP and TCP, over TLS, over HTTPS.
-const (
-	Connect Protocol = iota
-	DNS
-	DoT
-	DoH
-)
-
 // Defaults returns a configuration with every default and nothing else.
 func Defaults() Config {
 	return Config{
-		Records:          []RecordSink{{Name: "stdout"}},
-		PolicyPoll:       watch.DefaultPoll,
-		HandshakeTimeout: listen.DefaultHandshakeTimeout,
-		HeadTimeout:      proxy.DefaultHeadTimeout,
-		HelloTimeout:     proxy.DefaultHelloTimeout,
-		DialTimeout:      dial.DefaultTimeout,
-		KeepAlive:        proxy.DefaultKeepAlive,
-		BodyTimeout:      forward.DefaultBody,
-		ResponseTimeout:  forward.DefaultResponse,
-		TunnelIdle:       tunnel.DefaultIdle,
-		TunnelMax:        tunnel.DefaultMax,
-		DrainDelay:       DefaultDrainDelay,
-		DrainTimeout:     DefaultDrainTimeout,
-		HeadLimit:        head.DefaultLimit,
-		MaxConnections:   DefaultMaxConnections,
-		DNSConnections:   DefaultDNSConnections,
-		SpanEvery:        1,
+		Records:    []RecordSink{{Name: "stdout"}},
+		PolicyPoll: watch.DefaultPoll,
 		Resolver: resolve.Config{
 			CacheBytes: resolve.DefaultCacheBytes, ServeStale: resolve.DefaultServeStale, Names: resolve.DefaultNames,
 		},
-		Limits: limit.Config{
-			Connections: limit.DefaultConnections, Handshakes: limit.DefaultHandshakes, Requests: limit.DefaultRequests,
-			Identity: allowlist.Limits{
-				Tunnels: limit.DefaultTunnels, ConnectsPerSecond: limit.DefaultConnectsPerSecond,
-				DNSPerSecond: limit.DefaultDNSPerSecond, UploadPerHour: limit.DefaultUploadPerHour,
+		Gateway: gateway.Config{
+			HandshakeTimeout: listen.DefaultHandshakeTimeout,
+			HelloTimeout:     proxy.DefaultHelloTimeout,
+			DialTimeout:      dial.DefaultTimeout,
+			Front: front.Config{
+				HeadTimeout: front.DefaultHeadTimeout, KeepAlive: front.DefaultKeepAlive, HeadLimit: head.DefaultLimit,
+			},
+			Forward:        forward.Config{Body: forward.DefaultBody, Response: forward.DefaultResponse},
+			Tunnel:         tunnel.Config{Idle: tunnel.DefaultIdle, Max: tunnel.DefaultMax},
+			DrainDelay:     defaultDrainDelay,
+			DrainTimeout:   defaultDrainTimeout,
+			MaxConnections: gateway.DefaultMaxConnections,
+			DNSConnections: gateway.DefaultDNSConnections,
+			SpanEvery:      1,
+			Limits: limit.Config{
+				Connections: limit.DefaultConnections, Handshakes: limit.DefaultHandshakes, Requests: limit.DefaultRequests,
+				Identity: allowlist.Limits{
+					Tunnels: limit.DefaultTunnels, ConnectsPerSecond: limit.DefaultConnectsPerSecond,
+					DNSPerSecond: limit.DefaultDNSPerSecond, UploadPerHour: limit.DefaultUploadPerHour,
+				},
 			},
 		},
 	}

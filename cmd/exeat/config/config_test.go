@@ -14,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -31,12 +32,12 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Defaults()
-	if want.DNSConnections != 1024 || want.SpanEvery != 1 {
-		t.Errorf("without a key: %d DNS connections, a span of %d", want.DNSConnections, want.SpanEvery)
+	if want.Gateway.DNSConnections != 1024 || want.Gateway.SpanEvery != 1 {
+		t.Errorf("without a key: %d DNS connections, a span of %d", want.Gateway.DNSConnections, want.Gateway.SpanEvery)
 	}
 	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}
 	want.Policy = []string{"/etc/exeat/p.yaml"}
-	want.Listeners = []Listener{{Name: "main", Address: "127.0.0.1:0"}}
+	want.Listeners = []Listener{{Listener: gateway.Listener{Name: "main", Address: "127.0.0.1:0"}}}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
@@ -83,37 +84,37 @@ dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4
 		t.Errorf("identity %+v", got.Identity)
 	}
 	if l := got.Listeners; l[0].WebCertificate != "/x/w.pem" || l[0].WebKey != "/x/wk.pem" ||
-		l[1].Address != "unix:/x/run/s" || l[1].SocketMode != 0o660 || l[1].Identity != Self ||
-		l[2].Identity != Fixed || l[2].ID.String() != "spiffe://td.example/w" {
+		l[1].Address != "unix:/x/run/s" || l[1].SocketMode != 0o660 || l[1].Identity != gateway.Self ||
+		l[2].Identity != gateway.Fixed || l[2].ID.String() != "spiffe://td.example/w" {
 		t.Errorf("listeners %+v", got.Listeners)
 	}
-	if l := got.Listeners[3:]; l[0].Protocol != DNS || l[0].Identity != SourceMap || len(l[0].Sources) != 2 ||
+	if l := got.Listeners[3:]; l[0].Protocol != gateway.DNS || l[0].Identity != gateway.SourceMap || len(l[0].Sources) != 2 ||
 		l[0].Sources[netip.MustParsePrefix("10.1.0.0/16")].String() != "spiffe://td.example/w" ||
-		l[1].Protocol != DoT || l[2].Protocol != DoH || l[2].WebKey != "/x/wk.pem" {
+		l[1].Protocol != gateway.DoT || l[2].Protocol != gateway.DoH || l[2].WebKey != "/x/wk.pem" {
 		t.Errorf("DNS listeners %+v", l)
 	}
 	limits := dns.Limits{Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
-	if got.DNS != limits || got.DNSConnections != 4 || got.SpanEvery != 7 {
-		t.Errorf("DNS limits %+v, %d connections, a span of %d", got.DNS, got.DNSConnections, got.SpanEvery)
+	if got.Gateway.DNS != limits || got.Gateway.DNSConnections != 4 || got.Gateway.SpanEvery != 7 {
+		t.Errorf("DNS limits %+v, %d connections, a span of %d", got.Gateway.DNS, got.Gateway.DNSConnections, got.Gateway.SpanEvery)
 	}
 	checkResolver(t, got.Resolver)
 	if l := got.Listeners[2].Proxies; len(l) != 2 || l[1].String() != "::1/128" {
 		t.Errorf("proxies %v", l)
 	}
-	if n := got.NAT64; len(n) != 1 || n[0].String() != "2001:db8::/48" {
+	if n := got.Gateway.NAT64; len(n) != 1 || n[0].String() != "2001:db8::/48" {
 		t.Errorf("nat64 %v", n)
 	}
 	wantLimits := limit.Config{
 		Connections: 1, Handshakes: 2, Requests: 3,
 		Identity: allowlist.Limits{Tunnels: 4, ConnectsPerSecond: 5, DNSPerSecond: 1, UploadPerHour: 6 << 10},
 	}
-	if diff := cmp.Diff(wantLimits, got.Limits); diff != "" {
+	if diff := cmp.Diff(wantLimits, got.Gateway.Limits); diff != "" {
 		t.Errorf("limits: %s", diff)
 	}
-	if got.Records[0].File != "/x/r.jsonl" || got.Disclosure != refusal.ID || got.MaxConnections != 8 || got.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.NoVia || !got.PassForwarded {
+	if got.Records[0].File != "/x/r.jsonl" || got.Gateway.Front.Disclosure != refusal.ID || got.Gateway.MaxConnections != 8 || got.Gateway.Front.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.Gateway.Forward.NoVia || !got.Gateway.Forward.PassForwarded {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
-	times := []time.Duration{got.HandshakeTimeout, got.HeadTimeout, got.DialTimeout, got.TunnelIdle, got.TunnelMax, got.DrainDelay, got.DrainTimeout, got.KeepAlive, got.BodyTimeout, got.ResponseTimeout, got.HelloTimeout}
+	times := []time.Duration{got.Gateway.HandshakeTimeout, got.Gateway.Front.HeadTimeout, got.Gateway.DialTimeout, got.Gateway.Tunnel.Idle, got.Gateway.Tunnel.Max, got.Gateway.DrainDelay, got.Gateway.DrainTimeout, got.Gateway.Front.KeepAlive, got.Gateway.Forward.Body, got.Gateway.Forward.Response, got.Gateway.HelloTimeout}
 	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9, 11e9}
 	if diff := cmp.Diff(want, times); diff != "" {
 		t.Error(diff)

@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
+	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 func (p *parser) listeners(n *strictyaml.Node) {
@@ -46,23 +47,23 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 	if there["address"] == nil { // a wrong one is an error already
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
 	}
-	if (l.Identity == Fixed) != (there["id"] != nil) {
+	if (l.Identity == gateway.Fixed) != (there["id"] != nil) {
 		n.Errorf("id goes with identity: fixed, which needs it")
 	}
 	l.check(n)
 	return l
 }
 
-func identityKind(n *strictyaml.Node) IdentityKind {
+func identityKind(n *strictyaml.Node) gateway.IdentityKind {
 	switch word, _ := n.Word("mtls", "self", "fixed", "source-map"); word {
 	case "self":
-		return Self
+		return gateway.Self
 	case "fixed":
-		return Fixed
+		return gateway.Fixed
 	case "source-map":
-		return SourceMap
+		return gateway.SourceMap
 	}
-	return MTLS
+	return gateway.MTLS
 }
 
 // check is what no single field can know.
@@ -77,20 +78,20 @@ func (l *Listener) check(n *strictyaml.Node) {
 	if l.SocketMode != 0 && !unix {
 		n.Errorf("socket_mode is for unix sockets only")
 	}
-	if l.Proxies != nil && (unix || l.Protocol == DNS) {
+	if l.Proxies != nil && (unix || l.Protocol == gateway.DNS) {
 		n.Errorf("proxy_protocol is for TCP only: it says nothing on a unix socket or in a datagram")
 	}
-	if (l.Identity == SourceMap) != (l.Sources != nil) {
+	if (l.Identity == gateway.SourceMap) != (l.Sources != nil) {
 		n.Errorf("sources goes with identity: source-map, which needs it")
 	}
 	l.checkProtocol(n, unix)
-	if l.Identity == MTLS {
+	if l.Identity == gateway.MTLS {
 		return
 	}
 	if l.WebCertificate != "" {
 		n.Errorf("present is for identity: mtls only: this listener speaks no TLS")
 	}
-	if !unix && l.Identity != SourceMap && !isLoopback(l.Address) {
+	if !unix && l.Identity != gateway.SourceMap && !isLoopback(l.Address) {
 		n.Errorf("a listener that asks for no certificate gives its identity to whoever reaches %s: use 127.0.0.1, [::1] or a unix socket", l.Address)
 	}
 }
@@ -158,16 +159,16 @@ func socketMode(n *strictyaml.Node) fs.FileMode {
 	return fs.FileMode(mode)
 }
 
-func protocol(n *strictyaml.Node) Protocol {
+func protocol(n *strictyaml.Node) gateway.Protocol {
 	switch word, _ := n.Word("connect", "dns", "dot", "doh"); word {
 	case "dns":
-		return DNS
+		return gateway.DNS
 	case "dot":
-		return DoT
+		return gateway.DoT
 	case "doh":
-		return DoH
+		return gateway.DoH
 	}
-	return Connect
+	return gateway.Connect
 }
 
 // sources reads ranges of addresses and the identities that they stand for.
@@ -187,8 +188,8 @@ func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
 
 // checkProtocol sees to it that the listener's callers can have the identity.
 func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
-	if l.Protocol == Connect {
-		if l.Identity == SourceMap {
+	if l.Protocol == gateway.Connect {
+		if l.Identity == gateway.SourceMap {
 			n.Errorf("identity: source-map is for protocol: dns only")
 		}
 		return
@@ -200,13 +201,13 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 	if l.AcceptTrace {
 		n.Errorf("trace_parent is for protocol: connect only: queries carry none")
 	}
-	if l.Protocol != DNS {
-		if l.Identity != MTLS {
+	if l.Protocol != gateway.DNS {
+		if l.Identity != gateway.MTLS {
 			n.Errorf("over TLS the client's certificate is the identity: remove the key identity")
 		}
 		return
 	}
-	if l.Identity == MTLS {
+	if l.Identity == gateway.MTLS {
 		n.Errorf("plain DNS shows no certificate: write identity: self, fixed or source-map, or protocol: dot")
 	}
 	if ap, err := netip.ParseAddrPort(l.Address); err == nil && ap.Addr().Unmap().IsUnspecified() {
@@ -216,18 +217,20 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 
 // needsIdentity reports whether the gateway needs an identity of its own for
 // the listener.
-func (l *Listener) needsIdentity() bool { return l.Identity == MTLS || l.Identity == Self }
+func (l *Listener) needsIdentity() bool {
+	return l.Identity == gateway.MTLS || l.Identity == gateway.Self
+}
 
 // dnsLimits returns what reads the bounds of the DNS listeners.
 func dnsLimits(c *Config) func(*strictyaml.Node) {
 	const most = 1 << 30
 	return mapping(
-		key{"queries_per_second", number(&c.Limits.Identity.DNSPerSecond, 1, most)},
-		key{"lookups", number(&c.DNS.Total, 1, most)},
-		key{"lookups_per_identity", number(&c.DNS.InFlight, 1, most)},
-		key{"connections", number(&c.DNSConnections, 1, most)},
-		key{"connections_per_identity", number(&c.DNS.Streams, 1, most)},
-		key{"queries_per_connection", number(&c.DNS.PerStream, 1, most)},
-		key{"span_every", number(&c.SpanEvery, 1, most)},
+		key{"queries_per_second", number(&c.Gateway.Limits.Identity.DNSPerSecond, 1, most)},
+		key{"lookups", number(&c.Gateway.DNS.Total, 1, most)},
+		key{"lookups_per_identity", number(&c.Gateway.DNS.InFlight, 1, most)},
+		key{"connections", number(&c.Gateway.DNSConnections, 1, most)},
+		key{"connections_per_identity", number(&c.Gateway.DNS.Streams, 1, most)},
+		key{"queries_per_connection", number(&c.Gateway.DNS.PerStream, 1, most)},
+		key{"span_every", number(&c.Gateway.SpanEvery, 1, most)},
 	)
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// AdminListener is what messages call the admin listener.
-const AdminListener = "admin"
+// adminListener is what messages call the admin listener.
+const adminListener = "admin"
 
 // Own returns the name of the listener that has an address, "" if none has: one
 // on an unspecified address has every address of this host. One that asks for a
@@ -73,7 +73,7 @@ func (c *Config) addresses() iter.Seq2[string, string] {
 				return
 			}
 		}
-		yield(AdminListener, c.AdminAddress)
+		yield(adminListener, c.Gateway.Admin.Address)
 	}
 }
 

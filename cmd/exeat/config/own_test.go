@@ -4,17 +4,23 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+
+	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
+func listenerAt(name, address string) Listener {
+	return Listener{Listener: gateway.Listener{Name: name, Address: address}}
+}
+
 func TestOwn(t *testing.T) {
-	c := Config{AdminAddress: "127.0.0.1:9464", Listeners: []Listener{
-		{Name: "one", Address: "127.0.0.1:3128"},
-		{Name: "six", Address: "[::1]:3129"},
-		{Name: "four", Address: "0.0.0.0:8443"},
-		{Name: "all", Address: "[::]:8444"},
-		{Name: "mapped", Address: "[::ffff:0.0.0.0]:8445"},
-		{Name: "free", Address: "127.0.0.1:0"},
-		{Name: "socket", Address: "unix:/run/exeat.sock"},
+	c := Config{Gateway: gateway.Config{Admin: gateway.Admin{Address: "127.0.0.1:9464"}}, Listeners: []Listener{
+		listenerAt("one", "127.0.0.1:3128"),
+		listenerAt("six", "[::1]:3129"),
+		listenerAt("four", "0.0.0.0:8443"),
+		listenerAt("all", "[::]:8444"),
+		listenerAt("mapped", "[::ffff:0.0.0.0]:8445"),
+		listenerAt("free", "127.0.0.1:0"),
+		listenerAt("socket", "unix:/run/exeat.sock"),
 	}}
 	for at, want := range map[string]string{
 		"127.0.0.1:3128":          "one",
@@ -53,7 +59,7 @@ func TestOwn(t *testing.T) {
 }
 
 func TestOwnAtAnAddressOfTheHost(t *testing.T) {
-	c := Config{Listeners: []Listener{{Name: "all", Address: "[::]:8444"}}}
+	c := Config{Listeners: []Listener{listenerAt("all", "[::]:8444")}}
 	addrs, err := HostAddresses()
 	if err != nil || len(addrs) == 0 {
 		t.Fatalf("this host has %v, %v", addrs, err)
@@ -71,7 +77,7 @@ func TestOwnSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Listeners: []Listener{{Name: "tcp", Address: "127.0.0.1:1"}, {Name: "socket", Address: "unix:dir/../exeat.sock"}}}
+	c := Config{Listeners: []Listener{listenerAt("tcp", "127.0.0.1:1"), listenerAt("socket", "unix:dir/../exeat.sock")}}
 	for path, want := range map[string]string{here: "socket", "exeat.sock": "socket", "/exeat.sock": "", "127.0.0.1:1": ""} {
 		if got := c.OwnSocket(path); got != want {
 			t.Errorf("%s is listener %q, want %q", path, got, want)

@@ -87,7 +87,7 @@ func (p *parser) identity(n *strictyaml.Node) {
 				c.Bundles[domain] = path
 			}
 		}},
-		key{"close_at_svid_expiry", boolean(&p.CloseAtExpiry)},
+		key{"close_at_svid_expiry", boolean(&p.Gateway.CloseAtExpiry)},
 	)
 	files := c.Dir != "" || c.Certificate != "" || c.Key != "" || c.Bundle != "" || len(c.Bundles) > 0
 	switch {
@@ -110,7 +110,7 @@ func (p *parser) policy(n *strictyaml.Node) {
 	readKeys(n,
 		key{"files", p.dir.paths(&p.Policy)},
 		key{"poll", orNever(&p.PolicyPoll)},
-		key{"max_revoke", func(v *strictyaml.Node) { p.MaxRevoke = share(v) }},
+		key{"max_revoke", func(v *strictyaml.Node) { p.Gateway.MaxRevoke = share(v) }},
 	)
 	if p.Policy == nil {
 		n.Errorf("files is missing: write the policy's files or directories")
@@ -132,15 +132,15 @@ func share(n *strictyaml.Node) float64 {
 }
 
 func (p *parser) admin(n *strictyaml.Node) {
-	p.AdminAddress = p.dir.address(n)
-	if strings.HasPrefix(p.AdminAddress, "unix:") {
+	p.Gateway.Admin.Address = p.dir.address(n)
+	if strings.HasPrefix(p.Gateway.Admin.Address, "unix:") {
 		n.Errorf("probes and scrapers speak TCP: write an IP address and a port")
 	}
 }
 
 func (p *parser) disclosure(n *strictyaml.Node) {
 	if word, ok := n.Word("full", "id", "none"); ok {
-		p.Disclosure, _ = refusal.ParseDisclosure(word)
+		p.Gateway.Front.Disclosure, _ = refusal.ParseDisclosure(word)
 	}
 }
 
@@ -170,17 +170,17 @@ func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Pre
 // timeouts returns what reads the times.
 func timeouts(c *Config) func(*strictyaml.Node) {
 	return mapping(
-		key{"handshake", positive(&c.HandshakeTimeout)},
-		key{"head", positive(&c.HeadTimeout)},
-		key{"client_hello", positive(&c.HelloTimeout)},
-		key{"dial", positive(&c.DialTimeout)},
-		key{"keep_alive", positive(&c.KeepAlive)},
-		key{"body", positive(&c.BodyTimeout)},
-		key{"response", positive(&c.ResponseTimeout)},
-		key{"tunnel_idle", positive(&c.TunnelIdle)},
-		key{"tunnel_max", positive(&c.TunnelMax)},
-		key{"drain_delay", duration(&c.DrainDelay)},
-		key{"drain_timeout", duration(&c.DrainTimeout)},
+		key{"handshake", positive(&c.Gateway.HandshakeTimeout)},
+		key{"head", positive(&c.Gateway.Front.HeadTimeout)},
+		key{"client_hello", positive(&c.Gateway.HelloTimeout)},
+		key{"dial", positive(&c.Gateway.DialTimeout)},
+		key{"keep_alive", positive(&c.Gateway.Front.KeepAlive)},
+		key{"body", positive(&c.Gateway.Forward.Body)},
+		key{"response", positive(&c.Gateway.Forward.Response)},
+		key{"tunnel_idle", positive(&c.Gateway.Tunnel.Idle)},
+		key{"tunnel_max", positive(&c.Gateway.Tunnel.Max)},
+		key{"drain_delay", duration(&c.Gateway.DrainDelay)},
+		key{"drain_timeout", duration(&c.Gateway.DrainTimeout)},
 	)
 }
 
@@ -189,11 +189,11 @@ func fields(c *Config) func(*strictyaml.Node) {
 	return mapping(
 		key{"via", func(v *strictyaml.Node) {
 			via, ok := v.Bool()
-			c.NoVia = ok && !via
+			c.Gateway.Forward.NoVia = ok && !via
 		}},
 		key{"forwarded", func(v *strictyaml.Node) {
 			word, _ := v.Word("remove", "pass")
-			c.PassForwarded = word == "pass"
+			c.Gateway.Forward.PassForwarded = word == "pass"
 		}},
 	)
 }
@@ -202,10 +202,10 @@ func fields(c *Config) func(*strictyaml.Node) {
 // together.
 func limits(c *Config) func(*strictyaml.Node) {
 	const most = 1_000_000_000
-	l := &c.Limits
+	l := &c.Gateway.Limits
 	return mapping(
-		key{"connections", number(&c.MaxConnections, 1, 1<<20)},
-		key{"head_bytes", number(&c.HeadLimit, 1<<10, 1<<20)},
+		key{"connections", number(&c.Gateway.MaxConnections, 1, 1<<20)},
+		key{"head_bytes", number(&c.Gateway.Front.HeadLimit, 1<<10, 1<<20)},
 		key{"connections_per_source", number(&l.Connections, 1, most)},
 		key{"handshakes_per_source", number(&l.Handshakes, 1, most)},
 		key{"requests_per_identity", number(&l.Requests, 1, most)},

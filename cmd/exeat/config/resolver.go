@@ -46,7 +46,7 @@ func (r *resolverReader) keys(c *Config) func(*strictyaml.Node) {
 			word, _ := v.Word("trust", "inspect")
 			into.Inspect = word == "inspect"
 		}},
-		key{"nat64", func(v *strictyaml.Node) { c.NAT64 = prefixes(v, notNAT64) }},
+		key{"nat64", func(v *strictyaml.Node) { c.Gateway.NAT64 = prefixes(v, notNAT64) }},
 	)
 }
 

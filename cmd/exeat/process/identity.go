@@ -1,0 +1,121 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/identity/workload"
+	"github.com/exeat-dev/exeat/proxy/watch"
+)
+
+// identityFiles are the gateway's identity and whom it trusts, in files.
+type identityFiles struct {
+	identity.Source
+
+	followed *followed
+	watching *watching
+	changed  func(context.Context) // set by Follow
+}
+
+// openIdentityFiles reads the files.
+func openIdentityFiles(cfg identity.FileConfig, log *slog.Logger) (*identityFiles, error) {
+	files, err := identity.LoadFiles(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	f := &identityFiles{Source: files, followed: &followed{files: files, what: "identity", log: log}}
+	f.watching = newWatching(log, watch.Config{Paths: identityPaths(cfg), Inside: isIdentityFile, Changed: f.reload})
+	return f, nil
+}
+
+// Follow implements gateway.IdentitySource.
+func (f *identityFiles) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+	f.changed = changed
+	f.watching.run(ctx, again)
+}
+
+// reload reads the files again; see watch.Config.Changed.
+func (f *identityFiles) reload(ctx context.Context, settled bool) (done bool) {
+	if !f.followed.reload(ctx, settled) {
+		return false
+	}
+	f.changed(ctx)
+	return true
+}
+
+// identityPaths returns every path of a configuration, which holds either
+// a directory or three files.
+func identityPaths(c identity.FileConfig) []string {
+	paths := slices.Sorted(maps.Values(c.Bundles))
+	for _, path := range []string{c.Dir, c.Certificate, c.Key, c.Bundle} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// isIdentityFile reports whether a name is one that an identity directory may
+// hold; see identity.FileConfig.
+func isIdentityFile(name string) bool {
+	return slices.Contains([]string{".pem", ".crt", ".key"}, filepath.Ext(name))
+}
+
+// identityAgent is the gateway's identity and whom it trusts, from the Workload
+// API.
+type identityAgent struct {
+	*workload.Source
+
+	log     *slog.Logger
+	updated chan struct{} // there is another snapshot
+}
+
+// openIdentityAgent waits for the first identity.
+func openIdentityAgent(ctx context.Context, socket string, log *slog.Logger) (*identityAgent, error) {
+	a := &identityAgent{log: log, updated: make(chan struct{}, 1)}
+	log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
+	var err error
+	if a.Source, err = workload.New(ctx, workload.Config{Socket: socket, Report: a.report}); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	return a, nil
+}
+
+// Follow implements gateway.IdentitySource. The Workload API tells by itself when
+// there is something new, so that nothing is read again when that is asked.
+func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-a.updated:
+			changed(ctx)
+		}
+	}
+}
+
+// report takes what the Workload API source has to say, from its goroutine.
+func (a *identityAgent) report(e workload.Event) {
+	ctx := context.Background()
+	switch e.Kind {
+	case workload.Updated:
+		select {
+		case a.updated <- struct{}{}:
+		default: // it will be looked at
+		}
+	case workload.Refused:
+		a.log.LogAttrs(ctx, slog.LevelError, "the new identity is not used, the last one stays", slog.Any("error", e.Err))
+	case workload.BundleRefused:
+		a.log.LogAttrs(ctx, slog.LevelError, "the new bundle of another trust domain is not used, its last one stays if there is one", slog.Any("error", e.Err))
+	case workload.AgentLost:
+		a.log.LogAttrs(ctx, slog.LevelWarn, "the Workload API is gone, the last identity stays", slog.Any("error", e.Err))
+	case workload.AgentBack:
+		a.log.LogAttrs(ctx, slog.LevelInfo, "the Workload API is back")
+	}
+}

@@ -1,0 +1,117 @@
+package process
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/identity/authority"
+)
+
+// TestAHalfWrittenBundleIsNotBelieved writes a bundle in place, one authority
+// after the other, with a reading in between.
+func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
+	ca, second := newTestAuthority(t), newTestAuthority(t)
+	svid, err := ca.Mint(authority.Options{ID: spiffeid.RequireFromString("spiffe://td.example/gateway")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := append(ca.Bundle(), second.Bundle()...)
+	for _, kind := range []string{"directory", "files"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := svid.WriteDir(dir, both); err != nil {
+				t.Fatal(err)
+			}
+			bundle := filepath.Join(dir, "bundle.pem")
+			cfg := identity.FileConfig{Dir: dir}
+			if kind == "files" {
+				cfg = identity.FileConfig{Certificate: dir + "/svid.pem", Key: dir + "/svid_key.pem", Bundle: bundle}
+			}
+			f, err := openIdentityFiles(cfg, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes, last := 0, f.Snapshot()
+			f.changed = func(context.Context) { // as the gateway does
+				if now := f.Snapshot(); now != last {
+					changes, last = changes+1, now
+				}
+			}
+			write := func(data []byte) {
+				if err := os.WriteFile(bundle, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			reads := func(what string, done bool, want int) {
+				if got := f.reload(t.Context(), false); got != done || changes != want {
+					t.Errorf("%s: done %v with %d changes, want %v with %d", what, got, changes, done, want)
+				}
+			}
+			reads("the first reading", false, 0)
+			reads("the same", true, 0)
+			write(ca.Bundle())
+			reads("half of it", false, 0)
+			write(both)
+			reads("the whole", false, 0)
+			reads("the whole again", true, 0)
+			write(ca.Bundle())
+			reads("an authority less", false, 0)
+			reads("an authority less, again", true, 1)
+			write(both)
+			if !f.reload(t.Context(), true) || changes != 2 {
+				t.Errorf("what a rename put there is not believed at once: %d changes", changes)
+			}
+			write(nil)
+			reads("an empty bundle", false, 2)
+			reads("an empty bundle, again", true, 2)
+		})
+	}
+}
+
+func TestIdentityPaths(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		config identity.FileConfig
+		want   []string
+	}{
+		{"a directory", identity.FileConfig{Dir: "d"}, []string{"d"}},
+		{"files", identity.FileConfig{Certificate: "c", Key: "k", Bundle: "b"}, []string{"c", "k", "b"}},
+		{"more bundles", identity.FileConfig{Dir: "d", Bundles: map[string]string{"y": "2", "x": "1"}}, []string{"1", "2", "d"}},
+	} {
+		if diff := cmp.Diff(row.want, identityPaths(row.config)); diff != "" {
+			t.Errorf("%s:\n%s", row.name, diff)
+		}
+	}
+}
+
+func TestNamesThatAreWatched(t *testing.T) {
+	for _, row := range []struct {
+		name             string
+		policy, identity bool
+	}{
+		{"policy.yaml", true, false},
+		{"policy.yml", true, false}, // is refused, which must be seen
+		{"policy.YAML", true, false},
+		{".policy.yaml", false, false},
+		{"policy.yaml~", false, false},
+		{"records.jsonl", false, false},
+		{"..data", false, false}, // is watched because the files lead through it
+		{"svid.pem", false, true},
+		{"tls.crt", false, true},
+		{"tls.key", false, true},
+	} {
+		if got := isPolicyFile(row.name); got != row.policy {
+			t.Errorf("%s is policy: %v", row.name, got)
+		}
+		if got := isIdentityFile(row.name); got != row.identity {
+			t.Errorf("%s is identity: %v", row.name, got)
+		}
+	}
+}

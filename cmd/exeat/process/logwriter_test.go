@@ -1,0 +1,63 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestTheLogWaitsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, pipe := io.Pipe() // it is full from the first byte on
+		w := NewLogWriter(pipe)
+		for range maxLogLines + 1 { // one is on its way
+			_, _ = io.WriteString(w, "line\n")
+			synctest.Wait()
+		}
+		if since, err := w.Failing(); err != nil || !since.IsZero() {
+			t.Errorf("before a line is lost: %v since %v", err, since)
+		}
+		_, _ = io.WriteString(w, "line\n")
+		if since, err := w.Failing(); !errors.Is(err, errLogFull) || !since.Equal(time.Now()) {
+			t.Errorf("when a line is lost: %v since %v", err, since)
+		}
+		began := time.Now()
+		w.Close()
+		if waited := time.Since(began); waited != flushTimeout {
+			t.Errorf("the end waited %v for a log that nobody reads, want %v", waited, flushTimeout)
+		}
+		lines := make(chan int)
+		go func() {
+			all, _ := io.ReadAll(r)
+			lines <- bytes.Count(all, []byte("line\n"))
+		}()
+		<-w.done
+		if since, err := w.Failing(); err != nil || !since.IsZero() {
+			t.Errorf("when somebody reads again: %v since %v", err, since)
+		}
+		_ = pipe.Close()
+		if n := <-lines; n != maxLogLines+1 {
+			t.Errorf("%d lines were written, want %d", n, maxLogLines+1)
+		}
+	})
+}
+
+func TestALogThatFailsSaysSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, pipe := io.Pipe()
+		_ = r.CloseWithError(io.ErrClosedPipe)
+		w := NewLogWriter(pipe)
+		began := time.Now()
+		for range 2 {
+			_, _ = io.WriteString(w, "line\n")
+			time.Sleep(time.Second) // of the bubble
+		}
+		if since, err := w.Failing(); !errors.Is(err, io.ErrClosedPipe) || !since.Equal(began) {
+			t.Errorf("got %v since %v, want it since %v", err, since, began)
+		}
+		w.Close()
+	})
+}

@@ -1,0 +1,55 @@
+package process
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+)
+
+func TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage(t *testing.T) {
+	const mib = 1 << 20
+	for name, test := range map[string]struct {
+		looks []usage
+		want  bool // at the last look
+	}{
+		"quiet, with garbage":                    {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}}, true},
+		"quiet, but not for long":                {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}}, false},
+		"busy in between":                        {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}, {91 * mib, 61 * mib, 32 * mib}, {91 * mib, 61 * mib, 32 * mib}}, false},
+		"a little is allocated all the time":     {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90*mib + 1000, 60 * mib, 32 * mib}, {90*mib + 2000, 60 * mib, 32 * mib}}, true},
+		"too little garbage at all":              {[]usage{{90 * mib, 5 * mib, 2 * mib}, {90 * mib, 5 * mib, 2 * mib}, {90 * mib, 5 * mib, 2 * mib}}, false},
+		"too little beside what is live":         {[]usage{{90 * mib, 840 * mib, 800 * mib}, {90 * mib, 840 * mib, 800 * mib}, {90 * mib, 840 * mib, 800 * mib}}, false},
+		"nothing since the last collection":      {[]usage{{90 * mib, 32 * mib, 32 * mib}, {90 * mib, 32 * mib, 32 * mib}, {90 * mib, 32 * mib, 32 * mib}}, false},
+		"less than what was live, which is gone": {[]usage{{90 * mib, 3 * mib, 32 * mib}, {90 * mib, 3 * mib, 32 * mib}, {90 * mib, 3 * mib, 32 * mib}}, false},
+	} {
+		var r rest
+		var got bool
+		for _, u := range test.looks {
+			got = r.due(u)
+		}
+		if got != test.want {
+			t.Errorf("%s: got %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+func TestGiveBackSeesTheGarbageOfThisProcess(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection in between would count the garbage as live
+	runtime.GC()
+	garbage := make([][]byte, 64)
+	for i := range garbage {
+		garbage[i] = make([]byte, 1<<20)
+	}
+	runtime.KeepAlive(garbage)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	collected := false
+	giveBack(ctx, func() {
+		collected = true
+		cancel()
+	})
+	if !collected {
+		t.Error("nothing was collected in a minute")
+	}
+}

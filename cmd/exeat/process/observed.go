@@ -1,0 +1,65 @@
+package process
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// metricsOf is what a gateway tells of that has no record.
+func metricsOf(i *telemetry.Instruments) gateway.Metrics {
+	return gateway.Metrics{
+		Handshaken: i.Handshake,
+		Loaded:     func(l gateway.Load) { i.Reload(string(l)) },
+		Enforced: func(e live.Enforcement) {
+			if !e.Held {
+				i.Enforced(e.Took)
+			}
+		},
+	}
+}
+
+// observe registers what metrics read.
+func (p *Process) observe() error {
+	observed := telemetry.Observed{
+		Tunnels: p.gateway.Registry().Tunnels,
+		Records: func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
+		Policy: func() (telemetry.Policy, bool) {
+			s := p.gateway.State()
+			if s == nil || s.Policy == nil {
+				return telemetry.Policy{}, false
+			}
+			return telemetry.Policy{Version: s.Policy.Version(), Generation: s.Generation, Since: s.Loaded}, true
+		},
+	}
+	if p.gateway.AnswersQueries() {
+		observed.Unanswered = func() telemetry.Unanswered {
+			s := p.gateway.Stats().DNS
+			return telemetry.Unanswered{NoQuery: s.Ignored, OverLimit: s.Shed}
+		}
+	}
+	if own := p.sources.identity; own != nil {
+		observed.Expiry = func() time.Time { return own.Snapshot().NotAfter() }
+	}
+	if err := p.telemetry.Observe(observed); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	return nil
+}
+
+// notes says what is wrong with the log, which is no reason to send connections
+// elsewhere.
+func (p *Process) notes() []string {
+	if p.opts.LogFailing == nil {
+		return nil
+	}
+	since, err := p.opts.LogFailing()
+	if err == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("log: lines are lost since %s: %v", since.UTC().Format(time.RFC3339), err)}
+}

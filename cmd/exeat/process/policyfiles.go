@@ -1,0 +1,109 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/watch"
+)
+
+// policyFiles are the policy and the quarantine list, in files.
+type policyFiles struct {
+	paths    []string
+	loader   *policyfile.Loader
+	first    live.Change
+	watching *watching
+	log      *slog.Logger
+	loaded   func(context.Context, live.Change, error) // set by Follow
+}
+
+// openPolicyFiles loads the policy for the first time, where every error is one of
+// the start but that of an empty directory: then everything is denied as
+// policy-unavailable. own is the gateway's trust domain, which a policy for everyone
+// is for unless it names others; zero is none.
+func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, own spiffeid.TrustDomain, log *slog.Logger) (*policyFiles, error) {
+	f := &policyFiles{paths: paths, log: log, loader: policyfile.NewLoader(policyfile.Options{TrustDomain: own}, paths...)}
+	loaded, err := f.settle(ctx)
+	switch {
+	case errors.Is(err, policyfile.ErrEmpty):
+		log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
+		f.first = live.Change{Quarantine: loaded.Quarantine}
+	case err != nil:
+		return nil, err
+	default:
+		f.first = live.Change{Policy: loaded.Policy, Quarantine: loaded.Quarantine}
+	}
+	f.watching = newWatching(log, watch.Config{Paths: paths, Inside: isPolicyFile, Poll: poll, Changed: f.reload})
+	return f, nil
+}
+
+// settle reads the files until they stay as they are: somebody may be writing
+// them just now. A writer that keeps one open is waited for, as the watcher does.
+func (f *policyFiles) settle(ctx context.Context) (loaded policyfile.Loaded, err error) {
+	patience := time.Now().Add(watch.MaxWriting)
+	for told := false; ; {
+		file := watch.Writing(f.paths, isPolicyFile)
+		if file == "" || time.Now().After(patience) {
+			if loaded, err = f.loader.Load(false); loaded.Settled {
+				return loaded, err
+			}
+		} else if !told {
+			told = true
+			f.log.LogAttrs(ctx, slog.LevelWarn, "a policy file is open for writing: its writer is waited for",
+				slog.String("file", file), slog.Duration("at_most", watch.MaxWriting))
+		}
+		if err := pause(ctx, watch.DefaultQuiet); err != nil {
+			return policyfile.Loaded{}, err
+		}
+	}
+}
+
+// Loaded implements gateway.PolicySource.
+func (f *policyFiles) Loaded() live.Change { return f.first }
+
+// Follow implements gateway.PolicySource.
+func (f *policyFiles) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
+	f.loaded = loaded
+	f.watching.run(ctx, again)
+}
+
+// reload reads the files again; see watch.Config.Changed.
+func (f *policyFiles) reload(ctx context.Context, settled bool) (done bool) {
+	loaded, err := f.loader.Load(settled)
+	if !loaded.Settled {
+		return false
+	}
+	change := live.Change{Policy: loaded.Policy, SameRules: !loaded.PolicyChanged}
+	if loaded.QuarantineChanged {
+		change.Quarantine = loaded.Quarantine
+	}
+	f.loaded(ctx, change, err)
+	return true
+}
+
+// isPolicyFile reports whether a name in a policy directory is read, or refused
+// for looking as if it were; see policyfile.Read.
+func isPolicyFile(name string) bool {
+	ext := strings.ToLower(filepath.Ext(name))
+	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".")
+}
+
+// pause waits, or returns why it did not.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

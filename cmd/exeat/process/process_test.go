@@ -1,0 +1,215 @@
+package process
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// forEverybody is a policy for the trust domain of the gateway.
+const forEverybody = "version: 1\neveryone: {unlisted: true, allow: [{host: api.example}]}\n"
+
+// full is a configuration that reads from everything but the Workload API, and
+// writes to a file.
+func full(t *testing.T) config.Config {
+	t.Helper()
+	ca, dir := newTestAuthority(t), t.TempDir()
+	mint(t, ca, filepath.Join(dir, "own"))
+	mint(t, ca, filepath.Join(dir, "web"), "web.example")
+	cfg := configured(t, write(t, "policy.yaml", goodPolicy))
+	cfg.Identity = &identity.FileConfig{Dir: filepath.Join(dir, "own")}
+	cfg.Listeners = append(cfg.Listeners, config.Listener{
+		Listener:       gateway.Listener{Name: "web", Address: "127.0.0.1:0"},
+		WebCertificate: filepath.Join(dir, "web", "svid.pem"), WebKey: filepath.Join(dir, "web", "svid_key.pem"),
+	})
+	cfg.Gateway.Admin.Address = "127.0.0.1:0"
+	cfg.Records = []config.RecordSink{{Name: "records", File: filepath.Join(dir, "records.jsonl")}}
+	return cfg
+}
+
+// TestWhatDoesNotOpen is an error, after which nothing is open: what fails comes
+// after something else was opened.
+func TestWhatDoesNotOpen(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	for _, row := range []struct {
+		name   string
+		change func(*config.Config, *Options)
+		want   string // in the error
+		checks bool   // Check, which opens nothing, finds nothing wrong
+	}{
+		{"no identity", func(c *config.Config, _ *Options) { c.Identity.Dir += "-not" }, "identity: ", false},
+		{"no policy", func(c *config.Config, _ *Options) { c.Policy[0] += "-not" }, "no such file", false},
+		{"a policy for everybody, where nobody knows of which trust domain", func(c *config.Config, _ *Options) {
+			c.Policy, c.Identity, c.Listeners = []string{write(t, "policy.yaml", forEverybody)}, nil, c.Listeners[:1]
+		}, "trust_domains", false},
+		{"no web certificate", func(c *config.Config, _ *Options) { c.Listeners[1].WebKey += "-not" }, "listener web: ", false},
+		{"telemetry that is none", func(_ *config.Config, o *Options) {
+			t.Setenv("OTEL_TRACES_EXPORTER", "pigeon")
+			o.Getenv = os.Getenv
+		}, "the trace exporter", true},
+		{"a record file that is a directory", func(c *config.Config, _ *Options) { c.Records[0].File = t.TempDir() }, "records: sink records: ", true},
+		{"name servers that are none", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false},
+		{"an address that is taken", func(c *config.Config, _ *Options) { c.Listeners[1].Address = taken.Addr().String() }, "is taken", true},
+		{"an admin address that is taken", func(c *config.Config, _ *Options) { c.Gateway.Admin.Address = taken.Addr().String() }, "admin: ", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg, opts := full(t), options()
+			row.change(&cfg, &opts)
+			if p, err := Open(t.Context(), cfg, opts); err == nil || p != nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("Open returned %v, %v; want an error with %q", p, err, row.want)
+			}
+			if conn, err := net.Dial("unix", strings.TrimPrefix(cfg.Listeners[0].Address, "unix:")); err == nil {
+				_ = conn.Close()
+				t.Error("a listener is open")
+			}
+			if _, err := Check(t.Context(), cfg, opts); (err == nil) != row.checks {
+				t.Errorf("Check returned %v", err)
+			}
+		})
+	}
+}
+
+// TestCheckOpensNothing, not even the file of records, and says what would come
+// into force.
+func TestCheckOpensNothing(t *testing.T) {
+	cfg := full(t)
+	got, err := Check(t.Context(), cfg, options())
+	if err != nil || got.Version == "" || len(got.Warnings) > 0 {
+		t.Errorf("checked: %+v, %v", got, err)
+	}
+	if _, err := os.Stat(cfg.Records[0].File); !os.IsNotExist(err) {
+		t.Errorf("the file of records: %v", err)
+	}
+	cfg.Listeners[0].ID = spiffeid.RequireFromString("spiffe://td.example/stranger")
+	if got, err := Check(t.Context(), cfg, options()); err != nil || len(got.Warnings) != 1 {
+		t.Errorf("checked with a stranger: %+v, %v", got, err)
+	}
+	cfg.Policy = []string{write(t, "policy.yaml", forEverybody)}
+	if got, err := Check(t.Context(), cfg, options()); err != nil || got.Version == "" || len(got.Warnings) > 0 {
+		t.Errorf("checked with a policy for everybody: %+v, %v", got, err)
+	}
+	cfg.Policy = []string{t.TempDir()}
+	if got, err := Check(t.Context(), cfg, options()); err != nil || got.Version != "" || len(got.Warnings) > 0 {
+		t.Errorf("checked without a policy: %+v, %v", got, err)
+	}
+}
+
+// TestServe serves what Open has opened, follows it, and ends with everything
+// closed and every record written.
+func TestServe(t *testing.T) {
+	cfg := full(t)
+	p, err := Open(t.Context(), cfg, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, l := range p.Listening() {
+		names = append(names, l.Name)
+	}
+	if diff := cmp.Diff([]string{"own", "web", "admin"}, names); diff != "" {
+		t.Errorf("listening (-want +got):\n%s", diff)
+	}
+	stop := serve(t, p, nil)
+	generation := func() uint64 {
+		if s := p.gateway.State(); s != nil {
+			return s.Generation
+		}
+		return 0
+	}
+	eventually(t, "a policy is in force", func() bool { return generation() == 1 })
+	replace(t, cfg.Policy[0], goodPolicy+"      - host: more.example\n")
+	eventually(t, "another policy is in force", func() bool { return generation() == 2 })
+	mint(t, newTestAuthority(t), cfg.Identity.Dir)
+	eventually(t, "another authority is trusted", func() bool { return generation() == 3 })
+	stop()
+	for _, l := range p.Listening() {
+		if conn, err := net.Dial(l.Addr.Network(), l.Addr.String()); err == nil {
+			_ = conn.Close()
+			t.Errorf("%s is open", l.Name)
+		}
+	}
+	text, err := os.ReadFile(cfg.Records[0].File)
+	for event, want := range map[string]int{"policy.reload": 3, "identity.rotate": 1} {
+		if got := bytes.Count(text, []byte(`"event":"`+event+`"`)); got != want {
+			t.Errorf("%d records of %s, %v; want %d:\n%s", got, event, err, want, text)
+		}
+	}
+}
+
+// lines is an output that a test reads while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+// has reports whether something was written.
+func (l *lines) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Contains(l.text, []byte(text))
+}
+
+// TestAHangupPutsInForceWhatIsHeld: a policy that would close the only tunnel.
+func TestAHangupPutsInForceWhatIsHeld(t *testing.T) {
+	cfg, opts := configured(t, write(t, "policy.yaml", goodPolicy)), options()
+	cfg.Gateway.MaxRevoke = 0.3
+	var records lines
+	opts.Stdout = &records
+	p, err := Open(t.Context(), cfg, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangup := make(chan os.Signal)
+	serve(t, p, hangup)
+	eventually(t, "a policy is in force", func() bool { return p.gateway.State() != nil })
+	dest, err := allowlist.ParseDestination("api.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ended atomic.Bool
+	open := &live.Entry{
+		Decided: live.Decided{Request: allowlist.Request{ID: cfg.Listeners[0].ID, Source: allowlist.SourceListener, Dest: dest}},
+	}
+	open.End = func(tunnel.Reason, allowlist.Reason) {
+		p.gateway.Registry().Remove(open)
+		ended.Store(true)
+	}
+	p.gateway.Registry().Add(open)
+	before := p.gateway.State()
+	replace(t, cfg.Policy[0], strings.ReplaceAll(goodPolicy, "api.example", "other.example"))
+	eventually(t, "the policy is held", func() bool { return records.has("held: would close 1 of 1 tunnels") })
+	if p.gateway.State() != before || ended.Load() {
+		t.Error("a policy that is held is in force")
+	}
+	hangup <- syscall.SIGHUP
+	eventually(t, "the policy is in force", func() bool { return p.gateway.State() != before })
+	eventually(t, "the tunnel has ended", ended.Load)
+}

@@ -1,0 +1,153 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/audit/ecs"
+	"github.com/exeat-dev/exeat/proxy/audit/file"
+	"github.com/exeat-dev/exeat/proxy/audit/native"
+	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// sinks are where records go.
+type sinks struct {
+	recorder *audit.Recorder // nil until all of them are open
+	files    []*file.File
+}
+
+// open makes the sinks of the configuration and the recorder that writes to them.
+// What it has opened is for close, also after an error.
+func (s *sinks) open(ctx context.Context, cfg *config.Config, opts Options, tel *telemetry.Telemetry) error {
+	all, err := s.openAll(ctx, cfg.Records, opts, tel)
+	if err != nil {
+		return err
+	}
+	s.recorder, err = audit.New(ctx, audit.Config{
+		Sinks: all, Tracer: tel.Tracer(), Measure: tel.Instruments().Measure, Required: cfg.RecordsRequired, Collapse: cfg.Collapse,
+		SinkError: sinkError(opts.Log),
+	})
+	return err
+}
+
+func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opts Options, tel *telemetry.Telemetry) ([]audit.SinkConfig, error) {
+	var all []audit.SinkConfig
+	for _, rs := range configured {
+		sink := audit.SinkConfig{Name: rs.Name}
+		if rs.Only == config.Denials {
+			sink.Keep = denials
+		}
+		switch {
+		case rs.OTLP:
+			logs, err := tel.LogSink(ctx)
+			if errors.Is(err, telemetry.ErrDisabled) && othersKeep(configured, rs) {
+				opts.Log.WarnContext(ctx, "a sink is left out", slog.String("sink", rs.Name), slog.Any("cause", err))
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
+			}
+			sink.Sink = logs
+		case rs.File == "":
+			sink.Sink = audit.NewLines(opts.Stdout, renderer(rs.Format))
+		default:
+			f, err := file.Open(file.Config{Path: rs.File, Rotate: rs.Rotate, Failed: recordFileStays(opts.Log, rs.Name)})
+			if err != nil {
+				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
+			}
+			s.files = append(s.files, f)
+			sink.Sink = audit.NewLines(f, renderer(rs.Format))
+		}
+		all = append(all, sink)
+	}
+	return all, nil
+}
+
+// sinkError logs that a sink fails, or no longer does.
+func sinkError(log *slog.Logger) func(sink string, err error) {
+	return func(sink string, err error) {
+		if err != nil {
+			log.Error("records cannot be written; they are counted as lost", slog.String("sink", sink), slog.Any("error", err))
+			return
+		}
+		log.Info("records can be written again", slog.String("sink", sink))
+	}
+}
+
+// recordFileStays logs that a record file could not be opened again or rotated.
+func recordFileStays(log *slog.Logger, sink string) func(error) {
+	return func(err error) {
+		log.Error("the old record file stays open", slog.String("sink", sink), slog.Any("error", err))
+	}
+}
+
+// othersKeep reports whether a sink can be left out: if another one takes at
+// least as much.
+func othersKeep(all []config.RecordSink, sink config.RecordSink) bool {
+	return slices.ContainsFunc(all, func(other config.RecordSink) bool {
+		return !other.OTLP && (other.Only == config.Everything || other.Only == sink.Only)
+	})
+}
+
+// reopen has every record file opened again before the next write.
+func (s *sinks) reopen() {
+	for _, f := range s.files {
+		f.Reopen()
+	}
+}
+
+// close ends the recorder, once it has written what waits, and then the files.
+func (s *sinks) close(ctx context.Context, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if s.recorder != nil {
+		if err := s.recorder.Close(ctx); err != nil {
+			log.ErrorContext(ctx, "records were still waiting to be written", slog.Any("error", err))
+			return // somebody may be writing to a file, for ever
+		}
+	}
+	for _, f := range s.files {
+		if err := f.Close(); err != nil {
+			log.ErrorContext(ctx, "closing a record file", slog.Any("error", err))
+		}
+	}
+}
+
+// denials is what "only: denials" keeps: decisions that are not allowed (an
+// observed one would not be), requests and tunnels that a later state ended,
+// failed handshakes, and what stands for many of these. What was cut off for
+// another reason was allowed and stays so.
+func denials(r *audit.Record) bool {
+	switch r.Event {
+	case audit.EventDecision:
+		if r.Reason == allowlist.CutOff {
+			return r.Detail == tunnel.Revoked.String() || r.Detail == tunnel.Quarantined.String()
+		}
+		return r.Verdict != allowlist.Allow
+	case audit.EventTunnelClose:
+		return r.Reason != allowlist.NoReason
+	case audit.EventHandshake, audit.EventSummary, audit.EventCollapsed:
+		return true
+	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
+	}
+	return false
+}
+
+func renderer(f config.Format) audit.Render {
+	switch f {
+	case config.OCSF:
+		return ocsf.Render
+	case config.ECS:
+		return ecs.Render
+	case config.Native:
+	}
+	return native.Render
+}

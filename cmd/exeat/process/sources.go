@@ -1,0 +1,132 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/watch"
+)
+
+// sources are what a gateway reads and follows.
+type sources struct {
+	log      *slog.Logger
+	identity gateway.IdentitySource // nil without an identity
+	agent    *identityAgent         // the same, if it comes from the Workload API
+	webs     []*webCertificate
+	files    []*watching // all of them
+}
+
+// webCertificate is what a listener presents instead of the SVID.
+type webCertificate struct {
+	*identity.WebCertificate
+
+	watching *watching
+	again    chan struct{}
+}
+
+// open reads identity, policy and certificates for the first time and gives them
+// to the configuration of a gateway. What it has opened is for close, also after
+// an error.
+func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
+	s.log = to.Log
+	if err := s.openIdentity(ctx, cfg, to); err != nil {
+		return err
+	}
+	s.identity = to.Identity
+	var own spiffeid.TrustDomain
+	if to.Identity != nil {
+		own = to.Identity.Snapshot().TrustDomain()
+	}
+	policy, err := openPolicyFiles(ctx, cfg.Policy, cfg.PolicyPoll, own, s.log)
+	if err != nil {
+		return err
+	}
+	to.Policy, s.files = policy, append(s.files, policy.watching)
+	for _, l := range cfg.Listeners {
+		if l.WebCertificate != "" {
+			if l.Web, err = s.openWeb(l.WebCertificate, l.WebKey); err != nil {
+				return fmt.Errorf("listener %s: %w", l.Name, err)
+			}
+		}
+		to.Listeners = append(to.Listeners, l.Listener)
+	}
+	return nil
+}
+
+// openIdentity opens the source that the configuration names, if it names one.
+func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
+	switch {
+	case cfg.WorkloadAPI != "":
+		agent, err := openIdentityAgent(ctx, cfg.WorkloadAPI, s.log)
+		if err != nil {
+			return err
+		}
+		s.agent, to.Identity = agent, agent
+	case cfg.Identity != nil:
+		files, err := openIdentityFiles(*cfg.Identity, s.log)
+		if err != nil {
+			return err
+		}
+		to.Identity, s.files = files, append(s.files, files.watching)
+	}
+	return nil
+}
+
+// openWeb reads a web certificate, which is then followed.
+func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, error) {
+	loaded, err := identity.LoadWebCertificate(certificate, key)
+	if err != nil {
+		return nil, err
+	}
+	web := &webCertificate{WebCertificate: loaded, again: make(chan struct{}, 1)}
+	files := &followed{files: loaded, what: "web certificate", log: s.log}
+	web.watching = newWatching(s.log, watch.Config{Paths: []string{certificate, key}, Changed: files.reload})
+	s.webs, s.files = append(s.webs, web), append(s.files, web.watching)
+	return loaded, nil
+}
+
+// watch begins to watch every file, for those who follow them.
+func (s *sources) watch() error {
+	for _, w := range s.files {
+		if err := w.open(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// followWebs follows the web certificates until ctx is done.
+func (s *sources) followWebs(ctx context.Context) {
+	var following sync.WaitGroup
+	for _, web := range s.webs {
+		following.Go(func() { web.watching.run(ctx, web.again) })
+	}
+	following.Wait()
+}
+
+// readWebsAgain has every web certificate read again.
+func (s *sources) readWebsAgain() {
+	for _, web := range s.webs {
+		select {
+		case web.again <- struct{}{}:
+		default: // it will be read
+		}
+	}
+}
+
+// close ends what open began.
+func (s *sources) close() {
+	if s.agent != nil {
+		s.agent.Close()
+	}
+	for _, w := range s.files {
+		w.close()
+	}
+}

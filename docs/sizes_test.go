@@ -1,0 +1,161 @@
+package docs
+
+import (
+	"bytes"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The bounds of what is shipped: what is larger is hard to explain.
+const (
+	maxMethods   = 15   // of a type
+	maxMainLines = 1600 // of package main, which has fewer
+)
+
+// large are the types that may have more methods, and why.
+func large() map[string]string {
+	return map[string]string{
+		"allowlist.Policy":          "every question that a policy answers is a method of it",
+		"allowlist/strictyaml.Node": "it has a method for each kind of value that a file may hold",
+		"proxy/tunnel.Tunnel":       "both directions, the timer and Close share one state, which is small since there are many tunnels",
+	}
+}
+
+// TestTypesAreSmall counts the methods of every type that is shipped.
+func TestTypesAreSmall(t *testing.T) {
+	counts := map[string]int{}
+	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
+		err := filepath.WalkDir(filepath.Join("..", root), func(name string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+			if err != nil {
+				return err
+			}
+			countMethods(counts, strings.TrimPrefix(filepath.ToSlash(filepath.Dir(name)), "../"), file)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(counts) < 100 {
+		t.Errorf("found only %d types with methods", len(counts))
+	}
+	for _, complaint := range tooLarge(counts, large()) {
+		t.Error(complaint)
+	}
+}
+
+// countMethods adds the methods in a file to those of their types, by the name of
+// the type behind that of the room.
+func countMethods(counts map[string]int, room string, file *ast.File) {
+	for _, decl := range file.Decls {
+		if f, ok := decl.(*ast.FuncDecl); ok && f.Recv != nil {
+			counts[room+"."+receiver(f.Recv.List[0].Type)]++
+		}
+	}
+}
+
+// receiver returns the name of the type of a receiver, which may be a pointer and
+// may have type parameters.
+func receiver(expr ast.Expr) string {
+	for {
+		switch e := expr.(type) {
+		case *ast.ParenExpr:
+			expr = e.X
+		case *ast.StarExpr:
+			expr = e.X
+		case *ast.IndexExpr:
+			expr = e.X
+		case *ast.IndexListExpr:
+			expr = e.X
+		case *ast.Ident:
+			return e.Name
+		default:
+			return fmt.Sprintf("%T", e)
+		}
+	}
+}
+
+// tooLarge says which types have more methods than they may, and which of the
+// exceptions is none.
+func tooLarge(counts map[string]int, exceptions map[string]string) []string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[name]; n > maxMethods && exceptions[name] == "" {
+			all = append(all, fmt.Sprintf("%s has %d methods, more than %d: give state that belongs together a type of its own", name, n, maxMethods))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(exceptions)) {
+		if n := counts[name]; n <= maxMethods {
+			all = append(all, fmt.Sprintf("%s has %d methods and needs no exception: the list is out of date", name, n))
+		}
+	}
+	return all
+}
+
+// TestLargeTypesAreFound plants some.
+func TestLargeTypesAreFound(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("package p\n")
+	for recv, n := range map[string]int{
+		"small": maxMethods, "*large": maxMethods + 1, "*generic[K]": maxMethods + 1, "twice[K, V]": maxMethods + 1, "*known": maxMethods + 1,
+	} {
+		for i := range n {
+			fmt.Fprintf(&text, "func (r %s) m%d() {}\n", recv, i)
+		}
+	}
+	text.WriteString("func free() {}\nfunc (small *large) one() {}\n")
+	file, err := parser.ParseFile(token.NewFileSet(), "p.go", text.String(), parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]int{}
+	countMethods(counts, "a/p", file)
+	var named []string
+	for _, complaint := range tooLarge(counts, map[string]string{"a/p.known": "for a test", "a/p.small": "for a test", "a/p.gone": "for a test"}) {
+		name, _, _ := strings.Cut(complaint, ",")
+		name, _, _ = strings.Cut(name, " and needs")
+		named = append(named, name)
+	}
+	want := []string{
+		"a/p.generic has 16 methods", "a/p.large has 17 methods", "a/p.twice has 16 methods",
+		"a/p.gone has 0 methods", "a/p.small has 15 methods",
+	}
+	if !slices.Equal(named, want) {
+		t.Errorf("got %q, want %q", named, want)
+	}
+}
+
+// TestMainIsSmall counts the lines of package main without its tests.
+func TestMainIsSmall(t *testing.T) {
+	files, err := filepath.Glob("../cmd/exeat/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines += bytes.Count(data, []byte("\n"))
+	}
+	if lines == 0 || lines >= maxMainLines {
+		t.Errorf("package main has %d lines, want 1 to %d: give what needs no flag a room of its own", lines, maxMainLines-1)
+	}
+}

@@ -1,0 +1,146 @@
+package front
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// parse makes the one canonical request of a head.
+func (c *h1) parse(h *head.Head) *Request {
+	r := &Request{Method: h.Method, Target: h.Target, Head: h, Client: c.conn.Conn}
+	if r.IsPlain() {
+		r.Reader = c.reader
+		r.Reason = r.parsePlain()
+	} else {
+		r.Reason = r.parseConnect()
+	}
+	return r
+}
+
+func (r *Request) parseConnect() allowlist.Reason {
+	h := r.Head
+	if h.Method != http.MethodConnect {
+		return allowlist.ConnectOnly
+	}
+	dest, err := allowlist.ParseDestination(h.Target)
+	if err != nil {
+		return r.malformed(err)
+	}
+	r.Asked.Dest = dest
+	if h.HasHost && !sameAuthority(h, dest) {
+		return allowlist.AuthorityMismatch
+	}
+	for range h.Values("Transfer-Encoding") { // what follows the head is tunnel data and has no framing
+		return allowlist.MalformedHeader
+	}
+	return allowlist.NoReason
+}
+
+// malformed returns the reason for a target that no parser takes.
+func (r *Request) malformed(err error) allowlist.Reason {
+	r.Detail = err.Error()
+	if errors.Is(err, allowlist.ErrPort) {
+		return allowlist.MalformedPort
+	}
+	return allowlist.MalformedTarget
+}
+
+// sameAuthority reports whether the Host field names the target: with the
+// same port or without one, and an address in the very same spelling.
+func sameAuthority(h *head.Head, dest allowlist.Destination) bool {
+	text := h.Host
+	if dest.Host.IsAddr() {
+		withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]
+		return text == h.Target || text == withoutPort
+	}
+	if strings.Contains(text, ":") {
+		got, err := allowlist.ParseDestination(text)
+		return err == nil && got == dest
+	}
+	got, err := allowlist.ParseHost(text)
+	return err == nil && got == dest.Host
+}
+
+// parsePlain finds out, besides, where a plain request ends. The Host field has
+// no say: the target names the origin (RFC 9112 section 3.2.2).
+func (r *Request) parsePlain() allowlist.Reason {
+	url, err := allowlist.ParseURL(r.Target)
+	if err != nil {
+		return r.malformed(err)
+	}
+	if url.NoPath && r.Method == http.MethodOptions {
+		url.Path = allowlist.Asterisk
+	}
+	r.URL = url
+	r.Asked = allowlist.Request{Dest: url.Dest, Method: r.Method, Path: url.Path}
+	if r.Body, err = r.Head.Body(); err != nil {
+		r.Detail = err.Error()
+		return allowlist.MalformedHeader
+	}
+	forwards, bounded, err := r.Head.MaxForwards()
+	if err != nil {
+		r.Detail = err.Error()
+		return allowlist.MalformedHeader
+	}
+	r.StopsHere = bounded && forwards == 0
+	if r.Asked.Upgrade = r.wantsUpgrade(); url.WebSocket && r.Asked.Upgrade != allowlist.MustUpgrade {
+		r.Detail = "malformed target: a ws URL asks for an upgrade, which neither HTTP/1.0 nor a request with a body has"
+		return allowlist.MalformedTarget
+	}
+	return allowlist.NoReason
+}
+
+// wantsUpgrade notes which protocols the request asks for, and returns whether
+// it may or must become a tunnel (RFC 9110 section 7.8). A request of HTTP/1.0
+// does not ask, nor does one with a body: the field is left out of it, which a
+// proxy may do. A ws URL asks by itself.
+func (r *Request) wantsUpgrade() allowlist.Upgrade {
+	if r.Head.Minor == 0 || r.Body != 0 || !r.URL.WebSocket && !r.Head.Lists("Connection", "upgrade") {
+		return allowlist.NoUpgrade
+	}
+	protocols, demanded := upgrades(r.Head)
+	if r.URL.WebSocket && !demanded {
+		protocols, demanded = "websocket", true
+	}
+	r.Protocols = protocols
+	switch {
+	case demanded:
+		return allowlist.MustUpgrade
+	case protocols != "":
+		return allowlist.MayUpgrade
+	}
+	return allowlist.NoUpgrade
+}
+
+// upgrades returns those of the field Upgrade that may be asked of an origin, as
+// that field lists them, and "" if there is none. Demanded reports whether the
+// client can use no answer but the upgrade.
+//
+// Another form of HTTP is left out: under it, requests would go out that no
+// rule has decided. What is no protocol (RFC 9110 section 7.8) is left out, too.
+func upgrades(h *head.Head) (list string, demanded bool) {
+	var all []string
+	for v := range h.Values("Upgrade") {
+		for protocol := range strings.SplitSeq(v, ",") {
+			protocol = strings.Trim(protocol, " \t")
+			name, version, versioned := strings.Cut(protocol, "/")
+			if !head.IsToken(name) || versioned && !head.IsToken(version) || isHTTP(name) {
+				continue
+			}
+			all = append(all, protocol)
+			demanded = demanded || strings.EqualFold(name, "websocket") // RFC 6455 section 4.1: any answer but 101 fails
+		}
+	}
+	return strings.Join(all, ", "), demanded
+}
+
+// isHTTP reports whether a protocol carries HTTP requests: h2c, whose drafts
+// have names such as h2c-16, HTTP itself, and TLS with HTTP in it (RFC 2817).
+func isHTTP(name string) bool {
+	name = strings.ToLower(name)
+	return strings.HasPrefix(name, "h2") || name == "http" || name == "tls"
+}

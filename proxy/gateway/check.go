@@ -1,0 +1,79 @@
+package gateway
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// Checked is what a start would put in force.
+type Checked struct {
+	// Version of the policy; "" if there is none yet.
+	Version string
+	// Warnings are what is probably a mistake, in the order of the listeners.
+	Warnings []string
+}
+
+// Check looks at a configuration as New does, and opens nothing. It needs neither
+// resolver nor recorder.
+func Check(cfg Config) (Checked, error) {
+	if err := cfg.check(); err != nil {
+		return Checked{}, err
+	}
+	state, err := newInForce(&cfg, limit.NewBudgets(cfg.Limits))
+	if err != nil {
+		return Checked{}, err
+	}
+	d := doors{cfg: &cfg, verifier: state.verifier}
+	for _, l := range cfg.Listeners {
+		if _, err := d.config(l); err != nil {
+			return Checked{}, err
+		}
+	}
+	policy := cfg.Policy.Loaded().Policy
+	if policy == nil {
+		return Checked{}, nil
+	}
+	return Checked{Version: policy.Version(), Warnings: strangers(&cfg, policy)}, nil
+}
+
+// strangers says of which identities, named by listeners, the policy would
+// refuse whatever they ask for. Quarantine is no mistake.
+func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
+	for _, l := range cfg.Listeners {
+		ids, source := namedBy(cfg, l)
+		for _, id := range ids {
+			switch policy.Knows(id, source) { //nolint:exhaustive // the others are no mistakes of the configuration
+			case allowlist.IdentityUnknown:
+				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of the policy matches %s, so whatever it asks for is refused as %s", l.Name, id, allowlist.IdentityUnknown))
+			case allowlist.IdentitySourceNotAccepted:
+				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of %s accepts %s, so whatever it asks for is refused as %s", l.Name, id, source, allowlist.IdentitySourceNotAccepted))
+			}
+		}
+	}
+	return warnings
+}
+
+// namedBy returns the identities that a listener gives its callers, in order,
+// and how these are recorded as proved; none for a listener that asks for
+// certificates.
+func namedBy(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Source) {
+	switch l.Identity {
+	case Self:
+		return []spiffeid.ID{cfg.Identity.Snapshot().ID()}, allowlist.SourceListener
+	case Fixed:
+		return []spiffeid.ID{l.ID}, allowlist.SourceListener
+	case SourceMap:
+		ids := slices.Collect(maps.Values(l.Sources))
+		slices.SortFunc(ids, func(a, b spiffeid.ID) int { return strings.Compare(a.String(), b.String()) })
+		return slices.Compact(ids), allowlist.SourceMap
+	case MTLS:
+	}
+	return nil, allowlist.SourceNone
+}

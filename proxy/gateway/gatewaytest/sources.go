@@ -1,0 +1,98 @@
+// Package gatewaytest gives the tests of a gateway its sources: a policy and an
+// identity that change when the test says so, and not before the call has
+// returned that says it.
+package gatewaytest
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// Policy is a gateway.PolicySource.
+type Policy struct {
+	first     live.Change
+	following chan func(live.Change)
+}
+
+// NewPolicy returns a source that has loaded a policy and no quarantine list
+// beside it; nil is no policy.
+func NewPolicy(p *allowlist.Policy) *Policy {
+	s := &Policy{following: make(chan func(live.Change), 1)}
+	if p != nil {
+		s.first = Only(p)
+	}
+	return s
+}
+
+// Only is the load of a policy without a quarantine list beside it.
+func Only(p *allowlist.Policy) live.Change {
+	return live.Change{Policy: p, Quarantine: allowlist.NewQuarantineList(nil)}
+}
+
+// Loaded implements gateway.PolicySource.
+func (s *Policy) Loaded() live.Change { return s.first }
+
+// Follow implements gateway.PolicySource.
+func (s *Policy) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
+	s.following <- func(c live.Change) { loaded(ctx, c, nil) }
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+			loaded(ctx, live.Change{}, nil)
+		}
+	}
+}
+
+// Put loads a policy. When it returns the policy is in force, or held, and what it
+// forbids was told to end. The gateway must be served.
+func (s *Policy) Put(p *allowlist.Policy) {
+	loaded := <-s.following
+	loaded(Only(p))
+	s.following <- loaded
+}
+
+// Identity is a gateway.IdentitySource.
+type Identity struct {
+	snapshot  atomic.Pointer[identity.Snapshot]
+	following chan func()
+}
+
+// NewIdentity returns a source that has a snapshot.
+func NewIdentity(s *identity.Snapshot) *Identity {
+	i := &Identity{following: make(chan func(), 1)}
+	i.snapshot.Store(s)
+	return i
+}
+
+// Snapshot implements identity.Source.
+func (i *Identity) Snapshot() *identity.Snapshot { return i.snapshot.Load() }
+
+// Follow implements gateway.IdentitySource.
+func (i *Identity) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+	i.following <- func() { changed(ctx) }
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		}
+	}
+}
+
+// Set makes another snapshot the current one, without telling the gateway, which
+// asks for it at every handshake.
+func (i *Identity) Set(s *identity.Snapshot) { i.snapshot.Store(s) }
+
+// Tell tells the gateway of the current snapshot. When it returns, what rests on
+// an authority that has gone was told to end. The gateway must be served.
+func (i *Identity) Tell() {
+	changed := <-i.following
+	changed()
+	i.following <- changed
+}

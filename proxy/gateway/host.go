@@ -1,0 +1,61 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// lookAtAddresses is the time between looks at the host's addresses. One that
+// appears later is as much its own as one that was there at the start.
+const lookAtAddresses = 5 * time.Second
+
+// host is what the address check must know of this host.
+type host struct {
+	cfg   *Config
+	own   []netip.AddrPort // of all listeners
+	known []netip.Addr     // of the host, sorted
+}
+
+// look reads the host's addresses. If they have changed, it applies a classifier
+// that knows the new ones. It is not for concurrent use.
+func (h *host) look(ctx context.Context, apply func(context.Context, live.Change)) error {
+	now, err := h.cfg.HostAddresses()
+	if err != nil {
+		return err
+	}
+	now = slices.SortedFunc(slices.Values(now), netip.Addr.Compare)
+	if h.known != nil && slices.Equal(now, h.known) {
+		return nil
+	}
+	if h.known != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "the addresses of this host have changed", slog.Int("addresses", len(now)))
+	}
+	h.known = append([]netip.Addr{}, now...)
+	apply(ctx, live.Change{Classifier: allowlist.NewClassifier(allowlist.Local{
+		NAT64: h.cfg.NAT64, Listeners: h.own, Addresses: now,
+	})})
+	return nil
+}
+
+// follow looks until ctx is done, so that no tunnel reaches an address that is
+// new.
+func (h *host) follow(ctx context.Context, apply func(context.Context, live.Change)) {
+	ticker := time.NewTicker(lookAtAddresses)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := h.look(ctx, apply); err != nil {
+			h.cfg.Log.LogAttrs(ctx, slog.LevelError, "the addresses of this host are unknown, the last ones count", slog.Any("error", err))
+		}
+	}
+}

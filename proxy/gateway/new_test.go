@@ -1,0 +1,310 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+// resolver has everything that a listener for queries needs. It is not asked.
+func resolver() dns.Resolver {
+	return dns.Resolver{
+		Cached: new(resolve.Resolver).Cached, Lookup: new(resolve.Resolver).Lookup, Bind: new(resolve.Resolver).Bind,
+	}
+}
+
+// isServed reports whether somebody listens at an address.
+func isServed(network, address string) bool {
+	conn, err := net.Dial(network, address)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
+}
+
+// TestAPartThatIsMissing is an error, never an open door.
+func TestAPartThatIsMissing(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		without func(*Config)
+		checks  bool // Check does without it, too
+	}{
+		{"the policy source", func(c *Config) { c.Policy = nil }, false},
+		{"the log", func(c *Config) { c.Log = nil }, false},
+		{"the addresses of the host", func(c *Config) { c.HostAddresses = nil }, false},
+		{"listeners", func(c *Config) { c.Listeners = nil }, false},
+		{"the identity source, for certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
+		{"the identity source, for its own", func(c *Config) { c.Listeners[0].Identity = Self }, false},
+		{"the resolver", func(c *Config) { c.Resolver.Resolve = nil }, true},
+		{"the recorder", func(c *Config) { c.Recorder = nil }, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := &rig{policies: gatewaytest.NewPolicy(allowing("one"))}
+			cfg := r.config(t)
+			row.without(&cfg)
+			if g, err := New(t.Context(), cfg); err == nil || g != nil || !strings.HasPrefix(err.Error(), "gateway: ") {
+				t.Errorf("New returned %v, %v", g, err)
+			}
+			if got, err := Check(cfg); (err == nil) != row.checks || (got.Version == "one") != row.checks {
+				t.Errorf("Check returned %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestAfterAnErrorNothingIsOpen: what fails comes after the first listener was
+// opened.
+func TestAfterAnErrorNothingIsOpen(t *testing.T) {
+	errAddresses := errors.New("no addresses today")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	also := func(c *Config, l Listener) {
+		l.Name, l.Identity, l.ID = "second", Fixed, id("sidecar")
+		c.Listeners = append(c.Listeners, l)
+	}
+	for _, row := range []struct {
+		name   string
+		change func(*Config)
+		want   string // in the error
+	}{
+		{"a listener at an address that is taken", func(c *Config) { also(c, Listener{Address: taken.Addr().String()}) }, "is taken"},
+		{"the admin listener at one", func(c *Config) { c.Admin = Admin{Address: taken.Addr().String(), Metrics: http.NotFoundHandler()} }, "admin: "},
+		{"an admin listener without metrics", func(c *Config) { c.Admin.Address = "127.0.0.1:0" }, "admin: "},
+		{"a listener for queries without a resolver for them", func(c *Config) { also(c, Listener{Address: "127.0.0.1:0", Protocol: DNS}) }, "resolver"},
+		{"a listener for queries without a port", func(c *Config) {
+			also(c, Listener{Address: "unix:" + filepath.Join(t.TempDir(), "q"), Protocol: DNS})
+		}, "listener second: DNS needs an IP address"},
+		{"nobody knows the addresses of the host", func(c *Config) {
+			c.HostAddresses = func() ([]netip.Addr, error) { return nil, errAddresses }
+		}, errAddresses.Error()},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := &rig{policies: gatewaytest.NewPolicy(allowing("one"))}
+			cfg := r.config(t)
+			row.change(&cfg)
+			if g, err := New(t.Context(), cfg); err == nil || g != nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("New returned %v, %v; want an error with %q", g, err, row.want)
+			}
+			for _, l := range cfg.Listeners {
+				if path, ok := strings.CutPrefix(l.Address, "unix:"); ok && isServed("unix", path) {
+					t.Errorf("listener %s is open", l.Name)
+				}
+			}
+		})
+	}
+}
+
+// everyListener is one of each kind beside the first, and the admin listener.
+func everyListener(t *testing.T, c *Config) {
+	t.Helper()
+	c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))
+	c.Resolver.DNS = resolver()
+	c.Admin = Admin{Address: "127.0.0.1:0", Metrics: http.NotFoundHandler()}
+	c.Listeners = append(c.Listeners,
+		Listener{Name: "dns", Address: "127.0.0.1:0", Protocol: DNS, Identity: SourceMap, Sources: map[netip.Prefix]spiffeid.ID{
+			netip.MustParsePrefix("127.0.0.0/8"): id("mapped"),
+		}},
+		Listener{Name: "dot", Address: "127.0.0.1:0", Protocol: DoT},
+		Listener{Name: "doh", Address: "127.0.0.1:0", Protocol: DoH},
+		Listener{Name: "self", Address: "127.0.0.1:0", Identity: Self},
+		Listener{Name: "main", Address: "127.0.0.1:0"},
+	)
+}
+
+// open opens a gateway with every listener. A port that it is given for TCP may be
+// taken for UDP.
+func open(t *testing.T, cfg Config) *Gateway {
+	t.Helper()
+	for range 100 {
+		g, err := New(t.Context(), cfg)
+		if err == nil {
+			return g
+		}
+		if !strings.Contains(err.Error(), "is taken") {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free for both")
+	return nil
+}
+
+// TestListening names what is open, in the order of the configuration, and Close
+// closes it all, of a gateway that is not served.
+func TestListening(t *testing.T) {
+	r := &rig{policies: gatewaytest.NewPolicy(nil)}
+	cfg := r.config(t)
+	everyListener(t, &cfg)
+	g := open(t, cfg)
+	var names []string
+	listening := g.Listening()
+	for _, l := range listening {
+		names = append(names, l.Name)
+		if !isServed(l.Addr.Network(), l.Addr.String()) {
+			t.Errorf("nobody listens at %s", l.Addr)
+		}
+	}
+	if diff := cmp.Diff([]string{"own", "dns", "dot", "doh", "self", "main", "admin"}, names); diff != "" {
+		t.Errorf("listening (-want +got):\n%s", diff)
+	}
+	if !g.AnswersQueries() || g.State() != nil || g.Stats() != (Stats{}) {
+		t.Errorf("answers queries: %v, in force %+v, counted %+v", g.AnswersQueries(), g.State(), g.Stats())
+	}
+	queries := listening[1].Addr.String()
+	if socket, err := net.ListenPacket("udp", queries); err == nil {
+		_ = socket.Close()
+		t.Errorf("nobody takes datagrams at %s", queries)
+	}
+	g.Close()
+	for _, l := range listening {
+		if isServed(l.Addr.Network(), l.Addr.String()) {
+			t.Errorf("%s is open after Close", l.Addr)
+		}
+	}
+	socket, err := net.ListenPacket("udp", queries)
+	if err != nil {
+		t.Fatalf("the datagrams' socket is open after Close: %v", err)
+	}
+	_ = socket.Close()
+	g.Close() // the second time nothing happens
+}
+
+// TestTheGatewayIsNoDestination: no rule reaches one of its own listeners, also if
+// it names the address.
+func TestTheGatewayIsNoDestination(t *testing.T) {
+	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}
+	cfg := r.config(t)
+	everyListener(t, &cfg)
+	g := open(t, cfg)
+	defer g.Close()
+	g.inForce.first(t.Context())
+	reach := func(at netip.AddrPort) error {
+		req := asked("a.example")
+		req.Dest.Port = at.Port()
+		d := g.State().Decide(req)
+		if !d.Allowed() {
+			t.Fatalf("port %d is refused as %q", at.Port(), d.Reason)
+		}
+		return d.CheckAddr(at)
+	}
+	for _, l := range g.Listening()[1:] {
+		if reach(netip.MustParseAddrPort(l.Addr.String())) == nil {
+			t.Errorf("listener %s can be reached", l.Name)
+		}
+	}
+	if err := reach(netip.MustParseAddrPort("127.0.0.1:1")); err != nil {
+		t.Errorf("another port: %v", err)
+	}
+}
+
+// TestCheck warns of identities that listeners give their callers, and that the
+// policy refuses whatever these ask for. It opens nothing.
+func TestCheck(t *testing.T) {
+	pattern := func(path string) allowlist.IdentityPattern {
+		return must(allowlist.ParseIdentityPattern("spiffe://test.example/" + path))
+	}
+	known := must(allowlist.Compile(allowlist.Spec{
+		Version: "one",
+		Entries: []allowlist.Entry{
+			{Pattern: pattern("known")},
+			{Pattern: pattern("cut")},
+			{Pattern: pattern("mapped/*"), Accept: allowlist.SourcesOf(allowlist.SourceMap)},
+		},
+		Quarantine: []allowlist.Quarantined{{Pattern: pattern("cut")}},
+	}))
+	const (
+		strange, unaccepted = ": no entry of the policy matches spiffe://test.example/", ": no entry of spiffe://test.example/"
+		unknown, source     = ", so whatever it asks for is refused as identity-unknown", ", so whatever it asks for is refused as identity-source-not-accepted"
+	)
+	sources := map[netip.Prefix]spiffeid.ID{}
+	for prefix, name := range map[string]string{"10.1.0.0/16": "other", "10.2.0.0/16": "other", "10.3.0.0/16": "mapped/a", "10.4.0.0/16": "known"} {
+		sources[netip.MustParsePrefix(prefix)] = id(name)
+	}
+	for _, row := range []struct {
+		name      string
+		listeners []Listener
+		want      []string
+	}{
+		{"certificates", []Listener{{Name: "main"}}, nil},
+		{"one that the policy knows", []Listener{{Name: "main", Identity: Fixed, ID: id("known")}}, nil},
+		{"one that is cut off, which is no mistake", []Listener{{Name: "main", Identity: Fixed, ID: id("cut")}}, nil},
+		{"a stranger", []Listener{{Name: "main", Identity: Fixed, ID: id("other")}}, []string{"main" + strange + "other" + unknown}},
+		{"a stranger who asks for names", []Listener{{Name: "q", Protocol: DNS, Identity: Fixed, ID: id("other")}}, []string{"q" + strange + "other" + unknown}},
+		{"one that is to prove itself in another way", []Listener{{Name: "main", Identity: Fixed, ID: id("mapped/a")}}, []string{"main" + unaccepted + "mapped/a accepts listener" + source}},
+		{"the gateway's own", []Listener{{Name: "main", Identity: Self}}, []string{"main" + strange + "gateway" + unknown}},
+		{"by address, each once", []Listener{{Name: "main", Identity: SourceMap, Sources: sources}}, []string{
+			"main" + unaccepted + "known accepts source-map" + source, "main" + strange + "other" + unknown,
+		}},
+		{"in the order of the listeners", []Listener{{Name: "b", Identity: Self}, {Name: "a", Identity: Fixed, ID: id("other")}}, []string{
+			"b" + strange + "gateway" + unknown, "a" + strange + "other" + unknown,
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			taken, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = taken.Close() }()
+			r := &rig{policies: gatewaytest.NewPolicy(known)}
+			cfg := r.config(t)
+			cfg.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))
+			cfg.Admin.Address = taken.Addr().String()
+			cfg.Listeners = row.listeners
+			for i := range cfg.Listeners {
+				cfg.Listeners[i].Address = taken.Addr().String()
+			}
+			var want []string
+			for _, warning := range row.want {
+				want = append(want, "listener "+warning)
+			}
+			got, err := Check(cfg)
+			if diff := cmp.Diff(Checked{Version: "one", Warnings: want}, got); err != nil || diff != "" {
+				t.Errorf("checked %v (-want +got):\n%s", err, diff)
+			}
+			if told, left := r.told(), r.rest(t); len(told) > 0 || len(left) > 0 {
+				t.Errorf("a check has loaded %v, and made the records %+v", told, left)
+			}
+		})
+	}
+}
+
+// TestCheckWithoutAPolicy has nothing to warn of.
+func TestCheckWithoutAPolicy(t *testing.T) {
+	r := &rig{policies: gatewaytest.NewPolicy(nil)}
+	got, err := Check(r.config(t))
+	if diff := cmp.Diff(Checked{}, got); err != nil || diff != "" {
+		t.Errorf("checked %v (-want +got):\n%s", err, diff)
+	}
+}
+
+// TestTheContextOfNew is that of opening, and of nothing else.
+func TestTheContextOfNew(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}
+	g, err := New(ctx, r.config(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	r.Gateway = g
+	port := newOrigin(t)
+	r.serve(t)
+	if got := r.call(t).ask(t, http.MethodGet, "a.example:"+port); got != http.StatusOK {
+		t.Errorf("answered %d", got)
+	}
+}

@@ -1,0 +1,83 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/admin"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// probes answer whether connections should be sent here.
+type probes struct {
+	cfg      *Config
+	state    func() *live.State
+	admin    *admin.Server // nil without an address
+	stopping atomic.Bool
+}
+
+// open opens the admin listener, if the configuration names one.
+func (p *probes) open(ctx context.Context) error {
+	if p.cfg.Admin.Address == "" {
+		return nil
+	}
+	var err error
+	p.admin, err = admin.Listen(ctx, admin.Config{
+		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.cfg.Admin.Notes, Metrics: p.cfg.Admin.Metrics,
+	})
+	return err
+}
+
+// serve answers until close.
+func (p *probes) serve(ctx context.Context) {
+	if p.admin == nil {
+		return
+	}
+	if err := p.admin.Serve(); err != nil {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelError, "the admin listener stopped", slog.Any("error", err))
+	}
+}
+
+func (p *probes) close() {
+	if p.admin != nil {
+		_ = p.admin.Close()
+	}
+}
+
+// addresses are where it listens.
+func (p *probes) addresses() []netip.AddrPort {
+	if p.admin == nil {
+		return nil
+	}
+	if tcp, ok := p.admin.Addr().(*net.TCPAddr); ok {
+		return []netip.AddrPort{tcp.AddrPort()}
+	}
+	return nil
+}
+
+// notReady says why no new connection should be sent here.
+func (p *probes) notReady() []string {
+	var causes []string
+	if p.stopping.Load() {
+		causes = append(causes, "draining: the gateway is shutting down")
+	}
+	if s := p.state(); s == nil || s.Policy == nil {
+		causes = append(causes, "policy: none is loaded")
+	}
+	if p.cfg.Identity != nil {
+		if end := p.cfg.Identity.Snapshot().NotAfter(); time.Now().After(end) {
+			causes = append(causes, "identity: expired "+end.UTC().Format(time.RFC3339)+", and no newer one has come")
+		}
+	}
+	for _, f := range p.cfg.Recorder.Failing() {
+		text := fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err)
+		causes = append(causes, allowlist.Visible(text)) // the error may quote a collector
+	}
+	return causes
+}

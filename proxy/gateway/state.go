@@ -1,0 +1,169 @@
+package gateway
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// inForce is what is in force and what changes it.
+type inForce struct {
+	cfg      *Config
+	budgets  *limit.Budgets
+	current  live.Current
+	registry live.Registry
+	enforcer *live.Enforcer
+	verifier *identity.Verifier // nil without an identity source
+
+	confirmed   atomic.Bool // Reload was called, and the policy was not read since
+	changed     func()      // closes what rests between two requests; set before anything is served
+	quarantined []string    // patterns by the state in force; belongs to enforced
+
+	last *identity.Snapshot // of the identity source, the last that was recorded; belongs to rotate
+}
+
+func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
+	s := &inForce{cfg: cfg, budgets: budgets}
+	var err error
+	if cfg.Identity != nil {
+		s.last = cfg.Identity.Snapshot()
+		if s.verifier, err = identity.NewVerifier(cfg.Identity); err != nil {
+			return nil, err
+		}
+	}
+	s.enforcer, err = live.NewEnforcer(live.EnforcerConfig{
+		Current: &s.current, Registry: &s.registry, Trusts: s.trusts,
+		CloseAtExpiry: cfg.CloseAtExpiry, MaxRevoke: cfg.MaxRevoke, Enforced: s.enforced,
+	})
+	return s, err
+}
+
+// trusts reports whether certificates of an open tunnel still lead to an authority
+// that is trusted. Without an identity source nobody is.
+func (s *inForce) trusts(certs []*x509.Certificate) bool {
+	return s.verifier != nil && s.verifier.Trusts(certs)
+}
+
+// first puts in force what was loaded when the policy source was opened.
+func (s *inForce) first(ctx context.Context) {
+	s.count(s.enforcer.Confirm(ctx, s.cfg.Policy.Loaded()))
+}
+
+// loaded puts a later load in force. What does not load changes nothing; policy
+// and quarantine list hold each by itself.
+func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
+	confirmed := s.confirmed.Swap(false)
+	if err != nil {
+		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
+		s.cfg.Metrics.Loaded(LoadRefused)
+		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
+	}
+	if confirmed {
+		s.count(s.enforcer.Confirm(ctx, c))
+		return
+	}
+	s.apply(ctx, c)
+}
+
+// apply puts in force what has come anew.
+func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(s.enforcer.Apply(ctx, c)) }
+
+// count tells the metrics what became of the policy.
+func (s *inForce) count(e live.Effect) {
+	switch e {
+	case live.InForce:
+		s.cfg.Metrics.Loaded(LoadInForce)
+	case live.Held:
+		s.cfg.Metrics.Loaded(LoadHeld)
+	case live.Unchanged:
+	}
+}
+
+// enforced records what a new state, or a date that passed, did.
+func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
+	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
+	if e.State != nil {
+		rec.Policy, rec.Generation = e.State.Policy.Version(), e.State.Generation
+	}
+	rec.Detail = fmt.Sprintf("closed %d of %d tunnels", e.Closed, e.Open)
+	if e.Held {
+		rec.Detail = fmt.Sprintf("held: would close %d of %d tunnels", e.Closed, e.Open)
+	}
+	s.cfg.Recorder.Event(rec)
+	if !e.Held {
+		s.changed()
+		s.budgets.Apply(e.State.Policy)
+		s.noteQuarantine(e.State)
+	}
+	s.cfg.Metrics.Enforced(e)
+	attrs := []slog.Attr{
+		slog.String("policy", rec.Policy), slog.Uint64("generation", rec.Generation),
+		slog.Int("closed", e.Closed), slog.Int("tunnels", e.Open),
+	}
+	if e.Held {
+		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "policy held: it would close more tunnels than policy.max_revoke allows; SIGHUP puts it in force", attrs...)
+		return
+	}
+	s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
+}
+
+// mostNamed is how many patterns of each kind a record of the quarantine names.
+const mostNamed = 10
+
+// noteQuarantine records who is cut off by a new state and was not before, and who
+// is let in again. It is called of one state after the other.
+func (s *inForce) noteQuarantine(state *live.State) {
+	before, now := s.quarantined, state.Policy.Quarantined()
+	if s.quarantined = now; slices.Equal(before, now) {
+		return
+	}
+	var detail strings.Builder
+	fmt.Fprintf(&detail, "%d in force", len(now))
+	for _, change := range []struct {
+		word        string
+		from, other []string
+	}{{"added", now, before}, {"released", before, now}} {
+		var names []string
+		for _, name := range change.from {
+			if _, stays := slices.BinarySearch(change.other, name); !stays {
+				names = append(names, name)
+			}
+		}
+		if more := len(names) - mostNamed; more > 0 {
+			names = append(names[:mostNamed], fmt.Sprintf("%d more", more))
+		}
+		if len(names) > 0 {
+			fmt.Fprintf(&detail, "; %s: %s", change.word, strings.Join(names, ", "))
+		}
+	}
+	s.cfg.Recorder.Event(audit.Record{
+		Event: audit.EventQuarantine, Policy: state.Policy.Version(), Generation: state.Generation, Detail: detail.String(),
+	})
+}
+
+// rotate records a snapshot that is new and, if other authorities are trusted now,
+// ends the tunnels that rest on one that has gone.
+func (s *inForce) rotate(ctx context.Context) {
+	before, after := s.last, s.cfg.Identity.Snapshot()
+	if after == before {
+		return
+	}
+	s.last = after
+	s.cfg.Recorder.Event(audit.Record{
+		Event: audit.EventIdentityRotate, Identity: after.ID(),
+		Detail: "valid until " + after.NotAfter().UTC().Format(time.RFC3339),
+	})
+	if !after.SameTrust(before) {
+		s.enforcer.TrustChanged(ctx)
+	}
+}

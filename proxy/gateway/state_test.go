@@ -1,0 +1,526 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// TestAnAddressThatAppearsLater is the host's own as soon as it is seen, also
+// while another policy is held back.
+func TestAnAddressThatAppearsLater(t *testing.T) {
+	later := netip.MustParseAddr("10.77.0.1")
+	for name, held := range map[string]bool{"": false, "while a policy is held": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+			r.inForce.first(t.Context())
+			check := func() error {
+				d := r.State().Decide(asked("a.example"))
+				return d.CheckAddr(netip.AddrPortFrom(later, 443))
+			}
+			look := func() {
+				t.Helper()
+				if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := check(); err != nil {
+				t.Fatalf("before it appears: %v", err)
+			}
+			if held {
+				r.register("a.example")
+				r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two")}, nil)
+				if got := r.told(); !slices.Equal(got, []Load{LoadInForce, LoadHeld}) {
+					t.Fatalf("loads %v", got)
+				}
+			}
+			generation := r.State().Generation
+			r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7"), later}, nil }
+			look()
+			if check() == nil {
+				t.Error("an own address can be reached")
+			}
+			r.host = func() ([]netip.Addr, error) { return []netip.Addr{later, netip.MustParseAddr("192.0.2.7")}, nil }
+			look() // the same, in another order
+			if got := r.State(); got.Generation != generation+1 || got.Policy.Version() != "one" {
+				t.Errorf("generation %d of policy %s, want one more than %d of the same policy", got.Generation, got.Policy.Version(), generation)
+			}
+			r.host = nil
+			look()
+			if err := check(); err != nil {
+				t.Errorf("after it has gone: %v", err)
+			}
+		})
+	}
+}
+
+// TestTheAddressesAreLookedAt every few seconds. What cannot be known stays as it
+// was.
+func TestTheAddressesAreLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // over what follows
+		addresses, failure := []netip.Addr{netip.MustParseAddr("192.0.2.7")}, error(nil)
+		h := host{cfg: &Config{
+			Log: slog.New(slog.DiscardHandler), HostAddresses: func() ([]netip.Addr, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return addresses, failure
+			},
+		}}
+		applied := 0
+		apply := func(_ context.Context, c live.Change) {
+			applied++
+			if c.Classifier == nil || c.Policy != nil || c.Quarantine != nil {
+				t.Errorf("applied %+v", c)
+			}
+		}
+		if err := h.look(t.Context(), apply); err != nil || applied != 1 {
+			t.Fatalf("the first look: %v, %d changes", err, applied)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			h.follow(ctx, apply)
+		}()
+		for _, step := range []struct {
+			name      string
+			addresses []netip.Addr
+			failure   error
+			want      int
+		}{
+			{"nothing has changed", addresses, nil, 1},
+			{"nobody knows", nil, errors.New("no addresses today"), 1},
+			{"it is known again", addresses, nil, 1},
+			{"there is another one", append([]netip.Addr{netip.MustParseAddr("10.77.0.1")}, addresses...), nil, 2},
+			{"there is none any more", nil, nil, 3},
+			{"there is still none", []netip.Addr{}, nil, 3},
+		} {
+			mu.Lock()
+			addresses, failure = step.addresses, step.failure
+			mu.Unlock()
+			<-time.After(lookAtAddresses)
+			synctest.Wait()
+			if applied != step.want {
+				t.Errorf("%s: %d changes, want %d", step.name, applied, step.want)
+			}
+		}
+		stop()
+		<-done
+	})
+}
+
+// TestAHeldPolicyComesIntoForceOnlyIfItIsMeant: a quarantine or an address of the
+// host that changes later says nothing about it, however few tunnels it would
+// close by then.
+func TestAHeldPolicyComesIntoForceOnlyIfItIsMeant(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r.inForce.first(t.Context())
+	open, _ := r.register("one.example")
+	after := func(step, version string, loads ...Load) {
+		t.Helper()
+		if got := r.version(); got != version {
+			t.Errorf("%s: policy %q is in force, want %q", step, got, version)
+		}
+		if got := r.told(); !slices.Equal(got, loads) {
+			t.Errorf("%s: loads %v, want %v", step, got, loads)
+		}
+	}
+	after("at the start", "one", LoadInForce)
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
+	after("it would close the only tunnel", "one", LoadHeld)
+	r.Registry().Remove(open)
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("b")}, nil)
+	after("a quarantine came when no tunnel was open", "one")
+	cut := asked("one.example")
+	cut.ID = id("b")
+	if got := r.State().Decide(cut).Reason; got != allowlist.QuarantinedIdentity {
+		t.Errorf("b is refused as %q: the quarantine is held back", got)
+	}
+	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
+	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+		t.Fatal(err)
+	}
+	after("the host has another address", "one")
+	r.inForce.loaded(t.Context(), live.Change{}, nil)
+	after("the files were read again", "one")
+	r.Reload()
+	after("nobody has read them since it was meant", "one")
+	r.inForce.loaded(t.Context(), live.Change{}, nil)
+	after("it is meant", "two", LoadInForce)
+	r.inForce.loaded(t.Context(), live.Change{}, nil)
+	after("the files were read once more", "two")
+}
+
+// TestOneReloadConfirmsOneReading: what comes behind it is held again.
+func TestOneReloadConfirmsOneReading(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r.inForce.first(t.Context())
+	r.Reload()
+	r.inForce.loaded(t.Context(), live.Change{}, errors.New("the files are broken"))
+	r.register("one.example")
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
+	if got, want := r.told(), []Load{LoadInForce, LoadRefused, LoadHeld}; !slices.Equal(got, want) || r.version() != "one" {
+		t.Errorf("loads %v and policy %q, want %v and the first", got, r.version(), want)
+	}
+}
+
+// TestReload has a policy that is held put in force, by the source of the gateway
+// that is served.
+func TestReload(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r.serve(t)
+	if got := r.load(t); got != LoadInForce {
+		t.Fatalf("the first policy is %s", got)
+	}
+	_, ended := r.register("one.example")
+	r.policies.Put(allowing("two", to("two.example")))
+	if got := r.load(t); got != LoadHeld || r.version() != "one" {
+		t.Fatalf("the policy is %s, and %q in force", got, r.version())
+	}
+	r.Reload()
+	if got := r.load(t); got != LoadInForce || r.version() != "two" {
+		t.Errorf("the policy is %s, and %q in force", got, r.version())
+	}
+	if got := <-ended; got != tunnel.Revoked {
+		t.Errorf("the tunnel was ended by %s", got)
+	}
+}
+
+// TestAQuarantineAloneIsNoPolicy: before there is any policy a quarantine list
+// puts nothing in force.
+func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
+	r := newRig(t, nil, nil)
+	r.inForce.first(t.Context())
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("a")}, nil)
+	r.Reload()
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("a", "b")}, nil)
+	if s := r.State(); s != nil || len(r.told()) > 0 {
+		t.Errorf("in force: %+v", s)
+	}
+}
+
+// TestABrokenQuarantineLetsNoFirstPolicyIn: it comes with a policy, and nobody can
+// read it.
+func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
+	r := newRig(t, nil, nil)
+	r.inForce.first(t.Context())
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("one", to("a.example"))}, errors.New("quarantine.yaml: nobody can read it"))
+	if s := r.State(); s != nil {
+		t.Errorf("in force without its quarantine: policy %s", s.Policy.Version())
+	}
+	if got := r.next(t, audit.EventPolicyReload); got.Detail != "refused: quarantine.yaml: nobody can read it" || got.Policy != "" || got.Generation != 0 {
+		t.Errorf("record %+v", got)
+	}
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting()}, nil)
+	if got := r.version(); got != "one" {
+		t.Errorf("policy %q is in force though both are good", got)
+	}
+	if got, want := r.told(), []Load{LoadRefused, LoadInForce}; !slices.Equal(got, want) {
+		t.Errorf("loads %v, want %v", got, want)
+	}
+}
+
+// TestWhatDoesNotLoadChangesNothing, and what is good beside it holds by itself.
+func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
+	r := newRig(t, allowing("one", to("a.example")), nil)
+	r.inForce.first(t.Context())
+	before := r.State()
+	r.inForce.loaded(t.Context(), live.Change{}, errors.New("policy.yaml:2:1: unknown key"))
+	if r.State() != before {
+		t.Error("an error has put another state in force")
+	}
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("sidecar")}, errors.New("policy.yaml:2:1: unknown key"))
+	if got := r.State().Decide(asked("a.example")).Reason; got != allowlist.QuarantinedIdentity || r.version() != "one" {
+		t.Errorf("refused as %q by %q, want the quarantine over the first policy", got, r.version())
+	}
+}
+
+// TestTheRecordsOfStates: each says what has come into force and whom it ended, or
+// why it has not.
+func TestTheRecordsOfStates(t *testing.T) {
+	var enforced []live.Enforcement
+	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
+		c.MaxRevoke = 0.6
+		c.Metrics.Enforced = func(e live.Enforcement) { enforced = append(enforced, e) }
+	})
+	type said struct {
+		policy     string
+		generation uint64
+		detail     string
+	}
+	check := func(want ...said) {
+		t.Helper()
+		for _, w := range want {
+			rec := r.next(t, audit.EventPolicyReload)
+			if got := (said{rec.Policy, rec.Generation, rec.Detail}); got != w {
+				t.Errorf("record %+v, want %+v", got, w)
+			}
+			if held := strings.HasPrefix(w.detail, "held"); held != (rec.Duration == 0) && !strings.HasPrefix(w.detail, "refused") {
+				t.Errorf("%s took %s", w.detail, rec.Duration)
+			}
+		}
+	}
+	load := func(p *allowlist.Policy) {
+		t.Helper()
+		r.inForce.loaded(t.Context(), live.Change{Policy: p}, nil)
+	}
+	r.inForce.first(t.Context())
+	check(said{"one", 1, "closed 0 of 0 tunnels"})
+	for _, host := range []string{"a.example", "a.example", "b.example"} {
+		r.register(host)
+	}
+	load(allowing("two", to("b.example")))
+	check(said{"one", 1, "held: would close 2 of 3 tunnels"})
+	load(allowing("three", to("a.example")))
+	check(said{"three", 2, "closed 1 of 3 tunnels"})
+	r.inForce.loaded(t.Context(), live.Change{}, errors.New("the files are broken"))
+	check(said{"", 0, "refused: the files are broken"})
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("four", to("a.example")), SameRules: true}, nil)
+	load(allowing("five", to("a.example")))
+	check(said{"five", 3, "closed 0 of 2 tunnels"})
+	var held, inForce int
+	for _, e := range enforced {
+		if e.Held {
+			held++
+		} else {
+			inForce++
+		}
+	}
+	if left := r.rest(t); held != 1 || inForce != 3 || len(left) > 0 {
+		t.Errorf("%d held and %d in force, too many records: %+v", held, inForce, left)
+	}
+}
+
+// TestTheRecordsOfTheQuarantine name who is cut off and who is let in again, and
+// nobody if nothing has changed.
+func TestTheRecordsOfTheQuarantine(t *testing.T) {
+	r := newRig(t, allowing("one", to("a.example")), nil)
+	r.inForce.first(t.Context())
+	r.next(t, audit.EventPolicyReload)
+	many := make([]string, 12)
+	for i := range many {
+		many[i] = fmt.Sprintf("m-%02d", i)
+	}
+	names := func(all []string) string {
+		var long []string
+		for _, name := range all {
+			long = append(long, "spiffe://test.example/"+name)
+		}
+		return strings.Join(long, ", ")
+	}
+	for _, row := range []struct {
+		cut  []string
+		want string // "" is no record
+	}{
+		{[]string{"b"}, "1 in force; added: " + names([]string{"b"})},
+		{[]string{"b"}, ""},
+		{[]string{"a", "c"}, "2 in force; added: " + names([]string{"a", "c"}) + "; released: " + names([]string{"b"})},
+		{many, "12 in force; added: " + names(many[:10]) + ", 2 more; released: " + names([]string{"a", "c"})},
+		{nil, "0 in force; released: " + names(many[:10]) + ", 2 more"},
+		{nil, ""},
+	} {
+		r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting(row.cut...)}, nil)
+		reload := r.next(t, audit.EventPolicyReload)
+		if row.want == "" {
+			continue
+		}
+		got := r.next(t, audit.EventQuarantine)
+		if got.Detail != row.want || got.Policy != "one" || got.Generation != reload.Generation {
+			t.Errorf("record %+v, want %q of generation %d", got, row.want, reload.Generation)
+		}
+	}
+	if left := r.rest(t); len(left) > 0 {
+		t.Errorf("too many records: %+v", left)
+	}
+}
+
+// TestAnIdentityIsRotated: each new one has its record, and what rests on an
+// authority that has gone ends with it.
+func TestAnIdentityIsRotated(t *testing.T) {
+	first, second := newAuthority(t), newAuthority(t)
+	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
+	r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.Identity = source })
+	both := snapshot(t, 2, first, second)
+	source.Set(both) // while the gateway is being built
+	r.serve(t)
+	enforced := func(detail string) {
+		t.Helper()
+		if got := r.next(t, audit.EventPolicyReload); got.Detail != detail || got.Policy != "one" {
+			t.Errorf("record %+v, want %q", got, detail)
+		}
+	}
+	rotated := func(until time.Time) {
+		t.Helper()
+		got := r.next(t, audit.EventIdentityRotate)
+		if want := "valid until " + until.UTC().Format(time.RFC3339); got.Detail != want || got.Identity != id("gateway") {
+			t.Errorf("record %+v, want %q", got, want)
+		}
+	}
+	enforced("closed 0 of 0 tunnels")
+	rotated(both.NotAfter())
+	enforced("closed 0 of 0 tunnels") // for another authority is trusted
+
+	stays := resting(t, r, second)
+	ends := resting(t, r, first)
+	source.Tell() // of the one that is known
+	again := snapshot(t, 3, first, second)
+	source.Set(again)
+	source.Tell()
+	rotated(again.NotAfter())
+	last := snapshot(t, 4, second)
+	source.Set(last)
+	source.Tell()
+	rotated(last.NotAfter())
+	enforced("closed 1 of 2 tunnels")
+	if got := <-ends; got != tunnel.Revoked || len(stays) > 0 {
+		t.Errorf("the tunnel of the authority that has gone was ended by %s", got)
+	}
+	if left := r.rest(t); r.State().Generation != 3 || len(left) > 0 {
+		t.Errorf("generation %d, too many records: %+v", r.State().Generation, left)
+	}
+}
+
+// resting opens something whose caller has a certificate of an authority.
+func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason {
+	t.Helper()
+	svid, err := ca.Mint(authority.Options{ID: id("sidecar")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan tunnel.Reason, 1)
+	req := asked("a.example")
+	req.Source = allowlist.SourceX509SVID
+	var entry *live.Entry
+	entry = &live.Entry{Decided: live.Decided{Request: req}, End: func(reason tunnel.Reason, _ allowlist.Reason) {
+		r.Registry().Remove(entry)
+		told <- reason
+	}}
+	entry.Certificates = append(entry.Certificates, svid.TLS().Leaf)
+	r.Registry().Add(entry)
+	return told
+}
+
+// TestAnIdentityIsRotatedBeforeAnyPolicy: then the state that follows denies
+// everything, as no state does.
+func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
+	first, second := newAuthority(t), newAuthority(t)
+	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
+	r := newRig(t, nil, func(c *Config) { c.Identity = source })
+	r.serve(t)
+	source.Set(snapshot(t, 2, second))
+	source.Tell()
+	r.next(t, audit.EventIdentityRotate)
+	if got := r.next(t, audit.EventPolicyReload); got.Policy != "" || got.Generation != 1 {
+		t.Errorf("record %+v", got)
+	}
+	if got := r.State().Decide(asked("a.example")).Reason; got != allowlist.PolicyUnavailable {
+		t.Errorf("refused as %q", got)
+	}
+	if got := r.probes.notReady(); !slices.Equal(got, []string{"policy: none is loaded"}) {
+		t.Errorf("not ready because of %q", got)
+	}
+	r.policies.Put(allowing("one", to("a.example")))
+	if got := r.State(); got.Generation != 2 || !got.Decide(asked("a.example")).Allowed() {
+		t.Errorf("generation %d does not allow what its policy does", got.Generation)
+	}
+}
+
+// TestAPolicyHasItsLimits from when it comes into force, and not while it is held:
+// also for what the policy before has decided.
+func TestAPolicyHasItsLimits(t *testing.T) {
+	limited := func(version string, tunnels int, rules ...allowlist.Rule) *allowlist.Policy {
+		return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{
+			Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/sidecar")), Allow: rules, Limits: allowlist.Limits{Tunnels: tunnels},
+		}}}))
+	}
+	r := newRig(t, limited("one", 1, to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r.inForce.first(t.Context())
+	// opens returns how many more tunnels may open now, which then stay, of requests
+	// that the first policy decided.
+	first := r.State().Policy
+	opens := func() (n int) {
+		for {
+			lease, reason := r.Parts().Budgets.Open(first, id("sidecar"))
+			if reason != allowlist.NoReason {
+				return n
+			}
+			t.Cleanup(lease.Close)
+			n++
+		}
+	}
+	if n := opens(); n != 1 {
+		t.Errorf("the first policy allows %d tunnels, want 1", n)
+	}
+	open, _ := r.register("one.example")
+	r.inForce.loaded(t.Context(), live.Change{Policy: limited("two", 3, to("two.example"))}, nil)
+	if n := opens(); n != 0 {
+		t.Errorf("a policy that is held allows %d tunnels more", n)
+	}
+	r.Registry().Remove(open)
+	r.Reload()
+	r.inForce.loaded(t.Context(), live.Change{}, nil)
+	if n := opens(); n != 2 {
+		t.Errorf("the second policy allows %d tunnels more, want 2", n)
+	}
+}
+
+// TestWhyAGatewayIsNotReady gives a line for each cause.
+func TestWhyAGatewayIsNotReady(t *testing.T) {
+	ca := newAuthority(t)
+	r := newRig(t, nil, func(c *Config) { c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, ca)) })
+	notReady := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, r.probes.notReady()); diff != "" {
+			t.Errorf("not ready because of (-want +got):\n%s", diff)
+		}
+	}
+	notReady("policy: none is loaded")
+	r.inForce.loaded(t.Context(), gatewaytest.Only(allowing("one")), nil)
+	notReady()
+	r.probes.stopping.Store(true)
+	notReady("draining: the gateway is shutting down")
+}
+
+// TestAHandshakeThatDies has a record, and a connection that closes without a byte,
+// as those of health checks do, has none.
+func TestAHandshakeThatDies(t *testing.T) {
+	r := newRig(t, nil, func(c *Config) {
+		c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))
+		c.Listeners = []Listener{{Name: "main", Address: "127.0.0.1:0"}}
+	})
+	r.serve(t)
+	_ = r.call(t).Close()
+	c := r.call(t)
+	if _, err := io.WriteString(c, "CONNECT a.example:443 HTTP/1.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		t.Error(err)
+	}
+	got := r.next(t, audit.EventHandshake)
+	if got.Listener != "main" || got.Client.String() != c.LocalAddr().String() || got.Reason != allowlist.TLSHandshakeFailed || got.Detail == "" {
+		t.Errorf("record %+v", got)
+	}
+	if left := r.rest(t); len(left) > 0 {
+		t.Errorf("too many records: %+v", left)
+	}
+}

@@ -1,0 +1,227 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/dial"
+	"github.com/exeat-dev/exeat/proxy/front"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// connect dials what was decided. When a state ends the dial and the state after
+// it allows the request again, it dials again: the record then tells of one
+// state, the last.
+func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
+	for {
+		dialling, start := register(ctx, x, nil), time.Now()
+		var res dial.Result
+		var err error
+		if x.bound.addr.IsValid() {
+			res, err = x.proxy.cfg.Dialer.DialAddr(dialling, &x.decision, x.bound.addr)
+		} else {
+			res, err = x.proxy.cfg.Dialer.Dial(dialling, &x.decision)
+		}
+		reason, why := x.dialed(dialling, start, res, err), x.place.why()
+		if why == allowlist.NoReason {
+			return res, reason
+		}
+		if err == nil {
+			_ = res.Conn.Close()
+			res.Conn = nil
+		}
+		if why == allowlist.Draining {
+			return res, why
+		}
+		if reason = x.again(); reason != allowlist.NoReason {
+			return res, reason
+		}
+	}
+}
+
+// opening is a connection to the origin that is about to become a tunnel.
+type opening struct {
+	conn     net.Conn
+	addr     netip.AddrPort
+	status   int
+	switched []byte // the origin's answer to an upgrade; nil for a CONNECT
+	up       int64  // bytes of the request that have gone out; 0 for a CONNECT
+}
+
+// relaying is a tunnel on its way.
+type relaying struct {
+	*tunnel.Tunnel
+	proxy  *Proxy
+	conn   net.Conn // to the origin
+	lease  *limit.Lease
+	place  *place
+	record *audit.Tunnel // nil until it was answered
+	check  *firstBytes   // nil until it was answered
+	result tunnel.Result
+	unwind func() bool // lets the end of the connection's context pass
+}
+
+// open makes the request a tunnel: its place becomes that of the tunnel, the
+// state in force must still allow it, and then it is answered.
+func open(ctx context.Context, x *request, o opening) front.Answer {
+	r := newRelaying(x, &o)
+	handed := false
+	defer func() {
+		if !handed {
+			r.leave()
+		}
+	}()
+	// A reload between the decision and the promotion found nothing to end:
+	// whoever registers first and looks at the state afterwards cannot miss it.
+	if reason := r.confirm(x, o.addr); reason != allowlist.NoReason {
+		r.leave() // the answer may take its time
+		return x.refuse(ctx, reason)
+	}
+	x.open.Status = o.status
+	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
+		r.leave()
+		return x.refuse(ctx, allowlist.AuditUnavailable)
+	}
+	handed = true
+	return front.Answer{
+		Kind: front.Opened, Switched: o.switched,
+		Done: func(err error) { r.answered(ctx, x, &o, err) },
+		Run:  func(early []byte) { r.run(ctx, early) },
+	}
+}
+
+// newRelaying makes the tunnel, which has from now on what the request had.
+func newRelaying(x *request, o *opening) *relaying {
+	r := &relaying{proxy: x.proxy, conn: o.conn, lease: x.lease, place: x.place}
+	cfg := x.proxy.cfg.Tunnel
+	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
+	cfg.Spend = x.lease.Spend
+	r.Tunnel = tunnel.New(x.read.Client, o.conn, cfg)
+	x.place.promote(o.addr, r.Tunnel)
+	x.lease, x.place = nil, nil
+	return r
+}
+
+// confirm confirms what the registry knows of the tunnel. Another state may let
+// an address through for another name: then that is what every new state decides.
+func (r *relaying) confirm(x *request, addr netip.AddrPort) allowlist.Reason {
+	known := x.decision.Dest
+	for {
+		reason := x.confirm(addr)
+		if reason == allowlist.NoReason { // a shutdown ends what every state allows
+			reason = r.place.why()
+		}
+		dest := x.decision.Dest
+		if reason != allowlist.NoReason || dest == known {
+			return reason
+		}
+		r.place.entry.Change(func(d *live.Decided) { d.Request.Dest = dest })
+		known = dest
+	}
+}
+
+// answered begins the record of a tunnel whose client was told that it is open,
+// or ends one whose client could not be told.
+func (r *relaying) answered(ctx context.Context, x *request, o *opening, err error) {
+	began := false
+	defer func() {
+		if !began {
+			r.leave()
+		}
+	}()
+	if err != nil {
+		why := r.place.why()
+		x.unanswered(why)
+		x.open.End()
+		if x.open.Committed() || x.sent { // it had to be recorded before the answer, as allowed, or has gone out
+			reason := tunnel.Client
+			if why != allowlist.NoReason {
+				reason, why = ending(why)
+			}
+			x.open.Tunnel().Close(ctx, o.up, 0, reason, why)
+		}
+		return
+	}
+	x.open.End()
+	r.record = x.open.Tunnel()
+	r.check = newFirstBytes(x, r, o.addr)
+	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
+	if x.read.Client.SetDeadline(time.Time{}) != nil {
+		r.Close(tunnel.Error)
+	}
+	r.unwind = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
+	began = true
+}
+
+// ending returns what ends something under way that is forbidden by a reason, and
+// that reason as its record gives it: no policy forbids what a shutdown ends.
+func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
+	reason := live.EndedBy(why)
+	if reason == tunnel.Drain {
+		why = allowlist.NoReason
+	}
+	return reason, why
+}
+
+// run relays until the tunnel ends, and ends its record.
+func (r *relaying) run(ctx context.Context, early []byte) {
+	defer r.end(ctx)
+	r.result = r.Run(early)
+}
+
+func (r *relaying) end(ctx context.Context) {
+	defer r.leave()
+	if cause := recover(); cause != nil {
+		r.result.Reason = tunnel.Error
+		r.proxy.Panicked(ctx, cause, debug.Stack())
+	}
+	r.unwind()
+	up, down := r.Counts()
+	r.record.Close(ctx, up, down, r.result.Reason, r.check.why(r.result.Reason, r.place))
+}
+
+// leave gives back what the tunnel held: what is no longer in the registry
+// counts nowhere. The second time nothing happens.
+func (r *relaying) leave() {
+	_ = r.conn.Close()
+	if r.lease != nil {
+		r.lease.Close()
+		r.lease = nil
+	}
+	r.place.leave()
+}
+
+// confirm decides again if another state has come into force since. What was
+// asked of the origin as an upgrade is allowed only as one.
+func (x *request) confirm(addr netip.AddrPort) allowlist.Reason {
+	upgrade := x.decision.Upgrade
+	if x.proxy.cfg.Current.Load() == x.state {
+		req := x.decision.Request
+		req.Time = time.Now() // a date of this very state may have passed since
+		if d := x.state.Decide(req); d.Verdict == x.decision.Verdict && d.CheckAddr(addr) == nil {
+			return allowlist.NoReason
+		}
+	}
+	if reason := x.again(); reason != allowlist.NoReason {
+		return reason
+	}
+	if x.decision.Upgrade != upgrade {
+		x.decision.Upgrade = upgrade
+		return allowlist.UpgradeNotAllowed
+	}
+	if err := x.decision.CheckAddr(addr); err != nil {
+		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
+			x.open.Class = refused.Class
+		}
+		return allowlist.ResolvedAddressDenied
+	}
+	return allowlist.NoReason
+}
