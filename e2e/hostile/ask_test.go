@@ -169,14 +169,3 @@ func (g *gateway) finish(t *testing.T, c *caller, o *origin) {
 	_ = conn.Close()
 	g.next(t, audit.EventTunnelClose)
 }
-
-// counts are what the outside has seen of a gateway.
-type counts struct{ lookups, dials int64 }
-
-func (g *gateway) counts() counts {
-	n := counts{lookups: g.names.lookups.Load(), dials: g.origin.accepted.Load() + g.forbidden.accepted.Load()}
-	if g.six != nil {
-		n.dials += g.six.accepted.Load()
-	}
-	return n
-}

@@ -10,7 +10,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,36 +146,17 @@ func valid(from, until time.Duration) func(*x509.Certificate) {
 	}
 }
 
-// trust is an identity source whose authorities a test replaces.
-type trust struct {
-	own        tls.Certificate
-	snapshot   atomic.Pointer[identity.Snapshot]
-	generation uint64
-}
-
-func newTrust(tb testing.TB, own tls.Certificate, authorities ...*authority) *trust {
-	tb.Helper()
-	s := &trust{own: own}
-	s.put(tb, authorities...)
-	return s
-}
-
-// put trusts these authorities from now on.
-func (s *trust) put(tb testing.TB, authorities ...*authority) {
+// snapshot is the gateway's identity, which it has of this authority, the only
+// one that it trusts.
+func (ca *authority) snapshot(tb testing.TB, generation uint64) *identity.Snapshot {
 	tb.Helper()
 	bundle := x509bundle.New(spiffeid.RequireTrustDomainFromString(trustDomain))
-	for _, ca := range authorities {
-		bundle.AddX509Authority(ca.cert)
-	}
-	s.generation++ // only ever called by the goroutine of the test
+	bundle.AddX509Authority(ca.cert)
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
-		Certificate: s.own, Bundles: []*x509bundle.Bundle{bundle}, Generation: s.generation,
+		Certificate: ca.svid(tb, "gateway"), Bundles: []*x509bundle.Bundle{bundle}, Generation: generation,
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s.snapshot.Store(snapshot)
+	return snapshot
 }
-
-// Snapshot makes it an identity.Source.
-func (s *trust) Snapshot() *identity.Snapshot { return s.snapshot.Load() }

@@ -196,7 +196,7 @@ func classified(text string, want allowlist.Class) scenario {
 }
 
 func (g *gateway) decide(who string, dest allowlist.Destination) allowlist.Decision {
-	return g.current.Load().Decide(allowlist.Request{
+	return g.running.State().Decide(allowlist.Request{
 		ID: spiffeid.RequireFromString(id(who)), Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now(),
 	})
 }

@@ -23,19 +23,25 @@ type caller struct {
 	reader *bufio.Reader
 }
 
+// callers connect to a gateway.
+type callers struct {
+	ca            *authority     // vouches for the gateway and for them
+	secure, plain netip.AddrPort // of the listeners with and without TLS
+}
+
 // call connects as a workload.
-func (g *gateway) call(tb testing.TB, name string) *caller {
+func (a callers) call(tb testing.TB, name string) *caller {
 	tb.Helper()
 	if name == nobody {
-		return g.callWith(tb, tls.Certificate{})
+		return a.callWith(tb, tls.Certificate{})
 	}
-	return g.callWith(tb, g.ca.svid(tb, name))
+	return a.callWith(tb, a.ca.svid(tb, name))
 }
 
 // callWith shows a certificate whatever the gateway asks for.
-func (g *gateway) callWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) *caller {
+func (a callers) callWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) *caller {
 	tb.Helper()
-	c, err := g.tryCallWith(tb, certificate, change...)
+	c, err := a.tryCallWith(tb, certificate, change...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -44,29 +50,29 @@ func (g *gateway) callWith(tb testing.TB, certificate tls.Certificate, change ..
 
 // tryCallWith returns the error of the handshake. That of the gateway, which
 // in TLS 1.3 comes after ours, is the error of the first read.
-func (g *gateway) tryCallWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
+func (a callers) tryCallWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	tb.Helper()
-	return g.handshake(g.connect(tb, g.secure), certificate, change...)
+	return a.handshake(a.connect(tb, a.secure), certificate, change...)
 }
 
 // secureOver speaks TLS on a connection that there is.
-func (g *gateway) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certificate) *caller {
+func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certificate) *caller {
 	tb.Helper()
-	c, err := g.handshake(conn, certificate)
+	c, err := a.handshake(conn, certificate)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return c
 }
 
-func (g *gateway) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
+func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The gateway shows its SVID, which has no DNS name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			roots := x509.NewCertPool()
-			roots.AddCert(g.ca.cert)
+			roots.AddCert(a.ca.cert)
 			_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
 			return err
 		},
@@ -86,13 +92,13 @@ func (g *gateway) handshake(over net.Conn, certificate tls.Certificate, change .
 }
 
 // callPlain connects to the listener without TLS, as sidecar.
-func (g *gateway) callPlain(tb testing.TB) *caller {
+func (a callers) callPlain(tb testing.TB) *caller {
 	tb.Helper()
-	conn := g.connect(tb, g.plain)
+	conn := a.connect(tb, a.plain)
 	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
 }
 
-func (g *gateway) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
+func (a callers) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
 	tb.Helper()
 	conn, err := net.Dial("tcp", addr.String())
 	if err != nil {

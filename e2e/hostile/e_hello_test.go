@@ -11,6 +11,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 // accessDenied is the TLS alert of that name.
@@ -263,7 +264,7 @@ func observedHello(name, host, sni string, want, would allowlist.Reason) first {
 
 // slowHello sends less than a ClientHello and waits.
 func slowHello(t *testing.T, host, sent string) {
-	g := newGateway(t, options{helloTimeout: 200 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{HelloTimeout: 200 * time.Millisecond}})
 	c := g.call(t, "builder")
 	if got := c.ask(t, connectTo(g.at(host))+sent); got.status != 200 {
 		t.Fatalf("answered %s", got.phrase)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -111,7 +112,7 @@ func halfClosedByOrigin(t *testing.T, g *gateway) {
 // a slot that were not freed, or freed twice, would show.
 func resets(t *testing.T, _ *gateway) {
 	const slots = 4
-	g := newGateway(t, options{slots: slots})
+	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
 	for i := range 3 * slots {
 		c := g.openSoon(t)
 		o := g.origin.next(t)
@@ -166,7 +167,7 @@ func (g *gateway) openSoon(t *testing.T) *caller {
 }
 
 func idles(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{tunnel: tunnel.Config{Idle: 100 * time.Millisecond}})
+	g := newGateway(t, options{config: gw.Config{Tunnel: tunnel.Config{Idle: 100 * time.Millisecond}}})
 	c, o := g.open(t)
 	if got := readAll(t, o); got != "" {
 		t.Errorf("the origin got %q", got)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 // shows is a good request with a certificate that is not accepted.
@@ -218,9 +219,8 @@ func rolled(t *testing.T, _ *gateway) {
 
 	old := g.ca.svid(t, "builder")
 	g.ca = newAuthority(t)
-	g.trust.own = g.ca.svid(t, "gateway")
-	g.trust.put(t, g.ca)
-	g.enforcer.Again(t.Context())
+	g.identity.Set(g.ca.snapshot(t, 2))
+	g.identity.Tell()
 	first.gone(t)
 	_ = o.Close()
 	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "revoked" || r.Reason != "identity-untrusted" {
@@ -301,7 +301,7 @@ func unwanted(t *testing.T, g *gateway, header string) {
 // longer than that for them.
 func loadBalanced(t *testing.T) *gateway {
 	t.Helper()
-	return newGateway(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, handshakeTimeout: 500 * time.Millisecond})
+	return newGateway(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, config: gw.Config{HandshakeTimeout: 500 * time.Millisecond}})
 }
 
 func balanced(t *testing.T, header string) {

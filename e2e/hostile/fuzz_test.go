@@ -98,6 +98,7 @@ func newWatched(tb testing.TB) *watched {
 	tb.Helper()
 	w := &watched{gateway: newGateway(tb, options{})}
 	w.put(tb, w.fill(fuzzPolicy))
+	w.taken = w.recorder.Stats().Sinks[0].Made
 	w.names.asking = func(name string) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -113,15 +114,6 @@ func newWatched(tb testing.TB) *watched {
 		answering.Wait()
 	})
 	return w
-}
-
-// origins returns all of them.
-func (g *gateway) origins() []*origin {
-	all := []*origin{g.origin, g.forbidden}
-	if g.six != nil {
-		all = append(all, g.six)
-	}
-	return all
 }
 
 // answer reads every connection to its end.
@@ -303,7 +295,7 @@ func (w *watched) checkDecision(t *testing.T, r record) {
 	if r.Protocol == "http" {
 		req.Method, req.Path = r.Method, "/"
 	}
-	d := w.current.Load().Decide(req)
+	d := w.running.State().Decide(req)
 	addr, err := netip.ParseAddrPort(r.Address)
 	if err != nil || !d.Allowed() || d.CheckAddr(addr) != nil {
 		t.Errorf("the decision is %v, the address check says %v: %s", d.Reason, d.CheckAddr(addr), r.Line)

@@ -19,7 +19,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/tunnel"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 func reloadRows(program *program) []row {
@@ -271,7 +271,7 @@ func cutOff(t *testing.T, g *gateway, how string) {
 		g.put(t, strings.Replace(g.policy(), "\nquarantine:\n", "\nquarantine:\n  - id: "+id("builder")+"\n    reason: INC-77\n", 1))
 		defer g.put(t, g.policy())
 	case "drain":
-		g.registry.EndAll(tunnel.Drain)
+		g.running.Registry().Drain(0)
 	}
 	if got := c.answer(t); got.status != 502 || got.reason() != "cut-off" {
 		t.Errorf("answered %s", got.phrase)
@@ -282,15 +282,6 @@ func cutOff(t *testing.T, g *gateway, how string) {
 	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != how {
 		t.Errorf("record %+v", r)
 	}
-}
-
-// until allows held.example and allowed.example until a date.
-func (g *gateway) until(then time.Time) string {
-	text := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n"
-	for _, host := range []string{"held.example", "allowed.example"} {
-		text += "      - {host: " + host + ", ports: [PORT], addresses: 127.0.0.1/32, expires: " + then.UTC().Format(time.RFC3339Nano) + "}\n"
-	}
-	return g.fill(text)
 }
 
 // datedDial lets a rule end while its name is looked up.
@@ -309,21 +300,8 @@ func datedDial(t *testing.T, g *gateway) {
 		t.Errorf("record %+v", r)
 	}
 	c.gone(t)
-	g.sawNothing(t)
+	g.origin.sawNothing(t)
 	g.put(t, g.policy())
-}
-
-// sawNothing checks that the origin read no byte of the connections that were
-// made to it.
-func (g *gateway) sawNothing(t *testing.T) {
-	t.Helper()
-	for len(g.origin.conns) > 0 {
-		o := g.origin.next(t)
-		if got := readAll(t, o); got != "" {
-			t.Errorf("the origin got %q", got)
-		}
-		_ = o.Close()
-	}
 }
 
 func datedTunnel(t *testing.T, g *gateway) {
@@ -339,7 +317,7 @@ func datedTunnel(t *testing.T, g *gateway) {
 
 func expires(t *testing.T, closing bool) {
 	t.Helper()
-	g := newGateway(t, options{closeAtExpiry: closing})
+	g := newGateway(t, options{config: gw.Config{CloseAtExpiry: closing}})
 	ends := time.Now().Truncate(time.Second).Add(2 * time.Second)
 	certificate := g.ca.issue(t, withURIs(id("builder")), valid(-time.Hour, time.Until(ends)))
 	c := g.callWith(t, certificate)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/front"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 func exhaustionRows() []row {
@@ -33,7 +35,7 @@ func exhaustionRows() []row {
 }
 
 func slowHead(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{headTimeout: 200 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, "CONNECT allowed.example:443 HTTP/1.1\r\nHost: ")
 	if got := c.answer(t); got.reason() != allowlist.HeadTimeout.String() || !got.close {
@@ -46,7 +48,7 @@ func slowHead(t *testing.T, _ *gateway) {
 // drip sends a head byte by byte for as long as the gateway lets it: the time
 // is that of the whole head and not of a read.
 func drip(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{headTimeout: 300 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	done := make(chan struct{})
 	var dripping sync.WaitGroup
@@ -74,7 +76,7 @@ func drip(t *testing.T, _ *gateway) {
 }
 
 func silence(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{headTimeout: 200 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
 	g.call(t, "builder").ended(t)
 	if left := g.rest(t); len(left) > 0 {
 		t.Errorf("records of a connection that asked nothing: %+v", left)
@@ -82,7 +84,7 @@ func silence(t *testing.T, _ *gateway) {
 }
 
 func slowHandshake(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{handshakeTimeout: 200 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: 200 * time.Millisecond}})
 	conn := g.connect(t, g.secure)
 	if _, err := conn.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
 		t.Fatal(err)
@@ -94,7 +96,7 @@ func slowHandshake(t *testing.T, _ *gateway) {
 }
 
 func stalledLookup(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{dialTimeout: 200 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{DialTimeout: 200 * time.Millisecond}})
 	g.names.say("allowed.example", answerSet{stall: true})
 	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.ResolveTimeout, lookups: 1}.run(t, g)
 }
@@ -102,7 +104,7 @@ func stalledLookup(t *testing.T, _ *gateway) {
 // tooMany fills the slots with silent connections.
 func tooMany(t *testing.T, _ *gateway) {
 	const slots, toSayBusy = 16, 2
-	g := newGateway(t, options{slots: slots})
+	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
 	var silent []net.Conn
 	for range slots {
 		silent = append(silent, g.callPlain(t)) // a slot is taken in accept order
@@ -201,6 +203,7 @@ func heap() uint64 {
 func floodOfDenials(t *testing.T, _ *gateway) {
 	const tunnels, denials = 20, 600
 	g := newGateway(t, options{queue: 1024, stuck: make(chan struct{})})
+	before := g.recorder.Stats().Sinks[0].Made
 	var flooding sync.WaitGroup
 	flooding.Go(func() {
 		for range denials {
@@ -220,7 +223,7 @@ func floodOfDenials(t *testing.T, _ *gateway) {
 		c.gone(t)
 	}
 	flooding.Wait()
-	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made < denials+2*tunnels; {
+	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made < before+denials+2*tunnels; {
 		if time.Now().After(end) {
 			t.Fatalf("records are missing: %+v", g.recorder.Stats())
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/forward"
+	gw "github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
@@ -55,18 +56,9 @@ func limitRows(program *program) []row {
 	}
 }
 
-// limitedTo is the policy with limits for builder, or for everybody in test.example.
-func (g *gateway) limitedTo(own, shared string) string {
-	text := strings.Replace(g.policy(), "    owner: team-ci\n", "    owner: team-ci\n    "+own+"\n", 1)
-	if shared != "" {
-		text = strings.Replace(text, "quarantine:\n", "  - id: spiffe://test.example/**\n    "+shared+"\n    allow: [{host: everybody.example}]\nquarantine:\n", 1)
-	}
-	return text
-}
-
 func sourceConnections(t *testing.T, _ *gateway) {
 	const most = 16
-	g := newGateway(t, options{limits: limit.Config{Connections: most}})
+	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Connections: most}}})
 	var held []net.Conn
 	for range most {
 		held = append(held, g.callPlain(t))
@@ -123,7 +115,7 @@ func (g *gateway) askUntil(t *testing.T, call func() *caller, status int) answer
 }
 
 func sourceHandshakes(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{limits: limit.Config{Handshakes: 3}})
+	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Handshakes: 3}}})
 	for range 1000 {
 		c, err := g.tryCallWith(t, g.ca.svid(t, "builder"))
 		if err == nil {
@@ -139,7 +131,7 @@ func sourceHandshakes(t *testing.T, _ *gateway) {
 }
 
 func identityRequests(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{limits: limit.Config{Requests: 5}})
+	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Requests: 5}}})
 	limited := false
 	for end := time.Now().Add(patience); !limited && time.Now().Before(end); {
 		got := g.call(t, "builder").ask(t, connectTo("secret.example:443"))
@@ -180,7 +172,7 @@ func identityTunnels(t *testing.T, own, shared string) {
 		for range 2 {
 			g.next(t, audit.EventTunnelClose)
 		}
-		for end := time.Now().Add(patience); g.registry.Len() > 0 && time.Now().Before(end); { // a moment after its record
+		for end := time.Now().Add(patience); g.running.Registry().Len() > 0 && time.Now().Before(end); { // a moment after its record
 			<-time.After(time.Millisecond)
 		}
 	}
@@ -252,7 +244,7 @@ func (g *gateway) upload(t *testing.T, c *caller, o *net.TCPConn, n int) {
 // exceeds sends what is beyond a limit.
 func (g *gateway) exceeds(t *testing.T, c *caller, o *net.TCPConn) {
 	t.Helper()
-	_, _ = c.Write(make([]byte, 100))
+	_, _ = c.Write(make([]byte, 50))
 	c.gone(t)
 	if n, _ := io.Copy(io.Discard, o); n > 0 {
 		t.Errorf("the origin got %d bytes more than the limit", n)
@@ -272,13 +264,13 @@ func limitsStay(t *testing.T, _ *gateway) {
 		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.TunnelLimit}.run(t, g)
 		g.upload(t, c, o, 600)
 	}
-	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 2KiB}", "")) // of which 3,000 bytes were sent
+	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 2KiB}", "")) // 3,000 bytes were sent, of 3 KiB before
 	g.exceeds(t, c, o)
 }
 
 func halfOpen(t *testing.T, _ *gateway) {
 	const count, each = 300, 32 << 10
-	g := newGateway(t, options{handshakeTimeout: 1500 * time.Millisecond})
+	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: 1500 * time.Millisecond}})
 	before := heap()
 	for range count {
 		if _, err := g.connect(t, g.secure).Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
@@ -328,7 +320,7 @@ func deadCollector(t *testing.T, program *program) {
 
 // slowBody sends less of a body than it has announced.
 func slowBody(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{forward: forward.Config{Body: 300 * time.Millisecond}})
+	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Body: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, g.fill(post+"Content-Length: 1000\r\n\r\n")+"some")
 	o := g.origin.next(t)
@@ -346,7 +338,7 @@ func slowBody(t *testing.T, _ *gateway) {
 
 // badAnswer lets the origin answer a plain request so.
 func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
-	g := newGateway(t, options{forward: forward.Config{Response: 500 * time.Millisecond}})
+	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Response: 500 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, g.fill(get("http://allowed.example:PORT/")))
 	o := g.origin.next(t)

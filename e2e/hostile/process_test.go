@@ -23,10 +23,12 @@ import (
 // process is the real program, for what a gateway in this process does not
 // have: files that change. Its records are a file.
 type process struct {
-	*gateway // its certificates, origins and callers; its listeners are those of the program
-	dir      string
-	running  *site.Process
-	taken    int // records that next has returned
+	callers
+	ports
+
+	dir     string
+	running *site.Process
+	taken   int // records that next has returned
 }
 
 const processConfig = `version: 1
@@ -70,7 +72,7 @@ func (p *program) start(t *testing.T, policy func(*process) string, env ...strin
 
 func start(t *testing.T, path string, policy func(*process) string, env ...string) *process {
 	t.Helper()
-	p := &process{gateway: newGateway(t, options{}), dir: t.TempDir()}
+	p := &process{callers: callers{ca: newAuthority(t)}, ports: ports{port: newWorld(t).origin.addr.Port()}, dir: t.TempDir()}
 	p.writeIdentity(t)
 	p.write(t, "exeat.yaml", processConfig)
 	p.write(t, "policy/policy.yaml", policy(p))
@@ -92,7 +94,7 @@ func start(t *testing.T, path string, policy func(*process) string, env ...strin
 
 func (p *process) writeIdentity(t *testing.T) {
 	t.Helper()
-	own := p.trust.own
+	own := p.ca.svid(t, "gateway")
 	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +105,13 @@ func (p *process) writeIdentity(t *testing.T) {
 		"bundle.pem":   {Type: "CERTIFICATE", Bytes: p.ca.cert.Raw},
 	} {
 		p.write(t, "identity/"+name, string(pem.EncodeToMemory(block)))
+	}
+}
+
+func writeFile(tb testing.TB, path, text string) {
+	tb.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		tb.Fatal(err)
 	}
 }
 
@@ -227,7 +236,7 @@ func (p *process) status(t *testing.T, host string) int {
 func (p *process) allowing(hosts ...string) string {
 	text := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n"
 	for _, host := range hosts {
-		text += fmt.Sprintf("      - {host: %s, ports: [%d], addresses: 127.0.0.1/32}\n", host, p.origin.addr.Port())
+		text += fmt.Sprintf("      - {host: %s, ports: [%d], addresses: 127.0.0.1/32}\n", host, p.port)
 	}
 	return text
 }

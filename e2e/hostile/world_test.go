@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,56 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 )
+
+// world is what a gateway asks and connects to.
+type world struct {
+	names *names
+
+	// The rules open the address of origin and that of six; forbidden has the
+	// same port on another one.
+	origin, forbidden *origin
+	six               *origin // nil without IPv6
+}
+
+func newWorld(tb testing.TB) world {
+	tb.Helper()
+	addrs := []string{"127.0.0.1", "127.0.0.2"}
+	if hasIPv6() {
+		addrs = append(addrs, "::1")
+	}
+	all := newOrigins(tb, addrs...)
+	w := world{names: newNames(), origin: all[0], forbidden: all[1]}
+	if len(all) > 2 {
+		w.six = all[2]
+	}
+	return w
+}
+
+// hasIPv6 reports whether this machine has the loopback address of IPv6.
+func hasIPv6() bool {
+	data, err := os.ReadFile("/proc/net/if_inet6")
+	return err == nil && strings.Contains(string(data), "00000000000000000000000000000001")
+}
+
+// origins returns all of them.
+func (w world) origins() []*origin {
+	all := []*origin{w.origin, w.forbidden}
+	if w.six != nil {
+		all = append(all, w.six)
+	}
+	return all
+}
+
+// counts are what the world has seen of a gateway.
+type counts struct{ lookups, dials int64 }
+
+func (w world) counts() counts {
+	n := counts{lookups: w.names.lookups.Load()}
+	for _, o := range w.origins() {
+		n.dials += o.accepted.Load()
+	}
+	return n
+}
 
 // names is the resolver: a script for each name, and a count of the questions.
 type names struct {
@@ -194,6 +245,19 @@ func (o *origin) rest(tb testing.TB) (conns []*net.TCPConn) {
 			return conns
 		}
 		conns = append(conns, conn)
+	}
+}
+
+// sawNothing checks that the origin read no byte of the connections that were
+// made to it.
+func (o *origin) sawNothing(t *testing.T) {
+	t.Helper()
+	for len(o.conns) > 0 {
+		conn := o.next(t)
+		if got := readAll(t, conn); got != "" {
+			t.Errorf("the origin got %q", got)
+		}
+		_ = conn.Close()
 	}
 }
 

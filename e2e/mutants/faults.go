@@ -10,8 +10,9 @@ func of(class, name, file, old, planted string) fault {
 func mutants() []fault {
 	const (
 		parse    = "proxy/head/parse.go"
-		exchange = "proxy/exchange.go"
-		relay    = "proxy/relay.go"
+		wire     = "proxy/front/parse.go"
+		tunnel   = "proxy/tunnel.go"
+		place    = "proxy/place.go"
 		first    = "proxy/firstbytes.go"
 		dial     = "proxy/dial/dial.go"
 		host     = "allowlist/host.go"
@@ -23,9 +24,9 @@ func mutants() []fault {
 		of("D", "two Host fields are taken", parse, "if h.HasHost {", "if h.HasHost && h.Minor == 0 {"),
 		of("D", "control bytes in a field are taken", parse, "c < ' ' && c != '\\t' || c == 0x7f", "c == 0"),
 		of("D", "another version is taken", parse, "version[5] != '1' || version[7] > '1'", "version[5] == '0'"),
-		of("D", "Transfer-Encoding of a CONNECT is ignored", exchange, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
-		of("D", "Host is not compared with the target", exchange, "if h.HasHost && !sameAuthority(h, dest)", "if h.Minor == 0 && h.HasHost && !sameAuthority(h, dest)"),
-		of("D", "bytes behind a refusal are read", "proxy/answer.go", "x.body == 0 && (x.isPlain() || len(x.reader.Buffered()) == 0)", "x.body == 0"),
+		of("D", "Transfer-Encoding of a CONNECT is ignored", wire, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
+		of("D", "Host is not compared with the target", wire, "if h.HasHost && !sameAuthority(h, dest)", "if h.Minor == 0 && h.HasHost && !sameAuthority(h, dest)"),
+		of("D", "bytes behind a refusal are read", "proxy/front/h1.go", "r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)", "r.Body == 0"),
 		of("D", "a port with leading zeros is taken", host, ` || s[0] == '0' {`, ` || s == "0" {`),
 		of("A", "every final dot is stripped", host, `name := strings.TrimSuffix(s, ".")`, `name := strings.TrimRight(s, ".")`),
 		of("A", "A-labels are not checked", host, `strings.Contains(name, "xn--") && `, `strings.HasPrefix(name, "xn--xn--") && `),
@@ -44,10 +45,11 @@ func mutants() []fault {
 		of("C", "deny rules for ranges do not count for resolved addresses", decision, "if rule := d.policy.deniedAddr(d, addr); rule != nil {", "if rule := d.policy.deniedAddr(d, addr); rule != nil && d.Dest.Host.IsAddr() {"),
 		of("C", "resolved addresses are not checked before the dial", dial, "err := dec.CheckAddr(ap)", "err := error(nil)"),
 		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
-		of("C/C24", "a decision of the state before is used", relay, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
-		of("C/C24", "the address is not checked by the second decision", relay, "if err := x.decision.CheckAddr(addr); err != nil {", "if err := x.decision.CheckAddr(addr); err != nil && addr.Port() == 0 {"),
-		of("G/G5", "a tunnel is not registered", relay, "x.proxy.cfg.Registry.Add(&r.entry.Tunnel)", "_ = r.entry.Tunnel.Addr"),
-		{"a date that passes during the dial is not seen", relay, "req.Time = time.Now() // a date", "_ = time.Now // a date", "./proxy", "TestADateThatPassesBetweenDecisionAndTunnel"},
+		of("C/C24", "a decision of the state before is used", tunnel, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
+		of("C/C24", "the address is not checked by the second decision", tunnel, "if err := x.decision.CheckAddr(addr); err != nil {", "if err := x.decision.CheckAddr(addr); err != nil && addr.Port() == 0 {"),
+		of("G/G5", "a tunnel is not registered", place, "x.place.registry.Add(entry)", "_ = x.place.registry"),
+		of("G/G5", "what ends the dial is to end the tunnel", place, "{ t.Close(reason) }", "{ p.cancel() }"),
+		{"a date that passes during the dial is not seen", tunnel, "req.Time = time.Now() // a date", "_ = time.Now // a date", "./proxy", "TestADateThatPassesBetweenDecisionAndTunnel"},
 		of("E", "any server name will do", first, "case err == nil && host == c.request.Dest.Host:", "case err == nil && host != allowlist.Host{}:"),
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),
 		of("E", "a name that is allowed on another port will do", first, "return c.decide(name) // as above", "d := c.decide(name)\n\tif d.Reason == allowlist.PortNotAllowed {\n\t\td.Verdict = allowlist.Allow\n\t}\n\treturn d"),
@@ -62,10 +64,13 @@ func mutants() []fault {
 		of("D/D31", "twins of removed fields are sent on", "proxy/forward/fields.go", "return c\n\t\t}\n\t\treturn '-'", "return c\n\t\t}\n\t\treturn c"),
 		of("D/D31", "a method that a field names is sent on", "proxy/forward/fields.go", "return !methods && !paths\n", "return !paths || name == \"\"\n"),
 		of("D/D31", "what escapes decode to is not looked at", "allowlist/path.go", "case isAmbiguous(r):", "case isAmbiguous(r) && size == 0:"),
-		of("D/D32", "h2c is asked for under a rule for upgrades", "proxy/forward/upgrade.go", `strings.HasPrefix(name, "h2") || `, ""),
-		of("D/D32", "a WebSocket in capitals may be dropped", "proxy/forward/upgrade.go", `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
-		of("H/H8", "denied requests cost nothing", "proxy/budget.go", "if x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.conn.Caller.ID) {"),
+		of("D/D32", "h2c is asked for under a rule for upgrades", wire, `strings.HasPrefix(name, "h2") || `, ""),
+		of("D/D32", "a WebSocket in capitals may be dropped", wire, `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
+		of("H/H8", "denied requests cost nothing", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.ID) {"),
 		of("H/H11", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
+		of("H/H11", "limits of a new policy do not count for open tunnels", "proxy/gateway/state.go", "\t\ts.budgets.Apply(e.State.Policy)\n", ""),
+		of("C/C16", "the address check is not told of the host", "proxy/gateway/host.go", "Addresses: now,", ""),
+		of("F/F11", "an authority that goes ends no tunnel", "proxy/gateway/state.go", "if !after.SameTrust(before) {", "if after == before {"),
 		of("F/F15", "a list of its own does not decide the mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
