@@ -65,6 +65,7 @@ type relaying struct {
 	place  *place
 	record *audit.Tunnel // nil until it was answered
 	check  *firstBytes   // nil until it was answered
+	early  []byte        // what the client sent behind its request
 	result tunnel.Result
 	unwind func() bool // lets the end of the connection's context pass
 }
@@ -94,7 +95,7 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 	return front.Answer{
 		Kind: front.Opened, Switched: o.switched,
 		Done: func(err error) { r.answered(ctx, x, &o, err) },
-		Run:  func(early []byte) { r.run(ctx, early) },
+		Run:  func() { r.run(ctx) },
 	}
 }
 
@@ -152,6 +153,7 @@ func (r *relaying) answered(ctx context.Context, x *request, o *opening, err err
 	}
 	x.open.End()
 	r.record = x.open.Tunnel()
+	r.early = x.read.Early()
 	r.check = newFirstBytes(x, r, o.addr)
 	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
 	if x.read.Client.SetDeadline(time.Time{}) != nil {
@@ -172,8 +174,10 @@ func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 }
 
 // run relays until the tunnel ends, and ends its record.
-func (r *relaying) run(ctx context.Context, early []byte) {
+func (r *relaying) run(ctx context.Context) {
 	defer r.end(ctx)
+	early := r.early
+	r.early = nil // it is not needed for as long as the tunnel lasts
 	r.result = r.Run(early)
 }
 

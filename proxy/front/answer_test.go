@@ -182,11 +182,14 @@ func TestATunnelOpens(t *testing.T) {
 			var o outcome
 			s := serve(t, front.Config{}, handler(func(r *front.Request) front.Answer {
 				client := r.Client
-				a := front.Answer{Kind: front.Opened, Done: o.done, Run: func(early []byte) {
-					o.check(t, "before the tunnel runs", true)
-					if string(early) != row.early {
+				done := func(err error) {
+					o.done(err)
+					if early := string(r.Early()); early != row.early {
 						t.Errorf("early bytes %q, want %q", early, row.early)
 					}
+				}
+				a := front.Answer{Kind: front.Opened, Done: done, Run: func() {
+					o.check(t, "before the tunnel runs", true)
 					if _, err := io.Copy(client, client); err != nil {
 						t.Error(err)
 					}
@@ -348,7 +351,7 @@ func written() map[string]struct {
 		answer front.Answer
 	}{
 		"a refusal":            {plain, refused(allowlist.NotOnAllowlist)},
-		"a tunnel":             {connect, front.Answer{Kind: front.Opened, Run: func([]byte) { panic("a tunnel that was not opened runs") }}},
+		"a tunnel":             {connect, front.Answer{Kind: front.Opened, Run: func() { panic("a tunnel that was not opened runs") }}},
 		"an answer of its own": {"TRACE http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.Own}},
 	}
 }
@@ -458,7 +461,7 @@ func TestTheFrontPanics(t *testing.T) {
 func TestDoneMayBeNil(t *testing.T) {
 	for name, row := range written() {
 		a := row.answer
-		a.Run = func([]byte) {}
+		a.Run = func() {}
 		s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer { return a }), nil)
 		c := s.dial(t)
 		if got := c.ask(t, row.raw); got.StatusCode == http.StatusInternalServerError {

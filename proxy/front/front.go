@@ -14,6 +14,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -47,20 +48,28 @@ type Request struct {
 	// Client is the client's end of the connection. Only a tunnel or the answer to
 	// a plain request is written to it by the handler.
 	Client net.Conn
+	// Reader is where what follows the head comes from; nil if the head is refused.
+	Reader *head.Reader
 
 	// What follows is set of a plain request: one that is to be forwarded, and not
 	// to become a tunnel.
 
 	URL allowlist.URL
-	// Body is the length of the body, or head.Chunked; Reader is where it comes
-	// from.
-	Body   int64
-	Reader *head.Reader
+	// Body is the length of the body, or head.Chunked.
+	Body int64
 	// Protocols are those of Upgrade that may be asked of an origin, as that field
 	// lists them; "" if there are none.
 	Protocols string
 	// StopsHere says that it may not be forwarded: its Max-Forwards is 0.
 	StopsHere bool
+}
+
+// Early returns what the client has sent behind the request, as far as it has come.
+func (r *Request) Early() []byte {
+	if r.Reader == nil {
+		return nil
+	}
+	return slices.Clone(r.Reader.Buffered())
 }
 
 // IsPlain reports whether the request is to be forwarded and not to become a
@@ -106,9 +115,9 @@ type Answer struct {
 	// Switched is the origin's answer to a request that became a tunnel by an
 	// upgrade; nil if it did by CONNECT.
 	Switched []byte
-	// Run relays, once the answer of Opened was written: it is given what the
-	// client had sent already. It is called on a stack that the front has left.
-	Run func(early []byte)
+	// Run relays, once the answer of Opened was written. It is called on a stack
+	// that the front has left.
+	Run func()
 
 	// End says what is left to do with the connection once something was
 	// forwarded.

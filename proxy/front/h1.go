@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -234,12 +233,7 @@ func (c *h1) open(a *Answer) (run func()) {
 	if err != nil {
 		return nil
 	}
-	early, relay := slices.Clone(c.reader.Buffered()), a.Run
-	return func() {
-		first := early
-		early = nil // it is not needed for as long as the tunnel lasts
-		relay(first)
-	}
+	return a.Run
 }
 
 // end does what is left to do with a connection.

@@ -11,9 +11,8 @@ import (
 
 // parse makes the one canonical request of a head.
 func (c *h1) parse(h *head.Head) *Request {
-	r := &Request{Method: h.Method, Target: h.Target, Head: h, Client: c.conn.Conn}
+	r := &Request{Method: h.Method, Target: h.Target, Head: h, Client: c.conn.Conn, Reader: c.reader}
 	if r.IsPlain() {
-		r.Reader = c.reader
 		r.Reason = r.parsePlain()
 	} else {
 		r.Reason = r.parseConnect()
