@@ -59,7 +59,7 @@ func NewH1(cfg Config) *H1 {
 // Serve answers the requests of one connection until it ends or a tunnel opens.
 // It returns what runs that tunnel, nil if there is none. A panic of the handler's
 // goes through Serve.
-func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (tunnel func()) {
+func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func()) {
 	c := &h1{front: f, conn: conn, reader: head.NewReader(conn, f.cfg.HeadLimit)}
 	defer c.reader.Release()
 	for {

@@ -203,6 +203,42 @@ const (
 	DoH
 )
 
+// lacks says what a listener has not that its callers need for an identity; "" if
+// nothing is missing. A zero ID is nobody's.
+func (l *Listener) lacks(source bool) string {
+	switch l.Protocol {
+	case Connect, DNS:
+	case DoT, DoH:
+		if l.Identity != MTLS {
+			return "speaks TLS, where the client's certificate is the identity"
+		}
+	default:
+		return "has no protocol"
+	}
+	switch l.Identity {
+	case MTLS, Self:
+		if !source {
+			return "needs an identity source"
+		}
+	case Fixed:
+		if l.ID.IsZero() {
+			return "needs the identity of its callers"
+		}
+	case SourceMap:
+		if len(l.Sources) == 0 {
+			return "needs a map of addresses"
+		}
+		for prefix, id := range l.Sources {
+			if id.IsZero() {
+				return "has no identity for " + prefix.String()
+			}
+		}
+	default:
+		return "has no kind of identity"
+	}
+	return ""
+}
+
 // check refuses a configuration in which something is missing, and fills in what
 // may be.
 func (c *Config) check() error {
@@ -213,8 +249,8 @@ func (c *Config) check() error {
 		return errors.New("gateway: at least one listener is required")
 	}
 	for _, l := range c.Listeners {
-		if c.Identity == nil && (l.Identity == MTLS || l.Identity == Self) {
-			return errors.New("gateway: listener " + l.Name + " needs an identity source")
+		if why := l.lacks(c.Identity != nil); why != "" {
+			return errors.New("gateway: listener " + l.Name + " " + why)
 		}
 	}
 	if c.MaxConnections == 0 {

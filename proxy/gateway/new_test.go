@@ -48,6 +48,14 @@ func TestAPartThatIsMissing(t *testing.T) {
 		{"listeners", func(c *Config) { c.Listeners = nil }, false},
 		{"the identity source, for certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
 		{"the identity source, for its own", func(c *Config) { c.Listeners[0].Identity = Self }, false},
+		{"the identity of a listener's callers", func(c *Config) { c.Listeners[0].Identity, c.Listeners[0].ID = Fixed, spiffeid.ID{} }, false},
+		{"a map of addresses", func(c *Config) { c.Listeners[0].Identity = SourceMap }, false},
+		{"an identity in a map of addresses", func(c *Config) {
+			c.Listeners[0].Identity, c.Listeners[0].Sources = SourceMap, map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("10.0.0.0/8"): {}}
+		}, false},
+		{"a kind of identity", func(c *Config) { c.Listeners[0].Identity = SourceMap + 1 }, false},
+		{"a protocol", func(c *Config) { c.Listeners[0].Protocol = DoH + 1 }, false},
+		{"TLS, for DNS over it", func(c *Config) { c.Listeners[0].Protocol = DoT }, false},
 		{"the resolver", func(c *Config) { c.Resolver.Resolve = nil }, true},
 		{"the recorder", func(c *Config) { c.Recorder = nil }, true},
 	} {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -281,19 +282,44 @@ func TestPolicyFilesAreFollowed(t *testing.T) {
 // TestAQuarantineIsThereBeforeThePolicy: a start that finds a quarantine list and
 // no policy keeps the list for the policy that comes.
 func TestAQuarantineIsThereBeforeThePolicy(t *testing.T) {
-	path := write(t, "quarantine.yaml", "version: 1\nquarantine: [{id: spiffe://td.example/ns/ci/sa/builder}]\n")
-	dir := filepath.Dir(path)
-	p, err := Open(t.Context(), configured(t, dir), options())
-	if err != nil {
-		t.Fatal(err)
-	}
-	serve(t, p, nil)
-	if s := p.gateway.State(); s != nil {
-		t.Fatalf("in force without a policy: %+v", s)
-	}
-	replace(t, filepath.Join(dir, "policy.yaml"), goodPolicy)
-	eventually(t, "the policy is in force", func() bool { return p.gateway.State() != nil })
-	if got := p.gateway.State().Policy.Quarantined(); len(got) != 1 {
-		t.Errorf("in quarantine: %v, want the one of the list", got)
+	const one, none = "version: 1\nquarantine: [{id: spiffe://td.example/ns/ci/sa/builder}]\n", "version: 1\nquarantine: []\n"
+	for _, row := range []struct {
+		name, first string
+		before      func(t *testing.T, quarantine string, hangup chan<- os.Signal)
+		want        int // in quarantine
+	}{
+		{"it stays", one, func(*testing.T, string, chan<- os.Signal) {}, 1},
+		{"it stays, empty", none, func(*testing.T, string, chan<- os.Signal) {}, 0},
+		{"it changes before the policy comes", none, func(t *testing.T, path string, _ chan<- os.Signal) {
+			t.Helper()
+			replace(t, path, one)
+		}, 1},
+		{"it goes before the policy comes", one, func(t *testing.T, path string, _ chan<- os.Signal) {
+			t.Helper()
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+		{"it is read again", one, func(_ *testing.T, _ string, hangup chan<- os.Signal) { hangup <- syscall.SIGHUP }, 1},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			path := write(t, "quarantine.yaml", row.first)
+			dir := filepath.Dir(path)
+			p, err := Open(t.Context(), configured(t, dir), options())
+			if err != nil {
+				t.Fatal(err)
+			}
+			hangup := make(chan os.Signal, 1)
+			serve(t, p, hangup)
+			row.before(t, path, hangup)
+			if s := p.gateway.State(); s != nil {
+				t.Fatalf("in force without a policy: %+v", s)
+			}
+			replace(t, filepath.Join(dir, "policy.yaml"), goodPolicy)
+			eventually(t, "the policy is in force with its quarantine", func() bool {
+				s := p.gateway.State()
+				return s != nil && len(s.Policy.Quarantined()) == row.want
+			})
+		})
 	}
 }
