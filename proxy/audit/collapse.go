@@ -8,8 +8,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// maxWindows bounds the denials that others may be merged into. Beyond it
-// nothing is merged: every denial has its record.
+// maxWindows bounds the denials that others may be merged into. Beyond it whoever
+// has most of them gives one up for another caller's; its own further denials have
+// a record each.
 const maxWindows = 4096
 
 // same is what identical denials have in common: all that the record of the
@@ -43,6 +44,9 @@ type window struct {
 	first  Record
 	merged Merged
 	ends   time.Time
+
+	seat       seat[*window]
+	prev, next *window // in the order of their ends
 }
 
 // collapser merges identical denials that follow each other within a time. All
@@ -53,10 +57,11 @@ type collapser struct {
 	wake   signal
 	done   chan struct{}
 
-	mu     sync.Mutex
-	closed bool
-	open   map[same]*window
-	order  []*window // by their ends
+	mu          sync.Mutex
+	closed      bool
+	open        map[same]*window
+	first, last *window         // of those that are open, by their ends
+	callers     shares[*window] // of those that are open
 }
 
 func newCollapser(length time.Duration, put func(*Record)) *collapser {
@@ -81,16 +86,51 @@ func (c *collapser) join(rec *Record) bool {
 		w.merged.join(Merged{Count: 1, First: rec.Time, Last: rec.Time})
 		return true
 	}
-	if c.closed || len(c.open) >= maxWindows {
-		return false
-	}
-	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length)}
-	c.open[s] = w
-	c.order = append(c.order, w)
-	if len(c.order) == 1 {
-		c.wake.send()
+	if !c.closed {
+		c.begin(s, rec)
 	}
 	return false
+}
+
+// begin opens a window, if its caller has the room or another has more.
+func (c *collapser) begin(s same, rec *Record) {
+	var path [maxPathLen]key
+	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length), prev: c.last}
+	w.seat.of = w
+	c.callers.put(&w.seat, c.callers.leaf(who(path[:0], rec)))
+	c.open[s] = w
+	if c.last == nil {
+		c.first = w
+		c.wake.send()
+	} else {
+		c.last.next = w
+	}
+	c.last = w
+	if len(c.open) <= maxWindows {
+		return
+	}
+	without := c.callers.most(&w.seat)
+	c.end(without)
+	if without.merged.Count > 0 {
+		c.put(without.record()) // which never waits
+	}
+}
+
+// end closes a window.
+func (c *collapser) end(w *window) {
+	delete(c.open, w.same)
+	c.callers.remove(&w.seat)
+	if w.prev == nil {
+		c.first = w.next
+	} else {
+		w.prev.next = w.next
+	}
+	if w.next == nil {
+		c.last = w.prev
+	} else {
+		w.next.prev = w.prev
+	}
+	w.prev, w.next = nil, nil
 }
 
 // run writes a record at the end of every window that has taken something in,
@@ -116,16 +156,14 @@ func (c *collapser) run() {
 func (c *collapser) expire() (ended []*window, next time.Time, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := len(c.order)
-	for i, w := range c.order {
+	for w := c.first; w != nil; w = c.first {
 		if !c.closed && time.Until(w.ends) > 0 {
-			n, next = i, w.ends
+			next = w.ends
 			break
 		}
-		delete(c.open, w.same)
+		c.end(w)
+		ended = append(ended, w)
 	}
-	ended = c.order[:n:n]
-	c.order = c.order[n:]
 	return ended, next, c.closed
 }
 

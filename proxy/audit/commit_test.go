@@ -132,11 +132,10 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out), Required: true, Queue: 2})
-		for range 2 {
-			r.Event(Record{})
-			synctest.Wait()
-		}
 		r.Event(Record{})
+		synctest.Wait() // its Write does not return
+		go func() { _ = commit(t, r.Begin(t.Context(), Start{Protocol: "connect"})) }()
+		synctest.Wait()
 		begin := time.Now()
 		err := commit(t, r.Begin(t.Context(), Start{Protocol: "connect"}))
 		if !errors.Is(err, errNoRoom) || time.Since(begin) != 0 {

@@ -3,13 +3,13 @@ package audit
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 // queue holds the records that wait for one sink. Whoever puts a record into it
 // is never kept waiting: a denial without room is counted into a summary, and
-// anything else without room is dropped and counted.
+// anything else without room is dropped and counted. Records that somebody waits
+// for have room of their own, half of it, if there can be any.
 type queue struct {
 	ready signal // wakes the worker
 
@@ -18,53 +18,78 @@ type queue struct {
 	closed  bool
 	gaveUp  bool // nobody waits for what waits here
 	ring    ring
+	waiting waiting
+	waited  bool // the last record taken was one that somebody waits for
 	tallies tallies
 	stats   SinkStats
 	health  health
 }
 
-func newQueue(name string, capacity int) *queue {
-	return &queue{ready: newSignal(), ring: newRing(capacity), stats: SinkStats{Name: name}}
+func newQueue(name string, capacity int, required bool) *queue {
+	q := &queue{ready: newSignal(), stats: SinkStats{Name: name}}
+	if required {
+		q.waiting.size = max(1, capacity/2)
+	}
+	q.ring.size = max(1, capacity-q.waiting.size)
+	return q
 }
 
-// put takes a record that must not be changed any more. It reports false if it
-// has not kept it: it is counted.
-func (q *queue) put(h *held) bool {
-	denial := isDenial(&h.Record)
+// put takes a record that must not be changed any more, and lets it go when it is
+// written or counted.
+func (q *queue) put(h *held) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stats.Made++
-	switch {
-	case q.closed:
+	without := h
+	if q.closed {
 		q.stats.Dropped++
-	case denial && q.ring.addDenial(h), !denial && q.ring.add(h):
+	} else {
+		without = q.ring.add(h)
+		switch {
+		case without == nil:
+		case isDenial(&without.Record):
+			q.tallies.add(&without.Record)
+		default:
+			q.drop()
+		}
 		q.wake()
-		return true
-	case denial:
-		q.tallies.add(&h.Record)
-		q.wake()
-	default:
-		q.drop()
 	}
-	return false
+	if without != nil {
+		without.letGo()
+	}
 }
 
-// commit takes a record that somebody waits for: it has all the room there is
-// and is never summarised. It reports false if there is none.
-func (q *queue) commit(rec *Record, a *ack) bool {
+// commit takes a record that somebody waits for, which is never summarised. It
+// reports false if there is no room for it. That of another one may be gone then,
+// which its ack is told.
+func (q *queue) commit(it *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stats.Made++
-	switch {
-	case q.closed:
+	if q.closed {
 		q.stats.Dropped++
 		return false
-	case !q.ring.push(item{rec: rec, ack: a}):
-		q.drop()
-		return false
 	}
+	without := q.waiting.add(it)
 	q.wake()
+	if without == nil {
+		return true
+	}
+	q.stats.Dropped++ // of a decision that is refused, whose refusal has a record
+	if without == it {
+		return false
+	}
+	without.ack.results <- errNoRoom
 	return true
+}
+
+// withdraw takes back a record that nobody has begun to write.
+func (q *queue) withdraw(it *waiter) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.waiting.remove(it) {
+		q.stats.Dropped++
+	}
 }
 
 func (q *queue) drop() {
@@ -99,15 +124,22 @@ func (q *queue) giveUp() {
 	q.gaveUp = true
 }
 
-// next waits for work. It returns the oldest records, at most as many as items
-// has room for, and the summaries that are due. It returns nothing when the
-// queue is closed and empty.
-func (q *queue) next(items []item) ([]item, []*tally) {
+// entry is a record on its way to the sink.
+type entry struct {
+	rec  *Record
+	held *held // to be let go once it is written; nil if somebody waits for the write
+	ack  *ack  // nil if nobody does
+}
+
+// next waits for work. It returns the records whose turn it is, at most as many as
+// entries has room for, and the summaries that are due. It returns nothing when
+// the queue is closed and empty.
+func (q *queue) next(entries []entry) ([]entry, []*tally) {
 	for {
-		items, taken, due, closed := q.poll(items[:0])
+		entries, taken, due, closed := q.poll(entries[:0])
 		sums := taken.list() // here, because nobody waits for the lock now
-		if closed || len(items) > 0 || len(sums) > 0 {
-			return items, sums
+		if closed || len(entries) > 0 || len(sums) > 0 {
+			return entries, sums
 		}
 		q.ready.wait(due)
 	}
@@ -115,23 +147,31 @@ func (q *queue) next(items []item) ([]item, []*tally) {
 
 // poll is next without waiting: it also returns when the next summaries are
 // due (zero if there are none), and whether nothing more will come.
-func (q *queue) poll(items []item) (_ []item, taken tallies, due time.Time, closed bool) {
+func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.ring.count > 0 && len(items) < cap(items) {
-		it := q.ring.pop()
-		if it.ack != nil && it.ack.withdrawn.Load() {
-			q.stats.Dropped++
-			continue
-		}
-		items = append(items, it)
+	for len(entries) < cap(entries) && q.ring.count+q.waiting.count() > 0 {
+		entries = append(entries, q.pop())
 	}
-	if q.ring.count == 0 {
+	if q.ring.count+q.waiting.count() == 0 {
 		q.health.dropping = time.Time{} // the sink keeps up again
 	}
 	taken = q.tallies.take(q.closed)
-	q.idle = len(items) == 0 && taken.due.IsZero() && !q.closed
-	return items, taken, q.tallies.due, q.closed
+	q.idle = len(entries) == 0 && taken.due.IsZero() && !q.closed
+	return entries, taken, q.tallies.due, q.closed
+}
+
+// pop takes the next record: alternately one that somebody waits for and one that
+// nobody waits for, as long as there are both. A tunnel's other records follow its
+// decision all the same: they are made when that has been written.
+func (q *queue) pop() entry {
+	q.waited = q.waiting.count() > 0 && (!q.waited || q.ring.count == 0)
+	if q.waited {
+		it := q.waiting.pop()
+		return entry{rec: it.rec, ack: it.ack}
+	}
+	h := q.ring.pop()
+	return entry{rec: &h.Record, held: h}
 }
 
 // wrote counts what came of a Write.
@@ -173,10 +213,7 @@ func (q *queue) snapshot() SinkStats {
 
 // ack brings what came of a record to who waits for it: one result from every
 // queue that took it, unless it was withdrawn in time.
-type ack struct {
-	results   chan error
-	withdrawn atomic.Bool
-}
+type ack struct{ results chan error }
 
 // wait returns when all results are there and nil, else the first error; ctx
 // bounds it.

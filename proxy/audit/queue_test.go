@@ -82,7 +82,8 @@ func TestAFlooderTakesNobodysRoom(t *testing.T) {
 }
 
 // TestWhoHasRoom fills a queue of sixteen behind a Write that does not return:
-// two denials of each identity, twelve of all, and the rest is for what is none.
+// one or two denials of each identity, twelve of all, and the rest is for what is
+// none, for which denials give way.
 func TestWhoHasRoom(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
@@ -97,8 +98,14 @@ func TestWhoHasRoom(t *testing.T) {
 		r.Event(Record{Event: EventTunnelClose, Identity: spiffeid.RequireFromString(fmt.Sprint("spiffe://td.example/", i))})
 	}
 	got := r.Stats().Sinks[0]
-	if want := (SinkStats{Name: "a", Made: 47, Dropped: 2, Waiting: 45}); got != want {
+	if want := (SinkStats{Name: "a", Made: 47, Waiting: 47}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for i := range 20 { // beyond what denials give up
+		r.Event(Record{Event: EventTunnelClose, Identity: spiffeid.RequireFromString(fmt.Sprint("spiffe://td.example/more-", i))})
+	}
+	if got := r.Stats().Sinks[0].Dropped; got != 12 {
+		t.Errorf("%d are dropped", got)
 	}
 	if f := r.Failing(); len(f) != 1 || f[0].Sink != "a" || !errors.Is(f[0].Err, errOverflow) {
 		t.Errorf("failing: %+v", f)
@@ -106,7 +113,7 @@ func TestWhoHasRoom(t *testing.T) {
 	close(out.let)
 	closeNow(t, r)
 	checkSums(t, r)
-	if decisions, sums := len(out.of(EventDecision)), len(out.of(EventSummary)); decisions != 12 || sums != 8 {
+	if decisions, sums := len(out.of(EventDecision)), len(out.of(EventSummary)); decisions != 2 || sums != 8 {
 		t.Errorf("%d decisions and %d summaries", decisions, sums)
 	}
 	if f := r.Failing(); f != nil {
@@ -137,12 +144,12 @@ func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	for _, rec := range out.taken() {
 		count[rec.Identity.Path()]++
 	}
-	busy := 1024 - 1024/lateRoom + 1024/lateShares
+	busy := 1024 - 1024/lateParts + 1024/lateShareParts
 	if diff := cmp.Diff(map[string]int{"/busy": busy, "/quiet": 16, "": 9}, count); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if q := r.workers[0].queue; len(q.ring.late) != 0 || len(q.ring.denials) != 0 {
-		t.Errorf("an empty queue counts %v and %v", q.ring.late, q.ring.denials)
+	if q := r.workers[0].queue; q.ring.late.root.count != 0 || q.ring.denials.root.count != 0 {
+		t.Errorf("an empty queue counts %d and %d", q.ring.late.root.count, q.ring.denials.root.count)
 	}
 }
 
@@ -281,24 +288,37 @@ func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
 	}
 }
 
-// TestTooManyKeys: beyond the bound the denials of all others are one summary.
+// TestTooManyKeys: beyond the bounds the denials of others are summaries of their
+// networks, then of their listeners, and only then one of all others; also when
+// they are written later. Identities have theirs in any case.
 func TestTooManyKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{}
 		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
 		out.fail(errors.New("not yet"))
+		const fullNetworks = maxTallies / maxNetworkSources // whose sources have all the room for sources
+		named := spiffeid.RequireFromString("spiffe://td.example/named")
 		flood := func() {
 			q := r.workers[0].queue
 			q.mu.Lock() // the worker must not make room
 			defer q.mu.Unlock()
-			addr := netip.MustParseAddr("10.0.0.0")
-			for range maxTallies + 10 {
-				q.stats.Made += 2
-				addr = addr.Next()
-				rec := &Record{Event: EventDecision, Client: netip.AddrPortFrom(addr, 1), Time: time.Now()}
-				q.tallies.add(rec)
-				q.tallies.add(rec)
+			add := func(rec Record) {
+				q.stats.Made++
+				rec.Event, rec.Time = EventDecision, time.Now()
+				q.tallies.add(&rec)
 			}
+			addr := func(network, host int) netip.AddrPort {
+				return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(network >> 8), byte(network), byte(host)}), 1)
+			}
+			for network := range fullNetworks + maxNetworks + 5 {
+				for host := range maxNetworkSources + 2 {
+					add(Record{Client: addr(network, host), Listener: "main"})
+				}
+			}
+			for i := range maxListeners {
+				add(Record{Client: addr(20000, 1), Listener: fmt.Sprint("more-", i)})
+			}
+			add(Record{Identity: named, Client: addr(1, 1), Listener: "main"})
 			q.wake()
 		}
 		flood()
@@ -307,16 +327,36 @@ func TestTooManyKeys(t *testing.T) {
 		time.Sleep(summaryEvery)
 		closeNow(t, r)
 		checkSums(t, r)
-		own, others := 0, uint64(0)
+		type group struct{ summaries, records int }
+		got := map[string]group{}
 		for _, rec := range out.of(EventSummary) {
-			if rec.Merged.Other {
-				others += rec.Merged.Count
-			} else if own++; rec.Merged.Count != 2 || !rec.Client.IsValid() {
-				t.Fatalf("%+v of %s", *rec.Merged, rec.Client)
+			kind := "source"
+			switch {
+			case rec.Identity == named && !rec.Merged.Other:
+				kind = "identity"
+			case rec.Merged.Other && rec.Client.IsValid():
+				if kind = "network"; rec.Client.Addr().As4()[3] != 0 {
+					t.Errorf("the network %s", rec.Client)
+				}
+			case rec.Merged.Other && rec.Listener != "":
+				kind = "listener"
+			case rec.Merged.Other:
+				kind = "other"
 			}
+			g := got[kind]
+			got[kind] = group{g.summaries + 1, g.records + int(rec.Merged.Count)}
 		}
-		if own != maxTallies || others != 20 {
-			t.Errorf("%d summaries of their own, %d in the other", own, others)
+		each := maxNetworkSources + 2
+		want := map[string]group{
+			"identity": {1, 1},
+			"source":   {maxTallies, maxTallies},
+			// two of each network that is full, and all of those after them
+			"network":  {maxNetworks, 2*fullNetworks + each*(maxNetworks-fullNetworks)},
+			"listener": {maxListeners, each*(fullNetworks+5) + maxListeners - 1},
+			"other":    {1, 1},
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(group{})); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
 }

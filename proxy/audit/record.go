@@ -44,7 +44,8 @@ const (
 	EventQuarantine     Event = "quarantine"
 
 	// EventSummary stands for the denials of one identity, or of one source, that
-	// had no room in a sink's queue. Of an IPv6 source it has the first address.
+	// had no room in a sink's queue. Of an IPv6 source it has the first address. Of
+	// too many it stands for those of a network or a listener; see Merged.Other.
 	EventSummary Event = "summary"
 	// EventCollapsed stands for the denials that were identical with the one
 	// whose id it has, and followed it.
@@ -84,8 +85,9 @@ type Merged struct {
 	// Counts is Count by verdict and reason, in a summary.
 	Counts []Count
 	// Other says that the summary is of many identities or addresses: there
-	// were too many for one each. Renderings give the constant Other as the
-	// identity.
+	// were too many for one each. They are those of the /24 or /48 whose first
+	// address the record has as the client, else those on its listener, else all
+	// others. Renderings give the constant Other as the identity.
 	Other bool
 }
 

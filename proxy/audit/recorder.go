@@ -22,7 +22,7 @@ type Config struct {
 	// Tracer makes the spans. Required; its provider must sample always.
 	Tracer trace.Tracer
 	// Queue bounds the records that wait for each sink; zero means
-	// DefaultQueue.
+	// DefaultQueue. With Required half of it is for those that Commit waits for.
 	Queue int
 	// Required makes [Open.Commit] wait until the sinks have written. It
 	// excludes Collapse.
@@ -67,7 +67,7 @@ func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	for _, sink := range cfg.Sinks {
 		w := &worker{
 			cfg: sink, sinkError: cfg.SinkError,
-			queue: newQueue(sink.Name, cfg.Queue), done: make(chan struct{}),
+			queue: newQueue(sink.Name, cfg.Queue, cfg.Required), done: make(chan struct{}),
 		}
 		r.workers = append(r.workers, w)
 		go w.run(ctx)
@@ -175,9 +175,7 @@ func (r *Recorder) put(rec *Record) {
 			h = hold(&r.held, rec)
 		}
 		h.users.Add(1)
-		if !w.queue.put(h) {
-			h.letGo()
-		}
+		w.queue.put(h)
 	}
 	if h != nil {
 		h.letGo()
@@ -188,7 +186,7 @@ func (r *Recorder) put(rec *Record) {
 const commitTimeout = 2 * time.Second
 
 var (
-	errNoRoom = errors.New("the queue is full")
+	errNoRoom = errors.New("the queue has no room for more of this caller's")
 	errLate   = errors.New("the record was not written in time")
 )
 
@@ -198,12 +196,14 @@ func (r *Recorder) commit(ctx context.Context, rec *Record) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, commitTimeout, errLate)
 	defer cancel()
 	a := &ack{results: make(chan error, len(r.workers))}
+	items := make([]waiter, len(r.workers))
 	var err error
 	waiting := 0
-	for _, w := range r.workers {
+	for i, w := range r.workers {
+		items[i].rec, items[i].ack = rec, a
 		switch {
 		case !w.cfg.keeps(rec):
-		case w.queue.commit(rec, a):
+		case w.queue.commit(&items[i]):
 			waiting++
 		default:
 			err = errNoRoom
@@ -213,7 +213,9 @@ func (r *Recorder) commit(ctx context.Context, rec *Record) error {
 		err = a.wait(ctx, waiting)
 	}
 	if err != nil {
-		a.withdrawn.Store(true)
+		for i, w := range r.workers {
+			w.queue.withdraw(&items[i])
+		}
 		return fmt.Errorf("writing the record of the decision: %w", err)
 	}
 	return nil

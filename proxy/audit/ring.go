@@ -2,39 +2,41 @@ package audit
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// The parts of a ring. Denials may take three quarters of it, one identity's
-// an eighth: it takes six flooders at once to fill what denials may fill, and
-// still nobody's allowed request or tunnel is without room. Of what is no denial
-// one identity may fill all but the last eighth, in which it has an eighth.
+// The parts of a ring. Denials may take three quarters of it, one identity or
+// source an eighth. When they are full, whoever has most gives way, so that the first
+// denial of a caller has its line whatever others do. Of what is no denial one
+// identity may fill all but the last eighth, in which it has an eighth; when that
+// is full, too, denials beyond an eighth of the ring give way, and then who
+// has most there.
 const (
-	shares   = 8 // an identity's denials: one of so many parts
-	reserves = 4 // for what is no denial: one of so many parts
+	shareParts   = 8 // an identity's denials: one of so many parts
+	reserveParts = 4 // for what is no denial: one of so many parts
 
-	lateRoom   = 8  // what has room when the rest is full: one of so many parts
-	lateShares = 64 // of it an identity's: one of so many parts of the ring
+	lateParts      = 8  // what has room when the rest is full: one of so many parts
+	lateShareParts = 64 // of it an identity's: one of so many parts of the ring
+	denialParts    = 8  // what denials do not give up for others: one of so many parts
 )
 
 // item is a record in a ring.
 type item struct {
-	late bool // it came when the rest was full, and counts for its key
-	rec  *Record
-	held *held // to be let go once it is written; nil if somebody waits for the write
-	ack  *ack  // nil if nobody does
+	held       *held
+	prev, next *item
+	// seat is taken by denials, and by what came when the rest was full.
+	seat seat[*item]
 }
 
-// ring holds the records of a queue in their order, and gives everybody a fair
-// share of its room.
+// ring holds the records of a queue that nobody waits for in their order, and
+// gives everybody a fair share of its room.
 type ring struct {
-	items   []item
-	head    int         // of the oldest item
-	count   int         // of items
-	denials map[key]int // items that are denials
-	late    map[key]int // items that are late
+	size        int
+	count       int
+	first, last *item
+	free        *item         // linked by next
+	denials     shares[*item] // items that are denials
+	late        shares[*item] // items that came when the rest was full, and are no denials
 }
 
-func newRing(capacity int) ring {
-	return ring{items: make([]item, capacity), denials: map[key]int{}, late: map[key]int{}}
-}
+func newRing(capacity int) ring { return ring{size: capacity} }
 
 // isDenial reports whether a record may be counted into a summary: the answer
 // was no, for whatever reason.
@@ -49,61 +51,95 @@ func isDenial(rec *Record) bool {
 	return false
 }
 
-// addDenial takes a denial. It reports false if there is no room for one more of
-// its key.
-func (r *ring) addDenial(h *held) bool {
-	size, k := len(r.items), keyOf(&h.Record)
-	if r.count >= size-size/reserves || r.denials[k] >= max(1, size/shares) {
-		return false
+// add takes a record and returns the one that has no room now: another one, the
+// new one itself, or nil if there is room for all.
+func (r *ring) add(h *held) (without *held) {
+	if isDenial(&h.Record) {
+		return r.addDenial(h)
 	}
-	r.denials[k]++
-	return r.push(item{rec: &h.Record, held: h})
-}
-
-// add takes what is no denial. It reports false if there is no room for one more
-// of its key.
-func (r *ring) add(h *held) bool {
-	size := len(r.items)
-	if r.count < size-size/lateRoom {
-		return r.push(item{rec: &h.Record, held: h})
+	if r.count < r.size-r.size/lateParts {
+		r.push(h)
+		return nil
 	}
-	k := keyOf(&h.Record)
-	if r.count == size || r.late[k] >= max(1, size/lateShares) {
-		return false
+	var path [maxPathLen]key
+	leaf := r.late.leaf(who(path[:0], &h.Record))
+	if leaf.count > 0 && leaf.count >= r.size/lateShareParts {
+		return h
 	}
-	r.late[k]++
-	return r.push(item{rec: &h.Record, held: h, late: true})
-}
-
-// push takes an item whatever its share. It reports false if there is no room at
-// all.
-func (r *ring) push(it item) bool {
-	if r.count == len(r.items) {
-		return false
-	}
-	r.items[(r.head+r.count)%len(r.items)] = it
-	r.count++
-	return true
-}
-
-// pop returns the oldest item, of which there must be one.
-func (r *ring) pop() item {
-	it := r.items[r.head]
-	r.items[r.head] = item{}
-	r.head = (r.head + 1) % len(r.items)
-	r.count--
+	it := r.push(h)
+	r.late.put(&it.seat, leaf)
 	switch {
-	case it.late:
-		less(r.late, keyOf(it.rec))
-	case it.ack == nil && isDenial(it.rec):
-		less(r.denials, keyOf(it.rec))
+	case r.count <= r.size:
+		return nil
+	case r.denials.root.count > r.size/denialParts:
+		return r.drop(r.denials.most(&it.seat)) // where the new one has no seat
 	}
+	return r.drop(r.late.most(&it.seat))
+}
+
+func (r *ring) addDenial(h *held) (without *held) {
+	var path [maxPathLen]key
+	leaf := r.denials.leaf(who(path[:0], &h.Record))
+	if leaf.count > 0 && leaf.count >= r.size/shareParts {
+		return h
+	}
+	it := r.push(h)
+	r.denials.put(&it.seat, leaf)
+	if r.count <= r.size-r.size/reserveParts || r.count <= r.size && r.denials.root.count <= r.size/denialParts {
+		return nil
+	}
+	return r.drop(r.denials.most(&it.seat))
+}
+
+// push takes a record whatever its share, and whether there is room or not.
+func (r *ring) push(h *held) *item {
+	it := r.free
+	if it == nil {
+		it = new(item)
+		it.seat.of = it
+	} else {
+		r.free = it.next
+	}
+	it.held = h
+	it.prev, it.next = r.last, nil
+	if r.last == nil {
+		r.first = it
+	} else {
+		r.last.next = it
+	}
+	r.last = it
+	r.count++
 	return it
 }
 
-// less counts one less of a key.
-func less(counts map[key]int, k key) {
-	if counts[k]--; counts[k] == 0 {
-		delete(counts, k)
+// drop removes an item and returns its record.
+func (r *ring) drop(it *item) *held {
+	h := it.held
+	if it.prev == nil {
+		r.first = it.next
+	} else {
+		it.prev.next = it.next
 	}
+	if it.next == nil {
+		r.last = it.prev
+	} else {
+		it.next.prev = it.prev
+	}
+	r.count--
+	if it.seat.leaf != nil {
+		r.sharesOf(it).remove(&it.seat)
+	}
+	it.held, it.prev = nil, nil
+	it.next, r.free = r.free, it
+	return h
 }
+
+func (r *ring) sharesOf(it *item) *shares[*item] {
+	if isDenial(&it.held.Record) {
+		return &r.denials
+	}
+	return &r.late
+}
+
+// pop returns the oldest record, of which there must be one.
+func (r *ring) pop() *held { return r.drop(r.first) }

@@ -3,7 +3,8 @@ package audit
 import "context"
 
 // Sink is a place that records go to. The recorder calls it from one goroutine
-// of its own, with records in the order in which they were made.
+// of its own, with records in the order in which they were made, except for those
+// that [Open.Commit] waits for: their callers are served in turn.
 type Sink interface {
 	// Write returns when the records are as safe as this sink makes them. It
 	// must neither keep nor change them. A *LostError says which of them were

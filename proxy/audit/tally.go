@@ -12,28 +12,22 @@ import (
 const (
 	// summaryEvery is the time between two summaries of the same key.
 	summaryEvery = time.Second
-	// maxTallies bounds the keys that have a summary of their own.
-	maxTallies = 4096
+	// maxTallies bounds the identities, and also the sources, that have a summary
+	// of their own.
+	maxTallies = 2048
+	// maxNetworkSources bounds those of them that are in one network.
+	maxNetworkSources = 16
+	// maxNetworks bounds the networks that have a summary for all others.
+	maxNetworks = 1024
+	// maxListeners bounds the listeners that have one for all networks beyond that.
+	maxListeners = 64
 )
 
-// key is who a record is about, for a fair share: the identity, or before there
-// is one the source; see allowlist.SourceOf.
-type key struct {
-	identity string
-	addr     netip.Addr
-}
-
-func keyOf(rec *Record) key {
-	if rec.Identity.IsZero() {
-		return key{addr: allowlist.SourceOf(rec.Client.Addr())}
-	}
-	return key{identity: rec.Identity.String()}
-}
-
-// tally counts records of one key, or of all keys beyond the bound.
+// tally counts records of one key; its zero value those of all keys beyond the
+// bounds.
 type tally struct {
-	identity spiffeid.ID
-	addr     netip.Addr
+	key      key
+	identity spiffeid.ID // what the key is of
 	merged   Merged
 	records  uint64 // less than merged.Count if a record stood for several
 }
@@ -82,61 +76,101 @@ func (m *Merged) join(other Merged) {
 // record returns the summary.
 func (t *tally) record() *Record {
 	now := time.Now()
-	return &Record{
+	rec := &Record{
 		Time: now, Event: EventSummary, ID: newID(now),
-		Identity: t.identity, Client: netip.AddrPortFrom(t.addr, 0), Merged: &t.merged,
+		Identity: t.identity, Client: netip.AddrPortFrom(t.key.addr, 0), Merged: &t.merged,
 	}
+	if t.key.kind == kindListener {
+		rec.Listener = t.key.name
+	}
+	return rec
 }
 
-// tallies holds the tallies until their summaries are due.
+// tallies holds the tallies until their summaries are due. What has no room for a
+// tally of its own is counted with its network, else with its listener, and only
+// then with all others.
 type tallies struct {
 	due   time.Time // zero if there are none
 	byKey map[key]*tally
 	other *tally // nil if there is none
+
+	// How many keys in byKey are of each kind, and of the sources how many are in
+	// each network.
+	identities, sources, networks, listeners int
+	inNetwork                                map[key]int
 }
 
 // add counts a record that has no line.
-func (ts *tallies) add(rec *Record) { ts.of(keyOf(rec), rec.Identity).add(rec) }
+func (ts *tallies) add(rec *Record) {
+	k := keyOf(rec)
+	t := ts.byKey[k]
+	if t == nil {
+		t = ts.first(rec.Identity, k, networkOf(rec.Client.Addr()), listenerOf(rec))
+	}
+	t.add(rec)
+}
 
 // merge counts again what was not written.
-func (ts *tallies) merge(t *tally) {
-	if t.merged.Other {
-		ts.rest().merge(t)
-		return
-	}
-	ts.of(keyOf(&Record{Identity: t.identity, Client: netip.AddrPortFrom(t.addr, 0)}), t.identity).merge(t)
-}
+func (ts *tallies) merge(t *tally) { ts.first(t.identity, t.key, networkOf(t.key.addr)).merge(t) }
 
-// of returns the tally of a key.
-func (ts *tallies) of(k key, id spiffeid.ID) *tally {
-	t := ts.byKey[k]
-	switch {
-	case t != nil:
+// first returns the tally of the first of some keys that has one or gets one, and
+// else the one for all others. The identity is that of the first key.
+func (ts *tallies) first(id spiffeid.ID, keys ...key) *tally {
+	if ts.byKey == nil {
+		ts.byKey, ts.inNetwork = map[key]*tally{}, map[key]int{}
+		ts.due = time.Now().Add(summaryEvery)
+	}
+	for _, k := range keys {
+		if t := ts.byKey[k]; t != nil {
+			return t
+		}
+		if !ts.room(k) {
+			continue
+		}
+		t := &tally{key: k}
+		if k.kind == kindOne {
+			t.identity = id
+		} else {
+			t.merged.Other = true
+		}
+		ts.byKey[k] = t
 		return t
-	case len(ts.byKey) >= maxTallies:
-		return ts.rest()
-	case ts.byKey == nil:
-		ts.byKey = map[key]*tally{}
 	}
-	ts.begin()
-	t = &tally{identity: id, addr: k.addr}
-	ts.byKey[k] = t
-	return t
-}
-
-// rest returns the tally of all keys that have none of their own.
-func (ts *tallies) rest() *tally {
 	if ts.other == nil {
-		ts.begin()
-		ts.other = &tally{merged: Merged{Other: true}}
+		ts.other = &tally{key: key{kind: kindStranger}, merged: Merged{Other: true}}
 	}
 	return ts.other
 }
 
-func (ts *tallies) begin() {
-	if ts.due.IsZero() {
-		ts.due = time.Now().Add(summaryEvery)
+// room reports whether there is room for a tally of a key, and takes it.
+func (ts *tallies) room(k key) bool {
+	switch k.kind {
+	case kindOne:
+		if k.name != "" {
+			return below(&ts.identities, maxTallies)
+		}
+		network := networkOf(k.addr)
+		if ts.inNetwork[network] >= maxNetworkSources || !below(&ts.sources, maxTallies) {
+			return false
+		}
+		ts.inNetwork[network]++
+		return true
+	case kindNetwork:
+		return k.addr.IsValid() && below(&ts.networks, maxNetworks)
+	case kindListener:
+		return k.name != "" && below(&ts.listeners, maxListeners)
+	case kindStranger:
 	}
+	return false
+}
+
+// below counts one more unless there are as many as there may be.
+func below(n *int, limit int) bool {
+	if *n >= limit {
+		return false
+	}
+	*n++
+	return true
 }
 
 // take returns the tallies and begins anew if they are due, or in any case if

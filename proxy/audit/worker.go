@@ -22,44 +22,44 @@ type worker struct {
 // when they come fast, each at once when they do not.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
-	items := make([]item, 0, batchRecords)
+	entries := make([]entry, 0, batchRecords)
 	records := make([]*Record, 0, batchRecords)
 	for {
 		var sums []*tally
-		items, sums = w.queue.next(items)
-		if len(items) == 0 && len(sums) == 0 {
+		entries, sums = w.queue.next(entries)
+		if len(entries) == 0 && len(sums) == 0 {
 			return
 		}
-		if len(items) > 0 {
-			w.writeItems(ctx, items, records[:0])
+		if len(entries) > 0 {
+			w.writeEntries(ctx, entries, records[:0])
 		}
 		for some := range slices.Chunk(sums, batchRecords) {
 			w.writeSummaries(ctx, some, records[:0])
 		}
-		clear(items) // what is written is not kept alive
+		clear(entries) // what is written is not kept alive
 		clear(records[:cap(records)])
 	}
 }
 
-func (w *worker) writeItems(ctx context.Context, items []item, records []*Record) {
-	for _, it := range items {
-		records = append(records, it.rec)
+func (w *worker) writeEntries(ctx context.Context, entries []entry, records []*Record) {
+	for _, e := range entries {
+		records = append(records, e.rec)
 	}
 	out := w.write(ctx, records)
 	var failed uint64
-	for i := range items {
+	for i := range entries {
 		if out.of(i) != nil {
 			failed++
 		}
 	}
-	w.queue.wrote(uint64(len(items))-failed, failed)
+	w.queue.wrote(uint64(len(entries))-failed, failed)
 	w.returned(out.err)
-	for i, it := range items {
-		if it.ack != nil {
-			it.ack.results <- out.of(i)
+	for i, e := range entries {
+		if e.ack != nil {
+			e.ack.results <- out.of(i)
 		}
-		if it.held != nil {
-			it.held.letGo()
+		if e.held != nil {
+			e.held.letGo()
 		}
 	}
 }
