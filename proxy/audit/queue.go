@@ -11,7 +11,8 @@ import (
 // anything else without room is dropped and counted. Records that somebody waits
 // for have room of their own, half of it, if there can be any.
 type queue struct {
-	ready signal // wakes the worker
+	ready signal   // wakes the worker
+	sums  []*tally // whose summaries are to be written; only the worker's
 
 	mu      sync.Mutex
 	idle    bool // the worker sleeps, or is about to
@@ -132,21 +133,27 @@ type entry struct {
 }
 
 // next waits for work. It returns the records whose turn it is, at most as many as
-// entries has room for, and the summaries that are due. It returns nothing when
-// the queue is closed and empty.
+// entries has room for, and some of the summaries that are due, at most as many. It
+// returns nothing when the queue is closed and empty. The next summaries are due when
+// these are written: a flood of many callers does not fill the sink with them.
 func (q *queue) next(entries []entry) ([]entry, []*tally) {
 	for {
 		entries, taken, due, closed := q.poll(entries[:0])
-		sums := taken.list() // here, because nobody waits for the lock now
-		if closed || len(entries) > 0 || len(sums) > 0 {
-			return entries, sums
+		if len(q.sums) == 0 {
+			q.sums = taken.list() // here, because nobody waits for the lock now
+		}
+		some := q.sums[:min(len(q.sums), cap(entries))]
+		q.sums = q.sums[len(some):]
+		if closed || len(entries) > 0 || len(some) > 0 {
+			return entries, some
 		}
 		q.ready.wait(due)
 	}
 }
 
-// poll is next without waiting: it also returns when the next summaries are
-// due (zero if there are none), and whether nothing more will come.
+// poll is next without waiting: it takes tallies if none are left to be written,
+// and returns when the next ones are due (zero if there are none), and whether
+// nothing more will come.
 func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -156,8 +163,10 @@ func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, 
 	if q.ring.count+q.waiting.count() == 0 {
 		q.health.dropping = time.Time{} // the sink keeps up again
 	}
-	taken = q.tallies.take(q.closed)
-	q.idle = len(entries) == 0 && taken.due.IsZero() && !q.closed
+	if len(q.sums) == 0 {
+		taken = q.tallies.take(q.closed)
+	}
+	q.idle = len(entries)+len(q.sums) == 0 && taken.due.IsZero() && !q.closed
 	return entries, taken, q.tallies.due, q.closed
 }
 

@@ -33,8 +33,8 @@ func (w *worker) run(ctx context.Context) {
 		if len(entries) > 0 {
 			w.writeEntries(ctx, entries, records[:0])
 		}
-		for some := range slices.Chunk(sums, batchRecords) {
-			w.writeSummaries(ctx, some, records[:0])
+		if len(sums) > 0 {
+			w.writeSummaries(ctx, sums, records[:0])
 		}
 		clear(entries) // what is written is not kept alive
 		clear(records[:cap(records)])
