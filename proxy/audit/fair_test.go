@@ -191,7 +191,9 @@ func TestWhoLeavesMakesRoom(t *testing.T) {
 // is room for, of a caller in another network have their lines.
 func TestForgedSourcesHideNobody(t *testing.T) {
 	v4 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
-	v6 := func(i int) netip.Addr { return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(i >> 16), byte(i >> 8), byte(i)}) }
+	v6 := func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(i >> 16), byte(i >> 8), byte(i)})
+	}
 	for name, row := range map[string]struct {
 		addr     func(i int) netip.Addr
 		networks bool // there are too many of them

@@ -51,7 +51,10 @@ func (q *queue) put(h *held) {
 		case isDenial(&without.Record):
 			q.tallies.add(&without.Record)
 		default:
-			q.drop()
+			q.stats.Dropped++
+			if q.health.dropping.IsZero() {
+				q.health.dropping = time.Now()
+			}
 		}
 		q.wake()
 	}
@@ -90,13 +93,6 @@ func (q *queue) withdraw(it *waiter) {
 	defer q.mu.Unlock()
 	if q.waiting.remove(it) {
 		q.stats.Dropped++
-	}
-}
-
-func (q *queue) drop() {
-	q.stats.Dropped++
-	if q.health.dropping.IsZero() {
-		q.health.dropping = time.Now()
 	}
 }
 
