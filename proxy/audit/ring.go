@@ -36,8 +36,6 @@ type ring struct {
 	late        shares[*item] // items that came when the rest was full, and are no denials
 }
 
-func newRing(capacity int) ring { return ring{size: capacity} }
-
 // isDenial reports whether a record may be counted into a summary: the answer
 // was no, for whatever reason.
 func isDenial(rec *Record) bool {

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"go.opentelemetry.io/contrib/exporters/autoexport"
@@ -59,21 +60,26 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 // A spanQueue is the SDK's batch processor with counts that are exact. The
 // processor itself tells nobody what it drops, and takes a failed export for a
 // done one. So the spans that wait are counted here, before it, and it is never
-// given more than it has room for.
+// given more than it has room for. An identity, or all callers that have none, may
+// have four times as many spans waiting as there is still room for: one alone fills
+// four fifths of the queue, and whoever comes then has room.
 type spanQueue struct {
 	inner sdktrace.SpanProcessor
-	limit int64
+	limit int
 	line  *delivery
 
 	made, exported, dropped, failed atomic.Uint64
 
-	waiting atomic.Int64
 	closed  atomic.Bool // no span is taken any more
 	settled atomic.Bool // what still waits will not be exported
+
+	mu      sync.Mutex
+	waiting int
+	of      map[string]int // spans that wait, by identity
 }
 
 func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opts ...sdktrace.BatchSpanProcessorOption) *spanQueue {
-	q := &spanQueue{limit: int64(limit), line: line}
+	q := &spanQueue{limit: limit, line: line, of: map[string]int{}}
 	q.inner = sdktrace.NewBatchSpanProcessor(&countingExporter{SpanExporter: exporter, queue: q}, opts...)
 	return q
 }
@@ -81,19 +87,54 @@ func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opt
 // OnStart implements sdktrace.SpanProcessor.
 func (q *spanQueue) OnStart(ctx context.Context, s sdktrace.ReadWriteSpan) { q.inner.OnStart(ctx, s) }
 
-// OnEnd takes a span, or drops it if the queue is full. It never waits.
+// OnEnd takes a span, or drops it if there is no room for one more of its caller.
+// It never waits.
 func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.made.Add(1)
 	if q.closed.Load() {
 		q.dropped.Add(1)
 		return
 	}
-	if q.waiting.Add(1) > q.limit {
-		q.waiting.Add(-1)
+	if !q.enter(identityOf(s)) {
 		q.dropped.Add(1)
 		return
 	}
 	q.inner.OnEnd(s)
+}
+
+// enter counts a span that is to wait, unless there is no room for it.
+func (q *spanQueue) enter(identity string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.of[identity] >= 4*(q.limit-q.waiting) {
+		return false
+	}
+	q.waiting++
+	q.of[identity]++
+	return true
+}
+
+// leave counts spans that wait no more.
+func (q *spanQueue) leave(spans []sdktrace.ReadOnlySpan) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting -= len(spans)
+	for _, s := range spans {
+		identity := identityOf(s)
+		if q.of[identity]--; q.of[identity] == 0 {
+			delete(q.of, identity)
+		}
+	}
+}
+
+// identityOf returns whose request a span is of; "" if that is not known.
+func identityOf(s sdktrace.ReadOnlySpan) string {
+	for _, a := range s.Attributes() {
+		if a.Key == "egress.identity.spiffe_id" {
+			return a.Value.AsString()
+		}
+	}
+	return ""
 }
 
 // Shutdown exports what waits until ctx is done. What waits then is lost.
@@ -136,6 +177,6 @@ func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.Rea
 	} else {
 		e.queue.exported.Add(uint64(n))
 	}
-	e.queue.waiting.Add(int64(-n))
+	e.queue.leave(spans)
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 )
@@ -63,7 +65,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 		t.Errorf("while a batch is on its way: %+v, want %+v", got, want)
 	}
 	end(t.Context(), tracer, 21)
-	if got, want := q.stats(), (spanStats{Made: 25, Waiting: 10, Dropped: 15}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 25, Waiting: 8, Dropped: 17}); got != want {
 		t.Errorf("with a full queue: %+v, want %+v", got, want)
 	}
 	close(g.open)
@@ -71,8 +73,32 @@ func TestEverySpanIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	end(t.Context(), tracer, 2)
-	if got, want := q.stats(), (spanStats{Made: 27, Exported: 10, Dropped: 17}); got != want {
+	if got, want := q.stats(), (spanStats{Made: 27, Exported: 8, Dropped: 19}); got != want {
 		t.Errorf("at the end: %+v, want %+v", got, want)
+	}
+}
+
+// TestOneCallersSpansLeaveRoomForOthers while the exporter hangs.
+func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
+	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
+	q, tracer := newQueue(t, g, silent)
+	end(t.Context(), tracer, 100) // of callers without an identity
+	for _, identity := range []string{"spiffe://td.example/a", "spiffe://td.example/b"} {
+		_, span := tracer.Start(t.Context(), "CONNECT", trace.WithAttributes(attribute.String("egress.identity.spiffe_id", identity)))
+		span.End()
+	}
+	if got, want := q.stats(), (spanStats{Made: 102, Waiting: 10, Dropped: 92}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if diff := cmp.Diff(q.of, map[string]int{"": 8, "spiffe://td.example/a": 1, "spiffe://td.example/b": 1}); diff != "" {
+		t.Errorf("whose spans wait (-got +want):\n%s", diff)
+	}
+	close(g.open)
+	if err := q.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(q.of) != 0 || q.waiting != 0 {
+		t.Errorf("the empty queue counts %d of %v", q.waiting, q.of)
 	}
 }
 
