@@ -67,6 +67,8 @@ func mutants() []fault {
 		of("D/D32", "h2c is asked for under a rule for upgrades", wire, `strings.HasPrefix(name, "h2") || `, ""),
 		of("D/D32", "a WebSocket in capitals may be dropped", wire, `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
 		of("H/H8", "denied requests cost nothing", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.ID) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.ID) {"),
+		{"who waits for a sink is served by identity only", "proxy/audit/waiting.go", "w.nextIsAt = !w.nextIsAt", "w.nextIsAt = w.nextIsAt && w.size < 0", "./proxy/audit", "TestManyIdentitiesOfOneSource"},
+		{"a full queue refuses whoever comes", "proxy/audit/ring.go", "return r.drop(r.denials.most(&it.seat))\n}", "return r.drop(it)\n}", "./proxy/audit", "TestForgedSourcesHideNobody"},
 		of("H/H11", "what was spent is forgotten with a new policy", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
 		of("H/H11", "limits of a new policy do not count for open tunnels", "proxy/gateway/state.go", "\t\ts.budgets.Apply(e.State.Policy)\n", ""),
 		of("C/C16", "the address check is not told of the host", "proxy/gateway/host.go", "Addresses: now,", ""),
