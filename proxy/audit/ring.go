@@ -17,6 +17,9 @@ const (
 	denialParts    = 8  // what denials do not give up for others: one of so many parts
 )
 
+// itemChunk is how many items are made at a time.
+const itemChunk = 64
+
 // item is a record in a ring.
 type item struct {
 	held       *held
@@ -91,13 +94,15 @@ func (r *ring) addDenial(h *held) (without *held) {
 
 // push takes a record whatever its share, and whether there is room or not.
 func (r *ring) push(h *held) *item {
-	it := r.free
-	if it == nil {
-		it = new(item)
-		it.seat.of = it
-	} else {
-		r.free = it.next
+	if r.free == nil {
+		more := make([]item, itemChunk)
+		for i := range more {
+			more[i].seat.of = &more[i]
+			more[i].next, r.free = r.free, &more[i]
+		}
 	}
+	it := r.free
+	r.free = it.next
 	it.held = h
 	it.prev, it.next = r.last, nil
 	if r.last == nil {
