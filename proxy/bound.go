@@ -18,12 +18,15 @@ type bound struct {
 // bind decides a tunnel to an address once more, by the names that it was the
 // answer for. Of these, the one whose rule looks at the first bytes most
 // strictly is the destination of the decision; a ClientHello may ask for any.
+// Names that the identity was told when it was shown by source-map count for the
+// decision only if there are no others.
 func bind(x *request, now time.Time) {
 	x.bound = bound{}
 	host := x.asked.Dest.Host
 	if x.proxy.cfg.Bound == nil || x.read.IsPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
 		return
 	}
+	proved := false // one of the names was told to more than an address
 	for _, b := range x.proxy.cfg.Bound(x.asked.ID, host.Addr(), now) {
 		req := x.asked
 		req.Dest.Host = b.Name
@@ -32,10 +35,15 @@ func bind(x *request, now time.Time) {
 			b.Check(&d) != allowlist.NoReason {
 			continue
 		}
+		x.bound.names = append(x.bound.names, b.Name)
+		if b.Mapped && proved { // whoever forges a datagram does not choose the rule
+			continue
+		}
+		proved = !b.Mapped
 		if _, ech := d.TLS(); ech == allowlist.ECHRefuse {
 			x.bound.ech = ech
 		}
-		if x.bound.names = append(x.bound.names, b.Name); len(x.bound.names) == 1 || stricter(d, x.decision) {
+		if len(x.bound.names) == 1 || stricter(d, x.decision) {
 			x.decision = d
 		}
 	}

@@ -24,6 +24,7 @@ func TestAnAddressByItsName(t *testing.T) {
 		var bound []resolve.Binding
 		for _, text := range told[who.Path()[1:]] {
 			var b resolve.Binding
+			text, b.Mapped = strings.CutPrefix(text, "mapped ")
 			for i, text := range strings.Split(text, " via ") {
 				name, err := allowlist.ParseHost(text)
 				switch {
@@ -68,6 +69,12 @@ func TestAnAddressByItsName(t *testing.T) {
 		{"with ECH, where no rule minds", "builder", []string{"strict.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
 		{"of two names, with ECH that the rule of one refuses", "builder", []string{"strict.example", "hidden.example"}, clientHello("hidden.example", true, 1<<14), 0, allowlist.ECHRefused},
 		{"whose rule does not look", "builder", []string{"off.example"}, "GET /", 0, 0},
+		{"that only an address was told", "builder", []string{"mapped strict.example"}, hello("strict.example"), 0, 0},
+		{"that only an address was told, in clear", "builder", []string{"mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"of two names, the stricter of which only an address was told", "builder", []string{"off.example", "mapped strict.example"}, "GET /", 0, 0},
+		{"of two names, with a hello for the one that only an address was told", "builder", []string{"strict.example", "mapped off.example"}, hello("off.example"), 0, 0},
+		{"of two names, of which ECH is refused for the one that only an address was told", "builder", []string{"strict.example", "mapped hidden.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
+		{"of two names, of which only an address was told the one that is allowed", "builder", []string{"evil.example", "mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
 		{"that nobody was told", "builder", nil, "", allowlist.IPNotOnAllowlist, 0},
 		{"that somebody else was told", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},
 		{"for a name that is not allowed any more", "builder", []string{"evil.example"}, "", allowlist.IPNotOnAllowlist, 0},

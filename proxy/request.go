@@ -177,7 +177,7 @@ func (x *request) spend() allowlist.Reason {
 	if reason == allowlist.PolicyUnavailable || reason == allowlist.QuarantinedIdentity {
 		return reason
 	}
-	if x.proxy.cfg.Budgets.Request(x.caller.ID) {
+	if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {
 		return reason
 	}
 	x.open.Rule, x.open.RuleAt = "", ""
@@ -191,7 +191,7 @@ func (x *request) take() (reason allowlist.Reason) {
 	if x.read.IsPlain() && x.decision.Upgrade == allowlist.NoUpgrade {
 		take = x.proxy.cfg.Budgets.Exchange
 	}
-	x.lease, reason = take(x.state.Policy, x.caller.ID)
+	x.lease, reason = take(x.state.Policy, x.caller.Holder())
 	return reason
 }
 

@@ -65,7 +65,7 @@ func TestAnUpgradeThatIsDropped(t *testing.T) {
 func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1}}})
 	g.origin.serve(t, func(request) string { return ok })
-	lease, _ := g.budgets.Open(nil, id("builder"))
+	lease, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
 	t.Cleanup(lease.Close)
 	c := g.call(t, "builder")
 	for url, want := range map[string]string{

@@ -17,6 +17,7 @@ const maxWindows = 4096
 // first one says and that does not differ from one try to the next.
 type same struct {
 	identity     string
+	proof        proof
 	client       netip.Addr // before there is an identity
 	listener     string
 	protocol     Protocol
@@ -29,7 +30,7 @@ type same struct {
 
 func sameOf(rec *Record) same {
 	s := same{
-		identity: rec.Identity.String(), listener: rec.Listener, protocol: rec.Protocol, dest: rec.Dest,
+		identity: rec.Identity.String(), proof: proofOf(rec), listener: rec.Listener, protocol: rec.Protocol, dest: rec.Dest,
 		method: rec.Method, path: rec.Path, qtype: rec.DNS.Type, reason: rec.Reason, generation: rec.Generation,
 	}
 	if rec.Identity.IsZero() {

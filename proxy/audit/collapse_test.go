@@ -92,6 +92,8 @@ func TestOnlyIdenticalDenialsAreCollapsed(t *testing.T) {
 		{"another protocol", func(r *Record) { r.Protocol = ProtocolHTTP }, true},
 		{"another method", func(r *Record) { r.Method = "DELETE" }, true},
 		{"another path", func(r *Record) { r.Path = "/private" }, true},
+		{"by source-map", func(r *Record) { r.Source = allowlist.SourceMap }, true},
+		{"by a datagram", func(r *Record) { r.Wire = WireUDP }, true},
 		{"by another policy", func(r *Record) { r.Generation++ }, true},
 		{"an allowed one", func(r *Record) { r.Verdict = allowlist.Allow }, true},
 		{"an observed one", func(r *Record) { r.Verdict = allowlist.Observe }, true},

@@ -8,11 +8,12 @@ import (
 
 // key is who a record is about, for a fair share: the identity, or before there
 // is one the source; see allowlist.SourceOf. A key of another kind stands for
-// many of these.
+// many of these. What is proved of it keeps what may be forged apart.
 type key struct {
-	name string // the identity, or of a listener its name
-	addr netip.Addr
-	kind kind // the last one, so that one hash covers it and the address
+	name  string // the identity, or of a listener its name
+	addr  netip.Addr
+	kind  kind // with the proof the last ones, so that one hash covers them and the address
+	proof proof
 }
 
 // kind says what a key stands for.
@@ -28,9 +29,9 @@ const (
 
 func keyOf(rec *Record) key {
 	if rec.Identity.IsZero() {
-		return key{addr: allowlist.SourceOf(rec.Client.Addr())}
+		return key{addr: allowlist.SourceOf(rec.Client.Addr()), proof: proofOf(rec)}
 	}
-	return key{name: rec.Identity.String()}
+	return key{name: rec.Identity.String(), proof: proofOf(rec)}
 }
 
 // networkOf returns the key of the network that an address is in: the /24 of an
@@ -52,11 +53,11 @@ const maxPathLen = 4
 
 // who appends the path of a record in shares by caller: the identity, or of those
 // that have none, which are one party together, the listener, the network and the
-// source. A source without an identity may be forged, so that many of them are
-// worth no more than one identity.
+// source. A source without an identity may be forged, and so may one that is all
+// that shows an identity, so that many of them are worth no more than one identity.
 func who(path []key, rec *Record) []key {
 	k := keyOf(rec)
-	if k.name != "" {
+	if k.name != "" && !k.proof.forgeable() {
 		return append(path, k)
 	}
 	return append(path, key{kind: kindStranger}, listenerOf(rec), networkOf(rec.Client.Addr()), k)
@@ -66,7 +67,7 @@ func who(path []key, rec *Record) []key {
 // network, the source and itself; else that of who.
 func where(path []key, rec *Record) []key {
 	k := keyOf(rec)
-	if k.name == "" {
+	if k.name == "" || k.proof.forgeable() {
 		return who(path, rec)
 	}
 	return append(path, networkOf(rec.Client.Addr()), key{addr: allowlist.SourceOf(rec.Client.Addr())}, k)

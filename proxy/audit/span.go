@@ -117,6 +117,9 @@ func (o *Open) endSpan() {
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
 	}
 	text("egress.identity.source", r.Source.String())
+	if r.Unproven() {
+		add(attribute.Bool("egress.unproven", true))
+	}
 	if r.Protocol == ProtocolDNS {
 		text("egress.dns.qtype", r.DNS.TypeText())
 		text("egress.dns.rcode", r.DNS.Code)

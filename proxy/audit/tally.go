@@ -76,10 +76,10 @@ func (m *Merged) join(other Merged) {
 // record returns the summary.
 func (t *tally) record() *Record {
 	now := time.Now()
-	rec := &Record{
+	rec := t.key.proof.mark(&Record{
 		Time: now, Event: EventSummary, ID: newID(now),
 		Identity: t.identity, Client: netip.AddrPortFrom(t.key.addr, 0), Merged: &t.merged,
-	}
+	})
 	if t.key.kind == kindListener {
 		rec.Listener = t.key.name
 	}
@@ -105,13 +105,19 @@ func (ts *tallies) add(rec *Record) {
 	k := keyOf(rec)
 	t := ts.byKey[k]
 	if t == nil {
-		t = ts.first(rec.Identity, k, networkOf(rec.Client.Addr()), listenerOf(rec))
+		network, listener := networkOf(rec.Client.Addr()), listenerOf(rec)
+		network.proof, listener.proof = k.proof, k.proof
+		t = ts.first(rec.Identity, k, network, listener)
 	}
 	t.add(rec)
 }
 
 // merge counts again what was not written.
-func (ts *tallies) merge(t *tally) { ts.first(t.identity, t.key, networkOf(t.key.addr)).merge(t) }
+func (ts *tallies) merge(t *tally) {
+	network := networkOf(t.key.addr)
+	network.proof = t.key.proof
+	ts.first(t.identity, t.key, network).merge(t)
+}
 
 // first returns the tally of the first of some keys that has one or gets one, and
 // else the one for all others. The identity is that of the first key.

@@ -43,7 +43,7 @@ func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now tim
 // from the caller's budget and returns why there is no answer, or NoReason.
 func (x *exchange) decide() allowlist.Reason {
 	caller, state := &x.caller, x.server.cfg.Current.Load()
-	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.ID) {
+	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()) {
 		return allowlist.RateLimited
 	}
 	switch x.kind {

@@ -22,8 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
@@ -71,7 +70,7 @@ type Resolver struct {
 	// Lookup answers for an asker; its error is an *allowlist.ReasonError.
 	Lookup func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
 	// Bind is told of every answer before it is sent.
-	Bind func(id spiffeid.ID, a resolve.Answer, now time.Time, f resolve.Filter)
+	Bind func(h allowlist.Holder, a resolve.Answer, now time.Time, f resolve.Filter)
 }
 
 // Server answers queries. It is safe for concurrent use.

@@ -91,8 +91,8 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		x.complete(ctx)
 		return
 	}
-	id := x.caller.ID
-	switch all, own := s.usage.look(id); {
+	holder := x.caller.Holder()
+	switch all, own := s.usage.look(holder); {
 	case !all:
 		x.ruling.reason = allowlist.Busy
 		x.complete(ctx)
@@ -101,7 +101,7 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		x.complete(ctx)
 	default:
 		lookups.Go(func() {
-			defer s.usage.landed(id)
+			defer s.usage.landed(holder)
 			defer x.rescue(ctx)
 			if !answered {
 				x.look(ctx)

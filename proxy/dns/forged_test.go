@@ -1,112 +1,357 @@
 package dns_test
 
 import (
-	"context"
-	"io"
-	"log/slog"
+	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
-	"sync"
+	"strings"
 	"testing"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.opentelemetry.io/otel/trace/noop"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/identity/authority"
 	"github.com/exeat-dev/exeat/proxy/audit"
-	"github.com/exeat-dev/exeat/proxy/audit/native"
-	"github.com/exeat-dev/exeat/proxy/dns"
-	gw "github.com/exeat-dev/exeat/proxy/gateway"
-	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
-	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// stuck is a writer that takes nothing until it is let.
-type stuck struct {
-	io.Writer
+// In these tests the victim is mapped, which has a certificate, too. Who sends
+// from 127.0.0.1 to the listener that maps addresses is taken for it, as somebody
+// would be who forges the address.
 
-	let chan struct{}
+// victims is a policy for the victim, which may prove itself in every way.
+func victims(port uint16, change func(*allowlist.Entry)) allowlist.Spec {
+	at := func(r *allowlist.Rule) {
+		r.Ports = []allowlist.PortRange{{First: port, Last: port}}
+		r.Addresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	}
+	e := entry("mapped", to("*.loop.example", at), to("mine.loop.example", at, func(r *allowlist.Rule) { r.TLS = allowlist.TLSOff }))
+	e.Accept = allowlist.SourcesOf(allowlist.SourceX509SVID, allowlist.SourceListener, allowlist.SourceMap)
+	if change != nil {
+		change(&e)
+	}
+	return allowlist.Spec{Version: "v", Entries: []allowlist.Entry{e, entry("other", to("*.loop.example", at))}}
 }
 
-func (s stuck) Write(p []byte) (int, error) {
-	<-s.let
-	return s.Writer.Write(p)
-}
-
-// TestForgedDatagramsHideNobody asks from 1,000 sources that are nobody, more than
-// the queue has room for, while the sink takes nothing. The first denial of a caller
-// with an identity, of one in another network, and of one on another listener has
-// its record all the same.
-func TestForgedDatagramsHideNobody(t *testing.T) {
-	e := &evidence{records: make(chan record, audit.DefaultQueue)}
-	sink := stuck{e, make(chan struct{})}
-	recorder := must(audit.New(context.Background(), audit.Config{
-		Sinks: []audit.SinkConfig{{Name: "stuck", Sink: audit.NewLines(sink, native.Render)}}, Tracer: noop.NewTracerProvider().Tracer(""), Queue: 1024,
-	}))
-	ca := must(authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}))
-	// what is denied is not looked up
-	resolver := must(resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}}}))
-	defer resolver.Close()
-	const plenty = 1 << 20
-	mapped := map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("127.0.0.1/32"): id("mapped")}
-	g := open(t, gw.Config{
-		Policy: gatewaytest.NewPolicy(compiled(t, policy())), Recorder: recorder, Log: slog.New(slog.DiscardHandler),
-		Identity: gatewaytest.NewIdentity((&gateway{ca: ca}).snapshot(t)),
-		Listeners: []gw.Listener{
-			{Name: "first", Address: "127.0.0.1:0", Protocol: gw.DNS, Identity: gw.SourceMap, Sources: mapped},
-			{Name: "second", Address: "127.0.0.1:0", Protocol: gw.DNS, Identity: gw.SourceMap, Sources: mapped},
-		},
-		Resolver: gw.Resolver{
-			Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
-			DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: resolver.Lookup, Bind: resolver.Bind},
-		},
-		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
-		Limits:        limit.Config{Identity: allowlist.Limits{DNSPerSecond: plenty}},
+// newOrigin accepts connections and closes them.
+func newOrigin(t *testing.T) (port uint16) {
+	t.Helper()
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
 	})
-	ctx, stop := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	serving.Go(func() { g.Serve(ctx) })
-	listening := g.Listening()
-	deny := func(listener int, source string) string {
-		t.Helper()
-		to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(listening[listener].Addr.String()))
-		conn := must(net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(source), 0)), to))
-		defer func() { _ = conn.Close() }()
-		return decisionID(ask(t, udpClient{conn}, "denied.example"))
-	}
-	const forged = 1000
-	source := func(i int) string { return netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}).String() }
-	for i := range forged {
-		deny(0, source(i))
-	}
-	victims := map[string]string{
-		deny(0, "127.0.0.1"):   "a caller with an identity",
-		deny(0, "127.200.0.1"): "a caller in another network",
-		deny(1, source(0)):     "a caller on another listener",
-	}
-	for i := range forged {
-		deny(0, source(i))
-	}
-	close(sink.let)
-	stop()
-	serving.Wait()
-	if err := recorder.Close(context.WithoutCancel(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	close(e.records)
-	var counted uint64
-	for r := range e.records {
-		delete(victims, r.ID)
-		if counted++; r.Event == string(audit.EventSummary) {
-			counted += r.Count - 1
+	return netip.MustParseAddrPort(l.Addr().String()).Port()
+}
+
+// decisions returns the next n decisions.
+func (e *evidence) decisions(t *testing.T, n int) (all []record) {
+	t.Helper()
+	for len(all) < n {
+		if r := e.next(t); audit.Event(r.Event) == audit.EventDecision {
+			all = append(all, r)
 		}
 	}
-	for _, who := range victims {
-		t.Errorf("the first denial of %s has no record", who)
+	return all
+}
+
+// TestForgedDatagramsSpendNoNames of who is shown by a certificate: a hundred use
+// up all new names below a wildcard that the address has, and no others.
+func TestForgedDatagramsSpendNoNames(t *testing.T) {
+	const forged = 100 // resolve.DefaultNames
+	g, port := newGateway(t, options{resolves: true, names: forged, perSecond: 1 << 20}), newOrigin(t)
+	g.swap(t, victims(port, nil))
+	attacker := dialUDP(t, g.mapped)
+	for i := range forged {
+		if got := say(ask(t, attacker, fmt.Sprintf("f%d.loop.example", i))); got != "NOERROR, A 127.0.0.1" {
+			t.Fatalf("forged name %d: %s", i, got)
+		}
 	}
-	if counted != 2*forged+3 {
-		t.Errorf("%d denials are counted, want %d", counted, 2*forged+3)
+	must(attacker.Write(must(question("beyond.loop.example").Pack()))) // which is dropped
+	for _, r := range g.decisions(t, forged+1) {                       // not in their order
+		if (r.Reason == "name-budget") != (r.Host == "beyond.loop.example") {
+			t.Errorf("%+v", r)
+		}
+		if r.Identity != id("mapped").String() || r.IdentitySource != "source-map" || !r.Unproven {
+			t.Fatalf("a forged query is recorded as %+v", r)
+		}
+	}
+	victim := g.tls(t, "mapped")
+	for i := range 3 {
+		name := fmt.Sprintf("v%d.loop.example", i)
+		if status := g.connects(t, victim, fmt.Sprintf("%s:%d", name, port)); status != http.StatusOK {
+			t.Errorf("the victim's CONNECT to %s is answered %d", name, status)
+		}
+		if r := g.decisions(t, 1)[0]; r.Verdict != "allow" || r.IdentitySource != "x509-svid" || r.Unproven {
+			t.Errorf("recorded as %+v", r)
+		}
+	}
+	for _, wire := range []string{"dot", "doh"} {
+		if got := say(ask(t, g.dial(t, wire, "mapped"), wire+".loop.example")); got != "NOERROR, A 127.0.0.1" {
+			t.Errorf("the victim's query over %s: %s", wire, got)
+		}
+		if r := g.decisions(t, 1)[0]; r.Verdict != "allow" || r.IdentitySource != "x509-svid" || r.Unproven {
+			t.Errorf("recorded as %+v", r)
+		}
+	}
+}
+
+// TestForgedDatagramsSpendNoQueries of who is shown by a certificate, neither from
+// budgets of the victim's own nor from those that it shares with others.
+func TestForgedDatagramsSpendNoQueries(t *testing.T) {
+	one := allowlist.Limits{DNSPerSecond: 1}
+	for name, change := range map[string]func(*allowlist.Spec){
+		"own": func(s *allowlist.Spec) { s.Entries[0].Limits = one },
+		"shared": func(s *allowlist.Spec) {
+			all := entry("**")
+			all.SharedLimits = one
+			s.Entries = append(s.Entries, all)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{perSecond: 1 << 20})
+			spec := victims(443, nil)
+			change(&spec)
+			g.swap(t, spec)
+			c, dropped := dialUDP(t, g.mapped), 0
+			victim := g.dial(t, "dot", "mapped")
+			const forged = 100
+			for i := range forged {
+				must(c.Write(must(question(fmt.Sprintf("f%d.loop.example", i)).Pack())))
+			}
+			for _, r := range g.decisions(t, forged) {
+				if !r.Unproven || r.IdentitySource != "source-map" {
+					t.Fatalf("a forged query is recorded as %+v", r)
+				}
+				if r.Reason == "rate-limited" {
+					dropped++
+				}
+			}
+			if dropped == 0 {
+				t.Error("there is no bound for what is forged")
+			}
+			if got := say(ask(t, victim, "v.loop.example")); got != "NOERROR, A 127.0.0.1" {
+				t.Errorf("the victim's query: %s", got)
+			}
+			if r := g.decisions(t, 1)[0]; r.Verdict != "allow" || r.IdentitySource != "x509-svid" || r.Unproven {
+				t.Errorf("recorded as %+v", r)
+			}
+		})
+	}
+}
+
+// TestForgedDatagramsDisplaceNoBinding: more names of one address than there is
+// room for do not take that away which the victim was told over DoT. What only
+// an address was told may be used, too.
+func TestForgedDatagramsDisplaceNoBinding(t *testing.T) {
+	g, port := newGateway(t, options{resolves: true, perSecond: 1 << 20}), newOrigin(t)
+	spec := victims(port, nil)
+	spec.Entries[0].Allow[0].Ports[0] = allowlist.PortRange{First: 1, Last: 1} // these names do not open the port
+	g.swap(t, spec)
+	victim, literal := g.tls(t, "mapped"), fmt.Sprintf("127.0.0.1:%d", port)
+	if status := g.connects(t, victim, literal); status != http.StatusForbidden {
+		t.Fatalf("an address that nobody was told: %d", status)
+	}
+	attacker := g.dial(t, "mapped", "")
+	ask(t, attacker, "mine.loop.example")
+	if status := g.connects(t, victim, literal); status != http.StatusOK {
+		t.Errorf("an address that was told to an address: %d", status)
+	}
+	ask(t, g.dial(t, "dot", "mapped"), "mine.loop.example")
+	for i := range 50 {
+		if got := say(ask(t, attacker, fmt.Sprintf("f%d.loop.example", i))); got != "NOERROR, A 127.0.0.1" {
+			t.Fatal(got)
+		}
+	}
+	if status := g.connects(t, victim, literal); status != http.StatusOK {
+		t.Errorf("the address that the victim was told over DoT, after forged ones: %d", status)
+	}
+	if status := g.connects(t, g.tls(t, "other"), literal); status != http.StatusForbidden {
+		t.Errorf("the address that somebody else was told: %d", status)
+	}
+}
+
+// TestForgedDenialsAreCollapsedApart: a denial over a connection of the same
+// listener is not merged into one that came in a datagram, nor is one by
+// certificate.
+func TestForgedDenialsAreCollapsedApart(t *testing.T) {
+	g := newGateway(t, options{perSecond: 1 << 20, audit: audit.Config{Collapse: time.Hour}})
+	g.swap(t, victims(443, nil))
+	attacker := g.dial(t, "mapped", "")
+	first := decisionID(ask(t, attacker, "evil.test"))
+	for range 20 {
+		if got := decisionID(ask(t, attacker, "evil.test")); got != first {
+			t.Errorf("a forged denial of the same name has the id %s, want %s", got, first)
+		}
+	}
+	for wire, c := range map[string]client{
+		"tcp": &streamClient{dialTCP(t, g.mapped)}, "dot": g.dial(t, "dot", "mapped"), "doh": g.dial(t, "doh", "mapped"),
+	} {
+		if own := decisionID(ask(t, c, "evil.test")); own == first {
+			t.Errorf("the denial over %s is merged with forged ones", wire)
+		}
+	}
+	for _, r := range g.decisions(t, 4) { // one of all that are forged, and one each of the others
+		if r.Unproven != (r.ID == first) || (r.IdentitySource == "source-map") != (r.Wire == "tcp" || r.Wire == "udp") || r.Reason != "not-on-allowlist" {
+			t.Errorf("recorded as %+v", r)
+		}
+	}
+	closeRecorder(t, g)
+	n := 0
+	for r := range drained(g) {
+		if n++; r.Event != string(audit.EventCollapsed) || r.Count != 20 || !r.Unproven || r.IdentitySource != "source-map" || r.Wire != "udp" {
+			t.Errorf("%+v", r)
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d records of what was collapsed", n)
+	}
+}
+
+// closeRecorder has everything written that waits.
+func closeRecorder(t *testing.T, g *gateway) {
+	t.Helper()
+	if err := g.recorder.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// drained yields the records that are there.
+func drained(g *gateway) func(func(record) bool) {
+	return func(yield func(record) bool) {
+		for len(g.records) > 0 {
+			if !yield(<-g.records) {
+				return
+			}
+		}
+	}
+}
+
+// TestOnlyDatagramsAreUnproven: allowed, denied and malformed, whatever the
+// listener says of the identity, in records and in spans.
+func TestOnlyDatagramsAreUnproven(t *testing.T) {
+	g := newGateway(t, options{})
+	for _, row := range []struct {
+		wire   string
+		client client
+		source string
+	}{
+		{"udp", g.dial(t, "udp", ""), "listener"},
+		{"udp", g.dial(t, "mapped", ""), "source-map"},
+		{"tcp", g.dial(t, "tcp", ""), "listener"},
+		{"tcp", &streamClient{dialTCP(t, g.mapped)}, "source-map"},
+		{"dot", g.dial(t, "dot", "sidecar"), "x509-svid"},
+		{"doh", g.dial(t, "doh", "sidecar"), "x509-svid"},
+	} {
+		for _, text := range []string{"allowed.example", "evil.test", "AXFR allowed.example"} {
+			g.spans.Reset()
+			ask(t, row.client, text)
+			r := g.decisions(t, 1)[0]
+			if r.Wire != row.wire || r.IdentitySource != row.source || r.Unproven != (row.wire == "udp") {
+				t.Errorf("%s over %s: %+v", text, row.wire, r)
+			}
+			said := false
+			for _, span := range g.spans.GetSpans() {
+				for _, kv := range span.Attributes {
+					said = said || string(kv.Key) == "egress.unproven" && kv.Value.AsBool()
+				}
+			}
+			if said != r.Unproven {
+				t.Errorf("%s over %s: the span says unproven: %v", text, row.wire, said)
+			}
+		}
+	}
+}
+
+// TestQuarantineCoversEveryProof at every door, and ends the connections that the
+// identity has, however it is shown.
+func TestQuarantineCoversEveryProof(t *testing.T) {
+	g, port := newGateway(t, options{resolves: true}), newOrigin(t)
+	g.swap(t, victims(port, nil))
+	open := map[string]client{"tcp": &streamClient{dialTCP(t, g.mapped)}, "dot": g.dial(t, "dot", "mapped")}
+	for _, c := range open {
+		ask(t, c, "mine.loop.example")
+	}
+	ask(t, g.dial(t, "mapped", ""), "mine.loop.example")
+	g.decisions(t, len(open)+1)
+
+	spec := victims(port, nil)
+	spec.Quarantine = []allowlist.Quarantined{{Pattern: must(allowlist.ParseIdentityPattern(id("mapped").String())), Reason: "INC-9", At: "quarantine.yaml:1"}}
+	g.swap(t, spec)
+	for wire, c := range open {
+		if _, err := c.(*streamClient).Read(make([]byte, 1)); err == nil {
+			t.Errorf("the connection over %s is still open", wire)
+		}
+	}
+	const refused = "NXDOMAIN, soa of loop.example., ede 15 quarantined"
+	for wire, c := range map[string]client{
+		"udp": g.dial(t, "mapped", ""), "tcp": &streamClient{dialTCP(t, g.mapped)},
+		"dot": g.dial(t, "dot", "mapped"), "doh": g.dial(t, "doh", "mapped"),
+	} {
+		if got := say(ask(t, c, "mine.loop.example")); got != refused {
+			t.Errorf("over %s: %s", wire, got)
+		}
+		if r := g.decisions(t, 1)[0]; r.Reason != "quarantined" || r.Detail != "INC-9" || r.Wire != wire || r.Unproven != (wire == "udp") {
+			t.Errorf("over %s: recorded as %+v", wire, r)
+		}
+	}
+	for _, target := range []string{"mine.loop.example", "127.0.0.1"} { // to which it is bound still
+		if status := g.connects(t, g.tls(t, "mapped"), fmt.Sprintf("%s:%d", target, port)); status != http.StatusForbidden {
+			t.Errorf("CONNECT to %s: %d", target, status)
+		}
+		if r := g.decisions(t, 1)[0]; r.Reason != "quarantined" || r.Detail != "INC-9" || r.IdentitySource != "x509-svid" {
+			t.Errorf("CONNECT to %s: recorded as %+v", target, r)
+		}
+	}
+}
+
+// TestWhatADatagramReflects is what docs/dns.md says of the size of an answer that
+// goes to a forged address.
+func TestWhatADatagramReflects(t *testing.T) {
+	g := newGateway(t, options{unmapped: true})
+	spec := policy()
+	for i := range spec.Entries {
+		if spec.Entries[i].Pattern.String() == id("mapped").String() {
+			spec.Entries[i].Allow = append(spec.Entries[i].Allow, to("large.example", types(allowlist.TypeTXT)))
+		}
+	}
+	g.swap(t, spec)
+	from := func(addr string) udpClient {
+		local := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr + ":0"))
+		conn := must(net.DialUDP("udp", local, net.UDPAddrFromAddrPort(g.mapped)))
+		t.Cleanup(func() { _ = conn.Close() })
+		return udpClient{conn}
+	}
+	for _, row := range []struct {
+		from, text string
+		most       func(query int) int
+	}{
+		{"127.0.0.1", "TXT large.example", func(int) int { return 1232 }},
+		{"127.0.0.1", "plain TXT large.example", func(int) int { return 512 }},
+		{"127.0.0.1", "allowed.example", func(int) int { return 1232 }},
+		{"127.0.0.7", "a.io", func(query int) int { return query + 64 }},
+		{"127.0.0.7", "plain a.io", func(query int) int { return query }},
+		{"127.0.0.7", "TXT " + strings.Repeat("a23456789.", 20) + "example", func(query int) int { return query + 64 }},
+	} {
+		q := must(question(row.text).Pack())
+		answer, err := from(row.from).ask(q)
+		if err != nil || len(answer) > row.most(len(q)) {
+			t.Errorf("%s from %s: %d bytes for %d, at most %d (%v)", row.text, row.from, len(answer), len(q), row.most(len(q)), err)
+		}
+	}
+	if q := len(must(question("a.io").Pack())); q != 33 {
+		t.Errorf("the smallest question has %d bytes", q)
+	}
+	if q := len(must(question("plain a.io").Pack())); q != 22 {
+		t.Errorf("the smallest question without EDNS has %d bytes", q)
 	}
 }

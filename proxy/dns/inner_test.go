@@ -271,16 +271,52 @@ func TestLeavingHidesNothing(t *testing.T) {
 
 // TestWhoUsesNothingIsForgotten, so that nothing grows with those who come by.
 func TestWhoUsesNothingIsForgotten(t *testing.T) {
-	u, id := newUsage(Limits{}.withDefaults()), sidecar().ID
-	u.open(id)
-	u.look(id)
-	u.closed(id)
+	caller := sidecar()
+	u, who := newUsage(Limits{}.withDefaults()), caller.Holder()
+	u.open(who)
+	u.look(who)
+	u.closed(who)
 	if len(u.of) != 1 || u.total != 1 {
 		t.Errorf("with a lookup under way: %v, %d in all", u.of, u.total)
 	}
-	u.landed(id)
+	u.landed(who)
 	if len(u.of) != 0 || u.total != 0 {
 		t.Errorf("%v, %d in all", u.of, u.total)
+	}
+}
+
+// TestMappedHoldersHaveAShareOfAllLookups, so that however many addresses are
+// forged, others can still ask; and nothing of it is kept.
+func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
+	u := newUsage(Limits{InFlight: 10, Total: 40}.withDefaults())
+	id := sidecar().ID
+	forged := func(n int) allowlist.Holder {
+		return allowlist.HolderOf(spiffeid.RequireFromPathf(id.TrustDomain(), "/%d", n), allowlist.SourceMap)
+	}
+	var taken []allowlist.Holder
+	for n := range 100 {
+		if all, own := u.look(forged(n)); all && own {
+			taken = append(taken, forged(n))
+		}
+	}
+	if len(taken) != 10 {
+		t.Errorf("%d lookups by address, want a quarter of 40", len(taken))
+	}
+	shown := allowlist.HolderOf(id, allowlist.SourceX509SVID)
+	for range 10 {
+		if all, own := u.look(shown); !all || !own {
+			t.Fatal("who is shown by a certificate has no lookup")
+		}
+		taken = append(taken, shown)
+	}
+	if _, own := u.look(shown); own {
+		t.Error("there is no bound for one holder")
+	}
+	for _, h := range taken {
+		u.landed(h)
+	}
+	if len(u.of) != 0 || u.total != 0 || u.mapped != 0 {
+		t.Errorf("%v, %d in all, %d mapped", u.of, u.total, u.mapped)
 	}
 }
 

@@ -23,7 +23,7 @@ func (x *exchange) recall() bool {
 // place in the usage.
 func (x *exchange) look(ctx context.Context) {
 	begin := time.Now()
-	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{ID: x.caller.ID, Wildcard: x.ruling.decision.Wildcard()}, x.query.lookup())
+	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{Holder: x.caller.Holder(), Wildcard: x.ruling.decision.Wildcard()}, x.query.lookup())
 	now := time.Now()
 	x.looked = now.Sub(begin)
 	if state := x.server.cfg.Current.Load(); state != x.ruling.state { // what was allowed then may be forbidden now

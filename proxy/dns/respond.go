@@ -62,7 +62,7 @@ func (x *exchange) answer(a resolve.Answer, now time.Time) {
 		}
 		return
 	}
-	x.server.cfg.Resolver.Bind(x.caller.ID, a, now, &x.ruling)
+	x.server.cfg.Resolver.Bind(x.caller.Holder(), a, now, &x.ruling)
 	e := extended{}
 	if a.Origin() == resolve.OriginStale {
 		e = extended{is: true, code: edeStale}

@@ -67,6 +67,8 @@ type options struct {
 	audit       audit.Config
 	drain       time.Duration // for what is under way when the gateway is stopped
 	noPolicy    bool
+	resolves    bool // requests are resolved, too, and may go to an address that was told
+	unmapped    bool // only 127.0.0.1 stands for somebody
 	// lookup takes the place of the resolver's.
 	lookup func(resolver lookup) lookup
 }
@@ -109,13 +111,21 @@ func newGateway(t *testing.T, o options) *gateway {
 		look = o.lookup(look)
 	}
 	const plenty = 1 << 20
+	resolved := gw.Resolver{
+		Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
+		DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: look, Bind: resolver.Bind},
+	}
+	if o.resolves {
+		resolved.Resolve, resolved.Bound = resolver.Resolve, resolver.Bound
+	}
+	opened := listeners(cmp.Or(o.address, "127.0.0.1") + ":0")
+	if o.unmapped {
+		delete(opened[1].Sources, netip.MustParsePrefix("127.0.0.0/8"))
+	}
 	g.Gateway = open(t, gw.Config{
 		Policy: g.policies, Identity: gatewaytest.NewIdentity(g.snapshot(t)), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
-		Resolver: gw.Resolver{
-			Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
-			DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: look, Bind: resolver.Bind},
-		},
-		Listeners:     listeners(cmp.Or(o.address, "127.0.0.1") + ":0"),
+		Resolver:      resolved,
+		Listeners:     opened,
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
 		Limits: limit.Config{
 			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty,
@@ -341,6 +351,8 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 		lines = slices.Repeat([]string{"huge.example. 60 A 93.184.216.34"}, 4094)
 	case name == "broken.example.":
 		a.Rcode = mdns.RcodeServerFailure
+	case strings.HasSuffix(name, ".loop.example."):
+		lines = []string{name + " 60 A 127.0.0.1"}
 	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):
 		a.Rcode = mdns.RcodeNameError
 	case !known:
@@ -413,6 +425,7 @@ type evidence struct {
 type record struct {
 	Event, ID, Listener, Protocol, Wire, Identity, Host, Verdict, Reason, Mode string
 
+	Unproven       bool
 	IdentitySource string `json:"identity_source"`
 	WouldReason    string `json:"would_reason"`
 	Class          string `json:"address_class"`

@@ -44,13 +44,13 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 // state which does not know it any more ends the connection. Others are only
 // refused, and idle out.
 func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
-	id := conn.Caller.ID
-	if conn.Caller.Busy || conn.Caller.Limited || !s.usage.open(id) {
+	id, holder := conn.Caller.ID, conn.Caller.Holder() // which the connection keeps, whatever it is later
+	if conn.Caller.Busy || conn.Caller.Limited || !s.usage.open(holder) {
 		s.counts.shed.Add(1)
 		return nil, false
 	}
 	if conn.Caller.Reason != allowlist.NoReason || s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
-		return func() { s.usage.closed(id) }, true
+		return func() { s.usage.closed(holder) }, true
 	}
 	entry := &live.Entry{
 		Start: time.Now(), NotAfter: conn.Caller.NotAfter,
@@ -67,7 +67,7 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	}
 	return func() {
 		s.cfg.Registry.Remove(entry)
-		s.usage.closed(id)
+		s.usage.closed(holder)
 	}, true
 }
 

@@ -3,15 +3,15 @@ package dns
 import (
 	"sync"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // Limits bound what callers may use at a time; queries per second are for the
 // budgets. A zero field means its default.
 type Limits struct {
-	// InFlight is how many queries of an identity may wait for an upstream
-	// server, and Total those of all identities. All callers without an
-	// identity count as one.
+	// InFlight is how many queries of a holder may wait for an upstream
+	// server, and Total those of all: a quarter of these at most what came by
+	// source-map.
 	InFlight, Total int
 	// Streams is how many connections over TCP, DoT and DoH an identity may
 	// have. How many there are in all is for the slots of the listeners.
@@ -46,77 +46,88 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// usage counts what identities use at the moment. It is safe for concurrent
+// mappedShare is the part of all lookups that may be those of mapped holders, one
+// in so many: whoever forges their addresses leaves the rest to the others.
+const mappedShare = 4
+
+// usage counts what holders use at the moment. It is safe for concurrent
 // use, and remembers nobody who uses nothing.
 type usage struct {
 	limits Limits
 
-	mu    sync.Mutex
-	total int // lookups
-	of    map[spiffeid.ID]used
+	mu     sync.Mutex
+	total  int // lookups
+	mapped int // those of mapped holders
+	of     map[allowlist.Holder]used
 }
 
-// used is what one identity uses.
+// used is what one holder uses.
 type used struct{ inFlight, streams int }
 
 func newUsage(limits Limits) *usage {
-	return &usage{limits: limits, of: make(map[spiffeid.ID]used)}
+	return &usage{limits: limits, of: make(map[allowlist.Holder]used)}
 }
 
 // look takes up a lookup, which landed gives back, and reports whether there is
-// room for it: among all, and among those of the identity.
-func (u *usage) look(id spiffeid.ID) (all, own bool) {
+// room for it: among all, and among those of the holder.
+func (u *usage) look(h allowlist.Holder) (all, own bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n := u.of[id]
+	n := u.of[h]
 	switch {
-	case u.total >= u.limits.Total:
+	case u.total >= u.limits.Total, h.Mapped() && u.mapped >= max(1, u.limits.Total/mappedShare):
 		return false, false
 	case n.inFlight >= u.limits.InFlight:
 		return true, false
 	}
 	u.total++
+	if h.Mapped() {
+		u.mapped++
+	}
 	n.inFlight++
-	u.of[id] = n
+	u.of[h] = n
 	return true, true
 }
 
-func (u *usage) landed(id spiffeid.ID) {
+func (u *usage) landed(h allowlist.Holder) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.total--
-	n := u.of[id]
+	if h.Mapped() {
+		u.mapped--
+	}
+	n := u.of[h]
 	n.inFlight--
-	u.keep(id, n)
+	u.keep(h, n)
 }
 
 // open takes up a connection, which closed gives back, and reports whether
 // there is room for it.
-func (u *usage) open(id spiffeid.ID) bool {
+func (u *usage) open(h allowlist.Holder) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n := u.of[id]
+	n := u.of[h]
 	if n.streams >= u.limits.Streams {
 		return false
 	}
 	n.streams++
-	u.of[id] = n
+	u.of[h] = n
 	return true
 }
 
-func (u *usage) closed(id spiffeid.ID) {
+func (u *usage) closed(h allowlist.Holder) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n := u.of[id]
+	n := u.of[h]
 	n.streams--
-	u.keep(id, n)
+	u.keep(h, n)
 }
 
 // keep is called with mu held.
-func (u *usage) keep(id spiffeid.ID, n used) {
+func (u *usage) keep(h allowlist.Holder, n used) {
 	if n == (used{}) {
-		delete(u.of, id)
+		delete(u.of, h)
 		return
 	}
-	u.of[id] = n
+	u.of[h] = n
 }

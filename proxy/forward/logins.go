@@ -44,7 +44,7 @@ func (l *Logins) take(d *allowlist.Decision) *lane {
 		return nil
 	}
 	for i, lane := range l.lanes {
-		if lane.key.id == d.ID && lane.key.dest == d.Dest && (lane.conn.isClosed() || d.CheckAddr(lane.conn.dialed.Addr) == nil) {
+		if lane.key.holder == d.Holder() && lane.key.dest == d.Dest && (lane.conn.isClosed() || d.CheckAddr(lane.conn.dialed.Addr) == nil) {
 			l.lanes = slices.Delete(l.lanes, i, i+1)
 			return lane
 		}

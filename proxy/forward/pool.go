@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/dial"
 )
@@ -30,14 +28,14 @@ const (
 // poolKey is who may use a connection for another request. A rule says which
 // addresses its destination may have, and its name changes when it does.
 type poolKey struct {
-	id      spiffeid.ID
+	holder  allowlist.Holder
 	dest    allowlist.Destination
 	rule    string
 	observe bool
 }
 
 func keyOf(d *allowlist.Decision) poolKey {
-	key := poolKey{id: d.ID, dest: d.Dest, observe: d.Verdict == allowlist.Observe}
+	key := poolKey{holder: d.Holder(), dest: d.Dest, observe: d.Verdict == allowlist.Observe}
 	if d.Rule != nil {
 		key.rule = d.Rule.Name()
 	}

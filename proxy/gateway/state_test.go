@@ -459,7 +459,7 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	first := r.State().Policy
 	opens := func() (n int) {
 		for {
-			lease, reason := r.Parts().Budgets.Open(first, id("sidecar"))
+			lease, reason := r.Parts().Budgets.Open(first, allowlist.HolderOf(id("sidecar"), allowlist.SourceListener))
 			if reason != allowlist.NoReason {
 				return n
 			}

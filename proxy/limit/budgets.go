@@ -11,22 +11,30 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Budgets are those of identities, and of the patterns whose identities share
-// one. It is safe for concurrent use.
+// Budgets are those of holders, and of the patterns whose identities share
+// one. What came by source-map spends nothing of what the same identities, or
+// patterns, have by other proofs: each has budgets of its own, of the same limits.
+// It is safe for concurrent use.
 type Budgets struct {
 	cfg Config
 
 	mu     sync.Mutex
-	by     map[spiffeid.ID]*budget
-	shared map[allowlist.IdentityPattern]*pool
-	other  *budget // of those beyond maxKeys; nil if there are none yet
-	swept  time.Time
+	proved accounts
+	mapped accounts // of holders that are mapped
 
 	applied bool // policy is that of the last Apply
 	policy  *allowlist.Policy
 }
 
-// budget is that of one identity.
+// accounts are the budgets that holders of one kind have and share.
+type accounts struct {
+	by     map[spiffeid.ID]*budget
+	shared map[allowlist.IdentityPattern]*pool
+	other  *budget // of those beyond maxKeys; nil if there are none yet
+	swept  time.Time
+}
+
+// budget is that of one holder.
 type budget struct {
 	*pool
 
@@ -45,59 +53,60 @@ type pool struct {
 
 // NewBudgets returns budgets that are all unspent.
 func NewBudgets(cfg Config) *Budgets {
-	return &Budgets{
-		cfg: cfg.withDefaults(), by: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{},
-	}
+	return &Budgets{cfg: cfg.withDefaults(), proved: newAccounts(), mapped: newAccounts()}
 }
 
-// Request spends one request of an identity, and reports whether there was one
+func newAccounts() accounts {
+	return accounts{by: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{}}
+}
+
+// Request spends one request of a holder, and reports whether there was one
 // left.
-func (b *Budgets) Request(id spiffeid.ID) bool {
+func (b *Budgets) Request(h allowlist.Holder) bool {
 	b.mu.Lock()
-	requests := b.of(id, time.Now()).requests
+	requests := b.of(h, time.Now()).requests
 	b.mu.Unlock()
 	return requests.Allow()
 }
 
-// Query spends one DNS query by the limits that a policy gives to an identity, as
-// Open does, and reports whether its own budget and those that it shares had one left. The
-// zero identity stands for all callers that have none. It allocates nothing once
-// the identity is known.
-func (b *Budgets) Query(p *allowlist.Policy, id spiffeid.ID) bool {
+// Query spends one DNS query by the limits that a policy gives to a holder's
+// identity, as Open does, and reports whether its own budget and those that it shares had one left. It
+// allocates nothing once the holder is known.
+func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) bool {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p = b.newest(p)
-	left := spend(b.own(p, id, now).queries, now)
-	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		left = left && spend(b.common(pattern, limits, now).queries, now)
+	left := spend(b.own(p, h, now).queries, now)
+	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
+		left = left && spend(b.accounts(h).common(pattern, limits, now).queries, now)
 	})
 	return left
 }
 
-// Open takes a tunnel by the limits that a policy gives to an identity, or says
+// Open takes a tunnel by the limits that a policy gives to a holder's identity, or says
 // which of them is used up: tunnel-limit, rate-limited or upload-limit. Without
 // a reason, Close of the lease must follow. The policy counts until the first
 // Apply, and from then on that of the last: a request that was decided by an
 // older one must not bring its limits back.
-func (b *Budgets) Open(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowlist.Reason) {
-	return b.lease(p, id, true)
+func (b *Budgets) Open(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason) {
+	return b.lease(p, h, true)
 }
 
 // Exchange is for a plain request: only its bytes are counted, so that the
 // reason can only be upload-limit.
-func (b *Budgets) Exchange(p *allowlist.Policy, id spiffeid.ID) (*Lease, allowlist.Reason) {
-	return b.lease(p, id, false)
+func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason) {
+	return b.lease(p, h, false)
 }
 
-func (b *Budgets) lease(p *allowlist.Policy, id spiffeid.ID, tunnel bool) (*Lease, allowlist.Reason) {
+func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*Lease, allowlist.Reason) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p = b.newest(p)
-	l := &Lease{budgets: b, own: b.own(p, id, now), tunnel: tunnel}
-	p.EachShared(id, func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		l.shared = append(l.shared, b.common(pattern, limits, now))
+	l := &Lease{budgets: b, own: b.own(p, h, now), tunnel: tunnel}
+	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
+		l.shared = append(l.shared, b.accounts(h).common(pattern, limits, now))
 	})
 	if reason := l.take(now); reason != allowlist.NoReason {
 		return nil, reason
@@ -113,25 +122,33 @@ func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
 	return p
 }
 
-// own returns what an identity has for itself, with the limits that a policy
-// gives it. It is called with mu held.
-func (b *Budgets) own(p *allowlist.Policy, id spiffeid.ID, now time.Time) *pool {
-	own := b.of(id, now)
+// own returns what a holder has for itself, with the limits that a policy
+// gives its identity. It is called with mu held.
+func (b *Budgets) own(p *allowlist.Policy, h allowlist.Holder, now time.Time) *pool {
+	own := b.of(h, now)
 	limits := b.cfg.Identity
-	if own != b.other {
-		limits = p.Limits(id).Or(limits)
+	if own != b.accounts(h).other {
+		limits = p.Limits(h.ID()).Or(limits)
 	}
 	own.set(limits, now)
 	return own.pool
 }
 
-// common returns what the identities of a pattern share. It is called with mu
-// held.
-func (b *Budgets) common(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
-	common := b.shared[pattern]
+// accounts returns those that a holder's budgets are among.
+func (b *Budgets) accounts(h allowlist.Holder) *accounts {
+	if h.Mapped() {
+		return &b.mapped
+	}
+	return &b.proved
+}
+
+// common returns what the identities of a pattern share. It is called with the
+// mutex of the budgets held.
+func (a *accounts) common(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
+	common := a.shared[pattern]
 	if common == nil {
 		common = new(pool)
-		b.shared[pattern] = common
+		a.shared[pattern] = common
 	}
 	common.set(limits, now)
 	return common
@@ -145,39 +162,52 @@ func (b *Budgets) Apply(p *allowlist.Policy) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applied, b.policy = true, p
-	for id, own := range b.by {
-		own.set(p.Limits(id).Or(b.cfg.Identity), now)
+	b.proved.apply(p, b.cfg.Identity, now)
+	b.mapped.apply(p, b.cfg.Identity, now)
+}
+
+// apply is called with the mutex of the budgets held.
+func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now time.Time) {
+	for id, own := range a.by {
+		own.set(p.Limits(id).Or(identity), now)
 	}
-	for pattern, common := range b.shared {
+	for pattern, common := range a.shared {
 		common.set(p.Shared(pattern), now)
 		if common.limits == (allowlist.Limits{}) && common.open == 0 {
-			delete(b.shared, pattern)
+			delete(a.shared, pattern)
 		}
 	}
 }
 
 // of is called with mu held.
-func (b *Budgets) of(id spiffeid.ID, now time.Time) *budget {
-	if own := b.by[id]; own != nil {
+func (b *Budgets) of(h allowlist.Holder, now time.Time) *budget {
+	a := b.accounts(h)
+	if own := a.by[h.ID()]; own != nil {
 		return own
 	}
-	if len(b.by) >= maxKeys && now.Sub(b.swept) >= sweepEvery {
-		b.swept = now
-		for id, own := range b.by {
-			if full(own.requests, now) && own.unused(now) {
-				delete(b.by, id)
-			}
-		}
+	if len(a.by) >= maxKeys && now.Sub(a.swept) >= sweepEvery {
+		a.sweep(now)
 	}
-	if len(b.by) >= maxKeys {
-		if b.other == nil {
-			b.other = b.fresh()
+	if len(a.by) >= maxKeys {
+		if a.other == nil {
+			a.other = b.fresh()
 		}
-		return b.other
+		return a.other
 	}
 	own := b.fresh()
-	b.by[id] = own
+	a.by[h.ID()] = own
 	return own
+}
+
+// sweep forgets the holders that use nothing. It is called with the mutex of the
+// budgets held.
+func (a *accounts) sweep(now time.Time) {
+	a.swept = now
+	for id, own := range a.by {
+		if full(own.requests, now) && own.unused(now) {
+			delete(a.by, id)
+		}
+	}
 }
 
 func (b *Budgets) fresh() *budget {

@@ -17,6 +17,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func id(path string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + path) }
 
+// holder is an identity that is shown by a certificate.
+func holder(path string) allowlist.Holder {
+	return allowlist.HolderOf(id(path), allowlist.SourceX509SVID)
+}
+
 // entry gives limits to a pattern, own and shared.
 func entry(t *testing.T, pattern string, own, shared allowlist.Limits) allowlist.Entry {
 	t.Helper()
@@ -39,7 +44,7 @@ func policy(t *testing.T, entries ...allowlist.Entry) *allowlist.Policy {
 // open opens a tunnel, which must be possible.
 func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 	t.Helper()
-	l, reason := b.Open(p, id(who))
+	l, reason := b.Open(p, holder(who))
 	if reason != allowlist.NoReason {
 		t.Fatalf("%s: %s", who, reason)
 	}
@@ -49,7 +54,7 @@ func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 // refused tries to open one, which must not be possible.
 func refused(t *testing.T, b *Budgets, p *allowlist.Policy, who string, want allowlist.Reason) {
 	t.Helper()
-	if l, reason := b.Open(p, id(who)); reason != want || l != nil {
+	if l, reason := b.Open(p, holder(who)); reason != want || l != nil {
 		t.Errorf("%s: got %q, want %q", who, reason, want)
 	}
 }
@@ -59,14 +64,14 @@ func TestRequestsOfAnIdentity(t *testing.T) {
 		b := NewBudgets(Config{Requests: 3})
 		for second := range 3 {
 			for range 3 {
-				if !b.Request(id("a")) {
+				if !b.Request(holder("a")) {
 					t.Errorf("second %d: a request too few", second)
 				}
 			}
-			if b.Request(id("a")) {
+			if b.Request(holder("a")) {
 				t.Errorf("second %d: a request too many", second)
 			}
-			if second == 0 && !b.Request(id("b")) {
+			if second == 0 && !b.Request(holder("b")) {
 				t.Error("another identity is out of requests")
 			}
 			time.Sleep(time.Second)
@@ -93,7 +98,7 @@ func TestPlainRequests(t *testing.T) {
 		p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1, UploadPerHour: 100}, allowlist.Limits{}))
 		tunnel := open(t, b, p, "a")
 		for range 3 {
-			l, reason := b.Exchange(p, id("a"))
+			l, reason := b.Exchange(p, holder("a"))
 			if reason != allowlist.NoReason || !l.Spend(30) {
 				t.Fatalf("a plain request: %q", reason)
 			}
@@ -132,7 +137,7 @@ func TestQueries(t *testing.T) {
 			t, entry(t, "a", allowlist.Limits{DNSPerSecond: 2}, allowlist.Limits{}), entry(t, "b", allowlist.Limits{}, allowlist.Limits{}),
 			entry(t, "ci/*", allowlist.Limits{}, allowlist.Limits{DNSPerSecond: 3}),
 		)
-		asked := func(who spiffeid.ID) (n int) {
+		asked := func(who allowlist.Holder) (n int) {
 			for range 10 {
 				if b.Query(p, who) {
 					n++
@@ -142,11 +147,11 @@ func TestQueries(t *testing.T) {
 		}
 		for second := range 3 {
 			for _, row := range []struct {
-				who  spiffeid.ID
+				who  allowlist.Holder
 				want int
-			}{{id("a"), 2}, {id("b"), 4}, {id("ci/a"), 3}, {id("ci/b"), 0}, {id("stranger"), 4}, {spiffeid.ID{}, 4}} {
+			}{{holder("a"), 2}, {holder("b"), 4}, {holder("ci/a"), 3}, {holder("ci/b"), 0}, {holder("stranger"), 4}, {allowlist.Holder{}, 4}} {
 				if got := asked(row.who); got != row.want {
-					t.Errorf("second %d: %s asked %d, want %d", second, row.who, got, row.want)
+					t.Errorf("second %d: %s asked %d, want %d", second, row.who.ID(), got, row.want)
 				}
 			}
 			open(t, b, p, "a").Close() // tunnels are counted by themselves
@@ -163,7 +168,7 @@ func TestQueriesAfterAReload(t *testing.T) {
 			return policy(t, entry(t, "a", allowlist.Limits{DNSPerSecond: n}, allowlist.Limits{}))
 		}
 		left := func(p *allowlist.Policy) (n int) {
-			for b.Query(p, id("a")) {
+			for b.Query(p, holder("a")) {
 				n++
 			}
 			return n
@@ -194,7 +199,7 @@ func TestUpload(t *testing.T) {
 			}
 		}
 		refused(t, b, p, "a", allowlist.UploadLimit)
-		if l, reason := b.Exchange(p, id("a")); reason != allowlist.UploadLimit || l != nil {
+		if l, reason := b.Exchange(p, holder("a")); reason != allowlist.UploadLimit || l != nil {
 			t.Errorf("a plain request: %q", reason)
 		}
 		open(t, b, p, "b")
@@ -267,8 +272,8 @@ func TestReload(t *testing.T) {
 		if l.Spend(1) {
 			t.Error("the tunnel goes on beyond a lower limit")
 		}
-		if len(b.shared) != 1 {
-			t.Errorf("%d shared budgets, want that of the open tunnel", len(b.shared))
+		if len(b.proved.shared) != 1 {
+			t.Errorf("%d shared budgets, want that of the open tunnel", len(b.proved.shared))
 		}
 		b.Apply(nil)
 		if !l.Spend(1000) {
@@ -276,8 +281,8 @@ func TestReload(t *testing.T) {
 		}
 		l.Close()
 		b.Apply(nil)
-		if len(b.shared) != 0 {
-			t.Errorf("%d shared budgets are left", len(b.shared))
+		if len(b.proved.shared) != 0 {
+			t.Errorf("%d shared budgets are left", len(b.proved.shared))
 		}
 	})
 }
@@ -300,19 +305,19 @@ func TestALateRequest(t *testing.T) {
 			t.Error("the open tunnel has the bytes of the policy before")
 		}
 		queries := 0
-		for b.Query(before, id("a")) {
+		for b.Query(before, holder("a")) {
 			queries++
 		}
 		if queries != 2 {
 			t.Errorf("there are %d queries, want 2", queries)
 		}
-		if late, reason := b.Exchange(before, id("a")); reason != allowlist.UploadLimit || late != nil {
+		if late, reason := b.Exchange(before, holder("a")); reason != allowlist.UploadLimit || late != nil {
 			t.Errorf("a plain request: %q", reason)
 		}
 		l.Close()
 		b.Apply(nil)
-		if len(b.shared) != 0 {
-			t.Errorf("%d shared budgets of the policy before", len(b.shared))
+		if len(b.proved.shared) != 0 {
+			t.Errorf("%d shared budgets of the policy before", len(b.proved.shared))
 		}
 	})
 }
@@ -325,20 +330,20 @@ func TestBudgetsAreBounded(t *testing.T) {
 		time.Sleep(sweepEvery)
 		held := open(t, b, nil, "0")
 		for n := range maxKeys {
-			b.Request(id(fmt.Sprint(n)))
+			b.Request(holder(fmt.Sprint(n)))
 		}
 		for _, who := range []string{"x", "y"} {
-			if !b.Request(id(who)) {
+			if !b.Request(holder(who)) {
 				t.Errorf("%s has no request", who)
 			}
 		}
-		if b.Request(id("z")) || len(b.by) != maxKeys {
-			t.Errorf("%d budgets, and one for each beyond them", len(b.by))
+		if b.Request(holder("z")) || len(b.proved.by) != maxKeys {
+			t.Errorf("%d budgets, and one for each beyond them", len(b.proved.by))
 		}
 		open(t, b, nil, "0").Close()
 		time.Sleep(2 * sweepEvery)
-		if !b.Request(id("z")) || len(b.by) != 2 {
-			t.Errorf("%d budgets, want that with a tunnel and a new one", len(b.by))
+		if !b.Request(holder("z")) || len(b.proved.by) != 2 {
+			t.Errorf("%d budgets, want that with a tunnel and a new one", len(b.proved.by))
 		}
 		held.Close()
 	})
@@ -425,7 +430,7 @@ func TestAllocations(t *testing.T) {
 	p := policy(t, entry(t, "**", allowlist.Limits{}, allowlist.Limits{UploadPerHour: 1 << 40, ConnectsPerSecond: 1e6, DNSPerSecond: 1e6}),
 		entry(t, "a", allowlist.Limits{ConnectsPerSecond: 1e6}, allowlist.Limits{}))
 	l := open(t, b, p, "a")
-	who := id("a")
+	who := holder("a")
 	for _, row := range []struct {
 		name string
 		most float64
@@ -448,7 +453,7 @@ func TestAllocations(t *testing.T) {
 
 func BenchmarkOpen(b *testing.B) {
 	budgets := NewBudgets(Config{Identity: allowlist.Limits{ConnectsPerSecond: 1e9}})
-	who := id("a")
+	who := holder("a")
 	b.ReportAllocs()
 	for b.Loop() {
 		budgets.Request(who)
@@ -460,7 +465,7 @@ func BenchmarkOpen(b *testing.B) {
 
 func BenchmarkQuery(b *testing.B) {
 	budgets := NewBudgets(Config{Identity: allowlist.Limits{DNSPerSecond: 1e9}})
-	who := id("a")
+	who := holder("a")
 	b.ReportAllocs()
 	for b.Loop() {
 		budgets.Query(nil, who)
@@ -468,7 +473,7 @@ func BenchmarkQuery(b *testing.B) {
 }
 
 func BenchmarkSpend(b *testing.B) {
-	l, _ := NewBudgets(Config{Identity: allowlist.Limits{UploadPerHour: 1 << 60}}).Open(nil, id("a"))
+	l, _ := NewBudgets(Config{Identity: allowlist.Limits{UploadPerHour: 1 << 60}}).Open(nil, holder("a"))
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Spend(32 << 10)

@@ -35,6 +35,17 @@ type Caller struct {
 	Busy bool
 	// Limited means that its address has more connections open than it may.
 	Limited bool
+
+	mapped bool // its address is all that could show an identity
+}
+
+// Holder returns for whom the budgets and shares of what the caller does are
+// kept, also if it has no identity.
+func (c *Caller) Holder() allowlist.Holder {
+	if c.mapped {
+		return allowlist.HolderOf(c.ID, allowlist.SourceMap)
+	}
+	return allowlist.HolderOf(c.ID, c.Source)
 }
 
 // Conn is a connection with its caller, after the handshake.
@@ -105,6 +116,7 @@ func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiff
 		c.ID, c.Source = fixed(), allowlist.SourceListener
 		return
 	}
+	c.mapped = true
 	id, ok := mapped(c.Addr.Addr())
 	if !ok {
 		c.Reason, c.Detail = allowlist.IdentityMissing, notMapped

@@ -193,8 +193,8 @@ func TestAMappedIdentity(t *testing.T) {
 		known bool
 		want  Caller
 	}{
-		{true, Caller{ID: spiffeid.RequireFromString("spiffe://prod.example/batch"), Source: allowlist.SourceMap}},
-		{false, Caller{Reason: allowlist.IdentityMissing, Detail: "no identity for this address"}},
+		{true, Caller{ID: spiffeid.RequireFromString("spiffe://prod.example/batch"), Source: allowlist.SourceMap, mapped: true}},
+		{false, Caller{Reason: allowlist.IdentityMissing, Detail: "no identity for this address", mapped: true}},
 	} {
 		r := serve(t, func(_ *rig, cfg *Config) {
 			cfg.Fixed = nil
@@ -209,6 +209,9 @@ func TestAMappedIdentity(t *testing.T) {
 		c := <-r.conns
 		got := c.Caller
 		got.Addr = netip.AddrPort{}
+		if h := got.Holder(); h != allowlist.HolderOf(row.want.ID, allowlist.SourceMap) {
+			t.Errorf("%+v has the holder %+v", got, h)
+		}
 		if got != row.want {
 			t.Errorf("got %+v, want %+v", got, row.want)
 		}

@@ -3,8 +3,6 @@ package resolve
 import (
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
@@ -23,7 +21,7 @@ type (
 
 // Asker is on whose behalf a name is looked up.
 type Asker struct {
-	ID spiffeid.ID
+	Holder allowlist.Holder
 	// Wildcard is what the name is counted under, as the decision's Wildcard
 	// says; "" is not counted.
 	Wildcard string

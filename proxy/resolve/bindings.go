@@ -21,19 +21,42 @@ const (
 	maxBoundAddrs      = 1024      // of one identity
 	maxBoundOf         = 8192      // names and aliases of all its addresses
 	maxBoundNames      = 16        // of one address
+
+	// mappedBounds is what every bound is divided by for what came by source-map.
+	mappedBounds = 4
 )
 
 // bindings remembers which names led an identity to an address, for
-// connections to the bare address.
-type bindings struct {
+// connections to the bare address. What came by source-map has a part of its own,
+// so that whoever forges an address pushes out nothing else.
+type bindings struct{ proved, mapped *boundPart }
+
+func newBindings() *bindings {
+	return &bindings{proved: newBoundPart(1), mapped: newBoundPart(mappedBounds)}
+}
+
+// of returns the part that a holder's bindings are in.
+func (b *bindings) of(h allowlist.Holder) *boundPart {
+	if h.Mapped() {
+		return b.mapped
+	}
+	return b.proved
+}
+
+// boundPart is one part of the bindings. It is safe for concurrent use.
+type boundPart struct {
+	divisor int // of every bound
+
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
 	bound      int // names and aliases of all identities, at most as many as most says
 	most       int
 }
 
-func newBindings() *bindings {
-	return &bindings{identities: newLRU[spiffeid.ID, *boundAddrs](maxBoundIdentities), most: maxBound}
+func newBoundPart(divisor int) *boundPart {
+	return &boundPart{
+		divisor: divisor, most: maxBound / divisor, identities: newLRU[spiffeid.ID, *boundAddrs](maxBoundIdentities / divisor),
+	}
 }
 
 // boundAddrs are those of one identity.
@@ -43,24 +66,24 @@ type boundAddrs struct {
 	bound int // names and aliases of all of them
 }
 
-func (b *bindings) bind(id spiffeid.ID, addr netip.Addr, name boundName, now time.Time) {
+func (b *boundPart) bind(id spiffeid.ID, addr netip.Addr, name boundName, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	addrs, ok := b.identities.get(id)
 	if !ok {
-		addrs = &boundAddrs{lru: newLRU[netip.Addr, *boundNames](maxBoundAddrs)}
+		addrs = &boundAddrs{lru: newLRU[netip.Addr, *boundNames](maxBoundAddrs / b.divisor)}
 		if dropped, full := b.identities.put(id, addrs); full {
 			b.bound -= dropped.bound
 		}
 	}
 	before := addrs.bound
-	addrs.bind(addr, name, now)
+	addrs.bind(addr, name, now, b.divisor)
 	for b.bound += addrs.bound - before; b.bound > b.most; {
 		b.bound -= b.identities.dropOldest().bound
 	}
 }
 
-func (a *boundAddrs) bind(addr netip.Addr, name boundName, now time.Time) {
+func (a *boundAddrs) bind(addr netip.Addr, name boundName, now time.Time, divisor int) {
 	names, ok := a.get(addr)
 	if !ok {
 		names = new(boundNames)
@@ -69,13 +92,13 @@ func (a *boundAddrs) bind(addr netip.Addr, name boundName, now time.Time) {
 		}
 	}
 	before := names.size()
-	names.add(name, now)
-	for a.bound += names.size() - before; a.bound > maxBoundOf; {
+	names.add(name, now, maxBoundNames/divisor)
+	for a.bound += names.size() - before; a.bound > maxBoundOf/divisor; {
 		a.bound -= a.dropOldest().size()
 	}
 }
 
-func (b *bindings) names(id spiffeid.ID, addr netip.Addr, now time.Time) []boundName {
+func (b *boundPart) names(id spiffeid.ID, addr netip.Addr, now time.Time) []boundName {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	addrs, ok := b.identities.get(id)
@@ -117,7 +140,7 @@ func (b *boundNames) size() int {
 
 // add binds a name, or lets it live longer. A name that is too much takes the
 // place of the one that ends first.
-func (b *boundNames) add(name boundName, now time.Time) {
+func (b *boundNames) add(name boundName, now time.Time, most int) {
 	for i := range *b {
 		if n := &(*b)[i]; n.name == name.name {
 			if !slices.Equal(n.way.Aliases, name.way.Aliases) {
@@ -129,10 +152,10 @@ func (b *boundNames) add(name boundName, now time.Time) {
 			return
 		}
 	}
-	if len(*b) == maxBoundNames {
+	if len(*b) >= most {
 		b.forget(now)
 	}
-	if len(*b) == maxBoundNames {
+	if len(*b) >= most {
 		first := 0
 		for i, n := range *b {
 			if n.until.Before((*b)[first].until) {
@@ -149,13 +172,14 @@ func (b *boundNames) forget(now time.Time) {
 	*b = slices.DeleteFunc(*b, func(n boundName) bool { return !now.Before(n.until) })
 }
 
-// Bind remembers for an identity the addresses of an answer that the filter
+// Bind remembers for a holder the addresses of an answer that the filter
 // lets it see, before it sees them: until the answer's time is over, and for a
 // minute at least. If they are bound already, it allocates nothing.
-func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
+func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 	until := now.Add(max(a.TTL(now), bindingLife))
+	part := r.bindings.of(h)
 	for addr, way := range a.msg.Seen(f) {
-		r.bindings.bind(id, addr, boundName{a.name, way, until}, now)
+		part.bind(h.ID(), addr, boundName{a.name, way, until}, now)
 	}
 }
 
@@ -163,7 +187,10 @@ func (r *Resolver) Bind(id spiffeid.ID, a Answer, now time.Time, f Filter) {
 type Binding struct {
 	Name allowlist.Host
 	// Via are the names over which it did: aliases, and the target of a service.
-	Via     []allowlist.Host
+	Via []allowlist.Host
+	// Mapped says that the identity was shown by source-map when it was told the
+	// address: it need not have asked.
+	Mapped  bool
 	inspect bool // value of the resolver's Config.Inspect
 }
 
@@ -179,18 +206,28 @@ func (b *Binding) Check(dec *allowlist.Decision) allowlist.Reason {
 }
 
 // Bound returns the names whose answers have led an identity to an address and
-// still hold; none for an address that it was not led to. The caller asks the
+// still hold, whatever showed the identity: those that are mapped come last. There
+// are none for an address that it was not led to. The caller asks the
 // policy whether the identity may still reach one of them on the port, and be
 // led from there to the address.
 func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []Binding {
-	names := r.bindings.names(id, addr.Unmap(), now)
-	bound := make([]Binding, 0, len(names))
-	for _, n := range names {
-		via := slices.Clip(n.way.Aliases)
-		if !n.way.Target.IsZero() {
-			via = append(via, n.way.Target)
-		}
-		bound = append(bound, Binding{n.name, via, r.inspect})
+	addr = addr.Unmap()
+	proved, mapped := r.bindings.proved.names(id, addr, now), r.bindings.mapped.names(id, addr, now)
+	bound := make([]Binding, 0, len(proved)+len(mapped))
+	for _, n := range proved {
+		bound = append(bound, Binding{Name: n.name, Via: n.via(), inspect: r.inspect})
+	}
+	for _, n := range mapped {
+		bound = append(bound, Binding{Name: n.name, Via: n.via(), Mapped: true, inspect: r.inspect})
 	}
 	return bound
+}
+
+// via returns the names that led to the address, beside the name itself.
+func (n *boundName) via() []allowlist.Host {
+	via := slices.Clip(n.way.Aliases)
+	if !n.way.Target.IsZero() {
+		via = append(via, n.way.Target)
+	}
+	return via
 }

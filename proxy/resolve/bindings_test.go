@@ -16,6 +16,11 @@ import (
 
 func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + name) }
 
+// shown is an identity that a certificate shows.
+func shown(name string) allowlist.Holder {
+	return allowlist.HolderOf(id(name), allowlist.SourceX509SVID)
+}
+
 // answerOf is an answer of now that holds for some seconds.
 func answerOf(tb testing.TB, name string, ttl uint32, now time.Time, texts ...string) Answer {
 	tb.Helper()
@@ -59,7 +64,7 @@ func TestWhatIsNotShownIsNotBound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Bind(id("a"), a, now, onlyTo{name: "good.example"})
+		r.Bind(shown("a"), a, now, onlyTo{name: "good.example"})
 	}
 	for addr, want := range map[string]string{"192.0.2.1": "[x.example]", "192.0.2.2": "[]", "192.0.2.3": "[]"} {
 		if got := bound(r, "a", addr, now); got != want {
@@ -70,9 +75,9 @@ func TestWhatIsNotShownIsNotBound(t *testing.T) {
 
 func TestBindings(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
-	r.Bind(id("a"), answerOf(t, "x.example", 10, now, "192.0.2.1", "10.0.0.1"), now, public{})
-	r.Bind(id("a"), answerOf(t, "y.example", 300, now, "192.0.2.1"), now, public{})
-	r.Bind(id("a"), answerOf(t, "x.example", 10, now, "192.0.2.2"), now.Add(30*time.Second), public{}) // rotation
+	r.Bind(shown("a"), answerOf(t, "x.example", 10, now, "192.0.2.1", "10.0.0.1"), now, public{})
+	r.Bind(shown("a"), answerOf(t, "y.example", 300, now, "192.0.2.1"), now, public{})
+	r.Bind(shown("a"), answerOf(t, "x.example", 10, now, "192.0.2.2"), now.Add(30*time.Second), public{}) // rotation
 	for _, row := range []struct {
 		name, who, addr string
 		after           time.Duration
@@ -94,7 +99,7 @@ func TestBindings(t *testing.T) {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
 		}
 	}
-	if n := r.bindings.bound; n != 0 {
+	if n := r.bindings.proved.bound; n != 0 {
 		t.Errorf("%d names are kept past their time", n)
 	}
 }
@@ -112,15 +117,15 @@ func TestWhatBindsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Bind(id("a"), a, now, noNames{})
+	r.Bind(shown("a"), a, now, noNames{})
 	check(t, bound(r, "a", "192.0.2.1", now), "[]")
-	r.Bind(id("a"), a, now, everything{})
+	r.Bind(shown("a"), a, now, everything{})
 	check(t, bound(r, "a", "192.0.2.1", now), "[www.example]")
 	hint, err := r.Lookup(t.Context(), Asker{}, question(t, "www.example", dns.TypeHTTPS))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Bind(id("a"), hint, now, everything{})
+	r.Bind(shown("a"), hint, now, everything{})
 	check(t, bound(r, "a", "192.0.2.2", now), "[www.example]")
 }
 
@@ -134,40 +139,40 @@ func TestBindingsAreBounded(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
 	addr := func(i int) string { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String() }
 	for i := range maxBoundAddrs {
-		r.Bind(id("a"), answerOf(t, "x.example", 60, now, addr(i)), now, everything{})
+		r.Bind(shown("a"), answerOf(t, "x.example", 60, now, addr(i)), now, everything{})
 	}
 	check(t, bound(r, "a", addr(0), now), "[x.example]") // is the last one used now
-	r.Bind(id("a"), answerOf(t, "x.example", 60, now, addr(maxBoundAddrs)), now, everything{})
+	r.Bind(shown("a"), answerOf(t, "x.example", 60, now, addr(maxBoundAddrs)), now, everything{})
 	check(t, bound(r, "a", addr(0), now), "[x.example]")
 	check(t, bound(r, "a", addr(1), now), "[]")
 	check(t, bound(r, "a", addr(maxBoundAddrs), now), "[x.example]")
-	if n := r.bindings.bound; n != maxBoundAddrs {
+	if n := r.bindings.proved.bound; n != maxBoundAddrs {
 		t.Errorf("%d names", n)
 	}
 
 	for i := range maxBoundNames + 1 { // the one that ends first makes room
-		r.Bind(id("b"), answerOf(t, fmt.Sprintf("n%d.example", i), uint32(1000-i), now, "192.0.2.1"), now, everything{})
+		r.Bind(shown("b"), answerOf(t, fmt.Sprintf("n%d.example", i), uint32(1000-i), now, "192.0.2.1"), now, everything{})
 	}
 	names := r.Bound(id("b"), netip.MustParseAddr("192.0.2.1"), now)
 	if len(names) != maxBoundNames || slices.ContainsFunc(names, func(b Binding) bool { return b.Name == host(t, fmt.Sprintf("n%d.example", maxBoundNames-1)) }) {
 		t.Errorf("%v", names)
 	}
-	r.Bind(id("b"), answerOf(t, "late.example", 60, now, "192.0.2.1"), now.Add(2000*time.Second), everything{})
+	r.Bind(shown("b"), answerOf(t, "late.example", 60, now, "192.0.2.1"), now.Add(2000*time.Second), everything{})
 	check(t, bound(r, "b", "192.0.2.1", now.Add(2000*time.Second)), "[late.example]")
 
 	for i := range maxBoundIdentities {
-		r.Bind(id(fmt.Sprintf("many-%d", i)), answerOf(t, "x.example", 60, now, "192.0.2.1"), now, everything{})
+		r.Bind(shown(fmt.Sprintf("many-%d", i)), answerOf(t, "x.example", 60, now, "192.0.2.1"), now, everything{})
 	}
-	if n := r.bindings.identities.len(); n != maxBoundIdentities {
+	if n := r.bindings.proved.identities.len(); n != maxBoundIdentities {
 		t.Errorf("%d identities", n)
 	}
 	check(t, bound(r, "a", addr(0), now), "[]")
 	check(t, bound(r, "many-0", "192.0.2.1", now), "[x.example]")
-	if r.bindings.bound != maxBoundIdentities {
-		t.Errorf("%d names of %d identities", r.bindings.bound, maxBoundIdentities)
+	if r.bindings.proved.bound != maxBoundIdentities {
+		t.Errorf("%d names of %d identities", r.bindings.proved.bound, maxBoundIdentities)
 	}
 
-	greedy := newBindings()
+	greedy := newBoundPart(1)
 	greedy.most = 2 * maxBoundAddrs
 	for i := range 2 * maxBoundAddrs { // all that there is room for
 		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
@@ -201,7 +206,7 @@ func TestTheWayToAnAddressIsChecked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.Bind(id("a"), a, now, everything{})
+			r.Bind(shown("a"), a, now, everything{})
 		}
 		for _, row := range []struct {
 			addr          string
@@ -233,7 +238,7 @@ func TestTheWayToAnAddressIsChecked(t *testing.T) {
 // address has others, and so do the aliases over which it leads.
 func TestNamesOfBindingsAreBounded(t *testing.T) {
 	now := time.Now()
-	b := newBindings()
+	b := newBoundPart(1)
 	b.most = 2 * maxBoundOf
 	names := make([]allowlist.Host, maxBoundNames)
 	for i := range names {
@@ -256,5 +261,66 @@ func TestNamesOfBindingsAreBounded(t *testing.T) {
 	fill("c")
 	if b.bound != 2*maxBoundOf || b.names(id("a"), addr(maxBoundAddrs-1), now) != nil || b.names(id("b"), addr(maxBoundAddrs-1), now) == nil {
 		t.Errorf("%d names and aliases of three identities, want %d, of those used last", b.bound, 2*maxBoundOf)
+	}
+}
+
+// TestForgedBindings: names that came by source-map lead to an address as long as
+// nothing else is in their place, come last, and push out nothing that came by
+// another proof.
+func TestForgedBindings(t *testing.T) {
+	r, now := newResolver(t, Config{}), time.Now()
+	addr := func(i int) string {
+		return netip.AddrFrom4([4]byte{192, byte(i >> 16), byte(i >> 8), byte(i)}).String()
+	}
+	forged := func(name string) allowlist.Holder { return allowlist.HolderOf(id(name), allowlist.SourceMap) }
+	led := func(who, to string) (names string) {
+		t.Helper()
+		for _, b := range r.Bound(id(who), netip.MustParseAddr(to), now) {
+			names += fmt.Sprintf(" %s %v", b.Name, b.Mapped)
+		}
+		return names
+	}
+	r.Bind(forged("a"), answerOf(t, "told.example", 60, now, addr(1)), now, everything{})
+	check(t, led("a", addr(1)), " told.example true")
+	check(t, led("b", addr(1)), "")
+	r.Bind(shown("a"), answerOf(t, "asked.example", 60, now, addr(1)), now, everything{})
+	r.Bind(shown("a"), answerOf(t, "told.example", 60, now, addr(2)), now, everything{})
+	check(t, led("a", addr(1)), " asked.example false told.example true")
+	check(t, led("a", addr(2)), " told.example false")
+
+	// More names of one address, more addresses of the identity, and more
+	// identities than there is room for.
+	for i := range 2 * maxBoundNames {
+		r.Bind(forged("a"), answerOf(t, fmt.Sprintf("n%d.example", i), 3600, now, addr(1)), now, everything{})
+	}
+	if n := len(r.Bound(id("a"), netip.MustParseAddr(addr(1)), now)); n != 1+maxBoundNames/mappedBounds {
+		t.Errorf("%d names of an address", n)
+	}
+	for i := range 2 * maxBoundAddrs {
+		r.Bind(forged("a"), answerOf(t, "x.example", 3600, now, addr(100+i)), now, everything{})
+	}
+	if n := r.bindings.mapped.bound; n != maxBoundAddrs/mappedBounds {
+		t.Errorf("%d forged bindings of one identity, want %d", n, maxBoundAddrs/mappedBounds)
+	}
+	for i := range 2 * maxBoundIdentities {
+		r.Bind(forged(fmt.Sprint("many-", i)), answerOf(t, "x.example", 3600, now, addr(1)), now, everything{})
+	}
+	if n := r.bindings.mapped.identities.len(); n != maxBoundIdentities/mappedBounds {
+		t.Errorf("%d identities with forged bindings, want %d", n, maxBoundIdentities/mappedBounds)
+	}
+	for i := range 2 * maxBound / maxBoundOf { // more names of all than there is room for
+		for a := range maxBoundAddrs / mappedBounds {
+			for n := range maxBoundNames / mappedBounds {
+				r.Bind(forged(fmt.Sprint("full-", i)), answerOf(t, fmt.Sprintf("n%d.example", n), 3600, now, addr(a)), now, everything{})
+			}
+		}
+	}
+	if n := r.bindings.mapped.bound; n > maxBound/mappedBounds {
+		t.Errorf("%d forged bindings, want %d at most", n, maxBound/mappedBounds)
+	}
+	check(t, led("a", addr(1)), " asked.example false")
+	check(t, led("a", addr(2)), " told.example false")
+	if n := r.bindings.proved.bound; n != 2 {
+		t.Errorf("%d bindings by certificate, want 2", n)
 	}
 }

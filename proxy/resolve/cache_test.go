@@ -188,7 +188,7 @@ func warm(tb testing.TB) (*Resolver, Question, Reply) {
 // binding of addresses that are bound already.
 func TestAHitAllocates(t *testing.T) {
 	r, q, reply := warm(t)
-	id, now := decide(t, "a.example", []string{"a.example"}, nil).ID, time.Now()
+	id, now := decide(t, "a.example", []string{"a.example"}, nil).Holder(), time.Now()
 	buf := make([]byte, 0, 1232)
 	var filter Filter = public{}
 	hit := func() {
@@ -224,7 +224,7 @@ func BenchmarkHit(b *testing.B) {
 
 func BenchmarkHitAndBind(b *testing.B) {
 	r, q, reply := warm(b)
-	id := decide(b, "a.example", []string{"a.example"}, nil).ID
+	id := decide(b, "a.example", []string{"a.example"}, nil).Holder()
 	buf, now := make([]byte, 0, 1232), time.Now()
 	b.ReportAllocs()
 	for b.Loop() {

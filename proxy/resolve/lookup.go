@@ -194,7 +194,7 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 			f.panicked = fmt.Errorf("%v\n\n%s", cause, debug.Stack())
 		}
 	}()
-	answer, err := r.Lookup(ctx, Asker{ID: dec.ID, Wildcard: dec.Wildcard()}, Question{Name: dec.Dest.Host, Type: typ})
+	answer, err := r.Lookup(ctx, Asker{Holder: dec.Holder(), Wildcard: dec.Wildcard()}, Question{Name: dec.Dest.Host, Type: typ})
 	if err != nil {
 		return family{err: err}
 	}

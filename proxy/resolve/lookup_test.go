@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
 )
@@ -317,14 +316,14 @@ func TestNameBudget(t *testing.T) {
 	s := newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{Names: 5}, s)
 	other := decide(t, "x.wild.example", []string{"*.wild.example", "**.deep.example", "exact.example"}, nil)
-	id := other.ID
+	id := other.Holder()
 	rule := other.Rule.Name()
 	ask := func(a Asker, name string, typ uint16) string {
 		t.Helper()
 		got, err := r.Lookup(t.Context(), a, question(t, name, typ))
 		return describe(t, got, err)
 	}
-	wild := Asker{ID: id, Wildcard: rule}
+	wild := Asker{Holder: id, Wildcard: rule}
 	for _, name := range []string{"a.wild.example", "b.wild.example", "c.wild.example"} {
 		check(t, ask(wild, name, dns.TypeA), "192.0.2.1 from upstream")
 		check(t, ask(wild, name, dns.TypeAAAA), "NOERROR from upstream") // the same name
@@ -346,10 +345,40 @@ func TestNameBudget(t *testing.T) {
 		t.Errorf("%d packets left beyond the bound", n)
 	}
 	check(t, ask(wild, "a.wild.example", dns.TypeMX), "NOERROR from upstream") // counted already
-	check(t, ask(Asker{ID: id}, "n1.wild.example", dns.TypeA), "192.0.2.1 from upstream")
+	check(t, ask(Asker{Holder: id}, "n1.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 	check(t, ask(wild, "n1.wild.example", dns.TypeA), "192.0.2.1 from cache")
-	check(t, ask(Asker{ID: id, Wildcard: "another rule"}, "n2.wild.example", dns.TypeA), "192.0.2.1 from upstream")
-	check(t, ask(Asker{ID: spiffeid.RequireFromString("spiffe://td.example/b"), Wildcard: rule}, "n3.wild.example", dns.TypeA), "192.0.2.1 from upstream")
+	check(t, ask(Asker{Holder: id, Wildcard: "another rule"}, "n2.wild.example", dns.TypeA), "192.0.2.1 from upstream")
+	check(t, ask(Asker{Holder: shown("b"), Wildcard: rule}, "n3.wild.example", dns.TypeA), "192.0.2.1 from upstream")
+	mapped := Asker{Holder: allowlist.HolderOf(id.ID(), allowlist.SourceMap), Wildcard: rule}
+	for i := range 5 { // by its address the identity has a budget of its own
+		check(t, ask(mapped, fmt.Sprintf("f%d.wild.example", i), dns.TypeA), "192.0.2.1 from upstream")
+	}
+	check(t, ask(mapped, "f5.wild.example", dns.TypeA), "name-budget")
+}
+
+// TestForgedNamesLeaveTheBudget of who is shown by more than an address, whichever
+// door asks, and the other way round.
+func TestForgedNamesLeaveTheBudget(t *testing.T) {
+	r := newResolver(t, Config{Names: 3}, newServer(t, addresses("192.0.2.1")))
+	dec := decide(t, "x.wild.example", []string{"*.wild.example"}, nil)
+	forged := *dec
+	forged.Source = allowlist.SourceMap
+	n := 0
+	spend := func(d *allowlist.Decision, want string) {
+		t.Helper()
+		n++
+		asked := *d
+		asked.Dest.Host = host(t, fmt.Sprintf("n%d.wild.example", n))
+		check(t, resolveFor(t, r, &asked), want)
+	}
+	for _, d := range []*allowlist.Decision{&forged, dec} {
+		for range 3 {
+			spend(d, "192.0.2.1")
+		}
+		for range 100 {
+			spend(d, "name-budget")
+		}
+	}
 }
 
 // TestBudgetOverTime: a name that was asked for within a minute has its place,

@@ -43,6 +43,7 @@ func (a *attributes) request(r *audit.Record) {
 		a.text("egress.identity.trust_domain", r.Identity.TrustDomain().Name())
 	}
 	a.text("egress.identity.source", r.Source.String())
+	a.flag("egress.unproven", r.Unproven())
 	if r.Client.IsValid() {
 		a.text("client.address", r.Client.Addr().String())
 		a.number("client.port", int64(r.Client.Port()))
@@ -103,9 +104,7 @@ func (a *attributes) hello(r *audit.Record) {
 	a.text("egress.stage", r.Stage.String())
 	a.text("egress.tls.sni", r.Hello.SNIText())
 	a.text("egress.tls.sni_match", r.Hello.TLS.String())
-	if r.Hello.ECH {
-		*a = append(*a, attribute.Bool("egress.tls.ech", true))
-	}
+	a.flag("egress.tls.ech", r.Hello.ECH)
 }
 
 // tunnel adds what went through. Of a tunnel zero bytes say something.
@@ -148,6 +147,13 @@ func (a *attributes) text(key, value string) {
 }
 
 func (a *attributes) number(key string, n int64) { *a = append(*a, attribute.Int64(key, n)) }
+
+// flag adds what is so.
+func (a *attributes) flag(key string, set bool) {
+	if set {
+		*a = append(*a, attribute.Bool(key, true))
+	}
+}
 
 // count adds a number that is not zero.
 func (a *attributes) count(key string, n int64) {

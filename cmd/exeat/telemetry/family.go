@@ -51,6 +51,8 @@ type limiter struct {
 	known map[string]struct{}
 }
 
+func newLimiter(limit int) *limiter { return &limiter{limit: limit, known: make(map[string]struct{})} }
+
 // under returns the value, or _other if the limit is reached without it.
 func (l *limiter) under(value string) string {
 	l.mu.RLock()

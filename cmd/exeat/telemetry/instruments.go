@@ -35,8 +35,8 @@ type Instruments struct {
 	reloadSets    *family[string]
 	up, down      []metric.AddOption
 
-	identities *limiter
-	progress   progress
+	identities, mapped *limiter // mapped is for identities that are shown by source-map
+	progress           progress
 }
 
 // decisionLabels are the labels of egress.decisions, all of closed sets.
@@ -75,11 +75,15 @@ func queryLabelsOf(d *audit.DNS) queryLabels {
 // identityLabels are those of egress.decisions.by_identity.
 type identityLabels struct {
 	identity string
+	source   allowlist.Source
 	verdict  allowlist.Verdict
 }
 
 func (l identityLabels) attributes() []attribute.KeyValue {
-	return []attribute.KeyValue{attribute.String("identity", l.identity), attribute.String("verdict", l.verdict.String())}
+	return []attribute.KeyValue{
+		attribute.String("identity", l.identity), attribute.String("identity_source", l.source.String()),
+		attribute.String("verdict", l.verdict.String()),
+	}
 }
 
 func handshakeLabels(why allowlist.Reason) []attribute.KeyValue {
@@ -111,7 +115,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 	i.up, i.down = direction.of("up"), direction.of("down")
 	if identityCap > 0 {
 		i.byIdentity = b.counter("egress.decisions.by_identity")
-		i.identities = &limiter{limit: identityCap, known: make(map[string]struct{})}
+		i.identities, i.mapped = newLimiter(identityCap), newLimiter(identityCap)
 	}
 	return i, b.err
 }
@@ -150,12 +154,21 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 		i.queries.Add(ctx, 1, i.querySets.of(queryLabelsOf(&r.DNS))...)
 	}
 	if i.byIdentity != nil && !r.Identity.IsZero() {
-		l := identityLabels{identity: i.identities.under(r.Identity.String()), verdict: r.Verdict}
+		l := identityLabels{identity: i.namesOf(r.Source).under(r.Identity.String()), source: r.Source, verdict: r.Verdict}
 		i.byIdentity.Add(ctx, 1, i.identitySets.of(l)...)
 	}
 	positive(ctx, i.authorize, r.Decide)
 	positive(ctx, i.resolve, r.Resolve)
 	positive(ctx, i.dial, r.Dial)
+}
+
+// namesOf returns the identities that have series of their own: forged addresses
+// take no place from those that are shown in another way.
+func (i *Instruments) namesOf(s allowlist.Source) *limiter {
+	if s == allowlist.SourceMap {
+		return i.mapped
+	}
+	return i.identities
 }
 
 // positive records a time, if there is one.

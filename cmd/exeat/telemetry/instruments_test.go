@@ -56,7 +56,7 @@ var builder1 = spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builde
 // allowed is the record of a decision with every time in it.
 func allowed() *audit.Record {
 	return &audit.Record{
-		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Verdict: allowlist.Allow, Policy: "p1",
+		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Source: allowlist.SourceX509SVID, Verdict: allowlist.Allow, Policy: "p1",
 		Mode: allowlist.ModeEnforce, Decide: 300 * time.Nanosecond, Resolve: 2 * time.Millisecond, Dial: 20 * time.Millisecond,
 	}
 }
@@ -90,10 +90,18 @@ func TestIdentitiesHaveACap(t *testing.T) {
 		tel.Instruments().Measure(r)
 	}
 	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // of nobody
+	for _, path := range []string{"/x", "/a", "/y"} {                    // what may be forged takes no place from them
+		r := allowed()
+		r.Identity, r.Source = spiffeid.RequireFromPath(builder1.TrustDomain(), path), allowlist.SourceMap
+		tel.Instruments().Measure(r)
+	}
 	expect(t, tel, "egress_decisions_by_identity",
-		`egress_decisions_by_identity_total{identity="_other",verdict="allow"} 2`,
-		`egress_decisions_by_identity_total{identity="spiffe://prod.example/a",verdict="allow"} 2`,
-		`egress_decisions_by_identity_total{identity="spiffe://prod.example/b",verdict="allow"} 2`)
+		`egress_decisions_by_identity_total{identity="_other",identity_source="source-map",verdict="allow"} 1`,
+		`egress_decisions_by_identity_total{identity="_other",identity_source="x509-svid",verdict="allow"} 2`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/a",identity_source="source-map",verdict="allow"} 1`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/a",identity_source="x509-svid",verdict="allow"} 2`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/b",identity_source="x509-svid",verdict="allow"} 2`,
+		`egress_decisions_by_identity_total{identity="spiffe://prod.example/x",identity_source="source-map",verdict="allow"} 1`)
 }
 
 // TestManyIdentitiesAreBeyondTheSDKsOwnLimit of 2,000 series for a metric.

@@ -44,7 +44,7 @@ func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metri
 	opts := []sdkmetric.Option{
 		sdkmetric.WithResource(res), sdkmetric.WithReader(shown),
 		sdkmetric.WithExemplarFilter(exemplar.AlwaysOffFilter),
-		sdkmetric.WithCardinalityLimit(seriesLimit + 4*(cfg.IdentityCap+1)), // a verdict each
+		sdkmetric.WithCardinalityLimit(seriesLimit + 3*4*(cfg.IdentityCap+1)), // a source and a verdict each
 	}
 	pushed := pushWanted(cfg.Getenv)
 	if pushed {

@@ -29,8 +29,8 @@ func Catalogue() []Metric {
 		},
 		{
 			Name: "egress.decisions.by_identity", Prometheus: "egress_decisions_by_identity_total",
-			Labels:      []string{"identity", "verdict"},
-			Description: "Decisions of the first identities seen, as many as the configured cap; the others share _other.",
+			Labels:      []string{"identity", "identity_source", "verdict"},
+			Description: "Decisions of the first identities seen, as many as the configured cap; the others share _other. Those shown by source-map have a cap of their own.",
 		},
 		{
 			Name: "egress.dns.queries", Prometheus: "egress_dns_queries_total",

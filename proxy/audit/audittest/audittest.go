@@ -135,6 +135,9 @@ func Samples() []Sample {
 		{"summary-other", with(summary(), func(r *audit.Record) {
 			r.Identity, r.Merged.Other = spiffeid.ID{}, true
 		})},
+		{"summary-unproven", with(summary(), func(r *audit.Record) {
+			r.Source, r.Wire = allowlist.SourceMap, audit.WireUDP
+		})},
 		{"handshake", audit.Record{
 			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Listener: "main",
 			Client: addrPort("10.1.2.3:53816"), Reason: allowlist.TLSHandshakeFailed,

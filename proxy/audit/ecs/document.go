@@ -150,6 +150,7 @@ type native struct {
 	Wire             audit.Wire     `json:"wire,omitempty"`
 	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
 	IdentitySource   string         `json:"identity_source,omitempty"`
+	Unproven         bool           `json:"unproven,omitempty"`
 	Verdict          string         `json:"verdict,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`

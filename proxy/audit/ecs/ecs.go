@@ -101,6 +101,9 @@ func (d *document) network(r *audit.Record) {
 		return
 	}
 	d.Network.Transport, d.Network.Direction = "tcp", "outbound"
+	if r.Wire == audit.WireUDP {
+		d.Network.Transport = "udp"
+	}
 	switch r.Event {
 	case audit.EventHandshake:
 		d.Network.Direction = "" // it came no further than the gateway
@@ -129,9 +132,6 @@ func (d *document) network(r *audit.Record) {
 // dns sets what was asked of the gateway, which is the destination, and how it
 // answered.
 func (d *document) dns(r *audit.Record) {
-	if r.Wire == audit.WireUDP {
-		d.Network.Transport = "udp"
-	}
 	d.Network.Protocol = string(audit.ProtocolDNS)
 	d.DNS = dns{Code: r.DNS.Code, Type: "query", Question: question{Name: r.Dest.Host.String(), Type: r.DNS.TypeText()}}
 	if r.DNS.Code != "" {
@@ -200,7 +200,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // rest is what the schema has no field for.
 func rest(r *audit.Record) native {
 	n := native{
-		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
+		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),

@@ -76,6 +76,7 @@ func who(l *line, r *audit.Record) {
 	} else {
 		l.addrPort("client", r.Client)
 	}
+	l.flag("unproven", r.Unproven())
 }
 
 // asked says what was asked for.

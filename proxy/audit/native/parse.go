@@ -69,6 +69,7 @@ type fields struct {
 	Identity    identity                `json:"identity"`
 	Source      word[allowlist.Source]  `json:"identity_source"`
 	Client      client                  `json:"client"`
+	Unproven    bool                    `json:"unproven"` // it follows from the wire, which Parse compares
 	Host        host                    `json:"host"`
 	Port        uint16                  `json:"port"`
 	Method      string                  `json:"method"`

@@ -130,6 +130,7 @@ type unmapped struct {
 	Protocol         audit.Protocol `json:"protocol,omitempty"`
 	Wire             audit.Wire     `json:"wire,omitempty"`
 	IdentitySource   string         `json:"identity_source,omitempty"`
+	Unproven         bool           `json:"unproven,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`
 	Generation       uint64         `json:"generation,omitempty"`
@@ -161,7 +162,7 @@ type count struct {
 
 func rest(r *audit.Record) unmapped {
 	u := unmapped{
-		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(),
+		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),

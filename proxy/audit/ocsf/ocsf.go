@@ -117,7 +117,7 @@ func (e *event) http(r *audit.Record) {
 	}
 	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
 	e.Source, e.Destination, e.Proxy = source(r), destination(r), gateway(r)
-	e.Connection = &connection{Direction: outbound, Protocol: tcp}
+	e.Connection = &connection{Direction: outbound, Protocol: transport(r)}
 	e.Request = &request{ID: r.ID, Method: r.MethodText()}
 	if !r.Dest.Host.IsZero() {
 		e.Request.URL = &url{Text: r.Dest.String(), Host: name(r), Port: r.Dest.Port, Path: r.Path}
@@ -143,14 +143,19 @@ func (e *event) dns(r *audit.Record) {
 	}
 	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
 	e.Source, e.Destination, e.Proxy = source(r), gateway(r), gateway(r)
-	e.Connection = &connection{Direction: outbound, Protocol: tcp}
-	if r.Wire == audit.WireUDP {
-		e.Connection.Protocol = udp
-	}
+	e.Connection = &connection{Direction: outbound, Protocol: transport(r)}
 	if !r.Dest.Host.IsZero() {
 		e.Query = &query{Host: r.Dest.Host.String(), Type: r.DNS.TypeText(), Class: "IN"}
 	}
 	e.security(r)
+}
+
+// transport is what the request came over.
+func transport(r *audit.Record) string {
+	if r.Wire == audit.WireUDP {
+		return udp
+	}
+	return tcp
 }
 
 // security is the profile security_control.

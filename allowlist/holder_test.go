@@ -1,0 +1,31 @@
+package allowlist
+
+import (
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// TestHolders: one identity is two holders, of which only source-map makes the
+// one, and every other proof the other.
+func TestHolders(t *testing.T) {
+	a, b := spiffeid.RequireFromString("spiffe://td.example/a"), spiffeid.RequireFromString("spiffe://td.example/b")
+	shown := HolderOf(a, SourceX509SVID)
+	for s := SourceNone; s.String() != "invalid"; s++ {
+		h := HolderOf(a, s)
+		if h.Mapped() != (s == SourceMap) || (h == shown) == h.Mapped() || h.ID() != a {
+			t.Errorf("%q: %+v", s, h)
+		}
+		req := Request{ID: a, Source: s}
+		dec := Decision{Request: req}
+		if req.Holder() != h || dec.Holder() != h {
+			t.Errorf("%q: a request has the holder %+v, its decision %+v", s, req.Holder(), dec.Holder())
+		}
+		if h == HolderOf(b, s) {
+			t.Errorf("%q: two identities are one holder", s)
+		}
+	}
+	if (Holder{}) != HolderOf(spiffeid.ID{}, SourceNone) || HolderOf(spiffeid.ID{}, SourceMap) == (Holder{}) {
+		t.Error("the zero value is not for callers without an identity")
+	}
+}
