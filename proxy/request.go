@@ -230,6 +230,9 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 	if reason == allowlist.ResolvedAddressDenied {
 		x.open.Class = res.Class
 	}
+	if failed == allowlist.Busy && limit.NoDescriptor(err) {
+		x.open.Detail = limit.ErrNoDescriptor.Error()
+	}
 	return reason
 }
 

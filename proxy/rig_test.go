@@ -62,6 +62,7 @@ type options struct {
 	limits      limit.Config                                  // a zero field is more than any test needs
 	enforced    func(live.Enforcement)                        // nil is nobody
 	source      func(*gatewaytest.Identity) gw.IdentitySource // nil: that source itself
+	descriptors gw.Descriptors                                // nil: any number
 }
 
 func (o *options) defaults() {
@@ -115,7 +116,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 		},
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
 		Front:         front.Config{HeadTimeout: o.headTimeout}, HelloTimeout: o.hello, DialTimeout: o.dialTimeout,
-		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots,
+		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots, Descriptors: o.descriptors,
 		Metrics: gw.Metrics{Enforced: func(e live.Enforcement) {
 			g.own.did.Store(&e)
 			o.enforced(e)

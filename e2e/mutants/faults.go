@@ -76,6 +76,8 @@ func mutants() []fault {
 		of("C/C16", "the address check is not told of the host", "proxy/gateway/host.go", "Addresses: now,", ""),
 		of("F/F11", "an authority that goes ends no tunnel", "proxy/gateway/state.go", "if !after.SameTrust(before) {", "if after == before {"),
 		of("F/F15", "a list of its own does not decide the mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
+		{"a want of descriptors is the destination's fault", dial, "\tcase limit.NoDescriptor(err):\n\t\treturn allowlist.Busy\n\tcase errors.Is(", "\tcase errors.Is(", "./proxy/dial", "TestWantOfDescriptors"},
+		{"a connection to an origin keeps its descriptor", "proxy/dial/race.go", "tunnel.Holding(conn, d.give)", "tunnel.Holding(conn, nil)", "./proxy/dial", "TestDescriptorsAreTakenWhileOpen"},
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
 }

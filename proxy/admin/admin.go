@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,10 +18,13 @@ import (
 )
 
 // Config says where to listen and what to answer. All fields are required but
-// Notes.
+// Connections and Notes.
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
+	// Connections is how many may be open; the oldest is closed for one more. Zero
+	// means DefaultConnections.
+	Connections int
 	// NotReady returns why the gateway is not ready, a line for each cause;
 	// none means ready.
 	NotReady func() []string
@@ -60,7 +64,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ConnState:         new(bound).changed,
+		ConnState:         (&bound{most: cmp.Or(cfg.Connections, DefaultConnections)}).changed,
 	}}, nil
 }
 

@@ -7,14 +7,15 @@ import (
 	"sync"
 )
 
-// maxConnections are open at a time. Probes and scrapers need a few.
-const maxConnections = 256
+// DefaultConnections are open at a time. Probes and scrapers need a few.
+const DefaultConnections = 256
 
 // bound closes the oldest connection when there are too many: whoever opens
 // many, such as a workload that shares loopback, can take neither the files of
 // the process, which its other listeners need, nor the place of the next probe.
-// The zero value is ready.
 type bound struct {
+	most int
+
 	mu   sync.Mutex
 	open []net.Conn // the oldest first
 }
@@ -37,7 +38,7 @@ func (b *bound) add(conn net.Conn) (oldest net.Conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.open = append(b.open, conn)
-	if len(b.open) > maxConnections {
+	if len(b.open) > b.most {
 		oldest, b.open = b.open[0], b.open[1:]
 	}
 	return oldest

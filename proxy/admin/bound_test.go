@@ -24,7 +24,7 @@ func TestManyConnections(t *testing.T) {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout = 0, 0 // which would close them, too
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
-	conns := make([]net.Conn, maxConnections+10)
+	conns := make([]net.Conn, DefaultConnections+10)
 	for i := range conns {
 		if conns[i], err = net.Dial("tcp", s.Addr().String()); err != nil {
 			t.Fatal(err)
@@ -59,7 +59,7 @@ func TestManyConnections(t *testing.T) {
 
 // TestAConnectionThatEnded makes room for another.
 func TestAConnectionThatEnded(t *testing.T) {
-	var b bound
+	b := bound{most: 2}
 	first, second := new(net.TCPConn), new(net.TCPConn)
 	b.changed(first, http.StateNew)
 	b.changed(second, http.StateNew)

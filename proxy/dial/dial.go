@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // The defaults of a zero Config.
@@ -42,12 +43,16 @@ type Config struct {
 	// Stagger is the time after which the next address is tried beside the one
 	// that has not answered; zero means a quarter of a second.
 	Stagger time.Duration
+	// Descriptors are what connections are taken from, for as long as they are
+	// open; nil is any number.
+	Descriptors *limit.Descriptors
 }
 
 // Dialer connects. It is safe for concurrent use.
 type Dialer struct {
 	cfg     Config
 	connect connectFunc // connects to one address; tests replace it
+	give    func()      // gives the descriptor of a connection back
 }
 
 // New returns a dialer.
@@ -61,7 +66,7 @@ func New(cfg Config) (*Dialer, error) {
 	if cfg.Stagger <= 0 {
 		cfg.Stagger = defaultStagger
 	}
-	return &Dialer{cfg: cfg, connect: connect}, nil
+	return &Dialer{cfg: cfg, connect: connect, give: func() { cfg.Descriptors.Give(1) }}, nil
 }
 
 // Result is what came of a dial, also of one that failed.
@@ -120,7 +125,11 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []neti
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
 			res.Class, res.Addr = refused.Class, netip.AddrPort{}
 		}
-		return res, &allowlist.ReasonError{Reason: dialReason(err), Err: err}
+		reason := dialReason(err)
+		if reason == allowlist.Busy {
+			res.Addr = netip.AddrPort{} // there was no socket to try it with
+		}
+		return res, &allowlist.ReasonError{Reason: reason, Err: err}
 	}
 	res.Conn, res.Addr = conn, peer(conn)
 	return res, nil
@@ -160,19 +169,26 @@ func resolveReason(err error) allowlist.Reason {
 	if _, ok := errors.AsType[*allowlist.ReasonError](err); ok {
 		return allowlist.ReasonOf(err)
 	}
-	if isTimeout(err) {
+	switch {
+	case limit.NoDescriptor(err):
+		return allowlist.Busy
+	case isTimeout(err):
 		return allowlist.ResolveTimeout
 	}
 	return allowlist.ResolveFailed
 }
 
 // dialReason classifies the errors of a race: what was refused by the decision
-// counts first, a time-out only if nothing else is known.
+// counts first, then that the gateway had no descriptor to try an address with,
+// which says nothing about the destination; a time-out only if nothing else is
+// known.
 func dialReason(err error) allowlist.Reason {
 	_, refused := errors.AsType[*allowlist.AddrError](err)
 	switch {
 	case refused:
 		return allowlist.ResolvedAddressDenied
+	case limit.NoDescriptor(err):
+		return allowlist.Busy
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return allowlist.DialRefused
 	case isTimeout(err), errors.Is(err, syscall.ETIMEDOUT):

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 type connectFunc func(context.Context, *allowlist.Decision, netip.AddrPort) (net.Conn, error)
@@ -29,6 +31,27 @@ func connect(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) 
 		},
 	}
 	return dialer.DialContext(ctx, "tcp", addr.String())
+}
+
+// open connects to one address with a descriptor that the connection gives back
+// when it is closed. It is a *tunnel.Conn, as which a tunnel takes it.
+func (d *Dialer) open(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
+	if !d.cfg.Descriptors.Take(1) {
+		return nil, limit.ErrNoDescriptor
+	}
+	opened := false
+	defer func() {
+		if !opened {
+			d.give()
+		}
+	}()
+	conn, err := d.connect(ctx, dec, addr)
+	if err != nil {
+		d.cfg.Descriptors.Missing(err)
+		return nil, err
+	}
+	opened = true
+	return tunnel.Holding(conn, d.give), nil
 }
 
 // interleave alternates the families, IPv6 first (RFC 8305 section 4).
@@ -68,7 +91,7 @@ func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.Ad
 			a = attempt{panicked: fmt.Sprintf("%v\n\n%s", cause, debug.Stack())}
 		}
 	}()
-	a.conn, a.err = d.connect(ctx, dec, addr)
+	a.conn, a.err = d.open(ctx, dec, addr)
 	return a
 }
 
@@ -77,7 +100,7 @@ func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.Ad
 // are closed. It returns after every attempt it began has ended.
 func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []netip.AddrPort) (net.Conn, error) {
 	if len(addrs) == 1 { // the usual case needs no second goroutine
-		return d.connect(ctx, dec, addrs[0])
+		return d.open(ctx, dec, addrs[0])
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

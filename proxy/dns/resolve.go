@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -37,6 +38,9 @@ func (x *exchange) look(ctx context.Context) {
 		return
 	}
 	x.ruling.reason = allowlist.ReasonOf(err)
+	if limit.NoDescriptor(err) {
+		x.ruling.detail = limit.ErrNoDescriptor.Error()
+	}
 }
 
 // lookup is the question for the resolver.

@@ -67,8 +67,9 @@ type options struct {
 	audit       audit.Config
 	drain       time.Duration // for what is under way when the gateway is stopped
 	noPolicy    bool
-	resolves    bool // requests are resolved, too, and may go to an address that was told
-	unmapped    bool // only 127.0.0.1 stands for somebody
+	resolves    bool               // requests are resolved, too, and may go to an address that was told
+	unmapped    bool               // only 127.0.0.1 stands for somebody
+	descriptors *limit.Descriptors // for questions to servers; nil: any number
 	// lookup takes the place of the resolver's.
 	lookup func(resolver lookup) lookup
 }
@@ -101,7 +102,7 @@ func newGateway(t *testing.T, o options) *gateway {
 	if g.ca, err = authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}); err != nil {
 		t.Fatal(err)
 	}
-	resolver, err := resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: g.upstream.addr}}, Names: o.names})
+	resolver, err := resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: g.upstream.addr}}, Names: o.names, Descriptors: o.descriptors})
 	if err != nil {
 		t.Fatal(err)
 	}

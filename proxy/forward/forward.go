@@ -63,6 +63,9 @@ type Config struct {
 	// PassForwarded sends the caller's Forwarded and X-Forwarded fields on.
 	// They are removed otherwise: they tell the outside of the inside.
 	PassForwarded bool
+	// Scarce reports whether connections to origins are to be closed, and not kept
+	// for more requests; nil is never.
+	Scarce func() bool
 }
 
 // Forwarder carries exchanges. It is safe for concurrent use.
@@ -81,7 +84,7 @@ func New(cfg Config) (*Forwarder, error) {
 	cfg.Max = cmp.Or(cfg.Max, defaultMax)
 	cfg.Body = cmp.Or(cfg.Body, DefaultBody)
 	cfg.Response = cmp.Or(cfg.Response, DefaultResponse)
-	f := &Forwarder{cfg: cfg, pools: pools{response: cfg.Response}}
+	f := &Forwarder{cfg: cfg, pools: pools{response: cfg.Response, scarce: cfg.Scarce}}
 	f.proxy = newProxy()
 	return f, nil
 }

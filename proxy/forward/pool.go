@@ -60,6 +60,7 @@ func (l *lane) close() { l.transport.CloseIdleConnections() }
 // recently used pool goes first.
 type pools struct {
 	response time.Duration
+	scarce   func() bool // nil is never
 
 	mu       sync.Mutex
 	byKey    map[poolKey]*pool
@@ -100,7 +101,8 @@ func (p *pools) take(ex *Exchange) *lane {
 }
 
 // give takes a lane back from an exchange that has ended. It is closed if
-// that did not end well, or if another state has come into force meanwhile.
+// that did not end well, if another state has come into force meanwhile, or if
+// there is no descriptor to spare for it.
 func (p *pools) give(l *lane, logins *Logins, well bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,6 +111,8 @@ func (p *pools) give(l *lane, logins *Logins, well bool) {
 		l.close()
 	case l.own:
 		p.giveTo(logins, l)
+	case p.scarce != nil && p.scarce():
+		l.close()
 	default:
 		p.giveToAll(l)
 	}

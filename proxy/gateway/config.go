@@ -106,6 +106,9 @@ type Config struct {
 	// and DNSConnections those of all listeners for queries; zero means the
 	// defaults.
 	MaxConnections, DNSConnections int
+	// Descriptors are what everything is taken from that callers can make the
+	// gateway open, so that what it opens by itself always finds one.
+	Descriptors Descriptors
 
 	HandshakeTimeout, HelloTimeout, DialTimeout time.Duration
 
@@ -130,6 +133,8 @@ type Config struct {
 type Admin struct {
 	// Address is an IP address and a port; "" is no listener.
 	Address string
+	// Connections is how many it keeps open; zero means admin.DefaultConnections.
+	Connections int
 	// Notes returns what is wrong and no reason to send connections elsewhere, a
 	// line each; nil means nothing.
 	Notes func() []string

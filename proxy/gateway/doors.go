@@ -27,6 +27,7 @@ type doors struct {
 
 	connections []door
 	datagrams   []*listen.UDP
+	cuts        []*cuts // those of each listener
 }
 
 // door is a listener for connections and what it speaks.
@@ -45,7 +46,9 @@ func (d *doors) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		cfg.Slots, cfg.Sources = slots, sources
+		cfg.Slots, cfg.Sources, cfg.Descriptors = slots, sources, d.cfg.Descriptors.Accepted
+		cut := newCuts(l.Name, d.cfg.Recorder.Event)
+		d.cuts, cfg.Cut = append(d.cuts, cut), cut.add
 		if l.Protocol != Connect {
 			cfg.Slots, cfg.Greeting = dnsSlots, max(1, d.cfg.DNSConnections/4)
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
@@ -111,6 +114,9 @@ func (d *doors) close() {
 	}
 	for _, u := range d.datagrams {
 		_ = u.Close()
+	}
+	for _, c := range d.cuts {
+		c.close()
 	}
 }
 

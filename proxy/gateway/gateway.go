@@ -14,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // Gateway is a configuration made real: every port open, nothing served yet. It is
@@ -77,9 +78,13 @@ func (g *Gateway) build(ctx context.Context) error {
 
 // buildProxy makes what answers requests.
 func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
-	dialer, err := dial.New(dial.Config{Resolve: g.cfg.Resolver.Resolve, Timeout: g.cfg.DialTimeout})
+	dialer, err := dial.New(dial.Config{Resolve: g.cfg.Resolver.Resolve, Timeout: g.cfg.DialTimeout, Descriptors: g.cfg.Descriptors.Opened})
 	if err != nil {
 		return err
+	}
+	if d := g.cfg.Descriptors.Opened; d != nil {
+		g.cfg.Forward.Scarce = d.Scarce
+		g.cfg.Tunnel.Pipes = tunnel.NewPipes(tunnel.PipesConfig{Take: d.TakeSpare, Scarce: d.Scarce, Give: d.Give})
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.inForce.current, Registry: &g.inForce.registry, Dialer: dialer, Recorder: g.cfg.Recorder, Log: g.cfg.Log,

@@ -29,7 +29,8 @@ func (p *probes) open(ctx context.Context) error {
 	}
 	var err error
 	p.admin, err = admin.Listen(ctx, admin.Config{
-		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.cfg.Admin.Notes, Metrics: p.cfg.Admin.Metrics,
+		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
+		Connections: p.cfg.Admin.Connections,
 	})
 	return err
 }
@@ -80,4 +81,16 @@ func (p *probes) notReady() []string {
 		causes = append(causes, allowlist.Visible(text)) // the error may quote a collector
 	}
 	return causes
+}
+
+// notes says what is wrong and no reason to send connections elsewhere.
+func (p *probes) notes() []string {
+	var notes []string
+	if p.cfg.Admin.Notes != nil {
+		notes = p.cfg.Admin.Notes()
+	}
+	if short := p.cfg.Descriptors.short(time.Now()); short != "" {
+		notes = append(notes, short)
+	}
+	return notes
 }

@@ -92,10 +92,11 @@ func (c *Conn) Cut() { _ = c.below().Close() }
 // so that nobody takes that for a proper end. What was sent before may be lost.
 func (c *Conn) Abort() {
 	raw := c.below()
+	bare := raw
 	if wrapped, ok := raw.(*tunnel.Conn); ok {
-		raw = wrapped.Conn
+		bare = wrapped.Conn
 	}
-	if tcp, ok := raw.(*net.TCPConn); ok {
+	if tcp, ok := bare.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // at worst the end looks proper
 	}
 	_ = raw.Close()

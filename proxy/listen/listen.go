@@ -66,6 +66,12 @@ type Config struct {
 	HandshakeTimeout time.Duration
 	// Slots bounds the connections of all listeners together. Required.
 	Slots *Slots
+	// Descriptors are what connections are taken from, for as long as they are
+	// open; nil is any number. One that finds none is closed.
+	Descriptors *limit.Descriptors
+	// Cut is told of each connection that is closed as soon as it is accepted, and
+	// why, by the goroutine that accepts, which waits for it; nil is nobody.
+	Cut func(ctx context.Context, client netip.AddrPort, why Cut)
 	// Sources bounds what each source address may use, over all listeners that
 	// share it; nil means the defaults, for this listener alone.
 	Sources *limit.Sources
@@ -144,6 +150,9 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	if cfg.Refused == nil {
 		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
 	}
+	if cfg.Cut == nil {
+		cfg.Cut = nobodyCut
+	}
 	inner, err := open(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", cfg.Name, err)
@@ -179,26 +188,19 @@ func (l *Listener) Close() error { return l.net.Close() }
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
-	for {
+	for failed := (failing{}); ; {
 		conn, err := l.net.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		case err != nil:
-			// Out of descriptors, most of the time: give connections that end
-			// a moment to free some.
-			l.cfg.Log.LogAttrs(ctx, slog.LevelError, "accepting a connection",
-				slog.String("listener", l.cfg.Name), slog.Any("error", err))
-			select {
-			case <-time.After(50 * time.Millisecond):
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			if err = l.pause(ctx, &failed, err); err != nil {
+				return err
 			}
 			continue
 		}
-		ok, busy := l.cfg.Slots.take()
+		busy, ok := l.enter(ctx, conn)
 		if !ok {
-			_ = conn.Close()
 			continue
 		}
 		c := l.wrap(conn, busy)
@@ -240,6 +242,7 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 	l.contain(ctx, recover())
 	defer func() { l.contain(ctx, recover()) }() // of what follows
 	defer l.cfg.Slots.used.Add(-1)
+	defer l.cfg.Descriptors.Give(1)
 	conn.source.Close()
 	if conn.uncut != nil {
 		conn.uncut()

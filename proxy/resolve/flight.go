@@ -51,7 +51,7 @@ func (f *flights) join(ctx context.Context, q Question) (*flight, error) {
 	case f.closed:
 		return nil, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errClosed}
 	case len(f.flying) >= maxFlights:
-		return nil, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errBusy}
+		return nil, errBusy
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
 	fl := &flight{done: make(chan struct{}), cancel: cancel}

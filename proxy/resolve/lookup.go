@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
@@ -49,7 +50,8 @@ func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
 // Lookup answers a question: as Cached does, else by asking servers, else by
 // what is past its time. A name below a wildcard rule that no server need be
 // asked for is not counted: it does not leave the gateway. Every error is an
-// *allowlist.ReasonError: resolve-failed, resolve-timeout or name-budget. When
+// *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or busy if
+// no server could be asked for want of something of the gateway's. When
 // ctx ends, the question is still asked to its end, for others who wait and for
 // the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
@@ -110,7 +112,11 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 	generation := r.cache.generation(q.Name)
 	msg, err := r.groups.of(q.Name).ask(ctx, q)
 	now := time.Now()
-	if err != nil {
+	switch {
+	case unasked(err):
+		r.descriptors.Missing(err)
+		return Answer{}, err
+	case err != nil:
 		r.failures.put(q, err, now)
 		if old := r.cache.get(q); old != nil {
 			old.retry.Store(now.Add(staleRetry).UnixNano())
@@ -131,10 +137,19 @@ func failure(err error) error {
 		return err
 	}
 	why := allowlist.ResolveFailed
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case unasked(err):
+		why = allowlist.Busy
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		why = allowlist.ResolveTimeout
 	}
 	return &allowlist.ReasonError{Reason: why, Err: err}
+}
+
+// unasked reports whether an error says that no server could be asked for want of
+// something of ours. That says nothing about the servers or the name.
+func unasked(err error) bool {
+	return errors.Is(err, errBusy) || errors.Is(err, errStreamFull) || limit.NoDescriptor(err)
 }
 
 // Resolve returns the addresses of an allowed decision's destination, which the

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
@@ -65,6 +66,9 @@ type Config struct {
 	// itself. Otherwise the name that was asked for decides, and a deny rule
 	// for the alias.
 	Inspect bool
+	// Descriptors are what the sockets to servers are taken from, each for as
+	// long as it is open; nil is any number.
+	Descriptors *limit.Descriptors
 }
 
 // Group says which servers are asked for the names below some suffixes.
@@ -84,6 +88,8 @@ type Resolver struct {
 	budgets  *budgets
 	bindings *bindings
 	inspect  bool
+
+	descriptors *limit.Descriptors
 
 	upstreams   []*upstream
 	familyDelay time.Duration
@@ -110,7 +116,8 @@ func New(cfg Config) (*Resolver, error) {
 	r := &Resolver{
 		hosts: localMessages(cfg.Hosts), loopback: addressMessages(wire.Loopback()), groups: groups{bySuffix: map[string]*group{}},
 		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
-		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect, familyDelay: familyDelay, staleAfter: staleAfter,
+		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect,
+		descriptors: cfg.Descriptors, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
 	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
 	for host := range cfg.Hosts {
@@ -178,7 +185,7 @@ func (r *Resolver) newGroup(servers []Server) (*group, error) {
 		if err != nil {
 			return nil, err
 		}
-		u := &upstream{server: s, streams: newStreams(dial), try: tryTimeout}
+		u := &upstream{server: s, streams: newStreams(dial, r.descriptors), try: tryTimeout, descriptors: r.descriptors}
 		g.servers = append(g.servers, u)
 		r.upstreams = append(r.upstreams, u)
 	}

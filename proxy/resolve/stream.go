@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
@@ -31,7 +32,8 @@ var (
 // streams is the connection to one server over TCP or TLS, which is opened when
 // it is needed and shared by all questions (RFC 7766 section 6.2.1).
 type streams struct {
-	dial func(ctx context.Context) (net.Conn, error)
+	dial        func(ctx context.Context) (net.Conn, error)
+	descriptors *limit.Descriptors
 
 	opening chan struct{} // holds a token while somebody looks at current, or dials
 	current *stream
@@ -39,8 +41,8 @@ type streams struct {
 	closed  bool
 }
 
-func newStreams(dial func(ctx context.Context) (net.Conn, error)) *streams {
-	return &streams{dial: dial, opening: make(chan struct{}, 1)}
+func newStreams(dial func(ctx context.Context) (net.Conn, error), descriptors *limit.Descriptors) *streams {
+	return &streams{dial: dial, descriptors: descriptors, opening: make(chan struct{}, 1)}
 }
 
 // ask asks over the connection there is, and once more over a new one if that
@@ -77,13 +79,21 @@ func (s *streams) open(ctx context.Context) (st *stream, opened bool, err error)
 	if s.current != nil && s.current.usable() {
 		return s.current, false, nil
 	}
+	if !s.descriptors.Take(1) {
+		return nil, false, limit.ErrNoDescriptor
+	}
 	conn, err := s.dial(ctx)
 	if err != nil {
+		s.descriptors.Give(1)
 		return nil, false, err
 	}
-	s.current = &stream{conn: conn, waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
-	s.readers.Go(s.current.read)
-	return s.current, true, nil
+	current := &stream{conn: conn, waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
+	s.current = current
+	s.readers.Go(func() {
+		defer s.descriptors.Give(1)
+		current.read()
+	})
+	return current, true, nil
 }
 
 // close closes the connection and waits for its reader. Nobody asks any more.

@@ -323,7 +323,7 @@ func TestAFullConnection(t *testing.T) {
 // TestNobodyWaitsForASilentServer longer than its context says, although
 // another one is still connecting.
 func TestNobodyWaitsForASilentServer(t *testing.T) {
-	s := newStreams(nil)
+	s := newStreams(nil, nil)
 	s.opening <- struct{}{} // somebody connects
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
@@ -18,6 +19,10 @@ func (u *upstream) askUDP(ctx context.Context, q Question) (*wire.Message, error
 	if err != nil {
 		return nil, err
 	}
+	if !u.descriptors.Take(1) {
+		return nil, limit.ErrNoDescriptor
+	}
+	defer u.descriptors.Give(1)
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "udp", u.server.Addr.String())
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
@@ -37,6 +38,8 @@ type upstream struct {
 	server  Server
 	streams *streams // for TCP and DoT, and for what is truncated over UDP
 	try     time.Duration
+
+	descriptors *limit.Descriptors
 
 	mu    sync.Mutex
 	rest  time.Duration // after the next failure
@@ -110,9 +113,9 @@ func (u *upstream) well(now time.Time) bool {
 
 // judge lets a server rest that does not answer, each time for twice as long.
 // One that answers is well, whatever it says: that depends on the name. That we
-// ask too much at a time is no fault of the server's.
+// could not ask it is no fault of the server's.
 func (u *upstream) judge(err error, now time.Time) {
-	if errors.Is(err, errStreamFull) {
+	if unasked(err) {
 		return
 	}
 	u.mu.Lock()

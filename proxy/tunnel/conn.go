@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -22,7 +23,9 @@ type Conn struct {
 	net.Conn
 	raw syscall.RawConn // nil: no socket to wait for
 
-	relaying bool // a tunnel runs: Read does not wait, write deadlines are the tunnel's
+	relaying bool        // a tunnel runs: Read does not wait, write deadlines are the tunnel's
+	closed   atomic.Bool // Close was called
+	release  func()      // called by the first Close; nil is nothing
 
 	// All below is the reader's alone. The callbacks are built once, since
 	// a method value made for each call would be an allocation for each.
@@ -51,6 +54,23 @@ func Wrap(c net.Conn) *Conn {
 		}
 	}
 	return w
+}
+
+// Holding returns a Conn on c, as Wrap does, whose first Close calls release once
+// c is closed: it gives back what the connection holds.
+func Holding(c net.Conn, release func()) *Conn {
+	w := Wrap(c)
+	w.release = release
+	return w
+}
+
+// Close closes the wrapped connection.
+func (c *Conn) Close() error {
+	err := c.Conn.Close()
+	if c.release != nil && !c.closed.Swap(true) {
+		c.release()
+	}
+	return err
 }
 
 // Read reads from the connection. While a tunnel runs it does not wait.

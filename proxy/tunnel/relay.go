@@ -25,7 +25,7 @@ func (t *Tunnel) sendEarly(early []byte) bool {
 // keeps of two stacks. The runtime gives half of a stack back when less than a
 // quarter of it is in use, and 4 KiB are enough if that is said of 8.
 func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
-	for inside := newSplicer(src, dst); ; {
+	for inside := newSplicer(src, dst, t.cfg.Pipes); ; {
 		ok, err := t.pass(src, dst, inside, count)
 		switch {
 		case !ok:

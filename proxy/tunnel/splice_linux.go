@@ -5,8 +5,6 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"syscall"
 )
 
@@ -35,6 +33,7 @@ const (
 // that it is used only when there is much to move.
 type splicer struct {
 	src, dst        syscall.RawConn
+	pipes           *Pipes
 	onFill, onDrain func(fd uintptr) bool // built once, as those of Conn
 
 	bulk bool // the last read got as much as it could
@@ -47,12 +46,12 @@ type splicer struct {
 }
 
 // newSplicer returns nil unless both sides are bare sockets.
-func newSplicer(src, dst *side) *splicer {
+func newSplicer(src, dst *side, pipes *Pipes) *splicer {
 	from, to := src.socket(), dst.socket()
 	if from == nil || to == nil {
 		return nil
 	}
-	s := &splicer{src: from, dst: to}
+	s := &splicer{src: from, dst: to, pipes: pipes.orShared()}
 	s.onFill, s.onDrain = s.fillFrom, s.drainTo
 	return s
 }
@@ -90,7 +89,7 @@ func (s *splicer) drain() (int, error) {
 	case s.err != nil:
 		s.drop()
 	case s.held == 0:
-		pipes.put(s.pipe)
+		s.pipes.put(s.pipe)
 		s.pipe = nil
 	}
 	return s.n, s.err
@@ -98,7 +97,7 @@ func (s *splicer) drain() (int, error) {
 
 // drop gives up a pipe with bytes in it, which nobody else may get.
 func (s *splicer) drop() {
-	pipes.lent.Add(-1)
+	s.pipes.lent.Add(-1)
 	s.pipe.close()
 	s.pipe, s.held = nil, 0
 }
@@ -107,7 +106,7 @@ func (s *splicer) drop() {
 
 func (s *splicer) fillFrom(fd uintptr) bool {
 	var p *pipe
-	if p = pipes.get(); p == nil {
+	if p = s.pipes.get(); p == nil {
 		s.n, s.err = 0, nil
 		return true
 	}
@@ -122,7 +121,7 @@ func (s *splicer) fillFrom(fd uintptr) bool {
 	case s.err == nil && !again:
 		s.err = io.EOF
 	}
-	pipes.put(p)
+	s.pipes.put(p)
 	return !again
 }
 
@@ -151,24 +150,46 @@ func splice(from, to, most int) (n int, again bool, err error) {
 
 // A pipe is one of pipe(2), empty unless a splicer has it.
 type pipe struct {
-	r, w    int
+	ends
 	cleanup runtime.Cleanup
+}
+
+// ends are the two ends of a pipe.
+type ends struct {
+	r, w int
+	give func(n int) // gives their descriptors back; nil is nobody
+}
+
+// close closes both.
+func (e ends) close() {
+	_ = syscall.Close(e.r)
+	_ = syscall.Close(e.w)
+	if e.give != nil {
+		e.give(2)
+	}
 }
 
 // newPipe returns nil when there are no descriptors for one, or too little
 // memory.
-func newPipe() *pipe {
+func (p *Pipes) newPipe() *pipe {
+	if p.cfg.Take != nil && !p.cfg.Take(2) {
+		return nil
+	}
 	var fds [2]int
 	if syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK) != nil {
+		if p.cfg.Give != nil {
+			p.cfg.Give(2)
+		}
 		return nil
 	}
-	if size(fds[0]) < bufferSize {
-		closeBoth(fds)
+	both := ends{r: fds[0], w: fds[1], give: p.cfg.Give}
+	if size(both.r) < bufferSize {
+		both.close()
 		return nil
 	}
-	p := &pipe{r: fds[0], w: fds[1]}
-	p.cleanup = runtime.AddCleanup(p, closeBoth, fds)
-	return p
+	made := &pipe{ends: both}
+	made.cleanup = runtime.AddCleanup(made, ends.close, both)
+	return made
 }
 
 // size makes a pipe as large as it may be and returns what it can hold.
@@ -185,33 +206,18 @@ func size(fd int) uintptr {
 
 func (p *pipe) close() {
 	p.cleanup.Stop()
-	closeBoth([2]int{p.r, p.w})
+	p.ends.close()
 }
-
-func closeBoth(fds [2]int) {
-	_ = syscall.Close(fds[0])
-	_ = syscall.Close(fds[1])
-}
-
-// A pipePool lends pipes, as pool lends buffers. One that nobody wants is
-// closed by the collector.
-type pipePool struct {
-	free sync.Pool
-	lent atomic.Int64
-}
-
-//nolint:gochecknoglobals // as buffers
-var pipes pipePool
 
 // get returns nil if there is none to be had.
-func (p *pipePool) get() *pipe {
+func (p *Pipes) get() *pipe {
 	if p.lent.Add(1) > mostPipes {
 		p.lent.Add(-1)
 		return nil
 	}
 	lent, ok := p.free.Get().(*pipe)
 	if !ok {
-		lent = newPipe()
+		lent = p.newPipe()
 	}
 	if lent == nil {
 		p.lent.Add(-1)
@@ -219,7 +225,11 @@ func (p *pipePool) get() *pipe {
 	return lent
 }
 
-func (p *pipePool) put(lent *pipe) {
+func (p *Pipes) put(lent *pipe) {
 	p.lent.Add(-1)
+	if p.cfg.Scarce != nil && p.cfg.Scarce() {
+		lent.close()
+		return
+	}
 	p.free.Put(lent)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -128,7 +129,7 @@ func bare(t *testing.T) (s *splicer, from, to net.Conn) {
 	t.Helper()
 	from, src := pair(t, "tcp")
 	to, dst := pair(t, "tcp")
-	return newSplicer(newSide(Upstream, src), newSide(Client, dst)), from, to
+	return newSplicer(newSide(Upstream, src), newSide(Client, dst), nil), from, to
 }
 
 func TestASplicerIsWantedWhileThereIsMuch(t *testing.T) {
@@ -243,8 +244,75 @@ func TestNoSpliceOverTLSOrForeignConnections(t *testing.T) {
 		"from foreign": {newSide(Client, foreign{tcp}), plain},
 		"to foreign":   {plain, newSide(Client, foreign{tcp})},
 	} {
-		if newSplicer(sides[0], sides[1]) != nil {
+		if newSplicer(sides[0], sides[1], nil) != nil {
 			t.Errorf("%s: got a splicer, want none", name)
+		}
+	}
+}
+
+// counted are descriptors for pipes of which a test can see how many are taken.
+type counted struct {
+	most, used atomic.Int64
+	scarce     atomic.Bool
+}
+
+func (c *counted) pipes() *Pipes {
+	return NewPipes(PipesConfig{
+		Take: func(n int) bool {
+			if c.used.Add(int64(n)) > c.most.Load() {
+				c.used.Add(int64(-n))
+				return false
+			}
+			return true
+		},
+		Scarce: c.scarce.Load,
+		Give:   func(n int) { c.used.Add(int64(-n)) },
+	})
+}
+
+// TestWithoutDescriptorsBytesTakeABuffer: bulk arrives as well.
+func TestWithoutDescriptorsBytesTakeABuffer(t *testing.T) {
+	var none counted
+	none.most.Store(1) // and a pipe has two
+	p := none.pipes()
+	r := startRig(t, "tcp", Config{Pipes: p}, "")
+	sent := flood(t, r)
+	got := make([]byte, len(sent))
+	if n, err := io.ReadFull(r.client, got); err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("%d of %d bytes arrived, %v; equal: %v", n, len(sent), err, bytes.Equal(got, sent))
+	}
+	if p.get() != nil || none.used.Load() != 0 || p.lent.Load() != 0 {
+		t.Errorf("%d descriptors are taken, %d pipes lent", none.used.Load(), p.lent.Load())
+	}
+}
+
+// TestPipesGiveTheirDescriptorsBack: one is kept while there are enough, and
+// closed once they are scarce, or lost with bytes in it.
+func TestPipesGiveTheirDescriptorsBack(t *testing.T) {
+	var c counted
+	c.most.Store(2)
+	p := c.pipes()
+	one := p.get()
+	if one == nil || p.get() != nil || c.used.Load() != 2 {
+		t.Fatalf("two descriptors make one pipe: %d are taken", c.used.Load())
+	}
+	c.scarce.Store(true)
+	if p.put(one); c.used.Load() != 0 {
+		t.Errorf("%d descriptors are taken by a pipe that is scarce", c.used.Load())
+	}
+	c.scarce.Store(false)
+	if one = p.get(); one == nil {
+		t.Fatal("no pipe when they are given back")
+	}
+	if one.close(); c.used.Load() != 0 {
+		t.Errorf("%d descriptors are taken by a pipe that is closed", c.used.Load())
+	}
+	p.lent.Add(-1)
+	p.put(p.get())
+	p.free = sync.Pool{}
+	for begin := time.Now(); c.used.Load() != 0; runtime.GC() { // nobody has it
+		if time.Since(begin) > patience {
+			t.Fatal("a pipe that the collector takes keeps its descriptors")
 		}
 	}
 }

@@ -5,7 +5,7 @@ package tunnel
 // A splicer moves nothing where there is no splice(2); it is always nil.
 type splicer struct{}
 
-func newSplicer(_, _ *side) *splicer { return nil }
+func newSplicer(_, _ *side, _ *Pipes) *splicer { return nil }
 
 func (s *splicer) wanted() bool        { return false }
 func (s *splicer) saw(int)             {}

@@ -54,6 +54,10 @@ type Config struct {
 	// ProgressBytes is the number of bytes, both ways together, after which
 	// Progress is called before its time. 0 means DefaultProgressBytes.
 	ProgressBytes int64
+
+	// Pipes are what bulk between bare sockets goes through; nil means those that
+	// all tunnels share.
+	Pipes *Pipes
 }
 
 // A Result is what became of a tunnel.

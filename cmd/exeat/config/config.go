@@ -57,6 +57,11 @@ type Config struct {
 
 	Resolver resolve.Config
 
+	// FitConnections and FitDNSConnections say that the bounds on connections for
+	// requests and for queries are not written: they are lowered to what there are
+	// file descriptors for.
+	FitConnections, FitDNSConnections bool
+
 	// Records are the sinks of records, at least one.
 	Records []RecordSink
 	// RecordsRequired refuses what cannot be recorded.
@@ -110,7 +115,7 @@ const (
 func Defaults() Config {
 	return Config{
 		Records:    []RecordSink{{Name: "stdout"}},
-		PolicyPoll: watch.DefaultPoll,
+		PolicyPoll: watch.DefaultPoll, FitConnections: true, FitDNSConnections: true,
 		Resolver: resolve.Config{
 			CacheBytes: resolve.DefaultCacheBytes, ServeStale: resolve.DefaultServeStale, Names: resolve.DefaultNames,
 		},

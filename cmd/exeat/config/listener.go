@@ -228,7 +228,7 @@ func dnsLimits(c *Config) func(*strictyaml.Node) {
 		key{"queries_per_second", number(&c.Gateway.Limits.Identity.DNSPerSecond, 1, most)},
 		key{"lookups", number(&c.Gateway.DNS.Total, 1, most)},
 		key{"lookups_per_identity", number(&c.Gateway.DNS.InFlight, 1, most)},
-		key{"connections", number(&c.Gateway.DNSConnections, 1, most)},
+		key{"connections", written(&c.FitDNSConnections, number(&c.Gateway.DNSConnections, 1, most))},
 		key{"connections_per_identity", number(&c.Gateway.DNS.Streams, 1, most)},
 		key{"queries_per_connection", number(&c.Gateway.DNS.PerStream, 1, most)},
 		key{"span_every", number(&c.Gateway.SpanEvery, 1, most)},

@@ -204,7 +204,7 @@ func limits(c *Config) func(*strictyaml.Node) {
 	const most = 1_000_000_000
 	l := &c.Gateway.Limits
 	return mapping(
-		key{"connections", number(&c.Gateway.MaxConnections, 1, 1<<20)},
+		key{"connections", written(&c.FitConnections, number(&c.Gateway.MaxConnections, 1, 1<<20))},
 		key{"head_bytes", number(&c.Gateway.Front.HeadLimit, 1<<10, 1<<20)},
 		key{"connections_per_source", number(&l.Connections, 1, most)},
 		key{"handshakes_per_source", number(&l.Handshakes, 1, most)},
@@ -217,4 +217,13 @@ func limits(c *Config) func(*strictyaml.Node) {
 			}
 		}},
 	)
+}
+
+// written returns what reads a key whose default fits the system, which what is
+// written need not.
+func written(fit *bool, read func(*strictyaml.Node)) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) {
+		*fit = false
+		read(n)
+	}
 }

@@ -3,6 +3,8 @@ package process
 import (
 	"context"
 	"log/slog"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // followed is files of an identity, read again when they change. It belongs to
@@ -36,5 +38,5 @@ func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
 		f.log.LogAttrs(ctx, slog.LevelError, "new files are not used as they are, what cannot be used stays as it was",
 			slog.String("of", f.what), slog.Any("error", err))
 	}
-	return true
+	return !limit.NoDescriptor(err) // what is there cannot be known: it is read again in a moment
 }

@@ -42,6 +42,15 @@ func (p *Process) observe() error {
 			return telemetry.Unanswered{NoQuery: s.Ignored, OverLimit: s.Shed}
 		}
 	}
+	if p.files.limit > 0 {
+		observed.Descriptors = func() []telemetry.Descriptors {
+			in, out := p.descriptors.Accepted.Stats(), p.descriptors.Opened.Stats()
+			return []telemetry.Descriptors{
+				{Purpose: "accepted", Used: in.Used, Limit: in.Most, Missing: in.Missed},
+				{Purpose: "opened", Used: out.Used, Limit: out.Most, Missing: out.Missed},
+			}
+		}
+	}
 	if own := p.sources.identity; own != nil {
 		observed.Expiry = func() time.Time { return own.Snapshot().NotAfter() }
 	}

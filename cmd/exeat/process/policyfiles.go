@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
@@ -23,6 +24,7 @@ type policyFiles struct {
 	watching *watching
 	log      *slog.Logger
 	loaded   func(context.Context, live.Change, error) // set by Follow
+	starved  bool                                      // the last reading found no file descriptor
 }
 
 // openPolicyFiles loads the policy for the first time, where every error is one of
@@ -81,12 +83,17 @@ func (f *policyFiles) reload(ctx context.Context, settled bool) (done bool) {
 	if !loaded.Settled {
 		return false
 	}
+	again := f.starved && !loaded.Changed // it found none again: that is told already
+	f.starved = again || limit.NoDescriptor(err)
+	if again {
+		return false
+	}
 	change := live.Change{Policy: loaded.Policy, SameRules: !loaded.PolicyChanged}
 	if loaded.QuarantineChanged {
 		change.Quarantine = loaded.Quarantine
 	}
 	f.loaded(ctx, change, err)
-	return true
+	return !f.starved // what is there cannot be known: it is read again in a moment
 }
 
 // isPolicyFile reports whether a name in a policy directory is read, or refused

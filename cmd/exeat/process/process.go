@@ -46,6 +46,10 @@ type Process struct {
 	sinks     sinks
 	resolver  *resolve.Resolver
 	gateway   *gateway.Gateway
+
+	files       files
+	descriptors gateway.Descriptors // nil if the limit of the process is not known
+	bounds      gateway.Config      // as New was given it
 }
 
 // Open reads what the configuration names and opens the listeners. After an error
@@ -70,6 +74,9 @@ func (p *Process) open(ctx context.Context) error {
 	if err := p.openEvidence(ctx); err != nil {
 		return err
 	}
+	if err := p.fitFiles(ctx, &cfg); err != nil {
+		return err
+	}
 	if p.resolver, err = resolve.New(p.cfg.Resolver); err != nil {
 		return err
 	}
@@ -82,6 +89,8 @@ func (p *Process) open(ctx context.Context) error {
 	if err := p.sources.watch(); err != nil {
 		return err
 	}
+	p.bounds = cfg
+	p.filesOpened(&p.bounds)
 	return p.observe()
 }
 
@@ -137,6 +146,7 @@ func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
 	following.Go(func() { giveBack(background, debug.FreeOSMemory) })
 	following.Go(func() { p.sources.followWebs(background) })
 	following.Go(func() { p.reloadOn(background, hangup) })
+	following.Go(func() { p.followFiles(background, &p.bounds, fileLimit) })
 	p.gateway.Serve(ctx)
 	stop()
 	following.Wait()
@@ -192,5 +202,11 @@ func Check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 		return gateway.Checked{}, err
 	}
 	resolver.Close()
-	return gateway.Check(read)
+	fits, err := readFiles(&read, len(p.sources.files)+len(cfg.Records)).fit(&cfg, &read)
+	if err != nil {
+		return gateway.Checked{}, err
+	}
+	checked, err := gateway.Check(read)
+	checked.Warnings = append(fits.tooMuch, checked.Warnings...)
+	return checked, err
 }

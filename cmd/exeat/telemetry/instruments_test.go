@@ -185,7 +185,8 @@ func everything(t *testing.T) *Telemetry {
 		Policy: func() (Policy, bool) {
 			return Policy{Version: "p1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
 		},
-		Expiry: func() time.Time { return time.Now().Add(time.Hour) },
+		Expiry:      func() time.Time { return time.Now().Add(time.Hour) },
+		Descriptors: func() []Descriptors { return []Descriptors{{Purpose: "opened", Used: 7, Limit: 8, Missing: 9}} },
 		Records: func() []audit.SinkStats {
 			return []audit.SinkStats{{Name: "all", Made: 15, Written: 1, Summarised: 2, Dropped: 3, Failed: 4, Waiting: 5}}
 		},
@@ -206,6 +207,8 @@ func everything(t *testing.T) *Telemetry {
 func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	tel := everything(t)
 	expect(t, tel, "egress_tunnels", `egress_tunnels_active 3`)
+	expect(t, tel, "egress_descriptors", `egress_descriptors_limit{purpose="opened"} 8`,
+		`egress_descriptors_missing_total{purpose="opened"} 9`, `egress_descriptors_used{purpose="opened"} 7`)
 	expect(t, tel, "egress_dns_unanswered",
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
 	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",version="p1"} 1`)

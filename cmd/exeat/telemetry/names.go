@@ -62,6 +62,21 @@ func Catalogue() []Metric {
 			Description: "Open tunnels.",
 		},
 		{
+			Name: "egress.descriptors.used", Prometheus: "egress_descriptors_used",
+			Labels:      []string{"purpose"},
+			Description: "File descriptors that callers make the gateway use: accepted, for their connections; opened, for those to origins, questions to name servers, and pipes.",
+		},
+		{
+			Name: "egress.descriptors.limit", Prometheus: "egress_descriptors_limit",
+			Labels:      []string{"purpose"},
+			Description: "How many of these there may be; the rest of the process's limit is kept for policy, identity, records and probes.",
+		},
+		{
+			Name: "egress.descriptors.missing", Prometheus: "egress_descriptors_missing_total",
+			Labels:      []string{"purpose"},
+			Description: "How often there was none left: what needed it was refused as busy, or closed.",
+		},
+		{
 			Name: "egress.tunnel.duration", Prometheus: "egress_tunnel_duration_seconds", Unit: "s",
 			Description: "Time from the request of a tunnel to its end.",
 			buckets:     []float64{0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600},
@@ -74,7 +89,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
-			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header.",
+			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header, and busy, once a second at most.",
 		},
 		{
 			Name: "egress.policy.info", Prometheus: "egress_policy_info",

@@ -26,6 +26,15 @@ type Observed struct {
 	Expiry func() time.Time
 	// Records are the counts of every sink of records.
 	Records func() []audit.SinkStats
+	// Descriptors are the file descriptors for callers; nil if nobody counts them.
+	Descriptors func() []Descriptors
+}
+
+// Descriptors are the file descriptors that callers can make the process use.
+type Descriptors struct {
+	Purpose     string // what they are for
+	Used, Limit int
+	Missing     uint64 // how often there was none
 }
 
 // Unanswered counts what got no answer over DNS.
@@ -69,6 +78,9 @@ func (t *Telemetry) Observe(o Observed) error {
 	if o.Tunnels != nil {
 		b.gauge("egress.tunnels.active", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Tunnels())) })
 	}
+	if o.Descriptors != nil {
+		b.descriptors(o.Descriptors)
+	}
 	if o.Expiry != nil {
 		b.gauge("egress.svid.expiry", func(set func(float64, ...attribute.KeyValue)) { set(time.Until(o.Expiry()).Seconds()) })
 	}
@@ -98,6 +110,24 @@ func (b *builder) policy(read func() (Policy, bool)) {
 	b.gauge("egress.policy.age", func(set func(float64, ...attribute.KeyValue)) {
 		if p, ok := read(); ok {
 			set(time.Since(p.Since).Seconds())
+		}
+	})
+}
+
+func (b *builder) descriptors(read func() []Descriptors) {
+	b.gauge("egress.descriptors.used", func(set func(float64, ...attribute.KeyValue)) {
+		for _, d := range read() {
+			set(float64(d.Used), attribute.String("purpose", d.Purpose))
+		}
+	})
+	b.gauge("egress.descriptors.limit", func(set func(float64, ...attribute.KeyValue)) {
+		for _, d := range read() {
+			set(float64(d.Limit), attribute.String("purpose", d.Purpose))
+		}
+	})
+	b.total("egress.descriptors.missing", func(add func(uint64, ...attribute.KeyValue)) {
+		for _, d := range read() {
+			add(d.Missing, attribute.String("purpose", d.Purpose))
 		}
 	})
 }

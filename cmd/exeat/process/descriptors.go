@@ -1,0 +1,230 @@
+package process
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"runtime"
+	"sort"
+	"syscall"
+	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/proxy/admin"
+	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// The descriptors that are kept from callers: for reading a policy, an identity
+// and certificates, for opening a record file again, and for exporters; and those
+// of the admin listener, which has a share of the limit.
+const (
+	ownReserve     = 12
+	adminShare     = 64
+	adminLeast     = 4
+	unknownOpen    = 32 // taken for what is open where the system does not say
+	leastForOthers = 8  // descriptors, with fewer of which for callers nothing is served
+)
+
+// files are the descriptors of the process. Its limit is the soft one, which the
+// runtime of Go has raised to the hard one before main.
+type files struct {
+	limit int // how many the process may have open; 0 if nobody knows
+	own   int // open at the start, without any caller
+	admin int // kept for connections to the admin listener
+}
+
+// readFiles returns the descriptors of now and those that a start opens later:
+// listeners, and what watches so many files and directories.
+func readFiles(cfg *gateway.Config, watched int) files {
+	f := files{limit: fileLimit(), own: openFiles() + watched}
+	for _, l := range cfg.Listeners {
+		f.own++
+		if l.Protocol == gateway.DNS {
+			f.own += runtime.NumCPU() // its datagrams
+		}
+	}
+	if cfg.Admin.Address != "" {
+		f.own++
+		f.admin = min(admin.DefaultConnections, max(adminLeast, f.limit/adminShare))
+	}
+	return f
+}
+
+// fileLimit returns how many descriptors the process may have; 0 if it cannot be
+// told.
+func fileLimit() int {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
+		return 0
+	}
+	return int(min(uint64(l.Cur), math.MaxInt32)) //nolint:unconvert // it is signed on some systems
+}
+
+// openFiles returns how many descriptors are open.
+func openFiles() int {
+	for _, dir := range []string{"/proc/self/fd", "/dev/fd"} {
+		if entries, err := os.ReadDir(dir); err == nil {
+			return len(entries) - 1 // without that of the directory
+		}
+	}
+	return unknownOpen
+}
+
+// forCallers returns how many descriptors callers may make the process use.
+func (f files) forCallers() int { return max(0, f.limit-f.kept()) }
+
+// kept returns how many they may not.
+func (f files) kept() int { return f.own + ownReserve + f.admin }
+
+// fitted is what became of the bounds on connections, a line each.
+type fitted struct {
+	lowered []string // those that the configuration does not set
+	tooMuch []string // those that it sets, and that stay
+}
+
+// fit makes the bounds on connections fit the descriptors: those that the
+// configuration does not set are lowered, and what it sets is left as it is. The
+// error says that there are too few descriptors to serve anybody.
+func (f files) fit(cfg *config.Config, to *gateway.Config) (done fitted, err error) {
+	if f.limit == 0 {
+		return done, nil
+	}
+	to.Admin.Connections = f.admin
+	most := f.forCallers()
+	if most < leastForOthers {
+		return done, fmt.Errorf("the process may have %d files open, and keeps %d for itself: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit) to %d at least",
+			f.limit, f.kept(), f.kept()+leastForOthers)
+	}
+	requests, queries := connections(to)
+	needed := needs(requests, queries)
+	if needed <= most {
+		return done, nil
+	}
+	if queries > 0 && cfg.FitDNSConnections {
+		share := most
+		if requests > 0 {
+			share /= 8
+		}
+		queries = fitting(queries, func(n int) int { return needs(0, n) }, share)
+		done.lowered = append(done.lowered, f.lowered("dns.connections", to.DNSConnections, queries, needed))
+		to.DNSConnections = queries
+	}
+	if requests > 0 && cfg.FitConnections {
+		requests = fitting(requests, func(n int) int { return needs(n, queries) }, most)
+		done.lowered = append(done.lowered, f.lowered("limits.connections", to.MaxConnections, requests, needed))
+		to.MaxConnections = requests
+	}
+	if now := needs(requests, queries); now > most {
+		done.tooMuch = append(done.tooMuch, fmt.Sprintf("limits.connections and dns.connections may need %d file descriptors, and there are %d for callers (a limit of %d, %d of them kept): what needs one more is refused as busy; raise the limit to %d (ulimit -n, LimitNOFILE= of a systemd unit), or lower the connections",
+			now, most, f.limit, f.kept(), now+f.kept()))
+	}
+	return done, nil
+}
+
+func (f files) lowered(key string, from, to, needed int) string {
+	return fmt.Sprintf("%s is %d and not %d, for want of file descriptors: the process may have %d, and %d would be needed (ulimit -n, LimitNOFILE= of a systemd unit)",
+		key, to, from, f.limit, needed+f.kept())
+}
+
+// connections returns the bounds on connections for requests and on those for
+// queries, each zero without a listener for them.
+func connections(cfg *gateway.Config) (requests, queries int) {
+	for _, l := range cfg.Listeners {
+		if l.Protocol == gateway.Connect {
+			requests = cmp.Or(cfg.MaxConnections, gateway.DefaultMaxConnections)
+		} else {
+			queries = cmp.Or(cfg.DNSConnections, gateway.DefaultDNSConnections)
+		}
+	}
+	return requests, queries
+}
+
+// needs returns how many descriptors these bounds need together.
+func needs(requests, queries int) int {
+	accepted, opened := gateway.DescriptorsFor(requests, queries)
+	return accepted + opened
+}
+
+// fitting returns the largest number up to most, one at least, that needs no more
+// than there is.
+func fitting(most int, needs func(int) int, there int) int {
+	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > there }))
+}
+
+// fitFiles does that for the process, once all that it is to open is known.
+func (p *Process) fitFiles(ctx context.Context, cfg *gateway.Config) error {
+	p.files = readFiles(cfg, len(p.sources.files))
+	if p.files.limit == 0 {
+		return nil
+	}
+	done, err := p.files.fit(&p.cfg, cfg)
+	if err != nil {
+		return err
+	}
+	for _, line := range done.lowered {
+		p.opts.Log.InfoContext(ctx, "fewer connections than by default", slog.String("cause", line))
+	}
+	for _, line := range done.tooMuch {
+		p.opts.Log.WarnContext(ctx, "more connections than there are file descriptors for", slog.String("cause", line))
+	}
+	p.descriptors = gateway.Descriptors{Accepted: limit.NewDescriptors(0), Opened: limit.NewDescriptors(0)}
+	p.share(cfg, p.files)
+	cfg.Descriptors, p.cfg.Resolver.Descriptors = p.descriptors, p.descriptors.Opened
+	return nil
+}
+
+// share shares the descriptors for callers out, in the proportion in which the
+// bounds on connections need them.
+func (p *Process) share(cfg *gateway.Config, f files) {
+	most := f.forCallers()
+	accepted, opened := gateway.DescriptorsFor(connections(cfg))
+	in := most * accepted / (accepted + opened)
+	p.descriptors.Accepted.SetMost(in)
+	p.descriptors.Opened.SetMost(most - in)
+}
+
+// filesOpened counts again what is open, when everything is.
+func (p *Process) filesOpened(cfg *gateway.Config) {
+	if p.files.limit > 0 {
+		p.files.own = openFiles()
+		p.share(cfg, p.files)
+	}
+}
+
+// filesEvery is the time between two looks at the limit.
+const filesEvery = time.Second
+
+// followFiles obeys another limit of the process, and says, a line a second at
+// most, that descriptors are short.
+func (p *Process) followFiles(ctx context.Context, cfg *gateway.Config, now func() int) {
+	if p.files.limit == 0 {
+		return
+	}
+	look := time.NewTicker(filesEvery)
+	defer look.Stop()
+	var said uint64
+	for f := p.files; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		if l := now(); l != f.limit && l > 0 {
+			f.limit = l
+			p.share(cfg, f)
+			p.opts.Log.LogAttrs(ctx, slog.LevelWarn, "the limit of open files has changed",
+				slog.Int("limit", l), slog.Int("for_callers", f.forCallers()))
+		}
+		in, out := p.descriptors.Accepted.Stats(), p.descriptors.Opened.Stats()
+		if missed := in.Missed + out.Missed; missed != said {
+			p.opts.Log.LogAttrs(ctx, slog.LevelWarn, "file descriptors are short: what needs one more is refused as busy",
+				slog.Uint64("refused", missed-said), slog.Int("limit", f.limit), slog.Int("accepted", in.Used), slog.Int("of", in.Most),
+				slog.Int("opened", out.Used), slog.Int("of_opened", out.Most))
+			said = missed
+		}
+	}
+}

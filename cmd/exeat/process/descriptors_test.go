@@ -1,0 +1,234 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/live"
+)
+
+// protocols are the listeners of a configuration, by what they speak.
+func protocols(cfg *config.Config, all ...gateway.Protocol) *gateway.Config {
+	to := cfg.Gateway
+	for _, p := range all {
+		to.Listeners = append(to.Listeners, gateway.Listener{Protocol: p})
+	}
+	return &to
+}
+
+// TestFit: what the configuration does not set is made to fit, what it sets stays
+// and is said to be too much.
+func TestFit(t *testing.T) {
+	both := []gateway.Protocol{gateway.Connect, gateway.DNS}
+	for name, row := range map[string]struct {
+		limit     int
+		listeners []gateway.Protocol
+		connects  int // written; 0 is not
+		queries   int // likewise
+		wantC     int
+		wantD     int
+		lowered   int // lines
+		tooMuch   int
+	}{
+		"plenty":                            {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 1024},
+		"nobody knows":                      {limit: 0, listeners: both, wantC: 16384, wantD: 1024},
+		"an old default":                    {limit: 1024, listeners: both, wantC: 448, wantD: 104, lowered: 2},
+		"no queries":                        {limit: 1024, listeners: both[:1], wantC: 512, wantD: 1024, lowered: 1},
+		"queries only":                      {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 835, lowered: 1},
+		"few":                               {limit: 40, listeners: both[:1], wantC: 4, wantD: 1024, lowered: 1},
+		"written, and fits":                 {limit: 1024, listeners: both, connects: 300, queries: 64, wantC: 300, wantD: 64},
+		"written, and does not":             {limit: 1024, listeners: both, connects: 1000, queries: 1000, wantC: 1000, wantD: 1000, tooMuch: 1},
+		"written for queries only":          {limit: 1024, listeners: both, queries: 500, wantC: 205, wantD: 500, lowered: 1},
+		"written for queries, and too much": {limit: 1024, listeners: both, queries: 5000, wantC: 1, wantD: 5000, lowered: 1, tooMuch: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config.Defaults()
+			if row.connects > 0 {
+				cfg.Gateway.MaxConnections, cfg.FitConnections = row.connects, false
+			}
+			if row.queries > 0 {
+				cfg.Gateway.DNSConnections, cfg.FitDNSConnections = row.queries, false
+			}
+			to := protocols(&cfg, row.listeners...)
+			f := files{limit: row.limit, own: 15, admin: 4}
+			got, err := f.fit(&cfg, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if to.MaxConnections != row.wantC || to.DNSConnections != row.wantD {
+				t.Errorf("%d connections and %d for queries, want %d and %d", to.MaxConnections, to.DNSConnections, row.wantC, row.wantD)
+			}
+			if len(got.lowered) != row.lowered || len(got.tooMuch) != row.tooMuch {
+				t.Errorf("got %+v", got)
+			}
+			if need := needs(connections(to)); row.limit > 0 && row.tooMuch == 0 && need+f.kept() > row.limit {
+				t.Errorf("%d descriptors are needed, %d of %d are kept", need, f.kept(), row.limit)
+			}
+		})
+	}
+}
+
+// TestFitTooFew: the start says what to do.
+func TestFitTooFew(t *testing.T) {
+	cfg := config.Defaults()
+	_, err := files{limit: 38, own: 15, admin: 4}.fit(&cfg, protocols(&cfg, gateway.Connect))
+	const want = "the process may have 38 files open, and keeps 31 for itself: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit) to 39 at least"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// TestOpenFiles sees a file that is opened.
+func TestOpenFiles(t *testing.T) {
+	before := openFiles()
+	f, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if after := openFiles(); after <= before && before != unknownOpen || fileLimit() < after {
+		t.Errorf("%d are open, and %d after one more, of %d", before, after, fileLimit())
+	}
+}
+
+// TestFollowFiles obeys another limit, and logs a line a second at most.
+func TestFollowFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		cfg := config.Defaults()
+		p := &Process{
+			files:       files{limit: 1000, own: 20, admin: 8},
+			descriptors: gateway.Descriptors{Accepted: limit.NewDescriptors(0), Opened: limit.NewDescriptors(0)},
+			opts:        Options{Log: slog.New(slog.NewTextHandler(&log, nil))},
+		}
+		bounds := protocols(&cfg, gateway.Connect)
+		p.share(bounds, p.files)
+		var now atomic.Int64
+		now.Store(1000)
+		ctx, cancel := context.WithCancel(t.Context())
+		var following sync.WaitGroup
+		following.Go(func() { p.followFiles(ctx, bounds, func() int { return int(now.Load()) }) })
+		most := func() int { return p.descriptors.Accepted.Stats().Most + p.descriptors.Opened.Stats().Most }
+		if got := most(); got != 960 {
+			t.Errorf("%d for callers, want 960", got)
+		}
+		now.Store(50)
+		time.Sleep(2 * filesEvery)
+		synctest.Wait()
+		if got := most(); got != 10 {
+			t.Errorf("%d for callers with a limit of 50, want 10", got)
+		}
+		now.Store(30) // fewer than the process keeps for itself
+		time.Sleep(filesEvery)
+		synctest.Wait()
+		for range 1000 {
+			p.descriptors.Accepted.Take(1)
+			p.descriptors.Opened.Take(1)
+			time.Sleep(filesEvery / 100)
+		}
+		synctest.Wait()
+		now.Store(0) // nobody knows: it stays
+		time.Sleep(filesEvery)
+		cancel()
+		following.Wait()
+		text := log.String()
+		if changes := strings.Count(text, "the limit of open files has changed"); changes != 2 || most() != 0 {
+			t.Errorf("%d changes, %d for callers:\n%s", changes, most(), text)
+		}
+		if lines := strings.Count(text, "file descriptors are short"); lines < 10 || lines > 11 || !strings.Contains(text, "refused=200 ") {
+			t.Errorf("%d lines:\n%s", lines, text)
+		}
+	})
+}
+
+// without lets the process open nothing while do runs.
+func without(t *testing.T, do func()) {
+	t.Helper()
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	none := before
+	none.Cur = 1 // those that are open stay so
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	do()
+}
+
+// TestAPolicyThatFindsNoDescriptor is told of once, and read again until it finds
+// one: no event tells of that.
+func TestAPolicyThatFindsNoDescriptor(t *testing.T) {
+	path := write(t, "policy.yaml", goodPolicy)
+	f, err := openPolicy(t.Context(), t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []error
+	var last live.Change
+	f.loaded = func(_ context.Context, change live.Change, err error) { told, last = append(told, err), change }
+	replace(t, path, strings.Replace(goodPolicy, "api.example", "other.example", 1))
+	without(t, func() {
+		for range 3 {
+			if f.reload(t.Context(), true) {
+				t.Error("it is not read again")
+			}
+		}
+	})
+	if len(told) != 1 || !errors.Is(told[0], syscall.EMFILE) || last.Policy != nil {
+		t.Fatalf("told of %v, want one error", told)
+	}
+	if !f.reload(t.Context(), true) || len(told) != 2 || told[1] != nil || last.Policy == nil || last.SameRules {
+		t.Errorf("then: %v, %+v", told, last)
+	}
+	if !f.reload(t.Context(), true) {
+		t.Error("it is read again when there is nothing more to read")
+	}
+}
+
+// TestAnIdentityThatFindsNoDescriptor stays, is logged once, and read again.
+func TestAnIdentityThatFindsNoDescriptor(t *testing.T) {
+	ca, dir := newTestAuthority(t), t.TempDir()
+	mint(t, ca, dir)
+	var log bytes.Buffer
+	f, err := openIdentityFiles(identity.FileConfig{Dir: dir}, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := 0
+	f.changed = func(context.Context) { changed++ }
+	before := f.Snapshot()
+	mint(t, ca, dir)
+	without(t, func() {
+		for range 3 {
+			if f.reload(t.Context(), true) {
+				t.Error("it is not read again")
+			}
+		}
+	})
+	if lines := strings.Count(log.String(), "too many open files"); f.Snapshot() != before || changed != 0 || lines != 1 {
+		t.Errorf("changed %d times, %d lines of the log", changed, lines)
+	}
+	if !f.reload(t.Context(), true) || f.Snapshot() == before || changed != 1 {
+		t.Errorf("then: changed %d times", changed)
+	}
+}

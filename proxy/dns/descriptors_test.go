@@ -1,0 +1,39 @@
+package dns_test
+
+import (
+	"testing"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// TestWithoutADescriptorForTheServer: no server is blamed; a stream is told, and a
+// datagram is dropped as over any other limit. What the cache has is answered.
+func TestWithoutADescriptorForTheServer(t *testing.T) {
+	for _, wire := range wires() {
+		t.Run(wire, func(t *testing.T) {
+			descriptors := limit.NewDescriptors(1)
+			g := newGateway(t, options{descriptors: descriptors})
+			c := g.dial(t, wire, "sidecar")
+			if got := say(ask(t, c, "allowed.example")); got == "REFUSED, ede 18 busy" {
+				t.Fatalf("with a descriptor: %s", got)
+			}
+			g.next(t)
+			descriptors.SetMost(0)
+			if got := say(ask(t, c, "allowed.example")); got == "REFUSED, ede 18 busy" {
+				t.Errorf("from the cache: %s", got)
+			}
+			g.next(t)
+			if datagrams, ok := c.(udpClient); ok {
+				if _, err := datagrams.Write(must(question("a.wild.example").Pack())); err != nil {
+					t.Fatal(err)
+				}
+			} else if got := say(ask(t, c, "a.wild.example")); got != "REFUSED, ede 18 busy" {
+				t.Errorf("answered %s", got)
+			}
+			r := g.next(t)
+			if r.Verdict != "fail" || r.Reason != "busy" || r.Detail != limit.ErrNoDescriptor.Error() {
+				t.Errorf("recorded as %+v", r)
+			}
+		})
+	}
+}

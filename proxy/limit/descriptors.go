@@ -1,0 +1,206 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// shortFor is how long descriptors count as short after one was missing.
+	shortFor = 10 * time.Second
+	// soon is how long TakeSoon waits at most.
+	soon = 100 * time.Millisecond
+)
+
+// Descriptors count the files and sockets that callers can make the process
+// open. Whatever a caller can multiply is taken from here before it is opened,
+// so that what is not counted (policies, identities, records, the admin
+// listener) always finds a descriptor.
+//
+// The zero value has none; nil has any number. It is safe for concurrent use.
+type Descriptors struct {
+	most   atomic.Int64
+	used   atomic.Int64
+	missed atomic.Uint64
+	last   atomic.Int64 // when one was missing last, in Unix nanoseconds; 0 is never
+
+	heed  atomic.Int64  // how many want to know of Give: those who wait, and one more if vain
+	vain  atomic.Bool   // a wait was in vain, and nothing was given back since
+	freed chan struct{} // something was given back; nil in the zero value, where nothing can be
+}
+
+// NewDescriptors returns a count that goes up to most; a negative one is zero.
+func NewDescriptors(most int) *Descriptors {
+	d := &Descriptors{freed: make(chan struct{}, 1)}
+	d.SetMost(most)
+	return d
+}
+
+// SetMost changes how many may be taken at the same time. What is taken beyond it
+// stays, and nothing more is taken until enough of it was given back.
+func (d *Descriptors) SetMost(most int) {
+	d.most.Store(int64(max(0, most)))
+	if d.freed != nil {
+		d.wake()
+	}
+}
+
+// Take takes n, all or none, and reports whether it did. If so, Give must follow
+// once they are closed.
+func (d *Descriptors) Take(n int) bool {
+	if d == nil {
+		return true
+	}
+	if !d.try(n) {
+		d.miss()
+		return false
+	}
+	return true
+}
+
+// TakeSoon takes one as Take does. If there is none, it waits for one to be given
+// back, for a tenth of a second at most and until ctx is done: what has ended may
+// be about to. After a wait in vain nobody waits until that has happened, so that
+// many who come while nothing ends are turned away at once.
+func (d *Descriptors) TakeSoon(ctx context.Context) bool {
+	if d == nil || d.try(1) {
+		return true
+	}
+	if d.vain.Load() || d.freed == nil {
+		d.miss()
+		return false
+	}
+	late := time.NewTimer(soon)
+	defer late.Stop()
+	d.heed.Add(1)
+	defer d.heed.Add(-1)
+	for !d.try(1) {
+		select {
+		case <-d.freed:
+			continue
+		case <-late.C:
+			if !d.vain.Swap(true) {
+				d.heed.Add(1)
+			}
+		case <-ctx.Done():
+		}
+		d.miss()
+		return false
+	}
+	return true
+}
+
+// try takes n, and is no want if there are none.
+func (d *Descriptors) try(n int) bool {
+	if d.used.Add(int64(n)) <= d.most.Load() {
+		return true
+	}
+	d.used.Add(int64(-n))
+	return false
+}
+
+// TakeSpare is Take for what can be done without: the last quarter is not for it,
+// and that there are none is no want.
+func (d *Descriptors) TakeSpare(n int) bool {
+	if d == nil {
+		return true
+	}
+	most := d.most.Load()
+	if d.used.Add(int64(n)) > most-most/4 {
+		d.used.Add(int64(-n))
+		return false
+	}
+	return true
+}
+
+// Scarce reports whether the last quarter is being used: what was taken by
+// TakeSpare should then not be kept for later.
+func (d *Descriptors) Scarce() bool {
+	if d == nil {
+		return false
+	}
+	most := d.most.Load()
+	return d.used.Load() > most-most/4
+}
+
+// Give gives n back that were taken.
+func (d *Descriptors) Give(n int) {
+	if d == nil {
+		return
+	}
+	d.used.Add(int64(-n))
+	if d.heed.Load() != 0 {
+		d.wake()
+	}
+}
+
+// wake ends a wait, and lets others wait again.
+func (d *Descriptors) wake() {
+	if d.vain.Swap(false) {
+		d.heed.Add(-1)
+	}
+	select {
+	case d.freed <- struct{}{}:
+	default:
+	}
+}
+
+// Missing reports whether an error says that there is no descriptor, as
+// NoDescriptor does. One of the system's counts as if Take had found none:
+// somebody may have lowered the limit of the process, or others may have filled
+// the system.
+func (d *Descriptors) Missing(err error) bool {
+	if !NoDescriptor(err) {
+		return false
+	}
+	if d != nil && !errors.Is(err, ErrNoDescriptor) {
+		d.miss()
+	}
+	return true
+}
+
+func (d *Descriptors) miss() {
+	d.missed.Add(1)
+	d.last.Store(time.Now().UnixNano())
+}
+
+// Short reports whether one was missing within the ten seconds before now.
+func (d *Descriptors) Short(now time.Time) bool {
+	if d == nil {
+		return false
+	}
+	last := d.last.Load()
+	return last != 0 && now.UnixNano()-last < int64(shortFor)
+}
+
+// DescriptorStats say how many are taken of how many, and how often one was
+// missing.
+type DescriptorStats struct {
+	Used, Most int
+	Missed     uint64
+}
+
+// Stats returns the counts of now; zero for nil.
+func (d *Descriptors) Stats() DescriptorStats {
+	if d == nil {
+		return DescriptorStats{}
+	}
+	return DescriptorStats{Used: int(d.used.Load()), Most: int(d.most.Load()), Missed: d.missed.Load()}
+}
+
+// ErrNoDescriptor is why something was not opened for which Take has none.
+var ErrNoDescriptor = errors.New("no file descriptor is left for it")
+
+// NoDescriptor reports whether an error says that there is no descriptor, or no
+// memory for a socket: a want of the gateway's, whoever it was about to reach.
+func NoDescriptor(err error) bool {
+	for _, none := range [...]error{ErrNoDescriptor, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, none) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,184 @@
+package listen
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// scripted is a listener that accepts what accept returns.
+type scripted struct {
+	accept func() (net.Conn, error)
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newScripted(accept func() (net.Conn, error)) *scripted {
+	return &scripted{accept: accept, closed: make(chan struct{})}
+}
+
+func (s *scripted) Accept() (net.Conn, error) {
+	select {
+	case <-s.closed:
+		return nil, net.ErrClosed
+	default:
+		return s.accept()
+	}
+}
+
+func (s *scripted) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+func (s *scripted) Addr() net.Addr { return &net.UnixAddr{Name: "scripted"} }
+
+// over makes a listener of another one.
+func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Listener {
+	return &Listener{net: inner, cfg: Config{
+		Name: "test", Slots: NewSlots(100), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Cut: nobodyCut,
+		Sources: limit.NewSources(limit.Config{}), Fixed: func() spiffeid.ID { return spiffeid.ID{} },
+	}}
+}
+
+// TestAcceptingThatFails is tried twenty times a second and said once, with the
+// number of times; when it works again nobody waits.
+func TestAcceptingThatFails(t *testing.T) {
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		synctest.Test(t, func(t *testing.T) {
+			full := &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", errno)}
+			began, tries := time.Now(), 0
+			near, far := net.Pipe()
+			defer func() { _ = near.Close() }()
+			inner := newScripted(nil)
+			inner.accept = func() (net.Conn, error) {
+				tries++
+				switch since := time.Since(began); {
+				case since < 10*time.Second:
+					return nil, full
+				case far != nil:
+					conn := far
+					far = nil
+					return conn, nil
+				}
+				<-inner.closed
+				return nil, net.ErrClosed
+			}
+			descriptors := limit.NewDescriptors(10)
+			var log bytes.Buffer
+			l := over(inner, &log, descriptors)
+			var served sync.WaitGroup
+			var came time.Duration
+			served.Go(func() {
+				err := l.Serve(t.Context(), func(context.Context, *Conn) { came = time.Since(began) })
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			time.Sleep(10*time.Second - 1)
+			if !descriptors.Short(time.Now()) {
+				t.Error("descriptors are not short")
+			}
+			time.Sleep(time.Second)
+			_ = l.Close()
+			served.Wait()
+			if came != 10*time.Second {
+				t.Errorf("a connection is served after %s", came)
+			}
+			lines := strings.Count(log.String(), "accepting a connection")
+			if lines != 10 || !strings.Contains(log.String(), "failures=1\n") || strings.Count(log.String(), "failures=20\n") != lines-1 {
+				t.Errorf("%d lines of the log:\n%s", lines, log.String())
+			}
+			if want := 10*20 + 2; tries != want {
+				t.Errorf("%d tries, want %d", tries, want)
+			}
+		})
+	}
+}
+
+// TestTheEndWhileAcceptingFails: nobody waits for the next try.
+func TestTheEndWhileAcceptingFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		time.AfterFunc(acceptPause/2, cancel)
+		l := over(newScripted(func() (net.Conn, error) { return nil, syscall.EMFILE }), io.Discard, nil)
+		if err := l.Serve(ctx, nil); !errors.Is(err, context.Canceled) || time.Since(began) != acceptPause/2 {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// TestWithoutADescriptor: a connection for which there is none is closed, and told
+// with its cause; who has one keeps it, and gives it back.
+func TestWithoutADescriptor(t *testing.T) {
+	type told struct {
+		client netip.AddrPort
+		why    Cut
+	}
+	slots, descriptors, cuts := NewSlots(2), limit.NewDescriptors(2), make(chan told, 10)
+	r := serve(t, func(_ *rig, cfg *Config) {
+		cfg.Slots, cfg.Descriptors = slots, descriptors
+		cfg.Cut = func(_ context.Context, client netip.AddrPort, why Cut) { cuts <- told{client, why} }
+	})
+	cut := func(want Cut) {
+		t.Helper()
+		conn := dialRaw(t, r.Addr())
+		closed(t, conn)
+		if got := <-cuts; got.why != want || got.client.String() != conn.LocalAddr().String() {
+			t.Errorf("told of %+v, want %s of %s", got, want, conn.LocalAddr())
+		}
+	}
+	first, second := dialRaw(t, r.Addr()), dialRaw(t, r.Addr())
+	speak(t, first)
+	speak(t, second)
+	cut(NoDescriptor)
+	cut(NoDescriptor)
+	if got := slots.used.Load(); got != 2 {
+		t.Errorf("%d slots are taken, want 2", got)
+	}
+	descriptors.SetMost(10)
+	speak(t, dialRaw(t, r.Addr())) // the third slot is the one to say busy
+	cut(NoSlot)
+	_ = first.Close()
+	_ = second.Close()
+	r.cut()
+	_ = r.Close()
+	<-r.served
+	if got := descriptors.Stats().Used; got != 0 {
+		t.Errorf("%d descriptors are taken after the end", got)
+	}
+}
+
+// TestResetGivesTheDescriptorBack: also a connection that ends by a reset.
+func TestResetGivesTheDescriptorBack(t *testing.T) {
+	descriptors := limit.NewDescriptors(1)
+	r := serve(t, func(_ *rig, cfg *Config) { cfg.Descriptors = descriptors })
+	client := dialRaw(t, r.Addr())
+	speak(t, client)
+	(<-r.conns).Abort()
+	closed(t, client)
+	const patience = 30 * time.Second
+	for begin := time.Now(); descriptors.Stats().Used != 0; runtime.Gosched() {
+		if time.Since(begin) > patience {
+			t.Fatal("it is not given back")
+		}
+	}
+	speak(t, dialRaw(t, r.Addr()))
+}
