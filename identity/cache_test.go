@@ -171,7 +171,7 @@ func BenchmarkVerify(b *testing.B) {
 	chain := parsed(b, ca.newCA(b, "intermediate").issue(b, callerID))
 	forged := parsed(b, newCA(b, "prod").issue(b, callerID, valid(-2*time.Hour, -time.Hour)))
 	miss := func(certs []*x509.Certificate) Peer {
-		peer, _ := source.Snapshot().verify(certs, time.Now())
+		peer, _, _ := source.Snapshot().verify(certs, time.Now())
 		return peer
 	}
 	run("hit", leaf, v.Verify)

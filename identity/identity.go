@@ -22,7 +22,9 @@
 package identity
 
 import (
+	"crypto/x509"
 	"errors"
+	"math/bits"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -98,6 +100,30 @@ type Peer struct {
 	Detail string
 	// NotAfter is the earliest end of the verified chain, the authority
 	// included. It is zero unless Cause is Verified.
-	NotAfter   time.Time
+	NotAfter time.Time
+	// Excess means that more was presented than is read, and that none of it was.
+	// The connection should be closed with the answer.
+	Excess bool
+
 	generation uint64 // of the snapshot that answered
+	used       mask
+}
+
+// Chain returns those of the certificates that the peer presented which lead to
+// an authority, the leaf first, and what other authorities have signed in the
+// place of one of them. It is nil unless Cause is Verified.
+func (p Peer) Chain(presented []*x509.Certificate) []*x509.Certificate {
+	if p.Cause != Verified || len(presented) > maxPresented {
+		return nil
+	}
+	if p.used == 1<<len(presented)-1 {
+		return presented
+	}
+	chain := make([]*x509.Certificate, 0, bits.OnesCount8(uint8(p.used)))
+	for i, cert := range presented {
+		if p.used&(1<<i) != 0 {
+			chain = append(chain, cert)
+		}
+	}
+	return chain
 }

@@ -74,10 +74,9 @@ func checkClientUsage(leaf *x509.Certificate) error {
 // case of the scheme, so that two spellings would become one identity.
 func uriSANs(cert *x509.Certificate) ([]string, error) {
 	const uriTag = 6 // RFC 5280 section 4.2.1.6, GeneralName
-	subjectAltName := asn1.ObjectIdentifier{2, 5, 29, 17}
 	var uris []string
 	for _, ext := range cert.Extensions {
-		if !ext.Id.Equal(subjectAltName) {
+		if !isSubjectAltName(ext.Id) {
 			continue
 		}
 		var names []asn1.RawValue
@@ -95,6 +94,10 @@ func uriSANs(cert *x509.Certificate) ([]string, error) {
 		return nil, errors.New("certificate has a subjectAltName that can be read in two ways")
 	}
 	return uris, nil
+}
+
+func isSubjectAltName(id asn1.ObjectIdentifier) bool {
+	return id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) // RFC 5280 section 4.2.1.6
 }
 
 // parseID parses the SPIFFE ID of a workload. Its String is the input, so that

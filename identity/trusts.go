@@ -19,13 +19,13 @@ import (
 // [Snapshot.SameTrust], which often spares the question.
 func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 	snap := v.snapshot()
-	if snap == nil || len(certs) == 0 || slices.Contains(certs, nil) || bounded(certs) != nil {
+	if snap == nil || len(certs) == 0 || slices.Contains(certs, nil) || tooMuch(certs) != nil {
 		return false
 	}
 	key := fingerprintOf(certs)
 	answer, ok := v.standing.get(snap, key)
 	if !ok {
-		answer = snap.trusted.leads(certs)
+		answer = bounded(certs) == nil && snap.trusted.leads(certs)
 		v.standing.put(snap, key, answer)
 	}
 	return answer
@@ -65,16 +65,8 @@ func (s *trustSet) leads(certs []*x509.Certificate) bool {
 	if !ok {
 		return false
 	}
-	ageless := &trust{domain: t.domain, roots: x509.NewCertPool()}
-	for _, ca := range t.authorities {
-		ageless.roots.AddCert(withoutAge(ca))
-	}
-	presented := make([]*x509.Certificate, len(certs))
-	for i, cert := range certs {
-		presented[i] = withoutAge(cert)
-	}
-	_, err = presented[0].Verify(ageless.options(presented, time.Now(), x509.ExtKeyUsageClientAuth))
-	return err == nil
+	found := t.chains(certs)
+	return len(found.all) > 0
 }
 
 // withoutAge returns a copy that is valid at any time. The signature covers

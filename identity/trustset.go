@@ -68,6 +68,14 @@ type trust struct {
 	domain      spiffeid.TrustDomain
 	authorities []*x509.Certificate
 	roots       *x509.CertPool
+
+	// What follows is for chains: copies that are valid at any time.
+
+	ageless *x509.CertPool
+	byName  map[string][]*x509.Certificate          // by the subject, as it is written
+	aged    map[*x509.Certificate]*x509.Certificate // the authority of each copy
+	crowded bool                                    // more authorities have one name than are tried
+	known   fingerprints                            // intermediates that were genuine
 }
 
 // CheckBundle says why [NewSnapshot] would take no bundle like this one.
@@ -82,40 +90,39 @@ func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust,
 	if len(authorities) == 0 {
 		return nil, fmt.Errorf("bundle of trust domain %s is empty; nobody could be verified with it", quoted(td.Name()))
 	}
-	t := &trust{domain: td, authorities: authorities, roots: x509.NewCertPool()}
+	t := &trust{
+		domain: td, authorities: authorities, roots: x509.NewCertPool(), ageless: x509.NewCertPool(),
+		byName: make(map[string][]*x509.Certificate), aged: make(map[*x509.Certificate]*x509.Certificate),
+	}
 	for _, ca := range authorities {
 		if err := checkAuthority(td, ca); err != nil {
 			return nil, err
 		}
 		t.roots.AddCert(ca)
+		ageless, name := withoutAge(ca), string(ca.RawSubject)
+		t.ageless.AddCert(ageless)
+		t.byName[name], t.aged[ageless] = append(t.byName[name], ageless), ca
+		t.crowded = t.crowded || len(t.byName[name]) > maxNamesakes
 	}
 	return t, nil
 }
 
 // issued returns the earliest end of the chain from chain[0] to an authority.
 func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, error) {
-	// Whether we act as a server or a client with it is not decided here.
-	found, err := chain[0].Verify(t.options(chain, now, x509.ExtKeyUsageAny))
+	intermediates := x509.NewCertPool()
+	for _, cert := range chain[1:] {
+		intermediates.AddCert(cert)
+	}
+	found, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: t.roots, Intermediates: intermediates, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // whether we act as a server or a client with it is not decided here
+	})
 	if err != nil {
 		return time.Time{}, fmt.Errorf("certificate was not issued by any of the %d authorities in the bundle of trust domain %s; load both from the same issuer: %w",
 			len(t.authorities), quoted(t.domain.Name()), err)
 	}
 	_, _, until := lasting(found)
 	return until, nil
-}
-
-// options are the ones to verify the first of certs with, at one moment.
-func (t *trust) options(certs []*x509.Certificate, at time.Time, usage x509.ExtKeyUsage) x509.VerifyOptions {
-	intermediates := x509.NewCertPool()
-	for _, cert := range certs[1:] {
-		intermediates.AddCert(cert)
-	}
-	return x509.VerifyOptions{
-		Roots:         t.roots,
-		Intermediates: intermediates,
-		CurrentTime:   at,
-		KeyUsages:     []x509.ExtKeyUsage{usage},
-	}
 }
 
 // list names trust domains in a message, the first few of them.

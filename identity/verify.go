@@ -1,21 +1,14 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 )
 
-const (
-	maxPresented = 5        // certificates of one peer; real chains have one to four
-	maxDetail    = 256      // bytes of Peer.Detail
-	maxBytes     = 32 << 10 // of what a peer presents: the connection keeps it
-	maxMoments   = 2        // at which a refused chain is tried again, since its owner chooses how dear a try is
-)
+const maxDetail = 256 // bytes of Peer.Detail
 
 // Verifier checks the certificates of peers against the current snapshot of a
 // source, and remembers successes until the snapshot changes or a certificate
@@ -39,79 +32,87 @@ func NewVerifier(src Source) (*Verifier, error) {
 // Verify says whose certificates these are: the leaf first, then what the peer
 // sent with it. It proves nothing about who holds the key, see [Verifier.Peer].
 func (v *Verifier) Verify(certs []*x509.Certificate) Peer {
+	peer, _ := v.verify(certs, nil)
+	return peer
+}
+
+// verify is Verify within a budget. False means that nothing is left of it, and
+// that nothing is known of the peer.
+func (v *Verifier) verify(certs []*x509.Certificate, budget Budget) (Peer, bool) {
 	snap := v.snapshot()
 	if snap == nil {
-		return Peer{Cause: Untrusted, Detail: "no trust bundle is loaded"}
+		return Peer{Cause: Untrusted, Detail: "no trust bundle is loaded"}, true
 	}
-	switch {
-	case len(certs) == 0:
-		return snap.refuse(Missing, "no certificate, or none issued by "+snap.trusted.domainList)
-	case slices.Contains(certs, nil):
-		return snap.refuse(Invalid, "certificate cannot be read")
+	if len(certs) == 0 {
+		return snap.refuse(Missing, "no certificate, or none issued by "+snap.trusted.domainList), true
 	}
-	if err := bounded(certs); err != nil {
-		return snap.refuse(Invalid, err.Error())
+	if slices.Contains(certs, nil) {
+		return snap.refuse(Invalid, "certificate cannot be read"), true
 	}
 	now := time.Now()
-	key := fingerprintOf(certs)
-	if peer, ok := v.cache.get(snap, key, now); ok {
-		return peer
+	err := tooMuch(certs)
+	var key fingerprint
+	if err == nil {
+		key = fingerprintOf(certs)
+		if peer, ok := v.cache.get(snap, key, now); ok {
+			return peer, true
+		}
+		err = bounded(certs)
 	}
-	if peer, ok := v.refused.get(snap, key, now); ok {
-		return peer
+	if budget != nil && !budget.Left() {
+		return snap.refuse(Invalid, "the budget of this source for certificates that do not verify is used up"), false
 	}
-	peer, from := snap.verify(certs, now)
+	var peer Peer
+	var cost effort
+	if err != nil {
+		peer = snap.refuse(Invalid, err.Error())
+		peer.Excess = true
+	} else if found, ok := v.refused.get(snap, key, now); ok {
+		peer = found
+	} else if peer, cost = v.find(snap, certs, key, now); peer.Cause == Verified {
+		return peer, true
+	}
+	if budget != nil {
+		budget.Spend(cost.time + costOfHandshake(certs))
+	}
+	return peer, true
+}
+
+// tooMuch says what is too much before anything is looked at.
+func tooMuch(certs []*x509.Certificate) error {
+	if err := letGoFor(certs); err != nil {
+		return err
+	}
+	return boundedInAll(certs)
+}
+
+// find verifies, and remembers what it found.
+func (v *Verifier) find(snap *Snapshot, certs []*x509.Certificate, key fingerprint, now time.Time) (Peer, effort) {
+	peer, from, cost := snap.verify(certs, now)
 	if peer.Cause == Verified {
 		v.cache.put(snap, key, verdict{peer: peer, notBefore: from})
 	} else {
 		v.refused.put(snap, key, peer, now)
 	}
-	return peer
-}
-
-// verifyConnection is for [tls.Config.VerifyConnection] of a server. It
-// verifies while the handshake runs, on resumed sessions too, so that
-// [Verifier.Peer] only looks up. Identity failures are answered over HTTP and
-// do not fail the handshake; more certificates than anybody has do, since the
-// connection would keep them for as long as it lasts.
-func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
-	if err := bounded(cs.PeerCertificates); err != nil {
-		return err
-	}
-	v.Verify(cs.PeerCertificates)
-	return nil
-}
-
-// bounded refuses what is dear to keep or to verify: many certificates, long
-// ones, and several of one subject and key, of which crypto/x509 would try
-// every order.
-func bounded(certs []*x509.Certificate) error {
-	if len(certs) > maxPresented {
-		return fmt.Errorf("%d certificates presented, at most %d are read", len(certs), maxPresented)
-	}
-	size := 0
-	for i, cert := range certs {
-		size += len(cert.Raw)
-		for _, other := range certs[:i] {
-			if bytes.Equal(cert.RawSubject, other.RawSubject) && bytes.Equal(cert.RawSubjectPublicKeyInfo, other.RawSubjectPublicKeyInfo) {
-				return errors.New("two certificates of one subject and key presented")
-			}
-		}
-	}
-	if size > maxBytes {
-		return fmt.Errorf("%d bytes of certificates presented, at most %d are read", size, maxBytes)
-	}
-	return nil
+	return peer, cost
 }
 
 // Peer says who is at the other end of a connection, against the snapshot of
 // now. Before the end of the handshake nobody has proven to hold the key, so
 // that the answer is [Missing].
 func (v *Verifier) Peer(cs tls.ConnectionState) Peer {
+	peer, _ := v.PeerWithin(cs, nil)
+	return peer
+}
+
+// PeerWithin is Peer for a listener where strangers have a budget: what does not
+// verify takes from it, remembered or not, and what does verify costs nothing. It
+// returns false, and nobody, if nothing is left of the budget to find out with.
+func (v *Verifier) PeerWithin(cs tls.ConnectionState, budget Budget) (Peer, bool) {
 	if !cs.HandshakeComplete {
-		return Peer{Cause: Missing, Detail: "the TLS handshake is not complete"}
+		return Peer{Cause: Missing, Detail: "the TLS handshake is not complete"}, true
 	}
-	return v.Verify(cs.PeerCertificates)
+	return v.verify(cs.PeerCertificates, budget)
 }
 
 // Generation returns that of the snapshot in force, 0 if there is none: while it
@@ -130,38 +131,38 @@ func (v *Verifier) snapshot() *Snapshot {
 	return current(v.source)
 }
 
-// verify also returns from when on the success holds.
-func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.Time) {
+// verify also returns from when on the success holds, and what it took.
+func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.Time, effort) {
 	leaf := certs[0]
 	id, err := leafID(leaf)
 	if err == nil {
 		err = checkClientUsage(leaf)
 	}
 	if err != nil {
-		return s.refuse(Invalid, err.Error()), time.Time{}
+		return s.refuse(Invalid, err.Error()), time.Time{}, effort{}
 	}
 	t, ok := s.trusted.bundles[id.TrustDomain()]
 	if !ok {
 		return s.refuse(Untrusted, fmt.Sprintf("trust domain %s is not trusted here; trusted: %s",
-			quoted(id.TrustDomain().Name()), s.trusted.domainList)), time.Time{}
+			quoted(id.TrustDomain().Name()), s.trusted.domainList)), time.Time{}, effort{}
 	}
-	chains, err := leaf.Verify(t.options(certs, now, x509.ExtKeyUsageClientAuth))
-	if err != nil {
-		return s.refuse(t.explain(certs, now)), time.Time{}
+	found := t.chains(certs)
+	holding := found.at(now)
+	if len(holding) == 0 {
+		return s.refuse(t.explain(found.all, now)), time.Time{}, found.cost
 	}
-	_, from, until := lasting(chains)
-	return Peer{ID: id, Cause: Verified, NotAfter: until, generation: s.generation}, from
+	_, from, until := lasting(holding)
+	return Peer{ID: id, Cause: Verified, NotAfter: until, generation: s.generation, used: found.used}, from, found.cost
 }
 
-// explain says why certs, whose trust domain is t, do not verify now. Time is
-// the reason only if they would have verified at another time: else an
-// attacker's certificate would be called expired.
-func (t *trust) explain(certs []*x509.Certificate, now time.Time) (Cause, string) {
-	chain := t.chainAtAnotherTime(certs, now)
-	if chain == nil {
+// explain says why none of the chains of a certificate, whose trust domain is t,
+// holds now. Without a chain time is no reason: else an attacker's certificate
+// would be called expired.
+func (t *trust) explain(chains [][]*x509.Certificate, now time.Time) (Cause, string) {
+	if len(chains) == 0 {
 		return Untrusted, "certificate was not issued by trust domain " + quoted(t.domain.Name()) + " as it is known here"
 	}
-	from, until := window(chain)
+	chain, from, until := lasting(chains)
 	switch leaf := chain[0]; {
 	case now.After(leaf.NotAfter):
 		return Expired, "certificate expired " + stamp(leaf.NotAfter)
@@ -170,33 +171,6 @@ func (t *trust) explain(certs []*x509.Certificate, now time.Time) (Cause, string
 	default:
 		return Invalid, fmt.Sprintf("certificate is not valid before %s and it is %s here: check the clocks", stamp(from), stamp(now))
 	}
-}
-
-// chainAtAnotherTime returns a chain that holds at some time, or nil. When a
-// chain holds at all, it does at the latest NotBefore in it, so that these are
-// the only moments to look at.
-func (t *trust) chainAtAnotherTime(certs []*x509.Certificate, now time.Time) []*x509.Certificate {
-	all := slices.Concat(certs, t.authorities)
-	if !slices.ContainsFunc(all, func(c *x509.Certificate) bool { return now.Before(c.NotBefore) || now.After(c.NotAfter) }) {
-		return nil
-	}
-	var tried []time.Time
-	for _, cert := range all {
-		at := cert.NotBefore
-		if at.Before(certs[0].NotBefore) || at.After(certs[0].NotAfter) || slices.ContainsFunc(tried, at.Equal) {
-			continue
-		}
-		if len(tried) == maxMoments {
-			return nil
-		}
-		tried = append(tried, at)
-		chains, err := certs[0].Verify(t.options(certs, at, x509.ExtKeyUsageClientAuth))
-		if err == nil {
-			chain, _, _ := lasting(chains)
-			return chain
-		}
-	}
-	return nil
 }
 
 func (s *Snapshot) refuse(cause Cause, detail string) Peer {

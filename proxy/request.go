@@ -247,7 +247,7 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 	}
 	x.decision.ID, x.decision.Reason = x.caller.ID, reason
 	return front.Answer{
-		Kind: front.Refused,
+		Kind: front.Refused, Last: x.caller.Excess,
 		Refusal: refusal.Refusal{
 			Reason: reason, Decision: x.decision, DecisionID: x.open.ID, TraceID: x.open.TraceID(),
 			Detail: x.detail, Realm: x.caller.Realm,

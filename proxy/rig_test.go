@@ -76,6 +76,7 @@ func (o *options) defaults() {
 	}
 	l := &o.limits
 	l.Connections, l.Handshakes = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty)
+	l.Strangers = cmp.Or(l.Strangers, time.Hour)
 	l.Requests = cmp.Or(l.Requests, plenty)
 	l.Identity = l.Identity.Or(allowlist.Limits{Tunnels: plenty, ConnectsPerSecond: plenty, UploadPerHour: 1 << 50})
 }

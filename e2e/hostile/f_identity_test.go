@@ -1,10 +1,15 @@
 package hostile
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"io"
+	"math/big"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	gw "github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // shows is a good request with a certificate that is not accepted.
@@ -93,7 +99,7 @@ func identityRows() []row {
 			"spiffe://test.example/builder#", "spiffe://test.example/builder#a", "spiffe://u@test.example/builder", "spiffe://@test.example/builder", "spiffe://test.example/./builder",
 			"spiffe://test.example/x/../builder", "spiffe://test.example//builder", "spiffe://test.example/builder/", "spiffe://test.example/%62uilder", "spiffe://test.example/ns%2fa",
 			"spiffe://test.example/builder%00", "spiffe://test.example/a|b", "spiffe://test.example/a%0ab", "https://test.example/builder", "spiffe://test.example",
-			"spiffe://test.example/"+strings.Repeat("a", 2049-22), "spiffe://test.example/"+strings.Repeat("|", 20_000))},
+			"spiffe://test.example/"+strings.Repeat("a", 2049-22), "spiffe://test.example/"+strings.Repeat("|", 10_000))},
 		{"F8", "a certificate that no library reads, or TLS before 1.3", "the handshake fails, and is recorded", []scenario{
 			fails("an ID with a broken escape", func(t *testing.T, g *gateway) tls.Certificate {
 				t.Helper()
@@ -147,6 +153,179 @@ func identityRows() []row {
 			below("an entry that denies", true, "- {id: ID, deny: [{host: bad.example}]}", "- {id: PATTERN, OBSERVE}"),
 			below("an entry without rules", true, "- {id: ID, owner: team-ci, limits: {tunnels: 9}}", "everyone: {OBSERVE}"),
 		}},
+		{"F16", "certificates that stand for a hundred times their bytes in memory, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
+		{"F17", "a certificate with a key that is dear to check, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", dear()},
+		{"F18", "certificates that do not verify, again and again, the same or others", "closed once their address has used up its processor time; each is recorded; a caller that is known is served meanwhile", []scenario{
+			{"the same", func(t *testing.T, _ *gateway) {
+				cert := newAuthority(t).svid(t, "builder")
+				sourceStrangers(t, func(*testing.T) tls.Certificate { return cert })
+			}},
+			{"others", func(t *testing.T, _ *gateway) {
+				other := newAuthority(t)
+				sourceStrangers(t, func(t *testing.T) tls.Certificate { return other.issue(t, withURIs(id("builder"))) })
+			}},
+		}},
+	}
+}
+
+// sourceStrangers shows certificates of a false authority until that is not
+// answered any more.
+func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate) {
+	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Strangers: 500 * time.Microsecond}}})
+	known := ask{who: "builder", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}
+	known.run(t, g)
+	for range 1000 {
+		c := g.callWith(t, certificate(t))
+		_, _ = io.WriteString(c, connectTo("allowed.example:443"))
+		got, err := c.tryAnswer()
+		_ = c.Close()
+		if err == nil {
+			if r := g.next(t, audit.EventDecision); got.reason() != "identity-untrusted" || r.Reason != got.reason() {
+				t.Errorf("answered %s, record %+v", got.phrase, r)
+			}
+			continue
+		}
+		if r := g.next(t, audit.EventHandshake); r.Reason != "rate-limited" || r.Client == "" || r.Detail == "" {
+			t.Errorf("record %+v", r)
+		}
+		known.run(t, g)
+		return
+	}
+	t.Error("a thousand strangers were answered")
+}
+
+// last is a good request whose connection may not go on: not even that of a caller
+// who forgot its certificate.
+func last(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
+	return scenario{name, func(t *testing.T, g *gateway) {
+		c := g.callWith(t, certificate(t, g))
+		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
+		if got.status != 407 || got.reason() != reason.String() || !got.close {
+			t.Fatalf("answered %s, closing: %v", got.phrase, got.close)
+		}
+		c.ended(t)
+		if r := g.next(t, audit.EventDecision); r.Reason != reason.String() || r.Detail == "" || r.Identity != "" {
+			t.Errorf("record %+v", r)
+		}
+	}}
+}
+
+// junk is a certificate of the caller's own making.
+func junk(t *testing.T, change ...func(*x509.Certificate)) tls.Certificate {
+	t.Helper()
+	return selfSigned(t, change...)
+}
+
+// besideSVID shows a certificate behind a good one.
+func besideSVID(t *testing.T, g *gateway, others ...tls.Certificate) tls.Certificate {
+	t.Helper()
+	good := g.ca.svid(t, "builder")
+	chain := slices.Clone(good.Certificate)
+	for _, other := range others {
+		chain = append(chain, other.Certificate...)
+	}
+	return tls.Certificate{Certificate: chain, PrivateKey: good.PrivateKey, Leaf: good.Leaf}
+}
+
+// exploding are certificates within the bytes, and beyond the rest.
+func exploding() []scenario {
+	kinds := []struct {
+		name   string
+		change func(*x509.Certificate)
+	}{
+		{"7,000 URI names", withURIs(make([]string, 7000)...)},
+		{"65 URI names", withURIs(make([]string, 65)...)},
+		{"4,000 DNS names", withDNS(slices.Repeat([]string{"a"}, 4000)...)},
+		{"1,000 extensions", func(c *x509.Certificate) {
+			for i := range 1000 {
+				c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 3, i}})
+			}
+		}},
+		{"3,000 key usages", func(c *x509.Certificate) {
+			for range 3000 {
+				c.UnknownExtKeyUsage = append(c.UnknownExtKeyUsage, []int{1, 3})
+			}
+		}},
+		{"500 attributes", func(c *x509.Certificate) { c.Subject.OrganizationalUnit = slices.Repeat([]string{"a"}, 500) }},
+		{"2,000 constraints", func(c *x509.Certificate) { c.PermittedDNSDomains = slices.Repeat([]string{"a"}, 2000) }},
+		{"an object identifier of 10,000 numbers", func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: append([]int{1, 3}, make([]int, 10_000)...)})
+		}},
+	}
+	var cases []scenario
+	for _, kind := range kinds {
+		cases = append(cases,
+			last(kind.name, allowlist.IdentityInvalid, func(t *testing.T, _ *gateway) tls.Certificate { return junk(t, kind.change) }),
+			last(kind.name+" beside an SVID", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+				return besideSVID(t, g, junk(t, kind.change))
+			}))
+	}
+	return append(cases, last("nine certificates", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+		return besideSVID(t, g, slices.Repeat([]tls.Certificate{junk(t)}, 8)...)
+	}))
+}
+
+func tooLong() []scenario {
+	names := withURIs(make([]string, 15_500)...)
+	return []scenario{
+		fails("15,500 URI names in 30 KB", func(t *testing.T, _ *gateway) tls.Certificate { return junk(t, names) }),
+		fails("15,500 URI names beside an SVID", func(t *testing.T, g *gateway) tls.Certificate { return besideSVID(t, g, junk(t, names)) }),
+	}
+}
+
+// dear are chains whose verification would be.
+func dear() []scenario {
+	named := func(t *testing.T, g *gateway, key any) tls.Certificate {
+		t.Helper()
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			RawSubject: g.ca.cert.RawSubject, BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+		other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der}}
+	}
+	modulus := func(bits uint, exponent int) *rsa.PublicKey {
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		return &rsa.PublicKey{N: n.SetBit(n, 0, 1), E: exponent}
+	}
+	fresh := func(t *testing.T, curve elliptic.Curve) *ecdsa.PublicKey {
+		t.Helper()
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &key.PublicKey
+	}
+	beside := func(name string, key func(t *testing.T) any) scenario {
+		return last(name, allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+			return besideSVID(t, g, named(t, g, key(t)))
+		})
+	}
+	return []scenario{
+		beside("RSA of 8,192 bits", func(*testing.T) any { return modulus(8192, 65537) }),
+		beside("RSA with a long exponent", func(*testing.T) any { return modulus(2048, 1<<31-1) }),
+		beside("P-224", func(t *testing.T) any { return fresh(t, elliptic.P224()) }),
+		last("four authorities of RSA of 8,192 bits", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+			chain := newAuthority(t).svid(t, "builder")
+			for range 4 {
+				chain.Certificate = append(chain.Certificate, named(t, g, modulus(8192, 65537)).Certificate...)
+			}
+			return chain
+		}),
+		shows("seven authorities of P-521", allowlist.IdentityUntrusted, func(t *testing.T, g *gateway) tls.Certificate {
+			chain := newAuthority(t).svid(t, "builder")
+			for range 7 {
+				chain.Certificate = append(chain.Certificate, named(t, g, fresh(t, elliptic.P521())).Certificate...)
+			}
+			return chain
+		}),
 	}
 }
 

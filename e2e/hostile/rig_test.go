@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -28,6 +29,7 @@ type options struct {
 func unlimited(l limit.Config) limit.Config {
 	const plenty = 1 << 20
 	l.Connections, l.Handshakes, l.Requests = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty), cmp.Or(l.Requests, plenty)
+	l.Strangers = cmp.Or(l.Strangers, time.Hour)
 	l.Identity = l.Identity.Or(allowlist.Limits{Tunnels: plenty, ConnectsPerSecond: plenty, UploadPerHour: 1 << 50})
 	return l
 }

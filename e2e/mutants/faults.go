@@ -78,6 +78,9 @@ func mutants() []fault {
 		of("F/F15", "a list of its own does not decide the mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
 		{"a want of descriptors is the destination's fault", dial, "\tcase limit.NoDescriptor(err):\n\t\treturn allowlist.Busy\n\tcase errors.Is(", "\tcase errors.Is(", "./proxy/dial", "TestWantOfDescriptors"},
 		{"a connection to an origin keeps its descriptor", "proxy/dial/race.go", "tunnel.Holding(conn, d.give)", "tunnel.Holding(conn, nil)", "./proxy/dial", "TestDescriptorsAreTakenWhileOpen"},
+		of("F/F16", "names are not counted", "identity/presented.go", "if kind.n > maxEach {", "if kind.n > 200*maxEach {"),
+		of("F/F17", "any key is read", "identity/presented.go", "return errKey", "return nil"),
+		of("F/F18", "strangers pay nothing", "identity/verify.go", "budget.Spend(cost.time + costOfHandshake(certs))", "_ = cost"),
 		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
 	}
 }

@@ -79,6 +79,10 @@ func planted() []fault {
 			"len(uris) != len(cert.URIs)", "len(uris) > len(cert.URIs)", "./identity", "FuzzSAN",
 		},
 		{
+			"a chain that has ended holds", "identity/chains.go",
+			"!now.Before(from) && !now.After(until)", "!now.Before(from) && !until.Before(from)", "./identity", "FuzzChains",
+		},
+		{
 			"DEL may stand in an answer", "proxy/refusal/refusal.go",
 			"c < ' ' || c > '~'", `c < ' ' || c > '\x7f'`, "./proxy/refusal", "FuzzAppend",
 		},

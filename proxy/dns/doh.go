@@ -156,6 +156,9 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	caller := h.caller()
+	if caller.Excess {
+		w.Header().Set("Connection", "close") // over HTTP/2, too, where net/http makes a GOAWAY of it
+	}
 	answered := make(dohReply, 1)
 	x := h.server.take(origin{listener: h.conn.Listener, wire: wireDoH}, answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)

@@ -129,7 +129,7 @@ func newGateway(t *testing.T, o options) *gateway {
 		Listeners:     opened,
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
 		Limits: limit.Config{
-			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty,
+			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty, Strangers: time.Hour,
 			Identity: allowlist.Limits{ConnectsPerSecond: plenty, DNSPerSecond: o.perSecond},
 		},
 		DNS: o.limits, Inspect: o.inspect, DrainTimeout: o.drain,

@@ -101,7 +101,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 		t.conn.Renew()
 		x := t.server.take(t.origin, t, &t.conn.Caller)
 		t.server.handle(ctx, lookups, x, msg)
-		if _, err := r.Discard(size); err != nil {
+		if _, err := r.Discard(size); err != nil || t.conn.Caller.Excess {
 			return
 		}
 	}

@@ -111,6 +111,8 @@ type Answer struct {
 	// MayRest says that the request had been allowed before it was refused: the
 	// connection may rest behind it as behind an answer.
 	MayRest bool
+	// Last says that no other request may follow on the connection.
+	Last bool
 
 	// Switched is the origin's answer to a request that became a tunnel by an
 	// upgrade; nil if it did by CONNECT.

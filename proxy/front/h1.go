@@ -186,7 +186,7 @@ func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
 // refuse writes a refusal.
 func (c *h1) refuse(r *Request, a *Answer) (again bool) {
 	answer := a.Refusal
-	answer.KeepAlive = c.keeps(r, answer.Reason)
+	answer.KeepAlive = !a.Last && c.keeps(r, answer.Reason)
 	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
 	answer.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
 	text := answer.Append(nil, c.front.cfg.Disclosure)

@@ -40,13 +40,14 @@ type door struct {
 // open opens the listeners of the configuration.
 func (d *doors) open(ctx context.Context) error {
 	sources := limit.NewSources(d.cfg.Limits)
+	places := limit.NewPlaces(limit.DefaultPlaces)
 	slots, dnsSlots := listen.NewSlots(d.cfg.MaxConnections), listen.NewSlots(d.cfg.DNSConnections)
 	for _, l := range d.cfg.Listeners {
 		cfg, err := d.config(l)
 		if err != nil {
 			return err
 		}
-		cfg.Slots, cfg.Sources, cfg.Descriptors = slots, sources, d.cfg.Descriptors.Accepted
+		cfg.Slots, cfg.Sources, cfg.Places, cfg.Descriptors = slots, sources, places, d.cfg.Descriptors.Accepted
 		cut := newCuts(l.Name, d.cfg.Recorder.Event)
 		d.cuts, cfg.Cut = append(d.cuts, cut), cut.add
 		if l.Protocol != Connect {

@@ -17,8 +17,9 @@ import (
 
 // The defaults: what a zero field of Config means, and of the limits in it.
 const (
-	DefaultConnections       = 4096      // open from one source
-	DefaultHandshakes        = 1000      // from one source, per second
+	DefaultConnections       = 4096 // open from one source
+	DefaultHandshakes        = 1000 // from one source, per second
+	DefaultStrangers         = 100 * time.Millisecond
 	DefaultRequests          = 1000      // of one identity, per second
 	DefaultTunnels           = 4096      // open of one identity
 	DefaultConnectsPerSecond = 200       // new tunnels of one identity
@@ -31,6 +32,9 @@ type Config struct {
 	// Connections is how many a source address may have open, Handshakes how
 	// many it may begin per second.
 	Connections, Handshakes int
+	// Strangers is the processor time per second that a source may cost by
+	// certificates that do not verify.
+	Strangers time.Duration
 	// Requests is how many requests an identity may make per second, denied
 	// ones included.
 	Requests int
@@ -42,6 +46,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Connections = cmp.Or(c.Connections, DefaultConnections)
 	c.Handshakes = cmp.Or(c.Handshakes, DefaultHandshakes)
+	c.Strangers = cmp.Or(c.Strangers, DefaultStrangers)
 	c.Requests = cmp.Or(c.Requests, DefaultRequests)
 	c.Identity = c.Identity.Or(allowlist.Limits{
 		Tunnels: DefaultTunnels, ConnectsPerSecond: DefaultConnectsPerSecond,

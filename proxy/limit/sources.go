@@ -39,6 +39,7 @@ type Source struct {
 	open       int // guarded by sources.mu
 	greeting   int // handshakes under way, likewise
 	handshakes *rate.Limiter
+	strangers  *rate.Limiter // microseconds of processor time
 }
 
 // NewSources returns budgets that are all unspent.
@@ -95,6 +96,18 @@ func (s *Source) End() {
 	s.greeting--
 }
 
+// Left reports whether anything is left of the processor time that certificates
+// of this source may cost which do not verify.
+func (s *Source) Left() bool { return s == nil || has(s.strangers, time.Now()) }
+
+// Spend takes from that processor time. What goes beyond the end of it is owed, up
+// to that of a second at a time.
+func (s *Source) Spend(used time.Duration) {
+	if s != nil {
+		s.strangers.ReserveN(time.Now(), int(min(used, s.sources.cfg.Strangers).Microseconds()))
+	}
+}
+
 // Close ends a connection that Open has counted.
 func (s *Source) Close() {
 	if s == nil {
@@ -113,7 +126,7 @@ func (s *Sources) of(key netip.Addr) *Source {
 	if now := time.Now(); len(s.by) >= maxKeys && now.Sub(s.swept) >= sweepEvery {
 		s.swept = now
 		for k, src := range s.by {
-			if src.open == 0 && full(src.handshakes, now) {
+			if src.open == 0 && full(src.handshakes, now) && full(src.strangers, now) {
 				delete(s.by, k)
 			}
 		}
@@ -130,5 +143,7 @@ func (s *Sources) of(key netip.Addr) *Source {
 }
 
 func (s *Sources) fresh() *Source {
-	return &Source{sources: s, handshakes: perSecond(s.cfg.Handshakes)}
+	return &Source{
+		sources: s, handshakes: perSecond(s.cfg.Handshakes), strangers: perSecond(int(s.cfg.Strangers.Microseconds())),
+	}
 }

@@ -35,6 +35,9 @@ type Caller struct {
 	Busy bool
 	// Limited means that its address has more connections open than it may.
 	Limited bool
+	// Excess means that it presented more certificates, or more in one, than are
+	// read: its connection must close with the first answer.
+	Excess bool
 
 	mapped bool // its address is all that could show an identity
 }
@@ -55,8 +58,8 @@ type Conn struct {
 	Listener string // its name
 	// AcceptTrace is that of the listener's Config.
 	AcceptTrace bool
-	// Certificates are the caller's as it sent them, verified or not; nil
-	// without TLS.
+	// Certificates are those of the caller that led to an authority when it was
+	// identified, the leaf first; nil if it was not by certificates.
 	Certificates []*x509.Certificate
 	// Rest is what is left to do when the handler returns, nil if nothing is.
 	// The handler may set it to something that lasts: it is called on a stack
@@ -81,7 +84,20 @@ func (c *Conn) Renew() {
 		return
 	}
 	c.generation = now
-	c.Caller.identify(c.verifier.Verify(c.Certificates))
+	c.identify(c.verifier.Peer)
+}
+
+// identify asks who the caller is. What it presented in whole is kept by
+// crypto/tls alone.
+func (c *Conn) identify(ask func(tls.ConnectionState) identity.Peer) {
+	secure, ok := c.Conn.(*tls.Conn)
+	if !ok {
+		return
+	}
+	state := secure.ConnectionState()
+	peer := ask(state)
+	c.Certificates = peer.Chain(state.PeerCertificates)
+	c.Caller.identify(peer)
 }
 
 // Cut closes the connection at once: over TLS without a close_notify, which might
@@ -128,7 +144,7 @@ func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiff
 
 // identify takes over what the verification of the certificate came to.
 func (c *Caller) identify(peer identity.Peer) {
-	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Limited: c.Limited, Detail: peer.Detail}
+	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Limited: c.Limited, Excess: peer.Excess, Detail: peer.Detail}
 	switch peer.Cause {
 	case identity.Verified:
 		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter

@@ -79,6 +79,9 @@ type Config struct {
 	// so that it cannot take every slot without saying who it is; zero is any
 	// number.
 	Greeting int
+	// Places bounds the handshakes that are long; nil means the default, for this
+	// listener alone.
+	Places *limit.Places
 	// Refused is told of connections that are closed without an answer: their
 	// source is far over its budget, or the PROXY protocol header is bad. nil is
 	// nobody.
@@ -146,6 +149,9 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	}
 	if cfg.Sources == nil {
 		cfg.Sources = limit.NewSources(limit.Config{})
+	}
+	if cfg.Places == nil {
+		cfg.Places = limit.NewPlaces(0)
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
@@ -225,16 +231,9 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 		handle(ctx, conn)
 		return
 	}
-	secure := tls.Server(conn.Conn, l.cfg.TLS)
-	if err := l.handshake(ctx, secure, conn.source); err != nil {
-		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
-		return
+	if l.shakeHands(ctx, conn) {
+		handle(ctx, conn)
 	}
-	l.identify(conn, secure)
-	if l.cfg.Handshaken != nil {
-		l.cfg.Handshaken(conn.Caller.Reason)
-	}
-	handle(ctx, conn)
 }
 
 // end gives back what a connection held, and keeps a panic inside it.
@@ -248,15 +247,6 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 		conn.uncut()
 	}
 	_ = conn.Close()
-}
-
-// identify says who the caller is, once the handshake has proven it.
-func (l *Listener) identify(conn *Conn, secure *tls.Conn) {
-	conn.Conn, conn.verifier = secure, l.cfg.Verifier
-	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
-	state := secure.ConnectionState()
-	conn.Certificates = state.PeerCertificates
-	conn.Caller.identify(l.cfg.Verifier.Peer(state))
 }
 
 // wrap makes the connection of one that was accepted.
@@ -327,24 +317,4 @@ func (l *Listener) contain(ctx context.Context, cause any) {
 	}
 	l.cfg.Log.LogAttrs(ctx, slog.LevelError, "panic in a connection", slog.String("listener", l.cfg.Name),
 		slog.Any("cause", cause), slog.String("stack", string(stack)))
-}
-
-// handshake ends what admit began. It is bounded by a deadline, which costs no
-// goroutine, unlike a context.
-func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, source *limit.Source) error {
-	defer source.End()
-	err := secure.SetDeadline(time.Now().Add(l.cfg.HandshakeTimeout))
-	if err == nil {
-		err = secure.HandshakeContext(context.WithoutCancel(ctx))
-	}
-	switch greeted := secure.ConnectionState().Version != 0; {
-	case greeted && errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
-	case !greeted && errors.Is(err, net.ErrClosed):
-		err = io.EOF // we left, before it had said anything
-	}
-	if err != nil {
-		return err
-	}
-	return secure.SetDeadline(time.Time{})
 }

@@ -41,8 +41,8 @@ type Entry struct {
 	ID string
 	// Start is when it began.
 	Start time.Time
-	// Certificates are the caller's, verified in the handshake; nil if its
-	// identity was proved in another way.
+	// Certificates are those of the caller that led to an authority, the leaf
+	// first; nil if its identity was proved in another way.
 	Certificates []*x509.Certificate
 	// NotAfter is when the caller's identity expires; zero if it does not.
 	NotAfter time.Time

@@ -23,6 +23,8 @@ type Conn struct {
 	net.Conn
 	raw syscall.RawConn // nil: no socket to wait for
 
+	greeting *Greeting // nil but while a handshake runs
+
 	relaying bool        // a tunnel runs: Read does not wait, write deadlines are the tunnel's
 	closed   atomic.Bool // Close was called
 	release  func()      // called by the first Close; nil is nothing
@@ -76,6 +78,9 @@ func (c *Conn) Close() error {
 // Read reads from the connection. While a tunnel runs it does not wait.
 func (c *Conn) Read(p []byte) (int, error) {
 	if !c.relaying || c.raw == nil {
+		if c.greeting != nil {
+			return c.readGreeting(p)
+		}
 		return c.Conn.Read(p)
 	}
 	if c.drained {

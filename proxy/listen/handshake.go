@@ -1,0 +1,115 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// What a client may send before and after the end of its ClientHello, and how much
+// of that without one of the places for long handshakes: an SVID of an elliptic
+// curve with an intermediate takes 2 KiB, one of RSA with two takes 6.
+const (
+	maxHandshake  = 16 << 10
+	freeHandshake = 4 << 10
+)
+
+// shakeHands makes the handshake of a connection that was admitted, and finds out
+// who the caller is. It reports whether there is a caller to be answered, with an
+// identity or without; if not, somebody has been told.
+func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
+	secure := tls.Server(conn.Conn, l.cfg.TLS)
+	displaced, err := l.handshake(ctx, secure, conn)
+	switch {
+	case err != nil && (displaced || errors.Is(err, errNoPlace)):
+		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many long handshakes are under way, of this address or of all")
+		return false
+	case err != nil:
+		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
+		return false
+	}
+	conn.Conn, conn.verifier = secure, l.cfg.Verifier
+	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
+	within := true
+	conn.identify(func(state tls.ConnectionState) (peer identity.Peer) {
+		peer, within = l.cfg.Verifier.PeerWithin(state, conn.source)
+		return peer
+	})
+	if !within {
+		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many handshakes from this address with certificates that do not verify")
+		return false
+	}
+	if l.cfg.Handshaken != nil {
+		l.cfg.Handshaken(conn.Caller.Reason)
+	}
+	return true
+}
+
+// handshake ends what admit began, and says whether its place was taken away. It
+// is bounded in bytes, and by a deadline, which costs no goroutine, unlike a
+// context.
+func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) (displaced bool, err error) {
+	defer conn.source.End()
+	long := &longHandshake{listener: l, conn: conn, until: time.Now().Add(l.cfg.HandshakeTimeout)}
+	defer func() { displaced = long.end() }()
+	err = secure.SetDeadline(long.until)
+	if below, ok := conn.Conn.(*tunnel.Conn); ok && err == nil {
+		below.Greet(&tunnel.Greeting{
+			Free: freeHandshake, Most: maxHandshake,
+			Enter: func() error { return long.begin(ctx) },
+		})
+		defer below.Greet(nil)
+	}
+	if err == nil {
+		err = secure.HandshakeContext(context.WithoutCancel(ctx))
+	}
+	switch greeted := secure.ConnectionState().Version != 0; {
+	case greeted && errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
+	case !greeted && errors.Is(err, net.ErrClosed):
+		err = io.EOF // we left, before it had said anything
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, secure.SetDeadline(time.Time{})
+}
+
+// longHandshake is a handshake that may need a place.
+type longHandshake struct {
+	listener *Listener
+	conn     *Conn
+	until    time.Time
+	place    *limit.Place
+}
+
+var errNoPlace = errors.New("no place for a long handshake")
+
+// begin takes a place, in the time that is left for the handshake.
+func (h *longHandshake) begin(ctx context.Context) error {
+	raw := h.conn.Conn
+	waiting, cancel := context.WithDeadline(ctx, h.until)
+	defer cancel()
+	var err error
+	h.place, err = h.listener.cfg.Places.Take(waiting, h.conn.source, func() { _ = raw.Close() })
+	if ctx.Err() != nil {
+		return net.ErrClosed // as all connections
+	}
+	if err != nil {
+		return errNoPlace
+	}
+	return nil
+}
+
+// end gives the place back, and reports whether it had been taken away before.
+func (h *longHandshake) end() (displaced bool) {
+	return h.place != nil && h.place.Close()
+}
