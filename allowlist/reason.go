@@ -183,11 +183,11 @@ func (r Reason) Info() ReasonInfo {
 	case RateLimited:
 		return ReasonInfo{"rate-limited", 429, limitReached, "too many requests in a short time"}
 	case TunnelLimit:
-		return ReasonInfo{"tunnel-limit", 429, limitReached, "too many tunnels are open"}
+		return ReasonInfo{"tunnel-limit", 429, limitReached, "too many tunnels and plain requests are open"}
 	case UploadLimit:
 		return ReasonInfo{"upload-limit", 429, limitReached, "too many bytes were sent within the hour"}
 	case NameBudget:
-		return ReasonInfo{"name-budget", 429, limitReached, "this identity asks for more names below one wildcard than it may"}
+		return ReasonInfo{"name-budget", 429, limitReached, "this identity asks for more below wildcards than it may"}
 
 	case ResolveFailed:
 		return ReasonInfo{"resolve-failed", 502, "dns_error", "cannot be resolved"}

@@ -60,7 +60,7 @@ func fields() []field {
 		{"qtype", "DNS: the type asked for, such as `A`, or `TYPE` with its number", "query.type", "dns.question.type"},
 		{"rcode", "DNS: the code of the response that was sent; nothing if none was", "rcode rcode_id", "dns.response_code"},
 		unmapped("answers", "DNS: how many records the response has in its answer section"),
-		unmapped("filtered", "DNS: how many addresses and names the response was left without"),
+		unmapped("filtered", "DNS: how many addresses and names the response was left without, because of the policy or because a server gave more than are kept ([dns.md](dns.md#what-changes-in-an-answer))"),
 		unmapped("source", "DNS: where the answer came from: `upstream` `cache` `stale` (past its time, since no server answers) `local` (the gateway itself)"),
 		unmapped("resolve_ms", "time to resolve the name, milliseconds"),
 		unmapped("dial_ms", "time to connect, milliseconds"),

@@ -104,7 +104,7 @@ func TestTunnelsOfAnIdentity(t *testing.T) {
 func (g *gateway) idle(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		lease, reason := g.budgets.Open(g.current.Load().Policy, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+		lease, reason := g.budgets.Exchange(g.current.Load().Policy, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
 		if reason == allowlist.NoReason {
 			lease.Close()
 			return
@@ -112,6 +112,43 @@ func (g *gateway) idle(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("a tunnel that has ended keeps its place")
 		}
+	}
+}
+
+// TestPlainRequestsTakePlaces of tunnels while they last, whatever they wait for,
+// but are no new tunnels of a second; what is one too many is not looked up.
+func TestPlainRequestsTakePlaces(t *testing.T) {
+	g := newGateway(t, options{})
+	g.limited(t, allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}, allowlist.Limits{})
+	for range 3 {
+		slow := g.call(t, "builder")
+		slow.send(t, get("http://"+g.at("allowed.example")+"/"))
+		origin := g.origin.next(t)
+		if _, err := http.ReadRequest(bufio.NewReader(origin)); err != nil {
+			t.Fatal(err)
+		}
+		before := g.names.lookups.Load()
+		for _, another := range []string{get("http://" + g.at("allowed.example") + "/"), connectTo(g.at("allowed.example"))} {
+			if a := g.call(t, "builder").ask(t, another); a.status != 429 || a.reason() != "tunnel-limit" || a.header.Get("Retry-After") == "" {
+				t.Errorf("answered %s %v", a.phrase, a.header)
+			}
+			if r := g.next(t, audit.EventDecision); r.Reason != "tunnel-limit" || r.Verdict != "deny" || r.Status != 429 {
+				t.Errorf("record %+v", r)
+			}
+		}
+		if n := g.names.lookups.Load(); n != before {
+			t.Errorf("%d lookups for what may not be", n-before)
+		}
+		if _, err := io.WriteString(origin, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(slow.reader, nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		g.next(t, audit.EventDecision)
+		g.next(t, audit.EventTunnelClose)
+		g.idle(t)
 	}
 }
 

@@ -63,10 +63,8 @@ func TestAnUpgradeThatIsDropped(t *testing.T) {
 // TestAnUpgradeThatIsDroppedIsNoTunnel for the limits, nor for a rule: what is
 // denied is denied as a plain request.
 func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
-	g := newGateway(t, options{limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1}}})
+	g := newGateway(t, options{limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}}})
 	g.origin.serve(t, func(request) string { return ok })
-	lease, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
-	t.Cleanup(lease.Close)
 	c := g.call(t, "builder")
 	for url, want := range map[string]string{
 		g.at("allowed.example") + "/":           "",
@@ -82,6 +80,9 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 		if strings.HasPrefix(url, "ws.example") {
 			protocols = "h2c"
 		}
+		if lease, reason := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID)); reason == allowlist.NoReason { // the second's new tunnel
+			lease.Close()
+		}
 		if a := c.ask(t, get("http://"+url, upgrades(protocols)...)); a.reason() != want || a.close {
 			t.Errorf("%s: answered %s, want %q", url, a.phrase, want)
 		}
@@ -90,6 +91,12 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 			g.next(t, audit.EventTunnelClose)
 		}
 	}
+	g.idle(t)
+	lease, reason := g.budgets.Exchange(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+	if reason != allowlist.NoReason {
+		t.Fatal(reason)
+	}
+	t.Cleanup(lease.Close)
 	if a := c.ask(t, get("http://"+g.at("ws.example")+"/", upgrades("websocket")...)); a.reason() != "tunnel-limit" {
 		t.Errorf("an upgrade beyond the limit is answered %s", a.phrase)
 	}

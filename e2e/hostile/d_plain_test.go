@@ -211,13 +211,13 @@ func plainRows() []row {
 			twice(allowlist.PortNotAllowed, get("http://allowed.example:22/"), "allowed.example"),
 			twice(allowlist.IPNotOnAllowlist, get("http://[::ffff:169.254.169.254]/"), "169.254.169.254"),
 			[]scenario{ask{who: nobody, head: get("http://allowed.example:PORT/"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario()})},
-		{"D29", "an answer whose end two readers might see in two places: chunks in HTTP/1.0, lengths that differ, unknown codings, a space before the colon; one of another version, with more than 256 fields, or with a head over 256 KiB", "502 `response-failed`; nothing of it is sent on", noAnswers(
+		{"D29", "an answer whose end two readers might see in two places: chunks in HTTP/1.0, lengths that differ, unknown codings, a space before the colon; one of another version, with more than 256 fields, or with a head over 64 KiB", "502 `response-failed`; nothing of it is sent on", noAnswers(
 			"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\nok", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
 			"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/0.9 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 2\r\n\r\nok",
 			"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 300<<10)+"\r\n\r\n")},
+			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 80<<10)+"\r\n\r\n")},
 		loginRow(),
 		readOtherwise(),
 		{"D32", "an upgrade: one that its client need not have, such as h2c; a WebSocket; another form of HTTP where upgrades are allowed", "the rule's `upgrade: true` decides: without it the upgrade is dropped and the request goes on as a plain one, but a WebSocket is denied as `upgrade-not-allowed`; h2c, HTTP and TLS are dropped under every rule, since their requests would be decided by nobody", slices.Concat(

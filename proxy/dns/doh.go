@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -35,10 +36,21 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	}
 	defer leave()
 	h := &dohConn{server: s, conn: conn, ctx: ctx}
-	one := &oneConn{conn: conn.Conn, closed: make(chan struct{})}
+	h.meter = meter{Conn: conn.Conn, spend: func() bool {
+		caller := h.caller()
+		left := s.spendQuery(&caller)
+		if !left {
+			s.counts.shed.Add(1)
+		}
+		return left
+	}}
+	one := &oneConn{conn: &h.meter, closed: make(chan struct{})}
+	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil { // until the first bytes
+		return
+	}
 	gone := make(chan struct{})
 	srv := &http.Server{
-		Handler:     h,
+		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // no request passes the budget
 		ReadTimeout: readTimeout, WriteTimeout: dohTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: s.cfg.Limits.PerStream, MaxReadFrameSize: 16 << 10, WriteByteTimeout: writeTimeout,
@@ -64,6 +76,17 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	forget()
 	ending.Wait()
 	h.wait()
+}
+
+// protocols are the version of HTTP that the handshake has agreed on. net/http,
+// which knows HTTP/2 over TLS only of a bare connection of crypto/tls, takes it as
+// if it came in the clear.
+func protocols(conn *listen.Conn) *http.Protocols {
+	p := new(http.Protocols)
+	secure, ok := conn.Conn.(*tls.Conn)
+	p.SetUnencryptedHTTP2(ok && secure.ConnectionState().NegotiatedProtocol == "h2")
+	p.SetHTTP1(!p.UnencryptedHTTP2())
+	return p
 }
 
 // oneConn is a listener that accepts one connection.
@@ -111,6 +134,7 @@ func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 // dohConn answers the requests of one connection.
 type dohConn struct {
 	server            *Server
+	meter             meter
 	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
 	handlers, lookups sync.WaitGroup
 
@@ -146,16 +170,22 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.handlers.Done()
+	h.meter.taken()
+	caller := h.caller()
 	msg, err := readQuery(r)
 	if err != nil {
 		h.server.counts.ignored.Add(1)
+		if !h.server.spendQuery(&caller) {
+			err = &badRequest{http.StatusTooManyRequests, "too many queries, and this one is none"}
+			w.Header().Set("Retry-After", "1")
+			w.Header().Set("Connection", "close") // with HTTP/2, no other request is taken; a handshake has a budget of its own
+		}
 		if err.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, POST")
 		}
 		http.Error(w, err.text, err.status)
 		return
 	}
-	caller := h.caller()
 	if caller.Excess {
 		w.Header().Set("Connection", "close") // over HTTP/2, too, where net/http makes a GOAWAY of it
 	}
@@ -182,8 +212,8 @@ func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
 // writeResponse answers the request: a DNS error is a good HTTP answer (RFC 8484
 // section 4.2.1).
 func writeResponse(w http.ResponseWriter, r *response) error {
-	if r.silent {
-		http.Error(w, "that is no DNS query", http.StatusBadRequest)
+	if r.silent { // a fault of the gateway
+		http.Error(w, "there is no answer", http.StatusInternalServerError)
 		return nil
 	}
 	head := w.Header()
@@ -200,8 +230,17 @@ type badRequest struct {
 	text   string
 }
 
-// readQuery returns the packet of a request.
+// readQuery returns the packet of a request, which may be answered.
 func readQuery(r *http.Request) ([]byte, *badRequest) {
+	msg, err := readPacket(r)
+	if err == nil && !isQuery(msg) {
+		err = &badRequest{http.StatusBadRequest, "that is no DNS query"}
+	}
+	return msg, err
+}
+
+// readPacket returns the packet of a request.
+func readPacket(r *http.Request) ([]byte, *badRequest) {
 	if r.URL.Path != DoHPath {
 		return nil, &badRequest{http.StatusNotFound, "queries are taken at " + DoHPath}
 	}

@@ -96,11 +96,27 @@ func TestAnAnswerLongerThanItsLength(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{})
 		c := g.dial(t, wire, "sidecar")
-		if got := say(ask(t, c, "huge.example")); got != "SERVFAIL, ede 23 resolve-failed" {
+		if got := say(ask(t, c, "TXT huge.example")); got != "SERVFAIL, ede 23 resolve-failed" {
 			t.Errorf("%s: %.100s", wire, got)
 		}
 		if got := say(ask(t, c, "allowed.example")); got != "NOERROR, A 93.184.216.34" {
 			t.Errorf("%s: behind it %.100s", wire, got)
+		}
+	}
+}
+
+// TestAnAnswerOfManyAddresses shows the first 64 of them, which are all that it
+// costs; the record says that there were more.
+func TestAnAnswerOfManyAddresses(t *testing.T) {
+	g := newGateway(t, options{})
+	for _, wire := range []string{"tcp", "dot", "doh"} {
+		c := g.dial(t, wire, "sidecar")
+		a := ask(t, c, "many.example")
+		if len(a.Answer) != 64 || !strings.HasSuffix(say(a), ", A 93.184.0.63") {
+			t.Errorf("%s: %d records: %s", wire, len(a.Answer), say(a))
+		}
+		if r := g.next(t); *r.Answers != 64 || r.Filtered != 3900-64 {
+			t.Errorf("%s: %d answers and %d without", wire, *r.Answers, r.Filtered)
 		}
 	}
 }

@@ -54,7 +54,8 @@ func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolv
 	resolver := must(resolve.New(resolve.Config{
 		Servers: []resolve.Server{{Addr: netip.MustParseAddrPort("127.0.0.1:1")}},
 		Hosts: map[allowlist.Host][]netip.Addr{
-			must(allowlist.ParseHost("allowed.example")): {netip.MustParseAddr("93.184.216.34"), netip.MustParseAddr("2606:2800:220:1::1")},
+			must(allowlist.ParseHost("allowed.example")):   {netip.MustParseAddr("93.184.216.34"), netip.MustParseAddr("2606:2800:220:1::1")},
+			must(allowlist.ParseHost("many.wild.example")): many(),
 		},
 	}))
 	tb.Cleanup(resolver.Close)
@@ -78,6 +79,15 @@ func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolv
 		Resolver: Resolver{Cached: resolver.Cached, Lookup: lookup, Bind: resolver.Bind},
 		Budgets:  limit.NewBudgets(limit.Config{Identity: allowlist.Limits{DNSPerSecond: 1 << 30}}),
 	}))
+}
+
+// many are as many addresses as are kept of a server's answer.
+func many() []netip.Addr {
+	var all []netip.Addr
+	for i := range byte(64) {
+		all = append(all, netip.AddrFrom4([4]byte{93, 184, 0, i}))
+	}
+	return all
 }
 
 func sidecar() listen.Caller {
@@ -433,6 +443,17 @@ func BenchmarkHit(b *testing.B) {
 	s := newServer(b, nil)
 	caller := sidecar()
 	msg := packetOf("allowed.example", mdns.TypeA, true)
+	var lookups sync.WaitGroup
+	b.ReportAllocs()
+	for b.Loop() {
+		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+	}
+}
+
+// BenchmarkMany does the same with as many addresses as an answer can have.
+func BenchmarkMany(b *testing.B) {
+	s := newServer(b, nil)
+	caller, msg := sidecar(), packetOf("many.wild.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {

@@ -238,6 +238,28 @@ func TestDistinctNames(t *testing.T) {
 	}
 }
 
+// TestQuestionsThatLeave: the same few names below a wildcard, asked for again and
+// again in whatever order and letters over whichever door, leave no more often than
+// the bound says; what is in the cache is answered all the same, and so are others.
+func TestQuestionsThatLeave(t *testing.T) {
+	g := newGateway(t, options{names: 2})
+	doors := []client{g.dial(t, "tcp", ""), g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "sidecar")}
+	ask(t, doors[0], "kept.wild.example")
+	answers := map[string]int{}
+	for i := range 60 {
+		name := []string{"zero.wild.example", "Zero.wILD.example"}[i/3%2]
+		answers[say(ask(t, doors[i%len(doors)], name))]++
+	}
+	if answers["NOERROR, A 93.184.216.34"] != 19 || answers["REFUSED, ede 18 name-budget"] != 41 || g.upstream.packets.Load() != 20 {
+		t.Errorf("%v, %d packets", answers, g.upstream.packets.Load())
+	}
+	for _, name := range []string{"kept.wild.example", "allowed.example"} {
+		if got := say(ask(t, doors[0], name)); got != "NOERROR, A 93.184.216.34" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
 // TestAStateEndsConnections: a state that does not know the identity any more
 // closes its connections, and no other.
 func TestAStateEndsConnections(t *testing.T) {

@@ -54,7 +54,7 @@ func (x *exchange) answer(a resolve.Answer, now time.Time) {
 		ID: q.id, RD: q.flags&flagRD != 0, CD: q.flags&flagCD != 0, AD: q.do || q.flags&flagAD != 0,
 		Question: q.question[:q.asked],
 	}, now, &x.ruling)
-	r.answers, r.filtered = counts.Answers, counts.Dropped
+	r.answers, r.filtered = counts.Answers, counts.Dropped+counts.Cut
 	if counts.Dropped > 0 && counts.Answers == 0 {
 		x.ruling.reason = allowlist.ResolvedAddressDenied
 		if x.ruling.hop != allowlist.NoReason {

@@ -233,7 +233,7 @@ func policy() allowlist.Spec {
 	sidecar := entry("sidecar",
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
-		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("huge.example"), to("large.example", types(allowlist.TypeTXT)),
+		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("many.example"), to("huge.example", types(allowlist.TypeTXT)), to("large.example", types(allowlist.TypeTXT)),
 		to("brief.example"), to("brief-gone.example"), to("*.shell.example", types(allowlist.TypeSSHFP, allowlist.TypeTLSA, allowlist.TypeURI)),
 		to("old.example", ended), to("printer.local"),
 		to("shut.localhost"), to("open.localhost", into("127.0.0.1/32", "::1/128"), types(allowlist.TypeTXT)), to("half.localhost", into("127.0.0.1/32")), to("deep.below.example"))
@@ -349,13 +349,19 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 	}
 	switch {
 	case name == "huge.example.": // with an OPT it would be longer than a message can be
-		lines = slices.Repeat([]string{"huge.example. 60 A 93.184.216.34"}, 4094)
+		lines = slices.Repeat([]string{"huge.example. 60 TXT" + strings.Repeat(` "`+strings.Repeat("x", 249)+`"`, 4)}, 64)
+	case name == "many.example.":
+		for i := range 3900 {
+			lines = append(lines, fmt.Sprintf("many.example. 60 A 93.184.%d.%d", i/256, i%256))
+		}
 	case name == "broken.example.":
 		a.Rcode = mdns.RcodeServerFailure
 	case strings.HasSuffix(name, ".loop.example."):
 		lines = []string{name + " 60 A 127.0.0.1"}
 	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):
 		a.Rcode = mdns.RcodeNameError
+	case strings.HasPrefix(name, "zero"): // never kept
+		lines = []string{name + " 0 A 93.184.216.34"}
 	case !known:
 		lines = []string{name + " 60 A 93.184.216.34"}
 	}

@@ -20,7 +20,7 @@ func (s *Server) ServeUDP(ctx context.Context, u *listen.UDP) error {
 	return u.Serve(func(socket *net.UDPConn) { (&udpLoop{server: s, udp: u, socket: socket}).run(ctx) })
 }
 
-// udpLoop reads from one socket.
+// udpLoop reads from the socket of a listener, which other loops may read, too.
 type udpLoop struct {
 	server  *Server
 	udp     *listen.UDP

@@ -49,6 +49,11 @@ func (h *heads) add(p []byte) {
 func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	defer func() {
+		if h.raw.Len() == 0 {
+			h.raw = bytes.Buffer{} // an interim head may have been long, and the next answer far
+		}
+	}()
 	if h.lines == nil {
 		h.lines = textproto.NewReader(bufio.NewReader(&h.raw))
 	}

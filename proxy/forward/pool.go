@@ -21,7 +21,7 @@ const (
 	idlePerPool   = 16
 	idleTimeout   = 30 * time.Second
 	continueAfter = time.Second // RFC 9110 section 10.1.1: an origin need not send 100
-	maxAnswerHead = 256 << 10   // bytes
+	maxAnswerHead = 64 << 10    // bytes; an exchange may hold it three times, for as long as a client reads slowly
 	maxInterims   = 32          // answers with a status of 1xx before the final one
 )
 

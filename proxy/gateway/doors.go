@@ -68,15 +68,15 @@ func (d *doors) open(ctx context.Context) error {
 	return nil
 }
 
-// openDatagrams opens the sockets beside a listener for DNS over TCP, at the
-// same address.
+// openDatagrams opens the socket for datagrams beside a listener for DNS over
+// TCP, at the same address.
 func (d *doors) openDatagrams(ctx context.Context, l *listen.Listener, cfg listen.Config) error {
 	tcp, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
 		return fmt.Errorf("listener %s: DNS needs an IP address, for its datagrams", cfg.Name)
 	}
 	u, err := listen.OpenUDP(ctx, listen.UDPConfig{
-		Name: cfg.Name, Address: tcp.AddrPort(), Fixed: cfg.Fixed, Mapped: cfg.Mapped, Sockets: runtime.NumCPU(),
+		Name: cfg.Name, Address: tcp.AddrPort(), Fixed: cfg.Fixed, Mapped: cfg.Mapped, Loops: runtime.GOMAXPROCS(0), //nolint:forbidigo // zero only asks
 	})
 	if err != nil {
 		return err

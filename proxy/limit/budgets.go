@@ -45,7 +45,7 @@ type budget struct {
 // of the budgets. A limiter is nil where the key is not set.
 type pool struct {
 	limits   allowlist.Limits
-	open     int
+	open     int // tunnels and plain requests
 	connects *rate.Limiter
 	queries  *rate.Limiter
 	upload   atomic.Pointer[rate.Limiter] // bytes
@@ -93,8 +93,8 @@ func (b *Budgets) Open(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowli
 	return b.lease(p, h, true)
 }
 
-// Exchange is for a plain request: only its bytes are counted, so that the
-// reason can only be upload-limit.
+// Exchange is for a plain request, which takes the place of a tunnel while it lasts
+// and is no new tunnel of a second: the reason is never rate-limited.
 func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason) {
 	return b.lease(p, h, false)
 }
@@ -244,7 +244,8 @@ func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time
 	return l
 }
 
-// Lease is what a tunnel or a plain request takes from its budgets.
+// Lease is the place, and the bytes, that a tunnel or a plain request has of its
+// budgets.
 type Lease struct {
 	budgets *Budgets
 	tunnel  bool
@@ -256,17 +257,14 @@ type Lease struct {
 func (l *Lease) take(now time.Time) allowlist.Reason {
 	for p := range l.pools {
 		switch {
-		case l.tunnel && p.limits.Tunnels > 0 && p.open >= p.limits.Tunnels:
+		case p.limits.Tunnels > 0 && p.open >= p.limits.Tunnels:
 			return allowlist.TunnelLimit
 		case !has(p.upload.Load(), now):
 			return allowlist.UploadLimit
 		}
 	}
-	if !l.tunnel {
-		return allowlist.NoReason
-	}
 	for p := range l.pools {
-		if !spend(p.connects, now) {
+		if l.tunnel && !spend(p.connects, now) {
 			return allowlist.RateLimited
 		}
 	}
@@ -299,11 +297,8 @@ func (l *Lease) Spend(n int) bool {
 	return true
 }
 
-// Close gives the tunnel back; what was spent stays spent.
+// Close gives the place back; what was spent stays spent.
 func (l *Lease) Close() {
-	if !l.tunnel {
-		return
-	}
 	l.budgets.mu.Lock()
 	defer l.budgets.mu.Unlock()
 	for p := range l.pools {

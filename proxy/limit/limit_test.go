@@ -91,24 +91,29 @@ func TestOpenTunnels(t *testing.T) {
 	refused(t, b, p, "a", allowlist.TunnelLimit)
 }
 
-// TestPlainRequests share the bytes of the tunnels and nothing else.
+// TestPlainRequests share the places and the bytes of the tunnels, and are no new
+// tunnels.
 func TestPlainRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
-		p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1, UploadPerHour: 100}, allowlist.Limits{}))
+		p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 2, ConnectsPerSecond: 1, UploadPerHour: 100}, allowlist.Limits{}))
 		tunnel := open(t, b, p, "a")
 		for range 3 {
 			l, reason := b.Exchange(p, holder("a"))
 			if reason != allowlist.NoReason || !l.Spend(30) {
 				t.Fatalf("a plain request: %q", reason)
 			}
+			if l, reason := b.Exchange(p, holder("a")); reason != allowlist.TunnelLimit || l != nil {
+				t.Errorf("one too many: %q", reason)
+			}
+			refused(t, b, p, "a", allowlist.TunnelLimit)
 			l.Close()
 		}
 		if tunnel.Spend(11) || !tunnel.Spend(10) {
 			t.Error("tunnels and plain requests do not share 100 bytes")
 		}
-		refused(t, b, p, "a", allowlist.TunnelLimit)
 		tunnel.Close()
+		refused(t, b, p, "a", allowlist.UploadLimit)
 	})
 }
 

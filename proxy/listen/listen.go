@@ -1,6 +1,6 @@
 // Package listen accepts connections and says who is at the other end: it
 // gives every door a connection that is ready to be read and a [Caller]. For
-// datagrams it gives a door the sockets, and a Caller for each sender.
+// datagrams it gives a door the socket, and a Caller for each sender.
 //
 // A TLS listener asks for a client certificate and never demands one: a caller
 // without an accepted identity gets through to the door, which answers it over

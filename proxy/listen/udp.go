@@ -24,22 +24,31 @@ type UDPConfig struct {
 	// Mapped returns the identity that an address stands for; false if it
 	// stands for none.
 	Mapped func(netip.Addr) (spiffeid.ID, bool)
-	// Sockets is how many sockets share the address where the system can do
-	// that, best one for each processor; zero means one.
-	Sockets int
+	// Loops is how many calls of Serve's function read the socket at the same
+	// time, best one for each processor; zero means one.
+	Loops int
 }
 
-// UDP is a listener for datagrams. It is safe for concurrent use.
+// receiveBuffer is how many bytes of datagrams are asked to wait for a loop; the
+// system gives what it allows. One queue holds the burst of all senders.
+const receiveBuffer = 1 << 20
+
+// UDP is a listener for datagrams: one socket, which nobody else can bind beside,
+// since it does not share its port (SO_REUSEPORT would let every process of the
+// same user have a part of the queries). It is safe for concurrent use.
 type UDP struct {
-	cfg     UDPConfig
-	sockets []*net.UDPConn
+	cfg UDPConfig
+	// handles are the socket, as often as there are loops: copies of its
+	// descriptor, since of one descriptor the runtime lets only one goroutine
+	// write at a time.
+	handles []*net.UDPConn
 
 	mu      sync.Mutex
 	serving bool
 	closed  bool
 }
 
-// OpenUDP opens the sockets; Serve serves them. The error is one line that says
+// OpenUDP opens the socket; Serve serves it. The error is one line that says
 // what to do.
 func OpenUDP(ctx context.Context, cfg UDPConfig) (*UDP, error) {
 	switch {
@@ -50,57 +59,61 @@ func OpenUDP(ctx context.Context, cfg UDPConfig) (*UDP, error) {
 	}
 	u := &UDP{cfg: cfg}
 	if err := u.open(ctx); err != nil {
-		_ = u.closeSockets()
+		_ = u.closeHandles()
 		return nil, fmt.Errorf("listener %s: %w", cfg.Name, explain(cfg.Address.String(), err))
 	}
 	return u, nil
 }
 
-// open opens one socket for itself, so that the address is nobody else's, and
-// then lets the others have it too.
+// open binds the socket and copies its descriptor for each further loop.
 func (u *UDP) open(ctx context.Context) error {
-	first, err := openSocket(ctx, net.ListenConfig{}, u.cfg.Address)
+	var lc net.ListenConfig
+	conn, err := lc.ListenPacket(ctx, "udp", u.cfg.Address.String())
 	if err != nil {
 		return err
 	}
-	u.sockets = []*net.UDPConn{first}
-	if u.cfg.Sockets <= 1 || !canShare {
-		return nil
-	}
-	raw, err := first.SyscallConn()
-	if err != nil {
+	if err := u.add(conn); err != nil {
 		return err
 	}
-	if err := reusePort("", "", raw); err != nil {
+	if err := u.handles[0].SetReadBuffer(receiveBuffer); err != nil {
 		return err
 	}
-	for len(u.sockets) < u.cfg.Sockets {
-		socket, err := openSocket(ctx, net.ListenConfig{Control: reusePort}, u.Addr())
-		if err != nil {
-			return err
+	for len(u.handles) < u.cfg.Loops {
+		if err := u.copy(); err != nil {
+			return fmt.Errorf("copying the descriptor of %s: %w", u.cfg.Address, err)
 		}
-		u.sockets = append(u.sockets, socket)
 	}
 	return nil
 }
 
-func openSocket(ctx context.Context, lc net.ListenConfig, address netip.AddrPort) (*net.UDPConn, error) {
-	conn, err := lc.ListenPacket(ctx, "udp", address.String())
+// copy adds a handle of the same socket.
+func (u *UDP) copy() error {
+	file, err := u.handles[0].File()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	socket, ok := conn.(*net.UDPConn)
+	defer func() { _ = file.Close() }() // FilePacketConn has a descriptor of its own
+	conn, err := net.FilePacketConn(file)
+	if err != nil {
+		return err
+	}
+	return u.add(conn)
+}
+
+func (u *UDP) add(conn net.PacketConn) error {
+	handle, ok := conn.(*net.UDPConn)
 	if !ok {
 		_ = conn.Close()
-		return nil, fmt.Errorf("%s is no datagram socket", address)
+		return fmt.Errorf("%s is no datagram socket", u.cfg.Address)
 	}
-	return socket, nil
+	u.handles = append(u.handles, handle)
+	return nil
 }
 
 // Addr returns the address that the listener has, with the port it was given
 // if it asked for port 0.
 func (u *UDP) Addr() netip.AddrPort {
-	if addr, ok := u.sockets[0].LocalAddr().(*net.UDPAddr); ok {
+	if addr, ok := u.handles[0].LocalAddr().(*net.UDPAddr); ok {
 		ap := addr.AddrPort()
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 	}
@@ -116,27 +129,27 @@ func (u *UDP) Close() error {
 	defer u.mu.Unlock()
 	u.closed = true
 	if !u.serving {
-		return u.closeSockets()
+		return u.closeHandles()
 	}
-	for _, socket := range u.sockets {
-		if err := socket.SetReadDeadline(time.Unix(1, 0)); err != nil {
+	for _, handle := range u.handles {
+		if err := handle.SetReadDeadline(time.Unix(1, 0)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (u *UDP) closeSockets() error {
+func (u *UDP) closeHandles() error {
 	var err error
-	for _, socket := range u.sockets {
-		err = errors.Join(err, socket.Close())
+	for _, handle := range u.handles {
+		err = errors.Join(err, handle.Close())
 	}
 	return err
 }
 
-// Serve calls serve for every socket, each in a goroutine of its own, and closes
-// the sockets when the last call has returned. It returns at once if the listener
-// is closed already.
+// Serve calls serve once for each loop, each in a goroutine of its own and with a
+// handle of its own of the one socket, and closes the socket when the last call has
+// returned. It returns at once if the listener is closed already.
 //
 // Close makes reading fail with os.ErrDeadlineExceeded, which is when serve should
 // return; what was asked before can still be answered.
@@ -149,11 +162,11 @@ func (u *UDP) Serve(serve func(socket *net.UDPConn)) error {
 	u.serving = true
 	u.mu.Unlock()
 	var serving sync.WaitGroup
-	for _, socket := range u.sockets {
-		serving.Go(func() { serve(socket) })
+	for _, handle := range u.handles {
+		serving.Go(func() { serve(handle) })
 	}
 	serving.Wait()
-	return u.closeSockets()
+	return u.closeHandles()
 }
 
 // Caller says who is behind the address that a datagram came from.

@@ -57,15 +57,13 @@ func TestUDPConfigurationsThatCannotServe(t *testing.T) {
 	}
 }
 
-// TestUDPSockets: each has its own call, which can still answer when reading has
-// ended, and Serve returns when the last of them has.
-func TestUDPSockets(t *testing.T) {
-	sockets := 1
-	if canShare {
-		sockets = 2
-	}
+// TestUDPLoops: each has its own call, which can still answer when reading has
+// ended, from the address of the listener, and Serve returns when the last of them
+// has.
+func TestUDPLoops(t *testing.T) {
+	const loops = 3
 	cfg := udpAt("127.0.0.1:0")
-	cfg.Sockets = sockets
+	cfg.Loops = loops
 	u := listenUDPAt(t, cfg)
 	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.Addr()))
 	if err != nil {
@@ -74,7 +72,7 @@ func TestUDPSockets(t *testing.T) {
 	defer func() { _ = client.Close() }()
 	to := client.LocalAddr().(*net.UDPAddr).AddrPort()
 
-	begun, ended, served := make(chan struct{}, sockets), make(chan error, sockets), make(chan error, 1)
+	begun, ended, served := make(chan struct{}, loops), make(chan error, loops), make(chan error, 1)
 	go func() {
 		served <- u.Serve(func(socket *net.UDPConn) {
 			begun <- struct{}{}
@@ -85,7 +83,7 @@ func TestUDPSockets(t *testing.T) {
 			ended <- err
 		})
 	}()
-	for range sockets {
+	for range loops {
 		<-begun
 	}
 	if err := u.Close(); err != nil {
@@ -97,7 +95,7 @@ func TestUDPSockets(t *testing.T) {
 	if err := client.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	for range sockets {
+	for range loops {
 		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("reading ended with %v", err)
 		}
@@ -107,6 +105,42 @@ func TestUDPSockets(t *testing.T) {
 	}
 	if err := u.Serve(func(*net.UDPConn) { t.Error("a closed listener is served") }); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEveryLoopReads: what comes to the one socket is read by whichever loop is
+// free, and a loop that is busy holds nobody up.
+func TestEveryLoopReads(t *testing.T) {
+	const loops = 3
+	cfg := udpAt("127.0.0.1:0")
+	cfg.Loops = loops
+	u := listenUDPAt(t, cfg)
+	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	read, served := make(chan *net.UDPConn), make(chan error, 1)
+	busy := make(chan struct{})
+	go func() {
+		served <- u.Serve(func(socket *net.UDPConn) {
+			if _, _, err := socket.ReadFromUDPAddrPort(make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
+			read <- socket
+			<-busy // with what it has read
+		})
+	}()
+	seen := map[*net.UDPConn]bool{}
+	for range loops {
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		seen[<-read] = true
+	}
+	close(busy)
+	if err := <-served; err != nil || len(seen) != loops {
+		t.Errorf("%d of %d handles have read a datagram: %v", len(seen), loops, err)
 	}
 }
 

@@ -4,44 +4,110 @@ import (
 	"hash/maphash"
 	"sync"
 	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // DefaultNames is how many distinct names below one wildcard rule an identity
 // may look up within a minute.
 const DefaultNames = 100
 
+// questionsPerName is how many questions an identity may have sent to servers
+// within a minute, for each name that it may have below one wildcard rule: its
+// names have several types, and answers that hold for less than a minute are
+// asked for again.
+const questionsPerName = 10
+
 const (
 	budgetWindow = time.Minute
 	// maxBudgets bounds how many pairs of an identity and a rule are counted,
-	// and maxCounted their names. What asked longest ago makes room.
+	// and how many identities; maxCounted the names of the pairs. What asked
+	// longest ago makes room.
 	maxBudgets = 16384
 	maxCounted = 1 << 20
 )
 
-// budgets counts the distinct names that each identity looks up below each
-// wildcard rule: every new name carries information out, whoever answers.
+// budgets counts the questions that leave the gateway because of names below
+// wildcards, which their asker chooses: the distinct names of each identity below
+// each wildcard rule, since every new name carries information out, whoever
+// answers; and all questions of each identity, since the order and the types in
+// which the same names are asked for carry some, too.
 type budgets struct {
 	limit int // names of a pair
 	most  int // names of all pairs
 	seed  maphash.Seed
 
-	mu      sync.Mutex
-	sets    lru[Asker, *nameSet]
-	counted int // names of all sets
+	mu        sync.Mutex
+	sets      lru[Asker, *nameSet]
+	counted   int // names of all sets
+	questions lru[allowlist.Holder, *departures]
+	begin     time.Time // from where departures count time
 }
 
 func newBudgets(limit int) *budgets {
-	return &budgets{limit: limit, most: maxCounted, seed: maphash.MakeSeed(), sets: newLRU[Asker, *nameSet](maxBudgets)}
+	return &budgets{
+		limit: limit, most: maxCounted, seed: maphash.MakeSeed(), begin: time.Now(),
+		sets: newLRU[Asker, *nameSet](maxBudgets), questions: newLRU[allowlist.Holder, *departures](maxBudgets),
+	}
 }
 
-// admit counts a name and reports whether it is within the bound. A name that
-// was counted already within the last minute costs nothing.
-func (b *budgets) admit(a Asker, name string, now time.Time) bool {
+// leave counts a question that is about to be sent to a server, and returns why
+// it must not be.
+func (b *budgets) leave(a Asker, name string, now time.Time) error {
 	if a.Wildcard == "" {
-		return true
+		return nil
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	left, ok := b.questions.get(a.Holder)
+	if !ok {
+		left = new(departures)
+		b.questions.put(a.Holder, left)
+	}
+	switch at := now.Sub(b.begin); {
+	case left.within(at) >= b.limit*questionsPerName:
+		return &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errQuestions}
+	case !b.admit(a, name, now):
+		return &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errNames}
+	default:
+		left.add()
+	}
+	return nil
+}
+
+// departures counts the questions of the last minute, by the part of a minute in
+// which they left. The part in which the minute began counts whole, so that no
+// minute, whenever it begins, has more questions than the bound.
+type departures struct {
+	parts [partsOfMinute + 1]int // by the number of the part, modulo their count
+	last  int64                  // number of the newest part
+}
+
+const partsOfMinute = 6
+
+// within returns how many questions may have left in the minute that ends at a
+// time, which is the same as before or a later one.
+func (d *departures) within(at time.Duration) int {
+	part := max(d.last, int64(at/(budgetWindow/partsOfMinute)))
+	for range min(part-d.last, int64(len(d.parts))) {
+		d.last++
+		d.parts[d.last%int64(len(d.parts))] = 0
+	}
+	d.last = part
+	sum := 0
+	for _, n := range d.parts {
+		sum += n
+	}
+	return sum
+}
+
+// add counts a question that leaves at a time for which within was asked.
+func (d *departures) add() { d.parts[d.last%int64(len(d.parts))]++ }
+
+// admit counts a name and reports whether it is within the bound. A name that
+// was counted already within the last minute costs nothing. It is called with mu
+// held.
+func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 	set, ok := b.sets.get(a)
 	if !ok {
 		set = &nameSet{last: map[uint64]time.Time{}}

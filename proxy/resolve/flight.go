@@ -39,9 +39,10 @@ type flight struct {
 	panicked string
 }
 
-// join returns the flight of a question, a new one unless it is under way. The
-// context gives its values, and neither its end nor its deadline.
-func (f *flights) join(ctx context.Context, q Question) (*flight, error) {
+// join returns the flight of a question, a new one unless it is under way. Leave
+// is asked before a new one begins, and its error is why none does. The context
+// gives its values, and neither its end nor its deadline.
+func (f *flights) join(ctx context.Context, q Question, leave func() error) (*flight, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.flying[q]; fl != nil {
@@ -52,6 +53,9 @@ func (f *flights) join(ctx context.Context, q Question) (*flight, error) {
 		return nil, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errClosed}
 	case len(f.flying) >= maxFlights:
 		return nil, errBusy
+	}
+	if err := leave(); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
 	fl := &flight{done: make(chan struct{}), cancel: cancel}

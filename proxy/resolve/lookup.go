@@ -16,9 +16,11 @@ import (
 )
 
 var (
-	errNoName = errors.New("the question has no name")
-	errBudget = errors.New("too many distinct names below the wildcard within a minute")
-	errNoHost = errors.New("the name does not exist")
+	errNoName    = errors.New("the question has no name")
+	errNames     = errors.New("too many distinct names below the wildcard within a minute")
+	errQuestions = errors.New("too many questions below wildcards within a minute")
+	errKnown     = errors.New("the answer has come meanwhile")
+	errNoHost    = errors.New("the name does not exist")
 )
 
 // Cached returns the answer to a question if no server need be asked: for
@@ -48,10 +50,10 @@ func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
 }
 
 // Lookup answers a question: as Cached does, else by asking servers, else by
-// what is past its time. A name below a wildcard rule that no server need be
-// asked for is not counted: it does not leave the gateway. Every error is an
-// *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or busy if
-// no server could be asked for want of something of the gateway's. When
+// what is past its time. Below a wildcard rule only what a server is asked for on
+// behalf of the asker is counted: nothing else leaves the gateway. Every error is
+// an *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or busy
+// if no server could be asked for want of something of the gateway's. When
 // ctx ends, the question is still asked to its end, for others who wait and for
 // the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
@@ -64,8 +66,6 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 		return Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoName}
 	case !wire.Forwarded(q.Type):
 		return Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: fmt.Errorf("%w: %d", wire.ErrType, q.Type)}
-	case !r.budgets.admit(a, q.Name.String(), now):
-		return Answer{}, &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errBudget}
 	}
 	old := r.cache.get(q)
 	if old != nil && !r.cache.usable(old, now) {
@@ -77,14 +77,28 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	if err := r.failures.get(q, now); err != nil && old == nil {
 		return Answer{}, failure(err)
 	}
-	return r.askOrStale(ctx, q, old)
+	return r.askOrStale(ctx, a, q, old)
 }
 
 // askOrStale asks servers. With an old answer at hand it waits for them for a
-// shorter time, and answers with that if they fail.
-func (r *Resolver) askOrStale(ctx context.Context, q Question, old *entry) (Answer, error) {
-	fl, err := r.flights.join(ctx, q)
-	if err == nil {
+// shorter time, and answers with that if they fail. An asker who has no question
+// left gets no old answer either: it would look as if all were well.
+func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *entry) (Answer, error) {
+	var known Answer
+	fl, err := r.flights.join(ctx, q, func() error {
+		now := time.Now()
+		if answer, ok := r.Cached(q, now); ok { // a flight has landed since we looked
+			known = answer
+			return errKnown
+		}
+		return r.budgets.leave(a, q.Name.String(), now)
+	})
+	switch {
+	case errors.Is(err, errKnown):
+		return known, nil
+	case allowlist.ReasonOf(err) == allowlist.NameBudget:
+		return Answer{}, err
+	case err == nil:
 		var early <-chan time.Time
 		if old != nil {
 			timer := time.NewTimer(r.staleAfter)

@@ -1,6 +1,9 @@
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Append appends a complete response without OPT: header, the client's
 // question, the records that the filter lets through. A record ages by the
@@ -10,7 +13,8 @@ import "encoding/binary"
 // response has no record at all and the code NoError: no data. It allocates
 // nothing but what dst needs to grow.
 func (m *Message) Append(dst []byte, reply Reply, age uint32, stale bool, f Filter) ([]byte, Counts) {
-	w := writer{dst: dst, start: len(dst), filter: f, age: age, stale: stale}
+	w := writer{dst: slices.Grow(dst, headLen+len(reply.Question)+len(m.data)), start: len(dst), filter: f, age: age, stale: stale}
+	w.counts.Cut = int(m.cut)
 	w.head(reply)
 	w.records(m)
 	flags := uint16(flagQR | flagRA)

@@ -163,7 +163,7 @@ func TestServiceRecordsThatAreMalformed(t *testing.T) {
 		{"cut off in a value", slices.Concat(head, []byte{0, 1, 0, 9, 'x'})},
 	}
 	for _, tt := range tests {
-		if kept := stripECH(slices.Clone(tt.rdata)); kept != 0 {
+		if kept, _, _ := stripService(slices.Clone(tt.rdata), MaxHints); kept != 0 {
 			t.Errorf("%s: %d bytes are left", tt.name, kept)
 		}
 	}

@@ -48,6 +48,7 @@ type parser struct {
 	chain    []string // the names before it
 	finals   int      // records that were asked for
 	kept     int      // those of them that are of use
+	hints    int      // in those
 	soa      bool
 	extended int // upper bits of the response code
 	edited   bool
@@ -161,6 +162,12 @@ func (p *parser) answer() error {
 		p.edited = true
 		return nil
 	}
+	if p.kept == MaxRecords && h.Rrtype != TypeCNAME {
+		p.finals++
+		p.cut(1)
+		p.off += int(h.Rdlength)
+		return nil
+	}
 	rr, err := p.record(h)
 	if err != nil {
 		return err
@@ -177,6 +184,13 @@ func (p *parser) answer() error {
 		return p.service(rr, rdata)
 	}
 	return p.keep(record{typ: h.Rrtype, ttl: clamp(h.Ttl, MaxTTL), rdata: rdata})
+}
+
+// cut notes that n records or hints of the answer are left out, because there are
+// too many.
+func (p *parser) cut(n int) {
+	p.out.cut += uint16(n) //nolint:gosec // G115: a message of 64 KiB has fewer
+	p.edited = p.edited || n > 0
 }
 
 // follow goes to the target of an alias.
@@ -226,8 +240,9 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 	if !ok {
 		return ErrMalformed
 	}
-	kept := stripECH(rdata)
+	kept, hints, cut := stripService(rdata, MaxHints-p.hints)
 	p.edited = p.edited || kept != len(rdata)
+	p.cut(cut)
 	if kept == 0 {
 		return nil
 	}
@@ -239,6 +254,7 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 		}
 		p.out.names = append(p.out.names, target)
 	}
+	p.hints += hints
 	return p.keep(record{typ: svcb.Hdr.Rrtype, ttl: clamp(svcb.Hdr.Ttl, MaxTTL), rdata: rdata[:kept]})
 }
 

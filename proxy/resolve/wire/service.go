@@ -52,17 +52,33 @@ func eachHint(rdata []byte, yield func(netip.Addr) bool) bool {
 	return true
 }
 
-// stripECH removes the ECH parameter from rdata, in place, and returns how
-// much of it is left; 0 if the record is not to be used, because it is
-// malformed or cannot be used without ECH.
-func stripECH(rdata []byte) int {
-	return editService(rdata, func(key uint16, value []byte) (int, bool) {
-		if key == keyECH {
+// stripService removes from rdata, in place, the ECH parameter and the hints beyond
+// the first ones that there is room for. It returns how much of it is left, 0 if the
+// record is not to be used, because it is malformed or cannot be used without what
+// was removed; how many hints it has; and how many were cut.
+func stripService(rdata []byte, room int) (kept, hints, cut int) {
+	kept = editService(rdata, func(key uint16, value []byte) (int, bool) {
+		size := hintSize(key)
+		switch {
+		case key == keyECH:
+			return leaveOut, true
+		case size == 0:
+			return len(value), true
+		case len(value)%size != 0 || len(value) == 0:
+			return 0, false
+		}
+		n := min(len(value)/size, room-hints)
+		hints += n
+		cut += len(value)/size - n
+		if n == 0 {
 			return leaveOut, true
 		}
-		size := hintSize(key)
-		return len(value), size == 0 || len(value)%size == 0 && len(value) > 0
+		return n * size, true
 	})
+	if kept == 0 {
+		hints = 0
+	}
+	return kept, hints, cut
 }
 
 // filterService removes from rdata, in place, the hints that the filter

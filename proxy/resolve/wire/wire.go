@@ -43,6 +43,11 @@ const (
 const (
 	// MaxHops is how many aliases may lead from the name to its records.
 	MaxHops = 16
+	// MaxRecords is how many records behind the aliases are kept, of whatever
+	// type, and MaxHints how many hints all of them have together: each costs a
+	// decision whenever the answer is shown. The first ones count.
+	MaxRecords = 64
+	MaxHints   = 64
 	// MaxTTL bounds every time to live, and MaxNegativeTTL that of an answer
 	// that there is nothing (RFC 2308 section 5), in seconds.
 	MaxTTL         = 3600
@@ -126,6 +131,9 @@ type Counts struct {
 	Answers int
 	// Dropped is how many addresses and names the filter refused.
 	Dropped int
+	// Cut is how many records and hints were not kept, because the server gave
+	// more than MaxRecords or MaxHints.
+	Cut int
 }
 
 // Message is a checked answer in stored form. It is immutable; the zero value
@@ -134,6 +142,7 @@ type Message struct {
 	rcode     uint8
 	authentic bool
 	negative  bool
+	cut       uint16           // records and hints that were not kept
 	ttl       uint32           // the lowest of all records; 0 without any
 	data      []byte           // the records, as record.append writes them
 	names     []allowlist.Host // of each alias and each service's target, in order
