@@ -167,8 +167,9 @@ func TestSettings(t *testing.T) {
 		}},
 		"dns.connections_per_identity": {"listeners:\n", "dns: {connections_per_identity: 1}\nlisteners:\n" + names, func(t *testing.T, s *setting) {
 			t.Helper()
-			s.dial(t, "names")
-			eventually(t, "the end of another connection", func() bool { return s.lookup(t) == -1 })
+			idle := s.dial(t, "names")
+			eventually(t, "an answer on another connection", func() bool { return s.lookup(t) == 3 })
+			idle.gone(t)
 		}},
 		"records.collapse": {"", "records: {collapse: 2s}\n", func(t *testing.T, s *setting) {
 			t.Helper()
@@ -295,8 +296,7 @@ func TestSettings(t *testing.T) {
 		}},
 		"limits.connections": {"limits: {", "limits: {connections: 2, ", func(t *testing.T, s *setting) {
 			t.Helper()
-			s.dial(t, "own")
-			s.dial(t, "own")
+			s.ask(t, "allowed.example")
 			s.limited(t, "allowed.example", http.StatusServiceUnavailable, "busy")
 		}},
 		"limits.head_bytes": {"limits: {", "limits: {head_bytes: 1024, ", func(t *testing.T, s *setting) {

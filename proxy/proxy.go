@@ -115,4 +115,5 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 		}
 	}()
 	conn.Rest = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort}, s)
+	s.unasked(ctx)
 }

@@ -34,7 +34,7 @@ func newWorld(t *testing.T) *world {
 		ready:    newGateway(t, options{evidence: e}),
 		hasty:    newGateway(t, options{evidence: e, headTimeout: 400 * time.Millisecond, dialTimeout: 400 * time.Millisecond, forward: forward.Config{Response: 400 * time.Millisecond}}),
 		empty:    newGateway(t, options{evidence: e, noPolicy: true}),
-		busy:     newGateway(t, options{evidence: e, slots: 64, headTimeout: time.Hour}),
+		busy:     newGateway(t, options{evidence: e, slots: 256, headTimeout: time.Hour}),
 		draining: newGateway(t, options{evidence: e}),
 		far:      newGateway(t, options{evidence: e, headTimeout: time.Hour, limits: limit.Config{Connections: 64}}),
 		crowded:  newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1}}}),
@@ -45,11 +45,15 @@ func newWorld(t *testing.T) *world {
 		lease.Spend(n)
 		t.Cleanup(lease.Close)
 	}
-	for range 64 { // silent connections take every slot but those for saying so
-		w.busy.callPlain(t)
+	for range limit.SharesOf(256).PerIdentity { // the whole share of builder, which rests behind a denial
+		w.busy.call(t, "builder").ask(t, "GET http://denied.example/ HTTP/1.1\r\nHost: denied.example\r\n\r\n")
+		e.next(t, audit.EventDecision)
+	}
+	for range 64 {
 		w.far.callPlain(t)
 	}
 	w.draining.proxy.Drain()
+	e.spans.Reset()
 	return w
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -23,21 +24,52 @@ type session struct {
 	conn   *listen.Conn
 	wire   audit.Wire     // of its front, for the record
 	logins forward.Logins // connections to origins that belong to this connection of the caller's
+	asked  bool           // a request was handed over
 }
 
 // Handle implements front.Handler.
 func (s *session) Handle(ctx context.Context, read *front.Request) (a front.Answer) {
-	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail}
+	s.asked = true
+	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, late: !s.conn.Begin()}
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.proxy.Panicked(ctx, cause, debug.Stack())
 			x.place.leave()
 			a = abandon(ctx, x)
 		}
+		if a.Kind == front.Forwarded { // the others end when they were written, and a tunnel with its connection
+			s.conn.End()
+		}
 	}()
 	x.begin(ctx)
 	return x.answer(ctx)
 }
+
+// unasked records the refusal of a caller that is over a limit and has left, or said
+// nothing, before it could be told.
+func (s *session) unasked(ctx context.Context) {
+	reason, detail := overLimit(&s.conn.Caller)
+	if s.asked || reason == allowlist.NoReason || s.conn.GaveWay() {
+		return
+	}
+	answer := s.Handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail})
+	answer.Done(errUnasked)
+}
+
+// overLimit returns which limit of connections a caller is over, whatever it asks.
+func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string) {
+	detail, over := c.OverLimit()
+	switch {
+	case !over:
+		return allowlist.NoReason, ""
+	case c.Busy:
+		return allowlist.Busy, detail
+	}
+	return allowlist.RateLimited, detail
+}
+
+// errUnasked is why an answer to no request was not sent.
+var errUnasked = errors.New("nothing was asked")
 
 // request is one request on its way through the gateway, whatever wire it came
 // by. It is made for that request and belongs to one goroutine.
@@ -55,6 +87,7 @@ type request struct {
 	detail   string
 	lease    *limit.Lease     // what it has of its budgets; nil before it took any, or once its tunnel has it
 	place    *place           // in the registry; nil before it has one, or once its tunnel has it
+	late     bool             // its connection was closed for want of a slot before it was read
 	sent     bool             // a byte of it may have gone out
 	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
 
@@ -116,15 +149,16 @@ func (x *request) renew() {
 // admit decides: everything that can be said without a look-up.
 func (x *request) admit() allowlist.Reason {
 	switch {
+	case x.late: // that is why nothing more came of it
+		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
 		return x.read.Reason
 	case x.proxy.draining.Load():
 		return allowlist.Draining
-	case x.caller.Busy:
-		return allowlist.Busy
-	case x.caller.Limited:
-		x.detail = "too many connections are open from this address"
-		return allowlist.RateLimited
+	}
+	if reason, detail := overLimit(&x.caller); reason != allowlist.NoReason {
+		x.detail = detail
+		return reason
 	}
 	now := time.Now()
 	if reason := x.identify(now); reason != allowlist.NoReason {
@@ -253,6 +287,7 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 			Detail: x.detail, Realm: x.caller.Realm,
 		},
 		Done: func(err error) {
+			defer x.conn.End()
 			if x.afterRefusal != nil {
 				defer x.afterRefusal()
 			}
@@ -274,6 +309,7 @@ func own(ctx context.Context, x *request) front.Answer {
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	return front.Answer{Kind: front.Own, Done: func(err error) {
+		defer x.conn.End()
 		if err != nil {
 			x.unanswered(allowlist.NoReason)
 		}

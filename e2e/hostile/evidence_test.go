@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,7 @@ type record struct {
 type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
+	cut      atomic.Uint64 // connections that were closed for want of a slot, by the summaries of their listeners
 	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
 	end      func()        // of the gateway that is recorded here; nil: it has not begun
 }
@@ -90,6 +92,11 @@ func (e *evidence) Write(p []byte) (int, error) {
 		switch audit.Event(r.Event) { //nolint:exhaustive // the cases know what they have put in force
 		case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 			continue
+		case audit.EventSummary:
+			if r.Listener != "" { // it comes within a second, and no case waits for it
+				e.cut.Add(r.Count)
+				continue
+			}
 		}
 		e.records <- r
 	}

@@ -3,6 +3,7 @@ package hostile
 import (
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/front"
 	gw "github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 func exhaustionRows() []row {
@@ -26,7 +28,15 @@ func exhaustionRows() []row {
 			{"half a hello", slowHandshake},
 		}},
 		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{"stalled", stalledLookup}}},
-		{"H4", "more connections than there are slots", "503 `busy` while there is room to say it, then closed at once; memory is bounded by the number of slots", []scenario{{"silent ones", tooMany}}},
+		{"H4", "more connections than there are slots: silent ones, on a listener with or without TLS, or tunnels of one identity", "a silent one makes room for the next, of the same share, and is counted in one `summary` a second; beyond its share an identity is answered 503 `busy`; no tunnel is ended, and every other identity is served; memory is bounded by the number of slots", []scenario{
+			{"silent ones without TLS", func(t *testing.T, _ *gateway) {
+				silentCallers(t, func(g *gateway) netip.AddrPort { return g.plain })
+			}},
+			{"silent ones over TLS", func(t *testing.T, _ *gateway) {
+				silentCallers(t, func(g *gateway) netip.AddrPort { return g.secure })
+			}},
+			{"tunnels of one identity", tooManyTunnels},
+		}},
 		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{
 			{"64 KiB each", longHeads}, {"64 KiB before each tunnel", tunnelsBehindLongHeads},
 		}},
@@ -101,41 +111,70 @@ func stalledLookup(t *testing.T, _ *gateway) {
 	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.ResolveTimeout, lookups: 1}.run(t, g)
 }
 
-// tooMany fills the slots with silent connections.
-func tooMany(t *testing.T, _ *gateway) {
-	const slots, toSayBusy = 16, 2
-	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
-	var silent []net.Conn
-	for range slots {
-		silent = append(silent, g.callPlain(t)) // a slot is taken in accept order
+// silentCallers come to one listener, and take nothing from others.
+func silentCallers(t *testing.T, listener func(*gateway) netip.AddrPort) {
+	const slots, silent = 64, 200
+	g := newGateway(t, options{config: gw.Config{MaxConnections: slots, HandshakeTimeout: time.Hour, Front: front.Config{HeadTimeout: time.Hour}}})
+	open := g.call(t, "builder")
+	if got := open.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 200 {
+		t.Fatalf("answered %s", got.phrase)
 	}
-	got := g.askUntil(t, func() *caller { return g.call(t, "builder") }, 503)
-	if got.reason() != "busy" || got.header.Get("Retry-After") == "" {
-		t.Errorf("answered %s %v", got.phrase, got.header)
-	}
-	for range toSayBusy {
-		silent = append(silent, g.callPlain(t))
-	}
-	// The slot of the one that was told may be free only now.
-	refused := false
-	for end := time.Now().Add(patience); !refused && time.Now().Before(end); {
-		conn := g.connect(t, g.plain)
-		_, _ = io.WriteString(conn, g.fill(connectTo("allowed.example:PORT")))
-		n, _ := conn.Read(make([]byte, 1))
-		refused = n == 0
-		_ = conn.Close()
-		if !refused {
-			g.next(t, audit.EventDecision)
-		}
-	}
-	if !refused {
-		t.Error("there is no end of connections that are answered")
-	}
-	for _, conn := range silent {
-		_ = conn.Close()
+	g.next(t, audit.EventDecision)
+	origin := g.origin.next(t)
+	before := heap()
+	for range silent {
+		g.connect(t, listener(g))
 	}
 	c := g.openSoon(t)
+	if after := heap(); after > before+8<<20 {
+		t.Errorf("%d silent connections hold %d KiB", silent, (after-before)>>10)
+	}
 	g.finish(t, c, g.origin)
+	open.send(t, "still here")
+	got := make([]byte, 10)
+	if _, err := io.ReadFull(origin, got); err != nil || string(got) != "still here" {
+		t.Errorf("through the tunnel came %q, %v", got, err)
+	}
+	_ = open.Close()
+	_ = origin.Close()
+	g.next(t, audit.EventTunnelClose)
+	for end := time.Now().Add(patience); g.cut.Load() < silent-slots/4; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("summaries tell of %d connections that were closed", g.cut.Load())
+		}
+	}
+}
+
+// tooManyTunnels are more than one identity may have.
+func tooManyTunnels(t *testing.T, _ *gateway) {
+	const slots = 16
+	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
+	most := limit.SharesOf(slots).PerIdentity
+	builder := func(tb testing.TB) *caller {
+		tb.Helper()
+		for end := time.Now().Add(patience); time.Now().Before(end); {
+			if c, err := g.tryCallWith(tb, g.ca.svid(tb, "builder")); err == nil {
+				return c
+			}
+		}
+		tb.Fatal("no handshake passes")
+		return nil
+	}
+	var held []net.Conn
+	for range most {
+		c, _ := g.soon(t, builder, "")
+		held = append(held, c, g.origin.next(t))
+	}
+	if _, got := g.soon(t, builder, "busy"); got.status != 503 || got.header.Get("Retry-After") == "" {
+		t.Errorf("answered %s %v", got.phrase, got.header)
+	}
+	g.finish(t, g.openSoon(t), g.origin)
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	for range most {
+		g.next(t, audit.EventTunnelClose)
+	}
 }
 
 // longHeads holds many connections in the middle of a head.

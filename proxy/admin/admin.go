@@ -14,11 +14,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
 // Config says where to listen and what to answer. All fields are required but
-// Connections and Notes.
+// Connections, Notes and Cut.
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
@@ -33,6 +34,8 @@ type Config struct {
 	Notes func() []string
 	// Metrics answers /metrics.
 	Metrics http.Handler
+	// Cut is told of every connection that is closed for another one; nil is nobody.
+	Cut func(limit.Cause)
 }
 
 // Server serves the admin listener.
@@ -50,6 +53,9 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
+	if cfg.Cut == nil {
+		cfg.Cut = func(limit.Cause) {}
+	}
 	if cfg.Notes == nil {
 		cfg.Notes = func() []string { return nil }
 	}
@@ -64,7 +70,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ConnState:         (&bound{most: cmp.Or(cfg.Connections, DefaultConnections)}).changed,
+		ConnState:         newBound(cmp.Or(cfg.Connections, DefaultConnections), cfg.Cut).changed,
 	}}, nil
 }
 

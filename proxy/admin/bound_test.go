@@ -4,19 +4,25 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // TestManyConnections opens more than may be open, which say nothing: the oldest
 // are closed at once, long before their time is over, and the next one is
 // answered.
 func TestManyConnections(t *testing.T) {
+	var cut atomic.Int32
 	s, err := Listen(t.Context(), Config{
 		Address: "127.0.0.1:0", NotReady: func() []string { return nil }, Metrics: http.NotFoundHandler(),
+		Cut: func(limit.Cause) { cut.Add(1) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -49,6 +55,9 @@ func TestManyConnections(t *testing.T) {
 			t.Fatalf("connection %d is open: %v", i, err)
 		}
 	}
+	if n := cut.Load(); n != 10 {
+		t.Errorf("%d are counted, want 10", n)
+	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -57,16 +66,42 @@ func TestManyConnections(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatEnded makes room for another.
+// TestTheOldestWithARequest goes if every connection has one: whoever asks and does
+// not let go keeps nobody else out.
+func TestTheOldestWithARequest(t *testing.T) {
+	closed := map[*net.TCPConn]limit.Cause{}
+	var current *net.TCPConn
+	b := newBound(DefaultConnections, func(cause limit.Cause) { closed[current] = cause })
+	conns := make([]*net.TCPConn, DefaultConnections+1)
+	for i := range conns {
+		conns[i] = new(net.TCPConn)
+		current = conns[i]
+		b.changed(conns[i], http.StateNew)
+		b.changed(conns[i], http.StateActive)
+	}
+	if want := map[*net.TCPConn]limit.Cause{current: limit.CauseSource}; !maps.Equal(closed, want) {
+		t.Errorf("closed for others: %v, want one for the last", closed)
+	}
+	if b.of(conns[0]).GivenUp() == limit.NoCause || b.of(conns[1]).GivenUp() != limit.NoCause {
+		t.Error("it is not the oldest that was closed")
+	}
+	b.changed(conns[1], http.StateIdle)
+	b.changed(new(net.TCPConn), http.StateNew)
+	if b.of(conns[1]).GivenUp() == limit.NoCause || b.of(conns[2]).GivenUp() != limit.NoCause {
+		t.Error("one with a request is closed, and one without is there")
+	}
+}
+
+// TestAConnectionThatEnded makes room for another, and is forgotten.
 func TestAConnectionThatEnded(t *testing.T) {
-	b := bound{most: 2}
+	b := newBound(2, func(limit.Cause) {})
 	first, second := new(net.TCPConn), new(net.TCPConn)
 	b.changed(first, http.StateNew)
 	b.changed(second, http.StateNew)
 	b.changed(first, http.StateActive)
 	b.changed(first, http.StateClosed)
 	b.changed(first, http.StateClosed)
-	if len(b.open) != 1 || b.open[0] != second {
-		t.Errorf("%d are open", len(b.open))
+	if len(b.open) != 1 || b.slots.InUse() != 1 {
+		t.Errorf("%d are open, %d slots are in use", len(b.open), b.slots.InUse())
 	}
 }

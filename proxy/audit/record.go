@@ -46,6 +46,9 @@ const (
 	// EventSummary stands for the denials of one identity, or of one source, that
 	// had no room in a sink's queue. Of an IPv6 source it has the first address. Of
 	// too many it stands for those of a network or a listener; see Merged.Other.
+	// With a listener and without Other it stands for connections that were closed
+	// there for want of a slot or a file descriptor, before anything was asked that
+	// would have a record.
 	EventSummary Event = "summary"
 	// EventCollapsed stands for the denials that were identical with the one
 	// whose id it has, and followed it.

@@ -18,6 +18,7 @@ type ruling struct {
 	decision allowlist.NameDecision
 	took     time.Duration    // how long the decision took
 	inspect  bool             // value of Config.Inspect
+	over     bool             // the caller has more connections than it may
 	hop      allowlist.Reason // why an alias in the answer was refused
 	class    allowlist.Class  // class of an address in the answer that was refused
 }
@@ -43,6 +44,10 @@ func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now tim
 // from the caller's budget and returns why there is no answer, or NoReason.
 func (x *exchange) decide() allowlist.Reason {
 	caller, state := &x.caller, x.server.cfg.Current.Load()
+	if isOver(caller) {
+		x.ruling.refuseOver(caller)
+		return x.ruling.reason
+	}
 	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()) {
 		return allowlist.RateLimited
 	}

@@ -106,8 +106,8 @@ type Stats struct {
 	// Ignored packets were no queries, or HTTP requests that held none.
 	Ignored uint64
 	// Shed are datagrams that were dropped because their caller is over a
-	// limit, which their records say, and connections that were closed for that
-	// reason.
+	// limit, which their records say, and connections over HTTP that were closed
+	// for that reason.
 	Shed uint64
 	// Panics ended one query each.
 	Panics uint64

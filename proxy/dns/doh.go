@@ -30,11 +30,7 @@ const (
 // ServeDoH answers the HTTP requests of one connection (RFC 8484) until it
 // ends: HTTP/1.1, or HTTP/2 if the handshake has agreed on that.
 func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
-	leave, ok := s.enter(conn)
-	if !ok {
-		return
-	}
-	defer leave()
+	defer s.enter(conn)()
 	h := &dohConn{server: s, conn: conn, ctx: ctx}
 	h.meter = meter{Conn: conn.Conn, spend: func() bool {
 		caller := h.caller()
@@ -76,6 +72,9 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	forget()
 	ending.Wait()
 	h.wait()
+	if !h.asked {
+		s.unasked(ctx, h.origin(), conn)
+	}
 }
 
 // protocols are the version of HTTP that the handshake has agreed on. net/http,
@@ -138,9 +137,10 @@ type dohConn struct {
 	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
 	handlers, lookups sync.WaitGroup
 
-	mu   sync.Mutex // over what follows
-	conn *listen.Conn
-	over bool // wait was called
+	mu    sync.Mutex // over what follows
+	conn  *listen.Conn
+	over  bool // wait was called
+	asked bool // a query was read
 }
 
 // enter takes up a request, unless the connection is over: with HTTP/2 its
@@ -170,6 +170,8 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.handlers.Done()
+	began := h.conn.Begin()
+	defer h.conn.End()
 	h.meter.taken()
 	caller := h.caller()
 	msg, err := readQuery(r)
@@ -186,20 +188,26 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.text, err.status)
 		return
 	}
-	if caller.Excess {
-		w.Header().Set("Connection", "close") // over HTTP/2, too, where net/http makes a GOAWAY of it
+	if !began {
+		caller.Busy = true
+	}
+	if isOver(&caller) || caller.Excess { // the last answer, over HTTP/2, too, where net/http makes a GOAWAY of it
+		w.Header().Set("Connection", "close")
 	}
 	answered := make(dohReply, 1)
-	x := h.server.take(origin{listener: h.conn.Listener, wire: wireDoH}, answered, &caller)
+	x := h.server.take(h.origin(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
 	x.done(h.ctx, writeResponse(w, &x.response))
 }
 
-// caller returns who is at the other end by the trust of now.
+func (h *dohConn) origin() origin { return origin{listener: h.conn.Listener, wire: wireDoH} }
+
+// caller returns who asks, by the trust of now.
 func (h *dohConn) caller() listen.Caller {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.asked = true
 	h.conn.Renew()
 	return h.conn.Caller
 }

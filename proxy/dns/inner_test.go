@@ -283,11 +283,11 @@ func TestLeavingHidesNothing(t *testing.T) {
 func TestWhoUsesNothingIsForgotten(t *testing.T) {
 	caller := sidecar()
 	u, who := newUsage(Limits{}.withDefaults()), caller.Holder()
-	u.open(who)
 	u.look(who)
-	u.closed(who)
-	if len(u.of) != 1 || u.total != 1 {
-		t.Errorf("with a lookup under way: %v, %d in all", u.of, u.total)
+	u.look(who)
+	u.landed(who)
+	if u.of[who] != 1 || u.total != 1 {
+		t.Errorf("with a look-up under way: %v, %d in all", u.of, u.total)
 	}
 	u.landed(who)
 	if len(u.of) != 0 || u.total != 0 {

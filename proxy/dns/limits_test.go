@@ -180,41 +180,6 @@ func TestOneStreamHasSoManyQueries(t *testing.T) {
 	}
 }
 
-func TestTooManyStreams(t *testing.T) {
-	g := newGateway(t, options{limits: dns.Limits{Streams: 2}})
-	first, second := g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "sidecar")
-	ask(t, first, "allowed.example")
-	ask(t, second, "allowed.example")
-	third := g.dial(t, "dot", "sidecar").(*streamClient)
-	if _, err := third.ask(must(question("allowed.example").Pack())); err == nil {
-		t.Error("a third connection is answered")
-	}
-	if got := say(ask(t, g.dial(t, "dot", "other"), "other.example")); got != "NOERROR, A 93.184.216.36" {
-		t.Errorf("another identity: %s", got)
-	}
-	_ = first.(*streamClient).Close()
-	waitFor(t, "room for another connection", func() bool {
-		c := g.dial(t, "tcp", "sidecar").(*streamClient)
-		_, err := c.ask(must(question("allowed.example").Pack()))
-		return err == nil
-	})
-}
-
-// TestTooManyConnectionsOfAnAddress: the one that is too many is not answered,
-// whoever is at its other end.
-func TestTooManyConnectionsOfAnAddress(t *testing.T) {
-	g := newGateway(t, options{connections: 2})
-	first, second := g.dial(t, "tcp", ""), g.dial(t, "tcp", "")
-	ask(t, first, "allowed.example")
-	ask(t, second, "allowed.example")
-	if _, err := g.dial(t, "tcp", "").ask(must(question("allowed.example").Pack())); err == nil {
-		t.Error("a third connection is answered")
-	}
-	if got := g.Stats().DNS.Shed; got != 1 {
-		t.Errorf("%d connections were shed", got)
-	}
-}
-
 func waitFor(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !is(); {

@@ -98,6 +98,9 @@ func describe(rec *audit.Record, x *exchange) {
 	}
 	if why.reason != allowlist.NoReason {
 		rec.Verdict, rec.Reason, rec.WouldReason = why.reason.Verdict(), why.reason, allowlist.NoReason
+		if why.over { // no limit of queries: the state of the gateway
+			rec.Verdict = allowlist.Fail
+		}
 	}
 	rec.Decide, rec.Resolve, rec.Class = why.took, x.looked, why.class
 	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Source: sent.source}

@@ -61,6 +61,7 @@ type options struct {
 	address     string // of the listeners; "": IPv4 loopback
 	limits      dns.Limits
 	connections int // that a source address may have open; 0: more than any test needs
+	streams     int // open over all listeners for queries; 0: the default
 	perSecond   int // queries of an identity; 0: the default
 	inspect     bool
 	names       int // bound of distinct names; 0: the default
@@ -85,8 +86,37 @@ type gateway struct {
 	upstream *upstream
 	policies *gatewaytest.Policy
 	stop     func() // begins to drain
+	told     cutsTold
 
 	dns, mapped, dot, doh, connect netip.AddrPort // of the listeners
+}
+
+// cutsTold counts the connections that were closed for want of a slot.
+type cutsTold struct {
+	mu     sync.Mutex
+	counts map[string]int // by listener and cause
+}
+
+func (c *cutsTold) add(listener string, why limit.Cause, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.counts == nil {
+		c.counts = map[string]int{}
+	}
+	c.counts[listener+" "+why.String()] += n
+}
+
+// cuts returns the counts of a listener that are not zero, a word for each cause.
+func (g *gateway) cuts(listener string) string {
+	g.told.mu.Lock()
+	defer g.told.mu.Unlock()
+	var all []string
+	for _, why := range limit.Causes() {
+		if n := g.told.counts[listener+" "+why.String()]; n > 0 {
+			all = append(all, fmt.Sprint(why, " ", n))
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // wires are the ways to ask as the identity sidecar.
@@ -132,7 +162,8 @@ func newGateway(t *testing.T, o options) *gateway {
 			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty, Strangers: time.Hour,
 			Identity: allowlist.Limits{ConnectsPerSecond: plenty, DNSPerSecond: o.perSecond},
 		},
-		DNS: o.limits, Inspect: o.inspect, DrainTimeout: o.drain,
+		Metrics: gw.Metrics{Cut: g.told.add},
+		DNS:     o.limits, DNSConnections: o.streams, Inspect: o.inspect, DrainTimeout: o.drain,
 	})
 	for i, addr := range []*netip.AddrPort{&g.dns, &g.mapped, &g.dot, &g.doh, &g.connect} {
 		*addr = netip.MustParseAddrPort(g.Listening()[i].Addr.String())

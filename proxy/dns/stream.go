@@ -18,11 +18,7 @@ import (
 // ServeStream answers the queries of one connection over TCP or TLS until it
 // ends: many at a time, in whatever order they are done (RFC 7766).
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
-	leave, ok := s.enter(conn)
-	if !ok {
-		return
-	}
-	defer leave()
+	defer s.enter(conn)()
 	t := &stream{
 		server: s, conn: conn, origin: origin{listener: conn.Listener, wire: wireTCP, prefix: 2},
 		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
@@ -37,20 +33,19 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	lookups.Wait()
 	close(t.out)
 	writing.Wait()
+	if !t.asked {
+		s.unasked(ctx, t.origin, conn)
+	}
 }
 
-// enter takes up a connection, unless its caller or the address that it comes
-// from is over a limit: in the usage, and, if the policy knows the caller, in the registry, so that a
-// state which does not know it any more ends the connection. Others are only
-// refused, and idle out.
-func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
-	id, holder := conn.Caller.ID, conn.Caller.Holder() // which the connection keeps, whatever it is later
-	if conn.Caller.Busy || conn.Caller.Limited || !s.usage.open(holder) {
-		s.counts.shed.Add(1)
-		return nil, false
-	}
-	if conn.Caller.Reason != allowlist.NoReason || s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
-		return func() { s.usage.closed(holder) }, true
+// enter takes up a connection if the policy knows its caller: in the registry, so that
+// a state which does not know it any more ends the connection. Others are only
+// refused, and idle out or are closed.
+func (s *Server) enter(conn *listen.Conn) (leave func()) {
+	id := conn.Caller.ID
+	if isOver(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
+		s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
+		return func() {}
 	}
 	entry := &live.Entry{
 		Start: time.Now(), NotAfter: conn.Caller.NotAfter,
@@ -65,10 +60,7 @@ func (s *Server) enter(conn *listen.Conn) (leave func(), ok bool) {
 	if s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
 		conn.Cut()
 	}
-	return func() {
-		s.cfg.Registry.Remove(entry)
-		s.usage.closed(holder)
-	}, true
+	return func() { s.cfg.Registry.Remove(entry) }
 }
 
 // stream is one connection with messages behind their lengths.
@@ -76,12 +68,13 @@ type stream struct {
 	server *Server
 	conn   *listen.Conn
 	origin
+	asked bool           // a query was read
 	slots chan struct{}  // one taken for each query until its response is written
 	out   chan *exchange // has room for as many
 }
 
 // read reads queries until the client ends the connection, breaks the rules,
-// or does nothing for too long.
+// or does nothing for too long. Of a caller that is over a limit it reads one.
 func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 	r := bufio.NewReaderSize(t.conn, keptQuery)
 	for {
@@ -98,10 +91,16 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 			t.server.counts.ignored.Add(1)
 			return
 		}
+		t.asked = true
+		began := t.conn.Begin()
 		t.conn.Renew()
 		x := t.server.take(t.origin, t, &t.conn.Caller)
+		if !began {
+			x.caller.Busy = true
+		}
+		last := isOver(&x.caller)
 		t.server.handle(ctx, lookups, x, msg)
-		if _, err := r.Discard(size); err != nil || t.conn.Caller.Excess {
+		if _, err := r.Discard(size); err != nil || last || t.conn.Caller.Excess {
 			return
 		}
 	}
@@ -173,6 +172,7 @@ func (t *stream) write(ctx context.Context) {
 			err = nil
 		}
 		x.done(ctx, err)
+		t.conn.End()
 		<-t.slots
 	}
 }

@@ -38,7 +38,7 @@ import (
 // What a zero field of Config means.
 const (
 	DefaultMaxConnections = 16384
-	DefaultDNSConnections = 1024
+	DefaultDNSConnections = 4096
 )
 
 // PolicySource says what the policy is.
@@ -104,7 +104,7 @@ type Config struct {
 	Limits limit.Config
 	// MaxConnections bounds the connections of all listeners for requests together,
 	// and DNSConnections those of all listeners for queries; zero means the
-	// defaults.
+	// defaults. limit.SharesOf divides them among callers.
 	MaxConnections, DNSConnections int
 	// Descriptors are what everything is taken from that callers can make the
 	// gateway open, so that what it opens by itself always finds one.
@@ -116,7 +116,8 @@ type Config struct {
 	Tunnel  tunnel.Config
 	Forward forward.Config
 
-	// DNS bounds what callers may ask at a time.
+	// DNS bounds what callers may ask at a time, and how many connections for
+	// queries one may have.
 	DNS dns.Limits
 	// Inspect lets a DNS answer lead only to names that are allowed by themselves.
 	Inspect bool
@@ -148,6 +149,10 @@ type Metrics struct {
 	// Handshaken is told of every handshake that did not die, and why there is no
 	// identity if there is none.
 	Handshaken func(allowlist.Reason)
+	// Cut is told how many connections of a listener were closed for want of a slot.
+	// When the listener opens it is told of none for each cause, so that whoever
+	// counts knows what there is to count.
+	Cut func(listener string, why limit.Cause, connections int)
 	// Loaded is told what became of each load of the policy.
 	Loaded func(Load)
 	// Enforced is told of every state that came into force, and of every policy
@@ -266,6 +271,9 @@ func (c *Config) check() error {
 	}
 	if c.Metrics.Handshaken == nil {
 		c.Metrics.Handshaken = func(allowlist.Reason) {}
+	}
+	if c.Metrics.Cut == nil {
+		c.Metrics.Cut = func(string, limit.Cause, int) {}
 	}
 	if c.Metrics.Loaded == nil {
 		c.Metrics.Loaded = func(Load) {}

@@ -25,10 +25,9 @@ type Descriptors struct {
 //
 // A quarter of the connections for requests is open to callers who are not
 // identified, who have no connection to an origin; each of the others may have one.
-// An eighth of each bound on top is what is answered that there are too many, and a
-// sixteenth is for questions to name servers.
+// A sixteenth of both bounds is for questions to name servers.
 func DescriptorsFor(connections, dnsConnections int) (accepted, opened int) {
-	accepted = connections + (connections+7)/8 + dnsConnections + (dnsConnections+7)/8
+	accepted = connections + dnsConnections
 	opened = connections - connections/4 + (connections+dnsConnections+15)/16
 	return accepted, opened
 }

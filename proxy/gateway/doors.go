@@ -24,10 +24,10 @@ type doors struct {
 	cfg      *Config
 	verifier *identity.Verifier // nil without an identity source
 	panicked func(ctx context.Context, cause any, stack []byte)
+	cuts     *cuts
 
 	connections []door
 	datagrams   []*listen.UDP
-	cuts        []*cuts // those of each listener
 }
 
 // door is a listener for connections and what it speaks.
@@ -41,17 +41,16 @@ type door struct {
 func (d *doors) open(ctx context.Context) error {
 	sources := limit.NewSources(d.cfg.Limits)
 	places := limit.NewPlaces(limit.DefaultPlaces)
-	slots, dnsSlots := listen.NewSlots(d.cfg.MaxConnections), listen.NewSlots(d.cfg.DNSConnections)
+	slots, dnsSlots := limit.NewSlots(limit.SharesOf(d.cfg.MaxConnections)), limit.NewSlots(d.cfg.dnsShares())
 	for _, l := range d.cfg.Listeners {
 		cfg, err := d.config(l)
 		if err != nil {
 			return err
 		}
 		cfg.Slots, cfg.Sources, cfg.Places, cfg.Descriptors = slots, sources, places, d.cfg.Descriptors.Accepted
-		cut := newCuts(l.Name, d.cfg.Recorder.Event)
-		d.cuts, cfg.Cut = append(d.cuts, cut), cut.add
+		cfg.Cut = d.cuts.of(l.Name)
 		if l.Protocol != Connect {
-			cfg.Slots, cfg.Greeting = dnsSlots, max(1, d.cfg.DNSConnections/4)
+			cfg.Slots = dnsSlots
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
 		}
 		opened, err := listen.Listen(ctx, cfg)
@@ -115,9 +114,6 @@ func (d *doors) close() {
 	}
 	for _, u := range d.datagrams {
 		_ = u.Close()
-	}
-	for _, c := range d.cuts {
-		c.close()
 	}
 }
 

@@ -25,6 +25,7 @@ type Gateway struct {
 	doors   *doors
 	probes  *probes
 	host    *host
+	cuts    *cuts
 	proxy   *proxy.Proxy
 	dns     *dns.Server // nil without a listener for queries
 
@@ -54,8 +55,9 @@ func (g *Gateway) build(ctx context.Context) error {
 	if g.inForce, err = newInForce(&g.cfg, budgets); err != nil {
 		return err
 	}
-	g.doors = &doors{cfg: &g.cfg, verifier: g.inForce.verifier, panicked: g.panicked}
-	g.probes = &probes{cfg: &g.cfg, state: g.State}
+	g.cuts = newCuts(&g.cfg)
+	g.doors = &doors{cfg: &g.cfg, verifier: g.inForce.verifier, panicked: g.panicked, cuts: g.cuts}
+	g.probes = &probes{cfg: &g.cfg, state: g.State, cuts: g.cuts}
 	if err = g.doors.open(ctx); err != nil {
 		return err
 	}
@@ -161,6 +163,7 @@ func (g *Gateway) Serve(ctx context.Context) {
 	cut()
 	serving.Wait()
 	g.probes.close()
+	g.cuts.close()
 	stop()
 	following.Wait()
 }

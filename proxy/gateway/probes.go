@@ -18,6 +18,7 @@ import (
 type probes struct {
 	cfg      *Config
 	state    func() *live.State
+	cuts     *cuts
 	admin    *admin.Server // nil without an address
 	stopping atomic.Bool
 }
@@ -30,7 +31,7 @@ func (p *probes) open(ctx context.Context) error {
 	var err error
 	p.admin, err = admin.Listen(ctx, admin.Config{
 		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
-		Connections: p.cfg.Admin.Connections,
+		Connections: p.cfg.Admin.Connections, Cut: p.cuts.of("admin"),
 	})
 	return err
 }

@@ -37,7 +37,6 @@ type Sources struct {
 type Source struct {
 	sources    *Sources
 	open       int // guarded by sources.mu
-	greeting   int // handshakes under way, likewise
 	handshakes *rate.Limiter
 	strangers  *rate.Limiter // microseconds of processor time
 }
@@ -70,31 +69,6 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 
 // Handshake spends one, and reports whether there was one left.
 func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
-
-// Begin counts a handshake that is under way, unless there are as many as most
-// already, and reports whether it did; zero is any number. If so, End must follow.
-func (s *Source) Begin(most int) bool {
-	if s == nil {
-		return true
-	}
-	s.sources.mu.Lock()
-	defer s.sources.mu.Unlock()
-	if most > 0 && s.greeting >= most {
-		return false
-	}
-	s.greeting++
-	return true
-}
-
-// End says that a handshake is over.
-func (s *Source) End() {
-	if s == nil {
-		return
-	}
-	s.sources.mu.Lock()
-	defer s.sources.mu.Unlock()
-	s.greeting--
-}
 
 // Left reports whether anything is left of the processor time that certificates
 // of this source may cost which do not verify.

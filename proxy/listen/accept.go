@@ -3,46 +3,25 @@ package listen
 import (
 	"context"
 	"log/slog"
-	"net"
-	"net/netip"
 	"time"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
-
-// Cut is why a connection is closed as soon as it is accepted.
-type Cut uint8
-
-// The causes: as many connections are open as may be; the process has no file
-// descriptor to serve one with.
-const (
-	NoSlot Cut = iota
-	NoDescriptor
-)
-
-// String returns the word for metrics and records.
-func (c Cut) String() string {
-	switch c {
-	case NoSlot:
-		return "no-slot"
-	case NoDescriptor:
-		return "no-descriptor"
-	}
-	return "unknown"
-}
 
 // enter takes what a connection needs that was just accepted, which end gives
-// back, and reports whether there is any. Otherwise it closes the connection.
-func (l *Listener) enter(ctx context.Context, conn net.Conn) (busy, ok bool) {
-	why := NoSlot
-	if ok, busy = l.cfg.Slots.take(); ok {
-		if l.cfg.Descriptors.TakeSoon(ctx) {
-			return busy, true
-		}
-		l.cfg.Slots.used.Add(-1)
-		why = NoDescriptor
+// back, and reports whether there is any. If there is not, Cut was told.
+func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
+	if !conn.takeSlot(ctx) {
+		return false
 	}
-	_ = conn.Close()
-	l.cfg.Cut(ctx, clientAddr(conn), why)
-	return false, false
+	if l.cfg.Descriptors.TakeSoon(ctx) {
+		return true
+	}
+	conn.slot.Leave()
+	if !conn.GaveWay() {
+		l.cfg.Cut(limit.CauseDescriptors)
+	}
+	return false
 }
 
 // When accepting fails, which is for want of descriptors most of the time.
@@ -75,5 +54,3 @@ func (l *Listener) pause(ctx context.Context, f *failing, err error) error {
 		return context.Cause(ctx)
 	}
 }
-
-func nobodyCut(context.Context, netip.AddrPort, Cut) {}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -52,7 +51,7 @@ func (s *scripted) Addr() net.Addr { return &net.UnixAddr{Name: "scripted"} }
 // over makes a listener of another one.
 func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Listener {
 	return &Listener{net: inner, cfg: Config{
-		Name: "test", Slots: NewSlots(100), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Cut: nobodyCut,
+		Name: "test", Slots: limit.NewSlots(limit.SharesOf(100)), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Cut: func(limit.Cause) {},
 		Sources: limit.NewSources(limit.Config{}), Fixed: func() spiffeid.ID { return spiffeid.ID{} },
 	}}
 }
@@ -128,34 +127,28 @@ func TestTheEndWhileAcceptingFails(t *testing.T) {
 // TestWithoutADescriptor: a connection for which there is none is closed, and told
 // with its cause; who has one keeps it, and gives it back.
 func TestWithoutADescriptor(t *testing.T) {
-	type told struct {
-		client netip.AddrPort
-		why    Cut
-	}
-	slots, descriptors, cuts := NewSlots(2), limit.NewDescriptors(2), make(chan told, 10)
+	slots, descriptors, cuts := limit.NewSlots(limit.SharesOf(100)), limit.NewDescriptors(2), make(chan limit.Cause, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {
 		cfg.Slots, cfg.Descriptors = slots, descriptors
-		cfg.Cut = func(_ context.Context, client netip.AddrPort, why Cut) { cuts <- told{client, why} }
+		cfg.Cut = func(why limit.Cause) { cuts <- why }
 	})
-	cut := func(want Cut) {
+	cut := func() {
 		t.Helper()
-		conn := dialRaw(t, r.Addr())
-		closed(t, conn)
-		if got := <-cuts; got.why != want || got.client.String() != conn.LocalAddr().String() {
-			t.Errorf("told of %+v, want %s of %s", got, want, conn.LocalAddr())
+		closed(t, dialRaw(t, r.Addr()))
+		if got := <-cuts; got != limit.CauseDescriptors {
+			t.Errorf("told of %s", got)
 		}
 	}
 	first, second := dialRaw(t, r.Addr()), dialRaw(t, r.Addr())
 	speak(t, first)
 	speak(t, second)
-	cut(NoDescriptor)
-	cut(NoDescriptor)
-	if got := slots.used.Load(); got != 2 {
+	cut()
+	cut()
+	if got := slots.InUse(); got != 2 {
 		t.Errorf("%d slots are taken, want 2", got)
 	}
 	descriptors.SetMost(10)
-	speak(t, dialRaw(t, r.Addr())) // the third slot is the one to say busy
-	cut(NoSlot)
+	speak(t, dialRaw(t, r.Addr()))
 	_ = first.Close()
 	_ = second.Close()
 	r.cut()

@@ -30,9 +30,9 @@ type Caller struct {
 	// Addr is where the caller connected from; zero on a unix socket.
 	Addr  netip.AddrPort
 	Realm string
-	// Busy means that the gateway is over its limit of connections and should
-	// say so.
-	Busy bool
+	// Busy means that there is no slot for another connection of the caller, which
+	// is to be told so; Crowded, that this is because its own share is used up.
+	Busy, Crowded bool
 	// Limited means that its address has more connections open than it may.
 	Limited bool
 	// Excess means that it presented more certificates, or more in one, than are
@@ -66,6 +66,10 @@ type Conn struct {
 	// that the frames of the handler have left, before the connection closes.
 	Rest func()
 
+	raw        *tunnel.Conn // what was accepted
+	home       *Listener
+	peer       string // the user at the other end of a unix socket; "" if it is not known
+	slot       limit.Slot
 	source     *limit.Source      // nil until it was admitted
 	uncut      func() bool        // lets the end of Serve's context pass; nil at first
 	verifier   *identity.Verifier // nil without TLS
@@ -85,6 +89,7 @@ func (c *Conn) Renew() {
 	}
 	c.generation = now
 	c.identify(c.verifier.Peer)
+	c.place() // if there is no place elsewhere it keeps the one that it has
 }
 
 // identify asks who the caller is. What it presented in whole is kept by
@@ -144,7 +149,9 @@ func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiff
 
 // identify takes over what the verification of the certificate came to.
 func (c *Caller) identify(peer identity.Peer) {
-	*c = Caller{Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Limited: c.Limited, Excess: peer.Excess, Detail: peer.Detail}
+	*c = Caller{
+		Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Crowded: c.Crowded, Limited: c.Limited, Excess: peer.Excess, Detail: peer.Detail,
+	}
 	switch peer.Cause {
 	case identity.Verified:
 		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter

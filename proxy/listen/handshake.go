@@ -29,11 +29,11 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
 	displaced, err := l.handshake(ctx, secure, conn)
 	switch {
-	case err != nil && (displaced || errors.Is(err, errNoPlace)):
+	case err != nil && (displaced || errors.Is(err, errNoPlace)) && !conn.GaveWay():
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many long handshakes are under way, of this address or of all")
 		return false
 	case err != nil:
-		l.cfg.HandshakeFailed(ctx, conn.Caller.Addr, err)
+		conn.handshakeFailed(ctx, err)
 		return false
 	}
 	conn.Conn, conn.verifier = secure, l.cfg.Verifier
@@ -47,6 +47,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many handshakes from this address with certificates that do not verify")
 		return false
 	}
+	conn.place()
 	if l.cfg.Handshaken != nil {
 		l.cfg.Handshaken(conn.Caller.Reason)
 	}
@@ -57,7 +58,6 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 // is bounded in bytes, and by a deadline, which costs no goroutine, unlike a
 // context.
 func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) (displaced bool, err error) {
-	defer conn.source.End()
 	long := &longHandshake{listener: l, conn: conn, until: time.Now().Add(l.cfg.HandshakeTimeout)}
 	defer func() { displaced = long.end() }()
 	err = secure.SetDeadline(long.until)

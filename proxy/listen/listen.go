@@ -20,7 +20,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -64,21 +63,18 @@ type Config struct {
 	// HandshakeTimeout bounds the TLS handshake, and before it the PROXY
 	// protocol header; zero means the default.
 	HandshakeTimeout time.Duration
-	// Slots bounds the connections of all listeners together. Required.
-	Slots *Slots
+	// Slots bound the connections of all listeners that share them, and divide them
+	// among callers. Required.
+	Slots *limit.Slots
 	// Descriptors are what connections are taken from, for as long as they are
 	// open; nil is any number. One that finds none is closed.
 	Descriptors *limit.Descriptors
-	// Cut is told of each connection that is closed as soon as it is accepted, and
-	// why, by the goroutine that accepts, which waits for it; nil is nobody.
-	Cut func(ctx context.Context, client netip.AddrPort, why Cut)
+	// Cut is told of every connection that is closed for want of a slot or a
+	// descriptor; nil is nobody. It is called from any goroutine and must not wait.
+	Cut func(limit.Cause)
 	// Sources bounds what each source address may use, over all listeners that
 	// share it; nil means the defaults, for this listener alone.
 	Sources *limit.Sources
-	// Greeting bounds the handshakes that one source address may have under way,
-	// so that it cannot take every slot without saying who it is; zero is any
-	// number.
-	Greeting int
 	// Places bounds the handshakes that are long; nil means the default, for this
 	// listener alone.
 	Places *limit.Places
@@ -101,27 +97,6 @@ type Config struct {
 	Panicked func(ctx context.Context, cause any, stack []byte)
 	// Log is told what no caller can be: that accepting fails. Required.
 	Log *slog.Logger
-}
-
-// Slots counts connections. The zero value refuses every connection; make one
-// with NewSlots.
-type Slots struct {
-	limit int64
-	used  atomic.Int64
-}
-
-// NewSlots returns slots for limit connections. An eighth of it (rounded up)
-// on top is answered "busy"; beyond that connections are closed at once.
-func NewSlots(limit int) *Slots { return &Slots{limit: int64(limit)} }
-
-// take reports whether there is a slot, and whether it is one for saying busy.
-func (s *Slots) take() (ok, busy bool) {
-	used := s.used.Add(1)
-	if used > s.limit+(s.limit+7)/8 {
-		s.used.Add(-1)
-		return false, false
-	}
-	return true, used > s.limit
 }
 
 // Listener accepts connections of one address.
@@ -153,11 +128,11 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	if cfg.Places == nil {
 		cfg.Places = limit.NewPlaces(0)
 	}
+	if cfg.Cut == nil {
+		cfg.Cut = func(limit.Cause) {}
+	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
-	}
-	if cfg.Cut == nil {
-		cfg.Cut = nobodyCut
 	}
 	inner, err := open(ctx, cfg)
 	if err != nil {
@@ -205,11 +180,11 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 			}
 			continue
 		}
-		busy, ok := l.enter(ctx, conn)
-		if !ok {
+		c := l.wrap(conn)
+		if !l.enter(ctx, c) {
+			_ = conn.Close()
 			continue
 		}
-		c := l.wrap(conn, busy)
 		handlers.Go(func() {
 			defer l.end(ctx, c)
 			l.serve(ctx, c, handle)
@@ -221,13 +196,12 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 }
 
 func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
-	raw := conn.Conn
+	raw := conn.raw
 	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
 	if !l.admit(ctx, conn) {
 		return
 	}
 	if l.cfg.TLS == nil {
-		conn.Caller.assume(l.cfg.Fixed, l.cfg.Mapped)
 		handle(ctx, conn)
 		return
 	}
@@ -240,7 +214,7 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 func (l *Listener) end(ctx context.Context, conn *Conn) {
 	l.contain(ctx, recover())
 	defer func() { l.contain(ctx, recover()) }() // of what follows
-	defer l.cfg.Slots.used.Add(-1)
+	defer conn.slot.Leave()
 	defer l.cfg.Descriptors.Give(1)
 	conn.source.Close()
 	if conn.uncut != nil {
@@ -250,11 +224,13 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 }
 
 // wrap makes the connection of one that was accepted.
-func (l *Listener) wrap(raw net.Conn, busy bool) *Conn {
+func (l *Listener) wrap(raw net.Conn) *Conn {
+	wrapped := tunnel.Wrap(raw) // below TLS, so that an idle tunnel holds no buffer
 	return &Conn{
-		Conn:     tunnel.Wrap(raw), // below TLS, so that an idle tunnel holds no buffer
-		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm, Busy: busy},
+		Conn:     wrapped,
+		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm},
 		Listener: l.cfg.Name, AcceptTrace: l.cfg.AcceptTrace,
+		raw: wrapped, home: l,
 	}
 }
 
@@ -273,15 +249,18 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 		case addr.IsValid():
 			caller.Addr = addr
 		}
+		if !conn.placeProxied() {
+			return false
+		}
 	}
 	var standing limit.Standing
 	conn.source, standing = l.cfg.Sources.Open(caller.Addr.Addr())
 	if standing == limit.Refused {
-		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many connections are open from this address")
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, manyOfSource)
 		return false
 	}
 	caller.Limited = standing == limit.Over
-	if l.cfg.TLS != nil && (!conn.source.Handshake() || !conn.source.Begin(l.cfg.Greeting)) {
+	if l.cfg.TLS != nil && !conn.source.Handshake() {
 		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many handshakes from this address")
 		return false
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -184,8 +185,6 @@ func TestAFixedIdentity(t *testing.T) {
 	}
 }
 
-// TestSlots fills the slots, then those for saying so, then is turned away; a
-// slot that is freed can be taken again.
 // TestAMappedIdentity: an address that stands for nobody gets through without
 // an identity.
 func TestAMappedIdentity(t *testing.T) {
@@ -216,76 +215,10 @@ func TestAMappedIdentity(t *testing.T) {
 			t.Errorf("got %+v, want %+v", got, row.want)
 		}
 	}
-	three := Config{Slots: NewSlots(1), Log: slog.New(slog.DiscardHandler), Fixed: func() spiffeid.ID { return spiffeid.ID{} }}
+	three := Config{Slots: limit.NewSlots(limit.SharesOf(1)), Log: slog.New(slog.DiscardHandler), Fixed: func() spiffeid.ID { return spiffeid.ID{} }}
 	three.Mapped = func(netip.Addr) (spiffeid.ID, bool) { return spiffeid.ID{}, false }
 	if _, err := Listen(t.Context(), three); err == nil {
 		t.Error("two ways to tell who calls are no error")
-	}
-}
-
-func TestSlots(t *testing.T) {
-	slots := NewSlots(9)
-	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots = slots })
-	var open []net.Conn
-	for i := range 11 { // 9, and an eighth of it on top: 2
-		conn := dialRaw(t, r.Addr())
-		speak(t, conn)
-		if busy := (<-r.conns).Caller.Busy; busy != (i >= 9) {
-			t.Errorf("connection %d: busy %v", i, busy)
-		}
-		open = append(open, conn)
-	}
-	closed(t, dialRaw(t, r.Addr())) // one more is closed at once
-	if got := slots.used.Load(); got != 11 {
-		t.Errorf("%d slots are taken, want 11", got)
-	}
-	for _, conn := range open {
-		_ = conn.Close()
-	}
-	r.cut()
-	_ = r.Close()
-	<-r.served
-	if got := slots.used.Load(); got != 0 {
-		t.Errorf("%d slots are taken after the end", got)
-	}
-}
-
-func TestZeroSlotsRefuse(t *testing.T) {
-	var none Slots
-	if ok, _ := none.take(); ok {
-		t.Error("zero slots let a connection in")
-	}
-	one := NewSlots(1)
-	for i, want := range []struct{ ok, busy bool }{{true, false}, {true, true}, {false, false}} {
-		if ok, busy := one.take(); ok != want.ok || busy != want.busy {
-			t.Errorf("take %d: %v, %v", i, ok, busy)
-		}
-	}
-}
-
-func TestSlotsAreShared(t *testing.T) {
-	slots := NewSlots(1000)
-	var running sync.WaitGroup
-	var mu sync.Mutex
-	var got, busy int
-	for range 2000 {
-		running.Go(func() {
-			ok, late := slots.take()
-			mu.Lock()
-			defer mu.Unlock()
-			if ok {
-				got++
-			}
-			if late {
-				busy++
-			}
-		})
-	}
-	running.Wait()
-	// Takers that are turned away count for a moment, so that fewer than the
-	// busy ones may be let in, never more.
-	if got > 1125 || got < 1000 || busy != got-1000 {
-		t.Errorf("%d let in, %d of them busy", got, busy)
 	}
 }
 
@@ -349,7 +282,7 @@ func TestPanics(t *testing.T) {
 			panic(planted)
 		}
 	}
-	slots := NewSlots(10)
+	slots := limit.NewSlots(limit.SharesOf(100))
 	overTLS := func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
 		cfg.Slots = slots
@@ -402,7 +335,7 @@ func TestPanics(t *testing.T) {
 func TestAPanicOfTheHandlerIsLogged(t *testing.T) {
 	var out bytes.Buffer
 	l, err := Listen(t.Context(), Config{
-		Name: "test", Address: "127.0.0.1:0", Slots: NewSlots(1), Log: slog.New(slog.NewTextHandler(&out, nil)),
+		Name: "test", Address: "127.0.0.1:0", Slots: limit.NewSlots(limit.SharesOf(1)), Log: slog.New(slog.NewTextHandler(&out, nil)),
 		Fixed: func() spiffeid.ID { return spiffeid.ID{} },
 	})
 	if err != nil {
@@ -428,7 +361,7 @@ func TestASilentConnectionIsCut(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
 	conn := dialRaw(t, r.Addr())
-	for r.cfg.Slots.used.Load() == 0 { // not yet accepted
+	for r.cfg.Slots.InUse() == 0 { // not yet accepted
 		runtime.Gosched()
 	}
 	r.cut()

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 func TestConfigurationsThatCannotServe(t *testing.T) {
@@ -18,11 +20,11 @@ func TestConfigurationsThatCannotServe(t *testing.T) {
 	nobody := func() spiffeid.ID { return spiffeid.ID{} }
 	for name, cfg := range map[string]Config{
 		"no slots":                    {Log: log, Fixed: nobody},
-		"no log":                      {Slots: NewSlots(1), Fixed: nobody},
-		"nobody says who is there":    {Slots: NewSlots(1), Log: log},
-		"two say who is there":        {Slots: NewSlots(1), Log: log, Fixed: nobody, TLS: p.server, Verifier: p.verifier},
-		"TLS without a verifier":      {Slots: NewSlots(1), Log: log, TLS: p.server},
-		"failures are told to nobody": {Slots: NewSlots(1), Log: log, TLS: p.server, Verifier: p.verifier},
+		"no log":                      {Slots: limit.NewSlots(limit.SharesOf(1)), Fixed: nobody},
+		"nobody says who is there":    {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log},
+		"two say who is there":        {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, Fixed: nobody, TLS: p.server, Verifier: p.verifier},
+		"TLS without a verifier":      {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server},
+		"failures are told to nobody": {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server, Verifier: p.verifier},
 	} {
 		cfg.Name, cfg.Address = "main", "127.0.0.1:0"
 		l, err := Listen(t.Context(), cfg)
@@ -39,7 +41,7 @@ func TestConfigurationsThatCannotServe(t *testing.T) {
 func listenAt(t *testing.T, address string, mode fs.FileMode) (*Listener, error) {
 	t.Helper()
 	l, err := Listen(t.Context(), Config{
-		Name: "main", Address: address, SocketMode: mode, Slots: NewSlots(1), Log: slog.New(slog.DiscardHandler),
+		Name: "main", Address: address, SocketMode: mode, Slots: limit.NewSlots(limit.SharesOf(1)), Log: slog.New(slog.DiscardHandler),
 		Fixed: func() spiffeid.ID { return spiffeid.ID{} },
 	})
 	if err == nil {

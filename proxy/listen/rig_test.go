@@ -22,6 +22,7 @@ import (
 
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -134,7 +135,7 @@ func serve(t *testing.T, change func(*rig, *Config)) *rig {
 		conns: make(chan *Conn, 100), failures: make(chan error, 100), panics: make(chan any, 100), served: make(chan error, 1),
 	}
 	cfg := Config{
-		Name: "test", Address: "127.0.0.1:0", Slots: NewSlots(100), Log: slog.New(slog.DiscardHandler),
+		Name: "test", Address: "127.0.0.1:0", Slots: limit.NewSlots(limit.SharesOf(400)), Log: slog.New(slog.DiscardHandler),
 		Fixed:           func() spiffeid.ID { return spiffeid.RequireFromString("spiffe://prod.example/fixed") },
 		HandshakeFailed: func(_ context.Context, _ netip.AddrPort, err error) { r.failures <- err },
 		Panicked:        func(_ context.Context, cause any, _ []byte) { r.panics <- cause },

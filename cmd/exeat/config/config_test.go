@@ -32,7 +32,7 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Defaults()
-	if want.Gateway.DNSConnections != 1024 || want.Gateway.SpanEvery != 1 {
+	if want.Gateway.DNSConnections != 4096 || want.Gateway.SpanEvery != 1 {
 		t.Errorf("without a key: %d DNS connections, a span of %d", want.Gateway.DNSConnections, want.Gateway.SpanEvery)
 	}
 	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}

@@ -44,15 +44,15 @@ func TestFit(t *testing.T) {
 		lowered   int // lines
 		tooMuch   int
 	}{
-		"plenty":                            {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 1024},
-		"nobody knows":                      {limit: 0, listeners: both, wantC: 16384, wantD: 1024},
-		"an old default":                    {limit: 1024, listeners: both, wantC: 448, wantD: 104, lowered: 2},
-		"no queries":                        {limit: 1024, listeners: both[:1], wantC: 512, wantD: 1024, lowered: 1},
-		"queries only":                      {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 835, lowered: 1},
-		"few":                               {limit: 40, listeners: both[:1], wantC: 4, wantD: 1024, lowered: 1},
+		"plenty":                            {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 4096},
+		"nobody knows":                      {limit: 0, listeners: both, wantC: 16384, wantD: 4096},
+		"an old default":                    {limit: 1024, listeners: both, wantC: 479, wantD: 116, lowered: 2},
+		"no queries":                        {limit: 1024, listeners: both[:1], wantC: 547, wantD: 4096, lowered: 1},
+		"queries only":                      {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 934, lowered: 1},
+		"few":                               {limit: 40, listeners: both[:1], wantC: 4, wantD: 4096, lowered: 1},
 		"written, and fits":                 {limit: 1024, listeners: both, connects: 300, queries: 64, wantC: 300, wantD: 64},
 		"written, and does not":             {limit: 1024, listeners: both, connects: 1000, queries: 1000, wantC: 1000, wantD: 1000, tooMuch: 1},
-		"written for queries only":          {limit: 1024, listeners: both, queries: 500, wantC: 205, wantD: 500, lowered: 1},
+		"written for queries only":          {limit: 1024, listeners: both, queries: 500, wantC: 254, wantD: 500, lowered: 1},
 		"written for queries, and too much": {limit: 1024, listeners: both, queries: 5000, wantC: 1, wantD: 5000, lowered: 1, tooMuch: 1},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/gateway"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
@@ -14,6 +15,7 @@ import (
 func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	return gateway.Metrics{
 		Handshaken: i.Handshake,
+		Cut:        func(listener string, why limit.Cause, n int) { i.Cut(listener, why.String(), n) },
 		Loaded:     func(l gateway.Load) { i.Reload(string(l)) },
 		Enforced: func(e live.Enforcement) {
 			if !e.Held {

@@ -24,6 +24,7 @@ type Instruments struct {
 	byIdentity metric.Int64Counter // nil without a cap
 	handshakes metric.Int64Counter
 	reloads    metric.Int64Counter
+	cut        metric.Int64Counter
 	io         metric.Int64Counter
 
 	authorize, resolve, dial, tunnel, revocation metric.Float64Histogram
@@ -33,6 +34,7 @@ type Instruments struct {
 	identitySets  *family[identityLabels]
 	handshakeSets *family[allowlist.Reason]
 	reloadSets    *family[string]
+	cutSets       *family[cutLabels]
 	up, down      []metric.AddOption
 
 	identities, mapped *limiter // mapped is for identities that are shown by source-map
@@ -86,6 +88,13 @@ func (l identityLabels) attributes() []attribute.KeyValue {
 	}
 }
 
+// cutLabels are those of egress.connections.cut.
+type cutLabels struct{ listener, cause string }
+
+func (l cutLabels) attributes() []attribute.KeyValue {
+	return []attribute.KeyValue{attribute.String("listener", l.listener), attribute.String("cause", l.cause)}
+}
+
 func handshakeLabels(why allowlist.Reason) []attribute.KeyValue {
 	return []attribute.KeyValue{attribute.String("result", cmp.Or(why.String(), handshakeOK))}
 }
@@ -98,6 +107,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 		queries:    b.counter("egress.dns.queries"),
 		handshakes: b.counter("egress.tls.handshakes"),
 		reloads:    b.counter("egress.policy.reloads"),
+		cut:        b.counter("egress.connections.cut"),
 		io:         b.counter("egress.io"),
 		authorize:  b.histogram("egress.authorize.duration"),
 		resolve:    b.histogram("egress.resolve.duration"),
@@ -110,6 +120,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 		identitySets:  newFamily(identityLabels.attributes),
 		handshakeSets: newFamily(handshakeLabels),
 		reloadSets:    label("result"),
+		cutSets:       newFamily(cutLabels.attributes),
 	}
 	direction := label("direction")
 	i.up, i.down = direction.of("up"), direction.of("down")
@@ -188,6 +199,12 @@ func (i *Instruments) bytes(ctx context.Context, t transferred) {
 // the TLS library are counted by Measure, from their record.
 func (i *Instruments) Handshake(why allowlist.Reason) {
 	i.handshakes.Add(context.Background(), 1, i.handshakeSets.of(why)...)
+}
+
+// Cut counts connections of a listener that were closed for want of a slot. Zero
+// shows the count of that cause before there is any.
+func (i *Instruments) Cut(listener, cause string, connections int) {
+	i.cut.Add(context.Background(), int64(connections), i.cutSets.of(cutLabels{listener, cause})...)
 }
 
 // Reload counts a policy that was loaded: in-force, held or refused.

@@ -200,6 +200,9 @@ func everything(t *testing.T) *Telemetry {
 	i.Measure(&audit.Record{Event: audit.EventTunnelClose, Up: 1, Down: 1, Duration: time.Second})
 	i.Handshake(allowlist.NoReason)
 	i.Reload("in-force")
+	i.Cut("main", "source", 0)
+	i.Cut("main", "all", 2)
+	i.Cut("main", "all", 1)
 	i.Enforced(time.Millisecond)
 	return tel
 }
@@ -211,6 +214,8 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 		`egress_descriptors_missing_total{purpose="opened"} 9`, `egress_descriptors_used{purpose="opened"} 7`)
 	expect(t, tel, "egress_dns_unanswered",
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
+	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // and before there is one, a zero:
+		`egress_connections_cut_total{cause="source",listener="main"} 0`)
 	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",version="p1"} 1`)
 	expect(t, tel, "egress_records",
 		`egress_records_total{result="dropped",sink="all"} 3`,

@@ -40,7 +40,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.dns.unanswered", Prometheus: "egress_dns_unanswered_total",
 			Labels:      []string{"cause"},
-			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped and connections that were closed at once.",
+			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped.",
 		},
 		{
 			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
@@ -90,6 +90,11 @@ func Catalogue() []Metric {
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
 			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header, and busy, once a second at most.",
+		},
+		{
+			Name: "egress.connections.cut", Prometheus: "egress_connections_cut_total",
+			Labels:      []string{"listener", "cause"},
+			Description: "Connections that were closed for want of a slot, by the share that was full: source, unidentified, caller or all; or of a file descriptor: descriptors.",
 		},
 		{
 			Name: "egress.policy.info", Prometheus: "egress_policy_info",

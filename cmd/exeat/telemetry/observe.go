@@ -17,8 +17,7 @@ import (
 type Observed struct {
 	// Tunnels is how many are open.
 	Tunnels func() int
-	// Unanswered are DNS packets and connections that nothing else tells of; nil
-	// without a DNS listener.
+	// Unanswered are DNS packets; nil without a DNS listener.
 	Unanswered func() Unanswered
 	// Policy is the one in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
@@ -40,7 +39,7 @@ type Descriptors struct {
 // Unanswered counts what got no answer over DNS.
 type Unanswered struct {
 	NoQuery   uint64 // packets
-	OverLimit uint64 // datagrams, and connections that were closed at once
+	OverLimit uint64 // datagrams
 }
 
 // Policy is a policy in force.

@@ -24,6 +24,7 @@ type usage struct {
 	goroutines, descriptors, tunnels int
 	heap                             int64 // bytes that are reachable, or not yet collected
 	collections                      int
+	cut                              int // connections that were closed for want of a slot
 }
 
 // usage reads the metrics of the gateway.
@@ -39,11 +40,14 @@ func (g *gateway) usage(ctx context.Context) (usage, error) {
 		return usage{}, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	values := map[string]float64{}
+	values, cut := map[string]float64{}, 0.0
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		name, text, _ := strings.Cut(lines.Text(), " ")
 		if value, err := strconv.ParseFloat(text, 64); err == nil {
 			values[name] = value
+			if strings.HasPrefix(name, "egress_connections_cut_total{") {
+				cut += value
+			}
 		}
 	}
 	for _, name := range []string{"go_goroutines", "process_open_fds", "go_memstats_heap_alloc_bytes", "go_gc_duration_seconds_count"} {
@@ -53,6 +57,7 @@ func (g *gateway) usage(ctx context.Context) (usage, error) {
 	}
 	return usage{
 		goroutines: int(values["go_goroutines"]), descriptors: int(values["process_open_fds"]), tunnels: int(values["egress_tunnels_active"]),
+		cut:  int(cut),
 		heap: int64(values["go_memstats_heap_alloc_bytes"]), collections: int(values["go_gc_duration_seconds_count"]),
 	}, nil
 }

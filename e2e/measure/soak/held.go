@@ -21,10 +21,11 @@ const (
 	perTunnel   = 96 << 10
 )
 
-// patient has a handshake time that is longer than the callers of held need, and
-// the default limit of tunnels.
+// patient has a handshake time that is longer than the callers of held need, the
+// default limit of tunnels, and as many slots as callers without an identity, of whom
+// these are, need a quarter of.
 const patient = `limits:
-  connections: 32768
+  connections: 40960
   connections_per_source: 100000
   handshakes_per_source: 100000
   requests_per_identity: 100000

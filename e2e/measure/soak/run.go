@@ -1,12 +1,13 @@
 // Package soak has callers of the real exeat hold ten thousand handshakes that
 // they do not end, and as many idle tunnels as one identity may have, and looks
-// at its memory; others show certificates that are dear to keep or to verify. It
-// loads exeat with good and hostile traffic at once, as much as the machine
-// takes, and with datagrams from an address that stands for an identity, as if it
-// were forged. After each of these it looks whether anything stays
-// behind: goroutines, descriptors and heap must return to what they were. Then
-// it measures what an identity that asks now and then notices of another one
-// that floods the gateway.
+// at its memory. It has callers that say nothing come to listeners of each kind,
+// others show certificates that are dear to keep or to verify, and datagrams come
+// from an address that stands for an identity, as if it were forged: it looks
+// whether anybody else notices. It loads exeat with good and hostile traffic at
+// once, as much as the machine takes. After each of these it looks whether
+// anything stays behind: goroutines, descriptors and heap must return to what they
+// were. Then it measures what an identity that asks now and then notices of
+// another one that floods the gateway.
 package soak
 
 import (
@@ -57,7 +58,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer w.Close()
 	var faults []string
-	for _, part := range []func(context.Context, *world, options, io.Writer) ([]string, error){held, forged, strangers, mixed, isolated} {
+	for _, part := range []func(context.Context, *world, options, io.Writer) ([]string, error){held, silent, forged, strangers, mixed, isolated} {
 		found, err := part(ctx, w, o, stdout)
 		if err != nil {
 			return err

@@ -138,6 +138,10 @@ func Samples() []Sample {
 		{"summary-unproven", with(summary(), func(r *audit.Record) {
 			r.Source, r.Wire = allowlist.SourceMap, audit.WireUDP
 		})},
+		{"summary-cut", with(summary(), func(r *audit.Record) {
+			r.Identity, r.Listener, r.Detail = spiffeid.ID{}, "main", "connections closed for want of room: source 40, all 2"
+			r.Merged.Count, r.Merged.Counts = 42, []audit.Count{{Verdict: allowlist.Fail, Reason: allowlist.Busy, Count: 42}}
+		})},
 		{"handshake", audit.Record{
 			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Listener: "main",
 			Client: addrPort("10.1.2.3:53816"), Reason: allowlist.TLSHandshakeFailed,

@@ -1,0 +1,39 @@
+package dns
+
+import (
+	"context"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/listen"
+)
+
+// isOver reports whether a caller has more connections than it may: its first query
+// is refused, whatever it asks, and the connection ends.
+func isOver(c *listen.Caller) bool {
+	_, over := c.OverLimit()
+	return over
+}
+
+// refuseOver gives the reason for which a caller is refused that isOver: busy if the
+// gateway has no room, and else rate-limited, by the share of its own.
+func (r *ruling) refuseOver(c *listen.Caller) {
+	r.over, r.reason = true, allowlist.RateLimited
+	if c.Busy && !c.Crowded {
+		r.reason = allowlist.Busy
+	}
+	r.detail, _ = c.OverLimit()
+}
+
+// unasked records the refusal of a caller that isOver, and has left or said nothing
+// before it could be told. What was closed for want of a slot was counted.
+func (s *Server) unasked(ctx context.Context, from origin, conn *listen.Conn) {
+	if !isOver(&conn.Caller) || conn.GaveWay() {
+		return
+	}
+	x := s.take(from, nil, &conn.Caller)
+	x.query.reset()
+	x.kind, x.response.silent = noHost, true
+	x.ruling.refuseOver(&x.caller)
+	x.note(ctx, nil)
+	s.give(x)
+}

@@ -1,0 +1,198 @@
+package dns_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/proxy/dns"
+)
+
+// closedByIt reports whether the other end has closed a connection, and waits for that.
+func closedByIt(t *testing.T, c client) bool {
+	t.Helper()
+	conn := c.(*streamClient)
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := conn.Read(make([]byte, 1))
+	return n == 0 && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// TestManyStreamsAtOnce: what forty digs ask at the same time is answered, and so is
+// what 256 connections of one identity ask; over TLS as many as one address may have
+// in handshakes.
+func TestManyStreamsAtOnce(t *testing.T) {
+	for wire, all := range map[string][]int{"tcp": {40, 256}, "dot": {40, 128}} {
+		for _, n := range all {
+			g := newGateway(t, options{perSecond: 1 << 20})
+			conns := make([]client, n)
+			for i := range conns {
+				conns[i] = g.dial(t, wire, "sidecar")
+			}
+			answers := make([]string, n)
+			var asking sync.WaitGroup
+			for i, c := range conns {
+				asking.Go(func() {
+					raw, err := c.ask(must(question("allowed.example").Pack()))
+					answers[i] = fmt.Sprint(len(raw) > 12 && raw[3]&0xf == 0, err)
+				})
+			}
+			asking.Wait()
+			for i, got := range answers {
+				if got != "true <nil>" {
+					t.Fatalf("%s, %d at once: number %d is answered: %s", wire, n, i, got)
+				}
+			}
+		}
+	}
+}
+
+// TestAnIdleStreamGoes when an identity opens one more than it may have, and not one
+// on which a query waits, nor anybody else's.
+func TestAnIdleStreamGoes(t *testing.T) {
+	lookup, waiting, release := holding(t)
+	g := newGateway(t, options{limits: dns.Limits{Streams: 2}, lookup: lookup})
+	other := g.dial(t, "dot", "other")
+	ask(t, other, "denied.example")
+	busy, idle := g.dial(t, "dot", "sidecar").(*streamClient), g.dial(t, "dot", "sidecar")
+	if _, err := busy.Write(framed(must(question("b.wild.example").Pack()))); err != nil {
+		t.Fatal(err)
+	}
+	<-waiting
+	ask(t, idle, "denied.example")
+	var third client
+	waitFor(t, "room for a third connection", func() bool { // a moment after the answer the idle one is idle
+		third = g.dial(t, "dot", "sidecar")
+		return say(ask(t, third, "denied.example")) == "NXDOMAIN, soa of example., ede 15 not-on-allowlist"
+	})
+	if !closedByIt(t, idle) {
+		t.Error("the idle one stays")
+	}
+	release()
+	if _, err := readMessage(busy); err != nil {
+		t.Errorf("the one with a query: %v", err)
+	}
+	for name, c := range map[string]client{"the third": third, "another identity's": other} {
+		if _, err := c.ask(must(question("denied.example").Pack())); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := g.cuts("dot"); got != "caller 1" {
+		t.Errorf("counted %q", got)
+	}
+	waitFor(t, "summary", func() bool {
+		r := g.next(t)
+		return r.Event == "summary" && r.Listener == "dot" && r.Count == 1
+	})
+}
+
+// TestBusyStreamsStay: if none of them is idle, the first query of one more is
+// refused and recorded, whatever it asks, and the connection ends; that of another
+// identity is answered.
+func TestBusyStreamsStay(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		options  options
+		busy     []string // who asks, and waits for an answer
+		answer   string
+		reason   string
+		answered string // an identity that has room
+	}{
+		{"of an identity", options{limits: dns.Limits{Streams: 2}}, []string{"sidecar", "sidecar"}, "REFUSED, ede 18 rate-limited", "fail rate-limited", "other"},
+		{"in all", options{streams: 5, limits: dns.Limits{Streams: 2}}, []string{"other", "other", "stranger", "stranger"}, "REFUSED, ede 18 busy", "fail busy", ""},
+	} {
+		for _, wire := range []string{"dot", "doh"} {
+			t.Run(row.name+" over "+wire, func(t *testing.T) {
+				lookup, waiting, release := holding(t)
+				o := row.options
+				o.lookup = lookup
+				g := newGateway(t, o)
+				var asking sync.WaitGroup
+				t.Cleanup(func() {
+					release()
+					asking.Wait()
+				})
+				spec := policy()
+				spec.Entries = append(spec.Entries, entry("stranger", to("*.wild.example")))
+				for i := range spec.Entries {
+					spec.Entries[i].Allow = append(spec.Entries[i].Allow, to("*.wild.example"))
+				}
+				g.swap(t, spec)
+				waitFor(t, "new policy", func() bool { return g.State().Generation > 1 })
+				for i, who := range row.busy {
+					c := g.dial(t, "dot", who).(*streamClient)
+					if _, err := c.Write(framed(must(question(fmt.Sprintf("b%d.wild.example", i)).Pack()))); err != nil {
+						t.Fatal(err)
+					}
+					<-waiting
+				}
+				one := g.dial(t, wire, "sidecar")
+				if got := say(ask(t, one, "denied.example")); got != row.answer {
+					t.Errorf("%s, want %s", got, row.answer)
+				}
+				r := g.next(t)
+				for r.Event != "decision" { // a record of what the policy ended
+					r = g.next(t)
+				}
+				if got := r.Verdict + " " + r.Reason; got != row.reason || r.RCode != "REFUSED" {
+					t.Errorf("record %+v, want %s", r, row.reason)
+				}
+				if wire == "dot" && !closedByIt(t, one) {
+					t.Error("it is refused and stays")
+				}
+				if row.answered != "" {
+					if got := say(ask(t, g.dial(t, wire, row.answered), "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
+						t.Errorf("another identity: %s", got)
+					}
+					g.next(t)
+				}
+			})
+		}
+	}
+}
+
+// TestAStreamTooManyThatSaysNothing has a record of its own all the same, one: its
+// caller was refused, whether it heard that or not.
+func TestAStreamTooManyThatSaysNothing(t *testing.T) {
+	for _, wire := range []string{"tcp", "dot"} {
+		g := newGateway(t, options{connections: 2})
+		first, second := g.dial(t, wire, "sidecar"), g.dial(t, wire, "sidecar")
+		for _, c := range []client{first, second} {
+			ask(t, c, "denied.example")
+			g.next(t)
+		}
+		third := g.dial(t, wire, "sidecar").(*streamClient)
+		if wire == "dot" {
+			if _, err := third.Write(nil); err != nil { // shakes hands
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, "third connection", func() bool { return g.Registry().Len() == 2 })
+		if err := third.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r := g.next(t)
+		if r.Event != "decision" || r.Protocol != "dns" || r.Wire != wire || r.Verdict+" "+r.Reason != "fail rate-limited" ||
+			r.RCode != "" || r.QType != "" || r.Detail == "" || r.Identity != id("sidecar").String() {
+			t.Errorf("%s: record %+v", wire, r)
+		}
+		told := g.dial(t, wire, "sidecar")
+		if got := say(ask(t, told, "allowed.example")); got != "REFUSED, ede 18 rate-limited" {
+			t.Errorf("%s: %s", wire, got)
+		}
+		if r := g.next(t); r.Verdict+" "+r.Reason != "fail rate-limited" || r.RCode != "REFUSED" {
+			t.Errorf("%s: record %+v", wire, r)
+		}
+		if rest, err := io.ReadAll(told.(*streamClient)); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: % x, %v", wire, rest, err)
+		}
+		g.stop()
+		waitFor(t, "end", func() bool { return g.Registry().Len() == 0 })
+		g.none(t)
+	}
+}

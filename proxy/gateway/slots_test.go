@@ -1,0 +1,373 @@
+package gateway
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/identity/authority"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
+	"github.com/exeat-dev/exeat/proxy/limit"
+)
+
+// crowded is a gateway with 64 slots that is served, with a listener of each kind. It
+// waits for its callers as long as they like.
+type crowded struct {
+	*rig
+	ca     *authority.Authority
+	port   string // of the origin
+	shares limit.Shares
+
+	mu  sync.Mutex
+	cut map[string]int // by listener and cause
+}
+
+func newCrowded(t *testing.T) *crowded {
+	t.Helper()
+	const slots = 64
+	c := &crowded{ca: newAuthority(t), port: newOrigin(t), shares: limit.SharesOf(slots), cut: map[string]int{}}
+	c.rig = newRig(t, allowing("one", to("*.example")), func(cfg *Config) {
+		cfg.Identity = gatewaytest.NewIdentity(snapshot(t, 1, c.ca))
+		cfg.Listeners = append(cfg.Listeners,
+			Listener{Name: "loopback", Address: "127.0.0.1:0", Identity: Fixed, ID: id("looped")},
+			Listener{Name: "secure", Address: "127.0.0.1:0"})
+		cfg.MaxConnections = slots
+		cfg.HandshakeTimeout, cfg.Front.HeadTimeout, cfg.Front.KeepAlive = time.Hour, time.Hour, time.Hour
+		cfg.Metrics.Cut = func(listener string, why limit.Cause, n int) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.cut[listener+" "+why.String()] += n
+		}
+	})
+	c.serve(t)
+	c.next(t, audit.EventPolicyReload)
+	return c
+}
+
+// cuts returns how many connections were closed for a cause.
+func (c *crowded) cuts(listener string, why limit.Cause) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut[listener+" "+why.String()]
+}
+
+// dial connects to a listener from an address; "" is any.
+func (c *crowded) dial(t *testing.T, listener, from string) net.Conn {
+	t.Helper()
+	var at net.Addr
+	for _, l := range c.Listening() {
+		if l.Name == listener {
+			at = l.Addr
+		}
+	}
+	var d net.Dialer
+	if from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	conn, err := d.DialContext(t.Context(), at.Network(), at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// config is what a caller with an identity shows; "" has none.
+func (c *crowded) config(t *testing.T, name string) *tls.Config {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(c.ca.Bundle())
+	config := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, RootCAs: roots}
+	if name != "" {
+		svid, err := c.ca.Mint(authority.Options{ID: id(name)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Certificates = []tls.Certificate{svid.TLS()}
+	}
+	return config
+}
+
+// secure is a caller over TLS.
+func (c *crowded) secure(t *testing.T, config *tls.Config) *caller {
+	t.Helper()
+	conn := tls.Client(c.dial(t, "secure", ""), config)
+	return &caller{conn, bufio.NewReader(conn)}
+}
+
+// clear is a caller of another listener.
+func (c *crowded) clear(t *testing.T, listener string) *caller {
+	t.Helper()
+	conn := c.dial(t, listener, "")
+	return &caller{conn, bufio.NewReader(conn)}
+}
+
+// tunnel opens a tunnel and sends something through it.
+func (c *crowded) tunnel(t *testing.T, from *caller) {
+	t.Helper()
+	if status := from.ask(t, http.MethodConnect, "open.example:"+c.port); status != http.StatusOK {
+		t.Fatalf("a CONNECT is answered %d", status)
+	}
+	if err := from.echo(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSilentCallers: 200 of them, on any listener and from wherever, cost nobody a
+// tunnel, and the next caller with an identity is answered. They are counted, and a
+// summary tells of them.
+func TestSilentCallers(t *testing.T) {
+	const silent = 200
+	s := limit.SharesOf(64)
+	for _, row := range []struct {
+		name     string
+		listener string
+		from     func(i int) string
+		open     string // whose tunnel of the same share is open; "" is nobody's
+		cause    limit.Cause
+		most     int // silent ones that may stay
+	}{
+		{"on a unix socket", "own", func(int) string { return "" }, "own", limit.CauseCaller, s.PerLocal - 1},
+		{"on loopback", "loopback", func(int) string { return "" }, "loopback", limit.CauseCaller, s.PerLocal - 1},
+		{"from many addresses on loopback", "loopback", func(i int) string { return fmt.Sprintf("127.0.1.%d", 1+i) }, "loopback", limit.CauseCaller, s.PerLocal - 1},
+		{"over TLS from one address", "secure", func(int) string { return "127.0.0.2" }, "", limit.CauseSource, s.PerSource},
+		{"over TLS from many addresses", "secure", func(i int) string { return fmt.Sprintf("127.0.1.%d", 1+i) }, "", limit.CauseUnidentified, s.Unidentified},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCrowded(t)
+			open := []*caller{c.secure(t, c.config(t, "victim"))}
+			if row.open != "" {
+				open = append(open, c.clear(t, row.open))
+			}
+			for _, o := range open {
+				c.tunnel(t, o)
+			}
+			for i := range silent {
+				c.dial(t, row.listener, row.from(i))
+			}
+			for end := time.Now().Add(patience); c.cuts(row.listener, row.cause) < silent-row.most; runtime.Gosched() {
+				if time.Now().After(end) {
+					t.Fatalf("%d are closed, want %d", c.cuts(row.listener, row.cause), silent-row.most)
+				}
+			}
+			open = append(open, c.secure(t, c.config(t, "other")), c.clear(t, "own"), c.clear(t, "loopback"))
+			for _, o := range open[len(open)-3:] {
+				c.tunnel(t, o)
+			}
+			for i, o := range open {
+				if err := o.echo(); err != nil {
+					t.Errorf("tunnel %d: %v", i, err)
+				}
+			}
+			var summed, told uint64
+			for _, o := range open { // before the end, so that it need not be waited for
+				_ = o.Close()
+			}
+			for _, rec := range c.rest(t) {
+				switch rec.Event { //nolint:exhaustive // the others are of the tunnels
+				case audit.EventSummary:
+					summed += rec.Merged.Count
+					counts := rec.Merged.Counts
+					if rec.Listener == "" || !strings.Contains(rec.Detail, "closed for want of room: ") || len(counts) != 1 ||
+						counts[0] != (audit.Count{Verdict: allowlist.Fail, Reason: allowlist.Busy, Count: rec.Merged.Count}) {
+						t.Errorf("summary %+v %+v", rec, rec.Merged)
+					}
+				case audit.EventDecision:
+					told++
+				}
+			}
+			all := 0
+			for _, n := range c.cut {
+				all += n
+			}
+			if summed != uint64(all) || told != uint64(len(open)) || all > silent-row.most+3 {
+				t.Errorf("%d closed in summaries, %d counted, want about %d; %d decisions of %d", summed, all, silent-row.most, told, len(open))
+			}
+		})
+	}
+}
+
+// TestAnIdentityThatHasItsShare is told so, keeps what it has, and costs no other
+// identity anything. Silent ones of a listener do not count against those that ask.
+func TestAnIdentityThatHasItsShare(t *testing.T) {
+	c := newCrowded(t)
+	s := c.shares
+	for _, row := range []struct {
+		name  string
+		call  func() *caller
+		share int
+	}{
+		{"an identity", func() func() *caller {
+			config := c.config(t, "hog")
+			return func() *caller { return c.secure(t, config) }
+		}(), s.PerIdentity},
+		{"a user of a unix socket", func() *caller { return c.clear(t, "own") }, s.PerLocal},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			for range 3 * row.share { // silent, and soon gone if they cost anybody anything
+				if row.share == s.PerLocal {
+					row.call()
+				}
+			}
+			var open []*caller
+			for range row.share {
+				one := row.call()
+				c.tunnel(t, one)
+				open = append(open, one)
+				c.decision(t, allowlist.Allow, allowlist.NoReason)
+			}
+			if status := row.call().ask(t, http.MethodConnect, "open.example:"+c.port); status != http.StatusServiceUnavailable {
+				t.Errorf("one more is answered %d", status)
+			}
+			if rec := c.decision(t, allowlist.Fail, allowlist.Busy); rec.Status != 503 || !strings.Contains(rec.Detail, "as many connections open as it may") {
+				t.Errorf("record %+v", rec)
+			}
+			// One that says nothing, and leaves, is recorded once, too.
+			gone := row.call()
+			if secure, ok := gone.Conn.(*tls.Conn); ok {
+				if err := secure.HandshakeContext(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = gone.Close()
+			if rec := c.decision(t, allowlist.Fail, allowlist.Busy); rec.Status != 0 || rec.Method != "" {
+				t.Errorf("record %+v", rec)
+			}
+			c.tunnel(t, c.secure(t, c.config(t, "bystander")))
+			c.decision(t, allowlist.Allow, allowlist.NoReason)
+			for _, o := range open {
+				if err := o.echo(); err != nil {
+					t.Error(err)
+				}
+				_ = o.Close()
+			}
+		})
+	}
+}
+
+// decision waits for the next record of a decision.
+func (c *crowded) decision(t *testing.T, verdict allowlist.Verdict, reason allowlist.Reason) audit.Record {
+	t.Helper()
+	for {
+		select {
+		case rec := <-c.sink.records:
+			if rec.Event != audit.EventDecision {
+				continue
+			}
+			if rec.Verdict != verdict || rec.Reason != reason {
+				t.Fatalf("record %+v, want %s %s", rec, verdict, reason)
+			}
+			return rec
+		case <-time.After(patience):
+			t.Fatal("no record of a decision")
+		}
+	}
+}
+
+// TestCallersWithoutAnIdentity keep to their share also when they were answered: one
+// more of the same address takes the place of one that rests.
+func TestCallersWithoutAnIdentity(t *testing.T) {
+	c := newCrowded(t)
+	config := c.config(t, "")
+	most := 4 * c.shares.PerSource
+	for answered, end := 0, time.Now().Add(patience); answered < most; {
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d are answered", answered, most)
+		}
+		one := c.secure(t, config)
+		_, err := io.WriteString(one, "GET http://open.example/ HTTP/1.1\r\nHost: open.example\r\n\r\n")
+		if err != nil {
+			continue // all before it are being answered still
+		}
+		resp, err := http.ReadResponse(one.reader, nil)
+		if err != nil {
+			continue
+		}
+		if answered++; resp.StatusCode != http.StatusProxyAuthRequired || resp.Close {
+			t.Fatalf("answered %s, closing %v", resp.Status, resp.Close)
+		}
+	}
+	if n := c.cuts("secure", limit.CauseSource); n < most-c.shares.PerSource {
+		t.Errorf("%d are closed for %d that rest, of which one address may have %d", n, most, c.shares.PerSource)
+	}
+}
+
+// TestHalfAHeadOnAConnectionThatMakesRoom is recorded as what ended it, and not as if
+// its caller had left.
+func TestHalfAHeadOnAConnectionThatMakesRoom(t *testing.T) {
+	c := newCrowded(t)
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		half := c.dial(t, "own", "")
+		if _, err := io.WriteString(half, "CONNECT open.example:443 HTTP/1.1\r\nHost: "); err != nil {
+			t.Fatal(err)
+		}
+		for range c.shares.PerLocal {
+			c.dial(t, "own", "")
+		}
+		_, _ = io.Copy(io.Discard, half) // until it is closed
+		select {
+		case rec := <-c.sink.records:
+			if rec.Event == audit.EventSummary {
+				continue
+			}
+			if rec.Event != audit.EventDecision || rec.Verdict != allowlist.Fail || rec.Reason != allowlist.Busy || rec.Status != 0 {
+				t.Errorf("record %+v", rec)
+			}
+			return
+		default: // it was closed before what it sent was read, or the record is on its way
+		}
+	}
+	t.Error("half a head is never recorded")
+}
+
+// TestCutsAreToldOnceASecond: one record for each listener, however many there were,
+// and what is left at the end.
+func TestCutsAreToldOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &rig{policies: gatewaytest.NewPolicy(nil)}
+		cfg := r.config(t)
+		if err := cfg.check(); err != nil {
+			t.Fatal(err)
+		}
+		c := newCuts(&cfg)
+		one, other := c.of("one"), c.of("other")
+		for range 500 {
+			one(limit.CauseSource)
+			time.Sleep(time.Millisecond)
+		}
+		one(limit.CauseAll)
+		other(limit.CauseCaller)
+		time.Sleep(2 * cutsEvery)
+		one(limit.CauseUnidentified)
+		c.close()
+		c.close() // nothing is told twice
+		time.Sleep(2 * cutsEvery)
+		var got []string
+		for _, rec := range r.rest(t) {
+			got = append(got, fmt.Sprint(rec.Listener, " ", rec.Merged.Count, " in ", rec.Merged.Last.Sub(rec.Merged.First), ": ", rec.Detail))
+		}
+		want := []string{
+			"one 501 in 500ms: connections closed for want of room: source 500, all 1",
+			"other 1 in 0s: connections closed for want of room: caller 1",
+			"one 1 in 0s: connections closed for want of room: unidentified 1",
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("told\n%s, want\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
