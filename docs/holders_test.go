@@ -20,6 +20,7 @@ func byIdentity() map[string]string {
 		"proxy/limit.accounts":    "there are two of them, by what shows the identity",
 		"proxy/resolve.boundPart": "there are two of them, by what shows the identity",
 		"proxy/listen.AddressMap": "it says which identity an address stands for",
+		"proxy/live.losses":       "it counts which identities lose something, whatever shows them",
 	}
 }
 

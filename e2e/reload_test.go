@@ -288,44 +288,68 @@ func TestEmptyDirectory(t *testing.T) {
 	p.stop(t, 1)
 }
 
-// TestMaxRevoke holds a policy that would close too much, but no quarantine,
-// until SIGHUP.
+// TestMaxRevoke holds the end of what is open if a policy would take something from
+// two identities: the policy is in force, what is open goes on, one tunnel ends by a
+// quarantine, and then it is not too much any more.
 func TestMaxRevoke(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
 	putFile(t, dir+"/policy.yaml", s.allowing("allowed.example", "example.com"))
-	p := s.serve(t, dir, ", max_revoke: 30%")
+	p := s.serveConfig(t, strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+dir+"\", poll: 0s, max_revoke: {share: 30%, at_least: 1}}", 1)+
+		"admin: {address: '127.0.0.1:0'}\n")
 	first, second := s.open(t, p, "own", "allowed.example"), s.open(t, p, "own", "example.com")
 	third := s.open(t, p, "builder", "allowed.example")
-	held := func(n int, says string) {
-		r := p.recorded(t, "a held policy", n, func(r record) bool { return strings.HasPrefix(r.Detail, "held: ") })
-		if r.Detail != says {
-			t.Errorf("recorded %q, want %q", r.Detail, says)
-		}
-	}
 	replaceFile(t, dir+"/policy.yaml", s.allowing("example.com"))
-	held(0, "held: would close 2 of 3 tunnels")
-	if got := s.status(t, p, "allowed.example"); got != http.StatusOK {
-		t.Errorf("a held policy decides: %d", got)
+	p.generation(t, 2)
+	held := p.recorded(t, "a held policy", 0, func(r record) bool { return strings.Contains(r.Detail, "held: ") })
+	if want := "closed 0 of 3 tunnels; held: 2 that it forbids stay open, of 2 of 2 identities"; held.Detail != want {
+		t.Errorf("recorded %q, want %q", held.Detail, want)
 	}
-	p.closed(t, 0) // that of the question
+	if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
+		t.Errorf("a new request while it is held: %d", got)
+	}
+	first.works(t)
+	third.works(t)
+	if code, text := p.admin(t, "readyz"); code != http.StatusOK || !strings.Contains(text, "held: 2 that it forbids stay open, of 2 of 2 identities") {
+		t.Errorf("readiness while it is held: %d %s", code, text)
+	}
+	if _, text := p.admin(t, "metrics"); !strings.Contains(text, "\negress_policy_held 2\n") {
+		t.Errorf("metrics without the identities that are held:\n%s", text)
+	}
 	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+builder+"\"}]\n")
 	third.ends(t)
-	if r := p.closed(t, 1); r.CloseReason != "quarantined" {
-		t.Errorf("the tunnel ended with %+v", r)
-	}
-	p.generation(t, 2)
-	p.signal(t, syscall.SIGHUP)
 	first.ends(t)
-	if r := p.closed(t, 2); r.CloseReason != "revoked" {
-		t.Errorf("the tunnel ended with %+v", r)
+	reasons := map[string]string{}
+	for n := range 2 {
+		r := p.closed(t, n)
+		reasons[r.Identity] = r.CloseReason
 	}
-	p.generation(t, 3)
-	if got := s.status(t, p, "allowed.example"); got != http.StatusForbidden {
-		t.Errorf("the policy is not in force: %d", got)
+	if reasons[builder] != "quarantined" || len(reasons) != 2 {
+		t.Errorf("the tunnels ended as %v", reasons)
+	}
+	if code, text := p.admin(t, "readyz"); code != http.StatusOK || strings.Contains(text, "held") {
+		t.Errorf("readiness when nothing is held: %d %s", code, text)
 	}
 	second.works(t)
 	_ = second.Close()
+	p.stop(t, 3)
+}
+
+// TestAHangupEndsWhatMaxRevokeHolds.
+func TestAHangupEndsWhatMaxRevokeHolds(t *testing.T) {
+	s := newReloadSite(t)
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	putFile(t, path, s.allowing("allowed.example", "example.com"))
+	p := s.serve(t, path, ", max_revoke: {share: 30%, at_least: 1}")
+	first, second := s.open(t, p, "own", "allowed.example"), s.open(t, p, "builder", "allowed.example")
+	replaceFile(t, path, s.allowing("example.com"))
+	p.generation(t, 2)
+	first.works(t)
+	second.works(t)
+	p.signal(t, syscall.SIGHUP)
+	first.ends(t)
+	second.ends(t)
+	p.closed(t, 1)
 	p.stop(t, 3)
 }
 

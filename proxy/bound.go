@@ -5,14 +5,16 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // bound is why a tunnel to an address literal is allowed that no rule names: the
 // caller was told the address by the DNS door, for a name that it may reach.
 type bound struct {
 	addr  netip.Addr
-	names []allowlist.Host  // that the caller may reach there, on the port it asks for
-	ech   allowlist.ECHMode // refuse, if the rule of one of the names does
+	names []resolve.Binding // that the caller may reach there, on the port it asks for
+	way   allowlist.Way     // of the name that is the destination of the decision
 }
 
 // bind decides a tunnel to an address once more, by the names that it was the
@@ -28,28 +30,30 @@ func bind(x *request, now time.Time) {
 	}
 	proved := false // one of the names was told to more than an address
 	for _, b := range x.proxy.cfg.Bound(x.asked.ID, host.Addr(), now) {
-		req := x.asked
-		req.Dest.Host = b.Name
-		d := x.state.Decide(req)
-		if d.Verdict != allowlist.Allow || d.CheckAddr(netip.AddrPortFrom(host.Addr(), req.Dest.Port)) != nil ||
-			b.Check(&d) != allowlist.NoReason {
+		d, ok := decideBound(x.state, x.asked, netip.AddrPortFrom(host.Addr(), x.asked.Dest.Port), b)
+		if !ok {
 			continue
 		}
-		x.bound.names = append(x.bound.names, b.Name)
+		x.bound.names = append(x.bound.names, b)
 		if b.Mapped && proved { // whoever forges a datagram does not choose the rule
 			continue
 		}
 		proved = !b.Mapped
-		if _, ech := d.TLS(); ech == allowlist.ECHRefuse {
-			x.bound.ech = ech
-		}
 		if len(x.bound.names) == 1 || stricter(d, x.decision) {
-			x.decision = d
+			x.decision, x.bound.way = d, b.Way
 		}
 	}
 	if len(x.bound.names) > 0 {
 		x.bound.addr = host.Addr()
 	}
+}
+
+// decideBound decides a request for an address by a name that it was the answer for,
+// and reports whether the name opens the address.
+func decideBound(state *live.State, req allowlist.Request, addr netip.AddrPort, b resolve.Binding) (d allowlist.Decision, ok bool) {
+	req.Dest.Host = b.Name
+	d = state.Decide(req)
+	return d, d.Verdict == allowlist.Allow && d.CheckAddr(addr) == nil && d.CheckWay(b.Way) == allowlist.NoReason
 }
 
 // bindable reports whether a denial only says that no rule opens the address.

@@ -24,7 +24,7 @@ func carry(ctx context.Context, x *request) front.Answer {
 		case res.Switched != nil:
 			x.afterRefusal = func() { f.close(ctx, res) } // then it became no tunnel
 			return open(ctx, x, opening{
-				conn: res.Switched.Conn, addr: res.Switched.Dialed.Addr,
+				conn: res.Switched.Conn, to: reached{res.Switched.Dialed.Addr, res.Switched.Dialed.Way},
 				status: http.StatusSwitchingProtocols, switched: res.Switched.Head, up: res.Up,
 			})
 		case res.Reason == allowlist.NoReason:
@@ -117,13 +117,14 @@ func (f *forwarding) progress(up, down int64) {
 func (f *forwarding) connected(ctx context.Context, u forward.Upstream) error {
 	x := f.request
 	x.dialed(ctx, f.start, u.Dialed, nil)
-	f.held.at(u.Dialed.Addr)
+	to := reached{u.Dialed.Addr, u.Dialed.Way}
+	f.held.at(to)
 	// The transport takes a connection that is ready also when the exchange has
 	// been ended.
 	if why := f.why(); why != allowlist.NoReason {
 		return &allowlist.ReasonError{Reason: why}
 	}
-	if reason := x.confirm(u.Dialed.Addr); reason != allowlist.NoReason {
+	if reason := x.confirm(to); reason != allowlist.NoReason {
 		if reason == allowlist.UpgradeNotAllowed {
 			f.retry = reason // a client that need not upgrade is asked for again, without
 		}

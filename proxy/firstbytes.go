@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/hello"
 	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -21,22 +21,35 @@ const DefaultHelloTimeout = 10 * time.Second
 func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
 
 // firstBytes checks the first bytes of one tunnel: what the origin will see
-// must ask for the destination that was decided.
+// must ask for the destination that was decided. How that is looked at is what the
+// state of when they come says.
 type firstBytes struct {
-	request allowlist.Request
-	mode    allowlist.TLSMode
-	ech     allowlist.ECHMode
+	expected
 	current *live.Current
 	record  *audit.Tunnel
-	names   []allowlist.Host // of an address that was allowed by these; nil otherwise
-	addr    netip.AddrPort   // that was dialled
-	entry   *live.Entry      // what the registry knows of the tunnel
+	entry   *live.Entry // what the registry knows of the tunnel
 
 	reader hello.Reader
 	reason allowlist.Reason // why the first bytes were refused
 	// observed is the decision about the name that the ClientHello asks for, if
 	// only observation lets it through; nil otherwise.
 	observed *ruling
+}
+
+// expected is what the first bytes are held against.
+type expected struct {
+	request allowlist.Request
+	names   []resolve.Binding // of an address that was allowed by these; nil otherwise
+	addr    netip.AddrPort    // that was dialled
+	state   *live.State       // that opened the tunnel; nil: it is not to be asked any more
+	decided looking           // by that state
+}
+
+// looking is how first bytes are looked at. The zero value refuses what does not
+// match.
+type looking struct {
+	mode allowlist.TLSMode
+	ech  allowlist.ECHMode
 }
 
 // ruling is a decision about a name, and the generation of the state that made
@@ -46,67 +59,188 @@ type ruling struct {
 	generation uint64
 }
 
-// newFirstBytes returns the check that was decided for a tunnel to an address.
+// newFirstBytes returns the check of a tunnel to an address.
 func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
-	c := &firstBytes{
-		request: x.decision.Request, current: x.proxy.cfg.Current, record: r.record, names: x.bound.names,
-		addr: addr, entry: r.place.entry,
+	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, entry: r.place.entry}
+	if x.read.IsPlain() { // what was asked for in clear
+		c.decided.mode = allowlist.TLSOff
+		return c
 	}
-	if c.mode, c.ech = x.decision.TLS(); x.read.IsPlain() { // what was asked for in clear
-		c.mode, c.request = allowlist.TLSOff, allowlist.Request{}
+	c.request, c.names, c.addr = x.decision.Request, x.bound.names, addr
+	if c.decided.mode, c.decided.ech = x.decision.TLS(); len(c.names) > 0 {
+		c.decided = c.by(x.state)
 	}
-	if x.bound.ech == allowlist.ECHRefuse {
-		c.ech = x.bound.ech
-	}
+	c.state = x.state
 	return c
 }
 
-// gate returns the check as a gate of its tunnel; nil if nothing is checked.
-func (c *firstBytes) gate(ctx context.Context, timeout time.Duration) *tunnel.Gate {
-	if c.mode == allowlist.TLSOff {
+// by returns how a state looks at the first bytes. One that forbids the tunnel, which
+// is held, looks at them as it was decided before.
+func (e *expected) by(state *live.State) looking {
+	if state == e.state || e.request.Dest.Host.IsZero() {
+		return e.decided
+	}
+	req := e.request
+	req.Time = time.Now()
+	d := state.Decide(req)
+	if !d.Allowed() {
+		return e.decided
+	}
+	var l looking
+	l.mode, l.ech = d.TLS()
+	proved := false // as in bind
+	for _, b := range e.names {
+		other, ok := decideBound(state, req, e.addr, b)
+		if !ok || b.Mapped && proved {
+			continue
+		}
+		proved = !b.Mapped
+		if stricter(other, d) {
+			d = other
+			l.mode, _ = d.TLS()
+		}
+		if _, ech := other.TLS(); ech == allowlist.ECHRefuse {
+			l.ech = ech
+		}
+	}
+	return l
+}
+
+// gate returns the check as a gate of the tunnel; nil if nothing is checked.
+func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
+	l := c.settle()
+	switch l.mode {
+	case allowlist.TLSOff:
+		c.expected = expected{}
 		return nil
+	case allowlist.TLSAuto: // which a later state may find too patient
+		c.entry.Await(t.Hurry)
+		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // it came before, and found nobody to tell
+			t.Hurry()
+		}
+	case allowlist.TLSRequire, allowlist.TLSDefault:
 	}
 	return &tunnel.Gate{
 		Look:     func(p []byte, last bool) tunnel.Ruling { return c.look(ctx, p, last) },
 		Wait:     timeout,
-		Speak:    c.mode == allowlist.TLSRequire,
+		Speak:    l.mode == allowlist.TLSRequire,
 		Farewell: accessDenied(),
 	}
 }
 
-func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Ruling {
-	if len(p) > 0 && c.mode == allowlist.TLSAuto {
-		switch begins, sure := hello.Begins(p); {
-		case !begins:
-			c.record.Saw(audit.Hello{TLS: audit.TLSNone})
-			return tunnel.Pass
-		case !sure && !last:
-			return tunnel.More
+// settle returns how the state in force looks at the first bytes, and says in the
+// entry if it does not: a state to come finds them not looked at.
+func (c *firstBytes) settle() looking {
+	for {
+		state := c.current.Load()
+		l := c.by(state)
+		if l.mode == allowlist.TLSOff {
+			c.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
+			if c.current.Load() != state {
+				c.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
+				continue
+			}
 		}
+		return l
 	}
+}
+
+func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Ruling {
 	h, err := c.reader.Read(p)
-	if errors.Is(err, hello.ErrIncomplete) && !last {
-		return tunnel.More
+	for {
+		state := c.current.Load()
+		v := c.rule(c.by(state), p, last, h, err)
+		if v.ruling == tunnel.More {
+			return v.ruling
+		}
+		if v.ruling == tunnel.Pass {
+			c.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
+			if c.current.Load() != state { // which found nothing to end, or was not asked
+				continue
+			}
+		}
+		c.settled(ctx, state, v)
+		return v.ruling
 	}
-	seen, reason := audit.Hello{TLS: audit.TLSNone}, allowlist.NotTLS
-	if err == nil {
-		seen, reason = c.compare(h)
+}
+
+// verdict is what one state says of first bytes.
+type verdict struct {
+	ruling tunnel.Ruling
+	reason allowlist.Reason // NoReason if they pass
+	seen   audit.Hello
+	first  live.FirstBytes
+	hidden []allowlist.Host // names that ECH may hide
+}
+
+// settled records what became of the first bytes by a state.
+func (c *firstBytes) settled(ctx context.Context, state *live.State, v verdict) {
+	c.entry.Await(nil)
+	if v.first != live.FirstBytesUnseen {
+		c.record.Saw(v.seen)
 	}
-	c.record.Saw(seen)
-	if reason != allowlist.NoReason {
-		c.reason = reason
-		c.record.Refuse(ctx, reason)
-		return tunnel.Refuse
+	if v.ruling == tunnel.Refuse {
+		c.reason = v.reason
+		c.refuse(ctx, state)
+		return
 	}
 	if o := c.observed; o != nil {
-		c.observed = nil // it is not needed for as long as the tunnel lasts
 		c.record.Observe(ctx, o.Decision, o.generation)
 	}
-	return tunnel.Pass
+	c.expected, c.observed = expected{}, nil // they are not needed for as long as the tunnel lasts
+}
+
+// refuse records a refusal by a state, as that of the decision which opened the tunnel
+// if the state does not allow it, and only its end is held.
+func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
+	if state != c.state && state != nil {
+		if d := c.decide(state, c.request.Dest.Host); d.Allowed() {
+			c.record.RefuseBy(ctx, c.reason, d.Decision, d.generation)
+			return
+		}
+	}
+	c.record.Refuse(ctx, c.reason)
+}
+
+// rule holds first bytes against the destination. The hello is what they say, unless
+// there is an error.
+func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err error) verdict {
+	if l.mode == allowlist.TLSOff {
+		return verdict{ruling: tunnel.Pass}
+	}
+	if len(p) > 0 && l.mode == allowlist.TLSAuto {
+		switch begins, sure := hello.Begins(p); {
+		case !begins:
+			return verdict{ruling: tunnel.Pass, seen: audit.Hello{TLS: audit.TLSNone}, first: live.FirstBytesNotTLS}
+		case !sure && !last:
+			return verdict{ruling: tunnel.More}
+		}
+	}
+	if errors.Is(err, hello.ErrIncomplete) && !last {
+		return verdict{ruling: tunnel.More}
+	}
+	v := verdict{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, first: live.FirstBytesNotTLS}
+	if err == nil {
+		v.seen, v.reason = c.compare(h, l.ech)
+		v.first = live.FirstBytesHello
+		if h.Name == "" {
+			v.first = live.FirstBytesNoName
+		}
+	}
+	if v.reason == allowlist.NoReason {
+		v.ruling = tunnel.Pass
+	}
+	if h.ECH {
+		for _, b := range c.names {
+			v.hidden = append(v.hidden, b.Name)
+		}
+	}
+	return v
 }
 
 // compare holds a ClientHello against the destination.
-func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.Reason) {
+func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audit.Hello, reason allowlist.Reason) {
+	c.observed = nil
 	seen = audit.Hello{SNI: h.Name, ECH: h.ECH}
 	literal := c.request.Dest.Host.IsAddr()
 	host, err := allowlist.ParseHost(h.Name)
@@ -131,7 +265,7 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 		case allowlist.Deny, allowlist.Fail:
 		}
 	}
-	if h.ECH && c.ech == allowlist.ECHRefuse {
+	if h.ECH && refuse == allowlist.ECHRefuse {
 		reason = allowlist.ECHRefused
 	}
 	return seen, reason
@@ -143,10 +277,13 @@ func (c *firstBytes) compare(h hello.Hello) (seen audit.Hello, reason allowlist.
 // same port. Every other name is denied. From then on every new state decides
 // about the name.
 func (c *firstBytes) another(name allowlist.Host) ruling {
-	if slices.Contains(c.names, name) {
-		c.entry.Change(func(d *live.Decided) { d.Request.Dest.Host = name })
-		d := c.decide(name) // after that: a state that came before would not be asked
-		if d.CheckAddr(c.addr) != nil {
+	for _, b := range c.names {
+		if b.Name != name {
+			continue
+		}
+		c.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
+		d := c.decide(c.current.Load(), name) // after that: a state that came before would not be asked
+		if d.CheckAddr(c.addr) != nil || d.CheckWay(b.Way) != allowlist.NoReason {
 			return ruling{}
 		}
 		return d
@@ -155,14 +292,13 @@ func (c *firstBytes) another(name allowlist.Host) ruling {
 		return ruling{}
 	}
 	c.entry.Change(func(d *live.Decided) { d.Name = name })
-	return c.decide(name) // as above
+	return c.decide(c.current.Load(), name) // as above
 }
 
-// decide asks the state in force about a name in place of the destination.
-func (c *firstBytes) decide(name allowlist.Host) (d ruling) {
+// decide asks a state about a name in place of the destination.
+func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d ruling) {
 	req := c.request
 	req.Dest.Host, req.Time = name, time.Now()
-	state := c.current.Load()
 	if d.Decision = state.Decide(req); state != nil {
 		d.generation = state.Generation
 	}

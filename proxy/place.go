@@ -20,6 +20,12 @@ type place struct {
 	cancel   context.CancelFunc // ends the dial, or the exchange
 }
 
+// reached is the address that a request goes to, and how the look-up led there.
+type reached struct {
+	addr netip.AddrPort
+	way  allowlist.Way
+}
+
 // register takes a place for the request: a shutdown waits for it, and a state
 // that forbids it ends the context that it is dialled, or carried, in. One that it
 // had is left afterwards, so that it is never without. Counts, if not nil, returns
@@ -31,8 +37,9 @@ func register(ctx context.Context, x *request, counts func() (up, down int64)) (
 	// The entry may outlive the head, which is not to be kept for a part of it.
 	asked.Method, asked.Path = strings.Clone(asked.Method), strings.Clone(asked.Path)
 	entry := &live.Entry{
-		ID: x.open.ID, Start: time.Now(), NotAfter: x.caller.NotAfter, Decided: live.Decided{Request: asked},
-		End: func(tunnel.Reason, allowlist.Reason) { cancel() }, Counts: counts,
+		ID: x.open.ID, Start: time.Now(), NotAfter: x.caller.NotAfter,
+		Decided: live.Decided{Request: asked, Way: x.bound.way, FirstBytes: live.FirstBytesToCome},
+		End:     func(tunnel.Reason, allowlist.Reason) { cancel() }, Counts: counts,
 	}
 	if x.caller.Source == allowlist.SourceX509SVID {
 		entry.Certificates = x.conn.Certificates
@@ -43,17 +50,17 @@ func register(ctx context.Context, x *request, counts func() (up, down int64)) (
 	return under
 }
 
-// at says which address the request goes to. Whoever calls it must look at the
-// state afterwards.
-func (p *place) at(addr netip.AddrPort) {
-	p.entry.Change(func(d *live.Decided) { d.Addr = addr })
+// at says which address the request goes to, and on which way it came there. Whoever
+// calls it must look at the state afterwards.
+func (p *place) at(to reached) {
+	p.entry.Change(func(d *live.Decided) { d.Addr, d.Way = to.addr, to.way })
 }
 
 // promote makes the place that of a tunnel to an address, which is closed in
 // another way. The state must be looked at afterwards, and why asked: what ended
 // the request before does not close the tunnel.
-func (p *place) promote(addr netip.AddrPort, t *tunnel.Tunnel) {
-	p.at(addr)
+func (p *place) promote(to reached, t *tunnel.Tunnel) {
+	p.at(to)
 	p.entry.Promote(func(reason tunnel.Reason, _ allowlist.Reason) { t.Close(reason) }, t.Counts)
 	p.cancel()
 }

@@ -133,7 +133,7 @@ func (x *request) answer(ctx context.Context) front.Answer {
 	if reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	return open(ctx, x, opening{conn: res.Conn, addr: res.Addr, status: http.StatusOK})
+	return open(ctx, x, opening{conn: res.Conn, to: reached{res.Addr, res.Way}, status: http.StatusOK})
 }
 
 // renew takes the state in force and makes sure that the caller is who it is by

@@ -110,7 +110,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	policies := gatewaytest.NewPolicy(nil)
 	made, err := gw.New(tb.Context(), gw.Config{
 		Policy: policies, Identity: o.source(g.identity), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
-		Resolver: gw.Resolver{Resolve: g.names.resolve, Bound: o.bound},
+		Resolver: gw.Resolver{Resolve: g.names.lead, Bound: o.bound},
 		Listeners: []gw.Listener{
 			{Name: "secure", Address: "127.0.0.1:0"},
 			{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: id("sidecar")},
@@ -393,6 +393,34 @@ type names struct {
 	// test.
 	asked, answer chan struct{}
 	twice         atomic.Bool // once.example was asked for
+	// way is how every look-up leads to the addresses; nil is without an alias.
+	way atomic.Pointer[allowlist.Way]
+}
+
+// over makes every look-up lead over names.
+func (n *names) over(inspect bool, names ...string) {
+	way := allowlist.Way{Inspect: inspect}
+	for _, name := range names {
+		host, err := allowlist.ParseHost(name)
+		if err != nil {
+			panic(err) // a constant of a test
+		}
+		way.Via = append(way.Via, host)
+	}
+	n.way.Store(&way)
+}
+
+// lead asks the decision about the way, as package resolve does.
+func (n *names) lead(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
+	var way allowlist.Way
+	if w := n.way.Load(); w != nil && !dec.Dest.Host.IsAddr() {
+		way = *w
+	}
+	addrs, err := n.resolve(ctx, dec)
+	if why := dec.CheckWay(way); err == nil && why != allowlist.NoReason {
+		return nil, &allowlist.ReasonError{Reason: why}
+	}
+	return gatewaytest.On(way, addrs...), err
 }
 
 func newNames() *names {

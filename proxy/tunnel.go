@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -27,6 +26,7 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 		var err error
 		if x.bound.addr.IsValid() {
 			res, err = x.proxy.cfg.Dialer.DialAddr(dialling, &x.decision, x.bound.addr)
+			res.Way = x.bound.way
 		} else {
 			res, err = x.proxy.cfg.Dialer.Dial(dialling, &x.decision)
 		}
@@ -50,7 +50,7 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 // opening is a connection to the origin that is about to become a tunnel.
 type opening struct {
 	conn     net.Conn
-	addr     netip.AddrPort
+	to       reached
 	status   int
 	switched []byte // the origin's answer to an upgrade; nil for a CONNECT
 	up       int64  // bytes of the request that have gone out; 0 for a CONNECT
@@ -82,7 +82,7 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 	}()
 	// A reload between the decision and the promotion found nothing to end:
 	// whoever registers first and looks at the state afterwards cannot miss it.
-	if reason := r.confirm(x, o.addr); reason != allowlist.NoReason {
+	if reason := r.confirm(x, o.to); reason != allowlist.NoReason {
 		r.leave() // the answer may take its time
 		return x.refuse(ctx, reason)
 	}
@@ -106,26 +106,27 @@ func newRelaying(x *request, o *opening) *relaying {
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
 	cfg.Spend = x.lease.Spend
 	r.Tunnel = tunnel.New(x.read.Client, o.conn, cfg)
-	x.place.promote(o.addr, r.Tunnel)
+	x.place.promote(o.to, r.Tunnel)
 	x.lease, x.place = nil, nil
 	return r
 }
 
 // confirm confirms what the registry knows of the tunnel. Another state may let
 // an address through for another name: then that is what every new state decides.
-func (r *relaying) confirm(x *request, addr netip.AddrPort) allowlist.Reason {
+func (r *relaying) confirm(x *request, to reached) allowlist.Reason {
 	known := x.decision.Dest
 	for {
-		reason := x.confirm(addr)
+		state := x.state
+		reason := x.confirm(to)
 		if reason == allowlist.NoReason { // a shutdown ends what every state allows
 			reason = r.place.why()
 		}
 		dest := x.decision.Dest
-		if reason != allowlist.NoReason || dest == known {
+		if reason != allowlist.NoReason || dest == known && (x.state == state || !x.bound.addr.IsValid()) {
 			return reason
 		}
-		r.place.entry.Change(func(d *live.Decided) { d.Request.Dest = dest })
-		known = dest
+		known, to.way = dest, x.bound.way
+		r.place.entry.Change(func(d *live.Decided) { d.Request.Dest, d.Way = dest, to.way })
 	}
 }
 
@@ -154,8 +155,8 @@ func (r *relaying) answered(ctx context.Context, x *request, o *opening, err err
 	x.open.End()
 	r.record = x.open.Tunnel()
 	r.early = x.read.Early()
-	r.check = newFirstBytes(x, r, o.addr)
-	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout))
+	r.check = newFirstBytes(x, r, o.to.addr)
+	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout, r.Tunnel))
 	if x.read.Client.SetDeadline(time.Time{}) != nil {
 		r.Close(tunnel.Error)
 	}
@@ -205,12 +206,12 @@ func (r *relaying) leave() {
 
 // confirm decides again if another state has come into force since. What was
 // asked of the origin as an upgrade is allowed only as one.
-func (x *request) confirm(addr netip.AddrPort) allowlist.Reason {
+func (x *request) confirm(to reached) allowlist.Reason {
 	upgrade := x.decision.Upgrade
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
 		req.Time = time.Now() // a date of this very state may have passed since
-		if d := x.state.Decide(req); d.Verdict == x.decision.Verdict && d.CheckAddr(addr) == nil {
+		if d := x.state.Decide(req); d.Verdict == x.decision.Verdict && d.CheckAddr(to.addr) == nil && d.CheckWay(to.way) == allowlist.NoReason {
 			return allowlist.NoReason
 		}
 	}
@@ -221,11 +222,14 @@ func (x *request) confirm(addr netip.AddrPort) allowlist.Reason {
 		x.decision.Upgrade = upgrade
 		return allowlist.UpgradeNotAllowed
 	}
-	if err := x.decision.CheckAddr(addr); err != nil {
+	if x.bound.addr.IsValid() { // by a name whose way was looked at
+		to.way = x.bound.way
+	}
+	if err := x.decision.CheckAddr(to.addr); err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
 			x.open.Class = refused.Class
 		}
 		return allowlist.ResolvedAddressDenied
 	}
-	return allowlist.NoReason
+	return x.decision.CheckWay(to.way)
 }

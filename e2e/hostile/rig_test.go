@@ -73,7 +73,7 @@ func (g *gateway) serve(tb testing.TB, o options) {
 	tb.Helper()
 	cfg := o.config
 	cfg.Policy, cfg.Identity, cfg.Recorder, cfg.Log = g.policies, g.identity, g.recorder, slog.New(slog.DiscardHandler)
-	cfg.Resolver.Resolve, cfg.Limits = g.names.resolve, unlimited(cfg.Limits)
+	cfg.Resolver.Resolve, cfg.Limits = gatewaytest.Addresses(g.names.resolve), unlimited(cfg.Limits)
 	cfg.HostAddresses = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(ownAddress)}, nil }
 	cfg.NAT64 = []netip.Prefix{netip.MustParsePrefix(ownNAT64), netip.MustParsePrefix(ownNAT64s)}
 	cfg.Listeners = []gw.Listener{

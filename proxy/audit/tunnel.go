@@ -50,8 +50,21 @@ func (t *Tunnel) Saw(h Hello) {
 // id of the first one, and a span of its own. Close must follow all the same.
 func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
 	rec := t.second()
+	t.refuse(ctx, &rec, why)
+}
+
+// RefuseBy does so where another state than the one that opened the tunnel refuses
+// them: its decision about the destination, and its generation, are in the record.
+func (t *Tunnel) RefuseBy(ctx context.Context, why allowlist.Reason, d allowlist.Decision, generation uint64) {
+	rec := t.second()
+	rec.SetDecision(d)
+	rec.Generation = generation
+	t.refuse(ctx, &rec, why)
+}
+
+func (t *Tunnel) refuse(ctx context.Context, rec *Record, why allowlist.Reason) {
 	rec.Verdict, rec.Reason, rec.WouldReason = allowlist.Deny, why, allowlist.NoReason
-	t.decided(ctx, &rec)
+	t.decided(ctx, rec)
 }
 
 // Observe records that only observation lets through the name that the first

@@ -33,10 +33,10 @@ const maxAddresses = 64
 // Config says how to resolve and connect.
 type Config struct {
 	// Resolve returns the addresses of a decision's destination, which it may
-	// look up because the decision allows. An error that is an
+	// look up because the decision allows, each with a way that it allows as well. An error that is an
 	// *allowlist.ReasonError keeps its reason; any other is resolve-failed, or
 	// resolve-timeout if it is one. Required.
-	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error)
+	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error)
 	// Timeout bounds resolving and connecting together; zero means
 	// DefaultTimeout.
 	Timeout time.Duration
@@ -73,6 +73,7 @@ func New(cfg Config) (*Dialer, error) {
 type Result struct {
 	Conn    net.Conn       // nil after an error
 	Addr    netip.AddrPort // the address connected to; after a failed connect, the first tried
+	Way     allowlist.Way  // how the look-up led to the address connected to
 	Dropped int            // addresses that the decision refused
 	Class   allowlist.Class
 	Resolve time.Duration // time spent on each part
@@ -107,11 +108,11 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr netip.Addr) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
-	return d.dial(ctx, dec, []netip.Addr{addr}, Result{})
+	return d.dial(ctx, dec, []allowlist.Resolved{{Addr: addr}}, Result{})
 }
 
 // dial connects to one of the addresses that the decision lets through.
-func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []netip.Addr, res Result) (Result, error) {
+func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allowlist.Resolved, res Result) (Result, error) {
 	allowed := res.keep(dec, addrs)
 	if len(allowed) == 0 {
 		return res, &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
@@ -132,15 +133,21 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []neti
 		return res, &allowlist.ReasonError{Reason: reason, Err: err}
 	}
 	res.Conn, res.Addr = conn, peer(conn)
+	for _, a := range addrs {
+		if a.Addr.Unmap() == res.Addr.Addr() {
+			res.Way = a.Way
+			break
+		}
+	}
 	return res, nil
 }
 
 // keep returns the addresses that the decision lets through, and counts the
 // others.
-func (r *Result) keep(dec *allowlist.Decision, addrs []netip.Addr) []netip.AddrPort {
+func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) []netip.AddrPort {
 	allowed := make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
 	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
-		ap := netip.AddrPortFrom(a.Unmap(), dec.Dest.Port)
+		ap := netip.AddrPortFrom(a.Addr.Unmap(), dec.Dest.Port)
 		err := dec.CheckAddr(ap)
 		if err == nil {
 			if !slices.Contains(allowed, ap) { // nobody is tried twice

@@ -122,8 +122,16 @@ func newDialer(t *testing.T, cfg Config) *Dialer {
 }
 
 // answering returns a resolver with one answer.
-func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
-	return func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return addrs, err }
+func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
+	return func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) { return resolved(addrs), err }
+}
+
+// resolved makes an answer of addresses that a name has itself.
+func resolved(addrs []netip.Addr) (all []allowlist.Resolved) {
+	for _, addr := range addrs {
+		all = append(all, allowlist.Resolved{Addr: addr})
+	}
+	return all
 }
 
 func wantReason(t *testing.T, err error, want allowlist.Reason) {
@@ -204,7 +212,7 @@ func TestAnswerSets(t *testing.T) {
 }
 
 func TestADeniedDecisionIsNotEvenLookedUp(t *testing.T) {
-	d := newDialer(t, Config{Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
+	d := newDialer(t, Config{Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
 		t.Error("looked up")
 		return nil, nil
 	}})
@@ -347,5 +355,30 @@ func TestReasons(t *testing.T) {
 		if got := dialReason(errors.Join(row.errs...)); got != row.want {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
 		}
+	}
+}
+
+// TestTheWayIsThatOfTheAddress which was connected to.
+func TestTheWayIsThatOfTheAddress(t *testing.T) {
+	l := listenOn(t, "127.0.0.1:0")
+	over := func(name string) allowlist.Way {
+		host, err := allowlist.ParseHost(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return allowlist.Way{Via: []allowlist.Host{host}, Inspect: true}
+	}
+	d := newDialer(t, Config{Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
+		return []allowlist.Resolved{
+			{Addr: netip.MustParseAddr("10.0.0.1"), Way: over("refused.example")}, {Addr: netip.MustParseAddr("::ffff:127.0.0.1"), Way: over("edge.example")},
+		}, nil
+	}})
+	res, err := d.Dial(t.Context(), decide(t, "api.example", l.addr.Port(), "127.0.0.1/32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Conn.Close()
+	if len(res.Way.Via) != 1 || res.Way.Via[0].String() != "edge.example" || !res.Way.Inspect {
+		t.Errorf("led there by %+v", res.Way)
 	}
 }

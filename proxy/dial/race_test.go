@@ -172,9 +172,9 @@ func TestTheTimeoutHoldsForBoth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer(t, Config{
 			Timeout: 3 * time.Second,
-			Resolve: func(ctx context.Context, _ *allowlist.Decision) ([]netip.Addr, error) {
+			Resolve: func(ctx context.Context, _ *allowlist.Decision) ([]allowlist.Resolved, error) {
 				time.Sleep(2 * time.Second)
-				return addrs("1.1.1.1"), ctx.Err()
+				return resolved(addrs("1.1.1.1")), ctx.Err()
 			},
 		})
 		d.connect = (&script{}).connect

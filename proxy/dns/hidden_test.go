@@ -59,7 +59,7 @@ func TestForgedDatagramsHideNobody(t *testing.T) {
 			{Name: "second", Address: "127.0.0.1:0", Protocol: gw.DNS, Identity: gw.SourceMap, Sources: mapped},
 		},
 		Resolver: gw.Resolver{
-			Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
+			Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) { return nil, nil },
 			DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: resolver.Lookup, Bind: resolver.Bind},
 		},
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },

@@ -143,7 +143,7 @@ func newGateway(t *testing.T, o options) *gateway {
 	}
 	const plenty = 1 << 20
 	resolved := gw.Resolver{
-		Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) { return nil, nil },
+		Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) { return nil, nil },
 		DNS:     dns.Resolver{Cached: resolver.Cached, Lookup: look, Bind: resolver.Bind},
 	}
 	if o.resolves {

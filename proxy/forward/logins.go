@@ -38,18 +38,24 @@ func (l *Logins) Close() {
 }
 
 // take returns the lane to the origin of a decision, and nil if there is none or
-// if the address that it leads to is none of the decision's.
+// if the decision does not let through where it leads to.
 func (l *Logins) take(d *allowlist.Decision) *lane {
 	if l == nil {
 		return nil
 	}
 	for i, lane := range l.lanes {
-		if lane.key.holder == d.Holder() && lane.key.dest == d.Dest && (lane.conn.isClosed() || d.CheckAddr(lane.conn.dialed.Addr) == nil) {
+		if lane.key.holder == d.Holder() && lane.key.dest == d.Dest && (lane.conn.isClosed() || leads(d, lane.conn)) {
 			l.lanes = slices.Delete(l.lanes, i, i+1)
 			return lane
 		}
 	}
 	return nil
+}
+
+// leads reports whether a decision lets through where a connection leads to, and how
+// the look-up led there.
+func leads(d *allowlist.Decision, u *upstream) bool {
+	return d.CheckAddr(u.dialed.Addr) == nil && d.CheckWay(u.dialed.Way) == allowlist.NoReason
 }
 
 // giveTo gives a lane to the connection of a client that it belongs to. The

@@ -92,9 +92,10 @@ func (p *pools) take(ex *Exchange) *lane {
 			n := len(found.idle) - 1
 			l := found.idle[n]
 			found.idle = slices.Delete(found.idle, n, n+1)
-			if !l.conn.isClosed() {
+			if !l.conn.isClosed() && ex.Decision.CheckWay(l.conn.dialed.Way) == allowlist.NoReason {
 				return l
 			}
+			l.close()
 		}
 	}
 	return &lane{key: key, closings: p.closings, transport: p.newTransport(), own: own}

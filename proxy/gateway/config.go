@@ -64,8 +64,9 @@ type IdentitySource interface {
 // Resolver resolves names that are allowed; it is made of the methods of package
 // resolve.
 type Resolver struct {
-	// Resolve returns the addresses of a decision's destination. Required.
-	Resolve func(context.Context, *allowlist.Decision) ([]netip.Addr, error)
+	// Resolve returns the addresses of a decision's destination, and the way to
+	// each. Required.
+	Resolve func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error)
 	// Bound returns the names that an identity was told an address for; nil is
 	// none.
 	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []resolve.Binding
@@ -95,9 +96,9 @@ type Config struct {
 	// Metrics are told what has no record.
 	Metrics Metrics
 
-	// MaxRevoke is the share of the open tunnels that a new policy may close; zero
-	// is any. See live.EnforcerConfig.
-	MaxRevoke float64
+	// MaxRevoke bounds how many identities may lose something that is open to a new
+	// policy; zero is any number. See live.MaxRevoke.
+	MaxRevoke live.MaxRevoke
 	// CloseAtExpiry ends tunnels when their caller's SVID expires.
 	CloseAtExpiry bool
 	// Limits bound what each source address and each identity may use.
@@ -155,15 +156,15 @@ type Metrics struct {
 	Cut func(listener string, why limit.Cause, connections int)
 	// Loaded is told what became of each load of the policy.
 	Loaded func(Load)
-	// Enforced is told of every state that came into force, and of every policy
-	// that was held.
+	// Enforced is told of every state that came into force, and of what was ended
+	// and held by it.
 	Enforced func(live.Enforcement)
 }
 
 // Load is what became of a load of the policy.
 type Load string
 
-// The loads.
+// The loads. What is held is in force for everything new.
 const (
 	LoadInForce Load = "in-force"
 	LoadHeld    Load = "held"

@@ -57,7 +57,7 @@ func (g *Gateway) build(ctx context.Context) error {
 	}
 	g.cuts = newCuts(&g.cfg)
 	g.doors = &doors{cfg: &g.cfg, verifier: g.inForce.verifier, panicked: g.panicked, cuts: g.cuts}
-	g.probes = &probes{cfg: &g.cfg, state: g.State, cuts: g.cuts}
+	g.probes = &probes{cfg: &g.cfg, state: g.State, held: g.inForce.notes, cuts: g.cuts}
 	if err = g.doors.open(ctx); err != nil {
 		return err
 	}
@@ -183,8 +183,7 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	}
 }
 
-// Reload has policy and identity read again, and puts a policy in force that was
-// held.
+// Reload has policy and identity read again, and ends what is held.
 func (g *Gateway) Reload() {
 	g.inForce.confirmed.Store(true)
 	for _, again := range []chan struct{}{g.policyAgain, g.identityAgain} {
@@ -235,11 +234,13 @@ type Stats struct {
 	DNS dns.Stats
 	// Panics is how many connections and queries ended in one.
 	Panics uint64
+	// Held is what stays open although the policy in force forbids it.
+	Held live.Hold
 }
 
 // Stats returns the counts so far.
 func (g *Gateway) Stats() Stats {
-	s := Stats{Panics: g.proxy.Panics()}
+	s := Stats{Panics: g.proxy.Panics(), Held: g.inForce.enforcer.Held()}
 	if g.dns != nil {
 		s.DNS = g.dns.Stats()
 		s.Panics += s.DNS.Panics

@@ -18,6 +18,7 @@ import (
 type probes struct {
 	cfg      *Config
 	state    func() *live.State
+	held     func() []string // what is held, a line each
 	cuts     *cuts
 	admin    *admin.Server // nil without an address
 	stopping atomic.Bool
@@ -86,9 +87,9 @@ func (p *probes) notReady() []string {
 
 // notes says what is wrong and no reason to send connections elsewhere.
 func (p *probes) notes() []string {
-	var notes []string
+	notes := p.held()
 	if p.cfg.Admin.Notes != nil {
-		notes = p.cfg.Admin.Notes()
+		notes = append(notes, p.cfg.Admin.Notes()...)
 	}
 	if short := p.cfg.Descriptors.short(time.Now()); short != "" {
 		notes = append(notes, short)

@@ -157,8 +157,8 @@ func (r *rig) config(t *testing.T) Config {
 	t.Cleanup(func() { r.rest(t) })
 	return Config{
 		Policy: r.policies, Recorder: r.recorder, Log: slog.New(slog.DiscardHandler),
-		Resolver: Resolver{Resolve: func(context.Context, *allowlist.Decision) ([]netip.Addr, error) {
-			return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+		Resolver: Resolver{Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
+			return []allowlist.Resolved{{Addr: netip.MustParseAddr("127.0.0.1")}}, nil
 		}},
 		Listeners: []Listener{{Name: "own", Address: "unix:" + filepath.Join(t.TempDir(), "s"), Identity: Fixed, ID: id("sidecar")}},
 		HostAddresses: func() ([]netip.Addr, error) {
@@ -255,8 +255,18 @@ func (r *rig) version() string {
 // register opens something that is allowed if sidecar may reach a host, in place
 // of a tunnel.
 func (r *rig) register(host string) (entry *live.Entry, ended <-chan tunnel.Reason) {
+	return r.registerOf("sidecar", host)
+}
+
+// holding holds what takes something from more than one identity.
+func holding(c *Config) { c.MaxRevoke = live.MaxRevoke{Share: 0.3, AtLeast: 1} }
+
+// registerOf does so for another caller.
+func (r *rig) registerOf(name, host string) (entry *live.Entry, ended <-chan tunnel.Reason) {
 	told := make(chan tunnel.Reason, 1)
-	entry = &live.Entry{Start: time.Now(), Decided: live.Decided{Request: asked(host)}, End: func(reason tunnel.Reason, _ allowlist.Reason) {
+	decided := live.Decided{Request: asked(host), Addr: netip.MustParseAddrPort("127.0.0.1:443"), FirstBytes: live.FirstBytesHello}
+	decided.Request.ID = id(name)
+	entry = &live.Entry{Start: time.Now(), Decided: decided, End: func(reason tunnel.Reason, _ allowlist.Reason) {
 		r.Registry().Remove(entry)
 		told <- reason
 	}}

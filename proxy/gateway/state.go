@@ -92,29 +92,40 @@ func (s *inForce) count(e live.Effect) {
 // enforced records what a new state, or a date that passed, did.
 func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
-	if e.State != nil {
-		rec.Policy, rec.Generation = e.State.Policy.Version(), e.State.Generation
-	}
+	rec.Policy, rec.Generation = e.State.Policy.Version(), e.State.Generation
 	rec.Detail = fmt.Sprintf("closed %d of %d tunnels", e.Closed, e.Open)
-	if e.Held {
-		rec.Detail = fmt.Sprintf("held: would close %d of %d tunnels", e.Closed, e.Open)
+	if !e.Held.IsZero() {
+		rec.Detail += "; held: " + heldText(e.Held)
 	}
 	s.cfg.Recorder.Event(rec)
-	if !e.Held {
-		s.changed()
-		s.budgets.Apply(e.State.Policy)
-		s.noteQuarantine(e.State)
-	}
+	s.changed()
+	s.budgets.Apply(e.State.Policy)
+	s.noteQuarantine(e.State)
 	s.cfg.Metrics.Enforced(e)
 	attrs := []slog.Attr{
 		slog.String("policy", rec.Policy), slog.Uint64("generation", rec.Generation),
 		slog.Int("closed", e.Closed), slog.Int("tunnels", e.Open),
 	}
-	if e.Held {
-		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "policy held: it would close more tunnels than policy.max_revoke allows; SIGHUP puts it in force", attrs...)
+	if e.Held.IsZero() {
+		s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
 		return
 	}
-	s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
+	attrs = append(attrs, slog.Int("held", e.Held.Entries), slog.Int("held_identities", e.Held.Identities), slog.Int("identities", e.Held.Of))
+	s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "in force for everything new; it would close tunnels of more identities than policy.max_revoke allows, which stay open: SIGHUP closes them", attrs...)
+}
+
+// heldText says what is held.
+func heldText(h live.Hold) string {
+	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.Of)
+}
+
+// notes says what is held, which is no reason to send connections elsewhere.
+func (s *inForce) notes() []string {
+	held := s.enforcer.Held()
+	if held.IsZero() {
+		return nil
+	}
+	return []string{"policy: " + s.current.Load().Policy.Version() + " is in force, and held: " + heldText(held) + "; SIGHUP closes them"}
 }
 
 // mostNamed is how many patterns of each kind a record of the quarantine names.

@@ -25,13 +25,14 @@ import (
 )
 
 // TestAnAddressThatAppearsLater is the host's own as soon as it is seen, also
-// while another policy is held back.
+// while a policy is held.
 func TestAnAddressThatAppearsLater(t *testing.T) {
 	later := netip.MustParseAddr("10.77.0.1")
 	for name, held := range map[string]bool{"": false, "while a policy is held": true} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+			r := newRig(t, allowing("one", to("a.example"), to("b.example")), holding)
 			r.inForce.first(t.Context())
+			version := "one"
 			check := func() error {
 				d := r.State().Decide(asked("a.example"))
 				return d.CheckAddr(netip.AddrPortFrom(later, 443))
@@ -46,8 +47,10 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 				t.Fatalf("before it appears: %v", err)
 			}
 			if held {
-				r.register("a.example")
-				r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two")}, nil)
+				version = "two"
+				r.registerOf("a", "b.example")
+				r.registerOf("b", "b.example")
+				r.inForce.loaded(t.Context(), live.Change{Policy: allowing(version, to("a.example"))}, nil)
 				if got := r.told(); !slices.Equal(got, []Load{LoadInForce, LoadHeld}) {
 					t.Fatalf("loads %v", got)
 				}
@@ -60,7 +63,7 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 			}
 			r.host = func() ([]netip.Addr, error) { return []netip.Addr{later, netip.MustParseAddr("192.0.2.7")}, nil }
 			look() // the same, in another order
-			if got := r.State(); got.Generation != generation+1 || got.Policy.Version() != "one" {
+			if got := r.State(); got.Generation != generation+1 || got.Policy.Version() != version {
 				t.Errorf("generation %d of policy %s, want one more than %d of the same policy", got.Generation, got.Policy.Version(), generation)
 			}
 			r.host = nil
@@ -128,80 +131,136 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 	})
 }
 
-// TestAHeldPolicyComesIntoForceOnlyIfItIsMeant: a quarantine or an address of the
-// host that changes later says nothing about it, however few tunnels it would
-// close by then.
-func TestAHeldPolicyComesIntoForceOnlyIfItIsMeant(t *testing.T) {
-	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+// TestAPolicyThatIsHeldIsInForce for everything new, whatever comes until what it
+// forbids has ended: because that is meant, or is not too much any more.
+func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
-	open, _ := r.register("one.example")
-	after := func(step, version string, loads ...Load) {
+	_, first := r.registerOf("a", "one.example")
+	_, second := r.registerOf("b", "one.example")
+	after := func(step, version string, held live.Hold, loads ...Load) {
 		t.Helper()
-		if got := r.version(); got != version {
-			t.Errorf("%s: policy %q is in force, want %q", step, got, version)
+		if got := r.version(); got != version || r.Stats().Held != held {
+			t.Errorf("%s: policy %q is in force and %+v held, want %q and %+v", step, got, r.Stats().Held, version, held)
 		}
 		if got := r.told(); !slices.Equal(got, loads) {
 			t.Errorf("%s: loads %v, want %v", step, got, loads)
 		}
+		notes := r.probes.notes()
+		if (len(notes) == 1) != (held != live.Hold{}) || len(r.probes.notReady()) > 0 {
+			t.Errorf("%s: notes %q, not ready because of %q", step, notes, r.probes.notReady())
+		}
 	}
-	after("at the start", "one", LoadInForce)
+	two := live.Hold{Entries: 2, Identities: 2, Of: 2}
+	after("at the start", "one", live.Hold{}, LoadInForce)
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
-	after("it would close the only tunnel", "one", LoadHeld)
-	r.Registry().Remove(open)
-	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("b")}, nil)
-	after("a quarantine came when no tunnel was open", "one")
-	cut := asked("one.example")
-	cut.ID = id("b")
-	if got := r.State().Decide(cut).Reason; got != allowlist.QuarantinedIdentity {
-		t.Errorf("b is refused as %q: the quarantine is held back", got)
+	after("it would close all tunnels", "two", two, LoadHeld)
+	if got, want := r.probes.notes(), []string{"policy: two is in force, and held: 2 that it forbids stay open, of 2 of 2 identities; SIGHUP closes them"}; !slices.Equal(got, want) {
+		t.Errorf("notes %q, want %q", got, want)
 	}
+	if got := r.State().Decide(asked("one.example")).Reason; got != allowlist.NotOnAllowlist {
+		t.Errorf("a new request is refused as %q", got)
+	}
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
+	after("a quarantine of another one came", "two", two, LoadHeld)
 	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
 	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
 		t.Fatal(err)
 	}
-	after("the host has another address", "one")
+	after("the host has another address", "two", two, LoadHeld)
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
-	after("the files were read again", "one")
+	after("the files were read again", "two", two)
 	r.Reload()
-	after("nobody has read them since it was meant", "one")
+	after("nobody has read them since it was meant", "two", two)
+	if len(first) > 0 || len(second) > 0 {
+		t.Error("a tunnel has ended")
+	}
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
-	after("it is meant", "two", LoadInForce)
+	after("it is meant", "two", live.Hold{}, LoadInForce)
+	if <-first != tunnel.Revoked || <-second != tunnel.Revoked {
+		t.Error("a tunnel was ended for another reason")
+	}
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
-	after("the files were read once more", "two")
+	after("the files were read once more", "two", live.Hold{})
+}
+
+// TestNotesStandTogether: what is held, and what is wrong with the log.
+func TestNotesStandTogether(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), func(c *Config) {
+		holding(c)
+		c.Admin.Notes = func() []string { return []string{"log: lines are lost"} }
+	})
+	r.inForce.first(t.Context())
+	r.registerOf("a", "one.example")
+	r.registerOf("b", "one.example")
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two")}, nil)
+	if got := r.probes.notes(); len(got) != 2 || !strings.HasPrefix(got[0], "policy: ") || got[1] != "log: lines are lost" {
+		t.Errorf("notes %q", got)
+	}
 }
 
 // TestOneReloadConfirmsOneReading: what comes behind it is held again.
 func TestOneReloadConfirmsOneReading(t *testing.T) {
-	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
 	r.Reload()
 	r.inForce.loaded(t.Context(), live.Change{}, errors.New("the files are broken"))
-	r.register("one.example")
+	r.registerOf("a", "one.example")
+	r.registerOf("b", "one.example")
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
-	if got, want := r.told(), []Load{LoadInForce, LoadRefused, LoadHeld}; !slices.Equal(got, want) || r.version() != "one" {
-		t.Errorf("loads %v and policy %q, want %v and the first", got, r.version(), want)
+	if got, want := r.told(), []Load{LoadInForce, LoadRefused, LoadHeld}; !slices.Equal(got, want) || r.version() != "two" {
+		t.Errorf("loads %v and policy %q, want %v and the second", got, r.version(), want)
 	}
 }
 
-// TestReload has a policy that is held put in force, by the source of the gateway
-// that is served.
+// TestReload has what a policy forbids ended that is held, by the source of the
+// gateway that is served.
 func TestReload(t *testing.T) {
-	r := newRig(t, allowing("one", to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.serve(t)
 	if got := r.load(t); got != LoadInForce {
 		t.Fatalf("the first policy is %s", got)
 	}
-	_, ended := r.register("one.example")
+	_, first := r.registerOf("a", "one.example")
+	_, second := r.registerOf("b", "one.example")
 	r.policies.Put(allowing("two", to("two.example")))
-	if got := r.load(t); got != LoadHeld || r.version() != "one" {
+	if got := r.load(t); got != LoadHeld || r.version() != "two" || len(first)+len(second) > 0 {
 		t.Fatalf("the policy is %s, and %q in force", got, r.version())
 	}
 	r.Reload()
 	if got := r.load(t); got != LoadInForce || r.version() != "two" {
 		t.Errorf("the policy is %s, and %q in force", got, r.version())
 	}
-	if got := <-ended; got != tunnel.Revoked {
+	if <-first != tunnel.Revoked || <-second != tunnel.Revoked {
+		t.Error("a tunnel was ended for another reason")
+	}
+}
+
+// TestWhatIsHeldEndsAsItBecomesLess, in a gateway that is served and without another
+// reading.
+func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), holding)
+	r.serve(t)
+	r.load(t)
+	r.next(t, audit.EventPolicyReload)
+	leaves, _ := r.registerOf("a", "one.example")
+	_, stays := r.register("one.example")
+	r.policies.Put(allowing("two"))
+	if got := r.load(t); got != LoadHeld {
+		t.Fatalf("the policy is %s", got)
+	}
+	if got := r.next(t, audit.EventPolicyReload); got.Detail != "closed 0 of 2 tunnels; held: 2 that it forbids stay open, of 2 of 2 identities" || got.Policy != "two" {
+		t.Errorf("record %+v", got)
+	}
+	r.Registry().Remove(leaves)
+	if got := <-stays; got != tunnel.Revoked {
 		t.Errorf("the tunnel was ended by %s", got)
+	}
+	if got := r.next(t, audit.EventPolicyReload); got.Detail != "closed 1 of 1 tunnels" || got.Policy != "two" || got.Generation != 2 {
+		t.Errorf("record %+v", got)
+	}
+	if left := r.rest(t); len(left) > 0 || len(r.told()) > 0 {
+		t.Errorf("too many records: %+v", left)
 	}
 }
 
@@ -254,12 +313,12 @@ func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
 	}
 }
 
-// TestTheRecordsOfStates: each says what has come into force and whom it ended, or
-// why it has not.
+// TestTheRecordsOfStates: each says what has come into force and whom it ended, what
+// of it is held, or why it is not used.
 func TestTheRecordsOfStates(t *testing.T) {
 	var enforced []live.Enforcement
 	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
-		c.MaxRevoke = 0.6
+		holding(c)
 		c.Metrics.Enforced = func(e live.Enforcement) { enforced = append(enforced, e) }
 	})
 	type said struct {
@@ -274,7 +333,7 @@ func TestTheRecordsOfStates(t *testing.T) {
 			if got := (said{rec.Policy, rec.Generation, rec.Detail}); got != w {
 				t.Errorf("record %+v, want %+v", got, w)
 			}
-			if held := strings.HasPrefix(w.detail, "held"); held != (rec.Duration == 0) && !strings.HasPrefix(w.detail, "refused") {
+			if rec.Duration == 0 && !strings.HasPrefix(w.detail, "refused") {
 				t.Errorf("%s took %s", w.detail, rec.Duration)
 			}
 		}
@@ -285,28 +344,24 @@ func TestTheRecordsOfStates(t *testing.T) {
 	}
 	r.inForce.first(t.Context())
 	check(said{"one", 1, "closed 0 of 0 tunnels"})
-	for _, host := range []string{"a.example", "a.example", "b.example"} {
-		r.register(host)
-	}
+	r.registerOf("a", "a.example")
+	r.registerOf("a", "b.example")
+	r.registerOf("b", "a.example")
+	r.registerOf("c", "b.example")
 	load(allowing("two", to("b.example")))
-	check(said{"one", 1, "held: would close 2 of 3 tunnels"})
+	check(said{"two", 2, "closed 0 of 4 tunnels; held: 2 that it forbids stay open, of 2 of 3 identities"})
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
+	check(said{"two", 3, "closed 1 of 4 tunnels; held: 2 that it forbids stay open, of 2 of 2 identities"})
+	r.next(t, audit.EventQuarantine)
 	load(allowing("three", to("a.example")))
-	check(said{"three", 2, "closed 1 of 3 tunnels"})
+	check(said{"three", 4, "closed 1 of 3 tunnels"})
 	r.inForce.loaded(t.Context(), live.Change{}, errors.New("the files are broken"))
 	check(said{"", 0, "refused: the files are broken"})
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("four", to("a.example")), SameRules: true}, nil)
 	load(allowing("five", to("a.example")))
-	check(said{"five", 3, "closed 0 of 2 tunnels"})
-	var held, inForce int
-	for _, e := range enforced {
-		if e.Held {
-			held++
-		} else {
-			inForce++
-		}
-	}
-	if left := r.rest(t); held != 1 || inForce != 3 || len(left) > 0 {
-		t.Errorf("%d held and %d in force, too many records: %+v", held, inForce, left)
+	check(said{"five", 5, "closed 0 of 2 tunnels"})
+	if left := r.rest(t); len(enforced) != 5 || len(left) > 0 {
+		t.Errorf("told of %+v, too many records: %+v", enforced, left)
 	}
 }
 
@@ -410,7 +465,7 @@ func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason
 	req := asked("a.example")
 	req.Source = allowlist.SourceX509SVID
 	var entry *live.Entry
-	entry = &live.Entry{Decided: live.Decided{Request: req}, End: func(reason tunnel.Reason, _ allowlist.Reason) {
+	entry = &live.Entry{Decided: live.Decided{Request: req, FirstBytes: live.FirstBytesHello}, End: func(reason tunnel.Reason, _ allowlist.Reason) {
 		r.Registry().Remove(entry)
 		told <- reason
 	}}
@@ -444,15 +499,15 @@ func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
 	}
 }
 
-// TestAPolicyHasItsLimits from when it comes into force, and not while it is held:
-// also for what the policy before has decided.
+// TestAPolicyHasItsLimits from when it comes into force, also while it is held, and
+// for what the policy before has decided.
 func TestAPolicyHasItsLimits(t *testing.T) {
 	limited := func(version string, tunnels int, rules ...allowlist.Rule) *allowlist.Policy {
 		return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{
-			Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/sidecar")), Allow: rules, Limits: allowlist.Limits{Tunnels: tunnels},
+			Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/**")), Allow: rules, Limits: allowlist.Limits{Tunnels: tunnels},
 		}}}))
 	}
-	r := newRig(t, limited("one", 1, to("one.example")), func(c *Config) { c.MaxRevoke = 0.3 })
+	r := newRig(t, limited("one", 1, to("one.example")), holding)
 	r.inForce.first(t.Context())
 	// opens returns how many more tunnels may open now, which then stay, of requests
 	// that the first policy decided.
@@ -470,16 +525,11 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	if n := opens(); n != 1 {
 		t.Errorf("the first policy allows %d tunnels, want 1", n)
 	}
-	open, _ := r.register("one.example")
+	r.registerOf("a", "one.example")
+	r.registerOf("b", "one.example")
 	r.inForce.loaded(t.Context(), live.Change{Policy: limited("two", 3, to("two.example"))}, nil)
-	if n := opens(); n != 0 {
-		t.Errorf("a policy that is held allows %d tunnels more", n)
-	}
-	r.Registry().Remove(open)
-	r.Reload()
-	r.inForce.loaded(t.Context(), live.Change{}, nil)
-	if n := opens(); n != 2 {
-		t.Errorf("the second policy allows %d tunnels more, want 2", n)
+	if n := opens(); n != 2 || r.Stats().Held.IsZero() {
+		t.Errorf("the second policy allows %d tunnels more, want 2; held %+v", n, r.Stats().Held)
 	}
 }
 

@@ -33,6 +33,6 @@ func BenchmarkPut(b *testing.B) {
 		r.open(f)
 	}
 	for b.Loop() {
-		r.put(b.Context(), p, false)
+		r.put(b.Context(), p)
 	}
 }

@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 )
@@ -16,23 +17,31 @@ type Change struct {
 	Classifier *allowlist.Classifier
 }
 
-// another reports whether the policy has other rules, and urgent whether there is
-// something that no policy holds back.
+// another reports whether the policy has other rules, and urgent whether something
+// has changed that goes over every policy.
 func (c *Change) another() bool { return c.Policy != nil && !c.SameRules }
 func (c *Change) urgent() bool  { return c.Quarantine != nil || c.Classifier != nil }
 
 // parts are the last good ones of each kind, of which a state is made.
 type parts struct {
-	policy     *allowlist.Policy // nil: none was ever loaded
-	inForce    *allowlist.Policy // policy, or while that is held the one before it
-	held       bool              // policy is not in force: it would close too much
+	policy *allowlist.Policy // in force; nil: none was ever loaded
+	since  time.Time         // when its rules came
+	// enforced is the last policy of which everything was ended that it forbade. It is
+	// another one than policy while that is held.
+	enforced   *allowlist.Policy
 	quarantine *allowlist.QuarantineList
 	classifier *allowlist.Classifier // nil: one that knows the special-purpose ranges only
 }
 
 // take takes up what has come anew.
 func (p *parts) take(c Change) {
-	if c.Policy != nil {
+	switch {
+	case c.another():
+		p.policy, p.since = c.Policy, time.Now()
+	case c.Policy != nil:
+		if !p.held() {
+			p.enforced = c.Policy
+		}
 		p.policy = c.Policy
 	}
 	if c.Quarantine != nil {
@@ -43,6 +52,9 @@ func (p *parts) take(c Change) {
 	}
 }
 
+// held reports whether something may be open that the policy forbids.
+func (p *parts) held() bool { return p.enforced != p.policy }
+
 // complete reports whether a state can be made.
 func (p *parts) complete() bool { return p.policy != nil && p.quarantine != nil }
 
@@ -51,23 +63,25 @@ func (p *parts) whole(policy *allowlist.Policy) *allowlist.Policy {
 	return policy.WithClassifier(p.classifier).WithQuarantine(p.quarantine)
 }
 
-// Effect is what became of the last policy.
+// Effect is what became of a change.
 type Effect uint8
 
-// The effects. Unchanged means that no policy was put in force again or held:
-// there was nothing new, or only what goes over the one in force while another
-// is held.
+// The effects. Unchanged means that nothing was put in force, InForce that what the
+// state forbids has ended, and Held that it is in force for everything new, and some
+// of what it forbids stays open.
 const (
 	Unchanged Effect = iota
 	InForce
 	Held
 )
 
-// Apply puts in force what has come anew. A policy that would close more than it
-// may is held, and stays so until it is confirmed or yet another one comes; what
-// may not wait for that, a quarantine or an address of the host, goes over the one
-// that stays. Nothing is in force before a policy and a quarantine list have come:
-// a list alone allows nothing, and one that was never read nobody.
+// Apply puts in force what has come anew. What is open and a policy forbids is told
+// to end, unless that is more than MaxRevoke allows: then only what the last
+// enforced policy forbids as well, and what may not wait for anybody: a quarantine,
+// what a date has ended, or who is no longer trusted. That holds until somebody confirms
+// it, or what is open or a further change makes it less. Nothing is in force before
+// a policy and a quarantine list have come: a list alone allows nothing, and one
+// that was never read nobody.
 func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -75,16 +89,7 @@ func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	if !c.another() && !c.urgent() {
 		return Unchanged
 	}
-	effect := Unchanged
-	if c.another() || !e.parts.held {
-		if effect = e.newest(ctx, !c.another()); effect != Held {
-			return effect
-		}
-	}
-	if c.urgent() && e.parts.complete() {
-		e.put(ctx, e.parts.whole(e.parts.inForce), true)
-	}
-	return effect
+	return e.newest(ctx)
 }
 
 // Confirm does as Apply, and holds nothing: neither what comes with it nor what
@@ -93,14 +98,17 @@ func (e *Enforcer) Confirm(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.parts.take(c)
-	if !c.another() && !c.urgent() && !e.parts.held {
+	if !c.another() && !c.urgent() && !e.parts.held() {
 		return Unchanged
 	}
-	return e.newest(ctx, true)
+	if e.parts.complete() {
+		e.parts.enforced = e.parts.policy
+	}
+	return e.newest(ctx)
 }
 
 // TrustChanged puts the policy in force once more, as a new generation, after the
-// trust in identities has changed. It is never held.
+// trust in identities has changed.
 func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -108,18 +116,16 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	if s := e.cfg.Current.Load(); s != nil {
 		p = s.Policy
 	}
-	return e.swap(ctx, p)
+	return e.put(ctx, p)
 }
 
-// newest puts the last policy in force, or holds it unless sure.
-func (e *Enforcer) newest(ctx context.Context, sure bool) Effect {
+// newest puts the last policy in force.
+func (e *Enforcer) newest(ctx context.Context) Effect {
 	if !e.parts.complete() {
 		return Unchanged
 	}
-	e.parts.held = e.put(ctx, e.parts.whole(e.parts.policy), sure).Held
-	if e.parts.held {
+	if done := e.put(ctx, e.parts.whole(e.parts.policy)); !done.Held.IsZero() {
 		return Held
 	}
-	e.parts.inForce = e.parts.policy
 	return InForce
 }

@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"crypto/x509"
 	"net/netip"
 	"slices"
 	"testing"
@@ -104,24 +105,29 @@ func TestNothingIsInForceBeforePolicyAndQuarantineHaveCome(t *testing.T) {
 	}
 }
 
+// holding makes an enforcer that holds what takes something from more than one
+// identity and more than three of ten.
+func holding(cfg *EnforcerConfig) { cfg.MaxRevoke = MaxRevoke{Share: 0.3, AtLeast: 1} }
+
 // TestWhatAChangeDoes puts changes in force over a policy "one" that allows
-// x.example, one after the other. A tunnel to it is open.
+// x.example, one after the other. A tunnel of a and one of b to it are open.
 func TestWhatAChangeDoes(t *testing.T) {
 	one, two, three := named("one", entry("*", to("x.example"))), named("two", entry("*", to("y.example"))), named("three", entry("*", to("*.example")))
 	type step struct {
-		confirm  bool
-		change   Change
-		effect   Effect
-		inForce  string           // version
-		refused  allowlist.Reason // why the next one like the tunnel is refused; NoReason if it is not
-		told     int              // enforcements
-		ended    ending           // of the tunnel, in this step
-		isClosed bool             // the tunnel has left before
+		confirm bool
+		change  Change
+		left    int // how many of the tunnels have left before: the last ones
+		effect  Effect
+		inForce string           // version
+		refused allowlist.Reason // why the next one like the tunnels is refused; NoReason if it is not
+		told    int              // enforcements
+		a, b    ending           // of the tunnels, in this step
 	}
-	revoked := ending{tunnel.Revoked, allowlist.NotOnAllowlist}
+	const denied = allowlist.NotOnAllowlist
+	revoked := ending{tunnel.Revoked, denied}
 	cut := ending{tunnel.Quarantined, allowlist.QuarantinedIdentity}
 	inner := ending{tunnel.Revoked, allowlist.ResolvedAddressDenied}
-	held := step{change: another(two), effect: Held, inForce: "one", told: 1}
+	held := step{change: another(two), effect: Held, inForce: "two", refused: denied, told: 1}
 	for _, row := range []struct {
 		name  string
 		steps []step
@@ -130,68 +136,85 @@ func TestWhatAChangeDoes(t *testing.T) {
 		{"another version of the same rules says nothing, until something else does", []step{
 			{change: sameRules(three), inForce: "one"},
 			{confirm: true, change: sameRules(three), inForce: "one"},
-			{change: cutting("b"), effect: InForce, inForce: "three", told: 1},
+			{change: cutting("c"), effect: InForce, inForce: "three", told: 1},
 		}},
 		{"a quarantine list comes with another version of the same rules", []step{
-			{change: together(sameRules(named("one-b", entry("*", to("x.example")))), cutting("b")), effect: InForce, inForce: "one-b", told: 1},
+			{change: together(sameRules(named("one-b", entry("*", to("x.example")))), cutting("c")), effect: InForce, inForce: "one-b", told: 1},
 		}},
 		{"a policy that closes nothing", []step{{change: another(three), effect: InForce, inForce: "three", told: 1}}},
-		{"a policy that closes too much", []step{held}},
+		{"a policy that takes something from one only", []step{
+			{change: another(named("two", denying(entry("a"), to("x.example")), entry("*", to("x.example")))), effect: InForce, inForce: "two", refused: allowlist.DeniedByRule, told: 1, a: ending{tunnel.Revoked, allowlist.DeniedByRule}},
+		}},
+		{"a policy that takes something from too many is in force, and ends nothing", []step{held}},
 		{"a quarantine is never held, however much it closes", []step{
-			{change: cutting("a"), effect: InForce, inForce: "one", refused: allowlist.QuarantinedIdentity, told: 1, ended: cut},
+			{change: cutting("a", "b"), effect: InForce, inForce: "one", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: cut},
+		}},
+		{"a quarantine in the policy is never held", []step{
+			{change: another(must(allowlist.Compile(allowlist.Spec{
+				Version: "two", Entries: []allowlist.Entry{entry("*", to("x.example"))},
+				Quarantine: []allowlist.Quarantined{{Pattern: must(allowlist.ParseIdentityPattern(spiffe("*")))}},
+			}))), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: cut},
 		}},
 		{"an address of the host is never held", []step{
-			{change: hostAt("8.8.8.8"), effect: InForce, inForce: "one", refused: allowlist.ResolvedAddressDenied, told: 1, ended: inner},
+			{change: hostAt("8.8.8.8"), effect: InForce, inForce: "one", refused: allowlist.ResolvedAddressDenied, told: 1, a: inner, b: inner},
 		}},
 		{"somebody is sure of what comes", []step{
-			{confirm: true, change: another(two), effect: InForce, inForce: "two", refused: allowlist.NotOnAllowlist, told: 1, ended: revoked},
+			{confirm: true, change: another(two), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
 		{"somebody is sure of what is held", []step{
 			held,
-			{confirm: true, effect: InForce, inForce: "two", refused: allowlist.NotOnAllowlist, told: 1, ended: revoked},
-			{confirm: true, inForce: "two", refused: allowlist.NotOnAllowlist}, // it is not held any more
+			{confirm: true, effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
+			{confirm: true, inForce: "two", refused: denied}, // it is not held any more
 		}},
 		{"nothing new is no confirmation, nor is another version of what is held", []step{
-			held, {inForce: "one"}, {change: sameRules(two), inForce: "one"},
-		}},
-		{"a quarantine goes over the policy that stays", []step{
 			held,
-			{change: cutting("a"), inForce: "one", refused: allowlist.QuarantinedIdentity, told: 1, ended: cut},
+			{inForce: "two", refused: denied},
+			{change: sameRules(two), inForce: "two", refused: denied},
+			{change: sameRules(named("two-b", entry("*", to("y.example")))), inForce: "two", refused: denied},
+			{confirm: true, effect: InForce, inForce: "two-b", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
-		{"an address of the host goes over the policy that stays", []step{
+		{"a quarantine goes over what is held, and what is left is not too much any more", []step{
 			held,
-			{change: hostAt("8.8.8.8"), inForce: "one", refused: allowlist.ResolvedAddressDenied, told: 1, ended: inner},
+			{change: cutting("a"), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: revoked},
 		}},
-		{"a quarantine that comes with the policy that is held", []step{
-			{change: together(another(two), cutting("a")), effect: Held, inForce: "one", refused: allowlist.QuarantinedIdentity, told: 2, ended: cut},
-		}},
-		{"what is held stays so when it would close nothing any more", []step{
+		{"a quarantine of another one leaves it held", []step{
 			held,
-			{isClosed: true, change: cutting("b"), inForce: "one", told: 1},
-			{change: hostAt("1.1.1.1"), inForce: "one", told: 1},
-			{confirm: true, effect: InForce, inForce: "two", refused: allowlist.NotOnAllowlist, told: 1},
+			{change: cutting("c"), effect: Held, inForce: "two", refused: denied, told: 1},
 		}},
-		{"yet another policy takes the place of the one that is held", []step{
+		{"an address of the host goes over what is held", []step{
+			held,
+			{change: hostAt("8.8.8.8"), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
+		}},
+		{"a quarantine that comes with the policy counts before it", []step{
+			{change: together(another(two), cutting("a")), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: revoked},
+		}},
+		{"what is held is judged again by the next change", []step{
+			held,
+			{left: 1, change: cutting("c"), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked},
+		}},
+		{"a policy that restores what was allowed takes the place of the one that is held", []step{
 			held,
 			{change: another(three), effect: InForce, inForce: "three", told: 1},
 			{confirm: true, inForce: "three"}, // nothing is held
-			{change: cutting("b"), effect: InForce, inForce: "three", told: 1},
+			{change: cutting("c"), effect: InForce, inForce: "three", told: 1},
 		}},
-		{"yet another policy is held, too", []step{
+		{"a policy is held over one that is held, and what stays is what the last enforced one allows", []step{
 			held,
-			{change: another(named("four", entry("*", to("z.example")))), effect: Held, inForce: "one", told: 1},
-			{confirm: true, effect: InForce, inForce: "four", refused: allowlist.NotOnAllowlist, told: 1, ended: revoked},
+			{change: another(named("four", entry("*", to("z.example")))), effect: Held, inForce: "four", refused: denied, told: 1},
+			{change: another(named("five", entry("*", to("x.example")))), effect: InForce, inForce: "five", told: 1},
+			{change: another(named("six", entry("*", to("z.example")))), effect: Held, inForce: "six", refused: denied, told: 1},
+			{confirm: true, effect: InForce, inForce: "six", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
+			r := newRig(t, holding)
 			if got := r.Confirm(t.Context(), together(another(one), cutting())); got != InForce {
 				t.Fatalf("the first policy: effect %d", got)
 			}
-			f := newFlow("a", "x.example")
-			r.open(f)
+			flows := []*flow{newFlow("a", "x.example"), newFlow("b", "x.example")}
+			r.open(flows...)
 			for i, s := range row.steps {
-				if s.isClosed {
+				for _, f := range flows[len(flows)-s.left:] {
 					r.registry.Remove(f.Entry)
 				}
 				r.did = nil
@@ -205,76 +228,49 @@ func TestWhatAChangeDoes(t *testing.T) {
 				if got := r.inForce(); got != s.inForce {
 					t.Errorf("step %d: %q is in force, want %q", i, got, s.inForce)
 				}
-				if got := r.asks(f); got != s.refused {
+				if got := r.asks(flows[0]); got != s.refused {
 					t.Errorf("step %d: the next one is refused as %q, want %q", i, got, s.refused)
 				}
-				if got := f.ended(); got != s.ended {
-					t.Errorf("step %d: the tunnel was ended by %v, want %v", i, got, s.ended)
+				if got := [2]ending{flows[0].ended(), flows[1].ended()}; got != [2]ending{s.a, s.b} {
+					t.Errorf("step %d: the tunnels were ended by %v, want %v and %v", i, got, s.a, s.b)
 				}
-				if len(r.did) != s.told || s.told > 0 && r.did[0].Held != (s.effect == Held) {
+				if len(r.did) != s.told {
 					t.Errorf("step %d: told of %+v, want %d enforcements", i, r.did, s.told)
+				}
+				for _, did := range r.did {
+					if did.Held.IsZero() == (s.effect == Held) || did.Held != r.Held() {
+						t.Errorf("step %d: told of %+v, held %+v", i, did, r.Held())
+					}
 				}
 			}
 		})
 	}
 }
 
-// TestThePolicyThatStaysKeepsWhatGoesOverIt: one that is confirmed has the
-// quarantine and the addresses that came while it was held, and one that is put in
-// force has those that came before it.
-func TestThePolicyThatStaysKeepsWhatGoesOverIt(t *testing.T) {
-	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
-	r.Confirm(t.Context(), together(another(named("one", entry("*", to("x.example")))), cutting("b")))
-	r.open(newFlow("a", "x.example"))
-	r.Apply(t.Context(), another(named("two", entry("*", to("y.example")))))
-	r.Apply(t.Context(), together(cutting("b", "c"), hostAt("8.8.4.4")))
-	r.Confirm(t.Context(), Change{})
-	there := newFlow("d", "y.example")
-	there.Decided.Addr = netip.MustParseAddrPort("8.8.4.4:443")
-	for name, want := range map[string]allowlist.Reason{"b": allowlist.QuarantinedIdentity, "c": allowlist.QuarantinedIdentity, "d": allowlist.NoReason} {
-		if got := r.asks(newFlow(name, "y.example")); got != want {
-			t.Errorf("%s is refused as %q, want %q", name, got, want)
-		}
-	}
-	if got := r.asks(there); got != allowlist.ResolvedAddressDenied {
-		t.Errorf("an address of the host is refused as %q", got)
-	}
-}
-
-// TestTrustChangedHoldsNothingAndReleasesNothing while a policy is held: the one
-// that stays is put in force once more.
-func TestTrustChangedHoldsNothingAndReleasesNothing(t *testing.T) {
-	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
+// TestTrustChangedReleasesNothing while a policy is held: the one in force is put in
+// force once more, and who is not trusted any more has nothing left.
+func TestTrustChangedReleasesNothing(t *testing.T) {
+	gone := ""
+	r := newRig(t, func(cfg *EnforcerConfig) {
+		holding(cfg)
+		cfg.Trusts = func(certs []*x509.Certificate) bool { return string(certs[0].Raw) != gone }
+	})
 	r.Confirm(t.Context(), together(another(named("one", entry("*", to("x.example")))), cutting()))
-	r.open(newFlow("a", "x.example"))
+	flows := []*flow{newFlow("a", "x.example"), newFlow("b", "x.example"), newFlow("c", "x.example")}
+	r.open(flows...)
 	if got := r.Apply(t.Context(), another(named("two", entry("*", to("y.example"))))); got != Held {
 		t.Fatalf("effect %d, want %d", got, Held)
 	}
-	if did := r.TrustChanged(t.Context()); did.Held || did.State.Policy.Version() != "one" || did.State.Generation != 2 {
-		t.Errorf("%+v of %+v", did, did.State)
+	gone = "a"
+	did := r.TrustChanged(t.Context())
+	if want := (Hold{Entries: 2, Identities: 2, Of: 2}); did.Held != want || did.State.Policy.Version() != "two" || did.State.Generation != 3 {
+		t.Errorf("%+v of %+v, want %+v held", did, did.State, want)
 	}
-	if got := r.Confirm(t.Context(), Change{}); got != InForce || r.inForce() != "two" {
-		t.Errorf("effect %d, in force %q", got, r.inForce())
+	if got, want := flows[0].ended(), (ending{tunnel.Revoked, allowlist.IdentityUntrusted}); got != want {
+		t.Errorf("who is not trusted: ended by %v, want %v", got, want)
 	}
-}
-
-// TestThePolicyThatIsHeldIsTheFirst: connections may stand before there is any
-// policy. Then nothing is in force until it is confirmed, whatever else comes.
-func TestThePolicyThatIsHeldIsTheFirst(t *testing.T) {
-	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
-	f := newFlow("a", "x.example")
-	r.open(f)
-	if got := r.Apply(t.Context(), together(another(named("one", entry("*", to("y.example")))), Change{})); got != Unchanged {
-		t.Errorf("without a quarantine list: effect %d", got)
-	}
-	if got := r.Apply(t.Context(), together(another(named("one", entry("*", to("y.example")))), cutting())); got != Held {
-		t.Errorf("effect %d, want %d", got, Held)
-	}
-	if got := r.asks(newFlow("b", "y.example")); got != allowlist.PolicyUnavailable {
-		t.Errorf("while it is held: refused as %q", got)
-	}
-	if got := r.Confirm(t.Context(), Change{}); got != InForce || r.asks(newFlow("b", "y.example")) != allowlist.NoReason {
-		t.Errorf("confirmed: effect %d, refused as %q", got, r.asks(newFlow("b", "y.example")))
+	if got := r.Confirm(t.Context(), Change{}); got != InForce || flows[1].ended() == (ending{}) || flows[2].ended() == (ending{}) {
+		t.Errorf("effect %d", got)
 	}
 }
 

@@ -47,7 +47,7 @@ func TestDatesEndTunnels(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, start := newRig(t, nil), time.Now()
 				r.run(t)
-				r.put(t.Context(), row.policy(start), false)
+				r.put(t.Context(), row.policy(start))
 				f := newFlow("a", "x.example")
 				r.open(f)
 				decided := r.current.Load()
@@ -69,7 +69,7 @@ func TestDatesEndTunnels(t *testing.T) {
 func TestADateBeforeRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
-		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))), false)
+		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))))
 		f := newFlow("a", "x.example")
 		r.open(f)
 		<-time.After(time.Minute)
@@ -87,10 +87,10 @@ func TestADateOfThePolicyBefore(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
 		r.run(t)
 		f := newFlow("a", "x.example")
-		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))), false)
+		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))))
 		r.open(f)
 		<-time.After(30*time.Minute + 30*time.Second) // half way between two looks at the clock
-		r.put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), time.Now().Add(-time.Second)))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), time.Now().Add(-time.Second)))))
 		<-time.After(24 * time.Hour)
 		if f.ended() != (ending{}) {
 			t.Error("the tunnel ended at a date that is no longer in force")
@@ -106,7 +106,7 @@ func TestNoDateNoWork(t *testing.T) {
 		r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = true })
 		r.run(t)
 		<-time.After(time.Hour) // without any state
-		r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"))))
 		state := r.current.Load()
 		f := newFlow("a", "x.example")
 		f.NotAfter = time.Now().Add(1000 * time.Hour)
@@ -118,14 +118,15 @@ func TestNoDateNoWork(t *testing.T) {
 	})
 }
 
-func TestAnSVIDThatExpires(t *testing.T) {
-	for _, closing := range []bool{false, true} {
+func TestAnIdentityThatExpires(t *testing.T) {
+	for n := range 4 {
+		closing, source := n%2 > 0, []allowlist.Source{allowlist.SourceX509SVID, allowlist.SourceListener}[n/2]
 		synctest.Test(t, func(t *testing.T) {
 			r, start := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing }), time.Now()
 			r.run(t)
-			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))))
 			f, forever := newFlow("a", "x.example"), newFlow("a", "x.example")
-			f.NotAfter = start.Add(time.Hour)
+			f.NotAfter, f.Decided.Request.Source = start.Add(time.Hour), source
 			r.open(f, forever)
 			if closing {
 				at, why := f.endsAt(t)
@@ -135,7 +136,7 @@ func TestAnSVIDThatExpires(t *testing.T) {
 				}
 			}
 			<-time.After(3 * time.Hour)
-			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))))
 			if f.ended() != (ending{}) || forever.ended() != (ending{}) {
 				t.Errorf("closing at expiry: %v: a tunnel ended", closing)
 			}

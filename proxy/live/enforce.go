@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -22,12 +23,11 @@ type EnforcerConfig struct {
 	// still lead to an authority that is trusted; see identity.Verifier. nil
 	// trusts none.
 	Trusts func(certs []*x509.Certificate) bool
-	// CloseAtExpiry also ends tunnels whose caller's SVID has expired, within
-	// a second.
+	// CloseAtExpiry also ends tunnels whose caller's identity has expired, whatever
+	// proved it, within a second.
 	CloseAtExpiry bool
-	// MaxRevoke is the share of the open tunnels, above 0 and up to 1, that a
-	// new policy may close; one that would close more is held. Zero means any.
-	MaxRevoke float64
+	// MaxRevoke bounds what a new policy may end of what is open; see Apply.
+	MaxRevoke MaxRevoke
 	// Enforced is told of every enforcement, in order, and must not call the
 	// enforcer; nil is nobody.
 	Enforced func(ctx context.Context, e Enforcement)
@@ -41,11 +41,9 @@ type Enforcement struct {
 	// dialled included, and Closed how many of them were told to end. Neither
 	// counts tunnels that were told before and are on their way.
 	Open, Closed int
-	// Held means that the policy would have closed Closed tunnels, which is
-	// more than it may: it is not in force, and nothing was closed.
-	Held bool
-	// Took is the time from the swap until the last tunnel was told to end;
-	// zero if Held.
+	// Held is what the state forbids and what was not told to end.
+	Held Hold
+	// Took is the time from the swap until the last tunnel was told to end.
 	Took time.Duration
 }
 
@@ -54,6 +52,8 @@ type Enforcement struct {
 type Enforcer struct {
 	cfg   EnforcerConfig
 	dates chan struct{} // a new state may have other dates
+	left  chan struct{} // an entry has left while a policy is held
+	held  atomic.Pointer[Hold]
 
 	mu     sync.Mutex // held while a state is put in force
 	looked time.Time  // by when every date that has passed was obeyed
@@ -65,37 +65,34 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	if cfg.Current == nil || cfg.Registry == nil {
 		return nil, errors.New("enforcer: a current state and a registry are required")
 	}
-	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1)}, nil
+	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1), left: make(chan struct{}, 1)}, nil
 }
 
-// put puts a policy in force. What it forbids is told to end before put returns;
-// what it allows is not touched. A policy that would close more than it may is
-// held instead, unless sure. A nil policy denies everything. It is called with mu
-// held.
-func (e *Enforcer) put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
-	if !sure && e.cfg.MaxRevoke > 0 {
-		if open, closed := e.count(&State{Policy: p}); exceeds(closed, open, e.cfg.MaxRevoke) {
-			held := Enforcement{State: e.cfg.Current.Load(), Open: open, Closed: closed, Held: true}
-			e.tell(ctx, held)
-			return held
-		}
+// Held returns what is held now, as it was when it was judged last.
+func (e *Enforcer) Held() Hold {
+	if h := e.held.Load(); h != nil {
+		return *h
 	}
-	return e.swap(ctx, p)
+	return Hold{}
 }
 
-// exceeds reports whether n is more than a share of total. A share such as
-// 0.29 is a little less than what it stands for, so that 29 of 100 needs grace.
-func exceeds(n, total int, share float64) bool {
-	const grace = 1e-6
-	return float64(n) > share*float64(total)+grace
+// before returns the state that was last enforced whole, with what goes over every
+// policy now; nil if the one in force must not be held.
+func (e *Enforcer) before() *State {
+	if e.cfg.MaxRevoke.Share <= 0 || !e.parts.held() || e.parts.enforced == nil {
+		return nil
+	}
+	return &State{Policy: e.parts.whole(e.parts.enforced)}
 }
 
-// swap makes a policy the current state and ends what it forbids. Whoever
-// registers a tunnel after the swap looks at the state again by itself; who did
-// before is found in the registry.
-func (e *Enforcer) swap(ctx context.Context, p *allowlist.Policy) Enforcement {
+// put makes a policy the current state and ends what it forbids, before it returns;
+// what it allows is not touched. Whoever registers a tunnel after the swap looks at
+// the state again by itself; who did before is found in the registry. A nil policy
+// denies everything. It is called with mu held.
+func (e *Enforcer) put(ctx context.Context, p *allowlist.Policy) Enforcement {
 	now := time.Now()
-	done := e.enforce(ctx, e.cfg.Current.Swap(p, now), now)
+	done := e.enforce(e.cfg.Current.Swap(p, now), now)
+	e.tell(ctx, done)
 	select {
 	case e.dates <- struct{}{}:
 	default: // Run has not yet looked at the dates of the state before
@@ -111,50 +108,83 @@ const (
 	lookAtExpiries = time.Second
 )
 
-// Run ends tunnels when a date passes that allowed them, until ctx is done.
+// lookAtHeld is the time from when something ends while a policy is held until what
+// is left is judged again. It is judged no more often than that.
+const lookAtHeld = 100 * time.Millisecond
+
+// Run ends tunnels when a date passes that allowed them, and judges again what is
+// held as it becomes less, until ctx is done.
 func (e *Enforcer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	next, left := time.Now(), false // when the timer fires, and whether something has left since it did
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-e.left:
+			left = true
+			if soon := time.Now().Add(lookAtHeld); soon.Before(next) {
+				next = soon
+				timer.Reset(lookAtHeld)
+			}
+			continue
 		case <-e.dates:
 		case <-timer.C:
 		}
-		timer.Reset(e.look(ctx))
+		wait := e.look(ctx, left)
+		next, left = time.Now().Add(wait), false
+		timer.Reset(wait)
 	}
 }
 
-// look enforces the state in force again if a date has passed, and returns the
-// time until the next look.
-func (e *Enforcer) look(ctx context.Context) time.Duration {
+// look enforces the state in force again if a date has passed, or something has left
+// while a policy is held, and returns the time until the next look.
+func (e *Enforcer) look(ctx context.Context, left bool) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, state := time.Now(), e.cfg.Current.Load()
 	if state == nil {
 		return lookAtDates
 	}
-	if e.passed(state, now) {
+	switch {
+	case e.passed(state, now):
 		// A request that was decided before the date and is not yet registered
 		// must find another state than the one that it was decided by.
-		e.enforce(ctx, e.cfg.Current.renew(), now)
+		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
+	case left && e.before() != nil:
+		if done := e.enforce(state, now); done.Closed > 0 || done.Held.IsZero() {
+			e.tell(ctx, done)
+		}
 	}
 	e.looked = now // also if the clock was set back: its dates pass once more
 	wait := lookAtDates
 	if e.cfg.CloseAtExpiry {
 		wait = lookAtExpiries
 	}
-	if at, ok := state.Policy.NextEnd(now); ok {
+	if at, ok := e.nextEnd(state, now); ok {
 		wait = min(wait, time.Until(at))
 	}
 	return wait
 }
 
-// passed reports whether a date of the policy has passed since the last look,
-// or that of an open tunnel's SVID at any time.
+// nextEnd returns the next date of the policy in force, or of the one before it
+// while that is held; false if there is none.
+func (e *Enforcer) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
+	at, ok = state.Policy.NextEnd(now)
+	if !e.parts.held() {
+		return at, ok
+	}
+	if other, has := e.parts.enforced.NextEnd(now); has && (!ok || other.Before(at)) {
+		return other, true
+	}
+	return at, ok
+}
+
+// passed reports whether a date of a policy has passed since the last look, or
+// that of an open tunnel's SVID at any time.
 func (e *Enforcer) passed(state *State, now time.Time) bool {
-	if at, ok := state.Policy.NextEnd(e.looked); ok && !at.After(now) {
+	if at, ok := e.nextEnd(state, e.looked); ok && !at.After(now) {
 		return true
 	}
 	return e.cfg.CloseAtExpiry &&
@@ -166,36 +196,57 @@ func (e *Enforcer) passed(state *State, now time.Time) bool {
 // waits for it, so that the survivors would wait behind all of them.
 const atOnce = 8
 
-// enforce ends what a state that is in force forbids.
-func (e *Enforcer) enforce(ctx context.Context, state *State, now time.Time) Enforcement {
+// enforce ends what a state that is in force forbids, as far as that is not held.
+func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	e.looked = now
 	j, standing := e.judge(state, now), e.cfg.Registry.standing()
-	done := Enforcement{State: state, Open: len(standing)}
-	for _, entry := range standing {
-		if !e.end(j, entry) {
-			continue
-		}
-		done.Closed++
-		if done.Closed%atOnce == 0 {
-			runtime.Gosched()
-		}
+	if j.before != nil { // from now on: what leaves while it is judged may be the last that was too much
+		e.cfg.Registry.tellLeft(e.left)
 	}
+	done := Enforcement{State: state, Open: len(standing)}
+	var lost losses
+	for _, entry := range standing {
+		e.end(j, entry, &lost, &done)
+	}
+	if done.Held = lost.hold(e.cfg.MaxRevoke); done.Held.IsZero() {
+		j.before = nil
+		for _, entry := range lost.entries {
+			e.end(j, entry, nil, &done)
+		}
+		e.parts.enforced = e.parts.policy
+		e.cfg.Registry.tellLeft(nil)
+	}
+	held := done.Held
+	e.held.Store(&held)
 	done.Took = time.Since(now)
-	e.tell(ctx, done)
 	return done
 }
 
-// end ends an entry if it is forbidden, and reports whether it was. One that
+// end ends an entry if it is forbidden, or counts it if that may be held. One that
 // becomes another while it is judged is judged as that, too: it asked the policy
 // after the swap, and nobody about its certificates.
-func (e *Enforcer) end(j *judge, entry *Entry) bool {
+func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) {
 	for {
 		d, changes := entry.judged()
-		why := j.forbids(entry, &d)
-		if entry.changed(changes) {
+		why, held := j.forbids(entry, &d)
+		switch {
+		case entry.changed(changes):
 			continue
+		case why != allowlist.NoReason && !held:
+			if e.cfg.Registry.tell(entry, EndedBy(why), why) {
+				if done.Closed++; done.Closed%atOnce == 0 {
+					runtime.Gosched()
+				}
+			}
+		default:
+			if j.before != nil {
+				lost.add(entry, &d, held)
+			}
+			if j.hello && !held {
+				entry.hurry()
+			}
 		}
-		return why != allowlist.NoReason && e.cfg.Registry.tell(entry, EndedBy(why), why)
+		return
 	}
 }
 
@@ -212,18 +263,6 @@ func EndedBy(why allowlist.Reason) tunnel.Reason {
 		return tunnel.Limit
 	}
 	return tunnel.Revoked
-}
-
-// count returns how many tunnels there are and how many of them a state would
-// end.
-func (e *Enforcer) count(state *State) (open, closed int) {
-	j, standing := e.judge(state, time.Now()), e.cfg.Registry.standing()
-	for _, entry := range standing {
-		if d, _ := entry.judged(); j.forbids(entry, &d) != allowlist.NoReason {
-			closed++
-		}
-	}
-	return len(standing), closed
 }
 
 func (e *Enforcer) tell(ctx context.Context, done Enforcement) {

@@ -87,7 +87,7 @@ func newFlow(name, host string) *flow {
 		ID: spiffeid.RequireFromString(spiffe(name)), Source: allowlist.SourceX509SVID,
 		Dest: must(allowlist.ParseDestination(host + ":443")),
 	}
-	f.Decided.Addr = netip.MustParseAddrPort("8.8.8.8:443")
+	f.Decided.Addr, f.Decided.FirstBytes = netip.MustParseAddrPort("8.8.8.8:443"), FirstBytesHello
 	f.Certificates = []*x509.Certificate{{Raw: []byte(name)}}
 	f.End = func(r tunnel.Reason, why allowlist.Reason) { f.told <- ending{r, why} }
 	return f
@@ -128,14 +128,14 @@ func newRig(t *testing.T, change func(*EnforcerConfig)) *rig {
 
 // put puts a policy in force by itself, as the methods of the enforcer do with
 // what goes over it.
-func (r *rig) put(ctx context.Context, p *allowlist.Policy, sure bool) Enforcement {
-	return putBy(ctx, r.Enforcer, p, sure)
+func (r *rig) put(ctx context.Context, p *allowlist.Policy) Enforcement {
+	return putBy(ctx, r.Enforcer, p)
 }
 
-func putBy(ctx context.Context, e *Enforcer, p *allowlist.Policy, sure bool) Enforcement {
+func putBy(ctx context.Context, e *Enforcer, p *allowlist.Policy) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.put(ctx, p, sure)
+	return e.put(ctx, p)
 }
 
 func (r *rig) open(flows ...*flow) {
@@ -210,13 +210,13 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, nil)
-			r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+			r.put(t.Context(), policy(entry("a", to("x.example"))))
 			f := newFlow("a", "x.example")
 			if row.change != nil {
 				row.change(f)
 			}
 			r.open(f)
-			did := r.put(t.Context(), row.next, false)
+			did := r.put(t.Context(), row.next)
 			if got := f.ended(); got != row.want {
 				t.Errorf("ended by %s %q, want %s %q", got.Close, got.Why, row.want.Close, row.want.Why)
 			}
@@ -224,7 +224,7 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 			if row.want != (ending{}) {
 				closed = 1
 			}
-			if did.Held || did.Open != 1 || did.Closed != closed || did.State != r.current.Load() || did.State.Generation != 2 {
+			if !did.Held.IsZero() || did.Open != 1 || did.Closed != closed || did.State != r.current.Load() || did.State.Generation != 2 {
 				t.Errorf("enforcement %+v of %+v, want 1 open, %d closed by generation 2", did, did.State, closed)
 			}
 		})
@@ -247,20 +247,20 @@ func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 		{name: "no policy", want: ending{tunnel.Revoked, allowlist.PolicyUnavailable}},
 	} {
 		r := newRig(t, nil)
-		r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+		r.put(t.Context(), policy(entry("a", to("x.example"))))
 		f := newFlow("a", "x.example")
 		f.Decided.Request.Dest, f.Decided.Addr = allowlist.Destination{}, netip.AddrPort{}
 		r.open(f)
 		if r.registry.Len() != 1 || r.registry.Tunnels() != 0 {
 			t.Errorf("%s: %d open, %d of them tunnels", row.name, r.registry.Len(), r.registry.Tunnels())
 		}
-		r.put(t.Context(), row.next, false)
+		r.put(t.Context(), row.next)
 		if got := f.ended(); got != row.want {
 			t.Errorf("%s: ended by %s %q, want %s %q", row.name, got.Close, got.Why, row.want.Close, row.want.Why)
 		}
 	}
 	r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts = nil })
-	r.put(t.Context(), policy(entry("a")), false)
+	r.put(t.Context(), policy(entry("a")))
 	f := newFlow("a", "x.example")
 	f.Decided.Request.Dest, f.Decided.Addr = allowlist.Destination{}, netip.AddrPort{}
 	r.open(f)
@@ -278,7 +278,7 @@ func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
 	going, staying := newFlow("a", "x.example"), newFlow("a", "y.example")
 	r.open(going, staying)
 	for n, want := range [][2]int{{2, 1}, {1, 0}} {
-		if did := r.put(t.Context(), policy(entry("a", to("y.example"))), false); did.Open != want[0] || did.Closed != want[1] {
+		if did := r.put(t.Context(), policy(entry("a", to("y.example")))); did.Open != want[0] || did.Closed != want[1] {
 			t.Errorf("reload %d closed %d of %d, want %d of %d", n+1, did.Closed, did.Open, want[1], want[0])
 		}
 	}
@@ -309,11 +309,11 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts, cfg.MaxRevoke = row.trusts, 0.01 })
+			r := newRig(t, func(cfg *EnforcerConfig) { cfg.Trusts, cfg.MaxRevoke = row.trusts, MaxRevoke{Share: 0.01, AtLeast: 1} })
 			all := policy(entry("*", to("x.example")))
-			r.put(t.Context(), all, false)
+			r.put(t.Context(), all)
 			flows := map[string]*flow{"a": newFlow("a", "x.example"), "b": newFlow("b", "x.example"), "of the listener": newFlow("c", "x.example")}
-			flows["of the listener"].Certificates = nil
+			flows["of the listener"].Certificates, flows["of the listener"].Decided.Request.Source = nil, allowlist.SourceListener
 			for _, f := range flows {
 				r.open(f)
 			}
@@ -327,7 +327,7 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 			if diff := cmp.Diff(row.want, got); diff != "" {
 				t.Error(diff)
 			}
-			if did.Held || did.Closed != len(row.want) || did.State.Policy != all || did.State.Generation != 2 {
+			if !did.Held.IsZero() || did.Closed != len(row.want) || did.State.Policy != all || did.State.Generation != 2 {
 				t.Errorf("enforcement %+v of %+v", did, did.State)
 			}
 		})
@@ -343,7 +343,7 @@ func TestTrustIsAskedOncePerChain(t *testing.T) {
 			return len(certs) == 1
 		}
 	})
-	r.put(t.Context(), policy(entry("a", to("x.example"))), false)
+	r.put(t.Context(), policy(entry("a", to("x.example"))))
 	alone, twin, other := newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("a", "x.example")
 	other.Certificates = append(other.Certificates, &x509.Certificate{Raw: []byte("from elsewhere")})
 	none := newFlow("a", "x.example")
@@ -364,74 +364,5 @@ func TestAgainBeforeAnyPolicyDenies(t *testing.T) {
 	r.TrustChanged(t.Context())
 	if got := f.ended(); got.Why != allowlist.PolicyUnavailable {
 		t.Errorf("ended by %v", got)
-	}
-}
-
-func TestMaxRevoke(t *testing.T) {
-	for _, row := range []struct {
-		name        string
-		share       float64
-		open, going int
-		sure, held  bool
-	}{
-		{name: "no bound", open: 10, going: 10},
-		{name: "nothing closes", share: 0.01, open: 10},
-		{name: "nothing is open", share: 0.01},
-		{name: "below the share", share: 0.3, open: 10, going: 2},
-		{name: "exactly the share", share: 0.3, open: 10, going: 3},
-		{name: "exactly a share that has no binary form", share: 0.29, open: 100, going: 29},
-		{name: "one more", share: 0.29, open: 100, going: 30, held: true},
-		{name: "all of one", share: 0.99, open: 1, going: 1, held: true},
-		{name: "all, as the share says", share: 1, open: 10, going: 10},
-		{name: "too many, but somebody is sure", share: 0.3, open: 10, going: 10, sure: true},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = row.share })
-			r.put(t.Context(), policy(entry("a", to("*.example"))), true)
-			before := r.current.Load()
-			flows := make([]*flow, row.open)
-			for i := range flows {
-				host := "stays.example"
-				if i < row.going {
-					host = "goes.example"
-				}
-				flows[i] = newFlow("a", host)
-			}
-			r.open(flows...)
-			did := r.put(t.Context(), policy(entry("a", to("stays.example"))), row.sure)
-			told := 0
-			for _, f := range flows {
-				if f.ended() != (ending{}) {
-					told++
-				}
-			}
-			if did.Held != row.held || did.Open != row.open || did.Closed != row.going {
-				t.Errorf("%+v, want held: %v, %d of %d", did, row.held, row.going, row.open)
-			}
-			want, state := row.going, r.current.Load()
-			if row.held {
-				want = 0
-			}
-			if told != want || (state == before) != row.held || did.State != state {
-				t.Errorf("%d tunnels ended, want %d; generation %d is in force", told, want, state.Generation)
-			}
-			if len(r.did) != 2 || r.did[1] != did {
-				t.Errorf("told of %+v", r.did)
-			}
-		})
-	}
-}
-
-// TestTheShareIsOfTunnelsThatStand: the tunnels of a quarantine that are on
-// their way do not hold the policy that comes behind it.
-func TestTheShareIsOfTunnelsThatStand(t *testing.T) {
-	r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = 0.3 })
-	r.open(newFlow("a", "x.example"), newFlow("a", "x.example"), newFlow("b", "x.example"))
-	both := policy(entry("a", to("x.example")), entry("b", to("x.example")))
-	if did := r.put(t.Context(), quarantining(both, "a"), true); did.Closed != 2 {
-		t.Fatalf("quarantine: %+v", did)
-	}
-	if did := r.put(t.Context(), policy(entry("b", to("x.example"))), false); did.Held || did.Open != 1 || did.Closed != 0 {
-		t.Errorf("the policy without the identity: %+v", did)
 	}
 }

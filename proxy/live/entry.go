@@ -22,10 +22,21 @@ type Decided struct {
 	Name allowlist.Host
 	// Addr is the address that was dialled; zero while it is being dialled.
 	Addr netip.AddrPort
+	// Way is how the look-up of the host led to the address, as far as that is known.
+	Way allowlist.Way
+	// FirstBytes are those of the client, and ECH means that they offer Encrypted
+	// Client Hello: it may then ask for any of Hidden, too, which is nil if the
+	// request was for a name.
+	FirstBytes FirstBytes
+	ECH        bool
+	Hidden     []allowlist.Host
 }
 
 // isConnection reports whether nothing was asked for yet.
 func (d *Decided) isConnection() bool { return d.Request.Dest.Host.IsZero() }
+
+// isOpen reports whether it is more than a request that is being dialled.
+func (d *Decided) isOpen() bool { return d.isConnection() || d.Addr.IsValid() }
 
 // End closes an entry for a reason, and says by which reason of the closed set a
 // state forbids it, if one does. It returns at once and may be called from any
@@ -42,7 +53,8 @@ type Entry struct {
 	// Start is when it began.
 	Start time.Time
 	// Certificates are those of the caller that led to an authority, the leaf
-	// first; nil if its identity was proved in another way.
+	// first, for a request whose source they are; without them such a request is not
+	// trusted.
 	Certificates []*x509.Certificate
 	// NotAfter is when the caller's identity expires; zero if it does not.
 	NotAfter time.Time
@@ -52,6 +64,9 @@ type Entry struct {
 	End End
 	// Counts returns the bytes so far; nil while it does not count any.
 	Counts func() (up, down int64)
+	// Hurry is called when a state lets it go on and demands a ClientHello, which is to
+	// come; nil is not. It returns at once. See Await.
+	Hurry func()
 
 	mu      sync.Mutex       // over what follows, and over Decided, End and Counts from Add on
 	changes int              // how often Decided was changed
@@ -76,6 +91,14 @@ func (e *Entry) Promote(end End, counts func() (up, down int64)) {
 	e.End, e.Counts = end, counts
 }
 
+// Await sets Hurry, of an entry whose first bytes are to come; nil once they have.
+// Whoever calls it must look at [Current] afterwards.
+func (e *Entry) Await(hurry func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.Hurry = hurry
+}
+
 // Why returns the reason for which the entry was told to end, NoReason if it was
 // not. That of the shutdown is Draining.
 func (e *Entry) Why() allowlist.Reason {
@@ -89,6 +112,16 @@ func (e *Entry) judged() (d Decided, changes int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.Decided, e.changes
+}
+
+// hurry tells an entry that it must not wait for its first bytes for ever.
+func (e *Entry) hurry() {
+	e.mu.Lock()
+	hurry := e.Hurry
+	e.mu.Unlock()
+	if hurry != nil {
+		hurry()
+	}
 }
 
 // isConnection reports whether nothing was asked for yet.

@@ -23,12 +23,12 @@ func TestAnEntryIsJudgedAsWhatItHasBecome(t *testing.T) {
 	f.Decided.Addr = netip.AddrPort{}
 	r.open(f)
 	f.Change(func(d *Decided) { d.Request.Dest.Host = must(allowlist.ParseHost("y.example")) })
-	r.put(t.Context(), policy(entry("a", onlyAt(to("y.example"), "8.8.8.8/32"))), false)
+	r.put(t.Context(), policy(entry("a", onlyAt(to("y.example"), "8.8.8.8/32"))))
 	if got := f.ended(); got != (ending{}) {
 		t.Fatalf("allowed as what it is, and ended by %v", got)
 	}
 	f.Change(func(d *Decided) { d.Addr = netip.MustParseAddrPort("1.1.1.1:443") })
-	r.put(t.Context(), policy(entry("a", onlyAt(to("y.example"), "8.8.8.8/32"))), false)
+	r.put(t.Context(), policy(entry("a", onlyAt(to("y.example"), "8.8.8.8/32"))))
 	if got, want := f.ended(), (ending{tunnel.Revoked, allowlist.ResolvedAddressDenied}); got != want {
 		t.Errorf("at another address: ended by %v, want %v", got, want)
 	}
@@ -44,11 +44,11 @@ func TestTheNameOfTheFirstBytesIsDecidedAsWell(t *testing.T) {
 	r.open(f)
 	f.Change(func(d *Decided) { d.Name = must(allowlist.ParseHost("x.example")) })
 	address := allowlist.Rule{CIDR: netip.MustParsePrefix("8.8.8.8/32")}
-	r.put(t.Context(), policy(entry("a", address, to("x.example"))), false)
+	r.put(t.Context(), policy(entry("a", address, to("x.example"))))
 	if got := f.ended(); got != (ending{}) {
 		t.Fatalf("both are allowed, and ended by %v", got)
 	}
-	r.put(t.Context(), policy(entry("a", address)), false)
+	r.put(t.Context(), policy(entry("a", address)))
 	if got, want := f.ended(), (ending{tunnel.Revoked, allowlist.NotOnAllowlist}); got != want {
 		t.Errorf("the name is not allowed: ended by %v, want %v", got, want)
 	}
@@ -76,7 +76,7 @@ func TestAConnectionThatAsks(t *testing.T) {
 	if r.registry.Tunnels() != 0 || r.registry.Len() != 1 {
 		t.Errorf("%d tunnels of %d entries, want none of 1", r.registry.Tunnels(), r.registry.Len())
 	}
-	r.put(t.Context(), policy(entry("a")), false)
+	r.put(t.Context(), policy(entry("a")))
 	if f.ended() != (ending{}) {
 		t.Error("a connection of a known caller ended")
 	}
@@ -84,7 +84,7 @@ func TestAConnectionThatAsks(t *testing.T) {
 	if r.registry.Tunnels() != 1 {
 		t.Errorf("%d tunnels, want 1", r.registry.Tunnels())
 	}
-	r.put(t.Context(), policy(entry("a")), false)
+	r.put(t.Context(), policy(entry("a")))
 	if got := f.ended(); got.Why != allowlist.NotOnAllowlist {
 		t.Errorf("ended by %v", got)
 	}
@@ -128,7 +128,7 @@ func TestWhy(t *testing.T) {
 	r := newRig(t, nil)
 	stays, goes, cut := newFlow("a", "x.example"), newFlow("a", "y.example"), newFlow("b", "x.example")
 	r.open(stays, goes, cut)
-	r.put(t.Context(), quarantining(policy(entry("*", to("x.example"))), "b"), false)
+	r.put(t.Context(), quarantining(policy(entry("*", to("x.example"))), "b"))
 	for f, want := range map[*flow]allowlist.Reason{stays: allowlist.NoReason, goes: allowlist.NotOnAllowlist, cut: allowlist.QuarantinedIdentity} {
 		if got := f.Why(); got != want {
 			t.Errorf("%s to %s: why %q, want %q", f.Decided.Request.ID, f.Decided.Request.Dest, got, want)
@@ -288,7 +288,7 @@ func TestEachEntryIsToldOnce(t *testing.T) {
 	})
 	running.Go(func() {
 		<-start
-		r.put(t.Context(), policy(entry("a", to("y.example"))), false)
+		r.put(t.Context(), policy(entry("a", to("y.example"))))
 		r.registry.EndAll(tunnel.Drain)
 	})
 	close(start)

@@ -14,6 +14,11 @@ type judge struct {
 	cfg   *EnforcerConfig
 	state *State
 	now   time.Time
+	hello bool // what was judged last stays, and must begin with a ClientHello, which is to come
+	// before is what was last enforced whole, if the policy of the state, which came
+	// at since, may be held; nil if it may not.
+	before *State
+	since  time.Time
 	// trusted remembers answers by the bytes of the leaf: few callers have many
 	// tunnels, and Trusts would hash every chain to know it again.
 	trusted map[string]trusted
@@ -26,20 +31,37 @@ type trusted struct {
 }
 
 func (e *Enforcer) judge(state *State, now time.Time) *judge {
-	return &judge{cfg: &e.cfg, state: state, now: now, trusted: map[string]trusted{}}
+	return &judge{cfg: &e.cfg, state: state, now: now, before: e.before(), since: e.parts.since, trusted: map[string]trusted{}}
 }
 
 // forbids is the decision over an entry: the same as for a new request, on the
-// address that it has. An SVID that has merely expired is no reason by itself, an
-// authority that is no longer trusted is.
-func (j *judge) forbids(e *Entry, d *Decided) allowlist.Reason {
-	if reason := j.decide(d); reason != allowlist.NoReason {
-		return reason
+// address that it has, and whether its caller may still rest on its proof. Held
+// means that it stays open if the policy is held.
+func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held bool) {
+	why, j.hello = decide(j.state, d, j.now)
+	if why != allowlist.NoReason && !j.mayHold(d, why) {
+		return why, false
+	}
+	if gone := j.proof(e, d.Request.Source); gone != allowlist.NoReason {
+		return gone, false
+	}
+	return why, why != allowlist.NoReason
+}
+
+// proof returns why the caller's identity no longer counts. An SVID that has merely
+// expired is no reason by itself, an authority that is no longer trusted is. A
+// proof that this function does not know is not trusted.
+func (j *judge) proof(e *Entry, source allowlist.Source) allowlist.Reason {
+	trusted := false
+	switch source {
+	case allowlist.SourceListener, allowlist.SourceMap: // the policy itself accepts the listener's word
+		trusted = true
+	case allowlist.SourceX509SVID:
+		trusted = j.trusts(e.Certificates)
+	case allowlist.SourceNone:
 	}
 	switch {
-	case e.Certificates == nil:
-		return allowlist.NoReason
-	case !j.trusts(e.Certificates):
+	case !trusted:
 		return allowlist.IdentityUntrusted
 	case j.cfg.CloseAtExpiry && e.expired(j.now):
 		return allowlist.IdentityExpired
@@ -47,24 +69,35 @@ func (j *judge) forbids(e *Entry, d *Decided) allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// decide is what the policy says of it.
-func (j *judge) decide(was *Decided) allowlist.Reason {
+// decide is what a state says of an entry at a moment, and whether it must begin with
+// a ClientHello which is to come.
+func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, hello bool) {
 	req := was.Request
 	if was.isConnection() {
-		return j.state.Knows(req.ID, req.Source)
+		return state.Knows(req.ID, req.Source), false
 	}
-	req.Time = j.now
-	d := j.state.Decide(req)
+	req.Time = now
+	d := state.Decide(req)
 	switch {
 	case !d.Allowed():
-		return d.Reason
+		return d.Reason, false
 	case was.Addr.IsValid() && d.CheckAddr(was.Addr) != nil:
-		return allowlist.ResolvedAddressDenied
-	case !was.Name.IsZero():
-		req.Dest.Host = was.Name
-		return j.state.Decide(req).Reason
+		return allowlist.ResolvedAddressDenied, false
 	}
-	return allowlist.NoReason
+	if why = d.CheckWay(was.Way); why != allowlist.NoReason {
+		return why, false
+	}
+	if why = checkFirstBytes(state, &d, was); why != allowlist.NoReason || was.Name.IsZero() {
+		return why, mustBeHello(&d, was)
+	}
+	req.Dest.Host = was.Name
+	return state.Decide(req).Reason, false
+}
+
+// forbidsAt reports whether a state forbids an entry at a moment.
+func (s *State) forbidsAt(d *Decided, now time.Time) bool {
+	why, _ := decide(s, d, now)
+	return why != allowlist.NoReason
 }
 
 func (j *judge) trusts(certs []*x509.Certificate) bool {

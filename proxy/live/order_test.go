@@ -19,7 +19,7 @@ func TestEnforcedIsToldInOrder(t *testing.T) {
 	for range 4 {
 		putting.Go(func() {
 			for range 25 {
-				r.put(t.Context(), policy(), false)
+				r.put(t.Context(), policy())
 				r.TrustChanged(t.Context())
 			}
 		})
@@ -43,7 +43,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	var current Current
 	var registry Registry
 	enforcer := must(NewEnforcer(EnforcerConfig{Current: &current, Registry: &registry, Trusts: trustAll}))
-	putBy(t.Context(), enforcer, states[0], false)
+	putBy(t.Context(), enforcer, states[0])
 
 	var opening sync.WaitGroup
 	for range callers {
@@ -55,7 +55,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	}
 	opening.Go(func() {
 		for n := range flips {
-			putBy(t.Context(), enforcer, states[n%2], false)
+			putBy(t.Context(), enforcer, states[n%2])
 		}
 	})
 	opening.Wait()
@@ -92,7 +92,7 @@ func TestEnforcedMayBeNobody(t *testing.T) {
 	f := newFlow("a", "x.example")
 	f.End = func(tunnel.Reason, allowlist.Reason) { registry.Remove(f.Entry) }
 	registry.Add(f.Entry)
-	if did := putBy(context.WithoutCancel(t.Context()), e, nil, false); did.Closed != 1 || registry.Len() != 0 {
+	if did := putBy(context.WithoutCancel(t.Context()), e, nil); did.Closed != 1 || registry.Len() != 0 {
 		t.Errorf("%+v, %d registered", did, registry.Len())
 	}
 }

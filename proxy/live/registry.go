@@ -18,6 +18,7 @@ type Registry struct {
 	open    map[*Entry]bool // true: it was told to end and is on its way
 	ended   tunnel.Reason   // not zero: nothing may begin any more
 	waiting chan struct{}   // closed when the last entry leaves; nil if nobody waits
+	left    chan<- struct{} // has something once an entry has left; nil if nobody asks
 }
 
 // Add takes up an entry. After EndAll it is ended at once. An [Enforcer] ends it
@@ -46,6 +47,18 @@ func (r *Registry) Remove(e *Entry) {
 		close(r.waiting)
 		r.waiting = nil
 	}
+	select {
+	case r.left <- struct{}{}:
+	default: // it has something already, or nobody asks
+	}
+}
+
+// tellLeft has the registry put something into a channel with a place for it when an
+// entry leaves; nil has it put nothing anywhere.
+func (r *Registry) tellLeft(left chan<- struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = left
 }
 
 // Len returns how many entries there are, connections included.

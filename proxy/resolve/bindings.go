@@ -183,26 +183,13 @@ func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 	}
 }
 
-// Binding is a name whose answer has led an identity to an address.
+// Binding is a name whose answer has led an identity to an address, and the way.
 type Binding struct {
 	Name allowlist.Host
-	// Via are the names over which it did: aliases, and the target of a service.
-	Via []allowlist.Host
+	allowlist.Way
 	// Mapped says that the identity was shown by source-map when it was told the
 	// address: it need not have asked.
-	Mapped  bool
-	inspect bool // value of the resolver's Config.Inspect
-}
-
-// Check returns why a connection that was decided by the name must not follow
-// it to the address, as Resolve does.
-func (b *Binding) Check(dec *allowlist.Decision) allowlist.Reason {
-	for _, hop := range b.Via {
-		if why := dec.CheckHop(hop, b.inspect); why != allowlist.NoReason {
-			return why
-		}
-	}
-	return allowlist.NoReason
+	Mapped bool
 }
 
 // Bound returns the names whose answers have led an identity to an address and
@@ -215,10 +202,10 @@ func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []Bindi
 	proved, mapped := r.bindings.proved.names(id, addr, now), r.bindings.mapped.names(id, addr, now)
 	bound := make([]Binding, 0, len(proved)+len(mapped))
 	for _, n := range proved {
-		bound = append(bound, Binding{Name: n.name, Via: n.via(), inspect: r.inspect})
+		bound = append(bound, Binding{Name: n.name, Way: allowlist.Way{Via: n.via(), Inspect: r.inspect}})
 	}
 	for _, n := range mapped {
-		bound = append(bound, Binding{Name: n.name, Via: n.via(), Mapped: true, inspect: r.inspect})
+		bound = append(bound, Binding{Name: n.name, Way: allowlist.Way{Via: n.via(), Inspect: r.inspect}, Mapped: true})
 	}
 	return bound
 }

@@ -227,7 +227,7 @@ func TestTheWayToAnAddressIsChecked(t *testing.T) {
 			}
 			dec := decide(t, "www.example", row.allow, row.deny)
 			b := r.Bound(id("a"), netip.MustParseAddr(row.addr), now)
-			if len(b) != 1 || b[0].Name != dec.Dest.Host || b[0].Check(dec) != want {
+			if len(b) != 1 || b[0].Name != dec.Dest.Host || dec.CheckWay(b[0].Way) != want {
 				t.Errorf("%s, inspect %t, deny %q: %+v, want %q", row.addr, inspect, row.deny, b, want)
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -166,23 +165,23 @@ func unasked(err error) bool {
 	return errors.Is(err, errBusy) || errors.Is(err, errStreamFull) || limit.NoDescriptor(err)
 }
 
-// Resolve returns the addresses of an allowed decision's destination, which the
-// caller checks: of both families, asked for at the same time. A literal is its
-// own answer. No address and no error means that the name exists without one.
+// Resolve returns the addresses of an allowed decision's destination, and the way
+// to each, which the caller checks: of both families, asked for at the same time. A
+// literal is its own answer. No address and no error means that the name exists without one.
 // Every error is an *allowlist.ReasonError: as those of Lookup, or why an alias
 // must not be followed.
-func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
+func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	host := dec.Dest.Host
 	switch {
 	case !dec.Allowed():
 		return nil, &allowlist.ReasonError{Reason: allowlist.InternalError, Err: errors.New("the decision does not allow")}
 	case host.IsAddr():
-		return []netip.Addr{host.Addr()}, nil
+		return []allowlist.Resolved{{Addr: host.Addr()}}, nil
 	}
 	return r.families(ctx, dec)
 }
 
-func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]netip.Addr, error) {
+func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan family)
@@ -210,7 +209,7 @@ func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]net
 
 // family is what came of one of the two questions.
 type family struct {
-	addrs    []netip.Addr
+	addrs    []allowlist.Resolved
 	err      error
 	panicked error
 }
@@ -230,10 +229,12 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 	if answer.RCode() == wire.NXDomain {
 		return family{err: &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoHost}}
 	}
-	for hop := range answer.msg.Hops() {
-		if why := dec.CheckHop(hop, r.inspect); why != allowlist.NoReason {
-			return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("an alias leads to %s", hop)}}
-		}
+	way := allowlist.Way{Via: slices.Collect(answer.msg.Hops()), Inspect: r.inspect}
+	if why := dec.CheckWay(way); why != allowlist.NoReason {
+		return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("aliases lead over %s", way.Via)}}
 	}
-	return family{addrs: slices.Collect(answer.msg.Addrs())}
+	for addr := range answer.msg.Addrs() {
+		f.addrs = append(f.addrs, allowlist.Resolved{Addr: addr, Way: way})
+	}
+	return f
 }

@@ -3,6 +3,7 @@ package resolve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -84,10 +85,10 @@ func resolveFor(t *testing.T, r *Resolver, dec *allowlist.Decision) string {
 	if err != nil {
 		return describe(t, Answer{}, err)
 	}
-	slices.SortFunc(got, netip.Addr.Compare)
+	slices.SortFunc(got, func(a, b allowlist.Resolved) int { return a.Addr.Compare(b.Addr) })
 	var words []string
 	for _, a := range got {
-		words = append(words, a.String())
+		words = append(words, a.Addr.String())
 	}
 	return strings.Join(words, " ")
 }
@@ -219,6 +220,44 @@ func TestAliases(t *testing.T) {
 			check(t, resolveFor(t, trust, dec), row.trust)
 			check(t, resolveFor(t, inspect, dec), row.inspect)
 		})
+	}
+}
+
+// TestTheWayToEachAddress is that of the answer which named it: the families may be
+// led there over other names.
+func TestTheWayToEachAddress(t *testing.T) {
+	s := newServer(t, func(q asked) answer {
+		if q.typ == dns.TypeA {
+			return answer{records: []string{q.name + ". 60 IN CNAME edge.example.", "edge.example. 60 IN CNAME node.example.", "node.example. 60 IN A 192.0.2.1"}}
+		}
+		return answer{records: []string{q.name + ". 60 IN AAAA 2001:db8::1"}}
+	})
+	for _, inspect := range []bool{false, true} {
+		r := newResolver(t, Config{Inspect: inspect, Hosts: map[allowlist.Host][]netip.Addr{host(t, "own.example"): addrs("192.0.2.2")}}, s)
+		ways := func(name string) map[string]string {
+			ctx, cancel := newContext(t)
+			defer cancel()
+			got, err := r.Resolve(ctx, decide(t, name, []string{name, "edge.example", "node.example"}, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := map[string]string{}
+			for _, a := range got {
+				if all[a.Addr.String()] = fmt.Sprint(a.Way.Via); len(a.Way.Via) > 0 && a.Way.Inspect != inspect {
+					t.Errorf("the way to %s is to be inspected: %v", a.Addr, a.Way.Inspect)
+				}
+			}
+			return all
+		}
+		for range 2 { // from the server, and from the cache
+			want := map[string]string{"192.0.2.1": "[edge.example node.example]", "2001:db8::1": "[]"}
+			if diff := cmp.Diff(want, ways("api.example")); diff != "" {
+				t.Errorf("ways (-want +got):\n%s", diff)
+			}
+		}
+		if diff := cmp.Diff(map[string]string{"192.0.2.2": "[]"}, ways("own.example")); diff != "" {
+			t.Errorf("ways (-want +got):\n%s", diff)
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ type admission struct {
 // the gate.
 func (t *Tunnel) admit(gate *Gate, early []byte) bool {
 	a := admission{Tunnel: t, gate: gate}
-	if gate.Speak {
+	if t.expect(gate.Wait) || gate.Speak {
 		a.wait()
 	}
 	more := len(early) == 0 || a.judge(early, false)
@@ -99,8 +99,8 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 	}
 	switch ruling {
 	case Pass:
-		if a.waiting {
-			a.readUntil(time.Time{})
+		if t := a.Tunnel; t.expect(-1) || a.waiting {
+			t.readUntil(time.Time{})
 		}
 		a.passed = a.forward(a.upstream, p, &a.up)
 	case More:
@@ -114,6 +114,30 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 		a.refuse(a.gate.Farewell)
 	}
 	return false
+}
+
+// Hurry makes a gate wait no longer for the first byte than it waits for more, as
+// Speak does. It does nothing if the gate has passed the first bytes, or was hurried
+// before. It may be called from any goroutine, before Run, too.
+func (t *Tunnel) Hurry() {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	if t.reason != None || t.waits < 0 || t.hurried {
+		return
+	}
+	t.hurried = true
+	if t.waits > 0 {
+		_ = t.client.wire().SetReadDeadline(time.Now().Add(t.waits)) // of a closed connection: reading says so
+	}
+}
+
+// expect notes how long a gate waits; negative means that it has passed the first
+// bytes. It reports whether it was hurried.
+func (t *Tunnel) expect(waits time.Duration) (hurried bool) {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	t.waits = waits
+	return t.hurried
 }
 
 // wait begins the time to wait.

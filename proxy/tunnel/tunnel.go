@@ -82,10 +82,12 @@ type Tunnel struct {
 	start time.Time
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
-	ending sync.Mutex
-	reason Reason // why both ways were cut; None if they were not
-	err    error
-	first  Reason // who finished first, Client or Upstream
+	ending  sync.Mutex
+	hurried bool          // a gate waits only so long for the first byte
+	waits   time.Duration // how long a gate waits, that has the client's first bytes to come; negative once it has passed them
+	reason  Reason        // why both ways were cut; None if they were not
+	err     error
+	first   Reason // who finished first, Client or Upstream
 
 	// One timer serves the idle time, the maximum duration and Progress.
 	reporting   sync.Mutex // held while Progress runs; guards what follows

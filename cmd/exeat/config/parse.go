@@ -9,6 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
@@ -110,10 +111,28 @@ func (p *parser) policy(n *strictyaml.Node) {
 	readKeys(n,
 		key{"files", p.dir.paths(&p.Policy)},
 		key{"poll", orNever(&p.PolicyPoll)},
-		key{"max_revoke", func(v *strictyaml.Node) { p.Gateway.MaxRevoke = share(v) }},
+		key{"max_revoke", p.maxRevoke},
 	)
 	if p.Policy == nil {
 		n.Errorf("files is missing: write the policy's files or directories")
+	}
+}
+
+// maxRevoke is a share, or a mapping with one and how many identities it leaves
+// whatever share they are.
+func (p *parser) maxRevoke(n *strictyaml.Node) {
+	m := &p.Gateway.MaxRevoke
+	m.AtLeast = live.DefaultAtLeast
+	if !n.IsMapping() {
+		m.Share = share(n)
+		return
+	}
+	there := readKeys(n,
+		key{"share", func(v *strictyaml.Node) { m.Share = share(v) }},
+		key{"at_least", number(&m.AtLeast, 1, 1_000_000)},
+	)
+	if there["share"] == nil {
+		n.Errorf("share is missing: write which share of the identities may lose something, such as 30%%")
 	}
 }
 

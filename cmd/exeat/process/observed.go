@@ -17,11 +17,7 @@ func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 		Handshaken: i.Handshake,
 		Cut:        func(listener string, why limit.Cause, n int) { i.Cut(listener, why.String(), n) },
 		Loaded:     func(l gateway.Load) { i.Reload(string(l)) },
-		Enforced: func(e live.Enforcement) {
-			if !e.Held {
-				i.Enforced(e.Took)
-			}
-		},
+		Enforced:   func(e live.Enforcement) { i.Enforced(e.Took) },
 	}
 }
 
@@ -29,6 +25,7 @@ func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 func (p *Process) observe() error {
 	observed := telemetry.Observed{
 		Tunnels: p.gateway.Registry().Tunnels,
+		Held:    func() int { return p.gateway.Stats().Held.Identities },
 		Records: func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
 		Policy: func() (telemetry.Policy, bool) {
 			s := p.gateway.State()

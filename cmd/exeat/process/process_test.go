@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,10 +178,11 @@ func (l *lines) has(text string) bool {
 	return bytes.Contains(l.text, []byte(text))
 }
 
-// TestAHangupPutsInForceWhatIsHeld: a policy that would close the only tunnel.
-func TestAHangupPutsInForceWhatIsHeld(t *testing.T) {
-	cfg, opts := configured(t, write(t, "policy.yaml", goodPolicy)), options()
-	cfg.Gateway.MaxRevoke = 0.3
+// TestAHangupEndsWhatIsHeld: a policy that would close all tunnels, of two
+// identities.
+func TestAHangupEndsWhatIsHeld(t *testing.T) {
+	cfg, opts := configured(t, write(t, "policy.yaml", goodPolicy+"  - {id: spiffe://td.example/other, allow: [{host: api.example}]}\n")), options()
+	cfg.Gateway.MaxRevoke = live.MaxRevoke{Share: 0.3, AtLeast: 1}
 	var records lines
 	opts.Stdout = &records
 	p, err := Open(t.Context(), cfg, opts)
@@ -194,22 +196,26 @@ func TestAHangupPutsInForceWhatIsHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ended atomic.Bool
-	open := &live.Entry{
-		Decided: live.Decided{Request: allowlist.Request{ID: cfg.Listeners[0].ID, Source: allowlist.SourceListener, Dest: dest}},
+	var ended atomic.Int32
+	for _, id := range []spiffeid.ID{cfg.Listeners[0].ID, spiffeid.RequireFromString("spiffe://td.example/other")} {
+		open := &live.Entry{Decided: live.Decided{
+			Request: allowlist.Request{ID: id, Source: allowlist.SourceListener, Dest: dest}, Addr: netip.MustParseAddrPort("8.8.8.8:443"),
+			FirstBytes: live.FirstBytesHello,
+		}}
+		open.End = func(tunnel.Reason, allowlist.Reason) {
+			p.gateway.Registry().Remove(open)
+			ended.Add(1)
+		}
+		p.gateway.Registry().Add(open)
 	}
-	open.End = func(tunnel.Reason, allowlist.Reason) {
-		p.gateway.Registry().Remove(open)
-		ended.Store(true)
-	}
-	p.gateway.Registry().Add(open)
-	before := p.gateway.State()
 	replace(t, cfg.Policy[0], strings.ReplaceAll(goodPolicy, "api.example", "other.example"))
-	eventually(t, "the policy is held", func() bool { return records.has("held: would close 1 of 1 tunnels") })
-	if p.gateway.State() != before || ended.Load() {
-		t.Error("a policy that is held is in force")
+	eventually(t, "the policy is held", func() bool { return records.has("held: 2 that it forbids stay open, of 2 of 2 identities") })
+	if held := p.gateway.Stats().Held; p.gateway.State().Generation != 2 || ended.Load() > 0 || held.Identities != 2 {
+		t.Errorf("generation %d, %d have ended, held %+v", p.gateway.State().Generation, ended.Load(), held)
 	}
 	hangup <- syscall.SIGHUP
-	eventually(t, "the policy is in force", func() bool { return p.gateway.State() != before })
-	eventually(t, "the tunnel has ended", ended.Load)
+	eventually(t, "the tunnels have ended", func() bool { return ended.Load() == 2 })
+	if held := p.gateway.Stats().Held; !held.IsZero() {
+		t.Errorf("held %+v", held)
+	}
 }

@@ -181,6 +181,7 @@ func everything(t *testing.T) *Telemetry {
 	tel := newTelemetry(t, Config{IdentityCap: 1})
 	err := tel.Observe(Observed{
 		Tunnels:    func() int { return 3 },
+		Held:       func() int { return 21 },
 		Unanswered: func() Unanswered { return Unanswered{NoQuery: 5, OverLimit: 6} },
 		Policy: func() (Policy, bool) {
 			return Policy{Version: "p1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
@@ -212,6 +213,7 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	expect(t, tel, "egress_tunnels", `egress_tunnels_active 3`)
 	expect(t, tel, "egress_descriptors", `egress_descriptors_limit{purpose="opened"} 8`,
 		`egress_descriptors_missing_total{purpose="opened"} 9`, `egress_descriptors_used{purpose="opened"} 7`)
+	expect(t, tel, "egress_policy_held", `egress_policy_held 21`)
 	expect(t, tel, "egress_dns_unanswered",
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
 	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // and before there is one, a zero:

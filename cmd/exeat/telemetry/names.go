@@ -104,7 +104,11 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.policy.reloads", Prometheus: "egress_policy_reloads_total",
 			Labels:      []string{"result"},
-			Description: "Policies that were loaded: in-force, held or refused.",
+			Description: "Policies that were loaded: in-force, refused, or held, which is in force for everything new.",
+		},
+		{
+			Name: "egress.policy.held", Prometheus: "egress_policy_held",
+			Description: "Identities with something open that the policy in force forbids, because policy.max_revoke holds its end; zero if nothing is held.",
 		},
 		{
 			Name: "egress.policy.age", Prometheus: "egress_policy_age_seconds", Unit: "s",

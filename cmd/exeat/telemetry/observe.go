@@ -21,6 +21,9 @@ type Observed struct {
 	Unanswered func() Unanswered
 	// Policy is the one in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
+	// Held is how many identities keep something open that the policy in force
+	// forbids.
+	Held func() int
 	// Expiry is when the gateway's SVID expires; nil without an identity.
 	Expiry func() time.Time
 	// Records are the counts of every sink of records.
@@ -82,6 +85,9 @@ func (t *Telemetry) Observe(o Observed) error {
 	}
 	if o.Expiry != nil {
 		b.gauge("egress.svid.expiry", func(set func(float64, ...attribute.KeyValue)) { set(time.Until(o.Expiry()).Seconds()) })
+	}
+	if o.Held != nil {
+		b.gauge("egress.policy.held", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Held())) })
 	}
 	if o.Policy != nil {
 		b.policy(o.Policy)

@@ -34,7 +34,7 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer w.Close()
+	defer w.close()
 	defer w.warnings(stderr)
 	c := &campaign{world: w, tunnels: o.tunnels, clients: map[string]int{}}
 	start := time.Now()
@@ -68,7 +68,7 @@ func (c *campaign) openAll() error {
 	}
 	var tasks []task
 	for n := range probes { // identities and destinations that no scenario ends
-		tasks = append(tasks, task{N: n, Caller: n, Target: c.target(n % expired)})
+		tasks = append(tasks, task{N: n, Caller: n, Target: c.target(n % aliased)})
 	}
 	_, err := c.prober.do(command{Open: tasks})
 	return err

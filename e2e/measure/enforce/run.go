@@ -1,7 +1,7 @@
 // Package enforce measures how fast a new state ends what it forbids, and that
 // it ends nothing else: thousands of mTLS tunnels, held by another process,
 // through the real exeat, while a destination leaves the policy, an authority
-// leaves the bundle, or a date passes.
+// leaves the bundle, a date passes, or the alias of a destination is denied.
 //
 // It starts exeat, an origin, a holder of tunnels and a prober of survivors as
 // children on loopback; the last three are the program that it is part of, again

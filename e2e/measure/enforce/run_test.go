@@ -49,7 +49,7 @@ func TestVictims(t *testing.T) {
 			t.Errorf("%s: %d victims", sc.name, n)
 		}
 		for i := range probes {
-			if sc.victim(i, i%expired) {
+			if sc.victim(i, i%aliased) {
 				t.Errorf("%s ends probe %d", sc.name, i)
 			}
 		}

@@ -50,6 +50,7 @@ func (w *world) scenarios() []scenario {
 			forbid:  w.expire,
 			restore: restorePolicy,
 		},
+		w.aliasDenied(),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -21,7 +22,8 @@ const (
 	destinations = 10
 	// Of the identities, the last few are issued by the authority that goes.
 	leaving = 10
-	// The destinations that end, one by leaving the policy, one by a date.
+	// The destinations that end, one by leaving the policy, one by a date; see
+	// aliased, too.
 	removed = 9
 	expired = 8
 	// Probes go through what survives every scenario.
@@ -34,6 +36,7 @@ type world struct {
 
 	gone    *authority.Authority // the one that leaves; that of the site stays
 	port    string               // of the origin
+	names   net.PacketConn       // of the name server that knows the alias
 	callers []pair
 	records *recordFile
 
@@ -50,10 +53,17 @@ func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s.Exeat = exeat
 	w := &world{Site: s, records: &recordFile{path: s.Path(recordName)}}
 	if err := w.build(ctx); err != nil {
-		w.Close()
+		w.close()
 		return nil, err
 	}
 	return w, nil
+}
+
+func (w *world) close() {
+	w.Close()
+	if w.names != nil {
+		_ = w.names.Close()
+	}
 }
 
 func (w *world) build(ctx context.Context) error {
@@ -72,10 +82,13 @@ func (w *world) build(ctx context.Context) error {
 		return err
 	}
 	w.port = first.Address[strings.LastIndexByte(first.Address, ':')+1:]
+	if err := w.startAliases(ctx); err != nil {
+		return err
+	}
 	if err := w.Write("policy.yaml", w.policy(everything)); err != nil {
 		return err
 	}
-	if w.gateway, err = w.Serve(ctx, "exeat.yaml", config(), 1); err != nil {
+	if w.gateway, err = w.Serve(ctx, "exeat.yaml", config(w.resolver()), 1); err != nil {
 		return err
 	}
 	return w.startCallers(ctx, w.gateway.Addresses[0])
@@ -136,10 +149,12 @@ func callerID(i int) string { return fmt.Sprintf("spiffe://%s/ns/load/sa/worker-
 
 func host(destination int) string { return fmt.Sprintf("dest-%d.%s", destination, trustDomain) }
 
-func config() string {
+func config(resolver string) string {
 	var hosts strings.Builder
 	for d := range destinations {
-		fmt.Fprintf(&hosts, "    %s: 127.0.0.1\n", host(d))
+		if d != aliased {
+			fmt.Fprintf(&hosts, "    %s: 127.0.0.1\n", host(d))
+		}
 	}
 	return fmt.Sprintf(`version: 1
 identity: {dir: gateway}
@@ -147,11 +162,11 @@ policy: {files: policy.yaml}
 listeners:
   - {name: enforce, address: "127.0.0.1:0", identity: mtls}
 resolver:
-  hosts:
+%s  hosts:
 %srecords: {file: %s}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
 limits: {connections_per_source: 100000, handshakes_per_source: 100000, requests_per_identity: 100000, tunnels: 100000, connects_per_second: 100000}
-`, hosts.String(), recordName)
+`, resolver, hosts.String(), recordName)
 }
 
 // everything is a rule that changes no rule.

@@ -1,0 +1,217 @@
+package proxy_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
+)
+
+// looked is a rule for a.example, or held.example, at the origin, that looks at first
+// bytes in a way.
+func (g *gateway) looked(mode allowlist.TLSMode, ech allowlist.ECHMode) []allowlist.Rule {
+	var rules []allowlist.Rule
+	for _, host := range []string{"a.example", "held.example"} {
+		rules = append(rules, with(to(host, g.origin.port), func(r *allowlist.Rule) { r.TLS, r.ECH = mode, ech }))
+	}
+	return rules
+}
+
+func (g *gateway) putRules(t *testing.T, version string, rules ...allowlist.Rule) live.Enforcement {
+	t.Helper()
+	p, err := allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{Pattern: only("builder"), Allow: rules}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g.enforcer().put(t.Context(), p)
+}
+
+const (
+	tlsOff, tlsAuto, tlsRequire = allowlist.TLSOff, allowlist.TLSAuto, allowlist.TLSRequire
+	echRecord, echRefuse        = allowlist.ECHRecord, allowlist.ECHRefuse
+)
+
+// TestANewStateDecidesTheFirstBytesThatWere, of tunnels that are open: as those of a
+// new one, but that what nobody has looked at does not match.
+func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
+	hello, hiding := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14)
+	const clear = "SSH-2.0-x\r\n"
+	for _, row := range []struct {
+		name   string
+		before allowlist.TLSMode
+		sent   string
+		after  allowlist.TLSMode
+		ech    allowlist.ECHMode
+		want   allowlist.Reason
+	}{
+		{"not looked at, and must match", tlsOff, hello, tlsRequire, echRecord, allowlist.SNIMismatch},
+		{"not looked at and in clear, and must match", tlsOff, clear, tlsRequire, echRecord, allowlist.SNIMismatch},
+		{"not looked at, and need not be TLS", tlsOff, clear, tlsAuto, echRecord, 0},
+		{"not looked at, and must not hide a name", tlsOff, hello, tlsAuto, echRefuse, allowlist.ECHRefused},
+		{"not looked at, and need not be", tlsOff, hello, tlsOff, echRecord, 0},
+		{"in clear, and must match", tlsAuto, clear, tlsRequire, echRecord, allowlist.NotTLS},
+		{"in clear, and must not hide a name", tlsAuto, clear, tlsAuto, echRefuse, 0},
+		{"in clear, and need not be TLS", tlsAuto, clear, tlsAuto, echRecord, 0},
+		{"matched, and must", tlsAuto, hello, tlsRequire, echRefuse, 0},
+		{"matched, and need not be looked at", tlsRequire, hello, tlsOff, echRecord, 0},
+		{"hiding a name, and must not", tlsRequire, hiding, tlsRequire, echRefuse, allowlist.ECHRefused},
+		{"hiding a name where it need not match, and must not", tlsAuto, hiding, tlsAuto, echRefuse, allowlist.ECHRefused},
+		{"hiding a name, and is not looked at", tlsRequire, hiding, tlsOff, echRecord, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := newGateway(t, options{})
+			g.putRules(t, "before", g.looked(row.before, echRecord)...)
+			c := g.call(t, "builder")
+			if a := c.ask(t, connectTo(g.at("a.example"))); a.status != 200 {
+				t.Fatalf("answered %s", a.phrase)
+			}
+			c.send(t, row.sent)
+			origin := g.origin.next(t)
+			if _, err := origin.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			g.next(t, audit.EventDecision)
+			done := g.putRules(t, "after", g.looked(row.after, row.ech)...)
+			if done.Open != 1 || (done.Closed == 1) != (row.want != allowlist.NoReason) {
+				t.Errorf("ended %d of %d", done.Closed, done.Open)
+			}
+			_ = c.Close()
+			_ = origin.Close()
+			if end := g.next(t, audit.EventTunnelClose); row.want != allowlist.NoReason && (end.CloseReason != "revoked" || end.Reason != row.want.String()) {
+				t.Errorf("record %+v, want %s", end, row.want)
+			}
+		})
+	}
+}
+
+// TestFirstBytesAreLookedAtByTheStateOfThen: a tunnel that was opened by another state
+// is not ended while they are to come, whether or not that had looked at them.
+func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
+	hello, hiding, other := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14), clientHello("b.example", false, 1<<14)
+	const clear = "SSH-2.0-x\r\n"
+	for _, row := range []struct {
+		name   string
+		before allowlist.TLSMode
+		first  string // of the first bytes, before the state comes
+		after  allowlist.TLSMode
+		ech    allowlist.ECHMode
+		then   string
+		want   allowlist.Reason
+	}{
+		{"now it must be TLS, and is not", tlsAuto, "", tlsRequire, echRecord, clear, allowlist.NotTLS},
+		{"now it must be TLS, and is", tlsAuto, "", tlsRequire, echRecord, hello, 0},
+		{"now it must be TLS, and asks for another name", tlsAuto, "", tlsRequire, echRecord, other, allowlist.SNIMismatch},
+		{"now it need not be TLS", tlsRequire, "", tlsAuto, echRecord, clear, 0},
+		{"now it is not looked at", tlsRequire, "", tlsOff, echRecord, clear, 0},
+		{"now it must not hide a name", tlsRequire, "", tlsRequire, echRefuse, hiding, allowlist.ECHRefused},
+		{"half a hello has come, and it must not hide a name", tlsAuto, hiding[:100], tlsAuto, echRefuse, hiding[100:], allowlist.ECHRefused},
+		{"half a hello has come, and is not looked at", tlsRequire, hello[:100], tlsOff, echRecord, other[100:], 0},
+		{"as before", tlsRequire, hello[:100], tlsRequire, echRecord, hello[100:], 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := newGateway(t, options{hello: patience})
+			g.putRules(t, "before", g.looked(row.before, echRecord)...)
+			c := g.call(t, "builder")
+			if a := c.ask(t, connectTo(g.at("a.example"))+row.first); a.status != 200 {
+				t.Fatalf("answered %s", a.phrase)
+			}
+			g.next(t, audit.EventDecision)
+			origin := g.origin.next(t)
+			if done := g.putRules(t, "after", g.looked(row.after, row.ech)...); done.Closed != 0 || done.Open != 1 {
+				t.Fatalf("ended %d of %d", done.Closed, done.Open)
+			}
+			c.send(t, row.then)
+			_, err := origin.Read(make([]byte, 1))
+			if passed := err == nil; passed != (row.want == allowlist.NoReason) {
+				t.Errorf("the origin reads: %v", err)
+			}
+			if row.want != allowlist.NoReason {
+				if rec := g.next(t, audit.EventDecision); rec.Reason != row.want.String() || rec.Stage != "tls" || rec.Policy != "after" || rec.Generation != g.current.Load().Generation {
+					t.Errorf("record %+v, want %s", rec, row.want)
+				}
+			}
+			_ = c.Close()
+			_ = origin.Close()
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}
+
+// TestATunnelThatOpensBehindAReload has its first bytes looked at by the state in
+// force, and not by the one that had it dialled.
+func TestATunnelThatOpensBehindAReload(t *testing.T) {
+	g := newGateway(t, options{hello: patience})
+	g.putRules(t, "before", g.looked(tlsOff, echRecord)...)
+	c := g.call(t, "builder")
+	c.send(t, connectTo(g.at("held.example")))
+	<-g.names.asked
+	g.putRules(t, "after", g.looked(tlsRequire, echRecord)...)
+	close(g.names.answer)
+	if a := c.answer(t); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	if rec := g.next(t, audit.EventDecision); rec.Policy != "after" {
+		t.Errorf("record %+v", rec)
+	}
+	c.send(t, "SSH-2.0-x\r\n")
+	if rec := g.next(t, audit.EventDecision); rec.Reason != "not-tls" {
+		t.Errorf("record %+v", rec)
+	}
+	g.next(t, audit.EventTunnelClose)
+}
+
+// TestSilenceIsOverWhereAHelloMustCome: a tunnel that might be silent for ever, as
+// other protocols are, may not be so any more.
+func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
+	g := newGateway(t, options{hello: 10 * time.Millisecond})
+	g.putRules(t, "before", g.looked(tlsAuto, echRecord)...)
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("a.example"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	g.putRules(t, "after", g.looked(tlsRequire, echRecord)...)
+	if rec := g.next(t, audit.EventDecision); rec.Reason != "not-tls" || rec.Stage != "tls" {
+		t.Errorf("record %+v", rec)
+	}
+	if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "denied" {
+		t.Errorf("record %+v", end)
+	}
+}
+
+// TestWhatECHMayHideIsDecided: a tunnel to an address that was told for two names may
+// be for either if it hides one.
+func TestWhatECHMayHideIsDecided(t *testing.T) {
+	for name, ech := range map[string]bool{"hiding a name": true, "hiding nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+				return bindings("a.example", "held.example")
+			}})
+			g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
+			c := g.call(t, "builder")
+			if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+				t.Fatalf("answered %s", a.phrase)
+			}
+			c.send(t, clientHello("a.example", ech, 1<<14))
+			origin := g.origin.next(t)
+			if _, err := origin.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			g.next(t, audit.EventDecision)
+			rules := g.looked(tlsRequire, echRecord)
+			rules[1].ECH = echRefuse
+			if done := g.putRules(t, "after", rules...); done.Open != 1 || (done.Closed == 1) != ech {
+				t.Errorf("ended %d of %d", done.Closed, done.Open)
+			}
+			_ = c.Close()
+			_ = origin.Close()
+			g.next(t, audit.EventTunnelClose)
+		})
+	}
+}

@@ -1,0 +1,58 @@
+package live
+
+import (
+	"crypto/x509"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// TestEveryProofIsAskedFor goes through every value that a source may have, also
+// those that mean nothing yet: an entry stays only if its proof is known to hold,
+// and an identity that has expired ends it whatever proved it.
+func TestEveryProofIsAskedFor(t *testing.T) {
+	chain := []*x509.Certificate{{Raw: []byte("leaf")}}
+	const sources = 8 // as many as a policy can accept
+	for source := range allowlist.Source(sources) {
+		accepting := entry("a", to("x.example"))
+		accepting.Accept = allowlist.SourcesOf(source)
+		for _, certificates := range [][]*x509.Certificate{nil, {}, chain} {
+			for _, notAfter := range []time.Time{{}, time.Now().Add(time.Hour), time.Now().Add(-time.Second)} {
+				for _, closing := range []bool{false, true} {
+					for _, connection := range []bool{false, true} {
+						name := fmt.Sprintf("source %d, %d certificates, until %v, closing at expiry %v, connection %v", source, len(certificates), notAfter, closing, connection)
+						r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing })
+						f := newFlow("a", "x.example")
+						f.Certificates, f.NotAfter, f.Decided.Request.Source = certificates, notAfter, source
+						if connection {
+							f.Decided = Decided{Request: allowlist.Request{ID: f.Decided.Request.ID, Source: source}}
+						}
+						r.open(f)
+						r.put(t.Context(), policy(accepting))
+						why := allowlist.NoReason
+						proved := source == allowlist.SourceListener || source == allowlist.SourceMap ||
+							source == allowlist.SourceX509SVID && len(certificates) > 0
+						switch {
+						case source == allowlist.SourceNone:
+							why = allowlist.IdentitySourceNotAccepted
+						case !proved:
+							why = allowlist.IdentityUntrusted
+						case closing && f.expired(time.Now()):
+							why = allowlist.IdentityExpired
+						}
+						want := ending{tunnel.Revoked, why}
+						if why == allowlist.NoReason {
+							want = ending{}
+						}
+						if got := f.ended(); got != want {
+							t.Errorf("%s: ended by %v, want %v", name, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
