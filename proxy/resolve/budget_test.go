@@ -47,7 +47,7 @@ func TestQuestionsThatLeave(t *testing.T) {
 			continue
 		}
 		q := question(t, name, types[draw.IntN(len(types))])
-		_, err := r.Lookup(t.Context(), Asker{Holder: decision.Request.Holder(), Wildcard: rules[draw.IntN(len(rules))]}, q)
+		_, err := r.Lookup(t.Context(), Asker{Holder: decision.Holder(), Wildcard: rules[draw.IntN(len(rules))]}, q)
 		if allowlist.ReasonOf(err) == allowlist.NameBudget {
 			refused++
 		}
@@ -69,7 +69,7 @@ func TestQuestionsThatLeave(t *testing.T) {
 	if _, err := r.Lookup(t.Context(), mapped, question(t, "e7.wild.example", dns.TypeA)); err != nil {
 		t.Errorf("the identity by its address: %v", err)
 	}
-	if _, err := r.Lookup(t.Context(), Asker{Holder: decision.Request.Holder()}, question(t, "e8.wild.example", dns.TypeA)); err != nil {
+	if _, err := r.Lookup(t.Context(), Asker{Holder: decision.Holder()}, question(t, "e8.wild.example", dns.TypeA)); err != nil {
 		t.Errorf("a name that a rule names: %v", err)
 	}
 }

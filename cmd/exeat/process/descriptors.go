@@ -156,20 +156,13 @@ func fitting(most int, needs func(int) int, there int) int {
 }
 
 // fitFiles does that for the process, once all that it is to open is known.
-func (p *Process) fitFiles(ctx context.Context, cfg *gateway.Config) error {
+func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
 	p.files = readFiles(cfg, len(p.sources.files))
 	if p.files.limit == 0 {
 		return nil
 	}
-	done, err := p.files.fit(&p.cfg, cfg)
-	if err != nil {
+	if p.fitted, err = p.files.fit(&p.cfg, cfg); err != nil {
 		return err
-	}
-	for _, line := range done.lowered {
-		p.opts.Log.InfoContext(ctx, "fewer connections than by default", slog.String("cause", line))
-	}
-	for _, line := range done.tooMuch {
-		p.opts.Log.WarnContext(ctx, "more connections than there are file descriptors for", slog.String("cause", line))
 	}
 	p.descriptors = gateway.Descriptors{Accepted: limit.NewDescriptors(0), Opened: limit.NewDescriptors(0)}
 	p.share(cfg, p.files)
@@ -178,17 +171,25 @@ func (p *Process) fitFiles(ctx context.Context, cfg *gateway.Config) error {
 }
 
 // share shares the descriptors for callers out, in the proportion in which the
-// bounds on connections need them.
+// bounds on connections need them. What is odd is for the connections of callers, so
+// that there is one to say to its caller that there is none for its destination.
 func (p *Process) share(cfg *gateway.Config, f files) {
 	most := f.forCallers()
 	accepted, opened := gateway.DescriptorsFor(connections(cfg))
-	in := most * accepted / (accepted + opened)
+	in := (most*accepted + accepted + opened - 1) / (accepted + opened)
 	p.descriptors.Accepted.SetMost(in)
 	p.descriptors.Opened.SetMost(most - in)
 }
 
-// filesOpened counts again what is open, when everything is.
-func (p *Process) filesOpened(cfg *gateway.Config) {
+// filesOpened counts again what is open, when everything is, and says what became of
+// the bounds.
+func (p *Process) filesOpened(ctx context.Context, cfg *gateway.Config) {
+	for _, line := range p.fitted.lowered {
+		p.opts.Log.InfoContext(ctx, "fewer connections than by default", slog.String("cause", line))
+	}
+	for _, line := range p.fitted.tooMuch {
+		p.opts.Log.WarnContext(ctx, "more connections than there are file descriptors for", slog.String("cause", line))
+	}
 	if p.files.limit > 0 {
 		p.files.own = openFiles()
 		p.share(cfg, p.files)

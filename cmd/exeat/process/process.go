@@ -48,6 +48,7 @@ type Process struct {
 	gateway   *gateway.Gateway
 
 	files       files
+	fitted      fitted              // what files made of the bounds on connections; told once everything is open
 	descriptors gateway.Descriptors // nil if the limit of the process is not known
 	bounds      gateway.Config      // as New was given it
 }
@@ -74,7 +75,7 @@ func (p *Process) open(ctx context.Context) error {
 	if err := p.openEvidence(ctx); err != nil {
 		return err
 	}
-	if err := p.fitFiles(ctx, &cfg); err != nil {
+	if err := p.fitFiles(&cfg); err != nil {
 		return err
 	}
 	if p.resolver, err = resolve.New(p.cfg.Resolver); err != nil {
@@ -90,7 +91,7 @@ func (p *Process) open(ctx context.Context) error {
 		return err
 	}
 	p.bounds = cfg
-	p.filesOpened(&p.bounds)
+	p.filesOpened(ctx, &p.bounds)
 	return p.observe()
 }
 
