@@ -85,7 +85,7 @@ bench-dns: ## queries per second of processor time beside dnsdist, unbound and C
 bench-dns-quick: ## the same without CoreDNS, in less than a minute
 	sh e2e/measure/peers.sh dns -quick
 
-enforce: ## 9,000 live tunnels: what a new state ends, and how fast
+enforce: ## 9,000 live tunnels, or as many as there are descriptors for: what a new state ends, and how fast
 	go run ./e2e/measure enforce
 
 enforce-quick: ## the same with 1,500 tunnels, in less than a minute
