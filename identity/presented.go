@@ -23,7 +23,7 @@ const (
 	maxPresented = 8        // certificates; real chains have one to four
 	maxTwins     = 2        // certificates of one subject and key: an intermediate that two authorities have signed
 	maxBytes     = 16 << 10 // in all
-	maxEach      = 64       // things of one kind in a certificate: names, extensions and the rest of kindsOf; numbers in an OID
+	maxEach      = 64       // things of one kind in a certificate: names, extensions and the rest of kindsOf; numbers in an OID; timestamps beside it
 	maxRSABits   = 4096
 	maxExponent  = 1<<16 + 1 // of an RSA key: with a longer one, a check costs twice as much
 )
@@ -177,13 +177,23 @@ func boundedKey(public any) error {
 	return errKey
 }
 
+var errTimestamps = fmt.Errorf("more than %d signed certificate timestamps presented", maxEach)
+
 // verifyConnection is for [tls.Config.VerifyConnection] of a server. It never
-// fails the handshake: identity failures are answered over HTTP. It verifies
-// nothing either, since the peer has not proven to hold the key yet, and since
-// what a stranger may cost is for the caller of [Verifier.PeerWithin] to say. It
-// lets go of what is over the bounds, before the rest of the handshake is waited
+// fails the handshake over an identity: such failures are answered over HTTP. It
+// verifies nothing either, since the peer has not proven to hold the key yet, and
+// since what a stranger may cost is for the caller of [Verifier.PeerWithin] to say.
+// It lets go of what is over the bounds, before the rest of the handshake is waited
 // for.
+//
+// It fails a handshake that has too many signed certificate timestamps, which
+// crypto/tls asks for. An SVID has none, and others have two or three. They come
+// beside the certificates, each of 3 bytes is kept in 24 more, and nobody can let
+// go of them.
 func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
+	if len(cs.SignedCertificateTimestamps) > maxEach {
+		return errTimestamps
+	}
 	if err := bounded(cs.PeerCertificates); err != nil {
 		letGo(cs.PeerCertificates, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"math/big"
 	"net"
 	"runtime"
@@ -178,6 +179,19 @@ func TestAsMuchAsIsRead(t *testing.T) {
 		checkPeer(t, handshake(t, f.server, f.verifier, presenting(signedWith(t, f.ca, key))).peer, Verified, "")
 	}
 	checkPeer(t, handshake(t, f.server, f.verifier, presenting(signedWith(t, f.ca, rsaKey(t, 4096)))).peer, Verified, "")
+}
+
+// TestTimestampsAreBounded: crypto/tls keeps what a client presents beside its
+// certificates in nine times as many bytes, with every connection.
+func TestTimestampsAreBounded(t *testing.T) {
+	f := newFixture(t)
+	cert := f.ca.issue(t, callerID)
+	cert.SignedCertificateTimestamps = slices.Repeat([][]byte{{1}}, maxEach)
+	checkPeer(t, handshake(t, f.server, f.verifier, presenting(cert)).peer, Verified, "")
+	cert.SignedCertificateTimestamps = append(cert.SignedCertificateTimestamps, []byte{1})
+	if got := handshake(t, f.server, f.verifier, presenting(cert)); !errors.Is(got.serverErr, errTimestamps) || got.clientErr == nil {
+		t.Errorf("one more: server %v, client %v; want the handshake to fail", got.serverErr, got.clientErr)
+	}
 }
 
 // TestTheSliceIsOurs: letGo changes the slice of one connection. If crypto/tls
