@@ -32,7 +32,7 @@ const (
 func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	defer s.enter(conn)()
 	h := &dohConn{server: s, conn: conn, ctx: ctx}
-	h.meter = meter{Conn: conn.Conn, spend: func() bool {
+	h.meter = meter{Conn: conn.Conn, free: int64(s.cfg.Limits.PerStream) * bytesPerQuery, spend: func() bool {
 		caller := h.caller()
 		left := s.spendQuery(&caller)
 		if !left {

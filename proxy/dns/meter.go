@@ -8,8 +8,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// bytesPerQuery is how many bytes may come over HTTP before a request. Most
-// requests have a few hundred.
+// bytesPerQuery is how many bytes a request over HTTP may take without counting
+// more than once. Most have a few hundred.
 const bytesPerQuery = 1 << 10
 
 // meter is a connection over HTTP that takes queries from the caller's budget for
@@ -19,15 +19,18 @@ const bytesPerQuery = 1 << 10
 type meter struct {
 	net.Conn
 
+	// free is how many bytes may be read before a handler has taken the requests
+	// that they hold: with HTTP/2 one read may bring as many as may be under way.
+	free  int64
 	spend func() bool  // takes a query from the budget
-	since atomic.Int64 // bytes since the last request that a handler took
+	since atomic.Int64 // bytes that belong to no request that a handler took
 }
 
 // Read implements io.Reader.
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.Conn.Read(p)
 	since := m.since.Add(int64(n))
-	for ; since >= bytesPerQuery; since = m.since.Add(-bytesPerQuery) {
+	for ; since >= m.free+bytesPerQuery; since = m.since.Add(-bytesPerQuery) {
 		if !m.spend() {
 			return 0, io.EOF // net/http would answer any other error
 		}
@@ -36,7 +39,14 @@ func (m *meter) Read(p []byte) (int, error) {
 }
 
 // taken is told that a handler has taken a request, which counts by itself.
-func (m *meter) taken() { m.since.Store(0) }
+func (m *meter) taken() {
+	for {
+		since := m.since.Load()
+		if m.since.CompareAndSwap(since, max(0, since-bytesPerQuery)) {
+			return
+		}
+	}
+}
 
 // spendQuery takes a query from the caller's budget and reports whether there was
 // one left.

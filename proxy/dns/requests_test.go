@@ -200,6 +200,38 @@ func TestRequestsAreTakenOnce(t *testing.T) {
 	}
 }
 
+// TestABurstIsAnswered: requests that come in one piece over HTTP/2, and are more
+// than the caller's budget, are all answered on a connection that stays.
+func TestABurstIsAnswered(t *testing.T) {
+	const queries = 60
+	g := newGateway(t, options{perSecond: 1})
+	f := g.frames(t, "sidecar")
+	var burst bytes.Buffer
+	writer := &framer{Framer: http2.NewFramer(&burst, nil), stream: 1}
+	path := "/dns-query?dns=" + base64.RawURLEncoding.EncodeToString(must(question("allowed.example").Pack()))
+	for range queries {
+		if err := writer.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", path,
+			"accept", "application/dns-message", "user-agent", strings.Repeat("x", 200)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.conn.Write(burst.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	for answered := 0; answered < queries; {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatalf("after %d answers of %d: %v", answered, queries, err)
+		}
+		if frame.Header().Type == http2.FrameData && frame.Header().Flags.Has(http2.FlagDataEndStream) {
+			answered++
+		}
+	}
+	if got := g.Stats().DNS; got.Shed != 0 || got.Ignored != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestResetStreamsCount: a query whose stream is reset at once is one of the
 // budget, as others are.
 func TestResetStreamsCount(t *testing.T) {
