@@ -40,7 +40,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.dns.unanswered", Prometheus: "egress_dns_unanswered_total",
 			Labels:      []string{"cause"},
-			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped.",
+			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped, and connections over HTTP that were closed because of what was no request.",
 		},
 		{
 			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
@@ -89,7 +89,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
-			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header, and busy, once a second at most.",
+			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header.",
 		},
 		{
 			Name: "egress.connections.cut", Prometheus: "egress_connections_cut_total",

@@ -42,7 +42,7 @@ type Descriptors struct {
 // Unanswered counts what got no answer over DNS.
 type Unanswered struct {
 	NoQuery   uint64 // packets
-	OverLimit uint64 // datagrams
+	OverLimit uint64 // datagrams, and connections over HTTP
 }
 
 // Policy is a policy in force.
