@@ -70,8 +70,8 @@ func (b *Budgets) Request(h allowlist.Holder) bool {
 }
 
 // Query spends one DNS query by the limits that a policy gives to a holder's
-// identity, as Open does, and reports whether its own budget and those that it shares had one left. It
-// allocates nothing once the holder is known.
+// identity, as Open does, and reports whether its own budget and those that it
+// shares had one left. It allocates nothing once the holder is known.
 func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) bool {
 	now := time.Now()
 	b.mu.Lock()

@@ -1,9 +1,15 @@
-// Package limit counts what source addresses and identities use, and says when
-// it is too much: [Sources] before there is an identity, [Budgets] after.
+// Package limit counts what callers use, and says when it is too much.
 //
-// Both live as long as the process, whatever policy comes into force, and are
+//   - [Sources] are the budgets of source addresses, before there is an identity,
+//     and [Budgets] those of identities.
+//   - [Slots] divide the connections that may be open among callers.
+//   - [Places] are for the few handshakes that may be long at a time.
+//   - [Descriptors] count the files and sockets that callers make the process open.
+//
+// All live as long as the process, whatever policy comes into force, and are
 // bounded: who is quiet is forgotten, and when there are too many to tell apart
-// the rest share one budget. Nothing here looks up, records or closes anything.
+// the rest share one budget. Nothing here looks up, records or closes anything:
+// who has to give way is told so by a function of its own.
 package limit
 
 import (
