@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -72,7 +73,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	forget()
 	ending.Wait()
 	h.wait()
-	if !h.asked {
+	if !h.asked.Load() {
 		s.unasked(ctx, h.origin(), conn)
 	}
 }
@@ -136,11 +137,11 @@ type dohConn struct {
 	meter             meter
 	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
 	handlers, lookups sync.WaitGroup
+	asked             atomic.Bool // a query was read
 
-	mu    sync.Mutex // over what follows
-	conn  *listen.Conn
-	over  bool // wait was called
-	asked bool // a query was read
+	mu   sync.Mutex // over what follows
+	conn *listen.Conn
+	over bool // wait was called
 }
 
 // enter takes up a request, unless the connection is over: with HTTP/2 its
@@ -188,6 +189,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.text, err.status)
 		return
 	}
+	h.asked.Store(true)
 	if !began {
 		caller.Busy = true
 	}
@@ -207,7 +209,6 @@ func (h *dohConn) origin() origin { return origin{listener: h.conn.Listener, wir
 func (h *dohConn) caller() listen.Caller {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.asked = true
 	h.conn.Renew()
 	return h.conn.Caller
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"sync"
 	"testing"
@@ -156,6 +157,29 @@ func TestBusyStreamsStay(t *testing.T) {
 	}
 }
 
+// TestARequestTooManyThatIsNoQuery is not what its caller was to be told by: the
+// refusal has a record when the connection ends.
+func TestARequestTooManyThatIsNoQuery(t *testing.T) {
+	g := newGateway(t, options{connections: 2})
+	for range 2 {
+		ask(t, g.dial(t, "dot", "sidecar"), "denied.example")
+		g.next(t)
+	}
+	c := g.dialDoH(t, "sidecar")
+	req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.doh.String()+"/", http.NoBody))
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _ = resp.Body.Close(); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	c.CloseIdleConnections()
+	if r := g.next(t); r.Wire != "doh" || r.Verdict+" "+r.Reason != "fail rate-limited" || r.RCode != "" || r.QType != "" {
+		t.Errorf("record %+v", r)
+	}
+}
+
 // TestAStreamTooManyThatSaysNothing has a record of its own all the same, one: its
 // caller was refused, whether it heard that or not.
 func TestAStreamTooManyThatSaysNothing(t *testing.T) {
@@ -172,9 +196,11 @@ func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		waitFor(t, "third connection", func() bool { return g.Registry().Len() == 2 })
-		if err := third.Close(); err != nil {
+		if err := third.Conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 			t.Fatal(err)
+		}
+		if !closedByIt(t, third) { // it counts no more: one beyond it would be closed unheard
+			t.Errorf("%s: it stays", wire)
 		}
 		r := g.next(t)
 		if r.Event != "decision" || r.Protocol != "dns" || r.Wire != wire || r.Verdict+" "+r.Reason != "fail rate-limited" ||
