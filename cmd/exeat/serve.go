@@ -39,7 +39,8 @@ reads them any more: what is lost is counted, and said by /readyz.
 With --check nothing is opened: configuration, identity, certificates and policy
 are read as at a start, and what is wrong with them is said. It may run beside
 the gateway that serves. An identity that a listener gives its callers, and that
-the policy refuses whatever they ask for, is a warning: the exit code stays 0.
+the policy refuses whatever they ask for, is a warning, and so are more
+connections than there are file descriptors for: the exit code stays 0.
 
 Exit codes: 0 good, 2 a broken configuration.`,
 		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",

@@ -23,8 +23,8 @@ import (
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
-	// Connections is how many may be open; the oldest is closed for one more. Zero
-	// means DefaultConnections.
+	// Connections is how many may be open; for one more, the one that has been
+	// without a request for longest is closed. Zero means DefaultConnections.
 	Connections int
 	// NotReady returns why the gateway is not ready, a line for each cause;
 	// none means ready.
