@@ -119,6 +119,44 @@ func TestConfigurationTable(t *testing.T) {
 	}
 }
 
+// TestExampleHasTheDefaults: configs/exeat.yaml shows the defaults that
+// docs/operating.md gives the keys of each part.
+func TestExampleHasTheDefaults(t *testing.T) {
+	example, err := os.ReadFile("../configs/exeat.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := manualKeys(t, "operating.md", "Configuration")
+	text := regexp.MustCompile("`\"?([^`\"]+)\"?`")
+	part, compared := "", 0
+	for line := range strings.Lines(string(example)) {
+		if m := regexp.MustCompile(`^([a-z_]+):`).FindStringSubmatch(line); m != nil {
+			part = m[1]
+		}
+		m := regexp.MustCompile(`^  ([a-z_]+): ([^ {\n]+)`).FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		key := part + "." + m[1]
+		cells := strings.Split(rows[key], "|")
+		if len(cells) < 3 {
+			continue
+		}
+		names, defaults := text.FindAllStringSubmatch(cells[1], -1), text.FindAllStringSubmatch(cells[2], -1)
+		at := slices.IndexFunc(names, func(n []string) bool { return n[1] == key })
+		if at < 0 || len(names) != len(defaults) {
+			continue // it has none
+		}
+		compared++
+		if want := defaults[at][1]; m[2] != want {
+			t.Errorf("configs/exeat.yaml has %s: %s, and docs/operating.md the default %s", key, m[2], want)
+		}
+	}
+	if compared < 30 {
+		t.Errorf("%d defaults are compared, want 30 at least", compared)
+	}
+}
+
 // inRowAbove reports whether the row of the key that holds this one says it: by
 // its name, as in {certificate, key}, or by the name of a key that has a row for
 // the same, as in "as `resolver.servers`".
