@@ -9,6 +9,8 @@ import (
 	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // The spans that may wait for the exporter or be on their way, and how many go
@@ -60,9 +62,9 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 // A spanQueue is the SDK's batch processor with counts that are exact. The
 // processor itself tells nobody what it drops, and takes a failed export for a
 // done one. So the spans that wait are counted here, before it, and it is never
-// given more than it has room for. An identity, or all callers that have none, may
-// have four times as many spans waiting as there is still room for: one alone fills
-// four fifths of the queue, and whoever comes then has room.
+// given more than it has room for. A caller may have four times as many spans
+// waiting as there is still room for: one alone fills four fifths of the queue, and
+// whoever comes then has room.
 type spanQueue struct {
 	inner sdktrace.SpanProcessor
 	limit int
@@ -75,11 +77,11 @@ type spanQueue struct {
 
 	mu      sync.Mutex
 	waiting int
-	of      map[string]int // spans that wait, by identity
+	of      map[spanCaller]int // spans that wait
 }
 
 func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opts ...sdktrace.BatchSpanProcessorOption) *spanQueue {
-	q := &spanQueue{limit: limit, line: line, of: map[string]int{}}
+	q := &spanQueue{limit: limit, line: line, of: map[spanCaller]int{}}
 	q.inner = sdktrace.NewBatchSpanProcessor(&countingExporter{SpanExporter: exporter, queue: q}, opts...)
 	return q
 }
@@ -95,7 +97,7 @@ func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 		q.dropped.Add(1)
 		return
 	}
-	if !q.enter(identityOf(s)) {
+	if !q.enter(callerOf(s)) {
 		q.dropped.Add(1)
 		return
 	}
@@ -103,14 +105,14 @@ func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 }
 
 // enter counts a span that is to wait, unless there is no room for it.
-func (q *spanQueue) enter(identity string) bool {
+func (q *spanQueue) enter(caller spanCaller) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.of[identity] >= 4*(q.limit-q.waiting) {
+	if q.of[caller] >= 4*(q.limit-q.waiting) {
 		return false
 	}
 	q.waiting++
-	q.of[identity]++
+	q.of[caller]++
 	return true
 }
 
@@ -120,21 +122,33 @@ func (q *spanQueue) leave(spans []sdktrace.ReadOnlySpan) {
 	defer q.mu.Unlock()
 	q.waiting -= len(spans)
 	for _, s := range spans {
-		identity := identityOf(s)
-		if q.of[identity]--; q.of[identity] == 0 {
-			delete(q.of, identity)
+		caller := callerOf(s)
+		if q.of[caller]--; q.of[caller] == 0 {
+			delete(q.of, caller)
 		}
 	}
 }
 
-// identityOf returns whose request a span is of; "" if that is not known.
-func identityOf(s sdktrace.ReadOnlySpan) string {
+// spanCaller is whose request a span is of, as an allowlist.Holder: what came by
+// source-map may be forged, and takes no room from the rest of the identity. All
+// callers without an identity are the same.
+type spanCaller struct {
+	identity string
+	source   allowlist.Source // SourceMap; zero for every other proof
+}
+
+func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
 	for _, a := range s.Attributes() {
-		if a.Key == "egress.identity.spiffe_id" {
-			return a.Value.AsString()
+		switch a.Key {
+		case "egress.identity.spiffe_id":
+			c.identity = a.Value.AsString()
+		case "egress.identity.source":
+			if a.Value.AsString() == allowlist.SourceMap.String() {
+				c.source = allowlist.SourceMap
+			}
 		}
 	}
-	return ""
+	return c
 }
 
 // Shutdown exports what waits until ctx is done. What waits then is lost.

@@ -10,6 +10,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 // gate is an exporter that waits before every export, if it is closed, and
@@ -90,7 +92,8 @@ func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 	if got, want := q.stats(), (spanStats{Made: 102, Waiting: 10, Dropped: 92}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if diff := cmp.Diff(q.of, map[string]int{"": 8, "spiffe://td.example/a": 1, "spiffe://td.example/b": 1}); diff != "" {
+	want := map[spanCaller]int{{}: 8, {identity: "spiffe://td.example/a"}: 1, {identity: "spiffe://td.example/b"}: 1}
+	if diff := cmp.Diff(q.of, want, cmp.AllowUnexported(spanCaller{})); diff != "" {
 		t.Errorf("whose spans wait (-got +want):\n%s", diff)
 	}
 	close(g.open)
@@ -99,6 +102,29 @@ func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 	}
 	if len(q.of) != 0 || q.waiting != 0 {
 		t.Errorf("the empty queue counts %d of %v", q.waiting, q.of)
+	}
+}
+
+// TestForgedSpansLeaveRoomForTheIdentity in whose name datagrams were sent.
+func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
+	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
+	q, tracer := newQueue(t, g, silent)
+	by := func(source allowlist.Source) {
+		_, span := tracer.Start(t.Context(), "A", trace.WithAttributes(
+			attribute.String("egress.identity.spiffe_id", "spiffe://td.example/a"), attribute.String("egress.identity.source", source.String())))
+		span.End()
+	}
+	for range 100 {
+		by(allowlist.SourceMap)
+	}
+	before := q.stats().Dropped
+	by(allowlist.SourceX509SVID)
+	if got := q.stats().Dropped; before == 0 || got != before {
+		t.Errorf("%d are dropped, and %d before the one that is proven", got, before)
+	}
+	close(g.open)
+	if err := q.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
