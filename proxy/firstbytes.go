@@ -21,8 +21,8 @@ const DefaultHelloTimeout = 10 * time.Second
 func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
 
 // firstBytes checks the first bytes of one tunnel: what the origin will see
-// must ask for the destination that was decided. How that is looked at is what the
-// state of when they come says.
+// must ask for the destination that was decided. The state that is in force when
+// they come says how they are looked at.
 type firstBytes struct {
 	expected
 	current *live.Current
@@ -40,9 +40,9 @@ type firstBytes struct {
 type expected struct {
 	request allowlist.Request
 	names   []resolve.Binding // of an address that was allowed by these; nil otherwise
-	addr    netip.AddrPort    // that was dialled
-	state   *live.State       // that opened the tunnel; nil: it is not to be asked any more
-	decided looking           // by that state
+	addr    netip.AddrPort    // the address that was dialled
+	state   *live.State       // the one that opened the tunnel; nil: no state is asked any more
+	decided looking           // how that state looks at them
 }
 
 // looking is how first bytes are looked at. The zero value refuses what does not

@@ -33,9 +33,9 @@ const maxAddresses = 64
 // Config says how to resolve and connect.
 type Config struct {
 	// Resolve returns the addresses of a decision's destination, which it may
-	// look up because the decision allows, each with a way that it allows as well. An error that is an
-	// *allowlist.ReasonError keeps its reason; any other is resolve-failed, or
-	// resolve-timeout if it is one. Required.
+	// look up because the decision allows, each with a way that it allows as well.
+	// An error that is an *allowlist.ReasonError keeps its reason; any other is
+	// resolve-failed, or resolve-timeout if it is one. Required.
 	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error)
 	// Timeout bounds resolving and connecting together; zero means
 	// DefaultTimeout.

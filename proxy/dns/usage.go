@@ -14,7 +14,8 @@ type Limits struct {
 	// source-map.
 	InFlight, Total int
 	// Streams is how many connections over TCP, DoT and DoH an identity may
-	// have. It is for the slots of the listeners; see limit.Slots.
+	// have. It is for whoever makes the slots of the listeners (limit.Slots);
+	// this package does not look at it.
 	Streams int
 	// PerStream is how many queries on one connection are worked on; the next
 	// one is read when one of them is answered.
@@ -38,7 +39,6 @@ func (l Limits) withDefaults() Limits {
 	}{
 		{&l.InFlight, defaultInFlight},
 		{&l.Total, defaultTotal},
-		{&l.Streams, DefaultStreams},
 		{&l.PerStream, defaultPerStream},
 	} {
 		if *f.field <= 0 {

@@ -53,8 +53,8 @@ func (r *Registry) Remove(e *Entry) {
 	}
 }
 
-// tellLeft has the registry put something into a channel with a place for it when an
-// entry leaves; nil has it put nothing anywhere.
+// tellLeft makes the registry put a value into a channel, which has room for one,
+// whenever an entry leaves. With nil it tells nobody.
 func (r *Registry) tellLeft(left chan<- struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

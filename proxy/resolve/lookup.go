@@ -167,9 +167,9 @@ func unasked(err error) bool {
 
 // Resolve returns the addresses of an allowed decision's destination, and the way
 // to each, which the caller checks: of both families, asked for at the same time. A
-// literal is its own answer. No address and no error means that the name exists without one.
-// Every error is an *allowlist.ReasonError: as those of Lookup, or why an alias
-// must not be followed.
+// literal is its own answer. No address and no error means that the name exists
+// without one. Every error is an *allowlist.ReasonError: as those of Lookup, or why
+// an alias must not be followed.
 func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	host := dec.Dest.Host
 	switch {

@@ -10,7 +10,7 @@ import (
 // concurrent use.
 type Pipes struct {
 	cfg  PipesConfig
-	free sync.Pool // one that nobody wants is closed by the collector
+	free sync.Pool // of pipes; the collector closes those that nobody takes
 	lent atomic.Int64
 }
 
@@ -28,10 +28,12 @@ type PipesConfig struct {
 // NewPipes returns pipes that take their descriptors as the configuration says.
 func NewPipes(cfg PipesConfig) *Pipes { return &Pipes{cfg: cfg} }
 
+// pipes are those of all tunnels that are given none.
+//
 //nolint:gochecknoglobals // as buffers
 var pipes Pipes
 
-// orShared returns the pipes of all tunnels that have none of their own for nil.
+// orShared returns p, or for nil the pipes of all tunnels that are given none.
 func (p *Pipes) orShared() *Pipes {
 	if p == nil {
 		return &pipes
