@@ -199,7 +199,7 @@ Every refusal has one reason of this closed set. 403 means policy, and that noth
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", info.Token, status, proxyError, told(info))
 	}
 	b.WriteString(`
-` + "`busy`" + ` is also what needed a file descriptor, or a place with the name servers, when none was left: nothing was tried then, so that the record names no ` + "`address`" + `.
+A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many questions are with name servers: then nothing was tried, and the record names no ` + "`address`" + `.
 
 A resolved address is never told to the caller; the record has its class in ` + "`address_class`" + `.
 `)
