@@ -159,7 +159,7 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 				continue
 			}
 		}
-		c.settled(ctx, state, v)
+		c.finish(ctx, state, v)
 		return v.ruling
 	}
 }
@@ -173,8 +173,8 @@ type verdict struct {
 	hidden []allowlist.Host // names that ECH may hide
 }
 
-// settled records what became of the first bytes by a state.
-func (c *firstBytes) settled(ctx context.Context, state *live.State, v verdict) {
+// finish records what became of the first bytes by a state.
+func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
 	c.entry.Await(nil)
 	if v.first != live.FirstBytesUnseen {
 		c.record.Saw(v.seen)
