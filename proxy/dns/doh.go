@@ -54,6 +54,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		},
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // what clients do wrong
 		ConnState: func(_ net.Conn, state http.ConnState) {
+			h.changed(state)
 			if state == http.StateClosed {
 				close(gone)
 				_ = one.Close()
@@ -139,21 +140,58 @@ type dohConn struct {
 	handlers, lookups sync.WaitGroup
 	asked             atomic.Bool // a query was read
 
-	mu   sync.Mutex // over what follows
-	conn *listen.Conn
-	over bool // wait was called
+	mu      sync.Mutex // over what follows
+	conn    *listen.Conn
+	over    bool // wait was called
+	running int  // number of handlers
+	begun   int  // number of requests that the connection was told of, and not yet of their end
+	resting bool // net/http has sent all answers
 }
 
 // enter takes up a request, unless the connection is over: with HTTP/2 its
 // handlers have goroutines of their own, which net/http does not wait for, and
-// the last of them may start after it.
-func (h *dohConn) enter() bool {
+// the last of them may start after it. It also reports whether the connection had
+// been closed for want of a slot before.
+func (h *dohConn) enter() (late, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.over {
-		h.handlers.Add(1)
+	if h.over {
+		return false, false
 	}
-	return !h.over
+	h.handlers.Add(1)
+	h.running++
+	h.begun++
+	return !h.conn.Begin(), true
+}
+
+// leave says that a handler has returned. Most answers are sent only after that.
+func (h *dohConn) leave() {
+	defer h.handlers.Done()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.running--
+	h.settle()
+}
+
+// changed is told of the states of the connection. Of one with HTTP/2, which has
+// many requests at a time, net/http says that it is idle when every answer has
+// been sent, or was given up.
+func (h *dohConn) changed(state http.ConnState) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.resting = state == http.StateIdle
+	h.settle()
+}
+
+// settle ends the requests of a connection that rests: a handler may still run whose
+// answer the client has given up. It is called with mu held.
+func (h *dohConn) settle() {
+	if !h.resting || h.running > 0 {
+		return
+	}
+	for ; h.begun > 0; h.begun-- {
+		h.conn.End()
+	}
 }
 
 // wait waits for the requests under way and lets no other begin.
@@ -167,14 +205,19 @@ func (h *dohConn) wait() {
 
 // ServeHTTP answers one request.
 func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.enter() {
+	late, ok := h.enter()
+	if !ok {
 		return
 	}
-	defer h.handlers.Done()
-	began := h.conn.Begin()
-	defer h.conn.End()
+	defer h.leave()
 	h.meter.taken()
 	caller := h.caller()
+	if late {
+		caller.Busy = true
+	}
+	if isOver(&caller) || caller.Excess { // the last answer, over HTTP/2, too, where net/http makes a GOAWAY of it
+		w.Header().Set("Connection", "close")
+	}
 	msg, err := readQuery(r)
 	if err != nil {
 		h.server.counts.ignored.Add(1)
@@ -190,12 +233,6 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.asked.Store(true)
-	if !began {
-		caller.Busy = true
-	}
-	if isOver(&caller) || caller.Excess { // the last answer, over HTTP/2, too, where net/http makes a GOAWAY of it
-		w.Header().Set("Connection", "close")
-	}
 	answered := make(dohReply, 1)
 	x := h.server.take(h.origin(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)

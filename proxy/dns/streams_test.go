@@ -1,6 +1,7 @@
 package dns_test
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
@@ -220,5 +223,112 @@ func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 		g.stop()
 		waitFor(t, "end", func() bool { return g.Registry().Len() == 0 })
 		g.none(t)
+	}
+}
+
+// TestAnAnswerThatWaitsToBeSent keeps its connection: a client over HTTP/2 that has
+// no room for it has had its request decided, and is owed the answer.
+func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
+	g := newGateway(t, options{limits: dns.Limits{Streams: 1}})
+	f := g.frames(t, "sidecar")
+	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize}); err != nil {
+		t.Fatal(err)
+	}
+	text := base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack()))
+	if err := f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", "/dns-query?dns="+text); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, http2.FrameHeaders) // the handler has returned
+	if got := say(ask(t, g.dial(t, "doh", "sidecar"), "denied.example")); got != "REFUSED, ede 18 rate-limited" {
+		t.Errorf("one more while the answer waits: %s", got)
+	}
+	if err := f.WriteWindowUpdate(1, 1<<16); err != nil {
+		t.Fatal(err)
+	}
+	data := f.until(t, http2.FrameData).(*http2.DataFrame)
+	if data.Header().Length == 0 || !data.StreamEnded() {
+		t.Errorf("the answer: %v", data)
+	}
+	waitFor(t, "room for one more", func() bool {
+		return say(ask(t, g.dial(t, "doh", "sidecar"), "denied.example")) == "NXDOMAIN, soa of example., ede 15 not-on-allowlist"
+	})
+}
+
+// TestAnswersThatNobodyWantsKeepNoSlot: a client over HTTP/2 that gives its requests
+// up makes room for another connection when their handlers are done.
+func TestAnswersThatNobodyWantsKeepNoSlot(t *testing.T) {
+	lookup, waiting, release := holding(t)
+	g := newGateway(t, options{limits: dns.Limits{Streams: 1}, lookup: lookup})
+	f := g.frames(t, "sidecar")
+	text := base64.RawURLEncoding.EncodeToString(must(question("b.wild.example").Pack()))
+	for range 3 {
+		stream := f.stream
+		if err := f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", "/dns-query?dns="+text); err != nil {
+			t.Fatal(err)
+		}
+		<-waiting
+		if err := f.WriteRSTStream(stream, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release()
+	waitFor(t, "room for one more", func() bool {
+		return say(ask(t, g.dial(t, "doh", "sidecar"), "denied.example")) == "NXDOMAIN, soa of example., ede 15 not-on-allowlist"
+	})
+}
+
+// until reads up to a frame of a type.
+func (f *framer) until(t *testing.T, typ http2.FrameType) http2.Frame {
+	t.Helper()
+	if err := f.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if frame.Header().Type == typ {
+			return frame
+		}
+	}
+}
+
+// TestAStreamTooManyThatAsksNothing: over HTTP its caller can say much that is no
+// query, and has a record all the same; the first answer is the last.
+func TestAStreamTooManyThatAsksNothing(t *testing.T) {
+	for name, say := range map[string]func(*framer) error{
+		"a request that is no query": func(f *framer) error {
+			return f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", "/")
+		},
+		"pings": func(f *framer) error {
+			for range 200 {
+				if err := f.WritePing(false, [8]byte{}); err != nil {
+					return err
+				}
+			}
+			return f.WriteGoAway(0, http2.ErrCodeNo, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, options{connections: 1})
+			first := g.dial(t, "dot", "sidecar")
+			ask(t, first, "denied.example")
+			g.next(t)
+			f := g.frames(t, "sidecar")
+			ended := f.drain()
+			if err := say(f); err != nil {
+				t.Fatal(err)
+			}
+			r := g.next(t)
+			if r.Event != "decision" || r.Wire != "doh" || r.Verdict+" "+r.Reason != "fail rate-limited" || r.RCode != "" {
+				t.Errorf("record %+v", r)
+			}
+			_ = f.conn.SetReadDeadline(time.Now().Add(patience))
+			<-ended
+			g.stop()
+			waitFor(t, "end", func() bool { return g.Registry().Len() == 0 })
+			g.none(t)
+		})
 	}
 }
