@@ -90,6 +90,7 @@ func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 		d.miss()
 		return false
 	}
+	d.signal() // that one was given back may have been said once for several
 	return true
 }
 
@@ -142,6 +143,11 @@ func (d *Descriptors) wake() {
 	if d.vain.Swap(false) {
 		d.heed.Add(-1)
 	}
+	d.signal()
+}
+
+// signal has one of those who wait try again.
+func (d *Descriptors) signal() {
 	select {
 	case d.freed <- struct{}{}:
 	default:

@@ -160,6 +160,32 @@ func TestTakeSoon(t *testing.T) {
 	})
 }
 
+// TestAllWhoWaitAreServed: what is given back at a time is for all who wait for it.
+func TestAllWhoWaitAreServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const waiting = 3
+		d := NewDescriptors(waiting)
+		if !d.Take(waiting) {
+			t.Fatal("there are none")
+		}
+		begin := time.Now()
+		var all sync.WaitGroup
+		for range waiting {
+			all.Go(func() {
+				if !d.TakeSoon(t.Context()) {
+					t.Error("one that was given back is not found")
+				}
+			})
+		}
+		synctest.Wait()
+		d.Give(waiting)
+		all.Wait()
+		if late := time.Since(begin); late != 0 {
+			t.Errorf("waited for %v", late)
+		}
+	})
+}
+
 // TestDescriptorsTogether takes and gives from many goroutines: never more than
 // there are, and in the end none is taken.
 func TestDescriptorsTogether(t *testing.T) {
