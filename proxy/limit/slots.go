@@ -26,7 +26,7 @@ type Owner struct {
 	// stands for an identity; see allowlist.SourceOf. It is the zero value on a unix
 	// socket.
 	Addr netip.Addr
-	// Name is the identity, the user or the listener; "" where the address says it.
+	// Name is the identity, the user or the listener; "" of an address without an identity.
 	Name string
 }
 

@@ -114,7 +114,8 @@ func (c *Conn) owner() limit.Owner {
 	case cfg.TLS != nil:
 		return limit.Owner{Share: limit.ShareIdentity, Name: c.Caller.ID.String()}
 	case cfg.Mapped != nil:
-		return limit.Owner{Share: limit.ShareLocal, Addr: allowlist.SourceOf(c.Caller.Addr.Addr())}
+		// Its identity, too: many may be in one network of IPv6.
+		return limit.Owner{Share: limit.ShareLocal, Addr: allowlist.SourceOf(c.Caller.Addr.Addr()), Name: c.Caller.ID.String()}
 	case c.peer != "":
 		return limit.Owner{Share: limit.ShareLocal, Name: c.peer}
 	}

@@ -136,7 +136,7 @@ func TestWhoASlotCountsFor(t *testing.T) {
 		{"another certificate", p.withTLS, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialTLS(t, r.Addr(), p.client(other)) }, limit.Owner{Share: limit.ShareIdentity, Name: "spiffe://prod.example/other"}},
 		{"no certificate", p.withTLS, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialTLS(t, r.Addr(), p.client()) }, limit.Owner{Addr: loopback}},
 		{"a listener", func(*rig, *Config) {}, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Name: "listener test"}},
-		{"an address that stands for somebody", mapped(spiffeid.RequireFromString("spiffe://prod.example/m"), true), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Addr: loopback}},
+		{"an address that stands for somebody", mapped(spiffeid.RequireFromString("spiffe://prod.example/m"), true), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Addr: loopback, Name: "spiffe://prod.example/m"}},
 		{"an address that stands for nobody", mapped(spiffeid.ID{}, false), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Addr: loopback}},
 		{"a unix socket", func(_ *rig, cfg *Config) { cfg.Address = "unix:" + filepath.Join(t.TempDir(), "s") }, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Name: user}},
 	} {
@@ -155,6 +155,26 @@ func TestWhoASlotCountsFor(t *testing.T) {
 				t.Error("and has no slot there")
 			}
 		})
+	}
+}
+
+// TestNeighboursCountApart: two identities whose addresses are in one network of
+// IPv6, as those of one host often are, have a share each.
+func TestNeighboursCountApart(t *testing.T) {
+	owner := func(addr, id string) limit.Owner {
+		c := Conn{home: &Listener{cfg: Config{Mapped: func(netip.Addr) (spiffeid.ID, bool) {
+			return spiffeid.RequireFromString("spiffe://prod.example/" + id), true
+		}}}}
+		c.Caller.Addr = netip.AddrPortFrom(netip.MustParseAddr(addr), 1)
+		c.Caller.assume(nil, c.home.cfg.Mapped)
+		return c.owner()
+	}
+	one := owner("2001:db8::1", "one")
+	if one == owner("2001:db8::2", "two") {
+		t.Error("another identity of the network has the same share")
+	}
+	if one != owner("2001:db8::3", "one") || one == owner("2001:db8:0:1::1", "one") {
+		t.Error("an identity has not one share for each network")
 	}
 }
 
