@@ -260,6 +260,30 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 	}
 }
 
+// TestWhoWasToldIsNotToldOfAgain: callers that were refused, and keep their
+// connections open behind the answer, have one record each, and are counted nowhere
+// else when these are closed for the next ones.
+func TestWhoWasToldIsNotToldOfAgain(t *testing.T) {
+	c := newCrowded(t)
+	for range c.shares.PerLocal {
+		c.tunnel(t, c.clear(t, "own"))
+		c.decision(t, allowlist.Allow, allowlist.NoReason)
+	}
+	for range 4 * c.shares.PerSource {
+		one := c.clear(t, "own")
+		if status := one.ask(t, http.MethodConnect, "open.example:"+c.port); status != http.StatusServiceUnavailable {
+			t.Errorf("one more is answered %d", status)
+		}
+		if _, err := io.Copy(io.Discard, one.reader); err != nil { // until nothing more will be sent
+			t.Error(err)
+		}
+		c.decision(t, allowlist.Fail, allowlist.Busy)
+	}
+	if n := c.cuts("own", limit.CauseSource); n != 0 {
+		t.Errorf("%d are counted as closed", n)
+	}
+}
+
 // decision waits for the next record of a decision.
 func (c *crowded) decision(t *testing.T, verdict allowlist.Verdict, reason allowlist.Reason) audit.Record {
 	t.Helper()

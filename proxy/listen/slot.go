@@ -62,9 +62,14 @@ func (c *Caller) full(cause limit.Cause) {
 }
 
 // giveWay closes the connection for want of a slot. It may be called at any time.
+// Behind its last answer, which waits to be read, the connection loses nothing, and
+// what was refused by that answer has a record: it is not told of again.
 func (c *Conn) giveWay(cause limit.Cause) {
+	over := c.raw.Ended()
 	_ = c.raw.Close()
-	c.home.cfg.Cut(cause)
+	if !over {
+		c.home.cfg.Cut(cause)
+	}
 }
 
 // placeProxied takes up the caller that a load balancer connects for, and reports

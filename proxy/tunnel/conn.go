@@ -27,6 +27,7 @@ type Conn struct {
 
 	relaying bool        // a tunnel runs: Read does not wait, write deadlines are the tunnel's
 	closed   atomic.Bool // Close was called
+	ended    atomic.Bool // CloseWrite was called
 	release  func()      // called by the first Close; nil is nothing
 
 	// All below is the reader's alone. The callbacks are built once, since
@@ -101,11 +102,15 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // CloseWrite sends a FIN, if the wrapped connection can.
 func (c *Conn) CloseWrite() error {
+	c.ended.Store(true)
 	if w, ok := c.Conn.(closeWriter); ok {
 		return w.CloseWrite()
 	}
 	return errNoCloseWrite
 }
+
+// Ended reports whether CloseWrite was called: nothing more is to be sent.
+func (c *Conn) Ended() bool { return c.ended.Load() }
 
 // SetWriteDeadline does nothing while a tunnel runs. tls.Conn sets one of five
 // seconds for its close_notify, too short for a slow reader with full socket
