@@ -60,6 +60,29 @@ func TestWithoutADescriptorForTheOrigin(t *testing.T) {
 	}
 }
 
+// TestARestingConnectionMakesRoom: before a caller is refused for want of a descriptor,
+// what is only kept for another request is closed.
+func TestARestingConnectionMakesRoom(t *testing.T) {
+	opened := limit.NewDescriptors(4)
+	g := newGateway(t, options{descriptors: gw.Descriptors{Opened: opened}})
+	g.origin.serve(t, func(request) string { return ok })
+	if a := g.call(t, "builder").ask(t, get("http://"+g.at("allowed.example")+"/")); a.body != "ok" {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	g.next(t, audit.EventTunnelClose)
+	if n := opened.Stats().Used; n != 1 {
+		t.Fatalf("%d are taken, want that of the connection that rests", n)
+	}
+	opened.SetMost(1)
+	if a := g.call(t, "builder").ask(t, connectTo(g.at("allowed.example"))); a.status != 200 {
+		t.Errorf("answered %s", a.phrase)
+	}
+	if s := opened.Stats(); s.Used != 1 || s.Missed != 0 {
+		t.Errorf("descriptors %+v", s)
+	}
+}
+
 // TestKeptConnectionsGiveWay: a connection to an origin is kept for more requests
 // while there are descriptors to spare, and closed when they are scarce or another
 // state comes into force.

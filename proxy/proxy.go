@@ -92,7 +92,10 @@ func (p *Proxy) Drain() {
 
 // StateChanged closes the connections to origins that rest between two plain
 // requests. Call it after a state came into force: another one let them be made.
-func (p *Proxy) StateChanged() { p.forwarder.CloseIdle() }
+func (p *Proxy) StateChanged() { p.CloseIdle() }
+
+// CloseIdle closes the connections to origins that rest between two plain requests.
+func (p *Proxy) CloseIdle() { p.forwarder.CloseIdle() }
 
 // Panicked counts and logs a panic that ended a connection.
 func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {

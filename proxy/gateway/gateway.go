@@ -93,6 +93,9 @@ func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
 		Front: g.cfg.Front, HelloTimeout: g.cfg.HelloTimeout, Budgets: budgets, Bound: g.cfg.Resolver.Bound,
 		Tunnel: g.cfg.Tunnel, Forward: g.cfg.Forward,
 	})
+	if d := g.cfg.Descriptors.Opened; d != nil && err == nil {
+		d.OnWant(g.proxy.CloseIdle)
+	}
 	return err
 }
 

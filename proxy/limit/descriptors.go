@@ -27,6 +27,8 @@ type Descriptors struct {
 	missed atomic.Uint64
 	last   atomic.Int64 // when one was missing last, in Unix nanoseconds; 0 is never
 
+	want atomic.Pointer[func()] // of OnWant; nil is nothing
+
 	heed  atomic.Int64  // how many want to know of Give: those who wait, and one more if vain
 	vain  atomic.Bool   // a wait was in vain, and nothing was given back since
 	freed chan struct{} // something was given back; nil in the zero value, where nothing can be
@@ -54,12 +56,23 @@ func (d *Descriptors) Take(n int) bool {
 	if d == nil {
 		return true
 	}
-	if !d.try(n) {
-		d.miss()
-		return false
+	if d.try(n) {
+		return true
 	}
-	return true
+	if free := d.want.Load(); free != nil {
+		(*free)()
+		if d.try(n) {
+			return true
+		}
+	}
+	d.miss()
+	return false
 }
+
+// OnWant has Take call free when there are too few, before it says so: free closes
+// what is kept for speed alone, and gives it back. It may be called from many
+// goroutines at the same time.
+func (d *Descriptors) OnWant(free func()) { d.want.Store(&free) }
 
 // TakeSoon takes one as Take does. If there is none, it waits for one to be given
 // back, for a tenth of a second at most and until ctx is done: what has ended may
