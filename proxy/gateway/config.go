@@ -131,6 +131,9 @@ type Config struct {
 	DrainDelay, DrainTimeout time.Duration
 }
 
+// AdminName is the name of the listener for probes in records and metrics.
+const AdminName = "admin"
+
 // Admin is the listener for probes.
 type Admin struct {
 	// Address is an IP address and a port; "" is no listener.
@@ -261,6 +264,9 @@ func (c *Config) check() error {
 		return errors.New("gateway: at least one listener is required")
 	}
 	for _, l := range c.Listeners {
+		if l.Name == AdminName {
+			return errors.New("gateway: a listener has the name of the admin listener")
+		}
 		if why := l.lacks(c.Identity != nil); why != "" {
 			return errors.New("gateway: listener " + l.Name + " " + why)
 		}

@@ -265,7 +265,7 @@ func (g *Gateway) Listening() []Listening {
 		all = append(all, Listening{d.Name(), d.Addr()})
 	}
 	if g.probes.admin != nil {
-		all = append(all, Listening{"admin", g.probes.admin.Addr()})
+		all = append(all, Listening{AdminName, g.probes.admin.Addr()})
 	}
 	return all
 }

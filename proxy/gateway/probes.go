@@ -32,7 +32,7 @@ func (p *probes) open(ctx context.Context) error {
 	var err error
 	p.admin, err = admin.Listen(ctx, admin.Config{
 		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
-		Connections: p.cfg.Admin.Connections, Cut: p.cuts.of("admin"),
+		Connections: p.cfg.Admin.Connections, Cut: p.cuts.of(AdminName),
 	})
 	return err
 }

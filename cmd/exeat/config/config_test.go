@@ -195,6 +195,7 @@ func TestMistakes(t *testing.T) {
 		{"no listener", strings.Replace(minimal, `[{name: main, address: "127.0.0.1:0"}]`, "[]", 1), "write a listener"},
 		{"two names", listener("{name: a, address: 127.0.0.1:1}\n  - {name: a, address: 127.0.0.1:2}"), `two listeners with the name "a"`},
 		{"no name", listener("{address: 127.0.0.1:1}"), "has no name"},
+		{"the name of another listener", listener("{name: admin, address: 127.0.0.1:1}"), `"admin" is the name of the admin listener`},
 		{"no address", listener("{name: a}"), "has no address"},
 		{"a host name as address", listener("{name: a, address: localhost:1}"), `"localhost:1" is no address`},
 		{"an open clear listener", listener("{name: a, address: 0.0.0.0:1, identity: self}"), "gives its identity to whoever reaches 0.0.0.0:1"},

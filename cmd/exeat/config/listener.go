@@ -68,8 +68,11 @@ func identityKind(n *strictyaml.Node) gateway.IdentityKind {
 
 // check is what no single field can know.
 func (l *Listener) check(n *strictyaml.Node) {
-	if l.Name == "" {
+	switch l.Name {
+	case "":
 		n.Errorf("the listener has no name: records name it")
+	case gateway.AdminName:
+		n.Errorf("%q is the name of the admin listener in records and metrics: choose another one", l.Name)
 	}
 	if l.Address == "" {
 		return // an error already
