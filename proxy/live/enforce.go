@@ -199,10 +199,11 @@ const atOnce = 8
 // enforce ends what a state that is in force forbids, as far as that is not held.
 func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	e.looked = now
-	j, standing := e.judge(state, now), e.cfg.Registry.standing()
-	if j.before != nil { // from now on: what leaves while it is judged may be the last that was too much
+	j := e.judge(state, now)
+	if j.before != nil { // before anything is counted: whoever leaves behind that may be the last that was too much
 		e.cfg.Registry.tellLeft(e.left)
 	}
+	standing := e.cfg.Registry.standing()
 	done := Enforcement{State: state, Open: len(standing)}
 	var lost losses
 	for _, entry := range standing {

@@ -541,3 +541,25 @@ func (s *sequence) check() {
 		s.t.Errorf("held: %+v, but %d of %d lose something by %+v", held, len(losing), len(all), s.bound)
 	}
 }
+
+// TestWhatLeavesWhileItIsJudgedIsNotMissed: whoever has left is either not counted, or
+// the enforcer was told to look again.
+func TestWhatLeavesWhileItIsJudgedIsNotMissed(t *testing.T) {
+	for range 5_000 {
+		r := newRig(t, holding)
+		r.Confirm(t.Context(), together(another(named("one", entry("*", to("*.example")))), cutting()))
+		a, b := newFlow("a", "x.example"), newFlow("b", "x.example")
+		r.open(a, b)
+		two := another(named("two", entry("nobody")))
+		gone := make(chan struct{})
+		go func() {
+			r.registry.Remove(b.Entry)
+			close(gone)
+		}()
+		r.Apply(t.Context(), two)
+		<-gone
+		if held := r.Held(); !held.IsZero() && len(r.left) == 0 {
+			t.Fatalf("held: %+v, and nobody looks again", held)
+		}
+	}
+}
