@@ -170,7 +170,7 @@ type verdict struct {
 	reason allowlist.Reason // NoReason if they pass
 	seen   audit.Hello
 	first  live.FirstBytes
-	hidden []allowlist.Host // names that ECH may hide
+	hidden []live.Hidden // names that ECH may hide
 }
 
 // finish records what became of the first bytes by a state.
@@ -232,7 +232,10 @@ func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err err
 	}
 	if h.ECH {
 		for _, b := range c.names {
-			v.hidden = append(v.hidden, b.Name)
+			if b.Mapped && !c.names[0].Mapped { // as in bind: those that are mapped come last
+				break
+			}
+			v.hidden = append(v.hidden, live.Hidden{Name: b.Name, Way: b.Way})
 		}
 	}
 	return v

@@ -215,3 +215,67 @@ func TestWhatECHMayHideIsDecided(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatAForgedDatagramMayHaveToldEndsNothing: a name that was told by source-map
+// does not choose how a tunnel is looked at, and no more whether it may hide a name.
+func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		all := bindings("a.example", "held.example")
+		all[1].Mapped = true
+		return all
+	}})
+	rules := g.looked(tlsRequire, echRecord)
+	rules[1].ECH = echRefuse
+	g.putRules(t, "before", rules...)
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	c.send(t, clientHello("a.example", true, 1<<14))
+	origin := g.origin.next(t)
+	if _, err := origin.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	g.next(t, audit.EventDecision)
+	if done := g.putRules(t, "after", rules...); done.Open != 1 || done.Closed != 0 {
+		t.Errorf("ended %d of %d", done.Closed, done.Open)
+	}
+	_ = c.Close()
+	_ = origin.Close()
+	g.next(t, audit.EventTunnelClose)
+}
+
+// TestANameThatIsLedElsewhereHidesNothing: what a new tunnel could not be for any more,
+// an open one is not taken for.
+func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		all := bindings("a.example", "held.example")
+		all[1].Via = []allowlist.Host{bindings("alias.example")[0].Name}
+		return all
+	}})
+	g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	c.send(t, clientHello("a.example", true, 1<<14))
+	origin := g.origin.next(t)
+	if _, err := origin.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	g.next(t, audit.EventDecision)
+	rules := g.looked(tlsRequire, echRecord)
+	rules[1].ECH = echRefuse
+	p, err := allowlist.Compile(allowlist.Spec{Version: "after", Entries: []allowlist.Entry{
+		{Pattern: only("builder"), Allow: rules, Deny: []allowlist.Rule{to("alias.example", g.origin.port)}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done := g.enforcer().put(t.Context(), p); done.Open != 1 || done.Closed != 0 {
+		t.Errorf("ended %d of %d", done.Closed, done.Open)
+	}
+	_ = c.Close()
+	_ = origin.Close()
+	g.next(t, audit.EventTunnelClose)
+}

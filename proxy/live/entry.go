@@ -29,7 +29,14 @@ type Decided struct {
 	// request was for a name.
 	FirstBytes FirstBytes
 	ECH        bool
-	Hidden     []allowlist.Host
+	Hidden     []Hidden
+}
+
+// Hidden is a name that Encrypted Client Hello may ask for, and how its look-up led to
+// the address.
+type Hidden struct {
+	Name allowlist.Host
+	Way  allowlist.Way
 }
 
 // isConnection reports whether nothing was asked for yet.

@@ -49,13 +49,17 @@ func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlis
 	return allowlist.NoReason
 }
 
-// refusesECH reports whether the rule of a name refuses ECH that may be behind it.
+// refusesECH reports whether the rule of a name refuses ECH that may be behind it. A
+// name that does not lead to the address any more is not behind it.
 func refusesECH(state *State, d *allowlist.Decision, was *Decided) bool {
-	for _, name := range was.Hidden {
+	for _, hidden := range was.Hidden {
 		req := d.Request
-		req.Dest.Host = name
+		req.Dest.Host = hidden.Name
 		other := state.Decide(req)
-		if _, ech := other.TLS(); other.Verdict == allowlist.Allow && ech == allowlist.ECHRefuse && other.CheckAddr(was.Addr) == nil {
+		if _, ech := other.TLS(); other.Verdict != allowlist.Allow || ech != allowlist.ECHRefuse {
+			continue
+		}
+		if other.CheckAddr(was.Addr) == nil && other.CheckWay(hidden.Way) == allowlist.NoReason {
 			return true
 		}
 	}
