@@ -27,7 +27,7 @@ type firstBytes struct {
 	expected
 	current *live.Current
 	record  *audit.Tunnel
-	entry   *live.Entry // what the registry knows of the tunnel
+	place   *place // of the tunnel in the registry
 
 	reader hello.Reader
 	reason allowlist.Reason // why the first bytes were refused
@@ -50,6 +50,7 @@ type expected struct {
 type looking struct {
 	mode allowlist.TLSMode
 	ech  allowlist.ECHMode
+	held bool // by a state that forbids the tunnel, whose end is held
 }
 
 // ruling is a decision about a name, and the generation of the state that made
@@ -61,7 +62,7 @@ type ruling struct {
 
 // newFirstBytes returns the check of a tunnel to an address.
 func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
-	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, entry: r.place.entry}
+	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, place: r.place}
 	if x.read.IsPlain() { // what was asked for in clear
 		c.decided.mode = allowlist.TLSOff
 		return c
@@ -84,7 +85,7 @@ func (e *expected) by(state *live.State) looking {
 	req.Time = time.Now()
 	d := state.Decide(req)
 	if !d.Allowed() {
-		return e.decided
+		return looking{mode: e.decided.mode, ech: e.decided.ech, held: true}
 	}
 	var l looking
 	l.mode, l.ech = d.TLS()
@@ -114,7 +115,7 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 		c.expected = expected{}
 		return nil
 	case allowlist.TLSAuto: // which a later state may find too patient
-		c.entry.Await(t.Hurry)
+		c.place.entry.Await(t.Hurry)
 		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // it came before, and found nobody to tell
 			t.Hurry()
 		}
@@ -135,9 +136,9 @@ func (c *firstBytes) settle() looking {
 		state := c.current.Load()
 		l := c.by(state)
 		if l.mode == allowlist.TLSOff {
-			c.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
+			c.place.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
 			if c.current.Load() != state {
-				c.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
+				c.place.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
 				continue
 			}
 		}
@@ -149,14 +150,18 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 	h, err := c.reader.Read(p)
 	for {
 		state := c.current.Load()
-		v := c.rule(c.by(state), p, last, h, err)
+		l := c.by(state)
+		v := c.rule(l, p, last, h, err)
 		if v.ruling == tunnel.More {
 			return v.ruling
 		}
 		if v.ruling == tunnel.Pass {
-			c.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
+			c.place.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
 			if c.current.Load() != state { // which found nothing to end, or was not asked
 				continue
+			}
+			if l.held { // the last enforced policy may not be the one that opened it
+				c.place.registry.JudgeAgain()
 			}
 		}
 		c.finish(ctx, state, v)
@@ -175,7 +180,7 @@ type verdict struct {
 
 // finish records what became of the first bytes by a state.
 func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
-	c.entry.Await(nil)
+	c.place.entry.Await(nil)
 	if v.first != live.FirstBytesUnseen {
 		c.record.Saw(v.seen)
 	}
@@ -284,7 +289,7 @@ func (c *firstBytes) another(name allowlist.Host) ruling {
 		if b.Name != name {
 			continue
 		}
-		c.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
+		c.place.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
 		d := c.decide(c.current.Load(), name) // after that: a state that came before would not be asked
 		if d.CheckAddr(c.addr) != nil || d.CheckWay(b.Way) != allowlist.NoReason {
 			return ruling{}
@@ -294,7 +299,7 @@ func (c *firstBytes) another(name allowlist.Host) ruling {
 	if name.IsAddr() || !c.request.Dest.Host.IsAddr() {
 		return ruling{}
 	}
-	c.entry.Change(func(d *live.Decided) { d.Name = name })
+	c.place.entry.Change(func(d *live.Decided) { d.Name = name })
 	return c.decide(c.current.Load(), name) // as above
 }
 

@@ -279,3 +279,55 @@ func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 	_ = origin.Close()
 	g.next(t, audit.EventTunnelClose)
 }
+
+// TestFirstBytesThatComeWhileTheirTunnelIsHeld end it if the last enforced policy, which
+// is not the one that opened it, does not let them through either.
+func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		sent  string
+		stays bool
+	}{
+		{"in clear", "SSH-2.0-x\r\n", false},
+		{"a hello", clientHello("a.example", false, 1<<14), true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := newGateway(t, options{hello: patience, maxRevoke: live.MaxRevoke{Share: 0.1, AtLeast: 1}})
+			version := func(name string, rules ...allowlist.Rule) *allowlist.Policy {
+				p, err := allowlist.Compile(allowlist.Spec{Version: name, Entries: []allowlist.Entry{
+					{Pattern: only("builder"), Allow: rules}, {Pattern: only("other"), Allow: rules},
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return p
+			}
+			g.enforcer().put(t.Context(), version("before", g.looked(tlsAuto, echRecord)...))
+			c, other := g.call(t, "builder"), g.call(t, "other")
+			for _, c := range []*caller{c, other} {
+				if a := c.ask(t, connectTo(g.at("a.example"))); a.status != 200 {
+					t.Fatalf("answered %s", a.phrase)
+				}
+				g.next(t, audit.EventDecision)
+			}
+			g.enforcer().put(t.Context(), version("enforced", g.looked(tlsRequire, echRecord)...))
+			if effect := g.enforcer().Apply(t.Context(), live.Change{Policy: version("held")}); effect != live.Held {
+				t.Fatalf("effect %d", effect)
+			}
+			origin := g.origin.next(t)
+			c.send(t, row.sent)
+			if _, err := origin.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if row.stays { // however often it is judged again
+				if effect := g.enforcer().Apply(t.Context(), live.Change{Policy: version("held again")}); effect != live.Held || g.enforcer().Held().Entries != 2 {
+					t.Errorf("effect %d, held %+v", effect, g.enforcer().Held())
+				}
+				return
+			}
+			if end := g.next(t, audit.EventTunnelClose); end.CloseReason != "revoked" || end.Reason != "not-on-allowlist" {
+				t.Errorf("record %+v", end)
+			}
+		})
+	}
+}

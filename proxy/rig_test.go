@@ -63,6 +63,7 @@ type options struct {
 	enforced    func(live.Enforcement)                        // nil is nobody
 	source      func(*gatewaytest.Identity) gw.IdentitySource // nil: that source itself
 	descriptors gw.Descriptors                                // nil: any number
+	maxRevoke   live.MaxRevoke                                // of what is applied, and not confirmed
 }
 
 func (o *options) defaults() {
@@ -117,7 +118,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 		},
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
 		Front:         front.Config{HeadTimeout: o.headTimeout}, HelloTimeout: o.hello, DialTimeout: o.dialTimeout,
-		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots, Descriptors: o.descriptors,
+		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots, Descriptors: o.descriptors, MaxRevoke: o.maxRevoke,
 		Metrics: gw.Metrics{Enforced: func(e live.Enforcement) {
 			g.own.did.Store(&e)
 			o.enforced(e)

@@ -52,7 +52,7 @@ func mutants() []fault {
 		{"tunnels are counted in place of identities", "proxy/live/hold.go", "	id := d.Request.ID\n", "	id := d.Request.ID\n\tif l.loses[id] {\n\t\tl.losing++\n\t}\n", "./proxy/live", "TestNobodyHoldsBackWhatCutsItOff"},
 		{"the way of a look-up that spans a reload is not decided", tunnel, "return x.decision.CheckWay(to.way)", "return allowlist.NoReason", "./proxy", "TestALookUpThatSpansAReload"},
 		{"the way to what is open is not decided", "proxy/live/judge.go", "if why = d.CheckWay(was.Way); why != allowlist.NoReason {", "if why = d.CheckWay(was.Way); why == allowlist.IdentityUnknown {", "./proxy", "TestTheWayIsDecidedByEveryState"},
-		{"first bytes are looked at as they were to be when the tunnel was opened", first, "v := c.rule(c.by(state), p, last, h, err)", "v := c.rule(c.decided, p, last, h, err)", "./proxy", "TestFirstBytesAreLookedAtByTheStateOfThen"},
+		{"first bytes are looked at as they were to be when the tunnel was opened", first, "v := c.rule(l, p, last, h, err)", "v := c.rule(c.decided, p, last, h, err)", "./proxy", "TestFirstBytesAreLookedAtByTheStateOfThen"},
 		{"first bytes that nobody has looked at match", "proxy/live/firstbytes.go", "return allowlist.SNIMismatch", "return allowlist.NoReason", "./proxy", "TestANewStateDecidesTheFirstBytesThatWere"},
 		{"a quarantine is held", "proxy/live/hold.go", " && why != allowlist.QuarantinedIdentity", "", "./proxy/live", "TestWhatAChangeDoes"},
 		{"a proof that is not known is trusted", "proxy/live/judge.go", "	case allowlist.SourceNone:\n	}", "	default:\n		trusted = true\n	}", "./proxy/live", "TestEveryProofIsAskedFor"},

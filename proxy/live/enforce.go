@@ -52,7 +52,7 @@ type Enforcement struct {
 type Enforcer struct {
 	cfg   EnforcerConfig
 	dates chan struct{} // a new state may have other dates
-	left  chan struct{} // an entry has left while a policy is held
+	left  chan struct{} // an entry has left, or changed, while a policy is held
 	held  atomic.Pointer[Hold]
 
 	mu     sync.Mutex // held while a state is put in force

@@ -18,7 +18,7 @@ type Registry struct {
 	open    map[*Entry]bool // true: it was told to end and is on its way
 	ended   tunnel.Reason   // not zero: nothing may begin any more
 	waiting chan struct{}   // closed when the last entry leaves; nil if nobody waits
-	left    chan<- struct{} // has something once an entry has left; nil if nobody asks
+	left    chan<- struct{} // has something once an entry has left, or is to be judged again; nil if nobody asks
 }
 
 // Add takes up an entry. After EndAll it is ended at once. An [Enforcer] ends it
@@ -47,6 +47,19 @@ func (r *Registry) Remove(e *Entry) {
 		close(r.waiting)
 		r.waiting = nil
 	}
+	r.again()
+}
+
+// JudgeAgain says that an entry whose end is held has changed: the last enforced
+// policy may now forbid it, too.
+func (r *Registry) JudgeAgain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.again()
+}
+
+// again has what is held judged again. It is called with mu held.
+func (r *Registry) again() {
 	select {
 	case r.left <- struct{}{}:
 	default: // it has something already, or nobody asks
@@ -54,7 +67,7 @@ func (r *Registry) Remove(e *Entry) {
 }
 
 // tellLeft makes the registry put a value into a channel, which has room for one,
-// whenever an entry leaves. With nil it tells nobody.
+// whenever an entry leaves, or is to be judged again. With nil it tells nobody.
 func (r *Registry) tellLeft(left chan<- struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
