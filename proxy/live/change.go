@@ -55,6 +55,19 @@ func (p *parts) take(c Change) {
 // held reports whether something may be open that the policy forbids.
 func (p *parts) held() bool { return p.enforced != p.policy }
 
+// nextEnd returns the next date of the policy in force, or of the one before it
+// while that is held; false if there is none.
+func (p *parts) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
+	at, ok = state.Policy.NextEnd(now)
+	if !p.held() {
+		return at, ok
+	}
+	if other, has := p.enforced.NextEnd(now); has && (!ok || other.Before(at)) {
+		return other, true
+	}
+	return at, ok
+}
+
 // complete reports whether a state can be made.
 func (p *parts) complete() bool { return p.policy != nil && p.quarantine != nil }
 
@@ -85,6 +98,7 @@ const (
 func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.obeyDates(ctx)
 	e.parts.take(c)
 	if !c.another() && !c.urgent() {
 		return Unchanged
@@ -117,6 +131,15 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 		p = s.Policy
 	}
 	return e.put(ctx, p)
+}
+
+// obeyDates ends what a date has ended of which Run has not heard yet, as behind a clock
+// that was set. A further policy would find only what had expired before it came, and
+// could be held.
+func (e *Enforcer) obeyDates(ctx context.Context) {
+	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.passed(state, now) {
+		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
+	}
 }
 
 // newest puts the last policy in force.

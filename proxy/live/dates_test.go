@@ -157,3 +157,27 @@ func TestRunReturns(t *testing.T) {
 	stop()
 	r.Run(ctx) // or the test does not end
 }
+
+// TestADateThatPassedUnseenIsObeyedBeforeWhatComesNext: a further policy, in which the
+// rule had expired before it came, does not hold what the date has ended.
+func TestADateThatPassedUnseenIsObeyedBeforeWhatComesNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, start := newRig(t, holding), time.Now() // and nobody looks at dates
+		two := func(version string) Change {
+			return another(named(version, entry("*", until(to("x.example"), start.Add(time.Hour)))))
+		}
+		r.Confirm(t.Context(), together(another(named("one", entry("*", to("*.example")))), cutting()))
+		dated := newFlow("a", "x.example")
+		r.open(dated, newFlow("b", "y.example"), newFlow("c", "y.example"))
+		if got := r.Apply(t.Context(), two("two")); got != Held {
+			t.Fatalf("effect %d", got)
+		}
+		time.Sleep(2 * time.Hour)
+		if got := r.Apply(t.Context(), two("three")); got != Held || r.Held().Entries != 2 {
+			t.Errorf("effect %d, held %+v", got, r.Held())
+		}
+		if got := dated.ended(); got != (ending{tunnel.Revoked, allowlist.RuleExpired}) {
+			t.Errorf("ended by %v", got)
+		}
+	})
+}

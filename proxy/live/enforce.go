@@ -162,29 +162,16 @@ func (e *Enforcer) look(ctx context.Context, left bool) time.Duration {
 	if e.cfg.CloseAtExpiry {
 		wait = lookAtExpiries
 	}
-	if at, ok := e.nextEnd(state, now); ok {
+	if at, ok := e.parts.nextEnd(state, now); ok {
 		wait = min(wait, time.Until(at))
 	}
 	return wait
 }
 
-// nextEnd returns the next date of the policy in force, or of the one before it
-// while that is held; false if there is none.
-func (e *Enforcer) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
-	at, ok = state.Policy.NextEnd(now)
-	if !e.parts.held() {
-		return at, ok
-	}
-	if other, has := e.parts.enforced.NextEnd(now); has && (!ok || other.Before(at)) {
-		return other, true
-	}
-	return at, ok
-}
-
 // passed reports whether a date of a policy has passed since the last look, or
 // that of an open tunnel's SVID at any time.
 func (e *Enforcer) passed(state *State, now time.Time) bool {
-	if at, ok := e.nextEnd(state, e.looked); ok && !at.After(now) {
+	if at, ok := e.parts.nextEnd(state, e.looked); ok && !at.After(now) {
 		return true
 	}
 	return e.cfg.CloseAtExpiry &&
