@@ -268,6 +268,9 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		switch d := c.another(host); d.Verdict {
 		case allowlist.Allow:
 			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
+			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // told by source-map, it has not counted so far
+				refuse = ech
+			}
 		case allowlist.Observe:
 			c.observed, reason = &d, allowlist.NoReason
 		case allowlist.Deny, allowlist.Fail:

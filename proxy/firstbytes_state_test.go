@@ -331,3 +331,26 @@ func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
 		})
 	}
 }
+
+// TestTheNameThatIsAskedForMayRefuseECH, also if it was told by source-map: then it is
+// the caller who chooses its rule.
+func TestTheNameThatIsAskedForMayRefuseECH(t *testing.T) {
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		all := bindings("a.example", "held.example")
+		all[1].Mapped = true
+		return all
+	}})
+	rules := g.looked(tlsRequire, echRecord)
+	rules[1].ECH = echRefuse
+	g.putRules(t, "before", rules...)
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	g.next(t, audit.EventDecision)
+	c.send(t, clientHello("held.example", true, 1<<14))
+	if rec := g.next(t, audit.EventDecision); rec.Reason != "ech-refused" || rec.Stage != "tls" {
+		t.Errorf("record %+v", rec)
+	}
+	g.next(t, audit.EventTunnelClose)
+}
