@@ -71,3 +71,37 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 		})
 	}
 }
+
+// TestAnAddressThatIsAllowedByItself, by a state that comes behind a decision by a name,
+// has nothing to do with how that name led to it.
+func TestAnAddressThatIsAllowedByItself(t *testing.T) {
+	var behind atomic.Pointer[func()]
+	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
+		if turn := behind.Swap(nil); turn != nil {
+			(*turn)()
+		}
+		all := bindings("before.wild.example")
+		all[0].Via = []allowlist.Host{bindings("alias.example")[0].Name}
+		return all
+	}})
+	put := func(e allowlist.Entry) {
+		e.Pattern = only("builder")
+		p, err := allowlist.Compile(allowlist.Spec{Version: "v", Entries: []allowlist.Entry{e}})
+		if err != nil {
+			t.Error(err)
+		}
+		g.enforcer().put(context.WithoutCancel(t.Context()), p)
+	}
+	put(allowlist.Entry{Allow: []allowlist.Rule{to("before.wild.example")}})
+	turn := func() {
+		put(allowlist.Entry{
+			Allow: []allowlist.Rule{{CIDR: netip.MustParsePrefix("127.0.0.1/32"), Ports: to("x.example").Ports}},
+			Deny:  []allowlist.Rule{to("alias.example")},
+		})
+	}
+	behind.Store(&turn)
+	c := g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+		t.Errorf("status %s", a.phrase)
+	}
+}
