@@ -67,7 +67,7 @@ func mutants() []fault {
 		{"the same names are asked for without a bound", "proxy/resolve/budget.go", "case left.within(at) >= b.limit*questionsPerName:", "case left.within(at) < 0:", "./proxy/resolve", "TestQuestionsThatLeave"},
 		{"every record of an answer is kept", "proxy/resolve/wire/parse.go", "if p.kept == MaxRecords &&", "if p.kept < 0 &&", "./proxy/resolve/wire", "TestWhatAnAnswerCosts"},
 		{"plain requests take no place", "proxy/limit/budgets.go", "case p.limits.Tunnels > 0 &&", "case l.tunnel && p.limits.Tunnels > 0 &&", "./proxy", "TestPlainRequestsTakePlaces"},
-		{"bytes that are no request are free", "proxy/dns/meter.go", "since >= bytesPerQuery;", "since < 0;", "./proxy/dns", "TestFramesCount"},
+		{"bytes that are no request are free", "proxy/dns/meter.go", "since >= m.free+bytesPerQuery;", "since < 0;", "./proxy/dns", "TestFramesCount"},
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `v.isFraming(), nominated[v]:`, `v.isFraming(), nominated["X-"+v]:`),
 		of("D/D30", "a connection that was logged in on goes to the pool", "proxy/forward/pool.go", "\tcase l.own:\n\t\tp.giveTo(logins, l)\n", ""),
