@@ -100,22 +100,33 @@ func TestReplaced(t *testing.T) {
 	} {
 		for _, watched := range []string{"the file", "its directory", "a relative path"} {
 			t.Run(row.name+"/"+watched, func(t *testing.T) {
-				root := filepath.Join(t.TempDir(), "root")
-				file := root + "/dir/policy.yaml"
-				old(t, file, "one")
-				if row.before != nil {
-					row.before(disk{t, root})
-				}
-				path := map[string]string{"the file": file, "its directory": root + "/dir", "a relative path": "dir/policy.yaml"}[watched]
-				if watched == "a relative path" {
-					t.Chdir(root)
-				} else {
+				if watched != "a relative path" {
 					t.Parallel()
 				}
-				r := follow(t, file, isYAML, path)
-				row.replace(disk{t, root})
-				if l := r.believes(t, "two"); l.settled != row.atOnce {
-					t.Errorf("believed at once: %v, want %v", l.settled, row.atOnce)
+				replaced := func() (r *reader, root string, atOnce bool) {
+					root = filepath.Join(t.TempDir(), "root")
+					file := root + "/dir/policy.yaml"
+					old(t, file, "one")
+					if row.before != nil {
+						row.before(disk{t, root})
+					}
+					path := map[string]string{"the file": file, "its directory": root + "/dir", "a relative path": "dir/policy.yaml"}[watched]
+					if watched == "a relative path" {
+						t.Chdir(root)
+					}
+					r = follow(t, file, isYAML, path)
+					row.replace(disk{t, root})
+					return r, root, r.believes(t, "two").settled
+				}
+				r, root, atOnce := replaced()
+				for range 10 { // on a busy machine the steps may be further apart than the watcher waits
+					if atOnce || !row.atOnce {
+						break
+					}
+					r, root, atOnce = replaced()
+				}
+				if atOnce != row.atOnce {
+					t.Errorf("believed at once: %v, want %v", atOnce, row.atOnce)
 				}
 				r.quietly(t)
 				// It is watched as before.
