@@ -103,7 +103,7 @@ func TestTheWayIsDecidedByEveryState(t *testing.T) {
 				o := g.opens(t, way, "a.example")
 				done := g.enforcer().put(t.Context(), wayPolicy(t, "after", row.after[0], row.after[1]))
 				if done.Open != 1 || (done.Closed == 1) != (row.want != allowlist.NoReason) {
-					t.Errorf("ended %d of %d", done.Closed, done.Open)
+					t.Fatalf("ended %d of %d", done.Closed, done.Open)
 				}
 				if row.want == allowlist.NoReason {
 					if way == "get" {
@@ -170,7 +170,7 @@ func TestALookUpThatSpansAReload(t *testing.T) {
 				}
 				close(g.names.answer)
 				if a := c.answer(t); a.status != 403 || a.reason() != want.String() {
-					t.Errorf("answered %s %s, want %s", a.phrase, a.reason(), want)
+					t.Fatalf("answered %s %s, want %s", a.phrase, a.reason(), want)
 				}
 				if rec := g.next(t, audit.EventDecision); rec.Verdict != "deny" || rec.Reason != want.String() || rec.Policy != "after" || rec.Generation != g.current.Load().Generation {
 					t.Errorf("record %+v", rec)
