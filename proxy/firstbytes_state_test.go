@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -185,6 +186,23 @@ func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
 	}
 }
 
+// greeted opens a tunnel to 127.0.0.1, whose ClientHello for a.example, with ECH or
+// not, has come to the origin.
+func (g *gateway) greeted(t *testing.T, ech bool) (c *caller, origin net.Conn) {
+	t.Helper()
+	c = g.call(t, "builder")
+	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
+		t.Fatalf("answered %s", a.phrase)
+	}
+	c.send(t, clientHello("a.example", ech, 1<<14))
+	origin = g.origin.next(t)
+	if _, err := origin.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	g.next(t, audit.EventDecision)
+	return c, origin
+}
+
 // TestWhatECHMayHideIsDecided: a tunnel to an address that was told for two names may
 // be for either if it hides one.
 func TestWhatECHMayHideIsDecided(t *testing.T) {
@@ -194,16 +212,7 @@ func TestWhatECHMayHideIsDecided(t *testing.T) {
 				return bindings("a.example", "held.example")
 			}})
 			g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
-			c := g.call(t, "builder")
-			if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
-				t.Fatalf("answered %s", a.phrase)
-			}
-			c.send(t, clientHello("a.example", ech, 1<<14))
-			origin := g.origin.next(t)
-			if _, err := origin.Read(make([]byte, 1)); err != nil {
-				t.Fatal(err)
-			}
-			g.next(t, audit.EventDecision)
+			c, origin := g.greeted(t, ech)
 			rules := g.looked(tlsRequire, echRecord)
 			rules[1].ECH = echRefuse
 			if done := g.putRules(t, "after", rules...); done.Open != 1 || (done.Closed == 1) != ech {
@@ -227,16 +236,7 @@ func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
 	rules := g.looked(tlsRequire, echRecord)
 	rules[1].ECH = echRefuse
 	g.putRules(t, "before", rules...)
-	c := g.call(t, "builder")
-	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
-		t.Fatalf("answered %s", a.phrase)
-	}
-	c.send(t, clientHello("a.example", true, 1<<14))
-	origin := g.origin.next(t)
-	if _, err := origin.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	g.next(t, audit.EventDecision)
+	c, origin := g.greeted(t, true)
 	if done := g.putRules(t, "after", rules...); done.Open != 1 || done.Closed != 0 {
 		t.Errorf("ended %d of %d", done.Closed, done.Open)
 	}
@@ -254,16 +254,7 @@ func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 		return all
 	}})
 	g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
-	c := g.call(t, "builder")
-	if a := c.ask(t, connectTo(g.at("127.0.0.1"))); a.status != 200 {
-		t.Fatalf("answered %s", a.phrase)
-	}
-	c.send(t, clientHello("a.example", true, 1<<14))
-	origin := g.origin.next(t)
-	if _, err := origin.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	g.next(t, audit.EventDecision)
+	c, origin := g.greeted(t, true)
 	rules := g.looked(tlsRequire, echRecord)
 	rules[1].ECH = echRefuse
 	p, err := allowlist.Compile(allowlist.Spec{Version: "after", Entries: []allowlist.Entry{

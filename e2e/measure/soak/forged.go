@@ -39,8 +39,7 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 	}
 	defer g.Stop()
 	victim := w.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return victim.roundTrip(ctx, 1<<10) }
-	before, err := g.settled(ctx, light)
+	before, err := g.settled(ctx, victim)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +76,7 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 	if err := errors.Join(err, floodErr, held.Close()); err != nil {
 		return nil, err
 	}
-	after, err := g.returns(ctx, before, light)
+	after, err := g.returns(ctx, before, victim)
 	if err != nil {
 		return nil, err
 	}

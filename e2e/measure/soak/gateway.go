@@ -62,9 +62,9 @@ func (g *gateway) usage(ctx context.Context) (usage, error) {
 	}, nil
 }
 
-// settled makes light requests until the gateway has collected its garbage
+// settled has a caller make light requests until the gateway has collected its garbage
 // twice, and returns the least that it held from then on for a moment.
-func (g *gateway) settled(ctx context.Context, light func(context.Context) error) (usage, error) {
+func (g *gateway) settled(ctx context.Context, quiet *caller) (usage, error) {
 	first, err := g.usage(ctx)
 	if err != nil {
 		return usage{}, err
@@ -72,7 +72,7 @@ func (g *gateway) settled(ctx context.Context, light func(context.Context) error
 	least := first
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end) && ctx.Err() == nil; {
 		for range 50 {
-			if err := light(ctx); err != nil {
+			if err := quiet.light(ctx); err != nil {
 				return usage{}, err
 			}
 		}

@@ -73,8 +73,7 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
-	before, err := g.settled(ctx, light)
+	before, err := g.settled(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +86,7 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 		err = g.holds(ctx, before.descriptors+h.n*99/100) // some of before may have gone
 	}
 	if err == nil {
-		err = light(ctx)
+		err = quiet.light(ctx)
 	}
 	if err == nil && h.full != nil {
 		err = h.full(ctx, g)
@@ -105,16 +104,16 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	if each > h.most {
 		faults = append(faults, fmt.Sprintf("one of %d %s holds %d KiB, at most %d are fine", h.n, h.what, each>>10, h.most>>10))
 	}
-	after, err := g.returns(ctx, before, light)
+	after, err := g.returns(ctx, before, quiet)
 	return append(faults, stays(before, after)...), err
 }
 
 // returns waits until the gateway holds no more than before, for as long as the
 // slowest thing may take that a hostile caller does, and returns what it holds.
-func (g *gateway) returns(ctx context.Context, before usage, light func(context.Context) error) (usage, error) {
-	after, err := g.settled(ctx, light)
+func (g *gateway) returns(ctx context.Context, before usage, quiet *caller) (usage, error) {
+	after, err := g.settled(ctx, quiet)
 	for end := time.Now().Add(20 * time.Second); err == nil && len(stays(before, after)) > 0 && time.Now().Before(end); {
-		after, err = g.settled(ctx, light)
+		after, err = g.settled(ctx, quiet)
 	}
 	return after, err
 }

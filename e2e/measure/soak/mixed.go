@@ -29,14 +29,13 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
 	warm, cancel := context.WithTimeout(ctx, o.load/10)
 	_, err = mix(warm, w, g)
 	cancel()
 	if err != nil {
 		return nil, err
 	}
-	before, err := g.settled(ctx, light)
+	before, err := g.settled(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +60,7 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 	if err := errors.Join(err, shareErr); err != nil {
 		return nil, err
 	}
-	after, err := g.returns(ctx, before, light)
+	after, err := g.returns(ctx, before, quiet)
 	if err != nil {
 		return nil, err
 	}

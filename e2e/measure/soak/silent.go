@@ -85,8 +85,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
-	before, err := g.settled(ctx, light)
+	before, err := g.settled(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +115,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 		err = g.cuts(ctx, silentCallers-silentSlots/4)
 	}
 	if err == nil { // the tunnel that was open, and a new one
-		err = errors.Join(open.SetDeadline(time.Now().Add(patience)), load.Echo(open, make([]byte, 1<<10)), light(ctx))
+		err = errors.Join(open.SetDeadline(time.Now().Add(patience)), load.Echo(open, make([]byte, 1<<10)), quiet.light(ctx))
 	}
 	if err != nil {
 		return nil, err
@@ -141,7 +140,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	for _, conn := range all {
 		_ = conn.Close()
 	}
-	after, err := g.returns(ctx, before, light)
+	after, err := g.returns(ctx, before, quiet)
 	return append(faults, stays(before, after)...), err
 }
 

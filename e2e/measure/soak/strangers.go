@@ -41,8 +41,7 @@ func strangers(ctx context.Context, w *world, _ options, out io.Writer) (faults 
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	light := func(ctx context.Context) error { return quiet.roundTrip(ctx, 1<<10) }
-	before, err := g.settled(ctx, light)
+	before, err := g.settled(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +58,7 @@ func strangers(ctx context.Context, w *world, _ options, out io.Writer) (faults 
 		faults = append(faults, found...)
 	}
 	_ = tunnel.Close()
-	after, err := g.returns(ctx, before, light)
+	after, err := g.returns(ctx, before, quiet)
 	return append(faults, stays(before, after)...), err
 }
 
