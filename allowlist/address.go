@@ -178,11 +178,27 @@ type Local struct {
 	NAT64 []netip.Prefix
 }
 
+// classTable and prefixSet find the longest prefix around an address or a range:
+// a bart.Table[Class] and a bart.Lite. They are interfaces so that this package
+// alone compiles these generic types. Every package into which the compiler
+// inlines a look-up in one of them would compile all their methods anew, which
+// takes longer than the whole of most packages.
+type (
+	classTable interface {
+		Insert(netip.Prefix, Class)
+		LookupPrefixLPM(netip.Prefix) (netip.Prefix, Class, bool)
+	}
+	prefixSet interface {
+		Insert(netip.Prefix)
+		LookupPrefixLPM(netip.Prefix) (netip.Prefix, bool)
+	}
+)
+
 // Classifier tells the class of an address. It is immutable; make one with
 // NewClassifier.
 type Classifier struct {
-	classes   *bart.Table[Class]
-	nat64     *bart.Lite
+	classes   classTable
+	nat64     prefixSet
 	own       map[netip.Addr]bool
 	listeners map[netip.AddrPort]bool
 	ports     map[uint16]bool // of all listeners

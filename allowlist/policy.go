@@ -60,7 +60,7 @@ type CompiledRule struct {
 	place   string
 	methods map[string]bool // nil: any
 	types   typeSet         // that it makes resolvable
-	ranges  *bart.Lite      // Addresses, or CIDR; nil if neither
+	ranges  prefixSet       // Addresses, or CIDR; nil if neither
 }
 
 // Name returns the rule's name, or 10 hex digits of a hash over the identity
