@@ -270,16 +270,22 @@ func limitsStay(t *testing.T, _ *gateway) {
 
 func halfOpen(t *testing.T, _ *gateway) {
 	const count, each = 300, 32 << 10
-	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: 1500 * time.Millisecond}})
+	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: patience}})
 	before := heap()
+	var all []net.Conn
 	for range count {
-		if _, err := g.connect(t, g.secure).Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
+		c := g.connect(t, g.secure)
+		if _, err := c.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
 			t.Fatal(err)
 		}
+		all = append(all, c)
 	}
 	opens(connectTo("allowed.example:PORT"), "allowed.example").run(t, g)
 	if after := heap(); after > before+count*each {
 		t.Errorf("a half-open handshake holds %d bytes", (after-before)/count)
+	}
+	for _, c := range all {
+		_ = c.Close()
 	}
 	for range count {
 		if r := g.next(t, audit.EventHandshake); r.Reason != "tls-handshake-failed" {

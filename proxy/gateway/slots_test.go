@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,6 +79,9 @@ func (c *crowded) dial(t *testing.T, listener, from string) net.Conn {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
 	conn, err := d.DialContext(t.Context(), at.Network(), at.String())
+	for end := time.Now().Add(patience); errors.Is(err, syscall.EAGAIN) && time.Now().Before(end); runtime.Gosched() {
+		conn, err = d.DialContext(t.Context(), at.Network(), at.String()) // the queue of a unix socket was full
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,10 +91,12 @@ func removeStale(ctx context.Context, path string) error {
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
 		_ = conn.Close()
+	}
+	switch {
+	case err == nil, errors.Is(err, syscall.EAGAIN): // EAGAIN: its queue is full
 		return fmt.Errorf("%s is served by another process: stop it or choose another path", path)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return os.Remove(path)
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
+	return err
 }

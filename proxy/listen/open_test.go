@@ -1,12 +1,15 @@
 package listen
 
 import (
+	"errors"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -126,6 +129,30 @@ func TestACallerOnAUnixSocketHasNoAddress(t *testing.T) {
 	}
 }
 
+// fullQueue returns the path of a socket that has no room for one more connection.
+func fullQueue(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "full")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		conn, err := net.Dial("unix", path)
+		if errors.Is(err, syscall.EAGAIN) {
+			return path
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+}
+
 func TestWhatStandsInTheWayOfASocket(t *testing.T) {
 	dir := t.TempDir()
 	stale := filepath.Join(dir, "stale")
@@ -140,6 +167,11 @@ func TestWhatStandsInTheWayOfASocket(t *testing.T) {
 	}
 	_, err = listenAt(t, "unix:"+stale, 0) // now it is served
 	wantError(t, err, stale, "served by another process")
+
+	if runtime.GOOS == "linux" { // elsewhere a full queue looks like a socket that nobody serves
+		_, err = listenAt(t, "unix:"+fullQueue(t, dir), 0)
+		wantError(t, err, "served by another process")
+	}
 
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/exeat-dev/exeat/e2e/site/load"
@@ -104,7 +105,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 		if from != "" {
 			d.LocalAddr, d.Control = &net.TCPAddr{IP: net.ParseIP(from)}, latePort
 		}
-		return d.DialContext(ctx, network, to)
+		return dial(ctx, &d, network, to)
 	})
 	defer func() {
 		for _, conn := range all {
@@ -142,6 +143,19 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	after, err := g.returns(ctx, before, quiet)
 	return append(faults, stays(before, after)...), err
+}
+
+// dial connects, and waits while the listener's queue is full. TCP waits by itself.
+// A unix socket that does not block is told EAGAIN (connect(2)), and the runtime
+// does not wait for such a socket to have room.
+func dial(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
+	for end := time.Now().Add(patience); ; {
+		conn, err := d.DialContext(ctx, network, address)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
+			return conn, err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // cuts waits until the gateway has closed that many connections for others.
