@@ -48,7 +48,7 @@ soak: ## 10,000 half-open handshakes, then hostile traffic for SOAK (3m): nothin
 	go run ./e2e/measure soak -for $(or $(SOAK),3m)
 
 # A gateway with a fault may connect to anything: there is nothing to connect to.
-mutants: ## plant faults one by one; the cases of make hostile must find each
+mutants: ## plant faults, each in a copy of the tree; the cases of make hostile must find each
 	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants'
 
 mutants-fuzz: ## plant a fault for every fuzz target, which must find it within a minute

@@ -1,5 +1,5 @@
-// Command mutants shows that the tests would notice. It plants one fault after
-// the other in a copy of the tree, each of them a few words in a place where a
+// Command mutants shows that the tests would notice. It plants faults in copies of
+// the tree, one at a time in each, each of them a few words in a place where a
 // proxy is bypassed, and runs the cases that hold the place to its promise:
 // they must fail. With -fuzz the faults are such that no seed shows them, and
 // it is a fuzz target that must find each within a minute.
@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -79,37 +80,90 @@ func selected(faults []fault, only string) []fault {
 	return some
 }
 
-// hunt plants the faults one by one and prints what found each. It returns how
-// many nothing has found.
+// hands is how many faults are tried at once, each in a copy of the tree: a test that
+// finds one often waits in vain first, and another is built meanwhile. A fuzz target
+// has the machine for itself.
+const hands = 3
+
+// found is what became of a fault.
+type found struct {
+	fault fault
+	by    string // the test that failed; "" if none did
+	err   error  // why it could not be planted
+	took  time.Duration
+}
+
+// hunt plants the faults and prints what found each. It returns how many nothing
+// has found.
 func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, err error) {
 	if err := alone(); err != nil {
 		return 0, err
 	}
-	t, err := copyTree(ctx)
-	if err != nil {
+	if len(faults) == 0 {
+		return 0, errors.New("no fault has this text in its name")
+	}
+	trees := make([]tree, hands)
+	if faults[0].fuzz() {
+		trees = trees[:1]
+	}
+	for i := range trees {
+		if trees[i], err = copyTree(ctx); err != nil {
+			return 0, err
+		}
+		defer trees[i].remove()
+	}
+	if err := trees[0].healthy(ctx, faults); err != nil {
 		return 0, err
 	}
-	defer t.remove()
-	if err := t.healthy(ctx, faults); err != nil {
-		return 0, err
-	}
-	for _, f := range faults {
-		start := time.Now()
-		by, err := t.try(ctx, f)
+	for f := range tryAll(ctx, trees, faults) {
+		if ctx.Err() != nil {
+			continue // until all have ended
+		}
+		by := f.by
 		switch {
-		case ctx.Err() != nil:
-			return survived, context.Cause(ctx)
-		case err != nil:
-			by = "CANNOT BE PLANTED: " + err.Error()
+		case f.err != nil:
+			by = "CANNOT BE PLANTED: " + f.err.Error()
 			survived++
 		case by == "":
 			by = "NOBODY"
 			survived++
 		}
-		_, _ = fmt.Fprintf(stdout, "%-58s %-34s %5.1f s  %s\n", f.name, f.file, time.Since(start).Seconds(), by)
+		_, _ = fmt.Fprintf(stdout, "%-58s %-34s %5.1f s  %s\n", f.fault.name, f.fault.file, f.took.Seconds(), by)
+	}
+	if ctx.Err() != nil {
+		return survived, context.Cause(ctx)
 	}
 	_, err = fmt.Fprintf(stdout, "%d faults, %d found\n", len(faults), len(faults)-survived)
 	return survived, err
+}
+
+// tryAll tries faults in several trees at once. The channel is closed when all
+// have been tried, or when ctx has ended and nothing runs any more.
+func tryAll(ctx context.Context, trees []tree, faults []fault) <-chan found {
+	next, all := make(chan fault), make(chan found)
+	var running sync.WaitGroup
+	for _, t := range trees {
+		running.Go(func() {
+			for f := range next {
+				start := time.Now()
+				by, err := t.try(ctx, f)
+				all <- found{f, by, err, time.Since(start)}
+			}
+		})
+	}
+	go func() {
+		defer close(all)
+		defer running.Wait()
+		defer close(next)
+		for _, f := range faults {
+			select {
+			case next <- f:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return all
 }
 
 // alone checks that no packet can leave: no interface but loopback is up.

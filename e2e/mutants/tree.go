@@ -79,7 +79,7 @@ func (t tree) healthy(ctx context.Context, faults []fault) error {
 			continue
 		}
 		done[f.pkg+f.tests] = true
-		if text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-run", f.tests, f.pkg); err != nil {
+		if text, err := output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-count=1", "-run", f.tests, f.pkg); err != nil {
 			return fmt.Errorf("without a fault: %w\n%s", err, text)
 		}
 	}
@@ -109,7 +109,7 @@ func (t tree) try(ctx context.Context, f fault) (by string, err error) {
 
 // test returns the first test that fails.
 func (t tree) test(ctx context.Context, f fault) (by string, err error) {
-	text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-failfast", "-timeout", "90s", "-run", f.tests, f.pkg)
+	text, err := output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-count=1", "-failfast", "-timeout", "90s", "-run", f.tests, f.pkg)
 	return finder(text, err)
 }
 
@@ -118,14 +118,14 @@ func (t tree) test(ctx context.Context, f fault) (by string, err error) {
 const fuzzTime = "60s"
 
 func (t tree) fuzz(ctx context.Context, f fault) (by string, err error) {
-	text, err := output(ctx, t.dir, "go", "test", "-vet=off", "-count=1", "-run", f.tests, f.pkg)
+	text, err := output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-count=1", "-run", f.tests, f.pkg)
 	if by, err := finder(text, err); by != "" || err != nil {
 		return strings.TrimSpace(by + " (a seed)"), err
 	}
 	// It begins with the seeds alone, whatever was found on this machine before,
 	// and looks for no shorter form of an input.
 	found := t.path(filepath.Join(f.pkg, "testdata", "found"))
-	text, err = output(ctx, t.dir, "go", "test", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime,
+	text, err = output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime,
 		"-fuzzminimizetime", "0", f.pkg, "-args", "-test.fuzzcachedir", found)
 	_ = os.RemoveAll(found)
 	// What was found must not be a seed of the next fault.
