@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
 // startOnDisk runs exeat with a file system of its own at the directory disk,
@@ -19,7 +21,7 @@ func (s prodSite) startOnDisk(t *testing.T, options string) *process {
 	t.Helper()
 	need(t, "unshare", "mount")
 	if exec.Command("unshare", "--map-root-user", "--mount", "true").Run() != nil {
-		without(t, "no namespaces: unshare --map-root-user is not permitted here")
+		missing.Skip(t, "no namespaces: unshare --map-root-user is not permitted here")
 	}
 	if err := os.MkdirAll(filepath.Join(s.dir, "disk"), 0o700); err != nil {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/exeat-dev/exeat/e2e/missing"
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
@@ -67,18 +68,8 @@ func need(t *testing.T, tools ...string) {
 		if _, err := exec.LookPath(tool); err == nil {
 			continue
 		}
-		without(t, tool+" is missing: install it to run this test")
+		missing.Skip(t, tool+" is missing: install it to run this test")
 	}
-}
-
-// without skips a test that cannot run for want of something, and fails it under
-// CI, where everything is shown.
-func without(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // process is exeat, running.

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -33,7 +34,7 @@ func listenOn(t *testing.T, address string) *counting {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		if strings.HasPrefix(address, "[::1]") {
-			t.Skipf("no IPv6 loopback: %v", err)
+			missing.Skip(t, "there is no IPv6 loopback: "+err.Error())
 		}
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
 // TestAnswers is the table of docs/dns.md, over every way to ask.
@@ -178,7 +180,7 @@ func TestIPv6(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
 		_ = l.Close()
 	} else {
-		t.Skip("no IPv6 loopback on this machine")
+		missing.Skip(t, "there is no IPv6 loopback: "+err.Error())
 	}
 	g := newGateway(t, options{address: "[::1]"})
 	if got := say(ask(t, g.dial(t, "mapped", ""), "allowed.example")); got != "NOERROR, A 93.184.216.34" {
