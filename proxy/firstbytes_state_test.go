@@ -203,6 +203,27 @@ func (g *gateway) greeted(t *testing.T, ech bool) (c *caller, origin net.Conn) {
 	return c, origin
 }
 
+// endsGreeted opens a tunnel as greeted does, and reports whether a policy with these
+// rules ends it.
+func (g *gateway) endsGreeted(t *testing.T, ech bool, deny []allowlist.Rule, allow ...allowlist.Rule) bool {
+	t.Helper()
+	c, origin := g.greeted(t, ech)
+	p, err := allowlist.Compile(allowlist.Spec{Version: "after", Entries: []allowlist.Entry{
+		{Pattern: only("builder"), Allow: allow, Deny: deny},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := g.enforcer().put(t.Context(), p)
+	if done.Open != 1 || done.Closed > 1 {
+		t.Errorf("ended %d of %d", done.Closed, done.Open)
+	}
+	_ = c.Close()
+	_ = origin.Close()
+	g.next(t, audit.EventTunnelClose)
+	return done.Closed == 1
+}
+
 // TestWhatECHMayHideIsDecided: a tunnel to an address that was told for two names may
 // be for either if it hides one.
 func TestWhatECHMayHideIsDecided(t *testing.T) {
@@ -212,15 +233,11 @@ func TestWhatECHMayHideIsDecided(t *testing.T) {
 				return bindings("a.example", "held.example")
 			}})
 			g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
-			c, origin := g.greeted(t, ech)
 			rules := g.looked(tlsRequire, echRecord)
 			rules[1].ECH = echRefuse
-			if done := g.putRules(t, "after", rules...); done.Open != 1 || (done.Closed == 1) != ech {
-				t.Errorf("ended %d of %d", done.Closed, done.Open)
+			if ended := g.endsGreeted(t, ech, nil, rules...); ended != ech {
+				t.Errorf("the tunnel has ended: %v", ended)
 			}
-			_ = c.Close()
-			_ = origin.Close()
-			g.next(t, audit.EventTunnelClose)
 		})
 	}
 }
@@ -236,13 +253,9 @@ func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
 	rules := g.looked(tlsRequire, echRecord)
 	rules[1].ECH = echRefuse
 	g.putRules(t, "before", rules...)
-	c, origin := g.greeted(t, true)
-	if done := g.putRules(t, "after", rules...); done.Open != 1 || done.Closed != 0 {
-		t.Errorf("ended %d of %d", done.Closed, done.Open)
+	if g.endsGreeted(t, true, nil, rules...) {
+		t.Error("the tunnel has ended")
 	}
-	_ = c.Close()
-	_ = origin.Close()
-	g.next(t, audit.EventTunnelClose)
 }
 
 // TestANameThatIsLedElsewhereHidesNothing: what a new tunnel could not be for any more,
@@ -254,21 +267,11 @@ func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 		return all
 	}})
 	g.putRules(t, "before", g.looked(tlsRequire, echRecord)...)
-	c, origin := g.greeted(t, true)
 	rules := g.looked(tlsRequire, echRecord)
 	rules[1].ECH = echRefuse
-	p, err := allowlist.Compile(allowlist.Spec{Version: "after", Entries: []allowlist.Entry{
-		{Pattern: only("builder"), Allow: rules, Deny: []allowlist.Rule{to("alias.example", g.origin.port)}},
-	}})
-	if err != nil {
-		t.Fatal(err)
+	if g.endsGreeted(t, true, []allowlist.Rule{to("alias.example", g.origin.port)}, rules...) {
+		t.Error("the tunnel has ended")
 	}
-	if done := g.enforcer().put(t.Context(), p); done.Open != 1 || done.Closed != 0 {
-		t.Errorf("ended %d of %d", done.Closed, done.Open)
-	}
-	_ = c.Close()
-	_ = origin.Close()
-	g.next(t, audit.EventTunnelClose)
 }
 
 // TestFirstBytesThatComeWhileTheirTunnelIsHeld end it if the last enforced policy, which

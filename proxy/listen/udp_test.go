@@ -57,11 +57,9 @@ func TestUDPConfigurationsThatCannotServe(t *testing.T) {
 	}
 }
 
-// TestUDPLoops: each has its own call, which can still answer when reading has
-// ended, from the address of the listener, and Serve returns when the last of them
-// has.
-func TestUDPLoops(t *testing.T) {
-	const loops = 3
+// listenUDPLoops returns a listener that so many loops read, and a client of it.
+func listenUDPLoops(t *testing.T, loops int) (*UDP, *net.UDPConn) {
+	t.Helper()
 	cfg := udpAt("127.0.0.1:0")
 	cfg.Loops = loops
 	u := listenUDPAt(t, cfg)
@@ -69,7 +67,16 @@ func TestUDPLoops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = client.Close() }()
+	t.Cleanup(func() { _ = client.Close() })
+	return u, client
+}
+
+// TestUDPLoops: each has its own call, which can still answer when reading has
+// ended, from the address of the listener, and Serve returns when the last of them
+// has.
+func TestUDPLoops(t *testing.T) {
+	const loops = 3
+	u, client := listenUDPLoops(t, loops)
 	to := client.LocalAddr().(*net.UDPAddr).AddrPort()
 
 	begun, ended, served := make(chan struct{}, loops), make(chan error, loops), make(chan error, 1)
@@ -112,14 +119,7 @@ func TestUDPLoops(t *testing.T) {
 // free, and a loop that is busy holds nobody up.
 func TestEveryLoopReads(t *testing.T) {
 	const loops = 3
-	cfg := udpAt("127.0.0.1:0")
-	cfg.Loops = loops
-	u := listenUDPAt(t, cfg)
-	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.Addr()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = client.Close() }()
+	u, client := listenUDPLoops(t, loops)
 	read, served := make(chan *net.UDPConn), make(chan error, 1)
 	busy := make(chan struct{})
 	go func() {

@@ -49,7 +49,7 @@ records:
     - {name: file, file: %s, only: %s}
 dns: {queries_per_second: 100000000, span_every: %d}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
-`, w.upstream.LocalAddr(), file, e.only, e.every)
+`, w.upstream.Address, file, e.only, e.every)
 	if err := w.Write(e.name+".yaml", config); err != nil {
 		return nil, err
 	}

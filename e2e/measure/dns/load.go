@@ -20,12 +20,6 @@ const (
 	outstanding = 200
 )
 
-// atPort writes HOST:PORT as unbound does.
-func atPort(address string) (string, error) {
-	host, port, err := net.SplitHostPort(address)
-	return host + "@" + port, err
-}
-
 // dnsperf asks a server over UDP for a time, as fast as it answers.
 func (w *world) dnsperf(ctx context.Context, server string, length time.Duration) (int64, error) {
 	return w.ask(ctx, server, "-l", strconv.Itoa(int(length/time.Second)), "-c", strconv.Itoa(clients), "-q", strconv.Itoa(outstanding))

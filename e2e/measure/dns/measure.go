@@ -40,7 +40,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 	if b.world, err = newWorld(ctx, o.exeat); err != nil {
 		return report.Table{}, err
 	}
-	defer b.world.end()
+	defer b.world.Close()
 	if err := b.startOthers(ctx); err != nil {
 		return report.Table{}, err
 	}

@@ -54,7 +54,7 @@ setSecurityPollSuffix("")
 newServer({address="%s"})
 getPool(""):setCache(newPacketCache(10000, {maxTTL=86400}))
 names = newDNSNameSet()
-`, free[0], w.upstream.LocalAddr())+eachName("names:add(newDNSName(\"%s\"))\n")+
+`, free[0], w.upstream.Address)+eachName("names:add(newDNSName(\"%s\"))\n")+
 		"addAction(NotRule(QNameSetRule(names)), RCodeAction(DNSRCode.REFUSED))\n",
 		"--supervised", "--disable-syslog", "-C")
 }
@@ -62,10 +62,6 @@ names = newDNSNameSet()
 // startUnbound starts it as a forwarder, which refuses other names.
 func (w *world) startUnbound(ctx context.Context) (*peer, error) {
 	free, err := site.FreeAddresses(ctx, 1)
-	if err != nil {
-		return nil, err
-	}
-	upstream, err := atPort(w.upstream.LocalAddr().String())
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +79,7 @@ func (w *world) startUnbound(ctx context.Context) (*peer, error) {
   access-control: 127.0.0.0/8 allow
   local-zone: "." refuse
 `, w.Path(""), free[0].Port())+eachName("  local-zone: \"%s.\" always_transparent\n")+
-		"remote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: "+upstream+"\n", "-d", "-c")
+		fmt.Sprintf("remote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: %s@%d\n", w.upstream.Address.Addr(), w.upstream.Address.Port()), "-d", "-c")
 }
 
 // startCoreDNS starts it with a cache. It knows no rule for a name.
@@ -97,5 +93,5 @@ func (w *world) startCoreDNS(ctx context.Context, path string) (*peer, error) {
   cache 86400
   forward . %s
 }
-`, free[0].Port(), w.upstream.LocalAddr()), "-conf")
+`, free[0].Port(), w.upstream.Address), "-conf")
 }

@@ -34,7 +34,7 @@ func measure(ctx context.Context, o options, stderr io.Writer) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer w.close()
+	defer w.Close()
 	defer w.warnings(stderr)
 	c := &campaign{world: w, tunnels: o.tunnels, clients: map[string]int{}}
 	start := time.Now()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -36,7 +35,7 @@ type world struct {
 
 	gone    *authority.Authority // the one that leaves; that of the site stays
 	port    string               // of the origin
-	names   net.PacketConn       // of the name server that knows the alias
+	names   *site.Names          // the server that knows the alias
 	callers []pair
 	records *recordFile
 
@@ -53,17 +52,10 @@ func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s.Exeat = exeat
 	w := &world{Site: s, records: &recordFile{path: s.Path(recordName)}}
 	if err := w.build(ctx); err != nil {
-		w.close()
+		w.Close()
 		return nil, err
 	}
 	return w, nil
-}
-
-func (w *world) close() {
-	w.Close()
-	if w.names != nil {
-		_ = w.names.Close()
-	}
 }
 
 func (w *world) build(ctx context.Context) error {
@@ -82,7 +74,7 @@ func (w *world) build(ctx context.Context) error {
 		return err
 	}
 	w.port = first.Address[strings.LastIndexByte(first.Address, ':')+1:]
-	if err := w.startAliases(ctx); err != nil {
+	if w.names, err = w.Names(edges); err != nil {
 		return err
 	}
 	if err := w.Write("policy.yaml", w.policy(everything)); err != nil {

@@ -2,7 +2,6 @@ package soak
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/exeat-dev/exeat/e2e/site"
 )
 
 // The flood of forged datagrams: five times what an identity may ask.
@@ -28,12 +31,11 @@ const victimNames = 50
 // were forged. The identity, which shows a certificate, keeps its tunnel, opens
 // others to new names, and then nothing has stayed.
 func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
-	names, err := newNameServer()
+	names, err := w.Names(onLoopback)
 	if err != nil {
 		return nil, err
 	}
-	defer names.close()
-	g, door, err := w.serveNames(ctx, names.conn.LocalAddr().String())
+	g, door, err := w.serveNames(ctx, names.Address.String())
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +165,11 @@ func floodNames(ctx context.Context, door string, sent, answered *atomic.Int64) 
 			if sent.Load()%4 == 0 {
 				name = "evil.test"
 			}
-			if _, err := conn.Write(question(name)); err != nil {
+			query, err := question(name)
+			if err != nil {
+				return err
+			}
+			if _, err := conn.Write(query); err != nil {
 				return err
 			}
 			sent.Add(1)
@@ -171,73 +177,20 @@ func floodNames(ctx context.Context, door string, sent, answered *atomic.Int64) 
 	}
 }
 
-// question is a query for the IPv4 address of a name (RFC 1035 section 4).
-func question(name string) []byte {
-	msg := []byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
-	for len(name) > 0 {
-		label := name
-		for i := range name {
-			if name[i] == '.' {
-				label = name[:i]
-				break
-			}
-		}
-		msg = append(append(msg, byte(len(label))), label...)
-		name = name[min(len(name), len(label)+1):]
-	}
-	return append(msg, 0, 0, 1, 0, 1)
+// onLoopback leads every name to where the origin is.
+func onLoopback(name dnsmessage.Name) []dnsmessage.Resource {
+	return []dnsmessage.Resource{site.IPv4(name, [4]byte{127, 0, 0, 1})}
 }
 
-// nameServer knows every name: it is at 127.0.0.1.
-type nameServer struct {
-	conn    *net.UDPConn
-	serving sync.WaitGroup
-}
-
-func newNameServer() (*nameServer, error) {
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+// question is a query for the IPv4 address of a name.
+func question(name string) ([]byte, error) {
+	of, err := dnsmessage.NewName(name + ".")
 	if err != nil {
 		return nil, err
 	}
-	s := &nameServer{conn: conn}
-	s.serving.Go(s.serve)
-	return s, nil
-}
-
-func (s *nameServer) close() {
-	_ = s.conn.Close()
-	s.serving.Wait()
-}
-
-func (s *nameServer) serve() {
-	for buf := make([]byte, 4096); ; {
-		n, peer, err := s.conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			return
-		}
-		if answer := addressOf(buf[:n]); answer != nil {
-			_, _ = s.conn.WriteToUDPAddrPort(answer, peer)
-		}
+	m := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: 1, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: of, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}},
 	}
-}
-
-// addressOf answers a query of one question; nil if that is not what it is.
-func addressOf(query []byte) []byte {
-	const header = 12
-	end := header
-	for end < len(query) && query[end] != 0 {
-		end += 1 + int(query[end])
-	}
-	end += 1 + 4
-	if end > len(query) {
-		return nil
-	}
-	answer := append([]byte{}, query[:end]...)
-	answer[2], answer[3] = 0x81, 0x80 // a response, with recursion
-	binary.BigEndian.PutUint64(answer[4:], 1<<48)
-	if binary.BigEndian.Uint16(answer[end-4:]) != 1 { // of another type it has nothing
-		return answer
-	}
-	binary.BigEndian.PutUint16(answer[6:], 1)
-	return append(answer, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+	return m.Pack()
 }
