@@ -104,7 +104,7 @@ func TestKeptConnectionsGiveWay(t *testing.T) {
 	if got := opened.Stats().Used; got != 1 || g.origin.accepted.Load() != 1 {
 		t.Errorf("%d descriptors are taken, %d connections were made, want one that is kept", got, g.origin.accepted.Load())
 	}
-	g.proxy.StateChanged()
+	g.proxy.CloseIdle()
 	given(t, opened)
 	if !opened.Take(3) {
 		t.Fatal("three of four are not left")

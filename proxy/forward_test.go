@@ -709,7 +709,7 @@ func TestAStateChangeClosesWhatRests(t *testing.T) {
 	g.next(t, audit.EventDecision)
 	g.next(t, audit.EventTunnelClose)
 	g.swap(t, g.policy())
-	g.proxy.StateChanged()
+	g.proxy.CloseIdle()
 	if _, err := reader.ReadByte(); err != io.EOF {
 		t.Errorf("the origin's connection: %v, want its end", err)
 	}

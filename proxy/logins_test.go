@@ -184,7 +184,7 @@ func TestAnOfferTiesItsConnection(t *testing.T) {
 func TestALoginEndsWithItsClient(t *testing.T) {
 	for name, end := range map[string]func(*gateway, *caller){
 		"the client leaves":   func(_ *gateway, c *caller) { _ = c.Close() },
-		"another state comes": func(g *gateway, _ *caller) { g.swap(t, g.policy()); g.proxy.StateChanged() },
+		"another state comes": func(g *gateway, _ *caller) { g.swap(t, g.policy()); g.proxy.CloseIdle() },
 		"the gateway drains":  func(g *gateway, _ *caller) { g.proxy.Drain() },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -90,11 +90,9 @@ func (p *Proxy) Drain() {
 	p.forwarder.CloseIdle()
 }
 
-// StateChanged closes the connections to origins that rest between two plain
-// requests. Call it after a state came into force: another one let them be made.
-func (p *Proxy) StateChanged() { p.CloseIdle() }
-
 // CloseIdle closes the connections to origins that rest between two plain requests.
+// Call it after a state came into force, since another one let them be made, and when
+// there are no descriptors.
 func (p *Proxy) CloseIdle() { p.forwarder.CloseIdle() }
 
 // Panicked counts and logs a panic that ended a connection.

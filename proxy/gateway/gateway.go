@@ -74,7 +74,7 @@ func (g *Gateway) build(ctx context.Context) error {
 	if err = g.buildProxy(budgets); err != nil {
 		return err
 	}
-	g.inForce.changed = g.proxy.StateChanged
+	g.inForce.changed = g.proxy.CloseIdle
 	return nil
 }
 

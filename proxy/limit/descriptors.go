@@ -27,7 +27,7 @@ type Descriptors struct {
 	missed atomic.Uint64
 	last   atomic.Int64 // when one was missing last, in Unix nanoseconds; 0 is never
 
-	want atomic.Pointer[func()] // of OnWant; nil is nothing
+	want atomic.Pointer[func()] // what OnWant was given; nil is nothing
 
 	heed  atomic.Int64  // how many want to know of Give: those who wait, and one more if vain
 	vain  atomic.Bool   // a wait was in vain, and nothing was given back since
@@ -53,15 +53,12 @@ func (d *Descriptors) SetMost(most int) {
 // Take takes n, all or none, and reports whether it did. If so, Give must follow
 // once they are closed.
 func (d *Descriptors) Take(n int) bool {
-	if d == nil {
-		return true
-	}
-	if d.try(n) {
+	if d == nil || d.try(n, d.most.Load()) {
 		return true
 	}
 	if free := d.want.Load(); free != nil {
 		(*free)()
-		if d.try(n) {
+		if d.try(n, d.most.Load()) {
 			return true
 		}
 	}
@@ -79,7 +76,7 @@ func (d *Descriptors) OnWant(free func()) { d.want.Store(&free) }
 // be about to. After a wait in vain nobody waits until that has happened, so that
 // many who come while nothing ends are turned away at once.
 func (d *Descriptors) TakeSoon(ctx context.Context) bool {
-	if d == nil || d.try(1) {
+	if d == nil || d.try(1, d.most.Load()) {
 		return true
 	}
 	if d.vain.Load() || d.freed == nil {
@@ -90,7 +87,7 @@ func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 	defer late.Stop()
 	d.heed.Add(1)
 	defer d.heed.Add(-1)
-	for !d.try(1) {
+	for !d.try(1, d.most.Load()) {
 		select {
 		case <-d.freed:
 			continue
@@ -107,9 +104,9 @@ func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 	return true
 }
 
-// try takes n, and is no want if there are none.
-func (d *Descriptors) try(n int) bool {
-	if d.used.Add(int64(n)) <= d.most.Load() {
+// try takes n if no more than most are used then. If not, none counts as missing.
+func (d *Descriptors) try(n int, most int64) bool {
+	if d.used.Add(int64(n)) <= most {
 		return true
 	}
 	d.used.Add(int64(-n))
@@ -117,28 +114,15 @@ func (d *Descriptors) try(n int) bool {
 }
 
 // TakeSpare is Take for what can be done without: the last quarter is not for it,
-// and that there are none is no want.
-func (d *Descriptors) TakeSpare(n int) bool {
-	if d == nil {
-		return true
-	}
-	most := d.most.Load()
-	if d.used.Add(int64(n)) > most-most/4 {
-		d.used.Add(int64(-n))
-		return false
-	}
-	return true
-}
+// and if there are too few, none counts as missing.
+func (d *Descriptors) TakeSpare(n int) bool { return d == nil || d.try(n, spare(d.most.Load())) }
 
 // Scarce reports whether the last quarter is being used: what was taken by
 // TakeSpare should then not be kept for later.
-func (d *Descriptors) Scarce() bool {
-	if d == nil {
-		return false
-	}
-	most := d.most.Load()
-	return d.used.Load() > most-most/4
-}
+func (d *Descriptors) Scarce() bool { return d != nil && d.used.Load() > spare(d.most.Load()) }
+
+// spare is most without its last quarter.
+func spare(most int64) int64 { return most - most/4 }
 
 // Give gives n back that were taken.
 func (d *Descriptors) Give(n int) {

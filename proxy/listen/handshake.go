@@ -54,21 +54,18 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	return true
 }
 
-// handshake ends what admit began, and says whether its place was taken away. It
-// is bounded in bytes, and by a deadline, which costs no goroutine, unlike a
-// context.
+// handshake makes the handshake, and says whether its place was taken away. It is
+// bounded in bytes, and by a deadline, which costs no goroutine, unlike a context.
 func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) (displaced bool, err error) {
 	long := &longHandshake{listener: l, conn: conn, until: time.Now().Add(l.cfg.HandshakeTimeout)}
 	defer func() { displaced = long.end() }()
 	err = secure.SetDeadline(long.until)
-	if below, ok := conn.Conn.(*tunnel.Conn); ok && err == nil {
-		below.Greet(&tunnel.Greeting{
+	if err == nil {
+		conn.raw.Greet(&tunnel.Greeting{
 			Free: freeHandshake, Most: maxHandshake,
 			Enter: func() error { return long.begin(ctx) },
 		})
-		defer below.Greet(nil)
-	}
-	if err == nil {
+		defer conn.raw.Greet(nil)
 		err = secure.HandshakeContext(context.WithoutCancel(ctx))
 	}
 	switch greeted := secure.ConnectionState().Version != 0; {
@@ -95,13 +92,13 @@ var errNoPlace = errors.New("no place for a long handshake")
 
 // begin takes a place, in the time that is left for the handshake.
 func (h *longHandshake) begin(ctx context.Context) error {
-	raw := h.conn.Conn
+	raw := h.conn.raw
 	waiting, cancel := context.WithDeadline(ctx, h.until)
 	defer cancel()
 	var err error
 	h.place, err = h.listener.cfg.Places.Take(waiting, h.conn.source, func() { _ = raw.Close() })
 	if ctx.Err() != nil {
-		return net.ErrClosed // as all connections
+		return net.ErrClosed // the end of Serve's context closes every connection
 	}
 	if err != nil {
 		return errNoPlace

@@ -66,11 +66,12 @@ type Config struct {
 	// Slots bound the connections of all listeners that share them, and divide them
 	// among callers. Required.
 	Slots *limit.Slots
-	// Descriptors are what connections are taken from, for as long as they are
-	// open; nil is any number. One that finds none is closed.
+	// Descriptors are where each connection takes one, for as long as it is open;
+	// nil is any number. A connection that finds none is closed.
 	Descriptors *limit.Descriptors
 	// Cut is told of every connection that is closed for want of a slot or a
-	// descriptor; nil is nobody. It is called from any goroutine and must not wait.
+	// descriptor, unless it only waited for its last answer to be read; nil is
+	// nobody. It is called from any goroutine and must not wait.
 	Cut func(limit.Cause)
 	// Sources bounds what each source address may use, over all listeners that
 	// share it; nil means the defaults, for this listener alone.
@@ -79,8 +80,9 @@ type Config struct {
 	// listener alone.
 	Places *limit.Places
 	// Refused is told of connections that are closed without an answer: their
-	// source is far over its budget, or the PROXY protocol header is bad. nil is
-	// nobody.
+	// source is over a budget (connections, handshakes, certificates that do not
+	// verify), there is no place for a long handshake, or the PROXY protocol header
+	// is bad. nil is nobody.
 	Refused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
 	// HandshakeFailed is told of handshakes that die inside the TLS library,
 	// after which nothing can be answered. io.EOF is a connection that ended,
@@ -198,14 +200,7 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
 	raw := conn.raw
 	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
-	if !l.admit(ctx, conn) {
-		return
-	}
-	if l.cfg.TLS == nil {
-		handle(ctx, conn)
-		return
-	}
-	if l.shakeHands(ctx, conn) {
+	if l.admit(ctx, conn) && (l.cfg.TLS == nil || l.shakeHands(ctx, conn)) {
 		handle(ctx, conn)
 	}
 }
@@ -213,7 +208,7 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 // end gives back what a connection held, and keeps a panic inside it.
 func (l *Listener) end(ctx context.Context, conn *Conn) {
 	l.contain(ctx, recover())
-	defer func() { l.contain(ctx, recover()) }() // of what follows
+	defer func() { l.contain(ctx, recover()) }() // a panic in what follows
 	defer conn.slot.Leave()
 	defer l.cfg.Descriptors.Give(1)
 	conn.source.Close()

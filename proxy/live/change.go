@@ -133,9 +133,9 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	return e.put(ctx, p)
 }
 
-// obeyDates ends what a date has ended of which Run has not heard yet, as behind a clock
-// that was set. A further policy would find only what had expired before it came, and
-// could be held.
+// obeyDates ends what a date forbids that has passed since Run looked last, as after the
+// clock was set, while a policy is held. To a further policy the date would be one that
+// had passed before it came, and the end could be held.
 func (e *Enforcer) obeyDates(ctx context.Context) {
 	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.passed(state, now) {
 		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))

@@ -41,7 +41,7 @@ type Enforcement struct {
 	// dialled included, and Closed how many of them were told to end. Neither
 	// counts tunnels that were told before and are on their way.
 	Open, Closed int
-	// Held is what the state forbids and what was not told to end.
+	// Held is what the state forbids although it was not told to end.
 	Held Hold
 	// Took is the time from the swap until the last tunnel was told to end.
 	Took time.Duration
@@ -216,7 +216,7 @@ func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) {
 	for {
 		d, changes := entry.judged()
-		why, held := j.forbids(entry, &d)
+		why, held, hello := j.forbids(entry, &d)
 		switch {
 		case entry.changed(changes):
 			continue
@@ -230,7 +230,7 @@ func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) 
 			if j.before != nil {
 				lost.add(entry, &d, held)
 			}
-			if j.hello && !held {
+			if hello && !held {
 				entry.hurry()
 			}
 		}

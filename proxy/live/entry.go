@@ -114,7 +114,7 @@ func (e *Entry) Why() allowlist.Reason {
 	return e.why
 }
 
-// judged returns what is to be judged, and what tell wants to know of it.
+// judged returns what is to be judged, and how often it was changed; see changed.
 func (e *Entry) judged() (d Decided, changes int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -138,7 +138,7 @@ func (e *Entry) isConnection() bool {
 	return e.Decided.isConnection()
 }
 
-// changed reports whether the entry is another one than was judged.
+// changed reports whether the entry has been changed since judged returned a number.
 func (e *Entry) changed(since int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -25,8 +25,9 @@ func mustBeHello(d *allowlist.Decision, was *Decided) bool {
 	return mode == allowlist.TLSRequire
 }
 
-// checkFirstBytes is what a decision that allows a tunnel says of its first bytes: as
-// of those of a new one, but that what nobody has looked at does not match.
+// checkFirstBytes returns why a decision that allows a tunnel refuses its first bytes.
+// They are judged as those of a new tunnel, and if nobody has looked at them, as bytes
+// that do not match.
 func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlist.Reason {
 	if was.Request.Method != "" || was.FirstBytes == FirstBytesToCome {
 		return allowlist.NoReason
@@ -37,14 +38,13 @@ func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlis
 	case mode == allowlist.TLSOff:
 	case ech == allowlist.ECHRefuse && (was.ECH || seen == FirstBytesUnseen), was.ECH && refusesECH(state, d, was):
 		return allowlist.ECHRefused
+	case seen == FirstBytesNoName && !d.Dest.Host.IsAddr():
+		return allowlist.SNIMissing
 	case mode != allowlist.TLSRequire:
 	case seen == FirstBytesUnseen:
 		return allowlist.SNIMismatch
 	case seen == FirstBytesNotTLS:
 		return allowlist.NotTLS
-	}
-	if seen == FirstBytesNoName && mode != allowlist.TLSOff && !d.Dest.Host.IsAddr() {
-		return allowlist.SNIMissing
 	}
 	return allowlist.NoReason
 }

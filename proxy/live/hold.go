@@ -47,9 +47,9 @@ func (h Hold) IsZero() bool { return h == Hold{} }
 // losses counts, over the entries that do not end in any case, who would lose
 // something to a policy.
 type losses struct {
-	entries []*Entry // that the policy forbids
-	loses   map[spiffeid.ID]bool
-	losing  int // identities
+	entries []*Entry             // those that the policy forbids
+	loses   map[spiffeid.ID]bool // identities that have something open; true: and would lose some of it
+	losing  int                  // how many of them would
 }
 
 // add counts an entry, which belongs to an identity that has something open if it
@@ -65,11 +65,11 @@ func (l *losses) add(entry *Entry, d *Decided, forbidden bool) {
 		l.loses = make(map[spiffeid.ID]bool)
 	}
 	id := d.Request.ID
-	if before := l.loses[id]; forbidden && !before {
-		l.loses[id] = true
+	if l.loses[id] {
+		return
+	}
+	if l.loses[id] = forbidden; forbidden {
 		l.losing++
-	} else if !before {
-		l.loses[id] = false
 	}
 }
 
@@ -81,10 +81,11 @@ func (l *losses) hold(bound MaxRevoke) Hold {
 	return Hold{Entries: len(l.entries), Identities: l.losing, Of: len(l.loses)}
 }
 
-// mayHold reports whether the policy before, and not the one in force, decides that
-// an entry which that forbids stays open as long as the policy is held. What is not
-// open yet is new, a quarantine is never held, and a date is not that has passed
-// since the policy came.
+// mayHold reports whether an entry that the policy in force forbids stays open while
+// the end of what it forbids is held. It does if it is open, and not only being
+// dialled; if no quarantine forbids it; if what was last enforced whole allows it; and
+// if the policy in force forbade it already when it came, so that no date has ended it
+// since.
 func (j *judge) mayHold(d *Decided, why allowlist.Reason) bool {
 	return j.before != nil && d.isOpen() && why != allowlist.QuarantinedIdentity &&
 		!j.before.forbidsAt(d, j.now) && j.state.forbidsAt(d, j.since)

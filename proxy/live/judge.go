@@ -14,7 +14,6 @@ type judge struct {
 	cfg   *EnforcerConfig
 	state *State
 	now   time.Time
-	hello bool // what was judged last stays, and must begin with a ClientHello, which is to come
 	// before is what was last enforced whole, if the policy of the state, which came
 	// at since, may be held; nil if it may not.
 	before *State
@@ -36,16 +35,17 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 
 // forbids is the decision over an entry: the same as for a new request, on the
 // address that it has, and whether its caller may still rest on its proof. Held
-// means that it stays open if the policy is held.
-func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held bool) {
-	why, j.hello = decide(j.state, d, j.now)
+// means that it stays open if the policy is held; hello, that it must begin with a
+// ClientHello, which is to come.
+func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello bool) {
+	why, hello = decide(j.state, d, j.now)
 	if why != allowlist.NoReason && !j.mayHold(d, why) {
-		return why, false
+		return why, false, false
 	}
 	if gone := j.proof(e, d.Request.Source); gone != allowlist.NoReason {
-		return gone, false
+		return gone, false, false
 	}
-	return why, why != allowlist.NoReason
+	return why, why != allowlist.NoReason, hello
 }
 
 // proof returns why the caller's identity no longer counts. An SVID that has merely
