@@ -11,7 +11,7 @@ import (
 // bytes, a full cache 6 MB.
 const cacheEntries = 16_384
 
-// fingerprint stands for everything a peer presented.
+// fingerprint stands for everything a peer presented, or for one certificate of it.
 type fingerprint [sha256.Size]byte
 
 // fingerprintOf covers the intermediates too, so that a peer who forgot to
@@ -99,8 +99,8 @@ const (
 	refusalHolds   = 2 * time.Second // the passing of time may end a failure
 )
 
-// refusals remembers failures for a moment: the second look after a handshake,
-// and a client that tries again thousands of times, cost no signature.
+// refusals remembers failures for a moment: a client that tries again thousands of
+// times costs no signature.
 type refusals struct {
 	mu       sync.Mutex
 	snapshot *Snapshot

@@ -11,10 +11,12 @@ import (
 
 // Bounds of the checks of signatures in one verification.
 const (
-	maxNamesakes = 16 // authorities of one name that are tried for a certificate
+	maxNamesakes = 16 // authorities of one name that are tried for a certificate: of those whose key it names, and of the others
 	maxChecks    = 24 // to find the intermediates, before crypto/x509 is asked
-	maxGenuine   = 256
 )
+
+// maxGenuine is how many intermediates of a trust domain are remembered as genuine.
+const maxGenuine = 256
 
 // chains are what leads from a leaf to the authorities of its trust domain.
 type chains struct {

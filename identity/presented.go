@@ -71,7 +71,7 @@ func isTwin(a, b *x509.Certificate) bool {
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }
 
-// boundedOne says what is too much about one certificate, behind "has".
+// boundedOne says what is too much about one certificate, in words that follow "has".
 func boundedOne(cert *x509.Certificate) error {
 	for _, kind := range kindsOf(cert) {
 		if kind.n > maxEach {

@@ -71,7 +71,7 @@ func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
 	if c.decided.mode, c.decided.ech = x.decision.TLS(); len(c.names) > 0 {
 		c.decided = c.by(x.state)
 	}
-	c.state = x.state
+	c.state = x.state // not before: by would return what is not decided yet
 	return c
 }
 
@@ -89,7 +89,7 @@ func (e *expected) by(state *live.State) looking {
 	}
 	var l looking
 	l.mode, l.ech = d.TLS()
-	proved := false // as in bind
+	proved := false // one of the names was told to more than an address, as in bind
 	for _, b := range e.names {
 		other, ok := decideBound(state, req, e.addr, b)
 		if !ok || b.Mapped && proved {
@@ -114,9 +114,9 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 	case allowlist.TLSOff:
 		c.expected = expected{}
 		return nil
-	case allowlist.TLSAuto: // which a later state may find too patient
+	case allowlist.TLSAuto: // it waits for as long as the client is silent; a later state may not let it
 		c.place.entry.Await(t.Hurry)
-		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // it came before, and found nobody to tell
+		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and found nobody to tell
 			t.Hurry()
 		}
 	case allowlist.TLSRequire, allowlist.TLSDefault:
@@ -268,7 +268,7 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		switch d := c.another(host); d.Verdict {
 		case allowlist.Allow:
 			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
-			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // told by source-map, it has not counted so far
+			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // that of a name told by source-map has not counted so far
 				refuse = ech
 			}
 		case allowlist.Observe:

@@ -222,7 +222,7 @@ func (x *request) confirm(to reached) allowlist.Reason {
 		x.decision.Upgrade = upgrade
 		return allowlist.UpgradeNotAllowed
 	}
-	if x.asked.Dest.Host.IsAddr() { // by another name than before, or none
+	if x.asked.Dest.Host.IsAddr() { // it may be allowed by another name than before, or by none
 		to.way = x.bound.way
 	}
 	if err := x.decision.CheckAddr(to.addr); err != nil {

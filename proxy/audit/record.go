@@ -47,8 +47,8 @@ const (
 	// had no room in a sink's queue. Of an IPv6 source it has the first address. Of
 	// too many it stands for those of a network or a listener; see Merged.Other.
 	// With a listener and without Other it stands for connections that were closed
-	// there for want of a slot or a file descriptor, before anything was asked that
-	// would have a record.
+	// there for want of a slot or a file descriptor while nothing was asked over
+	// them: no other record tells of that.
 	EventSummary Event = "summary"
 	// EventCollapsed stands for the denials that were identical with the one
 	// whose id it has, and followed it.

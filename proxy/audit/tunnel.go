@@ -53,8 +53,9 @@ func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
 	t.refuse(ctx, &rec, why)
 }
 
-// RefuseBy does so where another state than the one that opened the tunnel refuses
-// them: its decision about the destination, and its generation, are in the record.
+// RefuseBy is Refuse where another state than the one that opened the tunnel refuses
+// the first bytes: its decision about the destination, and its generation, are in the
+// record.
 func (t *Tunnel) RefuseBy(ctx context.Context, why allowlist.Reason, d allowlist.Decision, generation uint64) {
 	rec := t.second()
 	rec.SetDecision(d)

@@ -43,8 +43,8 @@ type Config struct {
 	// Stagger is the time after which the next address is tried beside the one
 	// that has not answered; zero means a quarter of a second.
 	Stagger time.Duration
-	// Descriptors are what connections are taken from, for as long as they are
-	// open; nil is any number.
+	// Descriptors are where each connection takes one, for as long as it is open;
+	// nil is any number.
 	Descriptors *limit.Descriptors
 }
 

@@ -47,7 +47,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	}
 	gone := make(chan struct{})
 	srv := &http.Server{
-		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // no request passes the budget
+		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // which would answer OPTIONS * beside the budget
 		ReadTimeout: readTimeout, WriteTimeout: dohTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: s.cfg.Limits.PerStream, MaxReadFrameSize: 16 << 10, WriteByteTimeout: writeTimeout,

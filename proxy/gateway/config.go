@@ -154,9 +154,8 @@ type Metrics struct {
 	// identity if there is none.
 	Handshaken func(allowlist.Reason)
 	// Cut is told how many connections of a listener were closed for want of a slot
-	// or of a descriptor.
-	// When the listener opens it is told of none for each cause, so that whoever
-	// counts knows what there is to count.
+	// or a descriptor. When the listener opens it is told of none for each cause, so
+	// that whoever counts knows what there is to count.
 	Cut func(listener string, why limit.Cause, connections int)
 	// Loaded is told what became of each load of the policy.
 	Loaded func(Load)

@@ -8,9 +8,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// Descriptors are the file descriptors that callers can make a gateway use; nil is
-// any number. The two are apart, so that connections that are accepted leave some
-// for those to origins, and the other way round: who cannot be served can be told.
+// Descriptors are the file descriptors that callers can make a gateway use; a field
+// that is nil is any number. The two are apart, so that connections that are accepted
+// leave some for those to origins, and the other way round: who cannot be served can
+// be told.
 type Descriptors struct {
 	// Accepted are for the connections of callers.
 	Accepted *limit.Descriptors

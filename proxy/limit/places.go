@@ -152,7 +152,7 @@ func (l *Place) Close() (displaced bool) {
 		p.free++
 		return displaced
 	}
-	source := slices.MinFunc(p.turns, func(a, b *Source) int { return cmp.Compare(len(p.held[a]), len(p.held[b])) }) // the first of these
+	source := slices.MinFunc(p.turns, func(a, b *Source) int { return cmp.Compare(len(p.held[a]), len(p.held[b])) }) // of several that have fewest, the one whose turn is next
 	next := p.wait[source][0]
 	p.turns = append(slices.DeleteFunc(p.turns, func(s *Source) bool { return s == source }), source)
 	p.setWaiting(source, p.wait[source][1:])

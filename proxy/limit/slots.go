@@ -10,7 +10,7 @@ type Share uint8
 
 // The shares. The zero value is the smallest.
 const (
-	ShareSource   Share = iota // a source address that has not shown an identity
+	ShareSource   Share = iota // a source address, user or listener without an identity
 	ShareProxy                 // a load balancer that has yet to say for whom it connects
 	ShareIdentity              // an identity that was proven
 	ShareLocal                 // a user, a listener or an address whose identity the listener gives
@@ -289,7 +289,7 @@ func (s *Slots) put(slot *Slot, owner Owner) {
 	}
 }
 
-// account returns one without slots. It is called with mu held.
+// account returns an account without slots. It is called with mu held.
 func (s *Slots) account(p *side, owner Owner) *account {
 	a := s.spare
 	if s.spare = nil; a == nil {

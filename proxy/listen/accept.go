@@ -8,8 +8,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// enter takes what a connection needs that was just accepted, which end gives
-// back, and reports whether there is any. If there is not, Cut was told.
+// enter takes a slot and a descriptor for a connection that was just accepted, and
+// reports whether there were both: end gives them back. If there were not, neither is
+// held, and Cut was told.
 func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 	if !conn.takeSlot(ctx) {
 		return false
@@ -24,7 +25,7 @@ func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 	return false
 }
 
-// When accepting fails, which is for want of descriptors most of the time.
+// What follows when accepting fails, most often for want of descriptors.
 const (
 	acceptPause = 50 * time.Millisecond // before the next try: connections that end free some
 	acceptLog   = time.Second           // between two lines of the log

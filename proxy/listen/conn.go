@@ -71,7 +71,7 @@ type Conn struct {
 	peer       string // the user at the other end of a unix socket; "" if it is not known
 	slot       limit.Slot
 	source     *limit.Source      // nil until it was admitted
-	uncut      func() bool        // lets the end of Serve's context pass; nil at first
+	uncut      func() bool        // ends the wait for the end of Serve's context, which closes the connection; nil at first
 	verifier   *identity.Verifier // nil without TLS
 	generation uint64             // of the trust that the caller was identified by
 }

@@ -66,8 +66,8 @@ type Config struct {
 	// itself. Otherwise the name that was asked for decides, and a deny rule
 	// for the alias.
 	Inspect bool
-	// Descriptors are what the sockets to servers are taken from, each for as
-	// long as it is open; nil is any number.
+	// Descriptors are where each socket to a server takes one, for as long as it
+	// is open; nil is any number.
 	Descriptors *limit.Descriptors
 }
 

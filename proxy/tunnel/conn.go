@@ -26,7 +26,7 @@ type Conn struct {
 	greeting *Greeting // nil but while a handshake runs
 
 	relaying bool        // a tunnel runs: Read does not wait, write deadlines are the tunnel's
-	closed   atomic.Bool // Close was called
+	released atomic.Bool // release was called
 	ended    atomic.Bool // CloseWrite was called
 	release  func()      // called by the first Close; nil is nothing
 
@@ -70,7 +70,7 @@ func Holding(c net.Conn, release func()) *Conn {
 // Close closes the wrapped connection.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
-	if c.release != nil && !c.closed.Swap(true) {
+	if c.release != nil && !c.released.Swap(true) {
 		c.release()
 	}
 	return err

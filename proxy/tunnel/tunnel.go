@@ -83,8 +83,8 @@ type Tunnel struct {
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
 	ending  sync.Mutex
-	hurried bool          // a gate waits only so long for the first byte
-	waits   time.Duration // how long a gate waits, that has the client's first bytes to come; negative once it has passed them
+	hurried bool          // Hurry was called while it had something to do
+	waits   time.Duration // Gate.Wait of the gate that rules over the first bytes; zero before it does, negative once it has passed them
 	reason  Reason        // why both ways were cut; None if they were not
 	err     error
 	first   Reason // who finished first, Client or Upstream

@@ -118,8 +118,8 @@ func (p *parser) policy(n *strictyaml.Node) {
 	}
 }
 
-// maxRevoke is a share, or a mapping with one and how many identities it leaves
-// whatever share they are.
+// maxRevoke reads a share, or a mapping of a share and of how many identities may
+// lose something whatever share they are.
 func (p *parser) maxRevoke(n *strictyaml.Node) {
 	m := &p.Gateway.MaxRevoke
 	m.AtLeast = live.DefaultAtLeast
@@ -238,8 +238,8 @@ func limits(c *Config) func(*strictyaml.Node) {
 	)
 }
 
-// written returns what reads a key whose default fits the system, which what is
-// written need not.
+// written returns what reads a key whose default is lowered to what fits the system,
+// and clears fit, since a number that is written stays.
 func written(fit *bool, read func(*strictyaml.Node)) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		*fit = false

@@ -22,11 +22,11 @@ import (
 // and certificates, for opening a record file again, and for exporters; and those
 // of the admin listener, which has a share of the limit.
 const (
-	ownReserve     = 12
-	adminShare     = 64
-	adminLeast     = 4
-	unknownOpen    = 32 // taken for what is open where the system does not say
-	leastForOthers = 8  // descriptors, with fewer of which for callers nothing is served
+	ownReserve      = 12
+	adminShare      = 64
+	adminLeast      = 4
+	unknownOpen     = 32 // taken for what is open where the system does not say
+	leastForCallers = 8  // with fewer than these nothing is served
 )
 
 // files are the descriptors of the process. Its limit is the soft one, which the
@@ -77,7 +77,7 @@ func openFiles() int {
 // forCallers returns how many descriptors callers may make the process use.
 func (f files) forCallers() int { return max(0, f.limit-f.kept()) }
 
-// kept returns how many they may not.
+// kept returns how many descriptors are kept from callers.
 func (f files) kept() int { return f.own + ownReserve + f.admin }
 
 // fitted is what became of the bounds on connections, a line each.
@@ -95,9 +95,9 @@ func (f files) fit(cfg *config.Config, to *gateway.Config) (done fitted, err err
 	}
 	to.Admin.Connections = f.admin
 	most := f.forCallers()
-	if most < leastForOthers {
+	if most < leastForCallers {
 		return done, fmt.Errorf("the process may have %d files open, and keeps %d for itself: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit) to %d at least",
-			f.limit, f.kept(), f.kept()+leastForOthers)
+			f.limit, f.kept(), f.kept()+leastForCallers)
 	}
 	requests, queries := connections(to)
 	needed := needs(requests, queries)
@@ -155,7 +155,8 @@ func fitting(most int, needs func(int) int, there int) int {
 	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > there }))
 }
 
-// fitFiles does that for the process, once all that it is to open is known.
+// fitFiles makes the bounds on connections fit the descriptors of the process, once
+// it is known what the start opens, and gives the gateway and the resolver the counts.
 func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
 	p.files = readFiles(cfg, len(p.sources.files))
 	if p.files.limit == 0 {
@@ -171,8 +172,9 @@ func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
 }
 
 // share shares the descriptors for callers out, in the proportion in which the
-// bounds on connections need them. What is odd is for the connections of callers, so
-// that there is one to say to its caller that there is none for its destination.
+// bounds on connections need them. What the division leaves over is for the
+// connections of callers: over one of them its caller can be told that there is none
+// for its destination.
 func (p *Process) share(cfg *gateway.Config, f files) {
 	most := f.forCallers()
 	accepted, opened := gateway.DescriptorsFor(connections(cfg))

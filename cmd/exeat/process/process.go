@@ -49,8 +49,8 @@ type Process struct {
 
 	files       files
 	fitted      fitted              // what files made of the bounds on connections; told once everything is open
-	descriptors gateway.Descriptors // nil if the limit of the process is not known
-	bounds      gateway.Config      // as New was given it
+	descriptors gateway.Descriptors // both are nil if the limit of the process is not known
+	bounds      gateway.Config      // what gateway.New was given: its bounds on connections, as they were fitted
 }
 
 // Open reads what the configuration names and opens the listeners. After an error

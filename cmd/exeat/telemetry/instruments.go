@@ -201,8 +201,8 @@ func (i *Instruments) Handshake(why allowlist.Reason) {
 	i.handshakes.Add(context.Background(), 1, i.handshakeSets.of(why)...)
 }
 
-// Cut counts connections of a listener that were closed for want of a slot. Zero
-// shows the count of that cause before there is any.
+// Cut counts connections of a listener that were closed for want of a slot or a file
+// descriptor. Zero shows the count of that cause before there is any.
 func (i *Instruments) Cut(listener, cause string, connections int) {
 	i.cut.Add(context.Background(), int64(connections), i.cutSets.of(cutLabels{listener, cause})...)
 }

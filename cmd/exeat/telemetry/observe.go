@@ -17,7 +17,7 @@ import (
 type Observed struct {
 	// Tunnels is how many are open.
 	Tunnels func() int
-	// Unanswered are DNS packets; nil without a DNS listener.
+	// Unanswered counts what got no answer over DNS; nil without a DNS listener.
 	Unanswered func() Unanswered
 	// Policy is the one in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
