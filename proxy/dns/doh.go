@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -160,6 +161,11 @@ func (h *dohConn) enter() (late, ok bool) {
 	}
 	h.handlers.Add(1)
 	h.running++
+	if caller := &h.conn.Caller; caller.Reason != allowlist.NoReason || isOver(caller) {
+		// It would keep a slot of those without an identity by a body that it holds
+		// back, or a window.
+		return h.conn.GaveWay(), true
+	}
 	h.begun++
 	return !h.conn.Begin(), true
 }

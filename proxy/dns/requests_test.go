@@ -104,7 +104,12 @@ type framer struct {
 
 func (g *gateway) frames(t *testing.T, name string) *framer {
 	t.Helper()
-	conn := tls.Client(dialTCP(t, g.doh), g.tls(t, name, "h2"))
+	return newFramer(t, tls.Client(dialTCP(t, g.doh), g.tls(t, name, "h2")))
+}
+
+// newFramer begins HTTP/2 on a connection.
+func newFramer(t *testing.T, conn *tls.Conn) *framer {
+	t.Helper()
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}

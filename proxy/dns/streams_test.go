@@ -1,12 +1,15 @@
 package dns_test
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -252,6 +255,60 @@ func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
 	waitFor(t, "room for one more", func() bool {
 		return say(ask(t, g.dial(t, "doh", "sidecar"), "denied.example")) == "NXDOMAIN, soa of example., ede 15 not-on-allowlist"
 	})
+}
+
+// TestStrangersKeepNoSlotByTheirRequests: a caller without an identity, and one over its
+// share, makes room for others also while its body or the room for its answer is to come.
+func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
+	text := base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack()))
+	for name, begin := range map[string]func(t *testing.T, c *tls.Conn){
+		"a body that does not come": func(t *testing.T, c *tls.Conn) {
+			t.Helper()
+			const head = "POST /dns-query HTTP/1.1\r\nHost: gateway.example\r\nContent-Type: application/dns-message\r\nContent-Length: 40\r\nExpect: 100-continue\r\n\r\n"
+			if _, err := io.WriteString(c, head); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100"))); err != nil { // it is being read
+				t.Fatal(err)
+			}
+		},
+		"an answer without room": func(t *testing.T, c *tls.Conn) {
+			t.Helper()
+			f := newFramer(t, c)
+			if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize}); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", "/dns-query?dns="+text); err != nil {
+				t.Fatal(err)
+			}
+			f.until(t, http2.FrameHeaders)
+		},
+	} {
+		for _, caller := range []string{"", "sidecar"} { // the latter keeps one connection, and the others are over its share
+			t.Run(name+" "+caller, func(t *testing.T) {
+				g := newGateway(t, options{streams: 16, limits: dns.Limits{Streams: 1}})
+				protocol := "http/1.1"
+				if strings.HasPrefix(name, "an answer") {
+					protocol = "h2"
+				}
+				for i := range 6 { // more than all callers without an identity may have
+					d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(10+i))}}
+					raw, err := d.DialContext(t.Context(), "tcp", g.doh.String())
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { _ = raw.Close() })
+					if err := raw.SetDeadline(time.Now().Add(patience)); err != nil {
+						t.Fatal(err)
+					}
+					begin(t, tls.Client(raw, g.tls(t, caller, protocol)))
+				}
+				if got := say(ask(t, g.dial(t, "dot", "other"), "denied.example")); got != "NXDOMAIN, soa of example., ede 15 not-on-allowlist" {
+					t.Errorf("another caller is answered: %s", got)
+				}
+			})
+		}
+	}
 }
 
 // TestAnswersThatNobodyWantsKeepNoSlot: a client over HTTP/2 that gives its requests

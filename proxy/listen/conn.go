@@ -1,10 +1,12 @@
 package listen
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -70,10 +72,11 @@ type Conn struct {
 	home       *Listener
 	peer       string // the user at the other end of a unix socket; "" if it is not known
 	slot       limit.Slot
-	source     *limit.Source      // nil until it was admitted
-	uncut      func() bool        // ends the wait for the end of Serve's context, which closes the connection; nil at first
-	verifier   *identity.Verifier // nil without TLS
-	generation uint64             // of the trust that the caller was identified by
+	source     *limit.Source                      // nil until it was admitted
+	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a place of a long handshake; nil at first
+	uncut      func() bool                        // ends the wait for the end of Serve's context, which closes the connection; nil at first
+	verifier   *identity.Verifier                 // nil without TLS
+	generation uint64                             // of the trust that the caller was identified by
 }
 
 // Renew asks again who the caller is, if the trust in identities has changed

@@ -95,6 +95,9 @@ func (h *longHandshake) begin(ctx context.Context) error {
 	raw := h.conn.raw
 	waiting, cancel := context.WithDeadline(ctx, h.until)
 	defer cancel()
+	if h.conn.unwait.Store(&cancel); h.conn.GaveWay() { // before the connection could be told
+		cancel()
+	}
 	var err error
 	h.place, err = h.listener.cfg.Places.Take(waiting, h.conn.source, func() { _ = raw.Close() })
 	if ctx.Err() != nil {

@@ -226,6 +226,35 @@ func TestTheEndDoesNotWaitForAPlace(t *testing.T) {
 	<-r.failures
 }
 
+// TestWhoWaitsForAPlaceCanBeClosed: a connection that loses its slot to another while
+// it waits gives its descriptor back at once, and does not wait on.
+func TestWhoWaitsForAPlaceCanBeClosed(t *testing.T) {
+	p := newPKI(t)
+	places, descriptors, cuts := limit.NewPlaces(1), limit.NewDescriptors(8), make(chan limit.Cause, 100)
+	shares := limit.SharesOf(64)
+	r := serve(t, func(r *rig, cfg *Config) {
+		p.withTLS(r, cfg)
+		cfg.Places, cfg.Descriptors, cfg.HandshakeTimeout = places, descriptors, time.Hour
+		cfg.Slots, cfg.Cut = limit.NewSlots(shares), func(cause limit.Cause) { cuts <- cause }
+	})
+	if _, err := places.Take(t.Context(), nil, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 * shares.PerSource {
+		_ = stall(t, r, "").Close()
+	}
+	for range 4 * shares.PerSource {
+		if got := <-cuts; got != limit.CauseSource {
+			t.Errorf("cut for %v", got)
+		}
+	}
+	for end := time.Now().Add(30 * time.Second); descriptors.Stats().Used > shares.PerSource; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d descriptors are taken, want %d at most", descriptors.Stats().Used, shares.PerSource)
+		}
+	}
+}
+
 // TestStrangersHaveABudget: certificates that do not verify cost their address
 // what they cost, known ones as well; whoever is known is served meanwhile, and
 // so is everybody at another address.

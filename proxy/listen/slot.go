@@ -67,6 +67,9 @@ func (c *Caller) full(cause limit.Cause) {
 func (c *Conn) giveWay(cause limit.Cause) {
 	over := c.raw.Ended()
 	_ = c.raw.Close()
+	if cancel := c.unwait.Load(); cancel != nil { // who waits for a place reads nothing, and does not notice
+		(*cancel)()
+	}
 	if !over {
 		c.home.cfg.Cut(cause)
 	}
