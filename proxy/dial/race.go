@@ -39,6 +39,11 @@ func (d *Dialer) open(ctx context.Context, dec *allowlist.Decision, addr netip.A
 	if !d.cfg.Descriptors.Take(1) {
 		return nil, limit.ErrNoDescriptor
 	}
+	return d.taken(ctx, dec, addr)
+}
+
+// taken is open with a descriptor that was taken.
+func (d *Dialer) taken(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
 	opened := false
 	defer func() {
 		if !opened {
@@ -83,7 +88,7 @@ type attempt struct {
 	panicked string
 }
 
-// try connects in a goroutine of its own; a panic there would end the process
+// try connects, with a descriptor that was taken, in a goroutine of its own; a panic there would end the process
 // if it were not carried over to the goroutine that waits.
 func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (a attempt) {
 	defer func() {
@@ -91,13 +96,17 @@ func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.Ad
 			a = attempt{panicked: fmt.Sprintf("%v\n\n%s", cause, debug.Stack())}
 		}
 	}()
-	a.conn, a.err = d.open(ctx, dec, addr)
+	a.conn, a.err = d.taken(ctx, dec, addr)
 	return a
 }
 
 // race connects to the addresses in turn, the next one when the last has
 // failed or not answered for a while; the first connection wins and the others
 // are closed. It returns after every attempt it began has ended.
+//
+// A request counts on one descriptor. An attempt beside others takes one that can be
+// done without, and waits for the others to end if there is none: names with many
+// addresses that never answer cost nobody a connection.
 func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []netip.AddrPort) (net.Conn, error) {
 	if len(addrs) == 1 { // the usual case needs no second goroutine
 		return d.open(ctx, dec, addrs[0])
@@ -108,15 +117,25 @@ func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []neti
 	defer stagger.Stop()
 	results := make(chan attempt)
 	running := 0
+	var errs []error
 	begin := func() {
+		take := d.cfg.Descriptors.TakeSpare
+		if running == 0 {
+			take = d.cfg.Descriptors.Take
+		}
+		stagger.Reset(d.cfg.Stagger)
+		if !take(1) {
+			if running == 0 {
+				errs = append(errs, limit.ErrNoDescriptor)
+			}
+			return
+		}
 		addr := addrs[0]
 		addrs = addrs[1:]
 		running++
-		stagger.Reset(d.cfg.Stagger)
 		go func() { results <- d.try(ctx, dec, addr) }()
 	}
 	var won net.Conn
-	var errs []error
 	var panicked string
 	for begin(); running > 0; {
 		select {

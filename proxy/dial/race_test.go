@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // peerConn is one end of a pipe that says where it leads and when it is closed.
@@ -165,6 +166,39 @@ func TestRaces(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestManySilentAddresses: requests for a name that has many take a descriptor each,
+// and what they take beside leaves a quarter for others.
+func TestManySilentAddresses(t *testing.T) {
+	const most = 40
+	synctest.Test(t, func(t *testing.T) {
+		descriptors := limit.NewDescriptors(most)
+		var silent []netip.Addr
+		for i := range 64 {
+			silent = append(silent, netip.AddrFrom4([4]byte{8, 8, 8, byte(i)}))
+		}
+		d := newDialer(t, Config{Resolve: answering(silent, nil), Descriptors: descriptors})
+		d.connect = func(ctx context.Context, _ *allowlist.Decision, _ netip.AddrPort) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		var dialling sync.WaitGroup
+		for range 3 {
+			dialling.Go(func() {
+				_, err := d.Dial(t.Context(), decide(t, "api.example", 443))
+				wantReason(t, err, allowlist.DialTimeout)
+			})
+		}
+		time.Sleep(DefaultTimeout - time.Second)
+		if got := descriptors.Stats(); got.Used != most-most/4 || got.Missed != 0 {
+			t.Errorf("%+v, want three quarters of them used", got)
+		}
+		dialling.Wait()
+		if got := descriptors.Stats().Used; got != 0 {
+			t.Errorf("%d descriptors are taken in the end", got)
+		}
+	})
 }
 
 // TestTheTimeoutHoldsForBoth: what the lookup took is not there for the dial.
