@@ -26,6 +26,7 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity source
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
+	broken      bool        // the files have had an error since a policy was read from them
 	changed     func()      // closes what rests between two requests; set before anything is served
 	quarantined []string    // patterns by the state in force; belongs to enforced
 
@@ -60,15 +61,22 @@ func (s *inForce) first(ctx context.Context) {
 }
 
 // loaded puts a later load in force. What does not load changes nothing; policy
-// and quarantine list hold each by itself.
+// and quarantine list hold each by itself. A reading with an error confirms nothing:
+// it may have been to repair what is held.
 func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
-	if err != nil {
+	switch {
+	case err != nil:
+		s.broken = true
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
 		s.cfg.Metrics.Loaded(LoadRefused)
 		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
+	case c.Policy != nil:
+		s.broken = false
+	case confirmed && s.broken: // of which a record tells
+		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
-	if confirmed {
+	if confirmed && !s.broken {
 		s.count(s.enforcer.Confirm(ctx, c))
 		return
 	}

@@ -199,6 +199,36 @@ func TestNotesStandTogether(t *testing.T) {
 	}
 }
 
+// TestARepairThatDoesNotLoadConfirmsNothing: who sends SIGHUP for a repair with an error
+// does not mean what is held, however often.
+func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), holding)
+	r.inForce.first(t.Context())
+	_, first := r.registerOf("a", "one.example")
+	_, second := r.registerOf("b", "one.example")
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
+	r.told()
+	held := live.Hold{Entries: 2, Identities: 2, Of: 2}
+	for _, row := range []struct {
+		err  error
+		told []Load
+	}{{errors.New("the files are broken"), []Load{LoadRefused}}, {nil, nil}} { // nil: they are as they were
+		r.Reload()
+		r.inForce.loaded(t.Context(), live.Change{}, row.err)
+		if got := r.Stats().Held; got != held {
+			t.Errorf("%+v is held, want %+v", got, held)
+		}
+		if got := r.told(); !slices.Equal(got, row.told) {
+			t.Errorf("loads %v, want %v", got, row.told)
+		}
+	}
+	r.Reload()
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("one", to("one.example"))}, nil)
+	if got := r.Stats().Held; got != (live.Hold{}) || r.version() != "one" || len(first)+len(second) > 0 {
+		t.Errorf("%+v is held by policy %q, and %d tunnels have ended", got, r.version(), len(first)+len(second))
+	}
+}
+
 // TestOneReloadConfirmsOneReading: what comes behind it is held again.
 func TestOneReloadConfirmsOneReading(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
