@@ -9,40 +9,42 @@ import (
 )
 
 const (
-	// shortFor is how long descriptors count as short after one was missing.
+	// shortFor is how long Short returns true after a descriptor was missing.
 	shortFor = 10 * time.Second
-	// soon is how long TakeSoon waits at most.
+	// soon is the longest time that TakeSoon waits.
 	soon = 100 * time.Millisecond
 )
 
-// Descriptors count the files and sockets that callers can make the process
-// open. Whatever a caller can multiply is taken from here before it is opened,
-// so that what is not counted (policies, identities, records, the admin
-// listener) always finds a descriptor.
+// Descriptors counts the files and sockets that callers can make the process open.
+// Every descriptor whose number a caller can raise is taken from this count before it
+// is opened, so that what is not counted (policies, identities, records, the admin
+// listener) always finds a free descriptor.
 //
-// The zero value has none; nil has any number. It is safe for concurrent use.
+// The zero value has no descriptors; a nil Descriptors has no limit. It is safe for
+// concurrent use.
 type Descriptors struct {
-	most   atomic.Int64
-	used   atomic.Int64
-	missed atomic.Uint64
-	last   atomic.Int64 // when one was missing last, in Unix nanoseconds; 0 is never
+	most   atomic.Int64  // the largest number that may be taken
+	used   atomic.Int64  // the number that is taken
+	missed atomic.Uint64 // how often there was none left
+	last   atomic.Int64  // when there was none left for the last time, in Unix nanoseconds; 0 means never
 
-	want atomic.Pointer[func()] // what OnWant was given; nil is nothing
+	want atomic.Pointer[func()] // the function that OnWant has set; nil if none
 
-	heed  atomic.Int64  // how many want to know of Give: those who wait, and one more if vain
-	vain  atomic.Bool   // a wait was in vain, and nothing was given back since
-	freed chan struct{} // something was given back; nil in the zero value, where nothing can be
+	heed  atomic.Int64  // Give wakes somebody if this is not 0: the number of waiting calls, plus one if vain is set
+	vain  atomic.Bool   // a call has waited in vain, and no descriptor has been given back since
+	freed chan struct{} // receives when a descriptor is given back; nil in the zero value
 }
 
-// NewDescriptors returns a count that goes up to most; a negative one is zero.
+// NewDescriptors returns Descriptors of which at most most may be taken. A negative
+// most means zero.
 func NewDescriptors(most int) *Descriptors {
 	d := &Descriptors{freed: make(chan struct{}, 1)}
 	d.SetMost(most)
 	return d
 }
 
-// SetMost changes how many may be taken at the same time. What is taken beyond it
-// stays, and nothing more is taken until enough of it was given back.
+// SetMost changes how many descriptors may be taken at the same time. If more are taken
+// already they stay taken, and Take fails until enough of them have been given back.
 func (d *Descriptors) SetMost(most int) {
 	d.most.Store(int64(max(0, most)))
 	if d.freed != nil {
@@ -50,8 +52,8 @@ func (d *Descriptors) SetMost(most int) {
 	}
 }
 
-// Take takes n, all or none, and reports whether it did. If so, Give must follow
-// once they are closed.
+// Take takes n descriptors or none, and reports whether it took them. If it did, Give
+// must follow when they are closed.
 func (d *Descriptors) Take(n int) bool {
 	if d == nil || d.try(n, d.most.Load()) {
 		return true
@@ -66,15 +68,15 @@ func (d *Descriptors) Take(n int) bool {
 	return false
 }
 
-// OnWant has Take call free when there are too few, before it says so: free closes
-// what is kept for speed alone, and gives it back. It may be called from many
-// goroutines at the same time.
+// OnWant sets the function that Take calls before it fails. The function closes
+// descriptors that are open only for speed, such as idle connections, and gives them
+// back. It may be called from several goroutines at the same time.
 func (d *Descriptors) OnWant(free func()) { d.want.Store(&free) }
 
-// TakeSoon takes one as Take does. If there is none, it waits for one to be given
-// back, for a tenth of a second at most and until ctx is done: what has ended may
-// be about to. After a wait in vain nobody waits until that has happened, so that
-// many who come while nothing ends are turned away at once.
+// TakeSoon takes one descriptor as Take does. If none is left, it waits until one is
+// given back, ctx is done or a tenth of a second has passed, because connections that
+// have just ended may give theirs back soon. After it has waited in vain, later calls
+// fail at once until a descriptor is given back.
 func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 	if d == nil || d.try(1, d.most.Load()) {
 		return true
@@ -100,11 +102,12 @@ func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 		d.miss()
 		return false
 	}
-	d.signal() // that one was given back may have been said once for several
+	d.signal() // several may have been given back, but freed holds one signal only
 	return true
 }
 
-// try takes n if no more than most are used then. If not, none counts as missing.
+// try takes n descriptors if at most most are taken then. A failure does not count as
+// missing.
 func (d *Descriptors) try(n int, most int64) bool {
 	if d.used.Add(int64(n)) <= most {
 		return true
@@ -113,18 +116,18 @@ func (d *Descriptors) try(n int, most int64) bool {
 	return false
 }
 
-// TakeSpare is Take for what can be done without: the last quarter is not for it,
-// and if there are too few, none counts as missing.
+// TakeSpare takes n descriptors for something that the gateway can do without. It does
+// not use the last quarter, and its failure does not count as missing.
 func (d *Descriptors) TakeSpare(n int) bool { return d == nil || d.try(n, spare(d.most.Load())) }
 
-// Scarce reports whether the last quarter is being used: what was taken by
-// TakeSpare should then not be kept for later.
+// Scarce reports whether the last quarter is in use. Descriptors from TakeSpare should
+// then not be kept for later.
 func (d *Descriptors) Scarce() bool { return d != nil && d.used.Load() > spare(d.most.Load()) }
 
-// spare is most without its last quarter.
+// spare returns most without its last quarter.
 func spare(most int64) int64 { return most - most/4 }
 
-// Give gives n back that were taken.
+// Give gives n descriptors back.
 func (d *Descriptors) Give(n int) {
 	if d == nil {
 		return
@@ -135,7 +138,7 @@ func (d *Descriptors) Give(n int) {
 	}
 }
 
-// wake ends a wait, and lets others wait again.
+// wake wakes a call that waits, and allows later calls to wait again.
 func (d *Descriptors) wake() {
 	if d.vain.Swap(false) {
 		d.heed.Add(-1)
@@ -143,7 +146,7 @@ func (d *Descriptors) wake() {
 	d.signal()
 }
 
-// signal has one of those who wait try again.
+// signal makes one of the waiting calls try again.
 func (d *Descriptors) signal() {
 	select {
 	case d.freed <- struct{}{}:
@@ -151,10 +154,10 @@ func (d *Descriptors) signal() {
 	}
 }
 
-// Missing reports whether an error says that there is no descriptor, as
-// NoDescriptor does. One of the system's counts as if Take had found none:
-// somebody may have lowered the limit of the process, or others may have filled
-// the system.
+// Missing reports whether err means that there is no free descriptor (see
+// NoDescriptor). An error of the operating system counts as missing, as if Take had
+// failed: the limit of the process may have been lowered, or other processes may use
+// up the descriptors of the machine.
 func (d *Descriptors) Missing(err error) bool {
 	if !NoDescriptor(err) {
 		return false
@@ -165,12 +168,13 @@ func (d *Descriptors) Missing(err error) bool {
 	return true
 }
 
+// miss notes that a descriptor was missing.
 func (d *Descriptors) miss() {
 	d.missed.Add(1)
 	d.last.Store(time.Now().UnixNano())
 }
 
-// Short reports whether one was missing within the ten seconds before now.
+// Short reports whether a descriptor was missing in the ten seconds before now.
 func (d *Descriptors) Short(now time.Time) bool {
 	if d == nil {
 		return false
@@ -179,14 +183,14 @@ func (d *Descriptors) Short(now time.Time) bool {
 	return last != 0 && now.UnixNano()-last < int64(shortFor)
 }
 
-// DescriptorStats say how many are taken of how many, and how often one was
-// missing.
+// DescriptorStats says how many descriptors are taken, how many may be, and how often
+// one was missing.
 type DescriptorStats struct {
 	Used, Most int
 	Missed     uint64
 }
 
-// Stats returns the counts of now; zero for nil.
+// Stats returns the current counts. They are zero for a nil Descriptors.
 func (d *Descriptors) Stats() DescriptorStats {
 	if d == nil {
 		return DescriptorStats{}
@@ -194,11 +198,11 @@ func (d *Descriptors) Stats() DescriptorStats {
 	return DescriptorStats{Used: int(d.used.Load()), Most: int(d.most.Load()), Missed: d.missed.Load()}
 }
 
-// ErrNoDescriptor is why something was not opened for which Take has none.
+// ErrNoDescriptor is the error for something that was not opened because Take failed.
 var ErrNoDescriptor = errors.New("no file descriptor is left for it")
 
-// NoDescriptor reports whether an error says that there is no descriptor, or no
-// memory for a socket: a want of the gateway's, whoever it was about to reach.
+// NoDescriptor reports whether err means that there is no free descriptor, or no memory
+// for a socket. Such an error says nothing about the destination.
 func NoDescriptor(err error) bool {
 	for _, none := range [...]error{ErrNoDescriptor, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
 		if errors.Is(err, none) {

@@ -8,32 +8,33 @@ import (
 	"sync"
 )
 
-// DefaultPlaces is how many handshakes may be long at a time.
+// DefaultPlaces is how many long handshakes may run at the same time.
 const DefaultPlaces = 32
 
-// ErrDisplaced is the cause with which a holder of a place is told that another
-// source needs it.
+// ErrDisplaced is the cause with which a place is taken away from one source
+// because another source needs it.
 var ErrDisplaced = errors.New("the place was needed for another address")
 
-// Places are a few of something dear, which sources share: each that wants some
-// has as many as the others. Who comes while all are taken waits, and a place that
-// becomes free goes to the source that has fewest, in turn. If another source has
-// more than its share, the one that it took first is taken away from it, so that
-// nobody waits for a source that keeps what it has. It is safe for concurrent use.
+// Places is a small number of permits for expensive work, shared out evenly among
+// source addresses. A caller that finds all of them taken waits. A permit that
+// becomes free goes to the waiting source that has the fewest, and in turn among
+// equals. If one source has more than its share, its oldest permit is taken away,
+// so that nobody waits for a source that keeps what it has. It is safe for
+// concurrent use.
 type Places struct {
 	mu    sync.Mutex
 	free  int
-	held  map[*Source][]*Place // the oldest first; those that were displaced are gone from it
-	turns []*Source            // sources that wait, the next one first
-	wait  map[*Source][]*Place // those that wait, the next one first
+	taken map[*Source][]*Place // places in use by source, the oldest first, without displaced ones
+	turns []*Source            // sources that have waiting callers, the next one first
+	wait  map[*Source][]*Place // places that callers wait for by source, the next one first
 }
 
 // Place is one of Places.
 type Place struct {
 	places *Places
 	source *Source
-	cut    func() // takes it away
-	given  chan struct{}
+	cut    func()        // ends the work that uses the place
+	given  chan struct{} // closed when a caller that waits gets the place
 }
 
 // NewPlaces returns n places that are free; zero means DefaultPlaces.
@@ -41,12 +42,13 @@ func NewPlaces(n int) *Places {
 	if n <= 0 {
 		n = DefaultPlaces
 	}
-	return &Places{free: n, held: map[*Source][]*Place{}, wait: map[*Source][]*Place{}}
+	return &Places{free: n, taken: map[*Source][]*Place{}, wait: map[*Source][]*Place{}}
 }
 
-// Take waits for a place until ctx ends, and returns its cause then. Close of the
-// place must follow, soon after cut was called: that is called once at most, from
-// any goroutine, and must not wait. A nil Source stands for all that have none.
+// Take returns a place, and waits for one until ctx ends; then it returns the cause
+// of ctx. The caller must call Close when its work is done. If the place is taken
+// away, cut is called, once and from any goroutine; it must not block, and Close
+// must follow soon. All callers with a nil source count as one source.
 func (p *Places) Take(ctx context.Context, source *Source, cut func()) (*Place, error) {
 	place := &Place{places: p, source: source, cut: cut}
 	if displaced, taken := p.ask(place); taken {
@@ -62,10 +64,11 @@ func (p *Places) Take(ctx context.Context, source *Source, cut func()) (*Place, 
 	if p.leave(place) {
 		return nil, context.Cause(ctx)
 	}
-	return place, nil // it was given at the same time
+	return place, nil // the place was given while ctx ended
 }
 
-// ask takes a place, or a turn, and says whose place is to be taken away for it.
+// ask takes a free place, or else queues the caller and returns the place that is
+// taken away for it, if there is one.
 func (p *Places) ask(place *Place) (displaced *Place, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,24 +85,26 @@ func (p *Places) ask(place *Place) (displaced *Place, taken bool) {
 	return p.displace(place.source), false
 }
 
-// displace takes the oldest place from the source that has most, if that has more
-// than the one that waits would have with all that it waits for.
+// displace takes the oldest place away from the source that has the most places, if
+// it has more than the waiting source has and waits for together. The caller holds
+// mu.
 func (p *Places) displace(waiting *Source) *Place {
-	most, n := waiting, len(p.held[waiting])+len(p.wait[waiting])
-	for source, held := range p.held {
-		if len(held) > n {
-			most, n = source, len(held)
+	most, n := waiting, len(p.taken[waiting])+len(p.wait[waiting])
+	for source, taken := range p.taken {
+		if len(taken) > n {
+			most, n = source, len(taken)
 		}
 	}
 	if most == waiting {
 		return nil
 	}
-	oldest := p.held[most][0]
+	oldest := p.taken[most][0]
 	p.drop(oldest)
 	return oldest
 }
 
-// leave gives up waiting, unless the place was given already.
+// leave stops waiting for a place. It returns false if the place has already been
+// given.
 func (p *Places) leave(place *Place) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,7 +117,8 @@ func (p *Places) leave(place *Place) bool {
 	return true
 }
 
-// setWaiting is called with mu held.
+// setWaiting replaces the list of places that a source waits for. The caller holds
+// mu.
 func (p *Places) setWaiting(source *Source, waiting []*Place) {
 	if len(waiting) > 0 {
 		p.wait[source] = waiting
@@ -122,27 +128,28 @@ func (p *Places) setWaiting(source *Source, waiting []*Place) {
 	p.turns = slices.DeleteFunc(p.turns, func(s *Source) bool { return s == source })
 }
 
-// give is called with mu held.
-func (p *Places) give(place *Place) { p.held[place.source] = append(p.held[place.source], place) }
+// give adds a place to those that its source uses. The caller holds mu.
+func (p *Places) give(place *Place) { p.taken[place.source] = append(p.taken[place.source], place) }
 
-// drop forgets who has a place, and reports whether it was known. It is called
-// with mu held.
+// drop removes a place from those that its source uses. It returns false if the
+// place was not among them. The caller holds mu.
 func (p *Places) drop(place *Place) bool {
-	held := p.held[place.source]
-	i := slices.Index(held, place)
+	taken := p.taken[place.source]
+	i := slices.Index(taken, place)
 	if i < 0 {
 		return false
 	}
-	if held = slices.Delete(held, i, i+1); len(held) == 0 {
-		delete(p.held, place.source)
+	if taken = slices.Delete(taken, i, i+1); len(taken) == 0 {
+		delete(p.taken, place.source)
 	} else {
-		p.held[place.source] = held
+		p.taken[place.source] = taken
 	}
 	return true
 }
 
-// Close gives the place back, to the source whose turn it is. It reports whether
-// it had been taken away: then cut was called, or is being called.
+// Close returns the place, and hands it to the waiting source that has the fewest.
+// It reports whether the place had been taken away before: then cut has been called
+// or is being called.
 func (l *Place) Close() (displaced bool) {
 	p := l.places
 	p.mu.Lock()
@@ -152,7 +159,8 @@ func (l *Place) Close() (displaced bool) {
 		p.free++
 		return displaced
 	}
-	source := slices.MinFunc(p.turns, func(a, b *Source) int { return cmp.Compare(len(p.held[a]), len(p.held[b])) }) // of several that have fewest, the one whose turn is next
+	// MinFunc returns the first of equals, which is the source whose turn is next.
+	source := slices.MinFunc(p.turns, func(a, b *Source) int { return cmp.Compare(len(p.taken[a]), len(p.taken[b])) })
 	next := p.wait[source][0]
 	p.turns = append(slices.DeleteFunc(p.turns, func(s *Source) bool { return s == source }), source)
 	p.setWaiting(source, p.wait[source][1:])

@@ -1,21 +1,20 @@
 package limit
 
-// side is the slots of all callers with an identity, or of all without one. It is
-// guarded by the mutex of the slots.
+// side holds the slots of all callers with an identity, or of all callers without one.
+// The mutex of Slots guards it.
 type side struct {
-	most, used int
+	most, used int // the largest and the current number of slots
 	accounts   map[Owner]*account
-	// ranks has the accounts whose slots may be given up by how many of them are
-	// without a request: ranks[n] those with n+1. Behind top there are none. The
-	// account that has been in its rank for longest is the first.
+	// ranks holds the accounts that may lose a slot. ranks[n] has those with n+1 slots
+	// without a request, first the one that has been in this rank for the longest time.
 	ranks []*queue[account]
-	top   int
+	top   int // index of the highest rank that has an account; -1 if none has
 }
 
 func newSide(most int) side { return side{most: most, accounts: map[Owner]*account{}, top: -1} }
 
-// longest returns the account that has most slots without a request, nil if none has
-// one that may be given up.
+// longest returns the account that has the most slots without a request. It is nil if
+// no slot may be given up.
 func (p *side) longest() *account {
 	if p.top < 0 {
 		return nil
@@ -23,21 +22,21 @@ func (p *side) longest() *account {
 	return p.ranks[p.top].first()
 }
 
-// account is the slots of one owner.
+// account holds the slots of one owner.
 type account struct {
 	owner  Owner
 	side   *side
-	yields bool // its slots without a request may be given up
-	used   int
+	yields bool // slots without a request may be given up
+	used   int  // number of slots
 
-	resting queue[Slot] // without a request, the one that rests for longest first
+	resting queue[Slot] // slots without a request, the one that has rested longest first
 	idle    int         // length of resting
-	busy    queue[Slot] // with a request, the one that got it first
+	busy    queue[Slot] // slots with a request, the one whose request is oldest first
 	rank    link[account]
 }
 
-// oldest returns the slot to give up for another one of the same owner; nil if there
-// is none. With a request it is one only if all yield.
+// oldest returns the slot to give up for another slot of the same owner, nil if there
+// is none. A slot with a request is returned only if all is set.
 func (a *account) oldest(all bool) *Slot {
 	if slot := a.resting.first(); slot != nil && (a.yields || all) {
 		return slot
@@ -48,13 +47,13 @@ func (a *account) oldest(all bool) *Slot {
 	return nil
 }
 
-// add puts a slot without a request behind the others.
+// add appends a slot without a request.
 func (a *account) add(slot *Slot) {
 	a.resting.append(&slot.link, slot)
 	a.ranked(a.idle + 1)
 }
 
-// remove takes away a slot without a request.
+// remove removes a slot without a request.
 func (a *account) remove(slot *Slot) {
 	slot.link.unlink()
 	a.ranked(a.idle - 1)
@@ -66,14 +65,14 @@ func (a *account) begin(slot *Slot) {
 	a.busy.append(&slot.link, slot)
 }
 
-// rest notes that a slot has none any more.
+// rest notes that a slot has no request any more.
 func (a *account) rest(slot *Slot) {
 	slot.link.unlink()
 	a.add(slot)
 }
 
-// ranked puts the account into the rank of a number of slots, which is one more or
-// less than before.
+// ranked moves the account to the rank for its new number of slots without a request,
+// which is one more or one less than before.
 func (a *account) ranked(idle int) {
 	p := a.side
 	if a.idle = idle; !a.yields {
@@ -87,39 +86,41 @@ func (a *account) ranked(idle int) {
 		p.ranks[idle-1].append(&a.rank, a)
 		p.top = max(p.top, idle-1)
 	}
-	for p.top >= 0 && p.ranks[p.top].first() == nil { // at most once: the account went one down
+	for p.top >= 0 && p.ranks[p.top].first() == nil { // runs at most once, since the account moved by one rank
 		p.top--
 	}
 }
 
-// A queue is a list whose links are part of what is in it, so that it allocates
-// nothing. The zero value is empty. It must not be copied once something was in it.
+// queue is a doubly linked list whose links are fields of its elements, so that it
+// allocates nothing. The zero value is empty. A queue that was used must not be copied.
 type queue[T any] struct{ root link[T] }
 
-// link is the place in a queue. The zero value is in none.
+// link connects an element with its neighbours. The zero value is in no queue.
 type link[T any] struct {
 	next, prev *link[T]
-	of         *T // nil of the root
+	elem       *T // the element that holds the link; nil for the root of a queue
 }
 
-// first returns what has been in the queue for longest, nil if it is empty.
+// first returns the element that has been in the queue for the longest time, nil if
+// the queue is empty.
 func (q *queue[T]) first() *T {
 	if q.root.next == nil {
 		return nil
 	}
-	return q.root.next.of
+	return q.root.next.elem
 }
 
-// append puts something that is in no queue at the end.
-func (q *queue[T]) append(l *link[T], of *T) {
+// append adds an element, which must be in no queue, and its link at the end.
+func (q *queue[T]) append(l *link[T], elem *T) {
 	if q.root.next == nil {
 		q.root.next, q.root.prev = &q.root, &q.root
 	}
-	l.of, l.prev, l.next = of, q.root.prev, &q.root
+	l.elem, l.prev, l.next = elem, q.root.prev, &q.root
 	l.prev.next, l.next.prev = l, l
 }
 
-// unlink takes something out of the queue that it is in, if it is in one.
+// unlink removes an element from the queue that it is in. It does nothing if the
+// element is in none.
 func (l *link[T]) unlink() {
 	if l.next == nil {
 		return

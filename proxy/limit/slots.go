@@ -5,50 +5,52 @@ import (
 	"sync"
 )
 
-// Share says by what an owner of slots is known, and with it how many it may have.
+// Share is the kind of an owner of slots. It determines how many slots one owner may
+// have.
 type Share uint8
 
 // The shares. The zero value is the smallest.
 const (
 	ShareSource   Share = iota // a source address, user or listener without an identity
-	ShareProxy                 // a load balancer that has yet to say for whom it connects
-	ShareIdentity              // an identity that was proven
-	ShareLocal                 // a user, a listener or an address whose identity the listener gives
+	ShareProxy                 // a load balancer whose PROXY protocol header has not come yet
+	ShareIdentity              // an identity that a certificate has proven
+	ShareLocal                 // a user, a listener or an address whose identity the listener's configuration gives
 )
 
-// known reports whether it is one of callers with an identity.
+// known reports whether owners of this kind have an identity.
 func (s Share) known() bool { return s == ShareIdentity || s == ShareLocal }
 
-// Owner is whom a slot counts for.
+// Owner is the party whose share a slot is counted in.
 type Owner struct {
 	Share Share
-	// Addr is the source or the load balancer, and of ShareLocal the address that
-	// stands for an identity; see allowlist.SourceOf. It is the zero value on a unix
-	// socket.
+	// Addr is the source address (see allowlist.SourceOf) or the load balancer's; with
+	// ShareLocal it is the address that stands for an identity. It is the zero value
+	// on a unix socket.
 	Addr netip.Addr
-	// Name is the identity, the user or the listener; "" of an address without an identity.
+	// Name is the identity, the user or the listener. It is "" for an address without
+	// an identity.
 	Name string
 }
 
-// Cause says which limit a connection was closed or refused for.
+// Cause names the limit for which a connection was closed or refused.
 type Cause uint8
 
-// The causes. The zero value is that there was room.
+// The causes. The zero value means that there was room.
 const (
 	NoCause           Cause = iota
-	CauseSource             // its source has as many as it may
-	CauseUnidentified       // so have all callers without an identity together
-	CauseCaller             // its identity, user or listener has as many as it may
-	CauseAll                // so have all callers with an identity together
-	CauseDescriptors        // the process has no file descriptor left for it
+	CauseSource             // the source address has all the slots that it may have
+	CauseUnidentified       // all callers without an identity together have all of theirs
+	CauseCaller             // the identity, user or listener has all the slots that it may have
+	CauseAll                // all callers with an identity together have all of theirs
+	CauseDescriptors        // the process has no file descriptor left for the connection
 )
 
-// Causes returns all causes but NoCause.
+// Causes returns all causes except NoCause.
 func Causes() []Cause {
 	return []Cause{CauseSource, CauseUnidentified, CauseCaller, CauseAll, CauseDescriptors}
 }
 
-// String returns the word for metrics and records, "" for NoCause.
+// String returns the word that metrics and records use; it is "" for NoCause.
 func (c Cause) String() string {
 	switch c {
 	case CauseSource:
@@ -66,27 +68,28 @@ func (c Cause) String() string {
 	return ""
 }
 
-// Shares are how many slots there are, and how many of them each may have. A zero
-// field lets nobody have any.
+// Shares says how many slots there are, and how many of them one owner may have. A
+// field that is zero grants no slot.
 type Shares struct {
-	Unidentified int // of all callers without an identity
-	PerSource    int // of one source among them
-	Identified   int // of all callers with an identity
-	PerIdentity  int // of one identity that was proven
-	PerLocal     int // of one user, listener or address whose identity the listener gives
+	Unidentified int // slots of all callers without an identity together
+	PerSource    int // slots of one source address among them
+	Identified   int // slots of all callers with an identity together
+	PerIdentity  int // slots of one proven identity
+	PerLocal     int // slots of one user, listener or address whose identity the listener's configuration gives
 
-	// IdleYields lets a proven identity lose a slot that has no request, too. Those
-	// of all others may be lost in any case.
+	// IdleYields allows to close the connection of a proven identity, too, while it
+	// has no request. Those of all other owners may be closed then in any case.
 	IdleYields bool
-	// AllYield lets even a slot that has a request be lost to another of the same
-	// owner, if none is without.
+	// AllYield allows to close even a connection that has a request, if its owner
+	// opens another one and has none without a request.
 	AllYield bool
 }
 
-// SharesOf divides a total: a quarter is for callers without an identity, and one
-// source may have an eighth of that. The rest is for callers with an identity, of
-// which one that was proven may have half, and one whose identity the listener gives
-// a quarter of the total. Each is at least one, so that a total below two is two.
+// SharesOf divides a total. A quarter is for callers without an identity, and one
+// source address may have an eighth of that quarter. The rest is for callers with an
+// identity: a proven identity may have half of the rest, and one that the listener's
+// configuration gives a quarter of the total. Every share is at least one, so that a
+// total below two counts as two.
 func SharesOf(total int) Shares {
 	quarter := max(1, total/4)
 	rest := max(1, total-quarter)
@@ -96,23 +99,23 @@ func SharesOf(total int) Shares {
 	}
 }
 
-// Slots are the places for connections. They bound how many there are and divide
-// them: nobody without an identity can take the places of those with one, and nobody
-// takes more than a share. Where a share is full, the slot that has been without a
-// request for longest is given up for a new one. A slot with a request never is,
-// unless AllYield says so.
+// Slots bounds the number of open connections and shares it out: callers without an
+// identity cannot take the slots of callers with one, and no owner takes more than
+// its share. When a share is full, the slot that has been without a request for the
+// longest time is given up for the new connection. A slot with a request is never
+// given up, unless AllYield says so.
 //
-// Every call is a few steps, however many slots there are. It is safe for concurrent
-// use. The zero value has no room for anybody.
+// Every call takes a constant number of steps, however many slots there are. Slots is
+// safe for concurrent use. The zero value has no slot.
 type Slots struct {
 	shares Shares
 
 	mu                       sync.Mutex
 	unidentified, identified side
-	spare                    *account // one to use again, so that a new connection makes none
+	spare                    *account // an unused account, kept so that a new connection allocates none
 }
 
-// NewSlots returns slots of which none is taken.
+// NewSlots returns Slots of which none is in use.
 func NewSlots(shares Shares) *Slots {
 	return &Slots{
 		shares:       shares,
@@ -121,27 +124,28 @@ func NewSlots(shares Shares) *Slots {
 	}
 }
 
-// InUse returns how many slots are taken, with and without an identity.
+// InUse returns the number of slots in use, by callers with and without an identity.
 func (s *Slots) InUse() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.unidentified.used + s.identified.used
 }
 
-// Slot is the place of one connection. The zero value has none, and its methods do
-// nothing. It must not be copied.
+// Slot is the slot of one connection. The methods of the zero value do nothing. A Slot
+// must not be copied.
 type Slot struct {
 	slots    *Slots
-	account  *account // nil if it has no place, or none any more
+	account  *account // the owner's account; nil before Enter and after the end
 	link     link[Slot]
-	requests int         // that are under way
+	requests int         // number of requests under way
 	cut      func(Cause) // closes the connection
-	cutFor   Cause       // why it was given up; NoCause if it was not
+	cutFor   Cause       // why the slot was given up; NoCause if it was not
 }
 
-// Enter takes a slot for an owner, and Leave must follow. It returns why there is
-// none. If another connection has to go for it, Enter calls the cut function of that
-// one before it returns; the function must not wait, nor call the slots.
+// Enter takes a slot for an owner; Leave must follow. If there is none, Enter returns
+// the cause. If another connection gives up its slot, Enter calls the cut function of
+// that connection before it returns. A cut function must not block, and must not call
+// a method of Slots or Slot.
 func (s *Slots) Enter(slot *Slot, owner Owner, cut func(Cause)) Cause {
 	s.mu.Lock()
 	victim, cause := s.makeRoom(owner)
@@ -154,9 +158,9 @@ func (s *Slots) Enter(slot *Slot, owner Owner, cut func(Cause)) Cause {
 	return cause
 }
 
-// Move makes another owner that of a slot, as when its caller has shown an identity.
-// If there is no room the slot stays where it is, and Move returns why. That is also
-// what it returns of a slot that was given up.
+// Move gives a slot another owner, for example when its caller has shown an identity.
+// If that owner's share is full, the slot keeps its owner and Move returns the cause.
+// For a slot that was given up, Move returns the cause of that.
 func (s *Slot) Move(owner Owner) Cause {
 	slots := s.slots
 	if slots == nil {
@@ -168,7 +172,7 @@ func (s *Slot) Move(owner Owner) Cause {
 		return s.cutFor
 	}
 	before := s.account.owner
-	slots.drop(s) // so that nobody has to go for it where it is only counted elsewhere
+	slots.drop(s) // before makeRoom, so that the slot itself does not count against its own side
 	victim, cause := slots.makeRoom(owner)
 	if cause != NoCause {
 		owner = before
@@ -179,8 +183,8 @@ func (s *Slot) Move(owner Owner) Cause {
 	return cause
 }
 
-// Begin says that a request has come: until as many calls of End have followed, the
-// slot is not given up. It reports false if that has happened already.
+// Begin notes that a request has come. The slot is not given up until End has been
+// called as often as Begin. Begin returns false if the slot was given up before.
 func (s *Slot) Begin() bool {
 	if s.slots == nil {
 		return true
@@ -196,7 +200,7 @@ func (s *Slot) Begin() bool {
 	return true
 }
 
-// End says that a request is over. It does nothing if the slot was given up.
+// End notes that a request is over. It does nothing if the slot was given up.
 func (s *Slot) End() {
 	if s.slots == nil {
 		return
@@ -211,7 +215,7 @@ func (s *Slot) End() {
 	}
 }
 
-// Leave returns the slot. It does nothing if it was given up, or returned before.
+// Leave returns the slot. It does nothing if the slot was given up or returned before.
 func (s *Slot) Leave() {
 	if s.slots == nil {
 		return
@@ -223,7 +227,7 @@ func (s *Slot) Leave() {
 	}
 }
 
-// GivenUp returns what the slot was given up for, NoCause if it was not.
+// GivenUp returns the cause for which the slot was given up, NoCause if it was not.
 func (s *Slot) GivenUp() Cause {
 	if s.slots == nil {
 		return NoCause
@@ -233,17 +237,17 @@ func (s *Slot) GivenUp() Cause {
 	return s.cutFor
 }
 
-// giveUp closes the connection of a slot that was given up; nil is none. It is
-// called without the lock.
+// giveUp closes the connection of a slot that was given up. A nil slot does nothing.
+// The caller does not hold mu.
 func (s *Slot) giveUp() {
 	if s != nil {
 		s.cut(s.cutFor)
 	}
 }
 
-// makeRoom sees to it that an owner can have one more slot. It returns the slot that
-// was given up for it, nil if none was, or why there is no room. It is called with mu
-// held.
+// makeRoom makes room for one more slot of an owner. It returns the slot that is given
+// up for it, nil if none has to be, or the cause for which there is no room. The caller
+// holds mu.
 func (s *Slots) makeRoom(owner Owner) (victim *Slot, cause Cause) {
 	p := s.sideOf(owner)
 	own := p.accounts[owner]
@@ -271,7 +275,7 @@ func (s *Slots) makeRoom(owner Owner) (victim *Slot, cause Cause) {
 	return victim, NoCause
 }
 
-// put gives a slot to an owner for whom there is room. It is called with mu held.
+// put gives a slot to an owner whose share has room. The caller holds mu.
 func (s *Slots) put(slot *Slot, owner Owner) {
 	p := s.sideOf(owner)
 	own := p.accounts[owner]
@@ -289,7 +293,7 @@ func (s *Slots) put(slot *Slot, owner Owner) {
 	}
 }
 
-// account returns an account without slots. It is called with mu held.
+// account returns an account without slots. The caller holds mu.
 func (s *Slots) account(p *side, owner Owner) *account {
 	a := s.spare
 	if s.spare = nil; a == nil {
@@ -299,7 +303,7 @@ func (s *Slots) account(p *side, owner Owner) *account {
 	return a
 }
 
-// drop takes a slot from its owner. It is called with mu held.
+// drop takes a slot away from its owner. The caller holds mu.
 func (s *Slots) drop(slot *Slot) {
 	own := slot.account
 	slot.account = nil
@@ -312,11 +316,12 @@ func (s *Slots) drop(slot *Slot) {
 	own.side.used--
 	if own.used == 0 {
 		delete(own.side.accounts, own.owner)
-		own.owner = Owner{} // it keeps no text alive
+		own.owner = Owner{} // so that the spare account keeps no name in memory
 		s.spare = own
 	}
 }
 
+// sideOf returns the side on which an owner's slots are counted.
 func (s *Slots) sideOf(owner Owner) *side {
 	if owner.Share.known() {
 		return &s.identified
@@ -324,20 +329,21 @@ func (s *Slots) sideOf(owner Owner) *side {
 	return &s.unidentified
 }
 
-// most returns how many slots one owner may have.
+// most returns the largest number of slots that one owner of a kind may have.
 func (s *Slots) most(share Share) int {
 	switch share {
 	case ShareIdentity:
 		return s.shares.PerIdentity
 	case ShareLocal:
 		return s.shares.PerLocal
-	case ShareProxy: // its callers are told apart as soon as it says who they are
+	case ShareProxy: // its connections move to their sources as soon as their headers have come
 		return s.shares.Unidentified
 	case ShareSource:
 	}
 	return s.shares.PerSource
 }
 
+// fullShare returns the cause which says that one owner's share is full.
 func fullShare(share Share) Cause {
 	if share.known() {
 		return CauseCaller
@@ -345,6 +351,7 @@ func fullShare(share Share) Cause {
 	return CauseSource
 }
 
+// fullSide returns the cause which says that all owners of a side together have no slot left.
 func fullSide(share Share) Cause {
 	if share.known() {
 		return CauseAll
