@@ -7,33 +7,33 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Change is what has come anew. A nil field has not.
+// Change holds the parts of a state that are new. A nil field is unchanged.
 type Change struct {
 	Policy *allowlist.Policy
-	// SameRules says that Policy differs from the one before in its version only,
+	// SameRules says that Policy differs from the policy before in its version only,
 	// as it does when a quarantine list beside it has changed.
 	SameRules  bool
 	Quarantine *allowlist.QuarantineList
 	Classifier *allowlist.Classifier
 }
 
-// another reports whether the policy has other rules, and urgent whether something
-// has changed that goes over every policy.
+// another reports whether the policy has other rules. urgent reports whether the
+// quarantine list or the classifier is new, which apply to every policy.
 func (c *Change) another() bool { return c.Policy != nil && !c.SameRules }
 func (c *Change) urgent() bool  { return c.Quarantine != nil || c.Classifier != nil }
 
-// parts are the last good ones of each kind, of which a state is made.
+// parts holds the last valid part of each kind; a state is made from them.
 type parts struct {
-	policy *allowlist.Policy // in force; nil: none was ever loaded
-	since  time.Time         // when its rules came
-	// enforced is the last policy of which everything was ended that it forbade. It is
-	// another one than policy while that is held.
+	policy *allowlist.Policy // the policy in force; nil if none was ever loaded
+	since  time.Time         // when the rules of policy came
+	// enforced is the last policy that was enforced completely: everything that it
+	// forbade was ended. It differs from policy while the end of something is held.
 	enforced   *allowlist.Policy
 	quarantine *allowlist.QuarantineList
-	classifier *allowlist.Classifier // nil: one that knows the special-purpose ranges only
+	classifier *allowlist.Classifier // nil means one that knows the special-purpose ranges only
 }
 
-// take takes up what has come anew.
+// take replaces the parts that are new.
 func (p *parts) take(c Change) {
 	switch {
 	case c.another():
@@ -52,11 +52,11 @@ func (p *parts) take(c Change) {
 	}
 }
 
-// held reports whether something may be open that the policy forbids.
+// held reports whether something may stay open that the policy in force forbids.
 func (p *parts) held() bool { return p.enforced != p.policy }
 
-// nextEnd returns the next date of the policy in force, or of the one before it
-// while that is held; false if there is none.
+// nextEnd returns the next date at which a rule ends, of the policy in force and, while
+// something is held, of the policy that was enforced last. ok is false if there is none.
 func (p *parts) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
 	at, ok = state.Policy.NextEnd(now)
 	if !p.held() {
@@ -68,33 +68,35 @@ func (p *parts) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
 	return at, ok
 }
 
-// complete reports whether a state can be made.
+// complete reports whether all parts are there that a state needs.
 func (p *parts) complete() bool { return p.policy != nil && p.quarantine != nil }
 
-// whole is a policy with what goes over it.
+// whole returns a policy with the classifier and the quarantine list.
 func (p *parts) whole(policy *allowlist.Policy) *allowlist.Policy {
 	return policy.WithClassifier(p.classifier).WithQuarantine(p.quarantine)
 }
 
-// Effect is what became of a change.
+// Effect says what a change has led to.
 type Effect uint8
 
-// The effects. Unchanged means that nothing was put in force, InForce that what the
-// state forbids has ended, and Held that it is in force for everything new, and some
-// of what it forbids stays open.
+// The effects. Unchanged: no new state is in force. InForce: a new state is in force,
+// and everything that it forbids was told to end. Held: a new state is in force for new
+// requests, and some of what it forbids stays open.
 const (
 	Unchanged Effect = iota
 	InForce
 	Held
 )
 
-// Apply puts in force what has come anew. What is open and a policy forbids is told
-// to end, unless that is more than MaxRevoke allows: then only what the last
-// enforced policy forbids as well, and what may not wait for anybody: a quarantine,
-// what a date has ended, or who is no longer trusted. That holds until somebody confirms
-// it, or what is open or a further change makes it less. Nothing is in force before
-// a policy and a quarantine list have come: a list alone allows nothing, and one
-// that was never read nobody.
+// Apply puts a change in force. Every open entry that the new policy forbids is told to
+// end, unless these belong to more identities than MaxRevoke allows. In that case only
+// those entries end which the last enforced policy forbids as well, and those which may
+// not wait: their identity is in quarantine or no longer trusted, or a date has ended
+// their rule. The others are held until Confirm is called, or until so many of them have
+// ended, or a further change has allowed so many, that MaxRevoke allows the rest.
+//
+// No state is in force before both a policy and a quarantine list have been read: a
+// list alone allows nothing, and without a list nobody knows who is in quarantine.
 func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -106,8 +108,8 @@ func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	return e.newest(ctx)
 }
 
-// Confirm does as Apply, and holds nothing: neither what comes with it nor what
-// is held since before.
+// Confirm does what Apply does, but holds nothing, neither what the change forbids nor
+// what was held before.
 func (e *Enforcer) Confirm(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -121,8 +123,8 @@ func (e *Enforcer) Confirm(ctx context.Context, c Change) Effect {
 	return e.newest(ctx)
 }
 
-// TrustChanged puts the policy in force once more, as a new generation, after the
-// trust in identities has changed.
+// TrustChanged puts the policy in force again, as a new generation, after the trusted
+// authorities have changed.
 func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -133,16 +135,16 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	return e.put(ctx, p)
 }
 
-// obeyDates ends what a date forbids that has passed since Run looked last, as after the
-// clock was set, while a policy is held. To a further policy the date would be one that
-// had passed before it came, and the end could be held.
+// obeyDates ends what a date has forbidden since Run last checked the dates, while
+// something is held. This matters when the clock was set: for a policy that comes later
+// the date would lie before its arrival, and the end could be held.
 func (e *Enforcer) obeyDates(ctx context.Context) {
 	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.passed(state, now) {
 		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
 	}
 }
 
-// newest puts the last policy in force.
+// newest puts the current parts in force.
 func (e *Enforcer) newest(ctx context.Context) Effect {
 	if !e.parts.complete() {
 		return Unchanged

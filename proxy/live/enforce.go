@@ -14,34 +14,32 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// EnforcerConfig says over what an Enforcer rules. Current and Registry are
-// required.
+// EnforcerConfig configures an Enforcer. Current and Registry are required.
 type EnforcerConfig struct {
 	Current  *Current
 	Registry *Registry
-	// Trusts reports whether certificates that were verified in a handshake
-	// still lead to an authority that is trusted; see identity.Verifier. nil
-	// trusts none.
+	// Trusts reports whether a chain that was verified in a handshake still leads to a
+	// trusted authority; see identity.Verifier. If it is nil, no chain is trusted.
 	Trusts func(certs []*x509.Certificate) bool
 	// CloseAtExpiry also ends tunnels whose caller's identity has expired, whatever
-	// proved it, within a second.
+	// its proof was, within a second.
 	CloseAtExpiry bool
-	// MaxRevoke bounds what a new policy may end of what is open; see Apply.
+	// MaxRevoke bounds how much of what is open a new policy may end; see Apply.
 	MaxRevoke MaxRevoke
-	// Enforced is told of every enforcement, in order, and must not call the
-	// enforcer; nil is nobody.
+	// Enforced is called after every enforcement, in order. It must not call the
+	// enforcer. It may be nil.
 	Enforced func(ctx context.Context, e Enforcement)
 }
 
-// Enforcement is what one state, or the passing of a date, did.
+// Enforcement describes what a new state, or a date that has passed, has ended.
 type Enforcement struct {
-	// State is the one in force afterwards.
+	// State is the state in force afterwards.
 	State *State
-	// Open is how many tunnels were looked at, those that are still being
-	// dialled included, and Closed how many of them were told to end. Neither
-	// counts tunnels that were told before and are on their way.
+	// Open is how many entries were judged, including requests that are still being
+	// dialled. Closed is how many of them were told to end. Neither counts entries
+	// that were told to end before.
 	Open, Closed int
-	// Held is what the state forbids although it was not told to end.
+	// Held describes what the state forbids but what was not told to end.
 	Held Hold
 	// Took is the time from the swap until the last tunnel was told to end.
 	Took time.Duration
@@ -51,16 +49,16 @@ type Enforcement struct {
 // forbid. It is safe for concurrent use.
 type Enforcer struct {
 	cfg   EnforcerConfig
-	dates chan struct{} // a new state may have other dates
-	left  chan struct{} // an entry has left, or changed, while a policy is held
+	dates chan struct{} // receives when a new state may have other dates
+	left  chan struct{} // receives when an entry was removed or changed while something is held
 	held  atomic.Pointer[Hold]
 
-	mu     sync.Mutex // held while a state is put in force
-	looked time.Time  // by when every date that has passed was obeyed
-	parts  parts      // what the next state is made of
+	mu      sync.Mutex // locked while a state is put in force
+	checked time.Time  // every date before this time has been enforced
+	parts   parts      // the parts of the next state
 }
 
-// NewEnforcer returns an enforcer; Run makes dates count.
+// NewEnforcer returns an enforcer. It enforces dates only while Run runs.
 func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	if cfg.Current == nil || cfg.Registry == nil {
 		return nil, errors.New("enforcer: a current state and a registry are required")
@@ -68,7 +66,7 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1), left: make(chan struct{}, 1)}, nil
 }
 
-// Held returns what is held now, as it was when it was judged last.
+// Held describes what is held, as of the last time that it was judged.
 func (e *Enforcer) Held() Hold {
 	if h := e.held.Load(); h != nil {
 		return *h
@@ -76,8 +74,8 @@ func (e *Enforcer) Held() Hold {
 	return Hold{}
 }
 
-// before returns the state that was last enforced whole, with what goes over every
-// policy now; nil if the one in force must not be held.
+// before returns the policy that was last enforced completely, with the current
+// classifier and quarantine list. It is nil if nothing may be held.
 func (e *Enforcer) before() *State {
 	if e.cfg.MaxRevoke.Share <= 0 || !e.parts.held() || e.parts.enforced == nil {
 		return nil
@@ -85,82 +83,82 @@ func (e *Enforcer) before() *State {
 	return &State{Policy: e.parts.whole(e.parts.enforced)}
 }
 
-// put makes a policy the current state and ends what it forbids, before it returns;
-// what it allows is not touched. Whoever registers a tunnel after the swap looks at
-// the state again by itself; who did before is found in the registry. A nil policy
-// denies everything. It is called with mu held.
+// put makes a policy the current state, and ends what it forbids before it returns. A
+// tunnel that was registered before the swap is found in the registry; one that is
+// registered later decides again by itself. A nil policy denies everything. The caller
+// holds mu.
 func (e *Enforcer) put(ctx context.Context, p *allowlist.Policy) Enforcement {
 	now := time.Now()
 	done := e.enforce(e.cfg.Current.Swap(p, now), now)
 	e.tell(ctx, done)
 	select {
 	case e.dates <- struct{}{}:
-	default: // Run has not yet looked at the dates of the state before
+	default: // a signal is pending
 	}
 	return done
 }
 
-// The longest times between two looks at the clock. It may be set, or stand
-// still with the whole machine, and a tunnel may open whose SVID expires before
-// the next date.
+// The longest intervals between two checks of the clock. A timer alone does not do: the
+// clock may be set, the machine may be suspended, and a tunnel may open whose SVID
+// expires before the next date.
 const (
-	lookAtDates    = time.Minute
-	lookAtExpiries = time.Second
+	dateInterval   = time.Minute
+	expiryInterval = time.Second
 )
 
-// lookAtHeld is the time from when something ends while a policy is held until what
-// is left is judged again. It is judged no more often than that.
-const lookAtHeld = 100 * time.Millisecond
+// heldInterval is the time between the end of an entry while something is held and the
+// next judgement of what is left. It bounds how often that is judged.
+const heldInterval = 100 * time.Millisecond
 
-// Run ends tunnels when a date passes that allowed them, and judges again what is
-// held as it becomes less, until ctx is done.
+// Run ends tunnels when the date passes that allowed them, and judges again what is
+// held when entries have ended, until ctx is done.
 func (e *Enforcer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	next, left := time.Now(), false // when the timer fires, and whether something has left since it did
+	next, left := time.Now(), false // when the timer fires; whether an entry has left since it last fired
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.left:
 			left = true
-			if soon := time.Now().Add(lookAtHeld); soon.Before(next) {
+			if soon := time.Now().Add(heldInterval); soon.Before(next) {
 				next = soon
-				timer.Reset(lookAtHeld)
+				timer.Reset(heldInterval)
 			}
 			continue
 		case <-e.dates:
 		case <-timer.C:
 		}
-		wait := e.look(ctx, left)
+		wait := e.check(ctx, left)
 		next, left = time.Now().Add(wait), false
 		timer.Reset(wait)
 	}
 }
 
-// look enforces the state in force again if a date has passed, or something has left
-// while a policy is held, and returns the time until the next look.
-func (e *Enforcer) look(ctx context.Context, left bool) time.Duration {
+// check enforces the state in force again if a date has passed, or if an entry has left
+// while something is held. It returns the time until the next check.
+func (e *Enforcer) check(ctx context.Context, left bool) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, state := time.Now(), e.cfg.Current.Load()
 	if state == nil {
-		return lookAtDates
+		return dateInterval
 	}
 	switch {
 	case e.passed(state, now):
-		// A request that was decided before the date and is not yet registered
-		// must find another state than the one that it was decided by.
+		// A request that was decided before the date and is not registered yet must
+		// find another state than the one by which it was decided.
 		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
 	case left && e.before() != nil:
 		if done := e.enforce(state, now); done.Closed > 0 || done.Held.IsZero() {
 			e.tell(ctx, done)
 		}
 	}
-	e.looked = now // also if the clock was set back: its dates pass once more
-	wait := lookAtDates
+	e.checked = now // also if the clock was set back, so that its dates are enforced again
+	wait := dateInterval
 	if e.cfg.CloseAtExpiry {
-		wait = lookAtExpiries
+		wait = expiryInterval
 	}
 	if at, ok := e.parts.nextEnd(state, now); ok {
 		wait = min(wait, time.Until(at))
@@ -168,26 +166,27 @@ func (e *Enforcer) look(ctx context.Context, left bool) time.Duration {
 	return wait
 }
 
-// passed reports whether a date of a policy has passed since the last look, or
-// that of an open tunnel's SVID at any time.
+// passed reports whether a date of a policy has passed since the last check, or the
+// caller's identity of an open entry has expired.
 func (e *Enforcer) passed(state *State, now time.Time) bool {
-	if at, ok := e.parts.nextEnd(state, e.looked); ok && !at.After(now) {
+	if at, ok := e.parts.nextEnd(state, e.checked); ok && !at.After(now) {
 		return true
 	}
 	return e.cfg.CloseAtExpiry &&
 		slices.ContainsFunc(e.cfg.Registry.standing(), func(entry *Entry) bool { return entry.expired(now) })
 }
 
-// atOnce is how many tunnels are told to end before others may run: those that
-// end all want the processor now, and the network is not polled while somebody
-// waits for it, so that the survivors would wait behind all of them.
+// atOnce is how many tunnels are told to end before the enforcer yields the processor.
+// Each tunnel that ends needs processor time now, and the runtime does not poll the
+// network while goroutines are ready to run, so that tunnels which survive would wait
+// for all that end.
 const atOnce = 8
 
-// enforce ends what a state that is in force forbids, as far as that is not held.
+// enforce ends what the state in force forbids, as far as it is not held.
 func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
-	e.looked = now
+	e.checked = now
 	j := e.judge(state, now)
-	if j.before != nil { // before anything is counted: whoever leaves behind that may be the last that was too much
+	if j.before != nil { // before the count, so that an entry which leaves during it causes another judgement
 		e.cfg.Registry.tellLeft(e.left)
 	}
 	standing := e.cfg.Registry.standing()
@@ -210,9 +209,9 @@ func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	return done
 }
 
-// end ends an entry if it is forbidden, or counts it if that may be held. One that
-// becomes another while it is judged is judged as that, too: it asked the policy
-// after the swap, and nobody about its certificates.
+// end ends an entry if it is forbidden, or adds it to lost if its end may be held. An
+// entry that was changed meanwhile is judged again: its own check after the swap covers
+// the policy, but not its certificates.
 func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) {
 	for {
 		d, changes := entry.judged()
@@ -238,11 +237,11 @@ func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) 
 	}
 }
 
-// EndedBy returns what ends a request or tunnel that is under way when it may
-// not go on for a reason. Any reason that has no word of its own is that of a
-// state which allows less than the one before.
+// EndedBy returns the close reason for a request or tunnel that ends because of a
+// policy reason. It is Revoked for every reason that has no close reason of its own:
+// a new state no longer allows the entry.
 func EndedBy(why allowlist.Reason) tunnel.Reason {
-	switch why { //nolint:exhaustive // see above
+	switch why { //nolint:exhaustive // all other reasons are Revoked
 	case allowlist.QuarantinedIdentity:
 		return tunnel.Quarantined
 	case allowlist.Draining:
@@ -253,6 +252,7 @@ func EndedBy(why allowlist.Reason) tunnel.Reason {
 	return tunnel.Revoked
 }
 
+// tell calls Enforced.
 func (e *Enforcer) tell(ctx context.Context, done Enforcement) {
 	if e.cfg.Enforced != nil {
 		e.cfg.Enforced(ctx, done)

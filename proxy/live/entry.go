@@ -10,78 +10,81 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Decided is what was decided of an entry, and what every new state decides
-// again.
+// Decided holds everything that the decision about an entry was made from. Every new
+// state decides it again.
 type Decided struct {
-	// Request is what was asked. Without a destination the entry is a connection
-	// over which its caller may ask for many things: a state forbids it that does
-	// not know the identity.
+	// Request is the caller's request. If it has no destination, the entry is a
+	// connection over which the caller may send many requests; a state forbids it if
+	// it refuses every request of the identity.
 	Request allowlist.Request
-	// Name is the host that the first bytes asked for, if the request was for an
-	// address; it is decided as well. Zero if there is none.
+	// Name is the host that the ClientHello names in a tunnel to an address; it is
+	// decided as well. It is zero if there is none.
 	Name allowlist.Host
-	// Addr is the address that was dialled; zero while it is being dialled.
+	// Addr is the address that was dialled; it is zero while the dial lasts.
 	Addr netip.AddrPort
-	// Way is how the look-up of the host led to the address, as far as that is known.
+	// Way is the chain of names that led from the host to the address, as far as it
+	// is known.
 	Way allowlist.Way
-	// FirstBytes are those of the client, and ECH means that they offer Encrypted
-	// Client Hello: it may then ask for any of Hidden, too, which is nil if the
-	// request was for a name.
+	// FirstBytes says what the client's first bytes were. ECH says that they offer
+	// Encrypted Client Hello; the name that it encrypts may be any of Hidden, which
+	// is nil if the request was for a name.
 	FirstBytes FirstBytes
 	ECH        bool
 	Hidden     []Hidden
 }
 
-// Hidden is a name that Encrypted Client Hello may ask for, and how its look-up led to
-// the address.
+// Hidden is a name that Encrypted Client Hello may hide, and the chain of names that
+// led from it to the address.
 type Hidden struct {
 	Name allowlist.Host
 	Way  allowlist.Way
 }
 
-// isConnection reports whether nothing was asked for yet.
+// isConnection reports whether the entry is a connection without a request.
 func (d *Decided) isConnection() bool { return d.Request.Dest.Host.IsZero() }
 
-// isOpen reports whether it is more than a request that is being dialled.
+// isOpen reports whether the entry is a connection, a tunnel or an exchange, and not a
+// request that is being dialled.
 func (d *Decided) isOpen() bool { return d.isConnection() || d.Addr.IsValid() }
 
-// End closes an entry for a reason, and says by which reason of the closed set a
-// state forbids it, if one does. It returns at once and may be called from any
-// goroutine.
+// End closes an entry. reason goes into its last record; why is the policy's reason if
+// a state forbids the entry, else NoReason. End returns at once and may be called from
+// any goroutine.
 type End func(reason tunnel.Reason, why allowlist.Reason)
 
-// Entry is what the registry knows of something that lasts longer than one
-// decision: a request that is being dialled, a tunnel, an exchange, a connection
-// over which queries come. Its fields are set before [Registry.Add] and are not
-// touched afterwards but by its methods, which are safe for concurrent use.
+// Entry is something in the registry that lasts longer than one decision: a request
+// that is being dialled, a tunnel, an exchange, or a connection over which queries
+// come. Its fields are set before [Registry.Add]. Afterwards only its methods change
+// them; these are safe for concurrent use.
 type Entry struct {
-	// ID is that of its decision, "" of a connection, which has none.
+	// ID is the ID of the decision; it is "" for a connection, which has no decision.
 	ID string
-	// Start is when it began.
+	// Start is when the entry began.
 	Start time.Time
-	// Certificates are those of the caller that led to an authority, the leaf
-	// first, for a request whose source they are; without them such a request is not
-	// trusted.
+	// Certificates is the verified chain of the caller, the leaf first, if the
+	// identity was proven by it. A request whose identity was proven by a certificate
+	// is not trusted without one.
 	Certificates []*x509.Certificate
-	// NotAfter is when the caller's identity expires; zero if it does not.
+	// NotAfter is when the caller's identity expires; it is zero if it does not.
 	NotAfter time.Time
-	// Decided is what was decided when it began; see Change.
+	// Decided is what the decision was made from; see Change.
 	Decided Decided
-	// End ends it, once; see Promote.
+	// End ends the entry, once; see Promote.
 	End End
-	// Counts returns the bytes so far; nil while it does not count any.
+	// Counts returns the bytes so far; it is nil while nothing is counted.
 	Counts func() (up, down int64)
-	// Hurry is called when a state lets it go on and demands a ClientHello, which is to
-	// come; nil is not. It returns at once. See Await.
+	// Hurry is called when a new state allows the entry but demands a ClientHello, and
+	// the client's first bytes have not come yet. It returns at once. It is nil if no
+	// first bytes are waited for. See Await.
 	Hurry func()
 
-	mu      sync.Mutex       // over what follows, and over Decided, End and Counts from Add on
+	mu      sync.Mutex       // guards the fields below, and after Add also Decided, End, Counts and Hurry
 	changes int              // how often Decided was changed
-	why     allowlist.Reason // why it was told to end; NoReason if it was not
+	why     allowlist.Reason // why the entry was told to end; NoReason if it was not
 }
 
-// Change changes what the next state decides of the entry. Whoever calls it must
-// look at [Current] afterwards, as after [Registry.Add].
+// Change changes what the next state decides again. The caller must load [Current]
+// afterwards, as after [Registry.Add].
 func (e *Entry) Change(change func(*Decided)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -89,39 +92,39 @@ func (e *Entry) Change(change func(*Decided)) {
 	e.changes++
 }
 
-// Promote gives an entry another end, once it has become something else: a
-// tunnel, for example, that counts its bytes. An entry that was told to end
-// before is not told again: see Why.
+// Promote replaces End and Counts when an entry has become something else, for example
+// when a request that was being dialled has become a tunnel. An entry that was told to
+// end before is not told again; see Why.
 func (e *Entry) Promote(end End, counts func() (up, down int64)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.End, e.Counts = end, counts
 }
 
-// Await sets Hurry, of an entry whose first bytes are to come; nil once they have.
-// Whoever calls it must look at [Current] afterwards.
+// Await sets Hurry while first bytes are waited for, and clears it with nil when they
+// have come. The caller must load [Current] afterwards.
 func (e *Entry) Await(hurry func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.Hurry = hurry
 }
 
-// Why returns the reason for which the entry was told to end, NoReason if it was
-// not. That of the shutdown is Draining.
+// Why returns the reason for which the entry was told to end, or NoReason if it was
+// not. A shutdown's reason is Draining.
 func (e *Entry) Why() allowlist.Reason {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.why
 }
 
-// judged returns what is to be judged, and how often it was changed; see changed.
+// judged returns a copy of Decided and how often it was changed; see changed.
 func (e *Entry) judged() (d Decided, changes int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.Decided, e.changes
 }
 
-// hurry tells an entry that it must not wait for its first bytes for ever.
+// hurry calls Hurry, if it is set.
 func (e *Entry) hurry() {
 	e.mu.Lock()
 	hurry := e.Hurry
@@ -131,22 +134,22 @@ func (e *Entry) hurry() {
 	}
 }
 
-// isConnection reports whether nothing was asked for yet.
+// isConnection reports whether the entry is a connection without a request.
 func (e *Entry) isConnection() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.Decided.isConnection()
 }
 
-// changed reports whether the entry has been changed since judged returned a number.
+// changed reports whether Decided was changed after judged returned since.
 func (e *Entry) changed(since int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.changes != since
 }
 
-// tell tells the entry to end. It calls End without any lock, for it may call
-// Remove.
+// tell tells the entry to end. It calls End without holding a lock, because End may
+// call Remove.
 func (e *Entry) tell(reason tunnel.Reason, why allowlist.Reason) {
 	e.mu.Lock()
 	end := e.End
@@ -160,13 +163,13 @@ func (e *Entry) tell(reason tunnel.Reason, why allowlist.Reason) {
 
 func (e *Entry) expired(now time.Time) bool { return !e.NotAfter.IsZero() && now.After(e.NotAfter) }
 
-// Standing is an entry as it was at one moment.
+// Standing is a snapshot of an entry.
 type Standing struct {
 	ID       string
 	Start    time.Time
 	Decided  Decided
 	Up, Down int64 // bytes so far
-	// Ending means that it was told to end and has not left yet.
+	// Ending says that the entry was told to end and has not been removed yet.
 	Ending bool
 }
 

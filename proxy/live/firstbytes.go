@@ -2,21 +2,21 @@ package live
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// FirstBytes is what the client's first bytes through a tunnel were. It is of no
-// meaning for anything but a tunnel that was asked for by CONNECT.
+// FirstBytes says what the first bytes of the client in a tunnel were. It has a meaning
+// only for tunnels that were opened by CONNECT.
 type FirstBytes uint8
 
-// What first bytes may be. The zero value is what must not be taken for a match.
+// The kinds of first bytes. The zero value never counts as a match.
 const (
-	FirstBytesUnseen FirstBytes = iota // nobody looks at them, or has
-	FirstBytesToCome                   // they are looked at by the state of when they come
+	FirstBytesUnseen FirstBytes = iota // they were not inspected, and will not be
+	FirstBytesToCome                   // they have not come; the state of that moment will decide them
 	FirstBytesNotTLS                   // not a ClientHello
-	FirstBytesNoName                   // a ClientHello without a name
-	FirstBytesHello                    // a ClientHello for a name that was allowed, or observed
+	FirstBytesNoName                   // a ClientHello without a server name
+	FirstBytesHello                    // a ClientHello with a server name that was allowed or observed
 )
 
-// mustBeHello reports whether a decision that allows a tunnel lets only a ClientHello
-// through, which is to come.
+// mustBeHello reports whether a decision demands a ClientHello in an allowed tunnel
+// whose first bytes have not come yet.
 func mustBeHello(d *allowlist.Decision, was *Decided) bool {
 	if was.FirstBytes != FirstBytesToCome {
 		return false
@@ -25,9 +25,9 @@ func mustBeHello(d *allowlist.Decision, was *Decided) bool {
 	return mode == allowlist.TLSRequire
 }
 
-// checkFirstBytes returns why a decision that allows a tunnel refuses its first bytes.
-// They are judged as those of a new tunnel, and if nobody has looked at them, as bytes
-// that do not match.
+// checkFirstBytes returns the reason for which a decision that allows a tunnel refuses
+// its first bytes, or NoReason. They are decided as those of a new tunnel. First bytes
+// that were not inspected count as bytes that do not match.
 func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlist.Reason {
 	if was.Request.Method != "" || was.FirstBytes == FirstBytesToCome {
 		return allowlist.NoReason
@@ -49,8 +49,8 @@ func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlis
 	return allowlist.NoReason
 }
 
-// refusesECH reports whether the rule of a name refuses ECH that may be behind it. A
-// name that does not lead to the address any more is not behind it.
+// refusesECH reports whether a rule refuses Encrypted Client Hello for one of the names
+// that it may hide. A name that no longer leads to the address is not considered.
 func refusesECH(state *State, d *allowlist.Decision, was *Decided) bool {
 	for _, hidden := range was.Hidden {
 		req := d.Request

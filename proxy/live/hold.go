@@ -8,52 +8,54 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// DefaultAtLeast is what a zero MaxRevoke.AtLeast means.
+// DefaultAtLeast is the value of MaxRevoke.AtLeast that zero stands for.
 const DefaultAtLeast = 20
 
-// MaxRevoke says how many identities may lose something that they have open to a
-// new policy before that is held. Identities are counted, so that nobody holds back
-// the policy that cuts it off by opening more.
+// MaxRevoke says from how many identities a new policy may take something that they
+// have open. If it would take something from more, the end of all of it is held. It
+// counts identities and not tunnels, so that no identity can have its own end held by
+// opening more tunnels.
 type MaxRevoke struct {
-	// Share is that of the identities that have something open, up to 1; zero
-	// holds nothing.
+	// Share is a share of the identities that have something open, from 0 to 1. Zero
+	// means that nothing is held.
 	Share float64
-	// AtLeast is how many identities may lose something whatever share they are;
-	// zero means DefaultAtLeast.
+	// AtLeast is a number of identities that may always lose something, whatever
+	// share they are. Zero means DefaultAtLeast.
 	AtLeast int
 }
 
-// exceeds reports whether it is too much if so many identities of all lose
-// something. A share such as 0.29 is a little less than what it stands for, so that
-// 29 of 100 needs grace.
+// exceeds reports whether losing of all identities are more than may lose something.
+// The binary value of a share such as 0.29 is a little below it, so that 29 of 100
+// needs some grace.
 func (m MaxRevoke) exceeds(losing, all int) bool {
 	const grace = 1e-6
 	return losing > cmp.Or(m.AtLeast, DefaultAtLeast) && float64(losing) > m.Share*float64(all)+grace
 }
 
-// Hold is what a policy does not end although it forbids it, because that would be
-// more than MaxRevoke allows. The zero value is nothing.
+// Hold counts what stays open although the policy in force forbids it, because its end
+// would exceed MaxRevoke. The zero value means that nothing is held.
 type Hold struct {
-	// Entries stay open, connections over which queries come included.
+	// Entries is how many entries stay open, including connections over which queries
+	// come.
 	Entries int
-	// Identities would lose a tunnel or exchange that is open, of Of identities
-	// that have one.
+	// Identities is how many identities would lose an open tunnel or exchange; Of is
+	// how many identities have one.
 	Identities, Of int
 }
 
 // IsZero reports whether nothing is held.
 func (h Hold) IsZero() bool { return h == Hold{} }
 
-// losses counts, over the entries that do not end in any case, who would lose
-// something to a policy.
+// losses counts the identities that would lose something to a policy, among the entries
+// whose end may be held.
 type losses struct {
-	entries []*Entry             // those that the policy forbids
-	loses   map[spiffeid.ID]bool // identities that have something open; true: and would lose some of it
-	losing  int                  // how many of them would
+	entries []*Entry             // entries that the policy forbids
+	loses   map[spiffeid.ID]bool // identities that have something open; the value says whether they would lose some of it
+	losing  int                  // number of identities that would lose something
 }
 
-// add counts an entry, which belongs to an identity that has something open if it
-// is a tunnel or exchange: a connection without one is nothing to lose.
+// add counts an entry. Only a tunnel or exchange is something to lose; a connection
+// without a request is not.
 func (l *losses) add(entry *Entry, d *Decided, forbidden bool) {
 	if forbidden {
 		l.entries = append(l.entries, entry)
@@ -73,7 +75,7 @@ func (l *losses) add(entry *Entry, d *Decided, forbidden bool) {
 	}
 }
 
-// hold returns what is held by a bound; zero if it is not exceeded.
+// hold returns what is held if the bound is exceeded, else the zero value.
 func (l *losses) hold(bound MaxRevoke) Hold {
 	if !bound.exceeds(l.losing, len(l.loses)) {
 		return Hold{}
@@ -81,11 +83,10 @@ func (l *losses) hold(bound MaxRevoke) Hold {
 	return Hold{Entries: len(l.entries), Identities: l.losing, Of: len(l.loses)}
 }
 
-// mayHold reports whether an entry that the policy in force forbids stays open while
-// the end of what it forbids is held. It does if it is open, and not only being
-// dialled; if no quarantine forbids it; if what was last enforced whole allows it; and
-// if the policy in force forbade it already when it came, so that no date has ended it
-// since.
+// mayHold reports whether the end of an entry that the policy in force forbids may be
+// held. This is so if the entry is open and not still being dialled, if its identity is
+// not in quarantine, if the last policy that was enforced completely allows it, and if
+// the policy in force forbade it when it came, so that no date has ended it since.
 func (j *judge) mayHold(d *Decided, why allowlist.Reason) bool {
 	return j.before != nil && d.isOpen() && why != allowlist.QuarantinedIdentity &&
 		!j.before.forbidsAt(d, j.now) && j.state.forbidsAt(d, j.since)

@@ -193,7 +193,7 @@ func TestWhatIsHeldIsJudgedAgain(t *testing.T) {
 			t.Errorf("%d were judged in half a second, want at most %d", n, most)
 		}
 		for _, f := range flows[50:] {
-			if at, why := f.endsAt(t); at.Sub(start) > 500*time.Millisecond+lookAtHeld || why != (ending{tunnel.Revoked, allowlist.NotOnAllowlist}) {
+			if at, why := f.endsAt(t); at.Sub(start) > 500*time.Millisecond+heldInterval || why != (ending{tunnel.Revoked, allowlist.NotOnAllowlist}) {
 				t.Errorf("ended after %v by %v", at.Sub(start), why)
 			}
 		}
@@ -285,7 +285,7 @@ func TestExpiryAndTrustAreNeverHeld(t *testing.T) {
 		if got := r.Apply(t.Context(), another(named("two", entry("*", to("y.example"))))); got != Held {
 			t.Fatalf("effect %d", got)
 		}
-		if at, why := expiring.endsAt(t); at.Sub(start) > time.Hour+lookAtExpiries || why.Why != allowlist.IdentityExpired {
+		if at, why := expiring.endsAt(t); at.Sub(start) > time.Hour+expiryInterval || why.Why != allowlist.IdentityExpired {
 			t.Errorf("ended after %v by %v", at.Sub(start), why)
 		}
 	})

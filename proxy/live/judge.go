@@ -8,22 +8,21 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// judge decides over entries by one state at one moment. It belongs to one
-// goroutine.
+// judge decides entries by one state at one moment. It is used by one goroutine only.
 type judge struct {
 	cfg   *EnforcerConfig
 	state *State
 	now   time.Time
-	// before is what was last enforced whole, if the policy of the state, which came
-	// at since, may be held; nil if it may not.
+	// before is the state that was last enforced completely; it is nil if nothing may
+	// be held. since is when the policy of state came.
 	before *State
 	since  time.Time
-	// trusted remembers answers by the bytes of the leaf: few callers have many
-	// tunnels, and Trusts would hash every chain to know it again.
+	// trusted caches the answers of Trusts by the bytes of the leaf. A caller often has
+	// many tunnels, and Trusts would hash the whole chain for each of them.
 	trusted map[string]trusted
 }
 
-// trusted is what Trusts said of a chain.
+// trusted is the answer of Trusts for a chain.
 type trusted struct {
 	certs  []*x509.Certificate
 	answer bool
@@ -33,10 +32,10 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 	return &judge{cfg: &e.cfg, state: state, now: now, before: e.before(), since: e.parts.since, trusted: map[string]trusted{}}
 }
 
-// forbids is the decision over an entry: the same as for a new request, on the
-// address that it has, and whether its caller may still rest on its proof. Held
-// means that it stays open if the policy is held; hello, that it must begin with a
-// ClientHello, which is to come.
+// forbids decides an entry as it would decide a new request, but for the address that
+// the entry has, and checks that the proof of the caller's identity is still valid. why
+// is NoReason if the entry is allowed. held says that its end may be held; hello says
+// that it must begin with a ClientHello that has not come yet.
 func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello bool) {
 	why, hello = decide(j.state, d, j.now)
 	if why != allowlist.NoReason && !j.mayHold(d, why) {
@@ -48,13 +47,14 @@ func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello
 	return why, why != allowlist.NoReason, hello
 }
 
-// proof returns why the caller's identity no longer counts. An SVID that has merely
-// expired is no reason by itself, an authority that is no longer trusted is. A
-// proof that this function does not know is not trusted.
+// proof returns the reason for which the proof of the caller's identity is no longer
+// valid, or NoReason. An expired SVID is no reason unless CloseAtExpiry is set; an
+// authority that is no longer trusted is one. A proof that this function does not know
+// is not trusted.
 func (j *judge) proof(e *Entry, source allowlist.Source) allowlist.Reason {
 	trusted := false
 	switch source {
-	case allowlist.SourceListener, allowlist.SourceMap: // the policy itself accepts the listener's word
+	case allowlist.SourceListener, allowlist.SourceMap: // the policy says whether it accepts these
 		trusted = true
 	case allowlist.SourceX509SVID:
 		trusted = j.trusts(e.Certificates)
@@ -69,8 +69,8 @@ func (j *judge) proof(e *Entry, source allowlist.Source) allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// decide is what a state says of an entry at a moment, and whether it must begin with
-// a ClientHello which is to come.
+// decide returns the reason for which a state forbids an entry at a moment, or NoReason,
+// and whether the entry must begin with a ClientHello that has not come yet.
 func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, hello bool) {
 	req := was.Request
 	if was.isConnection() {
@@ -100,6 +100,7 @@ func (s *State) forbidsAt(d *Decided, now time.Time) bool {
 	return why != allowlist.NoReason
 }
 
+// trusts returns the answer of Trusts for a chain, from the cache if it is there.
 func (j *judge) trusts(certs []*x509.Certificate) bool {
 	if j.cfg.Trusts == nil || len(certs) == 0 {
 		return false

@@ -1,10 +1,10 @@
-// Package live holds what is in force now, and everything that lasts longer
+// Package live holds the policy that is in force, and everything that lasts longer
 // than one decision.
 //
 // A [State] is immutable: policy, generation and load time. A request loads
-// it once from [Current] and reads everything from it. The [Registry] knows
-// every [Entry]. The [Enforcer] puts states in force and ends the entries
-// that a state forbids, and no other.
+// it once from [Current] and reads everything from it. The [Registry] holds
+// every [Entry]. The [Enforcer] puts states in force and ends those entries
+// that a state forbids.
 package live
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// State is what one generation decides with. The zero value denies everything
-// as policy-unavailable.
+// State is the policy of one generation. The zero value denies everything as
+// policy-unavailable.
 type State struct {
 	Policy *allowlist.Policy
 	// Generation counts the states of this process from 1.
@@ -26,7 +26,7 @@ type State struct {
 	Loaded time.Time
 }
 
-// Decide asks the policy of this state. A nil state denies.
+// Decide decides a request by the policy of this state. A nil state denies.
 func (s *State) Decide(req allowlist.Request) allowlist.Decision {
 	if s == nil {
 		return (*allowlist.Policy)(nil).Decide(req)
@@ -34,7 +34,7 @@ func (s *State) Decide(req allowlist.Request) allowlist.Decision {
 	return s.Policy.Decide(req)
 }
 
-// DecideName asks the policy of this state about a name. A nil state denies.
+// DecideName decides a DNS query by the policy of this state. A nil state denies.
 func (s *State) DecideName(req allowlist.NameRequest) allowlist.NameDecision {
 	if s == nil {
 		return (*allowlist.Policy)(nil).DecideName(req)
@@ -42,8 +42,8 @@ func (s *State) DecideName(req allowlist.NameRequest) allowlist.NameDecision {
 	return s.Policy.DecideName(req)
 }
 
-// Knows returns why this state would refuse whatever an identity asks for, and
-// NoReason if that depends on what it asks for. A nil state refuses everything.
+// Knows returns the reason for which this state refuses every request of an identity,
+// or NoReason if the decision depends on the request. A nil state refuses everything.
 func (s *State) Knows(id spiffeid.ID, source allowlist.Source) allowlist.Reason {
 	if s == nil {
 		return allowlist.PolicyUnavailable
@@ -51,8 +51,8 @@ func (s *State) Knows(id spiffeid.ID, source allowlist.Source) allowlist.Reason 
 	return s.Policy.Knows(id, source)
 }
 
-// Limiting returns the policy whose limits hold, nil of a nil state: then the
-// defaults do.
+// Limiting returns the policy whose limits are in force. It is nil for a nil state;
+// then the default limits are in force.
 func (s *State) Limiting() *allowlist.Policy {
 	if s == nil {
 		return nil
@@ -60,8 +60,8 @@ func (s *State) Limiting() *allowlist.Policy {
 	return s.Policy
 }
 
-// Current is the state in force. The zero value holds none and denies; it is
-// safe for concurrent use.
+// Current holds the state in force. The zero value holds none and denies everything.
+// It is safe for concurrent use.
 type Current struct {
 	state atomic.Pointer[State]
 }
@@ -69,9 +69,10 @@ type Current struct {
 // Load returns the state in force; nil before the first Swap.
 func (c *Current) Load() *State { return c.state.Load() }
 
-// renew replaces the state in force by an equal one: whoever compares what it
-// decided with sees that something has changed, a date in this case. Nil if
-// there is none. It must not run concurrently with itself or with Swap.
+// renew replaces the state in force by an equal copy and returns it. A request that
+// compares pointers then sees that it must decide again, here because a date has
+// passed. It returns nil if no state is in force. It must not run concurrently with
+// itself or with Swap.
 func (c *Current) renew() *State {
 	old := c.state.Load()
 	if old == nil {

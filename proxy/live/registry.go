@@ -11,20 +11,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Registry knows every entry. The zero value is ready; all methods are safe for
-// concurrent use.
+// Registry holds every entry. The zero value is ready for use; all methods are safe
+// for concurrent use.
 type Registry struct {
 	mu      sync.Mutex
-	open    map[*Entry]bool // true: it was told to end and is on its way
-	ended   tunnel.Reason   // not zero: nothing may begin any more
-	waiting chan struct{}   // closed when the last entry leaves; nil if nobody waits
-	left    chan<- struct{} // has something once an entry has left, or is to be judged again; nil if nobody asks
+	open    map[*Entry]bool // the value is true if the entry was told to end and has not been removed
+	ended   tunnel.Reason   // the reason of EndAll; not zero means that no entry may begin any more
+	waiting chan struct{}   // closed when the last entry is removed; nil if nobody waits for that
+	left    chan<- struct{} // receives when an entry is removed or must be judged again; see tellLeft
 }
 
-// Add takes up an entry. After EndAll it is ended at once. An [Enforcer] ends it
-// by the states to come, but not by the one that came into force just before:
-// whoever adds must look at [Current] afterwards, and leave if that has changed
-// and does not allow the entry.
+// Add adds an entry. After EndAll the entry is ended at once. Later states of an
+// [Enforcer] end the entry if they forbid it, but a state that came into force just
+// before Add may have missed it. The caller must therefore load [Current] afterwards,
+// and remove the entry if the state has changed and forbids it.
 func (r *Registry) Add(e *Entry) {
 	r.mu.Lock()
 	if r.open == nil {
@@ -38,7 +38,7 @@ func (r *Registry) Add(e *Entry) {
 	}
 }
 
-// Remove forgets an entry; one that is not there is no error.
+// Remove removes an entry. It does nothing for an entry that is not there.
 func (r *Registry) Remove(e *Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -47,27 +47,27 @@ func (r *Registry) Remove(e *Entry) {
 		close(r.waiting)
 		r.waiting = nil
 	}
-	r.again()
+	r.judgeAgain()
 }
 
-// JudgeAgain says that an entry whose end is held has changed: the last enforced
-// policy may now forbid it, too.
+// JudgeAgain asks the enforcer to judge the entries again whose end is held, because
+// one of them has changed and the last enforced policy may now forbid it, too.
 func (r *Registry) JudgeAgain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.again()
+	r.judgeAgain()
 }
 
-// again has what is held judged again. It is called with mu held.
-func (r *Registry) again() {
+// judgeAgain signals that what is held must be judged again. The caller holds mu.
+func (r *Registry) judgeAgain() {
 	select {
 	case r.left <- struct{}{}:
-	default: // it has something already, or nobody asks
+	default: // a signal is pending, or nobody receives them
 	}
 }
 
-// tellLeft makes the registry put a value into a channel, which has room for one,
-// whenever an entry leaves, or is to be judged again. With nil it tells nobody.
+// tellLeft sets the channel, of capacity one, that receives a value whenever an entry
+// is removed or must be judged again. A nil channel receives nothing.
 func (r *Registry) tellLeft(left chan<- struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *Registry) Len() int {
 }
 
 // Tunnels returns how many entries have a destination: requests, tunnels and
-// exchanges, without connections.
+// exchanges, but not connections.
 func (r *Registry) Tunnels() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -109,8 +109,8 @@ func (r *Registry) Drain(timeout time.Duration) {
 	r.EndAll(tunnel.Drain)
 }
 
-// emptied returns a channel that is closed when there is no entry, the same for
-// all who wait.
+// emptied returns a channel that is closed when there is no entry. All callers that
+// wait get the same channel.
 func (r *Registry) emptied() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,7 +162,7 @@ func (r *Registry) List() []Standing {
 	return all
 }
 
-// standing returns the entries that are there now and were not told to end.
+// standing returns the entries that were not told to end.
 func (r *Registry) standing() []*Entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -175,7 +175,8 @@ func (r *Registry) standing() []*Entry {
 	return standing
 }
 
-// tell tells an entry to end and reports whether it was standing until now.
+// tell tells an entry to end. It returns false if the entry was told before or has been
+// removed.
 func (r *Registry) tell(e *Entry, reason tunnel.Reason, why allowlist.Reason) bool {
 	r.mu.Lock()
 	told, open := r.open[e]
