@@ -64,7 +64,7 @@ func TestBusyNeighbours(t *testing.T) {
 	})
 	put(t, root+"/.tmp", "two")
 	rename(t, root+"/.tmp", path)
-	if l := r.believes(t, "two"); !l.settled {
+	if l := r.believes(t, "two"); !l.complete {
 		t.Error("a rename was not believed at once")
 	}
 	put(t, path, "three")

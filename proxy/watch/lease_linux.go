@@ -6,10 +6,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openForWriting reports whether somebody has a file open for writing. It asks
-// for a read lease (fcntl(2), F_SETLEASE), which the kernel refuses with EAGAIN
-// for exactly that reason, and gives it back at once. A file of another user,
-// or on a file system without leases, cannot be told: the answer is no then.
+// openForWriting reports whether a process has a file open for writing. It asks for a
+// read lease (fcntl(2), F_SETLEASE), which the kernel refuses with EAGAIN for exactly
+// that reason, and gives the lease back at once. It returns false for a file of another
+// user and on a file system without leases, where it cannot tell.
 func openForWriting(path string) bool {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package watch
 
-// openForWriting cannot tell on this system.
+// openForWriting returns false, because this system has no leases.
 func openForWriting(string) bool { return false }

@@ -30,7 +30,7 @@ type reader struct {
 
 // look is one call of Changed.
 type look struct {
-	settled  bool
+	complete  bool
 	text     string
 	believed bool // and new
 	done     bool
@@ -70,14 +70,14 @@ func follow(t *testing.T, path string, inside func(string) bool, paths ...string
 	return r
 }
 
-func (r *reader) changed(ctx context.Context, settled bool) bool {
+func (r *reader) changed(ctx context.Context, complete bool) bool {
 	data, err := os.ReadFile(r.path)
 	text := string(data)
 	if err != nil {
 		text = "error"
 	}
-	done := settled || text == r.seen || text == r.held
-	l := look{settled: settled, text: text, believed: done && text != r.held, done: done, goOn: make(chan struct{})}
+	done := complete || text == r.seen || text == r.held
+	l := look{complete: complete, text: text, believed: done && text != r.held, done: done, goOn: make(chan struct{})}
 	r.seen = text
 	if done {
 		r.held = text

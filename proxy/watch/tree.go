@@ -18,33 +18,33 @@ const maxLinks = 40
 
 const separator = string(filepath.Separator)
 
-// tree is where the paths lead now: the directories passed on the way, all
-// without a symbolic link in their own paths and all watched, and the files at
-// the end.
+// tree holds the directories and files that the configured paths lead to. The paths of
+// the directories contain no symbolic link, and all of them are watched.
 type tree struct {
 	fs     *fsnotify.Watcher
-	paths  []string // absolute
+	paths  []string // the configured paths, absolute
 	inside func(name string) bool
 
-	watched map[string]fs.FileInfo
-	told    map[string]string // what went wrong with a directory when last tried
-	failed  []error           // of this walk, and new
+	watched map[string]fs.FileInfo // directories that are watched
+	told    map[string]string      // the last error for a directory that cannot be watched
+	failed  []error                // new errors of the current walk
 
-	dirs   map[string]bool // directories of this walk
-	steps  map[string]bool // names in them that were passed
-	listed map[string]bool // those of them that are read as a whole
-	files  []file
+	// The following fields are the result of the current walk.
+	dirs   map[string]bool // directories on the way to a file
+	steps  map[string]bool // paths of the names that were passed in these directories
+	listed map[string]bool // directories whose entries are read
+	files  []file          // files at the end
 }
 
-// file is what is read in the end.
+// file is a file that a path leads to.
 type file struct {
 	path  string
 	info  fs.FileInfo
-	steps []string // names passed on the way
+	steps []string // paths of the names that were passed on the way
 }
 
-// walk follows every path anew. It returns what cannot be watched, each error
-// once.
+// walk follows every path again. It returns an error for what cannot be watched, once
+// for each directory and cause.
 func (t *tree) walk() []error {
 	if t.watched == nil {
 		t.watched, t.told = map[string]fs.FileInfo{}, map[string]string{}
@@ -70,10 +70,10 @@ func (t *tree) walk() []error {
 	return t.failed
 }
 
-// follow goes on from a directory as the kernel does, name by name and through
-// symbolic links. It returns what is at the end, nil if that is not there. Each
-// directory is watched before it is asked for the next name, so that whatever
-// comes into being after that is an event.
+// follow resolves the names of a path from the directory at, as the kernel does, through
+// symbolic links. It returns the end of the path, the names that it passed, and the
+// FileInfo of the end, which is nil if the end does not exist. Each directory is watched
+// before its next name is looked up, so that a name which is created later is an event.
 func (t *tree) follow(at string, rest, steps []string) (end string, passed []string, info fs.FileInfo) {
 	links := 0
 	for len(rest) > 0 {
@@ -113,13 +113,13 @@ func (t *tree) follow(at string, rest, steps []string) (end string, passed []str
 	return at, steps, info
 }
 
-// list takes up what a directory holds.
+// list adds the files in a directory.
 func (t *tree) list(dir string, steps []string) {
 	t.watch(dir, true)
 	t.listed[dir] = true
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return // the reader says so
+		return // the reader will report the error
 	}
 	for _, entry := range entries {
 		if !t.inside(entry.Name()) {
@@ -131,9 +131,9 @@ func (t *tree) list(dir string, steps []string) {
 	}
 }
 
-// watch watches a directory; last means that it is not merely on the way. A
-// directory under the name of another one is watched anew, and one that was
-// moved away and back again too: its watch is gone.
+// watch watches a directory. last says that it holds the file or is read itself, and is
+// not only on the way. A directory that has replaced another one of the same name is
+// watched anew, and so is one that was moved away and back, whose watch has gone.
 func (t *tree) watch(dir string, last bool) {
 	if t.dirs[dir] {
 		return
@@ -151,20 +151,20 @@ func (t *tree) watch(dir string, last bool) {
 	case err == nil:
 		t.watched[dir] = info
 		delete(t.told, dir)
-	case errors.Is(err, fs.ErrNotExist), !last && errors.Is(err, fs.ErrPermission): // it may come, or need not be seen
+	case errors.Is(err, fs.ErrNotExist), !last && errors.Is(err, fs.ErrPermission): // it may be created later, or need not be watched
 	case t.told[dir] != err.Error():
 		t.told[dir] = err.Error()
 		t.failed = append(t.failed, fmt.Errorf("watching directory %s: %w; changes in it show only at the next poll", dir, err))
 	}
 }
 
-// concerns reports whether an event of that name may change what is read.
+// concerns reports whether an event for a name may mean that a file has changed.
 func (t *tree) concerns(name string) bool {
 	return t.steps[name] || t.listed[filepath.Dir(name)] && t.inside(filepath.Base(name))
 }
 
-// written returns a file that somebody has open for writing, as far as that
-// can be told; "" is none.
+// written returns a file that a process has open for writing, as far as that can be
+// told, or "".
 func (t *tree) written() string {
 	for _, f := range t.files {
 		if f.info.Mode().IsRegular() && openForWriting(f.path) {
@@ -174,8 +174,8 @@ func (t *tree) written() string {
 	return ""
 }
 
-// young reports whether a file was written less than d ago, other than those
-// that a name leads to which was renamed.
+// young reports whether a file was written less than d ago. It ignores files whose path
+// goes through a name in renamed.
 func (t *tree) young(d time.Duration, renamed map[string]bool) bool {
 	return slices.ContainsFunc(t.files, func(f file) bool {
 		vouched := slices.ContainsFunc(f.steps, func(step string) bool { return renamed[step] })

@@ -2,16 +2,15 @@
 // by a rename, by the symlink swap of a ConfigMap, in place, or together with
 // any directory above them.
 //
-// It watches directories, never files: each one in which a name stands that
-// leads to a file, all the way from the root and through every symbolic link.
-// It treats every event as "maybe", and says only when to read again: whoever
-// reads compares what it read with what it had. A poll is the floor under file
-// systems that send no events.
+// It watches directories and not files: every directory that the path of a file
+// goes through, from the root and through every symbolic link. An event means only
+// that something may have changed, and the reader compares what it reads with what
+// it read before. A poll covers file systems that send no events.
 //
-// It calls for no reading while it can tell that somebody has a file open for
-// writing, for half a minute at most. It cannot tell that of files of another
-// user, nor of a writer that closes the file and goes on later: replace files by
-// a rename.
+// It waits with a reading while it can tell that a process has a file open for
+// writing, for half a minute at most. It cannot tell this for files of another
+// user, nor for a writer that closes the file and continues later. Files should
+// therefore be replaced by a rename.
 package watch
 
 import (
@@ -32,45 +31,45 @@ const (
 	DefaultPoll  = 15 * time.Second
 )
 
-// MaxWriting is how long a writer is waited for, with the default quiet time.
+// MaxWriting is how long a watcher waits for a writer, with the default quiet time.
 const MaxWriting = mostWriting * DefaultQuiet
 
-// The patience of a watcher, in quiet times.
+// How long a watcher waits, as multiples of the quiet time.
 const (
-	mostEvents  = 20  // how long a reading waits for events that do not cease
-	tellWriter  = 20  // how long a writer keeps a file open before somebody is told
-	mostWriting = 600 // and how long it is waited for
+	mostEvents  = 20  // for events to cease, before it has the files read
+	tellWriter  = 20  // for a writer to close a file, before it calls Failed
+	mostWriting = 600 // for a writer to close a file, before it has the files read
 )
 
-// Config says what to watch.
+// Config configures a Watcher.
 type Config struct {
 	// Paths are files and directories; they need not exist yet.
 	Paths []string
-	// Inside says by its name which entry of a directory among Paths is read;
-	// nil means each but those that begin with a dot. Other entries may change
-	// as often as they like.
+	// Inside reports by the name of a directory entry whether the entry is read. Nil
+	// means every entry whose name does not begin with a dot. Changes of other entries
+	// cause no reading.
 	Inside func(name string) bool
-	// quiet is how long nothing must happen before a file that is written in
-	// place is read; zero means DefaultQuiet.
+	// quiet is how long there must be no event before a file that is written in place
+	// is read; zero means DefaultQuiet.
 	quiet time.Duration
-	// Poll is the time between readings without any event; zero means
-	// DefaultPoll, negative none.
+	// Poll is the time between readings without any event; zero means DefaultPoll, a
+	// negative value that there is no poll.
 	Poll time.Duration
-	// Changed is called when the files should be read, for the first time when
-	// Run begins, never concurrently with itself. settled says that what is
-	// there was put there whole, by a rename: it holds at once. If it is not
-	// settled, a writer may be under way: the reader must not believe a reading
-	// that the next one does not repeat. Changed returns false to be called
-	// again after another quiet while, and not sooner. Required.
-	Changed func(ctx context.Context, settled bool) (done bool)
-	// Failed is told once what cannot be watched, or not be read because
-	// somebody keeps it open for writing; nil is nobody.
+	// Changed is called when the files should be read, for the first time when Run
+	// begins, and never concurrently with itself. complete says that a rename put the
+	// files in place, so that their content is complete. If it is false, a writer may
+	// be at work, and the reader must not use a reading before the next one has
+	// repeated it. If Changed returns false it is called again after the quiet time.
+	// Required.
+	Changed func(ctx context.Context, complete bool) (done bool)
+	// Failed is called once for everything that cannot be watched, or cannot be read
+	// because a process keeps it open for writing. It may be nil.
 	Failed func(ctx context.Context, err error)
 }
 
-// Writing returns a file among paths, or in a directory among them whose name
-// inside takes, that somebody has open for writing, as far as that can be told;
-// "" is none. It is for whoever reads before Run does.
+// Writing returns a file that a process has open for writing, as far as that can be
+// told, or "". It looks at paths, and at those entries of directories among them whose
+// name inside accepts. It is meant for a reader that reads before Run.
 func Writing(paths []string, inside func(name string) bool) string {
 	for _, path := range paths {
 		files := []string{path}
@@ -89,24 +88,24 @@ func Writing(paths []string, inside func(name string) bool) string {
 	return ""
 }
 
-// Watcher watches. Make one with New; Run serves it.
+// Watcher watches files. New makes one, and Run runs it.
 type Watcher struct {
 	cfg     Config
 	trigger chan struct{}
 	tree    *tree
 
-	// What follows belongs to Run.
+	// The following fields are used by Run only.
 	timer   *time.Timer
-	armed   bool            // the timer runs: there will be a reading
-	pending bool            // something is written in place, or a reading waits to be repeated
+	armed   bool            // the timer runs, so that there will be a reading
+	pending bool            // a file is being written in place, or a reading waits to be repeated
 	since   time.Time       // when the timer was armed
 	read    time.Time       // when the last reading ended
-	renamed map[string]bool // what was put into place whole since then
-	writing time.Time       // since when a writer is in the way; zero: none is
-	told    bool            // Failed was told of that writer
+	renamed map[string]bool // names that were put in place by a rename since the last reading
+	writing time.Time       // when a writer was first seen that is waited for; zero if there is none
+	told    bool            // Failed was called for that writer
 }
 
-// New makes a watcher. Run begins with a reading, so that no change before it is
+// New returns a watcher. Run begins with a reading, so that a change before it is not
 // missed.
 func New(cfg Config) (*Watcher, error) {
 	if cfg.Changed == nil {
@@ -149,8 +148,8 @@ func (w *Watcher) Trigger() {
 	}
 }
 
-// Close stops watching. It is for a watcher that is not run; after Run nothing
-// happens.
+// Close stops watching. It is for a watcher that is never run; after Run it does
+// nothing.
 func (w *Watcher) Close() error { return w.tree.fs.Close() }
 
 // Run calls Changed until ctx is done, then stops watching and returns. It is
@@ -165,13 +164,13 @@ func (w *Watcher) Run(ctx context.Context) {
 		defer ticker.Stop()
 		poll = ticker.C
 	}
-	w.look(ctx, false)
+	w.changed(ctx, false)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.timer.C:
-			w.look(ctx, !w.pending && len(w.renamed) > 0)
+			w.changed(ctx, !w.pending && len(w.renamed) > 0)
 		case <-w.trigger:
 			w.ask(ctx)
 		case <-poll:
@@ -185,15 +184,15 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// ask reads now, unless a reading is due anyway: one that comes too soon after
-// the last would repeat the prefix of a file and be believed.
+// ask has the files read now, unless a reading is due anyway. A reading too soon after
+// the last one could repeat the same incomplete content, which would then be used.
 func (w *Watcher) ask(ctx context.Context) {
 	if !w.armed {
-		w.look(ctx, false)
+		w.changed(ctx, false)
 	}
 }
 
-// notice takes an event.
+// notice handles an event.
 func (w *Watcher) notice(ctx context.Context, event fsnotify.Event) {
 	name := filepath.Clean(event.Name)
 	switch {
@@ -201,30 +200,30 @@ func (w *Watcher) notice(ctx context.Context, event fsnotify.Event) {
 	case whole(event):
 		w.renamed[name] = true
 		switch {
-		case w.pending: // beside this one something is written in place
+		case w.pending: // another file is being written in place
 			w.wait()
-		case time.Since(w.read) < w.cfg.quiet: // the first one at once, of a flood one a while
+		case time.Since(w.read) < w.cfg.quiet: // one of many renames: at most one reading in a quiet time
 			w.arm(w.cfg.quiet - time.Since(w.read))
 		default:
-			w.look(ctx, true)
+			w.changed(ctx, true)
 		}
 	case event.Has(fsnotify.Create), event.Has(fsnotify.Write):
 		w.wait()
-	default: // gone, or other permissions: nothing new to read yet
+	default: // the file was removed, or its permissions changed: there may be nothing new to read yet
 		w.arm(w.cfg.quiet)
 	}
 }
 
-// whole reports whether an event is the second half of a rename from one
-// watched directory into one: what is there now was written before, under
-// another name. fsnotify shows that other name only in the text of the event,
-// where quotes inside of names are escaped. Without it the file counts as
-// written in place, which is slower and never wrong.
+// whole reports whether an event is the second half of a rename from one watched
+// directory into another: the file was written before, under its old name. fsnotify
+// shows the old name only in the text of the event, in which quotes inside of names are
+// escaped. A rename from a directory that is not watched counts as a write in place,
+// which is slower but never wrong.
 func whole(event fsnotify.Event) bool {
 	return event.Has(fsnotify.Create) && strings.Contains(event.String(), `" ← "`)
 }
 
-// arm makes sure that there will be a reading, at the latest in d.
+// arm makes sure that there will be a reading within d.
 func (w *Watcher) arm(d time.Duration) {
 	if !w.armed {
 		w.armed, w.since = true, time.Now()
@@ -232,9 +231,9 @@ func (w *Watcher) arm(d time.Duration) {
 	}
 }
 
-// wait puts the reading off until nothing has happened for a quiet while. If
-// things never cease to happen it is done all the same: it will not be
-// believed unless another one repeats it.
+// wait puts the reading off until there was no event for the quiet time. If the events
+// do not cease, the files are read all the same; the reader then uses a reading only
+// after another one has repeated it.
 func (w *Watcher) wait() {
 	w.pending = true
 	w.arm(w.cfg.quiet)
@@ -242,8 +241,8 @@ func (w *Watcher) wait() {
 	w.timer.Reset(min(w.cfg.quiet, max(left, 0)))
 }
 
-// look has the files read, unless somebody is writing one of them.
-func (w *Watcher) look(ctx context.Context, settled bool) {
+// changed calls Changed, unless a process has one of the files open for writing.
+func (w *Watcher) changed(ctx context.Context, complete bool) {
 	w.armed = false
 	w.timer.Stop()
 	for _, err := range w.tree.walk() {
@@ -251,22 +250,22 @@ func (w *Watcher) look(ctx context.Context, settled bool) {
 	}
 	if w.writerIn(ctx) {
 		w.pending = true
-		w.arm(w.cfg.quiet) // that a file is closed is no event
+		w.arm(w.cfg.quiet) // there is no event when the writer closes the file
 		return
 	}
-	// A rename vouches for what came with it. Another file that is this young
-	// may be half written, and its events still on their way.
-	settled = settled && w.writing.IsZero() && !w.tree.young(w.cfg.quiet, w.renamed)
+	// A rename says that its own file is complete. Another file that was written just
+	// now may be incomplete, and its events may still be on their way.
+	complete = complete && w.writing.IsZero() && !w.tree.young(w.cfg.quiet, w.renamed)
 	clear(w.renamed)
-	w.pending = !w.cfg.Changed(ctx, settled)
+	w.pending = !w.cfg.Changed(ctx, complete)
 	w.read = time.Now()
 	if w.pending {
 		w.arm(w.cfg.quiet)
 	}
 }
 
-// writerIn reports whether somebody is writing a file, and has not been for too
-// long.
+// writerIn reports whether a process has a file open for writing and should still be
+// waited for.
 func (w *Watcher) writerIn(ctx context.Context) bool {
 	path := w.tree.written()
 	if path == "" {

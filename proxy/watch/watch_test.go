@@ -118,7 +118,7 @@ func TestReplaced(t *testing.T) {
 					}
 					r = follow(t, file, isYAML, path)
 					row.replace(disk{t, root})
-					return r, root, r.believes(t, "two").settled
+					return r, root, r.believes(t, "two").complete
 				}
 				r, root, atOnce := replaced()
 				for range 10 { // on a busy machine the steps may be further apart than the watcher waits
