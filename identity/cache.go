@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// cacheEntries bounds the cache of a [Verifier]. An entry takes about 350
-// bytes, a full cache 6 MB.
+// cacheEntries bounds the cache of a [Verifier]. An entry takes about 350 bytes, a full
+// cache 6 MB.
 const cacheEntries = 16_384
 
-// fingerprint stands for everything a peer presented, or for one certificate of it.
+// fingerprint is a hash of all certificates that a peer presented, or of one of them.
 type fingerprint [sha256.Size]byte
 
-// fingerprintOf covers the intermediates too, so that a peer who forgot to
-// send them is refused always, and not only until somebody else sent them.
+// fingerprintOf hashes the intermediates as well. So a peer that does not send them is
+// always refused, and does not profit from another one that has sent them.
 func fingerprintOf(certs []*x509.Certificate) fingerprint {
 	sum := fingerprint(sha256.Sum256(certs[0].Raw))
 	for _, cert := range certs[1:] {
@@ -28,19 +28,20 @@ func fingerprintOf(certs []*x509.Certificate) fingerprint {
 	return sum
 }
 
-// verdict is a success and the time in which it holds.
+// verdict is a verified peer and the time from which the result is valid. It is valid
+// until peer.NotAfter.
 type verdict struct {
 	peer      Peer
 	notBefore time.Time
 }
 
-// cache keeps successes of one snapshot. Failures are kept apart: whoever
-// invents certificates must not be able to fill it.
+// cache holds verified peers of one snapshot. Failures are in refusals, so that a peer
+// cannot fill the cache with certificates that it made up.
 //
-// It is bounded by two generations of maps: when the young one is full it
-// becomes the old one, whose untouched entries are dropped by then.
+// Two maps bound it. When the young map is full it replaces the old map, and those
+// entries of the old map are dropped which were not used since the last time.
 type cache struct {
-	half int // the most entries of one map
+	half int // the largest number of entries in one map
 
 	mu       sync.Mutex
 	snapshot *Snapshot
@@ -48,7 +49,8 @@ type cache struct {
 	old      map[fingerprint]verdict
 }
 
-// get returns a success of the same snapshot that holds now.
+// get returns a peer that was verified against the same snapshot and whose result is
+// valid now.
 func (c *cache) get(snapshot *Snapshot, key fingerprint, now time.Time) (Peer, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,26 +65,27 @@ func (c *cache) get(snapshot *Snapshot, key fingerprint, now time.Time) (Peer, b
 		delete(c.old, key)
 		c.insert(key, found)
 	}
-	// The clock may have been set back, hence notBefore.
+	// notBefore matters if the clock was set back.
 	if now.Before(found.notBefore) || !now.Before(found.peer.NotAfter) {
 		return Peer{}, false
 	}
 	return found.peer, true
 }
 
-// put remembers a success and forgets those of every older snapshot.
+// put adds a verified peer, and drops those of every older snapshot.
 func (c *cache) put(snapshot *Snapshot, key fingerprint, v verdict) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.snapshot != snapshot {
 		if c.snapshot != nil && c.snapshot.generation > snapshot.generation {
-			return // a verification that began before the bundle changed
+			return // this verification began before the snapshot changed
 		}
 		c.snapshot, c.young, c.old = snapshot, nil, nil
 	}
 	c.insert(key, v)
 }
 
+// insert adds an entry to the young map. The caller holds mu.
 func (c *cache) insert(key fingerprint, v verdict) {
 	if len(c.young) >= c.half {
 		c.old, c.young = c.young, nil
@@ -93,14 +96,14 @@ func (c *cache) insert(key fingerprint, v verdict) {
 	c.young[key] = v
 }
 
-// The bounds of what is remembered of failures.
+// The bounds of refusals.
 const (
 	refusalEntries = 512
-	refusalHolds   = 2 * time.Second // the passing of time may end a failure
+	refusalHolds   = 2 * time.Second // short, because a certificate may become valid with time
 )
 
-// refusals remembers failures for a moment: a client that tries again thousands of
-// times costs no signature.
+// refusals holds recent failures for a moment, so that a client which repeats a failing
+// handshake thousands of times costs no further signature check.
 type refusals struct {
 	mu       sync.Mutex
 	snapshot *Snapshot

@@ -11,32 +11,33 @@ import (
 
 // Bounds of the checks of signatures in one verification.
 const (
-	maxNamesakes = 16 // authorities of one name that are tried for a certificate: of those whose key it names, and of the others
-	maxChecks    = 24 // to find the intermediates, before crypto/x509 is asked
+	maxNamesakes = 16 // authorities of one name that are tried for one certificate: this many whose key it names, and this many others
+	maxChecks    = 24 // signature checks to find the genuine intermediates, before crypto/x509 is called
 )
 
 // maxGenuine is how many intermediates of a trust domain are remembered as genuine.
 const maxGenuine = 256
 
-// chains are what leads from a leaf to the authorities of its trust domain.
+// chains holds the chains from a leaf to the authorities of its trust domain.
 type chains struct {
-	all  [][]*x509.Certificate // with their authorities, at whatever time they hold
-	used mask                  // of the certificates presented, those in one of all
-	cost effort
+	all  [][]*x509.Certificate // every chain including its authority, whether it is valid now or not
+	used mask                  // the presented certificates that are part of a chain
+	cost effort                // processor time of the signature checks
 }
 
-// mask says which of the certificates that were presented are meant.
+// mask is a set of presented certificates: bit i stands for certificate i.
 type mask uint8
 
-// chains finds every chain from certs[0] to an authority, with all that
-// crypto/x509 checks but the time: whether one of them holds now is read from its
-// dates. So one verification says both whether and why not, and an authority that
-// was issued again since, with the same key and a later beginning, is the same.
+// chains finds every chain from certs[0] to an authority. It checks what crypto/x509
+// checks, except for the time; the caller compares the dates of the chains with the
+// clock. So one verification tells both whether a chain is valid and why not, and an
+// authority that was issued again with the same key and a later NotBefore counts as the
+// same authority.
 //
-// No signature is checked with a key that a peer has chosen: from the authorities
-// on down, each certificate that was presented is looked for among those that a
-// genuine one has signed, and crypto/x509 is given only these. Names alone, which
-// anybody may write, cost a check for each certificate.
+// No signature is checked with a key that the peer has chosen. Beginning with the
+// authorities, it finds those presented certificates which an authority or an
+// intermediate that is known to be genuine has signed, and gives only these to
+// crypto/x509. A certificate that merely bears the right names costs one check.
 func (t *trust) chains(certs []*x509.Certificate) chains {
 	var found chains
 	presented := make([]*x509.Certificate, len(certs))
@@ -53,7 +54,7 @@ func (t *trust) chains(certs []*x509.Certificate) chains {
 	}
 	for _, child := range append([]*x509.Certificate{presented[0]}, genuine...) {
 		for _, parent := range t.parents(child, genuine) {
-			found.cost.check(parent.PublicKey) // as crypto/x509 will
+			found.cost.check(parent.PublicKey) // crypto/x509 will do this check
 			if t.crowded && !slices.Contains(genuine, parent) {
 				options.Roots.AddCert(parent)
 			}
@@ -67,8 +68,8 @@ func (t *trust) chains(certs []*x509.Certificate) chains {
 		return found
 	}
 	found.all = all
-	// What another authority has signed for one of the chain belongs to it: that
-	// authority may be the one that stays.
+	// A twin, by which another authority has signed the same key, is part of the chain,
+	// too: that authority may be the one that stays trusted after a rotation.
 	for i, cert := range presented {
 		if slices.ContainsFunc(all, func(chain []*x509.Certificate) bool {
 			return slices.ContainsFunc(chain, func(member *x509.Certificate) bool { return isTwin(member, cert) })
@@ -88,15 +89,16 @@ func (t *trust) chains(certs []*x509.Certificate) chains {
 	return found
 }
 
-// genuine returns the intermediates that an authority has signed, or another
-// genuine one. It begins at the end, where the one nearest to the authority is.
+// genuine returns the intermediates that an authority or another genuine intermediate
+// has signed. It begins at the end of the list, where peers put the intermediate that is
+// nearest to the authority.
 func (t *trust) genuine(intermediates []*x509.Certificate, cost *effort) []*x509.Certificate {
 	var genuine []*x509.Certificate
-	var tried map[[2]*x509.Certificate]bool // child and parent
+	var tried map[[2]*x509.Certificate]bool // pairs of child and parent
 	left := slices.Clone(intermediates)
 	slices.Reverse(left)
-	for again := true; again; {
-		again = false
+	for found := true; found; {
+		found = false
 		left = slices.DeleteFunc(left, func(cert *x509.Certificate) bool {
 			if !cert.BasicConstraintsValid || !cert.IsCA {
 				return true
@@ -119,7 +121,7 @@ func (t *trust) genuine(intermediates []*x509.Certificate, cost *effort) []*x509
 				}
 			}
 			if ok {
-				genuine, again = append(genuine, cert), true
+				genuine, found = append(genuine, cert), true
 			}
 			return ok
 		})
@@ -127,9 +129,10 @@ func (t *trust) genuine(intermediates []*x509.Certificate, cost *effort) []*x509
 	return genuine
 }
 
-// parents returns who may have signed a certificate, by the names alone, the
-// likely ones first: whose key it names, then the intermediate found last. Of the
-// authorities of one name they are the first few.
+// parents returns the certificates that may have signed a certificate according to its
+// issuer name, the likely ones first: those whose key it names come before others, and
+// intermediates before authorities. It returns at most maxNamesakes authorities of each
+// group.
 func (t *trust) parents(child *x509.Certificate, genuine []*x509.Certificate) []*x509.Certificate {
 	var parents []*x509.Certificate
 	authorities := t.byName[string(child.RawIssuer)]
@@ -155,18 +158,18 @@ func namesKeyOf(child, parent *x509.Certificate) bool {
 	return len(child.AuthorityKeyId) > 0 && bytes.Equal(parent.SubjectKeyId, child.AuthorityKeyId)
 }
 
-// at returns the chains that hold at a moment.
+// at returns the chains that are valid at a moment.
 func (c *chains) at(now time.Time) [][]*x509.Certificate {
-	var holding [][]*x509.Certificate
+	var valid [][]*x509.Certificate
 	for _, chain := range c.all {
 		if from, until := window(chain); !now.Before(from) && !now.After(until) {
-			holding = append(holding, chain)
+			valid = append(valid, chain)
 		}
 	}
-	return holding
+	return valid
 }
 
-// fingerprints is a memory of a few certificates. It is safe for concurrent use.
+// fingerprints is a bounded set of certificates. It is safe for concurrent use.
 type fingerprints struct {
 	mu  sync.Mutex
 	all map[fingerprint]struct{}
@@ -179,7 +182,7 @@ func (f *fingerprints) has(key fingerprint) bool {
 	return ok
 }
 
-// add forgets all others when there are too many.
+// add adds a certificate. If the set is full, it drops all others before.
 func (f *fingerprints) add(key fingerprint) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

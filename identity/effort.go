@@ -7,34 +7,35 @@ import (
 	"time"
 )
 
-// Budget is the processor time that peers may cost whose certificates do not
-// verify, until it is used up. A nil Budget has no end.
+// Budget bounds the processor time for peers whose certificates do not verify. A nil
+// Budget has no bound.
 type Budget interface {
-	// Left reports whether anything is left.
+	// Left reports whether some of the budget is left.
 	Left() bool
-	// Spend takes what was used, which may be more than was left.
+	// Spend subtracts the time that was used, which may be more than was left.
 	Spend(used time.Duration)
 }
 
-// effort is what the signatures of one verification cost. It is counted by kind
-// of key and not measured, so that it is the same on a busy machine.
+// effort is the processor time of the signature checks of one verification. It is
+// computed from the kinds of the keys and not measured, so that it does not depend on
+// how busy the machine is.
 type effort struct {
 	checks int
 	time   time.Duration
 }
 
-// check counts one check of a signature with a key.
+// check adds one signature check with a key.
 func (e *effort) check(public any) {
 	e.checks++
 	e.time += costOf(public)
 }
 
-// costOf is the processor time of one check of a signature, rounded up, as
-// measured with Go 1.26 on a processor of 2.5 GHz.
+// costOf returns the processor time of one signature check with a key, rounded up. The
+// values were measured with Go 1.26 on a processor of 2.5 GHz.
 func costOf(public any) time.Duration {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
-		const unit = 70 * time.Microsecond // of 2,048 bits; four times that with twice as many
+		const unit = 70 * time.Microsecond // with 2,048 bits; twice as many bits cost four times as much
 		parts := time.Duration(key.N.BitLen()+1023) / 1024
 		return unit * parts * parts / 4
 	case *ecdsa.PublicKey:
@@ -49,9 +50,9 @@ func costOf(public any) time.Duration {
 	return 80 * time.Microsecond
 }
 
-// costOfHandshake is what a peer has cost before its chain is looked at: that it
-// signed the handshake, and that what it presented was parsed, at its worst about
-// 100 ns a byte.
+// costOfHandshake returns the processor time that a peer has cost before its chain is
+// verified: the check of its signature over the handshake, and the parsing of its
+// certificates, which takes at most about 100 ns a byte.
 func costOfHandshake(certs []*x509.Certificate) time.Duration {
 	if certs[0].PublicKey == nil {
 		return 0
@@ -61,7 +62,7 @@ func costOfHandshake(certs []*x509.Certificate) time.Duration {
 		size += len(cert.Raw)
 	}
 	if size == 0 {
-		size = maxBytes // they were let go
+		size = maxBytes // the bytes are no longer there; assume the most
 	}
 	return costOf(certs[0].PublicKey) + time.Duration(size)*100*time.Nanosecond
 }

@@ -12,37 +12,37 @@ import (
 	"sync/atomic"
 )
 
-// FileConfig names the PEM files of an identity: either the three files, or
-// the directory that holds them.
+// FileConfig names the PEM files of an identity: either the three files, or the
+// directory that holds them.
 type FileConfig struct {
-	// Certificate holds the X509-SVID: the leaf, then its intermediates.
+	// Certificate is the file with the X509-SVID: the leaf, then its intermediates.
 	Certificate string
-	// Key holds its private key (PKCS #8, SEC 1 or PKCS #1; not encrypted).
+	// Key is the file with its private key (PKCS #8, SEC 1 or PKCS #1; not encrypted).
 	Key string
-	// Bundle holds the authorities of our own trust domain.
+	// Bundle is the file with the authorities of our own trust domain.
 	Bundle string
-	// Dir stands for the three. It holds svid.pem, svid_key.pem and bundle.pem,
-	// as spiffe-helper writes them, or tls.crt, tls.key and ca.crt, as the CSI
-	// drivers do.
+	// Dir is a directory that holds the three files, either as svid.pem, svid_key.pem
+	// and bundle.pem (the names that spiffe-helper writes) or as tls.crt, tls.key and
+	// ca.crt (the names of the CSI drivers).
 	Dir string
-	// Bundles are more trust domains: name → file with their authorities. Empty
-	// means that only our own trust domain is known.
+	// Bundles maps the names of other trust domains to the files with their
+	// authorities. If it is empty, only our own trust domain is known.
 	Bundles map[string]string
 }
 
-// Files is an identity from files. It watches nothing by itself: whoever does
-// calls [Files.Reload]. It is safe for concurrent use.
+// Files is a [Source] that reads an identity from files. It does not watch them; call
+// [Files.Reload] when they may have changed. It is safe for concurrent use.
 type Files struct {
 	config   FileConfig
 	snapshot atomic.Pointer[Snapshot]
 
-	mu      sync.Mutex // held by a Reload from end to end
-	held    digest     // of the files that snapshot was made of
-	spoiled error      // what of them could not be used
+	mu      sync.Mutex // locked during a whole Reload
+	read    digest     // digest of the files that snapshot was made from
+	spoiled error      // why a part of these files could not be used; nil if all were
 }
 
-// Snapshot returns what the files held when they were last in order, or nil for
-// files that were not loaded.
+// Snapshot returns the snapshot of the files as they were when they last fitted
+// together. It is nil if f is nil.
 func (f *Files) Snapshot() *Snapshot {
 	if f == nil {
 		return nil
@@ -50,9 +50,9 @@ func (f *Files) Snapshot() *Snapshot {
 	return f.snapshot.Load()
 }
 
-// LoadFiles reads certificate, key and bundles together. An error says which
-// file is wrong, how, and what to do. The files must be regular ones: they are
-// read more than once, see [Files.Reload].
+// LoadFiles reads certificate, key and bundles. An error says which file is wrong, why,
+// and what to do. The files must be regular files, because they are read more than once;
+// see [Files.Reload].
 func LoadFiles(config FileConfig) (*Files, error) {
 	config.Bundles = maps.Clone(config.Bundles)
 	f := &Files{config: config}
@@ -62,18 +62,18 @@ func LoadFiles(config FileConfig) (*Files, error) {
 	return f, nil
 }
 
-// Reload reads all files again. It is cheap to call when in doubt: files that
-// hold what the snapshot was made of are not even parsed.
+// Reload reads all files again. Calling it without need is cheap: files that have not
+// changed are not parsed.
 //
-// Only files that fit together, and that two readings in a row found the same,
-// become a snapshot, of the next generation; changed says so. Of anything else,
-// a half-rotated directory for one, the error says which file is wrong, the
-// snapshot stays, and the next call tries again. Only a bundle of another trust
-// domain that cannot be used holds nothing else back: its last one stays, which
-// the error says. So a nil error means that the snapshot is what the files hold.
-// A certificate that expired since is no error, see [Snapshot.NotAfter].
+// If the files fit together and two readings in a row are equal, they become the next
+// snapshot, and changed is true. Otherwise, for example while a directory is only half
+// rotated, the error says which file is wrong, the snapshot stays, and the next call
+// tries again. There is one exception: if the bundle of another trust domain cannot be
+// used, its last valid version stays in the new snapshot, and the error says so. A nil
+// error means that the snapshot corresponds to the files. A certificate that has
+// expired since is no error; see [Snapshot.NotAfter].
 //
-// Concurrent calls wait for each other.
+// Concurrent calls run one after another.
 func (f *Files) Reload() (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,17 +82,17 @@ func (f *Files) Reload() (changed bool, err error) {
 		return false, err
 	}
 	before := f.snapshot.Load()
-	if before != nil && read.digest == f.held {
+	if before != nil && read.digest == f.read {
 		return false, f.spoiled
 	}
-	if read, err = f.config.settle(read); err != nil {
+	if read, err = f.config.repeat(read); err != nil {
 		return false, err
 	}
 	snap, spoiled, err := read.snapshot(before)
 	if err != nil {
 		return false, err
 	}
-	f.held, f.spoiled = read.digest, spoiled
+	f.read, f.spoiled = read.digest, spoiled
 	if spoiled != nil && snap.same(before) {
 		return false, spoiled
 	}
@@ -100,15 +100,15 @@ func (f *Files) Reload() (changed bool, err error) {
 	return true, spoiled
 }
 
-// same compares all but the generation.
+// same reports whether two snapshots are equal except for their generation.
 func (s *Snapshot) same(other *Snapshot) bool {
 	return slices.EqualFunc(s.certificate.Certificate, other.certificate.Certificate, bytes.Equal) && s.SameTrust(other)
 }
 
-// Look reads the files and returns a text by which two readings are told apart:
-// what they hold, or why they cannot be read. It parses nothing and changes
-// nothing.
-func (f *Files) Look() string {
+// Fingerprint reads the files and returns a text that differs between two readings if
+// their content differs: a hash of it, or the error if they cannot be read. It parses
+// nothing and changes nothing.
+func (f *Files) Fingerprint() string {
 	read, err := f.config.read()
 	if err != nil {
 		return err.Error()
@@ -116,7 +116,7 @@ func (f *Files) Look() string {
 	return hex.EncodeToString(read.digest[:])
 }
 
-// resolve returns the same configuration with the three files named.
+// resolve returns the configuration with the paths of the three files filled in.
 func (c FileConfig) resolve() (FileConfig, error) {
 	if c.Dir != "" {
 		if c.Certificate != "" || c.Key != "" || c.Bundle != "" {
@@ -134,6 +134,7 @@ func (c FileConfig) resolve() (FileConfig, error) {
 	return c, nil
 }
 
+// fromDir fills in the paths of the three files in the configured directory.
 func (c FileConfig) fromDir() (FileConfig, error) {
 	type layout struct{ certificate, key, bundle string }
 	layouts := [...]layout{

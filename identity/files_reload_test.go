@@ -358,7 +358,7 @@ func TestOneReadingIsNotEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.put("bundle.pem", caPEM(l.ca, newCA(t, "next")))
-	settled, err := l.files.config.settle(first)
+	settled, err := l.files.config.repeat(first)
 	if err != nil || settled.digest == first.digest || string(settled.bundle.data) == string(first.bundle.data) {
 		t.Errorf("the first reading was taken: %v", err)
 	}

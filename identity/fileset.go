@@ -14,7 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// digest stands for the names and the content of all files of an identity.
+// digest is a hash of the names and contents of all files of an identity.
 type digest [sha256.Size]byte
 
 // fileSet is one reading of all files of an identity.
@@ -24,9 +24,9 @@ type fileSet struct {
 	digest                   digest
 }
 
-// foreignBundle is the file of another trust domain.
+// foreignBundle is the bundle file of a trust domain that is not our own.
 type foreignBundle struct {
-	name string // of the trust domain, as it is configured
+	name string // name of the trust domain, as it is configured
 	file file
 	err  error // why it could not be read
 }
@@ -65,28 +65,27 @@ func (c FileConfig) read() (*fileSet, error) {
 	return set, nil
 }
 
-// settle reads on until two readings in a row are the same: between the reading
-// of two files somebody may have replaced both, and an old bundle would be
-// taken with a new certificate.
-func (c FileConfig) settle(last *fileSet) (*fileSet, error) {
-	const readings = 4 // a rotation is over by then, or the next Reload finds it so
+// repeat reads the files until two readings in a row are equal. A single reading is not
+// enough: if the files are replaced while it goes on, it may combine an old bundle with
+// a new certificate.
+func (c FileConfig) repeat(last *fileSet) (*fileSet, error) {
+	const readings = 4 // enough for a rotation to end; if it has not, the next Reload tries again
 	for range readings {
-		again, err := c.read()
+		next, err := c.read()
 		if err != nil {
 			return nil, err
 		}
-		if again.digest == last.digest {
-			return again, nil
+		if next.digest == last.digest {
+			return next, nil
 		}
-		last = again
+		last = next
 	}
 	return nil, fmt.Errorf("certificate file %s, its key and its bundles change faster than they can be read; see what writes them", last.certificate.path)
 }
 
-// snapshot parses the files and says of every fault in which file it is. What
-// NewSnapshot checks too is checked here for that reason. In place of a bundle of
-// another trust domain that is unsound stands that of the snapshot before, if
-// there is one, which spoiled then says.
+// snapshot makes a snapshot from the files. It repeats checks of NewSnapshot so that
+// every error names the file. If the bundle of another trust domain cannot be used, the
+// bundle of the snapshot before takes its place, if there is one, and spoiled says so.
 func (s *fileSet) snapshot(before *Snapshot) (next *Snapshot, spoiled, err error) {
 	chain, key, err := parsePair(s.certificate, s.key)
 	if err != nil {
@@ -132,7 +131,7 @@ func (s *fileSet) foreign(own spiffeid.TrustDomain, before *Snapshot) (bundles [
 	return bundles, spoiled, nil
 }
 
-// trust makes the bundle of a trust domain that is not our own.
+// trust parses the bundle of a trust domain that is not our own.
 func (f foreignBundle) trust(own spiffeid.TrustDomain, ownPath string) (*trust, error) {
 	td, err := spiffeid.TrustDomainFromString(f.name)
 	switch {
@@ -146,8 +145,8 @@ func (f foreignBundle) trust(own spiffeid.TrustDomain, ownPath string) (*trust, 
 	return f.file.trust(td)
 }
 
-// trust returns the bundle of a trust domain other than our own; nil if there is
-// none.
+// trust returns the bundle of a trust domain that is not our own, nil if the snapshot
+// has none.
 func (s *Snapshot) trust(name string) *trust {
 	if s == nil || name == s.TrustDomain().Name() {
 		return nil
@@ -159,7 +158,7 @@ func (s *Snapshot) trust(name string) *trust {
 	return s.trusted.bundles[td]
 }
 
-// next returns the generation of the snapshot behind this one.
+// next returns the generation of the snapshot that follows this one. s may be nil.
 func (s *Snapshot) next() uint64 {
 	if s == nil {
 		return 1
@@ -167,11 +166,12 @@ func (s *Snapshot) next() uint64 {
 	return s.generation + 1
 }
 
+// bundle returns the authorities as a go-spiffe bundle.
 func (t *trust) bundle() *x509bundle.Bundle {
 	return x509bundle.FromX509Authorities(t.domain, t.authorities)
 }
 
-// trust makes the bundle of a trust domain of a file.
+// trust parses a file as the bundle of a trust domain.
 func (f file) trust(td spiffeid.TrustDomain) (*trust, error) {
 	authorities, err := f.certificates()
 	if err != nil {
@@ -184,7 +184,7 @@ func (f file) trust(td spiffeid.TrustDomain) (*trust, error) {
 	return t, nil
 }
 
-// parsePair returns a certificate chain and the private key of its first one.
+// parsePair returns a certificate chain and the private key of its first certificate.
 func parsePair(certificate, key file) ([]*x509.Certificate, crypto.Signer, error) {
 	chain, err := certificate.certificates()
 	if err != nil {
@@ -200,6 +200,7 @@ func parsePair(certificate, key file) ([]*x509.Certificate, crypto.Signer, error
 	return chain, signer, nil
 }
 
+// pair returns a chain and its key as a certificate for crypto/tls.
 func pair(chain []*x509.Certificate, key crypto.Signer) tls.Certificate {
 	out := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, cert := range chain {

@@ -45,8 +45,8 @@ func TestWhatIsNoRegularFileIsNotWaitedFor(t *testing.T) {
 func TestLookReadsNoMoreThanAFileMayHave(t *testing.T) {
 	const most = 32 << 20 // bytes, for a file of 4 MiB and buffers that grow to it
 	l := newLiving(t)
-	good := l.files.Look()
-	if again := l.files.Look(); again != good {
+	good := l.files.Fingerprint()
+	if again := l.files.Fingerprint(); again != good {
 		t.Errorf("two looks at the same files differ: %q and %q", good, again)
 	}
 	if err := os.Truncate(filepath.Join(l.dir, "bundle.pem"), 256<<20); err != nil {
@@ -54,7 +54,7 @@ func TestLookReadsNoMoreThanAFileMayHave(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if got := l.files.Look(); got == good {
+	if got := l.files.Fingerprint(); got == good {
 		t.Error("a bundle of 256 MiB looks as the one before")
 	}
 	runtime.ReadMemStats(&after)

@@ -1,9 +1,9 @@
 // Package identity turns a client certificate into a verified SPIFFE ID.
 //
-// A [Source] (here: [LoadFiles]; over the Workload API: identity/workload) hands
-// out immutable snapshots of what the gateway is and whom it trusts. A
-// [Verifier] checks a peer's certificates against the current snapshot and
-// answers with a [Peer]: a SPIFFE ID, or the cause why there is none.
+// A [Source] ([LoadFiles] of this package, or identity/workload for the Workload
+// API) returns immutable snapshots of the gateway's own SVID and of the trust
+// bundles. A [Verifier] checks a peer's certificates against the current snapshot
+// and returns a [Peer]: a SPIFFE ID, or the cause why there is none.
 // [ServerConfig] puts both into a [crypto/tls.Config]:
 //
 //	source, err := identity.LoadFiles(identity.FileConfig{Dir: "/run/spiffe"})
@@ -12,13 +12,12 @@
 //	…
 //	peer := verifier.Peer(conn.ConnectionState()) // after the handshake
 //
-// The package refuses to guess. The SPIFFE ID is read from the one URI SAN of
-// the leaf and nowhere else, byte for byte; a certificate is verified only
-// against the bundle of its own trust domain; a missing source, bundle or key
-// is an error and never means "allow". It never fails a handshake over the
-// client's identity, because a refused handshake tells the user nothing: the
-// caller answers over HTTP with [Peer.Cause] and [Peer.Detail]. It decides
-// nothing about destinations and it does not log.
+// The package does not guess. It reads the SPIFFE ID from the only URI SAN of the
+// leaf, byte for byte, and verifies a certificate only against the bundle of its own
+// trust domain. A missing source, bundle or key is an error and never means "allow".
+// It never fails a handshake because of the client's identity, since a failed
+// handshake tells the user nothing: the door answers over HTTP with [Peer.Cause] and
+// [Peer.Detail]. The package knows nothing of destinations, and it does not log.
 package identity
 
 import (
@@ -30,16 +29,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Source hands out the current snapshot. Snapshot never returns nil, returns
-// the same pointer until something changed, and is safe for concurrent use.
+// Source returns the current snapshot. Snapshot never returns nil, returns the same
+// pointer until something has changed, and is safe for concurrent use.
 type Source interface {
 	Snapshot() *Snapshot
 }
 
 var errNoSnapshot = errors.New("identity source has no snapshot")
 
-// current returns the snapshot of a source, or nil for a source that is nil or
-// does not keep its word: nothing may follow from a missing identity.
+// current returns the snapshot of a source. It is nil if the source is nil, or returns
+// a snapshot that NewSnapshot did not make, so that nobody is trusted then.
 func current(src Source) *Snapshot {
 	if src == nil {
 		return nil
@@ -50,24 +49,24 @@ func current(src Source) *Snapshot {
 	return nil
 }
 
-// Cause says what the verification of a peer came to. The zero value is
-// [Missing], so that a zero [Peer] is nobody.
+// Cause is the result of the verification of a peer. The zero value is [Missing], so
+// that a zero [Peer] has no identity.
 type Cause uint8
 
-// The causes; only Verified comes with an identity.
+// The causes. Only with Verified a peer has an identity.
 const (
 	// Missing means that the client presented no certificate.
 	Missing Cause = iota
 	// Invalid means that the certificate is not an X509-SVID for a client, or
 	// is not valid yet.
 	Invalid
-	// Expired means that the certificate, or one that issued it, was good and
+	// Expired means that the certificate was valid, and that it or one of its issuers
 	// has expired.
 	Expired
 	// Untrusted means that the trust domain is not trusted, or that the
 	// certificate was not issued by it.
 	Untrusted
-	// Verified means that the peer is who its SPIFFE ID says.
+	// Verified means that the peer has proven its SPIFFE ID.
 	Verified
 )
 
@@ -88,7 +87,7 @@ func (c Cause) String() string {
 	return "unknown"
 }
 
-// Peer is what one verification found out. The zero value is nobody.
+// Peer is the result of one verification. The zero value has no identity.
 type Peer struct {
 	// ID is the verified SPIFFE ID, always with a path. It is zero unless
 	// Cause is Verified.
@@ -98,20 +97,20 @@ type Peer struct {
 	// Detail explains the cause to the caller in one line of printable ASCII of
 	// at most 256 bytes. It is empty when Cause is Verified.
 	Detail string
-	// NotAfter is the earliest end of the verified chain, the authority
-	// included. It is zero unless Cause is Verified.
+	// NotAfter is the earliest expiry in the verified chain, including the authority.
+	// It is zero unless Cause is Verified.
 	NotAfter time.Time
-	// Excess means that more was presented than is read, and that none of it was.
-	// The connection should be closed with the answer.
+	// Excess means that the peer presented more than the package reads, so that none
+	// of it was read. The connection should be closed after the answer.
 	Excess bool
 
-	generation uint64 // of the snapshot that answered
-	used       mask
+	generation uint64 // generation of the snapshot that the peer was verified against
+	used       mask   // presented certificates that Chain returns
 }
 
-// Chain returns those of the certificates that the peer presented which lead to
-// an authority, the leaf first, and what other authorities have signed in the
-// place of one of them. It is nil unless Cause is Verified.
+// Chain returns the presented certificates that lead to an authority, the leaf first,
+// and those by which another authority has signed the same key as one of them. It is
+// nil unless Cause is Verified.
 func (p Peer) Chain(presented []*x509.Certificate) []*x509.Certificate {
 	if p.Cause != Verified || len(presented) > maxPresented {
 		return nil

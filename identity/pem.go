@@ -15,24 +15,25 @@ import (
 	"syscall"
 )
 
-// maxFileBytes bounds a PEM file; the largest public root programs are below.
+// maxFileBytes bounds the size of a PEM file. The largest public root programs are
+// smaller.
 const maxFileBytes = 4 << 20
 
-// file is one that was read, and what it is for in a message.
+// file is a file that was read.
 type file struct {
-	what, path string
+	what, path string // what is the purpose of the file, for messages
 	data       []byte
 }
 
-// addTo adds the name and the content to a hash, so that no two lists of files
-// hash the same bytes.
+// addTo adds the name, the length and the content to a hash, so that two different lists
+// of files never add the same bytes.
 func (f file) addTo(hash io.Writer) {
 	_, _ = fmt.Fprintf(hash, "%q %d\n%s", f.path, len(f.data), f.data) // a hash never fails
 }
 
-// blocks returns the PEM blocks of a file. One that is cut short or damaged is an
-// error: encoding/pem passes over it, and a bundle that its writer had no room
-// for would be one from which authorities have gone.
+// blocks returns the PEM blocks of a file. A block that is cut short or damaged is an
+// error. encoding/pem would skip it, and a bundle that was only partly written, for
+// example because the disk was full, would look like one with fewer authorities.
 func (f file) blocks() ([]*pem.Block, error) {
 	begin := []byte("-----BEGIN ")
 	var all []*pem.Block
@@ -54,8 +55,8 @@ func (f file) blocks() ([]*pem.Block, error) {
 	}
 }
 
-// certificates returns the certificates of a PEM file, at least one. Other
-// blocks are passed over, so that a file may hold its key as well.
+// certificates returns the certificates of a PEM file, at least one. It skips other
+// blocks, so that the file may hold the key as well.
 func (f file) certificates() ([]*x509.Certificate, error) {
 	var (
 		certs []*x509.Certificate
@@ -86,8 +87,8 @@ func (f file) certificates() ([]*x509.Certificate, error) {
 	}
 }
 
-// signer returns the first private key of a PEM file. Other blocks are passed
-// over: EC PARAMETERS stand before a key that openssl ecparam wrote.
+// signer returns the first private key of a PEM file. It skips other blocks, such as the
+// EC PARAMETERS that openssl ecparam writes before a key.
 func (f file) signer() (crypto.Signer, error) {
 	var other string
 	for block, rest := pem.Decode(f.data); block != nil; block, rest = pem.Decode(rest) {
@@ -110,6 +111,7 @@ func (f file) signer() (crypto.Signer, error) {
 	return nil, fmt.Errorf("key file %s is not PEM; convert it (openssl pkey -inform der) or check the path", f.path)
 }
 
+// parseKey parses a private key in one of the three encodings.
 func parseKey(block *pem.Block) (crypto.Signer, error) {
 	var (
 		key any
@@ -135,8 +137,8 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// readFile reads a regular file that is not empty and not too large. A named pipe
-// is opened without waiting for its writer, and refused.
+// readFile reads a regular file that is not empty and not too large. It does not wait
+// for the writer of a named pipe, which is an error.
 func readFile(what, path string) (file, error) {
 	if path == "" {
 		return file{}, fmt.Errorf("no path is configured for a %s file", what)
@@ -161,7 +163,7 @@ func readFile(what, path string) (file, error) {
 	return file{what: what, path: path, data: data}, nil
 }
 
-// reason takes the path out of an error that is going to name it itself.
+// reason removes the path from an error, for messages that already name the path.
 func reason(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err

@@ -15,21 +15,21 @@ import (
 	"iter"
 )
 
-// What is read of the certificates that a peer presents. A peer with more has no
-// identity, and none of its signatures is checked: the bytes of one certificate
-// may stand for a hundred times as much memory, and crypto/tls keeps what it has
-// parsed for as long as the connection lasts.
+// Bounds of the certificates that a peer presents. A peer that exceeds one of them has
+// no identity, and none of its signatures is checked. Parsed certificates may take a
+// hundred times as much memory as their bytes, and crypto/tls keeps them for as long as
+// the connection lasts.
 const (
-	maxPresented = 8        // certificates; real chains have one to four
-	maxTwins     = 2        // certificates of one subject and key: an intermediate that two authorities have signed
-	maxBytes     = 16 << 10 // in all
-	maxEach      = 64       // things of one kind in a certificate: names, extensions and the rest of kindsOf; numbers in an OID; timestamps beside it
-	maxRSABits   = 4096
-	maxExponent  = 1<<16 + 1 // of an RSA key: with a longer one, a check costs twice as much
+	maxPresented = 8         // number of certificates; real chains have one to four
+	maxTwins     = 2         // certificates with one subject and key, as when two authorities have signed an intermediate
+	maxBytes     = 16 << 10  // bytes of all certificates together
+	maxEach      = 64        // elements of one kind in a certificate (see kindsOf), numbers in an OID, certificate timestamps
+	maxRSABits   = 4096      // bits of an RSA key
+	maxExponent  = 1<<16 + 1 // exponent of an RSA key; a check with a longer one costs twice as much
 )
 
-// bounded says what is too much about the certificates that a peer presents. It
-// reads none of them further than the bounds.
+// bounded returns an error that says which bound the certificates of a peer exceed, or
+// nil. It does not read further than the bounds.
 func bounded(certs []*x509.Certificate) error {
 	if err := boundedInAll(certs); err != nil {
 		return err
@@ -51,7 +51,7 @@ func bounded(certs []*x509.Certificate) error {
 	return nil
 }
 
-// boundedInAll is the part of bounded that looks into no certificate.
+// boundedInAll checks the number and the size of the certificates.
 func boundedInAll(certs []*x509.Certificate) error {
 	if len(certs) > maxPresented {
 		return fmt.Errorf("%d certificates presented, at most %d are read", len(certs), maxPresented)
@@ -66,12 +66,12 @@ func boundedInAll(certs []*x509.Certificate) error {
 	return nil
 }
 
-// isTwin reports whether two certificates are for one subject and key.
+// isTwin reports whether two certificates have the same subject and key.
 func isTwin(a, b *x509.Certificate) bool {
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }
 
-// boundedOne says what is too much about one certificate, in words that follow "has".
+// boundedOne checks one certificate. Its error is worded to follow "has".
 func boundedOne(cert *x509.Certificate) error {
 	for _, kind := range kindsOf(cert) {
 		if kind.n > maxEach {
@@ -86,8 +86,8 @@ func boundedOne(cert *x509.Certificate) error {
 	return boundedKey(cert.PublicKey)
 }
 
-// oidsOf are the object identifiers that crypto/x509 keeps number by number, in
-// eight times as many bytes as they came in.
+// oidsOf returns the object identifiers that crypto/x509 keeps as a list of numbers,
+// which takes eight times as many bytes as their encoding.
 func oidsOf(c *x509.Certificate) iter.Seq[asn1.ObjectIdentifier] {
 	return func(yield func(asn1.ObjectIdentifier) bool) {
 		for i := range c.Extensions {
@@ -112,13 +112,13 @@ func oidsOf(c *x509.Certificate) iter.Seq[asn1.ObjectIdentifier] {
 	}
 }
 
-// kind is how many things of one kind a certificate has.
+// kind is the number of elements of one kind in a certificate.
 type kind struct {
 	what string
 	n    int
 }
 
-// kindsOf counts everything in a certificate of which there may be many.
+// kindsOf counts the elements of a certificate, by kind, of which there may be many.
 func kindsOf(c *x509.Certificate) [6]kind {
 	constraints := len(c.PermittedDNSDomains) + len(c.ExcludedDNSDomains) + len(c.PermittedIPRanges) + len(c.ExcludedIPRanges) +
 		len(c.PermittedEmailAddresses) + len(c.ExcludedEmailAddresses) + len(c.PermittedURIDomains) + len(c.ExcludedURIDomains)
@@ -134,8 +134,8 @@ func kindsOf(c *x509.Certificate) [6]kind {
 	}
 }
 
-// subjectNames counts the names of every kind in a subjectAltName, those too that
-// crypto/x509 does not parse, and stops beyond maxEach.
+// subjectNames counts the names in a subjectAltName, including kinds that crypto/x509
+// does not parse. It stops when it has counted more than maxEach.
 func subjectNames(extensions []pkix.Extension) int {
 	n := 0
 	for i := range extensions[:min(len(extensions), maxEach+1)] {
@@ -144,7 +144,7 @@ func subjectNames(extensions []pkix.Extension) int {
 		}
 		var all, name asn1.RawValue
 		if _, err := asn1.Unmarshal(extensions[i].Value, &all); err != nil {
-			continue // and refused where it is read
+			continue // leafID refuses it
 		}
 		for rest := all.Bytes; len(rest) > 0 && n <= maxEach; n++ {
 			var err error
@@ -158,8 +158,8 @@ func subjectNames(extensions []pkix.Extension) int {
 
 var errKey = fmt.Errorf("a key that is not read; RSA up to %d bits with an odd exponent up to %d, P-256, P-384, P-521 and Ed25519 are", maxRSABits, maxExponent)
 
-// boundedKey refuses the keys with which a check of a signature is dear, or which
-// TLS 1.3 does not know.
+// boundedKey refuses keys with which a signature check is expensive, and keys that TLS
+// 1.3 does not know.
 func boundedKey(public any) error {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
@@ -179,37 +179,35 @@ func boundedKey(public any) error {
 
 var errTimestamps = fmt.Errorf("more than %d signed certificate timestamps presented", maxEach)
 
-// verifyConnection is for [tls.Config.VerifyConnection] of a server. It never
-// fails the handshake over an identity: such failures are answered over HTTP. It
-// verifies nothing either, since the peer has not proven to hold the key yet, and
-// since what a stranger may cost is for the caller of [Verifier.PeerWithin] to say.
-// It lets go of what is over the bounds, before the rest of the handshake is waited
-// for.
+// verifyConnection is the [tls.Config.VerifyConnection] of a server. It never fails the
+// handshake because of an identity; the door answers such failures over HTTP. It verifies
+// no signature either: the peer has not proven yet that it has the key, and the budget
+// for that is known to the caller of [Verifier.PeerWithin] only. It releases certificates
+// that exceed the bounds, before the rest of the handshake is waited for.
 //
-// It fails a handshake that has too many signed certificate timestamps, which
-// crypto/tls asks for. An SVID has none, and others have two or three. They come
-// beside the certificates, each of 3 bytes is kept in 24 more, and nobody can let
-// go of them.
+// It fails a handshake with too many signed certificate timestamps, for which crypto/tls
+// asks. An SVID has none, and other certificates have two or three. Each timestamp of 3
+// bytes takes 24 more, and crypto/tls gives no way to release them.
 func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
 	if len(cs.SignedCertificateTimestamps) > maxEach {
 		return errTimestamps
 	}
 	if err := bounded(cs.PeerCertificates); err != nil {
-		letGo(cs.PeerCertificates, err)
+		release(cs.PeerCertificates, err)
 	}
 	return nil
 }
 
-// letGo puts other certificates into the place of those that a peer presents, so
-// that crypto/tls does not keep them for as long as the connection lasts. The
-// first one has the key, with which the handshake goes on, and says why.
+// release replaces the certificates that a peer presents by empty ones, so that
+// crypto/tls does not keep them for as long as the connection lasts. The first one keeps
+// the key, with which the handshake goes on, and holds the cause.
 //
-// The slice is that of the connection, and of no other (see TestTheSliceIsOurs);
-// the certificates themselves are not changed.
-func letGo(certs []*x509.Certificate, why error) {
+// The slice belongs to this connection only (see TestTheSliceIsOurs). The certificates
+// themselves are not changed.
+func release(certs []*x509.Certificate, why error) {
 	first := &x509.Certificate{
 		PublicKey: certs[0].PublicKey, PublicKeyAlgorithm: certs[0].PublicKeyAlgorithm,
-		ExtraExtensions: []pkix.Extension{{Value: []byte(why.Error())}}, // which no parsed certificate has
+		ExtraExtensions: []pkix.Extension{{Value: []byte(why.Error())}}, // the field is empty in parsed certificates
 	}
 	empty := new(x509.Certificate)
 	for i := range certs {
@@ -218,8 +216,9 @@ func letGo(certs []*x509.Certificate, why error) {
 	certs[0] = first
 }
 
-// letGoFor says why the certificates of a peer were let go, or nil.
-func letGoFor(certs []*x509.Certificate) error {
+// releasedFor returns the cause for which the certificates of a peer were released, or
+// nil.
+func releasedFor(certs []*x509.Certificate) error {
 	if len(certs) == 0 || certs[0] == nil || len(certs[0].Raw) > 0 || len(certs[0].ExtraExtensions) == 0 {
 		return nil
 	}

@@ -200,7 +200,7 @@ func TestTheSliceIsOurs(t *testing.T) {
 	f := newFixture(t)
 	client := presenting(f.ca.issue(t, callerID))
 	first, second := handshake(t, f.server, f.verifier, client).server, handshake(t, f.server, f.verifier, client).server
-	letGo(first.PeerCertificates, x509.ErrUnsupportedAlgorithm)
+	release(first.PeerCertificates, x509.ErrUnsupportedAlgorithm)
 	if len(second.PeerCertificates[0].Raw) == 0 || f.verifier.Peer(second).Cause != Verified {
 		t.Error("two connections share their certificates")
 	}

@@ -8,30 +8,32 @@ import (
 	"sync/atomic"
 )
 
-// maxCANames bounds the CA names in a certificate request, in bytes. The
-// extension ends at 64 KiB, beyond which no handshake would succeed any more,
-// and every handshake carries it.
+// maxCANames bounds the size of the CA names in a certificate request, in bytes. Every
+// handshake carries them. The extension can hold 64 KiB; with more, no handshake would
+// succeed.
 const maxCANames = 16 << 10
 
-// ServerConfig says how a listener shows itself and asks who is there.
+// ServerConfig configures the TLS of a listener: the certificate that it presents, and
+// the verification of clients.
 type ServerConfig struct {
-	// Source is followed: a new snapshot shows in the next handshake. Required.
+	// Source is the source of the SVID and the bundles. The next handshake uses a new
+	// snapshot. Required.
 	Source Source
-	// Verifier verifies clients; it should be over the same source. Required.
+	// Verifier verifies clients. It should use the same source. Required.
 	Verifier *Verifier
-	// Web is presented instead of the SVID, to clients that check DNS names;
-	// see [LoadWebCertificate]. It is followed, too. Nil means the SVID of the
-	// source.
+	// Web is presented instead of the SVID, for clients that check DNS names; see
+	// [LoadWebCertificate]. The next handshake uses a new certificate. Nil means that
+	// the SVID of the source is presented.
 	Web *WebCertificate
-	// Protocols are offered in ALPN, the preferred one first. Nil offers none:
-	// Go clients offer h2 to a proxy and then write HTTP/1.1, so the first
-	// bytes decide there.
+	// Protocols are offered in ALPN, the preferred one first. Nil means that none is
+	// offered. Go clients offer h2 to a proxy and then write HTTP/1.1; a door must
+	// therefore decide by the first bytes.
 	Protocols []string
 }
 
-// TLS returns the configuration of a server that speaks TLS 1.3, asks for a
-// client certificate but never demands one, and gives out no session tickets.
-// It must not be changed.
+// TLS returns the configuration of a server that speaks TLS 1.3, asks for a client
+// certificate but never demands one, and issues no session tickets. It must not be
+// changed.
 func (c ServerConfig) TLS() (*tls.Config, error) {
 	switch {
 	case current(c.Source) == nil:
@@ -61,16 +63,16 @@ func (c ServerConfig) at(snap *Snapshot) *tls.Config {
 	} else {
 		config.Certificates = []tls.Certificate{*snap.certificate}
 	}
-	// Clients pick, or withhold, a certificate by these names. Without names
-	// they present what they have, and it is verified all the same.
+	// By these names clients choose the certificate that they present, or present none.
+	// Without names they present any that they have, which is verified in the same way.
 	if snap.trusted.caNames <= maxCANames {
 		config.ClientCAs = snap.trusted.callerAuthorities()
 	}
 	return config
 }
 
-// follower gives every handshake the configuration of the current snapshot,
-// built once for each.
+// follower returns the configuration for the current snapshot in every handshake. It
+// builds one configuration for each snapshot.
 type follower struct {
 	server ServerConfig
 	built  atomic.Pointer[snapshotConfig]
@@ -89,7 +91,7 @@ func (f *follower) configFor(*tls.ClientHelloInfo) (*tls.Config, error) {
 	if built := f.built.Load(); built != nil && built.snapshot == snap {
 		return built.config, nil
 	}
-	// Two handshakes may build the same one at a time; either will do.
+	// Two handshakes may build the same configuration at the same time; either is right.
 	built := &snapshotConfig{snapshot: snap, config: f.server.at(snap)}
 	f.built.Store(built)
 	return built.config, nil

@@ -182,8 +182,8 @@ func TestWhatAListenerPresents(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, step.file), []byte(next[step.file]), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		before := web.Look()
-		if changed, err := web.Reload(); changed != step.changed || (err == nil) != step.changed || web.Look() != before {
+		before := web.Fingerprint()
+		if changed, err := web.Reload(); changed != step.changed || (err == nil) != step.changed || web.Fingerprint() != before {
 			t.Errorf("with the next %s: changed %v, %v", step.file, changed, err)
 		}
 		if changed, _ := web.Reload(); changed {

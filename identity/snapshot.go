@@ -13,19 +13,19 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// SnapshotConfig is what a [Source] knows at one moment.
+// SnapshotConfig holds the parts of a Snapshot.
 type SnapshotConfig struct {
 	// Certificate is our own X509-SVID: the leaf, then its intermediates, and
 	// the private key as a [crypto.Signer]. Required.
 	Certificate tls.Certificate
-	// Bundles are the trust domains whose workloads are known here, one bundle
-	// each. That of our own trust domain is required.
+	// Bundles are the bundles of the trusted trust domains, one for each. The bundle of
+	// our own trust domain is required.
 	Bundles []*x509bundle.Bundle
 	// Generation counts the snapshots of a source, from 1. Zero is an error.
 	Generation uint64
 }
 
-// Snapshot is one consistent set: what we are and whom we trust. It is
+// Snapshot is our own SVID together with the trust bundles of the same moment. It is
 // immutable and safe for concurrent use.
 type Snapshot struct {
 	id          spiffeid.ID
@@ -35,9 +35,9 @@ type Snapshot struct {
 	trusted     trustSet
 }
 
-// NewSnapshot checks that the certificate is a valid X509-SVID of which we
-// hold the key and which our own bundle issued, and that every bundle holds
-// nothing but authorities of its trust domain, at least one.
+// NewSnapshot returns a snapshot. It checks that the certificate is a valid X509-SVID,
+// that the key belongs to it, that an authority of our own bundle issued it, and that
+// every bundle holds at least one authority, and only authorities of its trust domain.
 func NewSnapshot(config SnapshotConfig) (*Snapshot, error) {
 	if config.Generation == 0 {
 		return nil, errors.New("snapshot has no generation; generations count from 1")
@@ -53,6 +53,7 @@ func NewSnapshot(config SnapshotConfig) (*Snapshot, error) {
 	return s, nil
 }
 
+// setCertificate checks and sets our own certificate.
 func (s *Snapshot) setCertificate(own tls.Certificate, now time.Time) error {
 	chain, err := parseChain(own.Certificate)
 	if err != nil {
@@ -91,18 +92,18 @@ func (s *Snapshot) TrustDomain() spiffeid.TrustDomain { return s.id.TrustDomain(
 // shared and must not be changed.
 func (s *Snapshot) Certificate() *tls.Certificate { return s.certificate }
 
-// NotAfter returns when our own certificate, or one that issued it, expires.
+// NotAfter returns when our own certificate, or one of its issuers, expires.
 func (s *Snapshot) NotAfter() time.Time { return s.notAfter }
 
 // Generation returns the number of this snapshot in its source, from 1.
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
-// TrustDomains returns the trusted trust domains, our own included, sorted.
+// TrustDomains returns the trusted trust domains, including our own, sorted.
 func (s *Snapshot) TrustDomains() []spiffeid.TrustDomain { return slices.Clone(s.trusted.domains) }
 
-// Roots returns a copy of the authorities of one trust domain. For a trust
-// domain that is not trusted it is empty and never nil, because crypto/x509
-// takes nil for the roots of the operating system.
+// Roots returns a copy of the authorities of one trust domain. For a trust domain that
+// is not trusted the pool is empty. It is never nil, because crypto/x509 uses the roots
+// of the operating system for nil.
 func (s *Snapshot) Roots(td spiffeid.TrustDomain) *x509.CertPool {
 	if t, ok := s.trusted.bundles[td]; ok {
 		return t.roots.Clone()
@@ -110,6 +111,7 @@ func (s *Snapshot) Roots(td spiffeid.TrustDomain) *x509.CertPool {
 	return x509.NewCertPool()
 }
 
+// parseChain parses the certificates of a chain.
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	if len(der) == 0 {
 		return nil, errors.New("no certificate")
@@ -125,6 +127,7 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
+// keyMatches reports whether a private key belongs to a certificate.
 func keyMatches(leaf *x509.Certificate, key crypto.PrivateKey) bool {
 	signer, ok := key.(crypto.Signer)
 	if !ok {

@@ -15,12 +15,11 @@ import (
 const (
 	maxIDBytes          = 2048 // SPIFFE-ID section 2.3
 	maxTrustDomainBytes = 255  // SPIFFE-ID section 2.1
-	maxQuotedBytes      = 64   // of an untrusted string in a message
+	maxQuotedBytes      = 64   // bytes of an untrusted string in a message
 )
 
-// leafID returns the SPIFFE ID of a certificate that looks like the leaf of an
-// X509-SVID. It checks everything about the certificate that needs neither a
-// bundle nor a clock; the error is printable and bounded.
+// leafID returns the SPIFFE ID of the leaf of an X509-SVID. It makes all checks that
+// need neither a bundle nor a clock. The error is printable and bounded.
 func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
 	uris, err := uriSANs(leaf)
 	switch {
@@ -57,8 +56,8 @@ func checkLeaf(leaf *x509.Certificate) error {
 	return nil
 }
 
-// checkClientUsage refuses a leaf whose extended key usages do not name
-// clientAuth. A leaf without the extension is for every use.
+// checkClientUsage refuses a leaf whose extended key usages lack clientAuth. A leaf
+// without the extension is valid for every use.
 func checkClientUsage(leaf *x509.Certificate) error {
 	if len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0 {
 		return nil
@@ -69,9 +68,9 @@ func checkClientUsage(leaf *x509.Certificate) error {
 	return nil
 }
 
-// uriSANs returns the URI SANs of a certificate as they are written in it.
-// Certificate.URIs is not enough: net/url forgets an empty fragment and the
-// case of the scheme, so that two spellings would become one identity.
+// uriSANs returns the URI SANs of a certificate byte for byte. Certificate.URIs is not
+// exact enough: net/url drops an empty fragment and the case of the scheme, so that two
+// spellings would become one identity.
 func uriSANs(cert *x509.Certificate) ([]string, error) {
 	const uriTag = 6 // RFC 5280 section 4.2.1.6, GeneralName
 	var uris []string
@@ -100,8 +99,8 @@ func isSubjectAltName(id asn1.ObjectIdentifier) bool {
 	return id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) // RFC 5280 section 4.2.1.6
 }
 
-// parseID parses the SPIFFE ID of a workload. Its String is the input, so that
-// equal identities are equal bytes.
+// parseID parses the SPIFFE ID of a workload. The String of the result equals raw, so
+// that two identities are equal only if their bytes are.
 func parseID(raw string) (spiffeid.ID, error) {
 	if len(raw) > maxIDBytes {
 		return spiffeid.ID{}, fmt.Errorf("a SPIFFE ID has at most %d bytes, this one has %d", maxIDBytes, len(raw))
@@ -118,9 +117,8 @@ func parseID(raw string) (spiffeid.ID, error) {
 	return id, nil
 }
 
-// checkAuthority accepts a CA for the bundle of a trust domain. A CA may go
-// without a SPIFFE ID; one that names another trust domain is in the wrong
-// bundle.
+// checkAuthority checks a CA of the bundle of a trust domain. A CA needs no SPIFFE ID,
+// but one with the ID of another trust domain is in the wrong bundle.
 func checkAuthority(td spiffeid.TrustDomain, ca *x509.Certificate) error {
 	name := quoted(ca.Subject.String())
 	if !ca.BasicConstraintsValid || !ca.IsCA {
@@ -142,7 +140,7 @@ func checkAuthority(td spiffeid.TrustDomain, ca *x509.Certificate) error {
 	return nil
 }
 
-// checkValidity says in words why now is not inside the validity of cert.
+// checkValidity returns an error if cert is not valid at the time now.
 func checkValidity(cert *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(cert.NotAfter):
@@ -155,7 +153,7 @@ func checkValidity(cert *x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// window returns the time in which every certificate of a chain is valid.
+// window returns the period in which all certificates of a chain are valid.
 func window(chain []*x509.Certificate) (from, until time.Time) {
 	from, until = chain[0].NotBefore, chain[0].NotAfter
 	for _, cert := range chain[1:] {
@@ -169,8 +167,7 @@ func window(chain []*x509.Certificate) (from, until time.Time) {
 	return from, until
 }
 
-// lasting returns the chain that stays valid longest, and the window of that
-// chain.
+// lasting returns the chain that stays valid for the longest time, and its window.
 func lasting(chains [][]*x509.Certificate) (best []*x509.Certificate, from, until time.Time) {
 	for _, chain := range chains {
 		if f, u := window(chain); best == nil || u.After(until) {
@@ -180,7 +177,7 @@ func lasting(chains [][]*x509.Certificate) (best []*x509.Certificate, from, unti
 	return best, from, until
 }
 
-// quoted makes an untrusted string printable and short.
+// quoted returns an untrusted string quoted, printable and bounded.
 func quoted(s string) string {
 	if len(s) > maxQuotedBytes {
 		return strconv.QuoteToASCII(s[:maxQuotedBytes]) + "..."
@@ -188,6 +185,7 @@ func quoted(s string) string {
 	return strconv.QuoteToASCII(s)
 }
 
+// stamp formats a time for messages.
 func stamp(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }

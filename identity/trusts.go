@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// Trusts says whether certificates that were verified in their handshake still
-// lead to an authority in the present bundle of their trust domain. It is for
-// what outlives a handshake, and therefore asks nothing about time: that an SVID
-// expired since ends no connection, that its authority left the bundle does.
-// Certificates that never were verified must not be given to it.
+// Trusts reports whether certificates that were verified in their handshake still lead
+// to an authority in the current bundle of their trust domain. It is meant for
+// connections that outlast the handshake, and therefore ignores the time: an SVID that
+// has expired since ends no connection, but an authority that was removed does. The
+// caller must not pass certificates that were never verified.
 //
-// Answers are remembered until the snapshot changes, since many connections
-// show few certificates. It is safe for concurrent use. See also
-// [Snapshot.SameTrust], which often spares the question.
+// The verifier caches the answers until the snapshot changes, since many connections
+// present the same certificates. Trusts is safe for concurrent use. [Snapshot.SameTrust]
+// often makes the call unnecessary.
 func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 	snap := v.snapshot()
 	if snap == nil || len(certs) == 0 || slices.Contains(certs, nil) || tooMuch(certs) != nil {
@@ -31,9 +31,9 @@ func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 	return answer
 }
 
-// SameTrust says whether two snapshots trust the same authorities, so that
-// [Verifier.Trusts] changed for nobody. Most changes are the rotation of our
-// own certificate.
+// SameTrust reports whether two snapshots trust the same authorities, so that no answer
+// of [Verifier.Trusts] has changed. Most new snapshots only have another certificate of
+// our own.
 func (s *Snapshot) SameTrust(other *Snapshot) bool {
 	if s == nil || other == nil {
 		return s == other
@@ -43,7 +43,7 @@ func (s *Snapshot) SameTrust(other *Snapshot) bool {
 	})
 }
 
-// raw returns the authorities in an order that does not depend on the file.
+// raw returns the encoded authorities, sorted and without duplicates.
 func (t *trust) raw() []string {
 	out := make([]string, 0, len(t.authorities))
 	for _, ca := range t.authorities {
@@ -53,9 +53,9 @@ func (t *trust) raw() []string {
 	return slices.Compact(out)
 }
 
-// leads verifies certs with all that crypto/x509 checks but the time: neither
-// now nor the handshake would do, since an authority may have been issued again
-// since, with the same key and a later beginning.
+// leads reports whether certs lead to an authority, by all checks of crypto/x509 except
+// for the time. Neither the current time nor that of the handshake would do, because an
+// authority may have been issued again with the same key and a later NotBefore.
 func (s *trustSet) leads(certs []*x509.Certificate) bool {
 	id, err := leafID(certs[0])
 	if err != nil {
@@ -69,15 +69,15 @@ func (s *trustSet) leads(certs []*x509.Certificate) bool {
 	return len(found.all) > 0
 }
 
-// withoutAge returns a copy that is valid at any time. The signature covers
-// Raw, which stays.
+// withoutAge returns a copy of a certificate that is valid at any time. Its signature
+// can still be checked, since that is computed from Raw.
 func withoutAge(cert *x509.Certificate) *x509.Certificate {
 	ageless := *cert
 	ageless.NotBefore, ageless.NotAfter = time.Time{}, time.Unix(1<<40, 0)
 	return &ageless
 }
 
-// standing remembers the answers of Trusts for one snapshot.
+// standing caches the answers of Trusts for one snapshot.
 type standing struct {
 	mu       sync.Mutex
 	snapshot *Snapshot
@@ -94,8 +94,8 @@ func (s *standing) get(snapshot *Snapshot, key fingerprint) (answer, ok bool) {
 	return answer, ok
 }
 
-// put starts afresh when the snapshot changed or the memory is full: then there
-// are more certificates than connections, and none of it is worth keeping.
+// put adds an answer. It drops all others before if the snapshot has changed or the cache
+// is full; then there are more certificates than connections, and the cache is of no use.
 func (s *standing) put(snapshot *Snapshot, key fingerprint, answer bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

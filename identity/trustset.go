@@ -12,13 +12,13 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// trustSet is whom a snapshot trusts: the bundles of all trust domains.
+// trustSet holds the bundles of all trusted trust domains.
 type trustSet struct {
 	bundles    map[spiffeid.TrustDomain]*trust
 	domains    []spiffeid.TrustDomain // the keys of bundles, sorted
-	domainList string                 // the same for messages
-	callerCAs  *x509.CertPool         // the authorities of all bundles
-	caNames    int                    // bytes that the names of callerCAs take in a certificate request
+	domainList string                 // domains as text for messages
+	callerCAs  *x509.CertPool         // the authorities of all bundles together
+	caNames    int                    // size in bytes of the names of callerCAs in a certificate request
 }
 
 func newTrustSet(bundles []*x509bundle.Bundle) (trustSet, error) {
@@ -36,6 +36,7 @@ func newTrustSet(bundles []*x509bundle.Bundle) (trustSet, error) {
 	return s, nil
 }
 
+// add checks and adds a bundle.
 func (s *trustSet) add(bundle *x509bundle.Bundle) error {
 	if bundle == nil || bundle.TrustDomain().IsZero() {
 		return errors.New("bundle without a trust domain")
@@ -59,8 +60,8 @@ func (s *trustSet) add(bundle *x509bundle.Bundle) error {
 }
 
 // callerAuthorities returns a copy of the authorities of all trust domains, whose names
-// are sent to clients. It verifies nothing: in it a trust domain could speak
-// for another.
+// are sent to clients. It must not be used to verify a certificate, because with it one
+// trust domain could issue identities of another.
 func (s *trustSet) callerAuthorities() *x509.CertPool { return s.callerCAs.Clone() }
 
 // trust is the bundle of one trust domain, prepared for verification.
@@ -69,16 +70,17 @@ type trust struct {
 	authorities []*x509.Certificate
 	roots       *x509.CertPool
 
-	// What follows is for chains: copies that are valid at any time.
+	// The following fields are used by chains. ageless and byName hold copies of the
+	// authorities that are valid at any time.
 
 	ageless *x509.CertPool
-	byName  map[string][]*x509.Certificate          // by the subject, as it is written
-	aged    map[*x509.Certificate]*x509.Certificate // the authority of each copy
-	crowded bool                                    // more authorities have one name than are tried
-	known   fingerprints                            // intermediates that were genuine
+	byName  map[string][]*x509.Certificate          // copies by their encoded subject
+	aged    map[*x509.Certificate]*x509.Certificate // the authority of which the key is a copy
+	crowded bool                                    // more than maxNamesakes authorities have one subject
+	known   fingerprints                            // intermediates that were found genuine before
 }
 
-// CheckBundle says why [NewSnapshot] would take no bundle like this one.
+// CheckBundle returns the error with which [NewSnapshot] would refuse a bundle, or nil.
 func CheckBundle(bundle *x509bundle.Bundle) error {
 	if _, err := newTrust(bundle.TrustDomain(), bundle.X509Authorities()); err != nil {
 		return fmt.Errorf("bundle of trust domain %s: %w", quoted(bundle.TrustDomain().Name()), err)
@@ -86,6 +88,7 @@ func CheckBundle(bundle *x509bundle.Bundle) error {
 	return nil
 }
 
+// newTrust checks the authorities of a trust domain and prepares them for verification.
 func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust, error) {
 	if len(authorities) == 0 {
 		return nil, fmt.Errorf("bundle of trust domain %s is empty; nobody could be verified with it", quoted(td.Name()))
@@ -107,7 +110,8 @@ func newTrust(td spiffeid.TrustDomain, authorities []*x509.Certificate) (*trust,
 	return t, nil
 }
 
-// issued returns the earliest end of the chain from chain[0] to an authority.
+// issued verifies that chain[0] was issued by an authority, and returns the earliest
+// expiry in that chain.
 func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, error) {
 	intermediates := x509.NewCertPool()
 	for _, cert := range chain[1:] {
@@ -115,7 +119,7 @@ func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, err
 	}
 	found, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: t.roots, Intermediates: intermediates, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // whether we act as a server or a client with it is not decided here
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // the certificate may be for servers or for clients
 	})
 	if err != nil {
 		return time.Time{}, fmt.Errorf("certificate was not issued by any of the %d authorities in the bundle of trust domain %s; load both from the same issuer: %w",
@@ -125,7 +129,7 @@ func (t *trust) issued(chain []*x509.Certificate, now time.Time) (time.Time, err
 	return until, nil
 }
 
-// list names trust domains in a message, the first few of them.
+// list returns the first few trust domains as text for messages.
 func list(domains []spiffeid.TrustDomain) string {
 	const most = 3
 	names := make([]string, 0, most)

@@ -10,10 +10,9 @@ import (
 
 const maxDetail = 256 // bytes of Peer.Detail
 
-// Verifier checks the certificates of peers against the current snapshot of a
-// source, and remembers successes until the snapshot changes or a certificate
-// of the chain expires. It is safe for concurrent use. The zero value refuses
-// everybody.
+// Verifier verifies the certificates of peers against the current snapshot of a source.
+// It caches verified peers until the snapshot changes or a certificate of their chain
+// expires. It is safe for concurrent use. The zero value refuses every peer.
 type Verifier struct {
 	refused  refusals
 	source   Source
@@ -29,15 +28,15 @@ func NewVerifier(src Source) (*Verifier, error) {
 	return &Verifier{source: src, cache: cache{half: cacheEntries / 2}}, nil
 }
 
-// Verify says whose certificates these are: the leaf first, then what the peer
-// sent with it. It proves nothing about who holds the key, see [Verifier.Peer].
+// Verify verifies certificates, the leaf first. It says nothing about whether the peer
+// has the key; see [Verifier.Peer].
 func (v *Verifier) Verify(certs []*x509.Certificate) Peer {
 	peer, _ := v.verify(certs, nil)
 	return peer
 }
 
-// verify is Verify within a budget. False means that nothing is left of it, and
-// that nothing is known of the peer.
+// verify is Verify with a budget, which may be nil. It returns false if the budget is
+// used up, so that the peer was not verified.
 func (v *Verifier) verify(certs []*x509.Certificate, budget Budget) (Peer, bool) {
 	snap := v.snapshot()
 	if snap == nil {
@@ -78,15 +77,15 @@ func (v *Verifier) verify(certs []*x509.Certificate, budget Budget) (Peer, bool)
 	return peer, true
 }
 
-// tooMuch says what is too much before anything is looked at.
+// tooMuch makes the checks of the bounds that read no certificate.
 func tooMuch(certs []*x509.Certificate) error {
-	if err := letGoFor(certs); err != nil {
+	if err := releasedFor(certs); err != nil {
 		return err
 	}
 	return boundedInAll(certs)
 }
 
-// find verifies, and remembers what it found.
+// find verifies certificates and caches the result.
 func (v *Verifier) find(snap *Snapshot, certs []*x509.Certificate, key fingerprint, now time.Time) (Peer, effort) {
 	peer, from, cost := snap.verify(certs, now)
 	if peer.Cause == Verified {
@@ -97,17 +96,17 @@ func (v *Verifier) find(snap *Snapshot, certs []*x509.Certificate, key fingerpri
 	return peer, cost
 }
 
-// Peer says who is at the other end of a connection, against the snapshot of
-// now. Before the end of the handshake nobody has proven to hold the key, so
-// that the answer is [Missing].
+// Peer verifies the other end of a connection against the current snapshot. Before the
+// end of the handshake the peer has not proven that it has the key, and the cause is
+// [Missing].
 func (v *Verifier) Peer(cs tls.ConnectionState) Peer {
 	peer, _ := v.PeerWithin(cs, nil)
 	return peer
 }
 
-// PeerWithin is Peer for a listener where strangers have a budget: what does not
-// verify takes from it, remembered or not, and what does verify costs nothing. It
-// returns false, and nobody, if nothing is left of the budget to find out with.
+// PeerWithin is Peer with a budget for certificates that do not verify. These are
+// charged to the budget whether the result was cached or not; certificates that verify
+// are not. It returns false, and a peer without an identity, if the budget is used up.
 func (v *Verifier) PeerWithin(cs tls.ConnectionState, budget Budget) (Peer, bool) {
 	if !cs.HandshakeComplete {
 		return Peer{Cause: Missing, Detail: "the TLS handshake is not complete"}, true
@@ -115,8 +114,8 @@ func (v *Verifier) PeerWithin(cs tls.ConnectionState, budget Budget) (Peer, bool
 	return v.verify(cs.PeerCertificates, budget)
 }
 
-// Generation returns that of the snapshot in force, 0 if there is none: while it
-// does not change, no answer of Peer does, but by the passing of time.
+// Generation returns the generation of the current snapshot, 0 if there is none. While
+// it does not change, the result of Peer for a connection changes only with time.
 func (v *Verifier) Generation() uint64 {
 	if snap := v.snapshot(); snap != nil {
 		return snap.generation
@@ -124,6 +123,7 @@ func (v *Verifier) Generation() uint64 {
 	return 0
 }
 
+// snapshot returns the current snapshot, nil if there is none.
 func (v *Verifier) snapshot() *Snapshot {
 	if v == nil {
 		return nil
@@ -131,7 +131,8 @@ func (v *Verifier) snapshot() *Snapshot {
 	return current(v.source)
 }
 
-// verify also returns from when on the success holds, and what it took.
+// verify verifies certificates. It also returns the time from which the result is valid
+// if the peer is verified, and the processor time of the signature checks.
 func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.Time, effort) {
 	leaf := certs[0]
 	id, err := leafID(leaf)
@@ -147,17 +148,17 @@ func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.
 			quoted(id.TrustDomain().Name()), s.trusted.domainList)), time.Time{}, effort{}
 	}
 	found := t.chains(certs)
-	holding := found.at(now)
-	if len(holding) == 0 {
+	valid := found.at(now)
+	if len(valid) == 0 {
 		return s.refuse(t.explain(found.all, now)), time.Time{}, found.cost
 	}
-	_, from, until := lasting(holding)
+	_, from, until := lasting(valid)
 	return Peer{ID: id, Cause: Verified, NotAfter: until, generation: s.generation, used: found.used}, from, found.cost
 }
 
-// explain says why none of the chains of a certificate, whose trust domain is t,
-// holds now. Without a chain time is no reason: else an attacker's certificate
-// would be called expired.
+// explain returns the cause for which none of the chains of a certificate is valid now.
+// If there is no chain to an authority, the dates do not matter: an attacker's
+// certificate is untrusted, even if it has expired.
 func (t *trust) explain(chains [][]*x509.Certificate, now time.Time) (Cause, string) {
 	if len(chains) == 0 {
 		return Untrusted, "certificate was not issued by trust domain " + quoted(t.domain.Name()) + " as it is known here"
@@ -173,6 +174,7 @@ func (t *trust) explain(chains [][]*x509.Certificate, now time.Time) (Cause, str
 	}
 }
 
+// refuse returns a peer without an identity.
 func (s *Snapshot) refuse(cause Cause, detail string) Peer {
 	return Peer{Cause: cause, Detail: detail[:min(len(detail), maxDetail)], generation: s.generation}
 }

@@ -13,21 +13,20 @@ import (
 	"time"
 )
 
-// WebCertificate is a certificate with DNS names from files, for listeners whose
-// clients check the name of the proxy; see [ServerConfig.Web]. It watches nothing
-// by itself: whoever does calls [WebCertificate.Reload]. It is safe for concurrent
-// use.
+// WebCertificate is a certificate with DNS names, read from files, for listeners whose
+// clients check the name of the proxy; see [ServerConfig.Web]. It does not watch the
+// files; call [WebCertificate.Reload] when they may have changed. It is safe for
+// concurrent use.
 type WebCertificate struct {
 	certificate, key string // paths
 	current          atomic.Pointer[tls.Certificate]
 
-	mu   sync.Mutex // held by a Reload from end to end
-	held string     // what Look said of the files that current was made of
+	mu   sync.Mutex // locked during a whole Reload
+	read string     // fingerprint of the files that current was made from
 }
 
-// LoadWebCertificate reads a certificate and its key. It is an error when the
-// certificate names no host, is for other uses than a server's, or is not valid
-// now.
+// LoadWebCertificate reads a certificate and its key. It returns an error if the
+// certificate names no host, is not for a server, or is not valid now.
 func LoadWebCertificate(certificate, key string) (*WebCertificate, error) {
 	if certificate == "" || key == "" {
 		return nil, errors.New("web certificate needs both a certificate file and a key file")
@@ -39,8 +38,8 @@ func LoadWebCertificate(certificate, key string) (*WebCertificate, error) {
 	return w, nil
 }
 
-// Certificate returns what the files held when they were last in order. It is
-// shared and must not be changed; nil if nothing was loaded.
+// Certificate returns the last valid certificate that the files held. It is shared and
+// must not be changed. It is nil if w is nil.
 func (w *WebCertificate) Certificate() *tls.Certificate {
 	if w == nil {
 		return nil
@@ -48,44 +47,47 @@ func (w *WebCertificate) Certificate() *tls.Certificate {
 	return w.current.Load()
 }
 
-// Reload reads both files again, as [Files.Reload] does: what is not in order
-// leaves the last certificate in place.
+// Reload reads both files again. If they are not valid, the last certificate stays and
+// Reload returns an error.
 func (w *WebCertificate) Reload() (changed bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	certificate, key, err := w.read()
+	certificate, key, err := w.files()
 	if err != nil {
 		return false, err
 	}
-	holds := digestOf(certificate, key)
-	if holds == w.held {
+	fingerprint := digestOf(certificate, key)
+	if fingerprint == w.read {
 		return false, nil
 	}
 	loaded, err := webCertificate(certificate, key)
 	if err != nil {
 		return false, err
 	}
-	w.held = holds
+	w.read = fingerprint
 	w.current.Store(loaded)
 	return true, nil
 }
 
-// Look tells two readings apart, as [Files.Look] does.
-func (w *WebCertificate) Look() string {
-	certificate, key, err := w.read()
+// Fingerprint returns a text that differs between two readings if the content of the
+// files differs, as [Files.Fingerprint] does.
+func (w *WebCertificate) Fingerprint() string {
+	certificate, key, err := w.files()
 	if err != nil {
 		return err.Error()
 	}
 	return digestOf(certificate, key)
 }
 
-func (w *WebCertificate) read() (certificate, key file, err error) {
+// files reads both files.
+func (w *WebCertificate) files() (certificate, key file, err error) {
 	if certificate, err = readFile("certificate", w.certificate); err == nil {
 		key, err = readFile("key", w.key)
 	}
 	return certificate, key, err
 }
 
+// digestOf returns a hash of the names and contents of files.
 func digestOf(files ...file) string {
 	hash := sha256.New()
 	for _, f := range files {
@@ -94,6 +96,7 @@ func digestOf(files ...file) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
+// webCertificate parses and checks a certificate and its key.
 func webCertificate(certificate, key file) (*tls.Certificate, error) {
 	chain, signer, err := parsePair(certificate, key)
 	if err != nil {

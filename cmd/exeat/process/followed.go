@@ -7,25 +7,26 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// followed is files of an identity, read again when they change. It belongs to
-// the goroutine of its watcher.
+// followed reads the files of an identity again when they change. It is used by the
+// goroutine of its watcher only.
 type followed struct {
 	files interface {
-		Look() string
+		Fingerprint() string
 		Reload() (changed bool, err error)
 	}
-	what    string // what the files hold, for messages
+	what    string // what the files hold, for log messages
 	log     *slog.Logger
-	failure string // the last error of a reload; reported once
-	seen    string // in the files, by the last reading that was not settled
+	failure string // the last error of a reload, which is logged once
+	seen    string // fingerprint of the last reading that may have been incomplete
 }
 
-// reload reads the files again; see watch.Config.Changed. A bundle that is half
-// written would be one from which authorities have gone.
-func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
-	if !settled {
+// reload reads the files again; see watch.Config.Changed. A reading that may be
+// incomplete must be confirmed by the next one, because a bundle that is half written
+// looks like one from which authorities were removed.
+func (f *followed) reload(ctx context.Context, complete bool) (done bool) {
+	if !complete {
 		before := f.seen
-		if f.seen = f.files.Look(); f.seen != before {
+		if f.seen = f.files.Fingerprint(); f.seen != before {
 			return false
 		}
 	}
@@ -38,5 +39,5 @@ func (f *followed) reload(ctx context.Context, settled bool) (done bool) {
 		f.log.LogAttrs(ctx, slog.LevelError, "new files are not used as they are, what cannot be used stays as it was",
 			slog.String("of", f.what), slog.Any("error", err))
 	}
-	return !limit.NoDescriptor(err) // what is there cannot be known: it is read again in a moment
+	return !limit.NoDescriptor(err) // without a descriptor nothing was read: try again soon
 }
