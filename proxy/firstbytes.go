@@ -122,7 +122,7 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 	case allowlist.TLSRequire, allowlist.TLSDefault:
 	}
 	return &tunnel.Gate{
-		Look:     func(p []byte, last bool) tunnel.Ruling { return c.look(ctx, p, last) },
+		Inspect:  func(p []byte, last bool) tunnel.Ruling { return c.look(ctx, p, last) },
 		Wait:     timeout,
 		Speak:    l.mode == allowlist.TLSRequire,
 		Farewell: accessDenied(),

@@ -5,13 +5,13 @@ import (
 	"sync/atomic"
 )
 
-// bufferSize holds two TLS records of the largest size.
+// bufferSize is the size of two TLS records of the largest size.
 const bufferSize = 32 << 10
 
 type buffer [bufferSize]byte
 
-// A pool lends buffers. lent tells how many are out, so that a test can prove
-// that a quiet tunnel has none.
+// A pool lends buffers. It counts those that are lent, so that a test can prove that an
+// idle tunnel has none.
 type pool struct {
 	free sync.Pool
 	lent atomic.Int64

@@ -10,57 +10,57 @@ import (
 	"time"
 )
 
-// A Conn is a connection on which a tunnel can wait for bytes without holding
-// a buffer for them. Until a tunnel runs on it, it behaves like the connection
-// that it wraps; methods of net.Conn that it does not have are hidden.
+// A Conn is a connection on which a tunnel can wait for bytes without holding a buffer.
+// Until a tunnel runs on it, it behaves like the connection that it wraps. It hides
+// methods of that connection that net.Conn does not have.
 //
-// A blocking Read needs its buffer for as long as it waits, which for most
-// tunnels is nearly always. So a tunnel switches the Conn over: Read then
-// returns a temporary error where it would wait. crypto/tls passes such an
-// error on and keeps its state (a record half received stays in its own
-// buffer), which lets the relay give its buffer back and wait for the socket.
+// A blocking Read needs its buffer for as long as it waits, which for most tunnels is
+// nearly always. A tunnel therefore switches the Conn to a mode in which Read returns a
+// temporary error instead of waiting. crypto/tls returns such an error to its caller and
+// keeps its state (it has part of a record in a buffer of its own), so that the relay can
+// return its buffer and wait for the socket.
 type Conn struct {
 	net.Conn
-	raw syscall.RawConn // nil: no socket to wait for
+	raw syscall.RawConn // the socket to wait for; nil if there is none
 
-	greeting *Greeting // nil but while a handshake runs
+	greeting *Greeting // the bounds of a handshake while one runs, else nil
 
-	relaying bool        // a tunnel runs: Read does not wait, write deadlines are the tunnel's
+	relaying bool        // a tunnel runs: Read does not wait, and only the tunnel sets write deadlines
 	released atomic.Bool // release was called
 	ended    atomic.Bool // CloseWrite was called
-	release  func()      // called by the first Close; nil is nothing
+	release  func()      // called by the first Close; may be nil
 
-	// All below is the reader's alone. The callbacks are built once, since
-	// a method value made for each call would be an allocation for each.
-	onTry, onTake, onReady func(fd uintptr) bool
+	// The following fields are used by the goroutine that reads only. The callbacks
+	// are made once, since a method value for each call would allocate each time.
+	onTry, onFill, onReady func(fd uintptr) bool
 
-	p       []byte  // onTry: where to read to
-	b       *buffer // onTake: the buffer that was filled
-	n       int     // how many bytes were read
-	err     error   // or why not
+	p       []byte  // for onTry: the slice to read into
+	b       *buffer // from onFill: the buffer that was filled
+	n       int     // number of bytes that were read
+	err     error   // error of the read
 	drained bool    // the last read emptied the socket
-	woken   bool    // onReady: was called before
-	peek    [1]byte
+	woken   bool    // onReady was called before
+	peek    [1]byte // for onReady
 }
 
 // Wrap returns a Conn on c. Put it below tls.Server, that is
 // tls.Server(tunnel.Wrap(c), config), for a tunnel to find it with NetConn.
-// What can be read through c's SyscallConn must be what c.Read would return,
-// as is true of *net.TCPConn and *net.UnixConn. A connection without
-// SyscallConn works too, but a tunnel on it holds a buffer while it waits.
+// Reading from c's SyscallConn must return the same bytes as c.Read, which is true of
+// *net.TCPConn and *net.UnixConn. A connection without SyscallConn works, too, but a
+// tunnel on it holds a buffer while it waits.
 func Wrap(c net.Conn) *Conn {
 	w := &Conn{Conn: c}
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			w.raw = raw
-			w.onTry, w.onTake, w.onReady = w.tryRead, w.takeRead, w.ready
+			w.onTry, w.onFill, w.onReady = w.tryRead, w.fillBuffer, w.ready
 		}
 	}
 	return w
 }
 
-// Holding returns a Conn on c, as Wrap does, whose first Close calls release once
-// c is closed: it gives back what the connection holds.
+// Holding returns a Conn on c, as Wrap does. Its first Close calls release after it has
+// closed c; release gives back what was taken for the connection.
 func Holding(c net.Conn, release func()) *Conn {
 	w := Wrap(c)
 	w.release = release
@@ -85,8 +85,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return c.Conn.Read(p)
 	}
 	if c.drained {
-		// Saves the read that would only find out what is known. Once: the
-		// relay waits next, and that looks at the socket again.
+		// The last read emptied the socket, so another one would return nothing. This
+		// is assumed once only: the relay waits next, which checks the socket.
 		c.drained = false
 		return 0, errWouldBlock
 	}
@@ -100,7 +100,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.n, c.err
 }
 
-// CloseWrite sends a FIN, if the wrapped connection can.
+// CloseWrite sends a FIN. It returns an error if the wrapped connection has no
+// CloseWrite.
 func (c *Conn) CloseWrite() error {
 	c.ended.Store(true)
 	if w, ok := c.Conn.(closeWriter); ok {
@@ -109,12 +110,12 @@ func (c *Conn) CloseWrite() error {
 	return errNoCloseWrite
 }
 
-// Ended reports whether CloseWrite was called: nothing more is to be sent.
+// Ended reports whether CloseWrite was called, so that nothing more will be sent.
 func (c *Conn) Ended() bool { return c.ended.Load() }
 
-// SetWriteDeadline does nothing while a tunnel runs. tls.Conn sets one of five
-// seconds for its close_notify, too short for a slow reader with full socket
-// buffers, too long where the tunnel has just been told to close.
+// SetWriteDeadline does nothing while a tunnel runs. tls.Conn sets a deadline of five
+// seconds for its close_notify, which is too short for a slow reader with full socket
+// buffers, and too long for a tunnel that must close now.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
 	if c.relaying {
 		return nil
@@ -122,21 +123,21 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// take waits for bytes and returns them in a buffer of the pool, which is
-// borrowed when they are there and not before.
-func (c *Conn) take() (b *buffer, n int, err error) {
-	if err := c.raw.Read(c.onTake); err != nil {
+// readBuffer waits for bytes and returns them in a buffer of the pool. It borrows the
+// buffer only when there are bytes to read.
+func (c *Conn) readBuffer() (b *buffer, n int, err error) {
+	if err := c.raw.Read(c.onFill); err != nil {
 		return nil, 0, err
 	}
 	b, c.b = c.b, nil
 	return b, c.n, c.err
 }
 
-// discard waits for bytes and returns how many it has thrown away.
+// discard waits for bytes, throws them away and returns their number.
 func (c *Conn) discard() (n int, err error) {
 	var b *buffer
 	if c.raw != nil {
-		b, n, err = c.take()
+		b, n, err = c.readBuffer()
 	} else {
 		b = buffers.get()
 		n, err = c.Conn.Read(b[:])
@@ -147,7 +148,8 @@ func (c *Conn) discard() (n int, err error) {
 	return n, err
 }
 
-// wait returns when the socket has bytes, or an end or error to be read.
+// wait returns when the next read from the socket will not block: there are bytes, an
+// end of file or an error.
 func (c *Conn) wait() error {
 	c.drained, c.woken, c.err = false, false, nil
 	if err := c.raw.Read(c.onReady); err != nil {
@@ -156,21 +158,23 @@ func (c *Conn) wait() error {
 	return c.err
 }
 
-// tryRead, takeRead and ready are called by RawConn.Read, which calls them
-// again after the socket became readable for as long as they return false.
+// RawConn.Read calls tryRead, fillBuffer and ready. If they return false it waits until
+// the socket is readable and calls them again.
 
+// tryRead reads into p without waiting.
 func (c *Conn) tryRead(fd uintptr) bool {
-	var again bool
-	if c.n, again, c.err = read(fd, c.p); again {
+	var empty bool
+	if c.n, empty, c.err = read(fd, c.p); empty {
 		c.err = errWouldBlock
 	}
 	return true
 }
 
-func (c *Conn) takeRead(fd uintptr) bool {
+// fillBuffer borrows a buffer and reads into it.
+func (c *Conn) fillBuffer(fd uintptr) bool {
 	b := buffers.get()
-	var again bool
-	if c.n, again, c.err = read(fd, b[:]); again {
+	var empty bool
+	if c.n, empty, c.err = read(fd, b[:]); empty {
 		buffers.put(b)
 		return false
 	}
@@ -178,9 +182,10 @@ func (c *Conn) takeRead(fd uintptr) bool {
 	return true
 }
 
-// ready peeks before the first wait: the network poller reports changes, and
-// RawConn.Read forgets one that came between the last read and its own begin.
-// Once woken there is no need to look, the read that follows will.
+// ready checks the socket by a peek before the first wait. This is necessary because the
+// network poller reports only changes, and RawConn.Read drops a change that came between
+// the last read and its own start. When it is called a second time the socket is
+// readable, and the read that follows will find out why.
 func (c *Conn) ready(fd uintptr) bool {
 	if c.woken {
 		return true
@@ -193,15 +198,15 @@ func (c *Conn) ready(fd uintptr) bool {
 			continue
 		case errors.Is(err, syscall.EAGAIN):
 			return false
-		case err != nil: // said once: the next read would take a reset for an end
+		case err != nil: // the socket reports an error once; the next read would see an end of file
 			c.err = os.NewSyscallError("recvfrom", err)
 		}
 		return true
 	}
 }
 
-// read is read(2) on a non-blocking socket; again means that it has nothing.
-func read(fd uintptr, p []byte) (n int, again bool, err error) {
+// read is read(2) on a non-blocking socket. empty means that there are no bytes to read.
+func read(fd uintptr, p []byte) (n int, empty bool, err error) {
 	for {
 		n, err := syscall.Read(int(fd), p)
 		switch {
@@ -222,8 +227,8 @@ type closeWriter interface{ CloseWrite() error }
 
 var errNoCloseWrite = errors.New("connection cannot be closed for writing alone")
 
-// errWouldBlock is what a Read that would wait returns. crypto/tls keeps a
-// connection usable if an error says that it is temporary.
+// errWouldBlock is the error of a Read that would have to wait. It is temporary, because
+// crypto/tls keeps a connection usable only after a temporary error.
 var errWouldBlock net.Error = wouldBlockError{}
 
 type wouldBlockError struct{}

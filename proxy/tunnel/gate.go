@@ -8,46 +8,46 @@ import (
 	"time"
 )
 
-// A Ruling is what a Gate says of the client's first bytes.
+// A Ruling is the decision of a Gate over the client's first bytes.
 type Ruling uint8
 
 // The rulings. The zero value refuses.
 const (
 	Refuse Ruling = iota
 	More          // wait for more bytes
-	Pass          // send these to the upstream, and then all others unseen
+	Pass          // send these bytes to the upstream, and all later ones without a ruling
 )
 
-// A Gate rules over the client's first bytes before any of them goes to the
-// upstream, whose own bytes it never holds back.
+// A Gate rules over the client's first bytes before any of them goes to the upstream. It
+// never delays the bytes of the upstream.
 type Gate struct {
-	// Look is given all bytes so far, and must not keep them. It bounds them,
-	// since it asks for more. last means that none follow in time, so that
-	// asking for more refuses. Required.
-	Look func(p []byte, last bool) Ruling
-	// Wait is how long it waits for more once it has asked. Zero means that
-	// the first bytes must be enough.
+	// Inspect rules over all bytes that have come so far, which it must not keep. It
+	// must not return More for ever, since all bytes are kept meanwhile. last means
+	// that no more bytes will come in time; then More refuses. Required.
+	Inspect func(p []byte, last bool) Ruling
+	// Wait is how long the gate waits for more bytes, from the first More on. Zero
+	// means that the bytes of the first read must be enough.
 	Wait time.Duration
-	// Speak means that it waits only so long for the first byte too, and asks
-	// Look without one after that.
+	// Speak means that Wait also bounds the wait for the first byte. If none has come
+	// by then, Inspect is called without bytes.
 	Speak bool
-	// Farewell is what a refused client is sent.
+	// Farewell is sent to a client that is refused.
 	Farewell []byte
 }
 
-// admission is the way of the client's first bytes through a gate.
+// admission is the passage of the client's first bytes through a gate.
 type admission struct {
 	*Tunnel
 
-	gate    *Gate
-	held    []byte // what has come, while that is not enough
-	waiting bool   // the time to wait has begun
-	passed  bool
+	gate     *Gate
+	received []byte // the bytes that have come, while the gate wants more
+	waiting  bool   // Gate.Wait is running
+	passed   bool   // the gate has passed the bytes, and they were sent
 }
 
-// admit relays the client's first bytes when the gate lets them pass, and
-// reports whether it has. A client that ends without a byte is no matter for
-// the gate.
+// admit sends the client's first bytes to the upstream if the gate passes them, and
+// reports whether it has. A client that ends without sending a byte is not shown to the
+// gate.
 func (t *Tunnel) admit(gate *Gate, early []byte) bool {
 	a := admission{Tunnel: t, gate: gate}
 	if t.expect(gate.Wait) || gate.Speak {
@@ -60,7 +60,7 @@ func (t *Tunnel) admit(gate *Gate, early []byte) bool {
 	return a.passed
 }
 
-// read takes more bytes and reports whether it takes still more.
+// read reads bytes and rules over them. It reports whether more are wanted.
 func (a *admission) read() (more bool) {
 	b, n, err := a.client.read()
 	if b != nil {
@@ -68,8 +68,8 @@ func (a *admission) read() (more bool) {
 	}
 	if n > 0 {
 		p := b[:n]
-		if len(a.held) > 0 {
-			p = append(a.held, p...)
+		if len(a.received) > 0 {
+			p = append(a.received, p...)
 		}
 		if !a.judge(p, false) {
 			return false
@@ -78,9 +78,9 @@ func (a *admission) read() (more bool) {
 	switch {
 	case err == nil:
 		return true
-	case a.ended(): // somebody else was quicker: no matter for the gate
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF) && len(a.held) > 0:
-		return a.judge(a.held, true)
+	case a.ended(): // the tunnel was closed meanwhile
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF) && len(a.received) > 0:
+		return a.judge(a.received, true)
 	case errors.Is(err, io.EOF):
 		a.finish(a.client, a.upstream)
 	default:
@@ -89,11 +89,10 @@ func (a *admission) read() (more bool) {
 	return false
 }
 
-// judge does what the gate says of all bytes so far, and reports whether it
-// asks for more. Nearly always the first read has all that it needs, and
-// nothing is copied.
+// judge asks the gate about all bytes so far and does what it rules. It reports whether
+// the gate wants more. In most cases the first read is enough, and nothing is copied.
 func (a *admission) judge(p []byte, last bool) (more bool) {
-	ruling := a.gate.Look(p, last)
+	ruling := a.gate.Inspect(p, last)
 	if ruling == More && last {
 		ruling = Refuse
 	}
@@ -104,10 +103,10 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 		}
 		a.passed = a.forward(a.upstream, p, &a.up)
 	case More:
-		if len(a.held) == 0 {
+		if len(a.received) == 0 {
 			p = slices.Clone(p)
 		}
-		a.held = p
+		a.received = p
 		a.wait()
 		return true
 	case Refuse:
@@ -116,9 +115,9 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 	return false
 }
 
-// Hurry makes a gate wait no longer for the first byte than it waits for more, as
-// Speak does. It does nothing if the gate has passed the first bytes, or was hurried
-// before. It may be called from any goroutine, before Run, too.
+// Hurry bounds the wait for the first byte by Gate.Wait, as Speak does. It does nothing
+// if the gate has passed the first bytes, or if it was called before. It may be called
+// from any goroutine, also before Run.
 func (t *Tunnel) Hurry() {
 	t.ending.Lock()
 	defer t.ending.Unlock()
@@ -127,12 +126,12 @@ func (t *Tunnel) Hurry() {
 	}
 	t.hurried = true
 	if t.waits > 0 {
-		_ = t.client.wire().SetReadDeadline(time.Now().Add(t.waits)) // of a closed connection: reading says so
+		_ = t.client.wire().SetReadDeadline(time.Now().Add(t.waits)) // an error means that the connection is closed, as the next read will report
 	}
 }
 
-// expect notes how long a gate waits; negative means that it has passed the first
-// bytes. It reports whether it was hurried.
+// expect notes how long the gate waits; a negative value means that it has passed the
+// first bytes. It reports whether Hurry was called.
 func (t *Tunnel) expect(waits time.Duration) (hurried bool) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
@@ -140,7 +139,7 @@ func (t *Tunnel) expect(waits time.Duration) (hurried bool) {
 	return t.hurried
 }
 
-// wait begins the time to wait.
+// wait starts Gate.Wait, unless it runs already.
 func (a *admission) wait() {
 	if !a.waiting {
 		a.waiting = true
@@ -155,18 +154,18 @@ func (t *Tunnel) ended() bool {
 	return t.reason != None
 }
 
-// readUntil bounds reading from the client; zero lifts the bound. A tunnel that
-// was cut stays so.
+// readUntil sets the deadline for reading from the client; zero removes it. It does
+// nothing if the tunnel was cut.
 func (t *Tunnel) readUntil(at time.Time) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
 	if t.reason == None {
-		_ = t.client.wire().SetReadDeadline(at) // of a closed connection: reading says so
+		_ = t.client.wire().SetReadDeadline(at) // an error means that the connection is closed, as the next read will report
 	}
 }
 
-// refuse ends the tunnel with a word to the client. The upstream has got
-// nothing.
+// refuse ends the tunnel and sends the farewell to the client. The upstream has not been
+// sent a byte.
 func (t *Tunnel) refuse(farewell []byte) {
 	t.ending.Lock()
 	if t.reason != None {

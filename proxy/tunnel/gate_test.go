@@ -15,7 +15,7 @@ import (
 func word(want string) *Gate {
 	return &Gate{
 		Wait: patience, Farewell: []byte("no"),
-		Look: func(p []byte, _ bool) Ruling {
+		Inspect: func(p []byte, _ bool) Ruling {
 			switch {
 			case strings.HasPrefix(string(p), want):
 				return Pass

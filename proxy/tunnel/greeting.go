@@ -5,28 +5,28 @@ import (
 	"fmt"
 )
 
-// A Greeting bounds what may be read from a [Conn] while its two ends shake hands
-// above it, in bytes of ciphertext: twice Most, of which the first half ends with
-// the first Write, since a server of TLS writes nothing before it has the whole
+// A Greeting bounds the bytes that may be read from a [Conn] during a TLS handshake: at
+// most Most before the first Write and at most Most after it. A TLS server writes nothing
+// before it has the whole ClientHello, so that the first bound is that of the
 // ClientHello.
 //
-// It is counted here, below crypto/tls, which by itself reads messages of 64 KiB
-// and makes a hundred times as much of what it reads.
+// The bytes are counted here, below crypto/tls, because crypto/tls reads messages of up
+// to 64 KiB, and what it makes of them can take a hundred times as much memory.
 type Greeting struct {
-	// Free is how many bytes may be read in each half before Enter is called,
-	// once: its error is that of the Read.
+	// Free is how many bytes may be read in each of the two parts before Enter is
+	// called. Enter is called once; if it returns an error, the Read returns it.
 	Free, Most int
 	Enter      func() error
 
-	read    int
-	written bool
-	entered bool
+	read    int  // bytes read in the current part
+	written bool // the first Write has been called
+	entered bool // Enter has been called
 }
 
 // ErrGreetingTooLong is the error of a Read beyond Greeting.Most.
 var ErrGreetingTooLong = errors.New("the handshake is too long")
 
-// Greet bounds what is read from now on; nil ends that. It must not be called
+// Greet sets the bounds for the following reads; nil removes them. It must not be called
 // while another goroutine reads or writes.
 func (c *Conn) Greet(g *Greeting) { c.greeting = g }
 
@@ -38,7 +38,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// within returns the part of p that may be read to.
+// within returns the part of p that may be read into.
 func (g *Greeting) within(p []byte) ([]byte, error) {
 	if g.read >= g.Most {
 		where := "in the ClientHello"

@@ -9,16 +9,17 @@ import (
 // The bounds of Linger.
 const (
 	lingerIdle  = 2 * time.Second  // since the peer's last byte
-	lingerTime  = 10 * time.Second // in all
-	lingerBytes = 16 << 20
+	lingerTime  = 10 * time.Second // since the call
+	lingerBytes = 16 << 20         // bytes that are read
 )
 
-// Linger ends the sending side of a connection behind its last answer, over TLS
-// with a close_notify, and reads on until the peer has closed its own: closing
-// with unread bytes, or before others come, would reset the connection, and the
-// peer would lose what it has not read yet (RFC 9112 section 9.6). What comes is
-// thrown away, over TLS without being decrypted. It is bounded in time and bytes;
-// the caller closes the connection then, which nobody else may be reading from.
+// Linger closes the sending direction of a connection after the last answer, over TLS
+// with a close_notify, and then reads until the peer has closed its direction. Without
+// this, bytes that are unread at the close or come later would cause a reset, and the
+// peer could lose an answer that it has not read yet (RFC 9112 section 9.6). Linger
+// throws away what it reads; over TLS it does not decrypt it. It ends after a bounded
+// time and number of bytes. The caller then closes the connection. No other goroutine may
+// read from it.
 func Linger(conn net.Conn) {
 	if secure, ok := conn.(*tls.Conn); ok {
 		if secure.CloseWrite() != nil {

@@ -5,35 +5,35 @@ import (
 	"sync/atomic"
 )
 
-// Pipes lends pipes to all tunnels that share it: what goes from one bare socket
-// to another in bulk goes through one, inside the kernel. It is safe for
-// concurrent use.
+// Pipes lends pipes to the tunnels that share it. Bulk between two plain sockets goes
+// through a pipe inside the kernel. It is safe for concurrent use.
 type Pipes struct {
 	cfg  PipesConfig
-	free sync.Pool // of pipes; the collector closes those that nobody takes
-	lent atomic.Int64
+	free sync.Pool    // unused pipes; the garbage collector closes them
+	lent atomic.Int64 // number of pipes in use
 }
 
-// PipesConfig says where the descriptors of pipes are taken from, two for each. A
-// function that is nil means that there are enough.
+// PipesConfig counts the descriptors of pipes; a pipe takes two. If a function is nil,
+// descriptors are not counted.
 type PipesConfig struct {
-	// Take reports whether n were taken. If not, bytes go through a buffer.
+	// Take takes n descriptors and reports whether there were enough. If there were
+	// not, bytes go through a buffer.
 	Take func(n int) bool
-	// Scarce reports whether pipes should be closed as soon as they are empty.
+	// Scarce reports whether a pipe should be closed as soon as it is empty.
 	Scarce func() bool
-	// Give gives n back.
+	// Give gives n descriptors back.
 	Give func(n int)
 }
 
-// NewPipes returns pipes that take their descriptors as the configuration says.
+// NewPipes returns Pipes that count their descriptors by the functions of cfg.
 func NewPipes(cfg PipesConfig) *Pipes { return &Pipes{cfg: cfg} }
 
-// pipes are those of all tunnels that are given none.
+// pipes are the pipes of all tunnels whose Config names none.
 //
 //nolint:gochecknoglobals // as buffers
 var pipes Pipes
 
-// orShared returns p, or for nil the pipes of all tunnels that are given none.
+// orShared returns p, or the shared pipes if p is nil.
 func (p *Pipes) orShared() *Pipes {
 	if p == nil {
 		return &pipes

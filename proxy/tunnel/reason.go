@@ -3,21 +3,20 @@ package tunnel
 // A Reason says why a tunnel ended.
 type Reason uint8
 
-// The reasons. Client, Upstream, Idle, MaxDuration and Error are found by the
-// tunnel itself, Denied and Limit by its gate and budget; the others come from
-// whoever calls Close.
+// The reasons. The tunnel itself sets Client, Upstream, Idle, MaxDuration and Error, and
+// Denied and Limit because of Gate and Config.Spend. The callers of Close set the others.
 const (
-	None        Reason = iota // not ended
+	None        Reason = iota // the tunnel has not ended
 	Client                    // the client finished first
 	Upstream                  // the upstream finished first
-	Idle                      // no byte either way for Config.Idle
+	Idle                      // no byte moved for Config.Idle
 	MaxDuration               // Config.Max has passed
-	Denied                    // its first bytes were refused
+	Denied                    // the gate refused the first bytes
 	Revoked                   // the client's identity is no longer valid
 	Quarantined               // the identity was quarantined
-	Limit                     // Config.Spend said no
+	Limit                     // Config.Spend returned false
 	Drain                     // the process is shutting down
-	Error                     // a connection failed; Result.Err says how
+	Error                     // a connection failed; see Result.Err
 )
 
 // String returns the token that stands for r in records and metrics.

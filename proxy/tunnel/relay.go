@@ -8,22 +8,23 @@ import (
 	"time"
 )
 
-// sendEarly passes on the early bytes, if the gate lets what the client sends first
-// pass, and reports whether it could.
+// sendEarly sends the early bytes to the upstream, and before that asks the gate, if
+// there is one. It returns false if the tunnel has ended.
 func (t *Tunnel) sendEarly(early []byte) bool {
 	if gate := t.gate; gate != nil {
-		t.gate = nil // a tunnel lasts longer than what its gate knows
+		t.gate = nil // so that the gate's memory is freed while the tunnel lasts
 		return t.admit(gate, early)
 	}
 	return len(early) == 0 || t.forward(t.upstream, early, &t.up)
 }
 
-// relay copies one direction until it ends. A buffer is held from when bytes
-// are there to be read until they are written.
+// relay copies one direction until it ends. It holds a buffer only from when bytes can
+// be read until they are written.
 //
-// Its frame, those of its callers and those below pass are what an idle tunnel
-// keeps of two stacks. The runtime gives half of a stack back when less than a
-// quarter of it is in use, and 4 KiB are enough if that is said of 8.
+// The frames of relay, of its callers and of the functions below pass determine how much
+// stack an idle tunnel keeps, twice. The runtime halves a stack of which less than a
+// quarter is used, so that a stack of 8 KiB becomes one of 4 KiB if less than 2 KiB are
+// used.
 func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
 	for inside := newSplicer(src, dst, t.cfg.Pipes); ; {
 		ok, err := t.pass(src, dst, inside, count)
@@ -40,8 +41,8 @@ func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
 	}
 }
 
-// pass waits for bytes and passes them on, and reports whether it could. The
-// error is what came of reading.
+// pass waits for bytes and forwards them. ok is false if the tunnel has ended; err is
+// the error of the read.
 func (t *Tunnel) pass(src, dst *side, inside *splicer, count *atomic.Int64) (ok bool, err error) {
 	if inside.wanted() {
 		n, err := inside.fill()
@@ -56,7 +57,7 @@ func (t *Tunnel) pass(src, dst *side, inside *splicer, count *atomic.Int64) (ok 
 	return ok, err
 }
 
-// drain does what forward does with n bytes that are inside the kernel.
+// drain forwards n bytes that a splicer holds in its pipe, as forward does.
 func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) bool {
 	if !t.spend(dst, n) {
 		inside.drop()
@@ -77,7 +78,7 @@ func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) b
 	return true
 }
 
-// forward writes p, which was just read, and reports whether it could.
+// forward writes p, which was just read. It returns false if the tunnel has ended.
 func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	t.touch()
 	if !t.spend(dst, len(p)) {
@@ -94,7 +95,8 @@ func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	return true
 }
 
-// spend asks whether n bytes may go, and ends the tunnel if not.
+// spend asks Config.Spend whether n bytes may be written to the upstream, and ends the
+// tunnel if they may not.
 func (t *Tunnel) spend(dst *side, n int) bool {
 	if dst != t.upstream || t.cfg.Spend == nil || t.cfg.Spend(n) {
 		return true
@@ -103,7 +105,7 @@ func (t *Tunnel) spend(dst *side, n int) bool {
 	return false
 }
 
-// finish passes on that src has sent all it had to send.
+// finish forwards the end of src: it closes dst for writing.
 func (t *Tunnel) finish(src, dst *side) {
 	t.ending.Lock()
 	if t.first == None {
@@ -120,9 +122,8 @@ func (t *Tunnel) finish(src, dst *side) {
 	}
 }
 
-// fail ends the tunnel because of an error of one side. One that has said that
-// it is finished and now takes no more bytes has simply left: that is its end
-// and no error.
+// fail ends the tunnel because of an error of one side. If that side has finished
+// sending before, it has simply left, which is the regular end and no error.
 func (t *Tunnel) fail(doing string, s *side, err error) {
 	t.ending.Lock()
 	finished := s.finished
@@ -134,9 +135,10 @@ func (t *Tunnel) fail(doing string, s *side, err error) {
 	t.cut(Error, fmt.Errorf("%s the %s: %w", doing, s.name, err))
 }
 
-// touch notes that a byte moved.
+// touch notes that a byte has moved.
 func (t *Tunnel) touch() { t.last.Store(int64(time.Since(t.start))) }
 
+// startTimer starts the timer of tick.
 func (t *Tunnel) startTimer() {
 	t.reporting.Lock()
 	defer t.reporting.Unlock()
@@ -148,7 +150,8 @@ func (t *Tunnel) startTimer() {
 	t.timer = time.AfterFunc(first, t.tick)
 }
 
-// stopTimer returns when Progress does not run and will not run again.
+// stopTimer stops the timer. When it returns, Progress does not run and will not run
+// again.
 func (t *Tunnel) stopTimer() {
 	t.reporting.Lock()
 	defer t.reporting.Unlock()
@@ -156,8 +159,9 @@ func (t *Tunnel) stopTimer() {
 	t.timer.Stop()
 }
 
-// tick does what is due and sets the timer for what is due next. It finds out
-// late that bytes have moved, which is why moving them costs no timer.
+// tick ends the tunnel or reports progress if that is due, and sets the timer for what is
+// due next. Bytes that move do not reset the timer, which would be expensive; tick takes
+// them into account when it runs.
 func (t *Tunnel) tick() {
 	t.reporting.Lock()
 	defer t.reporting.Unlock()
@@ -185,7 +189,7 @@ func (t *Tunnel) tick() {
 	t.timer.Reset(next)
 }
 
-// progress reports if that many bytes have passed since the last report.
+// progress reports if ProgressBytes have moved since the last report.
 func (t *Tunnel) progress() {
 	if t.cfg.Progress == nil || t.up.Load()+t.down.Load() < t.reportBytes.Load() {
 		return
@@ -197,7 +201,8 @@ func (t *Tunnel) progress() {
 	}
 }
 
-// report is called with reporting held.
+// report calls Progress if bytes have moved since the last report. The caller holds
+// reporting.
 func (t *Tunnel) report(now time.Duration) {
 	up, down := t.Counts()
 	t.reportAt = now + t.cfg.ProgressEvery

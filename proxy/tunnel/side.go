@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// closeGrace bounds the wait for room in the socket buffer for a close_notify.
-// A peer that reads has room, so this is only ever spent on one that does not.
+// closeGrace bounds the wait for room in the socket buffer for a close_notify. For a peer
+// that reads there is room at once.
 const closeGrace = 100 * time.Millisecond
 
 // maxRecord is the largest number of bytes that one tls.Conn.Read returns.
@@ -18,16 +18,17 @@ const maxRecord = 16 << 10
 // A side is one of the two connections of a tunnel.
 type side struct {
 	name   Reason    // Client or Upstream
-	conn   net.Conn  // what is written to, and read from unless below serves
-	secure *tls.Conn // conn, if that is TLS
-	below  *Conn     // conn or what lies below secure; nil if that is foreign
+	conn   net.Conn  // the connection that is written to
+	secure *tls.Conn // conn if it is TLS, else nil
+	below  *Conn     // conn, or the connection below secure; nil if that is not a *Conn
 
-	quiet  bool // secure had nothing more at the last look (reader only)
-	broken bool // a write failed, perhaps within a record (writer only)
+	quiet  bool // the last read from secure returned all that had come; used by the reader only
+	broken bool // a write has failed, perhaps within a TLS record; used by the writer only
 
-	finished bool // the peer has sent all; guarded by Tunnel.ending
+	finished bool // the peer has finished sending; guarded by Tunnel.ending
 }
 
+// newSide returns the side of a connection.
 func newSide(name Reason, conn net.Conn) *side {
 	s := &side{name: name, conn: conn}
 	switch c := conn.(type) {
@@ -42,7 +43,7 @@ func newSide(name Reason, conn net.Conn) *side {
 	return s
 }
 
-// begin lifts the deadlines of the time before the tunnel.
+// begin removes the deadlines that were set before the tunnel.
 func (s *side) begin() error {
 	if s.below != nil {
 		s.below.relaying = true
@@ -51,7 +52,7 @@ func (s *side) begin() error {
 	return s.conn.SetDeadline(time.Time{})
 }
 
-// wire is where deadlines of a running tunnel are set.
+// wire returns the connection on which deadlines of a running tunnel are set.
 func (s *side) wire() net.Conn {
 	if s.below != nil {
 		return s.below.Conn
@@ -59,8 +60,8 @@ func (s *side) wire() net.Conn {
 	return s.conn
 }
 
-// read waits for bytes and returns them in a buffer that the caller gives back.
-// It may return bytes and an error together, and a nil buffer with an error.
+// read waits for bytes and returns them in a buffer that the caller must give back. It
+// may return bytes together with an error, and a nil buffer with an error.
 func (s *side) read() (b *buffer, n int, err error) {
 	switch {
 	case s.below == nil || s.below.raw == nil:
@@ -68,14 +69,14 @@ func (s *side) read() (b *buffer, n int, err error) {
 		n, err = s.conn.Read(b[:])
 		return b, n, err
 	case s.secure == nil:
-		return s.below.take()
+		return s.below.readBuffer()
 	default:
 		return s.readSecure()
 	}
 }
 
-// socket returns the bare socket that bytes are read from and written to as
-// they are, nil if there is none.
+// socket returns the socket if the side is a plain TCP or unix socket without TLS, else
+// nil.
 func (s *side) socket() syscall.RawConn {
 	if s.secure != nil || s.below == nil {
 		return nil
@@ -87,8 +88,8 @@ func (s *side) socket() syscall.RawConn {
 	return nil
 }
 
-// readSecure borrows a buffer only when the socket has bytes. What crypto/tls
-// has buffered is read out before it waits.
+// readSecure borrows a buffer only when the socket has bytes. It reads all bytes that
+// crypto/tls has buffered before it waits.
 func (s *side) readSecure() (b *buffer, n int, err error) {
 	for {
 		if s.quiet {
@@ -110,7 +111,8 @@ func (s *side) readSecure() (b *buffer, n int, err error) {
 	}
 }
 
-// fill reads records while there are any and they fit, to write them as one.
+// fill reads TLS records as long as there are some and the buffer has room, so that they
+// are written together.
 func (s *side) fill(b *buffer) (n int, err error) {
 	for err == nil && n <= len(b)-maxRecord {
 		var m int
@@ -120,14 +122,15 @@ func (s *side) fill(b *buffer) (n int, err error) {
 	return n, err
 }
 
+// write writes p, and notes in broken that a write has failed.
 func (s *side) write(p []byte) (int, error) {
 	n, err := s.conn.Write(p)
 	s.broken = s.broken || err != nil
 	return n, err
 }
 
-// closeWrite tells the peer that no more will come. Over TLS that is a
-// close_notify; the socket stays open for what the peer still sends.
+// closeWrite tells the peer that no more bytes will come, over TLS by a close_notify. The
+// socket stays open, because the peer may still send.
 func (s *side) closeWrite() error {
 	if w, ok := s.conn.(closeWriter); ok {
 		return w.CloseWrite()
@@ -135,7 +138,7 @@ func (s *side) closeWrite() error {
 	return errNoCloseWrite
 }
 
-// unblock makes reads and writes that wait return, now and from now on.
+// unblock makes all reads and writes return, the current ones and those that follow.
 func (s *side) unblock() {
 	var err error
 	past := time.Unix(1, 0)
@@ -143,7 +146,7 @@ func (s *side) unblock() {
 	case s.below != nil:
 		err = s.below.SetDeadline(past)
 	case s.secure != nil:
-		// Its CloseWrite, if that is what waits, would lift the deadline.
+		// CloseWrite of secure, if it is what waits, would remove a deadline.
 		err = s.secure.NetConn().Close()
 	default:
 		err = s.conn.SetDeadline(past)
@@ -153,9 +156,9 @@ func (s *side) unblock() {
 	}
 }
 
-// close closes the connection. If clean, TLS ends with a close_notify, unless
-// the peer has no room for it. Otherwise TLS tells the peer by its absence
-// that something is missing; the bytes sent before still arrive.
+// close closes the connection. If clean is set, it sends a TLS close_notify, unless the
+// peer has no room for it. Otherwise the missing close_notify tells the peer that the
+// data is incomplete; bytes that were sent before still arrive.
 func (s *side) close(clean bool) {
 	switch {
 	case s.secure == nil:
@@ -164,7 +167,7 @@ func (s *side) close(clean bool) {
 		_ = s.secure.NetConn().Close()
 	default:
 		if s.below != nil {
-			s.below.relaying = true // it is not yet if Close came before Run
+			s.below.relaying = true // it is not set yet if Close was called before Run
 			_ = s.below.Conn.SetWriteDeadline(time.Now().Add(closeGrace))
 		}
 		_ = s.secure.Close()

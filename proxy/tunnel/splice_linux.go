@@ -8,41 +8,40 @@ import (
 	"syscall"
 )
 
-// pipeSize is how much a pipe is to hold, and mostPipes how many are lent at
-// the same time: clients that do not read must not tie up more of the kernel's
-// memory than the 64 MiB that an unprivileged user may have by default. Where
-// there is no pipe, or a small one, bytes go through a buffer.
+// pipeSize is the size of a pipe in bytes, and mostPipes how many are lent at the same
+// time. Together they are the 64 MiB that Linux allows an unprivileged user by default
+// (pipe-user-pages-soft), so that clients which do not read cannot take more of the
+// kernel's memory. Where no pipe of a useful size can be had, bytes go through a buffer.
 const (
 	pipeSize  = 1 << 20
 	mostPipes = 64
 )
 
-// Of the system calls; package syscall has no names for them.
+// Constants of system calls for which package syscall has no names.
 const (
 	setPipeSize    = 1031 // F_SETPIPE_SZ and F_GETPIPE_SZ of fcntl(2)
 	getPipeSize    = 1032
 	spliceNonblock = 0x2 // SPLICE_F_NONBLOCK of splice(2)
 )
 
-// A splicer moves the bytes of one direction from socket to socket inside the
-// kernel, by splice(2). It belongs to the goroutine of that direction. A nil
-// one moves nothing.
+// A splicer moves the bytes of one direction from socket to socket inside the kernel, by
+// splice(2). It is used by the goroutine of that direction only. A nil splicer moves
+// nothing.
 //
-// It has a pipe only while there are bytes in it, as a relay has a buffer: a
-// pipe is two descriptors. A short message is as cheap through a buffer, so
-// that it is used only when there is much to move.
+// It has a pipe only while there are bytes in it, because a pipe takes two descriptors.
+// It is used only for bulk: a short message is as cheap through a buffer.
 type splicer struct {
 	src, dst        syscall.RawConn
 	pipes           *Pipes
-	onFill, onDrain func(fd uintptr) bool // built once, as those of Conn
+	onFill, onDrain func(fd uintptr) bool // made once, as the callbacks of Conn
 
-	bulk bool // the last read got as much as it could
-	off  bool // these sockets cannot be spliced
-	pipe *pipe
-	held int // bytes in pipe
+	bulk   bool // the last read filled its buffer or returned as much as a buffer holds
+	off    bool // these sockets do not support splice
+	pipe   *pipe
+	inPipe int // bytes in pipe
 
-	n   int // what the last callback moved
-	err error
+	n   int   // bytes that the last callback moved
+	err error // error of the last callback
 }
 
 // newSplicer returns nil unless both sides are bare sockets.
@@ -56,84 +55,88 @@ func newSplicer(src, dst *side, pipes *Pipes) *splicer {
 	return s
 }
 
-// wanted reports whether to use fill and drain for what comes next.
+// wanted reports whether the next bytes should be moved by fill and drain.
 func (s *splicer) wanted() bool { return s != nil && s.bulk }
 
-// saw notes how many bytes were read another way, into a buffer.
+// saw notes how many bytes the last read into a buffer has returned.
 func (s *splicer) saw(n int) {
 	if s != nil {
 		s.bulk = n == bufferSize && !s.off
 	}
 }
 
-// fill waits for bytes and takes up to a pipe full of them, all of which must
-// then be drained. It returns io.EOF at the end. Nothing and no error means
-// that it cannot be done this way, for now or at all.
+// fill waits for bytes and moves as many as fit into a pipe; drain must then move all of
+// them out. It returns io.EOF at the end. If it returns zero without an error, the bytes
+// must go through a buffer, because there is no pipe or the sockets do not support splice.
 func (s *splicer) fill() (int, error) {
 	if err := s.src.Read(s.onFill); err != nil {
 		return 0, err
 	}
-	s.held = s.n
+	s.inPipe = s.n
 	s.bulk = s.n >= bufferSize
 	return s.n, s.err
 }
 
-// drain waits for room and returns how many bytes went out.
+// drain waits until dst has room, moves bytes from the pipe to it and returns their
+// number.
 func (s *splicer) drain() (int, error) {
 	if err := s.dst.Write(s.onDrain); err != nil {
 		s.drop()
 		return 0, err
 	}
-	s.held -= s.n
+	s.inPipe -= s.n
 	switch {
 	case s.err != nil:
 		s.drop()
-	case s.held == 0:
+	case s.inPipe == 0:
 		s.pipes.put(s.pipe)
 		s.pipe = nil
 	}
 	return s.n, s.err
 }
 
-// drop gives up a pipe with bytes in it, which nobody else may get.
+// drop closes a pipe that has bytes in it, which must not reach another tunnel.
 func (s *splicer) drop() {
 	s.pipes.lent.Add(-1)
 	s.pipe.close()
-	s.pipe, s.held = nil, 0
+	s.pipe, s.inPipe = nil, 0
 }
 
-// fillFrom and drainTo are called by RawConn, as the callbacks of Conn are.
+// RawConn calls fillFrom and drainTo, as it calls the callbacks of Conn.
 
+// fillFrom splices from a socket into a pipe.
 func (s *splicer) fillFrom(fd uintptr) bool {
 	var p *pipe
 	if p = s.pipes.get(); p == nil {
 		s.n, s.err = 0, nil
 		return true
 	}
-	var again bool
-	s.n, again, s.err = splice(int(fd), p.w, pipeSize)
+	var notReady bool
+	s.n, notReady, s.err = splice(int(fd), p.w, pipeSize)
 	switch {
 	case s.n > 0:
 		s.pipe = p
 		return true
-	case errors.Is(s.err, syscall.EINVAL): // a socket that cannot
+	case errors.Is(s.err, syscall.EINVAL): // the socket does not support splice
 		s.off, s.err = true, nil
-	case s.err == nil && !again:
+	case s.err == nil && !notReady:
 		s.err = io.EOF
 	}
 	s.pipes.put(p)
-	return !again
+	return !notReady
 }
 
+// drainTo splices from the pipe into a socket.
 func (s *splicer) drainTo(fd uintptr) bool {
-	var again bool
-	s.n, again, s.err = splice(s.pipe.r, int(fd), s.held)
-	return !again
+	var notReady bool
+	s.n, notReady, s.err = splice(s.pipe.r, int(fd), s.inPipe)
+	return !notReady
 }
 
-// splice is splice(2) with one end a non-blocking socket; again means that the
-// socket is not ready. No bytes, no error and not again is the end.
-func splice(from, to, most int) (n int, again bool, err error) {
+// splice is splice(2) where one end is a non-blocking socket. notReady means that the
+// socket must be waited for. Zero bytes without an error while the socket is ready mean
+// the end of file.
+func splice(from, to, most int) (n int, notReady bool, err error) {
 	for {
 		n, err := syscall.Splice(from, nil, to, nil, most, spliceNonblock)
 		switch {
@@ -148,19 +151,19 @@ func splice(from, to, most int) (n int, again bool, err error) {
 	}
 }
 
-// A pipe is one of pipe(2), empty unless a splicer has it.
+// A pipe is a pipe(2). It is empty unless a splicer uses it.
 type pipe struct {
 	ends
 	cleanup runtime.Cleanup
 }
 
-// ends are the two ends of a pipe.
+// ends holds the two ends of a pipe.
 type ends struct {
 	r, w int
-	give func(n int) // gives their descriptors back; nil is nobody
+	give func(n int) // gives the descriptors back; may be nil
 }
 
-// close closes both.
+// close closes both ends and gives their descriptors back.
 func (e ends) close() {
 	_ = syscall.Close(e.r)
 	_ = syscall.Close(e.w)
@@ -169,8 +172,8 @@ func (e ends) close() {
 	}
 }
 
-// newPipe returns nil when there are no descriptors for one, or too little
-// memory.
+// newPipe returns a new pipe. It returns nil if there are no descriptors for it, or if
+// the kernel gives it less memory than a buffer has.
 func (p *Pipes) newPipe() *pipe {
 	if p.cfg.Take != nil && !p.cfg.Take(2) {
 		return nil
@@ -192,7 +195,8 @@ func (p *Pipes) newPipe() *pipe {
 	return made
 }
 
-// size makes a pipe as large as it may be and returns what it can hold.
+// size makes a pipe pipeSize large if the kernel permits it, and returns its size in
+// bytes.
 func size(fd int) uintptr {
 	n, _, err := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), setPipeSize, pipeSize)
 	if err != 0 {
@@ -204,12 +208,13 @@ func size(fd int) uintptr {
 	return n
 }
 
+// close closes the pipe.
 func (p *pipe) close() {
 	p.cleanup.Stop()
 	p.ends.close()
 }
 
-// get returns nil if there is none to be had.
+// get lends an empty pipe. It returns nil if mostPipes are lent or none can be made.
 func (p *Pipes) get() *pipe {
 	if p.lent.Add(1) > mostPipes {
 		p.lent.Add(-1)
@@ -225,6 +230,7 @@ func (p *Pipes) get() *pipe {
 	return lent
 }
 
+// put takes a pipe back, which must be empty.
 func (p *Pipes) put(lent *pipe) {
 	p.lent.Add(-1)
 	if p.cfg.Scarce != nil && p.cfg.Scarce() {
