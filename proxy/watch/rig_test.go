@@ -30,7 +30,7 @@ type reader struct {
 
 // look is one call of Changed.
 type look struct {
-	complete  bool
+	complete bool
 	text     string
 	believed bool // and new
 	done     bool
