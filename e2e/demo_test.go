@@ -15,8 +15,8 @@ import (
 // tryIt is a command that the demo prints, and the outcome that it promises.
 type tryIt struct{ title, command, promise string }
 
-// commands cuts them out of what the demo prints: between a numbered title and
-// a comment with the status.
+// commands returns the commands in what the demo prints. Each stands between a
+// numbered title and a comment with the promised outcome.
 func commands(text string) []tryIt {
 	var list []tryIt
 	title := regexp.MustCompile(`^\d+\. (.*)$`)
@@ -91,8 +91,8 @@ func TestDemo(t *testing.T) {
 	p.checkNothingLeft(t)
 }
 
-// checkLookup looks at what dig shows: the status, and the extended error of a
-// name that is denied.
+// checkLookup checks what dig prints: the status and, for a name that is denied, the
+// extended error.
 func checkLookup(t *testing.T, c tryIt, stdout, stderr string) {
 	t.Helper()
 	want := c.promise + "\n"
@@ -115,8 +115,8 @@ func TestDemoCheck(t *testing.T) {
 	p.checkNothingLeft(t)
 }
 
-// TestDemoCheckTellsAnotherPolicy swaps what the two identities may do: the
-// check tries the gateway, not its own expectations.
+// TestDemoCheckTellsAnotherPolicy swaps what the two identities may do. The check must
+// fail, because it tests the answers of the gateway.
 func TestDemoCheckTellsAnotherPolicy(t *testing.T) {
 	dir, port := t.TempDir(), freeAddresses(t, 1)[0].Port()
 	write(t, dir, map[string]string{"swapped.yaml": fmt.Sprintf(`version: 1

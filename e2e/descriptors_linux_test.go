@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// soon is how long a policy or a quarantine may take to be in force, on a machine
-// that does other things as well.
+// soon is the longest time until a policy or a quarantine is in force. It allows for a
+// machine that is busy with other work.
 const soon = 5 * time.Second
 
-// serveWithin starts the gateway after a ulimit, by a policy in a directory that
-// nobody polls. The limits are more keys of the configuration's own.
+// serveWithin starts the gateway under a ulimit, with its policy in a directory that is
+// watched but not polled. limits is prepended to the keys of the limits section.
 func (s reloadSite) serveWithin(t *testing.T, ulimit, limits string) *process {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(s.dir, "policy"), 0o700); err != nil {
@@ -37,8 +37,8 @@ func (s reloadSite) serveWithin(t *testing.T, ulimit, limits string) *process {
 	return p
 }
 
-// inForceAfter puts a file in place by a rename, and returns how long it took
-// until it was in force as that generation.
+// inForceAfter puts a file in place by a rename, and returns the time until it is in
+// force as the given generation.
 func (s reloadSite) inForceAfter(t *testing.T, p *process, name, text string, generation uint64) time.Duration {
 	t.Helper()
 	write(t, s.dir, map[string]string{".next": text})
@@ -50,8 +50,8 @@ func (s reloadSite) inForceAfter(t *testing.T, p *process, name, text string, ge
 	return time.Since(begin)
 }
 
-// obeys checks that a policy and a quarantine of the gateway itself come into force
-// in time, as generations 2 and 3.
+// obeys checks that a policy, and then a quarantine of the gateway's identity, come into
+// force in time, as generations 2 and 3.
 func (s reloadSite) obeys(t *testing.T, p *process) {
 	t.Helper()
 	for generation, file := range map[uint64][2]string{
@@ -67,7 +67,7 @@ func (s reloadSite) obeys(t *testing.T, p *process) {
 	}
 }
 
-// descriptors returns the sum over the series of a metric of descriptors.
+// descriptors returns the sum over the two series of a metric about descriptors.
 func (p *process) descriptors(t *testing.T, name string) (sum int) {
 	t.Helper()
 	_, text := p.admin(t, "metrics")
@@ -85,9 +85,10 @@ func (p *process) descriptors(t *testing.T, name string) (sum int) {
 	return sum
 }
 
-// connects sends CONNECTs one after the other, each on a connection of its own,
-// keeps those that are answered 200 open, and counts the answers. Who is not
-// answered, since the one before has not quite gone, asks again.
+// connects sends n CONNECTs one after the other, each on its own connection. It returns
+// the connections that were answered 200, still open, and the number of answers by
+// status. A CONNECT without an answer is repeated, because the gateway may not have
+// released the connection before it yet.
 func (s reloadSite) connects(t *testing.T, p *process, n int) (open []net.Conn, statuses map[int]int) {
 	t.Helper()
 	statuses = map[int]int{}
@@ -107,8 +108,8 @@ func (s reloadSite) connects(t *testing.T, p *process, n int) (open []net.Conn, 
 	return open, statuses
 }
 
-// failed checks that so many decisions failed, all for the gateway's own reason
-// and without an address that they blame.
+// failed checks that want decisions failed, each with the reason busy and without an
+// address, since the cause is the gateway and no destination.
 func (p *process) failed(t *testing.T, want int) {
 	t.Helper()
 	p.stdout.until(t, "the decisions that failed", func(text string) bool {
@@ -126,8 +127,8 @@ func (p *process) failed(t *testing.T, want int) {
 	})
 }
 
-// lines checks that the log has a line a second at most with that text, since
-// begin.
+// lines checks that the log has at most two lines with that text, and one more for each
+// second since begin.
 func (p *process) lines(t *testing.T, text string, begin time.Time) {
 	t.Helper()
 	if got, most := strings.Count(p.stderr.String(), text), 2+int(time.Since(begin).Seconds()); got > most {
@@ -135,13 +136,13 @@ func (p *process) lines(t *testing.T, text string, begin time.Time) {
 	}
 }
 
-// TestFewDescriptors holds all descriptors that there are for callers. What needs
-// one more is busy, and what the gateway reads itself is read at once.
+// TestFewDescriptors uses up the descriptors for callers. A request that needs another
+// one is answered with busy, while the gateway still reads new files at once.
 func TestFewDescriptors(t *testing.T) {
 	for name, row := range map[string]struct {
 		limits string
-		short  bool   // the descriptors are used up, and not the connections
-		says   string // in the log of the start
+		short  bool   // the descriptors are used up before the connections
+		says   string // expected in the log at the start
 	}{
 		"connections that fit":        {"", false, "limits.connections is [0-9]+ and not 16384"},
 		"more than there is room for": {"connections: 100, ", true, "there are [0-9]+ for callers"},
@@ -179,8 +180,8 @@ func TestFewDescriptors(t *testing.T) {
 	}
 }
 
-// TestIdleStrangers opens more connections than there are descriptors for, which
-// say nothing. Others are served when these have gone.
+// TestIdleStrangers opens more connections than there are descriptors, and sends nothing
+// on them. Others are served when these connections have ended.
 func TestIdleStrangers(t *testing.T) {
 	s := newReloadSite(t)
 	begin := time.Now()
@@ -188,13 +189,13 @@ func TestIdleStrangers(t *testing.T) {
 	const n = 2300
 	conns := make([]net.Conn, n)
 	for i := range conns {
-		conns[i] = p.dial(t, "own") // which may have more slots than there are descriptors
+		conns[i] = p.dial(t, "own") // the listener may have more slots than there are descriptors
 	}
-	cut := p.recorded(t, "connections that were cut", 0, func(r record) bool {
+	summary := p.recorded(t, "a summary of closed connections", 0, func(r record) bool {
 		return r.Event == "summary" && strings.Contains(r.Detail, "descriptors ")
 	})
-	if cut.Listener != "own" {
-		t.Errorf("recorded as %+v", cut)
+	if summary.Listener != "own" {
+		t.Errorf("recorded as %+v", summary)
 	}
 	if code, text := p.admin(t, "readyz"); code != 200 || !strings.Contains(text, "descriptors: short, ") {
 		t.Errorf("/readyz: %d %q", code, text)
@@ -214,7 +215,7 @@ func TestIdleStrangers(t *testing.T) {
 	})
 }
 
-// tries sends a CONNECT and returns the status; 0 means that nobody answered.
+// tries sends a CONNECT and returns the status of the answer, or 0 if there is none.
 func (s reloadSite) tries(conn net.Conn, host string) int {
 	if _, err := fmt.Fprintf(conn, "CONNECT %s:%d HTTP/1.0\r\n\r\n", host, s.port); err != nil {
 		return 0
@@ -227,8 +228,8 @@ func (s reloadSite) tries(conn net.Conn, host string) int {
 	return resp.StatusCode
 }
 
-// TestTheSoftLimitIsRaised starts with a soft limit that is too low to serve
-// anybody.
+// TestTheSoftLimitIsRaised starts the gateway with a soft limit that is too low to serve
+// a caller.
 func TestTheSoftLimitIsRaised(t *testing.T) {
 	s := newReloadSite(t)
 	p := s.serveWithin(t, "-Sn 24", "")
@@ -240,8 +241,9 @@ func TestTheSoftLimitIsRaised(t *testing.T) {
 	}
 }
 
-// TestALimitThatIsLowered takes the descriptors away from a gateway that serves,
-// so that the system refuses what the count has room for, and gives them back.
+// TestALimitThatIsLowered lowers the limit of descriptors while the gateway serves, so
+// that the system refuses descriptors that the gateway counts as free, and raises it
+// again.
 func TestALimitThatIsLowered(t *testing.T) {
 	s := newReloadSite(t)
 	p := s.serveWithin(t, "-n 1024", "connections: 100, ")
@@ -253,14 +255,14 @@ func TestALimitThatIsLowered(t *testing.T) {
 		}
 	}
 	begin := time.Now()
-	lower(5) // all of which are open
+	lower(5) // that many are open already
 	waiting := p.dial(t, "own")
 	p.stderr.line(t, regexp.MustCompile(`msg="accepting a connection" listener=own error="[^"]*too many open files"`))
 	p.stderr.line(t, regexp.MustCompile(`msg="the limit of open files has changed" limit=5 for_callers=0`))
 	tunnel.works(t)
 	lower(1024)
 	p.stderr.line(t, regexp.MustCompile(`msg="the limit of open files has changed" limit=1024`))
-	eventually(t, "who asks is served", func() bool {
+	eventually(t, "a new caller is served", func() bool {
 		conn := p.dial(t, "own")
 		defer func() { _ = conn.Close() }()
 		return s.tries(conn, "allowed.example") == http.StatusOK
@@ -275,8 +277,8 @@ func TestALimitThatIsLowered(t *testing.T) {
 	}
 }
 
-// TestTooFewDescriptors starts where nobody could be served, and checks a
-// configuration that asks for too much.
+// TestTooFewDescriptors starts the gateway with too few descriptors for a single caller,
+// and checks a configuration that may need more than the limit.
 func TestTooFewDescriptors(t *testing.T) {
 	s := newReloadSite(t)
 	if _, stderr, code := run(t, s.dir, "sh", "-c", `ulimit -n 24 && exec "$0" serve`, exeat); code != 2 || !strings.Contains(stderr, "raise the limit (ulimit -n") {

@@ -15,8 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// startOnDisk runs exeat with a file system of its own at the directory disk,
-// mounted with these options.
+// startOnDisk runs exeat with a tmpfs of its own at the directory disk, mounted with
+// these options.
 func (s prodSite) startOnDisk(t *testing.T, options string) *process {
 	t.Helper()
 	need(t, "unshare", "mount")
@@ -29,7 +29,7 @@ func (s prodSite) startOnDisk(t *testing.T, options string) *process {
 	return startCommand(t, s.dir, "unshare", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o "$1" none disk && exec "$0" serve`, exeat, options)
 }
 
-// denied asks for what is not allowed and returns the status and the id of the
+// denied sends a CONNECT that is not allowed, and returns the status and the ID of the
 // decision.
 func (p *process) denied(t *testing.T) (status int, id string) {
 	t.Helper()
@@ -46,8 +46,7 @@ func (p *process) denied(t *testing.T) (status int, id string) {
 	return resp.StatusCode, resp.Header.Get("X-Exeat-Decision")
 }
 
-// TestFullDisk fills the file system of a record that is required, and empties
-// it again.
+// TestFullDisk fills the file system of a required sink, and makes room again.
 func TestFullDisk(t *testing.T) {
 	for name, sink := range map[string]string{
 		"a file":                 "{name: disk, file: disk/r.jsonl}",
@@ -73,7 +72,7 @@ func TestFullDisk(t *testing.T) {
 			filler := filepath.Join(disk, "filler")
 			fill(t, filler)
 			full := false
-			for range 100 { // the last page of the file has room for a few
+			for range 100 { // the last page of the file has room for a few records
 				status, id := p.denied(t)
 				if full = status == http.StatusServiceUnavailable; full {
 					break
@@ -105,7 +104,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// fill writes until there is no room.
+// fill writes to a file until the file system is full.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -118,8 +117,8 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-// checkTold checks that the decisions that callers were told of are recorded,
-// and that no more than one line was torn.
+// checkTold checks that every decision of which a caller learned is recorded, and that
+// at most one line is torn.
 func checkTold(t *testing.T, text string, told []string) {
 	t.Helper()
 	recorded, torn := map[string]bool{}, 0
@@ -140,7 +139,7 @@ func checkTold(t *testing.T, text string, told []string) {
 	}
 }
 
-// TestReadOnlyDisk: the gateway does not start where it cannot record.
+// TestReadOnlyDisk checks that the gateway does not start if it cannot write its records.
 func TestReadOnlyDisk(t *testing.T) {
 	s := newSite(t, 443)
 	write(t, s.dir, map[string]string{"exeat.yaml": siteConfig + "records: {file: disk/r.jsonl}\n"})

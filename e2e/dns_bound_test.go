@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestDNSBindsAddresses has dig ask for a name, and curl connect to the address
-// that it was told.
+// TestDNSBindsAddresses looks up a name with dig, and then has curl connect to the
+// address in the answer.
 func TestDNSBindsAddresses(t *testing.T) {
 	need(t, "dig", "curl")
 	port := strconv.Itoa(portOf(t, newOrigin(t, true)))
@@ -30,7 +30,7 @@ func TestDNSBindsAddresses(t *testing.T) {
 			"--connect-to", name+":"+port+":127.0.0.1:"+port, "https://"+name+":"+port+"/")
 	}
 	if _, stderr, code := fetch("origin.example"); code == 0 || !strings.Contains(stderr, "403") {
-		t.Fatalf("before it was told: exit code %d, %s", code, stderr)
+		t.Fatalf("before the lookup: exit code %d, %s", code, stderr)
 	}
 	stdout, stderr, code := run(t, s.dir, "dig", "@127.0.0.1", "-p", strconv.Itoa(int(door.Port())), "+short", "origin.example", "A")
 	if code != 0 || strings.TrimSpace(stdout) != "127.0.0.1" {

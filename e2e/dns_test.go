@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// dnsConfig has a listener of every DNS protocol before an upstream server.
+// dnsConfig has a listener for each DNS protocol, and one upstream server.
 const dnsConfig = `version: 1
 identity:
   certificate: gateway.pem
@@ -45,7 +45,7 @@ identities:
       - {host: leaky.example}
 `
 
-// unboundConfig answers from data of its own, over UDP, TCP and TLS.
+// unboundConfig makes unbound answer from local data, over UDP, TCP and TLS.
 const unboundConfig = `server:
   directory: "%[1]s"
   username: ""
@@ -71,13 +71,14 @@ remote-control:
   control-enable: no
 `
 
-// dnsSite is exeat before unbound.
+// dnsSite is exeat with unbound as its upstream server.
 type dnsSite struct {
 	prodSite
 	process *process
 }
 
-// newDNSSite starts unbound and exeat, which asks it over UDP or over DoT.
+// newDNSSite starts unbound and exeat. exeat queries unbound over DoT if secure, else
+// over UDP.
 func newDNSSite(t *testing.T, secure bool) dnsSite {
 	t.Helper()
 	need(t, "unbound")
@@ -94,7 +95,7 @@ func newDNSSite(t *testing.T, secure bool) dnsSite {
 	return dnsSite{s, start(t, s.dir, "serve", "--config", "exeat.yaml")}
 }
 
-// startUnbound runs unbound with the configuration of a directory.
+// startUnbound runs unbound with the file unbound.conf of a directory.
 func startUnbound(t *testing.T, dir string) {
 	t.Helper()
 	p, err := site.Start(exec.Command("unbound", "-d", "-c", filepath.Join(dir, "unbound.conf")), site.Ready{})
@@ -110,8 +111,8 @@ func startUnbound(t *testing.T, dir string) {
 	output{p.Stderr}.line(t, regexp.MustCompile(`start of service`))
 }
 
-// dig asks with dig and returns the status, the answers' data and the extended
-// error, a line each.
+// dig sends a question with dig, and returns the status, the extended error and the data
+// of each answer, separated by commas.
 func (s dnsSite) dig(t *testing.T, wire, caller string, question ...string) string {
 	t.Helper()
 	need(t, "dig")
@@ -157,8 +158,8 @@ func (s dnsSite) dig(t *testing.T, wire, caller string, question ...string) stri
 	return strings.Join(lines, ", ")
 }
 
-// TestDNSWithDig asks for what is allowed and what is not over every way, of
-// an upstream server over UDP and over DoT.
+// TestDNSWithDig sends allowed and forbidden questions over each protocol, with an
+// upstream server over UDP and over DoT.
 func TestDNSWithDig(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		s := newDNSSite(t, secure)
@@ -169,7 +170,7 @@ func TestDNSWithDig(t *testing.T) {
 				{"ALLOWED.Example TXT", `NOERROR, TXT "a text"`},
 				{"private.example A", "NOERROR, A 10.20.0.7"},
 				{"leaky.example A", "NOERROR, EDE 15 resolved-address-denied"},
-				{"alias.example A", "NXDOMAIN"}, // there is none: the server says so
+				{"alias.example A", "NXDOMAIN"}, // the name does not exist, says the upstream server
 				{"denied.example A", "NXDOMAIN, EDE 15 not-on-allowlist"},
 				{"allowed.example MX", "NOERROR, EDE 15 type-not-allowed"},
 				{"allowed.example ANY", `NOERROR, EDE 15 type-not-allowed, HINFO "RFC8482" ""`},
@@ -177,7 +178,7 @@ func TestDNSWithDig(t *testing.T) {
 				{"-x 10.20.0.7", "NXDOMAIN, EDE 15 special-name"},
 			} {
 				if wire == "udp" && strings.HasSuffix(row.question, "ANY") {
-					continue // dig asks for it over TCP
+					continue // dig sends ANY over TCP
 				}
 				if got := s.dig(t, wire, "builder", strings.Fields(row.question)...); got != row.want {
 					t.Errorf("%s over %s: %s, want %s", row.question, wire, got, row.want)
@@ -192,8 +193,8 @@ func TestDNSWithDig(t *testing.T) {
 	}
 }
 
-// TestDNSConnectionsDoNotDelayTheEnd: an idle one ends with the gateway, which
-// would otherwise wait for it for 30 s, longer than this test does.
+// TestDNSConnectionsDoNotDelayTheEnd checks that idle connections end with the gateway.
+// Otherwise it would wait for them for 30 s, which is longer than this test waits.
 func TestDNSConnectionsDoNotDelayTheEnd(t *testing.T) {
 	s := newDNSSite(t, false)
 	for _, name := range []string{"dot", "doh"} {
@@ -214,8 +215,8 @@ func TestDNSConnectionsDoNotDelayTheEnd(t *testing.T) {
 	}
 }
 
-// dnspython is another implementation of the protocol. It prints a line for
-// each question: the code, the answers, and the extended error.
+// dnspython is a program with an independent implementation of DNS. For each question it
+// prints a line with the protocol, the code, the answers and the extended error.
 const dnspython = `
 import ssl, sys
 import dns.edns, dns.flags, dns.message, dns.query, dns.rcode
@@ -257,8 +258,8 @@ func TestDNSWithDNSPython(t *testing.T) {
 	}
 }
 
-// TestDNSStubs runs the resolvers of real C libraries and of Go in a network of
-// their own; see the program in dns/stubs.
+// TestDNSStubs runs the resolvers of real C libraries and of Go in a network namespace;
+// see the program in dns/stubs.
 func TestDNSStubs(t *testing.T) {
 	need(t, "unshare", "ip", "mount", "getent", "musl-gcc")
 	if exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {

@@ -17,10 +17,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// recursive is a server of the zone example., over UDP, TCP and TLS.
+// recursive is an unbound that serves the zone example. over UDP, TCP and TLS.
 type recursive struct {
 	plain, tls netip.AddrPort
-	ca         string // by which dns.example is trusted
+	ca         string // path of the certificate by which dns.example is trusted
 }
 
 const recursiveConfig = `server:
@@ -74,7 +74,7 @@ func startRecursive(t *testing.T) *recursive {
 	}
 	text := strings.Builder{}
 	text.WriteString(zone)
-	for i := range 60 { // more than a datagram holds
+	for i := range 60 { // more than one datagram holds
 		fmt.Fprintf(&text, "big 300 IN AAAA 2001:db8::%x\n", i+1)
 	}
 	free := freeAddresses(t, 2)
@@ -85,7 +85,7 @@ func startRecursive(t *testing.T) *recursive {
 	return u
 }
 
-// everything is a filter that lets everything through.
+// everything is a filter that admits every address and name.
 type everything struct{}
 
 // Addr implements resolve.Filter.
@@ -94,8 +94,9 @@ func (everything) Addr(netip.Addr) bool { return true }
 // Hop implements resolve.Filter.
 func (everything) Hop(allowlist.Host) bool { return true }
 
-// lookup returns the records that a client is shown, without times, and sorted
-// behind the aliases, or the reason of the error.
+// lookup returns the code and the records of the answer that a client gets: without
+// times to live, aliases first and the others sorted. If the lookup fails, it returns
+// the reason.
 func lookup(t *testing.T, r *resolve.Resolver, name string, typ uint16) []string {
 	t.Helper()
 	host, err := allowlist.ParseHost(name)

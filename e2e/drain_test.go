@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestDrainAnswersARequestThatIsUnderWay ends the process while a lookup
-// waits for its name server.
+// TestDrainAnswersARequestThatIsUnderWay stops the process while a lookup waits for its
+// name server.
 func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
 	dns, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -28,7 +28,7 @@ func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
 	if _, err := io.WriteString(conn, "CONNECT slow.example:443 HTTP/1.0\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := dns.ReadFrom(make([]byte, 512)); err != nil { // and no answer
+	if _, _, err := dns.ReadFrom(make([]byte, 512)); err != nil { // the query gets no answer
 		t.Fatal(err)
 	}
 	p.signal(t, syscall.SIGTERM)

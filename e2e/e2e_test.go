@@ -2,10 +2,11 @@
 // sockets, curl, certificates made by OpenSSL, and a standard Go client.
 //
 // It needs curl, openssl, gnutls-cli, certtool and dig; for other clients python3,
-// wget, node with undici, java and javac; for DNS also unbound, python3-dnspython,
-// musl-gcc, ip, unshare and mount, the last two also for full disks. Where one is
-// missing the tests that need it are skipped; with CI set in the environment they
-// fail. The flag -bytes says how much TestStream sends each way:
+// wget, apt, git, cargo, node with undici, java and javac; for DNS also unbound,
+// python3-dnspython, musl-gcc, ip, unshare and mount, the last two also for full disks.
+// Where a tool is missing, the tests that need it are skipped; with CI set in the
+// environment they fail. The flag -bytes is the number of bytes that TestStream sends
+// each way:
 //
 //	go test ./e2e -bytes 1073741824
 package e2e
@@ -40,7 +41,7 @@ const patience = 20 * time.Second
 
 var (
 	streamBytes = flag.Int64("bytes", 64<<20, "how many bytes TestStream sends each way")
-	exeat       string // the program under test
+	exeat       string // path of the program under test
 )
 
 func TestMain(m *testing.M) {
@@ -61,7 +62,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// need skips the test, or fails it under CI, unless the tools are there.
+// need skips the test if a tool is missing, or fails it if CI is set.
 func need(t *testing.T, tools ...string) {
 	t.Helper()
 	for _, tool := range tools {
@@ -72,12 +73,12 @@ func need(t *testing.T, tools ...string) {
 	}
 }
 
-// process is exeat, running.
+// process is a running exeat.
 type process struct {
 	*site.Process
 
 	stdout, stderr output
-	temp           string // where it makes its temporary files
+	temp           string // directory for the temporary files of the process
 }
 
 // start runs exeat in a directory until the test ends.
@@ -86,13 +87,14 @@ func start(t *testing.T, dir string, args ...string) *process {
 	return startCommand(t, dir, exeat, args...)
 }
 
-// startCommand runs a command that becomes exeat.
+// startCommand runs a command that executes exeat in its place.
 func startCommand(t *testing.T, dir, name string, args ...string) *process {
 	t.Helper()
 	return startPrepared(t, dir, func(*exec.Cmd) {}, name, args...)
 }
 
-// startPrepared runs a command that becomes exeat; prepare changes it before.
+// startPrepared runs a command that executes exeat in its place. prepare may change the
+// command before it starts.
 func startPrepared(t *testing.T, dir string, prepare func(*exec.Cmd), name string, args ...string) *process {
 	t.Helper()
 	temp, err := os.MkdirTemp("", "e2e-") //nolint:usetesting // t.TempDir is too long for a unix socket in it
@@ -117,7 +119,7 @@ func startPrepared(t *testing.T, dir string, prepare func(*exec.Cmd), name strin
 	return p
 }
 
-// exit waits for the end and returns the exit code.
+// exit waits until the process has ended, and returns its exit code.
 func (p *process) exit(t *testing.T) int {
 	t.Helper()
 	select {
@@ -129,7 +131,6 @@ func (p *process) exit(t *testing.T) int {
 	}
 }
 
-// signal sends a signal.
 func (p *process) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	if err := p.Signal(s); err != nil {
@@ -137,7 +138,7 @@ func (p *process) signal(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// checkNothingLeft checks that the process, which has ended, removed its files.
+// checkNothingLeft checks that the process, which has ended, removed its temporary files.
 func (p *process) checkNothingLeft(t *testing.T) {
 	t.Helper()
 	left, err := os.ReadDir(p.temp)
@@ -146,7 +147,8 @@ func (p *process) checkNothingLeft(t *testing.T) {
 	}
 }
 
-// dial connects to a listener, with a deadline and until the test ends.
+// dial connects to a listener. The connection has a deadline, and is closed when the
+// test ends.
 func (p *process) dial(t *testing.T, listener string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.listening(t, listener).String())
@@ -160,7 +162,7 @@ func (p *process) dial(t *testing.T, listener string) net.Conn {
 	return conn
 }
 
-// listening waits for the listener of that name and returns its address.
+// listening waits until the listener of that name listens, and returns its address.
 func (p *process) listening(t *testing.T, name string) netip.AddrPort {
 	t.Helper()
 	line := p.stderr.line(t, regexp.MustCompile(`msg=listening listener=`+name+` address=(\S+)`))
@@ -171,7 +173,7 @@ func (p *process) listening(t *testing.T, name string) netip.AddrPort {
 	return addr
 }
 
-// admin asks the admin listener for a path.
+// admin sends a GET for a path to the admin listener.
 func (p *process) admin(t *testing.T, path string) (code int, text string) {
 	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true}
@@ -204,11 +206,10 @@ func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// output is what a process writes.
+// output is what a process has written to standard output or standard error.
 type output struct{ *site.Output }
 
-// line waits for a whole line that matches and returns the match and its
-// groups.
+// line waits for a whole line that matches, and returns the match and its groups.
 func (o output) line(t *testing.T, pattern *regexp.Regexp) []string {
 	t.Helper()
 	match, err := o.Line(patience, pattern)
@@ -218,8 +219,7 @@ func (o output) line(t *testing.T, pattern *regexp.Regexp) []string {
 	return match
 }
 
-// until waits until what was written so far, in whole lines, is as it should
-// be.
+// until waits until good reports true for the whole lines that were written so far.
 func (o output) until(t *testing.T, what string, good func(text string) bool) {
 	t.Helper()
 	if err := o.Until(patience, good); err != nil {
@@ -227,7 +227,7 @@ func (o output) until(t *testing.T, what string, good func(text string) bool) {
 	}
 }
 
-// freeAddresses returns addresses of loopback that were free a moment ago.
+// freeAddresses returns addresses on loopback that were free when it was called.
 func freeAddresses(t *testing.T, n int) []netip.AddrPort {
 	t.Helper()
 	free, err := site.FreeAddresses(t.Context(), n)
@@ -237,7 +237,7 @@ func freeAddresses(t *testing.T, n int) []netip.AddrPort {
 	return free
 }
 
-// write makes files in a directory.
+// write creates files in a directory, by their names.
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, text := range files {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestErrors makes the mistakes that people make and reads what they are told.
+// TestErrors makes mistakes that users make, and checks the error messages.
 func TestErrors(t *testing.T) {
 	s := newSite(t, 443)
 	s.mint(t, "expired", -time.Hour, "URI:"+gateway)
@@ -30,9 +30,9 @@ func TestErrors(t *testing.T) {
 	badPolicy := config("policy: policy.yaml", "policy: bad.yaml")
 	for _, row := range []struct {
 		name   string
-		config string   // for serve
-		policy string   // in bad.yaml
-		args   []string // instead of serve with that configuration
+		config string   // the configuration file of serve
+		policy string   // the content of bad.yaml
+		args   []string // the arguments of exeat; nil means serve with config
 		says   []string
 	}{
 		{name: "an unknown verb", args: []string{"srve"}, says: []string{`"srve"`}},
@@ -45,7 +45,7 @@ func TestErrors(t *testing.T) {
 		{name: "a listener without an address", config: config(`address: "127.0.0.1:0", `, ""), says: []string{"bad-config.yaml:8:", "no address", "HOST:PORT"}},
 		{name: "a listener for everybody", config: config(`name: own, address: "127.0.0.1:0"`, `name: own, address: "0.0.0.0:0"`), says: []string{"bad-config.yaml:9:", "0.0.0.0:0"}},
 		{name: "no certificate", config: config("gateway.pem", "none.pem"), says: []string{file("none.pem"), "no such file"}},
-		{name: "a certificate that is none", config: config("gateway.pem", "policy.yaml"), says: []string{file("policy.yaml")}},
+		{name: "a policy in the place of a certificate", config: config("gateway.pem", "policy.yaml"), says: []string{file("policy.yaml")}},
 		{name: "a certificate that is no SVID", config: strings.Replace(config("gateway.pem", "web.pem"), "gateway_key.pem", "web_key.pem", 1), says: []string{file("web.pem"), "X509-SVID"}},
 		{name: "the key of another certificate", config: config("gateway_key.pem", "builder_key.pem"), says: []string{file("builder_key.pem"), "does not belong"}},
 		{name: "an expired certificate", config: strings.Replace(config("gateway.pem", "expired.pem"), "gateway_key.pem", "expired_key.pem", 1), says: []string{file("expired.pem"), "expired"}},

@@ -10,14 +10,15 @@ import (
 	"testing"
 )
 
-// serveWith runs exeat with more in its environment.
+// serveWith runs exeat with more environment variables.
 func serveWith(t *testing.T, dir string, env []string, args ...string) *process {
 	t.Helper()
 	return startPrepared(t, dir, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, env...) }, exeat, args...)
 }
 
-// TestExportersDoNotUseTheGateway: each export would be a decision, and so a
-// span, for ever.
+// TestExportersDoNotUseTheGateway checks that the gateway does not start if it is its own
+// exporters' proxy or collector: each export would be a decision, and so another span to
+// export, without end.
 func TestExportersDoNotUseTheGateway(t *testing.T) {
 	s := newSite(t, 443)
 	own := freeAddresses(t, 1)[0].String()
@@ -47,8 +48,8 @@ func TestExportersDoNotUseTheGateway(t *testing.T) {
 	}
 }
 
-// TestExportersUseAnotherProxy: the variables are honoured otherwise, and those
-// that are not used name what they like.
+// TestExportersUseAnotherProxy checks that HTTP_PROXY is honoured if it names another
+// proxy.
 func TestExportersUseAnotherProxy(t *testing.T) {
 	const collector = "collector.example:4318"
 	asked := make(chan string, 1)
@@ -66,7 +67,7 @@ func TestExportersUseAnotherProxy(t *testing.T) {
 	if status, _ := p.denied(t); status != http.StatusForbidden {
 		t.Errorf("answered %d, want 403", status)
 	}
-	p.signal(t, syscall.SIGTERM) // what waits is exported
+	p.signal(t, syscall.SIGTERM) // spans that wait are exported before the end
 	if code := p.exit(t); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// TestEveryAddress: 0.0.0.0 is every IPv4 address of the host and [::] every
-// address, at every door.
+// TestEveryAddress checks that each listener at 0.0.0.0 is reached at every IPv4 address
+// of the host, and each listener at [::] at every address.
 func TestEveryAddress(t *testing.T) {
 	if l, err := net.Listen("tcp6", "[::1]:0"); err != nil {
 		missing.Skip(t, "there is no IPv6 loopback: "+err.Error())
@@ -21,7 +21,7 @@ func TestEveryAddress(t *testing.T) {
 	s := newSite(t, 443)
 	for _, row := range []struct {
 		host     string
-		shown    string // what the listener says that it listens on
+		shown    string // the address that the listener logs
 		overIPv6 bool
 	}{
 		{"0.0.0.0", "0.0.0.0", false},
@@ -66,8 +66,8 @@ timeouts: {drain_delay: 0s}
 	}
 }
 
-// TestDNSIsNotAtEveryAddress: an answer to a datagram has to come from where the
-// question went.
+// TestDNSIsNotAtEveryAddress checks that a listener for DNS over UDP needs an address,
+// because an answer has to come from the address to which the question was sent.
 func TestDNSIsNotAtEveryAddress(t *testing.T) {
 	s := newSite(t, 443)
 	for _, host := range []string{"0.0.0.0", "[::]", "[::ffff:0.0.0.0]"} {

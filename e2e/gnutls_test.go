@@ -16,8 +16,9 @@ listeners:
 timeouts: {drain_delay: 0s}
 `
 
-// TestGnuTLSReadsWhatIsMinted: a certificate without a subject is an error to
-// what GnuTLS tells its programs; an SVID has one at both ends.
+// TestGnuTLSReadsWhatIsMinted checks that GnuTLS can read the certificates of `exeat
+// authority mint`, at both ends of a connection. Its functions that programs call return
+// an error for a certificate without a subject, so these have one.
 func TestGnuTLSReadsWhatIsMinted(t *testing.T) {
 	need(t, "sh", "gnutls-cli", "certtool")
 	dir := t.TempDir()

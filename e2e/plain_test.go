@@ -13,11 +13,11 @@ import (
 	"testing"
 )
 
-// aptHelper is apt's own client, which uses its http method.
+// aptHelper is the path of apt's own client, which uses apt's http method.
 const aptHelper = "/usr/lib/apt/apt-helper"
 
-// TestPlainRequestsOfRealClients has curl, wget, apt and Python's urllib ask
-// the plain door for what is allowed and for what is not.
+// TestPlainRequestsOfRealClients sends allowed and forbidden plain requests with curl,
+// wget, apt and Python's urllib.
 func TestPlainRequestsOfRealClients(t *testing.T) {
 	need(t, "curl", "wget", "python3", aptHelper)
 	const text = "hello from the origin\n"
@@ -47,9 +47,9 @@ except urllib.error.HTTPError as e:
 	out := filepath.Join(s.dir, "out")
 	clients := []struct {
 		name string
-		args []string // URL stands for what is asked for
-		file bool     // the answer is in the file out
-		says string   // of a denial
+		args []string // URL stands for the URL to fetch
+		file bool     // says that the client writes the answer to the file out
+		says string   // what the client prints when it is denied
 	}{
 		{"curl with a certificate", []string{"curl", "-sS", "--fail-with-body", "--noproxy", "", "--proxy", secure, "--proxy-cacert", "ca.pem", "--proxy-cert", "builder.pem", "--proxy-key", "builder_key.pem", "URL"}, false, "egress denied: secret.example"},
 		{"curl", []string{"curl", "-sS", "--fail-with-body", "--noproxy", "", "--proxy", own, "URL"}, false, "egress denied: secret.example"},

@@ -18,15 +18,15 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// pipe is an output of a process, and what was read from it before its reader
-// left.
+// pipe is a pipe for an output of a process. What was read before the reader left is
+// kept.
 type pipe struct {
 	read, write *os.File
 	seen        output
-	ended       chan struct{} // closed when nobody reads any more
+	ended       chan struct{} // closed when nothing reads from the pipe any more
 }
 
-// newPipe returns a pipe that somebody reads until leave.
+// newPipe returns a pipe that is read until leave is called.
 func newPipe(t *testing.T) *pipe {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -42,7 +42,7 @@ func newPipe(t *testing.T) *pipe {
 	return p
 }
 
-// unread returns the writing end of a pipe whose reader has left.
+// unread returns the writing end of a pipe that has no reader any more.
 func unread(t *testing.T) *os.File {
 	t.Helper()
 	p := newPipe(t)
@@ -50,13 +50,13 @@ func unread(t *testing.T) *os.File {
 	return p.write
 }
 
-// leave closes the reading end.
+// leave closes the reading end of the pipe.
 func (p *pipe) leave() {
 	_ = p.read.Close()
 	<-p.ended
 }
 
-// tunnel opens one through the listener own; echo is what proves that it lives.
+// tunnel opens a tunnel through the listener own. echo shows that it is alive.
 func (p *process) tunnel(t *testing.T, port int) net.Conn {
 	t.Helper()
 	conn := p.dial(t, "own")
@@ -74,11 +74,11 @@ func echo(t *testing.T, tunnel net.Conn) {
 	}
 }
 
-// TestServeOutlivesTheReaderOfItsRecords: `exeat serve | head -1`.
+// TestServeOutlivesTheReaderOfItsRecords does what `exeat serve | head -1` does.
 func TestServeOutlivesTheReaderOfItsRecords(t *testing.T) {
 	for name, row := range map[string]struct {
 		records string
-		status  int // of what policy denies
+		status  int // the answer to a denied request when records are lost
 	}{
 		"otherwise": {"", http.StatusForbidden},
 		"required":  {"records: {required: true}\n", http.StatusServiceUnavailable},
@@ -119,8 +119,8 @@ func TestServeOutlivesTheReaderOfItsRecords(t *testing.T) {
 	}
 }
 
-// TestServeOutlivesTheReaderOfItsLog: `exeat serve 2>&1 >records | head -1`. A
-// log that is lost is no reason to send connections elsewhere.
+// TestServeOutlivesTheReaderOfItsLog does what `exeat serve 2>&1 >records | head -1`
+// does. A gateway that loses its log stays ready.
 func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
 	port := newEcho(t)
 	s := newSite(t, port)
@@ -132,7 +132,7 @@ func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
 	echo(t, tunnel)
 
 	log.leave()
-	write(t, s.dir, map[string]string{"policy.yaml": "version: 2\n"}) // an error, and so a line of the log
+	write(t, s.dir, map[string]string{"policy.yaml": "version: 2\n"}) // this policy is an error, and so a line of the log
 	p.signal(t, syscall.SIGHUP)
 	eventually(t, "a note that the log is lost", func() bool {
 		code, text := p.admin(t, "readyz")
@@ -152,8 +152,8 @@ func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
 	}
 }
 
-// TestALogThatNobodyReadsStopsNothing fills the pipe at standard error: a new
-// policy comes into force all the same, and another one after it.
+// TestALogThatNobodyReadsStopsNothing fills the pipe at standard error. A new policy
+// must still come into force, and another one after it.
 func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
 	port := newEcho(t)
 	s := newSite(t, port)
@@ -187,11 +187,11 @@ func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
 	}
 }
 
-// stall makes the pipe one that has a reader and is full, until resume.
+// stall leaves the pipe full, with a reader that does not read until resume is called.
 func (p *pipe) stall(t *testing.T) (resume func()) {
 	t.Helper()
-	// Ends of its own: what is nonblocking is the open file, which the process
-	// shares.
+	// The ends of the pipe are opened anew, because O_NONBLOCK belongs to the open file,
+	// which this process shares with the gateway.
 	reader, err := os.OpenFile(descriptor(t, p.read), os.O_RDONLY, 0)
 	if err != nil {
 		missing.Skip(t, "the pipe cannot be opened again, as through /proc: "+err.Error())
@@ -203,7 +203,7 @@ func (p *pipe) stall(t *testing.T) (resume func()) {
 	p.leave()
 	for block := make([]byte, 4096); len(block) > 0; {
 		if _, err := syscall.Write(fd, block); err != nil {
-			block = block[:len(block)/2] // smaller ones may still fit
+			block = block[:len(block)/2] // fewer bytes may still fit
 		}
 	}
 	_ = syscall.Close(fd)
@@ -217,7 +217,8 @@ func (p *pipe) stall(t *testing.T) (resume func()) {
 	}
 }
 
-// descriptor is the path of an open file. File.Fd would change its mode.
+// descriptor returns the path of an open file in /proc. File.Fd would make the file
+// blocking.
 func descriptor(t *testing.T, f *os.File) (path string) {
 	t.Helper()
 	raw, err := f.SyscallConn()
@@ -230,17 +231,17 @@ func descriptor(t *testing.T, f *os.File) (path string) {
 	return path
 }
 
-// TestOtherCommandsWithoutAReader: what runs until it is told to stop does so,
-// and cleans up; what prints and ends is ended by SIGPIPE without a word, as
-// programs are.
+// TestOtherCommandsWithoutAReader checks commands whose standard output has no reader.
+// Those that run until a signal stops them do so, and clean up; those that print and end
+// are ended by SIGPIPE without a message, as programs usually are.
 func TestOtherCommandsWithoutAReader(t *testing.T) {
 	s := newSite(t, 443)
 	short := t.TempDir()
 	for _, row := range []struct {
 		name string
 		args []string
-		up   string // exists when it runs, below its temporary directory or s.dir; "" if it ends by itself
-		want string // its end
+		up   string // a file that exists when it runs, below p.temp; "" if it ends by itself
+		want string // how the process ends
 	}{
 		{"demo", []string{"demo"}, "exeat-demo-*/records.jsonl", "exit status 0"},
 		{"demo --check", []string{"demo", "--check"}, "", "exit status 0"},

@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// parseRecords reads the records that were written to a text.
+// parseRecords parses the records in a text.
 func parseRecords(t *testing.T, text string) []record {
 	t.Helper()
 	all, err := site.ParseRecords(text)
@@ -29,7 +29,7 @@ func parseRecords(t *testing.T, text string) []record {
 	return all
 }
 
-// recorded waits for the nth record, counted from 0, that is good.
+// recorded waits for the nth record, counted from 0, for which good reports true.
 func (p *process) recorded(t *testing.T, what string, n int, good func(record) bool) record {
 	t.Helper()
 	var found record
@@ -50,7 +50,7 @@ func (p *process) recorded(t *testing.T, what string, n int, good func(record) b
 	return found
 }
 
-// generation waits until a generation is in force.
+// generation waits until a generation is in force, and returns its record.
 func (p *process) generation(t *testing.T, n uint64) record {
 	t.Helper()
 	return p.recorded(t, fmt.Sprintf("generation %d", n), 0, func(r record) bool {
@@ -58,7 +58,8 @@ func (p *process) generation(t *testing.T, n uint64) record {
 	})
 }
 
-// refused waits for the nth policy that was not used, counted from 0.
+// refused waits for the nth refusal of a policy, counted from 0, and checks that its
+// record says why.
 func (p *process) refused(t *testing.T, n int, why string) {
 	t.Helper()
 	r := p.recorded(t, "a refused policy", n, func(r record) bool {
@@ -70,14 +71,14 @@ func (p *process) refused(t *testing.T, n int, why string) {
 	p.stderr.until(t, "the log line", func(text string) bool { return strings.Count(text, "the last good one stays") > n })
 }
 
-// closed waits for the nth end of a tunnel, counted from 0.
+// closed waits for the nth end of a tunnel, counted from 0, and returns its record.
 func (p *process) closed(t *testing.T, n int) record {
 	t.Helper()
 	return p.recorded(t, "the end of a tunnel", n, func(r record) bool { return r.Event == "tunnel.close" })
 }
 
-// stop ends the process and checks that its generations are 1 to last, each
-// put in force once.
+// stop ends the process, and checks that the generations 1 to last were put in force,
+// each once and in order.
 func (p *process) stop(t *testing.T, last uint64) {
 	t.Helper()
 	p.signal(t, syscall.SIGTERM)
@@ -99,8 +100,8 @@ func (p *process) stop(t *testing.T, last uint64) {
 	}
 }
 
-// reloadSite is a site whose policy lies in directories of its own and is never
-// polled for, with an origin that reads.
+// reloadSite is a site with an origin that sends back what it gets. Its tests put the
+// policy in directories of their own, which the gateway does not poll.
 type reloadSite struct {
 	prodSite
 	port int
@@ -123,7 +124,8 @@ func newEcho(t *testing.T) int {
 	return int(e.Address.Port())
 }
 
-// serve starts the gateway with a policy at that path.
+// serve starts the gateway with the policy at that path. more is appended to the keys
+// of the policy section.
 func (s reloadSite) serve(t *testing.T, policy string, more ...string) *process {
 	t.Helper()
 	return s.serveConfig(t, strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+policy+"\", poll: 0s"+strings.Join(more, "")+"}", 1))
@@ -133,11 +135,11 @@ func (s reloadSite) serveConfig(t *testing.T, config string) *process {
 	t.Helper()
 	write(t, s.dir, map[string]string{"exeat.yaml": config})
 	p := start(t, s.dir, "serve")
-	p.generation(t, 1) // SIGHUP is listened for by then
+	p.generation(t, 1) // the gateway handles SIGHUP by then
 	return p
 }
 
-// rule is the end of an entry: these hosts, and no others.
+// rule returns the end of a policy's entry, which allows these hosts and no others.
 func (s reloadSite) rule(hosts ...string) string {
 	var list strings.Builder
 	for _, host := range hosts {
@@ -146,7 +148,7 @@ func (s reloadSite) rule(hosts ...string) string {
 	return "owner: team-ci, allow: [" + strings.TrimSuffix(list.String(), ", ") + "]"
 }
 
-// allowing is a policy that lets gateway, builder and sidecar reach hosts.
+// allowing returns a policy that allows gateway, builder and sidecar these hosts.
 func (s reloadSite) allowing(hosts ...string) string {
 	policy := "version: 1\nidentities:\n"
 	for _, id := range []string{gateway, builder, sidecar} {
@@ -155,13 +157,13 @@ func (s reloadSite) allowing(hosts ...string) string {
 	return policy
 }
 
-// reloadTunnel is a client's end of a connection to the gateway.
+// reloadTunnel is the client's end of a tunnel.
 type reloadTunnel struct {
 	net.Conn
 	reader *bufio.Reader
 }
 
-// ask sends a CONNECT and returns the status; 0 means that nobody answered.
+// ask sends a CONNECT and returns the status of the answer, or 0 if there is none.
 func (s reloadSite) ask(t *testing.T, conn net.Conn, host string) (status int, tunnel reloadTunnel) {
 	t.Helper()
 	tunnel = reloadTunnel{conn, bufio.NewReader(conn)}
@@ -182,8 +184,8 @@ func (s reloadSite) ask(t *testing.T, conn net.Conn, host string) (status int, t
 	return resp.StatusCode, tunnel
 }
 
-// status asks once on a new plain connection to the listener that is the
-// gateway itself.
+// status sends a CONNECT on a new connection to the listener own, whose callers have the
+// gateway's identity.
 func (s reloadSite) status(t *testing.T, p *process, host string) int {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.listening(t, "own").String())
@@ -196,8 +198,8 @@ func (s reloadSite) status(t *testing.T, p *process, host string) int {
 	return status
 }
 
-// open opens a tunnel by the listener own, or with the certificate of that
-// name.
+// open opens a tunnel through the listener own if by is "own", else with the certificate
+// of that name.
 func (s reloadSite) open(t *testing.T, p *process, by, host string) reloadTunnel {
 	t.Helper()
 	var conn net.Conn
@@ -213,7 +215,7 @@ func (s reloadSite) open(t *testing.T, p *process, by, host string) reloadTunnel
 	return s.openOn(t, conn, host)
 }
 
-// openOn opens a tunnel on a connection.
+// openOn opens a tunnel on a connection, which is closed when the test ends.
 func (s reloadSite) openOn(t *testing.T, conn net.Conn, host string) reloadTunnel {
 	t.Helper()
 	t.Cleanup(func() { _ = conn.Close() })
@@ -224,14 +226,14 @@ func (s reloadSite) openOn(t *testing.T, conn net.Conn, host string) reloadTunne
 	return tunnel
 }
 
-// client is the configuration of a client with the certificate of that name.
+// client returns the TLS configuration of a client with the certificate of that name.
 func (s reloadSite) client(t *testing.T, name string) *tls.Config {
 	t.Helper()
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: s.roots(t), ServerName: "localhost", Certificates: s.pair(t, name)}
 }
 
-// statusBy asks once on a new connection, and also says whether its TLS session
-// was resumed.
+// statusBy sends a CONNECT on a new TLS connection. It also reports whether the TLS
+// session was resumed.
 func (s reloadSite) statusBy(t *testing.T, p *process, client *tls.Config, host string) (status int, resumed bool) {
 	t.Helper()
 	conn, err := tls.Dial("tcp", p.listening(t, "mtls").String(), client)
@@ -243,7 +245,7 @@ func (s reloadSite) statusBy(t *testing.T, p *process, client *tls.Config, host 
 	return status, conn.ConnectionState().DidResume
 }
 
-// works sends something to and fro.
+// works checks that the tunnel carries bytes both ways.
 func (c reloadTunnel) works(t *testing.T) {
 	t.Helper()
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
@@ -258,7 +260,7 @@ func (c reloadTunnel) works(t *testing.T) {
 	}
 }
 
-// ends waits for the end of the tunnel.
+// ends waits until the tunnel ends, and checks that no bytes come before.
 func (c reloadTunnel) ends(t *testing.T) {
 	t.Helper()
 	if n, err := io.Copy(io.Discard, c.reader); n > 0 || isTimeout(err) {
@@ -271,8 +273,8 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// hammer asks for a host without end, until the returned function is called,
-// which returns how many times each status came.
+// hammer sends CONNECTs for a host, one after the other, until stop is called. stop
+// returns how often each status came.
 func (s reloadSite) hammer(t *testing.T, p *process, host string) (stop func() map[int]int) {
 	t.Helper()
 	var asking sync.WaitGroup
@@ -301,7 +303,7 @@ func (s reloadSite) hammer(t *testing.T, p *process, host string) (stop func() m
 	return stop
 }
 
-// putFile makes a file, and its directory.
+// putFile writes a file, and creates its directory if it does not exist.
 func putFile(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -312,7 +314,7 @@ func putFile(t *testing.T, path, text string) {
 	}
 }
 
-// replaceFile puts a file into place by a rename.
+// replaceFile replaces a file by a rename.
 func replaceFile(t *testing.T, path, text string) {
 	t.Helper()
 	temp := filepath.Join(filepath.Dir(path), ".tmp")

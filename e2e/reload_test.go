@@ -16,14 +16,14 @@ import (
 )
 
 // TestReload replaces a policy that allows allowed.example by one that allows
-// example.com, in all the ways that people and tools do. Nobody polls and
-// nobody sends SIGHUP.
+// example.com, in the ways that people and tools use. The gateway does not poll, and
+// gets no SIGHUP.
 func TestReload(t *testing.T) {
 	s := newReloadSite(t)
 	before, after := s.allowing("allowed.example"), s.allowing("example.com")
 	for _, row := range []struct {
 		name   string
-		policy string // the path in the configuration; policy/policy.yaml is the file
+		policy string // the path in the configuration, below dir; the policy is always dir/policy.yaml
 		start  func(dir string)
 		change func(dir string)
 	}{
@@ -90,7 +90,7 @@ func TestReload(t *testing.T) {
 			if got := s.status(t, p, "example.com"); got != http.StatusOK {
 				t.Errorf("what the new policy allows: %d", got)
 			}
-			// The same bytes again are no change.
+			// A file that is replaced by the same bytes is no change.
 			replaceFile(t, dir+"/policy.yaml", after)
 			replaceFile(t, dir+"/policy.yaml", before)
 			p.generation(t, 3)
@@ -99,9 +99,9 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestReloadInChunks truncates the policy and writes another one in eight
-// chunks, with what denies secret.example in the last of them, while somebody
-// asks for that name without end.
+// TestReloadInChunks truncates the policy and writes another one in eight chunks, while
+// CONNECTs for secret.example are sent without a pause. The rule that denies that name is
+// in the last chunk.
 func TestReloadInChunks(t *testing.T) {
 	s := newReloadSite(t)
 	before := s.allowing("allowed.example")
@@ -123,8 +123,8 @@ func TestReloadInChunks(t *testing.T) {
 		return f
 	}
 	for _, row := range []struct {
-		pause time.Duration // the gateway waits for 50 ms of quiet, twice
-		hold  bool          // the file stays open meanwhile
+		pause time.Duration // the gateway waits twice for 50 ms without a change
+		hold  bool          // the file stays open between the chunks
 	}{
 		{0, true},
 		{20 * time.Millisecond, false},
@@ -170,7 +170,7 @@ func TestReloadInChunks(t *testing.T) {
 	}
 }
 
-// leases reports whether the gateway can tell that a file is being written.
+// leases reports whether the system can tell the gateway that a file is open for writing.
 func leases(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
@@ -181,7 +181,8 @@ func leases(path string) bool {
 	return err == nil
 }
 
-// TestReloadOfWhatIsWrong makes the files unusable, one way after the other.
+// TestReloadOfWhatIsWrong makes the files unusable, in one way after the other. The last
+// good policy must stay in force.
 func TestReloadOfWhatIsWrong(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
@@ -208,7 +209,7 @@ func TestReloadOfWhatIsWrong(t *testing.T) {
 			}
 		})
 	}
-	p.signal(t, syscall.SIGHUP) // reads again, changes nothing, and says nothing twice
+	p.signal(t, syscall.SIGHUP) // reads the files again, which changes nothing and repeats no message
 	putFile(t, dir+".next/policy.yaml", s.allowing("example.com"))
 	renameFile(t, dir+".next", dir)
 	kept.ends(t)
@@ -218,17 +219,17 @@ func TestReloadOfWhatIsWrong(t *testing.T) {
 	}
 }
 
-// TestQuarantineByItself cuts an identity off while the policy is broken.
+// TestQuarantineByItself puts an identity in quarantine while the policy is broken.
 func TestQuarantineByItself(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
 	putFile(t, dir+"/policy.yaml", s.allowing("allowed.example"))
 	p := s.serve(t, dir)
-	cut, other := s.open(t, p, "builder", "allowed.example"), s.open(t, p, "own", "allowed.example")
+	quarantined, other := s.open(t, p, "builder", "allowed.example"), s.open(t, p, "own", "allowed.example")
 	replaceFile(t, dir+"/policy.yaml", "version: 1\nidentites: []\n")
 	p.refused(t, 0, "identites")
 	replaceFile(t, dir+"/quarantine.yaml", "version: 1\nquarantine: [{id: \""+builder+"\", reason: INC-77}]\n")
-	cut.ends(t)
+	quarantined.ends(t)
 	if r := p.closed(t, 0); r.CloseReason != "quarantined" || r.Reason != "quarantined" || r.Identity != builder {
 		t.Errorf("the tunnel ended with %+v", r)
 	}
@@ -260,7 +261,7 @@ func TestQuarantineByItself(t *testing.T) {
 	}
 }
 
-// TestEmptyDirectory starts without any policy; a quarantine list is none.
+// TestEmptyDirectory starts without any policy. A quarantine list alone is not a policy.
 func TestEmptyDirectory(t *testing.T) {
 	s := newReloadSite(t)
 	dir := t.TempDir()
@@ -290,9 +291,10 @@ func TestEmptyDirectory(t *testing.T) {
 	p.stop(t, 1)
 }
 
-// TestMaxRevoke holds the end of what is open if a policy would take something from
-// two identities: the policy is in force, what is open goes on, one tunnel ends by a
-// quarantine, and then it is not too much any more.
+// TestMaxRevoke puts in force a policy that forbids the tunnels of two identities, which
+// is more than max_revoke allows. The policy is in force for new requests, and the
+// tunnels stay open. When a quarantine has ended one of them, max_revoke allows the end
+// of the other.
 func TestMaxRevoke(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
@@ -337,7 +339,7 @@ func TestMaxRevoke(t *testing.T) {
 	p.stop(t, 3)
 }
 
-// TestAHangupEndsWhatMaxRevokeHolds.
+// TestAHangupEndsWhatMaxRevokeHolds confirms a held policy by a SIGHUP.
 func TestAHangupEndsWhatMaxRevokeHolds(t *testing.T) {
 	s := newReloadSite(t)
 	path := filepath.Join(t.TempDir(), "policy.yaml")
@@ -372,8 +374,8 @@ func TestRuleExpires(t *testing.T) {
 	}
 }
 
-// TestReloadWhileDraining changes the policy after SIGTERM: tunnels that it
-// forbids end, the others go on.
+// TestReloadWhileDraining changes the policy after SIGTERM. Tunnels that it forbids end,
+// and the others go on.
 func TestReloadWhileDraining(t *testing.T) {
 	s := newReloadSite(t)
 	path := filepath.Join(t.TempDir(), "policy.yaml")

@@ -12,16 +12,16 @@ import (
 	"github.com/miekg/dns"
 )
 
-// nameServer answers over UDP on loopback and counts.
+// nameServer answers queries over UDP on loopback, and keeps their names.
 type nameServer struct {
 	conn *net.UDPConn
 
 	mu    sync.Mutex
-	asked []string // names, in lower case
+	asked []string // names of the queries, in lower case
 }
 
-// newNameServer leads every name to 127.0.0.1, alias.example by way of
-// node.cdn.example.
+// newNameServer returns a name server that resolves every name to 127.0.0.1, and
+// alias.example by way of node.cdn.example.
 func newNameServer(t *testing.T) *nameServer {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -45,7 +45,7 @@ func (n *nameServer) serve() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // an ICMP error of somebody who left
+		if err != nil { // an ICMP error, because a client has gone
 			continue
 		}
 		if reply := n.reply(buf[:size]); reply != nil {
@@ -80,15 +80,15 @@ func (n *nameServer) reply(query []byte) []byte {
 	return reply
 }
 
-// names returns the distinct names that were asked for, sorted.
+// names returns the distinct names of the queries, sorted.
 func (n *nameServer) names() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Compact(slices.Sorted(slices.Values(n.asked)))
 }
 
-// TestResolver asks a name server for what the policy allows and for nothing
-// else, and for no more names below a wildcard than may be.
+// TestResolver checks that the name server is asked only for names that the policy
+// allows, and for no more names below a wildcard than names_per_minute.
 func TestResolver(t *testing.T) {
 	server := newNameServer(t)
 	s := newReloadSite(t)
@@ -116,7 +116,7 @@ func TestResolver(t *testing.T) {
 		check(fmt.Sprintf("m%d.wild.example", i), 429, "deny", "name-budget")
 	}
 	check("n1.wild.example", 200, "allow", "") // is in the cache
-	check("exact.example", 200, "allow", "")   // no wildcard
+	check("exact.example", 200, "allow", "")   // does not match a wildcard
 	check("alias.example", 403, "deny", "denied-by-rule")
 	want := []string{"alias.example", "exact.example", "n0.wild.example", "n1.wild.example", "n2.wild.example"}
 	if got := server.names(); !slices.Equal(got, want) {
@@ -124,8 +124,8 @@ func TestResolver(t *testing.T) {
 	}
 }
 
-// TestLocalhost: it is this machine at every door, if a rule opens the address,
-// and the name server is never asked for it.
+// TestLocalhost checks that localhost names mean loopback for every kind of request, if a
+// rule allows the address, and that the name server is never asked for them.
 func TestLocalhost(t *testing.T) {
 	server := newNameServer(t)
 	s := newReloadSite(t)
@@ -144,7 +144,7 @@ func TestLocalhost(t *testing.T) {
 		{"CONNECT", "LocalHost.", record{Host: "localhost", Verdict: "allow", Status: 200, Address: open}},
 		{"CONNECT", "a.b.open.localhost", record{Host: "a.b.open.localhost", Verdict: "allow", Status: 200, Address: open, Class: "loopback"}},
 		{"CONNECT", "shut.localhost", record{Host: "shut.localhost", Verdict: "deny", Status: 403, Reason: "resolved-address-denied", Class: "loopback"}},
-		{"GET", "localhost", record{Host: "localhost", Verdict: "fail", Status: 502, Reason: "response-failed", Address: open}}, // the origin echoes
+		{"GET", "localhost", record{Host: "localhost", Verdict: "fail", Status: 502, Reason: "response-failed", Address: open}}, // the origin echoes the request
 		{"GET", "shut.localhost", record{Host: "shut.localhost", Verdict: "deny", Status: 403, Reason: "resolved-address-denied", Class: "loopback"}},
 	} {
 		target := fmt.Sprint(row.host, ":", s.port)

@@ -27,19 +27,18 @@ var (
 	rotationLifetime = flag.Duration("lifetime", 2*time.Second, "lifetime of the SVIDs in TestRotation")
 )
 
-// rotation is a gateway whose identity comes from a Workload API in this
-// process.
+// rotation is a gateway that gets its identity from a Workload API in this process.
 type rotation struct {
 	reloadSite
 	ca      *ca.Authority
 	api     *workloadapi.Server
 	socket  string
-	kill    func() // ends the agent
+	kill    func() // ends the Workload API
 	process *process
 }
 
-// newRotation starts agent and gateway. identity is more of that section of the
-// configuration.
+// newRotation starts the Workload API and the gateway. identity is appended to the keys
+// of the identity section.
 func newRotation(t *testing.T, lifetime time.Duration, identity string) *rotation {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "exeat") //nolint:usetesting // the name of a unix socket has at most 107 bytes
@@ -74,8 +73,7 @@ timeouts: {drain_delay: 0s}
 	return r
 }
 
-// startAgent serves the Workload API until it is killed, at the latest when the
-// test ends.
+// startAgent serves the Workload API until kill is called or the test ends.
 func (r *rotation) startAgent(t *testing.T) {
 	t.Helper()
 	listener, err := workloadapi.Listen(t.Context(), r.socket)
@@ -94,7 +92,7 @@ func (r *rotation) startAgent(t *testing.T) {
 	t.Cleanup(r.kill)
 }
 
-// step takes a step of a roll.
+// step runs a step of the roll of the authority.
 func (r *rotation) step(t *testing.T, step func() error) {
 	t.Helper()
 	if err := step(); err != nil {
@@ -102,7 +100,8 @@ func (r *rotation) step(t *testing.T, step func() error) {
 	}
 }
 
-// mint makes an SVID of builder; X.509 counts whole seconds.
+// mint returns an SVID for builder. Its lifetime is rounded up, because X.509 has whole
+// seconds.
 func (r *rotation) mint(lifetime time.Duration) (tls.Certificate, error) {
 	now := time.Now()
 	lifetime = now.Add(lifetime).Truncate(time.Second).Add(time.Second).Sub(now)
@@ -113,7 +112,8 @@ func (r *rotation) mint(lifetime time.Duration) (tls.Certificate, error) {
 	return svid.TLS(), nil
 }
 
-// client is a client with a new SVID that trusts the authorities of now.
+// client returns the TLS configuration of a client that has a new SVID and trusts the
+// current authorities.
 func (r *rotation) client(t *testing.T, lifetime time.Duration) *tls.Config {
 	t.Helper()
 	cert, err := r.mint(lifetime)
@@ -132,13 +132,13 @@ func (r *rotation) dialTLS(t *testing.T, client *tls.Config) net.Conn {
 	return conn
 }
 
-// admin asks the admin listener.
+// admin sends a GET for a path to the admin listener.
 func (r *rotation) admin(t *testing.T, path string) (code int, text string) {
 	t.Helper()
 	return r.process.admin(t, path)
 }
 
-// secondsLeft is how long the gateway's SVID lives by its own account.
+// secondsLeft returns the rest of the lifetime of the gateway's SVID, from its metrics.
 func (r *rotation) secondsLeft(t *testing.T) float64 {
 	t.Helper()
 	_, text := r.admin(t, "metrics")
@@ -153,7 +153,7 @@ func (r *rotation) secondsLeft(t *testing.T) float64 {
 	return left
 }
 
-// eventually asks until the answer is yes.
+// eventually calls yes until it returns true.
 func eventually(t *testing.T, what string, yes func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -168,30 +168,30 @@ func eventually(t *testing.T, what string, yes func() bool) {
 	}
 }
 
-// load is clients that open a tunnel each on a connection of its own, and
-// close it.
+// load is a number of clients. Each opens a tunnel on a new connection, uses it and
+// closes it, and then opens the next.
 type load struct {
 	r    *rotation
 	addr string
 	done chan struct{}
 	ends func()
 
-	holding sync.RWMutex // a request holds it for reading, so that a renewal waits for all with the old SVID
+	holding sync.RWMutex // read-locked during a request, so that a renewal waits for requests with the old SVID
 	cert    tls.Certificate
 
 	mu      sync.Mutex
-	changed chan struct{} // closed at the next serial
+	changed chan struct{} // closed when a new serial number is seen
 	seen    map[string]*x509.Certificate
 	sum     loadSum
 }
 
 type loadSum struct {
 	requests, serials, failures int
-	failed                      error // the first
+	failed                      error // the first error
 	took                        time.Duration
 }
 
-// load begins to open that many tunnels a second.
+// load starts clients that open perSecond tunnels a second.
 func (r *rotation) load(t *testing.T, perSecond int) *load {
 	t.Helper()
 	l := &load{
@@ -222,8 +222,8 @@ func (r *rotation) load(t *testing.T, perSecond int) *load {
 	return l
 }
 
-// pace gives out the jobs, and renews the clients' SVID when a quarter of its
-// life is over.
+// pace sends the jobs, and renews the clients' SVID whenever a quarter of its lifetime
+// has passed.
 func (l *load) pace(every time.Duration, jobs chan<- struct{}) {
 	next, renew := time.NewTicker(every), time.NewTicker(*rotationLifetime/4)
 	defer next.Stop()
@@ -251,7 +251,7 @@ func (l *load) mint() error {
 	return err
 }
 
-// renew gives the clients another SVID; no request with the old one goes on.
+// renew gives the clients a new SVID, after all requests with the old one have ended.
 func (l *load) renew(t *testing.T) {
 	t.Helper()
 	if err := l.mint(); err != nil {
@@ -281,7 +281,7 @@ func (l *load) request() {
 	}
 }
 
-// tunnel opens a tunnel and uses it; it returns the gateway's certificate.
+// tunnel opens a tunnel and uses it. It returns the gateway's certificate.
 func (l *load) tunnel(client *tls.Config) (*x509.Certificate, error) {
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", l.addr, client)
 	if err != nil {
@@ -311,7 +311,7 @@ func (l *load) fail(err error) {
 	l.sum.failures, l.sum.failed = l.sum.failures+1, err
 }
 
-// until waits until the certificates seen are as they should be.
+// until waits until good reports true for the certificates that were seen.
 func (l *load) until(t *testing.T, what string, good func(seen map[string]*x509.Certificate) bool) {
 	t.Helper()
 	deadline := time.After(patience + time.Duration(*rotations)**rotationLifetime)
@@ -333,13 +333,13 @@ func (l *load) until(t *testing.T, what string, good func(seen map[string]*x509.
 	}
 }
 
-// serials waits until the gateway has shown that many certificates.
+// serials waits until the gateway has shown n different certificates.
 func (l *load) serials(t *testing.T, n int) {
 	t.Helper()
 	l.until(t, fmt.Sprintf("%d serials", n), func(seen map[string]*x509.Certificate) bool { return len(seen) >= n })
 }
 
-// signedBy waits until the gateway has shown a certificate of that authority.
+// signedBy waits until the gateway has shown a certificate that the authority signed.
 func (l *load) signedBy(t *testing.T, authority *x509.Certificate) {
 	t.Helper()
 	l.until(t, "a certificate of the new authority", func(seen map[string]*x509.Certificate) bool {
@@ -352,7 +352,7 @@ func (l *load) signedBy(t *testing.T, authority *x509.Certificate) {
 	})
 }
 
-// stop ends the load and says what came of it.
+// stop ends the load and returns its results.
 func (l *load) stop() loadSum {
 	l.ends()
 	return l.sum

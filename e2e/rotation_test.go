@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// TestAuthorityRemoved takes one of two authorities out of the bundle file.
+// TestAuthorityRemoved removes one of two authorities from the bundle file.
 func TestAuthorityRemoved(t *testing.T) {
 	s := newReloadSite(t)
 	second := newAuthority(t, "prod.example")
@@ -45,7 +45,7 @@ func TestAuthorityRemoved(t *testing.T) {
 	}
 	p.closed(t, 0)
 
-	if leases(bundle) { // half of it, for longer than anybody waits for quiet
+	if leases(bundle) { // writes half of the file, and stays open for longer than the gateway waits for quiet
 		f, err := os.Create(bundle)
 		if err != nil {
 			t.Fatal(err)
@@ -62,7 +62,7 @@ func TestAuthorityRemoved(t *testing.T) {
 		t.Errorf("the tunnel ended with %+v", r)
 	}
 	stays.works(t)
-	for _, name := range []string{"a session that was kept", "another connection"} {
+	for _, name := range []string{"a stored TLS session", "another connection"} {
 		status, resumed := s.statusBy(t, p, client, "allowed.example")
 		if status != http.StatusProxyAuthRequired || resumed {
 			t.Errorf("%s: %d, resumed %v", name, status, resumed)
@@ -76,7 +76,7 @@ func TestAuthorityRemoved(t *testing.T) {
 	}
 }
 
-// TestExpiredSVID waits until the SVID of an open tunnel has expired.
+// TestExpiredSVID keeps a tunnel open until the SVID of its caller has expired.
 func TestExpiredSVID(t *testing.T) {
 	for _, closes := range []bool{false, true} {
 		t.Run(fmt.Sprintf("close_at_svid_expiry %v", closes), func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestExpiredSVID(t *testing.T) {
 	}
 }
 
-// TestWorkloadAPIGone ends the agent for longer than the gateway's SVID lives.
+// TestWorkloadAPIGone stops the Workload API for longer than the gateway's SVID is valid.
 func TestWorkloadAPIGone(t *testing.T) {
 	r := newRotation(t, time.Second, "")
 	client := r.client(t, time.Hour)
@@ -134,7 +134,7 @@ func TestWorkloadAPIGone(t *testing.T) {
 		t.Errorf("%f seconds left after it expired", left)
 	}
 	if _, err := tls.Dial("tcp", r.process.listening(t, "mtls").String(), client); !isExpired(err) {
-		t.Errorf("a client that checks sees %v, want an expired certificate", err)
+		t.Errorf("a client that verifies the certificate gets %v, want an expired certificate", err)
 	}
 	kept.works(t)
 
@@ -154,14 +154,14 @@ func isExpired(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "expired")
 }
 
-// TestRotation opens 200 tunnels a second, each on a new connection, while the
-// SVIDs of gateway and clients rotate and their authority is rolled. The flag
-// -rotations says how often the gateway's rotates:
+// TestRotation opens 200 tunnels a second, each on a new connection, while the SVIDs of
+// the gateway and the clients rotate and their authority is rolled. The flag -rotations
+// is the number of rotations of the gateway's SVID:
 //
 //	go test ./e2e -run TestRotation -rotations 10 -lifetime 3s
 func TestRotation(t *testing.T) {
 	r := newRotation(t, *rotationLifetime, "")
-	first := r.client(t, time.Hour) // by the authority that goes
+	first := r.client(t, time.Hour) // signed by the authority that is removed later
 	first.ClientSessionCache = tls.NewLRUClientSessionCache(4)
 	kept := r.openOn(t, r.dialTLS(t, first), "allowed.example")
 	if status, _ := r.statusBy(t, r.process, first, "allowed.example"); status != http.StatusOK {
@@ -183,7 +183,7 @@ func TestRotation(t *testing.T) {
 	if status != http.StatusProxyAuthRequired || resumed {
 		t.Errorf("a client of the authority that has gone: %d, resumed %v", status, resumed)
 	}
-	load.serials(t, 1+*rotations+3) // each step of the roll made one, too
+	load.serials(t, 1+*rotations+3) // each step of the roll made a new SVID, too
 	sum := load.stop()
 	t.Logf("%d requests in %s, %.0f a second, %d serials", sum.requests, sum.took.Round(time.Millisecond), float64(sum.requests)/sum.took.Seconds(), sum.serials)
 	if sum.failed != nil {
@@ -191,7 +191,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// trusting is a client that knows the authorities of now.
+// trusting returns a copy of a client's configuration that trusts the current
+// authorities.
 func (r *rotation) trusting(client *tls.Config) *tls.Config {
 	client = client.Clone()
 	client.RootCAs = x509.NewCertPool()

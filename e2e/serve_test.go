@@ -103,15 +103,15 @@ func TestServeWithCurlAndOpenSSL(t *testing.T) {
 	}
 }
 
-// TestGoClient is a standard Go program behind HTTPS_PROXY: it offers h2 to
-// the proxy and then writes HTTP/1.1.
+// TestGoClient is a standard Go program behind HTTPS_PROXY. It offers h2 to the proxy,
+// and then writes HTTP/1.1.
 func TestGoClient(t *testing.T) {
 	origin := newOrigin(t, true)
 	s := newSite(t, portOf(t, origin))
 	p := start(t, s.dir, "serve")
 	proxy := &url.URL{Scheme: "https", Host: p.listening(t, "mtls").String()}
 	roots := s.roots(t)
-	roots.AddCert(origin.Certificate()) // it is for example.com
+	roots.AddCert(origin.Certificate()) // its certificate is for example.com
 	transport := &http.Transport{
 		Proxy:             http.ProxyURL(proxy),
 		ForceAttemptHTTP2: true,
@@ -140,8 +140,8 @@ func TestGoClient(t *testing.T) {
 	}
 }
 
-// TestListeners asks each kind of listener the way that simple clients do:
-// CONNECT in HTTP/1.0 without Host, as Python's http.client.
+// TestListeners sends a CONNECT to each kind of listener as simple clients such as
+// Python's http.client do: in HTTP/1.0, without Host.
 func TestListeners(t *testing.T) {
 	origin := newOrigin(t, false)
 	s := newSite(t, portOf(t, origin))
@@ -188,8 +188,8 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// connect sends a CONNECT, which must be answered with 200, and returns what
-// reads the tunnel.
+// connect sends a CONNECT, which must be answered with 200, and returns a reader for the
+// tunnel.
 func connect(t *testing.T, conn net.Conn, head string) *bufio.Reader {
 	t.Helper()
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
@@ -209,8 +209,8 @@ func connect(t *testing.T, conn net.Conn, head string) *bufio.Reader {
 	return reader
 }
 
-// TestAFailedHandshakeIsRecorded speaks no TLS to a TLS listener, and connects
-// and leaves as a health check does.
+// TestAFailedHandshakeIsRecorded sends no TLS to a TLS listener. It also connects and
+// closes at once, as a health check does, which is not recorded.
 func TestAFailedHandshakeIsRecorded(t *testing.T) {
 	s := newSite(t, 443)
 	p := start(t, s.dir, "serve")
@@ -235,7 +235,7 @@ func TestAFailedHandshakeIsRecorded(t *testing.T) {
 	}
 }
 
-// TestDrain ends the process while a tunnel is open.
+// TestDrain stops the process while a tunnel is open.
 func TestDrain(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -286,7 +286,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// waitRefused waits until nobody listens on an address any more.
+// waitRefused waits until connections to an address are refused.
 func waitRefused(t *testing.T, addr string) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {

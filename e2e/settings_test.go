@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// setting is exeat with keys of the configuration that the others leave at
-// their defaults.
+// setting is exeat with one key of the configuration set that the other tests leave at
+// its default.
 type setting struct {
 	prodSite
 	process *process
@@ -37,7 +37,7 @@ func (s *setting) dial(t *testing.T, listener string) *client {
 	return &client{conn, bufio.NewReader(conn)}
 }
 
-// say sends something.
+// say sends a text.
 func (c *client) say(t *testing.T, raw string) {
 	t.Helper()
 	if _, err := io.WriteString(c, raw); err != nil {
@@ -45,7 +45,7 @@ func (c *client) say(t *testing.T, raw string) {
 	}
 }
 
-// answer reads an answer to a request.
+// answer reads the answer to a request with that method.
 func (c *client) answer(t *testing.T, method string) *http.Response {
 	t.Helper()
 	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
@@ -56,7 +56,7 @@ func (c *client) answer(t *testing.T, method string) *http.Response {
 	return resp
 }
 
-// ask is a CONNECT to a host, at the origin's port.
+// ask sends a CONNECT for a host and the origin's port, and reads the answer.
 func (s *setting) ask(t *testing.T, host string, fields ...string) (*client, *http.Response) {
 	t.Helper()
 	c := s.dial(t, "own")
@@ -68,9 +68,9 @@ func (s *setting) connectTo(host string, fields ...string) string {
 	return fmt.Sprintf("CONNECT %s:%d HTTP/1.0\r\n%s\r\n", host, s.port, strings.Join(append(fields, ""), "\r\n"))
 }
 
-// limited asks until the answer is one that a limit gives, and checks its
-// reason. Far beyond a limit there may be none: a connection that was closed
-// counts for a moment longer.
+// limited sends CONNECTs until one is refused by a limit, and checks the reason. Some may
+// get no answer: far beyond a limit the gateway closes connections at once, and a closed
+// connection still counts for a moment.
 func (s *setting) limited(t *testing.T, host string, status int, reason string) {
 	t.Helper()
 	eventually(t, reason, func() bool {
@@ -86,12 +86,12 @@ func (s *setting) limited(t *testing.T, host string, status int, reason string) 
 	})
 }
 
-// plain is a plain request to the origin.
+// plain returns a plain request to the origin.
 func (s *setting) plain(method, host string, fields ...string) string {
 	return fmt.Sprintf("%s http://%s:%d/ HTTP/1.1\r\nHost: %[2]s:%[3]d\r\n%s\r\n", method, host, s.port, strings.Join(append(fields, ""), "\r\n"))
 }
 
-// ends waits for the end of a tunnel.
+// ends waits for the end of a tunnel, and checks its reason.
 func (s *setting) ends(t *testing.T, why string) {
 	t.Helper()
 	if r := s.process.record(t, "tunnel.close", 0); r.CloseReason != why {
@@ -99,7 +99,7 @@ func (s *setting) ends(t *testing.T, why string) {
 	}
 }
 
-// gone waits for the end of a connection.
+// gone waits until a connection ends.
 func (c *client) gone(t *testing.T) {
 	t.Helper()
 	if _, err := io.Copy(io.Discard, c.reader); err != nil && strings.Contains(err.Error(), "timeout") {
@@ -107,7 +107,8 @@ func (c *client) gone(t *testing.T) {
 	}
 }
 
-// lookup asks for the address of a name over TCP and returns the code.
+// lookup asks for the address of a name over TCP, and returns the code of the answer, or
+// -1 if there is none.
 func (s *setting) lookup(t *testing.T) int {
 	t.Helper()
 	c := s.dial(t, "names")
@@ -115,18 +116,18 @@ func (s *setting) lookup(t *testing.T) int {
 	_, _ = io.WriteString(c, string(binary.BigEndian.AppendUint16(nil, uint16(len(query))))+query)
 	head := make([]byte, 14)
 	if _, err := io.ReadFull(c.reader, head); err != nil {
-		return -1 // closed at once
+		return -1 // the connection was closed at once
 	}
 	return int(head[5] & 0xf)
 }
 
-// TestSettings changes one key of the configuration after the other and sees it
-// work in the program: that it is read is tested where it is read.
+// TestSettings sets one key of the configuration after the other, and checks that it has
+// its effect in the program. Package config tests how keys are parsed.
 func TestSettings(t *testing.T) {
 	const traceparent = "Traceparent: 00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 	names := `  - {name: names, address: "127.0.0.1:0", protocol: dns, identity: fixed, id: "` + builder + `"}` + "\n"
 	for name, row := range map[string]struct {
-		old, config string // config stands for old, or behind everything
+		old, config string // config replaces old, or is appended if old is empty
 		try         func(t *testing.T, s *setting)
 	}{
 		"listeners[].trace_parent": {"name: own,", "name: own, trace_parent: accept,", func(t *testing.T, s *setting) {
@@ -355,7 +356,8 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// newSetting has an origin that says what it got, and nothing to DELETE.
+// newSetting has an origin that returns header fields that it got, and does not answer
+// DELETE.
 func newSetting(t *testing.T) *setting {
 	t.Helper()
 	done := make(chan struct{})

@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// opensslConfig is a CA for `openssl ca`, the only command of OpenSSL 3.0 that
-// can date a certificate back.
+// opensslConfig configures a CA for `openssl ca`, the only command of OpenSSL 3.0 that
+// can issue a certificate whose validity begins in the past.
 const opensslConfig = `
 [ca]
 default_ca = this
@@ -35,7 +35,7 @@ prompt = no
 CN = a test
 `
 
-// authority is a trust domain whose certificates OpenSSL makes.
+// authority is a trust domain whose certificates are made by OpenSSL.
 type authority struct{ dir string }
 
 func newAuthority(t *testing.T, trustDomain string) authority {
@@ -49,8 +49,8 @@ func newAuthority(t *testing.T, trustDomain string) authority {
 	return a
 }
 
-// mint makes NAME.pem and NAME_key.pem with these alternative names, valid
-// until that long from now.
+// mint makes NAME.pem and NAME_key.pem with these alternative names, valid for lifetime
+// from now. A negative lifetime makes an expired certificate.
 func (a authority) mint(t *testing.T, name string, lifetime time.Duration, names string) {
 	t.Helper()
 	a.sign(t, name, -24*time.Hour, lifetime,
@@ -78,7 +78,7 @@ func (a authority) openssl(t *testing.T, args ...string) {
 	}
 }
 
-// pair loads a certificate for a client in this process; "" is none.
+// pair loads a certificate for a client in this process. If name is "", it returns nil.
 func (a authority) pair(t *testing.T, name string) []tls.Certificate {
 	t.Helper()
 	if name == "" {
@@ -104,16 +104,16 @@ func (a authority) roots(t *testing.T) *x509.CertPool {
 	return roots
 }
 
-// The identities of a site.
+// Identities for which a site has certificates, or a listener.
 const (
 	builder = "spiffe://prod.example/ns/ci/sa/builder"
 	sidecar = "spiffe://prod.example/ns/web/sa/sidecar"
 	gateway = "spiffe://prod.example/gateway"
 )
 
-// prodSite is an authority, a configuration and a policy, in the authority's
-// directory. The policy lets builder, sidecar and the gateway itself reach
-// allowed.example and example.com on the ports given, which are on loopback.
+// prodSite is an authority, a configuration and a policy, all in the authority's
+// directory. The policy allows builder, sidecar and the gateway itself to reach
+// allowed.example and example.com on the given ports. Both names resolve to 127.0.0.1.
 type prodSite struct{ authority }
 
 func newSite(t *testing.T, ports ...int) prodSite {
@@ -165,10 +165,10 @@ func sitePolicy(ports []int) string {
 	return policy
 }
 
-// record is a record as the log has it.
+// record is a record as exeat writes it.
 type record = site.Record
 
-// record waits for the nth record of that event, counted from 0.
+// record waits for the nth record of an event, counted from 0.
 func (p *process) record(t *testing.T, event string, n int) record {
 	t.Helper()
 	return p.recorded(t, event, n, func(r record) bool { return r.Event == event })

@@ -18,8 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// maxGrowth is how much memory the gateway may take more while bytes stream
-// through it than it took before, in KiB.
+// maxGrowth is how much the gateway's peak memory may grow while it relays bytes, in KiB.
 const maxGrowth = 16 << 10
 
 // TestStream sends pseudo-random bytes both ways at once through one tunnel.
@@ -49,7 +48,8 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// stream opens a tunnel, sends size bytes each way and compares what arrived.
+// stream opens a tunnel, sends size bytes each way, and compares hashes of what was sent
+// with hashes of what arrived.
 func (s prodSite) stream(t *testing.T, l net.Listener, gateway string, size int64) {
 	t.Helper()
 	client, err := tls.Dial("tcp", gateway, &tls.Config{
@@ -65,7 +65,7 @@ func (s prodSite) stream(t *testing.T, l net.Listener, gateway string, size int6
 		t.Fatal(err)
 	}
 	defer func() { _ = server.Close() }()
-	deadline := time.Now().Add(patience + time.Duration(size>>20)*100*time.Millisecond) // 10 MiB a second
+	deadline := time.Now().Add(patience + time.Duration(size>>20)*100*time.Millisecond) // allows for 10 MiB a second
 	if err := client.SetDeadline(deadline); err != nil {
 		t.Fatal(err)
 	}
@@ -113,17 +113,17 @@ func (s prodSite) stream(t *testing.T, l net.Listener, gateway string, size int6
 	}
 }
 
-// seeded is that many bytes which depend on the seed only.
+// seeded returns size pseudo-random bytes that depend only on the seed.
 func seeded(seed byte, size int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), size)
 }
 
-// peakMemory returns the most memory that the process has had resident, in KiB.
+// peakMemory returns the peak resident memory of the process, in KiB.
 func (p *process) peakMemory(t *testing.T) int {
 	t.Helper()
 	status, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(p.PID()), "status"))
 	if err != nil {
-		missing.Skip(t, "this system does not tell the memory of a process: "+err.Error())
+		missing.Skip(t, "this system does not show the memory of a process: "+err.Error())
 	}
 	match := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)
 	if match == nil {

@@ -16,8 +16,9 @@ import (
 	"testing"
 )
 
-// TestClientsThatOfferHTTP2 over http:// ask for an upgrade that they need not
-// have (h2c). The gateway drops it, and they get what they asked for.
+// TestClientsThatOfferHTTP2 runs clients that offer an upgrade to HTTP/2 (h2c) in
+// requests over http://. The gateway drops the offer, and they get their answers in
+// HTTP/1.1.
 func TestClientsThatOfferHTTP2(t *testing.T) {
 	need(t, "curl", "git", "cargo", "tar")
 	dir := t.TempDir()
@@ -55,7 +56,7 @@ func TestClientsThatOfferHTTP2(t *testing.T) {
 				t.Errorf("exit code %d, got %q, %s", code, stdout, stderr)
 			}
 			if sent := tap.sent(); !strings.Contains(sent, "Upgrade: h2c\r\n") {
-				t.Errorf("it asked for no upgrade, so that nothing is shown: %q", sent)
+				t.Errorf("it offered no upgrade, so that this test shows nothing: %q", sent)
 			}
 			if n := origin.offers(); n > 0 {
 				t.Errorf("the origin got %d upgrades", n)
@@ -70,8 +71,8 @@ func TestClientsThatOfferHTTP2(t *testing.T) {
 	}
 }
 
-// offeredOrigin has a file, a git repository and a registry of one crate, and
-// counts the upgrades that it is asked for.
+// offeredOrigin serves a file, a git repository and a registry with one crate. It counts
+// the upgrades that it is offered.
 type offeredOrigin struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -113,7 +114,7 @@ func (o *offeredOrigin) offers() int {
 	return o.count
 }
 
-// makeCrate has tar pack a crate of nothing.
+// makeCrate packs an empty crate with tar.
 func makeCrate(t *testing.T, dir string) []byte {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(dir, "tiny-1.0.0", "src"), 0o700); err != nil {
@@ -133,7 +134,7 @@ func makeCrate(t *testing.T, dir string) []byte {
 	return crate
 }
 
-// makeRepository makes a repository that any file server can serve.
+// makeRepository makes a git repository that any file server can serve.
 func makeRepository(t *testing.T, dir string) {
 	t.Helper()
 	who := []string{"-c", "user.name=test", "-c", "user.email=test@test.example"}
@@ -149,7 +150,7 @@ func makeRepository(t *testing.T, dir string) {
 	}
 }
 
-// holds reports whether a file of that name is somewhere below a directory.
+// holds reports whether a subdirectory of dir has a file of that name.
 func holds(t *testing.T, dir, name string) bool {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(dir, "*", name))
@@ -159,7 +160,7 @@ func holds(t *testing.T, dir, name string) bool {
 	return len(found) > 0
 }
 
-// tap stands before a listener and keeps what clients send.
+// tap relays connections to a listener, and keeps what clients send.
 type tap struct {
 	addr string
 	mu   sync.Mutex
@@ -190,7 +191,7 @@ func newTap(t *testing.T, to string) *tap {
 	return tp
 }
 
-// relay ends when the client does.
+// relay relays a connection until the client closes it.
 func (tp *tap) relay(client net.Conn, to string) {
 	defer func() { _ = client.Close() }()
 	server, err := net.Dial("tcp", to)

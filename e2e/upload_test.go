@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// TestAnswersWhileTheClientSends: clients that read the answer only when they
-// have sent everything get that of the gateway, which takes nothing of what it
-// denies, and that of an origin which does not wait for the body.
+// TestAnswersWhileTheClientSends runs clients that read the answer only after they have
+// sent the whole body. They must get the gateway's answer, which reads none of the body
+// of a request that it denies, and the answer of an origin that does not wait for the
+// body.
 func TestAnswersWhileTheClientSends(t *testing.T) {
 	need(t, "python3", "curl", "node", "java", "javac")
 	origin := hasty(t)
@@ -34,7 +35,7 @@ func TestAnswersWhileTheClientSends(t *testing.T) {
 	}
 	for _, client := range []struct {
 		name string
-		args []string // URL and BYTES stand for what is sent, and where
+		args []string // URL and BYTES stand for the URL and the size of the body
 	}{
 		{"Python", []string{"python3", python, "http", host, port, "URL", "BYTES"}},
 		{"Python over TLS", []string{"python3", python, "https", host, securePort, "URL", "BYTES"}},
@@ -65,8 +66,8 @@ func TestAnswersWhileTheClientSends(t *testing.T) {
 	}
 }
 
-// hasty is an origin that answers 413 when it has read the head of a request, and
-// says at once that it sends no more. It returns its port.
+// hasty starts an origin that answers 413 when it has read the head of a request, and
+// then closes its sending direction at once. It returns the origin's port.
 func hasty(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
