@@ -8,10 +8,10 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// port is put behind a host by the rig.
+// port stands behind a host in a target; fill replaces PORT with the origin's port.
 const port = ":PORT"
 
-// targets is a row whose inputs are all CONNECT targets that are refused.
+// targets returns the cases of CONNECT targets that are refused before policy.
 func targets(reason allowlist.Reason, all ...string) []scenario {
 	var cases []scenario
 	for _, target := range all {
@@ -20,7 +20,7 @@ func targets(reason allowlist.Reason, all ...string) []scenario {
 	return cases
 }
 
-// within puts each text into a host name, in the middle of a label.
+// within returns host names with each text in the middle of a label.
 func within(texts ...string) []string {
 	var all []string
 	for _, text := range texts {
@@ -29,13 +29,13 @@ func within(texts ...string) []string {
 	return all
 }
 
-// name returns one of that many bytes below wild.example.
+// name returns a host name of size bytes below wild.example.
 func name(size int) string {
 	const below = ".wild.example"
 	var b strings.Builder
 	for size -= len(below); size > 0; {
 		label := min(size, 63)
-		if size-label == 1 { // a dot would be left
+		if size-label == 1 { // a label of one byte less, so that no dot is left at the end
 			label--
 		}
 		b.WriteString(strings.Repeat("a", label))
@@ -121,7 +121,8 @@ func hostRows() []row {
 	}
 }
 
-// refusesPolicy checks that a rule is an error that says something.
+// refusesPolicy checks that a policy with the rule is refused, with an error that has the
+// text says.
 func refusesPolicy(t *testing.T, rule, says string) {
 	t.Helper()
 	_, err := parsePolicy("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n      - " + rule + "\n")

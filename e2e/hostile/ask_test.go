@@ -9,26 +9,27 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// ask is one request on a connection of its own, and what must come of it.
+// ask is a request, and the expected outcome.
 type ask struct {
-	name   string                                         // of the case; "" is the first line of head
-	who    string                                         // a workload; "" is builder
-	shows  func(t *testing.T, g *gateway) tls.Certificate // instead of who's
-	head   string                                         // raw bytes; PORT is the origin's
-	reason allowlist.Reason                               // NoReason: a tunnel opens
-	host   string                                         // as recorded, or anyHost
-	class  allowlist.Class                                // of the address that was refused
-	drops  int                                            // addresses that were not dialled
+	name   string                                         // name of the case; "" means the first line of head
+	who    string                                         // the workload; "" means builder
+	shows  func(t *testing.T, g *gateway) tls.Certificate // returns the certificate to use instead of who's
+	head   string                                         // raw bytes; PORT stands for the origin's port
+	reason allowlist.Reason                               // NoReason means that a tunnel opens
+	host   string                                         // host in the record, or anyHost
+	class  allowlist.Class                                // class of the address that was refused
+	drops  int                                            // number of addresses that were not dialled
 
 	lookups, dials int64
 }
 
-// anyHost stands for what a record says of a request that was refused before
-// policy, which may have failed before the host was read or after.
+// anyHost means that the host in the record is not checked. A request that is refused
+// before policy may be refused before its host is parsed, or after.
 const anyHost = "?"
 
-// refused is a head that is refused before policy: alone on a connection, behind
-// a request without an identity, and behind one that was allowed.
+// refused returns the cases of a head that is refused before policy: alone on a
+// connection, behind a request without an identity, and behind a request that was
+// allowed.
 func refused(reason allowlist.Reason, head string) []scenario {
 	return refusedAs("", reason, head)
 }
@@ -38,12 +39,12 @@ func refusedAs(name string, reason allowlist.Reason, head string) []scenario {
 	return []scenario{a.scenario(), a.second(), a.behindAllowed()}
 }
 
-// denied is a head that policy refuses without a lookup.
+// denied returns the case of a head that policy refuses without a lookup.
 func denied(reason allowlist.Reason, head, host string) scenario {
 	return ask{head: head, reason: reason, host: host}.scenario()
 }
 
-// opens is a head that opens a tunnel to a name at the origin.
+// opens returns the case of a head that opens a tunnel to the origin.
 func opens(head, host string) scenario {
 	return ask{head: head, host: host, lookups: 1, dials: 1}.scenario()
 }
@@ -57,8 +58,8 @@ func (a ask) title() string {
 	return brief(a.head)
 }
 
-// second makes the request on a connection that was kept open behind a first
-// one.
+// second returns the case of the request behind one that was answered 407 and kept its
+// connection open.
 func (a ask) second() scenario {
 	return scenario{a.title() + ", behind a 407", func(t *testing.T, g *gateway) {
 		c := g.call(t, nobody)
@@ -82,7 +83,8 @@ func (a ask) run(t *testing.T, g *gateway) {
 	}
 }
 
-// on makes the request on a connection and looks at everything that it left.
+// on sends the request on a connection, and checks the answer, the record, and the
+// numbers of lookups and dials.
 func (a ask) on(t *testing.T, g *gateway, c *caller) {
 	t.Helper()
 	before := g.counts()
@@ -99,7 +101,7 @@ func (a ask) on(t *testing.T, g *gateway, c *caller) {
 		t.Errorf("record %+v, want %s %d for %q", r, want.Token, want.Status, a.host)
 	}
 	if got.status != 200 && r.ID != got.header.Get("X-Exeat-Decision") {
-		t.Errorf("the caller is told of %q, recorded is %q", got.header.Get("X-Exeat-Decision"), r.ID)
+		t.Errorf("the answer names the decision %q, the record %q", got.header.Get("X-Exeat-Decision"), r.ID)
 	}
 	a.checkAddress(t, r)
 	if got.status == 200 {
@@ -116,7 +118,7 @@ func (a ask) on(t *testing.T, g *gateway, c *caller) {
 	}
 }
 
-// checkAddress checks what the record says of addresses.
+// checkAddress checks the fields of the record about addresses.
 func (a ask) checkAddress(t *testing.T, r record) {
 	t.Helper()
 	class := ""
@@ -131,7 +133,8 @@ func (a ask) checkAddress(t *testing.T, r record) {
 	}
 }
 
-// checkRefusal checks what every refusal has.
+// checkRefusal checks the verdict in the record, and that the answer closes the
+// connection if it must.
 func (a ask) checkRefusal(t *testing.T, got answer, r record) {
 	t.Helper()
 	verdict := "deny"
@@ -139,13 +142,13 @@ func (a ask) checkRefusal(t *testing.T, got answer, r record) {
 	case 500, 502, 504:
 		verdict = "fail"
 	case 407:
-	case 403, 429: // of a plain request whose end is known
+	case 403, 429: // may stay open behind a plain request whose end is known
 		if !got.close && strings.HasPrefix(a.head, "CONNECT ") {
-			t.Error("the connection is to be kept")
+			t.Error("the answer does not close the connection")
 		}
 	default:
 		if !got.close {
-			t.Error("the connection is to be kept")
+			t.Error("the answer does not close the connection")
 		}
 	}
 	if r.Verdict != verdict {
@@ -153,7 +156,7 @@ func (a ask) checkRefusal(t *testing.T, got answer, r record) {
 	}
 }
 
-// dialled is the origin that the case must have reached.
+// dialled returns the origin that the request must have reached.
 func (a ask) dialled(g *gateway) *origin {
 	if a.host == "::1" {
 		return g.six
@@ -161,7 +164,7 @@ func (a ask) dialled(g *gateway) *origin {
 	return g.origin
 }
 
-// finish ends a tunnel that nothing went through and takes its last record.
+// finish ends a tunnel that carried no bytes, and reads the record of its end.
 func (g *gateway) finish(t *testing.T, c *caller, o *origin) {
 	t.Helper()
 	conn := o.next(t)

@@ -21,16 +21,16 @@ import (
 
 const trustDomain = "test.example"
 
-// id is the SPIFFE ID of a workload of the policy.
+// id returns the SPIFFE ID of a workload.
 func id(name string) string { return "spiffe://" + trustDomain + "/" + name }
 
-// authority signs whatever a test asks for.
+// authority is a CA that signs any certificate that a test needs.
 type authority struct {
 	cert *x509.Certificate
 	key  crypto.Signer
 
 	mu     sync.Mutex
-	issued map[string]tls.Certificate // by name
+	issued map[string]tls.Certificate // SVIDs by the name of the workload
 }
 
 func newAuthority(tb testing.TB) *authority {
@@ -53,7 +53,8 @@ func newKey(tb testing.TB) crypto.Signer {
 	return key
 }
 
-// sign signs for a key; an authority without a certificate signs its own.
+// sign signs a certificate for a public key. An authority without a certificate signs its
+// own.
 func (ca *authority) sign(tb testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
 	tb.Helper()
 	parent := ca.cert
@@ -65,13 +66,13 @@ func (ca *authority) sign(tb testing.TB, template *x509.Certificate, public cryp
 		tb.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(raw)
-	if err != nil { // what no library reads is what the test wants to send
+	if err != nil { // a test may want to send a certificate that cannot be parsed
 		return &x509.Certificate{Raw: raw}
 	}
 	return cert
 }
 
-// svid returns the good certificate of a workload.
+// svid returns a valid SVID of a workload. It issues one for each name.
 func (ca *authority) svid(tb testing.TB, name string) tls.Certificate {
 	tb.Helper()
 	ca.mu.Lock()
@@ -82,7 +83,7 @@ func (ca *authority) svid(tb testing.TB, name string) tls.Certificate {
 	return ca.issued[name]
 }
 
-// issue signs a leaf that is good but for what change does to it.
+// issue returns a new leaf that is valid but for what change does to it.
 func (ca *authority) issue(tb testing.TB, change ...func(*x509.Certificate)) tls.Certificate {
 	tb.Helper()
 	key := newKey(tb)
@@ -98,7 +99,7 @@ func (ca *authority) issue(tb testing.TB, change ...func(*x509.Certificate)) tls
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
-// selfSigned is a leaf that vouches for itself.
+// selfSigned returns a self-signed leaf.
 func selfSigned(tb testing.TB, change ...func(*x509.Certificate)) tls.Certificate {
 	tb.Helper()
 	self := &authority{key: newKey(tb)}
@@ -113,13 +114,13 @@ func selfSigned(tb testing.TB, change ...func(*x509.Certificate)) tls.Certificat
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: self.key, Leaf: leaf}
 }
 
-// The kinds of names in a subject alternative name.
+// Tags of the kinds of names in a subject alternative name.
 const (
 	sanDNS = 2
 	sanURI = 6
 )
 
-// withURIs writes the URIs byte for byte, which crypto/x509 would not.
+// withURIs adds the URIs byte for byte, which the template's URIs field would not do.
 func withURIs(uris ...string) func(*x509.Certificate) {
 	return func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, san(sanURI, uris...)) }
 }
@@ -135,7 +136,7 @@ func san(kind int, names ...string) pkix.Extension {
 	}
 	value, err := asn1.Marshal(values)
 	if err != nil {
-		panic(err) // names of a test
+		panic(err) // the names are constants of a test
 	}
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}
 }
@@ -146,8 +147,8 @@ func valid(from, until time.Duration) func(*x509.Certificate) {
 	}
 }
 
-// snapshot is the gateway's identity, which it has of this authority, the only
-// one that it trusts.
+// snapshot returns an identity of the gateway that this authority has signed. The gateway
+// trusts no other authority.
 func (ca *authority) snapshot(tb testing.TB, generation uint64) *identity.Snapshot {
 	tb.Helper()
 	bundle := x509bundle.New(spiffeid.RequireTrustDomainFromString(trustDomain))

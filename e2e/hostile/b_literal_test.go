@@ -6,12 +6,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// literal is an address as host that is denied.
+// literal returns the case of a target with an address as host that is denied.
 func literal(who, target, host string, reason allowlist.Reason, class allowlist.Class) scenario {
 	return ask{name: target + " by " + who, who: who, head: connectTo(target), host: host, reason: reason, class: class}.scenario()
 }
 
-// reaches is an address as host that a rule opens.
+// reaches returns the case of a target with an address as host that a rule allows.
 func reaches(who, target, host string) scenario {
 	return ask{name: target + " by " + who, who: who, head: connectTo(target), host: host, dials: 1}.scenario()
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// special are cases for addresses of one class: asked for as they are where a
-// range of every address allows, and as what a name resolves to, where the rule
-// names no addresses and where it names all.
+// special returns the cases of addresses of one class. Each address is the host of a
+// request where a range with every address is allowed, and the answer for two names: the
+// rule of one has no addresses, and that of the other has all.
 func special(class allowlist.Class, addrs ...string) []scenario {
 	var cases []scenario
 	for _, text := range addrs {
@@ -35,7 +35,7 @@ func special(class allowlist.Class, addrs ...string) []scenario {
 	return cases
 }
 
-// resolves is a request for a name that is answered so.
+// resolves returns the case of a request for a name that resolves to the sets, in turn.
 func resolves(name string, a ask, sets ...answerSet) scenario {
 	a.head, a.host, a.lookups = connectTo(name+port), name, 1
 	title := name + " is"
@@ -48,7 +48,7 @@ func resolves(name string, a ask, sets ...answerSet) scenario {
 	}}
 }
 
-// String is for the names of cases.
+// String returns the set for the name of a case.
 func (s answerSet) String() string {
 	switch {
 	case s.stall:
@@ -179,12 +179,12 @@ func addressRows() []row {
 				g.put(t, g.policy())
 			}},
 		}},
-		{"C25", "a plain request to where somebody else has left a connection behind, by an identity that may not reach its address", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
+		{"C25", "a plain request that could reuse the connection of another identity, from an identity that may not reach its address", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
 	}
 }
 
-// classified asks the policy itself where a case over the wire would send
-// packets to a public address.
+// classified returns the case of a public address. It checks the decision itself, because
+// a request would send packets to the address.
 func classified(text string, want allowlist.Class) scenario {
 	return scenario{text + " is " + want.String(), func(t *testing.T, g *gateway) {
 		addr := netip.MustParseAddr(text)
@@ -201,7 +201,8 @@ func (g *gateway) decide(who string, dest allowlist.Destination) allowlist.Decis
 	})
 }
 
-// opensOnly asks the policy which ranges of a rule open an address.
+// opensOnly returns a case that checks which ranges of a rule allow an address, and which
+// do not.
 func opensOnly(text string, opening, closed []string) scenario {
 	return scenario{"what opens " + text, func(t *testing.T, _ *gateway) {
 		addr := netip.AddrPortFrom(netip.MustParseAddr(text), 443)
@@ -221,17 +222,18 @@ func opensOnly(text string, opening, closed []string) scenario {
 func mustHost(text string) allowlist.Host {
 	h, err := allowlist.ParseHost(text)
 	if err != nil {
-		panic(err) // a constant of a test
+		panic(err) // the text is a constant of a test
 	}
 	return h
 }
 
-// addressPolicy is a policy of one rule with such a range.
+// addressPolicy returns a policy with one rule, which allows that range of addresses.
 func addressPolicy(cidr string) string {
 	return "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: allowed.example, addresses: \"" + cidr + "\"}]\n"
 }
 
-// neverLoads are ranges that an allow rule may not have and a deny rule may.
+// neverLoads returns a case that checks ranges which an allow rule may not have but a
+// deny rule may.
 func neverLoads(ranges ...string) scenario {
 	return scenario{"no policy allows " + strings.Join(ranges, ", "), func(t *testing.T, _ *gateway) {
 		for _, cidr := range ranges {

@@ -14,22 +14,22 @@ import (
 	"time"
 )
 
-// nobody shows no certificate.
+// nobody is the name of a caller that sends no certificate.
 const nobody = "nobody"
 
-// caller is a client's connection to the gateway.
+// caller is the client's end of a connection to the gateway.
 type caller struct {
 	net.Conn
 	reader *bufio.Reader
 }
 
-// callers connect to a gateway.
+// callers makes connections to a gateway.
 type callers struct {
-	ca            *authority     // vouches for the gateway and for them
-	secure, plain netip.AddrPort // of the listeners with and without TLS
+	ca            *authority     // signs the certificates of the gateway and the callers
+	secure, plain netip.AddrPort // addresses of the listeners with and without TLS
 }
 
-// call connects as a workload.
+// call connects with the SVID of a workload.
 func (a callers) call(tb testing.TB, name string) *caller {
 	tb.Helper()
 	if name == nobody {
@@ -38,7 +38,7 @@ func (a callers) call(tb testing.TB, name string) *caller {
 	return a.callWith(tb, a.ca.svid(tb, name))
 }
 
-// callWith shows a certificate whatever the gateway asks for.
+// callWith connects with a certificate, whatever the gateway asks for.
 func (a callers) callWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) *caller {
 	tb.Helper()
 	c, err := a.tryCallWith(tb, certificate, change...)
@@ -48,14 +48,14 @@ func (a callers) callWith(tb testing.TB, certificate tls.Certificate, change ...
 	return c
 }
 
-// tryCallWith returns the error of the handshake. That of the gateway, which
-// in TLS 1.3 comes after ours, is the error of the first read.
+// tryCallWith returns the error of the client's handshake. In TLS 1.3 the gateway may
+// refuse the certificate later; that is the error of the first read.
 func (a callers) tryCallWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	tb.Helper()
 	return a.handshake(a.connect(tb, a.secure), certificate, change...)
 }
 
-// secureOver speaks TLS on a connection that there is.
+// secureOver does a TLS handshake on an open connection.
 func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certificate) *caller {
 	tb.Helper()
 	c, err := a.handshake(conn, certificate)
@@ -68,7 +68,7 @@ func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certif
 func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// The gateway shows its SVID, which has no DNS name.
+		// The gateway's SVID has no DNS name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			roots := x509.NewCertPool()
@@ -76,7 +76,7 @@ func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ..
 			_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
 			return err
 		},
-		NextProtos: []string{"h2", "http/1.1"}, // as Go programs do, to then write HTTP/1.1
+		NextProtos: []string{"h2", "http/1.1"}, // as in Go programs, which then write HTTP/1.1
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &certificate, nil
 		},
@@ -91,7 +91,7 @@ func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ..
 	return &caller{Conn: conn, reader: bufio.NewReader(conn)}, nil
 }
 
-// callPlain connects to the listener without TLS, as sidecar.
+// callPlain connects to the listener without TLS, whose callers are sidecar.
 func (a callers) callPlain(tb testing.TB) *caller {
 	tb.Helper()
 	conn := a.connect(tb, a.plain)
@@ -111,8 +111,8 @@ func (a callers) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
 	return conn
 }
 
-// connectTo is the head that a well-behaved client sends; fields are lines
-// without their ends.
+// connectTo returns the head of a valid CONNECT. fields are field lines without their
+// ends.
 func connectTo(target string, fields ...string) string {
 	var b strings.Builder
 	b.WriteString("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n")
@@ -129,23 +129,23 @@ func (c *caller) send(tb testing.TB, text string) {
 	}
 }
 
-// answer is what the gateway said.
+// answer is an answer of the gateway.
 type answer struct {
 	status int
 	phrase string
 	header http.Header
 	body   string
-	close  bool // the gateway says that it closes the connection
+	close  bool // says that the answer announces the end of the connection
 }
 
-// reason is the token in Proxy-Status, "" for a 200.
+// reason returns the reason in Proxy-Status, or "" if there is none.
 func (a answer) reason() string {
 	_, rest, _ := strings.Cut(a.header.Get("Proxy-Status"), "; reason=")
 	token, _, _ := strings.Cut(rest, ";")
 	return token
 }
 
-// answer reads one.
+// answer reads an answer.
 func (c *caller) answer(tb testing.TB) answer {
 	tb.Helper()
 	a, err := c.tryAnswer()
@@ -155,7 +155,7 @@ func (c *caller) answer(tb testing.TB) answer {
 	return a
 }
 
-// tryAnswer reads one where there may be none.
+// tryAnswer reads an answer, or returns the error if there is none.
 func (c *caller) tryAnswer() (answer, error) {
 	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
 	if err != nil {
@@ -172,8 +172,8 @@ func (c *caller) tryAnswer() (answer, error) {
 	return a, nil
 }
 
-// ask sends a head and reads the answer. The gateway may answer before a long
-// head has left.
+// ask sends a head and reads the answer. It does both at once, because the gateway may
+// answer a long head before it has read all of it.
 func (c *caller) ask(tb testing.TB, head string) answer {
 	tb.Helper()
 	sent := make(chan struct{})
@@ -185,7 +185,7 @@ func (c *caller) ask(tb testing.TB, head string) answer {
 	return c.answer(tb)
 }
 
-// closeWrite ends one direction.
+// closeWrite closes the sending direction of a connection.
 func closeWrite(tb testing.TB, conn any) {
 	tb.Helper()
 	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
@@ -202,13 +202,13 @@ func readAll(tb testing.TB, r io.Reader) string {
 	return string(data)
 }
 
-// raw is the connection below TLS.
+// raw returns the TCP connection below TLS.
 func (c *caller) raw() *net.TCPConn {
 	return c.Conn.(*tls.Conn).NetConn().(*net.TCPConn)
 }
 
-// ended checks that nothing more comes and that the end is a proper one: over
-// TLS, crypto/tls tells a missing close_notify apart.
+// ended checks that the connection ends without more bytes. Over TLS the end must be a
+// close_notify, without which crypto/tls returns an error.
 func (c *caller) ended(tb testing.TB) {
 	tb.Helper()
 	rest, err := io.ReadAll(c.reader)
@@ -218,7 +218,7 @@ func (c *caller) ended(tb testing.TB) {
 	_ = c.Close()
 }
 
-// gone reads to the end, whatever it is like.
+// gone waits until the connection ends, in whatever way.
 func (c *caller) gone(tb testing.TB) {
 	tb.Helper()
 	_, err := io.Copy(io.Discard, c.reader)

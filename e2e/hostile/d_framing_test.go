@@ -9,13 +9,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// The lines of a good CONNECT.
+// Lines of a valid CONNECT.
 const (
 	line = "CONNECT allowed.example:PORT HTTP/1.1\r\n"
 	host = "Host: allowed.example:PORT\r\n"
 )
 
-// fields is a good CONNECT with field lines that are refused.
+// fields returns the cases of a valid CONNECT with field lines that are refused.
 func fields(reason allowlist.Reason, all ...string) []scenario {
 	var cases []scenario
 	for _, text := range all {
@@ -24,7 +24,7 @@ func fields(reason allowlist.Reason, all ...string) []scenario {
 	return cases
 }
 
-// printable shows what a name of a case could not.
+// printable replaces control characters by names, for the name of a case.
 func printable(text string) string {
 	return strings.NewReplacer("\r\n ", "<fold>", "\r\n", "<CRLF>", "\n", "<LF>", "\r", "<CR>", "\x00", "<NUL>", "\t", "<TAB>").Replace(text)
 }
@@ -109,7 +109,7 @@ func framingRows() []row {
 	}
 }
 
-// behind sends a good request behind one that is refused.
+// behind returns a case that sends a valid request behind one that is refused.
 func behind(name, who, head string, want allowlist.Reason) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		good := g.fill(connectTo("allowed.example:PORT"))
@@ -129,8 +129,8 @@ func behind(name, who, head string, want allowlist.Reason) scenario {
 	}}
 }
 
-// carries sends bytes behind a CONNECT, which must come out at the origin as
-// they are.
+// carries returns a case that sends bytes behind a CONNECT. They must arrive at the
+// origin unchanged.
 func carries(name, head, early string) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		c := g.call(t, "builder")
@@ -152,7 +152,8 @@ func carries(name, head, early string) scenario {
 	}}
 }
 
-// forged sends fields that claim to be somebody, as builder and as nobody.
+// forged returns the cases of fields that claim an identity or an address, each sent by
+// builder and by a caller without a certificate.
 func forged() []scenario {
 	var cases []scenario
 	for _, field := range []string{

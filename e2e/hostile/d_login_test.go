@@ -10,11 +10,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// loginRow is about origins that take the one who has logged in on a connection
-// for the sender of all that comes on it.
+// loginRow is the row about origins that authenticate a connection and take every request
+// on it for one of the same caller.
 func loginRow() row {
 	const offer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=a, "
-	return row{"D30", "a request whose credentials log its connection to the origin in (Negotiate, NTLM, a scheme that nobody knows), or an answer that offers such a scheme; then requests of others", "the connection is that caller's connection's own: others, of the same identity too, go out on another one; its later requests go out on this one", []scenario{
+	return row{"D30", "a request whose credentials authenticate its connection to the origin (Negotiate, NTLM, an unknown scheme), or an answer that offers such a scheme; then requests of other callers", "only that caller's connection uses the connection to the origin from then on: requests on others, of the same identity too, go out on another one", []scenario{
 		login{credentials: "Authorization: Negotiate YII"}.named("Negotiate"),
 		login{credentials: "authorization: ntlm TlRM"}.named("NTLM in lower case"),
 		login{credentials: "Authorization: Basic x\r\nAuthorization: NTLM TlRM"}.named("NTLM in a second line"),
@@ -25,10 +25,10 @@ func loginRow() row {
 	}}
 }
 
-// login is the exchange after which a connection is a caller's own.
+// login is an exchange after which only one caller may use a connection to the origin.
 type login struct {
-	credentials string // fields of the request
-	answer      string // the head of the origin's answer without its end; "" is a good one
+	credentials string // field lines of the request
+	answer      string // head of the origin's answer without its end; "" means a valid one
 }
 
 func (l login) named(name string) scenario {
@@ -43,16 +43,16 @@ func (l login) run(t *testing.T, g *gateway) {
 	} else {
 		first.send(t, request)
 	}
-	own := newOriginSide(t, g)
-	own.serve(t, g, first, l.answer)
+	bound := newOriginSide(t, g)
+	bound.serve(t, g, first, l.answer)
 	other.send(t, request)
-	others := newOriginSide(t, g) // fails if it comes on the first
+	others := newOriginSide(t, g) // this fails if the request arrives on the first connection
 	others.serve(t, g, other, "")
 	first.send(t, request)
-	own.serve(t, g, first, "")
+	bound.serve(t, g, first, "")
 	_ = first.Close()
-	if n, err := own.reader.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the connection outlives its owner: %d bytes, %v", n, err)
+	if n, err := bound.reader.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection stays open without its caller: %d bytes, %v", n, err)
 	}
 	_ = others.Close()
 	_ = other.Close()
@@ -71,7 +71,7 @@ func newOriginSide(t *testing.T, g *gateway) originSide {
 	return originSide{conn, bufio.NewReader(conn)}
 }
 
-// serve takes one request and sees its answer arrive at the caller.
+// serve reads one request, answers it, and checks that the caller gets the answer.
 func (o originSide) serve(t *testing.T, g *gateway, c *caller, head string) {
 	t.Helper()
 	if _, err := http.ReadRequest(o.reader); err != nil {

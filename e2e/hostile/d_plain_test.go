@@ -15,13 +15,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// The lines of a good plain request.
+// Lines of a valid plain request.
 const (
 	getLine = "GET http://allowed.example:PORT/ HTTP/1.1\r\n"
 	post    = "POST http://allowed.example:PORT/ HTTP/1.1\r\n" + host
 )
 
-// get is a plain request for a URL; fields are lines without their ends.
+// get returns a plain request for a URL. fields are field lines without their ends.
 func get(url string, fields ...string) string {
 	authority, _, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
 	head := "GET " + url + " HTTP/1.1\r\nHost: " + authority + "\r\n"
@@ -31,7 +31,7 @@ func get(url string, fields ...string) string {
 	return head + "\r\n"
 }
 
-// urls is a row whose inputs are all targets that are refused.
+// urls returns the cases of targets of plain requests that are refused before policy.
 func urls(reason allowlist.Reason, all ...string) []scenario {
 	var cases []scenario
 	for _, url := range all {
@@ -40,7 +40,8 @@ func urls(reason allowlist.Reason, all ...string) []scenario {
 	return cases
 }
 
-// framing is a POST whose end two readers might see in two places.
+// framing returns the cases of a POST with fields by which two readers might see
+// different ends of its body.
 func framing(all ...string) []scenario {
 	var cases []scenario
 	for _, text := range all {
@@ -49,14 +50,14 @@ func framing(all ...string) []scenario {
 	return cases
 }
 
-// twice is a request that policy denies, alone on a connection and behind one
-// that was allowed.
+// twice returns two cases of a request that policy denies: alone on a connection, and
+// behind a request that was allowed.
 func twice(reason allowlist.Reason, head, host string) []scenario {
 	a := ask{head: head, reason: reason, host: host}
 	return []scenario{a.scenario(), a.behindAllowed()}
 }
 
-// behindAllowed makes the request on a connection on which one was allowed.
+// behindAllowed returns the case of the request behind one that was allowed.
 func (a ask) behindAllowed() scenario {
 	return scenario{a.title() + ", behind an allowed request", func(t *testing.T, g *gateway) {
 		c := g.call(t, "builder")
@@ -67,20 +68,20 @@ func (a ask) behindAllowed() scenario {
 
 // forwarded is a plain request that reaches the origin.
 type forwarded struct {
-	head   string // "" is a good one
-	answer string // of the origin; "" is a good one
+	head   string // head and body; "" means a valid request
+	answer string // field lines of the origin's answer
 
-	sees  []string // parts of what the origin gets
+	sees  []string // texts that the origin must get
 	never []string
-	back  []string // fields that the caller must not get
+	back  []string // names of fields that the caller must not get
 }
 
 func (f forwarded) named(name string) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) { f.on(t, g, g.call(t, "builder")) }}
 }
 
-// on makes the request; the origin closes its connection behind the answer, so
-// that each is seen on its own.
+// on sends the request and checks everything about it. The origin closes its connection
+// after the answer, so that each request gets a connection of its own.
 func (f forwarded) on(t *testing.T, g *gateway, c *caller) {
 	t.Helper()
 	head := f.head
@@ -119,7 +120,7 @@ func (f forwarded) on(t *testing.T, g *gateway, c *caller) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// serve reads one request at the origin and answers it.
+// serve reads a request at the origin and answers it. It returns what it read.
 func (f forwarded) serve(t *testing.T, o *net.TCPConn) string {
 	t.Helper()
 	defer func() { _ = o.Close() }()
@@ -136,7 +137,7 @@ func (f forwarded) serve(t *testing.T, o *net.TCPConn) string {
 	return raw.String()
 }
 
-// plainRows follow those about CONNECT.
+// plainRows returns the rows about plain requests. They follow the rows about CONNECT.
 func plainRows() []row {
 	const target = allowlist.MalformedTarget
 	return []row{
@@ -171,7 +172,7 @@ func plainRows() []row {
 			twice(allowlist.PathNotAllowed, "OPTIONS http://public-path.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "public-path.example"),
 			[]scenario{forwarded{head: "OPTIONS http://allowed.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"options * http/1.1\r\n"}}.named("the server itself")})},
 		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
-		{"D24", "fields of one connection, the caller's or the origin's: those that Connection names, whatever else it says; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; and naming a field that the gateway sets does not drop it", []scenario{
+		{"D24", "fields that concern one connection only, of the caller or the origin: those that Connection names, whatever else it names; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; a field that the gateway sets is sent even if Connection names it", []scenario{
 			forwarded{head: get("http://allowed.example:PORT/", "Connection: X-Secret, close-ish", "X-Secret: 1", "TE: trailers", "Keep-Alive: 5", "Proxy-Authorization: Basic x", "Proxy-Connection: keep-alive", "Trailer: X", "Close-Ish: 1"), never: []string{"x-secret", "close-ish", "\r\nte:", "keep-alive", "proxy-", "trailer"}}.named("all of them"),
 			forwarded{head: "POST http://allowed.example:PORT/ HTTP/1.1\r\nHost: x\r\nConnection: Host, Content-Length, Via\r\nContent-Length: 3\r\n\r\nabc", sees: []string{"\r\nhost: allowed.example:PORT\r\n", "\r\ncontent-length: 3\r\n", "\r\nvia: "}}.named("Host, Content-Length and Via"),
 			forwarded{answer: "Connection: keep-alive ,\tX-SECRET\r\nx-secret: 1\r\nX-Secret: 2\r\nKeep-Alive: timeout=5\r\n", back: []string{"X-Secret", "Keep-Alive", "Connection"}}.named("from an origin that closes"),
@@ -220,7 +221,7 @@ func plainRows() []row {
 			"HTTP/1.1 200 OK\r\n"+strings.Repeat("X: a\r\n", 257)+"Content-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 80<<10)+"\r\n\r\n")},
 		loginRow(),
 		readOtherwise(),
-		{"D32", "an upgrade: one that its client need not have, such as h2c; a WebSocket; another form of HTTP where upgrades are allowed", "the rule's `upgrade: true` decides: without it the upgrade is dropped and the request goes on as a plain one, but a WebSocket is denied as `upgrade-not-allowed`; h2c, HTTP and TLS are dropped under every rule, since their requests would be decided by nobody", slices.Concat(
+		{"D32", "an upgrade that the client can do without, such as h2c; a WebSocket; an upgrade to another form of HTTP where upgrades are allowed", "the rule's `upgrade: true` decides: without it the upgrade is dropped and the request goes on as a plain one, but a WebSocket is denied as `upgrade-not-allowed`; h2c, HTTP and TLS are dropped under every rule, since no decision would be made about the requests in them", slices.Concat(
 			dropped("allowed.example:PORT/", "h2c", "TLS/1.0", "spdy/3.1", "websockets, h2c"), dropped("read-only.example:PORT/", "h2c"), dropped("public-path.example:PORT/public/x", "h2c"),
 			dropped("chat.example:PORT/chat/x", "h2c", "H2C", "h2c-16", "HTTP/2.0, TLS/1.0"),
 			twice(allowlist.MethodNotAllowed, "POST http://chat.example:PORT/chat/x HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "chat.example"),
@@ -231,7 +232,8 @@ func plainRows() []row {
 	}
 }
 
-// readOtherwise is the row of what some servers read otherwise than the rule did.
+// readOtherwise is the row about texts that some servers read otherwise than the rule
+// did.
 func readOtherwise() row {
 	target := "GET http://public-path.example:PORT/public/x HTTP/1.1\r\nHost: x\r\n"
 	overrides := "X-Original-URL: /secret\r\nX-Rewrite-URL: /secret\r\nX_Original_URL: /secret\r\nX.Rewrite.Url: /secret\r\nX-HTTP-Method-Override: secret\r\nX-HTTP-Method: secret\r\nX-Method-Override: secret\r\n" +
@@ -252,13 +254,13 @@ func readOtherwise() row {
 		})}
 }
 
-// undecided is the row of what no decision looks at.
+// undecided is the row about parts of a request that no decision depends on.
 func undecided() row {
 	out := func(name, before, target, line string) scenario {
 		return forwarded{head: before + "GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{line + " http/1.1\r\nhost: allowed.example:PORT\r\n"}}.named(name)
 	}
 	const good = "http://allowed.example:PORT"
-	return row{"D33", "a query with a bare `%`, a backslash, `#` or bytes beyond ASCII; the scheme in capitals; an empty port; up to 16 empty lines before a request; `ws:`", "the query goes out byte for byte; an empty port is 80; `ws:` is `http:` with an upgrade, and denied where the rule has none; and what is not one line, or more empty lines, is 400", slices.Concat(
+	return row{"D33", "a query with a bare `%`, a backslash, `#` or bytes beyond ASCII; the scheme in capitals; an empty port; up to 16 empty lines before a request; `ws:`", "the query goes out byte for byte; an empty port is 80; `ws:` is `http:` with an upgrade, and denied where the rule has none; a query with a space, a tab, CR or NUL, or more empty lines, is 400", slices.Concat(
 		[]scenario{
 			out("a bare percent sign", "", good+"/a?b=100%&c=%zz", "get /a?b=100%&c=%zz"),
 			out("a backslash", "", good+`/a?b=..\c`, `get /a?b=..\c`),
@@ -280,7 +282,7 @@ func undecided() row {
 		refusedAs("NUL in the query", allowlist.MalformedRequestLine, "GET "+good+"/?a\x00b HTTP/1.1\r\n"+host+"\r\n"))}
 }
 
-// dropped are upgrades of a request that goes on without.
+// dropped returns the cases of upgrades that are dropped; the request goes on without.
 func dropped(url string, protocols ...string) []scenario {
 	var cases []scenario
 	for _, p := range protocols {
@@ -290,7 +292,8 @@ func dropped(url string, protocols ...string) []scenario {
 	return cases
 }
 
-// demanded are upgrades to what the client can use no other answer than.
+// demanded returns the cases of upgrades that are denied, since the client could use no
+// other answer.
 func demanded(protocols ...string) []scenario {
 	var cases []scenario
 	for _, p := range protocols {
@@ -301,7 +304,7 @@ func demanded(protocols ...string) []scenario {
 	return cases
 }
 
-// noAnswers are what an origin says that is no answer.
+// noAnswers returns the cases of texts from the origin that are no valid answer.
 func noAnswers(all ...string) []scenario {
 	var cases []scenario
 	for _, text := range all {
@@ -312,7 +315,7 @@ func noAnswers(all ...string) []scenario {
 			if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil {
 				t.Fatal(err)
 			}
-			_, _ = io.WriteString(o, text) // the gateway may not wait for all of it
+			_, _ = io.WriteString(o, text) // the gateway may close before it has read all of it
 			_ = o.Close()
 			got := c.answer(t)
 			for got.status/100 == 1 {
@@ -332,7 +335,7 @@ func noAnswers(all ...string) []scenario {
 	return cases
 }
 
-// paths are requests for the host of the rule with paths, which have none.
+// paths returns the cases of malformed paths, sent to the host whose rule has paths.
 func paths(all ...string) []scenario {
 	var cases []scenario
 	for _, path := range all {
@@ -341,8 +344,9 @@ func paths(all ...string) []scenario {
 	return cases
 }
 
-// warmed lets builder leave a connection to the origin behind, and has another
-// identity, whose rule does not open the origin's address, ask for the same.
+// warmed lets builder leave an open connection to the origin behind, and then sends a
+// request for the same host as an identity whose rule does not allow the origin's
+// address.
 func warmed(t *testing.T, g *gateway) {
 	g.names.say("allowed.example")
 	c := g.call(t, "builder")
@@ -352,7 +356,7 @@ func warmed(t *testing.T, g *gateway) {
 	if _, err := http.ReadRequest(reader); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") // and stays open
+	_, _ = io.WriteString(o, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") // the connection stays open
 	if got := c.answer(t); got.status != 200 {
 		t.Fatalf("answered %s", got.phrase)
 	}
@@ -362,7 +366,7 @@ func warmed(t *testing.T, g *gateway) {
 		who: "unopened", head: get("http://allowed.example:PORT/secret"), host: "allowed.example", lookups: 1,
 		reason: allowlist.ResolvedAddressDenied, class: allowlist.Loopback, drops: 1,
 	}.run(t, g)
-	// A busy gateway may have closed it, but nobody may have used it.
+	// A busy gateway may have closed the connection, but it must not have used it.
 	_ = o.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	if n, err := reader.Read(make([]byte, 1)); n > 0 {
 		t.Error("the origin got bytes of the other identity")

@@ -14,18 +14,18 @@ import (
 	gw "github.com/exeat-dev/exeat/proxy/gateway"
 )
 
-// accessDenied is the TLS alert of that name.
+// accessDenied is the TLS alert access_denied, as a record.
 const accessDenied = "\x15\x03\x03\x00\x02\x02\x31"
 
-// hello is a ClientHello as a test writes it.
+// hello describes a ClientHello.
 type hello struct {
-	name    string // "" has no server_name
+	name    string // the server_name; "" means no such extension
 	ech     bool
-	share   int // bytes of the key share; 0 means 32
-	records int // bytes of each TLS record; 0 means as many as fit
+	share   int // size of the key share in bytes; 0 means 32
+	records int // size of each TLS record in bytes; 0 means as large as possible
 }
 
-// bytes writes it out.
+// bytes returns the ClientHello in TLS records.
 func (h hello) bytes() string {
 	var list []byte
 	extension := func(kind uint16, data []byte) {
@@ -59,23 +59,23 @@ func (h hello) bytes() string {
 	return string(b)
 }
 
-// first is what a caller sends first in a tunnel, and what must come of it.
+// first is the first text that a caller sends in a tunnel, and the expected outcome.
 type first struct {
 	name string
-	who  string // "" is builder
+	who  string // the workload; "" means builder
 	host string
 	sent string
-	want allowlist.Reason // NoReason: all of it arrives
-	// would is why it would have been refused, if a second record says that it
-	// was only observed.
+	want allowlist.Reason // NoReason means that all of sent arrives
+	// would is the reason for which it would have been refused. NoReason means that
+	// there is no second record which says that it was only observed.
 	would allowlist.Reason
-	sni   string // as recorded
+	sni   string // the server name in the records
 	tls   string
 	ech   bool
 }
 
-// scenarios sends it in the segment of the CONNECT, behind the answer, and
-// there byte by byte.
+// scenarios returns three cases: the text is sent in the segment of the CONNECT, after
+// the answer, and after the answer byte by byte.
 func (f first) scenarios() []scenario {
 	var cases []scenario
 	for _, how := range []string{"with the CONNECT", "behind the answer", "byte by byte"} {
@@ -84,7 +84,7 @@ func (f first) scenarios() []scenario {
 	return cases
 }
 
-// firsts are the cases of several.
+// firsts returns the cases of all of them.
 func firsts(all ...first) []scenario {
 	var cases []scenario
 	for _, f := range all {
@@ -114,8 +114,8 @@ func (f first) run(t *testing.T, g *gateway, how string) {
 	f.ends(t, g, c)
 }
 
-// follow sends the bytes in the tunnel. The gateway may have refused them
-// before the last one.
+// follow sends the text in the tunnel. It ignores errors, because the gateway may have
+// refused the text before its last byte.
 func (f first) follow(c *caller, how string) {
 	switch how {
 	case "behind the answer":
@@ -130,7 +130,7 @@ func (f first) follow(c *caller, how string) {
 	}
 }
 
-// ends looks at what both ends saw, and at the records.
+// ends checks what both ends of the tunnel got, and the records.
 func (f first) ends(t *testing.T, g *gateway, c *caller) {
 	t.Helper()
 	o := g.origin.next(t)
@@ -180,7 +180,7 @@ func (f first) checkHello(t *testing.T, r record) {
 	}
 }
 
-// helloRows are those that follow the rows of the tunnel.
+// helloRows returns the rows about the ClientHello. They follow the rows about tunnels.
 func helloRows() []row {
 	const strict, auto, off, open = "strict.example", "auto.example", "off.example", "plain-sight.example"
 	plain := func(name string) string { return hello{name: name}.bytes() }
@@ -222,7 +222,7 @@ func helloRows() []row {
 			first{name: "a hello for another host", host: auto, sent: plain(strict), want: allowlist.SNIMismatch, sni: strict, tls: "mismatch"}),
 			scenario{"an origin that speaks first", func(t *testing.T, g *gateway) { originFirst(t, g, "HELO client\r\n", allowlist.NoReason) }},
 			scenario{"and then a hello for another host", func(t *testing.T, g *gateway) { originFirst(t, g, plain("evil.example"), allowlist.SNIMismatch) }})},
-		{"E12", "`tls: off`", "nothing is looked at", firsts(
+		{"E12", "`tls: off`", "the bytes are not inspected", firsts(
 			first{name: "a hello for another host", host: off, sent: plain("evil.example")},
 			first{name: "another protocol", host: off, sent: "anything"})},
 		{"E13", "Encrypted Client Hello", "the outer name is what is compared, and it is recorded; `ech: refuse` refuses it as `ech-refused`", firsts(
@@ -238,7 +238,7 @@ func helloRows() []row {
 			first{name: "a name that is not allowed", who: "strict", host: "127.0.0.1", sent: plain("evil.example"), want: allowlist.SNIMismatch, sni: "evil.example", tls: "mismatch"},
 			first{name: "a name that is allowed on another port", who: "strict", host: "127.0.0.1", sent: plain("elsewhere.example"), want: allowlist.SNIMismatch, sni: "elsewhere.example", tls: "mismatch"},
 			first{name: "in clear", who: "strict", host: "127.0.0.1", sent: "GET / HTTP/1.1\r\n\r\n", want: allowlist.NotTLS, tls: "not-tls"})},
-		{"E15", "a TLS client in the tunnel, for the host or for another", "it reaches the origin, or is told `access denied`", []scenario{
+		{"E15", "a TLS client in the tunnel, for the host or for another", "it reaches the origin, or gets the alert `access denied`", []scenario{
 			{"for the host", func(t *testing.T, g *gateway) { realTLS(t, g, strict, false) }},
 			{"for another", func(t *testing.T, g *gateway) { realTLS(t, g, auto, true) }},
 		}},
@@ -253,7 +253,7 @@ func helloRows() []row {
 	}
 }
 
-// observedHello is a ClientHello for a name, from a caller that is observed.
+// observedHello returns a ClientHello for the name sni, from a caller in mode observe.
 func observedHello(name, host, sni string, want, would allowlist.Reason) first {
 	f := first{name: name, who: "watched", host: host, sent: hello{name: sni}.bytes(), want: want, would: would, sni: sni, tls: "match"}
 	if want != allowlist.NoReason || would != allowlist.NoReason {
@@ -262,7 +262,7 @@ func observedHello(name, host, sni string, want, would allowlist.Reason) first {
 	return f
 }
 
-// slowHello sends less than a ClientHello and waits.
+// slowHello sends less than a ClientHello, and waits until the gateway refuses it.
 func slowHello(t *testing.T, host, sent string) {
 	g := newGateway(t, options{config: gw.Config{HelloTimeout: 200 * time.Millisecond}})
 	c := g.call(t, "builder")
@@ -273,7 +273,7 @@ func slowHello(t *testing.T, host, sent string) {
 	first{want: allowlist.NotTLS, tls: "not-tls"}.ends(t, g, c)
 }
 
-// originFirst lets the origin speak before the caller does.
+// originFirst lets the origin send a text before the caller does.
 func originFirst(t *testing.T, g *gateway, sent string, want allowlist.Reason) {
 	c := g.call(t, "builder")
 	if got := c.ask(t, connectTo(g.at("auto.example"))); got.status != 200 {
@@ -286,7 +286,7 @@ func originFirst(t *testing.T, g *gateway, sent string, want allowlist.Reason) {
 	}
 	g.next(t, audit.EventDecision)
 	c.send(t, sent)
-	g.origin.conns <- o // for who looks at the end
+	g.origin.conns <- o // ends takes the connection from here
 	f := first{sent: sent, want: want, tls: "not-tls"}
 	if want != allowlist.NoReason {
 		f.sni, f.tls = "evil.example", "mismatch"

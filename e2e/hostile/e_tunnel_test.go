@@ -14,7 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// open opens a tunnel for builder and returns its two ends.
+// open opens a tunnel for builder and returns both of its ends.
 func (g *gateway) open(tb testing.TB) (*caller, *net.TCPConn) {
 	tb.Helper()
 	c := g.call(tb, "builder")
@@ -34,13 +34,13 @@ func tunnelRows() []row {
 			carries("40 kB", connect, strings.Repeat("early", 8<<10)),
 		}},
 		{"E2", "the whole request and its bytes one by one", "as in one segment", []scenario{{"every byte a segment", byteByByte}}},
-		{"E3", "one side says that it has sent everything", "the other direction drains", []scenario{
-			{"the caller, and the origin's answer still comes", halfClosedByCaller},
-			{"the origin, and what the caller has to say still goes", halfClosedByOrigin},
+		{"E3", "one side closes its sending direction", "the other direction drains", []scenario{
+			{"the caller, and the origin's answer still arrives", halfClosedByCaller},
+			{"the origin, and the caller's bytes still arrive", halfClosedByOrigin},
 		}},
-		{"E4", "a reset by either side, again and again", "the tunnel ends, and its slot is free exactly once", []scenario{{"more tunnels than slots", resets}}},
-		{"E5", "a tunnel that nothing moves in", "closed after the idle time", []scenario{{"idle", idles}}},
-		{"E6", "an origin that does not read, a caller that does not read", "the gateway takes what its sockets hold, and no more", []scenario{
+		{"E4", "a reset by either side, again and again", "the tunnel ends, and its slot is released exactly once", []scenario{{"more tunnels than slots", resets}}},
+		{"E5", "a tunnel without any bytes", "closed after the idle time", []scenario{{"idle", idles}}},
+		{"E6", "an origin that does not read, a caller that does not read", "the gateway reads as much as the sockets hold, and no more", []scenario{
 			{"an origin that does not read", func(t *testing.T, g *gateway) {
 				c, o := g.open(t)
 				g.stalls(t, c, c.Conn, o)
@@ -108,10 +108,10 @@ func halfClosedByOrigin(t *testing.T, g *gateway) {
 	}
 }
 
-// resets opens more tunnels than a gateway has room for, one after the other:
-// a slot that were not freed, or freed twice, would show.
+// resets opens more tunnels than there are slots, one after the other, and then as many
+// as there are slots. It fails if a slot is not released, or is released twice.
 func resets(t *testing.T, _ *gateway) {
-	const slots = 4 // for one listener whose callers are all the same
+	const slots = 4 // the share of one listener whose callers have one identity
 	g := newGateway(t, options{config: gw.Config{MaxConnections: 4 * slots}})
 	for i := range 3 * slots {
 		c := g.openSoon(t)
@@ -141,23 +141,23 @@ func resets(t *testing.T, _ *gateway) {
 	}
 }
 
-// openSoon opens a tunnel as soon as there is a slot: one is free a moment after the
-// record of its tunnel.
+// openSoon opens a tunnel as soon as there is a slot. A slot may be released a moment
+// after the record of its tunnel's end.
 func (g *gateway) openSoon(t *testing.T) *caller {
 	t.Helper()
 	c, _ := g.soon(t, g.callPlain, "")
 	return c
 }
 
-// busySoon asks for a tunnel until it is told that there is no slot for it.
+// busySoon sends requests until one is answered with busy, and returns that answer.
 func (g *gateway) busySoon(t *testing.T) answer {
 	t.Helper()
 	_, got := g.soon(t, g.callPlain, "busy")
 	return got
 }
 
-// soon asks for a tunnel until it is refused for a reason, and takes up the records. It
-// may also get no answer: there is not always a slot to say busy, either.
+// soon sends requests until one has the answer with the reason, and reads their records.
+// A request may get no answer, because the answer busy needs a slot, too.
 func (g *gateway) soon(t *testing.T, call func(testing.TB) *caller, reason string) (*caller, answer) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
@@ -170,7 +170,7 @@ func (g *gateway) soon(t *testing.T, call func(testing.TB) *caller, reason strin
 			}
 			continue
 		}
-		for g.next(t, audit.EventDecision).Reason != reason { // of those that were busy before
+		for g.next(t, audit.EventDecision).Reason != reason { // skips the records of requests that were busy before
 		}
 		return c, got
 	}
@@ -190,11 +190,11 @@ func idles(t *testing.T, _ *gateway) {
 	}
 }
 
-// stalls writes into one end of a tunnel whose other end nobody reads, until
-// nothing goes in any more.
+// stalls writes into one end of a tunnel whose other end is not read, until the write
+// does not go on.
 func (g *gateway) stalls(t *testing.T, c *caller, into net.Conn, o *net.TCPConn) {
 	t.Helper()
-	const most = 64 << 20 // what the sockets of four ends may hold, generously
+	const most = 64 << 20 // more than the sockets of both connections hold
 	chunk, sent := make([]byte, 256<<10), 0
 	for sent < most {
 		_ = into.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))

@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
-// record is a line of the log as its reader sees it.
+// record is a record as its reader sees it.
 type record struct {
 	Event        string `json:"event"`
 	ID           string `json:"id"`
@@ -47,17 +47,16 @@ type record struct {
 	SNI          string `json:"sni"`
 	TLS          string `json:"tls"`
 	ECH          bool   `json:"ech"`
-	Line         string `json:"-"` // all of it
+	Line         string `json:"-"` // the whole line
 }
 
-// evidence is what a gateway leaves behind, in the order in which it was
-// written.
+// evidence receives the records of a gateway, in the order in which they are written.
 type evidence struct {
-	recorder *audit.Recorder
-	records  chan record
-	cut      atomic.Uint64 // connections that were closed for want of a slot, by the summaries of their listeners
-	stuck    chan struct{} // the sink takes nothing until it is closed; nil: it is quick
-	end      func()        // of the gateway that is recorded here; nil: it has not begun
+	recorder  *audit.Recorder
+	records   chan record
+	displaced atomic.Uint64 // connections that were closed for want of a slot, from the summaries of the listeners
+	stuck     chan struct{} // the sink does not write until it is closed; nil means that it writes at once
+	end       func()        // ends the gateway; nil if it has not started
 }
 
 func newEvidence(tb testing.TB, queue int, stuck chan struct{}) *evidence {
@@ -76,7 +75,7 @@ func newEvidence(tb testing.TB, queue int, stuck chan struct{}) *evidence {
 	return e
 }
 
-// Write takes the place of a log file.
+// Write receives records in the place of a log file.
 func (e *evidence) Write(p []byte) (int, error) {
 	if e.stuck != nil {
 		<-e.stuck
@@ -89,12 +88,12 @@ func (e *evidence) Write(p []byte) (int, error) {
 		if r.Line = string(line); audittest.IsObeyed(r.Line, false) {
 			return 0, fmt.Errorf("a terminal obeys what is in the record %q", line)
 		}
-		switch audit.Event(r.Event) { //nolint:exhaustive // the cases know what they have put in force
+		switch audit.Event(r.Event) { //nolint:exhaustive // the cases know which policies they have put in force
 		case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 			continue
 		case audit.EventSummary:
 			if r.Listener != "" { // it comes within a second, and no case waits for it
-				e.cut.Add(r.Count)
+				e.displaced.Add(r.Count)
 				continue
 			}
 		}
@@ -103,7 +102,7 @@ func (e *evidence) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// next waits for the next record, which must be of that event.
+// next waits for the next record, which must have that event.
 func (e *evidence) next(tb testing.TB, event audit.Event) record {
 	tb.Helper()
 	select {
@@ -118,7 +117,7 @@ func (e *evidence) next(tb testing.TB, event audit.Event) record {
 	}
 }
 
-// quiet checks that no record came beyond those that were waited for.
+// quiet checks that no records are left.
 func (e *evidence) quiet(tb testing.TB) {
 	tb.Helper()
 	for len(e.records) > 0 {
@@ -126,9 +125,8 @@ func (e *evidence) quiet(tb testing.TB) {
 	}
 }
 
-// rest ends the gateway, whose callers may have their answers before the
-// records are made, then the recorder, and returns the records that nobody has
-// taken.
+// rest ends the gateway, because an answer may come before its record is made. Then it
+// ends the recorder, and returns the records that are left.
 func (e *evidence) rest(tb testing.TB) []record {
 	tb.Helper()
 	if e.end != nil {

@@ -22,12 +22,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// shows is a good request with a certificate that is not accepted.
+// shows returns the case of a valid request with a certificate that is not accepted.
 func shows(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
 	return ask{name: name, shows: certificate, head: connectTo("allowed.example:PORT"), reason: reason, host: "allowed.example"}.scenario()
 }
 
-// issued shows a certificate of the trusted authority.
+// issued returns the case of a certificate that the trusted authority has signed.
 func issued(name string, reason allowlist.Reason, change ...func(*x509.Certificate)) scenario {
 	return shows(name, reason, func(t *testing.T, g *gateway) tls.Certificate {
 		t.Helper()
@@ -35,7 +35,8 @@ func issued(name string, reason allowlist.Reason, change ...func(*x509.Certifica
 	})
 }
 
-// ids are certificates of the trusted authority that are good but for the ID.
+// ids returns the cases of certificates of the trusted authority that are valid but for
+// the ID.
 func ids(reason allowlist.Reason, all ...string) []scenario {
 	var cases []scenario
 	for _, text := range all {
@@ -44,7 +45,7 @@ func ids(reason allowlist.Reason, all ...string) []scenario {
 	return cases
 }
 
-// foreign shows a certificate that another authority has signed.
+// foreign returns the case of a certificate that another authority has signed.
 func foreign(name string, reason allowlist.Reason, change ...func(*x509.Certificate)) scenario {
 	return shows(name, reason, func(t *testing.T, _ *gateway) tls.Certificate {
 		t.Helper()
@@ -100,7 +101,7 @@ func identityRows() []row {
 			"spiffe://test.example/x/../builder", "spiffe://test.example//builder", "spiffe://test.example/builder/", "spiffe://test.example/%62uilder", "spiffe://test.example/ns%2fa",
 			"spiffe://test.example/builder%00", "spiffe://test.example/a|b", "spiffe://test.example/a%0ab", "https://test.example/builder", "spiffe://test.example",
 			"spiffe://test.example/"+strings.Repeat("a", 2049-22), "spiffe://test.example/"+strings.Repeat("|", 10_000))},
-		{"F8", "a certificate that no library reads, or TLS before 1.3", "the handshake fails, and is recorded", []scenario{
+		{"F8", "a certificate that cannot be parsed, or TLS before 1.3", "the handshake fails, and is recorded", []scenario{
 			fails("an ID with a broken escape", func(t *testing.T, g *gateway) tls.Certificate {
 				t.Helper()
 				return g.ca.issue(t, withURIs("spiffe://test.example/%zz"))
@@ -140,7 +141,7 @@ func identityRows() []row {
 			real("h2 only in ALPN", func(c *tls.Config) { c.NextProtos = []string{"h2"} }),
 			real("no ALPN", func(c *tls.Config) { c.NextProtos = nil }),
 		}},
-		{"F14", "a PROXY protocol header: from a peer that may not send one; from one that must, none, two, or garbage", "the connection closes, and a record says so; a good one tells the caller's address, never its identity", proxiedCases()},
+		{"F14", "a PROXY protocol header: from a peer that may not send one; from one that must, none, two, or garbage", "the connection closes, and a record says so; a valid one sets the caller's address, never its identity", proxiedCases()},
 		{"F15", "an observing pattern, or an observing `everyone`, above an entry that has a list of its own", "403 `not-on-allowlist`, unless the entry says `mode: inherit`; an entry that only denies is observed", []scenario{
 			below("an exact entry", false, "- {id: ID, allow: [{host: only.example}]}", "- {id: PATTERN, OBSERVE}"),
 			below("an exact entry, where the pattern has a list too", false, "- {id: ID, allow: [{host: only.example}]}", "- {id: PATTERN, OBSERVE, allow: [{host: more.example}]}"),
@@ -153,9 +154,9 @@ func identityRows() []row {
 			below("an entry that denies", true, "- {id: ID, deny: [{host: bad.example}]}", "- {id: PATTERN, OBSERVE}"),
 			below("an entry without rules", true, "- {id: ID, owner: team-ci, limits: {tunnels: 9}}", "everyone: {OBSERVE}"),
 		}},
-		{"F16", "certificates that stand for a hundred times their bytes in memory, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
-		{"F17", "a certificate with a key that is dear to check, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", dear()},
-		{"F18", "certificates that do not verify, again and again, the same or others", "closed once their address has used up its processor time; each is recorded; a caller that is known is served meanwhile", []scenario{
+		{"F16", "certificates that take a hundred times their size in memory once parsed, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
+		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", dear()},
+		{"F18", "certificates that do not verify, many times, the same or others", "closed once their address has used up its processor time; each is recorded; a caller that is known is served meanwhile", []scenario{
 			{"the same", func(t *testing.T, _ *gateway) {
 				cert := newAuthority(t).svid(t, "builder")
 				sourceStrangers(t, func(*testing.T) tls.Certificate { return cert })
@@ -168,8 +169,8 @@ func identityRows() []row {
 	}
 }
 
-// sourceStrangers shows certificates of a false authority until that is not
-// answered any more.
+// sourceStrangers connects with certificates of an untrusted authority until one gets no
+// answer.
 func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate) {
 	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Strangers: 500 * time.Microsecond}}})
 	known := ask{who: "builder", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}
@@ -194,8 +195,8 @@ func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate)
 	t.Error("a thousand strangers were answered")
 }
 
-// last is a good request whose connection may not go on: not even that of a caller
-// who forgot its certificate.
+// last returns the case of a valid request that must be the last on its connection, while
+// a caller that has sent no certificate may send another one.
 func last(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		c := g.callWith(t, certificate(t, g))
@@ -210,13 +211,13 @@ func last(name string, reason allowlist.Reason, certificate func(t *testing.T, g
 	}}
 }
 
-// junk is a certificate of the caller's own making.
+// junk returns a self-signed certificate.
 func junk(t *testing.T, change ...func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	return selfSigned(t, change...)
 }
 
-// besideSVID shows a certificate behind a good one.
+// besideSVID returns a valid SVID with other certificates behind it.
 func besideSVID(t *testing.T, g *gateway, others ...tls.Certificate) tls.Certificate {
 	t.Helper()
 	good := g.ca.svid(t, "builder")
@@ -227,7 +228,8 @@ func besideSVID(t *testing.T, g *gateway, others ...tls.Certificate) tls.Certifi
 	return tls.Certificate{Certificate: chain, PrivateKey: good.PrivateKey, Leaf: good.Leaf}
 }
 
-// exploding are certificates within the bytes, and beyond the rest.
+// exploding returns the cases of certificates that are small enough in bytes, but exceed
+// another limit.
 func exploding() []scenario {
 	kinds := []struct {
 		name   string
@@ -273,7 +275,7 @@ func tooLong() []scenario {
 	}
 }
 
-// dear are chains whose verification would be.
+// dear returns the cases of chains whose verification would be expensive.
 func dear() []scenario {
 	named := func(t *testing.T, g *gateway, key any) tls.Certificate {
 		t.Helper()
@@ -329,9 +331,9 @@ func dear() []scenario {
 	}
 }
 
-// below is a request for a name that no entry lists, under a policy of its own.
-// Where it is observed, the name is looked up and its address refused, for that
-// is loopback.
+// below returns the case of a request for a name that no entry lists, under a policy with
+// the parts. If the request is observed, its name is looked up, and its address refused,
+// because it is loopback.
 func below(name string, observed bool, parts ...string) scenario {
 	text := "version: 1\nidentities:\n"
 	for _, part := range parts {
@@ -353,7 +355,7 @@ func below(name string, observed bool, parts ...string) scenario {
 	}}
 }
 
-// fails is a handshake that dies inside the TLS library.
+// fails returns the case of a handshake that fails in the TLS library.
 func fails(name string, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		before := g.counts()
@@ -382,8 +384,7 @@ func oldTLS(t *testing.T, g *gateway) {
 	}
 }
 
-// rolled takes the authority away while a tunnel is open and a client holds a
-// session.
+// rolled removes the authority while a tunnel is open and a client has a TLS session.
 func rolled(t *testing.T, _ *gateway) {
 	g := newGateway(t, options{})
 	sessions := tls.NewLRUClientSessionCache(1)
@@ -436,7 +437,9 @@ func longIdentity(t *testing.T, g *gateway) {
 	c.gone(t)
 }
 
-// real is a good request after a handshake of another kind.
+// real returns the case of a valid request whose handshake has another configuration.
+// real returns the case of a valid request after a handshake with another client
+// configuration.
 func real(name string, change func(*tls.Config)) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		c := g.callWith(t, g.ca.svid(t, "builder"), change)
@@ -444,7 +447,7 @@ func real(name string, change func(*tls.Config)) scenario {
 	}}
 }
 
-// proxiedCases are connections through a load balancer, or not.
+// proxiedCases returns the cases of PROXY headers, from load balancers and from others.
 func proxiedCases() []scenario {
 	const v1 = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n"
 	v2 := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + "\xc6\x33\x64\x07" + "\xc0\x00\x02\x01" + "\x12\x67\x01\xbb"
@@ -466,7 +469,7 @@ func proxiedCases() []scenario {
 	return append(cases, scenario{"two, from a load balancer", func(t *testing.T, _ *gateway) { balancedTwice(t, v1) }})
 }
 
-// unwanted sends a header where a handshake should begin.
+// unwanted sends a PROXY header in the place of a handshake, and checks that it fails.
 func unwanted(t *testing.T, g *gateway, header string) {
 	conn := g.connect(t, g.secure)
 	_, _ = conn.Write([]byte(header))
@@ -476,8 +479,8 @@ func unwanted(t *testing.T, g *gateway, header string) {
 	}
 }
 
-// loadBalanced is a gateway that expects headers from loopback, and takes no
-// longer than that for them.
+// loadBalanced returns a gateway that expects PROXY headers from loopback, and waits at
+// most 500 ms for them.
 func loadBalanced(t *testing.T) *gateway {
 	t.Helper()
 	return newGateway(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, config: gw.Config{HandshakeTimeout: 500 * time.Millisecond}})
@@ -507,7 +510,7 @@ func unbalanced(t *testing.T, header string) {
 	}
 }
 
-// balancedTwice sends a second header, which is where the handshake begins.
+// balancedTwice sends a second PROXY header where the handshake should begin.
 func balancedTwice(t *testing.T, header string) {
 	g := loadBalanced(t)
 	conn := g.connect(t, g.secure)

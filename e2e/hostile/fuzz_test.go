@@ -18,8 +18,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// fuzzPolicy opens nothing but loopback addresses, so that no fault that a
-// fuzzer is to find sends a packet to anybody.
+// fuzzPolicy allows loopback addresses only, so that no fault which the fuzzer finds can
+// send a packet to another machine.
 const fuzzPolicy = `version: 1
 identities:
   - id: spiffe://test.example/sidecar
@@ -32,7 +32,8 @@ identities:
       - {host: denied.wild.example}
 `
 
-// permitted is what fuzzPolicy says, read by somebody else than the gateway.
+// permitted reports whether fuzzPolicy allows a request. It is independent of the
+// gateway.
 func permitted(r record, port uint16) bool {
 	name := r.Host == "allowed.example" || r.Host == "127.0.0.1" ||
 		strings.HasSuffix(r.Host, ".wild.example") && r.Host != "denied.wild.example"
@@ -40,11 +41,11 @@ func permitted(r record, port uint16) bool {
 	return name && strings.ToLower(r.Host) == r.Host && r.Port == port && r.Address == netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
 }
 
-// seeds are requests of every kind.
+// seeds returns requests of every kind.
 func seeds() []string {
 	good, labels := connectTo("allowed.example:PORT"), strings.Repeat(strings.Repeat("a", 60)+".", 3)
 	all := []string{
-		// The shortest heads that reach an origin, with much of a name that may be any.
+		// The shortest heads that reach an origin, with a long free part of the name.
 		"CONNECT " + labels + "wild.example:PORT HTTP/1.0\r\n\r\n", "GET http://" + labels + "wild.example:PORT/ HTTP/1.0\r\n\r\n",
 		good, good + "early bytes", connectTo("a.wild.example:PORT"), connectTo("denied.wild.example:PORT"), connectTo("127.0.0.1:PORT"), connectTo("[::ffff:127.0.0.1]:PORT"),
 		connectTo("evil.test:443") + good, connectTo("allowed.example:0") + good, "CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n" + good,
@@ -52,7 +53,7 @@ func seeds() []string {
 		line + host + "X: a\r\n b\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", get("http://allowed.example:PORT/"),
 		get("http://allowed.example:PORT/a?b") + get("http://evil.test/") + get("http://a.wild.example:PORT/"), get("http://read-only.example:PORT/"), getLine + "Host: evil.test\r\n\r\n",
 		post + "Content-Length: 4\r\n\r\nbody" + good, post + "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n" + get("http://allowed.example:PORT/"),
-		post + "Transfer-Encoding: chunked\r\n\r\n\n\n\n", // found: recorded as denied when its head had gone out
+		post + "Transfer-Encoding: chunked\r\n\r\n\n\n\n", // found by the fuzzer: it was recorded as denied after its head had been sent
 		post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", get("http://allowed.example:PORT/", "Connection: Upgrade", "Upgrade: x"), get("http://u@allowed.example:PORT/"),
 	}
 	for _, target := range []string{
@@ -64,16 +65,16 @@ func seeds() []string {
 	return all
 }
 
-// FuzzConnection holds for any bytes on a connection, and any answer of the
-// resolver: a byte reaches an origin only through an address that passes the
-// check of a decision that allows the very host that was looked up and recorded.
+// FuzzConnection checks a property for any bytes on a connection and any answer of the
+// resolver: bytes reach an origin only at an address that passes the check of a decision,
+// and the decision allows the very host that was looked up and recorded.
 func FuzzConnection(f *testing.F) {
 	for i, raw := range seeds() {
 		f.Add([]byte(raw), byte(i))
 	}
 	w := newWatched(f)
 	f.Fuzz(func(t *testing.T, raw []byte, answer byte) {
-		if len(raw) > 96<<10 { // more than a head may have; the rest is only slower
+		if len(raw) > 96<<10 { // more than a head may have; longer inputs are only slower
 			return
 		}
 		w.begin(answer)
@@ -84,14 +85,14 @@ func FuzzConnection(f *testing.F) {
 	})
 }
 
-// watched is a gateway all of whose lookups and dials are written down.
+// watched is a gateway whose lookups and connections to origins are all noted.
 type watched struct {
 	*gateway
-	taken uint64 // records
+	taken uint64 // number of records that were read
 
 	mu    sync.Mutex
-	asked []string            // of the resolver
-	got   map[string][]string // by the origin's address: what came on each connection
+	asked []string            // names that the resolver was asked for
+	got   map[string][]string // what each connection received, by the origin's address
 }
 
 func newWatched(tb testing.TB) *watched {
@@ -116,7 +117,7 @@ func newWatched(tb testing.TB) *watched {
 	return w
 }
 
-// answer reads every connection to its end.
+// answer serves every connection to an origin and notes what it received.
 func (w *watched) answer(ctx context.Context, o *origin) {
 	for {
 		select {
@@ -132,7 +133,7 @@ func (w *watched) answer(ctx context.Context, o *origin) {
 	}
 }
 
-// serve reads to the end, and answers what looks like a request.
+// serve reads a connection to its end, and answers once if a head has come.
 func serve(conn *net.TCPConn) string {
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	var got []byte
@@ -151,7 +152,7 @@ func serve(conn *net.TCPConn) string {
 	}
 }
 
-// begin forgets the connection before and sets what names resolve to.
+// begin forgets the connection before, and sets the addresses to which all names resolve.
 func (w *watched) begin(answer byte) {
 	sets := []answerSet{
 		answers("127.0.0.1"), answers("127.0.0.2"), answers("127.0.0.2", "127.0.0.1"), answers("::1", "127.0.0.1"), answers("::ffff:127.0.0.1"), answers(),
@@ -162,7 +163,7 @@ func (w *watched) begin(answer byte) {
 	w.asked, w.got = nil, map[string][]string{}
 }
 
-// send sends bytes on a connection of their own and reads it to its end.
+// send sends bytes on a new connection, and reads it to its end.
 func (w *watched) send(t *testing.T, raw string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", w.plain.String())
@@ -179,8 +180,8 @@ func (w *watched) send(t *testing.T, raw string) {
 	}
 }
 
-// records returns those of the connection: every one was made before it ended,
-// but for the last one of a tunnel.
+// records returns the decisions of the connection. All its records are made before it
+// ends, except the end of a tunnel, for which it waits.
 func (w *watched) records(t *testing.T) (decisions []record) {
 	t.Helper()
 	open := 0
@@ -205,19 +206,18 @@ func (w *watched) records(t *testing.T) (decisions []record) {
 	return decisions
 }
 
-// wentOut reports whether a connection to an origin was made and used: there is
-// a record of its end then, which comes behind the end of a refused request.
+// wentOut reports whether a connection to an origin was made and used. If so, another
+// record tells of its end; for a refused request it comes after the end of the request.
 func wentOut(r record) bool {
 	switch r.Reason {
 	case "malformed-header", "client-gone", "response-failed", "response-timeout":
-		return r.Protocol == "http" && r.Verdict == "fail" && r.Address != "" // and no head that did not come whole
+		return r.Protocol == "http" && r.Verdict == "fail" && r.Address != "" // not for a head that was incomplete
 	}
 	return r.Status == 200
 }
 
-// await waits until the origins have written down the connections of tunnels
-// and exchanges: one may read to its end a moment after the gateway has recorded
-// that.
+// await waits until the origins have noted the connections of all tunnels and exchanges.
+// An origin may read the end of a connection a moment after the gateway has recorded it.
 func (w *watched) await(t *testing.T, decisions []record) {
 	t.Helper()
 	want := 0
@@ -242,7 +242,7 @@ func (w *watched) await(t *testing.T, decisions []record) {
 	}
 }
 
-// check is the property.
+// check checks the property of FuzzConnection.
 func (w *watched) check(t *testing.T, decisions []record) {
 	t.Helper()
 	w.mu.Lock()
@@ -268,7 +268,7 @@ func (w *watched) check(t *testing.T, decisions []record) {
 		case allowed:
 			t.Errorf("allowed and not looked up: %s", r.Line)
 		}
-		if r.Verdict == "fail" && r.Address != "" { // it may have been reached, and the rest failed
+		if r.Verdict == "fail" && r.Address != "" { // the address may have been reached before the request failed
 			dialled[r.Address]++
 		}
 	}
@@ -285,7 +285,7 @@ func (w *watched) check(t *testing.T, decisions []record) {
 	}
 }
 
-// checkDecision makes the recorded decision again.
+// checkDecision decides a recorded request again, and checks its address.
 func (w *watched) checkDecision(t *testing.T, r record) {
 	t.Helper()
 	req := allowlist.Request{
@@ -298,6 +298,6 @@ func (w *watched) checkDecision(t *testing.T, r record) {
 	d := w.running.State().Decide(req)
 	addr, err := netip.ParseAddrPort(r.Address)
 	if err != nil || !d.Allowed() || d.CheckAddr(addr) != nil {
-		t.Errorf("the decision is %v, the address check says %v: %s", d.Reason, d.CheckAddr(addr), r.Line)
+		t.Errorf("the decision is %v, the address check %v: %s", d.Reason, d.CheckAddr(addr), r.Line)
 	}
 }

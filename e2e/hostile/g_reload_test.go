@@ -48,7 +48,7 @@ func reloadRows(program *program) []row {
 			{"and the tunnel ends", func(t *testing.T, _ *gateway) { expires(t, true) }},
 		}},
 		{"G8", "the clock is set forward or back over a date of the policy", "the date counts by the clock as it is then, not by the time that has passed", []scenario{{"forward and back", clockSteps}}},
-		{"G9", "a policy, a quarantine or the end of the gateway that comes while an origin has a plain request, whole or in part", "502 `cut-off`, recorded as failed with what ended it: 403 and 503 are only for what was not sent", []scenario{
+		{"G9", "a policy, a quarantine or the end of the gateway that comes while an origin has a plain request, whole or in part", "502 `cut-off`, recorded as failed with what ended it: 403 and 503 are only for requests that were not sent", []scenario{
 			{"a policy that forbids it", func(t *testing.T, g *gateway) { cutOff(t, g, "revoked") }},
 			{"a quarantine", func(t *testing.T, g *gateway) { cutOff(t, g, "quarantined") }},
 			{"the end of the time to drain", func(t *testing.T, _ *gateway) { cutOff(t, newGateway(t, options{}), "drain") }},
@@ -56,7 +56,7 @@ func reloadRows(program *program) []row {
 	}
 }
 
-// wrongFiles makes the policy unusable in every way.
+// wrongFiles makes the policy unusable, in one way after the other.
 func wrongFiles(t *testing.T, p *process) {
 	p.inForce(t, 1)
 	good := p.allowing("allowed.example")
@@ -66,7 +66,7 @@ func wrongFiles(t *testing.T, p *process) {
 		func() { p.replace(t, "policy/policy.yaml", "") },
 		func() {
 			_ = os.Remove(p.path("policy/policy.yaml"))
-			if err := os.Mkdir(p.path("policy/policy.yaml"), 0o700); err != nil { // unreadable, also for root
+			if err := os.Mkdir(p.path("policy/policy.yaml"), 0o700); err != nil { // unreadable even for root
 				t.Fatal(err)
 			}
 		},
@@ -92,18 +92,18 @@ func wrongFiles(t *testing.T, p *process) {
 	}
 }
 
-// waysToWrite replaces the policy in the ways that people and tools do.
+// waysToWrite replaces the policy in the ways that people and tools use.
 func waysToWrite(t *testing.T, p *process) {
 	p.inForce(t, 1)
 	file := "policy/policy.yaml"
 	hosts := []string{"second.example", "allowed.example"}
 	for i, change := range []func(text string){
 		func(text string) { p.replace(t, file, text) },
-		func(text string) { // an editor
+		func(text string) { // as an editor does
 			p.rename(t, p.path(file), p.path(file+"~"))
 			p.write(t, file, text)
 		},
-		func(text string) { // slowly, in place
+		func(text string) { // slowly and in place
 			f, err := os.OpenFile(p.path(file), os.O_TRUNC|os.O_WRONLY, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -122,13 +122,13 @@ func waysToWrite(t *testing.T, p *process) {
 			p.rename(t, p.path("policy"), p.path("old"))
 			p.rename(t, p.path("next"), p.path("policy"))
 		},
-		func(text string) { // a ConfigMap: the file is a link through ..data
+		func(text string) { // as in a ConfigMap, where the file is a link through ..data
 			p.write(t, "policy/..1/policy.yaml", text)
 			p.link(t, "..1", "policy/..data")
 			p.link(t, "..data/policy.yaml", "policy/.link")
 			p.rename(t, p.path("policy/.link"), p.path(file))
 		},
-		func(text string) { // and its swap, which does not name the file
+		func(text string) { // the swap of a ConfigMap, which does not name the file
 			p.write(t, "policy/..2/policy.yaml", text)
 			p.link(t, "..2", "policy/..data_tmp")
 			p.rename(t, p.path("policy/..data_tmp"), p.path("policy/..data"))
@@ -146,7 +146,7 @@ func waysToWrite(t *testing.T, p *process) {
 	}
 }
 
-// storm renames policies over each other as fast as it can for a second.
+// storm replaces the policy a thousand times within about a second.
 func storm(t *testing.T, p *process) {
 	p.inForce(t, 1)
 	const changes = 1000
@@ -180,14 +180,14 @@ func storm(t *testing.T, p *process) {
 	}
 }
 
-// oneGeneration flips between two policies, each with an identity and a name of
-// its own, so that no mix of the two could give the answers that are seen.
+// oneGeneration switches between two policies, each of which allows a different name. A
+// mix of the two would give other answers than those that are accepted here.
 func oneGeneration(t *testing.T, _ *gateway) {
 	g := newGateway(t, options{})
 	text := func(host string) string {
 		return g.fill("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: " + host + ".wild.example, ports: [PORT], addresses: 127.0.0.1/32}]\n")
 	}
-	g.put(t, text("left")) // what was there before allows both
+	g.put(t, text("left")) // the first policy allows both names
 	var flips atomic.Int64
 	done := make(chan struct{})
 	var flipping sync.WaitGroup
@@ -209,7 +209,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 		host := []string{"left", "right"}[i%2]
 		c := g.call(t, "builder")
 		c.send(t, connectTo(g.at(host+".wild.example")))
-		got, err := c.tryAnswer() // none if the other policy comes while it is written
+		got, err := c.tryAnswer() // there is no answer if the other policy comes while it is written
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("instead of an answer: %v", err)
 		}
@@ -217,7 +217,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 		if got.status != r.Status || (got.status == 200) != (r.Verdict == "allow") {
 			t.Errorf("answered %s, record %+v", got.phrase, r)
 		}
-		if got.status == 200 { // the generation must be one that allows this host
+		if got.status == 200 { // the parity of the generation must be that of the policy which allows this host
 			if other, ok := odd[r.Generation%2 == 1]; ok && other != host {
 				t.Errorf("generation %d allowed %s and %s", r.Generation, other, host)
 			}
@@ -232,7 +232,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 		_ = (<-g.origin.conns).Close()
 	}
 	if len(odd) != 2 || flips.Load() < 10 {
-		t.Errorf("little was shown: %v of %d flips", odd, flips.Load())
+		t.Errorf("the test shows little: %v of %d flips", odd, flips.Load())
 	}
 }
 
@@ -248,12 +248,12 @@ func revoked(t *testing.T, g *gateway) {
 	g.put(t, g.policy())
 }
 
-// cutOff ends a POST of which the origin has a part.
+// cutOff ends a POST of which the origin has read a part.
 func cutOff(t *testing.T, g *gateway, how string) {
 	c := g.call(t, "builder")
 	c.send(t, g.fill("POST http://allowed.example:PORT/ HTTP/1.1\r\n"+host+"Content-Length: 10\r\n\r\nhalf"))
 	var req *http.Request
-	for req == nil { // a connection of a case before may be there, which has ended
+	for req == nil { // a connection of an earlier case, which has ended, may come first
 		o := g.origin.next(t)
 		defer func() { _ = o.Close() }()
 		if got, err := http.ReadRequest(bufio.NewReader(o)); err == nil {
@@ -284,7 +284,7 @@ func cutOff(t *testing.T, g *gateway, how string) {
 	}
 }
 
-// datedDial lets a rule end while its name is looked up.
+// datedDial lets a rule expire while its name is looked up.
 func datedDial(t *testing.T, g *gateway) {
 	ends := time.Now().Add(1500 * time.Millisecond)
 	g.put(t, g.until(ends))
@@ -334,7 +334,7 @@ func expires(t *testing.T, closing bool) {
 		}
 		return
 	}
-	<-time.After(time.Until(ends.Add(1100 * time.Millisecond))) // certificates count whole seconds
+	<-time.After(time.Until(ends.Add(1100 * time.Millisecond))) // times in certificates have whole seconds
 	ask{
 		shows: func(*testing.T, *gateway) tls.Certificate { return certificate },
 		head:  connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.IdentityExpired,
@@ -349,8 +349,8 @@ func expires(t *testing.T, closing bool) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// clockSteps asks the policy at the times that a clock would show which is set:
-// no test may set that of the machine.
+// clockSteps decides requests at the times that a clock would show after it was set,
+// because a test may not set the clock of the machine.
 func clockSteps(t *testing.T, g *gateway) {
 	ends := time.Now().Add(time.Hour)
 	policy := load(t, g.until(ends))
@@ -365,7 +365,7 @@ func clockSteps(t *testing.T, g *gateway) {
 	}
 }
 
-// metrics reads those of the program.
+// metrics returns the metrics of the program.
 func (p *process) metrics(t *testing.T) string {
 	t.Helper()
 	resp, err := http.Get("http://" + p.logged(t, `listener=admin address=(\S+)`) + "/metrics")

@@ -28,7 +28,7 @@ func exhaustionRows() []row {
 			{"half a hello", slowHandshake},
 		}},
 		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{"stalled", stalledLookup}}},
-		{"H4", "more connections than there are slots: silent ones, on a listener with or without TLS, or tunnels of one identity", "a silent one makes room for the next, of the same share, and is counted in one `summary` a second; beyond its share an identity is answered 503 `busy`; no tunnel is ended, and every other identity is served; memory is bounded by the number of slots", []scenario{
+		{"H4", "more connections than there are slots: silent ones, on a listener with or without TLS, or tunnels of one identity", "a silent one is closed for the next one of the same share, and is counted in one `summary` a second; beyond its share an identity is answered 503 `busy`; no tunnel is ended, and every other identity is served; memory is bounded by the number of slots", []scenario{
 			{"silent ones without TLS", func(t *testing.T, _ *gateway) {
 				silentCallers(t, func(g *gateway) netip.AddrPort { return g.plain })
 			}},
@@ -40,7 +40,7 @@ func exhaustionRows() []row {
 		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{
 			{"64 KiB each", longHeads}, {"64 KiB before each tunnel", tunnelsBehindLongHeads},
 		}},
-		{"H6", "a sink of records that takes nothing, while one identity is denied as fast as it can", "nobody waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{"stuck", floodOfDenials}}},
+		{"H6", "a sink that does not write its records, while one identity sends denied requests as fast as it can", "no request waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{"stuck", floodOfDenials}}},
 	}
 }
 
@@ -55,8 +55,8 @@ func slowHead(t *testing.T, _ *gateway) {
 	g.next(t, audit.EventDecision)
 }
 
-// drip sends a head byte by byte for as long as the gateway lets it: the time
-// is that of the whole head and not of a read.
+// drip sends a head byte by byte until the gateway answers, because the timeout is that
+// of the whole head and not of one read.
 func drip(t *testing.T, _ *gateway) {
 	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
@@ -111,7 +111,8 @@ func stalledLookup(t *testing.T, _ *gateway) {
 	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.ResolveTimeout, lookups: 1}.run(t, g)
 }
 
-// silentCallers come to one listener, and take nothing from others.
+// silentCallers opens silent connections to one listener. They must not keep others from
+// being served.
 func silentCallers(t *testing.T, listener func(*gateway) netip.AddrPort) {
 	const slots, silent = 64, 200
 	g := newGateway(t, options{config: gw.Config{MaxConnections: slots, HandshakeTimeout: time.Hour, Front: front.Config{HeadTimeout: time.Hour}}})
@@ -138,14 +139,14 @@ func silentCallers(t *testing.T, listener func(*gateway) netip.AddrPort) {
 	_ = open.Close()
 	_ = origin.Close()
 	g.next(t, audit.EventTunnelClose)
-	for end := time.Now().Add(patience); g.cut.Load() < silent-slots/4; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); g.displaced.Load() < silent-slots/4; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("summaries tell of %d connections that were closed", g.cut.Load())
+			t.Fatalf("the summaries count %d connections that were closed", g.displaced.Load())
 		}
 	}
 }
 
-// tooManyTunnels are more than one identity may have.
+// tooManyTunnels opens more tunnels than one identity may have.
 func tooManyTunnels(t *testing.T, _ *gateway) {
 	const slots = 16
 	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
@@ -177,7 +178,7 @@ func tooManyTunnels(t *testing.T, _ *gateway) {
 	}
 }
 
-// longHeads holds many connections in the middle of a head.
+// longHeads leaves many connections in the middle of a head.
 func longHeads(t *testing.T, _ *gateway) {
 	const conns, each = 200, 64 << 10
 	g := newGateway(t, options{})
@@ -199,7 +200,7 @@ func longHeads(t *testing.T, _ *gateway) {
 		}
 	}
 	after := heap()
-	// The text itself is small; the kernel may hold what was not read.
+	// The text of the heads is kept once; the kernel may hold bytes that were not read.
 	if most := uint64(conns*each*3/2 + 16<<20); during > before+most {
 		t.Errorf("%d MiB for %d heads of %d KiB", (during-before)>>20, conns, each>>10)
 	}
@@ -208,9 +209,10 @@ func longHeads(t *testing.T, _ *gateway) {
 	}
 }
 
-// tunnelsBehindLongHeads hold no more than those behind short ones.
+// tunnelsBehindLongHeads checks that tunnels behind long heads take no more memory than
+// those behind short ones.
 func tunnelsBehindLongHeads(t *testing.T, _ *gateway) {
-	const tunnels, most = 100, 8 << 10 // of each
+	const tunnels, most = 100, 8 << 10 // most is for each tunnel, in bytes
 	g := newGateway(t, options{})
 	open := func(fields string) int {
 		head, before := g.fill(line)+g.fill(host)+fields+"\r\n", heap()
@@ -223,14 +225,15 @@ func tunnelsBehindLongHeads(t *testing.T, _ *gateway) {
 		}
 		return int(heap()) - int(before)
 	}
-	open("") // warms what lasts
+	open("") // allocates what lasts, such as pools
 	short := open("")
 	if long := open("X: " + strings.Repeat("a", 60<<10) + "\r\n"); long > short+tunnels*most {
 		t.Errorf("%d tunnels hold %d KiB, and %d behind long heads", tunnels, short>>10, long>>10)
 	}
 }
 
-// heap returns the bytes in use, without what pools keep for one more cycle.
+// heap returns the bytes in use. It collects twice, because a pool keeps its values for
+// one more cycle.
 func heap() uint64 {
 	runtime.GC()
 	runtime.GC()

@@ -20,10 +20,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// limitRows are those about budgets.
+// limitRows returns the rows about limits.
 func limitRows(program *program) []row {
 	return []row{
-		{"H7", "more connections, or handshakes per second, from one address than it may have", "429 `rate-limited` while there is room to say it, then closed at once; each is recorded", []scenario{
+		{"H7", "more connections, or handshakes per second, from one address than it may have", "429 `rate-limited` while there is a slot for the answer, then closed at once; each is recorded", []scenario{
 			{"connections", sourceConnections},
 			{"handshakes", sourceHandshakes},
 		}},
@@ -33,11 +33,11 @@ func limitRows(program *program) []row {
 			{"tunnels of a group", func(t *testing.T, _ *gateway) { identityTunnels(t, "", "shared_limits: {tunnels: 2}") }},
 			{"tunnels per second", identityConnects},
 		}},
-		{"H10", "more bytes sent within an hour than an identity may send", "its tunnels end with `close_reason` `limit`, and new ones are 429 `upload-limit`", []scenario{
+		{"H10", "more bytes within an hour than an identity may send", "its tunnels end with `close_reason` `limit`, and new ones are 429 `upload-limit`", []scenario{
 			{"all at once", identityUpload},
 			{"to the last byte", lastByte},
 		}},
-		{"H11", "a policy that is loaded again, as often as one likes", "what was spent stays spent", []scenario{{"tunnels and bytes", limitsStay}}},
+		{"H11", "a policy that is loaded many times", "what was used of a limit stays used", []scenario{{"tunnels and bytes", limitsStay}}},
 		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
 		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
 		{"H14", "a body that stops half-way; an origin that never answers, answers garbage, or never ends the head of its answer", "closed after the body's time-out; 504 `response-timeout`; 502 `response-failed`; bounded in bytes and time", []scenario{
@@ -52,7 +52,7 @@ func limitRows(program *program) []row {
 				badAnswer(t, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345", allowlist.ResponseFailed)
 			}},
 		}},
-		{"H15", "lists of names that meet: more than 256 in `Connection` and `Trailer` of a request, or of an answer", "431 `head-too-large`; 502 `response-failed`: what is compared is bounded, and the work grows with the head and not with its square", namesByThousands()},
+		{"H15", "lists of names that are compared with each other: more than 256 in `Connection` and `Trailer` of a request, or of an answer", "431 `head-too-large`; 502 `response-failed`: what is compared is bounded, and the work grows with the head and not with its square", namesByThousands()},
 	}
 }
 
@@ -92,8 +92,8 @@ func sourceConnections(t *testing.T, _ *gateway) {
 	}
 }
 
-// askUntil makes good requests until one is answered so: connections count a
-// moment after they were made.
+// askUntil sends valid requests until one has the answer status. The first ones may have
+// another answer, because a closed connection still counts for a moment.
 func (g *gateway) askUntil(t *testing.T, call func() *caller, status int) answer {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
@@ -152,9 +152,9 @@ func identityRequests(t *testing.T, _ *gateway) {
 	ask{who: "fenced", head: connectTo("allowed.example:443"), host: "allowed.example", reason: allowlist.PortNotAllowed}.run(t, g)
 }
 
-func identityTunnels(t *testing.T, own, shared string) {
+func identityTunnels(t *testing.T, limits, shared string) {
 	g := newGateway(t, options{})
-	g.put(t, g.limitedTo(own, shared))
+	g.put(t, g.limitedTo(limits, shared))
 	for round := range 3 {
 		first, o1 := g.open(t)
 		second, o2 := g.open(t)
@@ -172,7 +172,7 @@ func identityTunnels(t *testing.T, own, shared string) {
 		for range 2 {
 			g.next(t, audit.EventTunnelClose)
 		}
-		for end := time.Now().Add(patience); g.running.Registry().Len() > 0 && time.Now().Before(end); { // a moment after its record
+		for end := time.Now().Add(patience); g.running.Registry().Len() > 0 && time.Now().Before(end); { // the registry forgets a tunnel a moment after its record
 			<-time.After(time.Millisecond)
 		}
 	}
@@ -219,7 +219,7 @@ func identityUpload(t *testing.T, _ *gateway) {
 	}
 }
 
-// lastByte uses so small a limit that it does not fill up again meanwhile.
+// lastByte uses a limit that is too small to be refilled by a byte during the test.
 func lastByte(t *testing.T, _ *gateway) {
 	g := newGateway(t, options{})
 	g.put(t, g.limitedTo("limits: {upload_per_hour: 1KiB}", ""))
@@ -230,7 +230,7 @@ func lastByte(t *testing.T, _ *gateway) {
 	ask{who: "ns/a", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
 }
 
-// upload sends bytes through a tunnel.
+// upload sends n bytes through a tunnel.
 func (g *gateway) upload(t *testing.T, c *caller, o *net.TCPConn, n int) {
 	t.Helper()
 	if _, err := c.Write(make([]byte, n)); err != nil {
@@ -241,7 +241,7 @@ func (g *gateway) upload(t *testing.T, c *caller, o *net.TCPConn, n int) {
 	}
 }
 
-// exceeds sends what is beyond a limit.
+// exceeds sends bytes beyond a limit, and checks that none arrive.
 func (g *gateway) exceeds(t *testing.T, c *caller, o *net.TCPConn) {
 	t.Helper()
 	_, _ = c.Write(make([]byte, 50))
@@ -264,7 +264,7 @@ func limitsStay(t *testing.T, _ *gateway) {
 		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.TunnelLimit}.run(t, g)
 		g.upload(t, c, o, 600)
 	}
-	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 2KiB}", "")) // 3,000 bytes were sent, of 3 KiB before
+	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 2KiB}", "")) // 3,000 bytes were sent, of the last limit of 3 KiB
 	g.exceeds(t, c, o)
 }
 
@@ -294,7 +294,7 @@ func halfOpen(t *testing.T, _ *gateway) {
 	}
 }
 
-// deadCollector exports to a listener whose connections nobody reads.
+// deadCollector exports spans to a listener whose connections are never read.
 func deadCollector(t *testing.T, program *program) {
 	hole, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -324,7 +324,7 @@ func deadCollector(t *testing.T, program *program) {
 	}
 }
 
-// slowBody sends less of a body than it has announced.
+// slowBody sends a part of the body that it announced.
 func slowBody(t *testing.T, _ *gateway) {
 	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Body: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
@@ -342,13 +342,13 @@ func slowBody(t *testing.T, _ *gateway) {
 	c.gone(t)
 }
 
-// badAnswer lets the origin answer a plain request so.
+// badAnswer lets the origin answer a plain request with a text that is no valid answer.
 func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
 	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Response: 500 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, g.fill(get("http://allowed.example:PORT/")))
 	o := g.origin.next(t)
-	if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil { // else the answer is to no request
+	if _, err := http.ReadRequest(bufio.NewReader(o)); err != nil { // without a request, it would not be an answer
 		t.Fatal(err)
 	}
 	written := make(chan struct{})
@@ -368,8 +368,8 @@ func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
 	_ = c.Close()
 }
 
-// namesByThousands are heads whose two lists would cost the product of their
-// lengths.
+// namesByThousands returns the cases of heads with two lists whose comparison would cost
+// the product of their lengths.
 func namesByThousands() []scenario {
 	list := func(n int) string { return strings.Repeat("a,", n-1) + "a\r\n" }
 	const chunked = post + "Transfer-Encoding: chunked\r\n"

@@ -1,11 +1,11 @@
-// Package hostile is what the gateway promises of hostile inputs, as tests
-// over the wire.
+// Package hostile tests over the wire what the gateway promises about hostile
+// inputs.
 //
-// Every class has rows, every row has cases. A case sends raw bytes to a real
-// listener of a gateway that is whole but for its resolver, which follows a
-// script, and its origin, which counts. It looks at the answer, at the record,
-// and at what was looked up and dialled. The table of docs/security.md is made
-// from these rows: `make generate` writes it, `make hostile` also counts.
+// Every class has rows, and every row has cases. A case sends raw bytes to a real
+// listener of a complete gateway, whose resolver follows a script and whose origin
+// counts connections. It checks the answer, the record, and what was looked up and
+// dialled. The table of docs/security.md is generated from these rows: `make
+// generate` writes it, and `make hostile` also prints the numbers.
 package hostile
 
 import (
@@ -22,11 +22,11 @@ import (
 )
 
 var (
-	summary = flag.Bool("summary", false, "print what was promised and what held")
+	summary = flag.Bool("summary", false, "print the numbers of rows, cases and passed cases")
 	update  = flag.Bool("update", false, "write the table of docs/security.md")
 )
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests. No test should come near it.
 const patience = 20 * time.Second
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -37,21 +37,21 @@ type class struct {
 	rows          []row
 }
 
-// row is one promise. Its texts are those of the document.
+// row is one promise. Its texts are in the table of docs/security.md.
 type row struct {
 	id      string
-	comes   string // what is sent, or done
+	comes   string // what comes: what is sent or done
 	happens string
 	cases   []scenario
 }
 
-// scenario is one way to hold the gateway to a promise.
+// scenario is one case of a promise.
 type scenario struct {
 	name string
 	run  func(t *testing.T, g *gateway)
 }
 
-// classes returns everything that is promised. A few cases need the program.
+// classes returns all promises. A few cases run the program.
 func classes(program *program) []class {
 	return []class{
 		{"A", "Host spelling", hostRows()},
@@ -65,9 +65,9 @@ func classes(program *program) []class {
 	}
 }
 
-// TestPromises runs every case. The cases of a class share a gateway, one
-// after the other. Class H measures the memory of this process: it runs before
-// the others, which run side by side.
+// TestPromises runs every case. The cases of a class share a gateway and run one after
+// the other. Class H measures the memory of this process, so it runs before the others,
+// which run in parallel.
 func TestPromises(t *testing.T) {
 	all := classes(&program{dir: t.TempDir()})
 	passed := make([]int, len(all))
@@ -86,7 +86,7 @@ func TestPromises(t *testing.T) {
 	}
 }
 
-// hold runs the cases of a class and returns how many passed.
+// hold runs the cases of a class, and returns the number of cases that passed.
 func (c class) hold(t *testing.T) int {
 	t.Helper()
 	g := newGateway(t, options{})
@@ -120,7 +120,7 @@ func TestRowsAreNumbered(t *testing.T) {
 	for _, c := range classes(nil) {
 		for i, r := range c.rows {
 			if want := fmt.Sprint(c.letter, i+1); r.id != want {
-				t.Errorf("%s stands where %s is expected", r.id, want)
+				t.Errorf("%s is in the place of %s", r.id, want)
 			}
 		}
 	}

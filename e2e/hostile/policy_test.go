@@ -13,7 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 )
 
-// load reads a policy as people write it.
+// load parses a policy file, which must be valid.
 func load(tb testing.TB, text string) *allowlist.Policy {
 	tb.Helper()
 	policy, err := parsePolicy(text)
@@ -28,33 +28,33 @@ func parsePolicy(text string) (*allowlist.Policy, error) {
 	return policyfile.Parse(opts, map[string][]byte{"policy.yaml": []byte(text)})
 }
 
-// ports are what stands for PORT and LISTENER in what is sent and in policies:
-// that of the origins, and that of the listener with TLS.
+// ports are the ports for which PORT and LISTENER stand in requests and policies: the
+// port of the origins, and that of the listener with TLS.
 type ports struct{ port, listener uint16 }
 
-// fill puts the ports in.
+// fill replaces PORT and LISTENER.
 func (p ports) fill(text string) string {
 	return strings.NewReplacer("PORT", strconv.Itoa(int(p.port)), "LISTENER", strconv.Itoa(int(p.listener))).Replace(text)
 }
 
-// at puts the origin's port behind a host.
+// at returns the target of a host and the origin's port.
 func (p ports) at(host string) string { return fmt.Sprint(host, ":", p.port) }
 
-// policy is the one that every gateway starts with. Everything that it lets
-// out of this machine is refused by address class, so that no case sends a
-// packet to anybody.
+// policy returns the policy with which every gateway starts. Every address outside this
+// machine that its rules allow is refused by class, so that no case sends a packet to
+// another machine.
 func (p ports) policy() string { return p.fill(policyText) }
 
-// limitedTo is the policy with limits for builder, or for everybody in test.example.
-func (p ports) limitedTo(own, shared string) string {
-	text := strings.Replace(p.policy(), "    owner: team-ci\n", "    owner: team-ci\n    "+own+"\n", 1)
+// limitedTo returns the policy with limits for builder, or for all of test.example.
+func (p ports) limitedTo(limits, shared string) string {
+	text := strings.Replace(p.policy(), "    owner: team-ci\n", "    owner: team-ci\n    "+limits+"\n", 1)
 	if shared != "" {
 		text = strings.Replace(text, "quarantine:\n", "  - id: spiffe://test.example/**\n    "+shared+"\n    allow: [{host: everybody.example}]\nquarantine:\n", 1)
 	}
 	return text
 }
 
-// until allows held.example and allowed.example until a date.
+// until returns a policy that allows held.example and allowed.example until a date.
 func (p ports) until(then time.Time) string {
 	text := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n"
 	for _, host := range []string{"held.example", "allowed.example"} {

@@ -20,15 +20,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// process is the real program, for what a gateway in this process does not
-// have: files that change. Its records are a file.
+// process is the real program, for tests of files that change, which a gateway in this
+// process does not have. It writes its records to a file.
 type process struct {
 	callers
 	ports
 
 	dir     string
 	running *site.Process
-	taken   int // records that next has returned
+	taken   int // number of records that next has skipped or returned
 }
 
 const processConfig = `version: 1
@@ -43,11 +43,11 @@ admin: {address: "127.0.0.1:0"}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
 `
 
-// program is exeat, built when it is first needed.
+// program is the exeat binary. It is built when it is first needed.
 type program struct {
 	dir  string
 	once sync.Once
-	path string // "" if it does not build
+	path string // path of the binary; "" if it does not build
 }
 
 func (p *program) build(t *testing.T) string {
@@ -64,7 +64,7 @@ func (p *program) build(t *testing.T) string {
 	return p.path
 }
 
-// start starts the program with a policy in a directory of its own.
+// start starts the program with a policy, in a new directory.
 func (p *program) start(t *testing.T, policy func(*process) string, env ...string) *process {
 	t.Helper()
 	return start(t, p.build(t), policy, env...)
@@ -94,13 +94,13 @@ func start(t *testing.T, path string, policy func(*process) string, env ...strin
 
 func (p *process) writeIdentity(t *testing.T) {
 	t.Helper()
-	own := p.ca.svid(t, "gateway")
-	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	svid := p.ca.svid(t, "gateway")
+	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, block := range map[string]*pem.Block{
-		"svid.pem":     {Type: "CERTIFICATE", Bytes: own.Certificate[0]},
+		"svid.pem":     {Type: "CERTIFICATE", Bytes: svid.Certificate[0]},
 		"svid_key.pem": {Type: "PRIVATE KEY", Bytes: key},
 		"bundle.pem":   {Type: "CERTIFICATE", Bytes: p.ca.cert.Raw},
 	} {
@@ -117,7 +117,7 @@ func writeFile(tb testing.TB, path, text string) {
 
 func (p *process) path(name string) string { return filepath.Join(p.dir, name) }
 
-// write writes a file in place.
+// write writes a file in place, and creates its directory.
 func (p *process) write(t *testing.T, name, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(p.path(name)), 0o700); err != nil {
@@ -126,7 +126,7 @@ func (p *process) write(t *testing.T, name, text string) {
 	writeFile(t, p.path(name), text)
 }
 
-// replace puts a file in place by a rename.
+// replace replaces a file by a rename.
 func (p *process) replace(t *testing.T, name, text string) {
 	t.Helper()
 	next := p.path(filepath.Join(filepath.Dir(name), ".next"))
@@ -157,7 +157,7 @@ func (p *process) read(t *testing.T, name string) string {
 	return string(data)
 }
 
-// until waits until what a file holds is good.
+// until waits until good reports true for the whole lines of a file.
 func (p *process) until(t *testing.T, name, what string, good func(text string) bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -173,7 +173,7 @@ func (p *process) until(t *testing.T, name, what string, good func(text string) 
 	}
 }
 
-// logged waits for a line of the log and returns a part of it.
+// logged waits for a line of the log that matches, and returns its first group.
 func (p *process) logged(t *testing.T, pattern string) string {
 	t.Helper()
 	found, err := p.running.Stderr.Line(patience, regexp.MustCompile(pattern))
@@ -183,7 +183,7 @@ func (p *process) logged(t *testing.T, pattern string) string {
 	return found[1]
 }
 
-// records parses all of them.
+// all parses the records in a text.
 func (p *process) all(t *testing.T, text string) []record {
 	t.Helper()
 	var all []record
@@ -197,7 +197,7 @@ func (p *process) all(t *testing.T, text string) []record {
 	return all
 }
 
-// next waits for the next record of an event, and skips others.
+// next waits for the next record of an event, and skips records of other events.
 func (p *process) next(t *testing.T, event audit.Event) record {
 	t.Helper()
 	var found record
@@ -213,7 +213,8 @@ func (p *process) next(t *testing.T, event audit.Event) record {
 	return found
 }
 
-// inForce waits for the policy of a generation.
+// inForce waits for the next record of a policy, which must be in force as that
+// generation.
 func (p *process) inForce(t *testing.T, generation uint64) record {
 	t.Helper()
 	r := p.next(t, audit.EventPolicyReload)
@@ -223,7 +224,7 @@ func (p *process) inForce(t *testing.T, generation uint64) record {
 	return r
 }
 
-// status asks for a destination and returns the answer's status.
+// status sends a CONNECT for a host, and returns the status of the answer.
 func (p *process) status(t *testing.T, host string) int {
 	t.Helper()
 	c := p.call(t, "builder")
@@ -232,7 +233,7 @@ func (p *process) status(t *testing.T, host string) int {
 	return got.status
 }
 
-// allowing is a policy that lets builder reach some names.
+// allowing returns a policy that allows builder these hosts.
 func (p *process) allowing(hosts ...string) string {
 	text := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow:\n"
 	for _, host := range hosts {

@@ -17,15 +17,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// options are what a case changes of a gateway of its own.
+// options configure the gateway of a case.
 type options struct {
-	config  gw.Config // times and limits; a zero limit is more than any case needs
+	config  gw.Config // times and limits; a zero limit means more than any case needs
 	proxies []netip.Prefix
 	queue   int
-	stuck   chan struct{} // see evidence
+	stuck   chan struct{} // see evidence.stuck
 }
 
-// unlimited fills in what has no limit.
+// unlimited replaces zero limits by limits that no case reaches.
 func unlimited(l limit.Config) limit.Config {
 	const plenty = 1 << 20
 	l.Connections, l.Handshakes, l.Requests = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty), cmp.Or(l.Requests, plenty)
@@ -34,9 +34,9 @@ func unlimited(l limit.Config) limit.Config {
 	return l
 }
 
-// gateway is the one that ships, in this process and between callers and a world
-// of the test's: a listener that asks for certificates, and one without TLS whose
-// callers are all sidecar.
+// gateway is the real gateway, which runs in this process between callers and a world of
+// the test's. One of its listeners asks for certificates. The other one has no TLS, and
+// all its callers are sidecar.
 type gateway struct {
 	*evidence
 	callers
@@ -48,11 +48,11 @@ type gateway struct {
 	identity *gatewaytest.Identity
 }
 
-// The gateway's host as the address check is told of it.
+// Addresses and prefixes of the gateway's host in the configuration.
 const (
-	ownAddress = "93.184.216.34"         // public, but for being the gateway's own
-	ownNAT64   = "2001:470:64:ff9b::/96" // public, but for being an operator's prefix
-	ownNAT64s  = "2001:470:65::/48"      // and a shorter one
+	ownAddress = "93.184.216.34"         // would be public if it were not the gateway's own
+	ownNAT64   = "2001:470:64:ff9b::/96" // would be public if it were not a NAT64 prefix
+	ownNAT64s  = "2001:470:65::/48"      // a shorter NAT64 prefix
 )
 
 func newGateway(tb testing.TB, o options) *gateway {
@@ -67,8 +67,7 @@ func newGateway(tb testing.TB, o options) *gateway {
 	return g
 }
 
-// serve serves the gateway until the test ends, or asks for the rest of the
-// records.
+// serve runs the gateway until the test ends or rest is called.
 func (g *gateway) serve(tb testing.TB, o options) {
 	tb.Helper()
 	cfg := o.config
@@ -97,7 +96,7 @@ func (g *gateway) serve(tb testing.TB, o options) {
 	tb.Cleanup(g.end)
 }
 
-// put puts a policy, written as people write it, in force.
+// put parses a policy and puts it in force.
 func (g *gateway) put(tb testing.TB, text string) {
 	tb.Helper()
 	g.policies.Put(load(tb, text))

@@ -7,15 +7,15 @@ import (
 	"testing"
 )
 
-// The document that has the table, and what stands around it there.
+// Path of the document with the table, and the lines around the table.
 const (
 	document   = "../../docs/security.md"
 	tableBegin = "<!-- generated: promises -->\n"
 	tableEnd   = "<!-- end -->\n"
 )
 
-// TestGeneratedPromises compares the table of the document with the rows;
-// `make generate` writes it.
+// TestGeneratedPromises compares the table in the document with the rows. `make generate`
+// writes the table.
 func TestGeneratedPromises(t *testing.T) {
 	data, err := os.ReadFile(document)
 	if err != nil {
@@ -24,7 +24,7 @@ func TestGeneratedPromises(t *testing.T) {
 	before, rest, ok := strings.Cut(string(data), tableBegin)
 	_, after, ok2 := strings.Cut(rest, tableEnd)
 	if !ok || !ok2 {
-		t.Fatalf("%s does not say where the table is", document)
+		t.Fatalf("%s has no lines that mark the table", document)
 	}
 	want := before + tableBegin + promises() + tableEnd + after
 	if *update {
@@ -36,7 +36,7 @@ func TestGeneratedPromises(t *testing.T) {
 	}
 }
 
-// promises writes a table for each class.
+// promises returns a table for each class, in Markdown.
 func promises() string {
 	var b strings.Builder
 	for _, c := range classes(nil) {
@@ -48,5 +48,5 @@ func promises() string {
 	return b.String() + "\n"
 }
 
-// cell makes a text fit into a table.
+// cell escapes a text for a cell of a table.
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }

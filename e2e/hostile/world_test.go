@@ -14,14 +14,14 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// world is what a gateway asks and connects to.
+// world is the resolver and the origins of a gateway.
 type world struct {
 	names *names
 
-	// The rules open the address of origin and that of six; forbidden has the
-	// same port on another one.
+	// The policy allows the addresses of origin and six. forbidden has the same port on
+	// an address that it does not allow.
 	origin, forbidden *origin
-	six               *origin // nil without IPv6
+	six               *origin // nil if there is no IPv6
 }
 
 func newWorld(tb testing.TB) world {
@@ -44,7 +44,7 @@ func hasIPv6() bool {
 	return err == nil && strings.Contains(string(data), "00000000000000000000000000000001")
 }
 
-// origins returns all of them.
+// origins returns all origins.
 func (w world) origins() []*origin {
 	all := []*origin{w.origin, w.forbidden}
 	if w.six != nil {
@@ -53,7 +53,7 @@ func (w world) origins() []*origin {
 	return all
 }
 
-// counts are what the world has seen of a gateway.
+// counts are the numbers of lookups and of connections to origins.
 type counts struct{ lookups, dials int64 }
 
 func (w world) counts() counts {
@@ -64,16 +64,16 @@ func (w world) counts() counts {
 	return n
 }
 
-// names is the resolver: a script for each name, and a count of the questions.
+// names is the resolver. It has a script for each name, and counts lookups.
 type names struct {
 	lookups atomic.Int64
 
 	mu     sync.Mutex
-	script map[string][]answerSet // what is answered in turn, the last one for ever
-	other  answerSet              // for every other name
-	asking func(name string)      // is told of every lookup; nil is nobody
-	// asked and answer stop the lookup of held.example between two steps of a
-	// test.
+	script map[string][]answerSet // answers by name, used in turn; the last one is repeated
+	other  answerSet              // answer for every other name
+	asking func(name string)      // called with the name of every lookup; may be nil
+	// asked and answer let a test stop the lookup of held.example: resolve sends to asked
+	// and then receives from answer.
 	asked, answer chan struct{}
 }
 
@@ -81,10 +81,10 @@ type names struct {
 type answerSet struct {
 	addrs []netip.Addr
 	err   error
-	stall bool // no answer at all
+	stall bool // says that there is no answer
 }
 
-// answers is a set of addresses.
+// answers returns an answer with these addresses.
 func answers(texts ...string) answerSet {
 	var set answerSet
 	for _, text := range texts {
@@ -97,21 +97,22 @@ func newNames() *names {
 	return &names{script: map[string][]answerSet{}, other: answers("127.0.0.1"), asked: make(chan struct{}), answer: make(chan struct{})}
 }
 
-// say sets what is answered for a name, in turn.
+// say sets the answers for a name, which are used in turn.
 func (n *names) say(name string, sets ...answerSet) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.script[name] = sets
 }
 
-// fallback sets what is answered for every name without a script.
+// fallback sets the answer for every name without a script.
 func (n *names) fallback(set answerSet) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.other = set
 }
 
-// resolve answers 127.0.0.1 for a name of which nothing was said.
+// resolve returns the next answer in the script of a name, or else the fallback, which is
+// 127.0.0.1 at first.
 func (n *names) resolve(ctx context.Context, d *allowlist.Decision) ([]netip.Addr, error) {
 	host := d.Dest.Host
 	if host.IsAddr() {
@@ -146,14 +147,14 @@ func (n *names) next(name string) answerSet {
 	return sets[0]
 }
 
-// origin accepts connections, counts them and hands them over.
+// origin accepts connections, counts them and passes them to the test.
 type origin struct {
 	addr     netip.AddrPort
 	accepted atomic.Int64
 	conns    chan *net.TCPConn
 }
 
-// newOrigins starts one origin for each address, all on one port.
+// newOrigins starts one origin for each address, all on the same port.
 func newOrigins(tb testing.TB, addrs ...string) []*origin {
 	tb.Helper()
 	for range 20 {
@@ -165,7 +166,7 @@ func newOrigins(tb testing.TB, addrs ...string) []*origin {
 	return nil
 }
 
-// tryOrigins returns nil if the port of the first is taken on another one.
+// tryOrigins returns nil if the port of the first origin is not free on another address.
 func tryOrigins(tb testing.TB, addrs []string) []*origin {
 	tb.Helper()
 	port := "0"
@@ -213,7 +214,7 @@ func newOrigin(tb testing.TB, l net.Listener) *origin {
 	return o
 }
 
-// next returns the next connection that the gateway made.
+// next returns the next connection from the gateway.
 func (o *origin) next(tb testing.TB) *net.TCPConn {
 	tb.Helper()
 	select {
@@ -229,8 +230,8 @@ func (o *origin) next(tb testing.TB) *net.TCPConn {
 	}
 }
 
-// rest returns the connections that the gateway made and nobody has taken, also
-// those that are not accepted yet: it makes one itself, behind them.
+// rest returns the connections that next has not returned, also those that are not
+// accepted yet: it makes a connection itself, and waits for that one.
 func (o *origin) rest(tb testing.TB) (conns []*net.TCPConn) {
 	tb.Helper()
 	last, err := net.Dial("tcp", o.addr.String())
@@ -248,8 +249,7 @@ func (o *origin) rest(tb testing.TB) (conns []*net.TCPConn) {
 	}
 }
 
-// sawNothing checks that the origin read no byte of the connections that were
-// made to it.
+// sawNothing checks that the origin received no bytes on any connection.
 func (o *origin) sawNothing(t *testing.T) {
 	t.Helper()
 	for len(o.conns) > 0 {
@@ -261,7 +261,7 @@ func (o *origin) sawNothing(t *testing.T) {
 	}
 }
 
-// brief keeps the names of subtests readable: the first line, shortened.
+// brief shortens a text to its first line and 60 bytes, for the name of a case.
 func brief(text string) string {
 	line, _, _ := strings.Cut(text, "\r\n")
 	return line[:min(len(line), 60)]
