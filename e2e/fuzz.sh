@@ -1,12 +1,13 @@
 #!/bin/sh
-# Runs every fuzz target of the module for a time each: sh fuzz.sh 10s
+# Runs every fuzz target of the module, each for the given time: sh fuzz.sh 10s
 set -eu
 time=$1
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 
-# fuzz runs a target, once more if nothing was wrong but the time: go test fails
-# so, now and then, when it ends while an input is being made smaller.
+# fuzz PACKAGE TARGET runs a target. It runs it a second time if the only error is
+# "context deadline exceeded", with which go test fails now and then when the time is
+# over while it minimizes an input.
 fuzz() {
 	for _ in 1 2; do
 		if go test -run '^$' -fuzz "^$2\$" -fuzztime "$time" "$1" >"$said" 2>&1; then

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks what the image relies on: a static binary that starts as uid 65532
-# without a shell, a home or a writable directory.
+# without a shell, a home directory or a writable directory.
 set -eu
 bin=$1
 if ldd "$bin" >/dev/null 2>&1; then

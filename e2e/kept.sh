@@ -1,11 +1,11 @@
 #!/bin/sh
-# Prints the path of a program that is heavy to build, and builds it unless it is
-# kept from another run: kept.sh DIRECTORY PACKAGE, of a module of its own.
+# kept.sh DIRECTORY PACKAGE prints the path of a program that takes long to build, and
+# builds it unless another run has done so. DIRECTORY has a module of its own.
 #
-# It is kept outside the tree, in exeat-ci/NAME-VERSION of the user's cache, where
-# VERSION is a sum over what it is built from: the files of the directory, the
-# version of Go and its settings. Before it is used it must still have the sum that
-# it had when it was built. What nobody has used for 30 days is removed.
+# The program is kept outside the tree, in exeat-ci/NAME-VERSION of the user's cache.
+# VERSION is a hash of what it is built from: the files of the directory, the version
+# of Go and its settings. Before it is used, the program must still have the hash that
+# it had when it was built. Programs that were not used for 30 days are removed.
 set -eu
 dir=$1
 package=$2
@@ -14,7 +14,7 @@ if [ "$package" = . ]; then name=$(basename "$dir"); else name=$(basename "$pack
 version=$({
 	go -C "$dir" version
 	go env GOOS GOARCH GOFLAGS CGO_ENABLED
-	cat "$dir"/go.mod "$dir"/go.sum "$dir"/*.go 2>/dev/null || true # a module of tools has no file in Go
+	cat "$dir"/go.mod "$dir"/go.sum "$dir"/*.go 2>/dev/null || true # a module of tools has no Go files
 } | sha256sum | cut -c1-16)
 kept=$cache/$name-$version
 
@@ -28,7 +28,7 @@ if ! whole; then
 	go -C "$dir" build -o "$new/$name" "$package" >&2
 	(cd "$new" && sha256sum "$name" >sum)
 	rm -rf "$kept"
-	mv -T "$new" "$kept" 2>/dev/null || whole # somebody else was faster
+	mv -T "$new" "$kept" 2>/dev/null || whole # another run has built it meanwhile
 fi
 touch "$kept"
 echo "$kept/$name"

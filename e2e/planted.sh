@@ -1,8 +1,8 @@
 #!/bin/sh
-# Plants a forbidden import in every room, in a copy of the tree, and one of what
-# is for tests in the rooms that may import most of ours, and fails unless the
-# linter reports each of them: the import lists of .golangci.yml would be worth
-# nothing otherwise.
+# Adds a forbidden import to every package in a copy of the tree, and an import of a
+# package for tests to those below cmd, which may import most packages of the module.
+# It fails unless the linter reports each of them, and so proves that the import lists
+# of .golangci.yml have an effect.
 set -eu
 golangci=${GOLANGCI:-golangci-lint}
 copy=$(mktemp -d)
@@ -12,8 +12,8 @@ cd "$copy"
 
 rooms=$(go list -f '{{if .GoFiles}}{{.Dir}} {{.Name}}{{end}}' ./allowlist/... ./identity/... ./proxy/... ./cmd/...)
 echo "$rooms" | while read -r dir name; do
-	# Every room may import the standard library, so the planted one is a
-	# module that is in go.mod and in no room's list.
+	# Every package may import the standard library. This module is in go.mod and
+	# in the list of no package.
 	printf 'package %s\n\nimport _ "github.com/google/go-cmp/cmp"\n' "$name" >"$dir/planted.go"
 	case $dir in
 	"$copy"/cmd/*) printf 'package %s\n\nimport _ "github.com/exeat-dev/exeat/e2e/site"\n' "$name" >"$dir/planted_site.go" ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the Prometheus rules with the real promtool, which is built from its
-# pinned module once, in minutes, and runs their unit tests.
+# Checks the Prometheus rules with the real promtool, and runs their unit tests.
+# promtool is built once from its pinned module, which takes minutes.
 set -eu
 cd "$(dirname "$0")/.."
 rules=$PWD/configs/prometheus

@@ -2,13 +2,13 @@
 //
 //	go run ./e2e/measure tunnels   what a tunnel costs, beside a bare relay, HAProxy and Squid
 //	go run ./e2e/measure dns       queries per second, beside dnsdist, unbound and CoreDNS
-//	go run ./e2e/measure enforce   what a new state ends, and how fast
-//	go run ./e2e/measure soak      what stays behind after hostile traffic
+//	go run ./e2e/measure enforce   which tunnels a new state ends, and how fast
+//	go run ./e2e/measure soak      what is left after hostile traffic
 //
-// Each takes -h. Some have a -quick form, which measures less of everything.
+// Each has -h. Some have -quick, which measures less of everything.
 //
-// Exit codes: 0 measured, 1 a figure is more than five times beyond its bar or
-// something is wrong, 2 wrong use, or the run could not be finished.
+// Exit codes: 0 measured; 1 a figure is more than five times beyond its bar, or
+// something is wrong; 2 wrong use, or the run could not be finished.
 package main
 
 import (
@@ -37,7 +37,7 @@ const (
 	exitUsage = 2
 )
 
-// measurement is one of the things that can be measured.
+// measurement runs one of the measurements.
 type measurement func(ctx context.Context, args []string, stdout, stderr io.Writer) error
 
 func measurements() map[string]measurement {
@@ -46,7 +46,7 @@ func measurements() map[string]measurement {
 
 func main() {
 	if len(os.Args) == 2 {
-		if serve := enforce.Role(os.Args[1]); serve != nil { // a child of its own
+		if serve := enforce.Role(os.Args[1]); serve != nil { // this process is a child of enforce
 			if err := serve(os.Stdin, os.Stdout); err != nil {
 				os.Exit(exitUsage)
 			}
@@ -59,7 +59,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program but for the process around it.
+// run runs the program, and returns its exit code.
 func run(ctx context.Context, all map[string]measurement, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || all[args[0]] == nil {
 		_, _ = fmt.Fprintf(stderr, "usage: measure %s [flags]\n", strings.Join(slices.Sorted(maps.Keys(all)), "|"))

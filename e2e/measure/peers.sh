@@ -1,16 +1,16 @@
 #!/bin/sh
-# Installs from Debian what stands beside exeat in a measurement, and measures:
+# Installs the programs from Debian that are measured beside exeat, and measures:
 #
 #	peers.sh tunnels [flags]   beside HAProxy and Squid
-#	peers.sh dns [flags]       beside dnsdist, unbound and, unless -quick is asked
-#	                           for, CoreDNS, which it builds from its pinned module
+#	peers.sh dns [flags]       beside dnsdist, unbound and, without -quick, CoreDNS,
+#	                           which is built from its pinned module
 #
-# The services of the packages are not started: the measurement starts what it
-# needs.
+# The services of the packages are not started: the measurement starts the programs
+# that it needs.
 set -eu
 cd "$(dirname "$0")/../.."
 
-# install installs packages unless every program is there: PACKAGES PROGRAM...
+# install PACKAGES PROGRAM... installs the packages unless every program exists.
 install() {
 	packages=$1
 	shift
@@ -25,7 +25,7 @@ install() {
 		chmod 755 "$policy"
 	fi
 	apt-get update -qq
-	# shellcheck disable=SC2086 # they are several
+	# shellcheck disable=SC2086 # the names of several packages
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
 }
 

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// message returns a protobuf message of length-delimited fields.
+// message returns a protobuf message with a length-delimited field for each of fields.
 func message(number protowire.Number, fields ...[]byte) []byte {
 	var m []byte
 	for _, f := range fields {
@@ -20,7 +20,8 @@ func message(number protowire.Number, fields ...[]byte) []byte {
 	return m
 }
 
-// request is one of two resources, of 2 + 1 and of 1 spans.
+// request returns a request with two resources: one with 2 and 1 spans in two scopes, and
+// one with 1 span.
 func request() []byte {
 	span := []byte("\x0a\x01x") // any field
 	first := append(message(1, []byte("\x0a\x00")), message(2, message(2, span, span), message(2, span))...)

@@ -6,15 +6,15 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// countSpans counts the spans of an ExportTraceServiceRequest by walking down
-// the fields that lead to them. Decoding it all would take processor time from
-// what is being measured.
+// countSpans returns the number of spans in an ExportTraceServiceRequest. It descends
+// only into the fields that lead to spans, because to decode all of it would take
+// processor time from the program that is measured.
 func countSpans(request []byte) (int64, error) {
 	const resourceSpans, scopeSpans, spans = 1, 2, 2
 	return count(request, resourceSpans, scopeSpans, spans)
 }
 
-// count returns how many fields there are at the end of the path.
+// count returns the number of fields at the end of the path.
 func count(message []byte, path ...protowire.Number) (int64, error) {
 	if len(path) == 0 {
 		return 1, nil
@@ -30,7 +30,7 @@ func count(message []byte, path ...protowire.Number) (int64, error) {
 			return 0, fmt.Errorf("protobuf: %w", protowire.ParseError(n))
 		}
 		if number == path[0] && kind == protowire.BytesType {
-			inner, _ := protowire.ConsumeBytes(message) // as long as was found
+			inner, _ := protowire.ConsumeBytes(message) // ConsumeFieldValue has checked the length
 			found, err := count(inner, path[1:]...)
 			if err != nil {
 				return 0, err

@@ -1,10 +1,10 @@
 // Command collector stands in for an OpenTelemetry collector: it accepts
 // traces over OTLP/HTTP in protobuf and counts the spans.
 //
-//	POST /v1/traces   counts
-//	GET  /spans       the count so far, in decimal
+//	POST /v1/traces   adds the spans of the request to the count
+//	GET  /spans       returns the count, in decimal
 //
-// It keeps nothing and looks at no span.
+// It stores no spans, and decodes none.
 package main
 
 import (
@@ -47,7 +47,7 @@ func newHandler() http.Handler {
 			return
 		}
 		spans.Add(n)
-		w.Header().Set("Content-Type", "application/x-protobuf") // of an empty message
+		w.Header().Set("Content-Type", "application/x-protobuf") // the response is an empty message
 	})
 	mux.HandleFunc("GET /spans", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, spans.Load())

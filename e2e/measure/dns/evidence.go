@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// settleTime is how long records and spans may take to arrive.
-const settleTime = 30 * time.Second
+// arrivalTime is how long records and spans may take to arrive.
+const arrivalTime = 30 * time.Second
 
-// counter compares what exeat must have written with what has arrived. A nil
-// one, for a peer that writes none, counts nothing.
+// counter compares the number of records or spans that exeat must have written with the
+// number that has arrived. A nil counter, for a peer that writes none, counts nothing.
 type counter struct {
 	what   string
 	before int64
-	reset  func() error // nil: what has arrived stays
+	reset  func() error // removes what has arrived; nil if it stays
 	read   func(ctx context.Context) (int64, error)
 }
 
-// begin notes what is there already.
+// begin notes how many have arrived before.
 func (c *counter) begin(ctx context.Context) (err error) {
 	if c == nil {
 		return nil
@@ -36,14 +36,14 @@ func (c *counter) begin(ctx context.Context) (err error) {
 	return err
 }
 
-// settle waits until n more have arrived, so that the processor time of
-// writing them counts for the work that made them. A client that stops
-// listening may leave some answers behind, each of which has its record too.
-func (c *counter) settle(ctx context.Context, n int64) error {
+// wait waits until n more have arrived, so that the processor time of writing them counts
+// for the queries. More than n may arrive, because a client may stop before it has read
+// every answer.
+func (c *counter) wait(ctx context.Context, n int64) error {
 	if c == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	ctx, cancel := context.WithTimeout(ctx, arrivalTime)
 	defer cancel()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
@@ -63,13 +63,13 @@ func (c *counter) settle(ctx context.Context, n int64) error {
 	}
 }
 
-// linesOf counts the lines of a file.
+// linesOf returns the number of lines in a file.
 func linesOf(file string) (int64, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // the file was only read
 	var n int64
 	buf := make([]byte, 1<<20)
 	for {

@@ -12,13 +12,13 @@ import (
 // evidence is what exeat writes about allowed queries.
 type evidence struct {
 	name    string
-	only    string // of the records
-	every   int    // one in so many has a span
-	records bool   // each has a record
-	spans   bool   // each has a span
+	only    string // records.sinks[].only in the configuration
+	every   int    // one query in so many has a span
+	records bool   // says that each query has a record
+	spans   bool   // says that each query has a span
 }
 
-// The evidences that are measured. One span in a million is none here.
+// The kinds of evidence that are measured. One span in a million queries counts as none.
 func counters() evidence { return evidence{name: "counters", only: "denials", every: 1_000_000} }
 
 func recorded() evidence {
@@ -29,7 +29,7 @@ func traced() evidence {
 	return evidence{name: "spans", only: "all", every: 1, records: true, spans: true}
 }
 
-// startExeat starts the gateway with a rule for each name.
+// startExeat starts the gateway, with a rule for each name.
 func (w *world) startExeat(ctx context.Context, e evidence) (*peer, error) {
 	policy := "version: 1\nidentities:\n  - id: spiffe://bench.example/caller\n    accept: [x509-svid, source-map]\n    allow:\n" +
 		eachName("      - {host: %s}\n")
@@ -56,11 +56,11 @@ timeouts: {drain_delay: 0s, drain_timeout: 0s}
 	cmd := exec.CommandContext(ctx, w.Exeat, "serve", "--config", w.Path(e.name+".yaml"))
 	cmd.Env = []string{
 		"OTEL_TRACES_EXPORTER=otlp",
-		"OTEL_METRICS_EXPORTER=none", // the collector takes spans alone; they are counted all the same
+		"OTEL_METRICS_EXPORTER=none", // the collector accepts spans only; metrics are counted all the same
 		"OTEL_EXPORTER_OTLP_ENDPOINT=" + w.collector.URL,
 		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-		"OTEL_BSP_SCHEDULE_DELAY=500",     // every measurement waits for its spans
-		"OTEL_BSP_MAX_QUEUE_SIZE=1000000", // so that none is dropped in one
+		"OTEL_BSP_SCHEDULE_DELAY=500",     // short, because every measurement waits for its spans
+		"OTEL_BSP_MAX_QUEUE_SIZE=1000000", // no span of a measurement is dropped
 	}
 	child, err := w.pinned(cmd, site.Ready{Announces: 2})
 	if err != nil {
@@ -70,7 +70,7 @@ timeouts: {drain_delay: 0s, drain_timeout: 0s}
 	if e.records {
 		p.records = &counter{
 			what:  "records",
-			reset: func() error { return os.Truncate(file, 0) }, // it is opened for appending
+			reset: func() error { return os.Truncate(file, 0) }, // exeat appends to the file
 			read:  func(context.Context) (int64, error) { return linesOf(file) },
 		}
 	}

@@ -16,13 +16,13 @@ import (
 type peer struct {
 	name    string
 	process *site.Process
-	udp     string // its address
-	dot     string // "" if it is not asked over DoT
+	udp     string // address for UDP
+	dot     string // address for DoT; "" if it is not measured
 
-	records, spans *counter // nil for one that writes none
+	records, spans *counter // nil for a peer that writes none
 }
 
-// bench is one run.
+// bench is a run.
 type bench struct {
 	options
 	world    *world
@@ -32,7 +32,7 @@ type bench struct {
 	rows     []report.Row
 }
 
-// measure does the whole run.
+// measure does a whole run.
 func measure(ctx context.Context, o options, progress io.Writer) (report.Table, error) {
 	b := &bench{options: o, progress: progress}
 	b.say("building and starting")
@@ -64,8 +64,8 @@ type figure struct {
 	report.Row
 
 	evidence evidence
-	dot      bool // over DoT, which nobody else is asked over
-	all      bool // unbound and CoreDNS too
+	dot      bool // measure over DoT, and only exeat
+	all      bool // measure unbound and CoreDNS, too
 }
 
 func (b *bench) figures() []figure {
@@ -80,7 +80,7 @@ func (b *bench) figures() []figure {
 	}
 }
 
-// startOthers starts dnsdist and what stands beside it.
+// startOthers starts dnsdist, unbound and, if its binary is given, CoreDNS.
 func (b *bench) startOthers(ctx context.Context) error {
 	for _, o := range []struct {
 		name, path, version string
@@ -114,7 +114,7 @@ func (b *bench) startOthers(ctx context.Context) error {
 	return nil
 }
 
-// figure measures dnsdist, exeat and the others in turn and adds a row.
+// figure measures dnsdist, exeat and the others in turn, and adds a row.
 func (b *bench) figure(ctx context.Context, f figure) error {
 	b.say(f.Figure)
 	exeat, err := b.world.startExeat(ctx, f.evidence)
@@ -157,15 +157,15 @@ func (b *bench) figure(ctx context.Context, f figure) error {
 	return nil
 }
 
-// besideCoreDNS adds what a row says beside the last of the others.
+// besideCoreDNS adds a row that compares exeat with the last of the others, CoreDNS.
 func (b *bench) besideCoreDNS(of report.Row) {
 	of.Figure, of.Floor, of.Others = "the same (left: CoreDNS)", of.Others[len(of.Others)-1], nil
 	of.Bar = report.Bar{Ratio: 1.9}
 	b.rows = append(b.rows, of)
 }
 
-// perSecond returns how many queries a server answers in a second of its
-// processor time, that of records and spans included.
+// perSecond returns the number of queries that a server answers in a second of its
+// processor time, which includes the time for records and spans.
 func (b *bench) perSecond(ctx context.Context, p *peer, f figure) (float64, error) {
 	for _, c := range []*counter{p.records, p.spans} {
 		if err := c.begin(ctx); err != nil {
@@ -181,7 +181,7 @@ func (b *bench) perSecond(ctx context.Context, p *peer, f figure) (float64, erro
 		return 0, fmt.Errorf("%s: %w", p.name, err)
 	}
 	for _, c := range []*counter{p.records, p.spans} {
-		if err := c.settle(ctx, n); err != nil {
+		if err := c.wait(ctx, n); err != nil {
 			return 0, err
 		}
 	}

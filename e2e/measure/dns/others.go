@@ -10,13 +10,13 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// Where Debian installs them.
+// Paths in Debian's packages.
 const (
 	dnsdistPath = "/usr/bin/dnsdist"
 	unboundPath = "/usr/sbin/unbound"
 )
 
-// versionOf returns the name and the version that a program prints.
+// versionOf returns the name of a program and the version that it prints.
 func versionOf(ctx context.Context, path, name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, args...).Output()
 	if err != nil {
@@ -24,13 +24,12 @@ func versionOf(ctx context.Context, path, name string, args ...string) (string, 
 	}
 	version := regexp.MustCompile(`[0-9]+(\.[0-9]+)+`).Find(out)
 	if version == nil {
-		return "", fmt.Errorf("%s does not tell its version: %q", name, out)
+		return "", fmt.Errorf("%s prints no version: %q", name, out)
 	}
 	return name + " " + string(version), nil
 }
 
-// startOther starts a server that is told where to listen, and its
-// configuration.
+// startOther starts a server that listens on the address, with a configuration file.
 func (w *world) startOther(ctx context.Context, name, path string, address netip.AddrPort, config string, args ...string) (*peer, error) {
 	file := name + ".conf"
 	if err := w.Write(file, config); err != nil {
@@ -43,7 +42,7 @@ func (w *world) startOther(ctx context.Context, name, path string, address netip
 	return &peer{name: name, process: child, udp: address.String()}, nil
 }
 
-// startDNSDist starts it with a packet cache, and refuses other names.
+// startDNSDist starts dnsdist with a packet cache. It refuses other names.
 func (w *world) startDNSDist(ctx context.Context) (*peer, error) {
 	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {
@@ -59,7 +58,7 @@ names = newDNSNameSet()
 		"--supervised", "--disable-syslog", "-C")
 }
 
-// startUnbound starts it as a forwarder, which refuses other names.
+// startUnbound starts unbound as a forwarder. It refuses other names.
 func (w *world) startUnbound(ctx context.Context) (*peer, error) {
 	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {
@@ -82,7 +81,7 @@ func (w *world) startUnbound(ctx context.Context) (*peer, error) {
 		fmt.Sprintf("remote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: %s@%d\n", w.upstream.Address.Addr(), w.upstream.Address.Port()), "-d", "-c")
 }
 
-// startCoreDNS starts it with a cache. It knows no rule for a name.
+// startCoreDNS starts CoreDNS with a cache. It has no rules for names.
 func (w *world) startCoreDNS(ctx context.Context, path string) (*peer, error) {
 	free, err := site.FreeAddresses(ctx, 1)
 	if err != nil {

@@ -1,14 +1,14 @@
-// Package dns measures how many queries exeat answers in a second of processor
-// time, beside dnsdist, unbound and CoreDNS.
+// Package dns measures how many queries exeat answers in a second of processor time,
+// beside dnsdist, unbound and CoreDNS.
 //
-// Every server has one core and answers 1,000 names from its cache; dnsperf, or
-// a generator over DoT with client certificates, asks from another core. Every
-// figure is measured in pairs, first dnsdist and then exeat, and compared
-// within the pair. What exeat is to record is counted: a run in which a record
-// or a span is missing is an error.
+// Every server has one core and answers 1,000 names from its cache. dnsperf, or a
+// generator of queries over DoT with client certificates, runs on another core. Every
+// figure is measured in pairs, first dnsdist and then exeat, and compared within the
+// pair. The records and spans that exeat must write are counted: a run in which one is
+// missing is an error.
 //
-// dnsdist, unbound, dnsperf and taskset must be installed; CoreDNS is measured
-// if -coredns names its binary.
+// dnsdist, unbound, dnsperf and taskset must be installed. CoreDNS is measured if
+// -coredns names its binary.
 package dns
 
 import (
@@ -23,16 +23,16 @@ import (
 	"github.com/exeat-dev/exeat/e2e/measure/report"
 )
 
-// options are the flags.
+// options are the values of the flags.
 type options struct {
 	pairs   int
-	length  time.Duration // of each measurement
-	coredns string        // its binary; "" means that it is not measured
-	exeat   string        // a binary; "" means one that is built
-	only    string        // rows whose figure has this in it; "" means all
+	length  time.Duration // length of each measurement
+	coredns string        // path of the binary; "" means that CoreDNS is not measured
+	exeat   string        // path of a binary; "" means to build one
+	only    string        // a text that the measured figures have in their name; "" means all
 }
 
-// The amounts of a run, where the flags do not say otherwise.
+// Defaults of the amounts of a run.
 func fullRun() options  { return options{pairs: 5, length: 4 * time.Second} }
 func quickRun() options { return options{pairs: 2, length: time.Second} }
 
@@ -66,8 +66,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// Run measures as the flags say, and writes the table to stdout. A figure that is
-// more than five times beyond its bar is a [*report.Error].
+// Run measures as the flags say, and writes the table to stdout. It returns a
+// [*report.Error] if a figure is more than five times beyond its bar.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {

@@ -36,7 +36,7 @@ func TestFlags(t *testing.T) {
 func TestWrongUse(t *testing.T) {
 	for _, args := range []string{"-pairs -1", "-for 500ms", "-for 1500ms", "-unknown", "argument"} {
 		if _, err := parse(strings.Fields(args), &bytes.Buffer{}); err == nil {
-			t.Errorf("%s is taken", args)
+			t.Errorf("%s is accepted", args)
 		}
 	}
 }
@@ -44,7 +44,7 @@ func TestWrongUse(t *testing.T) {
 func TestOnlyAnswersWithoutAnErrorCount(t *testing.T) {
 	for _, test := range []struct {
 		output string
-		want   int64 // 0: an error
+		want   int64 // 0 means an error
 	}{
 		{"  Queries completed:    4200 (100.00%)\n  Response codes:       NOERROR 4200 (100.00%)\n", 4200},
 		{"  Queries completed:    4200 (100.00%)\n  Response codes:       NOERROR 4199 (99.98%), REFUSED 1 (0.02%)\n", 0},
@@ -67,12 +67,12 @@ func TestACounterWaitsForWhatIsMissing(t *testing.T) {
 	if err := c.begin(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.settle(t.Context(), 0); err != nil {
+	if err := c.wait(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := c.settle(ctx, 1); err == nil || !strings.Contains(err.Error(), "of 1 records 1 are missing") {
+	if err := c.wait(ctx, 1); err == nil || !strings.Contains(err.Error(), "of 1 records 1 are missing") {
 		t.Errorf("got %v", err)
 	}
 }

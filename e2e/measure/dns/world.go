@@ -12,26 +12,25 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// The cores: what is measured has the first one for itself, as far as the
-// machine lets it.
+// The core of the measured server and that of the client. Nothing else is pinned to them,
+// but other programs may run there.
 const (
 	serverCore = "0"
 	clientCore = "1"
 )
 
-// The names that are asked for, each of which has a rule.
+// names is the number of names that are queried. Each has a rule.
 const names = 1000
 
 func nameOf(i int) string { return fmt.Sprintf("host-%04d.bench.example", i) }
 
-// The names of the benchmark's world.
+// Names of the site.
 const (
 	trustDomain = "bench.example"
 	namesFile   = "names.txt"
 )
 
-// world is everything that runs, and the server that all of it asks for what
-// it does not know yet.
+// world is everything that runs, and the name server that all servers forward to.
 type world struct {
 	*site.Site
 
@@ -39,8 +38,8 @@ type world struct {
 	collector *spans.Collector
 }
 
-// newWorld builds the programs and starts what all peers need. After an error
-// nothing of it is left.
+// newWorld builds the programs, and starts what all peers need. If it returns an error,
+// everything is ended.
 func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s, err := site.New(trustDomain)
 	if err != nil {
@@ -73,12 +72,12 @@ func (w *world) build(ctx context.Context) error {
 	return err
 }
 
-// anywhere leads every name to an address. A cache asks for each name once.
+// anywhere resolves every name to one address. A cache needs each name only once.
 func anywhere(name dnsmessage.Name) []dnsmessage.Resource {
 	return []dnsmessage.Resource{site.IPv4(name, [4]byte{93, 184, 216, 34})}
 }
 
-// eachName returns a text for each name, one after the other.
+// eachName returns a text with format for each name, one after the other.
 func eachName(format string) string {
 	var b strings.Builder
 	for i := range names {
@@ -87,7 +86,7 @@ func eachName(format string) string {
 	return b.String()
 }
 
-// pinned starts a server on its core.
+// pinned starts a server on the server's core.
 func (w *world) pinned(cmd *exec.Cmd, ready site.Ready) (*site.Process, error) {
 	taskset, err := exec.LookPath("taskset")
 	if err != nil {

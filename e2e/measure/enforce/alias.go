@@ -11,13 +11,13 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// aliased is the destination that is an alias of another name, of which the policy
-// says nothing until that is denied.
+// aliased is the destination whose name is an alias of aliasName. The policy does not
+// mention aliasName until aliasDenied denies it.
 const aliased = 7
 
 const aliasName = "edge." + trustDomain
 
-// aliasDenied forbids what the gateway was led to over the alias.
+// aliasDenied denies the name to which the alias of a destination leads.
 func (w *world) aliasDenied() scenario {
 	return scenario{
 		name: "an alias is denied", reason: "denied-by-rule",
@@ -29,13 +29,14 @@ func (w *world) aliasDenied() scenario {
 	}
 }
 
-// edges leads every name over the alias to where the origin is.
+// edges answers every name with an alias of aliasName, and that with the origin's
+// address.
 func edges(name dnsmessage.Name) []dnsmessage.Resource {
 	edge := dnsmessage.MustNewName(aliasName + ".")
 	return []dnsmessage.Resource{site.Alias(name, edge), site.IPv4(edge, [4]byte{127, 0, 0, 1})}
 }
 
-// resolver is what the configuration says of the name server that knows the alias.
+// resolver returns the configuration of the name server that knows the alias.
 func (w *world) resolver() string {
 	return fmt.Sprintf("  servers: [{udp: %q}]\n", w.names.Address)
 }

@@ -11,13 +11,13 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// role is a child that is this program again, which has it from [Role].
+// role is a child process that runs this program in a role; see [Role].
 type role struct {
 	encoder *json.Encoder
 	decoder *json.Decoder
 }
 
-// start starts a child that ends with the world.
+// start starts a child in a role. It ends with the world.
 func (w *world) start(ctx context.Context, name string) (*role, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -39,7 +39,7 @@ func (w *world) start(ctx context.Context, name string) (*role, error) {
 	return &role{encoder: json.NewEncoder(stdin), decoder: json.NewDecoder(stdout)}, nil
 }
 
-// hear reads a reply.
+// hear reads a reply of the child.
 func (r *role) hear() (reply, error) {
 	var answer reply
 	if err := r.decoder.Decode(&answer); err != nil {

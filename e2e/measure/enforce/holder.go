@@ -16,26 +16,26 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// How a holder works.
+// How a holder opens tunnels and waits for their ends.
 const (
-	openers   = 16                     // tunnels that are opened at the same time
-	quietTime = 300 * time.Millisecond // in which a tunnel may end that should not
+	openers   = 16                     // number of tunnels that are opened at the same time
+	quietTime = 300 * time.Millisecond // time to wait for ends of tunnels that should not end
 )
 
-// holder keeps tunnels open and sees when they end.
+// holder keeps tunnels open, and notes when they end.
 type holder struct {
 	callers []*load.Client
 
 	mu      sync.Mutex
 	conns   map[int]net.Conn
 	ended   []ended
-	over    []net.Conn    // of those; closed later, for it is not the gateway's time
-	changed chan struct{} // closed when another one ends
+	over    []net.Conn    // connections of ended, closed only after the round, because that takes processor time
+	changed chan struct{} // closed when another tunnel ends
 
 	prober
 }
 
-// serveHolder is the role of a holder; a prober is one with few tunnels.
+// serveHolder runs the role of a holder. A prober is a holder with few tunnels.
 func serveHolder(in io.Reader, out io.Writer) error {
 	h := &holder{conns: map[int]net.Conn{}, changed: make(chan struct{})}
 	return answerAll(in, out, h.answer)
@@ -82,7 +82,7 @@ func (h *holder) setup(s setup) error {
 	return nil
 }
 
-// open opens tunnels and returns when all are open.
+// open opens tunnels, and returns when all are open.
 func (h *holder) open(tasks []task) ([]opened, error) {
 	work := make(chan task)
 	results := make([][]opened, openers)
@@ -124,7 +124,7 @@ func (h *holder) connect(t task) (net.Conn, error) {
 	return conn, nil
 }
 
-// hold reads what comes back, and notes when the tunnel ends.
+// hold reads the echoes from a tunnel, and notes when it ends.
 func (h *holder) hold(n int, conn net.Conn) {
 	var one [1]byte
 	for {

@@ -11,22 +11,23 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// How a round is measured.
+// Times of a round.
 const (
 	echoEvery = 10 * time.Millisecond
-	before    = 500 * time.Millisecond // of echoes, to compare with
-	after     = 50 * time.Millisecond  // of echoes, behind the last tunnel that ended
-	patience  = 15 * time.Second       // for tunnels to end
+	before    = 500 * time.Millisecond // of echoes for comparison, before tunnels end
+	after     = 50 * time.Millisecond  // of echoes after the last tunnel has ended
+	patience  = 15 * time.Second       // for the tunnels to end
 )
 
-// tunnelOf is the nth tunnel: each identity in turn to each destination.
+// tunnelOf returns the caller and the destination of the nth tunnel: every identity in
+// turn, to every destination in turn.
 func tunnelOf(n int) (caller, destination int) { return n % identities, n / identities % destinations }
 
 // campaign is a whole run.
 type campaign struct {
 	*world
 	tunnels int
-	clients map[string]int // the tunnel of a caller's address, as records have it
+	clients map[string]int // number of the tunnel by the caller's address in records
 }
 
 func measure(ctx context.Context, o options, stderr io.Writer) (*table, error) {
@@ -67,7 +68,7 @@ func (c *campaign) openAll() error {
 		return err
 	}
 	var tasks []task
-	for n := range probes { // identities and destinations that no scenario ends
+	for n := range probes { // with identities and destinations whose tunnels no scenario ends
 		tasks = append(tasks, task{N: n, Caller: n, Target: c.target(n % aliased)})
 	}
 	_, err := c.prober.do(command{Open: tasks})
@@ -76,7 +77,7 @@ func (c *campaign) openAll() error {
 
 func (c *campaign) target(destination int) string { return host(destination) + ":" + c.port }
 
-// open opens tunnels in the holder.
+// open opens tunnels in the holder, by their numbers.
 func (c *campaign) open(numbers []int) error {
 	if len(numbers) == 0 {
 		return nil
@@ -97,7 +98,7 @@ func (c *campaign) open(numbers []int) error {
 	return nil
 }
 
-// round forbids, observes and restores.
+// round forbids the victims' tunnels, notes which tunnels end, and restores them.
 func (c *campaign) round(ctx context.Context, sc scenario) (result, error) {
 	var victims []int
 	for n := range c.tunnels {
@@ -105,7 +106,7 @@ func (c *campaign) round(ctx context.Context, sc scenario) (result, error) {
 			victims = append(victims, n)
 		}
 	}
-	if _, err := c.records.read(); err != nil { // what came before is not of this round
+	if _, err := c.records.read(); err != nil { // reads the records of earlier rounds
 		return result{}, err
 	}
 	if _, err := c.prober.do(command{Probe: echoEvery}); err != nil {
@@ -149,7 +150,7 @@ func countCloses(all []site.Record) (n int) {
 	return n
 }
 
-// restore allows everything and opens again what ended.
+// restore allows everything again, and opens the tunnels that ended.
 func (c *campaign) restore(ctx context.Context, sc scenario, gone []ended) error {
 	since, err := sc.restore()
 	if err != nil {
@@ -168,12 +169,12 @@ func (c *campaign) restore(ctx context.Context, sc scenario, gone []ended) error
 	return c.open(numbers)
 }
 
-// evaluate compares what should have ended with what did.
+// evaluate compares the tunnels that should have ended with those that did.
 func (c *campaign) evaluate(sc scenario, victims []int, due time.Time, gone []ended, records []site.Record) result {
 	swapped, _ := reloaded(records, due)
 	r := result{due: due, swap: began(swapped), took: swapped.Time.Sub(began(swapped)), victims: len(victims), last: due}
 	if sc.dated {
-		r.swap = due // the state was in force before; what counts is the date
+		r.swap = due // the state was in force before, so that the date counts
 	}
 	var bySight, byRecord []int
 	for _, e := range gone {
@@ -189,7 +190,7 @@ func (c *campaign) evaluate(sc scenario, victims []int, due time.Time, gone []en
 		}
 		n, ok := c.clients[rec.Client]
 		if !ok {
-			r.faults = append(r.faults, "a record of a tunnel that nobody has: "+rec.Client)
+			r.faults = append(r.faults, "a record of an unknown tunnel: "+rec.Client)
 			continue
 		}
 		byRecord = append(byRecord, n)
@@ -206,8 +207,8 @@ func (c *campaign) evaluate(sc scenario, victims []int, due time.Time, gone []en
 	return r
 }
 
-// differ describes how two sets differ; nothing if they are equal, and got has
-// nothing twice.
+// differ describes how two sets differ. It returns nothing if they are equal and got has
+// no element twice. want must be sorted.
 func differ(what string, got, want []int) []string {
 	slices.Sort(got)
 	var faults []string

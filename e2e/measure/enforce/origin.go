@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// serveOrigin sends back what it receives until standard input ends.
+// serveOrigin runs the role of the origin: it sends back what it receives, until its
+// standard input ends.
 func serveOrigin(in io.Reader, out io.Writer) error {
 	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -18,7 +19,7 @@ func serveOrigin(in io.Reader, out io.Writer) error {
 		return err
 	}
 	go acceptAll(l)
-	_, _ = io.Copy(io.Discard, in) // the process ends with its connections
+	_, _ = io.Copy(io.Discard, in) // the connections end with the process
 	return nil
 }
 
@@ -29,10 +30,10 @@ func acceptAll(l net.Listener) {
 			return
 		}
 		go func() {
-			// Later: the callers and the origin of a real gateway do not take
-			// their time from its processors.
+			// The connection is closed later: a real gateway does not share its
+			// processors with the callers and the origin, whose work should not count.
 			defer time.AfterFunc(time.Second, func() { _ = conn.Close() })
-			buf := make([]byte, 64) // small: there are thousands
+			buf := make([]byte, 64) // small, because there are thousands of connections
 			for {
 				n, err := conn.Read(buf)
 				if err != nil {

@@ -7,22 +7,22 @@ import (
 	"time"
 )
 
-// echoTime is how long an echo may take.
+// echoTime is the longest time of an echo before it is lost.
 const echoTime = 30 * time.Second
 
-// prober sends one byte at a time through tunnels and measures until it comes
-// back, from when it was due: an echo that waits for a late one counts its wait.
+// prober sends one byte at a time through tunnels, and measures the time from when the
+// byte was due until it comes back. A byte that waits for a late echo counts its wait.
 type prober struct {
 	probing sync.WaitGroup
 	finish  chan struct{}
 
 	mu     sync.Mutex
-	back   map[int]chan struct{} // by tunnel: an echo has come
+	back   map[int]chan struct{} // by the number of the tunnel; receives when an echo has come
 	echoes []echo
 	err    error
 }
 
-// start begins to probe every tunnel until stop.
+// start probes every tunnel, at the interval every, until stop is called.
 func (p *prober) start(conns map[int]net.Conn, every time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -31,13 +31,13 @@ func (p *prober) start(conns map[int]net.Conn, every time.Duration) {
 	for n, conn := range conns {
 		back := make(chan struct{}, 1)
 		p.back[n] = back
-		first = first.Add(every / time.Duration(len(conns))) // not all at once
+		first = first.Add(every / time.Duration(len(conns))) // the tunnels do not begin at the same time
 		due := first
 		p.probing.Go(func() { p.probe(conn, back, due, every) })
 	}
 }
 
-// stop returns all echoes, and an error if a tunnel ended.
+// stop ends the probing. It returns all echoes, and an error if a tunnel ended.
 func (p *prober) stop() ([]echo, error) {
 	close(p.finish)
 	p.probing.Wait()
@@ -46,12 +46,12 @@ func (p *prober) stop() ([]echo, error) {
 	return p.echoes, p.err
 }
 
-// came is told by the reader of a tunnel.
+// came is called by the reader of a tunnel when an echo has come.
 func (p *prober) came(n int) {
 	p.mu.Lock()
 	back := p.back[n]
 	p.mu.Unlock()
-	back <- struct{}{} // one byte is under way at a time
+	back <- struct{}{} // does not block, because a tunnel has one byte under way
 }
 
 func (p *prober) probe(conn net.Conn, back <-chan struct{}, due time.Time, every time.Duration) {

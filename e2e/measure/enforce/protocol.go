@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// The parent talks to its children in lines of JSON: a command to standard
-// input, its reply from standard output. A child ends when its input does.
+// The parent and its children exchange lines of JSON: the parent writes a command to the
+// child's standard input, and reads the reply from its standard output. A child ends when
+// its input ends.
 
 // The roles of a child.
 const (
@@ -16,8 +17,8 @@ const (
 	holderRole = "enforce-holder"
 )
 
-// Role returns what a child does that was started with name as its only
-// argument; nil if there is no such role. It returns when its input ends.
+// Role returns the function that a child runs which was started with name as its only
+// argument, or nil if there is no such role. The function returns when its input ends.
 func Role(name string) func(in io.Reader, out io.Writer) error {
 	switch name {
 	case originRole:
@@ -28,16 +29,16 @@ func Role(name string) func(in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// command is for a holder: one of its fields is set.
+// command is a command for a holder. One of its fields is set.
 type command struct {
 	Setup *setup        `json:"setup,omitempty"`
 	Open  []task        `json:"open,omitempty"`
 	Await *await        `json:"await,omitempty"`
-	Probe time.Duration `json:"probe,omitempty"` // between two echoes of a tunnel
-	Stop  bool          `json:"stop,omitempty"`  // probing
+	Probe time.Duration `json:"probe,omitempty"` // probe every tunnel at this interval
+	Stop  bool          `json:"stop,omitempty"`  // stop probing
 }
 
-// setup is what a holder needs before anything else.
+// setup is the first command of a holder.
 type setup struct {
 	Gateway string `json:"gateway"` // HOST:PORT
 	Roots   []byte `json:"roots"`   // PEM
@@ -53,45 +54,45 @@ type pair struct {
 // task is a tunnel to open.
 type task struct {
 	N      int    `json:"n"`
-	Caller int    `json:"caller"` // index in setup
+	Caller int    `json:"caller"` // index in setup.Callers
 	Target string `json:"target"` // HOST:PORT
 }
 
-// await asks which tunnels have ended since the last time, once there are Count
-// of them or Patience has passed, and no more have come for a moment.
+// await asks for the tunnels that have ended since the last await. The reply comes when
+// Count have ended or Patience has passed, and quietTime after that.
 type await struct {
 	Count    int           `json:"count"`
 	Patience time.Duration `json:"patience"`
 }
 
-// reply answers a command, or is the first word of an origin.
+// reply is the reply to a command, or the first line of an origin.
 type reply struct {
 	Error   string   `json:"error,omitempty"`
-	Address string   `json:"address,omitempty"` // where an origin listens
+	Address string   `json:"address,omitempty"` // address of an origin
 	Opened  []opened `json:"opened,omitempty"`
 	Ended   []ended  `json:"ended,omitempty"`
 	Echoes  []echo   `json:"echoes,omitempty"`
 }
 
-// opened is a tunnel and the caller's address, which records name.
+// opened is a tunnel that was opened, and the caller's address, which is in its records.
 type opened struct {
 	N     int    `json:"n"`
 	Local string `json:"local"`
 }
 
-// ended is when the caller saw the end of a tunnel.
+// ended is a tunnel that ended, and the time at which the caller noticed.
 type ended struct {
 	N  int       `json:"n"`
 	At time.Time `json:"at"`
 }
 
-// echo is when it was due to be sent, and how long after that it came back.
+// echo is the time at which a byte was due, and the time until it came back.
 type echo struct {
 	Due  time.Time     `json:"due"`
 	Took time.Duration `json:"took"`
 }
 
-// answerAll answers commands until there are no more.
+// answerAll answers commands until the input ends.
 func answerAll(in io.Reader, out io.Writer, answer func(command) reply) error {
 	decoder, encoder := json.NewDecoder(in), json.NewEncoder(out)
 	for {

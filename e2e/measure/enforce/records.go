@@ -11,24 +11,25 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// recordTime bounds the wait for records, and how often the file is looked at.
+// recordTime bounds the wait for records. recordPoll is the interval of reads of the
+// file.
 const (
 	recordTime = 20 * time.Second
-	recordLook = 10 * time.Millisecond
+	recordPoll = 10 * time.Millisecond
 )
 
-// began is when what a record tells of began.
+// began returns the time at which the event of a record began.
 func began(r site.Record) time.Time {
 	return r.Time.Add(-time.Duration(r.DurationMS * float64(time.Millisecond)))
 }
 
-// recordFile reads the records that come.
+// recordFile reads the records that are appended to a file.
 type recordFile struct {
 	path   string
 	offset int64
 }
 
-// read returns the records that came since the last time.
+// read returns the records that were written since the last call.
 func (f *recordFile) read() ([]site.Record, error) {
 	file, err := os.Open(f.path)
 	if err != nil {
@@ -47,12 +48,12 @@ func (f *recordFile) read() ([]site.Record, error) {
 	return site.ParseRecords(string(data))
 }
 
-// until returns the records that came since the last time and come until they
-// are enough.
+// until returns the records that were written since the last call. It waits until enough
+// reports true for them.
 func (f *recordFile) until(ctx context.Context, what string, enough func(all []site.Record) bool) ([]site.Record, error) {
 	var all []site.Record
-	look := time.NewTicker(recordLook)
-	defer look.Stop()
+	poll := time.NewTicker(recordPoll)
+	defer poll.Stop()
 	late := time.After(recordTime)
 	for {
 		more, err := f.read()
@@ -63,7 +64,7 @@ func (f *recordFile) until(ctx context.Context, what string, enough func(all []s
 			return all, nil
 		}
 		select {
-		case <-look.C:
+		case <-poll.C:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-late:
@@ -72,8 +73,8 @@ func (f *recordFile) until(ctx context.Context, what string, enough func(all []s
 	}
 }
 
-// reloaded returns the first state that came into force, or was enforced again,
-// at a moment or after it.
+// reloaded returns the record of the first state that came into force, or was enforced
+// again, at a time or after it.
 func reloaded(all []site.Record, since time.Time) (site.Record, bool) {
 	for _, r := range all {
 		if r.Event == "policy.reload" && !r.Time.Before(since) {

@@ -1,13 +1,13 @@
-// Package enforce measures how fast a new state ends what it forbids, and that
-// it ends nothing else: thousands of mTLS tunnels, held by another process,
-// through the real exeat, while a destination leaves the policy, an authority
-// leaves the bundle, a date passes, or the alias of a destination is denied.
+// Package enforce measures how fast a new state ends the tunnels that it forbids, and
+// checks that it ends no others. It opens thousands of mTLS tunnels through the real
+// exeat from another process; then a destination leaves the policy, an authority leaves
+// the bundle, a date passes, or the alias of a destination is denied.
 //
-// It starts exeat, an origin, a holder of tunnels and a prober of survivors as
-// children on loopback; the last three are the program that it is part of, again
-// (see [Role]). The holder says which tunnels ended and when; that set must be
-// the expected one, and so must the set of the records. The prober sends an echo
-// every few milliseconds through tunnels that must not notice.
+// It starts exeat, an origin, a holder of tunnels and a prober of survivors as children
+// on loopback. The last three run the same program as their parent (see [Role]). The
+// holder reports which tunnels ended and when; that set must be the expected one, and so
+// must the set of the records. The prober sends a byte every few milliseconds through
+// tunnels that must survive.
 package enforce
 
 import (
@@ -21,20 +21,20 @@ import (
 	"github.com/exeat-dev/exeat/e2e/measure/report"
 )
 
-// Of a tunnel exeat has two descriptors. It keeps some for itself, and as many as a
-// third of the tunnels may be for callers that have not shown who they are, and for
-// questions to name servers: in all five descriptors for two tunnels, and these.
+// exeat has two descriptors for each tunnel. It keeps some for itself, and as many as a
+// third of the tunnels may be used by callers that have not shown an identity, and for
+// queries to name servers: in all, descriptorsForTwo for two tunnels, and descriptorsOwn.
 const (
 	descriptorsForTwo = 5
 	descriptorsOwn    = 600
 )
 
-// options are the flags.
+// options are the values of the flags.
 type options struct {
 	tunnels int
 	rounds  int    // of each scenario
-	exeat   string // a binary; "" means one that is built
-	output  string // a file; "" means none
+	exeat   string // path of a binary; "" means to build one
+	output  string // path of a file for the table; "" means none
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -65,9 +65,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// Run measures as the flags say, and writes the table to stdout. A set that is
-// wrong, or a figure that is more than five times above its bar, is a
-// [*report.Error].
+// Run measures as the flags say, and writes the table to stdout. It returns a
+// [*report.Error] if a set of tunnels is wrong, or a figure is more than five times above
+// its bar.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {
@@ -83,7 +83,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return report.Check(t.faults())
 }
 
-// measureWithin measures with as many tunnels as there are descriptors for.
+// measureWithin measures with at most as many tunnels as the descriptor limit allows.
 func measureWithin(ctx context.Context, o options, stderr io.Writer) (*table, error) {
 	limit, err := raiseLimit()
 	if err != nil {
@@ -105,8 +105,8 @@ func measureWithin(ctx context.Context, o options, stderr io.Writer) (*table, er
 	return t, nil
 }
 
-// raiseLimit raises the soft limit of descriptors to the hard one, for this
-// process and its children, and returns it.
+// raiseLimit raises the soft limit of descriptors to the hard limit, for this process and
+// its children, and returns it.
 func raiseLimit() (int, error) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {

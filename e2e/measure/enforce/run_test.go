@@ -23,7 +23,7 @@ func TestFlags(t *testing.T) {
 	}{
 		{name: "none", want: options{tunnels: 9000, rounds: 5}},
 		{name: "quick", args: []string{"-quick"}, want: options{tunnels: 1500, rounds: 2}},
-		{name: "quick, but for what is said", args: []string{"-quick", "-rounds", "7", "-o", "f"}, want: options{tunnels: 1500, rounds: 7, output: "f"}},
+		{name: "quick, but for other flags", args: []string{"-quick", "-rounds", "7", "-o", "f"}, want: options{tunnels: 1500, rounds: 7, output: "f"}},
 		{name: "too few tunnels to have every victim", args: []string{"-tunnels", "999"}, bad: true},
 		{name: "negative rounds", args: []string{"-rounds", "-1"}, bad: true},
 		{name: "an argument", args: []string{"now"}, bad: true},
@@ -35,8 +35,8 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// TestVictims: each scenario ends some tunnels, none ends those that are probed,
-// and a tenth of all is what one destination or a tenth of the identities has.
+// TestVictims checks that each scenario ends 900 of 9,000 tunnels, as many as one
+// destination or a tenth of the identities has, and none that is probed.
 func TestVictims(t *testing.T) {
 	for _, sc := range new(world).scenarios() {
 		n := 0
@@ -127,7 +127,7 @@ func TestFaults(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		change func(*result)
-		want   string // "" is no fault
+		want   string // "" means no fault
 	}{
 		{"within five times every bar", func(*result) {}, ""},
 		{"a wrong set", func(r *result) { r.faults = []string{"tunnel 1 ended"} }, "tunnel 1 ended"},
@@ -150,12 +150,12 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-func TestEchoesAreTakenByWhenTheyWereDue(t *testing.T) {
+func TestEchoesAreSortedByWhenTheyWereDue(t *testing.T) {
 	due := time.Now()
 	r := result{due: due, last: due.Add(time.Second)}
 	r.sortEchoes([]echo{
 		{due.Add(-time.Second), 1},
-		{due.Add(-time.Millisecond), time.Second}, // under way at the moment
+		{due.Add(-time.Millisecond), time.Second}, // under way when the state changed
 		{due.Add(500 * time.Millisecond), 3},
 		{due.Add(2 * time.Second), 4},
 	})
@@ -164,7 +164,7 @@ func TestEchoesAreTakenByWhenTheyWereDue(t *testing.T) {
 	}
 }
 
-// TestRecordsAreReadByLine reads a file that is being written.
+// TestRecordsAreReadByLine reads a file whose last line may be incomplete.
 func TestRecordsAreReadByLine(t *testing.T) {
 	f := &recordFile{path: filepath.Join(t.TempDir(), "r")}
 	at := time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
@@ -184,7 +184,7 @@ func TestRecordsAreReadByLine(t *testing.T) {
 			continue
 		}
 		if _, ok := reloaded(all, at.Add(time.Nanosecond)); ok {
-			t.Error("a reload counts that came before")
+			t.Error("an earlier reload is returned")
 		}
 		r, ok := reloaded(all, at)
 		if want := at.Add(-1500 * time.Microsecond); !ok || !began(r).Equal(want) {

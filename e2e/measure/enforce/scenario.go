@@ -12,13 +12,13 @@ import (
 // scenario is a way in which tunnels become forbidden.
 type scenario struct {
 	name   string
-	reason string // in the records
-	dated  bool   // they end at a date, and not by a rename
-	// victim reports whether it ends a tunnel.
+	reason string // reason in the records of their ends
+	dated  bool   // says that they end at a date, and not after a rename
+	// victim reports whether the scenario ends a tunnel.
 	victim func(caller, destination int) bool
-	// forbid returns the moment from which the tunnels are forbidden.
+	// forbid forbids the tunnels. It returns the time from which they are forbidden.
 	forbid func(ctx context.Context) (time.Time, error)
-	// restore allows them again.
+	// restore allows the tunnels again.
 	restore func() (time.Time, error)
 }
 
@@ -54,8 +54,8 @@ func (w *world) scenarios() []scenario {
 	}
 }
 
-// expire dates the rules of a destination a few seconds ahead and waits until
-// shortly before.
+// expire gives the rules of a destination a date a few seconds ahead. It returns the date
+// when the policy is in force.
 func (w *world) expire(ctx context.Context) (time.Time, error) {
 	at := time.Now().Add(3 * time.Second).Truncate(time.Second)
 	dated := w.policy(func(d int, rule string) string {

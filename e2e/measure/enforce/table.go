@@ -10,32 +10,33 @@ import (
 	"github.com/exeat-dev/exeat/e2e/measure/report"
 )
 
-// tooMuch is how many times its bar a figure may be, in the best of its rounds,
-// before the run fails: a bad moment of the machine is in one round, a fault of
-// ours is in all.
+// tooMuch is how many times its bar a figure may be, in the best of its rounds, before
+// the run fails. If the machine was busy for a moment, one round is bad; if exeat has a
+// fault, all are.
 const tooMuch = 5
 
-// The bars, for the 99th percentile.
+// Bars for the 99th percentile.
 const (
 	barSwap   = 50 * time.Millisecond
 	barRename = 250 * time.Millisecond
 	barGap    = 5 * time.Millisecond
 )
 
-// result is one round.
+// result is the result of a round.
 type result struct {
-	due  time.Time // the rename, or the date
-	swap time.Time // the state came into force, or the date
-	last time.Time // the last end that a caller saw
+	due  time.Time // time of the rename, or the date
+	swap time.Time // when the state came into force, or the date
+	last time.Time // the last end that a caller noticed
 	took time.Duration
-	// Since the swap, sorted: what callers saw, and the times of records.
+	// Times from swap to the ends, sorted: as callers noticed them, and as records have
+	// them.
 	seen, recorded []time.Duration
-	quiet, busy    []time.Duration // echoes before, and while tunnels ended
+	quiet, busy    []time.Duration // times of echoes before and while tunnels ended
 	victims        int
 	faults         []string
 }
 
-// sortEchoes tells the echoes of the round apart by when they were due.
+// sortEchoes divides the echoes of the round by the time at which they were due.
 func (r *result) sortEchoes(echoes []echo) {
 	for _, e := range echoes {
 		switch {
@@ -53,7 +54,7 @@ func (r result) String() string {
 		round(quantile(r.quiet, 0.99)), round(quantile(r.busy, 0.99)))
 }
 
-// figures are all rounds of a scenario.
+// figures are the results of all rounds of a scenario.
 type figures struct {
 	scenario scenario
 	rounds   []result
@@ -63,9 +64,9 @@ type figures struct {
 type row struct {
 	scenario, figure string
 	values           []time.Duration
-	bar              time.Duration // for the 99th percentile; zero is none
-	// floor is what the machine has at rest. A busy one may be above the bar
-	// before anything closes, which is no fault of ours.
+	bar              time.Duration // for the 99th percentile; zero means none
+	// floor is the 99th percentile of the machine at rest. On a busy machine it may be
+	// above the bar before any tunnel ends.
 	floor time.Duration
 }
 
@@ -99,16 +100,16 @@ func (f figures) rows() []row {
 		})
 }
 
-// table is the outcome of a run.
+// table is the result of a run.
 type table struct {
 	tunnels, rounds int
-	limit           int // of descriptors
+	limit           int // descriptor limit
 	figures         []figures
 }
 
-// faults are what makes the run fail.
+// faults returns the reasons for which the run fails, if any.
 func (t *table) faults() []string {
-	const most = 10 // of a round; there may be thousands of the same kind
+	const most = 10 // for each round, since there may be thousands of the same kind
 	var faults []string
 	for _, f := range t.figures {
 		for n, r := range f.rounds {
@@ -125,7 +126,7 @@ func (t *table) faults() []string {
 	return faults
 }
 
-// best is the least 99th percentile that a row has in a round.
+// best returns the least 99th percentile of a row in any round.
 func (f figures) best(row int) time.Duration {
 	var p99 []time.Duration
 	for _, r := range f.rounds {
@@ -151,7 +152,7 @@ func (t *table) String() string {
 	return b.String()
 }
 
-// counts lists how many tunnels ended in each round.
+// counts returns the numbers of tunnels that ended in each round.
 func (f figures) counts() string {
 	var texts []string
 	for _, r := range f.rounds {
@@ -179,8 +180,8 @@ func (r row) verdict() string {
 	return fmt.Sprintf("≤ %s | does not hold", r.bar)
 }
 
-// quantile returns the smallest value that a share of all do not exceed; zero
-// of none.
+// quantile returns the smallest value that a share of all values do not exceed, or zero
+// if there are none.
 func quantile(values []time.Duration, share float64) time.Duration {
 	if len(values) == 0 {
 		return 0
@@ -190,5 +191,5 @@ func quantile(values []time.Duration, share float64) time.Duration {
 	return sorted[min(max(n, 1), len(sorted))-1]
 }
 
-// round leaves what a person reads.
+// round rounds a duration for the table.
 func round(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }

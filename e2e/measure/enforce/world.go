@@ -12,20 +12,20 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// The names and sizes of the site. Every identity may reach every destination,
-// which makes a policy of 1,000 rules.
+// Names and sizes of the site. Every identity may reach every destination, so that the
+// policy has 1,000 rules.
 const (
 	trustDomain  = "enforce.example"
 	recordName   = "records.jsonl"
 	identities   = 100
 	destinations = 10
-	// Of the identities, the last few are issued by the authority that goes.
+	// The last identities have SVIDs of the authority that leaves the bundle.
 	leaving = 10
-	// The destinations that end, one by leaving the policy, one by a date; see
-	// aliased, too.
+	// Destinations whose tunnels end: one leaves the policy, and the rules of one expire.
+	// See also aliased.
 	removed = 9
 	expired = 8
-	// Probes go through what survives every scenario.
+	// Number of probes, through tunnels that survive every scenario.
 	probes = 10
 )
 
@@ -33,9 +33,9 @@ const (
 type world struct {
 	*site.Site
 
-	gone    *authority.Authority // the one that leaves; that of the site stays
-	port    string               // of the origin
-	names   *site.Names          // the server that knows the alias
+	gone    *authority.Authority // the authority that leaves the bundle; the site's authority stays
+	port    string               // port of the origin
+	names   *site.Names          // the name server that knows the alias
 	callers []pair
 	records *recordFile
 
@@ -43,7 +43,7 @@ type world struct {
 	holder, prober *role
 }
 
-// newWorld starts everything. After an error nothing of it is left.
+// newWorld starts everything. If it returns an error, everything is ended.
 func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s, err := site.New(trustDomain)
 	if err != nil {
@@ -86,7 +86,7 @@ func (w *world) build(ctx context.Context) error {
 	return w.startCallers(ctx, w.gateway.Addresses[0])
 }
 
-// warnings repeats what the gateway has complained of.
+// warnings prints the warnings and errors in the gateway's log.
 func (w *world) warnings(out io.Writer) {
 	for line := range strings.Lines(w.gateway.Stderr.String()) {
 		if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") {
@@ -109,8 +109,8 @@ func (w *world) startCallers(ctx context.Context, gateway string) error {
 	return nil
 }
 
-// mint makes the other authority of the trust domain and the SVIDs of all
-// callers, and has the gateway trust both.
+// mint makes the second authority of the trust domain and the SVIDs of all callers, and
+// lets the gateway trust both authorities.
 func (w *world) mint() (err error) {
 	if w.gone, err = authority.New(authority.Config{TrustDomain: w.Authority.TrustDomain()}); err != nil {
 		return err
@@ -161,11 +161,11 @@ limits: {connections_per_source: 100000, handshakes_per_source: 100000, requests
 `, resolver, hosts.String(), recordName)
 }
 
-// everything is a rule that changes no rule.
+// everything returns every rule unchanged.
 func everything(_ int, rule string) string { return rule }
 
-// policy writes a rule for every identity and destination; change returns what
-// to write for a destination, "" for nothing.
+// policy returns a policy with a rule for every identity and destination. change returns
+// the rule of a destination, or "" for none.
 func (w *world) policy(change func(destination int, rule string) string) string {
 	var b strings.Builder
 	b.WriteString("version: 1\nidentities:\n")

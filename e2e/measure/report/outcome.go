@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Error says that something was measured to its end, and what is wrong with it.
+// Error reports that a measurement was finished and has faults.
 type Error struct {
-	// Faults are what is wrong.
+	// Faults describe what is wrong.
 	Faults []string
 }
 
-// Error returns the faults, a line each.
+// Error returns the faults, one in a line.
 func (e *Error) Error() string { return strings.Join(e.Faults, "\n") }
 
-// Check returns an [*Error] unless there are no faults.
+// Check returns an [*Error] with the faults, or nil if there are none.
 func Check(faults []string) error {
 	if len(faults) == 0 {
 		return nil
@@ -24,7 +24,7 @@ func Check(faults []string) error {
 	return &Error{Faults: faults}
 }
 
-// Write writes a table to w, and into a file unless its name is "".
+// Write writes a table to w, and to a file unless its name is "".
 func Write(table fmt.Stringer, w io.Writer, file string) error {
 	text := table.String()
 	if _, err := io.WriteString(w, text); err != nil || file == "" {
@@ -33,9 +33,9 @@ func Write(table fmt.Stringer, w io.Writer, file string) error {
 	return os.WriteFile(file, []byte(text), 0o600)
 }
 
-// Processor returns the name of the machine's processor, if the system tells.
+// Processor returns the name of the machine's processor, if the system shows it.
 func Processor() string {
-	info, _ := os.ReadFile("/proc/cpuinfo") // else it is unknown
+	info, _ := os.ReadFile("/proc/cpuinfo") // after an error, the name is unknown
 	for line := range strings.Lines(string(info)) {
 		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
 			return strings.TrimSpace(value)

@@ -1,9 +1,8 @@
-// Package report turns paired measurements into a table, and says what is wrong
-// with them.
+// Package report turns paired measurements into a table, and checks them against bars.
 //
-// The machine is shared and no two runs are alike, so a row compares the two
-// programs within each pair and shows the median of the pairs' ratios, which
-// is not the ratio of the medians. It computes and prints; it measures nothing.
+// The machine is shared, and no two runs are alike. Therefore a row compares the two
+// programs within each pair, and shows the median of the pairs' ratios, which is not the
+// ratio of the medians. The package measures nothing itself.
 package report
 
 import (
@@ -15,16 +14,17 @@ import (
 	"unicode/utf8"
 )
 
-// TooMuch is how many times its bar a figure may be before Table.Exceeds says
-// so: bars are for people, this is for a machine that others use too.
+// TooMuch is how many times beyond its bar a figure may be before Table.Check returns an
+// error. It allows for a machine that others use too; the bars themselves are for
+// readers.
 const TooMuch = 5
 
-// A Bar is what a figure may be at most, or at least where more is better. The
-// zero value is no bar.
+// A Bar is the most that a figure may be, or the least where more is better. The zero
+// value means no bar.
 type Bar struct {
-	// Ratio to the floor; zero means none.
+	// Ratio is the bar for the ratio to the floor; zero means none.
 	Ratio float64
-	// Value in the row's unit; zero means none.
+	// Value is the bar in the row's unit; zero means none.
 	Value float64
 }
 
@@ -32,33 +32,31 @@ type Bar struct {
 type Row struct {
 	Figure string
 	Unit   string
-	// Floor and Ours are the values of each pair, in the same order. Floor may
-	// be empty, for a figure that has nothing beside it.
+	// Floor and Ours are the values of each pair, in the same order. Floor may be empty,
+	// for a figure without a comparison.
 	Floor, Ours []float64
-	// Others are the values of the Table's others, each empty if it has none.
+	// Others are the values of Table.Others; each is empty if it was not measured.
 	Others [][]float64
 	Bar    Bar
-	// More says that more is better: the bar is the least that a figure must
-	// be.
+	// More says that more is better: the bar is the least that a figure must be.
 	More bool
 }
 
-// A Table is what one run came to.
+// A Table is the result of a run.
 type Table struct {
-	// Head are lines that stand above: date, machine, versions.
+	// Head are the lines above the table: date, machine, versions.
 	Head []string
-	// Floor is the name of what the rows are compared with; "" means the bare
+	// Floor is the name of the program with which exeat is compared; "" means the bare
 	// relay.
 	Floor string
-	// Others are the names of what stands beside the two; no bar concerns
-	// them.
+	// Others are the names of further programs. They have no bars.
 	Others []string
 	Rows   []Row
 }
 
-// Ratio returns the median of the pairs' ratios, and the least and the
-// greatest; all are zero without a floor. A pair whose floor is not above zero,
-// as a difference may come out, has no ratio.
+// Ratio returns the median, the least and the greatest of the pairs' ratios. All are zero
+// without a floor. A pair whose floor is not above zero, as a difference may be, has no
+// ratio.
 func (r Row) Ratio() (median, least, greatest float64) {
 	var ratios []float64
 	for i := range min(len(r.Floor), len(r.Ours)) {
@@ -81,9 +79,9 @@ func (t Table) Check() error {
 	return Check([]string{fmt.Sprintf("more than %d times beyond the bar: %s", TooMuch, strings.Join(figures, "; "))})
 }
 
-// Exceeds returns the figures that are more than so many times above their
-// bar, or below it where more is better, in the best of their pairs: a bad
-// moment of the machine is in one pair, a fault of ours is in all.
+// Exceeds returns the figures that are more than times above their bar, or below it where
+// more is better, in the best of their pairs. If the machine was busy for a moment, one
+// pair is bad; if exeat has a fault, all are.
 func (t Table) Exceeds(times float64) []string {
 	var figures []string
 	for _, r := range t.Rows {
@@ -105,7 +103,7 @@ func (r Row) exceeds(times float64) bool {
 	return r.Bar.Ratio > 0 && least > times*r.Bar.Ratio || r.Bar.Value > 0 && slices.Min(r.Ours) > times*r.Bar.Value
 }
 
-// verdict compares what is printed: digits that nobody sees decide nothing.
+// verdict compares the figures as they are printed, without digits that are not shown.
 func (r Row) verdict() string {
 	const hundredth = 0.005
 	ratio, _, _ := r.Ratio()
@@ -122,8 +120,8 @@ func (r Row) verdict() string {
 	return "holds"
 }
 
-// Median returns the middle of the values, zero if there are none. It does not
-// change their order.
+// Median returns the median of the values, or zero if there are none. It does not change
+// their order.
 func Median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -136,7 +134,7 @@ func Median(values []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
-// String returns the table as Markdown that also reads well as text.
+// String returns the table as Markdown that is aligned as text.
 func (t Table) String() string {
 	head := append([]string{"figure", cmp.Or(t.Floor, "bare relay")}, t.Others...)
 	cells := [][]string{append(head, "exeat", "ratio (of all pairs)", "bar", "verdict")}
@@ -168,7 +166,7 @@ func (r Row) cells(others int) []string {
 	return append(cells, r.value(r.Ours), ratio, r.bar(), r.verdict())
 }
 
-// value is what stands for all pairs; "" if there are none.
+// value returns the median of the pairs with its unit, or "" if there are none.
 func (r Row) value(pairs []float64) string {
 	if len(pairs) == 0 {
 		return ""
@@ -191,7 +189,7 @@ func (r Row) bar() string {
 	return strings.Join(bars, ", ")
 }
 
-// number shows three digits, more only before the point.
+// number formats a number with three digits, or with all digits before the point.
 func number(v float64) string {
 	switch {
 	case v >= 100 || v <= -100:
@@ -202,7 +200,7 @@ func number(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// align writes a Markdown table; the first row is its head.
+// align writes a Markdown table whose first row is the head.
 func align(b *strings.Builder, cells [][]string) {
 	width := make([]int, len(cells[0]))
 	for _, row := range cells {

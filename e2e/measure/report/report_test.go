@@ -9,7 +9,8 @@ import (
 )
 
 func TestTheRatioIsTheMedianOfThePairs(t *testing.T) {
-	// The medians alone are 2 and 3: their ratio would be 1.5.
+	// The medians are 2 and 3. Their ratio is 1.5, too, but these pairs' ratios are 3, 1,
+	// 1.5.
 	row := report.Row{Floor: []float64{1, 2, 4}, Ours: []float64{3, 2, 6}}
 	median, least, greatest := row.Ratio()
 	if got, want := [3]float64{median, least, greatest}, [3]float64{1.5, 1, 3}; got != want {

@@ -16,7 +16,7 @@ import (
 // patience bounds everything that a caller does.
 const patience = 20 * time.Second
 
-// caller is somebody with an identity at an address of loopback.
+// caller is a client with an identity at an address of loopback.
 type caller struct {
 	load.Client
 
@@ -33,7 +33,7 @@ func (w *world) caller(g *gateway, identity, from string) *caller {
 	}
 }
 
-// raw connects, with a deadline, and leaves it at that.
+// raw opens a TCP connection with a deadline.
 func (c *caller) raw(ctx context.Context) (net.Conn, error) {
 	conn, err := c.Dialer.DialContext(ctx, "tcp", c.Proxy)
 	if err != nil {
@@ -51,10 +51,10 @@ func (c *caller) tunnel(ctx context.Context) (load.Conn, error) {
 	return conn, conn.SetDeadline(time.Now().Add(patience))
 }
 
-// light asks for little: a tunnel for a KiB and back.
+// light makes a light request: a tunnel that carries a KiB there and back.
 func (c *caller) light(ctx context.Context) error { return c.roundTrip(ctx, 1<<10) }
 
-// roundTrip opens a tunnel and sends size bytes through it and back.
+// roundTrip opens a tunnel and sends size bytes through it, there and back.
 func (c *caller) roundTrip(ctx context.Context, size int) error {
 	conn, err := c.tunnel(ctx)
 	if err != nil {
@@ -72,7 +72,7 @@ func (c *caller) roundTrip(ctx context.Context, size int) error {
 	return <-sent
 }
 
-// refused asks for what must be refused with one of the statuses.
+// refused sends a request that must be refused with one of the statuses.
 func (c *caller) refused(ctx context.Context, head string, statuses ...string) error {
 	answer, conn, err := c.Ask(ctx, head)
 	if conn != nil {
@@ -89,7 +89,7 @@ func (c *caller) refused(ctx context.Context, head string, statuses ...string) e
 	return fmt.Errorf("a hostile request is answered %q, want %v", answer, statuses)
 }
 
-// attacks are what the hostile identity does; each is over when it returns.
+// attacks returns the attacks of the hostile identity. Each is over when it returns.
 func (c *caller) attacks() []func(ctx context.Context) error {
 	return []func(context.Context) error{
 		func(ctx context.Context) error { return c.refused(ctx, load.Connect("evil.test:443"), "403") },
@@ -108,7 +108,7 @@ func (c *caller) attacks() []func(ctx context.Context) error {
 	}
 }
 
-// noise sends random bytes where TLS is spoken.
+// noise sends random bytes to a TLS listener.
 func (c *caller) noise(ctx context.Context) error {
 	conn, err := c.raw(ctx)
 	if err != nil {
@@ -122,20 +122,20 @@ func (c *caller) noise(ctx context.Context) error {
 	return conn.Close()
 }
 
-// halfHello leaves a handshake half-way.
+// halfHello leaves a handshake incomplete.
 func (c *caller) halfHello(ctx context.Context) error {
 	conn, err := c.raw(ctx)
 	if err != nil {
 		return err
 	}
 	_, _ = io.WriteString(conn, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-	if rand.IntN(8) == 0 { // until the gateway loses its patience
+	if rand.IntN(8) == 0 { // waits until the gateway closes the connection
 		_, _ = io.Copy(io.Discard, conn)
 	}
 	return conn.Close()
 }
 
-// halfHead leaves a request half-way.
+// halfHead leaves a request incomplete.
 func (c *caller) halfHead(ctx context.Context) error {
 	conn, err := c.Dial(ctx)
 	if err != nil {
@@ -151,7 +151,7 @@ func (c *caller) halfHead(ctx context.Context) error {
 	return conn.Close()
 }
 
-// reset resets a tunnel in the middle of its bytes.
+// reset resets a tunnel while it carries bytes.
 func (c *caller) reset(ctx context.Context) error {
 	answer, conn, err := c.Ask(ctx, load.Connect(c.target)+strings.Repeat("x", 10<<10))
 	if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 200 ") {
@@ -171,7 +171,7 @@ func (c *caller) reset(ctx context.Context) error {
 	return raw.Close()
 }
 
-// fronting says another name inside the tunnel than to the gateway.
+// fronting sends another name in the tunnel's ClientHello than in the CONNECT.
 func (c *caller) fronting(ctx context.Context) error {
 	conn, err := c.tunnel(ctx)
 	if err != nil {

@@ -15,21 +15,21 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// The flood of forged datagrams: five times what an identity may ask.
+// The flood of forged datagrams: five times as many queries as an identity may send.
 const (
-	forgedFrom   = "127.0.0.66" // stands for the victim
+	forgedFrom   = "127.0.0.66" // stands for the victim in the gateway's source map
 	forgedBatch  = 50
 	forgedPause  = 10 * time.Millisecond
-	forgedSuffix = ".forged.soak.example" // below it the victim may have any name
+	forgedSuffix = ".forged.soak.example" // the victim may have any name below it
 )
 
-// victimNames is how many new names the victim asks for meanwhile, of the hundred
-// that it may have in a minute.
+// victimNames is the number of new names that the victim asks for during the flood, of
+// the hundred that it may have in a minute.
 const victimNames = 50
 
-// forged has datagrams come from an address that stands for an identity, as if it
-// were forged. The identity, which shows a certificate, keeps its tunnel, opens
-// others to new names, and then nothing has stayed.
+// forged sends datagrams from an address that stands for an identity, as if they were
+// forged. Meanwhile the identity, with its certificate, keeps a tunnel and opens others
+// to new names. In the end nothing of the flood may be left in the gateway.
 func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
 	names, err := w.Names(onLoopback)
 	if err != nil {
@@ -41,16 +41,16 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 	}
 	defer g.Stop()
 	victim := w.caller(g, "quiet", "127.0.0.1")
-	before, err := g.settled(ctx, victim)
+	before, err := g.leastUsage(ctx, victim)
 	if err != nil {
 		return nil, err
 	}
-	held, err := victim.tunnel(ctx)
+	kept, err := victim.tunnel(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = held.Close() }()
-	if err := held.SetDeadline(time.Now().Add(o.alone + patience)); err != nil {
+	defer func() { _ = kept.Close() }()
+	if err := kept.SetDeadline(time.Now().Add(o.alone + patience)); err != nil {
 		return nil, err
 	}
 
@@ -67,7 +67,7 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 		<-tick.C
 		c := *victim
 		c.target = w.origin.At(fmt.Sprintf("v%d%s", n, forgedSuffix))
-		if err = errors.Join(c.roundTrip(ctx, 1<<10), echo(held)); err != nil {
+		if err = errors.Join(c.roundTrip(ctx, 1<<10), echo(kept)); err != nil {
 			err = fmt.Errorf("the victim of forged datagrams, after %d of them: %w", sent.Load(), err)
 			break
 		}
@@ -75,7 +75,7 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 	}
 	stop()
 	flooder.Wait()
-	if err := errors.Join(err, floodErr, held.Close()); err != nil {
+	if err := errors.Join(err, floodErr, kept.Close()); err != nil {
 		return nil, err
 	}
 	after, err := g.returns(ctx, before, victim)
@@ -90,8 +90,8 @@ func forged(ctx context.Context, w *world, o options, out io.Writer) (faults []s
 	return append(faults, stays(before, after)...), nil
 }
 
-// serveNames starts a gateway that takes an address for an identity, and returns
-// where it answers queries.
+// serveNames starts a gateway that maps an address to an identity, and returns the
+// address of its listener for DNS.
 func (w *world) serveNames(ctx context.Context, server string) (g *gateway, door string, err error) {
 	policy := fmt.Sprintf(`version: 1
 identities:
@@ -124,7 +124,7 @@ records: {file: records.jsonl}
 	return &gateway{Process: child, address: at[0], metrics: "http://" + at[2] + "/metrics"}, at[1], nil
 }
 
-// echo sends a byte through a tunnel and waits for it to come back.
+// echo sends a byte through a tunnel, and waits until it comes back.
 func echo(conn io.ReadWriter) error {
 	if _, err := conn.Write([]byte{1}); err != nil {
 		return err
@@ -133,8 +133,8 @@ func echo(conn io.ReadWriter) error {
 	return err
 }
 
-// floodNames sends queries from the forged address until ctx ends: for names that
-// the victim may have and nobody has asked for, and for one that it may not.
+// floodNames sends queries from the forged address until ctx ends: for new names that the
+// victim may have, and for a name that it may not.
 func floodNames(ctx context.Context, door string, sent, answered *atomic.Int64) error {
 	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(forgedFrom)}}
 	conn, err := d.DialContext(ctx, "udp", door)
@@ -177,12 +177,12 @@ func floodNames(ctx context.Context, door string, sent, answered *atomic.Int64) 
 	}
 }
 
-// onLoopback leads every name to where the origin is.
+// onLoopback resolves every name to the address of the origin.
 func onLoopback(name dnsmessage.Name) []dnsmessage.Resource {
 	return []dnsmessage.Resource{site.IPv4(name, [4]byte{127, 0, 0, 1})}
 }
 
-// question is a query for the IPv4 address of a name.
+// question returns a query for the IPv4 address of a name.
 func question(name string) ([]byte, error) {
 	of, err := dnsmessage.NewName(name + ".")
 	if err != nil {

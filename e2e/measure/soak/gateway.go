@@ -19,34 +19,34 @@ type gateway struct {
 	address, metrics string
 }
 
-// usage is what a gateway holds.
+// usage is the resources that a gateway uses.
 type usage struct {
 	goroutines, descriptors, tunnels int
-	heap                             int64 // bytes that are reachable, or not yet collected
+	heap                             int64 // bytes that are reachable or not yet collected
 	collections                      int
-	cut                              int // connections that were closed for want of a slot
+	displaced                        int // connections that were closed for want of a slot
 }
 
-// usage reads the metrics of the gateway.
+// usage reads the usage from the gateway's metrics.
 func (g *gateway) usage(ctx context.Context) (usage, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.metrics, nil)
 	if err != nil {
 		return usage{}, err
 	}
-	// A connection that is kept would be one of the descriptors.
+	// A connection that is kept open would be one of the descriptors.
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	resp, err := client.Do(req)
 	if err != nil {
 		return usage{}, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	values, cut := map[string]float64{}, 0.0
+	values, displaced := map[string]float64{}, 0.0
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		name, text, _ := strings.Cut(lines.Text(), " ")
 		if value, err := strconv.ParseFloat(text, 64); err == nil {
 			values[name] = value
 			if strings.HasPrefix(name, "egress_connections_cut_total{") {
-				cut += value
+				displaced += value
 			}
 		}
 	}
@@ -57,14 +57,14 @@ func (g *gateway) usage(ctx context.Context) (usage, error) {
 	}
 	return usage{
 		goroutines: int(values["go_goroutines"]), descriptors: int(values["process_open_fds"]), tunnels: int(values["egress_tunnels_active"]),
-		cut:  int(cut),
-		heap: int64(values["go_memstats_heap_alloc_bytes"]), collections: int(values["go_gc_duration_seconds_count"]),
+		displaced: int(displaced),
+		heap:      int64(values["go_memstats_heap_alloc_bytes"]), collections: int(values["go_gc_duration_seconds_count"]),
 	}, nil
 }
 
-// settled has a caller make light requests until the gateway has collected its garbage
-// twice, and returns the least that it held from then on for a moment.
-func (g *gateway) settled(ctx context.Context, quiet *caller) (usage, error) {
+// leastUsage makes light requests until the gateway has collected its garbage three
+// times, for at most 30 s. It returns the least of each figure meanwhile.
+func (g *gateway) leastUsage(ctx context.Context, quiet *caller) (usage, error) {
 	first, err := g.usage(ctx)
 	if err != nil {
 		return usage{}, err
@@ -89,8 +89,7 @@ func (g *gateway) settled(ctx context.Context, quiet *caller) (usage, error) {
 	return least, context.Cause(ctx)
 }
 
-// watch looks at the gateway until ctx ends, and then sends the most that it
-// held.
+// watch reads the usage until ctx ends, and then sends the most of each figure.
 func (g *gateway) watch(ctx context.Context) <-chan usage {
 	watched := make(chan usage, 1)
 	go func() {
@@ -104,7 +103,7 @@ func (g *gateway) watch(ctx context.Context) <-chan usage {
 				return
 			case <-tick.C:
 			}
-			if now, err := g.usage(ctx); err == nil { // a busy gateway may be late
+			if now, err := g.usage(ctx); err == nil { // a busy gateway may not answer in time
 				most.goroutines, most.descriptors = max(most.goroutines, now.goroutines), max(most.descriptors, now.descriptors)
 				most.heap, most.tunnels = max(most.heap, now.heap), max(most.tunnels, now.tunnels)
 			}

@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// What callers hold as long as they are let, and what a gateway may hold for
-// each of them, resident: a bound, at some times what it is.
+// What callers keep open, and how much memory a gateway may use for each, resident: a
+// bound that is some times the usual amount.
 const (
 	halfOpen    = 10_000
 	perHalfOpen = 32 << 10
@@ -21,9 +21,9 @@ const (
 	perTunnel   = 96 << 10
 )
 
-// patient has a handshake time that is longer than the callers of held need, the
-// default limit of tunnels, and as many slots as callers without an identity, of whom
-// these are, need a quarter of.
+// patient configures a handshake time that is longer than the callers of held need, the
+// default limit of tunnels, and four times as many slots as halfOpen, because callers
+// without an identity may have a quarter of them.
 const patient = `limits:
   connections: 40960
   connections_per_source: 100000
@@ -33,8 +33,8 @@ const patient = `limits:
 timeouts: {handshake: 60s, client_hello: 60s, drain_delay: 0s, drain_timeout: 0s}
 `
 
-// held has callers hold as much as they can, in handshakes that they do not end
-// and in tunnels that they do not use.
+// held lets callers keep open as much as they can: handshakes that they do not finish,
+// and tunnels that they do not use.
 func held(ctx context.Context, w *world, _ options, out io.Writer) (faults []string, err error) {
 	for _, h := range []holding{
 		{"half-open handshakes", halfOpen, perHalfOpen, func(ctx context.Context, g *gateway, i int) (net.Conn, error) {
@@ -55,17 +55,17 @@ func held(ctx context.Context, w *world, _ options, out io.Writer) (faults []str
 	return faults, nil
 }
 
-// holding is something that callers hold.
+// holding is a kind of connection that callers keep open.
 type holding struct {
 	what string
 	n    int
 	most int64 // bytes for each
 	open func(ctx context.Context, g *gateway, i int) (net.Conn, error)
-	full func(ctx context.Context, g *gateway) error // what must be so when all are open; nil is nothing
+	full func(ctx context.Context, g *gateway) error // checks what must be so when all are open; nil checks nothing
 }
 
-// try looks at the gateway's memory, at whether others are served, and at what
-// stays when the callers have gone.
+// try opens the connections, and checks the gateway's memory, that others are served, and
+// that nothing is left when the connections have ended.
 func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []string, err error) {
 	g, err := w.serve(ctx, patient)
 	if err != nil {
@@ -73,7 +73,7 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	before, err := g.settled(ctx, quiet)
+	before, err := g.leastUsage(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	all, err := hold(ctx, h.n, func(ctx context.Context, i int) (net.Conn, error) { return h.open(ctx, g, i) })
 	if err == nil {
-		err = g.holds(ctx, before.descriptors+h.n*99/100) // some of before may have gone
+		err = g.holds(ctx, before.descriptors+h.n*99/100) // some of the descriptors of before may be closed by now
 	}
 	if err == nil {
 		err = quiet.light(ctx)
@@ -108,12 +108,12 @@ func (h *holding) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	return append(faults, stays(before, after)...), err
 }
 
-// returns waits until the gateway holds no more than before, for as long as the
-// slowest thing may take that a hostile caller does, and returns what it holds.
+// returns waits until the gateway uses no more than before, for at most 20 s, and returns
+// its usage. The slowest attack may take that long.
 func (g *gateway) returns(ctx context.Context, before usage, quiet *caller) (usage, error) {
-	after, err := g.settled(ctx, quiet)
+	after, err := g.leastUsage(ctx, quiet)
 	for end := time.Now().Add(20 * time.Second); err == nil && len(stays(before, after)) > 0 && time.Now().Before(end); {
-		after, err = g.settled(ctx, quiet)
+		after, err = g.leastUsage(ctx, quiet)
 	}
 	return after, err
 }
@@ -134,8 +134,8 @@ func hold(ctx context.Context, n int, open func(context.Context, int) (net.Conn,
 	return all, err
 }
 
-// holds waits until the gateway has that many descriptors: it accepts a moment
-// after its callers connect.
+// holds waits until the gateway has that many descriptors. It accepts connections a
+// moment after callers have connected.
 func (g *gateway) holds(ctx context.Context, descriptors int) error {
 	for end := time.Now().Add(patience); ; {
 		now, err := g.usage(ctx)

@@ -13,19 +13,20 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// The bars of the isolation: what a flood at that share of saturation may do to
-// an identity that is quiet. It fails only at five times its bar, in the best of
-// the rounds: a bad moment of the machine is in one, a fault of ours is in all.
+// The flood is that share of saturation. The bar is how many times longer a quiet
+// identity's requests may take beside it. The run fails only at tolerant times the bar,
+// in the best of the rounds: if the machine was busy for a moment, one round is bad; if
+// exeat has a fault, all are.
 const (
 	flood    = 0.6
 	worse    = 2
 	tolerant = 5
-	pause    = 20 * time.Millisecond // of the quiet one
+	pause    = 20 * time.Millisecond // between two requests of the quiet identity
 	rounds   = 6
 )
 
-// isolated measures the exchanges of a quiet identity alone, and while another
-// one floods a gateway with the limits that it ships with.
+// isolated measures requests of a quiet identity alone, and while another identity floods
+// a gateway with the default limits.
 func isolated(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
 	most, err := saturation(ctx, w, o.alone/3)
 	if err != nil {
@@ -36,10 +37,10 @@ func isolated(ctx context.Context, w *world, o options, out io.Writer) (faults [
 		return nil, err
 	}
 	defer g.Stop()
-	// In turns, so that whatever else the machine does is in both.
+	// The two take turns, so that other work of the machine is in both.
 	quiet, hostile := w.caller(g, "quiet", "127.0.0.1"), w.caller(g, "hostile", "127.0.0.3")
 	var alone, among []time.Duration
-	var ratios []float64 // of the rounds
+	var ratios []float64 // one for each round
 	var answers flooded
 	for range rounds {
 		before, err := quiet.measure(ctx, o.alone/rounds)
@@ -73,8 +74,8 @@ func isolated(ctx context.Context, w *world, o options, out io.Writer) (faults [
 
 func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
 
-// saturation is how many denied requests a second a gateway without limits
-// answers to who asks as fast as it can.
+// saturation returns how many denied requests a gateway without limits answers in a
+// second, to callers that send them as fast as they can.
 func saturation(ctx context.Context, w *world, lasts time.Duration) (float64, error) {
 	g, err := w.serve(ctx, generous+hasty)
 	if err != nil {
@@ -100,12 +101,12 @@ func saturation(ctx context.Context, w *world, lasts time.Duration) (float64, er
 	return float64(n.Load()) / time.Since(start).Seconds(), ctx.Err()
 }
 
-// flooded counts how a flood was answered.
+// flooded counts the answers to a flood: refused by policy, refused by a limit, or none.
 type flooded struct{ policy, limit, away atomic.Int64 }
 
-// run asks for what is denied, so many times a second, whatever comes of it.
+// run sends denied requests at a rate, whatever the answers are.
 func (f *flooded) run(ctx context.Context, c *caller, perSecond float64) {
-	const most = 256 // at one time; beyond it the flood waits
+	const most = 256 // most requests at the same time; beyond it the flood waits
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	places := make(chan struct{}, most)
@@ -140,7 +141,7 @@ func (f *flooded) ask(ctx context.Context, c *caller) {
 	}
 }
 
-// measure makes an exchange now and then and returns how long each took.
+// measure makes a request at every pause, and returns how long each took.
 func (c *caller) measure(ctx context.Context, lasts time.Duration) (took []time.Duration, err error) {
 	tick := time.NewTicker(pause)
 	defer tick.Stop()

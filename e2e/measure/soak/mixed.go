@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// What a gateway may hold more than before the load: the slack is for what a
-// runtime keeps, such as threads and the tables of its budgets.
+// How much more a gateway may use than before the load. The slack is for what the runtime
+// keeps, such as threads, and for the tables of the limits.
 const (
 	moreGoroutines  = 10
 	moreDescriptors = 5
@@ -21,7 +21,7 @@ const (
 	enoughLoad      = 0.8 // of both cores
 )
 
-// mixed loads a gateway with everything at once and looks at what stays.
+// mixed loads a gateway with everything at once, and checks that nothing is left.
 func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []string, err error) {
 	g, err := w.serve(ctx, generous+hasty)
 	if err != nil {
@@ -35,7 +35,7 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 	if err != nil {
 		return nil, err
 	}
-	before, err := g.settled(ctx, quiet)
+	before, err := g.leastUsage(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -46,11 +46,11 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 	}
 	loading, cancel := context.WithTimeout(ctx, o.load)
 	watching := g.watch(loading)
-	var machine, own float64
+	var machine, exeat float64
 	var shareErr error
 	shared := make(chan struct{})
-	context.AfterFunc(loading, func() { // when the last ones only wait for time-outs
-		machine, own, shareErr = busy.share()
+	context.AfterFunc(loading, func() { // by then the last workers only wait for timeouts
+		machine, exeat, shareErr = busy.share()
 		close(shared)
 	})
 	done, err := mix(loading, w, g)
@@ -65,7 +65,7 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 		return nil, err
 	}
 	_, _ = fmt.Fprintf(out, "mixed load for %s: %d good exchanges, %d attacks; both cores %.0f %% busy, %.0f %% of that time by exeat\n",
-		o.load, done.good.Load(), done.hostile.Load(), 100*machine, 100*own)
+		o.load, done.good.Load(), done.hostile.Load(), 100*machine, 100*exeat)
 	for _, row := range []struct {
 		name string
 		u    usage
@@ -80,7 +80,7 @@ func mixed(ctx context.Context, w *world, o options, out io.Writer) (faults []st
 	return faults, nil
 }
 
-// stays says what a gateway holds that it did not before.
+// stays describes what a gateway uses more than before.
 func stays(before, after usage) (faults []string) {
 	if after.goroutines > before.goroutines+moreGoroutines {
 		faults = append(faults, fmt.Sprintf("%d goroutines, %d before", after.goroutines, before.goroutines))
@@ -97,17 +97,16 @@ func stays(before, after usage) (faults []string) {
 	return faults
 }
 
-// done counts what was done.
+// done counts good exchanges and attacks.
 type done struct{ good, hostile atomic.Int64 }
 
-// The workers of the load. A few of the hostile ones wait for time-outs.
+// Workers of the load. A few of the hostile ones wait for timeouts.
 const (
 	goodWorkers    = 12
 	hostileWorkers = 16
 )
 
-// mix runs good and hostile callers until ctx ends, and returns the first
-// thing that was not as it must be.
+// mix runs good and hostile callers until ctx ends, and returns the first error.
 func mix(ctx context.Context, w *world, g *gateway) (*done, error) {
 	working, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
@@ -137,12 +136,12 @@ func mix(ctx context.Context, w *world, g *gateway) (*done, error) {
 	return d, context.Cause(working)
 }
 
-// busy measures how much of the processors was used since it was made.
+// busy measures the use of the processors from when it was made.
 type busy struct {
 	gateway     *gateway
 	start       time.Time
-	cpu         time.Duration // of the gateway
-	used, total int64         // of the machine, in ticks
+	cpu         time.Duration // processor time of the gateway
+	used, total int64         // ticks of the machine
 }
 
 func newBusy(g *gateway) (*busy, error) {
@@ -155,9 +154,9 @@ func newBusy(g *gateway) (*busy, error) {
 	return b, err
 }
 
-// share returns the share of the machine's processors that was used, and that
-// of the time in which the gateway used them.
-func (b *busy) share() (machine, own float64, err error) {
+// share returns the share of the machine's processor time that was used, and the share
+// that the gateway used.
+func (b *busy) share() (machine, exeat float64, err error) {
 	used, total, err := ticks()
 	if err != nil {
 		return 0, 0, err
@@ -167,14 +166,15 @@ func (b *busy) share() (machine, own float64, err error) {
 		return 0, 0, err
 	}
 	machine = float64(used-b.used) / float64(max(total-b.total, 1))
-	own = (cpu - b.cpu).Seconds() / time.Since(b.start).Seconds() / cores
-	return machine, own, nil
+	exeat = (cpu - b.cpu).Seconds() / time.Since(b.start).Seconds() / cores
+	return machine, exeat, nil
 }
 
-// cores is how many processors the figures are about.
+// cores is the number of processors for which the figures are.
 const cores = 2
 
-// ticks reads /proc/stat: user, nice, system, idle, iowait, and so on.
+// ticks reads the used and all ticks from /proc/stat, whose fields are user, nice,
+// system, idle, iowait, and so on.
 func ticks() (used, total int64, err error) {
 	data, err := os.ReadFile("/proc/stat")
 	if err != nil {

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// latePort leaves the choice of a port to connect. Bind would look for one that
-// no connection of the last minute had, whoever that was to: with a thousand a
-// second this takes both processors.
+// latePort leaves the choice of the local port to connect. Otherwise bind looks for a
+// port that no connection of the last minute had, to any address, which takes both
+// processors at a thousand connections a second.
 func latePort(_, _ string, raw syscall.RawConn) error {
 	var err error
 	if control := raw.Control(func(fd uintptr) {

@@ -1,13 +1,12 @@
-// Package soak has callers of the real exeat hold ten thousand handshakes that
-// they do not end, and as many idle tunnels as one identity may have, and looks
-// at its memory. It has callers that say nothing come to listeners of each kind,
-// others show certificates that are dear to keep or to verify, and datagrams come
-// from an address that stands for an identity, as if it were forged: it looks
-// whether anybody else notices. It loads exeat with good and hostile traffic at
-// once, as much as the machine takes. After each of these it looks whether
-// anything stays behind: goroutines, descriptors and heap must return to what they
-// were. Then it measures what an identity that asks now and then notices of
-// another one that floods the gateway.
+// Package soak loads the real exeat with hostile callers, and checks that others are
+// served and that memory is bounded. Callers keep open ten thousand handshakes that they
+// do not finish, and as many idle tunnels as one identity may have. Others connect to
+// listeners of each kind and send nothing, or show certificates that are expensive to
+// keep or to verify, and datagrams come from an address that stands for an identity, as
+// if they were forged. Then good and hostile traffic come at once, as much as the machine
+// can carry. After each of these, goroutines, descriptors and heap must return to what
+// they were. At last it measures how much a flood of one identity slows down another one,
+// which makes a request now and then.
 package soak
 
 import (
@@ -20,11 +19,11 @@ import (
 	"github.com/exeat-dev/exeat/e2e/measure/report"
 )
 
-// options are the flags.
+// options are the values of the flags.
 type options struct {
-	load  time.Duration // how long the mixed load lasts
-	alone time.Duration // how long the quiet identity is measured, each time
-	exeat string        // a binary; "" means one that is built
+	load  time.Duration // length of the mixed load
+	alone time.Duration // length of each measurement of a quiet identity, and of the flood of datagrams
+	exeat string        // path of a binary; "" means to build one
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -39,14 +38,14 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if flags.NArg() > 0 || *total < 30*time.Second {
 		return options{}, fmt.Errorf("unexpected arguments, or less than 30s: %v %s", flags.Args(), *total)
 	}
-	const share = 10 // half is the mixed load, a tenth each of the measurements; the rest is setting up and settling
+	const share = 10 // a half for the mixed load, a tenth for each of the others; the rest is for starts and waits
 	o.load, o.alone = *total*5/share, *total/share
 	return o, nil
 }
 
-// Run loads as the flags say, and writes what came of it to stdout. Something
-// that stayed behind, or a figure that is more than five times above its bar, is
-// a [*report.Error].
+// Run loads exeat as the flags say, and writes the results to stdout. It returns a
+// [*report.Error] if something is left, or a figure is more than five times above its
+// bar.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {

@@ -13,16 +13,16 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// What silent callers meet: a gateway with few slots, which waits for them for long.
+// Sizes of silent: a gateway with few slots, which waits long for silent callers.
 const (
 	silentCallers = 5_000 // for each listener
 	silentSlots   = 2048
-	perSilent     = 32 << 10 // what a connection may hold of those that stay: a quarter of the slots at most
+	perSilent     = 32 << 10 // most memory of a silent connection; a quarter of the slots at most stay open
 )
 
-// silent has callers connect to listeners of each kind and say nothing. What they
-// hold is bounded by the slots that they may have, an open tunnel of somebody else's
-// goes on, and so do new ones.
+// silent lets callers connect to listeners of each kind and send nothing. Their memory is
+// bounded by the slots that they may have, and another caller's open tunnel goes on, as
+// do new ones.
 func silent(ctx context.Context, w *world, _ options, out io.Writer) (faults []string, err error) {
 	for _, s := range []silence{
 		{"on a unix socket", func(g *gateway, _ int) (string, string, string) { return "unix", g.Addresses[2], "" }},
@@ -41,14 +41,14 @@ func silent(ctx context.Context, w *world, _ options, out io.Writer) (faults []s
 	return faults, nil
 }
 
-// address is one of many of loopback.
+// address returns one of many addresses of loopback.
 func address(i int) string { return fmt.Sprintf("127.1.%d.%d", i/250%250, 1+i%250) }
 
-// silence is silent callers of one kind.
+// silence is a kind of silent callers.
 type silence struct {
 	what string
-	// to returns the network and the address to connect to, and from where; "" is from
-	// anywhere.
+	// to returns the network and the address to connect to, and the local address; ""
+	// means any.
 	to func(g *gateway, i int) (network, address, from string)
 }
 
@@ -86,7 +86,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	before, err := g.settled(ctx, quiet)
+	before, err := g.leastUsage(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 		}
 	}()
 	if err == nil {
-		err = g.cuts(ctx, silentCallers-silentSlots/4)
+		err = g.displaces(ctx, silentCallers-silentSlots/4)
 	}
 	if err == nil { // the tunnel that was open, and a new one
 		err = errors.Join(open.SetDeadline(time.Now().Add(patience)), load.Echo(open, make([]byte, 1<<10)), quiet.light(ctx))
@@ -130,7 +130,7 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 		return nil, err
 	}
 	_, _ = fmt.Fprintf(out, "%d silent callers %s: %d closed for others, %d descriptors, %.1f MiB resident more; a tunnel stays and others are served\n",
-		silentCallers, s.what, during.cut, during.descriptors, float64(most-resident)/(1<<20))
+		silentCallers, s.what, during.displaced, during.descriptors, float64(most-resident)/(1<<20))
 	if stay := during.descriptors - before.descriptors; stay > silentSlots/4+50 {
 		faults = append(faults, fmt.Sprintf("%d descriptors more than before, for %d slots", stay, silentSlots/4))
 	}
@@ -145,9 +145,9 @@ func (s *silence) try(ctx context.Context, w *world, out io.Writer) (faults []st
 	return append(faults, stays(before, after)...), err
 }
 
-// dial connects, and waits while the listener's queue is full. TCP waits by itself.
-// A unix socket that does not block is told EAGAIN (connect(2)), and the runtime
-// does not wait for such a socket to have room.
+// dial connects, and waits while the listener's queue is full. For TCP, connect waits.
+// For a nonblocking unix socket it returns EAGAIN (connect(2)), and the runtime does not
+// wait for room in the queue.
 func dial(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
 	for end := time.Now().Add(patience); ; {
 		conn, err := d.DialContext(ctx, network, address)
@@ -158,17 +158,17 @@ func dial(ctx context.Context, d *net.Dialer, network, address string) (net.Conn
 	}
 }
 
-// cuts waits until the gateway has closed that many connections for others.
-func (g *gateway) cuts(ctx context.Context, n int) error {
+// displaces waits until the gateway has closed n connections for others.
+func (g *gateway) displaces(ctx context.Context, n int) error {
 	for end := time.Now().Add(patience); ; {
 		now, err := g.usage(ctx)
 		switch {
 		case err != nil:
 			return err
-		case now.cut >= n:
+		case now.displaced >= n:
 			return nil
 		case time.Now().After(end):
-			return fmt.Errorf("%d connections were closed for others, want %d", now.cut, n)
+			return fmt.Errorf("%d connections were closed for others, want %d", now.displaced, n)
 		}
 	}
 }

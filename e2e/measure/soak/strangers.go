@@ -22,17 +22,17 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// What callers do with certificates that nobody trusts, and what that may do to a
-// gateway and to the tunnel of somebody else.
+// What callers do with untrusted certificates, and what that may cost the gateway and
+// another caller's tunnel.
 const (
-	exploding    = 310              // connections that show a certificate of thousands of names, and wait
-	perExploding = 256 << 10        // bytes of each, resident, with the garbage that is not collected yet: it parses to 1.2 MB
+	exploding    = 310              // connections with a certificate of thousands of names, which then wait
+	perExploding = 256 << 10        // resident bytes of each, with garbage that is not collected yet; the certificate parses to 1.2 MB
 	expensive    = 2000             // handshakes with false authorities
-	atMost       = 10 * time.Second // of the gateway's processors for all of them
-	echoWithin   = 10 * time.Second // of the tunnel's exchange, while they come
+	atMost       = 10 * time.Second // processor time of the gateway for all of them
+	echoWithin   = 10 * time.Second // for an exchange in the other tunnel meanwhile
 )
 
-// strangers has callers without an identity cost as much memory, and then as much
+// strangers lets callers without an identity use as much memory, and then as much
 // processor time, as their certificates can.
 func strangers(ctx context.Context, w *world, _ options, out io.Writer) (faults []string, err error) {
 	g, err := w.serve(ctx, "timeouts: {handshake: 20s, head: 60s, drain_delay: 0s, drain_timeout: 0s}\n")
@@ -41,7 +41,7 @@ func strangers(ctx context.Context, w *world, _ options, out io.Writer) (faults 
 	}
 	defer g.Stop()
 	quiet := w.caller(g, "quiet", "127.0.0.1")
-	before, err := g.settled(ctx, quiet)
+	before, err := g.leastUsage(ctx, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func strangers(ctx context.Context, w *world, _ options, out io.Writer) (faults 
 	return append(faults, stays(before, after)...), err
 }
 
-// unharmed sends something through a tunnel that was open before.
+// unharmed checks that a tunnel which was open before still carries bytes.
 func unharmed(tunnel net.Conn) error {
 	if err := tunnel.SetDeadline(time.Now().Add(echoWithin)); err != nil {
 		return err
@@ -73,7 +73,7 @@ func unharmed(tunnel net.Conn) error {
 	return nil
 }
 
-// explode holds connections that have shown 7,000 names in 15 KB.
+// explode keeps connections open that have shown 7,000 names in 15 KB.
 func explode(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.Writer) (faults []string, err error) {
 	names, err := manyNames(7000)
 	if err != nil {
@@ -93,7 +93,7 @@ func explode(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.
 		return nil, err
 	}
 	all, err := hold(ctx, exploding, func(ctx context.Context, i int) (net.Conn, error) {
-		return w.showing(g, cert, fmt.Sprintf("127.0.2.%d", 1+i%31)).Dial(ctx) // one alone would be over its budget
+		return w.showing(g, cert, fmt.Sprintf("127.0.2.%d", 1+i%31)).Dial(ctx) // one address alone would exceed its budget
 	})
 	if err == nil {
 		err = g.holds(ctx, exploding*99/100)
@@ -117,8 +117,8 @@ func explode(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.
 	return faults, nil
 }
 
-// exhaust makes handshakes with false authorities that have the name of the real
-// one, and keys that are dear.
+// exhaust makes handshakes with false authorities that have the name of the real one and
+// keys that are expensive to verify with.
 func exhaust(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.Writer) (faults []string, err error) {
 	before, err := g.CPU()
 	if err != nil {
@@ -130,7 +130,7 @@ func exhaust(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.
 		if err != nil {
 			return err
 		}
-		// It is answered, or closed for its source's budget: either is right.
+		// The request is answered, or the connection closed for its source's budget.
 		conn, err := w.showing(g, chain, "127.0.0.5").Dial(ctx)
 		if err == nil {
 			_ = conn.SetDeadline(time.Now().Add(patience))
@@ -159,7 +159,7 @@ func exhaust(ctx context.Context, w *world, g *gateway, tunnel net.Conn, out io.
 	return faults, nil
 }
 
-// manyNames is a subjectAltName of empty URIs.
+// manyNames returns a subjectAltName of n empty URIs.
 func manyNames(n int) (pkix.Extension, error) {
 	all := make([]asn1.RawValue, n)
 	for i := range all {
@@ -169,7 +169,8 @@ func manyNames(n int) (pkix.Extension, error) {
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}, err
 }
 
-// showing is a caller that shows a certificate whoever is asked for.
+// showing returns a caller that sends a certificate whatever authorities the gateway
+// names.
 func (w *world) showing(g *gateway, cert tls.Certificate, from string) *caller {
 	c := w.caller(g, "", from)
 	c.TLS = c.TLS.Clone()
@@ -177,7 +178,7 @@ func (w *world) showing(g *gateway, cert tls.Certificate, from string) *caller {
 	return c
 }
 
-// falseCertificate signs a certificate in the name of somebody else.
+// falseCertificate returns a certificate that names an issuer that has not signed it.
 func falseCertificate(template *x509.Certificate, issuer []byte, public crypto.PublicKey) ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -187,8 +188,8 @@ func falseCertificate(template *x509.Certificate, issuer []byte, public crypto.P
 	return x509.CreateCertificate(rand.Reader, template, &x509.Certificate{RawSubject: issuer}, public, key)
 }
 
-// falseChain is a good certificate in all but who has signed it, with four false
-// authorities of the real one's name.
+// falseChain returns an SVID that is valid but for its signature, with four false
+// authorities that have the name of the real one.
 func (w *world) falseChain(i int64) (chain tls.Certificate, err error) {
 	const bits = 4096
 	root := w.Authority.X509Bundle().X509Authorities()[0].RawSubject

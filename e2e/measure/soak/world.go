@@ -14,7 +14,8 @@ const (
 	goodHost    = "origin.soak.example"
 )
 
-// The identities: who behaves, who does not, and who asks now and then.
+// identities returns the names of the callers: well-behaved, hostile, and one that makes
+// a request now and then.
 func identities() []string { return []string{"good", "hostile", "quiet"} }
 
 // world is what the gateways share.
@@ -22,10 +23,10 @@ type world struct {
 	*site.Site
 
 	origin  *site.Echo
-	configs map[string]*tls.Config // of the callers, by identity; "" has none
+	configs map[string]*tls.Config // TLS configurations of callers by identity; that of "" has no certificate
 }
 
-// newWorld starts the origin. After an error nothing is left.
+// newWorld starts the origin. If it returns an error, everything is ended.
 func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s, err := site.New(trustDomain)
 	if err != nil {
@@ -57,7 +58,7 @@ func (w *world) build(ctx context.Context) (err error) {
 	return w.Write("policy.yaml", w.policy())
 }
 
-// target is the origin as callers ask for it.
+// target returns the origin's name and port.
 func (w *world) target() string { return w.origin.At(goodHost) }
 
 func (w *world) policy() string {
@@ -69,7 +70,7 @@ func (w *world) policy() string {
 	return b.String()
 }
 
-// generous lets one source and one identity have what the machine can give.
+// generous has limits that one source or identity does not reach.
 const generous = `limits:
   connections_per_source: 100000
   handshakes_per_source: 100000
@@ -78,11 +79,10 @@ const generous = `limits:
   connects_per_second: 100000
 `
 
-// hasty does not wait long for hostile callers.
+// hasty has short timeouts for hostile callers.
 const hasty = "timeouts: {handshake: 2s, head: 2s, client_hello: 2s, drain_delay: 0s, drain_timeout: 0s}\n"
 
-// serve starts a gateway with more keys of the configuration, which are its
-// limits and timeouts.
+// serve starts a gateway. more is appended to its configuration: limits and timeouts.
 func (w *world) serve(ctx context.Context, more string) (*gateway, error) {
 	child, err := w.Serve(ctx, "exeat.yaml", fmt.Sprintf(`version: 1
 identity: {dir: gateway}

@@ -1,5 +1,5 @@
-// Package spans counts the spans that a program under measurement exports: it
-// runs the collector beside the measurements, and asks it.
+// Package spans counts the spans that a program under measurement exports. It runs a
+// collector beside the measurements, and asks it for the count.
 package spans
 
 import (
@@ -13,16 +13,16 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// Program is the package of the collector, as site.Build takes it.
+// Program is the package of the collector, as an argument of site.Build.
 const Program = "e2e/measure/collector"
 
-// Collector is a running one.
+// Collector is a running collector.
 type Collector struct {
-	// URL is its OTLP endpoint.
+	// URL is the OTLP endpoint of the collector.
 	URL string
 }
 
-// Start starts the collector that was built into the site, which ends it.
+// Start starts the collector, which must be built into the site. The site ends it.
 func Start(ctx context.Context, s *site.Site) (*Collector, error) {
 	p, err := s.Start(exec.CommandContext(ctx, s.Path("collector")), site.Ready{Announces: 1})
 	if err != nil {
@@ -31,7 +31,7 @@ func Start(ctx context.Context, s *site.Site) (*Collector, error) {
 	return &Collector{URL: "http://" + p.Addresses[0]}, nil
 }
 
-// Count returns how many spans have arrived.
+// Count returns the number of spans that have arrived.
 func (c *Collector) Count(ctx context.Context) (int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL+"/spans", nil)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// bulk measures what the bytes in a tunnel cost.
+// bulk measures the cost of bytes in a tunnel.
 func (b *bench) bulk(ctx context.Context) error {
 	secure, spliced := report.Bar{Ratio: 1}, report.Bar{Value: 0.25}
 	for _, row := range []struct {
@@ -43,8 +43,7 @@ func (b *bench) bulk(ctx context.Context) error {
 	return nil
 }
 
-// roundTrips measures what a small message there and back costs in a tunnel
-// that is open.
+// roundTrips measures the cost of a small message, there and back, in an open tunnel.
 func (b *bench) roundTrips(ctx context.Context) error {
 	figure := fmt.Sprintf("%d bytes there and back in an mTLS tunnel", pingSize)
 	return b.paired(ctx, report.Row{Figure: figure, Unit: "µs"}, func(ctx context.Context, p *peer) (float64, error) {

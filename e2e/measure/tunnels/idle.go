@@ -10,18 +10,18 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// bulkEach is how many bytes go each way through every tunnel before it is
-// looked at again: enough for buffers to grow as large as they get.
+// bulkEach is how many bytes go each way through every tunnel before its memory is
+// measured again: enough for buffers to grow to their full size.
 const bulkEach = 256 << 10
 
-// memory is what a peer holds, in KiB for each tunnel, but for whole.
+// memory is the memory of a peer for each tunnel in KiB, and that of the process.
 type memory struct {
 	idle, afterBulk float64
-	whole           float64 // the whole process with its idle tunnels, in MiB
+	whole           float64 // of the process with its idle tunnels, in MiB
 }
 
-// idleTunnels measures the memory of tunnels that do nothing. Each measurement
-// has a process of its own, so that no memory is left from something else.
+// idleTunnels measures the memory of idle tunnels. Each measurement has a new process, so
+// that no memory is left from another one.
 func (b *bench) idleTunnels(ctx context.Context) error {
 	idle := report.Row{Figure: "idle mTLS tunnel, resident", Unit: "KiB", Bar: report.Bar{Ratio: 0.55, Value: 30}}
 	bulk := report.Row{Figure: "idle mTLS tunnel after bulk, resident", Unit: "KiB"}
@@ -56,16 +56,15 @@ func (b *bench) idleTunnels(ctx context.Context) error {
 	return nil
 }
 
-// memoryOf opens tunnels of distinct certificates through a fresh peer, and
-// looks at what it holds when they have become idle, and again after each has
-// carried some bulk.
+// memoryOf opens tunnels with different certificates through a new peer, and measures its
+// memory when they are idle, and again after each has carried bulkEach bytes.
 func memoryOf(ctx context.Context, o options, callers []*caller, start func(context.Context) (*peer, error)) (memory, error) {
 	p, err := start(ctx)
 	if err != nil {
 		return memory{}, err
 	}
 	defer p.process.Stop()
-	// What every process sets up once belongs to no tunnel.
+	// What every process sets up once is part of base.
 	if _, err := exchanges(ctx, p, callers, min(100, o.idle)); err != nil {
 		return memory{}, err
 	}
@@ -100,8 +99,8 @@ func memoryOf(ctx context.Context, o options, callers []*caller, start func(cont
 	return memory{idle: each(idle), afterBulk: each(bulk), whole: float64(idle) / (1 << 20)}, err
 }
 
-// trickle sends bulkEach bytes through a tunnel to the echo and back, no more
-// at a time than fits into any buffer on the way.
+// trickle sends bulkEach bytes through a tunnel and back, in parts that fit into every
+// buffer on the way.
 func trickle(conn net.Conn) error {
 	const part = 32 << 10
 	for range bulkEach / part {
@@ -112,17 +111,17 @@ func trickle(conn net.Conn) error {
 	return nil
 }
 
-// The memory of a process is stable when it has changed by no more than
-// stableBy, a part of it, for some time.
+// The memory of a process is stable when it has changed by at most the share stableBy for
+// some time.
 const (
 	stableBy   = 0.005
-	stableWait = 30 * time.Second // after which it is taken as it is
+	stableWait = 30 * time.Second // after this time it is taken as it is
 )
 
-// stable waits until the spans have arrived and the memory does not change any
-// more for some time, and returns it in bytes.
+// stable waits until the spans have arrived and the memory is stable, and returns the
+// memory in bytes.
 func (p *peer) stable(ctx context.Context, still time.Duration) (int64, error) {
-	if err := p.spans.settle(ctx); err != nil {
+	if err := p.spans.wait(ctx); err != nil {
 		return 0, err
 	}
 	poll := time.NewTicker(100 * time.Millisecond)

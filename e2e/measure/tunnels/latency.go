@@ -10,18 +10,17 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// The load of the latency figures: connections, the size of a message, and how
-// long each measurement is.
+// The load of the latency figures: the number of connections, the size of a message in
+// bytes, and the length of a measurement.
 const (
 	pingConns    = 16
 	pingSize     = 512
 	pingDuration = time.Second / 2
 )
 
-// latency measures round trips over one connection with nothing beside it, and
-// at half load: half of what the bare relay carries at most over the same
-// connections. What a proxy adds is what a round trip takes beyond one over
-// direct connections at the same rate.
+// latency measures round trips over one connection alone, and at half load: half of the
+// most that the bare relay carries over the same connections. The added latency of a
+// proxy is what a round trip takes longer than over direct connections at the same rate.
 func (b *bench) latency(ctx context.Context) error {
 	b.say("added latency")
 	dials := []func(context.Context) (net.Conn, error){b.world.direct, b.relay.echoing(b.callers[0]), b.exeat.echoing(b.callers[0])}
@@ -60,9 +59,9 @@ func (b *bench) latency(ctx context.Context) error {
 	return b.addedLatency(ctx, how, paths, interval, [2]report.Bar{{Value: 200}, {Value: 1000}})
 }
 
-// addedLatency measures the paths in turn: direct, relay, exeat, others. Each
-// connection begins a round trip every interval. The bars are for the median
-// and the 99th percentile.
+// addedLatency measures the paths in turn: direct, relay, exeat, others. Each connection
+// begins a round trip every interval. The bars are for the median and the 99th
+// percentile.
 func (b *bench) addedLatency(ctx context.Context, how string, paths [][]net.Conn, interval time.Duration, bars [2]report.Bar) error {
 	rows := [2]report.Row{
 		{Figure: "added latency p50, " + how, Unit: "µs", Bar: bars[0]},
@@ -97,13 +96,13 @@ func (b *bench) addedLatency(ctx context.Context, how string, paths [][]net.Conn
 	return nil
 }
 
-// direct connects to the echo.
+// direct connects to the echo without a proxy.
 func (w *world) direct(ctx context.Context) (net.Conn, error) {
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "tcp", w.targets[0])
 }
 
-// echoing returns how a caller connects to the echo through the peer.
+// echoing returns a function that opens a tunnel to the echo through the peer.
 func (p *peer) echoing(c *caller) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := p.client(c).Open(ctx, p.secure.echo)
@@ -115,7 +114,7 @@ func (p *peer) echoing(c *caller) func(context.Context) (net.Conn, error) {
 	}
 }
 
-// closeAll closes the connections that were opened.
+// closeAll closes the connections that are not nil.
 func closeAll(conns []net.Conn) {
 	for _, conn := range conns {
 		if conn != nil {

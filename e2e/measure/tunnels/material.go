@@ -8,32 +8,32 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// The names of the benchmark's world.
+// Names of the site.
 const (
 	trustDomain = "bench.example"
 	originName  = "origin.bench.example"
-	deniedName  = "elsewhere.bench.example:443" // allowed to nobody
+	deniedName  = "elsewhere.bench.example:443" // allowed for no identity
 	recordFile  = "records.jsonl"
 )
 
-// The configurations of exeat, which differ in where records go.
+// Names of exeat's configurations, which differ in where the records go.
 const (
 	exeatConfig = "exeat.yaml"
-	quietConfig = "quiet.yaml" // to nowhere
+	quietConfig = "quiet.yaml" // writes them to /dev/null
 )
 
-// The policy: each of 1,000 identities has ten rules, one of which leads to
-// the origin.
+// Sizes of the policy: each of 1,000 identities has ten rules, one of which allows the
+// origin.
 const (
 	identities = 1000
 	rulesEach  = 10
 )
 
-// caller is one certificate and the TLS configuration to show it with.
+// caller is the TLS configuration of a client with a certificate.
 type caller struct{ config *tls.Config }
 
-// mint makes n callers with fresh certificates, of the identities in turn. The
-// group is the only key exchange they offer.
+// mint returns n callers with new certificates, for the identities in turn. They offer
+// group as their only key exchange.
 func (w *world) mint(n int, group tls.CurveID) ([]*caller, error) {
 	callers := make([]*caller, n)
 	for i := range callers {

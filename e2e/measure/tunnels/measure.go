@@ -16,18 +16,18 @@ import (
 // workers is how many clients open tunnels at the same time.
 const workers = 4
 
-// bench is one run.
+// bench is a run.
 type bench struct {
 	options
 	world        *world
 	relay, exeat *peer
 	others       []*other
-	callers      []*caller // one for each identity, X25519
+	callers      []*caller // one for each identity, with X25519
 	progress     io.Writer
 	rows         []report.Row
 }
 
-// measure does the whole run.
+// measure does a whole run.
 func measure(ctx context.Context, o options, progress io.Writer) (report.Table, error) {
 	b := &bench{options: o, progress: progress}
 	if err := b.begin(ctx); err != nil {
@@ -49,7 +49,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (report.Table, 
 	return report.Table{Head: append(b.head(), evidence), Others: names(b.others), Rows: b.rows}, nil
 }
 
-// part is some of the figures, and what the flag -only calls them.
+// part is a part of the figures, and its name for the flag -only.
 type part struct {
 	name    string
 	measure func(context.Context) error
@@ -57,7 +57,7 @@ type part struct {
 
 func (b *bench) parts() []part {
 	parts := []part{{"tunnels", b.newTunnels}}
-	if !b.peers { // they compare exeat with itself
+	if !b.peers { // these compare exeat with itself
 		parts = append(parts, part{"evidence", b.quietTunnels}, part{"denials", b.denials})
 	}
 	return append(parts, part{"bulk", b.bulk}, part{"trips", b.roundTrips}, part{"latency", b.latency}, part{"idle", b.idleTunnels})
@@ -91,7 +91,8 @@ func (b *bench) begin(ctx context.Context) (err error) {
 	return warm(ctx, b.callers, b.relay, b.exeat)
 }
 
-// warm has peers set up what every process sets up once.
+// warm opens a hundred tunnels through peers, so that they set up what every process sets
+// up once.
 func warm(ctx context.Context, callers []*caller, peers ...*peer) error {
 	for _, p := range peers {
 		if _, err := exchanges(ctx, p, callers[:100], 100); err != nil {
@@ -101,17 +102,16 @@ func warm(ctx context.Context, callers []*caller, peers ...*peer) error {
 	return nil
 }
 
-// measurement is one of a peer, in the unit of a row. For one of the others it
-// may be errors.ErrUnsupported.
+// measurement measures a peer once, in the unit of a row. For one of the others it may
+// return errors.ErrUnsupported.
 type measurement func(ctx context.Context, p *peer) (float64, error)
 
-// paired measures the relay, exeat and the others in turn and adds a row.
+// paired measures the relay, exeat and the others in turn, and adds a row.
 func (b *bench) paired(ctx context.Context, row report.Row, one measurement) error {
 	return b.compared(ctx, row, b.relay, b.exeat, b.others, one)
 }
 
-// compared measures peers in turn and adds a row, with left in the place of
-// the relay.
+// compared measures peers in turn, and adds a row with left in the place of the relay.
 func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer, others []*other, one measurement) error {
 	b.say(row.Figure)
 	row.Others = make([][]float64, len(others))
@@ -140,8 +140,7 @@ func (b *bench) compared(ctx context.Context, row report.Row, left, right *peer,
 	return nil
 }
 
-// cpu returns the processor time that the peer takes for some load, spans and
-// all.
+// cpu returns the processor time that the peer uses for a load, its spans included.
 func (p *peer) cpu(ctx context.Context, load func(ctx context.Context) error) (time.Duration, error) {
 	before, err := p.process.CPU()
 	if err != nil {
@@ -150,17 +149,17 @@ func (p *peer) cpu(ctx context.Context, load func(ctx context.Context) error) (t
 	if err := load(ctx); err != nil {
 		return 0, err
 	}
-	if err := p.spans.settle(ctx); err != nil {
+	if err := p.spans.wait(ctx); err != nil {
 		return 0, err
 	}
 	after, err := p.process.CPU()
 	return after - before, err
 }
 
-// evidence checks that nothing was left out to be fast.
+// evidence checks that exeat has written every record and exported every span.
 func (w *world) evidence(ctx context.Context, exeat *peer) (string, error) {
-	exeat.process.Stop() // writes what is left
-	if err := w.spans.settle(ctx); err != nil {
+	exeat.process.Stop() // the process writes its last records
+	if err := w.spans.wait(ctx); err != nil {
 		return "", err
 	}
 	got, err := w.decisions()

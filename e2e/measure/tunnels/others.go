@@ -12,15 +12,15 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// other is a program of somebody else that is measured beside exeat, as it is
-// packaged. Its configuration makes it as light as it can be.
+// other is a program of another project that is measured beside exeat, as it is packaged.
+// Its configuration makes it do as little as possible.
 type other struct {
-	name  string // with its version
+	name  string // name and version
 	start func(ctx context.Context) (*peer, error)
 	peer  *peer
 }
 
-// startOthers starts them all, and warms them up with the callers.
+// startOthers starts all of them, and warms them up with the callers.
 func (w *world) startOthers(ctx context.Context, callers []*caller) ([]*other, error) {
 	haproxy, err := versionOf(ctx, haproxyPath, "HAProxy", "-v")
 	if err != nil {
@@ -53,7 +53,7 @@ func names(others []*other) []string {
 	return all
 }
 
-// othersHead says what the others do not do.
+// othersHead describes what the others do not do.
 func othersHead(others []*other) string {
 	return fmt.Sprintf("%s knows no CONNECT: it forwards TLS to TCP, one port for each origin, without a policy or a log. "+
 		"%s demands a certificate, allows everything and logs every tunnel; one worker, no cache. "+
@@ -61,7 +61,8 @@ func othersHead(others []*other) string {
 		others[0].name, others[1].name)
 }
 
-// versionOf returns the name and the version that a program prints first.
+// versionOf returns the name of a program and the version in the first line that it
+// prints.
 func versionOf(ctx context.Context, path, name, flag string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, flag).Output()
 	if err != nil {
@@ -74,24 +75,24 @@ func versionOf(ctx context.Context, path, name, flag string) (string, error) {
 			return name + " " + version, nil
 		}
 	}
-	return "", fmt.Errorf("%s does not tell its version: %q", name, first)
+	return "", fmt.Errorf("%s prints no version: %q", name, first)
 }
 
-// Where Debian installs them.
+// Paths in Debian's packages.
 const (
 	haproxyPath = "/usr/sbin/haproxy"
 	squidPath   = "/usr/sbin/squid"
 )
 
-// squidDir is where Squid writes, which it does as another user.
+// squidDir is the directory into which Squid writes, as another user.
 const squidDir = "squid"
 
-// prepareOthers writes what both need.
+// prepareOthers writes the files that both need.
 func (w *world) prepareOthers() error {
 	if err := w.writePair(); err != nil {
 		return err
 	}
-	// Go's cipher, which OpenSSL would not choose by itself.
+	// The cipher of Go, which OpenSSL would not choose by itself.
 	err := w.Write("openssl.cnf", `openssl_conf = all
 [all]
 ssl_conf = tls
@@ -119,10 +120,10 @@ Options = -SessionTicket
 	if err := os.Chown(w.Path(squidDir), uid, -1); err != nil {
 		return err
 	}
-	return os.Chmod(w.Path(""), 0o711) // another user must get through to what is its own
+	return os.Chmod(w.Path(""), 0o711) // the other user must reach its directory
 }
 
-// writePair writes certificate and key into the one file that HAProxy wants.
+// writePair writes the certificate and the key into one file, as HAProxy needs them.
 func (w *world) writePair() error {
 	pair, err := os.ReadFile(w.Path("gateway/svid.pem"))
 	if err != nil {
@@ -135,9 +136,9 @@ func (w *world) writePair() error {
 	return w.Write("pair.pem", string(pair)+string(key))
 }
 
-// startOther starts a program that is told where to listen.
+// startOther starts a program that listens on the addresses, with a configuration file.
 func (w *world) startOther(ctx context.Context, path, config string, listens []string, args ...string) (*site.Process, error) {
-	// Each has a configuration for each time that it is started.
+	// Each start has a configuration file of its own.
 	w.configs++
 	file := fmt.Sprintf("other-%d.conf", w.configs)
 	if err := w.Write(file, config); err != nil {
@@ -148,7 +149,7 @@ func (w *world) startOther(ctx context.Context, path, config string, listens []s
 	return w.Start(cmd, site.Ready{Accepts: listens})
 }
 
-// startHAProxy starts a forwarder to each of the three services, with TLS and
+// startHAProxy starts HAProxy as a forwarder to each of the three services, with TLS and
 // without.
 func (w *world) startHAProxy(ctx context.Context) (*peer, error) {
 	ports, err := freeAddresses(ctx, 2*len(w.targets))
@@ -183,7 +184,7 @@ defaults
 	}, nil
 }
 
-// startSquid starts it as a proxy with TLS and one without.
+// startSquid starts Squid as a proxy with TLS and without.
 func (w *world) startSquid(ctx context.Context) (*peer, error) {
 	ports, err := freeAddresses(ctx, 2)
 	if err != nil {
@@ -209,8 +210,7 @@ visible_hostname %s
 	return proxyPeer(peer{name: "Squid", x25519: true}, child, w.targets), nil
 }
 
-// freeAddresses returns addresses on loopback that nobody listened on a moment
-// ago.
+// freeAddresses returns addresses on loopback that were free when it was called.
 func freeAddresses(ctx context.Context, n int) ([]string, error) {
 	free, err := site.FreeAddresses(ctx, n)
 	var texts []string

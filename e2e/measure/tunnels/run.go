@@ -1,12 +1,12 @@
-// Package tunnels measures exeat, with everything on, against the bare Go relay
-// beside it: processor time for each tunnel and each gigabyte, memory of idle
-// tunnels, and latency.
+// Package tunnels measures exeat with all its evidence against a bare relay in Go: the
+// processor time for each tunnel and each gigabyte, the memory of idle tunnels, and
+// latency.
 //
 // It builds both, starts them with an origin and a collector of spans as
 // children on loopback, and makes the load itself. Every figure is measured in
 // pairs, first the relay and then exeat, and compared within the pair. One row
-// has exeat with its evidence off in the relay's place. With -peers HAProxy and
-// Squid are measured within each pair too.
+// has exeat without evidence in the relay's place. With -peers, HAProxy and
+// Squid are measured within each pair, too.
 package tunnels
 
 import (
@@ -23,21 +23,21 @@ import (
 	"github.com/exeat-dev/exeat/e2e/measure/report"
 )
 
-// options are the flags.
+// options are the values of the flags.
 type options struct {
 	pairs   int
-	tunnels int   // for each measurement
-	bytes   int64 // for each measurement and direction
+	tunnels int   // new tunnels in each measurement
+	bytes   int64 // in each measurement and direction
 	trips   int   // round trips in each measurement
 	idle    int
-	still   time.Duration // in which memory must not change
-	peers   bool          // HAProxy and Squid too
+	still   time.Duration // time in which memory must not change
+	peers   bool          // measure HAProxy and Squid, too
 	only    string        // the part to measure; "" means all
-	exeat   string        // a binary; "" means one that is built
-	output  string        // a file; "" means none
+	exeat   string        // path of a binary; "" means to build one
+	output  string        // path of a file for the table; "" means none
 }
 
-// The amounts of a run, where the flags do not say otherwise.
+// Defaults of the amounts of a run.
 func fullRun() options {
 	return options{pairs: 7, tunnels: 1000, bytes: 1e9, trips: 20_000, idle: 1000, still: 2 * time.Second}
 }
@@ -68,7 +68,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if quick {
 		defaults = quickRun()
 		if o.peers {
-			defaults.pairs = 2 // of four programs
+			defaults.pairs = 2 // each pair has four programs
 		}
 	}
 	o.pairs = cmp.Or(o.pairs, defaults.pairs)
@@ -98,8 +98,8 @@ func partNames(o options) []string {
 	return names
 }
 
-// Run measures as the flags say, and writes the table to stdout. A figure that is
-// more than five times beyond its bar is a [*report.Error].
+// Run measures as the flags say, and writes the table to stdout. It returns a
+// [*report.Error] if a figure is more than five times beyond its bar.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {

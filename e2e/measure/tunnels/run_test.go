@@ -42,7 +42,7 @@ func TestFlags(t *testing.T) {
 func TestWrongUse(t *testing.T) {
 	for _, args := range []string{"-pairs -1", "-bytes x", "-idle 1001", "-unknown", "-only x", "-peers -only denials", "argument"} {
 		if _, err := parse(strings.Fields(args), &bytes.Buffer{}); err == nil {
-			t.Errorf("%s is taken", args)
+			t.Errorf("%s is accepted", args)
 		}
 	}
 }

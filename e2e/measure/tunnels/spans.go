@@ -12,21 +12,21 @@ import (
 // spanTime is how long spans may take to arrive at the collector.
 const spanTime = 30 * time.Second
 
-// spanCount compares the spans that exeat must make with those that arrived.
-// A nil one, for a peer that makes none, counts nothing.
+// spanCount compares the number of spans that exeat must make with the number that has
+// arrived. A nil spanCount, for a peer that makes none, counts nothing.
 type spanCount struct {
 	collector *spans.Collector
 	expected  atomic.Int64
-	requests  atomic.Int64 // decisions that must have been recorded
+	requests  atomic.Int64 // number of decisions that must be recorded
 }
 
-// tunnels notes n tunnels that began and ended.
+// tunnels notes that n tunnels began and ended.
 func (s *spanCount) tunnels(n int) {
 	s.decided(n)
 	s.closed(n)
 }
 
-// decided notes n requests that were allowed or denied: one span each.
+// decided notes that n requests were allowed or denied, with a span for each.
 func (s *spanCount) decided(n int) {
 	if s != nil {
 		s.expected.Add(int64(n))
@@ -34,18 +34,17 @@ func (s *spanCount) decided(n int) {
 	}
 }
 
-// closed notes that n tunnels ended: one span each.
+// closed notes that n tunnels ended, with a span for each.
 func (s *spanCount) closed(n int) {
 	if s != nil {
 		s.expected.Add(int64(n))
 	}
 }
 
-// settle waits until every span has arrived, so that the processor time of
-// exporting them counts for the work that made them. A few more than expected
-// are those of look-ups and dials that were slow on a busy machine; many more
-// are an error.
-func (s *spanCount) settle(ctx context.Context) error {
+// wait waits until every span has arrived, so that the processor time of exporting them
+// counts for the load. A few more than expected may arrive, for lookups and dials that
+// were slow on a busy machine; many more are an error.
+func (s *spanCount) wait(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}

@@ -10,17 +10,17 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// exchangeSize is what one short tunnel carries each way, in bytes.
+// exchangeSize is how many bytes a short tunnel carries each way.
 const exchangeSize = 64
 
-// newTunnels measures what a short tunnel costs: handshake, CONNECT, one
-// exchange, close.
+// newTunnels measures the cost of a short tunnel: handshake, CONNECT, one exchange,
+// close.
 func (b *bench) newTunnels(ctx context.Context) error {
 	hybrid, err := b.world.mint(1, tls.X25519MLKEM768)
 	if err != nil {
 		return err
 	}
-	// They are callers whose certificates nobody has seen.
+	// newcomers returns callers whose certificates no peer has seen.
 	newcomers := func() ([]*caller, error) { return b.world.mint(b.tunnels, tls.X25519) }
 	for _, row := range []struct {
 		figure  string
@@ -50,9 +50,9 @@ func (b *bench) newTunnels(ctx context.Context) error {
 	return nil
 }
 
-// quietTunnels measures what evidence costs: exeat with it off, and with
-// everything on. Both processes are new, since one that has seen many
-// certificates holds more memory and collects garbage less often.
+// quietTunnels measures the cost of evidence: exeat without it, and with all of it. Both
+// processes are new, because a process that has seen many certificates has more memory
+// and collects garbage less often.
 func (b *bench) quietTunnels(ctx context.Context) error {
 	quiet, err := b.world.startQuiet(ctx)
 	if err != nil {
@@ -73,16 +73,16 @@ func (b *bench) quietTunnels(ctx context.Context) error {
 	})
 }
 
-// exchanges opens n short tunnels for the callers in turn, and returns the
-// processor time for one in milliseconds.
+// exchanges opens n short tunnels for the callers in turn, and returns the processor time
+// for one in milliseconds.
 func exchanges(ctx context.Context, p *peer, callers []*caller, n int) (float64, error) {
 	return perUnit(ctx, p, n, func(ctx context.Context, i int) error {
 		return p.client(callers[i%len(callers)]).Exchange(ctx, p.secure.echo, exchangeSize)
 	}, p.spans.tunnels)
 }
 
-// denials measures what is answered with 403, against the handshake that it
-// comes on.
+// denials measures the cost of an answer 403, compared with the handshake of its
+// connection.
 func (b *bench) denials(ctx context.Context) error {
 	err := b.paired(ctx, report.Row{Figure: "mTLS handshake alone", Unit: "ms"}, func(ctx context.Context, p *peer) (float64, error) {
 		return perUnit(ctx, p, b.tunnels, func(ctx context.Context, _ int) error {
@@ -95,8 +95,7 @@ func (b *bench) denials(ctx context.Context) error {
 	return b.denied(ctx)
 }
 
-// denied pairs a handshake alone with one that a denial follows, both of
-// exeat.
+// denied pairs a handshake alone with a handshake that a denial follows, both of exeat.
 func (b *bench) denied(ctx context.Context) error {
 	whole := report.Row{Figure: "mTLS handshake and 403", Unit: "ms"}
 	extra := report.Row{Figure: "a denial itself (left: the handshake it came on)", Unit: "ms", Bar: report.Bar{Ratio: 1}}
@@ -120,8 +119,8 @@ func (b *bench) denied(ctx context.Context) error {
 	return nil
 }
 
-// perUnit does something n times, tells note so, and returns the processor
-// time of the peer for one in milliseconds.
+// perUnit calls do n times, then calls note with n, and returns the processor time of the
+// peer for one call in milliseconds.
 func perUnit(ctx context.Context, p *peer, n int, do func(ctx context.Context, i int) error, note func(n int)) (float64, error) {
 	took, err := p.cpu(ctx, func(ctx context.Context) error {
 		if err := load.Each(ctx, n, workers, do); err != nil {

@@ -17,12 +17,12 @@ type world struct {
 	*site.Site
 
 	spans   *spanCount
-	targets []string // echo, source and sink: HOST:PORT as the system knows them
-	configs int      // of programs that are told where to listen
+	targets []string // addresses of echo, source and sink, HOST:PORT
+	configs int      // number of configuration files written by startOther
 }
 
-// newWorld builds the programs and starts what both peers need. After an error
-// nothing of it is left.
+// newWorld builds the programs, and starts what both peers need. If it returns an error,
+// everything is ended.
 func newWorld(ctx context.Context, exeat string) (*world, error) {
 	s, err := site.New(trustDomain)
 	if err != nil {
@@ -37,7 +37,7 @@ func newWorld(ctx context.Context, exeat string) (*world, error) {
 	return w, nil
 }
 
-// build builds what is measured and what it is measured with, and starts the
+// build builds the programs that are measured and those that measure, and starts the
 // origin and the collector.
 func (w *world) build(ctx context.Context) error {
 	if err := w.Build(ctx, "e2e/measure/tunnels/relay", "e2e/measure/tunnels/origin", spans.Program); err != nil {
@@ -60,25 +60,25 @@ func (w *world) build(ctx context.Context) error {
 type peer struct {
 	name    string
 	process *site.Process
-	spans   *spanCount // nil for one that exports none
+	spans   *spanCount // nil for a peer that exports none
 
 	secure, clear door
-	x25519        bool // the only key exchange that it knows
+	x25519        bool // says that X25519 is its only key exchange
 }
 
 // door is a listener of a peer.
 type door struct {
-	proxy string // its address; "" if the targets are addresses of its own
+	proxy string // address of the proxy; "" if each target is an address of the peer
 	targets
 }
 
-// targets are the services of the origin, as a peer is asked for them.
+// targets are the services of the origin, as clients of the peer name them.
 type targets struct{ echo, source, sink string }
 
 func newTargets(three []string) targets { return targets{three[0], three[1], three[2]} }
 
-// startRelay starts the bare relay. It is asked for addresses and not for
-// names: the floor looks nothing up.
+// startRelay starts the bare relay. Its clients name addresses, so that it looks up no
+// names.
 func (w *world) startRelay(ctx context.Context) (*peer, error) {
 	child, err := w.Start(exec.CommandContext(ctx, w.Path("relay"), "-identity", w.Path("gateway")), site.Ready{Announces: 2})
 	if err != nil {
@@ -87,29 +87,29 @@ func (w *world) startRelay(ctx context.Context) (*peer, error) {
 	return proxyPeer(peer{name: "relay"}, child, w.targets), nil
 }
 
-// startExeat starts the gateway with everything on: a policy of 10,000 rules,
-// records to a file and spans to the collector.
+// startExeat starts the gateway with all its evidence: records to a file, and spans to
+// the collector. Its policy has 10,000 rules.
 func (w *world) startExeat(ctx context.Context) (*peer, error) {
 	return w.serve(ctx, exeatConfig, recordFile, peer{name: "exeat", spans: w.spans},
 		"OTEL_TRACES_EXPORTER=otlp",
-		"OTEL_METRICS_EXPORTER=none", // the collector takes spans alone
+		"OTEL_METRICS_EXPORTER=none", // the collector accepts spans only
 		"OTEL_EXPORTER_OTLP_ENDPOINT="+w.spans.collector.URL,
 		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-		// Every measurement waits for its spans. The SDK's 5 s would make
-		// for long waits, and for batches that are no dearer.
+		// Every measurement waits for its spans. With the SDK's 5 s it would wait long,
+		// while a larger batch is no more expensive.
 		"OTEL_BSP_SCHEDULE_DELAY=500",
 	)
 }
 
-// startQuiet starts the same gateway with its evidence off, as far as that can
-// be: it still renders records, which go nowhere, and counts its metrics.
+// startQuiet starts the same gateway with as little evidence as possible. It still
+// renders records, which go to /dev/null, and counts its metrics.
 func (w *world) startQuiet(ctx context.Context) (*peer, error) {
 	return w.serve(ctx, quietConfig, os.DevNull, peer{name: "exeat without evidence"}, "OTEL_SDK_DISABLED=true")
 }
 
-// serve starts the gateway and returns p with what is then known of it.
+// serve starts the gateway, and returns p with its addresses and process.
 func (w *world) serve(ctx context.Context, name, records string, p peer, env ...string) (*peer, error) {
-	caller := callerID(w.Authority.TrustDomain(), 0) // of the clear listener
+	caller := callerID(w.Authority.TrustDomain(), 0) // the identity of callers of the listener clear
 	child, err := w.Serve(ctx, name, config(caller, records), 2, env...)
 	if err != nil {
 		return nil, err
@@ -129,15 +129,15 @@ func proxyPeer(p peer, child *site.Process, asked []string) *peer {
 	return &p
 }
 
-// client is one that opens tunnels through the peer.
+// client returns a client that opens tunnels through the peer, over TLS.
 func (p *peer) client(c *caller) *load.Client {
 	return &load.Client{Proxy: p.secure.proxy, TLS: c.config}
 }
 
-// clearClient is one that does so without TLS.
+// clearClient returns a client that opens tunnels through the peer, without TLS.
 func (p *peer) clearClient() *load.Client { return &load.Client{Proxy: p.clear.proxy} }
 
-// decisions counts the records of decisions that exeat has written.
+// decisions returns the number of decisions in exeat's records.
 func (w *world) decisions() (int64, error) {
 	data, err := os.ReadFile(w.Path(recordFile))
 	if err != nil {

@@ -1,8 +1,8 @@
-// Command dot asks a name server over TLS with a client certificate, as fast as
-// it answers, and prints what dnsperf prints.
+// Command dot queries a name server over TLS with a client certificate, as fast as the
+// server answers, and prints the results as dnsperf does.
 //
-// Each connection has many queries outstanding. Every answer must have come to
-// one of them; nothing else of it is looked at but its code.
+// Each connection has many queries outstanding. An answer counts for any of them; only
+// its code is checked.
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// The load: 200 queries outstanding, as dnsperf has them over UDP.
+// The load: 200 queries are outstanding, as many as dnsperf has over UDP.
 const (
 	connections = 4
 	outstanding = 50
@@ -112,11 +112,11 @@ func readQueries(file string) ([][]byte, error) {
 	return queries, nil
 }
 
-// counts are the answers: all, and those that are no error.
+// counts are the numbers of all answers, and of those with NOERROR.
 type counts struct{ all, good int }
 
-// ask keeps one connection busy until the end, and reads all that it has asked
-// for.
+// ask keeps queries outstanding on one connection until end, and then reads the answers
+// that are missing.
 func ask(ctx context.Context, server string, config *tls.Config, queries [][]byte, end time.Time) (c counts, err error) {
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", server)
 	if err != nil {
@@ -137,7 +137,7 @@ func ask(ctx context.Context, server string, config *tls.Config, queries [][]byt
 		if err := out.Flush(); err != nil || open == 0 {
 			return c, err
 		}
-		// As many as have come, and at least one.
+		// Read at least one answer, and then all that have arrived.
 		for first := true; open > 0 && (first || in.Buffered() > 2); first = false {
 			code, err := readAnswer(in)
 			if err != nil {
@@ -153,7 +153,7 @@ func ask(ctx context.Context, server string, config *tls.Config, queries [][]byt
 
 // readAnswer reads an answer and returns its code.
 func readAnswer(in *bufio.Reader) (code byte, err error) {
-	var head [6]byte // the length, then the id and the flags
+	var head [6]byte // the length, the ID and the flags
 	if _, err := io.ReadFull(in, head[:]); err != nil {
 		return 0, err
 	}

@@ -1,11 +1,11 @@
-// Command origin is the destination of the benchmark's tunnels: three services
+// Command origin is the destination of the benchmark's tunnels. It has three services
 // over plain TCP on loopback, in this order.
 //
 //   - echo sends back what it receives.
 //   - source reads a count of 8 bytes, big endian, and sends that many bytes.
 //   - sink reads such a count and as many bytes, and sends the count back.
 //
-// Each ends its side when the client has ended its own.
+// Each closes its side when it is done and the client has closed its own.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 	"sync"
 )
 
-// chunk is how much is written and read at a time.
+// chunk is the size of a write and a read, in bytes.
 const chunk = 64 << 10
 
 func main() {
@@ -46,14 +46,14 @@ func serve(l net.Listener, service func(net.Conn) error) error {
 		}
 		go func() {
 			defer conn.Close()
-			_ = service(conn) // the other end sees that the connection closes
+			_ = service(conn) // the client notices that the connection is closed
 		}()
 	}
 }
 
 func echo(conn net.Conn) error {
-	// Small, for there may be thousands at the same time; a plain loop, for
-	// io.Copy would use splice and set up a pipe for every connection.
+	// The buffer is small, because there may be thousands at the same time. io.Copy would
+	// use splice and set up a pipe for every connection.
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := conn.Read(buf)

@@ -7,7 +7,7 @@ import (
 	"io/fs"
 )
 
-// load reads the certificates that exeat authority mint writes.
+// load reads the files that `exeat authority mint` writes.
 func load(dir fs.FS) (*tls.Config, error) {
 	cert, err := fs.ReadFile(dir, "svid.pem")
 	if err != nil {

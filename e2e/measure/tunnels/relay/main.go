@@ -1,10 +1,10 @@
-// Command relay is the floor of the benchmark: what a CONNECT proxy over mTLS
-// costs in Go before it has a policy, an identity, a record or a trace.
+// Command relay is the floor of the benchmark: it shows what a CONNECT proxy over mTLS
+// costs in Go without a policy, an identity, a record or a trace.
 //
 // It has two listeners, in this order: one that demands a client certificate of
 // its CA, and one without TLS. It reads a request head without
-// checking more of it than it needs, connects to whatever is asked for, and
-// copies both ways. It is for benchmarks on loopback and nothing else.
+// checking more of it than it needs, connects to any target, and
+// copies both ways. It is only for benchmarks on loopback.
 package main
 
 import (
@@ -56,7 +56,7 @@ func newConfig(certificate tls.Certificate, clients *x509.CertPool) *tls.Config 
 	}
 }
 
-// serve speaks TLS unless config is nil.
+// serve accepts connections. They are over TLS unless config is nil.
 func serve(ctx context.Context, l net.Listener, config *tls.Config) error {
 	for {
 		conn, err := l.Accept()
@@ -94,7 +94,7 @@ func handle(ctx context.Context, client net.Conn) {
 	down.Wait()
 }
 
-// pipe copies until the source ends, and passes the end on.
+// pipe copies until src ends, and then closes the sending direction of dst.
 func pipe(dst, src net.Conn) {
 	_, err := io.Copy(dst, src)
 	if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
@@ -105,7 +105,7 @@ func pipe(dst, src net.Conn) {
 	_ = src.Close()
 }
 
-// readHead returns the target of a CONNECT and what came after the head.
+// readHead returns the target of a CONNECT and the bytes after its head.
 func readHead(conn net.Conn) (target string, early []byte, err error) {
 	head := make([]byte, 0, 1024)
 	for {

@@ -15,8 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// start serves a relay with certificates from a directory, and returns its
-// address and the configuration of a client that it accepts.
+// start serves a relay with certificates from a directory. It returns the relay's
+// address, and the configuration of a client that it accepts.
 func start(t *testing.T) (addr string, client *tls.Config) {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("bench.example")
@@ -62,7 +62,7 @@ func TestRelayPassesEarlyBytesAndBothEnds(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		all, _ := io.ReadAll(conn) // answers only after the end: half-close must get through
+		all, _ := io.ReadAll(conn) // the answer comes only after the end, which the relay must pass on
 		_, _ = conn.Write(append([]byte("got "), all...))
 	}()
 	conn, err := tls.Dial("tcp", addr, config)
