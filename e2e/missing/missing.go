@@ -1,5 +1,5 @@
-// Package missing says what becomes of a test for which something is missing on the
-// machine. Tests of every package use it.
+// Package missing skips tests for which something is missing on the machine, or fails
+// them. Tests of every package use it.
 package missing
 
 import (
@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Skip skips a test, and says what is missing. With CI set in the environment, where
-// everything is to be shown, the test fails instead.
+// Skip skips a test, and logs what is missing. If CI is set in the environment, where
+// every test must run, the test fails instead.
 func Skip(tb testing.TB, what string) {
 	tb.Helper()
 	if os.Getenv("CI") != "" {

@@ -1,12 +1,12 @@
 package main
 
-// of is a fault that cases of a class must find, or of one row.
+// of returns a fault that the cases of a class, or of one row, must find.
 func of(class, name, file, old, planted string) fault {
 	return fault{name, file, old, planted, "./e2e/hostile", "TestPromises/class/" + class}
 }
 
-// mutants are the faults that the cases find: one for each step from the bytes
-// to the tunnel.
+// mutants returns the faults that tests must find: at least one for each step from the
+// bytes of a request to the tunnel.
 func mutants() []fault {
 	const (
 		parse    = "proxy/head/parse.go"

@@ -1,15 +1,15 @@
-// Command mutants shows that the tests would notice. It plants faults in copies of
-// the tree, one at a time in each, each of them a few words in a place where a
-// proxy is bypassed, and runs the cases that hold the place to its promise:
-// they must fail. With -fuzz the faults are such that no seed shows them, and
-// it is a fuzz target that must find each within a minute.
+// Command mutants proves that the tests find faults. It plants faults in copies of
+// the tree, one at a time in each copy. Each is a change of a few words at a place where
+// an error would let a caller bypass the proxy. The tests of that place must fail.
+// With -fuzz the faults are such that no seed shows them, and a fuzz target must find
+// each within a minute.
 //
-// A fault that no longer applies, because the code has moved on, or that does
-// not compile, is an error like one that survives. A faulty gateway may connect
-// to anything, so it is run in a network namespace with nothing in it; see the
+// A fault that no longer applies, because the code has changed, or that does not compile
+// is an error, like one that survives. A faulty gateway may connect to anything, so
+// the command needs a network namespace with nothing but loopback in it; see the
 // Makefile.
 //
-// Exit codes: 0 all were found, 1 one was not, 2 wrong use, or the run could
+// Exit codes: 0 all faults were found; 1 one was not; 2 wrong use, or the run could
 // not be finished.
 package main
 
@@ -41,7 +41,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program but for the process around it.
+// run runs the program, and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -80,21 +80,21 @@ func selected(faults []fault, only string) []fault {
 	return some
 }
 
-// hands is how many faults are tried at once, each in a copy of the tree: a test that
-// finds one often waits in vain first, and another is built meanwhile. A fuzz target
-// has the machine for itself.
-const hands = 3
+// parallel is how many faults are tried at the same time, each in its own copy of the
+// tree. Many tests that find a fault wait for their patience first, and another fault is
+// built meanwhile. A fuzz target runs alone.
+const parallel = 3
 
-// found is what became of a fault.
+// found is the result for a fault.
 type found struct {
 	fault fault
 	by    string // the test that failed; "" if none did
-	err   error  // why it could not be planted
+	err   error  // why the fault could not be planted
 	took  time.Duration
 }
 
-// hunt plants the faults and prints what found each. It returns how many nothing
-// has found.
+// hunt plants the faults, and prints which test found each. It returns how many faults no
+// test found.
 func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, err error) {
 	if err := alone(); err != nil {
 		return 0, err
@@ -102,7 +102,7 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 	if len(faults) == 0 {
 		return 0, errors.New("no fault has this text in its name")
 	}
-	trees := make([]tree, hands)
+	trees := make([]tree, parallel)
 	if faults[0].fuzz() {
 		trees = trees[:1]
 	}
@@ -117,7 +117,7 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 	}
 	for f := range tryAll(ctx, trees, faults) {
 		if ctx.Err() != nil {
-			continue // until all have ended
+			continue // until all that run have ended
 		}
 		by := f.by
 		switch {
@@ -137,7 +137,7 @@ func hunt(ctx context.Context, faults []fault, stdout io.Writer) (survived int, 
 	return survived, err
 }
 
-// tryAll tries faults in several trees at once. The channel is closed when all
+// tryAll tries faults in several trees at the same time. The channel is closed when all
 // have been tried, or when ctx has ended and nothing runs any more.
 func tryAll(ctx context.Context, trees []tree, faults []fault) <-chan found {
 	next, all := make(chan fault), make(chan found)
@@ -166,7 +166,8 @@ func tryAll(ctx context.Context, trees []tree, faults []fault) <-chan found {
 	return all
 }
 
-// alone checks that no packet can leave: no interface but loopback is up.
+// alone returns an error if an interface other than loopback is up, so that no packet can
+// leave.
 func alone() error {
 	all, err := net.Interfaces()
 	if err != nil {

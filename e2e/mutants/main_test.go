@@ -10,8 +10,8 @@ import (
 
 const root = "../.."
 
-// TestFaultsApply checks that every fault has its place: to find out that the
-// code has moved on takes no run of the tests.
+// TestFaultsApply checks that the text that every fault replaces is in its file once. It
+// shows within moments which faults no longer apply.
 func TestFaultsApply(t *testing.T) {
 	all := append(mutants(), planted()...)
 	if n := len(mutants()); n < 20 {
@@ -33,7 +33,7 @@ func TestFaultsApply(t *testing.T) {
 	}
 }
 
-// TestEveryFuzzTargetHasAFault looks for the targets of the module.
+// TestEveryFuzzTargetHasAFault compares the faults with the fuzz targets of the module.
 func TestEveryFuzzTargetHasAFault(t *testing.T) {
 	has := map[string]bool{}
 	for _, f := range planted() {
@@ -89,7 +89,7 @@ func TestWhoFoundIt(t *testing.T) {
 	}
 }
 
-// exitError is that of a command that ends with a code.
+// exitError returns the error of a command with the exit code 1.
 func exitError(t *testing.T) error {
 	t.Helper()
 	_, err := output(t.Context(), "", "sh", "-c", "exit 1")

@@ -1,7 +1,7 @@
 package main
 
-// planted are the faults that fuzz targets must find, one for each target of
-// the module. Where a seed shows one at once, that is said.
+// planted returns the faults that fuzz targets must find, one for each target of the
+// module. If a seed shows a fault at once, the output says so.
 func planted() []fault {
 	return []fault{
 		{
@@ -96,7 +96,7 @@ func planted() []fault {
 	}
 }
 
-// boundary is off by one where the text of a record is as long as it may be.
+// boundary returns a fault in the length limit of a record's texts, which is off by one.
 func boundary(pkg, target string) fault {
 	return fault{
 		"text of just the length that is allowed, in " + pkg, "proxy/audit/record.go",

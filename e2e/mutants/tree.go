@@ -11,23 +11,22 @@ import (
 	"strings"
 )
 
-// fault is a change to one place of one file, and the tests that must fail
-// with it.
+// fault is a change at one place of one file, and the tests that must fail with it.
 type fault struct {
 	name     string
-	file     string // from the root of the module
-	old, new string // old is there exactly once
+	file     string // path from the root of the module
+	old, new string // old is in the file exactly once
 	pkg      string
-	tests    string // a pattern of go test -run; or a fuzz target
+	tests    string // a pattern for go test -run, or the name of a fuzz target
 }
 
-// fuzz reports whether a fuzz target is to find it.
+// fuzz reports whether a fuzz target must find the fault.
 func (f fault) fuzz() bool { return strings.HasPrefix(f.tests, "Fuzz") }
 
 // tree is a copy of the module.
 type tree struct{ dir string }
 
-// copyTree copies what git knows of, and what it does not ignore.
+// copyTree copies the files of the module that git does not ignore.
 func copyTree(ctx context.Context) (tree, error) {
 	root, err := output(ctx, "", "git", "rev-parse", "--show-toplevel")
 	if err != nil {
@@ -55,7 +54,7 @@ func copyTree(ctx context.Context) (tree, error) {
 func copyFile(from, to string) error {
 	data, err := os.ReadFile(from)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // deleted, and not yet for git
+		return nil // deleted, but still in git's index
 	}
 	if err != nil {
 		return err
@@ -70,8 +69,8 @@ func (t tree) path(name string) string { return filepath.Join(t.dir, name) }
 
 func (t tree) remove() { _ = os.RemoveAll(t.dir) }
 
-// healthy runs all tests without a fault: they must pass, or they would seem to
-// find anything.
+// healthy runs all tests without a fault. They must pass, because a test that always
+// fails would seem to find every fault.
 func (t tree) healthy(ctx context.Context, faults []fault) error {
 	done := map[string]bool{}
 	for _, f := range faults {
@@ -86,8 +85,8 @@ func (t tree) healthy(ctx context.Context, faults []fault) error {
 	return nil
 }
 
-// try plants a fault, runs its tests and takes it out again. It returns what
-// found it, "" if nothing did.
+// try plants a fault, runs its tests and removes the fault. It returns the name of the
+// test that found it, or "" if none did.
 func (t tree) try(ctx context.Context, f fault) (by string, err error) {
 	was, err := os.ReadFile(t.path(f.file))
 	if err != nil {
@@ -107,14 +106,14 @@ func (t tree) try(ctx context.Context, f fault) (by string, err error) {
 	return t.test(ctx, f)
 }
 
-// test returns the first test that fails.
+// test returns the name of the first test that fails.
 func (t tree) test(ctx context.Context, f fault) (by string, err error) {
 	text, err := output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-count=1", "-failfast", "-timeout", "90s", "-run", f.tests, f.pkg)
 	return finder(text, err)
 }
 
-// fuzzTime is how long a target may look for its fault. The time in which its
-// package is built with instruments does not count.
+// fuzzTime is how long a target may take to find its fault. The time to build its package
+// for fuzzing does not count.
 const fuzzTime = "60s"
 
 func (t tree) fuzz(ctx context.Context, f fault) (by string, err error) {
@@ -122,18 +121,18 @@ func (t tree) fuzz(ctx context.Context, f fault) (by string, err error) {
 	if by, err := finder(text, err); by != "" || err != nil {
 		return strings.TrimSpace(by + " (a seed)"), err
 	}
-	// It begins with the seeds alone, whatever was found on this machine before,
-	// and looks for no shorter form of an input.
+	// The target begins with the seeds alone, without inputs that were found on this
+	// machine before, and does not minimize an input.
 	found := t.path(filepath.Join(f.pkg, "testdata", "found"))
 	text, err = output(ctx, t.dir, "go", "test", "-trimpath", "-vet=off", "-run", "^$", "-fuzz", "^"+f.tests+"$", "-fuzztime", fuzzTime,
 		"-fuzzminimizetime", "0", f.pkg, "-args", "-test.fuzzcachedir", found)
 	_ = os.RemoveAll(found)
-	// What was found must not be a seed of the next fault.
+	// An input that was found must not be a seed for the next fault.
 	_ = os.RemoveAll(t.path(filepath.Join(f.pkg, "testdata", "fuzz")))
 	return finder(text, err)
 }
 
-// finder tells the failure of a test from one of the build.
+// finder returns the name of the test that failed, or an error if the build failed.
 func finder(text string, err error) (by string, _ error) {
 	if err == nil {
 		return "", nil
@@ -154,7 +153,7 @@ func finder(text string, err error) (by string, _ error) {
 	return strings.TrimPrefix(failed[len(failed)-1][1], "TestPromises/class/"), nil
 }
 
-// output runs a command in a directory and returns what it printed.
+// output runs a command in a directory, and returns what it printed.
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -10,17 +10,17 @@ import (
 	"sync"
 )
 
-// Echo is an origin on loopback that sends back what it receives, and ends its
-// side of a connection when the other one has ended.
+// Echo is an origin on loopback that sends back what it receives. It closes a connection
+// when the client has closed its side.
 type Echo struct {
-	// Address is where it listens, on 127.0.0.1.
+	// Address is the address of the listener, on 127.0.0.1.
 	Address netip.AddrPort
 
 	listener net.Listener
 	serving  sync.WaitGroup
 }
 
-// NewEcho starts an origin.
+// NewEcho starts an Echo.
 func NewEcho(ctx context.Context) (*Echo, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -47,20 +47,20 @@ func (e *Echo) serve() {
 	}
 }
 
-// At returns HOST:PORT for a host that stands for 127.0.0.1.
+// At returns HOST:PORT for a host that resolves to 127.0.0.1.
 func (e *Echo) At(host string) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(e.Address.Port())))
 }
 
-// Close returns when every connection has ended, for which it waits: whoever
-// holds one closes it first.
+// Close closes the listener and waits until every connection has ended. The caller closes
+// its connections first.
 func (e *Echo) Close() {
 	_ = e.listener.Close()
 	e.serving.Wait()
 }
 
-// FreeAddresses returns addresses on 127.0.0.1 on which nobody listened a moment
-// ago, for programs that are told where to listen.
+// FreeAddresses returns addresses on 127.0.0.1 that were free when it was called, for
+// programs whose address is configured.
 func FreeAddresses(ctx context.Context, n int) ([]netip.AddrPort, error) {
 	free := make([]netip.AddrPort, n)
 	for i := range free {
@@ -68,7 +68,7 @@ func FreeAddresses(ctx context.Context, n int) ([]netip.AddrPort, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // at the end, so that all differ
+		defer l.Close() // closed when all are found, so that they differ
 		if free[i], err = netip.ParseAddrPort(l.Addr().String()); err != nil {
 			return nil, err
 		}

@@ -11,7 +11,7 @@ import (
 
 // Names is a name server on loopback, over UDP.
 type Names struct {
-	// Address is where it answers, on 127.0.0.1.
+	// Address is the address of the server, on 127.0.0.1.
 	Address netip.AddrPort
 
 	conn    *net.UDPConn
@@ -19,9 +19,9 @@ type Names struct {
 	serving sync.WaitGroup
 }
 
-// Names starts a name server that Close stops. The function returns the records that
-// answer a question for the IPv4 address of a name; of every other type the server
-// has none. What is no query of one question is not answered.
+// Names starts a name server that Close stops. answers returns the records that answer a
+// query for the IPv4 address of a name. Queries of every other type get an answer without
+// records. Packets that are no query with one question get no answer.
 func (s *Site) Names(answers func(dnsmessage.Name) []dnsmessage.Resource) (*Names, error) {
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -36,12 +36,12 @@ func (s *Site) Names(answers func(dnsmessage.Name) []dnsmessage.Resource) (*Name
 	return n, nil
 }
 
-// IPv4 is the record that leads a name to an address for a day.
+// IPv4 returns a record with the address of a name, valid for a day.
 func IPv4(name dnsmessage.Name, address [4]byte) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: forADay(name), Body: &dnsmessage.AResource{A: address}}
 }
 
-// Alias is the record that leads a name to another one for a day.
+// Alias returns a record that makes a name an alias of another one, valid for a day.
 func Alias(name, to dnsmessage.Name) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: forADay(name), Body: &dnsmessage.CNAMEResource{CNAME: to}}
 }
@@ -67,7 +67,7 @@ func (n *Names) serve() {
 	}
 }
 
-// reply returns nil for what is not answered.
+// reply returns nil if the query gets no answer.
 func (n *Names) reply(query []byte) []byte {
 	var m dnsmessage.Message
 	if m.Unpack(query) != nil || len(m.Questions) != 1 {

@@ -44,7 +44,7 @@ func TestEveryNameIsAnswered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, sent := range [][]byte{query[:5], query} { // half a question is not answered
+		for _, sent := range [][]byte{query[:5], query} { // half a query is not answered
 			if _, err := conn.Write(sent); err != nil {
 				t.Fatal(err)
 			}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Output collects what a process writes, and wakes who waits for some of it. It
-// is safe for concurrent use.
+// Output collects what a process writes, and lets callers wait for a part of it. It is
+// safe for concurrent use.
 type Output struct {
 	mu      sync.Mutex
 	text    strings.Builder
@@ -17,7 +17,7 @@ type Output struct {
 	changed chan struct{} // closed at the next change
 }
 
-// NewOutput returns one that holds nothing yet.
+// NewOutput returns an empty Output.
 func NewOutput() *Output { return &Output{changed: make(chan struct{})} }
 
 // Write implements io.Writer.
@@ -29,7 +29,7 @@ func (o *Output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// end says that nothing more comes, which ends every wait.
+// end says that nothing more will be written, which ends every wait.
 func (o *Output) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -49,9 +49,8 @@ func (o *Output) String() string {
 	return o.text.String()
 }
 
-// Until waits until what was written so far is good, as far as its lines are
-// whole. It is an error if that is not so when the output ends or the time is
-// over.
+// Until waits until good reports true for the whole lines that were written so far. It
+// returns an error if the output ends or the time is over before.
 func (o *Output) Until(patience time.Duration, good func(text string) bool) error {
 	late := time.NewTimer(patience)
 	defer late.Stop()
@@ -63,7 +62,7 @@ func (o *Output) Until(patience time.Duration, good func(text string) bool) erro
 			return nil
 		}
 		if ended {
-			return errors.New("it ended before")
+			return errors.New("the output ended before")
 		}
 		select {
 		case <-changed:
@@ -83,7 +82,7 @@ func (o *Output) Line(patience time.Duration, pattern *regexp.Regexp) ([]string,
 	return match, err
 }
 
-// tail returns the last lines.
+// tail returns the last lines of the output.
 func (o *Output) tail(lines int) string {
 	all := strings.Split(strings.TrimRight(o.String(), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")

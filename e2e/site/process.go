@@ -14,42 +14,40 @@ import (
 )
 
 const (
-	startTime = 30 * time.Second // for a process to be ready
-	stopTime  = 10 * time.Second // for a process that was told to end
-	tailLines = 10               // of its standard error that an error quotes
+	startTime = 30 * time.Second // until a process is ready
+	stopTime  = 10 * time.Second // until a process ends after SIGTERM
+	tailLines = 10               // lines of standard error in an error
 )
 
-// Ready says when a process is ready; the zero value: at once.
+// Ready says when a process is ready. The zero value means at once.
 type Ready struct {
-	// Announces is how many listeners it tells of, by writing address=HOST:PORT
-	// to its standard error as slog's text handler does.
+	// Announces is the number of listeners that the process logs, as address=HOST:PORT on
+	// its standard error, in the form of slog's text handler.
 	Announces int
-	// Accepts are addresses that it was told to listen on and does not
-	// announce. It gets one connection on each, which says nothing.
+	// Accepts are the configured addresses of listeners that the process does not log.
+	// Each is tested with a connection on which nothing is sent.
 	Accepts []string
 }
 
-// A Process is a program that was started. It is safe for concurrent use, but
-// for Stop.
+// A Process is a running program. It is safe for concurrent use, except Stop.
 type Process struct {
-	// Addresses are those that it announced, in its order, and then those that
-	// it was told.
+	// Addresses are the addresses that the process logged, in this order, and then those
+	// of Ready.Accepts.
 	Addresses []string
-	// Stdout and Stderr are what it writes, where its command does not say
-	// where that goes.
+	// Stdout and Stderr are the outputs of the process, unless the command has writers
+	// for them.
 	Stdout, Stderr *Output
 
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
 
-// Start starts a process and returns when it is ready; what does not get ready
-// is ended, and its last words are in the error.
+// Start starts a process, and returns when it is ready. A process that does not become
+// ready is ended, and the error has its last lines.
 //
-// Its environment is that of the command and nothing else: nothing is inherited
-// where it is empty. If the command has a context, the end of that ends the
-// process as Stop does, and Ctrl-C in a terminal does not reach it. CPU and
-// Resident work on Linux only.
+// Its environment is that of the command; if that is empty, nothing is inherited. If the
+// command has a context, the end of the context ends the process as Stop does, and Ctrl-C
+// in a terminal does not reach the process. CPU and Resident work on Linux only.
 func Start(cmd *exec.Cmd, ready Ready) (*Process, error) {
 	p := &Process{Stdout: NewOutput(), Stderr: NewOutput(), cmd: cmd, ended: make(chan struct{})}
 	if cmd.Stdout == nil {
@@ -59,9 +57,9 @@ func Start(cmd *exec.Cmd, ready Ready) (*Process, error) {
 		cmd.Stderr = p.Stderr
 	}
 	if cmd.Env == nil {
-		cmd.Env = []string{} // nil would mean ours
+		cmd.Env = []string{} // nil would mean the environment of this process
 	}
-	if cmd.Cancel != nil { // there is a context
+	if cmd.Cancel != nil { // the command has a context
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 		cmd.WaitDelay = stopTime
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -71,7 +69,7 @@ func Start(cmd *exec.Cmd, ready Ready) (*Process, error) {
 	}
 	go func() {
 		defer close(p.ended)
-		_ = cmd.Wait() // the exit code says all
+		_ = cmd.Wait() // State has the exit code
 		p.Stdout.end()
 		p.Stderr.end()
 	}()
@@ -91,7 +89,7 @@ func (p *Process) await(ready Ready) error {
 		found = announced.FindAllStringSubmatch(text, ready.Announces)
 		return len(found) == ready.Announces
 	}); err != nil {
-		return fmt.Errorf("it does not say where it listens: %w", err)
+		return fmt.Errorf("it logs no address: %w", err)
 	}
 	for _, match := range found {
 		p.Addresses = append(p.Addresses, match[1])
@@ -105,19 +103,19 @@ func (p *Process) await(ready Ready) error {
 	return nil
 }
 
-// reach connects until the address accepts.
+// reach connects to the address until it accepts.
 func (p *Process) reach(address string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err == nil {
 			return conn.Close()
 		}
 		select {
-		case <-again.C:
+		case <-retry.C:
 		case <-p.ended:
 			return errors.New("it ended")
 		case <-ctx.Done():
@@ -126,8 +124,8 @@ func (p *Process) reach(address string) error {
 	}
 }
 
-// Stop tells the process to end and returns when it has; after ten seconds it
-// is killed. One that has ended is what is wanted.
+// Stop ends the process with SIGTERM, and returns when it has ended. After ten seconds
+// the process is killed. The process may have ended before.
 func (p *Process) Stop() {
 	_ = p.Signal(syscall.SIGTERM)
 	kill := time.AfterFunc(stopTime, func() { _ = p.Signal(os.Kill) })
@@ -135,23 +133,23 @@ func (p *Process) Stop() {
 	<-p.ended
 }
 
-// Kill ends the process as a crash would, and returns when it has ended.
+// Kill ends the process with SIGKILL, as a crash would, and returns when it has ended.
 func (p *Process) Kill() {
 	_ = p.Signal(os.Kill)
 	<-p.ended
 }
 
-// Signal sends a signal.
+// Signal sends a signal to the process.
 func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
-// PID returns the id of the process.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Ended returns a channel that is closed when the process has ended and all
-// that it wrote has been read.
+// Ended returns a channel that is closed when the process has ended and all that it wrote
+// has been read.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// State says how the process ended, once it has.
+// State waits until the process has ended, and returns how.
 func (p *Process) State() *os.ProcessState {
 	<-p.ended
 	return p.cmd.ProcessState
@@ -166,7 +164,7 @@ func (p *Process) CPU() (time.Duration, error) {
 	return t, nil
 }
 
-// Resident returns the bytes of memory that the process holds.
+// Resident returns the resident memory of the process in bytes.
 func (p *Process) Resident() (int64, error) {
 	n, err := resident(p.PID())
 	if err != nil {

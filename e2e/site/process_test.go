@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// script is a child that runs shell commands.
+// script returns a command that runs a text in the shell.
 func script(t *testing.T, text string) *exec.Cmd {
 	t.Helper()
 	return exec.CommandContext(t.Context(), "/bin/sh", "-c", text)
@@ -55,7 +55,7 @@ func TestAChildThatIsToldWhereToListenIsReadyWhenItAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	told := []string{l.Addr().String()} // as if it were the child's
+	told := []string{l.Addr().String()} // in the place of the child's listener
 	p, err := site.Start(script(t, "exec sleep 60"), site.Ready{Accepts: told})
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestAChildThatEndsBeforeItAcceptsIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close() // nobody accepts
+	l.Close() // no listener is left
 	ready := site.Ready{Accepts: []string{l.Addr().String()}}
 	if _, err := site.Start(script(t, "echo 'no such option' >&2; exit 1"), ready); err == nil || !strings.Contains(err.Error(), "no such option") {
 		t.Errorf("got %v", err)
@@ -105,8 +105,8 @@ func TestUsageIsThatOfTheChild(t *testing.T) {
 	if used, err := p.CPU(); used <= 0 || used > 10*time.Second || err != nil {
 		t.Errorf("processor time %s, %v", used, err)
 	}
-	if held, err := p.Resident(); held < 1<<10 || held > 1<<30 || err != nil {
-		t.Errorf("%d bytes, %v", held, err)
+	if resident, err := p.Resident(); resident < 1<<10 || resident > 1<<30 || err != nil {
+		t.Errorf("%d bytes, %v", resident, err)
 	}
 }
 

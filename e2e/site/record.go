@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Record is what tests and measurements read of a record in the native form. A
-// field that a record does not have is zero.
+// Record has the fields of a record in the native form that tests and measurements read.
+// A field that a record does not have is zero.
 type Record struct {
 	Time        time.Time `json:"time"`
 	Event       string    `json:"event"`
@@ -37,8 +37,8 @@ type Record struct {
 	SpanID      string    `json:"span_id"`
 }
 
-// ParseRecords reads whole lines; half a line at the end, which is still being
-// written or was torn, is left out.
+// ParseRecords parses whole lines. It skips an incomplete line at the end, which is still
+// being written or was torn.
 func ParseRecords(text string) ([]Record, error) {
 	var all []Record
 	for line := range strings.Lines(text[:strings.LastIndexByte(text, '\n')+1]) {
@@ -51,7 +51,7 @@ func ParseRecords(text string) ([]Record, error) {
 	return all, nil
 }
 
-// ReadRecords reads the records of a file.
+// ReadRecords parses the records in a file.
 func ReadRecords(path string) ([]Record, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

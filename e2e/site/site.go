@@ -1,4 +1,4 @@
-// Package site makes what stands around the exeat program in a test or a
+// Package site makes the surroundings of the exeat program in a test or a
 // measurement: a directory with a throw-away authority, the programs that run
 // in it, and an origin that callers reach through the gateway.
 //
@@ -8,8 +8,8 @@
 //	gateway, err := s.Serve(ctx, "exeat.yaml", config, 1)
 //	before, err := gateway.CPU()
 //
-// Package load beside it makes the clients. It ends only the processes that it
-// started, by their id. No part of the product imports it.
+// Package load has the clients. Package site ends only the processes that it
+// started, by their IDs. The product does not import it.
 package site
 
 import (
@@ -30,32 +30,33 @@ import (
 
 const module = "github.com/exeat-dev/exeat/"
 
-// Program is the package of exeat, as Build takes it.
+// Program is the package of exeat, as an argument of Build.
 const Program = "cmd/exeat"
 
 // ServerName is the DNS name in the gateway's certificate.
 const ServerName = "localhost"
 
-// lifetime is that of every certificate: longer than anything runs.
+// lifetime is the lifetime of every certificate, longer than any test or measurement.
 const lifetime = authority.DefaultCALifetime / 2
 
-// A Site is a directory and everything that was started for it. Its methods may
-// be called from one goroutine at a time.
+// A Site is a directory and everything that was started for it. Its methods may be called
+// from one goroutine at a time.
 type Site struct {
 	// Authority issues the certificates.
 	Authority *authority.Authority
-	// Exeat is the path of the program; Build sets it if it is "".
+	// Exeat is the path of the program. If it is "", Build builds the program and sets
+	// it.
 	Exeat string
 
 	dir   string
 	roots *x509.CertPool
-	ends  []func() // what Close calls, the last one first
+	ends  []func() // functions that Close calls, the last one first
 }
 
-// New makes a directory, an authority of the trust domain, and the certificate
-// of its workload /gateway in the subdirectory gateway, with the files that
-// "identity: {dir: gateway}" reads. The path of the directory is short enough
-// for a unix socket in it.
+// New makes a directory, an authority of the trust domain, and the certificate of its
+// workload /gateway in the subdirectory gateway, with the files that the configuration
+// "identity: {dir: gateway}" reads. The path of the directory is short enough for a unix
+// socket in it.
 func New(trustDomain string) (*Site, error) {
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
@@ -78,7 +79,7 @@ func New(trustDomain string) (*Site, error) {
 	return s, nil
 }
 
-// Close ends what was started, the last one first, and removes the directory.
+// Close ends everything that was started, the last one first, and removes the directory.
 func (s *Site) Close() {
 	for len(s.ends) > 0 {
 		last := len(s.ends) - 1
@@ -90,12 +91,12 @@ func (s *Site) Close() {
 // Path returns the path of a file in the directory.
 func (s *Site) Path(name string) string { return filepath.Join(s.dir, name) }
 
-// Write makes a file or overwrites it in place.
+// Write writes a file in place.
 func (s *Site) Write(name, text string) error {
 	return os.WriteFile(s.Path(name), []byte(text), 0o600)
 }
 
-// Replace puts a file in place by a rename, and returns the moment of it.
+// Replace replaces a file by a rename, and returns the time just before the rename.
 func (s *Site) Replace(name, text string) (time.Time, error) {
 	next := filepath.Join(filepath.Dir(name), ".next-"+filepath.Base(name))
 	if err := s.Write(next, text); err != nil {
@@ -105,8 +106,8 @@ func (s *Site) Replace(name, text string) (time.Time, error) {
 	return now, os.Rename(s.Path(next), s.Path(name))
 }
 
-// Mint makes the certificate of a workload, with these DNS names in it. The
-// path begins with a slash.
+// Mint returns a new SVID of a workload, with these DNS names. The path begins with a
+// slash.
 func (s *Site) Mint(path string, names ...string) (*authority.SVID, error) {
 	id, err := spiffeid.FromPath(s.Authority.TrustDomain(), path)
 	if err != nil {
@@ -115,9 +116,8 @@ func (s *Site) Mint(path string, names ...string) (*authority.SVID, error) {
 	return s.Authority.Mint(authority.Options{ID: id, DNS: names, Lifetime: lifetime})
 }
 
-// MintDir makes the certificate of the workload /NAME, which has the name of a
-// server too, and writes it with its key and the bundle into the subdirectory
-// of that name.
+// MintDir makes an SVID of the workload /NAME with the DNS name ServerName, and writes it
+// with its key and the bundle into the subdirectory of that name.
 func (s *Site) MintDir(name string) error {
 	svid, err := s.Mint("/"+name, ServerName)
 	if err != nil {
@@ -126,8 +126,8 @@ func (s *Site) MintDir(name string) error {
 	return svid.WriteDir(s.Path(name), s.Authority.Bundle())
 }
 
-// Client returns the configuration of a caller of the gateway; nil means one
-// that shows no certificate.
+// Client returns the TLS configuration of a caller with the SVID. If svid is nil, the
+// caller has no certificate.
 func (s *Site) Client(svid *authority.SVID) *tls.Config {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: ServerName, RootCAs: s.roots}
 	if svid != nil {
@@ -136,8 +136,8 @@ func (s *Site) Client(svid *authority.SVID) *tls.Config {
 	return config
 }
 
-// Build builds programs into the directory as [Build] does, and exeat too unless
-// there is one.
+// Build builds programs into the directory as [Build] does. It also builds exeat, unless
+// Exeat is set.
 func (s *Site) Build(ctx context.Context, packages ...string) error {
 	if s.Exeat == "" {
 		s.Exeat = s.Path("exeat")
@@ -149,8 +149,8 @@ func (s *Site) Build(ctx context.Context, packages ...string) error {
 	return Build(ctx, s.dir, packages...)
 }
 
-// Build builds programs of this module, named by the paths of their packages in
-// it, into a directory. It must run somewhere in the module.
+// Build builds programs of this module into a directory. They are named by the paths of
+// their packages in the module. The working directory must be in the module.
 func Build(ctx context.Context, dir string, packages ...string) error {
 	args := []string{"build", "-o", dir + "/"}
 	for _, p := range packages {
@@ -172,9 +172,9 @@ func (s *Site) Start(cmd *exec.Cmd, ready Ready) (*Process, error) {
 	return p, nil
 }
 
-// Serve writes a configuration, starts the gateway with it, and returns when so
-// many listeners of it are announced, that of admin included. It runs in the
-// directory with nothing but env in its environment.
+// Serve writes a configuration, starts the gateway with it, and returns when the gateway
+// has logged that many listeners, admin included. The gateway runs in the directory, with
+// no environment but env.
 func (s *Site) Serve(ctx context.Context, name, config string, listeners int, env ...string) (*Process, error) {
 	if err := s.Write(name, config); err != nil {
 		return nil, err

@@ -46,7 +46,7 @@ func TestACallerAndTheGatewayKnowEachOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := tls.LoadX509KeyPair(s.Path("gateway/svid.pem"), s.Path("gateway/svid_key.pem"))
+	pair, err := tls.LoadX509KeyPair(s.Path("gateway/svid.pem"), s.Path("gateway/svid_key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestACallerAndTheGatewayKnowEachOther(t *testing.T) {
 	go func() {
 		config := s.Client(nil)
 		done <- tls.Server(server, &tls.Config{
-			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: config.RootCAs,
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: config.RootCAs,
 		}).Handshake()
 	}()
 	if err := tls.Client(client, s.Client(svid)).Handshake(); err != nil {

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpuTime reads the processor clock of a process, which counts nanoseconds:
-// /proc/PID/stat counts hundredths of a second, too coarse for short runs.
+// cpuTime reads the processor clock of a process, which counts nanoseconds.
+// /proc/PID/stat counts hundredths of a second, which is too coarse for short runs.
 func cpuTime(pid int) (time.Duration, error) {
-	// clock_getcpuclockid(3): the complement of the id above three bits that
-	// say which clock; 2 is what the scheduler counts.
+	// clock_getcpuclockid(3): the ID of the clock is the complement of the process ID,
+	// above three bits for the kind of clock; 2 is the scheduler's.
 	const scheduler = 2
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|scheduler), &ts); err != nil {
@@ -24,7 +24,7 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// resident reads VmRSS.
+// resident reads VmRSS from /proc.
 func resident(pid int) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -38,5 +38,5 @@ func resident(pid int) (int64, error) {
 		kib, err := strconv.ParseInt(string(bytes.TrimSuffix(bytes.TrimSpace(value), []byte(" kB"))), 10, 64)
 		return kib << 10, err
 	}
-	return 0, errors.New("it has ended")
+	return 0, errors.New("the process has ended")
 }

@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Each calls do for 0 to n-1 from several workers, and returns the first error
-// when all have ended. The other workers stop at an error.
+// Each calls do for 0 to n-1 in several workers, and returns the first error when all
+// workers have ended. After an error no further call is made.
 func Each(ctx context.Context, n, workers int, do func(ctx context.Context, i int) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Ping sends round trips of size bytes to an echo on every connection for a
-// time, and returns how long each took, sorted. Each connection begins one
-// every interval, evenly spread over them, or, with an interval of zero, as
-// soon as the last has ended.
+// Ping sends messages of size bytes to an echo on every connection for the duration, and
+// returns the times of the round trips, sorted. Each connection begins a round trip every
+// interval, and the connections' starts are spread evenly over the interval. If the
+// interval is zero, each begins the next one when the last has ended.
 func Ping(ctx context.Context, conns []net.Conn, size int, interval, duration time.Duration) ([]time.Duration, error) {
 	var mu sync.Mutex
 	var all []time.Duration
@@ -40,7 +40,7 @@ func ping(ctx context.Context, conn net.Conn, size int, interval, duration time.
 		}
 		now := time.Now()
 		took = append(took, now.Sub(start))
-		// One that came late is not made up for: the rate may only be lower.
+		// The time of a late round trip is not made up for: the rate may only be lower.
 		next = now
 		if interval > 0 {
 			next = start.Add(max(interval, now.Sub(start)))
@@ -66,8 +66,8 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Quantile returns the value below which that part (0 to 1) of sorted values
-// lies; zero if there are none.
+// Quantile returns the value below which a part (0 to 1) of the sorted values lies, or
+// zero if there are none.
 func Quantile(sorted []time.Duration, part float64) time.Duration {
 	if len(sorted) == 0 {
 		return 0

@@ -1,8 +1,8 @@
-// Package load makes clients of a CONNECT proxy, and many of them at once.
+// Package load has clients of a CONNECT proxy, for tests and measurements.
 //
-// Every connection over TLS is a full handshake with the one key exchange that
-// the Client names; nothing is resumed. A tunnel that does not do what a correct
-// proxy does is an error, never a slow or a fast tunnel.
+// Every connection over TLS does a full handshake with the key exchanges of the Client's
+// configuration; no session is resumed. A tunnel that does not do what a correct
+// proxy does is an error, and not just a slow or a fast tunnel.
 package load
 
 import (
@@ -18,27 +18,28 @@ import (
 	"time"
 )
 
-// timeout bounds every operation but a bulk transfer.
+// timeout bounds every operation except a bulk transfer.
 const timeout = 30 * time.Second
 
 // A Client opens tunnels through one proxy.
 type Client struct {
-	// Proxy is its address; "" if every target is itself the address of a
-	// forwarder to one origin, which is asked nothing.
+	// Proxy is the address of the proxy. If it is "", every target is the address of a
+	// forwarder to one origin, and no CONNECT is sent.
 	Proxy string
-	// TLS is spoken to it; nil for a clear connection.
+	// TLS is the configuration of the connection to the proxy; nil means no TLS.
 	TLS *tls.Config
-	// Dialer connects to it. The zero value chooses the address to come from.
+	// Dialer connects to the proxy. The zero value lets the system choose the local
+	// address.
 	Dialer net.Dialer
 }
 
-// Conn is a tunnel, which may be closed for writing alone.
+// Conn is a tunnel whose sending direction may be closed alone.
 type Conn interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// Dial connects to the proxy and completes the handshake, if there is one.
+// Dial connects to the proxy, and completes the handshake if TLS is set.
 func (c *Client) Dial(ctx context.Context) (Conn, error) { return c.connect(ctx, c.Proxy) }
 
 func (c *Client) connect(ctx context.Context, address string) (Conn, error) {
@@ -59,7 +60,7 @@ func (c *Client) connect(ctx context.Context, address string) (Conn, error) {
 	return conn, nil
 }
 
-// Greet completes a handshake and closes the connection without a request.
+// Greet completes a handshake, and closes the connection without a request.
 func (c *Client) Greet(ctx context.Context) error {
 	conn, err := c.Dial(ctx)
 	if err != nil {
@@ -68,9 +69,9 @@ func (c *Client) Greet(ctx context.Context) error {
 	return finish(conn)
 }
 
-// Ask sends a head, or whatever it is, on a connection of its own and returns
-// the head of the answer. What came behind it is lost. The connection, which is
-// the caller's to close, has a deadline of 30 s; it is nil if there is none.
+// Ask sends a head, or any text, on a new connection, and returns the head of the answer.
+// Bytes that came with it are lost. The caller closes the connection, which has a
+// deadline of 30 s; it is nil if Dial failed.
 func (c *Client) Ask(ctx context.Context, head string) (answer string, conn Conn, err error) {
 	if conn, err = c.Dial(ctx); err != nil {
 		return "", nil, err
@@ -79,12 +80,12 @@ func (c *Client) Ask(ctx context.Context, head string) (answer string, conn Conn
 	return answer, conn, err
 }
 
-// Connect returns the head of a good request for a tunnel.
+// Connect returns the head of a valid CONNECT.
 func Connect(target string) string {
 	return "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n"
 }
 
-// Open opens a tunnel to the target, HOST:PORT as the proxy knows it.
+// Open opens a tunnel to the target, HOST:PORT as the proxy resolves it.
 func (c *Client) Open(ctx context.Context, target string) (Conn, error) {
 	if c.Proxy == "" {
 		return c.connect(ctx, target)
@@ -107,8 +108,8 @@ func (c *Client) Open(ctx context.Context, target string) (Conn, error) {
 	return nil, err
 }
 
-// Exchange opens a tunnel to an echo, sends size bytes and waits for them to
-// come back, and ends it from this side.
+// Exchange opens a tunnel to an echo, sends size bytes, waits until they come back, and
+// closes the tunnel.
 func (c *Client) Exchange(ctx context.Context, target string, size int) error {
 	conn, err := c.Open(ctx, target)
 	if err != nil {
@@ -121,7 +122,7 @@ func (c *Client) Exchange(ctx context.Context, target string, size int) error {
 	return finish(conn)
 }
 
-// Denied asks for a tunnel and reads the whole answer, which must be a 403.
+// Denied sends a CONNECT and reads the whole answer, which must be a 403.
 func (c *Client) Denied(ctx context.Context, target string) error {
 	head, conn, err := c.Ask(ctx, Connect(target))
 	if conn == nil {
@@ -137,7 +138,7 @@ func (c *Client) Denied(ctx context.Context, target string) error {
 	return finish(conn)
 }
 
-// ask sends a head and reads the head of the answer, and what came with it.
+// ask sends a head. It returns the head of the answer and the bytes that came with it.
 func ask(conn net.Conn, sent string) (head string, rest []byte, err error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", nil, err
@@ -159,8 +160,8 @@ func ask(conn net.Conn, sent string) (head string, rest []byte, err error) {
 	return "", nil, errors.New("the head of the answer is too long")
 }
 
-// finish ends the sending side, reads to the end of the other and closes: what
-// the proxy does for the connection is done when it returns.
+// finish closes the sending direction, reads until the other one ends, and closes the
+// connection. When it returns, the proxy has done its work for the connection.
 func finish(conn Conn) error {
 	defer func() { _ = conn.Close() }()
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
@@ -173,7 +174,7 @@ func finish(conn Conn) error {
 	return err
 }
 
-// Echo writes p and reads as many bytes into it.
+// Echo writes p, and reads as many bytes into it.
 func Echo(conn net.Conn, p []byte) error {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return err
@@ -185,7 +186,7 @@ func Echo(conn net.Conn, p []byte) error {
 	return err
 }
 
-// chunk is how much a bulk transfer writes and reads at a time.
+// chunk is the size of a write and a read of a bulk transfer, in bytes.
 const chunk = 64 << 10
 
 // Down reads size bytes from a source through a tunnel.
@@ -212,8 +213,7 @@ func (c *Client) Down(ctx context.Context, target string, size int64) error {
 	}
 }
 
-// Up writes size bytes to a sink through a tunnel, and checks that they all
-// arrived.
+// Up writes size bytes to a sink through a tunnel, and checks that all have arrived.
 func (c *Client) Up(ctx context.Context, target string, size int64) error {
 	conn, err := c.Open(ctx, target)
 	if err != nil {

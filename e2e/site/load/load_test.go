@@ -65,11 +65,12 @@ func TestQuantile(t *testing.T) {
 		}
 	}
 	if got := load.Quantile(nil, 0.5); got != 0 {
-		t.Errorf("of nothing: got %v", got)
+		t.Errorf("of no values: got %v", got)
 	}
 }
 
-// serve accepts one connection and speaks to it.
+// serve accepts one connection and calls speak with it. It returns the listener's
+// address.
 func serve(t *testing.T, speak func(net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
