@@ -10,8 +10,8 @@ trap 'rm -rf "$copy"' EXIT
 git ls-files -z --cached --others --exclude-standard | xargs -0 tar cf - | tar xf - -C "$copy"
 cd "$copy"
 
-rooms=$(go list -f '{{if .GoFiles}}{{.Dir}} {{.Name}}{{end}}' ./allowlist/... ./identity/... ./proxy/... ./cmd/...)
-echo "$rooms" | while read -r dir name; do
+packages=$(go list -f '{{if .GoFiles}}{{.Dir}} {{.Name}}{{end}}' ./allowlist/... ./identity/... ./proxy/... ./cmd/...)
+echo "$packages" | while read -r dir name; do
 	# Every package may import the standard library. This module is in go.mod and
 	# in the list of no package.
 	printf 'package %s\n\nimport _ "github.com/google/go-cmp/cmp"\n' "$name" >"$dir/planted.go"
@@ -32,4 +32,4 @@ for file in $planted; do
 	fi
 done
 [ "$missed" = 0 ] || { cat report.txt >&2; exit 1; }
-echo "$(echo "$planted" | wc -l) planted imports in $(echo "$rooms" | wc -l) rooms, each reported"
+echo "$(echo "$planted" | wc -l) planted imports in $(echo "$packages" | wc -l) packages, each reported"

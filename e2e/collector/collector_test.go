@@ -1,9 +1,9 @@
-// Package collector sends what exeat records to a real OpenTelemetry Collector:
-// 20,000 decisions, once with a collector that stays and once with one that is
-// killed and started again.
+// Package collector tests exeat with a real OpenTelemetry Collector: 20,000 decisions are
+// exported, once to a collector that stays and once to one that is killed and started
+// again.
 //
 // The collector is otelcol below this directory, a module of its own that takes
-// most of a minute to build; without its path the tests are skipped.
+// most of a minute to build. Without the flag for its path the tests are skipped.
 //
 //	make collector
 package collector
@@ -26,7 +26,7 @@ import (
 // patience bounds every wait of these tests.
 const patience = 30 * time.Second
 
-// decisions is how many are made in each test.
+// decisions is the number of decisions in each test.
 const decisions = 20_000
 
 var (
@@ -51,8 +51,8 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// TestEveryDecisionArrivesTwiceAndJoins: every decision is one span and one log
-// record of the same trace, and every tunnel as well.
+// TestEveryDecisionArrivesTwiceAndJoins checks that every decision arrives as a span and
+// as a log record of the same trace, and every tunnel as well.
 func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
 	w := newWorld(t)
 	w.startCollector(t)
@@ -60,7 +60,7 @@ func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
 	start := time.Now()
 	made := w.decide(t, p, asking{workers: 4})
 	t.Logf("%d decisions in %v", decisions, time.Since(start))
-	p.settle(t, w.spans(t, made), w.records(t, made))
+	p.finalCounts(t, w.spans(t, made), w.records(t, made))
 	p.Stop()
 
 	native := w.native(t)
@@ -91,15 +91,15 @@ func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
 		len(got.spans), len(got.tunnelSpans))
 }
 
-// The share of the decisions after which the collector is killed, and after
-// which it is there again, and how many decisions are made a second.
+// Numbers of the decision at which the collector is killed, and of the one at which it is
+// started again. pace is the number of decisions a second.
 const (
 	killedAt, backAt = decisions * 3 / 10, decisions * 7 / 10
 	pace             = 1000
 )
 
-// TestACollectorThatIsKilled is away for eight seconds, with queues that are
-// too short for that.
+// TestACollectorThatIsKilled runs without the collector for eight seconds, with queues
+// that are too short for that time.
 func TestACollectorThatIsKilled(t *testing.T) {
 	w := newWorld(t)
 	c := w.startCollector(t)
@@ -109,7 +109,7 @@ func TestACollectorThatIsKilled(t *testing.T) {
 		backAt:   func() { w.startCollector(t) },
 	}})
 	spans, records := w.spans(t, made), w.records(t, made)
-	counts := p.settle(t, spans, records)
+	counts := p.finalCounts(t, spans, records)
 	p.Stop()
 
 	sum := counts.spans["exported"] + counts.spans["dropped"] + counts.spans["failed"]
@@ -118,20 +118,20 @@ func TestACollectorThatIsKilled(t *testing.T) {
 	if sum != spans {
 		t.Errorf("exported, dropped and failed are %d, want %d", sum, spans)
 	}
-	// What was exported is there; what failed may have arrived, when the answer
-	// was lost with the collector.
+	// Every span that is counted as exported has arrived. One that is counted as failed
+	// may have arrived, if the answer was lost when the collector was killed.
 	got := w.collected(t)
 	arrived := len(got.spans) + len(got.tunnelSpans) + got.steps
 	if arrived < counts.spans["exported"] || arrived > counts.spans["exported"]+counts.spans["failed"] {
 		t.Errorf("%d spans arrived, %v were counted", arrived, counts.spans)
 	}
 	if n := len(w.native(t).decisions); n != decisions {
-		t.Errorf("%d decisions in the record file, want %d: one sink holds up the other", n, decisions)
+		t.Errorf("%d decisions in the record file, want %d: one sink delays the other", n, decisions)
 	}
 	compareDelays(t, made)
 }
 
-// compareDelays compares how long a denial took with and without a collector.
+// compareDelays compares the times of denials with and without a collector.
 func compareDelays(t *testing.T, made *outcome) {
 	t.Helper()
 	const bar = time.Millisecond
@@ -139,7 +139,7 @@ func compareDelays(t *testing.T, made *outcome) {
 	added := away.p99 - max(before.p99, after.p99)
 	t.Logf("a denial before the collector is killed: %v; while it is away: %v; after: %v; added at p99: %v (bar %v)",
 		before, away, after, added, bar)
-	if added > 5*bar { // the machine may be busy with something else
+	if added > 5*bar { // the machine may be busy with other work
 		t.Errorf("a decision takes %v longer at p99 without a collector, more than five times the bar of %v", added, bar)
 	}
 }

@@ -18,14 +18,14 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// entry is what the forms of one decision must have in common.
+// entry has the fields that must be equal in all forms of a decision.
 type entry struct{ Trace, Span, Verdict, Reason string }
 
-// evidence is what one place knows, by the id of the decision.
+// evidence is what the record file has, by the ID of the decision.
 type evidence struct {
 	decisions map[string]entry
 	tunnels   map[string]bool
-	steps     int // slow or failed resolving and dialling, which have spans of their own
+	steps     int // lookups and dials that were slow or failed, which have spans of their own
 }
 
 // native reads the record file.
@@ -60,14 +60,14 @@ type collected struct {
 	twice                   []string
 }
 
-// The parts of OTLP/JSON that are looked at.
+// The parts of OTLP/JSON that the tests read.
 type (
 	otlpAttributes []struct {
 		Key   string
 		Value struct{ StringValue string }
 	}
 	otlpItem struct {
-		Name       string // of a span
+		Name       string // name of a span
 		TraceID    string `json:"traceId"`
 		SpanID     string `json:"spanId"`
 		Body       struct{ StringValue string }
@@ -172,8 +172,8 @@ func (c *collected) tunnel(all map[string]bool, item otlpItem) {
 	all[id] = true
 }
 
-// forEachLine reads whole lines; a killed process may have left half a one at
-// the end.
+// forEachLine calls each for the whole lines of a file. It skips an incomplete line at
+// the end, which a killed process may have left.
 func forEachLine(t *testing.T, path string, each func(line []byte) error) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -195,21 +195,21 @@ func forEachLine(t *testing.T, path string, each func(line []byte) error) {
 	}
 }
 
-// spans is how many spans must have been made.
+// spans returns the number of spans that must have been made.
 func (w *world) spans(t *testing.T, made *outcome) int {
 	t.Helper()
-	return decisions + made.allowed + w.settledNative(t, made).steps
+	return decisions + made.allowed + w.completeNative(t, made).steps
 }
 
-// records is how many records the collector is to get: those of the native
-// file, where nothing is lost.
+// records returns the number of records that the collector must get: as many as are in
+// the native file, which loses none.
 func (w *world) records(t *testing.T, made *outcome) int {
 	t.Helper()
-	w.settledNative(t, made)
+	w.completeNative(t, made)
 	return w.lines(t, "records.jsonl")
 }
 
-// lines counts those of a file of the site.
+// lines returns the number of lines in a file of the site.
 func (w *world) lines(t *testing.T, name string) int {
 	t.Helper()
 	n := 0
@@ -217,8 +217,8 @@ func (w *world) lines(t *testing.T, name string) int {
 	return n
 }
 
-// settledNative waits until every tunnel has ended and is in the record file.
-func (w *world) settledNative(t *testing.T, made *outcome) evidence {
+// completeNative waits until every tunnel has ended and is in the record file.
+func (w *world) completeNative(t *testing.T, made *outcome) evidence {
 	t.Helper()
 	late := time.After(patience)
 	for {
@@ -235,12 +235,12 @@ func (w *world) settledNative(t *testing.T, made *outcome) evidence {
 	}
 }
 
-// counts are metrics of spans and of the collector's records, by result.
+// counts are the metrics of spans and of the collector's records, by result.
 type counts struct{ spans, records map[string]int }
 
-// settle waits until the metrics say what became of every span and every
-// record, which they must do exactly.
-func (p *gateway) settle(t *testing.T, spans, records int) counts {
+// finalCounts waits until the metrics count a result for every span and every record. The
+// number of spans must be exact.
+func (p *gateway) finalCounts(t *testing.T, spans, records int) counts {
 	t.Helper()
 	late := time.After(patience)
 	for {
@@ -268,7 +268,7 @@ func sum(results map[string]int) int {
 	return n
 }
 
-// counts reads /metrics.
+// counts reads the metrics from /metrics.
 func (p *gateway) counts(t *testing.T) counts {
 	t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}

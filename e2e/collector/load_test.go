@@ -17,31 +17,31 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// asking says how decisions are asked for.
+// asking configures the requests for decisions.
 type asking struct {
 	workers int
-	pace    int            // a second, of all workers together; zero is as fast as they can
-	at      map[int]func() // called when so many decisions have been asked for
+	pace    int            // requests a second of all workers; zero means as many as possible
+	at      map[int]func() // functions to call before the request of that number
 }
 
 // outcome is what the callers saw.
 type outcome struct {
-	refused []string // ids of decisions, from the answers
+	refused []string // decision IDs in the answers
 	allowed int
-	took    []time.Duration // of each denial over the socket, by number; zero for any other
+	took    []time.Duration // times of denials over the socket, by number; zero for any other request
 }
 
-// delay sums up what denials took.
+// delay summarises the times of denials.
 type delay struct{ p50, p99 time.Duration }
 
-// String shows it in microseconds.
+// String returns the delay in microseconds.
 func (d delay) String() string {
 	return fmt.Sprintf("p50 %d µs, p99 %d µs", d.p50.Microseconds(), d.p99.Microseconds())
 }
 
-// delays returns that of the denials from number first up to last, as it is in
-// the quieter blocks (the lower quartile): the machine has other things to do
-// now and then, and what holds up decisions holds them up in every block.
+// delays summarises the denials from number first to last, excluding last. It uses the
+// quieter blocks (the lower quartile), because other work of the machine slows down some
+// blocks, while a fault that delays decisions slows down all.
 func (o *outcome) delays(first, last int) delay {
 	const block = 200
 	took := slices.DeleteFunc(slices.Clone(o.took[first:last]), func(d time.Duration) bool { return d == 0 })
@@ -55,7 +55,7 @@ func (o *outcome) delays(first, last int) delay {
 	return delay{p50: p50[len(p50)/4], p99: p99[len(p99)/4]}
 }
 
-// decide asks for all decisions and returns when each is answered.
+// decide makes all requests, and returns when each is answered.
 func (w *world) decide(t *testing.T, p *gateway, a asking) *outcome {
 	t.Helper()
 	out := &outcome{took: make([]time.Duration, decisions)}
@@ -71,7 +71,7 @@ func (w *world) decide(t *testing.T, p *gateway, a asking) *outcome {
 					return
 				}
 				if event := a.at[n]; event != nil {
-					workers.Go(event) // the others go on, as their callers would
+					workers.Go(event) // the other workers go on, as their callers would
 				}
 				if a.pace > 0 {
 					<-time.After(time.Until(start.Add(time.Duration(n) * time.Second / time.Duration(a.pace))))
@@ -99,8 +99,8 @@ func (w *world) decide(t *testing.T, p *gateway, a asking) *outcome {
 	return out
 }
 
-// ask asks for the nth decision, of five kinds in turn. It returns the id of a
-// refusal, and how long a denial took.
+// ask makes the nth request, of five kinds in turn. It returns the ID of a refusal, and
+// the time of a denial.
 func (w *world) ask(p *gateway, n int) (id string, took time.Duration, err error) {
 	switch n % 10 {
 	case 0, 1:
@@ -119,8 +119,8 @@ func (w *world) ask(p *gateway, n int) (id string, took time.Duration, err error
 	return id, took, err
 }
 
-// exchange sends a request on a connection of its own. Through a tunnel it
-// sends a word and waits for it to come back.
+// exchange sends a request on a new connection. Through a tunnel it sends a word, and
+// waits until it comes back.
 func (w *world) exchange(dial func() (net.Conn, error), request string, want int) (id string, err error) {
 	conn, err := dial()
 	if err != nil {
@@ -143,7 +143,7 @@ func (w *world) exchange(dial func() (net.Conn, error), request string, want int
 	}
 	if want != http.StatusOK {
 		if id = resp.Header.Get("X-Exeat-Decision"); id == "" {
-			return "", errors.New("the answer does not say the decision's id")
+			return "", errors.New("the answer has no decision ID")
 		}
 		return id, nil
 	}
@@ -158,11 +158,11 @@ func (w *world) exchange(dial func() (net.Conn, error), request string, want int
 	return "", nil
 }
 
-// socket connects to the listener on a unix socket, which has no ports that
-// could run out.
+// socket connects to the listener on a unix socket, which has no ports that could run
+// out.
 func (p *gateway) socket() (net.Conn, error) { return net.Dial("unix", p.socketPath) }
 
-// mtls connects to the TLS listener as a caller.
+// mtls returns a function that connects to the TLS listener as a caller.
 func (p *gateway) mtls(caller *tls.Config) func() (net.Conn, error) {
 	return func() (net.Conn, error) { return tls.Dial("tcp", p.mtlsAddress, caller) }
 }

@@ -11,16 +11,16 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// callers is how many identities there are on the TLS listener.
+// callers is the number of identities that connect to the TLS listener.
 const callers = 20
 
-// world is a site with everything that a test needs, and an origin.
+// world is a site with an origin and a collector's address.
 type world struct {
 	*site.Site
 
 	callers []*tls.Config
 	origin  *site.Echo
-	otlp    string // where the collector listens, whenever it runs
+	otlp    string // address of the collector, whether it runs or not
 }
 
 func newWorld(t *testing.T) *world {
@@ -99,17 +99,17 @@ func (w *world) policy() string {
 	return text
 }
 
-// allowed is the destination that the policy allows, as callers ask for it.
+// allowed returns the destination that the policy allows, as callers name it.
 func (w *world) allowed() string { return w.origin.At("allowed.example") }
 
-// gateway is exeat, running.
+// gateway is a running exeat.
 type gateway struct {
 	*site.Process
 
 	mtlsAddress, socketPath, admin string
 }
 
-// startExeat starts the gateway with everything going to the collector.
+// startExeat starts the gateway, which exports spans and records to the collector.
 func (w *world) startExeat(t *testing.T, env ...string) *gateway {
 	t.Helper()
 	p, err := w.Serve(t.Context(), "exeat.yaml", gatewayConfig, 3, append([]string{
@@ -126,12 +126,12 @@ func (w *world) startExeat(t *testing.T, env ...string) *gateway {
 	}
 }
 
-// startCollector starts the collector and returns when it listens.
+// startCollector starts the collector, and returns when it listens.
 func (w *world) startCollector(t *testing.T) *site.Process {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), *otelcol, "--config", w.Path("collector.yaml"))
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // warnings only
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // the collector logs warnings only
 	p, err := w.Start(cmd, site.Ready{Accepts: []string{w.otlp}})
 	if err != nil {
 		t.Error(err)

@@ -16,15 +16,14 @@ import (
 	"go.opentelemetry.io/collector/pdata/ptrace"
 )
 
-// linesConfig is the part of the Collector's configuration under
-// exporters.lines.
+// linesConfig is the section exporters.lines of the Collector's configuration.
 type linesConfig struct {
-	// Directory gets SIGNAL-PID.jsonl: a file of its own for each process, as
-	// one that was killed may leave half a line.
+	// Directory is the directory for the files SIGNAL-PID.jsonl. Each process has its own
+	// files, because one that was killed may leave an incomplete line.
 	Directory string `mapstructure:"directory"`
 }
 
-// Validate implements the Collector's check of a configuration.
+// Validate checks the configuration, as the Collector requires.
 func (c *linesConfig) Validate() error {
 	if c.Directory == "" {
 		return errors.New("lines: a directory is required")
@@ -32,9 +31,9 @@ func (c *linesConfig) Validate() error {
 	return nil
 }
 
-// newLinesFactory makes the exporter "lines": every request that arrives is one
-// line of OTLP/JSON. A sender has its answer only when the line is written, so
-// that what was answered is there after the process was killed.
+// newLinesFactory returns the factory of the exporter "lines", which writes every request
+// as one line of OTLP/JSON. The sender gets its answer only when the line is written, so
+// that every request that was answered is in the file even if the process is killed.
 func newLinesFactory() exporter.Factory {
 	return exporter.NewFactory(component.MustNewType("lines"),
 		func() component.Config { return &linesConfig{} },
@@ -49,7 +48,7 @@ func newLinesFactory() exporter.Factory {
 		}, component.StabilityLevelDevelopment))
 }
 
-// lines appends to one file.
+// lines appends requests to one file.
 type lines struct {
 	path string
 
@@ -58,11 +57,11 @@ type lines struct {
 }
 
 func newLines(cfg component.Config, signal string) (*lines, error) {
-	own, ok := cfg.(*linesConfig)
+	settings, ok := cfg.(*linesConfig)
 	if !ok {
 		return nil, errors.New("lines: not a configuration of this exporter")
 	}
-	return &lines{path: filepath.Join(own.Directory, fmt.Sprintf("%s-%d.jsonl", signal, os.Getpid()))}, nil
+	return &lines{path: filepath.Join(settings.Directory, fmt.Sprintf("%s-%d.jsonl", signal, os.Getpid()))}, nil
 }
 
 // Start opens the file.
@@ -72,7 +71,7 @@ func (l *lines) Start(context.Context, component.Host) error {
 	return err
 }
 
-// Shutdown closes it.
+// Shutdown closes the file.
 func (l *lines) Shutdown(context.Context) error {
 	if l.file == nil {
 		return nil
@@ -80,29 +79,29 @@ func (l *lines) Shutdown(context.Context) error {
 	return l.file.Close()
 }
 
-// Capabilities says that nothing that arrives is changed.
+// Capabilities says that the exporter does not change requests.
 func (l *lines) Capabilities() consumer.Capabilities { return consumer.Capabilities{} }
 
-// ConsumeTraces writes one request.
+// ConsumeTraces writes a request with spans.
 func (l *lines) ConsumeTraces(_ context.Context, td ptrace.Traces) error {
 	line, err := (&ptrace.JSONMarshaler{}).MarshalTraces(td)
 	return l.write(line, err)
 }
 
-// ConsumeLogs writes one request.
+// ConsumeLogs writes a request with log records.
 func (l *lines) ConsumeLogs(_ context.Context, ld plog.Logs) error {
 	line, err := (&plog.JSONMarshaler{}).MarshalLogs(ld)
 	return l.write(line, err)
 }
 
-// ConsumeMetrics writes one request.
+// ConsumeMetrics writes a request with metrics.
 func (l *lines) ConsumeMetrics(_ context.Context, md pmetric.Metrics) error {
 	line, err := (&pmetric.JSONMarshaler{}).MarshalMetrics(md)
 	return l.write(line, err)
 }
 
-// write writes a line in one piece, so that only a full disk or a killed
-// process can leave half a one.
+// write writes a line in one piece, so that only a full disk or a killed process can
+// leave an incomplete line.
 func (l *lines) write(line []byte, err error) error {
 	if err != nil {
 		return err

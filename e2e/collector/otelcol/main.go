@@ -1,10 +1,10 @@
-// Command otelcol is a real OpenTelemetry Collector, of its core modules, with
-// what the test around it needs and no more: the OTLP receiver, and an exporter
-// that writes what arrives to a directory. Its command line is the Collector's:
+// Command otelcol is a real OpenTelemetry Collector, built from its core modules with
+// only what the tests need: the OTLP receiver, and an exporter that writes what arrives
+// to a directory. Its command line is the Collector's:
 //
 //	otelcol --config collector.yaml
 //
-// It is a module of its own, so that nothing of it gets into exeat.
+// It is a module of its own, so that exeat does not depend on the Collector's modules.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Command golookup prints the addresses of a name, by the resolver of Go.
+// Command golookup prints the addresses of a name that Go's resolver finds.
 package main
 
 import (

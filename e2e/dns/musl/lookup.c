@@ -1,4 +1,4 @@
-// lookup prints the IPv4 address of a name, by the resolver of the C library.
+// lookup prints the IPv4 addresses of a name that the resolver of the C library finds.
 #include <netdb.h>
 #include <stdio.h>
 #include <arpa/inet.h>

@@ -1,12 +1,13 @@
-// Command stubs looks names up with the resolvers of glibc, musl and Go, which
-// ask exeat by a resolv.conf with search suffixes and a second name server. It
-// runs in namespaces of its own, for network and mounts:
+// Command stubs looks up names with the resolvers of glibc, musl and Go. They query
+// exeat through a resolv.conf with search suffixes and a second name server. The command
+// runs in its own namespaces for network and mounts:
 //
 //	unshare --map-root-user --mount --net stubs -exeat exeat -musl lookup -go golookup
 //
-// It prints a table, and fails if an allowed name is not found, a denied one is,
-// one of them takes too long, or a packet comes to the second server that need
-// not: musl asks all servers at the same time, the others only after a failure.
+// It prints a table. It fails if an allowed name is not found, a denied one is found, a
+// lookup takes too long, or a packet comes to the second server without need: musl
+// queries all servers at the same time, the others query the second one only after a
+// failure.
 package main
 
 import (
@@ -24,8 +25,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// The bar for a denied name, and how many times that fails the run: the machine
-// may be busy.
+// The bar for the time of a denied name, and how many times the bar fails the run,
+// because the machine may be busy.
 const (
 	bar   = 100 * time.Millisecond
 	grace = 5
@@ -38,7 +39,7 @@ const (
 	address = "93.184.216.34"
 )
 
-// files are what the stubs and exeat read.
+// files returns the files that the stubs and exeat read.
 func files() map[string]string {
 	return map[string]string{
 		"resolv.conf":   "nameserver 127.0.0.1\nnameserver 127.0.0.2\nsearch team.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
@@ -54,11 +55,11 @@ timeouts: {drain_delay: 0s}
 	}
 }
 
-// stub is a resolver and how to run it.
+// stub is a resolver, and the command that runs it.
 type stub struct {
 	name    string
 	command []string
-	atOnce  bool // it asks all name servers at the same time
+	atOnce  bool // says that it queries all name servers at the same time
 }
 
 func main() {
@@ -114,7 +115,7 @@ func run(ctx context.Context, exeat string, stubs []stub, out io.Writer) error {
 	return errors.Join(broken...)
 }
 
-// prepare makes the namespaces fit for the stubs.
+// prepare sets up the namespaces for the stubs.
 func prepare(ctx context.Context, dir string) error {
 	for name, text := range files() {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -133,7 +134,7 @@ func prepare(ctx context.Context, dir string) error {
 	return nil
 }
 
-// try looks a name up a few times.
+// try looks up a name a few times.
 func (s stub) try(ctx context.Context, name string, second *server, out io.Writer) error {
 	before, err := second.count(ctx)
 	if err != nil {
@@ -144,7 +145,7 @@ func (s stub) try(ctx context.Context, name string, second *server, out io.Write
 	for i := range tries {
 		within, cancel := context.WithTimeout(ctx, 20*time.Second)
 		begin := time.Now()
-		said, _ := exec.CommandContext(within, s.command[0], append(s.command[1:], name)...).Output() // not found is an error
+		said, _ := exec.CommandContext(within, s.command[0], append(s.command[1:], name)...).Output() // a name that is not found is an error
 		took := time.Since(begin)
 		cancel()
 		found = strings.Contains(string(said), address)

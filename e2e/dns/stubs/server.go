@@ -14,10 +14,11 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// mark is a packet that is no query: who has counted it has counted all before.
+// mark is a packet that is no query. When the server has read it, it has counted every
+// packet before it.
 const mark = "mark"
 
-// server is a name server that counts, until the process ends.
+// server is a name server that counts packets, until the process ends.
 type server struct {
 	address string
 	packets atomic.Int64
@@ -33,7 +34,7 @@ func (s *server) asked() map[string]bool {
 	return maps.Clone(s.names)
 }
 
-// listen opens a server that counts, and answers only if asked to.
+// listen starts a server. It answers queries only if answers is true.
 func listen(ctx context.Context, address string, answers bool) (*server, error) {
 	conn, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", address)
 	if err != nil {
@@ -44,8 +45,8 @@ func listen(ctx context.Context, address string, answers bool) (*server, error) 
 	return s, nil
 }
 
-// count returns how many packets have been sent to the server so far: those
-// that wait in its socket, too.
+// count returns how many packets have been sent to the server so far, including those
+// that wait in its socket.
 func (s *server) count(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -86,7 +87,7 @@ func (s *server) serve(conn net.PacketConn, answers bool) {
 	}
 }
 
-// reply leads every name to the address, and says that it has no other.
+// reply resolves every name to the address, and answers other types without records.
 func (s *server) reply(query []byte) []byte {
 	var m dnsmessage.Message
 	if m.Unpack(query) != nil || len(m.Questions) != 1 {
