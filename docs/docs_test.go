@@ -1,5 +1,5 @@
-// Package docs tests the documents: their blocks load or run, and what is
-// generated equals the code.
+// Package docs tests the documents: their blocks are loaded or run, and the generated
+// parts are compared with the code.
 package docs
 
 import (
@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the generated documents")
 
-// block is a fenced block of a document: its info string and its text.
+// block is a fenced block of a document.
 type block struct {
 	place string
 	info  []string
@@ -79,10 +79,10 @@ func (b block) is(words ...string) bool {
 	return true
 }
 
-// unnamed is the file of a block without file=NAME.
+// unnamed is the file name of a block without file=NAME.
 const unnamed = "block.yaml"
 
-// file returns NAME of file=NAME, or unnamed.
+// file returns the NAME of file=NAME, or unnamed.
 func (b block) file() string {
 	for _, w := range b.info {
 		if name, ok := strings.CutPrefix(w, "file="); ok {
@@ -92,7 +92,7 @@ func (b block) file() string {
 	return unnamed
 }
 
-// binary builds exeat and returns the directory that it is in.
+// binary builds exeat, and returns its directory.
 func binary(t *testing.T) string {
 	t.Helper()
 	bin := t.TempDir()
@@ -103,8 +103,9 @@ func binary(t *testing.T) string {
 	return bin
 }
 
-// TestBlocks loads or runs every block that says what it is, and compares what
-// was printed. The blocks of one document share a directory, in their order.
+// TestBlocks loads or runs every block whose info string has a kind, and compares what
+// the commands print with the output in the document. The blocks of a document share a
+// directory, and run in their order.
 func TestBlocks(t *testing.T) {
 	bin := binary(t)
 	root, err := filepath.Abs("..")
@@ -179,13 +180,13 @@ func runShell(t *testing.T, b block, dir, bin string) string {
 	return string(out)
 }
 
-// TestGeneratedReasons compares docs/reasons.md with the table in the code;
-// `make generate` writes it.
+// TestGeneratedReasons compares docs/reasons.md with the table in the code.
+// `make generate` writes the file.
 func TestGeneratedReasons(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString(`# Reasons
 
-Every refusal has one reason of this closed set. 403 means policy, and that nothing left; 407 identity; 502 and 504 the destination, or an exchange that was cut off after it began; 503 the gateway, and that nothing left. The table is generated from the code (` + "`make generate`" + `).
+Every refusal has one reason of this closed set. 403 means that the policy refused the request and nothing was sent; 407 that the identity was not accepted; 502 and 504 that the destination failed, or that an exchange was cut off after it began; 503 that the gateway could not serve the request and nothing was sent. The table is generated from the code (` + "`make generate`" + `).
 
 | Reason | Status | Proxy-Status error | What the caller is told |
 |---|---|---|---|
@@ -199,9 +200,9 @@ Every refusal has one reason of this closed set. 403 means policy, and that noth
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", info.Token, status, proxyError, told(info))
 	}
 	b.WriteString(`
-A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many questions are with name servers: then nothing was tried, and the record names no ` + "`address`" + `.
+A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many queries to name servers are outstanding: in that case nothing was tried, and the record names no ` + "`address`" + `.
 
-A resolved address is never told to the caller; the record has its class in ` + "`address_class`" + `.
+A refusal never names a resolved address; the record has its class in ` + "`address_class`" + `.
 `)
 	if *update {
 		write(t, "reasons.md", b.String())
@@ -225,7 +226,7 @@ func told(info allowlist.ReasonInfo) string {
 	return info.Text
 }
 
-// TestLinks checks that relative links between the documents lead somewhere.
+// TestLinks checks the targets of relative links between the documents.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]+))?\)`)
 	for _, doc := range documents(t) {
@@ -244,7 +245,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// hasHeading reports whether a document has the heading of an anchor.
+// hasHeading reports whether a document has a heading with that anchor.
 func hasHeading(t *testing.T, path, anchor string) bool {
 	t.Helper()
 	data, err := os.ReadFile(path)

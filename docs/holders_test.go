@@ -12,20 +12,20 @@ import (
 	"testing"
 )
 
-// byIdentity are the types whose state is kept by an identity alone, and why that
-// is right. All other state is kept by an allowlist.Holder, so that whoever forges
-// an address uses nothing up that the identity has by a stronger proof.
+// byIdentity returns the types that keep state by an identity alone, and why they may.
+// All other state is kept by an allowlist.Holder, so that a caller who forges an address
+// cannot use up what belongs to the identity by a stronger proof.
 func byIdentity() map[string]string {
 	return map[string]string{
-		"proxy/limit.accounts":    "there are two of them, by what shows the identity",
-		"proxy/resolve.boundPart": "there are two of them, by what shows the identity",
-		"proxy/listen.AddressMap": "it says which identity an address stands for",
-		"proxy/live.losses":       "it counts which identities lose something, whatever shows them",
+		"proxy/limit.accounts":    "there are two of them: for identities that are mapped from an address, and for all others",
+		"proxy/resolve.boundPart": "there are two of them: for identities that are mapped from an address, and for all others",
+		"proxy/listen.AddressMap": "it maps addresses to identities",
+		"proxy/live.losses":       "it counts which identities lose something, whatever their proof is",
 	}
 }
 
-// TestStateIsKeptByHolders looks at every key of a map, and every type argument,
-// of what is shipped.
+// TestStateIsKeptByHolders checks the key of every map, and every type argument, in the
+// code of the product.
 func TestStateIsKeptByHolders(t *testing.T) {
 	found := map[string]bool{}
 	for _, root := range []string{"allowlist", "proxy", "cmd"} {
@@ -37,9 +37,9 @@ func TestStateIsKeptByHolders(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			room := strings.TrimPrefix(filepath.ToSlash(name), "../")
+			pkg := strings.TrimPrefix(filepath.ToSlash(name), "../")
 			for _, in := range keptByIdentity(files) {
-				found[room+"."+in] = true
+				found[pkg+"."+in] = true
 			}
 			return nil
 		})
@@ -49,7 +49,7 @@ func TestStateIsKeptByHolders(t *testing.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		if byIdentity()[name] == "" {
-			t.Errorf("%s keeps state by an identity: keep it by an allowlist.Holder, or say why not", name)
+			t.Errorf("%s keeps state by an identity: keep it by an allowlist.Holder, or add it to byIdentity with the reason", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(byIdentity())) {
@@ -59,7 +59,7 @@ func TestStateIsKeptByHolders(t *testing.T) {
 	}
 }
 
-// sources parses the files of a directory but its tests.
+// sources parses the files of a directory, except tests.
 func sources(dir string) ([]*ast.File, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
@@ -79,8 +79,8 @@ func sources(dir string) ([]*ast.File, error) {
 	return files, nil
 }
 
-// keptByIdentity returns the declarations of a package in which something is kept
-// by an identity, or by a struct that has one and nothing that says what shows it.
+// keptByIdentity returns the names of a package's types and variables that keep something
+// by an identity, or by a struct that has an identity and no field for its proof.
 func keptByIdentity(files []*ast.File) []string {
 	identities := map[string]bool{"spiffeid.ID": true}
 	for _, file := range files {
@@ -116,8 +116,8 @@ func specs(decl ast.Decl) []ast.Spec {
 	return nil
 }
 
-// hasIdentityAlone reports whether a struct has an identity, and no holder, source
-// or proof beside it.
+// hasIdentityAlone reports whether a type is a struct with an identity, and without a
+// holder, a source or a proof.
 func hasIdentityAlone(expr ast.Expr) bool {
 	typ, ok := expr.(*ast.StructType)
 	if !ok {
@@ -135,8 +135,8 @@ func hasIdentityAlone(expr ast.Expr) bool {
 	return identity && !shown
 }
 
-// keysBy reports whether there is a map in a declaration whose key, or a generic
-// type of which an argument, is one of the types.
+// keysBy reports whether a declaration has a map whose key is one of the types, or a
+// generic type with one of them as an argument.
 func keysBy(node ast.Node, types map[string]bool) (found bool) {
 	ast.Inspect(node, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -164,7 +164,8 @@ func typeText(expr ast.Expr) string {
 	return ""
 }
 
-// TestStateByIdentityIsFound plants some.
+// TestStateByIdentityIsFound checks a package with declarations that keep state by
+// identity.
 func TestStateByIdentityIsFound(t *testing.T) {
 	const text = `package p
 type plain struct { by map[spiffeid.ID]int }

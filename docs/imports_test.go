@@ -13,8 +13,8 @@ import (
 
 const module = "github.com/exeat-dev/exeat/"
 
-// only are imports that belong to few rooms, which hide them from all others.
-// The prefix of a path stands for what is below it, too.
+// only returns packages that few others may import, by the prefix of their paths. For
+// other modules the prefix also stands for the packages below it.
 func only() map[string][]string {
 	return map[string][]string{
 		"github.com/miekg/dns":              {"proxy/resolve/wire"},
@@ -31,7 +31,7 @@ func only() map[string][]string {
 		"golang.org/x/net/idna":             {"allowlist"},
 		"golang.org/x/net/publicsuffix":     {"allowlist"},
 		"golang.org/x/text/unicode/norm":    {"allowlist"},
-		// The doors, the layer above them, and what is opened by the program only.
+		// Packages of this module that only their users may import.
 		module + "proxy":                          {"proxy/gateway", "cmd/exeat/config"},
 		module + "proxy/dns":                      {"proxy/gateway"},
 		module + "proxy/gateway":                  {"cmd/exeat", "cmd/exeat/config", "cmd/exeat/process"},
@@ -51,40 +51,40 @@ func only() map[string][]string {
 	}
 }
 
-// forbidden says why a room must not import a path; "" if it may.
-func forbidden(room, path string) string {
+// forbidden returns why a package must not import a path, or "" if it may.
+func forbidden(pkg, path string) string {
 	owner := ""
 	for prefix := range only() {
-		exact := strings.HasPrefix(prefix, module) // of ours, each is a room of its own
+		exact := strings.HasPrefix(prefix, module) // each package of this module has its own entry
 		if (path == prefix || !exact && strings.HasPrefix(path, prefix)) && len(prefix) > len(owner) {
 			owner = prefix
 		}
 	}
-	own, ours := strings.CutPrefix(path, module)
+	name, ours := strings.CutPrefix(path, module)
 	switch {
-	case owner != "" && !slices.Contains(only()[owner], room):
+	case owner != "" && !slices.Contains(only()[owner], pkg):
 		return "only " + strings.Join(only()[owner], " and ") + " may"
 	case !ours:
 		return ""
-	case within(own, "e2e"):
-		return "nobody imports what is for tests"
-	case slices.Contains([]string{"proxy/tunnel", "proxy/head", "proxy/hello"}, room):
-		return "it knows nothing of policy"
-	case room == "proxy/front" && !slices.Contains([]string{"allowlist", "proxy/head", "proxy/hello", "proxy/refusal", "proxy/tunnel"}, own):
+	case within(name, "e2e"):
+		return "no package imports test code"
+	case slices.Contains([]string{"proxy/tunnel", "proxy/head", "proxy/hello"}, pkg):
+		return "it must not depend on policy"
+	case pkg == "proxy/front" && !slices.Contains([]string{"allowlist", "proxy/head", "proxy/hello", "proxy/refusal", "proxy/tunnel"}, name):
 		return "a front reads and writes, and decides nothing"
-	case own == "proxy/gateway/gatewaytest":
+	case name == "proxy/gateway/gatewaytest":
 		return "it is for tests"
-	case within(room, "allowlist") && !within(own, "allowlist"), within(room, "identity") && !within(own, "identity"):
-		return "policy and identity know nothing but themselves"
-	case within(own, "cmd") && !within(room, "cmd"):
-		return "nobody imports the program"
+	case within(pkg, "allowlist") && !within(name, "allowlist"), within(pkg, "identity") && !within(name, "identity"):
+		return "policy and identity depend on no other packages"
+	case within(name, "cmd") && !within(pkg, "cmd"):
+		return "only cmd imports the program"
 	}
 	return ""
 }
 
-func within(room, of string) bool { return room == of || strings.HasPrefix(room, of+"/") }
+func within(pkg, of string) bool { return pkg == of || strings.HasPrefix(pkg, of+"/") }
 
-// TestImports: who imports whom is what design.md says of it.
+// TestImports checks that the packages import each other as docs/design.md says.
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
 	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
@@ -96,13 +96,13 @@ func TestImports(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			room := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(name)), "../")
+			pkg := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(name)), "../")
 			for _, spec := range file.Imports {
 				path, err := strconv.Unquote(spec.Path.Value)
 				if err != nil {
 					return err
 				}
-				if why := forbidden(room, path); why != "" {
+				if why := forbidden(pkg, path); why != "" {
 					t.Errorf("%s imports %s: %s", name, path, why)
 				}
 				for prefix := range only() {
@@ -117,16 +117,16 @@ func TestImports(t *testing.T) {
 	}
 	for prefix := range only() {
 		if !seen[prefix] {
-			t.Errorf("nobody imports %s: the list is out of date", prefix)
+			t.Errorf("no package imports %s: the list is out of date", prefix)
 		}
 	}
 }
 
-// TestForbiddenImports plants some.
+// TestForbiddenImports checks forbidden and allowed imports.
 func TestForbiddenImports(t *testing.T) {
 	for _, row := range []struct {
-		room, path string
-		forbidden  bool
+		pkg, path string
+		forbidden bool
 	}{
 		{"proxy/dns", "github.com/miekg/dns", true},
 		{"proxy/resolve/wire", "github.com/miekg/dns", false},
@@ -165,8 +165,8 @@ func TestForbiddenImports(t *testing.T) {
 		{"proxy/head", "bufio", false},
 		{"cmd/exeat", module + "e2e/site", true},
 	} {
-		if why := forbidden(row.room, row.path); (why != "") != row.forbidden {
-			t.Errorf("%s imports %s: forbidden %v (%s), want %v", row.room, row.path, why != "", why, row.forbidden)
+		if why := forbidden(row.pkg, row.path); (why != "") != row.forbidden {
+			t.Errorf("%s imports %s: forbidden %v (%s), want %v", row.pkg, row.path, why != "", why, row.forbidden)
 		}
 	}
 }

@@ -12,16 +12,16 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// knownKeys returns every key that a parser knows, as the manual writes it: those
-// of a mapping behind a dot, those of a list's items behind [] and a dot. It asks
-// the parser for a key that nobody has, inside of each key that it has found: the
-// error lists those that stand there. A key that holds others has the value true.
+// knownKeys returns every key that a parser knows, in the notation of the manual: the key
+// of a mapping follows a dot, and that of a list's items follows [] and a dot. It lets
+// the parser read an unknown key inside of each key that it has found, and takes the
+// names of the keys there from the error. The value is true for a key that holds others.
 func knownKeys(t *testing.T, parse func(text string) error) map[string]bool {
 	t.Helper()
 	keys := map[string]bool{}
 	inside := regexp.MustCompile(`unknown key "no_such_key": .*known: ([a-z0-9_, ]+)`)
-	var look func(path, before, after string) bool
-	look = func(path, before, after string) bool {
+	var find func(path, before, after string) bool
+	find = func(path, before, after string) bool {
 		err := parse(before + "{no_such_key: 1}" + after)
 		if err == nil {
 			t.Fatalf("no error of an unknown key in %s", path)
@@ -35,13 +35,13 @@ func knownKeys(t *testing.T, parse func(text string) error) map[string]bool {
 		}
 		for name := range strings.SplitSeq(m[1], ", ") {
 			key, opened := path+name, before+"{"+name+": "
-			mapping := look(key+".", opened, "}"+after)
-			list := look(key+"[].", opened+"[", "]}"+after)
+			mapping := find(key+".", opened, "}"+after)
+			list := find(key+"[].", opened+"[", "]}"+after)
 			keys[key] = mapping || list
 		}
 		return true
 	}
-	if look("", "", ""); len(keys) < 10 {
+	if find("", "", ""); len(keys) < 10 {
 		t.Fatalf("found only %d keys", len(keys))
 	}
 	return keys
@@ -57,8 +57,8 @@ func parsePolicy(text string) error {
 	return err
 }
 
-// manualKeys returns the keys in the first cell of each row of the table that
-// follows a heading, with the row.
+// manualKeys returns the keys in the first cell of each row of the table below a heading.
+// Each value is the row.
 func manualKeys(t *testing.T, doc, heading string) map[string]string {
 	t.Helper()
 	data, err := os.ReadFile(doc)
@@ -83,9 +83,9 @@ func manualKeys(t *testing.T, doc, heading string) map[string]string {
 	return rows
 }
 
-// TestConfigurationTable checks that docs/operating.md and configs/exeat.yaml
-// name the keys that the configuration's parser knows, and no others, and that
-// it takes the latter.
+// TestConfigurationTable checks that docs/operating.md and configs/exeat.yaml name
+// exactly the keys that the parser of the configuration knows, and that
+// configs/exeat.yaml loads.
 func TestConfigurationTable(t *testing.T) {
 	if _, err := config.Load("../configs/exeat.yaml"); err != nil {
 		t.Fatal(err)
@@ -119,8 +119,8 @@ func TestConfigurationTable(t *testing.T) {
 	}
 }
 
-// TestExampleHasTheDefaults: configs/exeat.yaml shows the defaults that
-// docs/operating.md gives the keys of each part.
+// TestExampleHasTheDefaults compares the defaults in configs/exeat.yaml with those in
+// docs/operating.md.
 func TestExampleHasTheDefaults(t *testing.T) {
 	example, err := os.ReadFile("../configs/exeat.yaml")
 	if err != nil {
@@ -145,7 +145,7 @@ func TestExampleHasTheDefaults(t *testing.T) {
 		names, defaults := text.FindAllStringSubmatch(cells[1], -1), text.FindAllStringSubmatch(cells[2], -1)
 		at := slices.IndexFunc(names, func(n []string) bool { return n[1] == key })
 		if at < 0 || len(names) != len(defaults) {
-			continue // it has none
+			continue // the key has no default
 		}
 		compared++
 		if want := defaults[at][1]; m[2] != want {
@@ -157,9 +157,9 @@ func TestExampleHasTheDefaults(t *testing.T) {
 	}
 }
 
-// inRowAbove reports whether the row of the key that holds this one says it: by
-// its name, as in {certificate, key}, or by the name of a key that has a row for
-// the same, as in "as `resolver.servers`".
+// inRowAbove reports whether the row of the parent of a key documents the key: either it
+// lists the key, as in {certificate, key}, or it refers to another key with the same
+// children, as in "as `resolver.servers`".
 func inRowAbove(rows map[string]string, key string) bool {
 	dot := strings.LastIndexByte(key, '.')
 	if dot < 0 {
@@ -176,9 +176,8 @@ func inRowAbove(rows map[string]string, key string) bool {
 	return m != nil && isList && rows[m[1]+"[]."+name] != ""
 }
 
-// TestPolicyKeys checks that docs/policy.md names every key that the parser of
-// policies knows, and that its table of limits has those of limits and
-// shared_limits.
+// TestPolicyKeys checks that docs/policy.md names every key that the parser of policies
+// knows, and that its table of limits has the keys of limits and shared_limits.
 func TestPolicyKeys(t *testing.T) {
 	manual, err := os.ReadFile("policy.md")
 	if err != nil {

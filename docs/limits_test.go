@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// defaults are those of the configuration's limits and timeouts, as the manual
-// writes them.
+// defaults returns the defaults of the configuration's limits and timeouts, in the
+// notation of the manual.
 func defaults() map[string]string {
 	c := config.Defaults()
 	l := c.Gateway.Limits
@@ -37,13 +37,13 @@ func defaults() map[string]string {
 	return text
 }
 
-// short writes 15m and not 15m0s.
+// short formats a duration as 15m instead of 15m0s.
 func short(d time.Duration) string {
 	return regexp.MustCompile(`([mh])0[ms](0s)?$`).ReplaceAllString(d.String(), "$1")
 }
 
-// TestDefaultsTable compares the defaults in docs/operating.md with the code's,
-// both ways.
+// TestDefaultsTable compares the defaults in docs/operating.md with those in the code.
+// Each must have all of the other's.
 func TestDefaultsTable(t *testing.T) {
 	manual, err := os.ReadFile("operating.md")
 	if err != nil {
@@ -61,6 +61,6 @@ func TestDefaultsTable(t *testing.T) {
 		t.Errorf("docs/operating.md does not have the default of %s", key)
 	}
 	if strings.Count(string(manual), "| `limits.") != 8 {
-		t.Error("there is a limit without a default")
+		t.Error("docs/operating.md does not have 8 rows of limits")
 	}
 }

@@ -11,16 +11,16 @@ import (
 	"testing"
 )
 
-// TestNamesExist checks that the tests and the targets of make that the
-// documents name are there.
+// TestNamesExist checks that the tests and the targets of make exist that the documents
+// name.
 func TestNamesExist(t *testing.T) {
-	there := testNames(t)
+	exists := testNames(t)
 	makefile, err := os.ReadFile("../Makefile")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllSubmatch(makefile, -1) {
-		there["make "+string(m[1])] = true
+		exists["make "+string(m[1])] = true
 	}
 	named := 0
 	for _, doc := range documents(t) {
@@ -30,7 +30,7 @@ func TestNamesExist(t *testing.T) {
 		}
 		for _, name := range regexp.MustCompile("(?:`|\n)(Test[A-Z][A-Za-z]*|make [a-z-]+)").FindAllSubmatch(data, -1) {
 			named++
-			if !there[string(name[1])] {
+			if !exists[string(name[1])] {
 				t.Errorf("%s names %s, which does not exist", doc, name[1])
 			}
 		}
@@ -63,8 +63,8 @@ func testNames(t *testing.T) map[string]bool {
 	return names
 }
 
-// TestCommandsExist checks the commands and flags that the documents name
-// against the help of each command.
+// TestCommandsExist compares the commands and flags that the documents name with the help
+// of each command.
 func TestCommandsExist(t *testing.T) {
 	bin := binary(t)
 	help := map[string]string{}

@@ -17,8 +17,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/ocsf"
 )
 
-// field is a row of the table: what a field of the native form says, and
-// where the other forms have it.
+// field is a row of the table: the meaning of a field of the native form, and the names
+// of the fields of the other forms that have it.
 type field struct{ name, meaning, ocsf, ecs string }
 
 func fields() []field {
@@ -27,38 +27,38 @@ func fields() []field {
 	}
 	return []field{
 		{"schema", "version of this form: 1", "", ""},
-		{"time", "when the request was read, or it happened: RFC 3339 in UTC, always nine digits, so that lines sort as text; OCSF has milliseconds since 1970", "time", "@timestamp"},
+		{"time", "when the request was read, or when the event happened: RFC 3339 in UTC, always nine digits, so that lines sort as text; OCSF has milliseconds since 1970", "time", "@timestamp"},
 		{"event", "what the record is about", "metadata.event_code", "event.code event.action"},
-		{"id", "sortable, unique to a decision; the caller sees it; its tunnel's records have the same", "metadata.uid metadata.correlation_uid http_request.uid", "event.id http.request.id"},
+		{"id", "sortable, unique to a decision; the answer to the caller has it, and so have the records of its tunnel", "metadata.uid metadata.correlation_uid http_request.uid", "event.id http.request.id"},
 		{"listener", "name of the listener", "proxy_endpoint.name", "exeat.listener"},
 		unmapped("protocol", "`connect`, `http` for a plain request, or `dns`"),
 		unmapped("wire", "HTTP/1: `h1`; DNS: `udp` `tcp` `dot` `doh`; in a summary only if it was `udp`"),
 		{"identity", "SPIFFE ID of the caller, or the gateway's own in `identity.rotate`; `_other` in a summary of too many", "src_endpoint.svc_name src_endpoint.owner.uid entity.uid unmapped.identity", "user.id service.id exeat.identity"},
-		unmapped("identity_source", "how it was proved: `x509-svid` `listener` `source-map`; in a summary only if it was `source-map`"),
-		{"client", "address and port of the caller; nothing for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},
+		unmapped("identity_source", "how the identity was proved: `x509-svid` `listener` `source-map`; in a summary only if it was `source-map`"),
+		{"client", "address and port of the caller; absent for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},
 		unmapped("unproven", "`true` of a datagram, whose sender may have forged the address: then neither `client` is proven nor, with `source-map`, `identity`"),
-		{"host", "the destination as asked, canonical: a lower-case name or an address; like `port` and `method` also of a head that is refused, if they were read before what is wrong", "dst_endpoint.hostname dst_endpoint.ip http_request.url.hostname query.hostname", "destination.address destination.domain dns.question.name"},
-		{"port", "its port", "dst_endpoint.port http_request.url.port", "destination.port"},
-		{"method", "of the request", "http_request.http_method", "http.request.method"},
-		{"path", "of a plain request, where the rule looks at it; never the query", "http_request.url.path", "url.path"},
+		{"host", "the destination of the request, canonical: a lower-case name or an address; like `port` and `method`, a record of a refused head has it if it was read before the fault was found", "dst_endpoint.hostname dst_endpoint.ip http_request.url.hostname query.hostname", "destination.address destination.domain dns.question.name"},
+		{"port", "port of the destination", "dst_endpoint.port http_request.url.port", "destination.port"},
+		{"method", "method of the request", "http_request.http_method", "http.request.method"},
+		{"path", "path of a plain request, if the rule that decided has `paths`; never the query", "http_request.url.path", "url.path"},
 		{"address", "address and port that were dialled", "dst_endpoint.ip", "destination.ip"},
 		{"verdict", "what happened, by policy or against it: `allow` `deny` `observe` (let out, and would be denied) `fail` (it did not work, was cut off, or the gateway's own state did not let it out)", "action_id disposition_id", "event.action event.type exeat.verdict"},
-		{"reason", "why not: one of [reasons.md](reasons.md); for a tunnel that was ended, why it is no longer allowed", "status_code", "event.reason"},
-		unmapped("would_reason", "under `observe`: the reason that it would have been denied for"),
-		{"status", "HTTP status that was sent; nothing if none was, or if the record had to be written before it was known", "http_response.code", "http.response.status_code"},
+		{"reason", "why the request was refused or failed, one of [reasons.md](reasons.md); for a tunnel that was ended, why it is no longer allowed", "status_code", "event.reason"},
+		unmapped("would_reason", "under `observe`: the reason for which the request would have been denied"),
+		{"status", "HTTP status that was sent; absent if none was sent, or if the record had to be written before", "http_response.code", "http.response.status_code"},
 		{"rule", "name of the rule that decided", "firewall_rule.name", "rule.name"},
-		unmapped("rule_at", "its place, `file:line`"),
+		unmapped("rule_at", "place of the rule, `file:line`"),
 		{"policy", "version of the policy that decided or came into force", "policy.uid entity.version", "rule.ruleset"},
 		unmapped("generation", "how many states this process has put in force so far"),
-		unmapped("mode", "of the identity's entry: `enforce` `observe`"),
+		unmapped("mode", "mode of the identity's entry: `enforce` `observe`"),
 		unmapped("stage", "`tls` in a second decision about a tunnel, with the id of the first: its first bytes were refused, or only observed"),
 		{"sni", "the name that the ClientHello asks for, as it was sent", "unmapped.sni", "tls.client.server_name"},
-		unmapped("tls", "the first bytes of a tunnel: `match` (the SNI is the host, or a name that a rule allows there), `mismatch`, also if it is let through under `observe`, `absent` (no SNI), `not-tls`; nothing if they were not looked at"),
+		unmapped("tls", "the first bytes of a tunnel: `match` (the SNI is the host, or a name that a rule allows there), `mismatch`, also if it is let through under `observe`, `absent` (no SNI), `not-tls`; no value if they were not inspected"),
 		unmapped("ech", "the ClientHello offers Encrypted Client Hello: `true`"),
-		unmapped("address_class", "what kind of address was refused, such as `private` or `metadata`"),
+		unmapped("address_class", "class of the address that was refused, such as `private` or `metadata`"),
 		unmapped("addresses_dropped", "how many addresses of the name were refused"),
 		{"qtype", "DNS: the type asked for, such as `A`, or `TYPE` with its number", "query.type", "dns.question.type"},
-		{"rcode", "DNS: the code of the response that was sent; nothing if none was", "rcode rcode_id", "dns.response_code"},
+		{"rcode", "DNS: the code of the response that was sent; absent if none was", "rcode rcode_id", "dns.response_code"},
 		unmapped("answers", "DNS: how many records the response has in its answer section"),
 		unmapped("filtered", "DNS: how many addresses and names the response was left without, because of the policy or because a server gave more than are kept ([dns.md](dns.md#what-changes-in-an-answer))"),
 		unmapped("source", "DNS: where the answer came from: `upstream` `cache` `stale` (past its time, since no server answers) `local` (the gateway itself)"),
@@ -71,17 +71,17 @@ func fields() []field {
 		unmapped("close_reason", "what ended the tunnel or exchange: `upstream` when the whole answer was sent"),
 		{"detail", "for people: the cause of a failure, what is wrong with a target or in which line of a head, the reason of a quarantine, what a reload did; of `cut-off` what ended it: `revoked` `quarantined` `drain` `limit`", "status_detail", "error.message exeat.detail"},
 		{"count", "how many records this one stands for", "count", "exeat.count"},
-		{"first", "time of the first of them", "start_time", "event.start"},
-		{"last", "time of the last of them", "end_time", "event.end"},
+		{"first", "time of the first of these records", "start_time", "event.start"},
+		{"last", "time of the last of these records", "end_time", "event.end"},
 		unmapped("counts", "`count` by `verdict` and `reason`, exact"),
-		{"trace_id", "of the decision's span", "unmapped.trace_id", "trace.id"},
-		{"span_id", "of the decision's span", "unmapped.span_id", "span.id"},
-		unmapped("caller_trace_id", "of the caller's `traceparent`, if it sent one"),
+		{"trace_id", "trace ID of the decision's span", "unmapped.trace_id", "trace.id"},
+		{"span_id", "span ID of the decision's span", "unmapped.span_id", "span.id"},
+		unmapped("caller_trace_id", "trace ID of the caller's `traceparent`, if it sent one"),
 	}
 }
 
-// TestGeneratedRecords compares the tables of docs/records.md with the code;
-// `make generate` writes them.
+// TestGeneratedRecords compares the tables of docs/records.md with the code. `make
+// generate` writes them.
 func TestGeneratedRecords(t *testing.T) {
 	data, err := os.ReadFile("records.md")
 	if err != nil {
@@ -96,7 +96,7 @@ func TestGeneratedRecords(t *testing.T) {
 	}
 }
 
-// replace puts a text between the marks of a generated part.
+// replace replaces the text between the marks of a generated part.
 func replace(t *testing.T, document, part, text string) string {
 	t.Helper()
 	begin := "<!-- generated: " + part + " -->\n"
@@ -126,7 +126,7 @@ func metricTable() string {
 	return b.String()
 }
 
-// code marks each word.
+// code formats each word as code.
 func code(words string) string {
 	var marked []string
 	for w := range strings.FieldsSeq(words) {
@@ -135,9 +135,9 @@ func code(words string) string {
 	return strings.Join(marked, " ")
 }
 
-// TestFieldsAreTheCode renders a record of every kind: the table describes
-// exactly the fields that are seen, in their order, and every attribute of the
-// other forms is in the document.
+// TestFieldsAreTheCode renders a record of every kind. The table must describe exactly
+// the fields that the records have, in their order, and the document must have every
+// field of the other forms.
 func TestFieldsAreTheCode(t *testing.T) {
 	described := map[string]bool{}
 	order := map[string]int{}
@@ -198,7 +198,7 @@ func rendered(t *testing.T, render audit.Render, r *audit.Record) []byte {
 	return line
 }
 
-// keys returns the keys of an object in their order.
+// keys returns the keys of a JSON object in their order.
 func keys(t *testing.T, object []byte) []string {
 	t.Helper()
 	var all []string
@@ -220,7 +220,7 @@ func keys(t *testing.T, object []byte) []string {
 	return all
 }
 
-// paths adds the dotted paths of all values that are no objects.
+// paths adds the dotted paths of all values of a JSON object that are not objects.
 func paths(t *testing.T, object []byte, into map[string]bool) {
 	t.Helper()
 	var values map[string]any
@@ -240,7 +240,7 @@ func paths(t *testing.T, object []byte, into map[string]bool) {
 	walk("", values)
 }
 
-// TestEventsAreDescribed: every kind of record that is shown has its row.
+// TestEventsAreDescribed checks that the document has a row for every kind of record.
 func TestEventsAreDescribed(t *testing.T) {
 	data, err := os.ReadFile("records.md")
 	if err != nil {
@@ -259,8 +259,7 @@ func TestEventsAreDescribed(t *testing.T) {
 	}
 }
 
-// TestTheExampleIsARecord: the line that the document shows is what the
-// gateway writes.
+// TestTheExampleIsARecord checks that the document shows a line as the gateway writes it.
 func TestTheExampleIsARecord(t *testing.T) {
 	for _, b := range blocks(t, "records.md") {
 		if !b.is("json") {

@@ -15,13 +15,13 @@ import (
 	"testing"
 )
 
-// The bounds of what is shipped: what is larger is hard to explain.
+// Bounds of the product's code, because larger types and programs are hard to explain.
 const (
-	maxMethods   = 15   // of a type
-	maxMainLines = 1600 // of package main, which has fewer
+	maxMethods   = 15   // most methods of a type
+	maxMainLines = 1600 // package main must have fewer lines
 )
 
-// large are the types that may have more methods, and why.
+// large returns the types that may have more methods, and why.
 func large() map[string]string {
 	return map[string]string{
 		"allowlist.Policy":          "every question that a policy answers is a method of it",
@@ -30,7 +30,7 @@ func large() map[string]string {
 	}
 }
 
-// TestTypesAreSmall counts the methods of every type that is shipped.
+// TestTypesAreSmall counts the methods of every type of the product.
 func TestTypesAreSmall(t *testing.T) {
 	counts := map[string]int{}
 	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
@@ -57,18 +57,17 @@ func TestTypesAreSmall(t *testing.T) {
 	}
 }
 
-// countMethods adds the methods in a file to those of their types, by the name of
-// the type behind that of the room.
-func countMethods(counts map[string]int, room string, file *ast.File) {
+// countMethods adds the methods in a file to counts, by package and type.
+func countMethods(counts map[string]int, pkg string, file *ast.File) {
 	for _, decl := range file.Decls {
 		if f, ok := decl.(*ast.FuncDecl); ok && f.Recv != nil {
-			counts[room+"."+receiver(f.Recv.List[0].Type)]++
+			counts[pkg+"."+receiver(f.Recv.List[0].Type)]++
 		}
 	}
 }
 
-// receiver returns the name of the type of a receiver, which may be a pointer and
-// may have type parameters.
+// receiver returns the name of a receiver's type, which may be a pointer and may have
+// type parameters.
 func receiver(expr ast.Expr) string {
 	for {
 		switch e := expr.(type) {
@@ -88,8 +87,8 @@ func receiver(expr ast.Expr) string {
 	}
 }
 
-// tooLarge says which types have more methods than they may, and which of the
-// exceptions is none.
+// tooLarge describes the types that have too many methods, and the exceptions that are
+// not needed.
 func tooLarge(counts map[string]int, exceptions map[string]string) []string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
@@ -105,7 +104,7 @@ func tooLarge(counts map[string]int, exceptions map[string]string) []string {
 	return all
 }
 
-// TestLargeTypesAreFound plants some.
+// TestLargeTypesAreFound checks a file with types that are too large.
 func TestLargeTypesAreFound(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("package p\n")
@@ -156,6 +155,6 @@ func TestMainIsSmall(t *testing.T) {
 		lines += bytes.Count(data, []byte("\n"))
 	}
 	if lines == 0 || lines >= maxMainLines {
-		t.Errorf("package main has %d lines, want 1 to %d: give what needs no flag a room of its own", lines, maxMainLines-1)
+		t.Errorf("package main has %d lines, want 1 to %d: move code that needs no flags to another package", lines, maxMainLines-1)
 	}
 }
