@@ -1,6 +1,6 @@
-// Package configs tests the examples of this folder: configurations and
-// policies load, and what is for other programs says nothing of metrics,
-// alerts or components that do not exist.
+// Package configs tests the examples in this directory: configurations and policies must
+// load, and files for other programs must not name metrics, alerts or components that do
+// not exist.
 package configs
 
 import (
@@ -13,7 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// forOthers are the folders and files that exeat does not read.
+// forOthers reports whether a file is for another program than exeat.
 func forOthers(path string) bool {
 	folder, _, _ := strings.Cut(filepath.ToSlash(path), "/")
 	return folder == "prometheus" || folder == "grafana" || folder == "otel-collector.yaml"

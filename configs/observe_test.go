@@ -20,7 +20,7 @@ const (
 	testsFile = "prometheus/exeat.tests.yaml"
 )
 
-// ruleFile is what the tests look at in a file of Prometheus rules.
+// ruleFile has the parts of a file of Prometheus rules that the tests check.
 type ruleFile struct {
 	Groups []struct {
 		Name  string
@@ -59,8 +59,8 @@ func rules(t *testing.T) []rule {
 	return all
 }
 
-// known returns the names of the series that an expression may use: what the
-// gateway shows, what Prometheus adds, and what the rules record.
+// known returns the names of the series that an expression may use: metrics of the
+// gateway, those that Prometheus adds, and those that the rules record.
 func known(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{"up": true}
@@ -80,7 +80,7 @@ func known(t *testing.T) map[string]bool {
 	return names
 }
 
-// labels returns the labels that a series has besides job and instance.
+// labels returns the labels of each series besides job and instance.
 func labels() map[string][]string {
 	all := map[string][]string{}
 	for _, m := range telemetry.Catalogue() {
@@ -90,8 +90,8 @@ func labels() map[string][]string {
 	return all
 }
 
-// checkExpression checks the names of series in an expression, and the labels
-// that it selects by.
+// checkExpression checks the names of the series in an expression, and the labels by
+// which it selects them.
 func checkExpression(t *testing.T, place, expression string, known map[string]bool) {
 	t.Helper()
 	series := regexp.MustCompile(`\b(egress[_:][a-zA-Z0-9_:]+)(?:\{([^}]*)\})?`)
@@ -99,10 +99,10 @@ func checkExpression(t *testing.T, place, expression string, known map[string]bo
 	for _, m := range series.FindAllStringSubmatch(expression, -1) {
 		name := m[1]
 		if !known[name] {
-			t.Errorf("%s uses %s, which nobody shows", place, name)
+			t.Errorf("%s uses %s, which does not exist", place, name)
 		}
 		if strings.Contains(name, ":") {
-			continue // recorded: the rule says which labels it keeps
+			continue // recorded by a rule, which determines its labels
 		}
 		for _, l := range label.FindAllStringSubmatch(m[2], -1) {
 			if l[1] != "job" && l[1] != "instance" && !slices.Contains(labels()[name], l[1]) {
@@ -112,8 +112,8 @@ func checkExpression(t *testing.T, place, expression string, known map[string]bo
 	}
 }
 
-// TestRules checks what promtool does not: names, labels, and that every alert
-// says how bad it is, whose it is, and what to do.
+// TestRules checks what promtool does not check: names, labels, and that every alert has
+// a severity, a team, and a section in the runbook.
 func TestRules(t *testing.T) {
 	runbook, err := os.ReadFile("../docs/runbook.md")
 	if err != nil {
@@ -146,8 +146,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestEveryAlertIsTested checks that promtool is told when each alert fires,
-// and when it does not.
+// TestEveryAlertIsTested checks that the tests for promtool have a case in which each
+// alert fires, and one in which it does not.
 func TestEveryAlertIsTested(t *testing.T) {
 	var file struct {
 		Tests []struct {
@@ -175,7 +175,7 @@ func TestEveryAlertIsTested(t *testing.T) {
 	}
 }
 
-// dashboard is what the tests look at in a Grafana dashboard.
+// dashboard has the parts of a Grafana dashboard that the tests check.
 type dashboard struct {
 	UID, Title string
 
@@ -205,7 +205,7 @@ func TestDashboards(t *testing.T) {
 		}
 		for _, p := range d.Panels {
 			if p.Type != "row" && len(p.Targets) == 0 {
-				t.Errorf("%s: panel %q asks for nothing", name, p.Title)
+				t.Errorf("%s: panel %q has no query", name, p.Title)
 			}
 			for _, target := range p.Targets {
 				checkExpression(t, name+": "+p.Title, target.Expr, names)
@@ -229,7 +229,7 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// finding returns the expressions for which promtool is told what they find.
+// finding returns the expressions whose results are in the tests for promtool.
 func finding(t *testing.T) map[string]bool {
 	t.Helper()
 	var file struct {
@@ -250,15 +250,14 @@ func finding(t *testing.T) map[string]bool {
 	return found
 }
 
-// use marks the metrics of an expression.
+// use marks the metrics of an expression as used.
 func use(used map[string]bool, expression string) {
 	for _, name := range regexp.MustCompile(`egress_[a-z_]+`).FindAllString(expression, -1) {
 		used[strings.TrimSuffix(name, "_bucket")] = true
 	}
 }
 
-// TestCollector checks that the pipelines name what is configured. A real
-// Collector validates the file where one is built.
+// TestCollector checks that the pipelines name only configured components.
 func TestCollector(t *testing.T) {
 	var file struct {
 		Receivers, Processors, Exporters map[string]any

@@ -9,8 +9,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestDestinationsThatFail: the indicator behind ExeatDestinationsFail counts
-// every reason that a destination has, and none of the gateway's own.
+// TestDestinationsThatFail checks that the indicator behind ExeatDestinationsFail counts
+// every reason for which a destination fails, and none that is the gateway's fault.
 func TestDestinationsThatFail(t *testing.T) {
 	rules, err := os.ReadFile("prometheus/exeat.rules.yaml")
 	if err != nil {
