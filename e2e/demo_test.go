@@ -74,7 +74,7 @@ func TestDemo(t *testing.T) {
 		}
 		return strings.Count(string(data), `"event":"decision"`)
 	}
-	// A caller has its answer before its record is written.
+	// A caller may get its answer before the record is written.
 	for end := time.Now().Add(patience); decisions() < len(list) && time.Now().Before(end); {
 		runtime.Gosched()
 	}

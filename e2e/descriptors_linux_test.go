@@ -50,9 +50,9 @@ func (s reloadSite) inForceAfter(t *testing.T, p *process, name, text string, ge
 	return time.Since(begin)
 }
 
-// obeys checks that a policy, and then a quarantine of the gateway's identity, come into
-// force in time, as generations 2 and 3.
-func (s reloadSite) obeys(t *testing.T, p *process) {
+// reloads checks that a policy, and then a quarantine of the gateway's identity, come
+// into force in time, as generations 2 and 3.
+func (s reloadSite) reloads(t *testing.T, p *process) {
 	t.Helper()
 	for generation, file := range map[uint64][2]string{
 		2: {"policy/policy.yaml", s.allowing("allowed.example", "example.com")},
@@ -96,7 +96,7 @@ func (s reloadSite) connects(t *testing.T, p *process, n int) (open []net.Conn, 
 		status := 0
 		eventually(t, "an answer", func() bool {
 			conn := p.dial(t, "own")
-			if status = s.tries(conn, "allowed.example"); status == http.StatusOK {
+			if status = s.connectStatus(conn, "allowed.example"); status == http.StatusOK {
 				open = append(open, conn)
 			} else {
 				_ = conn.Close()
@@ -108,9 +108,9 @@ func (s reloadSite) connects(t *testing.T, p *process, n int) (open []net.Conn, 
 	return open, statuses
 }
 
-// failed checks that want decisions failed, each with the reason busy and without an
+// failedBusy checks that want decisions failed, each with the reason busy and without an
 // address, since the cause is the gateway and no destination.
-func (p *process) failed(t *testing.T, want int) {
+func (p *process) failedBusy(t *testing.T, want int) {
 	t.Helper()
 	p.stdout.until(t, "the decisions that failed", func(text string) bool {
 		got := 0
@@ -127,9 +127,9 @@ func (p *process) failed(t *testing.T, want int) {
 	})
 }
 
-// lines checks that the log has at most two lines with that text, and one more for each
-// second since begin.
-func (p *process) lines(t *testing.T, text string, begin time.Time) {
+// logsRarely checks that the log has at most two lines with that text, and one more for
+// each second since begin.
+func (p *process) logsRarely(t *testing.T, text string, begin time.Time) {
 	t.Helper()
 	if got, most := strings.Count(p.stderr.String(), text), 2+int(time.Since(begin).Seconds()); got > most {
 		t.Errorf("%d lines of the log say %q, want at most %d", got, text, most)
@@ -157,7 +157,7 @@ func TestFewDescriptors(t *testing.T) {
 			if statuses[200] == 0 || statuses[503] == 0 || statuses[200]+statuses[503] != n {
 				t.Fatalf("answered %v, want some 200 and the others 503", statuses)
 			}
-			p.failed(t, statuses[503])
+			p.failedBusy(t, statuses[503])
 			code, text := p.admin(t, "readyz")
 			if code != 200 || strings.Contains(text, "descriptors: short, ") != row.short {
 				t.Errorf("/readyz: %d %q", code, text)
@@ -169,13 +169,13 @@ func TestFewDescriptors(t *testing.T) {
 			if missing := p.descriptors(t, "missing_total"); missing > 0 != row.short {
 				t.Errorf("%v were missing", missing)
 			}
-			s.obeys(t, p)
+			s.reloads(t, p)
 			for i := range open {
 				if r := p.closed(t, i); r.CloseReason != "quarantined" {
 					t.Errorf("a tunnel ends as %s", r.CloseReason)
 				}
 			}
-			p.lines(t, "file descriptors are short", begin)
+			p.logsRarely(t, "file descriptors are short", begin)
 		})
 	}
 }
@@ -203,20 +203,21 @@ func TestIdleStrangers(t *testing.T) {
 	if took := s.inForceAfter(t, p, "policy/policy.yaml", s.allowing("allowed.example", "example.com"), 2); took > soon {
 		t.Errorf("a policy is in force after %s", took)
 	}
-	p.lines(t, "file descriptors are short", begin)
-	p.lines(t, "accepting a connection", begin)
+	p.logsRarely(t, "file descriptors are short", begin)
+	p.logsRarely(t, "accepting a connection", begin)
 	for _, conn := range conns {
 		_ = conn.Close()
 	}
 	eventually(t, "a caller is served again", func() bool {
 		conn := p.dial(t, "own")
 		defer func() { _ = conn.Close() }()
-		return s.tries(conn, "example.com") == http.StatusOK
+		return s.connectStatus(conn, "example.com") == http.StatusOK
 	})
 }
 
-// tries sends a CONNECT and returns the status of the answer, or 0 if there is none.
-func (s reloadSite) tries(conn net.Conn, host string) int {
+// connectStatus sends a CONNECT and returns the status of the answer, or 0 if there is
+// none.
+func (s reloadSite) connectStatus(conn net.Conn, host string) int {
 	if _, err := fmt.Fprintf(conn, "CONNECT %s:%d HTTP/1.0\r\n\r\n", host, s.port); err != nil {
 		return 0
 	}
@@ -265,13 +266,13 @@ func TestALimitThatIsLowered(t *testing.T) {
 	eventually(t, "a new caller is served", func() bool {
 		conn := p.dial(t, "own")
 		defer func() { _ = conn.Close() }()
-		return s.tries(conn, "allowed.example") == http.StatusOK
+		return s.connectStatus(conn, "allowed.example") == http.StatusOK
 	})
 	_ = waiting.Close()
 	tunnel.works(t)
-	p.failed(t, 0)
-	p.lines(t, "accepting a connection", begin)
-	p.lines(t, "file descriptors are short", begin)
+	p.failedBusy(t, 0)
+	p.logsRarely(t, "accepting a connection", begin)
+	p.logsRarely(t, "file descriptors are short", begin)
 	if took := s.inForceAfter(t, p, "policy/policy.yaml", s.allowing("allowed.example", "example.com"), 2); took > soon {
 		t.Errorf("a policy is in force after %s", took)
 	}

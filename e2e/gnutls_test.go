@@ -17,8 +17,8 @@ timeouts: {drain_delay: 0s}
 `
 
 // TestGnuTLSReadsWhatIsMinted checks that GnuTLS can read the certificates of `exeat
-// authority mint`, at both ends of a connection. Its functions that programs call return
-// an error for a certificate without a subject, so these have one.
+// authority mint`, at both ends of a connection. GnuTLS returns an error to programs for
+// a certificate without a subject, so minted certificates have one.
 func TestGnuTLSReadsWhatIsMinted(t *testing.T) {
 	need(t, "sh", "gnutls-cli", "certtool")
 	dir := t.TempDir()

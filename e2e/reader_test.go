@@ -176,7 +176,7 @@ func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
 	rename(sitePolicy([]int{port, 444}))
 	p.record(t, "policy.reload", 1)
 	echo(t, tunnel)
-	rename(sitePolicy([]int{445})) // without the tunnel's port
+	rename(sitePolicy([]int{445})) // the policy does not have the tunnel's port
 	if r := p.record(t, "tunnel.close", 0); r.CloseReason != "revoked" {
 		t.Errorf("the tunnel ended with %+v, want revoked", r)
 	}

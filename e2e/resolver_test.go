@@ -115,8 +115,8 @@ func TestResolver(t *testing.T) {
 	for i := range 5 {
 		check(fmt.Sprintf("m%d.wild.example", i), 429, "deny", "name-budget")
 	}
-	check("n1.wild.example", 200, "allow", "") // is in the cache
-	check("exact.example", 200, "allow", "")   // does not match a wildcard
+	check("n1.wild.example", 200, "allow", "") // this name is in the cache
+	check("exact.example", 200, "allow", "")   // this name matches no wildcard
 	check("alias.example", 403, "deny", "denied-by-rule")
 	want := []string{"alias.example", "exact.example", "n0.wild.example", "n1.wild.example", "n2.wild.example"}
 	if got := server.names(); !slices.Equal(got, want) {

@@ -171,7 +171,7 @@ func TestRotation(t *testing.T) {
 	load.serials(t, 1+*rotations/2)
 
 	r.step(t, r.ca.Prepare)
-	r.process.generation(t, 2) // the gateway trusts both
+	r.process.generation(t, 2) // the gateway trusts both authorities
 	r.step(t, r.ca.Activate)
 	load.renew(t)
 	load.signedBy(t, r.ca.X509Bundle().X509Authorities()[0])

@@ -21,7 +21,7 @@ import (
 type setting struct {
 	prodSite
 	process *process
-	port    int // of the origin
+	port    int // port of the origin
 }
 
 // client is a connection to a listener.

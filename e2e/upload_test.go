@@ -14,9 +14,9 @@ import (
 )
 
 // TestAnswersWhileTheClientSends runs clients that read the answer only after they have
-// sent the whole body. They must get the gateway's answer, which reads none of the body
-// of a request that it denies, and the answer of an origin that does not wait for the
-// body.
+// sent the whole body. They must get the answer of the gateway, which reads none of the
+// body of a request that it denies, and the answer of an origin that does not wait for
+// the body.
 func TestAnswersWhileTheClientSends(t *testing.T) {
 	need(t, "python3", "curl", "node", "java", "javac")
 	origin := hasty(t)

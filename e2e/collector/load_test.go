@@ -24,7 +24,7 @@ type asking struct {
 	at      map[int]func() // functions to call before the request of that number
 }
 
-// outcome is what the callers saw.
+// outcome summarises the answers that the callers got.
 type outcome struct {
 	refused []string // decision IDs in the answers
 	allowed int

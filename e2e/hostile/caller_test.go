@@ -162,7 +162,7 @@ func (c *caller) tryAnswer() (answer, error) {
 		return answer{}, err
 	}
 	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close}
-	if resp.StatusCode != http.StatusOK { // behind a 200 comes the tunnel
+	if resp.StatusCode != http.StatusOK { // after a 200, what follows is the tunnel
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			return answer{}, err

@@ -155,7 +155,7 @@ func identityRows() []row {
 			below("an entry without rules", true, "- {id: ID, owner: team-ci, limits: {tunnels: 9}}", "everyone: {OBSERVE}"),
 		}},
 		{"F16", "certificates that take a hundred times their size in memory once parsed, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
-		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", dear()},
+		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", expensive()},
 		{"F18", "certificates that do not verify, many times, the same or others", "closed once their address has used up its processor time; each is recorded; a caller that is known is served meanwhile", []scenario{
 			{"the same", func(t *testing.T, _ *gateway) {
 				cert := newAuthority(t).svid(t, "builder")
@@ -195,9 +195,9 @@ func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate)
 	t.Error("a thousand strangers were answered")
 }
 
-// last returns the case of a valid request that must be the last on its connection, while
-// a caller that has sent no certificate may send another one.
-func last(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
+// closing returns the case of a valid request that must be the last on its connection,
+// while a caller that has sent no certificate may send another one.
+func closing(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		c := g.callWith(t, certificate(t, g))
 		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
@@ -257,12 +257,12 @@ func exploding() []scenario {
 	var cases []scenario
 	for _, kind := range kinds {
 		cases = append(cases,
-			last(kind.name, allowlist.IdentityInvalid, func(t *testing.T, _ *gateway) tls.Certificate { return junk(t, kind.change) }),
-			last(kind.name+" beside an SVID", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+			closing(kind.name, allowlist.IdentityInvalid, func(t *testing.T, _ *gateway) tls.Certificate { return junk(t, kind.change) }),
+			closing(kind.name+" beside an SVID", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
 				return besideSVID(t, g, junk(t, kind.change))
 			}))
 	}
-	return append(cases, last("nine certificates", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+	return append(cases, closing("nine certificates", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
 		return besideSVID(t, g, slices.Repeat([]tls.Certificate{junk(t)}, 8)...)
 	}))
 }
@@ -275,8 +275,8 @@ func tooLong() []scenario {
 	}
 }
 
-// dear returns the cases of chains whose verification would be expensive.
-func dear() []scenario {
+// expensive returns the cases of chains whose verification would be expensive.
+func expensive() []scenario {
 	named := func(t *testing.T, g *gateway, key any) tls.Certificate {
 		t.Helper()
 		template := &x509.Certificate{
@@ -306,7 +306,7 @@ func dear() []scenario {
 		return &key.PublicKey
 	}
 	beside := func(name string, key func(t *testing.T) any) scenario {
-		return last(name, allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+		return closing(name, allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
 			return besideSVID(t, g, named(t, g, key(t)))
 		})
 	}
@@ -314,7 +314,7 @@ func dear() []scenario {
 		beside("RSA of 8,192 bits", func(*testing.T) any { return modulus(8192, 65537) }),
 		beside("RSA with a long exponent", func(*testing.T) any { return modulus(2048, 1<<31-1) }),
 		beside("P-224", func(t *testing.T) any { return fresh(t, elliptic.P224()) }),
-		last("four authorities of RSA of 8,192 bits", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
+		closing("four authorities of RSA of 8,192 bits", allowlist.IdentityInvalid, func(t *testing.T, g *gateway) tls.Certificate {
 			chain := newAuthority(t).svid(t, "builder")
 			for range 4 {
 				chain.Certificate = append(chain.Certificate, named(t, g, modulus(8192, 65537)).Certificate...)
@@ -438,8 +438,6 @@ func longIdentity(t *testing.T, g *gateway) {
 }
 
 // real returns the case of a valid request whose handshake has another configuration.
-// real returns the case of a valid request after a handshake with another client
-// configuration.
 func real(name string, change func(*tls.Config)) scenario {
 	return scenario{name, func(t *testing.T, g *gateway) {
 		c := g.callWith(t, g.ca.svid(t, "builder"), change)

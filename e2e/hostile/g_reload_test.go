@@ -187,7 +187,7 @@ func oneGeneration(t *testing.T, _ *gateway) {
 	text := func(host string) string {
 		return g.fill("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: " + host + ".wild.example, ports: [PORT], addresses: 127.0.0.1/32}]\n")
 	}
-	g.put(t, text("left")) // the first policy allows both names
+	g.put(t, text("left")) // replaces the gateway's first policy, which allows both names
 	var flips atomic.Int64
 	done := make(chan struct{})
 	var flipping sync.WaitGroup

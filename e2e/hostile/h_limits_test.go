@@ -92,8 +92,8 @@ func sourceConnections(t *testing.T, _ *gateway) {
 	}
 }
 
-// askUntil sends valid requests until one has the answer status. The first ones may have
-// another answer, because a closed connection still counts for a moment.
+// askUntil sends valid requests until one has the answer status. The first ones may be
+// answered 200, because a connection counts only a moment after it was made.
 func (g *gateway) askUntil(t *testing.T, call func() *caller, status int) answer {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {

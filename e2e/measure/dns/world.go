@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site"
 )
 
-// The core of the measured server and that of the client. Nothing else is pinned to them,
-// but other programs may run there.
+// The cores: the measured server has the first one for itself, unless other programs of
+// the machine run there.
 const (
 	serverCore = "0"
 	clientCore = "1"

@@ -29,7 +29,7 @@ type holder struct {
 	mu      sync.Mutex
 	conns   map[int]net.Conn
 	ended   []ended
-	over    []net.Conn    // connections of ended, closed only after the round, because that takes processor time
+	over    []net.Conn    // connections of ended; await closes them, because closing takes processor time
 	changed chan struct{} // closed when another tunnel ends
 
 	prober

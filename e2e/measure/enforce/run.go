@@ -32,7 +32,7 @@ const (
 // options are the values of the flags.
 type options struct {
 	tunnels int
-	rounds  int    // of each scenario
+	rounds  int    // number of rounds of each scenario
 	exeat   string // path of a binary; "" means to build one
 	output  string // path of a file for the table; "" means none
 }

@@ -18,7 +18,7 @@ const (
 	moreGoroutines  = 10
 	moreDescriptors = 5
 	moreHeap        = 16 << 20
-	enoughLoad      = 0.8 // of both cores
+	enoughLoad      = 0.8 // least share of both cores that the load must use
 )
 
 // mixed loads a gateway with everything at once, and checks that nothing is left.

@@ -5,7 +5,7 @@
 // keep or to verify, and datagrams come from an address that stands for an identity, as
 // if they were forged. Then good and hostile traffic come at once, as much as the machine
 // can carry. After each of these, goroutines, descriptors and heap must return to what
-// they were. At last it measures how much a flood of one identity slows down another one,
+// they were. Finally it measures how much a flood of one identity slows down another one,
 // which makes a request now and then.
 package soak
 
@@ -22,7 +22,7 @@ import (
 // options are the values of the flags.
 type options struct {
 	load  time.Duration // length of the mixed load
-	alone time.Duration // length of each measurement of a quiet identity, and of the flood of datagrams
+	alone time.Duration // how long the quiet identity is measured in all rounds, and the flood of datagrams lasts
 	exeat string        // path of a binary; "" means to build one
 }
 

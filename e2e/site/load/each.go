@@ -7,7 +7,7 @@ import (
 )
 
 // Each calls do for 0 to n-1 in several workers, and returns the first error when all
-// workers have ended. After an error no further call is made.
+// workers have ended. After an error the workers stop.
 func Each(ctx context.Context, n, workers int, do func(ctx context.Context, i int) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
