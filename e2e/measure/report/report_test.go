@@ -9,8 +9,7 @@ import (
 )
 
 func TestTheRatioIsTheMedianOfThePairs(t *testing.T) {
-	// The medians are 2 and 3. Their ratio is 1.5, too, but these pairs' ratios are 3, 1,
-	// 1.5.
+	// The pairs' ratios are 3, 1 and 1.5. The ratio of the medians, 3 to 2, is 1.5 as well.
 	row := report.Row{Floor: []float64{1, 2, 4}, Ours: []float64{3, 2, 6}}
 	median, least, greatest := row.Ratio()
 	if got, want := [3]float64{median, least, greatest}, [3]float64{1.5, 1, 3}; got != want {

@@ -13,10 +13,10 @@ import (
 	"github.com/exeat-dev/exeat/e2e/site/load"
 )
 
-// The flood is that share of saturation. The bar is how many times longer a quiet
-// identity's requests may take beside it. The run fails only at tolerant times the bar,
-// in the best of the rounds: if the machine was busy for a moment, one round is bad; if
-// exeat has a fault, all are.
+// flood is the rate of the flood as a share of saturation. worse is the bar: how many
+// times longer the requests of a quiet identity may take beside the flood. The run fails
+// only at tolerant times the bar, in the best of the rounds: if the machine was busy for
+// a moment, one round is bad; if exeat has a fault, all are.
 const (
 	flood    = 0.6
 	worse    = 2
