@@ -131,7 +131,7 @@ func checkTold(t *testing.T, text string, told []string) {
 	}
 	for _, id := range told {
 		if id == "" || !recorded[id] {
-			t.Errorf("a caller was told of decision %q, which is not recorded", id)
+			t.Errorf("a caller learned of decision %q, which is not recorded", id)
 		}
 	}
 	if torn > 1 {

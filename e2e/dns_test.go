@@ -170,7 +170,7 @@ func TestDNSWithDig(t *testing.T) {
 				{"ALLOWED.Example TXT", `NOERROR, TXT "a text"`},
 				{"private.example A", "NOERROR, A 10.20.0.7"},
 				{"leaky.example A", "NOERROR, EDE 15 resolved-address-denied"},
-				{"alias.example A", "NXDOMAIN"}, // the name does not exist, says the upstream server
+				{"alias.example A", "NXDOMAIN"}, // the upstream server answers that it does not exist
 				{"denied.example A", "NXDOMAIN, EDE 15 not-on-allowlist"},
 				{"allowed.example MX", "NOERROR, EDE 15 type-not-allowed"},
 				{"allowed.example ANY", `NOERROR, EDE 15 type-not-allowed, HINFO "RFC8482" ""`},

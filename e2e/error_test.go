@@ -59,7 +59,7 @@ func TestErrors(t *testing.T) {
 		{name: "records that cannot be written", config: siteConfig + "records: {file: none/records.jsonl}\n", says: []string{"records: sink records: open ", file("none/records.jsonl"), "no such file"}},
 		{name: "a policy to check that is not there", args: []string{"policy", "check", "-p", "none.yaml", "--identity", builder, "--dest", "a.example:443"}, says: []string{"none.yaml"}},
 		{name: "a destination without a port", args: []string{"policy", "check", "-p", "policy.yaml", "--identity", builder, "--dest", "a.example"}, says: []string{"--dest a.example"}},
-		{name: "an output that there is not", args: []string{"version", "-o", "yaml"}, says: []string{"--output yaml", "json"}},
+		{name: "an unknown output format", args: []string{"version", "-o", "yaml"}, says: []string{"--output yaml", "json"}},
 		{name: "a demo without its policy", args: []string{"demo", "--check", "--policy", "none.yaml"}, says: []string{"none.yaml"}},
 		{name: "a demo on a port that is taken", args: []string{"demo", "--check", "--origin", taken.Addr().String()}, says: []string{"--origin " + taken.Addr().String(), "taken"}},
 		{name: "a demo with its gateway on a port that is taken", args: []string{"demo", "--check", "--listen", taken.Addr().String()}, says: []string{taken.Addr().String(), "taken"}},

@@ -137,7 +137,7 @@ func TestReloadInChunks(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "policy.yaml")
 			putFile(t, path, before)
 			if row.pause > 20*time.Millisecond && !leases(path) {
-				missing.Skip(t, "this file system has no leases (fcntl F_SETLEASE), which tell who writes")
+				missing.Skip(t, "this file system has no leases (fcntl F_SETLEASE), by which the gateway knows that a file is being written")
 			}
 			p := s.serve(t, path)
 			stop := s.hammer(t, p, "secret.example")

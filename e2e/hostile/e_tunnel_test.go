@@ -208,7 +208,7 @@ func (g *gateway) stalls(t *testing.T, c *caller, into net.Conn, o *net.TCPConn)
 		}
 	}
 	if sent >= most {
-		t.Errorf("%d bytes went into a tunnel that nobody reads from", sent)
+		t.Errorf("%d bytes went into a tunnel whose other end is not read", sent)
 	}
 	_ = o.SetLinger(0)
 	_ = o.Close()

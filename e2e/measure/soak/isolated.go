@@ -67,7 +67,7 @@ func isolated(ctx context.Context, w *world, o options, out io.Writer) (faults [
 		rounded(p50(alone)), rounded(p99(alone)), rounded(p50(among)), rounded(p99(among)),
 		p99(among).Seconds()/p99(alone).Seconds(), worse, least, slices.Max(ratios))
 	if least > worse*tolerant {
-		faults = append(faults, fmt.Sprintf("p99 of a quiet identity is at least %.1f times what it is alone", least))
+		faults = append(faults, fmt.Sprintf("p99 of a quiet identity is at least %.1f times its p99 alone", least))
 	}
 	return faults, nil
 }
