@@ -53,9 +53,9 @@ func (q *queue) writes(now time.Time) {
 	q.health.writing = now
 }
 
-// returned notes what a Write returned, and reports whether the sink has begun
-// or ceased to fail.
-func (q *queue) returned(err error) (changed bool) {
+// returned notes what a Write returned and how many records that has lost, and
+// reports whether the sink has begun or ceased to fail.
+func (q *queue) returned(err error, failed uint64) (changed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	h := &q.health
@@ -64,6 +64,11 @@ func (q *queue) returned(err error) (changed bool) {
 		h.since = time.Now()
 	}
 	h.err, h.writing = err, time.Time{}
+	if err == nil {
+		q.tallies.works()
+	} else {
+		q.tallies.lose(failed, err)
+	}
 	return changed
 }
 

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +42,135 @@ func TestFailingSaysWhatAndSinceWhen(t *testing.T) {
 		record()
 		if f := r.Failing(); f != nil {
 			t.Errorf("failing after all: %+v", f)
+		}
+	})
+}
+
+// TestASinkMendsWithoutTraffic: one record fails, and no other one ever comes. Every
+// kind of failure ends within seconds of its cause, and nothing but the summary is
+// written to find that out.
+func TestASinkMendsWithoutTraffic(t *testing.T) {
+	broken := errors.New("broken pipe")
+	for name, row := range map[string]struct {
+		err  error
+		lost uint64
+	}{
+		"it lost all":                           {broken, 1},
+		"it lost that one":                      {&LostError{Lost: []int{0}, Err: broken}, 1},
+		"it lost one of many":                   {&LostError{Unnamed: 1, Err: broken}, 1},
+		"it lost more than there was":           {&LostError{Unnamed: 7, Err: broken}, 1},
+		"it lost none, and failed all the same": {&LostError{Err: broken}, 0},
+	} {
+		for _, required := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, required %t", name, required), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					out := &memory{err: row.err}
+					var told []error
+					r := newRecorder(t, Config{
+						Sinks:    []SinkConfig{{Name: "a", Sink: out, Keep: func(rec *Record) bool { return rec.Event == EventHandshake }}},
+						Required: required, SinkError: func(_ string, err error) { told = append(told, err) },
+					})
+					began := time.Now()
+					r.Event(Record{Event: EventHandshake})
+					const away = time.Minute
+					time.Sleep(away)
+					synctest.Wait()
+					if f := r.Failing(); len(f) != 1 || !f[0].Since.Equal(began) || !errors.Is(f[0].Err, broken) {
+						t.Errorf("while it fails: %+v", f)
+					}
+					if tries := out.writes - 1; tries < int(away/(10*time.Second)) || tries > int(away/time.Second) {
+						t.Errorf("%d tries in %s", tries, away)
+					}
+					out.fail(nil)
+					time.Sleep(10 * time.Second)
+					synctest.Wait()
+					if f := r.Failing(); f != nil {
+						t.Errorf("when it works again: %+v", f)
+					}
+					if len(told) != 2 || !errors.Is(told[0], broken) || told[1] != nil {
+						t.Errorf("told %v", told)
+					}
+					time.Sleep(time.Hour) // nothing more is written
+					got := out.taken()
+					if len(got) != 1 {
+						t.Fatalf("written: %+v", got)
+					}
+					if s := got[0]; s.Event != EventSummary || s.Merged.Count != row.lost || row.lost > 0 && !s.Merged.First.Equal(began) || s.Detail != "the sink failed: broken pipe" {
+						t.Errorf("written: %+v, %+v", s, s.Merged)
+					}
+					closeNow(t, r)
+					checkSums(t, r)
+					if s := r.Stats().Sinks[0]; s.Failed != row.lost || row.lost > 0 && s.Made != 2 {
+						t.Errorf("counted: %+v", s)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestASinkThatWorksAgainByItselfWritesNoSummary: a record that came in time has shown
+// that it works.
+func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &memory{err: errors.New("no space")}
+		r := newRecorder(t, Config{Sinks: to(out)})
+		r.Event(Record{Event: EventHandshake})
+		synctest.Wait()
+		out.fail(nil)
+		r.Event(Record{Event: EventHandshake})
+		time.Sleep(time.Minute)
+		if got := out.taken(); len(got) != 1 || got[0].Event != EventHandshake || r.Failing() != nil {
+			t.Errorf("written: %+v, failing: %+v", got, r.Failing())
+		}
+		closeNow(t, r) // would wait for ever if something were due still
+	})
+}
+
+// TestAWriteThatHangsMends when it returns: a file system that does not answer, and
+// then says so.
+func TestAWriteThatHangsMends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newSlow()
+		out.err = errors.New("input/output error")
+		r := newRecorder(t, Config{Sinks: to(out)})
+		r.Event(Record{Event: EventHandshake})
+		time.Sleep(stuckAfter)
+		if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, errStuck) {
+			t.Errorf("failing: %+v", f)
+		}
+		close(out.let)
+		synctest.Wait()
+		if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, out.err) {
+			t.Errorf("failing: %+v", f)
+		}
+		out.fail(nil)
+		time.Sleep(10 * time.Second)
+		if f := r.Failing(); f != nil {
+			t.Errorf("failing after all: %+v", f)
+		}
+	})
+}
+
+// TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten: a collector says how many records
+// it has rejected, and not which.
+func TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &memory{err: &LostError{Unnamed: 1, Err: errors.New("1 rejected")}, delay: time.Millisecond}
+		r := newRecorder(t, Config{Sinks: to(out), Required: true})
+		r.Event(Record{Event: EventHandshake})
+		synctest.Wait() // so that the three others are one batch
+		results := make(chan error, 3)
+		for range cap(results) {
+			go func() { results <- r.Begin(t.Context(), Start{Protocol: "connect"}).Commit(t.Context()) }()
+		}
+		for range cap(results) {
+			if err := <-results; err == nil {
+				t.Error("the record may be the one that was rejected")
+			}
+		}
+		if s := r.Stats().Sinks[0]; s.Made != 4 || s.Failed != 2 || s.Written != 2 {
+			t.Errorf("counted: %+v", s)
 		}
 	})
 }

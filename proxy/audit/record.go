@@ -85,7 +85,8 @@ const Other = "_other"
 type Merged struct {
 	Count       uint64
 	First, Last time.Time // of those that are counted
-	// Counts is Count by verdict and reason, in a summary.
+	// Counts is Count by verdict and reason, in a summary. Records that a sink has
+	// lost, whatever they said, are a failure of audit-unavailable each.
 	Counts []Count
 	// Other says that the summary is of many identities or addresses: there
 	// were too many for one each. They are those of the /24 or /48 whose first

@@ -9,14 +9,17 @@ type Sink interface {
 	// Write returns when the records are as safe as this sink makes them. It
 	// must neither keep nor change them. A *LostError says which of them were
 	// not written, any other error that none was. ctx is done when the
-	// recorder's Close gives up.
+	// recorder's Close gives up. A sink that has failed is tried by time, with a
+	// summary of what it has lost.
 	Write(ctx context.Context, records []*Record) error
 }
 
 // LostError is what a [Sink] returns that took some of the records only.
 type LostError struct {
 	Lost []int // indices of the records that were not written, ascending
-	Err  error // why
+	// Unnamed is how many others were not written, where it is not known which.
+	Unnamed int
+	Err     error // why
 }
 
 // Error returns the cause's text.

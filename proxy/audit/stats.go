@@ -40,7 +40,8 @@ func (r *Recorder) Stats() Stats {
 }
 
 // Failing returns the sinks that lose records now, or are about to; nil if all
-// is well. A sink is found out by its next record, also when it has recovered.
+// is well. Whether one works again is found out within seconds, also if there is no
+// record to be written.
 func (r *Recorder) Failing() []Failure {
 	now := time.Now()
 	var all []Failure

@@ -30,6 +30,7 @@ type tally struct {
 	identity spiffeid.ID // what the key is of
 	merged   Merged
 	records  uint64 // less than merged.Count if a record stood for several
+	cause    string // why the sink failed; "" if the records only had no room
 }
 
 // add counts a record.
@@ -83,6 +84,9 @@ func (t *tally) record() *Record {
 	if t.key.kind == kindListener {
 		rec.Listener = t.key.name
 	}
+	if t.cause != "" {
+		rec.Detail = "the sink failed: " + t.cause
+	}
 	return rec
 }
 
@@ -93,6 +97,7 @@ type tallies struct {
 	due   time.Time // zero if there are none
 	byKey map[key]*tally
 	other *tally // nil if there is none
+	lost  *tally // counts what was lost since the sink failed; nil if it did not
 
 	// How many keys in byKey are of each kind, and of the sources how many are in
 	// each network.
@@ -112,8 +117,42 @@ func (ts *tallies) add(rec *Record) {
 	t.add(rec)
 }
 
+// lose notes that the sink failed, and counts the records that it lost. When nothing
+// else is to be written, their summary is, to find out whether the sink works again.
+func (ts *tallies) lose(n uint64, cause error) {
+	ts.begin()
+	now := time.Now()
+	if ts.lost == nil {
+		ts.lost = &tally{merged: Merged{First: now}}
+	}
+	t := ts.lost
+	t.cause = bounded(cause.Error(), maxDetail)
+	t.merged.Count += n
+	t.merged.Last = now
+	t.count(allowlist.Fail, allowlist.AuditUnavailable, n)
+}
+
+// works notes that the sink works again, or still.
+func (ts *tallies) works() {
+	if ts.lost == nil {
+		return
+	}
+	if ts.lost = nil; len(ts.byKey) == 0 && ts.other == nil { // so that nothing is due
+		*ts = tallies{}
+	}
+}
+
 // merge counts again what was not written.
 func (ts *tallies) merge(t *tally) {
+	if t.cause != "" {
+		ts.begin()
+		if later := ts.lost; later != nil {
+			t.merge(later)
+			t.cause = later.cause
+		}
+		ts.lost = t
+		return
+	}
 	network := networkOf(t.key.addr)
 	network.proof = t.key.proof
 	ts.first(t.identity, t.key, network).merge(t)
@@ -122,10 +161,7 @@ func (ts *tallies) merge(t *tally) {
 // first returns the tally of the first of some keys that has one or gets one, and
 // else the one for all others. The identity is that of the first key.
 func (ts *tallies) first(id spiffeid.ID, keys ...key) *tally {
-	if ts.byKey == nil {
-		ts.byKey, ts.inNetwork = map[key]*tally{}, map[key]int{}
-		ts.due = time.Now().Add(summaryEvery)
-	}
+	ts.begin()
 	for _, k := range keys {
 		if t := ts.byKey[k]; t != nil {
 			return t
@@ -146,6 +182,14 @@ func (ts *tallies) first(id spiffeid.ID, keys ...key) *tally {
 		ts.other = &tally{key: key{kind: kindStranger}, merged: Merged{Other: true}}
 	}
 	return ts.other
+}
+
+// begin makes the first summaries due in a while.
+func (ts *tallies) begin() {
+	if ts.byKey == nil {
+		ts.byKey, ts.inNetwork = map[key]*tally{}, map[key]int{}
+		ts.due = time.Now().Add(summaryEvery)
+	}
 }
 
 // room reports whether there is room for a tally of a key, and takes it.
@@ -179,14 +223,18 @@ func below(n *int, limit int) bool {
 	return true
 }
 
-// take returns the tallies and begins anew if they are due, or in any case if
-// now is set.
+// take returns the tallies and begins anew if they are due, or in any case if now is
+// set. What was lost is left for later if there is anything else.
 func (ts *tallies) take(now bool) tallies {
 	if ts.due.IsZero() || !now && time.Until(ts.due) > 0 {
 		return tallies{}
 	}
 	taken := *ts
 	*ts = tallies{}
+	if lost := taken.lost; lost != nil && (now || len(taken.byKey) > 0 || taken.other != nil) {
+		taken.lost = nil
+		ts.merge(lost)
+	}
 	return taken
 }
 
@@ -195,12 +243,15 @@ func (ts *tallies) list() []*tally {
 	if ts.due.IsZero() {
 		return nil
 	}
-	all := make([]*tally, 0, len(ts.byKey)+1)
+	all := make([]*tally, 0, len(ts.byKey)+2)
 	for _, t := range ts.byKey {
 		all = append(all, t)
 	}
 	if ts.other != nil {
 		all = append(all, ts.other)
+	}
+	if ts.lost != nil {
+		all = append(all, ts.lost)
 	}
 	return all
 }

@@ -46,14 +46,9 @@ func (w *worker) writeEntries(ctx context.Context, entries []entry, records []*R
 		records = append(records, e.rec)
 	}
 	out := w.write(ctx, records)
-	var failed uint64
-	for i := range entries {
-		if out.of(i) != nil {
-			failed++
-		}
-	}
+	failed := out.failed(len(entries))
 	w.queue.wrote(uint64(len(entries))-failed, failed)
-	w.returned(out.err)
+	w.returned(out.err, failed)
 	for i, e := range entries {
 		if e.ack != nil {
 			e.ack.results <- out.of(i)
@@ -72,7 +67,7 @@ func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*R
 	for i, t := range sums {
 		w.queue.summarised(t, out.of(i))
 	}
-	w.returned(out.err)
+	w.returned(out.err, 0)
 }
 
 // write hands records to the sink.
@@ -80,31 +75,40 @@ func (w *worker) write(ctx context.Context, records []*Record) outcome {
 	w.queue.writes(time.Now())
 	err := w.cfg.Sink.Write(ctx, records)
 	out := outcome{err: err}
-	if lost, ok := errors.AsType[*LostError](err); ok {
-		out.partial, out.lost = true, lost.Lost
-	}
+	out.lost, _ = errors.AsType[*LostError](err)
 	return out
 }
 
 // returned tells when the sink begins and ends to fail. What it has lost is counted
 // by then: whoever is told finds it in the metrics.
-func (w *worker) returned(err error) {
-	if w.queue.returned(err) && w.sinkError != nil {
+func (w *worker) returned(err error, failed uint64) {
+	if w.queue.returned(err, failed) && w.sinkError != nil {
 		w.sinkError(w.cfg.Name, err)
 	}
 }
 
 // outcome is what came of a Write.
 type outcome struct {
-	err     error
-	partial bool  // only those in lost are lost
-	lost    []int // indices
+	err  error
+	lost *LostError // err, if it says which records are lost; nil if all are
 }
 
-// of returns what came of one record.
+// of returns what came of one record. That of a record which may be among those that
+// are lost is an error, too.
 func (o *outcome) of(i int) error {
-	if o.partial && !slices.Contains(o.lost, i) {
+	if o.lost != nil && o.lost.Unnamed == 0 && !slices.Contains(o.lost.Lost, i) {
 		return nil
 	}
 	return o.err
+}
+
+// failed returns how many of the records are lost.
+func (o *outcome) failed(records int) uint64 {
+	switch {
+	case o.err == nil:
+		return 0
+	case o.lost == nil:
+		return uint64(records) //nolint:gosec // G115: the length of a slice
+	}
+	return uint64(min(records, len(o.lost.Lost)+max(0, o.lost.Unnamed))) //nolint:gosec // G115: not below zero
 }

@@ -64,7 +64,8 @@ func (p *probes) addresses() []netip.AddrPort {
 	return nil
 }
 
-// notReady says why no new connection should be sent here.
+// notReady says what another replica would do better, so that no new connection should
+// be sent here. Each of these ends without one.
 func (p *probes) notReady() []string {
 	var causes []string
 	if p.stopping.Load() {
@@ -78,16 +79,28 @@ func (p *probes) notReady() []string {
 			causes = append(causes, "identity: expired "+end.UTC().Format(time.RFC3339)+", and no newer one has come")
 		}
 	}
-	for _, f := range p.cfg.Recorder.Failing() {
-		text := fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err)
-		causes = append(causes, allowlist.Visible(text)) // the error may quote a collector
+	if p.cfg.Recorder.Required() {
+		causes = append(causes, p.failing()...)
 	}
 	return causes
+}
+
+// failing says which sinks lose records, a line each.
+func (p *probes) failing() []string {
+	var lines []string
+	for _, f := range p.cfg.Recorder.Failing() {
+		text := fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err)
+		lines = append(lines, allowlist.Visible(text)) // the error may quote a collector
+	}
+	return lines
 }
 
 // notes says what is wrong and no reason to send connections elsewhere.
 func (p *probes) notes() []string {
 	notes := p.held()
+	if !p.cfg.Recorder.Required() {
+		notes = append(notes, p.failing()...)
+	}
 	if p.cfg.Admin.Notes != nil {
 		notes = append(notes, p.cfg.Admin.Notes()...)
 	}
