@@ -10,6 +10,9 @@ import (
 // maxLogLines is how many lines of the log may wait for standard error.
 const maxLogLines = 1024
 
+// logAgain is how long after it failed the last line is tried again.
+const logAgain = 5 * time.Second
+
 // errLogFull says that nobody reads the log fast enough.
 var errLogFull = errors.New("nobody reads it, and lines are dropped")
 
@@ -22,6 +25,7 @@ type LogWriter struct {
 	lines   chan []byte   // what waits to be written
 	closing chan struct{} // closed when no more lines come
 	done    chan struct{} // closed when the last line has been written
+	rest    []byte        // of the last line, what could not be written; only for run
 
 	mu    sync.Mutex
 	since time.Time // when lines began to be lost; zero if they are not
@@ -47,12 +51,20 @@ func (w *LogWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// run writes lines. The last one that could not be written is tried again by time, so
+// that a log which works again is known to, also if there is nothing to say.
 func (w *LogWriter) run() {
 	defer close(w.done)
 	for {
+		var again <-chan time.Time
+		if w.rest != nil {
+			again = time.After(logAgain)
+		}
 		select {
 		case line := <-w.lines:
 			w.write(line)
+		case <-again:
+			w.write(w.rest)
 		case <-w.closing:
 			for len(w.lines) > 0 {
 				w.write(<-w.lines)
@@ -63,7 +75,10 @@ func (w *LogWriter) run() {
 }
 
 func (w *LogWriter) write(line []byte) {
-	_, err := w.out.Write(line)
+	n, err := w.out.Write(line)
+	if w.rest = nil; err != nil {
+		w.rest = line[min(max(n, 0), len(line)):]
+	}
 	w.note(err)
 }
 

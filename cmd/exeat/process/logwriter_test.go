@@ -61,3 +61,42 @@ func TestALogThatFailsSaysSince(t *testing.T) {
 		w.Close()
 	})
 }
+
+// halfway takes some bytes of a line, and then nothing until it is mended.
+type halfway struct {
+	room int
+	text []byte
+}
+
+func (h *halfway) Write(p []byte) (int, error) {
+	n := min(h.room, len(p))
+	h.room -= n
+	h.text = append(h.text, p[:n]...)
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+// TestALogThatWorksAgainIsKnownTo without one more line, and the last one is whole.
+func TestALogThatWorksAgainIsKnownTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &halfway{room: 8}
+		w := NewLogWriter(out)
+		_, _ = io.WriteString(w, "one\n")
+		_, _ = io.WriteString(w, "another\n")
+		time.Sleep(time.Minute)
+		if _, err := w.Failing(); err == nil {
+			t.Error("half a line is no failure")
+		}
+		out.room = 100
+		time.Sleep(10 * time.Second)
+		if since, err := w.Failing(); err != nil || !since.IsZero() {
+			t.Errorf("when there is room again: %v since %v", err, since)
+		}
+		if got := string(out.text); got != "one\nanother\n" {
+			t.Errorf("the log says %q", got)
+		}
+		w.Close()
+	})
+}
