@@ -110,7 +110,7 @@ func (p *Process) read(ctx context.Context) (gateway.Config, error) {
 func (p *Process) openEvidence(ctx context.Context) error {
 	var err error
 	p.telemetry, err = telemetry.New(ctx, telemetry.Config{
-		Version: p.opts.Version, Getenv: p.opts.Getenv, IdentityCap: p.cfg.MetricIdentities, Failing: p.exportError,
+		Version: p.opts.Version, Getenv: p.opts.Getenv, IdentityCap: p.cfg.MetricIdentities, Failing: p.exportError, Warned: exportWarning(p.opts.Log),
 	})
 	if err != nil {
 		return err
@@ -210,4 +210,11 @@ func Check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 	checked, err := gateway.Check(read)
 	checked.Warnings = append(fits.tooMuch, checked.Warnings...)
 	return checked, err
+}
+
+// exportWarning logs what a collector has to say that has taken everything.
+func exportWarning(log *slog.Logger) func(signal string, err error) {
+	return func(signal string, err error) {
+		log.Warn("the collector has taken everything, and warns", slog.String("signal", signal), slog.Any("warning", err))
+	}
 }

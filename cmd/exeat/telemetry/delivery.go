@@ -3,8 +3,8 @@ package telemetry
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
-	"strings"
 	"sync"
 	"time"
 )
@@ -18,20 +18,22 @@ const (
 	pause    = 250 * time.Millisecond
 )
 
-// A delivery exports a signal and tells when that begins to fail and when it
-// works again. Only one export runs at a time.
+// A delivery exports a signal and tells when that begins to fail, when it works again,
+// and of what the collector warns. Only one export runs at a time.
 type delivery struct {
 	signal  string
 	tell    func(signal string, err error)
 	since   time.Time // when exports began to fail; zero if the last one did not
 	failing bool      // it has been told
+	warn    func(signal string, err error)
+	warned  string // the last warning of the collector's that warn was called for
 
 	closing sync.Once
 	closed  chan struct{} // no patience any more
 }
 
 func newDelivery(signal string, tell func(string, error)) *delivery {
-	return &delivery{signal: signal, tell: tell, closed: make(chan struct{})}
+	return &delivery{signal: signal, tell: tell, warn: func(string, error) {}, closed: make(chan struct{})}
 }
 
 // hurry ends all patience: the process is about to end.
@@ -40,7 +42,7 @@ func (d *delivery) hurry() { d.closing.Do(func() { close(d.closed) }) }
 // run exports. What has certainly not arrived, because no connection could be
 // made, is tried again for a while; anything else could arrive twice.
 func (d *delivery) run(ctx context.Context, export func(context.Context) error) error {
-	err := sent(export(ctx))
+	err := d.sent(export(ctx))
 	if err != nil {
 		if d.since.IsZero() {
 			d.since = time.Now()
@@ -72,25 +74,27 @@ func (d *delivery) again(ctx context.Context, err error, export func(context.Con
 		case <-ctx.Done():
 			return err
 		}
-		err = sent(export(ctx))
+		err = d.sent(export(ctx))
 	}
 	return err
 }
 
-// sent returns what came of an export. A collector that has taken everything may
-// say something all the same, which the exporters make an error of a type that
-// they keep for themselves: it can be told by its text only, which ends in how
-// much was rejected.
-func sent(err error) error {
-	if err == nil {
-		return nil
+// sent returns what came of an export: a *rejectedError if the collector has taken all
+// but some. One that has taken everything may say something all the same, which is a
+// warning.
+func (d *delivery) sent(err error) error {
+	rejected, ok := partialSuccess(err)
+	switch {
+	case !ok:
+		return err
+	case rejected > 0:
+		return &rejectedError{err, int(min(rejected, math.MaxInt32))}
 	}
-	text := err.Error()
-	if i := strings.LastIndex(text, " ("); i >= 0 && strings.Contains(text[:i], "OTLP partial success: ") &&
-		strings.HasPrefix(text[i:], " (0 ") && strings.HasSuffix(text, " rejected)") {
-		return nil
+	if text := err.Error(); text != d.warned {
+		d.warned = text
+		d.warn(d.signal, err)
 	}
-	return err
+	return nil
 }
 
 // unreachable reports whether an export failed before anything was sent. The

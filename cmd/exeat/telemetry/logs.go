@@ -58,6 +58,7 @@ func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 		return nil, fmt.Errorf("setting up the log exporter that the OTEL_* variables ask for: %w", err)
 	}
 	s := newLogSink(t.resource, t.cfg.Version, exporter)
+	s.line.warn = t.cfg.Warned
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.logs = append(t.logs, s)
@@ -65,7 +66,7 @@ func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 }
 
 func newLogSink(res *resource.Resource, version string, exporter sdklog.Exporter) *LogSink {
-	s := &LogSink{exporter: exporter, line: newDelivery("logs", func(string, error) {})}
+	s := &LogSink{exporter: exporter, line: newDelivery(SignalLogs, func(string, error) {})}
 	s.provider = sdklog.NewLoggerProvider(sdklog.WithResource(res), sdklog.WithProcessor(&s.batch),
 		sdklog.WithAllowKeyDuplication()) // there are no duplicates, and looking for them costs
 	s.logger = s.provider.Logger(scope, log.WithInstrumentationVersion(version))
@@ -73,7 +74,8 @@ func newLogSink(res *resource.Resource, version string, exporter sdklog.Exporter
 }
 
 // Write sends records and returns when the collector has answered. What cannot
-// be sent is lost, and named in the error.
+// be sent is lost, and named in the error; of what the collector has rejected it says
+// only how many that are.
 func (s *LogSink) Write(ctx context.Context, records []*audit.Record) error {
 	var lost *audit.LostError
 	first := 0
@@ -82,8 +84,12 @@ func (s *LogSink) Write(ctx context.Context, records []*audit.Record) error {
 			if lost == nil {
 				lost = &audit.LostError{Err: fmt.Errorf("sending records as logs: %w", err)}
 			}
-			for i := range part {
-				lost.Lost = append(lost.Lost, first+i)
+			if n := countLost(err, len(part)); n < len(part) {
+				lost.Unnamed += n
+			} else {
+				for i := range part {
+					lost.Lost = append(lost.Lost, first+i)
+				}
 			}
 		}
 		first += len(part)

@@ -31,10 +31,11 @@ import (
 // scope names what makes the spans, the metrics and the log records.
 const scope = "github.com/exeat-dev/exeat"
 
-// What Config.Failing tells of. Logs are a sink of records, so the recorder
-// tells of them.
+// What Config.Failing and Config.Warned tell of. Logs are a sink of records, so the
+// recorder tells of what fails there.
 const (
 	SignalTraces = "traces"
+	SignalLogs   = "logs"
 	// SignalSDK is any other error of the OpenTelemetry SDK, such as one of pushing
 	// metrics; see HandleErrors.
 	SignalSDK = "sdk"
@@ -55,6 +56,9 @@ type Config struct {
 	// is told every new error, and never that it works again. nil means nobody
 	// is told; the counts remain.
 	Failing func(signal string, err error)
+	// Warned is told what a collector has to say that has taken everything, each once
+	// until something else comes. nil means nobody is told.
+	Warned func(signal string, err error)
 }
 
 // Telemetry is the SDK, set up. All methods are safe for concurrent use.
@@ -76,6 +80,9 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	}
 	if cfg.Failing == nil {
 		cfg.Failing = func(string, error) {}
+	}
+	if cfg.Warned == nil {
+		cfg.Warned = func(string, error) {}
 	}
 	res, err := resource.New(ctx,
 		resource.WithService(), // an instance id, without which the metrics of two processes are one series
@@ -115,9 +122,14 @@ func (t *Telemetry) HandleErrors(err error) {
 	known := err.Error() == t.other
 	t.other = err.Error()
 	t.mu.Unlock()
-	if !known {
-		t.cfg.Failing(SignalSDK, err)
+	if known {
+		return
 	}
+	if rejected, ok := partialSuccess(err); ok && rejected <= 0 {
+		t.cfg.Warned(SignalSDK, err)
+		return
+	}
+	t.cfg.Failing(SignalSDK, err)
 }
 
 // Shutdown flushes everything until ctx is done: metrics last, so that they

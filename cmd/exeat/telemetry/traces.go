@@ -26,7 +26,7 @@ type spanStats struct {
 	Made     uint64 // ended while there was an exporter
 	Exported uint64 // taken by the collector
 	Dropped  uint64 // the queue was full, or the process ended before they were sent
-	Failed   uint64 // the export failed; a batch that was taken in part counts as failed
+	Failed   uint64 // the export failed, or the collector has rejected them
 	Waiting  uint64 // for the exporter, or on their way
 }
 
@@ -51,7 +51,9 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 	}
 	limit := size(cfg.Getenv, "OTEL_BSP_MAX_QUEUE_SIZE", queueSize)
 	batch := min(size(cfg.Getenv, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", batchSize), limit)
-	t.queue = newSpanQueue(exporter, limit, newDelivery(SignalTraces, cfg.Failing),
+	line := newDelivery(SignalTraces, cfg.Failing)
+	line.warn = cfg.Warned
+	t.queue = newSpanQueue(exporter, limit, line,
 		// As many as may wait, so that it never drops one by itself.
 		sdktrace.WithMaxQueueSize(limit), sdktrace.WithMaxExportBatchSize(batch))
 	t.provider = sdktrace.NewTracerProvider(
@@ -185,12 +187,9 @@ type countingExporter struct {
 // ExportSpans never returns an error: it has been counted and told.
 func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := e.queue.line.run(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, spans) })
-	n := len(spans)
-	if err != nil {
-		e.queue.failed.Add(uint64(n))
-	} else {
-		e.queue.exported.Add(uint64(n))
-	}
+	failed := countLost(err, len(spans))
+	e.queue.failed.Add(uint64(failed)) //nolint:gosec // G115: not below zero
+	e.queue.exported.Add(uint64(len(spans) - failed))
 	e.queue.leave(spans)
 	return nil
 }

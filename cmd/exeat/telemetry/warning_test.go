@@ -1,12 +1,18 @@
 package telemetry
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -45,8 +51,137 @@ func TestACollectorThatOnlyWarns(t *testing.T) {
 	}
 }
 
+// TestOnlyWhatWasRejectedIsLost: a collector takes part of what it is sent, over either
+// protocol.
+func TestOnlyWhatWasRejectedIsLost(t *testing.T) {
+	const sent = 5
+	for _, protocol := range []string{"http/protobuf", "grpc"} {
+		for rejected, want := range map[int64]int{-1: 0, 0: 0, 1: 1, 4: 4, 5: 5, 6: 5, 1 << 40: 5} {
+			for _, text := range []string{"", "too old", "all but (0 spans rejected)"} {
+				t.Run(fmt.Sprintf("%s, %d, %q", protocol, rejected, text), func(t *testing.T) {
+					warnings := 0
+					tel, sink := withAnswers(t, protocol, text, rejected, func(string, error) { warnings++ })
+					records := make([]*audit.Record, sent)
+					for i := range records {
+						records[i] = allowed()
+					}
+					err := sink.Write(t.Context(), records)
+					lost, _ := errors.AsType[*audit.LostError](err)
+					switch {
+					case want == 0 && err != nil:
+						t.Errorf("writing records: %v", err)
+					case want > 0 && (lost == nil || len(lost.Lost)+lost.Unnamed != want || want < sent && len(lost.Lost) > 0):
+						t.Errorf("writing records: %v, %+v", err, lost)
+					}
+					end(t.Context(), tel.Tracer(), sent)
+					if err := tel.Shutdown(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					if got := tel.spanStats(); got != (spanStats{Made: sent, Exported: uint64(sent - want), Failed: uint64(want)}) {
+						t.Errorf("spans: %+v, want %d to be lost", got, want)
+					}
+					if warned := warnings > 0; warned != (want == 0 && (text != "" || rejected != 0)) {
+						t.Errorf("%d warnings", warnings)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestAnErrorThatQuotesAPartialSuccessIsNone, nor is a partial success beside another
+// error.
+func TestAnErrorThatQuotesAPartialSuccessIsNone(t *testing.T) {
+	none := partial(0)
+	for name, row := range map[string]struct {
+		err  error
+		lost int
+	}{
+		"none":                {nil, 0},
+		"of all":              {none, 0},
+		"wrapped":             {fmt.Errorf("traces export: %w", errors.Join(nil, none)), 0},
+		"of some":             {fmt.Errorf("traces export: %w", partial(2)), 2},
+		"of more than all":    {partial(12), 10},
+		"quoted":              {errors.New("rpc error: code = Internal desc = " + none.Error()), 10},
+		"beside another":      {errors.Join(none, errOther), 10},
+		"another beside it":   {errors.Join(errOther, partial(2)), 10},
+		"something else":      {errOther, 10},
+		"of another's making": {renamed{3}, 10},
+	} {
+		d := newDelivery("x", silent)
+		if got := countLost(d.run(t.Context(), func(context.Context) error { return row.err }), 10); got != row.lost {
+			t.Errorf("%s: %d of 10 are lost, want %d", name, got, row.lost)
+		}
+	}
+}
+
+// partial is what an exporter returns.
+func partial(rejected int64) error { return PartialSuccess{RejectedItems: rejected} }
+
+// PartialSuccess has the name and the fields of those of the exporters, which nobody
+// else can refer to; see TestOnlyWhatWasRejectedIsLost for the real ones.
+type PartialSuccess struct{ RejectedItems int64 }
+
+func (p PartialSuccess) Error() string {
+	return fmt.Sprintf("OTLP partial success: empty message (%d spans rejected)", p.RejectedItems)
+}
+
+// renamed has the field only.
+type renamed struct{ RejectedItems int64 }
+
+func (renamed) Error() string { return "OTLP partial success: x (0 spans rejected)" }
+
+// TestAWarningAboutMetricsIsNoFailure: they are pushed by the SDK itself.
+func TestAWarningAboutMetricsIsNoFailure(t *testing.T) {
+	var told []string
+	tell := func(what string) func(string, error) {
+		return func(signal string, _ error) { told = append(told, what+" "+signal) }
+	}
+	tel := newTelemetry(t, Config{Failing: tell("failing"), Warned: tell("warned")})
+	for _, err := range []error{partial(0), partial(0), partial(1), partial(0)} {
+		tel.HandleErrors(fmt.Errorf("failed to upload metrics: %w", err))
+	}
+	if diff := cmp.Diff(told, []string{"warned sdk", "failing sdk", "warned sdk"}); diff != "" {
+		t.Errorf("told (-got +want):\n%s", diff)
+	}
+}
+
 // withPartialSuccess sends records and spans to a collector that answers so.
 func withPartialSuccess(t *testing.T, text string, rejected int64) (*Telemetry, *LogSink) {
+	t.Helper()
+	return withAnswers(t, "http/protobuf", text, rejected, nil)
+}
+
+// withAnswers sends records and spans over a protocol to a collector that answers so.
+func withAnswers(t *testing.T, protocol, text string, rejected int64, warned func(string, error)) (*Telemetry, *LogSink) {
+	t.Helper()
+	logs := &collogs.ExportLogsServiceResponse{
+		PartialSuccess: &collogs.ExportLogsPartialSuccess{RejectedLogRecords: rejected, ErrorMessage: text},
+	}
+	traces := &coltrace.ExportTraceServiceResponse{
+		PartialSuccess: &coltrace.ExportTracePartialSuccess{RejectedSpans: rejected, ErrorMessage: text},
+	}
+	endpoint := ""
+	if protocol == "grpc" {
+		endpoint = answerGRPC(t, logs, traces)
+	} else {
+		endpoint = answerHTTP(t, logs, traces)
+	}
+	getenv := setenv(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+		"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+		"OTEL_METRICS_EXPORTER":       "none",
+	})
+	tel := newTelemetry(t, Config{Getenv: getenv, Warned: warned})
+	sink, err := tel.LogSink(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tel, sink
+}
+
+// answerHTTP answers over HTTP, and returns the URL.
+func answerHTTP(t *testing.T, logs, traces proto.Message) string {
 	t.Helper()
 	answer := func(message proto.Message) http.HandlerFunc {
 		body, err := proto.Marshal(message)
@@ -59,23 +194,54 @@ func withPartialSuccess(t *testing.T, text string, rejected int64) (*Telemetry, 
 		}
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/logs", answer(&collogs.ExportLogsServiceResponse{
-		PartialSuccess: &collogs.ExportLogsPartialSuccess{RejectedLogRecords: rejected, ErrorMessage: text},
-	}))
-	mux.HandleFunc("POST /v1/traces", answer(&coltrace.ExportTraceServiceResponse{
-		PartialSuccess: &coltrace.ExportTracePartialSuccess{RejectedSpans: rejected, ErrorMessage: text},
-	}))
+	mux.HandleFunc("POST /v1/logs", answer(logs))
+	mux.HandleFunc("POST /v1/traces", answer(traces))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
-	getenv := setenv(t, map[string]string{
-		"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-		"OTEL_EXPORTER_OTLP_ENDPOINT": server.URL,
-		"OTEL_METRICS_EXPORTER":       "none",
-	})
-	tel := newTelemetry(t, Config{Getenv: getenv})
-	sink, err := tel.LogSink(t.Context())
+	return server.URL
+}
+
+// answering is a collector over gRPC.
+type answering struct {
+	collogs.UnimplementedLogsServiceServer
+
+	logs *collogs.ExportLogsServiceResponse
+}
+
+func (a *answering) Export(context.Context, *collogs.ExportLogsServiceRequest) (*collogs.ExportLogsServiceResponse, error) {
+	return a.logs, nil
+}
+
+// answeringTraces is the part of it for traces.
+type answeringTraces struct {
+	coltrace.UnimplementedTraceServiceServer
+
+	traces *coltrace.ExportTraceServiceResponse
+}
+
+func (a *answeringTraces) Export(context.Context, *coltrace.ExportTraceServiceRequest) (*coltrace.ExportTraceServiceResponse, error) {
+	return a.traces, nil
+}
+
+// answerGRPC answers over gRPC, and returns the URL.
+func answerGRPC(t *testing.T, logs *collogs.ExportLogsServiceResponse, traces *coltrace.ExportTraceServiceResponse) string {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tel, sink
+	server := grpc.NewServer()
+	collogs.RegisterLogsServiceServer(server, &answering{logs: logs})
+	coltrace.RegisterTraceServiceServer(server, &answeringTraces{traces: traces})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(l)
+	}()
+	t.Cleanup(func() {
+		server.Stop()
+		<-done
+	})
+	return "http://" + l.Addr().String()
 }
