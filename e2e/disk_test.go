@@ -104,6 +104,53 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestADiskThatHasRoomAgain makes the gateway ready by itself: nobody sends a request
+// to one that is not.
+func TestADiskThatHasRoomAgain(t *testing.T) {
+	for name, row := range map[string]struct {
+		records string
+		status  int // of /readyz while the disk is full
+	}{
+		"a file":                               {"{sinks: [{name: disk, file: disk/r.jsonl}]}", http.StatusOK},
+		"a required file":                      {"{required: true, sinks: [{name: disk, file: disk/r.jsonl}]}", http.StatusServiceUnavailable},
+		"a required file that is rotated":      {"{required: true, sinks: [{name: disk, file: disk/r.jsonl, rotate: {size: 1MiB, every: 1h}}]}", http.StatusServiceUnavailable},
+		"a file of denials beside another one": {"{sinks: [{name: stdout, file: stdout}, {name: disk, file: disk/r.jsonl, only: denials}]}", http.StatusOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 443)
+			write(t, s.dir, map[string]string{"exeat.yaml": siteConfig + "records: " + row.records + "\nadmin: {address: \"127.0.0.1:0\"}\n"})
+			p := s.startOnDisk(t, "size=128k")
+			disk := filepath.Join("/proc", fmt.Sprint(p.PID()), "root", s.dir, "disk")
+			_, _ = p.denied(t)
+			filler := filepath.Join(disk, "filler")
+			fill(t, filler)
+			failing := func() bool {
+				_, text := p.admin(t, "readyz")
+				return strings.Contains(text, "records: sink disk loses records since ") && strings.Contains(text, "no space left on device")
+			}
+			eventually(t, "a record that cannot be written", func() bool { _, _ = p.denied(t); return failing() })
+			if code, text := p.admin(t, "readyz"); code != row.status {
+				t.Errorf("on a full disk: %d %s", code, text)
+			}
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "ready", func() bool { code, text := p.admin(t, "readyz"); return code == http.StatusOK && text == "ok\n" })
+			if row.status != http.StatusOK {
+				return // the record of the last refusal may have come through
+			}
+			text, err := os.ReadFile(filepath.Join(disk, "r.jsonl"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+			if last := lines[len(lines)-1]; !strings.Contains(last, `"event":"summary"`) || !strings.Contains(last, `"detail":"the sink failed: `) {
+				t.Errorf("the last line is %s", last)
+			}
+		})
+	}
+}
+
 // fill writes to a file until the file system is full.
 func fill(t *testing.T, path string) {
 	t.Helper()

@@ -78,10 +78,12 @@ func echo(t *testing.T, tunnel net.Conn) {
 func TestServeOutlivesTheReaderOfItsRecords(t *testing.T) {
 	for name, row := range map[string]struct {
 		records string
-		status  int // the answer to a denied request when records are lost
+		status  int    // the answer to a denied request when records are lost
+		ready   int    // the status of /readyz
+		text    string // the beginning of its text
 	}{
-		"otherwise": {"", http.StatusForbidden},
-		"required":  {"records: {required: true}\n", http.StatusServiceUnavailable},
+		"otherwise": {"", http.StatusForbidden, http.StatusOK, "ok\nrecords: sink stdout loses records since "},
+		"required":  {"records: {required: true}\n", http.StatusServiceUnavailable, http.StatusServiceUnavailable, "records: sink stdout loses records since "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			port := newEcho(t)
@@ -101,9 +103,11 @@ func TestServeOutlivesTheReaderOfItsRecords(t *testing.T) {
 				t.Errorf("without a reader: answered %d, want %d", status, row.status)
 			}
 			echo(t, tunnel)
-			eventually(t, "not ready", func() bool { code, _ := p.admin(t, "readyz"); return code == http.StatusServiceUnavailable })
-			if _, text := p.admin(t, "readyz"); !strings.HasPrefix(text, "records: sink stdout loses records since ") || !strings.Contains(text, "broken pipe") {
-				t.Errorf("readyz says %s", text)
+			var code int
+			var text string
+			eventually(t, "a word of it", func() bool { code, text = p.admin(t, "readyz"); return text != "ok\n" })
+			if code != row.ready || !strings.HasPrefix(text, row.text) || !strings.Contains(text, "broken pipe") {
+				t.Errorf("readyz: %d %s", code, text)
 			}
 			_, metrics := p.admin(t, "metrics")
 			failed := regexp.MustCompile(`(?m)^egress_records_total\{[^}]*result="failed"[^}]*\} (\d+)`).FindStringSubmatch(metrics)

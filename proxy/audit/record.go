@@ -48,7 +48,8 @@ const (
 	// too many it stands for those of a network or a listener; see Merged.Other.
 	// With a listener and without Other it stands for connections that were closed
 	// there for want of a slot or a file descriptor while nothing was asked over
-	// them: no other record tells of that.
+	// them: no other record tells of that. With a detail that begins with "the sink
+	// failed" it stands for what one sink has lost.
 	EventSummary Event = "summary"
 	// EventCollapsed stands for the denials that were identical with the one
 	// whose id it has, and followed it.
