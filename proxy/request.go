@@ -24,12 +24,16 @@ type session struct {
 	conn   *listen.Conn
 	wire   audit.Wire     // of its front, for the record
 	logins forward.Logins // connections to origins that belong to this connection of the caller's
-	asked  bool           // a request was handed over
 }
 
 // Handle implements front.Handler.
-func (s *session) Handle(ctx context.Context, read *front.Request) (a front.Answer) {
-	s.asked = true
+func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer {
+	s.conn.Ask()
+	return s.handle(ctx, read)
+}
+
+// handle answers what was read.
+func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
 	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, late: !s.conn.Begin()}
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -49,10 +53,10 @@ func (s *session) Handle(ctx context.Context, read *front.Request) (a front.Answ
 // nothing, before it could be told.
 func (s *session) unasked(ctx context.Context) {
 	reason, detail := overLimit(&s.conn.Caller)
-	if s.asked || reason == allowlist.NoReason || s.conn.GaveWay() {
+	if s.conn.Asked() || reason == allowlist.NoReason || s.conn.GaveWay() {
 		return
 	}
-	answer := s.Handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail})
+	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail})
 	answer.Done(errUnasked)
 }
 

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -75,7 +74,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	forget()
 	ending.Wait()
 	h.wait()
-	if !h.asked.Load() {
+	if !conn.Asked() {
 		s.unasked(ctx, h.origin(), conn)
 	}
 }
@@ -139,7 +138,6 @@ type dohConn struct {
 	meter             meter
 	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
 	handlers, lookups sync.WaitGroup
-	asked             atomic.Bool // a query was read
 
 	mu      sync.Mutex // over what follows
 	conn    *listen.Conn
@@ -238,7 +236,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.text, err.status)
 		return
 	}
-	h.asked.Store(true)
+	h.conn.Ask()
 	answered := make(dohReply, 1)
 	x := h.server.take(h.origin(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)

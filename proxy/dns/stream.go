@@ -33,7 +33,7 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	lookups.Wait()
 	close(t.out)
 	writing.Wait()
-	if !t.asked {
+	if !conn.Asked() {
 		s.unasked(ctx, t.origin, conn)
 	}
 }
@@ -68,7 +68,6 @@ type stream struct {
 	server *Server
 	conn   *listen.Conn
 	origin
-	asked bool           // a query was read
 	slots chan struct{}  // one taken for each query until its response is written
 	out   chan *exchange // has room for as many
 }
@@ -91,7 +90,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 			t.server.counts.ignored.Add(1)
 			return
 		}
-		t.asked = true
+		t.conn.Ask()
 		began := t.conn.Begin()
 		t.conn.Renew()
 		x := t.server.take(t.origin, t, &t.conn.Caller)

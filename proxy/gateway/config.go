@@ -150,9 +150,12 @@ type Admin struct {
 // Metrics are told of what happens; each may be nil. They are called from any
 // goroutine.
 type Metrics struct {
-	// Handshaken is told of every handshake that did not die, and why there is no
-	// identity if there is none.
+	// Handshaken is told of every handshake after which something was asked, and why
+	// there is no identity if there is none.
 	Handshaken func(allowlist.Reason)
+	// Unused is told of every handshake after which nothing was asked, and of those that
+	// the client left before it had shown a certificate.
+	Unused func()
 	// Cut is told how many connections of a listener were closed for want of a slot
 	// or a descriptor. When the listener opens it is told of none for each cause, so
 	// that whoever counts knows what there is to count.
@@ -278,6 +281,9 @@ func (c *Config) check() error {
 	}
 	if c.Metrics.Handshaken == nil {
 		c.Metrics.Handshaken = func(allowlist.Reason) {}
+	}
+	if c.Metrics.Unused == nil {
+		c.Metrics.Unused = func() {}
 	}
 	if c.Metrics.Cut == nil {
 		c.Metrics.Cut = func(string, limit.Cause, int) {}

@@ -159,7 +159,7 @@ func (d *doors) config(l Listener) (listen.Config, error) {
 		return cfg, fmt.Errorf("listener %s: %w", l.Name, err)
 	}
 	cfg.Verifier, cfg.Realm = d.verifier, d.cfg.Identity.Snapshot().TrustDomain().Name()
-	cfg.HandshakeFailed, cfg.Handshaken = d.handshakeFailed(l.Name), d.cfg.Metrics.Handshaken
+	cfg.HandshakeFailed, cfg.Handshaken, cfg.Unused = d.handshakeFailed(l.Name), d.cfg.Metrics.Handshaken, d.unused(l.Name)
 	return cfg, nil
 }
 
@@ -174,6 +174,18 @@ func (d *doors) handshakeFailed(listener string) func(context.Context, netip.Add
 			Event: audit.EventHandshake, Listener: listener, Client: client,
 			Reason: allowlist.TLSHandshakeFailed, Detail: err.Error(),
 		})
+	}
+}
+
+// unused counts a handshake after which nothing was asked, as a health check makes one.
+// It is recorded only if a certificate was shown that is not valid.
+func (d *doors) unused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
+	record := d.refused(listener)
+	return func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
+		d.cfg.Metrics.Unused()
+		if why != allowlist.NoReason && why != allowlist.IdentityMissing {
+			record(ctx, client, why, detail)
+		}
 	}
 }
 

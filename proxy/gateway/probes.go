@@ -79,16 +79,18 @@ func (p *probes) notReady() []string {
 			causes = append(causes, "identity: expired "+end.UTC().Format(time.RFC3339)+", and no newer one has come")
 		}
 	}
-	if p.cfg.Recorder.Required() {
-		causes = append(causes, p.failing()...)
-	}
-	return causes
+	return append(causes, p.failing(true)...)
 }
 
-// failing says which sinks lose records, a line each.
-func (p *probes) failing() []string {
+// failing says which sinks lose records, a line each, if their records are required, or
+// if they are not.
+func (p *probes) failing(required bool) []string {
+	r := p.cfg.Recorder
+	if r == nil || r.Required() != required {
+		return nil
+	}
 	var lines []string
-	for _, f := range p.cfg.Recorder.Failing() {
+	for _, f := range r.Failing() {
 		text := fmt.Sprintf("records: sink %s loses records since %s: %v", f.Sink, f.Since.UTC().Format(time.RFC3339), f.Err)
 		lines = append(lines, allowlist.Visible(text)) // the error may quote a collector
 	}
@@ -97,10 +99,7 @@ func (p *probes) failing() []string {
 
 // notes says what is wrong and no reason to send connections elsewhere.
 func (p *probes) notes() []string {
-	notes := p.held()
-	if !p.cfg.Recorder.Required() {
-		notes = append(notes, p.failing()...)
-	}
+	notes := append(p.held(), p.failing(false)...)
 	if p.cfg.Admin.Notes != nil {
 		notes = append(notes, p.cfg.Admin.Notes()...)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -47,10 +48,9 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many handshakes from this address with certificates that do not verify")
 		return false
 	}
+	conn.shown, conn.shownDetail = conn.Caller.Reason, conn.Caller.Detail
+	conn.shaken = true
 	conn.place()
-	if l.cfg.Handshaken != nil {
-		l.cfg.Handshaken(conn.Caller.Reason)
-	}
 	return true
 }
 
@@ -61,23 +61,43 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) 
 	defer func() { displaced = long.end() }()
 	err = secure.SetDeadline(long.until)
 	if err == nil {
-		conn.raw.Greet(&tunnel.Greeting{
+		greeting := &tunnel.Greeting{
 			Free: freeHandshake, Most: maxHandshake,
 			Enter: func() error { return long.begin(ctx) },
-		})
+		}
+		conn.raw.Greet(greeting)
 		defer conn.raw.Greet(nil)
-		err = secure.HandshakeContext(context.WithoutCancel(ctx))
-	}
-	switch greeted := secure.ConnectionState().Version != 0; {
-	case greeted && errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF // the client left after its hello, unlike one that said nothing
-	case !greeted && errors.Is(err, net.ErrClosed):
-		err = io.EOF // we left, before it had said anything
+		err = whoLeft(secure.HandshakeContext(context.WithoutCancel(ctx)), greeting.Said(), secure.ConnectionState())
 	}
 	if err != nil {
 		return false, err
 	}
 	return false, secure.SetDeadline(time.Time{})
+}
+
+// errLeft is the error of a handshake that its client has ended, without a word why,
+// before it showed a certificate.
+var errLeft = errors.New("the client left within the handshake")
+
+// whoLeft returns the error of a handshake: io.EOF if the connection ended before the
+// client had said anything, and errLeft. What it has shown by then is in state.
+func whoLeft(err error, said bool, state tls.ConnectionState) error {
+	greeted := state.Version != 0 // the hello was read
+	switch {
+	case !said && isGone(err), !greeted && errors.Is(err, net.ErrClosed): // the latter by us
+		return io.EOF
+	case greeted && isGone(err) && len(state.PeerCertificates) == 0:
+		return errLeft
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// isGone reports whether an error says that the other end has closed the connection, in
+// order or with a reset.
+func isGone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNABORTED)
 }
 
 // longHandshake is a handshake that may need a place.

@@ -88,9 +88,13 @@ type Config struct {
 	// after which nothing can be answered. io.EOF is a connection that ended,
 	// by either end, before the client had said anything. Required with TLS.
 	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
-	// Handshaken is told of every handshake that did not die, and why there is
-	// no identity if there is none; nil is nobody.
+	// Handshaken is told of every handshake that did not die once something is asked
+	// (Conn.Ask), and why there is no identity if there is none; nil is nobody.
 	Handshaken func(allowlist.Reason)
+	// Unused is told of every other handshake when its connection has ended, as those
+	// of health checks do, and why it gave no identity; also of one that the client
+	// left before it had shown a certificate. nil is nobody.
+	Unused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
 	// AcceptTrace makes the traces of this listener's callers our own: their
 	// traceparent is a parent and no link.
 	AcceptTrace bool
@@ -135,6 +139,9 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
+	}
+	if cfg.Unused == nil {
+		cfg.Unused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
 	}
 	inner, err := open(ctx, cfg)
 	if err != nil {
@@ -216,6 +223,9 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 		conn.uncut()
 	}
 	_ = conn.Close()
+	if conn.shaken && !conn.Asked() {
+		l.cfg.Unused(ctx, conn.Caller.Addr, conn.shown, conn.shownDetail)
+	}
 }
 
 // wrap makes the connection of one that was accepted.

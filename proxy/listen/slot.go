@@ -2,6 +2,7 @@ package listen
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strconv"
 
@@ -110,6 +111,8 @@ func (c *Conn) handshakeFailed(ctx context.Context, err error) {
 	case c.GaveWay():
 	case c.Caller.Limited: // it would have been told so
 		c.home.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, manyOfSource)
+	case errors.Is(err, errLeft):
+		c.home.cfg.Unused(ctx, c.Caller.Addr, allowlist.IdentityMissing, "")
 	default:
 		c.home.cfg.HandshakeFailed(ctx, c.Caller.Addr, err)
 	}

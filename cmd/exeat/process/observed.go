@@ -14,7 +14,7 @@ import (
 // metricsOf is what a gateway tells of that has no record.
 func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	return gateway.Metrics{
-		Handshaken: i.Handshake,
+		Handshaken: i.Handshake, Unused: i.Unused,
 		Cut:        func(listener string, why limit.Cause, n int) { i.Cut(listener, why.String(), n) },
 		Loaded:     func(l gateway.Load) { i.Reload(string(l)) },
 		Enforced:   func(e live.Enforcement) { i.Enforced(e.Took) },

@@ -32,7 +32,7 @@ type Instruments struct {
 	decisionSets  *family[decisionLabels]
 	querySets     *family[queryLabels]
 	identitySets  *family[identityLabels]
-	handshakeSets *family[allowlist.Reason]
+	handshakeSets *family[string]
 	reloadSets    *family[string]
 	cutSets       *family[cutLabels]
 	up, down      []metric.AddOption
@@ -95,10 +95,6 @@ func (l cutLabels) attributes() []attribute.KeyValue {
 	return []attribute.KeyValue{attribute.String("listener", l.listener), attribute.String("cause", l.cause)}
 }
 
-func handshakeLabels(why allowlist.Reason) []attribute.KeyValue {
-	return []attribute.KeyValue{attribute.String("result", cmp.Or(why.String(), handshakeOK))}
-}
-
 // newInstruments makes the counters and histograms of Catalogue.
 func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 	b := newBuilder(meter)
@@ -118,7 +114,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 		decisionSets:  newFamily(decisionLabels.attributes),
 		querySets:     newFamily(queryLabels.attributes),
 		identitySets:  newFamily(identityLabels.attributes),
-		handshakeSets: newFamily(handshakeLabels),
+		handshakeSets: label("result"),
 		reloadSets:    label("result"),
 		cutSets:       newFamily(cutLabels.attributes),
 	}
@@ -146,7 +142,9 @@ func (i *Instruments) Measure(r *audit.Record) {
 			i.tunnel.Record(ctx, r.Duration.Seconds())
 		}
 	case audit.EventHandshake:
-		i.Handshake(r.Reason)
+		if !isUnused(r) {
+			i.Handshake(r.Reason)
+		}
 	case audit.EventSummary, audit.EventCollapsed: // of decisions that were counted one by one
 	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine: // see Reload and Enforced
 	}
@@ -194,11 +192,24 @@ func (i *Instruments) bytes(ctx context.Context, t transferred) {
 	i.io.Add(ctx, t.down, i.down...)
 }
 
+// isUnused reports whether the record is of a handshake that showed a certificate which
+// is not valid, and after which nothing was asked: Unused has counted it.
+func isUnused(r *audit.Record) bool {
+	return r.Reason == allowlist.IdentityInvalid || r.Reason == allowlist.IdentityUntrusted || r.Reason == allowlist.IdentityExpired
+}
+
 // Handshake counts a TLS handshake by the reason why it gave no identity,
 // NoReason if it did; it is for listen.Config.Handshaken. Those that died inside
 // the TLS library are counted by Measure, from their record.
 func (i *Instruments) Handshake(why allowlist.Reason) {
-	i.handshakes.Add(context.Background(), 1, i.handshakeSets.of(why)...)
+	i.handshake(cmp.Or(why.String(), handshakeOK))
+}
+
+// Unused counts a TLS handshake after which nothing was asked.
+func (i *Instruments) Unused() { i.handshake(handshakeUnused) }
+
+func (i *Instruments) handshake(result string) {
+	i.handshakes.Add(context.Background(), 1, i.handshakeSets.of(result)...)
 }
 
 // Cut counts connections of a listener that were closed for want of a slot or a file

@@ -143,6 +143,9 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	i.Handshake(allowlist.NoReason)
 	i.Handshake(allowlist.IdentityExpired)
 	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.TLSHandshakeFailed})
+	i.Unused()
+	i.Unused()
+	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.IdentityUntrusted}) // of one of these
 	i.Reload("in-force")
 	i.Reload("refused")
 	i.Reload("in-force")
@@ -150,7 +153,8 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	expect(t, tel, "egress_tls",
 		`egress_tls_handshakes_total{result="identity-expired"} 1`,
 		`egress_tls_handshakes_total{result="ok"} 1`,
-		`egress_tls_handshakes_total{result="tls-handshake-failed"} 1`)
+		`egress_tls_handshakes_total{result="tls-handshake-failed"} 1`,
+		`egress_tls_handshakes_total{result="unused"} 2`)
 	expect(t, tel, "egress_policy", `egress_policy_reloads_total{result="in-force"} 2`, `egress_policy_reloads_total{result="refused"} 1`)
 	expect(t, tel, "egress_revocation", `egress_revocation_duration_seconds_sum 0.02`, `egress_revocation_duration_seconds_count 1`)
 }

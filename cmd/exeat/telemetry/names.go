@@ -14,7 +14,9 @@ type Metric struct {
 // Result labels.
 const (
 	handshakeOK = "ok"
-	otherLabel  = "_other"
+	// handshakeUnused is that of one after which nothing was asked.
+	handshakeUnused = "unused"
+	otherLabel      = "_other"
 )
 
 // Catalogue returns every metric of the gateway itself, in the order of the
@@ -89,7 +91,7 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
-			Description: "TLS handshakes with callers: ok, or why there is no identity; and connections that were closed before anything was said: rate-limited or malformed-header.",
+			Description: "TLS handshakes with callers: ok, or why there is no identity; unused if nothing was asked after it, or the client left within it and had shown no certificate, as health checks do; and connections that were closed before anything was said: rate-limited or malformed-header.",
 		},
 		{
 			Name: "egress.connections.cut", Prometheus: "egress_connections_cut_total",
