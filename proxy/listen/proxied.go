@@ -30,7 +30,7 @@ var (
 // proxied reads the PROXY protocol header that a connection begins with, and
 // not a byte more, since what follows is read from the socket. It returns the
 // address that the header says the caller has; an invalid one if the peer
-// speaks for itself. io.EOF means that nothing came.
+// speaks for itself. io.EOF means that nothing came, and the peer has gone.
 func proxied(conn io.Reader) (netip.AddrPort, error) {
 	b, err := readHeader(conn)
 	if errors.Is(err, io.EOF) {
@@ -57,8 +57,10 @@ func proxied(conn io.Reader) (netip.AddrPort, error) {
 // readHeader returns the bytes of the header, unparsed.
 func readHeader(conn io.Reader) ([]byte, error) {
 	b := make([]byte, proxiedFixed, proxiedMax1)
-	if _, err := io.ReadFull(conn, b[:proxiedStart]); err != nil {
-		return nil, err // io.EOF only if nothing came
+	if n, err := io.ReadFull(conn, b[:proxiedStart]); n == 0 && isGone(err) {
+		return nil, io.EOF
+	} else if err != nil {
+		return nil, err
 	}
 	switch {
 	case bytes.HasPrefix(b, proxyproto.SIGV1):
