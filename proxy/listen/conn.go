@@ -56,6 +56,8 @@ func (c *Caller) Holder() allowlist.Holder {
 // Conn is a connection with its caller, after the handshake.
 type Conn struct {
 	net.Conn // *tls.Conn over *tunnel.Conn, or *tunnel.Conn
+	Use
+
 	Caller   Caller
 	Listener string // its name
 	// AcceptTrace is that of the listener's Config.
@@ -68,35 +70,16 @@ type Conn struct {
 	// that the frames of the handler have left, before the connection closes.
 	Rest func()
 
-	raw      *tunnel.Conn // what was accepted
-	home     *Listener
-	peer     string // the user at the other end of a unix socket; "" if it is not known
-	slot     limit.Slot
-	source   *limit.Source                      // nil until it was admitted
-	unwait   atomic.Pointer[context.CancelFunc] // ends the wait for a place of a long handshake; nil at first
-	uncut    func() bool                        // ends the wait for the end of Serve's context, which closes the connection; nil at first
-	verifier *identity.Verifier                 // nil without TLS
-	asked    atomic.Bool                        // something was asked
-
-	shaken      bool             // there was a handshake, after which the caller may ask
-	shown       allowlist.Reason // why it gave no identity
-	shownDetail string
-	generation  uint64 // of the trust that the caller was identified by
+	raw        *tunnel.Conn // what was accepted
+	home       *Listener
+	peer       string // the user at the other end of a unix socket; "" if it is not known
+	slot       limit.Slot
+	source     *limit.Source                      // nil until it was admitted
+	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a place of a long handshake; nil at first
+	uncut      func() bool                        // ends the wait for the end of Serve's context, which closes the connection; nil at first
+	verifier   *identity.Verifier                 // nil without TLS
+	generation uint64                             // of the trust that the caller was identified by
 }
-
-// Ask notes that something is asked of which there will be a record. It may be called
-// at any time.
-func (c *Conn) Ask() {
-	if c.asked.Load() || c.asked.Swap(true) {
-		return
-	}
-	if c.shaken && c.home.cfg.Handshaken != nil {
-		c.home.cfg.Handshaken(c.shown)
-	}
-}
-
-// Asked reports whether Ask was called.
-func (c *Conn) Asked() bool { return c.asked.Load() }
 
 // Renew asks again who the caller is, if the trust in identities has changed
 // since it was asked last: a request that follows on the connection, or was

@@ -48,8 +48,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many handshakes from this address with certificates that do not verify")
 		return false
 	}
-	conn.shown, conn.shownDetail = conn.Caller.Reason, conn.Caller.Detail
-	conn.shaken = true
+	conn.shaken, conn.why, conn.detail, conn.handshaken = true, conn.Caller.Reason, conn.Caller.Detail, l.cfg.Handshaken
 	conn.place()
 	return true
 }

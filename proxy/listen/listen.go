@@ -224,7 +224,7 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 	}
 	_ = conn.Close()
 	if conn.shaken && !conn.Asked() {
-		l.cfg.Unused(ctx, conn.Caller.Addr, conn.shown, conn.shownDetail)
+		l.cfg.Unused(ctx, conn.Caller.Addr, conn.why, conn.detail)
 	}
 }
 

@@ -188,8 +188,8 @@ type countingExporter struct {
 func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := e.queue.line.run(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, spans) })
 	failed := countLost(err, len(spans))
-	e.queue.failed.Add(uint64(failed)) //nolint:gosec // G115: not below zero
-	e.queue.exported.Add(uint64(len(spans) - failed))
+	e.queue.failed.Add(uint64(failed))                //nolint:gosec // G115: not below zero
+	e.queue.exported.Add(uint64(len(spans) - failed)) //nolint:gosec // G115: not below zero
 	e.queue.leave(spans)
 	return nil
 }

@@ -120,7 +120,7 @@ func partial(rejected int64) error { return PartialSuccess{RejectedItems: reject
 
 // PartialSuccess has the name and the fields of those of the exporters, which nobody
 // else can refer to; see TestOnlyWhatWasRejectedIsLost for the real ones.
-type PartialSuccess struct{ RejectedItems int64 }
+type PartialSuccess struct{ RejectedItems int64 } //nolint:errname // that is what it is called there
 
 func (p PartialSuccess) Error() string {
 	return fmt.Sprintf("OTLP partial success: empty message (%d spans rejected)", p.RejectedItems)
