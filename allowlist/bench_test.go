@@ -170,6 +170,23 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
+// BenchmarkVersion computes the version of a policy, which Compile does once.
+func BenchmarkVersion(b *testing.B) {
+	for _, rules := range []int{10_000, 100_000} {
+		spec, _ := benchSpec(rules)
+		policy, err := Compile(spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				policy.canonicalVersion()
+			}
+		})
+	}
+}
+
 // BenchmarkSizes reads targets of growing size and looks at their paths: the time
 // for a byte must not grow with them.
 func BenchmarkSizes(b *testing.B) {

@@ -3,6 +3,7 @@ package allowlist
 import (
 	"hash/maphash"
 	"net/netip"
+	"slices"
 )
 
 // index is a hash table that is filled once and then only read. It differs
@@ -67,6 +68,22 @@ func (x *index[K, V]) values(yield func(*V) bool) {
 			return
 		}
 	}
+}
+
+// sorted returns all values in the order of their keys.
+func (x *index[K, V]) sorted(compare func(a, b K) int) []*V {
+	used := make([]*slot[K, V], 0, x.used)
+	for i := range x.slots {
+		if x.slots[i].value != nil {
+			used = append(used, &x.slots[i])
+		}
+	}
+	slices.SortFunc(used, func(a, b *slot[K, V]) int { return compare(a.key, b.key) })
+	all := make([]*V, len(used))
+	for i, s := range used {
+		all[i] = s.value
+	}
+	return all
 }
 
 // hasher hashes keys of an index. Its seed is random, so that nobody can

@@ -1,6 +1,7 @@
 package allowlist
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -17,7 +18,8 @@ import (
 // Policy is a compiled policy. It is immutable and safe for concurrent use; a
 // nil or zero Policy denies everything as policy-unavailable.
 type Policy struct {
-	version    string
+	version    string // "" in the spec: that of the canonical form
+	cutOff     string // version of everything that is in quarantine
 	hash       hasher
 	exact      index[string, entry] // by SPIFFE ID
 	one, many  index[string, entry] // by the prefix before /* and /**
@@ -89,6 +91,10 @@ func Compile(spec Spec) (*Policy, error) {
 	}
 	slices.SortFunc(p.dates, time.Time.Compare)
 	p.dates = slices.CompactFunc(p.dates, time.Time.Equal)
+	if p.version == "" {
+		p.version = p.canonicalVersion()
+	}
+	p.cutOff = quarantineVersion(p.inline, p.list)
 	return p, nil
 }
 
@@ -103,6 +109,7 @@ func (p *Policy) WithQuarantine(list *QuarantineList) *Policy {
 	}
 	q := *p
 	q.list = list
+	q.cutOff = quarantineVersion(q.inline, q.list)
 	return &q
 }
 
@@ -137,12 +144,21 @@ func (p *Policy) NextEnd(now time.Time) (at time.Time, ok bool) {
 	return p.dates[i], true
 }
 
-// Version names the policy; "" for a nil policy.
+// Version names the policy, without what is in quarantine; "" for a nil policy.
 func (p *Policy) Version() string {
 	if p == nil {
 		return ""
 	}
 	return p.version
+}
+
+// QuarantineVersion names what is in quarantine, by the policy's own lines and by
+// the list beside it; "" if nothing is, and for a nil policy.
+func (p *Policy) QuarantineVersion() string {
+	if p == nil {
+		return ""
+	}
+	return p.cutOff
 }
 
 func (p *Policy) add(e *Entry) error {
@@ -244,6 +260,7 @@ func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts Por
 	if len(c.Ports) == 0 {
 		c.Ports = []PortRange{defaultPorts}
 	}
+	c.sortLists()
 	if len(c.Methods) > 0 {
 		c.methods = make(map[string]bool, len(c.Methods))
 		for _, m := range c.Methods {
@@ -257,6 +274,7 @@ func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts Por
 			c.Addresses[i] = canonicalPrefix(a)
 			c.ranges.Insert(c.Addresses[i])
 		}
+		slices.SortFunc(c.Addresses, netip.Prefix.Compare)
 	}
 	if c.place = c.At; c.UseAt != "" {
 		c.place += ", used at " + c.UseAt
@@ -267,6 +285,25 @@ func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts Por
 		c.name = hex.EncodeToString(sum[:5])
 	}
 	return c
+}
+
+// sortLists sorts what a rule lists: the order in which it is written means
+// nothing.
+func (r *CompiledRule) sortLists() {
+	r.Ports = sortedClone(r.Ports, func(a, b PortRange) int {
+		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
+	})
+	r.Methods = sortedClone(r.Methods, strings.Compare)
+	r.Paths = sortedClone(r.Paths, func(a, b PathPattern) int { return strings.Compare(a.String(), b.String()) })
+	r.Types = sortedClone(r.Types, cmp.Compare[QueryType])
+}
+
+// sortedClone leaves the list of the spec as it is.
+func sortedClone[T any](list []T, compare func(a, b T) int) []T {
+	if len(list) < 2 {
+		return list
+	}
+	return slices.SortedFunc(slices.Values(list), compare)
 }
 
 // canonicalPrefix unmaps an IPv4-mapped prefix and masks the host bits.

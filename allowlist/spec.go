@@ -10,11 +10,12 @@ import (
 // Spec is what a policy says: typed values, each checked, not yet compiled.
 // Package policyfile makes one from YAML; tests write them by hand.
 type Spec struct {
-	// Version names the policy in records; the same bytes have the same
-	// version on every replica.
+	// Version names the policy in records. "" means a hash over everything that
+	// the policy means, so that equal policies have the same version on every
+	// replica, in whatever files they are written.
 	Version string
-	// Entries, each with a pattern of its own. Their order matters only where
-	// two rules are equally specific.
+	// Entries, each with a pattern of its own. Their order means nothing; that
+	// of the rules in a list matters only where two are for the same hosts.
 	Entries []Entry
 	// Quarantine cuts identities off whatever else allows them.
 	Quarantine []Quarantined

@@ -49,6 +49,7 @@ func fields() []field {
 		{"rule", "name of the rule that decided", "firewall_rule.name", "rule.name"},
 		unmapped("rule_at", "place of the rule, `file:line`"),
 		{"policy", "version of the policy that decided or came into force", "policy.uid entity.version", "rule.ruleset"},
+		unmapped("quarantine", "of `policy.reload` and `quarantine`: version of who is in quarantine, nothing if nobody is"),
 		unmapped("generation", "how many states this process has put in force so far"),
 		unmapped("mode", "mode of the identity's entry: `enforce` `observe`"),
 		unmapped("stage", "`tls` in a second decision about a tunnel, with the id of the first: its first bytes were refused, or only observed"),

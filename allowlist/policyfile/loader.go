@@ -39,7 +39,7 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 	if err := l.finish(); err != nil {
 		return allowlist.Spec{}, err
 	}
-	spec := allowlist.Spec{Version: f.Version(), Quarantine: l.quarantine}
+	spec := allowlist.Spec{Quarantine: l.quarantine}
 	for _, e := range l.order {
 		spec.Entries = append(spec.Entries, e.Entry)
 	}

@@ -4,7 +4,7 @@
 //
 // [Load] does it in one call, and [Parse] for a policy that is at hand and in no
 // file. A program that reloads takes the steps one by one: [Read] takes the bytes
-// of one moment, [Files.Version] tells whether they changed, [Files.Spec] checks
+// of one moment, [Files.Digest] tells whether they changed, [Files.Spec] checks
 // them and [allowlist.Compile] puts them in force; [Files.Quarantine] reads
 // quarantine.yaml by itself, so that an error elsewhere does not hold a quarantine
 // back.
@@ -48,7 +48,7 @@ func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 
 // Parse checks and compiles a policy of which the bytes of each file are given by
 // the file's name. It means what the same files in a directory mean, whatever the
-// names end in, and has their version; errors say the names for the files. All
+// names end in; errors say the names for the files. All
 // files together may have 64 MiB. The error is as that of Load.
 func Parse(opts Options, data map[string][]byte) (*allowlist.Policy, error) {
 	files, err := filesOf(data)

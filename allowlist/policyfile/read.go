@@ -37,7 +37,7 @@ type file struct {
 // looks like policy and would not be read. All files together may have 64 MiB.
 //
 // Read takes no lock: a reader of files that change reads until two readings
-// have the same Version.
+// have the same Digest.
 func Read(paths ...string) (*Files, error) {
 	files, err := readable(paths)
 	if err != nil {
@@ -88,14 +88,10 @@ func (f *Files) Names() []string {
 	return names
 }
 
-// Version returns 12 hex digits of a hash over the names and bytes of all
-// files. It is the same wherever the policy root lies and changes with every
-// byte and every name.
-func (f *Files) Version() string { return f.digest()[:12] }
-
-// digest is the whole hash: what two readings are compared by, since somebody
-// may write two policies of one version.
-func (f *Files) digest() string {
+// Digest returns a hash over the names and bytes of all files, by which two
+// readings are told apart. It is the same wherever the policy root lies. The
+// version of the policy is another one: it does not depend on names and comments.
+func (f *Files) Digest() string {
 	hash := sha256.New()
 	part := func(b []byte) {
 		var size [8]byte // before each part, so that no two lists hash the same bytes

@@ -112,14 +112,14 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
-func TestVersionDependsOnNamesAndBytesOnly(t *testing.T) {
+func TestDigestDependsOnNamesAndBytesOnly(t *testing.T) {
 	of := func(files map[string]string) string {
 		t.Helper()
-		return mustRead(t, write(t, files)).Version()
+		return mustRead(t, write(t, files)).Digest()
 	}
 	first := of(map[string]string{"a.yaml": minimal, "b.yaml": "version: 1"})
-	if len(first) != 12 || strings.Trim(first, "0123456789abcdef") != "" {
-		t.Errorf("%q is not 12 hex digits", first)
+	if len(first) != 64 || strings.Trim(first, "0123456789abcdef") != "" {
+		t.Errorf("%q is not 64 hex digits", first)
 	}
 	if again := of(map[string]string{"a.yaml": minimal, "b.yaml": "version: 1", "notes.txt": "x"}); again != first {
 		t.Errorf("another root: %s, want %s", again, first)
@@ -134,7 +134,7 @@ func TestVersionDependsOnNamesAndBytesOnly(t *testing.T) {
 		"one file with all":      {"a.yaml": minimal + "b.yamlversion: 1"},
 	} {
 		if got := of(files); got == first {
-			t.Errorf("%s: the version did not change", name)
+			t.Errorf("%s: the digest did not change", name)
 		}
 	}
 }
@@ -148,8 +148,8 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := policy.Version(), mustRead(t, root+"/good").Version(); got != want {
-		t.Errorf("version %s, want %s", got, want)
+	if !allows(policy, "spiffe://corp.example/a", "a.example:443") || len(policy.Version()) != 12 {
+		t.Errorf("the policy, of version %q, does not allow what the file says", policy.Version())
 	}
 	policy, err = Load(testOptions(), root+"/none")
 	if policy != nil || !errors.Is(err, ErrEmpty) {

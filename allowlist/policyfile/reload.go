@@ -17,7 +17,8 @@ type Loader struct {
 	judged string // what the last believed reading saw
 	parsed map[string]parsedFile
 
-	policy, quarantine string // digests of what Loaded last told of
+	policy, quarantine string            // digests of what Loaded last told of
+	compiled           *allowlist.Policy // made of the files with the digest policy
 }
 
 // parsedFile is a file without errors, ready to be walked again.
@@ -37,8 +38,9 @@ type Loaded struct {
 	// Policy is compiled of all files but quarantine.yaml; nil if they have an
 	// error.
 	Policy *allowlist.Policy
-	// PolicyChanged says that these files differ from those of the last load,
-	// and QuarantineChanged that quarantine.yaml does.
+	// PolicyChanged says that these files differ from those of the last load, and
+	// QuarantineChanged that quarantine.yaml does. If they do not, Policy is the
+	// one of the last load.
 	PolicyChanged, QuarantineChanged bool
 	// Quarantine is that of quarantine.yaml, whatever is wrong with other files;
 	// empty if there is no such file, and nil if it has an error or may be among
@@ -79,16 +81,18 @@ func (l *Loader) Load(settled bool) (Loaded, error) {
 	lines, quarantineErr := quarantine.Quarantine()
 	if quarantineErr == nil {
 		loaded.Quarantine = allowlist.NewQuarantineList(lines)
-		loaded.QuarantineChanged = quarantine.digest() != l.quarantine
-		l.quarantine = quarantine.digest()
+		loaded.QuarantineChanged = quarantine.Digest() != l.quarantine
+		l.quarantine = quarantine.Digest()
 	}
-	if err == nil {
-		loaded.Policy, err = l.compile(policy, files.Version())
+	if digest := policy.Digest(); err == nil && digest != l.policy {
+		var compiled *allowlist.Policy
+		if compiled, err = l.compile(policy); err == nil {
+			l.policy, l.compiled, loaded.PolicyChanged = digest, compiled, true
+		}
 	}
 	switch {
 	case err == nil:
-		loaded.PolicyChanged = policy.digest() != l.policy
-		l.policy = policy.digest()
+		loaded.Policy = l.compiled
 	case errors.Is(err, ErrEmpty) && quarantineErr != nil:
 		return loaded, quarantineErr // there is a file, and it is broken
 	}
@@ -118,14 +122,13 @@ func (l *Loader) read() (files *Files, sees string, err error) {
 	}
 	if err != nil {
 		_, quarantine := files.split()
-		return files, quarantine.digest() + " error: " + err.Error(), err
+		return files, quarantine.Digest() + " error: " + err.Error(), err
 	}
-	return files, files.digest(), nil
+	return files, files.Digest(), nil
 }
 
-// compile makes a policy of all files but quarantine.yaml; the version is that
-// of all files.
-func (l *Loader) compile(files *Files, version string) (*allowlist.Policy, error) {
+// compile makes a policy of all files but quarantine.yaml.
+func (l *Loader) compile(files *Files) (*allowlist.Policy, error) {
 	walk := newLoader(l.opts)
 	walk.parse = l.parse
 	spec, err := files.spec(walk)
@@ -133,7 +136,6 @@ func (l *Loader) compile(files *Files, version string) (*allowlist.Policy, error
 		clear(l.parsed) // a tree that was walked with an error is not whole
 		return nil, err
 	}
-	spec.Version = version
 	policy, err := compile(spec)
 	if err != nil {
 		return nil, err

@@ -94,7 +94,7 @@ func lint(w io.Writer, output string, opts policyfile.Options, paths []string) e
 		for _, e := range errs {
 			findings = append(findings, finding{e.File, e.Line, e.Column, e.Msg})
 		}
-		result := map[string]any{"errors": findings, "version": policy.Version()}
+		result := map[string]any{"errors": findings, "version": policy.Version(), "quarantine": policy.QuarantineVersion()}
 		if err := json.NewEncoder(w).Encode(result); err != nil {
 			return err
 		}
@@ -112,6 +112,15 @@ func printLint(w io.Writer, policy *allowlist.Policy, errs strictyaml.Errors) er
 		_, err := fmt.Fprintf(w, "%v\n", errs)
 		return err
 	}
-	_, err := fmt.Fprintf(w, "policy %s: no errors\n", policy.Version())
+	_, err := fmt.Fprintf(w, "%s: no errors\n", versions(policy.Version(), policy.QuarantineVersion()))
 	return err
+}
+
+// versions names a policy, and who is in quarantine if anybody is.
+func versions(policy, quarantine string) string {
+	text := "policy " + policy
+	if quarantine != "" {
+		text += ", quarantine " + quarantine
+	}
+	return text
 }

@@ -102,7 +102,7 @@ func checkServe(ctx context.Context, cfg config.Config, path string, w io.Writer
 	}
 	policy := "no policy yet"
 	if checked.Version != "" {
-		policy = "policy " + checked.Version
+		policy = versions(checked.Version, checked.Quarantine)
 	}
 	_, err = fmt.Fprintf(w, "%s: no errors, %s\n", path, policy)
 	return err

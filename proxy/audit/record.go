@@ -130,6 +130,7 @@ type Record struct {
 	Rule       string
 	RuleAt     string
 	Policy     string
+	Quarantine string // version of who is in quarantine, of a reload and of a quarantine
 	Generation uint64
 	Mode       allowlist.Mode
 

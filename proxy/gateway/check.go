@@ -14,8 +14,9 @@ import (
 
 // Checked is what a start would put in force.
 type Checked struct {
-	// Version of the policy; "" if there is none yet.
-	Version string
+	// Version of the policy, "" if there is none yet, and that of who is in
+	// quarantine, "" if nobody is.
+	Version, Quarantine string
 	// Warnings are what is probably a mistake, in the order of the listeners.
 	Warnings []string
 }
@@ -36,11 +37,12 @@ func Check(cfg Config) (Checked, error) {
 			return Checked{}, err
 		}
 	}
-	policy := cfg.Policy.Loaded().Policy
+	loaded := cfg.Policy.Loaded()
+	policy := loaded.Policy.WithQuarantine(loaded.Quarantine)
 	if policy == nil {
 		return Checked{}, nil
 	}
-	return Checked{Version: policy.Version(), Warnings: strangers(&cfg, policy)}, nil
+	return Checked{Version: policy.Version(), Quarantine: policy.QuarantineVersion(), Warnings: strangers(&cfg, policy)}, nil
 }
 
 // strangers says of which identities, named by listeners, the policy would

@@ -26,6 +26,7 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity source
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
+	counted     live.Effect // what metrics were told of the policy in force; Unchanged: nothing yet
 	broken      bool        // the files have had an error since a policy was read from them
 	changed     func()      // closes what rests between two requests; set before anything is served
 	quarantined []string    // patterns by the state in force; belongs to enforced
@@ -57,7 +58,8 @@ func (s *inForce) trusts(certs []*x509.Certificate) bool {
 
 // first puts in force what was loaded when the policy source was opened.
 func (s *inForce) first(ctx context.Context) {
-	s.count(s.enforcer.Confirm(ctx, s.cfg.Policy.Loaded()))
+	first := s.cfg.Policy.Loaded()
+	s.count(first, s.enforcer.Confirm(ctx, first))
 }
 
 // loaded puts a later load in force. What does not load changes nothing; policy
@@ -77,30 +79,36 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
 	if confirmed && !s.broken {
-		s.count(s.enforcer.Confirm(ctx, c))
+		s.count(c, s.enforcer.Confirm(ctx, c))
 		return
 	}
 	s.apply(ctx, c)
 }
 
 // apply puts in force what has come anew.
-func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(s.enforcer.Apply(ctx, c)) }
+func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(c, s.enforcer.Apply(ctx, c)) }
 
-// count tells the metrics what became of the policy.
-func (s *inForce) count(e live.Effect) {
-	switch e {
-	case live.InForce:
-		s.cfg.Metrics.Loaded(LoadInForce)
-	case live.Held:
-		s.cfg.Metrics.Loaded(LoadHeld)
-	case live.Unchanged:
+// count tells the metrics what became of a policy: once when it comes, and once more
+// when what was held of it is not any longer. What changes beside it is no load.
+func (s *inForce) count(c live.Change, e live.Effect) {
+	if c.Policy != nil && !c.SameRules {
+		s.counted = live.Unchanged
 	}
+	if e == live.Unchanged || e == s.counted {
+		return
+	}
+	s.counted = e
+	if e == live.Held {
+		s.cfg.Metrics.Loaded(LoadHeld)
+		return
+	}
+	s.cfg.Metrics.Loaded(LoadInForce)
 }
 
 // enforced records what a new state, or a date that passed, did.
 func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
-	rec.Policy, rec.Generation = e.State.Policy.Version(), e.State.Generation
+	rec.Policy, rec.Quarantine, rec.Generation = e.State.Policy.Version(), e.State.Policy.QuarantineVersion(), e.State.Generation
 	rec.Detail = fmt.Sprintf("closed %d of %d tunnels", e.Closed, e.Open)
 	if !e.Held.IsZero() {
 		rec.Detail += "; held: " + heldText(e.Held)
@@ -111,7 +119,7 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	s.noteQuarantine(e.State)
 	s.cfg.Metrics.Enforced(e)
 	attrs := []slog.Attr{
-		slog.String("policy", rec.Policy), slog.Uint64("generation", rec.Generation),
+		slog.String("policy", rec.Policy), slog.String("quarantine", rec.Quarantine), slog.Uint64("generation", rec.Generation),
 		slog.Int("closed", e.Closed), slog.Int("tunnels", e.Open),
 	}
 	if e.Held.IsZero() {
@@ -166,7 +174,8 @@ func (s *inForce) noteQuarantine(state *live.State) {
 		}
 	}
 	s.cfg.Recorder.Event(audit.Record{
-		Event: audit.EventQuarantine, Policy: state.Policy.Version(), Generation: state.Generation, Detail: detail.String(),
+		Event: audit.EventQuarantine, Policy: state.Policy.Version(), Quarantine: state.Policy.QuarantineVersion(),
+		Generation: state.Generation, Detail: detail.String(),
 	})
 }
 

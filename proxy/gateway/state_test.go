@@ -162,12 +162,12 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 		t.Errorf("a new request is refused as %q", got)
 	}
 	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
-	after("a quarantine of another one came", "two", two, LoadHeld)
+	after("a quarantine of another one came", "two", two)
 	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
 	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
 		t.Fatal(err)
 	}
-	after("the host has another address", "two", two, LoadHeld)
+	after("the host has another address", "two", two)
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
 	after("the files were read again", "two", two)
 	r.Reload()
@@ -197,6 +197,38 @@ func TestNotesStandTogether(t *testing.T) {
 	if got := r.probes.notes(); len(got) != 2 || !strings.HasPrefix(got[0], "policy: ") || got[1] != "log: lines are lost" {
 		t.Errorf("notes %q", got)
 	}
+}
+
+// TestOnlyPoliciesAreLoads: a quarantine list and another address of the host put a
+// state in force and are no load of a policy, nor do they make it younger.
+func TestOnlyPoliciesAreLoads(t *testing.T) {
+	r := newRig(t, allowing("one", to("one.example")), nil)
+	r.inForce.first(t.Context())
+	since := r.State().Since
+	check := func(step string, generation uint64, same bool, loads ...Load) {
+		t.Helper()
+		s := r.State()
+		if got := r.told(); !slices.Equal(got, loads) || s.Generation != generation {
+			t.Errorf("%s: loads %v and generation %d, want %v and %d", step, got, s.Generation, loads, generation)
+		}
+		if s.Since.Equal(since) != same {
+			t.Errorf("%s: in force since %s, the first one since %s", step, s.Since, since)
+		}
+	}
+	check("the start", 1, true, LoadInForce)
+	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
+	check("a quarantine", 2, true)
+	r.inForce.loaded(t.Context(), live.Change{Policy: r.policies.Loaded().Policy, SameRules: true, Quarantine: cutting()}, nil)
+	check("a quarantine, read along with the policy", 3, true)
+	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
+	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+		t.Fatal(err)
+	}
+	check("an address", 4, true)
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("one", to("one.example"))}, nil)
+	check("the same policy with other comments", 5, true, LoadInForce)
+	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("one.example"))}, nil)
+	check("another policy", 6, false, LoadInForce)
 }
 
 // TestARepairThatDoesNotLoadConfirmsNothing: who sends SIGHUP for a repair with an error
@@ -425,11 +457,15 @@ func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	} {
 		r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting(row.cut...)}, nil)
 		reload := r.next(t, audit.EventPolicyReload)
+		version := r.State().Policy.QuarantineVersion()
+		if (version != "") != (len(row.cut) > 0) || reload.Quarantine != version {
+			t.Errorf("record %+v, of the quarantine %q", reload, version)
+		}
 		if row.want == "" {
 			continue
 		}
 		got := r.next(t, audit.EventQuarantine)
-		if got.Detail != row.want || got.Policy != "one" || got.Generation != reload.Generation {
+		if got.Detail != row.want || got.Policy != "one" || got.Quarantine != version || got.Generation != reload.Generation {
 			t.Errorf("record %+v, want %q of generation %d", got, row.want, reload.Generation)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 // Change holds the parts of a state that are new. A nil field is unchanged.
 type Change struct {
 	Policy *allowlist.Policy
-	// SameRules says that Policy differs from the policy before in its version only,
-	// as it does when a quarantine list beside it has changed.
+	// SameRules says that Policy is the same policy as before. It was read together
+	// with a quarantine list that has changed.
 	SameRules  bool
 	Quarantine *allowlist.QuarantineList
 	Classifier *allowlist.Classifier

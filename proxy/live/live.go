@@ -22,8 +22,9 @@ type State struct {
 	Policy *allowlist.Policy
 	// Generation counts the states of this process from 1.
 	Generation uint64
-	// Loaded is when the state came into force.
-	Loaded time.Time
+	// Loaded is when the state came into force, and Since when the first of the
+	// states did that have had a policy of this version without a break.
+	Loaded, Since time.Time
 }
 
 // Decide decides a request by the policy of this state. A nil state denies.
@@ -86,9 +87,12 @@ func (c *Current) renew() *State {
 // Swap puts a policy in force as the next generation and returns its state.
 // It must not be called concurrently with itself.
 func (c *Current) Swap(p *allowlist.Policy, now time.Time) *State {
-	next := &State{Policy: p, Generation: 1, Loaded: now}
+	next := &State{Policy: p, Generation: 1, Loaded: now, Since: now}
 	if old := c.state.Load(); old != nil {
 		next.Generation = old.Generation + 1
+		if old.Policy.Version() == p.Version() {
+			next.Since = old.Since
+		}
 	}
 	c.state.Store(next)
 	return next

@@ -32,7 +32,9 @@ func (p *Process) observe() error {
 			if s == nil || s.Policy == nil {
 				return telemetry.Policy{}, false
 			}
-			return telemetry.Policy{Version: s.Policy.Version(), Generation: s.Generation, Since: s.Loaded}, true
+			return telemetry.Policy{
+				Version: s.Policy.Version(), Quarantine: s.Policy.QuarantineVersion(), Generation: s.Generation, Since: s.Since,
+			}, true
 		},
 	}
 	if p.gateway.AnswersQueries() {

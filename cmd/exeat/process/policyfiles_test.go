@@ -45,12 +45,12 @@ func TestStartWhileThePolicyIsWritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, err := policyfile.Read(path)
+		want, err := policyfile.Load(policyfile.Options{}, path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := f.Loaded().Policy.Version(), files.Version(); got != want {
-			t.Errorf("started with version %s, want that of the whole, %s", got, want)
+		if got := f.Loaded().Policy.Version(); got != want.Version() {
+			t.Errorf("started with version %s, want that of the whole, %s", got, want.Version())
 		}
 	})
 }
@@ -84,12 +84,12 @@ func TestStartWhileAWriterIsSlow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, err := policyfile.Read(path)
+		want, err := policyfile.Load(policyfile.Options{}, path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := f.Loaded().Policy.Version(), files.Version(); got != want || time.Since(begin) < time.Second {
-			t.Errorf("started after %s with version %s, want that of the whole, %s", time.Since(begin), got, want)
+		if got := f.Loaded().Policy.Version(); got != want.Version() || time.Since(begin) < time.Second {
+			t.Errorf("started after %s with version %s, want that of the whole, %s", time.Since(begin), got, want.Version())
 		}
 	})
 }

@@ -90,6 +90,7 @@ func (a *attributes) decision(r *audit.Record) {
 		a.text("egress.policy.version", r.Policy)
 		a.number("egress.policy.generation", int64(r.Generation)) //nolint:gosec // G115: a count of reloads
 	}
+	a.text("egress.quarantine.version", r.Quarantine)
 	if r.Class != allowlist.Invalid {
 		a.text("egress.address_class", r.Class.String())
 	}

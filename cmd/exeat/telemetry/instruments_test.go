@@ -188,7 +188,7 @@ func everything(t *testing.T) *Telemetry {
 		Held:       func() int { return 21 },
 		Unanswered: func() Unanswered { return Unanswered{NoQuery: 5, OverLimit: 6} },
 		Policy: func() (Policy, bool) {
-			return Policy{Version: "p1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
+			return Policy{Version: "p1", Quarantine: "q1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
 		},
 		Expiry:      func() time.Time { return time.Now().Add(time.Hour) },
 		Descriptors: func() []Descriptors { return []Descriptors{{Purpose: "opened", Used: 7, Limit: 8, Missing: 9}} },
@@ -222,7 +222,7 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
 	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // and before there is one, a zero:
 		`egress_connections_cut_total{cause="source",listener="main"} 0`)
-	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",version="p1"} 1`)
+	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",quarantine="q1",version="p1"} 1`)
 	expect(t, tel, "egress_records",
 		`egress_records_total{result="dropped",sink="all"} 3`,
 		`egress_records_total{result="failed",sink="all"} 4`,

@@ -100,13 +100,13 @@ func Catalogue() []Metric {
 		},
 		{
 			Name: "egress.policy.info", Prometheus: "egress_policy_info",
-			Labels:      []string{"version", "generation"},
-			Description: "1 for the policy in force.",
+			Labels:      []string{"version", "quarantine", "generation"},
+			Description: "1 for the policy in force: its version, and that of who is in quarantine, which is empty if nobody is.",
 		},
 		{
 			Name: "egress.policy.reloads", Prometheus: "egress_policy_reloads_total",
 			Labels:      []string{"result"},
-			Description: "Policies that were loaded: in-force, refused, or held, which is in force for everything new.",
+			Description: "Policies that were loaded: in-force, refused, or held, which is in force for everything new. Another quarantine list and another address of the host are none.",
 		},
 		{
 			Name: "egress.policy.held", Prometheus: "egress_policy_held",
@@ -114,7 +114,7 @@ func Catalogue() []Metric {
 		},
 		{
 			Name: "egress.policy.age", Prometheus: "egress_policy_age_seconds", Unit: "s",
-			Description: "Time since the policy came into force.",
+			Description: "Time since a policy of this version came into force.",
 		},
 		{
 			Name: "egress.revocation.duration", Prometheus: "egress_revocation_duration_seconds", Unit: "s",

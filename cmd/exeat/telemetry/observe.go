@@ -48,8 +48,9 @@ type Unanswered struct {
 // Policy is a policy in force.
 type Policy struct {
 	Version    string
+	Quarantine string // version of what is in quarantine; "" if nothing is
 	Generation uint64
-	Since      time.Time
+	Since      time.Time // when a policy of this version came into force
 }
 
 // Observe registers what is read when metrics are, and the counts of spans.
@@ -108,7 +109,7 @@ func addRecords(sinks []audit.SinkStats, add func(uint64, ...attribute.KeyValue)
 func (b *builder) policy(read func() (Policy, bool)) {
 	b.gauge("egress.policy.info", func(set func(float64, ...attribute.KeyValue)) {
 		if p, ok := read(); ok {
-			set(1, attribute.String("version", p.Version),
+			set(1, attribute.String("version", p.Version), attribute.String("quarantine", p.Quarantine),
 				attribute.String("generation", strconv.FormatUint(p.Generation, 10)))
 		}
 	})

@@ -157,7 +157,7 @@ func Samples() []Sample {
 		}},
 		{"quarantine", audit.Record{
 			Time: now(), Event: audit.EventQuarantine, ID: "01M7Y22XF553ABP5HGTEDQJP9V",
-			Policy: "1a2b3c4d5e6f", Generation: 9, Detail: "2 in force; added: spiffe://prod.example/ns/payments/sa/legacy",
+			Policy: "1a2b3c4d5e6f", Quarantine: "6f5e4d3c2b1a", Generation: 9, Detail: "2 in force; added: spiffe://prod.example/ns/payments/sa/legacy",
 		}},
 		{"identity-rotate", audit.Record{
 			Time: now(), Event: audit.EventIdentityRotate, ID: "01M7Y22XF553ABP5HGTEDQJP9T",

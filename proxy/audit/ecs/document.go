@@ -154,6 +154,7 @@ type native struct {
 	Verdict          string         `json:"verdict,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`
+	Quarantine       string         `json:"quarantine,omitempty"`
 	Generation       uint64         `json:"generation,omitempty"`
 	RuleAt           string         `json:"rule_at,omitempty"`
 	Stage            string         `json:"stage,omitempty"`

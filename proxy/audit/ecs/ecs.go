@@ -201,7 +201,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func rest(r *audit.Record) native {
 	n := native{
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
-		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
+		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
 		ResolveMS: milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),

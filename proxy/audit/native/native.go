@@ -104,6 +104,7 @@ func decided(l *line, r *audit.Record) {
 	l.text("rule", r.Rule)
 	l.text("rule_at", r.RuleAt)
 	l.text("policy", r.Policy)
+	l.text("quarantine", r.Quarantine)
 	l.count("generation", r.Generation)
 	if decision && r.Policy != "" {
 		l.text("mode", r.Mode.String())

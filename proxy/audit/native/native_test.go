@@ -119,8 +119,8 @@ func TestLines(t *testing.T) {
 		},
 		{
 			"a reload",
-			audit.Record{Event: audit.EventPolicyReload, Policy: "v", Generation: 2},
-			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"policy.reload","policy":"v","generation":2}`,
+			audit.Record{Event: audit.EventPolicyReload, Policy: "v", Quarantine: "q", Generation: 2},
+			`{"schema":1,"time":"0001-01-01T00:00:00.000000000Z","event":"policy.reload","policy":"v","quarantine":"q","generation":2}`,
 		},
 	}
 	for _, row := range rows {

@@ -82,6 +82,7 @@ type fields struct {
 	Rule        string                  `json:"rule"`
 	RuleAt      string                  `json:"rule_at"`
 	Policy      string                  `json:"policy"`
+	Quarantine  string                  `json:"quarantine"`
 	Generation  uint64                  `json:"generation"`
 	Mode        word[allowlist.Mode]    `json:"mode"`
 	Stage       word[audit.Stage]       `json:"stage"`
@@ -145,7 +146,7 @@ func (f *fields) record() audit.Record {
 		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
 		Method: f.Method, Path: f.Path, Address: f.Address,
 		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,
-		Rule: f.Rule, RuleAt: f.RuleAt, Policy: f.Policy, Generation: f.Generation, Mode: f.Mode.value,
+		Rule: f.Rule, RuleAt: f.RuleAt, Policy: f.Policy, Quarantine: f.Quarantine, Generation: f.Generation, Mode: f.Mode.value,
 		Stage: f.Stage.value, Hello: audit.Hello{SNI: f.SNI, TLS: f.TLS.value, ECH: f.ECH},
 		Class: f.Class.value, Dropped: f.Dropped,
 		Resolve: f.ResolveMS.milliseconds(), Dial: f.DialMS.milliseconds(), Decide: f.DecideUS.microseconds(),

@@ -133,6 +133,7 @@ type unmapped struct {
 	Unproven         bool           `json:"unproven,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`
+	Quarantine       string         `json:"quarantine,omitempty"`
 	Generation       uint64         `json:"generation,omitempty"`
 	RuleAt           string         `json:"rule_at,omitempty"`
 	Stage            string         `json:"stage,omitempty"`
@@ -163,7 +164,7 @@ type count struct {
 func rest(r *audit.Record) unmapped {
 	u := unmapped{
 		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
-		WouldReason: r.WouldReason.String(), Generation: r.Generation, RuleAt: r.RuleAt,
+		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,

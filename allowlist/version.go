@@ -1,0 +1,206 @@
+package allowlist
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"hash"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// versionDigits is the length of a version: the first hex digits of a SHA-256.
+const versionDigits = 12
+
+// canonicalVersion returns the version of a policy that was given none. It is a
+// hash over the canonical form: everything that changes a decision or what is
+// recorded of one, in an order of its own. So it does not depend on the names of
+// files, on which of them says what, nor on where a rule stands. Quarantine has a
+// version of its own.
+func (p *Policy) canonicalVersion() string {
+	f := newCanonicalForm("exeat policy 1")
+	var entries []*entry
+	for _, x := range []*index[string, entry]{&p.exact, &p.one, &p.many, &p.everyone} {
+		entries = slices.AppendSeq(entries, x.values)
+	}
+	slices.SortFunc(entries, func(a, b *entry) int { return a.pattern.compare(b.pattern) })
+	f.number(len(entries))
+	for _, e := range entries {
+		f.entry(e)
+	}
+	return f.version()
+}
+
+// quarantineVersion returns the version of the lines of several lists: one hash
+// over their patterns and reasons, whichever list they stand in. It is "" if
+// there are none.
+func quarantineVersion(lists ...*QuarantineList) string {
+	lines := make(map[IdentityPattern]*Quarantined)
+	for _, l := range slices.Backward(lists) { // the first list wins, as in a decision
+		for _, kind := range []map[string]*Quarantined{l.exact, l.one, l.many} {
+			for _, q := range kind {
+				lines[q.Pattern] = q
+			}
+		}
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	all := make([]*Quarantined, 0, len(lines))
+	for _, q := range lines {
+		all = append(all, q)
+	}
+	slices.SortFunc(all, func(a, b *Quarantined) int { return a.Pattern.compare(b.Pattern) })
+	f := newCanonicalForm("exeat quarantine 1")
+	f.number(len(all))
+	for _, q := range all {
+		f.pattern(q.Pattern)
+		f.text(q.Reason)
+	}
+	return f.version()
+}
+
+func (p IdentityPattern) compare(q IdentityPattern) int {
+	return cmp.Or(strings.Compare(p.prefix, q.prefix), cmp.Compare(p.kind, q.kind))
+}
+
+// canonicalForm is hashed while it is written. Each text has its length and each
+// list its number of items before it, so that no two policies have one form.
+type canonicalForm struct {
+	hash hash.Hash
+	buf  []byte // what was written and is not hashed yet
+}
+
+func newCanonicalForm(of string) *canonicalForm {
+	f := &canonicalForm{hash: sha256.New()}
+	f.text(of)
+	return f
+}
+
+func (f *canonicalForm) version() string {
+	f.hash.Write(f.buf)
+	return hex.EncodeToString(f.hash.Sum(nil))[:versionDigits]
+}
+
+func (f *canonicalForm) number(n int) { f.buf = binary.AppendVarint(f.buf, int64(n)) }
+
+func (f *canonicalForm) text(s string) {
+	f.number(len(s))
+	f.buf = append(f.buf, s...)
+}
+
+func (f *canonicalForm) flag(set bool) {
+	if set {
+		f.number(1)
+		return
+	}
+	f.number(0)
+}
+
+// time writes an instant, whatever its time zone.
+func (f *canonicalForm) time(t time.Time) {
+	f.flag(!t.IsZero())
+	if !t.IsZero() {
+		f.number(int(t.Unix()))
+		f.number(t.Nanosecond())
+	}
+}
+
+func (f *canonicalForm) pattern(p IdentityPattern) {
+	f.number(int(p.kind))
+	f.text(p.prefix)
+}
+
+func (f *canonicalForm) prefix(p netip.Prefix) { f.text(prefixText(p)) }
+
+func (f *canonicalForm) limits(l Limits) {
+	f.number(l.Tunnels)
+	f.number(l.ConnectsPerSecond)
+	f.number(l.DNSPerSecond)
+	f.number(int(l.UploadPerHour))
+}
+
+// entry writes the settings of an entry, and its rules by what they are for: the
+// order of rules means something only among those for the same hosts or range.
+func (f *canonicalForm) entry(e *entry) {
+	f.pattern(e.pattern)
+	f.text(e.owner)
+	f.number(int(e.accept))
+	f.number(int(e.mode))
+	f.flag(e.force)
+	f.flag(e.unlisted)
+	f.flag(e.observePrivate)
+	f.time(e.observeUntil)
+	f.limits(e.limits)
+	f.limits(e.shared)
+	for _, x := range []*index[string, hostRules]{&e.exact, &e.one, &e.many} {
+		f.hosts(x.sorted(strings.Compare))
+	}
+	if e.addrs == nil {
+		f.hosts(nil)
+		return
+	}
+	f.hosts(e.addrs.cidrs.sorted(netip.Prefix.Compare))
+}
+
+func (f *canonicalForm) hosts(all []*hostRules) {
+	f.number(len(all))
+	for _, h := range all {
+		f.rules(h.allow.rules)
+		if h.deny == nil {
+			f.rules(nil)
+			continue
+		}
+		f.rules(h.deny.rules)
+	}
+}
+
+func (f *canonicalForm) rules(all []*CompiledRule) {
+	f.number(len(all))
+	for _, r := range all {
+		f.rule(r)
+	}
+}
+
+// rule writes everything of a rule but its place. Its lists are sorted.
+func (f *canonicalForm) rule(r *CompiledRule) {
+	f.text(r.name)
+	f.text(r.Ticket)
+	f.number(int(r.Host.kind))
+	f.text(r.Host.name)
+	f.prefix(r.CIDR)
+	f.number(len(r.Ports))
+	for _, p := range r.Ports {
+		f.number(int(p.First))
+		f.number(int(p.Last))
+	}
+	f.time(r.Expires)
+	f.flag(r.Addresses != nil) // an empty list admits no address
+	f.number(len(r.Addresses))
+	for _, a := range r.Addresses {
+		f.prefix(a)
+	}
+	f.number(int(r.TLS))
+	f.number(int(r.ECH))
+	f.number(len(r.Methods))
+	for _, m := range r.Methods {
+		f.text(m)
+	}
+	f.number(len(r.Paths))
+	for _, p := range r.Paths {
+		f.text(p.String())
+	}
+	f.flag(r.Upgrade)
+	f.flag(r.NoTunnel)
+	f.number(len(r.Types))
+	for _, t := range r.Types {
+		f.number(int(t))
+	}
+	if len(f.buf) >= 32<<10 {
+		f.hash.Write(f.buf)
+		f.buf = f.buf[:0]
+	}
+}
