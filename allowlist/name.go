@@ -2,6 +2,7 @@ package allowlist
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -39,8 +40,42 @@ type NameDecision struct {
 // that nothing connects. Deny rules count only if they cover every port, so
 // that whatever Decide allows by name on some port, DecideName allows, too. The
 // type is looked at last: a name that is allowed for other types only is
-// type-not-allowed.
+// type-not-allowed. A name that no rule allows and that a search list has made of
+// one that is allowed is a special-name.
 func (p *Policy) DecideName(req NameRequest) NameDecision {
+	d := p.decideName(req)
+	if max(d.Reason, d.WouldReason) != NotOnAllowlist || !p.searched(req) {
+		return d
+	}
+	if d.Verdict == Observe {
+		d.WouldReason = SpecialName
+	} else {
+		d.Reason = SpecialName
+	}
+	return d
+}
+
+// maxSearched is how many labels a domain of a search list may have.
+const maxSearched = 8
+
+// searched reports whether a name is one that the identity may resolve with more
+// labels behind it. A stub with a search list asks for such names before it asks
+// for the one that is meant.
+func (p *Policy) searched(req NameRequest) bool {
+	for range maxSearched {
+		dot := strings.LastIndexByte(req.Host.name, '.')
+		if dot < 0 {
+			return false
+		}
+		req.Host.name = req.Host.name[:dot]
+		if d := p.decideName(req); d.Verdict == Allow {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Policy) decideName(req NameRequest) NameDecision {
 	d := NameDecision{NameRequest: req, Outcome: Outcome{policy: p}}
 	if p == nil || p.inline == nil { // or not made by Compile
 		d.Reason = PolicyUnavailable
@@ -188,7 +223,7 @@ func (d *NameDecision) CheckHop(hop Host, inspect bool) Reason {
 	}
 	req := d.NameRequest
 	req.Host = hop
-	next := d.policy.DecideName(req)
+	next := d.policy.decideName(req)
 	switch {
 	case next.Reason == DeniedByRule:
 		return DeniedByRule

@@ -66,6 +66,10 @@ func TestNames(t *testing.T) {
 		"example": "special-name above", "com": "special-name", "localhost": "special-name", "x.localhost": "special-name",
 		"a.invalid": "special-name", "a.onion": "special-name", "local": "special-name above", "printer.local": "allow", "scanner.local": "special-name",
 		"intranet": "allow", "PTR 4.3.2.10.in-addr.arpa": "allow", "PTR 5.3.2.10.in-addr.arpa": "special-name", "2.10.in-addr.arpa": "special-name above",
+		"api.example.ns.svc.cluster.local": "special-name", "api.example.corp.internal": "special-name", "api.example.lan": "special-name",
+		"a.b.many.example.corp.example": "special-name", "intranet.corp.example": "special-name", "SRV a.b.many.example.corp.example": "not-on-allowlist",
+		"old.example.corp.example": "not-on-allowlist", "gist.example.corp.example": "not-on-allowlist", "xapi.example.corp.example": "not-on-allowlist",
+		"api.example.a.b.c.d.e.f.g.h": "special-name", "api.example.a.b.c.d.e.f.g.h.i": "not-on-allowlist",
 		"_dns.resolver.arpa": "special-name", "PTR 1.0.ip6.arpa": "special-name", "x.arpa": "not-on-allowlist", "xin-addr.arpa": "not-on-allowlist",
 	} {
 		if got := nameAnswer(p.DecideName(lookup(checkout, question))); got != want {
@@ -77,13 +81,14 @@ func TestNames(t *testing.T) {
 		"HTTPS anything.example": "observe not-on-allowlist above", "CNAME anything.example": "type-not-allowed above",
 		"TXT anything.example": "type-not-allowed above", "TXT deploy.example": "allow", "MX deploy.example": "type-not-allowed above",
 		"paste.example": "denied-by-rule above", "localhost": "observe special-name above",
+		"deploy.example.corp.example": "observe special-name above", "other.example.corp.example": "observe not-on-allowlist above",
 	} {
 		d := p.DecideName(lookup(builder, question))
 		if got := nameAnswer(d); got != want {
 			t.Errorf("observed %s: %s, want %s", question, got, want)
 		}
-		if d.Special && d.Allowed() {
-			t.Errorf("observed %s: a special name may be looked up", question)
+		if d.Special == d.Allowed() && d.Verdict == Observe {
+			t.Errorf("observed %s: special %v, may be looked up %v", question, d.Special, d.Allowed())
 		}
 	}
 }
@@ -198,6 +203,7 @@ func TestHopsOfAnswers(t *testing.T) {
 		{"elsewhere.example", NoReason, NotOnAllowlist},
 		{"bad.cdn.example", DeniedByRule, DeniedByRule},
 		{"localhost", NoReason, SpecialName},
+		{"api.example.elsewhere.example", NoReason, NotOnAllowlist}, // an alias is made by no search list
 	} {
 		hop := must(ParseHost(row.hop))
 		if trust, inspect := d.CheckHop(hop, false), d.CheckHop(hop, true); trust != row.trust || inspect != row.inspect {
@@ -210,7 +216,7 @@ func TestNameDecisionsAllocateNothing(t *testing.T) {
 	p := policyOf(t, entryOf(checkout,
 		allow(rule("api.example"), rule("*.one.example"), rule("**.many.example"), rule("db.example", addresses("10.0.0.0/8"))),
 		deny(rule("gist.example"), rule("9.9.9.9/32"))), entryOf("everyone of prod.example"))
-	for _, question := range []string{"api.example", "a.one.example", "a.b.many.example", "db.example", "TXT api.example", "gist.example", "example", "a.b.c.other.example", "localhost", "PTR 1.2.in-addr.arpa"} {
+	for _, question := range []string{"api.example", "a.one.example", "a.b.many.example", "db.example", "TXT api.example", "gist.example", "example", "a.b.c.other.example", "localhost", "PTR 1.2.in-addr.arpa", "api.example.corp.example"} {
 		req := lookup(checkout, question)
 		if n := testing.AllocsPerRun(100, func() {
 			d := p.DecideName(req)
@@ -222,9 +228,27 @@ func TestNameDecisionsAllocateNothing(t *testing.T) {
 	}
 }
 
-// naiveName answers as nameAnswer does, without "above": every rule is looked
-// at. It knows only the special names of the generator, single labels.
+// naiveName answers as nameAnswer does, without "above". It tries each begin of a
+// name that a search list may have made longer.
 func naiveName(spec *Spec, req NameRequest) string {
+	answer := naiveOwnName(spec, req)
+	if !strings.HasSuffix(answer, "not-on-allowlist") {
+		return answer
+	}
+	labels := strings.Split(req.Host.String(), ".")
+	for n := 1; n < len(labels) && n <= 8; n++ {
+		begin := req
+		begin.Host.name = strings.Join(labels[:len(labels)-n], ".")
+		if naiveOwnName(spec, begin) == "allow" {
+			return strings.TrimSuffix(answer, "not-on-allowlist") + "special-name"
+		}
+	}
+	return answer
+}
+
+// naiveOwnName looks at every rule for the name itself. It knows only the special
+// names of the generator, single labels.
+func naiveOwnName(spec *Spec, req NameRequest) string {
 	entries, refused := naiveEntries(spec, req.ID, req.Source)
 	if refused != "" {
 		return refused

@@ -64,6 +64,7 @@ func TestAnswers(t *testing.T) {
 				{"AAAA half.localhost", "NOERROR, AAAA ::1, ede 15 resolved-address-denied", "deny resolved-address-denied AAAA NOERROR local"},
 				{"shut.localhost", "NOERROR, A 127.0.0.1, ede 15 resolved-address-denied", "deny resolved-address-denied A NOERROR local"},
 				{"a.invalid", "NXDOMAIN, soa of invalid., ede 15 special-name", "deny special-name A NXDOMAIN local"},
+				{"allowed.example.corp.example", "NXDOMAIN, soa of example.corp.example., ede 15 special-name", "deny special-name A NXDOMAIN local"}, // a search list made it
 				{"a.b.onion", "NXDOMAIN, soa of b.onion., ede 15 special-name", "deny special-name A NXDOMAIN local"},
 				{"scanner.local", "NXDOMAIN, soa of local., ede 15 special-name", "deny special-name A NXDOMAIN local"},
 				{"local", "NOERROR, soa of ., ede 15 special-name", "deny special-name A NOERROR local"},
