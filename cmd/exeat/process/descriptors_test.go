@@ -210,7 +210,8 @@ func TestAnIdentityThatFindsNoDescriptor(t *testing.T) {
 	ca, dir := newTestAuthority(t), t.TempDir()
 	mint(t, ca, dir)
 	var log bytes.Buffer
-	f, err := openIdentityFiles(identity.FileConfig{Dir: dir}, slog.New(slog.NewTextHandler(&log, nil)))
+	var count identityReloads
+	f, err := openIdentityFiles(identity.FileConfig{Dir: dir}, &count, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,5 +231,8 @@ func TestAnIdentityThatFindsNoDescriptor(t *testing.T) {
 	}
 	if !f.reload(t.Context(), true) || f.Snapshot() == before || changed != 1 {
 		t.Errorf("then: changed %d times", changed)
+	}
+	if loaded, refused := count.loaded.Load(), count.refused.Load(); loaded != 2 || refused != 0 {
+		t.Errorf("counted %d loaded and %d refused, want 2 and none", loaded, refused)
 	}
 }

@@ -3,9 +3,16 @@ package process
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
+
+// identityReloads counts the identities, bundles and web certificates that were loaded
+// and those that were refused.
+type identityReloads struct {
+	loaded, refused atomic.Uint64
+}
 
 // followed reads the files of an identity again when they change. It is used by the
 // goroutine of its watcher only.
@@ -14,6 +21,7 @@ type followed struct {
 		Fingerprint() string
 		Reload() (changed bool, err error)
 	}
+	count   *identityReloads
 	what    string // what the files hold, for log messages
 	log     *slog.Logger
 	failure string // the last error of a reload, which is logged once
@@ -30,12 +38,18 @@ func (f *followed) reload(ctx context.Context, complete bool) (done bool) {
 			return false
 		}
 	}
-	_, err := f.files.Reload()
+	changed, err := f.files.Reload()
+	if changed {
+		f.count.loaded.Add(1)
+	}
 	switch {
 	case err == nil:
 		f.failure = ""
 	case err.Error() != f.failure:
 		f.failure = err.Error()
+		if !limit.NoDescriptor(err) {
+			f.count.refused.Add(1)
+		}
 		f.log.LogAttrs(ctx, slog.LevelError, "new files are not used as they are, what cannot be used stays as it was",
 			slog.String("of", f.what), slog.Any("error", err))
 	}

@@ -52,4 +52,7 @@ func TestAWebCertificateIsRenewed(t *testing.T) {
 	if got := presented(); got != "second.example" {
 		t.Errorf("presents %s, want second.example", got)
 	}
+	if got := p.sources.reloads.loaded.Load(); got != 3 {
+		t.Errorf("%d identities and certificates are loaded, want the own one and two of the listener", got)
+	}
 }

@@ -23,12 +23,13 @@ type identityFiles struct {
 }
 
 // openIdentityFiles reads the files.
-func openIdentityFiles(cfg identity.FileConfig, log *slog.Logger) (*identityFiles, error) {
+func openIdentityFiles(cfg identity.FileConfig, count *identityReloads, log *slog.Logger) (*identityFiles, error) {
 	files, err := identity.LoadFiles(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	f := &identityFiles{Source: files, followed: &followed{files: files, what: "identity", log: log}}
+	count.loaded.Add(1)
+	f := &identityFiles{Source: files, followed: &followed{files: files, count: count, what: "identity", log: log}}
 	f.watching = newWatching(log, watch.Config{Paths: identityPaths(cfg), Inside: isIdentityFile, Changed: f.reload})
 	return f, nil
 }
@@ -71,13 +72,14 @@ func isIdentityFile(name string) bool {
 type identityAgent struct {
 	*workload.Source
 
+	count   *identityReloads
 	log     *slog.Logger
 	updated chan struct{} // there is another snapshot
 }
 
 // openIdentityAgent waits for the first identity.
-func openIdentityAgent(ctx context.Context, socket string, log *slog.Logger) (*identityAgent, error) {
-	a := &identityAgent{log: log, updated: make(chan struct{}, 1)}
+func openIdentityAgent(ctx context.Context, socket string, count *identityReloads, log *slog.Logger) (*identityAgent, error) {
+	a := &identityAgent{count: count, log: log, updated: make(chan struct{}, 1)}
 	log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
 	var err error
 	if a.Source, err = workload.New(ctx, workload.Config{Socket: socket, Report: a.report}); err != nil {
@@ -105,13 +107,16 @@ func (a *identityAgent) report(e workload.Event) {
 	ctx := context.Background()
 	switch e.Kind {
 	case workload.Updated:
+		a.count.loaded.Add(1)
 		select {
 		case a.updated <- struct{}{}:
 		default: // it will be looked at
 		}
 	case workload.Refused:
+		a.count.refused.Add(1)
 		a.log.LogAttrs(ctx, slog.LevelError, "the new identity is not used, the last one stays", slog.Any("error", e.Err))
 	case workload.BundleRefused:
+		a.count.refused.Add(1)
 		a.log.LogAttrs(ctx, slog.LevelError, "the new bundle of another trust domain is not used, its last one stays if there is one", slog.Any("error", e.Err))
 	case workload.AgentLost:
 		a.log.LogAttrs(ctx, slog.LevelWarn, "the Workload API is gone, the last identity stays", slog.Any("error", e.Err))

@@ -34,7 +34,8 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 			if kind == "files" {
 				cfg = identity.FileConfig{Certificate: dir + "/svid.pem", Key: dir + "/svid_key.pem", Bundle: bundle}
 			}
-			f, err := openIdentityFiles(cfg, slog.New(slog.DiscardHandler))
+			var count identityReloads
+			f, err := openIdentityFiles(cfg, &count, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +71,23 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 			}
 			write(nil)
 			reads("an empty bundle", false, 2)
+			counts := func(what string, loaded, refused uint64) {
+				t.Helper()
+				if l, r := count.loaded.Load(), count.refused.Load(); l != loaded || r != refused {
+					t.Errorf("%s: %d are loaded and %d refused, want %d and %d", what, l, r, loaded, refused)
+				}
+			}
+			counts("before an error", 3, 0)
 			reads("an empty bundle, again", true, 2)
+			reads("an empty bundle, once more", true, 2)
+			counts("an empty bundle", 3, 1)
+			if err := os.WriteFile(filepath.Join(dir, "svid_key.pem"), []byte("no key"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			write(both)
+			reads("no key", false, 2)
+			reads("no key, again", true, 2)
+			counts("no key", 3, 2)
 		})
 	}
 }

@@ -55,6 +55,10 @@ func (p *Process) observe() error {
 	if own := p.sources.identity; own != nil {
 		observed.Expiry = func() time.Time { return own.Snapshot().NotAfter() }
 	}
+	if p.sources.identity != nil || len(p.sources.webs) > 0 {
+		reloads := &p.sources.reloads
+		observed.IdentityReloads = func() (loaded, refused uint64) { return reloads.loaded.Load(), reloads.refused.Load() }
+	}
 	if err := p.telemetry.Observe(observed); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 // sources are what a gateway reads and follows.
 type sources struct {
 	log      *slog.Logger
+	reloads  identityReloads
 	identity gateway.IdentitySource // nil without an identity
 	agent    *identityAgent         // the same, if it comes from the Workload API
 	webs     []*webCertificate
@@ -64,13 +65,13 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	switch {
 	case cfg.WorkloadAPI != "":
-		agent, err := openIdentityAgent(ctx, cfg.WorkloadAPI, s.log)
+		agent, err := openIdentityAgent(ctx, cfg.WorkloadAPI, &s.reloads, s.log)
 		if err != nil {
 			return err
 		}
 		s.agent, to.Identity = agent, agent
 	case cfg.Identity != nil:
-		files, err := openIdentityFiles(*cfg.Identity, s.log)
+		files, err := openIdentityFiles(*cfg.Identity, &s.reloads, s.log)
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,8 @@ func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, er
 		return nil, err
 	}
 	web := &webCertificate{WebCertificate: loaded, again: make(chan struct{}, 1)}
-	files := &followed{files: loaded, what: "web certificate", log: s.log}
+	s.reloads.loaded.Add(1)
+	files := &followed{files: loaded, count: &s.reloads, what: "web certificate", log: s.log}
 	web.watching = newWatching(s.log, watch.Config{Paths: []string{certificate, key}, Changed: files.reload})
 	s.webs, s.files = append(s.webs, web), append(s.files, web.watching)
 	return loaded, nil

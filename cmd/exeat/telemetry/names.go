@@ -126,6 +126,11 @@ func Catalogue() []Metric {
 			Description: "Time until the gateway's SVID expires; negative once it has.",
 		},
 		{
+			Name: "egress.identity.reloads", Prometheus: "egress_identity_reloads_total",
+			Labels:      []string{"result"},
+			Description: "What came of the identities, bundles and web certificates that were read from files or sent by the Workload API: loaded, or refused, each error once.",
+		},
+		{
 			Name: "egress.records", Prometheus: "egress_records_total",
 			Labels:      []string{"sink", "result"},
 			Description: "Records by sink and by what became of them: written, summarised, dropped or failed.",

@@ -26,6 +26,9 @@ type Observed struct {
 	Held func() int
 	// Expiry is when the gateway's SVID expires; nil without an identity.
 	Expiry func() time.Time
+	// IdentityReloads counts the identities, bundles and web certificates that were
+	// loaded and refused; nil without any.
+	IdentityReloads func() (loaded, refused uint64)
 	// Records are the counts of every sink of records.
 	Records func() []audit.SinkStats
 	// Descriptors are the file descriptors for callers; nil if nobody counts them.
@@ -86,6 +89,13 @@ func (t *Telemetry) Observe(o Observed) error {
 	}
 	if o.Expiry != nil {
 		b.gauge("egress.svid.expiry", func(set func(float64, ...attribute.KeyValue)) { set(time.Until(o.Expiry()).Seconds()) })
+	}
+	if o.IdentityReloads != nil {
+		b.total("egress.identity.reloads", func(add func(uint64, ...attribute.KeyValue)) {
+			loaded, refused := o.IdentityReloads()
+			add(loaded, attribute.String("result", "loaded"))
+			add(refused, attribute.String("result", "refused"))
+		})
 	}
 	if o.Held != nil {
 		b.gauge("egress.policy.held", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Held())) })
