@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 )
 
@@ -69,7 +70,7 @@ func known(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{
 		"up":                           true,
-		"egress_resolver_errors_total": true, // in no catalogue yet
+		"egress_resolver_errors_total": true, // in no catalogue yet, nor are its labels
 	}
 	for _, m := range telemetry.Catalogue() {
 		names[m.Prometheus] = true
@@ -94,6 +95,7 @@ func labels() map[string][]string {
 		all[m.Prometheus] = m.Labels
 		all[m.Prometheus+"_bucket"] = append(slices.Clone(m.Labels), "le")
 	}
+	all["egress_resolver_errors_total"] = []string{"server", "cause"}
 	return all
 }
 
@@ -112,10 +114,71 @@ func checkExpression(t *testing.T, place, expression string, known map[string]bo
 			continue // recorded by a rule, which determines its labels
 		}
 		for _, l := range label.FindAllStringSubmatch(m[2], -1) {
-			if l[1] != "job" && l[1] != "instance" && !slices.Contains(labels()[name], l[1]) {
+			if !hasLabel(name, l[1]) {
 				t.Errorf("%s selects %s by %s, which it does not have", place, name, l[1])
 			}
 		}
+	}
+	checkGroups(t, place, expression)
+	checkReasons(t, place, expression)
+}
+
+// hasLabel reports whether a series has a label: one of its own, or one that
+// Prometheus or its operator gives to every series of a target.
+func hasLabel(series, label string) bool {
+	return slices.Contains([]string{"job", "instance", "fleet"}, label) || slices.Contains(labels()[series], label)
+}
+
+// checkGroups checks that a series of an expression has the labels that it is
+// grouped or matched by. Of recorded series the rule says which these are.
+func checkGroups(t *testing.T, place, expression string) {
+	t.Helper()
+	if strings.Contains(expression, "egress:") {
+		return
+	}
+	series := regexp.MustCompile(`\begress_[a-z_]+`).FindAllString(expression, -1)
+	for _, m := range regexp.MustCompile(`\b(?:by|on|without) \(([^)]*)\)`).FindAllStringSubmatch(expression, -1) {
+		for name := range strings.SplitSeq(m[1], ", ") {
+			if name != "" && !slices.ContainsFunc(series, func(s string) bool { return hasLabel(s, name) }) {
+				t.Errorf("%s groups by %s, which none of %q has", place, name, series)
+			}
+		}
+	}
+}
+
+// checkReasons checks that every reason which an expression selects is one.
+func checkReasons(t *testing.T, place, expression string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`\breason(?:=~|!~|!=|=)"([^"]*)"`).FindAllStringSubmatch(expression, -1) {
+		for token := range strings.SplitSeq(m[1], "|") {
+			if !slices.ContainsFunc(allowlist.Reasons(), func(r allowlist.Reason) bool { return r.String() == token }) {
+				t.Errorf("%s selects the reason %q, which is none", place, token)
+			}
+		}
+	}
+}
+
+// TestDocumentsNameMetrics checks that every metric which a document names is one.
+func TestDocumentsNameMetrics(t *testing.T) {
+	paths, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(paths) < 5 {
+		t.Fatalf("found %q, %v", paths, err)
+	}
+	names, found := known(t), 0
+	for _, path := range append(paths, "../README.md", "../CHANGELOG.md") {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\begress[_:][a-z0-9_:]+`).FindAllString(string(data), -1) {
+			found++
+			if !names[name] {
+				t.Errorf("%s names %s, which nobody shows", path, name)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d names were found", found)
 	}
 }
 
