@@ -2,6 +2,7 @@ package configs
 
 import (
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -27,5 +28,31 @@ func TestDestinationsThatFail(t *testing.T) {
 	}
 	if got := strings.Split(list, "|"); !slices.Equal(got, want) {
 		t.Errorf("the indicator counts %q, want %q", got, want)
+	}
+}
+
+// TestListsAreTheSameEverywhere: what the rules count as an attempt at what is not
+// approved, and which handshakes they leave out, the dashboards do, too.
+func TestListsAreTheSameEverywhere(t *testing.T) {
+	lists := func(path string) []string {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, m := range regexp.MustCompile(`(?:reason=~\\?"not-on|result!~\\?")[^"\\]*`).FindAllString(string(data), -1) {
+			all = append(all, strings.ReplaceAll(m, `\`, ""))
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	inRules, shown := lists(rulesFile), lists("grafana/executive.json")
+	if len(inRules) != 3 || !slices.Equal(inRules, shown) {
+		t.Errorf("the rules have the lists %q, the dashboard %q", inRules, shown)
+	}
+	for _, list := range inRules {
+		if strings.Contains(list, allowlist.SpecialName.String()) {
+			t.Errorf("%s counts names that search lists make", list)
+		}
 	}
 }

@@ -263,3 +263,45 @@ func TestServeCheckWarns(t *testing.T) {
 		})
 	}
 }
+
+// TestVersionsThatArePrinted: lint and serve --check say the same of a policy, whatever
+// its file is named, and name the quarantine list if there is one.
+func TestVersionsThatArePrinted(t *testing.T) {
+	const cut = "version: 1\nquarantine: [{id: spiffe://td.example/w, reason: INC-1}]\n"
+	said := func(name string, files map[string]string) string {
+		t.Helper()
+		dir := t.TempDir()
+		if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
+			t.Fatal(stderr)
+		}
+		policies := filepath.Join(dir, "policies")
+		if err := os.Mkdir(policies, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		files["../exeat.yaml"] = "version: 1\nidentity: {dir: gateway}\npolicy: policies\nlisteners: [{name: main, address: \"127.0.0.1:0\"}]\n"
+		for file, text := range files {
+			if err := os.WriteFile(filepath.Join(policies, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		config := filepath.Join(dir, "exeat.yaml")
+		_, linted, _ := exeat(t, "policy", "lint", policies)
+		_, checked, _ := exeat(t, "serve", "--check", "--config", config)
+		versions := strings.TrimSuffix(linted, ": no errors\n")
+		if want := config + ": no errors, " + versions + "\n"; checked != want || versions == linted {
+			t.Errorf("%s: lint prints %q, serve --check %q", name, linted, checked)
+		}
+		return versions
+	}
+	one := said("one file", map[string]string{"a.yaml": goodPolicy})
+	if again := said("another name, and a comment", map[string]string{"b.yaml": "# the same\n" + goodPolicy}); again != one {
+		t.Errorf("got %q, want %q", again, one)
+	}
+	beside := said("a quarantine", map[string]string{"a.yaml": goodPolicy, "quarantine.yaml": cut})
+	if !strings.HasPrefix(beside, one+", quarantine ") {
+		t.Errorf("got %q, want %q and the quarantine", beside, one)
+	}
+	if inside := said("the same in the policy", map[string]string{"a.yaml": goodPolicy + strings.TrimPrefix(cut, "version: 1\n")}); inside != beside {
+		t.Errorf("got %q, want %q", inside, beside)
+	}
+}
