@@ -62,13 +62,16 @@ const maxSearched = 8
 // labels behind it. A stub with a search list asks for such names before it asks
 // for the one that is meant.
 func (p *Policy) searched(req NameRequest) bool {
+	var c chain
+	p.collect(req.ID, &c)
 	for range maxSearched {
 		dot := strings.LastIndexByte(req.Host.name, '.')
 		if dot < 0 {
 			return false
 		}
 		req.Host.name = req.Host.name[:dot]
-		if d := p.decideName(req); d.Verdict == Allow {
+		d := NameDecision{NameRequest: req}
+		if c.decideName(&d); d.Verdict == Allow {
 			return true
 		}
 	}
