@@ -84,6 +84,44 @@ func ParseHost(s string) (Host, error) {
 	return Host{name: strings.Clone(name)}, nil
 }
 
+// HostOfName returns the host for a DNS name in its uncompressed wire form, of
+// whatever bytes: the target of an alias need not be the name of a host (RFC 2181
+// section 11; RFC 2317 has slashes). For the name of a host it is the value that
+// ParseHost returns. In every other name each byte that no host name has is written
+// as a backslash and three decimal digits, also a dot inside a label: two names never
+// have the same text, and the dots of the text stand between labels. A rule cannot
+// name such a host, but a rule for the names below a suffix covers it. The root and
+// what is no name are ErrHost.
+func HostOfName(wire []byte) (Host, error) {
+	if len(wire) == 0 || wire[0] == 0 || len(wire) > maxName+2 {
+		return Host{}, errLabels
+	}
+	text := make([]byte, 0, len(wire)+16)
+	for rest := wire; ; {
+		size := int(rest[0])
+		if size > maxLabel || len(rest) < 1+size+1 {
+			return Host{}, errLabels
+		}
+		for _, c := range rest[1 : 1+size] {
+			switch {
+			case c == '.' || !isNameByte(c):
+				text = append(text, '\\', '0'+c/100, '0'+c/10%10, '0'+c%10)
+			case 'A' <= c && c <= 'Z':
+				text = append(text, c+'a'-'A')
+			default:
+				text = append(text, c)
+			}
+		}
+		if rest = rest[1+size:]; rest[0] == 0 {
+			if len(rest) > 1 {
+				return Host{}, errLabels
+			}
+			return Host{name: string(text)}, nil
+		}
+		text = append(text, '.')
+	}
+}
+
 // IsZero reports whether h is the zero value.
 func (h Host) IsZero() bool { return h == Host{} }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // ruling is whether the caller gets the resolver's answer, and why not if it does
@@ -19,6 +20,8 @@ type ruling struct {
 	took     time.Duration    // how long the decision took
 	inspect  bool             // value of Config.Inspect
 	over     bool             // the caller has more connections than it may
+	crowded  bool             // too many queries wait for servers, so that this one was not looked up
+	failure  resolve.Failure  // what the resolver says of a look-up that failed
 	hop      allowlist.Reason // why an alias in the answer was refused
 	class    allowlist.Class  // class of an address in the answer that was refused
 }
@@ -28,7 +31,7 @@ func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.de
 
 // fail puts a fault of the gateway in place of what was decided.
 func (r *ruling) fail(reason allowlist.Reason) {
-	r.reason, r.hop, r.detail = reason, allowlist.NoReason, ""
+	r.reason, r.hop, r.detail, r.failure = reason, allowlist.NoReason, "", resolve.Failure{}
 }
 
 // ask has a state decide about a query.
@@ -90,4 +93,9 @@ func (r *ruling) Hop(name allowlist.Host) bool {
 		r.hop = why
 	}
 	return why == allowlist.NoReason
+}
+
+// follows reports whether a server may be asked for a name that an alias leads to.
+func (r *ruling) follows(name allowlist.Host) bool {
+	return r.decision.CheckFollow(name, r.inspect) == allowlist.NoReason
 }

@@ -94,7 +94,7 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 	holder := x.caller.Holder()
 	switch all, own := s.usage.look(holder); {
 	case !all:
-		x.ruling.reason = allowlist.Busy
+		x.ruling.reason, x.ruling.crowded = allowlist.Busy, true
 		x.complete(ctx)
 	case !own:
 		x.ruling.reason = allowlist.RateLimited

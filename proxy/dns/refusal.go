@@ -55,10 +55,13 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	switch {
 	case reason == allowlist.NoReason: // only observed
 		reason = r.decision.WouldReason
-	case from.isDatagram() && isLimit(reason):
+	case from.isDatagram() && (reason == allowlist.RateLimited || r.crowded): // the one measure against too many
 		return silence, edeOther
 	}
 	form, extended = answerTo(reason)
+	if (reason == allowlist.ResolveFailed || reason == allowlist.ResolveTimeout) && r.failure.HasExtended && isPassedOn(r.failure.Extended) {
+		extended = r.failure.Extended
+	}
 	switch {
 	case kind == transfer:
 		return refused, edeProhibited
@@ -70,10 +73,16 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	return form, extended
 }
 
-// isLimit reports whether a reason is a limit, over which a datagram is dropped.
-func isLimit(reason allowlist.Reason) bool {
-	switch reason { //nolint:exhaustive // the others are no limits of queries
-	case allowlist.RateLimited, allowlist.NameBudget, allowlist.Busy:
+// isPassedOn reports whether the extended error of a server is told to the client: one
+// that says something of the name, or of the way to the servers of its zone. All others
+// are about the server itself and its clients, of which we are one.
+func isPassedOn(code uint16) bool {
+	switch code {
+	case 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 25, 27: // DNSSEC
+		return true
+	case 16, 17: // censored or filtered before us; what we block ourselves is 15
+		return true
+	case edeUnreachable, edeNetworkError, 24: // the zone's servers, or what they say
 		return true
 	}
 	return false
@@ -91,8 +100,10 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 	case allowlist.TypeNotAllowed, allowlist.ResolvedAddressDenied:
 		return noData, edeBlocked
 	case allowlist.IdentityMissing, allowlist.IdentityInvalid, allowlist.IdentityExpired, allowlist.IdentityUntrusted,
-		allowlist.RateLimited, allowlist.NameBudget, allowlist.Busy, allowlist.Draining:
+		allowlist.RateLimited, allowlist.Busy, allowlist.Draining:
 		return refused, edeProhibited
+	case allowlist.NameBudget: // a stub takes it for a failure of this name, and not of the server
+		return failed, edeProhibited
 	case allowlist.PolicyUnavailable:
 		return failed, edeNotReady
 	case allowlist.ResolveTimeout:

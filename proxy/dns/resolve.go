@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -24,7 +23,9 @@ func (x *exchange) recall() bool {
 // place in the usage.
 func (x *exchange) look(ctx context.Context) {
 	begin := time.Now()
-	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{Holder: x.caller.Holder(), Wildcard: x.ruling.decision.Wildcard()}, x.query.lookup())
+	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{
+		Holder: x.caller.Holder(), Wildcard: x.ruling.decision.Wildcard(), Follow: x.ruling.follows,
+	}, x.query.lookup())
 	now := time.Now()
 	x.looked = now.Sub(begin)
 	if state := x.server.cfg.Current.Load(); state != x.ruling.state { // what was allowed then may be forbidden now
@@ -37,10 +38,8 @@ func (x *exchange) look(ctx context.Context) {
 		x.answer(answer, now)
 		return
 	}
-	x.ruling.reason = allowlist.ReasonOf(err)
-	if limit.NoDescriptor(err) {
-		x.ruling.detail = limit.ErrNoDescriptor.Error()
-	}
+	x.ruling.reason, x.ruling.failure = allowlist.ReasonOf(err), resolve.FailureOf(err)
+	x.ruling.detail = x.ruling.failure.Detail
 }
 
 // lookup is the question for the resolver.

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -387,6 +388,15 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 		}
 	case name == "broken.example.":
 		a.Rcode = mdns.RcodeServerFailure
+	case strings.HasPrefix(name, "ede-"): // SERVFAIL with the extended error of that number
+		a.Rcode = mdns.RcodeServerFailure
+		a.SetEdns0(1232, false)
+		number, _, _ := strings.Cut(name[len("ede-"):], ".")
+		a.IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_EDE{InfoCode: uint16(must(strconv.Atoi(number))), ExtraText: "said the server"}}
+		return must(a.Pack())
+	case strings.HasPrefix(name, "to-"): // an alias, and nothing of the name that it leads to
+		a.Answer = []mdns.RR{must(mdns.NewRR(name + " 60 CNAME " + name[len("to-"):]))}
+		return must(a.Pack())
 	case strings.HasSuffix(name, ".loop.example."):
 		lines = []string{name + " 60 A 127.0.0.1"}
 	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):

@@ -25,6 +25,11 @@ type Asker struct {
 	// Wildcard is what the name is counted under, as the decision's Wildcard
 	// says; "" is not counted.
 	Wildcard string
+	// Follow reports whether a name that an alias leads to may be asked for on its
+	// behalf, where a server says nothing of it; nil is none.
+	Follow func(name allowlist.Host) bool
+
+	alias bool // the question is one of follow: its name is not one that the asker chose
 }
 
 // Origin says where an answer comes from.

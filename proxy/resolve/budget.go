@@ -38,21 +38,28 @@ type budgets struct {
 	seed  maphash.Seed
 
 	mu        sync.Mutex
-	sets      lru[Asker, *nameSet]
+	sets      lru[wildcard, *nameSet]
 	counted   int // names of all sets
 	questions lru[allowlist.Holder, *departures]
 	begin     time.Time // from where departures count time
 }
 
+// wildcard is what the names of an asker are counted under.
+type wildcard struct {
+	holder allowlist.Holder
+	rule   string
+}
+
 func newBudgets(limit int) *budgets {
 	return &budgets{
 		limit: limit, most: maxCounted, seed: maphash.MakeSeed(), begin: time.Now(),
-		sets: newLRU[Asker, *nameSet](maxBudgets), questions: newLRU[allowlist.Holder, *departures](maxBudgets),
+		sets: newLRU[wildcard, *nameSet](maxBudgets), questions: newLRU[allowlist.Holder, *departures](maxBudgets),
 	}
 }
 
 // leave counts a question that is about to be sent to a server, and returns why
-// it must not be.
+// it must not be. A name that an alias leads to is none of the names of the asker, who
+// did not choose it.
 func (b *budgets) leave(a Asker, name string, now time.Time) error {
 	if a.Wildcard == "" {
 		return nil
@@ -67,7 +74,7 @@ func (b *budgets) leave(a Asker, name string, now time.Time) error {
 	switch at := now.Sub(b.begin); {
 	case left.within(at) >= b.limit*questionsPerName:
 		return &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errQuestions}
-	case !b.admit(a, name, now):
+	case !a.alias && !b.admit(a, name, now):
 		return &allowlist.ReasonError{Reason: allowlist.NameBudget, Err: errNames}
 	default:
 		left.add()
@@ -108,10 +115,11 @@ func (d *departures) add() { d.parts[d.last%int64(len(d.parts))]++ }
 // was counted already within the last minute costs nothing. It is called with mu
 // held.
 func (b *budgets) admit(a Asker, name string, now time.Time) bool {
-	set, ok := b.sets.get(a)
+	key := wildcard{a.Holder, a.Wildcard}
+	set, ok := b.sets.get(key)
 	if !ok {
 		set = &nameSet{last: map[uint64]time.Time{}}
-		if dropped, full := b.sets.put(a, set); full {
+		if dropped, full := b.sets.put(key, set); full {
 			b.counted -= len(dropped.last)
 		}
 	}

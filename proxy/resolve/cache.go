@@ -108,9 +108,9 @@ func (c *cache) put(q Question, msg *wire.Message, now time.Time, generation uin
 	if old := s.entries[q]; old != nil {
 		s.remove(old)
 	}
-	e := &entry{question: q, msg: msg, at: now, until: now.Add(time.Duration(msg.TTL()) * time.Second)}
+	e := &entry{question: q, msg: msg, at: now, until: now.Add(time.Duration(msg.Life()) * time.Second)}
 	e.size = entryOverhead + len(q.Name.String()) + msg.Size()
-	if msg.TTL() == 0 || e.size > s.most {
+	if msg.Life() == 0 || e.size > s.most {
 		return
 	}
 	for s.bytes+e.size > s.most {

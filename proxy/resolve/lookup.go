@@ -20,6 +20,7 @@ var (
 	errQuestions = errors.New("too many questions below wildcards within a minute")
 	errKnown     = errors.New("the answer has come meanwhile")
 	errNoHost    = errors.New("the name does not exist")
+	errHop       = errors.New("an alias leads to a name that is not allowed")
 )
 
 // Cached returns the answer to a question if no server need be asked: for
@@ -32,6 +33,17 @@ func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 			msg = byType[anyType]
 		}
 		return Answer{msg: msg, name: q.Name, origin: OriginLocal}, true
+	}
+	if e := r.cache.get(q); e != nil && e.fresh(now) && !e.msg.Open() {
+		return e.answer(OriginCache), true
+	}
+	return Answer{}, false
+}
+
+// known is Cached, and returns an open answer, too.
+func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
+	if answer, ok := r.Cached(q, now); ok {
+		return answer, true
 	}
 	if e := r.cache.get(q); e != nil && e.fresh(now) {
 		return e.answer(OriginCache), true
@@ -49,15 +61,26 @@ func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
 }
 
 // Lookup answers a question: as Cached does, else by asking servers, else by
-// what is past its time. Below a wildcard rule only what a server is asked for on
+// what is past its time. Where a server gives an alias and nothing of the name that it
+// leads to, that name is asked for, if the asker may follow it. Below a wildcard rule only what a server is asked for on
 // behalf of the asker is counted: nothing else leaves the gateway. Every error is
 // an *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or busy
 // if no server could be asked for want of something of the gateway's. When
 // ctx ends, the question is still asked to its end, for others who wait and for
 // the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
+	generation := r.cache.generation(q.Name)
+	answer, err := r.step(ctx, a, q)
+	if err != nil || !answer.msg.Open() {
+		return answer, err
+	}
+	return r.follow(ctx, a, q, generation, answer)
+}
+
+// step answers a question as Lookup does, and follows no alias.
+func (r *Resolver) step(ctx context.Context, a Asker, q Question) (Answer, error) {
 	now := time.Now()
-	if answer, ok := r.Cached(q, now); ok {
+	if answer, ok := r.known(q, now); ok {
 		return answer, nil
 	}
 	switch {
@@ -86,7 +109,7 @@ func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *ent
 	var known Answer
 	fl, err := r.flights.join(ctx, q, func() error {
 		now := time.Now()
-		if answer, ok := r.Cached(q, now); ok { // a flight has landed since we looked
+		if answer, ok := r.known(q, now); ok { // a flight has landed since we looked
 			known = answer
 			return errKnown
 		}
@@ -135,6 +158,9 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 			old.retry.Store(now.Add(staleRetry).UnixNano())
 		}
 		return Answer{}, err
+	}
+	if msg.Negative() && !msg.Open() && !msg.End().IsZero() && r.elsewhere(q.Name, msg.End()) {
+		msg = msg.OnlyAliases()
 	}
 	r.cache.put(q, msg, now, generation)
 	return Answer{msg: msg, name: q.Name, at: now, origin: OriginUpstream}, nil
@@ -222,7 +248,10 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 			f.panicked = fmt.Errorf("%v\n\n%s", cause, debug.Stack())
 		}
 	}()
-	answer, err := r.Lookup(ctx, Asker{Holder: dec.Holder(), Wildcard: dec.Wildcard()}, Question{Name: dec.Dest.Host, Type: typ})
+	answer, err := r.Lookup(ctx, Asker{
+		Holder: dec.Holder(), Wildcard: dec.Wildcard(),
+		Follow: func(hop allowlist.Host) bool { return dec.CheckFollow(hop, r.inspect) == allowlist.NoReason },
+	}, Question{Name: dec.Dest.Host, Type: typ})
 	if err != nil {
 		return family{err: err}
 	}
@@ -231,7 +260,7 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint
 	}
 	way := allowlist.Way{Via: slices.Collect(answer.msg.Hops()), Inspect: r.inspect}
 	if why := dec.CheckWay(way); why != allowlist.NoReason {
-		return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("aliases lead over %s", way.Via)}}
+		return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("%w: %s", errHop, way.Via)}}
 	}
 	for addr := range answer.msg.Addrs() {
 		f.addrs = append(f.addrs, allowlist.Resolved{Addr: addr, Way: way})

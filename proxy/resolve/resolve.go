@@ -19,6 +19,7 @@ package resolve
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -69,6 +70,9 @@ type Config struct {
 	// Descriptors are where each socket to a server takes one, for as long as it
 	// is open; nil is any number.
 	Descriptors *limit.Descriptors
+	// Log is told when a server begins to fail and when it answers again; nil is no
+	// log.
+	Log *slog.Logger
 }
 
 // Group says which servers are asked for the names below some suffixes.
@@ -90,6 +94,7 @@ type Resolver struct {
 	inspect  bool
 
 	descriptors *limit.Descriptors
+	log         *slog.Logger
 
 	upstreams   []*upstream
 	familyDelay time.Duration
@@ -113,11 +118,14 @@ func New(cfg Config) (*Resolver, error) {
 	if cfg.Names == 0 {
 		cfg.Names = DefaultNames
 	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	r := &Resolver{
 		hosts: localMessages(cfg.Hosts), loopback: addressMessages(wire.Loopback()), groups: groups{bySuffix: map[string]*group{}},
 		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
 		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect,
-		descriptors: cfg.Descriptors, familyDelay: familyDelay, staleAfter: staleAfter,
+		descriptors: cfg.Descriptors, log: cfg.Log, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
 	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
 	for host := range cfg.Hosts {
@@ -186,6 +194,7 @@ func (r *Resolver) newGroup(servers []Server) (*group, error) {
 			return nil, err
 		}
 		u := &upstream{server: s, streams: newStreams(dial, r.descriptors), try: tryTimeout, descriptors: r.descriptors}
+		u.name, u.log = s.String(), r.log
 		g.servers = append(g.servers, u)
 		r.upstreams = append(r.upstreams, u)
 	}

@@ -47,13 +47,17 @@ type Server struct {
 	CA string
 }
 
-// String names the server in errors, such as dot 192.0.2.1:853 (dns.example).
-func (s Server) String() string {
-	text := s.Protocol.String() + " " + s.Addr.String()
+// String names the server in errors, the log and metrics, such as 192.0.2.1:53 (udp), or
+// 192.0.2.1:853 (dot, dns.example).
+func (s Server) String() string { return s.over(s.Protocol) }
+
+// over names the server when it was asked over a protocol: one of UDP also over TCP.
+func (s Server) over(p Protocol) string {
+	text := s.Addr.String() + " (" + p.String()
 	if s.Name != "" {
-		text += " (" + s.Name + ")"
+		text += ", " + s.Name
 	}
-	return text
+	return text + ")"
 }
 
 func (s Server) check() error {

@@ -43,6 +43,7 @@ type asked struct {
 	name    string // in lower case, without the final dot
 	typ     uint16
 	n       int // how many there were of this network, name and type before
+	edns    bool
 }
 
 // answer is what the script says.
@@ -53,6 +54,7 @@ type answer struct {
 	code      int
 	records   []string // behind "--" those of the authority section
 	change    func(*dns.Msg)
+	raw       func(query []byte) []byte                       // the whole reply, in place of all else
 	before    func(s *server, m dns.Msg, peer netip.AddrPort) // over UDP, what else is sent before
 	wait      <-chan struct{}
 }
@@ -225,7 +227,7 @@ func (s *server) reply(query []byte, network string) ([]byte, answer) {
 	}
 	about := asked{
 		network: network, typ: q.Question[0].Qtype,
-		name: strings.TrimSuffix(strings.ToLower(q.Question[0].Name), "."),
+		name: strings.TrimSuffix(strings.ToLower(q.Question[0].Name), "."), edns: q.IsEdns0() != nil,
 	}
 	line := network + " " + dns.TypeToString[about.typ] + " " + about.name
 	s.mu.Lock()
@@ -243,6 +245,9 @@ func (s *server) reply(query []byte, network string) ([]byte, answer) {
 	}
 	if a.silent || a.hangup {
 		return nil, a
+	}
+	if a.raw != nil {
+		return a.raw(query), a
 	}
 	m.SetReply(&q)
 	m.RecursionAvailable, m.Truncated, m.Rcode = true, a.truncated, a.code

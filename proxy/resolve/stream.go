@@ -48,20 +48,20 @@ func newStreams(dial func(ctx context.Context) (net.Conn, error), descriptors *l
 // ask asks over the connection there is, and once more over a new one if that
 // had been open before and ended without an answer: servers close connections
 // when they like.
-func (s *streams) ask(ctx context.Context, q Question) (*wire.Message, error) {
-	msg, opened, err := s.try(ctx, q)
+func (s *streams) ask(ctx context.Context, q Question, query newQuery) (*wire.Message, error) {
+	msg, opened, err := s.try(ctx, q, query)
 	if errors.Is(err, errStreamEnded) && !opened {
-		msg, _, err = s.try(ctx, q)
+		msg, _, err = s.try(ctx, q, query)
 	}
 	return msg, err
 }
 
-func (s *streams) try(ctx context.Context, q Question) (msg *wire.Message, opened bool, err error) {
+func (s *streams) try(ctx context.Context, q Question, query newQuery) (msg *wire.Message, opened bool, err error) {
 	st, opened, err := s.open(ctx)
 	if err != nil {
 		return nil, opened, ended(ctx, err)
 	}
-	msg, err = st.ask(ctx, q)
+	msg, err = st.ask(ctx, q, query)
 	return msg, opened, err
 }
 
@@ -127,8 +127,8 @@ func (s *stream) usable() bool {
 // ask asks one question. The connection ends after an answer that is none to
 // the question, but not after one that says nothing of use: that is what
 // whoever answers for the name has chosen, and others wait in the connection.
-func (s *stream) ask(ctx context.Context, q Question) (*wire.Message, error) {
-	query, answer, err := s.enter(q)
+func (s *stream) ask(ctx context.Context, q Question, newQuery newQuery) (*wire.Message, error) {
+	query, answer, err := s.enter(q, newQuery)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (s *stream) parse(query *wire.Query, packet []byte) (*wire.Message, error) 
 }
 
 // enter finds an id that no other question in the connection has.
-func (s *stream) enter(q Question) (*wire.Query, chan []byte, error) {
+func (s *stream) enter(q Question, newQuery newQuery) (*wire.Query, chan []byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -174,7 +174,7 @@ func (s *stream) enter(q Question) (*wire.Query, chan []byte, error) {
 		return nil, nil, errStreamFull
 	}
 	for {
-		query, err := wire.NewQuery(q, false)
+		query, err := newQuery(q, false)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
 // selfSigned makes a certificate for dns.example and 192.0.2.53, and the PEM
@@ -259,7 +261,7 @@ func TestAnAnswerBeforeTheEnd(t *testing.T) {
 		a, b := net.Pipe()
 		st := &stream{waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
 		st.conn = &hasty{a, st}
-		if _, err := st.ask(t.Context(), question(t, "api.example", dns.TypeA)); err != nil {
+		if _, err := st.ask(t.Context(), question(t, "api.example", dns.TypeA), wire.NewQuery); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = a.Close(), b.Close()
@@ -283,7 +285,7 @@ func TestAConnectionWithoutALifeSign(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() {
-			_, err := r.upstreams[0].streams.ask(ctx, question(t, "silent.example", dns.TypeA))
+			_, err := r.upstreams[0].streams.ask(ctx, question(t, "silent.example", dns.TypeA), wire.NewQuery)
 			ended <- err
 		}()
 		<-heard
@@ -307,15 +309,15 @@ func TestAFullConnection(t *testing.T) {
 	st := &stream{waiting: map[uint16]chan []byte{}}
 	q := question(t, "api.example", dns.TypeA)
 	for range maxInStream {
-		if _, _, err := st.enter(q); err != nil {
+		if _, _, err := st.enter(q, wire.NewQuery); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := st.enter(q); !errors.Is(err, errStreamFull) || len(st.waiting) != maxInStream {
+	if _, _, err := st.enter(q, wire.NewQuery); !errors.Is(err, errStreamFull) || len(st.waiting) != maxInStream {
 		t.Errorf("%d wait: %v", len(st.waiting), err)
 	}
 	st.waiting = nil
-	if _, _, err := st.enter(q); !errors.Is(err, errStreamEnded) {
+	if _, _, err := st.enter(q, wire.NewQuery); !errors.Is(err, errStreamEnded) {
 		t.Error(err)
 	}
 }
@@ -327,12 +329,12 @@ func TestNobodyWaitsForASilentServer(t *testing.T) {
 	s.opening <- struct{}{} // somebody connects
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.ask(ctx, question(t, "api.example", dns.TypeA)); !errors.Is(err, context.Canceled) {
+	if _, err := s.ask(ctx, question(t, "api.example", dns.TypeA), wire.NewQuery); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	<-s.opening
 	s.close()
-	if _, err := s.ask(t.Context(), question(t, "api.example", dns.TypeA)); !errors.Is(err, errClosed) {
+	if _, err := s.ask(t.Context(), question(t, "api.example", dns.TypeA), wire.NewQuery); !errors.Is(err, errClosed) {
 		t.Error(err)
 	}
 }

@@ -14,8 +14,8 @@ import (
 // can guess, connected, so that the kernel drops what comes from elsewhere. A
 // packet that is no answer to the query is passed over: the true one may still
 // come.
-func (u *upstream) askUDP(ctx context.Context, q Question) (*wire.Message, error) {
-	query, err := wire.NewQuery(q, true)
+func (u *upstream) askUDP(ctx context.Context, q Question, newQuery newQuery) (*wire.Message, error) {
+	query, err := newQuery(q, true)
 	if err != nil {
 		return nil, err
 	}

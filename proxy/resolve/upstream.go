@@ -3,9 +3,7 @@ package resolve
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -21,47 +19,54 @@ const (
 	rounds        = 2
 )
 
-// How long a server that did not answer is asked after the others, the first
-// time and at most.
-const (
-	firstRest = time.Second
-	longRest  = time.Minute
-)
-
 // group is the servers for the names below some suffixes.
 type group struct {
 	servers []*upstream
 }
 
+// errLame is why the answer of a server does not count if others may know better.
+var errLame = errors.New("an answer of a server that does not recurse")
+
 // upstream is one server and what is known of its health.
 type upstream struct {
+	health
+
 	server  Server
 	streams *streams // for TCP and DoT, and for what is truncated over UDP
 	try     time.Duration
 
 	descriptors *limit.Descriptors
-
-	mu    sync.Mutex
-	rest  time.Duration // after the next failure
-	until time.Time     // when it is asked in its turn again
 }
 
 // ask asks the group's servers in turn until one has answered: first those that
 // are well, in the order of the configuration, then the others; each twice at
-// most. What the last of them did is the error.
+// most. What they did is the error. The answer of a server that neither recurses nor is
+// authoritative for the name counts only if none of the others that are well has
+// another.
 func (g *group) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	order := g.order(time.Now())
-	var err error
+	failed := &AskError{}
+	var lame *wire.Message
 	for i := range rounds * len(order) {
-		var msg *wire.Message
-		if msg, err = order[i%len(order)].ask(ctx, q); err == nil {
+		u := order[i%len(order)]
+		if lame != nil && (i >= len(order) || !u.well(time.Now())) {
+			break
+		}
+		msg, err := u.ask(ctx, q, len(order) > 1, failed)
+		switch {
+		case err == nil && !msg.Lame(), err == nil && len(order) == 1:
 			return msg, nil
+		case err == nil && lame == nil:
+			lame = msg
 		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, err
+	if lame != nil {
+		return lame, nil
+	}
+	return nil, failed
 }
 
 func (g *group) order(now time.Time) []*upstream {
@@ -77,58 +82,65 @@ func (g *group) order(now time.Time) []*upstream {
 	return append(order, resting...)
 }
 
-// ask asks one server, for at most two seconds.
-func (u *upstream) ask(ctx context.Context, q Question) (*wire.Message, error) {
+// ask asks one server, for at most two seconds, and notes in failed what went wrong. If
+// there are others, it counts as an error of the server that its answer is lame.
+func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *AskError) (*wire.Message, error) {
 	tryCtx, cancel := context.WithTimeout(ctx, u.try)
 	defer cancel()
-	msg, err := u.exchange(tryCtx, q)
+	msg, over, err := u.exchange(tryCtx, q)
+	wrong := err
+	if err == nil && others && msg.Lame() {
+		wrong = errLame
+	}
+	cause, text := Cause(0), ""
+	if wrong != nil {
+		cause, text = causeOf(wrong)
+	}
 	if err != nil {
-		err = fmt.Errorf("asking %s: %w", u.server, err)
+		failed.add(u.server.over(over), text, err)
 	}
 	if ctx.Err() == nil || err == nil { // else nobody waited for it long enough
-		u.judge(err, time.Now())
+		u.note(ctx, wrong, cause, text)
 	}
 	return msg, err
 }
 
-func (u *upstream) exchange(ctx context.Context, q Question) (*wire.Message, error) {
-	if u.server.Protocol == UDP {
-		msg, err := u.askUDP(ctx, q)
-		if !errors.Is(err, wire.ErrTruncated) && !errors.Is(err, wire.ErrCase) {
-			return msg, err
-		}
+// exchange asks the server, and once more without EDNS if it does not understand that.
+// It returns how the last answer came, or did not.
+func (u *upstream) exchange(ctx context.Context, q Question) (msg *wire.Message, over Protocol, err error) {
+	msg, over, err = u.once(ctx, q, wire.NewQuery)
+	if wire.WithoutEDNS(err) {
+		msg, over, err = u.once(ctx, q, plainQuery)
 	}
-	msg, err := u.streams.ask(ctx, q)
-	if err == nil && u.server.Protocol != DoT {
+	return msg, over, err
+}
+
+// newQuery makes the query for a question.
+type newQuery func(q Question, mixed bool) (*wire.Query, error)
+
+// plainQuery makes a query without EDNS.
+func plainQuery(q Question, mixed bool) (*wire.Query, error) {
+	query, err := wire.NewQuery(q, mixed)
+	if err != nil {
+		return nil, err
+	}
+	return query.WithoutEDNS(), nil
+}
+
+func (u *upstream) once(ctx context.Context, q Question, query newQuery) (msg *wire.Message, over Protocol, err error) {
+	over = u.server.Protocol
+	if over == UDP {
+		msg, err := u.askUDP(ctx, q, query)
+		if !errors.Is(err, wire.ErrTruncated) && !errors.Is(err, wire.ErrCase) {
+			return msg, UDP, err
+		}
+		over = TCP
+	}
+	msg, err = u.streams.ask(ctx, q, query)
+	if err == nil && over != DoT {
 		msg = msg.Unauthenticated()
 	}
-	return msg, err
-}
-
-func (u *upstream) well(now time.Time) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return !now.Before(u.until)
-}
-
-// judge lets a server rest that does not answer, each time for twice as long.
-// One that answers is well, whatever it says: that depends on the name. That we
-// could not ask it is no fault of the server's.
-func (u *upstream) judge(err error, now time.Time) {
-	if unasked(err) {
-		return
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if err == nil || wire.Answered(err) {
-		u.rest, u.until = 0, time.Time{}
-		return
-	}
-	if now.Before(u.until) { // others that were with it at the same time said so
-		return
-	}
-	u.rest = min(max(2*u.rest, firstRest), longRest)
-	u.until = now.Add(u.rest)
+	return msg, over, err
 }
 
 // groups finds the servers for a name.

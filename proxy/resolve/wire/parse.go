@@ -3,7 +3,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"strings"
+	"slices"
 
 	"github.com/miekg/dns"
 
@@ -14,74 +14,95 @@ import (
 // says. The error is one of this package's, or wraps it: after ErrStray and
 // ErrCase the true answer may still come. It keeps no part of msg.
 func (q *Query) Parse(msg []byte) (*Message, error) {
-	if err := q.check(msg); err != nil {
+	body, err := q.check(msg)
+	if err != nil {
 		return nil, err
 	}
 	flags := binary.BigEndian.Uint16(msg[2:])
-	if flags&flagTC != 0 {
+	if flags&flagTC != 0 && body > headLen {
 		return nil, ErrTruncated
 	}
 	code := int(flags & 0xf)
-	if code != NoError && code != NXDomain {
-		return nil, &ServerError{Code: code}
-	}
 	p := parser{
-		msg: msg, off: headLen + len(q.asked()), question: q.question, owner: q.question.Name.String(),
-		out: Message{rcode: uint8(code), authentic: flags&flagAD != 0, ttl: MaxTTL},
+		msg: msg, off: body, question: q.question, owner: string(appendName(nil, q.question.Name.String())),
+		out: Message{rcode: uint8(code), authentic: flags&flagAD != 0, lame: flags&(flagRA|flagAA) == 0, ttl: MaxTTL},
+	}
+	if refuses(flags) {
+		return nil, p.refusal(code)
 	}
 	if err := p.sections(); err != nil {
 		return nil, err
 	}
 	if p.extended != 0 {
-		return nil, &ServerError{Code: p.extended<<4 | code}
+		return nil, &ServerError{Code: p.extended<<4 | code, Extended: p.ede}
 	}
-	return p.message()
+	return p.message(flags&flagAA != 0)
 }
 
-// parser reads one answer.
+// parser reads one answer. Names stand in it as on the wire, without compression and
+// in lower case.
 type parser struct {
 	msg      []byte
 	off      int
 	question Question
-	owner    string   // canonical: the end of the chain so far
-	loopback bool     // owner is localhost or below it
-	chain    []string // the names before it
-	finals   int      // records that were asked for
-	kept     int      // those of them that are of use
-	hints    int      // in those
+	records  []answer          // what may count of the answer section
+	aliases  map[string]answer // the first of each owner
+	owner    string            // the end of the chain so far
+	loopback bool              // owner is localhost or below it
+	chain    []string          // the names before it
+	finals   int               // records that were asked for
+	kept     int               // those of them that are of use
+	hints    int               // in those
 	soa      bool
-	extended int // upper bits of the response code
+	foreign  bool     // a record of the answer section has another class than IN
+	referral bool     // name servers stand in the authority section
+	extended int      // upper bits of the response code
+	ede      Extended // the first one
 	edited   bool
 	out      Message
+}
+
+// header is the head of a record.
+type header struct {
+	typ, class uint16
+	ttl        uint32
+	size       int // of the rdata
+}
+
+// answer is a record of the answer section.
+type answer struct {
+	header
+	owner string
+	at    int // where its rdata begins
 }
 
 // sections reads the answer's records, the SOA of a negative answer, and the
 // response code's upper bits, which stand in the OPT.
 func (p *parser) sections() error {
 	for range binary.BigEndian.Uint16(p.msg[6:]) {
-		if err := p.answer(); err != nil {
+		if err := p.collect(); err != nil {
 			return err
 		}
 	}
-	if p.loopback {
-		if err := p.keepLoopback(); err != nil {
-			return err
-		}
+	end := p.off
+	if err := p.walk(); err != nil {
+		return err
 	}
+	p.off = end
 	for range binary.BigEndian.Uint16(p.msg[8:]) {
 		if err := p.authority(); err != nil {
 			return err
 		}
 	}
 	for range binary.BigEndian.Uint16(p.msg[10:]) {
-		h, err := p.header()
+		_, h, err := p.next()
 		if err != nil {
 			return err
 		}
-		if h.Rrtype == dns.TypeOPT {
-			p.extended = int(h.Ttl >> 24)
+		if h.typ == dns.TypeOPT {
+			p.options(h)
 		}
-		p.off += int(h.Rdlength)
+		p.off += h.size
 	}
 	if p.off != len(p.msg) {
 		return fmt.Errorf("%w: %d bytes behind it", ErrMalformed, len(p.msg)-p.off)
@@ -90,100 +111,150 @@ func (p *parser) sections() error {
 }
 
 // message finishes what was read.
-func (p *parser) message() (*Message, error) {
+func (p *parser) message(authoritative bool) (*Message, error) {
 	m := &p.out
+	if err := p.nothing(authoritative); err != nil {
+		return nil, err
+	}
 	m.negative = p.kept == 0 && (p.question.Type != TypeCNAME || len(p.chain) == 0)
-	switch {
-	case m.rcode == NXDomain && p.finals > 0:
-		return nil, fmt.Errorf("%w: records of a name that does not exist", ErrMalformed)
-	case m.negative && !p.soa, len(m.data) == 0:
+	m.open = m.negative && len(p.chain) > 0 && p.finals == 0 && !p.soa && !p.loopback && m.rcode == NoError
+	if len(m.data) == 0 || m.negative && !p.soa && !m.open {
 		m.ttl = 0 // nothing says how long it holds (RFC 2308 section 5)
 	}
 	m.authentic = m.authentic && !p.edited
 	return m, nil
 }
 
-// header reads the head of a record, by which p.off comes to stand at its
-// rdata, all of which is in the message.
-func (p *parser) header() (dns.RR_Header, error) {
-	var h dns.RR_Header
-	name, off, err := dns.UnpackDomainName(p.msg, p.off)
-	if err != nil {
-		return h, fmt.Errorf("%w: the owner of a record: %w", ErrMalformed, err)
+// nothing returns why a message is no answer that there is nothing, though it has no
+// record of the name and the type.
+func (p *parser) nothing(authoritative bool) error {
+	switch {
+	case p.out.rcode == NXDomain && p.finals > 0:
+		return fmt.Errorf("%w: records of a name that does not exist", ErrMalformed)
+	case p.out.rcode == NXDomain, p.finals > 0, len(p.chain) > 0, p.soa:
+		return nil
+	case p.referral && !authoritative: // RFC 2308 section 2.2
+		return ErrReferral
+	case p.foreign:
+		return fmt.Errorf("%w: records of another class than IN", ErrMalformed)
+	case len(p.records)+len(p.aliases) > 0:
+		return fmt.Errorf("%w: all records are those of other names", ErrChain)
 	}
-	if len(p.msg) < off+10 {
-		return h, fmt.Errorf("%w: cut off in the head of a record", ErrMalformed)
-	}
-	head := p.msg[off:]
-	h = dns.RR_Header{
-		Name: name, Rrtype: binary.BigEndian.Uint16(head), Class: binary.BigEndian.Uint16(head[2:]),
-		Ttl: binary.BigEndian.Uint32(head[4:]), Rdlength: binary.BigEndian.Uint16(head[8:]),
-	}
-	p.off = off + 10
-	if len(p.msg) < p.off+int(h.Rdlength) {
-		return h, fmt.Errorf("%w: cut off in a record", ErrMalformed)
-	}
-	return h, nil
+	return nil
 }
 
-// record reads the rdata behind a head.
-func (p *parser) record(h dns.RR_Header) (dns.RR, error) {
-	if h.Rdlength == 0 {
-		return nil, fmt.Errorf("%w: an empty record of type %d", ErrMalformed, h.Rrtype)
-	}
-	rr, off, err := dns.UnpackRRWithHeader(h, p.msg[:p.off+int(h.Rdlength)], p.off)
+// next reads the owner and the head of a record, by which p.off comes to stand at
+// its rdata, all of which is in the message.
+func (p *parser) next() (owner string, h header, err error) {
+	var buf [maxNameLen]byte
+	name, off, err := readName(buf[:0], p.msg, p.off)
 	if err != nil {
-		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.Rrtype, err)
+		return "", h, err
 	}
-	p.off = off
+	if p.off = off; len(p.msg) < off+10 {
+		return "", h, fmt.Errorf("%w: cut off in the head of a record", ErrMalformed)
+	}
+	head := p.msg[off:]
+	h = header{
+		typ: binary.BigEndian.Uint16(head), class: binary.BigEndian.Uint16(head[2:]),
+		ttl: binary.BigEndian.Uint32(head[4:]), size: int(binary.BigEndian.Uint16(head[8:])),
+	}
+	if p.off = off + 10; len(p.msg) < p.off+h.size {
+		return "", h, fmt.Errorf("%w: cut off in a record", ErrMalformed)
+	}
+	return string(name), h, nil
+}
+
+// rr reads the rdata of a record.
+func (p *parser) rr(h header, at int) (dns.RR, error) {
+	if h.size == 0 {
+		return nil, fmt.Errorf("%w: an empty record of type %d", ErrMalformed, h.typ)
+	}
+	head := dns.RR_Header{Name: ".", Rrtype: h.typ, Class: h.class, Ttl: h.ttl, Rdlength: uint16(h.size)} //nolint:gosec // G115: read from 16 bits
+	rr, _, err := dns.UnpackRRWithHeader(head, p.msg[:at+h.size], at)
+	if err != nil {
+		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.typ, err)
+	}
 	return rr, nil
 }
 
-// answer reads one record of the answer section. A record of a type that
-// nobody asked for, such as a signature, is passed over.
-func (p *parser) answer() error {
-	h, err := p.header()
+// collect reads one record of the answer section. One of another class, or of a type
+// that nobody asked for, such as a signature, is passed over.
+func (p *parser) collect() error {
+	owner, h, err := p.next()
 	if err != nil {
 		return err
 	}
-	if h.Class != dns.ClassINET {
-		return fmt.Errorf("%w: class %d", ErrMalformed, h.Class)
-	}
-	if h.Rrtype != TypeCNAME && h.Rrtype != p.question.Type {
-		p.off += int(h.Rdlength)
+	a := answer{header: h, owner: owner, at: p.off}
+	p.off += h.size
+	switch {
+	case h.class != dns.ClassINET:
+		p.edited, p.foreign = true, true
+	case h.typ != TypeCNAME && h.typ != p.question.Type:
 		p.edited = true
-		return nil
+	case h.typ == TypeCNAME:
+		if _, twice := p.aliases[owner]; twice {
+			p.edited = true // a name has one alias (RFC 2181 section 10.1)
+			break
+		}
+		if p.aliases == nil {
+			p.aliases = map[string]answer{}
+		}
+		p.aliases[owner] = a
+	default:
+		p.records = append(p.records, a)
 	}
-	if owner, ok := canonical(h.Name); !ok || owner != p.owner {
-		return fmt.Errorf("%w: a record of %s", ErrChain, h.Name)
+	return nil
+}
+
+// walk goes from the name over its aliases to the records that were asked for, and
+// keeps them. It passes over what is not on the way, and looks once at each record.
+func (p *parser) walk() error {
+	for !p.loopback && (p.question.Type != TypeCNAME || len(p.chain) == 0) {
+		alias, ok := p.aliases[p.owner]
+		if !ok {
+			break
+		}
+		if err := p.follow(alias); err != nil {
+			return err
+		}
 	}
+	p.edited = p.edited || len(p.aliases) > len(p.chain)
 	if p.loopback { // what it has is known
-		p.off += int(h.Rdlength)
-		p.edited = true
-		return nil
+		p.edited = p.edited || len(p.records) > 0
+		return p.keepLoopback()
 	}
-	if p.kept == MaxRecords && h.Rrtype != TypeCNAME {
-		p.finals++
-		p.cut(1)
-		p.off += int(h.Rdlength)
-		return nil
+	for _, a := range p.records {
+		if a.owner != p.owner {
+			p.edited = true
+			continue
+		}
+		if err := p.final(a); err != nil {
+			return err
+		}
 	}
-	rr, err := p.record(h)
-	if err != nil {
-		return err
-	}
-	if alias, ok := rr.(*dns.CNAME); ok {
-		return p.follow(alias)
-	}
+	return nil
+}
+
+// final keeps a record that was asked for.
+func (p *parser) final(a answer) error {
 	p.finals++
-	rdata, err := pack(rr, p.msg[p.off-int(h.Rdlength):p.off])
+	if p.kept == MaxRecords {
+		p.cut(1)
+		return nil
+	}
+	rr, err := p.rr(a.header, a.at)
 	if err != nil {
 		return err
 	}
-	if h.Rrtype == TypeSVCB || h.Rrtype == TypeHTTPS {
+	rdata, err := pack(rr, p.msg[a.at:a.at+a.size])
+	if err != nil {
+		return err
+	}
+	if a.typ == TypeSVCB || a.typ == TypeHTTPS {
 		return p.service(rr, rdata)
 	}
-	return p.keep(record{typ: h.Rrtype, ttl: clamp(h.Ttl, MaxTTL), rdata: rdata})
+	return p.keep(record{typ: a.typ, ttl: clamp(a.ttl, MaxTTL), rdata: rdata})
 }
 
 // cut notes that n records or hints of the answer are left out, because there are
@@ -194,23 +265,28 @@ func (p *parser) cut(n int) {
 }
 
 // follow goes to the target of an alias.
-func (p *parser) follow(alias *dns.CNAME) error {
-	target, err := host(alias.Target)
-	if err != nil || p.finals > 0 || len(p.chain) == MaxHops {
-		return fmt.Errorf("%w: to %s", ErrChain, alias.Target)
+func (p *parser) follow(alias answer) error {
+	name, end, err := readName(nil, p.msg[:alias.at+alias.size], alias.at)
+	if err != nil || end != alias.at+alias.size {
+		return fmt.Errorf("%w: an alias without its name", ErrMalformed)
+	}
+	target, err := allowlist.HostOfName(name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: to the root", ErrChain)
+	case len(p.chain) == MaxHops:
+		return fmt.Errorf("%w: more than %d", ErrChain, MaxHops)
 	}
 	p.chain = append(p.chain, p.owner)
-	for _, name := range p.chain {
-		if name == target.String() {
-			return fmt.Errorf("%w: back to %s", ErrChain, alias.Target)
-		}
+	if slices.Contains(p.chain, string(name)) {
+		return fmt.Errorf("%w: back to %s", ErrChain, target)
 	}
-	r := record{typ: TypeCNAME, ttl: clamp(alias.Hdr.Ttl, MaxTTL), rdata: appendName(nil, target.String())}
+	r := record{typ: TypeCNAME, ttl: clamp(alias.ttl, MaxTTL), rdata: name}
 	r.hop = uint8(len(p.chain) - 1) //nolint:gosec // G115: at most MaxHops
 	if err := p.keepAt(r); err != nil {
 		return err
 	}
-	p.owner, p.loopback = target.String(), target.IsLocalhost()
+	p.owner, p.loopback = string(name), target.IsLocalhost()
 	p.out.names = append(p.out.names, target)
 	return nil
 }
@@ -261,17 +337,17 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 // authority reads one record of the authority section, of which only the SOA
 // of a negative answer is kept.
 func (p *parser) authority() error {
-	h, err := p.header()
+	zone, h, err := p.next()
 	if err != nil {
 		return err
 	}
-	negative := p.finals == 0 && !p.soa
-	zone, ok := canonical(h.Name)
-	if !negative || h.Rrtype != dns.TypeSOA || h.Class != dns.ClassINET || !ok || !covers(zone, p.owner) {
-		p.off += int(h.Rdlength)
+	at := p.off
+	p.off += h.size
+	p.referral = p.referral || h.typ == dns.TypeNS
+	if p.finals > 0 || p.soa || h.typ != dns.TypeSOA || h.class != dns.ClassINET || !covers(zone, p.owner) {
 		return nil
 	}
-	rr, err := p.record(h)
+	rr, err := p.rr(h, at)
 	if err != nil {
 		return err
 	}
@@ -284,13 +360,9 @@ func (p *parser) authority() error {
 		return err
 	}
 	p.soa = true
-	skip := len(p.owner) - len(zone)
-	if zone == "" {
-		skip++ // the final dot, which the text does not have
-	}
 	return p.keep(record{
-		authority: true, typ: dns.TypeSOA, rdata: rdata, ttl: min(clamp(h.Ttl, MaxNegativeTTL), clamp(soa.Minttl, MaxNegativeTTL)),
-		skip: uint8(skip), //nolint:gosec // G115: a name has 253 bytes
+		authority: true, typ: dns.TypeSOA, rdata: rdata, ttl: min(clamp(h.ttl, MaxNegativeTTL), clamp(soa.Minttl, MaxNegativeTTL)),
+		skip: uint8(len(p.owner) - len(zone)), //nolint:gosec // G115: a name has 255 bytes
 	})
 }
 
@@ -312,29 +384,6 @@ func (p *parser) keepAt(r record) error {
 	return nil
 }
 
-// canonical returns a name of the library without its final dot and in lower
-// case; false if some label has bytes that no host name has.
-func canonical(name string) (string, bool) {
-	if strings.ContainsRune(name, '\\') {
-		return "", false
-	}
-	return strings.ToLower(strings.TrimSuffix(name, ".")), true
-}
-
-func host(name string) (allowlist.Host, error) {
-	h, err := allowlist.ParseHost(name)
-	if err == nil && h.IsAddr() {
-		err = allowlist.ErrHost
-	}
-	return h, err
-}
-
-// covers reports whether name is the zone's or below it. The root, "", covers
-// every name.
-func covers(zone, name string) bool {
-	return zone == "" || zone == name || strings.HasSuffix(name, "."+zone)
-}
-
 // clamp bounds a time to live; one with the top bit set is none (RFC 2181
 // section 8).
 func clamp(ttl, most uint32) uint32 {
@@ -342,72 +391,4 @@ func clamp(ttl, most uint32) uint32 {
 		return 0
 	}
 	return min(ttl, most)
-}
-
-// pack returns a record's rdata without compression and with names in lower
-// case: their letters may point into the question, whose case is ours. Rdata
-// without names is whole, which is raw as it came: the library takes it to text
-// and back, and some octets are others then.
-func pack(rr dns.RR, raw []byte) ([]byte, error) {
-	h := rr.Header()
-	names := namesIn(rr)
-	if len(names) == 0 {
-		if len(raw) < leastRdata(h.Rrtype) {
-			return nil, fmt.Errorf("%w: a record of type %d of %d bytes", ErrMalformed, h.Rrtype, len(raw))
-		}
-		return raw, nil
-	}
-	for _, name := range names {
-		if *name == "" { // the library takes a record that is cut off before it
-			return nil, fmt.Errorf("%w: a record of type %d without its name", ErrMalformed, h.Rrtype)
-		}
-		*name = strings.ToLower(*name)
-	}
-	h.Name = "."
-	buf := make([]byte, 2*int(h.Rdlength)+1024)
-	end, err := dns.PackRR(rr, buf, 0, nil, false)
-	const head = 1 + 10 // the root, type, class, time to live, length
-	if err != nil {
-		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.Rrtype, err)
-	}
-	return buf[head:end:end], nil
-}
-
-// leastRdata is how many bytes the rdata of a type without names has at least:
-// the library takes a record that is cut off between two of its fields.
-func leastRdata(typ uint16) int {
-	switch typ {
-	case dns.TypeSSHFP: // algorithm, kind and a fingerprint (RFC 4255 section 3.1)
-		return 3
-	case dns.TypeTLSA: // usage, selector, kind and data (RFC 6698 section 2.1)
-		return 4
-	case dns.TypeURI: // priority, weight and a target (RFC 7553 section 4.5)
-		return 5
-	case dns.TypeCAA: // flags, the tag's length and a tag (RFC 8659 section 4.1)
-		return 3
-	}
-	return 1
-}
-
-// namesIn returns the names in the rdata of the types that are asked for.
-func namesIn(rr dns.RR) []*string {
-	switch rr := rr.(type) {
-	case *dns.NS:
-		return []*string{&rr.Ns}
-	case *dns.PTR:
-		return []*string{&rr.Ptr}
-	case *dns.MX:
-		return []*string{&rr.Mx}
-	case *dns.SRV:
-		return []*string{&rr.Target}
-	case *dns.NAPTR:
-		return []*string{&rr.Replacement}
-	case *dns.SOA:
-		return []*string{&rr.Ns, &rr.Mbox}
-	case *dns.SVCB:
-		return []*string{&rr.Target}
-	case *dns.HTTPS:
-		return []*string{&rr.Target}
-	}
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -26,6 +25,7 @@ const (
 type Query struct {
 	question Question
 	packet   []byte
+	end      int // of the question section
 }
 
 // NewQuery makes a query. If mixed, its letters have random case, which a
@@ -49,10 +49,19 @@ func NewQuery(q Question, mixed bool) (*Query, error) {
 	}
 	p = binary.BigEndian.AppendUint16(p, q.Type)
 	p = append(p, 0, dns.ClassINET)
+	end := len(p)
 	p = append(p, 0, 0, byte(dns.TypeOPT)) // owned by the root
 	p = binary.BigEndian.AppendUint16(p, payload)
 	p = append(p, 0, 0, 0, 0, 0, 0) // version 0, DO off, no option
-	return &Query{question: q, packet: p}, nil
+	return &Query{question: q, packet: p, end: end}, nil
+}
+
+// WithoutEDNS returns the query without its OPT, for a server that does not
+// understand it.
+func (q *Query) WithoutEDNS() *Query {
+	p := bytes.Clone(q.packet[:q.end])
+	p[headLen-1] = 0 // additional records
+	return &Query{question: q.question, packet: p, end: q.end}
 }
 
 // Packet returns the query on the wire. It must not be changed.
@@ -62,37 +71,39 @@ func (q *Query) Packet() []byte { return q.packet }
 func (q *Query) ID() uint16 { return binary.BigEndian.Uint16(q.packet) }
 
 // asked returns the question section.
-func (q *Query) asked() []byte { return q.packet[headLen : len(q.packet)-11] }
+func (q *Query) asked() []byte { return q.packet[headLen:q.end] }
 
-// check reports whether a packet is an answer to this query.
-func (q *Query) check(msg []byte) error {
+// check reports whether a packet is an answer to this query, and returns where its
+// question ends. Servers that fail may leave the question out: their code counts, if
+// it is an error.
+func (q *Query) check(msg []byte) (body int, err error) {
 	if len(msg) < headLen || binary.BigEndian.Uint16(msg) != q.ID() {
-		return ErrStray
+		return 0, ErrStray
 	}
-	flags := binary.BigEndian.Uint16(msg[2:])
-	if flags&flagQR == 0 || flags&opcodes != 0 || binary.BigEndian.Uint16(msg[4:]) != 1 {
-		return ErrStray
+	flags, questions := binary.BigEndian.Uint16(msg[2:]), binary.BigEndian.Uint16(msg[4:])
+	if flags&flagQR == 0 || flags&opcodes != 0 {
+		return 0, ErrStray
+	}
+	if refuses(flags) && (len(msg) == headLen || questions == 0) {
+		return headLen, nil
 	}
 	asked := q.asked()
-	if len(msg) < headLen+len(asked) {
-		return ErrStray
+	if questions != 1 || len(msg) < headLen+len(asked) {
+		return 0, ErrStray
 	}
 	switch got := msg[headLen : headLen+len(asked)]; {
 	case bytes.Equal(got, asked):
-		return nil
+		return headLen + len(asked), nil
 	case bytes.EqualFold(got, asked): // type and class have no letters that would fold unlike these
-		return ErrCase
+		return 0, ErrCase
 	}
-	return ErrStray
+	return 0, ErrStray
 }
 
-// appendName appends a canonical name as labels.
-func appendName(dst []byte, name string) []byte {
-	for label := range strings.SplitSeq(name, ".") {
-		dst = append(dst, byte(len(label))) //nolint:gosec // G115: at most 63
-		dst = append(dst, label...)
-	}
-	return append(dst, 0)
+// refuses reports whether the code of a header says that there is no answer.
+func refuses(flags uint16) bool {
+	code := int(flags & 0xf)
+	return code != NoError && code != NXDomain
 }
 
 // mixCase gives each letter of a name the case of a random bit. The lengths of

@@ -4,8 +4,10 @@
 //
 // A query is rebuilt from a canonical name and a type; nothing of a client's
 // packet is in it. An answer counts only if it is the answer to that query,
-// letter by letter, and its chain of aliases starts at the name and leads in
-// order to the records that were asked for. What was not asked for is dropped.
+// letter by letter. Of its records those count which the chain of aliases that
+// starts at the name leads to, in whatever order they stand. All others are dropped.
+// An answer whose aliases lead to a name of which it says nothing is open: whoever
+// reads it asks for that name and joins the two answers.
 // What a server says of localhost counts for nothing: an alias of it leads to
 // 127.0.0.1 and ::1.
 //
@@ -15,7 +17,6 @@ package wire
 
 import (
 	"errors"
-	"fmt"
 	"iter"
 	"net/netip"
 
@@ -69,26 +70,16 @@ var (
 	ErrCase      = errors.New("the question has other letter case")
 	ErrTruncated = errors.New("truncated answer")
 	ErrMalformed = errors.New("malformed answer")
-	ErrChain     = errors.New("aliases do not lead from the name to its records")
+	ErrChain     = errors.New("aliases do not lead to a name")
+	ErrReferral  = errors.New("a referral to other servers, and no answer")
 	ErrType      = errors.New("a type that is never asked for")
 )
-
-// ServerError is a response code by which a server says that it has no answer.
-type ServerError struct{ Code int }
-
-// Error names the code.
-func (e *ServerError) Error() string {
-	if name, ok := dns.RcodeToString[e.Code]; ok {
-		return "the server answers " + name
-	}
-	return fmt.Sprintf("the server answers code %d", e.Code)
-}
 
 // Answered reports whether an error is about what the answer to the query says:
 // its server has taken it in, and answers.
 func Answered(err error) bool {
 	_, said := errors.AsType[*ServerError](err)
-	return said || errors.Is(err, ErrMalformed) || errors.Is(err, ErrChain) || errors.Is(err, ErrTruncated)
+	return said || errors.Is(err, ErrMalformed) || errors.Is(err, ErrChain) || errors.Is(err, ErrReferral) || errors.Is(err, ErrTruncated)
 }
 
 // Question is what is asked: a name and a type, of class IN. It is comparable.
@@ -142,6 +133,8 @@ type Message struct {
 	rcode     uint8
 	authentic bool
 	negative  bool
+	open      bool             // says nothing of the name that its aliases lead to
+	lame      bool             // given by a server that neither recurses nor is authoritative
 	cut       uint16           // records and hints that were not kept
 	ttl       uint32           // the lowest of all records; 0 without any
 	data      []byte           // the records, as record.append writes them
@@ -154,8 +147,22 @@ func (m *Message) RCode() int { return int(m.rcode) }
 // Negative reports whether there is nothing of the type at the name.
 func (m *Message) Negative() bool { return m.negative }
 
-// TTL returns for how many seconds the message may be kept; zero for not.
-func (m *Message) TTL() uint32 { return m.ttl }
+// TTL returns for how many seconds the answer holds; zero if it must not be kept. An
+// open one is not the whole answer, and does not hold.
+func (m *Message) TTL() uint32 {
+	if m.open {
+		return 0
+	}
+	return m.ttl
+}
+
+// Life returns for how many seconds the message may be kept: the TTL, and for an
+// open one that of its aliases.
+func (m *Message) Life() uint32 { return m.ttl }
+
+// Lame reports whether the message comes from a server that does not recurse and is
+// not authoritative for the name: another one may know better.
+func (m *Message) Lame() bool { return m.lame }
 
 // Size returns how much memory the message holds, in bytes and about.
 func (m *Message) Size() int {

@@ -1,0 +1,121 @@
+package resolve
+
+import (
+	"cmp"
+	"errors"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/resolve/wire"
+)
+
+// maxTries bounds the servers of which an AskError tells.
+const maxTries = 3
+
+// AskError says why a question has no answer: what each server that was asked has
+// done. Its text is for records and the log: it names servers.
+type AskError struct {
+	alias allowlist.Host // the name that was asked for, if an alias led to it
+	tries []try          // the last one of each server, the last server at the end
+}
+
+// try is what came of asking one server.
+type try struct {
+	server string
+	text   string
+	err    error
+}
+
+// add notes what a server has done, in place of what it did before.
+func (e *AskError) add(server, text string, err error) {
+	for i := range e.tries {
+		if e.tries[i].server == server {
+			e.tries = append(e.tries[:i], e.tries[i+1:]...)
+			break
+		}
+	}
+	if len(e.tries) == maxTries {
+		e.tries = e.tries[1:]
+	}
+	e.tries = append(e.tries, try{server, text, err})
+}
+
+// Error says of each server what it has done.
+func (e *AskError) Error() string {
+	var b strings.Builder
+	if !e.alias.IsZero() {
+		b.WriteString("alias " + visible(e.alias.String()) + ": ")
+	}
+	for i, t := range e.tries {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString("server " + t.server + ": " + t.text)
+	}
+	return b.String()
+}
+
+// Unwrap returns what the last server did: that decides which reason the error has.
+func (e *AskError) Unwrap() error {
+	if len(e.tries) == 0 {
+		return nil
+	}
+	return e.tries[len(e.tries)-1].err
+}
+
+// said returns the last answer of a server that it has none; one with an extended
+// error comes before others. It is nil if no server said so.
+func (e *AskError) said() *wire.ServerError {
+	var with, without *wire.ServerError
+	for _, t := range e.tries {
+		if said, ok := errors.AsType[*wire.ServerError](t.err); ok {
+			if without = said; said.Extended.Given {
+				with = said
+			}
+		}
+	}
+	return cmp.Or(with, without)
+}
+
+// of returns the error of a question that was asked because an alias led to a name.
+func (e *AskError) of(alias allowlist.Host) *AskError {
+	return &AskError{alias: alias, tries: e.tries}
+}
+
+// Failure is what may be said, and to whom, of a look-up that failed.
+type Failure struct {
+	// Detail is for records: what went wrong, and which servers were asked. It is
+	// printable text of a bounded length, and "" if there is nothing to say.
+	Detail string
+	// RCode is the word for the response code of a server, such as SERVFAIL; "" if no
+	// server gave one.
+	RCode string
+	// Extended is the code of the extended error that a server gave, if HasExtended.
+	Extended    uint16
+	HasExtended bool
+}
+
+// FailureOf returns what may be said of an error of Lookup or Resolve. It is zero for
+// all other errors.
+func FailureOf(err error) Failure {
+	if limit.NoDescriptor(err) {
+		return Failure{Detail: limit.ErrNoDescriptor.Error()}
+	}
+	if asked, ok := errors.AsType[*AskError](err); ok {
+		f := Failure{Detail: asked.Error()}
+		if said := asked.said(); said != nil {
+			f.RCode, f.Extended, f.HasExtended = wire.RCodeText(said.Code), said.Extended.Code, said.Extended.Given
+		}
+		return f
+	}
+	if errors.Is(err, errNoHost) {
+		return Failure{Detail: errNoHost.Error(), RCode: wire.RCodeText(wire.NXDomain)}
+	}
+	for _, known := range []error{errNames, errQuestions, errHop, errBusy, errStreamFull, errClosed, wire.ErrChain, wire.ErrMalformed, wire.ErrType} {
+		if errors.Is(err, known) {
+			return Failure{Detail: known.Error()}
+		}
+	}
+	return Failure{}
+}

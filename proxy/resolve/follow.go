@@ -1,0 +1,88 @@
+package resolve
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// errSlow is why an alias is not followed any further.
+var errSlow = errors.New("no answer in time")
+
+// follow asks on for the name that the aliases of an open answer lead to, of that
+// name's own servers, until the answer is whole. Each name is asked for only if the
+// asker may be led to all names before it and to itself; otherwise what is known is the
+// answer, whose alias the asker's filter refuses. What is found is kept as the answer to
+// the question: it holds all aliases, about each of which every reader decides for
+// itself. It takes no longer, all together, than one question may.
+func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation uint64, answer Answer) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	a.alias = true
+	for answer.msg.Open() {
+		if !a.follows(answer) {
+			return answer, nil
+		}
+		target := answer.msg.End()
+		next, err := r.step(ctx, a, Question{Name: target, Type: q.Type})
+		if err != nil {
+			return Answer{}, behind(target, err)
+		}
+		now := time.Now()
+		msg, err := answer.msg.Join(answer.age(now), next.msg, next.age(now), q.Name)
+		if err != nil {
+			return Answer{}, failure(err)
+		}
+		answer = Answer{msg: msg, name: q.Name, at: now, origin: worse(answer.origin, next.origin)}
+	}
+	if answer.origin != OriginStale {
+		r.cache.put(q, answer.msg, answer.at, generation)
+	}
+	return answer, nil
+}
+
+// follows reports whether the asker may be led to every name of an open answer.
+func (a *Asker) follows(answer Answer) bool {
+	if a.Follow == nil {
+		return false
+	}
+	for hop := range answer.msg.Hops() {
+		if !a.Follow(hop) {
+			return false
+		}
+	}
+	return true
+}
+
+// worse returns the origin of what two answers make together.
+func worse(a, b Origin) Origin {
+	for _, o := range []Origin{OriginStale, OriginUpstream, OriginCache} {
+		if a == o || b == o {
+			return o
+		}
+	}
+	return OriginLocal
+}
+
+// behind returns the error of asking for a name that an alias led to.
+func behind(alias allowlist.Host, err error) error {
+	reason := allowlist.ReasonOf(err)
+	asked, ok := errors.AsType[*AskError](err)
+	switch {
+	case ok:
+		return &allowlist.ReasonError{Reason: reason, Err: asked.of(alias)}
+	case reason == allowlist.ResolveTimeout && errors.Is(err, context.DeadlineExceeded):
+		late := &AskError{}
+		late.add("of the alias", errSlow.Error(), context.DeadlineExceeded)
+		return &allowlist.ReasonError{Reason: reason, Err: late.of(alias)}
+	}
+	return err
+}
+
+// elsewhere reports whether a name that an alias leads to is not for the servers that
+// were asked for the alias: what they say of it does not count.
+func (r *Resolver) elsewhere(name, target allowlist.Host) bool {
+	return r.hosts[target] != nil || r.groups.of(target) != r.groups.of(name)
+}
