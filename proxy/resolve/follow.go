@@ -80,9 +80,3 @@ func behind(alias allowlist.Host, err error) error {
 	}
 	return err
 }
-
-// elsewhere reports whether a name that an alias leads to is not for the servers that
-// were asked for the alias: what they say of it does not count.
-func (r *Resolver) elsewhere(name, target allowlist.Host) bool {
-	return r.hosts[target] != nil || r.groups.of(target) != r.groups.of(name)
-}

@@ -27,7 +27,7 @@ var (
 // localhost, from the table of hosts, or from the cache while its time lasts. It
 // allocates nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
-	if byType := r.local(q.Name); byType != nil {
+	if byType := r.own.of(q.Name); byType != nil {
 		msg := byType[q.Type]
 		if msg == nil {
 			msg = byType[anyType]
@@ -49,15 +49,6 @@ func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
 		return e.answer(OriginCache), true
 	}
 	return Answer{}, false
-}
-
-// local returns the answers, by type, for a name that no server is asked for; nil
-// for any other.
-func (r *Resolver) local(name allowlist.Host) map[uint16]*wire.Message {
-	if name.IsLocalhost() {
-		return r.loopback
-	}
-	return r.hosts[name]
 }
 
 // Lookup answers a question: as Cached does, else by asking servers, else by
@@ -159,8 +150,8 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 		}
 		return Answer{}, err
 	}
-	if msg.Negative() && !msg.Open() && !msg.End().IsZero() && r.elsewhere(q.Name, msg.End()) {
-		msg = msg.OnlyAliases()
+	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.own.of(end) != nil || r.groups.of(end) != r.groups.of(q.Name)) {
+		msg = msg.OnlyAliases() // what it says of a name that is for other servers does not count
 	}
 	r.cache.put(q, msg, now, generation)
 	return Answer{msg: msg, name: q.Name, at: now, origin: OriginUpstream}, nil

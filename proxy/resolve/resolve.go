@@ -17,7 +17,6 @@
 package resolve
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -25,7 +24,6 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/limit"
-	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
 // DefaultServeStale is for how long an answer is of use after its time, if no
@@ -83,8 +81,7 @@ type Group struct {
 
 // Resolver answers questions. It is safe for concurrent use.
 type Resolver struct {
-	hosts    map[allowlist.Host]map[uint16]*wire.Message
-	loopback map[uint16]*wire.Message // for localhost and every name below it, by type
+	own      own
 	groups   groups
 	cache    *cache
 	failures *failures
@@ -94,7 +91,6 @@ type Resolver struct {
 	inspect  bool
 
 	descriptors *limit.Descriptors
-	log         *slog.Logger
 
 	upstreams   []*upstream
 	familyDelay time.Duration
@@ -122,10 +118,10 @@ func New(cfg Config) (*Resolver, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	r := &Resolver{
-		hosts: localMessages(cfg.Hosts), loopback: addressMessages(wire.Loopback()), groups: groups{bySuffix: map[string]*group{}},
+		own:   newOwn(cfg.Hosts),
 		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
 		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect,
-		descriptors: cfg.Descriptors, log: cfg.Log, familyDelay: familyDelay, staleAfter: staleAfter,
+		descriptors: cfg.Descriptors, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
 	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
 	for host := range cfg.Hosts {
@@ -133,9 +129,11 @@ func New(cfg Config) (*Resolver, error) {
 			return nil, fmt.Errorf("resolver: hosts: %s is always this machine", host)
 		}
 	}
-	if err := r.addGroups(&cfg); err != nil {
+	var err error
+	if r.groups, err = newGroups(&cfg); err != nil {
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
+	r.upstreams = r.groups.all
 	return r, nil
 }
 
@@ -152,70 +150,4 @@ func (r *Resolver) Close() {
 func (r *Resolver) Flush(name allowlist.Host) int {
 	r.failures.flush(name)
 	return r.cache.flush(name)
-}
-
-func (r *Resolver) addGroups(cfg *Config) error {
-	var err error
-	if r.groups.others, err = r.newGroup(cfg.Servers); err != nil {
-		return err
-	}
-	for _, g := range cfg.Groups {
-		servers, err := r.newGroup(g.Servers)
-		if err != nil {
-			return err
-		}
-		for _, suffix := range g.Suffixes {
-			if suffix.IsZero() || suffix.IsAddr() {
-				return fmt.Errorf("%q is no suffix of names", suffix)
-			}
-			if suffix.IsLocalhost() {
-				return fmt.Errorf("no server is asked for %s", suffix)
-			}
-			if r.groups.bySuffix[suffix.String()] != nil {
-				return fmt.Errorf("two groups have the suffix %s", suffix)
-			}
-			r.groups.bySuffix[suffix.String()] = servers
-		}
-	}
-	return nil
-}
-
-func (r *Resolver) newGroup(servers []Server) (*group, error) {
-	if len(servers) == 0 {
-		return nil, errors.New("a group has no servers")
-	}
-	g := new(group)
-	for _, s := range servers {
-		if err := s.check(); err != nil {
-			return nil, err
-		}
-		dial, err := s.dialer()
-		if err != nil {
-			return nil, err
-		}
-		u := &upstream{server: s, streams: newStreams(dial, r.descriptors), try: tryTimeout, descriptors: r.descriptors}
-		u.name, u.log = s.String(), r.log
-		g.servers = append(g.servers, u)
-		r.upstreams = append(r.upstreams, u)
-	}
-	return g, nil
-}
-
-// localMessages makes the answers of the table of hosts.
-func localMessages(hosts map[allowlist.Host][]netip.Addr) map[allowlist.Host]map[uint16]*wire.Message {
-	local := make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts))
-	for host, addrs := range hosts {
-		local[host] = addressMessages(addrs)
-	}
-	return local
-}
-
-// addressMessages makes the answers for one name that has addresses and nothing
-// else, by type.
-func addressMessages(addrs []netip.Addr) map[uint16]*wire.Message {
-	byType := map[uint16]*wire.Message{anyType: wire.Local(anyType, nil, 0)}
-	for _, typ := range []uint16{wire.TypeA, wire.TypeAAAA} {
-		byType[typ] = wire.Local(typ, addrs, hostsTTL)
-	}
-	return byType
 }

@@ -3,6 +3,7 @@ package resolve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -147,6 +148,56 @@ func (u *upstream) once(ctx context.Context, q Question, query newQuery) (msg *w
 type groups struct {
 	bySuffix map[string]*group
 	others   *group
+	all      []*upstream // of every group
+}
+
+func newGroups(cfg *Config) (groups, error) {
+	g := groups{bySuffix: map[string]*group{}}
+	var err error
+	if g.others, err = g.add(cfg, cfg.Servers); err != nil {
+		return g, err
+	}
+	for _, own := range cfg.Groups {
+		servers, err := g.add(cfg, own.Servers)
+		if err != nil {
+			return g, err
+		}
+		for _, suffix := range own.Suffixes {
+			if suffix.IsZero() || suffix.IsAddr() {
+				return g, fmt.Errorf("%q is no suffix of names", suffix)
+			}
+			if suffix.IsLocalhost() {
+				return g, fmt.Errorf("no server is asked for %s", suffix)
+			}
+			if g.bySuffix[suffix.String()] != nil {
+				return g, fmt.Errorf("two groups have the suffix %s", suffix)
+			}
+			g.bySuffix[suffix.String()] = servers
+		}
+	}
+	return g, nil
+}
+
+// add makes a group of servers.
+func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
+	if len(servers) == 0 {
+		return nil, errors.New("a group has no servers")
+	}
+	added := new(group)
+	for _, s := range servers {
+		if err := s.check(); err != nil {
+			return nil, err
+		}
+		dial, err := s.dialer()
+		if err != nil {
+			return nil, err
+		}
+		u := &upstream{server: s, streams: newStreams(dial, cfg.Descriptors), try: tryTimeout, descriptors: cfg.Descriptors}
+		u.name, u.log = s.String(), cfg.Log
+		added.servers = append(added.servers, u)
+	}
+	g.all = append(g.all, added.servers...)
+	return added, nil
 }
 
 // of returns the group of the longest suffix that a name is or is below.

@@ -24,7 +24,7 @@ func (q *Query) Parse(msg []byte) (*Message, error) {
 	}
 	code := int(flags & 0xf)
 	p := parser{
-		msg: msg, off: body, question: q.question, owner: string(appendName(nil, q.question.Name.String())),
+		reader: reader{msg: msg, off: body}, question: q.question, owner: string(appendName(nil, q.question.Name.String())),
 		out: Message{rcode: uint8(code), authentic: flags&flagAD != 0, lame: flags&(flagRA|flagAA) == 0, ttl: MaxTTL},
 	}
 	if refuses(flags) {
@@ -42,8 +42,8 @@ func (q *Query) Parse(msg []byte) (*Message, error) {
 // parser reads one answer. Names stand in it as on the wire, without compression and
 // in lower case.
 type parser struct {
-	msg      []byte
-	off      int
+	reader
+
 	question Question
 	records  []answer          // what may count of the answer section
 	aliases  map[string]answer // the first of each owner
@@ -60,13 +60,6 @@ type parser struct {
 	ede      Extended // the first one
 	edited   bool
 	out      Message
-}
-
-// header is the head of a record.
-type header struct {
-	typ, class uint16
-	ttl        uint32
-	size       int // of the rdata
 }
 
 // answer is a record of the answer section.
@@ -141,41 +134,6 @@ func (p *parser) nothing(authoritative bool) error {
 		return fmt.Errorf("%w: all records are those of other names", ErrChain)
 	}
 	return nil
-}
-
-// next reads the owner and the head of a record, by which p.off comes to stand at
-// its rdata, all of which is in the message.
-func (p *parser) next() (owner string, h header, err error) {
-	var buf [maxNameLen]byte
-	name, off, err := readName(buf[:0], p.msg, p.off)
-	if err != nil {
-		return "", h, err
-	}
-	if p.off = off; len(p.msg) < off+10 {
-		return "", h, fmt.Errorf("%w: cut off in the head of a record", ErrMalformed)
-	}
-	head := p.msg[off:]
-	h = header{
-		typ: binary.BigEndian.Uint16(head), class: binary.BigEndian.Uint16(head[2:]),
-		ttl: binary.BigEndian.Uint32(head[4:]), size: int(binary.BigEndian.Uint16(head[8:])),
-	}
-	if p.off = off + 10; len(p.msg) < p.off+h.size {
-		return "", h, fmt.Errorf("%w: cut off in a record", ErrMalformed)
-	}
-	return string(name), h, nil
-}
-
-// rr reads the rdata of a record.
-func (p *parser) rr(h header, at int) (dns.RR, error) {
-	if h.size == 0 {
-		return nil, fmt.Errorf("%w: an empty record of type %d", ErrMalformed, h.typ)
-	}
-	head := dns.RR_Header{Name: ".", Rrtype: h.typ, Class: h.class, Ttl: h.ttl, Rdlength: uint16(h.size)} //nolint:gosec // G115: read from 16 bits
-	rr, _, err := dns.UnpackRRWithHeader(head, p.msg[:at+h.size], at)
-	if err != nil {
-		return nil, fmt.Errorf("%w: a record of type %d: %w", ErrMalformed, h.typ, err)
-	}
-	return rr, nil
 }
 
 // collect reads one record of the answer section. One of another class, or of a type
