@@ -16,6 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // session is the requests of one connection.
@@ -96,6 +97,8 @@ type request struct {
 	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
 
 	afterRefusal func() // what follows the record of a refusal; nil is nothing
+
+	unresolved resolve.Failure // what the resolver said of the last look-up; zero if it did not fail
 }
 
 // begin opens the record: from here on there is exactly one.
@@ -260,6 +263,7 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 		x.open.Class = res.Class
 	}
 	reason := allowlist.ReasonOf(err)
+	x.unresolved = resolve.FailureOf(err)
 	failed := reason
 	if x.place.why() != allowlist.NoReason {
 		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
@@ -270,8 +274,19 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 	}
 	if failed == allowlist.Busy && limit.NoDescriptor(err) {
 		x.open.Detail = limit.ErrNoDescriptor.Error()
+	} else if failed != allowlist.NoReason {
+		x.open.Detail = x.unresolved.Detail
 	}
 	return reason
+}
+
+// dnsError returns what a caller is told of the name servers that had no answer: their
+// code, and never which they are.
+func dnsError(reason allowlist.Reason, f resolve.Failure) refusal.DNSError {
+	if reason != allowlist.ResolveFailed {
+		return refusal.DNSError{}
+	}
+	return refusal.DNSError{RCode: f.RCode, Extended: f.Extended, HasExtended: f.HasExtended}
 }
 
 // refuse makes a refusal of a reason. Its record ends when it was written, and
@@ -289,6 +304,7 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 		Refusal: refusal.Refusal{
 			Reason: reason, Decision: x.decision, DecisionID: x.open.ID, TraceID: x.open.TraceID(),
 			Detail: x.detail, Realm: x.caller.Realm,
+			DNS: dnsError(reason, x.unresolved),
 		},
 		Done: func(err error) {
 			defer x.conn.End()

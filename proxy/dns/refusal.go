@@ -59,7 +59,7 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 		return silence, edeOther
 	}
 	form, extended = answerTo(reason)
-	if (reason == allowlist.ResolveFailed || reason == allowlist.ResolveTimeout) && r.failure.HasExtended && isPassedOn(r.failure.Extended) {
+	if (reason == allowlist.ResolveFailed || reason == allowlist.ResolveTimeout) && r.failure.HasExtended {
 		extended = r.failure.Extended
 	}
 	switch {
@@ -71,21 +71,6 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 		return noData, extended
 	}
 	return form, extended
-}
-
-// isPassedOn reports whether the extended error of a server is told to the client: one
-// that says something of the name, or of the way to the servers of its zone. All others
-// are about the server itself and its clients, of which we are one.
-func isPassedOn(code uint16) bool {
-	switch code {
-	case 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 25, 27: // DNSSEC
-		return true
-	case 16, 17: // censored or filtered before us; what we block ourselves is 15
-		return true
-	case edeUnreachable, edeNetworkError, 24: // the zone's servers, or what they say
-		return true
-	}
-	return false
 }
 
 // answerTo is the one table from a reason to the answer that a client sees. A

@@ -67,6 +67,28 @@ type Refusal struct {
 	KeepAlive bool
 	// Bodyless leaves the body out, as an answer to HEAD must.
 	Bodyless bool
+	// DNS is what a name server said, for a name that it has not resolved.
+	DNS DNSError
+}
+
+// DNSError is the answer of a name server, as the parameters of dns_error tell it (RFC
+// 9209 section 2.3.2). The zero value is none.
+type DNSError struct {
+	RCode string // such as SERVFAIL
+	// Extended is the code of the extended error, if HasExtended.
+	Extended    uint16
+	HasExtended bool
+}
+
+// append appends the parameters.
+func (e DNSError) append(b []byte) []byte {
+	if e.RCode != "" {
+		b = fmt.Appendf(b, "; rcode=%s", quoted(printable(e.RCode)))
+	}
+	if e.HasExtended {
+		b = fmt.Appendf(b, "; info-code=%d", e.Extended)
+	}
+	return b
 }
 
 // usualSize is what a head, or a body, does not often exceed, in bytes.
@@ -92,6 +114,7 @@ func (r Refusal) Append(b []byte, d Disclosure) []byte {
 	}
 	if d == Full {
 		b = fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(phrase))
+		b = r.DNS.append(b)
 	}
 	b = append(b, "\r\n"...)
 	if d != None && r.DecisionID != "" {

@@ -91,7 +91,8 @@ type Failure struct {
 	// RCode is the word for the response code of a server, such as SERVFAIL; "" if no
 	// server gave one.
 	RCode string
-	// Extended is the code of the extended error that a server gave, if HasExtended.
+	// Extended is the code of the extended error that a server gave, if HasExtended: of
+	// those that callers may be told.
 	Extended    uint16
 	HasExtended bool
 }
@@ -105,7 +106,10 @@ func FailureOf(err error) Failure {
 	if asked, ok := errors.AsType[*AskError](err); ok {
 		f := Failure{Detail: asked.Error()}
 		if said := asked.said(); said != nil {
-			f.RCode, f.Extended, f.HasExtended = wire.RCodeText(said.Code), said.Extended.Code, said.Extended.Given
+			f.RCode = wire.RCodeText(said.Code)
+			if said.Extended.Given && isTold(said.Extended.Code) {
+				f.Extended, f.HasExtended = said.Extended.Code, true
+			}
 		}
 		return f
 	}
@@ -118,4 +122,19 @@ func FailureOf(err error) Failure {
 		}
 	}
 	return Failure{}
+}
+
+// isTold reports whether callers are told an extended error of a server (RFC 8914
+// section 4): one that says something of the name, or of the way to the servers of its
+// zone. All others are about the server itself and its clients, of which we are one.
+func isTold(code uint16) bool {
+	switch code {
+	case 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 25, 27: // DNSSEC
+		return true
+	case 16, 17: // censored or filtered before us; 15 is what our own policy blocks
+		return true
+	case 22, 23, 24: // the zone's servers cannot be reached, or say nothing of use
+		return true
+	}
+	return false
 }

@@ -72,7 +72,7 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 		"SERVFAIL": {server: answer{code: 2}, cause: CauseServFail, want: Failure{Detail: "server 127.0.0.1:N (udp): SERVFAIL", RCode: "SERVFAIL"}},
 		"REFUSED over TCP": {
 			server: answer{code: 5, change: ede(18, "")}, asks: Server{Protocol: TCP}, cause: CauseRefused,
-			want: Failure{Detail: "server 127.0.0.1:N (tcp): REFUSED, Prohibited (EDE 18)", RCode: "REFUSED", Extended: 18, HasExtended: true},
+			want: Failure{Detail: "server 127.0.0.1:N (tcp): REFUSED, Prohibited (EDE 18)", RCode: "REFUSED"},
 		},
 		"bogus": {
 			server: answer{code: 2, change: ede(6, "no\x1b[31m proof")}, cause: CauseBogus,

@@ -24,9 +24,10 @@ func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 // observe registers what metrics read.
 func (p *Process) observe() error {
 	observed := telemetry.Observed{
-		Tunnels: p.gateway.Registry().Tunnels,
-		Held:    func() int { return p.gateway.Stats().Held.Identities },
-		Records: func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
+		Tunnels:  p.gateway.Registry().Tunnels,
+		Held:     func() int { return p.gateway.Stats().Held.Identities },
+		Records:  func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
+		Resolver: p.serverErrors,
 		Policy: func() (telemetry.Policy, bool) {
 			s := p.gateway.State()
 			if s == nil || s.Policy == nil {
@@ -63,6 +64,17 @@ func (p *Process) observe() error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil
+}
+
+// serverErrors counts what went wrong with each name server, by cause.
+func (p *Process) serverErrors() []telemetry.ServerErrors {
+	var all []telemetry.ServerErrors
+	for _, s := range p.resolver.Stats() {
+		for cause, n := range s.Errors {
+			all = append(all, telemetry.ServerErrors{Server: s.Server, Cause: cause.String(), Count: n})
+		}
+	}
+	return all
 }
 
 // notes says what is wrong with the log, which is no reason to send connections

@@ -78,6 +78,7 @@ func (p *Process) open(ctx context.Context) error {
 	if err := p.fitFiles(&cfg); err != nil {
 		return err
 	}
+	p.cfg.Resolver.Log = p.opts.Log
 	if p.resolver, err = resolve.New(p.cfg.Resolver); err != nil {
 		return err
 	}

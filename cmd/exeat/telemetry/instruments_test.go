@@ -187,6 +187,9 @@ func everything(t *testing.T) *Telemetry {
 		Tunnels:    func() int { return 3 },
 		Held:       func() int { return 21 },
 		Unanswered: func() Unanswered { return Unanswered{NoQuery: 5, OverLimit: 6} },
+		Resolver: func() []ServerErrors {
+			return []ServerErrors{{"192.0.2.1:53 (udp)", "timeout", 12}, {"192.0.2.1:53 (udp)", "refused", 0}}
+		},
 		Policy: func() (Policy, bool) {
 			return Policy{Version: "p1", Quarantine: "q1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
 		},
@@ -223,6 +226,8 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	expect(t, tel, "egress_policy_held", `egress_policy_held 21`)
 	expect(t, tel, "egress_dns_unanswered",
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
+	expect(t, tel, "egress_resolver",
+		`egress_resolver_errors_total{cause="refused",server="192.0.2.1:53 (udp)"} 0`, `egress_resolver_errors_total{cause="timeout",server="192.0.2.1:53 (udp)"} 12`)
 	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // and before there is one, a zero:
 		`egress_connections_cut_total{cause="source",listener="main"} 0`)
 	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",quarantine="q1",version="p1"} 1`)

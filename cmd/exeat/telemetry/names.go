@@ -45,6 +45,11 @@ func Catalogue() []Metric {
 			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped, and connections over HTTP that were closed because of what was no request.",
 		},
 		{
+			Name: "egress.resolver.errors", Prometheus: "egress_resolver_errors_total",
+			Labels:      []string{"server", "cause"},
+			Description: "What went wrong with each configured name server: timeout, unreachable, certificate, tls, closed, servfail, bogus (SERVFAIL because of DNSSEC), refused, code (another one), not-recursive, malformed, other.",
+		},
+		{
 			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
 			Description: "Time that the policy took to decide.",
 			buckets:     []float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2},

@@ -19,6 +19,8 @@ type Observed struct {
 	Tunnels func() int
 	// Unanswered counts what got no answer over DNS; nil without a DNS listener.
 	Unanswered func() Unanswered
+	// Resolver counts what went wrong with name servers.
+	Resolver func() []ServerErrors
 	// Policy is the one in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
 	// Held is how many identities keep something open that the policy in force
@@ -40,6 +42,12 @@ type Descriptors struct {
 	Purpose     string // what they are for
 	Used, Limit int
 	Missing     uint64 // how often there was none
+}
+
+// ServerErrors counts what went wrong with a name server for one cause.
+type ServerErrors struct {
+	Server, Cause string
+	Count         uint64
 }
 
 // Unanswered counts what got no answer over DNS.
@@ -79,6 +87,13 @@ func (t *Telemetry) Observe(o Observed) error {
 			u := o.Unanswered()
 			add(u.NoQuery, attribute.String("cause", "no-query"))
 			add(u.OverLimit, attribute.String("cause", "over-limit"))
+		})
+	}
+	if o.Resolver != nil {
+		b.total("egress.resolver.errors", func(add func(uint64, ...attribute.KeyValue)) {
+			for _, e := range o.Resolver() {
+				add(e.Count, attribute.String("server", e.Server), attribute.String("cause", e.Cause))
+			}
 		})
 	}
 	if o.Tunnels != nil {
