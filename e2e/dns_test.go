@@ -258,10 +258,10 @@ func TestDNSWithDNSPython(t *testing.T) {
 	}
 }
 
-// TestDNSStubs runs the resolvers of real C libraries and of Go in a network namespace;
-// see the program in dns/stubs.
+// TestDNSStubs runs the resolvers of real C libraries, of Go, c-ares and Java in a network
+// namespace; see the program in dns/stubs.
 func TestDNSStubs(t *testing.T) {
-	need(t, "unshare", "ip", "mount", "getent", "musl-gcc")
+	need(t, "unshare", "ip", "mount", "getent", "musl-gcc", "node", "java", "javac")
 	if exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {
 		missing.Skip(t, "no namespaces: unshare --map-root-user is not permitted here")
 	}
@@ -285,9 +285,16 @@ func TestDNSStubs(t *testing.T) {
 			t.Fatalf("building %s: %v\n%s", command, err, out)
 		}
 	}
+	if out, err := exec.Command("javac", "-d", dir, "dns/java/Lookup.java").CombinedOutput(); err != nil {
+		t.Fatalf("javac: %v\n%s", err, out)
+	}
+	cares, err := filepath.Abs("dns/cares/lookup.js")
+	if err != nil {
+		t.Fatal(err)
+	}
 	begin := time.Now()
 	stdout, stderr, code := run(t, dir, "unshare", "--map-root-user", "--mount", "--net", harness,
-		"-exeat", exeat, "-musl", musl, "-go", filepath.Join(dir, "golookup"))
+		"-exeat", exeat, "-musl", musl, "-go", filepath.Join(dir, "golookup"), "-cares", cares, "-java", dir)
 	t.Logf("in %s:\n%s", time.Since(begin).Round(time.Millisecond), stdout)
 	if code != 0 {
 		t.Errorf("exit code %d\n%s", code, stderr)
