@@ -27,12 +27,12 @@ func TestHostOfName(t *testing.T) {
 	}
 	for wire, want := range map[string]string{
 		"\x011\x040/25\x012\x07Example\x00": `1.0\04725.2.example`,
-		"\x0bfoo.example\x03com\x00":         `foo\046example.com`,
-		"\x01\\\x01\x00\x00":                 `\092.\000`,
-		"\x04\\046\x01x\x00":                 `\092046.x`,
-		"\x03192\x010\x012\x011\x00":         "192.0.2.1",
-		"\x03-a-\x04xn--\x00":                "-a-.xn--",
-		"\x02\xff\xc3\x00":                   `\255\195`,
+		"\x0bfoo.example\x03com\x00":        `foo\046example.com`,
+		"\x01\\\x01\x00\x00":                `\092.\000`,
+		"\x04\\046\x01x\x00":                `\092046.x`,
+		"\x03192\x010\x012\x011\x00":        "192.0.2.1",
+		"\x03-a-\x04xn--\x00":               "-a-.xn--",
+		"\x02\xff\xc3\x00":                  `\255\195`,
 	} {
 		got, err := HostOfName([]byte(wire))
 		if err != nil || got.String() != want || got.IsAddr() {
