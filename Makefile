@@ -54,7 +54,7 @@ mutants: ## plant faults, each in a copy of the tree; the cases of make hostile 
 mutants-fuzz: ## plant a fault for every fuzz target, which must find it within a minute
 	go mod download && unshare -rn sh -c 'ip link set lo up && exec go run ./e2e/mutants -fuzz'
 
-dns: dns-denied ## make dns-denied, then dig, dnspython, unbound and the stubs of glibc, musl and Go
+dns: dns-denied ## make dns-denied, then dig, dnspython, unbound, dnsmasq and the stubs of glibc, musl, Go, c-ares and Java
 	go test ./e2e -run TestDNS -count=1 -v
 
 dns-denied: ## 100,000 denied names over each way: no packet leaves

@@ -17,6 +17,10 @@ func planted() []fault {
 			"(label[1] == 'x' || label[1] == 'X')", "label[1] == 'x'", "./allowlist", "FuzzParseHost",
 		},
 		{
+			"a dot inside a label stands between labels", "allowlist/host.go",
+			"case c == '.' || !isNameByte(c):", "case !isNameByte(c):", "./allowlist", "FuzzHostOfName",
+		},
+		{
 			"a port may begin with a zero", "allowlist/host.go",
 			" || s[0] == '0' {", " {", "./allowlist", "FuzzParseDestination",
 		},
@@ -63,8 +67,8 @@ func planted() []fault {
 			"if len(b) == proxiedMax1 {", "if len(b) > proxiedMax1 {", "./proxy/listen", "FuzzHeaders",
 		},
 		{
-			"the length of a record is believed", "proxy/resolve/wire/parse.go",
-			"len(p.msg) < p.off+int(h.Rdlength)", "len(p.msg) < p.off", "./proxy/resolve/wire", "FuzzParse",
+			"the length of a record is believed", "proxy/resolve/wire/reader.go",
+			"len(r.msg) < r.off+h.size", "len(r.msg) < r.off", "./proxy/resolve/wire", "FuzzParse",
 		},
 		{
 			"the length of an option is believed", "proxy/dns/read.go",

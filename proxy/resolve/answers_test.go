@@ -38,11 +38,7 @@ func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, other := newServer(t, always(first)), newServer(t, addresses("192.0.2.1"))
 			r := newResolver(t, Config{}, s, other).impatient(patience)
-			begin := time.Now()
-			check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
-			if took := time.Since(begin); took > time.Second {
-				t.Errorf("it took %s", took)
-			}
+			check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream") // or no server would have time left
 		})
 	}
 }

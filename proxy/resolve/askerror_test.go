@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,10 +181,10 @@ func TestFailuresOfOurOwn(t *testing.T) {
 // TestTheLogIsToldOfServers: once that one fails, and once that it answers again.
 func TestTheLogIsToldOfServers(t *testing.T) {
 	var log logged
-	fails := answer{silent: true}
+	var refuses atomic.Bool
 	s := newServer(t, func(q asked) answer {
 		if strings.HasPrefix(q.name, "bad") {
-			return fails
+			return answer{silent: !refuses.Load(), code: dns.RcodeRefused}
 		}
 		return answer{records: addressRecords(q, "192.0.2.1")}
 	})
@@ -200,7 +201,7 @@ func TestTheLogIsToldOfServers(t *testing.T) {
 	if diff := cmp.Diff([]string{failing, again}, log.lines()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	fails = answer{code: dns.RcodeRefused}
+	refuses.Store(true)
 	for _, name := range []string{"bad3.example", "bad4.example", "bad5.example"} { // two questions each
 		check(t, lookup(t, r, name, dns.TypeA), "resolve-failed")
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,9 +202,9 @@ func TestOneQuestionForAllAliases(t *testing.T) {
 // either part fail, and are forgotten with their name.
 func TestKeptAliases(t *testing.T) {
 	q, target := question(t, "www.example", dns.TypeA), question(t, "db.internal.example", dns.TypeA)
-	fails := false
+	var fails atomic.Bool
 	r, out, _ := split(t, Config{}, always(answer{records: []string{"www.example. 100 IN CNAME db.internal.example."}}), func(q asked) answer {
-		if fails {
+		if fails.Load() {
 			return answer{code: dns.RcodeServerFailure}
 		}
 		return answer{records: []string{q.name + ". 40 IN A 10.0.0.7"}}
@@ -218,7 +219,7 @@ func TestKeptAliases(t *testing.T) {
 	}
 	r.older(t, q, time.Minute)
 	r.older(t, target, time.Minute)
-	fails = true
+	fails.Store(true)
 	check(t, lookupFor(t, r, anywhere(), "www.example", dns.TypeA), "10.0.0.7 from stale")
 	if _, ok := r.Cached(q, time.Now()); ok {
 		t.Error("what is past its time is kept as if it were not")

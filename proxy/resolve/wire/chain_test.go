@@ -106,8 +106,9 @@ func TestOrderOfRecords(t *testing.T) {
 	permute(0)
 }
 
-// TestHostileAnswers: the work for an answer of 64 KiB grows with its bytes only.
-func TestHostileAnswers(t *testing.T) {
+// TestLargeAnswers: one of 64 KiB that leads nowhere is read in a moment, and no more of
+// it is kept than what counts.
+func TestLargeAnswers(t *testing.T) {
 	long := strings.Repeat(strings.Repeat("x", 60)+".", 4)
 	many := func(owner, rest string) []string { return slices.Repeat([]string{owner + " 60 IN " + rest}, 1900) }
 	chains := make([]string, 0, 2000)
@@ -129,7 +130,7 @@ func TestHostileAnswers(t *testing.T) {
 			}
 			best = min(best, time.Since(begin))
 		}
-		if best > 200*time.Millisecond { // it takes one or two
+		if best > time.Second { // it takes one or two milliseconds
 			t.Errorf("%s: %d bytes take %s", name, len(packet), best)
 		}
 	}
