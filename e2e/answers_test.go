@@ -228,9 +228,9 @@ func startAnswers(t *testing.T, odd netip.AddrPort) *process {
 	return start(t, dir, "serve")
 }
 
-// TestAnswersThatOtherResolversTake: unbound and dnsmasq ask the same server as exeat
+// TestDNSAnswersThatOtherResolversTake: unbound and dnsmasq ask the same server as exeat
 // does, and what they find exeat finds as well.
-func TestAnswersThatOtherResolversTake(t *testing.T) {
+func TestDNSAnswersThatOtherResolversTake(t *testing.T) {
 	need(t, "unbound", "dnsmasq")
 	odd := startScripted(t, oddAnswers)
 	p := startAnswers(t, odd)
@@ -299,10 +299,10 @@ remote-control:
 	}
 }
 
-// TestEvidenceOfServersThatFail: the records of queries, of CONNECT and of plain requests
+// TestDNSEvidenceOfServersThatFail: the records of queries, of CONNECT and of plain requests
 // name the server and what it did, which no caller is told; the code and the extended
 // error are passed on. Metrics and the log tell of the server.
-func TestEvidenceOfServersThatFail(t *testing.T) {
+func TestDNSEvidenceOfServersThatFail(t *testing.T) {
 	odd := startScripted(t, oddAnswers)
 	p := startAnswers(t, odd)
 	const said = `SERVFAIL, DNSSEC Bogus (EDE 6): "no proof\\u001b[31m"`

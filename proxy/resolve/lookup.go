@@ -60,6 +60,9 @@ func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
 // ctx ends, the question is still asked to its end, for others who wait and for
 // the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
+	if answer, ok := r.Cached(q, time.Now()); ok {
+		return answer, nil
+	}
 	generation := r.cache.generation(q.Name)
 	answer, err := r.step(ctx, a, q)
 	if err != nil || !answer.msg.Open() {
@@ -202,8 +205,12 @@ func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]all
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan family)
+	asker := Asker{
+		Holder: dec.Holder(), Wildcard: dec.Wildcard(),
+		Follow: func(hop allowlist.Host) bool { return dec.CheckFollow(hop, r.inspect) == allowlist.NoReason },
+	}
 	for _, typ := range []uint16{wire.TypeAAAA, wire.TypeA} {
-		go func() { results <- r.family(ctx, dec, typ) }()
+		go func() { results <- r.family(ctx, dec, asker, typ) }()
 	}
 	first := <-results
 	if len(first.addrs) > 0 { // the other one has not much time
@@ -233,16 +240,13 @@ type family struct {
 
 // family asks for the addresses of one family. A panic here would end the
 // process; it is carried to the goroutine that waits.
-func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, typ uint16) (f family) {
+func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, asker Asker, typ uint16) (f family) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			f.panicked = fmt.Errorf("%v\n\n%s", cause, debug.Stack())
 		}
 	}()
-	answer, err := r.Lookup(ctx, Asker{
-		Holder: dec.Holder(), Wildcard: dec.Wildcard(),
-		Follow: func(hop allowlist.Host) bool { return dec.CheckFollow(hop, r.inspect) == allowlist.NoReason },
-	}, Question{Name: dec.Dest.Host, Type: typ})
+	answer, err := r.Lookup(ctx, asker, Question{Name: dec.Dest.Host, Type: typ})
 	if err != nil {
 		return family{err: err}
 	}
