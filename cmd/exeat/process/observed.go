@@ -9,6 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // metricsOf is what a gateway tells of that has no record.
@@ -27,7 +28,7 @@ func (p *Process) observe() error {
 		Tunnels:  p.gateway.Registry().Tunnels,
 		Held:     func() int { return p.gateway.Stats().Held.Identities },
 		Records:  func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
-		Resolver: p.serverErrors,
+		Resolver: func() []telemetry.ServerErrors { return serverErrors(p.resolver.Stats()) },
 		Policy: func() (telemetry.Policy, bool) {
 			s := p.gateway.State()
 			if s == nil || s.Policy == nil {
@@ -67,9 +68,9 @@ func (p *Process) observe() error {
 }
 
 // serverErrors counts what went wrong with each name server, by cause.
-func (p *Process) serverErrors() []telemetry.ServerErrors {
+func serverErrors(stats []resolve.ServerStats) []telemetry.ServerErrors {
 	var all []telemetry.ServerErrors
-	for _, s := range p.resolver.Stats() {
+	for _, s := range stats {
 		for cause, n := range s.Errors {
 			all = append(all, telemetry.ServerErrors{Server: s.Server, Cause: cause.String(), Count: n})
 		}
