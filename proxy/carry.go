@@ -94,6 +94,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 		Logins:    &x.logins,
 		Spend:     x.lease.Spend,
 		Upgrade:   upgrade,
+		Last:      x.proxy.h1.IsDraining,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, u) },
 		Answer:    func(status int, write func() error) error { return f.answered(ctx, status, write) },
 		Progress:  f.progress,

@@ -83,12 +83,20 @@ func New(cfg Config) (*Proxy, error) {
 	return &Proxy{cfg: cfg, h1: front.NewH1(cfg.Front), forwarder: forwarder}, nil
 }
 
-// Drain makes the proxy answer every further request with 503 draining.
-// Tunnels that are open go on.
+// BeginDrain makes every answer that would leave its connection open the last one
+// of it, and ends connections that rest. Requests are served as before.
+func (p *Proxy) BeginDrain() { p.h1.Drain() }
+
+// Drain makes the proxy answer every further request with 503 draining, after what
+// BeginDrain does. Tunnels that are open go on.
 func (p *Proxy) Drain() {
+	p.h1.Drain()
 	p.draining.Store(true)
 	p.forwarder.CloseIdle()
 }
+
+// EndDrain ends every connection on which no request has begun.
+func (p *Proxy) EndDrain() { p.h1.Stop() }
 
 // CloseIdle closes the connections to origins that rest between two plain requests.
 // Call it after a state came into force, since another one let them be made, and when

@@ -94,7 +94,8 @@ func New(cfg Config) (*Forwarder, error) {
 // of another one.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Logins and Spend is required.
+// Exchange is one approved request. Everything but Logins, Spend and Last is
+// required.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -116,6 +117,10 @@ type Exchange struct {
 	// its trailer do. False ends the exchange as upload-limit; nil is always true.
 	Spend func(n int) bool
 
+	// Last reports whether no other request may follow on the client's connection,
+	// whatever the client says. It is asked when the head of the answer is written;
+	// nil is never.
+	Last func() bool
 	// Connected is called with each connection that the request is about to go
 	// out on, before any byte of it does. After an error, which Forward passes
 	// on in its result, none does. An *allowlist.ReasonError gives the result its

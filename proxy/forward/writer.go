@@ -96,6 +96,9 @@ func (w *writer) frame(status int) {
 	if w.run.body != nil && !w.run.body.done.Load() {
 		w.keep = false // the rest of the request will not be read
 	}
+	if last := w.run.Last; last != nil && last() {
+		w.keep = false
+	}
 	if !w.keep {
 		w.header.Del(proxySupport)
 	}

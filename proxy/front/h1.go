@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -43,7 +44,10 @@ type Config struct {
 }
 
 // H1 is the front of HTTP/1.x. It is safe for concurrent use.
-type H1 struct{ cfg Config }
+type H1 struct {
+	cfg   Config
+	conns connections
+}
 
 // NewH1 returns a front.
 func NewH1(cfg Config) *H1 {
@@ -62,6 +66,8 @@ func NewH1(cfg Config) *H1 {
 func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func()) {
 	c := &h1{front: f, conn: conn, reader: head.NewReader(conn, f.cfg.HeadLimit)}
 	defer c.reader.Release()
+	f.conns.add(c)
+	defer f.conns.remove(c)
 	for {
 		r := c.next()
 		if r == nil {
@@ -79,8 +85,12 @@ type h1 struct {
 	front   *H1
 	conn    Conn
 	reader  *head.Reader
+	asked   bool // a request was read from it
 	rested  bool // a plain request was answered on it
 	refused int  // callers without identity on it
+
+	mu      sync.Mutex // over the read deadline of a connection that waits
+	waiting bool       // nothing of the next request has come
 }
 
 // next reads one request. It returns nil if none was asked.
@@ -89,6 +99,7 @@ func (c *h1) next() *Request {
 		return nil
 	}
 	h, err := c.reader.ReadHead()
+	c.asked = true
 	if err == nil {
 		return c.parse(h)
 	}
@@ -105,20 +116,6 @@ func (c *h1) next() *Request {
 		r.Detail = err.Error() // which line it was
 	}
 	return r
-}
-
-// await sets the time for the next head. Behind an answered plain request the
-// connection may first rest for a while.
-func (c *h1) await() bool {
-	if c.rested {
-		if c.conn.SetReadDeadline(time.Now().Add(c.front.cfg.KeepAlive)) != nil {
-			return false
-		}
-		if c.reader.Await() != nil {
-			return false // nothing was asked
-		}
-	}
-	return c.conn.SetReadDeadline(time.Now().Add(c.front.cfg.HeadTimeout)) == nil
 }
 
 // isQuiet reports whether the connection ended or went silent.
@@ -205,9 +202,10 @@ func (c *h1) refuse(r *Request, a *Answer) (again bool) {
 
 // keeps reports whether another request may follow a refusal. Behind a plain
 // request that had no body it may; behind a CONNECT only if the caller forgot
-// its certificate and has sent nothing that might be read as a request.
+// its certificate and has sent nothing that might be read as a request. While the
+// gateway drains none may.
 func (c *h1) keeps(r *Request, reason allowlist.Reason) bool {
-	if r.Head == nil || r.Head.Minor == 0 || r.Head.Lists("Connection", "close") {
+	if c.front.IsDraining() || r.Head == nil || r.Head.Minor == 0 || r.Head.Lists("Connection", "close") {
 		return false
 	}
 	switch reason.Info().Status {

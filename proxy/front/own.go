@@ -11,7 +11,7 @@ import (
 // recipient (RFC 9110 section 7.6.2). It reports whether another request may
 // follow.
 func (c *h1) own(r *Request, a *Answer) (again bool) {
-	keep := r.Body == 0 && r.Head.Minor == 1 && !r.Head.Lists("Connection", "close")
+	keep := !c.front.IsDraining() && r.Body == 0 && r.Head.Minor == 1 && !r.Head.Lists("Connection", "close")
 	err := c.write(ownAnswer(r, keep))
 	a.done(err)
 	switch {
