@@ -79,7 +79,7 @@ type Server struct {
 	names     *names
 	usage     *usage
 	exchanges sync.Pool
-	endings   endings
+	draining  draining
 
 	counts struct {
 		ignored, shed, panics, allowed atomic.Uint64
@@ -116,12 +116,6 @@ type Stats struct {
 // Stats returns the counts so far.
 func (s *Server) Stats() Stats {
 	return Stats{Ignored: s.counts.ignored.Load(), Shed: s.counts.shed.Load(), Panics: s.counts.panics.Load()}
-}
-
-// Drain ends every connection once the queries that it has sent are answered,
-// also those that come later. Datagrams are answered until their socket closes.
-func (s *Server) Drain() {
-	s.endings.all()
 }
 
 // contain keeps a panic inside its query.

@@ -31,6 +31,9 @@ const (
 // ServeDoH answers the HTTP requests of one connection (RFC 8484) until it
 // ends: HTTP/1.1, or HTTP/2 if the handshake has agreed on that.
 func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
+	if s.draining.stage() == ended { // net/http might take a request before it is told
+		return
+	}
 	defer s.enter(conn)()
 	h := &dohConn{server: s, conn: conn, ctx: ctx}
 	h.meter = meter{Conn: conn.Conn, free: int64(s.cfg.Limits.PerStream) * bytesPerQuery, spend: func() bool {
@@ -62,8 +65,12 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		},
 	}
 	var ending sync.WaitGroup
-	forget := s.endings.add(func() {
-		ending.Go(func() { _ = srv.Shutdown(ctx) }) // its error is that of ctx, which cuts the connection
+	over := make(chan struct{}) // closed when it is to end without any further wait
+	forget := s.draining.add(func(at stage) {
+		if at == ended {
+			close(over)
+		}
+		ending.Go(func() { shutDown(ctx, srv, over, gone) })
 	})
 	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
@@ -77,6 +84,20 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	if !conn.Asked() {
 		s.unasked(ctx, h.origin(), conn)
 	}
+}
+
+// shutDown ends the connection of a server once its requests are answered: after
+// drainingTime, or when it is over or gone.
+func shutDown(ctx context.Context, srv *http.Server, over, gone <-chan struct{}) {
+	later := time.NewTimer(drainingTime)
+	defer later.Stop()
+	select {
+	case <-later.C:
+	case <-over:
+	case <-gone:
+	case <-ctx.Done():
+	}
+	_ = srv.Shutdown(ctx) // its error is that of ctx, which cuts the connection
 }
 
 // protocols are the version of HTTP that the handshake has agreed on. net/http,
@@ -219,8 +240,8 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if late {
 		caller.Busy = true
 	}
-	if isOver(&caller) || caller.Excess { // the last answer, over HTTP/2, too, where net/http makes a GOAWAY of it
-		w.Header().Set("Connection", "close")
+	if isOver(&caller) || caller.Excess {
+		isLast(w)
 	}
 	msg, err := readQuery(r)
 	if err != nil {
@@ -228,11 +249,12 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if !h.server.spendQuery(&caller) {
 			err = &badRequest{http.StatusTooManyRequests, "too many queries, and this one is none"}
 			w.Header().Set("Retry-After", "1")
-			w.Header().Set("Connection", "close") // with HTTP/2, no other request is taken; a handshake has a budget of its own
+			isLast(w) // a handshake has a budget of its own
 		}
 		if err.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, POST")
 		}
+		h.markDraining(w)
 		http.Error(w, err.text, err.status)
 		return
 	}
@@ -241,7 +263,19 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := h.server.take(h.origin(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
+	h.markDraining(w)
 	x.done(h.ctx, writeResponse(w, &x.response))
+}
+
+// isLast makes an answer the last one of its connection: over HTTP/2, too, where
+// net/http makes a GOAWAY of the field.
+func isLast(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
+
+// markDraining makes an answer the last one of its connection if the server drains.
+func (h *dohConn) markDraining(w http.ResponseWriter) {
+	if h.server.draining.stage() != serving {
+		isLast(w)
+	}
 }
 
 func (h *dohConn) origin() origin { return origin{listener: h.conn.Listener, wire: wireDoH} }

@@ -26,7 +26,7 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	if _, secure := conn.Conn.(*tls.Conn); secure {
 		t.wire = wireDoT
 	}
-	defer s.endings.add(t.stopReading)()
+	defer s.draining.add(t.tell)()
 	var writing, lookups sync.WaitGroup
 	writing.Go(func() { t.write(ctx) })
 	t.read(ctx, &lookups)
@@ -35,6 +35,9 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	writing.Wait()
 	if !conn.Asked() {
 		s.unasked(ctx, t.origin, conn)
+	}
+	if s.draining.stage() != serving { // a query may be on its way: its client still gets its answers
+		conn.Rest = func() { tunnel.Linger(conn.Conn) }
 	}
 }
 
@@ -68,6 +71,7 @@ type stream struct {
 	server *Server
 	conn   *listen.Conn
 	origin
+	until time.Time      // when reading ends, of a server that drains; zero before
 	slots chan struct{}  // one taken for each query until its response is written
 	out   chan *exchange // has room for as many
 }
@@ -109,7 +113,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 // none, or one that is too short to be answered: what follows it is not to be
 // trusted to be one either.
 func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
-	if t.conn.SetReadDeadline(time.Now().Add(idleTimeout)) != nil || t.server.endings.ended() {
+	if !t.rest(r) {
 		return 0, false
 	}
 	if _, err := r.Peek(1); err != nil {
@@ -150,8 +154,34 @@ func isHello(r *bufio.Reader, prefix []byte) bool {
 	return err == nil && head[2] <= 4 && head[5] == clientHello && head[6] == 0
 }
 
-// stopReading wakes the reader up; next then sees why.
-func (t *stream) stopReading() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
+// rest sets how long the connection may wait for a message, and reports false if
+// it may not. What has been read from the client already is no wait.
+func (t *stream) rest(r *bufio.Reader) bool {
+	for {
+		at, deadline := t.server.draining.stage(), time.Now().Add(idleTimeout)
+		if at != serving {
+			if t.until.IsZero() {
+				t.until = time.Now().Add(drainingTime)
+			}
+			deadline = t.until
+		}
+		switch {
+		case at == ended && r.Buffered() == 0, t.conn.SetReadDeadline(deadline) != nil:
+			return false
+		case t.server.draining.stage() == at: // tell comes after this, or came before
+			return true
+		}
+	}
+}
+
+// tell wakes the reader up in time; rest then sees why.
+func (t *stream) tell(at stage) {
+	deadline := time.Now().Add(drainingTime)
+	if at == ended {
+		deadline = time.Unix(1, 0)
+	}
+	_ = t.conn.SetReadDeadline(deadline)
+}
 
 // reply hands a response to the writer, which has room for it.
 func (t *stream) reply(_ context.Context, x *exchange) { t.out <- x }
@@ -182,51 +212,4 @@ func (t *stream) send(response []byte) error {
 	}
 	_, err := t.conn.Write(response)
 	return err
-}
-
-// endings are what ends open connections when the server drains.
-type endings struct {
-	mu    sync.Mutex
-	over  bool
-	last  int
-	calls map[int]func()
-}
-
-// add takes up an ending, which is called at once if all was called already,
-// and returns what forgets it.
-func (e *endings) add(end func()) (forget func()) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.over {
-		end()
-		return func() {}
-	}
-	if e.calls == nil {
-		e.calls = make(map[int]func())
-	}
-	e.last++
-	id := e.last
-	e.calls[id] = end
-	return func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		delete(e.calls, id)
-	}
-}
-
-// all calls every ending.
-func (e *endings) all() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.over = true
-	for _, end := range e.calls {
-		end()
-	}
-}
-
-// ended reports whether all was called.
-func (e *endings) ended() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.over
 }

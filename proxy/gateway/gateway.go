@@ -171,11 +171,14 @@ func (g *Gateway) drain(ctx context.Context) {
 	g.probes.stopping.Store(true)
 	g.proxy.BeginDrain()
 	if g.dns != nil {
-		g.dns.Drain()
+		g.dns.BeginDrain()
 	}
 	g.cfg.Log.InfoContext(ctx, "draining", slog.Int("tunnels", g.Registry().Tunnels()))
 	time.Sleep(g.cfg.DrainDelay) //nolint:forbidigo // nothing may cut the delay short but a second signal, which ends the process
 	g.proxy.Drain()
+	if g.dns != nil {
+		g.dns.Drain()
+	}
 	g.doors.close()
 	g.Registry().Drain(g.cfg.DrainTimeout)
 }

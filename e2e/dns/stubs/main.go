@@ -136,7 +136,7 @@ func overBudget(ctx context.Context, dir string, stubs []stub, out io.Writer) er
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		return err
 	}
-	if found, _ := stubs[0].look(ctx, within); !found {
+	if found, _ := stubs[0].lookUp(ctx, within); !found {
 		return fmt.Errorf("%s does not find %s", stubs[0].name, within)
 	}
 	var broken []error
