@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/process"
+	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 func newServe() *cobra.Command {
@@ -46,15 +46,10 @@ Exit codes: 0 good, 2 a broken configuration.`,
 		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path)
-			if err != nil {
-				return err
-			}
 			if check {
-				log := newLog(cmd.ErrOrStderr(), slog.LevelInfo)
-				return checkServe(cmd.Context(), cfg, path, visible{cmd.OutOrStdout()}, log)
+				return checkServe(cmd, path)
 			}
-			return serve(cmd, cfg)
+			return serve(cmd, path)
 		},
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "only read everything and say what is wrong")
@@ -62,8 +57,8 @@ Exit codes: 0 good, 2 a broken configuration.`,
 	return cmd
 }
 
-// serve runs the gateway of a configuration until the command's context is done.
-func serve(cmd *cobra.Command, cfg config.Config) error {
+// serve runs the gateway of a configuration file until the command's context is done.
+func serve(cmd *cobra.Command, path string) error {
 	ctx := cmd.Context()
 	outliveReaders()
 	lines := process.NewLogWriter(cmd.ErrOrStderr())
@@ -75,23 +70,50 @@ func serve(cmd *cobra.Command, cfg config.Config) error {
 	defer signal.Stop(hangup)
 	setDefaultLog(log)
 	process.LimitMemory(ctx, log)
-	p, err := process.Open(ctx, cfg, process.Options{
+	p, err := openProcess(cmd, path, process.Options{
 		Version: version(), Stdout: cmd.OutOrStdout(), Getenv: os.Getenv, Log: log, LogFailing: lines.Failing,
 	})
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil: // what it was about to do has become unneeded
+		log.LogAttrs(ctx, slog.LevelInfo, "stopped before anything was served", slog.Any("cause", err))
+		return nil
+	case err != nil:
 		return err
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(p.HandleErrors))
 	for _, l := range p.Listening() {
-		log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
+		if l.Name != gateway.AdminName { // it has been listening all along, and was said to
+			log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
+		}
 	}
 	p.Serve(ctx, hangup)
 	return nil
 }
 
+// openProcess reads a configuration file and opens what it names.
+func openProcess(cmd *cobra.Command, path string, opts process.Options) (*process.Process, error) {
+	cfg, err := loadConfig(cmd.Context(), path)
+	if err != nil {
+		return nil, err
+	}
+	return process.Open(cmd.Context(), cfg, opts)
+}
+
+// loadConfig reads a configuration file, until the context is done.
+func loadConfig(ctx context.Context, path string) (config.Config, error) {
+	return process.Until(ctx, func() (config.Config, error) { return config.Load(path) })
+}
+
 // checkServe reads what a start reads and prints what would come into force.
-func checkServe(ctx context.Context, cfg config.Config, path string, w io.Writer, log *slog.Logger) error {
-	checked, err := process.Check(ctx, cfg, process.Options{Getenv: os.Getenv, Log: log})
+func checkServe(cmd *cobra.Command, path string) error {
+	ctx, w := cmd.Context(), visible{cmd.OutOrStdout()}
+	cfg, err := loadConfig(ctx, path)
+	if err != nil {
+		return err
+	}
+	checked, err := process.Until(ctx, func() (gateway.Checked, error) {
+		return process.Check(ctx, cfg, process.Options{Getenv: os.Getenv, Log: newLog(cmd.ErrOrStderr(), slog.LevelInfo)})
+	})
 	if err != nil {
 		return err
 	}

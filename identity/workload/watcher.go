@@ -9,21 +9,20 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/exeat-dev/exeat/identity"
 )
 
 // watcher makes snapshots of what the agent sends. Its methods are called by
-// one goroutine; only current is for everybody.
+// one goroutine; only current, first and silent are for everybody.
 type watcher struct {
+	address string
 	current atomic.Pointer[identity.Snapshot]
 	first   chan struct{}   // closed with the first snapshot
 	closed  <-chan struct{} // nothing is reported after this
@@ -31,15 +30,17 @@ type watcher struct {
 	report  func(Event)
 	foreign map[spiffeid.TrustDomain]*x509bundle.Bundle // sound, of the last update
 	lost    bool
-	last    error // before the first snapshot: why there is none
-	denied  bool  // and whether the agent said that
+
+	missing missing // before the first snapshot
 }
 
-func newWatcher(closed <-chan struct{}, report func(Event)) *watcher {
-	if report == nil {
-		report = func(Event) {}
+func newWatcher(address string, closed <-chan struct{}, cfg Config) *watcher {
+	w := &watcher{address: address, first: make(chan struct{}), closed: closed, report: cfg.Report}
+	if w.report == nil {
+		w.report = func(Event) {}
 	}
-	return &watcher{first: make(chan struct{}), closed: closed, report: report}
+	w.missing.tell = cfg.Waiting
+	return w
 }
 
 // OnX509ContextUpdate is called with everything the agent knows for us.
@@ -115,7 +116,7 @@ func (w *watcher) OnX509ContextWatchError(err error) {
 	}
 	switch {
 	case before == nil:
-		w.last, w.denied = plain(err), status.Code(err) == codes.PermissionDenied
+		w.missing.set(w.cause(err))
 	case !w.lost:
 		w.lost = true
 		w.report(Event{Kind: AgentLost, Err: plain(err)})
@@ -132,23 +133,10 @@ func (w *watcher) found(before *identity.Snapshot) {
 
 func (w *watcher) refuse(before *identity.Snapshot, err error) {
 	if before == nil {
-		w.last, w.denied = fmt.Errorf("what it sent cannot be used: %w", err), false
+		w.missing.set(fmt.Errorf("what it sent cannot be used: %w; check what the agent knows of this workload", err))
 		return
 	}
 	w.report(Event{Kind: Refused, Err: err})
-}
-
-// startError says why there is no first snapshot. It is called after the last
-// call of the watcher.
-func (w *watcher) startError(address string, after time.Duration) error {
-	if w.last == nil {
-		w.last = errors.New("it does not answer")
-	}
-	check := "check the path of the socket and its permissions, that the agent runs, and that this workload is registered with it"
-	if w.denied {
-		check = "the agent runs; check that this workload is registered with it, under the user it runs as"
-	}
-	return fmt.Errorf("no X509-SVID from the Workload API at %s within %s: %w; %s", address, after, w.last, check)
 }
 
 func certificateOf(svid *x509svid.SVID) tls.Certificate {

@@ -5,7 +5,7 @@
 //	defer source.Close()
 //	verifier, err := identity.NewVerifier(source)
 //
-// New waits for the first SVID and says what to check when none comes. From
+// New waits for the first SVID, and says why none has come and what to check. From
 // then on every update of the agent that is a sound snapshot (the first SVID,
 // the bundle of its trust domain, the federated bundles) replaces the last one
 // and is reported.
@@ -31,9 +31,6 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 )
 
-// defaultStartTimeout is how long New waits for the first SVID.
-const defaultStartTimeout = 30 * time.Second
-
 const (
 	firstRetry = 100 * time.Millisecond // an agent that restarts is back soon
 	lastRetry  = 5 * time.Second
@@ -45,9 +42,13 @@ type Config struct {
 	// tcp://127.0.0.1:port. TCP is for loopback addresses only, since private
 	// keys come over it in the clear. Required.
 	Socket string
-	// StartTimeout bounds the wait for the first SVID. Zero means 30 seconds;
-	// negative is an error.
+	// StartTimeout bounds the wait for the first SVID. Zero means as long as ctx
+	// lasts; negative is an error.
 	StartTimeout time.Duration
+	// Waiting is told, before the first snapshot, why there is none and what to
+	// check: once for each new cause, in one line. It is called from one goroutine.
+	// Nil means nobody is told.
+	Waiting func(why error)
 	// Report is told what happened, one event at a time and in order. The first
 	// snapshot is reported before New returns, and before it bundles that are
 	// refused at most. While it runs
@@ -69,19 +70,15 @@ var _ identity.Source = (*Source)(nil)
 // source then lives until Close, whatever becomes of ctx: what drains after a
 // signal still needs an identity.
 func New(ctx context.Context, config Config) (*Source, error) {
-	timeout := config.StartTimeout
-	switch {
-	case timeout < 0:
-		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", timeout)
-	case timeout == 0:
-		timeout = defaultStartTimeout
+	if config.StartTimeout < 0 {
+		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", config.StartTimeout)
 	}
 	address, err := endpoint(config.Socket)
 	if err != nil {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Source{cancel: cancel, watcher: newWatcher(life.Done(), config.Report)}
+	s := &Source{cancel: cancel, watcher: newWatcher(address, life.Done(), config)}
 	retry := &pauses{}
 	client, err := workloadapi.New(life,
 		workloadapi.WithAddr(address),
@@ -100,17 +97,40 @@ func New(ctx context.Context, config Config) (*Source, error) {
 	}
 	s.ended.Go(func() { s.watch(life, client, retry) })
 
-	deadline := time.NewTimer(timeout)
-	defer deadline.Stop()
-	select {
-	case <-s.watcher.first:
-		return s, nil
-	case <-ctx.Done():
+	if err := s.awaitFirst(ctx, config.StartTimeout); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("waiting for the first X509-SVID of the Workload API at %s: %w", address, context.Cause(ctx))
-	case <-deadline.C:
-		s.Close()
-		return nil, s.watcher.startError(address, timeout)
+		if ctx.Err() == nil {
+			err = s.watcher.startError(config.StartTimeout)
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+// silence is how long an agent may take to say anything before Waiting is told
+// that it does not.
+const silence = 2 * time.Second
+
+// awaitFirst returns when there is a first snapshot, or with an error when the
+// timeout, unless it is zero, or ctx is over.
+func (s *Source) awaitFirst(ctx context.Context, timeout time.Duration) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if timeout > 0 {
+		waiting, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	silent := time.NewTimer(silence)
+	defer silent.Stop()
+	for {
+		select {
+		case <-s.watcher.first:
+			return nil
+		case <-silent.C:
+			s.watcher.silent()
+		case <-waiting.Done():
+			return fmt.Errorf("waiting for the first X509-SVID of the Workload API at %s: %w", s.watcher.address, context.Cause(ctx))
+		}
 	}
 }
 

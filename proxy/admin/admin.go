@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/exeat-dev/exeat/proxy/limit"
@@ -42,6 +43,7 @@ type Config struct {
 type Server struct {
 	listener net.Listener
 	http     *http.Server
+	cfg      atomic.Pointer[Config] // what is answered now
 }
 
 // Listen opens the listener; Serve serves it.
@@ -53,25 +55,39 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	if cfg.Cut == nil {
-		cfg.Cut = func(limit.Cause) {}
-	}
-	if cfg.Notes == nil {
-		cfg.Notes = func() []string { return nil }
-	}
+	s := &Server{listener: l}
+	s.Replace(cfg)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, cfg.NotReady(), cfg.Notes()) })
-	mux.Handle("GET /metrics", cfg.Metrics)
-	return &Server{listener: l, http: &http.Server{
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		now := s.cfg.Load()
+		answer(w, now.NotReady(), now.Notes())
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) { s.cfg.Load().Metrics.ServeHTTP(w, r) })
+	s.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       5 * time.Second,
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ConnState:         newBound(cmp.Or(cfg.Connections, DefaultConnections), cfg.Cut).changed,
-	}}, nil
+		ConnState: newBound(cmp.Or(cfg.Connections, DefaultConnections), func(cause limit.Cause) {
+			s.cfg.Load().Cut(cause)
+		}).changed,
+	}
+	return s, nil
+}
+
+// Replace has the functions and the handler of another configuration answer from
+// now on; address and connections stay as they are.
+func (s *Server) Replace(cfg Config) {
+	if cfg.Cut == nil {
+		cfg.Cut = func(limit.Cause) {}
+	}
+	if cfg.Notes == nil {
+		cfg.Notes = func() []string { return nil }
+	}
+	s.cfg.Store(&cfg)
 }
 
 // answer says ok, or what is wrong; notes stand below and change nothing.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/identity"
+	"github.com/exeat-dev/exeat/proxy/admin"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -140,6 +141,10 @@ type Admin struct {
 	Address string
 	// Connections is how many it keeps open; zero means admin.DefaultConnections.
 	Connections int
+	// Opened is the listener if it was opened before the gateway, which answers by
+	// it from New on and closes it at its end; whoever opened it serves it. nil
+	// means that New opens one.
+	Opened *admin.Server
 	// Notes returns what is wrong and no reason to send connections elsewhere, a
 	// line each; nil means nothing.
 	Notes func() []string

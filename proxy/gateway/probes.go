@@ -29,17 +29,22 @@ func (p *probes) open(ctx context.Context) error {
 	if p.cfg.Admin.Address == "" {
 		return nil
 	}
-	var err error
-	p.admin, err = admin.Listen(ctx, admin.Config{
+	cfg := admin.Config{
 		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
 		Connections: p.cfg.Admin.Connections, Cut: p.cuts.of(AdminName),
-	})
+	}
+	if p.admin = p.cfg.Admin.Opened; p.admin != nil {
+		p.admin.Replace(cfg)
+		return nil
+	}
+	var err error
+	p.admin, err = admin.Listen(ctx, cfg)
 	return err
 }
 
 // serve answers until close.
 func (p *probes) serve(ctx context.Context) {
-	if p.admin == nil {
+	if p.admin == nil || p.admin == p.cfg.Admin.Opened {
 		return
 	}
 	if err := p.admin.Serve(); err != nil {

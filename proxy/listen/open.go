@@ -8,9 +8,33 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
+
+// Try opens a listener at an address and closes it again: the error says why that is
+// not possible. A socket that nobody serves any more is removed.
+func Try(ctx context.Context, address string) error {
+	l, err := open(ctx, Config{Address: address, SocketMode: DefaultSocketMode})
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// TryBoth does what Try does, for connections and for datagrams.
+func TryBoth(ctx context.Context, address string) error {
+	if err := Try(ctx, address); err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	conn, err := lc.ListenPacket(ctx, "udp", address)
+	if err != nil {
+		return explain(address, err)
+	}
+	return conn.Close()
+}
 
 // open opens the socket that the configuration names.
 func open(ctx context.Context, cfg Config) (net.Listener, error) {
@@ -50,20 +74,41 @@ func explain(address string, err error) error {
 	return err
 }
 
+// MaxPath is how many bytes the path of a unix socket may have (unix(7)).
+const MaxPath = 107
+
 func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
+	if len(path) > MaxPath {
+		return nil, fmt.Errorf("the path %s has %d bytes, and that of a unix socket at most %d: choose a shorter one", path, len(path), MaxPath)
+	}
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: closedAtBirth}
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
-		return nil, err
+		return nil, explainUnix(path, err)
 	}
 	if err := os.Chmod(path, mode); err != nil {
 		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
+}
+
+// explainUnix says what to do about a socket that cannot be made, if that is known,
+// and otherwise returns the error of the system.
+func explainUnix(path string, err error) error {
+	dir := filepath.Dir(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the directory %s of the socket %s does not exist: create it first (RuntimeDirectory= of a systemd unit, a volume that is mounted there)", dir, path)
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%s, where the socket %s is to be, is no directory: choose another path", dir, path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("no permission to create the socket %s: let the user of this process write to %s", path, dir)
+	}
+	return err
 }
 
 // closedAtBirth makes bind(2) create the socket for its owner only: between
@@ -82,7 +127,7 @@ func removeStale(ctx context.Context, path string) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return explainUnix(path, err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("%s exists and is no socket: remove it or choose another path", path)

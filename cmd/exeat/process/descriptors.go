@@ -48,10 +48,21 @@ func readFiles(cfg *gateway.Config, watched int) files {
 		}
 	}
 	if cfg.Admin.Address != "" {
-		f.own++
-		f.admin = min(admin.DefaultConnections, max(adminLeast, f.limit/adminShare))
+		if cfg.Admin.Opened == nil {
+			f.own++
+		}
+		f.admin = adminConnections(f.limit)
 	}
 	return f
+}
+
+// adminConnections returns how many connections the admin listener keeps open under
+// a limit of descriptors; zero, which is the default, under none.
+func adminConnections(limit int) int {
+	if limit == 0 {
+		return 0
+	}
+	return min(admin.DefaultConnections, max(adminLeast, limit/adminShare))
 }
 
 // fileLimit returns how many descriptors the process may have; 0 if it cannot be
@@ -93,7 +104,6 @@ func (f files) fit(cfg *config.Config, to *gateway.Config) (done fitted, err err
 	if f.limit == 0 {
 		return done, nil
 	}
-	to.Admin.Connections = f.admin
 	most := f.forCallers()
 	if most < leastForCallers {
 		return done, fmt.Errorf("the process may have %d files open, and keeps %d for itself: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit) to %d at least",

@@ -77,12 +77,20 @@ type identityAgent struct {
 	updated chan struct{} // there is another snapshot
 }
 
-// openIdentityAgent waits for the first identity.
-func openIdentityAgent(ctx context.Context, socket string, count *identityReloads, log *slog.Logger) (*identityAgent, error) {
-	a := &identityAgent{count: count, log: log, updated: make(chan struct{}, 1)}
-	log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
+// openAgent waits for the first identity of the Workload API.
+func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent, error) {
+	a := &identityAgent{count: &s.reloads, log: s.log, updated: make(chan struct{}, 1)}
+	s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for")
+	s.log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
 	var err error
-	if a.Source, err = workload.New(ctx, workload.Config{Socket: socket, Report: a.report}); err != nil {
+	a.Source, err = workload.New(ctx, workload.Config{
+		Socket: socket, StartTimeout: s.identityTimeout, Report: a.report,
+		Waiting: func(why error) {
+			s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for: " + why.Error())
+			s.log.LogAttrs(ctx, slog.LevelWarn, "there is no identity yet", slog.String("workload_api", socket), slog.Any("cause", why))
+		},
+	})
+	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	return a, nil

@@ -102,11 +102,15 @@ func (w *LogWriter) Failing() (since time.Time, err error) {
 	return w.since, w.err
 }
 
-// Close writes what waits, for at most flushTimeout. Where nobody reads, the
+// logFlush is how long the end of the process waits for its log to be written. It is
+// less than logReserve, so that all of the end keeps to its time.
+const logFlush = logReserve / 2
+
+// Close writes what waits, for at most logFlush. Where nobody reads, the
 // goroutine that writes ends with the process.
 func (w *LogWriter) Close() {
 	close(w.closing)
-	late := time.NewTimer(flushTimeout)
+	late := time.NewTimer(logFlush)
 	defer late.Stop()
 	select {
 	case <-w.done:

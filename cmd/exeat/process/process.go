@@ -19,9 +19,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// flushTimeout bounds how long the end of the process waits for records to be
-// written, and then for spans and metrics.
-const flushTimeout = 5 * time.Second
+// The times of the end, once the time to drain is over. The whole of it and the
+// defaults of drain_delay and drain_timeout are less than the 30 s that Kubernetes
+// gives a pod.
+const (
+	endTimeout   = 5 * time.Second        // all of it
+	flushTimeout = 3 * time.Second        // what records, spans, metrics and the log have of it at least
+	metricsFlush = 500 * time.Millisecond // what metrics have of that, behind records and spans, which they count
+	logReserve   = 500 * time.Millisecond // what the log has of that, last
+)
 
 // Options are what a process has besides its configuration. Stdout, Getenv and Log
 // are required.
@@ -41,6 +47,7 @@ type Options struct {
 type Process struct {
 	cfg       config.Config
 	opts      Options
+	starting  starting
 	sources   sources
 	telemetry *telemetry.Telemetry
 	sinks     sinks
@@ -53,28 +60,56 @@ type Process struct {
 	bounds      gateway.Config      // what gateway.New was given: its bounds on connections, as they were fitted
 }
 
-// Open reads what the configuration names and opens the listeners. After an error
-// nothing is left open.
+// Open reads what the configuration names and opens the listeners: that for probes
+// first, which answers from then on. It waits for an identity of the Workload API as
+// long as ctx lasts, and for nothing longer. After an error nothing is left open.
 func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error) {
 	p := &Process{cfg: cfg, opts: opts}
-	if err := p.open(ctx); err != nil {
+	opened, err := Until(ctx, func() (*Process, error) {
+		err := p.open(ctx)
+		if err == nil {
+			err = context.Cause(ctx) // perhaps nobody waits for it any more
+		}
+		if err == nil {
+			return p, nil
+		}
 		if p.gateway != nil {
 			p.gateway.Close()
 		}
-		p.close(ctx)
+		p.closeSources()
+		p.flush(context.WithoutCancel(ctx), time.Now().Add(flushTimeout))
 		return nil, err
+	})
+	if err != nil {
+		p.starting.close()
 	}
-	return p, nil
+	return opened, err
 }
 
 func (p *Process) open(ctx context.Context) error {
-	cfg, err := p.read(ctx)
-	if err != nil {
+	if err := p.starting.open(ctx, &p.cfg.Gateway.Admin, p.opts.Log); err != nil {
 		return err
 	}
+	p.starting.waitFor("the listeners are tried")
+	if err := tryListeners(ctx, p.cfg.Listeners); err != nil {
+		return err
+	}
+	p.starting.waitFor("the exporters are looked at")
+	if err := checkExports(ctx, &p.cfg, p.opts.Getenv, http.ProxyFromEnvironment); err != nil {
+		return err
+	}
+	p.starting.waitFor("the sinks of records are opened")
 	if err := p.openEvidence(ctx); err != nil {
 		return err
 	}
+	cfg := p.config()
+	cfg.Admin.Opened = p.starting.opened()
+	p.sources.waitFor = p.starting.waitFor
+	err := p.sources.open(ctx, &p.cfg, &cfg)
+	if err != nil {
+		return err
+	}
+	p.starting.waitFor("the listeners are opened")
 	if err := p.fitFiles(&cfg); err != nil {
 		return err
 	}
@@ -96,15 +131,11 @@ func (p *Process) open(ctx context.Context) error {
 	return p.observe()
 }
 
-// read reads the environment, identity, policy and certificates.
-func (p *Process) read(ctx context.Context) (gateway.Config, error) {
+// config returns what a gateway is told, but for its parts and listeners.
+func (p *Process) config() gateway.Config {
 	cfg := p.cfg.Gateway
 	cfg.Log, cfg.HostAddresses, cfg.Inspect = p.opts.Log, config.HostAddresses, p.cfg.Resolver.Inspect
-	err := checkExports(ctx, &p.cfg, p.opts.Getenv, http.ProxyFromEnvironment)
-	if err != nil {
-		return cfg, err
-	}
-	return cfg, p.sources.open(ctx, &p.cfg, &cfg)
+	return cfg
 }
 
 // openEvidence sets up traces, metrics and records.
@@ -116,6 +147,7 @@ func (p *Process) openEvidence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.starting.setMetrics(p.telemetry.Handler())
 	return p.sinks.open(ctx, &p.cfg, p.opts, p.telemetry)
 }
 
@@ -141,8 +173,32 @@ func (p *Process) HandleErrors(err error) { p.telemetry.HandleErrors(err) }
 
 // Serve serves until ctx is done, drains, and then flushes records and spans; see
 // gateway.Gateway. A signal on hangup, which may be nil, reads everything again.
-// The process cannot be used any more afterwards.
+// From the end of ctx it takes drain delay, drain timeout and endTimeout at most,
+// whatever hangs: what has not ended then is left behind. The process cannot be used
+// any more afterwards.
 func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		p.serve(ctx, hangup)
+	}()
+	<-ctx.Done()
+	end := time.Now().Add(p.cfg.Gateway.DrainDelay + p.cfg.Gateway.DrainTimeout + endTimeout)
+	if !isClosedBy(served, end.Add(-flushTimeout)) {
+		p.opts.Log.ErrorContext(ctx, "something does not end, such as the reading of a file, and is left behind")
+	}
+	if latest := time.Now().Add(endTimeout); latest.Before(end) {
+		end = latest
+	}
+	p.flush(context.WithoutCancel(ctx), end)
+	stats := p.sinks.recorder.Stats()
+	p.opts.Log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Made),
+		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", p.gateway.Stats().Panics))
+}
+
+// serve serves the gateway and follows what it reads until ctx is done and it has
+// drained.
+func (p *Process) serve(ctx context.Context, hangup <-chan os.Signal) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var following sync.WaitGroup
 	following.Go(func() { giveBack(background, debug.FreeOSMemory) })
@@ -152,10 +208,20 @@ func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
 	p.gateway.Serve(ctx)
 	stop()
 	following.Wait()
-	p.close(context.WithoutCancel(ctx))
-	stats := p.sinks.recorder.Stats()
-	p.opts.Log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Made),
-		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", p.gateway.Stats().Panics))
+	p.starting.close()
+	p.closeSources()
+}
+
+// isClosedBy reports whether a channel is closed, for which it waits until a time.
+func isClosedBy(c <-chan struct{}, end time.Time) bool {
+	late := time.NewTimer(time.Until(end))
+	defer late.Stop()
+	select {
+	case <-c:
+		return true
+	case <-late.C:
+		return false
+	}
 }
 
 // reloadOn reads everything again after each signal.
@@ -172,31 +238,53 @@ func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// close ends what open began, but for the gateway. Records and telemetry end last:
-// each has its time, so that a sink that is dead takes nothing from the spans.
-func (p *Process) close(ctx context.Context) {
+// closeSources ends what open began to read.
+func (p *Process) closeSources() {
 	if p.resolver != nil {
 		p.resolver.Close()
 	}
 	p.sources.close()
-	p.sinks.close(ctx, p.opts.Log)
-	if p.telemetry == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-	defer cancel()
-	if err := p.telemetry.Shutdown(ctx); err != nil {
-		p.opts.Log.ErrorContext(ctx, "telemetry was still waiting to be exported", slog.Any("error", err))
-	}
 }
+
+// flush ends what open began to write, by a time: records and spans together, so
+// that a sink that is dead takes nothing from the spans, and metrics behind them,
+// which count what became of both. What hangs is left behind.
+func (p *Process) flush(ctx context.Context, end time.Time) {
+	end = end.Add(-logReserve - leaveBehind)
+	var told sync.WaitGroup
+	within := func(end time.Time, lost string, flush func(context.Context) error) {
+		told.Go(func() {
+			ctx, cancel := context.WithDeadline(ctx, end)
+			defer cancel()
+			if _, err := Until(ctx, func() (struct{}, error) { return struct{}{}, flush(ctx) }); err != nil {
+				p.opts.Log.ErrorContext(ctx, lost, slog.Any("error", err))
+			}
+		})
+	}
+	before := end.Add(-metricsFlush - leaveBehind)
+	within(before, "records were still waiting to be written", p.sinks.close)
+	if p.telemetry != nil {
+		within(before, "spans were still waiting to be exported", p.telemetry.ShutdownTraces)
+		told.Wait()
+		within(end, "telemetry was still waiting to be exported", p.telemetry.Shutdown)
+	}
+	told.Wait()
+}
+
+// checkTimeout is how long Check waits for an identity of the Workload API.
+const checkTimeout = 4 * time.Second
 
 // Check reads what Open reads and opens nothing, so it may run beside the process
 // that serves.
 func Check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
 	p := &Process{cfg: cfg, opts: opts}
 	defer p.sources.close()
-	read, err := p.read(ctx)
-	if err != nil {
+	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {
+		return gateway.Checked{}, err
+	}
+	read := p.config()
+	p.sources.identityTimeout = checkTimeout
+	if err := p.sources.open(ctx, &cfg, &read); err != nil {
 		return gateway.Checked{}, err
 	}
 	resolver, err := resolve.New(cfg.Resolver)

@@ -104,21 +104,21 @@ func (s *sinks) reopen() {
 	}
 }
 
-// close ends the recorder, once it has written what waits, and then the files.
-func (s *sinks) close(ctx context.Context, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-	defer cancel()
+// close ends the recorder, once it has written what waits, and then the files. After
+// an error of the recorder somebody may be writing to a file, for ever.
+func (s *sinks) close(ctx context.Context) error {
 	if s.recorder != nil {
 		if err := s.recorder.Close(ctx); err != nil {
-			log.ErrorContext(ctx, "records were still waiting to be written", slog.Any("error", err))
-			return // somebody may be writing to a file, for ever
+			return err
 		}
 	}
+	var errs []error
 	for _, f := range s.files {
 		if err := f.Close(); err != nil {
-			log.ErrorContext(ctx, "closing a record file", slog.Any("error", err))
+			errs = append(errs, fmt.Errorf("closing a record file: %w", err))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // denials is what "only: denials" keeps: decisions that are not allowed (an

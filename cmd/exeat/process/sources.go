@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -16,8 +18,14 @@ import (
 
 // sources are what a gateway reads and follows.
 type sources struct {
-	log      *slog.Logger
-	reloads  identityReloads
+	log     *slog.Logger
+	reloads identityReloads
+	// identityTimeout bounds the wait for an identity of the Workload API; zero means
+	// as long as ctx lasts.
+	identityTimeout time.Duration
+	// waitFor is called with what the start waits for from now on.
+	waitFor func(what string)
+
 	identity gateway.IdentitySource // nil without an identity
 	agent    *identityAgent         // the same, if it comes from the Workload API
 	webs     []*webCertificate
@@ -37,6 +45,20 @@ type webCertificate struct {
 // an error.
 func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	s.log = to.Log
+	if s.waitFor == nil {
+		s.waitFor = func(string) {}
+	}
+	// The identity comes behind what can be wrong without it.
+	for _, l := range cfg.Listeners {
+		if l.WebCertificate != "" {
+			s.waitFor("the web certificate " + l.WebCertificate + " is read")
+			var err error
+			if l.Web, err = s.openWeb(l.WebCertificate, l.WebKey); err != nil {
+				return fmt.Errorf("listener %s: %w", l.Name, err)
+			}
+		}
+		to.Listeners = append(to.Listeners, l.Listener)
+	}
 	if err := s.openIdentity(ctx, cfg, to); err != nil {
 		return err
 	}
@@ -45,19 +67,12 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 	if to.Identity != nil {
 		own = to.Identity.Snapshot().TrustDomain()
 	}
+	s.waitFor("the policy is read: " + strings.Join(cfg.Policy, ", "))
 	policy, err := openPolicyFiles(ctx, cfg.Policy, cfg.PolicyPoll, own, s.log)
 	if err != nil {
 		return err
 	}
 	to.Policy, s.files = policy, append(s.files, policy.watching)
-	for _, l := range cfg.Listeners {
-		if l.WebCertificate != "" {
-			if l.Web, err = s.openWeb(l.WebCertificate, l.WebKey); err != nil {
-				return fmt.Errorf("listener %s: %w", l.Name, err)
-			}
-		}
-		to.Listeners = append(to.Listeners, l.Listener)
-	}
 	return nil
 }
 
@@ -65,12 +80,13 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	switch {
 	case cfg.WorkloadAPI != "":
-		agent, err := openIdentityAgent(ctx, cfg.WorkloadAPI, &s.reloads, s.log)
+		agent, err := s.openAgent(ctx, cfg.WorkloadAPI)
 		if err != nil {
 			return err
 		}
 		s.agent, to.Identity = agent, agent
 	case cfg.Identity != nil:
+		s.waitFor("the identity is read: " + strings.Join(identityPaths(*cfg.Identity), ", "))
 		files, err := openIdentityFiles(*cfg.Identity, &s.reloads, s.log)
 		if err != nil {
 			return err

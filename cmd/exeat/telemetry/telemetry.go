@@ -132,6 +132,10 @@ func (t *Telemetry) HandleErrors(err error) {
 	t.cfg.Failing(SignalSDK, err)
 }
 
+// ShutdownTraces flushes spans until ctx is done, before Shutdown, which has nothing
+// left to do with them then.
+func (t *Telemetry) ShutdownTraces(ctx context.Context) error { return t.traces.provider.Shutdown(ctx) }
+
 // Shutdown flushes everything until ctx is done: metrics last, so that they
 // count what became of the rest.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
