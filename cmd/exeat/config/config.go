@@ -30,7 +30,7 @@ import (
 // The defaults that no other package has.
 const (
 	defaultDrainDelay   = 5 * time.Second
-	defaultDrainTimeout = 30 * time.Second
+	defaultDrainTimeout = 15 * time.Second
 )
 
 // Config is a whole configuration. Paths are absolute or relative to the

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/limit"
+	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -245,6 +247,11 @@ func TestMistakes(t *testing.T) {
 		{"hosts with a name below localhost", minimal + "resolver: {hosts: {a.localhost: 127.0.0.1}}\n", "a.localhost is always 127.0.0.1 and ::1"},
 		{"servers for localhost", minimal + "resolver: {groups: [{suffixes: a.localhost, servers: 10.0.0.1}]}\n", "no server is asked for a.localhost"},
 		{"hosts without an address", minimal + "resolver: {hosts: {a.example: b}}\n", `"b" is no IP address`},
+		{"two listeners at one address", listener("{name: a, address: 127.0.0.1:1}\n  - {name: b, address: 127.0.0.1:1}"), "e.yaml:6:24: address: 127.0.0.1:1 is taken by listener a at 127.0.0.1:1"},
+		{"a listener at an address of another one", listener("{name: a, address: 127.0.0.1:1}\n  - {name: b, address: '[::]:1'}"), "[::]:1 is taken by listener a"},
+		{"the admin listener where another one is", listener("{name: a, address: '0.0.0.0:1'}") + "admin: {address: 127.0.0.1:1}\n", "127.0.0.1:1 is taken by listener a at 0.0.0.0:1"},
+		{"two listeners at one socket", listener(`{name: a, address: "unix:/r/../s"}` + "\n" + `  - {name: b, address: "unix:/s"}`), "unix:/s is taken by listener a"},
+		{"a socket with a long path", listener(`{name: a, address: "unix:/` + strings.Repeat("s", 107) + `"}`), "has 108 bytes, and that of a unix socket at most 107"},
 		{"a time of zero", minimal + "timeouts: {head: 0s}\n", "above zero"},
 		{"a time without unit", minimal + "timeouts: {head: 10}\n", "duration with its unit"},
 		{"a limit of nothing", minimal + "limits: {tunnels: 0}\n", "e.yaml:5:"},
@@ -313,5 +320,38 @@ func TestLoadNamesTheFile(t *testing.T) {
 	_, err := Load(t.TempDir() + "/none.yaml")
 	if err == nil || !os.IsNotExist(err) && !strings.Contains(err.Error(), "none.yaml") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestExclude asks the system, too: what the configuration refuses, it would refuse,
+// and nothing else.
+func TestExclude(t *testing.T) {
+	hosts := []string{"127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]"}
+	for _, a := range hosts {
+		for _, b := range hosts {
+			first, err := listen.TCP(t.Context(), a+":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, port, err := net.SplitHostPort(first.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			second, err := listen.TCP(t.Context(), b+":"+port)
+			if got := exclude(a+":"+port, b+":"+port); got != (err != nil) {
+				t.Errorf("%s and %s exclude each other: %v, and the system says %v", a, b, got, err)
+			}
+			if err == nil {
+				_ = second.Close()
+			}
+			_ = first.Close()
+		}
+	}
+	for _, pair := range [][2]string{
+		{"127.0.0.1:0", "127.0.0.1:0"}, {"127.0.0.1:1", "127.0.0.1:2"}, {"unix:/a", "unix:/b"}, {"unix:/a", "127.0.0.1:1"},
+	} {
+		if exclude(pair[0], pair[1]) {
+			t.Errorf("%s and %s exclude each other", pair[0], pair[1])
+		}
 	}
 }

@@ -50,6 +50,7 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 	if (l.Identity == gateway.Fixed) != (there["id"] != nil) {
 		n.Errorf("id goes with identity: fixed, which needs it")
 	}
+	p.occupy(there["address"], l.Name, l.Address)
 	l.check(n)
 	return l
 }
@@ -102,27 +103,6 @@ func (l *Listener) check(n *strictyaml.Node) {
 func isLoopback(address string) bool {
 	ap, err := netip.ParseAddrPort(address)
 	return err == nil && ap.Addr().IsLoopback()
-}
-
-// address is HOST:PORT with a literal host, so that nothing depends on a name
-// being looked up at start; port 0 asks for a free one.
-func (d directory) address(n *strictyaml.Node) string {
-	text, ok := n.Text()
-	if !ok {
-		return ""
-	}
-	if path, unix := strings.CutPrefix(text, "unix:"); unix {
-		if path == "" {
-			n.Errorf("the path is missing: write unix:/path")
-			return ""
-		}
-		return "unix:" + d.join(path)
-	}
-	if _, err := netip.ParseAddrPort(text); err != nil {
-		n.Errorf("%q is no address: write an IP address and a port such as 127.0.0.1:8443, or unix:/path", text)
-		return ""
-	}
-	return text
 }
 
 func spiffeID(n *strictyaml.Node) spiffeid.ID {

@@ -18,6 +18,8 @@ type parser struct {
 	Config
 	dir  directory
 	errs strictyaml.Errors
+
+	occupied []occupied // addresses of the listeners so far
 }
 
 // Parse reads a configuration from memory; path names it in errors and is what
@@ -154,7 +156,9 @@ func (p *parser) admin(n *strictyaml.Node) {
 	p.Gateway.Admin.Address = p.dir.address(n)
 	if strings.HasPrefix(p.Gateway.Admin.Address, "unix:") {
 		n.Errorf("probes and scrapers speak TCP: write an IP address and a port")
+		return
 	}
+	p.occupy(n, adminListener, p.Gateway.Admin.Address)
 }
 
 func (p *parser) disclosure(n *strictyaml.Node) {
