@@ -33,7 +33,8 @@ const (
 // draining is the stage of a server and the connections that are told of the next
 // one. The zero value serves.
 type draining struct {
-	now atomic.Int32 // a stage; written with mu held
+	now   atomic.Int32 // a stage; written with mu held
+	since time.Time    // when it ceased to serve; written before now
 
 	mu          sync.Mutex
 	last        int
@@ -42,6 +43,15 @@ type draining struct {
 
 // stage returns the stage of now.
 func (d *draining) stage() stage { return stage(d.now.Load()) }
+
+// until returns when reading ends from a connection that began at a time. It must be
+// called only when the stage is no longer serving.
+func (d *draining) until(began time.Time) time.Time {
+	if began.Before(d.since) {
+		began = d.since
+	}
+	return began.Add(drainingTime)
+}
 
 // add takes up a connection, which is told of the stage of now unless that is
 // serving, and of every later one. It returns what forgets the connection.
@@ -70,6 +80,9 @@ func (d *draining) advance(to stage) {
 	defer d.mu.Unlock()
 	if d.stage() >= to {
 		return
+	}
+	if d.stage() == serving {
+		d.since = time.Now()
 	}
 	d.now.Store(int32(to))
 	for _, tell := range d.connections {

@@ -68,6 +68,7 @@ type options struct {
 	names       int // bound of distinct names; 0: the default
 	audit       audit.Config
 	drain       time.Duration // for what is under way when the gateway is stopped
+	log         slog.Handler // nil: nobody is told
 	noPolicy    bool
 	resolves    bool               // requests are resolved, too, and may go to an address that was told
 	unmapped    bool               // only 127.0.0.1 stands for somebody
@@ -155,7 +156,7 @@ func newGateway(t *testing.T, o options) *gateway {
 		delete(opened[1].Sources, netip.MustParsePrefix("127.0.0.0/8"))
 	}
 	g.Gateway = open(t, gw.Config{
-		Policy: g.policies, Identity: gatewaytest.NewIdentity(g.snapshot(t)), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
+		Policy: g.policies, Identity: gatewaytest.NewIdentity(g.snapshot(t)), Recorder: g.recorder, Log: slog.New(cmp.Or[slog.Handler](o.log, slog.DiscardHandler)),
 		Resolver:      resolved,
 		Listeners:     opened,
 		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },

@@ -20,7 +20,7 @@ import (
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	defer s.enter(conn)()
 	t := &stream{
-		server: s, conn: conn, origin: origin{listener: conn.Listener, wire: wireTCP, prefix: 2},
+		server: s, conn: conn, began: time.Now(), origin: origin{listener: conn.Listener, wire: wireTCP, prefix: 2},
 		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
 	}
 	if _, secure := conn.Conn.(*tls.Conn); secure {
@@ -71,7 +71,7 @@ type stream struct {
 	server *Server
 	conn   *listen.Conn
 	origin
-	until time.Time      // when reading ends, of a server that drains; zero before
+	began time.Time
 	slots chan struct{}  // one taken for each query until its response is written
 	out   chan *exchange // has room for as many
 }
@@ -160,10 +160,7 @@ func (t *stream) rest(r *bufio.Reader) bool {
 	for {
 		at, deadline := t.server.draining.stage(), time.Now().Add(idleTimeout)
 		if at != serving {
-			if t.until.IsZero() {
-				t.until = time.Now().Add(drainingTime)
-			}
-			deadline = t.until
+			deadline = t.server.draining.until(t.began)
 		}
 		switch {
 		case at == ended && r.Buffered() == 0, t.conn.SetReadDeadline(deadline) != nil:

@@ -20,11 +20,18 @@ import (
 // has returned.
 func inBubble(t *testing.T, cfg front.Config, h front.Handler) (c net.Conn, ended <-chan ending) {
 	t.Helper()
-	c, theirs := net.Pipe()
+	near, ended := inBubbleOf(t, front.NewH1(cfg), h)
+	return near.Conn, ended
+}
+
+// inBubbleOf does so for a front that the test has made.
+func inBubbleOf(t *testing.T, h1 *front.H1, h front.Handler) (c *client, ended <-chan ending) {
+	t.Helper()
+	near, theirs := net.Pipe()
 	done := make(chan ending, 1)
-	go func() { done <- serveOne(t.Context(), front.NewH1(cfg), theirs, h, nil) }()
-	t.Cleanup(func() { _ = c.Close() })
-	return c, done
+	go func() { done <- serveOne(t.Context(), h1, theirs, h, nil) }()
+	t.Cleanup(func() { _ = near.Close() })
+	return newClient(near), done
 }
 
 // TestHowLongAHeadMayTake: nothing is asked of a connection that stays silent, and

@@ -139,8 +139,10 @@ func (s *site) dial(t *testing.T) *client {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	return &client{conn, bufio.NewReader(conn)}
+	return newClient(conn)
 }
+
+func newClient(conn net.Conn) *client { return &client{conn, bufio.NewReader(conn)} }
 
 func (c *client) send(t *testing.T, text string) {
 	t.Helper()
@@ -167,9 +169,15 @@ func (c *client) ask(t *testing.T, text string) *answer {
 	t.Helper()
 	c.send(t, text)
 	method, _, _ := strings.Cut(text, " ")
+	return c.read(t, method)
+}
+
+// read reads the answer to a method.
+func (c *client) read(t *testing.T, method string) *answer {
+	t.Helper()
 	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
 	if err != nil {
-		t.Fatalf("no answer to %.40q: %v", text, err)
+		t.Fatalf("no answer to %s: %v", method, err)
 	}
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {

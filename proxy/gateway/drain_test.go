@@ -60,8 +60,9 @@ func awaitClosed(t *testing.T, at net.Addr) {
 }
 
 // TestTheOrderOfTheEnd: the gateway goes on when it is told to end, and says so to
-// probes; then it answers 503, then it stops accepting, and tunnels may finish. What
-// comes into force until then is obeyed.
+// probes, and to clients in the last answer of each connection; those at rest end.
+// Then it answers 503, then it stops accepting, and tunnels may finish. What comes
+// into force until then is obeyed.
 func TestTheOrderOfTheEnd(t *testing.T) {
 	port := newOrigin(t)
 	log := pausing{make(chan struct{}, 1), make(chan struct{})}
@@ -91,14 +92,25 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 	if status, text := r.ready(t); status != http.StatusServiceUnavailable || !strings.Contains(text, "draining") {
 		t.Errorf("while load balancers notice: ready %d %q", status, text)
 	}
-	if got := r.call(t).ask(t, http.MethodGet, "a.example:"+port); got != http.StatusOK {
+	for host, want := range map[string]int{"a.example:" + port: http.StatusOK, "denied.test:80": http.StatusForbidden} {
+		if got, last := r.call(t).get(t, host); got != want || !last {
+			t.Errorf("while load balancers notice: answered %d, the last: %v; want %d", got, last, want)
+		}
+	}
+	if rest, err := io.ReadAll(resting.reader); len(rest) > 0 || err != nil {
+		t.Errorf("a connection at rest got %q, %v", rest, err)
+	}
+	silent := r.call(t)
+	opened := r.call(t) // when this one is answered, the one before was accepted, too
+	if got := opened.ask(t, http.MethodConnect, "opened.example:"+port); got != http.StatusOK || opened.echo() != nil {
 		t.Errorf("while load balancers notice: answered %d", got)
 	}
+	_ = opened.Close()
 	proceed()
 
 	awaitClosed(t, r.Listening()[0].Addr)
-	if got := resting.ask(t, http.MethodGet, "a.example:"+port); got != http.StatusServiceUnavailable {
-		t.Errorf("while tunnels finish: answered %d", got)
+	if got, last := silent.get(t, "a.example:"+port); got != http.StatusServiceUnavailable || !last {
+		t.Errorf("while tunnels finish: answered %d, the last: %v", got, last)
 	}
 	if status, _ := r.ready(t); status != http.StatusServiceUnavailable {
 		t.Errorf("while tunnels finish: ready %d", status)
@@ -134,6 +146,7 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 			ends[rec.Dest.Host.String()] = rec.CloseReason
 		}
 	}
+	delete(ends, "opened.example")
 	if len(ends) != 2 || ends["stays.example"] != tunnel.Client || ends["goes.example"] != tunnel.Revoked {
 		t.Errorf("ends %v", ends)
 	}
@@ -173,5 +186,73 @@ func TestARestingConnectionDoesNotKeepTheGateway(t *testing.T) {
 	case <-served:
 	case <-time.After(patience):
 		t.Fatal("it does not end")
+	}
+}
+
+// TestWhatIsEndedIsAnswered: a request that is being dialled when the time to drain is
+// over has its 503, as the last answer of its connection, and a record of that.
+func TestWhatIsEndedIsAnswered(t *testing.T) {
+	const requests = 20
+	dialling := make(chan struct{}, requests)
+	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
+		c.Resolver.Resolve = func(ctx context.Context, _ *allowlist.Decision) ([]allowlist.Resolved, error) {
+			dialling <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	})
+	stop, served := r.serve(t)
+	r.next(t, audit.EventPolicyReload)
+	callers := make([]*caller, requests)
+	for i := range callers {
+		callers[i] = r.call(t)
+		method := http.MethodConnect
+		target := "a.example:443"
+		if i%2 == 0 {
+			method, target = http.MethodGet, "http://a.example/"
+		}
+		if _, err := io.WriteString(callers[i], method+" "+target+" HTTP/1.1\r\nHost: a.example\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-dialling
+	}
+	stop()
+	<-served
+	for i, c := range callers {
+		resp, err := http.ReadResponse(c.reader, nil)
+		if err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+		if resp.StatusCode != http.StatusServiceUnavailable || !resp.Close || !strings.Contains(resp.Header.Get("Proxy-Status"), "reason=draining") {
+			t.Errorf("request %d: %s %v", i, resp.Status, resp.Header)
+		}
+	}
+	answered := 0
+	for _, rec := range r.rest(t) {
+		if rec.Event == audit.EventDecision && rec.Reason == allowlist.Draining && rec.Status == http.StatusServiceUnavailable {
+			answered++
+		}
+	}
+	if answered != requests {
+		t.Errorf("%d records of an answer, want %d", answered, requests)
+	}
+}
+
+// TestAClientThatDoesNotReadItsLastAnswer keeps the gateway no longer than there is
+// time for it.
+func TestAClientThatDoesNotReadItsLastAnswer(t *testing.T) {
+	r := newRig(t, allowing("one", to("a.example")), nil)
+	stop, served := r.serve(t)
+	c := r.call(t)
+	if _, err := io.WriteString(c, "GET http://b.example/ HTTP/1.1\r\nHost: b.example\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.next(t, audit.EventPolicyReload)
+	r.next(t, audit.EventDecision)
+	begin := time.Now() // it lingers behind its answer, since the client stays
+	stop()
+	<-served
+	if took := time.Since(begin); took > LastAnswers+patience/2 {
+		t.Errorf("it ended after %s", took)
 	}
 }

@@ -316,6 +316,23 @@ func (c *caller) ask(t *testing.T, method, authority string) int {
 	return resp.StatusCode
 }
 
+// get sends a GET to an authority, and returns the status of the answer and whether
+// it is the last one of the connection.
+func (c *caller) get(t *testing.T, authority string) (status int, last bool) {
+	t.Helper()
+	if _, err := io.WriteString(c, "GET http://"+authority+"/ HTTP/1.1\r\nHost: "+authority+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(c.reader, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Close
+}
+
 // newOrigin is a server at a port of loopback. It answers requests, and sends back
 // what else it gets.
 func newOrigin(t *testing.T) (port string) {

@@ -1,0 +1,151 @@
+package dns
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/exeat-dev/exeat/proxy/listen"
+)
+
+// drainingClient is a connection to a server in a bubble that asks for one name.
+type drainingClient struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+// overStream and overHTTP ask and return whether the connection is said to end.
+func (c *drainingClient) overStream(t *testing.T) (last bool) {
+	t.Helper()
+	if _, err := c.Write(framed(packetOf("allowed.example", mdns.TypeA, false))); err != nil {
+		t.Fatal(err)
+	}
+	var size uint16
+	if err := binary.Read(c.reader, binary.BigEndian, &size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.reader.Discard(int(size)); err != nil {
+		t.Fatal(err)
+	}
+	return false
+}
+
+func (c *drainingClient) overHTTP(t *testing.T) (last bool) {
+	t.Helper()
+	req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, "http://gateway.example"+DoHPath, bytes.NewReader(packetOf("allowed.example", mdns.TypeA, false))))
+	req.Header.Set("Content-Type", dnsMessage)
+	if err := req.Write(c); err != nil {
+		t.Fatal(err)
+	}
+	resp := must(http.ReadResponse(c.reader, req))
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("answered %s, %v", resp.Status, err)
+	}
+	return resp.Close
+}
+
+// TestBeginDrain: a connection is served for a second more, whether it was there
+// before or comes later, and then ends. An answer over HTTP/1.1 says that it is the
+// last one. Behind Drain nothing is answered that comes later.
+func TestBeginDrain(t *testing.T) {
+	for wire, row := range map[string]struct {
+		serve func(*Server, *testing.T, net.Conn)
+		ask   func(*drainingClient, *testing.T) (last bool)
+		lasts bool // an answer in a drain is the last one
+	}{
+		"stream": {func(s *Server, t *testing.T, end net.Conn) {
+			s.ServeStream(t.Context(), &listen.Conn{Conn: end, Caller: sidecar(), Listener: "test"})
+		}, (*drainingClient).overStream, false},
+		"HTTP/1.1": {func(s *Server, t *testing.T, end net.Conn) {
+			s.ServeDoH(t.Context(), &listen.Conn{Conn: end, Caller: sidecar(), Listener: "test"})
+		}, (*drainingClient).overHTTP, true},
+	} {
+		dial := func(t *testing.T, s *Server) *drainingClient {
+			near, far := net.Pipe()
+			go func() {
+				defer far.Close()
+				row.serve(s, t, far)
+			}()
+			t.Cleanup(func() { _ = near.Close() })
+			return &drainingClient{near, bufio.NewReader(near)}
+		}
+		ends := func(t *testing.T, name string, c *drainingClient, want time.Duration) {
+			t.Helper()
+			begin := time.Now()
+			if rest, err := io.ReadAll(c.reader); len(rest) > 0 || err != nil || time.Since(begin) != want {
+				t.Errorf("%s: after %s came %q, %v; want the end after %s", name, time.Since(begin), rest, err, want)
+			}
+		}
+		t.Run(wire, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newServer(t, nil)
+				rests, asks := dial(t, s), dial(t, s)
+				for _, c := range []*drainingClient{rests, asks} {
+					if row.ask(c, t) {
+						t.Error("an answer before the drain is the last one")
+					}
+				}
+				synctest.Wait()
+				s.BeginDrain()
+				time.Sleep(drainingTime * 9 / 10)
+				if last := row.ask(asks, t); last != row.lasts {
+					t.Errorf("an answer in the drain is the last one: %v", last)
+				}
+				left := drainingTime / 10
+				if row.lasts {
+					left = 0
+				}
+				ends(t, "it asks", asks, left)
+				ends(t, "it rests", rests, drainingTime/10-left)
+
+				later := dial(t, s)
+				time.Sleep(drainingTime / 2)
+				if last := row.ask(later, t); last != row.lasts {
+					t.Errorf("an answer to one that comes later is the last one: %v", last)
+				}
+				left = drainingTime / 2
+				if row.lasts {
+					left = 0
+				}
+				ends(t, "it comes later", later, left)
+
+				s.Drain()
+				ends(t, "it comes too late", dial(t, s), 0)
+			})
+		})
+	}
+}
+
+// TestADrainLosesNothingThatCame: queries that were read from the client before
+// Drain are answered although they are looked at only afterwards.
+func TestADrainLosesNothingThatCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, nil)
+		s.cfg.Limits.PerStream = 1
+		client, ended := bubble(t, s)
+		one := framed(packetOf("allowed.example", mdns.TypeA, false))
+		if _, err := client.Write(bytes.Repeat(one, 3)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the first answer waits to be read, and nobody looks at the rest
+		s.Drain()
+		raw, err := io.ReadAll(client)
+		answers := 0
+		for len(raw) > 2 {
+			raw = raw[2+binary.BigEndian.Uint16(raw):]
+			answers++
+		}
+		if answers != 3 || err != nil {
+			t.Errorf("%d answers, %v; want 3", answers, err)
+		}
+		<-ended
+	})
+}

@@ -1,0 +1,63 @@
+package dns_test
+
+import (
+	"context"
+	"encoding/base64"
+	"log/slog"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/exeat-dev/exeat/proxy/dns"
+)
+
+// pausing is a log that stops whoever says that the gateway drains, until the test
+// lets it go on.
+type pausing struct{ begun, proceed chan struct{} }
+
+func (*pausing) Enabled(context.Context, slog.Level) bool { return true }
+func (p *pausing) WithAttrs([]slog.Attr) slog.Handler     { return p }
+func (p *pausing) WithGroup(string) slog.Handler          { return p }
+
+func (p *pausing) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "draining" {
+		close(p.begun)
+		<-p.proceed
+	}
+	return nil
+}
+
+// TestADrainOverHTTP2: an answer while load balancers notice the drain says that no
+// other stream may follow, on a connection that was there before and on one that
+// comes later.
+func TestADrainOverHTTP2(t *testing.T) {
+	log := &pausing{make(chan struct{}), make(chan struct{})}
+	proceed := sync.OnceFunc(func() { close(log.proceed) })
+	g := newGateway(t, options{log: log})
+	t.Cleanup(proceed)
+	query := []string{
+		":method", "GET", ":scheme", "https", ":authority", "gateway.example",
+		":path", dns.DoHPath + "?dns=" + base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack())),
+	}
+	before := g.frames(t, "sidecar")
+	if err := before.request(query...); err != nil {
+		t.Fatal(err)
+	}
+	before.until(t, http2.FrameData)
+	g.stop()
+	<-log.begun
+	for name, f := range map[string]*framer{"later": g.frames(t, "sidecar"), "before": before} {
+		sent := f.request(query...)
+		answered, last := false, false
+		for !last || name == "later" && !answered {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				t.Fatalf("%s: asked: %v, answered: %v, the last: %v, %v", name, sent, answered, last, err)
+			}
+			answered = answered || frame.Header().Type == http2.FrameData
+			last = last || frame.Header().Type == http2.FrameGoAway
+		}
+	}
+	proceed()
+}
