@@ -82,9 +82,7 @@ func serve(cmd *cobra.Command, path string) error {
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(p.HandleErrors))
 	for _, l := range p.Listening() {
-		if l.Name != gateway.AdminName { // it has been listening all along, and was said to
-			log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
-		}
+		log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
 	}
 	p.Serve(ctx, hangup)
 	return nil

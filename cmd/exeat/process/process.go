@@ -104,6 +104,9 @@ func (p *Process) open(ctx context.Context) error {
 	}
 	cfg := p.config()
 	cfg.Admin.Opened = p.starting.opened()
+	if p.cfg.WorkloadAPI != "" {
+		p.starting.say(ctx, p.opts.Log)
+	}
 	p.sources.waitFor = p.starting.waitFor
 	err := p.sources.open(ctx, &p.cfg, &cfg)
 	if err != nil {

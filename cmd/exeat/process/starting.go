@@ -42,13 +42,19 @@ func (s *starting) open(ctx context.Context, cfg *gateway.Admin, log *slog.Logge
 	s.mu.Lock()
 	s.admin = server
 	s.mu.Unlock()
-	log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", gateway.AdminName), slog.String("address", server.Addr().String()))
 	s.serving.Go(func() {
 		if err := server.Serve(); err != nil {
 			log.LogAttrs(ctx, slog.LevelError, "the admin listener stopped", slog.Any("error", err))
 		}
 	})
 	return nil
+}
+
+// say logs where probes are answered while the start waits.
+func (s *starting) say(ctx context.Context, log *slog.Logger) {
+	if server := s.opened(); server != nil {
+		log.LogAttrs(ctx, slog.LevelInfo, "answering probes", slog.String("address", server.Addr().String()))
+	}
 }
 
 // opened returns the admin listener; nil if there is none.
