@@ -275,7 +275,7 @@ func (p *Process) flush(ctx context.Context, end time.Time) {
 }
 
 // checkTimeout is how long Check waits for an identity of the Workload API.
-const checkTimeout = 4 * time.Second
+const checkTimeout = 3 * time.Second
 
 // Check reads what Open reads and opens nothing, so it may run beside the process
 // that serves.
