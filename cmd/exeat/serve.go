@@ -25,9 +25,13 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the gateway",
-		Long: `Run the gateway until it is told to stop (SIGINT or SIGTERM). It then answers
-new requests with 503 draining, lets tunnels finish for a while, and ends. A
-second signal ends it at once.
+		Long: `Run the gateway until it is told to stop (SIGINT or SIGTERM). It then serves
+on for drain_delay, with answers that close their connections, answers new
+requests with 503 draining, lets tunnels finish for drain_timeout, and flushes
+records and spans for at most 5 s. A second signal ends it at once.
+
+Probes are answered from the beginning, also while the start waits for an identity
+of the Workload API; a signal to stop meanwhile ends it with exit code 0.
 
 Policy, identity and web certificates are followed as they change; SIGHUP reads
 them again at once. What is wrong changes nothing and is logged.
@@ -37,8 +41,8 @@ file; the gateway's own log goes to standard error. It serves on when nobody
 reads them any more: what is lost is counted, and said by /readyz.
 
 With --check nothing is opened: configuration, identity, certificates and policy
-are read as at a start, and what is wrong with them is said. It may run beside
-the gateway that serves. An identity that a listener gives its callers, and that
+are read as at a start, and what is wrong with them is said. A Workload API that
+gives no identity within 3 s is wrong. It may run beside the gateway that serves. An identity that a listener gives its callers, and that
 the policy refuses whatever they ask for, is a warning, and so are more
 connections than there are file descriptors for: the exit code stays 0.
 

@@ -9,24 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/gateway"
 	"github.com/exeat-dev/exeat/proxy/resolve"
-)
-
-// The times of the end, once the time to drain is over. The whole of it and the
-// defaults of drain_delay and drain_timeout are less than the 30 s that Kubernetes
-// gives a pod.
-const (
-	endTimeout   = 5 * time.Second        // all of it
-	flushTimeout = 3 * time.Second        // what records, spans, metrics and the log have of it at least
-	metricsFlush = 500 * time.Millisecond // what metrics have of that, behind records and spans, which they count
-	logReserve   = 500 * time.Millisecond // what the log has of that, last
 )
 
 // Options are what a process has besides its configuration. Stdout, Getenv and Log
@@ -76,8 +64,8 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 		if p.gateway != nil {
 			p.gateway.Close()
 		}
-		p.closeSources()
-		p.flush(context.WithoutCancel(ctx), time.Now().Add(flushTimeout))
+		closeSources(p)
+		flush(context.WithoutCancel(ctx), p, time.Now().Add(flushTimeout))
 		return nil, err
 	})
 	if err != nil {
@@ -87,10 +75,10 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 }
 
 func (p *Process) open(ctx context.Context) error {
+	p.starting.waitFor("the listeners are tried")
 	if err := p.starting.open(ctx, &p.cfg.Gateway.Admin, p.opts.Log); err != nil {
 		return err
 	}
-	p.starting.waitFor("the listeners are tried")
 	if err := tryListeners(ctx, p.cfg.Listeners); err != nil {
 		return err
 	}
@@ -98,16 +86,18 @@ func (p *Process) open(ctx context.Context) error {
 	if err := checkExports(ctx, &p.cfg, p.opts.Getenv, http.ProxyFromEnvironment); err != nil {
 		return err
 	}
+	cfg := p.config(p.starting.waitFor)
+	cfg.Admin.Opened = p.starting.opened()
+	if err := p.sources.openListeners(&p.cfg, &cfg); err != nil {
+		return err
+	}
 	p.starting.waitFor("the sinks of records are opened")
 	if err := p.openEvidence(ctx); err != nil {
 		return err
 	}
-	cfg := p.config()
-	cfg.Admin.Opened = p.starting.opened()
 	if p.cfg.WorkloadAPI != "" {
 		p.starting.say(ctx, p.opts.Log)
 	}
-	p.sources.waitFor = p.starting.waitFor
 	err := p.sources.open(ctx, &p.cfg, &cfg)
 	if err != nil {
 		return err
@@ -134,8 +124,10 @@ func (p *Process) open(ctx context.Context) error {
 	return p.observe()
 }
 
-// config returns what a gateway is told, but for its parts and listeners.
-func (p *Process) config() gateway.Config {
+// config returns what a gateway is told, but for its parts and listeners. The sources
+// of these tell waitFor what is waited for.
+func (p *Process) config(waitFor func(what string)) gateway.Config {
+	p.sources.log, p.sources.waitFor = p.opts.Log, waitFor
 	cfg := p.cfg.Gateway
 	cfg.Log, cfg.HostAddresses, cfg.Inspect = p.opts.Log, config.HostAddresses, p.cfg.Resolver.Inspect
 	return cfg
@@ -174,59 +166,6 @@ func (p *Process) Listening() []gateway.Listening { return p.gateway.Listening()
 // HandleErrors is for what the SDK of OpenTelemetry has to say.
 func (p *Process) HandleErrors(err error) { p.telemetry.HandleErrors(err) }
 
-// Serve serves until ctx is done, drains, and then flushes records and spans; see
-// gateway.Gateway. A signal on hangup, which may be nil, reads everything again.
-// From the end of ctx it takes drain delay, drain timeout and endTimeout at most,
-// whatever hangs: what has not ended then is left behind. The process cannot be used
-// any more afterwards.
-func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		p.serve(ctx, hangup)
-	}()
-	<-ctx.Done()
-	end := time.Now().Add(p.cfg.Gateway.DrainDelay + p.cfg.Gateway.DrainTimeout + endTimeout)
-	if !isClosedBy(served, end.Add(-flushTimeout)) {
-		p.opts.Log.ErrorContext(ctx, "something does not end, such as the reading of a file, and is left behind")
-	}
-	if latest := time.Now().Add(endTimeout); latest.Before(end) {
-		end = latest
-	}
-	p.flush(context.WithoutCancel(ctx), end)
-	stats := p.sinks.recorder.Stats()
-	p.opts.Log.InfoContext(ctx, "stopped", slog.Uint64("records", stats.Made),
-		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", p.gateway.Stats().Panics))
-}
-
-// serve serves the gateway and follows what it reads until ctx is done and it has
-// drained.
-func (p *Process) serve(ctx context.Context, hangup <-chan os.Signal) {
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var following sync.WaitGroup
-	following.Go(func() { giveBack(background, debug.FreeOSMemory) })
-	following.Go(func() { p.sources.followWebs(background) })
-	following.Go(func() { p.reloadOn(background, hangup) })
-	following.Go(func() { p.followFiles(background, &p.bounds, fileLimit) })
-	p.gateway.Serve(ctx)
-	stop()
-	following.Wait()
-	p.starting.close()
-	p.closeSources()
-}
-
-// isClosedBy reports whether a channel is closed, for which it waits until a time.
-func isClosedBy(c <-chan struct{}, end time.Time) bool {
-	late := time.NewTimer(time.Until(end))
-	defer late.Stop()
-	select {
-	case <-c:
-		return true
-	case <-late.C:
-		return false
-	}
-}
-
 // reloadOn reads everything again after each signal.
 func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 	for {
@@ -241,39 +180,6 @@ func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// closeSources ends what open began to read.
-func (p *Process) closeSources() {
-	if p.resolver != nil {
-		p.resolver.Close()
-	}
-	p.sources.close()
-}
-
-// flush ends what open began to write, by a time: records and spans together, so
-// that a sink that is dead takes nothing from the spans, and metrics behind them,
-// which count what became of both. What hangs is left behind.
-func (p *Process) flush(ctx context.Context, end time.Time) {
-	end = end.Add(-logReserve - leaveBehind)
-	var told sync.WaitGroup
-	within := func(end time.Time, lost string, flush func(context.Context) error) {
-		told.Go(func() {
-			ctx, cancel := context.WithDeadline(ctx, end)
-			defer cancel()
-			if _, err := Until(ctx, func() (struct{}, error) { return struct{}{}, flush(ctx) }); err != nil {
-				p.opts.Log.ErrorContext(ctx, lost, slog.Any("error", err))
-			}
-		})
-	}
-	before := end.Add(-metricsFlush - leaveBehind)
-	within(before, "records were still waiting to be written", p.sinks.close)
-	if p.telemetry != nil {
-		within(before, "spans were still waiting to be exported", p.telemetry.ShutdownTraces)
-		told.Wait()
-		within(end, "telemetry was still waiting to be exported", p.telemetry.Shutdown)
-	}
-	told.Wait()
-}
-
 // checkTimeout is how long Check waits for an identity of the Workload API.
 const checkTimeout = 3 * time.Second
 
@@ -285,8 +191,11 @@ func Check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {
 		return gateway.Checked{}, err
 	}
-	read := p.config()
+	read := p.config(func(string) {})
 	p.sources.identityTimeout = checkTimeout
+	if err := p.sources.openListeners(&cfg, &read); err != nil {
+		return gateway.Checked{}, err
+	}
 	if err := p.sources.open(ctx, &cfg, &read); err != nil {
 		return gateway.Checked{}, err
 	}

@@ -40,25 +40,25 @@ type webCertificate struct {
 	again    chan struct{}
 }
 
-// open reads identity, policy and certificates for the first time and gives them
-// to the configuration of a gateway. What it has opened is for close, also after
-// an error.
-func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
-	s.log = to.Log
-	if s.waitFor == nil {
-		s.waitFor = func(string) {}
-	}
-	// The identity comes behind what can be wrong without it.
+// openListeners reads web certificates and gives the listeners to the configuration
+// of a gateway. Nothing of it is waited for, so that it comes before open. What it has
+// opened is for close, also after an error.
+func (s *sources) openListeners(cfg *config.Config, to *gateway.Config) (err error) {
 	for _, l := range cfg.Listeners {
 		if l.WebCertificate != "" {
 			s.waitFor("the web certificate " + l.WebCertificate + " is read")
-			var err error
 			if l.Web, err = s.openWeb(l.WebCertificate, l.WebKey); err != nil {
 				return fmt.Errorf("listener %s: %w", l.Name, err)
 			}
 		}
 		to.Listeners = append(to.Listeners, l.Listener)
 	}
+	return nil
+}
+
+// open reads identity and policy for the first time and gives them to the
+// configuration of a gateway. What it has opened is for close, also after an error.
+func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	if err := s.openIdentity(ctx, cfg, to); err != nil {
 		return err
 	}
