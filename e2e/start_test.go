@@ -35,9 +35,13 @@ type absent struct {
 
 func absents() []absent {
 	return []absent{
-		{"no directory", func(t *testing.T, socket string) { remove(t, filepath.Dir(socket)) }, "there is no directory "},
+		{"no directory", func(t *testing.T, socket string) {
+			t.Helper()
+			remove(t, filepath.Dir(socket))
+		}, "there is no directory "},
 		{"no socket", func(*testing.T, string) {}, "there is no such socket"},
 		{"nobody listens any more", func(t *testing.T, socket string) {
+			t.Helper()
 			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 			if err != nil {
 				t.Fatal(err)
@@ -45,8 +49,9 @@ func absents() []absent {
 			l.SetUnlinkOnClose(false)
 			_ = l.Close()
 		}, "nobody listens on the socket any more"},
-		{"nobody is registered", func(t *testing.T, socket string) { denying(t, socket) }, "check that this workload is registered"},
+		{"nobody is registered", denying, "check that this workload is registered"},
 		{"it hangs", func(t *testing.T, socket string) {
+			t.Helper()
 			l, err := net.Listen("unix", socket)
 			if err != nil {
 				t.Fatal(err)
@@ -129,7 +134,7 @@ func (s *waitingSite) probe(t *testing.T, path string, want int, says string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	var last string
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { //nolint:forbidigo // between two probes
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		resp, err := client.Get("http://" + s.admin.String() + path)
 		if err != nil {
 			last = err.Error()
@@ -248,10 +253,12 @@ func TestAStartThatHangs(t *testing.T) {
 		waits   string // what /readyz says; "" if nobody can know where to listen
 	}{
 		"records": {func(t *testing.T, s *waitingSite) {
+			t.Helper()
 			fifo(t, filepath.Join(s.dir, "records.jsonl"))
 			s.configure(t, "records: {file: records.jsonl}\n")
 		}, "starting: the sinks of records are opened"},
 		"configuration": {func(t *testing.T, s *waitingSite) {
+			t.Helper()
 			remove(t, filepath.Join(s.dir, "exeat.yaml"))
 			fifo(t, filepath.Join(s.dir, "exeat.yaml"))
 		}, ""},

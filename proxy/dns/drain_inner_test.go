@@ -57,22 +57,25 @@ func (c *drainingClient) overHTTP(t *testing.T) (last bool) {
 // last one. Behind Drain nothing is answered that comes later.
 func TestBeginDrain(t *testing.T) {
 	for wire, row := range map[string]struct {
-		serve func(*Server, *testing.T, net.Conn)
+		serve func(*testing.T, *Server, net.Conn)
 		ask   func(*drainingClient, *testing.T) (last bool)
 		lasts bool // an answer in a drain is the last one
 	}{
-		"stream": {func(s *Server, t *testing.T, end net.Conn) {
+		"stream": {func(t *testing.T, s *Server, end net.Conn) {
+			t.Helper()
 			s.ServeStream(t.Context(), &listen.Conn{Conn: end, Caller: sidecar(), Listener: "test"})
 		}, (*drainingClient).overStream, false},
-		"HTTP/1.1": {func(s *Server, t *testing.T, end net.Conn) {
+		"HTTP/1.1": {func(t *testing.T, s *Server, end net.Conn) {
+			t.Helper()
 			s.ServeDoH(t.Context(), &listen.Conn{Conn: end, Caller: sidecar(), Listener: "test"})
 		}, (*drainingClient).overHTTP, true},
 	} {
 		dial := func(t *testing.T, s *Server) *drainingClient {
+			t.Helper()
 			near, far := net.Pipe()
 			go func() {
 				defer far.Close()
-				row.serve(s, t, far)
+				row.serve(t, s, far)
 			}()
 			t.Cleanup(func() { _ = near.Close() })
 			return &drainingClient{near, bufio.NewReader(near)}

@@ -68,7 +68,7 @@ type options struct {
 	names       int // bound of distinct names; 0: the default
 	audit       audit.Config
 	drain       time.Duration // for what is under way when the gateway is stopped
-	log         slog.Handler // nil: nobody is told
+	log         slog.Handler  // nil: nobody is told
 	noPolicy    bool
 	resolves    bool               // requests are resolved, too, and may go to an address that was told
 	unmapped    bool               // only 127.0.0.1 stands for somebody

@@ -86,21 +86,21 @@ func closeSources(p *Process) {
 func flush(ctx context.Context, p *Process, end time.Time) {
 	end = end.Add(-logReserve - leaveBehind)
 	var told sync.WaitGroup
-	within := func(end time.Time, lost string, flush func(context.Context) error) {
+	within := func(end time.Time, what string, flush func(context.Context) error) {
 		told.Go(func() {
 			ctx, cancel := context.WithDeadline(ctx, end)
 			defer cancel()
 			if _, err := Until(ctx, func() (struct{}, error) { return struct{}{}, flush(ctx) }); err != nil {
-				p.opts.Log.ErrorContext(ctx, lost, slog.Any("error", err))
+				p.opts.Log.ErrorContext(ctx, "not everything was written before the end", slog.String("lost", what), slog.Any("error", err))
 			}
 		})
 	}
 	before := end.Add(-metricsFlush - leaveBehind)
-	within(before, "records were still waiting to be written", p.sinks.close)
+	within(before, "records", p.sinks.close)
 	if p.telemetry != nil {
-		within(before, "spans were still waiting to be exported", p.telemetry.ShutdownTraces)
+		within(before, "spans", p.telemetry.ShutdownTraces)
 		told.Wait()
-		within(end, "telemetry was still waiting to be exported", p.telemetry.Shutdown)
+		within(end, "metrics", p.telemetry.Shutdown)
 	}
 	told.Wait()
 }
