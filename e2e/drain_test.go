@@ -5,10 +5,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestDrainAnswersARequestThatIsUnderWay stops the process while a lookup waits for its
@@ -45,3 +49,84 @@ func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
+
+// TestADrainLosesNoRequest: clients that post one request after the other on a
+// connection that they keep, and that no library repeats, have an answer to each of
+// them while the process drains, over connections that they open anew when an answer
+// says that it was the last one.
+func TestADrainLosesNoRequest(t *testing.T) {
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w, r.Body)
+	}))
+	defer origin.Close()
+	port := origin.Listener.Addr().(*net.TCPAddr).Port
+	s := newSite(t, port)
+	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "drain_delay: 0s", "drain_delay: 1s", 1)})
+	p := start(t, s.dir, "serve")
+	addr := p.listening(t, "own").String()
+	host := "allowed.example:" + strconv.Itoa(port)
+	const clients = 16
+	var asking sync.WaitGroup
+	var began sync.WaitGroup
+	began.Add(clients)
+	for range clients {
+		asking.Go(func() {
+			begin := sync.OnceFunc(began.Done)
+			defer begin()
+			told := 0 // answers that were the last ones of their connections
+			for {
+				conn, err := net.Dial("tcp", addr)
+				if err != nil { // nobody listens any more
+					break
+				}
+				n, last := postAll(conn, host, begin)
+				_ = conn.Close()
+				if last {
+					told++
+				}
+				if n == 0 && !last { // it was never accepted: the listener has closed
+					break
+				}
+				if !last {
+					t.Errorf("a connection ended behind %d answers, and no answer had said so", n)
+					break
+				}
+			}
+			if told == 0 {
+				t.Error("no answer says that it is the last one")
+			}
+		})
+	}
+	began.Wait()
+	p.signal(t, syscall.SIGTERM)
+	asking.Wait()
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// postAll posts over a connection until an answer is the last one, or none comes. It
+// calls begin after the first answer.
+func postAll(conn net.Conn, host string, begin func()) (answers int, last bool) {
+	if conn.SetDeadline(time.Now().Add(patience)) != nil {
+		return 0, false
+	}
+	for reader := bufio.NewReader(conn); ; answers++ {
+		if _, err := io.WriteString(conn, "POST http://"+host+"/ HTTP/1.1\r\nHost: "+host+"\r\nContent-Length: 2\r\n\r\nok"); err != nil {
+			return answers, false
+		}
+		resp, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			return answers, false
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode == http.StatusOK && string(body) != "ok" {
+			return answers, false
+		}
+		begin()
+		if resp.Close {
+			return answers + 1, true
+		}
+	}
+}
+
