@@ -306,9 +306,17 @@ func TestTheStartSaysWhatToCheck(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s, err := source.New(t.Context(), source.Config{Socket: test.socket, StartTimeout: 300 * time.Millisecond})
+			told := map[string]int{}
+			s, err := source.New(t.Context(), source.Config{
+				Socket: test.socket, StartTimeout: 300 * time.Millisecond, Waiting: func(why error) { told[why.Error()]++ },
+			})
 			if err == nil || s != nil {
 				t.Fatal("no error")
+			}
+			for why, n := range told {
+				if n != 1 || !strings.HasSuffix(err.Error(), why) {
+					t.Errorf("while it waits it tells %d times of %q, and at the end says %q", n, why, err)
+				}
 			}
 			for _, want := range append(test.wants, "no X509-SVID from the Workload API at unix://", "within 300ms") {
 				if !strings.Contains(err.Error(), want) {

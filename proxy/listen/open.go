@@ -102,7 +102,7 @@ func explainUnix(path string, err error) error {
 	dir := filepath.Dir(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the directory %s of the socket %s does not exist: create it first (RuntimeDirectory= of a systemd unit, a volume that is mounted there)", dir, path)
+		return fmt.Errorf("the directory %s of the socket %s does not exist (%w): create it first (RuntimeDirectory= of a systemd unit, a volume that is mounted there)", dir, path, syscall.ENOENT)
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%s, where the socket %s is to be, is no directory: choose another path", dir, path)
 	case errors.Is(err, fs.ErrPermission):
