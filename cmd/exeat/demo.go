@@ -83,7 +83,10 @@ func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	d, err := f.start(ctx, stderr)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil && !f.check: // told to stop while it starts
+		return nil
+	case err != nil:
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
