@@ -129,4 +129,3 @@ func postAll(conn net.Conn, host string, begin func()) (answers int, last bool) 
 		}
 	}
 }
-
