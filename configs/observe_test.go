@@ -68,10 +68,7 @@ func rules(t *testing.T) []rule {
 // gateway, those that Prometheus adds, and those that the rules record.
 func known(t *testing.T) map[string]bool {
 	t.Helper()
-	names := map[string]bool{
-		"up":                           true,
-		"egress_resolver_errors_total": true, // in no catalogue yet, nor are its labels
-	}
+	names := map[string]bool{"up": true}
 	for _, m := range telemetry.Catalogue() {
 		names[m.Prometheus] = true
 		if strings.Contains(m.Name, ".duration") {
@@ -95,7 +92,6 @@ func labels() map[string][]string {
 		all[m.Prometheus] = m.Labels
 		all[m.Prometheus+"_bucket"] = append(slices.Clone(m.Labels), "le")
 	}
-	all["egress_resolver_errors_total"] = []string{"server", "cause"}
 	return all
 }
 
