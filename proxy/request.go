@@ -221,7 +221,7 @@ func (x *request) spend() allowlist.Reason {
 	if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {
 		return reason
 	}
-	x.open.Rule, x.open.RuleAt = "", ""
+	x.open.Rule, x.open.RuleAt, x.open.Ticket = "", "", ""
 	return allowlist.RateLimited
 }
 

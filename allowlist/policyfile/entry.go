@@ -81,7 +81,7 @@ func everyoneTable() []key[entryReader] {
 func entryTable() []key[entryReader] {
 	return []key[entryReader]{
 		{"owner", func(r *entryReader, v *strictyaml.Node) {
-			owner, _ := v.Text()
+			owner := readNote(v)
 			r.part.once("owner", v, func(e *allowlist.Entry) { e.Owner = owner })
 		}},
 		{"accept", func(r *entryReader, v *strictyaml.Node) {

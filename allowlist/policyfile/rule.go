@@ -290,7 +290,7 @@ func (k *ruleKeys) read(r *rule, classes *allowlist.Classifier) {
 		r.Name, r.nameAt = readName(k.name), k.name.Pos()
 	}
 	if k.ticket != nil {
-		r.Ticket, _ = k.ticket.Text()
+		r.Ticket = readNote(k.ticket)
 	}
 	if k.expires != nil {
 		r.Expires, _ = k.expires.Until()

@@ -14,7 +14,8 @@ import (
 
 const (
 	maxName   = 64
-	hashChars = 10 // of the name that an unnamed rule gets
+	maxNote   = 256 // bytes
+	hashChars = 10  // of the name that an unnamed rule gets
 )
 
 // readName reads the name of a rule or, by its key, of a destination.
@@ -50,6 +51,17 @@ func badName(name string) string {
 		return "looks like the hash that names an unnamed rule: write another name"
 	}
 	return ""
+}
+
+// readNote reads an owner or a ticket: one line for people, which stands in every
+// record that it belongs to.
+func readNote(v *strictyaml.Node) string {
+	text, ok := v.Text()
+	if ok && len(text) > maxNote {
+		v.Errorf("has %d bytes, and stands in every record: write %d at most", len(text), maxNote)
+		return ""
+	}
+	return text
 }
 
 func readHost(v *strictyaml.Node) allowlist.HostPattern {

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,6 +98,7 @@ func (c *collapser) join(rec *Record) bool {
 func (c *collapser) begin(s same, rec *Record) {
 	var path [maxPathLen]key
 	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length), prev: c.last}
+	w.first.DNS.Answered = slices.Clone(rec.DNS.Answered)
 	w.seat.of = w
 	c.callers.put(&w.seat, c.callers.leaf(who(path[:0], rec)))
 	c.open[s] = w

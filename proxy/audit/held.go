@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
 )
@@ -10,8 +11,9 @@ import (
 type held struct {
 	Record
 
-	users atomic.Int32
-	pool  *sync.Pool
+	answered [MaxAddresses]netip.Addr // what DNS.Answered has
+	users    atomic.Int32
+	pool     *sync.Pool
 }
 
 // hold returns a copy of a record with one user, the caller.
@@ -21,6 +23,7 @@ func hold(pool *sync.Pool, rec *Record) *held {
 		h = &held{pool: pool}
 	}
 	h.Record = *rec
+	h.DNS.Answered = append(h.answered[:0], rec.DNS.Answered...)
 	h.users.Store(1)
 	return h
 }

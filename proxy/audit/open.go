@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -136,6 +137,7 @@ func (o *Open) Commit(ctx context.Context) error {
 		return nil
 	}
 	rec := o.Record
+	rec.DNS.Answered = slices.Clone(rec.DNS.Answered) // a sink may still be writing when this returns
 	if o.commitErr = o.recorder.commit(ctx, &rec); o.commitErr == nil {
 		o.committed = &rec
 	}

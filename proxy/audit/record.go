@@ -106,9 +106,10 @@ type Count struct {
 // Record is one line of evidence. Zero fields are left out of the rendering,
 // except where zero says something (bytes of a tunnel).
 type Record struct {
-	Time  time.Time
-	Event Event
-	ID    string // the decision's, also in the records of its tunnel
+	Time     time.Time
+	Event    Event
+	ID       string // the decision's, also in the records of its tunnel
+	Instance string // of the process; the recorder sets it
 
 	Listener string
 	Protocol Protocol
@@ -129,6 +130,8 @@ type Record struct {
 
 	Rule       string
 	RuleAt     string
+	Owner      string // of the entry that decided
+	Ticket     string // of the rule that decided
 	Policy     string
 	Quarantine string // version of who is in quarantine, of a reload and of a quarantine
 	Generation uint64
@@ -139,6 +142,7 @@ type Record struct {
 
 	Class   allowlist.Class // of an address that was refused
 	Dropped int             // addresses that were refused
+	Refused []netip.Addr    // these addresses, at most MaxAddresses; not changed any more
 
 	Resolve, Dial time.Duration
 	Decide        time.Duration
@@ -187,11 +191,31 @@ func (r *Record) KeptIn() bool {
 
 // DNS is what a query asked and how it was answered.
 type DNS struct {
-	Type     allowlist.QueryType // zero if none was read
-	Code     string              // of the response, such as NXDOMAIN; "" if none was sent
-	Answers  int                 // records in the answer section
-	Filtered int                 // addresses and names that the answer was left without
-	Source   string              // cache, upstream, stale or local
+	Type    allowlist.QueryType // zero if none was read
+	Code    string              // of the response, such as NXDOMAIN; "" if none was sent
+	Answers int                 // records in the answer section
+	// Answered has the addresses in the answer, those of hints included, at most
+	// MaxAddresses. It may belong to whoever makes the record, until End: who keeps a
+	// record longer copies them.
+	Answered []netip.Addr
+	Filtered int    // addresses and names that the answer was left without
+	Source   string // cache, upstream, stale or local
+}
+
+// MaxAddresses bounds the addresses of one kind that a record names.
+const MaxAddresses = 8
+
+// AddressTexts returns addresses as every form shows them: without a zone, which a
+// reader of events takes for no part of an address. It is nil without any.
+func AddressTexts(all []netip.Addr) []string {
+	if len(all) == 0 {
+		return nil
+	}
+	texts := make([]string, 0, len(all))
+	for _, addr := range all {
+		texts = append(texts, addr.WithZone("").String())
+	}
+	return texts
 }
 
 // TypeText returns the type asked for; "" if none was read.
@@ -211,9 +235,10 @@ func (r *Record) SetNameDecision(d *allowlist.NameDecision) {
 func (r *Record) SetDecision(d allowlist.Decision) {
 	r.Verdict, r.Reason, r.WouldReason = d.Verdict, d.Reason, d.WouldReason
 	r.Mode, r.Policy, r.Class = d.Mode, d.PolicyVersion(), d.Class
-	r.Rule, r.RuleAt, r.Path = "", "", ""
+	r.Rule, r.RuleAt, r.Ticket, r.Path = "", "", "", ""
+	r.Owner = d.Owner
 	if d.Rule != nil {
-		r.Rule, r.RuleAt = d.Rule.Name(), d.Rule.Place()
+		r.Rule, r.RuleAt, r.Ticket = d.Rule.Name(), d.Rule.Place(), d.Rule.Ticket
 		if len(d.Rule.Paths) > 0 {
 			r.Path = strings.Clone(bounded(d.Path, maxPath))
 		}
@@ -286,6 +311,7 @@ func (t TLS) String() string {
 
 const (
 	maxDetail   = 512
+	maxInstance = 253
 	maxIdentity = 2048
 	maxMethod   = 32
 	maxPath     = 1024

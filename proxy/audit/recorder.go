@@ -21,6 +21,8 @@ type Config struct {
 	Sinks []SinkConfig
 	// Tracer makes the spans. Required; its provider must sample always.
 	Tracer trace.Tracer
+	// Instance names this process in its records; "" is no name.
+	Instance string
 	// Queue bounds the records that wait for each sink; zero means
 	// DefaultQueue. With Required half of it is for those that Commit waits for.
 	Queue int
@@ -62,11 +64,12 @@ func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	if cfg.Queue <= 0 {
 		cfg.Queue = DefaultQueue
 	}
+	cfg.Instance = bounded(cfg.Instance, maxInstance)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &Recorder{cfg: cfg, cancel: cancel, server: trace.WithSpanKind(trace.SpanKindServer)}
 	for _, sink := range cfg.Sinks {
 		w := &worker{
-			cfg: sink, sinkError: cfg.SinkError,
+			cfg: sink, sinkError: cfg.SinkError, instance: cfg.Instance,
 			queue: newQueue(sink.Name, cfg.Queue, cfg.Required), done: make(chan struct{}),
 		}
 		r.workers = append(r.workers, w)
@@ -173,6 +176,7 @@ func (r *Recorder) put(rec *Record) {
 		}
 		if h == nil {
 			h = hold(&r.held, rec)
+			h.Instance = r.cfg.Instance
 		}
 		h.users.Add(1)
 		w.queue.put(h)
@@ -193,6 +197,7 @@ var (
 // commit queues a record and returns when every sink that keeps it has written
 // it. After an error it takes back what nobody has begun to write.
 func (r *Recorder) commit(ctx context.Context, rec *Record) error {
+	rec.Instance = r.cfg.Instance
 	ctx, cancel := context.WithTimeoutCause(ctx, commitTimeout, errLate)
 	defer cancel()
 	a := &ack{results: make(chan error, len(r.workers))}

@@ -77,7 +77,7 @@ func (o *Open) endSpan() {
 		return
 	}
 	r := &o.Record
-	attrs := make([]attribute.KeyValue, 0, 28)
+	attrs := make([]attribute.KeyValue, 0, 32)
 	add := func(kv attribute.KeyValue) { attrs = append(attrs, kv) }
 	text := func(key, value string) {
 		if value != "" {
@@ -112,6 +112,11 @@ func (o *Open) endSpan() {
 	}
 	text("egress.rule", r.Rule)
 	text("egress.rule_at", r.RuleAt)
+	text("egress.owner", r.Owner)
+	text("egress.ticket", r.Ticket)
+	if len(r.Refused) > 0 {
+		add(attribute.StringSlice("egress.addresses_refused", AddressTexts(r.Refused)))
+	}
 	if !r.Identity.IsZero() {
 		add(attribute.String("egress.identity.spiffe_id", r.IdentityText()))
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
@@ -126,6 +131,9 @@ func (o *Open) endSpan() {
 		text("egress.dns.source", r.DNS.Source)
 		if r.DNS.Code != "" {
 			add(attribute.Int("egress.dns.answers", r.DNS.Answers))
+			if len(r.DNS.Answered) > 0 {
+				add(attribute.StringSlice("egress.dns.answered", AddressTexts(r.DNS.Answered)))
+			}
 		}
 	}
 	if ms := milliseconds(r.Resolve); ms > 0 {

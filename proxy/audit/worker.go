@@ -14,6 +14,7 @@ const batchRecords = 128
 type worker struct {
 	cfg       SinkConfig
 	sinkError func(sink string, err error)
+	instance  string // for the summaries
 	queue     *queue
 	done      chan struct{}
 }
@@ -61,7 +62,9 @@ func (w *worker) writeEntries(ctx context.Context, entries []entry, records []*R
 
 func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*Record) {
 	for _, t := range sums {
-		records = append(records, t.record())
+		rec := t.record()
+		rec.Instance = w.instance
+		records = append(records, rec)
 	}
 	out := w.write(ctx, records)
 	for i, t := range sums {

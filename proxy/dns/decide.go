@@ -2,9 +2,11 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -24,6 +26,7 @@ type ruling struct {
 	failure  resolve.Failure  // what the resolver says of a look-up that failed
 	hop      allowlist.Reason // why an alias in the answer was refused
 	class    allowlist.Class  // class of an address in the answer that was refused
+	dropped  []netip.Addr     // the first addresses in the answer that were refused
 }
 
 // refuses reports whether the caller does not get the resolver's answer.
@@ -76,14 +79,26 @@ func (x *exchange) decide() allowlist.Reason {
 	return x.ruling.decision.Reason
 }
 
-// Addr reports whether the caller may see an address, and notes the class of one
-// that it may not. With Hop it makes a [resolve.Filter].
+// Addr reports whether the caller may see an address, and notes one that it may not
+// and its class. With Hop it makes a [resolve.Filter].
 func (r *ruling) Addr(addr netip.Addr) bool {
 	class := r.decision.CheckAddr(addr)
 	if class != allowlist.Public {
 		r.class = class
+		r.drop(addr)
 	}
 	return class == allowlist.Public
+}
+
+// drop notes an address that was refused, for the record. It is told of the same one
+// again where the answer is looked at twice.
+func (r *ruling) drop(addr netip.Addr) {
+	if r.dropped == nil {
+		r.dropped = make([]netip.Addr, 0, audit.MaxAddresses)
+	}
+	if len(r.dropped) < audit.MaxAddresses && !slices.Contains(r.dropped, addr) {
+		r.dropped = append(r.dropped, addr)
+	}
 }
 
 // Hop reports whether the caller may be led to a name, and notes why not.

@@ -29,8 +29,9 @@ type exchange struct {
 	response response      // what is sent
 	replied  bool          // the door has the response
 
-	open   *audit.Open // opened, once the record is begun; nil before
-	opened audit.Open
+	open     *audit.Open // opened, once the record is begun; nil before
+	opened   audit.Open
+	answered [audit.MaxAddresses]netip.Addr // what the record names of the response
 }
 
 // origin is where a query came in.

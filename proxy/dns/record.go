@@ -50,7 +50,7 @@ func (x *exchange) note(ctx context.Context, err error) {
 		x.fill(ctx)
 	}
 	if err != nil {
-		x.open.DNS.Code = "" // nobody has it
+		x.open.DNS.Code, x.open.DNS.Answered = "", nil // nobody has it
 		if v := x.open.Verdict; v == allowlist.Allow || v == allowlist.Observe {
 			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
 		}
@@ -79,6 +79,10 @@ func (s *Server) thin(r *ruling) bool {
 // fill notes everything that is known in the record.
 func (x *exchange) fill(ctx context.Context) {
 	describe(&x.open.Record, x)
+	x.open.DNS.Answered = nil
+	if !x.response.silent {
+		x.open.DNS.Answered = addressesOf(x.answered[:0], x.response.buf[min(x.from.prefix, len(x.response.buf)):], x.query.asked)
+	}
 	if x.looked > 0 {
 		x.open.Dialed(ctx, x.start, x.looked, 0, x.open.Reason)
 	}
@@ -102,7 +106,7 @@ func describe(rec *audit.Record, x *exchange) {
 			rec.Verdict = allowlist.Fail
 		}
 	}
-	rec.Decide, rec.Resolve, rec.Class = why.took, x.looked, why.class
+	rec.Decide, rec.Resolve, rec.Class, rec.Refused = why.took, x.looked, why.class, why.dropped
 	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Source: sent.source}
 	if !sent.silent {
 		rec.DNS.Code = codeText(sent.code)

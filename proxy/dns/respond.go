@@ -21,7 +21,7 @@ type response struct {
 
 // reset begins a response; its buffer is used again.
 func (r *response) reset() {
-	*r = response{buf: r.buf, source: sourceLocal, ttl: localTTL * time.Second}
+	*r = response{buf: r.buf[:0], source: sourceLocal, ttl: localTTL * time.Second}
 }
 
 // room returns the empty buffer with room for the prefix.
@@ -33,6 +33,7 @@ func (r *response) room(from *origin) []byte {
 // to what says so.
 func (r *response) finish(from *origin, q *query, buf []byte) {
 	if from.isDatagram() && len(buf)-from.prefix > q.payload {
+		r.answers = 0
 		m := begin(q, buf[:from.prefix], r.code)
 		m.buf[from.prefix+2] |= flagTC >> 8
 		buf = opt(q, m.buf, from.prefix, r.code, extended{})

@@ -267,7 +267,7 @@ func policy() allowlist.Spec {
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
 		to("text.example", types(allowlist.TypeTXT)), to("inner.example"), to("mixed.example"), to("db.example", into("10.20.0.0/16")),
 		to("service.example", types(allowlist.TypeSVCB)), to("gone.example"), to("empty.example"), to("broken.example"), to("many.example"), to("huge.example", types(allowlist.TypeTXT)), to("large.example", types(allowlist.TypeTXT)),
-		to("brief.example"), to("brief-gone.example"), to("*.shell.example", types(allowlist.TypeSSHFP, allowlist.TypeTLSA, allowlist.TypeURI)),
+		to("crowd.example"), to("throng.example"), to("brief.example"), to("brief-gone.example"), to("*.shell.example", types(allowlist.TypeSSHFP, allowlist.TypeTLSA, allowlist.TypeURI)),
 		to("old.example", ended), to("printer.local"),
 		to("shut.localhost"), to("open.localhost", into("127.0.0.1/32", "::1/128"), types(allowlist.TypeTXT)), to("half.localhost", into("127.0.0.1/32")), to("deep.below.example"))
 	sidecar.Deny = []allowlist.Rule{to("denied.wild.example"), {CIDR: netip.MustParsePrefix("8.8.4.0/24")}}
@@ -437,7 +437,15 @@ func zone() map[string][]string {
 	for i := range 40 {
 		large = append(large, fmt.Sprintf("large.example. 60 TXT %q", strings.Repeat("x", 60)+fmt.Sprint(i)))
 	}
+	crowd := func(name string, n int) (all []string) {
+		for i := range n {
+			all = append(all, fmt.Sprintf("%s 60 A 93.184.217.%d", name, i))
+		}
+		return all
+	}
 	return map[string][]string{
+		"crowd.example.":     crowd("crowd.example.", 12),
+		"throng.example.":    crowd("throng.example.", 100),
 		"allowed.example.":   {"allowed.example. 60 A 93.184.216.34", "allowed.example. 60 AAAA 2606:2800:220:1::1"},
 		"x.one.example.":     {"x.one.example. 60 A 93.184.216.34"},
 		"alias.example.":     {"alias.example. 60 CNAME cdn.elsewhere.example.", "cdn.elsewhere.example. 60 A 93.184.216.35"},
@@ -484,6 +492,10 @@ type record struct {
 	Answers        *int   `json:"answers"`
 	Filtered       int    `json:"filtered"`
 	Source         string `json:"source"`
+	Answered       []string
+	Refused        []string `json:"addresses_refused"`
+	Instance       string
+	Owner, Ticket  string
 	Policy         string
 	Generation     uint64
 	Count          uint64

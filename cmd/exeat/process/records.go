@@ -32,7 +32,7 @@ func (s *sinks) open(ctx context.Context, cfg *config.Config, opts Options, tel 
 		return err
 	}
 	s.recorder, err = audit.New(ctx, audit.Config{
-		Sinks: all, Tracer: tel.Tracer(), Measure: tel.Instruments().Measure, Required: cfg.RecordsRequired, Collapse: cfg.Collapse,
+		Sinks: all, Tracer: tel.Tracer(), Instance: tel.Instance(), Measure: tel.Instruments().Measure, Required: cfg.RecordsRequired, Collapse: cfg.Collapse,
 		SinkError: sinkError(opts.Log),
 	})
 	return err

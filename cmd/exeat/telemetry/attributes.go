@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -59,6 +60,7 @@ func (a *attributes) request(r *audit.Record) {
 		a.count("egress.dns.filtered", int64(r.DNS.Filtered))
 		if r.DNS.Code != "" {
 			a.number("egress.dns.answers", int64(r.DNS.Answers))
+			a.addresses("egress.dns.answered", r.DNS.Answered)
 		}
 	}
 	a.text("http.request.method", r.MethodText())
@@ -86,6 +88,8 @@ func (a *attributes) decision(r *audit.Record) {
 	a.count("http.response.status_code", int64(r.Status))
 	a.text("egress.rule", r.Rule)
 	a.text("egress.rule_at", r.RuleAt)
+	a.text("egress.owner", r.Owner)
+	a.text("egress.ticket", r.Ticket)
 	if r.Policy != "" {
 		a.text("egress.policy.version", r.Policy)
 		a.number("egress.policy.generation", int64(r.Generation)) //nolint:gosec // G115: a count of reloads
@@ -95,6 +99,7 @@ func (a *attributes) decision(r *audit.Record) {
 		a.text("egress.address_class", r.Class.String())
 	}
 	a.count("egress.addresses_dropped", int64(r.Dropped))
+	a.addresses("egress.addresses_refused", r.Refused)
 	a.fraction("egress.resolve_ms", milliseconds(r.Resolve))
 	a.fraction("egress.dial_ms", milliseconds(r.Dial))
 	a.fraction("egress.decide_us", float64(r.Decide.Nanoseconds())/1e3)
@@ -144,6 +149,13 @@ func (a *attributes) merged(m *audit.Merged) {
 func (a *attributes) text(key, value string) {
 	if value != "" {
 		*a = append(*a, attribute.String(key, allowlist.Visible(value)))
+	}
+}
+
+// addresses adds a list that is not empty.
+func (a *attributes) addresses(key string, all []netip.Addr) {
+	if len(all) > 0 {
+		*a = append(*a, attribute.StringSlice(key, audit.AddressTexts(all)))
 	}
 }
 

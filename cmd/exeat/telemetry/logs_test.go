@@ -92,8 +92,8 @@ func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
 }
 
 // TestALogRecordHasEveryFieldOfTheRecord counts the fields of the native form,
-// each of which has an attribute but what a log record has places of its own
-// for; three fields are two attributes each.
+// each of which has an attribute but what a log record, or its resource, has places
+// of its own for; three fields are two attributes each.
 func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		t.Run(sample.Name, func(t *testing.T) {
@@ -106,7 +106,7 @@ func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := len(written)
-			for key, more := range map[string]int{"time": -1, "trace_id": -1, "span_id": -1, "identity": 1, "client": 1, "address": 1} {
+			for key, more := range map[string]int{"time": -1, "instance": -1, "trace_id": -1, "span_id": -1, "identity": 1, "client": 1, "address": 1} {
 				if _, there := written[key]; there {
 					want += more
 				}

@@ -102,6 +102,13 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	return t, nil
 }
 
+// Instance is the name of this process: the service.instance.id that its spans,
+// metrics and logs have.
+func (t *Telemetry) Instance() string {
+	id, _ := t.resource.Set().Value("service.instance.id")
+	return id.AsString()
+}
+
 // Tracer makes the spans of decisions.
 func (t *Telemetry) Tracer() trace.Tracer { return t.traces.provider.Tracer(scope) }
 

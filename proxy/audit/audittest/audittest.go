@@ -32,17 +32,19 @@ func Samples() []Sample {
 		{"denied-address", with(allow(), func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.ResolvedAddressDenied, 403
 			r.Class, r.Dropped, r.Address, r.Dial = allowlist.Private, 2, netip.AddrPort{}, 0
+			r.Refused = []netip.Addr{addr("10.1.7.7"), addr("fd00::7")}
 		})},
 		{"address", with(deny(), func(r *audit.Record) {
 			r.Reason, r.Dest = allowlist.IPNotOnAllowlist, destination("[2001:db8::7]:443")
 		})},
 		{"observe", with(allow(), func(r *audit.Record) {
 			r.Verdict, r.WouldReason, r.Mode = allowlist.Observe, allowlist.NotOnAllowlist, allowlist.ModeObserve
-			r.Rule, r.RuleAt = "", ""
+			r.Rule, r.RuleAt, r.Ticket = "", "", ""
 		})},
 		{"fail", with(allow(), func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.DialTimeout, 504
 			r.Address, r.Dial = netip.AddrPort{}, 10*time.Second
+			r.Detail = "203.0.113.9:443: no answer; [2001:db8::9]:443: no answer"
 		})},
 		{"audit-unavailable", with(deny(), func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Status, r.Again = allowlist.Fail, allowlist.AuditUnavailable, 503, true
@@ -56,7 +58,7 @@ func Samples() []Sample {
 			r.Verdict, r.Reason, r.Status, r.Detail = allowlist.Fail, allowlist.CutOff, 502, "revoked"
 		})},
 		{"malformed", audit.Record{
-			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M",
+			Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9M", Instance: instance,
 			Listener: "main", Protocol: audit.ProtocolConnect, Wire: audit.WireH1, Client: addrPort("10.1.2.3:53816"),
 			Reason: allowlist.MalformedRequestLine, Status: 400, Trace: span(2),
 		}},
@@ -85,26 +87,27 @@ func Samples() []Sample {
 		{"dns-allow", query(func(*audit.Record) {})},
 		{"dns-deny", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
-			r.Rule, r.RuleAt, r.Resolve = "", "", 0
+			r.Rule, r.RuleAt, r.Ticket, r.Resolve = "", "", "", 0
 			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", Source: "local"}
 		})},
 		{"dns-collapsed", query(func(r *audit.Record) {
-			r.Event, r.Verdict, r.Reason, r.Rule, r.RuleAt = audit.EventCollapsed, allowlist.Deny, allowlist.NotOnAllowlist, "", ""
+			r.Event, r.Verdict, r.Reason, r.Rule, r.RuleAt, r.Ticket = audit.EventCollapsed, allowlist.Deny, allowlist.NotOnAllowlist, "", "", ""
 			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", Source: "local"}
 			r.Merged = &audit.Merged{Count: 3, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
 		})},
 		{"dns-filtered", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Class = allowlist.Deny, allowlist.ResolvedAddressDenied, allowlist.Private
 			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, Source: "local"}
+			r.Refused = []netip.Addr{addr("10.1.7.7"), addr("10.1.7.8")}
 		})},
 		{"dns-dropped", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Wire, r.Listener, r.Source = allowlist.Deny, allowlist.RateLimited, audit.WireUDP, "resolver", allowlist.SourceMap
-			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
+			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
 			r.DNS = audit.DNS{Type: allowlist.TypeA, Source: "local"}
 		})},
 		{"dns-malformed", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest = allowlist.Deny, allowlist.MalformedHeader, allowlist.Destination{}
-			r.Rule, r.RuleAt, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", 0, "", 0, 0, 0
+			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
 			r.DNS = audit.DNS{Code: "FORMERR", Source: "local"}
 		})},
 		{"tunnel-progress", ofTunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
@@ -121,7 +124,7 @@ func Samples() []Sample {
 		})},
 		{"tls-observed", with(allow(), func(r *audit.Record) {
 			r.Verdict, r.WouldReason, r.Mode, r.Status = allowlist.Observe, allowlist.NotOnAllowlist, allowlist.ModeObserve, 0
-			r.Rule, r.RuleAt, r.Resolve, r.Dial, r.Decide = "", "", 0, 0, 0
+			r.Rule, r.RuleAt, r.Ticket, r.Resolve, r.Dial, r.Decide = "", "", "", 0, 0, 0
 			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch}
 		})},
 		{"tunnel-tls", ofTunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
@@ -143,40 +146,43 @@ func Samples() []Sample {
 			r.Merged.Count, r.Merged.Counts = 42, []audit.Count{{Verdict: allowlist.Fail, Reason: allowlist.Busy, Count: 42}}
 		})},
 		{"handshake", audit.Record{
-			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Listener: "main",
+			Time: now(), Event: audit.EventHandshake, ID: "01M7Y22XF553ABP5HGTEDQJP9H", Instance: instance, Listener: "main",
 			Client: addrPort("10.1.2.3:53816"), Reason: allowlist.TLSHandshakeFailed,
 			Detail: "remote error: tls: unknown certificate authority",
 		}},
 		{"policy-reload", audit.Record{
-			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9R",
+			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9R", Instance: instance,
 			Policy: "1a2b3c4d5e6f", Generation: 8, Duration: 1250 * time.Microsecond, Detail: "closed 2 of 40 tunnels",
 		}},
 		{"policy-refused", audit.Record{
-			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9S",
+			Time: now(), Event: audit.EventPolicyReload, ID: "01M7Y22XF553ABP5HGTEDQJP9S", Instance: instance,
 			Detail: "refused: policy.yaml:4:7: unknown key \"alow\"",
 		}},
 		{"quarantine", audit.Record{
-			Time: now(), Event: audit.EventQuarantine, ID: "01M7Y22XF553ABP5HGTEDQJP9V",
+			Time: now(), Event: audit.EventQuarantine, ID: "01M7Y22XF553ABP5HGTEDQJP9V", Instance: instance,
 			Policy: "1a2b3c4d5e6f", Quarantine: "6f5e4d3c2b1a", Generation: 9, Detail: "2 in force; added: spiffe://prod.example/ns/payments/sa/legacy",
 		}},
 		{"identity-rotate", audit.Record{
-			Time: now(), Event: audit.EventIdentityRotate, ID: "01M7Y22XF553ABP5HGTEDQJP9T",
+			Time: now(), Event: audit.EventIdentityRotate, ID: "01M7Y22XF553ABP5HGTEDQJP9T", Instance: instance,
 			Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/egress/sa/exeat"),
 			Detail:   "valid until 2026-11-21T04:23:31Z",
 		}},
 	}
 }
 
+// instance is the process that all of them are of.
+const instance = "6f1d2c3b-0a49-4e58-9c77-2b8e5d10f3a6"
+
 func now() time.Time { return time.Date(2026, 11, 21, 3, 23, 31, 870_412_993, time.UTC) }
 
 func allow() audit.Record {
 	return audit.Record{
-		Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9D",
+		Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9D", Instance: instance,
 		Listener: "main", Protocol: audit.ProtocolConnect, Wire: audit.WireH1,
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
 		Source:   allowlist.SourceX509SVID, Client: addrPort("10.1.2.3:53816"),
 		Dest: destination("api.example:443"), Method: "CONNECT", Address: addrPort("203.0.113.9:443"),
-		Verdict: allowlist.Allow, Status: 200, Rule: "api", RuleAt: "policy.yaml:7",
+		Verdict: allowlist.Allow, Status: 200, Rule: "api", RuleAt: "policy.yaml:7", Owner: "team-ci", Ticket: "SEC-1234",
 		Policy: "1a2b3c4d5e6f", Generation: 7, Mode: allowlist.ModeEnforce,
 		Resolve: 1500 * time.Microsecond, Dial: 12250 * time.Microsecond, Decide: 4100 * time.Nanosecond,
 		Trace: span(1), CallerTrace: trace.TraceID{0x0c, 1},
@@ -187,7 +193,7 @@ func deny() audit.Record {
 	return with(allow(), func(r *audit.Record) {
 		r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.NotOnAllowlist, 403
 		r.Dest, r.Address = destination("api.evil.example:443"), netip.AddrPort{}
-		r.Rule, r.RuleAt, r.Resolve, r.Dial, r.CallerTrace = "", "", 0, 0, trace.TraceID{}
+		r.Rule, r.RuleAt, r.Ticket, r.Resolve, r.Dial, r.CallerTrace = "", "", "", 0, 0, trace.TraceID{}
 	})
 }
 
@@ -198,6 +204,7 @@ func query(change func(*audit.Record)) audit.Record {
 		r.Dest, r.Method, r.Address, r.Status = allowlist.Destination{Host: r.Dest.Host}, "", netip.AddrPort{}, 0
 		r.Dial, r.CallerTrace = 0, trace.TraceID{}
 		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, Source: "upstream"}
+		r.DNS.Answered = []netip.Addr{addr("203.0.113.9"), addr("203.0.113.10")}
 		change(r)
 	})
 }
@@ -214,7 +221,7 @@ func ofTunnel(event audit.Event, after time.Duration, change func(*audit.Record)
 
 func summary() audit.Record {
 	return audit.Record{
-		Time: now().Add(time.Second), Event: audit.EventSummary, ID: "01M7Y22XF553ABP5HGTEDQJP9U",
+		Time: now().Add(time.Second), Event: audit.EventSummary, ID: "01M7Y22XF553ABP5HGTEDQJP9U", Instance: instance,
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
 		Merged: &audit.Merged{
 			Count: 5031, First: now(), Last: now().Add(999 * time.Millisecond),
@@ -234,6 +241,8 @@ func with(r audit.Record, change func(*audit.Record)) audit.Record {
 func span(n byte) trace.SpanContext {
 	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{0x4b, n}, SpanID: trace.SpanID{0x5c, n}})
 }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 

@@ -48,8 +48,9 @@ type event struct {
 }
 
 type service struct {
-	Name string `json:"name"`
-	ID   string `json:"id,omitempty"`
+	Name     string `json:"name"`
+	ID       string `json:"id,omitempty"`
+	Instance string `json:"ephemeral_id,omitempty"`
 }
 
 type observer struct {
@@ -106,6 +107,7 @@ type dns struct {
 	Type     string   `json:"type"`
 	Question question `json:"question,omitzero"`
 	Code     string   `json:"response_code,omitempty"`
+	Resolved []string `json:"resolved_ip,omitempty"`
 }
 
 type question struct {
@@ -157,11 +159,14 @@ type native struct {
 	Quarantine       string         `json:"quarantine,omitempty"`
 	Generation       uint64         `json:"generation,omitempty"`
 	RuleAt           string         `json:"rule_at,omitempty"`
+	Owner            string         `json:"owner,omitempty"`
+	Ticket           string         `json:"ticket,omitempty"`
 	Stage            string         `json:"stage,omitempty"`
 	TLS              string         `json:"tls,omitempty"`
 	ECH              bool           `json:"ech,omitempty"`
 	AddressClass     string         `json:"address_class,omitempty"`
 	AddressesDropped int            `json:"addresses_dropped,omitempty"`
+	AddressesRefused []string       `json:"addresses_refused,omitempty"`
 	ResolveMS        float64        `json:"resolve_ms,omitempty"`
 	DialMS           float64        `json:"dial_ms,omitempty"`
 	DecideUS         float64        `json:"decide_us,omitempty"`

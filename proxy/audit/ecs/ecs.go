@@ -39,7 +39,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 			Action: action(r), Code: r.Event, Module: "exeat", Dataset: "exeat.records",
 			Outcome: outcome(r), Reason: r.Reason.String(), Duration: r.Duration.Nanoseconds(),
 		},
-		Service:  service{Name: "exeat"},
+		Service:  service{Name: "exeat", Instance: r.Instance},
 		Observer: observer{Vendor: "exeat", Product: "exeat", Type: "proxy"},
 		Rule:     rule{Name: r.Rule, Ruleset: r.Policy},
 		Exeat:    rest(r),
@@ -135,7 +135,8 @@ func (d *document) dns(r *audit.Record) {
 	d.Network.Protocol = string(audit.ProtocolDNS)
 	d.DNS = dns{Code: r.DNS.Code, Type: "query", Question: question{Name: r.Dest.Host.String(), Type: r.DNS.TypeText()}}
 	if r.DNS.Code != "" {
-		d.DNS.Type = "answer"
+		d.DNS.Type, d.DNS.Resolved = "answer", audit.AddressTexts(r.DNS.Answered)
+		d.Related.IP = append(d.Related.IP, d.DNS.Resolved...)
 	}
 	if !r.Dest.Host.IsZero() {
 		d.DNS.Question.Class = "IN"
@@ -201,9 +202,9 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func rest(r *audit.Record) native {
 	n := native{
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
-		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt,
+		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
-		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
+		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),
 		ResolveMS: milliseconds(r.Resolve), DialMS: milliseconds(r.Dial),
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}

@@ -126,7 +126,7 @@ func defined(r audit.Record, text string, n uint64) audit.Record {
 	}
 	if n%3 == 0 {
 		r.Protocol = audit.ProtocolDNS
-		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Filtered: int(n % 5), Source: text}
+		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Answered: r.Refused, Filtered: int(n % 5), Source: text}
 	}
 	return r
 }
@@ -155,7 +155,7 @@ func kept(r audit.Record) audit.Record {
 		r.DNS = audit.DNS{}
 	}
 	if r.DNS.Code == "" {
-		r.DNS.Answers = 0
+		r.DNS.Answers, r.DNS.Answered = 0, nil
 	}
 	r.Reason, r.WouldReason = reason(r.Reason), reason(r.WouldReason)
 	if r.Stage.String() == "" {
@@ -180,7 +180,7 @@ func kept(r audit.Record) audit.Record {
 // keepTexts changes texts as a line has them.
 func keepTexts(r *audit.Record) {
 	for _, text := range []*string{
-		&r.ID, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Policy, &r.DNS.Code, &r.DNS.Source,
+		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.Source,
 	} {
 		*text = valid(*text)
 	}

@@ -147,6 +147,24 @@ func (l *line) address(name string, addr netip.Addr) {
 	}
 }
 
+// addresses leaves out a list that is empty.
+func (l *line) addresses(name string, all []netip.Addr) {
+	if len(all) == 0 {
+		return
+	}
+	l.key(name)
+	l.buf = append(l.buf, '[')
+	for i, addr := range all {
+		if i > 0 {
+			l.buf = append(l.buf, ',')
+		}
+		l.buf = append(l.buf, '"')
+		l.buf = addr.WithZone("").AppendTo(l.buf) // none of these has one
+		l.buf = append(l.buf, '"')
+	}
+	l.buf = append(l.buf, ']')
+}
+
 // addrPort leaves out what is none.
 func (l *line) addrPort(name string, addr netip.AddrPort) {
 	switch {

@@ -5,7 +5,7 @@
 //   - what is zero, where zero says nothing;
 //   - verdict and mode of what is no decision, the bytes of what is no end and no
 //     progress of a tunnel, and what belongs to DNS of any other protocol;
-//   - the number of answers of a query that was not answered;
+//   - the answers of a query that was not answered;
 //   - a client or an address without a valid address, and the caller's identity in
 //     a summary of many, which is audit.Other;
 //   - fractions of a microsecond, but for the time to decide;
@@ -33,6 +33,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l.time("time", r.Time)
 	l.must("event", string(r.Event))
 	l.text("id", r.ID)
+	l.text("instance", r.Instance)
 	who(&l, r)
 	asked(&l, r)
 	decided(&l, r)
@@ -44,6 +45,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		l.text("address_class", r.Class.String())
 	}
 	l.number("addresses_dropped", int64(r.Dropped))
+	l.addresses("addresses_refused", r.Refused)
 	query(&l, r)
 	l.milliseconds("resolve_ms", r.Resolve)
 	l.milliseconds("dial_ms", r.Dial)
@@ -103,6 +105,8 @@ func decided(l *line, r *audit.Record) {
 	l.number("status", int64(r.Status))
 	l.text("rule", r.Rule)
 	l.text("rule_at", r.RuleAt)
+	l.text("owner", r.Owner)
+	l.text("ticket", r.Ticket)
 	l.text("policy", r.Policy)
 	l.text("quarantine", r.Quarantine)
 	l.count("generation", r.Generation)
@@ -120,6 +124,7 @@ func query(l *line, r *audit.Record) {
 	l.text("rcode", r.DNS.Code)
 	if r.DNS.Code != "" {
 		l.mustNumber("answers", int64(r.DNS.Answers))
+		l.addresses("answered", r.DNS.Answered)
 	}
 	l.number("filtered", int64(r.DNS.Filtered))
 	l.text("source", r.DNS.Source)

@@ -28,13 +28,13 @@ func full(tb testing.TB) audit.Record {
 	}
 	return audit.Record{
 		Time: time.Date(2026, 11, 21, 4, 5, 6, 70_000_000, time.FixedZone("CET", 3600)), Event: audit.EventDecision,
-		ID: "01JD0000000000000000000000", Listener: "main", Protocol: "connect", Wire: "h1",
+		ID: "01JD0000000000000000000000", Instance: "7f", Listener: "main", Protocol: "connect", Wire: "h1",
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
 		Source:   allowlist.SourceX509SVID, Client: netip.MustParseAddrPort("10.1.2.3:40000"),
 		Dest: dest, Method: "CONNECT", Address: netip.MustParseAddrPort("[2001:db8::1]:443"),
 		Verdict: allowlist.Observe, Reason: allowlist.ResolvedAddressDenied, WouldReason: allowlist.NotOnAllowlist,
-		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Policy: "0123456789ab", Generation: 3,
-		Mode: allowlist.ModeObserve, Class: allowlist.Private, Dropped: 2,
+		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Owner: "team-ci", Ticket: "SEC-1", Policy: "0123456789ab", Generation: 3,
+		Mode: allowlist.ModeObserve, Class: allowlist.Private, Dropped: 2, Refused: []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("fd00::7")},
 		Resolve: 1500 * time.Microsecond, Dial: 2 * time.Second, Decide: 412 * time.Nanosecond,
 		Up: 10, Down: 20, Duration: time.Minute + time.Millisecond/2, CloseReason: tunnel.Client, Detail: "why",
 		Trace: trace.NewSpanContext(trace.SpanContextConfig{
@@ -58,13 +58,13 @@ func TestLines(t *testing.T) {
 	}{
 		{
 			"a decision with everything", full(t),
-			`{"schema":1,"time":"2026-11-21T03:05:06.070000000Z","event":"decision","id":"01JD0000000000000000000000",` +
+			`{"schema":1,"time":"2026-11-21T03:05:06.070000000Z","event":"decision","id":"01JD0000000000000000000000","instance":"7f",` +
 				`"listener":"main","protocol":"connect","wire":"h1",` +
 				`"identity":"spiffe://prod.example/ns/ci/sa/builder","identity_source":"x509-svid","client":"10.1.2.3:40000",` +
 				`"host":"api.example","port":443,"method":"CONNECT","address":"[2001:db8::1]:443",` +
 				`"verdict":"observe","reason":"resolved-address-denied","would_reason":"not-on-allowlist","status":403,` +
-				`"rule":"ledger-db","rule_at":"policy.yaml:7","policy":"0123456789ab","generation":3,"mode":"observe",` +
-				`"address_class":"private","addresses_dropped":2,"resolve_ms":1.5,"dial_ms":2000,"decide_us":0.412,` +
+				`"rule":"ledger-db","rule_at":"policy.yaml:7","owner":"team-ci","ticket":"SEC-1","policy":"0123456789ab","generation":3,"mode":"observe",` +
+				`"address_class":"private","addresses_dropped":2,"addresses_refused":["10.0.0.7","fd00::7"],"resolve_ms":1.5,"dial_ms":2000,"decide_us":0.412,` +
 				`"duration_ms":60000.5,"close_reason":"client","detail":"why",` +
 				`"trace_id":"01020300000000000000000000000000","span_id":"0405000000000000","caller_trace_id":"09000000000000000000000000000000"}`,
 		},

@@ -63,6 +63,7 @@ type fields struct {
 	Time        time.Time               `json:"time"`
 	Event       audit.Event             `json:"event"`
 	ID          string                  `json:"id"`
+	Instance    string                  `json:"instance"`
 	Listener    string                  `json:"listener"`
 	Protocol    audit.Protocol          `json:"protocol"`
 	Wire        audit.Wire              `json:"wire"`
@@ -81,6 +82,8 @@ type fields struct {
 	Status      int                     `json:"status"`
 	Rule        string                  `json:"rule"`
 	RuleAt      string                  `json:"rule_at"`
+	Owner       string                  `json:"owner"`
+	Ticket      string                  `json:"ticket"`
 	Policy      string                  `json:"policy"`
 	Quarantine  string                  `json:"quarantine"`
 	Generation  uint64                  `json:"generation"`
@@ -91,9 +94,11 @@ type fields struct {
 	ECH         bool                    `json:"ech"`
 	Class       word[allowlist.Class]   `json:"address_class"`
 	Dropped     int                     `json:"addresses_dropped"`
+	Refused     []netip.Addr            `json:"addresses_refused"`
 	QueryType   queryType               `json:"qtype"`
 	Code        string                  `json:"rcode"`
 	Answers     int                     `json:"answers"`
+	Answered    []netip.Addr            `json:"answered"`
 	Filtered    int                     `json:"filtered"`
 	AnswerFrom  string                  `json:"source"`
 	ResolveMS   thousandths             `json:"resolve_ms"`
@@ -140,18 +145,18 @@ func decode(text []byte) (audit.Record, error) {
 // spans.
 func (f *fields) record() audit.Record {
 	return audit.Record{
-		Time: f.Time, Event: f.Event, ID: f.ID,
+		Time: f.Time, Event: f.Event, ID: f.ID, Instance: f.Instance,
 		Listener: f.Listener, Protocol: f.Protocol, Wire: f.Wire,
 		Identity: f.Identity.id, Source: f.Source.value, Client: netip.AddrPort(f.Client),
 		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
 		Method: f.Method, Path: f.Path, Address: f.Address,
 		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,
-		Rule: f.Rule, RuleAt: f.RuleAt, Policy: f.Policy, Quarantine: f.Quarantine, Generation: f.Generation, Mode: f.Mode.value,
+		Rule: f.Rule, RuleAt: f.RuleAt, Owner: f.Owner, Ticket: f.Ticket, Policy: f.Policy, Quarantine: f.Quarantine, Generation: f.Generation, Mode: f.Mode.value,
 		Stage: f.Stage.value, Hello: audit.Hello{SNI: f.SNI, TLS: f.TLS.value, ECH: f.ECH},
-		Class: f.Class.value, Dropped: f.Dropped,
+		Class: f.Class.value, Dropped: f.Dropped, Refused: f.Refused,
 		Resolve: f.ResolveMS.milliseconds(), Dial: f.DialMS.milliseconds(), Decide: f.DecideUS.microseconds(),
 		DNS: audit.DNS{
-			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Filtered: f.Filtered, Source: f.AnswerFrom,
+			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Answered: f.Answered, Filtered: f.Filtered, Source: f.AnswerFrom,
 		},
 		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason.value, Detail: f.Detail,
 	}

@@ -37,6 +37,7 @@ type event struct {
 	Request     *request    `json:"http_request,omitempty"`
 	Response    *response   `json:"http_response,omitempty"`
 	Query       *query      `json:"query,omitempty"`
+	Answers     []answer    `json:"answers,omitempty"`
 	Code        *int        `json:"rcode_id,omitempty"`
 	CodeText    string      `json:"rcode,omitempty"`
 	Traffic     *traffic    `json:"traffic,omitempty"`
@@ -109,6 +110,11 @@ type query struct {
 	Class string `json:"class"`
 }
 
+// answer is one address that was answered.
+type answer struct {
+	Data string `json:"rdata"`
+}
+
 // traffic counts bytes as seen by the caller.
 type traffic struct {
 	Bytes int64 `json:"bytes"`
@@ -127,6 +133,7 @@ type entity struct {
 // unmapped is what the schema has no place for, named as in the native form.
 type unmapped struct {
 	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
+	Instance         string         `json:"instance,omitempty"`
 	Protocol         audit.Protocol `json:"protocol,omitempty"`
 	Wire             audit.Wire     `json:"wire,omitempty"`
 	IdentitySource   string         `json:"identity_source,omitempty"`
@@ -136,12 +143,15 @@ type unmapped struct {
 	Quarantine       string         `json:"quarantine,omitempty"`
 	Generation       uint64         `json:"generation,omitempty"`
 	RuleAt           string         `json:"rule_at,omitempty"`
+	Owner            string         `json:"owner,omitempty"`
+	Ticket           string         `json:"ticket,omitempty"`
 	Stage            string         `json:"stage,omitempty"`
 	SNI              string         `json:"sni,omitempty"`
 	TLS              string         `json:"tls,omitempty"`
 	ECH              bool           `json:"ech,omitempty"`
 	AddressClass     string         `json:"address_class,omitempty"`
 	AddressesDropped int            `json:"addresses_dropped,omitempty"`
+	AddressesRefused []string       `json:"addresses_refused,omitempty"`
 	ResolveMS        float64        `json:"resolve_ms,omitempty"`
 	DialMS           float64        `json:"dial_ms,omitempty"`
 	DecideUS         float64        `json:"decide_us,omitempty"`
@@ -163,10 +173,10 @@ type count struct {
 
 func rest(r *audit.Record) unmapped {
 	u := unmapped{
-		Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
-		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt,
+		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
+		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
-		AddressesDropped: r.Dropped, CloseReason: r.CloseReasonText(),
+		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),
 		ResolveMS: float64(r.Resolve.Microseconds()) / 1e3, DialMS: float64(r.Dial.Microseconds()) / 1e3,
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}

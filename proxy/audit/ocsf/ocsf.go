@@ -140,6 +140,9 @@ func (e *event) dns(r *audit.Record) {
 		e.is(dnsActivity, activityTraffic, "DNS Activity: Traffic")
 		code, caption := responseCode(r.DNS.Code)
 		e.Code, e.CodeText = &code, caption
+		for _, text := range audit.AddressTexts(r.DNS.Answered) {
+			e.Answers = append(e.Answers, answer{text})
+		}
 	}
 	e.Metadata.Profiles = []string{"network_proxy", "security_control"}
 	e.Source, e.Destination, e.Proxy = source(r), gateway(r), gateway(r)

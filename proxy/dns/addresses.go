@@ -1,0 +1,91 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// The parameters of SVCB and HTTPS that have addresses (RFC 9460 section 7.3).
+const (
+	hint4 = 4
+	hint6 = 6
+)
+
+// addressesOf appends the addresses in a response of ours, those of hints included,
+// each once and as many as all has room for. The question takes up asked bytes.
+//
+// It reads what was sent, and is asked only for a record that is made: a response
+// without a record pays nothing for it.
+func addressesOf(all []netip.Addr, msg []byte, asked int) []netip.Addr {
+	if len(msg) < headLen+asked {
+		return all
+	}
+	answers := binary.BigEndian.Uint16(msg[6:])
+	rest := msg[headLen+asked:]
+	for ; answers > 0; answers-- {
+		const fixed = 12 // a pointer to the owner, type, class, time to live and length
+		if len(rest) < fixed {
+			return all
+		}
+		typ, size := allowlist.QueryType(binary.BigEndian.Uint16(rest[2:])), int(binary.BigEndian.Uint16(rest[10:]))
+		if rest = rest[fixed:]; len(rest) < size {
+			return all
+		}
+		data := rest[:size]
+		rest = rest[size:]
+		switch typ { //nolint:exhaustive // the others have no addresses
+		case allowlist.TypeA, allowlist.TypeAAAA:
+			all = addAddress(all, data)
+		case allowlist.TypeHTTPS, allowlist.TypeSVCB:
+			all = addHints(all, data)
+		}
+	}
+	return all
+}
+
+// addHints appends the addresses in the data of a SVCB or HTTPS record: a priority,
+// a name that is not compressed, and parameters (RFC 9460 section 2.2).
+func addHints(all []netip.Addr, data []byte) []netip.Addr {
+	n := 2
+	for n < len(data) && data[n] != 0 {
+		n += 1 + int(data[n])
+	}
+	for params := data[min(n+1, len(data)):]; len(params) >= 4; {
+		key, size := binary.BigEndian.Uint16(params), int(binary.BigEndian.Uint16(params[2:]))
+		if params = params[4:]; len(params) < size {
+			return all
+		}
+		value := params[:size]
+		params = params[size:]
+		each := hintSize(key)
+		for ; each > 0 && len(value) >= each; value = value[each:] {
+			all = addAddress(all, value[:each])
+		}
+	}
+	return all
+}
+
+// hintSize returns how many bytes an address of a hint has; zero for any other
+// parameter.
+func hintSize(key uint16) int {
+	switch key {
+	case hint4:
+		return 4
+	case hint6:
+		return 16
+	}
+	return 0
+}
+
+// addAddress appends the address of 4 or 16 bytes, unless it is there already or
+// there is no room for it.
+func addAddress(all []netip.Addr, data []byte) []netip.Addr {
+	addr, ok := netip.AddrFromSlice(data)
+	if addr = addr.Unmap(); ok && len(all) < cap(all) && !slices.Contains(all, addr) {
+		all = append(all, addr)
+	}
+	return all
+}
