@@ -51,7 +51,7 @@ func TestHowLongAHeadMayTake(t *testing.T) {
 			"half a head",
 			front.Config{},
 			"GET http://a.example/ HTTP/1.1\r\nHo", front.DefaultHeadTimeout,
-			&read{Method: "GET", Target: "http://a.example/", HeadIsNil: true, Reason: allowlist.HeadTimeout},
+			&read{Method: "GET", Target: "http://a.example/", HeadIsNil: true, Reason: allowlist.HeadTimeout, Cause: "34 bytes of a head came within 10s"},
 		},
 		{
 			"the first byte of a ClientHello is no request",

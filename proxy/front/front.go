@@ -42,9 +42,10 @@ type Request struct {
 	Asked allowlist.Request
 	// Reason says why the request must be refused, whoever sent it; NoReason if
 	// there is nothing wrong with it. Detail says more, for the caller and the
-	// record.
+	// record, and Cause in place of it for the record alone.
 	Reason allowlist.Reason
 	Detail string
+	Cause  string
 	// Client is the client's end of the connection. Only a tunnel or the answer to
 	// a plain request is written to it by the handler.
 	Client net.Conn

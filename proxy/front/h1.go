@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -114,8 +115,22 @@ func (c *h1) next() *Request {
 		r.Detail = helloInClear
 	case errors.Is(err, head.ErrHeader), errors.Is(err, head.ErrTooLarge):
 		r.Detail = err.Error() // which line it was
+	default:
+		r.Cause = c.headCause(reason, err)
 	}
 	return r
+}
+
+// headCause says for the record what is wrong with a head, or how far it came.
+func (c *h1) headCause(reason allowlist.Reason, err error) string {
+	come := len(c.reader.Buffered())
+	switch reason { //nolint:exhaustive // the parser says it of all others
+	case allowlist.HeadTimeout:
+		return fmt.Sprintf("%d bytes of a head came within %v", come, c.front.cfg.HeadTimeout)
+	case allowlist.ClientGone:
+		return fmt.Sprintf("reading a head, of which %d bytes came: %v", come, err)
+	}
+	return err.Error()
 }
 
 // isQuiet reports whether the connection ended or went silent.

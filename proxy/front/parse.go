@@ -23,6 +23,7 @@ func (c *h1) parse(h *head.Head) *Request {
 func (r *Request) parseConnect() allowlist.Reason {
 	h := r.Head
 	if h.Method != http.MethodConnect {
+		r.Cause = "methods are case-sensitive: it is CONNECT"
 		return allowlist.ConnectOnly
 	}
 	dest, err := allowlist.ParseDestination(h.Target)
@@ -30,10 +31,11 @@ func (r *Request) parseConnect() allowlist.Reason {
 		return r.malformed(err)
 	}
 	r.Asked.Dest = dest
-	if h.HasHost && !sameAuthority(h, dest) {
+	if r.Cause = otherAuthority(h, dest); r.Cause != "" {
 		return allowlist.AuthorityMismatch
 	}
 	for range h.Values("Transfer-Encoding") { // what follows the head is tunnel data and has no framing
+		r.Cause = "Transfer-Encoding stands in a CONNECT, which has no body"
 		return allowlist.MalformedHeader
 	}
 	return allowlist.NoReason
@@ -48,20 +50,32 @@ func (r *Request) malformed(err error) allowlist.Reason {
 	return allowlist.MalformedTarget
 }
 
-// sameAuthority reports whether the Host field names the target: with the
-// same port or without one, and an address in the very same spelling.
-func sameAuthority(h *head.Head, dest allowlist.Destination) bool {
+// otherAuthority says how the Host field differs from the target, and "" if it names
+// it: with the same port or without one, and an address in the very same spelling.
+func otherAuthority(h *head.Head, dest allowlist.Destination) string {
 	text := h.Host
-	if dest.Host.IsAddr() {
-		withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]
-		return text == h.Target || text == withoutPort
+	switch withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]; {
+	case !h.HasHost, dest.Host.IsAddr() && (text == h.Target || text == withoutPort):
+		return ""
+	case dest.Host.IsAddr():
+		return "Host has not the address of the target, in the same spelling"
 	}
+	got := allowlist.Destination{Port: dest.Port}
+	var err error
 	if strings.Contains(text, ":") {
-		got, err := allowlist.ParseDestination(text)
-		return err == nil && got == dest
+		got, err = allowlist.ParseDestination(text)
+	} else {
+		got.Host, err = allowlist.ParseHost(text)
 	}
-	got, err := allowlist.ParseHost(text)
-	return err == nil && got == dest.Host
+	switch {
+	case err != nil:
+		return "Host is malformed"
+	case got.Host != dest.Host:
+		return "Host has another host than the target"
+	case got.Port != dest.Port:
+		return "Host has another port than the target"
+	}
+	return ""
 }
 
 // parsePlain finds out, besides, where a plain request ends. The Host field has

@@ -24,14 +24,14 @@ type read struct {
 	Body             int64
 	StopsHere        bool
 	Reason           allowlist.Reason
-	Detail           string
+	Detail, Cause    string
 }
 
 func seen(r *front.Request) read {
 	got := read{
 		Method: r.Method, Target: r.Target, Plain: r.IsPlain(), HeadIsNil: r.Head == nil,
 		AskedMethod: r.Asked.Method, Path: r.Asked.Path, Upgrade: r.Asked.Upgrade, Protocols: r.Protocols,
-		Body: r.Body, StopsHere: r.StopsHere, Reason: r.Reason, Detail: r.Detail,
+		Body: r.Body, StopsHere: r.StopsHere, Reason: r.Reason, Detail: r.Detail, Cause: r.Cause,
 	}
 	if !r.Asked.Dest.Host.IsZero() {
 		got.Dest = r.Asked.Dest.String()
@@ -88,7 +88,7 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		{"CONNECT with a length", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\n", tunnel(read{Target: "a.example:443", Dest: "a.example:443"})},
 		{
 			"CONNECT in another case", "connect a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n",
-			read{Method: "connect", Target: "a.example:443", Reason: allowlist.ConnectOnly},
+			read{Method: "connect", Target: "a.example:443", Reason: allowlist.ConnectOnly, Cause: "methods are case-sensitive: it is CONNECT"},
 		},
 		{
 			"CONNECT without a port", "CONNECT a.example HTTP/1.1\r\nHost: a.example\r\n\r\n",
@@ -100,11 +100,11 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		},
 		{
 			"CONNECT with another Host", "CONNECT a.example:443 HTTP/1.1\r\nHost: b.example\r\n\r\n",
-			tunnel(read{Target: "a.example:443", Dest: "a.example:443", Reason: allowlist.AuthorityMismatch}),
+			tunnel(read{Target: "a.example:443", Dest: "a.example:443", Reason: allowlist.AuthorityMismatch, Cause: "Host has another host than the target"}),
 		},
 		{
 			"CONNECT with a coding", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n",
-			tunnel(read{Target: "a.example:443", Dest: "a.example:443", Reason: allowlist.MalformedHeader}),
+			tunnel(read{Target: "a.example:443", Dest: "a.example:443", Reason: allowlist.MalformedHeader, Cause: "Transfer-Encoding stands in a CONNECT, which has no body"}),
 		},
 
 		{"a plain request", get("http://a.example/", ""), plainly(read{})},
@@ -114,7 +114,7 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		{"a plain request with chunks", "POST http://a.example/ HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", plainly(read{Method: "POST", Body: head.Chunked})},
 		{
 			"a plain request with two lengths", get("http://a.example/", "Content-Length: 1\r\nContent-Length: 1\r\n"),
-			plainly(read{Reason: allowlist.MalformedHeader, Detail: "the length of the body is in doubt"}),
+			plainly(read{Reason: allowlist.MalformedHeader, Detail: "Content-Length stands there 2 times: the length of the body is in doubt"}),
 		},
 		{
 			"a plain request to a path", get("/", ""),
@@ -126,7 +126,7 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		{"a GET may always be", get("http://a.example/", "Max-Forwards: 0\r\n"), plainly(read{})},
 		{
 			"nobody knows how often", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: x\r\n\r\n",
-			plainly(read{Method: "TRACE", Reason: allowlist.MalformedHeader, Detail: "malformed Max-Forwards"}),
+			plainly(read{Method: "TRACE", Reason: allowlist.MalformedHeader, Detail: "it is no number: malformed Max-Forwards"}),
 		},
 
 		{"an upgrade that must be", get("http://a.example/", upgrading+"WebSocket\r\n"), plainly(read{Upgrade: allowlist.MustUpgrade, Protocols: "WebSocket"})},
@@ -148,11 +148,11 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 			plainly(read{Target: "ws://a.example/", Reason: allowlist.MalformedTarget, Detail: "malformed target: a ws URL asks for an upgrade, which neither HTTP/1.0 nor a request with a body has"}),
 		},
 
-		{"no request line", "GET\r\n\r\n", headless(read{Reason: allowlist.MalformedRequestLine})},
-		{"an older version", "GET / HTTP/0.9\r\n\r\n", headless(read{Method: "GET", Target: "/", Reason: allowlist.UnsupportedVersion})},
-		{"no field", get("http://a.example/", "x\r\n"), headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.MalformedHeader, Detail: "line 3: malformed header"})},
-		{"no Host", "GET http://a.example/ HTTP/1.1\r\n\r\n", headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.MissingHost})},
-		{"two Hosts", get("http://a.example/", host), headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.DuplicateHost})},
+		{"no request line", "GET\r\n\r\n", headless(read{Reason: allowlist.MalformedRequestLine, Cause: "line 1: it ends behind the method: malformed request line"})},
+		{"an older version", "GET / HTTP/0.9\r\n\r\n", headless(read{Method: "GET", Target: "/", Reason: allowlist.UnsupportedVersion, Cause: "line 1: HTTP/0.9: unsupported HTTP version"})},
+		{"no field", get("http://a.example/", "x\r\n"), headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.MalformedHeader, Detail: "line 3: no colon behind the name: malformed header"})},
+		{"no Host", "GET http://a.example/ HTTP/1.1\r\n\r\n", headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.MissingHost, Cause: "missing Host field"})},
+		{"two Hosts", get("http://a.example/", host), headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.DuplicateHost, Cause: "line 3: duplicate Host field"})},
 		{
 			"a head that is too large", get("http://a.example/", "X: "+strings.Repeat("a", 2048)+"\r\n"),
 			headless(read{Method: "GET", Target: "http://a.example/", Reason: allowlist.HeadTooLarge, Detail: "more than 2048 bytes: head too large"}),
@@ -194,7 +194,7 @@ func TestHalfAHead(t *testing.T) {
 	c := s.dial(t)
 	c.send(t, "CONNECT a.example:443 HTTP/1.1\r\nHost: a")
 	_ = c.Close()
-	want := read{Method: "CONNECT", Target: "a.example:443", HeadIsNil: true, Reason: allowlist.ClientGone}
+	want := read{Method: "CONNECT", Target: "a.example:443", HeadIsNil: true, Reason: allowlist.ClientGone, Cause: "reading a head, of which 39 bytes came: unexpected EOF"}
 	if diff := cmp.Diff(want, <-asked); diff != "" {
 		t.Errorf("the handler was asked (-want +got):\n%s", diff)
 	}

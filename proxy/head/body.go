@@ -2,6 +2,7 @@ package head
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -27,16 +28,25 @@ func (h *Head) Body() (int64, error) {
 	switch {
 	case lengths+codings == 0:
 		return 0, nil
-	case lengths+codings > 1:
-		return 0, ErrFraming
+	case lengths > 0 && codings > 0:
+		return 0, doubt("Content-Length stands beside Transfer-Encoding")
+	case lengths > 1:
+		return 0, doubt(fmt.Sprintf("Content-Length stands there %d times", lengths))
+	case codings > 1:
+		return 0, doubt(fmt.Sprintf("Transfer-Encoding stands there %d times", codings))
+	case codings == 1 && h.Minor == 0:
+		return 0, doubt("Transfer-Encoding stands in HTTP/1.0")
 	case codings == 1:
-		if h.Minor == 0 || !sameName(coding, "chunked") {
-			return 0, ErrFraming
+		if !sameName(coding, "chunked") {
+			return 0, doubt("Transfer-Encoding is not chunked alone")
 		}
 		return Chunked, nil
 	}
 	return parseLength(length)
 }
+
+// doubt is ErrFraming with its cause.
+func doubt(cause string) error { return fmt.Errorf("%s: %w", cause, ErrFraming) }
 
 // only returns the first value of a field and how many there are.
 func only(h *Head, name string) (value string, n int) {
@@ -52,13 +62,13 @@ func only(h *Head, name string) (value string, n int) {
 // parseLength reads decimal digits: no sign, no list, no space.
 func parseLength(s string) (int64, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
-		return 0, ErrFraming
+		return 0, doubt("Content-Length is no number")
 	}
 	var n int64
 	for i := range len(s) {
 		n = n*10 + int64(s[i]-'0')
 		if n > maxLength/10 {
-			return 0, ErrFraming
+			return 0, doubt("Content-Length is too large")
 		}
 	}
 	return n, nil

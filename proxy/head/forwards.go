@@ -2,6 +2,7 @@ package head
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 )
@@ -20,8 +21,10 @@ func (h *Head) MaxForwards() (n int, bounded bool, err error) {
 	switch {
 	case fields == 0:
 		return 0, false, nil
-	case fields > 1, text == "", strings.Trim(text, "0123456789") != "":
-		return 0, false, ErrForwards
+	case fields > 1:
+		return 0, false, fmt.Errorf("it stands there %d times: %w", fields, ErrForwards)
+	case text == "", strings.Trim(text, "0123456789") != "":
+		return 0, false, fmt.Errorf("it is no number: %w", ErrForwards)
 	}
 	for i := range len(text) {
 		n = min(n*10+int(text[i]-'0'), math.MaxInt32)

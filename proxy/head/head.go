@@ -41,8 +41,9 @@ const (
 	MaxMembers = 256
 )
 
-// Why a head was refused. The errors of this package wrap one of them and add
-// the line; no byte of the request is ever part of the text. Everything else
+// Why a head was refused. The errors of this package wrap one of them and say what is
+// wrong in which line; no text of the request is part of theirs, and a byte that may
+// not stand where it stands is named by its number. Everything else
 // that ReadHead returns came from the connection.
 var (
 	// ErrRequestLine is a request line that is not

@@ -13,7 +13,7 @@ import (
 // number of bytes is up to the caller.
 func Parse(raw []byte) (*Head, error) {
 	if len(raw) > 0 && !isTchar(raw[0]) {
-		return nil, fmt.Errorf("line 1: %w", ErrRequestLine)
+		return nil, fmt.Errorf("line 1: %s in the method: %w", badByte(raw[0], 0), ErrRequestLine)
 	}
 	text := string(raw)
 	line, rest, ok := strings.Cut(text, "\n")
@@ -39,26 +39,52 @@ func Parse(raw []byte) (*Head, error) {
 // the string that the Head will be made of.
 func parseRequestLine[T string | []byte](line T) (method, target T, minor int, err error) {
 	var none T
-	bad := func(err error) (T, T, int, error) {
-		return none, none, 0, fmt.Errorf("line 1: %w", err)
+	bad := func(what string, err error) (T, T, int, error) {
+		return none, none, 0, fmt.Errorf("line 1: %s: %w", what, err)
 	}
 	i, j := splitRequestLine(line)
 	if j == 0 {
-		return bad(ErrRequestLine)
+		return bad(unsplit(line, i), ErrRequestLine)
 	}
 	const form = "HTTP/d.d\r"
 	version := line[j+1:]
-	if len(version) != len(form) || string(version[:5]) != form[:5] || version[6] != '.' || version[8] != '\r' {
-		return bad(ErrRequestLine)
+	if len(version) == 0 || version[len(version)-1] != '\r' {
+		return bad("no carriage return at its end", ErrRequestLine)
 	}
-	if !isDigit(version[5]) || !isDigit(version[7]) {
-		return bad(ErrRequestLine)
+	if len(version) != len(form) || string(version[:5]) != form[:5] || version[6] != '.' || !isDigit(version[5]) || !isDigit(version[7]) {
+		return bad("no HTTP version behind the target", ErrRequestLine)
 	}
 	if version[5] != '1' || version[7] > '1' {
-		return bad(ErrVersion)
+		return bad("HTTP/"+string(version[5:8]), ErrVersion)
 	}
 	return line[:i], line[i+1 : j], int(version[7] - '0'), nil
 }
+
+// unsplit says why a line has no method, or no target behind the method, which ends
+// at a place that is not zero then.
+func unsplit[T string | []byte](line T, method int) string {
+	at, part := method+1, "target"
+	if method == 0 {
+		for at = 0; at < len(line) && isTchar(line[at]); {
+			at++
+		}
+		part = "method"
+	} else {
+		for at < len(line) && line[at] > ' ' && line[at] != 0x7f {
+			at++
+		}
+	}
+	switch {
+	case at >= len(line) || line[at] == '\r' && at == len(line)-1:
+		return "it ends behind the " + part
+	case line[at] == ' ':
+		return "no " + part
+	}
+	return badByte(line[at], at) + " in the " + part
+}
+
+// badByte names a byte by its number, and says where it stands in its line.
+func badByte(c byte, at int) string { return fmt.Sprintf("byte 0x%02x at column %d", c, at+1) }
 
 // splitRequestLine returns where the method of a line ends, and behind a space
 // the target; either is 0 if it is malformed, or no space ends it. Which bytes
@@ -100,11 +126,11 @@ func (h *Head) parseFields(text string) error {
 			return nil
 		}
 		if len(h.Fields) == MaxFields {
-			return fmt.Errorf("line %d: more than %d fields: %w", number, MaxFields, ErrTooLarge)
+			return fmt.Errorf("line %d: field %d, and no head may have more than %d: %w", number, len(h.Fields)+1, MaxFields, ErrTooLarge)
 		}
-		f, ok := parseField(line)
-		if !ok {
-			return fmt.Errorf("line %d: %w", number, ErrHeader)
+		f, problem := parseField(line)
+		if problem != "" {
+			return fmt.Errorf("line %d: %s: %w", number, problem, ErrHeader)
 		}
 		if sameName(f.Name, "Host") {
 			if h.HasHost {
@@ -113,7 +139,7 @@ func (h *Head) parseFields(text string) error {
 			h.Host, h.HasHost = f.Value, true
 		}
 		if members += membersOf(f); members > MaxMembers {
-			return fmt.Errorf("line %d: more than %d names of fields: %w", number, MaxMembers, ErrTooLarge)
+			return fmt.Errorf("line %d: %d names of fields in Connection and Trailer, more than %d: %w", number, members, MaxMembers, ErrTooLarge)
 		}
 		h.Fields = append(h.Fields, f)
 		text = rest
@@ -128,24 +154,31 @@ func membersOf(f Field) int {
 	return 1 + strings.Count(f.Value, ",")
 }
 
-// parseField parses a line that is complete but for its LF. A folded line
-// starts with white space and so has no name.
-func parseField(line string) (f Field, ok bool) {
+// parseField parses a line that is complete but for its LF, or says what is wrong with
+// it. A folded line starts with white space and so has no name.
+func parseField(line string) (f Field, problem string) {
 	i := 0
 	for i < len(line) && isTchar(line[i]) {
 		i++
 	}
 	last := len(line) - 1
-	if i == 0 || i >= last || line[i] != ':' || line[last] != '\r' {
-		return Field{}, false
+	switch {
+	case last < 0 || line[last] != '\r':
+		return Field{}, "no carriage return at its end"
+	case i == last:
+		return Field{}, "no colon behind the name"
+	case line[i] != ':':
+		return Field{}, badByte(line[i], i) + " in the name"
+	case i == 0:
+		return Field{}, "no name"
 	}
 	value := line[i+1 : last]
 	for k := range len(value) {
 		if c := value[k]; c < ' ' && c != '\t' || c == 0x7f {
-			return Field{}, false
+			return Field{}, badByte(c, i+1+k) + " in the value"
 		}
 	}
-	return Field{Name: line[:i], Value: strings.Trim(value, " \t")}, true
+	return Field{Name: line[:i], Value: strings.Trim(value, " \t")}, ""
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
