@@ -75,7 +75,11 @@ type AddrError struct {
 
 // Error names the class and the address; it is for records, not for callers.
 func (e *AddrError) Error() string {
-	return fmt.Sprintf("address %s is not allowed (%s)", e.Addr, e.Class)
+	class := e.Class.String()
+	if e.Rule != "" {
+		class += " " + e.Rule
+	}
+	return fmt.Sprintf("address %s is not allowed (%s)", e.Addr, class)
 }
 
 // CheckAddr reports whether the decision lets the caller reach addr: nil, or

@@ -257,7 +257,8 @@ func (r Reason) observable() bool {
 // InternalError: no error belongs to an allowed request.
 type ReasonError struct {
 	Reason Reason
-	Err    error // the cause, for the gateway's own log; may be nil
+	Cause  Cause // NoCause: the reason says as much
+	Err    error // what happened, for the gateway's own log and the record; may be nil
 }
 
 // Error returns the reason and the cause. It is for the gateway's own log; it may

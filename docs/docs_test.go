@@ -199,7 +199,12 @@ Every refusal has one reason of this closed set. 403 means that the policy refus
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", info.Token, status, proxyError, told(info))
 	}
-	b.WriteString(`
+	b.WriteString("\n`dial-failed` and `response-failed` have another error type where RFC 9209 has one for the cause:")
+	for _, c := range allowlist.Causes() {
+		b.WriteString(" `" + c.ProxyError() + "`")
+	}
+	b.WriteString(`.
+
 A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many queries to name servers are outstanding: in that case nothing was tried, and the record names no ` + "`address`" + `.
 
 A refusal never names a resolved address; the record has its class in ` + "`address_class`" + `.

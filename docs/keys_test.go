@@ -10,6 +10,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
 // knownKeys returns every key that a parser knows, in the notation of the manual: the key
@@ -174,6 +175,19 @@ func inRowAbove(rows map[string]string, key string) bool {
 	}
 	m := regexp.MustCompile("\\| as `([^`]+)` \\|").FindStringSubmatch(rows[above])
 	return m != nil && isList && rows[m[1]+"[]."+name] != ""
+}
+
+// TestLimitsInRecordsAreKeys: what a record names as the limit that somebody is over
+// stands in the configuration or in the policy.
+func TestLimitsInRecordsAreKeys(t *testing.T) {
+	configuration, policy := knownKeys(t, parseConfig), knownKeys(t, parsePolicy)
+	for _, key := range limit.Keys() {
+		_, configured := configuration[key.String()]
+		_, written := policy["identities[]."+key.String()]
+		if !configured && !written {
+			t.Errorf("%s is no key", key)
+		}
+	}
 }
 
 // TestPolicyKeys checks that docs/policy.md names every key that the parser of policies

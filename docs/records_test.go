@@ -75,7 +75,7 @@ func fields() []field {
 		{"down", "bytes to the caller so far", "traffic.bytes_in", "destination.bytes"},
 		{"duration_ms", "age of the tunnel, or time that a reload took to end tunnels, milliseconds; ECS has nanoseconds", "duration start_time", "event.duration event.start"},
 		unmapped("close_reason", "what ended the tunnel or exchange: `upstream` when the whole answer was sent"),
-		{"detail", "for people: the cause of a failure, what is wrong with a target or in which line of a head, the reason of a quarantine, what a reload did; of `cut-off` what ended it: `revoked` `quarantined` `drain` `limit`", "status_detail", "error.message exeat.detail"},
+		{"detail", "for people: the cause of a failure and the address that was asked, what is wrong with a target or in which line of a head, the limit that was met, the reason of a quarantine, what a reload did ([below](#what-detail-says)); of `cut-off` what ended it: `revoked` `quarantined` `drain` `limit`", "status_detail", "error.message exeat.detail"},
 		{"count", "how many records this one stands for", "count", "exeat.count"},
 		{"first", "time of the first of these records", "start_time", "event.start"},
 		{"last", "time of the last of these records", "end_time", "event.end"},

@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -46,6 +48,29 @@ func bind(x *request, now time.Time) {
 	if len(x.bound.names) > 0 {
 		x.bound.addr = host.Addr()
 	}
+}
+
+// maxBoundTold is how many names a record has of an address that several were told for.
+const maxBoundTold = 4
+
+// told says for which names the caller was told the address; "" if it is allowed
+// by itself.
+func (b *bound) told() string {
+	if len(b.names) == 0 {
+		return ""
+	}
+	var text strings.Builder
+	text.WriteString("the address was told for ")
+	for i, name := range b.names[:min(len(b.names), maxBoundTold)] {
+		if i > 0 {
+			text.WriteString(", ")
+		}
+		text.WriteString(name.Name.String())
+	}
+	if more := len(b.names) - maxBoundTold; more > 0 {
+		fmt.Fprintf(&text, " and %d more", more)
+	}
+	return text.String()
 }
 
 // decideBound decides a request for an address by a name that it was the answer for,

@@ -105,6 +105,10 @@ func TestAnAddressByItsName(t *testing.T) {
 			if want := g.at("127.0.0.1"); decision.Address != want {
 				t.Errorf("dialled %s, want %s", decision.Address, want)
 			}
+			if !strings.HasPrefix(decision.Detail, "the address was told for ") ||
+				row.name == "of two names, with a hello for the other" && decision.Detail != "the address was told for off.example, strict.example" {
+				t.Errorf("the record does not say by which names: %q", decision.Detail)
+			}
 			origin := g.origin.next(t)
 			c.send(t, row.sent)
 			if row.closed == allowlist.NoReason {

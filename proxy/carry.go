@@ -10,6 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/forward"
 	"github.com/exeat-dev/exeat/proxy/front"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
@@ -36,6 +37,9 @@ func carry(ctx context.Context, x *request) front.Answer {
 			return front.Answer{Kind: front.Forwarded, End: endOf(res)}
 		}
 		again, reason := f.failed(ctx, res)
+		if reason == res.Reason {
+			f.blame(&res)
+		}
 		if again {
 			if x.open.Committed() { // as allowed, which has an end whatever comes of the next try
 				record = f.record
@@ -47,6 +51,15 @@ func carry(ctx context.Context, x *request) front.Answer {
 		answer.MayRest = true
 		return answer
 	}
+}
+
+// blame notes why there is no answer.
+func (f *forwarding) blame(res *forward.Result) {
+	if res.Reason == allowlist.UploadLimit {
+		f.cause = f.spent.String()
+		return
+	}
+	blame(f.request, res.Err)
 }
 
 // endOf says what is left to do with the connection of the client. Behind a whole
@@ -71,6 +84,7 @@ type forwarding struct {
 	start    time.Time
 	held     *place           // of this try; the request's own until that becomes a tunnel
 	record   *audit.Tunnel    // nil until it goes out, or a try before was about to
+	spent    limit.Key        // which limit of bytes it met, if it met one
 	retry    allowlist.Reason // why this try was given up for another one; NoReason if it was not
 	up, down atomic.Int64     // bytes so far
 }
@@ -100,6 +114,7 @@ func (f *forwarding) carry(ctx context.Context) forward.Result {
 		Progress:  f.progress,
 	})
 	panics = false
+	f.spent = x.lease.Over()
 	return res
 }
 
@@ -133,8 +148,10 @@ func (f *forwarding) connected(ctx context.Context, u forward.Upstream) error {
 	}
 	// What must be recorded is recorded before anything of it goes out, at the
 	// price of the status, which nobody knows yet.
-	if x.proxy.cfg.Recorder.Required() && x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable}
+	if x.proxy.cfg.Recorder.Required() {
+		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil {
+			return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
+		}
 	}
 	if f.record == nil {
 		f.record = x.open.Tunnel()
@@ -149,12 +166,13 @@ func (f *forwarding) answered(ctx context.Context, status int, write func() erro
 		return &allowlist.ReasonError{Reason: why}
 	}
 	x.open.Status = status
-	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable}
+	if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil {
+		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
 	}
 	err := write()
 	if err != nil {
 		x.sent = true
+		x.cause = unwritten(err)
 		x.unanswered(f.why())
 	}
 	x.open.End()
@@ -219,6 +237,12 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 		reason = tunnel.Client
 	default:
 		reason = tunnel.Error
+	}
+	switch {
+	case reason == tunnel.Limit:
+		f.record.Blame(f.spent.String())
+	case reason == tunnel.Error && res.Err != nil, reason == tunnel.Client && res.Err != nil:
+		f.record.Blame(allowlist.DetailOf(res.Err))
 	}
 	f.record.Close(ctx, res.Up, res.Down, reason, why)
 }

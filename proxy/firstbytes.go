@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -30,6 +31,7 @@ type firstBytes struct {
 	place   *place // of the tunnel in the registry
 
 	reader hello.Reader
+	wait   time.Duration    // for more of the first bytes
 	reason allowlist.Reason // why the first bytes were refused
 	// observed is the decision about the name that the ClientHello asks for, if
 	// only observation lets it through; nil otherwise.
@@ -109,6 +111,7 @@ func (e *expected) by(state *live.State) looking {
 
 // gate returns the check as a gate of the tunnel; nil if nothing is checked.
 func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
+	c.wait = timeout
 	l := c.settle()
 	switch l.mode {
 	case allowlist.TLSOff:
@@ -173,6 +176,7 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 type verdict struct {
 	ruling tunnel.Ruling
 	reason allowlist.Reason // NoReason if they pass
+	detail string           // what is wrong with them beside the reason; "" is nothing
 	seen   audit.Hello
 	first  live.FirstBytes
 	hidden []live.Hidden // names that ECH may hide
@@ -186,6 +190,9 @@ func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
 	}
 	if v.ruling == tunnel.Refuse {
 		c.reason = v.reason
+		if v.detail != "" {
+			c.record.Blame(v.detail)
+		}
 		c.refuse(ctx, state)
 		return
 	}
@@ -224,7 +231,7 @@ func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err err
 	if errors.Is(err, hello.ErrIncomplete) && !last {
 		return verdict{ruling: tunnel.More}
 	}
-	v := verdict{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, first: live.FirstBytesNotTLS}
+	v := verdict{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, detail: c.noHello(p, err), first: live.FirstBytesNotTLS}
 	if err == nil {
 		v.seen, v.reason = c.compare(h, l.ech)
 		v.first = live.FirstBytesHello
@@ -244,6 +251,19 @@ func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err err
 		}
 	}
 	return v
+}
+
+// noHello says why first bytes are no ClientHello; "" if they are one.
+func (c *firstBytes) noHello(p []byte, err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case !errors.Is(err, hello.ErrIncomplete):
+		return err.Error()
+	case len(p) == 0:
+		return fmt.Sprintf("the client sent nothing within %v", c.wait)
+	}
+	return fmt.Sprintf("%v: %d bytes came before the end of the client's way or within %v", err, len(p), c.wait)
 }
 
 // compare holds a ClientHello against the destination.

@@ -440,7 +440,7 @@ func TestListsOfNames(t *testing.T) {
 	if a := c.ask(t, get(r.url("allowed.example", "/"), "Connection: "+numbered("x-%d", 2*most+1))); a.status != 431 || a.reason() != "head-too-large" {
 		t.Errorf("answered %s", a.phrase)
 	}
-	if decision := r.next(t, audit.EventDecision); decision.Detail != "line 3: more than 256 names of fields: head too large" {
+	if decision := r.next(t, audit.EventDecision); decision.Detail != "line 3: 257 names of fields in Connection and Trailer, more than 256: head too large" {
 		t.Errorf("record %+v", decision)
 	}
 }

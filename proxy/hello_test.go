@@ -34,7 +34,7 @@ func TestWhatIsAClientHello(t *testing.T) {
 	for _, row := range []struct {
 		raw      string
 		listener netip.AddrPort
-		want     string // detail
+		want     string // beginning of the detail
 	}{
 		{"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", g.plain, helloInClear},
 		{"\x16\x03\x04\x00\x05\x01\x00\x00\x01\x00", g.plain, helloInClear},
@@ -56,7 +56,7 @@ func TestWhatIsAClientHello(t *testing.T) {
 		}
 		a := c.answer(t)
 		r := g.next(t, audit.EventDecision)
-		if a.status != 400 || r.Reason != allowlist.MalformedRequestLine.String() || r.Detail != row.want {
+		if a.status != 400 || r.Reason != allowlist.MalformedRequestLine.String() || !strings.HasPrefix(r.Detail, row.want) || row.want == "" && !strings.HasPrefix(r.Detail, "line 1: byte 0x") {
 			t.Errorf("%q: answered %d, record %+v, want the detail %q", row.raw, a.status, r, row.want)
 		}
 		if told := strings.Contains(a.phrase, helloInClear); told != (row.want != "") {

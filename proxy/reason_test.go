@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,7 +42,7 @@ func newWorld(t *testing.T) *world {
 		spent:    newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{UploadPerHour: 1}}}),
 	}
 	for g, n := range map[*gateway]int{w.crowded: 0, w.spent: 1} {
-		lease, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+		lease, _, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
 		lease.Spend(n)
 		t.Cleanup(lease.Close)
 	}
@@ -63,6 +64,7 @@ type wireCase struct {
 	reason allowlist.Reason
 	slow   bool // waits for a deadline
 	plain  bool // a plain request, which had reached the origin
+	cause  allowlist.Cause
 	// decide returns the zero answer where there is none.
 	decide func(t *testing.T, w *world, fields ...string) answer
 }
@@ -103,6 +105,12 @@ func of(reason allowlist.Reason, state func(*world) *gateway) wireCase {
 		t.Helper()
 		return state(w).call(t, "builder").askOnce(t, connectTo(state(w).at("allowed.example"), fields...))
 	}}
+}
+
+// with9209 is a case whose cause has an error type of its own in RFC 9209.
+func with9209(c wireCase, cause allowlist.Cause) wireCase {
+	c.cause = cause
+	return c
 }
 
 // askOnce asks, and leaves.
@@ -162,10 +170,10 @@ func wireCases() []wireCase {
 		asked(allowlist.ResolveFailed, "builder", "unknown.example:PORT"),
 		asked(allowlist.ResolveFailed, "builder", "empty.example:PORT"),
 		asked(allowlist.ResolveTimeout, "builder", "slow.example:PORT"),
-		asked(allowlist.DialFailed, "builder", "unreachable.example:PORT"),
+		with9209(asked(allowlist.DialFailed, "builder", "unreachable.example:PORT"), allowlist.CauseUnroutable),
 		asked(allowlist.DialRefused, "builder", "refused.example:1"),
 		{reason: allowlist.DialTimeout, slow: true, decide: late},
-		{reason: allowlist.ResponseFailed, plain: true, decide: noAnswer},
+		{reason: allowlist.ResponseFailed, plain: true, cause: allowlist.CauseTerminated, decide: noAnswer},
 		{reason: allowlist.ResponseTimeout, plain: true, slow: true, decide: lateAnswer},
 
 		of(allowlist.PolicyUnavailable, func(w *world) *gateway { return w.empty }),
@@ -193,6 +201,16 @@ func elsewhere() map[allowlist.Reason]string {
 		allowlist.NotTLS:            "TestFirstBytes",
 		allowlist.ECHRefused:        "TestFirstBytes",
 		allowlist.CutOff:            "TestACutRequestIsNoDenial: a CONNECT sends nothing on before it is answered",
+	}
+}
+
+// saysAll are the reasons of what failed, or was malformed, over a limit or without an
+// identity, that need no detail, and why.
+func saysAll() map[allowlist.Reason]string {
+	return map[allowlist.Reason]string{
+		allowlist.PolicyUnavailable: "none was loaded since the start",
+		allowlist.Draining:          "the process was told to end",
+		allowlist.NameBudget:        "the error of the resolver of these tests says no more",
 	}
 }
 
@@ -269,6 +287,7 @@ func TestReasons(t *testing.T) {
 		t.Run(c.reason.String(), func(t *testing.T) {
 			a := c.decide(t, w)
 			info := c.reason.Info()
+			info.ProxyError = c.reason.ProxyError(c.cause)
 			switch c.reason { //nolint:exhaustive // every other one is answered and decided
 			case allowlist.NoReason:
 				info.Status = 200
@@ -284,6 +303,9 @@ func TestReasons(t *testing.T) {
 			}
 			if r.Reason != info.Token || r.Status != info.Status || r.ID == "" {
 				t.Errorf("record %+v, want %s %d", r, info.Token, info.Status)
+			}
+			if why, known := saysAll()[c.reason]; (r.Detail == "") != known && info.Status != http.StatusOK && (info.Status != http.StatusForbidden || c.reason == allowlist.ResolvedAddressDenied) {
+				t.Errorf("detail %q, and the reason says all: %q", r.Detail, why)
 			}
 			if c.reason == allowlist.ClientGone {
 				return // without an answer

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -35,7 +36,7 @@ func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer 
 
 // handle answers what was read.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
-	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, late: !s.conn.Begin()}
+	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, late: !s.conn.Begin()}
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.proxy.Panicked(ctx, cause, debug.Stack())
@@ -53,24 +54,25 @@ func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answ
 // unasked records the refusal of a caller that is over a limit and has left, or said
 // nothing, before it could be told.
 func (s *session) unasked(ctx context.Context) {
-	reason, detail := overLimit(&s.conn.Caller)
+	reason, detail, key := overLimit(&s.conn.Caller)
 	if s.conn.Asked() || reason == allowlist.NoReason || s.conn.GaveWay() {
 		return
 	}
-	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail})
+	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.Says(detail)})
 	answer.Done(errUnasked)
 }
 
-// overLimit returns which limit of connections a caller is over, whatever it asks.
-func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string) {
-	detail, over := c.OverLimit()
+// overLimit returns which limit of connections a caller is over, whatever it asks, and
+// what it is told.
+func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string, key limit.Key) {
+	detail, key = c.OverLimit()
 	switch {
-	case !over:
-		return allowlist.NoReason, ""
+	case key == limit.NoKey:
+		return allowlist.NoReason, "", key
 	case c.Busy:
-		return allowlist.Busy, detail
+		return allowlist.Busy, detail, key
 	}
-	return allowlist.RateLimited, detail
+	return allowlist.RateLimited, detail, key
 }
 
 // errUnasked is why an answer to no request was not sent.
@@ -88,8 +90,10 @@ type request struct {
 	asked    allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
-	bound    bound // how an address literal came to be allowed, if by its names
-	detail   string
+	bound    bound  // how an address literal came to be allowed, if by its names
+	detail   string // what the caller is told in place of the reason's own text; "" is nothing
+	cause    string // what the record says in place of that; "" is the same
+	failure  allowlist.Cause
 	lease    *limit.Lease     // what it has of its budgets; nil before it took any, or once its tunnel has it
 	place    *place           // in the registry; nil before it has one, or once its tunnel has it
 	late     bool             // its connection was closed for want of a slot before it was read
@@ -157,14 +161,15 @@ func (x *request) renew() {
 func (x *request) admit() allowlist.Reason {
 	switch {
 	case x.late: // that is why nothing more came of it
+		x.cause = limit.KeyConnections.Says("the connection was closed for another one")
 		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
 		return x.read.Reason
 	case x.proxy.draining.Load():
 		return allowlist.Draining
 	}
-	if reason, detail := overLimit(&x.caller); reason != allowlist.NoReason {
-		x.detail = detail
+	if reason, detail, key := overLimit(&x.caller); reason != allowlist.NoReason {
+		x.detail, x.cause = detail, key.Says(detail)
 		return reason
 	}
 	now := time.Now()
@@ -222,6 +227,7 @@ func (x *request) spend() allowlist.Reason {
 		return reason
 	}
 	x.open.Rule, x.open.RuleAt, x.open.Ticket = "", "", ""
+	x.cause = limit.KeyRequestsPerIdentity.String()
 	return allowlist.RateLimited
 }
 
@@ -232,7 +238,9 @@ func (x *request) take() (reason allowlist.Reason) {
 	if x.read.IsPlain() && x.decision.Upgrade == allowlist.NoUpgrade {
 		take = x.proxy.cfg.Budgets.Exchange
 	}
-	x.lease, reason = take(x.state.Policy, x.caller.Holder())
+	var over limit.Key
+	x.lease, reason, over = take(x.state.Policy, x.caller.Holder())
+	x.cause = over.String()
 	return reason
 }
 
@@ -258,7 +266,7 @@ func (x *request) again() allowlist.Reason {
 
 // dialed records what came of a dial.
 func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, err error) allowlist.Reason {
-	x.open.Address, x.open.Dropped = res.Addr, res.Dropped
+	x.open.Address, x.open.Dropped, x.open.Refused = res.Addr, res.Dropped, res.Refused
 	if res.Dropped > 0 {
 		x.open.Class = res.Class
 	}
@@ -272,10 +280,8 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 	if reason == allowlist.ResolvedAddressDenied {
 		x.open.Class = res.Class
 	}
-	if failed == allowlist.Busy && limit.NoDescriptor(err) {
-		x.open.Detail = limit.ErrNoDescriptor.Error()
-	} else if failed != allowlist.NoReason {
-		x.open.Detail = x.unresolved.Detail
+	if failed != allowlist.NoReason {
+		blame(x, err)
 	}
 	return reason
 }
@@ -289,20 +295,30 @@ func dnsError(reason allowlist.Reason, f resolve.Failure) refusal.DNSError {
 	return refusal.DNSError{RCode: f.RCode, Extended: f.Extended, HasExtended: f.HasExtended}
 }
 
+// blame notes what an error says, for the record, and its cause.
+func blame(x *request, err error) {
+	x.cause, x.failure = cmp.Or(allowlist.DetailOf(err), x.cause), allowlist.CauseOf(err)
+}
+
+// unwritten says that an answer could not be sent.
+func unwritten(err error) string { return "writing the answer: " + err.Error() }
+
 // refuse makes a refusal of a reason. Its record ends when it was written, and
 // only then the request leaves the registry, so that a shutdown waits for it.
 func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Answer {
 	x.release() // what is refused needs no tunnel, and the answer may take its time
 	reason = x.note(reason)
-	if reason.Info().Status != 0 && x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		reason, x.detail = allowlist.AuditUnavailable, "" // what cannot be recorded is not even refused by its name
-		x.note(reason)
+	if reason.Info().Status != 0 {
+		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil { // what cannot be recorded is not even refused by its name
+			reason, x.detail, x.cause, x.failure = allowlist.AuditUnavailable, "", err.Error(), allowlist.NoCause
+			x.note(reason)
+		}
 	}
 	x.decision.ID, x.decision.Reason = x.caller.ID, reason
 	return front.Answer{
 		Kind: front.Refused, Last: x.caller.Excess,
 		Refusal: refusal.Refusal{
-			Reason: reason, Decision: x.decision, DecisionID: x.open.ID, TraceID: x.open.TraceID(),
+			Reason: reason, Cause: x.failure, Decision: x.decision, DecisionID: x.open.ID, TraceID: x.open.TraceID(),
 			Detail: x.detail, Realm: x.caller.Realm,
 			DNS: dnsError(reason, x.unresolved),
 		},
@@ -331,6 +347,7 @@ func own(ctx context.Context, x *request) front.Answer {
 	return front.Answer{Kind: front.Own, Done: func(err error) {
 		defer x.conn.End()
 		if err != nil {
+			x.cause = unwritten(err)
 			x.unanswered(allowlist.NoReason)
 		}
 		x.open.End()
@@ -343,6 +360,7 @@ func own(ctx context.Context, x *request) front.Answer {
 func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	if x.sent && saysUnsent(reason) {
 		x.detail, x.cut, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
+		x.cause, x.failure = "", allowlist.NoCause
 	}
 	rec := x.open
 	rec.Reason, rec.Status, rec.Verdict = reason, reason.Info().Status, reason.Verdict()
@@ -352,8 +370,8 @@ func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	if rec.Verdict == allowlist.Deny {
 		rec.WouldReason = allowlist.NoReason
 	}
-	if x.detail != "" {
-		rec.Detail = x.detail
+	if detail := cmp.Or(x.cause, x.detail); detail != "" {
+		rec.SetDetail(detail)
 	}
 	return reason
 }
@@ -379,7 +397,7 @@ func abandon(ctx context.Context, x *request) (a front.Answer) {
 			a = front.Answer{Kind: front.Forwarded, End: front.Close}
 		}
 	}()
-	x.detail = ""
+	x.detail, x.cause, x.failure = "", errPanicked.Error(), allowlist.NoCause
 	return x.refuse(ctx, allowlist.InternalError)
 }
 

@@ -255,36 +255,37 @@ type evidence struct {
 
 // record is a line of evidence as a reader of the log sees it.
 type record struct {
-	Event         string `json:"event"`
-	ID            string `json:"id"`
-	Listener      string `json:"listener"`
-	Protocol      string `json:"protocol"`
-	Identity      string `json:"identity"`
-	Host          string `json:"host"`
-	Port          uint16 `json:"port"`
-	Method        string `json:"method"`
-	Path          string `json:"path"`
-	Address       string `json:"address"`
-	Verdict       string `json:"verdict"`
-	Reason        string `json:"reason"`
-	Detail        string `json:"detail"`
-	WouldReason   string `json:"would_reason"`
-	Status        int    `json:"status"`
-	Policy        string `json:"policy"`
-	Generation    uint64 `json:"generation"`
-	Stage         string `json:"stage"`
-	SNI           string `json:"sni"`
-	TLS           string `json:"tls"`
-	ECH           bool   `json:"ech"`
-	AddressClass  string `json:"address_class"`
-	Dropped       int    `json:"addresses_dropped"`
-	Up            int64  `json:"up"`
-	Down          int64  `json:"down"`
-	CloseReason   string `json:"close_reason"`
-	TraceID       string `json:"trace_id"`
-	SpanID        string `json:"span_id"`
-	CallerTraceID string `json:"caller_trace_id"`
-	Count         uint64 `json:"count"` // of a summary
+	Event         string   `json:"event"`
+	ID            string   `json:"id"`
+	Listener      string   `json:"listener"`
+	Protocol      string   `json:"protocol"`
+	Identity      string   `json:"identity"`
+	Host          string   `json:"host"`
+	Port          uint16   `json:"port"`
+	Method        string   `json:"method"`
+	Path          string   `json:"path"`
+	Address       string   `json:"address"`
+	Verdict       string   `json:"verdict"`
+	Reason        string   `json:"reason"`
+	Detail        string   `json:"detail"`
+	WouldReason   string   `json:"would_reason"`
+	Status        int      `json:"status"`
+	Policy        string   `json:"policy"`
+	Generation    uint64   `json:"generation"`
+	Stage         string   `json:"stage"`
+	SNI           string   `json:"sni"`
+	TLS           string   `json:"tls"`
+	ECH           bool     `json:"ech"`
+	AddressClass  string   `json:"address_class"`
+	Dropped       int      `json:"addresses_dropped"`
+	Refused       []string `json:"addresses_refused"`
+	Up            int64    `json:"up"`
+	Down          int64    `json:"down"`
+	CloseReason   string   `json:"close_reason"`
+	TraceID       string   `json:"trace_id"`
+	SpanID        string   `json:"span_id"`
+	CallerTraceID string   `json:"caller_trace_id"`
+	Count         uint64   `json:"count"` // of a summary
 }
 
 func newEvidence(tb testing.TB) *evidence {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -87,6 +88,9 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 		return x.refuse(ctx, reason)
 	}
 	x.open.Status = o.status
+	if told := x.bound.told(); told != "" {
+		x.open.SetDetail(told)
+	}
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
 		r.leave()
 		return x.refuse(ctx, allowlist.AuditUnavailable)
@@ -141,6 +145,7 @@ func (r *relaying) answered(ctx context.Context, x *request, o *opening, err err
 	}()
 	if err != nil {
 		why := r.place.why()
+		x.cause = unwritten(err)
 		x.unanswered(why)
 		x.open.End()
 		if x.open.Committed() || x.sent { // it had to be recorded before the answer, as allowed, or has gone out
@@ -185,13 +190,22 @@ func (r *relaying) run(ctx context.Context) {
 func (r *relaying) end(ctx context.Context) {
 	defer r.leave()
 	if cause := recover(); cause != nil {
-		r.result.Reason = tunnel.Error
+		r.result.Reason, r.result.Err = tunnel.Error, errPanicked
 		r.proxy.Panicked(ctx, cause, debug.Stack())
 	}
 	r.unwind()
+	switch {
+	case r.result.Err != nil:
+		r.record.Blame(r.result.Err.Error())
+	case r.result.Reason == tunnel.Limit:
+		r.record.Blame(r.lease.Over().String())
+	}
 	up, down := r.Counts()
 	r.record.Close(ctx, up, down, r.result.Reason, r.check.why(r.result.Reason, r.place))
 }
+
+// errPanicked is what the records say of a panic.
+var errPanicked = errors.New("the gateway panicked: its log has the stack")
 
 // leave gives back what the tunnel held: what is no longer in the registry
 // counts nowhere. The second time nothing happens.
@@ -227,8 +241,9 @@ func (x *request) confirm(to reached) allowlist.Reason {
 	}
 	if err := x.decision.CheckAddr(to.addr); err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			x.open.Class = refused.Class
+			x.open.Class, x.open.Refused = refused.Class, []netip.Addr{refused.Addr.Addr()}
 		}
+		x.cause = err.Error()
 		return allowlist.ResolvedAddressDenied
 	}
 	return x.decision.CheckWay(to.way)

@@ -243,10 +243,17 @@ func (r *Record) SetDecision(d allowlist.Decision) {
 			r.Path = strings.Clone(bounded(d.Path, maxPath))
 		}
 	}
+	if d.Class != allowlist.Invalid { // the destination is the address
+		r.Refused = []netip.Addr{d.Dest.Host.Addr()}
+	}
 	if d.Quarantine != nil {
 		r.RuleAt, r.Detail = d.Quarantine.At, bounded(d.Quarantine.Reason, maxDetail)
 	}
 }
+
+// SetDetail notes what a person needs beside the reason. As of a path, no more is
+// kept than is written.
+func (r *Record) SetDetail(text string) { r.Detail = strings.Clone(bounded(text, maxDetail)) }
 
 // SetMethod notes the method of a request. As of a path, no more is kept than is
 // written: what it is a part of may be long, and a record lives on in queues and

@@ -21,7 +21,8 @@ type Tunnel struct {
 	record   Record
 	recorder *Recorder
 	start    time.Time
-	hello    atomic.Pointer[Hello] // nil: the first bytes were not looked at
+	hello    atomic.Pointer[Hello]  // nil: the first bytes were not looked at
+	detail   atomic.Pointer[string] // why it was refused, or failed; nil: what the decision says
 	// would is why the first bytes would have been refused, as an
 	// allowlist.Reason, if only observation let them through.
 	would atomic.Uint32
@@ -44,6 +45,13 @@ func (t *Tunnel) Progress(up, down int64) {
 func (t *Tunnel) Saw(h Hello) {
 	h.SNI = strings.Clone(bounded(h.SNI, maxSNI))
 	t.hello.Store(&h)
+}
+
+// Blame notes why the first bytes are refused, or what has failed, as the detail of
+// the records to come. It may be called while Progress runs.
+func (t *Tunnel) Blame(detail string) {
+	detail = strings.Clone(bounded(detail, maxDetail))
+	t.detail.Store(&detail)
 }
 
 // Refuse records that the first bytes were refused: a second decision with the
@@ -87,7 +95,15 @@ func (t *Tunnel) second() Record {
 	rec.Time, rec.Stage = time.Now(), StageTLS
 	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
 	rec.Hello = t.seen()
+	t.blamed(&rec)
 	return rec
+}
+
+// blamed sets the detail that Blame noted.
+func (t *Tunnel) blamed(rec *Record) {
+	if detail := t.detail.Load(); detail != nil {
+		rec.Detail = *detail
+	}
 }
 
 // decided records a decision about the first bytes.
@@ -164,6 +180,7 @@ func (t *Tunnel) put(event Event, up, down int64, reason tunnel.Reason, why allo
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
 	rec.Up, rec.Down, rec.CloseReason, rec.Reason, rec.Hello = up, down, reason, why, t.seen()
 	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
+	t.blamed(&rec)
 	if would := allowlist.Reason(t.would.Load()); would != allowlist.NoReason { //nolint:gosec // G115: stored from a Reason
 		rec.Verdict, rec.WouldReason = allowlist.Observe, would
 	}

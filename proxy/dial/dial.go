@@ -27,8 +27,12 @@ const (
 	defaultStagger = 250 * time.Millisecond // RFC 8305 section 5, Connection Attempt Delay
 )
 
-// maxAddresses bounds how many addresses of one name are looked at.
-const maxAddresses = 64
+// maxAddresses bounds how many addresses of one name are looked at, maxNamed how many
+// a result names.
+const (
+	maxAddresses = 64
+	maxNamed     = 8
+)
 
 // Config says how to resolve and connect.
 type Config struct {
@@ -75,6 +79,7 @@ type Result struct {
 	Addr    netip.AddrPort // the address connected to; after a failed connect, the first tried
 	Way     allowlist.Way  // how the look-up led to the address connected to
 	Dropped int            // addresses that the decision refused
+	Refused []netip.Addr   // the first of them, at most maxNamed
 	Class   allowlist.Class
 	Resolve time.Duration // time spent on each part
 	Dial    time.Duration
@@ -113,9 +118,9 @@ func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr net
 
 // dial connects to one of the addresses that the decision lets through.
 func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allowlist.Resolved, res Result) (Result, error) {
-	allowed := res.keep(dec, addrs)
+	allowed, refusals := res.keep(dec, addrs)
 	if len(allowed) == 0 {
-		return res, &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: errors.New("every address is refused: " + res.Class.String())}
+		return res, &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: &attemptsError{errs: refusals}}
 	}
 	start := time.Now()
 	allowed = interleave(allowed)
@@ -124,13 +129,14 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 	res.Dial = time.Since(start)
 	if err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			res.Class, res.Addr = refused.Class, netip.AddrPort{}
+			res.refuse(refused)
+			res.Addr = netip.AddrPort{}
 		}
 		reason := dialReason(err)
 		if reason == allowlist.Busy {
 			res.Addr = netip.AddrPort{} // there was no socket to try it with
 		}
-		return res, &allowlist.ReasonError{Reason: reason, Err: err}
+		return res, &allowlist.ReasonError{Reason: reason, Cause: causeOf(reason, err), Err: err}
 	}
 	res.Conn, res.Addr = conn, peer(conn)
 	for _, a := range addrs {
@@ -143,9 +149,9 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 }
 
 // keep returns the addresses that the decision lets through, and counts the
-// others.
-func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) []netip.AddrPort {
-	allowed := make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
+// others, of which it returns the errors.
+func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) (allowed []netip.AddrPort, refusals []error) {
+	allowed = make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
 	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
 		ap := netip.AddrPortFrom(a.Addr.Unmap(), dec.Dest.Port)
 		err := dec.CheckAddr(ap)
@@ -156,11 +162,20 @@ func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) []net
 			continue
 		}
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			r.Class = refused.Class
+			r.refuse(refused)
 		}
+		refusals = append(refusals, err)
 		r.Dropped++
 	}
-	return allowed
+	return allowed, refusals
+}
+
+// refuse notes an address that the decision refused.
+func (r *Result) refuse(err *allowlist.AddrError) {
+	r.Class = err.Class
+	if addr := err.Addr.Addr(); len(r.Refused) < maxNamed && !slices.Contains(r.Refused, addr) {
+		r.Refused = append(r.Refused, addr)
+	}
 }
 
 // peer returns the address of the other end as the socket knows it.
@@ -202,6 +217,14 @@ func dialReason(err error) allowlist.Reason {
 		return allowlist.DialTimeout
 	}
 	return allowlist.DialFailed
+}
+
+// causeOf returns the cause of a race without a winner, if it has one.
+func causeOf(reason allowlist.Reason, err error) allowlist.Cause {
+	if reason == allowlist.DialFailed && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)) {
+		return allowlist.CauseUnroutable
+	}
+	return allowlist.NoCause
 }
 
 func isTimeout(err error) bool {

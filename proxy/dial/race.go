@@ -2,7 +2,6 @@ package dial
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -53,7 +52,7 @@ func (d *Dialer) taken(ctx context.Context, dec *allowlist.Decision, addr netip.
 	conn, err := d.connect(ctx, dec, addr)
 	if err != nil {
 		d.cfg.Descriptors.Missing(err)
-		return nil, err
+		return nil, &attemptError{addr: addr, err: err}
 	}
 	opened = true
 	return tunnel.Holding(conn, d.give), nil
@@ -168,5 +167,5 @@ func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []neti
 	if won != nil {
 		return won, nil
 	}
-	return nil, errors.Join(errs...)
+	return nil, &attemptsError{errs: errs, untried: len(addrs)}
 }

@@ -3,10 +3,12 @@ package dns
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
@@ -25,6 +27,7 @@ type ruling struct {
 	crowded  bool             // too many queries wait for servers, so that this one was not looked up
 	failure  resolve.Failure  // what the resolver says of a look-up that failed
 	hop      allowlist.Reason // why an alias in the answer was refused
+	led      allowlist.Host   // that alias
 	class    allowlist.Class  // class of an address in the answer that was refused
 	dropped  []netip.Addr     // the first addresses in the answer that were refused
 }
@@ -33,8 +36,8 @@ type ruling struct {
 func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.decision.Allowed() }
 
 // fail puts a fault of the gateway in place of what was decided.
-func (r *ruling) fail(reason allowlist.Reason) {
-	r.reason, r.hop, r.detail, r.failure = reason, allowlist.NoReason, "", resolve.Failure{}
+func (r *ruling) fail(reason allowlist.Reason, detail string) {
+	r.reason, r.hop, r.detail, r.failure = reason, allowlist.NoReason, detail, resolve.Failure{}
 }
 
 // ask has a state decide about a query.
@@ -54,15 +57,18 @@ func (x *exchange) decide() allowlist.Reason {
 		x.ruling.refuseOver(caller)
 		return x.ruling.reason
 	}
-	if !x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()) {
+	if over := x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()); over != limit.NoKey {
+		x.ruling.detail = over.String()
 		return allowlist.RateLimited
 	}
+	x.ruling.detail = x.query.problem
 	switch x.kind {
 	case malformed, noQuery:
 		return allowlist.MalformedHeader
 	case notImplemented:
 		return allowlist.MethodNotAllowed
 	case unknownVersion:
+		x.ruling.detail = "EDNS version " + strconv.Itoa(int(x.query.version))
 		return allowlist.UnsupportedVersion
 	case noHost, transfer, wellFormedQuery:
 	}
@@ -71,6 +77,7 @@ func (x *exchange) decide() allowlist.Reason {
 		x.ruling.detail = caller.Detail
 		return caller.Reason
 	case !caller.NotAfter.IsZero() && x.start.After(caller.NotAfter):
+		x.ruling.detail = "certificate expired " + caller.NotAfter.UTC().Format(time.RFC3339)
 		return allowlist.IdentityExpired
 	case x.kind == transfer:
 		return allowlist.TypeNotAllowed
@@ -105,7 +112,7 @@ func (r *ruling) drop(addr netip.Addr) {
 func (r *ruling) Hop(name allowlist.Host) bool {
 	why := r.decision.CheckHop(name, r.inspect)
 	if why != allowlist.NoReason {
-		r.hop = why
+		r.hop, r.led = why, name
 	}
 	return why == allowlist.NoReason
 }

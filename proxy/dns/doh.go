@@ -264,7 +264,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
 	h.markDraining(w)
-	x.done(h.ctx, writeResponse(w, &x.response))
+	x.done(h.ctx, writeResponse(w, r, &x.response))
 }
 
 // isLast makes an answer the last one of its connection: over HTTP/2, too, where
@@ -294,8 +294,12 @@ type dohReply chan *exchange
 func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
 
 // writeResponse answers the request: a DNS error is a good HTTP answer (RFC 8484
-// section 4.2.1).
-func writeResponse(w http.ResponseWriter, r *response) error {
+// section 4.2.1). The error says that the client has left, as far as that is known:
+// net/http keeps what is written until the handler returns.
+func writeResponse(w http.ResponseWriter, req *http.Request, r *response) error {
+	if err := req.Context().Err(); err != nil {
+		return err
+	}
 	if r.silent { // a fault of the gateway
 		http.Error(w, "there is no answer", http.StatusInternalServerError)
 		return nil
@@ -305,6 +309,9 @@ func writeResponse(w http.ResponseWriter, r *response) error {
 	head.Set("Content-Length", strconv.Itoa(len(r.buf)))
 	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(r.ttl/time.Second))) // one caller's answer is none of another's
 	_, err := w.Write(r.buf)
+	if err == nil && req.ProtoMajor == 1 { // over HTTP/2 it would wait for the client's leave, and cost a frame more
+		err = http.NewResponseController(w).Flush()
+	}
 	return err
 }
 

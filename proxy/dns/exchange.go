@@ -8,6 +8,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -95,10 +96,10 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 	holder := x.caller.Holder()
 	switch all, own := s.usage.look(holder); {
 	case !all:
-		x.ruling.reason, x.ruling.crowded = allowlist.Busy, true
+		x.ruling.reason, x.ruling.detail, x.ruling.crowded = allowlist.Busy, limit.KeyLookups.String(), true
 		x.complete(ctx)
 	case !own:
-		x.ruling.reason = allowlist.RateLimited
+		x.ruling.reason, x.ruling.detail = allowlist.RateLimited, limit.KeyLookupsPerIdentity.String()
 		x.complete(ctx)
 	default:
 		lookups.Go(func() {
@@ -157,7 +158,7 @@ func (x *exchange) rescue(ctx context.Context) {
 		return
 	}
 	defer x.giveUp(ctx)
-	x.ruling.fail(allowlist.InternalError)
+	x.ruling.fail(allowlist.InternalError, "the gateway panicked: its log has the stack")
 	x.complete(ctx)
 }
 

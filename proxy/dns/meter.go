@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync/atomic"
 
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -51,5 +52,5 @@ func (m *meter) taken() {
 // spendQuery takes a query from the caller's budget and reports whether there was
 // one left.
 func (s *Server) spendQuery(caller *listen.Caller) bool {
-	return s.cfg.Budgets.Query(s.cfg.Current.Load().Limiting(), caller.Holder())
+	return s.cfg.Budgets.Query(s.cfg.Current.Load().Limiting(), caller.Holder()) == limit.NoKey
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -11,7 +12,7 @@ import (
 // is refused, whatever it asks, and the connection ends.
 func isOver(c *listen.Caller) bool {
 	_, over := c.OverLimit()
-	return over
+	return over != limit.NoKey
 }
 
 // refuseOver gives the reason for which a caller is refused that isOver: busy if the
@@ -21,7 +22,15 @@ func (r *ruling) refuseOver(c *listen.Caller) {
 	if c.Busy && !c.Crowded {
 		r.reason = allowlist.Busy
 	}
-	r.detail, _ = c.OverLimit()
+	detail, key := c.OverLimit()
+	switch {
+	case key != limit.KeyConnections:
+	case c.Crowded:
+		key = limit.KeyDNSConnectionsPerIdentity
+	default:
+		key = limit.KeyDNSConnections
+	}
+	r.detail = key.Says(detail)
 }
 
 // unasked records the refusal of a caller that isOver, and has left or said nothing

@@ -59,6 +59,8 @@ type query struct {
 	typ  allowlist.QueryType
 	host allowlist.Host // zero for what is no name of a host
 
+	problem string // what is wrong with it, of one that is malformed or not implemented
+
 	asked    int               // length of question; zero if it is not known
 	question [maxName + 4]byte // name, type and class as received
 }
@@ -76,20 +78,31 @@ func (q *query) parse(msg []byte, names *names) kind {
 	q.id, q.flags = binary.BigEndian.Uint16(msg), binary.BigEndian.Uint16(msg[2:])
 	switch {
 	case q.flags&opcodes != 0:
+		q.problem = "it is no query but another operation"
 		return notImplemented
 	case len(msg) > maxQuery:
+		q.problem = "it has more than 4096 bytes"
 		return malformed
 	}
 	counts := msg[4:headLen]
 	extra := binary.BigEndian.Uint16(counts[6:])
 	if binary.BigEndian.Uint64(counts)>>16 != 1<<32 || extra > 1 {
+		q.problem = "it has not one question and one OPT at most"
 		return malformed
 	}
 	rest, ok := q.readQuestion(msg[headLen:])
-	if ok && extra == 1 {
-		rest, ok = q.readOPT(rest)
+	if !ok {
+		q.problem = "its question is cut short or has a name that is none"
+		return malformed
 	}
-	if !ok || len(rest) != 0 {
+	if extra == 1 {
+		if rest, ok = q.readOPT(rest); !ok {
+			q.problem = "what stands behind its question is no OPT"
+			return malformed
+		}
+	}
+	if len(rest) != 0 {
+		q.problem = "bytes stand behind its end"
 		return malformed
 	}
 	return q.classify(names)
@@ -101,7 +114,7 @@ func isQuery(msg []byte) bool { return len(msg) >= headLen && msg[2]&(flagQR>>8)
 
 func (q *query) reset() {
 	q.id, q.flags, q.opt, q.do, q.version, q.payload = 0, 0, false, false, 0, plainUDP
-	q.typ, q.host, q.asked = 0, allowlist.Host{}, 0
+	q.typ, q.host, q.asked, q.problem = 0, allowlist.Host{}, 0, ""
 }
 
 // classify says what a whole query is.
@@ -110,6 +123,7 @@ func (q *query) classify(names *names) kind {
 	case q.version != 0:
 		return unknownVersion
 	case binary.BigEndian.Uint16(q.question[q.asked-2:]) != classIN:
+		q.problem = "it is of another class than IN"
 		return notImplemented
 	case q.typ == typeAXFR, q.typ == typeIXFR:
 		return transfer
@@ -120,6 +134,7 @@ func (q *query) classify(names *names) kind {
 		q.host, ok = names.host(name)
 	}
 	if !ok {
+		q.problem = "it asks for what is no name of a host"
 		return noHost
 	}
 	return wellFormedQuery

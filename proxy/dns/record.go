@@ -25,7 +25,7 @@ func (x *exchange) settle(ctx context.Context) {
 	}
 	switch err := x.open.Commit(context.WithoutCancel(ctx)); {
 	case err != nil:
-		x.ruling.fail(allowlist.AuditUnavailable)
+		x.ruling.fail(allowlist.AuditUnavailable, err.Error())
 		x.refuse(id)
 		x.fill(ctx)
 	case x.open.ID != id: // it is one with an identical denial before it
@@ -53,6 +53,7 @@ func (x *exchange) note(ctx context.Context, err error) {
 		x.open.DNS.Code, x.open.DNS.Answered = "", nil // nobody has it
 		if v := x.open.Verdict; v == allowlist.Allow || v == allowlist.Observe {
 			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
+			x.open.SetDetail("writing the answer: " + err.Error())
 		}
 	}
 	x.open.End()

@@ -1,10 +1,12 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/limit"
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
@@ -39,7 +41,10 @@ func (x *exchange) look(ctx context.Context) {
 		return
 	}
 	x.ruling.reason, x.ruling.failure = allowlist.ReasonOf(err), resolve.FailureOf(err)
-	x.ruling.detail = x.ruling.failure.Detail
+	x.ruling.detail = cmp.Or(allowlist.DetailOf(err), x.ruling.failure.Detail)
+	if limit.NoDescriptor(err) {
+		x.ruling.detail = x.ruling.failure.Detail
+	}
 }
 
 // lookup is the question for the resolver.

@@ -59,7 +59,7 @@ func (x *exchange) answer(a resolve.Answer, now time.Time) {
 	if counts.Dropped > 0 && counts.Answers == 0 {
 		x.ruling.reason = allowlist.ResolvedAddressDenied
 		if x.ruling.hop != allowlist.NoReason {
-			x.ruling.reason = x.ruling.hop
+			x.ruling.reason, x.ruling.detail = x.ruling.hop, "it leads to "+x.ruling.led.String()
 		}
 		return
 	}

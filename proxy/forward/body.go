@@ -227,8 +227,11 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	if n > 0 {
 		b.run.meter.moved()
 	}
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
 		b.run.received = true
+	case err != nil:
+		b.run.broken = err
 	}
 	return n, err
 }

@@ -145,9 +145,9 @@ type Upstream struct {
 
 // Result is what became of an exchange.
 type Result struct {
-	// Reason why there is no answer, and Err what the gateway's own log may
-	// say of it. NoReason means that the head of an answer was sent, or that the
-	// exchange was switched.
+	// Reason why there is no answer, and Err what the gateway's own log and the
+	// record may say of it. NoReason means that the head of an answer was sent, or
+	// that the exchange was switched; then Err says why not all of it was sent.
 	Reason allowlist.Reason
 	Err    error
 	// Dialed is the dial that failed; nil if that is not why there is no answer.
@@ -237,6 +237,7 @@ type run struct {
 	nominated map[variable]bool // by Connection in the final one
 	interims  int               // answers so far that were not final
 	received  bool              // the answer's body was read to its end
+	broken    error             // why it was not; nil if it was, or nobody read it
 	failure   error             // why there is no answer; the first one counts
 	switched  *Switched
 }
@@ -305,9 +306,9 @@ func (r *run) connected(conn *upstream, reused bool) {
 	var err error
 	switch {
 	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
-		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied}
+		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: r.Decision.CheckAddr(conn.dialed.Addr)}
 	case again && r.lane.own && r.meter.uploaded() > 0:
-		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Err: errLoggedIn}
+		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Cause: allowlist.CauseTerminated, Err: errLoggedIn}
 	case !r.spend(r.head):
 		err = &allowlist.ReasonError{Reason: allowlist.UploadLimit, Err: errSpent}
 	default:
@@ -342,6 +343,9 @@ func (r *run) end() Result {
 		return res
 	}
 	res.Complete = r.received && r.answer.finish()
+	if !res.Complete {
+		res.Err = r.unfinished()
+	}
 	res.Down = r.down.sent
 	res.Cut = !res.Complete && r.answer.endsByClose()
 	body := r.body.failure()
@@ -363,7 +367,7 @@ func (r *run) reason() (allowlist.Reason, *dial.Result, error) {
 		return allowlist.ReasonOf(err), nil, err
 	}
 	if timeout, ok := errors.AsType[net.Error](err); errors.Is(err, errIdle) || ok && timeout.Timeout() {
-		return allowlist.ResponseTimeout, nil, err
+		return allowlist.ResponseTimeout, nil, late(r, err)
 	}
-	return allowlist.ResponseFailed, nil, err
+	return allowlist.ResponseFailed, nil, r.unanswered(err)
 }

@@ -43,9 +43,6 @@ func (quiet) Printf(string, ...any) {}
 
 func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
 
-// errNoAnswer is an origin that says something else than an answer.
-var errNoAnswer = errors.New("the origin switched to a protocol nobody had asked for, or gave no status")
-
 // roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
 // a text of it.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
@@ -58,7 +55,7 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 		protocol = resp.Header.Get("Upgrade")
 		if _, ours := resp.Body.(io.Writer); !ours || !asksFor(r.Upgrade, protocol) {
 			_ = resp.Body.Close()
-			err = errNoAnswer
+			err = unaskedSwitch(resp.StatusCode)
 		}
 	}
 	if err == nil {

@@ -3,7 +3,6 @@ package forward
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
@@ -22,6 +22,7 @@ type heads struct {
 	over  bool // the last one was read
 	raw   bytes.Buffer
 	lines *textproto.Reader // of raw; nil until it is needed
+	got   int               // bytes behind the last head that next has read
 
 	behind []byte // what came behind the head of a 101
 }
@@ -31,7 +32,7 @@ func (h *heads) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.raw.Reset()
-	h.lines = nil
+	h.lines, h.got = nil, 0
 }
 
 // add is told what comes from the origin. The transport reads no more than one
@@ -41,7 +42,15 @@ func (h *heads) add(p []byte) {
 	defer h.mu.Unlock()
 	if !h.over {
 		h.raw.Write(p)
+		h.got += len(p)
 	}
+}
+
+// begun returns how many bytes of a head have come that was not read to its end.
+func (h *heads) begun() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.got
 }
 
 // next reads the next head, as net/http has, and returns its minor version and
@@ -65,6 +74,7 @@ func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("reading the head again: %w", err)
 	}
+	h.got = h.raw.Len() + h.lines.R.Buffered()
 	version, _, _ := strings.Cut(line, " ")
 	_, minor, _ = http.ParseHTTPVersion(version) // which net/http has taken
 	return minor, fields, nil
@@ -88,36 +98,40 @@ func (h *heads) last(resp *http.Response) (fields map[string][]string, err error
 	return fields, err
 }
 
-// errDoubtful is an answer that others might read in another way than net/http,
-// or that has more fields, or names more, than it is worth to keep: many of a few
-// bytes take up thirty times as much in memory.
-var errDoubtful = errors.New("the answer is of another version, has or names too many fields, or leaves a doubt about its end")
-
-// check returns errDoubtful for such an answer.
+// check returns why an answer is not taken: others might read it in another way than
+// net/http, or it has more fields, or names more, than it is worth to keep: many of a
+// few bytes take up thirty times as much in memory.
 func check(resp *http.Response, fields map[string][]string) error {
 	for name := range fields {
 		switch bare := strings.TrimRight(name, " \t"); {
 		case bare != name && (variableOf(bare).isFraming() || variableOf(bare).isHop()): // RFC 9112 section 5.1
-			return errDoubtful
+			return &answerError{allowlist.CauseProtocol, "a space stands behind the name of the field " + textproto.CanonicalMIMEHeaderKey(bare)}
 		case name == "Transfer-Encoding" && !resp.ProtoAtLeast(1, 1): // RFC 9112 section 6.1
-			return errDoubtful
+			return &answerError{allowlist.CauseTransferCoding, "Transfer-Encoding stands in an answer of HTTP/1.0"}
 		}
 	}
-	if resp.ProtoMajor != 1 || tooMany(fields, len(resp.Trailer)) {
-		return errDoubtful
+	if resp.ProtoMajor != 1 {
+		return &answerError{allowlist.CauseProtocol, fmt.Sprintf("the answer is of HTTP/%d", resp.ProtoMajor)}
 	}
-	return nil
+	return tooMany(fields, len(resp.Trailer))
 }
 
-// tooMany reports whether a head, also that of an interim answer, has too many
+// tooMany returns an error if a head, also that of an interim answer, has too many
 // fields, or names too many in Connection and Trailer; trailers is how many
 // trailers it announces.
-func tooMany(fields map[string][]string, trailers int) bool {
+func tooMany(fields map[string][]string, trailers int) error {
 	n := 0
 	for _, values := range fields {
 		n += len(values)
 	}
-	return n > head.MaxFields || membersOf(fields["Connection"])+trailers > head.MaxMembers
+	named := membersOf(fields["Connection"]) + trailers
+	switch {
+	case n > head.MaxFields:
+		return &answerError{allowlist.CauseAnswerHead, fmt.Sprintf("the answer has %d fields, more than %d", n, head.MaxFields)}
+	case named > head.MaxMembers:
+		return &answerError{allowlist.CauseAnswerHead, fmt.Sprintf("the answer names %d fields in Connection and Trailer, more than %d", named, head.MaxMembers)}
+	}
+	return nil
 }
 
 // membersOf returns how many members lists have.

@@ -244,6 +244,7 @@ type upstream struct {
 	mu      sync.Mutex
 	carries *run      // nil: nobody
 	reading bool      // it is waited for what comes next
+	ended   error     // why nothing more comes for the exchange; nil if that is not known
 	changed sync.Cond // reading is true now, or closed is closed
 }
 
@@ -263,7 +264,7 @@ func (u *upstream) carry(r *run, reused bool) {
 	for reused && !u.reading && !u.isClosed() {
 		u.changed.Wait()
 	}
-	u.carries, u.sent, u.asking = r, make(chan error, 1), nil
+	u.carries, u.ended, u.sent, u.asking = r, nil, make(chan error, 1), nil
 }
 
 func (u *upstream) isClosed() bool {
@@ -297,6 +298,13 @@ func (u *upstream) Close() error {
 	return u.Conn.Close()
 }
 
+// end returns why nothing more comes; nil if that is not known.
+func (u *upstream) end() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ended
+}
+
 // errUnasked ends a connection on which something comes that is no answer.
 var errUnasked = errors.New("the origin speaks without being asked")
 
@@ -313,6 +321,9 @@ func (u *upstream) Read(p []byte) (int, error) {
 	switch {
 	case u.carries != nil:
 		u.carries.heads.add(p[:n])
+		if u.ended == nil {
+			u.ended = err
+		}
 	case n > 0:
 		return 0, errUnasked
 	}

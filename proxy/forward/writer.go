@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
@@ -259,19 +261,16 @@ func switchedHead(resp *http.Response, protocol string) []byte {
 	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
 }
 
-// errTooMany ends an origin that goes on with interim answers.
-var errTooMany = errors.New("too many interim answers")
-
 // interim is told of 1xx answers by the transport, which bounds each of them and
 // leaves their number to us.
 func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	defer r.panics.contain(&err)
 	if r.interims++; r.interims > maxInterims {
-		return errTooMany
+		return &answerError{allowlist.CauseProtocol, fmt.Sprintf("more than %d interim answers came before the final one", maxInterims)}
 	}
 	minor, all, err := r.heads.next()
-	if err == nil && tooMany(all, 0) {
-		err = errDoubtful
+	if err == nil {
+		err = tooMany(all, 0)
 	}
 	if err != nil {
 		return err

@@ -110,6 +110,9 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
 	rec.Policy, rec.Quarantine, rec.Generation = e.State.Policy.Version(), e.State.Policy.QuarantineVersion(), e.State.Generation
 	rec.Detail = fmt.Sprintf("closed %d of %d tunnels", e.Closed, e.Open)
+	if why := e.Occasion.String(); why != "" {
+		rec.Detail += "; " + why
+	}
 	if !e.Held.IsZero() {
 		rec.Detail += "; held: " + heldText(e.Held)
 	}

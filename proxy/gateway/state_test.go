@@ -318,7 +318,7 @@ func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
 	if got := <-stays; got != tunnel.Revoked {
 		t.Errorf("the tunnel was ended by %s", got)
 	}
-	if got := r.next(t, audit.EventPolicyReload); got.Detail != "closed 1 of 1 tunnels" || got.Policy != "two" || got.Generation != 2 {
+	if got := r.next(t, audit.EventPolicyReload); got.Detail != "closed 1 of 1 tunnels; what was held was judged again" || got.Policy != "two" || got.Generation != 2 {
 		t.Errorf("record %+v", got)
 	}
 	if left := r.rest(t); len(left) > 0 || len(r.told()) > 0 {
@@ -498,7 +498,7 @@ func TestAnIdentityIsRotated(t *testing.T) {
 	}
 	enforced("closed 0 of 0 tunnels")
 	rotated(both.NotAfter())
-	enforced("closed 0 of 0 tunnels") // for another authority is trusted
+	enforced("closed 0 of 0 tunnels; other authorities are trusted") // for another authority is trusted
 
 	stays := resting(t, r, second)
 	ends := resting(t, r, first)
@@ -511,7 +511,7 @@ func TestAnIdentityIsRotated(t *testing.T) {
 	source.Set(last)
 	source.Tell()
 	rotated(last.NotAfter())
-	enforced("closed 1 of 2 tunnels")
+	enforced("closed 1 of 2 tunnels; other authorities are trusted")
 	if got := <-ends; got != tunnel.Revoked || len(stays) > 0 {
 		t.Errorf("the tunnel of the authority that has gone was ended by %s", got)
 	}
@@ -580,7 +580,7 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	first := r.State().Policy
 	opens := func() (n int) {
 		for {
-			lease, reason := r.Parts().Budgets.Open(first, allowlist.HolderOf(id("sidecar"), allowlist.SourceListener))
+			lease, reason, _ := r.Parts().Budgets.Open(first, allowlist.HolderOf(id("sidecar"), allowlist.SourceListener))
 			if reason != allowlist.NoReason {
 				return n
 			}

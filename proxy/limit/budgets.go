@@ -71,35 +71,43 @@ func (b *Budgets) Request(h allowlist.Holder) bool {
 
 // Query spends one DNS query by the limits that a policy gives to a holder's
 // identity, as Open does, and reports whether its own budget and those that it
-// shares had one left. It allocates nothing once the holder is known.
-func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) bool {
+// shares had one left: NoKey, or else the one that had none. It allocates nothing once
+// the holder is known.
+func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) (over Key) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p = b.newest(p)
-	left := spend(b.own(p, h, now).queries, now)
+	if !spend(b.own(p, h, now).queries, now) {
+		if p.Limits(h.ID()).DNSPerSecond == 0 {
+			return KeyQueriesPerSecond
+		}
+		return KeyDNSPerSecond
+	}
 	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		left = left && spend(b.accounts(h).common(pattern, limits, now).queries, now)
+		if over == NoKey && !spend(b.accounts(h).common(pattern, limits, now).queries, now) {
+			over = KeySharedDNSPerSecond
+		}
 	})
-	return left
+	return over
 }
 
 // Open takes a tunnel by the limits that a policy gives to a holder's identity, or says
-// which of them is used up: tunnel-limit, rate-limited or upload-limit. Without
-// a reason, Close of the lease must follow. The policy counts until the first
+// which of them is used up, as tunnel-limit, rate-limited or upload-limit and by its
+// key. Without a reason, Close of the lease must follow. The policy counts until the first
 // Apply, and from then on that of the last: a request that was decided by an
 // older one must not bring its limits back.
-func (b *Budgets) Open(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason) {
+func (b *Budgets) Open(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason, Key) {
 	return b.lease(p, h, true)
 }
 
 // Exchange is for a plain request, which takes the place of a tunnel while it lasts
 // and is no new tunnel of a second: the reason is never rate-limited.
-func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason) {
+func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason, Key) {
 	return b.lease(p, h, false)
 }
 
-func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*Lease, allowlist.Reason) {
+func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*Lease, allowlist.Reason, Key) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,10 +116,10 @@ func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*
 	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
 		l.shared = append(l.shared, b.accounts(h).common(pattern, limits, now))
 	})
-	if reason := l.take(now); reason != allowlist.NoReason {
-		return nil, reason
+	if reason, over := l.take(now); reason != allowlist.NoReason {
+		return nil, reason, over
 	}
-	return l, allowlist.NoReason
+	return l, allowlist.NoReason, NoKey
 }
 
 // newest returns the policy whose limits hold. It is called with mu held.
@@ -251,27 +259,36 @@ type Lease struct {
 	tunnel  bool
 	own     *pool
 	shared  []*pool
+	over    atomic.Bool // Spend has failed by a limit that is shared
 }
 
 // take is called with the mutex of the budgets held.
-func (l *Lease) take(now time.Time) allowlist.Reason {
+func (l *Lease) take(now time.Time) (allowlist.Reason, Key) {
 	for p := range l.pools {
 		switch {
 		case p.limits.Tunnels > 0 && p.open >= p.limits.Tunnels:
-			return allowlist.TunnelLimit
+			return allowlist.TunnelLimit, l.key(p, KeyTunnels, KeySharedTunnels)
 		case !has(p.upload.Load(), now):
-			return allowlist.UploadLimit
+			return allowlist.UploadLimit, l.key(p, KeyUploadPerHour, KeySharedUploadPerHour)
 		}
 	}
 	for p := range l.pools {
 		if l.tunnel && !spend(p.connects, now) {
-			return allowlist.RateLimited
+			return allowlist.RateLimited, l.key(p, KeyConnectsPerSecond, KeySharedConnectsPerSecond)
 		}
 	}
 	for p := range l.pools {
 		p.open++
 	}
-	return allowlist.NoReason
+	return allowlist.NoReason, NoKey
+}
+
+// key returns which of two limits a pool has: that of one holder or the shared one.
+func (l *Lease) key(p *pool, own, shared Key) Key {
+	if p == l.own {
+		return own
+	}
+	return shared
 }
 
 func (l *Lease) pools(yield func(*pool) bool) {
@@ -291,10 +308,19 @@ func (l *Lease) Spend(n int) bool {
 	now := time.Now()
 	for p := range l.pools {
 		if upload := p.upload.Load(); upload != nil && !upload.AllowN(now, n) {
+			l.over.Store(p != l.own)
 			return false
 		}
 	}
 	return true
+}
+
+// Over returns the limit that made Spend report false the last time.
+func (l *Lease) Over() Key {
+	if l.over.Load() {
+		return KeySharedUploadPerHour
+	}
+	return KeyUploadPerHour
 }
 
 // Close gives the place back; what was spent stays spent.

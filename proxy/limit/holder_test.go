@@ -16,15 +16,15 @@ const most = 100
 // spending is every method of Budgets that takes something from a holder's
 // budgets. It reports whether there was something left.
 func spending() map[string]func(*Budgets, *allowlist.Policy, allowlist.Holder) bool {
-	lease := func(take func(*Budgets, *allowlist.Policy, allowlist.Holder) (*Lease, allowlist.Reason)) func(*Budgets, *allowlist.Policy, allowlist.Holder) bool {
+	lease := func(take func(*Budgets, *allowlist.Policy, allowlist.Holder) (*Lease, allowlist.Reason, Key)) func(*Budgets, *allowlist.Policy, allowlist.Holder) bool {
 		return func(b *Budgets, p *allowlist.Policy, h allowlist.Holder) bool {
-			l, reason := take(b, p, h)
+			l, reason, _ := take(b, p, h)
 			return reason == allowlist.NoReason && l.Spend(1)
 		}
 	}
 	return map[string]func(*Budgets, *allowlist.Policy, allowlist.Holder) bool{
 		"Request":  func(b *Budgets, _ *allowlist.Policy, h allowlist.Holder) bool { return b.Request(h) },
-		"Query":    (*Budgets).Query,
+		"Query":    func(b *Budgets, p *allowlist.Policy, h allowlist.Holder) bool { return b.Query(p, h) == NoKey },
 		"Open":     lease((*Budgets).Open),
 		"Exchange": lease((*Budgets).Exchange),
 	}

@@ -44,7 +44,7 @@ func policy(t *testing.T, entries ...allowlist.Entry) *allowlist.Policy {
 // open opens a tunnel, which must be possible.
 func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 	t.Helper()
-	l, reason := b.Open(p, holder(who))
+	l, reason, _ := b.Open(p, holder(who))
 	if reason != allowlist.NoReason {
 		t.Fatalf("%s: %s", who, reason)
 	}
@@ -54,7 +54,7 @@ func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 // refused tries to open one, which must not be possible.
 func refused(t *testing.T, b *Budgets, p *allowlist.Policy, who string, want allowlist.Reason) {
 	t.Helper()
-	if l, reason := b.Open(p, holder(who)); reason != want || l != nil {
+	if l, reason, _ := b.Open(p, holder(who)); reason != want || l != nil {
 		t.Errorf("%s: got %q, want %q", who, reason, want)
 	}
 }
@@ -99,11 +99,11 @@ func TestPlainRequests(t *testing.T) {
 		p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 2, ConnectsPerSecond: 1, UploadPerHour: 100}, allowlist.Limits{}))
 		tunnel := open(t, b, p, "a")
 		for range 3 {
-			l, reason := b.Exchange(p, holder("a"))
+			l, reason, _ := b.Exchange(p, holder("a"))
 			if reason != allowlist.NoReason || !l.Spend(30) {
 				t.Fatalf("a plain request: %q", reason)
 			}
-			if l, reason := b.Exchange(p, holder("a")); reason != allowlist.TunnelLimit || l != nil {
+			if l, reason, _ := b.Exchange(p, holder("a")); reason != allowlist.TunnelLimit || l != nil {
 				t.Errorf("one too many: %q", reason)
 			}
 			refused(t, b, p, "a", allowlist.TunnelLimit)
@@ -144,7 +144,7 @@ func TestQueries(t *testing.T) {
 		)
 		asked := func(who allowlist.Holder) (n int) {
 			for range 10 {
-				if b.Query(p, who) {
+				if b.Query(p, who) == NoKey {
 					n++
 				}
 			}
@@ -173,7 +173,7 @@ func TestQueriesAfterAReload(t *testing.T) {
 			return policy(t, entry(t, "a", allowlist.Limits{DNSPerSecond: n}, allowlist.Limits{}))
 		}
 		left := func(p *allowlist.Policy) (n int) {
-			for b.Query(p, holder("a")) {
+			for b.Query(p, holder("a")) == NoKey {
 				n++
 			}
 			return n
@@ -204,7 +204,7 @@ func TestUpload(t *testing.T) {
 			}
 		}
 		refused(t, b, p, "a", allowlist.UploadLimit)
-		if l, reason := b.Exchange(p, holder("a")); reason != allowlist.UploadLimit || l != nil {
+		if l, reason, _ := b.Exchange(p, holder("a")); reason != allowlist.UploadLimit || l != nil {
 			t.Errorf("a plain request: %q", reason)
 		}
 		open(t, b, p, "b")
@@ -310,13 +310,13 @@ func TestALateRequest(t *testing.T) {
 			t.Error("the open tunnel has the bytes of the policy before")
 		}
 		queries := 0
-		for b.Query(before, holder("a")) {
+		for b.Query(before, holder("a")) == NoKey {
 			queries++
 		}
 		if queries != 2 {
 			t.Errorf("there are %d queries, want 2", queries)
 		}
-		if late, reason := b.Exchange(before, holder("a")); reason != allowlist.UploadLimit || late != nil {
+		if late, reason, _ := b.Exchange(before, holder("a")); reason != allowlist.UploadLimit || late != nil {
 			t.Errorf("a plain request: %q", reason)
 		}
 		l.Close()
@@ -445,7 +445,7 @@ func TestAllocations(t *testing.T) {
 		{"a query", 0, func() { b.Query(p, who) }},
 		{"bytes", 0, func() { l.Spend(1) }},
 		{"a tunnel", 2, func() {
-			if l, reason := b.Open(p, who); reason == allowlist.NoReason {
+			if l, reason, _ := b.Open(p, who); reason == allowlist.NoReason {
 				l.Close()
 			}
 		}},
@@ -462,7 +462,7 @@ func BenchmarkOpen(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		budgets.Request(who)
-		if l, reason := budgets.Open(nil, who); reason == allowlist.NoReason {
+		if l, reason, _ := budgets.Open(nil, who); reason == allowlist.NoReason {
 			l.Close()
 		}
 	}
@@ -478,7 +478,7 @@ func BenchmarkQuery(b *testing.B) {
 }
 
 func BenchmarkSpend(b *testing.B) {
-	l, _ := NewBudgets(Config{Identity: allowlist.Limits{UploadPerHour: 1 << 60}}).Open(nil, holder("a"))
+	l, _, _ := NewBudgets(Config{Identity: allowlist.Limits{UploadPerHour: 1 << 60}}).Open(nil, holder("a"))
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Spend(32 << 10)

@@ -261,12 +261,12 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	var standing limit.Standing
 	conn.source, standing = l.cfg.Sources.Open(caller.Addr.Addr())
 	if standing == limit.Refused {
-		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, manyOfSource)
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.Says(manyOfSource))
 		return false
 	}
 	caller.Limited = standing == limit.Over
 	if l.cfg.TLS != nil && !conn.source.Handshake() {
-		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, "too many handshakes from this address")
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyHandshakesPerSource.Says("too many handshakes from this address"))
 		return false
 	}
 	return true

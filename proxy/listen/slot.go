@@ -43,18 +43,19 @@ func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
 }
 
 // OverLimit reports whether the caller has more connections than it may, so that it
-// is to be refused whatever it asks: Busy or Limited. The detail says whose limit it
-// is; "" if it is that of all callers.
-func (c *Caller) OverLimit() (detail string, over bool) {
+// is to be refused whatever it asks: Busy or Limited. It returns the limit, which is
+// NoKey without one; the detail says to the caller whose limit it is, and is "" if it
+// is that of all callers.
+func (c *Caller) OverLimit() (detail string, over limit.Key) {
 	switch {
 	case c.Busy && c.Crowded:
-		return "this caller has as many connections open as it may", true
+		return "this caller has as many connections open as it may", limit.KeyConnections
 	case c.Busy:
-		return "", true
+		return "", limit.KeyConnections
 	case c.Limited:
-		return manyOfSource, true
+		return manyOfSource, limit.KeyConnectionsPerSource
 	}
-	return "", false
+	return "", limit.NoKey
 }
 
 // full notes what came of the slot of a caller with an identity.
@@ -110,7 +111,7 @@ func (c *Conn) handshakeFailed(ctx context.Context, err error) {
 	switch {
 	case c.GaveWay():
 	case c.Caller.Limited: // it would have been told so
-		c.home.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, manyOfSource)
+		c.home.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.Says(manyOfSource))
 	case errors.Is(err, errLeft):
 		c.home.cfg.Unused(ctx, c.Caller.Addr, allowlist.IdentityMissing, "")
 	default:

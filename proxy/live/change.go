@@ -132,7 +132,7 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	if s := e.cfg.Current.Load(); s != nil {
 		p = s.Policy
 	}
-	return e.put(ctx, p)
+	return e.put(ctx, OccasionTrust, p)
 }
 
 // obeyDates ends what a date has forbidden since Run last checked the dates, while
@@ -140,7 +140,7 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 // the date would lie before its arrival, and the end could be held.
 func (e *Enforcer) obeyDates(ctx context.Context) {
 	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.passed(state, now) {
-		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
+		e.tell(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
 	}
 }
 
@@ -149,7 +149,7 @@ func (e *Enforcer) newest(ctx context.Context) Effect {
 	if !e.parts.complete() {
 		return Unchanged
 	}
-	if done := e.put(ctx, e.parts.whole(e.parts.policy)); !done.Held.IsZero() {
+	if done := e.put(ctx, OccasionState, e.parts.whole(e.parts.policy)); !done.Held.IsZero() {
 		return Held
 	}
 	return InForce

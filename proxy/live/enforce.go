@@ -33,6 +33,8 @@ type EnforcerConfig struct {
 
 // Enforcement describes what a new state, or a date that has passed, has ended.
 type Enforcement struct {
+	// Occasion is why the enforcement was made.
+	Occasion Occasion
 	// State is the state in force afterwards.
 	State *State
 	// Open is how many entries were judged, including requests that are still being
@@ -43,6 +45,32 @@ type Enforcement struct {
 	Held Hold
 	// Took is the time from the swap until the last tunnel was told to end.
 	Took time.Duration
+}
+
+// Occasion is why what is open is judged.
+type Occasion uint8
+
+// The occasions. The zero value is that another policy, quarantine list or address of
+// the host has come.
+const (
+	OccasionState Occasion = iota
+	OccasionDate           // a date of the policy, or of an SVID, has passed
+	OccasionHeld           // what was held has become less
+	OccasionTrust          // other authorities are trusted
+)
+
+// String says it in a record, "" for OccasionState.
+func (o Occasion) String() string {
+	switch o {
+	case OccasionDate:
+		return "a date has passed"
+	case OccasionHeld:
+		return "what was held was judged again"
+	case OccasionTrust:
+		return "other authorities are trusted"
+	case OccasionState:
+	}
+	return ""
 }
 
 // Enforcer puts states in force, one at a time, and ends the tunnels that they
@@ -87,10 +115,10 @@ func (e *Enforcer) before() *State {
 // tunnel that was registered before the swap is found in the registry; one that is
 // registered later decides again by itself. A nil policy denies everything. The caller
 // holds mu.
-func (e *Enforcer) put(ctx context.Context, p *allowlist.Policy) Enforcement {
+func (e *Enforcer) put(ctx context.Context, why Occasion, p *allowlist.Policy) Enforcement {
 	now := time.Now()
 	done := e.enforce(e.cfg.Current.Swap(p, now), now)
-	e.tell(ctx, done)
+	done = e.tell(ctx, why, done)
 	select {
 	case e.dates <- struct{}{}:
 	default: // a signal is pending
@@ -149,10 +177,10 @@ func (e *Enforcer) check(ctx context.Context, left bool) time.Duration {
 	case e.passed(state, now):
 		// A request that was decided before the date and is not registered yet must
 		// find another state than the one by which it was decided.
-		e.tell(ctx, e.enforce(e.cfg.Current.renew(), now))
+		e.tell(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
 	case left && e.before() != nil:
 		if done := e.enforce(state, now); done.Closed > 0 || done.Held.IsZero() {
-			e.tell(ctx, done)
+			e.tell(ctx, OccasionHeld, done)
 		}
 	}
 	e.checked = now // also if the clock was set back, so that its dates are enforced again
@@ -252,9 +280,11 @@ func EndedBy(why allowlist.Reason) tunnel.Reason {
 	return tunnel.Revoked
 }
 
-// tell calls Enforced.
-func (e *Enforcer) tell(ctx context.Context, done Enforcement) {
+// tell calls Enforced with an enforcement and its occasion, and returns it.
+func (e *Enforcer) tell(ctx context.Context, why Occasion, done Enforcement) Enforcement {
+	done.Occasion = why
 	if e.cfg.Enforced != nil {
 		e.cfg.Enforced(ctx, done)
 	}
+	return done
 }

@@ -135,7 +135,7 @@ func (r *rig) put(ctx context.Context, p *allowlist.Policy) Enforcement {
 func putBy(ctx context.Context, e *Enforcer, p *allowlist.Policy) Enforcement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.put(ctx, p)
+	return e.put(ctx, OccasionState, p)
 }
 
 func (r *rig) open(flows ...*flow) {

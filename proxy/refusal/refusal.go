@@ -51,6 +51,8 @@ const (
 // Refusal is what is known about a refused request.
 type Refusal struct {
 	Reason allowlist.Reason
+	// Cause chooses the Proxy-Status error type where the reason has several.
+	Cause allowlist.Cause
 	// Decision of the policy; zero for refusals before it.
 	Decision allowlist.Decision
 	// DecisionID and TraceID name the record.
@@ -110,7 +112,7 @@ func (r Refusal) Append(b []byte, d Disclosure) []byte {
 	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", info.Status, phrase)
 	b = append(b, "Proxy-Status: exeat"...)
 	if d != None {
-		b = fmt.Appendf(b, "; error=%s", info.ProxyError)
+		b = fmt.Appendf(b, "; error=%s", r.Reason.ProxyError(r.Cause))
 	}
 	if d == Full {
 		b = fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(phrase))

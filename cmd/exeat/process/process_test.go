@@ -156,6 +156,9 @@ func TestServe(t *testing.T) {
 			t.Errorf("%d records of %s, %v; want %d:\n%s", got, event, err, want, text)
 		}
 	}
+	if named := bytes.Count(text, []byte(`"instance":"`+p.telemetry.Instance()+`"`)); named != bytes.Count(text, []byte("\n")) {
+		t.Errorf("%d records name the process:\n%s", named, text)
+	}
 }
 
 // lines is an output that a test reads while it is written.

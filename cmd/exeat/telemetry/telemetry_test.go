@@ -194,7 +194,11 @@ func TestSpansReachTheCollector(t *testing.T) {
 func TestTheEnvironmentNamesThisProcess(t *testing.T) {
 	instance := func() string {
 		t.Helper()
-		value, _ := newTelemetry(t, Config{}).resource.Set().Value("service.instance.id")
+		tel := newTelemetry(t, Config{})
+		value, _ := tel.resource.Set().Value("service.instance.id")
+		if got := tel.Instance(); got != value.AsString() {
+			t.Errorf("records name it %q, spans and metrics %q", got, value.AsString())
+		}
 		return value.AsString()
 	}
 	if a, b := instance(), instance(); a == b {

@@ -1,0 +1,93 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"syscall"
+
+	"github.com/exeat-dev/exeat/allowlist"
+)
+
+// answerError says what is wrong with an answer. Nothing of the answer stands in it
+// but numbers and names of fields that are known.
+type answerError struct {
+	cause allowlist.Cause
+	text  string
+}
+
+// Error implements error.
+func (e *answerError) Error() string { return e.text }
+
+// unaskedSwitch says what is wrong with a status below 200 that is final.
+func unaskedSwitch(status int) error {
+	if status == http.StatusSwitchingProtocols {
+		return &answerError{allowlist.CauseUpgrade, "the origin switched to a protocol that nobody had asked for"}
+	}
+	return &answerError{allowlist.CauseProtocol, "the answer has a status of less than three digits"}
+}
+
+// unanswered says why there is no answer, with the address that was asked. What
+// net/http says of an answer quotes it, and is not passed on.
+func (r *run) unanswered(err error) error {
+	if r.upstream == nil {
+		return err
+	}
+	known, ok := errors.AsType[*answerError](err)
+	if !ok {
+		known = broke(r, err)
+	}
+	return &allowlist.ReasonError{
+		Reason: allowlist.ResponseFailed, Cause: known.cause, Err: fmt.Errorf("%s: %w", r.upstream.dialed.Addr, known),
+	}
+}
+
+// broke says what an error of the transport came from, by what came from the origin.
+func broke(r *run, err error) *answerError {
+	begun, ended := r.heads.begun(), r.upstream.end()
+	number, reset := errors.AsType[syscall.Errno](errors.Join(ended, err))
+	how := "closed the connection"
+	if reset {
+		how = number.Error()
+	}
+	switch {
+	case begun >= maxAnswerHead:
+		return &answerError{allowlist.CauseAnswerHead, fmt.Sprintf("the head of the answer is larger than %d bytes", maxAnswerHead)}
+	case begun > 0 && (ended != nil || reset): // more was waited for
+		return &answerError{allowlist.CauseIncomplete, fmt.Sprintf("%s after %d bytes of the head of an answer", how, begun)}
+	case begun > 0:
+		return &answerError{allowlist.CauseProtocol, "what came is no answer of HTTP/1"}
+	case ended != nil || reset:
+		return &answerError{allowlist.CauseTerminated, how + " without an answer"}
+	}
+	return &answerError{allowlist.NoCause, err.Error()}
+}
+
+// late says what did not come in time, with the address that was asked.
+func late(r *run, err error) error {
+	if r.upstream == nil {
+		return err
+	}
+	text := fmt.Sprintf("no answer within %v", r.cfg.Response)
+	if errors.Is(err, errIdle) {
+		text = fmt.Sprintf("nothing has moved for %v, or the request has lasted for %v", r.cfg.Idle, r.cfg.Max)
+	}
+	return fmt.Errorf("%s: %s", r.upstream.dialed.Addr, text)
+}
+
+// unfinished says why an answer was not sent to its end.
+func (r *run) unfinished() error {
+	if body := r.body.failure(); body != nil {
+		return fmt.Errorf("reading the body of the request: %w", body.Err)
+	}
+	switch {
+	case r.failure != nil:
+		return r.failure
+	case r.down.err != nil:
+		return fmt.Errorf("writing to the client: %w", r.down.err)
+	case r.broken != nil && !errors.Is(r.broken, context.Canceled):
+		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, r.broken)
+	}
+	return errors.New("the exchange was ended")
+}
