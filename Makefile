@@ -4,7 +4,7 @@ GOFUMPT  := go run mvdan.cc/gofumpt@v0.12.0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns dns-denied rules dashboards fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
+.PHONY: help build test check vet lint fmt race planted e2e collector hostile soak mutants mutants-fuzz dns dns-denied rules dashboards vuln fuzz bench bench-quick bench-peers bench-peers-quick bench-dns bench-dns-quick enforce enforce-quick cover image image-check generate
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
@@ -66,6 +66,9 @@ rules: ## check the Prometheus rules and run their tests
 dashboards: ## run every query of the Grafana dashboards by Prometheus's engine, against scripted series
 	promtool=$$(sh e2e/kept.sh e2e/promtool github.com/prometheus/prometheus/cmd/promtool) && \
 	go test ./e2e/dashboards -count=1 -args -promtool $$promtool
+
+vuln: build ## known vulnerabilities in bin/exeat: one in a dependency fails, one in Go's own library is printed
+	govulncheck=$$(sh e2e/kept.sh e2e/vuln/govulncheck golang.org/x/vuln/cmd/govulncheck) && go run ./e2e/vuln $$govulncheck bin/exeat
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	sh e2e/fuzz.sh $(or $(FUZZTIME),10s)
