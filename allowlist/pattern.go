@@ -2,6 +2,7 @@ package allowlist
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -78,6 +79,9 @@ func publicSuffix(name string) bool {
 func patternError(pattern, name string, err error) error {
 	if alabel, ok := toALabels(name); ok {
 		return fmt.Errorf("host %q is not ASCII: write %q", pattern, strings.TrimSuffix(pattern, name)+alabel)
+	}
+	if _, err := netip.ParsePrefix(pattern); err == nil {
+		return fmt.Errorf("%q is a range of addresses: write cidr: %s", pattern, pattern)
 	}
 	if strings.ContainsAny(name, ":/") {
 		return fmt.Errorf("host %q is more than a name: write only that, without scheme, port and path, and the port in ports", pattern)

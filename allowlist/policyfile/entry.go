@@ -147,7 +147,9 @@ func (l *loader) readEveryone(d *document) {
 	}
 	p := &part{in: d, at: d.everyone.KeyPos()}
 	r := entryReader{loader: l, part: p}
-	takeKeys(&r, d.everyone, everyoneTable())
+	if !takeKeys(&r, d.everyone, everyoneTable()) {
+		return // an error already
+	}
 	r.modes.read(p)
 	all := readUnique(r.domains, readTrustDomain)
 	switch {
@@ -275,6 +277,26 @@ func (e *entry) add(p *part, errs *strictyaml.Errors) {
 	}
 	if !p.saysMode {
 		e.bare = append(e.bare, p.allowAt)
+	}
+}
+
+// compareLimits refuses, when every file has been read, a limit of each identity
+// that is larger than what all identities of the pattern share: it would never be
+// reached.
+func (e *entry) compareLimits(errs *strictyaml.Errors) {
+	for _, limit := range []struct {
+		key         string
+		each, total int64
+	}{
+		{"tunnels", int64(e.Limits.Tunnels), int64(e.SharedLimits.Tunnels)},
+		{"connects_per_second", int64(e.Limits.ConnectsPerSecond), int64(e.SharedLimits.ConnectsPerSecond)},
+		{"dns_per_second", int64(e.Limits.DNSPerSecond), int64(e.SharedLimits.DNSPerSecond)},
+		{"upload_per_hour", e.Limits.UploadPerHour, e.SharedLimits.UploadPerHour},
+	} {
+		if limit.total > 0 && limit.each > limit.total {
+			errs.Add(e.set["limits."+limit.key], "%s: %d of each identity is never reached, since all of them share %d (%s): lower it, or remove the key",
+				limit.key, limit.each, limit.total, e.set["shared_limits."+limit.key])
+		}
 	}
 }
 

@@ -35,6 +35,7 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 	}
 	for _, e := range l.order {
 		e.settleMode(&l.errs)
+		e.compareLimits(&l.errs)
 	}
 	if err := l.finish(); err != nil {
 		return allowlist.Spec{}, err
@@ -175,13 +176,18 @@ func (l *loader) open(f file) {
 		return
 	}
 	d := &document{name: f.name, root: root}
+	said := false
 	for name, v := range root.Fields() {
+		said = true
 		if f.name == quarantineFile && name != "version" && name != "quarantine" {
 			v.KeyErrorf("%s holds version and quarantine only: move it to another file", quarantineFile)
 			v.Skip()
 			continue
 		}
 		takeKey(d, v, documentTable())
+	}
+	if !said {
+		return // an error already
 	}
 	d.checkVersion(start, &l.errs)
 	l.documents = append(l.documents, d)

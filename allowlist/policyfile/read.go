@@ -158,7 +158,7 @@ func (r *reader) addInside(path string) error {
 
 func (r *reader) addFile(path string, info os.FileInfo) error {
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", path)
+		return fmt.Errorf("%s is not a regular file: name a file or a directory of files", path)
 	}
 	name := filepath.Base(path)
 	if first, ok := r.paths[name]; ok {

@@ -138,7 +138,27 @@ func (s *source) addSyntax(err error) {
 	if syntax.ContextMsg != "" {
 		msg = syntax.ContextMsg + ": " + msg
 	}
-	s.errs.Add(at, "not valid YAML: %s", msg)
+	s.errs.Add(at, "not valid YAML: %s%s", msg, syntaxRemedy(syntax.Message))
+}
+
+// syntaxRemedy says what to do about an error of the library, for the end of its
+// message; "" if there is no more to say than it says itself.
+func syntaxRemedy(message string) string {
+	for _, r := range []struct{ part, remedy string }{
+		{"mapping values are not allowed", `: put text with ": " in it between quotes, and let the keys of one mapping begin at the same column`},
+		{"did not find expected ',' or", ": close what { or [ opened, with commas between"},
+		{"did not find expected '-' indicator", ": let the items of one list begin at the same column, and what belongs to an item stand right of its -"},
+		{"did not find expected key", ": let the keys of one mapping begin at the same column"},
+		{"could not find expected ':'", ": write key: value, with a space behind the colon"},
+		{"found unexpected end of stream", ": close the quote"},
+		{"cannot start any token", ": put text that begins with such a character between quotes"},
+		{"did not find expected node content", ": remove the comma or bracket too many, or put the text between quotes"},
+	} {
+		if strings.Contains(message, r.part) {
+			return r.remedy
+		}
+	}
+	return ""
 }
 
 // isTab reports whether there is a tab at a place.

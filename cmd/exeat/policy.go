@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -69,10 +71,23 @@ func policyOptions(output, trustDomain string) (policyfile.Options, error) {
 	}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
-		return opts, fmt.Errorf("--trust-domain: %w", err)
+		return opts, fmt.Errorf("--trust-domain %s: %w: write one such as prod.example", trustDomain, err)
 	}
 	opts.TrustDomain = td
 	return opts, nil
+}
+
+// loadPolicy loads the policy at paths; the error says, in named, how paths are
+// named to the command.
+func loadPolicy(opts policyfile.Options, paths []string, named string) (*allowlist.Policy, error) {
+	policy, err := policyfile.Load(opts, paths...)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w (%s)", err, named)
+	case errors.Is(err, policyfile.ErrEmpty):
+		return nil, fmt.Errorf("%w in %s: write one whose name ends in .yaml (%s)", err, strings.Join(paths, " or "), named)
+	}
+	return policy, err
 }
 
 // finding is one error of a policy, as --output json prints it.
@@ -84,7 +99,7 @@ type finding struct {
 }
 
 func lint(w io.Writer, output string, opts policyfile.Options, paths []string) error {
-	policy, err := policyfile.Load(opts, paths...)
+	policy, err := loadPolicy(opts, paths, "write the policy's files or directories behind exeat policy lint")
 	var errs strictyaml.Errors
 	if err != nil && !errors.As(err, &errs) {
 		return err

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/allowlist/policyfile"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
@@ -75,10 +73,7 @@ func (f *checkFlags) run(w io.Writer) error {
 	if opts.TrustDomain.IsZero() {
 		opts.TrustDomain = q.ID.TrustDomain()
 	}
-	policy, err := policyfile.Load(opts, f.policies...)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w (--policy names the files)", err)
-	}
+	policy, err := loadPolicy(opts, f.policies, "--policy names the files")
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/process"
-	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
 func newServe() *cobra.Command {
@@ -40,11 +39,13 @@ Records of decisions go to standard output unless the configuration names a
 file; the gateway's own log goes to standard error. It serves on when nobody
 reads them any more: what is lost is counted, and said by /readyz.
 
-With --check nothing is opened: configuration, identity, certificates and policy
-are read as at a start, and what is wrong with them is said. A Workload API that
-gives no identity within 3 s is wrong. It may run beside the gateway that serves. An identity that a listener gives its callers, and that
-the policy refuses whatever they ask for, is a warning, and so are more
-connections than there are file descriptors for: the exit code stays 0.
+With --check configuration, identity, certificates and policy are read as at a
+start, and what is wrong with them is printed. A Workload API that gives no
+identity within 3 s is an error. Nothing is opened, so that it may run beside
+the gateway that serves. It warns, with exit code 0, of an identity of a
+listener that the policy refuses whatever is asked, of more connections than
+there are file descriptors for, of a limit that a smaller one keeps from being
+reached, and of a record file that could not be opened.
 
 Exit codes: 0 good, 2 a broken configuration.`,
 		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",
@@ -92,11 +93,15 @@ func serve(cmd *cobra.Command, path string) error {
 	return nil
 }
 
-// openProcess reads a configuration file and opens what it names.
+// openProcess reads a configuration file, logs its warnings and opens what it names.
 func openProcess(cmd *cobra.Command, path string, opts process.Options) (*process.Process, error) {
 	cfg, err := loadConfig(cmd.Context(), path)
 	if err != nil {
 		return nil, err
+	}
+	for _, warning := range cfg.Warnings {
+		opts.Log.LogAttrs(cmd.Context(), slog.LevelWarn, "the configuration has a value without effect",
+			slog.String("at", warning.String()), slog.String("cause", warning.Msg))
 	}
 	return process.Open(cmd.Context(), cfg, opts)
 }
@@ -113,11 +118,16 @@ func checkServe(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	checked, err := process.Until(ctx, func() (gateway.Checked, error) {
+	checked, err := process.Until(ctx, func() (process.Checked, error) {
 		return process.Check(ctx, cfg, process.Options{Getenv: os.Getenv, Log: newLog(cmd.ErrOrStderr(), slog.LevelInfo)})
 	})
 	if err != nil {
 		return err
+	}
+	for _, warning := range checked.Placed {
+		if _, err := fmt.Fprintf(w, "%s: warning: %s\n", warning.Pos, warning.Msg); err != nil {
+			return err
+		}
 	}
 	for _, warning := range checked.Warnings {
 		if _, err := fmt.Fprintf(w, "%s: warning: %s\n", path, warning); err != nil {

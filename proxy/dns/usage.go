@@ -22,13 +22,15 @@ type Limits struct {
 	PerStream int
 }
 
-// DefaultStreams is what a zero Limits.Streams means.
-const DefaultStreams = 256
+// The defaults of Limits.Streams and Limits.Total.
+const (
+	DefaultStreams = 256
+	DefaultTotal   = 4096
+)
 
 // The other defaults of Limits.
 const (
 	defaultInFlight  = 256
-	defaultTotal     = 4096
 	defaultPerStream = 64
 )
 
@@ -38,7 +40,7 @@ func (l Limits) withDefaults() Limits {
 		value int
 	}{
 		{&l.InFlight, defaultInFlight},
-		{&l.Total, defaultTotal},
+		{&l.Total, DefaultTotal},
 		{&l.PerStream, defaultPerStream},
 	} {
 		if *f.field <= 0 {

@@ -40,6 +40,7 @@ import (
 const (
 	DefaultMaxConnections = 16384
 	DefaultDNSConnections = 4096
+	DefaultLookups        = dns.DefaultTotal
 )
 
 // PolicySource says what the policy is.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy"
 	"github.com/exeat-dev/exeat/proxy/audit/file"
@@ -68,6 +69,11 @@ type Config struct {
 	RecordsRequired bool
 	// Collapse merges identical denials within this time; zero is never.
 	Collapse time.Duration
+
+	// Places says where the paths above stand in the file.
+	Places Places
+	// Warnings are what is no error, and most likely not what was meant.
+	Warnings strictyaml.Errors
 }
 
 // Listener is one entry of listeners.

@@ -39,6 +39,10 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 	}
 	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}
 	want.Policy = []string{"/etc/exeat/p.yaml"}
+	want.Places = Places{
+		"/etc/exeat/id":     {File: "/etc/exeat/exeat.yaml", Line: 2, Column: 17},
+		"/etc/exeat/p.yaml": {File: "/etc/exeat/exeat.yaml", Line: 3, Column: 9},
+	}
 	want.Listeners = []Listener{{Listener: gateway.Listener{Name: "main", Address: "127.0.0.1:0"}}}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
 		t.Error(diff)
@@ -276,6 +280,14 @@ func TestMistakes(t *testing.T) {
 		{"a format for OTLP", minimal + "records: {sinks: [{name: a, otlp: true, format: ecs}]}\n", "are for files"},
 		{"rotating standard output", minimal + "records: {sinks: [{name: a, file: stdout, rotate: {size: 1MiB}}]}\n", "cannot be rotated"},
 		{"rotating nothing", minimal + "records: {sinks: [{name: a, file: a, rotate: {keep: 3}}]}\n", "size or every"},
+		{"two sinks on standard output", minimal + "records: {sinks: [{name: a, file: stdout}, {name: b, file: stdout}]}\n", "sink a writes to the same file"},
+		{"a name server at every address", minimal + "resolver: {servers: 0.0.0.0}\n", `"0.0.0.0" is no name server`},
+		{"a name server that is a group", minimal + "resolver: {servers: [{tcp: \"[ff02::fb]:5353\"}]}\n", `"[ff02::fb]:5353" is no name server`},
+		{"no groups", minimal + "resolver: {groups: []}\n", "groups: the list is empty"},
+		{"hosts with a wildcard", minimal + "resolver: {hosts: {\"*.a.example\": 10.0.0.1}}\n", "write one whole name in lower case, without a wildcard"},
+		{"a certificate without its key", listener("{name: a, address: 127.0.0.1:1, present: c.pem}"), `want svid, or {certificate: FILE, key: FILE}, not "c.pem"`},
+		{"a directory and files", strings.Replace(minimal, "dir: id", "dir: id, key: k", 1), "e.yaml:2:11: identity: dir stands without certificate, key and bundle"},
+		{"looking all the time", strings.Replace(minimal, "p.yaml", "{files: p.yaml, poll: 999ms}", 1), "e.yaml:3:31: poll: write at least 1s, or 0s for never"},
 		{"rotating too often", minimal + "records: {sinks: [{name: a, file: a, rotate: {size: 1KiB, every: 1s}}]}\n", "at least 1MiB"},
 		{"disclosure", minimal + "refusals: {disclosure: some}\n", "full or id or none"},
 	}
@@ -297,6 +309,7 @@ func TestOneMistakeIsOneError(t *testing.T) {
 	listener := func(more string) string {
 		return "listeners: [{name: a, address: 127.0.0.1:1, " + more + "}]\n"
 	}
+	fixed := listener("identity: fixed, id: spiffe://td.example/w")
 	for name, more := range map[string]string{
 		"an id that is none":          listener("identity: fixed, id: w"),
 		"a source with host bits":     listener("protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}"),
@@ -306,6 +319,22 @@ func TestOneMistakeIsOneError(t *testing.T) {
 		"listeners that are no list":  "listeners: {a: {address: 127.0.0.1:1}}\n",
 		"sinks that are no list":      listener("identity: fixed, id: spiffe://td.example/w") + "records: {sinks: {file: a}}\n",
 		"an identity that has no key": listener("identity: self") + "identity: gateway\n",
+		"an identity without a path":  listener("identity: self") + "identity: {dir: \"\"}\n",
+		"an agent without a path":     listener("identity: self") + "identity: {workload_api: \"\"}\n",
+		"a listener that is a word":   "listeners: [a]\n",
+		"a listener without a value":  "listeners: [{name: \"\", address: 127.0.0.1:1, identity: fixed, id: spiffe://td.example/w}]\n",
+		"present without keys":        "identity: {dir: id}\n" + listener("present: {}"),
+		"present without a path":      "identity: {dir: id}\n" + listener("present: {certificate: c, key: \"\"}"),
+		"a sink that is a word":       fixed + "records: {sinks: [stdout]}\n",
+		"a sink without a value":      fixed + "records: {sinks: [{name: \"\", file: a}]}\n",
+		"two sinks without a file":    fixed + "records: {sinks: [{name: a, file: \"\"}, {name: b, file: stdout}]}\n",
+		"a rotation of nothing":       fixed + "records: {sinks: [{name: a, file: a, rotate: {}}]}\n",
+		"a size without its unit":     fixed + "records: {sinks: [{name: a, file: a, rotate: {size: 10}}]}\n",
+		"a time in days":              fixed + "records: {sinks: [{name: a, file: a, rotate: {every: 1d}}]}\n",
+		"a group that is a word":      fixed + "resolver: {groups: [a.example]}\n",
+		"a suffix that is none":       fixed + "resolver: {groups: [{suffixes: \"*.a.example\", servers: 10.0.0.1}]}\n",
+		"a server without a value":    fixed + "resolver: {servers: [{}]}\n",
+		"a server's name in capitals": fixed + "resolver: {servers: [{dot: 10.0.0.1, name: DNS.example}]}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("e.yaml", []byte("version: 1\npolicy: p\n"+more))
@@ -313,6 +342,11 @@ func TestOneMistakeIsOneError(t *testing.T) {
 				t.Errorf("got %v, want one line", err)
 			}
 		})
+	}
+	for _, whole := range []string{"- version: 1\n", "exeat\n", "{}\n", minimal + "policy: {}\n", strings.Replace(minimal, "p.yaml", "{}", 1), strings.Replace(minimal, "p.yaml", "{files: p.yaml, max_revoke: {}}", 1)} {
+		if _, err := Parse("e.yaml", []byte(whole)); err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: got %v, want one line", whole, err)
+		}
 	}
 }
 

@@ -14,15 +14,18 @@ type key struct {
 }
 
 // readKeys reads the value of each key of a mapping, in the order of the file,
-// and returns the values by key. Its keys stand in the order in which messages
-// list them.
+// and returns the values by key: nil for what is no mapping or has no keys, which
+// is an error already. Its keys stand in the order in which messages list them.
 func readKeys(n *strictyaml.Node, keys ...key) map[string]*strictyaml.Node {
 	read, names := make(map[string]func(*strictyaml.Node), len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		read[k.name], names[i] = k.read, k.name
 	}
-	there := make(map[string]*strictyaml.Node)
+	var there map[string]*strictyaml.Node
 	for name, v := range n.Fields() {
+		if there == nil {
+			there = make(map[string]*strictyaml.Node)
+		}
 		if read[name] == nil {
 			v.Unknown(names...)
 			continue
@@ -36,6 +39,12 @@ func readKeys(n *strictyaml.Node, keys ...key) map[string]*strictyaml.Node {
 // mapping returns what reads a mapping with these keys.
 func mapping(keys ...key) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) { readKeys(n, keys...) }
+}
+
+// compared returns what reads a mapping with these keys, and then calls compare
+// with the values by key.
+func compared(compare func(there map[string]*strictyaml.Node), keys ...key) func(*strictyaml.Node) {
+	return func(n *strictyaml.Node) { compare(readKeys(n, keys...)) }
 }
 
 // duration returns what reads a time.
@@ -90,20 +99,32 @@ func boolean(into *bool) func(*strictyaml.Node) {
 }
 
 // directory is that of the configuration file, which relative paths begin at.
-type directory string
+type directory struct {
+	name   string
+	places Places // of the paths that were read
+}
 
 func (d directory) join(path string) string {
 	if filepath.IsAbs(path) {
 		return path
 	}
-	return filepath.Join(string(d), path)
+	return filepath.Join(d.name, path)
+}
+
+// read returns the path that a text means, and notes its place.
+func (d directory) read(n *strictyaml.Node, text string) string {
+	path := d.join(text)
+	if _, again := d.places[path]; !again {
+		d.places[path] = n.Pos()
+	}
+	return path
 }
 
 // path returns what reads a path.
 func (d directory) path(into *string) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		if text, ok := n.Text(); ok {
-			*into = d.join(text)
+			*into = d.read(n, text)
 		}
 	}
 }
@@ -111,10 +132,12 @@ func (d directory) path(into *string) func(*strictyaml.Node) {
 // paths returns what reads one or more paths.
 func (d directory) paths(into *[]string) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
-		texts, _ := n.Texts()
-		for i := range texts {
-			texts[i] = d.join(texts[i])
+		var paths []string
+		for item := range n.OneOrMore() {
+			if text, ok := item.Text(); ok {
+				paths = append(paths, d.read(item, text))
+			}
 		}
-		*into = texts
+		*into = paths
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"io/fs"
 	"net/netip"
 	"strconv"
@@ -16,7 +17,7 @@ func (p *parser) listeners(n *strictyaml.Node) {
 	names := map[string]bool{}
 	for item := range n.Items() {
 		l := p.listener(item)
-		if names[l.Name] {
+		if l.Name != "" && names[l.Name] {
 			item.Errorf("there are two listeners with the name %q", l.Name)
 		}
 		names[l.Name] = true
@@ -44,6 +45,12 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 			l.AcceptTrace = word == "accept"
 		}},
 	)
+	if there == nil {
+		return l // an error already
+	}
+	if there["name"] == nil {
+		n.Errorf("the listener has no name: records name it")
+	}
 	if there["address"] == nil { // a wrong one is an error already
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
 	}
@@ -69,10 +76,7 @@ func identityKind(n *strictyaml.Node) gateway.IdentityKind {
 
 // check is what no single field can know.
 func (l *Listener) check(n *strictyaml.Node) {
-	switch l.Name {
-	case "":
-		n.Errorf("the listener has no name: records name it")
-	case gateway.AdminName:
+	if l.Name == gateway.AdminName {
 		n.Errorf("%q is the name of the admin listener in records and metrics: choose another one", l.Name)
 	}
 	if l.Address == "" {
@@ -120,11 +124,13 @@ func spiffeID(n *strictyaml.Node) spiffeid.ID {
 
 func (p *parser) present(n *strictyaml.Node, l *Listener) {
 	if n.IsScalar() {
-		n.Word("svid")
+		if text, ok := n.Text(); ok && text != "svid" {
+			n.Errorf("want svid, or {certificate: FILE, key: FILE}, not %q", text)
+		}
 		return
 	}
-	readKeys(n, key{"certificate", p.dir.path(&l.WebCertificate)}, key{"key", p.dir.path(&l.WebKey)})
-	if l.WebCertificate == "" || l.WebKey == "" {
+	there := readKeys(n, key{"certificate", p.dir.path(&l.WebCertificate)}, key{"key", p.dir.path(&l.WebKey)})
+	if there != nil && (there["certificate"] == nil || there["key"] == nil) {
 		n.Errorf("write svid, or both certificate and key")
 	}
 }
@@ -207,13 +213,18 @@ func (l *Listener) needsIdentity() bool {
 // dnsLimits returns what reads the bounds of the DNS listeners.
 func dnsLimits(c *Config) func(*strictyaml.Node) {
 	const most = 1 << 30
-	return mapping(
+	d := &c.Gateway.DNS
+	return compared(
+		func(there map[string]*strictyaml.Node) {
+			neverReached(c, there["connections_per_identity"], d.Streams, "dns.connections", c.Gateway.DNSConnections)
+			neverReached(c, there["lookups_per_identity"], d.InFlight, "dns.lookups", cmp.Or(d.Total, gateway.DefaultLookups))
+		},
 		key{"queries_per_second", number(&c.Gateway.Limits.Identity.DNSPerSecond, 1, most)},
-		key{"lookups", number(&c.Gateway.DNS.Total, 1, most)},
-		key{"lookups_per_identity", number(&c.Gateway.DNS.InFlight, 1, most)},
+		key{"lookups", number(&d.Total, 1, most)},
+		key{"lookups_per_identity", number(&d.InFlight, 1, most)},
 		key{"connections", written(&c.FitDNSConnections, number(&c.Gateway.DNSConnections, 1, most))},
-		key{"connections_per_identity", number(&c.Gateway.DNS.Streams, 1, most)},
-		key{"queries_per_connection", number(&c.Gateway.DNS.PerStream, 1, most)},
+		key{"connections_per_identity", number(&d.Streams, 1, most)},
+		key{"queries_per_connection", number(&d.PerStream, 1, most)},
 		key{"span_every", number(&c.Gateway.SpanEvery, 1, most)},
 	)
 }

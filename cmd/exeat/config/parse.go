@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
@@ -12,6 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
+
+// minPoll is the shortest time between looks at the policy files.
+const minPoll = time.Second
 
 // parser fills a Config from the nodes of one file.
 type parser struct {
@@ -25,7 +29,8 @@ type parser struct {
 // Parse reads a configuration from memory; path names it in errors and is what
 // relative paths are relative to.
 func Parse(path string, data []byte) (Config, error) {
-	p := &parser{Config: Defaults(), dir: directory(filepath.Dir(path))}
+	p := &parser{Config: Defaults(), dir: directory{filepath.Dir(path), Places{}}}
+	p.Places = p.dir.places
 	root := strictyaml.Parse(path, data, &p.errs)
 	if root != nil {
 		p.root(root)
@@ -60,6 +65,9 @@ func (p *parser) root(root *strictyaml.Node) {
 		key{"http", fields(&p.Config)},
 		key{"limits", limits(&p.Config)},
 	)
+	if there == nil {
+		return
+	}
 	resolver.checkOwn(&p.Config)
 	for _, name := range []string{"version", "policy", "listeners"} {
 		if there[name] == nil {
@@ -67,7 +75,7 @@ func (p *parser) root(root *strictyaml.Node) {
 		}
 	}
 	for _, l := range p.Listeners {
-		if l.needsIdentity() && there["identity"] == nil {
+		if l.Address != "" && l.needsIdentity() && there["identity"] == nil {
 			root.Errorf("identity is missing: listener %s needs the gateway's certificate, key and bundle", l.Name)
 		}
 	}
@@ -76,7 +84,7 @@ func (p *parser) root(root *strictyaml.Node) {
 func (p *parser) identity(n *strictyaml.Node) {
 	c := &identity.FileConfig{}
 	p.Identity = c
-	readKeys(n,
+	there := readKeys(n,
 		key{"workload_api", word(&p.WorkloadAPI)},
 		key{"dir", p.dir.path(&c.Dir)},
 		key{"certificate", p.dir.path(&c.Certificate)},
@@ -92,14 +100,17 @@ func (p *parser) identity(n *strictyaml.Node) {
 		}},
 		key{"close_at_svid_expiry", boolean(&p.Gateway.CloseAtExpiry)},
 	)
-	files := c.Dir != "" || c.Certificate != "" || c.Key != "" || c.Bundle != "" || len(c.Bundles) > 0
+	agent, dir := there["workload_api"] != nil, there["dir"] != nil
+	certificate, key, bundle := there["certificate"] != nil, there["key"] != nil, there["bundle"] != nil
 	switch {
-	case !n.IsMapping(): // an error already
-	case p.WorkloadAPI != "" && files:
+	case there == nil: // an error already
+	case agent && (dir || certificate || key || bundle || there["bundles"] != nil):
 		n.Errorf("workload_api stands alone: its bundles come with it")
-	case p.WorkloadAPI != "":
+	case agent:
 		p.Identity = nil
-	case c.Dir == "" && (c.Certificate == "" || c.Key == "" || c.Bundle == ""):
+	case dir && (certificate || key || bundle):
+		n.Errorf("dir stands without certificate, key and bundle: write either the directory or the three files")
+	case !dir && (!certificate || !key || !bundle):
 		n.Errorf("write workload_api, or dir, or all three of certificate, key and bundle")
 	}
 }
@@ -110,13 +121,20 @@ func (p *parser) policy(n *strictyaml.Node) {
 		p.dir.paths(&p.Policy)(n)
 		return
 	}
-	readKeys(n,
+	there := readKeys(n,
 		key{"files", p.dir.paths(&p.Policy)},
-		key{"poll", orNever(&p.PolicyPoll)},
+		key{"poll", p.poll},
 		key{"max_revoke", p.maxRevoke},
 	)
-	if p.Policy == nil {
+	if there != nil && there["files"] == nil {
 		n.Errorf("files is missing: write the policy's files or directories")
+	}
+}
+
+// poll reads how often the files are looked at; zero is never.
+func (p *parser) poll(n *strictyaml.Node) {
+	if orNever(&p.PolicyPoll)(n); p.PolicyPoll > 0 && p.PolicyPoll < minPoll {
+		n.Errorf("write at least %s, or 0s for never: changes that the system tells of are seen at once", minPoll)
 	}
 }
 
@@ -126,20 +144,20 @@ func (p *parser) maxRevoke(n *strictyaml.Node) {
 	m := &p.Gateway.MaxRevoke
 	m.AtLeast = live.DefaultAtLeast
 	if !n.IsMapping() {
-		m.Share = share(n)
+		m.Share = p.share(n)
 		return
 	}
 	there := readKeys(n,
-		key{"share", func(v *strictyaml.Node) { m.Share = share(v) }},
+		key{"share", func(v *strictyaml.Node) { m.Share = p.share(v) }},
 		key{"at_least", number(&m.AtLeast, 1, 1_000_000)},
 	)
-	if there["share"] == nil {
+	if there != nil && there["share"] == nil {
 		n.Errorf("share is missing: write which share of the identities may lose something, such as 30%%")
 	}
 }
 
 // share reads a percentage from 1% to 100%.
-func share(n *strictyaml.Node) float64 {
+func (p *parser) share(n *strictyaml.Node) float64 {
 	text, ok := n.Text()
 	if !ok {
 		return 0
@@ -148,6 +166,9 @@ func share(n *strictyaml.Node) float64 {
 	if err != nil || percent < 1 || percent > 100 || !strings.HasSuffix(text, "%") {
 		n.Errorf("%q is no share: write 1%% to 100%%", text)
 		return 0
+	}
+	if percent == 100 {
+		p.Warnings.Add(n.Pos(), "%s: with 100%% nothing is ever held, as without max_revoke: write a smaller share, or remove max_revoke", n.Name())
 	}
 	return float64(percent) / 100
 }
@@ -192,7 +213,10 @@ func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Pre
 
 // timeouts returns what reads the times.
 func timeouts(c *Config) func(*strictyaml.Node) {
-	return mapping(
+	return compared(
+		func(there map[string]*strictyaml.Node) {
+			neverReached(c, there["tunnel_idle"], c.Gateway.Tunnel.Idle, "timeouts.tunnel_max", c.Gateway.Tunnel.Max)
+		},
 		key{"handshake", positive(&c.Gateway.HandshakeTimeout)},
 		key{"head", positive(&c.Gateway.Front.HeadTimeout)},
 		key{"client_hello", positive(&c.Gateway.HelloTimeout)},
@@ -226,7 +250,12 @@ func fields(c *Config) func(*strictyaml.Node) {
 func limits(c *Config) func(*strictyaml.Node) {
 	const most = 1_000_000_000
 	l := &c.Gateway.Limits
-	return mapping(
+	return compared(
+		func(there map[string]*strictyaml.Node) {
+			neverReached(c, there["connections_per_source"], l.Connections, "limits.connections", c.Gateway.MaxConnections)
+			neverReached(c, there["tunnels"], l.Identity.Tunnels, "limits.connections", c.Gateway.MaxConnections)
+			neverReached(c, there["connects_per_second"], l.Identity.ConnectsPerSecond, "limits.requests_per_identity", l.Requests)
+		},
 		key{"connections", written(&c.FitConnections, number(&c.Gateway.MaxConnections, 1, 1<<20))},
 		key{"head_bytes", number(&c.Gateway.Front.HeadLimit, 1<<10, 1<<20)},
 		key{"connections_per_source", number(&l.Connections, 1, most)},

@@ -42,21 +42,27 @@ func (p *parser) records(n *strictyaml.Node) {
 func (p *parser) sinks(n *strictyaml.Node) {
 	p.Records = nil
 	names := map[string]bool{}
+	var good []RecordSink // what one with an error would be is not known
 	for item := range n.Items() {
+		before := len(p.errs)
 		s := p.sink(item)
+		p.Records = append(p.Records, s)
+		if len(p.errs) > before {
+			continue
+		}
 		if names[s.Name] {
 			item.Errorf("there are two sinks with the name %q", s.Name)
 		}
 		names[s.Name] = true
-		for _, other := range p.Records {
+		for _, other := range good {
 			switch {
-			case s.File != "" && filepath.Clean(s.File) == filepath.Clean(other.File):
+			case !s.OTLP && !other.OTLP && filepath.Clean(s.File) == filepath.Clean(other.File):
 				item.Errorf("sink %s writes to the same file: its records would stand between", other.Name)
 			case s.OTLP && other.OTLP:
 				item.Errorf("sink %s sends to the same place: one record would be two there", other.Name)
 			}
 		}
-		p.Records = append(p.Records, s)
+		good = append(good, s)
 	}
 	if len(p.Records) == 0 && n.IsList() {
 		n.Errorf("the list is empty: records must go somewhere")
@@ -79,7 +85,8 @@ func (p *parser) sink(n *strictyaml.Node) RecordSink {
 	)
 	file, format, rotate := there["file"], there["format"], there["rotate"]
 	switch {
-	case s.Name == "":
+	case there == nil: // an error already
+	case there["name"] == nil:
 		n.Errorf("the sink has no name: metrics and messages name it")
 	case (file != nil) == s.OTLP:
 		n.Errorf("write either file or otlp: true")
@@ -93,7 +100,7 @@ func (p *parser) sink(n *strictyaml.Node) RecordSink {
 
 func (p *parser) sinkFile(n *strictyaml.Node, s *RecordSink) {
 	if text, ok := n.Text(); ok && text != "stdout" {
-		s.File = p.dir.join(text)
+		s.File = p.dir.read(n, text)
 	}
 }
 
@@ -109,7 +116,7 @@ func recordFormat(n *strictyaml.Node) Format {
 
 func rotation(n *strictyaml.Node) file.Rotation {
 	var r file.Rotation
-	readKeys(n,
+	there := readKeys(n,
 		key{"size", func(v *strictyaml.Node) {
 			if size, ok := v.Bytes(); ok {
 				if r.Size = size; size < minRotateSize {
@@ -118,13 +125,15 @@ func rotation(n *strictyaml.Node) file.Rotation {
 			}
 		}},
 		key{"every", func(v *strictyaml.Node) {
-			if duration(&r.Every)(v); r.Every < minRotateEvery {
-				v.Errorf("write at least 1m")
+			if every, ok := v.Duration(); ok {
+				if r.Every = every; every < minRotateEvery {
+					v.Errorf("write at least 1m")
+				}
 			}
 		}},
 		key{"keep", number(&r.Keep, 1, 10_000)},
 	)
-	if r.Size == 0 && r.Every == 0 {
+	if there != nil && there["size"] == nil && there["every"] == nil {
 		n.Errorf("write size or every: nothing would be rotated")
 	}
 	return r

@@ -34,7 +34,7 @@ func (r *resolverReader) keys(c *Config) func(*strictyaml.Node) {
 	return mapping(
 		key{"servers", func(v *strictyaml.Node) { into.Servers = r.servers(v) }},
 		key{"groups", func(v *strictyaml.Node) {
-			for item := range v.Items() {
+			for item := range v.OneOrMore() {
 				into.Groups = append(into.Groups, r.group(item))
 			}
 		}},
@@ -68,11 +68,11 @@ func cacheBytes(n *strictyaml.Node) int {
 
 func (r *resolverReader) group(n *strictyaml.Node) resolve.Group {
 	var g resolve.Group
-	readKeys(n,
+	there := readKeys(n,
 		key{"suffixes", func(v *strictyaml.Node) { g.Suffixes = r.suffixes(v) }},
 		key{"servers", func(v *strictyaml.Node) { g.Servers = r.servers(v) }},
 	)
-	if len(g.Suffixes) == 0 || len(g.Servers) == 0 {
+	if there != nil && (there["suffixes"] == nil || there["servers"] == nil) {
 		n.Errorf("a group has suffixes and servers: write both")
 	}
 	return g
@@ -126,7 +126,7 @@ func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 			s.Protocol, s.Addr = protocol, r.serverAddr(v, port)
 		}
 	}
-	readKeys(n,
+	there := readKeys(n,
 		key{"udp", speaks(resolve.UDP, portDNS)},
 		key{"tcp", speaks(resolve.TCP, portDNS)},
 		key{"dot", speaks(resolve.DoT, portDoT)},
@@ -134,9 +134,10 @@ func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 		key{"ca", r.dir.path(&s.CA)},
 	)
 	switch {
+	case there == nil: // an error already
 	case protocols != 1:
 		n.Errorf("write one of udp, tcp and dot, with the server's address")
-	case s.Protocol == resolve.DoT && s.Name == "":
+	case s.Protocol == resolve.DoT && there["name"] == nil:
 		n.Errorf("name is missing: what the certificate of the server must be for")
 	case s.Protocol != resolve.DoT && (s.Name != "" || s.CA != ""):
 		n.Errorf("name and ca are for dot only")
@@ -166,8 +167,8 @@ func (r *resolverReader) serverAddr(n *strictyaml.Node, port uint16) netip.AddrP
 	if addr, short := netip.ParseAddr(text); short == nil {
 		ap, err = netip.AddrPortFrom(addr, port), nil
 	}
-	if err != nil || ap.Port() == 0 {
-		n.Errorf("%q is no name server: write an IP address, with a port if it is not %d", text, port)
+	if err != nil || ap.Port() == 0 || ap.Addr().IsUnspecified() || ap.Addr().IsMulticast() {
+		n.Errorf("%q is no name server: write its IP address, with a port if it is not %d", text, port)
 	}
 	r.asked[ap] = append(r.asked[ap], n)
 	return ap
@@ -192,7 +193,7 @@ func hosts(n *strictyaml.Node) map[allowlist.Host][]netip.Addr {
 	for name, v := range n.Fields() {
 		host, err := allowlist.ParseHost(name)
 		if err != nil || host.IsAddr() || host.String() != name {
-			v.KeyErrorf("%q is no host name in canonical form (lower case, no final dot)", name)
+			v.KeyErrorf("%q is no host name in canonical form: write one whole name in lower case, without a wildcard and without a final dot", name)
 			v.Skip()
 			continue
 		}
@@ -208,7 +209,7 @@ func hosts(n *strictyaml.Node) map[allowlist.Host][]netip.Addr {
 			}
 			addr, err := netip.ParseAddr(text)
 			if err != nil || addr.Zone() != "" {
-				item.Errorf("%q is no IP address", text)
+				item.Errorf("%q is no IP address: write one such as 10.20.0.7", text)
 				continue
 			}
 			table[host] = append(table[host], addr.Unmap())

@@ -3,6 +3,8 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -38,6 +40,8 @@ func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, ow
 	case errors.Is(err, policyfile.ErrEmpty):
 		log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
 		f.first = live.Change{Quarantine: loaded.Quarantine}
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w; check the path, and whether what writes it has run", err)
 	case err != nil:
 		return nil, err
 	default:

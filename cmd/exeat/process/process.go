@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/gateway"
@@ -50,7 +52,8 @@ type Process struct {
 
 // Open reads what the configuration names and opens the listeners: that for probes
 // first, which answers from then on. It waits for an identity of the Workload API as
-// long as ctx lasts, and for nothing longer. After an error nothing is left open.
+// long as ctx lasts, and for nothing longer. After an error nothing is left open. The
+// error begins with the place at which the configuration names the file in question.
 func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error) {
 	p := &Process{cfg: cfg, opts: opts}
 	opened, err := Until(ctx, func() (*Process, error) {
@@ -71,7 +74,7 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 	if err != nil {
 		p.starting.close()
 	}
-	return opened, err
+	return opened, cfg.Places.Explain(err)
 }
 
 func (p *Process) open(ctx context.Context) error {
@@ -184,8 +187,24 @@ func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 const checkTimeout = 3 * time.Second
 
 // Check reads what Open reads and opens nothing, so it may run beside the process
-// that serves.
-func Check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
+// that serves. Its errors are those of Open.
+func Check(ctx context.Context, cfg config.Config, opts Options) (Checked, error) {
+	checked, err := check(ctx, cfg, opts)
+	if err != nil {
+		return Checked{}, cfg.Places.Explain(err)
+	}
+	return Checked{checked, append(slices.Clone(cfg.Warnings), checkRecordFiles(&cfg)...)}, nil
+}
+
+// Checked is what a start would bring into force.
+type Checked struct {
+	gateway.Checked
+
+	// Placed are the warnings about something that is written in the configuration.
+	Placed strictyaml.Errors
+}
+
+func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
 	p := &Process{cfg: cfg, opts: opts}
 	defer p.sources.close()
 	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {

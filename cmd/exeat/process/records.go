@@ -4,10 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 	"github.com/exeat-dev/exeat/proxy/audit"
@@ -61,7 +66,7 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		default:
 			f, err := file.Open(file.Config{Path: rs.File, Rotate: rs.Rotate, Failed: recordFileStays(opts.Log, rs.Name)})
 			if err != nil {
-				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
+				return nil, recordFileError(rs, err)
 			}
 			s.files = append(s.files, f)
 			sink.Sink = audit.NewLines(f, renderer(rs.Format))
@@ -69,6 +74,37 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		all = append(all, sink)
 	}
 	return all, nil
+}
+
+// checkRecordFiles warns of what keeps the record files from being opened here and
+// now, and makes none.
+func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
+	for _, rs := range cfg.Records {
+		if rs.OTLP || rs.File == "" {
+			continue
+		}
+		dir, err := os.Stat(filepath.Dir(rs.File))
+		file, missing := os.Stat(rs.File)
+		switch {
+		case err != nil: // it says which directory
+		case !dir.IsDir():
+			err = syscall.ENOTDIR
+		case missing == nil && file.IsDir():
+			err = syscall.EISDIR
+		}
+		if err != nil {
+			warnings.Add(cfg.Places[rs.File], "%v", recordFileError(rs, err))
+		}
+	}
+	return warnings
+}
+
+// recordFileError says what to do about a record file that cannot be opened.
+func recordFileError(rs config.RecordSink, err error) error {
+	if at, ok := errors.AsType[*fs.PathError](err); ok && at.Path == rs.File {
+		err = at.Err
+	}
+	return fmt.Errorf("records: sink %s: file %s: %w; write the path of a file in a directory that is there and that the gateway may write to", rs.Name, rs.File, err)
 }
 
 // sinkError logs that a sink fails, or no longer does.
