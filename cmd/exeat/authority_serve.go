@@ -98,6 +98,9 @@ func (f *authorityServeFlags) bundles() ([]*x509bundle.Bundle, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--federate %s=%s: %w", name, path, err)
 		}
+		if bundle.Empty() {
+			return nil, fmt.Errorf("--federate %s=%s: there is no certificate in the file: write the PEM file of the domain's authorities", name, path)
+		}
 		bundles = append(bundles, bundle)
 	}
 	return bundles, nil

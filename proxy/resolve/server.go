@@ -85,11 +85,11 @@ func (s Server) dialer() (func(context.Context) (net.Conn, error), error) {
 	if s.CA != "" {
 		pem, err := os.ReadFile(s.CA)
 		if err != nil {
-			return nil, fmt.Errorf("the authorities of server %s: %w", s, err)
+			return nil, fmt.Errorf("the authorities of server %s: %w; check the path", s, err)
 		}
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("the authorities of server %s: no certificate in %s", s, s.CA)
+			return nil, fmt.Errorf("the authorities of server %s: no certificate in %s; check the path", s, s.CA)
 		}
 	}
 	return func(ctx context.Context) (net.Conn, error) {
