@@ -21,7 +21,7 @@ func (d directory) address(n *strictyaml.Node) string {
 			n.Errorf("the path is missing: write unix:/path")
 			return ""
 		}
-		if path = d.join(path); len(path) > listen.MaxPath {
+		if path = d.read(n, path); len(path) > listen.MaxPath {
 			n.Errorf("the path %s has %d bytes, and that of a unix socket at most %d: choose a shorter one", path, len(path), listen.MaxPath)
 			return ""
 		}
@@ -31,7 +31,7 @@ func (d directory) address(n *strictyaml.Node) string {
 		n.Errorf("%q is no address: write an IP address and a port such as 127.0.0.1:8443, or unix:/path", text)
 		return ""
 	}
-	return text
+	return d.note(n, text)
 }
 
 // occupied is an address that a listener has in the configuration.

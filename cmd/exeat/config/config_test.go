@@ -42,6 +42,7 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 	want.Places = Places{
 		"/etc/exeat/id":     {File: "/etc/exeat/exeat.yaml", Line: 2, Column: 17},
 		"/etc/exeat/p.yaml": {File: "/etc/exeat/exeat.yaml", Line: 3, Column: 9},
+		"127.0.0.1:0":       {File: "/etc/exeat/exeat.yaml", Line: 4, Column: 35},
 	}
 	want.Listeners = []Listener{{Listener: gateway.Listener{Name: "main", Address: "127.0.0.1:0"}}}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {

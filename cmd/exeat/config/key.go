@@ -113,11 +113,16 @@ func (d directory) join(path string) string {
 
 // read returns the path that a text means, and notes its place.
 func (d directory) read(n *strictyaml.Node, text string) string {
-	path := d.join(text)
-	if _, again := d.places[path]; !again {
-		d.places[path] = n.Pos()
+	return d.note(n, d.join(text))
+}
+
+// note notes the place of a path or an address, which it returns. The first place
+// counts.
+func (d directory) note(n *strictyaml.Node, what string) string {
+	if _, again := d.places[what]; !again {
+		d.places[what] = n.Pos()
 	}
-	return path
+	return what
 }
 
 // path returns what reads a path.

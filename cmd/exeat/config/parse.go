@@ -85,7 +85,11 @@ func (p *parser) identity(n *strictyaml.Node) {
 	c := &identity.FileConfig{}
 	p.Identity = c
 	there := readKeys(n,
-		key{"workload_api", word(&p.WorkloadAPI)},
+		key{"workload_api", func(v *strictyaml.Node) {
+			if word(&p.WorkloadAPI)(v); p.WorkloadAPI != "" {
+				p.dir.note(v, p.WorkloadAPI)
+			}
+		}},
 		key{"dir", p.dir.path(&c.Dir)},
 		key{"certificate", p.dir.path(&c.Certificate)},
 		key{"key", p.dir.path(&c.Key)},

@@ -10,11 +10,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// Places says where in the configuration each path is written.
+// Places says where in the configuration each path and each address to listen on
+// is written.
 type Places map[string]strictyaml.Pos
 
-// Explain returns an error about a file with the place at which the
-// configuration names that file, or one of the directories above it. Errors that
+// Explain returns an error about a file or an address with the place at which the
+// configuration names it, or one of the directories above the file. Errors that
 // have places of their own, and those that name no path of the configuration,
 // are returned as they are.
 func (p Places) Explain(err error) error {

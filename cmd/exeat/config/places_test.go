@@ -17,7 +17,7 @@ identity:
   bundle: /b
   bundles: {other.example: id/other.pem}
 policy: [p, p/q, "a b.yaml"]
-listeners: [{name: a, address: 127.0.0.1:1, present: {certificate: web.pem, key: web_key.pem}}]
+listeners: [{name: a, address: 127.0.0.1:1, present: {certificate: web.pem, key: web_key.pem}}, {name: s, address: "unix:run/s", identity: self}]
 resolver: {servers: [{dot: 10.0.0.1, name: dns.example, ca: ca.pem}]}
 records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 `))
@@ -39,6 +39,9 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 		"records: sink all: open /x/r.jsonl: no space": "10:37",
 		"open /y/x/p: no such file":                    "",
 		"open /x/ppp: no such file":                    "",
+		"listen tcp 127.0.0.1:1: bind: in use":         "8:32",
+		"listen unix /x/run/s: no such directory":      "8:116",
+		"127.0.0.1:12 is taken":                        "",
 		"address already in use":                       "",
 	} {
 		want := text
@@ -49,6 +52,10 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 		if got := cfg.Places.Explain(cause); got.Error() != want || !errors.Is(got, cause) {
 			t.Errorf("got %v, want %s", got, want)
 		}
+	}
+	agent, err := Parse("e.yaml", []byte(strings.Replace(minimal, "dir: id", "workload_api: http://x", 1)))
+	if got := agent.Places.Explain(errors.New(`socket of the Workload API "http://x": bad`)); err != nil || !strings.HasPrefix(got.Error(), "e.yaml:2:26: socket") {
+		t.Errorf("the Workload API: %v, %v", got, err)
 	}
 	own := strictyaml.Errors{{Pos: strictyaml.Pos{File: "/x/p/q", Line: 1, Column: 1}, Msg: "version is missing"}}
 	if got := cfg.Places.Explain(own); got.Error() != own.Error() {
