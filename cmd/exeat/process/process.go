@@ -74,21 +74,33 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 	if err != nil {
 		p.starting.close()
 	}
-	return opened, cfg.Places.Explain(err)
+	return opened, err
 }
 
+// open does the work of Open. An error about the environment has no place in the
+// configuration, even if it names a listener.
 func (p *Process) open(ctx context.Context) error {
+	if err := openProbes(ctx, p); err != nil {
+		return p.cfg.Places.Explain(err)
+	}
+	p.starting.waitFor("the exporters are checked")
+	if err := checkExports(ctx, &p.cfg, p.opts.Getenv, http.ProxyFromEnvironment); err != nil {
+		return err
+	}
+	return p.cfg.Places.Explain(openParts(ctx, p))
+}
+
+// openProbes opens the admin listener, and checks that the other listeners can be opened.
+func openProbes(ctx context.Context, p *Process) error {
 	p.starting.waitFor("the listeners are tried")
 	if err := p.starting.open(ctx, &p.cfg.Gateway.Admin, p.opts.Log); err != nil {
 		return err
 	}
-	if err := tryListeners(ctx, p.cfg.Listeners); err != nil {
-		return err
-	}
-	p.starting.waitFor("the exporters are looked at")
-	if err := checkExports(ctx, &p.cfg, p.opts.Getenv, http.ProxyFromEnvironment); err != nil {
-		return err
-	}
+	return tryListeners(ctx, p.cfg.Listeners)
+}
+
+// openParts opens the parts of the gateway, and then the gateway itself.
+func openParts(ctx context.Context, p *Process) error {
 	cfg := p.config(p.starting.waitFor)
 	cfg.Admin.Opened = p.starting.opened()
 	if err := p.sources.openListeners(&p.cfg, &cfg); err != nil {
@@ -189,6 +201,9 @@ const checkTimeout = 3 * time.Second
 // Check reads what Open reads and opens nothing, so it may run beside the process
 // that serves. Its errors are those of Open.
 func Check(ctx context.Context, cfg config.Config, opts Options) (Checked, error) {
+	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {
+		return Checked{}, err
+	}
 	checked, err := check(ctx, cfg, opts)
 	if err != nil {
 		return Checked{}, cfg.Places.Explain(err)
@@ -207,9 +222,6 @@ type Checked struct {
 func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
 	p := &Process{cfg: cfg, opts: opts}
 	defer p.sources.close()
-	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {
-		return gateway.Checked{}, err
-	}
 	read := p.config(func(string) {})
 	p.sources.identityTimeout = checkTimeout
 	if err := p.sources.openListeners(&cfg, &read); err != nil {

@@ -86,14 +86,15 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 		dir, err := os.Stat(filepath.Dir(rs.File))
 		file, missing := os.Stat(rs.File)
 		switch {
-		case err != nil: // it says which directory
+		case err != nil:
+			err = errors.Unwrap(err) // without the directory
 		case !dir.IsDir():
 			err = syscall.ENOTDIR
 		case missing == nil && file.IsDir():
 			err = syscall.EISDIR
 		}
 		if err != nil {
-			warnings.Add(cfg.Places[rs.File], "%v", recordFileError(rs, err))
+			warnings.Add(cfg.Places[rs.File], "%v", recordFileError(rs, &fs.PathError{Op: "open", Path: rs.File, Err: err}))
 		}
 	}
 	return warnings
@@ -101,10 +102,7 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 
 // recordFileError says what to do about a record file that cannot be opened.
 func recordFileError(rs config.RecordSink, err error) error {
-	if at, ok := errors.AsType[*fs.PathError](err); ok && at.Path == rs.File {
-		err = at.Err
-	}
-	return fmt.Errorf("records: sink %s: file %s: %w; write the path of a file in a directory that is there and that the gateway may write to", rs.Name, rs.File, err)
+	return fmt.Errorf("records: sink %s: %w; write the path of a file in a directory that is there and that the gateway may write to", rs.Name, err)
 }
 
 // sinkError logs that a sink fails, or no longer does.
