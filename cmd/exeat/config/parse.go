@@ -148,11 +148,11 @@ func (p *parser) maxRevoke(n *strictyaml.Node) {
 	m := &p.Gateway.MaxRevoke
 	m.AtLeast = live.DefaultAtLeast
 	if !n.IsMapping() {
-		m.Share = p.share(n)
+		m.Share = readShare(n, &p.Warnings)
 		return
 	}
 	there := readKeys(n,
-		key{"share", func(v *strictyaml.Node) { m.Share = p.share(v) }},
+		key{"share", func(v *strictyaml.Node) { m.Share = readShare(v, &p.Warnings) }},
 		key{"at_least", number(&m.AtLeast, 1, 1_000_000)},
 	)
 	if there != nil && there["share"] == nil {
@@ -160,8 +160,8 @@ func (p *parser) maxRevoke(n *strictyaml.Node) {
 	}
 }
 
-// share reads a percentage from 1% to 100%.
-func (p *parser) share(n *strictyaml.Node) float64 {
+// readShare reads a percentage from 1% to 100%.
+func readShare(n *strictyaml.Node, warnings *strictyaml.Errors) float64 {
 	text, ok := n.Text()
 	if !ok {
 		return 0
@@ -172,7 +172,7 @@ func (p *parser) share(n *strictyaml.Node) float64 {
 		return 0
 	}
 	if percent == 100 {
-		p.Warnings.Add(n.Pos(), "%s: with 100%% nothing is ever held, as without max_revoke: write a smaller share, or remove max_revoke", n.Name())
+		warnings.Add(n.Pos(), "%s: with 100%% nothing is ever held, as without max_revoke: write a smaller share, or remove max_revoke", n.Name())
 	}
 	return float64(percent) / 100
 }
