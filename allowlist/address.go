@@ -6,13 +6,14 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// Class is what kind of address an address is. Only Public is reachable
-// without a rule that opens the class. The zero value is Invalid, which is
-// never reachable.
+// Class is the kind of an IP address, or why an address must not be reached. Only
+// Public is reachable without a rule that opens the class. The zero value is Invalid,
+// which is never reachable.
 type Class uint8
 
-// The address classes, from the IANA special-purpose address registries
-// (RFC 6890 and later entries) and the metadata addresses of cloud providers.
+// The address classes. Those from Public to SiteLocal come from the IANA special-purpose
+// address registries (RFC 6890 and later entries) and the metadata addresses of cloud
+// providers; the others depend on the host, the rule or the request.
 const (
 	Invalid Class = iota
 	Public
@@ -34,8 +35,8 @@ const (
 	OwnAddress     // an address of this host
 	OwnListener    // a listener of this gateway: never reachable
 	OutsideRule    // not in the rule's addresses
-	DenyRule       // in a deny rule's cidr
-	NotDestination // not the address literal that was decided
+	DenyRule       // in the cidr of a deny rule
+	NotDestination // not the address literal or not the port that was decided on
 )
 
 // String returns the word that records use as address_class.
@@ -89,24 +90,24 @@ func (c Class) String() string {
 	return "invalid"
 }
 
-// singleOnly reports whether only a /32 or /128 opens the class.
+// singleOnly reports whether only single addresses (/32 or /128) open the class.
 func (c Class) singleOnly() bool {
 	return c == Loopback || c == LinkLocal || c == Metadata || c == OwnAddress || c == Unspecified
 }
 
-// classRange is one row of the table: the class holds for the whole prefix
-// except where a longer prefix says otherwise.
+// classRange is one row of the table of classes. The class applies to all addresses of
+// the prefix that lie in no longer prefix of the table.
 type classRange struct {
 	prefix string
 	class  Class
 }
 
-// classRanges is the table. Sources: IANA IPv4 and IPv6 Special-Purpose
-// Address Registries; 168.63.129.16 is Azure's wireserver in a public range;
-// 100.100.100.200 is Alibaba Cloud's, 192.0.0.192 Oracle's, 100.96.0.96
-// Volcengine's, fd00:42::42 Scaleway's, fe80::a9fe:a9fe OpenStack's,
-// fd20:ce::254 Google Cloud's metadata address; fd00:ec2::254, fd00:ec2::23 and
-// 169.254.170.2/23 are AWS's.
+// classRanges returns the table of classes. It is taken from the IANA IPv4 and IPv6
+// Special-Purpose Address Registries. 168.63.129.16 is Azure's wireserver in a public
+// range; 100.100.100.200 is the metadata address of Alibaba Cloud, 192.0.0.192 of
+// Oracle, 100.96.0.96 of Volcengine, fd00:42::42 of Scaleway, fe80::a9fe:a9fe of
+// OpenStack and fd20:ce::254 of Google Cloud; fd00:ec2::254, fd00:ec2::23,
+// 169.254.170.2 and 169.254.170.23 belong to AWS.
 func classRanges() []classRange {
 	return []classRange{
 		{"0.0.0.0/0", Public},
@@ -134,7 +135,7 @@ func classRanges() []classRange {
 		{"240.0.0.0/4", Reserved},
 		{"255.255.255.255/32", Broadcast},
 
-		{"::/3", Reserved}, // not ::/0: a rule's ::/0 would lie inside it
+		{"::/3", Reserved}, // not ::/0, since a rule's ::/0 would lie inside it and open it
 		{"2000::/3", Public},
 		{"4000::/2", Reserved},
 		{"8000::/1", Reserved},
@@ -165,24 +166,24 @@ func classRanges() []classRange {
 	}
 }
 
-// Local is what the address check knows of the host it runs on.
+// Local describes the host that the gateway runs on, for the address check.
 type Local struct {
-	// Listeners are the gateway's own; one on an unspecified address stands
-	// for its port on every address of the host.
+	// Listeners are the addresses on which the gateway listens. One on an unspecified
+	// address stands for its port on every address of the host.
 	Listeners []netip.AddrPort
-	// Addresses of the host's interfaces.
+	// Addresses are the addresses of the host's interfaces.
 	Addresses []netip.Addr
-	// NAT64 are the operator's prefixes beside 64:ff9b::/96: an address below
-	// one is classified by the IPv4 address that it embeds. Below a prefix of
-	// a length that RFC 6052 does not know, see IsNAT64, it is LocalNAT64.
+	// NAT64 are the operator's NAT64 prefixes beside 64:ff9b::/96. An address inside one
+	// has the class of the IPv4 address that it embeds. If the length of the prefix is
+	// not one of RFC 6052 (see IsNAT64), its addresses have the class LocalNAT64.
 	NAT64 []netip.Prefix
 }
 
-// classTable and prefixSet find the longest prefix around an address or a range:
-// a bart.Table[Class] and a bart.Lite. They are interfaces so that this package
-// alone compiles these generic types. Every package into which the compiler
-// inlines a look-up in one of them would compile all their methods anew, which
-// takes longer than the whole of most packages.
+// classTable (a bart.Table[Class]) and prefixSet (a bart.Lite) find the longest prefix
+// that contains an address or a range. They are interfaces so that only this package
+// compiles these generic types. Every package into which the compiler inlines a look-up
+// in one of them would compile all their methods anew, which takes longer than to
+// compile the whole of most packages.
 type (
 	classTable interface {
 		Insert(netip.Prefix, Class)
@@ -194,23 +195,23 @@ type (
 	}
 )
 
-// Classifier tells the class of an address. It is immutable; make one with
+// Classifier finds the class of an address. It is immutable; make one with
 // NewClassifier.
 type Classifier struct {
 	classes   classTable
-	nat64     prefixSet
-	own       map[netip.Addr]bool
-	listeners map[netip.AddrPort]bool
-	ports     map[uint16]bool // of all listeners
-	anyPort   map[uint16]bool // of those on an unspecified address
+	nat64     prefixSet               // NAT64 prefixes
+	hostAddrs map[netip.Addr]bool     // addresses of the host
+	listeners map[netip.AddrPort]bool // listeners of the gateway
+	ports     map[uint16]bool         // ports of all listeners
+	anyPort   map[uint16]bool         // ports of the listeners on an unspecified address
 }
 
-// NewClassifier returns a classifier for a host.
+// NewClassifier returns a classifier for the host that local describes.
 func NewClassifier(local Local) *Classifier {
 	c := &Classifier{
 		classes:   new(bart.Table[Class]),
 		nat64:     new(bart.Lite),
-		own:       map[netip.Addr]bool{},
+		hostAddrs: map[netip.Addr]bool{},
 		listeners: map[netip.AddrPort]bool{},
 		ports:     map[uint16]bool{},
 		anyPort:   map[uint16]bool{},
@@ -227,7 +228,7 @@ func NewClassifier(local Local) *Classifier {
 		}
 	}
 	for _, a := range local.Addresses {
-		c.own[a.Unmap().WithZone("")] = true
+		c.hostAddrs[a.Unmap().WithZone("")] = true
 	}
 	for _, l := range local.Listeners {
 		addr := l.Addr().Unmap().WithZone("")
@@ -240,10 +241,10 @@ func NewClassifier(local Local) *Classifier {
 	return c
 }
 
-// Classify returns the class of an address and the prefix of the table that
-// gives it, which is of that class wherever no longer prefix of the table
-// stands: a range of a rule opens the class only from inside that prefix. An
-// address with a class of its own has a prefix of its own. IPv4-mapped addresses are unmapped first.
+// Classify returns the class of an address and the prefix of the table that the class
+// comes from. A range of a rule opens the class only if it lies inside this prefix. An
+// OwnAddress and an ISATAP address have a prefix that contains only them. IPv4-mapped
+// addresses are unmapped first.
 func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
 	if !addr.IsValid() || addr.Zone() != "" {
 		return Invalid, netip.Prefix{}
@@ -262,17 +263,17 @@ func (c *Classifier) Classify(addr netip.Addr) (Class, netip.Prefix) {
 	if !ok {
 		return Invalid, netip.Prefix{}
 	}
-	if c.own[addr] && class != Loopback && class != Metadata {
+	if c.hostAddrs[addr] && class != Loopback && class != Metadata {
 		return OwnAddress, single
 	}
 	return class, prefix
 }
 
-// SingleOnly returns the class of which only single addresses open, if a range
-// of more than one address lies wholly inside it: an allow rule for such a range
-// allows nothing. It returns Invalid for every other range.
+// SingleOnly returns the class of a range of several addresses that lies wholly inside a
+// class which only single addresses open. An allow rule for such a range allows nothing.
+// It returns Invalid for every other range.
 func (c *Classifier) SingleOnly(p netip.Prefix) Class {
-	const wellKnown = 96 // bits of 64:ff9b::/96, below which an IPv4 range is a range
+	const wellKnown = 96 // length of 64:ff9b::/96, inside which an IPv4 range is an IPv6 range
 	p = canonicalPrefix(p)
 	if p.IsSingleIP() {
 		return Invalid
@@ -286,8 +287,8 @@ func (c *Classifier) SingleOnly(p netip.Prefix) Class {
 	return Invalid
 }
 
-// IsListener reports whether addr is one of the gateway's own listeners. To
-// dial an unspecified address is to dial this host.
+// IsListener reports whether a connection to addr would reach a listener of the gateway.
+// A connection to an unspecified address reaches this host.
 func (c *Classifier) IsListener(addr netip.AddrPort) bool {
 	a := addr.Addr().Unmap()
 	if inner, ok := c.embedded(a); ok {
@@ -299,23 +300,23 @@ func (c *Classifier) IsListener(addr netip.AddrPort) bool {
 	case a.IsUnspecified():
 		return c.ports[addr.Port()]
 	}
-	return c.anyPort[addr.Port()] && (a.IsLoopback() || c.own[a])
+	return c.anyPort[addr.Port()] && (a.IsLoopback() || c.hostAddrs[a])
 }
 
-// SourceOf returns what counts as one source of traffic: an IPv4 address, or the
-// first of the /64 that an IPv6 address is in, since who has one address of that
-// has them all. The zero Addr is a source of its own.
+// SourceOf returns the address under which the traffic from addr is counted: an IPv4
+// address itself, and for an IPv6 address the first address of its /64, because a host
+// that has one address of a /64 can use all of them. The zero Addr counts as one source.
 func SourceOf(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap()
 	if !addr.Is6() {
 		return addr
 	}
-	prefix, _ := addr.Prefix(64) // which every IPv6 address has
+	prefix, _ := addr.Prefix(64) // an IPv6 address always has a /64
 	return prefix.Addr()
 }
 
-// IsNAT64 reports whether a prefix can be one for NAT64: of one of the lengths
-// of RFC 6052 section 2.2, and not IPv4.
+// IsNAT64 reports whether a prefix is usable for NAT64: it is IPv6 and has one of the
+// lengths of RFC 6052 section 2.2.
 func IsNAT64(p netip.Prefix) bool {
 	switch p.Bits() {
 	case 32, 40, 48, 56, 64, 96:
@@ -324,14 +325,14 @@ func IsNAT64(p netip.Prefix) bool {
 	return false
 }
 
-// embedded returns the IPv4 address in one below a NAT64 prefix.
+// embedded returns the IPv4 address that addr embeds if it is inside a NAT64 prefix.
 func (c *Classifier) embedded(addr netip.Addr) (netip.Addr, bool) {
 	_, inner, ok := c.nat64Of(addr)
 	return inner, ok
 }
 
-// nat64Of returns the NAT64 prefix that an address is below, and the IPv4
-// address that it embeds.
+// nat64Of returns the NAT64 prefix that contains an address, and the IPv4 address that
+// the address embeds.
 func (c *Classifier) nat64Of(addr netip.Addr) (prefix netip.Prefix, inner netip.Addr, ok bool) {
 	if !addr.Is6() {
 		return netip.Prefix{}, netip.Addr{}, false
@@ -348,8 +349,8 @@ func (c *Classifier) nat64Of(addr netip.Addr) (prefix netip.Prefix, inner netip.
 	return prefix, netip.AddrFrom4(v4), true
 }
 
-// embeddedAt returns where the four bytes of the IPv4 address are: behind the
-// prefix, leaving out the byte 8 (RFC 6052 section 2.2).
+// embeddedAt returns the offsets of the four bytes of the IPv4 address: they follow the
+// NAT64 prefix, whose length is bits, and skip byte 8 (RFC 6052 section 2.2).
 func embeddedAt(bits int) (at [4]int) {
 	next := bits / 8
 	for i := range at {
@@ -362,8 +363,8 @@ func embeddedAt(bits int) (at [4]int) {
 	return at
 }
 
-// classifyEmbedded returns the class of inner, which addr embeds below a NAT64
-// prefix, and the prefix around addr that stands for the one around inner.
+// classifyEmbedded returns the class of inner, which addr embeds inside a NAT64 prefix,
+// and the prefix of addr that corresponds to the table's prefix of inner.
 func (c *Classifier) classifyEmbedded(nat64 netip.Prefix, addr, inner netip.Addr) (Class, netip.Prefix) {
 	class, around := c.Classify(inner)
 	bits := nat64.Bits() + around.Bits()
@@ -373,8 +374,8 @@ func (c *Classifier) classifyEmbedded(nat64 netip.Prefix, addr, inner netip.Addr
 	return class, netip.PrefixFrom(addr, bits).Masked()
 }
 
-// isISATAP reports whether the interface identifier is 0000:5efe:a.b.c.d or
-// 0200:5efe:a.b.c.d (RFC 5214 section 6.1).
+// isISATAP reports whether the interface identifier of an IPv6 address is
+// 0000:5efe:a.b.c.d or 0200:5efe:a.b.c.d (RFC 5214 section 6.1).
 func isISATAP(addr netip.Addr) bool {
 	b := addr.As16()
 	return b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe

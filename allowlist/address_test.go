@@ -42,7 +42,7 @@ func TestClasses(t *testing.T) {
 	}
 }
 
-// The examples of RFC 6052 section 2.4.
+// TestNAT64Prefixes checks the examples of RFC 6052 section 2.4.
 func TestNAT64Prefixes(t *testing.T) {
 	const inner = "192.0.2.33"
 	for _, row := range []struct{ prefix, addr, around string }{
@@ -128,7 +128,7 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// FuzzClassify checks against the table itself, read without the trie.
+// FuzzClassify compares Classify with a linear search in the table of classes.
 func FuzzClassify(f *testing.F) {
 	for _, a := range []string{"127.0.0.1", "::1", "64:ff9b::a00:1", "fe80::5efe:1.2.3.4", "2002::1", "100.100.100.200", "2001:1ff::1", "::ffff:10.0.0.1"} {
 		addr := netip.MustParseAddr(a)
@@ -178,7 +178,7 @@ func tableClass(addr netip.Addr) Class {
 	return class
 }
 
-// within returns an address of the prefix, its host bits made of noise.
+// within returns an address inside the prefix, with host bits from noise.
 func within(prefix netip.Prefix, noise uint64) netip.Addr {
 	b := prefix.Addr().AsSlice()
 	for i := prefix.Bits(); i < 8*len(b); i++ {
@@ -190,7 +190,7 @@ func within(prefix netip.Prefix, noise uint64) netip.Addr {
 	return addr
 }
 
-func TestWhatIsOneSource(t *testing.T) {
+func TestSourceOf(t *testing.T) {
 	for _, row := range []struct {
 		a, b string
 		want bool

@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// A decision and the check of an allowed address allocate nothing, whatever
-// the answer: a flood of denied requests costs no memory.
+// TestDecisionsAllocateNothing checks that a decision and the check of an allowed address
+// allocate nothing, whatever the verdict, so that a flood of denied requests costs no
+// memory.
 func TestDecisionsAllocateNothing(t *testing.T) {
 	p := must(Compile(Spec{
 		Entries: []Entry{

@@ -1,21 +1,22 @@
-// Package allowlist decides which identity may reach which destination, and
-// says why.
+// Package allowlist decides which identity may reach which destination, and gives the
+// reason for every denial.
 //
-// A [Policy] is compiled once from a [Spec] and never changes. [Policy.Decide]
-// turns a [Request] into a [Decision]; the decision then checks every address
-// that a name resolves to with [Decision.CheckAddr]. Both are pure: no clock,
-// no lookup, no log, no allocation. Deny is the zero value of everything here:
-// a nil policy and a zero decision deny.
+// A [Policy] is compiled once from a [Spec] and never changes. [Policy.Decide] turns a
+// [Request] into a [Decision]. [Decision.CheckAddr] then checks every address that the
+// destination's name resolves to. Both are pure functions: they read no clock, look up
+// nothing, log nothing, and Decide allocates nothing. Every zero value denies: a nil
+// policy and a zero decision deny.
 //
-// The package does not read files (see policyfile), does not verify identities
-// (see package identity) and never touches the network.
+// The package does not read files (see policyfile), does not verify identities (see
+// package identity) and never uses the network.
 package allowlist
 
-// Verdict is what was decided. The zero value denies.
+// Verdict is the result of a decision. The zero value denies.
 type Verdict uint8
 
-// The verdicts. Fail is not a decision of policy: the request was allowed and
-// something behind the decision failed (a lookup, a dial, the gateway itself).
+// The verdicts. The policy never decides Fail: it is the verdict of a request that could
+// not be served for another cause than the policy's rules (a look-up, a dial, a
+// handshake, or the state of the gateway).
 const (
 	Deny Verdict = iota
 	Allow
@@ -38,8 +39,8 @@ func (v Verdict) String() string {
 	return "invalid"
 }
 
-// Mode says whether denials are enforced or only observed. The zero value is
-// "not set", which enforces where no entry sets another.
+// Mode says whether denials are enforced or only observed. The zero value means "not
+// set"; denials are enforced if no entry sets a mode.
 type Mode uint8
 
 // The modes of an entry.
@@ -49,8 +50,8 @@ const (
 	ModeObserve
 )
 
-// String returns the word that the policy and records use; an unset mode
-// enforces and says so.
+// String returns the word that the policy and records use. It is "enforce" for an unset
+// mode.
 func (m Mode) String() string {
 	switch m {
 	case ModeUnset, ModeEnforce:
@@ -61,15 +62,15 @@ func (m Mode) String() string {
 	return "invalid"
 }
 
-// Source is how a caller proved its identity.
+// Source is the proof of a caller's identity: how the identity was shown.
 type Source uint8
 
-// The identity sources. The zero value proves nothing and is never accepted.
+// The proofs of an identity. The zero value proves nothing and is never accepted.
 const (
 	SourceNone     Source = iota
 	SourceX509SVID        // a client certificate
-	SourceListener        // the listener names the identity (self or fixed)
-	SourceMap             // an address range names the identity
+	SourceListener        // the configuration of the listener names the identity (self or fixed)
+	SourceMap             // the caller's address lies in a range that stands for the identity
 )
 
 // String returns the word that the policy and records use.
@@ -87,7 +88,8 @@ func (s Source) String() string {
 	return "invalid"
 }
 
-// ParseSource reads the word that String writes; ok is false for any other.
+// ParseSource returns the proof for a word that String returns; ok is false for any
+// other word.
 func ParseSource(word string) (s Source, ok bool) {
 	for s = SourceX509SVID; s <= SourceMap; s++ {
 		if s.String() == word {
@@ -97,11 +99,11 @@ func ParseSource(word string) (s Source, ok bool) {
 	return SourceNone, false
 }
 
-// Sources is a set of identity sources. The zero value is "not set": then
-// x509-svid and listener are accepted.
+// Sources is a set of proofs. The zero value means "not set": the proofs x509-svid and
+// listener are accepted then.
 type Sources uint8
 
-// SourcesOf returns the set of the given sources.
+// SourcesOf returns the set of the given proofs.
 func SourcesOf(sources ...Source) Sources {
 	var set Sources
 	for _, s := range sources {

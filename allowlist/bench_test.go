@@ -11,12 +11,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A bench policy has the shape of a real one: a hundred rules for each
-// identity, some of them wildcards and ranges, rules for everyone and for a
-// namespace, a deny here and there.
+// The policy of the benchmarks resembles a real one: a hundred rules for each identity,
+// some of them wildcards and ranges, rules for everyone and for namespaces, and a few
+// deny rules.
 const (
 	rulesPerIdentity = 100
-	benchRequests    = 1 << 16 // so many that the policy, not one path through it, is measured
+	benchRequests    = 1 << 16 // enough to measure many paths through the policy
 )
 
 var benchTime = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
@@ -71,8 +71,8 @@ func benchSpec(rules int) (spec Spec, identities int) {
 	return spec, identities
 }
 
-// benchQuestions returns requests of random identities, each with an ID string
-// of its own as if it had just been read from a certificate.
+// benchQuestions returns requests of random identities. Each has a separate copy of the
+// ID string, as if it had just been parsed from a certificate.
 func benchQuestions(identities, rules int, host func(*rand.Rand, int, int) string) []Request {
 	rng := rand.New(rand.NewPCG(1, 2))
 	requests := make([]Request, benchRequests)
@@ -170,7 +170,7 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// BenchmarkVersion computes the version of a policy, which Compile does once.
+// BenchmarkVersion computes the version of a policy. Compile does so once.
 func BenchmarkVersion(b *testing.B) {
 	for _, rules := range []int{10_000, 100_000} {
 		spec, _ := benchSpec(rules)
@@ -187,8 +187,8 @@ func BenchmarkVersion(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reads targets of growing size and looks at their paths: the time
-// for a byte must not grow with them.
+// BenchmarkSizes parses targets of growing size and checks their paths. The time per byte
+// must not grow with the size.
 func BenchmarkSizes(b *testing.B) {
 	pattern, err := ParsePathPattern("/public/**")
 	if err != nil {
@@ -208,7 +208,7 @@ func BenchmarkSizes(b *testing.B) {
 			})
 		}
 	}
-	for name, part := range map[string]string{"host": "a.", "number": "1.", "address": "0:"} { // none of them is one
+	for name, part := range map[string]string{"host": "a.", "number": "1.", "address": "0:"} { // none of them is valid
 		for size := 1 << 10; size <= 64<<10; size *= 4 {
 			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
 				target := "http://" + strings.Repeat(part, size/len(part)) + "1/"

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// classOf returns the class that CheckAddr refused by; Public for no error.
+// classOf returns the class in an error of CheckAddr, or Public for a nil error.
 func classOf(err error) Class {
 	var refused *AddrError
 	switch {
@@ -22,7 +22,7 @@ func classOf(err error) Class {
 func TestAddressesOfAName(t *testing.T) {
 	for _, row := range []struct {
 		why       string
-		addresses []string // of the rule; nil: none written
+		addresses []string // addresses of the rule; nil if it has none
 		addr      string
 		want      Class
 	}{
@@ -176,13 +176,13 @@ func TestDenyRulesCoverResolvedAddresses(t *testing.T) {
 	}{
 		{"api.example:443", "10.20.8.1", Public},
 		{"api.example:443", "10.20.9.1", DenyRule},
-		{"api.example:80", "10.20.9.1", DenyRule}, // without ports it covers every port
+		{"api.example:80", "10.20.9.1", DenyRule}, // a deny rule without ports covers every port
 		{"api.example:443", "::ffff:10.20.9.1", DenyRule},
 		{"api.example:443", "64:ff9b::a14:801", Public},
 		{"api.example:443", "64:ff9b::a14:901", DenyRule}, // NAT64 reaches the same host
 		{"api.example:80", "8.8.8.8", DenyRule},
 		{"api.example:443", "8.8.8.8", Public},
-		{"api.example:443", "8.8.4.4", DenyRule}, // of a less specific entry
+		{"api.example:443", "8.8.4.4", DenyRule}, // denied by a less specific entry
 	} {
 		d := p.Decide(tunnel(checkout, row.dest))
 		err := d.CheckAddr(netip.AddrPortFrom(netip.MustParseAddr(row.addr), d.Dest.Port))

@@ -97,7 +97,7 @@ func TestOwnerIsThatOfTheMostSpecificEntry(t *testing.T) {
 	}
 }
 
-// Overlapping ranges of ports are cut at every boundary.
+// TestPortTables checks that overlapping ranges of ports are split at every boundary.
 func TestPortTables(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(
 		rule("a.example port 100-200", named("first")),
@@ -136,7 +136,7 @@ func TestDepths(t *testing.T) {
 	var got []int
 	for n := d.below(129); n >= 0; n = d.below(n) {
 		if !d.has(n) {
-			t.Errorf("%d is below and not in the set", n)
+			t.Errorf("below returned %d, which is not in the set", n)
 		}
 		got = append(got, n)
 	}
@@ -144,6 +144,6 @@ func TestDepths(t *testing.T) {
 		t.Errorf("members %v", got)
 	}
 	if d.has(2) || d.has(192) || d.has(1000) {
-		t.Error("the set has what was not put in")
+		t.Error("the set contains numbers that were not added")
 	}
 }

@@ -8,17 +8,17 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Decide answers one request. It allocates nothing, and no part of its cost
-// grows with the number of rules.
+// Decide decides one request. It allocates nothing, and no part of its cost grows with
+// the number of rules.
 //
-// The order is that of the manual: a request that no parser makes, quarantine,
-// identity, source, deny rules, allow rules, and for an address literal its
-// class. Of the allow rules that match, an exact host wins over *.x, that over
-// **.x (the longest first; for addresses the longest prefix), then the more
-// specific identity pattern, then file order.
+// It checks in the order of the manual: values that no parser returns, quarantine, the
+// identity, its proof, deny rules, allow rules, and for an address literal its class. Of
+// the allow rules that match, an exact host wins over *.x, and *.x over **.x (the longest
+// first; for addresses the longest prefix), then the more specific identity pattern, then
+// the earlier rule in file order.
 //
-// The decision's Upgrade is never MayUpgrade: it is MustUpgrade if a rule allows
-// the upgrade, and NoUpgrade if it is to be dropped.
+// The decision's Upgrade is never MayUpgrade: it is MustUpgrade if a rule allows the
+// upgrade, and NoUpgrade if the request must be sent without it.
 func (p *Policy) Decide(req Request) Decision {
 	if req.Upgrade == MayUpgrade {
 		req.Upgrade = MustUpgrade
@@ -50,12 +50,12 @@ func (p *Policy) Decide(req Request) Decision {
 	if d.Verdict != Deny && req.Dest.Host.IsAddr() {
 		d.checkLiteral()
 	}
-	d.checkClear()
+	d.checkCleartext()
 	return d
 }
 
-// checkClear denies a plain request where only TLS may be spoken.
-func (d *Decision) checkClear() {
+// checkCleartext denies a plain request to a destination that takes TLS only.
+func (d *Decision) checkCleartext() {
 	if !d.Allowed() || d.Method == "" {
 		return
 	}
@@ -64,9 +64,9 @@ func (d *Decision) checkClear() {
 	}
 }
 
-// malformed refuses what no parser returns, so that no mode lets a zero value
-// through: no host, no port, no identity, or the ID of a trust domain, which
-// is not a workload's.
+// malformed returns the reason to refuse a request with values that no parser returns, so
+// that no mode lets a zero value through: no host, no port, no identity, or the ID of a
+// trust domain, which names no workload.
 func malformed(req *Request) Reason {
 	switch {
 	case req.Dest.Host.IsZero():
@@ -87,9 +87,9 @@ func malformedID(id spiffeid.ID) Reason {
 	return NoReason
 }
 
-// known fills the chain of an identity that may be let through, depending on
-// what it asks for. Otherwise it says why not, and the chain is empty unless
-// only the source is at fault.
+// known fills the chain with the entries of an identity and returns NoReason if the
+// decision depends on what the identity asks for. Otherwise it returns the reason to
+// refuse every request; the chain is then empty unless only the proof is not accepted.
 func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quarantined) {
 	if q := p.quarantined(id); q != nil {
 		return QuarantinedIdentity, q
@@ -104,7 +104,8 @@ func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quaran
 	return NoReason, nil
 }
 
-// quarantined looks at both lists, the policy's own first.
+// quarantined returns the line of a quarantine list that matches an identity, from the
+// policy's own lines first, or nil.
 func (p *Policy) quarantined(id spiffeid.ID) *Quarantined {
 	if q := p.inline.find(id); q != nil {
 		return q
@@ -112,14 +113,13 @@ func (p *Policy) quarantined(id spiffeid.ID) *Quarantined {
 	return p.list.find(id)
 }
 
-// chain is the entries that match one identity, the most specific first.
+// chain holds the entries that match one identity, the most specific first.
 type chain struct {
 	entries [maxSegments + 4]*entry // exact, /*, /** of depth 0 to maxSegments, everyone
 	n       int
-	hash    hasher  // of the policy that they belong to
-	denies  denials // those of all entries
-	// allowed: an allow rule has won, and only denials still matter.
-	allowed bool
+	hash    hasher  // the hasher of the policy that the entries belong to
+	denies  denials // the kinds of deny rules that the entries have
+	allowed bool    // an allow rule has matched, and only deny rules still matter
 }
 
 func (c *chain) push(e *entry) {
@@ -132,8 +132,8 @@ func (c *chain) push(e *entry) {
 
 func (c *chain) all() []*entry { return c.entries[:c.n] }
 
-// collect fills the chain and reports whether the identity is known: named by
-// an entry, or admitted by an everyone that takes the unlisted.
+// collect fills the chain and reports whether the identity is known: an entry for
+// identities matches it, or an everyone entry has unlisted set.
 func (p *Policy) collect(id spiffeid.ID, c *chain) bool {
 	c.hash = p.hash
 	s := id.String()
@@ -183,8 +183,8 @@ func (c *chain) accept() Sources {
 	return 1<<SourceX509SVID | 1<<SourceListener
 }
 
-// mode is that of the most specific entry that decides it, by setting it or by
-// having a list of its own, unless another one forces enforcement.
+// mode returns the mode of the most specific entry that decides it (see
+// Entry.decidedMode), and ModeEnforce if any entry forces it.
 func (c *chain) mode(now time.Time) (m Mode, observePrivate bool) {
 	for _, e := range c.all() {
 		if e.force {
@@ -203,8 +203,8 @@ func (c *chain) mode(now time.Time) (m Mode, observePrivate bool) {
 	return m, observePrivate
 }
 
-// deniedEmbedded returns the deny rule that covers the IPv4 address in a NAT64
-// address: it reaches the same host.
+// deniedEmbedded returns the deny rule that covers the IPv4 address which a NAT64 address
+// embeds, because both reach the same host, or nil.
 func (p *Policy) deniedEmbedded(c *chain, dest Destination) *CompiledRule {
 	inner, ok := p.classifier.embedded(dest.Host.addr)
 	if !ok {
@@ -213,7 +213,7 @@ func (p *Policy) deniedEmbedded(c *chain, dest Destination) *CompiledRule {
 	return c.deniedAddr(inner, dest.Port)
 }
 
-// deniedAddr returns the deny rule whose cidr holds an address.
+// deniedAddr returns the deny rule whose cidr contains an address, or nil.
 func (c *chain) deniedAddr(addr netip.Addr, port uint16) *CompiledRule {
 	if c.denies&deniesAddr == 0 {
 		return nil
@@ -239,8 +239,9 @@ func (h *hostRules) denies(port uint16) *CompiledRule {
 	return nil
 }
 
-// decide sets the decision's verdict by the rules, or the reason: any deny
-// rule, else the first allow rule that admits, else the nearest miss.
+// decide sets the verdict, the rule and the reason of a decision: a deny rule wins, then
+// the first allow rule that admits the request, and otherwise the reason is that of the
+// nearest miss.
 func (c *chain) decide(d *Decision) {
 	nearest := NotOnAllowlist
 	if d.Dest.Host.IsAddr() {
@@ -274,8 +275,8 @@ func (c *chain) decide(d *Decision) {
 	}
 }
 
-// match returns the rule that admits the request, or the reason of the nearest
-// miss and the rule that missed.
+// match returns the rule that admits the request and NoReason, or the rule that missed
+// most nearly, which may be nil, and the reason of the miss.
 func (p *portTable) match(req *Request) (rule *CompiledRule, nearest Reason) {
 	if p.simple != nil && p.ports.has(req.Dest.Port) && req.Upgrade == NoUpgrade {
 		return p.simple, NoReason
@@ -295,19 +296,19 @@ func (p *portTable) match(req *Request) (rule *CompiledRule, nearest Reason) {
 	return rule, nearest
 }
 
-// miss checks what a rule asks beyond host and port; NoReason means that it
-// admits the request.
+// miss returns the reason for which a rule that covers the host does not admit the
+// request, and NoReason if it does. It does not check the port.
 func (r *CompiledRule) miss(req *Request) Reason {
 	switch {
 	case r.NoTunnel:
 		return NotOnAllowlist
 	case r.expired(req.Time):
 		return RuleExpired
-	case req.Upgrade != NoUpgrade && !r.Upgrade: // a tunnel soon
+	case req.Upgrade != NoUpgrade && !r.Upgrade: // the request would become a tunnel
 		return UpgradeNotAllowed
 	case !r.plainOnly():
 		return NoReason
-	case req.Method == "": // a tunnel now
+	case req.Method == "": // the request is a tunnel
 		return MethodNotAllowed
 	case r.methods != nil && !r.methods[req.Method]:
 		return MethodNotAllowed
@@ -324,7 +325,8 @@ func (r *CompiledRule) miss(req *Request) Reason {
 	return PathNotAllowed
 }
 
-// distance orders the misses: the nearer one was found by the later check.
+// distance orders the reasons of misses. A larger number is a nearer miss, which a later
+// check found.
 func distance(miss Reason) int {
 	switch miss { //nolint:exhaustive // every other reason is no near miss
 	case NotOnAllowlist, IPNotOnAllowlist:
@@ -366,8 +368,8 @@ func (c *chain) each(h Host, visit func(*hostRules) bool) {
 	}
 }
 
-// eachSuffix visits what covers the names below suffix: *.suffix, then
-// **.suffix and the shorter ones.
+// eachSuffix visits the rules of the patterns that cover the names one label below
+// suffix: those of *.suffix, then those of **.suffix and of its shorter suffixes.
 func (c *chain) eachSuffix(suffix string, visit func(*hostRules) bool) {
 	hash := c.hash.text(suffix)
 	var depths depths
@@ -390,7 +392,7 @@ func (c *chain) eachSuffix(suffix string, visit func(*hostRules) bool) {
 	}
 }
 
-// eachPrefix visits what covers an address, the longest prefix first.
+// eachPrefix visits the rules whose cidr contains an address, the longest prefix first.
 func (c *chain) eachPrefix(addr netip.Addr, visit func(*hostRules) bool) {
 	var lengths depths
 	for _, e := range c.all() {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// row is one question and its answer; see func answer for the words.
+// row is a request and the decision that it expects, in the words of answer.
 type row struct {
 	why  string
 	req  Request
@@ -182,9 +182,9 @@ func mayUpgrade(r Request) Request {
 	return r
 }
 
-// TestAnUpgradeThatNeedNotBe is dropped where no rule allows it, and is not what
-// a request is denied for.
-func TestAnUpgradeThatNeedNotBe(t *testing.T) {
+// TestAnOptionalUpgrade checks that an optional upgrade is dropped if no rule allows it,
+// and that it is never the reason of a denial.
+func TestAnOptionalUpgrade(t *testing.T) {
 	both := []Rule{
 		rule("two.example port 80", named("plain")),
 		rule("two.example port 80", methods("POST"), paths("/exec/**"), upgrade, named("upgrade")),
@@ -208,7 +208,7 @@ func TestAnUpgradeThatNeedNotBe(t *testing.T) {
 		why       string
 		req       Request
 		may, must string
-		becomes   Upgrade // if it may
+		becomes   Upgrade // Upgrade of the decision for MayUpgrade
 	}{
 		{"a plain rule", get("plain.example:80", "/"), "allow", "upgrade-not-allowed", NoUpgrade},
 		{"a rule with a method and a path", get("read.example:80", "/public/x"), "allow", "upgrade-not-allowed", NoUpgrade},

@@ -7,24 +7,25 @@ import (
 	"strings"
 )
 
-// Decision is the answer to one request. The zero value denies. It is a value, as
-// its Outcome is one.
+// Decision is the decision about one request. The zero value denies. Like its Outcome it
+// is a plain value that may be copied.
 type Decision struct {
 	Request
 	Outcome
 
-	// Class of the destination, if it is an address that was refused by class.
+	// Class is the class of an address literal that was refused because of its class;
+	// Invalid otherwise.
 	Class Class
 
-	near *portTable // where the nearest miss was found
+	near *portTable // the rules of the host pattern with the nearest miss; nil if none
 }
 
-// Allowed reports whether the request may go on: to the address check.
+// Allowed reports whether the request may proceed to the check of its addresses.
 func (d Decision) Allowed() bool { return d.Verdict == Allow || d.Verdict == Observe }
 
-// Narrow reports whether the rule that allowed has looked at the method of a
-// plain request, and whether at its path: an origin must then not take another
-// one for it.
+// Narrow reports whether the rule that allowed the request restricts methods, and whether
+// it restricts paths. The origin must then not read another method or path from the
+// request than the one that was decided on.
 func (d *Decision) Narrow() (methods, paths bool) {
 	if d.Verdict != Allow || d.Rule == nil {
 		return false, false
@@ -32,8 +33,8 @@ func (d *Decision) Narrow() (methods, paths bool) {
 	return d.Rule.methods != nil, len(d.Rule.Paths) > 0
 }
 
-// AllowedPorts lists the ports that the nearest rules allow, for
-// port-not-allowed; "" otherwise.
+// AllowedPorts returns the ports that the nearest rules allow, separated by commas, if
+// the reason is port-not-allowed, and "" otherwise.
 func (d Decision) AllowedPorts() string {
 	if d.Reason != PortNotAllowed || d.near == nil {
 		return ""
@@ -47,8 +48,8 @@ func (d Decision) AllowedPorts() string {
 	return strings.Join(texts, ", ")
 }
 
-// TLS returns how the first bytes of the tunnel are checked: require on port
-// 443 and auto elsewhere, unless the rule says otherwise. Never TLSDefault.
+// TLS returns how the first bytes of the tunnel are checked. Unless the rule sets the TLS
+// mode, it is TLSRequire on port 443 and TLSAuto elsewhere; it is never TLSDefault.
 func (d Decision) TLS() (TLSMode, ECHMode) {
 	var mode TLSMode
 	var ech ECHMode
@@ -65,15 +66,17 @@ func (d Decision) TLS() (TLSMode, ECHMode) {
 	return mode, ech
 }
 
-// AddrError says why an address of an allowed destination must not be dialled.
+// AddrError is the error for an address of an allowed destination that must not be
+// dialled.
 type AddrError struct {
 	Addr  netip.AddrPort
 	Class Class
-	// Rule is the deny rule's name, for DenyRule.
+	// Rule is the name of the deny rule if Class is DenyRule; "" otherwise.
 	Rule string
 }
 
-// Error names the class and the address; it is for records, not for callers.
+// Error returns a text with the class and the address. It is for records and must not be
+// sent to callers.
 func (e *AddrError) Error() string {
 	class := e.Class.String()
 	if e.Rule != "" {
@@ -82,10 +85,10 @@ func (e *AddrError) Error() string {
 	return fmt.Sprintf("address %s is not allowed (%s)", e.Addr, class)
 }
 
-// CheckAddr reports whether the decision lets the caller reach addr: nil, or
-// an *AddrError. It is asked for every resolved address and again for the
-// address really dialled, and after a reload for the address of a live tunnel.
-// A decision that does not allow refuses every address.
+// CheckAddr returns nil if the decision lets the caller reach addr, and an *AddrError
+// otherwise. It is called for every resolved address, again for the address that is
+// dialled, and after a reload for the address of a live tunnel. A decision that does not
+// allow the request refuses every address.
 func (d Decision) CheckAddr(addr netip.AddrPort) error {
 	class, rule := d.check(addr)
 	if class == Public {
@@ -98,9 +101,10 @@ func (d Decision) CheckAddr(addr netip.AddrPort) error {
 	return err
 }
 
-// check returns Public if addr may be reached, else what is wrong with it.
+// check returns Public if addr may be reached, and otherwise the class for which it may
+// not, with the deny rule if there is one.
 func (d *Decision) check(ap netip.AddrPort) (Class, *CompiledRule) {
-	if !d.Allowed() || d.policy == nil { // a verdict that no policy gave
+	if !d.Allowed() || d.policy == nil { // without a policy nothing was decided
 		return Invalid, nil
 	}
 	addr := ap.Addr()
@@ -117,7 +121,7 @@ func (d *Decision) check(ap netip.AddrPort) (Class, *CompiledRule) {
 	return d.checkClass(addr), nil
 }
 
-// checkClass is the part of check that no deny rule has a say in.
+// checkClass is the part of check that does not depend on deny rules.
 func (d *Decision) checkClass(addr netip.Addr) Class {
 	if d.policy.classifier.IsListener(netip.AddrPortFrom(addr, d.Dest.Port)) {
 		return OwnListener
@@ -129,8 +133,10 @@ func (d *Decision) checkClass(addr netip.Addr) Class {
 	return d.Rule.admits(addr, class, prefix)
 }
 
-// admits returns Public if the rule's ranges, or their absence, let addr
-// through. A range opens a special class only if it lies wholly inside it.
+// admits returns Public if the rule lets a caller reach addr, whose class and prefix
+// Classify returned, and otherwise the class for which it does not. A range of the rule
+// opens a special class only if it lies wholly inside the prefix; a rule without ranges
+// opens none.
 func (r *CompiledRule) admits(addr netip.Addr, class Class, prefix netip.Prefix) Class {
 	if r.ranges == nil {
 		return class
@@ -151,7 +157,7 @@ func (r *CompiledRule) admits(addr netip.Addr, class Class, prefix netip.Prefix)
 	return class
 }
 
-// deniedAddr returns the deny rule whose cidr holds a resolved address.
+// deniedAddr returns the deny rule whose cidr contains a resolved address, or nil.
 func (p *Policy) deniedAddr(d *Decision, addr netip.Addr) *CompiledRule {
 	var c chain
 	p.collect(d.ID, &c)
@@ -162,8 +168,8 @@ func (p *Policy) deniedAddr(d *Decision, addr netip.Addr) *CompiledRule {
 	return p.deniedEmbedded(&c, dest)
 }
 
-// checkLiteral turns an allowed address literal, which no deny rule covers,
-// into a denial by its class.
+// checkLiteral turns the decision for an allowed address literal into a denial if the
+// address may not be reached because of its class. No deny rule covers the address.
 func (d *Decision) checkLiteral() {
 	class := d.checkClass(d.Dest.Host.Addr())
 	if class == Public {

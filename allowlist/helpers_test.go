@@ -9,7 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// must returns the value of a call whose input is known to be good.
+// must returns v and panics if there is an error. It is for calls whose input is valid.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -24,8 +24,8 @@ const (
 
 func now() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }
 
-// rule reads "api.example" or "*.example:443,8000-8999" or "10.0.0.0/8:80",
-// with "no-tunnel" and the like set by options.
+// rule parses text such as "api.example", "*.example:443,8000-8999" or "10.0.0.0/8:80"
+// into a rule; options set its other fields.
 func rule(text string, options ...func(*Rule)) Rule {
 	r := Rule{At: "policy.yaml:1"}
 	target, ports := text, ""
@@ -75,8 +75,7 @@ func noTunnel(r *Rule) { r.NoTunnel = true }
 
 func upgrade(r *Rule) { r.Upgrade = true }
 
-// entry options
-
+// entryOf returns an entry for an identity pattern. Its options follow.
 func entryOf(id string, options ...func(*Entry)) Entry {
 	e := Entry{}
 	if td, ok := strings.CutPrefix(id, "everyone of "); ok {
@@ -117,7 +116,7 @@ func policyOf(t *testing.T, entries ...Entry) *Policy {
 	return p
 }
 
-// tunnel is a CONNECT of id to dest with a certificate.
+// tunnel returns a CONNECT to dest by id, which a certificate proves.
 func tunnel(id, dest string) Request {
 	return Request{
 		ID: spiffeid.RequireFromString(id), Source: SourceX509SVID,
@@ -136,8 +135,8 @@ func at(r Request, t time.Time) Request {
 	return r
 }
 
-// answer is what a row expects: "allow" or "allow by NAME", "observe REASON",
-// or the reason of a denial.
+// answer returns a decision as text for the rows of tests: "allow" or "allow by NAME" (of
+// the rule), "observe REASON", or the reason of a denial.
 func answer(d Decision) string {
 	switch d.Verdict {
 	case Allow:

@@ -2,20 +2,19 @@ package allowlist
 
 import "github.com/spiffe/go-spiffe/v2/spiffeid"
 
-// Holder is for whom budgets, shares and counts are kept: an identity, by what
-// shows it. What came by source-map is one holder, and what came by any other
-// proof another, so that whoever forges an address spends nothing that the
-// identity has by a certificate or a listener. The zero value stands for callers
-// without an identity. It is comparable; the policy and the quarantine list know
-// identities only.
+// Holder is the key under which budgets, shares and counts are kept: an identity and
+// whether its proof is source-map. Requests with the proof source-map have one holder and
+// those with any other proof another, so that a forged address uses up nothing that the
+// identity has by a certificate or a listener. The zero value stands for callers without
+// an identity. A Holder is comparable. The policy and the quarantine list do not use it;
+// they know identities only.
 type Holder struct {
 	id     spiffeid.ID
-	mapped bool
+	mapped bool // the proof is source-map
 }
 
-// HolderOf returns the holder of what an identity does that was shown by a
-// source. A zero identity with [SourceMap] stands for callers whose address
-// stands for nobody.
+// HolderOf returns the holder for an identity and its proof. A zero identity with
+// [SourceMap] stands for callers whose address lies in no range of the source map.
 func HolderOf(id spiffeid.ID, source Source) Holder {
 	return Holder{id: id, mapped: source == SourceMap}
 }
@@ -23,8 +22,8 @@ func HolderOf(id spiffeid.ID, source Source) Holder {
 // ID returns the identity; zero for callers without one.
 func (h Holder) ID() spiffeid.ID { return h.id }
 
-// Mapped reports whether an address is all that shows the identity.
+// Mapped reports whether the proof of the identity is source-map.
 func (h Holder) Mapped() bool { return h.mapped }
 
-// Holder returns for whom the budgets and shares of the request are kept.
+// Holder returns the holder whose budgets and shares the request uses.
 func (r *Request) Holder() Holder { return HolderOf(r.ID, r.Source) }

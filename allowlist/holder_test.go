@@ -6,8 +6,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// TestHolders: one identity is two holders, of which only source-map makes the
-// one, and every other proof the other.
+// TestHolders checks that an identity has two holders, one for the proof source-map and
+// one for all other proofs.
 func TestHolders(t *testing.T) {
 	a, b := spiffeid.RequireFromString("spiffe://td.example/a"), spiffeid.RequireFromString("spiffe://td.example/b")
 	shown := HolderOf(a, SourceX509SVID)
@@ -26,6 +26,6 @@ func TestHolders(t *testing.T) {
 		}
 	}
 	if (Holder{}) != HolderOf(spiffeid.ID{}, SourceNone) || HolderOf(spiffeid.ID{}, SourceMap) == (Holder{}) {
-		t.Error("the zero value is not for callers without an identity")
+		t.Error("the zero value is not the holder of callers without an identity")
 	}
 }

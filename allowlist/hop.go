@@ -2,24 +2,24 @@ package allowlist
 
 import "net/netip"
 
-// Way is how the look-up of a name led to an address. The zero value is the way of
-// a name that has the address itself, or of an address that nobody looked up.
+// Way describes how the look-up of a name led to an address. The zero value means that
+// the name has the address itself, or that the address was not looked up.
 type Way struct {
-	// Via are the names over which it did: aliases in order, and the target of a
-	// service. It is shared, and not to be changed.
+	// Via holds the names between the name and its address: aliases in order, and the
+	// target of a service. The slice is shared and must not be changed.
 	Via []Host
-	// Inspect means that each of them must be allowed by itself.
+	// Inspect means that the policy must allow each name in Via by itself.
 	Inspect bool
 }
 
-// Resolved is an address of a name, and the way to it.
+// Resolved is an address of a name, and the way that led to it.
 type Resolved struct {
 	Addr netip.Addr
 	Way  Way
 }
 
-// CheckWay returns the reason for which a connection must not be led to an address
-// on a way: that of CheckHop for the first name of it that has one.
+// CheckWay returns the reason for which a connection must not use an address that was
+// found on a way: the first reason that CheckHop returns for a name in Via, or NoReason.
 func (d Decision) CheckWay(way Way) Reason {
 	for _, hop := range way.Via {
 		if why := d.CheckHop(hop, way.Inspect); why != NoReason {
@@ -29,10 +29,10 @@ func (d Decision) CheckWay(way Way) Reason {
 	return NoReason
 }
 
-// CheckHop returns the reason for which a connection must not be led to
-// another name than the one decided on, by an alias in the DNS: a deny rule, or
-// with inspect, that the name is not allowed by itself. NoReason lets it go on.
-// A decision that does not allow follows no name.
+// CheckHop returns the reason for which a connection must not follow an alias in the DNS
+// from the name that was decided on to another name: a deny rule for the other name, or
+// with inspect the reason for which the policy does not allow it. It returns NoReason if
+// the connection may follow. A decision that does not allow the request follows no name.
 func (d Decision) CheckHop(hop Host, inspect bool) Reason {
 	if !d.Allowed() || d.policy == nil || hop.name == "" {
 		return MalformedTarget

@@ -36,7 +36,7 @@ func TestAliases(t *testing.T) {
 		}
 	}
 	if d := p.Decide(tunnel(checkout, "api.example:443")); d.CheckHop(Host{}, false) == NoReason {
-		t.Error("no name is a name to follow")
+		t.Error("the zero host was followed")
 	}
 }
 
@@ -47,6 +47,6 @@ func TestWildcards(t *testing.T) {
 		}
 	}
 	if (HostPattern{}).isWildcard() {
-		t.Error("the zero pattern is one")
+		t.Error("the zero pattern is a wildcard")
 	}
 }

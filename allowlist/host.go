@@ -11,20 +11,18 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// Host is a destination host in its one canonical form: a DNS name in lower
-// case without a final dot, or an IP address (IPv4-mapped IPv6 unmapped, never
-// with a zone). It is comparable: equal hosts are equal values, and everything
-// (decision, lookup, dial, TLS check, record) uses this value. The zero value
-// is no host.
+// Host is a destination host in its one canonical form: a DNS name in lower case without
+// a final dot, or an IP address (IPv4-mapped IPv6 unmapped, never with a zone). It is
+// comparable: equal hosts are equal values. The decision, the look-up, the dial, the TLS
+// check and the record all use this value. The zero value is no host.
 type Host struct {
 	name string
 	addr netip.Addr
 }
 
-// Errors of ParseHost, ParseDestination, ParseURL and CheckPath. Malformed ports
-// are told apart from other malformed targets because they have a reason of
-// their own. What wraps them adds the cause, one of a few constant texts: no byte
-// of a target is ever in an error.
+// Errors of ParseHost, ParseDestination, ParseURL and CheckPath. A malformed port has an
+// error of its own because it has a reason of its own. The errors that wrap these add the
+// cause as one of a few constant texts, so that no byte of a target is ever in an error.
 var (
 	ErrHost   = errors.New("malformed host")
 	ErrTarget = errors.New("malformed target")
@@ -53,11 +51,11 @@ func HostOf(addr netip.Addr) Host {
 	return Host{addr: addr.Unmap().WithZone("")}
 }
 
-// ParseHost reads a DNS name or an IPv4 or (unbracketed) IPv6 address. It
-// folds ASCII case and strips exactly one final dot; everything else that is
-// not the canonical spelling is ErrHost: non-ASCII, escapes, an A-label that
-// does not round-trip, a name whose last label is a number, a zone. The host
-// keeps no part of s, which may be a small part of much.
+// ParseHost parses a DNS name, an IPv4 address or an IPv6 address without brackets. It
+// folds ASCII case and strips exactly one final dot. Everything else that is not the
+// canonical spelling is ErrHost: non-ASCII, escapes, an A-label that does not round-trip,
+// a name whose last label is a number, a zone. The host shares no memory with s, which
+// may be a small part of a large buffer.
 func ParseHost(s string) (Host, error) {
 	if strings.Contains(s, ":") {
 		addr, err := netip.ParseAddr(s)
@@ -75,9 +73,9 @@ func ParseHost(s string) (Host, error) {
 	}
 	name := strings.TrimSuffix(s, ".")
 	if !validName(name) {
-		return Host{}, whyNoName(s)
+		return Host{}, nameError(s)
 	}
-	name = strings.ToLower(name) // ASCII only: validName saw to it
+	name = strings.ToLower(name) // validName accepts ASCII only
 	if strings.Contains(name, "xn--") && !validALabels(name) {
 		return Host{}, errALabel
 	}
@@ -128,7 +126,7 @@ func (h Host) IsZero() bool { return h == Host{} }
 // IsAddr reports whether h is an IP address.
 func (h Host) IsAddr() bool { return h.addr.IsValid() }
 
-// Addr returns the address; the zero netip.Addr for a name.
+// Addr returns the address, or the zero netip.Addr if h is a name.
 func (h Host) Addr() netip.Addr { return h.addr }
 
 // String returns the canonical text, without brackets.
@@ -146,10 +144,10 @@ type Destination struct {
 	Port uint16
 }
 
-// ParseDestination reads an authority of the form HOST:PORT, as a CONNECT
-// target has it (RFC 9112 section 3.2.3): IPv6 addresses in brackets, names
-// and IPv4 addresses without, the port always there. The error wraps ErrHost,
-// ErrTarget or ErrPort.
+// ParseDestination parses an authority of the form HOST:PORT, the form of a CONNECT
+// target (RFC 9112 section 3.2.3): IPv6 addresses are in brackets, names and IPv4
+// addresses are not, and the port is never missing. The error wraps ErrHost, ErrTarget or
+// ErrPort.
 func ParseDestination(s string) (Destination, error) {
 	host, port, err := splitTarget(s)
 	if err != nil {
@@ -196,7 +194,7 @@ func splitTarget(s string) (Host, string, error) {
 	return host, port, err
 }
 
-// parsePort accepts 1 to 65535 in decimal without sign or leading zero.
+// parsePort parses a number from 1 to 65535 in decimal without sign or leading zero.
 func parsePort(s string) (uint16, error) {
 	if s == "" || len(s) > 5 || s[0] == '0' {
 		return 0, ErrPort
@@ -214,8 +212,9 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// lastLabelIsNumber reports whether a lax resolver could take s for an IPv4
-// address (WHATWG URL, "ends in a number"): its last label is decimal or hex.
+// lastLabelIsNumber reports whether the last label of s is a decimal or hexadecimal
+// number, so that a lax resolver could read s as an IPv4 address (WHATWG URL, "ends in a
+// number").
 func lastLabelIsNumber(s string) bool {
 	s = strings.TrimSuffix(s, ".")
 	label := s[strings.LastIndexByte(s, '.')+1:]
@@ -225,8 +224,8 @@ func lastLabelIsNumber(s string) bool {
 	return label != "" && isAll(label, isDigit)
 }
 
-// validName checks labels (RFC 1035 section 2.3.1, with underscore and digits
-// anywhere) and lengths.
+// validName checks the labels (RFC 1035 section 2.3.1, with underscores and digits
+// anywhere) and the lengths of a name.
 func validName(name string) bool {
 	if name == "" || len(name) > maxName {
 		return false
@@ -247,8 +246,8 @@ func validName(name string) bool {
 	return true
 }
 
-// whyNoName is the cause for a text that validName does not take.
-func whyNoName(s string) error {
+// nameError returns the error for a text that validName does not accept.
+func nameError(s string) error {
 	switch {
 	case s == "":
 		return errNoHost
@@ -262,9 +261,9 @@ func whyNoName(s string) error {
 	return errLabels
 }
 
-// validALabels reports whether every xn-- label decodes and encodes back to
-// itself (RFC 5891 section 5.4). Other labels are not touched: IDNA refuses
-// underscores and labels like r3---sn-x that real names have.
+// validALabels reports whether every xn-- label decodes and encodes back to itself (RFC
+// 5891 section 5.4). It does not check other labels, because IDNA refuses underscores and
+// labels like r3---sn-x that real names have.
 func validALabels(name string) bool {
 	for label := range strings.SplitSeq(name, ".") {
 		if !strings.HasPrefix(label, "xn--") {

@@ -41,7 +41,7 @@ func TestAHostHasOneCanonicalSpelling(t *testing.T) {
 	}
 }
 
-// badHosts are the spellings that no door may take for a host.
+// badHosts returns spellings that no door may accept as a host, by class.
 func badHosts() map[string][]string {
 	return map[string][]string{
 		"dots":          {"", ".", "..", "allowed.example..", ".allowed.example", "a..wild.example"},
@@ -70,8 +70,8 @@ func TestAHostSpelledOtherwiseIsRefused(t *testing.T) {
 	}
 }
 
-// Of all bytes only letters, digits, hyphen and underscore stand in a label,
-// and a colon only in an address.
+// TestEveryByteInAHost checks that of all bytes only letters, digits, hyphen and
+// underscore are accepted in a label, and a colon only in an address.
 func TestEveryByteInAHost(t *testing.T) {
 	for c := range 256 {
 		name := "a" + string([]byte{byte(c)}) + "b.example"
@@ -179,7 +179,7 @@ func FuzzParseHost(f *testing.F) {
 	})
 }
 
-// checkHost checks what holds for every host that a parser returned.
+// checkHost checks the invariants of every host that a parser returns.
 func checkHost(t *testing.T, host Host) {
 	t.Helper()
 	text := host.String()
@@ -196,11 +196,11 @@ func checkHost(t *testing.T, host Host) {
 		return
 	}
 	if strings.Trim(text, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
-		t.Fatalf("%q has other bytes than a name", text)
+		t.Fatalf("%q has bytes that no name has", text)
 	}
 	last := text[strings.LastIndexByte(text, '.')+1:]
 	if strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") && strings.Trim(last[2:], "0123456789abcdef") == "" {
-		t.Fatalf("%q ends in a number and is no address", text)
+		t.Fatalf("%q ends in a number and is not an address", text)
 	}
 	if _, err := netip.ParseAddr(text); err == nil {
 		t.Fatalf("%q is an address taken for a name", text)

@@ -6,22 +6,22 @@ import (
 	"slices"
 )
 
-// index is a hash table that is filled once and then only read. It differs
-// from a map in two ways that the decision's speed rests on: the caller hashes
-// a key once and asks many tables with it, and a look-up touches one slot
-// where a map follows four pointers to it. The zero value is empty.
+// index is a hash table that is filled once and then only read. It differs from a map in
+// two ways that make decisions fast: the caller hashes a key once and looks it up in many
+// tables, and a look-up reads one slot where a map follows four pointers to it. The zero
+// value is empty.
 type index[K comparable, V any] struct {
-	slots []slot[K, V] // their number is a power of two
-	used  int
+	slots []slot[K, V] // the length is a power of two
+	used  int          // number of slots with a value
 }
 
 type slot[K comparable, V any] struct {
 	hash  uint64
 	key   K
-	value *V // nil: the slot is free
+	value *V // nil if the slot is free
 }
 
-// get returns the value of a key, nil if there is none.
+// get returns the value of a key, or nil if there is none.
 func (x *index[K, V]) get(hash uint64, key K) *V {
 	if x.used == 0 {
 		return nil
@@ -29,10 +29,10 @@ func (x *index[K, V]) get(hash uint64, key K) *V {
 	return x.find(hash, key).value
 }
 
-// find returns the slot of a key, or the free one where it belongs. There is
-// always a free one: put keeps half of them so.
+// find returns the slot of a key, or the free slot where the key belongs. There is always
+// a free slot, because put keeps half of them free. The index must have slots.
 func (x *index[K, V]) find(hash uint64, key K) *slot[K, V] {
-	mask := uint64(len(x.slots) - 1) //nolint:gosec // at least one: get and put see to it
+	mask := uint64(len(x.slots) - 1) //nolint:gosec // get and put call find only if there is at least one slot
 	for i := hash & mask; ; i = (i + 1) & mask {
 		s := &x.slots[i]
 		if s.value == nil || s.hash == hash && s.key == key {
@@ -41,7 +41,7 @@ func (x *index[K, V]) find(hash uint64, key K) *slot[K, V] {
 	}
 }
 
-// put returns the value of a key, a new zero value if there was none.
+// put returns the value of a key, and adds a zero value first if there is none.
 func (x *index[K, V]) put(hash uint64, key K) *V {
 	if v := x.get(hash, key); v != nil {
 		return v
@@ -61,7 +61,7 @@ func (x *index[K, V]) put(hash uint64, key K) *V {
 	return s.value
 }
 
-// values yields all values, in no order.
+// values yields all values in no particular order.
 func (x *index[K, V]) values(yield func(*V) bool) {
 	for i := range x.slots {
 		if v := x.slots[i].value; v != nil && !yield(v) {
@@ -86,8 +86,8 @@ func (x *index[K, V]) sorted(compare func(a, b K) int) []*V {
 	return all
 }
 
-// hasher hashes keys of an index. Its seed is random, so that nobody can
-// choose names which collide.
+// hasher hashes the keys of an index. Its seed is random, so that nobody can choose names
+// that collide.
 type hasher struct{ seed maphash.Seed }
 
 func newHasher() hasher { return hasher{seed: maphash.MakeSeed()} }

@@ -8,7 +8,7 @@ import (
 func TestIndexFindsWhatWasPut(t *testing.T) {
 	for why, hash := range map[string]func(string) uint64{
 		"random hashes": newHasher().text,
-		"one hash":      func(string) uint64 { return 7 }, // colliding keys stay apart
+		"one hash":      func(string) uint64 { return 7 }, // all keys collide
 		"the last slot": func(string) uint64 { return ^uint64(0) },
 	} {
 		var x index[string, int]

@@ -6,7 +6,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Or returns the limits with every key that is not set taken from other.
+// Or returns l, with each limit that is not set in l replaced by that of other.
 func (l Limits) Or(other Limits) Limits {
 	return Limits{
 		Tunnels:           cmp.Or(l.Tunnels, other.Tunnels),
@@ -16,8 +16,8 @@ func (l Limits) Or(other Limits) Limits {
 	}
 }
 
-// Limits returns the limits of an identity: for each key what the most specific
-// entry says that sets it, zero where none does. It allocates nothing.
+// Limits returns the limits of an identity. Each is the limit of the most specific entry
+// that sets it, and zero if no entry does. It allocates nothing.
 func (p *Policy) Limits(id spiffeid.ID) Limits {
 	var l Limits
 	if p == nil || !p.limited {
@@ -31,10 +31,10 @@ func (p *Policy) Limits(id spiffeid.ID) Limits {
 	return l
 }
 
-// EachShared calls visit for every pattern that covers an identity and has
-// limits for all its identities together. One that the policy does not know, or
-// that is in quarantine, shares with nobody: it must not use up what others
-// have. It allocates nothing.
+// EachShared calls visit for every pattern that covers an identity and has limits for all
+// its identities together. It does not call visit for an identity that the policy does
+// not know or that is in quarantine, because such an identity must not use up what others
+// share. It allocates nothing.
 func (p *Policy) EachShared(id spiffeid.ID, visit func(IdentityPattern, Limits)) {
 	if p == nil || !p.shared {
 		return
@@ -50,8 +50,8 @@ func (p *Policy) EachShared(id spiffeid.ID, visit func(IdentityPattern, Limits))
 	}
 }
 
-// Shared returns the limits that a pattern sets for all its identities
-// together; zero if it sets none.
+// Shared returns the limits that the entry of a pattern sets for all its identities
+// together. They are zero if it sets none.
 func (p *Policy) Shared(pattern IdentityPattern) Limits {
 	if p == nil || !p.shared {
 		return Limits{}

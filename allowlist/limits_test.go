@@ -44,8 +44,8 @@ func TestLimitsMergeKeyByKey(t *testing.T) {
 }
 
 func TestSharedLimits(t *testing.T) {
-	const cut = "spiffe://prod.example/ns/ci/sa/cut"
-	p := limited(t).WithQuarantine(NewQuarantineList([]Quarantined{{Pattern: must(ParseIdentityPattern(cut))}}))
+	const quarantined = "spiffe://prod.example/ns/ci/sa/cut"
+	p := limited(t).WithQuarantine(NewQuarantineList([]Quarantined{{Pattern: must(ParseIdentityPattern(quarantined))}}))
 	for _, row := range []struct {
 		id   string
 		want map[string]Limits
@@ -55,7 +55,7 @@ func TestSharedLimits(t *testing.T) {
 		}},
 		{checkout, map[string]Limits{"spiffe://prod.example/**": {Tunnels: 1000}}},
 		{"spiffe://dev.example/x", map[string]Limits{}},
-		{cut, map[string]Limits{}}, // in quarantine
+		{quarantined, map[string]Limits{}},
 	} {
 		got := map[string]Limits{}
 		p.EachShared(spiffeid.RequireFromString(row.id), func(pattern IdentityPattern, l Limits) {
@@ -108,7 +108,7 @@ func TestTLSOfADecision(t *testing.T) {
 		{checkout, "db.example:5432", TLSOff, ECHRecord},
 		{checkout, "strict.example:8443", TLSRequire, ECHRefuse},
 		{checkout, "mail.example:443", TLSAuto, ECHRecord},
-		{builder, "seen.example:443", TLSRequire, ECHRecord}, // by no rule
+		{builder, "seen.example:443", TLSRequire, ECHRecord}, // observed, without a rule
 		{builder, "seen.example:25", TLSAuto, ECHRecord},
 	} {
 		d := p.Decide(tunnel(row.id, row.dest))

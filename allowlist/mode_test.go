@@ -221,10 +221,10 @@ func TestQuarantineCutsOff(t *testing.T) {
 			}
 		}
 		if d := list.WithQuarantine(nil).Decide(tunnel(checkout, "api.example:443")); !d.Allowed() {
-			t.Errorf("%s: a list taken away still holds: %s", row.why, d.Reason)
+			t.Errorf("%s: the quarantine remains after its list was removed: %s", row.why, d.Reason)
 		}
 		if d := inline.WithQuarantine(nil).Decide(tunnel(checkout, "api.example:443")); d.Allowed() == row.want {
-			t.Errorf("%s: the policy's own list went with the other", row.why)
+			t.Errorf("%s: the policy's own list was removed with the other", row.why)
 		}
 	}
 	unknown := must(Compile(Spec{Quarantine: lines(checkout)})).Decide(tunnel(checkout, "api.example:443"))
@@ -267,7 +267,7 @@ func TestZeroValuesDeny(t *testing.T) {
 			t.Errorf("%s: %s", why, d.Verdict)
 		}
 		if d.CheckAddr(netip.MustParseAddrPort("8.8.8.8:443")) == nil {
-			t.Errorf("%s: an address is open", why)
+			t.Errorf("%s: CheckAddr lets an address through", why)
 		}
 	}
 	if got := none.Decide(req).Reason; got != PolicyUnavailable {

@@ -8,40 +8,39 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// NameRequest is one DNS question to the policy.
+// NameRequest is a DNS question that the policy decides.
 type NameRequest struct {
-	ID     spiffeid.ID // verified; zero is never allowed
-	Source Source
-	Host   Host // a name; an address is no name to ask for
+	ID     spiffeid.ID // verified; the zero ID is never allowed
+	Source Source      // proof of the identity
+	Host   Host        // a name; an address is refused as malformed
 	Type   QueryType
-	// Time is compared with expiry dates.
+	// Time is the time of the request, which is compared with expiry dates.
 	Time time.Time
 }
 
-// NameDecision is the answer to one NameRequest. The zero value denies. It is a
-// value, as its Outcome is one.
+// NameDecision is the decision about one NameRequest. The zero value denies. Like its
+// Outcome it is a plain value that may be copied.
 type NameDecision struct {
 	NameRequest
 	Outcome
 
-	// Above means that the policy lets this identity resolve names below this
-	// one: an answer must not say that they do not exist (RFC 8020).
+	// Above means that the name was not allowed, but the policy lets this identity
+	// resolve names below it. The answer must then not say that these do not exist (RFC
+	// 8020).
 	Above bool
-	// Special means that the name is one that is never looked up unless a rule
-	// allows it.
+	// Special means that the name is never looked up unless a rule allows it.
 	Special bool
 }
 
-// DecideName answers whether an identity may resolve a name. It allocates
-// nothing, and no part of its cost grows with the number of rules.
+// DecideName decides whether an identity may resolve a name. It allocates nothing, and no
+// part of its cost grows with the number of rules.
 //
-// The order is that of Decide. A name is resolvable if an allow rule's host
-// pattern covers it, whatever else the rule asks for: ports, methods, paths, or
-// that nothing connects. Deny rules count only if they cover every port, so
-// that whatever Decide allows by name on some port, DecideName allows, too. The
-// type is looked at last: a name that is allowed for other types only is
-// type-not-allowed. A name that no rule allows and that a search list has made of
-// one that is allowed is a special-name.
+// It checks in the order of Decide. A name is resolvable if the host pattern of an allow
+// rule covers it, whatever ports, methods or paths the rule has, and also if the rule has
+// NoTunnel. A deny rule applies only if it covers every port, so that DecideName allows
+// every name that Decide allows on some port. The type is checked last: a name that is
+// allowed for other types only is refused as type-not-allowed. A name that no rule allows
+// and that a search list has made from one that is allowed is refused as special-name.
 func (p *Policy) DecideName(req NameRequest) NameDecision {
 	d := p.decideName(req)
 	if max(d.Reason, d.WouldReason) != NotOnAllowlist || !p.searched(req) {
@@ -55,12 +54,12 @@ func (p *Policy) DecideName(req NameRequest) NameDecision {
 	return d
 }
 
-// maxSearched is how many labels a domain of a search list may have.
+// maxSearched is the largest number of labels in a domain of a search list.
 const maxSearched = 8
 
-// searched reports whether a name is one that the identity may resolve with more
-// labels behind it. A stub with a search list asks for such names before it asks
-// for the one that is meant.
+// searched reports whether a name is a name that the identity may resolve with more
+// labels appended. A stub resolver with a search list asks for such names before it asks
+// for the name that is meant.
 func (p *Policy) searched(req NameRequest) bool {
 	var c chain
 	p.collect(req.ID, &c)
@@ -102,8 +101,8 @@ func (p *Policy) decideName(req NameRequest) NameDecision {
 	return d
 }
 
-// Knows returns why the policy would refuse whatever an identity asks for, and
-// NoReason if that depends on what it asks for.
+// Knows returns the reason for which the policy refuses every request of an identity with
+// this proof, and NoReason if the decision depends on the request.
 func (p *Policy) Knows(id spiffeid.ID, source Source) Reason {
 	if p == nil || p.inline == nil {
 		return PolicyUnavailable
@@ -128,8 +127,8 @@ func malformedName(req *NameRequest) Reason {
 	return malformedID(req.ID)
 }
 
-// decideName sets the verdict by the rules, or the reason, as decide does for
-// a destination.
+// decideName sets the verdict, the rule and the reason of a decision about a name, as
+// decide does for a destination.
 func (c *chain) decideName(d *NameDecision) {
 	nearest := NotOnAllowlist
 	if d.Special {
@@ -175,11 +174,10 @@ func (c *chain) decideName(d *NameDecision) {
 	d.Verdict, d.Reason, d.WouldReason, d.Rule = Observe, NoReason, nearest, nil
 }
 
-// CheckAddr returns Public if an answer to the question may name an address,
-// and what is wrong with it otherwise. It is enough that one of the rules that
-// make the name resolvable admits the address: which of them will win for a
-// connection depends on the port. A decision that does not allow refuses every
-// address.
+// CheckAddr returns Public if the answer to the question may contain addr, and otherwise
+// the class for which it may not. The answer may contain an address that one of the rules
+// for the name admits, because the rule that wins for a connection depends on the port. A
+// decision that does not allow the name refuses every address.
 func (d *NameDecision) CheckAddr(addr netip.Addr) Class {
 	if !d.Allowed() || d.policy == nil || !addr.IsValid() || addr.Zone() != "" {
 		return Invalid
@@ -211,15 +209,15 @@ func (d *NameDecision) CheckAddr(addr netip.Addr) Class {
 	if admitted {
 		return Public
 	}
-	if refused == Public { // no rule is left
+	if refused == Public { // every rule has expired
 		return Invalid
 	}
 	return refused
 }
 
-// CheckHop returns the reason for which a name that an answer leads to must not
-// be followed: a deny rule that covers every port of it, or, if every name on
-// the way must be allowed by itself, that it is not.
+// CheckHop returns the reason for which an alias in an answer must not be followed to the
+// name hop: a deny rule that covers every port of hop, or with inspect the reason for
+// which the policy does not allow hop. It returns NoReason if it may be followed.
 func (d *NameDecision) CheckHop(hop Host, inspect bool) Reason {
 	if !d.Allowed() || d.policy == nil || hop.name == "" {
 		return MalformedTarget
@@ -236,25 +234,25 @@ func (d *NameDecision) CheckHop(hop Host, inspect bool) Reason {
 	return NoReason
 }
 
-// deniedEverywhere reports whether a deny rule covers every port of an address,
-// or of the IPv4 address that it embeds.
+// deniedEverywhere reports whether a deny rule covers every port of an address, or of the
+// IPv4 address that it embeds.
 func (p *Policy) deniedEverywhere(c *chain, addr netip.Addr) bool {
 	if c.denies&deniesAddr == 0 {
 		return false
 	}
 	denied := false
-	look := func(h *hostRules) bool {
+	visit := func(h *hostRules) bool {
 		denied = h.deny != nil && h.deny.everyPort
 		return !denied
 	}
-	c.eachPrefix(addr, look)
+	c.eachPrefix(addr, visit)
 	if inner, ok := p.classifier.embedded(addr); ok && !denied {
-		c.eachPrefix(inner, look)
+		c.eachPrefix(inner, visit)
 	}
 	return denied
 }
 
-// above reports whether an entry allows names below a host.
+// above reports whether an entry of the chain allows names below h at the time now.
 func (c *chain) above(h Host, now time.Time) bool {
 	hash := c.hash.text(h.name)
 	for _, e := range c.all() {

@@ -12,8 +12,8 @@ import (
 
 func types(types ...QueryType) func(*Rule) { return func(r *Rule) { r.Types = types } }
 
-// lookup is a question of id for a name, "TXT api.example" or "api.example"
-// for its A records.
+// lookup returns a request of id for a question such as "TXT api.example", or
+// "api.example" for A records.
 func lookup(id, question string) NameRequest {
 	kind, name, found := strings.Cut(question, " ")
 	if !found {
@@ -29,8 +29,7 @@ func lookup(id, question string) NameRequest {
 	}
 }
 
-// nameAnswer is what a row expects: as answer, with "above" behind it where
-// names below exist for the caller.
+// nameAnswer returns a decision as answer does, with "above" after it if Above is set.
 func nameAnswer(d NameDecision) string {
 	text := answer(Decision{Outcome: d.Outcome})
 	if d.Above {
@@ -173,7 +172,7 @@ func TestAddressesOfAnswers(t *testing.T) {
 		{checkout, "api.example", "8.8.4.4", Public}, // denied on one port only
 		{checkout, "api.example", "9.9.9.9", DenyRule},
 		{checkout, "api.example", "64:ff9b::909:909", DenyRule},
-		{checkout, "api.example", "192.168.7.1", Public}, // by *.example, on port 8080
+		{checkout, "api.example", "192.168.7.1", Public}, // *.example admits it, on port 8080
 		{checkout, "db.example", "10.20.0.1", Public},
 		{checkout, "db.example", "10.20.9.1", DenyRule},
 		{checkout, "db.example", "10.21.0.1", Private},
@@ -228,8 +227,9 @@ func TestNameDecisionsAllocateNothing(t *testing.T) {
 	}
 }
 
-// naiveName answers as nameAnswer does, without "above". It tries each begin of a
-// name that a search list may have made longer.
+// naiveName decides a request by a search in all rules, and returns the words of
+// nameAnswer without "above". It tries each shorter name that a search list may have made
+// longer.
 func naiveName(spec *Spec, req NameRequest) string {
 	answer := naiveOwnName(spec, req)
 	if !strings.HasSuffix(answer, "not-on-allowlist") {
@@ -246,8 +246,8 @@ func naiveName(spec *Spec, req NameRequest) string {
 	return answer
 }
 
-// naiveOwnName looks at every rule for the name itself. It knows only the special
-// names of the generator, single labels.
+// naiveOwnName decides a request by a search in all rules, without search lists. It knows
+// only the special names that the generator makes, single labels.
 func naiveOwnName(spec *Spec, req NameRequest) string {
 	entries, refused := naiveEntries(spec, req.ID, req.Source)
 	if refused != "" {
@@ -301,7 +301,7 @@ func naiveOwnName(spec *Spec, req NameRequest) string {
 	return "observe " + misses[nearest]
 }
 
-func TestNameDecisionsAreThoseOfTheText(t *testing.T) {
+func TestNameDecisionsEqualTheReference(t *testing.T) {
 	answers := map[string]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		for range 30 {
@@ -324,9 +324,9 @@ func TestNameDecisionsAreThoseOfTheText(t *testing.T) {
 	}
 }
 
-// TestDoorsAgree: a name that may be connected to on some port is answered, and
-// a name that is not answered may be connected to on no port; the same of its
-// addresses.
+// TestDoorsAgree checks that DecideName allows every name that Decide allows on some
+// port, and that the answer may contain every address that CheckAddr of the Decision
+// admits.
 func TestDoorsAgree(t *testing.T) {
 	ports := []uint16{1, 80, 400, 443, 445, 500, 8080, 65535}
 	agreed := map[bool]int{}
@@ -359,8 +359,8 @@ func TestDoorsAgree(t *testing.T) {
 	}
 }
 
-// TestNothingBelowIsAllowed: a name is said not to exist only if nothing below it
-// is allowed.
+// TestNothingBelowIsAllowed checks that Above is false only if no rule without a wildcard
+// allows a name below the name.
 func TestNothingBelowIsAllowed(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 20 {

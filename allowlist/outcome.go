@@ -1,37 +1,40 @@
 package allowlist
 
-// Outcome is what the policy answers to a request or to a question for a name.
-// The zero value denies. It is a value: it holds no lock and no resource, and
-// stays true of the policy that made it.
+// Outcome is the part that a Decision and a NameDecision have in common. The zero value
+// denies. It holds no lock and no resource, so it may be copied, and it does not change
+// when the policy is replaced.
 type Outcome struct {
 	Verdict Verdict // Deny, Allow or Observe
-	// Reason of a denial; NoReason otherwise.
+	// Reason is the reason of a denial; NoReason otherwise.
 	Reason Reason
-	// WouldReason is what Reason would have been, under Observe.
+	// WouldReason is, if the verdict is Observe, the reason that enforcement would give;
+	// NoReason otherwise.
 	WouldReason    Reason
 	Mode           Mode
-	observePrivate bool
-	// Rule that allowed or denied, or that missed by the reason; nil if none.
+	observePrivate bool // observe mode lets private addresses through
+	// Rule is the rule that allowed or denied, or the rule that missed nearest if the
+	// reason comes from a miss; nil if there is none or the verdict is Observe.
 	Rule *CompiledRule
-	// Owner of the identity's entry; "" if none.
+	// Owner is the owner in the most specific entry that names one; "" if none does.
 	Owner string
-	// Quarantine is the line that holds; nil unless the reason is quarantined.
+	// Quarantine is the line that matches the identity if the reason is quarantined; nil
+	// otherwise.
 	Quarantine *Quarantined
 
-	policy *Policy
-	missed *CompiledRule // the rule that missed, also where it is only observed
+	policy *Policy       // the policy that decided
+	missed *CompiledRule // the rule that missed nearest, also if the verdict is Observe
 }
 
-// PolicyVersion names the policy that decided.
+// PolicyVersion returns the version of the policy that decided.
 func (o Outcome) PolicyVersion() string { return o.policy.Version() }
 
-// anyName stands for the wildcard rule of a name that no rule allowed, which
-// observe mode lets through.
+// anyName is the result of Wildcard for a name that no rule allows and that observe mode
+// lets through.
 const anyName = "*"
 
-// Wildcard returns what the name is counted under in the budget for names: the
-// name of the wildcard rule that allowed it, or "*" if it is only observed. It is
-// "" for a name that is not counted, because a rule names it exactly.
+// Wildcard returns the key under which the budget for names counts the name: the name of
+// the wildcard rule that allowed it, or "*" if the verdict is Observe. It is "" for a
+// name that is not counted because a rule names it exactly.
 func (o Outcome) Wildcard() string {
 	switch {
 	case o.Verdict == Observe:
@@ -42,8 +45,8 @@ func (o Outcome) Wildcard() string {
 	return ""
 }
 
-// observed returns what is wrong with an address of a class that no rule opens,
-// where the verdict is Observe.
+// observed returns Public if observe mode lets a caller reach an address of a class, and
+// the class otherwise.
 func (o *Outcome) observed(class Class) Class {
 	if class == Private && o.observePrivate {
 		return Public

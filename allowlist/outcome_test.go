@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestWhatNamesAreCountedUnder: both doors count a name under the same word.
+// TestWhatNamesAreCountedUnder checks that a Decision and a NameDecision count a name
+// under the same key.
 func TestWhatNamesAreCountedUnder(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout, allow(rule("exact.example", named("exact")), rule("*.example.org", named("one")), rule("**.example.net", named("many")))),

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// Why a path does not mean the same to every origin. Each wraps ErrTarget.
+// Errors of CheckPath. Each wraps ErrTarget.
 var (
 	errPathStart     = fmt.Errorf("%w: the path does not begin with a slash", ErrTarget)
 	errPathSegment   = fmt.Errorf("%w: the path has an empty segment or a dot segment", ErrTarget)
@@ -19,12 +19,12 @@ var (
 	errPathDelimiter = fmt.Errorf("%w: the path has an escape of a dot, a slash, a delimiter, a control, or of a character that is read as one", ErrTarget)
 )
 
-// CheckPath returns nil if a raw path means the same to every origin, whatever
-// it decodes, how often, into which character set, and with which normal form:
-// what a rule with paths asks of a request before it compares. There is no dot
-// segment, empty segment, parameter or backslash, and what the escapes decode
-// to is valid UTF-8 without any of the characters of isAmbiguous. The error
-// wraps ErrTarget and has no byte of the path in it.
+// CheckPath returns nil if a raw path means the same to every origin, whatever the origin
+// decodes, how often, into which character set, and with which normal form. A rule with
+// paths requires this of a request before it compares the path. Such a path has no dot
+// segment, empty segment, parameter or backslash, and its escapes decode to valid UTF-8
+// without any character for which isAmbiguous returns true. The error wraps ErrTarget and
+// contains no byte of the path.
 func CheckPath(path string) error {
 	if !strings.HasPrefix(path, "/") {
 		return errPathStart
@@ -48,9 +48,9 @@ func CheckPath(path string) error {
 	return nil
 }
 
-// checkEscapes looks at the character that begins with the escape at the start
-// of s, and returns how long it is written. All bytes of a character beyond
-// ASCII are escapes: a path holds ASCII only.
+// checkEscapes decodes and checks the character whose first byte is the escape at the
+// start of s, and returns the length of its escapes. All bytes of a non-ASCII character
+// must be escapes, because a path contains ASCII only.
 func checkEscapes(s string) (int, error) {
 	var decoded [utf8.UTFMax]byte
 	n := 0
@@ -67,7 +67,7 @@ func checkEscapes(s string) (int, error) {
 	}
 	r, size := utf8.DecodeRune(decoded[:n])
 	switch {
-	case r == utf8.RuneError && size <= 1: // overlong forms, surrogates and lone bytes, too
+	case r == utf8.RuneError && size <= 1: // includes overlong forms, surrogates and lone bytes
 		return 0, errPathUTF8
 	case isAmbiguous(r):
 		return 0, errPathDelimiter
@@ -91,17 +91,17 @@ func fromHex(c byte) byte {
 	return c&^0x20 - 'A' + 10
 }
 
-// overlays are marks and letters that are drawn, or named, as slashes, dots and
-// number signs, and that some character sets have as such.
+// overlays holds marks and letters that look like or are named as slashes, dots and
+// number signs, and that some character sets convert to these.
 const overlays = "\u0337\u0338\u20e5\u20eb\u1ac6\ua718\u0eaf"
 
-// isAmbiguous reports whether some origin may take a character for what ends a
-// segment, a path or a name, or may leave it out: a slash, a dot or another
-// delimiter, in any width or form. What an origin does with a character is its
-// own affair, compatibility decomposition (Unicode Standard Annex 15), the
-// nearest character of an old character set, or leaving out what cannot be
-// seen, so the classes that these come from are refused as a whole: beyond
-// ASCII, letters, digits, marks, dashes, quotes and brackets remain.
+// isAmbiguous reports whether an origin may read a character as a delimiter that ends a
+// segment, a path or a name (a slash, a dot or another one, in any width or form), or may
+// leave the character out. Origins differ: they use the compatibility decomposition
+// (Unicode Standard Annex 15) or the nearest character of an old character set, or remove
+// invisible characters. Therefore all characters of the classes that this can happen to
+// are ambiguous. Of the non-ASCII characters, letters, digits, marks, dashes, quotes and
+// brackets remain.
 func isAmbiguous(r rune) bool {
 	if isDelimiter(r) {
 		return true
@@ -116,15 +116,16 @@ func isAmbiguous(r rune) bool {
 	return false
 }
 
-// decomposition returns the compatibility decomposition of a character; nil if
-// it has none.
+// decomposition returns the compatibility decomposition of a character, or nil if it has
+// none.
 func decomposition(r rune) []byte {
 	var text [utf8.UTFMax]byte
 	n := utf8.EncodeRune(text[:], r)
 	return norm.NFKD.Properties(text[:n]).Decomposition()
 }
 
-// isDelimiter is isAmbiguous for a character as it stands.
+// isDelimiter reports whether a character is ambiguous without regard to its
+// decomposition.
 func isDelimiter(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r < ' ' || r == 0x7f || strings.ContainsRune(`/\.;?#%`, r)
@@ -135,8 +136,9 @@ func isDelimiter(r rune) bool {
 	return !unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P) || strings.ContainsRune(overlays, r)
 }
 
-// badSegment looks at what follows a slash; the empty last segment is fine. A
-// dot segment with spaces in it is one to origins that trim names.
+// badSegment reports whether the segment at the start of s, which follows a slash, is
+// empty or a dot segment. An empty last segment is allowed. A dot segment with spaces is
+// bad too, because some origins trim names.
 func badSegment(s string) bool {
 	if s == "" {
 		return false

@@ -46,18 +46,18 @@ func TestCheckPath(t *testing.T) {
 	}
 }
 
-// TestPathsOfEveryCharacter holds CheckPath to Unicode: no character passes
-// whose name or normal form is a slash, a dot or another delimiter, or that
-// cannot be seen, and a path that passes has the same segments in every form.
+// TestPathsOfEveryCharacter checks CheckPath with every character of Unicode. It must
+// refuse invisible characters and those whose name or normal form is a slash, a dot or
+// another delimiter. A path that passes has the same segments in every normal form.
 func TestPathsOfEveryCharacter(t *testing.T) {
 	names := []string{"SOLIDUS", "SLASH", "FULL STOP", "DOT LEADER", "ELLIPSIS", "SEMICOLON", "QUESTION MARK", "NUMBER SIGN", "PERCENT", "PER MILLE", "PER TEN THOUSAND", "SET MINUS", "BULLET", "DOT OPERATOR"}
 	forms := []norm.Form{norm.NFC, norm.NFD, norm.NFKC, norm.NFKD}
 	passed := 0
-	for r := rune(0); r <= 0xf00ff; r++ { // planes 15 and 16 are private, all of them
+	for r := rune(0); r <= 0xf00ff; r++ { // planes 15 and 16 are for private use only
 		if r == 0x40100 {
-			r = 0xe0000 // nothing is assigned between
+			r = 0xe0000 // no character before it is assigned
 		}
-		text := string(r) // of a surrogate U+FFFD
+		text := string(r) // U+FFFD for a surrogate
 		raw := "/a/b" + escapeAll(text) + "/c"
 		if CheckPath(raw) != nil {
 			if unicode.IsLetter(r) && r < 0x0250 && norm.NFKD.String(text) == text {
@@ -70,7 +70,7 @@ func TestPathsOfEveryCharacter(t *testing.T) {
 			t.Errorf("%U %s passes, and cannot be seen", r, runenames.Name(r))
 		}
 		called := ""
-		if r > 0x7f && !unicode.In(r, unicode.Han, unicode.Hangul, unicode.Tangut) { // whose names are numbers and syllables
+		if r > 0x7f && !unicode.In(r, unicode.Han, unicode.Hangul, unicode.Tangut) { // the names of these are numbers and syllables
 			called = runenames.Name(r)
 		}
 		for _, name := range names {
@@ -91,7 +91,7 @@ func TestPathsOfEveryCharacter(t *testing.T) {
 	}
 }
 
-// escapeAll writes every byte as an escape.
+// escapeAll returns s with every byte written as an escape.
 func escapeAll(s string) string {
 	const digits = "0123456789abcdef"
 	var b strings.Builder

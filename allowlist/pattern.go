@@ -15,28 +15,27 @@ type patternKind uint8
 const (
 	patternNone  patternKind = iota
 	patternExact             // the value itself
-	patternOne               // exactly one label or segment more
-	patternMany              // one or more
-	patternAll               // everyone of a trust domain
+	patternOne               // the value and exactly one more label or segment
+	patternMany              // the value and one or more labels or segments
+	patternAll               // all identities of a trust domain
 )
 
-// maxSegments bounds the literal part of an identity pattern, so that the
-// entries which can match one identity are few and known.
+// maxSegments bounds the literal part of an identity pattern, and so the number of
+// entries that can match one identity.
 const maxSegments = 32
 
-const maxID = 2048 // SPIFFE ID, section 2.3
+const maxID = 2048 // bytes of a SPIFFE ID (section 2.3 of the SPIFFE-ID standard)
 
 // HostPattern is an exact name, *.x (exactly one label below x, as in TLS
 // certificates) or **.x (one or more); neither matches x itself. It is
 // comparable; the zero value matches nothing.
 type HostPattern struct {
 	kind patternKind
-	name string // canonical; the x of a wildcard
+	name string // canonical name; the x of a wildcard
 }
 
-// ParseHostPattern reads a pattern in its one accepted spelling. The error
-// names the form that would match. A wildcard over an ICANN public suffix is
-// an error.
+// ParseHostPattern parses a pattern, which has one accepted spelling. The error says how
+// to write the pattern. A wildcard over an ICANN public suffix is an error.
 func ParseHostPattern(s string) (HostPattern, error) {
 	kind, name := patternExact, s
 	if rest, ok := strings.CutPrefix(s, "**."); ok {
@@ -65,13 +64,13 @@ func ParseHostPattern(s string) (HostPattern, error) {
 	return HostPattern{kind: kind, name: name}, nil
 }
 
-// publicSuffix reports whether name, or every name one label below it, is an
-// ICANN public suffix: the list has entries like com and entries like *.ck.
+// publicSuffix reports whether name, or every name one label below it, is an ICANN public
+// suffix. The list has entries such as com and entries such as *.ck.
 func publicSuffix(name string) bool {
 	if suffix, icann := publicsuffix.PublicSuffix(name); icann && suffix == name {
 		return true
 	}
-	below := "-." + name // a label that no entry has
+	below := "-." + name // no entry of the list has the label "-"
 	suffix, icann := publicsuffix.PublicSuffix(below)
 	return icann && suffix == below
 }
@@ -109,16 +108,16 @@ func (p HostPattern) isWildcard() bool { return p.kind == patternOne || p.kind =
 // IsZero reports whether p is the zero value, which matches nothing.
 func (p HostPattern) IsZero() bool { return p == HostPattern{} }
 
-// IdentityPattern is an exact SPIFFE ID, or one with /* (one segment) or /**
-// (one or more) as its last segment, or everyone of a trust domain. It is
+// IdentityPattern is an exact SPIFFE ID, or a SPIFFE ID with /* (one more segment) or /**
+// (one or more) at its end, or stands for all identities of a trust domain. It is
 // comparable; the zero value matches nothing.
 type IdentityPattern struct {
 	kind   patternKind
-	prefix string // the ID, or what stands before /* or /**
-	depth  int    // segments of the path of prefix
+	prefix string // the ID, or the part before /* or /**
+	depth  int    // number of path segments of prefix
 }
 
-// ParseIdentityPattern reads a pattern as the policy writes it.
+// ParseIdentityPattern parses a pattern in the spelling of the policy.
 func ParseIdentityPattern(s string) (IdentityPattern, error) {
 	kind, text := patternExact, s
 	if rest, ok := strings.CutSuffix(s, "/**"); ok {
@@ -151,8 +150,8 @@ func EveryonePattern(td spiffeid.TrustDomain) IdentityPattern {
 	return IdentityPattern{kind: patternAll, prefix: td.IDString()}
 }
 
-// String returns the pattern as it is written in a policy, and for everyone of
-// a trust domain "everyone of " and its ID.
+// String returns the pattern as it is written in a policy, or "everyone of " and the ID
+// of the trust domain if the pattern stands for all its identities.
 func (p IdentityPattern) String() string {
 	switch p.kind {
 	case patternExact:
@@ -171,8 +170,8 @@ func (p IdentityPattern) String() string {
 // IsZero reports whether p is the zero value, which matches nothing.
 func (p IdentityPattern) IsZero() bool { return p == IdentityPattern{} }
 
-// Contains reports whether every identity that q matches is matched by p: what
-// a file's scope asks of its entries.
+// Contains reports whether p matches every identity that q matches. The scope of a policy
+// file must contain the patterns of its entries.
 func (p IdentityPattern) Contains(q IdentityPattern) bool {
 	if p == q {
 		return true
@@ -190,15 +189,15 @@ func (p IdentityPattern) Contains(q IdentityPattern) bool {
 	return false
 }
 
-// PathPattern is an exact path, or one with /* (one segment) or /** (one or
-// more) at its end. The zero value matches nothing.
+// PathPattern is an exact path, or a path with /* (one more segment) or /** (the rest of
+// the path, which may be empty) at its end. The zero value matches nothing.
 type PathPattern struct {
 	kind patternKind
-	path string // for a wildcard with the final slash
+	path string // the path; the part before the stars, which ends in a slash, of a wildcard
 }
 
-// ParsePathPattern reads a pattern as the policy writes it; it must be a path
-// that a request may carry (see the strict checks of a rule with paths).
+// ParsePathPattern parses a pattern in the spelling of the policy. Its literal part must
+// pass CheckPath.
 func ParsePathPattern(s string) (PathPattern, error) {
 	kind, path := patternExact, s
 	if rest, ok := strings.CutSuffix(s, "/**"); ok {
@@ -248,10 +247,11 @@ func (p PathPattern) matches(path string) bool {
 	return false
 }
 
-// PortRange is an inclusive range of ports; First equals Last for one port.
+// PortRange is an inclusive range of ports. First equals Last if it is one port.
 type PortRange struct{ First, Last uint16 }
 
-// ParsePortRange reads "443" or "8000-8999", ports from 1 to 65535.
+// ParsePortRange parses a port such as "443" or a range such as "8000-8999", with ports
+// from 1 to 65535.
 func ParsePortRange(s string) (PortRange, error) {
 	first, last, isRange := strings.Cut(s, "-")
 	if !isRange {

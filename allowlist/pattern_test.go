@@ -14,10 +14,10 @@ func TestHostPatternsHaveOneSpelling(t *testing.T) {
 		{"**.api.example", ""},
 		{"xn--bcher-kva.example", ""},
 		{"_sip._tcp.voice.example", ""},
-		{"**.github.io", ""},     // a private suffix: a warning of the linter
-		{"**.amazonaws.com", ""}, // above a listed one: the same
+		{"**.github.io", ""},     // a private suffix, for which the linter has a warning
+		{"**.amazonaws.com", ""}, // above a private suffix, likewise
 		{"*.internal", ""},
-		{"com", ""}, // the name itself is nobody's but its owner's
+		{"com", ""}, // the name itself belongs to one owner
 
 		{"*", "write a name, *.name for one label below it, or **.name for one or more"},
 		{"**", "write a name, *.name"},
@@ -45,7 +45,7 @@ func TestHostPatternsHaveOneSpelling(t *testing.T) {
 		{"*.com", "public suffix com"},
 		{"**.co.uk", "public suffix co.uk"},
 		{"*.xn--p1ai", "public suffix xn--p1ai"},
-		{"**.ck", "public suffix ck"}, // listed as *.ck: what is below ck is for sale
+		{"**.ck", "public suffix ck"}, // the list has *.ck, so anybody can register a name below ck
 		{"*.kawasaki.jp", "public suffix kawasaki.jp"},
 		{"**.x.ck", "public suffix x.ck"},
 	} {
@@ -103,7 +103,8 @@ func TestIdentityPatternsHaveOneSpelling(t *testing.T) {
 	}
 }
 
-// An identity pattern matches whole segments and one trust domain.
+// TestIdentityPrefixTraps checks that an identity pattern matches whole segments and one
+// trust domain.
 func TestIdentityPrefixTraps(t *testing.T) {
 	const known, unknown = "allow", "identity-unknown"
 	for _, row := range []struct{ pattern, id, want string }{
@@ -127,7 +128,7 @@ func TestIdentityPrefixTraps(t *testing.T) {
 		{"spiffe://td/*", "spiffe://td" + strings.Repeat("/a", 900), unknown},
 		{"spiffe://td" + strings.Repeat("/a", 32) + "/*", "spiffe://td" + strings.Repeat("/a", 33), known},
 		{"spiffe://td/**", "spiffe://td", "identity-invalid"},
-		{"everyone of td", "spiffe://td/a", unknown}, // has no entry of its own
+		{"everyone of td", "spiffe://td/a", unknown}, // no other entry names it, and unlisted is not set
 	} {
 		p := policyOf(t, entryOf(row.pattern, allow(rule("api.example"))))
 		if got := answer(p.Decide(tunnel(row.id, "api.example:443"))); got != row.want {

@@ -15,37 +15,37 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Policy is a compiled policy. It is immutable and safe for concurrent use; a
-// nil or zero Policy denies everything as policy-unavailable.
+// Policy is a compiled policy. It is immutable and safe for concurrent use. A nil or zero
+// Policy denies everything as policy-unavailable.
 type Policy struct {
 	version    string // "" in the spec: that of the canonical form
 	cutOff     string // version of everything that is in quarantine
 	hash       hasher
-	exact      index[string, entry] // by SPIFFE ID
-	one, many  index[string, entry] // by the prefix before /* and /**
-	everyone   index[string, entry] // by the trust domain's ID
-	manyDepths depths               // which prefix depths occur in many
-	inline     *QuarantineList      // of the policy's own files
-	list       *QuarantineList      // beside them; see WithQuarantine
+	exact      index[string, entry] // entries by SPIFFE ID
+	one, many  index[string, entry] // entries by the prefix before /* and /**
+	everyone   index[string, entry] // entries by the ID of the trust domain
+	manyDepths depths               // depths of the prefixes in many
+	inline     *QuarantineList      // quarantine lines of the Spec; nil if Compile did not make the policy
+	list       *QuarantineList      // the list that WithQuarantine sets
 	classifier *Classifier
-	limited    bool        // some entry sets limits
-	shared     bool        // or shared ones
-	dates      []time.Time // sorted; at each of them a rule or a mode ends
+	limited    bool        // an entry sets limits
+	shared     bool        // an entry sets shared limits
+	dates      []time.Time // times at which a rule or a mode ends, sorted
 }
 
-// entry is what a decision asks of an Entry.
+// entry is a compiled Entry.
 type entry struct {
 	table
-	set    bool // false while Compile looks whether the pattern is new
-	denies denials
-	// parents are the names above those that the entry allows, with the instant
-	// from which it allows nothing below them any more; zero is never.
+	set    bool    // false in a new entry that Compile has not filled in yet
+	denies denials // kinds of its deny rules
+	// parents holds the names above those that the entry allows. The value is the time
+	// from which the entry allows nothing below the name any more; zero means never.
 	parents index[string, time.Time]
 
 	owner          string
 	accept         Sources
 	mode           Mode
-	force          bool
+	force          bool // no more specific entry changes ModeEnforce
 	unlisted       bool
 	observePrivate bool
 	observeUntil   time.Time
@@ -54,28 +54,28 @@ type entry struct {
 	limits, shared Limits
 }
 
-// CompiledRule is a rule in force: what was written and its name. It is
-// immutable.
+// CompiledRule is a rule of a compiled policy. It is immutable.
 type CompiledRule struct {
 	Rule
 	name    string
 	place   string
-	methods map[string]bool // nil: any
-	types   typeSet         // that it makes resolvable
-	ranges  prefixSet       // Addresses, or CIDR; nil if neither
+	methods map[string]bool // the set of Methods; nil if any method is allowed
+	types   typeSet         // query types that the rule allows
+	ranges  prefixSet       // Addresses, or CIDR; nil if the rule has neither
 }
 
-// Name returns the rule's name, or 10 hex digits of a hash over the identity
-// pattern and the rule, so that an edit above it does not rename it.
+// Name returns the name of the rule. A rule without one has 10 hex digits of a hash over
+// the identity pattern and the rule, so that an edit elsewhere in the file does not
+// rename it.
 func (r *CompiledRule) Name() string { return r.name }
 
-// Place returns file:line of the rule and, behind a comma, that of the use
-// that named it.
+// Place returns file:line of the rule, and ", used at file:line" after it if a use adds
+// the rule to the entry.
 func (r *CompiledRule) Place() string { return r.place }
 
-// Compile makes a policy of a spec. The spec's slices must not be changed
-// afterwards. The error names the entry or rule that does not fit; specs made
-// by policyfile compile.
+// Compile compiles a spec. The spec's slices must not be changed afterwards. The error
+// names the entry or the rule that is wrong. Package policyfile makes only specs that
+// compile.
 func Compile(spec Spec) (*Policy, error) {
 	p := &Policy{
 		version:    spec.Version,
@@ -98,8 +98,8 @@ func Compile(spec Spec) (*Policy, error) {
 	return p, nil
 }
 
-// WithQuarantine returns the policy with another quarantine list beside that
-// of its own files, replacing an earlier one. nil means none.
+// WithQuarantine returns a copy of the policy with a quarantine list beside the lines of
+// its own files. It replaces the list of an earlier call; nil means no list.
 func (p *Policy) WithQuarantine(list *QuarantineList) *Policy {
 	if list == nil {
 		list = NewQuarantineList(nil)
@@ -113,9 +113,8 @@ func (p *Policy) WithQuarantine(list *QuarantineList) *Policy {
 	return &q
 }
 
-// WithClassifier returns the policy with a classifier that knows the host.
-// Compile gives every policy one that knows the special-purpose ranges only;
-// nil means that one.
+// WithClassifier returns a copy of the policy with a classifier that knows the host. The
+// classifier that Compile sets knows the special-purpose ranges only; nil means that one.
 func (p *Policy) WithClassifier(c *Classifier) *Policy {
 	if p == nil {
 		return nil
@@ -128,8 +127,8 @@ func (p *Policy) WithClassifier(c *Classifier) *Policy {
 	return &q
 }
 
-// NextEnd returns the first instant after now at which a rule or a mode ends,
-// so that what it allowed must be decided again; false if there is none.
+// NextEnd returns the first time after now at which a rule or a mode ends. What the rule
+// or the mode allowed must be decided again then. ok is false if there is no such time.
 func (p *Policy) NextEnd(now time.Time) (at time.Time, ok bool) {
 	if p == nil {
 		return time.Time{}, false
@@ -144,7 +143,8 @@ func (p *Policy) NextEnd(now time.Time) (at time.Time, ok bool) {
 	return p.dates[i], true
 }
 
-// Version names the policy, without what is in quarantine; "" for a nil policy.
+// Version returns the version of the policy without its quarantine, or "" for a nil
+// policy.
 func (p *Policy) Version() string {
 	if p == nil {
 		return ""
@@ -224,7 +224,8 @@ func (c *entry) addRules(h hasher, e *Entry) error {
 	return nil
 }
 
-// noteParents notes the names above a pattern; the x of *.x and **.x is one.
+// noteParents adds the names above the host pattern of an allow rule to parents; the x of
+// *.x and **.x is one of them.
 func (c *entry) noteParents(h hasher, r *CompiledRule) {
 	if r.CIDR.IsValid() {
 		return
@@ -240,7 +241,7 @@ func (c *entry) noteParents(h hasher, r *CompiledRule) {
 		case until == nil:
 			*c.parents.put(hash, name) = r.Expires
 		case until.IsZero():
-			return // so are all above it
+			return // the names above it have no end either
 		case r.Expires.IsZero() || r.Expires.After(*until):
 			*until = r.Expires
 		}
@@ -314,7 +315,7 @@ func canonicalPrefix(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// canonical is the rule as text, the same for every spelling of it.
+// canonical returns the rule as text, which is the same for every spelling of the rule.
 func (r *CompiledRule) canonical() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %v %v", r.Host, prefixText(r.CIDR), r.Ports, r.Addresses)
@@ -335,11 +336,11 @@ func prefixText(p netip.Prefix) string {
 // QuarantineList is a compiled quarantine list. It is immutable.
 type QuarantineList struct {
 	exact, one, many map[string]*Quarantined
-	manyDepths       depths // as in Policy
+	manyDepths       depths // depths of the prefixes in many
 }
 
-// NewQuarantineList compiles a list; of two lines with the same pattern the
-// first is kept.
+// NewQuarantineList compiles a list. Of several lines with the same pattern it keeps the
+// first.
 func NewQuarantineList(lines []Quarantined) *QuarantineList {
 	l := &QuarantineList{exact: map[string]*Quarantined{}, one: map[string]*Quarantined{}, many: map[string]*Quarantined{}}
 	for _, q := range slices.Backward(lines) {
@@ -357,8 +358,8 @@ func NewQuarantineList(lines []Quarantined) *QuarantineList {
 	return l
 }
 
-// Quarantined returns the identity patterns that are cut off, by the policy's own
-// lines or by the list beside it, sorted; nil for a nil policy.
+// Quarantined returns the identity patterns that are in quarantine, by the policy's own
+// lines or by the list of WithQuarantine, sorted. It returns nil for a nil policy.
 func (p *Policy) Quarantined() []string {
 	if p == nil {
 		return nil
@@ -375,7 +376,7 @@ func (p *Policy) Quarantined() []string {
 	return slices.Compact(all)
 }
 
-// find returns the line that holds for id, nil if there is none.
+// find returns the line that matches id, or nil if there is none.
 func (l *QuarantineList) find(id spiffeid.ID) *Quarantined {
 	if len(l.exact)+len(l.one)+len(l.many) == 0 {
 		return nil

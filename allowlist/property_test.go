@@ -12,8 +12,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A generator draws policies and requests from a universe so small that rules
-// collide all the time.
+// A generator makes random policies and requests from so few names and identities that
+// rules often overlap.
 type generator struct{ *rand.Rand }
 
 func newGenerator(seed uint64) generator { return generator{rand.New(rand.NewPCG(seed, 21))} }
@@ -88,7 +88,7 @@ func (g generator) spec() *Spec {
 			continue
 		}
 		seen[e.Pattern] = true
-		for n := range pick(g, 0, 1, 1, 1, 1, 1, 1) * g.IntN(17) { // one entry in seven has no list at all
+		for n := range pick(g, 0, 1, 1, 1, 1, 1, 1) * g.IntN(17) { // one entry in seven has no allow list
 			e.Allow = append(e.Allow, g.rule(100*len(seen)+n, false))
 		}
 		for n := range pick(g, 0, 0, 1, 2) {
@@ -125,7 +125,7 @@ func (g generator) request() Request {
 	return req
 }
 
-// eachPolicy runs check over many policies, and says which seed it was.
+// eachPolicy runs check for many random policies, and reports the seed of a failure.
 func eachPolicy(t *testing.T, check func(g generator, spec *Spec, p *Policy)) {
 	t.Helper()
 	for seed := range uint64(600) {
@@ -142,7 +142,7 @@ func eachPolicy(t *testing.T, check func(g generator, spec *Spec, p *Policy)) {
 	}
 }
 
-func TestDecisionsAreThoseOfTheText(t *testing.T) {
+func TestDecisionsEqualTheReference(t *testing.T) {
 	answers := map[string]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		for range 40 {
@@ -165,7 +165,7 @@ func TestDecisionsAreThoseOfTheText(t *testing.T) {
 	}
 }
 
-func TestTheOrderOfRulesDoesNotDecide(t *testing.T) {
+func TestTheOrderOfRulesChangesNoDecision(t *testing.T) {
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		shuffled := Spec{Quarantine: spec.Quarantine, Entries: slices.Clone(spec.Entries)}
 		g.Shuffle(len(shuffled.Entries), func(i, j int) {
@@ -191,8 +191,9 @@ func TestTheOrderOfRulesDoesNotDecide(t *testing.T) {
 	})
 }
 
-// An added allow rule never denies, unless it is the more specific one for the
-// same host and port: then only through what it asks of addresses.
+// TestAnAddedAllowRuleNeverDenies checks that an added allow rule never denies anything,
+// unless it is the more specific one for the same host and port. Then only its addresses
+// can deny.
 func TestAnAddedAllowRuleNeverDenies(t *testing.T) {
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		added := g.rule(999, false)
@@ -248,8 +249,9 @@ func TestAWideRangeOpensNoSpecialClass(t *testing.T) {
 	}
 }
 
-// TestSingleOnly: a range inside a class of which only single addresses open is
-// told in any spelling, and it opens none of its addresses.
+// TestSingleOnly checks that SingleOnly recognizes, in any spelling, a range inside a
+// class that only single addresses open, and that such a range opens none of its
+// addresses.
 func TestSingleOnly(t *testing.T) {
 	g, c := newGenerator(2), NewClassifier(Local{})
 	for _, row := range classRanges() {
@@ -284,7 +286,7 @@ func TestSingleOnly(t *testing.T) {
 	}
 }
 
-// classAround is the class of the longest range of the table around all of p.
+// classAround returns the class of the longest range of the table that contains p.
 func classAround(p netip.Prefix) Class {
 	class, bits := Invalid, -1
 	for _, row := range classRanges() {
@@ -295,7 +297,7 @@ func classAround(p netip.Prefix) Class {
 	return class
 }
 
-// spellings are the ranges that mean the same addresses as p.
+// spellings returns the ranges that mean the same addresses as p.
 func spellings(p netip.Prefix) []netip.Prefix {
 	if p.Addr().Is6() {
 		return []netip.Prefix{p}
@@ -323,9 +325,9 @@ func TestAddressesFollowTheDecision(t *testing.T) {
 	})
 }
 
-// FuzzDecide changes requests byte by byte: none gets through that the text of
-// the policy refuses. What is no ID or no destination is drawn, so that most
-// changes ask for something that the policy speaks of.
+// FuzzDecide checks that Decide allows no request that the reference refuses. The
+// generator replaces an ID or a destination that is not valid, so that most inputs
+// concern the policy.
 func FuzzDecide(f *testing.F) {
 	f.Add(uint64(1), "spiffe://td/a", "a.x:443", "", "", byte(1))
 	f.Add(uint64(2), "spiffe://td/a/b", "A.b.X.:80", "GET", "/p/q", byte(1))
@@ -348,7 +350,7 @@ func FuzzDecide(f *testing.F) {
 		if got.Allowed() && !strings.HasPrefix(want, "allow") && !strings.HasPrefix(want, "observe") {
 			t.Fatalf("%s, and the text says %s", answer(got), want)
 		}
-		if method == "" && answer(got) != want { // the text's paths are plainer than the parser's
+		if method == "" && answer(got) != want { // the reference knows fewer malformed paths
 			t.Fatalf("%s, want %s", answer(got), want)
 		}
 		if (got.Verdict == Deny) != (got.Reason != NoReason) || (got.Verdict == Observe) != (got.WouldReason != NoReason) {

@@ -2,12 +2,12 @@ package allowlist
 
 import "strconv"
 
-// QueryType is the type of a DNS question, with its number on the wire.
+// QueryType is the type of a DNS question, as its number on the wire.
 type QueryType uint16
 
-// The types that a policy can allow. Every rule allows A, AAAA, HTTPS and
-// CNAME; the key dns: of a rule adds others of this list, and no type outside
-// it (ANY, NULL, WKS, KEY, the private ones) is ever allowed.
+// The types that a policy can allow. Every rule allows A, AAAA, HTTPS and CNAME, and the
+// key dns: of a rule adds other types of this list. No other type (ANY, NULL, WKS, KEY,
+// private types) is ever allowed.
 const (
 	TypeA     QueryType = 1
 	TypeNS    QueryType = 2
@@ -27,8 +27,8 @@ const (
 	TypeCAA   QueryType = 257
 )
 
-// String returns the name of a type that a policy can allow, and TYPE with the
-// number (RFC 3597) of any other.
+// String returns the name of a type that a policy can allow, and TYPE with the number
+// (RFC 3597) for any other type.
 func (t QueryType) String() string {
 	switch t {
 	case TypeA:
@@ -78,8 +78,8 @@ func QueryTypes() []QueryType {
 	}
 }
 
-// ParseQueryType reads the name of a type that a policy can allow; ok is false
-// for any other.
+// ParseQueryType returns the type of a name if a policy can allow it; ok is false for any
+// other name.
 func ParseQueryType(name string) (t QueryType, ok bool) {
 	for _, t := range QueryTypes() {
 		if t.String() == name {
@@ -92,14 +92,13 @@ func ParseQueryType(name string) (t QueryType, ok bool) {
 // typeSet is a set of the types that a policy can allow.
 type typeSet uint16
 
-// The types of every rule, and those that observe mode lets through.
+// The types that every rule allows, and those that observe mode lets through.
 const (
 	ruleTypes    = typeSet(1<<0 | 1<<2 | 1<<7 | 1<<11) // A, CNAME, AAAA, HTTPS
 	observeTypes = typeSet(1<<0 | 1<<7 | 1<<11)        // A, AAAA, HTTPS
 )
 
-// only returns the set of one type, the empty set for one that is never
-// allowed.
+// only returns the set that contains only t, or the empty set if no policy can allow t.
 func only(t QueryType) typeSet {
 	switch t {
 	case TypeA:

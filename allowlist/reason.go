@@ -2,10 +2,9 @@ package allowlist
 
 import "errors"
 
-// Reason says why a request was not let through. It is one of a closed set,
-// with one table: status, RFC 9209 error and text of every reason come from
-// its row, so that no door can answer differently. The zero value is
-// NoReason, which belongs to allowed requests.
+// Reason says why a request was not served. The set of reasons is closed, and one table
+// has the status, the RFC 9209 error and the text of each reason, so that all doors
+// answer alike. The zero value is NoReason, the reason of allowed requests.
 type Reason uint8
 
 // The reasons, in the order of the table in docs/reasons.md.
@@ -61,7 +60,7 @@ const (
 	DialTimeout
 	ResponseFailed
 	ResponseTimeout
-	CutOff // sent on, then ended by the gateway
+	CutOff // the gateway ended the request after it had been sent to the origin
 
 	PolicyUnavailable
 	AuditUnavailable
@@ -72,24 +71,24 @@ const (
 	TLSHandshakeFailed
 	ClientGone
 
-	reasonCount // not a reason
+	reasonCount // not a reason; the number of constants before it
 )
 
-// ReasonInfo is the row of a reason.
+// ReasonInfo is the row of a reason in the table.
 type ReasonInfo struct {
-	Token string // in records and on the wire
-	// Status is the HTTP status, 0 where no answer can be sent.
+	Token string // the word for the reason in records and on the wire
+	// Status is the HTTP status, or 0 if no answer can be sent.
 	Status int
-	// ProxyError is the Proxy-Status error type (RFC 9209 section 2.3), ""
-	// where no answer can be sent.
+	// ProxyError is the Proxy-Status error type (RFC 9209 section 2.3), or "" if no
+	// answer can be sent.
 	ProxyError string
-	// Text is a sentence of its own for 400, 405, 407, 408, 429, 431, 500, 503
-	// and 505; it follows the destination for 403, 502 and 504, and for 403 the
-	// identity follows it.
+	// Text is for people. With the statuses 403, 502 and 504 it follows the destination
+	// in a sentence, and with 403 the identity follows the text. With all other statuses,
+	// and without one, it is a sentence of its own.
 	Text string
 }
 
-// Reasons returns all reasons in the order of the table.
+// Reasons returns all reasons but NoReason in the order of the table.
 func Reasons() []Reason {
 	all := make([]Reason, 0, reasonCount-1)
 	for r := MalformedRequestLine; r < reasonCount; r++ {
@@ -98,7 +97,7 @@ func Reasons() []Reason {
 	return all
 }
 
-// String returns the token; "" for NoReason.
+// String returns the token of the reason, or "" for NoReason.
 func (r Reason) String() string { return r.Info().Token }
 
 // Info returns the row of the reason. NoReason, and any value outside the set,
@@ -229,9 +228,10 @@ func (r Reason) Info() ReasonInfo {
 	return ReasonInfo{Status: 500, ProxyError: "proxy_internal_error", Text: "the gateway failed"}
 }
 
-// Verdict returns the verdict of a request that ends for the reason: Fail for
-// what did not work and for the gateway's own state, else Deny. A limit of a
-// source has the reason of one of an identity, and fails all the same.
+// Verdict returns the verdict of a request that is not served for the reason: Fail if
+// something did not work or the state of the gateway is the cause, and Deny otherwise.
+// The limit of a source address is an exception: it has the reason of an identity's
+// limit, and the verdict of the request is Fail.
 func (r Reason) Verdict() Verdict {
 	switch r { //nolint:exhaustive // everything else is a denial
 	case ResolveFailed, ResolveTimeout, DialFailed, DialRefused, DialTimeout, ResponseFailed, ResponseTimeout, CutOff,
@@ -242,8 +242,8 @@ func (r Reason) Verdict() Verdict {
 	return Deny
 }
 
-// observable reports whether observe mode lets a request through that has this
-// reason.
+// observable reports whether observe mode lets a request through that the policy would
+// deny for this reason.
 func (r Reason) observable() bool {
 	switch r { //nolint:exhaustive // a short list out of a long set; the rest is enforced always
 	case NotOnAllowlist, PortNotAllowed, UpgradeNotAllowed, MethodNotAllowed, PathNotAllowed, RuleExpired, IPNotOnAllowlist:
@@ -252,17 +252,17 @@ func (r Reason) observable() bool {
 	return false
 }
 
-// ReasonError is an error with its reason: why a request that was allowed could
-// not be served. Without a Reason, as in its zero value, it counts as
-// InternalError: no error belongs to an allowed request.
+// ReasonError is an error with the reason for which a request that was allowed could not
+// be served. If Reason is NoReason, as in the zero value, the error counts as
+// InternalError, because NoReason would mean that the request was served.
 type ReasonError struct {
 	Reason Reason
 	Cause  Cause // NoCause: the reason says as much
 	Err    error // what happened, for the gateway's own log and the record; may be nil
 }
 
-// Error returns the reason and the cause. It is for the gateway's own log; it may
-// name inner addresses and servers.
+// Error returns the reason and the cause. The text is for the gateway's own log only,
+// because it may name internal addresses and servers.
 func (e *ReasonError) Error() string {
 	reason := ReasonOf(e).String()
 	if e.Err == nil {
@@ -274,9 +274,9 @@ func (e *ReasonError) Error() string {
 // Unwrap returns the cause.
 func (e *ReasonError) Unwrap() error { return e.Err }
 
-// ReasonOf returns the reason of an error: that of the first ReasonError in its
-// chain, and InternalError where there is none or it has no Reason. It is
-// NoReason only for nil.
+// ReasonOf returns the reason of the first ReasonError in the chain of an error. It
+// returns InternalError if there is no ReasonError or its Reason is NoReason, and
+// NoReason only for a nil error.
 func ReasonOf(err error) Reason {
 	if err == nil {
 		return NoReason

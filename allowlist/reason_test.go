@@ -39,8 +39,9 @@ func printable(s string) bool {
 	return isAll(s, func(c byte) bool { return c >= ' ' && c < 0x7f })
 }
 
-// 403 means policy and nothing else; 407 identity; 502 and 504 the
-// destination; 503 the gateway; what else is the request's own fault.
+// TestStatusClassesNeverMix checks that 403 is used only for the policy, 407 for the
+// identity, 502 and 504 for the destination, 503 for the gateway, and the others for
+// faults of the request.
 func TestStatusClassesNeverMix(t *testing.T) {
 	for _, r := range Reasons() {
 		info := r.Info()
@@ -60,7 +61,7 @@ func TestStatusClassesNeverMix(t *testing.T) {
 		case r == ResolvedAddressDenied:
 			errors = []string{"destination_ip_prohibited"}
 			wantStatus(t, r, 403)
-		case r == NotTLS: // of a plain request; over a tunnel nothing can be answered
+		case r == NotTLS: // answers a plain request; in a tunnel nothing can be answered
 			errors = []string{"tls_protocol_error"}
 			wantStatus(t, r, 403)
 		case r <= ECHRefused:
@@ -118,7 +119,7 @@ func TestNoReasonIsAnInternalError(t *testing.T) {
 	}
 }
 
-// The set that observe mode lets through is closed, too.
+// TestObservableReasons checks the closed set of reasons that observe mode lets through.
 func TestObservableReasons(t *testing.T) {
 	want := map[string]bool{
 		"not-on-allowlist": true, "port-not-allowed": true, "method-not-allowed": true,
@@ -143,7 +144,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// An error never has the reason of an allowed request, whatever it is made of.
+// TestReasonOf checks that no error has the reason of an allowed request.
 func TestReasonOf(t *testing.T) {
 	cause := errors.New("cause")
 	refused := &ReasonError{Reason: DialRefused, Err: cause}

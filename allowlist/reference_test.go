@@ -8,8 +8,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// This file says the policy's text again in the plainest way: every rule is
-// looked at, patterns are text. The properties compare Decide with it.
+// This file is a reference implementation: it searches all rules and compares patterns as
+// text. The property tests compare Decide with it.
 
 func hostMatches(pattern, name string) bool {
 	if x, ok := strings.CutPrefix(pattern, "**."); ok {
@@ -36,8 +36,8 @@ func idMatches(pattern, id string) bool {
 	return pattern == id
 }
 
-// idRank orders patterns: exact, then the longer literal prefix, then /*
-// before /**, then everyone.
+// idRank returns the rank of an identity pattern: exact patterns are first, then those
+// with the longer literal prefix, /* before /**, and everyone is last.
 func idRank(pattern string) [3]int {
 	switch {
 	case strings.HasPrefix(pattern, "everyone"):
@@ -50,7 +50,7 @@ func idRank(pattern string) [3]int {
 	return [3]int{}
 }
 
-// hostRank orders the patterns that match one host.
+// hostRank returns the rank of a rule among those that match the same host.
 func hostRank(r *Rule) [2]int {
 	switch h := r.Host.String(); {
 	case r.CIDR.IsValid():
@@ -65,10 +65,11 @@ func hostRank(r *Rule) [2]int {
 
 type candidate struct {
 	rule  *Rule
-	entry int // place in the order of identities
+	entry int // index of the entry, the most specific first
 }
 
-// naive answers as answer does, with the rule's name for an allowed request.
+// naive decides a request and returns the words of answer, with the name of the rule if
+// the request is allowed.
 func naive(spec *Spec, req Request) string {
 	if req.Upgrade == MayUpgrade {
 		req.Upgrade = MustUpgrade
@@ -94,8 +95,8 @@ func naive(spec *Spec, req Request) string {
 	return naiveRules(entries, req)
 }
 
-// naiveEntries returns the entries of an identity, the most specific first, or
-// the reason for which it is refused whatever it asks for.
+// naiveEntries returns the entries of an identity, the most specific first, or the reason
+// for which every request of it is refused.
 func naiveEntries(spec *Spec, id spiffeid.ID, source Source) (entries []*Entry, refused string) {
 	for _, q := range spec.Quarantine {
 		if idMatches(q.Pattern.String(), id.String()) {
@@ -206,7 +207,8 @@ func naiveMatches(r *Rule, h Host) bool {
 	return !r.CIDR.IsValid() && hostMatches(r.Host.String(), h.String())
 }
 
-// naiveCovers is naiveMatches for deny rules, which see through NAT64.
+// naiveCovers reports whether a deny rule matches a destination or the IPv4 address that
+// it embeds.
 func naiveCovers(r *Rule, d Destination) bool {
 	if inner, ok := naiveInner(d.Host.Addr()); ok && naiveMatches(r, HostOf(inner)) {
 		return true
@@ -265,8 +267,8 @@ func naiveClass(addr netip.Addr) Class {
 	return tableClass(addr)
 }
 
-// naiveOpens: a range opens a special class only if it lies wholly inside, and
-// the local ones only address by address.
+// naiveOpens reports whether a range opens an address of a special class: the range must
+// lie wholly inside the class, and local classes are opened only by single addresses.
 func naiveOpens(cidr netip.Prefix, addr netip.Addr) bool {
 	class := naiveClass(addr)
 	switch {

@@ -7,31 +7,32 @@ import (
 	"time"
 )
 
-// Remedy is what the policy would need to allow what was denied.
+// Remedy is a change of the policy that would allow a denied request.
 type Remedy struct {
-	// Rule is to be added for the caller's own SPIFFE ID; nil if no rule would
-	// help, or none that opens only what was asked for.
+	// Rule is the rule to add for the caller's own SPIFFE ID. It is nil if no rule would
+	// help, or none that opens only what was requested.
 	Rule *Rule
-	// Note says why there is no rule, or what comes with it; "" if there is
+	// Note says why there is no rule, or what else the rule would allow; "" if there is
 	// nothing to say.
 	Note string
 }
 
-// Remedy returns what would allow a request that was denied for a reason, or
-// would have been if it had not only been observed.
+// Remedy returns a rule that would allow a request that was denied for the reason why, or
+// that observe mode let through although enforcement would have denied it for this
+// reason.
 //
-// The rule opens what was asked for: the host, the port, and of a plain request
-// the method and the path. What narrows the rule that missed narrows it, too:
-// addresses, tls, ech and the date. Where only an upgrade was missing, it has the
-// upgrade and the methods and paths of that rule, or those of the request where
-// the rule has none. A rule for localhost names its addresses.
+// The rule opens what was requested: the host, the port, and for a plain request the
+// method and the path. It has the restrictions of the rule that missed: addresses, tls,
+// ech and the date. If only an upgrade was missing, the new rule has the upgrade and the
+// methods and paths of that rule, or those of the request if that rule has none. A rule
+// for localhost contains the addresses of localhost.
 func (d *Decision) Remedy(why Reason) Remedy {
-	switch why { //nolint:exhaustive // most refusals are not for a new rule to mend
+	switch why { //nolint:exhaustive // a new rule helps against few of the reasons
 	case IdentityUnknown, NotOnAllowlist, PortNotAllowed, RuleExpired, UpgradeNotAllowed, MethodNotAllowed, PathNotAllowed, IPNotOnAllowlist:
 	default:
 		return noRemedy(why, d.Rule)
 	}
-	if d.Verdict == Allow { // the refusal is about something else, such as an alias
+	if d.Verdict == Allow { // something else was refused, such as an alias
 		return Remedy{}
 	}
 	missed := d.missed
@@ -54,17 +55,17 @@ func (d *Decision) Remedy(why Reason) Remedy {
 		return Remedy{Note: "No rule is offered: the policy cannot name this method or path by itself, and a rule without it would open every other one."}
 	}
 	r.narrow(missed, d.Time)
-	if d.Dest.Host.IsLocalhost() && len(r.Addresses) == 0 { // it is these two, and only a rule that names them opens them
+	if d.Dest.Host.IsLocalhost() && len(r.Addresses) == 0 { // localhost has these two, and only a rule that names them opens them
 		r.Addresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("::1/128")}
 	}
-	r.lookAt(&d.Request, missed)
+	r.setTLS(&d.Request, missed)
 	return d.policy.remedy(r, why, d.Request)
 }
 
-// Remedy is as that of a Decision. The rule is for a name to resolve, and opens
-// no connection.
+// Remedy returns a rule as the Remedy of a Decision does. The rule makes the name
+// resolvable and opens no connection.
 func (d *NameDecision) Remedy(why Reason) Remedy {
-	switch why { //nolint:exhaustive // most refusals are not for a new rule to mend
+	switch why { //nolint:exhaustive // a new rule helps against few of the reasons
 	case IdentityUnknown, NotOnAllowlist, RuleExpired, TypeNotAllowed, SpecialName:
 	default:
 		return noRemedy(why, d.Rule)
@@ -77,7 +78,8 @@ func (d *NameDecision) Remedy(why Reason) Remedy {
 	return d.policy.remedy(r, why, Request{ID: d.ID, Source: d.Source, Dest: Destination{Host: d.Host}})
 }
 
-// noRemedy says why no rule is offered, where a person may think of one.
+// noRemedy returns a note that says why there is no rule, for reasons against which a
+// person may try to write one, and an empty Remedy for all others.
 func noRemedy(why Reason, rule *CompiledRule) Remedy {
 	switch why { //nolint:exhaustive // the others have nothing to do with a rule
 	case DeniedByRule:
@@ -93,7 +95,9 @@ func noRemedy(why Reason, rule *CompiledRule) Remedy {
 	return Remedy{}
 }
 
-// remedy offers a rule for a caller whom the policy may not know yet.
+// remedy returns the remedy with a rule. If the policy does not know the caller yet, it
+// first checks that neither the caller's proof nor a deny rule would refuse the request
+// even with an entry.
 func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 	if why != IdentityUnknown || p == nil {
 		return Remedy{Rule: r}
@@ -110,7 +114,7 @@ func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 	c.each(req.Dest.Host, func(h *hostRules) bool {
 		if req.Dest.Port != 0 {
 			denied = h.denies(req.Dest.Port)
-		} else if h.deny != nil && h.deny.everyPort { // a name to resolve
+		} else if h.deny != nil && h.deny.everyPort { // the request is for a name only
 			denied = h.deny.rules[0]
 		}
 		return denied == nil
@@ -124,8 +128,8 @@ func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 	return Remedy{Rule: r, Note: "With an entry of its own, the identity may do all that everyone may, too."}
 }
 
-// neverOpens reports whether no range opens an address, not even the one that
-// is nothing but it.
+// neverOpens reports whether no rule opens an address, not even a rule for only this
+// address.
 func (p *Policy) neverOpens(ap netip.AddrPort) bool {
 	if p == nil {
 		return false
@@ -134,8 +138,8 @@ func (p *Policy) neverOpens(ap netip.AddrPort) bool {
 	return class == Invalid || p.classifier.IsListener(ap)
 }
 
-// nearest returns the rule that comes closest to a request for a port that no
-// rule has.
+// nearest returns the rule that would admit the request, or else misses most nearly, if
+// the ports of the rules did not matter. It returns nil if no rule allows connections.
 func (p *portTable) nearest(req *Request) *CompiledRule {
 	var found *CompiledRule
 	var closest Reason
@@ -155,8 +159,8 @@ func (p *portTable) nearest(req *Request) *CompiledRule {
 	return found
 }
 
-// keep takes the methods and the paths of a rule that admits the request but
-// for its upgrade.
+// keep copies the methods and the paths of the rule that missed if this rule admits the
+// request without its upgrade.
 func (r *Rule) keep(req *Request, missed *CompiledRule) {
 	plain := *req
 	plain.Upgrade = NoUpgrade
@@ -165,8 +169,8 @@ func (r *Rule) keep(req *Request, missed *CompiledRule) {
 	}
 }
 
-// limitTo makes the rule one for the method and the path of a plain request,
-// where it is for any. It reports whether that can be written.
+// limitTo restricts the rule to the method and the path of a plain request, if the rule
+// has no methods or paths yet. It reports whether a policy file can express the rule.
 func (r *Rule) limitTo(req *Request) bool {
 	if req.Method == "" {
 		return true
@@ -191,8 +195,8 @@ func (r *Rule) limitTo(req *Request) bool {
 	return true
 }
 
-// narrow takes from the rule that missed which addresses it opens and until
-// when; in place of one that has expired the new one holds for today.
+// narrow copies the addresses and the end of the rule that missed. If that rule has
+// expired, the new one ends with the current day.
 func (r *Rule) narrow(missed *CompiledRule, now time.Time) {
 	if missed == nil {
 		return
@@ -208,10 +212,10 @@ func (r *Rule) narrow(missed *CompiledRule, now time.Time) {
 
 const day = 24 * time.Hour
 
-// lookAt takes from the rule that missed how it looks at the first bytes of a
-// tunnel: on a port of its own as it does there, on another one if that is
-// stricter. A plain request is in clear, which port 443 takes only if told so.
-func (r *Rule) lookAt(req *Request, missed *CompiledRule) {
+// setTLS sets the TLS and ECH modes of the rule. It copies the TLS mode of the rule that
+// missed if that rule has the port of the request, and for another port only if the mode
+// is TLSRequire. A plain request is not encrypted and needs TLSAuto on port 443.
+func (r *Rule) setTLS(req *Request, missed *CompiledRule) {
 	if req.Method != "" {
 		if req.Dest.Port == 443 {
 			r.TLS = TLSAuto
@@ -222,13 +226,14 @@ func (r *Rule) lookAt(req *Request, missed *CompiledRule) {
 		return
 	}
 	r.ECH = missed.ECH
-	own := slices.ContainsFunc(missed.Ports, func(p PortRange) bool { return p.has(req.Dest.Port) })
-	if own || missed.TLS == TLSRequire {
+	samePort := slices.ContainsFunc(missed.Ports, func(p PortRange) bool { return p.has(req.Dest.Port) })
+	if samePort || missed.TLS == TLSRequire {
 		r.TLS = missed.TLS
 	}
 }
 
-// IsMethod reports whether a method is spelled as rules name them.
+// IsMethod reports whether s is spelled like a method in a rule: at most 32 upper-case
+// letters, digits, hyphens and underscores, with a letter first.
 func IsMethod(s string) bool {
 	const maxMethod = 32
 	if len(s) > maxMethod || s == "" || s[0] < 'A' || s[0] > 'Z' {

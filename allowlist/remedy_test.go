@@ -20,7 +20,7 @@ func remedied(spec *Spec, id spiffeid.ID, r Rule) *Policy {
 	return must(Compile(with))
 }
 
-// neighbours are requests that differ from one in a single thing.
+// neighbours returns requests that differ from req in one field.
 func neighbours(req Request) []Request {
 	var all []Request
 	add := func(change func(*Request)) {
@@ -48,15 +48,15 @@ func neighbours(req Request) []Request {
 	return all
 }
 
-// comesAlong reports whether no rule opens what is asked for without another
-// request: a tunnel carries plain requests, a rule for upgrades takes the request
-// without one, and where only the upgrade was missing it takes what the rule that
-// missed takes.
+// comesAlong reports whether every rule that allows the request of d also allows the
+// request other: a rule for a tunnel admits plain requests, a rule for upgrades admits
+// the request without one, and if only the upgrade was missing the new rule admits what
+// the rule that missed admits.
 func comesAlong(d *Decision, why Reason, other Request) bool {
 	switch {
 	case other.ID != d.ID:
 		return false
-	case why == IdentityUnknown: // with an entry it is one of everyone
+	case why == IdentityUnknown: // with an entry the rules for everyone apply to the identity
 		return true
 	case other.Dest != d.Dest:
 		return false
@@ -71,8 +71,9 @@ func comesAlong(d *Decision, why Reason, other Request) bool {
 	return why == UpgradeNotAllowed && d.missed.miss(&other) == NoReason
 }
 
-// TestARemedyOpensWhatWasAskedFor and nothing that was denied before.
-func TestARemedyOpensWhatWasAskedFor(t *testing.T) {
+// TestARemedyOpensTheDeniedRequest checks that the rule of a remedy allows the denied
+// request, and no other request that was denied before.
+func TestARemedyOpensTheDeniedRequest(t *testing.T) {
 	offered := map[Reason]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		for range 10 {
@@ -103,7 +104,8 @@ func TestARemedyOpensWhatWasAskedFor(t *testing.T) {
 	}
 }
 
-// TestARemedyOfAName opens no connection, and no other type of the name.
+// TestARemedyOfAName checks that the rule of a name's remedy allows no connection, and no
+// other query type that was denied before.
 func TestARemedyOfAName(t *testing.T) {
 	offered := map[Reason]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
@@ -124,7 +126,7 @@ func TestARemedyOfAName(t *testing.T) {
 			if now := after.DecideName(ask); now.Verdict != Allow {
 				t.Errorf("%s of %s was %s, and with %+v it is %s", ask.Type, ask.Host, why, r, now.Reason)
 			}
-			if why == IdentityUnknown { // with an entry it is one of everyone
+			if why == IdentityUnknown { // with an entry the rules for everyone apply to it
 				continue
 			}
 			for _, other := range neighbours(req) {

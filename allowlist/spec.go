@@ -7,51 +7,52 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Spec is what a policy says: typed values, each checked, not yet compiled.
-// Package policyfile makes one from YAML; tests write them by hand.
+// Spec is the content of a policy: typed values, each checked, not yet compiled. Package
+// policyfile makes one from YAML; tests write it by hand.
 type Spec struct {
-	// Version names the policy in records. "" means a hash over everything that
-	// the policy means, so that equal policies have the same version on every
-	// replica, in whatever files they are written.
+	// Version names the policy in records. "" means a hash over everything that the
+	// policy means, so that equal policies have the same version on every replica, in
+	// whatever files they are written.
 	Version string
-	// Entries, each with a pattern of its own. Their order means nothing; that
-	// of the rules in a list matters only where two are for the same hosts.
+	// Entries are the entries of the policy, at most one for each pattern. Their order
+	// does not matter. The order of the rules in a list matters only if two are for the
+	// same hosts.
 	Entries []Entry
-	// Quarantine cuts identities off whatever else allows them.
+	// Quarantine lists identities that are refused whatever else allows them.
 	Quarantine []Quarantined
 }
 
-// Entry is all that the policy says of one identity pattern.
+// Entry holds everything that the policy sets for one identity pattern.
 type Entry struct {
 	Pattern IdentityPattern
-	// Unlisted, in an everyone entry, also admits identities that no other
-	// entry names.
+	// Unlisted, in an everyone entry, also admits identities that no other entry names.
 	Unlisted bool
-	// Owner is shown to a denied caller; "" is none.
+	// Owner is shown to a caller that is denied; "" if there is none.
 	Owner string
-	// Accept lists the ways to prove the identity; zero means not set.
+	// Accept is the set of proofs that are accepted; zero means not set.
 	Accept Sources
-	// Mode, if not ModeUnset, is the mode of the identities of which no more
-	// specific entry decides it. An entry with Allow decides it by having that:
-	// without a Mode it enforces.
+	// Mode, if not ModeUnset, is the mode of the identities for which no more specific
+	// entry decides the mode. An entry with an Allow list and without a Mode decides it
+	// too: it enforces.
 	Mode Mode
-	// InheritMode leaves the mode to less specific entries in spite of Allow.
+	// InheritMode leaves the mode to less specific entries although there is an Allow
+	// list.
 	InheritMode bool
 	// Force makes ModeEnforce final: no more specific entry overrides it.
 	Force bool
-	// ObserveUntil is the instant from which ModeObserve no longer holds;
-	// required with ModeObserve.
+	// ObserveUntil is the time at which ModeObserve ends; required with ModeObserve.
 	ObserveUntil time.Time
-	// ObservePrivate lets ModeObserve reach private addresses too.
+	// ObservePrivate also lets requests through ModeObserve to private addresses.
 	ObservePrivate bool
-	// Limits of each identity; SharedLimits of all of the pattern together.
+	// Limits apply to each identity by itself, SharedLimits to all identities of the
+	// pattern together.
 	Limits, SharedLimits Limits
-	// Allow and Deny are the rules. An Allow that is not nil is a list, if an
-	// empty one.
+	// Allow and Deny are the rules. An Allow that is empty and not nil is a list too; see
+	// Mode.
 	Allow, Deny []Rule
 }
 
-// decidedMode is the mode that the entry decides, ModeUnset if it leaves that
+// decidedMode returns the mode that the entry decides, or ModeUnset if it leaves the mode
 // to less specific entries.
 func (e *Entry) decidedMode() Mode {
 	if e.Mode == ModeUnset && e.Allow != nil && !e.InheritMode {
@@ -60,48 +61,49 @@ func (e *Entry) decidedMode() Mode {
 	return e.Mode
 }
 
-// Limits bounds what an identity may use. Zero means not set, for each key.
+// Limits bounds what an identity may use. A field that is zero is not set.
 type Limits struct {
-	Tunnels           int   // open at one time
+	Tunnels           int   // tunnels and plain requests that are open at the same time
 	ConnectsPerSecond int   // new tunnels
-	DNSPerSecond      int   // queries
-	UploadPerHour     int64 // bytes
+	DNSPerSecond      int   // DNS queries
+	UploadPerHour     int64 // bytes sent to destinations
 }
 
-// Rule is one line of an allow or deny list. Exactly one of Host and CIDR is
-// set.
+// Rule is one rule of an allow or deny list. Exactly one of Host and CIDR is set.
 type Rule struct {
-	// Name is as written; "" means a hash of the rule stands for it.
+	// Name is the name in the policy file; if it is "" a hash of the rule is its name.
 	Name string
-	// At is file:line of the rule, UseAt of the use: that named it, or "".
+	// At is file:line of the rule. UseAt is file:line of the use: that adds the rule to
+	// the entry, or "".
 	At, UseAt string
 	// Ticket is free text.
 	Ticket string
 
 	Host HostPattern
 	CIDR netip.Prefix
-	// Ports; nil means 443 in an allow rule and every port in a deny rule.
+	// Ports are the ports that the rule covers; nil means 443 in an allow rule and every
+	// port in a deny rule.
 	Ports []PortRange
-	// Expires is the instant from which the rule no longer holds; zero means
-	// never. Not in deny rules.
+	// Expires is the time at which the rule ends; zero means never. Deny rules have none.
 	Expires time.Time
 
-	// Addresses, if not nil, are the only ranges that the name may resolve
-	// into.
+	// Addresses, if not nil, are the only ranges whose addresses may be reached by the
+	// name.
 	Addresses []netip.Prefix
 	// TLS and ECH say how the first bytes of a tunnel are checked.
 	TLS TLSMode
 	ECH ECHMode
-	// Methods and Paths restrict the rule to plain HTTP requests; such a rule
-	// admits no tunnel.
+	// Methods and Paths restrict the rule to plain HTTP requests; such a rule admits no
+	// tunnel.
 	Methods []string
 	Paths   []PathPattern
-	// Upgrade admits plain requests that must become a tunnel; no rule without
-	// it does.
+	// Upgrade admits plain requests that must become a tunnel. Rules without it do not
+	// admit them.
 	Upgrade bool
-	// NoTunnel makes it a name to resolve and not to connect to.
+	// NoTunnel means that the rule only makes its name resolvable and admits no
+	// connection.
 	NoTunnel bool
-	// Types are the DNS query types beyond A, AAAA, HTTPS and CNAME.
+	// Types are the DNS query types that the rule allows beside A, AAAA, HTTPS and CNAME.
 	Types []QueryType
 }
 
@@ -116,10 +118,10 @@ const (
 	TLSOff
 )
 
-// ECHMode says what to do with a ClientHello that offers ECH.
+// ECHMode says whether a ClientHello that offers ECH is refused or only recorded.
 type ECHMode uint8
 
-// The ECH modes; the zero value records.
+// The ECH modes. The zero value records.
 const (
 	ECHRecord ECHMode = iota
 	ECHRefuse
@@ -129,32 +131,33 @@ const (
 type Quarantined struct {
 	Pattern IdentityPattern
 	Reason  string // free text, for records
-	At      string // file:line
+	At      string // file:line of the line
 }
 
-// Upgrade says whether a plain request asks to become a tunnel (RFC 9110
-// section 7.8).
+// Upgrade says whether a plain request asks to become a tunnel (RFC 9110 section 7.8).
 type Upgrade uint8
 
-// What a request asks; the zero value asks for no upgrade. A client that may
-// upgrade takes a plain answer, too: Decide looks for a rule that allows the
-// upgrade and, if there is none, answers as if NoUpgrade had been asked.
+// The kinds of upgrade. NoUpgrade, the zero value, is a request without one. MayUpgrade
+// is a request whose client also accepts a plain answer: Decide decides it as NoUpgrade
+// if no rule allows the upgrade. MustUpgrade is a request that is useless without the
+// upgrade.
 const (
 	NoUpgrade Upgrade = iota
 	MayUpgrade
 	MustUpgrade
 )
 
-// Request is one question to the policy.
+// Request is a request that the policy decides.
 type Request struct {
-	ID     spiffeid.ID // verified; zero is never allowed
-	Source Source
+	ID     spiffeid.ID // verified; the zero ID is never allowed
+	Source Source      // proof of the identity
 	Dest   Destination
-	// Method is "" for a tunnel; else Path is the raw path of a plain request.
+	// Method and Path are the method and the raw path of a plain request. Method is ""
+	// for a tunnel.
 	Method, Path string
-	// Upgrade says whether a plain request asks to become a tunnel. Of a
-	// Decision it says whether it may.
+	// Upgrade says whether a plain request asks to become a tunnel. In a Decision it says
+	// whether the request may become one.
 	Upgrade Upgrade
-	// Time is compared with expiry dates.
+	// Time is the time of the request, which is compared with expiry dates.
 	Time time.Time
 }

@@ -10,26 +10,27 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// table finds the rules of one entry by host. Every look-up is a hash access
-// by a canonical value; only the suffix and prefix lengths that occur are
-// tried, so the cost does not grow with the number of rules nor with the
-// number of labels that a caller sends.
+// table holds the rules of one entry by host. Every look-up is a hash access by a
+// canonical value, and only the suffix and prefix lengths that occur are tried, so the
+// cost grows neither with the number of rules nor with the number of labels that a caller
+// sends.
 type table struct {
-	exact, one, many index[string, hostRules]
-	manyDepths       depths     // label counts of the suffixes in many
-	addrs            *addrTable // nil if no rule has a cidr
+	exact, one, many index[string, hostRules] // by name, and by the x of *.x and **.x
+	manyDepths       depths                   // label counts of the names in many
+	addrs            *addrTable               // nil if no rule has a cidr
 }
 
-// denials says which kinds of deny rules there are, so that a decision need not
-// look for the others.
+// denials is the set of the kinds of deny rules that an entry has, so that a decision
+// need not search for rules of other kinds.
 type denials uint8
 
 const (
-	deniesExact denials = 1 << iota // a name
-	deniesBelow                     // *.x or **.x
-	deniesAddr                      // a range
+	deniesExact denials = 1 << iota // rules for an exact name
+	deniesBelow                     // rules for *.x or **.x
+	deniesAddr                      // rules for a cidr
 )
 
+// denial returns the kind of a deny rule.
 func (r *CompiledRule) denial() denials {
 	switch {
 	case r.CIDR.IsValid():
@@ -40,20 +41,20 @@ func (r *CompiledRule) denial() denials {
 	return deniesBelow
 }
 
-// addrTable finds rules by address.
+// addrTable holds the rules with a cidr.
 type addrTable struct {
 	cidrs        index[netip.Prefix, hostRules]
-	bits4, bits6 depths // prefix lengths that occur in cidrs
+	bits4, bits6 depths // lengths of the IPv4 and IPv6 prefixes in cidrs
 }
 
-// hostRules are the rules of one host pattern: one look-up finds what allows
-// and what denies.
+// hostRules holds the allow and deny rules of one host pattern, so that one look-up finds
+// both.
 type hostRules struct {
-	deny  *portTable // nil if nothing denies
+	deny  *portTable // nil if there is no deny rule
 	allow portTable
 }
 
-// list is one of an entry's two lists of rules.
+// list says which of an entry's two lists a rule is in.
 type list bool
 
 const (
@@ -129,32 +130,34 @@ func (t *table) finish() {
 	}
 }
 
-// portTable holds one list's rules of one host pattern, by port. The zero
-// value has none.
+// portTable holds the rules of one host pattern in one list, by port. The zero value has
+// no rules.
 type portTable struct {
-	// simple, if not nil, is the only rule, has one range of ports and asks
-	// for nothing else: nearly all of a policy, so it is found without spans.
+	// simple, if not nil, is the only rule, and it has one range of ports and no other
+	// condition. Nearly all rules of a policy are so, so it is found without spans.
 	simple *CompiledRule
-	ports  PortRange // of simple
-	// reachable: some rule is for connecting, not only for resolving.
+	ports  PortRange // the range of ports of simple
+	// reachable says that a rule allows connections, and does not only make the name
+	// resolvable.
 	reachable bool
 
-	// everyPort: the rules cover all ports between them.
+	// everyPort says that the rules together cover all ports.
 	everyPort bool
 
 	rules []*CompiledRule // in file order
-	// resolves are those rules that make a difference to who may resolve the
-	// name, for which type and into which addresses; in file order.
+	// resolves holds the rules that decide whether the name may be resolved, for which
+	// type and to which addresses, without those that make no difference; in file order.
 	resolves []*CompiledRule
-	spans    []span // sorted, disjoint; a port outside them has no rule
+	spans    []span // sorted and disjoint; a port outside all of them has no rule
 }
 
-// span is a range of ports and the rules that hold for it, in file order.
+// span is a range of ports and the rules that apply to it, in file order.
 type span struct {
 	PortRange
 	rules []*CompiledRule
 }
 
+// at returns the rules that apply to a port.
 func (p *portTable) at(port uint16) []*CompiledRule {
 	i, found := slices.BinarySearchFunc(p.spans, port, func(s span, port uint16) int {
 		switch {
@@ -171,10 +174,10 @@ func (p *portTable) at(port uint16) []*CompiledRule {
 	return p.spans[i].rules
 }
 
-// finish computes all but rules.
+// finish computes all fields from rules.
 func (p *portTable) finish() {
 	p.reachable = slices.ContainsFunc(p.rules, (*CompiledRule).connects)
-	p.cut()
+	p.split()
 	p.everyPort = p.coversEveryPort()
 	if len(p.rules) == 1 {
 		p.resolves = p.rules
@@ -187,7 +190,7 @@ func (p *portTable) finish() {
 	}
 }
 
-// coversEveryPort looks for a gap between the spans.
+// coversEveryPort reports whether there is no gap between the spans.
 func (p *portTable) coversEveryPort() bool {
 	next := 1
 	for _, s := range p.spans {
@@ -199,15 +202,15 @@ func (p *portTable) coversEveryPort() bool {
 	return next == 1<<16
 }
 
-// resolvesNoMoreThan reports whether another rule of the same host lets every
-// question and every address through that r lets through, for ever.
+// resolvesNoMoreThan reports whether another rule of the same host allows every query
+// type and every address that r allows, and never expires.
 func (r *CompiledRule) resolvesNoMoreThan(other *CompiledRule) bool {
 	return other.Expires.IsZero() && r.types&^other.types == 0 && r.ranges == nil && other.ranges == nil
 }
 
-// cut cuts the ports at every boundary of a range and lists for each piece the
-// rules that can win there.
-func (p *portTable) cut() {
+// split computes spans: it splits the ports at every boundary of a range and lists for each
+// piece the rules that can win there. It also sets simple.
+func (p *portTable) split() {
 	if len(p.rules) == 1 && len(p.rules[0].Ports) == 1 {
 		r := p.rules[0]
 		p.spans = []span{{PortRange: r.Ports[0], rules: p.rules}}
@@ -241,8 +244,8 @@ func (p *portTable) cut() {
 	}
 }
 
-// appendCompeting adds a rule that can still win: behind an unconditional one
-// only a rule for upgrades can.
+// appendCompeting appends a rule unless it can never win because the last rule always
+// matches first. After an unconditional rule only a rule with an upgrade can win.
 func appendCompeting(rules []*CompiledRule, r *CompiledRule) []*CompiledRule {
 	if n := len(rules); n > 0 {
 		last := rules[n-1]
@@ -253,24 +256,28 @@ func appendCompeting(rules []*CompiledRule, r *CompiledRule) []*CompiledRule {
 	return append(rules, r)
 }
 
+// unconditional reports whether the rule admits every request to its host and ports that
+// asks for no upgrade, at any time.
 func (r *CompiledRule) unconditional() bool {
 	return r.Expires.IsZero() && !r.plainOnly() && !r.NoTunnel
 }
 
-// connects is false for a name to resolve only.
+// connects reports whether the rule allows connections, and does not only make its name
+// resolvable.
 func (r *CompiledRule) connects() bool { return !r.NoTunnel }
 
+// plainOnly reports whether the rule admits plain requests only.
 func (r *CompiledRule) plainOnly() bool { return r.methods != nil || len(r.Paths) > 0 }
 
-// depths is a set of small numbers: prefix lengths, label or segment counts,
-// 0 to 128.
+// depths is a set of numbers from 0 to 128: prefix lengths, or numbers of labels or
+// segments.
 type depths [3]uint64
 
 func (d *depths) set(n int) { d[n>>6] |= 1 << (n & 63) }
 
 func (d *depths) has(n int) bool { return n>>6 < len(d) && d[n>>6]&(1<<(n&63)) != 0 }
 
-// below returns the largest member smaller than n, -1 if there is none.
+// below returns the largest member that is smaller than n, or -1 if there is none.
 func (d *depths) below(n int) int {
 	for word := min(n>>6, len(d)-1); word >= 0; word-- {
 		w := d[word]
@@ -293,8 +300,8 @@ func (d *depths) union(e *depths) {
 
 func labels(name string) int { return strings.Count(name, ".") + 1 }
 
-// segments counts those of an ID's path.
+// segments returns the number of segments in the path of an ID.
 func segments(id spiffeid.ID) int { return strings.Count(id.Path(), "/") }
 
-// parent cuts the last segment off an ID that has one.
+// parent returns an ID without its last segment. The ID must have one.
 func parent(id string) string { return id[:strings.LastIndexByte(id, '/')] }

@@ -5,29 +5,29 @@ import (
 	"strings"
 )
 
-// defaultHTTPPort is the port of an http URL that names none (RFC 9110
-// section 4.2.1), and of a ws URL (RFC 6455 section 3).
+// defaultHTTPPort is the port of an http URL without a port (RFC 9110 section 4.2.1), and
+// of a ws URL without one (RFC 6455 section 3).
 const defaultHTTPPort = 80
 
-// URL is the target of a plain request: where it goes, and what is asked for
-// there, byte for byte as it came.
+// URL is the target of a plain request. Path and Query have the bytes that the caller
+// sent.
 type URL struct {
 	Dest  Destination
 	Path  string // raw; begins with /, or is Asterisk
 	Query string // raw, with the ? before it; "" if there is none
-	// NoPath means that neither a path nor a query was written.
+	// NoPath means that the URL has neither a path nor a query.
 	NoPath bool
-	// WebSocket means that the scheme is ws: the same as http, for a request
+	// WebSocket means that the scheme is ws. It means the same as http, for a request
 	// that asks for an upgrade to a WebSocket.
 	WebSocket bool
 }
 
-// Asterisk is the path of a request for a server itself and none of its paths
-// (RFC 9112 section 3.2.4): an OPTIONS whose URL has NoPath. No pattern of a
-// rule covers it. ParseURL, which knows no method, never returns it.
+// Asterisk is the path of a request about a server and not about one of its paths (RFC
+// 9112 section 3.2.4): an OPTIONS whose URL has NoPath. No pattern of a rule covers it.
+// ParseURL, which does not know the method, never returns it.
 const Asterisk = "*"
 
-// Why a URL is refused. Each wraps ErrTarget.
+// Errors of ParseURL. Each wraps ErrTarget.
 var (
 	errAbsolute  = fmt.Errorf("%w: want http://HOST/", ErrTarget)
 	errScheme    = fmt.Errorf("%w: the scheme is not http", ErrTarget)
@@ -38,13 +38,12 @@ var (
 	errControl   = fmt.Errorf("%w: it has a space or a control byte", ErrTarget)
 )
 
-// ParseURL reads the target of a plain request in absolute form (RFC 9112
-// section 3.2.2), which is the only form that a proxy is asked in: http or ws, an
-// authority without userinfo, and a path. Nothing of it is decoded, folded or
-// completed but the scheme, the host, the port, which is 80 if it is missing or
-// empty (RFC 3986 section 3.2.3), and an empty path, which is /. A query is
-// nothing that is decided on: it may hold any byte that leaves the request line
-// one line. The error wraps ErrHost, ErrTarget or ErrPort.
+// ParseURL parses the target of a plain request in absolute form (RFC 9112 section
+// 3.2.2), the form that clients send to a proxy: the scheme http or ws, an authority
+// without userinfo, and a path. It decodes, folds and completes only the scheme, the
+// host, the port, which is 80 if it is missing or empty (RFC 3986 section 3.2.3), and an
+// empty path, which becomes /. No decision depends on the query, which may contain any
+// byte but spaces and controls. The error wraps ErrHost, ErrTarget or ErrPort.
 func ParseURL(s string) (URL, error) {
 	scheme, rest, ok := strings.Cut(s, ":")
 	webSocket := strings.EqualFold(scheme, "ws")
@@ -80,9 +79,9 @@ func ParseURL(s string) (URL, error) {
 	return URL{Dest: dest, Path: path, Query: query, NoPath: noPath, WebSocket: webSocket}, nil
 }
 
-// Glimpse returns what can be read of the destination in a refused target, that of
-// a CONNECT or a URL: the host, and the port if it is well formed, or for http and
-// ws without one, 80. It is for records only; nothing may be decided by it.
+// Glimpse returns the legible part of the destination in a refused target of a CONNECT or
+// a plain request: the host, and the port if it is well formed, or 80 for an http or ws
+// URL without a port. It is for records only, and no decision may use it.
 func Glimpse(target string, connect bool) Destination {
 	scheme, rest, absolute := strings.Cut(target, "://")
 	if connect {
@@ -93,7 +92,7 @@ func Glimpse(target string, connect bool) Destination {
 	if end := strings.IndexAny(rest, "/?#\\"); end >= 0 {
 		rest = rest[:end]
 	}
-	if strings.Contains(rest, "@") { // what stands before it is no host, and may be a secret
+	if strings.Contains(rest, "@") { // the part before it is not the host and may be a secret
 		return Destination{}
 	}
 	dest, err := ParseDestination(rest)
@@ -109,16 +108,16 @@ func Glimpse(target string, connect bool) Destination {
 	if strings.Contains(rest, ":") {
 		return Destination{}
 	}
-	host, _ := ParseHost(rest) // an error has the zero value
+	host, _ := ParseHost(rest) // the zero value if there is an error
 	return Destination{Host: host}
 }
 
-// isSchemeByte is for RFC 3986 section 3.1.
+// isSchemeByte reports whether c may be part of a scheme (RFC 3986 section 3.1).
 func isSchemeByte(c byte) bool {
 	return isNameByte(c) && c != '_' || c == '+'
 }
 
-// checkURL looks at what stands behind the authority.
+// checkURL checks the path and the query of a URL.
 func checkURL(path, query string) error {
 	switch {
 	case !isAll(path+query, func(c byte) bool { return c > ' ' && c != 0x7f }):
@@ -135,7 +134,8 @@ func checkURL(path, query string) error {
 	return nil
 }
 
-// parseAuthority is ParseDestination with a default for the port.
+// parseAuthority parses a destination as ParseDestination does, with port 80 if the port
+// is missing or empty.
 func parseAuthority(s string) (Destination, error) {
 	if strings.LastIndexByte(s, ':') <= strings.LastIndexByte(s, ']') {
 		s += ":"

@@ -60,8 +60,8 @@ func TestParseURL(t *testing.T) {
 	}
 }
 
-// TestCausesAreNamed: each cause has a text of its own, and nothing of the target
-// is in it.
+// TestCausesAreNamed checks that each cause has its own text, which contains no part of
+// the target.
 func TestCausesAreNamed(t *testing.T) {
 	plain := func(s string) error { _, err := ParseURL(s); return err }
 	connect := func(s string) error { _, err := ParseDestination(s); return err }
@@ -101,8 +101,8 @@ func TestCausesAreNamed(t *testing.T) {
 	}
 }
 
-// FuzzParseURL: what is accepted says the same when it is written down and read
-// again, and its parts are those of the text.
+// FuzzParseURL checks that a URL is the same after it is written and parsed again, and
+// that its parts are parts of the text.
 func FuzzParseURL(f *testing.F) {
 	for _, seed := range []string{"http://a.example/", "http://[::1]:81/a?b", "http://a.example@b/", "http://a.example//b", "http://A.example.?x", "HTTP://a.example:/", "ws://a.example?%", "http://a.example/?\xff#\\"} {
 		f.Add(seed)
@@ -127,7 +127,7 @@ func FuzzParseURL(f *testing.F) {
 		if u.NoPath && (u.Path+u.Query != "/" || strings.HasSuffix(s, "/")) {
 			t.Fatalf("%q: %+v", s, u)
 		}
-		u.NoPath = false // a path is written now
+		u.NoPath = false // the text below has a path
 		scheme := "http://"
 		if u.WebSocket {
 			scheme = "ws://"
@@ -139,12 +139,12 @@ func FuzzParseURL(f *testing.F) {
 	})
 }
 
-// TestGlimpse: what a record says of a target that is refused.
+// TestGlimpse checks what a record contains about a refused target.
 func TestGlimpse(t *testing.T) {
 	for _, row := range []struct {
 		target  string
 		connect bool
-		want    string // "" is nothing
+		want    string // host; "" if none is returned
 		port    uint16
 	}{
 		{"http://a.example:81/%zz", false, "a.example", 81},

@@ -6,14 +6,14 @@ import (
 	"unicode/utf8"
 )
 
-// Visible returns a text that no terminal obeys: what controls one, or the order
-// and the breaks of lines (Unicode's categories Cc, Cf, Zl and Zp), is written as
-// \u and four hexadecimal digits, above U+FFFF as two of these (RFC 8259 section
-// 7), and what is no UTF-8 as a question mark. All other letters stay. Text that
-// is printable ASCII is returned as it is.
+// Visible returns a text that is safe to show on a terminal. Characters that control a
+// terminal, the direction of text or the breaks of lines (Unicode's categories Cc, Cf, Zl
+// and Zp) are written as \u and four hexadecimal digits, above U+FFFF as two of these
+// (RFC 8259 section 7), and bytes that are not UTF-8 as a question mark. All other
+// characters are unchanged. Text that is printable ASCII is returned as it is.
 //
-// It stands in this package because each part that shows a text to people, in
-// records, spans, logs or answers, knows this package.
+// The function is in this package because every package that shows text to people, in
+// records, spans, logs or answers, imports this package.
 func Visible(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {
@@ -23,8 +23,8 @@ func Visible(s string) string {
 	return s
 }
 
-// AppendVisible appends a text as Visible returns it. Of a line of JSON it writes
-// one that means the same, since what it replaces stands in strings only.
+// AppendVisible appends text to dst as Visible returns it. The result for a line of JSON
+// means the same, because the characters that it replaces occur only in strings.
 func AppendVisible(dst, text []byte) []byte {
 	done := 0
 	for i := 0; i < len(text); {
@@ -49,7 +49,7 @@ func AppendVisible(dst, text []byte) []byte {
 }
 
 func appendEscaped(dst []byte, r rune) []byte {
-	const beyond = 0x10000 // needs two: RFC 2781 section 2.1
+	const beyond = 0x10000 // from here on a character needs two units (RFC 2781 section 2.1)
 	if r >= beyond {
 		r -= beyond
 		return appendUnit(appendUnit(dst, 0xd800+r>>10), 0xdc00+r&0x3ff)
@@ -57,7 +57,7 @@ func appendEscaped(dst []byte, r rune) []byte {
 	return appendUnit(dst, r)
 }
 
-// appendUnit appends the escape of 16 bits.
+// appendUnit appends the escape of a UTF-16 code unit.
 func appendUnit(dst []byte, unit rune) []byte {
 	const digits = "0123456789abcdef"
 	return append(dst, '\\', 'u', digits[unit>>12&0xf], digits[unit>>8&0xf], digits[unit>>4&0xf], digits[unit&0xf])

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// TestVisible looks at every character of Unicode.
+// TestVisible checks every character of Unicode.
 func TestVisible(t *testing.T) {
 	for r := rune(0); r <= unicode.MaxRune; r++ {
 		if !utf8.ValidRune(r) {
