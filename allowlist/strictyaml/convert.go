@@ -2,10 +2,12 @@ package strictyaml
 
 import "go.yaml.in/yaml/v4"
 
-// converter copies the library's tree into ours and reports what is refused.
+// converter copies the library's tree into a tree of Node and reports constructs that are
+// refused.
 type converter struct{ *source }
 
-// fill makes n out of y. Name and place of the key are set by the caller.
+// fill sets n from the library's node y. The caller sets the name and the place of the
+// key.
 func (c *converter) fill(n *Node, y *yaml.Node) {
 	at := c.pos(y)
 	n.line, n.column = int32(at.Line), int32(at.Column) //nolint:gosec // G115: at most MaxBytes
@@ -67,7 +69,7 @@ func (c *converter) fields(n *Node, content []*yaml.Node) {
 	}
 }
 
-// checkKey reports whether a key is plain text.
+// checkKey reports whether a key is plain text, and adds an error if it is not.
 func (c *converter) checkKey(key *yaml.Node, at Pos) bool {
 	switch {
 	case key.Kind == yaml.AliasNode:
@@ -88,7 +90,8 @@ func (c *converter) checkKey(key *yaml.Node, at Pos) bool {
 	return false
 }
 
-// isTagged reports whether a tag was written; the library fills in the others.
+// isTagged reports whether the file has a tag for y. The library sets a tag for all
+// nodes.
 func isTagged(y *yaml.Node) bool { return y.Style&yaml.TaggedStyle != 0 || y.Tag == "!" }
 
 func isPlain(y *yaml.Node) bool {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzParse: parsing and walking never panic; every error has a place inside
-// the file; without an error every scalar was read exactly once.
+// FuzzParse checks that Parse and a walk never panic, that the place of every error is
+// inside the file, and that a walk of a tree without errors reads every value once.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"", "a: b", "a: [1, {b: c}]\nd:\n  - e\n  -\n", "a: &x 1\nb: *x\n<<: {}\n? [x]\n: !t y", "a: |\n  x\n  y\n", "---\n---\n", "%YAML 1.2\n---\nx",
@@ -24,18 +24,18 @@ func FuzzParse(f *testing.F) {
 			w := walker{}
 			w.walk(root)
 			if scalars := count(root); w.scalars+w.empty != scalars {
-				t.Errorf("walked %d scalars and %d empty values of %d", w.scalars, w.empty, scalars)
+				t.Errorf("walked %d scalars and %d empty values, of %d together", w.scalars, w.empty, scalars)
 			}
 			before := len(errs)
 			root.ReportUnread()
 			if len(errs) != before {
-				t.Errorf("after a whole walk: %v", errs[before:])
+				t.Errorf("values are unread after a complete walk: %v", errs[before:])
 			}
 		}
 		rows := strings.Split(string(data), "\n")
 		for _, e := range errs {
 			if e.File != "f" || e.Line < 1 || e.Line > len(rows) || e.Column < 1 || e.Column > len([]rune(rows[e.Line-1]))+1 {
-				t.Errorf("there is no such place: %v", e)
+				t.Errorf("the place of an error is outside the file: %v", e)
 			}
 			if strings.Contains(e.Msg, "\n") {
 				t.Errorf("the message is not one line: %q", e.Msg)
@@ -65,7 +65,7 @@ func (w *walker) walk(n *Node) {
 	}
 }
 
-// count counts what walk must reach, without the readers.
+// count returns the number of scalars and empty values in a tree. It calls no readers.
 func count(n *Node) int {
 	if n.kind != mapping && n.kind != list {
 		return 1

@@ -11,45 +11,45 @@ import (
 type kind uint8
 
 const (
-	empty   kind = iota // nothing stands there
-	refused             // reported when the file was parsed
+	empty   kind = iota // there is no value
+	refused             // the value was reported when the file was parsed
 	scalar
 	list
 	mapping
 )
 
-// document is what all nodes of one file share.
+// document is shared by all nodes of one file.
 type document struct {
 	file string
 	errs *Errors
 }
 
-// Node is a value in a file: a scalar, a list, or keys with values. Its readers
-// add an error and return false if it is not what they read. A node is not
+// Node is a value in a file: a scalar, a list, or keys with values. Its readers add an
+// error and return false if the value is not of the type that they read. A node is not
 // safe for concurrent use.
 type Node struct {
 	doc      *document
-	name     string // its key, or that of the list it stands in; "" for the root
-	text     string
-	children []Node
+	name     string // the key of the value, or of the list that it is an item of; "" for the root
+	text     string // the text of a scalar
+	children []Node // the items of a list, or the values of a mapping
 
-	line, column       int32
-	keyLine, keyColumn int32
+	line, column       int32 // place of the value
+	keyLine, keyColumn int32 // place of the key; of the value if it is an item
 
 	kind  kind
-	plain bool // a scalar without quotes
-	item  bool // stands in a list
+	plain bool // the value is a scalar without quotes
+	item  bool // the value is an item of a list
 	read  bool // a reader was called
 }
 
-// CollectIn makes the readers add their errors to errs from now on: for a tree
-// that was walked without any and is walked again.
+// CollectIn makes the readers of the whole file add their errors to errs from now on. It
+// serves to walk a tree another time that was walked without errors.
 func (n *Node) CollectIn(errs *Errors) { n.doc.errs = errs }
 
-// Name returns the key of a value, and of an item the key of its list.
+// Name returns the key of the value, and for an item the key of its list.
 func (n *Node) Name() string { return n.name }
 
-// Pos returns the place of the value; where nothing stands, that of its key.
+// Pos returns the place of the value, or of its key if there is no value.
 func (n *Node) Pos() Pos {
 	if n.kind == empty {
 		return n.KeyPos()
@@ -57,20 +57,20 @@ func (n *Node) Pos() Pos {
 	return Pos{n.doc.file, int(n.line), int(n.column)}
 }
 
-// KeyPos returns the place of the key, and of an item that of the item.
+// KeyPos returns the place of the key, and for an item the place of the item.
 func (n *Node) KeyPos() Pos { return Pos{n.doc.file, int(n.keyLine), int(n.keyColumn)} }
 
-// IsEmpty reports whether nothing stands there: a key without a value, a file
-// without a document.
+// IsEmpty reports whether there is no value: n is a key without a value or a file without
+// a document.
 func (n *Node) IsEmpty() bool { return n.kind == empty }
 
-// IsScalar reports whether the value is neither a list nor keys with values.
+// IsScalar reports whether n is a scalar.
 func (n *Node) IsScalar() bool { return n.kind == scalar }
 
 // IsList reports whether n is a list.
 func (n *Node) IsList() bool { return n.kind == list }
 
-// IsMapping reports whether it is keys with values.
+// IsMapping reports whether n is keys with values.
 func (n *Node) IsMapping() bool { return n.kind == mapping }
 
 // Errorf adds an error at the value; the message begins with the key.
@@ -83,7 +83,7 @@ func (n *Node) KeyErrorf(format string, args ...any) {
 	n.doc.errs.Add(n.KeyPos(), "%s%s", n.label(), fmt.Sprintf(format, args...))
 }
 
-// label begins a message.
+// label returns the beginning of a message, which names the key.
 func (n *Node) label() string {
 	switch {
 	case n.name == "":
@@ -94,9 +94,9 @@ func (n *Node) label() string {
 	return shorten(n.name) + ": "
 }
 
-// Fields returns the keys and their values in the order of the file. The
-// caller handles each key that it knows and calls [Node.Unknown] for any other.
-// No key at all is an error.
+// Fields returns the keys and their values in the order of the file. The caller handles
+// each key that it knows and calls [Node.Unknown] for any other key. It is an error if
+// there is no key.
 func (n *Node) Fields() iter.Seq2[string, *Node] {
 	return func(yield func(string, *Node) bool) {
 		if !n.is(mapping) {
@@ -110,7 +110,7 @@ func (n *Node) Fields() iter.Seq2[string, *Node] {
 	}
 }
 
-// Items returns the items of a list, which may be written empty: [].
+// Items returns the items of a list. The list may be empty ([]).
 func (n *Node) Items() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) {
 		if !n.is(list) {
@@ -124,8 +124,8 @@ func (n *Node) Items() iter.Seq[*Node] {
 	}
 }
 
-// OneOrMore returns the items of a list that must have one, or the value itself
-// if it is a scalar.
+// OneOrMore returns the items of a list, which must have at least one, or the value
+// itself if it is a scalar.
 func (n *Node) OneOrMore() iter.Seq[*Node] {
 	if n.kind == scalar {
 		return func(yield func(*Node) bool) { yield(n) }
@@ -138,7 +138,7 @@ func (n *Node) OneOrMore() iter.Seq[*Node] {
 	return n.Items()
 }
 
-// Unknown adds the error that nobody knows this key.
+// Unknown adds the error that the key is unknown; known are the keys that could be meant.
 func (n *Node) Unknown(known ...string) {
 	n.Skip()
 	n.doc.errs.Add(n.KeyPos(), "unknown key %s: %s", quote(n.name), Candidates(n.name, known))
@@ -149,9 +149,9 @@ func (n *Node) Skip() {
 	n.read, n.children = true, nil
 }
 
-// ReportUnread adds an error for each value that no reader was called for: a
-// net under the caller, because nothing may load and do nothing. Call it on
-// the root after a walk without errors.
+// ReportUnread adds an error for each value for which no reader was called. It guards
+// against faults of the caller, because no value may be accepted and have no effect. Call
+// it on the root after a walk without errors.
 func (n *Node) ReportUnread() {
 	if !n.read && n.kind != refused {
 		n.KeyErrorf("nothing reads this value: remove it")
@@ -162,8 +162,8 @@ func (n *Node) ReportUnread() {
 	}
 }
 
-// is marks the value as read and reports whether it is of a kind; else it adds
-// an error.
+// is marks the value as read and reports whether it is of the wanted kind. If it is not,
+// is adds an error.
 func (n *Node) is(want kind) bool {
 	n.read = true
 	if n.kind == want && (want != mapping || len(n.children) > 0) {
@@ -211,8 +211,8 @@ func (n *Node) found(k kind) string {
 	return "nothing"
 }
 
-// Candidates says which words a misspelt one could have been, for the end of a
-// message: "did you mean …?" and all of them, if they are not too many.
+// Candidates returns the end of a message about an unknown word: "did you mean …?" if one
+// of the known words is similar, and up to 20 known words.
 func Candidates(word string, known []string) string {
 	if len(known) == 0 {
 		return "there is none"
@@ -229,7 +229,8 @@ func Candidates(word string, known []string) string {
 	return "known: " + all
 }
 
-// distance counts the bytes to insert, remove or replace (Levenshtein).
+// distance returns the number of bytes to insert, remove or replace to turn a into b
+// (Levenshtein), or 64 if one of them is longer than that.
 func distance(a, b string) int {
 	const longest = 64
 	if len(a) > longest || len(b) > longest {
@@ -254,7 +255,7 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// quote returns text of a file as a message may show it.
+// quote returns text of a file, shortened and in quotes, for a message.
 func quote(s string) string { return fmt.Sprintf("%q", shorten(s)) }
 
 func shorten(s string) string {

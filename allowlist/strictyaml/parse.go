@@ -12,18 +12,20 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// MaxBytes bounds one file.
+// MaxBytes is the largest size of a file.
 const MaxBytes = 64 << 20
 
 const maxDepth = 64
 
-// aliasRefused is also for those who forgot the quotes of "*.x".
+// aliasRefused is the message for an alias. Somebody may have forgotten the quotes of
+// "*.x".
 const aliasRefused = "YAML aliases are refused: write the value out; a pattern that begins with * needs quotes"
 
-// limits bounds what the library builds.
+// limits bounds the tree that the library builds.
 type limits struct{}
 
-// CheckDepth is called for each level.
+// CheckDepth returns an error if the tree has too many levels. The library calls it for
+// each level.
 func (limits) CheckDepth(depth int, _ *yaml.DepthContext) error {
 	if depth > maxDepth {
 		return fmt.Errorf("more than %d levels: write fewer", maxDepth)
@@ -31,22 +33,22 @@ func (limits) CheckDepth(depth int, _ *yaml.DepthContext) error {
 	return nil
 }
 
-// CheckAlias has nothing to check: aliases are refused.
+// CheckAlias returns nil, because every alias is refused later.
 func (limits) CheckAlias(_, _ int) error { return nil }
 
 // source is the file being parsed.
 type source struct {
 	file  string
 	data  []byte
-	lines int // the line on which the file ends
+	lines int // the number of lines
 	errs  *Errors
 }
 
-// Parse reads one document. File is the name that errors give; errs collects
-// them, now and while the tree is walked. It returns nil if the text is no
-// YAML (then one error was added) and a node without content, for which
-// [Node.IsEmpty] holds, if the file has no document. A refused construct is
-// reported and left out of the tree.
+// Parse parses one document. file is the name of the file for errors. errs collects the
+// errors, now and while the tree is walked. Parse returns nil and adds one error if the
+// text is not YAML. If the file has no document it returns a node for which
+// [Node.IsEmpty] is true. A construct that is refused is reported and left out of the
+// tree.
 func Parse(file string, data []byte, errs *Errors) *Node {
 	src := &source{file: file, data: data, lines: bytes.Count(data, []byte("\n")) + 1, errs: errs}
 	if len(data) > MaxBytes {
@@ -98,12 +100,14 @@ func (s *source) load() (*yaml.Node, error) {
 	}
 }
 
-// pos returns the place of a node. What the library finds at the end of a file
-// without a final newline it places on a line that does not exist.
+// pos returns the place of a node.
 func (s *source) pos(n *yaml.Node) Pos {
 	return s.clamp(n.Line, n.Column)
 }
 
+// clamp returns a place that the library names, and the end of the file if there is no
+// such line: for what is at the end of a file without a final newline, the library names
+// a line that does not exist.
 func (s *source) clamp(line, column int) Pos {
 	if line >= 1 && line <= s.lines && column >= 1 {
 		return Pos{s.file, line, column}
@@ -111,7 +115,7 @@ func (s *source) clamp(line, column int) Pos {
 	return s.posOf(len(s.data))
 }
 
-// posOf returns the place of a byte.
+// posOf returns the place of the byte at an offset.
 func (s *source) posOf(offset int) Pos {
 	before := s.data[:min(offset, len(s.data))]
 	line := bytes.Count(before, []byte("\n")) + 1
@@ -119,6 +123,7 @@ func (s *source) posOf(offset int) Pos {
 	return Pos{s.file, line, utf8.RuneCount(before[start:]) + 1}
 }
 
+// addSyntax adds an error of the library.
 func (s *source) addSyntax(err error) {
 	var syntax *yaml.LoadError
 	if !errors.As(err, &syntax) {
@@ -161,7 +166,7 @@ func syntaxRemedy(message string) string {
 	return ""
 }
 
-// isTab reports whether there is a tab at a place.
+// isTab reports whether the character at a place is a tab.
 func (s *source) isTab(at Pos) bool {
 	for line := range bytes.Lines(s.data) {
 		if at.Line--; at.Line == 0 {
@@ -172,8 +177,8 @@ func (s *source) isTab(at Pos) bool {
 	return false
 }
 
-// checkText refuses bytes that show a reader something other than what the
-// parser sees; the file is reviewed by people.
+// checkText reports whether the file has no character that makes people, who review the
+// file, see something other than the parser. It adds an error if there is one.
 func (s *source) checkText() bool {
 	for i := 0; i < len(s.data); {
 		if c := s.data[i]; c >= ' ' && c < 0x7f || c == '\n' || c == '\t' {

@@ -9,9 +9,9 @@ import (
 	"unicode"
 )
 
-// Text reads one line of text as it is written; quotes make no difference,
-// except that null, ~ and nothing are text only in quotes. Empty text and
-// characters that do not print are errors.
+// Text reads one line of text as it is written. Quotes make no difference, except that
+// null and ~ are text only in quotes. Empty text and characters that do not print are
+// errors.
 func (n *Node) Text() (string, bool) {
 	if !n.scalar() {
 		return "", false
@@ -43,7 +43,7 @@ func (n *Node) Texts() ([]string, bool) {
 	return texts, true
 }
 
-// Word reads one of the given words.
+// Word reads a word that must be one of words.
 func (n *Node) Word(words ...string) (string, bool) {
 	if !n.scalar() {
 		return "", false
@@ -84,7 +84,7 @@ func (n *Node) Int(lowest, highest int) (int, bool) {
 	return value, true
 }
 
-// Duration reads a duration as time.ParseDuration does, not negative: 90s, 5m,
+// Duration reads a duration in the format of time.ParseDuration, without a sign: 90s, 5m,
 // 1h30m.
 func (n *Node) Duration() (time.Duration, bool) {
 	if !n.scalar() {
@@ -98,9 +98,9 @@ func (n *Node) Duration() (time.Duration, bool) {
 	return d, true
 }
 
-// Until reads the end of something: a date (2027-01-31), which holds until the
-// end of that day in UTC, or an RFC 3339 time. It returns the first instant
-// that no longer belongs, in UTC.
+// Until reads the end of a period: a date (2027-01-31), whose last moment is the end of
+// the period in UTC, or an RFC 3339 time. It returns the first instant after the period,
+// in UTC.
 func (n *Node) Until() (time.Time, bool) {
 	if !n.scalar() {
 		return time.Time{}, false
@@ -121,8 +121,8 @@ func (n *Node) Until() (time.Time, bool) {
 	return t.UTC(), true
 }
 
-// Bytes reads a number of bytes from 1 with its unit: B, kB, MB, GB, TB (powers
-// of 1000), KiB, MiB, GiB or TiB (powers of 1024).
+// Bytes reads a number of bytes, at least 1, with its unit: B, kB, MB, GB, TB (powers of
+// 1000), KiB, MiB, GiB or TiB (powers of 1024).
 func (n *Node) Bytes() (int64, bool) {
 	if !n.scalar() {
 		return 0, false
@@ -161,7 +161,8 @@ func unitOf(s string) int64 {
 	return 0
 }
 
-// scalar reports whether the value is one, and not the null of YAML.
+// scalar reports whether the value is a scalar that does not mean null in YAML. If it is
+// not, scalar adds an error.
 func (n *Node) scalar() bool {
 	if !n.is(scalar) {
 		return false
@@ -173,7 +174,8 @@ func (n *Node) scalar() bool {
 	return true
 }
 
-// unquoted is scalar for values that are no text.
+// unquoted reports whether the value is a scalar without quotes. If it is not, unquoted
+// adds an error in which what names the values that are wanted.
 func (n *Node) unquoted(what string) bool {
 	if !n.scalar() {
 		return false
@@ -185,6 +187,7 @@ func (n *Node) unquoted(what string) bool {
 	return true
 }
 
+// isNull reports whether YAML reads a plain scalar as null.
 func isNull(s string) bool {
 	switch s {
 	case "", "~", "null", "Null", "NULL":

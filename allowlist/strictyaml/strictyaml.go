@@ -1,21 +1,20 @@
-// Package strictyaml reads YAML that people write by hand and that decides
-// something: policies and configuration.
+// Package strictyaml reads YAML that people write by hand and on which decisions depend:
+// policies and configuration.
 //
-// [Parse] turns one file into a tree of [Node]; the caller walks it with
-// [Node.Fields], [Node.Items] and the typed readers ([Node.Text], [Node.Int],
-// [Node.Until] …). Whatever is wrong goes into one [Errors] with its file, line
-// and column and with what to write instead, and reading goes on, so that all
-// errors of a load come together.
+// [Parse] turns one file into a tree of [Node]. The caller walks it with [Node.Fields],
+// [Node.Items] and the typed readers ([Node.Text], [Node.Int], [Node.Until] …). Every
+// error goes into one [Errors], with its file, line and column and with what to write
+// instead. Reading continues after an error, so that all errors of a load are reported
+// together.
 //
-// Scalars are the text that stands in the file, typed by the reader that the
-// caller chose: nothing is guessed, so 0443 is no port, yes is no boolean and
-// 2027-01-31 is whatever the key says it is.
+// A scalar is the text in the file, and the reader that the caller calls gives it a type.
+// Nothing is guessed: 0443 is not a port, yes is not a boolean, and 2027-01-31 is a date
+// only if the caller reads a date.
 //
-// The package refuses what makes a file mean something other than what it
-// looks like: anchors, aliases, merge keys, tags, directives, duplicate keys,
-// keys that are no text, a second document, control and bidirectional
-// characters, more than [MaxBytes] bytes or 64 levels. It has no struct tags,
-// no defaults and no output.
+// The package refuses constructs that make a file mean something other than it seems to:
+// anchors, aliases, merge keys, tags, directives, duplicate keys, keys that are not text,
+// a second document, control and bidirectional characters, more than [MaxBytes] bytes or
+// 64 levels. It has no struct tags, no defaults and no output.
 package strictyaml
 
 import (
@@ -43,7 +42,7 @@ func (p Pos) Compare(q Pos) int {
 	return cmp.Or(strings.Compare(p.File, q.File), cmp.Compare(p.Line, q.Line), cmp.Compare(p.Column, q.Column))
 }
 
-// Error says what is wrong at one place.
+// Error is an error at a place.
 type Error struct {
 	Pos
 	Msg string
@@ -52,16 +51,16 @@ type Error struct {
 // Error returns "file:line:column: msg".
 func (e *Error) Error() string { return e.String() + ": " + e.Msg }
 
-// Errors is everything that is wrong with the files of one load. The zero
-// value is ready to use; it is not safe for concurrent use.
+// Errors holds all errors in the files of one load. The zero value is ready to use. It is
+// not safe for concurrent use.
 type Errors []*Error
 
-// Add appends an error at a place.
+// Add appends an error at a place, with a message in the format of fmt.Sprintf.
 func (e *Errors) Add(at Pos, format string, args ...any) {
 	*e = append(*e, &Error{Pos: at, Msg: fmt.Sprintf(format, args...)})
 }
 
-// Err returns nil if nothing was added, else the errors sorted by place.
+// Err returns nil if no error was added, and otherwise the errors sorted by place.
 func (e Errors) Err() error {
 	if len(e) == 0 {
 		return nil
@@ -71,7 +70,7 @@ func (e Errors) Err() error {
 	return sorted
 }
 
-// Error returns one error per line.
+// Error returns all errors, one per line.
 func (e Errors) Error() string {
 	lines := make([]string, len(e))
 	for i, err := range e {
@@ -80,7 +79,7 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Unwrap returns each error, for errors.As.
+// Unwrap returns all errors, for errors.As.
 func (e Errors) Unwrap() []error {
 	all := make([]error, len(e))
 	for i, err := range e {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// parse returns the value of key v in a file.
+// parse returns the node of value in a file.
 func parse(t *testing.T, value string, errs *Errors) *Node {
 	t.Helper()
 	root := Parse("f", []byte("v: "+value+"\n"), errs)
@@ -25,7 +25,8 @@ func parse(t *testing.T, value string, errs *Errors) *Node {
 	return nil
 }
 
-// reads returns what a reader makes of a value: the value or the error.
+// reads returns the result of a reader for a value as text: the value that it returned,
+// or the error.
 func reads(t *testing.T, value string, read func(*Node) (any, bool)) string {
 	t.Helper()
 	var errs Errors
@@ -35,7 +36,7 @@ func reads(t *testing.T, value string, read func(*Node) (any, bool)) string {
 		t.Errorf("%s: ok is %v and the error %v", value, ok, err)
 	case !ok:
 		if !reflect.ValueOf(got).IsZero() {
-			t.Errorf("%s: an error came with %v", value, got)
+			t.Errorf("%s: the reader returned %v and an error", value, got)
 		}
 		return err.Error()
 	}
@@ -206,7 +207,7 @@ func TestWalk(t *testing.T) {
 		case "more":
 			for item := range v.Items() {
 				for range item.Fields() {
-					continue // reads nothing
+					continue // leaves the value unread
 				}
 			}
 		case "unread":
@@ -256,7 +257,7 @@ func TestCandidates(t *testing.T) {
 func TestErrors(t *testing.T) {
 	var errs Errors
 	if err := errs.Err(); err != nil {
-		t.Errorf("nothing wrong is %v", err)
+		t.Errorf("without an error Err returned %v", err)
 	}
 	errs.Add(Pos{"b", 1, 1}, "fourth")
 	errs.Add(Pos{"a", 10, 1}, "third")
