@@ -14,8 +14,8 @@ type destination struct {
 	rules []rule
 }
 
-// readDestinations reads the sets of a file.
-func (l *loader) readDestinations(d *document) {
+// readDestinations reads the destinations of a file.
+func (l *walker) readDestinations(d *document) {
 	if d.destinations == nil {
 		return
 	}
@@ -29,11 +29,11 @@ func (l *loader) readDestinations(d *document) {
 			continue
 		}
 		set := &destination{at: v.KeyPos()}
-		l.destinations[name] = set // before it is known to be good: one error is enough
+		l.destinations[name] = set // also if it has errors, so that its uses have none
 		list := newRuleList(l, d, destinationList, make(map[string]strictyaml.Pos))
 		for item := range v.OneOrMore() {
 			if r, ok := list.read(item); ok {
-				list.takeName(r.Name, r.nameAt)
+				list.addName(r.Name, r.nameAt)
 				set.rules = append(set.rules, r)
 			}
 		}
@@ -42,31 +42,31 @@ func (l *loader) readDestinations(d *document) {
 
 // expand appends the rules of the destination that r uses.
 func (list *ruleList) expand(rules []allowlist.Rule, r rule) []allowlist.Rule {
-	l := list.loader
+	l := list.walker
 	set := l.destinations[r.use]
 	if set == nil {
 		l.errs.Add(r.useAt, "use: no destination is named %q: %s", r.use, l.candidates(r.use))
 		return rules
 	}
-	if !l.grow(len(set.rules), r.at) {
+	if !l.countRules(len(set.rules), r.at) {
 		return rules
 	}
-	list.takeName(r.Name, r.nameAt)
-	for _, of := range set.rules {
-		if list.kind == denyList && of.only != nil {
-			l.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, of.only.Name(), of.only.KeyPos())
+	list.addName(r.Name, r.nameAt)
+	for _, member := range set.rules {
+		if list.kind == denyList && member.allowOnly != nil {
+			l.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, member.allowOnly.Name(), member.allowOnly.KeyPos())
 			break
 		}
-		if why := neverOpens(of.CIDR, l.classifier); why != "" && list.kind == allowList {
-			l.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, of.at, why)
+		if why := neverOpens(member.CIDR, l.classifier); why != "" && list.kind == allowList {
+			l.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, member.at, why)
 			break
 		}
-		expanded := of.Rule
+		expanded := member.Rule
 		expanded.UseAt = list.in.place(r.at)
 		if r.Name != "" {
 			expanded.Name = r.Name
 		} else {
-			list.takeName(of.Name, r.useAt)
+			list.addName(member.Name, r.useAt)
 		}
 		if r.Ticket != "" {
 			expanded.Ticket = r.Ticket
@@ -79,9 +79,10 @@ func (list *ruleList) expand(rules []allowlist.Rule, r rule) []allowlist.Rule {
 	return rules
 }
 
-// candidates names the destinations that were perhaps meant.
-func (l *loader) candidates(name string) string {
-	const enough = 100 // errors; to look for each of very many would take long
+// candidates returns the end of a message about an unknown destination, with the names
+// that are similar.
+func (l *walker) candidates(name string) string {
+	const enough = 100 // number of errors after which a search for each would take too long
 	if len(l.errs) > enough {
 		return "write one that stands under destinations"
 	}

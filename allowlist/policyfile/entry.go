@@ -10,63 +10,64 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// entry is what all files together say of one pattern.
+// entry is the entry of one pattern, put together from all files.
 type entry struct {
 	allowlist.Entry
-	set   map[string]strictyaml.Pos // by key: what may be set once
-	names map[string]strictyaml.Pos // of rules
-	in    *document                 // the last file that spoke of it
-	at    strictyaml.Pos            // and where
-	bare  []strictyaml.Pos          // each allow whose file says nothing of the mode
+	set   map[string]strictyaml.Pos // places of the settings that are set, by key
+	names map[string]strictyaml.Pos // places of the names of rules
+	in    *document                 // the last file with a part of the entry
+	at    strictyaml.Pos            // the place of this part
+	bare  []strictyaml.Pos          // places of the allow lists whose file sets no mode
 }
 
-// part is what one file says of one pattern.
+// part is the part of an entry that is in one file.
 type part struct {
 	in          *document
 	at          strictyaml.Pos
 	settings    []setting
-	names       map[string]strictyaml.Pos
+	names       map[string]strictyaml.Pos // places of the names of rules
 	allow, deny []allowlist.Rule
-	allowAt     strictyaml.Pos // of the key allow; zero if it is not there
-	saysMode    bool           // the file sets a mode, or inherits it
-	inherits    bool           // it says mode: inherit
+	allowAt     strictyaml.Pos // place of the key allow; zero if it is missing
+	hasMode     bool           // the file has mode or force
+	inherits    bool           // the file has mode: inherit
 }
 
-// setting is a key that may be set once per pattern.
+// setting is the value of a key that may be set once per pattern.
 type setting struct {
 	key   string
 	at    strictyaml.Pos
 	apply func(*allowlist.Entry)
 }
 
+// once adds a setting.
 func (p *part) once(key string, v *strictyaml.Node, apply func(*allowlist.Entry)) {
 	p.settings = append(p.settings, setting{key, v.KeyPos(), apply})
 }
 
-// entryReader reads what one file says of one pattern.
+// entryReader reads a part.
 type entryReader struct {
-	loader      *loader
+	walker      *walker
 	part        *part
-	id, domains *strictyaml.Node // nil: not there
+	id, domains *strictyaml.Node // nil if missing
 	modes       modeKeys
 }
 
-// list returns a reader of one of the entry's lists.
+// list returns a reader for one of the entry's lists of rules.
 func (r *entryReader) list(kind listKind) *ruleList {
 	if r.part.names == nil {
 		r.part.names = make(map[string]strictyaml.Pos)
 	}
-	return newRuleList(r.loader, r.part.in, kind, r.part.names)
+	return newRuleList(r.walker, r.part.in, kind, r.part.names)
 }
 
-// identityTable are the keys of an item of identities.
+// identityTable returns the keys of an item of identities.
 func identityTable() []key[entryReader] {
 	return append([]key[entryReader]{
 		{"id", func(r *entryReader, v *strictyaml.Node) { r.id = v }},
 	}, entryTable()...)
 }
 
-// everyoneTable are the keys of everyone.
+// everyoneTable returns the keys of everyone.
 func everyoneTable() []key[entryReader] {
 	return append([]key[entryReader]{
 		{"trust_domains", func(r *entryReader, v *strictyaml.Node) { r.domains = v }},
@@ -77,7 +78,7 @@ func everyoneTable() []key[entryReader] {
 	}, entryTable()...)
 }
 
-// entryTable are the keys that every entry may have.
+// entryTable returns the keys that every entry may have.
 func entryTable() []key[entryReader] {
 	return []key[entryReader]{
 		{"owner", func(r *entryReader, v *strictyaml.Node) {
@@ -106,7 +107,7 @@ func entryTable() []key[entryReader] {
 	}
 }
 
-func (l *loader) readEntries(d *document) {
+func (l *walker) readEntries(d *document) {
 	if d.everyone != nil {
 		l.readEveryone(d)
 	}
@@ -118,14 +119,14 @@ func (l *loader) readEntries(d *document) {
 	}
 }
 
-func (l *loader) readIdentity(d *document, item *strictyaml.Node) {
+func (l *walker) readIdentity(d *document, item *strictyaml.Node) {
 	p := &part{in: d, at: item.Pos()}
-	r := entryReader{loader: l, part: p}
-	said := takeKeys(&r, item, l.identityTable)
+	r := entryReader{walker: l, part: p}
+	hasKeys := readKeys(&r, item, l.identityTable)
 	r.modes.read(p)
 	id := r.id
 	if id == nil {
-		if said {
+		if hasKeys {
 			item.Errorf("id is missing: write the SPIFFE ID that the entry is for")
 		}
 		return
@@ -141,14 +142,14 @@ func (l *loader) readIdentity(d *document, item *strictyaml.Node) {
 	l.entry(pattern).add(p, &l.errs)
 }
 
-func (l *loader) readEveryone(d *document) {
+func (l *walker) readEveryone(d *document) {
 	if !d.scope.IsZero() {
 		d.everyone.KeyErrorf("a file with a scope (%s) speaks of the identities inside it: move everyone to another file", d.scopeAt)
 	}
 	p := &part{in: d, at: d.everyone.KeyPos()}
-	r := entryReader{loader: l, part: p}
-	if !takeKeys(&r, d.everyone, everyoneTable()) {
-		return // an error already
+	r := entryReader{walker: l, part: p}
+	if !readKeys(&r, d.everyone, everyoneTable()) {
+		return // an error has been added already
 	}
 	r.modes.read(p)
 	all := readUnique(r.domains, readTrustDomain)
@@ -159,7 +160,7 @@ func (l *loader) readEveryone(d *document) {
 	default:
 		all = []spiffeid.TrustDomain{l.opts.TrustDomain}
 	}
-	if more := len(all) - 1; more > 0 && !l.grow(more*(len(p.allow)+len(p.deny)), p.at) {
+	if more := len(all) - 1; more > 0 && !l.countRules(more*(len(p.allow)+len(p.deny)), p.at) {
 		return
 	}
 	for _, td := range all {
@@ -195,14 +196,14 @@ func sourceWords() []string {
 	return words
 }
 
-// limitsReader reads the limits of an entry, which are set one by one.
+// limitsReader reads limits or shared_limits. Each limit in them is a setting of its own.
 type limitsReader struct {
-	part *part
-	key  string // limits or shared_limits
-	of   func(*allowlist.Entry) *allowlist.Limits
+	part   *part
+	key    string // limits or shared_limits
+	limits func(*allowlist.Entry) *allowlist.Limits
 }
 
-// limitTable are the keys of limits and shared_limits.
+// limitTable returns the keys of limits and shared_limits.
 func limitTable() []key[limitsReader] {
 	const most = 1_000_000_000
 	number := func(field func(*allowlist.Limits) *int) func(*limitsReader, *strictyaml.Node) {
@@ -223,16 +224,16 @@ func limitTable() []key[limitsReader] {
 }
 
 func (r *limitsReader) once(v *strictyaml.Node, set func(*allowlist.Limits)) {
-	of := r.of
-	r.part.once(r.key+"."+v.Name(), v, func(e *allowlist.Entry) { set(of(e)) })
+	limits := r.limits
+	r.part.once(r.key+"."+v.Name(), v, func(e *allowlist.Entry) { set(limits(e)) })
 }
 
-func readLimits(p *part, v *strictyaml.Node, of func(*allowlist.Entry) *allowlist.Limits) {
-	takeKeys(&limitsReader{p, v.Name(), of}, v, limitTable())
+func readLimits(p *part, v *strictyaml.Node, limits func(*allowlist.Entry) *allowlist.Limits) {
+	readKeys(&limitsReader{p, v.Name(), limits}, v, limitTable())
 }
 
-// entry returns the entry of a pattern, a new one if no file has spoken of it.
-func (l *loader) entry(pattern allowlist.IdentityPattern) *entry {
+// entry returns the entry of a pattern, and makes it if no file before had a part of it.
+func (l *walker) entry(pattern allowlist.IdentityPattern) *entry {
 	e := l.entries[pattern]
 	if e == nil {
 		e = &entry{Entry: allowlist.Entry{Pattern: pattern}}
@@ -242,7 +243,7 @@ func (l *loader) entry(pattern allowlist.IdentityPattern) *entry {
 	return e
 }
 
-// add adds what one file says to what earlier files said.
+// add adds the part in one file to the entry.
 func (e *entry) add(p *part, errs *strictyaml.Errors) {
 	e.in, e.at = p.in, p.at
 	for _, s := range p.settings {
@@ -273,16 +274,16 @@ func (e *entry) add(p *part, errs *strictyaml.Errors) {
 		return
 	}
 	if e.Allow == nil {
-		e.Allow = []allowlist.Rule{} // an empty list is one, too
+		e.Allow = []allowlist.Rule{} // an empty list is a list too; see allowlist.Entry
 	}
-	if !p.saysMode {
+	if !p.hasMode {
 		e.bare = append(e.bare, p.allowAt)
 	}
 }
 
-// compareLimits refuses, when every file has been read, a limit of each identity
-// that is larger than what all identities of the pattern share: it would never be
-// reached.
+// compareLimits adds an error, when every file has been read, for each limit of single
+// identities that is larger than the limit which all identities of the pattern share,
+// because it would never be reached.
 func (e *entry) compareLimits(errs *strictyaml.Errors) {
 	for _, limit := range []struct {
 		key         string
@@ -300,10 +301,11 @@ func (e *entry) compareLimits(errs *strictyaml.Errors) {
 	}
 }
 
-// settleMode looks, when every file has been read, at the lists of the pattern
-// that say nothing of a mode. They enforce, so they neither stand beside a mode
-// that observes nor let one through that less specific entries set.
-func (e *entry) settleMode(errs *strictyaml.Errors) {
+// resolveMode decides, when every file has been read, what the allow lists in files
+// without a mode mean. Such a list enforces. The entry therefore does not inherit the
+// mode of less specific entries, and an error is added if another file sets mode: observe
+// for it.
+func (e *entry) resolveMode(errs *strictyaml.Errors) {
 	if len(e.bare) > 0 {
 		e.InheritMode = false
 	}
@@ -315,16 +317,17 @@ func (e *entry) settleMode(errs *strictyaml.Errors) {
 	}
 }
 
-// modeKeys are the keys that only together say how an entry is enforced, so
-// one file sets them all.
+// modeKeys holds the keys that together set the mode of an entry. Only one file may have
+// them.
 type modeKeys struct{ mode, until, private, force *strictyaml.Node }
 
+// read adds the mode to a part.
 func (m *modeKeys) read(p *part) {
 	var mode allowlist.Mode
 	var until time.Time
 	var private bool
 	if m.mode != nil {
-		p.saysMode = true
+		p.hasMode = true
 		switch word, _ := m.mode.Word("enforce", "observe", "inherit"); word {
 		case "inherit":
 			p.inherits = true
@@ -341,7 +344,7 @@ func (m *modeKeys) read(p *part) {
 		private, _ = m.private.Bool()
 	}
 	if m.force != nil {
-		p.saysMode = true
+		p.hasMode = true
 		m.force.Word("enforce")
 	}
 	if !m.consistent(mode, p.inherits) || p.inherits {
@@ -361,11 +364,11 @@ func (m *modeKeys) read(p *part) {
 	}
 }
 
-// consistent checks the keys against each other.
+// consistent reports whether the keys fit together, and adds an error if they do not.
 func (m *modeKeys) consistent(mode allowlist.Mode, inherits bool) bool {
 	ok := true
 	if m.mode != nil && mode == allowlist.ModeUnset && !inherits {
-		return false // reported
+		return false // an error has been added already
 	}
 	if inherits && m.force != nil {
 		m.force.KeyErrorf("enforce contradicts mode: inherit: remove one")

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestNoDateMeansNever: these are the zero time, which a rule without a date
-// has, or lie near it.
+// TestNoDateMeansNever checks that dates at or near the zero time, which means never, are
+// refused.
 func TestNoDateMeansNever(t *testing.T) {
 	for _, date := range []string{"0000-12-31", "0001-01-01", "0001-01-01T00:00:00Z", "0001-01-01T01:00:00+01:00", "1969-12-30"} {
 		dir := t.TempDir()

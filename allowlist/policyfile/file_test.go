@@ -48,7 +48,7 @@ func checkFiles(t *testing.T, name string) {
 		prefix = files.list[0].name + ":"
 	}
 	want := wantedErrors(prefix, files.list[0].data)
-	spec, err := files.spec(newLoader(testOptions()))
+	spec, err := files.spec(newWalker(testOptions()))
 	if diff := cmp.Diff(lines(err), want); diff != "" {
 		t.Errorf("errors (-got +want):\n%s", diff)
 	}
@@ -66,7 +66,7 @@ func testOptions() Options {
 	return Options{TrustDomain: spiffeid.RequireTrustDomainFromString("corp.example")}
 }
 
-// bytesOf returns the bytes of texts, for Parse and filesOf.
+// bytesOf converts texts to bytes, for Parse and filesOf.
 func bytesOf(texts map[string]string) map[string][]byte {
 	data := make(map[string][]byte, len(texts))
 	for name, text := range texts {
@@ -75,7 +75,7 @@ func bytesOf(texts map[string]string) map[string][]byte {
 	return data
 }
 
-// textFiles returns files that are small enough.
+// textFiles returns Files with the given texts, which must not be too large.
 func textFiles(texts map[string]string) *Files {
 	files, err := filesOf(bytesOf(texts))
 	if err != nil {
@@ -84,7 +84,7 @@ func textFiles(texts map[string]string) *Files {
 	return files
 }
 
-// wantedErrors reads the leading comments that begin with a place.
+// wantedErrors returns the leading comments that begin with a place.
 func wantedErrors(prefix string, data []byte) []string {
 	place := regexp.MustCompile(`^# ((?:[^ :]+:)?\d+:\d+: .*)$`)
 	var want []string
@@ -98,7 +98,7 @@ func wantedErrors(prefix string, data []byte) []string {
 	return want
 }
 
-// lines returns the errors one by one, each of them with a place.
+// lines returns the text of each error in err. Each must have a place.
 func lines(err error) []string {
 	var all []string
 	if placed, ok := errors.AsType[strictyaml.Errors](err); ok {
@@ -113,7 +113,7 @@ func lines(err error) []string {
 
 func mustSpec(t *testing.T, files map[string]string) allowlist.Spec {
 	t.Helper()
-	spec, err := textFiles(files).spec(newLoader(testOptions()))
+	spec, err := textFiles(files).spec(newWalker(testOptions()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func path(t *testing.T, s string) allowlist.PathPattern {
 	return p
 }
 
-// values says that values without exported fields compare with ==.
+// values returns options of cmp by which types without exported fields compare with ==.
 func values() []cmp.Option {
 	return []cmp.Option{
 		cmp.Comparer(func(a, b allowlist.HostPattern) bool { return a == b }),
@@ -157,7 +157,7 @@ func values() []cmp.Option {
 	}
 }
 
-// TestEverything compares the example of the documentation with what it means.
+// TestEverything checks the Spec of the example in the documentation.
 func TestEverything(t *testing.T) {
 	data, err := os.ReadFile("testdata/everything.good.yaml")
 	if err != nil {

@@ -2,28 +2,28 @@ package policyfile
 
 import "github.com/exeat-dev/exeat/allowlist/strictyaml"
 
-// key is a key that a mapping may have, and what takes its value.
+// key is a key that a mapping may have, and the function that reads its value.
 type key[T any] struct {
 	name string
-	take func(into *T, v *strictyaml.Node)
+	read func(into *T, v *strictyaml.Node)
 }
 
-// takeKeys takes the value of each key of a mapping, and reports whether it has
-// any. Its keys stand in the order in which messages list them.
-func takeKeys[T any](into *T, n *strictyaml.Node, keys []key[T]) bool {
-	said := false
+// readKeys reads the value of each key of the mapping n, and reports whether n has any
+// key. keys lists the known keys in the order in which messages name them.
+func readKeys[T any](into *T, n *strictyaml.Node, keys []key[T]) bool {
+	hasKeys := false
 	for _, v := range n.Fields() {
-		said = true
-		takeKey(into, v, keys)
+		hasKeys = true
+		readKey(into, v, keys)
 	}
-	return said
+	return hasKeys
 }
 
-// takeKey takes the value of one key, or reports it as unknown.
-func takeKey[T any](into *T, v *strictyaml.Node, keys []key[T]) {
+// readKey reads the value of one key, or adds an error if the key is unknown.
+func readKey[T any](into *T, v *strictyaml.Node, keys []key[T]) {
 	for i := range keys {
 		if keys[i].name == v.Name() {
-			keys[i].take(into, v)
+			keys[i].read(into, v)
 			return
 		}
 	}

@@ -9,24 +9,24 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// maxRules bounds the rules of a policy after every use is expanded, so that
-// few bytes cannot become many rules.
+// maxRules bounds the number of rules in a policy after every use is expanded, so that
+// few bytes cannot become very many rules.
 const maxRules = 1_000_000
 
-// Spec checks all files and returns what they say, or a [strictyaml.Errors]
-// with everything that is wrong, or ErrEmpty.
+// Spec checks all files and returns the Spec of the policy. The error is a
+// [strictyaml.Errors] with all errors of all files, or ErrEmpty.
 func (f *Files) Spec(opts Options) (allowlist.Spec, error) {
-	return f.spec(newLoader(opts))
+	return f.spec(newWalker(opts))
 }
 
-func (f *Files) spec(l *loader) (allowlist.Spec, error) {
+func (f *Files) spec(l *walker) (allowlist.Spec, error) {
 	if f.Empty() {
 		return allowlist.Spec{}, ErrEmpty
 	}
 	for _, file := range f.list {
 		l.open(file)
 	}
-	for _, d := range l.documents { // before any use of them
+	for _, d := range l.documents { // first, because the rules of every file may use them
 		l.readDestinations(d)
 	}
 	for _, d := range l.documents {
@@ -34,7 +34,7 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 		l.readQuarantine(d)
 	}
 	for _, e := range l.order {
-		e.settleMode(&l.errs)
+		e.resolveMode(&l.errs)
 		e.compareLimits(&l.errs)
 	}
 	if err := l.finish(); err != nil {
@@ -47,14 +47,14 @@ func (f *Files) spec(l *loader) (allowlist.Spec, error) {
 	return spec, nil
 }
 
-// Quarantine returns the list in quarantine.yaml, and no error for what is
-// wrong in other files. Without such a file it returns nothing.
+// Quarantine returns the quarantine list in quarantine.yaml, or nil if there is no such
+// file. It reports no errors of other files.
 func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 	at := slices.IndexFunc(f.list, func(file file) bool { return file.name == quarantineFile })
 	if at < 0 {
 		return nil, nil
 	}
-	l := newLoader(Options{})
+	l := newWalker(Options{})
 	l.open(f.list[at])
 	for _, d := range l.documents {
 		l.readQuarantine(d)
@@ -65,36 +65,36 @@ func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 	return l.quarantine, nil
 }
 
-// loader reads the files of one policy.
-type loader struct {
+// walker walks the trees of the files of one policy and collects their content.
+type walker struct {
 	opts  Options
 	parse func(file, *strictyaml.Errors) *strictyaml.Node
 	errs  strictyaml.Errors
 
-	// The tables of what a policy has many of, made once.
+	// The tables of keys that are used many times, made once.
 	identityTable []key[entryReader]
 	ruleTable     []key[ruleKeys]
 
-	classifier   *allowlist.Classifier // of no host: the classes of every one
+	classifier   *allowlist.Classifier // knows the classes that all hosts have, and no host
 	documents    []*document
 	destinations map[string]*destination
 	entries      map[allowlist.IdentityPattern]*entry
-	order        []*entry
+	order        []*entry // the entries in the order of the files
 	quarantine   []allowlist.Quarantined
-	rules        int
+	rules        int // the number of rules so far, counted by countRules
 }
 
 // document is the top level of one file.
 type document struct {
 	name    string // relative to the policy root
 	root    *strictyaml.Node
-	scope   allowlist.IdentityPattern // zero: none
+	scope   allowlist.IdentityPattern // zero if the file has no scope
 	scopeAt strictyaml.Pos
 
-	version, destinations, everyone, identities, quarantine *strictyaml.Node // nil: not there
+	version, destinations, everyone, identities, quarantine *strictyaml.Node // nil if missing
 }
 
-// documentTable are the keys of a file.
+// documentTable returns the keys of a file.
 func documentTable() []key[document] {
 	return []key[document]{
 		{"version", func(d *document, v *strictyaml.Node) { d.version = v }},
@@ -109,7 +109,7 @@ func documentTable() []key[document] {
 	}
 }
 
-// checkVersion reports a version that is missing, or not read by this program.
+// checkVersion adds an error if the version is missing or this program cannot read it.
 func (d *document) checkVersion(start strictyaml.Pos, errs *strictyaml.Errors) {
 	if d.version == nil {
 		errs.Add(start, "version is missing: write version: 1")
@@ -120,7 +120,8 @@ func (d *document) checkVersion(start strictyaml.Pos, errs *strictyaml.Errors) {
 	}
 }
 
-// inScope reports whether the file may speak of an identity, which v names.
+// inScope reports whether the file may have an entry for p, and adds an error at v if
+// not.
 func (d *document) inScope(p allowlist.IdentityPattern, v *strictyaml.Node) bool {
 	if d.scope.IsZero() || d.scope.Contains(p) {
 		return true
@@ -129,13 +130,13 @@ func (d *document) inScope(p allowlist.IdentityPattern, v *strictyaml.Node) bool
 	return false
 }
 
-// place returns file:line for records, the same on every replica.
+// place returns file:line of a place for records. It is the same on every replica.
 func (d *document) place(at strictyaml.Pos) string {
 	return fmt.Sprintf("%s:%d", d.name, at.Line)
 }
 
-func newLoader(opts Options) *loader {
-	return &loader{
+func newWalker(opts Options) *walker {
+	return &walker{
 		opts:          opts,
 		parse:         parse,
 		identityTable: identityTable(),
@@ -150,8 +151,9 @@ func parse(f file, errs *strictyaml.Errors) *strictyaml.Node {
 	return strictyaml.Parse(f.path, f.data, errs)
 }
 
-// finish returns the errors. Without any, every value was read.
-func (l *loader) finish() error {
+// finish returns the errors. If there are none, it first checks that every value was
+// read.
+func (l *walker) finish() error {
 	if len(l.errs) == 0 {
 		for _, d := range l.documents {
 			d.root.ReportUnread()
@@ -160,8 +162,8 @@ func (l *loader) finish() error {
 	return l.errs.Err()
 }
 
-// open reads the top level of a file.
-func (l *loader) open(f file) {
+// open parses a file and reads its top level.
+func (l *walker) open(f file) {
 	start := strictyaml.Pos{File: f.path, Line: 1, Column: 1}
 	if len(f.data) == 0 {
 		l.errs.Add(start, "the file has 0 bytes: write at least version: 1")
@@ -176,48 +178,48 @@ func (l *loader) open(f file) {
 		return
 	}
 	d := &document{name: f.name, root: root}
-	said := false
+	hasKeys := false
 	for name, v := range root.Fields() {
-		said = true
+		hasKeys = true
 		if f.name == quarantineFile && name != "version" && name != "quarantine" {
 			v.KeyErrorf("%s holds version and quarantine only: move it to another file", quarantineFile)
 			v.Skip()
 			continue
 		}
-		takeKey(d, v, documentTable())
+		readKey(d, v, documentTable())
 	}
-	if !said {
-		return // an error already
+	if !hasKeys {
+		return // an error has been added already
 	}
 	d.checkVersion(start, &l.errs)
 	l.documents = append(l.documents, d)
 }
 
-// cut is a line of quarantine as it is read.
-type cut struct {
+// quarantineLine is an item of quarantine while it is read.
+type quarantineLine struct {
 	allowlist.Quarantined
-	id *strictyaml.Node // nil: not there
+	id *strictyaml.Node // the value of id; nil if missing
 }
 
-// cutTable are the keys of an item of quarantine.
-func cutTable() []key[cut] {
-	return []key[cut]{
-		{"id", func(c *cut, v *strictyaml.Node) {
+// quarantineTable returns the keys of an item of quarantine.
+func quarantineTable() []key[quarantineLine] {
+	return []key[quarantineLine]{
+		{"id", func(c *quarantineLine, v *strictyaml.Node) {
 			c.id = v
 			c.Pattern, _ = identityPattern(v)
 		}},
-		{"reason", func(c *cut, v *strictyaml.Node) { c.Reason, _ = v.Text() }},
+		{"reason", func(c *quarantineLine, v *strictyaml.Node) { c.Reason, _ = v.Text() }},
 	}
 }
 
-func (l *loader) readQuarantine(d *document) {
+func (l *walker) readQuarantine(d *document) {
 	if d.quarantine == nil {
 		return
 	}
 	first := make(map[allowlist.IdentityPattern]strictyaml.Pos)
 	for item := range d.quarantine.Items() {
-		c := cut{Quarantined: allowlist.Quarantined{At: d.place(item.Pos())}}
-		if said := takeKeys(&c, item, cutTable()); said && c.id == nil {
+		c := quarantineLine{Quarantined: allowlist.Quarantined{At: d.place(item.Pos())}}
+		if hasKeys := readKeys(&c, item, quarantineTable()); hasKeys && c.id == nil {
 			item.Errorf("id is missing: write the SPIFFE ID to cut off")
 		}
 		if c.Pattern.IsZero() || !d.inScope(c.Pattern, c.id) {
@@ -232,8 +234,9 @@ func (l *loader) readQuarantine(d *document) {
 	}
 }
 
-// grow counts rules; false means that there are too many.
-func (l *loader) grow(n int, at strictyaml.Pos) bool {
+// countRules adds n rules to the count and reports whether the policy still has at most
+// maxRules. When it has more for the first time, countRules adds an error at a place.
+func (l *walker) countRules(n int, at strictyaml.Pos) bool {
 	before := l.rules
 	l.rules += n
 	if before <= maxRules && l.rules > maxRules {

@@ -11,7 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// describe spells what a rule of a spec says, without its place.
+// describe returns a rule of a Spec as text, without its place.
 func describe(r allowlist.Rule) string {
 	words := []string{r.Host.String()}
 	if r.CIDR.IsValid() {
@@ -38,7 +38,8 @@ func describe(r allowlist.Rule) string {
 	return strings.Join(words, " ")
 }
 
-// rules loads an entry whose lists are given and returns what they say.
+// rules loads a policy with an entry that has the given lists, and returns descriptions
+// of its rules.
 func rules(t *testing.T, destinations, lists string) []string {
 	t.Helper()
 	spec := mustSpec(t, map[string]string{
@@ -109,7 +110,8 @@ func TestModesMean(t *testing.T) {
 	}
 }
 
-// TestFilesUnite: lists of one pattern stand in the order of the files' names.
+// TestFilesUnite checks that the lists of one pattern are joined in the order of the
+// files' names.
 func TestFilesUnite(t *testing.T) {
 	spec := mustSpec(t, map[string]string{
 		"b.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, owner: team, allow: [{host: b.example}], deny: [{host: x.example}]}]\n",

@@ -1,18 +1,18 @@
-// Package policyfile reads policies: YAML files in, an [allowlist.Spec] or an
-// [allowlist.Policy] out, and every error with its file, line and column and
-// with what to write instead.
+// Package policyfile reads policies in YAML. It returns an [allowlist.Spec] or an
+// [allowlist.Policy], or errors with their file, line and column and with what to write
+// instead.
 //
-// [Load] does it in one call, and [Parse] for a policy that is at hand and in no
-// file. A program that reloads takes the steps one by one: [Read] takes the bytes
-// of one moment, [Files.Digest] tells whether they changed, [Files.Spec] checks
-// them and [allowlist.Compile] puts them in force; [Files.Quarantine] reads
-// quarantine.yaml by itself, so that an error elsewhere does not hold a quarantine
-// back.
+// [Load] loads a policy in one call, and [Parse] one whose bytes the caller has. A
+// program that reloads uses a [Loader], or takes the steps one by one: [Read] reads the
+// bytes of one moment, [Files.Digest] shows whether they have changed, [Files.Spec]
+// checks them and [allowlist.Compile] compiles them. [Files.Quarantine] reads
+// quarantine.yaml by itself, so that an error in another file does not delay a
+// quarantine.
 //
-// It refuses rather than guesses: unknown keys, empty lists, a setting that two
-// files set, a rule that can never do anything. Settings that this version does
-// not enforce yet are errors too. It knows no defaults (package allowlist has
-// them), judges no style (package review does) and keeps nothing between calls.
+// The package refuses rather than guesses: unknown keys, empty lists, a setting that two
+// files set, a rule that can never do anything. Settings that this version does not
+// enforce yet are errors too. It has no defaults (package allowlist has them) and does
+// not judge style (package review does). Only a Loader keeps anything between calls.
 package policyfile
 
 import (
@@ -24,20 +24,21 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// ErrEmpty is the error of Load and Spec for a directory without policy files.
-// A gateway may start so: it denies everything and is not ready.
+// ErrEmpty is the error of Load and Spec for a directory without policy files. A gateway
+// may start with such a directory: it denies everything and is not ready.
 var ErrEmpty = errors.New("the policy has no files")
 
-// Options is what a policy means beside its text.
+// Options are settings from outside of the policy that change its meaning.
 type Options struct {
-	// TrustDomain is the gateway's own, the default of everyone.trust_domains.
-	// Zero: an everyone without trust_domains is an error.
+	// TrustDomain is the trust domain of the gateway, the default of
+	// everyone.trust_domains. If it is zero, an everyone without trust_domains is an
+	// error.
 	TrustDomain spiffeid.TrustDomain
 }
 
-// Load reads, checks and compiles the policy at paths, each a file or a
-// directory. The error is that of Read, ErrEmpty, or a [strictyaml.Errors]
-// with all errors of all files.
+// Load reads, checks and compiles the policy at paths, each a file or a directory. The
+// error is an error of Read, ErrEmpty, or a [strictyaml.Errors] with all errors of all
+// files.
 func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 	files, err := Read(paths...)
 	if err != nil {
@@ -46,10 +47,10 @@ func Load(opts Options, paths ...string) (*allowlist.Policy, error) {
 	return files.policy(opts)
 }
 
-// Parse checks and compiles a policy of which the bytes of each file are given by
-// the file's name. It means what the same files in a directory mean, whatever the
-// names end in; errors say the names for the files. All
-// files together may have 64 MiB. The error is as that of Load.
+// Parse checks and compiles a policy from the bytes of its files by name. The policy has
+// the meaning of the same files in a directory, and the names may have any suffix. Errors
+// contain the names as paths. All files together may have 64 MiB. The errors are those of
+// Load.
 func Parse(opts Options, data map[string][]byte) (*allowlist.Policy, error) {
 	files, err := filesOf(data)
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// TestOrderOfIdentitiesDoesNotMatter shuffles entries, within a file and over
-// files: the same entries come out.
+// TestOrderOfIdentitiesDoesNotMatter shuffles entries within a file and among files, and
+// checks that the Spec has the same entries.
 func TestOrderOfIdentitiesDoesNotMatter(t *testing.T) {
 	const seed = 7
 	random := rand.New(rand.NewPCG(seed, seed))
@@ -53,17 +53,17 @@ func TestOrderOfIdentitiesDoesNotMatter(t *testing.T) {
 	}
 }
 
-// TestModesOfSeveralFiles spreads entries of the patterns of one identity over
-// files. A file that lists rules of an observed pattern and says no mode is an
-// error. Else the first of the patterns of which a file sets a mode, or lists
-// rules without one, decides.
+// TestModesOfSeveralFiles spreads entries of the patterns that match one identity over
+// files. It is an error if a file has an allow list and no mode for a pattern that
+// another file observes. Otherwise the most specific pattern decides for which a file
+// sets a mode or has an allow list without one.
 func TestModesOfSeveralFiles(t *testing.T) {
 	const seed, id = 11, "spiffe://corp.example/g/a"
 	g := modeFiles{rand.New(rand.NewPCG(seed, seed))}
 	seen := make(map[string]int)
 	for range 500 {
 		texts := map[string]string{"a.yaml": "", "b.yaml": "", "c.yaml": ""}
-		var modes []string // that are set or, by a list, implied; the most specific first
+		var modes []string // modes that are set, or that a list implies; the most specific first
 		refused := 0
 		for _, pattern := range []string{id, "spiffe://corp.example/g/*", "spiffe://corp.example/g/**", "spiffe://corp.example/**", "everyone"} {
 			set, bare := g.spread(pattern, texts)
@@ -97,13 +97,13 @@ func TestModesOfSeveralFiles(t *testing.T) {
 
 const observing = "mode: observe, observe_until: 2100-01-01"
 
-// modeFiles draws files that list rules and set modes.
+// modeFiles makes random files with allow lists and modes.
 type modeFiles struct{ *rand.Rand }
 
 func (g modeFiles) pick(from ...string) string { return from[g.IntN(len(from))] }
 
-// spread adds what is said of a pattern to files, and returns the mode that one
-// of them sets, and how many list rules and say no mode.
+// spread adds parts of a pattern's entry to files. It returns the mode that one of them
+// sets, and the number of files with an allow list and no mode.
 func (g modeFiles) spread(pattern string, texts map[string]string) (set string, bare int) {
 	set = g.pick("", "", observing, "mode: enforce", "force: enforce")
 	setIn := g.pick("a.yaml", "b.yaml", "c.yaml")
@@ -130,8 +130,8 @@ func (g modeFiles) spread(pattern string, texts map[string]string) (set string, 
 	return set, bare
 }
 
-// modeOf is what becomes of a request that no rule of the files is about, or
-// how many errors they have.
+// modeOf returns the verdict for a request that no rule of the files covers, or the
+// number of errors in the files.
 func modeOf(t *testing.T, files *Files, id string) string {
 	t.Helper()
 	spec, err := files.Spec(testOptions())
@@ -151,8 +151,8 @@ func modeOf(t *testing.T, files *Files, id string) string {
 	}).Verdict.String()
 }
 
-// TestFewBytesAreNotManyRules multiplies a destination by its uses, and those
-// by trust domains.
+// TestFewBytesAreNotManyRules checks that the number of rules is bounded after each use
+// of a destination is expanded, and after that each trust domain of everyone.
 func TestFewBytesAreNotManyRules(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("version: 1\ndestinations:\n  many:\n")
@@ -174,8 +174,8 @@ func TestFewBytesAreNotManyRules(t *testing.T) {
 	}
 }
 
-// FuzzSpec: reading never panics; an error comes with a zero Spec and with
-// places that exist; a Spec without an error compiles.
+// FuzzSpec checks that Spec never panics, that with an error the Spec is zero and the
+// places are inside the files, and that a Spec without an error compiles.
 func FuzzSpec(f *testing.F) {
 	for _, pattern := range []string{"testdata/*.yaml", "testdata/*/*.yaml"} {
 		names, err := filepath.Glob(pattern)
@@ -200,7 +200,7 @@ func FuzzSpec(f *testing.F) {
 				t.Errorf("an error came with a list: %v", list)
 			}
 		}
-		spec, err := files.spec(newLoader(testOptions()))
+		spec, err := files.spec(newWalker(testOptions()))
 		if err != nil {
 			checkPlaces(t, err, texts)
 			if spec.Version != "" || spec.Entries != nil || spec.Quarantine != nil {
@@ -214,7 +214,7 @@ func FuzzSpec(f *testing.F) {
 	})
 }
 
-// checkPlaces sees to it that every error has a place inside its file.
+// checkPlaces checks that the place of every error is inside its file.
 func checkPlaces(t *testing.T, err error, texts map[string]string) {
 	t.Helper()
 	all, ok := errors.AsType[strictyaml.Errors](err)
@@ -225,7 +225,7 @@ func checkPlaces(t *testing.T, err error, texts map[string]string) {
 		text, known := texts[e.File]
 		rows := strings.Split(text, "\n")
 		if !known || e.Line < 1 || e.Line > len(rows) || e.Column < 1 || e.Column > len([]rune(rows[e.Line-1]))+1 {
-			t.Errorf("there is no such place: %v", e)
+			t.Errorf("the place of an error is outside the file: %v", e)
 		}
 		if strings.ContainsFunc(e.Msg, func(r rune) bool { return r < ' ' }) {
 			t.Errorf("the message is not one line: %q", e.Msg)
@@ -236,8 +236,8 @@ func checkPlaces(t *testing.T, err error, texts map[string]string) {
 	}
 }
 
-// BenchmarkSpec reads policies of 1 entry per 10 rules; bars: 10,000 rules in
-// 0.3 s and 100,000 in 2 s, both with less than 400 MiB.
+// BenchmarkSpec reads policies with one entry per 10 rules. The bounds are 0.3 s for
+// 10,000 rules and 2 s for 100,000, both with less than 400 MiB.
 func BenchmarkSpec(b *testing.B) {
 	for _, rules := range []int{10_000, 100_000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {

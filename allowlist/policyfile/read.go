@@ -16,28 +16,28 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// quarantineFile is the name of the file that loads by itself.
+// quarantineFile is the name of the file that is loaded independently of the others.
 const quarantineFile = "quarantine.yaml"
 
-// Files is the bytes of one reading. It is immutable.
+// Files holds the bytes of all policy files at one moment. It is immutable.
 type Files struct {
 	list []file // sorted by name; names are unique
 }
 
 type file struct {
 	name string // relative to the policy root
-	path string // as opened, for errors
+	path string // the path that was opened, for errors
 	data []byte
 }
 
-// Read reads policy files. Each path is a file, or a directory of which it
-// reads every *.yaml; dot files (a ConfigMap's ..data) and directories inside
-// are skipped, symbolic links followed. The files are identified by their
-// names, so two of the same name are an error, and so is a name like x.yml that
+// Read reads policy files. Each path is a file, or a directory in which it reads every
+// *.yaml. It skips names that begin with a dot (such as ..data of a ConfigMap) and all
+// names without a YAML suffix, and follows symbolic links. Files are identified by their
+// names, so two files with the same name are an error, and so is a name like x.yml that
 // looks like policy and would not be read. All files together may have 64 MiB.
 //
-// Read takes no lock: a reader of files that change reads until two readings
-// have the same Digest.
+// Read takes no lock. If the files may change, call it until two readings have the same
+// Digest.
 func Read(paths ...string) (*Files, error) {
 	files, err := readable(paths)
 	if err != nil {
@@ -46,8 +46,7 @@ func Read(paths ...string) (*Files, error) {
 	return files, nil
 }
 
-// readable returns the files that can be read, also with an error: the first of
-// those that say what cannot.
+// readable returns the files that can be read, and the first error if others cannot.
 func readable(paths []string) (*Files, error) {
 	if len(paths) == 0 {
 		return &Files{}, errors.New("reading policy: no path was given")
@@ -63,7 +62,7 @@ func readable(paths []string) (*Files, error) {
 	return &Files{list: r.list}, nil
 }
 
-// filesOf returns the files whose bytes are given by name. It keeps the bytes.
+// filesOf returns Files with the given bytes by name. It does not copy the bytes.
 func filesOf(data map[string][]byte) (*Files, error) {
 	f := new(Files)
 	left := int64(strictyaml.MaxBytes)
@@ -76,7 +75,7 @@ func filesOf(data map[string][]byte) (*Files, error) {
 	return f, nil
 }
 
-// Empty reports whether there are no files: a directory without any.
+// Empty reports whether there are no files.
 func (f *Files) Empty() bool { return len(f.list) == 0 }
 
 // Names returns the names of the files, relative to the policy root and sorted.
@@ -88,13 +87,13 @@ func (f *Files) Names() []string {
 	return names
 }
 
-// Digest returns a hash over the names and bytes of all files, by which two
-// readings are told apart. It is the same wherever the policy root lies. The
-// version of the policy is another one: it does not depend on names and comments.
+// Digest returns a hash over the names and bytes of all files in hex, by which readings
+// are compared. It does not depend on the path of the policy root. The version of the
+// policy is another hash, which does not depend on names and comments.
 func (f *Files) Digest() string {
 	hash := sha256.New()
 	part := func(b []byte) {
-		var size [8]byte // before each part, so that no two lists hash the same bytes
+		var size [8]byte // written before each part, so that no two lists hash the same bytes
 		binary.BigEndian.PutUint64(size[:], uint64(len(b)))
 		hash.Write(size[:])
 		hash.Write(b)
@@ -106,12 +105,12 @@ func (f *Files) Digest() string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
-// reader collects files up to a number of bytes.
+// reader collects files up to a total number of bytes.
 type reader struct {
 	list  []file
-	paths map[string]string // by name
-	left  int64
-	first error // of those of add
+	paths map[string]string // paths by file name
+	left  int64             // number of bytes that may still be read
+	first error             // the first error
 }
 
 // fail keeps the first error.
@@ -121,8 +120,8 @@ func (r *reader) fail(err error) {
 	}
 }
 
-// add returns an error for a path that cannot be read, and keeps those of the
-// files in a directory.
+// add reads the file or the directory at a path. It returns an error if the path itself
+// cannot be read, and passes errors of files in a directory to fail.
 func (r *reader) add(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -188,7 +187,7 @@ func readAll(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, tooLarge(path) // it grew since Stat
+		return nil, tooLarge(path) // the file has grown since Stat
 	}
 	return data, nil
 }

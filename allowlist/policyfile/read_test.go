@@ -16,8 +16,8 @@ import (
 
 const minimal = "version: 1\n"
 
-// write makes files below a new directory; a value that begins with -> is a
-// symbolic link.
+// write makes files in a new directory and returns its path. A value that begins with ->
+// makes a symbolic link.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -82,7 +82,7 @@ func TestReadRefuses(t *testing.T) {
 	if err := os.WriteFile(root+"/large", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(root+"/large", strictyaml.MaxBytes); err != nil { // sparse
+	if err := os.Truncate(root+"/large", strictyaml.MaxBytes); err != nil { // a sparse file
 		t.Fatal(err)
 	}
 	for name, row := range map[string]struct {
@@ -169,7 +169,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestParse: bytes by name mean what the same files in a directory mean.
+// TestParse checks that bytes by name mean the same as these files in a directory.
 func TestParse(t *testing.T) {
 	for name, texts := range map[string]map[string]string{
 		"a policy":                 {"b.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n", "a.yaml": "version: 1\ndestinations: {x: [{host: a.example}]}\n"},
@@ -201,7 +201,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseRefuses what is too large in all, before it is parsed.
+// TestParseRefuses checks that files that are too large together are refused before they
+// are parsed.
 func TestParseRefuses(t *testing.T) {
 	policy, err := Parse(testOptions(), map[string][]byte{"a.yaml": []byte(minimal), "b.yaml": make([]byte, strictyaml.MaxBytes)})
 	if policy != nil || err == nil || err.Error() != "reading policy: b.yaml: the policy has more than 64 MiB" {
@@ -245,7 +246,7 @@ func TestQuarantineLoadsByItself(t *testing.T) {
 	cut := "version: 1\nquarantine:\n  - {id: spiffe://corp.example/a, reason: INC-1}\n"
 	for name, row := range map[string]struct {
 		files map[string]string
-		want  string // reason and place, or the error
+		want  string // the reason and the place, or the error
 	}{
 		"it is read beside a broken file":       {map[string]string{"quarantine.yaml": cut, "a.yaml": "]["}, "INC-1 quarantine.yaml:3"},
 		"without the file there is none":        {map[string]string{"a.yaml": cut}, ""},

@@ -8,74 +8,74 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// Loader loads one policy again and again. It keeps what it parsed, so that a
-// file that did not change is not parsed again. It belongs to one goroutine.
+// Loader loads one policy repeatedly. It keeps the trees of files without errors, so that
+// a file that has not changed is not parsed again. It is not safe for concurrent use.
 type Loader struct {
-	opts   Options
-	paths  []string
-	seen   string // what the last reading saw, believed or not
-	judged string // what the last believed reading saw
-	parsed map[string]parsedFile
+	opts     Options
+	paths    []string
+	seen     string                // fingerprint of the last reading
+	accepted string                // fingerprint of the last reading that was confirmed
+	parsed   map[string]parsedFile // trees by path
 
-	policy, quarantine string            // digests of what Loaded last told of
-	compiled           *allowlist.Policy // made of the files with the digest policy
+	policy, quarantine string            // digests of the last policy and quarantine list that were loaded
+	compiled           *allowlist.Policy // the policy that was compiled from the files with the digest policy
 }
 
-// parsedFile is a file without errors, ready to be walked again.
+// parsedFile is the tree of a file, which can be walked again.
 type parsedFile struct {
 	sum  [sha256.Size]byte
 	root *strictyaml.Node
 }
 
-// Loaded is what came of one reading.
+// Loaded is the result of one reading.
 type Loaded struct {
-	// Settled is false if another reading must confirm this one; then nothing
-	// else is set.
-	Settled bool
-	// Changed is false if the files are as they were when last believed; then
-	// nothing else is set.
+	// Confirmed is false if another reading must confirm this one. No other field is set
+	// then.
+	Confirmed bool
+	// Changed is false if the files are the same as in the last confirmed reading. No
+	// other field but Confirmed is set then.
 	Changed bool
-	// Policy is compiled of all files but quarantine.yaml; nil if they have an
+	// Policy is compiled from all files but quarantine.yaml. It is nil if they have an
 	// error.
 	Policy *allowlist.Policy
-	// PolicyChanged says that these files differ from those of the last load, and
-	// QuarantineChanged that quarantine.yaml does. If they do not, Policy is the
-	// one of the last load.
+	// PolicyChanged says that these files differ from those of the last Policy, and
+	// QuarantineChanged that quarantine.yaml differs from that of the last Quarantine. If
+	// these files have not changed and have no error, Policy is the last one.
 	PolicyChanged, QuarantineChanged bool
-	// Quarantine is that of quarantine.yaml, whatever is wrong with other files;
-	// empty if there is no such file, and nil if it has an error or may be among
-	// what cannot be read.
+	// Quarantine is the list in quarantine.yaml, whatever errors other files have. It is
+	// empty if there is no such file, and nil if the file has an error or may be one of
+	// the files that cannot be read.
 	Quarantine *allowlist.QuarantineList
 }
 
-// NewLoader returns a loader of the policy at paths, each a file or a
-// directory.
+// NewLoader returns a loader for the policy at paths, each a file or a directory.
 func NewLoader(opts Options, paths ...string) *Loader {
 	return &Loader{opts: opts, paths: paths, parsed: map[string]parsedFile{}}
 }
 
-// Load reads the files and believes the reading if they are settled, that is
-// were put there whole, or if it saw what the reading before saw. With an error
-// Policy and Quarantine may still be set, each holds by itself: what is nil
-// should stay as it was.
-func (l *Loader) Load(settled bool) (Loaded, error) {
-	files, sees, err := l.read()
-	if settled { // by a rename, but perhaps more files than one
-		l.seen = sees
-		files, sees, err = l.read()
+// Load reads the files. A reading is confirmed if it is the same as the reading before.
+// complete says that a rename put the files in place, so that their content is complete:
+// Load then reads twice itself. Policy and Quarantine may be set together with an error,
+// because they are independent. For each of them that is nil, the caller should keep the
+// one that it has.
+func (l *Loader) Load(complete bool) (Loaded, error) {
+	files, fingerprint, err := l.read()
+	if complete { // by a rename, but other files may be renamed just now
+		l.seen = fingerprint
+		files, fingerprint, err = l.read()
 	}
-	settled = sees == l.seen
-	l.seen = sees
+	confirmed := fingerprint == l.seen
+	l.seen = fingerprint
 	switch {
-	case sees == l.judged:
-		return Loaded{Settled: true}, nil
-	case !settled:
+	case fingerprint == l.accepted:
+		return Loaded{Confirmed: true}, nil
+	case !confirmed:
 		return Loaded{}, nil
 	}
-	l.judged = sees
-	loaded := Loaded{Settled: true, Changed: true}
+	l.accepted = fingerprint
+	loaded := Loaded{Confirmed: true, Changed: true}
 	policy, quarantine := files.split()
-	if err != nil && quarantine.Empty() { // there may be one among what cannot be read
+	if err != nil && quarantine.Empty() { // quarantine.yaml may be one of the files that cannot be read
 		return loaded, err
 	}
 	lines, quarantineErr := quarantine.Quarantine()
@@ -94,7 +94,7 @@ func (l *Loader) Load(settled bool) (Loaded, error) {
 	case err == nil:
 		loaded.Policy = l.compiled
 	case errors.Is(err, ErrEmpty) && quarantineErr != nil:
-		return loaded, quarantineErr // there is a file, and it is broken
+		return loaded, quarantineErr // there is a file, so the policy is not empty
 	}
 	return loaded, errors.Join(err, quarantineErr)
 }
@@ -112,10 +112,11 @@ func (f *Files) split() (policy, quarantine *Files) {
 	return policy, quarantine
 }
 
-// read also returns what tells two readings apart: the digest, or the error,
-// so that one that lasts is reported once, with the quarantine list, which counts
-// all the same.
-func (l *Loader) read() (files *Files, sees string, err error) {
+// read reads the files. It also returns the fingerprint by which readings are compared:
+// the digest of the files, or the error and the digest of quarantine.yaml. An error that
+// lasts is therefore reported once, and a quarantine that changes meanwhile is still
+// loaded.
+func (l *Loader) read() (files *Files, fingerprint string, err error) {
 	files, err = readable(l.paths)
 	if err == nil && files.Empty() {
 		err = ErrEmpty
@@ -127,13 +128,13 @@ func (l *Loader) read() (files *Files, sees string, err error) {
 	return files, files.Digest(), nil
 }
 
-// compile makes a policy of all files but quarantine.yaml.
+// compile compiles a policy from files, which are all files but quarantine.yaml.
 func (l *Loader) compile(files *Files) (*allowlist.Policy, error) {
-	walk := newLoader(l.opts)
+	walk := newWalker(l.opts)
 	walk.parse = l.parse
 	spec, err := files.spec(walk)
 	if err != nil {
-		clear(l.parsed) // a tree that was walked with an error is not whole
+		clear(l.parsed) // a walk with an error may leave parts of a tree out
 		return nil, err
 	}
 	policy, err := compile(spec)
@@ -144,7 +145,7 @@ func (l *Loader) compile(files *Files) (*allowlist.Policy, error) {
 	return policy, nil
 }
 
-// parse returns the tree of a file, the kept one if its bytes are the same.
+// parse returns the tree of a file. It is the kept tree if the bytes are the same.
 func (l *Loader) parse(f file, errs *strictyaml.Errors) *strictyaml.Node {
 	sum := sha256.Sum256(f.data)
 	if kept, ok := l.parsed[f.path]; ok && kept.sum == sum {
@@ -158,7 +159,7 @@ func (l *Loader) parse(f file, errs *strictyaml.Errors) *strictyaml.Node {
 	return root
 }
 
-// forget drops the trees of files that are gone.
+// forget drops the trees of all files that are not in files.
 func (l *Loader) forget(files *Files) {
 	there := map[string]bool{}
 	for _, f := range files.list {

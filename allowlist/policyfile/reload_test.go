@@ -39,23 +39,23 @@ func allows(p *allowlist.Policy, id, dest string) bool {
 	}).Allowed()
 }
 
-func TestLoaderBelievesWhatIsSettledOrRepeated(t *testing.T) {
+func TestLoaderConfirmsWhatIsCompleteOrRepeated(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
 	l := NewLoader(Options{}, dir)
 	first, err := l.Load(true)
-	if err != nil || !first.Settled || !first.Changed || !allows(first.Policy, workload, "one.example:443") {
+	if err != nil || !first.Confirmed || !first.Changed || !allows(first.Policy, workload, "one.example:443") {
 		t.Fatalf("first load: %+v, %v", first, err)
 	}
 	if again, err := l.Load(true); err != nil || again.Changed || again.Policy != nil {
 		t.Errorf("the same files again: %+v, %v", again, err)
 	}
 	put(t, dir, "a.yaml", strings.ReplaceAll(onePolicy, "one.", "three."))
-	if got, err := l.Load(false); err != nil || got.Settled || got.Policy != nil {
-		t.Errorf("a first unsettled reading was believed: %+v, %v", got, err)
+	if got, err := l.Load(false); err != nil || got.Confirmed || got.Policy != nil {
+		t.Errorf("the first reading of files that may be incomplete was confirmed: %+v, %v", got, err)
 	}
-	if got, err := l.Load(false); err != nil || !got.Settled || !allows(got.Policy, workload, "three.example:443") {
-		t.Errorf("the repeated reading was not believed: %+v, %v", got, err)
+	if got, err := l.Load(false); err != nil || !got.Confirmed || !allows(got.Policy, workload, "three.example:443") {
+		t.Errorf("the repeated reading was not confirmed: %+v, %v", got, err)
 	}
 }
 
@@ -116,8 +116,8 @@ func TestLoaderLoadsTheQuarantineByItself(t *testing.T) {
 	}
 }
 
-// TestUnchangedFilesAreNotParsedAgain looks at the kept trees: the one of the
-// file that did not change is the same.
+// TestUnchangedFilesAreNotParsedAgain checks that the kept tree of a file that has not
+// changed stays the same.
 func TestUnchangedFilesAreNotParsedAgain(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
@@ -138,7 +138,7 @@ func TestUnchangedFilesAreNotParsedAgain(t *testing.T) {
 	if !allows(got.Policy, workload, "one.example:443") || !allows(got.Policy, "spiffe://td.example/x", "four.example:443") {
 		t.Error("the policy is not that of both files")
 	}
-	// What the other file does now is an error at its place in the kept one.
+	// A change of the other file now causes an error at a place in the kept tree.
 	put(t, dir, "b.yaml", strings.ReplaceAll(twoPolicy, "    allow:", "    owner: x\n    allow:")+
 		"  - id: spiffe://td.example/w\n    owner: x\n    allow: [{host: five.example}]\n")
 	if _, err := l.Load(true); err != nil {
@@ -152,8 +152,9 @@ func TestUnchangedFilesAreNotParsedAgain(t *testing.T) {
 	}
 }
 
-// TestLoaderComparesWholeDigests: two policies of one version, 12 digits, can
-// be made in seconds, and the second must not pass for the first.
+// TestLoaderComparesWholeDigests checks that readings are compared by more than the
+// version. Two policies with the same version, 12 digits, can be made in seconds, and the
+// second must not be taken for the first.
 func TestLoaderComparesWholeDigests(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
@@ -161,13 +162,13 @@ func TestLoaderComparesWholeDigests(t *testing.T) {
 	if _, err := l.Load(true); err != nil {
 		t.Fatal(err)
 	}
-	if len(l.judged) != 64 || len(l.policy) != 64 || len(l.quarantine) != 64 {
-		t.Errorf("readings are compared by %d, %d and %d hex digits, want 64", len(l.judged), len(l.policy), len(l.quarantine))
+	if len(l.accepted) != 64 || len(l.policy) != 64 || len(l.quarantine) != 64 {
+		t.Errorf("readings are compared by %d, %d and %d hex digits, want 64", len(l.accepted), len(l.policy), len(l.quarantine))
 	}
 }
 
-// TestAFileThatCannotBeReadHoldsNoQuarantineBack: whatever is wrong with another
-// file, also that it cannot be read at all.
+// TestAFileThatCannotBeReadHoldsNoQuarantineBack checks that quarantine.yaml is loaded
+// whatever is wrong with another file, also if that file cannot be read.
 func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -217,8 +218,9 @@ func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
 	}
 }
 
-// TestABrokenQuarantineAloneIsNoEmptyDirectory: a gateway may start with an empty
-// one, and must not with a quarantine that it cannot read.
+// TestABrokenQuarantineAloneIsNoEmptyDirectory checks that a directory with only a broken
+// quarantine.yaml does not count as empty. A gateway may start with an empty directory
+// and must not start with a quarantine that it cannot read.
 func TestABrokenQuarantineAloneIsNoEmptyDirectory(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "quarantine.yaml", "version: 1\nallow: []\n")

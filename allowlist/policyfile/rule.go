@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// listKind says where a rule stands.
+// listKind says in which kind of list a rule is.
 type listKind uint8
 
 const (
@@ -17,13 +17,13 @@ const (
 	destinationList
 )
 
-// ruleKeys are the keys of one rule; nil is not there.
+// ruleKeys holds the values of the keys of one rule. They are nil if missing.
 type ruleKeys struct {
 	name, ticket, host, cidr, use, ports, expires,
 	addresses, tls, ech, methods, paths, upgrade, tunnel, dns *strictyaml.Node
 }
 
-// ruleTable are the keys of a rule.
+// ruleTable returns the keys of a rule.
 func ruleTable() []key[ruleKeys] {
 	return []key[ruleKeys]{
 		{"name", func(k *ruleKeys, v *strictyaml.Node) { k.name = v }},
@@ -44,27 +44,27 @@ func ruleTable() []key[ruleKeys] {
 	}
 }
 
-// rule is a rule as it stands in a file: a Rule, or the use of a destination.
+// rule is an item of a list of rules: a rule, or a use of a destination.
 type rule struct {
 	allowlist.Rule
-	at     strictyaml.Pos   // of the rule
-	nameAt strictyaml.Pos   // of the value of name
-	use    string           // the destination; "": the Rule is complete
-	useAt  strictyaml.Pos   // of the value of use
-	only   *strictyaml.Node // a key that no deny rule may have, or nil
+	at        strictyaml.Pos   // place of the rule
+	nameAt    strictyaml.Pos   // place of the value of name
+	use       string           // name of the destination; "" if the item is not a use
+	useAt     strictyaml.Pos   // place of the value of use
+	allowOnly *strictyaml.Node // value of a key that no deny rule may have; nil if none
 }
 
 // ruleList reads one list of rules.
 type ruleList struct {
-	loader *loader
+	walker *walker
 	in     *document
 	kind   listKind
-	names  map[string]strictyaml.Pos // of rules; the lists of one entry in a file share them
-	first  map[string]strictyaml.Pos // the rules so far, by what they do
+	names  map[string]strictyaml.Pos // places of the names of rules; shared by the lists of a part
+	first  map[string]strictyaml.Pos // places of the rules so far, by their canonical text
 }
 
-func newRuleList(l *loader, in *document, kind listKind, names map[string]strictyaml.Pos) *ruleList {
-	return &ruleList{loader: l, in: in, kind: kind, names: names, first: make(map[string]strictyaml.Pos)}
+func newRuleList(l *walker, in *document, kind listKind, names map[string]strictyaml.Pos) *ruleList {
+	return &ruleList{walker: l, in: in, kind: kind, names: names, first: make(map[string]strictyaml.Pos)}
 }
 
 // readAll reads a list of an entry and expands each use.
@@ -79,17 +79,17 @@ func (list *ruleList) readAll(v *strictyaml.Node) []allowlist.Rule {
 			rules = list.expand(rules, r)
 			continue
 		}
-		if !list.loader.grow(1, r.at) {
+		if !list.walker.countRules(1, r.at) {
 			break
 		}
-		list.takeName(r.Name, r.nameAt)
+		list.addName(r.Name, r.nameAt)
 		rules = append(rules, r.Rule)
 	}
 	return rules
 }
 
-// read reads one rule. It reports false if the kind of its target is not known,
-// or if the list has the same rule already, under whatever name.
+// read reads one rule. It returns false if the rule has no valid target, or if the list
+// has the same rule already, under whatever name.
 func (list *ruleList) read(item *strictyaml.Node) (rule, bool) {
 	r, ok := list.parse(item)
 	if !ok {
@@ -97,30 +97,30 @@ func (list *ruleList) read(item *strictyaml.Node) (rule, bool) {
 	}
 	key := canonical(r)
 	if at, ok := list.first[key]; ok {
-		list.loader.errs.Add(r.at, "the list has the same rule at %s: remove one", at)
+		list.walker.errs.Add(r.at, "the list has the same rule at %s: remove one", at)
 		return r, false
 	}
 	list.first[key] = r.at
 	return r, true
 }
 
-// takeName sees to it that each name of an entry means one rule.
-func (list *ruleList) takeName(name string, at strictyaml.Pos) {
+// addName adds the name of a rule, or an error if another rule has the name already.
+func (list *ruleList) addName(name string, at strictyaml.Pos) {
 	if name == "" {
 		return
 	}
 	if first, ok := list.names[name]; ok {
-		list.loader.errs.Add(at, "name: another rule beside it is named %q, at %s: rename one", name, first)
+		list.walker.errs.Add(at, "name: another rule beside it is named %q, at %s: rename one", name, first)
 		return
 	}
 	list.names[name] = at
 }
 
-// canonical spells what a rule does: equal rules have equal text.
+// canonical returns a text that is equal for rules that do the same.
 func canonical(r rule) string {
 	b := append(make([]byte, 0, 64), r.use...)
 	add := func(key, value string) {
-		b = append(b, '\n') // no value has one
+		b = append(b, '\n') // no value contains a newline
 		b = append(b, key...)
 		b = append(b, value...)
 	}
@@ -157,12 +157,12 @@ func flag(set bool) byte {
 	return '0'
 }
 
-// parse reads one rule; false means that its kind of target is not known.
+// parse reads one rule. It returns false if the rule has no valid target.
 func (list *ruleList) parse(item *strictyaml.Node) (rule, bool) {
-	kind, classes := list.kind, list.loader.classifier
+	kind, classes := list.kind, list.walker.classifier
 	var k ruleKeys
-	takeKeys(&k, item, list.loader.ruleTable)
-	r := rule{at: item.Pos(), only: k.allowOnly()}
+	readKeys(&k, item, list.walker.ruleTable)
+	r := rule{at: item.Pos(), allowOnly: k.allowOnly()}
 	if !k.checkTarget(item, kind) {
 		return r, false
 	}
@@ -180,11 +180,12 @@ func (list *ruleList) parse(item *strictyaml.Node) (rule, bool) {
 	return r, ok
 }
 
-// restrictions are the keys that only an allow rule may have.
+// restrictions returns the values of the keys that only an allow rule may have.
 func (k *ruleKeys) restrictions() [9]*strictyaml.Node {
 	return [...]*strictyaml.Node{k.expires, k.addresses, k.tls, k.ech, k.methods, k.paths, k.upgrade, k.tunnel, k.dns}
 }
 
+// allowOnly returns the value of the first key that only an allow rule may have, or nil.
 func (k *ruleKeys) allowOnly() *strictyaml.Node {
 	for _, v := range k.restrictions() {
 		if v != nil {
@@ -194,8 +195,8 @@ func (k *ruleKeys) allowOnly() *strictyaml.Node {
 	return nil
 }
 
-// checkTarget sees to it that the rule has one of host, cidr and use, and with
-// use little else.
+// checkTarget reports whether the rule has exactly one of host, cidr and use, and adds an
+// error if not. It also adds an error for each key that a use may not have.
 func (k *ruleKeys) checkTarget(item *strictyaml.Node, kind listKind) bool {
 	var targets []*strictyaml.Node
 	for _, v := range []*strictyaml.Node{k.host, k.cidr, k.use} {
@@ -235,7 +236,7 @@ func (k *ruleKeys) restrictionsButExpires() []*strictyaml.Node {
 func (k *ruleKeys) checkDeny() {
 	for _, v := range k.restrictions() {
 		switch {
-		case v == nil || k.use != nil && v != k.expires: // reported
+		case v == nil || k.use != nil && v != k.expires: // checkTarget has added the error for a use
 		case v == k.expires:
 			v.KeyErrorf("a deny rule does not expire, for a date must not widen a policy: remove it")
 		default:
@@ -244,7 +245,7 @@ func (k *ruleKeys) checkDeny() {
 	}
 }
 
-// checkUseless refuses keys that could never do anything.
+// checkUseless adds an error for each key that could never have an effect.
 func (k *ruleKeys) checkUseless(r *rule) {
 	if k.addresses != nil && k.cidr != nil {
 		k.addresses.KeyErrorf("only with host, for what a name may resolve into: remove it")
@@ -266,8 +267,8 @@ func (k *ruleKeys) checkUseless(r *rule) {
 	}
 }
 
-// checkTunnel refuses keys about the first bytes of a tunnel that the rule never
-// looks at, or that refuse all that it admits.
+// checkTunnel adds an error for each key about the first bytes of a tunnel that has no
+// effect, or with which the rule would admit nothing.
 func (k *ruleKeys) checkTunnel(r *rule) {
 	plain := k.methods
 	if plain == nil {
@@ -284,7 +285,7 @@ func (k *ruleKeys) checkTunnel(r *rule) {
 	}
 }
 
-// read fills in the values of all keys that are there.
+// read sets the fields of a rule from the values of its keys.
 func (k *ruleKeys) read(r *rule, classes *allowlist.Classifier) {
 	if k.name != nil {
 		r.Name, r.nameAt = readName(k.name), k.name.Pos()
@@ -345,8 +346,8 @@ func (k *ruleKeys) readTLS() (tls allowlist.TLSMode, ech allowlist.ECHMode) {
 	return tls, ech
 }
 
-// readUnique reads a list, or one value, in which nothing stands twice; nil if
-// v is not there.
+// readUnique reads a list of different values, or one value. It returns nil if v is nil,
+// and adds an error if the list has a value twice.
 func readUnique[T comparable](v *strictyaml.Node, read func(*strictyaml.Node) (T, bool)) []T {
 	if v == nil {
 		return nil

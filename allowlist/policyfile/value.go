@@ -15,10 +15,10 @@ import (
 const (
 	maxName   = 64
 	maxNote   = 256 // bytes
-	hashChars = 10  // of the name that an unnamed rule gets
+	hashChars = 10  // length of the hash that is the name of an unnamed rule
 )
 
-// readName reads the name of a rule or, by its key, of a destination.
+// readName reads the name of a rule.
 func readName(v *strictyaml.Node) string {
 	name, ok := v.Text()
 	if !ok {
@@ -31,7 +31,8 @@ func readName(v *strictyaml.Node) string {
 	return name
 }
 
-// badName says what is wrong with a name, "" if nothing.
+// badName returns the end of a message about what is wrong with the name of a rule or of
+// a destination, or "" if it is valid.
 func badName(name string) string {
 	hexDigits := 0
 	for i := range len(name) {
@@ -92,8 +93,8 @@ func readPorts(v *strictyaml.Node) (allowlist.PortRange, bool) {
 	return ports, true
 }
 
-// readPrefix reads a range of addresses; an IPv4-mapped one becomes IPv4, as
-// addresses do before they are compared.
+// readPrefix reads a range of addresses. An IPv4-mapped range becomes IPv4, because
+// addresses are unmapped before they are compared.
 func readPrefix(v *strictyaml.Node) (netip.Prefix, bool) {
 	text, ok := v.Text()
 	if !ok {
@@ -124,14 +125,15 @@ func readPrefix(v *strictyaml.Node) (netip.Prefix, bool) {
 	return prefix, true
 }
 
-// reportClosed adds an error if v, a range of an allow rule, can never open.
+// reportClosed adds an error at v if an allow rule for the range allows nothing.
 func reportClosed(v *strictyaml.Node, prefix netip.Prefix, classes *allowlist.Classifier) {
 	if why := neverOpens(prefix, classes); why != "" {
 		v.Errorf("%s", why)
 	}
 }
 
-// neverOpens says why an allow rule for a range allows nothing, "" if it may.
+// neverOpens returns a message that says why an allow rule for a range allows nothing, or
+// "" if the rule may allow something.
 func neverOpens(prefix netip.Prefix, classes *allowlist.Classifier) string {
 	class := classes.SingleOnly(prefix)
 	if class == allowlist.Invalid {
@@ -188,7 +190,7 @@ func readPath(v *strictyaml.Node) (allowlist.PathPattern, bool) {
 	return path, true
 }
 
-// readType reads a DNS query type beyond those that every rule has.
+// readType reads a DNS query type that not every rule has.
 func readType(v *strictyaml.Node) (allowlist.QueryType, bool) {
 	text, ok := v.Text()
 	if !ok {

@@ -35,7 +35,7 @@ type policyFiles struct {
 // is for unless it names others; zero is none.
 func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, own spiffeid.TrustDomain, log *slog.Logger) (*policyFiles, error) {
 	f := &policyFiles{paths: paths, log: log, loader: policyfile.NewLoader(policyfile.Options{TrustDomain: own}, paths...)}
-	loaded, err := f.settle(ctx)
+	loaded, err := f.loadConfirmed(ctx)
 	switch {
 	case errors.Is(err, policyfile.ErrEmpty):
 		log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
@@ -51,14 +51,14 @@ func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, ow
 	return f, nil
 }
 
-// settle reads the files until they stay as they are: somebody may be writing
-// them just now. A writer that keeps one open is waited for, as the watcher does.
-func (f *policyFiles) settle(ctx context.Context) (loaded policyfile.Loaded, err error) {
+// loadConfirmed reads the files until two readings are the same, since they may be written
+// just now. Like the watcher, it waits for a process that has a file open for writing.
+func (f *policyFiles) loadConfirmed(ctx context.Context) (loaded policyfile.Loaded, err error) {
 	patience := time.Now().Add(watch.MaxWriting)
 	for told := false; ; {
 		file := watch.Writing(f.paths, isPolicyFile)
 		if file == "" || time.Now().After(patience) {
-			if loaded, err = f.loader.Load(false); loaded.Settled {
+			if loaded, err = f.loader.Load(false); loaded.Confirmed {
 				return loaded, err
 			}
 		} else if !told {
@@ -82,9 +82,9 @@ func (f *policyFiles) Follow(ctx context.Context, again <-chan struct{}, loaded 
 }
 
 // reload reads the files again; see watch.Config.Changed.
-func (f *policyFiles) reload(ctx context.Context, settled bool) (done bool) {
-	loaded, err := f.loader.Load(settled)
-	if !loaded.Settled {
+func (f *policyFiles) reload(ctx context.Context, complete bool) (done bool) {
+	loaded, err := f.loader.Load(complete)
+	if !loaded.Confirmed {
 		return false
 	}
 	again := f.starved && !loaded.Changed // it found none again: that is told already

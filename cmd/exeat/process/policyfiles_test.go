@@ -176,10 +176,10 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 	policy, quarantine := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "quarantine.yaml")
 	const cut = "version: 1\nquarantine: [{id: spiffe://td.example/w}]\n"
 	for _, step := range []struct {
-		name    string
-		change  func()
-		settled bool
-		done    bool
+		name     string
+		change   func()
+		complete bool
+		done     bool
 
 		policy, other, quarantine, failed bool // a policy has come, with other rules; a quarantine list; an error
 	}{
@@ -187,29 +187,29 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 		{name: "a broken quarantine comes with the first policy", change: func() {
 			put(t, policy, goodPolicy)
 			put(t, quarantine, "version: 1\nquarantine: [{id: spiffe://td.example/w, until: 2027-01-01}]\n")
-		}, settled: true, done: true, policy: true, other: true, failed: true},
-		{name: "the same", settled: true, done: true},
-		{name: "the quarantine is mended", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, settled: true, done: true, policy: true, quarantine: true},
+		}, complete: true, done: true, policy: true, other: true, failed: true},
+		{name: "the same", complete: true, done: true},
+		{name: "the quarantine is mended", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, complete: true, done: true, policy: true, quarantine: true},
 		{name: "half of another policy", change: func() { put(t, policy, goodPolicy+"      - host: two.example\n") }},
 		{name: "the whole of it", change: func() { put(t, policy, goodPolicy+"      - host: two.example\n      - host: three.example\n") }},
 		{name: "the whole of it, again", done: true, policy: true, other: true},
-		{name: "a quarantine", change: func() { put(t, quarantine, cut) }, settled: true, done: true, policy: true, quarantine: true},
-		{name: "a broken policy", change: func() { put(t, policy, "version: 1\nidentites: []\n") }, settled: true, done: true, failed: true},
-		{name: "a quarantine beside it", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, settled: true, done: true, quarantine: true, failed: true},
-		{name: "the first policy again", change: func() { put(t, policy, goodPolicy) }, settled: true, done: true, policy: true, other: true},
+		{name: "a quarantine", change: func() { put(t, quarantine, cut) }, complete: true, done: true, policy: true, quarantine: true},
+		{name: "a broken policy", change: func() { put(t, policy, "version: 1\nidentites: []\n") }, complete: true, done: true, failed: true},
+		{name: "a quarantine beside it", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, complete: true, done: true, quarantine: true, failed: true},
+		{name: "the first policy again", change: func() { put(t, policy, goodPolicy) }, complete: true, done: true, policy: true, other: true},
 		{name: "no quarantine list any more", change: func() {
 			put(t, quarantine, cut)
 			f.reload(t.Context(), true)
 			if err := os.Remove(quarantine); err != nil {
 				t.Fatal(err)
 			}
-		}, settled: true, done: true, policy: true, quarantine: true},
+		}, complete: true, done: true, policy: true, quarantine: true},
 	} {
 		if step.change != nil {
 			step.change()
 		}
 		before := told.n
-		if got := f.reload(t.Context(), step.settled); got != step.done || (told.n == before) == step.done {
+		if got := f.reload(t.Context(), step.complete); got != step.done || (told.n == before) == step.done {
 			t.Errorf("%s: done %v, told %d times; want %v", step.name, got, told.n-before, step.done)
 		}
 		if !step.done {
