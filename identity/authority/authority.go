@@ -1,22 +1,22 @@
-// Package authority is a small SPIFFE authority: one CA for one trust domain
-// that mints X509-SVIDs into memory or into a directory.
+// Package authority is a small SPIFFE authority: one CA for one trust domain that mints
+// X509-SVIDs into memory or into a directory.
 //
 //	ca, err := authority.New(authority.Config{TrustDomain: td})
 //	svid, err := ca.Mint(authority.Options{ID: id, DNS: []string{"localhost"}})
 //	err = svid.WriteDir("/tmp/demo/gateway", ca.Bundle())
 //
-// The room workloadapi below it serves what it mints over the SPIFFE Workload
-// API. Its CA changes only when it is told to, in the three steps of a roll, and
-// only if it lives in memory:
+// Package workloadapi serves SVIDs of an authority over the SPIFFE Workload API. The CA
+// is replaced only by the three steps of a roll, which an authority in a directory does
+// not have:
 //
-//	err = ca.Prepare()  // a new CA joins the bundle: let it reach everybody
-//	err = ca.Activate() // it signs from now on: let everybody get a new SVID
-//	err = ca.Retire()   // the old CA leaves the bundle
+//	err = ca.Prepare()  // adds a new CA to the bundle; wait until everybody has the bundle
+//	err = ca.Activate() // signs with the new CA; wait until everybody has a new SVID
+//	err = ca.Retire()   // removes the old CA from the bundle
 //
-// It is for demonstrations, development and tests, not for production: it keeps
-// its key in memory or in a plain file, it attests nobody and gives every
-// identity to whoever may call it, and it revokes nothing. Everything it mints
-// is well-formed; tests that need bad certificates make them with crypto/x509.
+// The package is for demonstrations, development and tests, not for production: it keeps
+// its key in memory or in a plain file, it attests no caller and gives every identity to
+// every caller, and it revokes nothing. Everything that it mints is well-formed; tests
+// that need bad certificates make them with crypto/x509.
 package authority
 
 import (
@@ -37,48 +37,49 @@ import (
 )
 
 const (
-	// DefaultCALifetime is that of an authority made by [New].
+	// DefaultCALifetime is the lifetime of a CA that [New] makes.
 	DefaultCALifetime = 24 * time.Hour
-	// storedCALifetime is that of an authority made by Open.
+	// storedCALifetime is the lifetime of a CA that Open makes.
 	storedCALifetime = 365 * 24 * time.Hour
 
-	// backdate is how far before now certificates begin, since the clocks of
-	// two machines differ.
+	// backdate is how long before the current time certificates begin to be valid, since
+	// the clocks of two machines differ.
 	backdate = time.Minute
 
-	// organization stands in the subject of every certificate.
+	// organization is the organization in the subject of every certificate.
 	organization = "exeat authority, not for production"
 )
 
-// Config says whose authority it is.
+// Config configures an authority in memory.
 type Config struct {
-	// TrustDomain is required.
+	// TrustDomain is the trust domain of the authority. Required.
 	TrustDomain spiffeid.TrustDomain
-	// CALifetime ends everything that the authority minted. Zero means
-	// [DefaultCALifetime]; negative is an error.
+	// CALifetime is the lifetime of each CA; nothing that the CA signs is valid for
+	// longer. Zero means [DefaultCALifetime]; negative is an error.
 	CALifetime time.Duration
 }
 
-// Authority is a CA with its key, and the CAs before and after it while they
-// are in its bundle. It is safe for concurrent use.
+// Authority is a CA with its key, and the CAs before and after it while they are in its
+// bundle. It is safe for concurrent use.
 type Authority struct {
 	trustDomain spiffeid.TrustDomain
-	lifetime    time.Duration // of a CA; zero: stored, and never rolled
+	lifetime    time.Duration // lifetime of a new CA; zero if the CA is in a directory and cannot be rolled
 
+	// mu guards the fields below.
 	mu      sync.Mutex
 	signing issuer
-	next    *issuer             // in the bundle; does not sign yet
-	old     []*x509.Certificate // in the bundle; sign no more
+	next    *issuer             // the CA that Prepare has made; nil if none
+	old     []*x509.Certificate // CAs that no longer sign and are still in the bundle
 	changed chan struct{}       // closed at the next change
 }
 
-// issuer is what signs. It is immutable.
+// issuer is a CA with its key. It is immutable.
 type issuer struct {
 	ca  *x509.Certificate
 	key crypto.Signer
 }
 
-// New returns an authority with a fresh key that lives in memory only.
+// New returns an authority with a new key that is kept in memory only.
 func New(config Config) (*Authority, error) {
 	switch {
 	case config.TrustDomain.IsZero():
@@ -101,10 +102,10 @@ func newIssuer(td spiffeid.TrustDomain, lifetime time.Duration) (issuer, error) 
 		return issuer{}, fmt.Errorf("generating the key of the authority: %w", err)
 	}
 	now := time.Now()
-	// X509-SVID section 4: a CA of a trust domain has the SPIFFE ID of the
-	// trust domain, without a path. The subject is the same for every
-	// authority of the trust domain: a client that holds a certificate of an
-	// older one still presents it, and learns that it is not trusted.
+	// X509-SVID section 4: a CA of a trust domain has the SPIFFE ID of the trust domain,
+	// without a path. The subject is the same for every authority of the trust domain, so
+	// that a client with a certificate of an older authority still presents it and learns
+	// that it is not trusted.
 	ca, err := sign(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{organization}, CommonName: commonName(td)},
 		URIs:                  []*url.URL{td.ID().URL()},
@@ -120,14 +121,13 @@ func newIssuer(td spiffeid.TrustDomain, lifetime time.Duration) (issuer, error) 
 	return issuer{ca: ca, key: key}, nil
 }
 
-// TrustDomain returns whose authority it is.
+// TrustDomain returns the trust domain of the authority.
 func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.trustDomain }
 
-// NotAfter returns when the CA that signs now expires.
+// NotAfter returns the time at which the CA that signs expires.
 func (a *Authority) NotAfter() time.Time { return a.issuer().ca.NotAfter }
 
-// Bundle returns the certificates of the authority as PEM, that of the CA which
-// signs now first.
+// Bundle returns the certificates of the authority as PEM. The CA that signs is first.
 func (a *Authority) Bundle() []byte {
 	var out []byte
 	for _, ca := range a.authorities() {
@@ -147,21 +147,21 @@ func (a *Authority) issuer() issuer {
 	return a.signing
 }
 
-// commonName cuts the name of a trust domain to what X.509 allows in a common
-// name (64 characters). It is there for people to read.
+// commonName returns the name of a trust domain, cut to the 64 characters that X.509
+// allows in a common name. It is for people only.
 func commonName(td spiffeid.TrustDomain) string {
 	const most = 64
 	name := td.Name()
 	return name[:min(most, len(name))]
 }
 
-// sign makes a certificate with a random serial number. A nil parent means
-// that it is signed by itself.
+// sign makes a certificate with a random serial number. A nil parent makes it
+// self-signed.
 func sign(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
 	if parent == nil {
 		parent = template
 	}
-	// Without a serial number in the template crypto/x509 draws one of 159 bits.
+	// Without a serial number in the template crypto/x509 makes a random one of 159 bits.
 	raw, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
 	if err != nil {
 		return nil, fmt.Errorf("signing: %w", err)

@@ -109,7 +109,7 @@ func TestSerialNumbersAreLongAndDiffer(t *testing.T) {
 		longest = max(longest, serial.BitLen())
 	}
 	if len(seen) != 20 || longest < 127 {
-		t.Errorf("%d different ones of 20, the longest has %d bits", len(seen), longest)
+		t.Errorf("%d of 20 serial numbers are different, the longest has %d bits", len(seen), longest)
 	}
 }
 
@@ -149,7 +149,7 @@ func TestMintRefuses(t *testing.T) {
 				t.Fatal("no error")
 			}
 			if !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("got %q, want it to say %q", err, test.want)
+				t.Errorf("got %q, want an error with %q", err, test.want)
 			}
 		})
 	}
@@ -169,7 +169,7 @@ func TestNothingOutlivesTheAuthority(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !svid.NotAfter.Equal(a.NotAfter()) {
-			t.Errorf("ends %s, want %s with the authority", svid.NotAfter, a.NotAfter())
+			t.Errorf("the SVID expires %s, want %s like the authority", svid.NotAfter, a.NotAfter())
 		}
 		<-time.After(time.Hour)
 		if _, err := a.Mint(Options{ID: workload()}); err == nil || !strings.Contains(err.Error(), "the authority expired") {
@@ -178,7 +178,7 @@ func TestNothingOutlivesTheAuthority(t *testing.T) {
 	})
 }
 
-// usualUmask makes files that are for everybody readable until the test ends.
+// usualUmask sets the umask to 022 until the test ends.
 func usualUmask(t *testing.T) {
 	t.Helper()
 	before := syscall.Umask(0o022)
@@ -212,7 +212,7 @@ func TestOpenMakesAnAuthorityOnceAndKeepsIt(t *testing.T) {
 	checkNames(t, dir, caFile, caKeyFile)
 }
 
-func TestOfManyWhoOpenOneMakesTheAuthority(t *testing.T) {
+func TestConcurrentOpensMakeOneAuthority(t *testing.T) {
 	const many = 16
 	dir := t.TempDir()
 	var opening sync.WaitGroup
@@ -289,7 +289,7 @@ func TestOpenRefuses(t *testing.T) {
 			test.spoil(t, dir)
 			a, err := Open(dir, spiffeid.RequireTrustDomainFromString(test.domain))
 			if err == nil || a != nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, %v; want an error that says %q", a, err, test.want)
+				t.Errorf("got %v, %v; want an error with %q", a, err, test.want)
 			}
 		})
 	}
@@ -379,7 +379,7 @@ func TestTwoWorkloadsTalk(t *testing.T) {
 		defer right.Close()
 		done <- tls.Server(right, &tls.Config{
 			Certificates: []tls.Certificate{server.TLS()}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
-			SessionTicketsDisabled: true, // nobody would read the ticket out of the pipe
+			SessionTicketsDisabled: true, // the client does not read a ticket from the pipe
 		}).HandshakeContext(t.Context())
 	}()
 	client := tls.Client(left, &tls.Config{Certificates: []tls.Certificate{server.TLS()}, RootCAs: roots, ServerName: "localhost"})

@@ -19,15 +19,16 @@ const (
 	caFile    = "ca.pem"
 	caKeyFile = "ca_key.pem"
 
-	publicDir   fs.FileMode = 0o755 // what is private in it is so by itself
+	publicDir   fs.FileMode = 0o755 // private files in it have their own mode
 	privateFile fs.FileMode = 0o600
 	publicFile  fs.FileMode = 0o644
 )
 
-// Open returns the authority that dir holds in ca.pem and ca_key.pem. If it
-// holds neither, a new one is made and stored there, the key readable for this
-// user only; of several callers at the same time one makes it. Half an authority,
-// an expired one, or one of another trust domain is an error.
+// Open returns the authority in the files ca.pem and ca_key.pem of dir. If neither
+// exists, Open makes a new authority and stores it there, with a key that only this user
+// can read. If several callers do so at the same time, one of them makes the authority
+// for all. It is an error if only one of the files exists, or if the authority has
+// expired or is of another trust domain.
 func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 	if dir == "" || td.IsZero() {
 		return nil, errors.New("authority needs a directory and a trust domain")
@@ -37,51 +38,51 @@ func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	held := read(root)
-	if held.noCert() || held.noKey() { // somebody else may be storing one
+	files := read(root)
+	if files.noCert() || files.noKey() { // another process may be storing them
 		unlock, err := lock(root)
 		if err != nil {
 			return nil, err
 		}
 		defer unlock()
-		held = read(root)
+		files = read(root)
 	}
 	switch {
-	case held.noCert() && held.noKey():
+	case files.noCert() && files.noKey():
 		return create(root, td)
-	case held.noCert():
+	case files.noCert():
 		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caKeyFile, caFile)
-	case held.noKey():
+	case files.noKey():
 		return nil, fmt.Errorf("%s holds %s without %s; remove it to make a new authority", dir, caFile, caKeyFile)
-	case held.certErr != nil || held.keyErr != nil:
-		return nil, fmt.Errorf("reading the authority: %w", errors.Join(held.certErr, held.keyErr))
+	case files.certErr != nil || files.keyErr != nil:
+		return nil, fmt.Errorf("reading the authority: %w", errors.Join(files.certErr, files.keyErr))
 	}
-	a, err := load(held.cert, held.key, td)
+	a, err := load(files.cert, files.key, td)
 	if err != nil {
 		return nil, fmt.Errorf("authority in %s: %w; remove %s and %s to make a new one", dir, err, caFile, caKeyFile)
 	}
 	return a, nil
 }
 
-// holding is what a directory has of an authority, as PEM.
-type holding struct {
+// storedFiles holds the files of an authority, as PEM, or the errors of reading them.
+type storedFiles struct {
 	cert, key       []byte
 	certErr, keyErr error
 }
 
-func read(root *os.Root) (h holding) {
-	h.cert, h.certErr = root.ReadFile(caFile)
-	h.key, h.keyErr = root.ReadFile(caKeyFile)
-	return h
+func read(root *os.Root) (f storedFiles) {
+	f.cert, f.certErr = root.ReadFile(caFile)
+	f.key, f.keyErr = root.ReadFile(caKeyFile)
+	return f
 }
 
-func (h *holding) noCert() bool { return errors.Is(h.certErr, fs.ErrNotExist) }
+func (f *storedFiles) noCert() bool { return errors.Is(f.certErr, fs.ErrNotExist) }
 
-func (h *holding) noKey() bool { return errors.Is(h.keyErr, fs.ErrNotExist) }
+func (f *storedFiles) noKey() bool { return errors.Is(f.keyErr, fs.ErrNotExist) }
 
-// lock waits until nobody else stores an authority in a directory, and keeps
-// others from it until unlock. It ends with the process, too. Some network file
-// systems lock no directory: there two may be made at the same time.
+// lock takes the lock of a directory, and waits while another caller has it. The lock
+// ends with unlock or with the process. Some network file systems cannot lock a
+// directory; there two callers may make an authority at the same time.
 func lock(root *os.Root) (unlock func(), err error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -143,17 +144,17 @@ func load(certPEM, keyPEM []byte, td spiffeid.TrustDomain) (*Authority, error) {
 	return stored(td, issuer{ca: ca, key: key}), nil
 }
 
-// stored is an authority without a lifetime for further CAs: a roll that its
-// directory does not know would be undone by the next Open.
+// stored returns an authority whose CA is in a directory. It has no lifetime for further
+// CAs, because a roll would not change the directory and the next Open would undo it.
 func stored(td spiffeid.TrustDomain, signing issuer) *Authority {
 	return &Authority{trustDomain: td, signing: signing, changed: make(chan struct{})}
 }
 
-// WriteDir writes svid.pem, svid_key.pem and bundle.pem, each replaced at once
-// (but not all three together: a reader must check that certificate and key
-// belong together). The key is readable for this user only, the rest, and
-// a directory that does not exist yet, for everybody whom the umask lets: the
-// bundle is for those who meet the workload.
+// WriteDir writes svid.pem, svid_key.pem and bundle.pem. Each file is replaced
+// atomically, but not the three together, so a reader must check that certificate and key
+// belong together. Only this user can read the key. The other files, and dir if it does
+// not exist yet, are readable for everybody whom the umask permits, because the peers of
+// the workload need the bundle.
 func (s *SVID) WriteDir(dir string, bundle []byte) error {
 	if len(bundle) == 0 {
 		return errors.New("writing an SVID needs a bundle")
@@ -190,8 +191,8 @@ func openDir(dir string) (*os.Root, error) {
 	return root, nil
 }
 
-// replace writes a file beside name and renames it, so that a reader sees the
-// old content or the new one.
+// replace writes a temporary file in the same directory and renames it to name, so that a
+// reader sees either the old content or the new.
 func replace(root *os.Root, name string, data []byte, mode fs.FileMode) error {
 	next := "." + name + "." + rand.Text()
 	err := root.WriteFile(next, data, mode)
@@ -199,7 +200,7 @@ func replace(root *os.Root, name string, data []byte, mode fs.FileMode) error {
 		err = root.Rename(next, name)
 	}
 	if err != nil {
-		_ = root.Remove(next) // it may not even exist; the first error says more
+		_ = root.Remove(next) // the file may not exist, and the first error matters more
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
 	return nil

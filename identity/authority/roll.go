@@ -5,9 +5,9 @@ import (
 	"errors"
 )
 
-// Prepare makes a new CA and adds it to the bundle; it does not sign yet. It is
-// an error while another one waits to be activated, and for an authority made
-// by [Open], whose directory holds one CA.
+// Prepare makes a new CA and adds it to the bundle. The new CA does not sign yet. It is
+// an error if another new CA has not been activated yet, or if [Open] made the authority,
+// since a directory has one CA only.
 func (a *Authority) Prepare() error {
 	if a.lifetime == 0 {
 		return errors.New("an authority in a directory has one CA; remove its files to make a new one")
@@ -26,8 +26,8 @@ func (a *Authority) Prepare() error {
 	return nil
 }
 
-// Activate lets the prepared CA sign. The old one stays in the bundle, so that
-// what it signed stays good.
+// Activate makes the prepared CA the one that signs. The old CA stays in the bundle, so
+// that the certificates that it signed stay trusted.
 func (a *Authority) Activate() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -40,7 +40,8 @@ func (a *Authority) Activate() error {
 	return nil
 }
 
-// Retire takes every old CA out of the bundle, which ends what they signed.
+// Retire removes every old CA from the bundle. The certificates that they signed are not
+// trusted any more.
 func (a *Authority) Retire() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -52,21 +53,21 @@ func (a *Authority) Retire() error {
 	return nil
 }
 
-// Changed returns a channel that is closed at the next step of a roll. Take it
-// before reading what may change.
+// Changed returns a channel that is closed at the next step of a roll. Call it before the
+// methods whose results a roll changes, so that no step is missed.
 func (a *Authority) Changed() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.changed
 }
 
-// announce is called with mu held.
+// announce closes the channel of Changed. The caller holds mu.
 func (a *Authority) announce() {
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
-// authorities returns the certificates in the bundle, in a slice of its own.
+// authorities returns the certificates in the bundle, in a new slice.
 func (a *Authority) authorities() []*x509.Certificate {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -31,14 +31,14 @@ func TestARollKeepsWhatIsInUseTrusted(t *testing.T) {
 		select {
 		case <-changed:
 		default:
-			t.Error("nobody was told of the step")
+			t.Error("the step did not close the channel of Changed")
 		}
 	}
 
 	old, ca := mint(), a.X509Bundle().X509Authorities()[0]
 	take(a.Prepare)
 	if got := a.X509Bundle().X509Authorities(); len(got) != 2 || !got[0].Equal(ca) {
-		t.Error("the prepared CA is not in the bundle, behind the one that signs")
+		t.Error("the prepared CA is not in the bundle, after the one that signs")
 	}
 	if leaf := mint(); !trusted(old) || leaf.CheckSignatureFrom(ca) != nil {
 		t.Error("the prepared CA signs already")
@@ -62,7 +62,7 @@ func TestStepsOfARollOutOfOrderAreErrors(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		take func() error
-		want string // empty: none
+		want string // text of the error; "" if there is none
 	}{
 		{"activate nothing", a.Activate, "no new CA"},
 		{"retire nothing", a.Retire, "no old CA"},

@@ -19,20 +19,20 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// DefaultLifetime is that of an X509-SVID.
+// DefaultLifetime is the default lifetime of an X509-SVID.
 const DefaultLifetime = time.Hour
 
-// Options say what to mint.
+// Options describes the X509-SVID to mint.
 type Options struct {
 	// ID is a SPIFFE ID of the trust domain, with a path. Required.
 	ID spiffeid.ID
-	// DNS are host names, or IP addresses, that stand in the certificate beside
-	// the SPIFFE ID, for clients that check the name of a server: letters,
-	// digits, hyphens and dots, the leftmost label may be "*". Empty means none.
+	// DNS holds host names and IP addresses for the certificate, beside the SPIFFE ID,
+	// for clients that check the name of a server. A name has letters, digits, hyphens
+	// and dots, and its leftmost label may be "*". Empty means none.
 	DNS []string
-	// Lifetime is from now on. Zero means [DefaultLifetime], or until the
-	// authority expires if that is sooner; longer than the authority lives, or
-	// negative, is an error.
+	// Lifetime is how long the SVID is valid from now on. Zero means [DefaultLifetime],
+	// or until the authority expires if that is sooner. It is an error if Lifetime is
+	// negative or ends after the authority.
 	Lifetime time.Duration
 }
 
@@ -40,18 +40,18 @@ type Options struct {
 type SVID struct {
 	// ID is the SPIFFE ID.
 	ID spiffeid.ID
-	// Certificate is the leaf, then the intermediates if there are any, as PEM.
+	// Certificate is the certificate as PEM. There are no intermediates.
 	Certificate []byte
-	// Key is the private key, PKCS #8 as PEM.
+	// Key is the private key in PKCS #8 as PEM.
 	Key []byte
-	// NotAfter is when it expires.
+	// NotAfter is the time at which the certificate expires.
 	NotAfter time.Time
 
 	leaf *x509.Certificate
 	key  crypto.Signer
 }
 
-// TLS returns the same for a [tls.Config].
+// TLS returns the certificate with its key for a [tls.Config].
 func (s *SVID) TLS() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{s.leaf.Raw}, PrivateKey: s.key, Leaf: s.leaf}
 }
@@ -79,9 +79,9 @@ func (a *Authority) Mint(options Options) (*SVID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generating a key: %w", err)
 	}
-	// The identity is the URI SAN and nothing else. The subject is there because
-	// programs that use GnuTLS take none for an error; it is not that of a CA,
-	// which would make the certificate look signed by itself.
+	// The identity is the URI SAN only. The certificate has a subject because programs
+	// that use GnuTLS refuse one without. The subject differs from that of the CA;
+	// otherwise the certificate would look self-signed.
 	leaf, err := sign(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{organization}},
 		URIs:                  []*url.URL{options.ID.URL()},
@@ -103,7 +103,7 @@ func (a *Authority) Mint(options Options) (*SVID, error) {
 	return &SVID{ID: options.ID, Certificate: encodeCertificate(leaf), Key: keyPEM, NotAfter: leaf.NotAfter, leaf: leaf, key: key}, nil
 }
 
-// end returns when a certificate of that lifetime expires.
+// end returns the time at which a certificate with the given lifetime expires.
 func (i issuer) end(now time.Time, lifetime time.Duration) (time.Time, error) {
 	left := i.ca.NotAfter.Sub(now)
 	switch {
@@ -119,7 +119,7 @@ func (i issuer) end(now time.Time, lifetime time.Duration) (time.Time, error) {
 	return now.Add(lifetime), nil
 }
 
-// hosts sorts host names from IP addresses.
+// hosts separates host names from IP addresses, and checks the names.
 func hosts(all []string) (names []string, addresses []net.IP, err error) {
 	for _, host := range all {
 		if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() == "" {
@@ -134,8 +134,8 @@ func hosts(all []string) (names []string, addresses []net.IP, err error) {
 	return names, addresses, nil
 }
 
-// checkName accepts what clients match as a DNS name (RFC 1123 section 2.1,
-// RFC 9525 section 6.3).
+// checkName returns nil if clients match name as a DNS name (RFC 1123 section 2.1, RFC
+// 9525 section 6.3), and an error otherwise.
 func checkName(name string) error {
 	const maxName, maxLabel = 253, 63
 	if name == "" || len(name) > maxName {

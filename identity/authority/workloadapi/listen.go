@@ -16,12 +16,12 @@ const (
 	privateSocket fs.FileMode = 0o600
 )
 
-// Listen makes a unix socket that only this user may open, in a directory that
-// is made for this user only if it does not exist. A socket that nobody listens
-// on any more is replaced; one that somebody does, or another file, is an error.
-// The socket is removed when the listener is closed.
+// Listen makes a unix socket that only this user may open. If its directory does not
+// exist, it makes one that only this user may enter. It replaces a socket on which nobody
+// listens any more; it is an error if somebody listens on it, or if the path is another
+// file. The socket is removed when the listener is closed.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
-	const longest = 107 // bytes of sun_path, unix(7), less the final zero
+	const longest = 107 // bytes of sun_path without the final zero (unix(7))
 	if path == "" || len(path) > longest {
 		return nil, fmt.Errorf("path of the Workload API socket has %d bytes; give one of 1 to %d", len(path), longest)
 	}
@@ -46,16 +46,17 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	return listener, nil
 }
 
-// closedAtBirth makes bind(2) create the socket for its owner only: between bind
-// and chmod, a loose umask would let others connect, and stay. Linux takes the
-// permissions from the descriptor; where it is an error, chmod remains.
+// closedAtBirth makes bind(2) create the socket for its owner only. With a loose umask
+// others could otherwise connect between bind and chmod, and stay connected. Linux takes
+// the mode of the socket from its descriptor; systems on which fchmod is an error have
+// only the chmod.
 func closedAtBirth(_, _ string, raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
 		_ = syscall.Fchmod(int(fd), uint32(privateSocket))
 	})
 }
 
-// abandoned says that path is a socket whose owner is gone.
+// abandoned reports whether path is a socket on which no process listens.
 func abandoned(ctx context.Context, path string) bool {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode().Type() != fs.ModeSocket {

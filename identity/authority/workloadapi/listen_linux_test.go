@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestASocketIsBornClosed looks at the socket before chmod would: nobody else
-// can connect in between.
+// TestASocketIsBornClosed checks the mode of the socket before chmod, so that
+// nobody else can connect in between.
 func TestASocketIsBornClosed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	config := net.ListenConfig{Control: closedAtBirth}

@@ -17,14 +17,14 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// service is the X509-SVID profile of the API; what is embedded answers
-// Unimplemented to the rest.
+// service is the X509-SVID profile of the API. The embedded type answers Unimplemented to
+// all other calls.
 type service struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	server *Server
 }
 
-// FetchX509SVID sends SVIDs and bundles, and again whenever they change.
+// FetchX509SVID sends SVIDs and bundles, and sends new ones whenever they change.
 func (s *service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	for {
 		changes := s.server.changes()
@@ -41,7 +41,7 @@ func (s *service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerS
 	}
 }
 
-// FetchX509Bundles sends the bundles, and again whenever they change.
+// FetchX509Bundles sends the bundles, and sends them again whenever they change.
 func (s *service) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	const never = 1<<63 - 1
 	for {
@@ -58,11 +58,11 @@ func (s *service) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.S
 	}
 }
 
-// mint makes an answer and says in what time it is to be renewed.
+// mint returns a response with new SVIDs, and the time after which it must be renewed.
 func (s *Server) mint() (*workload.X509SVIDResponse, time.Duration, error) {
 	bundle := concat(s.authority.X509Bundle())
 	response := &workload.X509SVIDResponse{FederatedBundles: s.federatedBundles()}
-	var first time.Time // of the ends
+	var first time.Time // the earliest end of an SVID
 	for _, options := range s.svids {
 		options.Lifetime = lasting(options.Lifetime, time.Now(), s.authority.NotAfter())
 		svid, err := s.authority.Mint(options)
@@ -79,13 +79,14 @@ func (s *Server) mint() (*workload.X509SVIDResponse, time.Duration, error) {
 			first = svid.NotAfter
 		}
 	}
-	// The floor is for an authority that is about to expire.
+	// The minimum matters if the authority is about to expire.
 	return response, max(time.Until(first)/2, minLifetime/4), nil
 }
 
-// lasting rounds a lifetime up so that it ends with a second: X.509 would cut
-// the rest, and of one second nothing might be left. It cuts what is longer than
-// the authority lives; zero is as long as that lives.
+// lasting rounds a lifetime up so that it ends at a full second. X.509 drops fractions,
+// and nothing might be left of a lifetime of one second. A lifetime that ends after last,
+// the end of the authority, is shortened; zero then makes Mint use all that is left of
+// it.
 func lasting(lifetime time.Duration, now, last time.Time) time.Duration {
 	end := now.Add(lifetime).Truncate(time.Second).Add(time.Second)
 	if end.Before(last) {
@@ -107,7 +108,7 @@ func messageOf(svid *authority.SVID) (*workload.X509SVID, error) {
 	}, nil
 }
 
-// federatedBundles returns a new map, as the API writes it.
+// federatedBundles returns the federated bundles in a new map, in the form of the API.
 func (s *Server) federatedBundles() map[string][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,6 +119,7 @@ func (s *Server) federatedBundles() map[string][]byte {
 	return out
 }
 
+// concat returns the certificates of a bundle in the form of the API.
 func concat(bundle *x509bundle.Bundle) []byte {
 	var out []byte
 	for _, ca := range bundle.X509Authorities() {
@@ -126,7 +128,7 @@ func concat(bundle *x509bundle.Bundle) []byte {
 	return out
 }
 
-// changes are closed when an answer made after they were taken is out of date.
+// changes holds channels that are closed when a later response is out of date.
 type changes struct{ authority, federated <-chan struct{} }
 
 func (s *Server) changes() changes {
@@ -135,7 +137,7 @@ func (s *Server) changes() changes {
 	return changes{authority: s.authority.Changed(), federated: s.changed}
 }
 
-// wait returns nil when it is time for another answer.
+// wait waits until a new response is due, and returns an error if ctx ends first.
 func (c changes) wait(ctx context.Context, renew time.Duration) error {
 	timer := time.NewTimer(renew)
 	defer timer.Stop()
@@ -149,8 +151,8 @@ func (c changes) wait(ctx context.Context, renew time.Duration) error {
 	return nil
 }
 
-// checkHeader demands what keeps a browser or a confused proxy from asking
-// (SPIFFE Workload Endpoint section 3).
+// checkHeader returns an error if the call lacks the metadata that browsers and confused
+// proxies do not send (SPIFFE Workload Endpoint section 3).
 func checkHeader(ctx context.Context) error {
 	const name = "workload.spiffe.io"
 	incoming, _ := metadata.FromIncomingContext(ctx)

@@ -1,5 +1,5 @@
-// Package workloadapi serves the SPIFFE Workload API of an authority on a unix
-// socket: what an agent does, for demonstrations, development and tests.
+// Package workloadapi serves the SPIFFE Workload API of an authority on a unix socket, as
+// a SPIFFE agent does, for demonstrations, development and tests.
 //
 //	server, err := workloadapi.New(workloadapi.Config{
 //		Authority: ca,
@@ -8,13 +8,13 @@
 //	listener, err := workloadapi.Listen(ctx, "/run/exeat/agent.sock")
 //	err = server.Serve(ctx, listener) // until ctx ends
 //
-// Every caller gets the same SVIDs, each its own key, and a new one when half
-// of its time is over, when a step of a roll of the CA was taken, and when the
-// federated bundles changed.
+// Every caller gets SVIDs for the same IDs, with keys of its own. It gets new ones when
+// half of the shortest lifetime is over, after each step of a roll of the CA, and when
+// the federated bundles change.
 //
-// It attests nobody: whoever may open the socket is every workload it serves.
-// It is therefore not for production. It offers the X509-SVID profile; the
-// other methods of the API answer Unimplemented.
+// The server attests no caller: whoever may open the socket gets every identity that it
+// serves. It is therefore not for production. It implements the X509-SVID profile; the
+// other methods of the API return Unimplemented.
 package workloadapi
 
 import (
@@ -38,21 +38,20 @@ import (
 const minLifetime = time.Second
 
 const (
-	maxStreams = 100      // of one connection
-	maxRequest = 64 << 10 // bytes; the requests of the profile are empty
+	maxStreams = 100      // streams of one connection
+	maxRequest = 64 << 10 // bytes of a request; the requests of the profile are empty
 )
 
-// Config says what is served. It is not changed after New.
+// Config configures a Server. It must not be changed after New.
 type Config struct {
-	// Authority mints. Required.
+	// Authority mints the SVIDs. Required.
 	Authority *authority.Authority
-	// SVIDs are what every caller gets, the default one first. Their IDs differ.
-	// A lifetime of zero means [authority.DefaultLifetime]; one below
-	// a second is an error, and one beyond the authority's is cut. An SVID
-	// may live up to a second longer than it says. Required.
+	// SVIDs describes the SVIDs that every caller gets, the default one first. Their IDs
+	// must differ. A lifetime of zero means [authority.DefaultLifetime]; one below a
+	// second is an error, and one that ends after the authority is shortened. An SVID may
+	// be valid for up to a second longer than its lifetime. Required.
 	SVIDs []authority.Options
-	// Federated are the bundles of other trust domains; see
-	// [Server.SetFederated].
+	// Federated holds the bundles of other trust domains; see [Server.SetFederated].
 	Federated []*x509bundle.Bundle
 }
 
@@ -61,12 +60,13 @@ type Server struct {
 	authority *authority.Authority
 	svids     []authority.Options
 
+	// mu guards the fields below.
 	mu        sync.Mutex
 	federated []*x509bundle.Bundle
 	changed   chan struct{} // closed when federated changes
 }
 
-// New checks the configuration; it mints every SVID once for that.
+// New returns a server. It checks the configuration and mints every SVID once for this.
 func New(config Config) (*Server, error) {
 	switch {
 	case config.Authority == nil:
@@ -98,9 +98,9 @@ func New(config Config) (*Server, error) {
 	return s, nil
 }
 
-// SetFederated replaces the bundles of other trust domains, and sends them to
-// everybody who listens. An empty one, a second one of the same trust domain or
-// one of the authority's own is an error that changes nothing.
+// SetFederated replaces the bundles of other trust domains, and sends them to all
+// callers. It returns an error and changes nothing if a bundle is empty, or if two are of
+// the same trust domain or one is of the authority's own.
 func (s *Server) SetFederated(bundles ...*x509bundle.Bundle) error {
 	next := make([]*x509bundle.Bundle, 0, len(bundles))
 	seen := map[spiffeid.TrustDomain]bool{s.authority.TrustDomain(): true}
@@ -122,9 +122,9 @@ func (s *Server) SetFederated(bundles ...*x509bundle.Bundle) error {
 	return nil
 }
 
-// Serve answers on a listener until ctx ends, and closes it. It returns after
-// the last call has ended, with nil when ctx did. It may be called for several
-// listeners.
+// Serve answers calls on a listener until ctx ends, and closes the listener. It returns
+// after the last call has ended, and returns nil if ctx has ended. It may be called for
+// several listeners.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := grpc.NewServer(
 		grpc.WaitForHandlers(true),
@@ -148,7 +148,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	err := server.Serve(listener)
 	close(ended)
 	stopping.Wait()
-	if err != nil && ctx.Err() == nil { // else it was asked for
+	if err != nil && ctx.Err() == nil { // the listener failed
 		return fmt.Errorf("serving the Workload API: %w", err)
 	}
 	return nil

@@ -50,7 +50,7 @@ func socketPath(t *testing.T) string {
 	return filepath.Join(dir, "private", "agent.sock")
 }
 
-// serve serves until the test ends, and checks how that went.
+// serve starts a server until the test ends, and then checks that it returned no error.
 func serve(t *testing.T, config workloadapi.Config) (*workloadapi.Server, string) {
 	t.Helper()
 	server, err := workloadapi.New(config)
@@ -288,7 +288,7 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		server, err := workloadapi.New(test.config)
 		if err == nil || server != nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: got %v, want it to say %q", test.name, err, test.want)
+			t.Errorf("%s: got %v, want an error with %q", test.name, err, test.want)
 		}
 	}
 }
@@ -310,7 +310,7 @@ func TestListenIsForThisUserOnly(t *testing.T) {
 		}
 	}
 	if _, err := workloadapi.Listen(t.Context(), path); err == nil {
-		t.Error("a second listener took the socket of a living one")
+		t.Error("a second listener replaced the socket of one that is still in use")
 	}
 }
 
@@ -324,7 +324,7 @@ func TestListenReplacesASocketThatNobodyServes(t *testing.T) {
 	if !ok {
 		t.Fatalf("%T", dead)
 	}
-	unixListener.SetUnlinkOnClose(false) // as after a crash
+	unixListener.SetUnlinkOnClose(false) // the socket stays, as after a crash
 	dead.Close()
 	next, err := workloadapi.Listen(t.Context(), path)
 	if err != nil {
