@@ -1,16 +1,16 @@
-// Package hello reads the ClientHello that begins a TLS connection: which name
-// it asks for, and whether it offers to hide another one (ECH).
+// Package hello reads the ClientHello at the beginning of a TLS connection: the name that
+// it asks for, and whether it offers to hide another name (ECH).
 //
 //	var r hello.Reader
 //	for {
-//		… more bytes behind seen …
+//		… append more bytes to seen …
 //		h, err := r.Read(seen)
 //		if !errors.Is(err, hello.ErrIncomplete) { … }
 //	}
 //
-// It keeps and copies none of the bytes, however they are cut into segments and
-// TLS records. It does not read a connection, does not judge names (they are as
-// they were sent), and knows nothing of policy.
+// It keeps and copies none of the bytes but the name, however they are split into
+// segments and TLS records. It does not read from a connection, does not check names
+// (they are as they were sent), and does not know the policy.
 package hello
 
 import "errors"
@@ -18,44 +18,45 @@ import "errors"
 // Limit bounds a ClientHello in bytes, the headers of its records included.
 const Limit = 64 << 10
 
-// The errors of Read. They are returned as they are.
+// The errors of Read. They are never wrapped.
 var (
-	// ErrIncomplete means that the bytes may become a ClientHello.
+	// ErrIncomplete means that the bytes may be the beginning of a ClientHello.
 	ErrIncomplete = errors.New("the ClientHello is incomplete")
-	// ErrNotHello means that the bytes are no ClientHello, whatever follows.
+	// ErrNotHello means that the bytes do not begin a valid ClientHello, whatever
+	// follows.
 	ErrNotHello = errors.New("not a ClientHello")
-	// ErrTooLarge means that it is more than Limit.
+	// ErrTooLarge means that the ClientHello is larger than Limit.
 	ErrTooLarge = errors.New("the ClientHello is too large")
 )
 
-// Hello is what a ClientHello says. The zero value asks for no name.
+// Hello is the content of a ClientHello. The zero value asks for no name.
 type Hello struct {
-	// Name is the host_name of the server_name extension (RFC 6066 section 3)
-	// as it was sent, "" if there is none: neither in canonical form nor valid.
+	// Name is the host_name of the server_name extension (RFC 6066 section 3) as it was
+	// sent, or "" if there is none. It may be invalid or not in canonical form.
 	Name string
-	// ECH means that it offers Encrypted Client Hello (RFC 9849), so that Name
-	// may only be the name that it shows. Some clients offer it to every
-	// server without having anything to hide.
+	// ECH means that the ClientHello offers Encrypted Client Hello (RFC 9849), so that
+	// the encrypted part may have another name than Name. Some clients offer it to every
+	// server without hiding anything.
 	ECH bool
 }
 
 const (
-	recordHeader  = 5 // type, version, length (RFC 8446 section 5.1)
-	messageHeader = 4 // type, length (section 4)
-	maxRecord     = 1 << 14
+	recordHeader  = 5       // bytes: type, version, length (RFC 8446 section 5.1)
+	messageHeader = 4       // bytes: type, length (section 4)
+	maxRecord     = 1 << 14 // bytes of a record without its header
 
 	typeChangeCipher = 20
 	typeAlert        = 21
 	typeHandshake    = 22
 	typeClientHello  = 1
-	majorVersion     = 3 // of every version of TLS
+	majorVersion     = 3 // the same in every version of TLS
 )
 
-// Begins reports whether a connection that begins with b may become one of TLS,
-// and whether that is sure: it begins with a handshake record, or with one that a
-// server may pass over before a ClientHello, an alert or a change of cipher. These
-// are known by their header, as other protocols have the same first byte. Nothing
-// is not sure.
+// Begins reports whether a connection that begins with b may be TLS, and whether this is
+// sure. TLS begins with a handshake record, or with a record that a server may skip
+// before a ClientHello: an alert or a change of cipher. A handshake record is recognized
+// by its first byte; the others only by their whole header, because other protocols have
+// the same first byte. An empty b may be TLS and is not sure.
 func Begins(b []byte) (begins, sure bool) {
 	if len(b) == 0 {
 		return true, false
@@ -72,18 +73,18 @@ func Begins(b []byte) (begins, sure bool) {
 	return begins, begins && len(b) >= recordHeader
 }
 
-// Reader finds the end of a ClientHello, looking at every byte once. The zero
-// value is ready. It is not for concurrent use.
+// Reader finds the end of a ClientHello and examines every byte once. The zero value is
+// ready to use. It is not safe for concurrent use.
 type Reader struct {
-	at   int // so far the bytes are known to be what they should be
-	left int // of the record that begins before at
-	got  int // bytes of the message before at
-	body int // bytes of the message behind its header, once that is known
+	at   int // number of bytes that have been examined and are valid
+	left int // bytes after at that belong to the current record
+	got  int // bytes of the message before at, without the headers of records
+	body int // length of the message without its header, as far as the header has been read
 }
 
-// Read reads the ClientHello at the beginning of b: all bytes of the connection
-// so far, so that what was given before is there again and unchanged. What
-// follows the ClientHello is not looked at. After an error the Hello is zero.
+// Read reads the ClientHello at the beginning of b. b must hold all bytes of the
+// connection so far, so it begins with the bytes of the call before. Bytes after the
+// ClientHello are ignored. With an error the Hello is zero.
 func (r *Reader) Read(b []byte) (Hello, error) {
 	whole := len(b)
 	b = b[:min(whole, Limit)]
@@ -100,7 +101,7 @@ func (r *Reader) Read(b []byte) (Hello, error) {
 	return m.read()
 }
 
-// frame goes on through the records and reports whether the message is complete.
+// frame reads on through the records and reports whether the message is complete.
 func (r *Reader) frame(b []byte) (done bool, err error) {
 	for {
 		if r.left == 0 {
@@ -125,8 +126,8 @@ func (r *Reader) frame(b []byte) (done bool, err error) {
 	}
 }
 
-// record reads the header of the next record; false without an error means
-// that it is incomplete.
+// record reads the header of the next record. ok is false without an error if the header
+// is incomplete.
 func (r *Reader) record(b []byte) (ok bool, err error) {
 	h := b[r.at:min(len(b), r.at+recordHeader)]
 	if len(h) > 0 && h[0] != typeHandshake || len(h) > 1 && h[1] != majorVersion {
@@ -143,7 +144,7 @@ func (r *Reader) record(b []byte) (ok bool, err error) {
 	return true, nil
 }
 
-// header reads a byte of the message's header.
+// header reads one byte of the header of the message.
 func (r *Reader) header(c byte) error {
 	if r.got == 0 {
 		if c != typeClientHello {

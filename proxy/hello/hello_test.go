@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// read reads b as it comes, in pieces of size.
+// read passes b to a Reader in pieces of size bytes, and returns the last result.
 func read(t *testing.T, b []byte, size int) (hello.Hello, error) {
 	t.Helper()
 	var r hello.Reader
@@ -37,7 +37,7 @@ func read(t *testing.T, b []byte, size int) (hello.Hello, error) {
 	return hello.Hello{}, hello.ErrIncomplete
 }
 
-// record wraps a message in records of at most size bytes.
+// record returns a message in records of at most size bytes.
 func record(message []byte, size int) []byte {
 	var b []byte
 	for len(message) > 0 {
@@ -50,7 +50,7 @@ func record(message []byte, size int) []byte {
 	return b
 }
 
-// client returns the message that Go's client sends.
+// client returns the ClientHello of Go's client.
 func client(t *testing.T, cfg *tls.Config) []byte {
 	t.Helper()
 	cfg.InsecureSkipVerify = true
@@ -58,12 +58,12 @@ func client(t *testing.T, cfg *tls.Config) []byte {
 	_ = tls.Client(c, cfg).HandshakeContext(t.Context())
 	b := c.sent.Bytes()
 	if len(b) < 5 || len(b) != 5+int(binary.BigEndian.Uint16(b[3:])) {
-		t.Fatalf("the client sent no single record, but %d bytes", len(b))
+		t.Fatalf("the client did not send a single record but %d bytes", len(b))
 	}
 	return b[5:]
 }
 
-// wire is a connection that says nothing.
+// wire is a connection that keeps what is written. A Read returns the bytes of in.
 type wire struct {
 	sent bytes.Buffer
 	in   bytes.Reader
@@ -78,13 +78,13 @@ func (*wire) SetDeadline(time.Time) error        { return nil }
 func (*wire) SetReadDeadline(time.Time) error    { return nil }
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
-// extension is one of a message made by hand.
+// extension is an extension of a message that is made by hand.
 type extension struct {
 	kind uint16
 	data string
 }
 
-// message is a ClientHello made by hand.
+// message returns a ClientHello that is made by hand.
 func message(extensions ...extension) []byte {
 	var list []byte
 	for _, e := range extensions {
@@ -104,7 +104,7 @@ func handshake(body []byte) []byte {
 	return append([]byte{1, byte(len(body) >> 16), byte(len(body) >> 8), byte(len(body))}, body...)
 }
 
-// names is a server_name extension.
+// names returns a server_name extension.
 func names(list ...string) extension {
 	var b []byte
 	for _, name := range list {
@@ -229,7 +229,7 @@ func TestWhatIsNoHello(t *testing.T) {
 	}
 }
 
-// TestAllocations: the only one is the name.
+// TestAllocations checks that the name is the only allocation.
 func TestAllocations(t *testing.T) {
 	b := record(message(names("a.name.that.is.long.enough.to.be.allocated.example")), 1<<14)
 	n := testing.AllocsPerRun(100, func() {
@@ -257,8 +257,8 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reads messages of growing size: the time for a byte must not
-// grow with them.
+// BenchmarkSizes reads messages of growing size. The time per byte must not grow with the
+// size.
 func BenchmarkSizes(b *testing.B) {
 	many := func(size int) []byte {
 		return message(append(slices.Repeat([]extension{{51, ""}}, size/4), names("api.example"))...)
@@ -290,8 +290,8 @@ func BenchmarkSizes(b *testing.B) {
 
 var errStop = errors.New("seen enough")
 
-// asGo returns what crypto/tls reads; ok is false if it takes the bytes for no
-// ClientHello that names at most one server.
+// asGo returns the name that crypto/tls reads. ok is false if it does not accept the
+// bytes as a ClientHello that names at most one server.
 func asGo(t *testing.T, b []byte) (name string, ok bool) {
 	t.Helper()
 	c := &wire{}
@@ -303,9 +303,9 @@ func asGo(t *testing.T, b []byte) (name string, ok bool) {
 	return name, ok
 }
 
-// FuzzRead holds for any bytes: an error comes with a zero value; the result is
-// the same however the bytes arrive, and whatever follows them; nothing behind
-// the limit is looked at; and crypto/tls never reads another name.
+// FuzzRead checks for any bytes that the Hello is zero if there is an error, that the
+// result does not depend on how the bytes arrive, on bytes that follow or on bytes beyond
+// the limit, and that crypto/tls never reads another name.
 func FuzzRead(f *testing.F) {
 	for _, m := range [][]byte{
 		message(names("a.example")), message(names("a.example"), names("b.example")),
@@ -341,7 +341,7 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzGo holds for every hello that Go's client makes.
+// FuzzGo checks that every ClientHello of Go's client is read as crypto/tls reads it.
 func FuzzGo(f *testing.F) {
 	f.Add("api.example", uint16(1000), false)
 	f.Add("", uint16(3), true)
@@ -352,7 +352,7 @@ func FuzzGo(f *testing.F) {
 		}
 		c := &wire{}
 		if err := tls.Client(c, cfg).HandshakeContext(t.Context()); err == nil || !errors.Is(err, io.EOF) {
-			return // it sent nothing: the name cannot be sent
+			return // the client sent nothing, because the name cannot be sent
 		}
 		b := record(c.sent.Bytes()[5:], int(size%2000)+1)
 		if len(b) > hello.Limit {

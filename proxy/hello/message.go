@@ -10,13 +10,13 @@ const (
 	nameTypeHost = 0
 )
 
-// message reads a complete ClientHello across its records, whose headers were
-// checked. Its first error stays, and reads after it give zeros.
+// message reads a complete ClientHello across its records, whose headers have been
+// checked. After the first error broken stays set, and all reads return zero values.
 type message struct {
-	rest     []byte // records that were not read
-	inRecord int    // bytes at the beginning of rest that belong to the current one
-	left     int    // of the message
-	broken   bool
+	rest     []byte // records that have not been read
+	inRecord int    // bytes at the beginning of rest that belong to the current record
+	left     int    // bytes of the message that have not been read
+	broken   bool   // the message is malformed
 }
 
 // read reads the whole message (RFC 8446 section 4.1.2).
@@ -24,9 +24,9 @@ func (m *message) read() (Hello, error) {
 	m.skip(1)
 	m.left = m.uint(3)
 	m.skip(2 + 32)      // version, random
-	m.skip(m.vector(1)) // session
+	m.skip(m.vector(1)) // session ID
 	m.skip(m.vector(2)) // cipher suites
-	m.skip(m.vector(1)) // compression
+	m.skip(m.vector(1)) // compression methods
 	var h Hello
 	if m.left > 0 {
 		length := m.uint(2)
@@ -39,8 +39,9 @@ func (m *message) read() (Hello, error) {
 	return h, nil
 }
 
-// extensions reads what is left. An extension that comes twice makes the
-// message invalid (section 4.2): two readers might read two names.
+// extensions reads the rest of the message. If one of the extensions that it reads comes
+// twice the message is malformed (section 4.2), because another reader might take the
+// other name.
 func (m *message) extensions(h *Hello) {
 	named := false
 	for m.left > 0 && !m.broken {
@@ -63,8 +64,8 @@ func (m *message) extensions(h *Hello) {
 	}
 }
 
-// serverName returns the one host_name of the list that ends where end bytes of
-// the message are left.
+// serverName reads the list of names, which ends when end bytes of the message are left,
+// and returns its host_name. A second host_name makes the message malformed.
 func (m *message) serverName(end int) string {
 	list := m.uint(2)
 	m.broken = m.broken || list != m.left-end
@@ -87,7 +88,8 @@ func (m *message) serverName(end int) string {
 	return name
 }
 
-// vector reads a length of n bytes, which what is left of the message must have.
+// vector reads the length of a vector, which has n bytes. The rest of the message must
+// have that length at least.
 func (m *message) vector(n int) int {
 	length := m.uint(n)
 	if length > m.left {
@@ -97,10 +99,11 @@ func (m *message) vector(n int) int {
 	return length
 }
 
+// uint reads a number of n bytes.
 func (m *message) uint(n int) int {
 	v := 0
 	for range n {
-		part := m.take(1)
+		part := m.next(1)
 		if part == nil {
 			return 0
 		}
@@ -111,7 +114,7 @@ func (m *message) uint(n int) int {
 
 func (m *message) skip(n int) {
 	for n > 0 {
-		part := m.take(n)
+		part := m.next(n)
 		if part == nil {
 			return
 		}
@@ -119,9 +122,9 @@ func (m *message) skip(n int) {
 	}
 }
 
-// text returns the next n bytes, which may lie in several records.
+// text returns the next n bytes, which may be in several records.
 func (m *message) text(n int) string {
-	part := m.take(n)
+	part := m.next(n)
 	if len(part) == n {
 		return string(part)
 	}
@@ -131,13 +134,14 @@ func (m *message) text(n int) string {
 		if n -= len(part); n == 0 {
 			return b.String()
 		}
-		part = m.take(n)
+		part = m.next(n)
 	}
 	return ""
 }
 
-// take returns the next bytes, at least one and at most n; nil is broken.
-func (m *message) take(n int) []byte {
+// next returns the next bytes in the current record, at least one and at most n. It sets
+// broken and returns nil if the message has fewer than n bytes left.
+func (m *message) next(n int) []byte {
 	if m.broken || n > m.left {
 		m.broken = true
 		return nil
