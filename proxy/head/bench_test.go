@@ -21,9 +21,9 @@ func TestAllocations(t *testing.T) {
 		h, _ = r.ReadHead()
 		r.Release()
 	})
-	// 1 the Head, 2 the string that its parts lie in, 3 its fields. The
-	// Reader stays on the stack; its buffer comes from the pool, which under
-	// the race detector throws some away.
+	// 1 the Head, 2 the string that its parts share, 3 its fields. The Reader stays on
+	// the stack, and its buffer comes from the pool, which drops some buffers under the
+	// race detector.
 	if want := 3.0; got > want && !raceEnabled {
 		t.Errorf("got %v allocations for a head, want %v", got, want)
 	}
@@ -55,8 +55,8 @@ func BenchmarkReadHead(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reads heads of growing size: the time for a byte must not grow
-// with them.
+// BenchmarkSizes reads heads of growing size. The time per byte must not grow with the
+// size.
 func BenchmarkSizes(b *testing.B) {
 	const line = "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n"
 	whole := func(r io.Reader) io.Reader { return r }

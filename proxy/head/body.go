@@ -6,22 +6,19 @@ import (
 	"strings"
 )
 
-// ErrFraming is a head whose fields leave a doubt about where its body ends
-// (RFC 9112 section 6.3): the request must be refused and the connection
-// closed.
+// ErrFraming is the error for a head whose fields do not say unambiguously where the body
+// ends (RFC 9112 section 6.3). The request must be refused and the connection closed.
 var ErrFraming = errors.New("the length of the body is in doubt")
 
 // Chunked is the length of a body that is sent in chunks.
 const Chunked = -1
 
-// maxLength bounds a Content-Length to what any int64 holds, with room for
-// sums.
+// maxLength bounds a Content-Length so that sums of lengths fit into an int64.
 const maxLength = 1 << 62
 
-// Body returns the number of bytes of the body behind the head, or Chunked.
-// There is one way to say it: no field (no body), one Content-Length in
-// decimal, or, in HTTP/1.1, one Transfer-Encoding that is chunked and nothing
-// else. Any other combination is ErrFraming.
+// Body returns the number of bytes of the body after the head, or Chunked. A head has
+// either neither field (no body), or one Content-Length in decimal, or, in HTTP/1.1, one
+// Transfer-Encoding with the value chunked. Any other combination is ErrFraming.
 func (h *Head) Body() (int64, error) {
 	length, lengths := only(h, "Content-Length")
 	coding, codings := only(h, "Transfer-Encoding")
@@ -45,10 +42,11 @@ func (h *Head) Body() (int64, error) {
 	return parseLength(length)
 }
 
-// doubt is ErrFraming with its cause.
+// doubt returns ErrFraming with its cause.
 func doubt(cause string) error { return fmt.Errorf("%s: %w", cause, ErrFraming) }
 
-// only returns the first value of a field and how many there are.
+// only returns the first value of a field that should occur once, and the number of
+// fields with this name.
 func only(h *Head, name string) (value string, n int) {
 	for v := range h.Values(name) {
 		if n == 0 {
@@ -59,7 +57,7 @@ func only(h *Head, name string) (value string, n int) {
 	return value, n
 }
 
-// parseLength reads decimal digits: no sign, no list, no space.
+// parseLength parses a length in decimal digits, without sign, list or space.
 func parseLength(s string) (int64, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return 0, doubt("Content-Length is no number")
@@ -74,8 +72,8 @@ func parseLength(s string) (int64, error) {
 	return n, nil
 }
 
-// Lists reports whether one of the fields of that name lists a token, such as
-// close in Connection (RFC 9110 section 5.6.1). Case is ignored in both.
+// Lists reports whether a field with the given name lists a token, such as close in
+// Connection (RFC 9110 section 5.6.1). Case is ignored in both.
 func (h *Head) Lists(name, token string) bool {
 	for v := range h.Values(name) {
 		for item := range strings.SplitSeq(v, ",") {

@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// ErrForwards is a Max-Forwards that says no number, or more than one.
+// ErrForwards is the error for a Max-Forwards field that is not a number or occurs twice.
 var ErrForwards = errors.New("malformed Max-Forwards")
 
 // MaxForwards returns how often the request may still be forwarded, at most
-// math.MaxInt32, and whether it says so. The field counts for OPTIONS and TRACE
-// only (RFC 9110 section 7.6.2); that of others is not looked at.
+// math.MaxInt32. bounded is false if there is no such limit. Only OPTIONS and TRACE have
+// the field (RFC 9110 section 7.6.2); it is ignored in other requests.
 func (h *Head) MaxForwards() (n int, bounded bool, err error) {
 	if h.Method != "OPTIONS" && h.Method != "TRACE" {
 		return 0, false, nil

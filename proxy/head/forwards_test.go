@@ -12,7 +12,7 @@ import (
 func TestMaxForwards(t *testing.T) {
 	for _, row := range []struct {
 		method, fields string
-		want           int // -1: it does not say
+		want           int // -1 if there is no limit
 		err            error
 	}{
 		{"TRACE", "", -1, nil},

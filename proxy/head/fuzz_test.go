@@ -11,9 +11,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// FuzzParse holds for any bytes: what is accepted consists of allowed bytes
-// and survives being written and parsed again; what is refused gives no head;
-// and a Reader comes to the same end however the bytes arrive.
+// FuzzParse checks for any bytes that a head has allowed bytes only and is the same after
+// it is written and parsed again, that there is no head with an error, and that the
+// result of a Reader does not depend on how the bytes arrive.
 func FuzzParse(f *testing.F) {
 	for _, raw := range []string{
 		curl, curl + curl, curl + "\r\n" + curl, curl + "\x16\x03\x01", "",
@@ -39,19 +39,19 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// fuzzLimit is small, so that heads get too large and buffers grow.
+// fuzzLimit is small, so that some heads are too large and buffers grow.
 const fuzzLimit = 6000
 
-// outcome is what a connection was read as.
+// outcome is the result of reading a connection.
 type outcome struct {
 	Heads []*head.Head
 	Err   string
 	Rest  string
 
-	Method, Target string // of the head that was refused
+	Method, Target string // the method and target of the head that was refused
 }
 
-// readAll reads heads until an error, and then the rest.
+// readAll reads heads until there is an error, and then the remaining bytes.
 func readAll(t *testing.T, raw []byte, sizes []int) (got outcome) {
 	t.Helper()
 	src := &chunks{rest: raw, sizes: sizes}

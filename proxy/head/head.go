@@ -1,22 +1,21 @@
 // Package head reads the heads of HTTP/1.x requests, strictly.
 //
-// A head is everything from the method to the empty line. [NewReader] reads
-// one head after the other from a connection and leaves what follows
-// untouched; [Parse] judges one head that is already in memory:
+// A head is everything from the method to the empty line. [NewReader] returns a Reader,
+// which reads one head after the other from a connection and leaves the bytes between
+// them to the caller. [Parse] parses a head that is already in memory:
 //
 //	r := head.NewReader(conn, 0)
 //	defer r.Release()
 //	h, err := r.ReadHead()
 //	if err != nil { … errors.Is(err, head.ErrTooLarge) … }
-//	early := r.Buffered() // what the client sent behind the head
+//	early := r.Buffered() // bytes that the client sent after the head
 //
-// There is one way to write each thing and everything else is refused, since a
-// proxy is bypassed where two parsers read one request in two ways: no bare LF
-// or CR, no folded lines, no space before a colon, no second Host. The package
-// takes the request apart and stops there: it does not look into the target,
-// does not compare it with Host, reads no body ([Head.Body] says where one ends)
-// and knows no policy. Which
-// methods and targets are fine is the caller's to say.
+// The package accepts one spelling only of everything that can be written in several
+// ways, since a proxy can be bypassed if two parsers read a request differently: no bare
+// LF or CR, no folded lines, no space before a colon, no second Host. It only splits the
+// request into its parts. It does not parse the target or compare it with Host, reads no
+// body ([Head.Body] returns its length) and does not know the policy. The caller decides
+// which methods and targets it accepts.
 package head
 
 import (
@@ -26,33 +25,32 @@ import (
 )
 
 const (
-	// DefaultLimit is the size of the largest head, in bytes, for a Reader
-	// that was made with limit 0.
+	// DefaultLimit is the size of the largest head, in bytes, for a Reader that is made
+	// with limit 0.
 	DefaultLimit = 64 << 10
 
-	// MaxFields is the largest number of fields in a head. Browsers send
-	// about twenty; the bound keeps a head of tiny fields from costing many
-	// times its size in memory.
+	// MaxFields is the largest number of fields in a head. Browsers send about twenty.
+	// With the bound, a head of tiny fields cannot need many times its size in memory.
 	MaxFields = 256
 
-	// MaxMembers is the largest number of members that the fields Connection
-	// and Trailer of a head list together. They name fields, so that whoever
-	// forwards the head compares them with all others.
+	// MaxMembers is the largest number of members that the fields Connection and Trailer
+	// of a head list together. The members name fields, and a proxy that forwards the
+	// head compares each of them with all fields.
 	MaxMembers = 256
 )
 
-// Why a head was refused. The errors of this package wrap one of them and say what is
-// wrong in which line; no text of the request is part of theirs, and a byte that may
-// not stand where it stands is named by its number. Everything else
-// that ReadHead returns came from the connection.
+// The errors for a head that is refused. The errors that this package returns wrap one of
+// them and say what is wrong in which line. Their text contains no text of the request; a
+// byte that is not allowed is given as a number. All other errors of ReadHead come from
+// the connection.
 var (
 	// ErrRequestLine is a request line that is not
 	// "token SP target SP HTTP-version CRLF" (RFC 9112 section 3).
 	ErrRequestLine = errors.New("malformed request line")
 	// ErrVersion is a well-formed HTTP version other than 1.0 and 1.1.
 	ErrVersion = errors.New("unsupported HTTP version")
-	// ErrHeader is a field line that is not "token:OWS value OWS CRLF" (RFC
-	// 9112 section 5), or bytes behind the head given to Parse.
+	// ErrHeader is a field line that is not "token:OWS value OWS CRLF" (RFC 9112 section
+	// 5), or bytes after the head that is passed to Parse.
 	ErrHeader = errors.New("malformed header")
 	// ErrTooLarge is a head with more bytes than the limit, more fields than
 	// MaxFields or more members than MaxMembers.
@@ -60,30 +58,29 @@ var (
 	// ErrMissingHost is an HTTP/1.1 request without a Host field (RFC 9112
 	// section 3.2).
 	ErrMissingHost = errors.New("missing Host field")
-	// ErrDuplicateHost is a request with more than one Host field, whatever
-	// its version.
+	// ErrDuplicateHost is a request of any version with more than one Host field.
 	ErrDuplicateHost = errors.New("duplicate Host field")
 )
 
-// A Field is one field line, as received but for the white space around the
-// value. The name is a token, its case is the sender's. The value holds no
-// control byte but tab; bytes from 0x80 up (obs-text) may be in it.
+// A Field is one field line, as received but without the white space around the value.
+// Name is a token in the case in which it was sent. Value has no control byte but tab,
+// and may have bytes from 0x80 up (obs-text).
 type Field struct{ Name, Value string }
 
-// A Head is the head of one request. All its strings are parts of one copy of
-// the received bytes, so it stays valid when the Reader goes on. It is never
-// changed after it was returned and so may be read concurrently.
+// A Head is the head of one request. All its strings are parts of one copy of the
+// received bytes, so it stays valid when the Reader reads on. It never changes after it
+// has been returned, so it is safe for concurrent use.
 type Head struct {
 	Method  string  // a token, case-sensitive, as sent; never empty
 	Target  string  // bytes 0x21 to 0x7e and from 0x80 up, as sent; never empty
 	Minor   int     // 0 or 1, the x of HTTP/1.x
-	Host    string  // the value of the Host field; "" also if it is absent
-	HasHost bool    // whether there was a Host field; always true for HTTP/1.1
+	Host    string  // the value of the Host field; "" if there is none
+	HasHost bool    // there is a Host field; always true for HTTP/1.1
 	Fields  []Field // all fields, Host among them, in the order received
 }
 
-// Get returns the value of the first field of that name, or "" if there is
-// none. Case is ignored in ASCII letters only.
+// Get returns the value of the first field with the given name, or "" if there is none.
+// The case of ASCII letters is ignored.
 func (h *Head) Get(name string) string {
 	for v := range h.Values(name) {
 		return v
@@ -91,8 +88,8 @@ func (h *Head) Get(name string) string {
 	return ""
 }
 
-// Values yields the values of all fields of that name in the order received.
-// Case is ignored in ASCII letters only.
+// Values yields the values of all fields with the given name in the order received. The
+// case of ASCII letters is ignored.
 func (h *Head) Values(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for i := range h.Fields {
@@ -103,9 +100,9 @@ func (h *Head) Values(name string) iter.Seq[string] {
 	}
 }
 
-// sameName compares a received name, which is ASCII, with any other. At equal
-// length in bytes the Unicode folds of EqualFold cannot match: each of them
-// takes two bytes or more for one letter.
+// sameName reports whether a received name, which is ASCII, equals another name, without
+// regard to the case of ASCII letters. EqualFold also folds some other letters to ASCII,
+// but these have two bytes or more, so the lengths differ.
 func sameName(received, name string) bool {
 	return len(received) == len(name) && strings.EqualFold(received, name)
 }

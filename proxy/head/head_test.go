@@ -152,7 +152,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// TestBytes tries each byte value in each place where a byte is judged.
+// TestBytes tries each byte value in each place where bytes are checked.
 func TestBytes(t *testing.T) {
 	accepts := func(form string) (got string) {
 		for c := range 256 {
@@ -225,13 +225,14 @@ func TestFieldsByName(t *testing.T) {
 	}
 }
 
-// printable is every ASCII byte that a target may hold.
+// printable holds every ASCII byte that a target may contain.
 const printable = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
 
 // curl is a typical head.
 const curl = "CONNECT api.allowed.example:443 HTTP/1.1\r\nHost: api.allowed.example:443\r\nUser-Agent: curl/8.9.1\r\nProxy-Connection: Keep-Alive\r\n\r\n"
 
-// readings are the ways in which bytes become a head; all must agree.
+// readings returns the ways in which bytes are read as a head. All must have the same
+// result.
 func readings() map[string]func(raw string) (*head.Head, error) {
 	read := func(src io.Reader) (*head.Head, error) {
 		r := head.NewReader(src, 0)
@@ -246,8 +247,8 @@ func readings() map[string]func(raw string) (*head.Head, error) {
 	}
 }
 
-// chunks is a connection that returns its bytes in pieces of the given sizes,
-// the last of which repeats, and counts what was taken.
+// chunks is a connection that returns its bytes in pieces of the given sizes, the last of
+// which repeats, and counts the bytes that were read.
 type chunks struct {
 	rest  []byte
 	sizes []int

@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// Parse parses raw, which must be one complete head with its final empty line
-// and nothing behind it. It keeps no reference to raw. A head that stops short
-// is io.ErrUnexpectedEOF; the other errors are this package's. The number of
-// fields is bounded by MaxFields and that of what they list by MaxMembers, the
-// number of bytes is up to the caller.
+// Parse parses raw, which must be one complete head with its final empty line and nothing
+// after it. It keeps no reference to raw. The error for an incomplete head is
+// io.ErrUnexpectedEOF; all other errors are those of this package. Parse bounds the
+// number of fields by MaxFields and that of their members by MaxMembers; the caller
+// bounds the number of bytes.
 func Parse(raw []byte) (*Head, error) {
 	if len(raw) > 0 && !isTchar(raw[0]) {
 		return nil, fmt.Errorf("line 1: %s in the method: %w", badByte(raw[0], 0), ErrRequestLine)
@@ -34,9 +34,9 @@ func Parse(raw []byte) (*Head, error) {
 	return h, nil
 }
 
-// parseRequestLine splits a line that is complete but for its LF. The reader
-// asks it about bytes, before the rest of the head has come, and Parse about
-// the string that the Head will be made of.
+// parseRequestLine splits a request line without its LF. The Reader calls it with bytes,
+// before the rest of the head has arrived, and Parse with a part of the string that holds
+// the whole head.
 func parseRequestLine[T string | []byte](line T) (method, target T, minor int, err error) {
 	var none T
 	bad := func(what string, err error) (T, T, int, error) {
@@ -60,8 +60,8 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 	return line[:i], line[i+1 : j], int(version[7] - '0'), nil
 }
 
-// unsplit says why a line has no method, or no target behind the method, which ends
-// at a place that is not zero then.
+// unsplit returns a message that says why a line has no method if method is 0, and
+// otherwise why it has no target after the method, which ends at the offset method.
 func unsplit[T string | []byte](line T, method int) string {
 	at, part := method+1, "target"
 	if method == 0 {
@@ -83,12 +83,12 @@ func unsplit[T string | []byte](line T, method int) string {
 	return badByte(line[at], at) + " in the " + part
 }
 
-// badByte names a byte by its number, and says where it stands in its line.
+// badByte returns a text with the number of a byte and its column in the line.
 func badByte(c byte, at int) string { return fmt.Sprintf("byte 0x%02x at column %d", c, at+1) }
 
-// splitRequestLine returns where the method of a line ends, and behind a space
-// the target; either is 0 if it is malformed, or no space ends it. Which bytes
-// beyond ASCII a target may have is for its own parser to say.
+// splitRequestLine returns the offsets at which the method and the target of a line end.
+// An offset is 0 if the part is malformed or no space follows it. Non-ASCII bytes are
+// accepted in the target, because the caller parses it.
 func splitRequestLine[T string | []byte](line T) (method, target int) {
 	i := 0
 	for i < len(line) && isTchar(line[i]) {
@@ -107,8 +107,8 @@ func splitRequestLine[T string | []byte](line T) (method, target int) {
 	return i, j
 }
 
-// parseFields parses the lines behind the request line, up to and including
-// the empty one.
+// parseFields parses the lines after the request line, up to and including the empty
+// line.
 func (h *Head) parseFields(text string) error {
 	if n := strings.Count(text, "\n") - 1; n > 0 {
 		h.Fields = make([]Field, 0, min(n, MaxFields))
@@ -146,7 +146,8 @@ func (h *Head) parseFields(text string) error {
 	}
 }
 
-// membersOf returns how many names of fields a field lists.
+// membersOf returns the number of field names that a Connection or Trailer field lists,
+// and 0 for any other field.
 func membersOf(f Field) int {
 	if !sameName(f.Name, "Connection") && !sameName(f.Name, "Trailer") {
 		return 0
@@ -154,8 +155,8 @@ func membersOf(f Field) int {
 	return 1 + strings.Count(f.Value, ",")
 }
 
-// parseField parses a line that is complete but for its LF, or says what is wrong with
-// it. A folded line starts with white space and so has no name.
+// parseField parses a field line without its LF. problem says what is wrong with the
+// line, or is "". A folded line starts with white space and so has no name.
 func parseField(line string) (f Field, problem string) {
 	i := 0
 	for i < len(line) && isTchar(line[i]) {

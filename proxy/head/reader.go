@@ -8,43 +8,43 @@ import (
 	"sync"
 )
 
-// smallSize is the buffer that a Reader starts with, in bytes. Nearly every
-// head fits.
+// smallSize is the size of the first buffer of a Reader, in bytes. Nearly every head fits
+// into it.
 const smallSize = 4 << 10
 
-// maxEmptyLines bounds how many empty lines may come before a head.
+// maxEmptyLines is the largest number of empty lines before a head.
 const maxEmptyLines = 16
 
-// maxEmptyReads bounds how often in a row a connection may return neither
-// bytes nor an error.
+// maxEmptyReads is the largest number of consecutive reads that may return neither bytes
+// nor an error.
 const maxEmptyReads = 100
 
-//nolint:gochecknoglobals // a cache of buffers: nothing can be observed through it
+//nolint:gochecknoglobals // a cache of buffers has no visible state
 var small = sync.Pool{New: func() any { return new([smallSize]byte) }}
 
-// A Reader reads heads from a connection and buffers at most its limit. It is
-// not for concurrent use. It borrows a buffer when it first needs one;
-// Release gives it back.
+// A Reader reads heads from a connection and buffers at most limit bytes. It is not safe
+// for concurrent use. It takes a buffer from a pool when it first needs one, and Release
+// puts it back.
 type Reader struct {
 	src    io.Reader
 	limit  int
-	pooled *[smallSize]byte // what buf lies in until it grows; else nil
+	pooled *[smallSize]byte // the buffer from the pool that holds buf; nil if buf is not from the pool
 	buf    []byte
 	start  int   // buf[start:end] has been read from src and not consumed
 	end    int   //
-	err    error // what src returned together with the last bytes
+	err    error // the error that src returned together with the last bytes
 
-	// The head that begins at start, as far as it has been looked at.
-	next  int // where its next line begins, counted from start
-	seen  int // how far that line was looked at, counted from start
-	lines int // complete lines before next
+	// The following fields describe the head that begins at start.
+	next  int // offset from start of the line that is scanned next
+	seen  int // offset from start up to which that line has been searched for its end
+	lines int // number of complete lines before next
 
-	empty int // lines that were skipped before it
+	empty int // number of empty lines that were skipped before the head
 }
 
-// NewReader returns a Reader of src that refuses heads of more than limit
-// bytes; 0 means DefaultLimit. Deadlines are the caller's: after one has
-// passed, ReadHead may be called again and goes on where it was.
+// NewReader returns a Reader that reads from src and refuses heads of more than limit
+// bytes; 0 means DefaultLimit. The caller sets deadlines. After a deadline has passed,
+// ReadHead may be called again and continues where it stopped.
 func NewReader(src io.Reader, limit int) *Reader {
 	if limit <= 0 {
 		limit = DefaultLimit
@@ -52,8 +52,9 @@ func NewReader(src io.Reader, limit int) *Reader {
 	return &Reader{src: src, limit: limit}
 }
 
-// Await returns when a head begins, and consumes the empty lines before it. The
-// end of the connection is io.EOF; other errors are returned as they are.
+// Await waits for the first byte of a head, and consumes the empty lines before it. It
+// returns io.EOF at the end of the connection, and other errors of the connection
+// unchanged.
 func (r *Reader) Await() error {
 	for {
 		more := r.skipEmptyLines()
@@ -66,12 +67,12 @@ func (r *Reader) Await() error {
 	}
 }
 
-// ReadHead reads one head and consumes exactly its bytes, and the empty lines
-// before it. The end of the connection before a head's first byte is io.EOF,
-// within a head io.ErrUnexpectedEOF; other errors of the connection are returned
-// as they are. A malformed head is refused as soon as the line is complete that
-// shows it, so that no answer waits for bytes that never come; it stays
-// unconsumed, and what comes behind it must not be read as a request.
+// ReadHead reads one head and consumes exactly its bytes and the empty lines before it.
+// If the connection ends before the first byte of a head the error is io.EOF, and within
+// a head io.ErrUnexpectedEOF; other errors of the connection are returned unchanged. A
+// malformed head is refused as soon as its first malformed line is complete, so that no
+// answer waits for bytes that may never arrive. Its bytes are not consumed, and no
+// request must be read after it.
 func (r *Reader) ReadHead() (*Head, error) {
 	for {
 		if n := r.scan(); n > 0 {
@@ -93,9 +94,9 @@ func (r *Reader) ReadHead() (*Head, error) {
 	}
 }
 
-// RequestLine returns the method and the target of the head that ReadHead has
-// not returned, as far as they came and are well formed, for the record of the
-// refusal; "" for what is not. What is behind them may be anything.
+// RequestLine returns the method and the target of a head that ReadHead has refused, for
+// the record of the refusal. Each is "" if it is missing or malformed. The bytes after
+// them are not checked.
 func (r *Reader) RequestLine() (method, target string) {
 	line, _, _ := bytes.Cut(r.Buffered(), []byte("\n"))
 	i, j := splitRequestLine(line)
@@ -108,9 +109,8 @@ func (r *Reader) RequestLine() (method, target string) {
 	return method, target
 }
 
-// Read reads what follows the last head, so that a body can be framed on the
-// Reader and the next head be read behind it: the buffered bytes first, then
-// the connection.
+// Read reads the bytes after the last head: the buffered bytes first, then those of the
+// connection. So the caller can read a body from the Reader, and the next head after it.
 func (r *Reader) Read(p []byte) (int, error) {
 	r.next, r.seen, r.lines = 0, 0, 0
 	if r.start < r.end {
@@ -118,16 +118,16 @@ func (r *Reader) Read(p []byte) (int, error) {
 		r.start += n
 		return n, nil
 	}
-	if err := r.takeErr(); err != nil {
+	if err := r.pendingErr(); err != nil {
 		return 0, err
 	}
 	return r.src.Read(p)
 }
 
-// Unread gives bytes back that were read with Read: they come first again. It
-// is for those that a reader of bodies took and did not use.
+// Unread gives back bytes that were read with Read, so that they are read next. It is for
+// bytes that the reader of a body has read and not used.
 func (r *Reader) Unread(p []byte) {
-	if len(p) <= r.start && bytes.Equal(p, r.buf[r.start-len(p):r.start]) { // they are still here
+	if len(p) <= r.start && bytes.Equal(p, r.buf[r.start-len(p):r.start]) { // the bytes are still in the buffer
 		r.start -= len(p)
 		r.next, r.seen, r.lines = 0, 0, 0
 		return
@@ -141,12 +141,13 @@ func (r *Reader) Unread(p []byte) {
 	r.next, r.seen, r.lines = 0, 0, 0
 }
 
-// Buffered returns the bytes that were read and not consumed: after ReadHead,
-// those behind the head. They are valid until the next call of another method.
+// Buffered returns the bytes that have been read from the connection and not consumed:
+// after ReadHead, those after the head. They are valid until the next call of another
+// method.
 func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end] }
 
-// Release gives the buffer back, and drops what is in it. What Buffered
-// returned is invalid afterwards; heads stay valid.
+// Release puts the buffer back and drops its content. The result of Buffered is invalid
+// afterwards; heads stay valid.
 func (r *Reader) Release() {
 	if r.pooled != nil {
 		small.Put(r.pooled)
@@ -155,10 +156,9 @@ func (r *Reader) Release() {
 	r.start, r.end, r.next, r.seen, r.lines = 0, 0, 0, 0, 0
 }
 
-// scan returns the number of bytes that Parse can judge: a complete head, or
-// as much of one as cannot become a head any more. It returns 0 while more
-// bytes are needed. Where it stops depends on the bytes alone and not on how
-// they were cut into reads.
+// scan returns the number of bytes to pass to Parse: those of a complete head, or those
+// after which the head is known to be malformed. It returns 0 if more bytes are needed.
+// The result depends on the bytes only and not on how they were split into reads.
 func (r *Reader) scan() int {
 	if r.skipEmptyLines() {
 		return 0
@@ -190,10 +190,9 @@ func (r *Reader) scan() int {
 	}
 }
 
-// skipEmptyLines consumes the lines before a head that are nothing but CRLF, and
-// reports whether it needs to see another byte to know (RFC 9112 section 2.2).
-// What comes behind maxEmptyLines of them is refused like any other line that is
-// no request.
+// skipEmptyLines consumes empty lines (CRLF) before a head, and reports whether it needs
+// another byte to recognize one (RFC 9112 section 2.2). After maxEmptyLines an empty line
+// is refused like any other line that is not a request line.
 func (r *Reader) skipEmptyLines() (more bool) {
 	if r.lines > 0 {
 		return false
@@ -215,12 +214,13 @@ func (r *Reader) skipEmptyLines() (more bool) {
 	return false
 }
 
-// fill reads at least one byte more, never beyond the limit.
+// fill reads at least one more byte from the connection. It never buffers more than the
+// limit.
 func (r *Reader) fill() error {
 	if r.end-r.start >= r.limit {
 		return fmt.Errorf("more than %d bytes: %w", r.limit, ErrTooLarge)
 	}
-	if err := r.takeErr(); err != nil {
+	if err := r.pendingErr(); err != nil {
 		return err
 	}
 	r.makeRoom()
@@ -238,7 +238,7 @@ func (r *Reader) fill() error {
 	return io.ErrNoProgress
 }
 
-// makeRoom sees to it that there is room behind end.
+// makeRoom ensures that there is free space in the buffer after end.
 func (r *Reader) makeRoom() {
 	if r.buf == nil {
 		pooled, ok := small.Get().(*[smallSize]byte)
@@ -262,8 +262,8 @@ func (r *Reader) makeRoom() {
 	r.pooled, r.buf = nil, grown
 }
 
-// takeErr returns an error that came together with bytes, once.
-func (r *Reader) takeErr() error {
+// pendingErr returns and clears the error that came together with bytes.
+func (r *Reader) pendingErr() error {
 	err := r.err
 	r.err = nil
 	return err

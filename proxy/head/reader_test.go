@@ -26,7 +26,7 @@ func TestReaderLeavesWhatFollows(t *testing.T) {
 		}
 		rest, err := io.ReadAll(r)
 		if string(rest) != behind || err != nil {
-			t.Errorf("split at %d: got %q, %v behind the head, want %q", split+1, rest, err, behind)
+			t.Errorf("split at %d: got %q, %v after the head, want %q", split+1, rest, err, behind)
 		}
 		r.Release()
 	}
@@ -76,7 +76,7 @@ func TestReaderSkipsEmptyLinesBeforeHeads(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			for _, first := range []string{"", get} { // the connection's first head, and one behind it
+			for _, first := range []string{"", get} { // the first head of the connection, and a later one
 				for _, size := range []int{1, 2, 3, 1 << 20} {
 					r := head.NewReader(&chunks{rest: []byte(first + tt.before), sizes: []int{size}}, 0)
 					if first != "" {
@@ -94,7 +94,7 @@ func TestReaderSkipsEmptyLinesBeforeHeads(t *testing.T) {
 	}
 }
 
-// TestAwait waits through empty lines, and leaves the head to be read.
+// TestAwait checks that Await consumes empty lines and not the head.
 func TestAwait(t *testing.T) {
 	for _, size := range []int{1, 2, 3, 1 << 20} {
 		r := head.NewReader(&chunks{rest: []byte("\r\n\r\nGET / HTTP/1.0\r\n\r\n\r\n\r\n"), sizes: []int{size}}, 0)
@@ -171,7 +171,7 @@ func TestReaderRefusesBeforeTheHeadIsComplete(t *testing.T) {
 			if h, err := r.ReadHead(); err == nil || errors.Is(err, waiting) || h != nil {
 				t.Errorf("got %v, %v, want a refusal", h, err)
 			}
-			// Trying again must not get past the refused bytes.
+			// A second call must not skip the refused bytes.
 			if h, err := r.ReadHead(); err == nil || errors.Is(err, waiting) || h != nil {
 				t.Errorf("again: got %v, %v, want a refusal", h, err)
 			}
@@ -216,7 +216,7 @@ func TestHeadOutlivesTheBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Release()
-	r.Release() // twice gives nothing back twice
+	r.Release() // a second Release must not put the buffer back twice
 	if got := r.Buffered(); len(got) != 0 {
 		t.Errorf("got %q buffered, want nothing", got)
 	}
