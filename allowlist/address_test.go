@@ -77,7 +77,7 @@ func TestClassesHaveWords(t *testing.T) {
 	seen := map[string]bool{}
 	for c := Invalid; c <= NotDestination; c++ {
 		if w := c.String(); w == "" || seen[w] {
-			t.Errorf("class %d is %q: empty or taken", c, w)
+			t.Errorf("class %d is %q, which is empty or the word of another class", c, w)
 		}
 		seen[c.String()] = true
 	}
@@ -158,7 +158,7 @@ func FuzzClassify(f *testing.F) {
 			b := addr.As4()
 			copy(nat64[12:], b[:])
 			if got, p := c.Classify(netip.AddrFrom16(nat64)); got != class || p.Bits() != 96+prefix.Bits() {
-				t.Fatalf("%s is %s and %s (%s) behind NAT64", addr, class, got, p)
+				t.Fatalf("%s is %s, and with NAT64 it is %s (%s)", addr, class, got, p)
 			}
 		}
 		other := within(prefix, noise)

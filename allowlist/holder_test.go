@@ -22,7 +22,7 @@ func TestHolders(t *testing.T) {
 			t.Errorf("%q: a request has the holder %+v, its decision %+v", s, req.Holder(), dec.Holder())
 		}
 		if h == HolderOf(b, s) {
-			t.Errorf("%q: two identities are one holder", s)
+			t.Errorf("%q: two identities have the same holder", s)
 		}
 	}
 	if (Holder{}) != HolderOf(spiffeid.ID{}, SourceNone) || HolderOf(spiffeid.ID{}, SourceMap) == (Holder{}) {

@@ -135,7 +135,7 @@ func TestADestinationHasAHostAndAPort(t *testing.T) {
 				t.Errorf("ParseDestination(%.60q) = %q, %v, want %q, %v", row.in, dest, err, row.want, row.err)
 			}
 			if err != nil && dest != (Destination{}) {
-				t.Errorf("ParseDestination(%.60q) returned %q beside an error", row.in, dest)
+				t.Errorf("ParseDestination(%.60q) returned %q with an error", row.in, dest)
 			}
 		})
 	}
@@ -168,7 +168,7 @@ func FuzzParseHost(f *testing.F) {
 		host, err := ParseHost(in)
 		if err != nil {
 			if host != (Host{}) {
-				t.Fatalf("%q beside %v", host, err)
+				t.Fatalf("got %q with error %v", host, err)
 			}
 			return
 		}
@@ -203,7 +203,7 @@ func checkHost(t *testing.T, host Host) {
 		t.Fatalf("%q ends in a number and is not an address", text)
 	}
 	if _, err := netip.ParseAddr(text); err == nil {
-		t.Fatalf("%q is an address taken for a name", text)
+		t.Fatalf("%q is an address and was parsed as a name", text)
 	}
 }
 
@@ -215,10 +215,10 @@ func FuzzParseDestination(f *testing.F) {
 		dest, err := ParseDestination(in)
 		if err != nil {
 			if dest != (Destination{}) {
-				t.Fatalf("%q beside %v", dest, err)
+				t.Fatalf("got %q with error %v", dest, err)
 			}
 			if !errors.Is(err, ErrHost) && !errors.Is(err, ErrTarget) && !errors.Is(err, ErrPort) {
-				t.Fatalf("an error of no kind: %v", err)
+				t.Fatalf("the error wraps none of the package's errors: %v", err)
 			}
 			return
 		}

@@ -277,7 +277,7 @@ func TestZeroValuesDeny(t *testing.T) {
 		t.Error("a nil policy has a version")
 	}
 	if !open.WithClassifier(nil).Decide(req).Allowed() {
-		t.Error("a nil classifier is not the one that Compile gives")
+		t.Error("a nil classifier does not set the one that Compile sets")
 	}
 }
 

@@ -193,7 +193,7 @@ func FuzzParseHostPattern(f *testing.F) {
 		p, err := ParseHostPattern(s)
 		if err != nil {
 			if !p.IsZero() {
-				t.Fatalf("%q beside %v", p, err)
+				t.Fatalf("got %q with error %v", p, err)
 			}
 			return
 		}
@@ -221,7 +221,7 @@ func FuzzParseIdentityPattern(f *testing.F) {
 		p, err := ParseIdentityPattern(s)
 		if err != nil {
 			if !p.IsZero() {
-				t.Fatalf("%q beside %v", p, err)
+				t.Fatalf("got %q with error %v", p, err)
 			}
 			return
 		}

@@ -348,7 +348,7 @@ func FuzzDecide(f *testing.F) {
 		got := p.Decide(req)
 		want := naive(spec, req)
 		if got.Allowed() && !strings.HasPrefix(want, "allow") && !strings.HasPrefix(want, "observe") {
-			t.Fatalf("%s, and the text says %s", answer(got), want)
+			t.Fatalf("%s, and the reference says %s", answer(got), want)
 		}
 		if method == "" && answer(got) != want { // the reference knows fewer malformed paths
 			t.Fatalf("%s, want %s", answer(got), want)

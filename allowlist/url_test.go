@@ -111,7 +111,7 @@ func FuzzParseURL(f *testing.F) {
 		u, err := ParseURL(s)
 		if err != nil {
 			if u != (URL{}) {
-				t.Fatalf("%q: %+v beside an error", s, u)
+				t.Fatalf("%q: got %+v with an error", s, u)
 			}
 			return
 		}
@@ -119,10 +119,10 @@ func FuzzParseURL(f *testing.F) {
 			t.Fatalf("%q: %+v", s, u)
 		}
 		if strings.ContainsAny(u.Path+u.Query, " \t\v\f\r\n\x00\x7f") || !isASCII(u.Path) {
-			t.Fatalf("%q: %q%q is more than a part of one line", s, u.Path, u.Query)
+			t.Fatalf("%q: %q%q does not fit into one request line", s, u.Path, u.Query)
 		}
 		if !strings.HasSuffix(s, u.Query) || u.Path != "/" && !strings.HasSuffix(s, u.Path+u.Query) {
-			t.Fatalf("%q: path %q and query %q are not its own", s, u.Path, u.Query)
+			t.Fatalf("%q: path %q and query %q are not parts of it", s, u.Path, u.Query)
 		}
 		if u.NoPath && (u.Path+u.Query != "/" || strings.HasSuffix(s, "/")) {
 			t.Fatalf("%q: %+v", s, u)

@@ -203,7 +203,7 @@ func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
 			put(t, dir, "quarantine.yaml", cutOff)
 			got, err := l.Load(true)
 			if err == nil || got.Policy != nil || !got.QuarantineChanged {
-				t.Fatalf("with one: %+v, %v", got, err)
+				t.Fatalf("with a quarantine: %+v, %v", got, err)
 			}
 			if allows(good.Policy.WithQuarantine(got.Quarantine), workload, "one.example:443") {
 				t.Error("the quarantine does not hold over the last good policy")

@@ -128,7 +128,8 @@ func concat(bundle *x509bundle.Bundle) []byte {
 	return out
 }
 
-// changes holds channels that are closed when a later response is out of date.
+// changes holds channels of which one is closed when a response is out of date.
+// Server.changes must be called before the response is made.
 type changes struct{ authority, federated <-chan struct{} }
 
 func (s *Server) changes() changes {
