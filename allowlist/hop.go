@@ -46,14 +46,14 @@ func (d Decision) CheckHop(hop Host, inspect bool) Reason {
 	return NoReason
 }
 
-// CheckFollow returns the reason for which no server must be asked for a name that
-// an alias leads to: that of CheckHop, and a special name must be allowed by itself.
+// CheckFollow returns the reason for which no server must be asked for a name that an
+// alias leads to: that of CheckHop, with inspect for every special name.
 func (d Decision) CheckFollow(hop Host, inspect bool) Reason {
 	return d.CheckHop(hop, inspect || hop.isSpecial())
 }
 
-// CheckFollow returns the reason for which no server must be asked for a name that
-// an answer leads to: that of CheckHop, and a special name must be allowed by itself.
+// CheckFollow returns the reason for which no server must be asked for a name that an
+// answer leads to: that of CheckHop, with inspect for every special name.
 func (d *NameDecision) CheckFollow(hop Host, inspect bool) Reason {
 	return d.CheckHop(hop, inspect || hop.isSpecial())
 }

@@ -82,14 +82,14 @@ func ParseHost(s string) (Host, error) {
 	return Host{name: strings.Clone(name)}, nil
 }
 
-// HostOfName returns the host for a DNS name in its uncompressed wire form, of
-// whatever bytes: the target of an alias need not be the name of a host (RFC 2181
-// section 11; RFC 2317 has slashes). For the name of a host it is the value that
-// ParseHost returns. In every other name each byte that no host name has is written
-// as a backslash and three decimal digits, also a dot inside a label: two names never
-// have the same text, and the dots of the text stand between labels. A rule cannot
-// name such a host, but a rule for the names below a suffix covers it. The root and
-// what is no name are ErrHost.
+// HostOfName returns the host for a DNS name in its uncompressed wire form. The name may
+// have any bytes, because the target of an alias need not be the name of a host (RFC 2181
+// section 11; RFC 2317 uses slashes). For the name of a host it returns the value that
+// ParseHost returns. In every other name each byte that no host name has, and each dot
+// inside a label, is written as a backslash and three decimal digits. So different names
+// have different texts, and the dots of the text separate labels. No rule can name such a
+// host exactly, but a wildcard covers it. The error for the root and for bytes that are
+// not a name is ErrHost.
 func HostOfName(wire []byte) (Host, error) {
 	if len(wire) == 0 || wire[0] == 0 || len(wire) > maxName+2 {
 		return Host{}, errLabels

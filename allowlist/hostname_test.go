@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// wireName writes a text with plain labels as it stands in a message.
+// wireName returns the wire form of a name whose labels contain no dots or escapes.
 func wireName(text string) []byte {
 	var wire []byte
 	for label := range strings.SplitSeq(text, ".") {
@@ -16,8 +16,8 @@ func wireName(text string) []byte {
 	return append(wire, 0)
 }
 
-// TestHostOfName: the name of a host is what ParseHost makes of it, and every other
-// name has a text of its own, whose dots stand between labels.
+// TestHostOfName checks that HostOfName returns the same as ParseHost for the name of a
+// host, and for every other name a text whose dots separate labels.
 func TestHostOfName(t *testing.T) {
 	for _, text := range []string{"api.example", "API.Example", "_sip._tcp.a-1.example", "localhost", "xn--bcher-kva.example"} {
 		got, err := HostOfName(wireName(text))
@@ -46,8 +46,8 @@ func TestHostOfName(t *testing.T) {
 	}
 }
 
-// FuzzHostOfName: two names have the same text only if they differ in nothing but the
-// case of letters.
+// FuzzHostOfName checks that two names have the same host if and only if they are equal
+// but for the case of letters.
 func FuzzHostOfName(f *testing.F) {
 	f.Add([]byte("\x03a.b\x00"), []byte("\x01a\x01b\x00"))
 	f.Add([]byte("\x04\\046\x00"), []byte("\x01.\x00"))
@@ -73,8 +73,9 @@ func lower(name []byte) []byte {
 	return out
 }
 
-// TestNamesToAskFor: an alias to a special name is followed only if the name is
-// allowed by itself, and one to a name of no host as the rules for its suffix say.
+// TestNamesToAskFor checks that an alias to a special name is followed only if the name
+// is allowed by itself, and that rules for a suffix decide about an alias to a name that
+// no host can have.
 func TestNamesToAskFor(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example"), rule("printer.local")), deny(rule("**.evil.example"))))
 	tunnel := p.Decide(tunnel(checkout, "api.example:443"))

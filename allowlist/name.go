@@ -57,9 +57,9 @@ func (p *Policy) DecideName(req NameRequest) NameDecision {
 // maxSearched is the largest number of labels in a domain of a search list.
 const maxSearched = 8
 
-// searched reports whether a name is a name that the identity may resolve with more
-// labels appended. A stub resolver with a search list asks for such names before it asks
-// for the name that is meant.
+// searched reports whether the name of a request is a name that the identity may resolve,
+// with a domain of a search list appended. A stub resolver with a search list asks for
+// such names before it asks for the name that is meant.
 func (p *Policy) searched(req NameRequest) bool {
 	var c chain
 	p.collect(req.ID, &c)
@@ -77,6 +77,7 @@ func (p *Policy) searched(req NameRequest) bool {
 	return false
 }
 
+// decideName decides a request as DecideName does, but without regard to search lists.
 func (p *Policy) decideName(req NameRequest) NameDecision {
 	d := NameDecision{NameRequest: req, Outcome: Outcome{policy: p}}
 	if p == nil || p.inline == nil { // or not made by Compile

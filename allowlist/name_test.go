@@ -202,7 +202,7 @@ func TestHopsOfAnswers(t *testing.T) {
 		{"elsewhere.example", NoReason, NotOnAllowlist},
 		{"bad.cdn.example", DeniedByRule, DeniedByRule},
 		{"localhost", NoReason, SpecialName},
-		{"api.example.elsewhere.example", NoReason, NotOnAllowlist}, // an alias is made by no search list
+		{"api.example.elsewhere.example", NoReason, NotOnAllowlist}, // no search list makes aliases
 	} {
 		hop := must(ParseHost(row.hop))
 		if trust, inspect := d.CheckHop(hop, false), d.CheckHop(hop, true); trust != row.trust || inspect != row.inspect {

@@ -18,8 +18,8 @@ import (
 // Policy is a compiled policy. It is immutable and safe for concurrent use. A nil or zero
 // Policy denies everything as policy-unavailable.
 type Policy struct {
-	version    string // "" in the spec: that of the canonical form
-	cutOff     string // version of everything that is in quarantine
+	version    string // version of the spec, or of the canonical form if the spec has none
+	cutOff     string // version of the quarantine, in inline and list together
 	hash       hasher
 	exact      index[string, entry] // entries by SPIFFE ID
 	one, many  index[string, entry] // entries by the prefix before /* and /**
@@ -152,8 +152,9 @@ func (p *Policy) Version() string {
 	return p.version
 }
 
-// QuarantineVersion names what is in quarantine, by the policy's own lines and by
-// the list beside it; "" if nothing is, and for a nil policy.
+// QuarantineVersion returns the version of the quarantine, which depends on the policy's
+// own lines and on the list of WithQuarantine. It is "" if nothing is in quarantine, and
+// for a nil policy.
 func (p *Policy) QuarantineVersion() string {
 	if p == nil {
 		return ""
@@ -288,8 +289,7 @@ func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts Por
 	return c
 }
 
-// sortLists sorts what a rule lists: the order in which it is written means
-// nothing.
+// sortLists sorts the lists in a rule, because their order in the file has no meaning.
 func (r *CompiledRule) sortLists() {
 	r.Ports = sortedClone(r.Ports, func(a, b PortRange) int {
 		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
@@ -299,7 +299,8 @@ func (r *CompiledRule) sortLists() {
 	r.Types = sortedClone(r.Types, cmp.Compare[QueryType])
 }
 
-// sortedClone leaves the list of the spec as it is.
+// sortedClone returns a list in order. It does not change the list itself, which belongs
+// to the spec.
 func sortedClone[T any](list []T, compare func(a, b T) int) []T {
 	if len(list) < 2 {
 		return list

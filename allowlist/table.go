@@ -208,8 +208,8 @@ func (r *CompiledRule) resolvesNoMoreThan(other *CompiledRule) bool {
 	return other.Expires.IsZero() && r.types&^other.types == 0 && r.ranges == nil && other.ranges == nil
 }
 
-// split computes spans: it splits the ports at every boundary of a range and lists for each
-// piece the rules that can win there. It also sets simple.
+// split computes spans: it splits the ports at every boundary of a range and lists for
+// each piece the rules that can win there. It also sets simple.
 func (p *portTable) split() {
 	if len(p.rules) == 1 && len(p.rules[0].Ports) == 1 {
 		r := p.rules[0]

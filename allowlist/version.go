@@ -15,11 +15,10 @@ import (
 // versionDigits is the length of a version: the first hex digits of a SHA-256.
 const versionDigits = 12
 
-// canonicalVersion returns the version of a policy that was given none. It is a
-// hash over the canonical form: everything that changes a decision or what is
-// recorded of one, in an order of its own. So it does not depend on the names of
-// files, on which of them says what, nor on where a rule stands. Quarantine has a
-// version of its own.
+// canonicalVersion returns the version of a policy whose Spec has none. It is a hash over
+// the canonical form: everything that changes a decision or its record, in a fixed order.
+// So it does not depend on the names of files, on the distribution of entries over files
+// or on the places of rules. The quarantine is not part of it; see quarantineVersion.
 func (p *Policy) canonicalVersion() string {
 	f := newCanonicalForm("exeat policy 1")
 	var entries []*entry
@@ -34,12 +33,12 @@ func (p *Policy) canonicalVersion() string {
 	return f.version()
 }
 
-// quarantineVersion returns the version of the lines of several lists: one hash
-// over their patterns and reasons, whichever list they stand in. It is "" if
-// there are none.
+// quarantineVersion returns the version of the lines of several lists: a hash over their
+// patterns and reasons, which does not depend on the list that a line is in. It is "" if
+// there are no lines.
 func quarantineVersion(lists ...*QuarantineList) string {
 	lines := make(map[IdentityPattern]*Quarantined)
-	for _, l := range slices.Backward(lists) { // the first list wins, as in a decision
+	for _, l := range slices.Backward(lists) { // a line of the first list wins, as in a decision
 		for _, kind := range []map[string]*Quarantined{l.exact, l.one, l.many} {
 			for _, q := range kind {
 				lines[q.Pattern] = q
@@ -63,15 +62,17 @@ func quarantineVersion(lists ...*QuarantineList) string {
 	return f.version()
 }
 
+// compare orders patterns by prefix and kind.
 func (p IdentityPattern) compare(q IdentityPattern) int {
 	return cmp.Or(strings.Compare(p.prefix, q.prefix), cmp.Compare(p.kind, q.kind))
 }
 
-// canonicalForm is hashed while it is written. Each text has its length and each
-// list its number of items before it, so that no two policies have one form.
+// canonicalForm hashes the canonical form of a policy while it is written. A text is
+// preceded by its length and a list by the number of its items, so that different
+// policies have different forms.
 type canonicalForm struct {
 	hash hash.Hash
-	buf  []byte // what was written and is not hashed yet
+	buf  []byte // bytes that have been written and not hashed yet
 }
 
 func newCanonicalForm(of string) *canonicalForm {
@@ -100,7 +101,7 @@ func (f *canonicalForm) flag(set bool) {
 	f.number(0)
 }
 
-// time writes an instant, whatever its time zone.
+// time writes an instant without its time zone.
 func (f *canonicalForm) time(t time.Time) {
 	f.flag(!t.IsZero())
 	if !t.IsZero() {
@@ -123,8 +124,8 @@ func (f *canonicalForm) limits(l Limits) {
 	f.number(int(l.UploadPerHour))
 }
 
-// entry writes the settings of an entry, and its rules by what they are for: the
-// order of rules means something only among those for the same hosts or range.
+// entry writes the settings of an entry, and its rules sorted by host pattern or cidr.
+// The order of rules matters only among those with the same pattern or cidr.
 func (f *canonicalForm) entry(e *entry) {
 	f.pattern(e.pattern)
 	f.text(e.owner)
@@ -165,7 +166,8 @@ func (f *canonicalForm) rules(all []*CompiledRule) {
 	}
 }
 
-// rule writes everything of a rule but its place. Its lists are sorted.
+// rule writes all fields of a rule but its place. The lists in the rule are sorted
+// already.
 func (f *canonicalForm) rule(r *CompiledRule) {
 	f.text(r.name)
 	f.text(r.Ticket)

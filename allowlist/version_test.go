@@ -11,7 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// others are values that the base of the test does not have, by type.
+// others returns values that the bases of the test do not have, by type.
 func others() map[reflect.Type]any {
 	all := map[reflect.Type]any{}
 	for _, v := range []any{
@@ -32,7 +32,7 @@ func others() map[reflect.Type]any {
 	return all
 }
 
-// bases are policies with one entry each, in which every field means something.
+// bases returns policies with one entry each. Every field matters in one of them.
 func bases() []Spec {
 	date := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	var all []Spec
@@ -47,8 +47,8 @@ func bases() []Spec {
 	return all
 }
 
-// eachField calls visit for every field of a struct, also those of the structs in
-// the lists that it has. path ends in the name of the field.
+// eachField calls visit for every field of a struct and of the structs in its lists. path
+// ends in the name of the field.
 func eachField(v reflect.Value, path string, visit func(path string, field reflect.Value)) {
 	for i := range v.NumField() {
 		field, name := v.Field(i), path+"."+v.Type().Field(i).Name
@@ -65,9 +65,9 @@ func eachField(v reflect.Value, path string, visit func(path string, field refle
 	}
 }
 
-// TestVersionCoversEveryField changes one field after another: each gives a version
-// that no other change gives, but for places, which mean nothing. The fields are
-// found by reflection, so that none is forgotten.
+// TestVersionCoversEveryField changes one field after another and checks that each change
+// has a version of its own. Only places must not change the version. The fields are found
+// by reflection, so that none is forgotten.
 func TestVersionCoversEveryField(t *testing.T) {
 	meaningless := func(path string) bool {
 		return slices.ContainsFunc([]string{".At", ".UseAt"}, func(s string) bool { return path[len(path)-min(len(s), len(path)):] == s })
@@ -93,7 +93,7 @@ func TestVersionCoversEveryField(t *testing.T) {
 			after, err := Compile(base)
 			field.Set(was)
 			if err != nil {
-				return // a rule with a host and a range
+				return // the change gives a rule both a host and a cidr
 			}
 			changed[path] = true
 			switch {
@@ -123,8 +123,8 @@ func TestVersionCoversEveryField(t *testing.T) {
 	}
 }
 
-// TestVersionOfEqualPolicies: what the order of entries, rules and lists does not
-// mean, and how a value is spelled, does not change the version.
+// TestVersionOfEqualPolicies checks that the version does not depend on the spelling of
+// values, or on the order of entries, of lists, and of rules where it has no meaning.
 func TestVersionOfEqualPolicies(t *testing.T) {
 	zone := time.FixedZone("", 3600)
 	a := entryOf("spiffe://prod.example/ns/a/sa/b",
@@ -136,7 +136,7 @@ func TestVersionOfEqualPolicies(t *testing.T) {
 	first := must(Compile(Spec{Entries: []Entry{a, b, c}}))
 
 	d := a
-	d.Mode = ModeEnforce // as an entry with a list has anyway
+	d.Mode = ModeEnforce // an entry with a list enforces anyway
 	d.Allow = []Rule{
 		rule("*.two.example", methods("GET", "POST"), paths("/a", "/b")),
 		rule("one.example port 8443,443"),
@@ -156,8 +156,8 @@ func TestVersionOfEqualPolicies(t *testing.T) {
 	}
 }
 
-// TestVersionsAreUnambiguous: what stands at the end of one text or list is not
-// taken for the begin of the next.
+// TestVersionsAreUnambiguous checks that a part which moves from the end of a text or
+// list to the beginning of the next changes the version.
 func TestVersionsAreUnambiguous(t *testing.T) {
 	seen := map[string]int{}
 	for i, e := range []Entry{
@@ -177,13 +177,14 @@ func TestVersionsAreUnambiguous(t *testing.T) {
 	} {
 		version := must(Compile(Spec{Entries: []Entry{e}})).Version()
 		if other, twice := seen[version]; twice {
-			t.Errorf("entries %d and %d have one version", other, i)
+			t.Errorf("entries %d and %d have the same version", other, i)
 		}
 		seen[version] = i
 	}
 }
 
-// TestQuarantineVersion: it names who is cut off and why, in whichever list.
+// TestQuarantineVersion checks that the version depends on the patterns and reasons of
+// the lines, and not on the list that they are in.
 func TestQuarantineVersion(t *testing.T) {
 	cut := func(id, reason, at string) Quarantined {
 		return Quarantined{Pattern: must(ParseIdentityPattern(id)), Reason: reason, At: at}
@@ -214,6 +215,6 @@ func TestQuarantineVersion(t *testing.T) {
 		}
 	}
 	if got := of(nil); got != "" {
-		t.Errorf("nobody in quarantine: %q", got)
+		t.Errorf("without a quarantine the version is %q", got)
 	}
 }

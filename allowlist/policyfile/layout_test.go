@@ -2,8 +2,8 @@ package policyfile
 
 import "testing"
 
-// TestVersionDependsOnMeaningOnly writes one policy in several ways: they have one
-// version, and a policy that means something else has another one.
+// TestVersionDependsOnMeaningOnly writes one policy in several ways, and checks that they
+// have the same version and that a policy with another meaning has another one.
 func TestVersionDependsOnMeaningOnly(t *testing.T) {
 	of := func(files map[string]string) string {
 		t.Helper()
