@@ -5,9 +5,9 @@ import (
 	"errors"
 )
 
-// Cause says more closely than a Reason what failed, where RFC 9209 has an error type
-// of its own for that. It is one of a closed set. The zero value, NoCause, leaves the
-// type to the reason.
+// Cause says more exactly than a Reason what failed, if RFC 9209 has a separate error
+// type for it. The set of causes is closed. The zero value, NoCause, means that the
+// reason determines the error type.
 type Cause uint8
 
 // The causes, each with its error type in RFC 9209 section 2.3.
@@ -16,10 +16,10 @@ const (
 	CauseUnroutable           // no address of the destination has a route
 	CauseTerminated           // the origin ended the connection without an answer
 	CauseIncomplete           // the origin ended the connection within the head of its answer
-	CauseProtocol             // what the origin sent is no answer of HTTP/1
-	CauseAnswerHead           // the head of the answer is larger than the gateway takes
-	CauseTransferCoding       // the answer leaves a doubt about where it ends
-	CauseUpgrade              // the origin switched to a protocol that nobody had asked for
+	CauseProtocol             // the origin sent bytes that are not an HTTP/1 answer
+	CauseAnswerHead           // the head of the answer is larger than the gateway accepts
+	CauseTransferCoding       // the answer does not say unambiguously where it ends
+	CauseUpgrade              // the origin switched to a protocol that the request had not asked for
 	causeCount                // not a cause
 )
 
@@ -32,7 +32,7 @@ func Causes() []Cause {
 	return all
 }
 
-// ProxyError returns the Proxy-Status error type, "" for NoCause.
+// ProxyError returns the Proxy-Status error type of the cause, or "" for NoCause.
 func (c Cause) ProxyError() string {
 	switch c {
 	case CauseUnroutable:
@@ -54,8 +54,8 @@ func (c Cause) ProxyError() string {
 	return ""
 }
 
-// CauseOf returns the cause of an error: that of the first ReasonError in its chain
-// that has one, else NoCause.
+// CauseOf returns the cause of the first ReasonError with a cause in the chain of an
+// error, or NoCause if there is none.
 func CauseOf(err error) Cause {
 	for known := (*ReasonError)(nil); errors.As(err, &known); err = known.Err {
 		if known.Cause != NoCause {
@@ -65,8 +65,8 @@ func CauseOf(err error) Cause {
 	return NoCause
 }
 
-// DetailOf returns what an error says without its reasons, which a record has
-// besides; "" if it says no more.
+// DetailOf returns the text of an error behind the last ReasonError in its chain, since a
+// record has the reason in another field. It is "" if there is no such error.
 func DetailOf(err error) string {
 	for known := (*ReasonError)(nil); errors.As(err, &known); {
 		err = known.Err
@@ -77,6 +77,6 @@ func DetailOf(err error) string {
 	return err.Error()
 }
 
-// ProxyError returns the Proxy-Status error type of a reason with a cause: that of
-// the cause, if it has one.
+// ProxyError returns the Proxy-Status error type of the cause c, or that of the reason if
+// c is NoCause.
 func (r Reason) ProxyError(c Cause) string { return cmp.Or(c.ProxyError(), r.Info().ProxyError) }

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// errorTypes are those of RFC 9209 section 2.3.
+// errorTypes returns the error types of RFC 9209 section 2.3.
 func errorTypes() []string {
 	return []string{
 		"dns_timeout", "dns_error", "destination_not_found", "destination_unavailable", "destination_ip_prohibited",
@@ -44,7 +44,8 @@ func TestErrorTypesAreThoseOfTheRFC(t *testing.T) {
 	}
 }
 
-// TestWhatAnErrorSays: reasons may stand around each other.
+// TestWhatAnErrorSays checks the detail and the cause of errors, also if a ReasonError
+// wraps another one.
 func TestWhatAnErrorSays(t *testing.T) {
 	plain := errors.New("192.0.2.1:443: connection refused")
 	for name, row := range map[string]struct {

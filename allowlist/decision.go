@@ -75,8 +75,8 @@ type AddrError struct {
 	Rule string
 }
 
-// Error returns a text with the class and the address. It is for records and must not be
-// sent to callers.
+// Error returns a text with the address, its class and the deny rule if there is one. It
+// is for records and must not be sent to callers.
 func (e *AddrError) Error() string {
 	class := e.Class.String()
 	if e.Rule != "" {

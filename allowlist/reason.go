@@ -257,12 +257,12 @@ func (r Reason) observable() bool {
 // InternalError, because NoReason would mean that the request was served.
 type ReasonError struct {
 	Reason Reason
-	Cause  Cause // NoCause: the reason says as much
-	Err    error // what happened, for the gateway's own log and the record; may be nil
+	Cause  Cause // NoCause if there is no more exact cause than the reason
+	Err    error // the error behind it, for the gateway's own log and the record; may be nil
 }
 
-// Error returns the reason and the cause. The text is for the gateway's own log only,
-// because it may name internal addresses and servers.
+// Error returns the reason and the text of Err. The text is for the gateway's own log
+// only, because it may name internal addresses and servers.
 func (e *ReasonError) Error() string {
 	reason := ReasonOf(e).String()
 	if e.Err == nil {
@@ -271,7 +271,7 @@ func (e *ReasonError) Error() string {
 	return reason + ": " + e.Err.Error()
 }
 
-// Unwrap returns the cause.
+// Unwrap returns Err.
 func (e *ReasonError) Unwrap() error { return e.Err }
 
 // ReasonOf returns the reason of the first ReasonError in the chain of an error. It

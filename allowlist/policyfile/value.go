@@ -14,7 +14,7 @@ import (
 
 const (
 	maxName   = 64
-	maxNote   = 256 // bytes
+	maxNote   = 256 // bytes of an owner or a ticket
 	hashChars = 10  // length of the hash that is the name of an unnamed rule
 )
 
@@ -54,8 +54,8 @@ func badName(name string) string {
 	return ""
 }
 
-// readNote reads an owner or a ticket: one line for people, which stands in every
-// record that it belongs to.
+// readNote reads an owner or a ticket, one line for people. Its length is bounded because
+// the records of the entry or the rule contain it.
 func readNote(v *strictyaml.Node) string {
 	text, ok := v.Text()
 	if ok && len(text) > maxNote {
