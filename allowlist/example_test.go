@@ -21,8 +21,8 @@ identities:
       - {name: database, host: db.example, ports: [5432], addresses: [10.20.0.0/16]}
 `
 
-// A policy is read once and asked for every request. The answer is a value that
-// says why, and that is asked again for each address that the name resolves to.
+// A policy is read once and decides every request. The decision is a value with the
+// reason, which also checks each address that the name resolves to.
 func Example() {
 	policy, err := policyfile.Parse(policyfile.Options{}, map[string][]byte{"policy.yaml": []byte(policyText)})
 	if err != nil {
@@ -50,7 +50,7 @@ func Example() {
 	// evil.example:443: deny (not-on-allowlist), ask team-ci
 }
 
-// An allowed name may resolve to an address that the policy did not mean. Each one
+// An allowed name may resolve to an address that the policy should not open. Each address
 // is checked before it is dialled.
 func ExampleDecision_CheckAddr() {
 	policy, err := policyfile.Parse(policyfile.Options{}, map[string][]byte{"policy.yaml": []byte(policyText)})
@@ -81,7 +81,7 @@ func ExampleDecision_CheckAddr() {
 	// 169.254.169.254:443: refused, since it is of the class metadata
 }
 
-// A denial can say what would allow it: that, and no more.
+// A denial can offer a rule that would allow the denied request, and no other request.
 func ExampleDecision_Remedy() {
 	policy, err := policyfile.Parse(policyfile.Options{}, map[string][]byte{"policy.yaml": []byte(policyText)})
 	if err != nil {

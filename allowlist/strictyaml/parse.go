@@ -146,8 +146,8 @@ func (s *source) addSyntax(err error) {
 	s.errs.Add(at, "not valid YAML: %s%s", msg, syntaxRemedy(syntax.Message))
 }
 
-// syntaxRemedy says what to do about an error of the library, for the end of its
-// message; "" if there is no more to say than it says itself.
+// syntaxRemedy returns the end of a message that says how to correct an error of the
+// library, or "" if it knows no correction for the error.
 func syntaxRemedy(message string) string {
 	for _, r := range []struct{ part, remedy string }{
 		{"mapping values are not allowed", `: put text with ": " in it between quotes, and let the keys of one mapping begin at the same column`},
