@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/e2e/missing"
 	"github.com/exeat-dev/exeat/e2e/site"
@@ -22,7 +23,7 @@ import (
 //
 //	yaml policy file=F        F is written and loaded as a policy
 //	yaml config file=F        the same for a configuration
-//	yaml kubernetes           nothing
+//	yaml kubernetes           it must be YAML
 //	json file=F               F is written
 //	sh run needs=A,B          the shell must end with 0; A and B are programs that it uses
 //	sh serve needs=A,B        a gateway that runs until the document ends
@@ -173,7 +174,9 @@ func (d *document) try(t *testing.T, b block) {
 		if _, err := config.Load(path); err != nil {
 			t.Errorf("%s: %v", b.place, err)
 		}
-	case b.is("yaml") && !b.is("yaml", "kubernetes"):
+	case b.is("yaml", "kubernetes"):
+		parseYAML(t, b.place, []byte(b.text))
+	case b.is("yaml"):
 		t.Errorf("%s: mark the block as policy or config, so that it is loaded, or as kubernetes", b.place)
 	case b.is("json") && b.file() != unnamed:
 		write(t, path, b.text)
@@ -206,6 +209,16 @@ func write(t *testing.T, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func parseYAML(t *testing.T, place string, text []byte) *strictyaml.Node {
+	t.Helper()
+	var errs strictyaml.Errors
+	node := strictyaml.Parse(place, text, &errs)
+	if err := errs.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return node
 }
 
 func loadPolicy(t *testing.T, place, path string) {

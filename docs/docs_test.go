@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
 var update = flag.Bool("update", false, "write the generated documents")
@@ -117,4 +118,51 @@ func hasHeading(t *testing.T, path, anchor string) bool {
 		}
 	}
 	return false
+}
+
+// TestIssueForms: each form has what GitHub asks of one, and an id only once.
+func TestIssueForms(t *testing.T) {
+	for _, name := range []string{"fault.yml", "change.yml"} {
+		path := filepath.Join("../.github/ISSUE_TEMPLATE", name)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, ids := map[string]bool{}, map[string]bool{}
+		for key, value := range parseYAML(t, path, text).Fields() {
+			keys[key] = true
+			if key == "body" {
+				for element := range value.Items() {
+					checkFormElement(t, path, element, ids)
+				}
+			}
+		}
+		if !keys["name"] || !keys["description"] || len(ids) < 3 {
+			t.Errorf("%s: it lacks a name, a description or questions", path)
+		}
+	}
+}
+
+// checkFormElement checks a part of the body of an issue form and notes its id.
+func checkFormElement(t *testing.T, path string, element *strictyaml.Node, ids map[string]bool) {
+	t.Helper()
+	kind, id, shown := "", "", ""
+	for key, value := range element.Fields() {
+		switch key {
+		case "type":
+			kind, _ = value.Word("markdown", "textarea", "input")
+		case "id":
+			id, _ = value.Text()
+		case "attributes":
+			for name, attribute := range value.Fields() {
+				if name == "label" || name == "value" {
+					shown, _ = attribute.Text()
+				}
+			}
+		}
+	}
+	if shown == "" || (kind == "markdown") != (id == "") || ids[id] {
+		t.Errorf("%s: a part of type %q with the id %q shows %q", path, kind, id, shown)
+	}
+	ids[id] = id != ""
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestNamesExist checks that the tests and the targets of make exist that the documents
-// name.
+// TestNamesExist checks that the tests, the targets of make and the packages that the
+// documents name exist.
 func TestNamesExist(t *testing.T) {
 	exists := testNames(t)
 	makefile, err := os.ReadFile("../Makefile")
@@ -34,8 +34,16 @@ func TestNamesExist(t *testing.T) {
 				t.Errorf("%s names %s, which does not exist", doc, name[1])
 			}
 		}
+		for _, command := range regexp.MustCompile("go test((?: \\./[a-z0-9_/.]+)+)").FindAllSubmatch(data, -1) {
+			for pkg := range strings.FieldsSeq(string(command[1])) {
+				named++
+				if _, err := os.Stat(filepath.Join("..", strings.TrimSuffix(pkg, "..."))); err != nil {
+					t.Errorf("%s names the package %s, which does not exist", doc, pkg)
+				}
+			}
+		}
 	}
-	if named < 10 {
+	if named < 60 {
 		t.Errorf("found only %d names", named)
 	}
 }
