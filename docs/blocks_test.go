@@ -128,7 +128,7 @@ func TestBlocks(t *testing.T) {
 
 // TestBlocksAreMarked: as many blocks as the documents had are still marked.
 func TestBlocksAreMarked(t *testing.T) {
-	want := map[string]int{"policy": 7, "config": 9, "run": 26, "serve": 3, "output": 17}
+	want := map[string]int{"policy": 7, "config": 9, "run": 27, "serve": 3, "output": 18}
 	for _, path := range documents(t) {
 		for _, b := range blocks(t, path) {
 			if len(b.info) > 1 {
