@@ -34,7 +34,7 @@ import (
 // configuration names a port of loopback; the blocks behind it are changed
 // accordingly, so that a document shows the port that a reader would use.
 
-// block is a fenced block of a document: its info string and its text.
+// block is a fenced block of a document.
 type block struct {
 	place string
 	info  []string
@@ -75,10 +75,10 @@ func (b block) is(words ...string) bool {
 	return true
 }
 
-// unnamed is the file of a block without file=NAME.
+// unnamed is the file name of a block without file=NAME.
 const unnamed = "block.yaml"
 
-// file returns NAME of file=NAME, or unnamed.
+// file returns the NAME of file=NAME, or unnamed.
 func (b block) file() string {
 	for _, w := range b.info {
 		if name, ok := strings.CutPrefix(w, "file="); ok {
@@ -101,7 +101,7 @@ func (b block) demand(t *testing.T) {
 	}
 }
 
-// binary builds exeat and returns the directory that it is in.
+// binary builds exeat, and returns its directory.
 func binary(t *testing.T) string {
 	t.Helper()
 	bin := t.TempDir()
@@ -112,8 +112,8 @@ func binary(t *testing.T) string {
 	return bin
 }
 
-// TestBlocks loads or runs every block that says what it is, and compares what
-// was printed.
+// TestBlocks loads or runs every block whose info string has a kind, and compares what
+// the commands print with the output in the document.
 func TestBlocks(t *testing.T) {
 	bin := binary(t)
 	for _, path := range documents(t) {

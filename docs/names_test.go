@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestNamesExist checks that the tests, the targets of make and the packages that the
-// documents name exist.
+// TestNamesExist checks that the tests, the targets of make and the packages to test
+// exist that the documents name.
 func TestNamesExist(t *testing.T) {
 	exists := testNames(t)
 	makefile, err := os.ReadFile("../Makefile")
@@ -34,7 +34,7 @@ func TestNamesExist(t *testing.T) {
 				t.Errorf("%s names %s, which does not exist", doc, name[1])
 			}
 		}
-		for _, command := range regexp.MustCompile("go test((?: \\./[a-z0-9_/.]+)+)").FindAllSubmatch(data, -1) {
+		for _, command := range regexp.MustCompile(`go test((?: \./[a-z0-9_/.]+)+)`).FindAllSubmatch(data, -1) {
 			for pkg := range strings.FieldsSeq(string(command[1])) {
 				named++
 				if _, err := os.Stat(filepath.Join("..", strings.TrimSuffix(pkg, "..."))); err != nil {
