@@ -229,7 +229,7 @@ func TestCheckWithoutAnIdentity(t *testing.T) {
 			}
 			lines := strings.Split(strings.TrimSpace(stderr), "\n")
 			last := lines[len(lines)-1]
-			for _, want := range []string{"exeat: identity: no X509-SVID from the Workload API at unix://" + s.socket + " within 3s: ", row.says} {
+			for _, want := range []string{"exeat: exeat.yaml:2:26: identity: no X509-SVID from the Workload API at unix://" + s.socket + " within 3s: ", row.says} {
 				if !strings.Contains(last, want) {
 					t.Errorf("it says %q, want %q", last, want)
 				}
@@ -299,10 +299,10 @@ func TestWhatIsWrongIsSaidBeforeTheWait(t *testing.T) {
 		take     func(*waitingSite) netip.AddrPort
 		says     string
 	}{
-		"a listener's address is taken":  {take: func(s *waitingSite) netip.AddrPort { return s.listener }, says: "exeat: listener mtls: 127.0.0.1:"},
-		"the admin address is taken":     {take: func(s *waitingSite) netip.AddrPort { return s.admin }, says: "exeat: admin: 127.0.0.1:"},
-		"a record file that cannot be":   {more: "records: {file: none/records.jsonl}\n", says: "exeat: records: sink "},
-		"a web certificate that is not":  {listener: `address: "127.0.0.1:0", present: {certificate: none.pem, key: none.pem}`, says: "exeat: listener mtls: "},
+		"a listener's address is taken":  {take: func(s *waitingSite) netip.AddrPort { return s.listener }, says: "exeat: exeat.yaml:4:35: listener mtls: 127.0.0.1:"},
+		"the admin address is taken":     {take: func(s *waitingSite) netip.AddrPort { return s.admin }, says: "exeat: exeat.yaml:5:18: admin: 127.0.0.1:"},
+		"a record file that cannot be":   {more: "records: {file: none/records.jsonl}\n", says: "exeat: exeat.yaml:7:17: records: sink "},
+		"a web certificate that is not":  {listener: `address: "127.0.0.1:0", present: {certificate: none.pem, key: none.pem}`, says: "exeat: exeat.yaml:4:73: listener mtls: "},
 		"a socket without its directory": {listener: `address: "unix:none/s", identity: self`, says: "none of the socket "},
 	} {
 		t.Run(name, func(t *testing.T) {
