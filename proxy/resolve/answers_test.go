@@ -24,6 +24,8 @@ func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 		"a header with SERVFAIL":        {raw: header(dns.RcodeServerFailure)},
 		"a header with REFUSED":         {raw: header(dns.RcodeRefused)},
 		"a header with FORMERR":         {raw: header(dns.RcodeFormatError)},
+		"a header with NXDOMAIN":        {raw: header(dns.RcodeNameError)},
+		"a header that is truncated":    {raw: header(1 << 9)},
 		"SERVFAIL":                      {code: dns.RcodeServerFailure},
 		"a referral":                    {records: []string{"--", "example. 60 IN NS ns.example."}},
 		"a referral upwards":            {records: []string{"--", ". 60 IN NS a.root-servers.net."}, change: unrecursed},

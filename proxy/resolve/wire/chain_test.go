@@ -136,8 +136,8 @@ func TestLargeAnswers(t *testing.T) {
 	}
 }
 
-// TestRepliesWithoutAQuestion: a header with an error is the answer of its server, and
-// no other is one.
+// TestRepliesWithoutAQuestion: a header with an error, or one that is truncated, is the
+// answer of its server, and no other is one.
 func TestRepliesWithoutAQuestion(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	header := func(flags uint16, questions byte) []byte {
@@ -148,8 +148,12 @@ func TestRepliesWithoutAQuestion(t *testing.T) {
 		var said *ServerError
 		_, err := q.Parse(header(flagQR|code, 0))
 		switch is := errors.As(err, &said); {
-		case code == NoError || code == NXDomain:
+		case code == NoError:
 			if !errors.Is(err, ErrStray) {
+				t.Errorf("code %d: %v", code, err)
+			}
+		case code == NXDomain: // of which name, nothing says
+			if !errors.Is(err, ErrMalformed) {
 				t.Errorf("code %d: %v", code, err)
 			}
 		case !is || said.Code != int(code):
@@ -162,6 +166,16 @@ func TestRepliesWithoutAQuestion(t *testing.T) {
 	var said *ServerError
 	if _, err := q.Parse(withOPT); !errors.As(err, &said) || said.Error() != `SERVFAIL, DNSSEC Bogus (EDE 6): "bad"` || !said.IsBogus() {
 		t.Errorf("with an OPT: %v", err)
+	}
+	badVersion := slices.Concat(header(flagQR, 0), []byte{0, 0, byte(dns.TypeOPT), 4, 208, 1, 0, 0, 0, 0, 0})
+	badVersion[headLen-1] = 1
+	if _, err := q.Parse(badVersion); !WithoutEDNS(err) {
+		t.Errorf("BADVERS: %v", err)
+	}
+	for questions := range byte(2) {
+		if _, err := q.Parse(header(flagQR|flagTC, questions)); !errors.Is(err, ErrTruncated) {
+			t.Errorf("truncated to the header: %v", err)
+		}
 	}
 	if _, err := q.Parse(header(flagQR|dns.RcodeServerFailure, 1)); !errors.As(err, &said) {
 		t.Errorf("with the count of a question: %v", err)

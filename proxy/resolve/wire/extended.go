@@ -70,8 +70,10 @@ func WithoutEDNS(err error) bool {
 	return ok && (said.Code == dns.RcodeFormatError || said.Code == dns.RcodeNotImplemented || said.Code == dns.RcodeBadVers)
 }
 
-// refusal returns the error of a response whose code is one. The extended error is
-// what can be read of it: a server that fails may not write a proper message.
+// refusal returns the error of a response whose code is one, or that has no question.
+// The extended error is what can be read of it: a server that fails may not write a
+// proper message. Without a question nothing says which name does not exist, so that
+// NXDOMAIN is no answer, and a response without an error is not the one to the query.
 func (p *parser) refusal(code int) error {
 	records := 0
 	for i := headLen / 2; i < headLen; i += 2 {
@@ -87,7 +89,13 @@ func (p *parser) refusal(code int) error {
 		}
 		p.off += h.size
 	}
-	return &ServerError{Code: p.extended<<4 | code, Extended: p.ede}
+	switch code |= p.extended << 4; code {
+	case NoError:
+		return ErrStray
+	case NXDomain:
+		return fmt.Errorf("%w: NXDOMAIN without a question", ErrMalformed)
+	}
+	return &ServerError{Code: code, Extended: p.ede}
 }
 
 // options reads an OPT: the upper bits of the response code, and the first extended

@@ -19,15 +19,15 @@ func (q *Query) Parse(msg []byte) (*Message, error) {
 		return nil, err
 	}
 	flags := binary.BigEndian.Uint16(msg[2:])
-	if flags&flagTC != 0 && body > headLen {
+	code := int(flags & 0xf)
+	if flags&flagTC != 0 && (body > headLen || code == NoError) {
 		return nil, ErrTruncated
 	}
-	code := int(flags & 0xf)
 	p := parser{
 		reader: reader{msg: msg, off: body}, question: q.question, owner: string(appendName(nil, q.question.Name.String())),
 		out: Message{rcode: uint8(code), authentic: flags&flagAD != 0, lame: flags&(flagRA|flagAA) == 0, ttl: MaxTTL},
 	}
-	if refuses(flags) {
+	if refuses(flags) || body == headLen {
 		return nil, p.refusal(code)
 	}
 	if err := p.sections(); err != nil {

@@ -74,8 +74,8 @@ func (q *Query) ID() uint16 { return binary.BigEndian.Uint16(q.packet) }
 func (q *Query) asked() []byte { return q.packet[headLen:q.end] }
 
 // check reports whether a packet is an answer to this query, and returns where its
-// question ends. Servers that fail may leave the question out: their code counts, if
-// it is an error.
+// question ends. Servers that fail may leave the question out: then that is headLen,
+// and only what the header and the OPT say counts.
 func (q *Query) check(msg []byte) (body int, err error) {
 	if len(msg) < headLen || binary.BigEndian.Uint16(msg) != q.ID() {
 		return 0, ErrStray
@@ -84,7 +84,7 @@ func (q *Query) check(msg []byte) (body int, err error) {
 	if flags&flagQR == 0 || flags&opcodes != 0 {
 		return 0, ErrStray
 	}
-	if refuses(flags) && (len(msg) == headLen || questions == 0) {
+	if len(msg) == headLen || questions == 0 {
 		return headLen, nil
 	}
 	asked := q.asked()
