@@ -22,7 +22,8 @@ var (
 // flights are the questions that are with servers: each question once, however
 // many callers wait for it, and whichever of them give up.
 type flights struct {
-	run func(context.Context, Question) (Answer, error)
+	run  func(context.Context, Question) (Answer, error)
+	life time.Duration // the most that a flight, or a look-up of several, takes
 
 	mu      sync.Mutex
 	flying  map[Question]*flight
@@ -57,7 +58,7 @@ func (f *flights) join(ctx context.Context, q Question, leave func() error) (*fl
 	if err := leave(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.life)
 	fl := &flight{done: make(chan struct{}), cancel: cancel}
 	f.flying[q] = fl
 	f.running.Go(func() {

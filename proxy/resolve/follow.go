@@ -16,16 +16,17 @@ var errSlow = errors.New("no answer in time")
 // asker may be led to all names before it and to itself; otherwise what is known is the
 // answer, whose alias the asker's filter refuses. What is found is kept as the answer to
 // the question: it holds all aliases, about each of which every reader decides for
-// itself. It takes no longer, all together, than one question may.
+// itself. No server is asked after the end of ctx.
 func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation uint64, answer Answer) (Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
 	a.alias = true
 	for answer.msg.Open() {
 		if !a.follows(answer) {
 			return answer, nil
 		}
 		target := answer.msg.End()
+		if err := ctx.Err(); err != nil {
+			return Answer{}, behind(target, failure(err))
+		}
 		next, err := r.step(ctx, a, Question{Name: target, Type: q.Type})
 		if err != nil {
 			return Answer{}, behind(target, err)

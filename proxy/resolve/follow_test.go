@@ -131,6 +131,16 @@ func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 			t.Errorf("detail %q, want %q", got, want)
 		}
 	})
+	t.Run("the time of one look-up for all", func(t *testing.T) {
+		r, out, in := split(t, Config{}, always(answer{records: []string{"www.example. 60 IN CNAME db.internal.example."}}), addresses("10.0.0.7"))
+		check(t, lookup(t, r, "www.example", dns.TypeA), "NOERROR from upstream")
+		r.flights.life = time.Nanosecond // over when the alias is known
+		_, err := r.Lookup(t.Context(), anywhere(), question(t, "www.example", dns.TypeA))
+		check(t, describe(t, Answer{}, err), "resolve-timeout")
+		check(t, FailureOf(err).Detail, "alias db.internal.example: server of the alias: no answer in time")
+		out.wasAsked(t, "udp A www.example")
+		in.wasAsked(t)
+	})
 	t.Run("the caller's time", func(t *testing.T) {
 		r, _, in := split(t, Config{}, always(answer{records: []string{"www.example. 60 IN CNAME db.internal.example."}}), always(answer{silent: true}))
 		ctx, cancel := context.WithCancel(t.Context())

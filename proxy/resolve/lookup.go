@@ -60,7 +60,8 @@ func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
 // ctx ends, the question is still asked to its end, for others who wait and for
 // the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
-	if answer, ok := r.Cached(q, time.Now()); ok {
+	now := time.Now()
+	if answer, ok := r.Cached(q, now); ok {
 		return answer, nil
 	}
 	generation := r.cache.generation(q.Name)
@@ -68,6 +69,8 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	if err != nil || !answer.msg.Open() {
 		return answer, err
 	}
+	ctx, cancel := context.WithDeadline(ctx, now.Add(r.flights.life))
+	defer cancel()
 	return r.follow(ctx, a, q, generation, answer)
 }
 

@@ -123,7 +123,7 @@ func New(cfg Config) (*Resolver, error) {
 		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect,
 		descriptors: cfg.Descriptors, familyDelay: familyDelay, staleAfter: staleAfter,
 	}
-	r.flights = flights{run: r.ask, flying: map[Question]*flight{}}
+	r.flights = flights{run: r.ask, life: lookupTimeout, flying: map[Question]*flight{}}
 	for host := range cfg.Hosts {
 		if host.IsLocalhost() {
 			return nil, fmt.Errorf("resolver: hosts: %s is always this machine", host)

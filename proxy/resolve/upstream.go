@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long servers are waited for: each try of one of them, and all tries
-// together; and how often each is tried.
+// How long servers are waited for: each try of one of them, and all tries together,
+// for a name and for those that its aliases lead to; and how often each is tried.
 const (
 	tryTimeout    = 2 * time.Second
 	lookupTimeout = 5 * time.Second
