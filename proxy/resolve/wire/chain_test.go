@@ -217,6 +217,29 @@ func TestExtendedErrors(t *testing.T) {
 	}
 }
 
+// TestOfSeveralExtendedErrors the one that says the most counts, and of two that say as
+// much the first.
+func TestOfSeveralExtendedErrors(t *testing.T) {
+	for _, row := range []struct {
+		codes []uint16
+		want  uint16
+	}{
+		{[]uint16{0, 6}, 6}, {[]uint16{6, 0}, 6}, {[]uint16{22, 9, 6}, 9}, {[]uint16{0, 22, 23}, 22}, {[]uint16{18, 0}, 18}, {[]uint16{0}, 0},
+	} {
+		q := newQuery(t, "a.example", TypeA, true)
+		_, err := q.Parse(upstream(t, q, func(m *dns.Msg) {
+			m.Rcode = dns.RcodeServerFailure
+			for _, code := range row.codes {
+				m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: fmt.Sprint(code)})
+			}
+		}))
+		var said *ServerError
+		if want := (Extended{Given: true, Code: row.want, Text: fmt.Sprint(row.want)}); !errors.As(err, &said) || said.Extended != want {
+			t.Errorf("%v: %v", row.codes, err)
+		}
+	}
+}
+
 // TestReferrals are no answers; that there is nothing is one.
 func TestReferrals(t *testing.T) {
 	const ns, soa = "example. 60 IN NS ns.example.", "example. 60 IN SOA ns.example. admin.example. 1 2 3 4 20"

@@ -53,12 +53,28 @@ func RCodeText(code int) string {
 
 // IsBogus reports whether the server says that the answer is not what DNSSEC proves
 // it to be.
-func (e *ServerError) IsBogus() bool {
-	switch e.Extended.Code {
+func (e *ServerError) IsBogus() bool { return e.Extended.isBogus() }
+
+// telling returns how much an extended error says, beside others of the same server:
+// servers give several, and "other" among the first.
+func (e Extended) telling() int {
+	switch {
+	case !e.Given:
+		return 0
+	case e.Code == dns.ExtendedErrorCodeOther:
+		return 1
+	case e.isBogus():
+		return 3
+	}
+	return 2
+}
+
+func (e Extended) isBogus() bool {
+	switch e.Code {
 	case dns.ExtendedErrorCodeDNSSECIndeterminate, dns.ExtendedErrorCodeDNSBogus, dns.ExtendedErrorCodeSignatureExpired,
 		dns.ExtendedErrorCodeSignatureNotYetValid, dns.ExtendedErrorCodeDNSKEYMissing, dns.ExtendedErrorCodeRRSIGsMissing,
 		dns.ExtendedErrorCodeNoZoneKeyBitSet, dns.ExtendedErrorCodeNSECMissing:
-		return e.Extended.Given
+		return e.Given
 	}
 	return false
 }
@@ -98,8 +114,8 @@ func (p *parser) refusal(code int) error {
 	return &ServerError{Code: code, Extended: p.ede}
 }
 
-// options reads an OPT: the upper bits of the response code, and the first extended
-// error.
+// options reads an OPT: the upper bits of the response code, and that one of its
+// extended errors which says the most.
 func (p *parser) options(h header) {
 	p.extended = int(h.ttl >> 24)
 	for rest := p.msg[p.off : p.off+h.size]; len(rest) >= 4; {
@@ -107,9 +123,12 @@ func (p *parser) options(h header) {
 		if rest = rest[4:]; size > len(rest) {
 			return
 		}
-		if option == dns.EDNS0EDE && size >= 2 && !p.ede.Given {
+		if option == dns.EDNS0EDE && size >= 2 {
 			text := rest[2:size]
-			p.ede = Extended{Given: true, Code: binary.BigEndian.Uint16(rest), Text: string(text[:min(len(text), maxExtraText)])}
+			if e := (Extended{Given: true, Code: binary.BigEndian.Uint16(rest)}); e.telling() > p.ede.telling() {
+				e.Text = string(text[:min(len(text), maxExtraText)])
+				p.ede = e
+			}
 		}
 		rest = rest[size:]
 	}

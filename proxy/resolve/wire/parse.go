@@ -57,7 +57,7 @@ type parser struct {
 	foreign  bool     // a record of the answer section has another class than IN
 	referral bool     // name servers stand in the authority section
 	extended int      // upper bits of the response code
-	ede      Extended // the first one
+	ede      Extended // the one that says the most
 	edited   bool
 	out      Message
 }
