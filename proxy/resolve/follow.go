@@ -25,11 +25,11 @@ func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation u
 		}
 		target := answer.msg.End()
 		if err := ctx.Err(); err != nil {
-			return Answer{}, behind(target, failure(err))
+			return Answer{}, r.behind(target, failure(err))
 		}
 		next, err := r.step(ctx, a, Question{Name: target, Type: q.Type})
 		if err != nil {
-			return Answer{}, behind(target, err)
+			return Answer{}, r.behind(target, err)
 		}
 		now := time.Now()
 		msg, err := answer.msg.Join(answer.age(now), next.msg, next.age(now), q.Name)
@@ -68,16 +68,18 @@ func worse(a, b Origin) Origin {
 }
 
 // behind returns the error of asking for a name that an alias led to.
-func behind(alias allowlist.Host, err error) error {
+func (r *Resolver) behind(alias allowlist.Host, err error) error {
 	reason := allowlist.ReasonOf(err)
 	asked, ok := errors.AsType[*AskError](err)
 	switch {
 	case ok:
-		return &allowlist.ReasonError{Reason: reason, Err: asked.of(alias)}
 	case reason == allowlist.ResolveTimeout && errors.Is(err, context.DeadlineExceeded):
-		late := &AskError{}
-		late.add("of the alias", errSlow.Error(), context.DeadlineExceeded)
-		return &allowlist.ReasonError{Reason: reason, Err: late.of(alias)}
+		asked = &AskError{} // the servers have time left, the look-up has none
+		for _, u := range r.groups.of(alias).servers {
+			asked.add(u.server.String(), errSlow.Error(), err)
+		}
+	default:
+		return err
 	}
-	return err
+	return &allowlist.ReasonError{Reason: reason, Err: asked.of(alias)}
 }
