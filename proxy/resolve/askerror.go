@@ -116,7 +116,7 @@ func FailureOf(err error) Failure {
 	if errors.Is(err, errNoHost) {
 		return Failure{Detail: errNoHost.Error(), RCode: wire.RCodeText(wire.NXDomain)}
 	}
-	for _, known := range []error{errNames, errQuestions, errHop, errBusy, errStreamFull, errClosed, wire.ErrChain, wire.ErrMalformed, wire.ErrType} {
+	for _, known := range []error{errNames, errQuestions, errHop, errSpecial, errBusy, errStreamFull, errClosed, wire.ErrChain, wire.ErrMalformed, wire.ErrType} {
 		if errors.Is(err, known) {
 			return Failure{Detail: known.Error()}
 		}

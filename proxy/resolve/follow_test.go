@@ -183,8 +183,10 @@ func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 	inspected.wasAsked(t)
 	check(t, resolveFor(t, inspect, decide(t, "www.example", []string{"www.example", "mid.example", "*.internal.example"}, nil)), "10.0.0.7")
 
-	for _, name := range []string{"special.example", "private.example"} {
-		check(t, resolveFor(t, r, decide(t, name, []string{name}, nil)), "")
+	for name, target := range map[string]string{"special.example": "printer.local", "private.example": "1.2.0.192.in-addr.arpa"} {
+		_, err := r.Resolve(t.Context(), decide(t, name, []string{name}, nil))
+		check(t, describe(t, Answer{}, err), "resolve-failed")
+		check(t, allowlist.DetailOf(err), "an alias leads to a special name, which no rule allows: "+target)
 		check(t, lookup(t, r, name, dns.TypeA), "NOERROR from cache") // an asker who follows nothing
 	}
 	out.wasAsked(t, "udp A private.example", "udp A special.example", "udp A www.example", "udp AAAA private.example", "udp AAAA special.example", "udp AAAA www.example")

@@ -21,6 +21,7 @@ var (
 	errKnown     = errors.New("the answer has come meanwhile")
 	errNoHost    = errors.New("the name does not exist")
 	errHop       = errors.New("an alias leads to a name that is not allowed")
+	errSpecial   = errors.New("an alias leads to a special name, which no rule allows")
 )
 
 // Cached returns the answer to a question if no server need be asked: for
@@ -259,6 +260,9 @@ func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, asker As
 	way := allowlist.Way{Via: slices.Collect(answer.msg.Hops()), Inspect: r.inspect}
 	if why := dec.CheckWay(way); why != allowlist.NoReason {
 		return family{err: &allowlist.ReasonError{Reason: why, Err: fmt.Errorf("%w: %s", errHop, way.Via)}}
+	}
+	if answer.msg.Open() { // nobody may be asked for the rest
+		return family{err: &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: fmt.Errorf("%w: %s", errSpecial, answer.msg.End())}}
 	}
 	for addr := range answer.msg.Addrs() {
 		f.addrs = append(f.addrs, allowlist.Resolved{Addr: addr, Way: way})
