@@ -49,11 +49,11 @@ func (d Decision) CheckHop(hop Host, inspect bool) Reason {
 // CheckFollow returns the reason for which no server must be asked for a name that an
 // alias leads to: that of CheckHop, with inspect for every special name.
 func (d Decision) CheckFollow(hop Host, inspect bool) Reason {
-	return d.CheckHop(hop, inspect || hop.isSpecial())
+	return d.CheckHop(hop, inspect || hop.IsSpecial())
 }
 
 // CheckFollow returns the reason for which no server must be asked for a name that an
 // answer leads to: that of CheckHop, with inspect for every special name.
 func (d *NameDecision) CheckFollow(hop Host, inspect bool) Reason {
-	return d.CheckHop(hop, inspect || hop.isSpecial())
+	return d.CheckHop(hop, inspect || hop.IsSpecial())
 }

@@ -94,7 +94,7 @@ func (p *Policy) decideName(req NameRequest) NameDecision {
 		return d
 	}
 	d.Mode, d.observePrivate = c.mode(req.Time)
-	d.Special = req.Host.isSpecial()
+	d.Special = req.Host.IsSpecial()
 	c.decideName(&d)
 	if d.Verdict != Allow {
 		d.Above = d.Mode == ModeObserve || c.above(req.Host, req.Time)

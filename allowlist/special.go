@@ -2,11 +2,11 @@ package allowlist
 
 import "strings"
 
-// isSpecial reports whether a name has a special meaning, so that no server should be
+// IsSpecial reports whether a name has a special meaning, so that no server should be
 // asked for it: localhost, invalid, onion and local with all names below (RFC 6761, 7686,
 // 6762), the reverse names of addresses (RFC 6303, here of all addresses), resolver.arpa
 // (RFC 9462), and single labels, which have a meaning only with a search list.
-func (h Host) isSpecial() bool {
+func (h Host) IsSpecial() bool {
 	switch last := h.name[strings.LastIndexByte(h.name, '.')+1:]; {
 	case last == h.name, last == "localhost", last == "invalid", last == "onion", last == "local":
 		return true

@@ -16,12 +16,16 @@ var errSlow = errors.New("no answer in time")
 // asker may be led to all names before it and to itself; otherwise what is known is the
 // answer, whose alias the asker's filter refuses. What is found is kept as the answer to
 // the question: it holds all aliases, about each of which every reader decides for
-// itself. No server is asked after the end of ctx.
+// itself. It is not kept behind a special name, to which only some may be led. No server is asked after the end of ctx.
 func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation uint64, answer Answer) (Answer, error) {
 	a.alias = true
+	special := false
 	for answer.msg.Open() {
 		if !a.follows(answer) {
 			return answer, nil
+		}
+		for hop := range answer.msg.Hops() {
+			special = special || hop.IsSpecial()
 		}
 		target := answer.msg.End()
 		if err := ctx.Err(); err != nil {
@@ -38,7 +42,7 @@ func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation u
 		}
 		answer = Answer{msg: msg, name: q.Name, at: now, origin: worse(answer.origin, next.origin)}
 	}
-	if answer.origin != OriginStale {
+	if answer.origin != OriginStale && !special {
 		r.cache.put(q, answer.msg, answer.at, generation)
 	}
 	return answer, nil

@@ -192,6 +192,29 @@ func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 	out.wasAsked(t, "udp A private.example", "udp A special.example", "udp A www.example", "udp AAAA private.example", "udp AAAA special.example", "udp AAAA www.example")
 }
 
+// TestSpecialNamesAreForWhoMayFollow them, whoever has asked before.
+func TestSpecialNamesAreForWhoMayFollow(t *testing.T) {
+	for name, aliases := range map[string]map[string]string{
+		"at the end":    {"www.example": "printer.local"},
+		"on the way":    {"www.example": "printer.local", "printer.local": "db.internal.example"},
+		"behind others": {"www.example": "mid.example", "mid.example": "printer.local"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _, _ := split(t, Config{}, func(q asked) answer {
+				if target := aliases[q.name]; target != "" {
+					return answer{records: []string{q.name + ". 60 IN CNAME " + target + "."}}
+				}
+				return answer{records: addressRecords(q, "10.0.0.7")}
+			}, addresses("10.0.0.7"))
+			free, bound := decide(t, "www.example", []string{"www.example", "printer.local"}, nil), decide(t, "www.example", []string{"www.example"}, nil)
+			for range 2 {
+				check(t, resolveFor(t, r, free), "10.0.0.7")
+				check(t, resolveFor(t, r, bound), "resolve-failed")
+			}
+		})
+	}
+}
+
 // TestOneQuestionForAllAliases: many who ask at the same time cost one question for each
 // name.
 func TestOneQuestionForAllAliases(t *testing.T) {
