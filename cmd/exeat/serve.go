@@ -45,7 +45,8 @@ identity within 3 s is an error. Nothing is opened, so that it may run beside
 the gateway that serves. It warns, with exit code 0, of an identity of a
 listener that the policy refuses whatever is asked, of more connections than
 there are file descriptors for, of a limit that a smaller one keeps from being
-reached, and of a record file that could not be opened.
+reached, and of a record file that could not be opened or OTEL_* variables that
+could not be obeyed, which are errors of a start.
 
 Exit codes: 0 good, 2 a broken configuration.`,
 		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",

@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 	"github.com/exeat-dev/exeat/identity"
 	"github.com/exeat-dev/exeat/proxy/audit/file"
 	"github.com/exeat-dev/exeat/proxy/dns"
@@ -40,9 +41,9 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 	want.Identity = &identity.FileConfig{Dir: "/etc/exeat/id"}
 	want.Policy = []string{"/etc/exeat/p.yaml"}
 	want.Places = Places{
-		"/etc/exeat/id":     {File: "/etc/exeat/exeat.yaml", Line: 2, Column: 17},
-		"/etc/exeat/p.yaml": {File: "/etc/exeat/exeat.yaml", Line: 3, Column: 9},
-		"127.0.0.1:0":       {File: "/etc/exeat/exeat.yaml", Line: 4, Column: 35},
+		"/etc/exeat/id":     {{strictyaml.Pos{File: "/etc/exeat/exeat.yaml", Line: 2, Column: 17}, "dir"}},
+		"/etc/exeat/p.yaml": {{strictyaml.Pos{File: "/etc/exeat/exeat.yaml", Line: 3, Column: 9}, "policy"}},
+		"127.0.0.1:0":       {{strictyaml.Pos{File: "/etc/exeat/exeat.yaml", Line: 4, Column: 35}, "address"}},
 	}
 	want.Listeners = []Listener{{Listener: gateway.Listener{Name: "main", Address: "127.0.0.1:0"}}}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {

@@ -116,12 +116,9 @@ func (d directory) read(n *strictyaml.Node, text string) string {
 	return d.note(n, d.join(text))
 }
 
-// note notes the place of a path or an address, which it returns. The first place
-// counts.
+// note notes a place of a path or an address, which it returns.
 func (d directory) note(n *strictyaml.Node, what string) string {
-	if _, again := d.places[what]; !again {
-		d.places[what] = n.Pos()
-	}
+	d.places[what] = append(d.places[what], Place{n.Pos(), n.Name()})
 	return what
 }
 

@@ -11,43 +11,69 @@ import (
 )
 
 // Places says where in the configuration each path and each address to listen on
-// is written.
-type Places map[string]strictyaml.Pos
+// is written. Several keys may name the same path.
+type Places map[string][]Place
 
-// Explain returns an error about a file or an address with the place at which the
-// configuration names it, or one of the directories above the file. Errors that
-// have places of their own, and those that name no path of the configuration,
-// are returned as they are.
+// Place is a place and the last key before it.
+type Place struct {
+	strictyaml.Pos
+
+	Key string
+}
+
+// Explain returns an error about a file or an address with the places at which the
+// configuration names it, or one of the directories above the file. An error about
+// several files is about the one that it names first. Errors that have places of
+// their own, and those that name no path of the configuration, are returned as they
+// are.
 func (p Places) Explain(err error) error {
 	var own strictyaml.Errors
 	if err == nil || errors.As(err, &own) {
 		return err
 	}
-	longest, text := "", err.Error()
+	named, first, text := "", -1, err.Error()
 	for path := range p {
-		if len(path) > len(longest) && names(text, path) {
-			longest = path
+		at := index(text, path)
+		if at >= 0 && (first < 0 || at < first || at == first && len(path) > len(named)) {
+			named, first = path, at
 		}
 	}
-	if longest == "" {
+	if first < 0 {
 		return err
 	}
-	return fmt.Errorf("%s: %w", p[longest], err)
+	return fmt.Errorf("%s: %w", placesText(p[named], text[:first]), err)
 }
 
-// names reports whether a text has a path in it, and not only as a part of a
-// longer name.
-func names(text, path string) bool {
-	for {
-		before, after, found := strings.Cut(text, path)
-		if !found {
-			return false
+// placesText returns the places of a path as a text: those of the key that the words
+// before the path name, as in "bundle file ", and else the first one.
+func placesText(all []Place, before string) string {
+	var meant []string
+	for _, at := range all {
+		if strings.HasSuffix(before, at.Key+" file ") {
+			meant = append(meant, at.String())
+		}
+	}
+	if meant == nil {
+		return all[0].String()
+	}
+	return strings.Join(meant, ", ")
+}
+
+// index returns where a text has a path in it, and not only as a part of a longer
+// name; -1 if it has not.
+func index(text, path string) int {
+	for from := 0; ; {
+		i := strings.Index(text[from:], path)
+		if i < 0 {
+			return -1
 		}
 		const around = " \t:;,()\"'"
-		if (before == "" || strings.ContainsAny(before[len(before)-1:], around)) && (after == "" || strings.ContainsAny(after[:1], around+string(filepath.Separator))) {
-			return true
+		begin, end := from+i, from+i+len(path)
+		if (begin == 0 || strings.ContainsAny(text[begin-1:begin], around)) &&
+			(end == len(text) || strings.ContainsAny(text[end:end+1], around+string(filepath.Separator))) {
+			return begin
 		}
-		text = after
+		from = end
 	}
 }
 

@@ -25,24 +25,25 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 		t.Fatal(err)
 	}
 	for text, at := range map[string]string{
-		"open /x/id/svid.pem: no such file":            "3:16",
-		"key file /x/id/key.pem is not PEM":            "4:8",
-		"bundle file /b; check the path":               "5:11",
-		"bundle file /x/id/other.pem is no PEM":        "6:28",
-		"/x/p/rules.yaml would not be read":            "7:10",
-		"stat /x/p: no such file":                      "7:10",
-		"/x/p/q/rules.yaml is not a regular file":      "7:13",
-		"stat /x/a b.yaml: no such file":               "7:18",
-		`open "/x/web_key.pem"`:                        "8:82",
-		"/x/web.pem":                                   "8:68",
-		"the authorities: open /x/ca.pem: permission":  "9:61",
-		"records: sink all: open /x/r.jsonl: no space": "10:37",
-		"open /y/x/p: no such file":                    "",
-		"open /x/ppp: no such file":                    "",
-		"listen tcp 127.0.0.1:1: bind: in use":         "8:32",
-		"listen unix /x/run/s: no such directory":      "8:116",
-		"127.0.0.1:12 is taken":                        "",
-		"address already in use":                       "",
+		"open /x/id/svid.pem: no such file":                     "3:16",
+		"key file /x/id/key.pem is not PEM":                     "4:8",
+		"bundle file /b; check the path":                        "5:11",
+		"bundle file /x/id/other.pem is no PEM":                 "6:28",
+		"/x/p/rules.yaml would not be read":                     "7:10",
+		"stat /x/p: no such file":                               "7:10",
+		"/x/p/q/rules.yaml is not a regular file":               "7:13",
+		"stat /x/a b.yaml: no such file":                        "7:18",
+		`open "/x/web_key.pem"`:                                 "8:82",
+		"/x/web.pem":                                            "8:68",
+		"the authorities: open /x/ca.pem: permission":           "9:61",
+		"records: sink all: open /x/r.jsonl: no space":          "10:37",
+		"open /y/x/p: no such file":                             "",
+		"open /x/ppp: no such file":                             "",
+		"listen tcp 127.0.0.1:1: bind: in use":                  "8:32",
+		"listen unix /x/run/s: no such directory":               "8:116",
+		"127.0.0.1:12 is taken":                                 "",
+		"address already in use":                                "",
+		"key file /x/web_key.pem is not that of /x/id/svid.pem": "8:82", // which is longer
 	} {
 		want := text
 		if at != "" {
@@ -60,6 +61,19 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 	own := strictyaml.Errors{{Pos: strictyaml.Pos{File: "/x/p/q", Line: 1, Column: 1}, Msg: "version is missing"}}
 	if got := cfg.Places.Explain(own); got.Error() != own.Error() {
 		t.Errorf("an error with a place of its own is %v", got)
+	}
+	twice, err := Parse("e.yaml", []byte(strings.Replace(minimal, "dir: id", "certificate: /a.pem, key: /k.pem, bundle: /a.pem", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, at := range map[string]string{
+		"bundle file /a.pem: certificate 1 is no CA": "e.yaml:2:54: ",
+		"certificate file /a.pem: it has ended":      "e.yaml:2:25: ",
+		"open /a.pem: no such file":                  "e.yaml:2:25: ",
+	} {
+		if got := twice.Places.Explain(errors.New(text)); got.Error() != at+text {
+			t.Errorf("got %v, want %s%s", got, at, text)
+		}
 	}
 	if cfg.Places.Explain(nil) != nil {
 		t.Error("no error is one")

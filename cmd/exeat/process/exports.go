@@ -48,6 +48,29 @@ func checkExports(ctx context.Context, cfg *config.Config, getenv func(string) s
 	return nil
 }
 
+// tryExporters sets up the exporters as a start does, and ends them before they have
+// anything to send. A start with the same OTEL_* variables fails with the same error.
+func tryExporters(ctx context.Context, sinks []config.RecordSink, opts Options) error {
+	tel, err := telemetry.New(ctx, telemetry.Config{Version: opts.Version, Getenv: opts.Getenv})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ended, end := context.WithCancel(ctx)
+		end()
+		_ = tel.Shutdown(ended)
+	}()
+	for _, rs := range sinks {
+		if !rs.OTLP {
+			continue
+		}
+		if _, err := openLogs(ctx, sinks, rs, opts, tel); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ownListener returns the name of the listener at an address, which is a host
 // and a port or unix: and a path; "" if it is none. A name is looked up as the
 // exporter will, but only if a listener has the port.

@@ -241,6 +241,9 @@ func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 	}
 	checked, err := gateway.Check(read)
 	checked.Warnings = append(fits.tooMuch, checked.Warnings...)
+	if err := tryExporters(ctx, cfg.Records, opts); err != nil {
+		checked.Warnings = append(checked.Warnings, err.Error())
+	}
 	return checked, err
 }
 

@@ -58,21 +58,25 @@ func TestWhatDoesNotOpen(t *testing.T) {
 		change func(*config.Config, *Options)
 		want   string // in the error
 		checks bool   // Check, which opens nothing, finds nothing wrong
+		warns  bool   // Check warns of it
 	}{
-		{"no identity", func(c *config.Config, _ *Options) { c.Identity.Dir += "-not" }, "identity: ", false},
-		{"no policy", func(c *config.Config, _ *Options) { c.Policy[0] += "-not" }, "no such file", false},
+		{"no identity", func(c *config.Config, _ *Options) { c.Identity.Dir += "-not" }, "identity: ", false, false},
+		{"no policy", func(c *config.Config, _ *Options) { c.Policy[0] += "-not" }, "no such file", false, false},
 		{"a policy for everybody, where nobody knows of which trust domain", func(c *config.Config, _ *Options) {
 			c.Policy, c.Identity, c.Listeners = []string{write(t, "policy.yaml", forEverybody)}, nil, c.Listeners[:1]
-		}, "trust_domains", false},
-		{"no web certificate", func(c *config.Config, _ *Options) { c.Listeners[1].WebKey += "-not" }, "listener web: ", false},
+		}, "trust_domains", false, false},
+		{"no web certificate", func(c *config.Config, _ *Options) { c.Listeners[1].WebKey += "-not" }, "listener web: ", false, false},
 		{"telemetry that is none", func(_ *config.Config, o *Options) {
 			t.Setenv("OTEL_TRACES_EXPORTER", "pigeon")
 			o.Getenv = os.Getenv
-		}, "the trace exporter", true},
-		{"a record file that is a directory", func(c *config.Config, _ *Options) { c.Records[0].File = t.TempDir() }, "records: sink records: ", true},
-		{"name servers that are none", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false},
-		{"an address that is taken", func(c *config.Config, _ *Options) { c.Listeners[1].Address = taken.Addr().String() }, "is taken", true},
-		{"an admin address that is taken", func(c *config.Config, _ *Options) { c.Gateway.Admin.Address = taken.Addr().String() }, "admin: ", true},
+		}, "the trace exporter", true, true},
+		{"records that go to OpenTelemetry, and no variable says where", func(c *config.Config, _ *Options) {
+			c.Records = append(c.Records, config.RecordSink{Name: "collector", OTLP: true})
+		}, "records: sink collector: ", true, true},
+		{"a record file that is a directory", func(c *config.Config, _ *Options) { c.Records[0].File = t.TempDir() }, "records: sink records: ", true, false},
+		{"name servers that are none", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false, false},
+		{"an address that is taken", func(c *config.Config, _ *Options) { c.Listeners[1].Address = taken.Addr().String() }, "is taken", true, false},
+		{"an admin address that is taken", func(c *config.Config, _ *Options) { c.Gateway.Admin.Address = taken.Addr().String() }, "admin: ", true, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cfg, opts := full(t), options()
@@ -84,8 +88,9 @@ func TestWhatDoesNotOpen(t *testing.T) {
 				_ = conn.Close()
 				t.Error("a listener is open")
 			}
-			if _, err := Check(t.Context(), cfg, opts); (err == nil) != row.checks {
-				t.Errorf("Check returned %v", err)
+			checked, err := Check(t.Context(), cfg, opts)
+			if (err == nil) != row.checks || row.warns != strings.Contains(strings.Join(checked.Warnings, "\n"), row.want) {
+				t.Errorf("Check returned %q, %v", checked.Warnings, err)
 			}
 		})
 	}

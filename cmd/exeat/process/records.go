@@ -52,13 +52,12 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		}
 		switch {
 		case rs.OTLP:
-			logs, err := tel.LogSink(ctx)
-			if errors.Is(err, telemetry.ErrDisabled) && othersKeep(configured, rs) {
-				opts.Log.WarnContext(ctx, "a sink is left out", slog.String("sink", rs.Name), slog.Any("cause", err))
-				continue
-			}
+			logs, err := openLogs(ctx, configured, rs, opts, tel)
 			if err != nil {
-				return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
+				return nil, err
+			}
+			if logs == nil {
+				continue
 			}
 			sink.Sink = logs
 		case rs.File == "":
@@ -74,6 +73,19 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		all = append(all, sink)
 	}
 	return all, nil
+}
+
+// openLogs makes a sink of OpenTelemetry logs. It returns nil if the sink is left out.
+func openLogs(ctx context.Context, configured []config.RecordSink, rs config.RecordSink, opts Options, tel *telemetry.Telemetry) (*telemetry.LogSink, error) {
+	logs, err := tel.LogSink(ctx)
+	if errors.Is(err, telemetry.ErrDisabled) && othersKeep(configured, rs) {
+		opts.Log.WarnContext(ctx, "a sink is left out", slog.String("sink", rs.Name), slog.Any("cause", err))
+		return nil, nil //nolint:nilnil // it is what the comment says
+	}
+	if err != nil {
+		return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
+	}
+	return logs, nil
 }
 
 // checkRecordFiles warns of what keeps the record files from being opened here and
@@ -94,7 +106,9 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 			err = syscall.EISDIR
 		}
 		if err != nil {
-			warnings.Add(cfg.Places[rs.File], "%v", recordFileError(rs, &fs.PathError{Op: "open", Path: rs.File, Err: err}))
+			for _, at := range cfg.Places[rs.File] {
+				warnings.Add(at.Pos, "%v", recordFileError(rs, &fs.PathError{Op: "open", Path: rs.File, Err: err}))
+			}
 		}
 	}
 	return warnings
