@@ -268,3 +268,36 @@ func TestARecordNamesTheLimit(t *testing.T) {
 		})
 	}
 }
+
+// TestARecordQuotesNoBody: what is wrong with the chunks or the trailer of an answer, or
+// of a request, is said without what was sent.
+func TestARecordQuotesNoBody(t *testing.T) {
+	for name, body := range map[string]string{
+		"a size":                           "secret\r\n",
+		"more than a chunk":                "1\r\nsecret\r\n",
+		"an extension":                     "1;secret=\x01\r\nsecret\r\n",
+		"a field without a colon":          "1\r\na\r\n0\r\nX secret\r\n\r\n",
+		"a control character in a field":   "1\r\na\r\n0\r\nX: secret\x01\r\n\r\n",
+		"a field that begins with a space": "1\r\na\r\n0\r\n secret\r\n\r\n",
+		"a long field":                     "1\r\na\r\n0\r\nX: " + strings.Repeat("secret", 20000) + "\r\n\r\n",
+	} {
+		const chunked = "Transfer-Encoding: chunked"
+		check := func(t *testing.T, rest, answer string) {
+			t.Helper()
+			r := newPlainRig(t, answer)
+			c := r.call(t, "builder")
+			c.send(t, "POST "+r.url("allowed.example", "/")+" HTTP/1.1\r\nHost: "+r.at("allowed.example")+"\r\n"+rest)
+			decision, end := r.carried(t)
+			if text := decision.Detail + end.Detail; text == "" || strings.Contains(text, "secret") {
+				t.Errorf("the end is %s: %q, after %q", end.CloseReason, end.Detail, decision.Detail)
+			}
+			_ = c.Close()
+		}
+		t.Run(name+" of an answer", func(t *testing.T) {
+			check(t, "Content-Length: 0\r\n\r\n", "close:HTTP/1.1 200 OK\r\n"+chunked+"\r\n\r\n"+body)
+		})
+		t.Run(name+" of a request", func(t *testing.T) {
+			check(t, chunked+"\r\n\r\n"+body, "")
+		})
+	}
+}

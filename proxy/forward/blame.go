@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"syscall"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -61,8 +62,21 @@ func broke(r *run, err error) *answerError {
 	case ended != nil || reset:
 		return &answerError{allowlist.CauseTerminated, how + " without an answer"}
 	}
-	return &answerError{allowlist.NoCause, err.Error()}
+	return &answerError{allowlist.NoCause, (&unquotedError{err}).Error()}
 }
+
+// unquotedError is an error without the bytes that it quotes: net/http and net/textproto
+// quote what was sent, such as a line of a trailer.
+type unquotedError struct{ err error }
+
+// Error implements error.
+func (e *unquotedError) Error() string {
+	text, _, _ := strings.Cut(e.err.Error(), `"`)
+	return strings.TrimRight(text, ": ")
+}
+
+// Unwrap returns the error itself.
+func (e *unquotedError) Unwrap() error { return e.err }
 
 // late says what did not come in time, with the address that was asked.
 func late(r *run, err error) error {
@@ -87,7 +101,7 @@ func (r *run) unfinished() error {
 	case r.down.err != nil:
 		return fmt.Errorf("writing to the client: %w", r.down.err)
 	case r.broken != nil && !errors.Is(r.broken, context.Canceled):
-		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, r.broken)
+		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, &unquotedError{r.broken})
 	}
 	return errors.New("the exchange was ended")
 }

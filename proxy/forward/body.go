@@ -120,7 +120,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	case b.idle(conn):
 		return n, errStopped // and not the client's fault
 	default:
-		b.fail(bodyReason(err), err)
+		b.fail(bodyReason(err), &unquotedError{err})
 	}
 	return n, err
 }
