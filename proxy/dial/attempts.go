@@ -12,22 +12,22 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// maxTold is how many attempts an error tells of.
-const maxTold = 4
+// maxListed is the number of attempts that the text of an error lists.
+const maxListed = 4
 
-// attemptsError is what came of several addresses, each with its error.
+// attemptsError holds the errors of the attempts to connect to several addresses.
 type attemptsError struct {
 	errs    []error
 	untried int // number of addresses that were not tried
 }
 
-// Error tells of the first attempts, and how many more there were.
+// Error lists the first attempts, and says how many more there were.
 func (e *attemptsError) Error() string {
 	var texts []string
-	for _, err := range e.errs[:min(len(e.errs), maxTold)] {
+	for _, err := range e.errs[:min(len(e.errs), maxListed)] {
 		texts = append(texts, err.Error())
 	}
-	if more := len(e.errs) - maxTold; more > 0 {
+	if more := len(e.errs) - maxListed; more > 0 {
 		texts = append(texts, fmt.Sprintf("%d more", more))
 	}
 	if e.untried > 0 {
@@ -39,13 +39,14 @@ func (e *attemptsError) Error() string {
 // Unwrap returns the errors of all attempts.
 func (e *attemptsError) Unwrap() []error { return e.errs }
 
-// attemptError is what came of one address.
+// attemptError is the error of the attempt to connect to one address.
 type attemptError struct {
 	addr netip.AddrPort
 	err  error
 }
 
-// Error says it in the words of the system, without what a socket adds to them.
+// Error returns the operating system's text for the error, without the operation and the
+// addresses that package net adds to it.
 func (e *attemptError) Error() string {
 	var text string
 	number, known := errors.AsType[syscall.Errno](e.err)

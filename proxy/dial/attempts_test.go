@@ -14,15 +14,15 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestAnErrorSaysWhatBecameOfEachAddress: of the first four, and how many more there
-// were.
+// TestAnErrorSaysWhatBecameOfEachAddress checks that the text of an error lists the first
+// four attempts and the number of the others.
 func TestAnErrorSaysWhatBecameOfEachAddress(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("connect: %w", syscall.ECONNREFUSED)}
 	unroutable := &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("connect: %w", syscall.EHOSTUNREACH)}
 	silent := errors.New("silent")
 	for _, row := range []struct {
 		name   string
-		errs   []error // of 8.8.8.0, 8.8.8.1 and so on; silent is none in time
+		errs   []error // errors of 8.8.8.0, 8.8.8.1 and so on; silent means no answer in time
 		reason allowlist.Reason
 		cause  allowlist.Cause
 		want   string
@@ -63,7 +63,8 @@ func TestAnErrorSaysWhatBecameOfEachAddress(t *testing.T) {
 	}
 }
 
-// TestAnErrorSaysHowManyAddressesWereNotTried: the time is over before.
+// TestAnErrorSaysHowManyAddressesWereNotTried checks the error of a race whose time is
+// over before it has tried all addresses.
 func TestAnErrorSaysHowManyAddressesWereNotTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer(t, Config{Resolve: answering(addrs("8.8.8.0", "8.8.8.1", "8.8.8.2"), nil), Timeout: time.Second, Stagger: time.Hour})
@@ -78,7 +79,8 @@ func TestAnErrorSaysHowManyAddressesWereNotTried(t *testing.T) {
 	})
 }
 
-// TestAResultNamesWhatWasRefused: the first eight, each once, and counts all.
+// TestAResultNamesWhatWasRefused checks that a result lists the first eight refused
+// addresses, each once, and counts all.
 func TestAResultNamesWhatWasRefused(t *testing.T) {
 	var all []netip.Addr
 	for i := range 12 {

@@ -13,15 +13,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWantOfDescriptors: what the gateway has not is no fault of the destination's,
-// however many of its addresses are tried and whatever came of the others.
+// TestWantOfDescriptors checks that a missing descriptor is not reported as a fault of
+// the destination, whatever the attempts at its other addresses have returned.
 func TestWantOfDescriptors(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	system := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", err)}
 	}
 	for name, row := range map[string]struct {
-		errs   []error // of the addresses in turn
+		errs   []error // errors of the addresses, in their order
 		reason allowlist.Reason
 	}{
 		"of the process":              {[]error{system(syscall.EMFILE)}, allowlist.Busy},
@@ -65,8 +65,8 @@ func TestWantOfDescriptors(t *testing.T) {
 	}
 }
 
-// TestDescriptorsAreTakenWhileOpen: a connection has one until it is closed, and
-// beyond them nothing is dialled.
+// TestDescriptorsAreTakenWhileOpen checks that a connection has a descriptor until it is
+// closed, and that nothing is dialled when none is left.
 func TestDescriptorsAreTakenWhileOpen(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	descriptors := limit.NewDescriptors(1)
@@ -99,7 +99,8 @@ func TestDescriptorsAreTakenWhileOpen(t *testing.T) {
 	}
 }
 
-// TestAPanicGivesTheDescriptorBack: the door goes on after it.
+// TestAPanicGivesTheDescriptorBack checks that a panic does not keep a descriptor, since
+// the door recovers it and goes on.
 func TestAPanicGivesTheDescriptorBack(t *testing.T) {
 	descriptors := limit.NewDescriptors(2)
 	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1"), nil), Descriptors: descriptors})

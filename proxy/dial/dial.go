@@ -1,10 +1,10 @@
 // Package dial connects to an allowed destination: it resolves the name, keeps
 // the addresses that the decision lets through, races them (RFC 8305), and
-// asks the decision again about the address that the socket really connects
-// to.
+// checks the address that the socket really connects to against the decision
+// once more.
 //
-// It refuses to connect without a decision: an address that no decision let
-// through is never dialled.
+// It refuses to connect without a decision: an address that no decision has
+// allowed is never dialled.
 package dial
 
 import (
@@ -27,8 +27,8 @@ const (
 	defaultStagger = 250 * time.Millisecond // RFC 8305 section 5, Connection Attempt Delay
 )
 
-// maxAddresses bounds how many addresses of one name are looked at, maxNamed how many
-// a result names.
+// maxAddresses is the number of addresses of one name that are considered; the rest are
+// ignored. maxNamed is the number of refused addresses that a result lists.
 const (
 	maxAddresses = 64
 	maxNamed     = 8
@@ -36,10 +36,11 @@ const (
 
 // Config says how to resolve and connect.
 type Config struct {
-	// Resolve returns the addresses of a decision's destination, which it may
-	// look up because the decision allows, each with a way that it allows as well.
-	// An error that is an *allowlist.ReasonError keeps its reason; any other is
-	// resolve-failed, or resolve-timeout if it is one. Required.
+	// Resolve returns the addresses of the destination of a decision, each with the
+	// way by which the look-up led there. It is called only with a decision that
+	// allows, and returns only ways that the decision allows. An
+	// *allowlist.ReasonError keeps its reason; any other error becomes
+	// resolve-failed, or resolve-timeout if it is a time-out. Required.
 	Resolve func(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error)
 	// Timeout bounds resolving and connecting together; zero means
 	// DefaultTimeout.
@@ -47,8 +48,8 @@ type Config struct {
 	// Stagger is the time after which the next address is tried beside the one
 	// that has not answered; zero means a quarter of a second.
 	Stagger time.Duration
-	// Descriptors are where each connection takes one, for as long as it is open;
-	// nil is any number.
+	// Descriptors counts the open connections: each takes a descriptor and gives it
+	// back when it is closed. nil means no limit.
 	Descriptors *limit.Descriptors
 }
 
@@ -56,7 +57,7 @@ type Config struct {
 type Dialer struct {
 	cfg     Config
 	connect connectFunc // connects to one address; tests replace it
-	give    func()      // gives the descriptor of a connection back
+	give    func()      // gives one descriptor back
 }
 
 // New returns a dialer.
@@ -73,16 +74,16 @@ func New(cfg Config) (*Dialer, error) {
 	return &Dialer{cfg: cfg, connect: connect, give: func() { cfg.Descriptors.Give(1) }}, nil
 }
 
-// Result is what came of a dial, also of one that failed.
+// Result describes a dial, also one that failed.
 type Result struct {
-	Conn    net.Conn       // nil after an error
-	Addr    netip.AddrPort // the address connected to; after a failed connect, the first tried
-	Way     allowlist.Way  // how the look-up led to the address connected to
-	Dropped int            // addresses that the decision refused
-	Refused []netip.Addr   // the first of them, at most maxNamed
-	Class   allowlist.Class
-	Resolve time.Duration // time spent on each part
-	Dial    time.Duration
+	Conn    net.Conn        // nil after an error
+	Addr    netip.AddrPort  // the address connected to; after a failed connect, the first address tried
+	Way     allowlist.Way   // how the look-up led to the address connected to
+	Dropped int             // number of addresses that the decision refused
+	Refused []netip.Addr    // the first addresses that the decision refused, at most maxNamed
+	Class   allowlist.Class // class of the last address that the decision refused
+	Resolve time.Duration   // time spent on resolving the name
+	Dial    time.Duration   // time spent on connecting
 }
 
 // Dial connects to the destination of a decision that allows it. Every error
@@ -106,17 +107,16 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 	return d.dial(ctx, dec, addrs, res)
 }
 
-// DialAddr connects to an address that the destination of a decision was the
-// name for when the caller asked, without looking it up again. The decision is
-// asked about the address as it is by Dial. Every error is an
-// *allowlist.ReasonError.
+// DialAddr connects to one address of the destination of a decision without looking the
+// name up: the caller has received the address from the DNS door. As in Dial, the
+// address is checked against the decision. Every error is an *allowlist.ReasonError.
 func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr netip.Addr) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	return d.dial(ctx, dec, []allowlist.Resolved{{Addr: addr}}, Result{})
 }
 
-// dial connects to one of the addresses that the decision lets through.
+// dial connects to one of the addresses that the decision allows.
 func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allowlist.Resolved, res Result) (Result, error) {
 	allowed, refusals := res.keep(dec, addrs)
 	if len(allowed) == 0 {
@@ -148,15 +148,15 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 	return res, nil
 }
 
-// keep returns the addresses that the decision lets through, and counts the
-// others, of which it returns the errors.
+// keep returns the addresses that the decision allows, counts the others, and returns
+// the errors of these.
 func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) (allowed []netip.AddrPort, refusals []error) {
 	allowed = make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
 	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
 		ap := netip.AddrPortFrom(a.Addr.Unmap(), dec.Dest.Port)
 		err := dec.CheckAddr(ap)
 		if err == nil {
-			if !slices.Contains(allowed, ap) { // nobody is tried twice
+			if !slices.Contains(allowed, ap) { // no address is tried twice
 				allowed = append(allowed, ap)
 			}
 			continue
@@ -178,7 +178,7 @@ func (r *Result) refuse(err *allowlist.AddrError) {
 	}
 }
 
-// peer returns the address of the other end as the socket knows it.
+// peer returns the remote address of a connection.
 func peer(conn net.Conn) netip.AddrPort {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		ap := tcp.AddrPort()
@@ -200,10 +200,9 @@ func resolveReason(err error) allowlist.Reason {
 	return allowlist.ResolveFailed
 }
 
-// dialReason classifies the errors of a race: what was refused by the decision
-// counts first, then that the gateway had no descriptor to try an address with,
-// which says nothing about the destination; a time-out only if nothing else is
-// known.
+// dialReason returns the reason for the errors of a race. An address that the decision
+// refused comes first, then a missing descriptor, which says nothing about the
+// destination, then a refused connection, and then a time-out.
 func dialReason(err error) allowlist.Reason {
 	_, refused := errors.AsType[*allowlist.AddrError](err)
 	switch {
@@ -219,7 +218,7 @@ func dialReason(err error) allowlist.Reason {
 	return allowlist.DialFailed
 }
 
-// causeOf returns the cause of a race without a winner, if it has one.
+// causeOf returns why no connection of a race succeeded, or NoCause if reason says all.
 func causeOf(reason allowlist.Reason, err error) allowlist.Cause {
 	if reason == allowlist.DialFailed && (errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)) {
 		return allowlist.CauseUnroutable

@@ -58,8 +58,8 @@ func listenOn(t *testing.T, address string) *counting {
 	return c
 }
 
-// closedPort returns a port of loopback where nobody listens, on which
-// listeners of other addresses may be opened.
+// closedPort returns a port of 127.0.0.1 without a listener. Listeners on other loopback
+// addresses may use it.
 func closedPort(t *testing.T) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -70,8 +70,8 @@ func closedPort(t *testing.T) uint16 {
 	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 
-// decide returns a decision that allows a name on a port, with these ranges
-// opened, or denies it if there are none.
+// decide returns a decision that allows a name on a port and the given address ranges
+// for it, or denies it if there are none.
 func decide(t *testing.T, host string, port uint16, ranges ...string) *allowlist.Decision {
 	t.Helper()
 	rule := allowlist.Rule{Ports: []allowlist.PortRange{{First: port, Last: port}}}
@@ -127,7 +127,7 @@ func answering(addrs []netip.Addr, err error) func(context.Context, *allowlist.D
 	return func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) { return resolved(addrs), err }
 }
 
-// resolved makes an answer of addresses that a name has itself.
+// resolved returns an answer with addresses of the name itself, without aliases.
 func resolved(addrs []netip.Addr) (all []allowlist.Resolved) {
 	for _, addr := range addrs {
 		all = append(all, allowlist.Resolved{Addr: addr})
@@ -149,8 +149,8 @@ func TestNewRequiresAResolver(t *testing.T) {
 	}
 }
 
-// TestAnswerSets is the table of answers, over listeners on loopback that count
-// who connects.
+// TestAnswerSets dials destinations with many kinds of answers, over listeners on
+// loopback that count their connections.
 func TestAnswerSets(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	port := good.addr.Port()
@@ -159,12 +159,12 @@ func TestAnswerSets(t *testing.T) {
 	for i := range many {
 		many[i] = "127.0.0.2"
 	}
-	many[64] = "127.0.0.1" // behind what is looked at
+	many[64] = "127.0.0.1" // the first address that is ignored
 	rows := []struct {
 		name    string
 		answer  []string
 		err     error
-		reason  allowlist.Reason // NoReason: connected
+		reason  allowlist.Reason // NoReason means that the dial succeeds
 		dropped int
 		class   allowlist.Class
 	}{
@@ -228,8 +228,8 @@ func TestADeniedDecisionIsNotEvenLookedUp(t *testing.T) {
 	}
 }
 
-// TestALiteralIsDialledAsItIs: a resolver that says something else about an
-// address literal is not believed.
+// TestALiteralIsDialledAsItIs checks that an address literal is not dialled at another
+// address that a resolver returns for it.
 func TestALiteralIsDialledAsItIs(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	dec := decide(t, "127.0.0.1", good.addr.Port(), "127.0.0.1/32", "127.0.0.2/32")
@@ -248,9 +248,8 @@ func TestALiteralIsDialledAsItIs(t *testing.T) {
 	}
 }
 
-// TestTheSocketIsCheckedAgain plays a rebinding: an address that no check saw
-// gets as far as the socket, where the decision refuses it before a packet
-// leaves.
+// TestTheSocketIsCheckedAgain simulates DNS rebinding: an address that was not checked
+// before reaches the socket, where the decision refuses it before a packet leaves.
 func TestTheSocketIsCheckedAgain(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	other := listenOn(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), good.addr.Port()).String())
@@ -266,7 +265,7 @@ func TestTheSocketIsCheckedAgain(t *testing.T) {
 		t.Errorf("a refused address got %d connections", n)
 	}
 
-	// And what Dial makes of it, alone and in a race.
+	// Dial returns the same refusal, for one address and in a race.
 	dec = decide(t, "api.example", good.addr.Port(), "127.0.0.1/32", "127.0.0.3/32")
 	for _, answer := range [][]netip.Addr{addrs("127.0.0.1"), addrs("127.0.0.1", "127.0.0.3")} {
 		d := newDialer(t, Config{Resolve: answering(answer, nil)})
@@ -359,7 +358,8 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestTheWayIsThatOfTheAddress which was connected to.
+// TestTheWayIsThatOfTheAddress checks that a result has the way of the address that was
+// connected to.
 func TestTheWayIsThatOfTheAddress(t *testing.T) {
 	l := listenOn(t, "127.0.0.1:0")
 	over := func(name string) allowlist.Way {

@@ -16,8 +16,8 @@ import (
 
 type connectFunc func(context.Context, *allowlist.Decision, netip.AddrPort) (net.Conn, error)
 
-// connect dials one address. The decision is asked again on the numeric
-// address that the socket is given.
+// connect dials one address. It checks the numeric address that the socket is about to
+// connect to against the decision.
 func connect(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
 	dialer := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true},
@@ -32,8 +32,8 @@ func connect(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) 
 	return dialer.DialContext(ctx, "tcp", addr.String())
 }
 
-// open connects to one address with a descriptor that the connection gives back
-// when it is closed. It is a *tunnel.Conn, as which a tunnel takes it.
+// open takes a descriptor and connects to one address. The connection gives the
+// descriptor back when it is closed. It is a *tunnel.Conn, which a tunnel uses as it is.
 func (d *Dialer) open(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
 	if !d.cfg.Descriptors.Take(1) {
 		return nil, limit.ErrNoDescriptor
@@ -41,7 +41,7 @@ func (d *Dialer) open(ctx context.Context, dec *allowlist.Decision, addr netip.A
 	return d.taken(ctx, dec, addr)
 }
 
-// taken is open with a descriptor that was taken.
+// taken connects to one address with a descriptor that is already taken.
 func (d *Dialer) taken(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
 	opened := false
 	defer func() {
@@ -80,15 +80,15 @@ func interleave(addrs []netip.AddrPort) []netip.AddrPort {
 	return mixed
 }
 
-// attempt is what came of one address.
+// attempt is the result of connecting to one address.
 type attempt struct {
 	conn     net.Conn
 	err      error
-	panicked string
+	panicked string // text and stack of a panic; "" if there was none
 }
 
-// try connects, with a descriptor that was taken, in a goroutine of its own; a panic there would end the process
-// if it were not carried over to the goroutine that waits.
+// try connects as taken does. It runs in a goroutine of its own, where a panic would end
+// the process, and therefore returns a panic to the goroutine that waits.
 func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (a attempt) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -99,13 +99,13 @@ func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.Ad
 	return a
 }
 
-// race connects to the addresses in turn, the next one when the last has
-// failed or not answered for a while; the first connection wins and the others
-// are closed. It returns after every attempt it began has ended.
+// race connects to the addresses in turn. It begins with the next address when an
+// attempt has failed or has not succeeded within the stagger. The first connection is
+// returned and later ones are closed. race returns after all its attempts have ended.
 //
-// A request counts on one descriptor. An attempt beside others takes one that can be
-// done without, and waits for the others to end if there is none: names with many
-// addresses that never answer cost nobody a connection.
+// An attempt takes its descriptor with Take while no other attempt runs. Beside others it
+// takes a spare one, and waits while there is none, so that names with many addresses
+// that never answer do not use up the descriptors of other callers.
 func (d *Dialer) race(ctx context.Context, dec *allowlist.Decision, addrs []netip.AddrPort) (net.Conn, error) {
 	if len(addrs) == 1 { // the usual case needs no second goroutine
 		return d.open(ctx, dec, addrs[0])

@@ -18,7 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// peerConn is one end of a pipe that says where it leads and when it is closed.
+// peerConn is one end of a pipe with a remote address that notes when it is closed.
 type peerConn struct {
 	net.Conn
 	remote netip.AddrPort
@@ -33,11 +33,11 @@ func (c *peerConn) Close() error {
 	return c.Conn.Close()
 }
 
-// script says what becomes of the attempts: after how long, and with what
-// error. An address that it does not name never answers.
+// script says for each address how long the attempt takes, and with which error it ends.
+// An attempt at an address that is not listed never ends by itself.
 type script struct {
 	outcomes map[string]outcome
-	deaf     bool // attempts do not notice that they were called off
+	deaf     bool // attempts do not notice that their context has ended
 
 	mu    sync.Mutex
 	start time.Time
@@ -78,7 +78,7 @@ func (s *script) connect(ctx context.Context, _ *allowlist.Decision, addr netip.
 	return &peerConn{Conn: a, remote: addr, open: &s.open}, nil
 }
 
-// TestRaces runs in bubbles: times are exact.
+// TestRaces runs each race in a synctest bubble, so that times are exact.
 func TestRaces(t *testing.T) {
 	refused := errors.New("refused")
 	rows := []struct {
@@ -168,8 +168,9 @@ func TestRaces(t *testing.T) {
 	}
 }
 
-// TestManySilentAddresses: requests for a name that has many take a descriptor each,
-// and what they take beside leaves a quarter for others.
+// TestManySilentAddresses checks that requests for a name with many addresses that never
+// answer take one descriptor each, and that their further attempts leave a quarter of the
+// descriptors free.
 func TestManySilentAddresses(t *testing.T) {
 	const most = 40
 	synctest.Test(t, func(t *testing.T) {
@@ -201,7 +202,8 @@ func TestManySilentAddresses(t *testing.T) {
 	})
 }
 
-// TestTheTimeoutHoldsForBoth: what the lookup took is not there for the dial.
+// TestTheTimeoutHoldsForBoth checks that one time-out bounds the look-up and the dial
+// together.
 func TestTheTimeoutHoldsForBoth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer(t, Config{
@@ -220,8 +222,9 @@ func TestTheTimeoutHoldsForBoth(t *testing.T) {
 	})
 }
 
-// TestAPanicReachesTheCaller: in a goroutine of the race it would end the
-// process; the door can contain it only if it comes up in its own.
+// TestAPanicReachesTheCaller checks that a panic in a goroutine of the race is raised in
+// the goroutine of the caller, where the door recovers it. It would end the process
+// otherwise.
 func TestAPanicReachesTheCaller(t *testing.T) {
 	var s script
 	s.outcomes = map[string]outcome{"2.2.2.2": {}}
