@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// FuzzAppend checks that nothing that is put into a refusal can add a line to
-// the head, leave printable ASCII there, or make the length wrong.
+// FuzzAppend checks that no text in a refusal can add a line to the head, put bytes that
+// are not printable ASCII there, or make Content-Length wrong.
 func FuzzAppend(f *testing.F) {
 	f.Add(uint8(allowlist.IdentityInvalid), uint8(Full), "x\r\nSet-Cookie: a=b", "team", "api.example:443", "realm", "/sa/x")
 	f.Add(uint8(allowlist.NotOnAllowlist), uint8(Full), "", "böse\n\"\\", "[2001:db8::1]:9", "a\"b", "/")

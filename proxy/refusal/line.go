@@ -8,8 +8,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Line returns a rule for one caller as the policy writes it, to be put under
-// identities; "" if there is no rule. A caller that is observed stays so.
+// Line returns a rule for one caller as YAML for the list identities of a policy, or ""
+// if r is nil. A caller in observe mode stays in it.
 func Line(id string, mode allowlist.Mode, r *allowlist.Rule) string {
 	if r == nil {
 		return ""
@@ -45,8 +45,8 @@ func Line(id string, mode allowlist.Mode, r *allowlist.Rule) string {
 	return b.String()
 }
 
-// texts writes each of the values, in quotes by %q: all but numbers and words
-// may be something else in YAML.
+// texts formats each value with verb, %s or %q. Values that are neither numbers nor words
+// are quoted with %q, because YAML may read them as something else.
 func texts[T any](values []T, verb string) []string {
 	all := make([]string, 0, len(values))
 	for _, v := range values {
@@ -55,7 +55,7 @@ func texts[T any](values []T, verb string) []string {
 	return all
 }
 
-// flags are the keys of a rule that have one value.
+// flags returns the lines of a rule whose keys have one value.
 func flags(r *allowlist.Rule) []string {
 	var all []string
 	switch r.TLS {
@@ -82,7 +82,8 @@ func flags(r *allowlist.Rule) []string {
 	return all
 }
 
-// until is the day with whose end a rule ends, or the moment within a day.
+// until returns the value of expires for a rule that ends at a time: the last day of the
+// rule if it ends at midnight UTC, or the time otherwise.
 func until(at time.Time) string {
 	if at = at.UTC(); at.Equal(at.Truncate(24 * time.Hour)) {
 		return at.AddDate(0, 0, -1).Format(time.DateOnly)

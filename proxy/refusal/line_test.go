@@ -12,12 +12,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/policyfile"
 )
 
-// now is the time of every request here.
+// now is the time of every request in these tests.
 func now() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }
 
 const lineHead = "  - id: spiffe://prod.example/ns/ci/sa/builder\n    allow:\n"
 
-// load reads a policy whose identities are these lines.
+// load parses a policy of one file for each text, which is its list of identities.
 func load(t *testing.T, identities ...string) *allowlist.Policy {
 	t.Helper()
 	files := make(map[string][]byte, len(identities))
@@ -31,8 +31,8 @@ func load(t *testing.T, identities ...string) *allowlist.Policy {
 	return policy
 }
 
-// TestLine is what a caller is told to add, for each way to miss a rule: what the
-// rule has stays, and what is new is what was asked for.
+// TestLine checks the rule that a refusal offers, for each way to miss a rule: it keeps
+// the conditions that the request meets, and takes the others from the request.
 func TestLine(t *testing.T) {
 	for _, row := range []struct {
 		name, rule                  string // rule is one line of the policy
@@ -133,8 +133,8 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestLineOfAnObservedCaller: the line allows what was asked for, and the caller
-// is observed as before: a list of its own would have it enforced.
+// TestLineOfAnObservedCaller checks that the offered line allows the request and that the
+// caller is still observed with it. An entry without a mode would be enforced.
 func TestLineOfAnObservedCaller(t *testing.T) {
 	for name, pattern := range map[string]string{"by a wider pattern": "/ns/ci/**", "by its own entry": "/ns/ci/sa/builder"} {
 		t.Run(name, func(t *testing.T) {

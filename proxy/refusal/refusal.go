@@ -1,8 +1,9 @@
 // Package refusal turns a reason into the answer that a caller sees: an HTTP/1
-// response whose reason phrase carries the sentence, since most clients show
-// nothing else of it.
+// response with an explanation in its reason phrase, since most clients show no
+// other part of it.
 //
-// It never says more than its Disclosure allows, and never a resolved address.
+// An answer never contains more than its Disclosure allows, and never a resolved
+// address.
 package refusal
 
 import (
@@ -16,11 +17,11 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Disclosure is how much a refused caller is told. The zero value tells all.
+// Disclosure says how much an answer contains. The zero value is Full.
 type Disclosure uint8
 
-// The disclosures: everything; the sentence, without what the policy would
-// allow, and the id; the status only.
+// The disclosures. Full answers with everything, ID with the sentence and the id of the
+// decision but without what the policy would allow, and None with the status only.
 const (
 	Full Disclosure = iota
 	ID
@@ -41,48 +42,50 @@ func ParseDisclosure(word string) (d Disclosure, ok bool) {
 }
 
 const (
-	// maxPhrase bounds the reason phrase; longer ones are cut by some clients.
+	// maxPhrase is the largest length of the reason phrase in bytes. Some clients
+	// truncate longer ones.
 	maxPhrase = 200
-	// maxPlace bounds the destination in it, so that there is room for what
-	// became of it.
+	// maxPlace is the largest length of the destination in the phrase, which leaves
+	// room for the reason.
 	maxPlace = 80
 )
 
-// Refusal is what is known about a refused request.
+// Refusal describes a refused request and the form of the answer.
 type Refusal struct {
 	Reason allowlist.Reason
-	// Cause chooses the Proxy-Status error type where the reason has several.
+	// Cause selects the Proxy-Status error type if the reason has several.
 	Cause allowlist.Cause
-	// Decision of the policy; zero for refusals before it.
+	// Decision is the decision of the policy. It is zero if the request was refused
+	// before a decision.
 	Decision allowlist.Decision
-	// DecisionID and TraceID name the record.
+	// DecisionID and TraceID identify the record of the request.
 	DecisionID, TraceID string
-	// Detail replaces the reason's own text where there is more to say, such
-	// as why a certificate was not accepted, and stands behind it in cut-off;
-	// "" otherwise. Any bytes: it is made printable.
+	// Detail replaces the text of the reason, for example with why a certificate was
+	// not accepted. With cut-off it is added to that text. "" means the text alone. It
+	// may hold any bytes; those that are not printable are replaced.
 	Detail string
-	// Realm is the trust domain, for a 407; "" is exeat.
+	// Realm is the trust domain, for a 407; "" means exeat.
 	Realm string
-	// JSON asks for application/problem+json.
+	// JSON selects application/problem+json for the body.
 	JSON bool
-	// KeepAlive leaves the connection open for another request.
+	// KeepAlive says that the connection stays open for another request.
 	KeepAlive bool
 	// Bodyless leaves the body out, as an answer to HEAD must.
 	Bodyless bool
-	// DNS is what a name server said, for a name that it has not resolved.
+	// DNS is the error of a name server that did not resolve the destination.
 	DNS DNSError
 }
 
-// DNSError is the answer of a name server, as the parameters of dns_error tell it (RFC
-// 9209 section 2.3.2). The zero value is none.
+// DNSError holds the parameters of the Proxy-Status error dns_error (RFC 9209 section
+// 2.3.2). The zero value adds none.
 type DNSError struct {
-	RCode string // such as SERVFAIL
-	// Extended is the code of the extended error, if HasExtended.
+	RCode string // response code, such as SERVFAIL; "" if there is none
+	// Extended is the code of the extended DNS error. It counts only if HasExtended.
 	Extended    uint16
 	HasExtended bool
 }
 
-// append appends the parameters.
+// append appends the parameters to a Proxy-Status field.
 func (e DNSError) append(b []byte) []byte {
 	if e.RCode != "" {
 		b = fmt.Appendf(b, "; rcode=%s", quoted(printable(e.RCode)))
@@ -93,13 +96,13 @@ func (e DNSError) append(b []byte) []byte {
 	return b
 }
 
-// usualSize is what a head, or a body, does not often exceed, in bytes.
+// usualSize is a size in bytes that few heads and few bodies exceed.
 const usualSize = 768
 
-// Append appends the whole response to b: status line, fields and body. A
-// reason without a status (nothing can be answered) appends nothing.
+// Append appends the whole response to b: status line, fields and body. It appends
+// nothing for a reason without a status, since no answer can be sent then.
 func (r Refusal) Append(b []byte, d Disclosure) []byte {
-	if r.Reason.String() == "" { // no reason of the set: a fault of the caller's
+	if r.Reason.String() == "" { // not a Reason: the calling code is wrong
 		r.Reason = allowlist.InternalError
 	}
 	info := r.Reason.Info()
@@ -150,8 +153,8 @@ func (r Refusal) realm(d Disclosure) string {
 	return printable(r.Realm)
 }
 
-// phrase is one line of printable ASCII, at most maxPhrase bytes, the useful
-// words first, never empty.
+// phrase returns the reason phrase: one line of printable ASCII with the most useful
+// words first, at most maxPhrase bytes long and never empty.
 func (r Refusal) phrase(d Disclosure) string {
 	prefix := prefixOf(r.Reason.Info().Status)
 	if d == None {
@@ -210,8 +213,8 @@ func (r Refusal) sentence(d Disclosure) string {
 	return text
 }
 
-// place is the destination, its middle left out if it is long: a name is known
-// by its end.
+// place returns the text of a destination. It leaves out the middle of a long one, since
+// the end of a name identifies it.
 func place(dest allowlist.Destination) string {
 	s := dest.String()
 	if over := len(s) - maxPlace; over > 0 {
@@ -221,7 +224,7 @@ func place(dest allowlist.Destination) string {
 	return s
 }
 
-// body is the whole story, for people who look.
+// body returns the body of the response, which lists all that is known of the refusal.
 func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType string) {
 	if r.JSON {
 		p := r.problem(d, phrase)
@@ -243,7 +246,7 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 	return b, "text/plain; charset=utf-8"
 }
 
-// rows are the facts of the text body; empty ones are left out.
+// rows returns the labelled facts of the text body, without empty ones.
 func (r Refusal) rows() [][2]string {
 	d := &r.Decision
 	rows := make([][2]string, 1, 8)
@@ -267,7 +270,7 @@ func (r Refusal) rows() [][2]string {
 	return rows
 }
 
-// problem is the body in the form of RFC 9457.
+// problem returns the body as problem details (RFC 9457).
 func (r Refusal) problem(d Disclosure, phrase string) any {
 	type problem struct {
 		Title       string `json:"title"`
@@ -307,7 +310,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// quoted is a structured-field string (RFC 8941 section 3.3.3); s is
+// quoted returns s as a string of structured fields (RFC 8941 section 3.3.3). s must be
 // printable ASCII.
 func quoted(s string) string {
 	b := make([]byte, 0, len(s)+8)

@@ -29,8 +29,7 @@ const (
 	traceID    = "0af7651916cd43dd8448eb211c80319c"
 )
 
-// refusalOf is what the door would make of a reason, for one caller and one
-// destination.
+// refusalOf returns a refusal for a reason, with a fixed caller and a fixed destination.
 func refusalOf(t *testing.T, reason allowlist.Reason) Refusal {
 	t.Helper()
 	return Refusal{
@@ -80,7 +79,7 @@ func TestResponses(t *testing.T) {
 	}
 }
 
-// TestStatusFields checks the fields that belong to a status, with every
+// TestStatusFields checks the fields that are required by a status, with every
 // disclosure.
 func TestStatusFields(t *testing.T) {
 	for _, d := range []Disclosure{Full, ID, None} {
@@ -112,7 +111,7 @@ func TestStatusFields(t *testing.T) {
 	}
 }
 
-// TestDisclosure looks for each fact in the whole answer, headers and body.
+// TestDisclosure checks which facts an answer contains, in its head or in its body.
 func TestDisclosure(t *testing.T) {
 	r := refusalOf(t, allowlist.PortNotAllowed)
 	policy := compile(t, allowlist.Rule{Host: hostPattern(t, "api.example"), Ports: []allowlist.PortRange{{First: 5432, Last: 5432}}})
@@ -122,7 +121,7 @@ func TestDisclosure(t *testing.T) {
 	}
 	facts := []struct {
 		fact, text string
-		id, none   bool // told beside Full?
+		id, none   bool // the fact is in the answer with ID, with None
 	}{
 		{"the destination", "api.example:8443", true, false},
 		{"the identity's path", "ns/ci/sa/builder", true, false},
@@ -168,8 +167,8 @@ func TestTheRuleIsNamedInFullOnly(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysARefusal puts each character that a terminal obeys into
-// what an answer quotes.
+// TestNoTerminalObeysARefusal puts each control character of terminals into every text
+// that an answer quotes.
 func TestNoTerminalObeysARefusal(t *testing.T) {
 	pattern, err := allowlist.ParseIdentityPattern("spiffe://prod.example/**")
 	if err != nil {
@@ -198,7 +197,7 @@ func TestNoTerminalObeysARefusal(t *testing.T) {
 	}
 }
 
-// TestPhrase holds long and odd inputs against what clients can show.
+// TestPhrase checks that clients can show the phrases of long and odd inputs.
 func TestPhrase(t *testing.T) {
 	label := strings.Repeat("a", 60)
 	longHost := strings.Join([]string{label, label, label, label}, ".") + ".example" // 251 bytes
@@ -305,8 +304,8 @@ func TestAppendKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestRemedy puts the line that the body offers into a policy, which then must
-// allow what was denied.
+// TestRemedy adds the line that the body offers to a policy, which then must allow the
+// denied request.
 func TestRemedy(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
 	for _, target := range []string{
@@ -365,7 +364,7 @@ func parse(t *testing.T, answer []byte) (*http.Response, []byte) {
 	return resp, body
 }
 
-// compile makes the policy of the test's one identity.
+// compile returns a policy with one identity.
 func compile(t *testing.T, allow ...allowlist.Rule) *allowlist.Policy {
 	t.Helper()
 	pattern, err := allowlist.ParseIdentityPattern("spiffe://prod.example/ns/ci/sa/builder")
