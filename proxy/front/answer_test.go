@@ -20,8 +20,8 @@ func readFull(r *front.Request, body []byte) (int, error) {
 	return io.ReadFull(r.Reader, body)
 }
 
-// TestBehindARefusal the connection takes another request only where nothing that
-// has come can be read as one.
+// TestBehindARefusal checks that a connection stays open after a refusal only if no bytes
+// that have come could be misread as another request.
 func TestBehindARefusal(t *testing.T) {
 	const (
 		old     = "GET http://a.example/ HTTP/1.0\r\n\r\n"
@@ -36,7 +36,7 @@ func TestBehindARefusal(t *testing.T) {
 		keeps     bool
 	}{
 		{"a plain request that is denied", plain, allowlist.NotOnAllowlist, true},
-		{"one too many", plain, allowlist.RateLimited, true},
+		{"a plain request over a limit", plain, allowlist.RateLimited, true},
 		{"an origin that fails", plain, allowlist.DialFailed, true},
 		{"an origin that is too slow", plain, allowlist.ResponseTimeout, true},
 		{"no certificate", plain, allowlist.IdentityMissing, true},
@@ -86,8 +86,8 @@ func TestBehindARefusal(t *testing.T) {
 	}
 }
 
-// TestTheFormOfARefusal is the front's to say: what a handler says of it does not
-// count.
+// TestTheFormOfARefusal checks that the front chooses the form of a refusal, whatever the
+// handler has set.
 func TestTheFormOfARefusal(t *testing.T) {
 	s := serve(t, front.Config{Disclosure: refusal.ID}, handler(func(*front.Request) front.Answer {
 		return front.Answer{Refusal: refusal.Refusal{Reason: allowlist.NotOnAllowlist, DecisionID: "d-1", Detail: "the detail", Bodyless: true, JSON: true}}
@@ -111,7 +111,8 @@ func TestTheFormOfARefusal(t *testing.T) {
 	}
 }
 
-// TestTheZeroAnswerRefuses as an internal error, whatever was asked.
+// TestTheZeroAnswerRefuses checks that the zero Answer refuses any request with an
+// internal error.
 func TestTheZeroAnswerRefuses(t *testing.T) {
 	s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer { return front.Answer{} }), nil)
 	for _, raw := range []string{connect, plain, "\r\nx\r\n\r\n"} {
@@ -123,8 +124,8 @@ func TestTheZeroAnswerRefuses(t *testing.T) {
 	}
 }
 
-// TestACallerWithoutAnIdentity may try four times on one connection, whatever lies
-// between.
+// TestACallerWithoutAnIdentity checks that a connection ends with the fourth refusal for
+// want of an identity, also if there is another answer between them.
 func TestACallerWithoutAnIdentity(t *testing.T) {
 	n := 0
 	s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer {
@@ -146,8 +147,8 @@ func TestACallerWithoutAnIdentity(t *testing.T) {
 	c.gone(t)
 }
 
-// TestAClientThatGoesOnSending gets its answer first: nothing resets the
-// connection before it has read that.
+// TestAClientThatGoesOnSending checks that the connection is not reset before the client
+// has read its answer.
 func TestAClientThatGoesOnSending(t *testing.T) {
 	s := serve(t, front.Config{}, refusing(allowlist.NotOnAllowlist), nil)
 	c := s.dial(t)
@@ -166,8 +167,8 @@ func TestAClientThatGoesOnSending(t *testing.T) {
 	}
 }
 
-// TestATunnelOpens once its client was told: by CONNECT, and by the answer of an
-// origin to an upgrade. What the client had sent already comes first.
+// TestATunnelOpens checks that a tunnel runs after its client has got the answer, to a
+// CONNECT and to an upgrade, and that Early returns what the client had already sent.
 func TestATunnelOpens(t *testing.T) {
 	const switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
 	for _, row := range []struct {
@@ -220,8 +221,8 @@ func TestATunnelOpens(t *testing.T) {
 	}
 }
 
-// TestTheFrontsOwnAnswer is that of a recipient: empty to OPTIONS, and to TRACE what
-// has come, but for secrets.
+// TestTheFrontsOwnAnswer checks the answers that the front gives as the final recipient:
+// an empty one to OPTIONS, and to TRACE the received request without secrets.
 func TestTheFrontsOwnAnswer(t *testing.T) {
 	own := func(method, fields string) string {
 		return method + " http://a.example/a?b HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: 0\r\n" + fields + "\r\n"
@@ -271,8 +272,8 @@ func TestTheFrontsOwnAnswer(t *testing.T) {
 	}
 }
 
-// TestTheEndsOfWhatWasForwarded: Done is not called, the handler has written the
-// answer itself.
+// TestTheEndsOfWhatWasForwarded checks what each End does with a connection, and that
+// Done is not called for an answer that the handler has written.
 func TestTheEndsOfWhatWasForwarded(t *testing.T) {
 	forward := func(end front.End) (*site, *client, *outcome) {
 		o := &outcome{}
@@ -340,8 +341,7 @@ func TestTheEndsOfWhatWasForwarded(t *testing.T) {
 	})
 }
 
-// written are the answers that the front writes, each to a request that it may
-// answer.
+// written returns an answer of each kind that the front writes, with a request for it.
 func written() map[string]struct {
 	raw    string
 	answer front.Answer
@@ -356,13 +356,14 @@ func written() map[string]struct {
 	}
 }
 
-// TestAnAnswerThatCannotBeWritten ends the connection, and Done is told why.
+// TestAnAnswerThatCannotBeWritten checks that the connection ends and that Done gets the
+// error.
 func TestAnAnswerThatCannotBeWritten(t *testing.T) {
 	for name, row := range written() {
 		t.Run(name, func(t *testing.T) {
 			var o outcome
 			s := serve(t, front.Config{}, handler(func(r *front.Request) front.Answer {
-				if err := r.Client.Close(); err != nil { // in place of a client that has left
+				if err := r.Client.Close(); err != nil { // writing fails, as if the client had left
 					t.Error(err)
 				}
 				a := row.answer
@@ -378,8 +379,8 @@ func TestAnAnswerThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatIsCutShort is cut at once: nothing that comes behind it may be
-// taken for a part of it.
+// TestAnAnswerThatIsCutShort checks that a connection is closed at once when only a part
+// of an answer was written, so that nothing that follows is taken for the rest.
 func TestAnAnswerThatIsCutShort(t *testing.T) {
 	for name, row := range written() {
 		t.Run(name, func(t *testing.T) {
@@ -402,7 +403,7 @@ func TestAnAnswerThatIsCutShort(t *testing.T) {
 	}
 }
 
-// short is a connection that takes the first byte of what is written.
+// short is a connection that writes only the first byte of each answer.
 type short struct{ net.Conn }
 
 func (s short) Write(p []byte) (int, error) {
@@ -413,8 +414,8 @@ func (s short) Write(p []byte) (int, error) {
 	return n, io.ErrShortWrite
 }
 
-// TestTheFrontPanics while it writes: Done is told so, and the panic goes through
-// Serve, as one of the handler's does.
+// TestTheFrontPanics checks that Done gets an error if the front panics while it writes,
+// and that Serve does not recover the panic, nor one of the handler.
 func TestTheFrontPanics(t *testing.T) {
 	for name, row := range written() {
 		t.Run(name, func(t *testing.T) {
@@ -431,7 +432,7 @@ func TestTheFrontPanics(t *testing.T) {
 			o.check(t, name, false)
 		})
 	}
-	t.Run("Done, which is called no second time", func(t *testing.T) {
+	t.Run("Done, which is not called a second time", func(t *testing.T) {
 		calls := 0
 		s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer {
 			a := refused(allowlist.NotOnAllowlist)
@@ -457,7 +458,7 @@ func TestTheFrontPanics(t *testing.T) {
 	})
 }
 
-// TestDoneMayBeNil of every kind.
+// TestDoneMayBeNil checks that answers of every kind may have no Done.
 func TestDoneMayBeNil(t *testing.T) {
 	for name, row := range written() {
 		a := row.answer

@@ -15,16 +15,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/front"
 )
 
-// inBubble serves one connection in a bubble, where time passes only while
-// everybody waits, and returns its other end. The front's end is closed once Serve
-// has returned.
+// inBubble serves one connection with a new front, and returns the client's end. It must
+// run in a synctest bubble. The front's end is closed after Serve has returned.
 func inBubble(t *testing.T, cfg front.Config, h front.Handler) (c net.Conn, ended <-chan ending) {
 	t.Helper()
 	near, ended := inBubbleOf(t, front.NewH1(cfg), h)
 	return near.Conn, ended
 }
 
-// inBubbleOf does so for a front that the test has made.
+// inBubbleOf does what inBubble does, with the given front.
 func inBubbleOf(t *testing.T, h1 *front.H1, h front.Handler) (c *client, ended <-chan ending) {
 	t.Helper()
 	near, theirs := net.Pipe()
@@ -34,15 +33,15 @@ func inBubbleOf(t *testing.T, h1 *front.H1, h front.Handler) (c *client, ended <
 	return newClient(near), done
 }
 
-// TestHowLongAHeadMayTake: nothing is asked of a connection that stays silent, and
-// half a head is refused.
+// TestHowLongAHeadMayTake checks that the handler gets no request from a connection that
+// stays silent, and gets half a head to refuse.
 func TestHowLongAHeadMayTake(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		cfg  front.Config
 		sent string
 		want time.Duration
-		read *read // nil: the handler is not asked
+		read *read // what the handler gets; nil if it is not called
 	}{
 		{"nothing", front.Config{}, "", front.DefaultHeadTimeout, nil},
 		{"nothing, of another timeout", front.Config{HeadTimeout: time.Minute, KeepAlive: time.Second}, "", time.Minute, nil},
@@ -87,9 +86,9 @@ func TestHowLongAHeadMayTake(t *testing.T) {
 	}
 }
 
-// TestHowLongAConnectionMayRest: as long as KeepAlive says behind an answer, and no
-// longer than a head may take behind a refusal that is none. Once a head has begun,
-// that has its own time.
+// TestHowLongAConnectionMayRest checks that a connection may stay idle for KeepAlive
+// after an answer, and for HeadTimeout after a refusal if no request was allowed on it.
+// A head that has begun has HeadTimeout for itself.
 func TestHowLongAConnectionMayRest(t *testing.T) {
 	const keepAlive, headTimeout = time.Hour, 5 * time.Second
 	rests := refused(allowlist.DialFailed)
@@ -98,7 +97,7 @@ func TestHowLongAConnectionMayRest(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		answers []front.Answer
-		begun   string // of another request, at the end of what it may rest
+		begun   string // the beginning of another request, sent a second before KeepAlive ends
 		want    time.Duration
 	}{
 		{"behind an answer", []front.Answer{forwarded}, "", keepAlive},
@@ -156,8 +155,8 @@ func TestHowLongAConnectionMayRest(t *testing.T) {
 	}
 }
 
-// TestAClientThatDoesNotRead is waited for no longer than its head might have
-// taken. Its connection is cut, and Done is told why.
+// TestAClientThatDoesNotRead checks that the front waits for HeadTimeout to write an
+// answer, closes the connection, and passes the error to Done.
 func TestAClientThatDoesNotRead(t *testing.T) {
 	for name, row := range written() {
 		t.Run(name, func(t *testing.T) {
@@ -184,7 +183,8 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatIsClosed, as a shutdown does to those that rest.
+// TestAConnectionThatIsClosed checks that Serve returns when an idle connection is
+// closed, as a shutdown does.
 func TestAConnectionThatIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, theirs := net.Pipe()

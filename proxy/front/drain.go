@@ -6,22 +6,23 @@ import (
 	"time"
 )
 
-// restWhileDraining is how long a connection may still rest once Drain was called:
-// a client that asks often sends its next request within that time, and learns by
-// the answer that it is the last. Whoever closed at once would lose the request
-// that is on its way.
+// restWhileDraining is how long a connection may stay idle after Drain was called. A
+// client that sends requests often sends its next one within that time, and learns from
+// the answer that it is the last. If the connection were closed at once, a request that
+// is on its way would be lost.
 const restWhileDraining = time.Second
 
-// connections are those of an H1, for Drain and Stop. The zero value is ready.
+// connections holds the connections of an H1, for Drain and Stop. The zero value is ready
+// to use.
 type connections struct {
-	draining, stopped atomic.Bool
+	draining, stopped atomic.Bool // Drain, Stop was called
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards open
 	open map[*h1]struct{}
 }
 
-// Drain makes every answer from now on the last of its connection, and ends
-// connections that rest.
+// Drain makes every answer from now on the last one of its connection, and ends idle
+// connections within a second.
 func (f *H1) Drain() {
 	f.conns.draining.Store(true)
 	f.conns.each(func(c *h1) {
@@ -31,19 +32,18 @@ func (f *H1) Drain() {
 	})
 }
 
-// IsDraining reports whether Drain was called: what is answered now is the last
-// answer of its connection.
+// IsDraining reports whether Drain was called, so that every answer from now on is the
+// last one of its connection.
 func (f *H1) IsDraining() bool { return f.conns.draining.Load() }
 
-// Stop ends every connection on which no request has begun, also one that comes
-// later. Call it after Drain.
+// Stop ends every connection that waits for a request, now or later. Call it after Drain.
 func (f *H1) Stop() {
 	f.conns.stopped.Store(true)
 	f.conns.each(func(c *h1) { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 }
 
-// each calls a function for every connection that waits for a request, which goes
-// on waiting until the function has returned.
+// each calls a function for every connection that waits for a request. The connection
+// does not leave that state before the function has returned.
 func (s *connections) each(call func(*h1)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,7 +56,7 @@ func (s *connections) each(call func(*h1)) {
 	}
 }
 
-// add takes up a connection, which remove forgets.
+// add adds a connection; remove removes it.
 func (s *connections) add(c *h1) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,9 +72,9 @@ func (s *connections) remove(c *h1) {
 	delete(s.open, c)
 }
 
-// await waits for the first byte of the next head, and sets the time for the whole
-// head. Behind an answered plain request the connection may first rest for a while.
-// False means that nothing was asked.
+// await waits for the first byte of the next head, and sets the deadline for the whole
+// head. After an answered plain request the wait may last as long as KeepAlive. It
+// returns false if no request came and the connection is over.
 func (c *h1) await() bool {
 	began := time.Now()
 	if !c.rest(began) {
@@ -87,9 +87,9 @@ func (c *h1) await() bool {
 	switch {
 	case err == nil:
 	case !c.asked:
-		return true // ReadHead meets the same error, and knows how much has come
+		return true // ReadHead returns the same error, and the reader knows how much has come
 	case c.front.IsDraining() && !c.front.conns.stopped.Load():
-		c.linger() // a request may be on its way: its client sees a proper end
+		c.linger() // a request may be on its way: the client must see an orderly close
 		return false
 	default:
 		return false
@@ -100,8 +100,8 @@ func (c *h1) await() bool {
 	return c.conn.SetReadDeadline(began.Add(c.front.cfg.HeadTimeout)) == nil
 }
 
-// rest sets how long the connection may wait for the first byte of a head. It
-// reports false if it may not.
+// rest sets the deadline for the first byte of a head. It returns false if the connection
+// may not wait for one.
 func (c *h1) rest(now time.Time) bool {
 	patience := c.front.cfg.HeadTimeout
 	if c.rested {

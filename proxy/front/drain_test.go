@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/front"
 )
 
-// answersThatStay are those that leave their connection open, and what is asked for
-// them.
+// answersThatStay returns the answers that leave their connection open, each with a
+// request for it.
 func answersThatStay() map[string]struct {
 	raw    string
 	answer front.Answer
@@ -34,9 +34,9 @@ func answersThatStay() map[string]struct {
 	}
 }
 
-// TestAnAnswerInADrain is the last one of its connection and says so, whether the
-// drain begins before the request has come or before its answer is written. Without
-// a drain it is not.
+// TestAnAnswerInADrain checks that an answer closes its connection and says so if a drain
+// begins before the request has come or before its answer is written, and does not
+// without a drain.
 func TestAnAnswerInADrain(t *testing.T) {
 	for name, row := range answersThatStay() {
 		for _, when := range []string{"never", "before the head", "between head and answer"} {
@@ -71,7 +71,7 @@ func TestAnAnswerInADrain(t *testing.T) {
 	}
 }
 
-// TestATunnelInADrain is opened as ever: its answer ends no connection.
+// TestATunnelInADrain checks that a drain does not change the answer that opens a tunnel.
 func TestATunnelInADrain(t *testing.T) {
 	h1 := front.NewH1(front.Config{})
 	h1.Drain()
@@ -91,10 +91,9 @@ func TestATunnelInADrain(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatRestInADrain end after a second without a request, from the
-// beginning of the drain on or from the end of the answer that was under way then. A
-// request that comes in that second is answered. A connection on which nothing was
-// asked waits for its first request.
+// TestConnectionsThatRestInADrain checks that an idle connection ends one second after
+// the drain began, and that a request which comes in that second is answered. A
+// connection without a request still waits for its first one.
 func TestConnectionsThatRestInADrain(t *testing.T) {
 	forwarded := func(r *front.Request) front.Answer {
 		if _, err := io.WriteString(r.Client, "HTTP/1.1 204 No Content\r\n\r\n"); err != nil {
@@ -106,9 +105,9 @@ func TestConnectionsThatRestInADrain(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		asked  bool          // a request was answered before the drain
-		answer handler       // to the first request
-		again  time.Duration // when another request comes, from the drain on; 0 is never
-		ends   time.Duration // when the connection ends, from the drain on
+		answer handler       // answers the first request
+		again  time.Duration // time from the drain to another request; 0 means that none comes
+		ends   time.Duration // time from the drain to the end of the connection
 	}{
 		{"it rests behind an answer", true, forwarded, 0, time.Second},
 		{"it rests behind a refusal", true, refusing(allowlist.NotOnAllowlist), 0, time.Second},
@@ -149,8 +148,9 @@ func TestConnectionsThatRestInADrain(t *testing.T) {
 	}
 }
 
-// TestADrainBehindAHead: the head of an answer was sent before the drain, and says
-// nothing of it. The next request has a second from the end of that answer on.
+// TestADrainBehindAHead checks a drain that begins after the head of an answer was sent,
+// which does not announce the close. The connection waits for another request for one
+// second after the end of that answer.
 func TestADrainBehindAHead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h1 := front.NewH1(front.Config{})
@@ -175,8 +175,8 @@ func TestADrainBehindAHead(t *testing.T) {
 	})
 }
 
-// TestStop ends what has no request, also what comes later, and neither a request
-// that is being answered nor one whose head has begun.
+// TestStop checks that Stop ends connections without a request, also later ones, and
+// leaves those whose request is being answered or whose head has begun.
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h1, proceed := front.NewH1(front.Config{}), make(chan struct{})

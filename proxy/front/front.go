@@ -1,13 +1,13 @@
-// Package front reads the requests of a wire and writes their answers: one front
-// a wire, of which there is HTTP/1.x now.
+// Package front reads requests and writes their answers. There is one front for each
+// wire protocol; the only one now is HTTP/1.x.
 //
-// A front reads a head by the strict parser, makes one canonical [Request] of it,
-// hands that to a [Handler], and writes the [Answer] in the form of its wire: a
-// refusal, the opening of a tunnel, or an answer of its own. It knows neither
-// callers nor policy: who is asking, whether that is allowed, and where it leads
-// is the handler's to say. A request that the front cannot read, or that has two
-// meanings, is handed over with the reason to refuse it for, so that it has its
-// record like any other.
+// A front reads a head with the strict parser, builds one canonical [Request] from it,
+// passes that to a [Handler], and writes the [Answer] in the form of its protocol: a
+// refusal, the opening of a tunnel, or an answer of its own. It knows neither callers
+// nor policy: the handler finds out who is asking, decides whether the request is
+// allowed, and connects to the destination. A request that the front cannot read, or
+// that has two meanings, is passed to the handler with the reason to refuse it for, so
+// that it gets a record like any other request.
 package front
 
 import (
@@ -24,48 +24,49 @@ import (
 
 // Handler answers requests.
 type Handler interface {
-	// Handle returns the answer to a request. It must refuse one that has a
-	// Reason for that reason or another one.
+	// Handle returns the answer to a request. It must refuse a request that has a
+	// Reason, for that reason or another one.
 	Handle(ctx context.Context, r *Request) Answer
 }
 
-// Request is what a front has read. It is valid until the answer was written.
+// Request is a request that a front has read. It is valid until its answer was written.
 type Request struct {
-	// Method and Target are as received, also of a head that is refused for what
-	// stands behind them; "" for what is malformed or did not come.
+	// Method and Target are the received ones, also if the head is refused for
+	// something that follows them. Each is "" if it is malformed or did not come.
 	Method, Target string
-	// Head is nil if it is refused.
+	// Head is the parsed head; nil if the head is refused.
 	Head *head.Head
-	// Asked is what is to be decided: its destination, and of a plain request the
-	// method, the path and the upgrade. Who asks and when is for the handler to
-	// fill in. Zero as far as it could not be parsed.
+	// Asked is the request to decide: its destination, and for a plain request the
+	// method, the path and the upgrade. The handler adds the caller and the time.
+	// Fields that could not be parsed are zero.
 	Asked allowlist.Request
 	// Reason says why the request must be refused, whoever sent it; NoReason if
-	// there is nothing wrong with it. Detail says more, for the caller and the
-	// record, and Cause in place of it for the record alone.
+	// there is nothing wrong with it. Detail explains the reason to the caller and
+	// in the record. Cause explains it in the record only, in place of Detail.
 	Reason allowlist.Reason
 	Detail string
 	Cause  string
-	// Client is the client's end of the connection. Only a tunnel or the answer to
-	// a plain request is written to it by the handler.
+	// Client is the connection of the client. The handler writes to it only as a
+	// tunnel or as the answer to a plain request.
 	Client net.Conn
-	// Reader is where what follows the head comes from; nil if the head is refused.
+	// Reader reads what follows the head; nil if the head is refused.
 	Reader *head.Reader
 
-	// What follows is set of a plain request: one that is to be forwarded, and not
-	// to become a tunnel.
+	// The following fields are set for a plain request, which is forwarded and does
+	// not open a tunnel by CONNECT.
 
 	URL allowlist.URL
 	// Body is the length of the body, or head.Chunked.
 	Body int64
-	// Protocols are those of Upgrade that may be asked of an origin, as that field
-	// lists them; "" if there are none.
+	// Protocols lists the protocols of the field Upgrade that may be requested from
+	// an origin, in the form of that field; "" if there are none.
 	Protocols string
-	// StopsHere says that it may not be forwarded: its Max-Forwards is 0.
+	// StopsHere says that the request may not be forwarded, because its Max-Forwards
+	// is 0.
 	StopsHere bool
 }
 
-// Early returns what the client has sent behind the request, as far as it has come.
+// Early returns the bytes behind the request that have already come.
 func (r *Request) Early() []byte {
 	if r.Reader == nil {
 		return nil
@@ -73,8 +74,9 @@ func (r *Request) Early() []byte {
 	return slices.Clone(r.Reader.Buffered())
 }
 
-// IsPlain reports whether the request is to be forwarded and not to become a
-// tunnel. A CONNECT in another case is neither, and refused as such.
+// IsPlain reports whether the request is a plain one, which is forwarded, and not a
+// CONNECT. It is false without a head, and for a CONNECT that is not in capital letters,
+// which is refused.
 func (r *Request) IsPlain() bool { return r.Head != nil && !IsConnect(r.Method) }
 
 // IsConnect reports whether a method is CONNECT, in any case of its letters.
@@ -82,8 +84,9 @@ func IsConnect(method string) bool { return strings.EqualFold(method, http.Metho
 
 // Conn is the connection of a client.
 type Conn struct {
-	net.Conn // over TLS a *tls.Conn, so that a tunnel holds no buffer while idle
-	// Cut closes it at once, and Abort so that nobody takes that for a proper end.
+	net.Conn // a *tls.Conn over TLS, so that a tunnel holds no buffer while idle
+	// Cut closes the connection at once. Abort closes it in a way that the client
+	// cannot take for an orderly end.
 	Cut, Abort func()
 }
 
@@ -92,42 +95,42 @@ type Kind uint8
 
 // The kinds.
 const (
-	Refused   Kind = iota // Refusal says why
-	Opened                // the client's end becomes that of a tunnel
-	Own                   // a plain request that stops here is answered by the front
+	Refused   Kind = iota // the front writes Refusal
+	Opened                // the connection of the client becomes a tunnel
+	Own                   // the front itself answers a plain request that stops here
 	Forwarded             // the handler has written the answer of an origin
 )
 
-// Answer is what a handler made of a request. The zero value is a refusal for an
-// internal error.
+// Answer is a handler's answer to a request. The zero value is a refusal for an internal
+// error.
 type Answer struct {
 	Kind Kind
-	// Done is called once, before the front waits for the client: with nil if the
-	// answer was written, or with why it was not. It may be nil. The front never
-	// calls it for a forwarded answer.
+	// Done is called once, before the front waits for the client again. err is nil
+	// if the answer was written, and says why not otherwise. Done may be nil. The
+	// front never calls it for a forwarded answer.
 	Done func(err error)
 
-	// Refusal is of Refused. The front sets how its wire writes it.
+	// Refusal is the answer of kind Refused. The front sets KeepAlive, Bodyless and
+	// JSON.
 	Refusal refusal.Refusal
-	// MayRest says that the request had been allowed before it was refused: the
-	// connection may rest behind it as behind an answer.
+	// MayRest says that the request had been allowed before it was refused. The
+	// connection may then stay idle as long as after an answer.
 	MayRest bool
-	// Last says that no other request may follow on the connection.
+	// Last says that no other request may follow a refusal on the connection.
 	Last bool
 
-	// Switched is the origin's answer to a request that became a tunnel by an
-	// upgrade; nil if it did by CONNECT.
+	// Switched is the origin's answer to a request that opened a tunnel by an
+	// upgrade; nil if the tunnel was opened by CONNECT.
 	Switched []byte
-	// Run relays, once the answer of Opened was written. It is called on a stack
-	// that the front has left.
+	// Run relays the tunnel of kind Opened after the answer was written. It is
+	// called after the front's own functions have returned.
 	Run func()
 
-	// End says what is left to do with the connection once something was
-	// forwarded.
+	// End says what to do with the connection after an answer of kind Forwarded.
 	End End
 }
 
-// done tells the handler what became of its answer.
+// done calls Done, unless it was called or is nil.
 func (a *Answer) done(err error) {
 	if done := a.Done; done != nil {
 		a.Done = nil
@@ -135,13 +138,13 @@ func (a *Answer) done(err error) {
 	}
 }
 
-// End is how an exchange leaves the connection of its client.
+// End says what to do with the connection of a client after a forwarded answer.
 type End uint8
 
-// The ends. The zero value closes it.
+// The ends. The zero value closes the connection.
 const (
 	Close  End = iota
-	Linger     // the client may still be sending: it gets its answer first
-	Abort      // the answer was cut short, which must not look proper
+	Linger     // close it after the client, which may still be sending, had time to read its answer
+	Abort      // close it so that the client notices that the answer is incomplete
 	Keep       // another request may follow
 )

@@ -17,30 +17,30 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// What a zero field of Config means.
+// The defaults of Config.
 const (
 	DefaultHeadTimeout = 10 * time.Second
 	DefaultKeepAlive   = time.Minute
 )
 
-// maxRefused is how often a caller without an identity may try on one connection:
-// it costs the gateway more than the caller.
+// maxRefused is the number of 407 answers after which a connection is closed: each costs
+// the gateway more than the caller.
 const maxRefused = 4
 
-// errNotWritten is what becomes of an answer when its front panics.
+// errNotWritten is passed to Done when the front panics before it has written the answer.
 var errNotWritten = errors.New("the answer was not written")
 
 // Config says how HTTP/1.x is read and written.
 type Config struct {
-	// HeadTimeout bounds the time for one request head, and for writing an answer;
-	// zero means DefaultHeadTimeout.
+	// HeadTimeout is how long reading one request head, or writing one answer, may
+	// take; zero means DefaultHeadTimeout.
 	HeadTimeout time.Duration
-	// HeadLimit bounds a head in bytes; zero means head.DefaultLimit.
+	// HeadLimit is the largest size of a head in bytes; zero means head.DefaultLimit.
 	HeadLimit int
-	// KeepAlive is how long a connection may rest between two plain requests;
+	// KeepAlive is how long a connection may stay idle between two plain requests;
 	// zero means DefaultKeepAlive.
 	KeepAlive time.Duration
-	// Disclosure is how much a refused caller is told.
+	// Disclosure says how much a refusal contains.
 	Disclosure refusal.Disclosure
 }
 
@@ -61,9 +61,9 @@ func NewH1(cfg Config) *H1 {
 	return &H1{cfg: cfg}
 }
 
-// Serve answers the requests of one connection until it ends or a tunnel opens.
-// It returns what runs that tunnel, nil if there is none. A panic of the handler's
-// goes through Serve.
+// Serve answers the requests of one connection until it ends or a tunnel opens. It
+// returns the function that relays the tunnel, or nil if there is none. It does not
+// recover a panic of the handler.
 func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func()) {
 	c := &h1{front: f, conn: conn, reader: head.NewReader(conn, f.cfg.HeadLimit)}
 	defer c.reader.Release()
@@ -86,15 +86,15 @@ type h1 struct {
 	front   *H1
 	conn    Conn
 	reader  *head.Reader
-	asked   bool // a request was read from it
-	rested  bool // a plain request was answered on it
-	refused int  // callers without identity on it
+	asked   bool // a head, or a part of one, was read
+	rested  bool // a plain request was answered, so that KeepAlive bounds the next wait
+	refused int  // number of requests that were refused with 407
 
-	mu      sync.Mutex // over the read deadline of a connection that waits
-	waiting bool       // nothing of the next request has come
+	mu      sync.Mutex // guards waiting, and the read deadline while waiting is true
+	waiting bool       // no byte of the next request has come
 }
 
-// next reads one request. It returns nil if none was asked.
+// next reads one request. It returns nil if no request came.
 func (c *h1) next() *Request {
 	if !c.await() {
 		return nil
@@ -114,17 +114,18 @@ func (c *h1) next() *Request {
 	case c.isHello():
 		r.Detail = helloInClear
 	case errors.Is(err, head.ErrHeader), errors.Is(err, head.ErrTooLarge):
-		r.Detail = err.Error() // which line it was
+		r.Detail = err.Error() // the error names the line
 	default:
 		r.Cause = c.headCause(reason, err)
 	}
 	return r
 }
 
-// headCause says for the record what is wrong with a head, or how far it came.
+// headCause returns the record's text for what is wrong with a head, or how much of it
+// came.
 func (c *h1) headCause(reason allowlist.Reason, err error) string {
 	come := len(c.reader.Buffered())
-	switch reason { //nolint:exhaustive // the parser says it of all others
+	switch reason { //nolint:exhaustive // the parser's error explains all others
 	case allowlist.HeadTimeout:
 		return fmt.Sprintf("%d bytes of a head came within %v", come, c.front.cfg.HeadTimeout)
 	case allowlist.ClientGone:
@@ -133,21 +134,22 @@ func (c *h1) headCause(reason allowlist.Reason, err error) string {
 	return err.Error()
 }
 
-// isQuiet reports whether the connection ended or went silent.
+// isQuiet reports whether a head was not read because the connection ended or went
+// silent.
 func isQuiet(reason allowlist.Reason) bool {
 	return reason == allowlist.ClientGone || reason == allowlist.HeadTimeout
 }
 
-// helloInClear says what came instead of a request from a caller whose proxy URL
-// begins with https:// and should not.
+// helloInClear is the detail of the refusal for a caller whose proxy URL begins with
+// https:// though the listener has no TLS.
 const helloInClear = "a TLS ClientHello came on a listener without TLS"
 
-// isHello reports whether a caller speaks TLS on a listener that does not: what
-// it sent begins as a TLS record of a handshake does (RFC 8446 section 5.1), and
-// as no request. It is answered with the 400 of any other malformed head: TLS
-// clients call an answer in the clear by its name (OpenSSL: wrong version number,
-// Go: first record does not look like a TLS handshake), where an alert would
-// speak of a handshake that had begun.
+// isHello reports whether a caller speaks TLS on a listener without TLS: its first bytes
+// are those of a TLS handshake record (RFC 8446 section 5.1), which no request begins
+// with. The caller gets the 400 of any other malformed head, because TLS clients report
+// an answer in clear text as what it is (OpenSSL: wrong version number, Go: first record
+// does not look like a TLS handshake). An alert would look like the failure of a
+// handshake.
 func (c *h1) isHello() bool {
 	if _, secure := c.conn.Conn.(*tls.Conn); secure {
 		return false
@@ -157,7 +159,7 @@ func (c *h1) isHello() bool {
 	return len(b) > 0 && b[0] == handshake && (len(b) == 1 || b[1] == major)
 }
 
-// headReason maps the parser's errors to the closed set.
+// headReason returns the reason for an error of the parser.
 func headReason(err error) allowlist.Reason {
 	switch {
 	case errors.Is(err, head.ErrRequestLine):
@@ -178,8 +180,8 @@ func headReason(err error) allowlist.Reason {
 	return allowlist.ClientGone
 }
 
-// answer writes the answer to a request. It reports whether another request may
-// follow on the connection, and returns what runs the tunnel if it became one.
+// answer writes the answer to a request. It reports whether another request may follow on
+// the connection, and returns the function that relays the tunnel if one was opened.
 func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
 	defer a.done(errNotWritten)
 	switch a.Kind {
@@ -215,10 +217,10 @@ func (c *h1) refuse(r *Request, a *Answer) (again bool) {
 	return true
 }
 
-// keeps reports whether another request may follow a refusal. Behind a plain
-// request that had no body it may; behind a CONNECT only if the caller forgot
-// its certificate and has sent nothing that might be read as a request. While the
-// gateway drains none may.
+// keeps reports whether another request may follow a refusal. It may follow a plain
+// request without a body; it may follow a CONNECT only if the caller showed no identity
+// and has sent nothing behind it that could be read as a request. None may follow while
+// the gateway drains.
 func (c *h1) keeps(r *Request, reason allowlist.Reason) bool {
 	if c.front.IsDraining() || r.Head == nil || r.Head.Minor == 0 || r.Head.Lists("Connection", "close") {
 		return false
@@ -233,9 +235,9 @@ func (c *h1) keeps(r *Request, reason allowlist.Reason) bool {
 	return false
 }
 
-// open tells the client that its tunnel is open. The tunnel then runs as what is
-// left to do on the connection: the stack that all this needed is most of what it
-// would cost while idle.
+// open tells the client that its tunnel is open, and returns the function that relays it.
+// The function is not called here, because the stack that serving has needed would be
+// most of the memory of an idle tunnel.
 func (c *h1) open(a *Answer) (run func()) {
 	answer := a.Switched
 	if answer == nil {
@@ -249,7 +251,8 @@ func (c *h1) open(a *Answer) (run func()) {
 	return a.Run
 }
 
-// end does what is left to do with a connection.
+// end closes a connection as end says, or keeps it. It reports whether another request
+// may follow.
 func (c *h1) end(end End) (again bool) {
 	switch end {
 	case Keep:
@@ -271,15 +274,15 @@ func (c *h1) write(answer []byte) error {
 	}
 	_, err := c.conn.Write(answer)
 	if err != nil {
-		// It may have stopped within a TLS record: the caller could read nothing
-		// that comes behind, not even a close_notify.
+		// The write may have stopped within a TLS record. The caller could then read
+		// nothing that follows, not even a close_notify.
 		c.conn.Cut()
 	}
 	return err
 }
 
-// linger ends a connection behind an answer that the caller may not have read
-// yet: it may still be sending.
+// linger ends a connection after an answer, and gives a caller that is still sending time
+// to read the answer.
 func (c *h1) linger() {
 	c.reader.Release()
 	tunnel.Linger(c.conn.Conn)

@@ -9,7 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// parse makes the one canonical request of a head.
+// parse builds the canonical request from a head.
 func (c *h1) parse(h *head.Head) *Request {
 	r := &Request{Method: h.Method, Target: h.Target, Head: h, Client: c.conn.Conn, Reader: c.reader}
 	if r.IsPlain() {
@@ -41,7 +41,7 @@ func (r *Request) parseConnect() allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// malformed returns the reason for a target that no parser takes.
+// malformed returns the reason for a target that could not be parsed, and sets Detail.
 func (r *Request) malformed(err error) allowlist.Reason {
 	r.Detail = err.Error()
 	if errors.Is(err, allowlist.ErrPort) {
@@ -50,8 +50,9 @@ func (r *Request) malformed(err error) allowlist.Reason {
 	return allowlist.MalformedTarget
 }
 
-// otherAuthority says how the Host field differs from the target, and "" if it names
-// it: with the same port or without one, and an address in the very same spelling.
+// otherAuthority says how the Host field differs from the target. It returns "" if the
+// field has the same host, and the same port or none. An address must be spelled as it is
+// in the target.
 func otherAuthority(h *head.Head, dest allowlist.Destination) string {
 	text := h.Host
 	switch withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]; {
@@ -78,8 +79,9 @@ func otherAuthority(h *head.Head, dest allowlist.Destination) string {
 	return ""
 }
 
-// parsePlain finds out, besides, where a plain request ends. The Host field has
-// no say: the target names the origin (RFC 9112 section 3.2.2).
+// parsePlain parses a plain request: its target, its framing, Max-Forwards and Upgrade.
+// It ignores the Host field, because the target names the origin (RFC 9112 section
+// 3.2.2).
 func (r *Request) parsePlain() allowlist.Reason {
 	url, err := allowlist.ParseURL(r.Target)
 	if err != nil {
@@ -107,10 +109,10 @@ func (r *Request) parsePlain() allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// wantsUpgrade notes which protocols the request asks for, and returns whether
-// it may or must become a tunnel (RFC 9110 section 7.8). A request of HTTP/1.0
-// does not ask, nor does one with a body: the field is left out of it, which a
-// proxy may do. A ws URL asks by itself.
+// wantsUpgrade sets Protocols, and returns whether the request may or must become a tunnel
+// (RFC 9110 section 7.8). Upgrade is ignored, and will not be forwarded, in a request of
+// HTTP/1.0 and in one with a body; a proxy may do so. A ws URL requests an upgrade
+// without the field.
 func (r *Request) wantsUpgrade() allowlist.Upgrade {
 	if r.Head.Minor == 0 || r.Body != 0 || !r.URL.WebSocket && !r.Head.Lists("Connection", "upgrade") {
 		return allowlist.NoUpgrade
@@ -129,12 +131,12 @@ func (r *Request) wantsUpgrade() allowlist.Upgrade {
 	return allowlist.NoUpgrade
 }
 
-// upgrades returns those of the field Upgrade that may be asked of an origin, as
-// that field lists them, and "" if there is none. Demanded reports whether the
+// upgrades returns the protocols of the field Upgrade that may be requested from an
+// origin, in the form of that field, or "" if there is none. demanded reports whether the
 // client can use no answer but the upgrade.
 //
-// Another form of HTTP is left out: under it, requests would go out that no
-// rule has decided. What is no protocol (RFC 9110 section 7.8) is left out, too.
+// Other versions of HTTP are left out, because requests would go out over them that no
+// rule has decided. So is whatever is not a protocol name (RFC 9110 section 7.8).
 func upgrades(h *head.Head) (list string, demanded bool) {
 	var all []string
 	for v := range h.Values("Upgrade") {

@@ -11,12 +11,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// read is what a handler sees of a request. The zero value of a field is that of
-// the request.
+// read holds the parts of a front.Request that these tests compare.
 type read struct {
 	Method, Target   string
 	Plain, HeadIsNil bool
-	Dest             string // "" is zero
+	Dest             string // "" means the zero destination
 	AskedMethod      string
 	Path             string
 	Upgrade          allowlist.Upgrade
@@ -39,7 +38,8 @@ func seen(r *front.Request) read {
 	return got
 }
 
-// TestWhatAHandlerIsAsked sends one request on a connection of its own.
+// TestWhatAHandlerIsAsked sends each request on a connection of its own, and checks what
+// the handler gets.
 func TestWhatAHandlerIsAsked(t *testing.T) {
 	asked := make(chan read, 1)
 	s := serve(t, front.Config{HeadLimit: 2048}, handler(func(r *front.Request) front.Answer {
@@ -48,7 +48,7 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		case r.Client == nil, r.IsPlain() && r.Reason == allowlist.NoReason && (r.Reader == nil || r.URL.Dest != r.Asked.Dest):
 			t.Errorf("%s %s: a part of the request is missing", r.Method, r.Target)
 		case !r.Asked.ID.IsZero(), !r.Asked.Time.IsZero(), r.Asked.Source != allowlist.SourceNone:
-			t.Error("a front says who asks")
+			t.Error("the front has set the caller or the time")
 		}
 		return refusing(allowlist.Draining)(r)
 	}), nil)
@@ -180,8 +180,8 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 	}
 }
 
-// TestHalfAHead is handed over if the client leaves within it, and not if nothing
-// was asked.
+// TestHalfAHead checks that the handler gets a head that the client has not finished
+// before it left, and no request if nothing came.
 func TestHalfAHead(t *testing.T) {
 	asked := make(chan read, 1)
 	var o outcome
@@ -213,8 +213,8 @@ func TestHalfAHead(t *testing.T) {
 	}
 }
 
-// TestRequestsOfOneConnection are read one behind the other, the body of each by
-// its handler.
+// TestRequestsOfOneConnection checks that pipelined requests are read in turn, and that
+// the handler reads the body of each.
 func TestRequestsOfOneConnection(t *testing.T) {
 	asked := make(chan string, 10)
 	s := serve(t, front.Config{}, handler(func(r *front.Request) front.Answer {

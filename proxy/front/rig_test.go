@@ -21,17 +21,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests. No wait should last nearly as long.
 const patience = 30 * time.Second
 
-// handler answers requests as a test says. That it does so without policy,
-// registry, resolver or dialler is what a front is for.
+// handler answers requests as a test needs. A front works without policy, registry,
+// resolver and dialler.
 type handler func(*front.Request) front.Answer
 
 func (h handler) Handle(_ context.Context, r *front.Request) front.Answer { return h(r) }
 
-// refusing answers every request with a reason, or with the one that the front
-// has found.
+// refusing returns a handler that refuses every request: with the front's reason if it has
+// one, and with the given one otherwise.
 func refusing(reason allowlist.Reason) handler {
 	return func(r *front.Request) front.Answer {
 		if r.Reason != allowlist.NoReason {
@@ -48,18 +48,19 @@ func refused(reason allowlist.Reason) front.Answer {
 // site is a front that serves real connections until the test ends.
 type site struct {
 	addr  string
-	ended chan ending // of every connection, once Serve has returned
+	ended chan ending // receives the ending of every connection when it is over
 }
 
-// ending is what became of a connection.
+// ending describes how a connection ended.
 type ending struct {
-	tunnel   bool // Serve returned one, which has ended
-	panicked any
-	cut      int // calls
-	aborted  int
+	tunnel   bool // a tunnel was opened, and has ended
+	panicked any  // what Serve panicked with; nil if it did not
+	cut      int  // number of calls of Cut
+	aborted  int  // number of calls of Abort
 }
 
-// serve serves. wrap, if it is not nil, stands between the front and a connection.
+// serve starts a site. The front uses the result of wrap as the connection, if wrap is not
+// nil.
 func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) net.Conn) *site {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -90,7 +91,7 @@ func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) 
 	return s
 }
 
-// serveOne does with one connection what a listener does.
+// serveOne serves one connection as a listener does.
 func serveOne(ctx context.Context, h1 *front.H1, conn net.Conn, h front.Handler, wrap func(net.Conn) net.Conn) (e ending) {
 	defer func() { _ = conn.Close() }()
 	defer func() { e.panicked = recover() }()
@@ -123,7 +124,7 @@ func (s *site) end(t *testing.T) ending {
 	}
 }
 
-// client is the other end of a connection.
+// client is the client's end of a connection.
 type client struct {
 	net.Conn
 	reader *bufio.Reader
@@ -151,20 +152,20 @@ func (c *client) send(t *testing.T, text string) {
 	}
 }
 
-// answer is what a client reads.
+// answer is an answer that a client has read.
 type answer struct {
 	*http.Response
 	body string
 }
 
-// reason is the token that Proxy-Status gives.
+// reason returns the parameter reason of Proxy-Status.
 func (a *answer) reason() string {
 	_, rest, _ := strings.Cut(a.Header.Get("Proxy-Status"), "; reason=")
 	token, _, _ := strings.Cut(rest, ";")
 	return token
 }
 
-// ask sends a request and reads the answer to a method.
+// ask sends a request and reads its answer.
 func (c *client) ask(t *testing.T, text string) *answer {
 	t.Helper()
 	c.send(t, text)
@@ -172,7 +173,7 @@ func (c *client) ask(t *testing.T, text string) *answer {
 	return c.read(t, method)
 }
 
-// read reads the answer to a method.
+// read reads the answer to a request with the given method.
 func (c *client) read(t *testing.T, method string) *answer {
 	t.Helper()
 	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
@@ -186,7 +187,7 @@ func (c *client) read(t *testing.T, method string) *answer {
 	return &answer{resp, string(body)}
 }
 
-// gone checks that nothing comes any more, and that the end is a proper one.
+// gone checks that no more bytes come and that the connection is closed in order.
 func (c *client) gone(t *testing.T) {
 	t.Helper()
 	if rest, err := io.ReadAll(c.reader); err != nil || len(rest) > 0 {
@@ -194,7 +195,7 @@ func (c *client) gone(t *testing.T) {
 	}
 }
 
-// outcome counts what an answer's Done was told.
+// outcome holds the errors that Done was called with.
 type outcome struct {
 	mu   sync.Mutex
 	told []error
@@ -206,7 +207,7 @@ func (o *outcome) done(err error) {
 	o.told = append(o.told, err)
 }
 
-// check checks that Done was called once: with nil if the answer was written.
+// check checks that Done was called once, with nil if and only if written is true.
 func (o *outcome) check(t *testing.T, what string, written bool) {
 	t.Helper()
 	o.mu.Lock()
@@ -216,7 +217,7 @@ func (o *outcome) check(t *testing.T, what string, written bool) {
 	}
 }
 
-// errPanic is what a broken connection panics with.
+// errPanic is the value that a broken connection panics with.
 var errPanic = errors.New("the connection of this test panics")
 
 // broken is a connection whose writes panic.
