@@ -10,10 +10,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// half is how many names stand in each of two lists of the largest size.
+// half is the number of names in each of the two lists, which together have the largest
+// allowed number.
 const half = head.MaxMembers / 2
 
-// lists are two lists of names, of so many bytes in all.
+// lists returns two lists of field names, of size bytes together.
 func lists(size int) (connection, trailer string) {
 	var c, t []string
 	for i := range half {
@@ -23,7 +24,8 @@ func lists(size int) (connection, trailer string) {
 	return strings.Join(c, ","), strings.Join(t, ",")
 }
 
-// runOfSize is an exchange whose two lists, or else fields, have so many bytes.
+// runOfSize returns an exchange with a head of size bytes, either in its two lists or in
+// its other fields.
 func runOfSize(tb testing.TB, shape string, size int) *run {
 	tb.Helper()
 	text := "POST http://a.example/ HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n"
@@ -45,8 +47,8 @@ func runOfSize(tb testing.TB, shape string, size int) *run {
 	return &run{Exchange: &Exchange{Head: h, URL: url, Body: head.Chunked}, cfg: &Config{}}
 }
 
-// The time for a byte of a head that is written anew, or of the trailer behind
-// it, must not grow with the head.
+// In the following benchmarks, the time for each byte of a rebuilt head or trailer must
+// not grow with the size of the head.
 
 func BenchmarkRequest(b *testing.B) {
 	bySize(b, []string{"lists", "fields"}, func(b *testing.B, shape string, size int) {
@@ -123,12 +125,12 @@ func answerOfSize(shape string, size int) *http.Response {
 	return resp
 }
 
-// TestListsMeet holds the largest lists that may be against what they say, name
-// by name.
+// TestListsMeet checks for each name of the largest allowed lists whether it is removed or
+// sent on.
 func TestListsMeet(t *testing.T) {
 	r := runOfSize(t, "lists", 60<<10)
 	connection, trailer := lists(60 << 10)
-	for i, name := range strings.Split(connection, ",") { // every second one is announced, too
+	for i, name := range strings.Split(connection, ",") { // every second name is announced as a trailer too
 		if i%2 == 0 {
 			trailer = strings.Replace(trailer, name[1:], name, 1)
 		}

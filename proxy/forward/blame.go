@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// answerError says what is wrong with an answer. Nothing of the answer stands in it
-// but numbers and names of fields that are known.
+// answerError says what is wrong with an answer. Of the answer, its text contains only
+// numbers and names of known fields.
 type answerError struct {
 	cause allowlist.Cause
 	text  string
@@ -21,16 +21,16 @@ type answerError struct {
 // Error implements error.
 func (e *answerError) Error() string { return e.text }
 
-// unaskedSwitch says what is wrong with a status below 200 that is final.
-func unaskedSwitch(status int) error {
+// unexpectedStatus returns the error for a final answer with a status below 200.
+func unexpectedStatus(status int) error {
 	if status == http.StatusSwitchingProtocols {
 		return &answerError{allowlist.CauseUpgrade, "the origin switched to a protocol that nobody had asked for"}
 	}
 	return &answerError{allowlist.CauseProtocol, "the answer has a status of less than three digits"}
 }
 
-// unanswered says why there is no answer, with the address that was asked. What
-// net/http says of an answer quotes it, and is not passed on.
+// unanswered returns the error for an exchange without an answer, with the address of the
+// origin. It replaces errors of net/http, because they quote the answer.
 func (r *run) unanswered(err error) error {
 	if r.upstream == nil {
 		return err
@@ -44,7 +44,7 @@ func (r *run) unanswered(err error) error {
 	}
 }
 
-// broke says what an error of the transport came from, by what came from the origin.
+// broke explains an error of the transport by what has come from the origin.
 func broke(r *run, err error) *answerError {
 	begun, ended := r.heads.begun(), r.upstream.end()
 	number, reset := errors.AsType[syscall.Errno](errors.Join(ended, err))
@@ -55,7 +55,7 @@ func broke(r *run, err error) *answerError {
 	switch {
 	case begun >= maxAnswerHead:
 		return &answerError{allowlist.CauseAnswerHead, fmt.Sprintf("the head of the answer is larger than %d bytes", maxAnswerHead)}
-	case begun > 0 && (ended != nil || reset): // more was waited for
+	case begun > 0 && (ended != nil || reset): // the rest of the head was missing
 		return &answerError{allowlist.CauseIncomplete, fmt.Sprintf("%s after %d bytes of the head of an answer", how, begun)}
 	case begun > 0:
 		return &answerError{allowlist.CauseProtocol, "what came is no answer of HTTP/1"}
@@ -78,7 +78,8 @@ func (e *unquotedError) Error() string {
 // Unwrap returns the error itself.
 func (e *unquotedError) Unwrap() error { return e.err }
 
-// late says what did not come in time, with the address that was asked.
+// late returns the error for an answer that did not come in time, with the address of the
+// origin.
 func late(r *run, err error) error {
 	if r.upstream == nil {
 		return err
@@ -90,7 +91,7 @@ func late(r *run, err error) error {
 	return fmt.Errorf("%s: %s", r.upstream.dialed.Addr, text)
 }
 
-// unfinished says why an answer was not sent to its end.
+// unfinished returns the error for an answer that was not sent completely.
 func (r *run) unfinished() error {
 	if body := r.body.failure(); body != nil {
 		return fmt.Errorf("reading the body of the request: %w", body.Err)

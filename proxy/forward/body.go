@@ -14,22 +14,21 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// requestBody is the body of a request, as the transport reads it. The
-// transport does so from a goroutine of its own, which may go on after the
-// answer has come; stop ends that.
+// requestBody is the body of a request, which the transport reads. The transport reads it
+// in a goroutine of its own, which may go on after the answer has come; stop ends that.
 type requestBody struct {
 	run      *run
 	req      *http.Request
-	inner    io.ReadCloser // framed by net/http
-	buffered *bufio.Reader // below it
-	expect   *expectation  // the client waits for 100 (Continue); the reader's alone
+	inner    io.ReadCloser // the body as net/http has framed it
+	buffered *bufio.Reader // the source of inner
+	expect   *expectation  // not nil if the client waits for 100 (Continue); used by Read only
 
 	over chan struct{} // closed by stop
 
 	done atomic.Bool // the body was read to its end
 
-	mu     sync.Mutex // held while the client is read from
-	failed *allowlist.ReasonError
+	mu     sync.Mutex             // held while Read reads from the client; guards failed
+	failed *allowlist.ReasonError // the first failure of the client; nil if there is none
 }
 
 func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
@@ -41,19 +40,20 @@ func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestB
 	return b
 }
 
-// expectation is a body that waits for leave to be sent (RFC 9110 section
-// 10.1.1). The transport reads it when the origin has said 100, when it has said
-// nothing for a while, and also when it has given its final answer: in that case
-// nobody wants it.
+// expectation is the state of a request whose client waits for 100 (Continue) before it
+// sends the body (RFC 9110 section 10.1.1). The transport reads the body when the origin
+// has sent 100 and when it has sent nothing for a while. It also does so after a final
+// answer, and then the body is not needed.
 type expectation struct {
-	heard   atomic.Bool   // something came from the origin
-	proceed chan struct{} // closed when it was 100
-	final   chan struct{} // closed when there is, or will be, no other answer
-	once    sync.Once     // for proceed
+	heard   atomic.Bool   // the origin has begun an answer; reset by an interim one other than 100
+	proceed chan struct{} // closed when the origin has sent 100
+	final   chan struct{} // closed when the final answer has come or there will be none
+	once    sync.Once     // closes proceed once
 }
 
-// wanted reports whether the body should be sent on a connection. If that ends,
-// nothing else need come: the transport waits for the reader before it says so.
+// wanted reports whether the body should be sent on a connection. It returns true if the
+// origin has sent nothing. Otherwise it waits for 100, for the final answer, or for the
+// end of the connection, which the transport reports only after Read has returned.
 func (e *expectation) wanted(conn *upstream) bool {
 	if !e.heard.Load() {
 		return true
@@ -79,14 +79,14 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	b.expect = nil
 	if expect != nil && !expect.wanted(conn) {
 		select {
-		case <-b.over: // an error before would cost the client the rest of the answer
+		case <-b.over: // an error before that would end the answer too
 		case <-conn.closed:
 		}
 		return 0, errStopped
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.idle(conn) { // and the client's deadlines may be the door's again
+	if b.idle(conn) { // the exchange may have ended, and the door may set the client's deadlines again
 		return 0, errStopped
 	}
 	if expect != nil {
@@ -99,7 +99,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		b.fail(allowlist.ClientGone, err)
 		return 0, err
 	}
-	if b.idle(conn) { // whoever has seen to that sets a deadline afterwards
+	if b.idle(conn) { // if it ends after this check, its end replaces the deadline set above
 		return 0, errStopped
 	}
 	n, err = b.inner.Read(p)
@@ -118,14 +118,15 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	case errors.Is(err, errSpent):
 		b.fail(allowlist.UploadLimit, err)
 	case b.idle(conn):
-		return n, errStopped // and not the client's fault
+		return n, errStopped // the client has not caused the error
 	default:
 		b.fail(bodyReason(err), &unquotedError{err})
 	}
 	return n, err
 }
 
-// idle reports whether nobody takes what is read for a connection any more.
+// idle reports whether a body that is read for a connection is no longer needed: the
+// exchange or the connection has ended.
 func (b *requestBody) idle(conn *upstream) bool {
 	select {
 	case <-b.over:
@@ -137,21 +138,22 @@ func (b *requestBody) idle(conn *upstream) bool {
 	return true
 }
 
-// interrupt ends a read of the client that is under way.
+// interrupt ends a read from the client that is under way.
 func (b *requestBody) interrupt() {
 	if b != nil {
 		_ = b.run.Client.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
+// fail notes why the body could not be read. The caller holds mu.
 func (b *requestBody) fail(reason allowlist.Reason, err error) {
 	if b.failed == nil {
 		b.failed = &allowlist.ReasonError{Reason: reason, Err: err}
 	}
 }
 
-// bodyReason tells a client that left or stalled from one whose chunks are
-// malformed.
+// bodyReason returns ClientGone for a client that left or stalled, and MalformedHeader
+// for malformed chunks.
 func bodyReason(err error) allowlist.Reason {
 	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
 		return allowlist.ClientGone
@@ -159,8 +161,8 @@ func bodyReason(err error) allowlist.Reason {
 	return allowlist.MalformedHeader
 }
 
-// filterTrailer leaves in the trailer what was announced and may be sent on.
-// net/http adds whatever came.
+// filterTrailer removes fields from the trailer that were not announced or may not be
+// sent on. net/http adds every field that came.
 func (b *requestBody) filterTrailer() {
 	for name := range b.req.Trailer {
 		if !b.run.trailers[name] {
@@ -169,7 +171,7 @@ func (b *requestBody) filterTrailer() {
 	}
 }
 
-// trailerSize is how many bytes go out for a trailer.
+// trailerSize returns the number of bytes that go out for a trailer.
 func trailerSize(trailer http.Header) int {
 	size := 0
 	for name, values := range trailer {
@@ -183,9 +185,9 @@ func trailerSize(trailer http.Header) int {
 // Close implements io.Closer; the client's connection stays open.
 func (b *requestBody) Close() error { return nil }
 
-// stop returns when the body is read no more, and reports whether it was read
-// to its end; what the client sent behind it is given back to the reader of
-// heads.
+// stop ends reading of the body and waits until no read is under way. It reports whether
+// the body was read to its end. Bytes that were read beyond a chunked body go back to the
+// reader of heads.
 func (b *requestBody) stop() (done bool) {
 	if b == nil {
 		return true
@@ -203,8 +205,8 @@ func (b *requestBody) stop() (done bool) {
 	return b.done.Load()
 }
 
-// failure returns why the body could not be read to its end, if it was the
-// client's fault.
+// failure returns why the body could not be read to its end, or nil if the client has not
+// caused that.
 func (b *requestBody) failure() *allowlist.ReasonError {
 	if b == nil {
 		return nil
@@ -214,14 +216,14 @@ func (b *requestBody) failure() *allowlist.ReasonError {
 	return b.failed
 }
 
-// answerBody is the body of an answer, as goproxy reads it.
+// answerBody is the body of an answer, which goproxy reads.
 type answerBody struct {
 	io.ReadCloser
 	run *run
 }
 
-// Read implements io.Reader. goproxy takes an error for the end: the writer is
-// told here which of the two it was.
+// Read implements io.Reader. goproxy treats an error like the end of the body, so Read
+// notes in the run which of the two it was.
 func (b *answerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {

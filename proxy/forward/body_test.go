@@ -22,7 +22,8 @@ type deadlines struct {
 // SetReadDeadline implements net.Conn.
 func (d *deadlines) SetReadDeadline(time.Time) error { d.set++; return nil }
 
-// TestABodyThatIsStoppedLeavesTheClientAlone: the transport may read once more.
+// TestABodyThatIsStoppedLeavesTheClientAlone checks that a read after stop neither reads
+// from the client nor sets its deadline. The transport may still call Read then.
 func TestABodyThatIsStoppedLeavesTheClientAlone(t *testing.T) {
 	client := new(deadlines)
 	r := &run{

@@ -6,36 +6,36 @@ import (
 	"time"
 )
 
-// downstream is the connection to the client while an exchange goes on. The final
-// answer is written to it by the goroutine that goproxy runs in, and interim ones
-// by the transport's.
+// downstream is the connection to the client during an exchange. The goroutine of goproxy
+// writes the final answer to it, and goroutines of the transport write interim answers.
 type downstream struct {
 	conn  net.Conn
 	idle  time.Duration   // how long one write may take
-	done  <-chan struct{} // closed by the end of the exchange
-	meter *meter          // is told what goes out
+	done  <-chan struct{} // closed when the exchange is to end
+	meter *meter          // counts the bytes
 
-	mu    sync.Mutex // held while something is written
-	begun bool       // the head of the final answer is, or is being, written
-	over  bool       // the exchange is
-	sent  int64      // bytes
-	err   error      // the first; nothing is written after it
+	mu    sync.Mutex // held while something is written; guards the fields below
+	begun bool       // the head of the final answer was written or is about to be
+	over  bool       // stop was called
+	sent  int64      // number of bytes written
+	err   error      // the first error; nothing is written after it
 }
 
-// begin ends the interim answers: what comes next is the head of the final one.
+// begin ends the interim answers: the caller is about to send the head of the final one.
 func (d *downstream) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.begun = true
 }
 
-// send writes to the client.
+// send writes p to the client.
 func (d *downstream) send(p []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.sendLocked(p)
 }
 
+// sendLocked writes p to the client. The caller holds mu.
 func (d *downstream) sendLocked(p []byte) error {
 	if d.err != nil {
 		return d.err
@@ -44,7 +44,7 @@ func (d *downstream) sendLocked(p []byte) error {
 		return d.err
 	}
 	select {
-	case <-d.done: // unblock sets its deadline after that, or had set it before ours
+	case <-d.done: // the deadline set above may have replaced that of unblock
 		d.err = errStopped
 		return d.err
 	default:
@@ -56,7 +56,7 @@ func (d *downstream) sendLocked(p []byte) error {
 	return err
 }
 
-// interim writes an interim answer, unless the client has its final one.
+// interim writes an interim answer, unless the final one has begun or stop was called.
 func (d *downstream) interim(p []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,11 +66,10 @@ func (d *downstream) interim(p []byte) error {
 	return d.sendLocked(p)
 }
 
-// proceed tells a client that waits for it to send its body.
+// proceed sends 100 (Continue) to a client that waits for it before it sends its body.
 func (d *downstream) proceed() error { return d.interim([]byte("HTTP/1.1 100 Continue\r\n\r\n")) }
 
-// stop makes sure that nothing but the end of the final answer is written any
-// more.
+// stop ends the interim answers. Only the rest of the final answer may still be written.
 func (d *downstream) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// listed reads lists of names of fields, each as what key makes of it. A list of a
-// message is read once, so that comparing it with another one takes a time that
-// grows with their lengths and not with the product of these.
+// listed returns the set of field names in comma-separated lists, each converted by key.
+// With sets, comparing two lists takes a time that grows with the sum of their lengths and
+// not with the product.
 func listed[K ~string](lists iter.Seq[string], key func(string) K) map[K]bool {
 	var all map[K]bool
 	for v := range lists {
@@ -26,14 +26,14 @@ func listed[K ~string](lists iter.Seq[string], key func(string) K) map[K]bool {
 	return all
 }
 
-// nominated are the fields that the values of Connection list.
+// nominated returns the fields that the values of Connection list.
 func nominated(connection iter.Seq[string]) map[variable]bool { return listed(connection, variableOf) }
 
-// variable is the name that a field is told by: in its canonical spelling, with
-// hyphens for whatever is neither a letter nor a digit. A server that hands fields
-// to a program as variables (CGI, RFC 3875 section 4.1.18, and what came after it)
-// writes HTTP_X_FORWARDED_FOR for X-Forwarded-For and for X_Forwarded_For, and some
-// do for X.Forwarded.For, so that what holds for one name holds for its twins.
+// variable is a field name for comparisons: in canonical spelling, with a hyphen for every
+// character that is neither a letter nor a digit. Servers that pass fields to a program as
+// variables (CGI, RFC 3875 section 4.1.18, and its successors) write HTTP_X_FORWARDED_FOR
+// for X-Forwarded-For and for X_Forwarded_For, and some also for X.Forwarded.For.
+// Therefore all spellings that become the same variable are treated alike.
 type variable string
 
 func variableOf(name string) variable {
@@ -45,9 +45,9 @@ func variableOf(name string) variable {
 	}, name)))
 }
 
-// isHop reports whether a field belongs to one connection and is never sent on
-// (RFC 9110 section 7.6.1), or is the proxy's own. A CGI program takes the field
-// Proxy for the variable HTTP_PROXY, and so for its own proxy.
+// isHop reports whether a field is never sent on, because it belongs to one connection
+// (RFC 9110 section 7.6.1) or to the gateway. The field Proxy becomes the variable
+// HTTP_PROXY of a CGI program, which would use its value as a proxy.
 func (v variable) isHop() bool {
 	switch v {
 	case "Connection", "Keep-Alive", "Proxy", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings", "Alt-Svc":
@@ -56,8 +56,8 @@ func (v variable) isHop() bool {
 	return v.begins("Proxy-", "X-Exeat-")
 }
 
-// isFraming reports whether a field says where the message goes or where it
-// ends: these are written anew, whatever Connection nominates.
+// isFraming reports whether a field says where the message goes or where it ends. The
+// gateway writes such fields itself, whatever Connection nominates.
 func (v variable) isFraming() bool {
 	switch v {
 	case "Host", "Content-Length":
@@ -66,7 +66,8 @@ func (v variable) isFraming() bool {
 	return false
 }
 
-// isForwarded reports whether a field tells an origin of the inside.
+// isForwarded reports whether a field tells an origin about clients or proxies before the
+// gateway.
 func (v variable) isForwarded() bool {
 	switch v {
 	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip":
@@ -75,13 +76,13 @@ func (v variable) isForwarded() bool {
 	return v.begins("X-Forwarded", "Forwarded-")
 }
 
-// isOverride reports whether servers, or what stands before them, take a field
-// for the path, the method, the host or the caller of a request.
+// isOverride reports whether some servers, or proxies before them, use a field in place of
+// the path, the method, the host or the caller of a request.
 func (v variable) isOverride() bool {
 	switch v {
 	case "Base-Url", "X-Base-Url", "Path-Info", "X-Path-Info", "Script-Name", "X-Script-Name", "Request-Uri", "X-Request-Uri", "Request-Url", "X-Request-Url",
 		"Unencoded-Url", "X-Waws-Unencoded-Url", "X-Proxy-Url", "X-Reproxy-Url", "X-Url", "X-Uri", "X-Path", "X-Replaced-Path", "X-Invoke-Path", "X-Matched-Path",
-		"X-Accel-Redirect", "X-Sendfile", // of answers, and obeyed by some servers in requests
+		"X-Accel-Redirect", "X-Sendfile", // fields of answers that some servers obey in requests
 		"X-Real-Path", "X-Backend-Path", "Origin-Path", "X-Wsgi-Path", "Path", "Url",
 		"Http-Method", "Request-Method", "X-Method", "X-Request-Method", "X-Verb", "X-Host",
 		"X-Cluster-Client-Ip", "X-Originating-Ip", "Cf-Connecting-Ip", "Fastly-Client-Ip", "X-Azure-Clientip", "X-Appengine-User-Ip", "X-Envoy-External-Address",
@@ -94,12 +95,12 @@ func (v variable) isOverride() bool {
 		"Wl-Proxy-", "X-Proxyuser-", "X-Forwarder-", "X-Ms-Client-Principal", "X-Goog-Authenticated-User-", "X-Goog-Iap-", "Cf-Access-", "X-Amzn-Oidc-")
 }
 
-// isTarget reports whether a field names a second path that the method changes
-// (COPY and MOVE, RFC 4918 section 10.3).
+// isTarget reports whether a field names a second path on which the method acts (COPY and
+// MOVE, RFC 4918 section 10.3).
 func (v variable) isTarget() bool { return v == "Destination" }
 
-// isTrailer reports whether a field may be sent behind a body: one that frames,
-// routes or authenticates must be known before (RFC 9110 section 6.5.1).
+// isTrailer reports whether a field may be sent behind a body. A field that frames, routes
+// or authenticates must come before it (RFC 9110 section 6.5.1).
 func isTrailer(name string) bool {
 	v := variableOf(name)
 	switch v {
@@ -119,15 +120,15 @@ func (v variable) begins(prefixes ...string) bool {
 	return false
 }
 
-// keepRequestField reports whether a field of the client's is sent on as it
-// came; nominated are those that its Connection lists.
+// keepRequestField reports whether a field of the client is sent on unchanged. nominated
+// holds the fields that the client's Connection lists.
 func keepRequestField(ex *Exchange, nominated map[variable]bool, name, value string, cfg *Config) bool {
 	methods, paths := ex.Decision.Narrow()
 	v := variableOf(name)
 	switch {
 	case v.isHop(), v.isFraming(), nominated[v]:
 		return false
-	case v.isForwarded(): // who passes them on trusts whoever wrote them, and that one writes hyphens
+	case v.isForwarded(): // PassForwarded trusts the proxy that wrote the field, which uses hyphens
 		return cfg.PassForwarded && !methods && !paths && strings.EqualFold(string(v), name)
 	case v.isOverride():
 		return !methods && !paths
@@ -139,10 +140,10 @@ func keepRequestField(ex *Exchange, nominated map[variable]bool, name, value str
 	return true
 }
 
-// strip removes from an answer what belongs to the origin's connection, by
-// itself or since it is nominated, and what only the gateway says. The answer was
-// received as HTTP/1 with the minor version given, which Via names (RFC 9110
-// section 7.6.3).
+// strip removes the fields of an answer that belong to the origin's connection, by their
+// names or because they are nominated, and those that only the gateway may set. It adds
+// Via, with the minor version of HTTP/1 that the answer was received in (RFC 9110 section
+// 7.6.3).
 func strip(h http.Header, nominated map[variable]bool, minor int, cfg *Config) {
 	for name := range h {
 		if v := variableOf(name); v.isHop() || nominated[v] && !v.isFraming() {

@@ -1,20 +1,18 @@
 // Package forward carries one approved plain request to its origin and the
 // answer back.
 //
-// A door parses and decides first, and gives the [Forwarder] an [Exchange]: the
-// parsed head and target, the decision, and where the body comes from. The
-// request that leaves is rebuilt from those; no byte of the received head is
-// sent as it came. Between the two connections stands goproxy, with a
-// transport, a response writer and filters of this package.
+// A door parses and decides first, and gives the [Forwarder] an [Exchange]: the parsed
+// head and target, the decision, and the reader of the body. The request that goes out is
+// built from those; the received head is never copied to the origin. goproxy connects the
+// two sides, with a transport, a response writer and filters of this package.
 //
-// It dials nothing but what the decision allows. Connections to origins are
-// kept for more requests of the same identity, destination and rule, and for no
-// others: what one caller may reach, or has left behind on a connection, is
-// never another's. A connection that a caller has logged in on, or was asked to,
-// is kept for that one connection of the caller's: see [Logins].
+// It dials only what the decision allows. A connection to an origin is kept for more
+// requests of the same identity, destination and rule, and for no others, so that no
+// caller can use a connection of another one. A connection on which a caller has logged
+// in, or was asked to, is kept for the same connection of that caller: see [Logins].
 //
-// It does not decide, and refuses nothing by itself: where there is no answer,
-// the [Result] has a reason and the door answers.
+// It does not decide, and it refuses no request: if there is no answer, the [Result] has a
+// reason, and the door answers.
 package forward
 
 import (
@@ -33,7 +31,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// What a zero field of Config means.
+// The defaults of Config.
 const (
 	defaultIdle     = 15 * time.Minute
 	defaultMax      = 12 * time.Hour
@@ -44,31 +42,31 @@ const (
 // pseudonym is the name of the gateway in Via.
 const pseudonym = "exeat"
 
-// Config says how requests are carried. Dial is required.
+// Config says how requests are forwarded. Dial is required.
 type Config struct {
 	// Dial connects to the destination of a decision, and to nothing else.
 	Dial func(context.Context, *allowlist.Decision) (dial.Result, error)
-	// Idle is how long no byte may move either way; zero means 15 minutes.
+	// Idle is how long an exchange may last in which no byte moves either way; zero
+	// means 15 minutes.
 	Idle time.Duration
 	// Max is how long one exchange may last; zero means 12 hours.
 	Max time.Duration
-	// Body is how long the next bytes of a request's body may take; zero means
-	// DefaultBody.
+	// Body is how long one read of a request's body may take; zero means DefaultBody.
 	Body time.Duration
 	// Response is how long an origin may take from the end of the request to
 	// the head of its answer; zero means DefaultResponse.
 	Response time.Duration
 	// NoVia leaves the field Via out, in both directions.
 	NoVia bool
-	// PassForwarded sends the caller's Forwarded and X-Forwarded fields on.
-	// They are removed otherwise: they tell the outside of the inside.
+	// PassForwarded sends the caller's Forwarded and X-Forwarded fields on. They are
+	// removed otherwise, because they reveal the internal network to origins.
 	PassForwarded bool
-	// Scarce reports whether connections to origins are to be closed, and not kept
-	// for more requests; nil is never.
+	// Scarce reports whether connections to origins should be closed instead of being
+	// kept for more requests; nil means that they are kept.
 	Scarce func() bool
 }
 
-// Forwarder carries exchanges. It is safe for concurrent use.
+// Forwarder forwards exchanges. It is safe for concurrent use.
 type Forwarder struct {
 	cfg   Config
 	pools pools
@@ -89,9 +87,8 @@ func New(cfg Config) (*Forwarder, error) {
 	return f, nil
 }
 
-// CloseIdle closes the connections to origins that carry no request now. Call
-// it when a new state has come into force: what is idle was opened by the leave
-// of another one.
+// CloseIdle closes the connections to origins that carry no request now. Call it after a
+// new state has come into force, since an earlier state allowed the idle connections.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
 // Exchange is one approved request. Everything but Logins, Spend and Last is
@@ -100,37 +97,40 @@ type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
 	URL      allowlist.URL
-	// Body is the length of the body, or head.Chunked; Reader is where it, and
-	// after it the next head, comes from.
+	// Body is the length of the body, or head.Chunked. Reader reads the body, and
+	// after it the next head.
 	Body   int64
 	Reader *head.Reader
-	// Client is where the answer goes. Its deadlines are set here, and Forward
-	// leaves none behind.
+	// Client is the connection that the answer is written to. Forward sets its
+	// deadlines, and leaves none set if another request may follow.
 	Client net.Conn
-	// Logins belong to the connection of the client; nil keeps none of them.
+	// Logins holds the connections to origins on which the client's connection is
+	// logged in; nil keeps none.
 	Logins *Logins
-	// Upgrade asks the origin for one of these protocols, as the field of that
-	// name lists them; "" asks for none.
+	// Upgrade lists the protocols that are requested from the origin, in the form of
+	// the field Upgrade; "" requests none.
 	Upgrade string
 
-	// Spend is asked before the head goes out, and before bytes of the body and
-	// its trailer do. False ends the exchange as upload-limit; nil is always true.
+	// Spend is called before the head goes out, and before bytes of the body and its
+	// trailer go out. The exchange ends with upload-limit if it returns false; nil
+	// means no limit.
 	Spend func(n int) bool
 
 	// Last reports whether no other request may follow on the client's connection,
-	// whatever the client says. It is asked when the head of the answer is written;
-	// nil is never.
+	// even if the client would keep it open. It is called when the head of the answer
+	// is written; nil means that others may follow.
 	Last func() bool
-	// Connected is called with each connection that the request is about to go
-	// out on, before any byte of it does. After an error, which Forward passes
-	// on in its result, none does. An *allowlist.ReasonError gives the result its
+	// Connected is called with each connection that the request is about to go out
+	// on, before any byte of it goes out. If it returns an error nothing goes out,
+	// and the error is in the result. An *allowlist.ReasonError gives the result its
 	// reason.
 	Connected func(Upstream) error
-	// Answer is called once, when the head of the answer has come. It calls
-	// write, which sends the head to the client, or returns an error and the
-	// client gets nothing from here.
+	// Answer is called once, when the head of the answer has come. It either calls
+	// write, which sends the head to the client, or returns an error. In that case
+	// Forward writes nothing to the client.
 	Answer func(status int, write func() error) error
-	// Progress is told of the bytes so far, now and then. Calls do not overlap.
+	// Progress is called from time to time with the bytes so far. Calls do not
+	// overlap.
 	Progress func(up, down int64)
 }
 
@@ -139,51 +139,53 @@ func (ex *Exchange) spend(n int) bool { return n == 0 || ex.Spend == nil || ex.S
 
 // Upstream is a connection to an origin.
 type Upstream struct {
-	// Dialed is how it was made; its durations are zero if it was used before.
+	// Dialed is the dial that made the connection. Its durations are zero if the
+	// connection was used before.
 	Dialed dial.Result
 }
 
-// Result is what became of an exchange.
+// Result describes an exchange that has ended.
 type Result struct {
-	// Reason why there is no answer, and Err what the gateway's own log and the
-	// record may say of it. NoReason means that the head of an answer was sent, or
-	// that the exchange was switched; then Err says why not all of it was sent.
+	// Reason says why there is no answer, and Err is its cause for the record. Reason
+	// is NoReason if the head of an answer was sent or the exchange was switched. Err
+	// then says why not all of the answer was sent; it is nil if all was.
 	Reason allowlist.Reason
 	Err    error
-	// Dialed is the dial that failed; nil if that is not why there is no answer.
+	// Dialed is the dial that failed; nil if there is no answer for another reason.
 	Dialed *dial.Result
-	// Complete means that the whole answer was sent.
+	// Complete says that the whole answer was sent.
 	Complete bool
-	// Sent means that a byte of the request may have gone out to an origin.
+	// Sent says that a byte of the request may have gone out to an origin.
 	Sent bool
-	// Limited means that the answer was cut short by what Spend said.
+	// Limited says that the answer is incomplete because Spend returned false.
 	Limited bool
-	// Cut means that a part of the answer was sent that only the end of the
-	// connection ends, to a client of HTTP/1.0: that must not look proper.
+	// Cut says that an incomplete answer was sent whose end is the end of the
+	// connection, as for clients of HTTP/1.0. The connection must be aborted so that
+	// the client does not take the answer for complete.
 	Cut bool
-	// Reusable means that another request may be read from the client.
+	// Reusable says that another request may be read from the client.
 	Reusable bool
 	// Up and Down are the bytes sent to the origin and to the client, heads
 	// included.
 	Up, Down int64
 	// Switched, if not nil, is a connection to an origin that has agreed to
-	// another protocol. It belongs to the caller.
+	// another protocol. The caller must close it.
 	Switched *Switched
 }
 
-// Switched is the other end of a tunnel that began as a request.
+// Switched is the origin's side of a tunnel that began as a request.
 type Switched struct {
 	Conn   net.Conn
-	Dialed dial.Result // how it was made
-	// Head is the answer for the client, and what the origin sent behind it.
+	Dialed dial.Result // the dial that made Conn
+	// Head is the answer for the client, with the bytes that the origin sent behind it.
 	Head []byte
 }
 
-// errIdle ends an exchange in which nothing moves.
+// errIdle ends an exchange in which no byte has moved for Idle, or which has lasted for Max.
 var errIdle = errors.New("nothing has moved for too long")
 
-// Forward carries one exchange and returns when nothing of it goes on: no
-// goroutine reads from or writes to the client any more. The end of ctx ends it.
+// Forward carries out one exchange, which ends at the latest when ctx does. After it has
+// returned no goroutine reads from or writes to the client any more.
 func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -220,30 +222,32 @@ type run struct {
 	*Exchange
 	cfg      *Config
 	cancel   context.CancelCauseFunc
-	done     <-chan struct{} // closed by the end of the exchange
-	lane     *lane           // what it goes out on
-	body     *requestBody    // nil without a body
-	expect   *expectation    // nil if the body is sent at once
+	done     <-chan struct{} // closed when the exchange is to end
+	lane     *lane           // the lane to the origin
+	body     *requestBody    // nil if the request has no body
+	expect   *expectation    // nil if the client does not wait for 100 (Continue)
 	answer   *writer
-	down     downstream // what the answer goes out on
+	down     downstream // the connection to the client
 	meter    meter
 	panics   panics
-	head     int             // bytes of the request's head
-	trailers map[string]bool // of the request that may be sent on
+	head     int             // size of the request's head in bytes
+	trailers map[string]bool // trailers of the request that may be sent on
 
-	upstream  *upstream         // that the request went out on last
-	wrote     atomic.Bool       // something may have been sent to an origin
-	heads     heads             // of the answers
-	nominated map[variable]bool // by Connection in the final one
-	interims  int               // answers so far that were not final
-	received  bool              // the answer's body was read to its end
-	broken    error             // why it was not; nil if it was, or nobody read it
-	failure   error             // why there is no answer; the first one counts
+	upstream  *upstream         // last connection that the request was given; nil before the first
+	wrote     atomic.Bool       // a byte may have been sent to an origin
+	heads     heads             // heads of the answers
+	nominated map[variable]bool // fields that Connection of the final answer lists
+	interims  int               // number of interim answers
+	received  bool              // the body of the answer was read to its end
+	broken    error             // error that ended reading the body of the answer; nil if none did
+	failure   error             // first error for which there is no answer; nil if there is none
 	switched  *Switched
 }
 
+// runKey is the context key of the run that a request belongs to.
 type runKey struct{}
 
+// runOf returns the run that a context belongs to, or nil.
 func runOf(ctx context.Context) *run {
 	r, _ := ctx.Value(runKey{}).(*run)
 	return r
@@ -256,8 +260,9 @@ func (r *run) fail(err error) {
 	}
 }
 
-// unblock makes the end of ctx end what waits for the client. The function that
-// it returns ends that, and returns when nothing sets a deadline any more.
+// unblock ends reads from and writes to the client when ctx ends, by a deadline in the
+// past. The returned function turns that off, and returns when no deadline will be set any
+// more.
 func unblock(ctx context.Context, client net.Conn) (end func()) {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -271,7 +276,7 @@ func unblock(ctx context.Context, client net.Conn) (end func()) {
 	}
 }
 
-// trace watches the transport.
+// trace returns the functions that the transport calls during the exchange.
 func (r *run) trace() *httptrace.ClientTrace {
 	trace := &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
@@ -288,8 +293,8 @@ func (r *run) trace() *httptrace.ClientTrace {
 	return trace
 }
 
-// connected asks the door about a connection that the request is about to go
-// out on. One that it does not want is closed before the transport can write.
+// connected calls Connected for a connection that the request is about to go out on. If
+// the request may not go out there, it closes the connection before the transport writes.
 func (r *run) connected(conn *upstream, reused bool) {
 	again := r.upstream != nil // the transport tries again
 	if again {
@@ -321,12 +326,12 @@ func (r *run) connected(conn *upstream, reused bool) {
 	}
 }
 
-// errLoggedIn ends an exchange whose connection has ended after the request, or a
-// part of it, had gone out: it was for that connection, and is not sent on
-// another one.
+// errLoggedIn ends an exchange whose connection to the origin was logged in and has ended
+// after a part of the request had gone out. The request may depend on that login, and is
+// not sent on another connection.
 var errLoggedIn = errors.New("the connection that the client has logged in on has ended")
 
-// end says what became of it.
+// end ends the exchange and returns its result.
 func (r *run) end() Result {
 	bodyDone := r.body.stop()
 	r.down.stop()
@@ -354,7 +359,8 @@ func (r *run) end() Result {
 	return res
 }
 
-// reason classifies why there is no answer.
+// reason returns the reason for which there is no answer, the dial if that has failed, and
+// the error.
 func (r *run) reason() (allowlist.Reason, *dial.Result, error) {
 	err := r.failure
 	if body := r.body.failure(); body != nil {

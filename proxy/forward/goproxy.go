@@ -11,17 +11,16 @@ import (
 	"github.com/elazarl/goproxy"
 )
 
-// newProxy makes the proxy between the two connections. It is made by hand:
-// goproxy's constructor reads the environment and trusts any certificate. What
-// comes to it without an exchange of ours it refuses, and it never sees a
-// CONNECT.
+// newProxy returns the goproxy server that connects the two sides. It does not use
+// goproxy's constructor, which reads the environment and trusts any certificate. The
+// server refuses requests that do not belong to a run, and never gets a CONNECT.
 func newProxy() *goproxy.ProxyHttpServer {
 	p := &goproxy.ProxyHttpServer{
 		Logger:             quiet{},
 		NonproxyHandler:    http.HandlerFunc(refuse),
 		Tr:                 &http.Transport{DialContext: connect, DisableKeepAlives: true},
 		KeepAcceptEncoding: true,
-		KeepHeader:         true, // what remains is ours; it would take Connection away from every upgrade but WebSocket
+		KeepHeader:         true, // our fields are final; goproxy would remove Connection from every upgrade but WebSocket
 	}
 	p.OnRequest().HandleConnect(goproxy.AlwaysReject)
 	p.OnRequest().DoFunc(func(req *http.Request, ctx *goproxy.ProxyCtx) (*http.Request, *http.Response) {
@@ -35,7 +34,7 @@ func newProxy() *goproxy.ProxyHttpServer {
 	return p
 }
 
-// quiet drops what goproxy says of copies that ended: the exchange knows.
+// quiet discards goproxy's messages about copies that ended, which the run notes itself.
 type quiet struct{}
 
 // Printf implements goproxy.Logger.
@@ -43,8 +42,8 @@ func (quiet) Printf(string, ...any) {}
 
 func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
 
-// roundTrip asks the origin. Whatever fails is noted here, since goproxy makes
-// a text of it.
+// roundTrip sends the request to the origin and returns its answer. It notes an error in
+// the run, since goproxy turns errors into text.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
 	resp, err := r.lane.transport.RoundTrip(req)
 	if r.expect != nil {
@@ -55,7 +54,7 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 		protocol = resp.Header.Get("Upgrade")
 		if _, ours := resp.Body.(io.Writer); !ours || !asksFor(r.Upgrade, protocol) {
 			_ = resp.Body.Close()
-			err = unaskedSwitch(resp.StatusCode)
+			err = unexpectedStatus(resp.StatusCode)
 		}
 	}
 	if err == nil {
@@ -72,7 +71,8 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	return resp, nil
 }
 
-// headed takes from the head of the final answer what is not for the client.
+// headed checks the head of the final answer, and removes the fields that are not for the
+// client.
 func (r *run) headed(resp *http.Response) error {
 	fields, err := r.heads.last(resp)
 	if err == nil {
@@ -97,12 +97,13 @@ func (r *run) headed(resp *http.Response) error {
 	return nil
 }
 
-// errSwitched tells goproxy that there is no answer for it.
+// errSwitched is returned to goproxy, for which there is no answer after an upgrade.
 var errSwitched = errors.New("the origin has switched protocols")
 
-// become makes a tunnel of the connection on which the origin has agreed to a
-// protocol (RFC 9110 section 7.8). The transport has let go of it, and may still
-// be about to send the rest of the request.
+// become takes the connection on which the origin has agreed to a protocol (RFC 9110
+// section 7.8) as the origin's side of a tunnel. The transport no longer uses the
+// connection, except that it may still write the rest of the request; become waits for
+// that.
 func (r *run) become(ctx context.Context, resp *http.Response, protocol string) error {
 	var err error
 	select {

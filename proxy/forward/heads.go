@@ -14,20 +14,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// heads are the heads of the answers to one request, as they come: net/http
-// takes Connection out of one that lists close, and nobody would know what else
-// it lists. The zero value is ready.
+// heads holds the raw heads of the answers to one request. They are read a second time,
+// because net/http removes Connection from an answer that lists close, and with it the
+// other names that it lists. The zero value is ready to use.
 type heads struct {
-	mu    sync.Mutex
-	over  bool // the last one was read
+	mu    sync.Mutex // guards the fields below, but for behind
+	over  bool       // the final head was read
 	raw   bytes.Buffer
-	lines *textproto.Reader // of raw; nil until it is needed
-	got   int               // bytes behind the last head that next has read
+	lines *textproto.Reader // reads raw; nil until it is needed
+	got   int               // number of bytes that came behind the last head that next has read
 
-	behind []byte // what came behind the head of a 101
+	behind []byte // bytes that came behind the head of a 101
 }
 
-// reset forgets what another connection has said.
+// reset discards what came from an earlier connection.
 func (h *heads) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -35,8 +35,8 @@ func (h *heads) reset() {
 	h.lines, h.got = nil, 0
 }
 
-// add is told what comes from the origin. The transport reads no more than one
-// head, and what comes with its end, before it is known.
+// add adds bytes from the origin until the final head was read. The transport reads at
+// most one head, and the bytes that come with its end, before next or last reads it.
 func (h *heads) add(p []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -46,28 +46,28 @@ func (h *heads) add(p []byte) {
 	}
 }
 
-// begun returns how many bytes of a head have come that was not read to its end.
+// begun returns how many bytes have come of a head that was not read to its end.
 func (h *heads) begun() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.got
 }
 
-// next reads the next head, as net/http has, and returns its minor version and
-// its fields.
+// next reads the next head, which net/http has already read, and returns its minor version
+// and its fields.
 func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer func() {
 		if h.raw.Len() == 0 {
-			h.raw = bytes.Buffer{} // an interim head may have been long, and the next answer far
+			h.raw = bytes.Buffer{} // free the memory of a long interim head: the next answer may take long
 		}
 	}()
 	if h.lines == nil {
 		h.lines = textproto.NewReader(bufio.NewReader(&h.raw))
 	}
 	line, err := h.lines.ReadLine()
-	if err != nil { // sent before it was asked for
+	if err != nil { // the head came before the request was given the connection
 		return 0, nil, fmt.Errorf("reading the head again: %w", err)
 	}
 	fields, err = h.lines.ReadMIMEHeader()
@@ -76,13 +76,12 @@ func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	}
 	h.got = h.raw.Len() + h.lines.R.Buffered()
 	version, _, _ := strings.Cut(line, " ")
-	_, minor, _ = http.ParseHTTPVersion(version) // which net/http has taken
+	_, minor, _ = http.ParseHTTPVersion(version) // cannot fail: net/http has accepted it
 	return minor, fields, nil
 }
 
-// last returns the fields of the final answer, those included that net/http has
-// taken out, and keeps nothing that comes behind it unless that is of another
-// protocol.
+// last returns the fields of the final answer, including those that net/http removes. It
+// discards what has come behind the head, except for a 101.
 func (h *heads) last(resp *http.Response) (fields map[string][]string, err error) {
 	fields = resp.Header
 	switches := resp.StatusCode == http.StatusSwitchingProtocols
@@ -98,9 +97,9 @@ func (h *heads) last(resp *http.Response) (fields map[string][]string, err error
 	return fields, err
 }
 
-// check returns why an answer is not taken: others might read it in another way than
-// net/http, or it has more fields, or names more, than it is worth to keep: many of a
-// few bytes take up thirty times as much in memory.
+// check returns an error for an answer that is not accepted: one that other programs might
+// read differently from net/http, or one that has or names too many fields. Many fields of
+// a few bytes each need thirty times as much memory.
 func check(resp *http.Response, fields map[string][]string) error {
 	for name := range fields {
 		switch bare := strings.TrimRight(name, " \t"); {
@@ -116,9 +115,9 @@ func check(resp *http.Response, fields map[string][]string) error {
 	return tooMany(fields, len(resp.Trailer))
 }
 
-// tooMany returns an error if a head, also that of an interim answer, has too many
-// fields, or names too many in Connection and Trailer; trailers is how many
-// trailers it announces.
+// tooMany returns an error if the head of a final or an interim answer has too many
+// fields, or names too many in Connection and Trailer. trailers is the number of trailers
+// that it announces.
 func tooMany(fields map[string][]string, trailers int) error {
 	n := 0
 	for _, values := range fields {
@@ -134,7 +133,7 @@ func tooMany(fields map[string][]string, trailers int) error {
 	return nil
 }
 
-// membersOf returns how many members lists have.
+// membersOf returns the number of members of comma-separated lists.
 func membersOf(lists []string) int {
 	n := len(lists)
 	for _, v := range lists {

@@ -20,16 +20,16 @@ func fieldsOf(size int) string {
 	return strings.Repeat("Name: "+strings.Repeat("a", size/200-8)+"\r\n", 200)
 }
 
-// TestWhatAnExchangeHolds: whatever an exchange waits for, its memory is bounded by
-// the heads that may come, and not by what comes behind them.
+// TestWhatAnExchangeHolds checks that the memory of an exchange that waits is bounded by
+// the largest size of heads, and does not grow with what comes behind a head.
 func TestWhatAnExchangeHolds(t *testing.T) {
-	const largest = 62 << 10 // of a head, all but its first line
+	const largest = 62 << 10 // size of the largest head without its first line
 	body := strings.Repeat("x", 1<<20)
 	for name, row := range map[string]struct {
-		request string // fields
+		request string // additional fields of the request
 		answer  string
-		reads   func(*bufio.Reader) error // what the client reads before it stops; nil: nothing
-		most    int                       // KiB, of the heap
+		reads   func(*bufio.Reader) error // reads what the client reads of the answer; nil if it reads nothing
+		most    int                       // largest memory of an exchange in KiB
 	}{
 		"an origin that says nothing":             {most: 32},
 		"the same behind the largest request":     {request: fieldsOf(largest), most: 192},
@@ -42,7 +42,7 @@ func TestWhatAnExchangeHolds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			const exchanges = 40
-			kib := heldBy(t, exchanges, row.request, []byte(row.answer), row.reads) / exchanges / 1024
+			kib := memoryOf(t, exchanges, row.request, []byte(row.answer), row.reads) / exchanges / 1024
 			if t.Logf("%d KiB", kib); kib > row.most {
 				t.Errorf("an exchange holds %d KiB, want no more than %d", kib, row.most)
 			}
@@ -62,10 +62,10 @@ func aHead(r *bufio.Reader) error {
 	return err
 }
 
-// heldBy returns by how many bytes the heap grows with exchanges that wait: for
-// the origin, which has been read to the end of what it says, or for the client,
-// which has read a part of that.
-func heldBy(t *testing.T, exchanges int, fields string, answer []byte, reads func(*bufio.Reader) error) int {
+// memoryOf returns by how many bytes the heap grows with exchanges that wait: for more bytes
+// from the origin after answer was read, or, if reads is not nil, for a client that has
+// stopped reading.
+func memoryOf(t *testing.T, exchanges int, fields string, answer []byte, reads func(*bufio.Reader) error) int {
 	t.Helper()
 	var origins, clients []net.Conn
 	asked := make(chan net.Conn)
@@ -105,7 +105,7 @@ func heldBy(t *testing.T, exchanges int, fields string, answer []byte, reads fun
 		}
 		answering.Go(func() { _, _ = origin.Write(answer) })
 		if reads == nil {
-			answering.Wait() // for the origin's words to be read
+			answering.Wait() // until the gateway has read the answer
 		} else if err := reads(bufio.NewReaderSize(client, 16)); err != nil {
 			t.Fatal(err)
 		}
@@ -120,10 +120,10 @@ func heldBy(t *testing.T, exchanges int, fields string, answer []byte, reads fun
 	return held
 }
 
-// heap returns how many bytes are in use.
+// heap returns the number of bytes in use.
 func heap() int {
 	var stats runtime.MemStats
-	for range 2 { // what pools hold survives one collection
+	for range 2 { // the contents of a sync.Pool survive one collection
 		runtime.GC()
 	}
 	runtime.ReadMemStats(&stats)

@@ -9,25 +9,26 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// maxLogins bounds the origins with which one connection of a client has
-// connections of its own. The one that it used first goes first.
+// maxLogins is the number of lanes that are kept for one connection of a client. If there
+// are more, the one that was given back first is closed.
 const maxLogins = 8
 
-// proxySupport tells a client that its connection keeps to one of the origin's:
-// without it, it must not use such a scheme through a proxy.
+// proxySupport is the field that tells a client that its connection always uses the same
+// connection to the origin. Without it, a client must not use a scheme that logs a
+// connection in through a proxy.
 const proxySupport = "Proxy-Support"
 
-// Logins are the connections to origins that belong to one connection of a
-// client, since it has logged in on them or may do so: some schemes make an
-// origin take every later request of a connection for the one who has logged in
-// there (RFC 4559 section 6). The client's connection uses them for all its
-// requests to these origins, and nobody else does. The zero value has none.
+// Logins holds the connections to origins that belong to one connection of a client,
+// because the client has logged in on them or may do so. With some schemes, an origin
+// treats every later request of a connection as one of the user who has logged in there
+// (RFC 4559 section 6). The client's connection uses these connections for all its
+// requests to these origins, and no other client uses them. The zero value has none.
 type Logins struct {
-	pools *pools  // nil before the first
+	pools *pools  // nil before the first lane was given
 	lanes []*lane // guarded by pools.mu
 }
 
-// Close closes them. Call it when the connection of the client has ended.
+// Close closes the connections. Call it when the connection of the client has ended.
 func (l *Logins) Close() {
 	if l.pools == nil {
 		return
@@ -37,8 +38,9 @@ func (l *Logins) Close() {
 	l.pools.closeOf(l)
 }
 
-// take returns the lane to the origin of a decision, and nil if there is none or
-// if the decision does not let through where it leads to.
+// take removes and returns the lane to the origin of a decision. It returns nil if there is
+// none, or if the decision does not allow the address that its connection leads to. The
+// caller holds pools.mu.
 func (l *Logins) take(d *allowlist.Decision) *lane {
 	if l == nil {
 		return nil
@@ -52,14 +54,14 @@ func (l *Logins) take(d *allowlist.Decision) *lane {
 	return nil
 }
 
-// leads reports whether a decision lets through where a connection leads to, and how
+// leads reports whether a decision allows the address of a connection and the way by which
 // the look-up led there.
 func leads(d *allowlist.Decision, u *upstream) bool {
 	return d.CheckAddr(u.dialed.Addr) == nil && d.CheckWay(u.dialed.Way) == allowlist.NoReason
 }
 
-// giveTo gives a lane to the connection of a client that it belongs to. The
-// lock is held.
+// giveTo adds a lane to the logins of the client's connection that it belongs to. The
+// caller holds mu.
 func (p *pools) giveTo(l *Logins, own *lane) {
 	if l == nil {
 		own.close()
@@ -76,15 +78,15 @@ func (p *pools) giveTo(l *Logins, own *lane) {
 	p.logins[l] = struct{}{}
 }
 
-// closeOf closes what belongs to one connection of a client. The lock is held.
+// closeOf closes the lanes that belong to one connection of a client. The caller holds mu.
 func (p *pools) closeOf(l *Logins) {
 	closeAll(l.lanes)
 	l.lanes = nil
 	delete(p.logins, l)
 }
 
-// tiesRequest reports whether a request has credentials that may be for more
-// than itself: of a scheme that logs a connection in, or of an unknown one.
+// tiesRequest reports whether a request has credentials that may hold for later requests
+// of its connection too: those of a scheme that logs a connection in, or of an unknown one.
 func tiesRequest(h *head.Head) bool {
 	for v := range h.Values("Authorization") {
 		if !isOfMessage(schemeOf(v)) || listsLogin(v) {
@@ -94,19 +96,19 @@ func tiesRequest(h *head.Head) bool {
 	return false
 }
 
-// offersLogin reports whether an answer offers a scheme that logs a connection
-// in, or goes on with one.
+// offersLogin reports whether an answer offers a scheme that logs a connection in, or
+// continues a login.
 func offersLogin(h http.Header) bool {
 	return slices.ContainsFunc(h["Www-Authenticate"], listsLogin) || slices.ContainsFunc(h["Proxy-Authenticate"], listsLogin)
 }
 
-// isLoggedIn reports whether an answer says that its connection is logged in, as
-// some origins do.
+// isLoggedIn reports whether an answer has the field by which some origins say that its
+// connection is logged in.
 func isLoggedIn(h http.Header) bool { return len(h["Persistent-Auth"]) > 0 }
 
-// listsLogin reports whether a list of challenges, or credentials, has one of a
-// scheme that logs a connection in. Commas within quotes divide, too: what looks
-// like such a scheme there costs a connection and nothing else.
+// listsLogin reports whether a list of challenges or credentials contains one of a scheme
+// that logs a connection in. It also splits at commas in quotes. A false match there only
+// costs a connection.
 func listsLogin(list string) bool {
 	for item := range strings.SplitSeq(list, ",") {
 		switch strings.ToLower(schemeOf(item)) {
@@ -117,7 +119,7 @@ func listsLogin(list string) bool {
 	return false
 }
 
-// schemeOf returns the word that challenges and credentials begin with.
+// schemeOf returns the first word of a challenge or of credentials, which is the scheme.
 func schemeOf(s string) string {
 	s = strings.TrimLeft(s, " \t")
 	if end := strings.IndexAny(s, " \t"); end >= 0 {
@@ -126,9 +128,9 @@ func schemeOf(s string) string {
 	return s
 }
 
-// isOfMessage reports whether credentials of a scheme are for the one request
-// that has them. These are the schemes that IANA has registered, but for
-// Negotiate and for one that needs TLS, and two that many services use.
+// isOfMessage reports whether credentials of a scheme hold only for the request that has
+// them. These are the schemes that IANA has registered, except Negotiate and one that
+// needs TLS, and two more that many services use.
 func isOfMessage(scheme string) bool {
 	switch strings.ToLower(scheme) {
 	case "basic", "bearer", "digest", "dpop", "gnap", "hoba", "mutual", "oauth", "privatetoken", "scram-sha-1", "scram-sha-256", "vapid",

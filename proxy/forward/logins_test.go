@@ -10,7 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// TestWhatLogsAConnectionIn: the scheme may stand in any case, line and place.
+// TestWhatLogsAConnectionIn checks that a scheme is found in any case, in any line of the
+// field and at any place of a list.
 func TestWhatLogsAConnectionIn(t *testing.T) {
 	for value, want := range map[string]bool{
 		"Negotiate YIIabc==":          true,
@@ -21,8 +22,8 @@ func TestWhatLogsAConnectionIn(t *testing.T) {
 		"Nego2 YII":                   true,
 		"Basic dTpw, NTLM TlRM":       true,
 		"Basic dTpw,Negotiate":        true,
-		"Digest a=\"b, NTLM c\"":      true, // costs a connection and nothing else
-		"X-Corporate abc":             true, // nobody knows what it does
+		"Digest a=\"b, NTLM c\"":      true, // a false match, which only costs a connection
+		"X-Corporate abc":             true, // unknown schemes count as logging in
 		"a-key-without-a-scheme":      true,
 		"":                            true,
 		"Basic dTpw":                  false,
@@ -38,7 +39,7 @@ func TestWhatLogsAConnectionIn(t *testing.T) {
 	}
 	two := &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "Basic x"}, {Name: "Authorization", Value: "NTLM x"}}}
 	if !tiesRequest(two) {
-		t.Error("a second line of credentials is not looked at")
+		t.Error("a second line of credentials is ignored")
 	}
 	for _, row := range []struct {
 		name, value string
@@ -59,7 +60,8 @@ func TestWhatLogsAConnectionIn(t *testing.T) {
 	}
 }
 
-// login takes a lane with credentials, and gives it back connected to an address.
+// login takes a lane for a request with credentials, and gives it back with a connection
+// to addr.
 func (p *pools) login(logins *Logins, d *allowlist.Decision, addr string) *lane {
 	l := p.take(&Exchange{Decision: *d, Logins: logins, Head: &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "NTLM x"}}}})
 	l = used(l)
@@ -68,8 +70,8 @@ func (p *pools) login(logins *Logins, d *allowlist.Decision, addr string) *lane 
 	return l
 }
 
-// TestLoginsBelongToOne: nobody else takes them, and they are closed with their
-// owner, with another state, and when there are too many.
+// TestLoginsBelongToOne checks that lanes of Logins are used by their owner only, and are
+// closed with their owner, when another state comes, and when there are too many.
 func TestLoginsBelongToOne(t *testing.T) {
 	var p pools
 	var mine, others Logins
@@ -78,16 +80,16 @@ func TestLoginsBelongToOne(t *testing.T) {
 	p.give(shared, nil, true)
 	own := p.login(&mine, d, "93.184.216.34:443")
 	if own == shared {
-		t.Error("credentials went out on a connection that somebody else had used")
+		t.Error("credentials went out on a connection that another client had used")
 	}
 	take := func(l *Logins, d *allowlist.Decision) *lane {
 		return p.take(&Exchange{Decision: *d, Logins: l, Head: new(head.Head)})
 	}
 	if take(&others, d) != shared || take(nil, d) == own {
-		t.Error("somebody else uses a connection of its own")
+		t.Error("another client uses the connection of the owner")
 	}
 	if take(&mine, d) != own || take(&mine, d) == own {
-		t.Error("the owner does not use its connection, or twice")
+		t.Error("the owner does not get its connection, or gets it twice")
 	}
 	p.give(own, &mine, true)
 	other := *d
@@ -95,11 +97,11 @@ func TestLoginsBelongToOne(t *testing.T) {
 	elsewhere := *d
 	elsewhere.Dest.Port = 81
 	if take(&mine, &other) == own || take(&mine, &elsewhere) == own {
-		t.Error("it is used for another identity or destination")
+		t.Error("the connection is used for another identity or destination")
 	}
 	p.closeIdle()
 	if len(mine.lanes) != 0 || len(p.logins) != 0 || take(&mine, d) == own {
-		t.Error("it stays when another state comes")
+		t.Error("the connection is kept when another state comes")
 	}
 
 	var all []*lane
@@ -113,20 +115,21 @@ func TestLoginsBelongToOne(t *testing.T) {
 	}
 	mine.Close()
 	if len(mine.lanes) != 0 || len(p.logins) != 0 {
-		t.Error("they stay when their client has gone")
+		t.Error("connections are kept after the owner's connection has ended")
 	}
 }
 
-// TestALoginIsNoWayToAnAddress that the rule of another request does not open.
+// TestALoginIsNoWayToAnAddress checks that a request does not use a lane that leads to an
+// address which the request's decision does not allow.
 func TestALoginIsNoWayToAnAddress(t *testing.T) {
 	var p pools
 	var mine Logins
-	d := compiledDecision(t) // a public address
+	d := compiledDecision(t) // allows public addresses only
 	own := p.login(&mine, d, "10.0.0.1:443")
 	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) == own {
 		t.Error("a request goes to an address that its decision does not let through")
 	}
-	_ = own.conn.Close() // then another one is dialled, by the decision of the request
+	_ = own.conn.Close() // the lane will dial another connection by the decision of the request
 	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) != own {
 		t.Error("the lane is lost with its connection")
 	}

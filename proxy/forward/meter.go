@@ -5,32 +5,32 @@ import (
 	"time"
 )
 
-// When progress is reported: the same as of a tunnel.
+// Progress is reported after this time or number of bytes, as that of a tunnel is.
 const (
 	reportEvery = time.Minute
 	reportBytes = 64 << 20
 )
 
-// meter counts the bytes that one exchange sends, reports them now and then, and
-// ends the exchange when nothing has moved for too long. Start comes first.
+// meter counts the bytes that one exchange sends, reports them from time to time, and ends
+// the exchange when no byte has moved for too long. start must be called first.
 type meter struct {
-	report func(up, down int64) // nil: nobody is told
-	limit  time.Duration        // how long nothing may move
+	report func(up, down int64) // reports the bytes; nil if they are not reported
+	limit  time.Duration        // how long no byte may move
 	idle   *time.Timer          // ends the exchange
 
-	mu       sync.Mutex // held while report runs
+	mu       sync.Mutex // held while report runs; guards the fields below
 	up, down int64
-	reported int64
-	at       time.Time // of the last report, or of the first byte
+	reported int64     // up+down at the last report
+	at       time.Time // time of the last report, or of the first byte
 }
 
-// start begins to watch: ended is called once nothing has moved for limit.
+// start starts the timer. ended is called when no byte has moved for limit.
 func (m *meter) start(limit time.Duration, ended func()) {
 	m.limit, m.idle = limit, time.AfterFunc(limit, ended)
 }
 
-// stop ends that and the reports: a write to an origin that has stalled may
-// return later.
+// stop stops the timer and the reports. A write to an origin that has stalled may return,
+// and add bytes, after that.
 func (m *meter) stop() {
 	m.idle.Stop()
 	m.mu.Lock()

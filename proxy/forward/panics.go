@@ -7,16 +7,16 @@ import (
 	"sync/atomic"
 )
 
-// panics holds the first panic of our code in a goroutine of the transport. Nobody
-// recovers there, so that it would end the process; Forward panics with its text
-// in the goroutine of the caller, who may.
+// panics holds the first panic of our code in a goroutine of the transport. The transport
+// does not recover, so that the panic would end the process. Forward panics with its text
+// in the goroutine of its caller, which can recover.
 type panics struct {
 	first atomic.Pointer[string] // the text and the stack; nil if there was none
 }
 
 var errPanicked = errors.New("a panic in the gateway")
 
-// contain makes an error of a panic. What the transport calls defers it.
+// contain turns a panic into an error. Functions that the transport calls defer it.
 func (p *panics) contain(err *error) {
 	if cause := recover(); cause != nil {
 		text := fmt.Sprintf("%v\n\n%s", cause, debug.Stack())

@@ -21,12 +21,12 @@ const (
 	idlePerPool   = 16
 	idleTimeout   = 30 * time.Second
 	continueAfter = time.Second // RFC 9110 section 10.1.1: an origin need not send 100
-	maxAnswerHead = 64 << 10    // bytes; an exchange may hold it three times, for as long as a client reads slowly
+	maxAnswerHead = 64 << 10    // bytes; an exchange may have it in memory three times while a client reads slowly
 	maxInterims   = 32          // answers with a status of 1xx before the final one
 )
 
-// poolKey is who may use a connection for another request. A rule says which
-// addresses its destination may have, and its name changes when it does.
+// poolKey identifies the requests that may share a connection. A rule says which addresses
+// its destination may have; its name changes when they change.
 type poolKey struct {
 	holder  allowlist.Holder
 	dest    allowlist.Destination
@@ -42,42 +42,41 @@ func keyOf(d *allowlist.Decision) poolKey {
 	return key
 }
 
-// lane is a way to an origin: a transport that has one connection at most. An
-// exchange takes a lane and is then the only one to use it. Who may be the next
-// is decided when that exchange has ended and everything about it is known.
+// lane is a transport that has at most one connection, to one origin. Only one exchange
+// uses a lane at a time. After the exchange has ended, and only then, it is decided which
+// exchanges may use the lane next.
 type lane struct {
 	key       poolKey
-	closings  uint64 // pools.closings when it was made
+	closings  uint64 // pools.closings when the lane was made
 	transport *http.Transport
 	conn      *upstream // the last connection that a request went out on; nil before the first
-	own       bool      // it belongs to one connection of a client, for good
+	own       bool      // the lane belongs to one connection of a client until it is closed
 }
 
 func (l *lane) close() { l.transport.CloseIdleConnections() }
 
-// pools are the lanes that no exchange has: those that any exchange of their key
-// may take, and those that belong to one connection of a client. The least
-// recently used pool goes first.
+// pools holds the lanes that no exchange uses: those that any exchange with their key may
+// take, and those that belong to one connection of a client. If there are too many pools,
+// the least recently used one is closed.
 type pools struct {
-	response time.Duration
-	scarce   func() bool // nil is never
+	response time.Duration // Config.Response
+	scarce   func() bool   // Config.Scarce
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below, and the lanes of all Logins
 	byKey    map[poolKey]*pool
-	logins   map[*Logins]struct{} // those that have lanes
-	uses     uint64
-	closings uint64 // calls of closeIdle
+	logins   map[*Logins]struct{} // the Logins that have lanes
+	uses     uint64               // number of uses of all pools
+	closings uint64               // number of calls of closeIdle
 }
 
 type pool struct {
-	idle []*lane // the one used last is the last
-	used uint64  // the number of the last use of any pool
+	idle []*lane // in the order of their last use; the last one was used most recently
+	used uint64  // pools.uses at the last use of this pool
 }
 
-// take returns a lane for an exchange: that of its client connection, if one
-// belongs to it; otherwise one of the pool, unless the request has credentials
-// for a connection, or may make a tunnel of it: these go out on one that nobody
-// else has used.
+// take returns a lane for an exchange: the lane of its client's connection, if there is
+// one, or else one of the pool. A request that may log its connection in, or may turn it
+// into a tunnel, does not use the pool: it gets a new lane.
 func (p *pools) take(ex *Exchange) *lane {
 	own := tiesRequest(ex.Head)
 	p.mu.Lock()
@@ -101,9 +100,9 @@ func (p *pools) take(ex *Exchange) *lane {
 	return &lane{key: key, closings: p.closings, transport: p.newTransport(), own: own}
 }
 
-// give takes a lane back from an exchange that has ended. It is closed if
-// that did not end well, if another state has come into force meanwhile, or if
-// there is no descriptor to spare for it.
+// give takes a lane back from an exchange that has ended. It closes the lane if the
+// exchange did not end well, if another state has come into force meanwhile, or if
+// descriptors are scarce and the lane does not belong to a client's connection.
 func (p *pools) give(l *lane, logins *Logins, well bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,7 +118,7 @@ func (p *pools) give(l *lane, logins *Logins, well bool) {
 	}
 }
 
-// giveToAll puts a lane into the pool of its key.
+// giveToAll puts a lane into the pool of its key, or closes it if the pool is full.
 func (p *pools) giveToAll(l *lane) {
 	found := p.byKey[l.key]
 	if found == nil {
@@ -144,7 +143,7 @@ func (p *pools) use(found *pool) {
 	found.used = p.uses
 }
 
-// makeRoom removes the least recently used pool if there are as many as may be.
+// makeRoom removes the least recently used pool if there are maxPools.
 func (p *pools) makeRoom() {
 	if len(p.byKey) < maxPools {
 		return
@@ -178,8 +177,8 @@ func (p *pools) newTransport() *http.Transport {
 	}
 }
 
-// closeIdle closes all that carries no request. What carries one is closed when
-// that has ended.
+// closeIdle closes the lanes that no exchange uses. The others will be closed when their
+// exchanges have ended.
 func (p *pools) closeIdle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,8 +192,8 @@ func (p *pools) closeIdle() {
 	}
 }
 
-// connect dials for a transport. The destination is that of the decision of the
-// request that the transport dials for, and not its own reading of the request.
+// connect dials for a transport. It ignores the address that the transport passes, and
+// dials the destination of the decision about the request.
 func connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	r := runOf(ctx)
 	if r == nil {
@@ -216,7 +215,7 @@ func (r *run) dial(ctx context.Context) (conn *upstream, err error) {
 	return newUpstream(res), nil
 }
 
-// dialError is a dial that failed, with what is known of it.
+// dialError is the error of a dial, with its result.
 type dialError struct {
 	err    error
 	result dial.Result
@@ -228,24 +227,24 @@ func (e *dialError) Error() string { return e.err.Error() }
 // Unwrap returns the cause.
 func (e *dialError) Unwrap() error { return e.err }
 
-// upstream is a connection to an origin. What is written to it is counted for
-// the exchange that it carries.
+// upstream is a connection to an origin. The bytes that are written to it are counted in
+// the exchange that uses it.
 type upstream struct {
 	net.Conn
 	dialed dial.Result
 	closed chan struct{} // closed by Close
 	once   sync.Once     // for closed
 
-	// sent receives nil once a request for an upgrade has been written whole, or
-	// the error that ended the writing; asking holds what was written so far.
+	// sent receives nil when a request for an upgrade has been written completely, or
+	// the error of writing it. asking holds the bytes of it that were written so far.
 	sent   chan error
 	asking []byte
 
-	mu      sync.Mutex
-	carries *run      // nil: nobody
-	reading bool      // it is waited for what comes next
-	ended   error     // why nothing more comes for the exchange; nil if that is not known
-	changed sync.Cond // reading is true now, or closed is closed
+	mu      sync.Mutex // guards the fields below
+	carries *run       // the exchange that uses the connection; nil if none does
+	reading bool       // the transport waits for bytes
+	ended   error      // the error that ended reading for the exchange; nil if there was none
+	changed sync.Cond  // signals that reading has become true or the connection was closed
 }
 
 func newUpstream(res dial.Result) *upstream {
@@ -254,10 +253,11 @@ func newUpstream(res dial.Result) *upstream {
 	return u
 }
 
-// carry says whose bytes are written and read from now on. A connection that was
-// used before must have nothing left of that: the transport, which puts it into
-// its pool before it looks, would take what came behind one answer for the next.
-// It looks now, and reads on or closes it.
+// carry sets the exchange that uses the connection from now on. The transport puts a
+// connection into its pool before it has read on, so that it could take bytes behind the
+// last answer for the next one. For a reused connection, carry therefore waits until the
+// transport reads from it or has closed it. Bytes that come before that end the
+// connection.
 func (u *upstream) carry(r *run, reused bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -276,7 +276,7 @@ func (u *upstream) isClosed() bool {
 	}
 }
 
-// release forgets an exchange. Nothing is done for it from here afterwards.
+// release ends the use of the connection by an exchange.
 func (u *upstream) release(r *run) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -285,8 +285,8 @@ func (u *upstream) release(r *run) {
 	}
 }
 
-// Close implements io.Closer. The transport then waits for its writer, which
-// may be waiting for the client.
+// Close implements io.Closer. It also interrupts a read of the request's body, because the
+// transport waits for its writer, which may wait for the client.
 func (u *upstream) Close() error {
 	u.once.Do(func() { close(u.closed) })
 	u.mu.Lock()
@@ -298,15 +298,15 @@ func (u *upstream) Close() error {
 	return u.Conn.Close()
 }
 
-// end returns why nothing more comes; nil if that is not known.
+// end returns the error that ended reading, or nil if there was none.
 func (u *upstream) end() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.ended
 }
 
-// errUnasked ends a connection on which something comes that is no answer.
-var errUnasked = errors.New("the origin speaks without being asked")
+// errUnsolicited ends a connection on which bytes come while no exchange uses it.
+var errUnsolicited = errors.New("the origin speaks without being asked")
 
 // Read implements io.Reader.
 func (u *upstream) Read(p []byte) (int, error) {
@@ -325,14 +325,15 @@ func (u *upstream) Read(p []byte) (int, error) {
 			u.ended = err
 		}
 	case n > 0:
-		return 0, errUnasked
+		return 0, errUnsolicited
 	}
 	return n, err
 }
 
-// writesFor returns the exchange that is carried, which counts as sent from now
-// on. It is nil where nothing goes out any more: the exchange is over or has been
-// ended, which the transport looks at only while it waits, or the connection closed.
+// writesFor returns the exchange that uses the connection, and notes that its request may
+// have gone out. It returns nil if nothing may be written, because no exchange uses the
+// connection, its exchange is to end, or the connection is closed. The transport itself
+// notices the end of an exchange only while it waits.
 func (u *upstream) writesFor() *run {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -348,9 +349,9 @@ func (u *upstream) writesFor() *run {
 	return u.carries
 }
 
-// Write implements io.Writer. An origin that takes no more may have answered
-// before: the transport, which reads that and then closes, is not told before it
-// has, or it would give up at once.
+// Write implements io.Writer. An origin that stops reading may already have answered. On
+// an error, Write returns only after the connection was closed, because the transport
+// would give up at once otherwise, instead of reading the answer first.
 func (u *upstream) Write(p []byte) (int, error) {
 	r := u.writesFor()
 	if r == nil {
@@ -369,8 +370,8 @@ func (u *upstream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// asks notes what was written of a request for an upgrade, which has no body, and
-// reports on sent when that is whole or could not be written.
+// asks adds written bytes of a request for an upgrade, which has no body. It sends to sent
+// when the request is complete or could not be written.
 func (u *upstream) asks(p []byte, err error) {
 	u.asking = append(u.asking, p...)
 	if err == nil && !bytes.HasSuffix(u.asking, []byte("\r\n\r\n")) {

@@ -31,7 +31,7 @@ func (p *pools) takeFor(d *allowlist.Decision) *lane {
 	return p.take(&Exchange{Decision: *d, Head: new(head.Head)})
 }
 
-// used is what became of a lane after a good exchange.
+// used gives a lane a connection, as a successful exchange does.
 func used(l *lane) *lane {
 	near, far := net.Pipe()
 	_ = far.Close()
@@ -39,8 +39,8 @@ func used(l *lane) *lane {
 	return l
 }
 
-// TestPoolsAreBounded gives lanes to more pools than there may be: the one that
-// was not used for the longest time goes.
+// TestPoolsAreBounded gives lanes to more pools than there may be, and checks that the
+// least recently used pool is removed.
 func TestPoolsAreBounded(t *testing.T) {
 	var p pools
 	lanes := map[string]*lane{}
@@ -79,7 +79,7 @@ func TestPoolsAreBounded(t *testing.T) {
 	}
 }
 
-// TestALaneIsTakenAgain only if that does no harm.
+// TestALaneIsTakenAgain checks when the next request may use a lane.
 func TestALaneIsTakenAgain(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -93,7 +93,7 @@ func TestALaneIsTakenAgain(t *testing.T) {
 		{"whose connection was closed while it rested", func(p *pools, l *lane) { p.give(used(l), nil, true); _ = l.conn.Close() }, false},
 		{"after another state has come", func(p *pools, l *lane) { p.closeIdle(); p.give(used(l), nil, true) }, false},
 		{"before another state has come", func(p *pools, l *lane) { p.give(used(l), nil, true); p.closeIdle() }, false},
-		{"that belongs to somebody", func(p *pools, l *lane) { used(l).own = true; p.give(l, new(Logins), true) }, false},
+		{"that belongs to the connection of one client", func(p *pools, l *lane) { used(l).own = true; p.give(l, new(Logins), true) }, false},
 	} {
 		var p pools
 		l := p.takeFor(decisionFor("a"))
@@ -107,7 +107,8 @@ func TestALaneIsTakenAgain(t *testing.T) {
 	}
 }
 
-// TestPoolsAreApart by identity, destination, rule and mode.
+// TestPoolsAreApart checks that requests with different identities, destinations, rules or
+// modes do not share connections.
 func TestPoolsAreApart(t *testing.T) {
 	var p pools
 	base := decisionFor("a")
@@ -132,7 +133,7 @@ func TestPoolsAreApart(t *testing.T) {
 	}
 }
 
-// compiledDecision lets a.example:443 through, at public addresses.
+// compiledDecision returns a decision that allows a.example:443 at public addresses.
 func compiledDecision(t *testing.T) *allowlist.Decision {
 	t.Helper()
 	host, err := allowlist.ParseHostPattern("a.example")
@@ -156,12 +157,12 @@ func compiledDecision(t *testing.T) *allowlist.Decision {
 	return &d
 }
 
-// TestHopByHopFields lists what never crosses the gateway, and what does.
+// TestHopByHopFields checks which fields are never sent on, and which may be trailers.
 func TestHopByHopFields(t *testing.T) {
 	for _, name := range []string{
 		"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "Proxy-Authenticate", "Proxy-Status", "proxy-anything",
 		"TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings", "Alt-Svc", "X-Exeat-Decision", "x-exeat-trace",
-		"Proxy", "Keep_Alive", "proxy_authorization", "Proxy.Status", "transfer_encoding", "X_Exeat-Trace", // and their twins
+		"Proxy", "Keep_Alive", "proxy_authorization", "Proxy.Status", "transfer_encoding", "X_Exeat-Trace", // other spellings that become the same variable
 	} {
 		if !variableOf(name).isHop() || isTrailer(name) {
 			t.Errorf("%s crosses the gateway", name)
@@ -182,7 +183,8 @@ func TestHopByHopFields(t *testing.T) {
 	}
 }
 
-// TestTheMeterReportsNowAndThen: by bytes, and never more often.
+// TestTheMeterReportsNowAndThen checks that progress is reported after reportBytes and not
+// more often.
 func TestTheMeterReportsNowAndThen(t *testing.T) {
 	var reports []string
 	m := meter{report: func(up, down int64) { reports = append(reports, fmt.Sprintf("%d/%d", up>>20, down>>20)) }}
@@ -197,8 +199,8 @@ func TestTheMeterReportsNowAndThen(t *testing.T) {
 	}
 }
 
-// TestAConnectionIsUsedAgainWhenItIsSilent: the transport may give it away
-// before it has looked whether anything is left behind the answer.
+// TestAConnectionIsUsedAgainWhenItIsSilent checks that carry waits until the transport
+// reads from a reused connection or has closed it.
 func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
 	for name, look := range map[string]func(*upstream){
 		"nothing is left":             func(u *upstream) { _, _ = u.Read(make([]byte, 1)) },
@@ -216,7 +218,7 @@ func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
 				synctest.Wait()
 				select {
 				case <-carried:
-					t.Error("the next request goes out before anybody has looked")
+					t.Error("the next request goes out before the transport reads or closes")
 				default:
 				}
 				go look(u)
@@ -228,20 +230,22 @@ func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
 	}
 }
 
-// TestAConnectionOfNobodysIsNotHeard: what comes on it is no answer.
+// TestAConnectionOfNobodysIsNotHeard checks that bytes on a connection that no exchange
+// uses are not taken for an answer.
 func TestAConnectionOfNobodysIsNotHeard(t *testing.T) {
 	near, far := net.Pipe()
 	u := newUpstream(dial.Result{Conn: near})
 	t.Cleanup(func() { _ = u.Close() })
 	go func() { _, _ = far.Write([]byte("a")) }()
-	if n, err := u.Read(make([]byte, 1)); n != 0 || !errors.Is(err, errUnasked) {
+	if n, err := u.Read(make([]byte, 1)); n != 0 || !errors.Is(err, errUnsolicited) {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
 	_ = far.Close()
 }
 
-// TestNothingGoesOutOfAnExchangeThatHasEnded: the transport writes on a connection
-// that is ready also when the context of its request is done.
+// TestNothingGoesOutOfAnExchangeThatHasEnded checks that nothing is written for an
+// exchange that has ended. The transport would write, if a connection is ready, even when
+// the context of its request is done.
 func TestNothingGoesOutOfAnExchangeThatHasEnded(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = far.Close() }()

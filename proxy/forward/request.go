@@ -17,8 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// request rebuilds the request from what was parsed. net/http reads the result
-// again, to frame the body; that it reads the same is checked.
+// request builds the request for the origin from the parsed one. net/http reads the
+// result, in order to frame the body. request returns an error if net/http has understood
+// it differently.
 func (r *run) request(ctx context.Context) (*http.Request, error) {
 	authority := authorityOf(r.URL.Dest)
 	text := r.rebuild(authority)
@@ -36,19 +37,19 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 		return nil, fmt.Errorf("reading the rebuilt request: %w", err)
 	}
 	if req.URL.RequestURI() != r.URL.Path+r.URL.Query && !strings.HasPrefix(r.URL.Path, "//") {
-		req.URL.Opaque = r.URL.Path // as it came: net/http would escape more of it
+		req.URL.Opaque = r.URL.Path // unchanged: net/http would escape more characters
 	}
 	if req.Method != r.Head.Method || req.URL.Scheme != "http" || req.URL.Host != authority || req.Host != authority ||
 		req.URL.User != nil || req.ContentLength != r.Body || req.URL.RequestURI() != r.URL.Path+r.URL.Query {
 		return nil, errors.New("net/http reads the request differently")
 	}
 	req.RequestURI = ""
-	req.Close = false // of the client's connection; the origin's is another
+	req.Close = false // it concerns the client's connection, not that to the origin
 	if r.Upgrade != "" {
 		req.Header.Set("Connection", "Upgrade")
-		// net/http keeps connections for "websocket" apart from others, and would
-		// not find the one that its client has logged in on. The space hides the
-		// value from that; it is trimmed when the field is written.
+		// net/http pools connections for "websocket" separately, and would not find
+		// the one that the client has logged in on. The space prevents that; it is
+		// trimmed when the field is written.
 		req.Header.Set("Upgrade", r.Upgrade+" ")
 	}
 	if r.Body != 0 {
@@ -58,13 +59,12 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 		req.Body = nil
 	}
 	if _, ok := req.Header["User-Agent"]; !ok {
-		req.Header["User-Agent"] = nil // or the transport writes its own
+		req.Header["User-Agent"] = nil // otherwise the transport adds its own
 	}
 	return req.WithContext(httptrace.WithClientTrace(context.WithValue(ctx, runKey{}, r), r.trace())), nil
 }
 
-// authorityOf is what Host says: the canonical host, with the port unless it is
-// that of http.
+// authorityOf returns the value of Host: the canonical host, with the port unless it is 80.
 func authorityOf(dest allowlist.Destination) string {
 	s := dest.String()
 	if dest.Port == 80 {
@@ -73,14 +73,14 @@ func authorityOf(dest allowlist.Destination) string {
 	return s
 }
 
-// rebuild writes a head that holds what was parsed and nothing that belongs to
+// rebuild returns a head with the fields of the parsed one, without those that belong to
 // the client's connection.
 func (r *run) rebuild(authority string) string {
 	ex, cfg := r.Exchange, r.cfg
 	nominated := nominated(ex.Head.Values("Connection"))
 	var b strings.Builder
 	b.Grow(512)
-	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // which an absolute target does without
+	path := strings.TrimPrefix(ex.URL.Path, allowlist.Asterisk) // an absolute target has no asterisk
 	b.WriteString(ex.Head.Method + " http://" + authority + path + ex.URL.Query + " HTTP/1.1\r\nHost: " + authority + "\r\n")
 	forwards, bounded, _ := ex.Head.MaxForwards()
 	if bounded {
@@ -111,8 +111,7 @@ func (r *run) rebuild(authority string) string {
 	return b.String()
 }
 
-// announced lists the trailers that the client announced and that may be sent
-// on.
+// announced returns the trailers that the client has announced and that may be sent on.
 func announced(h *head.Head, nominated map[variable]bool) []string {
 	var trailers []string
 	for v := range h.Values("Trailer") {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// asksFor reports whether a list of protocols has those to which an origin
-// switches: one, or several in layers (RFC 9110 section 7.8).
+// asksFor reports whether list, the requested protocols, contains all of protocols, those
+// that an origin switches to: one, or several in layers (RFC 9110 section 7.8).
 func asksFor(list, protocols string) bool {
 	asked := strings.Split(strings.ToLower(list), ", ")
 	for protocol := range strings.SplitSeq(strings.ToLower(protocols), ",") {

@@ -17,8 +17,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// copySize is how much of an answer's body is read at a time; around it there
-// is room for the framing of one chunk.
+// copySize is the largest number of bytes of an answer's body that are read at a time. A
+// copyBuffer has room for the framing of one chunk around them.
 const (
 	copySize  = 32 << 10
 	chunkHead = 10 // eight hexadecimal digits and CRLF
@@ -30,9 +30,9 @@ type copyBuffer [chunkHead + copySize + chunkTail]byte
 //nolint:gochecknoglobals // a cache of buffers: nothing can be observed through it
 var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
 
-// writer writes one answer to a client that speaks HTTP/1: it is the
-// http.ResponseWriter that goproxy writes to. It frames by what the origin
-// said: a length, or chunks, or for HTTP/1.0 the end of the connection.
+// writer is the http.ResponseWriter that goproxy writes to. It writes one answer to a
+// client that speaks HTTP/1. It frames the body by its length if the origin has sent that,
+// and otherwise with chunks, or for HTTP/1.0 by the end of the connection.
 type writer struct {
 	run    *run
 	header http.Header
@@ -40,9 +40,9 @@ type writer struct {
 
 	bodyless bool // no body follows, whatever the fields say
 	chunked  bool
-	length   int64           // of the body as announced; -1 if it is not
-	written  int64           // of the body
-	trailers map[string]bool // that were announced and may be sent
+	length   int64           // announced length of the body; -1 if none is announced
+	written  int64           // number of bytes of the body so far
+	trailers map[string]bool // trailers that were announced and may be sent
 }
 
 func newWriter(r *run) *writer {
@@ -55,8 +55,8 @@ func newWriter(r *run) *writer {
 // Header implements http.ResponseWriter.
 func (w *writer) Header() http.Header { return w.header }
 
-// WriteHeader implements http.ResponseWriter. After a failure what is written is
-// goproxy's text about it, which nobody gets.
+// WriteHeader implements http.ResponseWriter. After a failure it does nothing, because the
+// answer is goproxy's own text about the failure.
 func (w *writer) WriteHeader(status int) {
 	if w.run.failure != nil || w.run.down.begun {
 		return
@@ -106,7 +106,7 @@ func (w *writer) frame(status int) {
 	}
 }
 
-// head writes the head of the final answer.
+// head returns the head of the final answer.
 func (w *writer) head(status int) []byte {
 	b := appendStatus(make([]byte, 0, 512), status)
 	b = appendFields(b, w.header)
@@ -119,7 +119,7 @@ func (w *writer) head(status int) []byte {
 	switch {
 	case !w.keep:
 		b = append(b, "Connection: close\r\n"...)
-	case w.header[proxySupport] != nil: // it is about this connection
+	case w.header[proxySupport] != nil: // the field concerns this connection only
 		b = append(b, "Connection: "+proxySupport+"\r\n"...)
 	}
 	return append(b, "\r\n"...)
@@ -133,8 +133,8 @@ func appendStatus(b []byte, status int) []byte {
 	return append(b, "\r\n"...)
 }
 
-// appendFields writes fields in the order of their names. net/http has read
-// them, so that no value has a line break; one that had would be left out.
+// appendFields appends fields in the order of their names. It leaves out values with a
+// line break, which net/http does not let through anyway.
 func appendFields(b []byte, h http.Header) []byte {
 	names := make([]string, 0, len(h))
 	for name := range h {
@@ -161,8 +161,8 @@ func (w *writer) Write(p []byte) (int, error) {
 	return int(n), err
 }
 
-// ReadFrom implements io.ReaderFrom: what one read of the origin gives goes out
-// at once, as one write.
+// ReadFrom implements io.ReaderFrom. It writes the bytes of each read at once, in one
+// write.
 func (w *writer) ReadFrom(src io.Reader) (int64, error) {
 	b := buffers.Get().(*copyBuffer) //nolint:errcheck,forcetypeassert // nothing else is in the pool
 	defer buffers.Put(b)
@@ -186,7 +186,7 @@ func (w *writer) ReadFrom(src io.Reader) (int64, error) {
 
 var errTooLong = errors.New("the body is longer than announced")
 
-// body writes n bytes of the body, which stand behind room for a chunk's head.
+// body writes n bytes of the body, which begin at chunkHead in b.
 func (w *writer) body(b *copyBuffer, n int) error {
 	if w.discards() {
 		return nil
@@ -205,14 +205,14 @@ func (w *writer) body(b *copyBuffer, n int) error {
 	return w.run.down.send(b[from:to])
 }
 
-// discards reports whether nobody gets the body: after a failure it is goproxy's
-// text about that.
+// discards reports whether the body is not sent: there is none, or it is goproxy's text
+// about a failure.
 func (w *writer) discards() bool { return w.bodyless || w.run.failure != nil }
 
-// Flush implements http.Flusher: nothing is held back.
+// Flush implements http.Flusher. It has nothing to do, because writes are not buffered.
 func (w *writer) Flush() {}
 
-// finish ends the answer and reports whether the client has all of it.
+// finish writes the end of the answer, and reports whether the whole answer was sent.
 func (w *writer) finish() bool {
 	switch {
 	case w.run.down.err != nil, w.run.failure != nil:
@@ -227,16 +227,16 @@ func (w *writer) finish() bool {
 	return true
 }
 
-// endsByClose reports whether the end of the connection is that of the body.
+// endsByClose reports whether the end of the connection marks the end of the body.
 func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.length < 0 }
 
-// isTrailer reports whether a field may be sent behind this body.
+// isTrailer reports whether a field may be sent behind the body of this answer.
 func (w *writer) isTrailer(name string) bool {
 	return isTrailer(name) && !w.run.nominated[variableOf(name)]
 }
 
-// end is the last chunk and the trailers. Those that were not announced have
-// goproxy's mark.
+// end returns the last chunk and the trailers. The names of trailers that were not
+// announced have http.TrailerPrefix.
 func (w *writer) end() []byte {
 	h := make(http.Header)
 	for name, values := range w.header {
@@ -254,15 +254,15 @@ var _ interface {
 	io.ReaderFrom
 } = (*writer)(nil)
 
-// switchedHead is the head of a 101 for the client.
+// switchedHead returns the head of a 101 for the client.
 func switchedHead(resp *http.Response, protocol string) []byte {
 	resp.Header.Del("Content-Length")
 	resp.Header["Connection"], resp.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
 	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
 }
 
-// interim is told of 1xx answers by the transport, which bounds each of them and
-// leaves their number to us.
+// interim is called by the transport for each 1xx answer. The transport bounds their size,
+// and interim their number.
 func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	defer r.panics.contain(&err)
 	if r.interims++; r.interims > maxInterims {
@@ -276,13 +276,13 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return err
 	}
 	if r.expect != nil && status != http.StatusContinue {
-		r.expect.heard.Store(false) // it was no final answer, and leave may never come
+		r.expect.heard.Store(false) // the answer was not final, and 100 may never come
 	}
 	switch {
 	case status == http.StatusContinue, status == http.StatusSwitchingProtocols:
-		return nil // a body that is waited for is asked for when it is read
+		return nil // Read of the body sends 100 to the client when it needs the body
 	case r.Head.Minor == 0:
-		return nil // RFC 9110 section 15.2: such a client knows of none
+		return nil // RFC 9110 section 15.2: HTTP/1.0 has no interim answers
 	}
 	h := http.Header(fields).Clone()
 	strip(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
