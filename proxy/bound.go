@@ -11,33 +11,34 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// bound is why a tunnel to an address literal is allowed that no rule names: the
-// caller was told the address by the DNS door, for a name that it may reach.
+// bound holds the names by which a tunnel to an address literal is allowed though no rule
+// names the address: the DNS door has answered the caller with the address for these
+// names, and the caller may reach them. The zero value means that there are none.
 type bound struct {
 	addr  netip.Addr
-	names []resolve.Binding // that the caller may reach there, on the port it asks for
-	way   allowlist.Way     // of the name that is the destination of the decision
+	names []resolve.Binding // names that the caller may reach at addr, on the requested port
+	way   allowlist.Way     // way of the name that is the destination of the decision
 }
 
-// bind decides a tunnel to an address once more, by the names that it was the
-// answer for. Of these, the one whose rule looks at the first bytes most
-// strictly is the destination of the decision; a ClientHello may ask for any.
-// Names that the identity was told when it was shown by source-map count for the
-// decision only if there are no others.
+// bind decides a tunnel to an address by the names that the DNS door has answered with
+// the address, if no rule allows the address itself. The name whose rule checks the first
+// bytes most strictly becomes the destination of the decision; a ClientHello may ask for
+// any of the names. Names that were answered to an identity shown by source-map become the
+// destination only if there are no others.
 func bind(x *request, now time.Time) {
 	x.bound = bound{}
 	host := x.asked.Dest.Host
 	if x.proxy.cfg.Bound == nil || x.read.IsPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
 		return
 	}
-	proved := false // one of the names was told to more than an address
+	proved := false // one of the names was answered to an identity not shown by source-map
 	for _, b := range x.proxy.cfg.Bound(x.asked.ID, host.Addr(), now) {
 		d, ok := decideBound(x.state, x.asked, netip.AddrPortFrom(host.Addr(), x.asked.Dest.Port), b)
 		if !ok {
 			continue
 		}
 		x.bound.names = append(x.bound.names, b)
-		if b.Mapped && proved { // whoever forges a datagram does not choose the rule
+		if b.Mapped && proved { // a forged datagram must not select the rule
 			continue
 		}
 		proved = !b.Mapped
@@ -50,41 +51,40 @@ func bind(x *request, now time.Time) {
 	}
 }
 
-// maxBoundTold is how many names a record has of an address that several were told for.
-const maxBoundTold = 4
+// maxBoundNames is the largest number of names that a record lists for an address.
+const maxBoundNames = 4
 
-// told says for which names the caller was told the address; "" if it is allowed
-// by itself.
-func (b *bound) told() string {
+// text returns the record's text about the names, or "" if there are none.
+func (b *bound) text() string {
 	if len(b.names) == 0 {
 		return ""
 	}
 	var text strings.Builder
 	text.WriteString("the address was told for ")
-	for i, name := range b.names[:min(len(b.names), maxBoundTold)] {
+	for i, name := range b.names[:min(len(b.names), maxBoundNames)] {
 		if i > 0 {
 			text.WriteString(", ")
 		}
 		text.WriteString(name.Name.String())
 	}
-	if more := len(b.names) - maxBoundTold; more > 0 {
+	if more := len(b.names) - maxBoundNames; more > 0 {
 		fmt.Fprintf(&text, " and %d more", more)
 	}
 	return text.String()
 }
 
-// decideBound decides a request for an address by a name that it was the answer for,
-// and reports whether the name opens the address.
+// decideBound decides a request for an address by a name that the DNS door has answered
+// with the address. It reports whether the decision allows the name at that address.
 func decideBound(state *live.State, req allowlist.Request, addr netip.AddrPort, b resolve.Binding) (d allowlist.Decision, ok bool) {
 	req.Dest.Host = b.Name
 	d = state.Decide(req)
 	return d, d.Verdict == allowlist.Allow && d.CheckAddr(addr) == nil && d.CheckWay(b.Way) == allowlist.NoReason
 }
 
-// bindable reports whether a denial only says that no rule opens the address.
-// The rule of a name may, also beside one for the address that does not.
+// bindable reports whether a denial only means that no rule for the address allows the
+// request, so that the rule of a name may still allow it.
 func bindable(reason allowlist.Reason) bool {
-	switch reason { //nolint:exhaustive // no name opens what the others deny
+	switch reason { //nolint:exhaustive // a name cannot change the other denials
 	case allowlist.IPNotOnAllowlist, allowlist.PortNotAllowed, allowlist.RuleExpired, allowlist.MethodNotAllowed,
 		allowlist.ResolvedAddressDenied:
 		return true
@@ -92,7 +92,8 @@ func bindable(reason allowlist.Reason) bool {
 	return false
 }
 
-// stricter compares how two decisions look at the first bytes of a tunnel.
+// stricter reports whether decision a checks the first bytes of a tunnel more strictly
+// than decision b.
 func stricter(a, b allowlist.Decision) bool {
 	strictness := func(d allowlist.Decision) int {
 		mode, _ := d.TLS()

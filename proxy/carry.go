@@ -14,16 +14,17 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// carry carries a plain request to its origin and the answer back.
-func carry(ctx context.Context, x *request) front.Answer {
+// forwardPlain forwards a plain request to its origin and the answer to the client. It tries
+// again if a state has ended a try and the state after it allows the request.
+func forwardPlain(ctx context.Context, x *request) front.Answer {
 	var record *audit.Tunnel
 	for {
 		f := &forwarding{request: x, start: time.Now(), record: record}
-		res := f.carry(ctx)
+		res := f.try(ctx)
 		x.sent = res.Sent
 		switch {
 		case res.Switched != nil:
-			x.afterRefusal = func() { f.close(ctx, res) } // then it became no tunnel
+			x.afterRefusal = func() { f.close(ctx, res) } // if the tunnel is refused after all
 			return open(ctx, x, opening{
 				conn: res.Switched.Conn, to: reached{res.Switched.Dialed.Addr, res.Switched.Dialed.Way},
 				status: http.StatusSwitchingProtocols, switched: res.Switched.Head, up: res.Up,
@@ -41,7 +42,7 @@ func carry(ctx context.Context, x *request) front.Answer {
 			f.blame(&res)
 		}
 		if again {
-			if x.open.Committed() { // as allowed, which has an end whatever comes of the next try
+			if x.open.Committed() { // recorded as allowed, so that its end must be recorded too
 				record = f.record
 			}
 			continue
@@ -53,7 +54,7 @@ func carry(ctx context.Context, x *request) front.Answer {
 	}
 }
 
-// blame notes why there is no answer.
+// blame notes why there is no answer, for the record.
 func (f *forwarding) blame(res *forward.Result) {
 	if res.Reason == allowlist.UploadLimit {
 		f.cause = f.spent.String()
@@ -62,9 +63,9 @@ func (f *forwarding) blame(res *forward.Result) {
 	blame(f.request, res.Err)
 }
 
-// endOf says what is left to do with the connection of the client. Behind a whole
-// answer on which no request may follow it may still be sending, as where the
-// origin did not wait for the body.
+// endOf returns what to do with the connection of the client after an answer. After a
+// complete answer that no request may follow, the client may still be sending, for example
+// because the origin has not waited for the body.
 func endOf(res forward.Result) front.End {
 	switch {
 	case res.Reusable:
@@ -77,22 +78,23 @@ func endOf(res forward.Result) front.End {
 	return front.Close
 }
 
-// forwarding is one try to carry a plain request.
+// forwarding is one try to forward a plain request.
 type forwarding struct {
 	*request
 
 	start    time.Time
-	held     *place           // of this try; the request's own until that becomes a tunnel
-	record   *audit.Tunnel    // nil until it goes out, or a try before was about to
-	spent    limit.Key        // which limit of bytes it met, if it met one
-	retry    allowlist.Reason // why this try was given up for another one; NoReason if it was not
+	tryPlace *place           // place of this try; request.place too, until the request becomes a tunnel
+	record   *audit.Tunnel    // record of the exchange; nil until this or an earlier try is about to go out
+	spent    limit.Key        // limit of bytes that was reached; NoKey if none was
+	retry    allowlist.Reason // why another try must follow; NoReason if none must
 	up, down atomic.Int64     // bytes so far
 }
 
-func (f *forwarding) carry(ctx context.Context) forward.Result {
+// try carries out the try.
+func (f *forwarding) try(ctx context.Context) forward.Result {
 	x := f.request
 	under := register(ctx, x, f.counts)
-	f.held = x.place
+	f.tryPlace = x.place
 	upgrade := x.read.Protocols
 	if x.decision.Upgrade == allowlist.NoUpgrade {
 		upgrade = ""
@@ -128,26 +130,26 @@ func (f *forwarding) progress(up, down int64) {
 	}
 }
 
-// connected looks at a connection that the request is about to go out on: its
-// address must be one that the decision lets through, by the state of now.
+// connected checks a connection that the request is about to go out on: by the state in
+// force, the decision must allow its address.
 func (f *forwarding) connected(ctx context.Context, u forward.Upstream) error {
 	x := f.request
 	x.dialed(ctx, f.start, u.Dialed, nil)
 	to := reached{u.Dialed.Addr, u.Dialed.Way}
-	f.held.at(to)
-	// The transport takes a connection that is ready also when the exchange has
+	f.tryPlace.at(to)
+	// The transport may use a connection that is ready even after the exchange has
 	// been ended.
 	if why := f.why(); why != allowlist.NoReason {
 		return &allowlist.ReasonError{Reason: why}
 	}
 	if reason := x.confirm(to); reason != allowlist.NoReason {
 		if reason == allowlist.UpgradeNotAllowed {
-			f.retry = reason // a client that need not upgrade is asked for again, without
+			f.retry = reason // the upgrade is optional: the request is tried again without it
 		}
 		return &allowlist.ReasonError{Reason: reason}
 	}
-	// What must be recorded is recorded before anything of it goes out, at the
-	// price of the status, which nobody knows yet.
+	// If records are required, the decision is recorded before a byte of the request
+	// goes out. The record then lacks the status, which is not known yet.
 	if x.proxy.cfg.Recorder.Required() {
 		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil {
 			return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
@@ -159,7 +161,8 @@ func (f *forwarding) connected(ctx context.Context, u forward.Upstream) error {
 	return nil
 }
 
-// answered records the decision with the status of the answer, and has it sent.
+// answered records the decision with the status of the answer, and then calls write, which
+// sends the head of the answer.
 func (f *forwarding) answered(ctx context.Context, status int, write func() error) error {
 	x := f.request
 	if why := f.why(); why != allowlist.NoReason {
@@ -179,36 +182,36 @@ func (f *forwarding) answered(ctx context.Context, status int, write func() erro
 	return err
 }
 
-// why returns by which reason a state has ended the exchange, or for which it is
-// to be tried again.
+// why returns the reason for which a state has ended the try, or for which another try must
+// follow; NoReason if neither is so.
 func (f *forwarding) why() allowlist.Reason {
-	if why := f.held.why(); why != allowlist.NoReason {
+	if why := f.tryPlace.why(); why != allowlist.NoReason {
 		return why
 	}
 	return f.retry
 }
 
-// failed reports whether the request is to be tried again: when a state has ended
-// this try before anything went out, and the state of now allows the request again.
-// The record then tells of one state, the last. Otherwise it returns the reason for
-// a refusal.
+// failed reports whether the request is to be tried again after a try without an answer:
+// if a state has ended the try before anything went out, and the state in force allows the
+// request. The record then describes the last state only. Otherwise failed returns the
+// reason for a refusal.
 func (f *forwarding) failed(ctx context.Context, res forward.Result) (again bool, reason allowlist.Reason) {
 	x, why := f.request, f.why()
 	switch {
 	case why == allowlist.Draining, why != allowlist.NoReason && res.Sent:
 		return false, why
 	case why != allowlist.NoReason:
-		if reason = x.again(); reason != allowlist.NoReason {
+		if reason = x.decideAgain(); reason != allowlist.NoReason {
 			return false, reason
 		}
-		if x.read.Body != 0 && f.record != nil { // some of it may have been read, which nobody can read again
+		if x.read.Body != 0 && f.record != nil { // a part of the body may have been read, and cannot be read again
 			return false, why
 		}
 		return true, allowlist.NoReason
 	case !res.Sent && res.Reason == allowlist.ResolvedAddressDenied && x.asked.Upgrade == allowlist.MayUpgrade:
-		// The rule for upgrades opens other addresses than the one for the rest.
+		// Without the upgrade, another rule may allow other addresses.
 		x.asked.Upgrade = allowlist.NoUpgrade
-		reason = x.again()
+		reason = x.decideAgain()
 		return reason == allowlist.NoReason, reason
 	}
 	if res.Dialed != nil {
@@ -217,9 +220,9 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) (again bool
 	return false, res.Reason
 }
 
-// close records the end of an exchange that had a connection. One that was ended
-// before anything was sent is refused, and has a record of its end only if its
-// decision was recorded as allowed before.
+// close records the end of an exchange that had a connection. An exchange that a state has
+// ended before anything was sent is refused. Its end is recorded only if its decision has
+// already been recorded as allowed.
 func (f *forwarding) close(ctx context.Context, res forward.Result) {
 	reason, why := tunnel.Upstream, f.why()
 	if f.record == nil || why != allowlist.NoReason && !res.Sent && !f.open.Committed() {
@@ -229,7 +232,7 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 		why = f.cut
 	}
 	switch {
-	case res.Complete: // what ends it now comes too late
+	case res.Complete: // a reason to end it comes too late
 		why = allowlist.NoReason
 	case why != allowlist.NoReason:
 		reason, why = ending(why)

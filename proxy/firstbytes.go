@@ -15,57 +15,56 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// DefaultHelloTimeout is what a zero Config.HelloTimeout means.
+// DefaultHelloTimeout is the default of Config.HelloTimeout.
 const DefaultHelloTimeout = 10 * time.Second
 
 // accessDenied is the TLS alert access_denied, fatal (RFC 8446 section 6).
 func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
 
-// firstBytes checks the first bytes of one tunnel: what the origin will see
-// must ask for the destination that was decided. The state that is in force when
-// they come says how they are looked at.
+// firstBytes checks the first bytes of one tunnel: a ClientHello in them must ask for the
+// destination that was decided. The state that is in force when they come decides how
+// strictly they are checked.
 type firstBytes struct {
 	expected
 	current *live.Current
 	record  *audit.Tunnel
-	place   *place // of the tunnel in the registry
+	place   *place // place of the tunnel in the registry
 
 	reader hello.Reader
-	wait   time.Duration    // for more of the first bytes
+	wait   time.Duration    // how long the client may take to send the first bytes
 	reason allowlist.Reason // why the first bytes were refused
-	// observed is the decision about the name that the ClientHello asks for, if
-	// only observation lets it through; nil otherwise.
+	// observed is the decision about the name that the ClientHello asks for, if it is
+	// let through only because the caller is observed; nil otherwise.
 	observed *ruling
 }
 
-// expected is what the first bytes are held against.
+// expected holds what the first bytes are compared with. It is zero after they were
+// checked.
 type expected struct {
 	request allowlist.Request
-	names   []resolve.Binding // of an address that was allowed by these; nil otherwise
+	names   []resolve.Binding // names by which the address was allowed; nil if it was allowed otherwise
 	addr    netip.AddrPort    // the address that was dialled
-	state   *live.State       // the one that opened the tunnel; nil: no state is asked any more
-	decided looking           // how that state looks at them
+	state   *live.State       // the state that opened the tunnel; nil if decided holds for every state
+	decided inspection        // how that state checks the first bytes
 }
 
-// looking is how first bytes are looked at. The zero value refuses what does not
-// match.
-type looking struct {
+// inspection says how first bytes are checked. The zero value refuses what does not match.
+type inspection struct {
 	mode allowlist.TLSMode
 	ech  allowlist.ECHMode
-	held bool // by a state that forbids the tunnel, whose end is held
+	held bool // the state forbids the tunnel, whose end policy.max_revoke holds back
 }
 
-// ruling is a decision about a name, and the generation of the state that made
-// it.
+// ruling is a decision about a name, with the generation of the state that made it.
 type ruling struct {
 	allowlist.Decision
 	generation uint64
 }
 
-// newFirstBytes returns the check of a tunnel to an address.
+// newFirstBytes returns the check of the first bytes of a tunnel to an address.
 func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
 	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, place: r.place}
-	if x.read.IsPlain() { // what was asked for in clear
+	if x.read.IsPlain() { // the origin has agreed to an upgrade in clear text
 		c.decided.mode = allowlist.TLSOff
 		return c
 	}
@@ -73,13 +72,13 @@ func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
 	if c.decided.mode, c.decided.ech = x.decision.TLS(); len(c.names) > 0 {
 		c.decided = c.by(x.state)
 	}
-	c.state = x.state // not before: by would return what is not decided yet
+	c.state = x.state // set last, because by returns decided for this state
 	return c
 }
 
-// by returns how a state looks at the first bytes. One that forbids the tunnel, which
-// is held, looks at them as it was decided before.
-func (e *expected) by(state *live.State) looking {
+// by returns how the first bytes are checked under a state. If the state forbids the
+// tunnel, which then exists only because its end is held, they are checked as before.
+func (e *expected) by(state *live.State) inspection {
 	if state == e.state || e.request.Dest.Host.IsZero() {
 		return e.decided
 	}
@@ -87,11 +86,11 @@ func (e *expected) by(state *live.State) looking {
 	req.Time = time.Now()
 	d := state.Decide(req)
 	if !d.Allowed() {
-		return looking{mode: e.decided.mode, ech: e.decided.ech, held: true}
+		return inspection{mode: e.decided.mode, ech: e.decided.ech, held: true}
 	}
-	var l looking
+	var l inspection
 	l.mode, l.ech = d.TLS()
-	proved := false // one of the names was told to more than an address, as in bind
+	proved := false // see bind
 	for _, b := range e.names {
 		other, ok := decideBound(state, req, e.addr, b)
 		if !ok || b.Mapped && proved {
@@ -109,32 +108,33 @@ func (e *expected) by(state *live.State) looking {
 	return l
 }
 
-// gate returns the check as a gate of the tunnel; nil if nothing is checked.
+// gate returns the gate that checks the first bytes of the tunnel, or nil if they are not
+// checked.
 func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
 	c.wait = timeout
-	l := c.settle()
+	l := c.begin()
 	switch l.mode {
 	case allowlist.TLSOff:
 		c.expected = expected{}
 		return nil
-	case allowlist.TLSAuto: // it waits for as long as the client is silent; a later state may not let it
+	case allowlist.TLSAuto: // the gate waits while the client is silent, unless a later state requires TLS
 		c.place.entry.Await(t.Hurry)
-		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and found nobody to tell
+		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and could not call Hurry
 			t.Hurry()
 		}
 	case allowlist.TLSRequire, allowlist.TLSDefault:
 	}
 	return &tunnel.Gate{
-		Inspect:  func(p []byte, last bool) tunnel.Ruling { return c.look(ctx, p, last) },
+		Inspect:  func(p []byte, last bool) tunnel.Ruling { return c.inspect(ctx, p, last) },
 		Wait:     timeout,
 		Speak:    l.mode == allowlist.TLSRequire,
 		Farewell: accessDenied(),
 	}
 }
 
-// settle returns how the state in force looks at the first bytes, and says in the
-// entry if it does not: a state to come finds them not looked at.
-func (c *firstBytes) settle() looking {
+// begin returns how the first bytes are checked under the state in force. If they are not
+// checked, it notes in the entry that they are unseen, for later states.
+func (c *firstBytes) begin() inspection {
 	for {
 		state := c.current.Load()
 		l := c.by(state)
@@ -149,7 +149,9 @@ func (c *firstBytes) settle() looking {
 	}
 }
 
-func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Ruling {
+// inspect decides about the first bytes that have come. last says that no more will be waited
+// for.
+func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ruling {
 	h, err := c.reader.Read(p)
 	for {
 		state := c.current.Load()
@@ -160,10 +162,10 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 		}
 		if v.ruling == tunnel.Pass {
 			c.place.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
-			if c.current.Load() != state { // which found nothing to end, or was not asked
+			if c.current.Load() != state { // the new state may have been enforced before the change of the entry
 				continue
 			}
-			if l.held { // the last enforced policy may not be the one that opened it
+			if l.held { // the last enforced policy may not be the one that opened the tunnel
 				c.place.registry.JudgeAgain()
 			}
 		}
@@ -172,17 +174,17 @@ func (c *firstBytes) look(ctx context.Context, p []byte, last bool) tunnel.Rulin
 	}
 }
 
-// verdict is what one state says of first bytes.
+// verdict is the result of checking first bytes under one state.
 type verdict struct {
 	ruling tunnel.Ruling
 	reason allowlist.Reason // NoReason if they pass
-	detail string           // what is wrong with them beside the reason; "" is nothing
+	detail string           // explains the reason in the record; "" if there is nothing to add
 	seen   audit.Hello
 	first  live.FirstBytes
 	hidden []live.Hidden // names that ECH may hide
 }
 
-// finish records what became of the first bytes by a state.
+// finish records the verdict about the first bytes, which was reached under a state.
 func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
 	c.place.entry.Await(nil)
 	if v.first != live.FirstBytesUnseen {
@@ -199,11 +201,12 @@ func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
 	if o := c.observed; o != nil {
 		c.record.Observe(ctx, o.Decision, o.generation)
 	}
-	c.expected, c.observed = expected{}, nil // they are not needed for as long as the tunnel lasts
+	c.expected, c.observed = expected{}, nil // free their memory while the tunnel lasts
 }
 
-// refuse records a refusal by a state, as that of the decision which opened the tunnel
-// if the state does not allow it, and only its end is held.
+// refuse records the refusal of the first bytes under a state. If that is not the state
+// which opened the tunnel, and it allows the tunnel, the record has its decision;
+// otherwise the record has the decision that opened the tunnel.
 func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
 	if state != c.state && state != nil {
 		if d := c.decide(state, c.request.Dest.Host); d.Allowed() {
@@ -214,9 +217,9 @@ func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
 	c.record.Refuse(ctx, c.reason)
 }
 
-// rule holds first bytes against the destination. The hello is what they say, unless
-// there is an error.
-func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err error) verdict {
+// rule checks first bytes against the destination. h is the ClientHello in them if err is
+// nil.
+func (c *firstBytes) rule(l inspection, p []byte, last bool, h hello.Hello, err error) verdict {
 	if l.mode == allowlist.TLSOff {
 		return verdict{ruling: tunnel.Pass}
 	}
@@ -244,7 +247,7 @@ func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err err
 	}
 	if h.ECH {
 		for _, b := range c.names {
-			if b.Mapped && !c.names[0].Mapped { // as in bind: those that are mapped come last
+			if b.Mapped && !c.names[0].Mapped { // as in bind; names that are mapped come last
 				break
 			}
 			v.hidden = append(v.hidden, live.Hidden{Name: b.Name, Way: b.Way})
@@ -253,7 +256,7 @@ func (c *firstBytes) rule(l looking, p []byte, last bool, h hello.Hello, err err
 	return v
 }
 
-// noHello says why first bytes are no ClientHello; "" if they are one.
+// noHello explains why first bytes are not a ClientHello; it returns "" if they are one.
 func (c *firstBytes) noHello(p []byte, err error) string {
 	switch {
 	case err == nil:
@@ -266,7 +269,7 @@ func (c *firstBytes) noHello(p []byte, err error) string {
 	return fmt.Sprintf("%v: %d bytes came before the end of the client's way or within %v", err, len(p), c.wait)
 }
 
-// compare holds a ClientHello against the destination.
+// compare compares a ClientHello with the destination.
 func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audit.Hello, reason allowlist.Reason) {
 	c.observed = nil
 	seen = audit.Hello{SNI: h.Name, ECH: h.ECH}
@@ -280,7 +283,7 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		}
 	case err == nil && host == c.request.Dest.Host:
 		seen.TLS = audit.TLSMatch
-	default: // what a rule does not allow is never a match, also where it is let through
+	default: // a name that no rule allows is a mismatch, even if it is let through
 		seen.TLS, reason = audit.TLSMismatch, allowlist.SNIMismatch
 		if err != nil {
 			break
@@ -288,7 +291,7 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		switch d := c.another(host); d.Verdict {
 		case allowlist.Allow:
 			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
-			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // that of a name told by source-map has not counted so far
+			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // by has left out names that are mapped
 				refuse = ech
 			}
 		case allowlist.Observe:
@@ -302,18 +305,17 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 	return seen, reason
 }
 
-// another decides, by the state in force, about a name that is not the
-// destination: one of those that the address was allowed by, which must still
-// lead there, or in a tunnel to an address any that the caller may reach on the
-// same port. Every other name is denied. From then on every new state decides
-// about the name.
+// another decides about a name that is not the destination, under the state in force. The
+// name may be one of those by which the address was allowed, if it still leads there. In a
+// tunnel to another address, it may be any name that the caller may reach on the same
+// port. Every other name is denied. From then on, every new state decides about the name.
 func (c *firstBytes) another(name allowlist.Host) ruling {
 	for _, b := range c.names {
 		if b.Name != name {
 			continue
 		}
 		c.place.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
-		d := c.decide(c.current.Load(), name) // after that: a state that came before would not be asked
+		d := c.decide(c.current.Load(), name) // loaded after Change, so that no state is missed
 		if d.CheckAddr(c.addr) != nil || d.CheckWay(b.Way) != allowlist.NoReason {
 			return ruling{}
 		}
@@ -326,7 +328,7 @@ func (c *firstBytes) another(name allowlist.Host) ruling {
 	return c.decide(c.current.Load(), name) // as above
 }
 
-// decide asks a state about a name in place of the destination.
+// decide returns the decision of a state about a name in place of the destination.
 func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d ruling) {
 	req := c.request
 	req.Dest.Host, req.Time = name, time.Now()
@@ -336,7 +338,8 @@ func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d ruling) {
 	return d
 }
 
-// why returns the reason of the closed set by which a tunnel was ended.
+// why returns the reason for which the tunnel was refused or ended; NoReason if it ended by
+// itself.
 func (c *firstBytes) why(reason tunnel.Reason, p *place) allowlist.Reason {
 	switch reason { //nolint:exhaustive // the others are no refusals
 	case tunnel.Revoked, tunnel.Quarantined:

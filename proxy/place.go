@@ -11,30 +11,30 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// A place is a request's entry in the registry. The request holds it from before
-// the dial until the tunnel or exchange has ended. A nil place means that it has
-// none.
+// A place is a request's entry in the registry. The request has it from before the dial
+// until the tunnel or exchange has ended. A nil place means that the request has none.
 type place struct {
 	registry *live.Registry
 	entry    *live.Entry
 	cancel   context.CancelFunc // ends the dial, or the exchange
 }
 
-// reached is the address that a request goes to, and how the look-up led there.
+// reached is the address that a request goes to, with the way by which the look-up led
+// there.
 type reached struct {
 	addr netip.AddrPort
 	way  allowlist.Way
 }
 
-// register takes a place for the request: a shutdown waits for it, and a state
-// that forbids it ends the context that it is dialled, or carried, in. One that it
-// had is left afterwards, so that it is never without. Counts, if not nil, returns
-// the bytes so far.
+// register gives the request a new place in the registry. A shutdown waits for the place,
+// and a state that forbids the request ends the returned context, in which the request is
+// dialled or forwarded. An earlier place is left after that, so that the request always
+// has one. counts, if not nil, returns the bytes so far.
 func register(ctx context.Context, x *request, counts func() (up, down int64)) (under context.Context) {
 	before := x.place
 	under, cancel := context.WithCancel(ctx)
 	asked := x.decision.Request
-	// The entry may outlive the head, which is not to be kept for a part of it.
+	// The entry may outlive the head, whose memory it must not keep in use.
 	asked.Method, asked.Path = strings.Clone(asked.Method), strings.Clone(asked.Path)
 	entry := &live.Entry{
 		ID: x.open.ID, Start: time.Now(), NotAfter: x.caller.NotAfter,
@@ -50,22 +50,23 @@ func register(ctx context.Context, x *request, counts func() (up, down int64)) (
 	return under
 }
 
-// at says which address the request goes to, and on which way it came there. Whoever
-// calls it must look at the state afterwards.
+// at sets the address that the request goes to, and its way. The caller must check the
+// state in force after that.
 func (p *place) at(to reached) {
 	p.entry.Change(func(d *live.Decided) { d.Addr, d.Way = to.addr, to.way })
 }
 
-// promote makes the place that of a tunnel to an address, which is closed in
-// another way. The state must be looked at afterwards, and why asked: what ended
-// the request before does not close the tunnel.
+// promote turns the place into one of a tunnel to an address. From then on, a state that
+// forbids it closes the tunnel. The caller must check the state in force and why after
+// that, because a state that has ended the request before does not close the tunnel.
 func (p *place) promote(to reached, t *tunnel.Tunnel) {
 	p.at(to)
 	p.entry.Promote(func(reason tunnel.Reason, _ allowlist.Reason) { t.Close(reason) }, t.Counts)
 	p.cancel()
 }
 
-// why returns for which reason a state, or the shutdown, has ended it.
+// why returns the reason for which a state or the shutdown has ended the request; NoReason
+// if none has.
 func (p *place) why() allowlist.Reason {
 	if p == nil {
 		return allowlist.NoReason
@@ -73,7 +74,7 @@ func (p *place) why() allowlist.Reason {
 	return p.entry.Why()
 }
 
-// leave gives the place back; the second time nothing happens.
+// leave removes the place from the registry. It does nothing if that was done before.
 func (p *place) leave() {
 	if p != nil {
 		p.cancel()

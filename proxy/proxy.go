@@ -1,9 +1,10 @@
-// Package proxy is the gateway's request, free of any wire: it decides what a
-// front has read, dials, registers, confirms and records it, and relays or
-// forwards, or refuses with a reason.
+// Package proxy handles requests independently of their wire protocol. It decides each
+// request that a front has read, registers it, dials, and checks the decision once more.
+// It then relays a tunnel, forwards the request, or refuses it with a reason, and records
+// the result.
 //
-// The destination was parsed once, and that value is what is decided, resolved,
-// dialled and recorded. Each decision makes exactly one record.
+// The destination is parsed once, and the parsed value is decided, resolved, dialled and
+// recorded. Each decision makes exactly one record.
 package proxy
 
 import (
@@ -29,8 +30,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Config is what the door needs. Current, Registry, Dialer, Recorder and Log
-// are required.
+// Config holds what a Proxy needs. Current, Registry, Dialer, Recorder and Log are
+// required.
 type Config struct {
 	Current  *live.Current
 	Registry *live.Registry
@@ -40,18 +41,18 @@ type Config struct {
 
 	// Front says how HTTP/1.x is read and written.
 	Front front.Config
-	// Bound returns the names that an identity was told an address for, by the
-	// DNS door; nil is none. See resolve.Resolver.
+	// Bound returns the names for which the DNS door has answered an identity with an
+	// address; nil means that there are none. See resolve.Resolver.
 	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []resolve.Binding
-	// HelloTimeout bounds the time for the ClientHello that begins a tunnel;
-	// zero means DefaultHelloTimeout.
+	// HelloTimeout is how long a client may take to send the ClientHello that begins
+	// a tunnel; zero means DefaultHelloTimeout.
 	HelloTimeout time.Duration
-	// Budgets bound what each identity may use; nil means the defaults.
+	// Budgets limits what each identity may use; nil means the default limits.
 	Budgets *limit.Budgets
-	// Tunnel bounds every tunnel; its Progress is set by the proxy.
+	// Tunnel configures every tunnel. The proxy sets Progress and Spend.
 	Tunnel tunnel.Config
-	// Forward says how plain requests are carried; Dial, Idle and Max are set
-	// by the proxy, from Dialer and Tunnel.
+	// Forward says how plain requests are forwarded. The proxy sets Dial, Idle and
+	// Max from Dialer and Tunnel.
 	Forward forward.Config
 }
 
@@ -83,24 +84,23 @@ func New(cfg Config) (*Proxy, error) {
 	return &Proxy{cfg: cfg, h1: front.NewH1(cfg.Front), forwarder: forwarder}, nil
 }
 
-// BeginDrain makes every answer that would leave its connection open the last one
-// of it, and ends connections that rest. Requests are served as before.
+// BeginDrain makes every answer from now on the last one of its connection, and ends idle
+// connections within a second. Requests are served as before.
 func (p *Proxy) BeginDrain() { p.h1.Drain() }
 
-// Drain makes the proxy answer every further request with 503 draining, after what
-// BeginDrain does. Tunnels that are open go on.
+// Drain does what BeginDrain does, and then makes the proxy answer every further request
+// with 503 draining. Open tunnels go on.
 func (p *Proxy) Drain() {
 	p.h1.Drain()
 	p.draining.Store(true)
 	p.forwarder.CloseIdle()
 }
 
-// EndDrain ends every connection on which no request has begun.
+// EndDrain ends every connection that waits for a request.
 func (p *Proxy) EndDrain() { p.h1.Stop() }
 
-// CloseIdle closes the connections to origins that rest between two plain requests.
-// Call it after a state came into force, since another one let them be made, and when
-// there are no descriptors.
+// CloseIdle closes the idle connections to origins. Call it after a new state has come into
+// force, since an earlier state allowed them, and when descriptors are missing.
 func (p *Proxy) CloseIdle() { p.forwarder.CloseIdle() }
 
 // Panicked counts and logs a panic that ended a connection.
@@ -113,8 +113,8 @@ func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {
 // Panics returns how many connections ended in a panic.
 func (p *Proxy) Panics() uint64 { return p.panics.Load() }
 
-// Serve answers the requests of one connection until it ends or a tunnel opens,
-// which it leaves in conn.Rest. A panic ends this connection only.
+// Serve answers the requests of one connection until it ends or a tunnel opens. It stores
+// the function that relays the tunnel in conn.Rest. A panic ends this connection only.
 func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 	s := &session{proxy: p, conn: conn, wire: audit.WireH1}
 	defer s.logins.Close()
@@ -124,5 +124,5 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 		}
 	}()
 	conn.Rest = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort}, s)
-	s.unasked(ctx)
+	s.refuseSilent(ctx)
 }

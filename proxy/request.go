@@ -20,12 +20,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// session is the requests of one connection.
+// session handles the requests of one connection of a caller.
 type session struct {
 	proxy  *Proxy
 	conn   *listen.Conn
-	wire   audit.Wire     // of its front, for the record
-	logins forward.Logins // connections to origins that belong to this connection of the caller's
+	wire   audit.Wire     // wire protocol, for the record
+	logins forward.Logins // connections to origins that belong to this connection
 }
 
 // Handle implements front.Handler.
@@ -34,7 +34,8 @@ func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer 
 	return s.handle(ctx, read)
 }
 
-// handle answers what was read.
+// handle answers a request that was read, or one that stands for a connection without a
+// request.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
 	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, late: !s.conn.Begin()}
 	defer func() {
@@ -43,7 +44,7 @@ func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answ
 			x.place.leave()
 			a = abandon(ctx, x)
 		}
-		if a.Kind == front.Forwarded { // the others end when they were written, and a tunnel with its connection
+		if a.Kind == front.Forwarded { // other answers end after they were written, and a tunnel ends with its connection
 			s.conn.End()
 		}
 	}()
@@ -51,19 +52,19 @@ func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answ
 	return x.answer(ctx)
 }
 
-// unasked records the refusal of a caller that is over a limit and has left, or said
-// nothing, before it could be told.
-func (s *session) unasked(ctx context.Context) {
+// refuseSilent records the refusal of a caller that is over a limit, if it has left or sent no
+// request before it could be refused.
+func (s *session) refuseSilent(ctx context.Context) {
 	reason, detail, key := overLimit(&s.conn.Caller)
 	if s.conn.Asked() || reason == allowlist.NoReason || s.conn.GaveWay() {
 		return
 	}
 	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.Says(detail)})
-	answer.Done(errUnasked)
+	answer.Done(errNoRequest)
 }
 
-// overLimit returns which limit of connections a caller is over, whatever it asks, and
-// what it is told.
+// overLimit returns the limit of connections that a caller is over, and the reason and the
+// detail to refuse each of its requests with. The reason is NoReason if it is over none.
 func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string, key limit.Key) {
 	detail, key = c.OverLimit()
 	switch {
@@ -75,37 +76,36 @@ func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string, key li
 	return allowlist.RateLimited, detail, key
 }
 
-// errUnasked is why an answer to no request was not sent.
-var errUnasked = errors.New("nothing was asked")
+// errNoRequest is passed to Done when a refusal is not sent because there was no request.
+var errNoRequest = errors.New("nothing was asked")
 
-// request is one request on its way through the gateway, whatever wire it came
-// by. It is made for that request and belongs to one goroutine.
+// request is one request on its way through the gateway. It is used by one goroutine.
 type request struct {
 	*session
 
 	read   *front.Request
-	caller listen.Caller // by the trust of when the state was taken
+	caller listen.Caller // the caller as verified right after state was loaded
 
 	open     *audit.Open
 	asked    allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
-	bound    bound  // how an address literal came to be allowed, if by its names
-	detail   string // what the caller is told in place of the reason's own text; "" is nothing
-	cause    string // what the record says in place of that; "" is the same
+	bound    bound  // the names by which an address literal is allowed; zero if there are none
+	detail   string // replaces the reason's text for the caller; "" leaves that text
+	cause    string // replaces detail in the record; "" means detail
 	failure  allowlist.Cause
-	lease    *limit.Lease     // what it has of its budgets; nil before it took any, or once its tunnel has it
-	place    *place           // in the registry; nil before it has one, or once its tunnel has it
-	late     bool             // its connection was closed for want of a slot before it was read
-	sent     bool             // a byte of it may have gone out
-	cut      allowlist.Reason // why the gateway ended what was sent; NoReason if it did not
+	lease    *limit.Lease     // use of the budgets; nil before it is taken and after a tunnel has got it
+	place    *place           // place in the registry; nil before there is one and after a tunnel has got it
+	late     bool             // the connection was closed for want of a slot before the request was read
+	sent     bool             // a byte of the request may have gone out
+	cut      allowlist.Reason // why the gateway has ended the request after it was sent; NoReason if it has not
 
-	afterRefusal func() // what follows the record of a refusal; nil is nothing
+	afterRefusal func() // called after the record of a refusal has ended; may be nil
 
-	unresolved resolve.Failure // what the resolver said of the last look-up; zero if it did not fail
+	unresolved resolve.Failure // error of the last look-up; zero if it did not fail
 }
 
-// begin opens the record: from here on there is exactly one.
+// begin begins the record of the request. From here on there is exactly one.
 func (x *request) begin(ctx context.Context) {
 	read := x.read
 	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: x.wire, Accept: x.conn.AcceptTrace}
@@ -120,25 +120,25 @@ func (x *request) begin(ctx context.Context) {
 	x.renew()
 	x.open.SetMethod(read.Method)
 	x.decision.Request, x.open.Dest = read.Asked, read.Asked.Dest
-	if x.open.Dest.Host.IsZero() { // refused: whether or not its target was parsed
+	if x.open.Dest.Host.IsZero() { // the request will be refused: record what its target may mean
 		x.open.Dest = allowlist.Glimpse(read.Target, front.IsConnect(read.Method))
 	}
 }
 
-// answer takes the request from its head to the answer.
+// answer decides the request, carries it out and returns the answer.
 func (x *request) answer(ctx context.Context) front.Answer {
 	if reason := x.admit(); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	if reason := x.take(); reason != allowlist.NoReason {
+	if reason := x.reserve(); reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
 	defer x.release()
 	switch {
 	case x.read.StopsHere:
-		return own(ctx, x)
+		return answerOwn(ctx, x)
 	case x.read.IsPlain():
-		return carry(ctx, x)
+		return forwardPlain(ctx, x)
 	}
 	res, reason := connect(ctx, x)
 	if reason != allowlist.NoReason {
@@ -147,9 +147,9 @@ func (x *request) answer(ctx context.Context) front.Answer {
 	return open(ctx, x, opening{conn: res.Conn, to: reached{res.Addr, res.Way}, status: http.StatusOK})
 }
 
-// renew takes the state in force and makes sure that the caller is who it is by
-// the trust of now, in this order: when an authority goes, another state follows,
-// and whoever took the one before looks again.
+// renew loads the state in force and then verifies the caller against the current trust
+// bundles. The order matters: when an authority is removed, a new state follows, and a
+// request that has loaded the state before it will be decided again.
 func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
 	x.conn.Renew()
@@ -157,10 +157,10 @@ func (x *request) renew() {
 	x.open.Identity, x.open.Source = x.caller.ID, x.caller.Source
 }
 
-// admit decides: everything that can be said without a look-up.
+// admit decides the request, as far as that needs no look-up.
 func (x *request) admit() allowlist.Reason {
 	switch {
-	case x.late: // that is why nothing more came of it
+	case x.late: // the reason in read is a consequence of that
 		x.cause = limit.KeyConnections.Says("the connection was closed for another one")
 		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
@@ -194,8 +194,9 @@ func (x *request) identify(now time.Time) allowlist.Reason {
 	return allowlist.NoReason
 }
 
-// decide asks the state that renew took, once. An upgrade that was dropped stays
-// so, whatever states follow: the request has only the budget of a plain one.
+// decide decides the request by the state that renew has loaded. An upgrade that was once
+// dropped is not decided again under later states, because the request has only the budget
+// of a plain one.
 func (x *request) decide(now time.Time) {
 	x.asked.ID, x.asked.Source, x.asked.Time = x.caller.ID, x.caller.Source, now
 	x.decision = x.state.Decide(x.asked)
@@ -215,9 +216,9 @@ func (x *request) decide(now time.Time) {
 	x.open.Decide = time.Since(now)
 }
 
-// spend counts the request against the budget of its identity, denied or not,
-// and returns the reason of the decision. What is refused before any rule is
-// looked at stays what it is.
+// spend counts the request, allowed or denied, against the budget of its identity. It
+// returns the reason of the decision, or RateLimited. It does not count a request that was
+// refused before a rule was checked.
 func (x *request) spend() allowlist.Reason {
 	reason := x.decision.Reason
 	if reason == allowlist.PolicyUnavailable || reason == allowlist.QuarantinedIdentity {
@@ -231,9 +232,9 @@ func (x *request) spend() allowlist.Reason {
 	return allowlist.RateLimited
 }
 
-// take takes what the request needs from the budgets of its identity, before
-// anything is looked up.
-func (x *request) take() (reason allowlist.Reason) {
+// reserve takes what the request needs from the budgets of its identity. It is called before
+// the look-up.
+func (x *request) reserve() (reason allowlist.Reason) {
 	take := x.proxy.cfg.Budgets.Open
 	if x.read.IsPlain() && x.decision.Upgrade == allowlist.NoUpgrade {
 		take = x.proxy.cfg.Budgets.Exchange
@@ -244,8 +245,8 @@ func (x *request) take() (reason allowlist.Reason) {
 	return reason
 }
 
-// release returns the lease to the budgets. It does nothing if the lease was
-// returned or handed to a tunnel.
+// release gives the lease back to the budgets. It does nothing if that was done before, or
+// if a tunnel has got the lease.
 func (x *request) release() {
 	if x.lease != nil {
 		x.lease.Close()
@@ -253,8 +254,8 @@ func (x *request) release() {
 	}
 }
 
-// again makes the decision on the state and by the trust of now.
-func (x *request) again() allowlist.Reason {
+// decideAgain decides the request by the state in force, for the caller as verified now.
+func (x *request) decideAgain() allowlist.Reason {
 	now := time.Now()
 	x.renew()
 	if reason := x.identify(now); reason != allowlist.NoReason {
@@ -264,7 +265,7 @@ func (x *request) again() allowlist.Reason {
 	return x.decision.Reason
 }
 
-// dialed records what came of a dial.
+// dialed notes the result of a dial for the record, and returns the reason of err.
 func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, err error) allowlist.Reason {
 	x.open.Address, x.open.Dropped, x.open.Refused = res.Addr, res.Dropped, res.Refused
 	if res.Dropped > 0 {
@@ -274,7 +275,7 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 	x.unresolved = resolve.FailureOf(err)
 	failed := reason
 	if x.place.why() != allowlist.NoReason {
-		failed = allowlist.NoReason // it was cancelled, the destination is not to blame
+		failed = allowlist.NoReason // the dial was cancelled, and did not fail because of the destination
 	}
 	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
 	if reason == allowlist.ResolvedAddressDenied {
@@ -286,8 +287,8 @@ func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, 
 	return reason
 }
 
-// dnsError returns what a caller is told of the name servers that had no answer: their
-// code, and never which they are.
+// dnsError returns the codes of the name servers' error, for the answer to the caller. It
+// does not reveal which name servers they were.
 func dnsError(reason allowlist.Reason, f resolve.Failure) refusal.DNSError {
 	if reason != allowlist.ResolveFailed {
 		return refusal.DNSError{}
@@ -295,21 +296,21 @@ func dnsError(reason allowlist.Reason, f resolve.Failure) refusal.DNSError {
 	return refusal.DNSError{RCode: f.RCode, Extended: f.Extended, HasExtended: f.HasExtended}
 }
 
-// blame notes what an error says, for the record, and its cause.
+// blame notes the text of an error for the record, and its cause.
 func blame(x *request, err error) {
 	x.cause, x.failure = cmp.Or(allowlist.DetailOf(err), x.cause), allowlist.CauseOf(err)
 }
 
-// unwritten says that an answer could not be sent.
+// unwritten returns the record's text for an answer that could not be sent.
 func unwritten(err error) string { return "writing the answer: " + err.Error() }
 
-// refuse makes a refusal of a reason. Its record ends when it was written, and
-// only then the request leaves the registry, so that a shutdown waits for it.
+// refuse returns a refusal with a reason. The record ends after the refusal was written.
+// The request leaves the registry only after that, so that a shutdown waits for it.
 func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Answer {
-	x.release() // what is refused needs no tunnel, and the answer may take its time
+	x.release() // before the answer is written, which may take long
 	reason = x.note(reason)
 	if reason.Info().Status != 0 {
-		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil { // what cannot be recorded is not even refused by its name
+		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil { // even a refusal is not sent with its reason if it cannot be recorded
 			reason, x.detail, x.cause, x.failure = allowlist.AuditUnavailable, "", err.Error(), allowlist.NoCause
 			x.note(reason)
 		}
@@ -329,16 +330,16 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 			}
 			defer x.place.leave()
 			if err != nil {
-				x.open.Status = 0 // nobody has it
+				x.open.Status = 0 // the client has not got it
 			}
 			x.open.End()
 		},
 	}
 }
 
-// own has the front answer a request that policy allows and that may not be
-// forwarded. Nothing is looked up and no connection is made.
-func own(ctx context.Context, x *request) front.Answer {
+// answerOwn makes the front answer a request that is allowed but may not be forwarded any
+// further. Nothing is looked up and no connection is made.
+func answerOwn(ctx context.Context, x *request) front.Answer {
 	x.open.Status, x.open.Detail = http.StatusOK, "answered by the gateway: Max-Forwards is 0"
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
 		x.open.Detail = ""
@@ -354,9 +355,9 @@ func own(ctx context.Context, x *request) front.Answer {
 	}}
 }
 
-// note records the answer that is about to be sent, and returns its reason. A
-// request that was sent on is not refused any more: it was cut off, and may have
-// been carried out.
+// note writes a refusal that is about to be sent into the record, and returns its reason.
+// The reason becomes CutOff if the request has already gone out: the origin may have
+// carried it out, so that it can no longer be refused.
 func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	if x.sent && saysUnsent(reason) {
 		x.detail, x.cut, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
@@ -364,7 +365,7 @@ func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	}
 	rec := x.open
 	rec.Reason, rec.Status, rec.Verdict = reason, reason.Info().Status, reason.Verdict()
-	if x.sent || reason == allowlist.RateLimited && x.caller.Limited { // a source's limit is the gateway's own state
+	if x.sent || reason == allowlist.RateLimited && x.caller.Limited { // a limit of a source address is no denial by policy
 		rec.Verdict = allowlist.Fail
 	}
 	if rec.Verdict == allowlist.Deny {
@@ -376,8 +377,8 @@ func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	return reason
 }
 
-// unanswered notes that no answer could be sent, because the client has left or,
-// if there is a reason, because the request was ended meanwhile.
+// unanswered notes that no answer could be sent: for the reason why, or because the client
+// has left if why is NoReason.
 func (x *request) unanswered(why allowlist.Reason) {
 	if why == allowlist.NoReason {
 		why = allowlist.ClientGone
@@ -386,13 +387,13 @@ func (x *request) unanswered(why allowlist.Reason) {
 	x.open.Status = 0
 }
 
-// abandon refuses a request that panicked, unless its record has ended: then
-// there is nothing to say any more.
+// abandon refuses a request after a panic. If its record has already ended, it only closes
+// the connection.
 func abandon(ctx context.Context, x *request) (a front.Answer) {
 	if x.open == nil || x.open.Ended() {
 		return front.Answer{Kind: front.Forwarded, End: front.Close}
 	}
-	defer func() { // the answer is a courtesy: nothing more may come of it
+	defer func() { // another panic must not prevent the end of the connection
 		if recover() != nil {
 			a = front.Answer{Kind: front.Forwarded, End: front.Close}
 		}
@@ -401,8 +402,8 @@ func abandon(ctx context.Context, x *request) (a front.Answer) {
 	return x.refuse(ctx, allowlist.InternalError)
 }
 
-// saysUnsent reports whether an answer with the reason says that nothing of the
-// request has left.
+// saysUnsent reports whether an answer with the reason means that nothing of the request
+// has gone out.
 func saysUnsent(reason allowlist.Reason) bool {
 	switch reason.Info().Status {
 	case http.StatusForbidden, http.StatusProxyAuthRequired, http.StatusTooManyRequests, http.StatusServiceUnavailable:

@@ -17,9 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// connect dials what was decided. When a state ends the dial and the state after
-// it allows the request again, it dials again: the record then tells of one
-// state, the last.
+// connect dials the destination that was decided. If a state ends the dial and the state
+// after it allows the request, it dials again. The record then describes the last state
+// only.
 func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 	for {
 		dialling, start := register(ctx, x, nil), time.Now()
@@ -42,7 +42,7 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 		if why == allowlist.Draining {
 			return res, why
 		}
-		if reason = x.again(); reason != allowlist.NoReason {
+		if reason = x.decideAgain(); reason != allowlist.NoReason {
 			return res, reason
 		}
 	}
@@ -54,25 +54,25 @@ type opening struct {
 	to       reached
 	status   int
 	switched []byte // the origin's answer to an upgrade; nil for a CONNECT
-	up       int64  // bytes of the request that have gone out; 0 for a CONNECT
+	up       int64  // number of bytes of the request that have gone out; 0 for a CONNECT
 }
 
-// relaying is a tunnel on its way.
+// relaying is a tunnel that is about to open or is open.
 type relaying struct {
 	*tunnel.Tunnel
 	proxy  *Proxy
-	conn   net.Conn // to the origin
+	conn   net.Conn // the connection to the origin
 	lease  *limit.Lease
 	place  *place
-	record *audit.Tunnel // nil until it was answered
-	check  *firstBytes   // nil until it was answered
-	early  []byte        // what the client sent behind its request
+	record *audit.Tunnel // nil until the client was answered
+	check  *firstBytes   // nil until the client was answered
+	early  []byte        // bytes that the client has sent behind its request
 	result tunnel.Result
-	unwind func() bool // lets the end of the connection's context pass
+	unwind func() bool // cancels the AfterFunc that closes the tunnel when the connection's context ends
 }
 
-// open makes the request a tunnel: its place becomes that of the tunnel, the
-// state in force must still allow it, and then it is answered.
+// open turns the request into a tunnel. The request's place becomes that of the tunnel,
+// and the state in force must still allow it. open then returns the answer.
 func open(ctx context.Context, x *request, o opening) front.Answer {
 	r := newRelaying(x, &o)
 	handed := false
@@ -81,14 +81,14 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 			r.leave()
 		}
 	}()
-	// A reload between the decision and the promotion found nothing to end:
-	// whoever registers first and looks at the state afterwards cannot miss it.
+	// A reload between the decision and the promotion has found no tunnel to end. The
+	// state is checked after the promotion, so that such a reload is not missed.
 	if reason := r.confirm(x, o.to); reason != allowlist.NoReason {
-		r.leave() // the answer may take its time
+		r.leave() // before the answer is written, which may take long
 		return x.refuse(ctx, reason)
 	}
 	x.open.Status = o.status
-	if told := x.bound.told(); told != "" {
+	if told := x.bound.text(); told != "" {
 		x.open.SetDetail(told)
 	}
 	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
@@ -103,7 +103,7 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 	}
 }
 
-// newRelaying makes the tunnel, which has from now on what the request had.
+// newRelaying returns the tunnel, which takes over the lease and the place of the request.
 func newRelaying(x *request, o *opening) *relaying {
 	r := &relaying{proxy: x.proxy, conn: o.conn, lease: x.lease, place: x.place}
 	cfg := x.proxy.cfg.Tunnel
@@ -115,8 +115,9 @@ func newRelaying(x *request, o *opening) *relaying {
 	return r
 }
 
-// confirm confirms what the registry knows of the tunnel. Another state may let
-// an address through for another name: then that is what every new state decides.
+// confirm checks the tunnel, as the registry knows it, against the state in force. A new
+// state may allow the address for another name. The entry then gets that name, so that
+// later states decide about it.
 func (r *relaying) confirm(x *request, to reached) allowlist.Reason {
 	known := x.decision.Dest
 	for {
@@ -134,8 +135,8 @@ func (r *relaying) confirm(x *request, to reached) allowlist.Reason {
 	}
 }
 
-// answered begins the record of a tunnel whose client was told that it is open,
-// or ends one whose client could not be told.
+// answered begins the record of the tunnel after its client was answered. If the answer
+// could not be written (err), it ends the tunnel.
 func (r *relaying) answered(ctx context.Context, x *request, o *opening, err error) {
 	began := false
 	defer func() {
@@ -148,7 +149,7 @@ func (r *relaying) answered(ctx context.Context, x *request, o *opening, err err
 		x.cause = unwritten(err)
 		x.unanswered(why)
 		x.open.End()
-		if x.open.Committed() || x.sent { // it had to be recorded before the answer, as allowed, or has gone out
+		if x.open.Committed() || x.sent { // the decision was recorded as allowed, or the request has gone out
 			reason := tunnel.Client
 			if why != allowlist.NoReason {
 				reason, why = ending(why)
@@ -169,8 +170,8 @@ func (r *relaying) answered(ctx context.Context, x *request, o *opening, err err
 	began = true
 }
 
-// ending returns what ends something under way that is forbidden by a reason, and
-// that reason as its record gives it: no policy forbids what a shutdown ends.
+// ending returns the end of a tunnel or exchange that was ended for a reason, and the
+// reason for its record: NoReason for a shutdown, which is no denial by policy.
 func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 	reason := live.EndedBy(why)
 	if reason == tunnel.Drain {
@@ -183,10 +184,11 @@ func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 func (r *relaying) run(ctx context.Context) {
 	defer r.end(ctx)
 	early := r.early
-	r.early = nil // it is not needed for as long as the tunnel lasts
+	r.early = nil // free its memory while the tunnel lasts
 	r.result = r.Run(early)
 }
 
+// end ends the record of the tunnel, also after a panic, and releases what it used.
 func (r *relaying) end(ctx context.Context) {
 	defer r.leave()
 	if cause := recover(); cause != nil {
@@ -204,11 +206,11 @@ func (r *relaying) end(ctx context.Context) {
 	r.record.Close(ctx, up, down, r.result.Reason, r.check.why(r.result.Reason, r.place))
 }
 
-// errPanicked is what the records say of a panic.
+// errPanicked is the text of a panic in records.
 var errPanicked = errors.New("the gateway panicked: its log has the stack")
 
-// leave gives back what the tunnel held: what is no longer in the registry
-// counts nowhere. The second time nothing happens.
+// leave closes the connection to the origin, gives the lease back and leaves the registry.
+// It does nothing if that was done before.
 func (r *relaying) leave() {
 	_ = r.conn.Close()
 	if r.lease != nil {
@@ -218,25 +220,26 @@ func (r *relaying) leave() {
 	r.place.leave()
 }
 
-// confirm decides again if another state has come into force since. What was
-// asked of the origin as an upgrade is allowed only as one.
+// confirm checks the decision and the address against the state in force, and decides again
+// if another state has come into force since the decision. A request that has asked the
+// origin for an upgrade must still be allowed as an upgrade.
 func (x *request) confirm(to reached) allowlist.Reason {
 	upgrade := x.decision.Upgrade
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
-		req.Time = time.Now() // a date of this very state may have passed since
+		req.Time = time.Now() // a date in the same state may have passed since the decision
 		if d := x.state.Decide(req); d.Verdict == x.decision.Verdict && d.CheckAddr(to.addr) == nil && d.CheckWay(to.way) == allowlist.NoReason {
 			return allowlist.NoReason
 		}
 	}
-	if reason := x.again(); reason != allowlist.NoReason {
+	if reason := x.decideAgain(); reason != allowlist.NoReason {
 		return reason
 	}
 	if x.decision.Upgrade != upgrade {
 		x.decision.Upgrade = upgrade
 		return allowlist.UpgradeNotAllowed
 	}
-	if x.asked.Dest.Host.IsAddr() { // it may be allowed by another name than before, or by none
+	if x.asked.Dest.Host.IsAddr() { // the address may be allowed by another name than before, or by none
 		to.way = x.bound.way
 	}
 	if err := x.decision.CheckAddr(to.addr); err != nil {
