@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// hooked calls answering when the gateway is about to write an answer.
+// hooked is a connection that calls answering when the gateway is about to write an answer.
 type hooked struct {
 	*net.TCPConn
 	answering func()
@@ -28,8 +28,8 @@ func (h *hooked) SetWriteDeadline(t time.Time) error {
 	return err
 }
 
-// hook makes a connection of builder's, and returns both of its ends and what the
-// door serves of it.
+// hook makes a connection of builder, and returns both of its ends and the connection that
+// the door serves.
 func hook(t *testing.T) (client net.Conn, server *hooked, conn *listen.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,9 +53,8 @@ func hook(t *testing.T) (client net.Conn, server *hooked, conn *listen.Conn) {
 	}
 }
 
-// TestAStateThatForbidsWhileTheAnswerIsWritten ends the tunnel between its
-// registration and the first byte of the 200: the caller gets no answer, and
-// what it gets is no broken TLS record.
+// TestAStateThatForbidsWhileTheAnswerIsWritten ends the tunnel between its registration and
+// the first byte of the 200. The caller must get no answer and no incomplete TLS record.
 func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
 	for _, name := range []string{"in clear", "over TLS"} {
 		t.Run(name, func(t *testing.T) {

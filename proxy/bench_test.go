@@ -16,9 +16,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
-// BenchmarkPlain asks on one connection that is kept, without TLS, with record
-// and span: the whole way through the gateway and, for what is allowed, to an
-// origin in this process and back. A denial should take less than 60 µs.
+// BenchmarkPlain sends requests on one connection without TLS, with record and span. It
+// measures the whole way through the gateway and, if the request is allowed, to an origin
+// in this process and back. A denial should take less than 60 µs.
 func BenchmarkPlain(b *testing.B) {
 	for name, row := range map[string]struct {
 		host   string
@@ -55,7 +55,7 @@ func BenchmarkPlain(b *testing.B) {
 	}
 }
 
-// discarded is evidence that is made and goes nowhere.
+// discarded returns evidence that is made and then discarded.
 func discarded(b *testing.B) *evidence {
 	b.Helper()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithSyncer(tracetest.NewNoopExporter()))
@@ -71,8 +71,7 @@ func discarded(b *testing.B) *evidence {
 	return e
 }
 
-// answerAll answers every head that comes to the origin, at as little cost as
-// can be.
+// answerAll answers every head that comes to the origin, at the lowest possible cost.
 func (o *origin) answerAll(b *testing.B) {
 	b.Helper()
 	ended := make(chan struct{})

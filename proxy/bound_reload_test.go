@@ -15,9 +15,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestAnAddressIsAllowedByAnotherNameThanBefore puts a state in force behind a
-// decision that lets an address through for one name; the state lets it through
-// for another. From then on that is what every state decides.
+// TestAnAddressIsAllowedByAnotherNameThanBefore puts a state in force after a decision that
+// allows an address for one name. The state allows it for another name, about which every
+// later state must decide.
 func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 	const before, after = "before.wild.example", "after.wild.example"
 	var behind atomic.Pointer[func()]
@@ -41,7 +41,7 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 	}
 	for _, row := range []struct {
 		name string
-		last string // that a further state allows, and nothing else
+		last string // the only name that a further state allows
 		ends bool
 	}{
 		{"a further state allows what the first did", before, true},
@@ -72,8 +72,8 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatIsAllowedByItself, by a state that comes behind a decision by a name,
-// has nothing to do with how that name led to it.
+// TestAnAddressThatIsAllowedByItself puts a state in force that allows the address itself,
+// after a decision that allowed it for a name. The way of that name must then not matter.
 func TestAnAddressThatIsAllowedByItself(t *testing.T) {
 	var behind atomic.Pointer[func()]
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {

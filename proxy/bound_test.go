@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestAnAddressByItsName connects to an address that no rule names, as whoever
-// was told it by the DNS door for a name that a rule does.
+// TestAnAddressByItsName connects to an address that no rule names, as a caller that the DNS
+// door has answered with it for a name that a rule allows.
 func TestAnAddressByItsName(t *testing.T) {
 	told := map[string][]string{"builder": {"strict.example"}}
 	g := newGateway(t, options{bound: func(who spiffeid.ID, addr netip.Addr, _ time.Time) []resolve.Binding {
@@ -57,8 +57,8 @@ func TestAnAddressByItsName(t *testing.T) {
 		name, who string
 		told      []string
 		sent      string
-		answered  allowlist.Reason // to the CONNECT
-		closed    allowlist.Reason // by the first bytes
+		answered  allowlist.Reason // reason of the answer to the CONNECT
+		closed    allowlist.Reason // reason for which the first bytes are refused
 	}{
 		{"with a hello for it", "builder", []string{"strict.example"}, hello("strict.example"), 0, 0},
 		{"with a hello for another name", "builder", []string{"strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
@@ -135,8 +135,9 @@ func TestAnAddressByItsName(t *testing.T) {
 	}
 }
 
-// TestARuleForTheAddressTakesNothingAway: one that does not open an address, for
-// its date, its methods or the class, leaves it to the names that do.
+// TestARuleForTheAddressTakesNothingAway checks that a rule for an address that does not
+// allow it, because of its date, its methods or the class, does not prevent that the
+// address is allowed by its names.
 func TestARuleForTheAddressTakesNothingAway(t *testing.T) {
 	name, err := allowlist.ParseHost("off.example")
 	if err != nil {

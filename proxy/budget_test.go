@@ -17,7 +17,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestTheBudgetOfAnIdentity counts denials too, and is of one identity only.
+// TestTheBudgetOfAnIdentity checks that denied requests count too, and that other
+// identities are not affected.
 func TestTheBudgetOfAnIdentity(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Requests: 5}})
 	for deadline := time.Now().Add(patience); ; {
@@ -39,7 +40,7 @@ func TestTheBudgetOfAnIdentity(t *testing.T) {
 	if a := g.call(t, "reporter").ask(t, connectTo("secret.example:443")); a.reason() != "not-on-allowlist" {
 		t.Errorf("another identity is answered %s", a.phrase)
 	}
-	for range 20 { // before any budget
+	for range 20 { // these are refused before they count
 		if a := g.call(t, "legacy").ask(t, connectTo("secret.example:443")); a.reason() != "quarantined" {
 			t.Errorf("a quarantined one is answered %s", a.phrase)
 		}
@@ -49,7 +50,7 @@ func TestTheBudgetOfAnIdentity(t *testing.T) {
 	}
 }
 
-// limited puts a policy in force that gives builder these limits.
+// limited puts a policy in force with these limits for builder.
 func (g *gateway) limited(t *testing.T, own, shared allowlist.Limits) {
 	t.Helper()
 	spec := g.policy()
@@ -62,8 +63,8 @@ func (g *gateway) limited(t *testing.T, own, shared allowlist.Limits) {
 	g.swap(t, spec)
 }
 
-// TestTunnelsOfAnIdentity: no lookup is made for one too many, a failed dial
-// gives its place back, and so does the end of a tunnel, however it ends.
+// TestTunnelsOfAnIdentity checks that no look-up is made for a tunnel over the limit, and
+// that a failed dial and every end of a tunnel give the place back.
 func TestTunnelsOfAnIdentity(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{Tunnels: 1}, allowlist.Limits{})
@@ -100,7 +101,7 @@ func TestTunnelsOfAnIdentity(t *testing.T) {
 	}
 }
 
-// idle waits until every tunnel has given its place back.
+// idle waits until all tunnels have given their places back.
 func (g *gateway) idle(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
@@ -115,8 +116,9 @@ func (g *gateway) idle(t *testing.T) {
 	}
 }
 
-// TestPlainRequestsTakePlaces of tunnels while they last, whatever they wait for,
-// but are no new tunnels of a second; what is one too many is not looked up.
+// TestPlainRequestsTakePlaces checks that plain requests count as open tunnels while they
+// last, whatever they wait for, but not as new tunnels per second. No look-up is made for a
+// request over the limit.
 func TestPlainRequestsTakePlaces(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}, allowlist.Limits{})
@@ -152,7 +154,7 @@ func TestPlainRequestsTakePlaces(t *testing.T) {
 	}
 }
 
-// TestSharedTunnels: the identities of a pattern together have one.
+// TestSharedTunnels checks a limit of one tunnel for all identities of a pattern together.
 func TestSharedTunnels(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{}, allowlist.Limits{Tunnels: 1})
@@ -166,7 +168,7 @@ func TestUploadEndsTheTunnel(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{UploadPerHour: 1000}, allowlist.Limits{})
 	c, origin := g.open(t)
-	if _, err := io.WriteString(origin, strings.Repeat("d", 5000)); err != nil { // what comes down is free
+	if _, err := io.WriteString(origin, strings.Repeat("d", 5000)); err != nil { // bytes to the client do not count
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(c.reader, make([]byte, 5000)); err != nil {
@@ -176,7 +178,7 @@ func TestUploadEndsTheTunnel(t *testing.T) {
 	if _, err := io.ReadFull(origin, make([]byte, 900)); err != nil {
 		t.Fatal(err)
 	}
-	g.current.Swap(g.current.Load().Policy, time.Now()) // a reload gives nothing back
+	g.current.Swap(g.current.Load().Policy, time.Now()) // a reload does not reset the budget
 	g.budgets.Apply(g.current.Load().Policy)
 	c.send(t, strings.Repeat("u", 500))
 	c.ended(t)
@@ -188,14 +190,15 @@ func TestUploadEndsTheTunnel(t *testing.T) {
 	}
 }
 
-// TestASourceFarOverItsBudget is closed without a handshake, and recorded.
+// TestASourceFarOverItsBudget checks that connections of a source address far over its
+// budget are closed without a handshake, and recorded.
 func TestASourceFarOverItsBudget(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Connections: 8}})
-	for range 9 { // the last one may be told
+	for range 9 { // the last one may be answered
 		g.callPlain(t)
 	}
 	for _, addr := range []string{g.secure.String(), g.plain.String()} {
-		for deadline := time.Now().Add(patience); ; { // the nine are counted as they are served
+		for deadline := time.Now().Add(patience); ; { // the nine connections count only when they are served
 			conn, err := net.Dial("tcp", addr)
 			if err != nil {
 				t.Fatal(err)
@@ -204,7 +207,7 @@ func TestASourceFarOverItsBudget(t *testing.T) {
 			_, err = conn.Read(make([]byte, 1))
 			_ = conn.Close()
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				break // it was closed
+				break // the connection was closed
 			}
 			if time.Now().After(deadline) {
 				t.Fatal("a connection too many is served")
@@ -216,7 +219,8 @@ func TestASourceFarOverItsBudget(t *testing.T) {
 	}
 }
 
-// TestUploadOfPlainRequests: a body counts as what a tunnel sends does.
+// TestUploadOfPlainRequests checks that the body of a request counts like the upload of a
+// tunnel.
 func TestUploadOfPlainRequests(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{UploadPerHour: 2000}, allowlist.Limits{})
@@ -258,8 +262,8 @@ func TestUploadOfPlainRequests(t *testing.T) {
 	}
 }
 
-// TestUploadOfHeads: a query, a field and a trailer carry as much out as a body
-// does.
+// TestUploadOfHeads checks that a query, a field and a trailer count like a body, since
+// they can upload as much.
 func TestUploadOfHeads(t *testing.T) {
 	for _, row := range []struct {
 		name, request string
@@ -293,7 +297,8 @@ func TestUploadOfHeads(t *testing.T) {
 	}
 }
 
-// TestClearWhereTLSIsRequired is refused before anything is looked up.
+// TestClearWhereTLSIsRequired checks that plain http to a host whose rule requires TLS is
+// refused before the look-up.
 func TestClearWhereTLSIsRequired(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)

@@ -26,12 +26,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// id is a workload of the test's trust domain.
+// id returns the SPIFFE ID of a workload of the test's trust domain.
 func id(name string) spiffeid.ID {
 	return spiffeid.RequireFromString("spiffe://test.example/" + name)
 }
 
-// The rules of a policy, as sentences.
+// The following functions return the rules of a policy, so that they read as sentences.
 
 func only(name string) allowlist.IdentityPattern {
 	p, err := allowlist.ParseIdentityPattern(id(name).String())
@@ -41,7 +41,8 @@ func only(name string) allowlist.IdentityPattern {
 	return p
 }
 
-// to allows a host on some ports, none for all of them, if it is at the origin.
+// to returns a rule that allows a host at the origin's address, on the given ports or, if
+// there are none, on all.
 func to(host string, ports ...uint16) allowlist.Rule {
 	p, err := allowlist.ParseHostPattern(host)
 	if err != nil {
@@ -62,7 +63,7 @@ func with(rule allowlist.Rule, change func(*allowlist.Rule)) allowlist.Rule {
 	return rule
 }
 
-// policy is the one that every gateway starts with.
+// policy returns the policy that every gateway starts with.
 func (g *gateway) policy() allowlist.Spec {
 	past := time.Now().Add(-time.Hour)
 	path, err := allowlist.ParsePathPattern("/public/**")
@@ -94,7 +95,7 @@ func (g *gateway) policy() allowlist.Spec {
 	}
 }
 
-// testCA is the authority of test.example, which signs whatever a test asks for.
+// testCA is the authority of test.example, which signs any certificate that a test needs.
 type testCA struct {
 	cert *x509.Certificate
 	key  crypto.Signer
@@ -171,11 +172,11 @@ func (ca *testCA) bundle() *x509bundle.Bundle {
 type caller struct {
 	net.Conn
 	reader *bufio.Reader
-	method string // of the request that was sent last
+	method string // method of the last request
 }
 
-// call connects as the identity of a certificate of the gateway's authority;
-// "" shows none.
+// call connects with a certificate of the gateway's authority for an identity, or without
+// a certificate if it is "".
 func (g *gateway) call(t *testing.T, name string) *caller {
 	t.Helper()
 	var certificate tls.Certificate
@@ -185,14 +186,14 @@ func (g *gateway) call(t *testing.T, name string) *caller {
 	return g.callWith(t, certificate)
 }
 
-// callWith shows a certificate whatever the gateway asks for.
+// callWith connects with a certificate, whatever authorities the gateway asks for.
 func (g *gateway) callWith(t *testing.T, certificate tls.Certificate) *caller {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AddCert(g.ca.cert)
 	conn := tls.Client(g.connect(t, g.secure), &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "gateway",
-		NextProtos: []string{"h2", "http/1.1"}, // as Go programs do, to then write HTTP/1.1
+		NextProtos: []string{"h2", "http/1.1"}, // Go programs offer both and then write HTTP/1.1
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &certificate, nil
 		},
@@ -223,11 +224,11 @@ func (g *gateway) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
 	return conn
 }
 
-// at puts the origin's port behind a host.
+// at returns a host with the origin's port.
 func (g *gateway) at(host string) string { return host + ":" + strconv.Itoa(int(g.origin.port)) }
 
-// connectTo is the head that a well-behaved client sends; fields are lines
-// without their ends.
+// connectTo returns the head of a CONNECT from a well-behaved client; fields are lines
+// without line ends.
 func connectTo(target string, fields ...string) string {
 	var b strings.Builder
 	b.WriteString("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n")
@@ -237,7 +238,7 @@ func connectTo(target string, fields ...string) string {
 	return b.String() + "\r\n"
 }
 
-// get is a plain request that a well-behaved client sends.
+// get returns a plain request from a well-behaved client.
 func get(url string, fields ...string) string { return plainTo("GET", url, fields...) }
 
 func plainTo(method, url string, fields ...string) string {
@@ -258,35 +259,35 @@ func (c *caller) send(t *testing.T, text string) {
 	}
 }
 
-// answer is what the gateway said.
+// answer is an answer of the gateway.
 type answer struct {
 	status int
 	phrase string
 	header http.Header
 	body   string
-	length int64 // as announced; -1 if it was not
-	close  bool  // the gateway says that it closes the connection
+	length int64 // announced length of the body; -1 if none was announced
+	close  bool  // the answer announces the end of the connection
 
 	trailer http.Header
 }
 
-// reason is the token in Proxy-Status, "" for a 200.
+// reason returns the parameter reason of Proxy-Status, or "" for a 200.
 func (a answer) reason() string {
 	_, rest, _ := strings.Cut(a.header.Get("Proxy-Status"), "; reason=")
 	token, _, _ := strings.Cut(rest, ";")
 	return token
 }
 
-// id is the decision's, as the caller sees it.
+// id returns the id of the decision in the answer.
 func (a answer) id() string { return a.header.Get("X-Exeat-Decision") }
 
-// answer reads one.
+// answer reads an answer.
 func (c *caller) answer(t *testing.T) answer {
 	t.Helper()
 	return c.answerTo(t, c.method)
 }
 
-// answerTo reads the answer to a request of that method.
+// answerTo reads the answer to a request with the given method.
 func (c *caller) answerTo(t *testing.T, method string) answer {
 	t.Helper()
 	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
@@ -312,8 +313,8 @@ func (c *caller) ask(t *testing.T, head string) answer {
 	return c.answer(t)
 }
 
-// ended checks that nothing more comes and that the end is a proper one: over
-// TLS, crypto/tls tells a missing close_notify apart.
+// ended checks that no more bytes come and that the connection is closed in order. Over
+// TLS, crypto/tls reports a missing close_notify.
 func (c *caller) ended(t *testing.T) {
 	t.Helper()
 	rest, err := io.ReadAll(c.reader)
@@ -326,7 +327,7 @@ func (c *caller) ended(t *testing.T) {
 	_ = c.Close()
 }
 
-// gone reads to the end, whatever it is like.
+// gone reads to the end of the connection, whether or not it was closed in order.
 func (c *caller) gone(t *testing.T) {
 	t.Helper()
 	_, err := io.Copy(io.Discard, c.reader)

@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// put puts in force what change makes of the policy.
+// put puts the policy in force after change was applied to it.
 func (g *gateway) put(t *testing.T, enforcer states, change func(*allowlist.Spec)) {
 	t.Helper()
 	spec := g.policy()
@@ -28,7 +28,7 @@ func (g *gateway) put(t *testing.T, enforcer states, change func(*allowlist.Spec
 	enforcer.put(t.Context(), policy)
 }
 
-// endings are the ways in which the gateway ends a request that is under way.
+// endings returns the ways in which the gateway ends a request that is under way.
 func endings() map[string]func(*testing.T, *gateway, states) {
 	return map[string]func(*testing.T, *gateway, states){
 		"revoked": func(t *testing.T, g *gateway, e states) {
@@ -45,13 +45,14 @@ func endings() map[string]func(*testing.T, *gateway, states) {
 	}
 }
 
-// whys are what the close record gives as the reason of each ending.
+// whys returns the reason in the close record for each ending.
 func whys() map[string]string {
 	return map[string]string{"revoked": "identity-unknown", "quarantined": "quarantined", "drain": ""}
 }
 
-// TestACutRequestIsNoDenial: a request that the origin has, at least in part, is
-// not refused any more. The answer, the decision and the end say what happened.
+// TestACutRequestIsNoDenial checks that a request which has reached the origin, at least
+// in part, is not refused any more. The answer and the records of the decision and of the
+// end must say what happened.
 func TestACutRequestIsNoDenial(t *testing.T) {
 	for ending, end := range endings() {
 		for name, row := range map[string]struct{ request, arrived string }{
@@ -93,11 +94,11 @@ func TestACutRequestIsNoDenial(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatIsCutWasAllowed: its head has gone out, so that the decision
-// keeps its status; the end tells the rest.
+// TestAnAnswerThatIsCutWasAllowed checks an exchange that is ended after the head of its
+// answer has gone out: the decision keeps its status, and the close record has the reason.
 func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
 	all := endings()
-	all["limit"] = nil // of the upload, which goes on beside the answer
+	all["limit"] = nil // the upload, which goes on during the answer, reaches its limit
 	for ending, end := range all {
 		t.Run(ending, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -144,8 +145,8 @@ func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsForbiddenWhenItIsGranted: the origin has had the request,
-// and has agreed.
+// TestAnUpgradeThatIsForbiddenWhenItIsGranted forbids a request after the origin has agreed
+// to its upgrade.
 func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -153,7 +154,7 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	conn, _ := g.asked(t)
 	spec := g.policy()
 	spec.Entries = spec.Entries[1:]
-	g.swap(t, spec) // nobody has ended the exchange yet: it finds out by itself
+	g.swap(t, spec) // the exchange is not ended from outside: it must check the state itself
 	if _, err := io.WriteString(conn, agreed); err != nil {
 		t.Fatal(err)
 	}
@@ -171,12 +172,12 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	}
 }
 
-// slowLookup is from when on a look-up has a span of its own, which begins when the
-// connection is there and the request has not gone out.
+// slowLookup is the duration from which a look-up has a span of its own, which begins when
+// the connection exists and the request has not gone out.
 const slowLookup = 60 * time.Millisecond
 
-// TestWhatWasNotSentIsRefused: a request that a state ends while its name is
-// looked up has not left.
+// TestWhatWasNotSentIsRefused checks that a request which a state ends during the look-up
+// is refused, because it has not gone out.
 func TestWhatWasNotSentIsRefused(t *testing.T) {
 	for ending, want := range map[string]string{
 		"revoked": "deny identity-unknown 403", "quarantined": "deny quarantined 403", "drain": "fail draining 503",
@@ -226,8 +227,8 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 	}
 }
 
-// TestAStatusIsOneThatWasSent: where no answer could be written, the record of
-// the refusal has none.
+// TestAStatusIsOneThatWasSent checks that the record of a refusal has no status if the
+// answer could not be written.
 func TestAStatusIsOneThatWasSent(t *testing.T) {
 	for name, head := range map[string]string{
 		"a CONNECT": connectTo("unlisted.example:443"), "a GET": get("http://unlisted.example/"), "a malformed head": "CONNECT\r\n\r\n",
@@ -247,12 +248,11 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 	}
 }
 
-// TestWhatWasNotSentIsTriedAgain: a state that forbids a request for a moment,
-// while its name is looked up or when it is connected, is none that its caller
-// has to know of.
+// TestWhatWasNotSentIsTriedAgain checks that a request is tried again if a state forbids it
+// only for a moment, during the look-up or when it is connected.
 func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
 	forbid := func(t *testing.T, g *gateway, enforcer states) {
-		t.Helper() // a state that is in force no more when the door looks
+		t.Helper() // a state that is no longer in force when the door checks it
 		g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
 	}
 	for name, body := range map[string]struct{ fields, text string }{
@@ -295,13 +295,12 @@ func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
 	}
 }
 
-// triedAgain plays the origin of a request with a body that was sent on in the
-// end.
+// triedAgain is the origin of a request with a body, which is sent on in the second try.
 func triedAgain(t *testing.T, g *gateway, c *caller) {
 	t.Helper()
 	conn := g.origin.next(t)
 	req, err := http.ReadRequest(bufio.NewReader(conn))
-	if errors.Is(err, io.EOF) { // the first try had a connection
+	if errors.Is(err, io.EOF) { // the connection of the first try
 		conn = g.origin.next(t)
 		req, err = http.ReadRequest(bufio.NewReader(conn))
 	}

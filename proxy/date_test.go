@@ -9,9 +9,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// TestADateThatPassesBetweenDecisionAndTunnel ends the rule while the lookup
-// is under way. The state is the same, so only the clock can say it: the enforcer
-// has just looked at dates, and does not do so again for a minute.
+// TestADateThatPassesBetweenDecisionAndTunnel lets the rule expire while the look-up is
+// under way. The state stays the same, so that only the clock shows it: the enforcer has
+// just checked the dates, and does not check them again for a minute.
 func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 	looked := make(chan struct{}, 16)
 	g := newGateway(t, options{enforced: func(live.Enforcement) { looked <- struct{}{} }})
@@ -51,9 +51,9 @@ func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 	_ = origin.Close()
 }
 
-// TestAStateThatForbidsAndOneThatAllowsAgain both come while the lookup is
-// under way: the record tells of the second alone, and a shutdown that waits for
-// the request waits on.
+// TestAStateThatForbidsAndOneThatAllowsAgain puts both states in force while the look-up is
+// under way. The record must describe the second only, and a shutdown must go on waiting
+// for the request.
 func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	g := newGateway(t, options{})
 	enforcer := g.enforcer()
@@ -79,7 +79,7 @@ func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	put("two", func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })
 	put("three", func(*allowlist.Spec) {})
 	close(g.names.answer)
-	<-g.names.asked // once more
+	<-g.names.asked // the second look-up
 	select {
 	case <-drained:
 		t.Error("a shutdown does not wait for the request any more")

@@ -20,8 +20,9 @@ func given(t *testing.T, d *limit.Descriptors) {
 	}
 }
 
-// TestWithoutADescriptorForTheOrigin: the gateway says that it is busy, and blames
-// no destination. Whoever has one keeps it until the end, and then another may.
+// TestWithoutADescriptorForTheOrigin checks that the gateway answers busy, and does not
+// report a failed destination. A tunnel keeps its descriptor until it ends; then another
+// request gets it.
 func TestWithoutADescriptorForTheOrigin(t *testing.T) {
 	accepted, opened := limit.NewDescriptors(100), limit.NewDescriptors(0)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Accepted: accepted, Opened: opened}})
@@ -60,8 +61,8 @@ func TestWithoutADescriptorForTheOrigin(t *testing.T) {
 	}
 }
 
-// TestARestingConnectionMakesRoom: before a caller is refused for want of a descriptor,
-// what is only kept for another request is closed.
+// TestARestingConnectionMakesRoom checks that an idle connection is closed before a caller
+// is refused for want of a descriptor.
 func TestARestingConnectionMakesRoom(t *testing.T) {
 	opened := limit.NewDescriptors(4)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Opened: opened}})
@@ -83,9 +84,9 @@ func TestARestingConnectionMakesRoom(t *testing.T) {
 	}
 }
 
-// TestKeptConnectionsGiveWay: a connection to an origin is kept for more requests
-// while there are descriptors to spare, and closed when they are scarce or another
-// state comes into force.
+// TestKeptConnectionsGiveWay checks that an idle connection to an origin is kept while
+// enough descriptors are free, and closed when they are scarce or another state comes into
+// force.
 func TestKeptConnectionsGiveWay(t *testing.T) {
 	opened := limit.NewDescriptors(4)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Opened: opened}})
@@ -117,8 +118,8 @@ func TestKeptConnectionsGiveWay(t *testing.T) {
 	}
 }
 
-// TestUpgradesGiveTheirDescriptorBack: a connection that became a tunnel, and one
-// that did not.
+// TestUpgradesGiveTheirDescriptorBack checks a connection that became a tunnel and one that
+// did not.
 func TestUpgradesGiveTheirDescriptorBack(t *testing.T) {
 	for name, answer := range map[string]string{
 		"switched": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",

@@ -13,11 +13,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// told is what the record of a refusal has to say, and the error type that the caller
-// is told. ORIGIN stands for the address of the origin.
+// told holds the expected detail in the record of a refusal and the error type in its
+// answer. ORIGIN stands for the address of the origin.
 type told struct{ reason, kind, detail string }
 
-// checkTold compares the record and the answer of a refusal with what they have to say.
+// checkTold compares the record and the answer of a refusal with the expected ones.
 func (g *gateway) checkTold(t *testing.T, r record, a answer, want told) {
 	t.Helper()
 	pattern := "^" + strings.ReplaceAll(want.detail, "ORIGIN", fmt.Sprintf(`127\.0\.0\.1:%d`, g.origin.port)) + "$"
@@ -32,8 +32,8 @@ func (g *gateway) checkTold(t *testing.T, r record, a answer, want told) {
 	}
 }
 
-// TestARecordSaysWhatIsWrongWithAHead: in which line, which byte, which limit, and what
-// was found.
+// TestARecordSaysWhatIsWrongWithAHead checks that a record names the line, the byte or the
+// limit, and what was found.
 func TestARecordSaysWhatIsWrongWithAHead(t *testing.T) {
 	g := newGateway(t, options{})
 	const line = "CONNECT allowed.example:443 HTTP/1.1\r\n"
@@ -74,12 +74,13 @@ func TestARecordSaysWhatIsWrongWithAHead(t *testing.T) {
 	}
 }
 
-// many repeats a text in a list.
+// many returns a list in which a text is repeated.
 func many(text string, n int) []string {
 	return strings.Split(strings.Repeat(text+"\n", n-1)+text, "\n")
 }
 
-// TestARecordSaysWhyThereIsNoConnection: for each address that was tried.
+// TestARecordSaysWhyThereIsNoConnection checks that a record has an error for each address
+// that was tried.
 func TestARecordSaysWhyThereIsNoConnection(t *testing.T) {
 	g := newGateway(t, options{dialTimeout: 400 * time.Millisecond})
 	for target, want := range map[string]told{
@@ -104,7 +105,7 @@ func TestARecordSaysWhyThereIsNoConnection(t *testing.T) {
 			}
 		})
 	}
-	// Of what is allowed, too, and of an address literal.
+	// The record of an allowed request has its refused addresses too.
 	c := g.call(t, "builder")
 	if a := c.ask(t, connectTo(g.at("mixed.example"))); a.status != 200 {
 		t.Fatalf("answered %s", a.phrase)
@@ -117,8 +118,8 @@ func TestARecordSaysWhyThereIsNoConnection(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestARecordSaysWhyThereIsNoAnswer: what the origin did, and which address was asked.
-// Nothing that the origin said is in it.
+// TestARecordSaysWhyThereIsNoAnswer checks that a record says what the origin did and has
+// its address, and quotes nothing that the origin has sent.
 func TestARecordSaysWhyThereIsNoAnswer(t *testing.T) {
 	r := newPlainRig(t, "")
 	const reset = "reset"
@@ -159,7 +160,8 @@ func TestARecordSaysWhyThereIsNoAnswer(t *testing.T) {
 	}
 }
 
-// TestAnExchangeSaysWhyItWasCut: an answer that had begun.
+// TestAnExchangeSaysWhyItWasCut checks the close records of answers that were not sent
+// completely.
 func TestAnExchangeSaysWhyItWasCut(t *testing.T) {
 	r := newPlainRig(t, "close:HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
 	c := r.call(t, "builder")
@@ -171,8 +173,8 @@ func TestAnExchangeSaysWhyItWasCut(t *testing.T) {
 	_ = c.Close()
 }
 
-// TestATunnelSaysWhyItEnded: a connection that fails, first bytes that do not come, and
-// a limit.
+// TestATunnelSaysWhyItEnded checks the details of a connection that fails, of first bytes
+// that do not come, and of a limit.
 func TestATunnelSaysWhyItEnded(t *testing.T) {
 	for name, row := range map[string]struct {
 		o      options
@@ -210,7 +212,8 @@ func TestATunnelSaysWhyItEnded(t *testing.T) {
 	}
 }
 
-// TestARecordSaysWhyFirstBytesAreRefused, also where there are none.
+// TestARecordSaysWhyFirstBytesAreRefused checks the details of refused first bytes, also if
+// none came.
 func TestARecordSaysWhyFirstBytesAreRefused(t *testing.T) {
 	hi := clientHello("strict.example", false, 1<<14)
 	for name, row := range map[string]struct{ sent, detail string }{
@@ -236,7 +239,8 @@ func TestARecordSaysWhyFirstBytesAreRefused(t *testing.T) {
 	}
 }
 
-// TestARecordNamesTheLimit at this door; the others have tests of their own.
+// TestARecordNamesTheLimit checks the limits of this door; other limits have tests of their
+// own.
 func TestARecordNamesTheLimit(t *testing.T) {
 	for name, row := range map[string]struct {
 		cfg    limit.Config

@@ -13,7 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// fact is what a record and its span must agree on.
+// fact holds what a record and its span must agree on.
 type fact struct{ Verdict, Reason, Host, Status, Trace, Span string }
 
 // TestRecordsAndSpansAreTheSameDecisions makes 1,000 decisions with every
@@ -68,7 +68,7 @@ func TestRecordsAndSpansAreTheSameDecisions(t *testing.T) {
 			tunnels++
 			continue
 		case string(audit.EventHandshake):
-			unseen++ // by any door: it has no span
+			unseen++ // no door has seen the request, so that it has no span
 		default:
 			fromRecords[r.ID] = fact{r.Verdict, r.Reason, r.Host, strconv.Itoa(r.Status), r.TraceID, r.SpanID}
 		}
@@ -98,7 +98,7 @@ func TestRecordsAndSpansAreTheSameDecisions(t *testing.T) {
 	}
 }
 
-// until waits for that many records.
+// until waits for the given number of records.
 func (e *evidence) until(t *testing.T, n int) []record {
 	t.Helper()
 	all := make([]record, 0, n)

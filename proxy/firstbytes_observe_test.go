@@ -11,7 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// observing is a policy whose rules check first bytes, in a mode.
+// observing returns a policy in a mode, with rules that check first bytes.
 func (g *gateway) observing(mode allowlist.Mode) allowlist.Spec {
 	address := allowlist.Rule{CIDR: netip.MustParsePrefix("127.0.0.1/32"), Ports: to("x.example", g.origin.port).Ports, TLS: allowlist.TLSRequire}
 	e := allowlist.Entry{Pattern: only("builder"), Mode: mode, Allow: []allowlist.Rule{
@@ -26,16 +26,16 @@ func (g *gateway) observing(mode allowlist.Mode) allowlist.Spec {
 	return allowlist.Spec{Version: "one", Entries: []allowlist.Entry{e}}
 }
 
-// TestFirstBytesUnderObserve sends the same first bytes in both modes. What
-// enforcement refuses is never a match, whatever observation makes of it.
+// TestFirstBytesUnderObserve sends the same first bytes in both modes. First bytes that are
+// refused under enforce must never be recorded as a match under observe.
 func TestFirstBytesUnderObserve(t *testing.T) {
 	g := newGateway(t, options{})
 	hello := func(name string) string { return clientHello(name, false, 1<<14) }
 	const none = allowlist.NoReason
 	for _, row := range []struct {
 		name, host, sent string
-		enforced         allowlist.Reason // by which it is refused under enforce
-		refused, would   allowlist.Reason // under observe
+		enforced         allowlist.Reason // reason of the refusal under enforce
+		refused, would   allowlist.Reason // reason of the refusal and would_reason under observe
 		tls              string
 	}{
 		{"an address: for a name that is allowed", "127.0.0.1", hello("allowed.example"), none, none, none, "match"},
@@ -91,8 +91,9 @@ func TestFirstBytesUnderObserve(t *testing.T) {
 	}
 }
 
-// TestARuleGoesBetweenTheTunnelAndItsFirstBytes: only observation then lets the
-// name through, and the tunnel ends with the first state that enforces.
+// TestARuleGoesBetweenTheTunnelAndItsFirstBytes removes the rule before the first bytes
+// come. Only observe then lets the name through, and the first state that enforces ends the
+// tunnel.
 func TestARuleGoesBetweenTheTunnelAndItsFirstBytes(t *testing.T) {
 	const asked = "asked.wild.example"
 	g := newGateway(t, options{})

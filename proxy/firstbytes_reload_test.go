@@ -13,9 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestANewStateDecidesTheNameOfTheFirstBytes opens tunnels to an address, whose
-// first bytes ask for a name, and puts a policy in force that has changed for the
-// name only.
+// TestANewStateDecidesTheNameOfTheFirstBytes opens tunnels to an address with first bytes
+// that ask for a name, and puts a policy in force that has changed for the name only.
 func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 	const asked, other = "asked.wild.example", "other.wild.example"
 	var told []string
@@ -36,7 +35,7 @@ func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
 	address := allowlist.Rule{CIDR: netip.MustParsePrefix("127.0.0.1/32")}
 	for _, row := range []struct {
 		name          string
-		told          []string // by the DNS door
+		told          []string // names that the DNS door has answered with the address
 		before, after []allowlist.Rule
 		ends          bool
 	}{

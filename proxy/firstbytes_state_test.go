@@ -14,8 +14,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// looked is a rule for a.example, or held.example, at the origin, that looks at first
-// bytes in a way.
+// looked returns a rule for a.example or held.example at the origin, with the given checks
+// of first bytes.
 func (g *gateway) looked(mode allowlist.TLSMode, ech allowlist.ECHMode) []allowlist.Rule {
 	var rules []allowlist.Rule
 	for _, host := range []string{"a.example", "held.example"} {
@@ -38,8 +38,9 @@ const (
 	echRecord, echRefuse        = allowlist.ECHRecord, allowlist.ECHRefuse
 )
 
-// TestANewStateDecidesTheFirstBytesThatWere, of tunnels that are open: as those of a
-// new one, but that what nobody has looked at does not match.
+// TestANewStateDecidesTheFirstBytesThatWere checks that a new state decides about the first
+// bytes of open tunnels like those of a new tunnel, except that first bytes which were not
+// checked do not match.
 func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
 	hello, hiding := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14)
 	const clear = "SSH-2.0-x\r\n"
@@ -91,15 +92,16 @@ func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
 	}
 }
 
-// TestFirstBytesAreLookedAtByTheStateOfThen: a tunnel that was opened by another state
-// is not ended while they are to come, whether or not that had looked at them.
+// TestFirstBytesAreLookedAtByTheStateOfThen checks that first bytes are checked under the
+// state in force when they come. A new state does not end a tunnel before that, whether or
+// not the state that opened the tunnel checks first bytes.
 func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
 	hello, hiding, other := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14), clientHello("b.example", false, 1<<14)
 	const clear = "SSH-2.0-x\r\n"
 	for _, row := range []struct {
 		name   string
 		before allowlist.TLSMode
-		first  string // of the first bytes, before the state comes
+		first  string // part of the first bytes that is sent before the state comes
 		after  allowlist.TLSMode
 		ech    allowlist.ECHMode
 		then   string
@@ -144,8 +146,8 @@ func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
 	}
 }
 
-// TestATunnelThatOpensBehindAReload has its first bytes looked at by the state in
-// force, and not by the one that had it dialled.
+// TestATunnelThatOpensBehindAReload checks that first bytes are checked under the state in
+// force, and not under the one that the tunnel was dialled under.
 func TestATunnelThatOpensBehindAReload(t *testing.T) {
 	g := newGateway(t, options{hello: patience})
 	g.putRules(t, "before", g.looked(tlsOff, echRecord)...)
@@ -167,8 +169,8 @@ func TestATunnelThatOpensBehindAReload(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestSilenceIsOverWhereAHelloMustCome: a tunnel that might be silent for ever, as
-// other protocols are, may not be so any more.
+// TestSilenceIsOverWhereAHelloMustCome checks that a new state bounds the wait for first
+// bytes of a tunnel whose client was allowed to be silent for any time.
 func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
 	g := newGateway(t, options{hello: 10 * time.Millisecond})
 	g.putRules(t, "before", g.looked(tlsAuto, echRecord)...)
@@ -186,8 +188,8 @@ func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
 	}
 }
 
-// greeted opens a tunnel to 127.0.0.1, whose ClientHello for a.example, with ECH or
-// not, has come to the origin.
+// greeted opens a tunnel to 127.0.0.1 and waits until a ClientHello for a.example, with or
+// without ECH, has come to the origin.
 func (g *gateway) greeted(t *testing.T, ech bool) (c *caller, origin net.Conn) {
 	t.Helper()
 	c = g.call(t, "builder")
@@ -224,8 +226,9 @@ func (g *gateway) endsGreeted(t *testing.T, ech bool, deny []allowlist.Rule, all
 	return done.Closed == 1
 }
 
-// TestWhatECHMayHideIsDecided: a tunnel to an address that was told for two names may
-// be for either if it hides one.
+// TestWhatECHMayHideIsDecided checks a tunnel with ECH to an address that the DNS door has
+// answered for two names: the hidden name may be either of them, so that a state decides
+// about both.
 func TestWhatECHMayHideIsDecided(t *testing.T) {
 	for name, ech := range map[string]bool{"hiding a name": true, "hiding nothing": false} {
 		t.Run(name, func(t *testing.T) {
@@ -242,8 +245,9 @@ func TestWhatECHMayHideIsDecided(t *testing.T) {
 	}
 }
 
-// TestWhatAForgedDatagramMayHaveToldEndsNothing: a name that was told by source-map
-// does not choose how a tunnel is looked at, and no more whether it may hide a name.
+// TestWhatAForgedDatagramMayHaveToldEndsNothing checks that a name which was answered to an
+// identity shown by source-map decides neither how first bytes are checked nor whether ECH
+// is allowed, if there are other names.
 func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")
@@ -258,8 +262,8 @@ func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
 	}
 }
 
-// TestANameThatIsLedElsewhereHidesNothing: what a new tunnel could not be for any more,
-// an open one is not taken for.
+// TestANameThatIsLedElsewhereHidesNothing checks that a name which a new tunnel to the
+// address could not have any more does not count for an open tunnel either.
 func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")
@@ -274,8 +278,8 @@ func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 	}
 }
 
-// TestFirstBytesThatComeWhileTheirTunnelIsHeld end it if the last enforced policy, which
-// is not the one that opened it, does not let them through either.
+// TestFirstBytesThatComeWhileTheirTunnelIsHeld checks that the tunnel ends if the last
+// enforced policy, which is not the one that opened it, does not allow its first bytes.
 func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -313,7 +317,7 @@ func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
 			if _, err := origin.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
-			if row.stays { // however often it is judged again
+			if row.stays { // it is judged several times
 				if effect := g.enforcer().Apply(t.Context(), live.Change{Policy: version("held again")}); effect != live.Held || g.enforcer().Held().Entries != 2 {
 					t.Errorf("effect %d, held %+v", effect, g.enforcer().Held())
 				}
@@ -326,8 +330,9 @@ func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
 	}
 }
 
-// TestTheNameThatIsAskedForMayRefuseECH, also if it was told by source-map: then it is
-// the caller who chooses its rule.
+// TestTheNameThatIsAskedForMayRefuseECH checks that the rule of the requested name counts,
+// even if it was answered to an identity shown by source-map: the caller itself has chosen
+// that name.
 func TestTheNameThatIsAskedForMayRefuseECH(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")

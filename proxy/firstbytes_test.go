@@ -16,7 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// clientHello is one in records of at most size bytes; name "" has no SNI.
+// clientHello returns a ClientHello in records of at most size bytes. It has no SNI if name
+// is "".
 func clientHello(name string, ech bool, size int) string {
 	var list []byte
 	extension := func(kind uint16, data []byte) {
@@ -46,7 +47,7 @@ func clientHello(name string, ech bool, size int) string {
 	return string(b)
 }
 
-// checked puts a policy in force whose rules check first bytes in every way.
+// checked puts a policy in force with rules for all modes of checking first bytes.
 func (g *gateway) checked(t *testing.T) {
 	t.Helper()
 	mode := func(host string, mode allowlist.TLSMode, ech allowlist.ECHMode) allowlist.Rule {
@@ -67,15 +68,15 @@ func (g *gateway) checked(t *testing.T) {
 	g.swap(t, spec)
 }
 
-// alert is access_denied.
+// alert is the alert access_denied.
 const alert = "\x15\x03\x03\x00\x02\x02\x31"
 
-// warning is an alert that says nothing: user_canceled, not fatal. Servers pass over
-// it before a ClientHello, those of crypto/tls for one.
+// warning is the alert user_canceled, which is not fatal. Some servers, such as those of
+// crypto/tls, ignore it before a ClientHello.
 const warning = "\x15\x03\x01\x00\x02\x01\x5a"
 
-// TestWhatComesBeforeAHello asks a real server: what the gateway takes for no TLS
-// must be none to an origin either.
+// TestWhatComesBeforeAHello checks with a real server that first bytes which the gateway
+// does not take for TLS are not TLS for an origin either.
 func TestWhatComesBeforeAHello(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
@@ -124,7 +125,7 @@ func TestFirstBytes(t *testing.T) {
 	for _, row := range []struct {
 		name, host, sent string
 		want             allowlist.Reason
-		sni, tls         string // in the records
+		sni, tls         string // values in the records
 		ech              bool
 	}{
 		{"a hello for the host", "strict.example", hello("strict.example"), 0, "strict.example", "match", false},
@@ -207,7 +208,7 @@ func TestFirstBytes(t *testing.T) {
 	}
 }
 
-// checkFirstBytes checks what both ends see, and ends the tunnel.
+// checkFirstBytes checks what both ends get, and ends the tunnel.
 func (g *gateway) checkFirstBytes(t *testing.T, c *caller, origin *net.TCPConn, sent string, want allowlist.Reason) {
 	t.Helper()
 	if want == allowlist.NoReason {
@@ -236,8 +237,8 @@ func checkHello(t *testing.T, r record, sni, tls string, ech bool) {
 	}
 }
 
-// TestTheOriginMaySpeakFirst: auto neither delays it nor lets it pass for
-// another host's.
+// TestTheOriginMaySpeakFirst checks that tls: auto does not delay an origin that speaks
+// first, and still checks the ClientHello.
 func TestTheOriginMaySpeakFirst(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
@@ -301,7 +302,7 @@ func TestFirstBytesThatDoNotCome(t *testing.T) {
 	}
 }
 
-// TestRealTLS is a client of crypto/tls in a tunnel, to an origin that speaks it.
+// TestRealTLS runs a client and an origin of crypto/tls over a tunnel.
 func TestRealTLS(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
@@ -337,8 +338,8 @@ func TestRealTLS(t *testing.T) {
 	}
 }
 
-// TestANewPolicyBeforeTheTunnel has another rule win while the lookup is under
-// way: the check is that of the last decision.
+// TestANewPolicyBeforeTheTunnel makes another rule match while the look-up is under way.
+// First bytes must be checked as the last decision says.
 func TestANewPolicyBeforeTheTunnel(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -355,7 +356,7 @@ func TestANewPolicyBeforeTheTunnel(t *testing.T) {
 	g.checkFirstBytes(t, c, g.origin.next(t), "in clear", allowlist.NotTLS)
 }
 
-// TestALargeHelloPassesWhole: all that was held back arrives, in order.
+// TestALargeHelloPassesWhole checks that all buffered bytes arrive, in order.
 func TestALargeHelloPassesWhole(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)

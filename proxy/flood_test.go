@@ -10,8 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestAFloodOfDenialsHidesNobody lets one identity be denied as fast as it can
-// while the sink takes nothing, and another one open a hundred tunnels.
+// TestAFloodOfDenialsHidesNobody makes one identity send denied requests as fast as it can
+// while the sink takes no records, and another one open a hundred tunnels.
 func TestAFloodOfDenialsHidesNobody(t *testing.T) {
 	const tunnels, floods, each = 100, 2, 400
 	e := startEvidence(t, audit.Config{Queue: 2048}, &evidence{stuck: make(chan struct{})})
@@ -39,7 +39,7 @@ func TestAFloodOfDenialsHidesNobody(t *testing.T) {
 		c.ended(t)
 	}
 	flooders.Wait()
-	// A caller has its answer before its record is queued.
+	// A caller may get its answer before its record is queued.
 	for end := time.Now().Add(patience); e.recorder.Stats().Sinks[0].Made < floods*each+2*tunnels; {
 		if time.Now().After(end) {
 			t.Fatalf("records are missing: %+v", e.recorder.Stats())

@@ -8,8 +8,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/forward"
 )
 
-// The fields that an origin may get from a caller, by the rule that lets the
-// request through: each has the name that says who sent it on.
+// The rows list which fields an origin gets from a caller, depending on the rule that
+// allows the request: each row has the hosts that get the field.
 func TestFieldsThatServersReadOtherwise(t *testing.T) {
 	const (
 		free, methods, paths = "allowed.example", "read-only.example", "public-path.example"
@@ -18,7 +18,7 @@ func TestFieldsThatServersReadOtherwise(t *testing.T) {
 		unasked = free
 		asked   = free + " " + methods + " " + paths
 	)
-	rows := map[string]string{ // the hosts that get it
+	rows := map[string]string{ // the hosts that get each field
 		"Proxy": always, "proxy": always, "Keep_Alive": always, "Proxy_Authorization": always, "proxy.foo": always, "X_Exeat_Decision": always, "Content_Length": always, "content.length": always,
 		"Transfer_Encoding": always, "HTTP2_Settings": always, "X-Forwarded": always, "X-Forwarded-Uri": always, "X_Forwarded_For": always, "x.forwarded~for": always, "X-Forwarded_Proto": always, "X_Real_IP": always, "Forwarded-For": always, "X-Forwarded-Method": always,
 		"X-Original-URL": unasked, "X_Original_URL": unasked, "X-Original-Uri": unasked, "X-Rewrite-URL": unasked, "X_Rewrite-URL": unasked, "X-HTTP-Method-Override": unasked, "X-HTTP-Method": unasked, "X_HTTP_METHOD_OVERRIDE": unasked,
@@ -45,8 +45,8 @@ func TestFieldsThatServersReadOtherwise(t *testing.T) {
 	}
 }
 
-// TestForwardedFieldsThatArePassed: not to where a rule looks at the method or
-// the path, and never in a spelling that no proxy writes.
+// TestForwardedFieldsThatArePassed checks that the fields are not passed if the rule
+// restricts the method or the path, and never in a spelling that no proxy writes.
 func TestForwardedFieldsThatArePassed(t *testing.T) {
 	r := &plainRig{gateway: newGateway(t, options{forward: forward.Config{PassForwarded: true}}), got: make(chan request, 1)}
 	r.origin.serve(t, func(req request) string { r.got <- req; return ok })
@@ -66,8 +66,8 @@ func TestForwardedFieldsThatArePassed(t *testing.T) {
 	}
 }
 
-// TestTrailersThatServersReadOtherwise are never sent on: what routes a request
-// comes before its body.
+// TestTrailersThatServersReadOtherwise checks that fields which route a request are never
+// sent on as trailers.
 func TestTrailersThatServersReadOtherwise(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -83,8 +83,8 @@ func TestTrailersThatServersReadOtherwise(t *testing.T) {
 	r.carried(t)
 }
 
-// TestAPathThatSomeServersReadOtherwise is refused, and the cause is named
-// without a byte of it.
+// TestAPathThatSomeServersReadOtherwise checks that such a path is refused with a cause
+// that does not quote it.
 func TestAPathThatSomeServersReadOtherwise(t *testing.T) {
 	r := newPlainRig(t, ok)
 	for path, cause := range map[string]string{
