@@ -19,8 +19,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// asked returns the connection that a request came on to the origin, with its
-// head read and its body not.
+// asked returns the connection on which a request has come to the origin. Its head was
+// read, and its body was not.
 func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
 	t.Helper()
 	conn := g.origin.next(t)
@@ -31,8 +31,8 @@ func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
 	return conn, reader
 }
 
-// TestAnOriginThatEndsWhileTheClientWaits: the client has sent half a body, or
-// waits for 100 (Continue), and is told at once that there is no answer.
+// TestAnOriginThatEndsWhileTheClientWaits checks that a client which has sent half a body,
+// or waits for 100 (Continue), is refused at once when the origin closes its connection.
 func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
 	for name, row := range map[string]struct{ field, body, origin string }{
 		"half a body":            {"Accept: */*", "hal", ""},
@@ -55,7 +55,7 @@ func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
 					t.Fatalf("%v, %v", resp, err)
 				}
 			}
-			if row.body == "" { // longer than a transport waits for 100
+			if row.body == "" { // wait longer than the transport waits for 100
 				if err := c.SetReadDeadline(time.Now().Add(1500 * time.Millisecond)); err != nil {
 					t.Fatal(err)
 				}
@@ -78,8 +78,8 @@ func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsRevoked: the origin says nothing, or is in the middle of
-// an answer that is none to the upgrade.
+// TestAnUpgradeThatIsRevoked forbids a request for an upgrade while the origin is silent, or
+// sends an ordinary answer.
 func TestAnUpgradeThatIsRevoked(t *testing.T) {
 	for name, origin := range map[string]string{
 		"no answer":      "",
@@ -126,7 +126,8 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 	}
 }
 
-// TestUpgradesOfEveryName: goproxy knows WebSocket only.
+// TestUpgradesOfEveryName checks upgrades to other protocols than WebSocket, which is the
+// only one that goproxy knows.
 func TestUpgradesOfEveryName(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -157,7 +158,8 @@ func TestUpgradesOfEveryName(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestAnUpgradeToSomethingElse than what was asked for is no answer.
+// TestAnUpgradeToSomethingElse checks that an upgrade to a protocol that was not requested
+// is refused.
 func TestAnUpgradeToSomethingElse(t *testing.T) {
 	for name, fields := range map[string]string{
 		"no protocol": "Connection: Upgrade\r\n",
@@ -185,7 +187,7 @@ func TestAnUpgradeToSomethingElse(t *testing.T) {
 	}
 }
 
-// TestAPanicBehindAPlainRequest ends its connection only, wherever it happens.
+// TestAPanicBehindAPlainRequest checks that a panic anywhere ends its connection only.
 func TestAPanicBehindAPlainRequest(t *testing.T) {
 	g := newGateway(t, options{})
 	for name, head := range map[string]string{
@@ -212,8 +214,8 @@ func TestAPanicBehindAPlainRequest(t *testing.T) {
 	}
 }
 
-// TestAPanicWhenARequestHadGoneOut: the transport tries again on a connection of
-// its own, and the record of the exchange has an end.
+// TestAPanicWhenARequestHadGoneOut checks a panic while the transport tries again on a new
+// connection: the record of the exchange must have an end.
 func TestAPanicWhenARequestHadGoneOut(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -246,8 +248,8 @@ func TestAPanicWhenARequestHadGoneOut(t *testing.T) {
 	}
 }
 
-// TestBytesAreCountedOnce: a connection to an origin may carry the next request
-// before the exchange of the one before has ended.
+// TestBytesAreCountedOnce checks the counts when a connection to an origin is used by the
+// next request before the exchange of the last one has ended.
 func TestBytesAreCountedOnce(t *testing.T) {
 	const callers, requests = 8, 100
 	g := newGateway(t, options{})
@@ -286,7 +288,8 @@ func TestBytesAreCountedOnce(t *testing.T) {
 	}
 }
 
-// TestAFloodOfInterimAnswers ends, whether they are sent on or not.
+// TestAFloodOfInterimAnswers checks that the number of interim answers is bounded, whether
+// or not they are sent on.
 func TestAFloodOfInterimAnswers(t *testing.T) {
 	for _, status := range []string{"103 Early Hints", "100 Continue"} {
 		t.Run(status, func(t *testing.T) {
@@ -318,9 +321,9 @@ func TestAFloodOfInterimAnswers(t *testing.T) {
 	}
 }
 
-// TestWhatComesBehindAnAnswerIsNobodys: an origin that sends more than one
-// answer, or a body that there cannot be, does not answer the next request on
-// its connection with that.
+// TestWhatComesBehindAnAnswerIsNobodys checks that bytes behind an answer, such as a second
+// answer or a body that the answer cannot have, are not taken for the answer to the next
+// request on the connection.
 func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
 	const callers, requests = 8, 100
 	const more = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
@@ -330,10 +333,10 @@ func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
 		"GET /200": ok + more,
 	}
 	before := slog.Default()
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // where net/http says so, each time
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // net/http logs each of these
 	t.Cleanup(func() { slog.SetDefault(before) })
 	g := newGateway(t, options{})
-	g.lossy = true // nobody takes the records
+	g.lossy = true // the test does not read the records
 	g.origin.serve(t, func(req request) string { return cmp.Or(answers[req.Method+" "+req.URL.Path], ok) })
 	var calling sync.WaitGroup
 	for range callers {
@@ -360,8 +363,8 @@ func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
 	g.rest(t)
 }
 
-// TestAnOriginThatSpeaksWhileItRests is not listened to, and not heard by the
-// next request.
+// TestAnOriginThatSpeaksWhileItRests checks that bytes which an origin sends on an idle
+// connection do not reach the next request.
 func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -385,8 +388,8 @@ func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
 	}
 }
 
-// TestListsOfNames that a message may have are held against each other name by
-// name; longer ones are refused, as they would cost the product of their lengths.
+// TestListsOfNames checks that the longest allowed lists of field names are handled name by
+// name, and that messages with longer ones are refused.
 func TestListsOfNames(t *testing.T) {
 	const most = 128 // half of head.MaxMembers
 	numbered := func(format string, n int) string {

@@ -10,7 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestAClientThatHasSaidAll ends its sending side, waits, and is answered.
+// TestAClientThatHasSaidAll checks that a client which has closed its sending direction is
+// answered.
 func TestAClientThatHasSaidAll(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -28,8 +29,8 @@ func TestAClientThatHasSaidAll(t *testing.T) {
 	c.ended(t)
 }
 
-// TestBytesThatComeWhileTheClientWaits are those of the next requests, in
-// whatever pieces they come, or of the tunnel.
+// TestBytesThatComeWhileTheClientWaits checks that bytes which come before the answer belong
+// to the next requests, in whatever pieces they come, or to the tunnel.
 func TestBytesThatComeWhileTheClientWaits(t *testing.T) {
 	big := strings.Repeat("b", 300<<10)
 	for name, first := range map[string]string{

@@ -20,8 +20,7 @@ import (
 
 const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-// plainRig is a gateway whose origin tells of every request, and answers what
-// the test says.
+// plainRig is a gateway whose origin reports every request and answers as the test says.
 type plainRig struct {
 	*gateway
 	got    chan request
@@ -39,7 +38,7 @@ func newPlainRig(t *testing.T, answer string) *plainRig {
 	return r
 }
 
-// url is a path at the origin under a name.
+// url returns the URL of a path at the origin, under a host name.
 func (r *plainRig) url(host, path string) string { return "http://" + r.at(host) + path }
 
 // received waits for the next request at the origin.
@@ -54,13 +53,13 @@ func (r *plainRig) received(t *testing.T) request {
 	}
 }
 
-// carried takes the two records of an exchange.
+// carried returns the two records of an exchange.
 func (r *plainRig) carried(t *testing.T) (decision, end record) {
 	t.Helper()
 	return r.next(t, audit.EventDecision), r.next(t, audit.EventTunnelClose)
 }
 
-// TestForwardedHeads shows what an origin receives, byte for byte.
+// TestForwardedHeads checks what an origin receives, byte for byte.
 func TestForwardedHeads(t *testing.T) {
 	r := newPlainRig(t, ok)
 	authority := r.at("allowed.example")
@@ -161,7 +160,7 @@ func TestForwardedHeads(t *testing.T) {
 			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
 		},
 		{
-			"what tells of the inside", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.1.2.3\r\nForwarded: for=10.1.2.3\r\nX-Real-IP: 10.1.2.3\r\nX-Forwarded-Client-Cert: URI=spiffe://test.example/legacy\r\n\r\n",
+			"fields about clients behind other proxies", "GET http://HOST/ HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.1.2.3\r\nForwarded: for=10.1.2.3\r\nX-Real-IP: 10.1.2.3\r\nX-Forwarded-Client-Cert: URI=spiffe://test.example/legacy\r\n\r\n",
 			"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 exeat\r\n\r\n",
 		},
 		{
@@ -200,7 +199,7 @@ func TestForwardedHeads(t *testing.T) {
 	}
 }
 
-// TestForwardedAnswers shows what a client receives.
+// TestForwardedAnswers checks what a client receives.
 func TestForwardedAnswers(t *testing.T) {
 	r := newPlainRig(t, "")
 	for _, row := range []struct {
@@ -252,7 +251,7 @@ func TestForwardedAnswers(t *testing.T) {
 				raw = plainTo(method, r.url("allowed.example", "/"), "Connection: close")
 			}
 			c.send(t, raw)
-			date := regexp.MustCompile(`\r\nDate: [A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT`) // what the gateway adds to each
+			date := regexp.MustCompile(`\r\nDate: [A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT`) // the gateway adds it to each answer
 			got := make([]byte, len(row.want)+len("\r\nDate: ")+len(http.TimeFormat))
 			if n, err := io.ReadFull(c.reader, got); err != nil {
 				t.Errorf("after %d bytes: %v", n, err)
@@ -276,8 +275,8 @@ func TestForwardedAnswers(t *testing.T) {
 	}
 }
 
-// TestAnAnswerHasADate: the origin's, or that of its arrival (RFC 9110 section
-// 6.6.1).
+// TestAnAnswerHasADate checks that an answer has the origin's Date, or the time of its
+// arrival (RFC 9110 section 6.6.1).
 func TestAnAnswerHasADate(t *testing.T) {
 	r := newPlainRig(t, "")
 	for name, row := range map[string]struct{ origin, want string }{
@@ -313,7 +312,7 @@ func TestAnAnswerHasADate(t *testing.T) {
 	}
 }
 
-// TestNoProperAnswer shows what a client is told of an origin that gives none.
+// TestNoProperAnswer checks what a client gets if the origin sends no valid answer.
 func TestNoProperAnswer(t *testing.T) {
 	r := newPlainRig(t, "")
 	for name, origin := range map[string]string{
@@ -372,8 +371,8 @@ func TestNoProperAnswer(t *testing.T) {
 	}
 }
 
-// TestHalfAnAnswerForHTTP10: the end of the connection is all that ends it, and
-// must not look like a proper one.
+// TestHalfAnAnswerForHTTP10 checks an incomplete answer to a client of HTTP/1.0. Its end is
+// the end of the connection, which must not look orderly.
 func TestHalfAnAnswerForHTTP10(t *testing.T) {
 	r := newPlainRig(t, "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
 	spec := r.policy()
@@ -393,8 +392,8 @@ func TestHalfAnAnswerForHTTP10(t *testing.T) {
 	}
 }
 
-// TestPlainDecisions asks many things on one connection: what is denied is
-// answered, costs nobody a lookup, and leaves the connection open.
+// TestPlainDecisions sends many requests on one connection. A denied request must be
+// answered without a look-up, and must leave the connection open.
 func TestPlainDecisions(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -449,7 +448,7 @@ func TestPlainDecisions(t *testing.T) {
 	}
 }
 
-// TestPipelinedRequestsAreDecidedOneByOne sends three at once.
+// TestPipelinedRequestsAreDecidedOneByOne sends three requests at once.
 func TestPipelinedRequestsAreDecidedOneByOne(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -471,7 +470,8 @@ func TestPipelinedRequestsAreDecidedOneByOne(t *testing.T) {
 	}
 }
 
-// TestATunnelBehindPlainRequests: the connection may change its use.
+// TestATunnelBehindPlainRequests checks that a CONNECT may follow plain requests on a
+// connection.
 func TestATunnelBehindPlainRequests(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -494,13 +494,13 @@ func TestATunnelBehindPlainRequests(t *testing.T) {
 	r.next(t, audit.EventTunnelClose)
 }
 
-// TestExpectContinue: a client that waits is told to send when the origin, or
-// nobody, has answered; and never when the origin has refused.
+// TestExpectContinue checks that a client which waits gets 100 (Continue) when the origin
+// has sent it or has sent nothing, and never after the origin has refused.
 func TestExpectContinue(t *testing.T) {
 	for name, row := range map[string]struct {
 		origin string
 		asked  bool
-		before string // a field of the client's
+		before string // a field of the request
 	}{
 		"the origin says continue":  {"HTTP/1.1 100 Continue\r\n\r\n", true, "X: x"},
 		"the origin says nothing":   {"", true, "X: x"},
@@ -562,7 +562,7 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// TestAnEarlyAnswer: the origin answers a body that it does not want.
+// TestAnEarlyAnswer checks an answer that the origin sends before it has read the body.
 func TestAnEarlyAnswer(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -584,7 +584,7 @@ func TestAnEarlyAnswer(t *testing.T) {
 	}
 }
 
-// TestABodyThatIsNone: chunks that are malformed, and a client that leaves.
+// TestABodyThatIsNone checks malformed chunks, and a client that leaves within its body.
 func TestABodyThatIsNone(t *testing.T) {
 	for name, row := range map[string]struct {
 		body   string
@@ -626,13 +626,13 @@ func TestABodyThatIsNone(t *testing.T) {
 	}
 }
 
-// TestBackPressure: a slow reader at one end stops the sender at the other.
+// TestBackPressure checks that a slow reader at one end stops the sender at the other.
 func TestBackPressure(t *testing.T) {
 	const total, bound = 256 << 20, 64 << 20
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: "+strconv.Itoa(total)))
-	conn := g.origin.next(t) // and nobody reads from it
+	conn := g.origin.next(t) // the test does not read from it
 	if err := c.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -653,13 +653,13 @@ func TestBackPressure(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestPooledConnectionsAreNotShared is the row of the warmed pool: what one
-// identity may reach is no way in for another.
+// TestPooledConnectionsAreNotShared checks that an identity cannot use a pooled connection
+// which another identity was allowed to make.
 func TestPooledConnectionsAreNotShared(t *testing.T) {
 	r := newPlainRig(t, ok)
 	spec := r.policy()
 	spec.Entries = append(spec.Entries, allowlist.Entry{
-		Pattern: only("outsider"), // may reach the name, but no address of the inside
+		Pattern: only("outsider"), // may reach the name, but no internal address
 		Allow:   []allowlist.Rule{with(to("allowed.example", r.origin.port), func(rule *allowlist.Rule) { rule.Addresses = nil })},
 	})
 	r.swap(t, spec)
@@ -689,8 +689,8 @@ func TestPooledConnectionsAreNotShared(t *testing.T) {
 	}
 }
 
-// TestAStateChangeClosesWhatRests: a connection to an origin does not outlive
-// the state that had let it be made.
+// TestAStateChangeClosesWhatRests checks that an idle connection to an origin is closed when
+// a state follows the one that allowed it.
 func TestAStateChangeClosesWhatRests(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -715,8 +715,8 @@ func TestAStateChangeClosesWhatRests(t *testing.T) {
 	}
 }
 
-// TestUpgrade: an origin that agrees to another protocol gets a tunnel, if the
-// rule says so.
+// TestUpgrade checks that a connection becomes a tunnel if the origin agrees to another
+// protocol and the rule allows upgrades.
 func TestUpgrade(t *testing.T) {
 	const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nX-Exeat-Decision: forged\r\n\r\n"
 	ask := func(g *gateway, host string) string {
@@ -782,7 +782,7 @@ func TestUpgrade(t *testing.T) {
 // agreed is the answer of an origin that agrees to a WebSocket.
 const agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
-// agree has the origin agree to a WebSocket, of which the client is told.
+// agree makes the origin agree to a WebSocket, and reads the answer at the client.
 func agree(t *testing.T, c *caller, conn net.Conn) {
 	t.Helper()
 	if _, err := io.WriteString(conn, agreed); err != nil {
@@ -793,7 +793,7 @@ func agree(t *testing.T, c *caller, conn net.Conn) {
 	}
 }
 
-// echo sends something each way.
+// echo sends bytes in each direction.
 func echo(t *testing.T, c *caller, conn net.Conn, reader *bufio.Reader) {
 	t.Helper()
 	got := make([]byte, 4)
@@ -811,8 +811,8 @@ func echo(t *testing.T, c *caller, conn net.Conn, reader *bufio.Reader) {
 	}
 }
 
-// TestANewStateEndsWhatItForbids: an answer that is still being sent, and a
-// request that is still waiting for one.
+// TestANewStateEndsWhatItForbids checks an answer that is still being sent, and a request
+// that still waits for its answer.
 func TestANewStateEndsWhatItForbids(t *testing.T) {
 	for _, answering := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answering: %v", answering), func(t *testing.T) {
@@ -872,7 +872,7 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 			if n, err := conns[0].Read(make([]byte, 1)); err == nil {
 				t.Errorf("the origin of the revoked one reads %d bytes more", n)
 			}
-			resp = start(conns[1], other) // the other one goes on
+			resp = start(conns[1], other) // the other exchange goes on
 			if _, err := io.WriteString(conns[1], "cd"); err != nil {
 				t.Fatal(err)
 			}
@@ -887,8 +887,8 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 	}
 }
 
-// TestAPanicEndsOnePlainRequest also where the transport is at work in a
-// goroutine of its own.
+// TestAPanicEndsOnePlainRequest checks that a panic ends one request only, also a panic in a
+// goroutine of the transport.
 func TestAPanicEndsOnePlainRequest(t *testing.T) {
 	g := newGateway(t, options{})
 	a := g.call(t, "builder").ask(t, get("http://"+g.at("panic.example")+"/"))
@@ -906,7 +906,7 @@ func TestAPanicEndsOnePlainRequest(t *testing.T) {
 	}
 }
 
-// TestDrainCutsAnExchange that has not ended in time.
+// TestDrainCutsAnExchange checks that a drain ends an exchange that has not ended in time.
 func TestDrainCutsAnExchange(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")

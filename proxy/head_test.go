@@ -9,7 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// refusedHead is a request that is refused before policy. PORT stands for the
+// refusedHead is a request that is refused without asking the policy. PORT stands for the
 // origin's port.
 type refusedHead struct {
 	name   string
@@ -25,7 +25,7 @@ func head(name, raw string, reason allowlist.Reason) refusedHead {
 	return refusedHead{name, raw, reason}
 }
 
-// brief keeps the names of subtests readable.
+// brief shortens a text for the name of a subtest.
 func brief(text string) string { return text[:min(len(text), 40)] }
 
 func refusedHeads() []refusedHead {
@@ -96,14 +96,14 @@ func refusedHeads() []refusedHead {
 	} {
 		rows = append(rows, head(name+" in the target", connectTo(text+":PORT"), allowlist.MalformedTarget))
 	}
-	for name, text := range map[string]string{"DEL": "a\x7f.example", "NUL": "a\x00.example"} { // bytes that no request line may hold
+	for name, text := range map[string]string{"DEL": "a\x7f.example", "NUL": "a\x00.example"} { // bytes that no request line may contain
 		rows = append(rows, head(name+" in the target", connectTo(text+":PORT"), allowlist.MalformedRequestLine))
 	}
 	return rows
 }
 
-// TestRefusedHeads sends every head on a fresh connection, as the second request
-// of one that was kept open after a 407, and behind an allowed plain request.
+// TestRefusedHeads sends every head on a new connection, on one that was kept open after a
+// 407, and behind an allowed plain request.
 func TestRefusedHeads(t *testing.T) {
 	g := newGateway(t, options{})
 	g.origin.serve(t, func(request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" })
@@ -132,7 +132,7 @@ func TestRefusedHeads(t *testing.T) {
 			g.checkRefused(t, c, raw, row.reason)
 		})
 	}
-	if n := g.names.lookups.Load(); n != 1 { // the first allowed one
+	if n := g.names.lookups.Load(); n != 1 { // for the first allowed request
 		t.Errorf("%d lookups", n)
 	}
 	if n := g.origin.accepted.Load(); n != 1 {
@@ -170,12 +170,12 @@ func (g *gateway) checkRefused(t *testing.T, c *caller, raw string, want allowli
 	}
 }
 
-// TestSpellings checks what policy is asked about: the canonical destination.
+// TestSpellings checks that the policy decides about the canonical destination.
 func TestSpellings(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, row := range []struct {
 		head string
-		host string // in the record
+		host string // host in the record
 		want allowlist.Reason
 	}{
 		{connectTo("allowed.example:PORT"), "allowed.example", allowlist.NoReason},

@@ -13,8 +13,8 @@ import (
 
 const helloInClear = "a TLS ClientHello came on a listener without TLS"
 
-// TestAClientHelloInClear: a caller whose proxy URL begins with https:// reaches
-// a listener that speaks no TLS.
+// TestAClientHelloInClear checks the answer to a caller that speaks TLS, because its proxy
+// URL begins with https://, on a listener without TLS.
 func TestAClientHelloInClear(t *testing.T) {
 	g := newGateway(t, options{})
 	raw := g.connect(t, g.plain)
@@ -38,7 +38,7 @@ func TestWhatIsAClientHello(t *testing.T) {
 	}{
 		{"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", g.plain, helloInClear},
 		{"\x16\x03\x04\x00\x05\x01\x00\x00\x01\x00", g.plain, helloInClear},
-		{"\x16", g.plain, helloInClear}, // the rest may come later: what is said does not depend on that
+		{"\x16", g.plain, helloInClear}, // the rest may come later, which must not change the detail
 		{"\x16\x02\x01\r\n\r\n", g.plain, ""},
 		{"\x15\x03\x01\x00\x02\x01\x00", g.plain, ""},
 		{"\x80\x16\x03\x01", g.plain, ""},

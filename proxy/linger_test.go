@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestAnswersWhileTheClientSends: a client that reads only when it has sent its
-// whole body, more than the sockets hold, gets the answer and a proper end (RFC
-// 9112 section 9.6): that of a refusal, and one that an origin gave early.
+// TestAnswersWhileTheClientSends checks that a client which reads only after it has sent its
+// whole body, which is larger than the buffers of the sockets, gets the answer and an
+// orderly end (RFC 9112 section 9.6): a refusal, and an early answer of an origin.
 func TestAnswersWhileTheClientSends(t *testing.T) {
 	g := newGateway(t, options{})
 	spec := g.policy()
@@ -52,7 +52,7 @@ func TestAnswersWhileTheClientSends(t *testing.T) {
 				if _, err := io.WriteString(o, answer.raw); err != nil {
 					t.Fatal(err)
 				}
-				_ = o.CloseWrite() // and it reads no more
+				_ = o.CloseWrite() // it does not read any more either
 				<-sent
 				c.expect(t, 413)
 				g.next(t, audit.EventDecision)
@@ -62,7 +62,7 @@ func TestAnswersWhileTheClientSends(t *testing.T) {
 	}
 }
 
-// expect reads an answer with a status, whole, and the proper end behind it.
+// expect reads a complete answer with the given status and the orderly end behind it.
 func (c *caller) expect(t *testing.T, status int) {
 	t.Helper()
 	resp, err := http.ReadResponse(c.reader, nil)
@@ -77,8 +77,8 @@ func (c *caller) expect(t *testing.T, status int) {
 	}
 }
 
-// TestAnEarlyAnswerBeforeAReset: an origin that answers and closes with the body
-// unread resets its connection. What it has said before that is an answer.
+// TestAnEarlyAnswerBeforeAReset checks that the answer of an origin counts although the
+// origin then closes its connection with the body unread, which resets it.
 func TestAnEarlyAnswerBeforeAReset(t *testing.T) {
 	g := newGateway(t, options{})
 	body := strings.Repeat("b", 8<<20)

@@ -13,12 +13,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// loginOrigin is an origin that takes whoever has logged in on a connection for
-// the sender of all that comes on it: with one request, or as NTLM does, with one
-// that it answers with a challenge and one that meets that.
+// loginOrigin is an origin that treats all requests of a connection as those of the user who
+// has logged in on it. A login needs one request, or two with a challenge between them, as
+// with NTLM.
 type loginOrigin struct {
 	*gateway
-	offer string // fields of a 401
+	offer string // fields of the 401
 
 	mu    sync.Mutex
 	conns []net.Conn // in the order of their first requests
@@ -58,7 +58,7 @@ func (o *loginOrigin) answer(req request) string {
 	return unauthorized(o.offer, number)
 }
 
-// number counts connections from 1 on.
+// number returns the number of a connection, from 1 on.
 func (o *loginOrigin) number(conn net.Conn) int {
 	for i, c := range o.conns {
 		if c == conn {
@@ -74,14 +74,13 @@ func unauthorized(fields string, number int) string {
 	return fmt.Sprintf("HTTP/1.1 401 Unauthorized\r\n%sContent-Length: %d\r\n\r\n%s", fields, len(body), body)
 }
 
-// says makes a request, with credentials or without, whose answer must have a
-// body.
+// says sends a request, with or without credentials, and checks the body of its answer.
 func (o *loginOrigin) says(t *testing.T, c *caller, credentials, want string) answer {
 	t.Helper()
 	return o.saysAt(t, c, "allowed.example", credentials, want)
 }
 
-// saysAt does so at a host, with further fields.
+// saysAt does what says does, for a host and with more fields.
 func (o *loginOrigin) saysAt(t *testing.T, c *caller, host, credentials, want string, fields ...string) answer {
 	t.Helper()
 	if credentials != "" {
@@ -96,8 +95,8 @@ func (o *loginOrigin) saysAt(t *testing.T, c *caller, host, credentials, want st
 	return a
 }
 
-// TestALoginStaysWithItsClient: what one connection has logged in on is no
-// other's, not even of the same identity.
+// TestALoginStaysWithItsClient checks that a connection on which a client has logged in is
+// not used for another connection of a client, not even of the same identity.
 func TestALoginStaysWithItsClient(t *testing.T) {
 	for _, credentials := range []string{"Negotiate alice", "negotiate alice", "Kerberos alice", "X-Corporate alice"} {
 		t.Run(credentials, func(t *testing.T) {
@@ -106,7 +105,7 @@ func TestALoginStaysWithItsClient(t *testing.T) {
 			o.says(t, alice, credentials, "alice on 1")
 			o.says(t, other, "", "nobody on 2")
 			o.says(t, alice, "", "alice on 1")
-			o.says(t, other, strings.Replace(credentials, "alice", "bob", 1), "bob on 3") // and 2 was not its own
+			o.says(t, other, strings.Replace(credentials, "alice", "bob", 1), "bob on 3") // connection 2 was not logged in and is not used
 			o.says(t, other, "", "bob on 3")
 			o.says(t, alice, "", "alice on 1")
 			third := o.call(t, "builder")
@@ -114,7 +113,7 @@ func TestALoginStaysWithItsClient(t *testing.T) {
 		})
 	}
 	for _, credentials := range []string{"Basic alice", "Bearer alice", "Digest username=alice"} {
-		t.Run(credentials, func(t *testing.T) { // it is for one request, and others may use the connection
+		t.Run(credentials, func(t *testing.T) { // the credentials hold for one request, and others may use the connection
 			o := newLoginOrigin(t, "")
 			first, second := o.call(t, "builder"), o.call(t, "builder")
 			_, name, _ := strings.Cut(credentials, " ")
@@ -124,8 +123,8 @@ func TestALoginStaysWithItsClient(t *testing.T) {
 	}
 }
 
-// TestALoginOfManySteps goes over one connection from the offer on, beside that
-// of somebody else.
+// TestALoginOfManySteps checks that all steps of a login, from the offer on, go over one
+// connection, while another client logs in over another.
 func TestALoginOfManySteps(t *testing.T) {
 	for _, offer := range []string{
 		"WWW-Authenticate: NTLM\r\n",
@@ -151,7 +150,8 @@ func TestALoginOfManySteps(t *testing.T) {
 	}
 }
 
-// TestAnOfferTiesItsConnection: of a status, or a field, that says so.
+// TestAnOfferTiesItsConnection checks that an answer which offers a login, by its status or
+// a field, ties its connection to the client.
 func TestAnOfferTiesItsConnection(t *testing.T) {
 	for answer, want := range map[string]int64{
 		"401 Unauthorized\r\nWWW-Authenticate: Negotiate":                                            2,
@@ -180,7 +180,8 @@ func TestAnOfferTiesItsConnection(t *testing.T) {
 	}
 }
 
-// TestALoginEndsWithItsClient, and when a state comes that may forbid it.
+// TestALoginEndsWithItsClient checks that a connection which is logged in is closed when the
+// client's connection ends and when another state comes into force.
 func TestALoginEndsWithItsClient(t *testing.T) {
 	for name, end := range map[string]func(*gateway, *caller){
 		"the client leaves":   func(_ *gateway, c *caller) { _ = c.Close() },
@@ -208,8 +209,8 @@ func TestALoginEndsWithItsClient(t *testing.T) {
 	}
 }
 
-// TestALoginIsNotRepeated: a request that went out on a connection of its own is
-// not sent again on another one, though net/http would.
+// TestALoginIsNotRepeated checks that a request which went out on a connection that is logged
+// in is not sent again on another one, as net/http would do.
 func TestALoginIsNotRepeated(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
@@ -238,7 +239,8 @@ func TestALoginIsNotRepeated(t *testing.T) {
 	}
 }
 
-// TestALoginOfHTTP10 cannot be: the connection ends with the answer.
+// TestALoginOfHTTP10 checks that HTTP/1.0 has no logins, because the connection ends with
+// the answer.
 func TestALoginOfHTTP10(t *testing.T) {
 	r := newPlainRig(t, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n")
 	a := r.call(t, "builder").ask(t, "GET "+r.url("allowed.example", "/")+" HTTP/1.0\r\n\r\n")
@@ -248,10 +250,11 @@ func TestALoginOfHTTP10(t *testing.T) {
 	r.carried(t)
 }
 
-// TestAnUpgradeGoesOutWhereItsClientHasLoggedIn, and may be what it logs in with.
+// TestAnUpgradeGoesOutWhereItsClientHasLoggedIn checks that a request for an upgrade uses the
+// connection that is logged in, and that such a request may also log it in.
 func TestAnUpgradeGoesOutWhereItsClientHasLoggedIn(t *testing.T) {
 	upgrade := upgrades("websocket")
-	for name, asks := range map[string][3][]string{ // the fields of each step of the login
+	for name, asks := range map[string][3][]string{ // fields of each step of the login
 		"after a login":          {nil, nil, nil},
 		"after a part of it":     {nil, nil, upgrade},
 		"as the first step":      {upgrade, nil, nil},
@@ -282,12 +285,13 @@ func TestAnUpgradeGoesOutWhereItsClientHasLoggedIn(t *testing.T) {
 			o.next(t, audit.EventDecision)
 			_ = c.Close()
 			o.next(t, audit.EventTunnelClose)
-			o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 2") // what has become a tunnel is nobody's
+			o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 2") // a connection that has become a tunnel is not used
 		})
 	}
 }
 
-// TestAnUpgradeSharesNoConnection with others, also where it was not agreed to.
+// TestAnUpgradeSharesNoConnection checks that the connection of a request for an upgrade is
+// not shared, even if the origin has not agreed.
 func TestAnUpgradeSharesNoConnection(t *testing.T) {
 	o := newLoginOrigin(t, "")
 	c := o.call(t, "builder")
@@ -300,8 +304,8 @@ func TestAnUpgradeSharesNoConnection(t *testing.T) {
 	o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 1")
 }
 
-// TestAnOriginThatSwitchesTooSoon gets the rest of the request before anything of
-// the tunnel.
+// TestAnOriginThatSwitchesTooSoon checks that an origin which agrees before it has the whole
+// request gets the rest of it before the bytes of the tunnel.
 func TestAnOriginThatSwitchesTooSoon(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")

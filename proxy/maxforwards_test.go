@@ -11,7 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestMaxForwardsIsCountedDown for OPTIONS and TRACE, whatever else is said of it.
+// TestMaxForwardsIsCountedDown checks that Max-Forwards counts down for OPTIONS and TRACE,
+// even if Connection lists it.
 func TestMaxForwardsIsCountedDown(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -20,7 +21,7 @@ func TestMaxForwardsIsCountedDown(t *testing.T) {
 		{"OPTIONS", "max-forwards: 1", "0"},
 		{"OPTIONS", "Max-Forwards: 99999999999999999999999", "2147483646"},
 		{"OPTIONS", "Connection: Max-Forwards\r\nMax-Forwards: 3", "2"},
-		{"GET", "Max-Forwards: 0", "0"}, // means nothing there
+		{"GET", "Max-Forwards: 0", "0"}, // has no meaning for GET
 		{"GET", "Max-Forwards: x", "x"},
 		{"OPTIONS", "X: 1", ""},
 	} {
@@ -42,7 +43,8 @@ func TestMaxForwardsIsCountedDown(t *testing.T) {
 	}
 }
 
-// TestTheLastForward is answered here, once policy has allowed the request.
+// TestTheLastForward checks that the gateway itself answers a request with Max-Forwards 0,
+// after the policy has allowed it.
 func TestTheLastForward(t *testing.T) {
 	r := newPlainRig(t, ok)
 	lookups := r.names.lookups.Load()

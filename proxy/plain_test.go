@@ -6,7 +6,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// refusedPlain are plain requests that are refused before policy.
+// refusedPlain returns plain requests that are refused without asking the policy.
 func refusedPlain() []refusedHead {
 	const (
 		line = "POST http://allowed.example:PORT/ HTTP/1.1\r\nHost: allowed.example:PORT\r\n"

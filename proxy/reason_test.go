@@ -18,13 +18,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// world is a gateway in each state that has a reason of its own. All leave
-// their evidence in one place.
+// world holds a gateway in each condition that has a reason of its own. All share their
+// evidence.
 type world struct {
 	*evidence
 	ready, hasty, empty, busy, draining *gateway
 
-	far, crowded, spent *gateway // out of connections of a source, of tunnels, of bytes
+	far, crowded, spent *gateway // the limit of connections of a source, of tunnels, of bytes is reached
 }
 
 func newWorld(t *testing.T) *world {
@@ -46,7 +46,7 @@ func newWorld(t *testing.T) *world {
 		lease.Spend(n)
 		t.Cleanup(lease.Close)
 	}
-	for range limit.SharesOf(256).PerIdentity { // the whole share of builder, which rests behind a denial
+	for range limit.SharesOf(256).PerIdentity { // builder's whole share, each idle after a denial
 		w.busy.call(t, "builder").ask(t, "GET http://denied.example/ HTTP/1.1\r\nHost: denied.example\r\n\r\n")
 		e.next(t, audit.EventDecision)
 	}
@@ -58,18 +58,18 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// wireCase makes one decision over the wire, with more fields in the head
-// where it can have some.
+// wireCase makes one decision over the wire, with additional fields in the head if it has
+// one.
 type wireCase struct {
 	reason allowlist.Reason
-	slow   bool // waits for a deadline
-	plain  bool // a plain request, which had reached the origin
+	slow   bool // the case waits for a deadline
+	plain  bool // it is a plain request that has reached the origin
 	cause  allowlist.Cause
-	// decide returns the zero answer where there is none.
+	// decide returns the zero answer if there is no answer.
 	decide func(t *testing.T, w *world, fields ...string) answer
 }
 
-// asked is a request that somebody makes of a gateway in good health.
+// asked returns the case of a CONNECT to the gateway that is ready.
 func asked(reason allowlist.Reason, who, where string) wireCase {
 	return wireCase{reason: reason, decide: func(t *testing.T, w *world, fields ...string) answer {
 		t.Helper()
@@ -78,7 +78,7 @@ func asked(reason allowlist.Reason, who, where string) wireCase {
 	}}
 }
 
-// malformed is a head that builder sends.
+// malformed returns the case of a malformed head from builder.
 func malformed(reason allowlist.Reason, raw string) wireCase {
 	return wireCase{reason: reason, decide: func(t *testing.T, w *world, fields ...string) answer {
 		t.Helper()
@@ -91,7 +91,7 @@ func malformed(reason allowlist.Reason, raw string) wireCase {
 	}}
 }
 
-// shown is a request with a certificate that is not accepted.
+// shown returns the case of a request with a certificate that is not accepted.
 func shown(reason allowlist.Reason, certificate func(t *testing.T, ca *testCA) tls.Certificate) wireCase {
 	return wireCase{reason: reason, decide: func(t *testing.T, w *world, fields ...string) answer {
 		t.Helper()
@@ -99,7 +99,7 @@ func shown(reason allowlist.Reason, certificate func(t *testing.T, ca *testCA) t
 	}}
 }
 
-// of is a good request to a gateway in another state.
+// of returns the case of a good request to another gateway of the world.
 func of(reason allowlist.Reason, state func(*world) *gateway) wireCase {
 	return wireCase{reason: reason, decide: func(t *testing.T, w *world, fields ...string) answer {
 		t.Helper()
@@ -107,13 +107,13 @@ func of(reason allowlist.Reason, state func(*world) *gateway) wireCase {
 	}}
 }
 
-// with9209 is a case whose cause has an error type of its own in RFC 9209.
+// with9209 sets the cause of a case, which has an error type of its own in RFC 9209.
 func with9209(c wireCase, cause allowlist.Cause) wireCase {
 	c.cause = cause
 	return c
 }
 
-// askOnce asks, and leaves.
+// askOnce sends a head, reads the answer and closes the connection.
 func (c *caller) askOnce(t *testing.T, head string) answer {
 	t.Helper()
 	a := c.ask(t, head)
@@ -188,7 +188,8 @@ func wireCases() []wireCase {
 	}
 }
 
-// elsewhere are the reasons that no CONNECT can have, and why.
+// elsewhere returns the reasons that no CONNECT can have here, with why or the test that
+// covers them.
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PathNotAllowed:    "TestPlainDecisions: only a plain HTTP request has a path",
@@ -204,8 +205,7 @@ func elsewhere() map[allowlist.Reason]string {
 	}
 }
 
-// saysAll are the reasons of what failed, or was malformed, over a limit or without an
-// identity, that need no detail, and why.
+// saysAll returns the reasons other than denials whose records need no detail, with why.
 func saysAll() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PolicyUnavailable: "none was loaded since the start",
@@ -233,7 +233,7 @@ func late(t *testing.T, w *world, fields ...string) answer {
 	return w.hasty.call(t, "builder").askOnce(t, connectTo("late.example:443", fields...))
 }
 
-// noAnswer is an origin that leaves without one, lateAnswer one that says
+// In noAnswer, the origin closes its connection without an answer; in lateAnswer it sends
 // nothing.
 func noAnswer(t *testing.T, w *world, fields ...string) answer {
 	t.Helper()
@@ -288,7 +288,7 @@ func TestReasons(t *testing.T) {
 			a := c.decide(t, w)
 			info := c.reason.Info()
 			info.ProxyError = c.reason.ProxyError(c.cause)
-			switch c.reason { //nolint:exhaustive // every other one is answered and decided
+			switch c.reason { //nolint:exhaustive // all others are answered and decided
 			case allowlist.NoReason:
 				info.Status = 200
 			case allowlist.TLSHandshakeFailed:
@@ -308,7 +308,7 @@ func TestReasons(t *testing.T) {
 				t.Errorf("detail %q, and the reason says all: %q", r.Detail, why)
 			}
 			if c.reason == allowlist.ClientGone {
-				return // without an answer
+				return // there is no answer
 			}
 			if a.status != info.Status || a.reason() != info.Token {
 				t.Errorf("answered %s (%s), want %d %s", a.phrase, a.reason(), info.Status, info.Token)
@@ -326,7 +326,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// checkRefusal checks what every refusal says.
+// checkRefusal checks what all refusals have in common.
 func checkRefusal(t *testing.T, a answer, r record, info allowlist.ReasonInfo) {
 	t.Helper()
 	if want := "exeat; error=" + info.ProxyError + "; reason=" + info.Token + "; "; !strings.HasPrefix(a.header.Get("Proxy-Status"), want) {
@@ -351,21 +351,21 @@ func checkRefusal(t *testing.T, a answer, r record, info allowlist.ReasonInfo) {
 		}
 	}
 	want := "deny"
-	if a.status >= 500 && a.status != 505 || r.Reason == "rate-limited" { // the limit is a source's
+	if a.status >= 500 && a.status != 505 || r.Reason == "rate-limited" { // the limit is one of a source address
 		want = "fail"
 	}
 	if r.Verdict != want {
 		t.Errorf("verdict %s, want %s", r.Verdict, want)
 	}
-	for _, secret := range []string{"10.0.0.1", "169.254.169.254", "255.255.255.255"} { // of the resolver's script
+	for _, secret := range []string{"10.0.0.1", "169.254.169.254", "255.255.255.255"} { // addresses from the resolver's script
 		if strings.Contains(a.phrase+a.body+fmt.Sprint(a.header), secret) {
 			t.Errorf("the answer tells the resolved address %s", secret)
 		}
 	}
 }
 
-// TestPanic sends a request that panics the resolver, beside a tunnel that is
-// open and lives on.
+// TestPanic sends a request that makes the resolver panic. A tunnel that is open at the same
+// time must go on.
 func TestPanic(t *testing.T) {
 	g := newGateway(t, options{})
 	tunnel, origin := g.open(t)

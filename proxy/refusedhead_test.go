@@ -7,8 +7,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARefusedHeadIsRecordedAsFarAsItWasRead: the record of a head that is
-// refused has the method, the host and the port of what came before the fault.
+// TestARefusedHeadIsRecordedAsFarAsItWasRead checks that the record of a refused head has the
+// method, the host and the port that came before the fault.
 func TestARefusedHeadIsRecordedAsFarAsItWasRead(t *testing.T) {
 	const (
 		plain   = "GET http://Evil.example.:8080/secret?q HTTP/1.1\r\n"
@@ -71,7 +71,7 @@ func TestARefusedHeadIsRecordedAsFarAsItWasRead(t *testing.T) {
 	}
 }
 
-// TestAHeadThatDoesNotComeWhole is recorded as far as it came, too.
+// TestAHeadThatDoesNotComeWhole checks that an incomplete head is recorded as far as it came.
 func TestAHeadThatDoesNotComeWhole(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")

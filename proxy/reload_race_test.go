@@ -21,24 +21,24 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// race is a gateway whose states flip while callers connect. Callers hold
-// flipping for reading until they are answered, so that whoever holds it for
-// writing knows that no request is under way.
+// race is a gateway whose states change while callers connect. Callers lock flipping for
+// reading until they are answered, so that no request is under way while it is locked for
+// writing.
 type race struct {
 	*gateway
-	config   *tls.Config // of the caller builder
+	config   *tls.Config // configuration of the caller builder
 	flipping sync.RWMutex
 	asked    atomic.Int64
-	answered chan struct{} // something, when an answer comes
+	answered chan struct{} // receives when an answer has come
 
 	callers sync.WaitGroup
-	ended   chan struct{} // something, when a caller sees the end of a tunnel
-	opened  atomic.Int64  // tunnels that callers had, and
-	over    atomic.Int64  // those of which they saw the end
+	ended   chan struct{} // receives when a caller has seen the end of a tunnel
+	opened  atomic.Int64  // number of tunnels that callers have opened
+	over    atomic.Int64  // number of tunnels whose end callers have seen
 
-	// What follows belongs to the goroutine of the test.
-	states            map[uint64]*live.State // by generation
-	open              map[string]record      // by decision id, from its record to that of the close
+	// Only the goroutine of the test uses the following fields.
+	states            map[uint64]*live.State // states by generation
+	open              map[string]record      // decisions of open tunnels by id, until their close record
 	decisions, closes int
 }
 
@@ -57,9 +57,9 @@ func newRace(t *testing.T) *race {
 	return r
 }
 
-// TestReloadsAgainstConnects puts states in force at random moments while
-// callers connect. After each of them no tunnel is open that it forbids, all
-// others are, and every record names one generation that gives its verdict.
+// TestReloadsAgainstConnects puts states in force at random moments while callers connect.
+// After each of them, no tunnel that it forbids may be open, all others must be, and every
+// record must name a generation that gives its verdict.
 func TestReloadsAgainstConnects(t *testing.T) {
 	const flips = 36
 	r := newRace(t)
@@ -87,12 +87,12 @@ func TestReloadsAgainstConnects(t *testing.T) {
 	t.Logf("%d decisions, %d tunnels closed by %d states", r.decisions, r.closes, flips)
 }
 
-// The hosts of the race: every state allows the first.
+// The hosts of the race. Every state allows the first one.
 func raceHosts() []string {
 	return []string{"always.wild.example", "left.wild.example", "right.wild.example"}
 }
 
-// policies come into force in turn.
+// policies returns the policies that come into force in turn.
 func (r *race) policies(t *testing.T) []*allowlist.Policy {
 	t.Helper()
 	spec := func(version string, change func(*allowlist.Entry), hosts ...string) *allowlist.Policy {
@@ -128,7 +128,7 @@ func (r *race) policies(t *testing.T) []*allowlist.Policy {
 	}
 }
 
-// connects asks for tunnels until ctx is done.
+// connects opens tunnels until ctx is done.
 func (r *race) connects(ctx context.Context, t *testing.T, secure bool) {
 	t.Helper()
 	for ctx.Err() == nil {
@@ -179,7 +179,7 @@ func (r *race) connectOnce(ctx context.Context, target string, secure bool) erro
 	return nil
 }
 
-// notify leaves word, unless there is some.
+// notify sends to a channel, unless it is full.
 func notify(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -187,7 +187,7 @@ func notify(c chan struct{}) {
 	}
 }
 
-// hold waits for the end of a tunnel, beside the caller.
+// hold waits for the end of a tunnel in a goroutine of its own.
 func (r *race) hold(conn net.Conn, reader io.Reader) {
 	r.opened.Add(1)
 	r.callers.Go(func() {
@@ -198,8 +198,8 @@ func (r *race) hold(conn net.Conn, reader io.Reader) {
 	})
 }
 
-// flip puts a policy in force after a random number of answers, while callers
-// connect, and waits until all that it forbids has ended.
+// flip puts a policy in force after a random number of answers, while callers connect, and
+// waits until all tunnels that it forbids have ended.
 func (r *race) flip(ctx context.Context, t *testing.T, p *allowlist.Policy) {
 	t.Helper()
 	for range 1 + rand.N(12) {
@@ -235,7 +235,7 @@ func (r *race) await(t *testing.T, c <-chan struct{}, what string) {
 	}
 }
 
-// anyForbidden reports whether a tunnel is open, by the records, that a state
+// anyForbidden reports whether, according to the records, a tunnel is open that a state
 // forbids.
 func (r *race) anyForbidden(state *live.State) bool {
 	for _, rec := range r.open {
@@ -246,7 +246,7 @@ func (r *race) anyForbidden(state *live.State) bool {
 	return false
 }
 
-// reasonBy decides again what a record says was asked.
+// reasonBy returns a state's reason for the request in a record.
 func reasonBy(state *live.State, rec record) allowlist.Reason {
 	req := allowlist.Request{ID: id("sidecar"), Source: allowlist.SourceListener, Time: time.Now()}
 	if rec.Listener == "secure" {
@@ -258,14 +258,14 @@ func reasonBy(state *live.State, rec record) allowlist.Reason {
 	}
 	req.Dest = allowlist.Destination{Host: host, Port: rec.Port}
 	d := state.Decide(req)
-	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), rec.Port) // of all names here
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), rec.Port) // address of all names in this test
 	if d.Allowed() && d.CheckAddr(addr) != nil {
 		return allowlist.ResolvedAddressDenied
 	}
 	return d.Reason
 }
 
-// take checks one record.
+// take reads one record and checks it.
 func (r *race) take(t *testing.T, rec record) {
 	t.Helper()
 	switch rec.Event {
