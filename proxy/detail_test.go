@@ -133,7 +133,7 @@ func TestARecordSaysWhyThereIsNoAnswer(t *testing.T) {
 		"another version":             {"close:HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", "http_protocol_error", "ORIGIN: the answer is of HTTP/2"},
 		"chunks in HTTP/1.0":          {"close:HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "http_response_transfer_coding", "ORIGIN: Transfer-Encoding stands in an answer of HTTP/1.0"},
 		"a space behind a name":       {"close:HTTP/1.1 200 OK\r\nContent-Length : 3\r\n\r\nabc", "http_protocol_error", "ORIGIN: (a space stands behind the name of the field Content-Length|what came is no answer of HTTP/1)"},
-		"an unasked upgrade":          {"close:HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "http_upgrade_failed", "ORIGIN: the origin switched to a protocol that nobody had asked for"},
+		"an upgrade not requested":    {"close:HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "http_upgrade_failed", "ORIGIN: the origin switched to a protocol that nobody had asked for"},
 		"interim answers without end": {strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 40), "http_protocol_error", "ORIGIN: more than 32 interim answers came before the final one"},
 	} {
 		t.Run(name, func(t *testing.T) {

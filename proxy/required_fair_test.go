@@ -8,9 +8,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestOneIdentitysDenialsRefuseNobody has 1,500 connections of one identity
-// denied under required records, by a sink that takes a batch only now and then:
-// what another identity is allowed is answered 200 every time.
+// TestOneIdentitysDenialsRefuseNobody sends denied requests on 1,500 connections of one
+// identity under required records, with a sink that takes a batch only from time to time.
+// Allowed requests of another identity must always be answered with 200.
 func TestOneIdentitysDenialsRefuseNobody(t *testing.T) {
 	const flood, rounds = 1500, 5
 	e := startEvidence(t, audit.Config{Required: true, Queue: 512}, &evidence{stuck: make(chan struct{})})
@@ -42,7 +42,7 @@ func TestOneIdentitysDenialsRefuseNobody(t *testing.T) {
 		go func() { answered <- c.answer(t) }()
 		for waiting := true; waiting; {
 			select {
-			case e.stuck <- struct{}{}: // the sink takes one batch more
+			case e.stuck <- struct{}{}: // lets the sink take one more batch
 			case a := <-answered:
 				if waiting = false; a.status != 200 {
 					t.Errorf("round %d: answered %s", i, a.phrase)

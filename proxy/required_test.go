@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestWhatCannotBeRecordedIsRefused fills the disk and makes room again.
+// TestWhatCannotBeRecordedIsRefused lets the disk be full, and then have room again.
 func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	e := newEvidenceWith(t, audit.Config{Required: true})
 	e.lossy = true
@@ -39,7 +39,7 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 		t.Errorf("denied with room again: %d", a.status)
 	}
 	r := e.next(t, audit.EventDecision)
-	for r.Reason == allowlist.AuditUnavailable.String() { // what was refused is recorded as well as it can be
+	for r.Reason == allowlist.AuditUnavailable.String() { // refused requests are recorded when there is room again
 		r = e.next(t, audit.EventDecision)
 	}
 	if r.Reason != allowlist.NotOnAllowlist.String() {
@@ -47,8 +47,8 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	}
 }
 
-// TestAPlainRequestIsRecordedBeforeItGoesOut: no byte of it leaves while the
-// disk is full.
+// TestAPlainRequestIsRecordedBeforeItGoesOut checks that no byte of a request goes out while
+// the disk is full.
 func TestAPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
 	e := newEvidenceWith(t, audit.Config{Required: true})
 	e.lossy = true
@@ -70,22 +70,22 @@ func TestAPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
 		t.Errorf("with room again: %q, %v", line, err)
 	}
 	for r := e.next(t, audit.EventDecision); r.Verdict != "allow"; r = e.next(t, audit.EventDecision) {
-		if r.Reason != allowlist.AuditUnavailable.String() { // what was refused is recorded as well as it can be
+		if r.Reason != allowlist.AuditUnavailable.String() { // refused requests are recorded when there is room again
 			t.Errorf("record %+v", r)
 		}
 	}
 	_ = c.Close()
 }
 
-// requiring is a gateway whose records must be written before anything goes out,
-// to a sink that takes nothing until it is let go.
+// requiring returns a gateway whose records must be written before anything goes out. Its
+// sink takes no records until letGo is called.
 func requiring(t *testing.T) (g *gateway, letGo func()) {
 	t.Helper()
 	e := startEvidence(t, audit.Config{Required: true}, &evidence{stuck: make(chan struct{})})
 	return newGateway(t, options{evidence: e}), func() { close(e.stuck) }
 }
 
-// recording waits until a record has been made, which is then waited for.
+// recording waits until a record has been made, which the gateway then waits to be written.
 func (g *gateway) recording(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(patience); g.recorder.Stats().Sinks[0].Made == g.made; runtime.Gosched() {
@@ -95,8 +95,8 @@ func (g *gateway) recording(t *testing.T) {
 	}
 }
 
-// TestWhatEndsWhileItIsRecordedDoesNotGoOut: the record of a request that is
-// allowed may take its time, in which a state forbids the request.
+// TestWhatEndsWhileItIsRecordedDoesNotGoOut forbids an allowed request while its record is
+// being written.
 func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 	for ending, want := range map[string]int{"revoked": 403, "quarantined": 403, "drain": 503} {
 		t.Run(ending, func(t *testing.T) {
@@ -127,11 +127,11 @@ func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 	}
 }
 
-// TestWhatWasRecordedAsAllowedHasAnEnd: a state that forbids the request for a
-// moment has it tried again, and the next try finds no origin.
+// TestWhatWasRecordedAsAllowedHasAnEnd makes a request be tried again, by a state that
+// forbids it for a moment. The next try finds no origin, and the end must be recorded.
 func TestWhatWasRecordedAsAllowedHasAnEnd(t *testing.T) {
 	g, letGo := requiring(t)
-	passing := g.another(t) // its states are in force no more when the door looks
+	passing := g.another(t) // its states are no longer in force when the door checks them
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -45,25 +45,25 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests. No wait should last nearly as long.
 const patience = 30 * time.Second
 
-// options are what a test changes of a gateway.
+// options holds what a test changes of a gateway.
 type options struct {
-	evidence    *evidence // nil: of its own
+	evidence    *evidence // nil means evidence of its own
 	noPolicy    bool
-	slots       int // 0: 1000
+	slots       int // 0 means 1000
 	headTimeout time.Duration
 	dialTimeout time.Duration
-	hello       time.Duration // for a ClientHello
+	hello       time.Duration // HelloTimeout
 	tunnel      tunnel.Config
 	forward     forward.Config
 	bound       func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding
-	limits      limit.Config                                  // a zero field is more than any test needs
-	enforced    func(live.Enforcement)                        // nil is nobody
-	source      func(*gatewaytest.Identity) gw.IdentitySource // nil: that source itself
-	descriptors gw.Descriptors                                // nil: any number
-	maxRevoke   live.MaxRevoke                                // of what is applied, and not confirmed
+	limits      limit.Config                                  // a zero field means more than any test needs
+	enforced    func(live.Enforcement)                        // called after each enforcement; may be nil
+	source      func(*gatewaytest.Identity) gw.IdentitySource // returns the source to use; nil means the identity itself
+	descriptors gw.Descriptors                                // nil means no limit
+	maxRevoke   live.MaxRevoke                                // bounds policies that are applied without confirmation
 }
 
 func (o *options) defaults() {
@@ -82,7 +82,7 @@ func (o *options) defaults() {
 	l.Identity = l.Identity.Or(allowlist.Limits{Tunnels: plenty, ConnectsPerSecond: plenty, UploadPerHour: 1 << 50})
 }
 
-// gateway is a real one in this process, with an origin behind it: a listener
+// gateway is a real gateway in this process, with an origin behind it. It has a listener
 // that asks for certificates, and one without TLS whose callers are all sidecar.
 type gateway struct {
 	*evidence
@@ -95,9 +95,9 @@ type gateway struct {
 	budgets  *limit.Budgets
 	proxy    *proxy.Proxy
 	own      states
-	made     uint64 // records before the test began
+	made     uint64 // number of records before the test began
 
-	secure, plain netip.AddrPort // of the two listeners
+	secure, plain netip.AddrPort // addresses of the two listeners
 }
 
 func newGateway(tb testing.TB, o options) *gateway {
@@ -143,7 +143,8 @@ func newGateway(tb testing.TB, o options) *gateway {
 	return g
 }
 
-// snapshot is the gateway's identity, issued by an authority, which it trusts.
+// snapshot returns an identity of the gateway that an authority has issued, with that
+// authority in its bundle.
 func (g *gateway) snapshot(tb testing.TB, ca *testCA, generation uint64) *identity.Snapshot {
 	tb.Helper()
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
@@ -155,7 +156,7 @@ func (g *gateway) snapshot(tb testing.TB, ca *testCA, generation uint64) *identi
 	return snapshot
 }
 
-// serve serves the gateway until the test ends, or asks for the rest of the records.
+// serve serves the gateway until the test ends or calls rest.
 func (g *gateway) serve(tb testing.TB, made *gw.Gateway) {
 	tb.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -169,8 +170,8 @@ func (g *gateway) serve(tb testing.TB, made *gw.Gateway) {
 	tb.Cleanup(end)
 }
 
-// swap puts a policy in force that also knows the gateway's own listeners, with
-// its limits, and tells nobody: whoever is on its way finds out by itself.
+// swap puts a policy in force that also knows the gateway's own listeners, with its limits.
+// It does not enforce the policy: requests under way must notice the new state themselves.
 func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	tb.Helper()
 	policy, err := allowlist.Compile(spec)
@@ -182,14 +183,14 @@ func (g *gateway) swap(tb testing.TB, spec allowlist.Spec) {
 	g.budgets.Apply(policy)
 }
 
-// states puts states in force, which end what they forbid.
+// states puts states in force and enforces them.
 type states struct {
 	*live.Enforcer
 
-	did *atomic.Pointer[live.Enforcement] // the last time
+	did *atomic.Pointer[live.Enforcement] // the last enforcement
 }
 
-// put puts a policy in force; nil is one that allows nobody anything.
+// put puts a policy in force and enforces it. nil means a policy that allows nothing.
 func (e states) put(ctx context.Context, p *allowlist.Policy) live.Enforcement {
 	if p == nil {
 		p, _ = allowlist.Compile(allowlist.Spec{Version: "none"})
@@ -198,11 +199,12 @@ func (e states) put(ctx context.Context, p *allowlist.Policy) live.Enforcement {
 	return *e.did.Load()
 }
 
-// enforcer returns the gateway's own.
+// enforcer returns the gateway's own enforcer.
 func (g *gateway) enforcer() states { return g.own }
 
-// another returns an enforcer over other states than the gateway's, which trusts
-// every certificate: what it puts in force is so no more when the gateway looks.
+// another returns an enforcer that enforces states on the gateway's registry without putting
+// them in force in the gateway: they are no longer in force when the gateway checks the
+// state. It trusts every certificate.
 func (g *gateway) another(t *testing.T) states {
 	t.Helper()
 	e := states{did: new(atomic.Pointer[live.Enforcement])}
@@ -217,7 +219,7 @@ func (g *gateway) another(t *testing.T) states {
 	return e
 }
 
-// emptied waits until nothing is open: a tunnel leaves a moment after its record.
+// emptied waits until the registry is empty. A tunnel leaves it a moment after its record.
 func (g *gateway) emptied(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(patience); g.registry.Len() > 0; runtime.Gosched() {
@@ -227,33 +229,33 @@ func (g *gateway) emptied(t *testing.T) {
 	}
 }
 
-// bindings are what the DNS door has told of an address: that it is these names'.
+// bindings returns the bindings of names that the DNS door has answered with an address.
 func bindings(names ...string) []resolve.Binding {
 	all := make([]resolve.Binding, 0, len(names))
 	for _, name := range names {
 		host, err := allowlist.ParseHost(name)
 		if err != nil {
-			panic(err) // the name is the test's own
+			panic(err) // a constant of a test
 		}
 		all = append(all, resolve.Binding{Name: host})
 	}
 	return all
 }
 
-// evidence is what gateways leave behind: records in the order in which they
-// were written, and spans.
+// evidence holds the records of gateways, in the order in which they were written, and their
+// spans.
 type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
 	spans    *tracetest.InMemoryExporter
-	full     atomic.Bool       // the disk
-	lossy    bool              // the test means it to be
-	stuck    chan struct{}     // the sink takes nothing until it is closed; nil: it is quick
-	begun    func(span string) // is told of every span that begins; nil is nobody
-	served   []func()          // end the listeners whose callers are recorded here
+	full     atomic.Bool       // writing fails as if the disk were full
+	lossy    bool              // records may be lost in this test
+	stuck    chan struct{}     // each write waits until it receives or the channel is closed; nil: none waits
+	begun    func(span string) // called when a span begins; may be nil
+	served   []func()          // functions that stop the gateways which are recorded here
 }
 
-// record is a line of evidence as a reader of the log sees it.
+// record is one record as a reader of the log sees it.
 type record struct {
 	Event         string   `json:"event"`
 	ID            string   `json:"id"`
@@ -285,7 +287,7 @@ type record struct {
 	TraceID       string   `json:"trace_id"`
 	SpanID        string   `json:"span_id"`
 	CallerTraceID string   `json:"caller_trace_id"`
-	Count         uint64   `json:"count"` // of a summary
+	Count         uint64   `json:"count"` // number of decisions in a summary
 }
 
 func newEvidence(tb testing.TB) *evidence {
@@ -293,7 +295,8 @@ func newEvidence(tb testing.TB) *evidence {
 	return newEvidenceWith(tb, audit.Config{})
 }
 
-// newEvidenceWith sets the sink and the tracer of a configuration.
+// newEvidenceWith returns evidence with a configuration, of which it sets the sink and the
+// tracer.
 func newEvidenceWith(tb testing.TB, cfg audit.Config) *evidence {
 	tb.Helper()
 	return startEvidence(tb, cfg, &evidence{})
@@ -315,7 +318,7 @@ func startEvidence(tb testing.TB, cfg audit.Config, e *evidence) *evidence {
 	return e
 }
 
-// begins tells the evidence of spans that begin.
+// begins is a span processor that calls begun.
 type begins struct{ *evidence }
 
 func (b begins) OnStart(_ context.Context, span sdktrace.ReadWriteSpan) {
@@ -328,7 +331,7 @@ func (begins) OnEnd(sdktrace.ReadOnlySpan)      {}
 func (begins) Shutdown(context.Context) error   { return nil }
 func (begins) ForceFlush(context.Context) error { return nil }
 
-// Write takes the place of a log file.
+// Write stands in for a log file.
 func (e *evidence) Write(p []byte) (int, error) {
 	if e.stuck != nil {
 		<-e.stuck
@@ -341,7 +344,7 @@ func (e *evidence) Write(p []byte) (int, error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return 0, fmt.Errorf("record %q: %w", line, err)
 		}
-		switch audit.Event(r.Event) { //nolint:exhaustive // the tests know what they have put in force
+		switch audit.Event(r.Event) { //nolint:exhaustive // events of states that the tests themselves have put in force
 		case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
 			continue
 		}
@@ -350,7 +353,7 @@ func (e *evidence) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// next waits for the next record, which must be of that event.
+// next waits for the next record, which must have the given event.
 func (e *evidence) next(t *testing.T, event audit.Event) record {
 	t.Helper()
 	select {
@@ -365,9 +368,8 @@ func (e *evidence) next(t *testing.T, event audit.Event) record {
 	}
 }
 
-// rest ends what is recorded, whose callers may have their answers before the
-// records are made, then the recorder, and returns the records that nobody has
-// taken.
+// rest stops the gateways, because callers may get their answers before the records are
+// made, and then the recorder. It returns the records that were not read.
 func (e *evidence) rest(tb testing.TB) []record {
 	tb.Helper()
 	for _, end := range e.served {
@@ -388,18 +390,18 @@ func (e *evidence) rest(tb testing.TB) []record {
 	return left
 }
 
-// names is the resolver: a script for each name, and a count of the questions.
+// names is the resolver. It has a script for each name, and counts the look-ups.
 type names struct {
 	lookups atomic.Int64
-	// asked and answer stop the lookup of held.example between two steps of a
-	// test.
+	// The look-up of held.example sends to asked, and then waits for answer.
 	asked, answer chan struct{}
-	twice         atomic.Bool // once.example was asked for
-	// way is how every look-up leads to the addresses; nil is without an alias.
+	twice         atomic.Bool // once.example was looked up before
+	// way is the way by which every look-up leads to the addresses; nil means that there
+	// is no alias.
 	way atomic.Pointer[allowlist.Way]
 }
 
-// over makes every look-up lead over names.
+// over makes every look-up lead over these names.
 func (n *names) over(inspect bool, names ...string) {
 	way := allowlist.Way{Inspect: inspect}
 	for _, name := range names {
@@ -412,7 +414,7 @@ func (n *names) over(inspect bool, names ...string) {
 	n.way.Store(&way)
 }
 
-// lead asks the decision about the way, as package resolve does.
+// lead checks the way against the decision, as package resolve does.
 func (n *names) lead(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	var way allowlist.Way
 	if w := n.way.Load(); w != nil && !dec.Dest.Host.IsAddr() {
@@ -445,12 +447,12 @@ func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.A
 		return nil, context.DeadlineExceeded
 	case "many.wild.example":
 		return nil, &allowlist.ReasonError{Reason: allowlist.NameBudget}
-	case "late.example": // uses up the time that is there for connecting, too
+	case "late.example": // also uses up the time for connecting
 		<-ctx.Done()
 		return loopback, nil
 	case "inner.example":
 		return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("169.254.169.254")}, nil
-	case "unreachable.example": // no route leads to a TCP connection with it
+	case "unreachable.example": // no TCP connection to this address is possible
 		return []netip.Addr{netip.MustParseAddr("255.255.255.255")}, nil
 	case "mixed.example":
 		return append(loopback, netip.MustParseAddr("10.0.0.1")), nil
@@ -467,7 +469,7 @@ func (n *names) resolve(ctx context.Context, dec *allowlist.Decision) ([]netip.A
 	return loopback, nil
 }
 
-// origin accepts connections on loopback, counts them and hands them over.
+// origin accepts connections on loopback, counts them and passes them to the test.
 type origin struct {
 	port     uint16
 	accepted atomic.Int64
@@ -518,16 +520,16 @@ func (o *origin) next(t *testing.T) *net.TCPConn {
 	}
 }
 
-// request is one that came to the origin.
+// request is a request that has come to the origin.
 type request struct {
 	*http.Request
-	raw  string // as it came, head and body
+	raw  string // head and body as they came
 	body string
-	conn net.Conn // that it came on
+	conn net.Conn // the connection that the request came on
 }
 
-// serve answers every request that comes to the origin from now on, until the
-// test ends. An answer that begins with "close:" is the last on its connection.
+// serve answers every request that comes to the origin from now on, until the test ends. The
+// connection is closed after an answer that begins with "close:".
 func (o *origin) serve(tb testing.TB, answer func(request) string) {
 	tb.Helper()
 	ctx, stop := context.WithCancel(context.Background())

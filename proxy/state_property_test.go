@@ -11,10 +11,10 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestWhatIsOpenIsWhatANewRequestMay opens tunnels of every kind, puts random policies
-// in force, and asks after each of them for everything that is open once more: what a
-// new request is refused is open no more, and what it may have goes on, unless its
-// first bytes were not looked at and now must be.
+// TestWhatIsOpenIsWhatANewRequestMay opens tunnels of every kind and puts random policies in
+// force. After each policy, it opens a new tunnel of the kind of each open one. If the new
+// one is refused, the old one must have ended. If it opens, the old one must still be open,
+// unless its first bytes were not checked and now must be.
 func TestWhatIsOpenIsWhatANewRequestMay(t *testing.T) {
 	const rounds, most = 40, 10
 	seed := rand.Uint64()
@@ -35,9 +35,9 @@ func TestWhatIsOpenIsWhatANewRequestMay(t *testing.T) {
 			again := s.ask(t, o.kind)
 			switch goesOn := o.goesOn(); {
 			case !goesOn && again != nil && !o.unseen:
-				t.Errorf("seed %d, round %d: %s has ended, and a new one may be opened", seed, round, o.kind)
+				t.Errorf("seed %d, round %d: %s has ended, but a new one opens", seed, round, o.kind)
 			case goesOn && again == nil:
-				t.Errorf("seed %d, round %d: %s goes on, and a new one is refused", seed, round, o.kind)
+				t.Errorf("seed %d, round %d: %s goes on, but a new one is refused", seed, round, o.kind)
 			case goesOn:
 				left = append(left, o)
 				stays++
@@ -51,12 +51,12 @@ func TestWhatIsOpenIsWhatANewRequestMay(t *testing.T) {
 			}
 		}
 		if told != 0 {
-			t.Errorf("seed %d, round %d: %d more were told to end than have", seed, round, told)
+			t.Errorf("seed %d, round %d: %d more tunnels were closed than have ended", seed, round, told)
 		}
 		open = left
 	}
 	if ends < rounds || stays < rounds {
-		t.Errorf("seed %d: %d have ended and %d gone on: little was shown", seed, ends, stays)
+		t.Errorf("seed %d: %d tunnels have ended and %d gone on, too few to show anything", seed, ends, stays)
 	}
 	for _, o := range open {
 		o.close()
@@ -64,7 +64,7 @@ func TestWhatIsOpenIsWhatANewRequestMay(t *testing.T) {
 	s.emptied(t)
 }
 
-// left waits until nothing is open but so many: others have been closed.
+// left waits until n tunnels are in the registry. Others have been closed.
 func (s *openings) left(t *testing.T, n int) {
 	t.Helper()
 	for end := time.Now().Add(patience); s.registry.Len() != n; runtime.Gosched() {
@@ -74,21 +74,21 @@ func (s *openings) left(t *testing.T, n int) {
 	}
 }
 
-// openings opens what is random.
+// openings opens random tunnels, and puts random policies in force.
 type openings struct {
 	*gateway
 	*rand.Rand
 
 	versions int
-	modes    map[string]allowlist.TLSMode // of the policy in force, by host
+	modes    map[string]allowlist.TLSMode // modes of the policy in force, by host
 }
 
-// kind is what is asked for.
+// kind describes a tunnel and its first bytes.
 type kind struct {
-	host, via string // via "" is without an alias
+	host, via string // via is "" if there is no alias
 	inspect   bool
 	sent      string // the first bytes
-	name      string // of the first bytes, for the test's own output
+	name      string // name of the first bytes, for messages
 }
 
 func (k kind) String() string {
@@ -113,7 +113,7 @@ func (s *openings) kind() kind {
 	return k
 }
 
-// put puts a random policy in force and returns how many it has told to end.
+// put puts a random policy in force and returns how many tunnels it has closed.
 func (s *openings) put(t *testing.T) (told int) {
 	t.Helper()
 	s.versions++
@@ -149,10 +149,10 @@ type opening struct {
 	kind
 	*caller
 	origin net.Conn
-	unseen bool // nobody has looked at its first bytes
+	unseen bool // the first bytes were not checked
 }
 
-// ask asks for a tunnel and sends the first bytes; nil if either is refused.
+// ask opens a tunnel and sends the first bytes. It returns nil if either is refused.
 func (s *openings) ask(t *testing.T, k kind) *opening {
 	t.Helper()
 	if s.names.over(k.inspect); k.via != "" {
@@ -161,7 +161,7 @@ func (s *openings) ask(t *testing.T, k kind) *opening {
 	o := &opening{kind: k, caller: s.callPlain(t), unseen: s.modes[k.host] == tlsOff}
 	if a := o.ask(t, connectTo(s.at(k.host))); a.status != 200 {
 		_ = o.Close()
-		for len(s.origin.conns) > 0 { // one that was dialled and confirmed no more
+		for len(s.origin.conns) > 0 { // a connection that was dialled before the request was refused
 			_ = (<-s.origin.conns).Close()
 		}
 		return nil
@@ -184,15 +184,15 @@ func (s *openings) ask(t *testing.T, k kind) *opening {
 	return o
 }
 
-// hears reports whether what the origin sent is the next that the caller reads.
+// hears reports whether the caller reads the byte that the origin has sent.
 func (o *opening) hears() bool {
 	b, err := o.reader.ReadByte()
 	return err == nil && b == 'k'
 }
 
-// goesOn reports whether the tunnel is open: else its end is what comes.
+// goesOn reports whether the tunnel is still open.
 func (o *opening) goesOn() bool {
-	_, _ = o.origin.Write([]byte("k")) // the end may be quicker
+	_, _ = o.origin.Write([]byte("k")) // fails if the tunnel has already ended
 	return o.hears()
 }
 

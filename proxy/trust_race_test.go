@@ -9,8 +9,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/gateway/gatewaytest"
 )
 
-// turningSource is an identity whose next reader is overtaken: what it reads
-// is out of date, and all that follows from that has happened, when it has it.
+// turningSource is an identity that calls turn after its next reader has read a snapshot and
+// before the reader gets it. turn changes the identity, so that the snapshot is outdated and
+// the change has been enforced when the reader gets it.
 type turningSource struct {
 	*gatewaytest.Identity
 
@@ -25,9 +26,9 @@ func (s *turningSource) Snapshot() *identity.Snapshot {
 	return snapshot
 }
 
-// TestAnAuthorityThatGoesBehindARequest takes an authority out of the bundle,
-// and enforces that, just after a request was told that its caller is trusted
-// and before it is decided: the tunnel must not open, for no state will end it.
+// TestAnAuthorityThatGoesBehindARequest removes an authority from the bundle, and enforces
+// that, after the caller of a request was found to be trusted and before the request is
+// decided. The tunnel must not open, because no later state would end it.
 func TestAnAuthorityThatGoesBehindARequest(t *testing.T) {
 	source := &turningSource{}
 	g := newGateway(t, options{source: func(i *gatewaytest.Identity) gw.IdentitySource {

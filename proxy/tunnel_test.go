@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// open opens a tunnel for builder and returns its two ends; its decision is
-// taken from the records.
+// open opens a tunnel for builder and returns its two ends. It reads the record of the
+// decision.
 func (g *gateway) open(t *testing.T) (*caller, *net.TCPConn) {
 	t.Helper()
 	c := g.call(t, "builder")
@@ -23,7 +23,7 @@ func (g *gateway) open(t *testing.T) (*caller, *net.TCPConn) {
 	return c, g.origin.next(t)
 }
 
-// closeWrite ends one direction.
+// closeWrite closes one direction of a connection.
 func closeWrite(t *testing.T, conn any) {
 	t.Helper()
 	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
@@ -63,8 +63,8 @@ func TestEarlyBytesArriveFirst(t *testing.T) {
 	}
 }
 
-// TestBytesBehindARefusalAreNoRequest sends a good request behind one that is
-// refused, in the same write and as soon as the answer is there.
+// TestBytesBehindARefusalAreNoRequest sends a good request behind one that is refused, in the
+// same write and right after the answer.
 func TestBytesBehindARefusalAreNoRequest(t *testing.T) {
 	g := newGateway(t, options{})
 	good := connectTo(g.at("allowed.example"))
@@ -118,8 +118,8 @@ func TestAKeptConnectionDecidesEveryRequest(t *testing.T) {
 	}
 }
 
-// TestAPolicyThatComesBetweenDecisionAndTunnel is swapped in while the lookup
-// is under way: what was decided no longer counts.
+// TestAPolicyThatComesBetweenDecisionAndTunnel puts a policy in force while the look-up is
+// under way. The earlier decision must not count any more.
 func TestAPolicyThatComesBetweenDecisionAndTunnel(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -199,7 +199,7 @@ func TestAddressesThatAreRefusedAreCountedAndNotDialled(t *testing.T) {
 		t.Errorf("record %+v, want one private address dropped", r)
 	}
 
-	// The gateway's own port is no origin, though the rule opens the address.
+	// The gateway's own port is refused although the rule allows the address.
 	c = g.call(t, "builder")
 	_, port, _ := strings.Cut(g.secure.String(), ":")
 	if a := c.ask(t, connectTo("self.wild.example:"+port)); a.reason() != "resolved-address-denied" {
@@ -228,7 +228,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("%d tunnels, want the open one", n)
 	}
 	g.registry.Drain(0)
-	c.ended(t) // cleanly: the caller is not to think that bytes are missing
+	c.ended(t) // in order: the caller must not take bytes for missing
 	_, _ = io.Copy(io.Discard, origin)
 	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "drain" || r.Up != 1 || r.Down != 1 {
 		t.Errorf("record %+v, want drain after a byte each way", r)

@@ -11,12 +11,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestWhatIsNotDecidedGoesOut shows what an origin receives of the parts of a
-// request that no decision looks at, byte for byte.
+// TestWhatIsNotDecidedGoesOut checks, byte for byte, what an origin receives of the parts of a
+// request that no decision depends on.
 func TestWhatIsNotDecidedGoesOut(t *testing.T) {
 	r := newPlainRig(t, ok)
-	c := r.call(t, "builder") // one connection for all, so that each is the second request, too
-	var every strings.Builder // each byte that leaves the request line one line
+	c := r.call(t, "builder") // one connection for all, so that each request also follows another one
+	var every strings.Builder // all bytes that neither end nor divide the request line
 	for b := range 256 {
 		if b > ' ' && b != 0x7f {
 			every.WriteByte(byte(b))
@@ -59,7 +59,8 @@ func TestWhatIsNotDecidedGoesOut(t *testing.T) {
 	}
 }
 
-// TestAnEmptyPortIsTheSchemes: the record says 80. A CONNECT has no scheme.
+// TestAnEmptyPortIsTheSchemes checks that an empty port means 80 in a plain request. A
+// CONNECT has no scheme, and is refused.
 func TestAnEmptyPortIsTheSchemes(t *testing.T) {
 	g := newGateway(t, options{})
 	for target, host := range map[string]string{
@@ -78,12 +79,12 @@ func TestAnEmptyPortIsTheSchemes(t *testing.T) {
 	g.next(t, audit.EventDecision)
 }
 
-// TestWebSocketURLs are those of http, for a request whose fields ask for the
-// upgrade that the scheme means.
+// TestWebSocketURLs checks that a ws URL is treated like an http URL with the fields of an
+// upgrade to WebSocket.
 func TestWebSocketURLs(t *testing.T) {
 	g := newGateway(t, options{})
 	upgrade := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"}
-	for scheme, fields := range map[string][]string{ // the scheme asks by itself
+	for scheme, fields := range map[string][]string{ // the scheme alone requests the upgrade
 		"ws": upgrade, "WS": nil, "wS": {"Connection: Upgrade", "Upgrade: h2c"}, "Ws": {"Upgrade: websocket"},
 	} {
 		c := g.call(t, "builder")
@@ -131,7 +132,8 @@ func TestWebSocketURLs(t *testing.T) {
 	}
 }
 
-// TestWhatIsRefusedNamesItsCause, to the caller and in the record.
+// TestWhatIsRefusedNamesItsCause checks the cause of a refusal in the answer and in the
+// record.
 func TestWhatIsRefusedNamesItsCause(t *testing.T) {
 	g := newGateway(t, options{})
 	for target, cause := range map[string]string{
@@ -165,8 +167,8 @@ func TestWhatIsRefusedNamesItsCause(t *testing.T) {
 	}
 }
 
-// TestEmptyLinesAskNothing: a connection on which nothing else came leaves no
-// record, however it ends, and is not kept longer for them.
+// TestEmptyLinesAskNothing checks that a connection on which only empty lines came leaves no
+// record, however it ends, and is not kept longer because of them.
 func TestEmptyLinesAskNothing(t *testing.T) {
 	g := newGateway(t, options{headTimeout: 50 * time.Millisecond})
 	for _, name := range []string{"closed", "silent"} {

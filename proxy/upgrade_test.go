@@ -14,7 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// upgrades are the fields of a request that asks for another protocol.
+// upgrades returns the fields of a request for another protocol.
 func upgrades(protocols ...string) []string {
 	fields := []string{"Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"}
 	for _, p := range protocols {
@@ -23,8 +23,8 @@ func upgrades(protocols ...string) []string {
 	return fields
 }
 
-// TestAnUpgradeThatIsDropped: nothing of it reaches the origin, and the request
-// is a plain one in every way.
+// TestAnUpgradeThatIsDropped checks that nothing of the upgrade reaches the origin, and that
+// the request is treated like any plain one.
 func TestAnUpgradeThatIsDropped(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -40,8 +40,8 @@ func TestAnUpgradeThatIsDropped(t *testing.T) {
 		{"GET", "allowed.example", "/", "x-websocket, h2c"},
 		{"GET", "allowed.example", "/", `"websocket", web socket, websocket/, /websocket`},
 		{"GET", "allowed.example", "/", ","},
-		// Under a rule for upgrades HTTP by another name is none: what it asks for
-		// would be decided by nobody.
+		// A rule for upgrades does not allow other versions of HTTP, because no rule
+		// would decide the requests over them.
 		{"GET", "ws.example", "/", "h2c"},
 		{"GET", "ws.example", "/", "h2c-16, h2, HTTP/2.0, http/1.1, TLS/1.2"},
 	} {
@@ -60,8 +60,8 @@ func TestAnUpgradeThatIsDropped(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsDroppedIsNoTunnel for the limits, nor for a rule: what is
-// denied is denied as a plain request.
+// TestAnUpgradeThatIsDroppedIsNoTunnel checks that the request does not count as a tunnel, for
+// limits and for rules: if it is denied, it is denied as a plain request.
 func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}}})
 	g.origin.serve(t, func(request) string { return ok })
@@ -80,7 +80,7 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 		if strings.HasPrefix(url, "ws.example") {
 			protocols = "h2c"
 		}
-		if lease, reason, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID)); reason == allowlist.NoReason { // the second's new tunnel
+		if lease, reason, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID)); reason == allowlist.NoReason { // the only new tunnel of this second
 			lease.Close()
 		}
 		if a := c.ask(t, get("http://"+url, upgrades(protocols)...)); a.reason() != want || a.close {
@@ -103,8 +103,8 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 	g.next(t, audit.EventDecision)
 }
 
-// TestAnUpgradeThatMustBe: a WebSocket client can use no answer but 101, so it
-// is told that its rule takes none.
+// TestAnUpgradeThatMustBe checks that a WebSocket client, which can use no answer but 101, is
+// refused if its rule does not allow upgrades.
 func TestAnUpgradeThatMustBe(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
@@ -125,7 +125,7 @@ func TestAnUpgradeThatMustBe(t *testing.T) {
 			}
 		}
 	}
-	for name, head := range map[string]string{ // these do not ask (RFC 9110 section 7.8)
+	for name, head := range map[string]string{ // these do not request an upgrade (RFC 9110 section 7.8)
 		"HTTP/1.0":             strings.Replace(get(r.url("allowed.example", "/"), upgrades("websocket")...), "HTTP/1.1", "HTTP/1.0", 1),
 		"without Connection":   get(r.url("allowed.example", "/"), "Upgrade: websocket"),
 		"without a protocol":   get(r.url("allowed.example", "/"), "Connection: Upgrade"),
@@ -141,8 +141,8 @@ func TestAnUpgradeThatMustBe(t *testing.T) {
 	}
 }
 
-// TestOnlyTheProtocolsOfATunnelAreAskedFor: an origin that may choose between a
-// WebSocket and h2c gets no choice.
+// TestOnlyTheProtocolsOfATunnelAreAskedFor checks that h2c is removed from an offer of h2c and
+// WebSocket, so that the origin cannot choose it.
 func TestOnlyTheProtocolsOfATunnelAreAskedFor(t *testing.T) {
 	for asked, row := range map[string]struct{ want, agreed string }{
 		"h2c, websocket":         {"websocket", "h2c"},
@@ -172,8 +172,8 @@ func TestOnlyTheProtocolsOfATunnelAreAskedFor(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatOpensOtherAddresses: the rule for upgrades cannot reach the
-// origin, the one for the rest can.
+// TestAnUpgradeThatOpensOtherAddresses checks a request whose rule for upgrades does not
+// allow the address of the origin, while the rule for other requests does.
 func TestAnUpgradeThatOpensOtherAddresses(t *testing.T) {
 	r := newPlainRig(t, ok)
 	spec := r.policy()
@@ -202,11 +202,11 @@ func TestAnUpgradeThatOpensOtherAddresses(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatAStateForbids while the name is looked up: it does not go
-// out, and what need not be an upgrade goes out without one.
+// TestAnUpgradeThatAStateForbids forbids an upgrade while the name is looked up. The upgrade
+// must not go out, and a request for an optional one must go out without it.
 func TestAnUpgradeThatAStateForbids(t *testing.T) {
 	for name, row := range map[string]struct {
-		enforced bool // by who ends what a state forbids; else it is found by who registers
+		enforced bool // the state is enforced; otherwise the request itself must notice it
 		protocol string
 		reason   string
 	}{
@@ -238,7 +238,7 @@ func TestAnUpgradeThatAStateForbids(t *testing.T) {
 			close(r.names.answer)
 			if row.reason == "" {
 				select {
-				case <-r.names.asked: // once more
+				case <-r.names.asked: // the second look-up
 				case <-time.After(patience):
 					t.Error("the request was not asked for again")
 				}

@@ -2,8 +2,9 @@ package proxy_test
 
 import "testing"
 
-// TestViaNamesTheVersionOfARequest, which the origin gets as HTTP/1.1 in any
-// case. Answers are rows of TestForwardedAnswers.
+// TestViaNamesTheVersionOfARequest checks that Via has the version in which the client has
+// sent the request. The origin always gets HTTP/1.1. TestForwardedAnswers has rows for
+// answers.
 func TestViaNamesTheVersionOfARequest(t *testing.T) {
 	r := newPlainRig(t, ok)
 	for _, version := range []string{"1.0", "1.1"} {

@@ -16,8 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// wayPolicy lets builder reach hosts in every way, by tunnel, plain request and
-// upgrade, and denies it others. No first bytes are looked at.
+// wayPolicy returns a policy that allows builder tunnels, plain requests and upgrades to some
+// hosts, and denies others. It does not check first bytes.
 func wayPolicy(t *testing.T, version string, allow, deny []string) *allowlist.Policy {
 	t.Helper()
 	e := allowlist.Entry{Pattern: only("builder")}
@@ -37,15 +37,15 @@ func wayPolicy(t *testing.T, version string, allow, deny []string) *allowlist.Po
 	return p
 }
 
-// opened is something of a caller's that is open: a tunnel, or an exchange.
+// opened is an open tunnel or exchange of a caller.
 type opened struct {
 	*caller
 	origin net.Conn
-	reader *bufio.Reader // of the origin
+	reader *bufio.Reader // reads at the origin
 }
 
-// opens opens something to a host and returns when the origin has it. A way of asking
-// is "connect", "get" or "upgrade".
+// opens opens a tunnel or an exchange to a host, by "connect", "get" or "upgrade", and returns
+// when it has reached the origin.
 func (g *gateway) opens(t *testing.T, way, host string) opened {
 	t.Helper()
 	o := opened{caller: g.call(t, "builder")}
@@ -77,14 +77,14 @@ func (g *gateway) opens(t *testing.T, way, host string) opened {
 	return o
 }
 
-// TestTheWayIsDecidedByEveryState: what is open to a name was led there over others,
-// and ends when a new request would not be led there any more.
+// TestTheWayIsDecidedByEveryState checks tunnels and exchanges whose look-up has led over
+// other names. They must end when a state no longer allows a new request to be led there.
 func TestTheWayIsDecidedByEveryState(t *testing.T) {
 	for _, row := range []struct {
 		name          string
 		over          []string
 		inspect       bool
-		before, after [2][]string // allowed, denied
+		before, after [2][]string // allowed names, denied names
 		want          allowlist.Reason
 	}{
 		{"its alias is denied", []string{"x.example"}, false, [2][]string{{"a.example"}, nil}, [2][]string{{"a.example"}, {"x.example"}}, allowlist.DeniedByRule},
@@ -143,8 +143,8 @@ func TestTheWayIsDecidedByEveryState(t *testing.T) {
 	}
 }
 
-// TestALookUpThatSpansAReload: the state in force when the look-up has led somewhere
-// decides that, and is what the record names.
+// TestALookUpThatSpansAReload checks that the state in force at the end of the look-up decides
+// about its result, and is the one in the record.
 func TestALookUpThatSpansAReload(t *testing.T) {
 	for _, inspect := range []bool{false, true} {
 		for name, head := range map[string]func(*gateway) string{
@@ -175,7 +175,7 @@ func TestALookUpThatSpansAReload(t *testing.T) {
 				if rec := g.next(t, audit.EventDecision); rec.Verdict != "deny" || rec.Reason != want.String() || rec.Policy != "after" || rec.Generation != g.current.Load().Generation {
 					t.Errorf("record %+v", rec)
 				}
-				for len(g.origin.conns) > 0 { // it was dialled, and nothing went out
+				for len(g.origin.conns) > 0 { // the origin was dialled, and nothing was sent
 					conn := g.origin.next(t)
 					if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
 						t.Error("something was sent")
@@ -187,12 +187,12 @@ func TestALookUpThatSpansAReload(t *testing.T) {
 	}
 }
 
-// TestAKeptConnectionHasItsWay: another request uses it only if it may be led there
-// by its own decision, also where nobody has closed it yet.
+// TestAKeptConnectionHasItsWay checks that a request uses an idle connection only if its own
+// decision allows the way of that connection, also if CloseIdle was not called yet.
 func TestAKeptConnectionHasItsWay(t *testing.T) {
 	r := newPlainRig(t, ok)
 	ask := func() answer { return r.call(t, "builder").ask(t, get(r.url("a.example", "/"))) }
-	swap := func(p *allowlist.Policy) { r.current.Swap(p, time.Now()) } // and closes nothing
+	swap := func(p *allowlist.Policy) { r.current.Swap(p, time.Now()) } // without closing connections
 	r.names.over(false, "x.example")
 	swap(wayPolicy(t, "one", []string{"a.example"}, nil))
 	for range 2 {
@@ -231,8 +231,8 @@ func TestAKeptConnectionHasItsWay(t *testing.T) {
 	}
 }
 
-// TestTheWayOfABindingIsDecidedByEveryState, of the name that decides: the first that
-// was told, or the one that the first bytes ask for.
+// TestTheWayOfABindingIsDecidedByEveryState checks the way of the name that is decided about:
+// the first binding, or the name that the first bytes ask for.
 func TestTheWayOfABindingIsDecidedByEveryState(t *testing.T) {
 	host := func(name string) allowlist.Host {
 		h, err := allowlist.ParseHost(name)

@@ -312,7 +312,7 @@ func TestConnectFailures(t *testing.T) {
 // TestARefusedAddressIsFollowedAtOnce uses an hour between attempts: the second
 // address is tried because the first refused.
 func TestARefusedAddressIsFollowedAtOnce(t *testing.T) {
-	good := listenOn(t, "127.0.0.2:0") // nobody listens on this port of 127.0.0.1
+	good := listenOn(t, "127.0.0.2:0") // 127.0.0.1 has no listener on this port
 	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1", "127.0.0.2"), nil), Stagger: time.Hour})
 	res, err := d.Dial(t.Context(), decide(t, "api.example", good.addr.Port(), "127.0.0.1/32", "127.0.0.2/32"))
 	if err != nil {
