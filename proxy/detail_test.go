@@ -28,7 +28,7 @@ func (g *gateway) checkTold(t *testing.T, r record, a answer, want told) {
 		t.Errorf("Proxy-Status %q, want the type %s", got, want.kind)
 	}
 	if text := fmt.Sprint(a); strings.Contains(text, "127.0.0.1") || strings.Contains(text, "10.0.0.1") {
-		t.Errorf("the caller is told an address: %s", text)
+		t.Errorf("the answer reveals an address: %s", text)
 	}
 }
 

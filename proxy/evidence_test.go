@@ -81,7 +81,7 @@ func TestRecordsAndSpansAreTheSameDecisions(t *testing.T) {
 		count[c.reason.String()] -= shares[i]
 		for _, a := range answered[i] {
 			if a.id() != "" && fromRecords[a.id()].Reason != c.reason.String() {
-				t.Errorf("the caller was told %s for %s, the record says %q", a.id(), c.reason, fromRecords[a.id()].Reason)
+				t.Errorf("the answer has the id %s for %s, the record says %q", a.id(), c.reason, fromRecords[a.id()].Reason)
 			}
 		}
 	}

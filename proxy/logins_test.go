@@ -144,7 +144,7 @@ func TestALoginOfManySteps(t *testing.T) {
 			o.says(t, alice, "", "alice on 1")
 			o.says(t, bob, "", "bob on 2")
 			if a.header.Get("Proxy-Support") != "Session-Based-Authentication" || a.header.Get("Connection") != "Proxy-Support" {
-				t.Errorf("the client is not told that it may use the scheme: %v", a.header)
+				t.Errorf("the answer does not say that the client may use the scheme: %v", a.header)
 			}
 		})
 	}

@@ -166,7 +166,7 @@ func TestALookUpThatSpansAReload(t *testing.T) {
 					after, want = wayPolicy(t, "after", []string{"held.example"}, nil), allowlist.NotOnAllowlist
 				}
 				if done := g.enforcer().put(t.Context(), after); done.Closed != 0 || done.Open != 1 {
-					t.Errorf("ended %d of %d: nobody knows the way yet", done.Closed, done.Open)
+					t.Errorf("ended %d of %d: the look-up has not ended yet", done.Closed, done.Open)
 				}
 				close(g.names.answer)
 				if a := c.answer(t); a.status != 403 || a.reason() != want.String() {

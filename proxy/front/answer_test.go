@@ -292,7 +292,7 @@ func TestTheEndsOfWhatWasForwarded(t *testing.T) {
 	untold := func(t *testing.T, o *outcome) {
 		t.Helper()
 		if len(o.told) > 0 {
-			t.Errorf("Done was told %v", o.told)
+			t.Errorf("Done was called with %v", o.told)
 		}
 	}
 	t.Run("kept", func(t *testing.T) {
@@ -335,7 +335,7 @@ func TestTheEndsOfWhatWasForwarded(t *testing.T) {
 			t.Errorf("ended as %+v", e)
 		}
 		if rest, err := io.ReadAll(c.reader); err == nil {
-			t.Errorf("the end looks proper, behind %q", rest)
+			t.Errorf("the connection was closed in order, behind %q", rest)
 		}
 		untold(t, o)
 	})

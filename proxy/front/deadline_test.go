@@ -176,7 +176,7 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 				}
 				o.check(t, name, false)
 				if !errors.Is(o.told[0], os.ErrDeadlineExceeded) {
-					t.Errorf("Done was told %v", o.told[0])
+					t.Errorf("Done was called with %v", o.told[0])
 				}
 			})
 		})

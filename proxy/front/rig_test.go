@@ -213,7 +213,7 @@ func (o *outcome) check(t *testing.T, what string, written bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.told) != 1 || (o.told[0] == nil) != written {
-		t.Errorf("%s: Done was told %v, want one call, written: %v", what, o.told, written)
+		t.Errorf("%s: Done was called with %v, want one call, written: %v", what, o.told, written)
 	}
 }
 

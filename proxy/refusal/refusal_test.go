@@ -140,7 +140,7 @@ func TestDisclosure(t *testing.T) {
 		for _, f := range facts {
 			for d, want := range map[Disclosure]bool{Full: true, ID: f.id, None: f.none} {
 				if got := strings.Contains(string(r.Append(nil, d)), f.text); got != want {
-					t.Errorf("disclosure %d, JSON %v: %s is told: %v, want %v", d, asJSON, f.fact, got, want)
+					t.Errorf("disclosure %d, JSON %v: %s is in the answer: %v, want %v", d, asJSON, f.fact, got, want)
 				}
 			}
 		}
@@ -162,7 +162,7 @@ func TestTheRuleIsNamedInFullOnly(t *testing.T) {
 	r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Source: allowlist.SourceX509SVID, Dest: r.Decision.Dest})
 	for d, want := range map[Disclosure]bool{Full: true, ID: false, None: false} {
 		if got := strings.Contains(string(r.Append(nil, d)), "the-rule"); got != want {
-			t.Errorf("disclosure %d: the rule is told: %v, want %v", d, got, want)
+			t.Errorf("disclosure %d: the rule is in the answer: %v, want %v", d, got, want)
 		}
 	}
 }
