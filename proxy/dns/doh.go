@@ -70,7 +70,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		if at == ended {
 			close(over)
 		}
-		ending.Go(func() { shutDown(ctx, srv, over, gone) })
+		ending.Go(func() { h.shutDown(srv, over, gone) })
 	})
 	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
@@ -88,16 +88,27 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 
 // shutDown ends the connection of a server once its requests are answered: after
 // drainingTime, or when it is over or gone.
-func shutDown(ctx context.Context, srv *http.Server, over, gone <-chan struct{}) {
+func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
 	later := time.NewTimer(drainingTime)
 	defer later.Stop()
 	select {
 	case <-later.C:
 	case <-over:
 	case <-gone:
-	case <-ctx.Done():
+	case <-h.ctx.Done():
 	}
-	_ = srv.Shutdown(ctx) // its error is that of ctx, which cuts the connection
+	h.endUnused()
+	_ = srv.Shutdown(h.ctx) // its error is that of ctx, which cuts the connection
+}
+
+// endUnused ends a connection on which no request has begun: net/http waits five
+// seconds more for the first one.
+func (h *dohConn) endUnused() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.used {
+		_ = h.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // protocols are the version of HTTP that the handshake has agreed on. net/http,
@@ -165,6 +176,7 @@ type dohConn struct {
 	over    bool // wait was called
 	running int  // number of handlers
 	begun   int  // number of requests that the connection was told of, and not yet of their end
+	used    bool // net/http has read the head of a request, or the preface of HTTP/2
 	resting bool // net/http has sent all answers
 }
 
@@ -204,6 +216,7 @@ func (h *dohConn) leave() {
 func (h *dohConn) changed(state http.ConnState) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.used = h.used || state != http.StateNew
 	h.resting = state == http.StateIdle
 	h.settle()
 }

@@ -90,7 +90,7 @@ func TestBeginDrain(t *testing.T) {
 		t.Run(wire, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newServer(t, nil)
-				rests, asks := dial(t, s), dial(t, s)
+				rests, asks, silent := dial(t, s), dial(t, s), dial(t, s)
 				for _, c := range []*drainingClient{rests, asks} {
 					if row.ask(c, t) {
 						t.Error("an answer before the drain is the last one")
@@ -108,6 +108,7 @@ func TestBeginDrain(t *testing.T) {
 				}
 				ends(t, "it asks", asks, left)
 				ends(t, "it rests", rests, drainingTime/10-left)
+				ends(t, "it has never asked", silent, 0)
 
 				later := dial(t, s)
 				time.Sleep(drainingTime / 2)
