@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// stuckAfter is when a Write that has not returned counts as a failure.
+// stuckAfter is when a Write that has not returned counts as a failure, if nobody waits
+// for records. Where decisions do, it is commitTimeout: from then on they are refused.
 const stuckAfter = 12 * time.Second
 
 // What is wrong with a sink, beside the errors that it returns.
@@ -33,10 +34,10 @@ type health struct {
 	dropping time.Time // when records began to be dropped
 }
 
-// failure returns what is wrong now, if anything is.
-func (h *health) failure(now time.Time) (since time.Time, err error) {
+// failure returns what is wrong now, if anything is. A Write may take as long as patience.
+func (h *health) failure(now time.Time, patience time.Duration) (since time.Time, err error) {
 	switch {
-	case !h.writing.IsZero() && now.Sub(h.writing) >= stuckAfter:
+	case !h.writing.IsZero() && now.Sub(h.writing) >= patience:
 		return h.writing, errStuck
 	case h.err != nil:
 		return h.since, h.err
@@ -76,6 +77,10 @@ func (q *queue) returned(err error, failed uint64) (changed bool) {
 func (q *queue) failure(now time.Time) (Failure, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	since, err := q.health.failure(now)
+	patience := stuckAfter
+	if q.waiting.size > 0 {
+		patience = commitTimeout
+	}
+	since, err := q.health.failure(now, patience)
 	return Failure{Sink: q.stats.Name, Since: since, Err: err}, err != nil
 }

@@ -128,28 +128,37 @@ func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
 }
 
 // TestAWriteThatHangsMends when it returns: a file system that does not answer, and
-// then says so.
+// then says so. Where decisions wait for it, it counts as a failure as soon as they
+// are refused.
 func TestAWriteThatHangsMends(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		out := newSlow()
-		out.err = errors.New("input/output error")
-		r := newRecorder(t, Config{Sinks: to(out)})
-		r.Event(Record{Event: EventHandshake})
-		time.Sleep(stuckAfter)
-		if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, errStuck) {
-			t.Errorf("failing: %+v", f)
-		}
-		close(out.let)
-		synctest.Wait()
-		if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, out.err) {
-			t.Errorf("failing: %+v", f)
-		}
-		out.fail(nil)
-		time.Sleep(10 * time.Second)
-		if f := r.Failing(); f != nil {
-			t.Errorf("failing after all: %+v", f)
-		}
-	})
+	for required, after := range map[bool]time.Duration{false: stuckAfter, true: commitTimeout} {
+		t.Run(fmt.Sprintf("required %t", required), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out := newSlow()
+				out.err = errors.New("input/output error")
+				r := newRecorder(t, Config{Sinks: to(out), Required: required})
+				r.Event(Record{Event: EventHandshake})
+				time.Sleep(after - 1)
+				if f := r.Failing(); f != nil {
+					t.Errorf("failing too early: %+v", f)
+				}
+				time.Sleep(1)
+				if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, errStuck) {
+					t.Errorf("failing: %+v", f)
+				}
+				close(out.let)
+				synctest.Wait()
+				if f := r.Failing(); len(f) != 1 || !errors.Is(f[0].Err, out.err) {
+					t.Errorf("failing: %+v", f)
+				}
+				out.fail(nil)
+				time.Sleep(10 * time.Second)
+				if f := r.Failing(); f != nil {
+					t.Errorf("failing after all: %+v", f)
+				}
+			})
+		})
+	}
 }
 
 // TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten: a collector says how many records
