@@ -1,11 +1,14 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/exeat-dev/exeat/allowlist"
 )
 
 func TestFailingSaysWhatAndSinceWhen(t *testing.T) {
@@ -155,6 +158,49 @@ func TestAWriteThatHangsMends(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				if f := r.Failing(); f != nil {
 					t.Errorf("failing after all: %+v", f)
+				}
+			})
+		})
+	}
+}
+
+// late is a memory that takes everything, and says for a time that it did not.
+type late struct{ memory }
+
+func (l *late) Write(ctx context.Context, records []*Record) error {
+	l.mu.Lock()
+	err := l.err
+	l.err = nil
+	l.mu.Unlock()
+	_ = l.memory.Write(ctx, records) // without an error now
+	l.fail(err)
+	return err
+}
+
+// TestASummaryThatIsTriedAgainKeepsItsID: a collector may have taken what it did not
+// answer in time, and whoever counts must not count it twice.
+func TestASummaryThatIsTriedAgainKeepsItsID(t *testing.T) {
+	for name, denials := range map[string]int{"lost": 1, "without room": 100} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out := &late{memory{err: errors.New("no answer in time"), delay: time.Millisecond}}
+				r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
+				for range denials {
+					decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist).End()
+				}
+				time.Sleep(5 * summaryEvery / 2)
+				synctest.Wait()
+				out.fail(nil)
+				time.Sleep(2 * summaryEvery)
+				closeNow(t, r)
+				sums := out.of(EventSummary)
+				if len(sums) < 3 {
+					t.Fatalf("%d summaries", len(sums))
+				}
+				for _, s := range sums {
+					if s.ID == "" || s.ID != sums[0].ID || s.Merged.Count != sums[0].Merged.Count {
+						t.Errorf("%s of %d, after %s of %d", s.ID, s.Merged.Count, sums[0].ID, sums[0].Merged.Count)
+					}
 				}
 			})
 		})

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -31,6 +32,7 @@ type tally struct {
 	merged   Merged
 	records  uint64 // less than merged.Count if a record stood for several
 	cause    string // why the sink failed; "" if the records only had no room
+	id       string // of the summary, once it was tried; the next try has it, too
 }
 
 // add counts a record.
@@ -46,6 +48,7 @@ func (t *tally) add(rec *Record) {
 
 // merge counts what another tally has counted.
 func (t *tally) merge(other *tally) {
+	t.id = cmp.Or(t.id, other.id)
 	t.records += other.records
 	t.merged.join(other.merged)
 	for _, c := range other.merged.Counts {
@@ -74,11 +77,15 @@ func (m *Merged) join(other Merged) {
 	m.Count += other.Count
 }
 
-// record returns the summary.
+// record returns the summary. It has the same id each time, since a sink that failed
+// may have taken it all the same.
 func (t *tally) record() *Record {
 	now := time.Now()
+	if t.id == "" {
+		t.id = newID(now)
+	}
 	rec := t.key.proof.mark(&Record{
-		Time: now, Event: EventSummary, ID: newID(now),
+		Time: now, Event: EventSummary, ID: t.id,
 		Identity: t.identity, Client: netip.AddrPortFrom(t.key.addr, 0), Merged: &t.merged,
 	})
 	if t.key.kind == kindListener {
