@@ -1,6 +1,6 @@
-// Package admin answers the questions of probes and scrapers: /livez, /readyz
-// and /metrics, and nothing else. In a pod the workload shares loopback with
-// it, so it shows no decision and changes nothing.
+// Package admin serves /livez, /readyz and /metrics to probes and scrapers, and nothing
+// else. In a pod the workload shares loopback with it, so it shows no decision and
+// changes nothing.
 package admin
 
 import (
@@ -19,23 +19,24 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// Config says where to listen and what to answer. All fields are required but
-// Connections, Notes and Cut.
+// Config says where to listen and what to answer. All fields except Connections, Notes
+// and Cut are required.
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
-	// Connections is how many may be open; for one more, the one that has been
-	// without a request for longest is closed. Zero means DefaultConnections.
+	// Connections is how many connections may be open. If there is one more, the one
+	// that has been without a request for the longest time is closed. Zero means
+	// DefaultConnections.
 	Connections int
-	// NotReady returns why the gateway is not ready, a line for each cause;
-	// none means ready.
+	// NotReady returns why the gateway is not ready, one line for each cause, or
+	// nothing if it is ready.
 	NotReady func() []string
-	// Notes returns what is wrong and no reason to send connections elsewhere, a
-	// line each; nil means nothing.
+	// Notes returns faults that are no reason to send connections elsewhere, one line
+	// each. nil means that there are none.
 	Notes func() []string
 	// Metrics answers /metrics.
 	Metrics http.Handler
-	// Cut is told of every connection that is closed for another one; nil is nobody.
+	// Cut, if not nil, is called for every connection that is closed to make room.
 	Cut func(limit.Cause)
 }
 
@@ -43,7 +44,7 @@ type Config struct {
 type Server struct {
 	listener net.Listener
 	http     *http.Server
-	cfg      atomic.Pointer[Config] // what is answered now
+	cfg      atomic.Pointer[Config] // the current configuration
 }
 
 // Listen opens the listener; Serve serves it.
@@ -78,8 +79,8 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Replace has the functions and the handler of another configuration answer from
-// now on; address and connections stay as they are.
+// Replace makes the functions and the handler of another configuration answer from now
+// on. The address and the bound on connections stay as they are.
 func (s *Server) Replace(cfg Config) {
 	if cfg.Cut == nil {
 		cfg.Cut = func(limit.Cause) {}
@@ -90,7 +91,8 @@ func (s *Server) Replace(cfg Config) {
 	s.cfg.Store(&cfg)
 }
 
-// answer says ok, or what is wrong; notes stand below and change nothing.
+// answer writes ok, or the causes with status 503. The notes follow and do not change
+// the status.
 func answer(w http.ResponseWriter, causes, notes []string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	status, lines := http.StatusServiceUnavailable, causes
@@ -112,7 +114,7 @@ func (s *Server) Serve() error {
 	return nil
 }
 
-// Close ends the server and its connections.
+// Close closes the server and its connections.
 func (s *Server) Close() error {
 	return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
 }

@@ -8,14 +8,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// DefaultConnections are open at a time. Probes and scrapers need a few.
+// DefaultConnections is how many connections may be open. Probes and scrapers need few.
 const DefaultConnections = 256
 
-// bound gives the connections slots of their own. There is always one more: the
-// connection that has been without a request for longest is closed for it, and if
-// none is without, the one that got its request first. So whoever opens many, such
-// as a workload that shares loopback, can take neither the files of the process,
-// which its other listeners need, nor the place of the next probe.
+// bound gives connections slots of their own. There is always room for one more: the
+// connection that has been without a request for the longest time is closed for it, or
+// if all have a request, the one whose request came first. So a process that opens
+// many, such as a workload that shares loopback, can use up neither the files that
+// other listeners need nor the slot of the next probe.
 type bound struct {
 	slots *limit.Slots
 	cut   func(limit.Cause)
@@ -31,7 +31,7 @@ func newBound(most int, cut func(limit.Cause)) *bound {
 	}
 }
 
-// changed is for http.Server.ConnState.
+// changed follows the states of a connection, as http.Server.ConnState.
 func (b *bound) changed(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -48,15 +48,16 @@ func (b *bound) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// enter takes a slot for a connection. All count for the same owner: nobody who asks
-// here has shown who it is, and the prober may share the address of the workload.
+// enter takes a slot for a connection. All connections count for the same owner,
+// because no client shows an identity here, and the prober may share the workload's
+// address.
 func (b *bound) enter(conn net.Conn) {
 	slot := new(limit.Slot)
 	cause := b.slots.Enter(slot, limit.Owner{}, func(cause limit.Cause) {
 		_ = conn.Close()
 		b.cut(cause)
 	})
-	if cause != limit.NoCause { // never, as long as all yield
+	if cause != limit.NoCause { // cannot happen as long as AllYield is set
 		_ = conn.Close()
 		b.cut(cause)
 	}

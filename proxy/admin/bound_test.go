@@ -15,9 +15,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestManyConnections opens more than may be open, which say nothing: the oldest
-// are closed at once, long before their time is over, and the next one is
-// answered.
+// TestManyConnections opens more connections than may be open and sends nothing on
+// them. It checks that the oldest are closed at once, long before they time out, and
+// that the next connection is answered.
 func TestManyConnections(t *testing.T) {
 	var cut atomic.Int32
 	s, err := Listen(t.Context(), Config{
@@ -27,7 +27,7 @@ func TestManyConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.http.ReadHeaderTimeout, s.http.ReadTimeout = 0, 0 // which would close them, too
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout = 0, 0 // these timeouts would close connections, too
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
 	conns := make([]net.Conn, DefaultConnections+10)
@@ -66,8 +66,8 @@ func TestManyConnections(t *testing.T) {
 	}
 }
 
-// TestTheOldestWithARequest goes if every connection has one: whoever asks and does
-// not let go keeps nobody else out.
+// TestTheOldestWithARequest checks that the oldest request gives way if every
+// connection has one, so that clients which keep their connections lock nobody out.
 func TestTheOldestWithARequest(t *testing.T) {
 	closed := map[*net.TCPConn]limit.Cause{}
 	var current *net.TCPConn
@@ -92,7 +92,8 @@ func TestTheOldestWithARequest(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatEnded makes room for another, and is forgotten.
+// TestAConnectionThatEnded checks that a connection that has ended gives its slot back
+// and is forgotten.
 func TestAConnectionThatEnded(t *testing.T) {
 	b := newBound(2, func(limit.Cause) {})
 	first, second := new(net.TCPConn), new(net.TCPConn)
