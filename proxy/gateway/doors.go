@@ -40,14 +40,14 @@ type door struct {
 // open opens the listeners of the configuration.
 func (d *doors) open(ctx context.Context) error {
 	sources := limit.NewSources(d.cfg.Limits)
-	places := limit.NewPlaces(limit.DefaultPlaces)
+	permits := limit.NewPermits(limit.DefaultPermits)
 	slots, dnsSlots := limit.NewSlots(limit.SharesOf(d.cfg.MaxConnections)), limit.NewSlots(d.cfg.dnsShares())
 	for _, l := range d.cfg.Listeners {
 		cfg, err := d.config(l)
 		if err != nil {
 			return err
 		}
-		cfg.Slots, cfg.Sources, cfg.Places, cfg.Descriptors = slots, sources, places, d.cfg.Descriptors.Accepted
+		cfg.Slots, cfg.Sources, cfg.Permits, cfg.Descriptors = slots, sources, permits, d.cfg.Descriptors.Accepted
 		cfg.Cut = d.cuts.of(l.Name)
 		if l.Protocol != Connect {
 			cfg.Slots = dnsSlots

@@ -11,47 +11,47 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Budgets are those of holders, and of the patterns whose identities share
-// one. What came by source-map spends nothing of what the same identities, or
-// patterns, have by other proofs: each has budgets of its own, of the same limits.
-// It is safe for concurrent use.
+// Budgets holds a budget for each holder, and one for each pattern whose identities
+// share limits. What an identity or a pattern spends by source-map is counted apart
+// from what it spends by other proofs, with the same limits for each. It is safe for
+// concurrent use.
 type Budgets struct {
 	cfg Config
 
 	mu     sync.Mutex
 	proved accounts
-	mapped accounts // of holders that are mapped
+	mapped accounts // budgets of mapped holders
 
-	applied bool // policy is that of the last Apply
+	applied bool // says that Apply has been called, and that policy is from its last call
 	policy  *allowlist.Policy
 }
 
-// accounts are the budgets that holders of one kind have and share.
+// accounts are the budgets of all holders of one kind, mapped or not.
 type accounts struct {
 	by     map[spiffeid.ID]*budget
 	shared map[allowlist.IdentityPattern]*pool
-	other  *budget // of those beyond maxKeys; nil if there are none yet
+	other  *budget // the budget that holders beyond maxKeys share; nil if there are none yet
 	swept  time.Time
 }
 
-// budget is that of one holder.
+// budget is the budget of one holder.
 type budget struct {
 	*pool
 
 	requests *rate.Limiter
 }
 
-// pool is what tunnels and queries are taken from. All but upload is guarded by the mutex
-// of the budgets. A limiter is nil where the key is not set.
+// pool counts tunnels and queries against limits. The mutex of the budgets guards all
+// its fields but upload. A limiter is nil if its limit is not set.
 type pool struct {
 	limits   allowlist.Limits
-	open     int // tunnels and plain requests
+	open     int // number of open tunnels and running plain requests
 	connects *rate.Limiter
 	queries  *rate.Limiter
 	upload   atomic.Pointer[rate.Limiter] // bytes
 }
 
-// NewBudgets returns budgets that are all unspent.
+// NewBudgets returns budgets of which nothing is spent.
 func NewBudgets(cfg Config) *Budgets {
 	return &Budgets{cfg: cfg.withDefaults(), proved: newAccounts(), mapped: newAccounts()}
 }
@@ -60,8 +60,7 @@ func newAccounts() accounts {
 	return accounts{by: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{}}
 }
 
-// Request spends one request of a holder, and reports whether there was one
-// left.
+// Request spends one request of a holder, and reports whether there was one left.
 func (b *Budgets) Request(h allowlist.Holder) bool {
 	b.mu.Lock()
 	requests := b.of(h, time.Now()).requests
@@ -69,10 +68,9 @@ func (b *Budgets) Request(h allowlist.Holder) bool {
 	return requests.Allow()
 }
 
-// Query spends one DNS query by the limits that a policy gives to a holder's
-// identity, as Open does, and reports whether its own budget and those that it
-// shares had one left: NoKey, or else the one that had none. It allocates nothing once
-// the holder is known.
+// Query spends one DNS query of a holder and of the pools that it shares, by the limits
+// that a policy gives to its identity (see Open for which policy). It returns NoKey, or
+// the limit that had no query left. It allocates nothing once the holder is known.
 func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) (over Key) {
 	now := time.Now()
 	b.mu.Lock()
@@ -92,17 +90,17 @@ func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) (over Key) {
 	return over
 }
 
-// Open takes a tunnel by the limits that a policy gives to a holder's identity, or says
-// which of them is used up, as tunnel-limit, rate-limited or upload-limit and by its
-// key. Without a reason, Close of the lease must follow. The policy counts until the first
-// Apply, and from then on that of the last: a request that was decided by an
-// older one must not bring its limits back.
+// Open takes a tunnel by the limits that a policy gives to a holder's identity. If a
+// limit is used up, it returns tunnel-limit, rate-limited or upload-limit and the key
+// of the limit; if not, the lease must be closed. The given policy applies until the
+// first call of Apply, and after that the policy of the last call does: a request that
+// was decided by an older policy must not bring the older limits back.
 func (b *Budgets) Open(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason, Key) {
 	return b.lease(p, h, true)
 }
 
-// Exchange is for a plain request, which takes the place of a tunnel while it lasts
-// and is no new tunnel of a second: the reason is never rate-limited.
+// Exchange takes a lease for a plain request. It counts as an open tunnel while it
+// lasts, but not as a new tunnel of the second: the reason is never rate-limited.
 func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, allowlist.Reason, Key) {
 	return b.lease(p, h, false)
 }
@@ -122,7 +120,7 @@ func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*
 	return l, allowlist.NoReason, NoKey
 }
 
-// newest returns the policy whose limits hold. It is called with mu held.
+// newest returns the policy whose limits apply. The caller holds mu.
 func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
 	if b.applied {
 		return b.policy
@@ -130,8 +128,8 @@ func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
 	return p
 }
 
-// own returns what a holder has for itself, with the limits that a policy
-// gives its identity. It is called with mu held.
+// own returns the pool of a holder itself, with the limits that a policy gives to its
+// identity. The caller holds mu.
 func (b *Budgets) own(p *allowlist.Policy, h allowlist.Holder, now time.Time) *pool {
 	own := b.of(h, now)
 	limits := b.cfg.Identity
@@ -142,7 +140,7 @@ func (b *Budgets) own(p *allowlist.Policy, h allowlist.Holder, now time.Time) *p
 	return own.pool
 }
 
-// accounts returns those that a holder's budgets are among.
+// accounts returns the accounts that hold a holder's budgets.
 func (b *Budgets) accounts(h allowlist.Holder) *accounts {
 	if h.Mapped() {
 		return &b.mapped
@@ -150,8 +148,8 @@ func (b *Budgets) accounts(h allowlist.Holder) *accounts {
 	return &b.proved
 }
 
-// common returns what the identities of a pattern share. It is called with the
-// mutex of the budgets held.
+// common returns the pool that the identities of a pattern share. The caller holds the
+// mutex of the budgets.
 func (a *accounts) common(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
 	common := a.shared[pattern]
 	if common == nil {
@@ -162,9 +160,9 @@ func (a *accounts) common(pattern allowlist.IdentityPattern, limits allowlist.Li
 	return common
 }
 
-// Apply makes the limits of a policy hold for the tunnels that are open, and
-// forgets what no pattern shares any more. Tunnels beyond a limit of tunnels
-// stay.
+// Apply gives the limits of a policy to all budgets, those of open tunnels included,
+// and forgets the pools of patterns that share no limits any more. Open tunnels in
+// excess of a limit stay open.
 func (b *Budgets) Apply(p *allowlist.Policy) {
 	now := time.Now()
 	b.mu.Lock()
@@ -174,7 +172,7 @@ func (b *Budgets) Apply(p *allowlist.Policy) {
 	b.mapped.apply(p, b.cfg.Identity, now)
 }
 
-// apply is called with the mutex of the budgets held.
+// apply does what Apply does. The caller holds the mutex of the budgets.
 func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now time.Time) {
 	for id, own := range a.by {
 		own.set(p.Limits(id).Or(identity), now)
@@ -187,7 +185,7 @@ func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now tim
 	}
 }
 
-// of is called with mu held.
+// of returns the budget of a holder. The caller holds mu.
 func (b *Budgets) of(h allowlist.Holder, now time.Time) *budget {
 	a := b.accounts(h)
 	if own := a.by[h.ID()]; own != nil {
@@ -207,8 +205,8 @@ func (b *Budgets) of(h allowlist.Holder, now time.Time) *budget {
 	return own
 }
 
-// sweep forgets the holders that use nothing. It is called with the mutex of the
-// budgets held.
+// sweep forgets the holders of which nothing is in use or spent. The caller holds the
+// mutex of the budgets.
 func (a *accounts) sweep(now time.Time) {
 	a.swept = now
 	for id, own := range a.by {
@@ -222,12 +220,12 @@ func (b *Budgets) fresh() *budget {
 	return &budget{pool: new(pool), requests: perSecond(b.cfg.Requests)}
 }
 
-// unused reports whether nothing is taken from the pool.
+// unused reports whether nothing of the pool is in use or spent.
 func (p *pool) unused(now time.Time) bool {
 	return p.open == 0 && full(p.connects, now) && full(p.queries, now) && full(p.upload.Load(), now)
 }
 
-// set changes the limits; what was spent stays spent.
+// set changes the limits. What was spent stays spent.
 func (p *pool) set(l allowlist.Limits, now time.Time) {
 	if p.limits == l {
 		return
@@ -238,8 +236,8 @@ func (p *pool) set(l allowlist.Limits, now time.Time) {
 	p.upload.Store(refilled(p.upload.Load(), l.UploadPerHour, time.Hour, now))
 }
 
-// refilled returns a limiter of n in a period, of which as much is spent as of
-// the one before it; nil if n is zero.
+// refilled returns a limiter of n events in a period, of which as many are spent as in
+// before. It returns nil if n is zero.
 func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time) *rate.Limiter {
 	if n == 0 {
 		return nil
@@ -252,17 +250,17 @@ func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time
 	return l
 }
 
-// Lease is the place, and the bytes, that a tunnel or a plain request has of its
-// budgets.
+// Lease is an open tunnel or a running plain request as its budgets count it.
 type Lease struct {
 	budgets *Budgets
 	tunnel  bool
 	own     *pool
 	shared  []*pool
-	over    atomic.Bool // Spend has failed by a limit that is shared
+	over    atomic.Bool // says that the last failure of Spend was for a shared limit
 }
 
-// take is called with the mutex of the budgets held.
+// take counts the lease in its pools, or returns the limit that is used up. The caller
+// holds the mutex of the budgets.
 func (l *Lease) take(now time.Time) (allowlist.Reason, Key) {
 	for p := range l.pools {
 		switch {
@@ -283,7 +281,7 @@ func (l *Lease) take(now time.Time) (allowlist.Reason, Key) {
 	return allowlist.NoReason, NoKey
 }
 
-// key returns which of two limits a pool has: that of one holder or the shared one.
+// key returns own if p is the holder's own pool, and shared if it is a shared one.
 func (l *Lease) key(p *pool, own, shared Key) Key {
 	if p == l.own {
 		return own
@@ -302,8 +300,8 @@ func (l *Lease) pools(yield func(*pool) bool) {
 	}
 }
 
-// Spend takes n bytes that are about to go up, and reports whether all budgets
-// had them.
+// Spend spends n bytes that are about to be uploaded, and reports whether all budgets
+// had them left.
 func (l *Lease) Spend(n int) bool {
 	now := time.Now()
 	for p := range l.pools {
@@ -315,7 +313,7 @@ func (l *Lease) Spend(n int) bool {
 	return true
 }
 
-// Over returns the limit that made Spend report false the last time.
+// Over returns the limit for which Spend failed the last time.
 func (l *Lease) Over() Key {
 	if l.over.Load() {
 		return KeySharedUploadPerHour
@@ -323,7 +321,7 @@ func (l *Lease) Over() Key {
 	return KeyUploadPerHour
 }
 
-// Close gives the place back; what was spent stays spent.
+// Close counts the tunnel or plain request as ended. What was spent stays spent.
 func (l *Lease) Close() {
 	l.budgets.mu.Lock()
 	defer l.budgets.mu.Unlock()

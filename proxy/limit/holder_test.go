@@ -13,8 +13,8 @@ import (
 // most is more than any budget of these tests has.
 const most = 100
 
-// spending is every method of Budgets that takes something from a holder's
-// budgets. It reports whether there was something left.
+// spending returns every method of Budgets that spends something of a holder's budgets.
+// Each function reports whether there was something left.
 func spending() map[string]func(*Budgets, *allowlist.Policy, allowlist.Holder) bool {
 	lease := func(take func(*Budgets, *allowlist.Policy, allowlist.Holder) (*Lease, allowlist.Reason, Key)) func(*Budgets, *allowlist.Policy, allowlist.Holder) bool {
 		return func(b *Budgets, p *allowlist.Policy, h allowlist.Holder) bool {
@@ -30,10 +30,9 @@ func spending() map[string]func(*Budgets, *allowlist.Policy, allowlist.Holder) b
 	}
 }
 
-// TestWhatAnAddressShowsSpendsForItself: whichever method takes from a budget,
-// and whether the budget is an identity's own or shared by a pattern, what came by
-// source-map and what came by other proofs leave each other's alone. It does so,
-// too, when another policy has come into force.
+// TestWhatAnAddressShowsSpendsForItself checks, for each method that spends and for own
+// and shared budgets, that holders by source-map and holders by other proofs do not
+// spend each other's budgets, also after another policy has come into force.
 func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
 	few := allowlist.Limits{Tunnels: 3, ConnectsPerSecond: 3, DNSPerSecond: 3, UploadPerHour: 3}
 	for _, budgets := range []struct {
@@ -68,7 +67,7 @@ func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
 						if b.Apply(p); spend(b, p, spender) {
 							t.Errorf("%s of %v, %s: a policy gives what was spent back", method, spender, budgets.name)
 						}
-						for n := range 3 { // of both, since they are one
+						for n := range 3 { // by both of others in turn, which share one budget
 							if !spend(b, p, others[n%len(others)]) {
 								t.Errorf("%s of %v, %s: %v has spent it", method, others, budgets.name, spender)
 							}
@@ -86,8 +85,8 @@ func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
 	}
 }
 
-// TestEveryMethodSpendsForAHolder: a method of Budgets that takes something is in
-// the table above, and none is told an identity alone.
+// TestEveryMethodSpendsForAHolder checks that the table above contains every method of
+// Budgets that spends, and that none of them takes an identity without its proof.
 func TestEveryMethodSpendsForAHolder(t *testing.T) {
 	budgets := reflect.TypeFor[*Budgets]()
 	if budgets.NumMethod() < 5 {
@@ -109,8 +108,8 @@ func TestEveryMethodSpendsForAHolder(t *testing.T) {
 	}
 }
 
-// TestMappedHoldersBeyondTheBound share a budget among themselves: however many
-// addresses are forged, nobody else is put to it.
+// TestMappedHoldersBeyondTheBound checks that mapped holders beyond the bound share a
+// budget, and that other holders keep their own, however many addresses are forged.
 func TestMappedHoldersBeyondTheBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Requests: 2})

@@ -1,12 +1,12 @@
 package limit
 
-// Key names a limit as the key that sets it, for the record of what is over it. The
-// zero value is no limit.
+// Key names a limit by the configuration key that sets it, for records. The zero value
+// is no limit.
 type Key uint8
 
-// The limits that callers may be over. Those of an identity are set in the policy, by
-// limits or shared_limits, and where it sets none in the configuration, under the
-// same name but for queries.
+// The limits that callers may exceed. The policy sets those of identities, in limits or
+// shared_limits. Where it sets none, the configuration does: under the same name,
+// except for the limit on queries.
 const (
 	NoKey Key = iota
 	KeyConnections
@@ -26,7 +26,7 @@ const (
 	KeyLookupsPerIdentity
 	KeyDNSConnections
 	KeyDNSConnectionsPerIdentity
-	keyCount // not a key
+	keyCount // the number of keys; not a key itself
 )
 
 // Keys returns all keys.
@@ -38,7 +38,7 @@ func Keys() []Key {
 	return all
 }
 
-// String returns the key with the one of the mapping that it stands in, "" for none.
+// String returns the key behind the name of its mapping, or "" for NoKey.
 func (k Key) String() string {
 	switch k {
 	case KeyConnections:
@@ -80,8 +80,8 @@ func (k Key) String() string {
 	return ""
 }
 
-// Says returns a text behind the name of the limit, for a record; the name alone if
-// there is no text.
+// Says returns the name of the limit, with a text behind it if the text is not empty,
+// for a record.
 func (k Key) Says(text string) string {
 	if text == "" {
 		return k.String()

@@ -1,15 +1,15 @@
-// Package limit counts what callers use, and says when it is too much.
+// Package limit counts what callers use, and reports when they exceed a limit.
 //
-//   - [Sources] are the budgets of source addresses, before there is an identity,
-//     and [Budgets] those of identities.
+//   - [Sources] are the budgets of source addresses, before an identity is known, and
+//     [Budgets] are those of identities.
 //   - [Slots] divide the connections that may be open among callers.
-//   - [Places] are for the few handshakes that may be long at a time.
+//   - [Permits] bound the long handshakes that may run at the same time.
 //   - [Descriptors] count the files and sockets that callers make the process open.
 //
-// All live as long as the process, whatever policy comes into force, and are
-// bounded: who is quiet is forgotten, and when there are too many to tell apart
-// the rest share one budget. Nothing here looks up, records or closes anything:
-// who has to give way is told so by a function of its own.
+// All of them live as long as the process, across changes of policy, and are bounded:
+// idle callers are forgotten, and callers in excess of the bound share one budget. The
+// package decides, records and closes nothing itself: it calls a function of the holder
+// of a slot or permit that has to be given up.
 package limit
 
 import (
@@ -21,31 +21,31 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The defaults: what a zero field of Config means, and of the limits in it.
+// Defaults for the zero fields of Config and of its limits.
 const (
-	DefaultConnections       = 4096 // open from one source
-	DefaultHandshakes        = 1000 // from one source, per second
+	DefaultConnections       = 4096 // open connections of one source
+	DefaultHandshakes        = 1000 // handshakes of one source, per second
 	DefaultStrangers         = 100 * time.Millisecond
-	DefaultRequests          = 1000      // of one identity, per second
-	DefaultTunnels           = 4096      // open of one identity
-	DefaultConnectsPerSecond = 200       // new tunnels of one identity
-	DefaultDNSPerSecond      = 1000      // queries of one identity
-	DefaultUploadPerHour     = 100 << 30 // bytes of one identity
+	DefaultRequests          = 1000      // requests of one identity, per second
+	DefaultTunnels           = 4096      // open tunnels of one identity
+	DefaultConnectsPerSecond = 200       // new tunnels of one identity, per second
+	DefaultDNSPerSecond      = 1000      // queries of one identity, per second
+	DefaultUploadPerHour     = 100 << 30 // bytes of one identity, per hour
 )
 
-// Config is what each may use.
+// Config says how much each source address and each identity may use.
 type Config struct {
-	// Connections is how many a source address may have open, Handshakes how
-	// many it may begin per second.
+	// Connections is how many connections a source address may have open, and
+	// Handshakes how many handshakes it may begin per second.
 	Connections, Handshakes int
-	// Strangers is the processor time per second that a source may cost by
+	// Strangers is the processor time per second that a source may use up with
 	// certificates that do not verify.
 	Strangers time.Duration
-	// Requests is how many requests an identity may make per second, denied
-	// ones included.
+	// Requests is how many requests an identity may make per second, including denied
+	// ones.
 	Requests int
-	// Identity is for identities to which the policy gives no limits of their
-	// own, key by key.
+	// Identity holds the limits of an identity. Each applies where the policy does not
+	// set the same limit.
 	Identity allowlist.Limits
 }
 
@@ -62,23 +62,23 @@ func (c Config) withDefaults() Config {
 }
 
 const (
-	// maxKeys bounds the sources, and the identities, that are told apart.
+	// maxKeys bounds the number of sources, and of identities, that have a budget each.
 	maxKeys = 16384
-	// sweepEvery bounds how often the quiet ones are looked for.
+	// sweepEvery is the shortest time between two searches for idle sources or
+	// identities.
 	sweepEvery = time.Second
 )
 
-// perSecond allows n events a second, all of them at once after a quiet second.
+// perSecond returns a limiter of n events per second, which may all come at once.
 func perSecond(n int) *rate.Limiter { return rate.NewLimiter(rate.Limit(n), n) }
 
-// full reports whether a limiter is as it was when it was new; nil always is.
+// full reports whether nothing of a limiter is spent; true for nil.
 func full(l *rate.Limiter, now time.Time) bool {
 	return l == nil || l.TokensAt(now) >= float64(l.Burst())
 }
 
-// spend takes one from a limiter and reports whether it had one; nil always
-// has.
+// spend spends one event of a limiter and reports whether there was one; true for nil.
 func spend(l *rate.Limiter, now time.Time) bool { return l == nil || l.AllowN(now, 1) }
 
-// has reports whether a limiter has one left; nil always has.
+// has reports whether a limiter has an event left; true for nil.
 func has(l *rate.Limiter, now time.Time) bool { return l == nil || l.TokensAt(now) >= 1 }

@@ -17,12 +17,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func id(path string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + path) }
 
-// holder is an identity that is shown by a certificate.
+// holder returns a holder whose identity is proved by a certificate.
 func holder(path string) allowlist.Holder {
 	return allowlist.HolderOf(id(path), allowlist.SourceX509SVID)
 }
 
-// entry gives limits to a pattern, own and shared.
+// entry returns a policy entry that gives own and shared limits to a pattern.
 func entry(t *testing.T, pattern string, own, shared allowlist.Limits) allowlist.Entry {
 	t.Helper()
 	p, err := allowlist.ParseIdentityPattern("spiffe://td.example/" + pattern)
@@ -41,7 +41,7 @@ func policy(t *testing.T, entries ...allowlist.Entry) *allowlist.Policy {
 	return p
 }
 
-// open opens a tunnel, which must be possible.
+// open opens a tunnel, and fails the test if it is refused.
 func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 	t.Helper()
 	l, reason, _ := b.Open(p, holder(who))
@@ -51,7 +51,7 @@ func open(t *testing.T, b *Budgets, p *allowlist.Policy, who string) *Lease {
 	return l
 }
 
-// refused tries to open one, which must not be possible.
+// refused tries to open a tunnel, and fails the test unless it is refused for want.
 func refused(t *testing.T, b *Budgets, p *allowlist.Policy, who string, want allowlist.Reason) {
 	t.Helper()
 	if l, reason, _ := b.Open(p, holder(who)); reason != want || l != nil {
@@ -91,8 +91,8 @@ func TestOpenTunnels(t *testing.T) {
 	refused(t, b, p, "a", allowlist.TunnelLimit)
 }
 
-// TestPlainRequests share the places and the bytes of the tunnels, and are no new
-// tunnels.
+// TestPlainRequests checks that plain requests count as open tunnels and upload bytes,
+// but not as new tunnels.
 func TestPlainRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -124,17 +124,17 @@ func TestNewTunnelsPerSecond(t *testing.T) {
 		for range 2 {
 			open(t, b, p, "a").Close()
 		}
-		refused(t, b, p, "a", allowlist.RateLimited) // by the default
+		refused(t, b, p, "a", allowlist.RateLimited) // by the default limit
 		open(t, b, p, "b").Close()
-		refused(t, b, p, "b", allowlist.RateLimited) // by the policy
+		refused(t, b, p, "b", allowlist.RateLimited) // by the limit of the policy
 		time.Sleep(time.Second)
 		open(t, b, p, "a").Close()
 		open(t, b, p, "b").Close()
 	})
 }
 
-// TestQueries: by the default, by the policy, and together with others; who has
-// no identity has the default.
+// TestQueries checks the default limit of queries, a limit of the policy and a shared
+// limit, and that a caller without an identity has the default.
 func TestQueries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Identity: allowlist.Limits{DNSPerSecond: 4}})
@@ -159,13 +159,13 @@ func TestQueries(t *testing.T) {
 					t.Errorf("second %d: %s asked %d, want %d", second, row.who.ID(), got, row.want)
 				}
 			}
-			open(t, b, p, "a").Close() // tunnels are counted by themselves
+			open(t, b, p, "a").Close() // tunnels do not count as queries
 			time.Sleep(time.Second)
 		}
 	})
 }
 
-// TestQueriesAfterAReload: what was spent stays spent.
+// TestQueriesAfterAReload checks that what was spent stays spent.
 func TestQueriesAfterAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -208,7 +208,7 @@ func TestUpload(t *testing.T) {
 			t.Errorf("a plain request: %q", reason)
 		}
 		open(t, b, p, "b")
-		time.Sleep(time.Second) // a byte is there again
+		time.Sleep(time.Second) // one byte is left again
 		if l := open(t, b, p, "a"); !l.Spend(1) || l.Spend(1) {
 			t.Error("a second gave more or less than a byte")
 		}
@@ -229,16 +229,16 @@ func TestSharedLimits(t *testing.T) {
 			entry(t, "ci/a", allowlist.Limits{Tunnels: 1}, allowlist.Limits{}),
 		)
 		a := open(t, b, p, "ci/a")
-		refused(t, b, p, "ci/a", allowlist.TunnelLimit) // its own
+		refused(t, b, p, "ci/a", allowlist.TunnelLimit) // over its own limit
 		c := open(t, b, p, "ci/b")
 		open(t, b, p, "ci/b")
-		refused(t, b, p, "ci/c", allowlist.TunnelLimit) // all together
+		refused(t, b, p, "ci/c", allowlist.TunnelLimit) // over the shared limit
 		if !a.Spend(60) || c.Spend(60) || !c.Spend(40) || a.Spend(1) {
 			t.Error("two identities do not share 100 bytes")
 		}
 		a.Close()
 		refused(t, b, p, "ci/c", allowlist.UploadLimit)
-		for range 2 { // three are spent
+		for range 2 { // three new tunnels are spent already
 			open(t, b, p, "web")
 		}
 		refused(t, b, p, "web", allowlist.RateLimited)
@@ -247,7 +247,8 @@ func TestSharedLimits(t *testing.T) {
 	})
 }
 
-// TestReload: what was spent stays spent, and new limits hold for open tunnels.
+// TestReload checks that what was spent stays spent, and that new limits apply to open
+// tunnels.
 func TestReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -292,8 +293,8 @@ func TestReload(t *testing.T) {
 	})
 }
 
-// TestALateRequest: one that was decided by the policy before brings none of its
-// limits back, neither for itself nor for the tunnels that are open.
+// TestALateRequest checks that a request which was decided by an older policy brings no
+// limit of that policy back, neither for itself nor for open tunnels.
 func TestALateRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -327,8 +328,8 @@ func TestALateRequest(t *testing.T) {
 	})
 }
 
-// TestBudgetsAreBounded: quiet identities are forgotten, and the others beyond
-// the bound share one budget.
+// TestBudgetsAreBounded checks that idle identities are forgotten, and that identities
+// beyond the bound share one budget.
 func TestBudgetsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Requests: 2, Identity: allowlist.Limits{Tunnels: 2}})
@@ -428,8 +429,8 @@ func TestSourcesAreBounded(t *testing.T) {
 	})
 }
 
-// TestAllocations: counting a request, and bytes on their way, costs no memory;
-// opening a tunnel its lease and, with shared limits, the list of them.
+// TestAllocations checks that counting a request, a query or bytes allocates nothing,
+// and that opening a tunnel allocates its lease and, with shared limits, their list.
 func TestAllocations(t *testing.T) {
 	b := NewBudgets(Config{})
 	p := policy(t, entry(t, "**", allowlist.Limits{}, allowlist.Limits{UploadPerHour: 1 << 40, ConnectsPerSecond: 1e6, DNSPerSecond: 1e6}),

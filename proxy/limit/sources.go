@@ -10,45 +10,46 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Standing is how a source address stands with its limit.
+// Standing says whether a source address is within its limit of connections.
 type Standing uint8
 
 // The standings. The zero value admits nothing.
 const (
-	Refused Standing = iota // so far over it that no answer is due
-	Over                    // over it: to be told so
+	Refused Standing = iota // so far over the limit that the connection gets no answer
+	Over                    // over the limit; the caller is answered with that reason
 	Within
 )
 
-// Sources are the budgets of source addresses: an IPv4 address, or the /64 that
-// an IPv6 address is in, since its owner may choose any address there. It is
-// safe for concurrent use.
+// Sources holds a budget for each source address: an IPv4 address, or the /64 network
+// of an IPv6 address, since its owner may choose any address in it. It is safe for
+// concurrent use.
 type Sources struct {
 	cfg Config
 
 	mu    sync.Mutex
 	by    map[netip.Addr]*Source
-	other *Source // of those beyond maxKeys; nil if there are none yet
+	other *Source // the budget that sources beyond maxKeys share; nil if there are none yet
 	swept time.Time
 }
 
-// Source is the budget of one source address. A nil Source, that of a unix
+// Source is the budget of one source address. A nil Source, which is that of a unix
 // socket, has no limit.
 type Source struct {
 	sources    *Sources
-	open       int // guarded by sources.mu
+	open       int // number of open connections; guarded by sources.mu
 	handshakes *rate.Limiter
 	strangers  *rate.Limiter // microseconds of processor time
 }
 
-// NewSources returns budgets that are all unspent.
+// NewSources returns budgets of which nothing is spent.
 func NewSources(cfg Config) *Sources {
 	return &Sources{cfg: cfg.withDefaults(), by: map[netip.Addr]*Source{}}
 }
 
-// Open counts a connection, and Close must follow; an eighth of the limit
-// (rounded up) on top is Over. What is Refused is not counted, and has no
-// source; neither has a unix socket, whose address is invalid.
+// Open counts a connection of an address. The connections beyond the limit are Over, up
+// to an eighth of the limit (rounded up), and the rest are Refused. Close must follow
+// unless the connection is Refused: then it is not counted, and the source is nil. The
+// source is nil for a unix socket, too, whose address is invalid.
 func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	if !addr.IsValid() {
 		return nil, Within
@@ -67,22 +68,22 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	return src, Within
 }
 
-// Handshake spends one, and reports whether there was one left.
+// Handshake spends one handshake, and reports whether there was one left.
 func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
 
-// Left reports whether anything is left of the processor time that certificates
-// of this source may cost which do not verify.
+// Left reports whether the source has processor time left for certificates that do not
+// verify.
 func (s *Source) Left() bool { return s == nil || has(s.strangers, time.Now()) }
 
-// Spend takes from that processor time. What goes beyond the end of it is owed, up
-// to that of a second at a time.
+// Spend spends processor time on certificates that do not verify. If less is left, the
+// rest is owed. One call spends at most the budget of a second.
 func (s *Source) Spend(used time.Duration) {
 	if s != nil {
 		s.strangers.ReserveN(time.Now(), int(min(used, s.sources.cfg.Strangers).Microseconds()))
 	}
 }
 
-// Close ends a connection that Open has counted.
+// Close counts a connection as ended that Open has counted.
 func (s *Source) Close() {
 	if s == nil {
 		return
@@ -92,7 +93,7 @@ func (s *Source) Close() {
 	s.open--
 }
 
-// of is called with mu held.
+// of returns the budget of a source address. The caller holds mu.
 func (s *Sources) of(key netip.Addr) *Source {
 	if src := s.by[key]; src != nil {
 		return src

@@ -16,7 +16,7 @@ import (
 )
 
 // What a client may send before and after the end of its ClientHello, and how much
-// of that without one of the places for long handshakes: an SVID of an elliptic
+// of that without one of the permits for long handshakes: an SVID of an elliptic
 // curve with an intermediate takes 2 KiB, one of RSA with two takes 6.
 const (
 	maxHandshake  = 16 << 10
@@ -30,7 +30,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
 	displaced, err := l.handshake(ctx, secure, conn)
 	switch {
-	case err != nil && (displaced || errors.Is(err, errNoPlace)) && !conn.GaveWay():
+	case err != nil && (displaced || errors.Is(err, errNoPermit)) && !conn.GaveWay():
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many long handshakes are under way, of this address or of all")
 		return false
 	case err != nil:
@@ -104,10 +104,10 @@ type longHandshake struct {
 	listener *Listener
 	conn     *Conn
 	until    time.Time
-	place    *limit.Place
+	permit   *limit.Permit
 }
 
-var errNoPlace = errors.New("no place for a long handshake")
+var errNoPermit = errors.New("no permit for a long handshake")
 
 // begin takes a place, in the time that is left for the handshake.
 func (h *longHandshake) begin(ctx context.Context) error {
@@ -118,17 +118,17 @@ func (h *longHandshake) begin(ctx context.Context) error {
 		cancel()
 	}
 	var err error
-	h.place, err = h.listener.cfg.Places.Take(waiting, h.conn.source, func() { _ = raw.Close() })
+	h.permit, err = h.listener.cfg.Permits.Take(waiting, h.conn.source, func() { _ = raw.Close() })
 	if ctx.Err() != nil {
 		return net.ErrClosed // the end of Serve's context closes every connection
 	}
 	if err != nil {
-		return errNoPlace
+		return errNoPermit
 	}
 	return nil
 }
 
 // end gives the place back, and reports whether it had been taken away before.
 func (h *longHandshake) end() (displaced bool) {
-	return h.place != nil && h.place.Close()
+	return h.permit != nil && h.permit.Close()
 }

@@ -148,7 +148,7 @@ func TestPlacesForLongHandshakes(t *testing.T) {
 	p := newPKI(t)
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Places, cfg.HandshakeTimeout = limit.NewPlaces(3), time.Minute
+		cfg.Permits, cfg.HandshakeTimeout = limit.NewPermits(3), time.Minute
 	})
 	for range 5 {
 		stall(t, r, v1Header)
@@ -177,20 +177,20 @@ func TestPlacesForLongHandshakes(t *testing.T) {
 // over; who needs none is served meanwhile; and the place comes back.
 func TestNoPlace(t *testing.T) {
 	p := newPKI(t)
-	places := limit.NewPlaces(1)
+	permits := limit.NewPermits(1)
 	refusals := make(chan refusal, 100)
 	patient := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Places = places
+		cfg.Permits = permits
 	})
 	hasty := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Places, cfg.HandshakeTimeout = places, 50*time.Millisecond
+		cfg.Permits, cfg.HandshakeTimeout = permits, 50*time.Millisecond
 		cfg.Refused = func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
 			refusals <- refusal{client, why, detail}
 		}
 	})
-	taken, err := places.Take(t.Context(), nil, func() { t.Error("the only place of a source is taken away") })
+	taken, err := permits.Take(t.Context(), nil, func() { t.Error("the only place of a source is taken away") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,12 +212,12 @@ func TestNoPlace(t *testing.T) {
 // TestTheEndDoesNotWaitForAPlace: the end of the context cuts those that wait.
 func TestTheEndDoesNotWaitForAPlace(t *testing.T) {
 	p := newPKI(t)
-	places := limit.NewPlaces(1)
+	permits := limit.NewPermits(1)
 	r := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Places, cfg.HandshakeTimeout = places, time.Hour
+		cfg.Permits, cfg.HandshakeTimeout = permits, time.Hour
 	})
-	if _, err := places.Take(t.Context(), nil, func() {}); err != nil {
+	if _, err := permits.Take(t.Context(), nil, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	waiting := stall(t, r, "")
@@ -230,14 +230,14 @@ func TestTheEndDoesNotWaitForAPlace(t *testing.T) {
 // it waits gives its descriptor back at once, and does not wait on.
 func TestWhoWaitsForAPlaceCanBeClosed(t *testing.T) {
 	p := newPKI(t)
-	places, descriptors, cuts := limit.NewPlaces(1), limit.NewDescriptors(8), make(chan limit.Cause, 100)
+	permits, descriptors, cuts := limit.NewPermits(1), limit.NewDescriptors(8), make(chan limit.Cause, 100)
 	shares := limit.SharesOf(64)
 	r := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Places, cfg.Descriptors, cfg.HandshakeTimeout = places, descriptors, time.Hour
+		cfg.Permits, cfg.Descriptors, cfg.HandshakeTimeout = permits, descriptors, time.Hour
 		cfg.Slots, cfg.Cut = limit.NewSlots(shares), func(cause limit.Cause) { cuts <- cause }
 	})
-	if _, err := places.Take(t.Context(), nil, func() {}); err != nil {
+	if _, err := permits.Take(t.Context(), nil, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 * shares.PerSource {

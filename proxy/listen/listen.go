@@ -76,9 +76,9 @@ type Config struct {
 	// Sources bounds what each source address may use, over all listeners that
 	// share it; nil means the defaults, for this listener alone.
 	Sources *limit.Sources
-	// Places bounds the handshakes that are long; nil means the default, for this
+	// Permits bounds the handshakes that are long; nil means the default, for this
 	// listener alone.
-	Places *limit.Places
+	Permits *limit.Permits
 	// Refused is told of connections that are closed without an answer: their
 	// source is over a budget (connections, handshakes, certificates that do not
 	// verify), there is no place for a long handshake, or the PROXY protocol header
@@ -131,8 +131,8 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	if cfg.Sources == nil {
 		cfg.Sources = limit.NewSources(limit.Config{})
 	}
-	if cfg.Places == nil {
-		cfg.Places = limit.NewPlaces(0)
+	if cfg.Permits == nil {
+		cfg.Permits = limit.NewPermits(0)
 	}
 	if cfg.Cut == nil {
 		cfg.Cut = func(limit.Cause) {}

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// sources returns that many of different addresses.
+// sources returns n sources of different addresses.
 func sources(t *testing.T, n int) []*Source {
 	t.Helper()
 	s := NewSources(Config{})
@@ -25,29 +25,29 @@ func sources(t *testing.T, n int) []*Source {
 	return all
 }
 
-// placed is somebody who gives a place back when it is taken away.
-type placed struct {
-	place *Place
-	cut   chan struct{}
-	gone  bool
+// inUse is a permit in use, whose user gives it back when it is taken away.
+type inUse struct {
+	permit *Permit
+	cut    chan struct{}
+	gone   bool
 }
 
-func hold(t *testing.T, p *Places, s *Source) *placed {
+func hold(t *testing.T, p *Permits, s *Source) *inUse {
 	t.Helper()
-	h := &placed{cut: make(chan struct{}, 1)}
+	h := &inUse{cut: make(chan struct{}, 1)}
 	var err error
-	if h.place, err = p.Take(t.Context(), s, func() { h.cut <- struct{}{} }); err != nil {
+	if h.permit, err = p.Take(t.Context(), s, func() { h.cut <- struct{}{} }); err != nil {
 		t.Fatal(err)
 	}
 	return h
 }
 
-// TestAGreedySourceGivesWay: a source that has all places loses them, the oldest
-// first, until another one has as many; nobody loses one to its own source.
+// TestAGreedySourceGivesWay checks that a source which has all permits loses them, the
+// oldest first, until another source has as many, and that no source displaces itself.
 func TestAGreedySourceGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, src := NewPlaces(4), sources(t, 2)
-		var greedy []*placed
+		p, src := NewPermits(4), sources(t, 2)
+		var greedy []*inUse
 		for range 4 {
 			greedy = append(greedy, hold(t, p, src[0]))
 		}
@@ -57,28 +57,28 @@ func TestAGreedySourceGivesWay(t *testing.T) {
 			taking.Go(func() {
 				h := hold(t, p, s)
 				<-over
-				h.place.Close()
+				h.permit.Close()
 			})
 			synctest.Wait()
 		}
 		take(src[0])                          // it waits before the other one, and is served after it
-		for n, want := range []int{1, 2, 2} { // the third of the other one would be more than its half
+		for n, want := range []int{1, 2, 2} { // a third permit would be more than half for the other source
 			take(src[1])
 			cut := 0
 			for _, h := range greedy {
 				cut += len(h.cut)
 				if len(h.cut) > 0 && !h.gone {
-					h.gone = h.place.Close()
+					h.gone = h.permit.Close()
 					synctest.Wait()
 				}
 			}
 			if cut != want {
-				t.Errorf("after %d of another source, %d places are taken away, want %d", n+1, cut, want)
+				t.Errorf("after %d of another source, %d permits are taken away, want %d", n+1, cut, want)
 			}
 		}
 		for i, h := range greedy {
-			if !h.gone && h.place.Close() || h.gone != (i < 2) || len(h.cut) != 0 != (i < 2) {
-				t.Errorf("place %d: taken away %v, cut %d times", i, h.gone, len(h.cut))
+			if !h.gone && h.permit.Close() || h.gone != (i < 2) || len(h.cut) != 0 != (i < 2) {
+				t.Errorf("permit %d: taken away %v, cut %d times", i, h.gone, len(h.cut))
 			}
 		}
 		close(over)
@@ -87,37 +87,37 @@ func TestAGreedySourceGivesWay(t *testing.T) {
 	})
 }
 
-// TestPlacesGoInTurn: a source that waits for many does not wait for all of them
-// before another one.
-func TestPlacesGoInTurn(t *testing.T) {
+// TestPermitsGoInTurn checks that the callers of a source that waits for many permits are
+// not all served before those of another source.
+func TestPermitsGoInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, src := NewPlaces(1), sources(t, 3)
+		p, src := NewPermits(1), sources(t, 3)
 		first := hold(t, p, src[0])
 		var order []int
 		var taking sync.WaitGroup
 		for _, who := range []int{1, 1, 1, 2, 0} {
 			taking.Go(func() {
 				h := hold(t, p, src[who])
-				order = append(order, who) // one at a time: there is one place
-				h.place.Close()
+				order = append(order, who) // needs no lock, since there is only one permit
+				h.permit.Close()
 			})
 			synctest.Wait()
 		}
-		first.place.Close()
+		first.permit.Close()
 		taking.Wait()
 		want := []int{1, 2, 0, 1, 1}
 		for i := range want {
 			if order[i] != want[i] {
-				t.Fatalf("places were given to %v, want %v", order, want)
+				t.Fatalf("permits were given to %v, want %v", order, want)
 			}
 		}
 		p.empty(t, 1)
 	})
 }
 
-func TestWaitingForAPlaceEnds(t *testing.T) {
+func TestWaitingForAPermitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, src := NewPlaces(1), sources(t, 2)
+		p, src := NewPermits(1), sources(t, 2)
 		first := hold(t, p, src[0])
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -125,17 +125,17 @@ func TestWaitingForAPlaceEnds(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		if len(first.cut) != 0 {
-			t.Error("the only place of a source was taken away")
+			t.Error("the only permit of a source was taken away")
 		}
-		first.place.Close()
+		first.permit.Close()
 		p.empty(t, 1)
 	})
 }
 
-// TestPlacesAreNeverMore, whoever comes, waits, gives up and is displaced.
-func TestPlacesAreNeverMore(t *testing.T) {
-	const places = 3
-	p, src := NewPlaces(places), sources(t, 5)
+// TestPermitsAreNeverMore checks the bound while callers come, wait and give up.
+func TestPermitsAreNeverMore(t *testing.T) {
+	const permits = 3
+	p, src := NewPermits(permits), sources(t, 5)
 	var used, most int
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -143,7 +143,7 @@ func TestPlacesAreNeverMore(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7)*time.Millisecond)
 			defer cancel()
-			place, err := p.Take(ctx, src[i*i%5], func() {})
+			permit, err := p.Take(ctx, src[i*i%5], func() {})
 			if err != nil {
 				return
 			}
@@ -154,28 +154,29 @@ func TestPlacesAreNeverMore(t *testing.T) {
 			mu.Lock()
 			used--
 			mu.Unlock()
-			place.Close()
+			permit.Close()
 		})
 	}
 	all.Wait()
-	if most > places {
-		t.Errorf("%d places were taken at a time", most)
+	if most > permits {
+		t.Errorf("%d permits were taken at a time", most)
 	}
-	p.empty(t, places)
+	p.empty(t, permits)
 }
 
-// empty checks that nobody has a place or waits for one.
-func (p *Places) empty(t *testing.T, free int) {
+// empty checks that nobody has a permit or waits for one.
+func (p *Permits) empty(t *testing.T, free int) {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.free != free || len(p.taken)+len(p.wait)+len(p.turns) != 0 {
-		t.Errorf("%d places are free, want %d; taken %v, wait %v, turns %v", p.free, free, p.taken, p.wait, p.turns)
+		t.Errorf("%d permits are free, want %d; taken %v, wait %v, turns %v", p.free, free, p.taken, p.wait, p.turns)
 	}
 }
 
-// TestStrangersOfASource: what certificates cost that do not verify is counted by
-// source, is owed when it is more than was left, and comes back with time.
+// TestStrangersOfASource checks that the cost of certificates that do not verify is
+// counted by source and is owed when it exceeds what was left, and that the budget
+// refills.
 func TestStrangersOfASource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := sources(t, 2)
@@ -209,7 +210,8 @@ func TestStrangersOfASource(t *testing.T) {
 	})
 }
 
-// TestASourceInDebtIsRemembered: it would come back with a fresh budget.
+// TestASourceInDebtIsRemembered checks that a source which owes time is not forgotten,
+// because it would come back with a fresh budget.
 func TestASourceInDebtIsRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSources(Config{})
