@@ -9,8 +9,8 @@ import (
 )
 
 // enter takes a slot and a descriptor for a connection that was just accepted, and
-// reports whether there were both: end gives them back. If there were not, neither is
-// held, and Cut was told.
+// reports whether both were free; end gives them back. If one was missing, neither is
+// kept, and Cut has been called.
 func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 	if !conn.takeSlot(ctx) {
 		return false
@@ -25,21 +25,20 @@ func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 	return false
 }
 
-// What follows when accepting fails, most often for want of descriptors.
+// Pauses while accepting fails, most often for want of descriptors.
 const (
-	acceptPause = 50 * time.Millisecond // before the next try: connections that end free some
-	acceptLog   = time.Second           // between two lines of the log
+	acceptPause = 50 * time.Millisecond // before the next try; connections that end meanwhile give descriptors back
+	acceptLog   = time.Second           // shortest time between two log lines
 )
 
-// failing is accepting that fails. It belongs to the goroutine that accepts.
+// failing counts failures to accept. Only the goroutine that accepts uses it.
 type failing struct {
-	failures uint64    // since the last line
-	said     time.Time // when that was
+	failures uint64    // failures since the last log line
+	said     time.Time // when the last line was logged
 }
 
-// pause waits a moment after accepting has failed. It logs a line a second at
-// most, with the number of failures since the last one. The end of ctx is its
-// error.
+// pause waits a moment after accepting has failed. It logs at most one line per second,
+// with the number of failures since the line before. If ctx ends, it returns the cause.
 func (l *Listener) pause(ctx context.Context, f *failing, err error) error {
 	l.cfg.Descriptors.Missing(err)
 	f.failures++

@@ -21,7 +21,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// scripted is a listener that accepts what accept returns.
+// scripted is a net.Listener whose Accept calls accept.
 type scripted struct {
 	accept func() (net.Conn, error)
 	closed chan struct{}
@@ -48,7 +48,7 @@ func (s *scripted) Close() error {
 
 func (s *scripted) Addr() net.Addr { return &net.UnixAddr{Name: "scripted"} }
 
-// over makes a listener of another one.
+// over returns a Listener that accepts from inner.
 func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Listener {
 	return &Listener{net: inner, cfg: Config{
 		Name: "test", Slots: limit.NewSlots(limit.SharesOf(100)), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Cut: func(limit.Cause) {},
@@ -56,8 +56,9 @@ func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Li
 	}}
 }
 
-// TestAcceptingThatFails is tried twenty times a second and said once, with the
-// number of times; when it works again nobody waits.
+// TestAcceptingThatFails checks that accepting is tried twenty times a second and
+// logged once a second, with the number of failures, and that there is no pause when it
+// works again.
 func TestAcceptingThatFails(t *testing.T) {
 	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		synctest.Test(t, func(t *testing.T) {
@@ -111,7 +112,7 @@ func TestAcceptingThatFails(t *testing.T) {
 	}
 }
 
-// TestTheEndWhileAcceptingFails: nobody waits for the next try.
+// TestTheEndWhileAcceptingFails checks that the end of the context ends the pause.
 func TestTheEndWhileAcceptingFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -124,8 +125,9 @@ func TestTheEndWhileAcceptingFails(t *testing.T) {
 	})
 }
 
-// TestWithoutADescriptor: a connection for which there is none is closed, and told
-// with its cause; who has one keeps it, and gives it back.
+// TestWithoutADescriptor checks that a connection for which no descriptor is left is
+// closed and reported to Cut, and that another connection keeps its descriptor until it
+// ends.
 func TestWithoutADescriptor(t *testing.T) {
 	slots, descriptors, cuts := limit.NewSlots(limit.SharesOf(100)), limit.NewDescriptors(2), make(chan limit.Cause, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {
@@ -159,7 +161,7 @@ func TestWithoutADescriptor(t *testing.T) {
 	}
 }
 
-// TestResetGivesTheDescriptorBack: also a connection that ends by a reset.
+// TestResetGivesTheDescriptorBack checks a connection that ends by a reset.
 func TestResetGivesTheDescriptorBack(t *testing.T) {
 	descriptors := limit.NewDescriptors(1)
 	r := serve(t, func(_ *rig, cfg *Config) { cfg.Descriptors = descriptors })

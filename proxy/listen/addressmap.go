@@ -7,15 +7,15 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// AddressMap says which identity an address stands for. That proves little: an
-// address can be forged in a datagram, and records say source-map. It is
-// immutable; the zero value knows nobody.
+// AddressMap maps addresses to identities. An address proves little, because it can be
+// forged in a datagram; records show the proof as source-map. An AddressMap is
+// immutable, and its zero value contains no address.
 type AddressMap struct {
 	table bart.Table[spiffeid.ID]
 }
 
-// NewAddressMap returns the map of ranges to identities. Of two ranges that hold
-// an address the longer prefix counts.
+// NewAddressMap returns a map of ranges to identities. If several ranges contain an
+// address, the one with the longest prefix counts.
 func NewAddressMap(ranges map[netip.Prefix]spiffeid.ID) *AddressMap {
 	m := new(AddressMap)
 	for prefix, id := range ranges {
@@ -24,8 +24,7 @@ func NewAddressMap(ranges map[netip.Prefix]spiffeid.ID) *AddressMap {
 	return m
 }
 
-// Find returns the identity that an address stands for; false if it stands for
-// none.
+// Find returns the identity of an address, or false if the address is not in the map.
 func (m *AddressMap) Find(addr netip.Addr) (spiffeid.ID, bool) {
 	return m.table.Lookup(addr.Unmap().WithZone(""))
 }

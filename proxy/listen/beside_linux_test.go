@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindWith returns a configuration that sets options of a socket before it is
-// bound, and binds it to a device unless that is "".
+// bindWith returns a configuration that sets options of a socket before it is bound,
+// and binds it to a device unless device is "".
 func bindWith(device string, options ...int) net.ListenConfig {
 	return net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
@@ -27,9 +27,9 @@ func bindWith(device string, options ...int) net.ListenConfig {
 	}}
 }
 
-// TestNobodyBindsBeside: a process of the same user, as this one is, can take no
-// part of what comes to a listener, by whatever option and at whatever address
-// that covers it, before and while it is served.
+// TestNobodyBindsBeside checks that another process of the same user, as this one is,
+// cannot get a part of what is sent to a listener, by any option and at any address
+// that covers the listener's, before and while it is served.
 func TestNobodyBindsBeside(t *testing.T) {
 	cfg := udpAt("127.0.0.1:0")
 	cfg.Loops = 3

@@ -17,35 +17,37 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// notMapped says why a caller has no identity whose address stands for none.
+// notMapped is the detail for a caller whose address is not in the address map.
 const notMapped = "no identity for this address"
 
-// Caller is who is at the other end of a connection.
+// Caller describes the client of a connection, or the sender of a datagram.
 type Caller struct {
 	ID     spiffeid.ID // zero unless Reason is NoReason
 	Source allowlist.Source
-	// Reason says why there is no identity, and Detail says it to the caller.
+	// Reason says why there is no identity. Detail is its detail for the caller.
 	Reason allowlist.Reason
 	Detail string
 	// NotAfter is when the identity expires; zero if it does not.
 	NotAfter time.Time
-	// Addr is where the caller connected from; zero on a unix socket.
+	// Addr is the address that the caller connected from; zero on a unix socket.
 	Addr  netip.AddrPort
 	Realm string
-	// Busy means that there is no slot for another connection of the caller, which
-	// is to be told so; Crowded, that this is because its own share is used up.
+	// Busy says that there is no slot for another connection of the caller, and that
+	// its request must be refused with that reason. Crowded says that the caller's own
+	// share is used up.
 	Busy, Crowded bool
-	// Limited means that its address has more connections open than it may.
+	// Limited says that the caller's address has more connections open than it may.
 	Limited bool
-	// Excess means that it presented more certificates, or more in one, than are
-	// read: its connection must close with the first answer.
+	// Excess says that the caller presented more certificates, or more in one
+	// certificate, than the gateway reads. Its connection must close after the first
+	// answer.
 	Excess bool
 
-	mapped bool // its address is all that could show an identity
+	mapped bool // says that the listener identifies callers by their address alone
 }
 
-// Holder returns for whom the budgets and shares of what the caller does are
-// kept, also if it has no identity.
+// Holder returns the holder of the caller's budgets and shares, also if the caller has
+// no identity.
 func (c *Caller) Holder() allowlist.Holder {
 	if c.mapped {
 		return allowlist.HolderOf(c.ID, allowlist.SourceMap)
@@ -59,31 +61,31 @@ type Conn struct {
 	Use
 
 	Caller   Caller
-	Listener string // its name
-	// AcceptTrace is that of the listener's Config.
+	Listener string // name of the listener
+	// AcceptTrace is the field of the listener's Config.
 	AcceptTrace bool
-	// Certificates are those of the caller that led to an authority when it was
-	// identified, the leaf first; nil if it was not by certificates.
+	// Certificates is the chain that led to an authority when the caller was
+	// identified, the leaf first; nil if the caller was not identified by certificates.
 	Certificates []*x509.Certificate
-	// Rest is what is left to do when the handler returns, nil if nothing is.
-	// The handler may set it to something that lasts: it is called on a stack
-	// that the frames of the handler have left, before the connection closes.
+	// Rest, if not nil, is called after the handler has returned and before the
+	// connection closes. A handler sets it to run something that lasts long, on a stack
+	// that the handler's frames have left.
 	Rest func()
 
-	raw        *tunnel.Conn // what was accepted
+	raw        *tunnel.Conn // the accepted connection
 	home       *Listener
-	peer       string // the user at the other end of a unix socket; "" if it is not known
+	peer       string // the user at the other end of a unix socket; "" if unknown
 	slot       limit.Slot
-	source     *limit.Source                      // nil until it was admitted
-	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a place of a long handshake; nil at first
-	uncut      func() bool                        // ends the wait for the end of Serve's context, which closes the connection; nil at first
+	source     *limit.Source                      // nil until the connection is admitted
+	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a permit for a long handshake; nil before it
+	uncut      func() bool                        // stops the AfterFunc that closes the connection when Serve's context ends; nil before it is set
 	verifier   *identity.Verifier                 // nil without TLS
-	generation uint64                             // of the trust that the caller was identified by
+	generation uint64                             // generation of the trust bundles that the caller was identified with
 }
 
-// Renew asks again who the caller is, if the trust in identities has changed
-// since it was asked last: a request that follows on the connection, or was
-// under way, must not rest on an authority that has gone.
+// Renew identifies the caller again if the trust bundles have changed since it was
+// identified: neither a later request on the connection nor a running one may rely on
+// an authority that has been removed.
 func (c *Conn) Renew() {
 	if c.verifier == nil {
 		return
@@ -94,11 +96,11 @@ func (c *Conn) Renew() {
 	}
 	c.generation = now
 	c.identify(c.verifier.Peer)
-	c.place() // if there is no place elsewhere it keeps the one that it has
+	c.assignSlot() // if no slot is free for the new caller, the connection keeps its present one
 }
 
-// identify asks who the caller is. What it presented in whole is kept by
-// crypto/tls alone.
+// identify identifies the caller with ask. Of the presented certificates it keeps the
+// verified chain only; crypto/tls keeps the rest.
 func (c *Conn) identify(ask func(tls.ConnectionState) identity.Peer) {
 	secure, ok := c.Conn.(*tls.Conn)
 	if !ok {
@@ -110,12 +112,12 @@ func (c *Conn) identify(ask func(tls.ConnectionState) identity.Peer) {
 	c.Caller.identify(peer)
 }
 
-// Cut closes the connection at once: over TLS without a close_notify, which might
+// Cut closes the connection at once. Over TLS it sends no close_notify, which might
 // wait for a peer that does not read.
 func (c *Conn) Cut() { _ = c.below().Close() }
 
-// Abort closes the connection with a reset, and over TLS without a close_notify,
-// so that nobody takes that for a proper end. What was sent before may be lost.
+// Abort closes the connection with a reset, and over TLS without a close_notify, so
+// that the peer does not take it for a proper end. Sent data may be lost.
 func (c *Conn) Abort() {
 	raw := c.below()
 	bare := raw
@@ -123,12 +125,12 @@ func (c *Conn) Abort() {
 		bare = wrapped.Conn
 	}
 	if tcp, ok := bare.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // at worst the end looks proper
+		_ = tcp.SetLinger(0) // if it fails, the end looks proper
 	}
 	_ = raw.Close()
 }
 
-// below returns what carries the connection: what is below TLS, if TLS is spoken.
+// below returns the connection below TLS, or the connection itself without TLS.
 func (c *Conn) below() net.Conn {
 	if secure, ok := c.Conn.(*tls.Conn); ok {
 		return secure.NetConn()
@@ -136,8 +138,8 @@ func (c *Conn) below() net.Conn {
 	return c.Conn
 }
 
-// assume gives a caller that proves nothing the identity of its listener, or
-// the one that its address stands for. Exactly one of the two is given.
+// assume gives a caller on a listener without TLS the identity that fixed returns, or
+// the one that mapped returns for its address. Exactly one of the two is not nil.
 func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
 	if fixed != nil {
 		c.ID, c.Source = fixed(), allowlist.SourceListener
@@ -152,7 +154,8 @@ func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiff
 	c.ID, c.Source = id, allowlist.SourceMap
 }
 
-// identify takes over what the verification of the certificate came to.
+// identify sets the fields of the caller from a verified certificate, or from the
+// reason why verification failed.
 func (c *Caller) identify(peer identity.Peer) {
 	*c = Caller{
 		Addr: c.Addr, Realm: c.Realm, Busy: c.Busy, Crowded: c.Crowded, Limited: c.Limited, Excess: peer.Excess, Detail: peer.Detail,

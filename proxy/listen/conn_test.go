@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestTheEndsOfAConnection: Cut and Abort send nothing more, over TLS no
-// close_notify either, and what Abort does is a reset.
+// TestTheEndsOfAConnection checks that Cut and Abort send nothing more, over TLS no
+// close_notify either, and that Abort sends a reset.
 func TestTheEndsOfAConnection(t *testing.T) {
 	p := newPKI(t)
 	plain := func(*rig, *Config) {}

@@ -15,17 +15,18 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// What a client may send before and after the end of its ClientHello, and how much
-// of that without one of the permits for long handshakes: an SVID of an elliptic
-// curve with an intermediate takes 2 KiB, one of RSA with two takes 6.
+// How many bytes a client may send before the end of its ClientHello, and how many
+// after it; and how many of these it may send without a permit for a long handshake. An
+// SVID of an elliptic curve with an intermediate takes 2 KiB, an SVID of RSA with two
+// takes 6.
 const (
 	maxHandshake  = 16 << 10
 	freeHandshake = 4 << 10
 )
 
-// shakeHands makes the handshake of a connection that was admitted, and finds out
-// who the caller is. It reports whether there is a caller to be answered, with an
-// identity or without; if not, somebody has been told.
+// shakeHands makes the TLS handshake of an admitted connection and identifies the
+// caller. It reports whether the caller, with or without an identity, can be answered.
+// If not, it has called a function of the Config.
 func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
 	displaced, err := l.handshake(ctx, secure, conn)
@@ -38,7 +39,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		return false
 	}
 	conn.Conn, conn.verifier = secure, l.cfg.Verifier
-	conn.generation = l.cfg.Verifier.Generation() // before asking: a change in between is asked about again
+	conn.generation = l.cfg.Verifier.Generation() // read before the verification: if the bundles change in between, Renew identifies the caller again
 	within := true
 	conn.identify(func(state tls.ConnectionState) (peer identity.Peer) {
 		peer, within = l.cfg.Verifier.PeerWithin(state, conn.source)
@@ -49,12 +50,13 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		return false
 	}
 	conn.shaken, conn.why, conn.detail, conn.handshaken = true, conn.Caller.Reason, conn.Caller.Detail, l.cfg.Handshaken
-	conn.place()
+	conn.assignSlot()
 	return true
 }
 
-// handshake makes the handshake, and says whether its place was taken away. It is
-// bounded in bytes, and by a deadline, which costs no goroutine, unlike a context.
+// handshake makes the TLS handshake, and reports whether its permit was taken away. The
+// handshake is bounded in bytes, and in time by a deadline, which unlike a context
+// costs no goroutine.
 func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) (displaced bool, err error) {
 	long := &longHandshake{listener: l, conn: conn, until: time.Now().Add(l.cfg.HandshakeTimeout)}
 	defer func() { displaced = long.end() }()
@@ -74,16 +76,18 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) 
 	return false, secure.SetDeadline(time.Time{})
 }
 
-// errLeft is the error of a handshake that its client has ended, without a word why,
-// before it showed a certificate.
+// errLeft is the error of a handshake whose client closed the connection, without an
+// alert, before it had shown a certificate.
 var errLeft = errors.New("the client left within the handshake")
 
-// whoLeft returns the error of a handshake: io.EOF if the connection ended before the
-// client had said anything, and errLeft. What it has shown by then is in state.
+// whoLeft maps the error of a handshake: to io.EOF if the connection ended before the
+// client had sent anything (said is false) or was closed by this process before the
+// ClientHello was read, and to errLeft if the client left. state is the state of the
+// handshake when it ended.
 func whoLeft(err error, said bool, state tls.ConnectionState) error {
-	greeted := state.Version != 0 // the hello was read
+	greeted := state.Version != 0 // the ClientHello was read
 	switch {
-	case !said && isGone(err), !greeted && errors.Is(err, net.ErrClosed): // the latter by us
+	case !said && isGone(err), !greeted && errors.Is(err, net.ErrClosed): // the latter if this process closed the connection
 		return io.EOF
 	case greeted && isGone(err) && len(state.PeerCertificates) == 0:
 		return errLeft
@@ -93,13 +97,13 @@ func whoLeft(err error, said bool, state tls.ConnectionState) error {
 	return err
 }
 
-// isGone reports whether an error says that the other end has closed the connection, in
-// order or with a reset.
+// isGone reports whether an error means that the peer has closed the connection,
+// properly or with a reset.
 func isGone(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNABORTED)
 }
 
-// longHandshake is a handshake that may need a place.
+// longHandshake is a handshake that may need a permit.
 type longHandshake struct {
 	listener *Listener
 	conn     *Conn
@@ -109,12 +113,12 @@ type longHandshake struct {
 
 var errNoPermit = errors.New("no permit for a long handshake")
 
-// begin takes a place, in the time that is left for the handshake.
+// begin takes a permit, in the time that is left for the handshake.
 func (h *longHandshake) begin(ctx context.Context) error {
 	raw := h.conn.raw
 	waiting, cancel := context.WithDeadline(ctx, h.until)
 	defer cancel()
-	if h.conn.unwait.Store(&cancel); h.conn.GaveWay() { // before the connection could be told
+	if h.conn.unwait.Store(&cancel); h.conn.GaveWay() { // it gave way before giveWay could find unwait
 		cancel()
 	}
 	var err error
@@ -128,7 +132,7 @@ func (h *longHandshake) begin(ctx context.Context) error {
 	return nil
 }
 
-// end gives the place back, and reports whether it had been taken away before.
+// end gives the permit back, and reports whether it had been taken away.
 func (h *longHandshake) end() (displaced bool) {
 	return h.permit != nil && h.permit.Close()
 }

@@ -25,8 +25,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// junk is a certificate of somebody's own making with that many empty URI names,
-// and an extension of that many bytes.
+// junk returns a self-signed certificate with a number of empty URI names, and an
+// extension of size bytes.
 func junk(t *testing.T, names, size int) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -52,14 +52,14 @@ func junk(t *testing.T, names, size int) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// beside adds a certificate to what a caller shows.
+// beside adds another certificate to those that a client presents.
 func beside(cert, other tls.Certificate) tls.Certificate {
 	cert.Certificate = append(slices.Clip(cert.Certificate), other.Certificate...)
 	return cert
 }
 
-// TestWhatACallerMayShow: what is sent in a handshake is bounded, what it parses
-// to as well, and of what was verified the chain is kept.
+// TestWhatACallerMayShow checks that the bytes of a handshake and what they parse to
+// are bounded, and that only the verified chain is kept.
 func TestWhatACallerMayShow(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
@@ -89,14 +89,14 @@ func TestWhatACallerMayShow(t *testing.T) {
 			if c.Renew(); c.Caller.Reason != row.reason {
 				t.Errorf("later %+v", c.Caller)
 			}
-			c.generation = 0 // as if the trust had changed
+			c.generation = 0 // as if the trust bundles had changed
 			if c.Renew(); c.Caller.Reason != row.reason || c.Caller.Excess != row.excess || len(c.Certificates) != row.keeps {
 				t.Errorf("after another look %+v with %d certificates", c.Caller, len(c.Certificates))
 			}
 			_ = conn.Close()
 		})
 	}
-	hello := "\x01\x00\xf0\x00\x03\x03" + strings.Repeat("\x00", 16384-6) // the begin of one of 60 KiB
+	hello := "\x01\x00\xf0\x00\x03\x03" + strings.Repeat("\x00", 16384-6) // the start of a ClientHello of 60 KiB
 	for name, talk := range map[string]func(net.Conn){
 		"30 KB": func(c net.Conn) {
 			conn := tls.Client(c, p.client(junk(t, 15_500, 0)))
@@ -134,7 +134,7 @@ func TestWhatACallerMayShow(t *testing.T) {
 	}
 }
 
-// stall sends what needs a place, and then nothing.
+// stall sends as much of a ClientHello as needs a permit, and then nothing.
 func stall(t *testing.T, r *rig, header string) net.Conn {
 	t.Helper()
 	conn := dialRaw(t, r.Addr())
@@ -142,9 +142,9 @@ func stall(t *testing.T, r *rig, header string) net.Conn {
 	return conn
 }
 
-// TestPlacesForLongHandshakes: an address that keeps all of them does not keep
-// another one out.
-func TestPlacesForLongHandshakes(t *testing.T) {
+// TestPermitsForLongHandshakes checks that an address which keeps all permits does not
+// lock out another address.
+func TestPermitsForLongHandshakes(t *testing.T) {
 	p := newPKI(t)
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
@@ -154,7 +154,7 @@ func TestPlacesForLongHandshakes(t *testing.T) {
 		stall(t, r, v1Header)
 	}
 	config := p.client(beside(mint(t, p.ca, "spiffe://prod.example/builder", 0).TLS(), junk(t, 0, 8<<10)))
-	for displaced := 0; displaced == 0; { // those above may come late
+	for displaced := 0; displaced == 0; { // the connections above may be late
 		conn := dialRaw(t, r.Addr())
 		send(t, conn, strings.Replace(v1Header, "198.51.100.7", "198.51.100.8", 1))
 		if err := tls.Client(conn, config).HandshakeContext(t.Context()); err != nil {
@@ -173,9 +173,10 @@ func TestPlacesForLongHandshakes(t *testing.T) {
 	}
 }
 
-// TestNoPlace: who waits for a place is refused when the time for its handshake is
-// over; who needs none is served meanwhile; and the place comes back.
-func TestNoPlace(t *testing.T) {
+// TestNoPermit checks that a caller which waits for a permit is refused when the time
+// for its handshake is over, that a caller which needs none is served meanwhile, and
+// that the permit is given back.
+func TestNoPermit(t *testing.T) {
 	p := newPKI(t)
 	permits := limit.NewPermits(1)
 	refusals := make(chan refusal, 100)
@@ -190,7 +191,7 @@ func TestNoPlace(t *testing.T) {
 			refusals <- refusal{client, why, detail}
 		}
 	})
-	taken, err := permits.Take(t.Context(), nil, func() { t.Error("the only place of a source is taken away") })
+	taken, err := permits.Take(t.Context(), nil, func() { t.Error("the only permit of a source is taken away") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,14 +204,15 @@ func TestNoPlace(t *testing.T) {
 	}
 	closed(t, waiting)
 	taken.Close()
-	for range 3 { // each gives it back
+	for range 3 { // each gives its permit back
 		speak(t, dialTLS(t, patient.Addr(), p.client(beside(good, junk(t, 0, 8<<10)))))
 		<-patient.conns
 	}
 }
 
-// TestTheEndDoesNotWaitForAPlace: the end of the context cuts those that wait.
-func TestTheEndDoesNotWaitForAPlace(t *testing.T) {
+// TestTheEndDoesNotWaitForAPermit checks that the end of the context closes waiting
+// connections.
+func TestTheEndDoesNotWaitForAPermit(t *testing.T) {
 	p := newPKI(t)
 	permits := limit.NewPermits(1)
 	r := serve(t, func(r *rig, cfg *Config) {
@@ -226,9 +228,9 @@ func TestTheEndDoesNotWaitForAPlace(t *testing.T) {
 	<-r.failures
 }
 
-// TestWhoWaitsForAPlaceCanBeClosed: a connection that loses its slot to another while
-// it waits gives its descriptor back at once, and does not wait on.
-func TestWhoWaitsForAPlaceCanBeClosed(t *testing.T) {
+// TestACallerThatWaitsForAPermitCanBeClosed checks that a connection which loses its
+// slot to another while it waits gives its descriptor back at once.
+func TestACallerThatWaitsForAPermitCanBeClosed(t *testing.T) {
 	p := newPKI(t)
 	permits, descriptors, cuts := limit.NewPermits(1), limit.NewDescriptors(8), make(chan limit.Cause, 100)
 	shares := limit.SharesOf(64)
@@ -255,9 +257,9 @@ func TestWhoWaitsForAPlaceCanBeClosed(t *testing.T) {
 	}
 }
 
-// TestStrangersHaveABudget: certificates that do not verify cost their address
-// what they cost, known ones as well; whoever is known is served meanwhile, and
-// so is everybody at another address.
+// TestStrangersHaveABudget checks that an address pays for its certificates that do not
+// verify, also for those that the cache knows, while verified callers and other
+// addresses are served.
 func TestStrangersHaveABudget(t *testing.T) {
 	p := newPKI(t)
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
@@ -308,11 +310,11 @@ func TestStrangersHaveABudget(t *testing.T) {
 	}
 }
 
-// TestWhatManyCallersKeep: memory of connections whose callers have shown what
-// explodes, and say nothing.
+// TestWhatManyCallersKeep measures the memory of idle connections whose callers have
+// presented certificates that expand when they are parsed.
 func TestWhatManyCallersKeep(t *testing.T) {
-	// Both ends of each are in this process, and crypto/tls keeps the buffers of
-	// both that a long flight has made: 16 KiB twice at ours.
+	// Both ends of each connection are in this process, and crypto/tls keeps the
+	// buffers that a long flight has grown: two of 16 KiB at the server.
 	const count, most = 100, 128 << 10
 	p := newPKI(t)
 	r := serve(t, func(r *rig, cfg *Config) {
@@ -347,7 +349,7 @@ func TestWhatManyCallersKeep(t *testing.T) {
 
 func heap() uint64 {
 	runtime.GC()
-	runtime.GC() // what the first one has found free
+	runtime.GC() // frees what the first run has found unreachable
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc

@@ -1,10 +1,10 @@
-// Package listen accepts connections and says who is at the other end: it
-// gives every door a connection that is ready to be read and a [Caller]. For
-// datagrams it gives a door the socket, and a Caller for each sender.
+// Package listen accepts connections and identifies their callers: it passes each door
+// connections that are ready to be read, each with a [Caller]. For datagrams it passes
+// the socket, and returns a Caller for the address of each sender.
 //
-// A TLS listener asks for a client certificate and never demands one: a caller
-// without an accepted identity gets through to the door, which answers it over
-// HTTP. The package does not decide, and does not read past the handshake.
+// A TLS listener asks for a client certificate but does not require one: a caller
+// without an accepted identity is passed to the door, which answers it over HTTP. The
+// package makes no decisions, and reads nothing after the handshake.
 package listen
 
 import (
@@ -30,89 +30,91 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// DefaultHandshakeTimeout is what a zero Config.HandshakeTimeout means.
+// DefaultHandshakeTimeout is used for a zero Config.HandshakeTimeout.
 const DefaultHandshakeTimeout = 10 * time.Second
 
-// DefaultSocketMode is the permissions of a unix socket: its owner only.
+// DefaultSocketMode is the permissions of a unix socket: owner only.
 const DefaultSocketMode fs.FileMode = 0o600
 
-// Config describes one listener. Exactly one of TLS (with Verifier), Fixed and
-// Mapped says who the callers are.
+// Config describes a listener. Exactly one of TLS (with Verifier), Fixed and Mapped is
+// set; it identifies the callers.
 type Config struct {
 	Name string
 	// Address is HOST:PORT, or unix: and a path.
 	Address string
-	// SocketMode of a unix socket; zero means DefaultSocketMode.
+	// SocketMode is the permissions of a unix socket; zero means DefaultSocketMode.
 	SocketMode fs.FileMode
-	// TLS, if not nil, is spoken on every connection; see identity.ServerConfig.
+	// TLS, if not nil, is the configuration for TLS on every connection; see
+	// identity.ServerConfig.
 	TLS *tls.Config
-	// Verifier tells the identity of a TLS client.
+	// Verifier identifies a TLS client.
 	Verifier *identity.Verifier
-	// Realm names the trust domain in a 407.
+	// Realm names the trust domain in a response with status 407.
 	Realm string
-	// Fixed returns the identity of every caller of a listener without TLS; it
-	// is asked once for each connection.
+	// Fixed returns the identity of every caller of a listener without TLS. It is
+	// called for each connection.
 	Fixed func() spiffeid.ID
-	// Mapped returns the identity that an address stands for, on a listener
-	// without TLS; false if it stands for none.
+	// Mapped returns the identity of an address, on a listener without TLS, or false if
+	// the address has none.
 	Mapped func(netip.Addr) (spiffeid.ID, bool)
-	// Proxies are the peers whose connections must begin with a PROXY protocol
-	// header, version 1 or 2, which says where the caller is. From any other
-	// peer such a header is what it seems: garbage.
+	// Proxies are the peers whose connections must begin with a PROXY protocol header,
+	// version 1 or 2, which gives the caller's address. Such a header from any other
+	// peer is read as data, and is invalid.
 	Proxies []netip.Prefix
-	// HandshakeTimeout bounds the TLS handshake, and before it the PROXY
-	// protocol header; zero means the default.
+	// HandshakeTimeout bounds the TLS handshake, and the PROXY protocol header before
+	// it; zero means the default.
 	HandshakeTimeout time.Duration
-	// Slots bound the connections of all listeners that share them, and divide them
+	// Slots bounds the connections of all listeners that share it, and divides them
 	// among callers. Required.
 	Slots *limit.Slots
-	// Descriptors are where each connection takes one, for as long as it is open;
-	// nil is any number. A connection that finds none is closed.
+	// Descriptors is the count from which each connection takes one while it is open;
+	// nil means no limit. A connection that finds none is closed.
 	Descriptors *limit.Descriptors
-	// Cut is told of every connection that is closed for want of a slot or a
-	// descriptor, unless it only waited for its last answer to be read; nil is
-	// nobody. It is called from any goroutine and must not wait.
+	// Cut, if not nil, is called for every connection that is closed for want of a slot
+	// or a descriptor, except those that only waited for their last answer to be read.
+	// It is called from any goroutine and must not block.
 	Cut func(limit.Cause)
-	// Sources bounds what each source address may use, over all listeners that
-	// share it; nil means the defaults, for this listener alone.
+	// Sources bounds what each source address may use on all listeners that share it;
+	// nil means the defaults, for this listener alone.
 	Sources *limit.Sources
-	// Permits bounds the handshakes that are long; nil means the default, for this
-	// listener alone.
+	// Permits bounds the long handshakes; nil means the default, for this listener
+	// alone.
 	Permits *limit.Permits
-	// Refused is told of connections that are closed without an answer: their
-	// source is over a budget (connections, handshakes, certificates that do not
-	// verify), there is no place for a long handshake, or the PROXY protocol header
-	// is bad. nil is nobody.
+	// Refused, if not nil, is called for connections that are closed without an answer:
+	// their source is over a budget (connections, handshakes, certificates that do not
+	// verify), there is no permit for a long handshake, or the PROXY protocol header is
+	// invalid.
 	Refused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
-	// HandshakeFailed is told of handshakes that die inside the TLS library,
-	// after which nothing can be answered. io.EOF is a connection that ended,
-	// by either end, before the client had said anything. Required with TLS.
+	// HandshakeFailed is called for handshakes that fail inside the TLS library, after
+	// which no answer is possible. io.EOF means that the connection ended, by either
+	// end, before the client had sent anything. Required with TLS.
 	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
-	// Handshaken is told of every handshake that did not die once something is asked
-	// (Conn.Ask), and why there is no identity if there is none; nil is nobody.
+	// Handshaken, if not nil, is called for every completed handshake when the first
+	// request follows it (Conn.Ask), with the reason why there is no identity, or
+	// NoReason.
 	Handshaken func(allowlist.Reason)
-	// Unused is told of every other handshake when its connection has ended, as those
-	// of health checks do, and why it gave no identity; also of one that the client
-	// left before it had shown a certificate. nil is nobody.
+	// Unused, if not nil, is called for every other completed handshake when its
+	// connection has ended, as health checks leave them, with the reason why it gave no
+	// identity. It is also called for a handshake whose client left before it had shown
+	// a certificate.
 	Unused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
-	// AcceptTrace makes the traces of this listener's callers our own: their
-	// traceparent is a parent and no link.
+	// AcceptTrace makes the traceparent of a caller the parent of the gateway's span;
+	// it is a link otherwise.
 	AcceptTrace bool
-	// Panicked is told of a panic in the handshake or in what Serve calls; it
-	// ends that connection only. nil means that it goes to Log.
+	// Panicked is called for a panic in the handshake or in the function that Serve
+	// calls. A panic ends its connection only. If Panicked is nil, Log gets the panic.
 	Panicked func(ctx context.Context, cause any, stack []byte)
-	// Log is told what no caller can be: that accepting fails. Required.
+	// Log gets the errors of accepting, which no caller can be told. Required.
 	Log *slog.Logger
 }
 
-// Listener accepts connections of one address.
+// Listener accepts the connections of one address.
 type Listener struct {
 	cfg Config
 	net net.Listener
 }
 
-// Listen opens the listener; Serve serves it. The error is one line that says
-// what to do.
+// Listen opens a listener; Serve serves it. The error is one line that says what to do.
 func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	switch {
 	case cfg.Slots == nil || cfg.Log == nil:
@@ -160,21 +162,20 @@ func count(conditions ...bool) int {
 	return n
 }
 
-// Addr returns the address that the listener has, with the port it was given
-// if it asked for port 0.
+// Addr returns the address of the listener, with the actual port if port 0 was
+// configured.
 func (l *Listener) Addr() net.Addr { return l.net.Addr() }
 
 // Name returns the name of the listener.
 func (l *Listener) Name() string { return l.cfg.Name }
 
-// Close stops accepting; Serve then returns once its connections have ended.
+// Close stops accepting. Serve then returns when its connections have ended.
 func (l *Listener) Close() error { return l.net.Close() }
 
-// Serve accepts until Close and calls handle for every connection that has a
-// caller, each in a goroutine of its own; it closes the connection when handle
-// has returned, and then Conn.Rest. It returns when the last of them has. The
-// end of ctx does not stop accepting; it cuts every connection that is still
-// open.
+// Serve accepts connections until Close, and calls handle for each admitted one in a
+// goroutine of its own. When handle has returned, Serve calls Conn.Rest and closes the
+// connection. It returns when all connections have ended. The end of ctx does not stop
+// accepting, but closes every connection that is open.
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
@@ -212,10 +213,10 @@ func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Co
 	}
 }
 
-// end gives back what a connection held, and keeps a panic inside it.
+// end gives back what a connection has taken, and handles a panic of its goroutine.
 func (l *Listener) end(ctx context.Context, conn *Conn) {
 	l.contain(ctx, recover())
-	defer func() { l.contain(ctx, recover()) }() // a panic in what follows
+	defer func() { l.contain(ctx, recover()) }() // for a panic in the functions below
 	defer conn.slot.Leave()
 	defer l.cfg.Descriptors.Give(1)
 	conn.source.Close()
@@ -228,9 +229,9 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 	}
 }
 
-// wrap makes the connection of one that was accepted.
+// wrap returns the Conn for an accepted connection.
 func (l *Listener) wrap(raw net.Conn) *Conn {
-	wrapped := tunnel.Wrap(raw) // below TLS, so that an idle tunnel holds no buffer
+	wrapped := tunnel.Wrap(raw) // below TLS, so that an idle tunnel keeps no buffer
 	return &Conn{
 		Conn:     wrapped,
 		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm},
@@ -239,14 +240,13 @@ func (l *Listener) wrap(raw net.Conn) *Conn {
 	}
 }
 
-// admit finds out where the caller is and whether its address may have this
-// connection.
+// admit finds the caller's address, and reports whether it may have this connection.
 func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	caller := &conn.Caller
 	if l.behindProxy(caller.Addr.Addr()) {
 		addr, err := l.proxied(conn)
 		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed): // a look at the port, or the end of ours
+		case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed): // the peer sent nothing, as a port check does, or the connection was closed here
 			return false
 		case err != nil:
 			l.cfg.Refused(ctx, caller.Addr, allowlist.MalformedHeader, err.Error())
@@ -254,7 +254,7 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 		case addr.IsValid():
 			caller.Addr = addr
 		}
-		if !conn.placeProxied() {
+		if !conn.assignProxied() {
 			return false
 		}
 	}
@@ -273,11 +273,11 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 }
 
 func (l *Listener) behindProxy(peer netip.Addr) bool {
-	peer = peer.WithZone("") // no range has one
+	peer = peer.WithZone("") // the prefixes have no zone
 	return slices.ContainsFunc(l.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 
-// proxied reads the header in the time that there is for it.
+// proxied reads the PROXY protocol header, within HandshakeTimeout.
 func (l *Listener) proxied(conn *Conn) (netip.AddrPort, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
 		return netip.AddrPort{}, err
@@ -289,7 +289,7 @@ func (l *Listener) proxied(conn *Conn) (netip.AddrPort, error) {
 	return addr, conn.SetReadDeadline(time.Time{})
 }
 
-// contain tells of a panic, if there was one.
+// contain reports a panic, if cause is not nil.
 func (l *Listener) contain(ctx context.Context, cause any) {
 	if cause == nil {
 		return

@@ -23,8 +23,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestCallers makes real handshakes: each gets through to the handler, which
-// is told who is there or why nobody is.
+// TestCallers makes real handshakes, and checks that each connection gets to the
+// handler with its caller, or with the reason why there is no identity.
 func TestCallers(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
@@ -78,8 +78,8 @@ func TestCallers(t *testing.T) {
 	})
 }
 
-// TestALPN: Go clients offer h2 to a proxy and then write HTTP/1.1; whatever a
-// client offers, the handshake passes and nothing is chosen.
+// TestALPN checks that the handshake succeeds and chooses nothing whatever protocols a
+// client offers: Go clients offer h2 to a proxy and then write HTTP/1.1.
 func TestALPN(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
@@ -152,7 +152,7 @@ func TestHandshakesThatFail(t *testing.T) {
 	}
 }
 
-// TestTheHandshakeDeadlineIsLifted: it must not end what comes after.
+// TestTheHandshakeDeadlineIsLifted checks that the deadline does not end what follows.
 func TestTheHandshakeDeadlineIsLifted(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, func(r *rig, cfg *Config) {
@@ -185,8 +185,8 @@ func TestAFixedIdentity(t *testing.T) {
 	}
 }
 
-// TestAMappedIdentity: an address that stands for nobody gets through without
-// an identity.
+// TestAMappedIdentity checks that an address without an identity gets to the handler
+// without an identity.
 func TestAMappedIdentity(t *testing.T) {
 	for _, row := range []struct {
 		known bool
@@ -222,7 +222,8 @@ func TestAMappedIdentity(t *testing.T) {
 	}
 }
 
-// TestServeEndsWithItsHandlers: Close stops accepting and cuts nothing.
+// TestServeEndsWithItsHandlers checks that Close stops accepting and closes no
+// connection.
 func TestServeEndsWithItsHandlers(t *testing.T) {
 	r := serve(t, func(*rig, *Config) {})
 	conn := dialRaw(t, r.Addr())
@@ -250,8 +251,8 @@ func TestServeEndsWithItsHandlers(t *testing.T) {
 	}
 }
 
-// TestTheEndOfTheContextCuts connections that are served, that shake hands and
-// that come later.
+// TestTheEndOfTheContextCuts checks that it closes connections that are served, that
+// make their handshake and that are accepted later.
 func TestTheEndOfTheContextCuts(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
@@ -268,8 +269,8 @@ func TestTheEndOfTheContextCuts(t *testing.T) {
 	}
 }
 
-// TestPanics ends the connection in which it happens and no other, wherever it
-// happens, and frees the slot.
+// TestPanics checks that a panic, wherever it happens, ends its own connection only,
+// and that the slot is freed.
 func TestPanics(t *testing.T) {
 	p := newPKI(t)
 	planted := errors.New("planted")
@@ -355,8 +356,8 @@ func TestAPanicOfTheHandlerIsLogged(t *testing.T) {
 	}
 }
 
-// TestASilentConnectionIsCut ends the listener under a client that has not yet
-// said anything: nobody's handshake has failed.
+// TestASilentConnectionIsCut checks that closing the connection of a client that has
+// sent nothing is not reported as a failed handshake.
 func TestASilentConnectionIsCut(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)

@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// Try opens a listener at an address and closes it again: the error says why that is
-// not possible. A socket that nobody serves any more is removed.
+// Try opens a listener at an address and closes it again. Its error says why that is
+// not possible. A socket that no process serves any more is removed.
 func Try(ctx context.Context, address string) error {
 	l, err := open(ctx, Config{Address: address, SocketMode: DefaultSocketMode})
 	if err != nil {
@@ -23,7 +23,7 @@ func Try(ctx context.Context, address string) error {
 	return l.Close()
 }
 
-// TryBoth does what Try does, for connections and for datagrams.
+// TryBoth does what Try does for connections, and the same for datagrams.
 func TryBoth(ctx context.Context, address string) error {
 	if err := Try(ctx, address); err != nil {
 		return err
@@ -36,7 +36,7 @@ func TryBoth(ctx context.Context, address string) error {
 	return conn.Close()
 }
 
-// open opens the socket that the configuration names.
+// open opens the socket of a configuration.
 func open(ctx context.Context, cfg Config) (net.Listener, error) {
 	if path, isUnix := strings.CutPrefix(cfg.Address, "unix:"); isUnix {
 		return openUnix(ctx, path, cfg.SocketMode)
@@ -44,9 +44,9 @@ func open(ctx context.Context, cfg Config) (net.Listener, error) {
 	return TCP(ctx, cfg.Address)
 }
 
-// TCP listens on an IP address and a port: at 0.0.0.0 for IPv4 only, as it is
-// written, and at [::] for both. Package net takes the one for the other. The
-// error is one line that says what to do.
+// TCP listens at an IP address and a port: for IPv4 only at 0.0.0.0, and for both
+// families at [::]. Package net would listen for both at 0.0.0.0, too. The error is one
+// line that says what to do.
 func TCP(ctx context.Context, address string) (net.Listener, error) {
 	network := "tcp"
 	if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().Unmap().Is4() {
@@ -60,8 +60,8 @@ func TCP(ctx context.Context, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// explain says what to do about an address that cannot be listened on, if that is
-// known, and otherwise returns the error of the system.
+// explain returns an error that says what to do about an address that cannot be
+// listened on, or the system's error if no advice is known.
 func explain(address string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -74,7 +74,7 @@ func explain(address string, err error) error {
 	return err
 }
 
-// MaxPath is how many bytes the path of a unix socket may have (unix(7)).
+// MaxPath is the largest number of bytes in the path of a unix socket (unix(7)).
 const MaxPath = 107
 
 func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
@@ -96,8 +96,8 @@ func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener,
 	return l, nil
 }
 
-// explainUnix says what to do about a socket that cannot be made, if that is known,
-// and otherwise returns the error of the system.
+// explainUnix returns an error that says what to do about a socket that cannot be
+// created, or the system's error if no advice is known.
 func explainUnix(path string, err error) error {
 	dir := filepath.Dir(path)
 	switch {
@@ -111,16 +111,16 @@ func explainUnix(path string, err error) error {
 	return err
 }
 
-// closedAtBirth makes bind(2) create the socket for its owner only: between
-// bind and chmod, a loose umask would let others connect. Linux takes the
-// permissions from the descriptor; where it is an error, chmod remains.
+// closedAtBirth makes bind(2) create the socket for its owner only: with a loose umask,
+// others could connect between bind and chmod. Linux takes the permissions from the
+// descriptor; on systems where fchmod fails, only the chmod remains.
 func closedAtBirth(_, _ string, raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
 		_ = syscall.Fchmod(int(fd), uint32(DefaultSocketMode))
 	})
 }
 
-// removeStale removes a socket that nobody serves any more, and nothing else.
+// removeStale removes a socket that no process serves any more, and nothing else.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -138,7 +138,7 @@ func removeStale(ctx context.Context, path string) error {
 		_ = conn.Close()
 	}
 	switch {
-	case err == nil, errors.Is(err, syscall.EAGAIN): // EAGAIN: its queue is full
+	case err == nil, errors.Is(err, syscall.EAGAIN): // EAGAIN means that the queue of a served socket is full
 		return fmt.Errorf("%s is served by another process: stop it or choose another path", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)

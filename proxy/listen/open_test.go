@@ -40,7 +40,7 @@ func TestConfigurationsThatCannotServe(t *testing.T) {
 	}
 }
 
-// listenAt opens a plain listener.
+// listenAt opens a listener without TLS.
 func listenAt(t *testing.T, address string, mode fs.FileMode) (*Listener, error) {
 	t.Helper()
 	l, err := Listen(t.Context(), Config{
@@ -101,8 +101,8 @@ func TestAUnixSocket(t *testing.T) {
 	}
 }
 
-// TestASocketIsBornClosed opens one without the chmod that follows: nobody else
-// can connect in between.
+// TestASocketIsBornClosed opens a socket without the chmod that follows, and checks
+// that no other user could connect in between.
 func TestASocketIsBornClosed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	lc := net.ListenConfig{Control: closedAtBirth}
@@ -129,7 +129,8 @@ func TestACallerOnAUnixSocketHasNoAddress(t *testing.T) {
 	}
 }
 
-// fullQueue returns the path of a socket that has no room for one more connection.
+// fullQueue returns the path of a socket whose queue has no room for another
+// connection.
 func fullQueue(t *testing.T, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "full")
@@ -165,7 +166,7 @@ func TestWhatStandsInTheWayOfASocket(t *testing.T) {
 	if _, err := listenAt(t, "unix:"+stale, 0); err != nil {
 		t.Errorf("a socket that nobody serves: %v", err)
 	}
-	_, err = listenAt(t, "unix:"+stale, 0) // now it is served
+	_, err = listenAt(t, "unix:"+stale, 0) // the socket is served now
 	wantError(t, err, stale, "served by another process")
 
 	if runtime.GOOS == "linux" { // elsewhere a full queue looks like a socket that nobody serves

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerUser returns the user that connected, as the kernel noted it then.
+// peerUser returns the user that connected, as the kernel recorded it at that time.
 func peerUser(conn *net.UnixConn) (uid uint32, ok bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

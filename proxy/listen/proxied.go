@@ -13,12 +13,12 @@ import (
 	proxyproto "github.com/pires/go-proxyproto"
 )
 
-// The sizes of PROXY protocol headers (its specification, sections 2.1 and 2.2).
+// Sizes of PROXY protocol headers (see its specification, sections 2.1 and 2.2).
 const (
-	proxiedStart = 12      // enough to tell the versions apart
-	proxiedMax1  = 107     // of version 1
-	proxiedFixed = 16      // of version 2, before what its length counts
-	proxiedMax2  = 4 << 10 // what its length may be
+	proxiedStart = 12      // as many bytes as show the version
+	proxiedMax1  = 107     // largest header of version 1
+	proxiedFixed = 16      // first part of a header of version 2, which ends with the length of the rest
+	proxiedMax2  = 4 << 10 // largest length of the rest that is accepted
 )
 
 var (
@@ -27,10 +27,10 @@ var (
 	errHeaderOther = errors.New("it is of no TCP connection")
 )
 
-// proxied reads the PROXY protocol header that a connection begins with, and
-// not a byte more, since what follows is read from the socket. It returns the
-// address that the header says the caller has; an invalid one if the peer
-// speaks for itself. io.EOF means that nothing came, and the peer has gone.
+// proxied reads the PROXY protocol header at the start of a connection, and not a byte
+// more, since the rest is read from the socket. It returns the caller's address, or an
+// invalid one if the peer connects for itself (LOCAL). io.EOF means that the peer left
+// and sent nothing.
 func proxied(conn io.Reader) (netip.AddrPort, error) {
 	b, err := readHeader(conn)
 	if errors.Is(err, io.EOF) {
@@ -54,7 +54,7 @@ func proxied(conn io.Reader) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }
 
-// readHeader returns the bytes of the header, unparsed.
+// readHeader returns the unparsed bytes of the header.
 func readHeader(conn io.Reader) ([]byte, error) {
 	b := make([]byte, proxiedFixed, proxiedMax1)
 	if n, err := io.ReadFull(conn, b[:proxiedStart]); n == 0 && isGone(err) {
@@ -79,7 +79,7 @@ func readHeader(conn io.Reader) ([]byte, error) {
 	return b, readFull(conn, b[proxiedFixed:])
 }
 
-// readLine reads on to the end of the line.
+// readLine reads a header of version 1 to the end of its line.
 func readLine(conn io.Reader, b []byte) ([]byte, error) {
 	for b[len(b)-1] != '\n' {
 		if len(b) == proxiedMax1 {
@@ -93,7 +93,7 @@ func readLine(conn io.Reader, b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// readFull is for what must come once the header has begun.
+// readFull reads a later part of a header, before which the connection must not end.
 func readFull(conn io.Reader, b []byte) error {
 	_, err := io.ReadFull(conn, b)
 	if errors.Is(err, io.EOF) {

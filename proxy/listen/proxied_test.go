@@ -18,7 +18,7 @@ import (
 
 const v2Signature = "\r\n\r\n\x00\r\nQUIT\n"
 
-// v2 is a header of version 2 with what its length counts.
+// v2 returns a header of version 2, with rest behind its length.
 func v2(command, family byte, rest string) string {
 	b := append([]byte(v2Signature), command, family)
 	return string(binary.BigEndian.AppendUint16(b, uint16(len(rest)))) + rest
@@ -84,8 +84,8 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// FuzzHeaders: an error comes without an address, and nothing behind a header is
-// read.
+// FuzzHeaders checks that an error comes without an address, and that nothing behind a
+// header is read.
 func FuzzHeaders(f *testing.F) {
 	for _, header := range []string{v1Header, "PROXY UNKNOWN\r\n", v2(0x21, 0x11, v4Pair), v2(0x20, 0, ""), "GET / HTTP/1.1\r\n"} {
 		f.Add([]byte(header))
@@ -107,14 +107,14 @@ func FuzzHeaders(f *testing.F) {
 	})
 }
 
-// refusal is what Refused got.
+// refusal holds the arguments of a call of Refused.
 type refusal struct {
 	client netip.AddrPort
 	why    allowlist.Reason
 	detail string
 }
 
-// behind serves a listener whose peers are proxies, or are not.
+// behind serves a listener whose proxies are the peers in a range.
 func behind(t *testing.T, peers string, change func(*rig, *Config)) (*rig, chan refusal) {
 	t.Helper()
 	refusals := make(chan refusal, 100)
@@ -150,7 +150,8 @@ func TestTheCallerIsWhereTheHeaderSays(t *testing.T) {
 	}
 }
 
-// TestALinkLocalProxy: a range has no zone, and the address of such a peer has.
+// TestALinkLocalProxy checks a peer whose address has a zone, which the ranges have
+// not.
 func TestALinkLocalProxy(t *testing.T) {
 	l := &Listener{cfg: Config{Proxies: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}}}
 	for text, want := range map[string]bool{"fe80::1%eth0": true, "fe80:0:0:1::1%eth0": false} {
@@ -175,7 +176,7 @@ func TestHeadersThatAreRefused(t *testing.T) {
 	for _, row := range []struct {
 		name, peers, sent string
 		change            func(*rig, *Config)
-		handshake         bool // it fails in the handshake instead
+		handshake         bool // says that the handshake fails instead
 	}{
 		{"garbage from a proxy", "127.0.0.0/8", strings.Repeat("x", 20), func(*rig, *Config) {}, false},
 		{"no header from a proxy", "127.0.0.0/8", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00", p.withTLS, false},
@@ -212,19 +213,19 @@ func TestAProxyThatIsSlow(t *testing.T) {
 	}
 	patient, refused := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
 	silent := dialRaw(t, patient.Addr())
-	_ = silent.(*net.TCPConn).CloseWrite() // a look whether the port is open
+	_ = silent.(*net.TCPConn).CloseWrite() // as a port check does
 	closed(t, silent)
 	if len(refused) != 0 {
 		t.Errorf("refused %+v", <-refused)
 	}
 }
 
-// BenchmarkSizes reads headers with more and more behind their addresses: the
-// time for a byte must not grow with them.
+// BenchmarkSizes reads headers with more and more fields behind the addresses. The time
+// per byte must not grow with their size.
 func BenchmarkSizes(b *testing.B) {
 	for size := 256; size <= proxiedMax2; size *= 4 {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {
-			header := v2(0x21, 0x11, v4Pair+strings.Repeat("\x04\x00\x00", (size-len(v4Pair))/3)) // fields of no use
+			header := v2(0x21, 0x11, v4Pair+strings.Repeat("\x04\x00\x00", (size-len(v4Pair))/3)) // fields that are ignored
 			b.SetBytes(int64(len(header)))
 			for b.Loop() {
 				if _, err := proxied(strings.NewReader(header)); err != nil {

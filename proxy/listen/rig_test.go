@@ -27,12 +27,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fixed is one identity that stays what it is.
+// fixed is an identity source whose snapshot does not change.
 type fixed struct{ snapshot *identity.Snapshot }
 
 func (f fixed) Snapshot() *identity.Snapshot { return f.snapshot }
 
-// pki is an authority, what its gateway listens with and what its clients need.
+// pki holds a CA, the TLS configuration of the listener and the roots of its clients.
 type pki struct {
 	ca       *authority.Authority
 	server   *tls.Config
@@ -80,7 +80,7 @@ func mint(t *testing.T, ca *authority.Authority, id string, lifetime time.Durati
 	return svid
 }
 
-// selfSigned is a certificate that is nobody's.
+// selfSigned returns a certificate that no CA has signed.
 func selfSigned(t *testing.T) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -98,8 +98,8 @@ func selfSigned(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// client returns the configuration of a client that presents these
-// certificates whatever the server asks for.
+// client returns the TLS configuration of a client that presents the given
+// certificates, whatever the server asks for.
 func (p *pki) client(certs ...tls.Certificate) *tls.Config {
 	config := &tls.Config{RootCAs: p.roots, ServerName: "gateway.example", MinVersion: tls.VersionTLS13}
 	if len(certs) > 0 {
@@ -108,18 +108,18 @@ func (p *pki) client(certs ...tls.Certificate) *tls.Config {
 	return config
 }
 
-// rig is a listener that is being served.
+// rig is a listener that is served.
 type rig struct {
 	*Listener
-	conns    chan *Conn // what the handler got
-	failures chan error // what HandshakeFailed got
+	conns    chan *Conn // connections passed to the handler
+	failures chan error // errors passed to HandshakeFailed
 	panics   chan any
-	served   chan error // what Serve returned
+	served   chan error // the result of Serve
 	cut      context.CancelFunc
 	handling atomic.Int32
 }
 
-// echo reports the connection and sends back what it reads.
+// echo sends the connection to conns, and then sends back what it reads.
 func (r *rig) echo(_ context.Context, conn *Conn) {
 	r.handling.Add(1)
 	defer r.handling.Add(-1)
@@ -127,8 +127,8 @@ func (r *rig) echo(_ context.Context, conn *Conn) {
 	_, _ = io.Copy(conn, conn)
 }
 
-// serve opens a listener and serves it until the test ends. The configuration
-// is that of a plain listener unless change says something else.
+// serve opens a listener and serves it until the test ends. The listener has no TLS
+// unless change sets it.
 func serve(t *testing.T, change func(*rig, *Config)) *rig {
 	t.Helper()
 	r := &rig{
@@ -160,7 +160,7 @@ func serve(t *testing.T, change func(*rig, *Config)) *rig {
 	return r
 }
 
-// withTLS makes a configuration one for mTLS.
+// withTLS sets TLS in the configuration of a listener.
 func (p *pki) withTLS(_ *rig, cfg *Config) {
 	cfg.TLS, cfg.Verifier, cfg.Fixed, cfg.Realm = p.server, p.verifier, nil, "prod.example"
 }
@@ -186,7 +186,7 @@ func dialTLS(t *testing.T, addr net.Addr, config *tls.Config) *tls.Conn {
 	return conn
 }
 
-// speak says something and expects to hear it again.
+// speak sends a text and waits for its echo.
 func speak(t *testing.T, conn net.Conn) {
 	t.Helper()
 	const text = "hello"
@@ -199,7 +199,7 @@ func speak(t *testing.T, conn net.Conn) {
 	}
 }
 
-// closed waits for the other end to close the connection.
+// closed waits until the peer has closed the connection.
 func closed(t *testing.T, conn net.Conn) {
 	t.Helper()
 	_, _ = io.Copy(io.Discard, conn) // ends with EOF or a reset

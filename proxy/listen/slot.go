@@ -11,12 +11,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// manyOfSource says why a connection is Limited.
+// manyOfSource is the detail for a connection that is Limited.
 const manyOfSource = "too many connections are open from this address"
 
-// takeSlot gives a connection that was accepted its slot, and reports whether there
-// is one. Where nothing need be read to say who the caller is, it says so: the
-// connection then takes no place of callers without an identity.
+// takeSlot takes a slot for an accepted connection, and reports whether there is one.
+// If the caller can be identified without reading anything, takeSlot does so, and the
+// connection does not count among callers without an identity.
 func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
 	l := c.home
 	defer func() { l.contain(ctx, recover()) }()
@@ -42,10 +42,10 @@ func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
 	return cause == limit.NoCause
 }
 
-// OverLimit reports whether the caller has more connections than it may, so that it
-// is to be refused whatever it asks: Busy or Limited. It returns the limit, which is
-// NoKey without one; the detail says to the caller whose limit it is, and is "" if it
-// is that of all callers.
+// OverLimit reports whether the caller has more connections than it may, so that every
+// request of it must be refused: it returns the limit, or NoKey if the caller is
+// neither Busy nor Limited. The detail tells the caller whose limit that is, and is ""
+// if it is the limit of all callers together.
 func (c *Caller) OverLimit() (detail string, over limit.Key) {
 	switch {
 	case c.Busy && c.Crowded:
@@ -58,18 +58,19 @@ func (c *Caller) OverLimit() (detail string, over limit.Key) {
 	return "", limit.NoKey
 }
 
-// full notes what came of the slot of a caller with an identity.
+// full sets Busy and Crowded from the result of taking a slot for a caller with an
+// identity.
 func (c *Caller) full(cause limit.Cause) {
 	c.Busy, c.Crowded = cause != limit.NoCause, cause == limit.CauseCaller
 }
 
-// giveWay closes the connection for want of a slot. It may be called at any time.
-// Behind its last answer, which waits to be read, the connection loses nothing, and
-// what was refused by that answer has a record: it is not told of again.
+// giveWay closes the connection for want of a slot. It may be called at any time. If
+// the last answer was sent and only waits to be read, Cut is not called: the connection
+// loses nothing, and a request that this answer refused has a record already.
 func (c *Conn) giveWay(cause limit.Cause) {
 	over := c.raw.Ended()
 	_ = c.raw.Close()
-	if cancel := c.unwait.Load(); cancel != nil { // who waits for a place reads nothing, and does not notice
+	if cancel := c.unwait.Load(); cancel != nil { // a connection that waits for a permit is not read, and does not notice the end otherwise
 		(*cancel)()
 	}
 	if !over {
@@ -77,26 +78,27 @@ func (c *Conn) giveWay(cause limit.Cause) {
 	}
 }
 
-// placeProxied takes up the caller that a load balancer connects for, and reports
-// whether there is a slot for it.
-func (c *Conn) placeProxied() bool {
+// assignProxied assumes the identity of a caller behind a load balancer, moves the slot
+// to it, and reports whether there is one for it.
+func (c *Conn) assignProxied() bool {
 	cfg := &c.home.cfg
 	if cfg.TLS == nil {
 		c.Caller.assume(cfg.Fixed, cfg.Mapped)
 	} else {
-		c.Caller.Reason = allowlist.IdentityMissing // until the handshake
+		c.Caller.Reason = allowlist.IdentityMissing // until the handshake is complete
 	}
-	cause := c.place()
+	cause := c.assignSlot()
 	if cause != limit.NoCause && !c.GaveWay() {
 		cfg.Cut(cause)
 	}
 	return cause == limit.NoCause
 }
 
-// place moves the connection's slot to whom it counts for, now that it is known who
-// or where its caller is. An identity without room for one more stays among the
-// callers without an identity, busy; if there is none even there, place returns why.
-func (c *Conn) place() limit.Cause {
+// assignSlot moves the connection's slot to the caller, whose identity or address is now
+// known. If an identity has no slot left, the connection counts among the callers
+// without an identity, and is Busy. If they have none left either, it returns the
+// cause.
+func (c *Conn) assignSlot() limit.Cause {
 	if c.Caller.Reason == allowlist.NoReason {
 		if c.Caller.full(c.slot.Move(c.owner())); !c.Caller.Busy {
 			return limit.NoCause
@@ -105,12 +107,12 @@ func (c *Conn) place() limit.Cause {
 	return c.slot.Move(c.stranger())
 }
 
-// handshakeFailed tells of a handshake that came to nothing, unless the connection
-// was closed for want of a slot, which was told.
+// handshakeFailed reports a failed handshake, unless the connection was closed for want
+// of a slot, which has been reported.
 func (c *Conn) handshakeFailed(ctx context.Context, err error) {
 	switch {
 	case c.GaveWay():
-	case c.Caller.Limited: // it would have been told so
+	case c.Caller.Limited: // an answer would have said so
 		c.home.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.Says(manyOfSource))
 	case errors.Is(err, errLeft):
 		c.home.cfg.Unused(ctx, c.Caller.Addr, allowlist.IdentityMissing, "")
@@ -119,14 +121,14 @@ func (c *Conn) handshakeFailed(ctx context.Context, err error) {
 	}
 }
 
-// owner returns whom the slot of a caller with an identity counts for.
+// owner returns the owner of the slot of a caller with an identity.
 func (c *Conn) owner() limit.Owner {
 	cfg := &c.home.cfg
 	switch {
 	case cfg.TLS != nil:
 		return limit.Owner{Share: limit.ShareIdentity, Name: c.Caller.ID.String()}
 	case cfg.Mapped != nil:
-		// Its identity, too: many may be in one network of IPv6.
+		// With the identity, because one IPv6 network may contain many callers.
 		return limit.Owner{Share: limit.ShareLocal, Addr: allowlist.SourceOf(c.Caller.Addr.Addr()), Name: c.Caller.ID.String()}
 	case c.peer != "":
 		return limit.Owner{Share: limit.ShareLocal, Name: c.peer}
@@ -134,8 +136,8 @@ func (c *Conn) owner() limit.Owner {
 	return limit.Owner{Share: limit.ShareLocal, Name: "listener " + cfg.Name}
 }
 
-// stranger returns whom the slot of a caller without an identity counts for: its
-// address, or on a unix socket its user.
+// stranger returns the owner of the slot of a caller without an identity: its address,
+// or its user on a unix socket.
 func (c *Conn) stranger() limit.Owner {
 	if addr := c.Caller.Addr.Addr(); addr.IsValid() {
 		return limit.Owner{Addr: allowlist.SourceOf(addr)}
@@ -146,8 +148,8 @@ func (c *Conn) stranger() limit.Owner {
 	return limit.Owner{Name: "listener " + c.home.cfg.Name}
 }
 
-// peerName returns the user at the other end of a unix socket, "" where that is not
-// known.
+// peerName returns a name for the user at the other end of a unix socket, or "" if the
+// user is not known.
 func peerName(conn *tunnel.Conn) string {
 	unix, ok := conn.Conn.(*net.UnixConn)
 	if !ok {
@@ -160,14 +162,14 @@ func peerName(conn *tunnel.Conn) string {
 	return "user " + strconv.FormatUint(uint64(uid), 10)
 }
 
-// Begin says that a request has been read: until End, the connection is not closed
-// for want of a slot. It reports false if that has happened already.
+// Begin notes that a request has been read: until End, the connection is not closed for
+// want of a slot. Begin returns false if it has been closed already.
 func (c *Conn) Begin() bool { return c.slot.Begin() }
 
-// End says that as much as possible of a request's answer was sent: the connection
-// may be closed for another one, unless another request of it is under way.
+// End notes that as much as possible of a request's answer was sent: the connection may
+// be closed to free its slot, unless another of its requests is running.
 func (c *Conn) End() { c.slot.End() }
 
-// GaveWay reports whether the connection was closed for want of a slot, which was
-// counted then.
+// GaveWay reports whether the connection was closed for want of a slot, which has been
+// counted.
 func (c *Conn) GaveWay() bool { return c.slot.GivenUp() != limit.NoCause }

@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// cuts counts what Cut was told.
+// cuts counts the calls of Cut by cause.
 type cuts struct {
 	mu  sync.Mutex
 	all map[limit.Cause]int
@@ -40,7 +40,7 @@ func (c *cuts) String() string {
 	return fmt.Sprint(c.all)
 }
 
-// await waits for the counts to be what they must be.
+// await waits until the counts equal want.
 func (c *cuts) await(t *testing.T, want map[limit.Cause]int) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); c.String() != fmt.Sprint(want); runtime.Gosched() {
@@ -50,8 +50,9 @@ func (c *cuts) await(t *testing.T, want map[limit.Cause]int) {
 	}
 }
 
-// TestSilentHandshakes: an address that says nothing closes its own connections, the
-// oldest first, and nobody else's. Nobody's handshake has failed.
+// TestSilentHandshakes checks that an address which sends nothing displaces its own
+// connections only, the oldest first, and that none of them counts as a failed
+// handshake.
 func TestSilentHandshakes(t *testing.T) {
 	p, told := newPKI(t), &cuts{}
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
@@ -82,8 +83,8 @@ func TestSilentHandshakes(t *testing.T) {
 	}
 }
 
-// TestALoadBalancer is no source itself: it may have more connections without a
-// header than one of its callers may have with one.
+// TestALoadBalancer checks that a load balancer does not count as a source: it may have
+// more connections before their headers than one of its callers may have after them.
 func TestALoadBalancer(t *testing.T) {
 	told := &cuts{}
 	shares := limit.SharesOf(64)
@@ -102,7 +103,7 @@ func TestALoadBalancer(t *testing.T) {
 	if told.String() != "map[]" {
 		t.Errorf("closed: %v", told)
 	}
-	for _, conn := range waiting[:shares.PerSource+1] { // all of one caller
+	for _, conn := range waiting[:shares.PerSource+1] { // all from one caller
 		send(t, conn, v1Header)
 		<-r.conns
 	}
@@ -110,7 +111,7 @@ func TestALoadBalancer(t *testing.T) {
 	told.await(t, map[limit.Cause]int{limit.CauseSource: 1})
 }
 
-// TestWhoASlotCountsFor on each kind of listener.
+// TestWhoASlotCountsFor checks the owner of a slot on each kind of listener.
 func TestWhoASlotCountsFor(t *testing.T) {
 	p := newPKI(t)
 	own, other := mint(t, p.ca, "spiffe://prod.example/own", 0).TLS(), mint(t, p.ca, "spiffe://prod.example/other", 0).TLS()
@@ -158,8 +159,8 @@ func TestWhoASlotCountsFor(t *testing.T) {
 	}
 }
 
-// TestNeighboursCountApart: two identities whose addresses are in one network of
-// IPv6, as those of one host often are, have a share each.
+// TestNeighboursCountApart checks that two identities have a share each if their
+// addresses are in the same IPv6 network, as those on one host often are.
 func TestNeighboursCountApart(t *testing.T) {
 	owner := func(addr, id string) limit.Owner {
 		c := Conn{home: &Listener{cfg: Config{Mapped: func(netip.Addr) (spiffeid.ID, bool) {
@@ -178,15 +179,16 @@ func TestNeighboursCountApart(t *testing.T) {
 	}
 }
 
-// TestARequestKeepsItsConnection: what has one is not closed for another, what has
-// none any more is, and what was closed takes none.
+// TestARequestKeepsItsConnection checks that a connection with a request is not closed
+// for another one, that it is once its request has ended, and that a closed one begins
+// none.
 func TestARequestKeepsItsConnection(t *testing.T) {
 	told := &cuts{}
 	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots, cfg.Cut = limit.NewSlots(limit.SharesOf(8)), told.add })
 	first := dialRaw(t, r.Addr())
 	speak(t, first)
 	one := <-r.conns
-	second := dialRaw(t, r.Addr()) // as many as a listener may have
+	second := dialRaw(t, r.Addr()) // as many as one listener's callers may have
 	speak(t, second)
 	two := <-r.conns
 	if !one.Begin() || !two.Begin() {
@@ -211,7 +213,8 @@ func TestARequestKeepsItsConnection(t *testing.T) {
 	speak(t, first)
 }
 
-// TestALimitedHandshake that comes to nothing is recorded as what it was refused for.
+// TestALimitedHandshake checks that a failed handshake of a Limited connection is
+// recorded with that reason.
 func TestALimitedHandshake(t *testing.T) {
 	p := newPKI(t)
 	refusals := make(chan refusal, 10)

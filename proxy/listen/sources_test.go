@@ -22,7 +22,7 @@ func send(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
-// clientOf speaks TLS on a connection, without a certificate.
+// clientOf returns a TLS client without a certificate on a connection.
 func clientOf(t *testing.T, raw net.Conn, p *pki) *tls.Conn {
 	t.Helper()
 	conn := tls.Client(raw, p.client())
@@ -32,14 +32,15 @@ func clientOf(t *testing.T, raw net.Conn, p *pki) *tls.Conn {
 	return conn
 }
 
-// TestConnectionsOfASource: over its budget an address is served and told so,
-// far over it is closed; the header of a proxy says which address that is.
+// TestConnectionsOfASource checks that an address over its limit is served and Limited,
+// and far over its limit is closed, and that the header of a proxy says which address
+// that is.
 func TestConnectionsOfASource(t *testing.T) {
 	r, refusals := behind(t, "127.0.0.0/8", func(_ *rig, cfg *Config) {
 		cfg.Sources = limit.NewSources(limit.Config{Connections: 8})
 	})
 	var held []net.Conn
-	for n := range 13 { // those that are refused do not make room for others
+	for n := range 13 { // the refused ones leave the others open
 		conn := dialRaw(t, r.Addr())
 		send(t, conn, v1Header)
 		if n >= 9 {
@@ -62,10 +63,10 @@ func TestConnectionsOfASource(t *testing.T) {
 	for _, conn := range held {
 		_ = conn.Close()
 	}
-	for r.handling.Load() > 1 { // all but the other one
+	for r.handling.Load() > 1 { // only the connection of the other address is left
 		runtime.Gosched()
 	}
-	for limited := true; limited; { // counted down a moment after that
+	for limited := true; limited; { // the count falls a moment after the handler has returned
 		conn := dialRaw(t, r.Addr())
 		send(t, conn, v1Header)
 		c := <-r.conns
@@ -99,11 +100,11 @@ func TestHandshakesOfASource(t *testing.T) {
 	t.Error("a thousand handshakes were made at once")
 }
 
-// TestHalfOpenHandshakes: what ten thousand of them hold is bounded, each is cut
-// in time, and nobody else waits for them. The clients are in this process, so
-// their part is in the figure.
+// TestHalfOpenHandshakes checks that the memory of ten thousand half-open handshakes is
+// bounded, that each is closed in time, and that other callers do not wait for them.
+// The clients are in this process, so the figure includes them.
 func TestHalfOpenHandshakes(t *testing.T) {
-	const count = 2000 // descriptors are the scarcest thing here; the figure is for each
+	const count = 2000 // fewer than ten thousand, because descriptors are scarce here; the figure is per connection
 	p := newPKI(t)
 	r := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
@@ -112,7 +113,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 	})
 	before := memory()
 	for range count {
-		send(t, dialRaw(t, r.Addr()), "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03") // a record that never ends
+		send(t, dialRaw(t, r.Addr()), "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03") // a record that is never complete
 	}
 	conn := dialTLS(t, r.Addr(), p.client())
 	speak(t, conn)
@@ -128,7 +129,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 	}
 }
 
-// memory is what heap and stacks hold.
+// memory returns the bytes in use by heap and stacks.
 func memory() uint64 {
 	runtime.GC()
 	var m runtime.MemStats

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestTry says what keeps a listener from being opened, in one line that says what to
-// do, and leaves nothing behind.
+// TestTry checks that Try returns one line that says why a listener cannot be opened
+// and what to do, and that it leaves nothing behind.
 func TestTry(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -32,7 +32,7 @@ func TestTry(t *testing.T) {
 	for _, row := range []struct {
 		name, address string
 		both          bool
-		says          string // "" if it can be opened
+		says          string // "" if the listener can be opened
 	}{
 		{"a free port", "127.0.0.1:0", false, ""},
 		{"a port that is taken", taken.Addr().String(), false, "is taken by another process"},

@@ -12,35 +12,34 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// UDPConfig describes a listener for datagrams. Exactly one of Fixed and Mapped
-// says who the callers are.
+// UDPConfig describes a listener for datagrams. Exactly one of Fixed and Mapped is set;
+// it identifies the callers.
 type UDPConfig struct {
 	Name string
-	// Address is IP:PORT, of one address: an answer has to come from where the
-	// question went.
+	// Address is a single IP address and a port, because an answer must come from the
+	// address that the query was sent to.
 	Address netip.AddrPort
 	// Fixed returns the identity of every caller.
 	Fixed func() spiffeid.ID
-	// Mapped returns the identity that an address stands for; false if it
-	// stands for none.
+	// Mapped returns the identity of an address, or false if the address has none.
 	Mapped func(netip.Addr) (spiffeid.ID, bool)
-	// Loops is how many calls of Serve's function read the socket at the same
-	// time, best one for each processor; zero means one.
+	// Loops is how many calls of Serve's function read the socket at the same time,
+	// preferably one per processor; zero means one.
 	Loops int
 }
 
-// receiveBuffer is how many bytes of datagrams are asked to wait for a loop; the
-// system gives what it allows. One queue holds the burst of all senders.
+// receiveBuffer is the requested size of the socket's receive buffer in bytes; the
+// system may grant less. One queue holds the datagrams of all senders.
 const receiveBuffer = 1 << 20
 
-// UDP is a listener for datagrams: one socket, which nobody else can bind beside,
-// since it does not share its port (SO_REUSEPORT would let every process of the
-// same user have a part of the queries). It is safe for concurrent use.
+// UDP is a listener for datagrams. Its socket does not share its port, so that no other
+// process can bind beside it: with SO_REUSEPORT, every process of the same user could
+// get a part of the queries. It is safe for concurrent use.
 type UDP struct {
 	cfg UDPConfig
-	// handles are the socket, as often as there are loops: copies of its
-	// descriptor, since of one descriptor the runtime lets only one goroutine
-	// write at a time.
+	// handles holds the socket once for each loop. Each handle has a copy of the
+	// descriptor, because the runtime lets only one goroutine at a time write to a
+	// descriptor.
 	handles []*net.UDPConn
 
 	mu      sync.Mutex
@@ -48,8 +47,8 @@ type UDP struct {
 	closed  bool
 }
 
-// OpenUDP opens the socket; Serve serves it. The error is one line that says
-// what to do.
+// OpenUDP opens the socket; Serve serves it. The error is one line that says what to
+// do.
 func OpenUDP(ctx context.Context, cfg UDPConfig) (*UDP, error) {
 	switch {
 	case (cfg.Fixed == nil) == (cfg.Mapped == nil):
@@ -86,7 +85,7 @@ func (u *UDP) open(ctx context.Context) error {
 	return nil
 }
 
-// copy adds a handle of the same socket.
+// copy adds another handle of the socket.
 func (u *UDP) copy() error {
 	file, err := u.handles[0].File()
 	if err != nil {
@@ -110,8 +109,8 @@ func (u *UDP) add(conn net.PacketConn) error {
 	return nil
 }
 
-// Addr returns the address that the listener has, with the port it was given
-// if it asked for port 0.
+// Addr returns the address of the listener, with the actual port if port 0 was
+// configured.
 func (u *UDP) Addr() netip.AddrPort {
 	if addr, ok := u.handles[0].LocalAddr().(*net.UDPAddr); ok {
 		ap := addr.AddrPort()
@@ -123,7 +122,7 @@ func (u *UDP) Addr() netip.AddrPort {
 // Name returns the name of the listener.
 func (u *UDP) Name() string { return u.cfg.Name }
 
-// Close stops reading; Serve then returns once its calls have.
+// Close stops reading. Serve then returns when its calls have returned.
 func (u *UDP) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -147,12 +146,12 @@ func (u *UDP) closeHandles() error {
 	return err
 }
 
-// Serve calls serve once for each loop, each in a goroutine of its own and with a
-// handle of its own of the one socket, and closes the socket when the last call has
-// returned. It returns at once if the listener is closed already.
+// Serve calls serve once for each loop, in a goroutine and with a handle of its own,
+// and closes the socket when all calls have returned. It returns at once if the
+// listener is closed already.
 //
-// Close makes reading fail with os.ErrDeadlineExceeded, which is when serve should
-// return; what was asked before can still be answered.
+// Close makes reading fail with os.ErrDeadlineExceeded; serve should then return.
+// Earlier queries can still be answered.
 func (u *UDP) Serve(serve func(socket *net.UDPConn)) error {
 	u.mu.Lock()
 	if u.closed {
@@ -169,7 +168,7 @@ func (u *UDP) Serve(serve func(socket *net.UDPConn)) error {
 	return u.closeHandles()
 }
 
-// Caller says who is behind the address that a datagram came from.
+// Caller returns the caller at the address that a datagram came from.
 func (u *UDP) Caller(peer netip.AddrPort) Caller {
 	c := Caller{Addr: netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())}
 	c.assume(u.cfg.Fixed, u.cfg.Mapped)

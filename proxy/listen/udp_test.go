@@ -57,7 +57,8 @@ func TestUDPConfigurationsThatCannotServe(t *testing.T) {
 	}
 }
 
-// listenUDPLoops returns a listener that so many loops read, and a client of it.
+// listenUDPLoops returns a listener that is read by a number of loops, and a client of
+// it.
 func listenUDPLoops(t *testing.T, loops int) (*UDP, *net.UDPConn) {
 	t.Helper()
 	cfg := udpAt("127.0.0.1:0")
@@ -71,9 +72,9 @@ func listenUDPLoops(t *testing.T, loops int) (*UDP, *net.UDPConn) {
 	return u, client
 }
 
-// TestUDPLoops: each has its own call, which can still answer when reading has
-// ended, from the address of the listener, and Serve returns when the last of them
-// has.
+// TestUDPLoops checks that serve is called once for each loop, that each call can still
+// answer from the listener's address when reading has ended, and that Serve returns
+// after the last.
 func TestUDPLoops(t *testing.T) {
 	const loops = 3
 	u, client := listenUDPLoops(t, loops)
@@ -115,8 +116,8 @@ func TestUDPLoops(t *testing.T) {
 	}
 }
 
-// TestEveryLoopReads: what comes to the one socket is read by whichever loop is
-// free, and a loop that is busy holds nobody up.
+// TestEveryLoopReads checks that a datagram is read by any loop that is free, and does
+// not wait for a busy one.
 func TestEveryLoopReads(t *testing.T) {
 	const loops = 3
 	u, client := listenUDPLoops(t, loops)
@@ -128,7 +129,7 @@ func TestEveryLoopReads(t *testing.T) {
 				t.Error(err)
 			}
 			read <- socket
-			<-busy // with what it has read
+			<-busy // keeps what it has read, and reads no more
 		})
 	}()
 	seen := map[*net.UDPConn]bool{}
@@ -144,7 +145,8 @@ func TestEveryLoopReads(t *testing.T) {
 	}
 }
 
-// TestUDPCallers: who is behind a datagram is said by the listener alone.
+// TestUDPCallers checks that the caller of a datagram depends on the listener's
+// configuration only.
 func TestUDPCallers(t *testing.T) {
 	mapped := udpAt("127.0.0.1:0")
 	mapped.Fixed, mapped.Mapped = nil, batch().Find
@@ -166,7 +168,7 @@ func TestUDPCallers(t *testing.T) {
 	}
 }
 
-// batch maps a range of addresses, one of which is somebody else's.
+// batch returns a map with a range of addresses, one of which has another identity.
 func batch() *AddressMap {
 	return NewAddressMap(map[netip.Prefix]spiffeid.ID{
 		netip.MustParsePrefix("10.1.0.0/16"):   spiffeid.RequireFromString("spiffe://prod.example/batch"),

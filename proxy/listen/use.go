@@ -6,19 +6,19 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Use says whether something was asked over a connection. Its zero value is that of
-// one without TLS.
+// Use says whether a connection has carried a request. The zero value is for a
+// connection without TLS.
 type Use struct {
 	asked atomic.Bool
 
-	shaken     bool                   // there was a handshake, after which the caller may ask
+	shaken     bool                   // says that a handshake was completed, after which the caller can send requests
 	why        allowlist.Reason       // why the handshake gave no identity
-	detail     string                 // of why
-	handshaken func(allowlist.Reason) // called when something is asked; nil is nobody
+	detail     string                 // detail of why
+	handshaken func(allowlist.Reason) // called for the first request; nil means not at all
 }
 
-// Ask notes that something is asked of which there will be a record. It may be called
-// at any time.
+// Ask notes that the connection has carried a request, which will have a record. It may
+// be called at any time.
 func (u *Use) Ask() {
 	if u.asked.Load() || u.asked.Swap(true) {
 		return
@@ -28,5 +28,5 @@ func (u *Use) Ask() {
 	}
 }
 
-// Asked reports whether Ask was called.
+// Asked reports whether Ask has been called.
 func (u *Use) Asked() bool { return u.asked.Load() }
