@@ -8,17 +8,18 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The parameters of SVCB and HTTPS that have addresses (RFC 9460 section 7.3).
+// The parameters of SVCB and HTTPS records that hold addresses (RFC 9460 section 7.3).
 const (
 	hint4 = 4
 	hint6 = 6
 )
 
-// addressesOf appends the addresses in a response of ours, those of hints included,
-// each once and as many as all has room for. The question takes up asked bytes.
+// addressesOf appends the addresses in a response that this package has written, with
+// those in hints, each once and as many as fit into the capacity of all. The question
+// is asked bytes long.
 //
-// It reads what was sent, and is asked only for a record that is made: a response
-// without a record pays nothing for it.
+// It reads the response that was sent, and is called only if a record is made, so that
+// a response without a record costs nothing.
 func addressesOf(all []netip.Addr, msg []byte, asked int) []netip.Addr {
 	if len(msg) < headLen+asked {
 		return all
@@ -46,8 +47,8 @@ func addressesOf(all []netip.Addr, msg []byte, asked int) []netip.Addr {
 	return all
 }
 
-// addHints appends the addresses in the data of a SVCB or HTTPS record: a priority,
-// a name that is not compressed, and parameters (RFC 9460 section 2.2).
+// addHints appends the addresses in the data of a SVCB or HTTPS record: a priority, an
+// uncompressed name, and parameters (RFC 9460 section 2.2).
 func addHints(all []netip.Addr, data []byte) []netip.Addr {
 	n := 2
 	for n < len(data) && data[n] != 0 {
@@ -68,7 +69,7 @@ func addHints(all []netip.Addr, data []byte) []netip.Addr {
 	return all
 }
 
-// hintSize returns how many bytes an address of a hint has; zero for any other
+// hintSize returns the number of bytes of an address in a hint, or zero for any other
 // parameter.
 func hintSize(key uint16) int {
 	switch key {
@@ -80,8 +81,8 @@ func hintSize(key uint16) int {
 	return 0
 }
 
-// addAddress appends the address of 4 or 16 bytes, unless it is there already or
-// there is no room for it.
+// addAddress appends an address of 4 or 16 bytes, unless it is in the list already or
+// the list is full.
 func addAddress(all []netip.Addr, data []byte) []netip.Addr {
 	addr, ok := netip.AddrFromSlice(data)
 	if addr = addr.Unmap(); ok && len(all) < cap(all) && !slices.Contains(all, addr) {

@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARecordNamesTheAddresses: those that the response has, as another parser reads
-// it, and those that the caller was not to see.
+// TestARecordNamesTheAddresses checks that a record holds the addresses in the
+// response, as another parser reads them, and those that the caller must not see.
 func TestARecordNamesTheAddresses(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestARecordNamesTheAddresses(t *testing.T) {
 	}
 }
 
-// addressesIn returns the first addresses of a response, each once.
+// addressesIn returns the first addresses in a response, each once.
 func addressesIn(a *mdns.Msg) []string {
 	var all []string
 	add := func(text string) {
@@ -92,8 +92,8 @@ func addressesIn(a *mdns.Msg) []string {
 	return all
 }
 
-// TestARecordNamesWhoDecided: the owner of the entry and the ticket of the rule, over
-// DNS as for a request, and the process.
+// TestARecordNamesWhoDecided checks that a record of a query holds the owner of the
+// entry, the ticket of the rule and the instance, as a record of a request does.
 func TestARecordNamesWhoDecided(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Instance: "gateway-7"}})
 	spec := policy()

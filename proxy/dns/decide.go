@@ -14,20 +14,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// ruling is whether the caller gets the resolver's answer, and why not if it does
-// not. The zero value refuses.
+// ruling says whether the caller gets the resolver's answer, and why if not. The zero
+// value refuses.
 type ruling struct {
-	reason   allowlist.Reason // why there is no answer of the resolver's; NoReason: the decision says whether there is one
-	detail   string           // what the record says beside the reason
-	state    *live.State      // what the decision was made by; nil if the query came to none
+	reason   allowlist.Reason // why the resolver's answer is not sent; NoReason if that depends on the decision alone
+	detail   string           // detail of the reason, for the record
+	state    *live.State      // state that made the decision; nil if no decision was made
 	decision allowlist.NameDecision
 	took     time.Duration    // how long the decision took
 	inspect  bool             // value of Config.Inspect
-	over     bool             // the caller has more connections than it may
-	crowded  bool             // too many queries wait for servers, so that this one was not looked up
-	failure  resolve.Failure  // what the resolver says of a look-up that failed
+	over     bool             // says that the caller has more connections than it may
+	crowded  bool             // says that the query was not looked up because too many wait for servers
+	failure  resolve.Failure  // what the resolver returned about a look-up that failed
 	hop      allowlist.Reason // why an alias in the answer was refused
-	led      allowlist.Host   // that alias
+	led      allowlist.Host   // the name that this alias leads to
 	class    allowlist.Class  // class of an address in the answer that was refused
 	dropped  []netip.Addr     // the first addresses in the answer that were refused
 }
@@ -35,12 +35,12 @@ type ruling struct {
 // refuses reports whether the caller does not get the resolver's answer.
 func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.decision.Allowed() }
 
-// fail puts a fault of the gateway in place of what was decided.
+// fail replaces what was decided by a fault of the gateway.
 func (r *ruling) fail(reason allowlist.Reason, detail string) {
 	r.reason, r.hop, r.detail, r.failure = reason, allowlist.NoReason, detail, resolve.Failure{}
 }
 
-// ask has a state decide about a query.
+// ask lets a state decide about a query.
 func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now time.Time) {
 	r.state = state
 	r.decision = state.DecideName(allowlist.NameRequest{
@@ -49,8 +49,8 @@ func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now tim
 	r.took = time.Since(now)
 }
 
-// decide says everything that can be said before a look-up: it takes the query
-// from the caller's budget and returns why there is no answer, or NoReason.
+// decide makes every decision that is possible before a look-up. It spends the query
+// from the caller's budget, and returns the reason to refuse it, or NoReason.
 func (x *exchange) decide() allowlist.Reason {
 	caller, state := &x.caller, x.server.cfg.Current.Load()
 	if isOver(caller) {
@@ -86,8 +86,8 @@ func (x *exchange) decide() allowlist.Reason {
 	return x.ruling.decision.Reason
 }
 
-// Addr reports whether the caller may see an address, and notes one that it may not
-// and its class. With Hop it makes a [resolve.Filter].
+// Addr reports whether the caller may see an address. It notes an address that the
+// caller may not see, and its class. Addr and Hop implement [resolve.Filter].
 func (r *ruling) Addr(addr netip.Addr) bool {
 	class := r.decision.CheckAddr(addr)
 	if class != allowlist.Public {
@@ -97,8 +97,8 @@ func (r *ruling) Addr(addr netip.Addr) bool {
 	return class == allowlist.Public
 }
 
-// drop notes an address that was refused, for the record. It is told of the same one
-// again where the answer is looked at twice.
+// drop notes a refused address for the record. It is called twice for an address if the
+// answer is filtered twice.
 func (r *ruling) drop(addr netip.Addr) {
 	if r.dropped == nil {
 		r.dropped = make([]netip.Addr, 0, audit.MaxAddresses)
@@ -108,7 +108,8 @@ func (r *ruling) drop(addr netip.Addr) {
 	}
 }
 
-// Hop reports whether the caller may be led to a name, and notes why not.
+// Hop reports whether an alias in the answer may lead the caller to a name, and notes
+// why not.
 func (r *ruling) Hop(name allowlist.Host) bool {
 	why := r.decision.CheckHop(name, r.inspect)
 	if why != allowlist.NoReason {
@@ -117,7 +118,7 @@ func (r *ruling) Hop(name allowlist.Host) bool {
 	return why == allowlist.NoReason
 }
 
-// follows reports whether a server may be asked for a name that an alias leads to.
+// follows reports whether a server may be asked for the target of an alias.
 func (r *ruling) follows(name allowlist.Host) bool {
 	return r.decision.CheckFollow(name, r.inspect) == allowlist.NoReason
 }

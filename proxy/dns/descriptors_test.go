@@ -6,8 +6,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWithoutADescriptorForTheServer: no server is blamed, and the client is told at
-// once. What the cache has is answered.
+// TestWithoutADescriptorForTheServer checks that the client gets an error at once and
+// no server is blamed, and that queries are answered from the cache.
 func TestWithoutADescriptorForTheServer(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {

@@ -15,7 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
-// TestARecordSaysWhatIsWrongWithAQuery: what the code alone does not say.
+// TestARecordSaysWhatIsWrongWithAQuery checks details that the response code does not
+// show.
 func TestARecordSaysWhatIsWrongWithAQuery(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.dial(t, "tcp", "sidecar")
@@ -56,7 +57,8 @@ func TestARecordSaysWhatIsWrongWithAQuery(t *testing.T) {
 	}
 }
 
-// TestARecordNamesTheLimitOfQueries: by the key that sets it.
+// TestARecordNamesTheLimitOfQueries checks that a record names the key that sets the
+// limit.
 func TestARecordNamesTheLimitOfQueries(t *testing.T) {
 	limited := func(own, shared int) func(*allowlist.Spec) {
 		return func(spec *allowlist.Spec) {
@@ -117,8 +119,8 @@ func TestARecordNamesTheLimitOfQueries(t *testing.T) {
 	})
 }
 
-// TestNothingIsRecordedAsSentThatWasNot: over HTTP, too, where the answer is written
-// into a buffer first.
+// TestNothingIsRecordedAsSentThatWasNot checks a client that leaves, also over HTTP,
+// where the answer is first written into a buffer.
 func TestNothingIsRecordedAsSentThatWasNot(t *testing.T) {
 	query := base64.RawURLEncoding.EncodeToString(must(question("a.wild.example").Pack()))
 	for name, leave := range map[string]func(t *testing.T, g *gateway, waiting chan string){

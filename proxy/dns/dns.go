@@ -1,16 +1,15 @@
-// Package dns is the DNS door: it answers questions over UDP, TCP, DoT and DoH
-// for callers whom it knows, by the same policy as every other door.
+// Package dns is the DNS door: it answers queries over UDP, TCP, DoT and DoH for
+// callers with an identity, by the same policy as every other door.
 //
 // A query is read by a strict parser, decided before anything is looked up, and
-// answered from the shared resolver or, if it is denied, by the gateway itself.
-// No packet leaves for a name that is denied. Each query makes exactly one
-// record; packets that are no queries are only counted. These steps have a file
-// each: read.go, decide.go, resolve.go, respond.go and record.go; exchange.go
-// takes a query through them.
+// answered by the shared resolver or, if it is denied, by the gateway itself. No packet
+// is sent for a name that is denied. Each query makes exactly one record; packets that
+// are no queries are only counted. Each of these steps has a file: read.go, decide.go,
+// resolve.go, respond.go and record.go; exchange.go calls them for a query.
 //
-// The server loops are its own: everything is bounded, nobody who reads or
-// writes slowly holds more than one connection up, and a panic ends one query.
-// The package verifies no identity: see package listen.
+// The package has server loops of its own: everything is bounded, a client that reads
+// or writes slowly delays one connection only, and a panic ends one query. The package
+// does not verify identities; package listen does.
 package dns
 
 import (
@@ -29,47 +28,47 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// HandshakeTimeout is how long a handshake over DoT or DoH may take.
+// HandshakeTimeout is the longest time for a handshake over DoT or DoH.
 const HandshakeTimeout = 5 * time.Second
 
-// The times that bound a connection; they are those of RFC 7766 section 6.2.3
-// at its short end, for a client opens the next one cheaply.
+// Timeouts of a connection. They are at the short end of RFC 7766 section 6.2.3,
+// because a client can cheaply open another connection.
 const (
 	idleTimeout  = 30 * time.Second
-	readTimeout  = 5 * time.Second // for one message, from its first byte on
+	readTimeout  = 5 * time.Second // for one message, from its first byte
 	writeTimeout = 2 * time.Second
 )
 
-// Config is what the doors need. Current, Registry, Resolver, Recorder and Log
-// are required.
+// Config holds what a Server needs. Current, Registry, Resolver, Recorder and Log are
+// required.
 type Config struct {
 	Current  *live.Current
 	Registry *live.Registry
 	Resolver Resolver
 	Recorder *audit.Recorder
 	Log      *slog.Logger
-	// Budgets bound how many queries each identity may ask; nil means the
+	// Budgets bounds how many queries each identity may send per second; nil means the
 	// defaults.
 	Budgets *limit.Budgets
-	// Limits bound what callers may use at a time.
+	// Limits bounds what callers may use at the same time.
 	Limits Limits
-	// Inspect lets an answer lead only to names that are allowed by themselves.
-	// Otherwise the name that was asked for decides, and a deny rule for a name
-	// that it leads to.
+	// Inspect requires that each alias in an answer leads to a name that is allowed
+	// itself. Without it, an answer is allowed if the name of the query is, unless a
+	// deny rule applies to the target of an alias.
 	Inspect bool
-	// SpanEvery gives only one in so many queries a span that are allowed and
-	// answered; zero and one give it to each. All others always have theirs.
+	// SpanEvery gives a span to one in SpanEvery queries that are allowed and answered;
+	// zero and one give each of them a span. All other queries always have one.
 	SpanEvery uint64
 }
 
-// Resolver answers questions that are allowed; it is made of the methods of
-// package resolve. All of them are required.
+// Resolver answers queries that are allowed, with methods of package resolve. All of
+// its functions are required.
 type Resolver struct {
 	// Cached answers without asking a server, and without waiting.
 	Cached func(q resolve.Question, now time.Time) (resolve.Answer, bool)
-	// Lookup answers for an asker; its error is an *allowlist.ReasonError.
+	// Lookup answers an asker. Its error is an *allowlist.ReasonError.
 	Lookup func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
-	// Bind is told of every answer before it is sent.
+	// Bind is called for every answer before it is sent.
 	Bind func(h allowlist.Holder, a resolve.Answer, now time.Time, f resolve.Filter)
 }
 
@@ -101,15 +100,15 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Stats counts what has no record.
+// Stats counts events that have no record.
 type Stats struct {
-	// Ignored packets were no queries, or HTTP requests that held none.
+	// Ignored counts packets that are no queries, and HTTP requests that contain none.
 	Ignored uint64
-	// Shed are datagrams that were dropped because their caller is over a
-	// limit, which their records say, and connections over HTTP that were closed
-	// for that reason.
+	// Shed counts datagrams that were dropped because their caller is over a limit,
+	// which their records show, and connections over HTTP that were closed for the same
+	// reason.
 	Shed uint64
-	// Panics ended one query each.
+	// Panics counts panics. Each of them ended one query.
 	Panics uint64
 }
 
@@ -118,7 +117,7 @@ func (s *Server) Stats() Stats {
 	return Stats{Ignored: s.counts.ignored.Load(), Shed: s.counts.shed.Load(), Panics: s.counts.panics.Load()}
 }
 
-// contain keeps a panic inside its query.
+// contain recovers from a panic in a query.
 func (s *Server) contain(ctx context.Context) {
 	if cause := recover(); cause != nil {
 		s.panicked(ctx, cause)

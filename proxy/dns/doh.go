@@ -18,20 +18,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// DoHPath is where queries are taken.
+// DoHPath is the path of queries over HTTP.
 const DoHPath = "/dns-query"
 
 const (
 	dnsMessage = "application/dns-message"
 	maxHead    = 16 << 10
-	// dohTimeout bounds an exchange over HTTP: the lookup and both ways.
+	// dohTimeout bounds an exchange over HTTP: reading, look-up and writing.
 	dohTimeout = 15 * time.Second
 )
 
-// ServeDoH answers the HTTP requests of one connection (RFC 8484) until it
-// ends: HTTP/1.1, or HTTP/2 if the handshake has agreed on that.
+// ServeDoH answers the HTTP requests of one connection (RFC 8484) until the connection
+// ends. It speaks HTTP/2 if the handshake has agreed on that, and HTTP/1.1 otherwise.
 func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
-	if s.draining.stage() == ended { // net/http might take a request before it is told
+	if s.draining.stage() == ended { // before net/http can read a request
 		return
 	}
 	defer s.enter(conn)()
@@ -45,17 +45,17 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		return left
 	}}
 	one := &oneConn{conn: &h.meter, closed: make(chan struct{})}
-	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil { // until the first bytes
+	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil { // until the first bytes come
 		return
 	}
 	gone := make(chan struct{})
 	srv := &http.Server{
-		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // which would answer OPTIONS * beside the budget
+		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // net/http would answer OPTIONS * without spending the budget
 		ReadTimeout: readTimeout, WriteTimeout: dohTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: s.cfg.Limits.PerStream, MaxReadFrameSize: 16 << 10, WriteByteTimeout: writeTimeout,
 		},
-		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // what clients do wrong
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // net/http logs mistakes of clients
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			h.changed(state)
 			if state == http.StateClosed {
@@ -65,7 +65,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		},
 	}
 	var ending sync.WaitGroup
-	over := make(chan struct{}) // closed when it is to end without any further wait
+	over := make(chan struct{}) // closed when the connection must end without further waiting
 	forget := s.draining.add(func(at stage) {
 		if at == ended {
 			close(over)
@@ -75,19 +75,19 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
 	}
-	if one.accepted() { // or the end came before
+	if one.accepted() { // false if the connection ended before Serve
 		<-gone
 	}
 	forget()
 	ending.Wait()
 	h.wait()
 	if !conn.Asked() {
-		s.unasked(ctx, h.origin(), conn)
+		s.recordUnanswered(ctx, h.origin(), conn)
 	}
 }
 
-// shutDown ends the connection of a server once its requests are answered: after
-// drainingTime, or when it is over or gone.
+// shutDown ends the connection of a server when its running requests have been
+// answered. It first waits for drainingTime, over or gone.
 func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
 	later := time.NewTimer(drainingTime)
 	defer later.Stop()
@@ -98,7 +98,7 @@ func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
 	case <-h.ctx.Done():
 	}
 	h.endUnused()
-	_ = srv.Shutdown(h.ctx) // its error is that of ctx, which cuts the connection
+	_ = srv.Shutdown(h.ctx) // the error is that of ctx, whose end closes the connection
 }
 
 // endUnused ends a connection on which no request has begun: net/http waits five
@@ -111,9 +111,9 @@ func (h *dohConn) endUnused() {
 	}
 }
 
-// protocols are the version of HTTP that the handshake has agreed on. net/http,
-// which knows HTTP/2 over TLS only of a bare connection of crypto/tls, takes it as
-// if it came in the clear.
+// protocols returns the version of HTTP that the handshake has agreed on. HTTP/2 is
+// marked as unencrypted, because net/http speaks HTTP/2 over TLS only on a *tls.Conn,
+// and the meter wraps it.
 func protocols(conn *listen.Conn) *http.Protocols {
 	p := new(http.Protocols)
 	secure, ok := conn.Conn.(*tls.Conn)
@@ -122,14 +122,14 @@ func protocols(conn *listen.Conn) *http.Protocols {
 	return p
 }
 
-// oneConn is a listener that accepts one connection.
+// oneConn is a net.Listener that accepts one connection.
 type oneConn struct {
 	mu     sync.Mutex
-	conn   net.Conn // nil when it was accepted
+	conn   net.Conn // nil when it has been accepted
 	closed chan struct{}
 }
 
-// Accept returns the connection, and later waits for Close.
+// Accept returns the connection. Later calls wait for Close.
 func (l *oneConn) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	conn := l.conn
@@ -142,7 +142,7 @@ func (l *oneConn) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-// accepted reports whether the connection was.
+// accepted reports whether the connection has been accepted.
 func (l *oneConn) accepted() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -161,29 +161,29 @@ func (l *oneConn) Close() error {
 	return nil
 }
 
-// Addr returns that of a listener that has none.
+// Addr returns an address without a name, because the listener has none.
 func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 
 // dohConn answers the requests of one connection.
 type dohConn struct {
 	server            *Server
 	meter             meter
-	ctx               context.Context //nolint:containedctx // of the connection, for whose handlers net/http takes none
+	ctx               context.Context //nolint:containedctx // context of the connection; net/http passes none to handlers that would do
 	handlers, lookups sync.WaitGroup
 
-	mu      sync.Mutex // over what follows
+	mu      sync.Mutex // guards the fields below
 	conn    *listen.Conn
-	over    bool // wait was called
+	over    bool // says that wait has been called
 	running int  // number of handlers
-	begun   int  // number of requests that the connection was told of, and not yet of their end
-	used    bool // net/http has read the head of a request, or the preface of HTTP/2
-	resting bool // net/http has sent all answers
+	begun   int  // number of requests for which conn.Begin was called, and not yet conn.End
+	used    bool // says that net/http has read the head of a request, or the preface of HTTP/2
+	resting bool // says that net/http has sent all answers
 }
 
-// enter takes up a request, unless the connection is over: with HTTP/2 its
-// handlers have goroutines of their own, which net/http does not wait for, and
-// the last of them may start after it. It also reports whether the connection had
-// been closed for want of a slot before.
+// enter begins a request, unless the connection is over: with HTTP/2, handlers have
+// goroutines for which net/http does not wait, so that the last of them may start after
+// the connection has ended. late reports whether the connection had been closed for
+// want of a slot before.
 func (h *dohConn) enter() (late, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -193,37 +193,38 @@ func (h *dohConn) enter() (late, ok bool) {
 	h.handlers.Add(1)
 	h.running++
 	if caller := &h.conn.Caller; caller.Reason != allowlist.NoReason || isOver(caller) {
-		// It would keep a slot of those without an identity by a body that it holds
-		// back, or a window.
+		// With Begin, the connection would keep a slot of callers without an identity
+		// as long as the client holds back the body or the window for the answer.
 		return h.conn.GaveWay(), true
 	}
 	h.begun++
 	return !h.conn.Begin(), true
 }
 
-// leave says that a handler has returned. Most answers are sent only after that.
+// leave ends a request whose handler has returned. Most answers are sent only after
+// that.
 func (h *dohConn) leave() {
 	defer h.handlers.Done()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.running--
-	h.settle()
+	h.endRequests()
 }
 
-// changed is told of the states of the connection. Of one with HTTP/2, which has
-// many requests at a time, net/http says that it is idle when every answer has
-// been sent, or was given up.
+// changed follows the states of the connection. With HTTP/2, where many requests run at
+// the same time, net/http reports the idle state when every answer has been sent or
+// given up.
 func (h *dohConn) changed(state http.ConnState) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.used = h.used || state != http.StateNew
 	h.resting = state == http.StateIdle
-	h.settle()
+	h.endRequests()
 }
 
-// settle ends the requests of a connection that rests: a handler may still run whose
-// answer the client has given up. It is called with mu held.
-func (h *dohConn) settle() {
+// endRequests ends the requests of an idle connection, once no handler runs: a handler may
+// still be running although the client has given up its answer. The caller holds mu.
+func (h *dohConn) endRequests() {
 	if !h.resting || h.running > 0 {
 		return
 	}
@@ -232,7 +233,7 @@ func (h *dohConn) settle() {
 	}
 }
 
-// wait waits for the requests under way and lets no other begin.
+// wait waits for the running requests, and lets no other begin.
 func (h *dohConn) wait() {
 	h.mu.Lock()
 	h.over = true
@@ -262,7 +263,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if !h.server.spendQuery(&caller) {
 			err = &badRequest{http.StatusTooManyRequests, "too many queries, and this one is none"}
 			w.Header().Set("Retry-After", "1")
-			isLast(w) // a handshake has a budget of its own
+			isLast(w) // a new connection costs a handshake, which has a budget of its own
 		}
 		if err.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, POST")
@@ -280,8 +281,8 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.done(h.ctx, writeResponse(w, r, &x.response))
 }
 
-// isLast makes an answer the last one of its connection: over HTTP/2, too, where
-// net/http makes a GOAWAY of the field.
+// isLast makes an answer the last one of its connection, also over HTTP/2, where
+// net/http sends a GOAWAY for the header field.
 func isLast(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
 
 // markDraining makes an answer the last one of its connection if the server drains.
@@ -293,7 +294,7 @@ func (h *dohConn) markDraining(w http.ResponseWriter) {
 
 func (h *dohConn) origin() origin { return origin{listener: h.conn.Listener, wire: wireDoH} }
 
-// caller returns who asks, by the trust of now.
+// caller returns the caller, re-verified if the trust bundles have changed.
 func (h *dohConn) caller() listen.Caller {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -301,14 +302,14 @@ func (h *dohConn) caller() listen.Caller {
 	return h.conn.Caller
 }
 
-// dohReply takes one response to the handler that waits for it.
+// dohReply passes one response to the handler that waits for it.
 type dohReply chan *exchange
 
 func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
 
-// writeResponse answers the request: a DNS error is a good HTTP answer (RFC 8484
-// section 4.2.1). The error says that the client has left, as far as that is known:
-// net/http keeps what is written until the handler returns.
+// writeResponse writes the response of a request. A DNS error has HTTP status 200 (RFC
+// 8484 section 4.2.1). The error says that the client has left, as far as that is
+// known: net/http may keep what is written until the handler returns.
 func writeResponse(w http.ResponseWriter, req *http.Request, r *response) error {
 	if err := req.Context().Err(); err != nil {
 		return err
@@ -320,21 +321,21 @@ func writeResponse(w http.ResponseWriter, req *http.Request, r *response) error 
 	head := w.Header()
 	head.Set("Content-Type", dnsMessage)
 	head.Set("Content-Length", strconv.Itoa(len(r.buf)))
-	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(r.ttl/time.Second))) // one caller's answer is none of another's
+	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(r.ttl/time.Second))) // the answer for one caller must not be served to another
 	_, err := w.Write(r.buf)
-	if err == nil && req.ProtoMajor == 1 { // over HTTP/2 it would wait for the client's leave, and cost a frame more
+	if err == nil && req.ProtoMajor == 1 { // over HTTP/2 it would wait for flow control, and cost another frame
 		err = http.NewResponseController(w).Flush()
 	}
 	return err
 }
 
-// badRequest is an HTTP request that holds no query.
+// badRequest is the answer to an HTTP request that contains no query.
 type badRequest struct {
 	status int
 	text   string
 }
 
-// readQuery returns the packet of a request, which may be answered.
+// readQuery returns the packet of a request, if it is a query.
 func readQuery(r *http.Request) ([]byte, *badRequest) {
 	msg, err := readPacket(r)
 	if err == nil && !isQuery(msg) {

@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
-// TestBothDoorsAgree draws policies and asks both doors of one gateway over the
-// wire: a name that a CONNECT may reach on some port is answered, and a name
-// that is answered NXDOMAIN may be reached on none.
+// TestBothDoorsAgree draws policies and asks both doors of one gateway over the wire: a
+// name that a CONNECT may reach on some port is resolved, and a name that is answered
+// with NXDOMAIN may be reached on no port.
 func TestBothDoorsAgree(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1 << 30, limits: dns.Limits{Streams: 1 << 10}, names: 1 << 20})
 	g.upstream.every.Store(true)
@@ -54,7 +54,7 @@ func drawnNames() []string {
 	return []string{"a.drawn.example", "b.drawn.example", "a.b.drawn.example", "drawn.example", "b.example", "printer.local", "single", "x.localhost"}
 }
 
-// drawnPolicy makes rules that collide all the time.
+// drawnPolicy returns a policy whose rules often overlap.
 func drawnPolicy(r *rand.Rand) allowlist.Spec {
 	patterns := append(drawnNames(), "*.drawn.example", "**.drawn.example", "*.b.drawn.example")
 	ports := [][]allowlist.PortRange{nil, {{First: 80, Last: 80}}, {{First: 1, Last: 65535}}, {{First: 443, Last: 443}, {First: 8000, Last: 9000}}}
@@ -82,7 +82,8 @@ func drawnPolicy(r *rand.Rand) allowlist.Spec {
 	return allowlist.Spec{Version: "drawn", Entries: []allowlist.Entry{e}}
 }
 
-// connects asks the CONNECT door: everything that it allows fails to be dialled.
+// connects sends a CONNECT and returns the status. What the door allows fails to be
+// dialled.
 func (g *gateway) connects(t *testing.T, config *tls.Config, target string) (status int) {
 	t.Helper()
 	conn := tls.Client(dialTCP(t, g.connect), config)

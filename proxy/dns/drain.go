@@ -6,21 +6,20 @@ import (
 	"time"
 )
 
-// drainingTime is how long queries are still read from a connection once the server
-// began to drain, and from one that comes later: what a client has sent in the
-// meantime is answered.
+// drainingTime is how long queries are still read from a connection after the server
+// has begun to drain, or after the connection was opened if that was later: queries
+// that a client sends in this time are answered.
 const drainingTime = time.Second
 
-// BeginDrain ends every connection after drainingTime, also those that come later,
-// once the queries that it has sent are answered. Answers over HTTP say so.
+// BeginDrain makes every connection, also later ones, end after drainingTime, when its
+// queries have been answered. Answers over HTTP announce the end.
 func (s *Server) BeginDrain() { s.draining.advance(begun) }
 
-// Drain ends every connection once the queries that it has sent are answered;
-// those that come later it ends at once. Datagrams are answered until their socket
-// closes.
+// Drain makes every connection end when the queries that it has sent are answered, and
+// ends later connections at once. Datagrams are answered until their socket closes.
 func (s *Server) Drain() { s.draining.advance(ended) }
 
-// stage is how far a server has come in its drain.
+// stage is how far the drain of a server has come.
 type stage int32
 
 // The stages.
@@ -30,22 +29,22 @@ const (
 	ended         // Drain was called
 )
 
-// draining is the stage of a server and the connections that are told of the next
-// one. The zero value serves.
+// draining holds the stage of a server and the connections that must be notified of the
+// next one. The zero value is serving.
 type draining struct {
-	now   atomic.Int32 // a stage; written with mu held
-	since time.Time    // when it ceased to serve; written before now
+	now   atomic.Int32 // the current stage; written with mu held
+	since time.Time    // when the stage left serving; written before now
 
 	mu          sync.Mutex
 	last        int
 	connections map[int]func(stage)
 }
 
-// stage returns the stage of now.
+// stage returns the current stage.
 func (d *draining) stage() stage { return stage(d.now.Load()) }
 
-// until returns when reading ends from a connection that began at a time. It must be
-// called only when the stage is no longer serving.
+// until returns when reading ends on a connection that was opened at began. It must not
+// be called while the stage is serving.
 func (d *draining) until(began time.Time) time.Time {
 	if began.Before(d.since) {
 		began = d.since
@@ -53,8 +52,8 @@ func (d *draining) until(began time.Time) time.Time {
 	return began.Add(drainingTime)
 }
 
-// add takes up a connection, which is told of the stage of now unless that is
-// serving, and of every later one. It returns what forgets the connection.
+// add adds a connection. tell is called with the current stage unless that is serving,
+// and with every later one, until forget is called.
 func (d *draining) add(tell func(stage)) (forget func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -74,7 +73,7 @@ func (d *draining) add(tell func(stage)) (forget func()) {
 	}
 }
 
-// advance brings the server to a stage, unless it has come as far already.
+// advance sets the stage, unless it is as far already.
 func (d *draining) advance(to stage) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -16,13 +16,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// drainingClient is a connection to a server in a bubble that asks for one name.
+// drainingClient is a client connection to a server in a bubble. It queries one name.
 type drainingClient struct {
 	net.Conn
 	reader *bufio.Reader
 }
 
-// overStream and overHTTP ask and return whether the connection is said to end.
+// overStream and overHTTP send a query and report whether the answer announces the end.
 func (c *drainingClient) overStream(t *testing.T) (last bool) {
 	t.Helper()
 	if _, err := c.Write(framed(packetOf("allowed.example", mdns.TypeA, false))); err != nil {
@@ -52,14 +52,14 @@ func (c *drainingClient) overHTTP(t *testing.T) (last bool) {
 	return resp.Close
 }
 
-// TestBeginDrain: a connection is served for a second more, whether it was there
-// before or comes later, and then ends. An answer over HTTP/1.1 says that it is the
-// last one. Behind Drain nothing is answered that comes later.
+// TestBeginDrain checks that connections, earlier and later ones, are served for a
+// second more and then end, and that an answer over HTTP/1.1 announces the end. After
+// Drain, a later connection gets no answer.
 func TestBeginDrain(t *testing.T) {
 	for wire, row := range map[string]struct {
 		serve func(*testing.T, *Server, net.Conn)
 		ask   func(*drainingClient, *testing.T) (last bool)
-		lasts bool // an answer in a drain is the last one
+		lasts bool // says that an answer during the drain announces the end
 	}{
 		"stream": {func(t *testing.T, s *Server, end net.Conn) {
 			t.Helper()
@@ -128,8 +128,8 @@ func TestBeginDrain(t *testing.T) {
 	}
 }
 
-// TestADrainLosesNothingThatCame: queries that were read from the client before
-// Drain are answered although they are looked at only afterwards.
+// TestADrainLosesNothingThatCame checks that queries which were read from the client
+// before Drain are answered, although they are parsed only afterwards.
 func TestADrainLosesNothingThatCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t, nil)
@@ -139,7 +139,7 @@ func TestADrainLosesNothingThatCame(t *testing.T) {
 		if _, err := client.Write(bytes.Repeat(one, 3)); err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait() // the first answer waits to be read, and nobody looks at the rest
+		synctest.Wait() // the first answer waits to be read, and the other queries wait in the buffer
 		s.Drain()
 		raw, err := io.ReadAll(client)
 		answers := 0

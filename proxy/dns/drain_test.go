@@ -12,8 +12,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
-// pausing is a log that stops whoever says that the gateway drains, until the test
-// lets it go on.
+// pausing is a log handler that blocks the message about the drain until proceed is
+// closed.
 type pausing struct{ begun, proceed chan struct{} }
 
 func (*pausing) Enabled(context.Context, slog.Level) bool { return true }
@@ -28,9 +28,8 @@ func (p *pausing) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestADrainOverHTTP2: an answer while load balancers notice the drain says that no
-// other stream may follow, on a connection that was there before and on one that
-// comes later.
+// TestADrainOverHTTP2 checks that an answer while load balancers notice the drain
+// announces the end of the connection, both on an earlier and on a later connection.
 func TestADrainOverHTTP2(t *testing.T) {
 	log := &pausing{make(chan struct{}), make(chan struct{})}
 	proceed := sync.OnceFunc(func() { close(log.proceed) })

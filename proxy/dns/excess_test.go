@@ -21,8 +21,8 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// exploding adds a certificate with more names than are read to what a client
-// shows.
+// exploding adds a certificate with more names than the gateway reads to those of a
+// client.
 func exploding(t *testing.T, config *tls.Config) *tls.Config {
 	t.Helper()
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -36,8 +36,8 @@ func exploding(t *testing.T, config *tls.Config) *tls.Config {
 	return config
 }
 
-// endingConn says when it is over: the other end has ended it, or has told the
-// client to.
+// endingConn notices when the other end has closed the connection, or has announced
+// that.
 type endingConn struct {
 	net.Conn
 
@@ -60,8 +60,9 @@ func (c *endingConn) Close() error {
 
 func (c *endingConn) over() { c.once.Do(func() { close(c.ended) }) }
 
-// TestTooManyCertificatesEndTheConnection: over DoT and DoH, a caller that shows
-// more than is read is refused, and its connection closes with the answer.
+// TestTooManyCertificatesEndTheConnection checks, over DoT and DoH, that a caller which
+// presents more than the gateway reads is refused, and that its connection closes after
+// the answer.
 func TestTooManyCertificatesEndTheConnection(t *testing.T) {
 	g := newGateway(t, options{})
 	query := must(question("A allowed.example").Pack())

@@ -12,40 +12,40 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// exchange is one query on its way through the steps, of which each has a file:
-// read, decide, resolve, respond, record. It is used again for another query when
-// it is done.
+// exchange is one query in its steps, each of which has a file: read, decide, resolve,
+// respond and record. It is reused for another query when it is done.
 type exchange struct {
 	server *Server
 	from   origin
 	door   door
-	peer   netip.AddrPort // sender of a datagram, as the socket says it
+	peer   netip.AddrPort // sender of a datagram, as the socket reports it
 	caller listen.Caller
 	start  time.Time
 
-	query    query // what was read
+	query    query // result of reading
 	kind     kind
-	ruling   ruling        // what was decided
+	ruling   ruling        // result of deciding
 	looked   time.Duration // how long the look-up took; zero without one
-	response response      // what is sent
-	replied  bool          // the door has the response
+	response response      // response to send
+	replied  bool          // says that the door has the response
 
-	open     *audit.Open // opened, once the record is begun; nil before
+	open     *audit.Open // points to opened once the record is begun; nil before
 	opened   audit.Open
-	answered [audit.MaxAddresses]netip.Addr // what the record names of the response
+	answered [audit.MaxAddresses]netip.Addr // storage for the addresses in the response that the record names
 }
 
-// origin is where a query came in.
+// origin is where a query came from.
 type origin struct {
 	listener string
 	wire     audit.Wire
-	prefix   int // number of bytes in front of the response, for its length
+	prefix   int // number of bytes before the response, which hold its length
 }
 
-// isDatagram reports whether an answer has to fit into one, and need not come.
+// isDatagram reports whether the query came over UDP: the answer must fit into a
+// datagram, and may be left out.
 func (o *origin) isDatagram() bool { return o.wire == wireUDP }
 
-// The words for records.
+// Words for records.
 const (
 	wireUDP = audit.WireUDP
 	wireTCP = audit.WireTCP
@@ -55,16 +55,16 @@ const (
 	sourceLocal = "local"
 )
 
-// door sends responses back to where their queries came in.
+// door sends responses to where their queries came from.
 type door interface {
-	// reply sends the response of an exchange, if it has one, and then calls
-	// its done. It must not wait for the client for long.
+	// reply sends the response of an exchange, if there is one, and then calls its
+	// method done. It must not wait long for the client.
 	reply(ctx context.Context, x *exchange)
 }
 
-// take begins an exchange.
+// take returns an exchange for a new query.
 func (s *Server) take(from origin, to door, caller *listen.Caller) *exchange {
-	x, _ := s.exchanges.Get().(*exchange) // New makes no other
+	x, _ := s.exchanges.Get().(*exchange) // New returns this type only
 	x.from, x.door, x.caller, x.start = from, to, *caller, time.Now()
 	x.ruling = ruling{inspect: s.cfg.Inspect}
 	x.response.reset()
@@ -72,10 +72,10 @@ func (s *Server) take(from origin, to door, caller *listen.Caller) *exchange {
 	return x
 }
 
-// keptResponse bounds what an exchange keeps of its buffer for the next one.
+// keptResponse is the largest buffer that an exchange keeps for the next query.
 const keptResponse = 4096
 
-// give ends an exchange.
+// give puts an exchange back for reuse.
 func (s *Server) give(x *exchange) {
 	if cap(x.response.buf) > keptResponse {
 		x.response.buf = nil
@@ -84,8 +84,8 @@ func (s *Server) give(x *exchange) {
 	s.exchanges.Put(x)
 }
 
-// handle answers a query: at once, or from a goroutine of the group if a server
-// has to be asked, or the record to be waited for. The packet is not kept.
+// handle answers a query. It does so at once, or in a goroutine of lookups if it has to
+// wait for a server or for the record. It does not keep the packet.
 func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchange, msg []byte) {
 	defer x.rescue(ctx)
 	answered := x.receive(msg)
@@ -94,7 +94,7 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		return
 	}
 	holder := x.caller.Holder()
-	switch all, own := s.usage.look(holder); {
+	switch all, own := s.usage.begin(holder); {
 	case !all:
 		x.ruling.reason, x.ruling.detail, x.ruling.crowded = allowlist.Busy, limit.KeyLookups.String(), true
 		x.complete(ctx)
@@ -103,18 +103,18 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		x.complete(ctx)
 	default:
 		lookups.Go(func() {
-			defer s.usage.landed(holder)
+			defer s.usage.end(holder)
 			defer x.rescue(ctx)
 			if !answered {
-				x.look(ctx)
+				x.lookUp(ctx)
 			}
 			x.complete(ctx)
 		})
 	}
 }
 
-// receive reads a packet and decides and answers it as far as nobody need be
-// waited for. It reports false if look has to ask a server. What is no query is
+// receive reads, decides and answers a query as far as that is possible without
+// waiting. It returns false if lookUp must ask a server. A packet that is no query is
 // ignored.
 func (x *exchange) receive(msg []byte) (answered bool) {
 	x.kind = x.query.parse(msg, x.server.names)
@@ -127,10 +127,10 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 	return x.ruling.refuses() || x.recall()
 }
 
-// complete gives the response to the door. One that must be recorded first, or
-// that refuses, is settled before.
+// complete passes the response to the door. If the query is refused or must be recorded
+// first, complete prepares it before.
 func (x *exchange) complete(ctx context.Context) {
-	x.settle(ctx)
+	x.prepare(ctx)
 	if x.response.silent && x.kind != noQuery {
 		x.server.counts.shed.Add(1)
 	}
@@ -138,7 +138,8 @@ func (x *exchange) complete(ctx context.Context) {
 	x.door.reply(ctx, x)
 }
 
-// done ends the exchange, when the response was sent or could not be.
+// done ends the exchange after the response was sent; err says why it could not be
+// sent.
 func (x *exchange) done(ctx context.Context, err error) {
 	defer x.server.contain(ctx)
 	if x.kind != noQuery {
@@ -147,7 +148,8 @@ func (x *exchange) done(ctx context.Context, err error) {
 	x.server.give(x)
 }
 
-// rescue ends a query that panicked, and no other.
+// rescue recovers from a panic in a query, and answers the query with a fault of the
+// gateway.
 func (x *exchange) rescue(ctx context.Context) {
 	cause := recover()
 	if cause == nil {
@@ -162,8 +164,7 @@ func (x *exchange) rescue(ctx context.Context) {
 	x.complete(ctx)
 }
 
-// giveUp tells the door that nothing comes of a query whose answer panicked,
-// too.
+// giveUp recovers from a panic in that answer, and ends the query without an answer.
 func (x *exchange) giveUp(ctx context.Context) {
 	cause := recover()
 	if cause == nil {

@@ -9,16 +9,16 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestWhatIsSaidOfServersThatFail: the record names the server and what it said, and the
-// client is told the extended error, if that is about the name. The text of a server goes
-// to no client.
+// TestWhatIsSaidOfServersThatFail checks that the record names the server and its
+// answer, and that the client gets the server's extended error if that is about the
+// name, but never the server's text.
 func TestWhatIsSaidOfServersThatFail(t *testing.T) {
 	passed := map[int]bool{1: true, 2: true, 5: true, 6: true, 7: true, 8: true, 9: true, 10: true, 11: true, 12: true, 16: true, 17: true, 22: true, 23: true, 24: true, 25: true, 27: true}
 	g := newGateway(t, options{})
 	for _, wire := range wires() {
 		c := g.dial(t, wire, "sidecar")
 		for code := range 40 {
-			for range 2 { // from the server, and from what is remembered of it
+			for range 2 { // first from the server, then from the remembered failure
 				want := 23
 				if passed[code] {
 					want = code
@@ -44,8 +44,9 @@ func TestWhatIsSaidOfServersThatFail(t *testing.T) {
 	}
 }
 
-// TestAliasesAreAskedOnFor, if the policy lets the caller be led there, and no packet
-// leaves for a name that it may not be led to.
+// TestAliasesAreAskedOnFor checks that the target of an alias is looked up if the
+// policy allows the alias to lead to it, and that no packet is sent for a target that
+// is not allowed.
 func TestAliasesAreAskedOnFor(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{})
@@ -58,7 +59,7 @@ func TestAliasesAreAskedOnFor(t *testing.T) {
 			{"to-a.wild.example", "NOERROR, CNAME a.wild.example., A 93.184.216.34", 0},
 			{"to-to-b.wild.example", "NOERROR, CNAME to-b.wild.example., CNAME b.wild.example., A 93.184.216.34", 3},
 			{"to-denied.wild.example", "NOERROR, soa of wild.example., ede 15 denied-by-rule", 1},
-			{"to-to-denied.wild.example", "NOERROR, soa of wild.example., ede 15 denied-by-rule", 1}, // the second one is known
+			{"to-to-denied.wild.example", "NOERROR, soa of wild.example., ede 15 denied-by-rule", 1}, // the second one is in the cache
 		} {
 			before := g.upstream.packets.Load()
 			if got := say(ask(t, c, row.question)); got != row.want {
@@ -72,8 +73,8 @@ func TestAliasesAreAskedOnFor(t *testing.T) {
 	}
 }
 
-// TestBeyondTheNameBudget: every way gets an answer at once that blames the name, and a
-// datagram is answered with little more than it has.
+// TestBeyondTheNameBudget checks that every wire gets an answer at once that blames the
+// name, and that a datagram gets one that is hardly longer.
 func TestBeyondTheNameBudget(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{names: 2})
@@ -105,7 +106,8 @@ func TestBeyondTheNameBudget(t *testing.T) {
 	}
 }
 
-// TestOnlyDatagramsOverTheRateGetNoAnswer: every other reason has one.
+// TestOnlyDatagramsOverTheRateGetNoAnswer checks that a datagram gets an answer for
+// every other reason.
 func TestOnlyDatagramsOverTheRateGetNoAnswer(t *testing.T) {
 	g := newGateway(t, options{names: 1, perSecond: 20})
 	c := g.dial(t, "udp", "").(udpClient)

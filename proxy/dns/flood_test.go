@@ -17,9 +17,9 @@ import (
 
 var denied = flag.Int("denied", 500, "denied names that TestNoPacketLeavesForADeniedName asks for over each way")
 
-// nearMiss draws a name that is not allowed, most of the time nearly one that
-// is: a label more or less, another case of a wildcard's apex, a dot inside a
-// label, a letter changed, a suffix behind it.
+// nearMiss returns a name that is not allowed but mostly similar to an allowed one:
+// with a label more or less, the apex of a wildcard, a dot inside a label, a changed
+// letter, or a suffix.
 func nearMiss(r *rand.Rand) string {
 	allowed := []string{"allowed.example", "text.example", "db.example", "alias.example", "deep.below.example", "printer.local"}
 	base := allowed[r.IntN(len(allowed))]
@@ -44,15 +44,15 @@ func nearMiss(r *rand.Rand) string {
 	case 8:
 		return word + ".xwild.example"
 	case 9:
-		return "denied.wild.example" // a deny rule
+		return "denied.wild.example" // denied by a rule
 	case 10:
 		return word + `\000.wild.example`
 	}
 	return word + ".example"
 }
 
-// TestNoPacketLeavesForADeniedName asks for many denied names over every way,
-// and for one that is allowed: that one leaves, and nothing else.
+// TestNoPacketLeavesForADeniedName sends queries for many denied names and one allowed
+// name over every wire, and checks that packets leave for the allowed name only.
 func TestNoPacketLeavesForADeniedName(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
@@ -99,7 +99,7 @@ func askDenied(t *testing.T, c client, r *rand.Rand, n int) {
 			return
 		}
 		want := mdns.RcodeNameError
-		if name == "one.example" { // above allowed names
+		if name == "one.example" { // a name above allowed names
 			want = mdns.RcodeSuccess
 		}
 		if a.Rcode != want || len(a.Answer) != 0 || len(a.Ns) != 1 || decisionID(a) == "" || !strings.Contains(say(a), "ede 15 ") {

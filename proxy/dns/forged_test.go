@@ -13,11 +13,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// In these tests the victim is mapped, which has a certificate, too. Who sends
-// from 127.0.0.1 to the listener that maps addresses is taken for it, as somebody
-// would be who forges the address.
+// In these tests the victim is the identity "mapped", which has a certificate, too. A
+// client at 127.0.0.1 that asks the listener with the address map has that identity, as
+// a client that forges the address would have it.
 
-// victims is a policy for the victim, which may prove itself in every way.
+// victims returns a policy for the victim, which accepts every proof of its identity.
 func victims(port uint16, change func(*allowlist.Entry)) allowlist.Spec {
 	at := func(r *allowlist.Rule) {
 		r.Ports = []allowlist.PortRange{{First: port, Last: port}}
@@ -31,7 +31,7 @@ func victims(port uint16, change func(*allowlist.Entry)) allowlist.Spec {
 	return allowlist.Spec{Version: "v", Entries: []allowlist.Entry{e, entry("other", to("*.loop.example", at))}}
 }
 
-// newOrigin accepts connections and closes them.
+// newOrigin starts a server that accepts connections and closes them.
 func newOrigin(t *testing.T) (port uint16) {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
@@ -53,7 +53,7 @@ func newOrigin(t *testing.T) (port uint16) {
 	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 
-// decisions returns the next n decisions.
+// decisions returns the next n records of decisions.
 func (e *evidence) decisions(t *testing.T, n int) (all []record) {
 	t.Helper()
 	for len(all) < n {
@@ -64,8 +64,9 @@ func (e *evidence) decisions(t *testing.T, n int) (all []record) {
 	return all
 }
 
-// TestForgedDatagramsSpendNoNames of who is shown by a certificate: a hundred use
-// up all new names below a wildcard that the address has, and no others.
+// TestForgedDatagramsSpendNoNames checks that a hundred forged queries use up all new
+// names below a wildcard that the address has, and none of those that the certificate
+// has.
 func TestForgedDatagramsSpendNoNames(t *testing.T) {
 	const forged = 100 // resolve.DefaultNames
 	g, port := newGateway(t, options{resolves: true, names: forged, perSecond: 1 << 20}), newOrigin(t)
@@ -76,8 +77,8 @@ func TestForgedDatagramsSpendNoNames(t *testing.T) {
 			t.Fatalf("forged name %d: %s", i, got)
 		}
 	}
-	must(attacker.Write(must(question("beyond.loop.example").Pack()))) // which is dropped
-	for _, r := range g.decisions(t, forged+1) {                       // not in their order
+	must(attacker.Write(must(question("beyond.loop.example").Pack()))) // this query is dropped
+	for _, r := range g.decisions(t, forged+1) {                       // the records may come in any order
 		if (r.Reason == "name-budget") != (r.Host == "beyond.loop.example") {
 			t.Errorf("%+v", r)
 		}
@@ -105,8 +106,8 @@ func TestForgedDatagramsSpendNoNames(t *testing.T) {
 	}
 }
 
-// TestForgedDatagramsSpendNoQueries of who is shown by a certificate, neither from
-// budgets of the victim's own nor from those that it shares with others.
+// TestForgedDatagramsSpendNoQueries checks that forged queries spend none of the
+// certificate's queries, neither of the victim's own budget nor of a shared one.
 func TestForgedDatagramsSpendNoQueries(t *testing.T) {
 	one := allowlist.Limits{DNSPerSecond: 1}
 	for name, change := range map[string]func(*allowlist.Spec){
@@ -149,13 +150,13 @@ func TestForgedDatagramsSpendNoQueries(t *testing.T) {
 	}
 }
 
-// TestForgedDatagramsDisplaceNoBinding: more names of one address than there is
-// room for do not take that away which the victim was told over DoT. What only
-// an address was told may be used, too.
+// TestForgedDatagramsDisplaceNoBinding checks that more names than there is room for,
+// by one address, do not displace an answer that the victim got over DoT. An address
+// that was told to a mapped caller only may be used, too.
 func TestForgedDatagramsDisplaceNoBinding(t *testing.T) {
 	g, port := newGateway(t, options{resolves: true, perSecond: 1 << 20}), newOrigin(t)
 	spec := victims(port, nil)
-	spec.Entries[0].Allow[0].Ports[0] = allowlist.PortRange{First: 1, Last: 1} // these names do not open the port
+	spec.Entries[0].Allow[0].Ports[0] = allowlist.PortRange{First: 1, Last: 1} // so that these names do not open the port
 	g.swap(t, spec)
 	victim, literal := g.tls(t, "mapped"), fmt.Sprintf("127.0.0.1:%d", port)
 	if status := g.connects(t, victim, literal); status != http.StatusForbidden {
@@ -180,9 +181,8 @@ func TestForgedDatagramsDisplaceNoBinding(t *testing.T) {
 	}
 }
 
-// TestForgedDenialsAreCollapsedApart: a denial over a connection of the same
-// listener is not merged into one that came in a datagram, nor is one by
-// certificate.
+// TestForgedDenialsAreCollapsedApart checks that a denial over a connection, of the
+// same listener or by certificate, is not merged into a denial of a datagram.
 func TestForgedDenialsAreCollapsedApart(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1 << 20, audit: audit.Config{Collapse: time.Hour}})
 	g.swap(t, victims(443, nil))
@@ -200,7 +200,7 @@ func TestForgedDenialsAreCollapsedApart(t *testing.T) {
 			t.Errorf("the denial over %s is merged with forged ones", wire)
 		}
 	}
-	for _, r := range g.decisions(t, 4) { // one of all that are forged, and one each of the others
+	for _, r := range g.decisions(t, 4) { // one for all forged datagrams, and one for each of the others
 		if r.Unproven != (r.ID == first) || (r.IdentitySource == "source-map") != (r.Wire == "tcp" || r.Wire == "udp") || r.Reason != "not-on-allowlist" {
 			t.Errorf("recorded as %+v", r)
 		}
@@ -217,7 +217,7 @@ func TestForgedDenialsAreCollapsedApart(t *testing.T) {
 	}
 }
 
-// closeRecorder has everything written that waits.
+// closeRecorder waits until all records are written.
 func closeRecorder(t *testing.T, g *gateway) {
 	t.Helper()
 	if err := g.recorder.Close(t.Context()); err != nil {
@@ -225,7 +225,7 @@ func closeRecorder(t *testing.T, g *gateway) {
 	}
 }
 
-// drained yields the records that are there.
+// drained yields the records that have been written.
 func drained(g *gateway) func(func(record) bool) {
 	return func(yield func(record) bool) {
 		for len(g.records) > 0 {
@@ -236,8 +236,8 @@ func drained(g *gateway) func(func(record) bool) {
 	}
 }
 
-// TestOnlyDatagramsAreUnproven: allowed, denied and malformed, whatever the
-// listener says of the identity, in records and in spans.
+// TestOnlyDatagramsAreUnproven checks records and spans of allowed, denied and
+// malformed queries, by every kind of identity that a listener gives.
 func TestOnlyDatagramsAreUnproven(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, row := range []struct {
@@ -272,8 +272,8 @@ func TestOnlyDatagramsAreUnproven(t *testing.T) {
 	}
 }
 
-// TestQuarantineCoversEveryProof at every door, and ends the connections that the
-// identity has, however it is shown.
+// TestQuarantineCoversEveryProof checks that a quarantine applies at every door and
+// ends the connections of the identity, whatever its proof.
 func TestQuarantineCoversEveryProof(t *testing.T) {
 	g, port := newGateway(t, options{resolves: true}), newOrigin(t)
 	g.swap(t, victims(port, nil))
@@ -304,7 +304,7 @@ func TestQuarantineCoversEveryProof(t *testing.T) {
 			t.Errorf("over %s: recorded as %+v", wire, r)
 		}
 	}
-	for _, target := range []string{"mine.loop.example", "127.0.0.1"} { // to which it is bound still
+	for _, target := range []string{"mine.loop.example", "127.0.0.1"} { // the identity still has a binding to both
 		if status := g.connects(t, g.tls(t, "mapped"), fmt.Sprintf("%s:%d", target, port)); status != http.StatusForbidden {
 			t.Errorf("CONNECT to %s: %d", target, status)
 		}
@@ -314,8 +314,8 @@ func TestQuarantineCoversEveryProof(t *testing.T) {
 	}
 }
 
-// TestWhatADatagramReflects is what docs/dns.md says of the size of an answer that
-// goes to a forged address.
+// TestWhatADatagramReflects checks what docs/dns.md says about the size of an answer
+// that goes to a forged address.
 func TestWhatADatagramReflects(t *testing.T) {
 	g := newGateway(t, options{unmapped: true})
 	spec := policy()

@@ -23,7 +23,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// stuck is a writer that takes nothing until it is let.
+// stuck is a writer that blocks until it is released.
 type stuck struct {
 	io.Writer
 
@@ -35,10 +35,10 @@ func (s stuck) Write(p []byte) (int, error) {
 	return s.Writer.Write(p)
 }
 
-// TestForgedDatagramsHideNobody asks from 1,000 sources that are nobody, more than
-// the queue has room for, while the sink takes nothing. The first denial of a caller
-// with an identity, of one in another network, and of one on another listener has
-// its record all the same.
+// TestForgedDatagramsHideNobody sends queries from 1,000 sources without an identity,
+// more than the queue has room for, while the sink blocks. It checks that the first
+// denial of a caller with an identity, of one in another network, and of one on another
+// listener is still recorded.
 func TestForgedDatagramsHideNobody(t *testing.T) {
 	e := &evidence{records: make(chan record, audit.DefaultQueue)}
 	sink := stuck{e, make(chan struct{})}
@@ -46,7 +46,7 @@ func TestForgedDatagramsHideNobody(t *testing.T) {
 		Sinks: []audit.SinkConfig{{Name: "stuck", Sink: audit.NewLines(sink, native.Render)}}, Tracer: noop.NewTracerProvider().Tracer(""), Queue: 1024,
 	}))
 	ca := must(authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}))
-	// what is denied is not looked up
+	// Denied names are not looked up.
 	resolver := must(resolve.New(resolve.Config{Servers: []resolve.Server{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}}}))
 	defer resolver.Close()
 	const plenty = 1 << 20

@@ -22,14 +22,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// packet changes a good query for allowed.example byte by byte.
+// packet returns a well-formed query for allowed.example, with its bytes changed.
 func packet(change func(b []byte) []byte) []byte {
 	m := question("plain allowed.example")
 	m.Id = 7
 	return change(must(m.Pack()))
 }
 
-// withOPT appends an OPT to a good query.
+// withOPT returns a well-formed query with an OPT appended.
 func withOPT(opt ...byte) []byte {
 	return packet(func(b []byte) []byte {
 		b[11] = 1
@@ -44,7 +44,8 @@ func set(at int, value byte) func([]byte) []byte {
 	}
 }
 
-// badPackets are all answered by one code, "" for silence.
+// badPackets returns packets and the response code of the answer to each; "" means no
+// answer.
 func badPackets() map[string]struct {
 	msg  []byte
 	want string
@@ -90,8 +91,8 @@ func badPackets() map[string]struct {
 	}
 }
 
-// TestAnAnswerLongerThanItsLength can say: a server must not make a client take
-// what is left of it for answers to other questions.
+// TestAnAnswerLongerThanItsLength checks that an answer which is longer than its length
+// field can say does not make the client read the rest as answers to other queries.
 func TestAnAnswerLongerThanItsLength(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{})
@@ -105,8 +106,8 @@ func TestAnAnswerLongerThanItsLength(t *testing.T) {
 	}
 }
 
-// TestAnAnswerOfManyAddresses shows the first 64 of them, which are all that it
-// costs; the record says that there were more.
+// TestAnAnswerOfManyAddresses checks that the first 64 addresses are sent, which bounds
+// the cost, and that the record says that there were more.
 func TestAnAnswerOfManyAddresses(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, wire := range []string{"tcp", "dot", "doh"} {
@@ -121,9 +122,10 @@ func TestAnAnswerOfManyAddresses(t *testing.T) {
 	}
 }
 
-// TestWhatIsReadOfALongQuery is no whole query by itself.
+// TestWhatIsReadOfALongQuery checks that the part of a long query that is read is not
+// taken for a complete query.
 func TestWhatIsReadOfALongQuery(t *testing.T) {
-	padded := func(n int) []byte { // up to n bytes in all
+	padded := func(n int) []byte { // n bytes in total
 		n -= 33 + 11 + 4
 		opt := []byte{0, 0, 41, 4, 0, 0, 0, 0, 0, byte((n + 4) >> 8), byte(n + 4), 0, 12, byte(n >> 8), byte(n)}
 		return append(withOPT(opt...), make([]byte, n)...)
@@ -159,7 +161,7 @@ func TestBadPackets(t *testing.T) {
 			c := g.dial(t, wire, "sidecar")
 			if udp, ok := c.(udpClient); ok && row.want == "" {
 				silent(t, udp, why, row.msg)
-				g.next(t) // of the query behind it
+				g.next(t) // record of the query that silent sends after it
 				continue
 			}
 			raw, err := c.ask(row.msg)
@@ -190,7 +192,7 @@ func TestBadPackets(t *testing.T) {
 	}
 }
 
-// silent sends what gets no answer, and a query behind it that does.
+// silent sends a packet that gets no answer, and after it a query that gets one.
 func silent(t *testing.T, c udpClient, why string, msg []byte) {
 	t.Helper()
 	if _, err := c.Write(msg); err != nil {
@@ -204,7 +206,8 @@ func silent(t *testing.T, c udpClient, why string, msg []byte) {
 	}
 }
 
-// TestLongMessages: what is longer than is read is malformed.
+// TestLongMessages checks that a message which is longer than what is read is
+// malformed.
 func TestLongMessages(t *testing.T) {
 	g := newGateway(t, options{})
 	long := append([]byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}, make([]byte, 65535-12)...)
@@ -254,7 +257,7 @@ func TestAStreamThatBreaksTheRulesEnds(t *testing.T) {
 	}
 }
 
-// TestAStreamByteByByte: a query may come in as many segments as it likes.
+// TestAStreamByteByByte checks that a query may come in any number of segments.
 func TestAStreamByteByByte(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, wire := range []string{"tcp", "dot"} {
@@ -270,8 +273,8 @@ func TestAStreamByteByByte(t *testing.T) {
 	}
 }
 
-// TestManyQueriesOnOneStream: the answers come in any order, each one once, and
-// a query that waits delays none.
+// TestManyQueriesOnOneStream checks that answers come in any order, each once, and that
+// a waiting query does not delay others.
 func TestManyQueriesOnOneStream(t *testing.T) {
 	held, release := make(chan struct{}, 1), make(chan struct{})
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
@@ -379,7 +382,7 @@ func TestDoHRequests(t *testing.T) {
 	}
 }
 
-// TestDoHOverHTTP1 is a client that does not offer HTTP/2.
+// TestDoHOverHTTP1 checks a client that does not offer HTTP/2.
 func TestDoHOverHTTP1(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.dialDoH(t, "sidecar")
@@ -406,8 +409,8 @@ func TestUDPAddressesAreSingle(t *testing.T) {
 	}
 }
 
-// TestAClientHelloInClear: a client that speaks DNS over TLS asks where it is
-// spoken in the clear. What only begins like one waits for its rest.
+// TestAClientHelloInClear checks a client that speaks DNS over TLS on a listener
+// without TLS. A query that only begins like a ClientHello is read completely.
 func TestAClientHelloInClear(t *testing.T) {
 	g := newGateway(t, options{})
 	conn := tls.Client(dialTCP(t, g.dns), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"})
@@ -428,7 +431,7 @@ func TestAClientHelloInClear(t *testing.T) {
 			wire = "dot"
 		}
 		c := g.dial(t, wire, "sidecar").(*streamClient)
-		if _, err := c.Write(append(begin, make([]byte, 0x1603)...)); err != nil { // which is a length
+		if _, err := c.Write(append(begin, make([]byte, 0x1603)...)); err != nil { // 0x1603 is the length of this query
 			t.Fatal(err)
 		}
 		if r := g.next(t); r.Event != "decision" {

@@ -47,8 +47,8 @@ func (s *sink) Write(_ context.Context, records []*audit.Record) error {
 	return nil
 }
 
-// newServer returns a server that knows allowed.example by itself, and lets
-// sidecar resolve that and what is below wild.example.
+// newServer returns a server with allowed.example in its cache. Its policy lets sidecar
+// resolve that name and the names below wild.example.
 func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error)) *Server {
 	tb.Helper()
 	resolver := must(resolve.New(resolve.Config{
@@ -81,7 +81,7 @@ func newServer(tb testing.TB, lookup func(context.Context, resolve.Asker, resolv
 	}))
 }
 
-// many are as many addresses as are kept of a server's answer.
+// many returns as many addresses as are kept of a server's answer.
 func many() []netip.Addr {
 	var all []netip.Addr
 	for i := range byte(64) {
@@ -103,12 +103,13 @@ func packetOf(name string, typ uint16, edns bool) []byte {
 	return must(m.Pack())
 }
 
-// discard is a door that keeps nothing.
+// discard is a door that drops responses.
 type discard struct{}
 
 func (discard) reply(ctx context.Context, x *exchange) { x.done(ctx, nil) }
 
-// TestAHitAllocatesNothing: from the packet to the response, up to the record.
+// TestAHitAllocatesNothing covers the steps from the packet to the response, without
+// the record.
 func TestAHitAllocatesNothing(t *testing.T) {
 	s := newServer(t, nil)
 	caller := sidecar()
@@ -121,15 +122,15 @@ func TestAHitAllocatesNothing(t *testing.T) {
 				answered = x.receive(msg) && x.ruling.reason == allowlist.NoReason && len(x.response.buf) > len(msg) && answered
 				s.give(x)
 			})
-			if n != 0 && !raceEnabled || !answered { // the race detector throws pooled exchanges away
+			if n != 0 && !raceEnabled || !answered { // the race detector drops pooled exchanges
 				t.Errorf("%s, EDNS %t: %v allocations, answered %t", from.wire, edns, n, answered)
 			}
 		}
 	}
 }
 
-// TestACountedHitAllocatesNothing: of what is allowed and answered, only one in
-// many has a span, and the sink takes only denials.
+// TestACountedHitAllocatesNothing checks queries that are allowed and answered when
+// only one in many has a span and the sink takes only denials.
 func TestACountedHitAllocatesNothing(t *testing.T) {
 	s := newServer(t, nil)
 	counted := 0
@@ -150,7 +151,7 @@ func TestACountedHitAllocatesNothing(t *testing.T) {
 	msg := packetOf("allowed.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
 	hit := func() { s.handle(t.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg) }
-	hit() // the first one has its span
+	hit() // the first one has a span
 	if n := testing.AllocsPerRun(200, hit); n != 0 && !raceEnabled {
 		t.Errorf("%v allocations", n)
 	}
@@ -159,7 +160,7 @@ func TestACountedHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// bubble serves one stream inside a bubble and returns the client's end.
+// bubble serves one stream inside a bubble and returns the client's end of it.
 func bubble(t *testing.T, s *Server) (client net.Conn, ended chan struct{}) {
 	t.Helper()
 	client, end := net.Pipe()
@@ -209,8 +210,8 @@ func TestStreamsDoNotWaitForClients(t *testing.T) {
 	}
 }
 
-// TestDrained: a server that has drained answers on no connection that comes
-// later, and datagrams until their socket closes.
+// TestDrained checks that a server which has drained gives no answers on later
+// connections, and answers datagrams until their socket closes.
 func TestDrained(t *testing.T) {
 	s := newServer(t, nil)
 	s.Drain()
@@ -252,8 +253,8 @@ func TestDrained(t *testing.T) {
 	}
 }
 
-// TestLeavingHidesNothing: that an answer does not reach its client is told of
-// what was allowed, and does not take the place of a denial.
+// TestLeavingHidesNothing checks that an answer which does not reach its client changes
+// the record of an allowed query, but not that of a denial.
 func TestLeavingHidesNothing(t *testing.T) {
 	for name, want := range map[string]sink{
 		"allowed.example": {allowlist.Fail, allowlist.ClientGone},
@@ -268,7 +269,7 @@ func TestLeavingHidesNothing(t *testing.T) {
 		caller := sidecar()
 		x := s.take(origin{wire: wireDoT, prefix: 2}, discard{}, &caller)
 		x.receive(packetOf(name, mdns.TypeA, true))
-		x.settle(t.Context())
+		x.prepare(t.Context())
 		x.done(t.Context(), io.ErrClosedPipe)
 		if err := recorder.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -279,24 +280,25 @@ func TestLeavingHidesNothing(t *testing.T) {
 	}
 }
 
-// TestWhoUsesNothingIsForgotten, so that nothing grows with those who come by.
+// TestWhoUsesNothingIsForgotten checks that nothing is kept for holders without a
+// look-up.
 func TestWhoUsesNothingIsForgotten(t *testing.T) {
 	caller := sidecar()
 	u, who := newUsage(Limits{}.withDefaults()), caller.Holder()
-	u.look(who)
-	u.look(who)
-	u.landed(who)
+	u.begin(who)
+	u.begin(who)
+	u.end(who)
 	if u.of[who] != 1 || u.total != 1 {
 		t.Errorf("with a look-up under way: %v, %d in all", u.of, u.total)
 	}
-	u.landed(who)
+	u.end(who)
 	if len(u.of) != 0 || u.total != 0 {
 		t.Errorf("%v, %d in all", u.of, u.total)
 	}
 }
 
-// TestMappedHoldersHaveAShareOfAllLookups, so that however many addresses are
-// forged, others can still ask; and nothing of it is kept.
+// TestMappedHoldersHaveAShareOfAllLookups checks that other holders can still look up
+// names however many addresses are forged, and that nothing is kept afterwards.
 func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	u := newUsage(Limits{InFlight: 10, Total: 40}.withDefaults())
 	id := sidecar().ID
@@ -305,7 +307,7 @@ func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	}
 	var taken []allowlist.Holder
 	for n := range 100 {
-		if all, own := u.look(forged(n)); all && own {
+		if all, own := u.begin(forged(n)); all && own {
 			taken = append(taken, forged(n))
 		}
 	}
@@ -314,16 +316,16 @@ func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	}
 	shown := allowlist.HolderOf(id, allowlist.SourceX509SVID)
 	for range 10 {
-		if all, own := u.look(shown); !all || !own {
+		if all, own := u.begin(shown); !all || !own {
 			t.Fatal("who is shown by a certificate has no lookup")
 		}
 		taken = append(taken, shown)
 	}
-	if _, own := u.look(shown); own {
+	if _, own := u.begin(shown); own {
 		t.Error("there is no bound for one holder")
 	}
 	for _, h := range taken {
-		u.landed(h)
+		u.end(h)
 	}
 	if len(u.of) != 0 || u.total != 0 || u.mapped != 0 {
 		t.Errorf("%v, %d in all, %d mapped", u.of, u.total, u.mapped)
@@ -351,7 +353,8 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 }
 
-// TestEveryReasonHasAForm: what is not a refusal of a query is a failure.
+// TestEveryReasonHasAForm checks that a reason which no query can have is answered as a
+// failure.
 func TestEveryReasonHasAForm(t *testing.T) {
 	for _, r := range allowlist.Reasons() {
 		form, code := answerTo(r)
@@ -362,9 +365,9 @@ func TestEveryReasonHasAForm(t *testing.T) {
 	}
 }
 
-// FuzzQuery: a packet is answered by at most one message, which is its own;
-// what is read back from a good one is the name that every other parser reads;
-// a name that is not allowed is never looked up.
+// FuzzQuery checks that a packet is answered by at most one message, which belongs to
+// it; that the name in a well-formed query is the one that another parser reads; and
+// that a name which is not allowed is never looked up.
 func FuzzQuery(f *testing.F) {
 	for _, name := range []string{"allowed.example", "ALLOWED.example", "a.wild.example", "wild.example", "denied.example", "localhost", ".", `allowed\.example`, "1.0.0.127.in-addr.arpa"} {
 		for _, typ := range []uint16{mdns.TypeA, mdns.TypeANY, mdns.TypeAXFR, mdns.TypeTXT} {
@@ -388,9 +391,9 @@ func FuzzQuery(f *testing.F) {
 		before := bytes.Clone(msg)
 		x := s.take(origin{wire: wireUDP}, discard{}, &caller)
 		if !x.receive(msg) {
-			x.look(t.Context())
+			x.lookUp(t.Context())
 		}
-		x.settle(t.Context())
+		x.prepare(t.Context())
 		if !bytes.Equal(msg, before) {
 			t.Fatal("the packet was changed")
 		}
@@ -437,8 +440,8 @@ func checkAnswer(t *testing.T, x *exchange, msg []byte) {
 	}
 }
 
-// BenchmarkHit answers an allowed question from what is known, with a record
-// and without a span, as a datagram between the reads of a socket.
+// BenchmarkHit answers an allowed query from the cache, with a record and without a
+// span, as a datagram between two reads of the socket.
 func BenchmarkHit(b *testing.B) {
 	s := newServer(b, nil)
 	caller := sidecar()
@@ -461,7 +464,7 @@ func BenchmarkMany(b *testing.B) {
 	}
 }
 
-// BenchmarkDenial answers a question for a name that is not allowed.
+// BenchmarkDenial answers a query for a name that is not allowed.
 func BenchmarkDenial(b *testing.B) {
 	s := newServer(b, nil)
 	caller := sidecar()
@@ -473,8 +476,8 @@ func BenchmarkDenial(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reads queries with more and more options: the time for a byte
-// must not grow with them.
+// BenchmarkSizes reads queries with more and more options. The time per byte must not
+// grow with their size.
 func BenchmarkSizes(b *testing.B) {
 	for size := 64; size < maxQuery; size *= 4 {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {

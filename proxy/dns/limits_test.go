@@ -23,8 +23,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestTooManyQueries: a stream is told, a datagram is dropped, and both are
-// recorded; another identity is not affected.
+// TestTooManyQueries checks that a query over the limit is refused on a stream, dropped
+// in a datagram, and recorded in both cases, and that another identity is not affected.
 func TestTooManyQueries(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1})
 	stream := g.dial(t, "tcp", "sidecar")
@@ -57,7 +57,7 @@ func TestTooManyQueries(t *testing.T) {
 		t.Errorf("another identity: %s", got)
 	}
 	nobody := g.dial(t, "dot", "")
-	for range 50 { // so do all who have none
+	for range 50 { // all callers without an identity share a budget, too
 		if say(ask(t, nobody, "denied.example")) == "REFUSED, ede 18 rate-limited" {
 			return
 		}
@@ -65,8 +65,8 @@ func TestTooManyQueries(t *testing.T) {
 	t.Error("50 queries without an identity were answered within the limit of one a second")
 }
 
-// TestQueriesOfThePolicy: its limits come before the default, are shared if it
-// says so, and change with it.
+// TestQueriesOfThePolicy checks that the policy's limits override the default, can be
+// shared, and change with the policy.
 func TestQueriesOfThePolicy(t *testing.T) {
 	g := newGateway(t, options{})
 	refused := func(c client) bool {
@@ -98,7 +98,8 @@ func TestQueriesOfThePolicy(t *testing.T) {
 	}
 }
 
-// holding makes lookups wait until the test ends, or release is closed.
+// holding returns a look-up function that blocks until the test ends or release is
+// called.
 func holding(t *testing.T) (instead func(lookup) lookup, waiting chan string, release func()) {
 	t.Helper()
 	gate := make(chan struct{})
@@ -153,7 +154,7 @@ func TestTooManyLookups(t *testing.T) {
 	}
 }
 
-// TestOneStreamHasSoManyQueries: the next one is not even read.
+// TestOneStreamHasSoManyQueries checks that a query beyond the bound is not even read.
 func TestOneStreamHasSoManyQueries(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{PerStream: 4}, lookup: lookup})
@@ -186,11 +187,12 @@ func waitFor(t *testing.T, what string, is func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("no %s", what)
 		}
-		<-time.After(10 * time.Millisecond) // between two looks
+		<-time.After(10 * time.Millisecond) // between two polls
 	}
 }
 
-// TestDistinctNames: below a wildcard no more names leave than the bound says.
+// TestDistinctNames checks the bound on the names below a wildcard that are sent to
+// servers.
 func TestDistinctNames(t *testing.T) {
 	g := newGateway(t, options{names: 10})
 	c := g.dial(t, "dot", "sidecar")
@@ -203,9 +205,9 @@ func TestDistinctNames(t *testing.T) {
 	}
 }
 
-// TestQuestionsThatLeave: the same few names below a wildcard, asked for again and
-// again in whatever order and letters over whichever door, leave no more often than
-// the bound says; what is in the cache is answered all the same, and so are others.
+// TestQuestionsThatLeave checks that queries for the same few names below a wildcard,
+// in any order and letter case and over any door, are sent no more often than the bound
+// allows, and that names in the cache and other names are still answered.
 func TestQuestionsThatLeave(t *testing.T) {
 	g := newGateway(t, options{names: 2})
 	doors := []client{g.dial(t, "tcp", ""), g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "sidecar")}
@@ -225,8 +227,8 @@ func TestQuestionsThatLeave(t *testing.T) {
 	}
 }
 
-// TestAStateEndsConnections: a state that does not know the identity any more
-// closes its connections, and no other.
+// TestAStateEndsConnections checks that a state which does not know an identity any
+// more closes the connections of this identity and no others.
 func TestAStateEndsConnections(t *testing.T) {
 	g := newGateway(t, options{})
 	dot, doh := g.dial(t, "dot", "other").(*streamClient), g.dial(t, "doh", "other")
@@ -238,7 +240,7 @@ func TestAStateEndsConnections(t *testing.T) {
 		t.Errorf("%d connections are registered, want those whose identity is known", n)
 	}
 	spec := policy()
-	spec.Entries = spec.Entries[:len(spec.Entries)-1] // without other
+	spec.Entries = spec.Entries[:len(spec.Entries)-1] // without the entry of other
 	g.swap(t, spec)
 	if rest, err := io.ReadAll(dot); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("DoT: % x, %v", rest, err)
@@ -252,7 +254,8 @@ func TestAStateEndsConnections(t *testing.T) {
 	waitFor(t, "end of the registered connections", func() bool { return g.Registry().Len() == 1 })
 }
 
-// TestANewStateForbidsWhatIsLookedUp: the answer that comes is not shown.
+// TestANewStateForbidsWhatIsLookedUp checks that the answer to a running look-up is not
+// sent.
 func TestANewStateForbidsWhatIsLookedUp(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
@@ -306,7 +309,7 @@ func TestAPanicEndsOneQuery(t *testing.T) {
 	}
 }
 
-// TestWhatCannotBeRecordedIsRefused, also an answer from the cache.
+// TestWhatCannotBeRecordedIsRefused checks this also for an answer from the cache.
 func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Required: true}})
 	g.lossy = true
@@ -325,15 +328,15 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 				t.Errorf("%s: %s: %s", wire, name, got)
 			}
 		}
-		// Each of the two had its record refused twice: before the answer, and as
-		// what came of it.
+		// The record of each of the two queries failed twice: before the answer, and
+		// when the query had ended.
 		waitFor(t, "end of writing", func() bool { return g.recorder.Stats().Sinks[0].Failed == uint64(4*(i+1)) })
 		g.none(t)
 	}
 }
 
-// TestADroppedQueryWaitsForNoRecord: with records required and a disk that hangs,
-// who is over a limit does not hold up those who are not.
+// TestADroppedQueryWaitsForNoRecord checks, with required records and a disk that
+// hangs, that queries over a limit do not delay others.
 func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
 	hangs, disk := io.Pipe()
 	g := newGateway(t, options{limits: dns.Limits{InFlight: 1}, audit: audit.Config{
@@ -351,7 +354,8 @@ func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
 	waitFor(t, "reading of the queries", func() bool { return g.Stats().DNS.Shed >= queries/2 })
 }
 
-// TestIdenticalDenialsShareARecord: the answer names the one that there is.
+// TestIdenticalDenialsShareARecord checks that the answer names the record that it
+// shares.
 func TestIdenticalDenialsShareARecord(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Collapse: time.Hour}})
 	c := g.dial(t, "dot", "sidecar")
@@ -366,7 +370,7 @@ func TestIdenticalDenialsShareARecord(t *testing.T) {
 	}
 }
 
-// lastSpan is told of every span before the query that it is of is done.
+// lastSpan calls ends for every span, before the query of the span is done.
 type lastSpan struct {
 	sdktrace.SpanExporter
 
@@ -378,8 +382,9 @@ func (s lastSpan) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error {
 	return nil
 }
 
-// TestAConnectionOutlivesItsQueries, also one over HTTP/2 that was cut: else
-// records would be made when nobody takes them any more.
+// TestAConnectionOutlivesItsQueries checks that a connection, also a closed one over
+// HTTP/2, does not end before its queries: their records would be made after the
+// recorder has closed.
 func TestAConnectionOutlivesItsQueries(t *testing.T) {
 	for _, wire := range []string{"tcp", "dot", "doh"} {
 		ending, end := make(chan struct{}), make(chan struct{})
@@ -397,7 +402,7 @@ func TestAConnectionOutlivesItsQueries(t *testing.T) {
 		}()
 		<-ending
 		g.Registry().EndAll(tunnel.Drain)
-		for range 20 { // a connection that does not wait is gone by then
+		for range 20 { // a connection that does not wait would have ended by then
 			if g.Registry().Len() == 0 {
 				t.Errorf("%s: the connection ended before its query", wire)
 				break
@@ -410,7 +415,8 @@ func TestAConnectionOutlivesItsQueries(t *testing.T) {
 	}
 }
 
-// slow makes handshakes of clients wait for goOn, and tells begun of each.
+// slow makes the handshakes of clients wait until goOn is called. begun receives when
+// one begins.
 func slow(t *testing.T, configs ...*tls.Config) (begun chan string, goOn func()) {
 	t.Helper()
 	gate := make(chan struct{})
@@ -428,8 +434,8 @@ func slow(t *testing.T, configs ...*tls.Config) (begun chan string, goOn func())
 	return begun, goOn
 }
 
-// TestDrain: what is under way is answered, and every connection ends, also one
-// whose handshake is still under way: nothing is answered on that.
+// TestDrain checks that running queries are answered and that every connection ends,
+// also one whose handshake is running, which gets no answer.
 func TestDrain(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{lookup: lookup, drain: 2 * patience})
@@ -453,7 +459,7 @@ func TestDrain(t *testing.T) {
 		}()
 		<-begun
 	}
-	if err := idle.SetReadDeadline(time.Now().Add(patience)); err != nil { // before it ends by itself
+	if err := idle.SetReadDeadline(time.Now().Add(patience)); err != nil { // less than its idle timeout
 		t.Fatal(err)
 	}
 	g.stop()

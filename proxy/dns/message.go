@@ -8,17 +8,17 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// localTTL is how long an answer of the gateway's own holds, in seconds: a
-// policy may change.
+// localTTL is the time to live of the gateway's own answers, in seconds. It is short
+// because the policy may change.
 const localTTL = 5
 
-// The types that answers of our own have beside addresses.
+// Types of records, other than addresses, in the gateway's own answers.
 const (
 	typeSOA   = 6
 	typeHINFO = 13
 )
 
-// The response codes that are sent.
+// Response codes that are sent.
 const (
 	codeNoError  = 0
 	codeFormErr  = 1
@@ -29,15 +29,15 @@ const (
 	codeBadVers  = 16
 )
 
-// message is a response in the making: header and question first, then records,
-// then the OPT.
+// message is a response that is being written: header and question, then records, then
+// the OPT.
 type message struct {
 	q     *query
 	buf   []byte
-	start int // where the message begins in buf
+	start int // offset of the message in buf
 }
 
-// begin writes the header and the question, if it is known.
+// begin writes the header, and the question if it is known.
 func begin(q *query, buf []byte, code int) message {
 	m := message{q: q, buf: buf, start: len(buf)}
 	m.buf = binary.BigEndian.AppendUint16(m.buf, q.id)
@@ -50,13 +50,13 @@ func begin(q *query, buf []byte, code int) message {
 	return m
 }
 
-// responseFlags are those of every response: the client's operation, RD and
-// CD, and that we resolve.
+// responseFlags returns the flags of every response: the opcode, RD and CD of the
+// query, QR, and RA.
 func (q *query) responseFlags() uint16 {
 	return flagQR | flagRA | q.flags&(opcodes|flagRD|flagCD)
 }
 
-// The sections of a message.
+// Sections of a message.
 const (
 	answerSection     = 1
 	authoritySection  = 2
@@ -69,8 +69,8 @@ func (m *message) count(section int) {
 	binary.BigEndian.PutUint16(at, binary.BigEndian.Uint16(at)+1)
 }
 
-// record writes a record up to its data, which has a known size. Its owner is
-// the name asked for without its first skip bytes.
+// record writes a record up to its data, which is size bytes long. Its owner is the
+// name of the query without its first skip bytes.
 func (m *message) record(section, skip, typ, size int) {
 	m.count(section)
 	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip)) //nolint:gosec // G115: inside the question
@@ -78,9 +78,9 @@ func (m *message) record(section, skip, typ, size int) {
 	m.buf = append(m.buf, 0, classIN, 0, 0, 0, localTTL, 0, byte(size))       //nolint:gosec // G115: a constant
 }
 
-// soa writes the start of authority of a zone that is ours as far as the client
-// can see: that above the name asked for, so that an answer about one name says
-// nothing about another. As in RFC 6303 section 3 it has no true name server.
+// soa writes the SOA record of the zone above the name of the query, as if the gateway
+// were its server: so an answer about one name says nothing about other names. As in
+// RFC 6303 section 3, its server name is not a real one.
 func (m *message) soa() {
 	const rname = "\x06nobody\x07invalid\x00"
 	skip := 0
@@ -95,14 +95,14 @@ func (m *message) soa() {
 	}
 }
 
-// hinfo is the answer to ANY (RFC 8482 section 4.2).
+// hinfo writes the answer to ANY (RFC 8482 section 4.2).
 func (m *message) hinfo() {
 	const data = "\x07RFC8482\x00"
 	m.record(answerSection, 0, typeHINFO, len(data))
 	m.buf = append(m.buf, data...)
 }
 
-// address answers for localhost.
+// address writes an address record for localhost.
 func (m *message) address(typ allowlist.QueryType, addr netip.Addr) {
 	data := addr.As16()
 	own := data[:]
@@ -113,11 +113,11 @@ func (m *message) address(typ allowlist.QueryType, addr netip.Addr) {
 	m.buf = append(m.buf, own...)
 }
 
-// extended is an extended error (RFC 8914); the zero value is none.
+// extended is an extended error (RFC 8914); the zero value means that there is none.
 type extended struct {
 	is   bool
 	code uint16
-	// reason and id are the text, if there is a reason.
+	// reason and id make up the text, if there is a reason.
 	reason allowlist.Reason
 	id     string
 }
@@ -155,8 +155,8 @@ func opt(q *query, buf []byte, start, code int, e extended) []byte {
 	return m.buf
 }
 
-// isResolver reports whether a name is in the zone that describes a resolver:
-// it exists and is empty (RFC 9462 section 6.4).
+// isResolver reports whether a name is in the zone resolver.arpa, which exists and is
+// empty here (RFC 9462 section 6.4).
 func isResolver(h allowlist.Host) bool {
 	return h.String() == "resolver.arpa" || strings.HasSuffix(h.String(), ".resolver.arpa")
 }

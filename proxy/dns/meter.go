@@ -9,22 +9,23 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// bytesPerQuery is how many bytes a request over HTTP may take without counting
-// more than once. Most have a few hundred.
+// bytesPerQuery is how many bytes of an HTTP request count as one query. Most requests
+// have a few hundred bytes.
 const bytesPerQuery = 1 << 10
 
-// meter is a connection over HTTP that takes queries from the caller's budget for
-// bytes that are no part of a request: pings, settings, streams that are broken or
-// reset before a handler sees them, heads that are too long. When the budget is
-// spent it reads nothing more, as if the client had gone.
+// meter is a connection over HTTP that spends queries of the caller's budget for bytes
+// that belong to no request: pings, settings, streams that are malformed or reset
+// before a handler gets them, heads that are too long. When the budget is spent it
+// reads nothing more, as if the client had left.
 type meter struct {
 	net.Conn
 
-	// free is how many bytes may be read before a handler has taken the requests
-	// that they hold: with HTTP/2 one read may bring as many as may be under way.
+	// free is how many bytes may be read before handlers have begun the requests in
+	// them: with HTTP/2 one read may return as many requests as may run at the same
+	// time.
 	free  int64
-	spend func() bool  // takes a query from the budget
-	since atomic.Int64 // bytes that belong to no request that a handler took
+	spend func() bool  // spends a query of the budget
+	since atomic.Int64 // bytes read that belong to no request which a handler has begun
 }
 
 // Read implements io.Reader.
@@ -39,7 +40,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// taken is told that a handler has taken a request, which counts by itself.
+// taken notes that a handler has begun a request, which is counted separately.
 func (m *meter) taken() {
 	for {
 		since := m.since.Load()
@@ -49,8 +50,8 @@ func (m *meter) taken() {
 	}
 }
 
-// spendQuery takes a query from the caller's budget and reports whether there was
-// one left.
+// spendQuery spends a query of the caller's budget, and reports whether there was one
+// left.
 func (s *Server) spendQuery(caller *listen.Caller) bool {
 	return s.cfg.Budgets.Query(s.cfg.Current.Load().Limiting(), caller.Holder()) == limit.NoKey
 }

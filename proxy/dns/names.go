@@ -7,15 +7,15 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The names that are remembered: 32 times 256, a few megabytes at most.
+// Bounds of the names that are remembered: 32 times 256, at most a few megabytes.
 const (
 	nameShards   = 32
 	namesOfShard = 256
 )
 
-// names remembers names that were read lately, so that a name which is asked
-// for again costs no memory. What it remembers is a pure function of the bytes:
-// it holds no verdict.
+// names remembers names that were read recently, so that a name which is queried again
+// costs no allocation. An entry depends on the bytes of the name only, not on any
+// decision.
 type names struct {
 	seed   maphash.Seed
 	shards [nameShards]nameShard
@@ -34,8 +34,8 @@ func newNames() *names {
 	return n
 }
 
-// host returns the name of a host whose canonical text is given; false if it is
-// none, such as an address.
+// host returns the host with the given canonical text, or false if the text is not the
+// name of a host, such as an address.
 func (n *names) host(text []byte) (allowlist.Host, bool) {
 	shard := &n.shards[maphash.Bytes(n.seed, text)%nameShards]
 	shard.mu.Lock()

@@ -8,15 +8,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// isOver reports whether a caller has more connections than it may: its first query
-// is refused, whatever it asks, and the connection ends.
+// isOver reports whether a caller has more connections than it may. Its first query is
+// refused, whatever it asks, and the connection ends.
 func isOver(c *listen.Caller) bool {
 	_, over := c.OverLimit()
 	return over != limit.NoKey
 }
 
-// refuseOver gives the reason for which a caller is refused that isOver: busy if the
-// gateway has no room, and else rate-limited, by the share of its own.
+// refuseOver sets the reason to refuse a caller that is over: Busy if the gateway has
+// no room, and RateLimited if the caller's own share is used up.
 func (r *ruling) refuseOver(c *listen.Caller) {
 	r.over, r.reason = true, allowlist.RateLimited
 	if c.Busy && !c.Crowded {
@@ -33,9 +33,10 @@ func (r *ruling) refuseOver(c *listen.Caller) {
 	r.detail = key.Says(detail)
 }
 
-// unasked records the refusal of a caller that isOver, and has left or said nothing
-// before it could be told. What was closed for want of a slot was counted.
-func (s *Server) unasked(ctx context.Context, from origin, conn *listen.Conn) {
+// recordUnanswered records the refusal of a caller that is over and has sent no query before its
+// connection ended. A connection that was closed for want of a slot has been counted
+// instead.
+func (s *Server) recordUnanswered(ctx context.Context, from origin, conn *listen.Conn) {
 	if !isOver(&conn.Caller) || conn.GaveWay() {
 		return
 	}

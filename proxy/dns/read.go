@@ -6,14 +6,14 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The sizes and numbers of RFC 1035 and RFC 6891 that messages are made of.
+// Sizes and numbers of RFC 1035 and RFC 6891.
 const (
 	headLen  = 12
-	maxName  = 255 // on the wire, with the final zero
+	maxName  = 255 // in wire format, with the final zero byte
 	maxLabel = 63
 	fixedOPT = 11 // without options
 	plainUDP = 512
-	ourUDP   = 1232 // what passes every path without fragments (RFC 9715)
+	ourUDP   = 1232 // passes every path without fragmentation (RFC 9715)
 
 	classIN  = 1
 	typeOPT  = 41
@@ -27,49 +27,49 @@ const (
 	flagDO                 = 1 << 15 // in the OPT
 )
 
-// maxQuery bounds a query: a longer one is malformed. Of a longer one keptQuery is
-// read, one byte more than a query may have, so that it is known.
+// maxQuery is the largest size of a query: a longer one is malformed. keptQuery bytes
+// of a packet are read, one more than a query may have, so that a longer one is
+// noticed.
 const (
 	maxQuery  = 4096
 	keptQuery = maxQuery + 1
 )
 
-// kind says what a packet is.
+// kind classifies a packet.
 type kind uint8
 
 const (
-	noQuery         kind = iota // nothing that may be answered
-	malformed                   // no query that a door takes
-	notImplemented              // another operation or class
-	unknownVersion              // of EDNS
-	noHost                      // a good query for what is no name of a host
-	transfer                    // of a zone
-	wellFormedQuery             // a question to decide
+	noQuery         kind = iota // no query, or too short to be answered
+	malformed                   // a malformed query
+	notImplemented              // another opcode, or another class than IN
+	unknownVersion              // another version of EDNS
+	noHost                      // a well-formed query for something that is not the name of a host
+	transfer                    // a zone transfer
+	wellFormedQuery             // a query to decide
 )
 
-// query is what a packet asks. It keeps no part of the packet.
+// query is the content of a packet. It keeps no part of the packet.
 type query struct {
 	id      uint16
 	flags   uint16 // as received
-	opt     bool   // it has an OPT, and so has the answer
+	opt     bool   // says that the query has an OPT; its answer then has one, too
 	do      bool
 	version byte
-	payload int // the largest UDP answer that the client takes
+	payload int // largest UDP answer that the client accepts
 
 	typ  allowlist.QueryType
-	host allowlist.Host // zero for what is no name of a host
+	host allowlist.Host // zero if the name is not the name of a host
 
-	problem string // what is wrong with it, of one that is malformed or not implemented
+	problem string // what is wrong with a malformed or unsupported query, for the record
 
-	asked    int               // length of question; zero if it is not known
+	asked    int               // length of question; zero if the question is not known
 	question [maxName + 4]byte // name, type and class as received
 }
 
-// parse reads a packet as strictly as a name must be read by which something is
-// decided: one question of class IN, at most one OPT, nothing else and nothing
-// behind it. The name is taken label by label, so that no dot inside a label
-// passes for one between labels. It allocates only for a name that was not seen
-// lately.
+// parse reads a packet strictly, since its name decides about access: one question of
+// class IN, at most one OPT, and nothing else. It reads the name label by label, so
+// that a dot inside a label is not taken for a dot between labels. It allocates only
+// for a name that it has not seen recently.
 func (q *query) parse(msg []byte, names *names) kind {
 	q.reset()
 	if !isQuery(msg) {
@@ -108,8 +108,8 @@ func (q *query) parse(msg []byte, names *names) kind {
 	return q.classify(names)
 }
 
-// isQuery reports whether a packet may be answered: it has a whole header, and is
-// no response.
+// isQuery reports whether a packet may be answered: it has a complete header and is not
+// a response.
 func isQuery(msg []byte) bool { return len(msg) >= headLen && msg[2]&(flagQR>>8) == 0 }
 
 func (q *query) reset() {
@@ -117,7 +117,7 @@ func (q *query) reset() {
 	q.typ, q.host, q.asked, q.problem = 0, allowlist.Host{}, 0, ""
 }
 
-// classify says what a whole query is.
+// classify returns the kind of a query that was read completely.
 func (q *query) classify(names *names) kind {
 	switch {
 	case q.version != 0:
@@ -140,14 +140,14 @@ func (q *query) classify(names *names) kind {
 	return wellFormedQuery
 }
 
-// name is the name asked for, as received.
+// name returns the name in the question, as received.
 func (q *query) name() []byte { return q.question[:q.asked-4] }
 
-// isRoot reports whether the root was asked for, which is above everything.
+// isRoot reports whether the query is for the root, which is above every name.
 func (q *query) isRoot() bool { return q.asked == 1+4 }
 
-// readQuestion copies the question and returns what follows it. False means
-// that there is none without compression.
+// readQuestion copies the question and returns the bytes that follow it. It returns
+// false if there is no complete question with an uncompressed name.
 func (q *query) readQuestion(b []byte) (rest []byte, ok bool) {
 	n := 0
 	for n < len(b) && n < maxName && b[n] != 0 {
@@ -165,8 +165,8 @@ func (q *query) readQuestion(b []byte) (rest []byte, ok bool) {
 	return b[end:], true
 }
 
-// readOPT reads the pseudo-record and returns what follows it. Its options must
-// fill it; what they say is not looked at.
+// readOPT reads the OPT and returns the bytes that follow it. The options must fill the
+// record exactly; their content is ignored.
 func (q *query) readOPT(b []byte) (rest []byte, ok bool) {
 	if len(b) < fixedOPT || b[0] != 0 || binary.BigEndian.Uint16(b[1:]) != typeOPT {
 		return nil, false
@@ -192,9 +192,9 @@ func (q *query) readOPT(b []byte) (rest []byte, ok bool) {
 	return b[size:], true
 }
 
-// appendText writes a name in lower case with dots between its labels. False
-// means that it is the root or has a byte that no name of a host has, such as a
-// dot inside a label.
+// appendText appends a name in lower case with dots between its labels. It returns
+// false for the root, and for a name with a byte that the name of a host cannot have,
+// such as a dot inside a label.
 func appendText(dst, name []byte) ([]byte, bool) {
 	for name[0] != 0 {
 		if len(dst) > 0 {

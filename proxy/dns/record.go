@@ -7,9 +7,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// settle writes the response of a query that is refused, and the record of one
-// that may not be answered before it is recorded.
-func (x *exchange) settle(ctx context.Context) {
+// prepare writes the response of a refused query, and commits the record of a query that is
+// refused or must be recorded before it is answered.
+func (x *exchange) prepare(ctx context.Context) {
 	refusal := x.ruling.refuses()
 	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
 		return
@@ -20,7 +20,7 @@ func (x *exchange) settle(ctx context.Context) {
 		x.refuse(id)
 	}
 	x.fill(ctx)
-	if x.response.silent { // nobody is told anything, so that nobody need wait: all callers share the socket
+	if x.response.silent { // nothing is sent, so nobody need wait for the record: all callers share the socket
 		return
 	}
 	switch err := x.open.Commit(context.WithoutCancel(ctx)); {
@@ -28,16 +28,16 @@ func (x *exchange) settle(ctx context.Context) {
 		x.ruling.fail(allowlist.AuditUnavailable, err.Error())
 		x.refuse(id)
 		x.fill(ctx)
-	case x.open.ID != id: // it is one with an identical denial before it
+	case x.open.ID != id: // the record was merged into that of an identical denial
 		x.refuse(x.open.ID)
 	}
 }
 
-// note ends the record, or only counts the query if nothing is written of it.
+// note ends the record, or only counts the query if no record of it is written.
 func (x *exchange) note(ctx context.Context, err error) {
 	if x.open == nil {
 		thin := x.server.thin(&x.ruling)
-		if thin && err == nil { // most queries: this allocates nothing
+		if thin && err == nil { // true for most queries; this path allocates nothing
 			rec := &x.opened.Record
 			*rec = audit.Record{
 				Time: x.start, Event: audit.EventDecision, Listener: x.from.listener, Protocol: audit.ProtocolDNS, Wire: x.from.wire,
@@ -50,16 +50,16 @@ func (x *exchange) note(ctx context.Context, err error) {
 		x.fill(ctx)
 	}
 	if err != nil {
-		x.open.DNS.Code, x.open.DNS.Answered = "", nil // nobody has it
+		x.open.DNS.Code, x.open.DNS.Answered = "", nil // the client did not get it
 		if v := x.open.Verdict; v == allowlist.Allow || v == allowlist.Observe {
-			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // leaving hides no denial
+			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // a denial stays a denial
 			x.open.SetDetail("writing the answer: " + err.Error())
 		}
 	}
 	x.open.End()
 }
 
-// begin opens the record, and its span unless it is thin.
+// begin begins the record, and its span unless the query is thin.
 func (x *exchange) begin(ctx context.Context, thin bool) {
 	x.open = &x.opened
 	x.server.cfg.Recorder.Reopen(ctx, x.open, audit.Start{
@@ -67,8 +67,8 @@ func (x *exchange) begin(ctx context.Context, thin bool) {
 	})
 }
 
-// thin reports whether the query has no span: one that was allowed and
-// answered, if only some of those have one.
+// thin reports whether a query has no span: it was allowed and answered, and only some
+// of such queries have one.
 func (s *Server) thin(r *ruling) bool {
 	every := s.cfg.SpanEvery
 	if every <= 1 || r.decision.Verdict != allowlist.Allow || r.reason != allowlist.NoReason {
@@ -77,7 +77,7 @@ func (s *Server) thin(r *ruling) bool {
 	return s.counts.allowed.Add(1)%every != 1
 }
 
-// fill notes everything that is known in the record.
+// fill writes everything that is known into the record.
 func (x *exchange) fill(ctx context.Context) {
 	describe(&x.open.Record, x)
 	x.open.DNS.Answered = nil
@@ -89,7 +89,7 @@ func (x *exchange) fill(ctx context.Context) {
 	}
 }
 
-// describe writes into a record what each step has found out.
+// describe writes the results of each step into a record.
 func describe(rec *audit.Record, x *exchange) {
 	why, sent := &x.ruling, &x.response
 	rec.Client, rec.Identity, rec.Source = x.caller.Addr, x.caller.ID, x.caller.Source
@@ -103,7 +103,7 @@ func describe(rec *audit.Record, x *exchange) {
 	}
 	if why.reason != allowlist.NoReason {
 		rec.Verdict, rec.Reason, rec.WouldReason = why.reason.Verdict(), why.reason, allowlist.NoReason
-		if why.over { // no limit of queries: the state of the gateway
+		if why.over { // the refusal depends on the state of the gateway, not on a limit of queries
 			rec.Verdict = allowlist.Fail
 		}
 	}
@@ -114,7 +114,7 @@ func describe(rec *audit.Record, x *exchange) {
 	}
 }
 
-// codeText is the word for records.
+// codeText returns the word for a response code in records.
 func codeText(code int) string {
 	switch code {
 	case codeNoError:

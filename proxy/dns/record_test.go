@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARecordedHitAllocatesItsID: 1, the text of the id. The sink does not move
-// and its queue is full, so that every record is there to be used again.
+// TestARecordedHitAllocatesItsID allows 1 allocation, the text of the id. The sink
+// blocks and its queue is full, so that every record can be reused.
 func TestARecordedHitAllocatesItsID(t *testing.T) {
 	s := newServer(t, nil)
 	s.cfg.SpanEvery = 1 << 40
@@ -26,8 +26,8 @@ func TestARecordedHitAllocatesItsID(t *testing.T) {
 	msg := packetOf("allowed.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
 	hit := func() { s.handle(t.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg) }
-	hit()                                                            // the first one has its span
-	if n := testing.AllocsPerRun(200, hit); n != 1 && !raceEnabled { // the race detector throws pooled records away
+	hit()                                                            // the first one has a span
+	if n := testing.AllocsPerRun(200, hit); n != 1 && !raceEnabled { // the race detector drops pooled records
 		t.Errorf("%v allocations", n)
 	}
 	if got := s.cfg.Recorder.Stats().Made; got != 202 {
@@ -35,7 +35,7 @@ func TestARecordedHitAllocatesItsID(t *testing.T) {
 	}
 }
 
-// dead is a sink that takes nothing before it is closed.
+// dead is a sink that blocks until it is closed.
 type dead chan struct{}
 
 func (d dead) Write(context.Context, []*audit.Record) error {

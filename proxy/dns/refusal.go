@@ -2,7 +2,7 @@ package dns
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// shape is the form of an answer that has no records of the name.
+// shape is the form of an answer without records of the name.
 type shape uint8
 
 const (
@@ -16,7 +16,7 @@ const (
 	badVersion              // BADVERS
 )
 
-// code returns the response code of a form.
+// code returns the response code of an answer of this form.
 func (s shape) code() int {
 	switch s {
 	case nameError:
@@ -36,7 +36,7 @@ func (s shape) code() int {
 	return codeNoError
 }
 
-// The extended errors that say why (RFC 8914 section 4).
+// Extended errors that explain an answer (RFC 8914 section 4).
 const (
 	edeOther        = 0
 	edeStale        = 3
@@ -48,14 +48,13 @@ const (
 	edeNetworkError = 23
 )
 
-// form returns the form of the answer that refuses a query, and its extended
-// error.
+// form returns the form of the answer that refuses a query, and its extended error.
 func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended uint16) {
 	reason := r.reason
 	switch {
-	case reason == allowlist.NoReason: // only observed
+	case reason == allowlist.NoReason: // the decision was only observed
 		reason = r.decision.WouldReason
-	case from.isDatagram() && (reason == allowlist.RateLimited || r.crowded): // the one measure against too many
+	case from.isDatagram() && (reason == allowlist.RateLimited || r.crowded): // the only measure against floods
 		return silence, edeOther
 	}
 	form, extended = answerTo(reason)
@@ -65,7 +64,7 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	switch {
 	case kind == transfer:
 		return refused, edeProhibited
-	case r.hop != allowlist.NoReason: // the name itself is allowed, and exists
+	case r.hop != allowlist.NoReason: // the queried name itself is allowed, and exists
 		return noData, edeBlocked
 	case form == nameError && (r.decision.Above || q.isRoot()):
 		return noData, extended
@@ -73,8 +72,8 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	return form, extended
 }
 
-// answerTo is the one table from a reason to the answer that a client sees. A
-// reason that no query can have is answered as a fault of the gateway's.
+// answerTo is the only table from reasons to the answers that clients see. A reason
+// that no query can have is answered as a fault of the gateway.
 func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 	switch reason {
 	case allowlist.MalformedTarget, allowlist.IdentityUnknown, allowlist.IdentitySourceNotAccepted,
@@ -87,7 +86,7 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 	case allowlist.IdentityMissing, allowlist.IdentityInvalid, allowlist.IdentityExpired, allowlist.IdentityUntrusted,
 		allowlist.RateLimited, allowlist.Busy, allowlist.Draining:
 		return refused, edeProhibited
-	case allowlist.NameBudget: // a stub takes it for a failure of this name, and not of the server
+	case allowlist.NameBudget: // a stub resolver takes SERVFAIL for a failure of this name, not of the server
 		return failed, edeProhibited
 	case allowlist.PolicyUnavailable:
 		return failed, edeNotReady
@@ -97,7 +96,7 @@ func answerTo(reason allowlist.Reason) (s shape, extended uint16) {
 		return failed, edeNetworkError
 	case allowlist.MalformedHeader:
 		return formError, edeOther
-	case allowlist.MethodNotAllowed: // the operation
+	case allowlist.MethodNotAllowed: // the opcode
 		return notImpl, edeProhibited
 	case allowlist.UnsupportedVersion:
 		return badVersion, edeOther

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// enough is more than any of these callers may do within a second, of which they
-// have one.
+// enough is more than the callers of these tests may send, who have the budget of one
+// second.
 const enough = 300
 
-// TestRequestsThatAreNoQueryCount: each of them is a query of the budget, over
-// either version of HTTP, and beyond it the connection ends. Others are as they were.
+// TestRequestsThatAreNoQueryCount checks, over both versions of HTTP, that each request
+// without a query spends a query of the budget, that the connection ends when none is
+// left, and that other callers are not affected.
 func TestRequestsThatAreNoQueryCount(t *testing.T) {
 	text := base64.RawURLEncoding.EncodeToString(must(question("allowed.example").Pack()))
 	response := must(question("allowed.example").Pack())
@@ -43,7 +44,7 @@ func TestRequestsThatAreNoQueryCount(t *testing.T) {
 	} {
 		for _, version := range []int{1, 2} {
 			if version == 2 && row.path == "*" {
-				continue // which the client cannot write
+				continue // the client cannot write this request
 			}
 			g := newGateway(t, options{perSecond: 1})
 			c := g.dialDoH(t, "sidecar")
@@ -51,7 +52,7 @@ func TestRequestsThatAreNoQueryCount(t *testing.T) {
 				transport := c.Transport.(*http.Transport)
 				transport.ForceAttemptHTTP2, transport.TLSClientConfig.NextProtos = false, []string{"http/1.1"}
 			}
-			large := len(row.body)+len(row.path) > 1000 // its bytes alone are more than the budget
+			large := len(row.body)+len(row.path) > 1000 // its bytes alone exceed the budget
 			answers := map[int]int{}
 			for i := 0; i < enough && answers[429] == 0; i++ {
 				req := must(http.NewRequestWithContext(t.Context(), row.method, "https://"+g.doh.String()+"/", bytes.NewReader(row.body)))
@@ -68,7 +69,7 @@ func TestRequestsThatAreNoQueryCount(t *testing.T) {
 					_, _ = io.Copy(io.Discard, resp.Body)
 					_ = resp.Body.Close()
 				}
-				if large && (err != nil || resp.Close) { // whatever the client still heard
+				if large && (err != nil || resp.Close) { // the response may be lost when the connection closes
 					answers[row.want], answers[429] = 1, 1
 					break
 				}
@@ -94,7 +95,7 @@ func TestRequestsThatAreNoQueryCount(t *testing.T) {
 	}
 }
 
-// framer speaks HTTP/2 by hand.
+// framer writes and reads HTTP/2 frames.
 type framer struct {
 	*http2.Framer
 
@@ -120,7 +121,7 @@ func newFramer(t *testing.T, conn *tls.Conn) *framer {
 	return f
 }
 
-// request opens a stream with these fields, and ends it.
+// request opens a stream with the given header fields, and ends it.
 func (f *framer) request(fields ...string) error {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
@@ -132,7 +133,7 @@ func (f *framer) request(fields ...string) error {
 	return err
 }
 
-// drain reads what comes until the connection ends.
+// drain reads until the connection ends.
 func (f *framer) drain() (ended chan struct{}) {
 	ended = make(chan struct{})
 	go func() {
@@ -142,12 +143,12 @@ func (f *framer) drain() (ended chan struct{}) {
 	return ended
 }
 
-// TestFramesCount: what net/http answers or refuses before any handler is taken from
-// the budget by its bytes, and beyond it the connection is cut.
+// TestFramesCount checks that the bytes of what net/http answers or refuses itself
+// spend the budget, and that the connection is closed when nothing is left.
 func TestFramesCount(t *testing.T) {
 	get := []string{":method", "GET", ":scheme", "https", ":authority", "x"}
 	long := append([]string{":path", "/dns-query"}, get...)
-	for range 10 { // of which all but the first are a byte each (RFC 7541 section 6.1)
+	for range 10 { // all but the first take one byte each (RFC 7541 section 6.1)
 		long = append(long, "x", strings.Repeat("y", 3000))
 	}
 	for name, write := range map[string]func(f *framer) error{
@@ -179,8 +180,8 @@ func TestFramesCount(t *testing.T) {
 	}
 }
 
-// TestRequestsAreTakenOnce: a caller within its budget may send as many requests
-// on a connection as it has queries, in heads of the usual size.
+// TestRequestsAreTakenOnce checks that a caller can send as many requests on a
+// connection as its budget has queries, if their heads have the usual size.
 func TestRequestsAreTakenOnce(t *testing.T) {
 	const queries = 100
 	g := newGateway(t, options{perSecond: queries + 10})
@@ -205,8 +206,8 @@ func TestRequestsAreTakenOnce(t *testing.T) {
 	}
 }
 
-// TestABurstIsAnswered: requests that come in one piece over HTTP/2, and are more
-// than the caller's budget, are all answered on a connection that stays.
+// TestABurstIsAnswered checks that requests over HTTP/2 which come in one piece, and
+// exceed the caller's budget, are all answered on a connection that stays open.
 func TestABurstIsAnswered(t *testing.T) {
 	const queries = 60
 	g := newGateway(t, options{perSecond: 1})
@@ -237,8 +238,8 @@ func TestABurstIsAnswered(t *testing.T) {
 	}
 }
 
-// TestResetStreamsCount: a query whose stream is reset at once is one of the
-// budget, as others are.
+// TestResetStreamsCount checks that a query whose stream is reset at once spends the
+// budget.
 func TestResetStreamsCount(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1})
 	f := g.frames(t, "sidecar")

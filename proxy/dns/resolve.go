@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// recall answers an allowed query from what the resolver knows already. It
-// reports false if a server has to be asked.
+// recall answers an allowed query from the cache. It returns false if a server must be
+// asked.
 func (x *exchange) recall() bool {
 	answer, ok := x.server.cfg.Resolver.Cached(x.query.lookup(), x.start)
 	if ok {
@@ -21,16 +21,16 @@ func (x *exchange) recall() bool {
 	return ok
 }
 
-// look looks the name of an allowed query up and answers. Its caller holds a
-// place in the usage.
-func (x *exchange) look(ctx context.Context) {
+// lookUp looks up the name of an allowed query and writes the answer. The caller has
+// counted the look-up in usage.
+func (x *exchange) lookUp(ctx context.Context) {
 	begin := time.Now()
 	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{
 		Holder: x.caller.Holder(), Wildcard: x.ruling.decision.Wildcard(), Follow: x.ruling.follows,
 	}, x.query.lookup())
 	now := time.Now()
 	x.looked = now.Sub(begin)
-	if state := x.server.cfg.Current.Load(); state != x.ruling.state { // what was allowed then may be forbidden now
+	if state := x.server.cfg.Current.Load(); state != x.ruling.state { // the query may be forbidden by now
 		if x.ruling.ask(state, &x.caller, &x.query, now); !x.ruling.decision.Allowed() {
 			x.ruling.forbid(answer, err)
 			return
@@ -47,14 +47,14 @@ func (x *exchange) look(ctx context.Context) {
 	}
 }
 
-// lookup is the question for the resolver.
+// lookup returns the question for the resolver.
 func (q *query) lookup() resolve.Question {
 	return resolve.Question{Name: q.host, Type: uint16(q.typ)}
 }
 
-// forbid refuses a query that was allowed when it was looked up, with what came
-// of that. One that may have been sent to a server is cut off, and not denied: the
-// name has left.
+// forbid refuses a query that was allowed before its look-up and is not any more.
+// answer and err are the result of the look-up. A query that may have been sent to a
+// server is cut off and not denied, because the name has left the gateway.
 func (r *ruling) forbid(answer resolve.Answer, err error) {
 	r.reason = r.decision.Reason
 	if allowlist.ReasonOf(err) == allowlist.NameBudget {

@@ -8,29 +8,29 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// response is what is sent for a query, and what its record says of it.
+// response is the response to a query, with what its record says about it.
 type response struct {
-	silent bool   // nothing is sent
-	buf    []byte // message, behind as many bytes as its origin's prefix has
+	silent bool   // says that nothing is sent
+	buf    []byte // the message, after as many bytes as the origin's prefix has
 
 	code              int
-	answers, filtered int           // numbers of records that are in it, and that were left out
-	source            string        // word for where the answer is from
-	ttl               time.Duration // how long it holds
+	answers, filtered int           // numbers of records that were sent and that were left out
+	source            string        // where the answer came from, as a word for records
+	ttl               time.Duration // how long the answer may be kept
 }
 
-// reset begins a response; its buffer is used again.
+// reset empties a response and keeps its buffer.
 func (r *response) reset() {
 	*r = response{buf: r.buf[:0], source: sourceLocal, ttl: localTTL * time.Second}
 }
 
-// room returns the empty buffer with room for the prefix.
+// room returns the empty buffer with space for the prefix.
 func (r *response) room(from *origin) []byte {
 	return append(r.buf[:0], make([]byte, from.prefix)...)
 }
 
-// finish takes a whole message. One that is too long for a datagram is cut down
-// to what says so.
+// finish stores a complete message. A message that is too long for a datagram is
+// replaced by a truncated one (TC) without records.
 func (r *response) finish(from *origin, q *query, buf []byte) {
 	if from.isDatagram() && len(buf)-from.prefix > q.payload {
 		r.answers = 0
@@ -45,8 +45,8 @@ func (r *response) finish(from *origin, q *query, buf []byte) {
 	r.buf = buf
 }
 
-// answer writes the resolver's answer, as far as the caller may see it. If it may
-// see none of it, that is why the query is refused.
+// answer writes the part of the resolver's answer that the caller may see. If it may
+// see none, answer sets the reason to refuse the query.
 func (x *exchange) answer(a resolve.Answer, now time.Time) {
 	q, r := &x.query, &x.response
 	buf := r.room(&x.from)
@@ -75,8 +75,7 @@ func (x *exchange) answer(a resolve.Answer, now time.Time) {
 	r.finish(&x.from, q, opt(q, buf, start, r.code, e))
 }
 
-// refuse writes the answer that says why there is none of the resolver's. The id
-// is that of the record.
+// refuse writes the answer that refuses a query. id is the id of its record.
 func (x *exchange) refuse(id string) {
 	q, r, why := &x.query, &x.response, &x.ruling
 	form, code := why.form(&x.from, x.kind, q)
@@ -93,8 +92,8 @@ func (x *exchange) refuse(id string) {
 	r.finish(&x.from, q, opt(q, m.buf, x.from.prefix, r.code, e))
 }
 
-// nothing writes the records of an answer that says that there is nothing, or
-// what there always is.
+// nothing writes the records of an answer without data, or the fixed answer to ANY and
+// for localhost.
 func (r *response) nothing(m *message, form shape, why *ruling) {
 	host, typ := m.q.host, m.q.typ
 	switch {

@@ -45,7 +45,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests. It is much longer than any of them should
+// take.
 const patience = 20 * time.Second
 
 func must[T any](v T, err error) T {
@@ -57,30 +58,30 @@ func must[T any](v T, err error) T {
 
 func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://test.example/" + name) }
 
-// options are what a test changes of a gateway.
+// options are the settings of a test's gateway.
 type options struct {
-	address     string // of the listeners; "": IPv4 loopback
+	address     string // address of the listeners; "" means IPv4 loopback
 	limits      dns.Limits
-	connections int // that a source address may have open; 0: more than any test needs
-	streams     int // open over all listeners for queries; 0: the default
-	perSecond   int // queries of an identity; 0: the default
+	connections int // connections that a source address may have open; 0 means more than any test needs
+	streams     int // connections over all DNS listeners; 0 means the default
+	perSecond   int // queries of an identity per second; 0 means the default
 	inspect     bool
-	names       int // bound of distinct names; 0: the default
+	names       int // bound on distinct names; 0 means the default
 	audit       audit.Config
-	drain       time.Duration // for what is under way when the gateway is stopped
-	log         slog.Handler  // nil: nobody is told
+	drain       time.Duration // time for running requests when the gateway is stopped
+	log         slog.Handler  // nil discards the log
 	noPolicy    bool
-	resolves    bool               // requests are resolved, too, and may go to an address that was told
-	unmapped    bool               // only 127.0.0.1 stands for somebody
-	descriptors *limit.Descriptors // for questions to servers; nil: any number
-	// lookup takes the place of the resolver's.
+	resolves    bool               // says that names of requests are resolved, too, and that requests may go to an address from an answer
+	unmapped    bool               // says that only 127.0.0.1 is mapped
+	descriptors *limit.Descriptors // for connections to servers; nil means no limit
+	// lookup returns the function that replaces the resolver's.
 	lookup func(resolver lookup) lookup
 }
 
 type lookup = func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error)
 
-// gateway is a real one in this process, with an upstream server behind it: its
-// resolver answers queries, and finds no address for a request.
+// gateway is a real gateway in this process with an upstream server. Its resolver
+// answers queries, and finds no address for a request.
 type gateway struct {
 	*evidence
 	*gw.Gateway
@@ -90,7 +91,7 @@ type gateway struct {
 	stop     func() // begins to drain
 	told     cutsTold
 
-	dns, mapped, dot, doh, connect netip.AddrPort // of the listeners
+	dns, mapped, dot, doh, connect netip.AddrPort // addresses of the listeners
 }
 
 // cutsTold counts the connections that were closed for want of a slot.
@@ -108,7 +109,7 @@ func (c *cutsTold) add(listener string, why limit.Cause, n int) {
 	c.counts[listener+" "+why.String()] += n
 }
 
-// cuts returns the counts of a listener that are not zero, a word for each cause.
+// cuts returns the counts of a listener that are not zero, one word for each cause.
 func (g *gateway) cuts(listener string) string {
 	g.told.mu.Lock()
 	defer g.told.mu.Unlock()
@@ -121,7 +122,7 @@ func (g *gateway) cuts(listener string) string {
 	return strings.Join(all, ", ")
 }
 
-// wires are the ways to ask as the identity sidecar.
+// wires returns the wires on which a client has the identity sidecar.
 func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
 
 func newGateway(t *testing.T, o options) *gateway {
@@ -181,7 +182,8 @@ func newGateway(t *testing.T, o options) *gateway {
 	return g
 }
 
-// open opens a gateway. A port that it is given for TCP may be taken for UDP.
+// open opens a gateway. It retries, since a port that is free for TCP may be taken for
+// UDP.
 func open(t *testing.T, cfg gw.Config) *gw.Gateway {
 	t.Helper()
 	for range 100 {
@@ -197,8 +199,8 @@ func open(t *testing.T, cfg gw.Config) *gw.Gateway {
 	return nil
 }
 
-// listeners are one of each kind. The addresses of loopback are mapped, of which
-// 127.0.0.1 is somebody else.
+// listeners returns one listener of each kind. The loopback addresses are mapped;
+// 127.0.0.1 has an identity of its own.
 func listeners(address string) []gw.Listener {
 	return []gw.Listener{
 		{Name: "dns", Address: address, Protocol: gw.DNS, Identity: gw.Fixed, ID: id("sidecar")},
@@ -221,7 +223,7 @@ func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
 	return svid.TLS()
 }
 
-// snapshot is the gateway's identity.
+// snapshot returns the gateway's identity.
 func (g *gateway) snapshot(t *testing.T) *identity.Snapshot {
 	t.Helper()
 	snapshot, err := identity.NewSnapshot(identity.SnapshotConfig{
@@ -261,7 +263,7 @@ func entry(name string, allow ...allowlist.Rule) allowlist.Entry {
 	return allowlist.Entry{Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/" + name)), Allow: allow}
 }
 
-// policy lets sidecar resolve what the upstream server of these tests knows.
+// policy lets sidecar resolve the names that the upstream server of these tests knows.
 func policy() allowlist.Spec {
 	sidecar := entry("sidecar",
 		to("allowed.example"), to("*.one.example"), to("**.wild.example"), to("alias.example"), to("hidden.example"), to("bad-alias.example"),
@@ -290,18 +292,18 @@ func compiled(t *testing.T, spec allowlist.Spec) *allowlist.Policy {
 	return policy
 }
 
-// swap puts a policy in force.
+// swap puts a policy into force.
 func (g *gateway) swap(t *testing.T, spec allowlist.Spec) {
 	t.Helper()
 	g.policies.Put(compiled(t, spec))
 }
 
-// upstream is a server that knows some names, and counts what it is asked.
+// upstream is a DNS server that knows some names, and counts the packets that it gets.
 type upstream struct {
 	addr    netip.AddrPort
 	packets atomic.Int64
-	every   atomic.Bool // knows every name
-	down    atomic.Bool // answers nothing
+	every   atomic.Bool // says that it knows every name
+	down    atomic.Bool // says that it does not answer
 }
 
 func newUpstream(t *testing.T) *upstream {
@@ -338,7 +340,7 @@ func newUpstream(t *testing.T) *upstream {
 	return u
 }
 
-// samePort listens on a port that is free for both.
+// samePort listens on a port that is free for both TCP and UDP.
 func samePort(t *testing.T) (*net.UDPConn, net.Listener) {
 	t.Helper()
 	for range 100 {
@@ -381,7 +383,7 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 		lines, known = []string{name + " 60 A 93.184.216.34"}, true
 	}
 	switch {
-	case name == "huge.example.": // with an OPT it would be longer than a message can be
+	case name == "huge.example.": // with an OPT it would exceed the length of a message
 		lines = slices.Repeat([]string{"huge.example. 60 TXT" + strings.Repeat(` "`+strings.Repeat("x", 249)+`"`, 4)}, 64)
 	case name == "many.example.":
 		for i := range 3900 {
@@ -395,14 +397,14 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 		number, _, _ := strings.Cut(name[len("ede-"):], ".")
 		a.IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_EDE{InfoCode: uint16(must(strconv.Atoi(number))), ExtraText: "said the server"}}
 		return must(a.Pack())
-	case strings.HasPrefix(name, "to-"): // an alias, and nothing of the name that it leads to
+	case strings.HasPrefix(name, "to-"): // an alias without records of its target
 		a.Answer = []mdns.RR{must(mdns.NewRR(name + " 60 CNAME " + name[len("to-"):]))}
 		return must(a.Pack())
 	case strings.HasSuffix(name, ".loop.example."):
 		lines = []string{name + " 60 A 127.0.0.1"}
 	case !known && !strings.HasSuffix(name, ".wild.example.") && !strings.HasSuffix(name, ".observed.example."):
 		a.Rcode = mdns.RcodeNameError
-	case strings.HasPrefix(name, "zero"): // never kept
+	case strings.HasPrefix(name, "zero"): // never cached
 		lines = []string{name + " 0 A 93.184.216.34"}
 	case !known:
 		lines = []string{name + " 60 A 93.184.216.34"}
@@ -412,12 +414,12 @@ func (u *upstream) reply(msg []byte, limit int) []byte {
 	return must(a.Pack())
 }
 
-// fill answers with the aliases and the records of the type.
+// fill adds the aliases and the records of the queried type to an answer.
 func (u *upstream) fill(a, q *mdns.Msg, lines []string) {
 	for _, line := range lines {
 		rr := must(mdns.NewRR(line))
 		if strings.EqualFold(rr.Header().Name, q.Question[0].Name) {
-			rr.Header().Name = q.Question[0].Name // with its letter case
+			rr.Header().Name = q.Question[0].Name // with the letter case of the question
 		}
 		if h := rr.Header(); h.Rrtype == q.Question[0].Qtype || h.Rrtype == mdns.TypeCNAME {
 			a.Answer = append(a.Answer, rr)
@@ -469,16 +471,16 @@ func zone() map[string][]string {
 	}
 }
 
-// evidence is what gateways leave behind.
+// evidence collects the records of gateways.
 type evidence struct {
 	recorder *audit.Recorder
 	records  chan record
 	spans    *tracetest.InMemoryExporter
-	full     atomic.Bool // the disk
-	lossy    bool        // the test means it to be
+	full     atomic.Bool // says that the disk is full
+	lossy    bool        // says that the test expects records to be lost
 }
 
-// record is a line of evidence as a reader of the log sees it.
+// record is a record as a reader of the log sees it.
 type record struct {
 	Event, ID, Listener, Protocol, Wire, Identity, Host, Verdict, Reason, Mode string
 
@@ -528,7 +530,7 @@ func newEvidence(t *testing.T, cfg audit.Config) *evidence {
 	return e
 }
 
-// Write takes the place of a log file.
+// Write takes lines of the log, in place of a file.
 func (e *evidence) Write(p []byte) (int, error) {
 	if e.full.Load() {
 		return 0, syscall.ENOSPC
@@ -538,13 +540,13 @@ func (e *evidence) Write(p []byte) (int, error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return 0, fmt.Errorf("record %q: %w", line, err)
 		}
-		switch audit.Event(r.Event) { //nolint:exhaustive // the tests know what they have put in force
+		switch audit.Event(r.Event) { //nolint:exhaustive // the tests know which policy is in force
 		case audit.EventPolicyReload, audit.EventQuarantine:
 			continue
 		}
 		select {
 		case e.records <- r:
-		default: // a test of very many does not read them
+		default: // a test with very many records does not read them
 		}
 	}
 	return len(p), nil
@@ -572,17 +574,16 @@ func (e *evidence) none(t *testing.T) {
 
 // clients
 
-// client asks over one way, again and again.
+// client sends queries over one wire.
 type client interface {
-	// ask sends a packet and returns the answer; the error says that there is
-	// none.
+	// ask sends a packet and returns the answer. The error says that there is none.
 	ask(msg []byte) ([]byte, error)
 }
 
 var errSilence = errors.New("no answer")
 
-// dial connects over one of the wires as an identity: "" shows no certificate.
-// Over udp and tcp everybody is sidecar.
+// dial connects over a wire as an identity; "" presents no certificate. Over udp and
+// tcp every client has the identity sidecar.
 func (g *gateway) dial(t *testing.T, wire, name string) client {
 	t.Helper()
 	switch wire {
@@ -696,8 +697,8 @@ func (c *dohClient) ask(msg []byte) ([]byte, error) {
 	return body, err
 }
 
-// question makes a packet of "TXT name" or "name" with OPT; "plain" in front
-// leaves that out.
+// question returns a query for "TYPE name" or "name" with an OPT, and without one after
+// "plain".
 func question(text string) *mdns.Msg {
 	text, plain := strings.CutPrefix(text, "plain ")
 	kind, name, found := strings.Cut(text, " ")
@@ -716,7 +717,7 @@ func question(text string) *mdns.Msg {
 	return m
 }
 
-// ask asks and parses the answer.
+// ask sends a query and parses the answer.
 func ask(t *testing.T, c client, text string) *mdns.Msg {
 	t.Helper()
 	q := question(text)
@@ -737,8 +738,8 @@ func ask(t *testing.T, c client, text string) *mdns.Msg {
 	return a
 }
 
-// say is an answer as text: the code, the answers' data, "soa of OWNER", and
-// the extended error's number with its reason.
+// say returns an answer as text: the code, the data of the records, "soa of OWNER", and
+// the number of the extended error with its reason.
 func say(a *mdns.Msg) string {
 	words := []string{mdns.RcodeToString[a.Rcode]}
 	if a.Truncated {
@@ -761,7 +762,7 @@ func say(a *mdns.Msg) string {
 	return strings.Join(words, ", ")
 }
 
-// decisionID is the id that the extended error names.
+// decisionID returns the id in the text of the extended error.
 func decisionID(a *mdns.Msg) string {
 	for _, o := range a.IsEdns0().Option {
 		if ede, ok := o.(*mdns.EDNS0_EDE); ok {

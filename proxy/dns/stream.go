@@ -15,8 +15,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// ServeStream answers the queries of one connection over TCP or TLS until it
-// ends: many at a time, in whatever order they are done (RFC 7766).
+// ServeStream answers the queries of one connection over TCP or TLS until the
+// connection ends: many at the same time, each as soon as its answer is known (RFC
+// 7766).
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	defer s.enter(conn)()
 	t := &stream{
@@ -34,16 +35,16 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	close(t.out)
 	writing.Wait()
 	if !conn.Asked() {
-		s.unasked(ctx, t.origin, conn)
+		s.recordUnanswered(ctx, t.origin, conn)
 	}
-	if s.draining.stage() != serving { // a query may be on its way: its client still gets its answers
+	if s.draining.stage() != serving { // a query may be on its way: with a lingering close its client still gets the earlier answers
 		conn.Rest = func() { tunnel.Linger(conn.Conn) }
 	}
 }
 
-// enter takes up a connection if the policy knows its caller: in the registry, so that
-// a state which does not know it any more ends the connection. Others are only
-// refused, and idle out or are closed.
+// enter adds a connection to the registry if the policy knows its caller, so that a
+// state which does not know the caller any more ends the connection. Queries on other
+// connections are refused, and these connections time out or are closed.
 func (s *Server) enter(conn *listen.Conn) (leave func()) {
 	id := conn.Caller.ID
 	if isOver(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
@@ -59,25 +60,25 @@ func (s *Server) enter(conn *listen.Conn) (leave func()) {
 		entry.Certificates = conn.Certificates
 	}
 	s.cfg.Registry.Add(entry)
-	// A state that came into force before Add did not find the connection.
+	// A state that came into force before Add has not seen the connection.
 	if s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
 		conn.Cut()
 	}
 	return func() { s.cfg.Registry.Remove(entry) }
 }
 
-// stream is one connection with messages behind their lengths.
+// stream is a connection whose messages follow their lengths.
 type stream struct {
 	server *Server
 	conn   *listen.Conn
 	origin
 	began time.Time
-	slots chan struct{}  // one taken for each query until its response is written
+	slots chan struct{}  // has one element for each query that is being read or answered
 	out   chan *exchange // has room for as many
 }
 
-// read reads queries until the client ends the connection, breaks the rules,
-// or does nothing for too long. Of a caller that is over a limit it reads one.
+// read reads queries until the client ends the connection, sends something invalid, or
+// is idle for too long. From a caller that is over a limit it reads one query.
 func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 	r := bufio.NewReaderSize(t.conn, keptQuery)
 	for {
@@ -90,7 +91,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 		if err != nil {
 			return
 		}
-		if !isQuery(msg) { // costs its sender nothing, and would go on for ever
+		if !isQuery(msg) { // a packet that gets no answer costs its sender nothing, and could repeat for ever
 			t.server.counts.ignored.Add(1)
 			return
 		}
@@ -109,9 +110,9 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 	}
 }
 
-// next waits for a message and returns its length. False means that there is
-// none, or one that is too short to be answered: what follows it is not to be
-// trusted to be one either.
+// next waits for a message and returns its length. It returns false if there is none,
+// or if the message is too short to be answered: the bytes after it may not begin a
+// message either.
 func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
 	if !t.rest(r) {
 		return 0, false
@@ -140,22 +141,22 @@ func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
 	return size, true
 }
 
-// isHello reports whether what comes begins as a TLS ClientHello does (RFC 8446
-// sections 4 and 5.1) and not as a query, which would have 5635 bytes: the
-// client speaks DNS over TLS.
+// isHello reports whether a connection begins with a TLS ClientHello (RFC 8446 sections
+// 4 and 5.1), because the client speaks DNS over TLS. As a query, the same bytes would
+// have a length of 5635.
 func isHello(r *bufio.Reader, prefix []byte) bool {
 	const handshake, major, clientHello = 0x16, 0x03, 0x01
 	if prefix[0] != handshake || prefix[1] != major {
 		return false
 	}
-	// The record's header is the type, the version and a length; then the type
-	// of the message and its length in three bytes, of which the first is zero.
+	// The head of a TLS record is its type, version and length. After it come the type
+	// of the message and its length in three bytes, the first of which is zero.
 	head, err := r.Peek(7)
 	return err == nil && head[2] <= 4 && head[5] == clientHello && head[6] == 0
 }
 
-// rest sets how long the connection may wait for a message, and reports false if
-// it may not. What has been read from the client already is no wait.
+// rest sets how long the connection may wait for a message, and returns false if it may
+// not wait. Bytes that have been read from the client already need no wait.
 func (t *stream) rest(r *bufio.Reader) bool {
 	for {
 		at, deadline := t.server.draining.stage(), time.Now().Add(idleTimeout)
@@ -165,13 +166,13 @@ func (t *stream) rest(r *bufio.Reader) bool {
 		switch {
 		case at == ended && r.Buffered() == 0, t.conn.SetReadDeadline(deadline) != nil:
 			return false
-		case t.server.draining.stage() == at: // tell comes after this, or came before
+		case t.server.draining.stage() == at: // tell sets its deadline after this, or did before
 			return true
 		}
 	}
 }
 
-// tell wakes the reader up in time; rest then sees why.
+// tell wakes up the reader in time; rest then checks the stage.
 func (t *stream) tell(at stage) {
 	deadline := time.Now().Add(drainingTime)
 	if at == ended {
@@ -180,11 +181,11 @@ func (t *stream) tell(at stage) {
 	_ = t.conn.SetReadDeadline(deadline)
 }
 
-// reply hands a response to the writer, which has room for it.
+// reply passes a response to the writer, whose channel has room for it.
 func (t *stream) reply(_ context.Context, x *exchange) { t.out <- x }
 
-// write writes responses until there are no more. After an error it closes the
-// connection and only ends what comes.
+// write writes responses until the channel is closed. After an error it closes the
+// connection, and only ends the remaining exchanges.
 func (t *stream) write(ctx context.Context) {
 	var broken error
 	for x := range t.out {

@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
-// closedByIt reports whether the other end has closed a connection, and waits for that.
+// closedByIt waits for the other end to close a connection, and reports whether it has.
 func closedByIt(t *testing.T, c client) bool {
 	t.Helper()
 	conn := c.(*streamClient)
@@ -30,9 +30,9 @@ func closedByIt(t *testing.T, c client) bool {
 	return n == 0 && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestManyStreamsAtOnce: what forty digs ask at the same time is answered, and so is
-// what 256 connections of one identity ask; over TLS as many as one address may have
-// in handshakes.
+// TestManyStreamsAtOnce checks that the queries of forty clients at the same time are
+// answered, and those of 256 connections of one identity; over TLS, those of as many
+// connections as one address may have in handshakes.
 func TestManyStreamsAtOnce(t *testing.T) {
 	for wire, all := range map[string][]int{"tcp": {40, 256}, "dot": {40, 128}} {
 		for _, n := range all {
@@ -59,8 +59,9 @@ func TestManyStreamsAtOnce(t *testing.T) {
 	}
 }
 
-// TestAnIdleStreamGoes when an identity opens one more than it may have, and not one
-// on which a query waits, nor anybody else's.
+// TestAnIdleStreamGoes checks that an idle connection is closed when an identity opens
+// more than it may have, and not one with a waiting query, nor that of another
+// identity.
 func TestAnIdleStreamGoes(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{Streams: 2}, lookup: lookup})
@@ -73,7 +74,7 @@ func TestAnIdleStreamGoes(t *testing.T) {
 	<-waiting
 	ask(t, idle, "denied.example")
 	var third client
-	waitFor(t, "room for a third connection", func() bool { // a moment after the answer the idle one is idle
+	waitFor(t, "room for a third connection", func() bool { // the connection is idle a moment after its answer
 		third = g.dial(t, "dot", "sidecar")
 		return say(ask(t, third, "denied.example")) == "NXDOMAIN, soa of example., ede 15 not-on-allowlist"
 	})
@@ -98,14 +99,14 @@ func TestAnIdleStreamGoes(t *testing.T) {
 	})
 }
 
-// TestBusyStreamsStay: if none of them is idle, the first query of one more is
-// refused and recorded, whatever it asks, and the connection ends; that of another
+// TestBusyStreamsStay checks that if no connection is idle, the first query on one more
+// is refused and recorded, whatever it asks, and this connection ends, while another
 // identity is answered.
 func TestBusyStreamsStay(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		options  options
-		busy     []string // who asks, and waits for an answer
+		busy     []string // identities that have a query waiting
 		answer   string
 		reason   string
 		answered string // an identity that has room
@@ -143,7 +144,7 @@ func TestBusyStreamsStay(t *testing.T) {
 					t.Errorf("%s, want %s", got, row.answer)
 				}
 				r := g.next(t)
-				for r.Event != "decision" { // a record of what the policy ended
+				for r.Event != "decision" { // skips records of connections that the policy has ended
 					r = g.next(t)
 				}
 				if got := r.Verdict + " " + r.Reason; got != row.reason || r.RCode != "REFUSED" {
@@ -163,8 +164,8 @@ func TestBusyStreamsStay(t *testing.T) {
 	}
 }
 
-// TestARequestTooManyThatIsNoQuery is not what its caller was to be told by: the
-// refusal has a record when the connection ends.
+// TestARequestTooManyThatIsNoQuery checks that such a request does not stand for the
+// refusal of its caller, which is recorded when the connection ends.
 func TestARequestTooManyThatIsNoQuery(t *testing.T) {
 	g := newGateway(t, options{connections: 2})
 	for range 2 {
@@ -186,8 +187,8 @@ func TestARequestTooManyThatIsNoQuery(t *testing.T) {
 	}
 }
 
-// TestAStreamTooManyThatSaysNothing has a record of its own all the same, one: its
-// caller was refused, whether it heard that or not.
+// TestAStreamTooManyThatSaysNothing checks that a caller over its limit that sends
+// nothing has one record of its refusal, whether or not it got an answer.
 func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 	for _, wire := range []string{"tcp", "dot"} {
 		g := newGateway(t, options{connections: 2})
@@ -198,14 +199,14 @@ func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 		}
 		third := g.dial(t, wire, "sidecar").(*streamClient)
 		if wire == "dot" {
-			if _, err := third.Write(nil); err != nil { // shakes hands
+			if _, err := third.Write(nil); err != nil { // makes the handshake
 				t.Fatal(err)
 			}
 		}
 		if err := third.Conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		if !closedByIt(t, third) { // it counts no more: one beyond it would be closed unheard
+		if !closedByIt(t, third) { // it stops counting only now; the next connection would be closed without an answer before
 			t.Errorf("%s: it stays", wire)
 		}
 		r := g.next(t)
@@ -229,8 +230,8 @@ func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatWaitsToBeSent keeps its connection: a client over HTTP/2 that has
-// no room for it has had its request decided, and is owed the answer.
+// TestAnAnswerThatWaitsToBeSent checks that an answer for which an HTTP/2 client has no
+// window keeps its connection, because its request has been decided.
 func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1}})
 	f := g.frames(t, "sidecar")
@@ -257,8 +258,9 @@ func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
 	})
 }
 
-// TestStrangersKeepNoSlotByTheirRequests: a caller without an identity, and one over its
-// share, makes room for others also while its body or the room for its answer is to come.
+// TestStrangersKeepNoSlotByTheirRequests checks that a caller without an identity, or
+// over its share, makes room for others even while the body of its request or the
+// window for its answer is missing.
 func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
 	text := base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack()))
 	for name, begin := range map[string]func(t *testing.T, c *tls.Conn){
@@ -268,7 +270,7 @@ func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
 			if _, err := io.WriteString(c, head); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100"))); err != nil { // it is being read
+			if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100"))); err != nil { // the request is being read
 				t.Fatal(err)
 			}
 		},
@@ -284,7 +286,7 @@ func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
 			f.until(t, http2.FrameHeaders)
 		},
 	} {
-		for _, caller := range []string{"", "sidecar"} { // the latter keeps one connection, and the others are over its share
+		for _, caller := range []string{"", "sidecar"} { // sidecar keeps one connection, and the others are over its share
 			t.Run(name+" "+caller, func(t *testing.T) {
 				g := newGateway(t, options{streams: 16, limits: dns.Limits{Streams: 1}})
 				protocol := "http/1.1"
@@ -311,8 +313,8 @@ func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
 	}
 }
 
-// TestAnswersThatNobodyWantsKeepNoSlot: a client over HTTP/2 that gives its requests
-// up makes room for another connection when their handlers are done.
+// TestAnswersThatNobodyWantsKeepNoSlot checks that an HTTP/2 client which has reset its
+// streams makes room for another connection when their handlers have returned.
 func TestAnswersThatNobodyWantsKeepNoSlot(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1}, lookup: lookup})
@@ -334,7 +336,7 @@ func TestAnswersThatNobodyWantsKeepNoSlot(t *testing.T) {
 	})
 }
 
-// until reads up to a frame of a type.
+// until reads frames up to one of a type, and returns that.
 func (f *framer) until(t *testing.T, typ http2.FrameType) http2.Frame {
 	t.Helper()
 	if err := f.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -351,8 +353,8 @@ func (f *framer) until(t *testing.T, typ http2.FrameType) http2.Frame {
 	}
 }
 
-// TestAStreamTooManyThatAsksNothing: over HTTP its caller can say much that is no
-// query, and has a record all the same; the first answer is the last.
+// TestAStreamTooManyThatAsksNothing checks that over HTTP a caller over its limit that
+// sends much but no query has a record, and that its first answer is the last one.
 func TestAStreamTooManyThatAsksNothing(t *testing.T) {
 	for name, say := range map[string]func(*framer) error{
 		"a request that is no query": func(f *framer) error {

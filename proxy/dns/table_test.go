@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// TestAnswers is the table of docs/dns.md, over every way to ask.
+// TestAnswers checks the table in docs/dns.md over every wire.
 func TestAnswers(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
@@ -64,7 +64,7 @@ func TestAnswers(t *testing.T) {
 				{"AAAA half.localhost", "NOERROR, AAAA ::1, ede 15 resolved-address-denied", "deny resolved-address-denied AAAA NOERROR local"},
 				{"shut.localhost", "NOERROR, A 127.0.0.1, ede 15 resolved-address-denied", "deny resolved-address-denied A NOERROR local"},
 				{"a.invalid", "NXDOMAIN, soa of invalid., ede 15 special-name", "deny special-name A NXDOMAIN local"},
-				{"allowed.example.corp.example", "NXDOMAIN, soa of example.corp.example., ede 15 special-name", "deny special-name A NXDOMAIN local"}, // a search list made it
+				{"allowed.example.corp.example", "NXDOMAIN, soa of example.corp.example., ede 15 special-name", "deny special-name A NXDOMAIN local"}, // as a search list makes it
 				{"a.b.onion", "NXDOMAIN, soa of b.onion., ede 15 special-name", "deny special-name A NXDOMAIN local"},
 				{"scanner.local", "NXDOMAIN, soa of local., ede 15 special-name", "deny special-name A NXDOMAIN local"},
 				{"local", "NOERROR, soa of ., ede 15 special-name", "deny special-name A NOERROR local"},
@@ -103,7 +103,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// text is what a row expects of a record.
+// text returns the parts of a record that a row names.
 func (r record) text() string {
 	text := r.Verdict
 	for _, word := range []string{r.Reason, r.QType, r.RCode, r.Source} {
@@ -137,7 +137,7 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 }
 
-// TestInspect lets no alias lead to a name that is not allowed by itself.
+// TestInspect checks that no alias may lead to a name that is not allowed itself.
 func TestInspect(t *testing.T) {
 	g := newGateway(t, options{inspect: true})
 	c := g.dial(t, "dot", "sidecar")
@@ -152,8 +152,8 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// TestStaleAnswers: when no server answers, what is past its time does, and
-// says so.
+// TestStaleAnswers checks that an expired answer is sent, with an extended error that
+// says so, if no server answers.
 func TestStaleAnswers(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.dial(t, "dot", "sidecar")
@@ -176,7 +176,7 @@ func TestStaleAnswers(t *testing.T) {
 	}
 }
 
-// TestIPv6 asks over it, where there is any.
+// TestIPv6 sends queries over IPv6, if the machine has it.
 func TestIPv6(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
 		_ = l.Close()

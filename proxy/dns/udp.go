@@ -13,14 +13,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// ServeUDP answers queries until the listener is closed, and returns when the
-// last one is answered. The end of ctx does not stop reading; it ends what waits
+// ServeUDP answers queries until the listener is closed, and returns when the last of
+// them is answered. The end of ctx does not stop reading, but ends look-ups that wait
 // for a server.
 func (s *Server) ServeUDP(ctx context.Context, u *listen.UDP) error {
 	return u.Serve(func(socket *net.UDPConn) { (&udpLoop{server: s, udp: u, socket: socket}).run(ctx) })
 }
 
-// udpLoop reads from the socket of a listener, which other loops may read, too.
+// udpLoop reads the socket of a listener, which other loops may read, too.
 type udpLoop struct {
 	server  *Server
 	udp     *listen.UDP
@@ -36,7 +36,7 @@ func (l *udpLoop) run(ctx context.Context) {
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded): // the listener was closed
 			return
-		case err != nil: // such as no memory; an error that an earlier answer met is none of reading
+		case err != nil: // such as a lack of memory; errors of earlier answers do not show here
 			l.server.cfg.Log.LogAttrs(ctx, slog.LevelError, "reading a datagram",
 				slog.String("listener", l.udp.Name()), slog.Any("error", err))
 			select {
@@ -57,8 +57,7 @@ func (l *udpLoop) serve(ctx context.Context, msg []byte, peer netip.AddrPort) {
 	l.server.handle(ctx, &l.lookups, x, msg)
 }
 
-// reply sends a datagram. That a client cannot be reached is nothing that it
-// would be told.
+// reply sends a datagram. The client is not informed if it cannot be reached.
 func (l *udpLoop) reply(ctx context.Context, x *exchange) {
 	var err error
 	if !x.response.silent {

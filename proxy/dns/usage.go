@@ -6,19 +6,19 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Limits bound what callers may use at a time; queries per second are for the
-// budgets. A zero field means its default.
+// Limits bounds what callers may use at the same time; budgets bound queries per
+// second. A zero field means its default.
 type Limits struct {
-	// InFlight is how many queries of a holder may wait for an upstream
-	// server, and Total those of all: a quarter of these at most what came by
+	// InFlight is how many queries of one holder may wait for an upstream server, and
+	// Total how many of all holders may. At most a quarter of Total may be by
 	// source-map.
 	InFlight, Total int
-	// Streams is how many connections over TCP, DoT and DoH an identity may
-	// have. It is for whoever makes the slots of the listeners (limit.Slots);
-	// this package does not look at it.
+	// Streams is how many connections over TCP, DoT and DoH an identity may have. It is
+	// a setting for the slots of the listeners (limit.Slots); this package does not use
+	// it.
 	Streams int
-	// PerStream is how many queries on one connection are worked on; the next
-	// one is read when one of them is answered.
+	// PerStream is how many queries of one connection are answered at the same time;
+	// another one is read when one of them has been answered.
 	PerStream int
 }
 
@@ -50,18 +50,18 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// mappedShare is the part of all look-ups that may be those of mapped holders, one
-// in so many: whoever forges their addresses leaves the rest to the others.
+// mappedShare divides the bound on all look-ups: mapped holders may have one part, so
+// that clients which forge addresses leave the rest to other holders.
 const mappedShare = 4
 
-// usage counts the look-ups of holders at the moment. It is safe for concurrent
-// use, and remembers nobody who has none.
+// usage counts the running look-ups of each holder. It is safe for concurrent use, and
+// keeps nothing of a holder that has none.
 type usage struct {
 	limits Limits
 
 	mu     sync.Mutex
 	total  int
-	mapped int // those of mapped holders
+	mapped int // number of look-ups of mapped holders
 	of     map[allowlist.Holder]int
 }
 
@@ -69,9 +69,9 @@ func newUsage(limits Limits) *usage {
 	return &usage{limits: limits, of: make(map[allowlist.Holder]int)}
 }
 
-// look takes up a look-up, which landed gives back, and reports whether there is
-// room for it: among all, and among those of the holder.
-func (u *usage) look(h allowlist.Holder) (all, own bool) {
+// begin counts a look-up, unless all holders together (all is false) or this holder (own
+// is false) have as many as they may. end must follow if both are true.
+func (u *usage) begin(h allowlist.Holder) (all, own bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch {
@@ -88,7 +88,7 @@ func (u *usage) look(h allowlist.Holder) (all, own bool) {
 	return true, true
 }
 
-func (u *usage) landed(h allowlist.Holder) {
+func (u *usage) end(h allowlist.Holder) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.total--

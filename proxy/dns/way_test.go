@@ -8,9 +8,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestANewStateForbidsWhatAnAnswerLeadsOver: the name is allowed before and after, and
-// looked up in between; its alias is shown by the state in force, and no address is
-// bound that lies behind it.
+// TestANewStateForbidsWhatAnAnswerLeadsOver checks a name that is allowed by the state
+// before and after its look-up: its alias is filtered by the state in force, and no
+// address behind a forbidden alias is bound.
 func TestANewStateForbidsWhatAnAnswerLeadsOver(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
