@@ -7,36 +7,36 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// The words of package wire that callers of this package use.
+// Types of package wire that callers of this package use.
 type (
-	// Question is what is asked: a name and a type.
+	// Question is a name and a type.
 	Question = wire.Question
 	// Filter says what one caller may see of an answer.
 	Filter = wire.Filter
-	// Reply is what a response takes over from the client's query.
+	// Reply is what a response takes from the client's query.
 	Reply = wire.Reply
-	// Counts says what became of the records of an answer.
+	// Counts says how many records of an answer were sent and how many were not.
 	Counts = wire.Counts
 )
 
-// Asker is on whose behalf a name is looked up.
+// Asker is the caller for whom a name is looked up.
 type Asker struct {
 	Holder allowlist.Holder
-	// Wildcard is what the name is counted under, as the decision's Wildcard
-	// says; "" is not counted.
+	// Wildcard is the rule for which the name is counted, as the decision's method
+	// Wildcard returns it; a name with "" is not counted.
 	Wildcard string
-	// Follow reports whether a name that an alias leads to may be asked for on its
-	// behalf, where a server says nothing of it; nil is none.
+	// Follow reports whether the target of an alias may be looked up for this caller,
+	// if a server returns no records of the target; nil means that none may.
 	Follow func(name allowlist.Host) bool
 
-	alias bool // the question is one of follow: its name is not one that the asker chose
+	alias bool // says that the question is for the target of an alias, which the asker has not chosen
 }
 
-// Origin says where an answer comes from.
+// Origin says where an answer came from.
 type Origin uint8
 
-// The origins: a server, asked now; the cache; the cache although its time is
-// over, because no server answers; the table of hosts.
+// The origins: a server that was asked for it; the cache; the cache after the answer
+// expired, because no server answers; the table of hosts or localhost.
 const (
 	OriginUpstream Origin = iota
 	OriginCache
@@ -59,22 +59,22 @@ func (o Origin) String() string {
 	return "invalid"
 }
 
-// Answer is what is known about a question. It is immutable and shared. The
-// zero value is no answer.
+// Answer is an answer to a question. It is immutable and shared. The zero value is not
+// an answer.
 type Answer struct {
 	msg    *wire.Message
 	name   allowlist.Host
-	at     time.Time // when the server gave it; zero for a local one
+	at     time.Time // when the server gave it; zero for a local answer
 	origin Origin
 }
 
 // RCode returns NOERROR (0) or NXDOMAIN (3).
 func (a Answer) RCode() int { return a.msg.RCode() }
 
-// Origin says where the answer comes from.
+// Origin says where the answer came from.
 func (a Answer) Origin() Origin { return a.origin }
 
-// TTL returns for how long the answer holds from now on.
+// TTL returns the remaining time to live.
 func (a Answer) TTL(now time.Time) time.Duration {
 	if a.origin == OriginStale {
 		return wire.StaleTTL * time.Second
@@ -82,12 +82,11 @@ func (a Answer) TTL(now time.Time) time.Duration {
 	return time.Duration(a.msg.TTL()-min(a.msg.TTL(), a.age(now))) * time.Second
 }
 
-// Append appends a complete response: a header with the client's id and bits,
-// the question as the client sent it, and the records that the filter lets
-// through, aged to now. If the filter leaves none, the response says that there
-// is no data, and has no SOA: then Counts.Answers is zero and Counts.Dropped is
-// not. The OPT is for the caller to add, as is the bound on the size. It
-// allocates nothing but what dst needs to grow.
+// Append appends a complete response: a header with the client's id and bits, the
+// question as the client sent it, and the records that the filter allows, aged to now.
+// If the filter allows none, the response has no data and no SOA: Counts.Answers is
+// zero then and Counts.Dropped is not. The caller adds the OPT, and bounds the size.
+// Append allocates only what dst needs to grow.
 func (a Answer) Append(dst []byte, reply Reply, now time.Time, f Filter) ([]byte, Counts) {
 	return a.msg.Append(dst, reply, a.age(now), a.origin == OriginStale, f)
 }

@@ -10,24 +10,24 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// maxTries bounds the servers of which an AskError tells.
+// maxTries bounds the number of servers in an AskError.
 const maxTries = 3
 
-// AskError says why a question has no answer: what each server that was asked has
-// done. Its text is for records and the log: it names servers.
+// AskError says why a question has no answer: how each server that was asked has
+// failed. Its text names servers; it is for records and the log.
 type AskError struct {
-	alias allowlist.Host // the name that was asked for, if an alias led to it
-	tries []try          // the last one of each server, the last server at the end
+	alias allowlist.Host // the name in the question, if it is the target of an alias
+	tries []try          // the last try of each server, the newest one at the end
 }
 
-// try is what came of asking one server.
+// try is the result of asking one server.
 type try struct {
 	server string
 	text   string
 	err    error
 }
 
-// add notes what a server has done, in place of what it did before.
+// add notes the failure of a server, and replaces an earlier one of the same server.
 func (e *AskError) add(server, text string, err error) {
 	for i := range e.tries {
 		if e.tries[i].server == server {
@@ -41,7 +41,7 @@ func (e *AskError) add(server, text string, err error) {
 	e.tries = append(e.tries, try{server, text, err})
 }
 
-// Error says of each server what it has done.
+// Error returns the failures of all servers.
 func (e *AskError) Error() string {
 	var b strings.Builder
 	if !e.alias.IsZero() {
@@ -56,7 +56,7 @@ func (e *AskError) Error() string {
 	return b.String()
 }
 
-// Unwrap returns what the last server did: that decides which reason the error has.
+// Unwrap returns the error of the last server, which decides the reason.
 func (e *AskError) Unwrap() error {
 	if len(e.tries) == 0 {
 		return nil
@@ -64,8 +64,8 @@ func (e *AskError) Unwrap() error {
 	return e.tries[len(e.tries)-1].err
 }
 
-// said returns the last answer of a server that it has none; one with an extended
-// error comes before others. It is nil if no server said so.
+// said returns the last error response of a server, one with an extended error before
+// others. It returns nil if no server sent one.
 func (e *AskError) said() *wire.ServerError {
 	var with, without *wire.ServerError
 	for _, t := range e.tries {
@@ -78,27 +78,27 @@ func (e *AskError) said() *wire.ServerError {
 	return cmp.Or(with, without)
 }
 
-// of returns the error of a question that was asked because an alias led to a name.
+// of returns the error as that of a question for the target of an alias.
 func (e *AskError) of(alias allowlist.Host) *AskError {
 	return &AskError{alias: alias, tries: e.tries}
 }
 
-// Failure is what may be said, and to whom, of a look-up that failed.
+// Failure describes a failed look-up, for records and for the caller.
 type Failure struct {
-	// Detail is for records: what went wrong, and which servers were asked. It is
-	// printable text of a bounded length, and "" if there is nothing to say.
+	// Detail says what went wrong and which servers were asked, for records. It is
+	// printable text of bounded length, or "" if there is nothing to say.
 	Detail string
-	// RCode is the word for the response code of a server, such as SERVFAIL; "" if no
-	// server gave one.
+	// RCode is the word for a server's response code, such as SERVFAIL, or "" if no
+	// server sent one.
 	RCode string
-	// Extended is the code of the extended error that a server gave, if HasExtended: of
-	// those that callers may be told.
+	// Extended is the extended error of a server, if HasExtended is set. It is one that
+	// may be sent to callers.
 	Extended    uint16
 	HasExtended bool
 }
 
-// FailureOf returns what may be said of an error of Lookup or Resolve. It is zero for
-// all other errors.
+// FailureOf returns the description of an error of Lookup or Resolve, and the zero
+// value for any other error.
 func FailureOf(err error) Failure {
 	if limit.NoDescriptor(err) {
 		return Failure{Detail: limit.ErrNoDescriptor.Error()}
@@ -124,16 +124,16 @@ func FailureOf(err error) Failure {
 	return Failure{}
 }
 
-// isTold reports whether callers are told an extended error of a server (RFC 8914
-// section 4): one that says something of the name, or of the way to the servers of its
-// zone. All others are about the server itself and its clients, of which we are one.
+// isTold reports whether a server's extended error is sent to callers (RFC 8914 section
+// 4): if it is about the name, or about the servers of its zone. All others are about
+// the server itself and its clients, of which the gateway is one.
 func isTold(code uint16) bool {
 	switch code {
 	case 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 25, 27: // DNSSEC
 		return true
-	case 16, 17: // censored or filtered before us; 15 is what our own policy blocks
+	case 16, 17: // censored or filtered by the server; 15 is what the gateway's own policy blocks
 		return true
-	case 22, 23, 24: // the zone's servers cannot be reached, or say nothing of use
+	case 22, 23, 24: // the zone's servers cannot be reached, or their answers are of no use
 		return true
 	}
 	return false

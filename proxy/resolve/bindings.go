@@ -12,30 +12,30 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// Bounds of the bindings of addresses to the names that they were the answer
-// to. What was used longest ago makes room.
+// Bounds on the bindings of addresses to the names whose answers contained them. The
+// least recently used ones are dropped.
 const (
-	bindingLife        = time.Minute // at least, whatever the time to live
+	bindingLife        = time.Minute // shortest life, whatever the time to live
 	maxBoundIdentities = 4096
-	maxBound           = 512 << 10 // names, and aliases of them, of all identities
-	maxBoundAddrs      = 1024      // of one identity
-	maxBoundOf         = 8192      // names and aliases of all its addresses
-	maxBoundNames      = 16        // of one address
+	maxBound           = 512 << 10 // names and their aliases, of all identities
+	maxBoundAddrs      = 1024      // addresses of one identity
+	maxBoundOf         = 8192      // names and aliases of all addresses of one identity
+	maxBoundNames      = 16        // names of one address
 
-	// mappedBounds is what every bound is divided by for what came by source-map.
+	// mappedBounds divides every bound for identities by source-map.
 	mappedBounds = 4
 )
 
-// bindings remembers which names led an identity to an address, for
-// connections to the bare address. What came by source-map has a part of its own,
-// so that whoever forges an address pushes out nothing else.
+// bindings remembers which names led an identity to an address, for connections to the
+// bare address. Mapped holders have a part of their own, so that a client that forges
+// an address displaces no bindings of other holders.
 type bindings struct{ proved, mapped *boundPart }
 
 func newBindings() *bindings {
 	return &bindings{proved: newBoundPart(1), mapped: newBoundPart(mappedBounds)}
 }
 
-// of returns the part that a holder's bindings are in.
+// of returns the part for a holder's bindings.
 func (b *bindings) of(h allowlist.Holder) *boundPart {
 	if h.Mapped() {
 		return b.mapped
@@ -45,11 +45,11 @@ func (b *bindings) of(h allowlist.Holder) *boundPart {
 
 // boundPart is one part of the bindings. It is safe for concurrent use.
 type boundPart struct {
-	divisor int // of every bound
+	divisor int // divides every bound
 
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
-	bound      int // names and aliases of all identities, at most as many as most says
+	bound      int // number of names and aliases of all identities
 	most       int
 }
 
@@ -59,11 +59,11 @@ func newBoundPart(divisor int) *boundPart {
 	}
 }
 
-// boundAddrs are those of one identity.
+// boundAddrs holds the bound addresses of one identity.
 type boundAddrs struct {
 	lru[netip.Addr, *boundNames]
 
-	bound int // names and aliases of all of them
+	bound int // number of names and aliases of all of them
 }
 
 func (b *boundPart) bind(id spiffeid.ID, addr netip.Addr, name boundName, now time.Time) {
@@ -120,16 +120,16 @@ func (b *boundPart) names(id spiffeid.ID, addr netip.Addr, now time.Time) []boun
 	return slices.Clone(*names)
 }
 
-// boundNames are those of one address, each until its time.
+// boundNames holds the names that are bound to one address.
 type boundNames []boundName
 
 type boundName struct {
 	name  allowlist.Host
-	way   wire.Way // of the last answer
+	way   wire.Way // the way to the address in the last answer
 	until time.Time
 }
 
-// size is how many names and aliases there are.
+// size returns the number of names and aliases.
 func (b *boundNames) size() int {
 	size := len(*b)
 	for i := range *b {
@@ -138,8 +138,8 @@ func (b *boundNames) size() int {
 	return size
 }
 
-// add binds a name, or lets it live longer. A name that is too much takes the
-// place of the one that ends first.
+// add binds a name, or extends its life. If there are too many names, it replaces the
+// one that expires first.
 func (b *boundNames) add(name boundName, now time.Time, most int) {
 	for i := range *b {
 		if n := &(*b)[i]; n.name == name.name {
@@ -164,7 +164,7 @@ func (b *boundNames) add(name boundName, now time.Time, most int) {
 		}
 		*b = slices.Delete(*b, first, first+1)
 	}
-	name.way.Aliases = slices.Clone(name.way.Aliases) // or it would hold the whole answer
+	name.way.Aliases = slices.Clone(name.way.Aliases) // the copy does not keep the answer in memory
 	*b = append(*b, name)
 }
 
@@ -172,9 +172,9 @@ func (b *boundNames) forget(now time.Time) {
 	*b = slices.DeleteFunc(*b, func(n boundName) bool { return !now.Before(n.until) })
 }
 
-// Bind remembers for a holder the addresses of an answer that the filter
-// lets it see, before it sees them: until the answer's time is over, and for a
-// minute at least. If they are bound already, it allocates nothing.
+// Bind binds the addresses of an answer that the filter allows a holder to see, before
+// the holder sees them, until the answer expires and for at least a minute. It
+// allocates nothing for addresses that are bound already.
 func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 	until := now.Add(max(a.TTL(now), bindingLife))
 	part := r.bindings.of(h)
@@ -183,20 +183,19 @@ func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 	}
 }
 
-// Binding is a name whose answer has led an identity to an address, and the way.
+// Binding is a name whose answer has led an identity to an address, with the way to it.
 type Binding struct {
 	Name allowlist.Host
 	allowlist.Way
-	// Mapped says that the identity was shown by source-map when it was told the
-	// address: it need not have asked.
+	// Mapped says that the identity was by source-map when the address was bound: the
+	// query may have been forged.
 	Mapped bool
 }
 
-// Bound returns the names whose answers have led an identity to an address and
-// still hold, whatever showed the identity: those that are mapped come last. There
-// are none for an address that it was not led to. The caller asks the
-// policy whether the identity may still reach one of them on the port, and be
-// led from there to the address.
+// Bound returns the names whose answers have led an identity to an address and whose
+// binding has not expired, by whatever proof of the identity; those of mapped holders
+// come last. The caller checks with the policy whether the identity may still reach one
+// of the names on the port, and be led from there to the address.
 func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []Binding {
 	addr = addr.Unmap()
 	proved, mapped := r.bindings.proved.names(id, addr, now), r.bindings.mapped.names(id, addr, now)
@@ -210,7 +209,7 @@ func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []Bindi
 	return bound
 }
 
-// via returns the names that led to the address, beside the name itself.
+// via returns the names that lead to the address, except the name itself.
 func (n *boundName) via() []allowlist.Host {
 	via := slices.Clip(n.way.Aliases)
 	if !n.way.Target.IsZero() {

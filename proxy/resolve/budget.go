@@ -8,43 +8,42 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// DefaultNames is how many distinct names below one wildcard rule an identity
-// may look up within a minute.
+// DefaultNames is how many distinct names below one wildcard rule an identity may look
+// up within a minute.
 const DefaultNames = 100
 
-// questionsPerName is how many questions an identity may have sent to servers
-// within a minute, for each name that it may have below one wildcard rule: its
-// names have several types, and answers that hold for less than a minute are
-// asked for again.
+// questionsPerName is how many questions may be sent to servers for an identity within
+// a minute, for each name that it may have below one wildcard rule: a name has several
+// types, and answers with a time to live of less than a minute are looked up again.
 const questionsPerName = 10
 
 const (
 	budgetWindow = time.Minute
-	// maxBudgets bounds how many pairs of an identity and a rule are counted,
-	// and how many identities; maxCounted the names of the pairs. What asked
-	// longest ago makes room.
+	// maxBudgets bounds how many pairs of a holder and a rule are counted, and how many
+	// holders; maxCounted bounds the names of all pairs. The least recently used ones
+	// are dropped.
 	maxBudgets = 16384
 	maxCounted = 1 << 20
 )
 
-// budgets counts the questions that leave the gateway because of names below
-// wildcards, which their asker chooses: the distinct names of each identity below
-// each wildcard rule, since every new name carries information out, whoever
-// answers; and all questions of each identity, since the order and the types in
-// which the same names are asked for carry some, too.
+// budgets counts the questions that leave the gateway for names below wildcards,
+// because their askers choose these names: the distinct names of each holder below each
+// wildcard rule, since every new name carries information out, whoever answers; and all
+// questions of each holder, since the order and the types of questions for known names
+// carry some, too.
 type budgets struct {
-	limit int // names of a pair
-	most  int // names of all pairs
+	limit int // bound on the names of a pair
+	most  int // bound on the names of all pairs
 	seed  maphash.Seed
 
 	mu        sync.Mutex
 	sets      lru[wildcard, *nameSet]
-	counted   int // names of all sets
+	counted   int // number of names of all pairs
 	questions lru[allowlist.Holder, *departures]
-	begin     time.Time // from where departures count time
+	begin     time.Time // start of the time that departures count
 }
 
-// wildcard is what the names of an asker are counted under.
+// wildcard is the key for counting names: a holder and a wildcard rule.
 type wildcard struct {
 	holder allowlist.Holder
 	rule   string
@@ -57,9 +56,9 @@ func newBudgets(limit int) *budgets {
 	}
 }
 
-// leave counts a question that is about to be sent to a server, and returns why
-// it must not be. A name that an alias leads to is none of the names of the asker, who
-// did not choose it.
+// leave counts a question that is about to be sent to a server, or returns why it must
+// not be sent. The target of an alias does not count as a name, because the asker has
+// not chosen it.
 func (b *budgets) leave(a Asker, name string, now time.Time) error {
 	if a.Wildcard == "" {
 		return nil
@@ -82,18 +81,18 @@ func (b *budgets) leave(a Asker, name string, now time.Time) error {
 	return nil
 }
 
-// departures counts the questions of the last minute, by the part of a minute in
-// which they left. The part in which the minute began counts whole, so that no
-// minute, whenever it begins, has more questions than the bound.
+// departures counts the questions of the last minute, in parts of a minute. The oldest
+// part counts completely even though the minute began within it, so that no minute,
+// whenever it begins, has more questions than the bound.
 type departures struct {
-	parts [partsOfMinute + 1]int // by the number of the part, modulo their count
+	parts [partsOfMinute + 1]int // indexed by the number of the part, modulo their count
 	last  int64                  // number of the newest part
 }
 
 const partsOfMinute = 6
 
-// within returns how many questions may have left in the minute that ends at a
-// time, which is the same as before or a later one.
+// within returns an upper bound of the questions in the minute that ends at a time. The
+// time must not be earlier than in the call before.
 func (d *departures) within(at time.Duration) int {
 	part := max(d.last, int64(at/(budgetWindow/partsOfMinute)))
 	for range min(part-d.last, int64(len(d.parts))) {
@@ -108,12 +107,11 @@ func (d *departures) within(at time.Duration) int {
 	return sum
 }
 
-// add counts a question that leaves at a time for which within was asked.
+// add counts a question at the time that was passed to within.
 func (d *departures) add() { d.parts[d.last%int64(len(d.parts))]++ }
 
-// admit counts a name and reports whether it is within the bound. A name that
-// was counted already within the last minute costs nothing. It is called with mu
-// held.
+// admit counts a name, and reports whether it is within the bound. A name that was
+// counted in the last minute already costs nothing. The caller holds mu.
 func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 	key := wildcard{a.Holder, a.Wildcard}
 	set, ok := b.sets.get(key)
@@ -132,10 +130,10 @@ func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 	return admitted
 }
 
-// nameSet is the names of the last minute, by a hash that callers do not know.
+// nameSet holds the names of the last minute, by a hash that callers cannot predict.
 type nameSet struct {
 	last map[uint64]time.Time
-	// full until then: no name becomes a minute old before.
+	// full is the time until which no name becomes a minute old.
 	full time.Time
 }
 

@@ -10,38 +10,38 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// DefaultCacheBytes bounds the memory of the answers that are kept.
+// DefaultCacheBytes bounds the memory of the cache.
 const DefaultCacheBytes = 64 << 20
 
 const (
 	cacheShards = 16
-	// entryOverhead is what an entry takes beside its message and name: itself,
+	// entryOverhead is the size of an entry without its message and name: the struct,
 	// and its share of the map.
 	entryOverhead = 352
 )
 
-// cache keeps answers, whoever asked, and no verdict about them. It is bounded
-// in bytes; what was not asked for again makes room for what is new (SIEVE: a
-// hit sets a bit, and a hand that goes from the oldest entry to the newest
-// takes the first without it).
+// cache keeps answers for all callers, and no decisions about them. It is bounded in
+// bytes. Answers that were not used again make room for new ones (SIEVE: a hit sets a
+// bit, and a hand that moves from the oldest entry to the newest evicts the first one
+// without the bit).
 type cache struct {
 	seed   maphash.Seed
-	stale  time.Duration // how long an entry is of use after its time
+	stale  time.Duration // how long an expired entry is usable
 	shards [cacheShards]shard
 }
 
-// shard is the part of the cache that holds the names of one hash.
+// shard is the part of the cache for the names with the same hash.
 type shard struct {
 	mu      sync.RWMutex
 	entries map[Question]*entry
 	bytes   int
 	most    int
-	flushes uint64 // how often a name was flushed
+	flushes uint64 // number of flushes of names in this shard
 
 	newest, oldest, hand *entry
 }
 
-// entry is one kept answer. Only hit and failed change after it was put.
+// entry is one cached answer. Only hit and retry change after put.
 type entry struct {
 	question Question
 	msg      *wire.Message
@@ -49,7 +49,7 @@ type entry struct {
 	until    time.Time
 	size     int
 	hit      atomic.Bool
-	retry    atomic.Int64 // no server is asked again before, in Unix nanoseconds
+	retry    atomic.Int64 // servers are not asked again before this time, in Unix nanoseconds
 
 	older, newer *entry
 }
@@ -63,12 +63,12 @@ func newCache(bytes int, stale time.Duration) *cache {
 	return c
 }
 
-// shard returns where all questions about a name are.
+// shard returns the shard of all questions about a name.
 func (c *cache) shard(name allowlist.Host) *shard {
 	return &c.shards[maphash.String(c.seed, name.String())%cacheShards]
 }
 
-// get returns the entry of a question, also one past its time; nil if there is
+// get returns the entry for a question, even if it has expired, or nil if there is
 // none.
 func (c *cache) get(q Question) *entry {
 	s := c.shard(q.Name)
@@ -81,14 +81,15 @@ func (c *cache) get(q Question) *entry {
 	return e
 }
 
-// fresh reports whether the entry's time is not over.
+// fresh reports whether the entry has not expired.
 func (e *entry) fresh(now time.Time) bool { return now.Before(e.until) }
 
-// usable reports whether the entry may serve if no server answers.
+// usable reports whether the entry may be served if no server answers.
 func (c *cache) usable(e *entry, now time.Time) bool { return now.Before(e.until.Add(c.stale)) }
 
-// generation changes with every flush of a name that shares the shard. An
-// answer that was asked for before is not put after it.
+// generation returns a number that changes with every flush of a name in the same
+// shard. An answer is not put into the cache if the number has changed since the
+// question was sent.
 func (c *cache) generation(name allowlist.Host) uint64 {
 	s := c.shard(name)
 	s.mu.RLock()
@@ -96,8 +97,8 @@ func (c *cache) generation(name allowlist.Host) uint64 {
 	return s.flushes
 }
 
-// put keeps an answer, in the place of the one before, unless its time to live
-// is zero, it is larger than the cache, or a flush came in between.
+// put keeps an answer and replaces the one before, unless its time to live is zero, it
+// is larger than a shard, or there was a flush since generation.
 func (c *cache) put(q Question, msg *wire.Message, now time.Time, generation uint64) {
 	s := c.shard(q.Name)
 	s.mu.Lock()
@@ -127,7 +128,7 @@ func (c *cache) put(q Question, msg *wire.Message, now time.Time, generation uin
 	s.newest = e
 }
 
-// flush removes every type of a name and returns how many there were.
+// flush removes the answers of every type for a name and returns their number.
 func (c *cache) flush(name allowlist.Host) int {
 	s := c.shard(name)
 	s.mu.Lock()
@@ -143,8 +144,8 @@ func (c *cache) flush(name allowlist.Host) int {
 	return n
 }
 
-// evict removes the first entry from the hand on that was not asked for since
-// the hand came by. There is one, since the first pass clears the bits.
+// evict removes the first entry from the hand on that was not used since the hand
+// passed it. There is one, because the first pass clears the bits.
 func (s *shard) evict() {
 	e := s.hand
 	if e == nil {
@@ -155,11 +156,12 @@ func (s *shard) evict() {
 			e = s.oldest
 		}
 	}
-	s.hand = e // from where remove moves it on
+	s.hand = e // remove moves it on
 	s.remove(e)
 }
 
-// remove takes an entry out of the shard; the hand moves on if it was there.
+// remove removes an entry from the shard, and moves the hand on if it points to the
+// entry.
 func (s *shard) remove(e *entry) {
 	delete(s.entries, e.question)
 	s.bytes -= e.size
@@ -178,7 +180,7 @@ func (s *shard) remove(e *entry) {
 	}
 }
 
-// size returns how many entries there are, and their bytes.
+// size returns the number of entries and their bytes.
 func (c *cache) size() (entries, bytes int) {
 	for i := range c.shards {
 		s := &c.shards[i]

@@ -13,15 +13,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// Cause says what went wrong with a server, in metrics and in the log. It is one of
-// a closed set.
+// Cause says how a server failed, in metrics and in the log.
 type Cause uint8
 
-// The causes: it does not answer; it cannot be reached, or refuses to be; its
-// certificate is not that of its name; TLS with it fails otherwise; it ends the
-// connection; it answers SERVFAIL, that because DNSSEC says so, REFUSED, or another
-// code; it refers to others, or does not recurse; its answer cannot be used; anything
-// else.
+// The causes: it does not answer; it cannot be reached, or refuses the connection; its
+// certificate is not valid for its name; TLS with it fails otherwise; it closes the
+// connection; it answers with SERVFAIL, with SERVFAIL because of DNSSEC, with REFUSED,
+// or with another code; it refers to other servers, or does not recurse; its answer
+// cannot be used; anything else.
 const (
 	CauseTimeout Cause = iota
 	CauseUnreachable
@@ -36,7 +35,7 @@ const (
 	CauseMalformed
 	CauseOther
 
-	causeCount // not a cause
+	causeCount // the number of causes; not a cause itself
 )
 
 // String returns the word for metrics and the log.
@@ -69,14 +68,14 @@ func (c Cause) String() string {
 	return "other"
 }
 
-// The response codes that have a cause of their own.
+// Response codes that have a cause of their own.
 const (
 	codeServFail = 2
 	codeRefused  = 5
 )
 
-// causeOf returns the cause of an error of asking a server, and says it in printable
-// text of a bounded length.
+// causeOf returns the cause of an error of asking a server, and describes the error in
+// printable text of bounded length.
 func causeOf(err error) (cause Cause, text string) {
 	if said, ok := errors.AsType[*wire.ServerError](err); ok {
 		switch {
@@ -115,7 +114,7 @@ func causeOf(err error) (cause Cause, text string) {
 	return CauseOther, visible(err.Error())
 }
 
-// isTLS reports whether an error is one of the TLS library's.
+// isTLS reports whether an error comes from the TLS library.
 func isTLS(err error) bool {
 	_, record := errors.AsType[tls.RecordHeaderError](err)
 	_, alert := errors.AsType[tls.AlertError](err)
@@ -123,7 +122,7 @@ func isTLS(err error) bool {
 	return record || alert || ok && (operation.Op == "remote error" || operation.Op == "local error")
 }
 
-// maxCauseText bounds what is said of one server, in bytes.
+// maxCauseText bounds the text about one server, in bytes.
 const maxCauseText = 150
 
 // visible makes a text printable and bounds it.

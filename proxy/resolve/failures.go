@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// failureLife is how long a question that no server answered is not asked
-	// again (RFC 9520 section 3.2).
+	// failureLife is how long a question that no server answered is not asked again
+	// (RFC 9520 section 3.2).
 	failureLife = time.Second
 	maxFailures = 4096
 )
 
-// failures remembers the questions that no server answered, for a moment: who
-// asks again at once would make servers that are in trouble work twice.
+// failures remembers for a moment which questions no server answered, because repeated
+// questions would make servers in trouble work twice.
 type failures struct {
 	mu     sync.Mutex
 	recent lru[Question, failed]
@@ -28,7 +28,7 @@ type failed struct {
 
 func newFailures() *failures { return &failures{recent: newLRU[Question, failed](maxFailures)} }
 
-// get returns what became of a question a moment ago, if that was an error.
+// get returns the error of a question that failed a moment ago, or nil.
 func (f *failures) get(q Question, now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// maxFlights bounds how many questions are with servers at a time.
+// maxFlights bounds how many questions are with servers at the same time.
 const maxFlights = 4096
 
 var (
@@ -19,8 +19,8 @@ var (
 	errBusy   = errors.New("too many questions are with servers")
 )
 
-// flights are the questions that are with servers: each question once, however
-// many callers wait for it, and whichever of them give up.
+// flights holds the questions that are with servers: each question once, however many
+// callers wait for it and whichever of them give up.
 type flights struct {
 	run  func(context.Context, Question) (Answer, error)
 	life time.Duration // the most that a flight, or a look-up of several, takes
@@ -31,7 +31,8 @@ type flights struct {
 	running sync.WaitGroup
 }
 
-// flight is one of them. Its fields but cancel are there once done is closed.
+// flight is one of these questions. Its fields other than cancel are set when done is
+// closed.
 type flight struct {
 	done     chan struct{}
 	cancel   context.CancelFunc
@@ -40,9 +41,9 @@ type flight struct {
 	panicked string
 }
 
-// join returns the flight of a question, a new one unless it is under way. Leave
-// is asked before a new one begins, and its error is why none does. The context
-// gives its values, and neither its end nor its deadline.
+// join returns the flight of a question, and begins it if there is none. Before that it
+// calls leave, whose error means that none may begin. The flight uses the values of the
+// context, but not its cancellation or deadline.
 func (f *flights) join(ctx context.Context, q Question, leave func() error) (*flight, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,8 +69,8 @@ func (f *flights) join(ctx context.Context, q Question, leave func() error) (*fl
 	return fl, nil
 }
 
-// land ends a flight. A panic in it would end the process; it is handed to
-// those who wait, whose door contains it.
+// land ends a flight. It passes a panic, which would end the process, to the callers
+// that wait for the flight, where the door recovers from it.
 func (f *flights) land(q Question, fl *flight) {
 	if cause := recover(); cause != nil {
 		fl.panicked = fmt.Sprintf("%v\n\n%s", cause, debug.Stack())
@@ -81,8 +82,8 @@ func (f *flights) land(q Question, fl *flight) {
 	close(fl.done)
 }
 
-// wait waits for a flight to end, or for the caller's time, or for early to
-// fire. It reports whether the flight has ended.
+// wait waits until a flight has ended, ctx is done, or early fires. It reports whether
+// the flight has ended.
 func (fl *flight) wait(ctx context.Context, early <-chan time.Time) bool {
 	select {
 	case <-fl.done:
@@ -96,7 +97,7 @@ func (fl *flight) wait(ctx context.Context, early <-chan time.Time) bool {
 	return false
 }
 
-// close ends all flights and waits for them.
+// close cancels all flights and waits for them.
 func (f *flights) close() {
 	f.mu.Lock()
 	f.closed = true

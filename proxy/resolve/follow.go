@@ -8,15 +8,16 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// errSlow is why an alias is not followed any further.
+// errSlow is the error of an alias that could not be followed in time.
 var errSlow = errors.New("no answer in time")
 
-// follow asks on for the name that the aliases of an open answer lead to, of that
-// name's own servers, until the answer is whole. Each name is asked for only if the
-// asker may be led to all names before it and to itself; otherwise what is known is the
-// answer, whose alias the asker's filter refuses. What is found is kept as the answer to
-// the question: it holds all aliases, about each of which every reader decides for
-// itself. It is not kept behind a special name, to which only some may be led. No server is asked after the end of ctx.
+// follow looks up the target of the aliases in an open answer, at the servers for that
+// name, until the answer is complete. Each target is looked up only if the asker may be
+// led to it and to all names before it; if not, follow returns the open answer, whose
+// alias the asker's filter refuses. The result is cached as the answer to the question:
+// it contains all aliases, and each reader decides about each of them. An answer behind a
+// special name is not cached, because only some callers may be led to it. No server is
+// queried after the end of ctx.
 func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation uint64, answer Answer) (Answer, error) {
 	a.alias = true
 	special := false
@@ -61,7 +62,7 @@ func (a *Asker) follows(answer Answer) bool {
 	return true
 }
 
-// worse returns the origin of what two answers make together.
+// worse returns the origin of an answer that was joined from two answers.
 func worse(a, b Origin) Origin {
 	for _, o := range []Origin{OriginStale, OriginUpstream, OriginCache} {
 		if a == o || b == o {
@@ -71,7 +72,7 @@ func worse(a, b Origin) Origin {
 	return OriginLocal
 }
 
-// behind returns the error of asking for a name that an alias led to.
+// behind returns the error of looking up the target of an alias.
 func (r *Resolver) behind(alias allowlist.Host, err error) error {
 	reason := allowlist.ReasonOf(err)
 	asked, ok := errors.AsType[*AskError](err)

@@ -11,33 +11,33 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long a server that did not answer is asked after the others, the first
-// time and at most.
+// How long a server that did not answer is asked after the others: for the first time,
+// and at most.
 const (
 	firstRest = time.Second
 	longRest  = time.Minute
 )
 
-// A server fails, for the log, if it does not answer, or if so many of its answers one
-// after another say that it has none: one alone may be about the name. Another line
-// that it fails does not follow within tellAfter.
+// The log says that a server fails if it does not answer, or after this number of error
+// responses in a row, because a single one may be about the name. It does not say so
+// again within tellAfter.
 const (
 	errorsInARow = 5
 	tellAfter    = time.Minute
 )
 
-// health is what is known of how a server does. It is safe for concurrent use.
+// health records how well a server works. It is safe for concurrent use.
 type health struct {
-	name   string // for the log
+	name   string // name of the server, for the log
 	log    *slog.Logger
 	counts [causeCount]atomic.Uint64
 
 	mu      sync.Mutex
-	rest    time.Duration // after the next failure
-	until   time.Time     // when it is asked in its turn again
-	inARow  int           // answers that said that there is none
-	failing bool          // as the log has it
-	told    time.Time     // when the log was told so last
+	rest    time.Duration // rest of the last failure; the next one is twice as long
+	until   time.Time     // end of the rest; the server is then asked in its turn again
+	inARow  int           // number of errors in a row
+	failing bool          // says that the last log line reported a failure
+	told    time.Time     // when the log last reported a failure
 }
 
 // well reports whether the server is asked in its turn.
@@ -47,9 +47,9 @@ func (h *health) well(now time.Time) bool {
 	return !now.Before(h.until)
 }
 
-// note takes what came of asking the server, counts it and tells the log.
+// note counts and logs the result of asking the server.
 func (h *health) note(ctx context.Context, err error, cause Cause, text string) {
-	if unasked(err) { // that is no fault of the server's
+	if unasked(err) { // not a fault of the server
 		return
 	}
 	if err != nil {
@@ -64,9 +64,9 @@ func (h *health) note(ctx context.Context, err error, cause Cause, text string) 
 	}
 }
 
-// judge lets a server rest that does not answer, each time for twice as long. One that
-// answers is well, whatever it says: that depends on the name. It reports whether the
-// log is to be told that the server fails, or that it answers again.
+// judge lets a server rest that does not answer, each time for twice as long. A server
+// that answers is well, whatever the answer is, because that depends on the name. judge
+// reports whether to log that the server fails, or that it answers again.
 func (h *health) judge(err error, now time.Time) (fails, again bool) {
 	if unasked(err) {
 		return false, false
@@ -77,7 +77,7 @@ func (h *health) judge(err error, now time.Time) (fails, again bool) {
 	switch {
 	case answered:
 		h.rest, h.until = 0, time.Time{}
-	case !now.Before(h.until): // else others that were with it at the same time said so
+	case !now.Before(h.until): // other questions that were sent to it at the same time have been counted otherwise
 		h.rest = min(max(2*h.rest, firstRest), longRest)
 		h.until = now.Add(h.rest)
 	}
@@ -94,14 +94,14 @@ func (h *health) judge(err error, now time.Time) (fails, again bool) {
 	return true, false
 }
 
-// ServerStats counts what went wrong with a server.
+// ServerStats counts the failures of a server.
 type ServerStats struct {
 	Server string
-	Errors map[Cause]uint64 // every cause is there
+	Errors map[Cause]uint64 // contains every cause
 }
 
-// Stats returns the counts of every server that the configuration names, each once, in
-// its order.
+// Stats returns the counts of every server in the configuration, each once, in their
+// order.
 func (r *Resolver) Stats() []ServerStats {
 	var all []ServerStats
 	at := map[string]int{}

@@ -24,9 +24,9 @@ var (
 	errSpecial   = errors.New("an alias leads to a special name, which no rule allows")
 )
 
-// Cached returns the answer to a question if no server need be asked: for
-// localhost, from the table of hosts, or from the cache while its time lasts. It
-// allocates nothing.
+// Cached returns the answer to a question if no server need be asked: for localhost,
+// from the table of hosts, or from the cache if it has not expired. It allocates
+// nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 	if byType := r.own.of(q.Name); byType != nil {
 		msg := byType[q.Type]
@@ -41,7 +41,7 @@ func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 	return Answer{}, false
 }
 
-// known is Cached, and returns an open answer, too.
+// known returns what Cached returns, and also an open answer.
 func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
 	if answer, ok := r.Cached(q, now); ok {
 		return answer, true
@@ -52,14 +52,13 @@ func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
 	return Answer{}, false
 }
 
-// Lookup answers a question: as Cached does, else by asking servers, else by
-// what is past its time. Where a server gives an alias and nothing of the name that it
-// leads to, that name is asked for, if the asker may follow it. Below a wildcard rule only what a server is asked for on
-// behalf of the asker is counted: nothing else leaves the gateway. Every error is
-// an *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or busy
-// if no server could be asked for want of something of the gateway's. When
-// ctx ends, the question is still asked to its end, for others who wait and for
-// the cache.
+// Lookup answers a question as Cached does, or by asking servers, or with an expired
+// answer. If a server gives an alias without records of its target, and the asker may
+// follow it, the target is looked up, too. Only questions that are sent to servers for
+// the asker are counted below a wildcard rule: nothing else leaves the gateway. Every
+// error is an *allowlist.ReasonError: resolve-failed, resolve-timeout, name-budget, or
+// busy if the gateway lacked the means to ask a server. When ctx ends, the question
+// stays with the servers, for other callers and for the cache.
 func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, error) {
 	now := time.Now()
 	if answer, ok := r.Cached(q, now); ok {
@@ -75,7 +74,7 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	return r.follow(ctx, a, q, generation, answer)
 }
 
-// step answers a question as Lookup does, and follows no alias.
+// step answers a question as Lookup does, but follows no alias.
 func (r *Resolver) step(ctx context.Context, a Asker, q Question) (Answer, error) {
 	now := time.Now()
 	if answer, ok := r.known(q, now); ok {
@@ -100,14 +99,14 @@ func (r *Resolver) step(ctx context.Context, a Asker, q Question) (Answer, error
 	return r.askOrStale(ctx, a, q, old)
 }
 
-// askOrStale asks servers. With an old answer at hand it waits for them for a
-// shorter time, and answers with that if they fail. An asker who has no question
-// left gets no old answer either: it would look as if all were well.
+// askOrStale asks servers. With an old answer it waits for a shorter time, and returns
+// the old answer if they fail. An asker without budget does not get the old answer
+// either, because then it could not see that its budget is spent.
 func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *entry) (Answer, error) {
 	var known Answer
 	fl, err := r.flights.join(ctx, q, func() error {
 		now := time.Now()
-		if answer, ok := r.known(q, now); ok { // a flight has landed since we looked
+		if answer, ok := r.known(q, now); ok { // a flight has landed since step looked
 			known = answer
 			return errKnown
 		}
@@ -141,7 +140,7 @@ func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *ent
 	return Answer{}, failure(err)
 }
 
-// ask is what a flight does.
+// ask asks servers, in a flight.
 func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 	generation := r.cache.generation(q.Name)
 	msg, err := r.groups.of(q.Name).ask(ctx, q)
@@ -158,7 +157,7 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 		return Answer{}, err
 	}
 	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.own.of(end) != nil || r.groups.of(end) != r.groups.of(q.Name)) {
-		msg = msg.OnlyAliases() // what it says of a name that is for other servers does not count
+		msg = msg.OnlyAliases() // a server's statement about a name that belongs to other servers does not count
 	}
 	r.cache.put(q, msg, now, generation)
 	return Answer{msg: msg, name: q.Name, at: now, origin: OriginUpstream}, nil
@@ -168,7 +167,7 @@ func (e *entry) answer(origin Origin) Answer {
 	return Answer{msg: e.msg, name: e.question.Name, at: e.at, origin: origin}
 }
 
-// failure gives an error its reason.
+// failure returns an error with its reason.
 func failure(err error) error {
 	if _, ok := errors.AsType[*allowlist.ReasonError](err); ok {
 		return err
@@ -183,17 +182,17 @@ func failure(err error) error {
 	return &allowlist.ReasonError{Reason: why, Err: err}
 }
 
-// unasked reports whether an error says that no server could be asked for want of
-// something of ours. That says nothing about the servers or the name.
+// unasked reports whether an error means that no server could be asked because the
+// gateway lacks the means. It says nothing about the servers or the name.
 func unasked(err error) bool {
 	return errors.Is(err, errBusy) || errors.Is(err, errStreamFull) || limit.NoDescriptor(err)
 }
 
-// Resolve returns the addresses of an allowed decision's destination, and the way
-// to each, which the caller checks: of both families, asked for at the same time. A
-// literal is its own answer. No address and no error means that the name exists
-// without one. Every error is an *allowlist.ReasonError: as those of Lookup, or why
-// an alias must not be followed.
+// Resolve returns the addresses of the destination in an allowed decision, each with
+// the way to it, which the caller checks. It looks up both families at the same time. A
+// literal address is its own answer. No address and no error means that the name exists
+// without addresses. Every error is an *allowlist.ReasonError: one of Lookup, or the
+// reason why an alias must not be followed.
 func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	host := dec.Dest.Host
 	switch {
@@ -217,7 +216,7 @@ func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]all
 		go func() { results <- r.family(ctx, dec, asker, typ) }()
 	}
 	first := <-results
-	if len(first.addrs) > 0 { // the other one has not much time
+	if len(first.addrs) > 0 { // the other family gets little more time
 		timer := time.AfterFunc(r.familyDelay, cancel)
 		defer timer.Stop()
 	}
@@ -235,15 +234,15 @@ func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]all
 	return nil, first.err
 }
 
-// family is what came of one of the two questions.
+// family is the result for one of the two families.
 type family struct {
 	addrs    []allowlist.Resolved
 	err      error
 	panicked error
 }
 
-// family asks for the addresses of one family. A panic here would end the
-// process; it is carried to the goroutine that waits.
+// family looks up the addresses of one family. It passes a panic, which would end the
+// process, to the goroutine that waits.
 func (r *Resolver) family(ctx context.Context, dec *allowlist.Decision, asker Asker, typ uint16) (f family) {
 	defer func() {
 		if cause := recover(); cause != nil {

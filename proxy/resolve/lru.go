@@ -2,12 +2,12 @@ package resolve
 
 import "container/list"
 
-// lru is a map of bounded size: the entry that was used longest ago makes room
-// for a new one. It is not safe for concurrent use.
+// lru is a map of bounded size, in which a new entry replaces the least recently used
+// one. It is not safe for concurrent use.
 type lru[K comparable, V any] struct {
 	most  int
 	byKey map[K]*list.Element
-	order *list.List // of *pair[K, V], the last used in front
+	order *list.List // *pair[K, V] elements, the last used one in front
 }
 
 type pair[K comparable, V any] struct {
@@ -29,8 +29,8 @@ func (l *lru[K, V]) get(key K) (value V, ok bool) {
 	return e.Value.(*pair[K, V]).value, true //nolint:errcheck,forcetypeassert // nothing else is put in
 }
 
-// put adds a key that is not there, and returns the value that made room for
-// it, if one had to.
+// put adds a key that is not in the map. If the map was full, it returns the value that
+// it has dropped.
 func (l *lru[K, V]) put(key K, value V) (dropped V, full bool) {
 	if full = len(l.byKey) >= l.most; full {
 		dropped = l.dropOldest()
@@ -39,14 +39,14 @@ func (l *lru[K, V]) put(key K, value V) (dropped V, full bool) {
 	return dropped, full
 }
 
-// dropOldest removes the key that was used longest ago; there is one.
+// dropOldest removes the least recently used key. The map must not be empty.
 func (l *lru[K, V]) dropOldest() V {
 	last := l.order.Remove(l.order.Back()).(*pair[K, V]) //nolint:errcheck,forcetypeassert // nothing else is put in
 	delete(l.byKey, last.key)
 	return last.value
 }
 
-// drop removes a key, if it is there.
+// drop removes a key, if it is in the map.
 func (l *lru[K, V]) drop(key K) {
 	if e, ok := l.byKey[key]; ok {
 		l.order.Remove(e)

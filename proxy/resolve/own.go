@@ -7,13 +7,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// own are the answers for the names that no server is asked for, by type.
+// own holds the answers for names that servers are not asked for, by type.
 type own struct {
 	hosts    map[allowlist.Host]map[uint16]*wire.Message
 	loopback map[uint16]*wire.Message // for localhost and every name below it
 }
 
-// newOwn makes the answers of the table of hosts.
+// newOwn returns the answers for localhost and the table of hosts.
 func newOwn(hosts map[allowlist.Host][]netip.Addr) own {
 	o := own{hosts: make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts)), loopback: addressMessages(wire.Loopback())}
 	for host, addrs := range hosts {
@@ -22,7 +22,7 @@ func newOwn(hosts map[allowlist.Host][]netip.Addr) own {
 	return o
 }
 
-// of returns the answers for a name; nil if servers are asked for it.
+// of returns the answers for a name, or nil if servers are asked for it.
 func (o *own) of(name allowlist.Host) map[uint16]*wire.Message {
 	if name.IsLocalhost() {
 		return o.loopback
@@ -30,8 +30,7 @@ func (o *own) of(name allowlist.Host) map[uint16]*wire.Message {
 	return o.hosts[name]
 }
 
-// addressMessages makes the answers for one name that has addresses and nothing
-// else, by type.
+// addressMessages returns the answers, by type, for a name that has addresses only.
 func addressMessages(addrs []netip.Addr) map[uint16]*wire.Message {
 	byType := map[uint16]*wire.Message{anyType: wire.Local(anyType, nil, 0)}
 	for _, typ := range []uint16{wire.TypeA, wire.TypeAAAA} {

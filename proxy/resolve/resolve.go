@@ -1,19 +1,19 @@
-// Package resolve answers DNS questions for every door of the gateway: from a
-// table of hosts, from a cache, or from upstream servers. One resolver serves
-// both halves, so that what a caller is told by DNS is what a connection by
-// name is made to.
+// Package resolve answers DNS questions for every door of the gateway: from a table of
+// hosts, from a cache, or from upstream servers. All doors share one resolver, so that
+// a connection by name goes to the addresses that DNS returns for the name.
 //
-// [Resolver.Cached] and [Resolver.Lookup] answer a question for a DNS door,
-// which shows it through a [Filter]; [Resolver.Resolve] returns the addresses
-// of a destination for the dialer, which asks the decision for each of them.
-// [Resolver.Bind] and [Resolver.Bound] remember which names led to an address.
+// [Resolver.Cached] and [Resolver.Lookup] answer a question for a DNS door, which sends
+// the part of the answer that a [Filter] allows; [Resolver.Resolve] returns the
+// addresses of a destination to the dialer, which checks each of them with the
+// decision. [Resolver.Bind] and [Resolver.Bound] remember which names led to an
+// address.
 //
-// It looks up nothing by itself: only what a policy allowed gets here. It reads
-// no /etc/hosts and completes no name by a search list. localhost and every name
-// below it are 127.0.0.1 and ::1, and no server is asked. The cache holds answers
-// and no verdicts; a new policy does not empty it. The number of distinct names
-// that an identity may look up below one wildcard rule is bounded here, because
-// every door meets here.
+// The package looks up only names that the policy has allowed. It does not read
+// /etc/hosts and does not complete names by a search list. localhost and every name
+// below it are 127.0.0.1 and ::1, and no server is asked for them. The cache holds
+// answers and no decisions; a new policy does not empty it. The number of distinct
+// names that an identity may look up below one wildcard rule is bounded here, because
+// every door uses this package.
 package resolve
 
 import (
@@ -26,56 +26,55 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// DefaultServeStale is for how long an answer is of use after its time, if no
-// server answers.
+// DefaultServeStale is how long an expired answer may be served if no server answers.
 const DefaultServeStale = time.Hour
 
 const (
-	hostsTTL = 60 // seconds, in answers from the table of hosts
-	anyType  = 0  // stands in the table for the types that it has no records of
-	// staleAfter is how long a caller waits for servers if there is an answer
-	// past its time, and staleRetry for how long servers that failed are not
-	// asked again (RFC 8767 section 5).
+	hostsTTL = 60 // time to live of answers from the table of hosts, in seconds
+	anyType  = 0  // key in the table for all types that a name has no records of
+	// staleAfter is how long a caller waits for servers if there is an expired answer,
+	// and staleRetry is how long servers that failed are not asked again (RFC 8767
+	// section 5).
 	staleAfter = 1800 * time.Millisecond
 	staleRetry = 30 * time.Second
-	// familyDelay is how long Resolve waits for the addresses of one family
-	// when it has those of the other.
+	// familyDelay is how long Resolve waits for the addresses of one family when it has
+	// those of the other.
 	familyDelay = 250 * time.Millisecond
 )
 
 // Config says where names are looked up.
 type Config struct {
-	// Servers are asked in turn; none means those that the system's
-	// resolv.conf names when the resolver is made.
+	// Servers are asked in turn. Without any, New reads those of the system's
+	// resolv.conf.
 	Servers []Server
 	// Groups have servers of their own for some names.
 	Groups []Group
-	// Hosts answers these names without asking anybody. localhost and the names
-	// below it cannot be among them, nor among the suffixes of a group.
+	// Hosts answers these names without asking a server. localhost and the names below
+	// it cannot be among them, nor among the suffixes of a group.
 	Hosts map[allowlist.Host][]netip.Addr
 	// CacheBytes bounds the memory of the cache; zero means DefaultCacheBytes.
 	CacheBytes int
-	// ServeStale is for how long an answer is of use after its time, if no
-	// server answers; zero means DefaultServeStale, negative not at all.
+	// ServeStale is how long an expired answer may be served if no server answers; zero
+	// means DefaultServeStale, and a negative value means not at all.
 	ServeStale time.Duration
-	// Names is how many distinct names below one wildcard rule an identity may
-	// look up within a minute; zero means DefaultNames.
+	// Names is how many distinct names below one wildcard rule an identity may look up
+	// within a minute; zero means DefaultNames.
 	Names int
-	// Inspect lets Resolve follow an alias only to a name that is allowed by
-	// itself. Otherwise the name that was asked for decides, and a deny rule
-	// for the alias.
+	// Inspect requires that an alias leads to a name that is allowed itself. Without
+	// it, the alias is followed if its name is allowed, unless a deny rule applies to
+	// the target.
 	Inspect bool
-	// Descriptors are where each socket to a server takes one, for as long as it
-	// is open; nil is any number.
+	// Descriptors is the count from which each socket to a server takes one while it is
+	// open; nil means no limit.
 	Descriptors *limit.Descriptors
-	// Log is told when a server begins to fail and when it answers again; nil is no
-	// log.
+	// Log gets a line when a server begins to fail and when it answers again; nil means
+	// none.
 	Log *slog.Logger
 }
 
 // Group says which servers are asked for the names below some suffixes.
 type Group struct {
-	Suffixes []allowlist.Host // the names themselves, too
+	Suffixes []allowlist.Host // suffixes of names; the suffix itself belongs to the group, too
 	Servers  []Server
 }
 
@@ -97,7 +96,7 @@ type Resolver struct {
 	staleAfter  time.Duration
 }
 
-// New returns a resolver, which the caller closes.
+// New returns a resolver, which the caller must close.
 func New(cfg Config) (*Resolver, error) {
 	if len(cfg.Servers) == 0 {
 		var err error
@@ -137,7 +136,7 @@ func New(cfg Config) (*Resolver, error) {
 	return r, nil
 }
 
-// Close ends what is under way and waits for it. Questions after it fail.
+// Close ends all look-ups and waits for them. Later questions fail.
 func (r *Resolver) Close() {
 	r.flights.close()
 	for _, u := range r.upstreams {
@@ -145,8 +144,8 @@ func (r *Resolver) Close() {
 	}
 }
 
-// Flush forgets what is kept of a name, of every type, and returns how many
-// answers that were. An answer that is on its way is not kept.
+// Flush removes the cached answers of every type for a name, and returns their number.
+// The answer to a question that is with a server at that time is not cached.
 func (r *Resolver) Flush(name allowlist.Host) int {
 	r.failures.flush(name)
 	return r.cache.flush(name)

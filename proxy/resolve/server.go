@@ -12,17 +12,17 @@ import (
 	"strings"
 )
 
-// Protocol is how a server is spoken to.
+// Protocol is the protocol of a server.
 type Protocol uint8
 
-// The protocols: UDP, with TCP for what is truncated; TCP; DNS over TLS.
+// The protocols: UDP, with TCP for truncated answers; TCP; DNS over TLS.
 const (
 	UDP Protocol = iota
 	TCP
 	DoT
 )
 
-// String returns the word of the configuration.
+// String returns the word in the configuration.
 func (p Protocol) String() string {
 	switch p {
 	case UDP:
@@ -39,19 +39,20 @@ func (p Protocol) String() string {
 type Server struct {
 	Protocol Protocol
 	Addr     netip.AddrPort
-	// Name is what the certificate of a DoT server must be for: a DNS name or
-	// an address. Required with DoT, and not with the others.
+	// Name is the DNS name or address that the certificate of a DoT server must be
+	// valid for. It is required with DoT, and must be empty otherwise.
 	Name string
-	// CA is a PEM file of the authorities of a DoT server's certificate; ""
-	// means those of the system.
+	// CA is a PEM file of the CA certificates for a DoT server; "" means those of the
+	// system.
 	CA string
 }
 
-// String names the server in errors, the log and metrics, such as 192.0.2.1:53 (udp), or
-// 192.0.2.1:853 (dot, dns.example).
+// String names the server in errors, the log and metrics, such as 192.0.2.1:53 (udp),
+// or 192.0.2.1:853 (dot, dns.example).
 func (s Server) String() string { return s.over(s.Protocol) }
 
-// over names the server when it was asked over a protocol: one of UDP also over TCP.
+// over names the server with the protocol of a question: TCP is possible for a UDP
+// server.
 func (s Server) over(p Protocol) string {
 	text := s.Addr.String() + " (" + p.String()
 	if s.Name != "" {
@@ -72,8 +73,7 @@ func (s Server) check() error {
 	return nil
 }
 
-// dialer returns a function that connects to the server over TCP, and TLS if it
-// speaks that.
+// dialer returns a function that connects to the server over TCP, with TLS for DoT.
 func (s Server) dialer() (func(context.Context) (net.Conn, error), error) {
 	var plain net.Dialer
 	if s.Protocol != DoT {
@@ -98,8 +98,7 @@ func (s Server) dialer() (func(context.Context) (net.Conn, error), error) {
 	}, nil
 }
 
-// The servers of the system, and what stands in for them where it names none
-// (resolv.conf(5)).
+// The servers of the system, and the default if it configures none (resolv.conf(5)).
 const (
 	resolvConf   = "/etc/resolv.conf"
 	maxSystem    = 3
@@ -107,7 +106,7 @@ const (
 	dnsPort      = 53
 )
 
-// systemServers reads the name servers of a resolv.conf.
+// systemServers reads the name servers in a resolv.conf.
 func systemServers(path string) ([]Server, error) {
 	text, err := os.ReadFile(path) //nolint:gosec // G304: a constant but in tests
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	// streamIdle is how long a connection without an answer stays open.
+	// streamIdle is how long a connection stays open without an answer.
 	streamIdle = 10 * time.Second
-	// maxInStream bounds the questions that wait in one connection. There is room
-	// for all that are with servers: the slow ones of a caller take no place from
-	// the others.
+	// maxInStream bounds the questions that wait in one connection. It has room for all
+	// questions that are with servers, so that the slow ones of one caller do not lock
+	// out others.
 	maxInStream = maxFlights
 )
 
@@ -29,13 +29,13 @@ var (
 	errStreamFull  = errors.New("too many questions wait in the connection")
 )
 
-// streams is the connection to one server over TCP or TLS, which is opened when
-// it is needed and shared by all questions (RFC 7766 section 6.2.1).
+// streams manages the connection to one server over TCP or TLS. The connection is
+// opened when it is needed, and shared by all questions (RFC 7766 section 6.2.1).
 type streams struct {
 	dial        func(ctx context.Context) (net.Conn, error)
 	descriptors *limit.Descriptors
 
-	opening chan struct{} // holds a token while somebody looks at current, or dials
+	opening chan struct{} // holds a token while current is read or dialled
 	current *stream
 	readers sync.WaitGroup
 	closed  bool
@@ -45,9 +45,9 @@ func newStreams(dial func(ctx context.Context) (net.Conn, error), descriptors *l
 	return &streams{dial: dial, descriptors: descriptors, opening: make(chan struct{}, 1)}
 }
 
-// ask asks over the connection there is, and once more over a new one if that
-// had been open before and ended without an answer: servers close connections
-// when they like.
+// ask asks over the current connection. If that had been open before and ends without
+// an answer, ask asks once more over a new one, because servers close connections at
+// any time.
 func (s *streams) ask(ctx context.Context, q Question, query newQuery) (*wire.Message, error) {
 	msg, opened, err := s.try(ctx, q, query)
 	if errors.Is(err, errStreamEnded) && !opened {
@@ -65,7 +65,7 @@ func (s *streams) try(ctx context.Context, q Question, query newQuery) (msg *wir
 	return msg, opened, err
 }
 
-// open returns the connection, and whether it is new.
+// open returns the current connection, and whether it is new.
 func (s *streams) open(ctx context.Context) (st *stream, opened bool, err error) {
 	select {
 	case s.opening <- struct{}{}:
@@ -96,7 +96,8 @@ func (s *streams) open(ctx context.Context) (st *stream, opened bool, err error)
 	return current, true, nil
 }
 
-// close closes the connection and waits for its reader. Nobody asks any more.
+// close closes the connection and waits for its reader. There must be no more
+// questions.
 func (s *streams) close() {
 	s.opening <- struct{}{}
 	s.closed = true
@@ -107,15 +108,15 @@ func (s *streams) close() {
 	s.readers.Wait()
 }
 
-// stream is one connection and the questions that wait for answers in it.
+// stream is one connection with the questions that wait for answers in it.
 type stream struct {
 	conn  net.Conn
-	write sync.Mutex // held while a query is written
+	write sync.Mutex // locked while a query is written
 	ended chan struct{}
-	heard atomic.Uint64 // messages read so far
+	heard atomic.Uint64 // number of messages that have been read
 
 	mu      sync.Mutex
-	waiting map[uint16]chan []byte // by id; nil once the connection is of no use
+	waiting map[uint16]chan []byte // by id; nil when the connection must not be used any more
 }
 
 func (s *stream) usable() bool {
@@ -124,9 +125,9 @@ func (s *stream) usable() bool {
 	return s.waiting != nil
 }
 
-// ask asks one question. The connection ends after an answer that is none to
-// the question, but not after one that says nothing of use: that is what
-// whoever answers for the name has chosen, and others wait in the connection.
+// ask asks one question. The connection ends after an answer that does not belong to
+// the question, but not after one that cannot be used: its content depends on the owner
+// of the name, and other questions wait in the connection.
 func (s *stream) ask(ctx context.Context, q Question, newQuery newQuery) (*wire.Message, error) {
 	query, answer, err := s.enter(q, newQuery)
 	if err != nil {
@@ -142,13 +143,13 @@ func (s *stream) ask(ctx context.Context, q Question, newQuery newQuery) (*wire.
 		return s.parse(query, packet)
 	case <-s.ended:
 		select {
-		case packet := <-answer: // it came just before
+		case packet := <-answer: // it came just before the end
 			return s.parse(query, packet)
 		default:
 		}
 		return nil, errStreamEnded
 	case <-ctx.Done():
-		if s.heard.Load() == heard { // nothing came all the time: perhaps nobody is there any more
+		if s.heard.Load() == heard { // nothing came all the time, so the server may be gone
 			s.abort()
 		}
 		return nil, ctx.Err()
@@ -163,7 +164,7 @@ func (s *stream) parse(query *wire.Query, packet []byte) (*wire.Message, error) 
 	return msg, err
 }
 
-// enter finds an id that no other question in the connection has.
+// enter returns a query with an id that no other waiting query has.
 func (s *stream) enter(q Question, newQuery newQuery) (*wire.Query, chan []byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,14 +205,14 @@ func (s *stream) send(ctx context.Context, packet []byte) error {
 	}
 	_ = s.conn.SetWriteDeadline(deadline)
 	if _, err := s.conn.Write(framed); err != nil {
-		s.abort() // who knows how much of it was written
+		s.abort() // part of it may have been written
 		return err
 	}
 	return nil
 }
 
-// read hands answers to those who wait, until the connection ends or says
-// nothing for a while.
+// read passes answers to the waiting questions, until the connection ends or is idle
+// for too long.
 func (s *stream) read() {
 	defer s.end()
 	for {
@@ -229,20 +230,20 @@ func (s *stream) read() {
 		if answer != nil {
 			select {
 			case answer <- packet:
-			default: // it has one already
+			default: // it has an answer already
 			}
 		}
 		s.mu.Unlock()
 	}
 }
 
-// end tells those who wait that there is no answer.
+// end fails all questions that still wait.
 func (s *stream) end() {
 	s.abort()
 	close(s.ended)
 }
 
-// abort ends the connection; nobody comes to wait in it any more.
+// abort closes the connection, and lets no more questions wait in it.
 func (s *stream) abort() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,7 +251,7 @@ func (s *stream) abort() {
 	_ = s.conn.Close()
 }
 
-// readFrame reads one message with its length in front.
+// readFrame reads one message after its length.
 func readFrame(r io.Reader) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {

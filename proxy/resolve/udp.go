@@ -10,10 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// askUDP asks over a socket of its own, so that the port is one that nobody
-// can guess, connected, so that the kernel drops what comes from elsewhere. A
-// packet that is no answer to the query is passed over: the true one may still
-// come.
+// askUDP asks over a new socket, so that nobody can guess its port. The socket is
+// connected, so that the kernel drops packets from other addresses. A packet that is
+// not the answer to the query is ignored, because the real answer may still come.
 func (u *upstream) askUDP(ctx context.Context, q Question, newQuery newQuery) (*wire.Message, error) {
 	query, err := newQuery(q, true)
 	if err != nil {
@@ -34,7 +33,7 @@ func (u *upstream) askUDP(ctx context.Context, q Question, newQuery newQuery) (*
 	if _, err := conn.Write(query.Packet()); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, 4096) // larger than what we ask for: some servers send more
+	buf := make([]byte, 4096) // larger than the size in the query, because some servers send more
 	for {
 		n, err := conn.Read(buf)
 		if err != nil {
@@ -50,8 +49,7 @@ func (u *upstream) askUDP(ctx context.Context, q Question, newQuery newQuery) (*
 	}
 }
 
-// ended returns why waiting ended, if it did, in place of what a socket made
-// of it.
+// ended returns why ctx is done, if it is, and otherwise the error of the socket.
 func ended(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return cause

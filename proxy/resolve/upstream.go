@@ -12,8 +12,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long servers are waited for: each try of one of them, and all tries together,
-// for a name and for those that its aliases lead to; and how often each is tried.
+// How long servers are waited for: for each try of one server, and for all tries
+// together, for a name and for those to which its aliases lead; and how often each server
+// is tried.
 const (
 	tryTimeout    = 2 * time.Second
 	lookupTimeout = 5 * time.Second
@@ -25,25 +26,26 @@ type group struct {
 	servers []*upstream
 }
 
-// errLame is why the answer of a server does not count if others may know better.
+// errLame is why a server's answer does not count if another server may have a better
+// one.
 var errLame = errors.New("an answer of a server that does not recurse")
 
-// upstream is one server and what is known of its health.
+// upstream is one server with its health.
 type upstream struct {
 	health
 
 	server  Server
-	streams *streams // for TCP and DoT, and for what is truncated over UDP
+	streams *streams // for TCP and DoT, and for answers that are truncated over UDP
 	try     time.Duration
 
 	descriptors *limit.Descriptors
 }
 
-// ask asks the group's servers in turn until one has answered: first those that
-// are well, in the order of the configuration, then the others; each twice at
-// most. What they did is the error. The answer of a server that neither recurses nor is
-// authoritative for the name counts only if none of the others that are well has
-// another.
+// ask asks the group's servers in turn until one has answered: first those that are
+// well, in the order of the configuration, then the others, each at most twice. The
+// error contains the failure of each. An answer of a server that neither recurses nor
+// is authoritative for the name counts only if none of the other servers that are well
+// has another answer.
 func (g *group) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	order := g.order(time.Now())
 	failed := &AskError{}
@@ -83,8 +85,8 @@ func (g *group) order(now time.Time) []*upstream {
 	return append(order, resting...)
 }
 
-// ask asks one server, for at most two seconds, and notes in failed what went wrong. If
-// there are others, it counts as an error of the server that its answer is lame.
+// ask asks one server, for at most two seconds, and adds its failure to failed. If
+// there are other servers, a lame answer counts as an error of the server.
 func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *AskError) (*wire.Message, error) {
 	tryCtx, cancel := context.WithTimeout(ctx, u.try)
 	defer cancel()
@@ -100,14 +102,14 @@ func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *Ask
 	if err != nil {
 		failed.add(u.server.over(over), text, err)
 	}
-	if ctx.Err() == nil || err == nil { // else nobody waited for it long enough
+	if ctx.Err() == nil || err == nil { // otherwise the caller did not wait for the server long enough
 		u.note(ctx, wrong, cause, text)
 	}
 	return msg, err
 }
 
-// exchange asks the server, and once more without EDNS if it does not understand that.
-// It returns how the last answer came, or did not.
+// exchange asks the server, and once more without EDNS if the server does not
+// understand EDNS. It returns the protocol of the last try.
 func (u *upstream) exchange(ctx context.Context, q Question) (msg *wire.Message, over Protocol, err error) {
 	msg, over, err = u.once(ctx, q, wire.NewQuery)
 	if wire.WithoutEDNS(err) {
@@ -144,11 +146,11 @@ func (u *upstream) once(ctx context.Context, q Question, query newQuery) (msg *w
 	return msg, over, err
 }
 
-// groups finds the servers for a name.
+// groups holds the servers for each name.
 type groups struct {
 	bySuffix map[string]*group
 	others   *group
-	all      []*upstream // of every group
+	all      []*upstream // the servers of all groups
 }
 
 func newGroups(cfg *Config) (groups, error) {
@@ -178,7 +180,7 @@ func newGroups(cfg *Config) (groups, error) {
 	return g, nil
 }
 
-// add makes a group of servers.
+// add adds a group of servers.
 func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
 	if len(servers) == 0 {
 		return nil, errors.New("a group has no servers")
@@ -200,7 +202,7 @@ func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
 	return added, nil
 }
 
-// of returns the group of the longest suffix that a name is or is below.
+// of returns the group with the longest suffix that a name has, or others.
 func (g *groups) of(name allowlist.Host) *group {
 	for suffix := name.String(); ; {
 		if found := g.bySuffix[suffix]; found != nil {

@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// Append appends a complete response without OPT: header, the client's
-// question, the records that the filter lets through. A record ages by the
-// seconds given, and if stale its time to live is StaleTTL.
+// Append appends a complete response without an OPT: the header, the client's question,
+// and the records that the filter allows. The times to live are reduced by age seconds,
+// or are StaleTTL if stale is set.
 //
-// If the filter refuses an alias, or every record behind the aliases, the
-// response has no record at all and the code NoError: no data. It allocates
-// nothing but what dst needs to grow.
+// If the filter refuses an alias, or every record after the aliases, the response has
+// no records and the code NoError, which means no data. Append allocates only what dst
+// needs to grow.
 func (m *Message) Append(dst []byte, reply Reply, age uint32, stale bool, f Filter) ([]byte, Counts) {
 	w := writer{dst: slices.Grow(dst, headLen+len(reply.Question)+len(m.data)), start: len(dst), filter: f, age: age, stale: stale}
 	w.counts.Cut = int(m.cut)
@@ -37,19 +37,19 @@ func (m *Message) Append(dst []byte, reply Reply, age uint32, stale bool, f Filt
 	return w.dst, w.counts
 }
 
-// writer is one response in the making.
+// writer is a response that is being written.
 type writer struct {
 	dst    []byte
-	start  int // where the message begins in dst
+	start  int // offset of the message in dst
 	filter Filter
 	age    uint32
 	stale  bool
 
-	owners      [MaxHops + 1]uint16 // where the question's and each alias's name stands
+	owners      [MaxHops + 1]uint16 // offsets of the question's name and of each alias's target
 	hops        int
 	counts      Counts
 	authorities byte
-	emptied     bool // the filter left nothing
+	emptied     bool // says that the filter left nothing
 }
 
 func (w *writer) head(reply Reply) {
@@ -70,7 +70,7 @@ func (w *writer) records(m *Message) {
 		if named {
 			if !w.filter.Hop(names[0]) {
 				w.counts.Dropped++
-				if r.typ == TypeCNAME { // what is behind it is not seen either
+				if r.typ == TypeCNAME { // the records after it are not sent either
 					final = 0
 					break
 				}
@@ -91,7 +91,7 @@ func (w *writer) records(m *Message) {
 	}
 }
 
-// alias writes a CNAME and remembers where its target stands.
+// alias writes a CNAME and remembers the offset of its target.
 func (w *writer) alias(r *record) {
 	w.hops++
 	w.rr(r)
@@ -99,8 +99,8 @@ func (w *writer) alias(r *record) {
 	w.counts.Answers++
 }
 
-// record writes what is no alias, and reports whether the filter let it
-// through.
+// record writes a record other than an alias, and reports whether the filter allowed
+// it.
 func (w *writer) record(r *record) bool {
 	if addr, ok := r.addr(); ok && !w.filter.Addr(addr) {
 		w.counts.Dropped++
@@ -127,7 +127,7 @@ func (w *writer) record(r *record) bool {
 	return true
 }
 
-// rr writes a record as it is stored, behind a pointer to its owner.
+// rr writes a record as it is stored, after a pointer to its owner.
 func (w *writer) rr(r *record) {
 	ttl := r.ttl - min(r.ttl, w.age)
 	if w.stale {

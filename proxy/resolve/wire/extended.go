@@ -10,24 +10,24 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// maxExtraText bounds the text of an extended error, which its server chooses.
+// maxExtraText bounds the text of an extended error, which the server chooses.
 const maxExtraText = 80
 
-// Extended is an extended error (RFC 8914) by which a server says why it has no
-// answer. The zero value is none.
+// Extended is an extended error (RFC 8914), with which a server explains why it has no
+// answer. The zero value means that there is none.
 type Extended struct {
 	Given bool
 	Code  uint16
-	Text  string // of the server: any bytes, at most maxExtraText
+	Text  string // text of the server: any bytes, at most maxExtraText
 }
 
-// ServerError is a response code by which a server says that it has no answer.
+// ServerError is an error response of a server.
 type ServerError struct {
 	Code     int
 	Extended Extended
 }
 
-// Error names the code and the extended error, in printable text.
+// Error returns the code and the extended error as printable text.
 func (e *ServerError) Error() string {
 	text := RCodeText(e.Code)
 	if !e.Extended.Given {
@@ -51,12 +51,12 @@ func RCodeText(code int) string {
 	return fmt.Sprintf("code %d", code)
 }
 
-// IsBogus reports whether the server says that the answer is not what DNSSEC proves
-// it to be.
+// IsBogus reports whether the server has found that the answer does not pass DNSSEC
+// validation.
 func (e *ServerError) IsBogus() bool { return e.Extended.isBogus() }
 
-// telling returns how much an extended error says, beside others of the same server:
-// servers give several, and "other" among the first.
+// telling ranks the extended errors of one response by how much they say: a server may
+// send several, and "other" among the first.
 func (e Extended) telling() int {
 	switch {
 	case !e.Given:
@@ -69,6 +69,7 @@ func (e Extended) telling() int {
 	return 2
 }
 
+// isBogus reports whether the code is one of a failed DNSSEC validation.
 func (e Extended) isBogus() bool {
 	switch e.Code {
 	case dns.ExtendedErrorCodeDNSSECIndeterminate, dns.ExtendedErrorCodeDNSBogus, dns.ExtendedErrorCodeSignatureExpired,
@@ -79,17 +80,18 @@ func (e Extended) isBogus() bool {
 	return false
 }
 
-// WithoutEDNS reports whether an error may be about the OPT of the query, so that
-// the server is to be asked once more without it (RFC 6891 section 7).
+// WithoutEDNS reports whether an error may be about the OPT of the query, so that the
+// server should be asked once more without it (RFC 6891 section 7).
 func WithoutEDNS(err error) bool {
 	said, ok := errors.AsType[*ServerError](err)
 	return ok && (said.Code == dns.RcodeFormatError || said.Code == dns.RcodeNotImplemented || said.Code == dns.RcodeBadVers)
 }
 
-// refusal returns the error of a response whose code is one, or that has no question.
-// The extended error is what can be read of it: a server that fails may not write a
-// proper message. Without a question nothing says which name does not exist, so that
-// NXDOMAIN is no answer, and a response without an error is not the one to the query.
+// refusal returns the error for a response whose code is an error, or that has no
+// question. It reads the extended error as far as possible, because a failing server may
+// not write a well-formed message. Without a question nothing tells which name does not
+// exist: NXDOMAIN is then no answer, and a response without an error does not belong to
+// the query.
 func (p *parser) refusal(code int) error {
 	records := 0
 	for i := headLen / 2; i < headLen; i += 2 {

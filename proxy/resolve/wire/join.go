@@ -7,11 +7,11 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Open reports whether the aliases of the message lead to a name of which it says
-// nothing: End is still to be asked for.
+// Open reports whether the message has aliases but says nothing about their last
+// target: End must still be looked up.
 func (m *Message) Open() bool { return m.open }
 
-// End returns the name that the last alias leads to; zero without one.
+// End returns the target of the last alias; zero without an alias.
 func (m *Message) End() allowlist.Host {
 	end := allowlist.Host{}
 	for hop := range m.Hops() {
@@ -20,8 +20,8 @@ func (m *Message) End() allowlist.Host {
 	return end
 }
 
-// OnlyAliases returns the message with its aliases and nothing else: open, whatever its
-// server says of the name that they lead to.
+// OnlyAliases returns the message with its aliases only. It is open, whatever its
+// server says about the target of the last alias.
 func (m *Message) OnlyAliases() *Message {
 	out := &Message{authentic: m.authentic, negative: true, open: true, lame: m.lame, ttl: MaxTTL}
 	rest := m.data
@@ -37,9 +37,9 @@ func (m *Message) OnlyAliases() *Message {
 	return out
 }
 
-// Join returns an open message together with the answer for its End. Both have been
-// kept for some seconds; what it returns counts from now. The name is that of the
-// question of the open one.
+// Join returns an open message joined with the answer for its End. age and nextAge say
+// for how many seconds the two have been kept; the times to live of the result count
+// from now. name is the name in the question of the open message.
 func (m *Message) Join(age uint32, next *Message, nextAge uint32, name allowlist.Host) (*Message, error) {
 	chain := append([]allowlist.Host{name}, m.names...)
 	hops := len(m.names)
@@ -64,8 +64,8 @@ func (m *Message) Join(age uint32, next *Message, nextAge uint32, name allowlist
 	return out, nil
 }
 
-// appendAged appends stored records that have been kept for some seconds, behind a
-// number of aliases.
+// appendAged appends stored records that have been kept for age seconds, after a number
+// of aliases.
 func appendAged(dst, data []byte, age uint32, hops int) []byte {
 	for len(data) > 0 {
 		var r record

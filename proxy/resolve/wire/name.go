@@ -7,7 +7,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Bounds of a name on the wire (RFC 1035 section 2.3.4).
+// Bounds of a name in wire format (RFC 1035 section 2.3.4).
 const (
 	maxNameLen  = 255
 	maxLabelLen = 63
@@ -15,9 +15,8 @@ const (
 	maxPointers = maxNameLen / 2
 )
 
-// readName reads the name at an offset, which may be compressed. It appends the
-// name without compression and in lower case, and returns what follows it in the
-// message.
+// readName reads the name at an offset, which may be compressed. It appends the name
+// without compression and in lower case, and returns the offset after the name.
 func readName(dst, msg []byte, off int) (name []byte, next int, err error) {
 	next = -1
 	start := len(dst)
@@ -75,8 +74,8 @@ func appendName(dst []byte, name string) []byte {
 	return append(dst, 0)
 }
 
-// covers reports whether a name is the zone's or below it; both stand in lower case
-// and without compression.
+// covers reports whether a name is the zone itself or below it. Both are uncompressed
+// and in lower case.
 func covers(zone, name string) bool {
 	for len(name) > len(zone) {
 		name = name[1+int(name[0]):]
@@ -84,7 +83,8 @@ func covers(zone, name string) bool {
 	return name == zone
 }
 
-// host returns the host that a name of the library is; an error if it is none.
+// host returns the host for a name of the library, or an error if the name is not one
+// of a host.
 func host(name string) (allowlist.Host, error) {
 	h, err := allowlist.ParseHost(name)
 	if err == nil && h.IsAddr() {

@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Parse checks that msg is a whole answer to the query and returns what it
-// says. The error is one of this package's, or wraps it: after ErrStray and
-// ErrCase the true answer may still come. It keeps no part of msg.
+// Parse checks that msg is a complete answer to the query and returns its content. An
+// error is or wraps one of this package's: after ErrStray and ErrCase the real answer
+// may still come. Parse keeps no part of msg.
 func (q *Query) Parse(msg []byte) (*Message, error) {
 	body, err := q.check(msg)
 	if err != nil {
@@ -39,25 +39,25 @@ func (q *Query) Parse(msg []byte) (*Message, error) {
 	return p.message(flags&flagAA != 0)
 }
 
-// parser reads one answer. Names stand in it as on the wire, without compression and
-// in lower case.
+// parser reads one answer. Its names are in wire format, uncompressed and in lower
+// case.
 type parser struct {
 	reader
 
 	question Question
-	records  []answer          // what may count of the answer section
-	aliases  map[string]answer // the first of each owner
-	owner    string            // the end of the chain so far
-	loopback bool              // owner is localhost or below it
-	chain    []string          // the names before it
-	finals   int               // records that were asked for
-	kept     int               // those of them that are of use
-	hints    int               // in those
+	records  []answer          // records of the answer section that may belong to the answer
+	aliases  map[string]answer // first alias of each owner
+	owner    string            // end of the chain so far
+	loopback bool              // says that owner is localhost or below it
+	chain    []string          // names in the chain before owner
+	finals   int               // number of records of owner with the type of the question
+	kept     int               // number of these records that are kept
+	hints    int               // number of hints in the kept records
 	soa      bool
-	foreign  bool     // a record of the answer section has another class than IN
-	referral bool     // name servers stand in the authority section
+	foreign  bool     // says that the answer section has a record of another class than IN
+	referral bool     // says that the authority section has name servers
 	extended int      // upper bits of the response code
-	ede      Extended // the one that says the most
+	ede      Extended // the extended error that says the most
 	edited   bool
 	out      Message
 }
@@ -66,11 +66,11 @@ type parser struct {
 type answer struct {
 	header
 	owner string
-	at    int // where its rdata begins
+	at    int // offset of its rdata
 }
 
-// sections reads the answer's records, the SOA of a negative answer, and the
-// response code's upper bits, which stand in the OPT.
+// sections reads the records of the answer, the SOA of a negative answer, and the upper
+// bits of the response code, which are in the OPT.
 func (p *parser) sections() error {
 	for range binary.BigEndian.Uint16(p.msg[6:]) {
 		if err := p.collect(); err != nil {
@@ -103,7 +103,7 @@ func (p *parser) sections() error {
 	return nil
 }
 
-// message finishes what was read.
+// message returns the message that was read.
 func (p *parser) message(authoritative bool) (*Message, error) {
 	m := &p.out
 	if err := p.nothing(authoritative); err != nil {
@@ -112,14 +112,14 @@ func (p *parser) message(authoritative bool) (*Message, error) {
 	m.negative = p.kept == 0 && (p.question.Type != TypeCNAME || len(p.chain) == 0)
 	m.open = m.negative && len(p.chain) > 0 && p.finals == 0 && !p.soa && !p.loopback && m.rcode == NoError
 	if len(m.data) == 0 || m.negative && !p.soa && !m.open {
-		m.ttl = 0 // nothing says how long it holds (RFC 2308 section 5)
+		m.ttl = 0 // its life is unknown (RFC 2308 section 5)
 	}
 	m.authentic = m.authentic && !p.edited
 	return m, nil
 }
 
-// nothing returns why a message is no answer that there is nothing, though it has no
-// record of the name and the type.
+// nothing returns why a message without a record of the name and the type is not a
+// valid negative answer, or nil if it is one.
 func (p *parser) nothing(authoritative bool) error {
 	switch {
 	case p.out.rcode == NXDomain && p.finals > 0:
@@ -136,8 +136,8 @@ func (p *parser) nothing(authoritative bool) error {
 	return nil
 }
 
-// collect reads one record of the answer section. One of another class, or of a type
-// that nobody asked for, such as a signature, is passed over.
+// collect reads one record of the answer section. It skips records of another class, or
+// of a type that was not asked for, such as a signature.
 func (p *parser) collect() error {
 	owner, h, err := p.next()
 	if err != nil {
@@ -152,7 +152,7 @@ func (p *parser) collect() error {
 		p.edited = true
 	case h.typ == TypeCNAME:
 		if _, twice := p.aliases[owner]; twice {
-			p.edited = true // a name has one alias (RFC 2181 section 10.1)
+			p.edited = true // a name can have one alias only (RFC 2181 section 10.1)
 			break
 		}
 		if p.aliases == nil {
@@ -165,8 +165,9 @@ func (p *parser) collect() error {
 	return nil
 }
 
-// walk goes from the name over its aliases to the records that were asked for, and
-// keeps them. It passes over what is not on the way, and looks once at each record.
+// walk follows the aliases from the name to the records of the question's type, and
+// keeps them. It skips records that do not belong to the chain, and visits each record
+// once.
 func (p *parser) walk() error {
 	for !p.loopback && (p.question.Type != TypeCNAME || len(p.chain) == 0) {
 		alias, ok := p.aliases[p.owner]
@@ -178,7 +179,7 @@ func (p *parser) walk() error {
 		}
 	}
 	p.edited = p.edited || len(p.aliases) > len(p.chain)
-	if p.loopback { // what it has is known
+	if p.loopback { // its addresses are known
 		p.edited = p.edited || len(p.records) > 0
 		return p.keepLoopback()
 	}
@@ -194,7 +195,7 @@ func (p *parser) walk() error {
 	return nil
 }
 
-// final keeps a record that was asked for.
+// final keeps a record of the question's type.
 func (p *parser) final(a answer) error {
 	p.finals++
 	if p.kept == MaxRecords {
@@ -215,14 +216,14 @@ func (p *parser) final(a answer) error {
 	return p.keep(record{typ: a.typ, ttl: clamp(a.ttl, MaxTTL), rdata: rdata})
 }
 
-// cut notes that n records or hints of the answer are left out, because there are
-// too many.
+// cut notes that n records or hints of the answer are left out because there are too
+// many.
 func (p *parser) cut(n int) {
 	p.out.cut += uint16(n) //nolint:gosec // G115: a message of 64 KiB has fewer
 	p.edited = p.edited || n > 0
 }
 
-// follow goes to the target of an alias.
+// follow keeps an alias and moves the end of the chain to its target.
 func (p *parser) follow(alias answer) error {
 	name, end, err := readName(nil, p.msg[:alias.at+alias.size], alias.at)
 	if err != nil || end != alias.at+alias.size {
@@ -249,8 +250,8 @@ func (p *parser) follow(alias answer) error {
 	return nil
 }
 
-// keepLoopback ends a chain that leads to localhost with the addresses that it
-// has, whatever the server says, also that there is no such name.
+// keepLoopback ends a chain that leads to localhost with the addresses of localhost,
+// whatever the server says, even that the name does not exist.
 func (p *parser) keepLoopback() error {
 	p.out.rcode = NoError
 	for _, addr := range Loopback() {
@@ -263,9 +264,9 @@ func (p *parser) keepLoopback() error {
 	return nil
 }
 
-// service keeps an HTTPS or SVCB record, unless nothing is left of it without
-// ECH, or it leads to what is no host or to localhost, which has no service of
-// the gateway's callers and is at no address that a hint could name.
+// service keeps an HTTPS or SVCB record, unless the record is malformed or unusable
+// without ECH, or its target is not a host, or is localhost, where callers have no
+// services and whose addresses no hint may name.
 func (p *parser) service(rr dns.RR, rdata []byte) error {
 	svcb, ok := rr.(*dns.SVCB)
 	if https, is := rr.(*dns.HTTPS); is {
@@ -284,7 +285,7 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 		target, err := host(svcb.Target)
 		if err != nil || target.IsLocalhost() {
 			p.edited = true
-			return nil //nolint:nilerr // such a record is left out
+			return nil //nolint:nilerr // a record without a valid target is left out
 		}
 		p.out.names = append(p.out.names, target)
 	}
@@ -292,8 +293,8 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 	return p.keep(record{typ: svcb.Hdr.Rrtype, ttl: clamp(svcb.Hdr.Ttl, MaxTTL), rdata: rdata[:kept]})
 }
 
-// authority reads one record of the authority section, of which only the SOA
-// of a negative answer is kept.
+// authority reads one record of the authority section. Only the SOA of a negative
+// answer is kept.
 func (p *parser) authority() error {
 	zone, h, err := p.next()
 	if err != nil {
@@ -324,7 +325,7 @@ func (p *parser) authority() error {
 	})
 }
 
-// keep stores a record at the end of the chain.
+// keep stores a record whose owner is the end of the chain.
 func (p *parser) keep(r record) error {
 	r.hop = uint8(len(p.chain)) //nolint:gosec // G115: at most MaxHops
 	if !r.authority {
@@ -342,7 +343,7 @@ func (p *parser) keepAt(r record) error {
 	return nil
 }
 
-// clamp bounds a time to live; one with the top bit set is none (RFC 2181
+// clamp bounds a time to live. A value with the top bit set means zero (RFC 2181
 // section 8).
 func clamp(ttl, most uint32) uint32 {
 	if ttl>>31 != 0 {

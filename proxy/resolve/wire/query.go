@@ -11,8 +11,8 @@ import (
 
 const (
 	headLen = 12
-	// payload is the size of UDP answers that we ask for: what fits into every
-	// path without fragments (RFC 9715 section 3).
+	// payload is the size of UDP answers in queries: it passes every path without
+	// fragmentation (RFC 9715 section 3).
 	payload = 1232
 
 	flagQR, flagAA, flagTC, flagRD = 1 << 15, 1 << 10, 1 << 9, 1 << 8
@@ -20,16 +20,15 @@ const (
 	opcodes                        = 0xf << 11
 )
 
-// Query is one question as it goes to a server, with an id that nobody can
-// guess.
+// Query is a question as it is sent to a server, with an id that nobody can guess.
 type Query struct {
 	question Question
 	packet   []byte
-	end      int // of the question section
+	end      int // end of the question section
 }
 
-// NewQuery makes a query. If mixed, its letters have random case, which a
-// forged answer must guess, too (draft-vixie-dnsext-dns0x20): for datagrams.
+// NewQuery makes a query. If mixed is set, its letters have random case, which a forged
+// answer must guess, too (draft-vixie-dnsext-dns0x20); this is for datagrams.
 func NewQuery(q Question, mixed bool) (*Query, error) {
 	if q.Name.IsZero() || q.Name.IsAddr() {
 		return nil, fmt.Errorf("packing a query: %q is no name", q.Name)
@@ -50,21 +49,21 @@ func NewQuery(q Question, mixed bool) (*Query, error) {
 	p = binary.BigEndian.AppendUint16(p, q.Type)
 	p = append(p, 0, dns.ClassINET)
 	end := len(p)
-	p = append(p, 0, 0, byte(dns.TypeOPT)) // owned by the root
+	p = append(p, 0, 0, byte(dns.TypeOPT)) // its owner is the root
 	p = binary.BigEndian.AppendUint16(p, payload)
 	p = append(p, 0, 0, 0, 0, 0, 0) // version 0, DO off, no option
 	return &Query{question: q, packet: p, end: end}, nil
 }
 
-// WithoutEDNS returns the query without its OPT, for a server that does not
-// understand it.
+// WithoutEDNS returns the query without its OPT, for a server that does not understand
+// it.
 func (q *Query) WithoutEDNS() *Query {
 	p := bytes.Clone(q.packet[:q.end])
-	p[headLen-1] = 0 // additional records
+	p[headLen-1] = 0 // number of additional records
 	return &Query{question: q.question, packet: p, end: q.end}
 }
 
-// Packet returns the query on the wire. It must not be changed.
+// Packet returns the query in wire format. It must not be changed.
 func (q *Query) Packet() []byte { return q.packet }
 
 // ID returns the id of the query.
@@ -73,9 +72,9 @@ func (q *Query) ID() uint16 { return binary.BigEndian.Uint16(q.packet) }
 // asked returns the question section.
 func (q *Query) asked() []byte { return q.packet[headLen:q.end] }
 
-// check reports whether a packet is an answer to this query, and returns where its
-// question ends. Servers that fail may leave the question out: then that is headLen,
-// and only what the header and the OPT say counts.
+// check checks that a packet is an answer to this query, and returns the offset after
+// its question. A failing server may leave out the question: the offset is then headLen,
+// and only the header and the OPT record count.
 func (q *Query) check(msg []byte) (body int, err error) {
 	if len(msg) < headLen || binary.BigEndian.Uint16(msg) != q.ID() {
 		return 0, ErrStray
@@ -94,20 +93,20 @@ func (q *Query) check(msg []byte) (body int, err error) {
 	switch got := msg[headLen : headLen+len(asked)]; {
 	case bytes.Equal(got, asked):
 		return headLen + len(asked), nil
-	case bytes.EqualFold(got, asked): // type and class have no letters that would fold unlike these
+	case bytes.EqualFold(got, asked): // no two types that are looked up differ in letter case only
 		return 0, ErrCase
 	}
 	return 0, ErrStray
 }
 
-// refuses reports whether the code of a header says that there is no answer.
+// refuses reports whether the code in a header is an error.
 func refuses(flags uint16) bool {
 	code := int(flags & 0xf)
 	return code != NoError && code != NXDomain
 }
 
-// mixCase gives each letter of a name the case of a random bit. The lengths of
-// labels are no letters: they are 63 at most.
+// mixCase sets the case of each letter in a name by a random bit. The lengths of labels
+// are at most 63 and therefore not taken for letters.
 func mixCase(name, random []byte) {
 	for i, c := range name {
 		if 'a' <= c && c <= 'z' && random[i/8]>>(i%8)&1 != 0 {

@@ -7,10 +7,10 @@ import (
 	"github.com/miekg/dns"
 )
 
-// pack returns a record's rdata without compression and with names in lower
-// case: their letters may point into the question, whose case is ours. Rdata
-// without names is whole, which is raw as it came: the library takes it to text
-// and back, and some octets are others then.
+// pack returns a record's rdata uncompressed and with names in lower case: compressed
+// names may point into the question, whose case is random. Rdata without names is
+// returned as it came (raw), because the library would convert it to text and back,
+// which changes some bytes.
 func pack(rr dns.RR, raw []byte) ([]byte, error) {
 	h := rr.Header()
 	names := namesIn(rr)
@@ -21,7 +21,7 @@ func pack(rr dns.RR, raw []byte) ([]byte, error) {
 		return raw, nil
 	}
 	for _, name := range names {
-		if *name == "" { // the library takes a record that is cut off before it
+		if *name == "" { // the library accepts a record that ends before its name
 			return nil, fmt.Errorf("%w: a record of type %d without its name", ErrMalformed, h.Rrtype)
 		}
 		*name = strings.ToLower(*name)
@@ -36,8 +36,8 @@ func pack(rr dns.RR, raw []byte) ([]byte, error) {
 	return buf[head:end:end], nil
 }
 
-// leastRdata is how many bytes the rdata of a type without names has at least:
-// the library takes a record that is cut off between two of its fields.
+// leastRdata returns the smallest size of the rdata of a type without names: the
+// library accepts a record that ends between two fields.
 func leastRdata(typ uint16) int {
 	switch typ {
 	case dns.TypeSSHFP: // algorithm, kind and a fingerprint (RFC 4255 section 3.1)
@@ -52,7 +52,7 @@ func leastRdata(typ uint16) int {
 	return 1
 }
 
-// namesIn returns the names in the rdata of the types that are asked for.
+// namesIn returns pointers to the names in the rdata, for all types that are looked up.
 func namesIn(rr dns.RR) []*string {
 	switch rr := rr.(type) {
 	case *dns.NS:

@@ -10,18 +10,18 @@ import (
 // reader reads the records of a message one after another.
 type reader struct {
 	msg []byte
-	off int // where the next one begins, or the rdata of the last one
+	off int // offset of the next record, or of the rdata of the last one
 }
 
 // header is the head of a record.
 type header struct {
 	typ, class uint16
 	ttl        uint32
-	size       int // of the rdata
+	size       int // size of the rdata
 }
 
-// next reads the owner and the head of a record, after which r.off is where its
-// rdata begins, all of which is in the message.
+// next reads the owner and the head of a record. r.off is then the offset of the rdata,
+// all of which is in the message.
 func (r *reader) next() (owner string, h header, err error) {
 	var buf [maxNameLen]byte
 	name, off, err := readName(buf[:0], r.msg, r.off)

@@ -5,24 +5,24 @@ import (
 	"net/netip"
 )
 
-// record is one record of a stored message. Its owner is a name that a
-// response has already, so that a pointer to it is enough (RFC 1035 section
-// 4.1.4): that of the question or of an alias, without its first bytes.
+// record is one record of a stored message. Its owner is a name that a response
+// contains already, so that a pointer can stand for it (RFC 1035 section 4.1.4): the
+// name of the question, or the target of an alias, without its first skip bytes.
 type record struct {
-	hop       uint8 // 0: the question's name; n: the target of the nth alias
-	skip      uint8 // bytes of that name in front of the owner
-	authority bool  // stands in the authority section
+	hop       uint8 // 0 for the question's name, n for the target of the nth alias
+	skip      uint8 // number of bytes of that name before the owner
+	authority bool  // says that the record is in the authority section
 	typ       uint16
 	ttl       uint32
-	rdata     []byte // no name in it is compressed
+	rdata     []byte // contains no compressed name
 }
 
 const (
 	recordHead   = 12
-	hopAuthority = 0x80 // beside the hop, which is at most MaxHops
+	hopAuthority = 0x80 // combined with the hop, which is at most MaxHops
 )
 
-// append writes the stored form.
+// append appends the stored form of a record.
 func (r record) append(dst []byte) []byte {
 	hop := r.hop
 	if r.authority {
@@ -36,7 +36,7 @@ func (r record) append(dst []byte) []byte {
 	return append(dst, r.rdata...)
 }
 
-// nextRecord reads the first record and returns what is behind it.
+// nextRecord returns the first record and the bytes that follow it.
 func nextRecord(data []byte) (record, []byte) {
 	end := recordHead + int(binary.BigEndian.Uint16(data[10:]))
 	return record{

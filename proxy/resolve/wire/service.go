@@ -5,8 +5,8 @@ import (
 	"net/netip"
 )
 
-// The parameters of HTTPS and SVCB records that mean something here (RFC 9460
-// section 14.3.2).
+// Parameters of HTTPS and SVCB records that this package uses (RFC 9460 section
+// 14.3.2).
 const (
 	keyMandatory = 0
 	keyIPv4Hint  = 4
@@ -14,18 +14,18 @@ const (
 	keyIPv6Hint  = 6
 )
 
-// leaveOut stands for the length of a parameter that is removed.
+// leaveOut is returned instead of a length to remove a parameter.
 const leaveOut = -1
 
 func (r *record) isService() bool { return r.typ == TypeSVCB || r.typ == TypeHTTPS }
 
-// isNamed reports whether a stored record leads to a name, which stands in
-// Message.names.
+// isNamed reports whether a stored record has a target that is in Message.names.
 func (r *record) isNamed() bool {
-	return r.typ == TypeCNAME || r.isService() && r.rdata[2] != 0 // not the root, which means the owner
+	return r.typ == TypeCNAME || r.isService() && r.rdata[2] != 0 // the root stands for the owner
 }
 
-// hintSize returns the length of an address in a parameter; 0 if it has none.
+// hintSize returns the length of an address in a parameter, or 0 if the parameter has
+// none.
 func hintSize(key uint16) int {
 	switch key {
 	case keyIPv4Hint:
@@ -36,8 +36,8 @@ func hintSize(key uint16) int {
 	return 0
 }
 
-// eachHint yields the hints of a stored record until yield returns false, which
-// it returns.
+// eachHint calls yield for the hints of a stored record. It returns false if yield
+// does, and stops then.
 func eachHint(rdata []byte, yield func(netip.Addr) bool) bool {
 	for rest := rdata[2+nameLen(rdata[2:]):]; len(rest) > 0; {
 		size := hintSize(binary.BigEndian.Uint16(rest))
@@ -52,10 +52,10 @@ func eachHint(rdata []byte, yield func(netip.Addr) bool) bool {
 	return true
 }
 
-// stripService removes from rdata, in place, the ECH parameter and the hints beyond
-// the first ones that there is room for. It returns how much of it is left, 0 if the
-// record is not to be used, because it is malformed or cannot be used without what
-// was removed; how many hints it has; and how many were cut.
+// stripService removes the ECH parameter and all hints after the first room ones from
+// rdata, in place. It returns the remaining length, which is 0 if the record is
+// malformed or unusable without the removed parameters; the number of hints left; and
+// the number of hints removed.
 func stripService(rdata []byte, room int) (kept, hints, cut int) {
 	kept = editService(rdata, func(key uint16, value []byte) (int, bool) {
 		size := hintSize(key)
@@ -81,9 +81,9 @@ func stripService(rdata []byte, room int) (kept, hints, cut int) {
 	return kept, hints, cut
 }
 
-// filterService removes from rdata, in place, the hints that the filter
-// refuses, and returns how much of it is left, and how many hints are not; 0 if
-// the record cannot be used without.
+// filterService removes the hints that the filter refuses from rdata, in place. It
+// returns the remaining length, which is 0 if the record is unusable without them, and
+// the number of removed hints.
 func filterService(rdata []byte, f Filter) (kept, dropped int) {
 	kept = editService(rdata, func(key uint16, value []byte) (int, bool) {
 		size := hintSize(key)
@@ -106,10 +106,10 @@ func filterService(rdata []byte, f Filter) (kept, dropped int) {
 	return kept, dropped
 }
 
-// editService goes through the parameters of a record. The edit may shorten a
-// value in place and returns its new length, or leaveOut for the parameter, or
-// false if the record is malformed. A record that says that a parameter is
-// mandatory is not usable without it.
+// editService calls edit for each parameter of a record. edit may shorten a value in
+// place and returns its new length, leaveOut to remove the parameter, or false if the
+// record is malformed. A record is unusable without a parameter that it lists as
+// mandatory. editService returns the new length, or 0.
 func editService(rdata []byte, edit func(key uint16, value []byte) (int, bool)) int {
 	params := 2 + nameLen(rdata[2:])
 	out := rdata[:params]
@@ -147,7 +147,7 @@ func editService(rdata []byte, edit func(key uint16, value []byte) (int, bool)) 
 	return len(out)
 }
 
-// lists reports whether the value of mandatory names a key.
+// lists reports whether the value of the parameter mandatory contains a key.
 func lists(mandatory []byte, key uint16) bool {
 	for ; len(mandatory) >= 2; mandatory = mandatory[2:] {
 		if binary.BigEndian.Uint16(mandatory) == key {
@@ -157,7 +157,7 @@ func lists(mandatory []byte, key uint16) bool {
 	return false
 }
 
-// nameLen returns the length of a name that is not compressed.
+// nameLen returns the length of an uncompressed name.
 func nameLen(name []byte) int {
 	n := 0
 	for name[n] != 0 {

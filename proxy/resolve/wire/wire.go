@@ -1,18 +1,17 @@
-// Package wire is what DNS looks like on the network: the queries that go to
-// upstream servers, the check of what they answer, and a compact stored form
-// of a checked answer, from which responses to clients are made.
+// Package wire implements the messages of DNS: queries to upstream servers, the check
+// of their answers, and a compact stored form of a checked answer, from which responses
+// to clients are written.
 //
-// A query is rebuilt from a canonical name and a type; nothing of a client's
-// packet is in it. An answer counts only if it is the answer to that query,
-// letter by letter. Of its records those count which the chain of aliases that
-// starts at the name leads to, in whatever order they stand. All others are dropped.
-// An answer whose aliases lead to a name of which it says nothing is open: whoever
-// reads it asks for that name and joins the two answers.
-// What a server says of localhost counts for nothing: an alias of it leads to
-// 127.0.0.1 and ::1.
+// A query is written from a canonical name and a type; it contains nothing of a
+// client's packet. An answer counts only if its question equals that of the query,
+// letter by letter. Of its records, only those count that belong to the chain of
+// aliases which starts at the name, in any order; all others are dropped. An answer is
+// open if the last alias leads to a name about which the answer says nothing: its
+// reader looks up that name and joins the two answers. What a server says about
+// localhost does not count: an alias to localhost leads to 127.0.0.1 and ::1.
 //
-// It opens no socket and keeps nothing. It is the only user of the DNS library
-// below it, whose parsing and packing of single records is all that is used.
+// The package opens no socket and keeps no state. It is the only package of the gateway
+// that uses the DNS library, and uses that only to parse and pack single records.
 package wire
 
 import (
@@ -25,7 +24,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The types that this package knows by name.
+// Types that this package knows by name.
 const (
 	TypeA     = dns.TypeA
 	TypeAAAA  = dns.TypeAAAA
@@ -34,37 +33,36 @@ const (
 	TypeHTTPS = dns.TypeHTTPS
 )
 
-// The response codes of the answers that are kept.
+// Response codes of answers that are kept.
 const (
 	NoError  = dns.RcodeSuccess
 	NXDomain = dns.RcodeNameError
 )
 
-// Bounds on what an upstream server may answer.
+// Bounds on the answers of upstream servers.
 const (
 	// MaxHops is how many aliases may lead from the name to its records.
 	MaxHops = 16
-	// MaxRecords is how many records behind the aliases are kept, of whatever
-	// type, and MaxHints how many hints all of them have together: each costs a
-	// decision whenever the answer is shown. The first ones count.
+	// MaxRecords is how many records after the aliases are kept, of any type, and
+	// MaxHints is how many hints they may have together: each of them costs a decision
+	// whenever the answer is sent. The first ones are kept.
 	MaxRecords = 64
 	MaxHints   = 64
-	// MaxTTL bounds every time to live, and MaxNegativeTTL that of an answer
-	// that there is nothing (RFC 2308 section 5), in seconds.
+	// MaxTTL bounds every time to live, and MaxNegativeTTL bounds that of a negative
+	// answer (RFC 2308 section 5), in seconds.
 	MaxTTL         = 3600
 	MaxNegativeTTL = 300
-	// StaleTTL is the time to live in an answer that is past its own (RFC 8767
+	// StaleTTL is the time to live in a response with an expired answer (RFC 8767
 	// section 4), in seconds.
 	StaleTTL = 30
 
-	// maxStored leaves room for header, question and OPT in a response of
+	// maxStored leaves room for the header, the question and an OPT in a response of
 	// 65,535 bytes.
 	maxStored = 65535 - 1024
 )
 
-// What may be wrong with an answer. ErrStray, ErrCase and ErrTruncated say
-// that the answer to the query is yet to come: from the same socket, or over a
-// stream.
+// Errors of an answer. ErrStray, ErrCase and ErrTruncated mean that the answer to the
+// query is still to come: from the same socket, or over a stream.
 var (
 	ErrStray     = errors.New("not the answer to this query")
 	ErrCase      = errors.New("the question has other letter case")
@@ -75,80 +73,80 @@ var (
 	ErrType      = errors.New("a type that is never asked for")
 )
 
-// Answered reports whether an error is about what the answer to the query says:
-// its server has taken it in, and answers.
+// Answered reports whether an error is about the content of an answer: the server has
+// received the query and answers.
 func Answered(err error) bool {
 	_, said := errors.AsType[*ServerError](err)
 	return said || errors.Is(err, ErrMalformed) || errors.Is(err, ErrChain) || errors.Is(err, ErrReferral) || errors.Is(err, ErrTruncated)
 }
 
-// Question is what is asked: a name and a type, of class IN. It is comparable.
+// Question is a name and a type, of class IN. It is comparable.
 type Question struct {
 	Name allowlist.Host
 	Type uint16
 }
 
-// Forwarded reports whether a type is ever asked for: if a policy can allow it.
-// Everything else (ANY, transfers, NULL, KEY, WKS, private types) carries what no
-// client needs.
+// Forwarded reports whether questions of a type are sent to servers: those of a type
+// that a policy can allow. All other types (ANY, transfers, NULL, KEY, WKS, private
+// types) carry nothing that clients need.
 func Forwarded(typ uint16) bool { return allowlist.QueryType(typ).Known() }
 
-// Filter says what one caller may see.
+// Filter says what one caller may see of an answer.
 type Filter interface {
-	// Addr reports whether the caller may see an address: of an A or AAAA
-	// record, or a hint. IPv4-mapped addresses come unmapped.
+	// Addr reports whether the caller may see an address, of an A or AAAA record or a
+	// hint. IPv4-mapped addresses are passed unmapped.
 	Addr(addr netip.Addr) bool
-	// Hop reports whether the caller may be led to a name: by a CNAME, or as
-	// the target of an HTTPS or SVCB record.
+	// Hop reports whether a CNAME, or an HTTPS or SVCB record, may lead the caller to
+	// its target.
 	Hop(name allowlist.Host) bool
 }
 
-// Reply is what a response takes over from the client's query.
+// Reply is what a response takes from the client's query.
 type Reply struct {
 	ID     uint16
 	RD, CD bool
-	// AD says that the client wants to know whether the answer is validated:
-	// its query had AD or DO set (RFC 6840 section 5.7).
+	// AD says that the client wants to know whether the answer is validated: its query
+	// had AD or DO set (RFC 6840 section 5.7).
 	AD bool
-	// Question is the name, not compressed, type and class as the client sent
-	// them. It must be the question of the message but for letter case.
+	// Question is the uncompressed name, the type and the class as the client sent
+	// them. It must equal the question of the message except for letter case.
 	Question []byte
 }
 
-// Counts says what became of the records of an answer.
+// Counts says how many records of an answer were sent and how many were not.
 type Counts struct {
-	// Answers is how many records the answer section has, aliases included.
-	// None, although there were some, means that the filter refused them all.
+	// Answers is the number of records in the answer section, including aliases. It is
+	// zero although the message has records if the filter refused them all.
 	Answers int
-	// Dropped is how many addresses and names the filter refused.
+	// Dropped is the number of addresses and names that the filter refused.
 	Dropped int
-	// Cut is how many records and hints were not kept, because the server gave
-	// more than MaxRecords or MaxHints.
+	// Cut is the number of records and hints that were not kept, because the server
+	// sent more than MaxRecords or MaxHints.
 	Cut int
 }
 
-// Message is a checked answer in stored form. It is immutable; the zero value
-// is the answer that the name exists and has no record of the type.
+// Message is a checked answer in stored form. It is immutable. The zero value is the
+// answer that the name exists and has no records of the type.
 type Message struct {
 	rcode     uint8
 	authentic bool
 	negative  bool
-	open      bool             // says nothing of the name that its aliases lead to
-	lame      bool             // given by a server that neither recurses nor is authoritative
-	cut       uint16           // records and hints that were not kept
-	ttl       uint32           // the lowest of all records; 0 without any
-	data      []byte           // the records, as record.append writes them
-	names     []allowlist.Host // of each alias and each service's target, in order
+	open      bool             // says that there is nothing about the target of the last alias
+	lame      bool             // says that the server neither recurses nor is authoritative
+	cut       uint16           // number of records and hints that were not kept
+	ttl       uint32           // the lowest of all records; 0 without records
+	data      []byte           // the records in the form of record.append
+	names     []allowlist.Host // targets of the aliases and of the services, in order
 }
 
 // RCode returns NoError or NXDomain.
 func (m *Message) RCode() int { return int(m.rcode) }
 
-// Negative reports whether there is nothing of the type at the name.
+// Negative reports whether the name has no records of the type.
 func (m *Message) Negative() bool { return m.negative }
 
-// TTL returns for how many seconds the answer holds; zero if it must not be kept. An
-// open one is not the whole answer, and does not hold.
+// TTL returns for how many seconds the answer may be used; zero if it must not be kept.
+// It is zero for an open message, which is not a complete answer.
 func (m *Message) TTL() uint32 {
 	if m.open {
 		return 0
@@ -156,15 +154,15 @@ func (m *Message) TTL() uint32 {
 	return m.ttl
 }
 
-// Life returns for how many seconds the message may be kept: the TTL, and for an
-// open one that of its aliases.
+// Life returns for how many seconds the message may be kept: the TTL, or the lowest
+// time to live of the aliases of an open message.
 func (m *Message) Life() uint32 { return m.ttl }
 
-// Lame reports whether the message comes from a server that does not recurse and is
-// not authoritative for the name: another one may know better.
+// Lame reports whether the message comes from a server that neither recurses nor is
+// authoritative for the name: another server may have a better answer.
 func (m *Message) Lame() bool { return m.lame }
 
-// Size returns how much memory the message holds, in bytes and about.
+// Size returns the approximate memory use of the message in bytes.
 func (m *Message) Size() int {
 	size := 96 + cap(m.data)
 	for _, n := range m.names {
@@ -173,8 +171,8 @@ func (m *Message) Size() int {
 	return size
 }
 
-// Unauthenticated returns the message without its claim to be validated, which
-// only a server over an authenticated connection can make.
+// Unauthenticated returns the message without its claim to be validated, which only a
+// server on an authenticated connection can make.
 func (m *Message) Unauthenticated() *Message {
 	if !m.authentic {
 		return m
@@ -184,7 +182,7 @@ func (m *Message) Unauthenticated() *Message {
 	return &other
 }
 
-// Hops yields the names that the aliases lead to, in order.
+// Hops yields the targets of the aliases, in order.
 func (m *Message) Hops() iter.Seq[allowlist.Host] {
 	return func(yield func(allowlist.Host) bool) {
 		hops := m.names
@@ -192,15 +190,15 @@ func (m *Message) Hops() iter.Seq[allowlist.Host] {
 			var r record
 			r, data = nextRecord(data)
 			if r.typ != TypeCNAME || !yield(hops[0]) {
-				return // aliases come first
+				return // aliases come before other records
 			}
 			hops = hops[1:]
 		}
 	}
 }
 
-// Addrs yields the addresses of A and AAAA records and the hints of HTTPS and
-// SVCB records, IPv4-mapped ones unmapped.
+// Addrs yields the addresses of A and AAAA records and the hints of HTTPS and SVCB
+// records. IPv4-mapped addresses are unmapped.
 func (m *Message) Addrs() iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for data := m.data; len(data) > 0; {
@@ -216,15 +214,15 @@ func (m *Message) Addrs() iter.Seq[netip.Addr] {
 	}
 }
 
-// Way is the names over which an answer leads to an address.
+// Way is the names on the way from a question to an address.
 type Way struct {
 	Aliases []allowlist.Host // in order
-	Target  allowlist.Host   // of the service whose hint it is; zero if it is the owner
+	Target  allowlist.Host   // target of the service that has the address as a hint; zero if that is the owner
 }
 
-// Seen yields those of Addrs that a caller is shown, and the way to each: what
-// the filter lets through, and not the hints of a service whose target it
-// refuses, nor what is behind a refused alias.
+// Seen yields those addresses of Addrs that a caller sees, each with the way to it:
+// addresses that the filter allows, without the hints of a service whose target it
+// refuses, and without anything after a refused alias.
 func (m *Message) Seen(f Filter) iter.Seq2[netip.Addr, Way] {
 	return func(yield func(netip.Addr, Way) bool) {
 		var way Way
@@ -264,8 +262,8 @@ func Loopback() []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 }
 
-// Local returns an answer that no server gave: the addresses of a host that
-// are of the type, or that there are none.
+// Local returns an answer without a server: the addresses of the type, or a negative
+// answer if there are none.
 func Local(typ uint16, addrs []netip.Addr, ttl uint32) *Message {
 	m := &Message{negative: true}
 	for _, addr := range addrs {
