@@ -9,7 +9,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// header is a reply of twelve bytes, by the server's id for the query and a code.
+// header returns a reply that is a header only, with the id of the query and a response
+// code.
 func header(code uint16) func(query []byte) []byte {
 	return func(query []byte) []byte {
 		p := binary.BigEndian.AppendUint16(slices.Clone(query[:2]), 1<<15|code)
@@ -17,7 +18,7 @@ func header(code uint16) func(query []byte) []byte {
 	}
 }
 
-// TestAnswersThatLeadToTheNextServer say nothing of the name.
+// TestAnswersThatLeadToTheNextServer checks answers that say nothing about the name.
 func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
 	for name, first := range map[string]answer{
@@ -40,12 +41,13 @@ func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, other := newServer(t, always(first)), newServer(t, addresses("192.0.2.1"))
 			r := newResolver(t, Config{}, s, other).impatient(patience)
-			check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream") // or no server would have time left
+			check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream") // otherwise no server would have time left
 		})
 	}
 }
 
-// TestAnswersWithoutRecursion count if no other server has a better one.
+// TestAnswersWithoutRecursion checks that they count if no other server has a better
+// one.
 func TestAnswersWithoutRecursion(t *testing.T) {
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
 	authoritative := func(m *dns.Msg) { m.RecursionAvailable, m.Authoritative = false, true }
@@ -82,8 +84,8 @@ func TestAnswersWithoutRecursion(t *testing.T) {
 	})
 }
 
-// TestServersWithoutEDNS are asked once more without it (RFC 6891 section 7), over
-// either protocol.
+// TestServersWithoutEDNS checks that these servers are asked once more without EDNS
+// (RFC 6891 section 7), over either protocol.
 func TestServersWithoutEDNS(t *testing.T) {
 	for _, protocol := range []Protocol{UDP, TCP} {
 		for name, old := range map[string]answer{

@@ -34,7 +34,7 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
-// lines returns what the log was told, without times, and ports as N.
+// lines returns the lines of the log, without times and with N for ports.
 func (l *logged) lines() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -44,12 +44,13 @@ func (l *logged) lines() []string {
 
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// anyPort writes N for the port of each server.
+// anyPort replaces the port of each server by N.
 func anyPort(text string) string {
 	return regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "127.0.0.1:N")
 }
 
-// TestWhatIsSaidOfAFailure names the server, how it was asked, and what it did.
+// TestWhatIsSaidOfAFailure checks that a failure names the server, its protocol and
+// what it did.
 func TestWhatIsSaidOfAFailure(t *testing.T) {
 	cert, ca := selfSigned(t)
 	ede := func(code uint16, text string) func(*dns.Msg) {
@@ -58,7 +59,7 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: code, ExtraText: text}}
 		}
 	}
-	closed := func() netip.AddrPort { // to what nobody listens on any more
+	closed := func() netip.AddrPort { // an address on which nothing listens any more
 		udp, tcp := listenBoth(t)
 		addr := netip.MustParseAddrPort(udp.LocalAddr().String())
 		_, _ = udp.Close(), tcp.Close()
@@ -118,7 +119,7 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 				r.impatient(20 * time.Millisecond)
 			}
 			q := question(t, "api.example", dns.TypeA)
-			for range 2 { // from the server, and from what is remembered
+			for range 2 { // first from the server, then from the remembered failure
 				_, err := r.Lookup(t.Context(), Asker{}, q)
 				got := FailureOf(err)
 				if got.Detail = anyPort(got.Detail); got != row.want {
@@ -127,7 +128,7 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 				if _, err := r.Resolve(t.Context(), decide(t, "api.example", []string{"api.example"}, nil)); anyPort(FailureOf(err).Detail) != row.want.Detail {
 					t.Errorf("for a connection: %+v", FailureOf(err))
 				}
-				r.failures.put(q, r.failures.get(q, time.Time{}), time.Now()) // however slow this machine is
+				r.failures.put(q, r.failures.get(q, time.Time{}), time.Now()) // so that it is not forgotten on a slow machine
 			}
 			for cause, n := range r.Stats()[0].Errors {
 				if (n > 0) != (cause == row.cause) {
@@ -138,8 +139,8 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 	}
 }
 
-// TestWhatIsSaidOfManyServers: the last of each, three at most; the most telling answer
-// is the one that is passed on.
+// TestWhatIsSaidOfManyServers checks that a failure contains the last try of at most
+// three servers, and passes on the answer with the most information.
 func TestWhatIsSaidOfManyServers(t *testing.T) {
 	bogus := func(m *dns.Msg) {
 		m.SetEdns0(1232, false)
@@ -160,7 +161,7 @@ func TestWhatIsSaidOfManyServers(t *testing.T) {
 	}
 }
 
-// TestFailuresOfOurOwn name no server.
+// TestFailuresOfOurOwn checks that failures of the gateway itself name no server.
 func TestFailuresOfOurOwn(t *testing.T) {
 	for want, err := range map[string]error{
 		"":                                    nil,
@@ -178,7 +179,8 @@ func TestFailuresOfOurOwn(t *testing.T) {
 	}
 }
 
-// TestTheLogIsToldOfServers: once that one fails, and once that it answers again.
+// TestTheLogIsToldOfServers checks that the log says once that a server fails, and once
+// that it answers again.
 func TestTheLogIsToldOfServers(t *testing.T) {
 	var log logged
 	var refuses atomic.Bool
@@ -202,7 +204,7 @@ func TestTheLogIsToldOfServers(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	refuses.Store(true)
-	for _, name := range []string{"bad3.example", "bad4.example", "bad5.example"} { // two questions each
+	for _, name := range []string{"bad3.example", "bad4.example", "bad5.example"} { // each asks two questions
 		check(t, lookup(t, r, name, dns.TypeA), "resolve-failed")
 	}
 	if got := log.lines(); len(got) != 2 {
@@ -217,8 +219,8 @@ func TestTheLogIsToldOfServers(t *testing.T) {
 	}
 }
 
-// TestOneBadNameIsNoBadServer: answers that say that there is none are about the name,
-// unless so many follow one another.
+// TestOneBadNameIsNoBadServer checks that error responses count as being about the
+// name, unless there are many in a row.
 func TestOneBadNameIsNoBadServer(t *testing.T) {
 	now := time.Now()
 	var h health
@@ -247,7 +249,7 @@ func TestOneBadNameIsNoBadServer(t *testing.T) {
 	}
 }
 
-// TestStatsNameEachServerOnce, in however many groups it is.
+// TestStatsNameEachServerOnce checks a server that is in several groups.
 func TestStatsNameEachServerOnce(t *testing.T) {
 	a, b := netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("[::1]:1")
 	r := newResolver(t, Config{

@@ -16,12 +16,12 @@ import (
 
 func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://td.example/" + name) }
 
-// shown is an identity that a certificate shows.
+// shown returns a holder whose identity is proved by a certificate.
 func shown(name string) allowlist.Holder {
 	return allowlist.HolderOf(id(name), allowlist.SourceX509SVID)
 }
 
-// answerOf is an answer of now that holds for some seconds.
+// answerOf returns an answer that was given at now, with a time to live.
 func answerOf(tb testing.TB, name string, ttl uint32, now time.Time, texts ...string) Answer {
 	tb.Helper()
 	return Answer{msg: wire.Local(dns.TypeA, addrs(texts...), ttl), name: host(tb, name), at: now}
@@ -37,7 +37,7 @@ func bound(r *Resolver, who, addr string, now time.Time) string {
 	return fmt.Sprint(names)
 }
 
-// onlyTo lets one name through.
+// onlyTo is a filter that allows one name.
 type onlyTo struct {
 	everything
 
@@ -47,8 +47,8 @@ type onlyTo struct {
 // Hop implements Filter.
 func (o onlyTo) Hop(name allowlist.Host) bool { return name.String() == o.name }
 
-// TestWhatIsNotShownIsNotBound: neither the hints of a service whose target the
-// filter refuses, nor addresses behind such an alias.
+// TestWhatIsNotShownIsNotBound checks hints of a service whose target the filter
+// refuses, and addresses after a refused alias.
 func TestWhatIsNotShownIsNotBound(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {
@@ -104,7 +104,7 @@ func TestBindings(t *testing.T) {
 	}
 }
 
-// TestWhatBindsNothing: an answer that the caller does not see.
+// TestWhatBindsNothing checks an answer that the caller does not see.
 func TestWhatBindsNothing(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeHTTPS {
@@ -129,7 +129,7 @@ func TestWhatBindsNothing(t *testing.T) {
 	check(t, bound(r, "a", "192.0.2.2", now), "[www.example]")
 }
 
-// noNames lets no name through.
+// noNames is a filter that refuses every name.
 type noNames struct{ everything }
 
 // Hop implements Filter.
@@ -141,7 +141,7 @@ func TestBindingsAreBounded(t *testing.T) {
 	for i := range maxBoundAddrs {
 		r.Bind(shown("a"), answerOf(t, "x.example", 60, now, addr(i)), now, everything{})
 	}
-	check(t, bound(r, "a", addr(0), now), "[x.example]") // is the last one used now
+	check(t, bound(r, "a", addr(0), now), "[x.example]") // it is now the most recently used one
 	r.Bind(shown("a"), answerOf(t, "x.example", 60, now, addr(maxBoundAddrs)), now, everything{})
 	check(t, bound(r, "a", addr(0), now), "[x.example]")
 	check(t, bound(r, "a", addr(1), now), "[]")
@@ -150,7 +150,7 @@ func TestBindingsAreBounded(t *testing.T) {
 		t.Errorf("%d names", n)
 	}
 
-	for i := range maxBoundNames + 1 { // the one that ends first makes room
+	for i := range maxBoundNames + 1 { // the one that expires first is replaced
 		r.Bind(shown("b"), answerOf(t, fmt.Sprintf("n%d.example", i), uint32(1000-i), now, "192.0.2.1"), now, everything{})
 	}
 	names := r.Bound(id("b"), netip.MustParseAddr("192.0.2.1"), now)
@@ -174,7 +174,7 @@ func TestBindingsAreBounded(t *testing.T) {
 
 	greedy := newBoundPart(1)
 	greedy.most = 2 * maxBoundAddrs
-	for i := range 2 * maxBoundAddrs { // all that there is room for
+	for i := range 2 * maxBoundAddrs { // as many as there is room for
 		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
 	}
 	if greedy.bound != greedy.most || greedy.identities.len() != 2 {
@@ -186,9 +186,9 @@ func TestBindingsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTheWayToAnAddressIsChecked: an alias that is denied on one port only, or
-// not allowed there by itself, hides no answer, and must not be followed to an
-// address either.
+// TestTheWayToAnAddressIsChecked checks an alias that is denied on one port only, or
+// not allowed itself on a port: it hides no answer, but must not be followed to an
+// address on that port.
 func TestTheWayToAnAddressIsChecked(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {
@@ -234,8 +234,8 @@ func TestTheWayToAnAddressIsChecked(t *testing.T) {
 	}
 }
 
-// TestNamesOfBindingsAreBounded: a name costs memory, whether or not its
-// address has others, and so do the aliases over which it leads.
+// TestNamesOfBindingsAreBounded checks that names and the aliases on their way are
+// counted, whether or not their address has other names.
 func TestNamesOfBindingsAreBounded(t *testing.T) {
 	now := time.Now()
 	b := newBoundPart(1)
@@ -264,9 +264,9 @@ func TestNamesOfBindingsAreBounded(t *testing.T) {
 	}
 }
 
-// TestForgedBindings: names that came by source-map lead to an address as long as
-// nothing else is in their place, come last, and push out nothing that came by
-// another proof.
+// TestForgedBindings checks that names by source-map lead to an address until they are
+// displaced by others, that they come last, and that they displace no names by other
+// proofs.
 func TestForgedBindings(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
 	addr := func(i int) string {
@@ -288,8 +288,8 @@ func TestForgedBindings(t *testing.T) {
 	check(t, led("a", addr(1)), " asked.example false told.example true")
 	check(t, led("a", addr(2)), " told.example false")
 
-	// More names of one address, more addresses of the identity, and more
-	// identities than there is room for.
+	// More names of one address, more addresses of the identity, and more identities
+	// than there is room for.
 	for i := range 2 * maxBoundNames {
 		r.Bind(forged("a"), answerOf(t, fmt.Sprintf("n%d.example", i), 3600, now, addr(1)), now, everything{})
 	}
@@ -308,7 +308,7 @@ func TestForgedBindings(t *testing.T) {
 	if n := r.bindings.mapped.identities.len(); n != maxBoundIdentities/mappedBounds {
 		t.Errorf("%d identities with forged bindings, want %d", n, maxBoundIdentities/mappedBounds)
 	}
-	for i := range 2 * maxBound / maxBoundOf { // more names of all than there is room for
+	for i := range 2 * maxBound / maxBoundOf { // more names in all than there is room for
 		for a := range maxBoundAddrs / mappedBounds {
 			for n := range maxBoundNames / mappedBounds {
 				r.Bind(forged(fmt.Sprint("full-", i)), answerOf(t, fmt.Sprintf("n%d.example", n), 3600, now, addr(a)), now, everything{})

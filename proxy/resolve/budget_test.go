@@ -13,16 +13,17 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestQuestionsThatLeave: whatever an identity asks for below wildcards, over both
-// doors and under every rule, and whatever the servers answer, no more questions
-// leave within a minute than its budget has, and each of those counts.
+// TestQuestionsThatLeave checks that no more questions are sent for an identity within
+// a minute than its budget has, and that each of them counts: whatever names below
+// wildcards it asks for, over both doors and under every rule, and whatever the servers
+// answer.
 func TestQuestionsThatLeave(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		switch q.name[0] {
 		case 'f':
 			return answer{code: dns.RcodeServerFailure}
 		case 'n':
-			return answer{code: dns.RcodeNameError} // without an SOA: not kept
+			return answer{code: dns.RcodeNameError} // without an SOA, so it is not cached
 		case 'z':
 			return answer{records: []string{q.name + ". 0 IN CNAME x.example."}}
 		}
@@ -37,7 +38,7 @@ func TestQuestionsThatLeave(t *testing.T) {
 	refused := 0
 	for range 400 {
 		name := fmt.Sprintf("%c%d.wild.example", "fnze"[draw.IntN(4)], draw.IntN(2))
-		r.Flush(host(t, name)) // as if the answer's time were over, and that of a failure
+		r.Flush(host(t, name)) // as if the answer, or the failure, had expired
 		if draw.IntN(4) == 0 {
 			dec := *decision
 			dec.Dest.Host = host(t, name)
@@ -54,7 +55,7 @@ func TestQuestionsThatLeave(t *testing.T) {
 	}
 	got := 0
 	for _, line := range s.questions() {
-		if got += rounds; strings.Contains(line, " f") { // a server that fails is asked once more
+		if got += rounds; strings.Contains(line, " f") { // a question is sent twice to a server that fails
 			got -= rounds - 1
 		}
 	}
@@ -74,9 +75,9 @@ func TestQuestionsThatLeave(t *testing.T) {
 	}
 }
 
-// TestWhatDoesNotLeaveCostsNothing: an answer from the cache, a failure that is
-// remembered, an old answer while servers fail, and a question that is under way
-// for somebody else.
+// TestWhatDoesNotLeaveCostsNothing checks an answer from the cache, a remembered
+// failure, an old answer while servers fail, and a question that has been sent for
+// another caller.
 func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -89,7 +90,7 @@ func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 		return answer{records: addressRecords(q, "192.0.2.1")}
 	})
 	r := newResolver(t, Config{Names: 1}, s)
-	r.budgets.limit = 10 // names; ten questions each
+	r.budgets.limit = 10 // names; ten questions for each
 	a := Asker{Holder: shown("a"), Wildcard: "*.wild.example"}
 	ask := func(name string) error {
 		_, err := r.Lookup(t.Context(), a, question(t, name, dns.TypeA))
@@ -131,7 +132,7 @@ func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 	}()
 	s.await(t, packets+1)
 	gone, cancel := context.WithCancel(t.Context())
-	cancel() // so that nobody waits
+	cancel() // so that no lookup waits
 	for range 20 {
 		if _, err := r.Lookup(gone, a, question(t, "w.wild.example", dns.TypeA)); err == nil {
 			t.Error("there is an answer already")
@@ -144,8 +145,8 @@ func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 	left("what is under way", 2)
 }
 
-// TestDepartures: in no minute, whenever it begins, are there more than the bound,
-// and who leaves off for that long has all of them again.
+// TestDepartures checks that no minute, whenever it begins, has more than the bound,
+// and that after a minute without questions the whole bound is available.
 func TestDepartures(t *testing.T) {
 	const limit = 5
 	draw := rand.New(rand.NewPCG(3, 4))

@@ -23,7 +23,7 @@ func (c *cache) keep(tb testing.TB, name string, addrs ...netip.Addr) {
 	c.put(q, wire.Local(dns.TypeA, addrs, 60), time.Now(), c.generation(h))
 }
 
-// checkShards checks that bytes, map and list say the same.
+// checkShards checks that the bytes, the map and the list of each shard agree.
 func (c *cache) checkShards(t *testing.T) {
 	t.Helper()
 	for i := range c.shards {
@@ -45,7 +45,8 @@ func (c *cache) checkShards(t *testing.T) {
 	}
 }
 
-// TestTheCacheIsBoundedInBytes, of its own count and of the process's memory.
+// TestTheCacheIsBoundedInBytes checks the count of the cache and the memory of the
+// process.
 func TestTheCacheIsBoundedInBytes(t *testing.T) {
 	const most = 8 << 20
 	addrs := addrs("192.0.2.1", "192.0.2.2")
@@ -75,8 +76,8 @@ func TestTheCacheIsBoundedInBytes(t *testing.T) {
 	}
 }
 
-// TestWhatIsAskedForStays while ten times as much as there is room for comes
-// once.
+// TestWhatIsAskedForStays checks entries that are used while ten times as many as there
+// is room for are added and used once.
 func TestWhatIsAskedForStays(t *testing.T) {
 	c := newCache(1<<20, time.Hour)
 	wanted := func(i int) Question {
@@ -100,8 +101,8 @@ func TestWhatIsAskedForStays(t *testing.T) {
 	}
 }
 
-// TestTheHandPassesWhatItSpares: an answer that was asked for stays until the
-// hand has come round, although nobody asks for it in between.
+// TestTheHandPassesWhatItSpares checks that a used entry stays until the hand has gone
+// round, even if it is not used in between.
 func TestTheHandPassesWhatItSpares(t *testing.T) {
 	c := newCache(cacheShards*4096, time.Hour)
 	n := 0
@@ -121,7 +122,7 @@ func TestTheHandPassesWhatItSpares(t *testing.T) {
 		before = len(c.shards[0].entries)
 		keep()
 	}
-	// The first made room for the last; the hand stands at the second.
+	// The first was evicted for the last; the hand points to the second.
 	c.get(spared)
 	for range len(c.shards[0].entries) - 2 {
 		keep()
@@ -138,7 +139,7 @@ func TestAnAnswerLargerThanTheCache(t *testing.T) {
 		many = append(many, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
 	}
 	c.keep(t, "a.example", addrs("192.0.2.1")...)
-	c.keep(t, "a.example", many...) // takes the place of the other, for which it is too large
+	c.keep(t, "a.example", many...) // replaces the other one, for which it is too large
 	if n, bytes := c.size(); n != 0 || bytes != 0 {
 		t.Errorf("%d entries, %d bytes", n, bytes)
 	}
@@ -163,14 +164,14 @@ func TestTheCacheInAnyOrder(t *testing.T) {
 	c.checkShards(t)
 }
 
-// public lets every name and no private address through.
+// public is a filter that allows every name and no private address.
 type public struct{ everything }
 
 // Addr implements Filter.
 func (public) Addr(addr netip.Addr) bool { return !addr.IsPrivate() }
 
-// warm returns a resolver that keeps the answer to a question with an alias and
-// two addresses, one of them private.
+// warm returns a resolver that has cached the answer to a question, with an alias and
+// two addresses, one of which is private.
 func warm(tb testing.TB) (*Resolver, Question, Reply) {
 	tb.Helper()
 	s := newServer(tb, always(answer{records: []string{
@@ -184,8 +185,8 @@ func warm(tb testing.TB) (*Resolver, Question, Reply) {
 	return r, q, Reply{ID: 7, RD: true, Question: []byte("\x03WWW\x03api\x07example\x00\x00\x01\x00\x01")}
 }
 
-// TestAHitAllocates nothing: neither the look-up, nor the response, nor the
-// binding of addresses that are bound already.
+// TestAHitAllocates checks that a look-up, its response and the binding of addresses
+// that are bound already allocate nothing.
 func TestAHitAllocates(t *testing.T) {
 	r, q, reply := warm(t)
 	id, now := decide(t, "a.example", []string{"a.example"}, nil).Holder(), time.Now()

@@ -10,9 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWantOfDescriptors: without a socket no server is asked, which is nobody's
-// fault but ours: the servers stay well, the failure is not remembered, and what is
-// past its time still serves.
+// TestWantOfDescriptors checks that a missing descriptor is not a fault of the servers:
+// they stay well, the failure is not remembered, and expired answers are served.
 func TestWantOfDescriptors(t *testing.T) {
 	for name, protocol := range map[string]Protocol{"udp": UDP, "tcp": TCP} {
 		t.Run(name, func(t *testing.T) {
@@ -42,7 +41,7 @@ func TestWantOfDescriptors(t *testing.T) {
 	}
 }
 
-// eventually waits until something is so.
+// eventually waits until a condition holds.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for begin := time.Now(); !is(); runtime.Gosched() {

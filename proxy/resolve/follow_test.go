@@ -15,12 +15,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// anywhere is an asker who may be led to every name.
+// anywhere returns an asker that may be led to every name.
 func anywhere() Asker {
 	return Asker{Follow: func(allowlist.Host) bool { return true }}
 }
 
-// lookupFor is lookup on behalf of an asker.
+// lookupFor does what lookup does, for an asker.
 func lookupFor(t *testing.T, r *Resolver, a Asker, name string, typ uint16) string {
 	t.Helper()
 	ctx, cancel := newContext(t)
@@ -31,8 +31,8 @@ func lookupFor(t *testing.T, r *Resolver, a Asker, name string, typ uint16) stri
 
 const outerSOA = "example. 60 IN SOA ns.example. admin.example. 1 2 3 4 60"
 
-// split is a resolver with a server of its own for internal.example, which outer has
-// only aliases to.
+// split returns a resolver with two servers: in for internal.example, and out for all
+// other names.
 func split(t *testing.T, cfg Config, outer, inner func(asked) answer) (r *Resolver, out, in *server) {
 	t.Helper()
 	out, in = newServer(t, outer), newServer(t, inner)
@@ -40,8 +40,8 @@ func split(t *testing.T, cfg Config, outer, inner func(asked) answer) (r *Resolv
 	return newResolver(t, cfg, out), out, in
 }
 
-// TestAliasesAreAskedOnFor of the servers of the name that they lead to, whatever the
-// servers of the alias say of it.
+// TestAliasesAreAskedOnFor checks that the servers for the target of an alias are asked
+// for it, whatever the servers for the alias say about it.
 func TestAliasesAreAskedOnFor(t *testing.T) {
 	const alias = "www.example. 60 IN CNAME db.internal.example."
 	for name, outer := range map[string]answer{
@@ -100,7 +100,8 @@ func TestAliasesAreAskedOnFor(t *testing.T) {
 	})
 }
 
-// TestAliasesAreFollowedWithinBounds: in number, in time, and not in a circle.
+// TestAliasesAreFollowedWithinBounds checks the bounds on their number and time, and a
+// loop.
 func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 	t.Run("a chain without an end", func(t *testing.T) {
 		n := 0
@@ -153,8 +154,8 @@ func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 	})
 }
 
-// TestOnlyAllowedAliasesAreAskedFor, and what one caller was led to shows no other one
-// more than its policy lets it see.
+// TestOnlyAllowedAliasesAreAskedFor checks also that what is cached for one caller
+// shows others no more than their policy allows.
 func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 	outer := func(q asked) answer {
 		target := map[string]string{"special.example": "printer.local", "private.example": "1.2.0.192.in-addr.arpa"}[q.name]
@@ -187,12 +188,13 @@ func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 		_, err := r.Resolve(t.Context(), decide(t, name, []string{name}, nil))
 		check(t, describe(t, Answer{}, err), "resolve-failed")
 		check(t, allowlist.DetailOf(err), "an alias leads to a special name, which no rule allows: "+target)
-		check(t, lookup(t, r, name, dns.TypeA), "NOERROR from cache") // an asker who follows nothing
+		check(t, lookup(t, r, name, dns.TypeA), "NOERROR from cache") // the asker follows nothing
 	}
 	out.wasAsked(t, "udp A private.example", "udp A special.example", "udp A www.example", "udp AAAA private.example", "udp AAAA special.example", "udp AAAA www.example")
 }
 
-// TestSpecialNamesAreForWhoMayFollow them, whoever has asked before.
+// TestSpecialNamesAreForWhoMayFollow checks that only an asker with a rule for a special
+// name is led to it, whoever has asked before.
 func TestSpecialNamesAreForWhoMayFollow(t *testing.T) {
 	for name, aliases := range map[string]map[string]string{
 		"at the end":    {"www.example": "printer.local"},
@@ -215,8 +217,8 @@ func TestSpecialNamesAreForWhoMayFollow(t *testing.T) {
 	}
 }
 
-// TestOneQuestionForAllAliases: many who ask at the same time cost one question for each
-// name.
+// TestOneQuestionForAllAliases checks that many callers at the same time cause one
+// question for each name.
 func TestOneQuestionForAllAliases(t *testing.T) {
 	const n = 40
 	r, out, in := split(t, Config{}, always(answer{records: []string{"www.example. 60 IN CNAME db.internal.example."}}), addresses("10.0.0.7"))
@@ -233,8 +235,8 @@ func TestOneQuestionForAllAliases(t *testing.T) {
 	in.wasAsked(t, "udp A db.internal.example")
 }
 
-// TestKeptAliases hold as long as the shortest of their parts, serve when the servers of
-// either part fail, and are forgotten with their name.
+// TestKeptAliases checks that joined answers have the shortest life of their parts, are
+// served when the servers for either part fail, and are flushed with their name.
 func TestKeptAliases(t *testing.T) {
 	q, target := question(t, "www.example", dns.TypeA), question(t, "db.internal.example", dns.TypeA)
 	var fails atomic.Bool
@@ -266,7 +268,8 @@ func TestKeptAliases(t *testing.T) {
 	out.wasAsked(t, "udp A www.example", "udp A www.example", "udp A www.example")
 }
 
-// TestAliasesCostQuestions, and no names: the caller has not chosen them.
+// TestAliasesCostQuestions checks that targets of aliases do not count as names,
+// because the caller has not chosen them.
 func TestAliasesCostQuestions(t *testing.T) {
 	r, _, in := split(t, Config{Names: 2}, func(q asked) answer {
 		return answer{records: []string{q.name + ". 60 IN CNAME n-" + strings.Split(q.name, ".")[0] + ".internal.example."}}
@@ -280,7 +283,7 @@ func TestAliasesCostQuestions(t *testing.T) {
 	for _, typ := range []uint16{dns.TypeAAAA, dns.TypeTXT, dns.TypeHTTPS, dns.TypeMX, dns.TypeSRV, dns.TypeCAA, dns.TypeNS, dns.TypeSOA} {
 		check(t, lookupFor(t, r, a, "a.wild.example", typ), "NOERROR from upstream")
 	}
-	if n := len(in.questions()); n != 10 { // with ten for the names, all that may leave
+	if n := len(in.questions()); n != 10 { // with the ten for the names, these are all that may be sent
 		t.Errorf("%d questions for aliases", n)
 	}
 	check(t, lookupFor(t, r, a, "b.wild.example", dns.TypeTXT), "name-budget")

@@ -49,17 +49,17 @@ func (h *health) well(now time.Time) bool {
 
 // note counts and logs the result of asking the server.
 func (h *health) note(ctx context.Context, err error, cause Cause, text string) {
-	if unasked(err) { // not a fault of the server
+	if isShortage(err) { // not a fault of the server
 		return
 	}
 	if err != nil {
 		h.counts[cause].Add(1)
 	}
-	switch fails, again := h.judge(err, time.Now()); {
+	switch fails, recovered := h.judge(err, time.Now()); {
 	case fails:
 		h.log.LogAttrs(ctx, slog.LevelWarn, "a name server fails",
 			slog.String("server", h.name), slog.String("cause", cause.String()), slog.String("error", text))
-	case again:
+	case recovered:
 		h.log.LogAttrs(ctx, slog.LevelInfo, "a name server answers again", slog.String("server", h.name))
 	}
 }
@@ -67,8 +67,8 @@ func (h *health) note(ctx context.Context, err error, cause Cause, text string) 
 // judge lets a server rest that does not answer, each time for twice as long. A server
 // that answers is well, whatever the answer is, because that depends on the name. judge
 // reports whether to log that the server fails, or that it answers again.
-func (h *health) judge(err error, now time.Time) (fails, again bool) {
-	if unasked(err) {
+func (h *health) judge(err error, now time.Time) (fails, recovered bool) {
+	if isShortage(err) {
 		return false, false
 	}
 	h.mu.Lock()
@@ -82,9 +82,9 @@ func (h *health) judge(err error, now time.Time) (fails, again bool) {
 		h.until = now.Add(h.rest)
 	}
 	if err == nil {
-		again = h.failing
+		recovered = h.failing
 		h.inARow, h.failing = 0, false
-		return false, again
+		return false, recovered
 	}
 	h.inARow++
 	if h.failing || answered && h.inARow < errorsInARow || !h.told.IsZero() && now.Sub(h.told) < tellAfter {

@@ -28,7 +28,7 @@ var (
 // from the table of hosts, or from the cache if it has not expired. It allocates
 // nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
-	if byType := r.own.of(q.Name); byType != nil {
+	if byType := r.local.of(q.Name); byType != nil {
 		msg := byType[q.Type]
 		if msg == nil {
 			msg = byType[anyType]
@@ -146,7 +146,7 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 	msg, err := r.groups.of(q.Name).ask(ctx, q)
 	now := time.Now()
 	switch {
-	case unasked(err):
+	case isShortage(err):
 		r.descriptors.Missing(err)
 		return Answer{}, err
 	case err != nil:
@@ -156,7 +156,7 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 		}
 		return Answer{}, err
 	}
-	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.own.of(end) != nil || r.groups.of(end) != r.groups.of(q.Name)) {
+	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.local.of(end) != nil || r.groups.of(end) != r.groups.of(q.Name)) {
 		msg = msg.OnlyAliases() // a server's statement about a name that belongs to other servers does not count
 	}
 	r.cache.put(q, msg, now, generation)
@@ -174,7 +174,7 @@ func failure(err error) error {
 	}
 	why := allowlist.ResolveFailed
 	switch {
-	case unasked(err):
+	case isShortage(err):
 		why = allowlist.Busy
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		why = allowlist.ResolveTimeout
@@ -182,9 +182,9 @@ func failure(err error) error {
 	return &allowlist.ReasonError{Reason: why, Err: err}
 }
 
-// unasked reports whether an error means that no server could be asked because the
+// isShortage reports whether an error means that no server could be asked because the
 // gateway lacks the means. It says nothing about the servers or the name.
-func unasked(err error) bool {
+func isShortage(err error) bool {
 	return errors.Is(err, errBusy) || errors.Is(err, errStreamFull) || limit.NoDescriptor(err)
 }
 

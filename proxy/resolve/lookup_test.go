@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// everything is a filter that lets everything through.
+// everything is a filter that allows everything.
 type everything struct{}
 
 // Addr implements Filter.
@@ -25,7 +25,7 @@ func (everything) Addr(netip.Addr) bool { return true }
 // Hop implements Filter.
 func (everything) Hop(allowlist.Host) bool { return true }
 
-// older makes what is kept of a question older.
+// older makes the cached answer to a question older.
 func (r *Resolver) older(t *testing.T, q Question, by time.Duration) {
 	t.Helper()
 	e := r.cache.get(q)
@@ -41,8 +41,8 @@ func TestWhatIsKept(t *testing.T) {
 	rows := []struct {
 		name  string
 		first answer
-		kept  time.Duration // 0: not at all
-		want  string        // where it is kept
+		kept  time.Duration // 0 means not at all
+		want  string        // the answer from the cache, if it is kept
 	}{
 		{"an answer, for its time to live", answer{records: []string{"api.example. 50 IN A 192.0.2.1", "api.example. 20 IN A 192.0.2.2"}}, 20 * time.Second, "192.0.2.1 192.0.2.2 from cache"},
 		{"an answer without time to live", answer{records: []string{"api.example. 0 IN A 192.0.2.1"}}, 0, ""},
@@ -84,7 +84,7 @@ func TestWhatIsKept(t *testing.T) {
 	}
 }
 
-// TestStaleAnswers: what is past its time serves while no server answers.
+// TestStaleAnswers checks that expired answers are served while no server answers.
 func TestStaleAnswers(t *testing.T) {
 	q := question(t, "api.example", dns.TypeA)
 	newOne := func(t *testing.T, cfg Config, later answer) (*Resolver, *server) {
@@ -148,8 +148,8 @@ func TestStaleAnswers(t *testing.T) {
 	})
 }
 
-// TestFailuresAreRemembered for a second: servers in trouble are not asked
-// again at once.
+// TestFailuresAreRemembered checks that servers in trouble are not asked again for a
+// second.
 func TestFailuresAreRemembered(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.n < 2 {
@@ -161,7 +161,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 	q := question(t, "api.example", dns.TypeA)
 	for range 20 {
 		check(t, lookup(t, r, "api.example", dns.TypeA), "resolve-failed")
-		r.failures.put(q, r.failures.get(q, time.Time{}), time.Now()) // however slow this machine is
+		r.failures.put(q, r.failures.get(q, time.Time{}), time.Now()) // so that it is not forgotten on a slow machine
 	}
 	s.wasAsked(t, "udp A api.example", "udp A api.example")
 	check(t, lookup(t, r, "other.example", dns.TypeA), "resolve-failed")
@@ -213,7 +213,8 @@ func TestFlush(t *testing.T) {
 	check(t, lookup(t, r, "slow.example", dns.TypeA), "192.0.2.1 from upstream")
 }
 
-// TestOneQuestionForAll: who asks while it is asked waits for the same answer.
+// TestOneQuestionForAll checks that a caller waits for the answer to a question that is
+// with a server.
 func TestOneQuestionForAll(t *testing.T) {
 	const n = 40
 	release := make(chan struct{})
@@ -238,8 +239,8 @@ func TestOneQuestionForAll(t *testing.T) {
 	s.wasAsked(t, "udp A api.example")
 }
 
-// TestWhoLeavesFailsNobody: the first who asked gives up, the others get the
-// answer.
+// TestWhoLeavesFailsNobody checks that the other callers get the answer if the first
+// one gives up.
 func TestWhoLeavesFailsNobody(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer { return answer{wait: release, records: addressRecords(q, "192.0.2.1")} })
@@ -256,7 +257,7 @@ func TestWhoLeavesFailsNobody(t *testing.T) {
 		t.Error(err)
 	}
 	close(release)
-	got := lookup(t, r, "api.example", dns.TypeA) // under way still, or answered
+	got := lookup(t, r, "api.example", dns.TypeA) // the question may be with a server still, or answered
 	check(t, strings.TrimSuffix(strings.TrimSuffix(got, "upstream"), "cache"), "192.0.2.1 from ")
 	s.wasAsked(t, "udp A api.example")
 }
@@ -273,7 +274,8 @@ func TestTooManyQuestions(t *testing.T) {
 	check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
 }
 
-// TestAPanicReachesWhoWaits: in the flight it would end the process.
+// TestAPanicReachesWhoWaits checks a panic of a flight, which would end the process
+// there.
 func TestAPanicReachesWhoWaits(t *testing.T) {
 	r := newResolver(t, Config{})
 	r.flights.run = func(context.Context, Question) (Answer, error) { panic("planted") }
@@ -311,7 +313,7 @@ func TestClose(t *testing.T) {
 	r.Close()
 }
 
-// TestNameBudget: distinct names below a wildcard, whichever door asks.
+// TestNameBudget checks the bound on distinct names below a wildcard, over both doors.
 func TestNameBudget(t *testing.T) {
 	s := newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{Names: 5}, s)
@@ -326,7 +328,7 @@ func TestNameBudget(t *testing.T) {
 	wild := Asker{Holder: id, Wildcard: rule}
 	for _, name := range []string{"a.wild.example", "b.wild.example", "c.wild.example"} {
 		check(t, ask(wild, name, dns.TypeA), "192.0.2.1 from upstream")
-		check(t, ask(wild, name, dns.TypeAAAA), "NOERROR from upstream") // the same name
+		check(t, ask(wild, name, dns.TypeAAAA), "NOERROR from upstream") // the name is counted already
 	}
 	connect := func(name string) string {
 		t.Helper()
@@ -334,7 +336,7 @@ func TestNameBudget(t *testing.T) {
 		dec.Dest.Host = host(t, name)
 		return resolveFor(t, r, &dec)
 	}
-	check(t, connect("d.wild.example"), "192.0.2.1") // both families of it
+	check(t, connect("d.wild.example"), "192.0.2.1") // counts once for both families
 	check(t, connect("e.wild.example"), "192.0.2.1")
 	packets := len(s.questions())
 	for i := range 100 {
@@ -344,20 +346,20 @@ func TestNameBudget(t *testing.T) {
 	if n := len(s.questions()) - packets; n != 0 {
 		t.Errorf("%d packets left beyond the bound", n)
 	}
-	check(t, ask(wild, "a.wild.example", dns.TypeMX), "NOERROR from upstream") // counted already
+	check(t, ask(wild, "a.wild.example", dns.TypeMX), "NOERROR from upstream") // the name is counted already
 	check(t, ask(Asker{Holder: id}, "n1.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 	check(t, ask(wild, "n1.wild.example", dns.TypeA), "192.0.2.1 from cache")
 	check(t, ask(Asker{Holder: id, Wildcard: "another rule"}, "n2.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 	check(t, ask(Asker{Holder: shown("b"), Wildcard: rule}, "n3.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 	mapped := Asker{Holder: allowlist.HolderOf(id.ID(), allowlist.SourceMap), Wildcard: rule}
-	for i := range 5 { // by its address the identity has a budget of its own
+	for i := range 5 { // the identity has another budget by source-map
 		check(t, ask(mapped, fmt.Sprintf("f%d.wild.example", i), dns.TypeA), "192.0.2.1 from upstream")
 	}
 	check(t, ask(mapped, "f5.wild.example", dns.TypeA), "name-budget")
 }
 
-// TestForgedNamesLeaveTheBudget of who is shown by more than an address, whichever
-// door asks, and the other way round.
+// TestForgedNamesLeaveTheBudget checks that mapped holders spend nothing of other
+// holders' budgets, and the other way round, over both doors.
 func TestForgedNamesLeaveTheBudget(t *testing.T) {
 	r := newResolver(t, Config{Names: 3}, newServer(t, addresses("192.0.2.1")))
 	dec := decide(t, "x.wild.example", []string{"*.wild.example"}, nil)
@@ -381,8 +383,8 @@ func TestForgedNamesLeaveTheBudget(t *testing.T) {
 	}
 }
 
-// TestBudgetOverTime: a name that was asked for within a minute has its place,
-// and no longer.
+// TestBudgetOverTime checks that a name counts until a minute has passed since it was
+// last looked up.
 func TestBudgetOverTime(t *testing.T) {
 	b, a, now := newBudgets(2), Asker{Wildcard: "w"}, time.Now()
 	for i, row := range []struct {
@@ -393,9 +395,9 @@ func TestBudgetOverTime(t *testing.T) {
 		{0, "a", true},
 		{10 * time.Second, "b", true},
 		{0, "c", false},
-		{0, "a", true}, // has its place for another minute
+		{0, "a", true}, // counts for another minute
 		{49 * time.Second, "c", false},
-		{11 * time.Second, "c", true}, // b is a minute old, and a, too
+		{11 * time.Second, "c", true}, // b and the last a are a minute old
 		{0, "b", true},
 		{0, "a", false},
 		{0, "d", false},

@@ -80,7 +80,7 @@ type Group struct {
 
 // Resolver answers questions. It is safe for concurrent use.
 type Resolver struct {
-	own      own
+	local    localAnswers
 	groups   groups
 	cache    *cache
 	failures *failures
@@ -117,7 +117,7 @@ func New(cfg Config) (*Resolver, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	r := &Resolver{
-		own:   newOwn(cfg.Hosts),
+		local: newLocalAnswers(cfg.Hosts),
 		cache: newCache(cfg.CacheBytes, max(0, cfg.ServeStale)), failures: newFailures(),
 		budgets: newBudgets(cfg.Names), bindings: newBindings(), inspect: cfg.Inspect,
 		descriptors: cfg.Descriptors, familyDelay: familyDelay, staleAfter: staleAfter,

@@ -37,8 +37,8 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
-// decide returns the decision on a request of spiffe://td.example/a for port
-// 443 of a name, by a policy that allows and denies these patterns.
+// decide returns the decision on a request of spiffe://td.example/a for port 443 of a
+// name, by a policy with the given allowed and denied patterns.
 func decide(tb testing.TB, name string, allow, deny []string) *allowlist.Decision {
 	tb.Helper()
 	rules := func(patterns []string) []allowlist.Rule {
@@ -67,8 +67,8 @@ func decide(tb testing.TB, name string, allow, deny []string) *allowlist.Decisio
 	return &dec
 }
 
-// resolve resolves a name that is allowed and returns its addresses, sorted, or
-// the reason of the error.
+// resolve resolves an allowed name and returns its addresses, sorted, or the reason of
+// the error.
 func resolve(t *testing.T, r *Resolver, name string) string {
 	t.Helper()
 	return resolveFor(t, r, &allowlist.Decision{
@@ -114,7 +114,7 @@ func TestWithoutAServer(t *testing.T) {
 	}
 	s := newServer(t, always(answer{code: dns.RcodeNameError}))
 	r := newResolver(t, Config{Hosts: hosts}, s)
-	hosts[host(t, "late.example")] = addrs("10.0.0.2") // not the resolver's any more
+	hosts[host(t, "late.example")] = addrs("10.0.0.2") // the resolver does not use this map any more
 	check(t, resolve(t, r, "db.internal.example"), "10.0.0.1 2001:db8::1")
 	check(t, resolve(t, r, "empty.example"), "")
 	check(t, resolve(t, r, "192.0.2.1"), "192.0.2.1")
@@ -126,8 +126,8 @@ func TestWithoutAServer(t *testing.T) {
 	check(t, resolve(t, r, "late.example"), "resolve-failed")
 }
 
-// TestOnlyTheNameIsAsked: also a single label, and a name that does not exist,
-// is asked as it is and with nothing behind it.
+// TestOnlyTheNameIsAsked checks that a name is looked up as it is and without a suffix,
+// even a single label and a name that does not exist.
 func TestOnlyTheNameIsAsked(t *testing.T) {
 	for _, name := range []string{"api.example", "single-label", "_svc._tcp.wild.example"} {
 		s := newServer(t, always(answer{code: dns.RcodeNameError}))
@@ -172,7 +172,8 @@ func TestAddressesOfBothFamilies(t *testing.T) {
 	check(t, resolve(t, r, "broken.example"), "resolve-failed")
 }
 
-// TestOneFamilyDoesNotWaitLongForTheOther: the server is silent about AAAA.
+// TestOneFamilyDoesNotWaitLongForTheOther checks a server that does not answer for
+// AAAA.
 func TestOneFamilyDoesNotWaitLongForTheOther(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		return answer{silent: q.typ == dns.TypeAAAA, records: addressRecords(q, "192.0.2.1")}
@@ -182,7 +183,7 @@ func TestOneFamilyDoesNotWaitLongForTheOther(t *testing.T) {
 	check(t, resolve(t, r, "api.example"), "192.0.2.1")
 }
 
-// TestAliases of a name that was allowed: what the policy says of them.
+// TestAliases checks which aliases of an allowed name the policy accepts.
 func TestAliases(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: []string{q.name + ". 60 IN CNAME edge.cdn.example.", "edge.cdn.example. 60 IN CNAME node.cdn.example."}}
@@ -223,8 +224,8 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// TestTheWayToEachAddress is that of the answer which named it: the families may be
-// led there over other names.
+// TestTheWayToEachAddress checks that an address has the way in its own answer: the two
+// families may have different aliases.
 func TestTheWayToEachAddress(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {
@@ -261,7 +262,7 @@ func TestTheWayToEachAddress(t *testing.T) {
 	}
 }
 
-// TestATruncatedAnswerIsAskedAgainOverTCP, of the server that gave it.
+// TestATruncatedAnswerIsAskedAgainOverTCP checks that the same server is asked.
 func TestATruncatedAnswerIsAskedAgainOverTCP(t *testing.T) {
 	script := func(q asked) answer {
 		return answer{truncated: q.network == "udp", records: addressRecords(q, "192.0.2.1")}
@@ -272,8 +273,8 @@ func TestATruncatedAnswerIsAskedAgainOverTCP(t *testing.T) {
 	other.wasAsked(t)
 }
 
-// TestOtherLetterCase is either a forgery or a server that does not keep it:
-// TCP tells.
+// TestOtherLetterCase checks an answer with other letter case, which may be forged or
+// from a server that does not keep the case: the resolver asks again over TCP.
 func TestOtherLetterCase(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: addressRecords(q, "192.0.2.1")}
@@ -287,7 +288,7 @@ func TestOtherLetterCase(t *testing.T) {
 	s.wasAsked(t, "tcp A api.example", "udp A api.example")
 }
 
-// swapCase gives each letter of the question the case that it did not have.
+// swapCase changes the case of each letter in the question.
 func swapCase(m *dns.Msg) {
 	m.Question[0].Name = strings.Map(func(r rune) rune {
 		if r >= 'A' {
@@ -297,7 +298,7 @@ func swapCase(m *dns.Msg) {
 	}, m.Question[0].Name)
 }
 
-// TestForgedAnswers come first and are passed over.
+// TestForgedAnswers checks that forged answers which come first are ignored.
 func TestForgedAnswers(t *testing.T) {
 	forge := func(m dns.Msg) dns.Msg {
 		rr, _ := dns.NewRR(m.Question[0].Name + " 60 IN A 192.0.2.66")
@@ -339,7 +340,7 @@ func TestForgedAnswers(t *testing.T) {
 	}
 }
 
-// TestQueriesCannotBeGuessed: no two come from one port.
+// TestQueriesCannotBeGuessed checks that no two queries have the same port.
 func TestQueriesCannotBeGuessed(t *testing.T) {
 	var mu sync.Mutex
 	ports, ids := map[uint16]bool{}, map[uint16]bool{}
@@ -359,7 +360,7 @@ func TestQueriesCannotBeGuessed(t *testing.T) {
 	}
 }
 
-// closedPort returns the address of a port where nobody listens.
+// closedPort returns the address of a port on which nothing listens.
 func closedPort(t *testing.T) netip.AddrPort {
 	t.Helper()
 	udp, tcp := listenBoth(t)
@@ -402,8 +403,8 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// TestAnAnswerEndsTheSearch: that a name does not exist is an answer, the next
-// server is not asked for a better one.
+// TestAnAnswerEndsTheSearch checks that no other server is asked after an answer that a
+// name does not exist.
 func TestAnAnswerEndsTheSearch(t *testing.T) {
 	yes := newServer(t, addresses("192.0.2.1"))
 	for want, a := range map[string]answer{"NXDOMAIN from upstream": {code: dns.RcodeNameError}, "NOERROR from upstream": {}} {
@@ -412,7 +413,8 @@ func TestAnAnswerEndsTheSearch(t *testing.T) {
 	yes.wasAsked(t)
 }
 
-// TestAllServersFail tries each twice, and says what the last one did.
+// TestAllServersFail checks that each server is tried twice, and that the error is that
+// of the last one.
 func TestAllServersFail(t *testing.T) {
 	silent := []*server{newServer(t, always(answer{silent: true})), newServer(t, always(answer{silent: true}))}
 	check(t, lookup(t, newResolver(t, Config{}, silent...).impatient(150*time.Millisecond), "api.example", dns.TypeA), "resolve-timeout")
@@ -437,15 +439,15 @@ func TestTheCallersTimeIsKept(t *testing.T) {
 	check(t, describe(t, Answer{}, err), "resolve-failed")
 }
 
-// TestHealth: a server that does not answer is asked after the others, twice as
-// long each time, until it answers.
+// TestHealth checks that a server which does not answer is asked after the others,
+// twice as long each time, until it answers.
 func TestHealth(t *testing.T) {
 	a, b := &upstream{}, &upstream{}
 	g := &group{servers: []*upstream{a, b}}
 	now := time.Now()
 	rows := []struct {
 		after time.Duration
-		err   error // what became of the first server
+		err   error // result of the first server
 		first *upstream
 	}{
 		{after: 0, first: a},
@@ -575,15 +577,15 @@ func TestSystemServers(t *testing.T) {
 	if got, err := systemServers(t.TempDir()); err == nil {
 		t.Errorf("of what is no file: %v", got)
 	}
-	r, err := New(Config{}) // whatever the system names
+	r, err := New(Config{}) // whatever the system configures
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
 }
 
-// TestLocalhost: no server is asked for localhost or a name below it, nor can
-// the configuration say what it is.
+// TestLocalhost checks that no server is asked for localhost or a name below it, and
+// that the configuration cannot change these names.
 func TestLocalhost(t *testing.T) {
 	s := newServer(t, addresses("8.8.8.8", "2001:db8::1"))
 	r := newResolver(t, Config{Groups: []Group{{Suffixes: []allowlist.Host{host(t, "a.example")}, Servers: []Server{{Addr: s.addr}}}}}, s)

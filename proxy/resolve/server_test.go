@@ -19,21 +19,22 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests. It is much longer than any of them should
+// take.
 const patience = 30 * time.Second
 
-// server is a DNS server on loopback, over UDP and TCP or TLS on one port, that
-// answers as its script says and remembers what it was asked.
+// server is a DNS server on loopback, over UDP and TCP or TLS on one port. It answers
+// by its script and records the questions.
 type server struct {
 	addr   netip.AddrPort
 	script func(q asked) answer
-	tls    *tls.Config // speak TLS over TCP
+	tls    *tls.Config // for TLS over TCP; nil means plain TCP
 
 	mu    sync.Mutex
-	asked []string // "udp A api.example"
+	asked []string // such as "udp A api.example"
 	heard *sync.Cond
-	conns map[net.Conn]bool // open over TCP
-	dials int               // connections over TCP so far
+	conns map[net.Conn]bool // open TCP connections
+	dials int               // number of TCP connections so far
 	udp   *net.UDPConn
 }
 
@@ -42,28 +43,28 @@ type asked struct {
 	network string
 	name    string // in lower case, without the final dot
 	typ     uint16
-	n       int // how many there were of this network, name and type before
+	n       int // number of earlier questions of this network, name and type
 	edns    bool
 }
 
-// answer is what the script says.
+// answer is an answer in a script.
 type answer struct {
 	silent    bool
-	hangup    bool // close the connection instead
+	hangup    bool // close the connection instead of answering
 	truncated bool
 	code      int
-	records   []string // behind "--" those of the authority section
+	records   []string // the records after "--" are in the authority section
 	change    func(*dns.Msg)
-	raw       func(query []byte) []byte                       // the whole reply, in place of all else
-	before    func(s *server, m dns.Msg, peer netip.AddrPort) // over UDP, what else is sent before
+	raw       func(query []byte) []byte                       // the whole reply, which replaces all else
+	before    func(s *server, m dns.Msg, peer netip.AddrPort) // over UDP, called before the answer is sent
 	wait      <-chan struct{}
 }
 
-// always answers every question with the same.
+// always returns a script with the same answer to every question.
 func always(a answer) func(asked) answer { return func(asked) answer { return a } }
 
-// addresses answers with the addresses of the type that was asked for, which
-// hold for a minute.
+// addresses returns a script that answers with the addresses of the type in the
+// question, with a time to live of a minute.
 func addresses(texts ...string) func(asked) answer {
 	return func(q asked) answer { return answer{records: addressRecords(q, texts...)} }
 }
@@ -110,7 +111,7 @@ func newTLSServer(tb testing.TB, cfg *tls.Config, script func(asked) answer) *se
 	return s
 }
 
-// listenBoth finds a port that is free for both.
+// listenBoth listens on a port that is free for both UDP and TCP.
 func listenBoth(tb testing.TB) (*net.UDPConn, *net.TCPListener) {
 	tb.Helper()
 	var err error
@@ -138,7 +139,7 @@ func (s *server) serveUDP() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // an ICMP error of somebody who left
+		if err != nil { // an ICMP error of a client that has left
 			continue
 		}
 		query := bytes.Clone(buf[:n])
@@ -155,7 +156,7 @@ func (s *server) serveUDP() {
 	}
 }
 
-// send sends a message to a resolver, from the server's address.
+// send sends a message to a resolver from the server's address.
 func (s *server) send(m dns.Msg, peer netip.AddrPort) {
 	if packet, err := m.Pack(); err == nil {
 		_, _ = s.udp.WriteToUDPAddrPort(packet, peer)
@@ -179,7 +180,8 @@ func (s *server) serveTCP(l *net.TCPListener, serving *sync.WaitGroup) {
 	}
 }
 
-// serveConn answers each question by itself, so that answers overtake.
+// serveConn answers each question in a goroutine of its own, so that answers may
+// overtake each other.
 func (s *server) serveConn(conn net.Conn, serving *sync.WaitGroup) {
 	var writing sync.Mutex
 	for {
@@ -210,7 +212,7 @@ func (s *server) serveConn(conn net.Conn, serving *sync.WaitGroup) {
 	s.mu.Unlock()
 }
 
-// hangUp closes the connections over TCP.
+// hangUp closes the TCP connections.
 func (s *server) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,7 +221,7 @@ func (s *server) hangUp() {
 	}
 }
 
-// reply makes the answer to a query, nil for none.
+// reply returns the answer to a query, or nil for none.
 func (s *server) reply(query []byte, network string) ([]byte, answer) {
 	var q, m dns.Msg
 	if q.Unpack(query) != nil || len(q.Question) != 1 {
@@ -273,21 +275,21 @@ func (s *server) reply(query []byte, network string) ([]byte, answer) {
 	return reply, a
 }
 
-// questions returns what was asked so far, sorted.
+// questions returns all questions so far, sorted.
 func (s *server) questions() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Sorted(slices.Values(s.asked))
 }
 
-// connections returns how many there were over TCP.
+// connections returns the number of TCP connections so far.
 func (s *server) connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.dials
 }
 
-// await waits until n questions were asked.
+// await waits until the server has got n questions.
 func (s *server) await(t *testing.T, n int) {
 	t.Helper()
 	timer := time.AfterFunc(patience, s.heard.Broadcast)
@@ -317,7 +319,7 @@ func question(tb testing.TB, name string, typ uint16) Question {
 	return Question{Name: host(tb, name), Type: typ}
 }
 
-// newResolver asks these servers, unless the configuration names its own.
+// newResolver returns a resolver that asks the given servers, unless cfg has servers.
 func newResolver(tb testing.TB, cfg Config, servers ...*server) *Resolver {
 	tb.Helper()
 	for _, s := range servers {
@@ -335,7 +337,7 @@ func newResolver(tb testing.TB, cfg Config, servers ...*server) *Resolver {
 	return r
 }
 
-// impatient gives every try of a server less time than New does.
+// impatient shortens the time for each try of a server.
 func (r *Resolver) impatient(try time.Duration) *Resolver {
 	for _, u := range r.upstreams {
 		u.try = try
@@ -343,8 +345,8 @@ func (r *Resolver) impatient(try time.Duration) *Resolver {
 	return r
 }
 
-// lookup looks up a name and returns the addresses of the answer, or its code,
-// and where it comes from; or the reason of the error.
+// lookup looks up a name and returns the addresses in the answer, or its code, and its
+// origin; or the reason of the error.
 func lookup(t *testing.T, r *Resolver, name string, typ uint16) string {
 	t.Helper()
 	ctx, cancel := newContext(t)

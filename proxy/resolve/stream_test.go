@@ -26,8 +26,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// selfSigned makes a certificate for dns.example and 192.0.2.53, and the PEM
-// file by which it is trusted.
+// selfSigned returns a certificate for dns.example and 192.0.2.53, and a PEM file with
+// it as CA.
 func selfSigned(tb testing.TB) (tls.Certificate, string) {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -85,7 +85,8 @@ func TestDoT(t *testing.T) {
 	}
 }
 
-// TestValidatedAnswers are believed only from a server that proved who it is.
+// TestValidatedAnswers checks that validated answers count only from an authenticated
+// server.
 func TestValidatedAnswers(t *testing.T) {
 	cert, ca := selfSigned(t)
 	script := func(q asked) answer {
@@ -114,13 +115,14 @@ func TestValidatedAnswers(t *testing.T) {
 	}
 }
 
-// TestOneConnection carries all questions, and the answers in any order.
+// TestOneConnection checks that one connection carries all questions, and the answers
+// in any order.
 func TestOneConnection(t *testing.T) {
 	const n = 50
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: addressRecords(q, "192.0.2.1")}
-		if q.name == "first.example" { // it is asked first, and answered last
+		if q.name == "first.example" { // asked first and answered last
 			a.wait = release
 		}
 		return a
@@ -142,8 +144,8 @@ func TestOneConnection(t *testing.T) {
 	}
 }
 
-// TestSlowQuestions, as many as a caller may have and more, leave room in the
-// connection for those of others.
+// TestSlowQuestions checks that slow questions, as many as a caller may have and more,
+// leave room in the connection for others.
 func TestSlowQuestions(t *testing.T) {
 	const n = 512
 	release := make(chan struct{})
@@ -172,8 +174,8 @@ func TestSlowQuestions(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatTheServerCloses is opened again, and the question that was
-// in it is asked again.
+// TestAConnectionThatTheServerCloses checks that the connection is opened again, and
+// that its question is asked again.
 func TestAConnectionThatTheServerCloses(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		return answer{hangup: q.name == "b.example" && q.n == 0, records: addressRecords(q, "192.0.2.1")}
@@ -189,7 +191,7 @@ func TestAConnectionThatTheServerCloses(t *testing.T) {
 	}
 }
 
-// TestAConnectionWithAWrongAnswer is not used again.
+// TestAConnectionWithAWrongAnswer checks that it is not used again.
 func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: addressRecords(q, "192.0.2.1")}
@@ -205,8 +207,9 @@ func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	}
 }
 
-// TestAnAnswerOfNoUse, which somebody may have made on purpose for a name of
-// theirs, does not touch those who wait for others, nor the server's standing.
+// TestAnAnswerOfNoUse checks that an unusable answer, which the owner of a name may
+// send on purpose, affects neither other questions in the connection nor the health of
+// the server.
 func TestAnAnswerOfNoUse(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -237,8 +240,7 @@ func TestAnAnswerOfNoUse(t *testing.T) {
 	}
 }
 
-// hasty is a connection whose server has answered and closed before a Write
-// returns.
+// hasty is a connection whose server has answered and closed it before Write returns.
 type hasty struct {
 	net.Conn
 
@@ -247,17 +249,18 @@ type hasty struct {
 
 func (h *hasty) Write(framed []byte) (int, error) {
 	packet := slices.Clone(framed[2:])
-	packet[2] |= 1 << 7 // an answer
-	packet[11] = 0      // without OPT
+	packet[2] |= 1 << 7 // makes it an answer
+	packet[11] = 0      // removes the OPT
 	packet = packet[:len(packet)-11]
 	h.stream.waiting[binary.BigEndian.Uint16(packet)] <- packet
 	close(h.stream.ended)
 	return len(framed), nil
 }
 
-// TestAnAnswerBeforeTheEnd of the connection counts.
+// TestAnAnswerBeforeTheEnd checks that an answer just before the end of the connection
+// counts.
 func TestAnAnswerBeforeTheEnd(t *testing.T) {
-	for range 50 { // which of the two is seen first is chance
+	for range 50 { // it is random which of the two select sees first
 		a, b := net.Pipe()
 		st := &stream{waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
 		st.conn = &hasty{a, st}
@@ -268,8 +271,8 @@ func TestAnAnswerBeforeTheEnd(t *testing.T) {
 	}
 }
 
-// TestAConnectionWithoutALifeSign is not used again; one in which other
-// questions are answered is.
+// TestAConnectionWithoutALifeSign checks that it is not used again, unless other
+// questions in it are answered.
 func TestAConnectionWithoutALifeSign(t *testing.T) {
 	for _, lively := range []bool{false, true} {
 		heard := make(chan struct{})
@@ -322,11 +325,11 @@ func TestAFullConnection(t *testing.T) {
 	}
 }
 
-// TestNobodyWaitsForASilentServer longer than its context says, although
+// TestNobodyWaitsForASilentServer checks that a question ends with its context while
 // another one is still connecting.
 func TestNobodyWaitsForASilentServer(t *testing.T) {
 	s := newStreams(nil, nil)
-	s.opening <- struct{}{} // somebody connects
+	s.opening <- struct{}{} // another question connects
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.ask(ctx, question(t, "api.example", dns.TypeA), wire.NewQuery); !errors.Is(err, context.Canceled) {

@@ -15,8 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestTheWayFromTheName: what the aliases lead to counts, in whatever order the
-// records stand, and what stands beside does not.
+// TestTheWayFromTheName checks that records at the end of the chain of aliases count,
+// in any order, and that other records do not.
 func TestTheWayFromTheName(t *testing.T) {
 	const www, edge = "A.EXAMPLE. 60 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1"
 	for name, row := range map[string]struct {
@@ -81,8 +81,8 @@ func TestTheWayFromTheName(t *testing.T) {
 	}
 }
 
-// TestOrderOfRecords: whatever order the records of a chain stand in, the answer is
-// the same.
+// TestOrderOfRecords checks that the answer does not depend on the order of the records
+// in a chain.
 func TestOrderOfRecords(t *testing.T) {
 	records := []string{
 		"a.example. 60 IN CNAME b.example.", "b.example. 50 IN CNAME c.example.", "c.example. 40 IN A 192.0.2.1",
@@ -106,8 +106,8 @@ func TestOrderOfRecords(t *testing.T) {
 	permute(0)
 }
 
-// TestLargeAnswers: one of 64 KiB that leads nowhere is read in a moment, and no more of
-// it is kept than what counts.
+// TestLargeAnswers checks that useless answers of 64 KiB are read quickly, and that
+// only the records that count are kept.
 func TestLargeAnswers(t *testing.T) {
 	long := strings.Repeat(strings.Repeat("x", 60)+".", 4)
 	many := func(owner, rest string) []string { return slices.Repeat([]string{owner + " 60 IN " + rest}, 1900) }
@@ -136,8 +136,8 @@ func TestLargeAnswers(t *testing.T) {
 	}
 }
 
-// TestRepliesWithoutAQuestion: a header with an error, or one that is truncated, is the
-// answer of its server, and no other is one.
+// TestRepliesWithoutAQuestion checks that a header with an error, or with the truncation
+// bit, is an answer, and that no other header is one.
 func TestRepliesWithoutAQuestion(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	header := func(flags uint16, questions byte) []byte {
@@ -193,7 +193,8 @@ func TestRepliesWithoutAQuestion(t *testing.T) {
 	}
 }
 
-// TestExtendedErrors of a server are bounded and printable.
+// TestExtendedErrors checks that the extended errors of servers are bounded and
+// printable.
 func TestExtendedErrors(t *testing.T) {
 	for name, row := range map[string]struct {
 		option dns.EDNS0
@@ -217,8 +218,8 @@ func TestExtendedErrors(t *testing.T) {
 	}
 }
 
-// TestOfSeveralExtendedErrors the one that says the most counts, and of two that say as
-// much the first.
+// TestOfSeveralExtendedErrors checks that the one which says the most counts, and the
+// first of two that say as much.
 func TestOfSeveralExtendedErrors(t *testing.T) {
 	for _, row := range []struct {
 		codes []uint16
@@ -240,7 +241,8 @@ func TestOfSeveralExtendedErrors(t *testing.T) {
 	}
 }
 
-// TestReferrals are no answers; that there is nothing is one.
+// TestReferrals checks that a referral is not an answer, and that a negative answer is
+// one.
 func TestReferrals(t *testing.T) {
 	const ns, soa = "example. 60 IN NS ns.example.", "example. 60 IN SOA ns.example. admin.example. 1 2 3 4 20"
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
@@ -270,8 +272,8 @@ func TestReferrals(t *testing.T) {
 	}
 }
 
-// TestOpenAnswers: an alias of which the server says no more is told from one that
-// leads to what does not exist.
+// TestOpenAnswers checks that an alias whose target the server says nothing about
+// differs from one whose target does not exist.
 func TestOpenAnswers(t *testing.T) {
 	const alias, soa = "a.example. 60 IN CNAME b.other.", "other. 40 IN SOA ns.other. admin.other. 1 2 3 4 30"
 	for name, row := range map[string]struct {
@@ -298,7 +300,7 @@ func TestOpenAnswers(t *testing.T) {
 	}
 }
 
-// TestJoinedAnswers come out as if one server had given them.
+// TestJoinedAnswers checks that joined answers equal the answer of one server.
 func TestJoinedAnswers(t *testing.T) {
 	parse := func(name string, code int, records ...string) *Message {
 		q := newQuery(t, name, TypeA, true)
@@ -364,7 +366,7 @@ func TestJoinedAnswers(t *testing.T) {
 	}
 }
 
-// TestNamesOfNoHost go to a server byte for byte.
+// TestNamesOfNoHost checks that such names are sent to servers byte for byte.
 func TestNamesOfNoHost(t *testing.T) {
 	for _, name := range []string{"\x011\x040/25\x012\x07example\x00", "\x03a.b\x07example\x00", "\x02\\0\x01\xff\x00", "\x041\\09\x01x\x00"} {
 		h, err := allowlist.HostOfName([]byte(name))
@@ -378,7 +380,7 @@ func TestNamesOfNoHost(t *testing.T) {
 	}
 }
 
-// TestWithoutEDNS: the same question, and nothing behind it.
+// TestWithoutEDNS checks that the query has the same question and nothing after it.
 func TestWithoutEDNS(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	var m dns.Msg

@@ -143,7 +143,7 @@ func TestServiceRecords(t *testing.T) {
 	}
 }
 
-// TestServiceRecordsThatAreMalformed cannot be written by the library.
+// TestServiceRecordsThatAreMalformed checks records that the library cannot write.
 func TestServiceRecordsThatAreMalformed(t *testing.T) {
 	param := func(key uint16, value ...byte) []byte {
 		b := binary.BigEndian.AppendUint16(nil, key)
@@ -169,7 +169,7 @@ func TestServiceRecordsThatAreMalformed(t *testing.T) {
 	}
 }
 
-// TestValidated: the bit that says so arrives only if nothing was changed.
+// TestValidated checks that the AD bit is passed on only if the answer was not changed.
 func TestValidated(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -178,7 +178,7 @@ func TestValidated(t *testing.T) {
 		records []string
 		asked   bool
 		stale   bool
-		clear   bool // the server was not authenticated
+		clear   bool // says that the server was not authenticated
 		want    bool
 	}{
 		{name: "a validated answer", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, want: true},
@@ -253,13 +253,15 @@ func TestAddrs(t *testing.T) {
 	}
 }
 
-// public lets every name and no private address through, and allocates nothing.
+// public is a filter that allows every name and no private address. It allocates
+// nothing.
 type public struct{ everything }
 
 // Addr implements Filter.
 func (public) Addr(addr netip.Addr) bool { return !addr.IsPrivate() }
 
-// TestAppendAllocates nothing, into a buffer that is large enough.
+// TestAppendAllocates checks that Append allocates nothing if the buffer is large
+// enough.
 func TestAppendAllocates(t *testing.T) {
 	for _, row := range []struct {
 		typ     uint16

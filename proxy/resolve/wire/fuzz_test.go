@@ -9,10 +9,9 @@ import (
 	"github.com/miekg/dns"
 )
 
-// FuzzParse feeds the bytes behind header and question of an answer, and the
-// flags and counts in front of them. Whatever is taken must be the answer to
-// the question, must come out of the stored form as it went in, and must not
-// show what the filter refuses.
+// FuzzParse parses answers with arbitrary flags, counts and bytes after the question.
+// An accepted answer must be the answer to the question, must not change in its stored
+// form, and must not show what the filter refuses.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []struct {
 		typ     uint16
@@ -62,7 +61,7 @@ func checkStored(t *testing.T, query *Query, m *Message) {
 	}
 	checkChain(t, query, whole)
 
-	// As the answer of a server, the response is the same answer.
+	// The response must parse to the same answer.
 	copy(whole, query.packet[:2])
 	again, err := query.Parse(whole)
 	if err != nil {
@@ -72,7 +71,7 @@ func checkStored(t *testing.T, query *Query, m *Message) {
 		t.Fatalf("stored %+v, again %+v", m, again)
 	}
 
-	// Without addresses and names, nothing that has one is left.
+	// Without addresses and names, no record that has one is left.
 	none, counts := m.Append(nil, Reply{Question: query.asked()}, 0, false, only{})
 	var msg dns.Msg
 	if err := msg.Unpack(none); err != nil {
@@ -93,8 +92,8 @@ func checkStored(t *testing.T, query *Query, m *Message) {
 	}
 }
 
-// checkChain reads a response with the library: the records lead from the name
-// of the question to its type, and nothing else is there.
+// checkChain parses a response with the library and checks that the records lead from
+// the name of the question to its type, and that there are no others.
 func checkChain(t *testing.T, query *Query, packet []byte) {
 	t.Helper()
 	var msg dns.Msg

@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// counting lets everything through and counts what it is asked.
+// counting is a filter that allows everything and counts its calls.
 type counting struct{ addrs, hops int }
 
 // Addr implements Filter.
@@ -21,7 +21,7 @@ func (c *counting) Addr(netip.Addr) bool { c.addrs++; return true }
 // Hop implements Filter.
 func (c *counting) Hop(allowlist.Host) bool { c.hops++; return true }
 
-// hints writes n addresses for a hint, from 192.0.2.0 or 2001:db8:: on.
+// hints returns n addresses for a hint, from 192.0.2.0 or 2001:db8:: on.
 func hints(format string, from, n int) string {
 	var all []string
 	for i := range n {
@@ -39,8 +39,8 @@ func each(n int, format string) []string {
 	return records
 }
 
-// TestMoreThanIsKept: of any type the first records are kept and shown, and of all
-// services together the first hints.
+// TestMoreThanIsKept checks that the first records of any type are kept and sent, and
+// the first hints of all services together.
 func TestMoreThanIsKept(t *testing.T) {
 	const hint4, hint6 = "192.0.2.%d", "2001:db8::%x"
 	for name, row := range map[string]struct {
@@ -89,7 +89,7 @@ func TestMoreThanIsKept(t *testing.T) {
 	}
 }
 
-// TestNXDomainWithManyRecords is malformed, however many there are.
+// TestNXDomainWithManyRecords checks that it is malformed with any number of records.
 func TestNXDomainWithManyRecords(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	nothing := func(m *dns.Msg) { m.Rcode = dns.RcodeNameError }
@@ -98,8 +98,8 @@ func TestNXDomainWithManyRecords(t *testing.T) {
 	}
 }
 
-// TestWhatAnAnswerCosts: whatever a server answers, showing it and binding its
-// addresses asks for no more than so many decisions, and allocates nothing.
+// TestWhatAnAnswerCosts checks that sending any answer and binding its addresses needs
+// a bounded number of decisions, and allocates nothing.
 func TestWhatAnAnswerCosts(t *testing.T) {
 	draw := rand.New(rand.NewPCG(5, 6))
 	for range 200 {
@@ -149,7 +149,7 @@ func TestWhatAnAnswerCosts(t *testing.T) {
 	}
 }
 
-// BenchmarkLargest shows the answers that cost most of those that are kept.
+// BenchmarkLargest sends the answers that cost most of those that are kept.
 func BenchmarkLargest(b *testing.B) {
 	var aliases []string
 	owner := "a.example."

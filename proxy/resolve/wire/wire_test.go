@@ -34,8 +34,8 @@ func newQuery(tb testing.TB, name string, typ uint16, mixed bool) *Query {
 	return q
 }
 
-// upstream is the answer of a server to a query, with the records of its
-// answer section; behind "--" come those of the authority section.
+// upstream returns a server's answer to a query with the given records; those after
+// "--" are in the authority section.
 func upstream(tb testing.TB, q *Query, change func(*dns.Msg), records ...string) []byte {
 	tb.Helper()
 	var asked, m dns.Msg
@@ -67,7 +67,7 @@ func upstream(tb testing.TB, q *Query, change func(*dns.Msg), records ...string)
 	return packet
 }
 
-// only is a filter of addresses and names; an empty one refuses everything.
+// only is a filter that allows the listed addresses and names.
 type only []string
 
 // Addr implements Filter.
@@ -76,7 +76,7 @@ func (o only) Addr(addr netip.Addr) bool { return slices.Contains(o, addr.String
 // Hop implements Filter.
 func (o only) Hop(name allowlist.Host) bool { return slices.Contains(o, name.String()) }
 
-// everything lets everything through.
+// everything is a filter that allows everything.
 type everything struct{}
 
 // Addr implements Filter.
@@ -85,14 +85,14 @@ func (everything) Addr(netip.Addr) bool { return true }
 // Hop implements Filter.
 func (everything) Hop(allowlist.Host) bool { return true }
 
-// reply is that of a client that asks the question in capitals.
+// reply returns the Reply for a client that asks the question in capital letters.
 func reply(q Question) Reply {
 	name := appendName(nil, strings.ToUpper(q.Name.String()))
 	return Reply{ID: 0x1234, RD: true, Question: append(name, byte(q.Type>>8), byte(q.Type), 0, 1)}
 }
 
-// show makes a response readable, by the library: what its header says beyond
-// the usual, and its records.
+// show returns a response as text, parsed by the library: unusual header fields, and
+// the records.
 func show(tb testing.TB, packet []byte) []string {
 	tb.Helper()
 	var m dns.Msg
@@ -118,7 +118,7 @@ func show(tb testing.TB, packet []byte) []string {
 	return lines
 }
 
-// answered is what a client sees of an answer of a server.
+// answered returns what a client sees of a server's answer.
 func answered(tb testing.TB, name string, typ uint16, f Filter, change func(*dns.Msg), records ...string) ([]string, Counts) {
 	tb.Helper()
 	q := newQuery(tb, name, typ, true)
@@ -155,8 +155,8 @@ func TestQueries(t *testing.T) {
 	}
 }
 
-// TestLetterCase: two queries of 20 letters have the same case once in a
-// million, five never.
+// TestLetterCase checks five queries of 20 letters: two have the same case once in a
+// million times, five never.
 func TestLetterCase(t *testing.T) {
 	spellings, ids := map[string]bool{}, map[uint16]bool{}
 	for range 5 {
@@ -331,7 +331,7 @@ func TestAnswers(t *testing.T) {
 
 const sha256Hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// TestRdataWithoutNames: it comes out byte for byte, whatever bytes it has.
+// TestRdataWithoutNames checks that such rdata passes byte for byte.
 func TestRdataWithoutNames(t *testing.T) {
 	octets := make([]byte, 0, 300)
 	for b := range 256 {
@@ -343,7 +343,7 @@ func TestRdataWithoutNames(t *testing.T) {
 		dns.TypeTXT: {3}, dns.TypeCAA: []byte("\x80\x05issue"), dns.TypeSSHFP: {4, 2}, dns.TypeTLSA: {3, 1, 0}, dns.TypeURI: {0, 10, 0, 1},
 	} {
 		values := [][]byte{octets, long, octets[:1], []byte(`\`)}
-		if typ == dns.TypeTXT { // which has strings of a length
+		if typ == dns.TypeTXT { // TXT has strings with lengths
 			values = [][]byte{[]byte(`a\"`), []byte("\x00\xff\x80")}
 			values[0] = append(values[0], append([]byte{255}, octets[:255]...)...)
 			values[1] = append(values[1], 0)
@@ -372,12 +372,12 @@ func TestRdataWithoutNames(t *testing.T) {
 	}
 }
 
-// rdata adds a record with these bytes to an answer.
+// rdata returns a function that adds a record with the given rdata to an answer.
 func rdata(typ uint16, data []byte) func(*dns.Msg) {
 	return func(m *dns.Msg) {
 		h := dns.RR_Header{Name: m.Question[0].Name, Rrtype: typ, Class: dns.ClassINET, Ttl: 60}
 		m.Answer = append(m.Answer, &dns.RFC3597{Hdr: h, Rdata: hex.EncodeToString(data)})
-		m.Extra = nil // so that the record is the last thing
+		m.Extra = nil // so that the record is the last one
 	}
 }
 
@@ -429,7 +429,7 @@ func TestAging(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoAnswerToTheQuery also sees to it that nothing of it is read.
+// TestWhatIsNoAnswerToTheQuery checks also that nothing of such a packet is returned.
 func TestWhatIsNoAnswerToTheQuery(t *testing.T) {
 	good := "api.example. 60 IN A 192.0.2.1"
 	tests := []struct {
@@ -576,8 +576,8 @@ func TestMalformedAnswers(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatOutgrowsAMessage: with its OPT and question it would be longer
-// than its length can say.
+// TestAnAnswerThatOutgrowsAMessage checks an answer that would exceed a message's
+// length with its OPT and question.
 func TestAnAnswerThatOutgrowsAMessage(t *testing.T) {
 	q := newQuery(t, "a.example", dns.TypeTXT, false)
 	records := slices.Repeat([]string{"a.example. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 249)+`"`, 4)}, MaxRecords)
@@ -610,8 +610,7 @@ func TestLocalAnswers(t *testing.T) {
 	}
 }
 
-// BenchmarkSizes reads answers of growing size: the time for a byte must not
-// grow with them.
+// BenchmarkSizes reads answers of growing size. The time per byte must not grow.
 func BenchmarkSizes(b *testing.B) {
 	for typ, format := range map[uint16]string{
 		TypeA:       "a.example. 60 IN A 93.184.%[2]d.%[1]d",
@@ -639,8 +638,8 @@ func BenchmarkSizes(b *testing.B) {
 	}
 }
 
-// TestAliasesOfLocalhost: whatever a server says of localhost, the alias leads to
-// loopback.
+// TestAliasesOfLocalhost checks that an alias to localhost leads to loopback, whatever
+// the server says.
 func TestAliasesOfLocalhost(t *testing.T) {
 	const soa = ". 900 IN SOA ns.example. admin.example. 1 2 3 4 200"
 	missing := func(m *dns.Msg) { m.Rcode = dns.RcodeNameError }

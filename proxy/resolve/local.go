@@ -7,15 +7,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// own holds the answers for names that servers are not asked for, by type.
-type own struct {
+// localAnswers holds the answers for names that servers are not asked for, by type.
+type localAnswers struct {
 	hosts    map[allowlist.Host]map[uint16]*wire.Message
 	loopback map[uint16]*wire.Message // for localhost and every name below it
 }
 
-// newOwn returns the answers for localhost and the table of hosts.
-func newOwn(hosts map[allowlist.Host][]netip.Addr) own {
-	o := own{hosts: make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts)), loopback: addressMessages(wire.Loopback())}
+// newLocalAnswers returns the answers for localhost and the table of hosts.
+func newLocalAnswers(hosts map[allowlist.Host][]netip.Addr) localAnswers {
+	o := localAnswers{hosts: make(map[allowlist.Host]map[uint16]*wire.Message, len(hosts)), loopback: addressMessages(wire.Loopback())}
 	for host, addrs := range hosts {
 		o.hosts[host] = addressMessages(addrs)
 	}
@@ -23,7 +23,7 @@ func newOwn(hosts map[allowlist.Host][]netip.Addr) own {
 }
 
 // of returns the answers for a name, or nil if servers are asked for it.
-func (o *own) of(name allowlist.Host) map[uint16]*wire.Message {
+func (o *localAnswers) of(name allowlist.Host) map[uint16]*wire.Message {
 	if name.IsLocalhost() {
 		return o.loopback
 	}
