@@ -37,11 +37,11 @@ func (b *bound) changed(conn net.Conn, state http.ConnState) {
 	case http.StateNew:
 		b.enter(conn)
 	case http.StateActive:
-		b.of(conn).Begin()
+		b.slot(conn).Begin()
 	case http.StateIdle:
-		b.of(conn).End()
+		b.slot(conn).End()
 	case http.StateClosed, http.StateHijacked:
-		b.of(conn).Leave()
+		b.slot(conn).Leave()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		delete(b.open, conn)
@@ -66,8 +66,8 @@ func (b *bound) enter(conn net.Conn) {
 	b.open[conn] = slot
 }
 
-// of returns the slot of a connection.
-func (b *bound) of(conn net.Conn) *limit.Slot {
+// slot returns the slot of a connection.
+func (b *bound) slot(conn net.Conn) *limit.Slot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if slot := b.open[conn]; slot != nil {

@@ -82,12 +82,12 @@ func TestTheOldestWithARequest(t *testing.T) {
 	if want := map[*net.TCPConn]limit.Cause{current: limit.CauseSource}; !maps.Equal(closed, want) {
 		t.Errorf("closed for others: %v, want one for the last", closed)
 	}
-	if b.of(conns[0]).GivenUp() == limit.NoCause || b.of(conns[1]).GivenUp() != limit.NoCause {
+	if b.slot(conns[0]).GivenUp() == limit.NoCause || b.slot(conns[1]).GivenUp() != limit.NoCause {
 		t.Error("it is not the oldest that was closed")
 	}
 	b.changed(conns[1], http.StateIdle)
 	b.changed(new(net.TCPConn), http.StateNew)
-	if b.of(conns[1]).GivenUp() == limit.NoCause || b.of(conns[2]).GivenUp() != limit.NoCause {
+	if b.slot(conns[1]).GivenUp() == limit.NoCause || b.slot(conns[2]).GivenUp() != limit.NoCause {
 		t.Error("one with a request is closed, and one without is there")
 	}
 }

@@ -63,7 +63,7 @@ func newAccounts() accounts {
 // Request spends one request of a holder, and reports whether there was one left.
 func (b *Budgets) Request(h allowlist.Holder) bool {
 	b.mu.Lock()
-	requests := b.of(h, time.Now()).requests
+	requests := b.find(h, time.Now()).requests
 	b.mu.Unlock()
 	return requests.Allow()
 }
@@ -131,7 +131,7 @@ func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
 // own returns the pool of a holder itself, with the limits that a policy gives to its
 // identity. The caller holds mu.
 func (b *Budgets) own(p *allowlist.Policy, h allowlist.Holder, now time.Time) *pool {
-	own := b.of(h, now)
+	own := b.find(h, now)
 	limits := b.cfg.Identity
 	if own != b.accounts(h).other {
 		limits = p.Limits(h.ID()).Or(limits)
@@ -185,8 +185,8 @@ func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now tim
 	}
 }
 
-// of returns the budget of a holder. The caller holds mu.
-func (b *Budgets) of(h allowlist.Holder, now time.Time) *budget {
+// find returns the budget of a holder. The caller holds mu.
+func (b *Budgets) find(h allowlist.Holder, now time.Time) *budget {
 	a := b.accounts(h)
 	if own := a.by[h.ID()]; own != nil {
 		return own

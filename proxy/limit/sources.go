@@ -56,7 +56,7 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	src := s.of(allowlist.SourceOf(addr))
+	src := s.find(allowlist.SourceOf(addr))
 	limit := s.cfg.Connections
 	if src.open >= limit+(limit+7)/8 {
 		return nil, Refused
@@ -93,8 +93,8 @@ func (s *Source) Close() {
 	s.open--
 }
 
-// of returns the budget of a source address. The caller holds mu.
-func (s *Sources) of(key netip.Addr) *Source {
+// find returns the budget of a source address. The caller holds mu.
+func (s *Sources) find(key netip.Addr) *Source {
 	if src := s.by[key]; src != nil {
 		return src
 	}

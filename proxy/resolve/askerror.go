@@ -78,8 +78,8 @@ func (e *AskError) said() *wire.ServerError {
 	return cmp.Or(with, without)
 }
 
-// of returns the error as that of a question for the target of an alias.
-func (e *AskError) of(alias allowlist.Host) *AskError {
+// forAlias returns the error as that of a question for the target of an alias.
+func (e *AskError) forAlias(alias allowlist.Host) *AskError {
 	return &AskError{alias: alias, tries: e.tries}
 }
 

@@ -35,8 +35,8 @@ func newBindings() *bindings {
 	return &bindings{proved: newBoundPart(1), mapped: newBoundPart(mappedBounds)}
 }
 
-// of returns the part for a holder's bindings.
-func (b *bindings) of(h allowlist.Holder) *boundPart {
+// part returns the part for a holder's bindings.
+func (b *bindings) part(h allowlist.Holder) *boundPart {
 	if h.Mapped() {
 		return b.mapped
 	}
@@ -177,7 +177,7 @@ func (b *boundNames) forget(now time.Time) {
 // allocates nothing for addresses that are bound already.
 func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 	until := now.Add(max(a.TTL(now), bindingLife))
-	part := r.bindings.of(h)
+	part := r.bindings.part(h)
 	for addr, way := range a.msg.Seen(f) {
 		part.bind(h.ID(), addr, boundName{a.name, way, until}, now)
 	}

@@ -80,11 +80,11 @@ func (r *Resolver) behind(alias allowlist.Host, err error) error {
 	case ok:
 	case reason == allowlist.ResolveTimeout && errors.Is(err, context.DeadlineExceeded):
 		asked = &AskError{} // the servers have time left, the look-up has none
-		for _, u := range r.groups.of(alias).servers {
+		for _, u := range r.groups.find(alias).servers {
 			asked.add(u.server.String(), errSlow.Error(), err)
 		}
 	default:
 		return err
 	}
-	return &allowlist.ReasonError{Reason: reason, Err: asked.of(alias)}
+	return &allowlist.ReasonError{Reason: reason, Err: asked.forAlias(alias)}
 }

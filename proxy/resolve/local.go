@@ -22,8 +22,8 @@ func newLocalAnswers(hosts map[allowlist.Host][]netip.Addr) localAnswers {
 	return o
 }
 
-// of returns the answers for a name, or nil if servers are asked for it.
-func (o *localAnswers) of(name allowlist.Host) map[uint16]*wire.Message {
+// find returns the answers for a name, or nil if servers are asked for it.
+func (o *localAnswers) find(name allowlist.Host) map[uint16]*wire.Message {
 	if name.IsLocalhost() {
 		return o.loopback
 	}

@@ -28,7 +28,7 @@ var (
 // from the table of hosts, or from the cache if it has not expired. It allocates
 // nothing.
 func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
-	if byType := r.local.of(q.Name); byType != nil {
+	if byType := r.local.find(q.Name); byType != nil {
 		msg := byType[q.Type]
 		if msg == nil {
 			msg = byType[anyType]
@@ -143,7 +143,7 @@ func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *ent
 // ask asks servers, in a flight.
 func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 	generation := r.cache.generation(q.Name)
-	msg, err := r.groups.of(q.Name).ask(ctx, q)
+	msg, err := r.groups.find(q.Name).ask(ctx, q)
 	now := time.Now()
 	switch {
 	case isShortage(err):
@@ -156,7 +156,7 @@ func (r *Resolver) ask(ctx context.Context, q Question) (Answer, error) {
 		}
 		return Answer{}, err
 	}
-	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.local.of(end) != nil || r.groups.of(end) != r.groups.of(q.Name)) {
+	if end := msg.End(); msg.Negative() && !end.IsZero() && (r.local.find(end) != nil || r.groups.find(end) != r.groups.find(q.Name)) {
 		msg = msg.OnlyAliases() // a server's statement about a name that belongs to other servers does not count
 	}
 	r.cache.put(q, msg, now, generation)

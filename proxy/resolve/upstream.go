@@ -202,8 +202,8 @@ func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
 	return added, nil
 }
 
-// of returns the group with the longest suffix that a name has, or others.
-func (g *groups) of(name allowlist.Host) *group {
+// find returns the group with the longest suffix that a name has, or others.
+func (g *groups) find(name allowlist.Host) *group {
 	for suffix := name.String(); ; {
 		if found := g.bySuffix[suffix]; found != nil {
 			return found
