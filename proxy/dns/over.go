@@ -33,9 +33,9 @@ func (r *ruling) refuseOver(c *listen.Caller) {
 	r.detail = key.Says(detail)
 }
 
-// recordUnanswered records the refusal of a caller that is over and has sent no query before its
-// connection ended. A connection that was closed for want of a slot has been counted
-// instead.
+// recordUnanswered records the refusal of a caller that is over and has sent no query
+// before its connection ended. A connection that was closed for want of a slot has been
+// counted instead.
 func (s *Server) recordUnanswered(ctx context.Context, from origin, conn *listen.Conn) {
 	if !isOver(&conn.Caller) || conn.GaveWay() {
 		return

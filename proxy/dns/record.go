@@ -7,8 +7,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// prepare writes the response of a refused query, and commits the record of a query that is
-// refused or must be recorded before it is answered.
+// prepare writes the response of a refused query, and commits the record of a query that
+// is refused or must be recorded before it is answered.
 func (x *exchange) prepare(ctx context.Context) {
 	refusal := x.ruling.refuses()
 	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
