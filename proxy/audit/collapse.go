@@ -9,17 +9,17 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// maxWindows bounds the denials that others may be merged into. Beyond it whoever
-// has most of them gives one up for another caller's; its own further denials have
-// a record each.
+// maxWindows bounds the open windows. Beyond it the caller that has most windows loses
+// one to the newcomer, and gets a record for each further denial that the window would
+// have merged.
 const maxWindows = 4096
 
-// same is what identical denials have in common: all that the record of the
-// first one says and that does not differ from one try to the next.
+// same holds what identical denials have in common: every field of the record of the
+// first one that does not differ from one attempt to the next.
 type same struct {
 	identity     string
 	proof        proof
-	client       netip.Addr // before there is an identity
+	client       netip.Addr // only if there is no identity
 	listener     string
 	protocol     Protocol
 	dest         allowlist.Destination
@@ -40,7 +40,7 @@ func sameOf(rec *Record) same {
 	return s
 }
 
-// window is a denial that was written and takes in those that follow it.
+// window is a denial that was written, with those identical to it that followed.
 type window struct {
 	same
 	first  Record
@@ -48,11 +48,11 @@ type window struct {
 	ends   time.Time
 
 	seat       seat[*window]
-	prev, next *window // in the order of their ends
+	prev, next *window // neighbours in the order of ends
 }
 
-// collapser merges identical denials that follow each other within a time. All
-// methods but run are safe for concurrent use.
+// collapser merges identical denials that follow each other within a time. All methods
+// but run are safe for concurrent use.
 type collapser struct {
 	length time.Duration
 	put    func(*Record)
@@ -62,8 +62,8 @@ type collapser struct {
 	mu          sync.Mutex
 	closed      bool
 	open        map[same]*window
-	first, last *window         // of those that are open, by their ends
-	callers     shares[*window] // of those that are open
+	first, last *window         // open windows in the order of ends
+	callers     shares[*window] // open windows by caller
 }
 
 func newCollapser(length time.Duration, put func(*Record)) *collapser {
@@ -73,9 +73,9 @@ func newCollapser(length time.Duration, put func(*Record)) *collapser {
 	}
 }
 
-// join merges a denial into an identical one whose window is open: it gets the
-// id of that one and must not be written. It reports false for anything else,
-// which is to be written.
+// join merges a denial into an identical one whose window is open. The record then gets
+// the id of that denial and must not be written. For any other record join reports
+// false, and the record must be written.
 func (c *collapser) join(rec *Record) bool {
 	if c == nil || rec.Event != EventDecision || !rec.KeptIn() {
 		return false
@@ -94,13 +94,14 @@ func (c *collapser) join(rec *Record) bool {
 	return false
 }
 
-// begin opens a window, if its caller has the room or another has more.
+// begin opens a window. If there are too many, the caller with most windows loses one.
+// The caller holds mu.
 func (c *collapser) begin(s same, rec *Record) {
 	var path [maxPathLen]key
 	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length), prev: c.last}
 	w.first.DNS.Answered = slices.Clone(rec.DNS.Answered)
 	w.seat.of = w
-	c.callers.put(&w.seat, c.callers.leaf(who(path[:0], rec)))
+	c.callers.put(&w.seat, c.callers.leaf(callerPath(path[:0], rec)))
 	c.open[s] = w
 	if c.last == nil {
 		c.first = w
@@ -115,11 +116,11 @@ func (c *collapser) begin(s same, rec *Record) {
 	without := c.callers.most(&w.seat)
 	c.end(without)
 	if without.merged.Count > 0 {
-		c.put(without.record()) // which never waits
+		c.put(without.record()) // does not block
 	}
 }
 
-// end closes a window.
+// end closes a window. The caller holds mu.
 func (c *collapser) end(w *window) {
 	delete(c.open, w.same)
 	c.callers.remove(&w.seat)
@@ -136,8 +137,8 @@ func (c *collapser) end(w *window) {
 	w.prev, w.next = nil, nil
 }
 
-// run writes a record at the end of every window that has taken something in,
-// until close.
+// run writes a record at the end of every window that has merged a denial, until the
+// collapser is closed.
 func (c *collapser) run() {
 	defer close(c.done)
 	for {
@@ -154,8 +155,8 @@ func (c *collapser) run() {
 	}
 }
 
-// expire closes the windows that have ended, all if the collapser is closed.
-// It returns when the next one ends; zero if there is none.
+// expire closes the windows whose time is over, or all of them if the collapser is
+// closed. It returns when the next window ends, or zero if none is open.
 func (c *collapser) expire() (ended []*window, next time.Time, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,7 +180,7 @@ func (c *collapser) close() {
 	<-c.done
 }
 
-// record returns what is said about those that were taken in.
+// record returns the record of the denials that were merged into the first one.
 func (w *window) record() *Record {
 	rec := w.first
 	rec.Event, rec.Time, rec.Merged = EventCollapsed, time.Now(), &w.merged

@@ -9,7 +9,7 @@ import (
 // for records. Where decisions do, it is commitTimeout: from then on they are refused.
 const stuckAfter = 12 * time.Second
 
-// What is wrong with a sink, beside the errors that it returns.
+// The failures of a sink that are not errors of its Write.
 var (
 	// errStuck says that a Write has not returned for a long time.
 	errStuck = errors.New("a write does not return")
@@ -17,7 +17,7 @@ var (
 	errOverflow = errors.New("records are dropped: the queue is full")
 )
 
-// Failure says that a sink is losing records, or about to.
+// Failure describes a sink that loses records, or is about to.
 type Failure struct {
 	Sink  string
 	Since time.Time
@@ -26,15 +26,16 @@ type Failure struct {
 	Err error
 }
 
-// health is what a queue knows of its sink. Zero times mean "not now".
+// health is the state of a sink as its queue knows it. Zero times mean "not now".
 type health struct {
-	err      error     // of the last Write
+	err      error     // error of the last Write
 	since    time.Time // when Writes began to fail
-	writing  time.Time // when the Write that is under way began
+	writing  time.Time // when the current Write began
 	dropping time.Time // when records began to be dropped
 }
 
-// failure returns what is wrong now, if anything is. A Write may take as long as patience.
+// failure returns the current failure, or a nil error if there is none. patience is how
+// long a Write may take.
 func (h *health) failure(now time.Time, patience time.Duration) (since time.Time, err error) {
 	switch {
 	case !h.writing.IsZero() && now.Sub(h.writing) >= patience:
@@ -47,14 +48,14 @@ func (h *health) failure(now time.Time, patience time.Duration) (since time.Time
 	return time.Time{}, nil
 }
 
-// writes notes that a Write begins.
+// writes notes that a Write begins now.
 func (q *queue) writes(now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.health.writing = now
 }
 
-// returned notes what a Write returned and how many records that has lost, and
+// returned notes the result of a Write and the number of records that it lost. It
 // reports whether the sink has begun or ceased to fail.
 func (q *queue) returned(err error, failed uint64) (changed bool) {
 	q.mu.Lock()
@@ -73,7 +74,7 @@ func (q *queue) returned(err error, failed uint64) (changed bool) {
 	return changed
 }
 
-// failure returns what is wrong with the sink, if anything is.
+// failure returns the current failure of the sink, if there is one.
 func (q *queue) failure(now time.Time) (Failure, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -6,12 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// held is a record that waits in the queues of sinks. Whoever lets it go last
-// gives it back to be used again.
+// held is a record that waits in the queues of several sinks. The last one that
+// releases it returns it to the pool.
 type held struct {
 	Record
 
-	answered [MaxAddresses]netip.Addr // what DNS.Answered has
+	answered [MaxAddresses]netip.Addr // backing array of DNS.Answered
 	users    atomic.Int32
 	pool     *sync.Pool
 }
@@ -28,10 +28,10 @@ func hold(pool *sync.Pool, rec *Record) *held {
 	return h
 }
 
-// letGo ends one use.
-func (h *held) letGo() {
+// release ends one use.
+func (h *held) release() {
 	if h.users.Add(-1) == 0 {
-		h.Record = Record{} // it keeps no text alive
+		h.Record = Record{} // do not keep its strings alive
 		h.pool.Put(h)
 	}
 }

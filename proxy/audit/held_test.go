@@ -57,10 +57,10 @@ func TestAHeldRecordKeepsNothing(t *testing.T) {
 	r := newRecorder(t, Config{Sinks: to(&memory{})})
 	h := hold(&r.held, &Record{Method: "GET"})
 	h.users.Add(1)
-	if h.letGo(); h.Method != "GET" {
+	if h.release(); h.Method != "GET" {
 		t.Error("it is empty while somebody uses it")
 	}
-	if h.letGo(); h.Method != "" {
+	if h.release(); h.Method != "" {
 		t.Error("it keeps a text")
 	}
 }

@@ -17,7 +17,7 @@ func newID(now time.Time) string {
 	}
 	_, _ = rand.Read(raw[6:]) // never fails: crypto/rand aborts the program instead
 
-	// 128 bits in 26 digits of 5 bits: the first digit holds 3.
+	// 128 bits fill 26 digits of 5 bits; the first digit holds only 3.
 	var id [26]byte
 	var acc uint32
 	bits, next := 2, 0 // two leading zero bits fill the first digit

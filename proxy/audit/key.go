@@ -6,13 +6,14 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// key is who a record is about, for a fair share: the identity, or before there
-// is one the source; see allowlist.SourceOf. A key of another kind stands for
-// many of these. What is proved of it keeps what may be forged apart.
+// key names the party that a record counts for in a fair share: the identity, or the
+// source address if there is no identity; see allowlist.SourceOf. A key of another kind
+// stands for many parties. The proof is part of the key, so that records which may be
+// forged count apart.
 type key struct {
-	name  string // the identity, or of a listener its name
+	name  string // the identity; for a kindListener the name of the listener
 	addr  netip.Addr
-	kind  kind // with the proof the last ones, so that one hash covers them and the address
+	kind  kind // last together with proof, so that one hash covers both and the address
 	proof proof
 }
 
@@ -22,9 +23,9 @@ type kind uint8
 // The kinds. The zero value is one identity or source.
 const (
 	kindOne      kind = iota
-	kindNetwork       // all in the /24 or /48 whose first address it is
-	kindListener      // all on a listener
-	kindStranger      // all that have no identity
+	kindNetwork       // every source in the /24 or /48 that begins with addr
+	kindListener      // every caller on a listener
+	kindStranger      // every caller without an identity
 )
 
 func keyOf(rec *Record) key {
@@ -42,7 +43,7 @@ func networkOf(addr netip.Addr) key {
 	if addr.Is6() {
 		bits = 48
 	}
-	prefix, _ := addr.Prefix(bits) // which every address has
+	prefix, _ := addr.Prefix(bits) // every valid address has one
 	return key{kind: kindNetwork, addr: prefix.Addr()}
 }
 
@@ -51,11 +52,12 @@ func listenerOf(rec *Record) key { return key{kind: kindListener, name: rec.List
 // maxPathLen is the length of the longest path.
 const maxPathLen = 4
 
-// who appends the path of a record in shares by caller: the identity, or of those
-// that have none, which are one party together, the listener, the network and the
-// source. A source without an identity may be forged, and so may one that is all
-// that shows an identity, so that many of them are worth no more than one identity.
-func who(path []key, rec *Record) []key {
+// callerPath appends the path of a record in shares by caller. For an identity that is
+// the identity alone. All callers without an identity share one node, and are told
+// apart below it by listener, network and source. A source without an identity may be
+// forged, and so may an identity that only the source shows; therefore all of them
+// together weigh no more than one identity.
+func callerPath(path []key, rec *Record) []key {
 	k := keyOf(rec)
 	if k.name != "" && !k.proof.forgeable() {
 		return append(path, k)
@@ -63,12 +65,12 @@ func who(path []key, rec *Record) []key {
 	return append(path, key{kind: kindStranger}, listenerOf(rec), networkOf(rec.Client.Addr()), k)
 }
 
-// where appends the path of a record in shares by place: of an identity the
-// network, the source and itself; else that of who.
-func where(path []key, rec *Record) []key {
+// placePath appends the path of a record in shares by place: network, source and
+// identity. Without an identity, or with one that may be forged, it is the callerPath.
+func placePath(path []key, rec *Record) []key {
 	k := keyOf(rec)
 	if k.name == "" || k.proof.forgeable() {
-		return who(path, rec)
+		return callerPath(path, rec)
 	}
 	return append(path, networkOf(rec.Client.Addr()), key{addr: allowlist.SourceOf(rec.Client.Addr())}, k)
 }

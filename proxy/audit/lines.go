@@ -5,29 +5,29 @@ import (
 	"io"
 )
 
-// Render appends one line, without its newline, that says what the record says.
-// It is called from one goroutine at a time.
+// Render appends a record as one line without the newline. It is called from one
+// goroutine at a time.
 type Render func(dst []byte, r *Record) ([]byte, error)
 
-// keptBuffer bounds what a sink of lines keeps of its buffer between writes.
+// keptBuffer bounds the buffer that a sink of lines keeps between writes.
 const keptBuffer = 1 << 20
 
-// NewLines returns a sink that writes each record as a line of a rendering, the
-// lines of one batch in one Write. It goes on after an error: what it cannot
-// write is lost and reported, and half a line that the writer has taken is
-// closed before the next, which it would spoil.
+// NewLines returns a sink that renders each record as a line and writes the lines of
+// one batch in one Write. It continues after an error: records that it cannot write are
+// reported as lost, and a partial line is ended by a newline before the next line,
+// which it would spoil.
 func NewLines(w io.Writer, render Render) Sink { return &lines{w: w, render: render} }
 
-// lines writes lines. It belongs to one goroutine.
+// lines is the sink of [NewLines]. It is used by one goroutine.
 type lines struct {
 	w      io.Writer
 	render Render
 	buf    []byte
-	ends   []int // where the line of each record ends in buf; 0 if it has none
-	torn   bool  // the writer has taken half a line
+	ends   []int // end of each record's line in buf; 0 if the record has none
+	torn   bool  // the last Write ended within a line
 }
 
-// Write makes lines of the records and writes them.
+// Write renders the records and writes them.
 func (l *lines) Write(_ context.Context, records []*Record) error {
 	renderErr := l.fill(records)
 	n, err := l.flush()
@@ -39,8 +39,8 @@ func (l *lines) Write(_ context.Context, records []*Record) error {
 		lost.Err = renderErr
 	}
 	for i, end := range l.ends {
-		// A line of which only the newline is missing is whole: it gets one
-		// before whatever comes next.
+		// A line that lacks only its newline is written: the newline precedes the next
+		// write.
 		if end == 0 || end-1 > n {
 			lost.Lost = append(lost.Lost, i)
 		}
@@ -68,7 +68,7 @@ func (l *lines) fill(records []*Record) error {
 	return failed
 }
 
-// flush writes the buffer and returns how much of it the writer has taken.
+// flush writes the buffer and returns how many bytes the writer accepted.
 func (l *lines) flush() (int, error) {
 	if len(l.buf) == 0 {
 		return 0, nil

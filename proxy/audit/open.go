@@ -9,20 +9,20 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// Start is what is known when a request has been read.
+// Start holds what is known when a request has been read.
 type Start struct {
 	Time     time.Time // zero means now
 	Listener string
 	Protocol Protocol
 	Wire     Wire
-	// TraceParent is the caller's traceparent field as received; it is linked
-	// and never decides whether the span is sampled.
+	// TraceParent is the caller's traceparent field as received. It is linked and never
+	// decides whether the span is sampled.
 	TraceParent string
-	// NoSpan leaves the span out, for a decision that is known to be one of many
-	// of which not every one has its span.
+	// NoSpan leaves the span out, for a decision of a kind of which only a part has
+	// spans.
 	NoSpan bool
-	// Accept makes the caller's context the parent of the span instead, for a
-	// listener whose callers are trusted with that.
+	// Accept makes the caller's context the parent of the span instead of a link, for a
+	// listener whose callers are trusted to set it.
 	Accept bool
 }
 
@@ -35,7 +35,7 @@ func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
 	return o
 }
 
-// Reopen is Begin for one who has an Open already, which is new or has ended.
+// Reopen is Begin with memory of the caller: o is new, or it has ended.
 func (r *Recorder) Reopen(ctx context.Context, o *Open, s Start) {
 	if s.Time.IsZero() {
 		s.Time = time.Now()
@@ -59,7 +59,7 @@ func (r *Recorder) Reopen(ctx context.Context, o *Open, s Start) {
 	o.Trace, o.CallerTrace = o.span.SpanContext(), caller.TraceID()
 }
 
-// record returns what is known so far.
+// record returns the record with the fields that are known at the start.
 func (s *Start) record() Record {
 	return Record{
 		Time: s.Time, Event: EventDecision, ID: newID(s.Time), Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
@@ -70,8 +70,8 @@ func callerContext(ctx context.Context, traceparent string) trace.SpanContext {
 	if traceparent == "" {
 		return trace.SpanContext{}
 	}
-	// Extract leaves a context alone that it cannot improve: what our own
-	// context carries must not pass for the caller's.
+	// Extract returns its context unchanged if the field is not valid. The span in our
+	// own context must not pass for the caller's.
 	ctx = trace.ContextWithSpanContext(ctx, trace.SpanContext{})
 	carrier := propagation.MapCarrier{"traceparent": traceparent}
 	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
@@ -84,22 +84,22 @@ func spanName(protocol Protocol) string {
 	return string(protocol)
 }
 
-// Open is a decision on its way: its record may be filled in until Commit has
-// succeeded, or else until End. It belongs to one goroutine.
+// Open is a decision that is not complete yet. Its record may be filled in until Commit
+// has written it, or else until End. It is used by one goroutine.
 type Open struct {
 	Record
 
 	recorder  *Recorder
-	span      trace.Span // nil: none
-	committed *Record    // as it was written; nil if it was not
+	span      trace.Span // nil if there is none
+	committed *Record    // the record as it was written; nil if it was not
 	commitErr error
-	settled   bool // joined is known
-	joined    bool // merged into an identical denial
+	joinTried bool // join was called
+	joined    bool // the record was merged into an identical denial
 	ended     bool
 }
 
-// TraceID returns the trace of the decision's span, as the caller sees it; ""
-// if the tracer makes none.
+// TraceID returns the trace of the decision's span, as the caller sees it, or "" if the
+// tracer makes none.
 func (o *Open) TraceID() string {
 	if !o.Trace.HasTraceID() {
 		return ""
@@ -107,25 +107,24 @@ func (o *Open) TraceID() string {
 	return o.Trace.TraceID().String()
 }
 
-// Ended reports whether the record has been written.
+// Ended reports whether End was called.
 func (o *Open) Ended() bool { return o.ended }
 
-// Committed reports whether Commit has had the record written: what has changed
-// since, such as a caller that left, is in no rendering.
+// Committed reports whether Commit has written the record. Changes since then, such as
+// that the caller left, are in no rendering.
 func (o *Open) Committed() bool { return o.committed != nil }
 
-// Commit settles the record before the answer is sent. Call it when verdict,
-// reason and status are known and before the id is shown to the caller: a
-// denial that is merged into an identical one gets the id of that one here.
+// Commit makes the record final before the answer is sent. Call it when verdict, reason
+// and status are known and before the id is shown to the caller, because a denial that
+// is merged into an identical one gets the id of that one here.
 //
-// In required mode it returns when every sink that keeps the record has written
-// it; it waits at most two seconds. After nil the record is the one that
-// was written: later changes are in no rendering, and End only ends the span.
-// After an error the decision must be refused with audit-unavailable: set that
-// as verdict, reason and status, and End records it, as well as it can. A sink
-// that had written the record while another failed then has two with the same
-// id, of which the later one is what happened; any other sink has one. Another
-// Commit returns the same error.
+// In required mode it returns when every sink that keeps the record has written it; it
+// waits at most two seconds. After nil the written record is final: later changes are
+// in no rendering, and End only ends the span. After an error the decision must be
+// refused with audit-unavailable: set that as verdict, reason and status, and End
+// queues a record of it. A sink that had written the record while another one failed
+// then has two with the same id, and the later one says what happened; any other sink
+// has one. A further call returns the same error.
 //
 // In the default mode it returns nil, and End queues the record.
 func (o *Open) Commit(ctx context.Context) error {
@@ -137,24 +136,24 @@ func (o *Open) Commit(ctx context.Context) error {
 		return nil
 	}
 	rec := o.Record
-	rec.DNS.Answered = slices.Clone(rec.DNS.Answered) // a sink may still be writing when this returns
+	rec.DNS.Answered = slices.Clone(rec.DNS.Answered) // a sink may still write it after this returns
 	if o.commitErr = o.recorder.commit(ctx, &rec); o.commitErr == nil {
 		o.committed = &rec
 	}
 	return o.commitErr
 }
 
-// join merges a denial into an identical one, if there is one. It tries once:
-// the second time it would find itself.
+// join merges the record into an identical denial, if there is one. Only the first call
+// does so, because a second one would find this record itself.
 func (o *Open) join() {
-	if o.settled {
+	if o.joinTried {
 		return
 	}
-	o.settled, o.joined = true, o.recorder.collapse.join(&o.Record)
+	o.joinTried, o.joined = true, o.recorder.collapse.join(&o.Record)
 }
 
-// End queues the record, unless it is written or merged already, and ends the
-// span; a second call does nothing.
+// End queues the record, unless it is written or merged already, and ends the span. A
+// second call does nothing.
 func (o *Open) End() {
 	if o.ended {
 		return

@@ -2,16 +2,16 @@ package audit
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// Unproven reports whether the record is of a datagram, or stands for datagrams
-// only: their sender may have forged the address that they came from. Neither the
-// client nor an identity that only the address shows is then proven.
+// Unproven reports whether the record is about a datagram, or about datagrams only.
+// Their sender may have forged the address, so that neither the client nor an identity
+// that only the address shows is proven.
 func (r *Record) Unproven() bool { return r.Wire == WireUDP }
 
-// proof is how far the caller of a record is shown. Records of different proofs
-// are never merged, and take no room from each other: what is forged in the name
-// of a caller leaves what is recorded of the caller itself alone.
+// proof says how well the caller of a record is proven. Records with different proofs
+// are never merged, and do not compete for room: forged requests in the name of a
+// caller do not displace the records of the caller itself.
 type proof struct {
-	mapped   bool // the identity is shown by source-map
+	mapped   bool // the identity comes from source-map
 	unproven bool // see Record.Unproven
 }
 
@@ -19,10 +19,10 @@ func proofOf(rec *Record) proof {
 	return proof{mapped: rec.Source == allowlist.SourceMap, unproven: rec.Unproven()}
 }
 
-// forgeable reports whether somebody may have forged the identity.
+// forgeable reports whether the identity may be forged.
 func (p proof) forgeable() bool { return p.mapped && p.unproven }
 
-// mark notes the proof in the record that stands for others.
+// mark sets the proof in a record that stands for others.
 func (p proof) mark(rec *Record) *Record {
 	if p.mapped {
 		rec.Source = allowlist.SourceMap

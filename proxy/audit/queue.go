@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// queue holds the records that wait for one sink. Whoever puts a record into it
-// is never kept waiting: a denial without room is counted into a summary, and
-// anything else without room is dropped and counted. Records that somebody waits
-// for have room of their own, half of it, if there can be any.
+// queue holds the records that wait for one sink. Adding a record never blocks: a
+// denial without room is counted into a summary, any other record without room is
+// dropped and counted. If records are required, half of the room is for those that
+// Commit waits for.
 type queue struct {
 	ready signal   // wakes the worker
-	sums  []*tally // whose summaries are to be written; only the worker's
+	sums  []*tally // summaries that are to be written; used by the worker only
 
 	mu      sync.Mutex
 	idle    bool // the worker sleeps, or is about to
 	closed  bool
-	gaveUp  bool // nobody waits for what waits here
-	ring    ring
-	waiting waiting
-	waited  bool // the last record taken was one that somebody waits for
+	gaveUp  bool    // the remaining records count as dropped
+	ring    ring    // records that Commit does not wait for
+	waiting waiting // records that Commit waits for
+	waited  bool    // the last record popped came from waiting
 	tallies tallies
 	stats   SinkStats
 	health  health
@@ -35,8 +35,8 @@ func newQueue(name string, capacity int, required bool) *queue {
 	return q
 }
 
-// put takes a record that must not be changed any more, and lets it go when it is
-// written or counted.
+// put adds a record that must not be changed any more. It releases the record if there
+// is no room; otherwise the worker does so after the write.
 func (q *queue) put(h *held) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -59,13 +59,13 @@ func (q *queue) put(h *held) {
 		q.wake()
 	}
 	if without != nil {
-		without.letGo()
+		without.release()
 	}
 }
 
-// commit takes a record that somebody waits for, which is never summarised. It
-// reports false if there is no room for it. That of another one may be gone then,
-// which its ack is told.
+// commit adds a record that Commit waits for. Such a record is never summarised. It
+// reports false if there is no room for the record. If the record displaces another
+// one, the ack of that one gets errNoRoom.
 func (q *queue) commit(it *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -79,7 +79,7 @@ func (q *queue) commit(it *waiter) bool {
 	if without == nil {
 		return true
 	}
-	q.stats.Dropped++ // of a decision that is refused, whose refusal has a record
+	q.stats.Dropped++ // the decision is refused, and the refusal has a record of its own
 	if without == it {
 		return false
 	}
@@ -87,7 +87,7 @@ func (q *queue) commit(it *waiter) bool {
 	return true
 }
 
-// withdraw takes back a record that nobody has begun to write.
+// withdraw removes a record that is still in the queue.
 func (q *queue) withdraw(it *waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -96,7 +96,7 @@ func (q *queue) withdraw(it *waiter) {
 	}
 }
 
-// wake wakes the worker if it sleeps.
+// wake wakes the worker if it sleeps. The caller holds mu.
 func (q *queue) wake() {
 	if !q.idle {
 		return
@@ -105,8 +105,8 @@ func (q *queue) wake() {
 	q.ready.send()
 }
 
-// close lets the worker end once it has written what there is. Whatever comes
-// later is dropped and counted.
+// close lets the worker end after it has written everything in the queue. Records that
+// come later are dropped and counted.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -114,29 +114,29 @@ func (q *queue) close() {
 	q.wake()
 }
 
-// giveUp counts what waits, also on its way to the sink, as dropped.
+// giveUp counts every record that is not written yet as dropped.
 func (q *queue) giveUp() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.gaveUp = true
 }
 
-// entry is a record on its way to the sink.
+// entry is a record that the worker writes.
 type entry struct {
 	rec  *Record
-	held *held // to be let go once it is written; nil if somebody waits for the write
-	ack  *ack  // nil if nobody does
+	held *held // released after the write; nil for a record that Commit waits for
+	ack  *ack  // nil if Commit does not wait for the record
 }
 
-// next waits for work. It returns the records whose turn it is, at most as many as
-// entries has room for, and some of the summaries that are due, at most as many. It
-// returns nothing when the queue is closed and empty. The next summaries are due when
-// these are written: a flood of many callers does not fill the sink with them.
+// next waits for work. It returns the next records and some of the summaries that are
+// due, at most cap(entries) of each. It returns nothing when the queue is closed and
+// empty. Further summaries become due only after these are written, so that a flood of
+// many callers does not fill the sink with summaries.
 func (q *queue) next(entries []entry) ([]entry, []*tally) {
 	for {
 		entries, taken, due, closed := q.poll(entries[:0])
 		if len(q.sums) == 0 {
-			q.sums = taken.list() // here, because nobody waits for the lock now
+			q.sums = taken.list() // here the lock is not held
 		}
 		some := q.sums[:min(len(q.sums), cap(entries))]
 		q.sums = q.sums[len(some):]
@@ -147,9 +147,9 @@ func (q *queue) next(entries []entry) ([]entry, []*tally) {
 	}
 }
 
-// poll is next without waiting: it takes tallies if none are left to be written,
-// and returns when the next ones are due (zero if there are none), and whether
-// nothing more will come.
+// poll is next without waiting. It returns the tallies that are due, if no summaries
+// are left to be written. It also returns when the next tallies are due (zero if there
+// are none), and whether the queue is closed.
 func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -166,9 +166,9 @@ func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, 
 	return entries, taken, q.tallies.due, q.closed
 }
 
-// pop takes the next record: alternately one that somebody waits for and one that
-// nobody waits for, as long as there are both. A tunnel's other records follow its
-// decision all the same: they are made when that has been written.
+// pop removes the next record: alternately one that Commit waits for and another one,
+// as long as there are both. The other records of a tunnel still follow its decision,
+// because they are made after that has been written.
 func (q *queue) pop() entry {
 	q.waited = q.waiting.count() > 0 && (!q.waited || q.ring.count == 0)
 	if q.waited {
@@ -179,7 +179,7 @@ func (q *queue) pop() entry {
 	return entry{rec: &h.Record, held: h}
 }
 
-// wrote counts what came of a Write.
+// wrote counts the records of a Write.
 func (q *queue) wrote(written, failed uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -187,8 +187,8 @@ func (q *queue) wrote(written, failed uint64) {
 	q.stats.Failed += failed
 }
 
-// summarised counts what came of a summary: without an error its records are
-// accounted for; otherwise they wait for the next one.
+// summarised counts the result of writing a summary. Without an error its records are
+// accounted for; otherwise they are counted into the next summary.
 func (q *queue) summarised(t *tally, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -216,12 +216,11 @@ func (q *queue) snapshot() SinkStats {
 	return s
 }
 
-// ack brings what came of a record to who waits for it: one result from every
-// queue that took it, unless it was withdrawn in time.
+// ack carries the results of a record to Commit: one from every queue that accepted it,
+// unless it was withdrawn in time.
 type ack struct{ results chan error }
 
-// wait returns when all results are there and nil, else the first error; ctx
-// bounds it.
+// wait waits for all results and returns the first error, or the cause of ctx.
 func (a *ack) wait(ctx context.Context, results int) error {
 	for range results {
 		select {

@@ -43,20 +43,21 @@ const (
 	EventIdentityRotate Event = "identity.rotate"
 	EventQuarantine     Event = "quarantine"
 
-	// EventSummary stands for the denials of one identity, or of one source, that
-	// had no room in a sink's queue. Of an IPv6 source it has the first address. Of
-	// too many it stands for those of a network or a listener; see Merged.Other.
-	// With a listener and without Other it stands for connections that were closed
-	// there for want of a slot or a file descriptor while nothing was asked over
-	// them: no other record tells of that. With a detail that begins with "the sink
-	// failed" it stands for what one sink has lost.
+	// EventSummary stands for the denials of one identity, or of one source, that had
+	// no room in a sink's queue. The address of an IPv6 source is the first one of its
+	// network. If there were too many identities or sources, the summary stands for
+	// those of a network or a listener; see Merged.Other. With a listener and without
+	// Other it stands for connections that were closed there for want of a slot or a
+	// file descriptor before they made a request, which have no other record. With a
+	// detail that begins with "the sink failed" it stands for the records that one sink
+	// has lost.
 	EventSummary Event = "summary"
-	// EventCollapsed stands for the denials that were identical with the one
-	// whose id it has, and followed it.
+	// EventCollapsed stands for the denials that followed the one with the same id and
+	// were identical.
 	EventCollapsed Event = "decision.collapsed"
 )
 
-// Protocol says what a caller asked for. The zero value is nothing that was read.
+// Protocol says what a caller asked for. The zero value means that no request was read.
 type Protocol string
 
 // The protocols: a tunnel, a plain request, or a DNS query.
@@ -66,10 +67,10 @@ const (
 	ProtocolDNS     Protocol = "dns"
 )
 
-// Wire says how a request came in. The zero value is no request.
+// Wire says how a request came in. The zero value means that there was no request.
 type Wire string
 
-// The wires: HTTP/1, and those of DNS queries.
+// The wires: HTTP/1 (h1), and the transports of DNS queries.
 const (
 	WireH1  Wire = "h1"
 	WireUDP Wire = "udp"
@@ -78,38 +79,38 @@ const (
 	WireDoH Wire = "doh"
 )
 
-// Other is the identity in the summary of those beyond the bound.
+// Other is the identity in a summary that is about many callers; see Merged.Other.
 const Other = "_other"
 
 // Merged counts records that have no line of their own. Adding these counts to
 // the lines of the decisions gives the number of decisions.
 type Merged struct {
 	Count       uint64
-	First, Last time.Time // of those that are counted
-	// Counts is Count by verdict and reason, in a summary. Records that a sink has
-	// lost, whatever they said, are a failure of audit-unavailable each.
+	First, Last time.Time // times of the records that are counted
+	// Counts is Count by verdict and reason, in a summary. Each record that a sink has
+	// lost counts as a failure with audit-unavailable, whatever its verdict was.
 	Counts []Count
-	// Other says that the summary is of many identities or addresses: there
-	// were too many for one each. They are those of the /24 or /48 whose first
-	// address the record has as the client, else those on its listener, else all
-	// others. Renderings give the constant Other as the identity.
+	// Other says that the summary is about many identities or addresses, because there
+	// were too many for one summary each. They are those of the /24 or /48 that begins
+	// with the client's address, or those on the record's listener, or all others.
+	// Renderings give the constant Other as the identity.
 	Other bool
 }
 
-// Count is how many records had a verdict and a reason.
+// Count is the number of records with one verdict and reason.
 type Count struct {
 	Verdict allowlist.Verdict
 	Reason  allowlist.Reason
 	Count   uint64
 }
 
-// Record is one line of evidence. Zero fields are left out of the rendering,
-// except where zero says something (bytes of a tunnel).
+// Record is one line of evidence. Zero fields are left out of the rendering, except
+// where zero is a value (bytes of a tunnel).
 type Record struct {
 	Time     time.Time
 	Event    Event
-	ID       string // the decision's, also in the records of its tunnel
-	Instance string // of the process; the recorder sets it
+	ID       string // of the decision; the records of its tunnel have the same
+	Instance string // name of the process; the recorder sets it
 
 	Listener string
 	Protocol Protocol
@@ -118,60 +119,61 @@ type Record struct {
 	Source   allowlist.Source
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
 
-	Dest    allowlist.Destination // canonical, as asked
+	Dest    allowlist.Destination // canonical form of the destination that was asked for
 	Method  string
-	Path    string         // where a rule looks at it; never the query
-	Address netip.AddrPort // dialled
+	Path    string         // set if the rule restricts paths; without the query
+	Address netip.AddrPort // the address that was dialled
 
 	Verdict     allowlist.Verdict
 	Reason      allowlist.Reason
 	WouldReason allowlist.Reason
-	Status      int // sent to the caller; 0 if none was
+	Status      int // status sent to the caller; 0 if none was
 
 	Rule       string
 	RuleAt     string
-	Owner      string // of the entry that decided
-	Ticket     string // of the rule that decided
+	Owner      string // owner of the entry that decided
+	Ticket     string // ticket of the rule that decided
 	Policy     string
-	Quarantine string // version of who is in quarantine, of a reload and of a quarantine
+	Quarantine string // version of the quarantine list, in records of reloads and quarantines
 	Generation uint64
 	Mode       allowlist.Mode
 
 	Stage Stage
 	Hello Hello
 
-	Class   allowlist.Class // of an address that was refused
-	Dropped int             // addresses that were refused
-	Refused []netip.Addr    // these addresses, at most MaxAddresses; not changed any more
+	Class   allowlist.Class // class of an address that was refused
+	Dropped int             // number of addresses that were refused
+	Refused []netip.Addr    // these addresses, at most MaxAddresses; never changed once set
 
 	Resolve, Dial time.Duration
 	Decide        time.Duration
 
-	// DNS is what was asked and answered, if Protocol is dns.
+	// DNS holds the question and the answer, if Protocol is dns.
 	DNS DNS
 
 	Up, Down    int64 // bytes from and to the caller
 	Duration    time.Duration
 	CloseReason tunnel.Reason // what ended a tunnel or an exchange; None in other records
 
-	// Detail is what a person needs beside the reason, such as the cause of a
-	// failed handshake. Printable and bounded by who sets it.
+	// Detail is what a person needs to know beside the reason, such as the cause of a
+	// failed handshake. It is printable and bounded by the code that sets it.
 	Detail string
 
-	// Merged is what a record says about the others that it stands for; nil for
-	// one that stands for itself. It is set in EventSummary and EventCollapsed.
+	// Merged describes the other records that this one stands for, in EventSummary and
+	// EventCollapsed. It is nil in all other records.
 	Merged *Merged
 
-	// Again says that a sink may have a record with this id already, of what was
-	// to be answered: it could not be written everywhere, and this is what was.
+	// Again says that a sink may already have a record with this id. It holds the
+	// answer that was intended but could not be recorded everywhere; this record holds
+	// the answer that was sent.
 	Again bool
 
-	Trace       trace.SpanContext // of the decision span
-	CallerTrace trace.TraceID     // of the caller's context, if it sent one
+	Trace       trace.SpanContext // span of the decision
+	CallerTrace trace.TraceID     // trace of the caller's context, if it sent one
 }
 
-// IsTunnel reports whether the record is of a tunnel, from a CONNECT or an
-// upgrade, and not of a plain exchange.
+// IsTunnel reports whether the record is about a tunnel, from a CONNECT or an upgrade,
+// and not about a plain exchange.
 func (r *Record) IsTunnel() bool {
 	return r.Protocol != ProtocolHTTP && r.Protocol != ProtocolDNS || r.Status == http.StatusSwitchingProtocols
 }
@@ -189,24 +191,24 @@ func (r *Record) KeptIn() bool {
 	return false
 }
 
-// DNS is what a query asked and how it was answered.
+// DNS is the question of a query and how it was answered.
 type DNS struct {
-	Type    allowlist.QueryType // zero if none was read
-	Code    string              // of the response, such as NXDOMAIN; "" if none was sent
-	Answers int                 // records in the answer section
-	// Answered has the addresses in the answer, those of hints included, at most
-	// MaxAddresses. It may belong to whoever makes the record, until End: who keeps a
-	// record longer copies them.
+	Type    allowlist.QueryType // type of the question; zero if none was read
+	Code    string              // response code, such as NXDOMAIN; "" if no response was sent
+	Answers int                 // number of records in the answer section
+	// Answered holds the addresses in the answer, with those of hints, at most
+	// MaxAddresses. Its memory belongs to the code that makes the record until End;
+	// code that keeps a record longer copies it.
 	Answered []netip.Addr
-	Filtered int    // addresses and names that the answer was left without
+	Filtered int    // number of addresses and names that were removed from the answer
 	Source   string // cache, upstream, stale or local
 }
 
 // MaxAddresses bounds the addresses of one kind that a record names.
 const MaxAddresses = 8
 
-// AddressTexts returns addresses as every form shows them: without a zone, which a
-// reader of events takes for no part of an address. It is nil without any.
+// AddressTexts returns addresses as every rendering shows them: without a zone, because
+// readers of events accept none. It is nil if there are no addresses.
 func AddressTexts(all []netip.Addr) []string {
 	if len(all) == 0 {
 		return nil
@@ -218,7 +220,7 @@ func AddressTexts(all []netip.Addr) []string {
 	return texts
 }
 
-// TypeText returns the type asked for; "" if none was read.
+// TypeText returns the type of the question, or "" if none was read.
 func (d *DNS) TypeText() string {
 	if d.Type == 0 {
 		return ""
@@ -226,12 +228,12 @@ func (d *DNS) TypeText() string {
 	return d.Type.String()
 }
 
-// SetNameDecision copies what the policy decided about a name.
+// SetNameDecision copies the policy's decision about a name into the record.
 func (r *Record) SetNameDecision(d *allowlist.NameDecision) {
 	r.SetDecision(allowlist.Decision{Outcome: d.Outcome})
 }
 
-// SetDecision copies what the policy decided.
+// SetDecision copies the policy's decision into the record.
 func (r *Record) SetDecision(d allowlist.Decision) {
 	r.Verdict, r.Reason, r.WouldReason = d.Verdict, d.Reason, d.WouldReason
 	r.Mode, r.Policy, r.Class = d.Mode, d.PolicyVersion(), d.Class
@@ -243,7 +245,7 @@ func (r *Record) SetDecision(d allowlist.Decision) {
 			r.Path = strings.Clone(bounded(d.Path, maxPath))
 		}
 	}
-	if d.Class != allowlist.Invalid { // the destination is the address
+	if d.Class != allowlist.Invalid { // the caller asked for an address, which was refused
 		r.Refused = []netip.Addr{d.Dest.Host.Addr()}
 	}
 	if d.Quarantine != nil {
@@ -251,27 +253,26 @@ func (r *Record) SetDecision(d allowlist.Decision) {
 	}
 }
 
-// SetDetail notes what a person needs beside the reason. As of a path, no more is
-// kept than is written.
+// SetDetail sets Detail. It keeps only the part that is written; see SetMethod.
 func (r *Record) SetDetail(text string) { r.Detail = strings.Clone(bounded(text, maxDetail)) }
 
-// SetMethod notes the method of a request. As of a path, no more is kept than is
-// written: what it is a part of may be long, and a record lives on in queues and
-// with its tunnel.
+// SetMethod sets Method. It copies only the part that is written, because the request
+// text that the method is part of may be long, and a record stays in memory in queues
+// and with its tunnel.
 func (r *Record) SetMethod(method string) { r.Method = strings.Clone(bounded(method, maxMethod)) }
 
-// Stage says when a decision was made. The zero value is when the request was
-// read.
+// Stage says when a decision was made. The zero value means that it was made when the
+// request was read.
 type Stage uint8
 
-// The stages. A decision about a tunnel's first bytes is a second one, with the
-// id of the first.
+// The stages. StageTLS is a second decision, about the first bytes of a tunnel. It has
+// the id of the first one.
 const (
 	StageRequest Stage = iota
 	StageTLS
 )
 
-// String returns the word that records use, "" for StageRequest.
+// String returns the word that records use, or "" for StageRequest.
 func (s Stage) String() string {
 	if s == StageTLS {
 		return "tls"
@@ -279,27 +280,27 @@ func (s Stage) String() string {
 	return ""
 }
 
-// Hello is what the first bytes of a tunnel were. The zero value is a tunnel
-// whose first bytes were not looked at.
+// Hello describes the first bytes of a tunnel. The zero value means that they were not
+// inspected.
 type Hello struct {
-	SNI string // the name that the ClientHello asks for, as it was sent
+	SNI string // name in the ClientHello, as it was sent
 	TLS TLS
-	ECH bool // it offers Encrypted Client Hello
+	ECH bool // the ClientHello offers Encrypted Client Hello
 }
 
-// TLS says how first bytes compare with the destination.
+// TLS says how the first bytes compare with the destination.
 type TLS uint8
 
 // The comparisons.
 const (
 	TLSUnknown  TLS = iota
-	TLSMatch        // SNI is the host that was decided, or a name that a rule allows here
-	TLSMismatch     // it is not, also if observation lets it through
+	TLSMatch        // the SNI is the host that was decided, or a name that a rule allows here
+	TLSMismatch     // the SNI is another name, even if observe mode lets it through
 	TLSAbsent       // no SNI
 	TLSNone         // not TLS
 )
 
-// String returns the word that records use, "" for TLSUnknown.
+// String returns the word that records use, or "" for TLSUnknown.
 func (t TLS) String() string {
 	switch t {
 	case TLSUnknown:
@@ -325,19 +326,19 @@ const (
 	maxSNI      = 253
 )
 
-// IdentityText returns the caller's SPIFFE ID as every form shows it: cut where
+// IdentityText returns the caller's SPIFFE ID as every rendering shows it, shortened if
 // it is too long.
 func (r *Record) IdentityText() string { return bounded(r.Identity.String(), maxIdentity) }
 
-// MethodText returns the method as every form shows it: cut where it is too
-// long, and valid UTF-8.
+// MethodText returns the method as every rendering shows it, shortened if it is too
+// long and made valid UTF-8.
 func (r *Record) MethodText() string { return bounded(r.Method, maxMethod) }
 
-// DetailText returns the detail as every form shows it, as MethodText does.
+// DetailText returns the detail as every rendering shows it; see MethodText.
 func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }
 
-// CloseReasonText returns the word for what ended a tunnel or an exchange, "" in
-// the record of something else.
+// CloseReasonText returns the word for what ended a tunnel or an exchange, or "" in
+// other records.
 func (r *Record) CloseReasonText() string {
 	if r.CloseReason == tunnel.None {
 		return ""
@@ -345,14 +346,14 @@ func (r *Record) CloseReasonText() string {
 	return r.CloseReason.String()
 }
 
-// SNIText returns the SNI as every form shows it, as MethodText does.
+// SNIText returns the SNI as every rendering shows it; see MethodText.
 func (h Hello) SNIText() string { return bounded(h.SNI, maxSNI) }
 
-// bounded cuts untrusted text and makes it valid UTF-8, without which an OTLP
-// exporter loses the whole batch that the text is in. What it returns it does not
-// cut again. The renderings escape what a terminal obeys: those in JSON so that a
-// reader of JSON has the text as it came, the others, which have no escapes of
-// their own, in the text itself.
+// bounded shortens untrusted text and makes it valid UTF-8, because an OTLP exporter
+// loses the whole batch of a text that is not. Text that it has shortened once it does
+// not shorten again. It does not escape characters that a terminal obeys; the
+// renderings do. JSON renderings use JSON's escapes, so that a reader of JSON gets the
+// original text; others escape the text itself.
 func bounded(s string, limit int) string {
 	const cut = "..."
 	if len(s) > limit && (len(s) > limit+len(cut) || !strings.HasSuffix(s, cut)) {

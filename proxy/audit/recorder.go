@@ -15,48 +15,49 @@ import (
 // DefaultQueue is how many records may wait for each sink.
 const DefaultQueue = 16384
 
-// Config says where records go.
+// Config configures a [Recorder].
 type Config struct {
-	// Sinks receive the records, each at its own pace. At least one.
+	// Sinks receive the records, each at its own pace. At least one is required.
 	Sinks []SinkConfig
-	// Tracer makes the spans. Required; its provider must sample always.
+	// Tracer makes the spans. It is required; its provider must sample always.
 	Tracer trace.Tracer
-	// Instance names this process in its records; "" is no name.
+	// Instance is the name of this process in its records; "" means that they have
+	// none.
 	Instance string
-	// Queue bounds the records that wait for each sink; zero means
-	// DefaultQueue. With Required half of it is for those that Commit waits for.
+	// Queue bounds the records that wait for each sink; zero means DefaultQueue. If
+	// Required is set, half of it is for those that Commit waits for.
 	Queue int
 	// Required makes [Open.Commit] wait until the sinks have written. It
 	// excludes Collapse.
 	Required bool
-	// Collapse merges denials of the same caller, listener, destination and
-	// reason: the first is written at once, and those that follow it within
-	// this time as one record with its id. Zero means that each has its own.
+	// Collapse merges identical denials, which have the same caller, listener,
+	// destination and reason. The first one is written at once, and those that follow
+	// it within this time are written as one record with its id. Zero means that each
+	// denial has its own record.
 	Collapse time.Duration
-	// Measure is called once for every decision and event, also one that is
-	// merged into another, by whoever makes it. It must neither keep nor change
-	// the record. nil means nobody is told.
+	// Measure is called once for every decision and event, even for one that is merged
+	// into another, from the goroutine that makes it. It must neither keep nor change
+	// the record. It may be nil.
 	Measure func(*Record)
-	// SinkError is told when a sink begins to fail (err not nil) and when it
-	// works again (nil), from the goroutine that writes: until it returns the
-	// sink gets no record. nil means nobody is told; the counts remain.
+	// SinkError is called when a sink begins to fail (err is not nil) and when it works
+	// again (nil), from the goroutine that writes to it: the sink gets no record until
+	// it returns. It may be nil; failures are counted all the same.
 	SinkError func(sink string, err error)
 }
 
-// Recorder takes records from the doors and writes them from one goroutine for
-// each sink. All methods are safe for concurrent use.
+// Recorder accepts records from the doors and writes them, with one goroutine for each
+// sink. All methods are safe for concurrent use.
 type Recorder struct {
 	cfg      Config
 	workers  []*worker
 	collapse *collapser // nil if nothing is collapsed
 	cancel   context.CancelFunc
-	server   trace.SpanStartOption // made once: it is on every decision's path
+	server   trace.SpanStartOption // made once, because every decision needs it
 	made     atomic.Uint64
 	held     sync.Pool
 }
 
-// New starts a recorder; Close stops it. The sinks get ctx without its
-// cancellation.
+// New starts a recorder; Close stops it. The sinks get ctx without its cancellation.
 func New(ctx context.Context, cfg Config) (*Recorder, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
@@ -105,9 +106,9 @@ func (c *Config) check() error {
 // Required reports whether decisions wait for their records.
 func (r *Recorder) Required() bool { return r.cfg.Required }
 
-// Close writes what is queued, with summaries of the rest, and returns when it
-// is written or ctx is done; then the sinks' context is done, too. Records that
-// come later are dropped and counted, as are those that wait still.
+// Close writes what is queued, with summaries of the rest, and returns when everything
+// is written or ctx is done. Then it cancels the context of the sinks. Records that
+// come later are dropped and counted, and so are those that still wait if ctx is done.
 func (r *Recorder) Close(ctx context.Context) error {
 	if r.collapse != nil {
 		r.collapse.close()
@@ -129,9 +130,9 @@ func (r *Recorder) Close(ctx context.Context) error {
 	return nil
 }
 
-// Pass counts a decision that has no span and that no sink keeps, so that
-// nothing is to be written of it. If a sink does, it reports false and does
-// nothing. The record is neither kept nor changed.
+// Pass counts a decision that has no span and that no sink keeps, so that it need not
+// be written. If a sink keeps the record, Pass does nothing and reports false. It
+// neither keeps nor changes the record.
 func (r *Recorder) Pass(rec *Record) bool {
 	for _, w := range r.workers {
 		if w.cfg.keeps(rec) {
@@ -142,9 +143,9 @@ func (r *Recorder) Pass(rec *Record) bool {
 	return true
 }
 
-// Event records something that is no decision, such as a failed handshake. The
-// record's time and id are set if they are zero. No more of its detail is kept
-// than is written: that of a handshake quotes a certificate of any size.
+// Event records something that is not a decision, such as a failed handshake. It sets
+// the record's time and id if they are zero. It copies only the part of the detail that
+// is written, because that of a handshake quotes a certificate of any size.
 func (r *Recorder) Event(rec Record) {
 	if len(rec.Detail) > maxDetail {
 		rec.Detail = strings.Clone(bounded(rec.Detail, maxDetail))
@@ -182,11 +183,11 @@ func (r *Recorder) put(rec *Record) {
 		w.queue.put(h)
 	}
 	if h != nil {
-		h.letGo()
+		h.release()
 	}
 }
 
-// commitTimeout bounds how long a decision waits for its record to be written.
+// commitTimeout bounds how long a decision waits until its record is written.
 const commitTimeout = 2 * time.Second
 
 var (
@@ -194,8 +195,8 @@ var (
 	errLate   = errors.New("the record was not written in time")
 )
 
-// commit queues a record and returns when every sink that keeps it has written
-// it. After an error it takes back what nobody has begun to write.
+// commit queues a record and returns when every sink that keeps it has written it.
+// After an error it withdraws the record from the queues in which it still waits.
 func (r *Recorder) commit(ctx context.Context, rec *Record) error {
 	rec.Instance = r.cfg.Instance
 	ctx, cancel := context.WithTimeoutCause(ctx, commitTimeout, errLate)

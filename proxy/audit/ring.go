@@ -2,45 +2,47 @@ package audit
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// The parts of a ring. Denials may take three quarters of it, one identity or
-// source an eighth. When they are full, whoever has most gives way, so that the first
-// denial of a caller has its line whatever others do. Of what is no denial one
-// identity may fill all but the last eighth, in which it has an eighth; when that
-// is full, too, denials beyond an eighth of the ring give way, and then who
-// has most there.
+// The parts of a ring. Denials may fill three quarters of it, those of one identity or
+// source an eighth. When they are full, the caller that has most of them loses one, so
+// that the first denial of a caller has its line whatever others do. Records that are
+// not denials may fill all but the last eighth without a share for each caller. In the
+// last eighth each identity has an eighth of the room. When that is full as well,
+// denials beyond an eighth of the ring are displaced, and then the caller with most
+// records there loses one.
 const (
-	shareParts   = 8 // an identity's denials: one of so many parts
-	reserveParts = 4 // for what is no denial: one of so many parts
+	shareParts   = 8 // part of the ring that denials of one identity may fill
+	reserveParts = 4 // part of the ring that is kept for other records
 
-	lateParts      = 8  // what has room when the rest is full: one of so many parts
-	lateShareParts = 64 // of it an identity's: one of so many parts of the ring
-	denialParts    = 8  // what denials do not give up for others: one of so many parts
+	lateParts      = 8  // part of the ring that is shared by caller among records that are not denials
+	lateShareParts = 64 // part of the ring that one identity may fill within that last part
+	denialParts    = 8  // part of the ring that denials keep when other records need room
 )
 
-// itemChunk is how many items are made at a time.
+// itemChunk is how many items are allocated at a time.
 const itemChunk = 64
 
 // item is a record in a ring.
 type item struct {
 	held       *held
 	prev, next *item
-	// seat is taken by denials, and by what came when the rest was full.
+	// seat is in use for denials, and for records that came when only the last part was
+	// left.
 	seat seat[*item]
 }
 
-// ring holds the records of a queue that nobody waits for in their order, and
-// gives everybody a fair share of its room.
+// ring holds the records of a queue that Commit does not wait for, in their order, and
+// gives every caller a fair share of its room.
 type ring struct {
 	size        int
 	count       int
 	first, last *item
 	free        *item         // linked by next
 	denials     shares[*item] // items that are denials
-	late        shares[*item] // items that came when the rest was full, and are no denials
+	late        shares[*item] // other items that came when only the last part was left
 }
 
-// isDenial reports whether a record may be counted into a summary: the answer
-// was no, for whatever reason.
+// isDenial reports whether a record may be counted into a summary, because the answer
+// was a refusal of any kind.
 func isDenial(rec *Record) bool {
 	switch rec.Event {
 	case EventDecision, EventCollapsed:
@@ -52,8 +54,8 @@ func isDenial(rec *Record) bool {
 	return false
 }
 
-// add takes a record and returns the one that has no room now: another one, the
-// new one itself, or nil if there is room for all.
+// add adds a record and returns the record that has no room now: another one, the new
+// one itself, or nil if there is room for all.
 func (r *ring) add(h *held) (without *held) {
 	if isDenial(&h.Record) {
 		return r.addDenial(h)
@@ -63,7 +65,7 @@ func (r *ring) add(h *held) (without *held) {
 		return nil
 	}
 	var path [maxPathLen]key
-	leaf := r.late.leaf(who(path[:0], &h.Record))
+	leaf := r.late.leaf(callerPath(path[:0], &h.Record))
 	if leaf.count > 0 && leaf.count >= r.size/lateShareParts {
 		return h
 	}
@@ -73,14 +75,14 @@ func (r *ring) add(h *held) (without *held) {
 	case r.count <= r.size:
 		return nil
 	case r.denials.root.count > r.size/denialParts:
-		return r.drop(r.denials.most(&it.seat)) // where the new one has no seat
+		return r.drop(r.denials.most(&it.seat)) // the new record has no seat there
 	}
 	return r.drop(r.late.most(&it.seat))
 }
 
 func (r *ring) addDenial(h *held) (without *held) {
 	var path [maxPathLen]key
-	leaf := r.denials.leaf(who(path[:0], &h.Record))
+	leaf := r.denials.leaf(callerPath(path[:0], &h.Record))
 	if leaf.count > 0 && leaf.count >= r.size/shareParts {
 		return h
 	}
@@ -92,7 +94,7 @@ func (r *ring) addDenial(h *held) (without *held) {
 	return r.drop(r.denials.most(&it.seat))
 }
 
-// push takes a record whatever its share, and whether there is room or not.
+// push appends a record without regard to shares and room.
 func (r *ring) push(h *held) *item {
 	if r.free == nil {
 		more := make([]item, itemChunk)
@@ -144,5 +146,5 @@ func (r *ring) sharesOf(it *item) *shares[*item] {
 	return &r.late
 }
 
-// pop returns the oldest record, of which there must be one.
+// pop removes and returns the oldest record. The ring must not be empty.
 func (r *ring) pop() *held { return r.drop(r.first) }

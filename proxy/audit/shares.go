@@ -1,42 +1,43 @@
 package audit
 
-// shares holds who has how much of something that has too little room for all:
-// places in a queue, or windows. It is a tree of keys, in which every key counts
-// what it and the keys below it have. The zero value is empty.
+// shares counts which key has how many seats of something that has too little room for
+// all: records in a queue, or windows. It is a tree of keys, in which every node counts
+// the seats at and below it. The zero value is empty.
 type shares[T any] struct {
 	root node[T]
-	free *node[T] // linked by next; nodes that may be used again
-	kept int      // nodes in free
+	free *node[T] // nodes for reuse, linked by next
+	kept int      // number of nodes in free
 }
 
-// maxFreeNodes bounds the nodes that are kept to be used again.
+// maxFreeNodes bounds the nodes that are kept for reuse.
 const maxFreeNodes = 64
 
 // node is a key in a tree of shares.
 type node[T any] struct {
 	key    key
 	parent *node[T] // nil for the root
-	count  int      // seats at and below the node
+	count  int      // number of seats at and below the node
 
-	kids   map[key]*node[T]
-	byTake []*node[T] // the kids as a heap; the first one has most
-	index  int        // in the parent's byTake
-	turn   *node[T]   // the kid that is served next; nil if there is none
+	kids    map[key]*node[T]
+	byCount []*node[T] // the kids as a heap; the first one has most seats
+	index   int        // in the parent's heap
+	turn    *node[T]   // the kid that is served next; nil if there is none
 
-	prev, next *node[T] // siblings, in a circle
+	prev, next *node[T] // siblings in the order of their turns, in a circle
 
-	first, last *seat[T] // of a leaf, in the order in which they came
+	first, last *seat[T] // seats of a leaf in the order of arrival
 }
 
-// seat is one place that somebody has. It is part of what has the place, and must
-// not be copied while it is taken.
+// seat is one place at a leaf. It is part of the value that has the place, and must not
+// be copied while it is in use.
 type seat[T any] struct {
-	of         T        // what has the place
-	leaf       *node[T] // nil if it has none
-	prev, next *seat[T] // in the leaf
+	of         T        // the value that has the place
+	leaf       *node[T] // nil if the seat is not in use
+	prev, next *seat[T] // neighbours in the leaf
 }
 
-// leaf returns the node at the end of a path. If it was not there, put must follow.
+// leaf returns the node at the end of a path, and adds it if it is missing. After that
+// put must follow.
 func (s *shares[T]) leaf(path []key) *node[T] {
 	n := &s.root
 	for _, k := range path {
@@ -45,10 +46,10 @@ func (s *shares[T]) leaf(path []key) *node[T] {
 	return n
 }
 
-// kid returns the node of a key below another, whose turn comes last if it is new.
+// kid returns the node of a key below parent. A new one gets the last turn.
 func (s *shares[T]) kid(parent *node[T], k key) *node[T] {
-	if len(parent.byTake) > 0 && parent.byTake[0].key == k { // a flood is found at once
-		return parent.byTake[0]
+	if len(parent.byCount) > 0 && parent.byCount[0].key == k { // the key of a flood is found at once
+		return parent.byCount[0]
 	}
 	if n := parent.kids[k]; n != nil {
 		return n
@@ -60,12 +61,12 @@ func (s *shares[T]) kid(parent *node[T], k key) *node[T] {
 	} else {
 		n = new(node[T])
 	}
-	n.key, n.parent, n.index = k, parent, len(parent.byTake)
+	n.key, n.parent, n.index = k, parent, len(parent.byCount)
 	if parent.kids == nil {
 		parent.kids = map[key]*node[T]{}
 	}
 	parent.kids[k] = n
-	parent.byTake = append(parent.byTake, n)
+	parent.byCount = append(parent.byCount, n)
 	if parent.turn == nil {
 		n.prev, n.next, parent.turn = n, n, n
 	} else {
@@ -75,7 +76,7 @@ func (s *shares[T]) kid(parent *node[T], k key) *node[T] {
 	return n
 }
 
-// put takes a seat at a leaf.
+// put adds a seat to a leaf.
 func (s *shares[T]) put(at *seat[T], leaf *node[T]) {
 	at.leaf, at.prev, at.next = leaf, leaf.last, nil
 	if leaf.last == nil {
@@ -90,7 +91,7 @@ func (s *shares[T]) put(at *seat[T], leaf *node[T]) {
 	}
 }
 
-// remove gives a seat up, if it is taken.
+// remove removes a seat, if it is in use.
 func (s *shares[T]) remove(at *seat[T]) {
 	leaf := at.leaf
 	if leaf == nil {
@@ -122,10 +123,10 @@ func (s *shares[T]) remove(at *seat[T]) {
 func (s *shares[T]) forget(n *node[T]) {
 	p := n.parent
 	delete(p.kids, n.key)
-	end := len(p.byTake) - 1 // where it is, or another that has as little
+	end := len(p.byCount) - 1 // n, or another node without seats, is at the end after sinking
 	p.swap(n.index, end)
-	p.byTake[end] = nil
-	p.byTake = p.byTake[:end]
+	p.byCount[end] = nil
+	p.byCount = p.byCount[:end]
 	if n.index = 0; n.next == n {
 		p.turn = nil
 	} else {
@@ -141,8 +142,8 @@ func (s *shares[T]) forget(n *node[T]) {
 	}
 }
 
-// next returns whose turn it is: of every key's, the kids are served in turn, and
-// of a leaf the oldest. The caller removes it. There must be one.
+// next returns the value whose turn it is: the kids of every node are served in turn,
+// and a leaf's seats from the oldest. The caller removes it. There must be a seat.
 func (s *shares[T]) next() T {
 	n := &s.root
 	for n.turn != nil {
@@ -151,10 +152,10 @@ func (s *shares[T]) next() T {
 	return n.first.of
 }
 
-// most returns who has to give up a place for a newcomer, which has taken its seat
-// already: the newest of the key that has most, below the key that has most, and
-// so on. It is the newcomer itself where its key has as many as any other. A
-// newcomer that has no seat here competes with nobody.
+// most returns the value that gives up its place for a newcomer, which is in its seat
+// already. It is the newest one at the leaf that is found by going from every node to
+// the kid with most seats; where the newcomer's node has as many as any other, it is
+// preferred. A newcomer that has no seat in this tree is not preferred anywhere.
 func (s *shares[T]) most(newcomer *seat[T]) T {
 	var path [maxPathLen]*node[T] // of the newcomer, from its leaf
 	depth := 0
@@ -163,8 +164,8 @@ func (s *shares[T]) most(newcomer *seat[T]) T {
 		depth++
 	}
 	n := &s.root
-	for len(n.byTake) > 0 {
-		n = n.byTake[0]
+	for len(n.byCount) > 0 {
+		n = n.byCount[0]
 		if depth--; depth >= 0 && path[depth].parent == n.parent && path[depth].count == n.count {
 			n = path[depth]
 		}
@@ -172,35 +173,35 @@ func (s *shares[T]) most(newcomer *seat[T]) T {
 	return n.last.of
 }
 
-// top returns how much the key has that has most.
+// top returns the number of seats of the key that has most.
 func (s *shares[T]) top() int {
-	if len(s.root.byTake) == 0 {
+	if len(s.root.byCount) == 0 {
 		return 0
 	}
-	return s.root.byTake[0].count
+	return s.root.byCount[0].count
 }
 
-// rise moves a node to its place in the parent's heap after its count has grown.
+// rise moves a node up in its parent's heap after its count has grown.
 func (n *node[T]) rise() {
 	p := n.parent
 	for p != nil && n.index > 0 {
 		above := (n.index - 1) / 2
-		if p.byTake[above].count >= n.count {
+		if p.byCount[above].count >= n.count {
 			return
 		}
 		p.swap(above, n.index)
 	}
 }
 
-// sink moves a node to its place after its count has shrunk.
+// sink moves a node down in its parent's heap after its count has shrunk.
 func (n *node[T]) sink() {
 	p := n.parent
 	for p != nil {
 		below := 2*n.index + 1
-		if below+1 < len(p.byTake) && p.byTake[below+1].count > p.byTake[below].count {
+		if below+1 < len(p.byCount) && p.byCount[below+1].count > p.byCount[below].count {
 			below++
 		}
-		if below >= len(p.byTake) || p.byTake[below].count <= n.count {
+		if below >= len(p.byCount) || p.byCount[below].count <= n.count {
 			return
 		}
 		p.swap(below, n.index)
@@ -209,7 +210,7 @@ func (n *node[T]) sink() {
 
 // swap exchanges two kids in the heap.
 func (n *node[T]) swap(i, j int) {
-	h := n.byTake
+	h := n.byCount
 	h[i], h[j] = h[j], h[i]
 	h[i].index, h[j].index = i, j
 }

@@ -37,7 +37,7 @@ func (n *node[T]) check(t *testing.T) {
 		seats++
 	}
 	for k, kid := range n.kids {
-		if kid.key != k || kid.parent != n || n.byTake[kid.index] != kid || kid.count == 0 {
+		if kid.key != k || kid.parent != n || n.byCount[kid.index] != kid || kid.count == 0 {
 			t.Fatalf("the kid %v is not in its place: %+v", k, kid)
 		}
 		kid.check(t)
@@ -46,11 +46,11 @@ func (n *node[T]) check(t *testing.T) {
 	for kid := n.turn; kid != nil && (turns == 0 || kid != n.turn); kid = kid.next {
 		turns++
 	}
-	if seats != n.count || turns != len(n.kids) || len(n.byTake) != len(n.kids) {
+	if seats != n.count || turns != len(n.kids) || len(n.byCount) != len(n.kids) {
 		t.Fatalf("%v counts %d of %d, %d of %d kids have turns", n.key, n.count, seats, turns, len(n.kids))
 	}
-	if len(n.byTake) > 0 && n.byTake[0].count != most {
-		t.Fatalf("the first kid of %v has %d, another %d", n.key, n.byTake[0].count, most)
+	if len(n.byCount) > 0 && n.byCount[0].count != most {
+		t.Fatalf("the first kid of %v has %d, another %d", n.key, n.byCount[0].count, most)
 	}
 }
 
@@ -68,7 +68,7 @@ func TestSharesCount(t *testing.T) {
 		} else {
 			rec := party(rng)
 			at := &seat[int]{of: i}
-			s.put(at, s.leaf(where(nil, &rec)))
+			s.put(at, s.leaf(placePath(nil, &rec)))
 			seats = append(seats, at)
 		}
 		if i%50 == 0 {
@@ -101,7 +101,7 @@ func TestNobodyIsPassedOver(t *testing.T) {
 			rec := party(rng)
 			now = now.Add(1)
 			rec.Time = now
-			k := who(nil, &rec)[0]
+			k := callerPath(nil, &rec)[0]
 			if w.add(&waiter{rec: &rec}) != nil {
 				t.Fatal("no room")
 			}
@@ -114,8 +114,8 @@ func TestNobodyIsPassedOver(t *testing.T) {
 				break
 			}
 			it := w.pop()
-			served := who(nil, it.rec)[0]
-			one := fmt.Sprint(where(nil, it.rec))
+			served := callerPath(nil, it.rec)[0]
+			one := fmt.Sprint(placePath(nil, it.rec))
 			if it.rec.Time.Before(order[one]) {
 				t.Fatalf("%s is not served in its order", one)
 			}
@@ -197,7 +197,7 @@ func TestWhoHasMostGivesWay(t *testing.T) {
 			rec := party(rng)
 			rec.Client = addrPort("192.0.2.1:1") // one place, so that the callers count
 			if without := w.add(&waiter{rec: &rec}); without != nil {
-				refused[who(nil, without.rec)[0]] = true
+				refused[callerPath(nil, without.rec)[0]] = true
 			}
 		}
 		w.by.root.check(t)

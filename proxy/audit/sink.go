@@ -2,22 +2,23 @@ package audit
 
 import "context"
 
-// Sink is a place that records go to. The recorder calls it from one goroutine
-// of its own, with records in the order in which they were made, except for those
-// that [Open.Commit] waits for: their callers are served in turn.
+// Sink is a place that records go to. The recorder calls it from one goroutine, with
+// records in the order in which they were made, except for those that [Open.Commit]
+// waits for, whose callers are served in turn.
 type Sink interface {
-	// Write returns when the records are as safe as this sink makes them. It
-	// must neither keep nor change them. A *LostError says which of them were
-	// not written, any other error that none was. ctx is done when the
-	// recorder's Close gives up. A sink that has failed is tried by time, with a
-	// summary of what it has lost.
+	// Write returns when the records are as safe as this sink makes them. It must
+	// neither keep nor change them. A *LostError lists the records that were not
+	// written; after any other error none of them was. ctx is canceled when the
+	// recorder's Close returns. A sink that has failed is tried again after some time
+	// with a summary of the records that it lost, even if there is no other record.
 	Write(ctx context.Context, records []*Record) error
 }
 
-// LostError is what a [Sink] returns that took some of the records only.
+// LostError is the error of a [Sink] that wrote only some of the records.
 type LostError struct {
 	Lost []int // indices of the records that were not written, ascending
-	// Unnamed is how many others were not written, where it is not known which.
+	// Unnamed is the number of further records that were not written, if the sink does
+	// not know which ones.
 	Unnamed int
 	Err     error // why
 }
@@ -28,14 +29,14 @@ func (e *LostError) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *LostError) Unwrap() error { return e.Err }
 
-// SinkConfig is a sink and what it is for.
+// SinkConfig configures a sink.
 type SinkConfig struct {
-	// Name of the sink in statistics and messages. Required, unique.
+	// Name of the sink in statistics and messages. It is required and unique.
 	Name string
-	// Sink takes the records. Required.
+	// Sink receives the records. It is required.
 	Sink Sink
-	// Keep reports whether the sink wants a record; nil means all. It is called
-	// by whoever makes the record, at any time, and must be quick.
+	// Keep reports whether the sink wants a record; nil means that it wants all. It is
+	// called from the goroutine that makes the record, at any time, and must be quick.
 	Keep func(*Record) bool
 }
 

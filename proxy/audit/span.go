@@ -12,20 +12,20 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// slowStep is from when on resolving and connecting have spans of their own.
+// slowStep is the duration from which resolving and connecting have spans of their own.
 const slowStep = 50 * time.Millisecond
 
-// Dialed records how long resolving and connecting took, one after the other
-// from start on (zero for what was not tried), and why there is no connection
-// (NoReason if there is one). What was slow or failed becomes a span below the
-// decision's. Call it before End, with the record's Dest and Address set.
+// Dialed records how long resolving and then connecting took, from start on (zero for a
+// step that was not tried), and why there is no connection (NoReason if there is one).
+// A slow or failed step becomes a span below the decision's. Call it before End, with
+// the record's Dest and Address set.
 func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.Duration, why allowlist.Reason) {
 	o.Resolve, o.Dial = resolve, dial
 	if o.span == nil || !o.span.IsRecording() {
 		return
 	}
 	var resolveErr, dialErr allowlist.Reason
-	switch why { //nolint:exhaustive // the others are not failures of these two
+	switch why { //nolint:exhaustive // other reasons are not failures of these two steps
 	case allowlist.ResolveFailed, allowlist.ResolveTimeout:
 		resolveErr = why
 	case allowlist.DialFailed, allowlist.DialRefused, allowlist.DialTimeout:
@@ -40,7 +40,7 @@ func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.D
 	}
 }
 
-// stepSpan makes the span of a step that is over.
+// stepSpan makes the span of a step that has ended.
 func (o *Open) stepSpan(ctx context.Context, name string, start time.Time, took time.Duration, why allowlist.Reason, attrs ...attribute.KeyValue) {
 	_, span := o.recorder.cfg.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(start))
 	defer span.End(trace.WithTimestamp(start.Add(took)))
@@ -65,10 +65,11 @@ func peerAttributes(addr netip.AddrPort) []attribute.KeyValue {
 	}
 }
 
-// endSpan sets all attributes at once, from the record and nothing else.
+// endSpan ends the span. It sets all attributes at once, from the record and nothing
+// else.
 func (o *Open) endSpan() {
 	span := o.span
-	o.span = nil // an ended span is not kept alive by an open tunnel
+	o.span = nil // an open tunnel does not keep the ended span alive
 	if span == nil {
 		return
 	}
@@ -96,7 +97,7 @@ func (o *Open) endSpan() {
 		}
 	}
 	if r.Client.IsValid() {
-		text("client.address", r.Client.Addr().String()) // which may have a zone
+		text("client.address", r.Client.Addr().String()) // the address may have a zone
 		add(attribute.Int("client.port", int(r.Client.Port())))
 	}
 	attrs = append(attrs, peerAttributes(r.Address)...)

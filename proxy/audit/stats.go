@@ -4,24 +4,23 @@ import "time"
 
 // Stats counts records.
 type Stats struct {
-	Made  uint64 // decisions and events
+	Made  uint64 // number of decisions and events
 	Sinks []SinkStats
 }
 
-// SinkStats counts the records of one sink. Made is at any time the sum of the
-// other five.
+// SinkStats counts the records of one sink. Made is always the sum of the other five.
 type SinkStats struct {
 	Name       string
-	Made       uint64 // kept by the sink's filter, and summaries
-	Written    uint64 // taken by the sink
+	Made       uint64 // records kept by the sink's filter, and summaries
+	Written    uint64 // written by the sink
 	Dropped    uint64 // the queue was full, or the recorder closed
 	Failed     uint64 // the sink returned an error
 	Summarised uint64 // counted in a summary that was written
-	Waiting    uint64 // in the queue, or on their way
+	Waiting    uint64 // in the queue, or being written
 }
 
-// Lost returns how many records the sinks have lost: a record that two have
-// lost counts twice.
+// Lost returns how many records the sinks have lost. A record that two sinks have lost
+// counts twice.
 func (s Stats) Lost() uint64 {
 	var n uint64
 	for _, sink := range s.Sinks {
@@ -39,9 +38,9 @@ func (r *Recorder) Stats() Stats {
 	return s
 }
 
-// Failing returns the sinks that lose records now, or are about to; nil if all
-// is well. Whether one works again is found out within seconds, also if there is no
-// record to be written.
+// Failing returns the sinks that lose records now, or are about to; nil if there are
+// none. A sink that works again is noticed within seconds, even if there is no record
+// to write.
 func (r *Recorder) Failing() []Failure {
 	now := time.Now()
 	var all []Failure

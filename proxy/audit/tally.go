@@ -13,24 +13,23 @@ import (
 const (
 	// summaryEvery is the time between two summaries of the same key.
 	summaryEvery = time.Second
-	// maxTallies bounds the identities, and also the sources, that have a summary
-	// of their own.
+	// maxTallies bounds the identities that have a summary of their own, and also the
+	// sources that have one.
 	maxTallies = 2048
-	// maxNetworkSources bounds those of them that are in one network.
+	// maxNetworkSources bounds the sources with a summary of their own in one network.
 	maxNetworkSources = 16
-	// maxNetworks bounds the networks that have a summary for all others.
+	// maxNetworks bounds the networks that have a summary for their other sources.
 	maxNetworks = 1024
-	// maxListeners bounds the listeners that have one for all networks beyond that.
+	// maxListeners bounds the listeners that have a summary for all further networks.
 	maxListeners = 64
 )
 
-// tally counts records of one key; its zero value those of all keys beyond the
-// bounds.
+// tally counts the records of one key, until they are summarised.
 type tally struct {
 	key      key
-	identity spiffeid.ID // what the key is of
+	identity spiffeid.ID // identity of the key; zero for other keys
 	merged   Merged
-	records  uint64 // less than merged.Count if a record stood for several
+	records  uint64 // number of records; less than merged.Count if one stood for several
 	cause    string // why the sink failed; "" if the records only had no room
 	id       string // of the summary, once it was tried; the next try has it, too
 }
@@ -46,7 +45,7 @@ func (t *tally) add(rec *Record) {
 	t.count(rec.Verdict, rec.Reason, m.Count)
 }
 
-// merge counts what another tally has counted.
+// merge adds the counts of another tally.
 func (t *tally) merge(other *tally) {
 	t.id = cmp.Or(t.id, other.id)
 	t.records += other.records
@@ -57,7 +56,7 @@ func (t *tally) merge(other *tally) {
 }
 
 func (t *tally) count(verdict allowlist.Verdict, reason allowlist.Reason, n uint64) {
-	for i := range t.merged.Counts { // a few: one key meets few reasons
+	for i := range t.merged.Counts { // few, because one key meets few reasons
 		if c := &t.merged.Counts[i]; c.Verdict == verdict && c.Reason == reason {
 			c.Count += n
 			return
@@ -66,7 +65,7 @@ func (t *tally) count(verdict allowlist.Verdict, reason allowlist.Reason, n uint
 	t.merged.Counts = append(t.merged.Counts, Count{verdict, reason, n})
 }
 
-// join adds the count and the times of another.
+// join adds the count and the times of other.
 func (m *Merged) join(other Merged) {
 	if m.Count == 0 || other.First.Before(m.First) {
 		m.First = other.First
@@ -77,8 +76,8 @@ func (m *Merged) join(other Merged) {
 	m.Count += other.Count
 }
 
-// record returns the summary. It has the same id each time, since a sink that failed
-// may have taken it all the same.
+// record returns the summary as a record. Each call returns the same ID, because a sink
+// that failed may have taken the summary all the same.
 func (t *tally) record() *Record {
 	now := time.Now()
 	if t.id == "" {
@@ -97,35 +96,35 @@ func (t *tally) record() *Record {
 	return rec
 }
 
-// tallies holds the tallies until their summaries are due. What has no room for a
-// tally of its own is counted with its network, else with its listener, and only
-// then with all others.
+// tallies holds the tallies until their summaries are due. A record whose key has no
+// room for a tally is counted with its network, otherwise with its listener, and if
+// there is no room for that either with all others.
 type tallies struct {
-	due   time.Time // zero if there are none
+	due   time.Time // when the summaries are due; zero if there are none
 	byKey map[key]*tally
-	other *tally // nil if there is none
-	lost  *tally // counts what was lost since the sink failed; nil if it did not
+	other *tally // counts all others; nil if there are none
+	lost  *tally // counts the records lost since the sink failed; nil if it did not
 
-	// How many keys in byKey are of each kind, and of the sources how many are in
-	// each network.
+	// The numbers of keys in byKey by kind, and of the sources in each network.
 	identities, sources, networks, listeners int
 	inNetwork                                map[key]int
 }
 
-// add counts a record that has no line.
+// add counts a record that is not written by itself.
 func (ts *tallies) add(rec *Record) {
 	k := keyOf(rec)
 	t := ts.byKey[k]
 	if t == nil {
 		network, listener := networkOf(rec.Client.Addr()), listenerOf(rec)
 		network.proof, listener.proof = k.proof, k.proof
-		t = ts.first(rec.Identity, k, network, listener)
+		t = ts.tallyOf(rec.Identity, k, network, listener)
 	}
 	t.add(rec)
 }
 
-// lose notes that the sink failed, and counts the records that it lost. When nothing
-// else is to be written, their summary is, to find out whether the sink works again.
+// lose notes that the sink failed, and counts the records that it lost. If there is
+// nothing else to write, their summary is written to find out whether the sink works
+// again.
 func (ts *tallies) lose(n uint64, cause error) {
 	ts.begin()
 	now := time.Now()
@@ -139,17 +138,17 @@ func (ts *tallies) lose(n uint64, cause error) {
 	t.count(allowlist.Fail, allowlist.AuditUnavailable, n)
 }
 
-// works notes that the sink works again, or still.
+// works notes that the sink works.
 func (ts *tallies) works() {
 	if ts.lost == nil {
 		return
 	}
-	if ts.lost = nil; len(ts.byKey) == 0 && ts.other == nil { // so that nothing is due
+	if ts.lost = nil; len(ts.byKey) == 0 && ts.other == nil { // then nothing is due
 		*ts = tallies{}
 	}
 }
 
-// merge counts again what was not written.
+// merge counts again the records of a summary that was not written.
 func (ts *tallies) merge(t *tally) {
 	if t.cause != "" {
 		ts.begin()
@@ -162,12 +161,12 @@ func (ts *tallies) merge(t *tally) {
 	}
 	network := networkOf(t.key.addr)
 	network.proof = t.key.proof
-	ts.first(t.identity, t.key, network).merge(t)
+	ts.tallyOf(t.identity, t.key, network).merge(t)
 }
 
-// first returns the tally of the first of some keys that has one or gets one, and
-// else the one for all others. The identity is that of the first key.
-func (ts *tallies) first(id spiffeid.ID, keys ...key) *tally {
+// tallyOf returns the tally of the first key that has one or has room for one, and
+// otherwise the tally of all others. id is the identity of the first key.
+func (ts *tallies) tallyOf(id spiffeid.ID, keys ...key) *tally {
 	ts.begin()
 	for _, k := range keys {
 		if t := ts.byKey[k]; t != nil {
@@ -191,7 +190,7 @@ func (ts *tallies) first(id spiffeid.ID, keys ...key) *tally {
 	return ts.other
 }
 
-// begin makes the first summaries due in a while.
+// begin makes the maps and sets when the summaries are due, if that is not done.
 func (ts *tallies) begin() {
 	if ts.byKey == nil {
 		ts.byKey, ts.inNetwork = map[key]*tally{}, map[key]int{}
@@ -199,7 +198,7 @@ func (ts *tallies) begin() {
 	}
 }
 
-// room reports whether there is room for a tally of a key, and takes it.
+// room reports whether there is room for the tally of a key, and counts the key if so.
 func (ts *tallies) room(k key) bool {
 	switch k.kind {
 	case kindOne:
@@ -221,7 +220,7 @@ func (ts *tallies) room(k key) bool {
 	return false
 }
 
-// below counts one more unless there are as many as there may be.
+// below increments n if it is below the limit, and reports whether it was.
 func below(n *int, limit int) bool {
 	if *n >= limit {
 		return false
@@ -230,8 +229,8 @@ func below(n *int, limit int) bool {
 	return true
 }
 
-// take returns the tallies and begins anew if they are due, or in any case if now is
-// set. What was lost is left for later if there is anything else.
+// take returns the tallies and starts with empty ones, if they are due or now is set.
+// Lost records wait for the next summaries if there are any others.
 func (ts *tallies) take(now bool) tallies {
 	if ts.due.IsZero() || !now && time.Until(ts.due) > 0 {
 		return tallies{}

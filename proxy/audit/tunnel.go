@@ -14,56 +14,54 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Tunnel is the record of an allowed tunnel, or of a plain exchange, after its
-// decision. It is kept as long as the tunnel, so it holds nothing that has
-// ended.
+// Tunnel records what happens to an allowed tunnel, or a plain exchange, after its
+// decision. It lives as long as the tunnel, so it refers to nothing that has ended.
 type Tunnel struct {
 	record   Record
 	recorder *Recorder
 	start    time.Time
-	hello    atomic.Pointer[Hello]  // nil: the first bytes were not looked at
-	detail   atomic.Pointer[string] // why it was refused, or failed; nil: what the decision says
-	// would is why the first bytes would have been refused, as an
-	// allowlist.Reason, if only observation let them through.
+	hello    atomic.Pointer[Hello]  // nil if the first bytes were not inspected
+	detail   atomic.Pointer[string] // why it was refused or failed; nil means the decision's detail
+	// would is the reason that would have refused the first bytes, an allowlist.Reason,
+	// if only observe mode let them through.
 	would atomic.Uint32
 }
 
-// Tunnel begins the tunnel's record, with what is known now: call it after End,
-// or for an exchange whose answer is still to come when its request goes out.
-// Exactly one Close must follow.
+// Tunnel makes the tunnel's record from what is known now. Call it after End; for an
+// exchange whose answer is still to come call it when its request is sent. Exactly one
+// Close must follow.
 func (o *Open) Tunnel() *Tunnel {
 	return &Tunnel{record: o.Record, recorder: o.recorder, start: time.Now()}
 }
 
-// Progress records the bytes so far.
+// Progress records the number of bytes so far.
 func (t *Tunnel) Progress(up, down int64) {
 	t.put(EventTunnelProgress, up, down, tunnel.None, allowlist.NoReason)
 }
 
-// Saw notes what the first bytes were, for the records to come. It may be
-// called while Progress runs. No more of the name is kept than is written.
+// Saw sets the description of the first bytes in the following records. It may be
+// called while Progress runs. It copies only the part of the name that is written.
 func (t *Tunnel) Saw(h Hello) {
 	h.SNI = strings.Clone(bounded(h.SNI, maxSNI))
 	t.hello.Store(&h)
 }
 
-// Blame notes why the first bytes are refused, or what has failed, as the detail of
-// the records to come. It may be called while Progress runs.
+// Blame sets why the first bytes are refused, or what has failed, as the detail of the
+// following records. It may be called while Progress runs.
 func (t *Tunnel) Blame(detail string) {
 	detail = strings.Clone(bounded(detail, maxDetail))
 	t.detail.Store(&detail)
 }
 
-// Refuse records that the first bytes were refused: a second decision with the
-// id of the first one, and a span of its own. Close must follow all the same.
+// Refuse records that the first bytes were refused: a second decision with the id of
+// the first one, and a span of its own. Close must still follow.
 func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
 	rec := t.second()
 	t.refuse(ctx, &rec, why)
 }
 
-// RefuseBy is Refuse where another state than the one that opened the tunnel refuses
-// the first bytes: its decision about the destination, and its generation, are in the
-// record.
+// RefuseBy is Refuse by another state than the one that allowed the tunnel. The record
+// has that state's decision about the destination and its generation.
 func (t *Tunnel) RefuseBy(ctx context.Context, why allowlist.Reason, d allowlist.Decision, generation uint64) {
 	rec := t.second()
 	rec.SetDecision(d)
@@ -76,10 +74,9 @@ func (t *Tunnel) refuse(ctx context.Context, rec *Record, why allowlist.Reason) 
 	t.decided(ctx, rec)
 }
 
-// Observe records that only observation lets through the name that the first
-// bytes ask for: a second decision with the id of the first one, and a span of
-// its own. The records to come say so, too: no rule allows what the tunnel is
-// used for.
+// Observe records that only observe mode lets through the name in the first bytes: a
+// second decision with the id of the first one, and a span of its own. The following
+// records say so as well, because no rule allows what the tunnel is used for.
 func (t *Tunnel) Observe(ctx context.Context, d allowlist.Decision, generation uint64) {
 	t.would.Store(uint32(d.WouldReason))
 	rec := t.second()
@@ -88,8 +85,7 @@ func (t *Tunnel) Observe(ctx context.Context, d allowlist.Decision, generation u
 	t.decided(ctx, &rec)
 }
 
-// second returns what is known of a decision about the first bytes before it is
-// made.
+// second returns the record of a decision about the first bytes, without its verdict.
 func (t *Tunnel) second() Record {
 	rec := t.record
 	rec.Time, rec.Stage = time.Now(), StageTLS
@@ -99,7 +95,7 @@ func (t *Tunnel) second() Record {
 	return rec
 }
 
-// blamed sets the detail that Blame noted.
+// blamed sets the detail that Blame stored.
 func (t *Tunnel) blamed(rec *Record) {
 	if detail := t.detail.Load(); detail != nil {
 		rec.Detail = *detail
@@ -132,7 +128,7 @@ func (t *Tunnel) seen() Hello {
 	return Hello{}
 }
 
-// describe says which tunnel a span is of, and what its first bytes were.
+// describe sets the attributes that name the tunnel and describe its first bytes.
 func (t *Tunnel) describe(span trace.Span) {
 	span.SetAttributes(
 		attribute.String("egress.decision.id", t.record.ID),
@@ -150,12 +146,12 @@ func (t *Tunnel) describe(span trace.Span) {
 	}
 }
 
-// Close records the end: bytes from (up) and to (down) the caller, what ended
-// it, and if it was not allowed to go on, by which reason. The rule in the
-// record is the one that had allowed it.
+// Close records the end: bytes from (up) and to (down) the caller, what ended the
+// tunnel, and if it was no longer allowed the reason. The rule in the record is the one
+// that had allowed it.
 func (t *Tunnel) Close(ctx context.Context, up, down int64, reason tunnel.Reason, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
-	// The span is made only now: a thousand open ones would hold megabytes.
+	// The span is made only now, because a thousand open spans would hold megabytes.
 	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.start),
 		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
 	defer span.End()
@@ -184,7 +180,7 @@ func (t *Tunnel) put(event Event, up, down int64, reason tunnel.Reason, why allo
 	if would := allowlist.Reason(t.would.Load()); would != allowlist.NoReason { //nolint:gosec // G115: stored from a Reason
 		rec.Verdict, rec.WouldReason = allowlist.Observe, would
 	}
-	if rec.Status != http.StatusSwitchingProtocols { // which says that it is a tunnel
+	if rec.Status != http.StatusSwitchingProtocols { // which marks an upgrade as a tunnel
 		rec.Status = 0
 	}
 	t.recorder.count(&rec)

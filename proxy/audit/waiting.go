@@ -1,48 +1,48 @@
 package audit
 
-// waitShareParts says how much of the room for records that somebody waits for
-// one identity or source may have: one of so many parts.
+// waitShareParts is the number of parts of the room for records that Commit waits for.
+// One identity or source may fill one part.
 const waitShareParts = 8
 
-// waiter is a record that somebody waits for.
+// waiter is a record that Commit waits for.
 type waiter struct {
 	rec *Record
 	ack *ack
-	by  seat[*waiter] // counts it for its caller
-	at  seat[*waiter] // counts it for its place
+	by  seat[*waiter] // place among the callers
+	at  seat[*waiter] // place among the networks
 }
 
-// waiting holds the records of a queue that somebody waits for, and serves their
-// callers in turn; those of one identity and one source in their order. There are
-// two circles, which it serves alternately: one of the callers, and one of the
-// networks that they call from. So it takes many identities in many networks to
-// keep another one waiting: many identities of one network have one turn in the
-// second circle, and one identity in many networks has one in the first. All that have
-// no identity are one caller, and within it are served in turn themselves.
+// waiting holds the records of a queue that Commit waits for. It serves their callers
+// in turn, and the records of one identity and source in their order. There are two
+// circles, which it serves alternately: one of callers, and one of the networks that
+// they call from. So it takes many identities in many networks to keep another caller
+// waiting: many identities of one network have one turn in the second circle, and one
+// identity in many networks has one in the first. All callers without an identity are
+// one caller; within it they are served in turn.
 type waiting struct {
 	size     int
 	by, at   shares[*waiter]
-	nextIsAt bool // the circle of places is served next
+	nextIsAt bool // the circle of networks is served next
 }
 
-// count returns how many records there are.
+// count returns the number of records.
 func (w *waiting) count() int { return w.by.root.count }
 
-// add takes a record and returns the one that has no room now: another one, the
-// new one itself, or nil if there is room for all.
+// add adds a record and returns the record that has no room now: another one, the new
+// one itself, or nil if there is room for all.
 func (w *waiting) add(it *waiter) (without *waiter) {
 	it.by.of, it.at.of = it, it
 	var path [maxPathLen]key
-	leaf := w.by.leaf(who(path[:0], it.rec))
+	leaf := w.by.leaf(callerPath(path[:0], it.rec))
 	if leaf.count > 0 && leaf.count >= w.size/waitShareParts {
 		return it
 	}
 	w.by.put(&it.by, leaf)
-	w.at.put(&it.at, w.at.leaf(where(path[:0], it.rec)))
+	w.at.put(&it.at, w.at.leaf(placePath(path[:0], it.rec)))
 	if w.count() <= w.size {
 		return nil
 	}
-	// Who has most in either way of counting gives way.
+	// The caller or the network that has most gives way.
 	if w.at.top() > w.by.top() {
 		without = w.at.most(&it.at)
 	} else {
@@ -52,7 +52,7 @@ func (w *waiting) add(it *waiter) (without *waiter) {
 	return without
 }
 
-// remove takes a record out, and reports false if it is not there any more.
+// remove removes a record, and reports false if it was not there.
 func (w *waiting) remove(it *waiter) bool {
 	if it.by.leaf == nil {
 		return false
@@ -62,7 +62,7 @@ func (w *waiting) remove(it *waiter) bool {
 	return true
 }
 
-// pop takes the record whose turn it is. There must be one.
+// pop removes and returns the record whose turn it is. There must be one.
 func (w *waiting) pop() *waiter {
 	circle := &w.by
 	if w.nextIsAt {

@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// batchRecords is how many records a sink gets at a time at most.
+// batchRecords is the largest number of records that a sink gets at a time.
 const batchRecords = 128
 
 // worker writes the records of one queue to its sink.
 type worker struct {
 	cfg       SinkConfig
 	sinkError func(sink string, err error)
-	instance  string // for the summaries
+	instance  string // name of the process, set in summaries
 	queue     *queue
 	done      chan struct{}
 }
 
-// run writes until the queue is closed and empty: many records in one Write
-// when they come fast, each at once when they do not.
+// run writes records until the queue is closed and empty: many in one Write when they
+// come fast, each at once when they do not.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
 	entries := make([]entry, 0, batchRecords)
@@ -37,7 +37,7 @@ func (w *worker) run(ctx context.Context) {
 		if len(sums) > 0 {
 			w.writeSummaries(ctx, sums, records[:0])
 		}
-		clear(entries) // what is written is not kept alive
+		clear(entries) // do not keep written records alive
 		clear(records[:cap(records)])
 	}
 }
@@ -52,10 +52,10 @@ func (w *worker) writeEntries(ctx context.Context, entries []entry, records []*R
 	w.returned(out.err, failed)
 	for i, e := range entries {
 		if e.ack != nil {
-			e.ack.results <- out.of(i)
+			e.ack.results <- out.errOf(i)
 		}
 		if e.held != nil {
-			e.held.letGo()
+			e.held.release()
 		}
 	}
 }
@@ -68,12 +68,12 @@ func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*R
 	}
 	out := w.write(ctx, records)
 	for i, t := range sums {
-		w.queue.summarised(t, out.of(i))
+		w.queue.summarised(t, out.errOf(i))
 	}
 	w.returned(out.err, 0)
 }
 
-// write hands records to the sink.
+// write passes records to the sink.
 func (w *worker) write(ctx context.Context, records []*Record) outcome {
 	w.queue.writes(time.Now())
 	err := w.cfg.Sink.Write(ctx, records)
@@ -82,23 +82,23 @@ func (w *worker) write(ctx context.Context, records []*Record) outcome {
 	return out
 }
 
-// returned tells when the sink begins and ends to fail. What it has lost is counted
-// by then: whoever is told finds it in the metrics.
+// returned calls sinkError when the sink begins or ceases to fail. The lost records are
+// counted before that, so that the metrics show them.
 func (w *worker) returned(err error, failed uint64) {
 	if w.queue.returned(err, failed) && w.sinkError != nil {
 		w.sinkError(w.cfg.Name, err)
 	}
 }
 
-// outcome is what came of a Write.
+// outcome is the result of a Write.
 type outcome struct {
 	err  error
-	lost *LostError // err, if it says which records are lost; nil if all are
+	lost *LostError // err, if it names the lost records; nil if all are lost
 }
 
-// of returns what came of one record. That of a record which may be among those that
-// are lost is an error, too.
-func (o *outcome) of(i int) error {
+// errOf returns the error of one record. If it is not known which records are lost,
+// every record has one.
+func (o *outcome) errOf(i int) error {
 	if o.lost != nil && o.lost.Unnamed == 0 && !slices.Contains(o.lost.Lost, i) {
 		return nil
 	}
