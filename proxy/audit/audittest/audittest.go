@@ -1,6 +1,6 @@
-// Package audittest has the records that tests and documents show: one of
-// every kind, with the values that the gateway puts into them. It is for
-// tests; nothing that ships imports it.
+// Package audittest has the records that tests and documents show: one of every kind,
+// with the values that the gateway puts into them. It is for tests; no production code
+// imports it.
 package audittest
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Sample is a record and the name of its kind, which is fit for a file name.
+// Sample is a record and the name of its kind, which can be used as a file name.
 type Sample struct {
 	Name   string
 	Record audit.Record
@@ -170,7 +170,7 @@ func Samples() []Sample {
 	}
 }
 
-// instance is the process that all of them are of.
+// instance is the process that wrote all samples.
 const instance = "6f1d2c3b-0a49-4e58-9c77-2b8e5d10f3a6"
 
 func now() time.Time { return time.Date(2026, 11, 21, 3, 23, 31, 870_412_993, time.UTC) }
@@ -197,7 +197,7 @@ func deny() audit.Record {
 	})
 }
 
-// query is the record of a name that was looked up over DoT.
+// query returns the record of a query over DoT.
 func query(change func(*audit.Record)) audit.Record {
 	return with(allow(), func(r *audit.Record) {
 		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, audit.WireDoT
@@ -209,7 +209,7 @@ func query(change func(*audit.Record)) audit.Record {
 	})
 }
 
-// ofTunnel is what audit.Tunnel makes of the record of an allowed decision.
+// ofTunnel returns a record as audit.Tunnel makes it after an allowed decision.
 func ofTunnel(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
 	return with(allow(), func(r *audit.Record) {
 		r.Event, r.Time, r.Duration = event, now().Add(after), after
@@ -246,7 +246,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// destination panics on what is no destination: the texts are in this file.
+// destination parses a destination of this file, and panics if it is not valid.
 func destination(s string) allowlist.Destination {
 	d, err := allowlist.ParseDestination(s)
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Hostile returns a record with the text in every field that takes one, and
-// with numbers made of n, for fuzz tests. Any text and any number will do:
-// also those that no gateway puts into a record.
+// Hostile returns a record with the text in every field that takes one, and with
+// numbers derived from n, for fuzz tests. Any text and any number may be passed,
+// including those that no gateway puts into a record.
 func Hostile(event audit.Event, text string, n uint64) audit.Record {
 	octet, number := byte(n), int64(n)                             //nolint:gosec // G115: any number will do
 	elapsed, moment := time.Duration(number), time.Unix(0, number) // any of them
@@ -39,7 +39,7 @@ func Hostile(event audit.Event, text string, n uint64) audit.Record {
 	return r
 }
 
-// addresses returns as many addresses as a record may name, or fewer.
+// addresses returns up to as many addresses as a record may name.
 func addresses(n byte) []netip.Addr {
 	var all []netip.Addr
 	for i := range n % (audit.MaxAddresses + 1) {

@@ -9,9 +9,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// CheckLine returns what is wrong with a rendered record: it must be one line
-// of valid JSON in UTF-8, which has no character that a terminal obeys, and in
-// which no object has a key twice.
+// CheckLine checks a rendered record and returns what is wrong with it: it must be one
+// line of valid JSON in UTF-8 without characters that a terminal obeys, and no object
+// may have a key twice.
 func CheckLine(line []byte) error {
 	if bytes.ContainsAny(line, "\r\n") || !utf8.Valid(line) || !json.Valid(line) {
 		return fmt.Errorf("no good line: %q", line)
@@ -22,7 +22,7 @@ func CheckLine(line []byte) error {
 	return onceEach(json.NewDecoder(bytes.NewReader(line)))
 }
 
-// onceEach reads a JSON value and refuses keys that stand twice in an object.
+// onceEach reads a JSON value and refuses an object that has a key twice.
 func onceEach(d *json.Decoder) error {
 	token, err := d.Token()
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Obeyed returns a text for each character that a terminal obeys: those of
-// Unicode's categories Cc, Cf, Zl and Zp, between two letters that it does not.
+// Obeyed returns a text for each character that a terminal obeys: each character of
+// Unicode's categories Cc, Cf, Zl and Zp, between two letters.
 func Obeyed() []string {
 	var texts []string
 	for r := rune(0); r <= unicode.MaxRune; r++ {
@@ -18,8 +18,8 @@ func Obeyed() []string {
 	return texts
 }
 
-// IsObeyed reports whether a text has such a character, or bytes that are no
-// UTF-8. Line feeds count only if the text is to be one line.
+// IsObeyed reports whether a text has such a character, or bytes that are not UTF-8.
+// Line feeds count only if the text must be one line.
 func IsObeyed(text string, line bool) bool {
 	return !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return isObeyed(r) && (line || r != '\n') })
 }

@@ -1,11 +1,10 @@
-// Package file is the file that lines of records are appended to. It is rotated by
-// size and age if that is asked for, and follows its name: a file that was moved
-// or removed is made again.
+// Package file appends lines of records to a file. It rotates the file by size and age
+// if configured, and follows the file's name: if the file was moved or removed, it
+// creates a new one.
 //
-// Open a [File], give it to audit.NewLines, and call [File.Reopen] when somebody
-// who rotates files says so, as by SIGHUP. The package knows nothing of what the
-// lines say, and does not sync: a line is as safe as the operating system makes
-// it.
+// Open a [File], pass it to audit.NewLines, and call [File.Reopen] when a program that
+// rotates files asks for it, as by SIGHUP. The package does not interpret the lines,
+// and does not sync: a line is as safe as the operating system makes it.
 package file
 
 import (
@@ -20,37 +19,37 @@ import (
 	"github.com/DeRuina/timberjack"
 )
 
-// Config is what a file needs.
+// Config configures a [File].
 type Config struct {
-	// Path of the file, which is created with mode 0600. Required.
+	// Path of the file, which is created with mode 0600. It is required.
 	Path string
-	// Rotate is how the file is rotated; zero is not.
+	// Rotate says when the file is rotated; zero means never.
 	Rotate Rotation
-	// Failed is called by Write if the file cannot be rotated or opened again; the
-	// old one stays in use. Required.
+	// Failed is called by Write if the file cannot be rotated or reopened; the old file
+	// stays in use. It is required.
 	Failed func(error)
 }
 
-// Rotation bounds a file. A zero field bounds nothing.
+// Rotation bounds a file. A zero field sets no bound.
 type Rotation struct {
-	Size  int64         // bytes of a file, of which whole MiB count
-	Every time.Duration // a new file begins at each multiple of it
-	Keep  int           // rotated files that are kept
+	Size  int64         // largest number of bytes of a file, rounded down to whole MiB
+	Every time.Duration // the file is rotated at each multiple of this time
+	Keep  int           // number of rotated files that are kept
 }
 
-// File is an open file of records. One goroutine writes; Reopen may be called at
-// any time, and Close when nobody writes any more.
+// File is an open file of records. One goroutine writes; Reopen may be called at any
+// time, and Close after the last Write.
 type File struct {
 	cfg Config
 
-	again atomic.Bool // the file is to be opened again
-	file  io.WriteCloser
-	info  fs.FileInfo // of file; nil if it is rotated
-	torn  bool        // half a line is at its end, of an earlier process perhaps
-	due   time.Time   // when the file is rotated next for its age
+	reopen atomic.Bool // the file must be reopened before the next write
+	file   io.WriteCloser
+	info   fs.FileInfo // information about file; nil with rotation
+	torn   bool        // the file ends within a line, which an earlier process may have left
+	due    time.Time   // when the file is rotated next because of its age
 }
 
-// Open opens the file, so that one that cannot be written is an error at start.
+// Open opens the file, so that a file which cannot be written is an error at start.
 func Open(cfg Config) (*File, error) {
 	if cfg.Path == "" || cfg.Failed == nil {
 		return nil, errors.New("a record file needs a path and who is told of failures")
@@ -68,7 +67,7 @@ func Open(cfg Config) (*File, error) {
 	return f, nil
 }
 
-// open opens the file under its name, and only then lets go of the one before.
+// open opens the file under its name, and then closes the previous one.
 func (f *File) open() error {
 	file, err := os.OpenFile(f.cfg.Path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -80,12 +79,12 @@ func (f *File) open() error {
 	}
 	old := f.file
 	f.file, f.info, f.torn = file, info, isTorn(f.cfg.Path, info)
-	if f.cfg.Rotate != (Rotation{}) { // the library opens by itself, at the first write
+	if f.cfg.Rotate != (Rotation{}) { // the library opens the file itself at the first write
 		f.file, f.info = f.rotated(), nil
 		err = file.Close()
 	}
 	if old != nil {
-		_ = old.Close() // what it has taken it has
+		_ = old.Close() // everything written to it is in the file already
 	}
 	return err
 }
@@ -96,23 +95,23 @@ func (f *File) rotated() io.WriteCloser {
 	}
 }
 
-// most is how many bytes a file may have, and so a single write.
+// most returns the largest size of a file, which is also that of a single write.
 func (f *File) most() int64 {
-	const unbounded = 1 << 40 // the library has a default of its own for zero
+	const unbounded = 1 << 40 // zero would select the library's default
 	if f.cfg.Rotate.Size == 0 {
 		return unbounded
 	}
-	return f.cfg.Rotate.Size >> 20 << 20 // whole ones are what the library counts in
+	return f.cfg.Rotate.Size >> 20 << 20 // the library counts in whole MiB
 }
 
-// isTorn reports whether a file ends in the middle of a line.
+// isTorn reports whether a file ends within a line.
 func isTorn(path string, info fs.FileInfo) bool {
 	if !info.Mode().IsRegular() || info.Size() == 0 {
 		return false
 	}
-	file, err := os.Open(path) //nolint:gosec // G304: the file that the operator named
+	file, err := os.Open(path) //nolint:gosec // G304: the operator chose the path
 	if err != nil {
-		return false // it may be for writing only
+		return false // the file may be writable only
 	}
 	defer func() { _ = file.Close() }()
 	var last [1]byte
@@ -120,8 +119,8 @@ func isTorn(path string, info fs.FileInfo) bool {
 	return err == nil && last[0] != '\n'
 }
 
-// Write appends lines to the file that has the name now. It returns how many of
-// their bytes are written, and an error if that is not all.
+// Write appends lines to the file that has the name now. It returns the number of bytes
+// written, and an error if that is not all.
 func (f *File) Write(lines []byte) (int, error) {
 	if err := f.follow(); err != nil {
 		return 0, err
@@ -135,7 +134,7 @@ func (f *File) Write(lines []byte) (int, error) {
 	f.age()
 	written := 0
 	for written < len(lines) {
-		// One that fills a file makes the library leave an empty one behind.
+		// Lines that fill a file exactly make the library leave an empty file behind.
 		n, err := f.file.Write(fitting(lines[written:], f.most()-1))
 		written += n
 		if err != nil {
@@ -145,7 +144,7 @@ func (f *File) Write(lines []byte) (int, error) {
 	return written, nil
 }
 
-// fitting returns as many of the lines as a write may have bytes, at least one.
+// fitting returns as many whole lines as fit into one write, but at least one.
 func fitting(lines []byte, most int64) []byte {
 	if int64(len(lines)) <= most {
 		return lines
@@ -160,11 +159,11 @@ func fitting(lines []byte, most int64) []byte {
 	return lines[:end+1]
 }
 
-// follow opens the file again if that was asked for, or if what is open is no
-// longer what has its name: who writes on to a file that was removed loses
-// everything and is never told.
+// follow reopens the file if Reopen was called, or if the open file no longer has the
+// name: a process that goes on writing to a removed file loses every line without an
+// error.
 func (f *File) follow() error {
-	again, moved := f.again.Swap(false), f.moved()
+	again, moved := f.reopen.Swap(false), f.moved()
 	if !again && !moved {
 		return nil
 	}
@@ -184,9 +183,9 @@ func (f *File) moved() bool {
 	return f.info != nil && !os.SameFile(now, f.info)
 }
 
-// age rotates the file at every multiple of the configured time, whenever the
-// process was started and however often the file was opened again. One that
-// cannot be rotated is written on.
+// age rotates the file at every multiple of the configured time, independent of when
+// the process was started and how often the file was reopened. A file that cannot be
+// rotated stays in use.
 func (f *File) age() {
 	now := time.Now()
 	file, ok := f.file.(*timberjack.Logger)
@@ -202,9 +201,9 @@ func (f *File) age() {
 	}
 }
 
-// Reopen has the file opened again before the next write; if that fails the old
-// one stays.
-func (f *File) Reopen() { f.again.Store(true) }
+// Reopen makes the next Write reopen the file first; if that fails the old file stays
+// in use.
+func (f *File) Reopen() { f.reopen.Store(true) }
 
 // Close closes the file.
 func (f *File) Close() error { return f.file.Close() }
