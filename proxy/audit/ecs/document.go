@@ -2,7 +2,7 @@ package ecs
 
 import "github.com/exeat-dev/exeat/proxy/audit"
 
-// document has the fields that are used. Names and nesting are the schema's.
+// document has the fields that are used, with the schema's names and nesting.
 type document struct {
 	Time        string   `json:"@timestamp"`
 	ECS         version  `json:"ecs"`
@@ -44,7 +44,7 @@ type event struct {
 	ID       string      `json:"id,omitempty"`
 	Start    string      `json:"start,omitempty"`
 	End      string      `json:"end,omitempty"`
-	Duration int64       `json:"duration,omitempty"` // nanoseconds
+	Duration int64       `json:"duration,omitempty"` // in nanoseconds
 }
 
 type service struct {
@@ -66,7 +66,7 @@ type endpoint struct {
 	Port    uint16 `json:"port,omitempty"`
 }
 
-// side is an end of the connection, with the bytes that it sent.
+// side is one end of the connection, with the bytes that it sent.
 type side struct {
 	endpoint
 
@@ -127,7 +127,7 @@ type tlsClient struct {
 
 type rule struct {
 	Name    string `json:"name,omitempty"`
-	Ruleset string `json:"ruleset,omitempty"` // the policy's version
+	Ruleset string `json:"ruleset,omitempty"` // version of the policy
 }
 
 type failure struct {
@@ -144,13 +144,14 @@ type related struct {
 	User  []string `json:"user,omitempty"`
 }
 
-// native is what the schema has no field for, named as in the native form.
+// native holds the fields without a place in the schema, with the names of the native
+// form.
 type native struct {
-	ID               string         `json:"id,omitempty"` // only where neither event.id nor http.request.id has it
+	ID               string         `json:"id,omitempty"` // only if neither event.id nor http.request.id has it
 	Listener         string         `json:"listener,omitempty"`
 	Protocol         audit.Protocol `json:"protocol,omitempty"`
 	Wire             audit.Wire     `json:"wire,omitempty"`
-	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
+	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is not a SPIFFE ID
 	IdentitySource   string         `json:"identity_source,omitempty"`
 	Unproven         bool           `json:"unproven,omitempty"`
 	Verdict          string         `json:"verdict,omitempty"`

@@ -1,17 +1,16 @@
 // Package ecs renders audit records as documents of the Elastic Common Schema,
 // version 8.17, for sinks that security teams read.
 //
-// [Render] is an audit.Render: it appends one document, nested, as one line of
-// JSON. docs/records.md has the whole mapping. What the schema has no field
-// for stands under exeat, with the name that it has in the native form, so
-// that nothing is lost.
+// [Render] is an audit.Render: it appends one nested document as one line of JSON.
+// docs/records.md has the whole mapping. Fields without a place in the schema are under
+// exeat, with their names of the native form, so that nothing is lost.
 //
-// The caller's SPIFFE ID is user.id: those fields are for who performed the
-// action, while service fields are for what wrote the document, which is the
-// gateway.
+// The caller's SPIFFE ID is user.id, because the schema's user fields are for the party
+// that performed the action. Its service fields are for the program that wrote the
+// document, which is the gateway.
 //
-// The package renders what a record says and adds nothing: it looks nothing
-// up, and keeps no state.
+// The package renders the fields of the record only: it does not look anything up, and
+// keeps no state.
 package ecs
 
 import (
@@ -25,12 +24,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// schemaVersion is the version of the schema that documents name.
+// schemaVersion is the version of the schema that documents state.
 const schemaVersion = "8.17.0"
 
-// Render appends the document of a record to dst, without a newline at its
-// end. It never fails on a record; the error is that of the JSON encoder. It
-// is safe for concurrent use.
+// Render appends the document of a record to dst, without a newline. It never fails on
+// a record; the error is that of the JSON encoder. It is safe for concurrent use.
 func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	d := document{
 		Time: timestamp(r.Time), ECS: version{schemaVersion}, Message: message(r),
@@ -48,7 +46,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		d.Event.ID = r.ID
 	}
 	d.times(r)
-	d.who(r)
+	d.caller(r)
 	d.network(r)
 	if r.Trace.HasTraceID() {
 		d.Trace.ID, d.Span.ID = r.Trace.TraceID().String(), r.Trace.SpanID().String()
@@ -65,7 +63,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	return allowlist.AppendVisible(dst, line), nil
 }
 
-// times sets when what the record is about began and ended.
+// times sets when the recorded action began and ended.
 func (d *document) times(r *audit.Record) {
 	if r.Duration > 0 {
 		d.Event.Start = timestamp(r.Time.Add(-r.Duration))
@@ -78,12 +76,12 @@ func (d *document) times(r *audit.Record) {
 	}
 }
 
-// who sets the caller: its address and its identity.
-func (d *document) who(r *audit.Record) {
+// caller sets the caller: its address and its identity.
+func (d *document) caller(r *audit.Record) {
 	id := r.IdentityText()
 	switch {
 	case r.Event == audit.EventIdentityRotate:
-		d.Service.ID = id // its own
+		d.Service.ID = id // the gateway's own identity
 	case id != "":
 		d.User = user{ID: id, Domain: r.Identity.TrustDomain().Name()}
 		d.Related.User = []string{id}
@@ -95,7 +93,7 @@ func (d *document) who(r *audit.Record) {
 	}
 }
 
-// network sets what was asked for and what came of it.
+// network sets what was asked for and the result.
 func (d *document) network(r *audit.Record) {
 	if category(r) != "network" {
 		return
@@ -106,7 +104,7 @@ func (d *document) network(r *audit.Record) {
 	}
 	switch r.Event {
 	case audit.EventHandshake:
-		d.Network.Direction = "" // it came no further than the gateway
+		d.Network.Direction = "" // the request came no further than the gateway
 		d.TLS.Established = new(bool)
 		return
 	case audit.EventTunnelProgress, audit.EventTunnelClose:
@@ -118,7 +116,7 @@ func (d *document) network(r *audit.Record) {
 		d.dns(r)
 		return
 	}
-	if r.Event != audit.EventSummary { // whose id no caller has seen
+	if r.Event != audit.EventSummary { // no caller has seen the id of a summary
 		d.HTTP.Request.ID = r.ID
 	}
 	d.URL.Path = r.Path
@@ -129,8 +127,8 @@ func (d *document) network(r *audit.Record) {
 	}
 }
 
-// dns sets what was asked of the gateway, which is the destination, and how it
-// answered.
+// dns sets the question of a DNS query, with the gateway as its destination, and the
+// answer.
 func (d *document) dns(r *audit.Record) {
 	d.Network.Protocol = string(audit.ProtocolDNS)
 	d.DNS = dns{Code: r.DNS.Code, Type: "query", Question: question{Name: r.Dest.Host.String(), Type: r.DNS.TypeText()}}
@@ -144,7 +142,8 @@ func (d *document) dns(r *audit.Record) {
 	}
 }
 
-// destination sets the destination as asked, and the address that was dialled.
+// destination sets the destination that was asked for, and the address that was
+// dialled.
 func (d *document) destination(r *audit.Record) {
 	host := r.Dest.Host.String()
 	d.Destination.Address, d.Destination.Port = host, r.Dest.Port
@@ -162,10 +161,10 @@ func (d *document) destination(r *audit.Record) {
 	}
 }
 
-// ip returns an address without its zone, for which a document is refused.
+// ip returns an address without its zone, because a document with a zone is refused.
 func ip(addr netip.Addr) string { return addr.WithZone("").String() }
 
-// message is the sentence that a log viewer shows.
+// message returns the sentence that a log viewer shows.
 func message(r *audit.Record) string {
 	words := []string{action(r)}
 	switch {
@@ -183,22 +182,22 @@ func message(r *audit.Record) string {
 	return strings.Join(words, " ")
 }
 
-// sharesID reports whether the record's id is that of a decision, which has a
-// document of its own: event.id is unique, http.request.id joins.
+// sharesID reports whether the record's id is that of a decision which has a document
+// of its own. event.id must be unique, whereas http.request.id joins documents.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
 		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
 }
 
-// timestamp is RFC 3339 in UTC with nanoseconds.
+// timestamp formats a time as RFC 3339 in UTC with nanoseconds.
 func timestamp(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000000000Z07:00")
 }
 
-// milliseconds are as precise as in the native form.
+// milliseconds has the precision of the native form.
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
-// rest is what the schema has no field for.
+// rest returns the fields that have no place in the schema.
 func rest(r *audit.Record) native {
 	n := native{
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
@@ -209,7 +208,7 @@ func rest(r *audit.Record) native {
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}
 	if r.Protocol == audit.ProtocolDNS {
-		if sharesID(r) { // http.request.id is not for it
+		if sharesID(r) { // http.request.id does not have the id of such a record
 			n.ID = r.ID
 		}
 		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.Source

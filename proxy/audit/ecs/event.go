@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// decided reports whether the record says what was decided.
+// decided reports whether the record is about a decision.
 func decided(r *audit.Record) bool {
 	return r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
 }
@@ -24,7 +24,7 @@ func category(r *audit.Record) string {
 	return "network"
 }
 
-// types returns event.type; the schema lists what goes with each category.
+// types returns event.type; the schema lists the values that each category allows.
 func types(r *audit.Record) []string {
 	switch r.Event {
 	case audit.EventDecision, audit.EventCollapsed:
@@ -36,7 +36,7 @@ func types(r *audit.Record) []string {
 			return []string{"connection", "start", "allowed"}
 		case allowlist.Deny:
 			return []string{"connection", "denied"}
-		case allowlist.Fail: // neither allowed nor denied says what happened
+		case allowlist.Fail: // neither allowed nor denied is true
 		}
 	case audit.EventSummary:
 		if r.Merged == nil || !slices.ContainsFunc(r.Merged.Counts, notDenied) {
@@ -56,7 +56,7 @@ func types(r *audit.Record) []string {
 	return []string{"connection"}
 }
 
-// queryTypes are those of a DNS query, which starts no connection.
+// queryTypes returns event.type of a DNS query, which starts no connection.
 func queryTypes(r *audit.Record) []string {
 	switch r.Verdict {
 	case allowlist.Allow, allowlist.Observe:
@@ -70,13 +70,13 @@ func queryTypes(r *audit.Record) []string {
 
 func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }
 
-// revoked reports whether a tunnel ended because policy, quarantine or
-// identity no longer let it be.
+// revoked reports whether a tunnel ended because policy, quarantine or identity no
+// longer allow it.
 func revoked(r *audit.Record) bool {
 	return r.CloseReason == tunnel.Denied || r.CloseReason == tunnel.Revoked || r.CloseReason == tunnel.Quarantined
 }
 
-// action returns event.action: the verdict, or what else happened.
+// action returns event.action: the verdict, or the event.
 func action(r *audit.Record) string {
 	if decided(r) {
 		return r.Verdict.String()
@@ -84,8 +84,8 @@ func action(r *audit.Record) string {
 	return string(r.Event)
 }
 
-// outcome returns event.outcome: did the caller, or the change, get through?
-// It is left out where a record does not say.
+// outcome returns event.outcome: whether the caller, or the change, succeeded. It is
+// empty if the record does not say so.
 func outcome(r *audit.Record) string {
 	switch r.Event {
 	case audit.EventDecision, audit.EventCollapsed:
@@ -96,7 +96,7 @@ func outcome(r *audit.Record) string {
 	case audit.EventHandshake:
 		return "failure"
 	case audit.EventPolicyReload:
-		if r.Policy == "" { // nothing that was loaded could be used
+		if r.Policy == "" { // no policy was in force
 			return "failure"
 		}
 	case audit.EventIdentityRotate, audit.EventQuarantine:

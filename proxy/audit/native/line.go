@@ -10,10 +10,10 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// line is an object of JSON that is being written, as [encoding/json] would
-// write a struct whose fields are left out when they are empty, but for more
-// escapes: what a terminal obeys does not stand in it. Fields come in
-// the order of the calls; their names need no escapes.
+// line is a JSON object that is being written, in the form that [encoding/json] gives a
+// struct whose fields have omitempty, except that it also escapes the characters that a
+// terminal obeys. Fields are written in the order of the calls; their names need no
+// escapes.
 type line struct{ buf []byte }
 
 // key begins a field.
@@ -26,14 +26,14 @@ func (l *line) key(name string) {
 	l.buf = append(l.buf, '"', ':')
 }
 
-// text leaves out a text that is empty.
+// text writes a text unless it is empty.
 func (l *line) text(name, value string) {
 	if value != "" {
 		l.must(name, value)
 	}
 }
 
-// must writes a text, empty or not.
+// must writes a text even if it is empty.
 func (l *line) must(name, value string) {
 	l.key(name)
 	if isPlain(value) {
@@ -42,9 +42,9 @@ func (l *line) must(name, value string) {
 		l.buf = append(l.buf, '"')
 		return
 	}
-	// The conversion makes U+FFFD of a byte that is no UTF-8, which encoding/json
-	// would write as an escape: read and written again it would be another line.
-	escaped, _ := json.Marshal(string([]rune(value))) // of a string there is no error
+	// The conversion replaces bytes that are not UTF-8 by U+FFFD. encoding/json would
+	// write an escape for them, which changes when the line is read and written again.
+	escaped, _ := json.Marshal(string([]rune(value))) // no error is possible for a string
 	l.buf = allowlist.AppendVisible(l.buf, escaped)
 }
 
@@ -59,33 +59,33 @@ func isPlain(s string) bool {
 	return true
 }
 
-// number leaves out zero.
+// number writes a number unless it is zero.
 func (l *line) number(name string, n int64) {
 	if n != 0 {
 		l.mustNumber(name, n)
 	}
 }
 
-// mustNumber writes a number, zero or not.
+// mustNumber writes a number even if it is zero.
 func (l *line) mustNumber(name string, n int64) {
 	l.key(name)
 	l.buf = strconv.AppendInt(l.buf, n, 10)
 }
 
-// count leaves out zero.
+// count writes a count unless it is zero.
 func (l *line) count(name string, n uint64) {
 	if n != 0 {
 		l.mustCount(name, n)
 	}
 }
 
-// mustCount writes a count, zero or not.
+// mustCount writes a count even if it is zero.
 func (l *line) mustCount(name string, n uint64) {
 	l.key(name)
 	l.buf = strconv.AppendUint(l.buf, n, 10)
 }
 
-// flag leaves out false.
+// flag writes true, or nothing if the flag is not set.
 func (l *line) flag(name string, set bool) {
 	if set {
 		l.key(name)
@@ -95,7 +95,7 @@ func (l *line) flag(name string, set bool) {
 
 func (l *line) milliseconds(name string, d time.Duration) { l.thousandths(name, d.Microseconds()) }
 
-// thousandths writes n/1000, exactly, and leaves out zero.
+// thousandths writes n/1000 exactly, unless it is zero.
 func (l *line) thousandths(name string, n int64) {
 	if n == 0 {
 		return
@@ -119,12 +119,12 @@ func (l *line) thousandths(name string, n int64) {
 	}
 }
 
-// time writes a time in UTC: RFC 3339 with all nine digits, so that lines sort
-// as text.
+// time writes a time in UTC, in RFC 3339 with all nine digits of the fraction, so that
+// lines sort as text.
 func (l *line) time(name string, t time.Time) {
 	l.key(name)
 	l.buf = append(l.buf, '"')
-	l.buf = t.UTC().AppendFormat(l.buf, time.RFC3339) // which is faster than a form of our own
+	l.buf = t.UTC().AppendFormat(l.buf, time.RFC3339) // faster than AppendFormat with a layout that has nine digits
 	l.buf[len(l.buf)-1] = '.'                         // for the Z
 	ns := t.Nanosecond()
 	for unit := int(time.Second) / 10; unit > 0; unit /= 10 {
@@ -133,11 +133,11 @@ func (l *line) time(name string, t time.Time) {
 	l.buf = append(l.buf, 'Z', '"')
 }
 
-// address leaves out what is none.
+// address writes an address if it is valid.
 func (l *line) address(name string, addr netip.Addr) {
 	switch {
 	case !addr.IsValid():
-	case addr.Zone() != "": // any text
+	case addr.Zone() != "": // a zone may be any text
 		l.must(name, addr.String())
 	default:
 		l.key(name)
@@ -147,7 +147,7 @@ func (l *line) address(name string, addr netip.Addr) {
 	}
 }
 
-// addresses leaves out a list that is empty.
+// addresses writes a list unless it is empty.
 func (l *line) addresses(name string, all []netip.Addr) {
 	if len(all) == 0 {
 		return
@@ -159,13 +159,13 @@ func (l *line) addresses(name string, all []netip.Addr) {
 			l.buf = append(l.buf, ',')
 		}
 		l.buf = append(l.buf, '"')
-		l.buf = addr.WithZone("").AppendTo(l.buf) // none of these has one
+		l.buf = addr.WithZone("").AppendTo(l.buf) // no zone is written
 		l.buf = append(l.buf, '"')
 	}
 	l.buf = append(l.buf, ']')
 }
 
-// addrPort leaves out what is none.
+// addrPort writes an address and port if they are valid.
 func (l *line) addrPort(name string, addr netip.AddrPort) {
 	switch {
 	case !addr.IsValid():

@@ -1,22 +1,22 @@
 // Package native renders audit records in the gateway's own form, one line of
 // JSON each, and reads such lines back. docs/records.md describes its fields.
 //
-// [Render] is an audit.Render: stable names, one order. Of a record it leaves out
-//   - what is zero, where zero says nothing;
-//   - verdict and mode of what is no decision, the bytes of what is no end and no
-//     progress of a tunnel, and what belongs to DNS of any other protocol;
+// [Render] is an audit.Render with stable names in one order. It leaves out
+//   - zero values, except where zero is a value;
+//   - verdict and mode if the record is not about a decision, the bytes if it is not
+//     about the progress or the end of a tunnel, and the fields of DNS if the protocol
+//     is another one;
 //   - the answers of a query that was not answered;
-//   - a client or an address without a valid address, and the caller's identity in
-//     a summary of many, which is audit.Other;
-//   - fractions of a microsecond, but for the time to decide;
+//   - a client or an address that is not valid, and the caller's identity in a summary
+//     of many callers, for which it writes audit.Other;
+//   - fractions of a microsecond, except in the time to decide;
 //   - the flags and the state of the trace, and Again.
 //
-// It writes times in UTC, a mode that is not set as the one that it means, a long
-// text cut as [audit.Record] does, and a byte that is no UTF-8 as U+FFFD.
+// It writes times in UTC, the default mode for a mode that is not set, a long text
+// shortened as [audit.Record] does, and U+FFFD for a byte that is not UTF-8.
 //
-// [Parse] takes exactly what Render writes, byte for byte, of values that are
-// defined: Render(Parse(line)) is line, and Parse(Render(r)) is r but for the
-// above.
+// [Parse] accepts exactly the lines that Render writes, byte for byte, for defined
+// values: Render(Parse(line)) is line, and Parse(Render(r)) is r except for the above.
 package native
 
 import (
@@ -34,7 +34,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l.must("event", string(r.Event))
 	l.text("id", r.ID)
 	l.text("instance", r.Instance)
-	who(&l, r)
+	caller(&l, r)
 	asked(&l, r)
 	decided(&l, r)
 	l.text("stage", r.Stage.String())
@@ -62,8 +62,8 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	return append(l.buf, '}'), nil
 }
 
-// who says where the request came in and from whom.
-func who(l *line, r *audit.Record) {
+// caller writes where the request came in and who made it.
+func caller(l *line, r *audit.Record) {
 	l.text("listener", r.Listener)
 	l.text("protocol", string(r.Protocol))
 	l.text("wire", string(r.Wire))
@@ -73,7 +73,7 @@ func who(l *line, r *audit.Record) {
 		l.text("identity", r.IdentityText())
 	}
 	l.text("identity_source", r.Source.String())
-	if r.Client.Port() == 0 { // it stands for all connections of the address
+	if r.Client.Port() == 0 { // the record stands for all connections from the address
 		l.address("client", r.Client.Addr())
 	} else {
 		l.addrPort("client", r.Client)
@@ -81,7 +81,7 @@ func who(l *line, r *audit.Record) {
 	l.flag("unproven", r.Unproven())
 }
 
-// asked says what was asked for.
+// asked writes what was asked for.
 func asked(l *line, r *audit.Record) {
 	if host := r.Dest.Host; host.IsAddr() {
 		l.address("host", host.Addr())
@@ -94,7 +94,7 @@ func asked(l *line, r *audit.Record) {
 	l.addrPort("address", r.Address)
 }
 
-// decided says what came of it, and why.
+// decided writes the decision and its reason.
 func decided(l *line, r *audit.Record) {
 	decision := r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
 	if decision {
@@ -115,7 +115,7 @@ func decided(l *line, r *audit.Record) {
 	}
 }
 
-// query says what only a DNS query has.
+// query writes the fields of DNS queries.
 func query(l *line, r *audit.Record) {
 	if r.Protocol != audit.ProtocolDNS {
 		return
@@ -130,7 +130,7 @@ func query(l *line, r *audit.Record) {
 	l.text("source", r.DNS.Source)
 }
 
-// merged says what the record says about others.
+// merged writes the counts of the records that this one stands for.
 func merged(l *line, m *audit.Merged) {
 	if m == nil {
 		return
@@ -156,7 +156,7 @@ func merged(l *line, m *audit.Merged) {
 	l.buf = append(l.buf, ']')
 }
 
-// traced names the spans.
+// traced writes the ids of the traces.
 func traced(l *line, r *audit.Record) {
 	if r.Trace.HasTraceID() {
 		trace, span := r.Trace.TraceID(), r.Trace.SpanID()

@@ -19,15 +19,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// maxLine bounds the bytes of a line. The texts of a record are bounded, so that
-// the gateway writes none that comes near it.
+// maxLine bounds the bytes of a line. The gateway writes none that comes near it,
+// because the texts of a record are bounded.
 const maxLine = 64 << 10
 
-// Parse reads a line that Render has written, without its newline. Everything
-// else is an error, and the record then the zero value: a key that is unknown,
-// doubled or out of its place, a value of another type or in another form, a word
-// that is not defined, more than 64 KiB. No part of the record shares memory with
-// the line. It is safe for concurrent use.
+// Parse reads a line that Render has written, without its newline. For anything else it
+// returns an error and the zero record: for a key that is unknown, repeated or out of
+// order, a value of another type or in another form, a word that is not defined, or a
+// line of more than 64 KiB. The record shares no memory with the line. Parse is safe
+// for concurrent use.
 func Parse(text []byte) (audit.Record, error) {
 	if len(text) > maxLine {
 		return audit.Record{}, fmt.Errorf("reading a record: the line has %d bytes, more than %d", len(text), maxLine)
@@ -36,8 +36,8 @@ func Parse(text []byte) (audit.Record, error) {
 	if err != nil {
 		return audit.Record{}, fmt.Errorf("reading a record: %w", err)
 	}
-	// Whatever encoding/json lets pass is found here: it folds the case of keys,
-	// takes the last of two, and does not look behind the object.
+	// Rendering again finds what encoding/json accepts: it folds the case of keys,
+	// takes the last of two equal keys, and does not read what follows the object.
 	again, err := Render(make([]byte, 0, len(text)), &r)
 	if err != nil {
 		return audit.Record{}, err
@@ -48,7 +48,7 @@ func Parse(text []byte) (audit.Record, error) {
 	return r, nil
 }
 
-// shared returns how many bytes two texts have in common at their beginning.
+// shared returns the length of the longest common prefix of two texts.
 func shared(a, b []byte) int {
 	n := 0
 	for n < min(len(a), len(b)) && a[n] == b[n] {
@@ -57,7 +57,7 @@ func shared(a, b []byte) int {
 	return n
 }
 
-// fields has the keys of a line, in their order.
+// fields holds the fields of a line, in their order.
 type fields struct {
 	Schema      int                     `json:"schema"`
 	Time        time.Time               `json:"time"`
@@ -70,7 +70,7 @@ type fields struct {
 	Identity    identity                `json:"identity"`
 	Source      word[allowlist.Source]  `json:"identity_source"`
 	Client      client                  `json:"client"`
-	Unproven    bool                    `json:"unproven"` // it follows from the wire, which Parse compares
+	Unproven    bool                    `json:"unproven"` // follows from the wire; comparing the lines checks it
 	Host        host                    `json:"host"`
 	Port        uint16                  `json:"port"`
 	Method      string                  `json:"method"`
@@ -110,7 +110,7 @@ type fields struct {
 	CloseReason word[tunnel.Reason]     `json:"close_reason"`
 	Detail      string                  `json:"detail"`
 	Count       uint64                  `json:"count"`
-	First       *time.Time              `json:"first"` // nil: the record stands for itself
+	First       *time.Time              `json:"first"` // nil if the record stands only for itself
 	Last        time.Time               `json:"last"`
 	Counts      []count                 `json:"counts"`
 	TraceID     string                  `json:"trace_id"`
@@ -124,7 +124,7 @@ type count struct {
 	Count   uint64                  `json:"count"`
 }
 
-// decode reads the object at the beginning of a text.
+// decode reads the object at the beginning of the text.
 func decode(text []byte) (audit.Record, error) {
 	var f fields
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -141,8 +141,7 @@ func decode(text []byte) (audit.Record, error) {
 	return r, err
 }
 
-// record returns the record without what it says about others, and without its
-// spans.
+// record returns the record without Merged and the ids of the traces.
 func (f *fields) record() audit.Record {
 	return audit.Record{
 		Time: f.Time, Event: f.Event, ID: f.ID, Instance: f.Instance,
@@ -173,7 +172,7 @@ func (f *fields) merged() *audit.Merged {
 	return m
 }
 
-// traced sets the ids of the spans.
+// traced sets the ids of the traces.
 func (f *fields) traced(r *audit.Record) error {
 	var span trace.SpanContextConfig
 	err := errors.Join(
@@ -183,7 +182,7 @@ func (f *fields) traced(r *audit.Record) error {
 	return err
 }
 
-// unhex reads an id of two digits for each byte, or none.
+// unhex reads an id in hexadecimal, which may be empty.
 func unhex(id []byte, text string) error {
 	if text == "" {
 		return nil
@@ -195,16 +194,16 @@ func unhex(id []byte, text string) error {
 	return err
 }
 
-// word is a value of a closed set, which its word stands for.
+// word is a value of a closed set, written as the value's word.
 type word[T interface {
 	~uint8
 	fmt.Stringer
 }] struct{ value T }
 
-// UnmarshalText takes the highest of the values that have the word: a mode that is
-// set before the one that is not.
+// UnmarshalText sets the highest value that has the word, because the word of the
+// default mode is also that of the mode that is not set.
 func (w *word[T]) UnmarshalText(text []byte) error {
-	undefined := ^T(0) // which is in none of the sets
+	undefined := ^T(0) // not in any of the sets
 	if s := string(text); s != undefined.String() {
 		for v := undefined; ; v-- {
 			if v.String() == s {
@@ -219,7 +218,7 @@ func (w *word[T]) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q is no %T", text, w.value)
 }
 
-// identity is a SPIFFE ID, or that of too many for one.
+// identity is a SPIFFE ID, or audit.Other.
 type identity struct {
 	id    spiffeid.ID
 	other bool
@@ -232,7 +231,7 @@ func (i *identity) UnmarshalText(text []byte) error {
 	return i.id.UnmarshalText(text)
 }
 
-// client is an address and a port, or an address alone.
+// client is an address with a port, or an address alone.
 type client netip.AddrPort
 
 func (c *client) UnmarshalText(text []byte) error {
@@ -266,7 +265,7 @@ func (q *queryType) UnmarshalText(text []byte) error {
 	return err
 }
 
-// thousandths is a number with three digits behind the point at most, in
+// thousandths is a number with at most three digits after the decimal point, in
 // thousandths.
 type thousandths int64
 

@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Classes. The thousands of a class_uid are its category_uid.
+// Classes. class_uid / 1000 is the category_uid.
 const (
 	entityManagement = 3004
 	networkActivity  = 4001
@@ -16,16 +16,16 @@ const (
 	dnsActivity      = 4003
 )
 
-// Values of activity_id of the other classes; for HTTP Activity see method.
+// Values of activity_id of the other classes; method returns those of HTTP Activity.
 const (
 	activityUpdate = 3 // Entity Management
 	activityFail   = 4 // Network Activity
 
 	activityQuery   = 1 // DNS Activity: no answer was sent
-	activityTraffic = 6 // the query and its answer
+	activityTraffic = 6 // DNS Activity: the query and its answer
 )
 
-// other is the value of every *_id whose meaning stands in the text beside it.
+// other is the value of a *_id field whose meaning is in the text field beside it.
 const other = 99
 
 // Values of severity_id.
@@ -35,7 +35,7 @@ const (
 	medium        = 3
 )
 
-// Values of status_id; 0, which is left out, is unknown.
+// Values of status_id. 0 means unknown and is left out.
 const (
 	statusSuccess = 1
 	statusFailure = 2
@@ -125,10 +125,10 @@ func control(r *audit.Record) (action, disposition int) {
 	case allowlist.Observe:
 		return actionObserved, dispositionLogged
 	case allowlist.Fail:
-		if r.Policy == "" || r.KeptIn() { // it failed before a policy was asked, or whatever that said
+		if r.Policy == "" || r.KeptIn() { // it failed before the policy decided, or independent of the decision
 			return actionUnknown, dispositionError
 		}
-		return actionAllowed, dispositionError // the policy's answer, and what came of it
+		return actionAllowed, dispositionError // the policy allowed it, and it failed
 	case allowlist.Deny:
 	}
 	return actionDenied, dispositionBlocked
@@ -136,8 +136,8 @@ func control(r *audit.Record) (action, disposition int) {
 
 func notDenied(c audit.Count) bool { return c.Verdict != allowlist.Deny }
 
-// revoked reports whether the record is the end of a tunnel that policy,
-// quarantine or identity no longer let be.
+// revoked reports whether the record is the end of a tunnel that policy, quarantine or
+// identity no longer allow.
 func revoked(r *audit.Record) bool {
 	if r.Event != audit.EventTunnelClose {
 		return false
@@ -145,7 +145,8 @@ func revoked(r *audit.Record) bool {
 	return r.CloseReason == tunnel.Denied || r.CloseReason == tunnel.Revoked || r.CloseReason == tunnel.Quarantined
 }
 
-// outcome returns the status_id of a decision: did the caller get its tunnel?
+// outcome returns the status_id of a decision, which says whether the caller got its
+// tunnel.
 func outcome(r *audit.Record) int {
 	if r.Verdict == allowlist.Allow || r.Verdict == allowlist.Observe {
 		return statusSuccess
@@ -153,8 +154,8 @@ func outcome(r *audit.Record) int {
 	return statusFailure
 }
 
-// severity is medium where access was taken away, low where something was
-// refused or failed, and else informational.
+// severity returns medium if a tunnel was revoked, low if something was refused or
+// failed, and informational otherwise.
 func severity(r *audit.Record) int {
 	switch {
 	case revoked(r), r.Reason == allowlist.QuarantinedIdentity:

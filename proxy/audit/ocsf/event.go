@@ -5,8 +5,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// event has the attributes of the classes that are used. Names and nesting are
-// the schema's.
+// event has the attributes of the classes that are used, with the schema's names and
+// nesting.
 type event struct {
 	ActivityID   int      `json:"activity_id"`
 	Activity     string   `json:"activity_name,omitempty"`
@@ -15,7 +15,7 @@ type event struct {
 	TypeID       int      `json:"type_uid"`
 	Type         string   `json:"type_name"`
 	Severity     int      `json:"severity_id"`
-	Time         int64    `json:"time"` // milliseconds, as all times here
+	Time         int64    `json:"time"` // in milliseconds, as all times here
 	Start        int64    `json:"start_time,omitempty"`
 	End          int64    `json:"end_time,omitempty"`
 	Count        uint64   `json:"count,omitempty"`
@@ -93,7 +93,7 @@ type request struct {
 }
 
 type url struct {
-	Text string `json:"url_string"` // the authority, all that CONNECT has; of a plain request the URL, with the path only where a rule looks at it
+	Text string `json:"url_string"` // of a CONNECT the authority; of a plain request the URL, with the path only if the rule restricts paths
 	Host string `json:"hostname,omitempty"`
 	Port uint16 `json:"port,omitempty"`
 	Path string `json:"path,omitempty"`
@@ -103,19 +103,19 @@ type response struct {
 	Code int `json:"code"`
 }
 
-// query is what was asked of DNS.
+// query is the question of a DNS query.
 type query struct {
 	Host  string `json:"hostname"`
 	Type  string `json:"type,omitempty"`
 	Class string `json:"class"`
 }
 
-// answer is one address that was answered.
+// answer is one address in the answer.
 type answer struct {
 	Data string `json:"rdata"`
 }
 
-// traffic counts bytes as seen by the caller.
+// traffic counts bytes from the caller's point of view.
 type traffic struct {
 	Bytes int64 `json:"bytes"`
 	In    int64 `json:"bytes_in"`
@@ -130,9 +130,10 @@ type entity struct {
 	Version string `json:"version,omitempty"`
 }
 
-// unmapped is what the schema has no place for, named as in the native form.
+// unmapped holds the fields without a place in the schema, with the names of the native
+// form.
 type unmapped struct {
-	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is no SPIFFE ID
+	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is not a SPIFFE ID
 	Instance         string         `json:"instance,omitempty"`
 	Protocol         audit.Protocol `json:"protocol,omitempty"`
 	Wire             audit.Wire     `json:"wire,omitempty"`

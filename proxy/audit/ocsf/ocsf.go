@@ -1,17 +1,16 @@
 // Package ocsf renders audit records as events of the Open Cybersecurity
 // Schema Framework, version 1.8.0, for sinks that security teams read.
 //
-// [Render] is an audit.Render: it appends one event as one line of JSON. A
-// decision and the records of its tunnel are HTTP Activity (4002), one about a
-// DNS query is DNS Activity (4003), both with the profiles network_proxy and
-// security_control; a failed handshake is Network
-// Activity (4001); a new policy or a new identity of the gateway is Entity
-// Management (3004). docs/records.md has the whole mapping. What the schema
-// has no place for stands under unmapped, with the name that it has in the
-// native form, so that nothing is lost.
+// [Render] is an audit.Render: it appends one event as one line of JSON. A decision and
+// the records of its tunnel are HTTP Activity (4002), one about a DNS query is DNS
+// Activity (4003), both with the profiles network_proxy and security_control; a failed
+// handshake is Network Activity (4001); a new policy or a new identity of the gateway
+// is Entity Management (3004). docs/records.md has the whole mapping. Fields without a
+// place in the schema are under unmapped, with their names of the native form, so that
+// nothing is lost.
 //
-// The package renders what a record says and adds nothing: it looks nothing
-// up, and keeps no state.
+// The package renders the fields of the record only: it does not look anything up, and
+// keeps no state.
 package ocsf
 
 import (
@@ -23,12 +22,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// schemaVersion is the version of the schema that events name.
+// schemaVersion is the version of the schema that events state.
 const schemaVersion = "1.8.0"
 
-// Render appends the event of a record to dst, without a newline at its end.
-// It never fails on a record; the error is that of the JSON encoder. It is
-// safe for concurrent use.
+// Render appends the event of a record to dst, without a newline. It never fails on a
+// record; the error is that of the JSON encoder. It is safe for concurrent use.
 func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	e := event{
 		Time:         r.Time.UnixMilli(),
@@ -56,7 +54,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	return allowlist.AppendVisible(dst, line), nil
 }
 
-// classify chooses the class and fills in what the class asks for.
+// classify chooses the class and sets the attributes that the class requires.
 func (e *event) classify(r *audit.Record) {
 	if !sharesID(r) {
 		e.Metadata.ID = r.ID
@@ -75,12 +73,12 @@ func (e *event) classify(r *audit.Record) {
 		e.http(r)
 		e.Traffic = &traffic{Bytes: r.Up + r.Down, Out: r.Up, In: r.Down}
 	case audit.EventHandshake:
-		e.is(networkActivity, activityFail, "Network Activity: Fail") // no request came
+		e.is(networkActivity, activityFail, "Network Activity: Fail") // no request was read
 		e.Status = statusFailure
 		e.Source, e.Destination = source(r), gateway(r)
 	case audit.EventPolicyReload:
 		e.entity(entity{Name: "egress policy", TypeID: entityPolicy, Type: "Policy", Version: r.Policy})
-		if r.Policy == "" { // nothing that was loaded could be used
+		if r.Policy == "" { // no policy was in force
 			e.Status = statusFailure
 		}
 	case audit.EventQuarantine:
@@ -94,21 +92,21 @@ func (e *event) classify(r *audit.Record) {
 	}
 }
 
-// sharesID reports whether the record's id is that of a decision, which has an
-// event of its own: metadata.uid must be unique, correlation_uid joins.
+// sharesID reports whether the record's id is that of a decision which has an event of
+// its own. metadata.uid must be unique, whereas correlation_uid joins events.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
 		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
 }
 
-// is sets the class and what follows from it.
+// is sets the class and the attributes that follow from it.
 func (e *event) is(class, activity int, name string) {
 	e.Category, e.Class, e.ActivityID = class/1000, class, activity
 	e.TypeID, e.Type = class*100+activity, name
 }
 
-// http makes the event HTTP Activity: from the caller through the gateway to
-// the destination.
+// http makes the event HTTP Activity, from the caller through the gateway to the
+// destination.
 func (e *event) http(r *audit.Record) {
 	activity, caption := method(r.Method)
 	e.is(httpActivity, activity, "HTTP Activity: "+caption)
@@ -131,8 +129,8 @@ func (e *event) http(r *audit.Record) {
 	e.security(r)
 }
 
-// dns makes the event DNS Activity: from the caller to the gateway, which is
-// the server that it asked.
+// dns makes the event DNS Activity, from the caller to the gateway, which is the server
+// that was queried.
 func (e *event) dns(r *audit.Record) {
 	if r.DNS.Code == "" {
 		e.is(dnsActivity, activityQuery, "DNS Activity: Query")
@@ -153,7 +151,7 @@ func (e *event) dns(r *audit.Record) {
 	e.security(r)
 }
 
-// transport is what the request came over.
+// transport returns the transport protocol of the request.
 func transport(r *audit.Record) string {
 	if r.Wire == audit.WireUDP {
 		return udp
@@ -161,7 +159,7 @@ func transport(r *audit.Record) string {
 	return tcp
 }
 
-// security is the profile security_control.
+// security sets the attributes of the profile security_control.
 func (e *event) security(r *audit.Record) {
 	action, disposition := control(r)
 	e.Action, e.Disposition = &action, &disposition
@@ -178,8 +176,8 @@ func (e *event) entity(changed entity) {
 	e.Entity = &changed
 }
 
-// source is the caller: its address and who it is. The SPIFFE ID is the name
-// of the service that calls and, where tools look for principals, its owner.
+// source returns the caller as an endpoint with its address and identity. The SPIFFE ID
+// is the name of the calling service and, where tools look for principals, its owner.
 func source(r *audit.Record) *endpoint {
 	var from endpoint
 	if r.Client.IsValid() {
@@ -194,18 +192,17 @@ func source(r *audit.Record) *endpoint {
 	case from != endpoint{}:
 	case r.Merged != nil && r.Merged.Other:
 		from.Service = audit.Other
-	default: // nobody yet, on a unix socket: the schema wants one attribute
+	default: // a unix socket without an identity: the schema requires one attribute
 		from.Name = "unknown"
 	}
 	return &from
 }
 
-// ip returns an address without the zone, which is no part of it for those who
-// read events.
+// ip returns an address without its zone, which readers of events do not accept.
 func ip(addr netip.Addr) string { return addr.WithZone("").String() }
 
-// destination is what was asked for, with the address that was dialled. A
-// request that names none got no further than the gateway.
+// destination returns the destination that was asked for, with the address that was
+// dialled. It is the gateway for a request that names none.
 func destination(r *audit.Record) *endpoint {
 	if r.Dest.Host.IsZero() {
 		return gateway(r)
@@ -220,7 +217,7 @@ func destination(r *audit.Record) *endpoint {
 	return &to
 }
 
-// name returns the destination's host unless it is an address.
+// name returns the destination's host unless that is an address.
 func name(r *audit.Record) string {
 	if r.Dest.Host.IsAddr() {
 		return ""
