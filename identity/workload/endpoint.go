@@ -11,8 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// endpoint returns the address of a socket as the SPIFFE Workload Endpoint
-// standard (section 4) writes it.
+// endpoint returns the address of a socket in the form of the SPIFFE Workload Endpoint
+// standard (section 4).
 func endpoint(socket string) (string, error) {
 	if socket == "" {
 		return "", errors.New("no socket of the Workload API is configured; give the path of the agent's socket")

@@ -5,24 +5,24 @@ import "github.com/exeat-dev/exeat/identity"
 // EventKind says what an [Event] is about.
 type EventKind uint8
 
-// The kinds of events; zero is none of them.
+// The kinds of events; zero is not a kind.
 const (
-	// Updated means that there is a new snapshot. What was decided under the
-	// one before may have to be decided again; see
-	// [identity.Snapshot.SameTrust].
+	// Updated means that there is a new snapshot. Decisions that were made with the
+	// previous one may have to be repeated; see [identity.Snapshot.SameTrust].
 	Updated EventKind = iota + 1
-	// Refused means that the agent sent something unsound, and that the last
-	// snapshot stays.
+	// Refused means that the agent sent something unsound, and that the last snapshot
+	// stays in use.
 	Refused
-	// BundleRefused means that the bundle of another trust domain is unsound.
-	// The last one of that trust domain stays, if there is one, and all else that
-	// came with it is used.
+	// BundleRefused means that the bundle of another trust domain is unsound. The last
+	// sound one of that trust domain stays in use, if there is one, and the rest of the
+	// update is used.
 	BundleRefused
-	// AgentLost means that the agent went away, or that it has no identity for
-	// us any more; the last snapshot stays. It is reported once for an absence.
+	// AgentLost means that the connection to the agent was lost, or that the agent no
+	// longer has an identity for us; the last snapshot stays in use. It is reported
+	// once for each absence.
 	AgentLost
-	// AgentBack means that the agent answers again. It is reported once, before
-	// what came with it.
+	// AgentBack means that the agent answers again. It is reported once, before the
+	// events of its answer.
 	AgentBack
 )
 
@@ -45,11 +45,10 @@ func (k EventKind) String() string {
 
 // Event is something that happened to a [Source].
 type Event struct {
-	// Kind says what.
+	// Kind says what happened.
 	Kind EventKind
-	// Snapshot is the new one if Kind is Updated, and nil otherwise.
+	// Snapshot is the new snapshot if Kind is Updated, and nil otherwise.
 	Snapshot *identity.Snapshot
-	// Err says what is wrong, in one line, if Kind is Refused,
-	// BundleRefused or AgentLost.
+	// Err is the error, in one line, if Kind is Refused, BundleRefused or AgentLost.
 	Err error
 }

@@ -18,13 +18,13 @@ import (
 
 // missing is why there is no first snapshot yet. It is safe for concurrent use.
 type missing struct {
-	tell func(error) // nil is nobody
+	tell func(error) // called for a new reason; may be nil
 
 	mu  sync.Mutex
-	why error // nil if nothing is known
+	why error // last reason; nil if none is known
 }
 
-// set notes a cause, and tells of it if it is a new one.
+// set stores a reason, and passes it to tell if it is a new one.
 func (m *missing) set(why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -35,25 +35,25 @@ func (m *missing) set(why error) {
 	}
 }
 
-// cause returns the last cause, nil if none is known.
+// cause returns the last reason, or nil if none is known.
 func (m *missing) cause() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.why
 }
 
-// errSilent is an agent that takes a connection and says nothing.
+// errSilent says that the agent accepts a connection but sends nothing.
 var errSilent = errors.New("it does not answer; check the path of the socket, and that what listens there is an agent that runs")
 
-// silent notes that nothing has come from the agent, unless a cause is known.
+// silent sets errSilent as the reason, unless another one is known.
 func (w *watcher) silent() {
 	if w.missing.cause() == nil {
 		w.missing.set(errSilent)
 	}
 }
 
-// startError says why there is no first snapshot. It is called after the last
-// call of the watcher.
+// startError returns why there is no first snapshot. It is called after the last call
+// of another method.
 func (w *watcher) startError(after time.Duration) error {
 	why := w.missing.cause()
 	if why == nil {
@@ -62,22 +62,22 @@ func (w *watcher) startError(after time.Duration) error {
 	return fmt.Errorf("no X509-SVID from the Workload API at %s within %s: %w", w.address, after, why)
 }
 
-// cause returns an error of the watch with what to check.
+// cause explains an error of the watch and adds what to check.
 func (w *watcher) cause(err error) error {
 	if status.Code(err) == codes.PermissionDenied {
 		return fmt.Errorf("%w; the agent runs; check that this workload is registered with it, under the user it runs as", plain(err))
 	}
-	if failed := connect(w.address); failed != nil { // gRPC keeps only the text of it
+	if failed := connect(w.address); failed != nil { // gRPC keeps only the text of the error
 		return failed
 	}
 	return fmt.Errorf("%w; check the path of the socket, and that what listens there is an agent that runs", plain(err))
 }
 
-// connectTimeout bounds one try to connect.
+// connectTimeout bounds one attempt to connect.
 const connectTimeout = time.Second
 
-// connect tries to connect to an address that gRPC could not reach, and returns why
-// that is not possible and what to check; nil if it is.
+// connect tries to connect to an address that gRPC could not reach. It returns why that
+// is not possible and what to check, or nil if the connection succeeds.
 func connect(address string) error {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -98,10 +98,10 @@ func connect(address string) error {
 	return fmt.Errorf("%w; %s", err, toCheck(err, u.Scheme, at))
 }
 
-// maxPath is how many bytes the path of a unix socket may have (unix(7)).
+// maxPath is the largest number of bytes in the path of a unix socket (unix(7)).
 const maxPath = 107
 
-// toCheck returns what to check when a connection failed.
+// toCheck returns what to check after a connection failed.
 func toCheck(err error, network, at string) string {
 	dir := filepath.Dir(at)
 	_, missing := os.Stat(dir)

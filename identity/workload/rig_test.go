@@ -33,7 +33,7 @@ func newAuthority(t *testing.T, name string) *authority.Authority {
 
 func socketPath(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "wl") //nolint:usetesting // the name of a unix socket has at most 107 bytes
+	dir, err := os.MkdirTemp("", "wl") //nolint:usetesting // shorter than t.TempDir: the path of a unix socket has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func newServer(t *testing.T, a *authority.Authority, path string, lifetime time.
 	return server
 }
 
-// serve runs an agent until it is killed, at the latest when the test ends.
+// serve runs an agent until kill is called, or until the test ends.
 func serve(t *testing.T, server *workloadapi.Server, socket string) (kill func()) {
 	t.Helper()
 	listener, err := workloadapi.Listen(t.Context(), socket)
@@ -73,7 +73,7 @@ func serve(t *testing.T, server *workloadapi.Server, socket string) (kill func()
 	return kill
 }
 
-// follower is a source and what it reported.
+// follower is a source with its reported events.
 type follower struct {
 	*source.Source
 	events chan source.Event
@@ -92,7 +92,7 @@ func follow(t *testing.T, socket string) follower {
 	return f
 }
 
-// next wants the next event to be of a kind.
+// next waits for the next event, which must be of a kind.
 func (f follower) next(t *testing.T, want source.EventKind) source.Event {
 	t.Helper()
 	got := <-f.events
@@ -105,7 +105,7 @@ func (f follower) next(t *testing.T, want source.EventKind) source.Event {
 	return got
 }
 
-// until passes updates over until one is as it should be.
+// until skips updates until one satisfies its condition.
 func (f follower) until(t *testing.T, good func(*identity.Snapshot) bool) {
 	t.Helper()
 	for !good(f.Snapshot()) {
@@ -113,7 +113,7 @@ func (f follower) until(t *testing.T, good func(*identity.Snapshot) bool) {
 	}
 }
 
-// scripted is an agent that answers each call in turn as a test says.
+// scripted is an agent that answers each call with the next function of a test.
 type scripted struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	calls chan func(send func(*workload.X509SVIDResponse)) error

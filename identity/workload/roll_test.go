@@ -38,8 +38,8 @@ func newGateway(t *testing.T, src identity.Source) gateway {
 	return gateway{config: config, verifier: verifier}
 }
 
-// handshake connects a caller, each side verifying the other by what its own
-// agent told it. It returns whom the gateway saw, and with which certificates.
+// handshake connects a caller. Each side verifies the other with the bundles of its own
+// agent. It returns the peer that the gateway saw, with its certificates.
 func (g gateway) handshake(t *testing.T, caller identity.Source) (identity.Peer, []*x509.Certificate, error) {
 	t.Helper()
 	near, far := net.Pipe()
@@ -52,7 +52,7 @@ func (g gateway) handshake(t *testing.T, caller identity.Source) (identity.Peer,
 	}()
 	snap := caller.Snapshot()
 	client := tls.Client(near, &tls.Config{
-		InsecureSkipVerify: true, // VerifyConnection does it: an SVID has no host name
+		InsecureSkipVerify: true, // VerifyConnection does it, because an SVID has no host name
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return snap.Certificate(), nil
 		},
@@ -72,8 +72,8 @@ func (g gateway) handshake(t *testing.T, caller identity.Source) (identity.Peer,
 	return g.verifier.Peer(state), state.PeerCertificates, err
 }
 
-// Gateway and caller have an agent each, which learn of every step at their own
-// time. No handshake between them fails while the CA is replaced.
+// TestACARollInterruptsNobody: gateway and caller have an agent each, and the agents
+// learn of each step at different times. No handshake fails while the CA is replaced.
 func TestACARollInterruptsNobody(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "prod.example")
@@ -110,7 +110,7 @@ func TestACARollInterruptsNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			<-succeeded // while the step is on its way
+			<-succeeded // during the step
 		}
 		want := poolOf(a.X509Bundle())
 		signing := a.X509Bundle().X509Authorities()[0]
@@ -190,7 +190,7 @@ func TestTwoTrustDomainsFederateBothWays(t *testing.T) {
 	}
 	live := check()
 
-	// The partner replaces its CA, and we hear of each step.
+	// The partner replaces its CA, and the gateway's agent learns of each step.
 	for _, take := range []func() error{partner.Prepare, partner.Activate} {
 		if err := take(); err != nil {
 			t.Fatal(err)

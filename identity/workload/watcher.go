@@ -19,19 +19,19 @@ import (
 	"github.com/exeat-dev/exeat/identity"
 )
 
-// watcher makes snapshots of what the agent sends. Its methods are called by
-// one goroutine; only current, first and silent are for everybody.
+// watcher makes snapshots from the agent's updates. Its methods are called by one
+// goroutine; only current, first, missing and silent may be used by others.
 type watcher struct {
 	address string
 	current atomic.Pointer[identity.Snapshot]
-	first   chan struct{}   // closed with the first snapshot
-	closed  <-chan struct{} // nothing is reported after this
+	first   chan struct{}   // closed after the first snapshot
+	closed  <-chan struct{} // no error is reported after it is closed
 
 	report  func(Event)
-	foreign map[spiffeid.TrustDomain]*x509bundle.Bundle // sound, of the last update
+	foreign map[spiffeid.TrustDomain]*x509bundle.Bundle // sound bundles of the last update
 	lost    bool
 
-	missing missing // before the first snapshot
+	missing missing // why there is no first snapshot yet
 }
 
 func newWatcher(address string, closed <-chan struct{}, cfg Config) *watcher {
@@ -43,7 +43,8 @@ func newWatcher(address string, closed <-chan struct{}, cfg Config) *watcher {
 	return w
 }
 
-// OnX509ContextUpdate is called with everything the agent knows for us.
+// OnX509ContextUpdate is called with every identity and bundle that the agent has for
+// us.
 func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	before := w.current.Load()
 	w.found(before)
@@ -60,7 +61,7 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	case err != nil:
 		w.refuse(before, err)
 	case before != nil && same(before, snap):
-		// An agent says everything again when it came back.
+		// The agent repeats its last update after an absence.
 	default:
 		w.current.Store(snap)
 		w.report(Event{Kind: Updated, Snapshot: snap})
@@ -70,10 +71,10 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	}
 }
 
-// bundles returns those of an update that are sound, and our own whatever it is.
-// What another trust domain publishes must not hold back the rest: in place of
-// an unsound bundle stands its last one. An empty one is that of a trust domain
-// without authorities.
+// bundles returns the sound bundles of an update, and our own bundle in any case. The
+// bundle of another trust domain must not hold back the rest: an unsound one is
+// replaced by the last sound one. An empty one means that the trust domain has no
+// authorities, and is left out.
 func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle {
 	var all []*x509bundle.Bundle
 	own := update.DefaultSVID().ID.TrustDomain()
@@ -100,8 +101,8 @@ func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle 
 	return all
 }
 
-// OnX509ContextWatchError is called with an update that cannot be read, and
-// with every attempt to reach the agent that came to nothing.
+// OnX509ContextWatchError is called with every update that cannot be read, and with
+// every failed attempt to reach the agent.
 func (w *watcher) OnX509ContextWatchError(err error) {
 	select {
 	case <-w.closed:
@@ -123,7 +124,7 @@ func (w *watcher) OnX509ContextWatchError(err error) {
 	}
 }
 
-// found is called when the agent answered.
+// found is called when the agent has answered.
 func (w *watcher) found(before *identity.Snapshot) {
 	if before != nil && w.lost {
 		w.lost = false
@@ -147,14 +148,13 @@ func certificateOf(svid *x509svid.SVID) tls.Certificate {
 	return out
 }
 
-// same compares everything but the generation. Equal certificates have equal
-// keys.
+// same compares everything but the generation. Equal certificates have equal keys.
 func same(a, b *identity.Snapshot) bool {
 	return slices.EqualFunc(a.Certificate().Certificate, b.Certificate().Certificate, bytes.Equal) && a.SameTrust(b)
 }
 
-// plain takes the wrapping of gRPC from an error, and whatever does not fit
-// into one line.
+// plain returns the error without the wrapping of gRPC, as one short line of printable
+// ASCII.
 func plain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("the agent ended the stream")

@@ -1,21 +1,19 @@
-// Package workload is an identity that a SPIFFE agent keeps fresh: a
+// Package workload keeps an identity up to date from a SPIFFE agent: it is an
 // [identity.Source] over the Workload API.
 //
 //	source, err := workload.New(ctx, workload.Config{Socket: "/run/spire/agent.sock", Report: report})
 //	defer source.Close()
 //	verifier, err := identity.NewVerifier(source)
 //
-// New waits for the first SVID, and says why none has come and what to check. From
-// then on every update of the agent that is a sound snapshot (the first SVID,
-// the bundle of its trust domain, the federated bundles) replaces the last one
-// and is reported.
+// New waits for the first SVID, and reports why none has come and what to check. From
+// then on every sound update of the agent (the first SVID, the bundle of its trust
+// domain, the federated bundles) replaces the last snapshot and is reported.
 //
-// The package never gives up what it has: an update that makes no sense leaves
-// the last snapshot in place, an unsound bundle of another trust domain the last
-// one of that trust domain, and so does an agent that went away, for as long
-// as it stays away and even when the SVID expires meanwhile. Whoever serves with
-// it watches [identity.Snapshot.NotAfter]. The package reads no environment
-// variables, asks for no JWT-SVIDs and does not log.
+// The package keeps what it has: after an unsound update the last snapshot stays in
+// use, and after an unsound bundle of another trust domain the last sound one of that
+// trust domain. The last snapshot also stays while the agent is absent, even when the
+// SVID expires meanwhile; a server should watch [identity.Snapshot.NotAfter]. The
+// package reads no environment variables, requests no JWT-SVIDs and does not log.
 package workload
 
 import (
@@ -32,27 +30,26 @@ import (
 )
 
 const (
-	firstRetry = 100 * time.Millisecond // an agent that restarts is back soon
+	firstRetry = 100 * time.Millisecond // short, because an agent that restarts is back soon
 	lastRetry  = 5 * time.Second
 )
 
-// Config says where the agent is. It is not changed after New.
+// Config configures a [Source]. It must not be changed after New.
 type Config struct {
-	// Socket is where the agent listens: an absolute path, unix:///path, or
-	// tcp://127.0.0.1:port. TCP is for loopback addresses only, since private
-	// keys come over it in the clear. Required.
+	// Socket is the address of the agent: an absolute path, unix:///path, or
+	// tcp://127.0.0.1:port. TCP is allowed on loopback addresses only, because it
+	// carries private keys in the clear. Required.
 	Socket string
-	// StartTimeout bounds the wait for the first SVID. Zero means as long as ctx
-	// lasts; negative is an error.
+	// StartTimeout bounds the wait for the first SVID. Zero means that only ctx bounds
+	// it; a negative value is an error.
 	StartTimeout time.Duration
-	// Waiting is told, before the first snapshot, why there is none and what to
-	// check: once for each new cause, in one line. It is called from one goroutine.
-	// Nil means nobody is told.
+	// Waiting is called, before the first snapshot, with the reason why there is none
+	// and what to check: once for each new reason, with one line of text, by one
+	// goroutine at a time. It may be nil.
 	Waiting func(why error)
-	// Report is told what happened, one event at a time and in order. The first
-	// snapshot is reported before New returns, and before it bundles that are
-	// refused at most. While it runs
-	// nothing else is received. It must not call Close. Nil means nobody is told.
+	// Report is called with one event at a time and in order. The first snapshot is
+	// reported before New returns; only refused bundles may be reported before it. No
+	// update is received while Report runs. It must not call Close. It may be nil.
 	Report func(Event)
 }
 
@@ -65,10 +62,10 @@ type Source struct {
 
 var _ identity.Source = (*Source)(nil)
 
-// New connects to the agent and waits for the first snapshot, until the start
-// timeout or the end of ctx; the error is one line that says what to check. The
-// source then lives until Close, whatever becomes of ctx: what drains after a
-// signal still needs an identity.
+// New connects to the agent and waits for the first snapshot, until the start timeout
+// or the end of ctx; the error is one line that says what to check. The source then
+// lives until Close, independent of ctx, because a server that drains after a signal
+// still needs an identity.
 func New(ctx context.Context, config Config) (*Source, error) {
 	if config.StartTimeout < 0 {
 		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", config.StartTimeout)
@@ -84,7 +81,7 @@ func New(ctx context.Context, config Config) (*Source, error) {
 		workloadapi.WithAddr(address),
 		workloadapi.WithBackoffStrategy(retry),
 		workloadapi.WithDialOptions(
-			grpc.WithNoProxy(), // HTTPS_PROXY may well name ourselves
+			grpc.WithNoProxy(), // HTTPS_PROXY may name this gateway
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: firstRetry, Multiplier: 2, Jitter: 0.2, MaxDelay: lastRetry},
 				MinConnectTimeout: lastRetry,
@@ -107,12 +104,12 @@ func New(ctx context.Context, config Config) (*Source, error) {
 	return s, nil
 }
 
-// silence is how long an agent may take to say anything before Waiting is told
-// that it does not.
+// silence is how long an agent may send nothing before Waiting is called with
+// errSilent.
 const silence = 2 * time.Second
 
-// awaitFirst returns when there is a first snapshot, or with an error when the
-// timeout, unless it is zero, or ctx is over.
+// awaitFirst waits for the first snapshot. It returns an error when the timeout, unless
+// it is zero, or ctx ends.
 func (s *Source) awaitFirst(ctx context.Context, timeout time.Duration) error {
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -134,13 +131,13 @@ func (s *Source) awaitFirst(ctx context.Context, timeout time.Duration) error {
 	}
 }
 
-// watch follows the agent until ctx ends. A watch of go-spiffe also ends when
-// the agent answers Canceled, as one does that is being stopped, or
-// InvalidArgument; the next agent may do better.
+// watch follows the agent until ctx ends. A watch of go-spiffe also ends when the agent
+// answers Canceled, as one that stops does, or InvalidArgument; after a restart the
+// agent may answer otherwise.
 func (s *Source) watch(ctx context.Context, client *workloadapi.Client, retry *pauses) {
 	defer func() { _ = client.Close() }()
 	for {
-		_ = client.WatchX509Context(ctx, s.watcher) // the watcher was told of the error
+		_ = client.WatchX509Context(ctx, s.watcher) // the watcher got the error
 		pause := time.NewTimer(retry.Next())
 		select {
 		case <-ctx.Done():
@@ -154,26 +151,26 @@ func (s *Source) watch(ctx context.Context, client *workloadapi.Client, retry *p
 // Snapshot returns the last sound snapshot. It never returns nil.
 func (s *Source) Snapshot() *identity.Snapshot { return s.watcher.current.Load() }
 
-// Close disconnects and waits until nothing is reported any more. The last
-// snapshot stays. It may be called more than once.
+// Close disconnects and waits until no event is being reported any more. The last
+// snapshot stays available. It may be called more than once.
 func (s *Source) Close() {
 	s.cancel()
 	s.ended.Wait()
 }
 
-// pauses are those between two attempts. They belong to the one goroutine that
+// pauses makes the pauses between two attempts. It is used by the goroutine that
 // watches.
 type pauses struct{ next time.Duration }
 
-// NewBackoff hands itself out: there is one watch at a time.
+// NewBackoff returns p itself, because there is only one watch at a time.
 func (p *pauses) NewBackoff() workloadapi.Backoff { return p }
 
-// Next returns how long to pause now, twice as long each time up to a limit.
+// Next returns the next pause, twice as long each time up to a limit.
 func (p *pauses) Next() time.Duration {
 	pause := max(p.next, firstRetry)
 	p.next = min(2*pause, lastRetry)
 	return pause
 }
 
-// Reset begins with short pauses again.
+// Reset starts with short pauses again.
 func (p *pauses) Reset() { p.next = 0 }

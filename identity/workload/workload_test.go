@@ -53,7 +53,7 @@ func TestTheSnapshotOutlivesTheAgent(t *testing.T) {
 		t.Error("the snapshot went with the agent")
 	}
 	serve(t, newServer(t, a, "/gateway", 0), socket)
-	f.next(t, source.AgentBack) // and no second loss before it
+	f.next(t, source.AgentBack) // it must not be lost a second time before
 	if snap := f.next(t, source.Updated).Snapshot; snap != f.Snapshot() || snap.Generation() != 2 {
 		t.Errorf("generation %d", snap.Generation())
 	}
@@ -65,7 +65,7 @@ func TestAnExpiredSnapshotStaysUntilTheAgentIsBack(t *testing.T) {
 	kill := serve(t, newServer(t, a, "/gateway", time.Second), socket)
 	f := follow(t, socket)
 	kill()
-	for lost := false; !lost; { // a rotation may have come before
+	for lost := false; !lost; { // a rotation may be reported first
 		lost = (<-f.events).Kind == source.AgentLost
 	}
 	last := f.Snapshot()
@@ -80,7 +80,7 @@ func TestAnExpiredSnapshotStaysUntilTheAgentIsBack(t *testing.T) {
 	}
 }
 
-// responseOf is what an agent sends for one SVID.
+// responseOf returns what an agent sends for one SVID.
 func responseOf(t *testing.T, a *authority.Authority, svid *authority.SVID) *workload.X509SVIDResponse {
 	t.Helper()
 	pair := svid.TLS()
@@ -140,7 +140,7 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 		}
 		send(good) // says nothing new
 		send(change(func(*workload.X509SVIDResponse) {}))
-		return nil // the stream ends without an error, which is an absence too
+		return nil // the stream ends without an error, which is an absence as well
 	}
 	f := follow(t, socket)
 	before := f.Snapshot()
@@ -156,9 +156,8 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 	f.next(t, source.AgentLost)
 }
 
-// TestABundleOfAnotherTrustDomainHoldsNothingElseBack: what a partner publishes
-// must not keep our own SVID from being renewed, nor an authority of ours from
-// being taken out.
+// TestABundleOfAnotherTrustDomainHoldsNothingElseBack: a partner's bundle must neither
+// prevent the renewal of our own SVID nor the removal of an authority of ours.
 func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 	t.Parallel()
 	a, partner, other := newAuthority(t, "prod.example"), newAuthority(t, "partner.example"), newAuthority(t, "other.example")
@@ -166,10 +165,10 @@ func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 	const unsound = `belongs to trust domain "other.example"`
 	rows := []struct {
 		name    string
-		sent    *authority.Authority // whose bundle comes as that of partner.example; nil: none
-		empty   bool                 // it comes, with nobody in it
+		sent    *authority.Authority // authority whose bundle is sent for partner.example; nil if none
+		empty   bool                 // an empty bundle is sent for partner.example
 		refused bool
-		trusted bool // partner.example, after it
+		trusted bool // partner.example is trusted afterwards
 	}{
 		{"unsound from the start", other, false, true, false},
 		{"sound", partner, false, false, true},
@@ -231,7 +230,8 @@ func rootsOf(a *authority.Authority, trusted bool) *x509.CertPool {
 	return roots
 }
 
-// The library stops watching after these, the source does not.
+// TestNoAnswerOfTheAgentEndsTheSource: after these answers go-spiffe stops watching,
+// and the source does not.
 func TestNoAnswerOfTheAgentEndsTheSource(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "prod.example")
@@ -371,7 +371,7 @@ func TestSocketsInAllTheirForms(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx, listener) }()
-	// The gateway itself may be the proxy of its environment.
+	// The environment may name this gateway as the proxy.
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	for _, form := range []string{socket, "unix://" + socket, "unix:" + socket, odd, "tcp://" + listener.Addr().String()} {
 		s, err := source.New(t.Context(), source.Config{Socket: form, StartTimeout: 5 * time.Second})
