@@ -12,16 +12,16 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// Checked is what a start would put in force.
+// Checked is the result of [Check].
 type Checked struct {
-	// Version of the policy, "" if there is none yet, and that of who is in
-	// quarantine, "" if nobody is.
+	// Version of the policy, "" if there is none yet, and that of the quarantine list,
+	// "" if nobody is in quarantine.
 	Version, Quarantine string
-	// Warnings are what is probably a mistake, in the order of the listeners.
+	// Warnings are probable mistakes, in the order of the listeners.
 	Warnings []string
 }
 
-// Check looks at a configuration as New does, and opens nothing. It needs neither
+// Check checks a configuration as New does, and opens nothing. It needs neither
 // resolver nor recorder.
 func Check(cfg Config) (Checked, error) {
 	if err := cfg.check(); err != nil {
@@ -45,13 +45,13 @@ func Check(cfg Config) (Checked, error) {
 	return Checked{Version: policy.Version(), Quarantine: policy.QuarantineVersion(), Warnings: strangers(&cfg, policy)}, nil
 }
 
-// strangers says of which identities, named by listeners, the policy would
-// refuse whatever they ask for. Quarantine is no mistake.
+// strangers returns a warning for each identity, named by a listener, for which the
+// policy would refuse every request. Quarantine is not a mistake.
 func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 	for _, l := range cfg.Listeners {
 		ids, source := namedBy(cfg, l)
 		for _, id := range ids {
-			switch policy.Knows(id, source) { //nolint:exhaustive // the others are no mistakes of the configuration
+			switch policy.Knows(id, source) { //nolint:exhaustive // the other results are not mistakes in the configuration
 			case allowlist.IdentityUnknown:
 				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of the policy matches %s, so whatever it asks for is refused as %s", l.Name, id, allowlist.IdentityUnknown))
 			case allowlist.IdentitySourceNotAccepted:
@@ -62,8 +62,8 @@ func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 	return warnings
 }
 
-// namedBy returns the identities that a listener gives its callers, in order,
-// and how these are recorded as proved; none for a listener that asks for
+// namedBy returns the identities that a listener gives its callers, in order, and how
+// records say they are proven. It returns none for a listener that requires
 // certificates.
 func namedBy(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Source) {
 	switch l.Identity {

@@ -25,14 +25,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// Headers of the PROXY protocol by which a load balancer speaks for itself, and one by
-// which it speaks for a client.
+// Headers of the PROXY protocol: one for a connection of the load balancer itself, and
+// one for a client's connection.
 const (
 	localHeader = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 	proxyHeader = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n"
 )
 
-// ends are the ways in which a client may end a connection.
+// ends returns the ways in which a client may end a connection.
 func ends() map[string]func(net.Conn) {
 	return map[string]func(net.Conn){
 		"a close": func(c net.Conn) { _ = c.Close() },
@@ -47,7 +47,7 @@ func ends() map[string]func(net.Conn) {
 	}
 }
 
-// checked is a gateway that is looked at, with a listener for each protocol.
+// checked is a gateway under health checks, with a listener for each protocol.
 type checked struct {
 	*rig
 	ca, other *authority.Authority
@@ -82,7 +82,7 @@ func newChecked(t *testing.T, proxied bool) *checked {
 			{Name: "clear", Identity: Fixed, ID: id("sidecar")},
 			{Name: "queries", Identity: Fixed, ID: id("sidecar"), Protocol: DNS},
 		} {
-			if l.Protocol == DNS && proxied { // its datagrams have no header
+			if l.Protocol == DNS && proxied { // datagrams have no PROXY header
 				continue
 			}
 			l.Address, l.Proxies = "127.0.0.1:0", proxies
@@ -104,7 +104,7 @@ func (c *checked) dial(t *testing.T, at net.Addr) net.Conn {
 	return conn
 }
 
-// certificate is one of an authority's.
+// certificate returns a certificate that an authority issued.
 func certificate(t *testing.T, ca *authority.Authority, lifetime time.Duration) *tls.Certificate {
 	t.Helper()
 	svid, err := ca.Mint(authority.Options{ID: id("builder"), Lifetime: lifetime})
@@ -115,7 +115,7 @@ func certificate(t *testing.T, ca *authority.Authority, lifetime time.Duration) 
 	return &cert
 }
 
-// client is the configuration of one that shows a certificate, or none.
+// client returns a configuration with a certificate, or without one.
 func (c *checked) client(cert *tls.Certificate) *tls.Config {
 	config := &tls.Config{
 		InsecureSkipVerify: true, // as health checks do
@@ -127,7 +127,7 @@ func (c *checked) client(cert *tls.Certificate) *tls.Config {
 	return config
 }
 
-// hello returns a ClientHello, as its TLS record.
+// hello returns a ClientHello in its TLS record.
 func (c *checked) hello(t *testing.T) []byte {
 	t.Helper()
 	client, server := net.Pipe()
@@ -150,9 +150,8 @@ func (c *checked) hello(t *testing.T) []byte {
 	return append(head, body...)
 }
 
-// TestHealthChecksAreQuiet: whatever a load balancer does to find out whether a port is
-// open, or whether TLS is spoken there, has no record, and none of it is a handshake
-// that failed.
+// TestHealthChecksAreQuiet: nothing that a load balancer does to find out whether a
+// port is open, or speaks TLS, is recorded or counted as a failed handshake.
 func TestHealthChecksAreQuiet(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		for name, end := range ends() {
@@ -184,7 +183,7 @@ func TestHealthChecksAreQuiet(t *testing.T) {
 						if l.Name == AdminName || l.Name == "clear" || l.Name == "queries" || proxied && header == "" {
 							continue
 						}
-						for _, reads := range []int{0, 1, 100} { // bytes of the answer to the hello
+						for _, reads := range []int{0, 1, 100} { // bytes of the server's answer that the client reads
 							conn := begin()
 							if _, err := conn.Write(hello); err != nil {
 								t.Fatal(err)
@@ -231,12 +230,12 @@ func TestHealthChecksAreQuiet(t *testing.T) {
 	}
 }
 
-// TestNobodyHidesAsAHealthCheck: what is not one has a record, of where it came from.
+// TestNobodyHidesAsAHealthCheck: everything else has a record with its source address.
 func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 	c := newChecked(t, false)
 	behind := newChecked(t, true)
 	hello := c.hello(t)
-	var split []byte // each byte in a TLS record of its own
+	var split []byte // the ClientHello with each byte in a TLS record of its own
 	for _, b := range hello[5:50] {
 		split = append(split, 0x16, 3, 1, 0, 1, b)
 	}
@@ -248,7 +247,7 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 			}
 		}
 	}
-	// after ends a handshake that showed a certificate with what follows it.
+	// after does a handshake with a certificate, and then what its argument does.
 	after := func(cert func(*checked) *tls.Certificate, text string) func(*testing.T, *checked, net.Conn) {
 		return func(t *testing.T, c *checked, raw net.Conn) {
 			t.Helper()
@@ -285,7 +284,7 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 		{"a certificate of another authority, and an empty line", false, after(untrusted, "\r\n"), allowlist.IdentityUntrusted, true},
 	} {
 		for how, end := range ends() {
-			if t.Failed() { // each failure would wait for its record
+			if t.Failed() { // every further row would wait for a record
 				return
 			}
 			t.Run(row.name+", then "+how, func(t *testing.T) {
@@ -321,8 +320,8 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 	}
 }
 
-// TestAHandshakeIsCountedByWhatFollows: a request makes it used, whatever it asks and
-// whoever asks.
+// TestAHandshakeIsCountedByWhatFollows: any request, by any caller, makes a handshake a
+// used one.
 func TestAHandshakeIsCountedByWhatFollows(t *testing.T) {
 	c := newChecked(t, false)
 	for _, row := range []struct {
@@ -334,12 +333,12 @@ func TestAHandshakeIsCountedByWhatFollows(t *testing.T) {
 		{certificate(t, c.ca, 0), allowlist.NoReason},
 	} {
 		conn := tls.Client(c.dial(t, c.Listening()[0].Addr), c.client(row.cert))
-		for range 2 { // it is one handshake
+		for range 2 { // both requests follow one handshake
 			if _, err := io.WriteString(conn, "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"); err != nil {
 				t.Fatal(err)
 			}
 			_ = c.next(t, audit.EventDecision)
-			if row.want == allowlist.NoReason { // the connection ends behind it
+			if row.want == allowlist.NoReason { // the connection ends after the request
 				break
 			}
 		}
@@ -353,7 +352,7 @@ func TestAHandshakeIsCountedByWhatFollows(t *testing.T) {
 	}
 }
 
-// nobodys is a certificate without a SPIFFE ID.
+// nobodys returns a certificate without a SPIFFE ID.
 func nobodys(t *testing.T) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

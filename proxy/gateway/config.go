@@ -1,15 +1,15 @@
-// Package gateway puts the parts of a gateway together: listeners, doors, the
-// state in force, and what follows its sources. It is the one layer above the
-// doors.
+// Package gateway combines the parts of a gateway: the listeners, the doors, the state
+// in force, and the goroutines that follow the sources of the state. It is the only
+// layer above the doors.
 //
 //	g, err := gateway.New(ctx, gateway.Config{Policy: …, Identity: …, Resolver: …, Recorder: …, Listeners: …})
 //	…
 //	g.Serve(ctx)
 //
-// It is given its policy source, its identity source, its resolver and its
-// recorder, and opens no file itself: whoever embeds it, the program and the tests
-// alike, says where these come from. A part that is missing is an error of New,
-// never an open door.
+// Its configuration has the policy source, the identity source, the resolver and the
+// recorder, and the package opens no file itself: the code that embeds it, the program
+// as well as the tests, decides where these come from. A missing part is an error of
+// New; it never means that everything is allowed.
 package gateway
 
 import (
@@ -36,50 +36,50 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// What a zero field of Config means.
+// The defaults of Config.
 const (
 	DefaultMaxConnections = 16384
 	DefaultDNSConnections = 4096
 	DefaultLookups        = dns.DefaultTotal
 )
 
-// PolicySource says what the policy is.
+// PolicySource is where the policy comes from.
 type PolicySource interface {
 	// Loaded returns what was loaded when the source was opened. Without a policy
-	// everything is denied until one comes.
+	// everything is denied until one is loaded.
 	Loaded() live.Change
-	// Follow tells of every later load, one after the other, until ctx is done:
-	// what has come anew, or why it is not used; with an error there may still be
-	// a part that holds by itself. It loads again at once when it receives from
-	// again, and then tells also if nothing has changed.
+	// Follow calls loaded for every later load, one after the other, until ctx is done:
+	// with the parts that are new, and an error if a part is not used. With an error
+	// there may still be another part that is valid by itself. When Follow receives
+	// from again it loads at once, and calls loaded even if nothing has changed.
 	Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error))
 }
 
-// IdentitySource says who the gateway is and whom it trusts.
+// IdentitySource is where the gateway's own identity and the trusted authorities come
+// from.
 type IdentitySource interface {
 	identity.Source
-	// Follow calls changed when there may be another snapshot, until ctx is done.
-	// It reads again at once when it receives from again.
+	// Follow calls changed when there may be a new snapshot, until ctx is done. It
+	// reads at once when it receives from again.
 	Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context))
 }
 
-// Resolver resolves names that are allowed; it is made of the methods of package
-// resolve.
+// Resolver resolves allowed names. Its fields are methods of package resolve.
 type Resolver struct {
-	// Resolve returns the addresses of a decision's destination, and the way to
-	// each. Required.
+	// Resolve returns the addresses of a decision's destination, and for each the way
+	// that led to it. It is required.
 	Resolve func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error)
-	// Bound returns the names that an identity was told an address for; nil is
+	// Bound returns the names for which an identity was given an address; nil means
 	// none.
 	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []resolve.Binding
-	// DNS answers queries; required with a DNS listener.
+	// DNS answers queries; it is required with a DNS listener.
 	DNS dns.Resolver
 }
 
-// Config is what a gateway needs. Policy, Resolver, Recorder, Log, Listeners and
-// HostAddresses are required, and Identity if a listener asks for certificates or
-// has the gateway's own identity. A zero time or number means the default of the
-// package that it is for.
+// Config configures a [Gateway]. Policy, Resolver, Recorder, Log, Listeners and
+// HostAddresses are required, and Identity if a listener requires certificates or gives
+// its callers the gateway's own identity. A zero time or number means the default of
+// the package that uses it.
 type Config struct {
 	Policy   PolicySource
 	Identity IdentitySource
@@ -89,17 +89,17 @@ type Config struct {
 
 	Listeners []Listener
 	// HostAddresses returns the addresses of this host, which no tunnel may reach
-	// unless a rule names them. It is asked every few seconds.
+	// unless a rule names them. It is called every few seconds.
 	HostAddresses func() ([]netip.Addr, error)
-	// NAT64 are the prefixes of the operator's translators.
+	// NAT64 holds the prefixes of the operator's translators.
 	NAT64 []netip.Prefix
-	// Admin answers probes; without an address there is none.
+	// Admin configures the listener for probes; without an address there is none.
 	Admin Admin
-	// Metrics are told what has no record.
+	// Metrics are called for what has no record.
 	Metrics Metrics
 
-	// MaxRevoke bounds how many identities may lose something that is open to a new
-	// policy; zero is any number. See live.MaxRevoke.
+	// MaxRevoke bounds how many identities may lose open tunnels or connections to a
+	// new policy; zero is any number. See live.MaxRevoke.
 	MaxRevoke live.MaxRevoke
 	// CloseAtExpiry ends tunnels when their caller's SVID expires.
 	CloseAtExpiry bool
@@ -109,8 +109,8 @@ type Config struct {
 	// and DNSConnections those of all listeners for queries; zero means the
 	// defaults. limit.SharesOf divides them among callers.
 	MaxConnections, DNSConnections int
-	// Descriptors are what everything is taken from that callers can make the
-	// gateway open, so that what it opens by itself always finds one.
+	// Descriptors bound the files that callers can make the gateway open, so that there
+	// is always a descriptor for those that it opens for itself.
 	Descriptors Descriptors
 
 	HandshakeTimeout, HelloTimeout, DialTimeout time.Duration
@@ -119,94 +119,94 @@ type Config struct {
 	Tunnel  tunnel.Config
 	Forward forward.Config
 
-	// DNS bounds what callers may ask at a time, and how many connections for
-	// queries one may have.
+	// DNS bounds the number of concurrent queries of a caller, and of its connections
+	// for queries.
 	DNS dns.Limits
 	// Inspect lets a DNS answer lead only to names that are allowed by themselves.
 	Inspect bool
-	// SpanEvery gives only one in so many allowed queries a span; zero and one give
-	// it to each.
+	// SpanEvery is n if one in n allowed queries has a span; zero and one mean that all
+	// have one.
 	SpanEvery int
 
-	// DrainDelay is how long Serve goes on once it is told to end, and DrainTimeout
-	// how long tunnels may go on after that; zero is not at all.
+	// DrainDelay is how long Serve continues after its context is done, and
+	// DrainTimeout how long tunnels may continue after that; zero means not at all.
 	DrainDelay, DrainTimeout time.Duration
 }
 
 // AdminName is the name of the listener for probes in records and metrics.
 const AdminName = "admin"
 
-// Admin is the listener for probes.
+// Admin configures the listener for probes.
 type Admin struct {
-	// Address is an IP address and a port; "" is no listener.
+	// Address is an IP address and a port; "" means no listener.
 	Address string
-	// Connections is how many it keeps open; zero means admin.DefaultConnections.
+	// Connections bounds its open connections; zero means admin.DefaultConnections.
 	Connections int
-	// Opened is the listener if it was opened before the gateway, which answers by
-	// it from New on and closes it at its end; whoever opened it serves it. nil
-	// means that New opens one.
+	// Opened is the listener if it was opened before the gateway. From New on the
+	// gateway answers its requests, and it closes it at its end; the code that opened
+	// it serves it. nil means that New opens one.
 	Opened *admin.Server
-	// Notes returns what is wrong and no reason to send connections elsewhere, a
-	// line each; nil means nothing.
+	// Notes returns problems, a line each, that are no reason to send connections
+	// elsewhere. It may be nil.
 	Notes func() []string
 	// Metrics answers /metrics.
 	Metrics http.Handler
 }
 
-// Metrics are told of what happens; each may be nil. They are called from any
-// goroutine.
+// Metrics has functions that are called when something happens; each may be nil. They
+// are called from any goroutine.
 type Metrics struct {
-	// Handshaken is told of every handshake after which something was asked, and why
-	// there is no identity if there is none.
+	// Handshaken is called for every handshake that was followed by a request, with the
+	// reason why there is no identity, or NoReason.
 	Handshaken func(allowlist.Reason)
-	// Unused is told of every handshake after which nothing was asked, and of those that
-	// the client left before it had shown a certificate.
+	// Unused is called for every handshake that was not followed by a request, also if
+	// the client left before it had presented a certificate.
 	Unused func()
-	// Cut is told how many connections of a listener were closed for want of a slot
-	// or a descriptor. When the listener opens it is told of none for each cause, so
-	// that whoever counts knows what there is to count.
+	// Cut is called with the number of connections of a listener that were closed for
+	// want of a slot or a descriptor. When the listener is opened it is called with
+	// zero for each cause, so that every count exists from the start.
 	Cut func(listener string, why limit.Cause, connections int)
-	// Loaded is told what became of each load of the policy.
+	// Loaded is called with the result of each load of the policy.
 	Loaded func(Load)
-	// Enforced is told of every state that came into force, and of what was ended
-	// and held by it.
+	// Enforced is called for every state that came into force, with what it ended and
+	// what was held.
 	Enforced func(live.Enforcement)
 }
 
-// Load is what became of a load of the policy.
+// Load is the result of a load of the policy.
 type Load string
 
-// The loads. What is held is in force for everything new.
+// The results. A policy that is held is in force for everything new.
 const (
 	LoadInForce Load = "in-force"
 	LoadHeld    Load = "held"
 	LoadRefused Load = "refused"
 )
 
-// Listener is where callers come in.
+// Listener configures a listener for callers.
 type Listener struct {
 	Name string
-	// Address is HOST:PORT, or unix: and a path.
+	// Address is HOST:PORT, or unix: followed by a path.
 	Address string
-	// SocketMode of a unix socket; zero means listen.DefaultSocketMode.
+	// SocketMode is the mode of a unix socket; zero means listen.DefaultSocketMode.
 	SocketMode fs.FileMode
 	Protocol   Protocol
 	Identity   IdentityKind
-	ID         spiffeid.ID                  // for Fixed
+	ID         spiffeid.ID                  // identity of the callers, for Fixed
 	Sources    map[netip.Prefix]spiffeid.ID // for SourceMap
-	// AcceptTrace makes its callers' traces the parents of ours.
+	// AcceptTrace makes the callers' traces the parents of ours.
 	AcceptTrace bool
-	// Proxies are peers that begin with a PROXY protocol header.
+	// Proxies are the peers that send a PROXY protocol header first.
 	Proxies []netip.Prefix
-	// Web is presented instead of the SVID; nil is not.
+	// Web is presented instead of the SVID; nil means the SVID.
 	Web *identity.WebCertificate
 }
 
-// IdentityKind says where a listener's callers get their identity from.
+// IdentityKind says where the identity of a listener's callers comes from.
 type IdentityKind uint8
 
-// The kinds: a client certificate; the gateway's own identity; a fixed one; the
-// one that the client's address stands for.
+// The kinds: a client certificate; the gateway's own identity; a fixed identity; an
+// identity for the client's address.
 const (
 	MTLS IdentityKind = iota
 	Self
@@ -214,7 +214,7 @@ const (
 	SourceMap
 )
 
-// Protocol is what a listener speaks.
+// Protocol is the protocol of a listener.
 type Protocol uint8
 
 // The protocols: HTTP CONNECT and plain requests; DNS over UDP and TCP, over TLS,
@@ -226,8 +226,8 @@ const (
 	DoH
 )
 
-// lacks says what a listener has not that its callers need for an identity; "" if
-// nothing is missing. A zero ID is nobody's.
+// lacks returns what the listener is missing to identify its callers, or "" if nothing
+// is missing. A zero ID is not an identity.
 func (l *Listener) lacks(source bool) string {
 	switch l.Protocol {
 	case Connect, DNS:
@@ -262,8 +262,7 @@ func (l *Listener) lacks(source bool) string {
 	return ""
 }
 
-// check refuses a configuration in which something is missing, and fills in what
-// may be.
+// check refuses a configuration with missing parts, and sets defaults.
 func (c *Config) check() error {
 	switch {
 	case c.Policy == nil || c.Log == nil || c.HostAddresses == nil:

@@ -14,13 +14,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// cutsEvery is the time between two records, and two lines of the log, of the
+// cutsEvery is the time between two records, and between two log messages, about the
 // connections of one listener that were closed for want of a slot or a descriptor.
 const cutsEvery = time.Second
 
-// dnsShares divides the connections for queries among callers. One that is idle is
-// given up for another: clients expect that of DNS, and open the next one cheaply
-// (RFC 7766 section 6.2.2).
+// dnsShares divides the connections for queries among callers. An idle connection is
+// closed to make room for another one: clients expect that of DNS, and open the next
+// one cheaply (RFC 7766 section 6.2.2).
 func (c *Config) dnsShares() limit.Shares {
 	shares := limit.SharesOf(c.DNSConnections)
 	one := cmp.Or(c.DNS.Streams, dns.DefaultStreams)
@@ -29,31 +29,32 @@ func (c *Config) dnsShares() limit.Shares {
 	return shares
 }
 
-// cuts tells of the connections that were closed for want of a slot or a descriptor:
-// nobody else could, since most had not asked anything. It is safe for concurrent use.
+// cuts reports the connections that were closed for want of a slot or a descriptor.
+// Most of them had not made a request yet, so that they have no other record. It is
+// safe for concurrent use.
 type cuts struct {
 	cfg       *Config
-	listeners []*listenerCuts // complete before the first connection comes
+	listeners []*listenerCuts // complete before the first connection is accepted
 }
 
-// listenerCuts are those of one listener.
+// listenerCuts counts those of one listener.
 type listenerCuts struct {
 	cfg      *Config
 	listener string
 
-	telling sync.Mutex // held while they are told, so that close waits for that
+	reporting sync.Mutex // held during a report, so that close waits for it
 
-	mu     sync.Mutex // over what follows
-	untold map[limit.Cause]uint64
-	merged audit.Merged // of untold
-	due    *time.Timer  // nil unless something is untold
+	mu         sync.Mutex // guards the fields below
+	unreported map[limit.Cause]uint64
+	merged     audit.Merged // count and times of unreported
+	due        *time.Timer  // nil if nothing is unreported
 }
 
 func newCuts(cfg *Config) *cuts { return &cuts{cfg: cfg} }
 
-// of returns what is told of each connection of a listener.
-func (c *cuts) of(listener string) func(limit.Cause) {
-	l := &listenerCuts{cfg: c.cfg, listener: listener, untold: map[limit.Cause]uint64{}}
+// counter returns a function that counts a closed connection of a listener.
+func (c *cuts) counter(listener string) func(limit.Cause) {
+	l := &listenerCuts{cfg: c.cfg, listener: listener, unreported: map[limit.Cause]uint64{}}
 	c.listeners = append(c.listeners, l)
 	for _, cause := range limit.Causes() {
 		c.cfg.Metrics.Cut(listener, cause, 0)
@@ -61,7 +62,7 @@ func (c *cuts) of(listener string) func(limit.Cause) {
 	return l.add
 }
 
-// close tells what is untold. No connection may be served any more.
+// close reports what is unreported. No connection may be served any more.
 func (c *cuts) close() {
 	for _, l := range c.listeners {
 		l.mu.Lock()
@@ -69,31 +70,31 @@ func (c *cuts) close() {
 			l.due.Stop()
 		}
 		l.mu.Unlock()
-		l.tell()
+		l.report()
 	}
 }
 
-// add counts a connection. The record follows within a second, together with all
-// others of that time.
+// add counts a connection. It is reported within a second, together with all others of
+// that time.
 func (l *listenerCuts) add(cause limit.Cause) {
 	l.cfg.Metrics.Cut(l.listener, cause, 1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	l.untold[cause]++
+	l.unreported[cause]++
 	if l.merged.Count++; l.merged.Count == 1 {
 		l.merged.First = now
 	}
 	l.merged.Last = now
 	if l.due == nil {
-		l.due = time.AfterFunc(cutsEvery, l.tell)
+		l.due = time.AfterFunc(cutsEvery, l.report)
 	}
 }
 
-// tell records and logs what is untold.
-func (l *listenerCuts) tell() {
-	l.telling.Lock()
-	defer l.telling.Unlock()
+// report records and logs what is unreported.
+func (l *listenerCuts) report() {
+	l.reporting.Lock()
+	defer l.reporting.Unlock()
 	merged, causes := l.take()
 	if merged.Count == 0 {
 		return
@@ -107,18 +108,18 @@ func (l *listenerCuts) tell() {
 		slog.String("listener", l.listener), slog.Uint64("connections", merged.Count), slog.String("causes", causes))
 }
 
-// take returns what is untold, and how many there are of each cause in words.
+// take returns what is unreported, with the number for each cause in words.
 func (l *listenerCuts) take() (merged audit.Merged, causes string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var words []string
 	for _, cause := range limit.Causes() {
-		if n := l.untold[cause]; n > 0 {
+		if n := l.unreported[cause]; n > 0 {
 			words = append(words, fmt.Sprintf("%s %d", cause, n))
 		}
 	}
 	merged = l.merged
-	clear(l.untold)
+	clear(l.unreported)
 	l.merged, l.due = audit.Merged{}, nil
 	return merged, strings.Join(words, ", ")
 }

@@ -8,32 +8,32 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// Descriptors are the file descriptors that callers can make a gateway use; a field
-// that is nil is any number. The two are apart, so that connections that are accepted
-// leave some for those to origins, and the other way round: who cannot be served can
-// be told.
+// Descriptors bound the file descriptors that callers can make a gateway use; a field
+// that is nil sets no bound. The two bounds are separate, so that accepted connections
+// leave descriptors for connections to origins, and the other way round: a caller that
+// cannot be served still gets an answer.
 type Descriptors struct {
-	// Accepted are for the connections of callers.
+	// Accepted bounds the connections of callers.
 	Accepted *limit.Descriptors
-	// Opened are for connections to origins, questions to name servers, and pipes.
-	// The resolver should take its own from here.
+	// Opened bounds connections to origins, queries to name servers, and pipes. The
+	// resolver should use it for its own.
 	Opened *limit.Descriptors
 }
 
-// DescriptorsFor returns how many descriptors callers can make a gateway use at
-// most, by its bounds on connections for requests and on those for queries; zero is
+// DescriptorsFor returns how many descriptors callers can make a gateway use at most,
+// from its bounds on connections for requests and for queries; zero means that there is
 // no listener for these.
 //
-// A quarter of the connections for requests is open to callers who are not
-// identified, who have no connection to an origin; each of the others may have one.
-// A sixteenth of both bounds is for questions to name servers.
+// A quarter of the connections for requests may belong to callers without an identity,
+// who have no connection to an origin; each of the others may have one. A sixteenth of
+// both bounds is for queries to name servers.
 func DescriptorsFor(connections, dnsConnections int) (accepted, opened int) {
 	accepted = connections + dnsConnections
 	opened = connections - connections/4 + (connections+dnsConnections+15)/16
 	return accepted, opened
 }
 
-// short says that descriptors were missing a moment ago; "" if none was.
+// short returns a message if descriptors were missing a moment ago, and "" if none was.
 func (d Descriptors) short(now time.Time) string {
 	if !d.Accepted.Short(now) && !d.Opened.Short(now) {
 		return ""

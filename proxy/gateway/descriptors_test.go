@@ -10,7 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestShortDescriptorsAreNoted for as long as that is news, and the gateway stays
+// TestShortDescriptorsAreNoted: a note reports them for a while, and the gateway stays
 // ready.
 func TestShortDescriptorsAreNoted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestShortDescriptorsAreNoted(t *testing.T) {
 	})
 }
 
-// TestDescriptorsFor grows with each bound, and is nothing without listeners.
+// TestDescriptorsFor: the results grow with each bound, and are zero without listeners.
 func TestDescriptorsFor(t *testing.T) {
 	for _, row := range []struct{ connections, dns, accepted, opened int }{
 		{0, 0, 0, 0},

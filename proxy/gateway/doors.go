@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// doors are the listeners and what they speak.
+// doors holds the listeners and what they speak.
 type doors struct {
 	cfg      *Config
 	verifier *identity.Verifier // nil without an identity source
@@ -30,7 +30,7 @@ type doors struct {
 	datagrams   []*listen.UDP
 }
 
-// door is a listener for connections and what it speaks.
+// door is a listener for connections and the protocol that it speaks.
 type door struct {
 	*listen.Listener
 
@@ -48,7 +48,7 @@ func (d *doors) open(ctx context.Context) error {
 			return err
 		}
 		cfg.Slots, cfg.Sources, cfg.Permits, cfg.Descriptors = slots, sources, permits, d.cfg.Descriptors.Accepted
-		cfg.Cut = d.cuts.of(l.Name)
+		cfg.Cut = d.cuts.counter(l.Name)
 		if l.Protocol != Connect {
 			cfg.Slots = dnsSlots
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
@@ -67,15 +67,15 @@ func (d *doors) open(ctx context.Context) error {
 	return nil
 }
 
-// openDatagrams opens the socket for datagrams beside a listener for DNS over
-// TCP, at the same address.
+// openDatagrams opens the socket for datagrams at the address of a listener for DNS
+// over TCP.
 func (d *doors) openDatagrams(ctx context.Context, l *listen.Listener, cfg listen.Config) error {
 	tcp, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
 		return fmt.Errorf("listener %s: DNS needs an IP address, for its datagrams", cfg.Name)
 	}
 	u, err := listen.OpenUDP(ctx, listen.UDPConfig{
-		Name: cfg.Name, Address: tcp.AddrPort(), Fixed: cfg.Fixed, Mapped: cfg.Mapped, Loops: runtime.GOMAXPROCS(0), //nolint:forbidigo // zero only asks
+		Name: cfg.Name, Address: tcp.AddrPort(), Fixed: cfg.Fixed, Mapped: cfg.Mapped, Loops: runtime.GOMAXPROCS(0), //nolint:forbidigo // zero only queries the value
 	})
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ func (d *doors) takeQueries() bool {
 	return false
 }
 
-// addresses are where the doors listen.
+// addresses returns the addresses on which the doors listen.
 func (d *doors) addresses() []netip.AddrPort {
 	var all []netip.AddrPort
 	for _, u := range d.datagrams {
@@ -117,11 +117,11 @@ func (d *doors) close() {
 	}
 }
 
-// applicationProtocols are what a TLS listener offers in ALPN.
+// applicationProtocols returns what a TLS listener offers in ALPN.
 func applicationProtocols(p Protocol) []string {
 	switch p {
 	case DoT:
-		return []string{"dot"} // RFC 7858 has none; this is what IANA lists
+		return []string{"dot"} // RFC 7858 names none; IANA lists this one
 	case DoH:
 		return []string{"h2", "http/1.1"}
 	case Connect, DNS:
@@ -129,8 +129,8 @@ func applicationProtocols(p Protocol) []string {
 	return nil
 }
 
-// config describes a listener for package listen, and sets where its callers get
-// their identity from.
+// config returns the configuration of a listener for package listen, including where
+// its callers' identity comes from.
 func (d *doors) config(l Listener) (listen.Config, error) {
 	cfg := listen.Config{
 		Name: l.Name, Address: l.Address, SocketMode: l.SocketMode, AcceptTrace: l.AcceptTrace, Proxies: l.Proxies,
@@ -163,8 +163,9 @@ func (d *doors) config(l Listener) (listen.Config, error) {
 	return cfg, nil
 }
 
-// handshakeFailed records a handshake that died inside the TLS library. A
-// connection that closed without a byte, as health checks do, was none.
+// handshakeFailed returns a function that records a handshake which failed inside the
+// TLS library. A connection that was closed without a byte, as health checks do, was no
+// handshake.
 func (d *doors) handshakeFailed(listener string) func(context.Context, netip.AddrPort, error) {
 	return func(_ context.Context, client netip.AddrPort, err error) {
 		if errors.Is(err, io.EOF) {
@@ -177,8 +178,8 @@ func (d *doors) handshakeFailed(listener string) func(context.Context, netip.Add
 	}
 }
 
-// unused counts a handshake after which nothing was asked, as a health check makes one.
-// It is recorded only if a certificate was shown that is not valid.
+// unused returns a function that counts a handshake without a request, as health checks
+// make. It records the handshake only if the certificate was not valid.
 func (d *doors) unused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
 	record := d.refused(listener)
 	return func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
@@ -189,7 +190,8 @@ func (d *doors) unused(listener string) func(context.Context, netip.AddrPort, al
 	}
 }
 
-// refused records a connection that was closed without an answer.
+// refused returns a function that records a connection which was closed without an
+// answer.
 func (d *doors) refused(listener string) func(context.Context, netip.AddrPort, allowlist.Reason, string) {
 	return func(_ context.Context, client netip.AddrPort, why allowlist.Reason, detail string) {
 		d.cfg.Recorder.Event(audit.Record{Event: audit.EventHandshake, Listener: listener, Client: client, Reason: why, Detail: detail})

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// drain serves on for the drain delay, refuses what comes then, and returns when
-// nothing is open or everything was told to end.
+// drain continues to serve for the drain delay, then refuses new requests, and returns
+// when everything has ended or was told to end.
 func drain(ctx context.Context, g *Gateway) {
 	g.probes.stopping.Store(true)
 	g.proxy.BeginDrain()
@@ -16,7 +16,7 @@ func drain(ctx context.Context, g *Gateway) {
 		g.dns.BeginDrain()
 	}
 	g.cfg.Log.InfoContext(ctx, "draining", slog.Int("tunnels", g.Registry().Tunnels()))
-	time.Sleep(g.cfg.DrainDelay) //nolint:forbidigo // nothing may cut the delay short but a second signal, which ends the process
+	time.Sleep(g.cfg.DrainDelay) //nolint:forbidigo // only a second signal ends the delay early, and it ends the process
 	g.proxy.Drain()
 	if g.dns != nil {
 		g.dns.Drain()
@@ -25,13 +25,12 @@ func drain(ctx context.Context, g *Gateway) {
 	g.Registry().Drain(g.cfg.DrainTimeout)
 }
 
-// LastAnswers bounds how long Serve waits, once the time to drain is over, for
-// answers that are being written: that to a request which it has just ended, and
-// refusals, which the registry does not know.
+// LastAnswers bounds how long Serve waits, after the drain timeout, for answers that
+// are being written: those to requests that were just ended, and refusals, which are
+// not in the registry.
 const LastAnswers = time.Second
 
-// awaitLastAnswers returns when every connection has ended, or the time for that
-// is over.
+// awaitLastAnswers waits until every connection has ended, at most for LastAnswers.
 func awaitLastAnswers(serving *sync.WaitGroup) {
 	ended := make(chan struct{})
 	go func() {

@@ -17,8 +17,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// pausing is a log that stops whoever says that the gateway drains, until the test
-// lets it go on.
+// pausing is a log handler that blocks the message that the gateway drains until the
+// test releases it.
 type pausing struct{ begun, proceed chan struct{} }
 
 func (pausing) Enabled(context.Context, slog.Level) bool { return true }
@@ -33,7 +33,7 @@ func (p pausing) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// ready asks the admin listener whether the gateway is ready.
+// ready queries the admin listener and returns whether the gateway is ready.
 func (r *rig) ready(t *testing.T) (status int, text string) {
 	t.Helper()
 	listening := r.Listening()
@@ -49,7 +49,7 @@ func (r *rig) ready(t *testing.T) (status int, text string) {
 	return resp.StatusCode, string(body)
 }
 
-// awaitClosed waits until nobody accepts at an address any more.
+// awaitClosed waits until connections to an address are refused.
 func awaitClosed(t *testing.T, at net.Addr) {
 	t.Helper()
 	for end := time.Now().Add(patience); isServed(at.Network(), at.String()); runtime.Gosched() {
@@ -59,10 +59,10 @@ func awaitClosed(t *testing.T, at net.Addr) {
 	}
 }
 
-// TestTheOrderOfTheEnd: the gateway goes on when it is told to end, and says so to
-// probes, and to clients in the last answer of each connection; those at rest end.
-// Then it answers 503, then it stops accepting, and tunnels may finish. What comes
-// into force until then is obeyed.
+// TestTheOrderOfTheEnd: when its context is done the gateway continues to serve. It is
+// not ready, ends idle connections, and marks each answer as the last one of its
+// connection. Then it answers 503, then it stops accepting, and tunnels may finish.
+// States that come into force until then are obeyed.
 func TestTheOrderOfTheEnd(t *testing.T) {
 	port := newOrigin(t)
 	log := pausing{make(chan struct{}, 1), make(chan struct{})}
@@ -101,7 +101,7 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 		t.Errorf("a connection at rest got %q, %v", rest, err)
 	}
 	silent := r.call(t)
-	opened := r.call(t) // when this one is answered, the one before was accepted, too
+	opened := r.call(t) // when this call is answered, the previous connection was accepted as well
 	if got := opened.ask(t, http.MethodConnect, "opened.example:"+port); got != http.StatusOK || opened.echo() != nil {
 		t.Errorf("while load balancers notice: answered %d", got)
 	}
@@ -152,7 +152,7 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 	}
 }
 
-// TestWhatIsLeftIsCut once tunnels have had their time, and its record says so.
+// TestWhatIsLeftIsCut: tunnels end after the drain timeout, and the record says so.
 func TestWhatIsLeftIsCut(t *testing.T) {
 	port := newOrigin(t)
 	r := newRig(t, allowing("one", to("a.example")), nil)
@@ -173,7 +173,8 @@ func TestWhatIsLeftIsCut(t *testing.T) {
 	}
 }
 
-// TestARestingConnectionDoesNotKeepTheGateway: it has asked for nothing.
+// TestARestingConnectionDoesNotKeepTheGateway: an idle connection does not delay the
+// end.
 func TestARestingConnectionDoesNotKeepTheGateway(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.DrainTimeout = time.Hour })
 	stop, served := r.serve(t)
@@ -189,8 +190,8 @@ func TestARestingConnectionDoesNotKeepTheGateway(t *testing.T) {
 	}
 }
 
-// TestWhatIsEndedIsAnswered: a request that is being dialled when the time to drain is
-// over has its 503, as the last answer of its connection, and a record of that.
+// TestWhatIsEndedIsAnswered: a request that is being dialled when the drain timeout
+// ends gets a 503 as the last answer of its connection, and has a record of it.
 func TestWhatIsEndedIsAnswered(t *testing.T) {
 	const requests = 20
 	dialling := make(chan struct{}, requests)
@@ -238,8 +239,7 @@ func TestWhatIsEndedIsAnswered(t *testing.T) {
 	}
 }
 
-// TestAClientThatDoesNotReadItsLastAnswer keeps the gateway no longer than there is
-// time for it.
+// TestAClientThatDoesNotReadItsLastAnswer delays the end no longer than LastAnswers.
 func TestAClientThatDoesNotReadItsLastAnswer(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	stop, served := r.serve(t)
@@ -249,7 +249,7 @@ func TestAClientThatDoesNotReadItsLastAnswer(t *testing.T) {
 	}
 	r.next(t, audit.EventPolicyReload)
 	r.next(t, audit.EventDecision)
-	begin := time.Now() // it lingers behind its answer, since the client stays
+	begin := time.Now() // the connection lingers after its answer, because the client does not close
 	stop()
 	<-served
 	if took := time.Since(begin); took > LastAnswers+patience/2 {

@@ -16,8 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// Gateway is a configuration made real: every port open, nothing served yet. It is
-// safe for concurrent use.
+// Gateway is a gateway whose ports are open. It serves nothing until Serve is called.
+// It is safe for concurrent use.
 type Gateway struct {
 	cfg     Config
 	inForce *inForce
@@ -28,10 +28,10 @@ type Gateway struct {
 	proxy   *proxy.Proxy
 	dns     *dns.Server // nil without a listener for queries
 
-	policyAgain, identityAgain chan struct{} // have these read again
+	rereadPolicy, rereadIdentity chan struct{} // receiving makes the source load again
 }
 
-// New opens the listeners. After an error nothing is left open.
+// New opens the listeners. After an error nothing stays open.
 func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	if cfg.Resolver.Resolve == nil || cfg.Recorder == nil {
 		return nil, errors.New("gateway: resolver and recorder are required")
 	}
-	g := &Gateway{cfg: cfg, policyAgain: make(chan struct{}, 1), identityAgain: make(chan struct{}, 1)}
+	g := &Gateway{cfg: cfg, rereadPolicy: make(chan struct{}, 1), rereadIdentity: make(chan struct{}, 1)}
 	if err := g.build(ctx); err != nil {
 		g.Close()
 		return nil, err
@@ -47,7 +47,8 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	return g, nil
 }
 
-// build makes the parts, what decides last: it must know all own addresses.
+// build makes the parts. The proxy and the DNS server come last: decisions need all
+// addresses of the gateway.
 func (g *Gateway) build(ctx context.Context) error {
 	budgets := limit.NewBudgets(g.cfg.Limits)
 	var err error
@@ -64,7 +65,7 @@ func (g *Gateway) build(ctx context.Context) error {
 		return err
 	}
 	g.host = &host{cfg: &g.cfg, own: append(g.doors.addresses(), g.probes.addresses()...)}
-	if err = g.host.look(ctx, g.inForce.apply); err != nil {
+	if err = g.host.refresh(ctx, g.inForce.apply); err != nil {
 		return err
 	}
 	if err = g.buildDNS(budgets); err != nil {
@@ -77,7 +78,7 @@ func (g *Gateway) build(ctx context.Context) error {
 	return nil
 }
 
-// buildProxy makes what answers requests.
+// buildProxy makes the proxy, which answers requests.
 func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
 	dialer, err := dial.New(dial.Config{Resolve: g.cfg.Resolver.Resolve, Timeout: g.cfg.DialTimeout, Descriptors: g.cfg.Descriptors.Opened})
 	if err != nil {
@@ -98,7 +99,7 @@ func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
 	return err
 }
 
-// buildDNS makes what answers queries, if there is a listener for them.
+// buildDNS makes the DNS server, if there is a listener for queries.
 func (g *Gateway) buildDNS(budgets *limit.Budgets) error {
 	if !g.doors.takeQueries() {
 		return nil
@@ -111,7 +112,7 @@ func (g *Gateway) buildDNS(budgets *limit.Budgets) error {
 	return err
 }
 
-// handler answers on the connections of a listener.
+// handler returns the function that serves a listener's connections.
 func (g *Gateway) handler(p Protocol) func(context.Context, *listen.Conn) {
 	switch p {
 	case DNS, DoT:
@@ -123,17 +124,17 @@ func (g *Gateway) handler(p Protocol) func(context.Context, *listen.Conn) {
 	return g.proxy.Serve
 }
 
-// panicked is called only while connections are served, by when the proxy is
-// built.
+// panicked is called only while connections are served. Then the proxy exists.
 func (g *Gateway) panicked(ctx context.Context, cause any, stack []byte) {
 	g.proxy.Panicked(ctx, cause, stack)
 }
 
-// Serve serves until ctx is done, then stops in this order: go on for the drain
-// delay, so that load balancers notice, with answers that are the last of their
-// connections; answer 503; stop accepting; let tunnels finish; end what is left,
-// and cut it once it had its last answers. New policies and identities are obeyed
-// until the last tunnel has ended. It must be called once, and closes the gateway.
+// Serve serves until ctx is done, then stops in this order: it continues for the drain
+// delay, so that load balancers notice, and marks each answer as the last one of its
+// connection; it answers 503; it stops accepting; it lets tunnels finish; it ends those
+// that are left, and closes connections after their last answers. New policies and
+// identities are obeyed until the last tunnel has ended. Serve must be called once, and
+// closes the gateway.
 func (g *Gateway) Serve(ctx context.Context) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -141,11 +142,11 @@ func (g *Gateway) Serve(ctx context.Context) {
 	g.inForce.first(background)
 	following.Go(func() { g.inForce.enforcer.Run(background) })
 	following.Go(func() { g.host.follow(background, g.inForce.apply) })
-	following.Go(func() { g.cfg.Policy.Follow(background, g.policyAgain, g.inForce.loaded) })
+	following.Go(func() { g.cfg.Policy.Follow(background, g.rereadPolicy, g.inForce.loaded) })
 	if g.cfg.Identity != nil {
 		following.Go(func() {
-			g.inForce.rotate(background) // to one that came while the gateway was being built
-			g.cfg.Identity.Follow(background, g.identityAgain, g.inForce.rotate)
+			g.inForce.rotate(background) // a snapshot may have come since New
+			g.cfg.Identity.Follow(background, g.rereadIdentity, g.inForce.rotate)
 		})
 	}
 	following.Go(func() { g.probes.serve(background) })
@@ -165,7 +166,7 @@ func (g *Gateway) Serve(ctx context.Context) {
 	following.Wait()
 }
 
-// serveDoors serves the listeners until they are closed.
+// serveDoors starts serving the listeners. They are served until they are closed.
 func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	stopped := func(name string, err error) {
 		if err != nil {
@@ -180,18 +181,18 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	}
 }
 
-// Reload has policy and identity read again, and ends what is held.
+// Reload makes the sources read policy and identity again, and ends what is held.
 func (g *Gateway) Reload() {
 	g.inForce.confirmed.Store(true)
-	for _, again := range []chan struct{}{g.policyAgain, g.identityAgain} {
+	for _, again := range []chan struct{}{g.rereadPolicy, g.rereadIdentity} {
 		select {
 		case again <- struct{}{}:
-		default: // it will be read
+		default: // a reload is already requested
 		}
 	}
 }
 
-// Close closes the listeners of a gateway that is not served.
+// Close closes the listeners of a gateway that is not being served.
 func (g *Gateway) Close() {
 	if g.doors != nil {
 		g.doors.close()
@@ -199,13 +200,13 @@ func (g *Gateway) Close() {
 	}
 }
 
-// State returns the state in force; nil before the first policy.
+// State returns the state in force, or nil before the first policy.
 func (g *Gateway) State() *live.State { return g.inForce.current.Load() }
 
-// Registry knows everything that is open.
+// Registry returns the registry of everything that is open.
 func (g *Gateway) Registry() *live.Registry { return &g.inForce.registry }
 
-// Parts are what a gateway is made of, for tests that stop it between two steps.
+// Parts holds the parts of a gateway, for tests that stop it between two steps.
 type Parts struct {
 	Current  *live.Current
 	Registry *live.Registry
@@ -214,8 +215,8 @@ type Parts struct {
 	Proxy    *proxy.Proxy
 }
 
-// Parts returns what the gateway is made of. Whoever puts a state in force by
-// them goes around the gateway, which then neither records nor counts it.
+// Parts returns the parts of the gateway. A state that is put in force through them is
+// neither recorded nor counted.
 func (g *Gateway) Parts() Parts {
 	return Parts{
 		Current: &g.inForce.current, Registry: &g.inForce.registry, Enforcer: g.inForce.enforcer,
@@ -229,7 +230,7 @@ func (g *Gateway) AnswersQueries() bool { return g.dns != nil }
 // Stats counts what has no record.
 type Stats struct {
 	DNS dns.Stats
-	// Panics is how many connections and queries ended in one.
+	// Panics is the number of connections and queries that ended in a panic.
 	Panics uint64
 	// Held is what stays open although the policy in force forbids it.
 	Held live.Hold
@@ -245,14 +246,14 @@ func (g *Gateway) Stats() Stats {
 	return s
 }
 
-// Listening is an address that is listened on.
+// Listening is an address on which the gateway listens.
 type Listening struct {
 	Name string
 	Addr net.Addr
 }
 
-// Listening returns every address that is listened on for connections, in the
-// order of the configuration, and last that of the admin listener.
+// Listening returns every address on which the gateway listens for connections, in the
+// order of the configuration, and then that of the admin listener.
 func (g *Gateway) Listening() []Listening {
 	var all []Listening
 	for _, d := range g.doors.connections {

@@ -11,20 +11,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// lookAtAddresses is the time between looks at the host's addresses. One that
-// appears later is as much its own as one that was there at the start.
-const lookAtAddresses = 5 * time.Second
+// addressesEvery is the time between two readings of the host's addresses. An address
+// that was added later is an address of the host like any other.
+const addressesEvery = 5 * time.Second
 
-// host is what the address check must know of this host.
+// host keeps the addresses of this host up to date in the classifier.
 type host struct {
 	cfg   *Config
-	own   []netip.AddrPort // of all listeners
-	known []netip.Addr     // of the host, sorted
+	own   []netip.AddrPort // addresses of all listeners
+	known []netip.Addr     // addresses of the host, sorted; nil before the first reading
 }
 
-// look reads the host's addresses. If they have changed, it applies a classifier
+// refresh reads the host's addresses. If they have changed, it applies a classifier
 // that knows the new ones. It is not for concurrent use.
-func (h *host) look(ctx context.Context, apply func(context.Context, live.Change)) error {
+func (h *host) refresh(ctx context.Context, apply func(context.Context, live.Change)) error {
 	now, err := h.cfg.HostAddresses()
 	if err != nil {
 		return err
@@ -43,10 +43,10 @@ func (h *host) look(ctx context.Context, apply func(context.Context, live.Change
 	return nil
 }
 
-// follow looks until ctx is done, so that no tunnel reaches an address that is
-// new.
+// follow calls refresh until ctx is done, so that no tunnel reaches an address that was
+// added.
 func (h *host) follow(ctx context.Context, apply func(context.Context, live.Change)) {
-	ticker := time.NewTicker(lookAtAddresses)
+	ticker := time.NewTicker(addressesEvery)
 	defer ticker.Stop()
 	for {
 		select {
@@ -54,7 +54,7 @@ func (h *host) follow(ctx context.Context, apply func(context.Context, live.Chan
 			return
 		case <-ticker.C:
 		}
-		if err := h.look(ctx, apply); err != nil {
+		if err := h.refresh(ctx, apply); err != nil {
 			h.cfg.Log.LogAttrs(ctx, slog.LevelError, "the addresses of this host are unknown, the last ones count", slog.Any("error", err))
 		}
 	}

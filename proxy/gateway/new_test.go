@@ -19,14 +19,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// resolver has everything that a listener for queries needs. It is not asked.
+// resolver returns a resolver with everything that a listener for queries needs. It is
+// not called.
 func resolver() dns.Resolver {
 	return dns.Resolver{
 		Cached: new(resolve.Resolver).Cached, Lookup: new(resolve.Resolver).Lookup, Bind: new(resolve.Resolver).Bind,
 	}
 }
 
-// isServed reports whether somebody listens at an address.
+// isServed reports whether an address is in use by a listener.
 func isServed(network, address string) bool {
 	conn, err := net.Dial(network, address)
 	if err == nil {
@@ -35,12 +36,13 @@ func isServed(network, address string) bool {
 	return err == nil
 }
 
-// TestAPartThatIsMissing is an error, never an open door.
+// TestAPartThatIsMissing: a missing part is an error, and never means that everything
+// is allowed.
 func TestAPartThatIsMissing(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		without func(*Config)
-		checks  bool // Check does without it, too
+		checks  bool // Check works without this part
 	}{
 		{"the policy source", func(c *Config) { c.Policy = nil }, false},
 		{"the log", func(c *Config) { c.Log = nil }, false},
@@ -73,8 +75,7 @@ func TestAPartThatIsMissing(t *testing.T) {
 	}
 }
 
-// TestAfterAnErrorNothingIsOpen: what fails comes after the first listener was
-// opened.
+// TestAfterAnErrorNothingIsOpen: each row fails after the first listener was opened.
 func TestAfterAnErrorNothingIsOpen(t *testing.T) {
 	errAddresses := errors.New("no addresses today")
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -89,7 +90,7 @@ func TestAfterAnErrorNothingIsOpen(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		change func(*Config)
-		want   string // in the error
+		want   string // text in the error
 	}{
 		{"a listener at an address that is taken", func(c *Config) { also(c, Listener{Address: taken.Addr().String()}) }, "is taken"},
 		{"the admin listener at one", func(c *Config) { c.Admin = Admin{Address: taken.Addr().String(), Metrics: http.NotFoundHandler()} }, "admin: "},
@@ -118,7 +119,7 @@ func TestAfterAnErrorNothingIsOpen(t *testing.T) {
 	}
 }
 
-// everyListener is one of each kind beside the first, and the admin listener.
+// everyListener adds a listener of each further kind, and the admin listener.
 func everyListener(t *testing.T, c *Config) {
 	t.Helper()
 	c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))
@@ -135,8 +136,8 @@ func everyListener(t *testing.T, c *Config) {
 	)
 }
 
-// open opens a gateway with every listener. A port that it is given for TCP may be
-// taken for UDP.
+// open opens a gateway with every listener. It tries again, because a port that is free
+// for TCP may be in use for UDP.
 func open(t *testing.T, cfg Config) *Gateway {
 	t.Helper()
 	for range 100 {
@@ -152,8 +153,8 @@ func open(t *testing.T, cfg Config) *Gateway {
 	return nil
 }
 
-// TestListening names what is open, in the order of the configuration, and Close
-// closes it all, of a gateway that is not served.
+// TestListening: Listening returns the open addresses in the order of the
+// configuration, and Close closes them all if the gateway is not served.
 func TestListening(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(nil)}
 	cfg := r.config(t)
@@ -189,11 +190,11 @@ func TestListening(t *testing.T) {
 		t.Fatalf("the datagrams' socket is open after Close: %v", err)
 	}
 	_ = socket.Close()
-	g.Close() // the second time nothing happens
+	g.Close() // a second call does nothing
 }
 
-// TestTheGatewayIsNoDestination: no rule reaches one of its own listeners, also if
-// it names the address.
+// TestTheGatewayIsNoDestination: its own listeners cannot be reached, even if a rule
+// names their address.
 func TestTheGatewayIsNoDestination(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}
 	cfg := r.config(t)
@@ -220,8 +221,8 @@ func TestTheGatewayIsNoDestination(t *testing.T) {
 	}
 }
 
-// TestCheck warns of identities that listeners give their callers, and that the
-// policy refuses whatever these ask for. It opens nothing.
+// TestCheck: Check warns of identities that listeners give their callers if the policy
+// refuses every request of theirs. It opens nothing.
 func TestCheck(t *testing.T) {
 	pattern := func(path string) allowlist.IdentityPattern {
 		return must(allowlist.ParseIdentityPattern("spiffe://test.example/" + path))
@@ -291,7 +292,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestCheckWithoutAPolicy has nothing to warn of.
+// TestCheckWithoutAPolicy: without a policy there are no warnings.
 func TestCheckWithoutAPolicy(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(nil)}
 	got, err := Check(r.config(t))
@@ -300,7 +301,7 @@ func TestCheckWithoutAPolicy(t *testing.T) {
 	}
 }
 
-// TestTheContextOfNew is that of opening, and of nothing else.
+// TestTheContextOfNew: the end of New's context does not end the gateway.
 func TestTheContextOfNew(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}

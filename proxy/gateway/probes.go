@@ -14,13 +14,13 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// probes answer whether connections should be sent here.
+// probes answers whether new connections should be sent to this gateway.
 type probes struct {
 	cfg      *Config
 	state    func() *live.State
 	held     func() []string // what is held, a line each
 	cuts     *cuts
-	admin    *admin.Server // nil without an address
+	admin    *admin.Server // nil if no address is configured
 	stopping atomic.Bool
 }
 
@@ -31,7 +31,7 @@ func (p *probes) open(ctx context.Context) error {
 	}
 	cfg := admin.Config{
 		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
-		Connections: p.cfg.Admin.Connections, Cut: p.cuts.of(AdminName),
+		Connections: p.cfg.Admin.Connections, Cut: p.cuts.counter(AdminName),
 	}
 	if p.admin = p.cfg.Admin.Opened; p.admin != nil {
 		p.admin.Replace(cfg)
@@ -42,7 +42,7 @@ func (p *probes) open(ctx context.Context) error {
 	return err
 }
 
-// serve answers until close.
+// serve answers until close is called.
 func (p *probes) serve(ctx context.Context) {
 	if p.admin == nil || p.admin == p.cfg.Admin.Opened {
 		return
@@ -58,7 +58,7 @@ func (p *probes) close() {
 	}
 }
 
-// addresses are where it listens.
+// addresses returns the address of the admin listener.
 func (p *probes) addresses() []netip.AddrPort {
 	if p.admin == nil {
 		return nil
@@ -69,8 +69,9 @@ func (p *probes) addresses() []netip.AddrPort {
 	return nil
 }
 
-// notReady says what another replica would do better, so that no new connection should
-// be sent here. Each of these ends without one.
+// notReady returns the reasons why no new connection should be sent to this gateway.
+// Another replica would do better in each case, and each case ends without new
+// connections.
 func (p *probes) notReady() []string {
 	var causes []string
 	if p.stopping.Load() {
@@ -87,8 +88,8 @@ func (p *probes) notReady() []string {
 	return append(causes, p.failing(true)...)
 }
 
-// failing says which sinks lose records, a line each, if their records are required, or
-// if they are not.
+// failing returns a line for each sink that loses records, if its argument says whether
+// records are required.
 func (p *probes) failing(required bool) []string {
 	r := p.cfg.Recorder
 	if r == nil || r.Required() != required {
@@ -102,7 +103,7 @@ func (p *probes) failing(required bool) []string {
 	return lines
 }
 
-// notes says what is wrong and no reason to send connections elsewhere.
+// notes returns problems that are no reason to send connections elsewhere.
 func (p *probes) notes() []string {
 	notes := append(p.held(), p.failing(false)...)
 	if p.cfg.Admin.Notes != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// flaky is a sink that fails or hangs when it is told to.
+// flaky is a sink that fails or hangs when the test sets so.
 type flaky struct {
 	err  atomic.Pointer[error]
 	hang atomic.Pointer[chan struct{}]
@@ -31,9 +31,9 @@ func (f *flaky) Write(context.Context, []*audit.Record) error {
 	return nil
 }
 
-// TestASinkThatFailsIsAReasonOnlyIfItIsRequired: another replica writes to the same
-// collector, and would do no better. In either case all is well again within seconds of
-// the end of the failure, without one more record.
+// TestASinkThatFailsIsAReasonOnlyIfItIsRequired: otherwise another replica writes to
+// the same collector and would do no better. In both cases the gateway recovers within
+// seconds of the end of the failure, without a further record.
 func TestASinkThatFailsIsAReasonOnlyIfItIsRequired(t *testing.T) {
 	full, hang := errors.New("no space left on device"), make(chan struct{})
 	for name, row := range map[string]struct {

@@ -31,21 +31,21 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests; no wait should come near it.
 const patience = 30 * time.Second
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // a constant of a test
+		panic(err) // all arguments are constants of the tests
 	}
 	return v
 }
 
-// id is a workload of the test's trust domain.
+// id returns the SPIFFE ID of a workload in the test's trust domain.
 func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://test.example/" + name) }
 
-// to allows a host at every port, at the addresses of loopback and of an inner
-// network.
+// to returns a rule that allows a host at every port, at addresses of loopback and of a
+// private network.
 func to(host string) allowlist.Rule {
 	return allowlist.Rule{
 		Host: must(allowlist.ParseHostPattern(host)), Ports: []allowlist.PortRange{{First: 1, Last: 65535}},
@@ -53,7 +53,7 @@ func to(host string) allowlist.Rule {
 	}
 }
 
-// allowing is a policy that allows everybody what its rules say.
+// allowing returns a policy whose rules apply to every identity.
 func allowing(version string, rules ...allowlist.Rule) *allowlist.Policy {
 	return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{
 		Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/**")), Allow: rules,
@@ -68,14 +68,14 @@ func cutting(names ...string) *allowlist.QuarantineList {
 	return allowlist.NewQuarantineList(lines)
 }
 
-// asked is a request of sidecar's for a host at port 443.
+// asked returns sidecar's request for a host at port 443.
 func asked(host string) allowlist.Request {
 	return allowlist.Request{
 		ID: id("sidecar"), Source: allowlist.SourceListener, Dest: must(allowlist.ParseDestination(host + ":443")), Time: time.Now(),
 	}
 }
 
-// newAuthority is another one of the test's trust domain at every call.
+// newAuthority returns a new authority of the test's trust domain.
 func newAuthority(t *testing.T) *authority.Authority {
 	t.Helper()
 	ca, err := authority.New(authority.Config{TrustDomain: id("x").TrustDomain()})
@@ -85,8 +85,8 @@ func newAuthority(t *testing.T) *authority.Authority {
 	return ca
 }
 
-// snapshot is the gateway's identity, from the first of the authorities that it
-// trusts.
+// snapshot returns the gateway's identity, issued by the first of the authorities that
+// it trusts.
 func snapshot(t *testing.T, generation uint64, trusted ...*authority.Authority) *identity.Snapshot {
 	t.Helper()
 	var all []*x509.Certificate
@@ -116,19 +116,19 @@ func (s *sink) Write(_ context.Context, records []*audit.Record) error {
 	return nil
 }
 
-// rig is a gateway with sources that the test changes.
+// rig is a gateway whose sources the test controls.
 type rig struct {
 	*Gateway
 	policies *gatewaytest.Policy
-	host     func() ([]netip.Addr, error) // its addresses; nil is none
+	host     func() ([]netip.Addr, error) // returns the host's addresses; nil means none
 	sink     sink
 	recorder *audit.Recorder
 	loads    chan Load
-	end      func() // ends what is served; nil: nothing is
+	end      func() // ends serving; nil if the gateway is not served
 }
 
-// newRig makes a gateway of which nothing is served yet, with one listener on a
-// unix socket, whose callers are all sidecar.
+// newRig returns a gateway that is not served yet. It has one listener on a unix
+// socket, whose callers all have the identity sidecar.
 func newRig(t *testing.T, policy *allowlist.Policy, change func(*Config)) *rig {
 	t.Helper()
 	r := &rig{policies: gatewaytest.NewPolicy(policy)}
@@ -171,8 +171,8 @@ func (r *rig) config(t *testing.T) Config {
 	}
 }
 
-// serve serves the gateway until stop is called, or the test ends. Served is
-// closed once Serve has returned.
+// serve serves the gateway until stop is called, or the test ends. The channel served
+// is closed when Serve has returned.
 func (r *rig) serve(t *testing.T) (stop func(), served <-chan struct{}) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -189,7 +189,7 @@ func (r *rig) serve(t *testing.T) (stop func(), served <-chan struct{}) {
 	return stop, done
 }
 
-// next waits for the next record, which must be of that event.
+// next waits for the next record, which must be of the given event.
 func (r *rig) next(t *testing.T, event audit.Event) audit.Record {
 	t.Helper()
 	select {
@@ -204,8 +204,8 @@ func (r *rig) next(t *testing.T, event audit.Event) audit.Record {
 	}
 }
 
-// rest ends the gateway and its recorder, and returns the records that nobody has
-// taken.
+// rest closes the gateway and its recorder, and returns the records that the test has
+// not read.
 func (r *rig) rest(t *testing.T) []audit.Record {
 	t.Helper()
 	if r.end != nil {
@@ -223,7 +223,7 @@ func (r *rig) rest(t *testing.T) []audit.Record {
 	return left
 }
 
-// load waits for what became of the next load.
+// load waits for the result of the next load.
 func (r *rig) load(t *testing.T) Load {
 	t.Helper()
 	select {
@@ -235,7 +235,7 @@ func (r *rig) load(t *testing.T) Load {
 	}
 }
 
-// told returns the loads so far.
+// told returns the results of loads so far.
 func (r *rig) told() []Load {
 	var all []Load
 	for len(r.loads) > 0 {
@@ -244,7 +244,7 @@ func (r *rig) told() []Load {
 	return all
 }
 
-// version returns that of the policy in force; "" is none.
+// version returns the version of the policy in force, or "" if there is none.
 func (r *rig) version() string {
 	if s := r.State(); s != nil {
 		return s.Policy.Version()
@@ -252,16 +252,17 @@ func (r *rig) version() string {
 	return ""
 }
 
-// register opens something that is allowed if sidecar may reach a host, in place
-// of a tunnel.
+// register registers an entry as a tunnel does. It is allowed while sidecar may reach
+// the host.
 func (r *rig) register(host string) (entry *live.Entry, ended <-chan tunnel.Reason) {
 	return r.registerOf("sidecar", host)
 }
 
-// holding holds what takes something from more than one identity.
+// holding sets max_revoke so that a policy is held if it ends something of more than
+// one identity.
 func holding(c *Config) { c.MaxRevoke = live.MaxRevoke{Share: 0.3, AtLeast: 1} }
 
-// registerOf does so for another caller.
+// registerOf registers an entry of any caller; see register.
 func (r *rig) registerOf(name, host string) (entry *live.Entry, ended <-chan tunnel.Reason) {
 	told := make(chan tunnel.Reason, 1)
 	decided := live.Decided{Request: asked(host), Addr: netip.MustParseAddrPort("127.0.0.1:443"), FirstBytes: live.FirstBytesHello}
@@ -333,8 +334,8 @@ func (c *caller) get(t *testing.T, authority string) (status int, last bool) {
 	return resp.StatusCode, resp.Close
 }
 
-// newOrigin is a server at a port of loopback. It answers requests, and sends back
-// what else it gets.
+// newOrigin starts a server on loopback that answers requests, and echoes everything
+// else.
 func newOrigin(t *testing.T) (port string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -379,7 +380,7 @@ func newOrigin(t *testing.T) (port string) {
 	return netip.MustParseAddrPort(l.Addr().String()).String()[len("127.0.0.1:"):]
 }
 
-// echo sends a line through a tunnel and waits for it to come back.
+// echo sends a line through a tunnel and waits until it comes back.
 func (c *caller) echo() error {
 	if _, err := io.WriteString(c, "echo\n"); err != nil {
 		return err

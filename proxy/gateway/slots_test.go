@@ -24,16 +24,16 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// crowded is a gateway with 64 slots that is served, with a listener of each kind. It
-// waits for its callers as long as they like.
+// crowded is a served gateway with 64 slots, with a listener of each kind. Its timeouts
+// for callers are too long to matter.
 type crowded struct {
 	*rig
 	ca     *authority.Authority
-	port   string // of the origin
+	port   string // port of the origin
 	shares limit.Shares
 
 	mu  sync.Mutex
-	cut map[string]int // by listener and cause
+	cut map[string]int // number of closed connections, by listener and cause
 }
 
 func newCrowded(t *testing.T) *crowded {
@@ -65,7 +65,7 @@ func (c *crowded) cuts(listener string, why limit.Cause) int {
 	return c.cut[listener+" "+why.String()]
 }
 
-// dial connects to a listener from an address; "" is any.
+// dial connects to a listener from an address; "" means any address.
 func (c *crowded) dial(t *testing.T, listener, from string) net.Conn {
 	t.Helper()
 	var at net.Addr
@@ -80,7 +80,7 @@ func (c *crowded) dial(t *testing.T, listener, from string) net.Conn {
 	}
 	conn, err := d.DialContext(t.Context(), at.Network(), at.String())
 	for end := time.Now().Add(patience); errors.Is(err, syscall.EAGAIN) && time.Now().Before(end); runtime.Gosched() {
-		conn, err = d.DialContext(t.Context(), at.Network(), at.String()) // the queue of a unix socket was full
+		conn, err = d.DialContext(t.Context(), at.Network(), at.String()) // the queue of the unix socket was full
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +92,8 @@ func (c *crowded) dial(t *testing.T, listener, from string) net.Conn {
 	return conn
 }
 
-// config is what a caller with an identity shows; "" has none.
+// config returns a TLS configuration with the certificate of an identity; "" means
+// none.
 func (c *crowded) config(t *testing.T, name string) *tls.Config {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -108,14 +109,14 @@ func (c *crowded) config(t *testing.T, name string) *tls.Config {
 	return config
 }
 
-// secure is a caller over TLS.
+// secure returns a caller over TLS.
 func (c *crowded) secure(t *testing.T, config *tls.Config) *caller {
 	t.Helper()
 	conn := tls.Client(c.dial(t, "secure", ""), config)
 	return &caller{conn, bufio.NewReader(conn)}
 }
 
-// clear is a caller of another listener.
+// clear returns a caller without TLS.
 func (c *crowded) clear(t *testing.T, listener string) *caller {
 	t.Helper()
 	conn := c.dial(t, listener, "")
@@ -133,9 +134,9 @@ func (c *crowded) tunnel(t *testing.T, from *caller) {
 	}
 }
 
-// TestSilentCallers: 200 of them, on any listener and from wherever, cost nobody a
-// tunnel, and the next caller with an identity is answered. They are counted, and a
-// summary tells of them.
+// TestSilentCallers: 200 of them, on any listener and from any address, end no tunnel,
+// and the next caller with an identity is answered. They are counted, and a summary
+// reports them.
 func TestSilentCallers(t *testing.T) {
 	const silent = 200
 	s := limit.SharesOf(64)
@@ -143,9 +144,9 @@ func TestSilentCallers(t *testing.T) {
 		name     string
 		listener string
 		from     func(i int) string
-		open     string // whose tunnel of the same share is open; "" is nobody's
+		open     string // listener whose callers have a tunnel in the same share; "" if none
 		cause    limit.Cause
-		most     int // silent ones that may stay
+		most     int // largest number of silent callers that may stay
 	}{
 		{"on a unix socket", "own", func(int) string { return "" }, "own", limit.CauseCaller, s.PerLocal - 1},
 		{"on loopback", "loopback", func(int) string { return "" }, "loopback", limit.CauseCaller, s.PerLocal - 1},
@@ -180,11 +181,11 @@ func TestSilentCallers(t *testing.T) {
 				}
 			}
 			var summed, told uint64
-			for _, o := range open { // before the end, so that it need not be waited for
+			for _, o := range open { // sent now, so that the end need not wait for them
 				_ = o.Close()
 			}
 			for _, rec := range c.rest(t) {
-				switch rec.Event { //nolint:exhaustive // the others are of the tunnels
+				switch rec.Event { //nolint:exhaustive // the other events are about the tunnels
 				case audit.EventSummary:
 					summed += rec.Merged.Count
 					counts := rec.Merged.Counts
@@ -207,8 +208,9 @@ func TestSilentCallers(t *testing.T) {
 	}
 }
 
-// TestAnIdentityThatHasItsShare is told so, keeps what it has, and costs no other
-// identity anything. Silent ones of a listener do not count against those that ask.
+// TestAnIdentityThatHasItsShare: it gets an answer, keeps its connections, and costs no
+// other identity anything. Silent connections to a listener do not count against those
+// that make requests.
 func TestAnIdentityThatHasItsShare(t *testing.T) {
 	c := newCrowded(t)
 	s := c.shares
@@ -224,7 +226,7 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 		{"a user of a unix socket", func() *caller { return c.clear(t, "own") }, s.PerLocal},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			for range 3 * row.share { // silent, and soon gone if they cost anybody anything
+			for range 3 * row.share { // silent connections, which are closed soon if they are in the way of others
 				if row.share == s.PerLocal {
 					row.call()
 				}
@@ -242,7 +244,7 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 			if rec := c.decision(t, allowlist.Fail, allowlist.Busy); rec.Status != 503 || !strings.Contains(rec.Detail, "as many connections open as it may") {
 				t.Errorf("record %+v", rec)
 			}
-			// One that says nothing, and leaves, is recorded once, too.
+			// A caller that sends nothing and leaves has one record as well.
 			gone := row.call()
 			if secure, ok := gone.Conn.(*tls.Conn); ok {
 				if err := secure.HandshakeContext(t.Context()); err != nil {
@@ -265,9 +267,9 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 	}
 }
 
-// TestWhoWasToldIsNotToldOfAgain: callers that were refused, and keep their
-// connections open behind the answer, have one record each, and are counted nowhere
-// else when these are closed for the next ones.
+// TestWhoWasToldIsNotToldOfAgain: callers that were refused, and keep their connections
+// open after the answer, have one record each. They are counted nowhere else when these
+// connections are closed to make room.
 func TestWhoWasToldIsNotToldOfAgain(t *testing.T) {
 	c := newCrowded(t)
 	for range c.shares.PerLocal {
@@ -279,7 +281,7 @@ func TestWhoWasToldIsNotToldOfAgain(t *testing.T) {
 		if status := one.ask(t, http.MethodConnect, "open.example:"+c.port); status != http.StatusServiceUnavailable {
 			t.Errorf("one more is answered %d", status)
 		}
-		if _, err := io.Copy(io.Discard, one.reader); err != nil { // until nothing more will be sent
+		if _, err := io.Copy(io.Discard, one.reader); err != nil { // until the gateway closes its side
 			t.Error(err)
 		}
 		c.decision(t, allowlist.Fail, allowlist.Busy)
@@ -308,8 +310,8 @@ func (c *crowded) decision(t *testing.T, verdict allowlist.Verdict, reason allow
 	}
 }
 
-// TestCallersWithoutAnIdentity keep to their share also when they were answered: one
-// more of the same address takes the place of one that rests.
+// TestCallersWithoutAnIdentity: they keep to their share even after they were answered.
+// One more connection from the same address replaces an idle one.
 func TestCallersWithoutAnIdentity(t *testing.T) {
 	c := newCrowded(t)
 	config := c.config(t, "")
@@ -321,7 +323,7 @@ func TestCallersWithoutAnIdentity(t *testing.T) {
 		one := c.secure(t, config)
 		_, err := io.WriteString(one, "GET http://open.example/ HTTP/1.1\r\nHost: open.example\r\n\r\n")
 		if err != nil {
-			continue // all before it are being answered still
+			continue // all connections before this one are still being answered
 		}
 		resp, err := http.ReadResponse(one.reader, nil)
 		if err != nil {
@@ -336,8 +338,8 @@ func TestCallersWithoutAnIdentity(t *testing.T) {
 	}
 }
 
-// TestHalfAHeadOnAConnectionThatMakesRoom is recorded as what ended it, and not as if
-// its caller had left.
+// TestHalfAHeadOnAConnectionThatMakesRoom: its record says why the connection was
+// closed, and not that the caller left.
 func TestHalfAHeadOnAConnectionThatMakesRoom(t *testing.T) {
 	c := newCrowded(t)
 	for end := time.Now().Add(patience); time.Now().Before(end); {
@@ -358,14 +360,14 @@ func TestHalfAHeadOnAConnectionThatMakesRoom(t *testing.T) {
 				t.Errorf("record %+v", rec)
 			}
 			return
-		default: // it was closed before what it sent was read, or the record is on its way
+		default: // it was closed before the half was read, or the record is on its way
 		}
 	}
 	t.Error("half a head is never recorded")
 }
 
-// TestCutsAreToldOnceASecond: one record for each listener, however many there were,
-// and what is left at the end.
+// TestCutsAreToldOnceASecond: each listener has one record a second whatever their
+// number, and a last one at the end.
 func TestCutsAreToldOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{policies: gatewaytest.NewPolicy(nil)}
@@ -374,7 +376,7 @@ func TestCutsAreToldOnceASecond(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := newCuts(&cfg)
-		one, other := c.of("one"), c.of("other")
+		one, other := c.counter("one"), c.counter("other")
 		for range 500 {
 			one(limit.CauseSource)
 			time.Sleep(time.Millisecond)
@@ -384,7 +386,7 @@ func TestCutsAreToldOnceASecond(t *testing.T) {
 		time.Sleep(2 * cutsEvery)
 		one(limit.CauseUnidentified)
 		c.close()
-		c.close() // nothing is told twice
+		c.close() // nothing is reported twice
 		time.Sleep(2 * cutsEvery)
 		var got []string
 		for _, rec := range r.rest(t) {

@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// inForce is what is in force and what changes it.
+// inForce holds the state in force and changes it.
 type inForce struct {
 	cfg      *Config
 	budgets  *limit.Budgets
@@ -26,12 +26,12 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity source
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
-	counted     live.Effect // what metrics were told of the policy in force; Unchanged: nothing yet
-	broken      bool        // the files have had an error since a policy was read from them
-	changed     func()      // closes what rests between two requests; set before anything is served
-	quarantined []string    // patterns by the state in force; belongs to enforced
+	counted     live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
+	broken      bool        // the files had an error since a policy was last read from them
+	changed     func()      // closes connections that rest between two requests; set before anything is served
+	quarantined []string    // patterns of the state in force; used by enforced only
 
-	last *identity.Snapshot // of the identity source, the last that was recorded; belongs to rotate
+	last *identity.Snapshot // last snapshot that was recorded; used by rotate only
 }
 
 func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
@@ -50,21 +50,21 @@ func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
 	return s, err
 }
 
-// trusts reports whether certificates of an open tunnel still lead to an authority
-// that is trusted. Without an identity source nobody is.
+// trusts reports whether certificates of an open tunnel still lead to a trusted
+// authority. Without an identity source no certificate does.
 func (s *inForce) trusts(certs []*x509.Certificate) bool {
 	return s.verifier != nil && s.verifier.Trusts(certs)
 }
 
-// first puts in force what was loaded when the policy source was opened.
+// first applies what was loaded when the policy source was opened.
 func (s *inForce) first(ctx context.Context) {
 	first := s.cfg.Policy.Loaded()
 	s.count(first, s.enforcer.Confirm(ctx, first))
 }
 
-// loaded puts a later load in force. What does not load changes nothing; policy
-// and quarantine list hold each by itself. A reading with an error confirms nothing:
-// it may have been to repair what is held.
+// loaded applies a later load. A part that does not load changes nothing; policy and
+// quarantine list are valid each by itself. A reading with an error does not confirm
+// the policy, because the operator may have meant to repair what is held.
 func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
@@ -75,7 +75,7 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
 	case c.Policy != nil:
 		s.broken = false
-	case confirmed && s.broken: // of which a record tells
+	case confirmed && s.broken: // the error is in a record already
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
 	if confirmed && !s.broken {
@@ -85,11 +85,12 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	s.apply(ctx, c)
 }
 
-// apply puts in force what has come anew.
+// apply applies a change.
 func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(c, s.enforcer.Apply(ctx, c)) }
 
-// count tells the metrics what became of a policy: once when it comes, and once more
-// when what was held of it is not any longer. What changes beside it is no load.
+// count reports the result of a load to Metrics.Loaded: once when the policy is loaded,
+// and again when none of it is held any longer. A change of something else is not a
+// load.
 func (s *inForce) count(c live.Change, e live.Effect) {
 	if c.Policy != nil && !c.SameRules {
 		s.counted = live.Unchanged
@@ -105,7 +106,7 @@ func (s *inForce) count(c live.Change, e live.Effect) {
 	s.cfg.Metrics.Loaded(LoadInForce)
 }
 
-// enforced records what a new state, or a date that passed, did.
+// enforced records the effects of a new state, or of a date that passed.
 func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	rec := audit.Record{Event: audit.EventPolicyReload, Duration: e.Took}
 	rec.Policy, rec.Quarantine, rec.Generation = e.State.Policy.Version(), e.State.Policy.QuarantineVersion(), e.State.Generation
@@ -133,12 +134,12 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "in force for everything new; it would close tunnels of more identities than policy.max_revoke allows, which stay open: SIGHUP closes them", attrs...)
 }
 
-// heldText says what is held.
+// heldText describes what is held.
 func heldText(h live.Hold) string {
 	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.Of)
 }
 
-// notes says what is held, which is no reason to send connections elsewhere.
+// notes returns what is held, which is no reason to send connections elsewhere.
 func (s *inForce) notes() []string {
 	held := s.enforcer.Held()
 	if held.IsZero() {
@@ -147,11 +148,11 @@ func (s *inForce) notes() []string {
 	return []string{"policy: " + s.current.Load().Policy.Version() + " is in force, and held: " + heldText(held) + "; SIGHUP closes them"}
 }
 
-// mostNamed is how many patterns of each kind a record of the quarantine names.
+// mostNamed bounds the patterns of each kind that a record of the quarantine names.
 const mostNamed = 10
 
-// noteQuarantine records who is cut off by a new state and was not before, and who
-// is let in again. It is called of one state after the other.
+// noteQuarantine records which identities a new state adds to the quarantine and which
+// it releases. It is called for one state at a time.
 func (s *inForce) noteQuarantine(state *live.State) {
 	before, now := s.quarantined, state.Policy.Quarantined()
 	if s.quarantined = now; slices.Equal(before, now) {
@@ -182,8 +183,8 @@ func (s *inForce) noteQuarantine(state *live.State) {
 	})
 }
 
-// rotate records a snapshot that is new and, if other authorities are trusted now,
-// ends the tunnels that rest on one that has gone.
+// rotate records a new snapshot and, if other authorities are trusted now, ends the
+// tunnels that depend on one that was removed.
 func (s *inForce) rotate(ctx context.Context) {
 	before, after := s.last, s.cfg.Identity.Snapshot()
 	if after == before {

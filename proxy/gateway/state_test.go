@@ -24,8 +24,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestAnAddressThatAppearsLater is the host's own as soon as it is seen, also
-// while a policy is held.
+// TestAnAddressThatAppearsLater: a new address of the host is refused as soon as it is
+// noticed, also while a policy is held.
 func TestAnAddressThatAppearsLater(t *testing.T) {
 	later := netip.MustParseAddr("10.77.0.1")
 	for name, held := range map[string]bool{"": false, "while a policy is held": true} {
@@ -39,7 +39,7 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 			}
 			look := func() {
 				t.Helper()
-				if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+				if err := r.Gateway.host.refresh(t.Context(), r.inForce.apply); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -62,7 +62,7 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 				t.Error("an own address can be reached")
 			}
 			r.host = func() ([]netip.Addr, error) { return []netip.Addr{later, netip.MustParseAddr("192.0.2.7")}, nil }
-			look() // the same, in another order
+			look() // the same addresses in another order
 			if got := r.State(); got.Generation != generation+1 || got.Policy.Version() != version {
 				t.Errorf("generation %d of policy %s, want one more than %d of the same policy", got.Generation, got.Policy.Version(), generation)
 			}
@@ -75,11 +75,11 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 	}
 }
 
-// TestTheAddressesAreLookedAt every few seconds. What cannot be known stays as it
-// was.
+// TestTheAddressesAreLookedAt: they are read every few seconds. If reading fails the
+// known ones stay.
 func TestTheAddressesAreLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex // over what follows
+		var mu sync.Mutex // guards the variables below
 		addresses, failure := []netip.Addr{netip.MustParseAddr("192.0.2.7")}, error(nil)
 		h := host{cfg: &Config{
 			Log: slog.New(slog.DiscardHandler), HostAddresses: func() ([]netip.Addr, error) {
@@ -95,7 +95,7 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 				t.Errorf("applied %+v", c)
 			}
 		}
-		if err := h.look(t.Context(), apply); err != nil || applied != 1 {
+		if err := h.refresh(t.Context(), apply); err != nil || applied != 1 {
 			t.Fatalf("the first look: %v, %d changes", err, applied)
 		}
 		ctx, stop := context.WithCancel(t.Context())
@@ -120,7 +120,7 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 			mu.Lock()
 			addresses, failure = step.addresses, step.failure
 			mu.Unlock()
-			<-time.After(lookAtAddresses)
+			<-time.After(addressesEvery)
 			synctest.Wait()
 			if applied != step.want {
 				t.Errorf("%s: %d changes, want %d", step.name, applied, step.want)
@@ -131,8 +131,8 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 	})
 }
 
-// TestAPolicyThatIsHeldIsInForce for everything new, whatever comes until what it
-// forbids has ended: because that is meant, or is not too much any more.
+// TestAPolicyThatIsHeldIsInForce: it decides everything new, until what it forbids has
+// ended because of a confirmation, or because there is no longer too much of it.
 func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -164,7 +164,7 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
 	after("a quarantine of another one came", "two", two)
 	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
-	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+	if err := r.Gateway.host.refresh(t.Context(), r.inForce.apply); err != nil {
 		t.Fatal(err)
 	}
 	after("the host has another address", "two", two)
@@ -184,7 +184,7 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	after("the files were read once more", "two", live.Hold{})
 }
 
-// TestNotesStandTogether: what is held, and what is wrong with the log.
+// TestNotesStandTogether: what is held, and the problems of the log, are both notes.
 func TestNotesStandTogether(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), func(c *Config) {
 		holding(c)
@@ -200,7 +200,8 @@ func TestNotesStandTogether(t *testing.T) {
 }
 
 // TestOnlyPoliciesAreLoads: a quarantine list and another address of the host put a
-// state in force and are no load of a policy, nor do they make it younger.
+// state in force. They do not count as loads of a policy, nor set the time of the last
+// one.
 func TestOnlyPoliciesAreLoads(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), nil)
 	r.inForce.first(t.Context())
@@ -221,7 +222,7 @@ func TestOnlyPoliciesAreLoads(t *testing.T) {
 	r.inForce.loaded(t.Context(), live.Change{Policy: r.policies.Loaded().Policy, SameRules: true, Quarantine: cutting()}, nil)
 	check("a quarantine, read along with the policy", 3, true)
 	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
-	if err := r.Gateway.host.look(t.Context(), r.inForce.apply); err != nil {
+	if err := r.Gateway.host.refresh(t.Context(), r.inForce.apply); err != nil {
 		t.Fatal(err)
 	}
 	check("an address", 4, true)
@@ -231,8 +232,8 @@ func TestOnlyPoliciesAreLoads(t *testing.T) {
 	check("another policy", 6, false, LoadInForce)
 }
 
-// TestARepairThatDoesNotLoadConfirmsNothing: who sends SIGHUP for a repair with an error
-// does not mean what is held, however often.
+// TestARepairThatDoesNotLoadConfirmsNothing: SIGHUP for a repair that has an error does
+// not confirm what is held, however often it is sent.
 func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -244,7 +245,7 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	for _, row := range []struct {
 		err  error
 		told []Load
-	}{{errors.New("the files are broken"), []Load{LoadRefused}}, {nil, nil}} { // nil: they are as they were
+	}{{errors.New("the files are broken"), []Load{LoadRefused}}, {nil, nil}} { // nil: the files have not changed
 		r.Reload()
 		r.inForce.loaded(t.Context(), live.Change{}, row.err)
 		if got := r.Stats().Held; got != held {
@@ -261,7 +262,7 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	}
 }
 
-// TestOneReloadConfirmsOneReading: what comes behind it is held again.
+// TestOneReloadConfirmsOneReading: a policy that is read later is held again.
 func TestOneReloadConfirmsOneReading(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -275,8 +276,7 @@ func TestOneReloadConfirmsOneReading(t *testing.T) {
 	}
 }
 
-// TestReload has what a policy forbids ended that is held, by the source of the
-// gateway that is served.
+// TestReload: Reload ends what is held, through the policy source of a served gateway.
 func TestReload(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.serve(t)
@@ -298,8 +298,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestWhatIsHeldEndsAsItBecomesLess, in a gateway that is served and without another
-// reading.
+// TestWhatIsHeldEndsAsItBecomesLess: a served gateway needs no further reading for
+// that.
 func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.serve(t)
@@ -326,8 +326,8 @@ func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
 	}
 }
 
-// TestAQuarantineAloneIsNoPolicy: before there is any policy a quarantine list
-// puts nothing in force.
+// TestAQuarantineAloneIsNoPolicy: before the first policy a quarantine list puts
+// nothing in force.
 func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 	r := newRig(t, nil, nil)
 	r.inForce.first(t.Context())
@@ -339,8 +339,8 @@ func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 	}
 }
 
-// TestABrokenQuarantineLetsNoFirstPolicyIn: it comes with a policy, and nobody can
-// read it.
+// TestABrokenQuarantineLetsNoFirstPolicyIn: a first policy with an unreadable
+// quarantine list is not used.
 func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
 	r := newRig(t, nil, nil)
 	r.inForce.first(t.Context())
@@ -360,7 +360,7 @@ func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
 	}
 }
 
-// TestWhatDoesNotLoadChangesNothing, and what is good beside it holds by itself.
+// TestWhatDoesNotLoadChangesNothing: a part without an error is used by itself.
 func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	r.inForce.first(t.Context())
@@ -375,8 +375,8 @@ func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
 	}
 }
 
-// TestTheRecordsOfStates: each says what has come into force and whom it ended, what
-// of it is held, or why it is not used.
+// TestTheRecordsOfStates: each says what has come into force and how many tunnels it
+// closed, what is held, or why it is not used.
 func TestTheRecordsOfStates(t *testing.T) {
 	var enforced []live.Enforcement
 	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
@@ -427,8 +427,8 @@ func TestTheRecordsOfStates(t *testing.T) {
 	}
 }
 
-// TestTheRecordsOfTheQuarantine name who is cut off and who is let in again, and
-// nobody if nothing has changed.
+// TestTheRecordsOfTheQuarantine: they name the identities that were added and released.
+// There is no record if nothing has changed.
 func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	r.inForce.first(t.Context())
@@ -446,7 +446,7 @@ func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	}
 	for _, row := range []struct {
 		cut  []string
-		want string // "" is no record
+		want string // "" means no record
 	}{
 		{[]string{"b"}, "1 in force; added: " + names([]string{"b"})},
 		{[]string{"b"}, ""},
@@ -474,14 +474,14 @@ func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	}
 }
 
-// TestAnIdentityIsRotated: each new one has its record, and what rests on an
-// authority that has gone ends with it.
+// TestAnIdentityIsRotated: each new one has a record, and everything that depends on a
+// removed authority ends.
 func TestAnIdentityIsRotated(t *testing.T) {
 	first, second := newAuthority(t), newAuthority(t)
 	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
 	r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.Identity = source })
 	both := snapshot(t, 2, first, second)
-	source.Set(both) // while the gateway is being built
+	source.Set(both) // set while New runs
 	r.serve(t)
 	enforced := func(detail string) {
 		t.Helper()
@@ -498,11 +498,11 @@ func TestAnIdentityIsRotated(t *testing.T) {
 	}
 	enforced("closed 0 of 0 tunnels")
 	rotated(both.NotAfter())
-	enforced("closed 0 of 0 tunnels; other authorities are trusted") // for another authority is trusted
+	enforced("closed 0 of 0 tunnels; other authorities are trusted") // another authority is trusted now
 
 	stays := resting(t, r, second)
 	ends := resting(t, r, first)
-	source.Tell() // of the one that is known
+	source.Tell() // the snapshot is known already
 	again := snapshot(t, 3, first, second)
 	source.Set(again)
 	source.Tell()
@@ -520,7 +520,7 @@ func TestAnIdentityIsRotated(t *testing.T) {
 	}
 }
 
-// resting opens something whose caller has a certificate of an authority.
+// resting registers an entry whose caller has a certificate of an authority.
 func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason {
 	t.Helper()
 	svid, err := ca.Mint(authority.Options{ID: id("sidecar")})
@@ -540,8 +540,8 @@ func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason
 	return told
 }
 
-// TestAnIdentityIsRotatedBeforeAnyPolicy: then the state that follows denies
-// everything, as no state does.
+// TestAnIdentityIsRotatedBeforeAnyPolicy: the state that follows denies everything, as
+// no state does.
 func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
 	first, second := newAuthority(t), newAuthority(t)
 	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
@@ -565,8 +565,8 @@ func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
 	}
 }
 
-// TestAPolicyHasItsLimits from when it comes into force, also while it is held, and
-// for what the policy before has decided.
+// TestAPolicyHasItsLimits: they apply from when it comes into force, also while it is
+// held, and also to requests that the previous policy decided.
 func TestAPolicyHasItsLimits(t *testing.T) {
 	limited := func(version string, tunnels int, rules ...allowlist.Rule) *allowlist.Policy {
 		return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{
@@ -575,8 +575,8 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	}
 	r := newRig(t, limited("one", 1, to("one.example")), holding)
 	r.inForce.first(t.Context())
-	// opens returns how many more tunnels may open now, which then stay, of requests
-	// that the first policy decided.
+	// opens returns how many further tunnels can be opened now, for requests that the
+	// first policy decided. They stay open.
 	first := r.State().Policy
 	opens := func() (n int) {
 		for {
@@ -599,7 +599,7 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	}
 }
 
-// TestWhyAGatewayIsNotReady gives a line for each cause.
+// TestWhyAGatewayIsNotReady: there is a line for each cause.
 func TestWhyAGatewayIsNotReady(t *testing.T) {
 	ca := newAuthority(t)
 	r := newRig(t, nil, func(c *Config) { c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, ca)) })
@@ -616,8 +616,8 @@ func TestWhyAGatewayIsNotReady(t *testing.T) {
 	notReady("draining: the gateway is shutting down")
 }
 
-// TestAHandshakeThatDies has a record, and a connection that closes without a byte,
-// as those of health checks do, has none.
+// TestAHandshakeThatDies: it has a record, and a connection that is closed without a
+// byte, as health checks do, has none.
 func TestAHandshakeThatDies(t *testing.T) {
 	r := newRig(t, nil, func(c *Config) {
 		c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))

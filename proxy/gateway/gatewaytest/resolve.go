@@ -7,7 +7,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Addresses makes a gateway's resolver of a look-up that knows of no aliases.
+// Addresses makes a gateway's Resolve from a look-up that knows no aliases.
 func Addresses(
 	lookup func(context.Context, *allowlist.Decision) ([]netip.Addr, error),
 ) func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
@@ -17,7 +17,7 @@ func Addresses(
 	}
 }
 
-// On returns addresses to which a look-up led on a way.
+// On returns addresses that a look-up reached on a way.
 func On(way allowlist.Way, addrs ...netip.Addr) []allowlist.Resolved {
 	all := make([]allowlist.Resolved, 0, len(addrs))
 	for _, addr := range addrs {

@@ -1,6 +1,5 @@
-// Package gatewaytest gives the tests of a gateway its sources: a policy and an
-// identity that change when the test says so, and not before the call has
-// returned that says it.
+// Package gatewaytest has sources for the tests of a gateway: a policy and an identity
+// that change when the test calls a method, and have changed when the method returns.
 package gatewaytest
 
 import (
@@ -18,8 +17,8 @@ type Policy struct {
 	following chan func(live.Change)
 }
 
-// NewPolicy returns a source that has loaded a policy and no quarantine list
-// beside it; nil is no policy.
+// NewPolicy returns a source that has loaded a policy without a quarantine list; nil
+// means that there is no policy.
 func NewPolicy(p *allowlist.Policy) *Policy {
 	s := &Policy{following: make(chan func(live.Change), 1)}
 	if p != nil {
@@ -28,7 +27,7 @@ func NewPolicy(p *allowlist.Policy) *Policy {
 	return s
 }
 
-// Only is the load of a policy without a quarantine list beside it.
+// Only returns the load of a policy without a quarantine list.
 func Only(p *allowlist.Policy) live.Change {
 	return live.Change{Policy: p, Quarantine: allowlist.NewQuarantineList(nil)}
 }
@@ -49,8 +48,8 @@ func (s *Policy) Follow(ctx context.Context, again <-chan struct{}, loaded func(
 	}
 }
 
-// Put loads a policy. When it returns the policy is in force, or held, and what it
-// forbids was told to end. The gateway must be served.
+// Put loads a policy. When it returns the policy is in force, or held, and everything
+// that it forbids was told to end. The gateway must be served.
 func (s *Policy) Put(p *allowlist.Policy) {
 	loaded := <-s.following
 	loaded(Only(p))
@@ -63,7 +62,7 @@ type Identity struct {
 	following chan func()
 }
 
-// NewIdentity returns a source that has a snapshot.
+// NewIdentity returns a source with a snapshot.
 func NewIdentity(s *identity.Snapshot) *Identity {
 	i := &Identity{following: make(chan func(), 1)}
 	i.snapshot.Store(s)
@@ -85,12 +84,12 @@ func (i *Identity) Follow(ctx context.Context, again <-chan struct{}, changed fu
 	}
 }
 
-// Set makes another snapshot the current one, without telling the gateway, which
-// asks for it at every handshake.
+// Set replaces the current snapshot without a call to the gateway, which reads the
+// snapshot at every handshake.
 func (i *Identity) Set(s *identity.Snapshot) { i.snapshot.Store(s) }
 
-// Tell tells the gateway of the current snapshot. When it returns, what rests on
-// an authority that has gone was told to end. The gateway must be served.
+// Tell passes the current snapshot to the gateway. When it returns, everything that
+// depends on a removed authority was told to end. The gateway must be served.
 func (i *Identity) Tell() {
 	changed := <-i.following
 	changed()
