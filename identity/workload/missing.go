@@ -16,7 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// missing is why there is no first snapshot yet. It is safe for concurrent use.
+// missing holds the reason why there is no first snapshot yet. It is safe for
+// concurrent use.
 type missing struct {
 	tell func(error) // called for a new reason; may be nil
 
