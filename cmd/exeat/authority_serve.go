@@ -15,7 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority/workloadapi"
 )
 
-// authorityServeFlags are the flags of authority serve.
+// authorityServeFlags holds the flags of authority serve.
 type authorityServeFlags struct {
 	dir, socket string
 	ids, dns    []string
@@ -90,7 +90,7 @@ func (f *authorityServeFlags) bundles() ([]*x509bundle.Bundle, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--federate %s=%s: %w", name, path, err)
 		}
-		pem, err := os.ReadFile(path) //nolint:gosec // G304: the file that the operator named
+		pem, err := os.ReadFile(path) //nolint:gosec // G304: the operator chose the path
 		if err != nil {
 			return nil, fmt.Errorf("--federate %s: %w", name, err)
 		}

@@ -47,8 +47,8 @@ const (
 	observed = "spiffe://td.example/observed"
 )
 
-// TestDemoOrigins runs the demo with its origin at addresses that are not the
-// default; what else the command line does is in testdata/script.
+// TestDemoOrigins runs the demo with its origin at other addresses than the default.
+// Other tests of the command line are in testdata/script.
 func TestDemoOrigins(t *testing.T) {
 	for _, origin := range []string{"127.0.0.2:0", "0.0.0.0:0"} {
 		t.Run(origin, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 	walk(newRoot())
 }
 
-// TestServeCheck reads what a start reads, while another process has the port.
+// TestServeCheck checks a configuration while another process uses its port.
 func TestServeCheck(t *testing.T) {
 	dir := t.TempDir()
 	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
@@ -122,8 +122,8 @@ func TestServeCheck(t *testing.T) {
 	}
 }
 
-// TestServeCheckWarns of identities that listeners give their callers, and that
-// the policy refuses whatever these ask for.
+// TestServeCheckWarns: there is a warning for each identity that a listener gives its
+// callers if the policy refuses every request of it.
 func TestServeCheckWarns(t *testing.T) {
 	dir := t.TempDir()
 	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
@@ -173,8 +173,8 @@ func TestServeCheckWarns(t *testing.T) {
 	}
 }
 
-// TestVersionsThatArePrinted: lint and serve --check say the same of a policy, whatever
-// its file is named, and name the quarantine list if there is one.
+// TestVersionsThatArePrinted: lint and serve --check print the same version of a
+// policy, whatever its file is called, and that of the quarantine list if there is one.
 func TestVersionsThatArePrinted(t *testing.T) {
 	const cut = "version: 1\nquarantine: [{id: spiffe://td.example/w, reason: INC-1}]\n"
 	said := func(name string, files map[string]string) string {

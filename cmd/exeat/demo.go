@@ -20,7 +20,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
-// demoFlags are the flags of demo.
+// demoFlags holds the flags of demo.
 type demoFlags struct {
 	check            bool
 	policy           string
@@ -53,7 +53,7 @@ whether each came out as promised: exit code 0 if all did, 1 if not.`,
 	return cmd
 }
 
-// The names of the demo's world.
+// The names that the demo uses.
 const (
 	demoDomain   = "demo.example"
 	demoBuilder  = "spiffe://demo.example/ns/ci/sa/builder"
@@ -62,18 +62,19 @@ const (
 	demoSecret   = "secret.demo.example"
 )
 
-// maxSocketPath is what macOS allows; Linux allows three bytes more.
+// maxSocketPath is the longest path of a unix socket on macOS; Linux allows three bytes
+// more.
 const maxSocketPath = 104
 
-// demo is the running world.
+// demo is a running demo.
 type demo struct {
 	dir     string
-	policy  string // its file
+	policy  string // path of the policy file
 	gateway *process.Process
 	origin  *origin
-	agent   *agent
-	addr    netip.AddrPort // of the gateway
-	dot     netip.AddrPort // of its DNS over TLS
+	api     *workloadAPI
+	addr    netip.AddrPort // address of the gateway
+	dot     netip.AddrPort // address of the gateway's DNS over TLS
 }
 
 func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
@@ -84,7 +85,7 @@ func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	d, err := f.start(ctx, stderr)
 	switch {
-	case err != nil && ctx.Err() != nil && !f.check: // told to stop while it starts
+	case err != nil && ctx.Err() != nil && !f.check: // told to stop during the start
 		return nil
 	case err != nil:
 		return err
@@ -110,7 +111,7 @@ func (f *demoFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-// start makes the world. After an error nothing of it is left.
+// start creates the demo. After an error nothing of it is left.
 func (f *demoFlags) start(ctx context.Context, stderr io.Writer) (*demo, error) {
 	dir, err := os.MkdirTemp("", "exeat-demo-")
 	if err != nil {
@@ -137,7 +138,7 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	d.agent, err = startAgent(ctx, a, d.path("agent.sock"), authority.Options{
+	d.api, err = startWorkloadAPI(ctx, a, d.path("agent.sock"), authority.Options{
 		ID: spiffeid.RequireFromPath(a.TrustDomain(), "/gateway"), DNS: []string{"localhost", "127.0.0.1"},
 	})
 	if err != nil {
@@ -179,14 +180,14 @@ func (d *demo) config(address string) config.Config {
 	for _, name := range []string{demoHello, demoSecret} {
 		host, err := allowlist.ParseHost(name)
 		if err != nil {
-			panic(err) // a constant of this file
+			panic(err) // the text is a constant of this file
 		}
 		cfg.Resolver.Hosts[host] = []netip.Addr{d.origin.addr.Addr()}
 	}
 	return cfg
 }
 
-// mint makes the authority and one directory for each identity.
+// mint creates the authority and one directory for each identity.
 func (d *demo) mint() (*authority.Authority, error) {
 	td, err := spiffeid.TrustDomainFromString(demoDomain)
 	if err != nil {
@@ -214,10 +215,10 @@ func (d *demo) mint() (*authority.Authority, error) {
 
 func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
 
-// remove ends what start began; the gateway has ended before.
+// remove ends and deletes what start created. The gateway must have ended before.
 func (d *demo) remove() {
-	if d.agent != nil {
-		d.agent.stop()
+	if d.api != nil {
+		d.api.stop()
 	}
 	if d.origin != nil {
 		d.origin.stop()
@@ -225,8 +226,8 @@ func (d *demo) remove() {
 	_ = os.RemoveAll(d.dir)
 }
 
-// demoPolicy is the policy of the demo. The origin is on this host, which only an
-// address in the rule itself can open.
+// demoPolicy returns the policy of the demo. The origin is on this host, which only a
+// rule with the address itself can allow.
 func demoPolicy(origin netip.AddrPort) string {
 	return fmt.Sprintf(`version: 1
 identities:

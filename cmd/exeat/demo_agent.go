@@ -7,13 +7,13 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority/workloadapi"
 )
 
-// agent is the demo's Workload API.
-type agent struct {
+// workloadAPI serves the demo's Workload API.
+type workloadAPI struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-func startAgent(ctx context.Context, a *authority.Authority, socket string, svids ...authority.Options) (*agent, error) {
+func startWorkloadAPI(ctx context.Context, a *authority.Authority, socket string, svids ...authority.Options) (*workloadAPI, error) {
 	server, err := workloadapi.New(workloadapi.Config{Authority: a, SVIDs: svids})
 	if err != nil {
 		return nil, err
@@ -23,15 +23,15 @@ func startAgent(ctx context.Context, a *authority.Authority, socket string, svid
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	started := &agent{cancel: cancel, done: make(chan struct{})}
+	started := &workloadAPI{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(started.done)
-		_ = server.Serve(ctx, l) // it ends when stop cancels it
+		_ = server.Serve(ctx, l) // returns when stop cancels ctx
 	}()
 	return started, nil
 }
 
-func (a *agent) stop() {
-	a.cancel()
-	<-a.done
+func (w *workloadAPI) stop() {
+	w.cancel()
+	<-w.done
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// origin is the demo's destination: a TLS server that greets.
+// origin is the demo's destination: a TLS server that answers with a greeting.
 type origin struct {
 	addr   netip.AddrPort
 	server *http.Server
@@ -38,7 +38,7 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 	if err != nil {
 		return nil, err
 	}
-	if addr.Addr().IsUnspecified() { // that is every address of this host
+	if addr.Addr().IsUnspecified() { // every address of this host
 		loopback := netip.IPv6Loopback()
 		if addr.Addr().Is4() {
 			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -52,7 +52,7 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 	secure := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{svid.TLS()}})
 	go func() {
 		defer close(o.done)
-		_ = o.server.Serve(secure) // it ends when stop closes it
+		_ = o.server.Serve(secure) // returns when stop closes the server
 	}()
 	return o, nil
 }

@@ -18,13 +18,13 @@ import (
 	"time"
 )
 
-// step is one thing to try, and what is promised of it.
+// step is one command to try, with the expected answer.
 type step struct {
 	title   string
-	caller  string // directory of its SVID; "" for none
+	caller  string // directory of the caller's SVID; "" for none
 	host    string
-	lookup  bool   // over DNS; else a tunnel to the origin
-	promise string // what the answer begins with
+	lookup  bool   // look the host up over DNS, instead of opening a tunnel to it
+	promise string // beginning of the expected answer
 }
 
 func (d *demo) steps() []step {
@@ -45,7 +45,7 @@ func (d *demo) steps() []step {
 	}
 }
 
-// command is the step for a shell, with the system's curl or dig.
+// command returns the step as a shell command with curl or dig.
 func (d *demo) command(s step) string {
 	if s.lookup {
 		return d.dig(s)
@@ -72,7 +72,7 @@ func (d *demo) dig(s step) string {
 	}, " \\\n      ")
 }
 
-// explain prints what to try.
+// explain prints the commands to try.
 func (d *demo) explain(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "exeat demo: an authority, a gateway on %s, with DNS over TLS on %s, and an origin on %s run in this process.\n", d.addr, d.dot, d.origin.addr)
@@ -94,8 +94,8 @@ Ctrl-C ends the demo and removes everything.
 	return err
 }
 
-// check tries every step against the running gateway and reports whether all
-// came out as promised.
+// check tries every step against the running gateway and reports whether all answers
+// were as expected.
 func (d *demo) check(ctx context.Context, w io.Writer) (bool, error) {
 	all := true
 	for i, s := range d.steps() {
@@ -119,7 +119,8 @@ func (d *demo) check(ctx context.Context, w io.Writer) (bool, error) {
 	return all, nil
 }
 
-// try does what the command would do, and returns what it would show first.
+// try does what the step's command would do, and returns the beginning of what it would
+// print.
 func (d *demo) try(ctx context.Context, s step) (answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -144,8 +145,7 @@ func (d *demo) try(ctx context.Context, s step) (answer string, err error) {
 	return d.connect(ctx, conn, s.host, roots)
 }
 
-// dial makes a TLS connection to the gateway, with the caller's SVID if it has
-// one.
+// dial makes a TLS connection to the gateway, with the caller's SVID if it has one.
 func (d *demo) dial(ctx context.Context, addr netip.AddrPort, caller string, roots *x509.CertPool) (net.Conn, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "localhost"}
 	if caller != "" {
@@ -158,7 +158,7 @@ func (d *demo) dial(ctx context.Context, addr netip.AddrPort, caller string, roo
 	return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", addr.String())
 }
 
-// lookUp asks for the A records of a name (RFC 7858, RFC 1035).
+// lookUp queries the A records of a name (RFC 7858, RFC 1035).
 func lookUp(conn net.Conn, host string) (answer string, err error) {
 	query := []byte{0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0} // length, id 1, RD, one question
 	for label := range strings.SplitSeq(host, ".") {
@@ -184,7 +184,7 @@ func lookUp(conn net.Conn, host string) (answer string, err error) {
 	}
 }
 
-// connect sends a CONNECT and, through a tunnel, a request to the origin. It
+// connect sends a CONNECT and, if a tunnel is opened, a request to the origin. It
 // returns the status and the reason phrase of the proxy's answer.
 func (d *demo) connect(ctx context.Context, conn net.Conn, host string, roots *x509.CertPool) (answer string, err error) {
 	target := host + ":" + strconv.Itoa(int(d.origin.addr.Port()))
@@ -214,7 +214,7 @@ func (d *demo) roots() (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// greeted asks the origin through the tunnel.
+// greeted sends a request to the origin through the tunnel.
 func greeted(ctx context.Context, tunnel net.Conn, roots *x509.CertPool, host string) error {
 	inner := tls.Client(tunnel, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: host})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/", nil)

@@ -7,18 +7,18 @@ import (
 	"strings"
 )
 
-// newLog returns a log of what is at least of a level. The handler quotes most of
-// what a terminal obeys, and the writer sees to the rest.
+// newLog returns a log of messages of at least a level. The handler quotes most
+// characters that a terminal obeys, and the writer escapes the others.
 func newLog(w io.Writer, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(visible{w}, &slog.HandlerOptions{Level: level}))
 }
 
-// setDefaultLog makes log that of libraries, too. What net/http says of an
-// origin that sends something unasked goes there.
+// setDefaultLog makes log the log of libraries, too. For example net/http logs that an
+// origin has sent a response without a request.
 func setDefaultLog(log *slog.Logger) { slog.SetDefault(slog.New(discreet{log.Handler()})) }
 
-// discreet leaves out of messages what they quote: of net/http's that are bytes
-// of an origin's, perhaps of an answer.
+// discreet removes quoted text from messages, because net/http quotes bytes that an
+// origin has sent, which may be part of an answer.
 type discreet struct{ slog.Handler }
 
 // Handle implements slog.Handler.

@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 )
 
-// TestNoTerminalObeysTheLog: what others send is quoted in attributes, errors and
-// messages.
+// TestNoTerminalObeysTheLog: attributes, errors and messages may quote text that others
+// have sent.
 func TestNoTerminalObeysTheLog(t *testing.T) {
 	var out bytes.Buffer
 	log := newLog(&out, slog.LevelInfo)
@@ -31,11 +31,11 @@ func TestNoTerminalObeysTheLog(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysACommand: what a command says quotes its arguments and the
+// TestNoTerminalObeysACommand: the output of a command quotes its arguments and the
 // policy.
 func TestNoTerminalObeysACommand(t *testing.T) {
 	for i, text := range audittest.Obeyed() {
-		if strings.ContainsRune(text, 0) { // is in no argument
+		if strings.ContainsRune(text, 0) { // no argument of a process can have it
 			continue
 		}
 		quoted, err := json.Marshal(text)
@@ -54,7 +54,7 @@ func TestNoTerminalObeysACommand(t *testing.T) {
 			{"policy", "lint", bad},
 			{"policy", "lint", bad, "-o", "json"},
 		}
-		if i%16 == 0 { // they have nothing of their own
+		if i%16 == 0 { // these runs depend on the argument only
 			runs = append(runs, []string{"policy", "lint", text}, []string{"--" + text}, []string{text}, []string{"policy", text}, []string{"policy", "check", text},
 				[]string{"serve", "--config", text}, []string{"policy", "lint", "-o", text}, []string{"policy", "lint", "--trust-domain", text})
 		}
@@ -72,7 +72,8 @@ func TestTheLogQuotesNoOrigin(t *testing.T) {
 	t.Cleanup(func() { slog.SetDefault(before) })
 	var out bytes.Buffer
 	setDefaultLog(slog.New(slog.NewTextHandler(&out, nil)))
-	// What net/http prints with package log, which goes to the default, too.
+	// net/http logs this message with package log, whose output is the default log as
+	// well.
 	const text = `Unsolicited response received on idle HTTP channel starting with "a secret"; err=<nil>`
 	if err := slog.Default().Handler().Handle(t.Context(), slog.NewRecord(time.Time{}, slog.LevelInfo, text, 0)); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
-// Command exeat is an authenticated egress gateway: it knows each caller by
-// its SPIFFE identity, lets out only what that identity's allowlist names, says
-// why it refused, and records every decision.
+// Command exeat is an authenticated egress gateway: it identifies each caller by its
+// SPIFFE identity, allows only the destinations on that identity's allowlist, tells the
+// caller why it refused, and records every decision.
 package main
 
 import (
@@ -18,12 +18,12 @@ import (
 
 // Exit codes.
 const (
-	exitNo    = 1 // the answer is no: denied, a check failed, a lint error
+	exitNo    = 1 // the answer is no: a request is denied, a check failed, a policy has an error
 	exitUsage = 2 // wrong use or a broken configuration
 )
 
-// answerNo is an error whose text has been printed: the command worked, and
-// its answer is no.
+// errAnswerNo means that the command worked and that its answer is no. The text has
+// been printed already.
 var errAnswerNo = errors.New("the answer is no")
 
 func main() {
@@ -32,7 +32,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the whole program but for the process around it.
+// run is the program without the exit of the process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -69,14 +69,14 @@ Exit codes: 0 good, 1 the answer is no, 2 wrong use or a broken configuration.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(newHelp())
-	// What only holds others can be run, for its help and its errors, but is no
-	// way to use it.
+	// A command that only has subcommands can be run for its help and its errors, but
+	// help should not show that as a way to use it.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.AddCommand(newDemo(), newServe(), newPolicy(), newAuthority(), newVersion())
 	return root
 }
 
-// newHelp is the same as --help; a command that does not exist is an error.
+// newHelp prints the same as --help; the name of an unknown command is an error.
 func newHelp() *cobra.Command {
 	return &cobra.Command{
 		Use:     "help [COMMAND]",
@@ -92,7 +92,7 @@ func newHelp() *cobra.Command {
 	}
 }
 
-// group is what a command does that only holds others: it prints its help.
+// group runs a command that only has subcommands: it prints the help.
 func group(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
@@ -105,7 +105,7 @@ func group(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q for %q: %s", args[0], cmd.CommandPath(), hint)
 }
 
-// noArgs refuses arguments, which are most of the time a forgotten flag.
+// noArgs refuses arguments. Most of the time they belong to a forgotten flag.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

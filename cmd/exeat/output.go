@@ -20,9 +20,9 @@ const (
 	outputJSON = "json"
 )
 
-// visible writes what a command says: arguments, files and policies are quoted in
-// it. Lines stay lines; of what else a terminal obeys nothing is left, and JSON
-// means the same. A character must be written whole.
+// visible escapes the output of a command, which quotes arguments, files and policies.
+// It keeps line feeds and escapes every other character that a terminal obeys, which
+// does not change the meaning of JSON. Each character must be within one Write.
 type visible struct{ w io.Writer }
 
 // Write implements io.Writer.
@@ -51,7 +51,7 @@ func checkOutput(output string) error {
 	return nil
 }
 
-// require makes a command ask for flags that it cannot do without.
+// require makes flags of a command mandatory.
 func require(cmd *cobra.Command, names ...string) {
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		var missing []string
@@ -67,19 +67,19 @@ func require(cmd *cobra.Command, names ...string) {
 	}
 }
 
-// flagError says where the flags of a command are explained.
+// flagError adds to an error where the flags of the command are explained.
 func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 }
 
-// outliveReaders makes a write to a pipe without a reader an error, as it is on
-// any other descriptor, for commands that run until they are told to stop. By
-// default the first one to standard output or error ends the process (SIGPIPE),
-// which is right for a command that prints and ends.
+// outliveReaders makes a write to a pipe without a reader return an error, as on any
+// other descriptor, for commands that run until they are told to stop. By default the
+// first such write to standard output or error ends the process (SIGPIPE), which is
+// right for a command that prints and ends.
 func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
 
-// courtesy is an output that is for who reads it: without a reader, what is
-// written to it is nobody's loss.
+// courtesy is an output for a reader who may have left. Without a reader, writes
+// succeed and have no effect.
 type courtesy struct{ io.Writer }
 
 // Write implements io.Writer.

@@ -27,7 +27,7 @@ func newPolicy() *cobra.Command {
 	return cmd
 }
 
-// defaultPolicy is the policy of a command that names none.
+// defaultPolicy is the policy of a command without --policy.
 const defaultPolicy = "policy.yaml"
 
 func newPolicyLint() *cobra.Command {
@@ -77,8 +77,8 @@ func policyOptions(output, trustDomain string) (policyfile.Options, error) {
 	return opts, nil
 }
 
-// loadPolicy loads the policy at paths; the error says, in named, how paths are
-// named to the command.
+// loadPolicy loads the policy at paths; named says, in the error, how a command names a
+// policy.
 func loadPolicy(opts policyfile.Options, paths []string, named string) (*allowlist.Policy, error) {
 	policy, err := policyfile.Load(opts, paths...)
 	switch {
@@ -90,7 +90,7 @@ func loadPolicy(opts policyfile.Options, paths []string, named string) (*allowli
 	return policy, err
 }
 
-// finding is one error of a policy, as --output json prints it.
+// finding is one error of a policy, in the form of --output json.
 type finding struct {
 	File    string `json:"file"`
 	Line    int    `json:"line"`
@@ -131,7 +131,8 @@ func printLint(w io.Writer, policy *allowlist.Policy, errs strictyaml.Errors) er
 	return err
 }
 
-// versions names a policy, and who is in quarantine if anybody is.
+// versions returns the version of a policy, and that of the quarantine list if there is
+// one.
 func versions(policy, quarantine string) string {
 	text := "policy " + policy
 	if quarantine != "" {

@@ -17,7 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
-// checkFlags are the flags of policy check.
+// checkFlags holds the flags of policy check.
 type checkFlags struct {
 	output, trustDomain  string
 	policies             []string
@@ -87,13 +87,13 @@ func (f *checkFlags) run(w io.Writer) error {
 	return nil
 }
 
-// question is what policy check asks: for a destination, or for a name if it
-// has a type.
+// question is the request that policy check decides: one for a destination, or a DNS
+// query if it has a type.
 type question struct {
 	allowlist.Request
 
 	qtype allowlist.QueryType
-	text  string // what for
+	text  string // the request as text
 }
 
 func (f *checkFlags) question() (q question, err error) {
@@ -123,7 +123,7 @@ func (f *checkFlags) question() (q question, err error) {
 	return q, err
 }
 
-// name makes it a DNS query.
+// name makes the request a DNS query.
 func (f *checkFlags) name(q *question) (err error) {
 	if q.Dest.Host, err = allowlist.ParseHost(f.dest); err != nil || q.Dest.Host.IsAddr() {
 		return fmt.Errorf("--dest %s: %w: with --type write a name without a port", f.dest, allowlist.ErrHost)
@@ -136,7 +136,7 @@ func (f *checkFlags) name(q *question) (err error) {
 	return nil
 }
 
-// plain makes it a plain request, read as the gateway reads one.
+// plain makes the request a plain one, parsed as the gateway does.
 func (f *checkFlags) plain(q *question) error {
 	q.Method = cmp.Or(f.method, http.MethodGet)
 	if !allowlist.IsMethod(strings.ToUpper(q.Method)) || strings.EqualFold(q.Method, http.MethodConnect) {
@@ -159,18 +159,18 @@ func (f *checkFlags) plain(q *question) error {
 	return nil
 }
 
-// answered is what a policy says to a question.
+// answered is the answer of a policy to a question.
 type answered struct {
-	decision allowlist.Decision // of a query: what is printed of it
-	allowed  bool               // that a special name is observed does not allow it
+	decision allowlist.Decision // for a query only the fields that are printed are set
+	allowed  bool               // false for a special name that is only observed
 	remedy   allowlist.Remedy
 }
 
-// ask asks a policy.
+// ask makes a policy decide the request.
 func (q *question) ask(p *allowlist.Policy) answered {
 	if q.qtype == 0 {
 		d := p.Decide(q.Request)
-		return answered{d, d.Allowed(), d.Remedy(max(d.Reason, d.WouldReason))} // one of them is none
+		return answered{d, d.Allowed(), d.Remedy(max(d.Reason, d.WouldReason))} // one of the two is NoReason
 	}
 	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
 	d := allowlist.Decision{Request: q.Request, Outcome: name.Outcome}

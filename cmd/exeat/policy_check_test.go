@@ -25,8 +25,8 @@ quarantine:
   - id: spiffe://td.example/legacy
 `
 
-// TestPolicyCheck asks for a tunnel, a plain request and a name: what is offered
-// opens that and no more.
+// TestPolicyCheck decides tunnels, plain requests and names. The rule that is offered
+// allows exactly what was asked for.
 func TestPolicyCheck(t *testing.T) {
 	policy := write(t, "policy.yaml", checkPolicy)
 	ask := func(dest string, more ...string) []string {
@@ -40,7 +40,7 @@ func TestPolicyCheck(t *testing.T) {
 		name string
 		args []string
 		code int
-		says string // all of it, of standard output or of the error
+		says string // all of standard output, or of the error
 	}{
 		{"a plain request", ask("www.example:80", "--method", "HEAD", "--path", "/public/x?y=%20"), 0, "allow: " + builder + " to HEAD http://www.example:80/public/x, rule the-site at policy.yaml:10\n"},
 		{"GET unless written", ask("www.example:80", "--path", "/public/x"), 0, "allow: " + builder + " to GET http://www.example:80/public/x, rule the-site at policy.yaml:10\n"},

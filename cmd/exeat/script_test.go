@@ -16,14 +16,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain makes this test binary the program, too, when a script runs exeat.
+// TestMain also makes this test binary the program, when a script runs exeat.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"exeat": main})
 }
 
-// TestScripts runs the command line as a shell does: processes, exit codes, what
-// is on standard output and what on standard error, files and signals. Beside the
-// commands of package testscript there are those of scriptCommands.
+// TestScripts runs the command line as a shell does: with processes, exit codes,
+// standard output and standard error, files and signals. Scripts have the commands of
+// package testscript and those of scriptCommands.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -35,11 +35,11 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// started is a program that runs beside a script.
+// started is a program that runs in the background of a script.
 type started struct {
 	*exec.Cmd
 
-	ended chan struct{} // closed when it has ended
+	ended chan struct{} // closed after the program has ended
 }
 
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
@@ -53,9 +53,9 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	}
 }
 
-// exits CODE PROGRAM ARGUMENTS... runs a program, which must have the exit code.
-// What it writes is there for stdout and stderr. Wrong use, which is code 2, is
-// one line on standard error that begins with exeat:, and nothing else.
+// exits CODE PROGRAM ARGUMENTS... runs a program, which must end with the exit code.
+// The commands stdout and stderr see its output. If the code is 2, wrong use, the
+// output must be one line on standard error that begins with exeat:.
 func exits(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
@@ -68,7 +68,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// exitCode is that of a program that has ended with an error.
+// exitCode returns the exit code of a program that has ended with an error.
 func exitCode(ts *testscript.TestScript, err error) int {
 	if err == nil {
 		return 0
@@ -80,10 +80,10 @@ func exitCode(ts *testscript.TestScript, err error) int {
 	return exit.ExitCode()
 }
 
-// mistakes DIRECTORY CODE PROGRAM ARGUMENTS... runs a program once for each file of
-// a directory, with the file as its last argument. The file begins with the lines
-// that the program must print, as comments, without the file's name; they are all
-// that it prints but for what is about no line of the file.
+// mistakes DIRECTORY CODE PROGRAM ARGUMENTS... runs a program once for each file of a
+// directory, with the file as its last argument. The file begins with comments that are
+// the lines which the program must print, without the file's name. Besides these the
+// program may print only lines that are about no line of the file.
 func mistakes(ts *testscript.TestScript, _ bool, args []string) {
 	files, err := filepath.Glob(ts.MkAbs(args[0]) + "/*")
 	ts.Check(err)
@@ -109,8 +109,8 @@ func mistakes(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// start NAME PROGRAM ARGUMENTS... starts a program, which writes to NAME.out and
-// NAME.err.
+// start NAME PROGRAM ARGUMENTS... starts a program in the background. Its output goes
+// to NAME.out and NAME.err.
 func start(ts *testscript.TestScript, _ bool, args []string) {
 	s := &started{exec.Command(args[1], args[2:]...), make(chan struct{})}
 	s.Dir = ts.MkAbs(".")
@@ -124,7 +124,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(s.Start())
 	go func() {
 		defer close(s.ended)
-		_ = s.Wait() // ended looks at the state
+		_ = s.Wait() // the command ended reads the state
 		for _, f := range files {
 			_ = f.Close()
 		}
@@ -140,12 +140,12 @@ func startedBy(ts *testscript.TestScript) map[string]*started {
 	return ts.Value("started").(map[string]*started)
 }
 
-// signalTo NAME SIGNAL sends a signal to a program that was started.
+// signalTo NAME SIGNAL sends a signal to a program in the background.
 func signalTo(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(startedBy(ts)[args[0]].Process.Signal(map[string]os.Signal{"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[args[1]]))
 }
 
-// ended NAME CODE waits until a program that was started has ended, with a code.
+// ended NAME CODE waits until a program in the background has ended with an exit code.
 func ended(ts *testscript.TestScript, _ bool, args []string) {
 	s := startedBy(ts)[args[0]]
 	select {

@@ -70,7 +70,8 @@ func serve(cmd *cobra.Command, path string) error {
 	lines := process.NewLogWriter(cmd.ErrOrStderr())
 	defer lines.Close()
 	log := newLog(lines, slog.LevelInfo)
-	// From here on: its default would end the process while it starts.
+	// From here on, because the default action of SIGHUP would end the process during
+	// the start.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -80,7 +81,7 @@ func serve(cmd *cobra.Command, path string) error {
 		Version: version(), Stdout: cmd.OutOrStdout(), Getenv: os.Getenv, Log: log, LogFailing: lines.Failing,
 	})
 	switch {
-	case err != nil && ctx.Err() != nil: // what it was about to do has become unneeded
+	case err != nil && ctx.Err() != nil: // whatever failed is not needed any more
 		log.LogAttrs(ctx, slog.LevelInfo, "stopped before anything was served", slog.Any("cause", err))
 		return nil
 	case err != nil:
@@ -94,7 +95,7 @@ func serve(cmd *cobra.Command, path string) error {
 	return nil
 }
 
-// openProcess reads a configuration file, logs its warnings and opens what it names.
+// openProcess reads a configuration file, logs its warnings and opens the process.
 func openProcess(cmd *cobra.Command, path string, opts process.Options) (*process.Process, error) {
 	cfg, err := loadConfig(cmd.Context(), path)
 	if err != nil {
@@ -107,12 +108,12 @@ func openProcess(cmd *cobra.Command, path string, opts process.Options) (*proces
 	return process.Open(cmd.Context(), cfg, opts)
 }
 
-// loadConfig reads a configuration file, until the context is done.
+// loadConfig reads a configuration file. It gives up when the context is done.
 func loadConfig(ctx context.Context, path string) (config.Config, error) {
 	return process.Until(ctx, func() (config.Config, error) { return config.Load(path) })
 }
 
-// checkServe reads what a start reads and prints what would come into force.
+// checkServe reads everything that a start reads and prints what would come into force.
 func checkServe(cmd *cobra.Command, path string) error {
 	ctx, w := cmd.Context(), visible{cmd.OutOrStdout()}
 	cfg, err := loadConfig(ctx, path)
@@ -143,7 +144,7 @@ func checkServe(cmd *cobra.Command, path string) error {
 	return err
 }
 
-// addressText is an address as the configuration writes it.
+// addressText returns an address in the form of the configuration.
 func addressText(addr net.Addr) string {
 	if addr.Network() == "unix" {
 		return "unix:" + addr.String()

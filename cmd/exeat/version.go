@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// versionText is set by the release build (-ldflags -X); otherwise the module
-// version that the Go tool stamps in is used.
+// versionText is set by the release build (-ldflags -X); otherwise the version is the
+// module version that the Go tool has recorded in the binary.
 var versionText string //nolint:gochecknoglobals // the linker can set nothing else
 
 func version() string {
