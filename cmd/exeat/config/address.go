@@ -9,8 +9,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// address is HOST:PORT with a literal host, so that nothing depends on a name
-// being looked up at start; port 0 asks for a free one.
+// address returns HOST:PORT with an IP address, so that no name must be looked up at
+// start, or unix: with a path. Port 0 means a free port.
 func (d directory) address(n *strictyaml.Node) string {
 	text, ok := n.Text()
 	if !ok {
@@ -34,13 +34,13 @@ func (d directory) address(n *strictyaml.Node) string {
 	return d.note(n, text)
 }
 
-// occupied is an address that a listener has in the configuration.
+// occupied is an address of a listener in the configuration.
 type occupied struct{ listener, address string }
 
-// occupy takes an address for a listener, and refuses one that the system would not
-// give to both that listener and another one.
+// occupy adds a listener's address, and refuses one that the system would not give to
+// this listener beside another one.
 func (p *parser) occupy(n *strictyaml.Node, listener, address string) {
-	if n == nil || address == "" { // an error already
+	if n == nil || address == "" { // there is an error already
 		return
 	}
 	for _, other := range p.occupied {
@@ -52,7 +52,7 @@ func (p *parser) occupy(n *strictyaml.Node, listener, address string) {
 	p.occupied = append(p.occupied, occupied{listener, address})
 }
 
-// exclude reports whether only one of two addresses can be listened on at a time.
+// exclude reports whether two addresses cannot be listened on at the same time.
 func exclude(a, b string) bool {
 	pathA, unixA := strings.CutPrefix(a, "unix:")
 	pathB, unixB := strings.CutPrefix(b, "unix:")
@@ -68,8 +68,8 @@ func exclude(a, b string) bool {
 	return x == y || covers(x, y) || covers(y, x)
 }
 
-// covers reports whether a listener at an address has another one, too: 0.0.0.0
-// every one of IPv4, and [::] every one.
+// covers reports whether a listener on the address every also listens on the address
+// one: 0.0.0.0 covers every IPv4 address, and [::] every address.
 func covers(every, one netip.Addr) bool {
 	return every.IsUnspecified() && (every.Is6() || one.Is4())
 }

@@ -1,9 +1,9 @@
-// Package config reads the gateway's configuration file: YAML, version 1, as
-// strict as the policy. [Load] returns typed values with every default filled
-// in, or all errors of the file, each with its place.
+// Package config reads the gateway's configuration file: YAML, version 1, as strict as
+// the policy. [Load] returns typed values with every default set, or all errors of the
+// file, each with its place.
 //
-// It opens nothing but that file: certificates and policies are read by those
-// who use them.
+// It opens no other file: certificates and policies are read by the packages that use
+// them.
 package config
 
 import (
@@ -28,51 +28,51 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// The defaults that no other package has.
+// The defaults that are not constants of another package.
 const (
 	defaultDrainDelay   = 5 * time.Second
 	defaultDrainTimeout = 15 * time.Second
 )
 
-// Config is a whole configuration. Paths are absolute or relative to the
-// working directory of the process.
+// Config is a whole configuration. Paths are absolute or relative to the working
+// directory of the process.
 type Config struct {
-	// Gateway is what the gateway itself is told, without its parts and listeners.
+	// Gateway is the configuration of the gateway, without its parts and listeners.
 	Gateway   gateway.Config
 	Listeners []Listener
 
-	// Identity and WorkloadAPI, the address of a Workload API socket, are two
-	// sources of the gateway's identity; neither is set when no listener needs
+	// Identity and WorkloadAPI, the address of a Workload API socket, are the two
+	// possible sources of the gateway's identity; neither is set if no listener needs
 	// one.
 	Identity    *identity.FileConfig
 	WorkloadAPI string
 
 	Policy []string
-	// PolicyPoll is the time between looks at the files without any event;
-	// negative is never.
+	// PolicyPoll is the time after which the policy files are read without an event;
+	// negative means never.
 	PolicyPoll time.Duration
 
-	// MetricIdentities is how many identities get a series of their own; zero
-	// is none.
+	// MetricIdentities bounds the identities that have a series of their own; zero
+	// means none.
 	MetricIdentities int
 
 	Resolver resolve.Config
 
-	// FitConnections and FitDNSConnections say that the bounds on connections for
-	// requests and for queries are not written: they are lowered to what there are
-	// file descriptors for.
+	// FitConnections and FitDNSConnections say that the file does not set the bounds on
+	// connections for requests and for queries, so that they are lowered to the number
+	// that the file descriptors allow.
 	FitConnections, FitDNSConnections bool
 
-	// Records are the sinks of records, at least one.
+	// Records are the sinks of records. There is at least one.
 	Records []RecordSink
-	// RecordsRequired refuses what cannot be recorded.
+	// RecordsRequired makes the gateway refuse requests that it cannot record.
 	RecordsRequired bool
-	// Collapse merges identical denials within this time; zero is never.
+	// Collapse merges identical denials within this time; zero means never.
 	Collapse time.Duration
 
-	// Places says where the paths above stand in the file.
+	// Places says where the file has the paths above.
 	Places Places
-	// Warnings are what is no error, and most likely not what was meant.
+	// Warnings are about settings that are valid, but most likely not what was meant.
 	Warnings strictyaml.Errors
 }
 
@@ -80,20 +80,21 @@ type Config struct {
 type Listener struct {
 	gateway.Listener
 
-	// WebCertificate and WebKey, if not "", are presented instead of the SVID.
+	// WebCertificate and WebKey are paths of a certificate that is presented instead of
+	// the SVID; "" means the SVID.
 	WebCertificate, WebKey string
 }
 
-// RecordSink is one place that records go to.
+// RecordSink configures a place that records go to.
 type RecordSink struct {
 	Name string
-	// File is a path; "" is standard output. Not with OTLP.
+	// File is a path; "" means standard output. It is not set with OTLP.
 	File string
-	// OTLP sends records as OpenTelemetry logs, by the OTEL_* variables.
+	// OTLP sends records as OpenTelemetry logs, as the OTEL_* variables say.
 	OTLP   bool
 	Format Format
 	Only   Selection
-	// Rotate is how the file is rotated; zero is not.
+	// Rotate says when the file is rotated; zero means never.
 	Rotate file.Rotation
 }
 
@@ -107,17 +108,17 @@ const (
 	ECS
 )
 
-// Selection is which records a sink takes.
+// Selection says which records a sink keeps.
 type Selection uint8
 
-// The selections. Denials are all decisions that are not allowed, and what
-// ended tunnels because it was no longer allowed.
+// The selections. Denials are all decisions other than allow, and the records of
+// tunnels that ended because they were no longer allowed.
 const (
 	Everything Selection = iota
 	Denials
 )
 
-// Defaults returns a configuration with every default and nothing else.
+// Defaults returns a configuration that has only defaults.
 func Defaults() Config {
 	return Config{
 		Records:    []RecordSink{{Name: "stdout"}},
@@ -150,11 +151,11 @@ func Defaults() Config {
 	}
 }
 
-// Load reads a configuration file. Relative paths in it are relative to its
-// directory. The error is that of reading it, or a strictyaml.Errors with
-// every error of the file.
+// Load reads a configuration file. Relative paths in it are relative to its directory.
+// The error is an error of reading, or a strictyaml.Errors with every error of the
+// file.
 func Load(path string) (Config, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // G304: the file that the operator named
+	data, err := os.ReadFile(path) //nolint:gosec // G304: the operator chose the path
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %w (--config names the file)", err)
 	}

@@ -306,7 +306,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestOneMistakeIsOneError: what follows from a mistake is not told beside it.
+// TestOneMistakeIsOneError: no error is reported for what only follows from another
+// error.
 func TestOneMistakeIsOneError(t *testing.T) {
 	listener := func(more string) string {
 		return "listeners: [{name: a, address: 127.0.0.1:1, " + more + "}]\n"
@@ -359,8 +360,8 @@ func TestLoadNamesTheFile(t *testing.T) {
 	}
 }
 
-// TestExclude asks the system, too: what the configuration refuses, it would refuse,
-// and nothing else.
+// TestExclude compares exclude with the system: the configuration refuses exactly those
+// pairs that the system refuses.
 func TestExclude(t *testing.T) {
 	hosts := []string{"127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]"}
 	for _, a := range hosts {

@@ -7,15 +7,16 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// key is a key that a mapping may have, and what reads its value.
+// key is a key that a mapping may have, with the function that reads its value.
 type key struct {
 	name string
 	read func(*strictyaml.Node)
 }
 
-// readKeys reads the value of each key of a mapping, in the order of the file,
-// and returns the values by key: nil for what is no mapping or has no keys, which
-// is an error already. Its keys stand in the order in which messages list them.
+// readKeys reads the value of each key of a mapping, in the order of the file, and
+// returns the values by key. It returns nil if the node is not a mapping or has no
+// keys, which is an error already. Messages list the keys in the order of the
+// arguments.
 func readKeys(n *strictyaml.Node, keys ...key) map[string]*strictyaml.Node {
 	read, names := make(map[string]func(*strictyaml.Node), len(keys)), make([]string, len(keys))
 	for i, k := range keys {
@@ -36,18 +37,18 @@ func readKeys(n *strictyaml.Node, keys ...key) map[string]*strictyaml.Node {
 	return there
 }
 
-// mapping returns what reads a mapping with these keys.
+// mapping returns a function that reads a mapping with these keys.
 func mapping(keys ...key) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) { readKeys(n, keys...) }
 }
 
-// compared returns what reads a mapping with these keys, and then calls compare
-// with the values by key.
+// compared returns a function that reads a mapping with these keys, and then calls
+// compare with the values by key.
 func compared(compare func(there map[string]*strictyaml.Node), keys ...key) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) { compare(readKeys(n, keys...)) }
 }
 
-// duration returns what reads a time.
+// duration returns a function that reads a time.
 func duration(into *time.Duration) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		if d, ok := n.Duration(); ok {
@@ -56,7 +57,8 @@ func duration(into *time.Duration) func(*strictyaml.Node) {
 	}
 }
 
-// orNever returns what reads a time of which zero is never: -1.
+// orNever returns a function that reads a time. It stores -1, which means never, for
+// zero.
 func orNever(into *time.Duration) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		if duration(into)(n); *into == 0 {
@@ -65,7 +67,7 @@ func orNever(into *time.Duration) func(*strictyaml.Node) {
 	}
 }
 
-// positive returns what reads a time above zero.
+// positive returns a function that reads a time above zero.
 func positive(into *time.Duration) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		d, ok := n.Duration()
@@ -79,7 +81,7 @@ func positive(into *time.Duration) func(*strictyaml.Node) {
 	}
 }
 
-// number returns what reads a number from least to most.
+// number returns a function that reads a number from least to most.
 func number(into *int, least, most int) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		if i, ok := n.Int(least, most); ok {
@@ -88,20 +90,20 @@ func number(into *int, least, most int) func(*strictyaml.Node) {
 	}
 }
 
-// word returns what reads any text.
+// word returns a function that reads any text.
 func word(into *string) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) { *into, _ = n.Text() }
 }
 
-// boolean returns what reads true or false.
+// boolean returns a function that reads true or false.
 func boolean(into *bool) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) { *into, _ = n.Bool() }
 }
 
-// directory is that of the configuration file, which relative paths begin at.
+// directory is the directory of the configuration file, to which paths are relative.
 type directory struct {
 	name   string
-	places Places // of the paths that were read
+	places Places // places of the paths that were read
 }
 
 func (d directory) join(path string) string {
@@ -111,18 +113,18 @@ func (d directory) join(path string) string {
 	return filepath.Join(d.name, path)
 }
 
-// read returns the path that a text means, and notes its place.
+// read returns a path relative to the directory, and stores its place.
 func (d directory) read(n *strictyaml.Node, text string) string {
 	return d.note(n, d.join(text))
 }
 
-// note notes a place of a path or an address, which it returns.
+// note adds a place of a path or an address, and returns the path or the address.
 func (d directory) note(n *strictyaml.Node, what string) string {
 	d.places[what] = append(d.places[what], Place{n.Pos(), n.Name()})
 	return what
 }
 
-// path returns what reads a path.
+// path returns a function that reads a path.
 func (d directory) path(into *string) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		if text, ok := n.Text(); ok {
@@ -131,7 +133,7 @@ func (d directory) path(into *string) func(*strictyaml.Node) {
 	}
 }
 
-// paths returns what reads one or more paths.
+// paths returns a function that reads one or more paths.
 func (d directory) paths(into *[]string) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		var paths []string

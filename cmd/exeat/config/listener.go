@@ -46,12 +46,12 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 		}},
 	)
 	if there == nil {
-		return l // an error already
+		return l // there is an error already
 	}
 	if there["name"] == nil {
 		n.Errorf("the listener has no name: records name it")
 	}
-	if there["address"] == nil { // a wrong one is an error already
+	if there["address"] == nil { // an address that is not valid is an error already
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
 	}
 	if (l.Identity == gateway.Fixed) != (there["id"] != nil) {
@@ -74,13 +74,13 @@ func identityKind(n *strictyaml.Node) gateway.IdentityKind {
 	return gateway.MTLS
 }
 
-// check is what no single field can know.
+// check checks the fields of a listener against each other.
 func (l *Listener) check(n *strictyaml.Node) {
 	if l.Name == gateway.AdminName {
 		n.Errorf("%q is the name of the admin listener in records and metrics: choose another one", l.Name)
 	}
 	if l.Address == "" {
-		return // an error already
+		return // there is an error already
 	}
 	unix := strings.HasPrefix(l.Address, "unix:")
 	if l.SocketMode != 0 && !unix {
@@ -160,7 +160,7 @@ func protocol(n *strictyaml.Node) gateway.Protocol {
 	return gateway.Connect
 }
 
-// sources reads ranges of addresses and the identities that they stand for.
+// sources reads ranges of addresses and the identities of their callers.
 func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
 	ranges := map[netip.Prefix]spiffeid.ID{}
 	for key, v := range n.Fields() {
@@ -175,7 +175,8 @@ func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
 	return ranges
 }
 
-// checkProtocol sees to it that the listener's callers can have the identity.
+// checkProtocol checks that the protocol's callers can have the listener's kind of
+// identity.
 func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 	if l.Protocol == gateway.Connect {
 		if l.Identity == gateway.SourceMap {
@@ -204,13 +205,13 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 	}
 }
 
-// needsIdentity reports whether the gateway needs an identity of its own for
-// the listener.
+// needsIdentity reports whether the gateway needs an identity of its own for the
+// listener.
 func (l *Listener) needsIdentity() bool {
 	return l.Identity == gateway.MTLS || l.Identity == gateway.Self
 }
 
-// dnsLimits returns what reads the bounds of the DNS listeners.
+// dnsLimits returns a function that reads the bounds of the DNS listeners.
 func dnsLimits(c *Config) func(*strictyaml.Node) {
 	const most = 1 << 30
 	d := &c.Gateway.DNS

@@ -11,12 +11,12 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// adminListener is what messages call the admin listener.
+// adminListener is the name of the admin listener in messages.
 const adminListener = "admin"
 
-// Own returns the name of the listener that has an address, "" if none has: one
-// on an unspecified address has every address of this host. One that asks for a
-// free port is not known by it.
+// Own returns the name of the listener that has an address, or "" if there is none. A
+// listener on an unspecified address has every address of this host. One with port 0 is
+// not found.
 func (c *Config) Own(at netip.AddrPort) string {
 	at = netip.AddrPortFrom(at.Addr().WithZone(""), at.Port())
 	for name, address := range c.addresses() {
@@ -26,11 +26,11 @@ func (c *Config) Own(at netip.AddrPort) string {
 		}
 		every := listener.Addr().Unmap().IsUnspecified()
 		if every && listener.Addr().Unmap().Is4() && at.Addr().Unmap().Is6() && !at.Addr().IsUnspecified() {
-			continue // it is IPv4 only
+			continue // that listener is for IPv4 only
 		}
 		local := allowlist.Local{Listeners: []netip.AddrPort{listener}}
 		if every {
-			local.Addresses, _ = HostAddresses() // what is not known is still what it was written as
+			local.Addresses, _ = HostAddresses() // after an error the listener's own address still counts
 		}
 		if allowlist.NewClassifier(local).IsListener(at) {
 			return name
@@ -39,8 +39,8 @@ func (c *Config) Own(at netip.AddrPort) string {
 	return ""
 }
 
-// OwnSocket returns the name of the listener that is a unix socket at a path, ""
-// if none is.
+// OwnSocket returns the name of the listener that is a unix socket at a path, or "" if
+// there is none.
 func (c *Config) OwnSocket(path string) string {
 	wanted, err := filepath.Abs(path)
 	if err != nil {
@@ -55,7 +55,7 @@ func (c *Config) OwnSocket(path string) string {
 	return ""
 }
 
-// OwnPort reports whether a listener has a port, at whatever address.
+// OwnPort reports whether a listener has a port, at any address.
 func (c *Config) OwnPort(port uint16) bool {
 	for _, address := range c.addresses() {
 		if at, err := netip.ParseAddrPort(address); err == nil && port != 0 && at.Port() == port {
@@ -65,7 +65,7 @@ func (c *Config) OwnPort(port uint16) bool {
 	return false
 }
 
-// addresses yields name and address of every listener.
+// addresses yields the name and address of every listener.
 func (c *Config) addresses() iter.Seq2[string, string] {
 	return func(yield func(name, address string) bool) {
 		for _, l := range c.Listeners {

@@ -25,7 +25,7 @@ func TestOwn(t *testing.T) {
 	for at, want := range map[string]string{
 		"127.0.0.1:3128":          "one",
 		"[::ffff:127.0.0.1]:3128": "one",
-		"0.0.0.0:3128":            "one", // to dial it is to dial this host
+		"0.0.0.0:3128":            "one", // dialling 0.0.0.0 reaches this host
 		"[::]:3128":               "one",
 		"127.0.0.2:3128":          "",
 		"[::1]:3128":              "",

@@ -14,20 +14,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
-// minPoll is the shortest time between looks at the policy files.
+// minPoll is the shortest time between two readings of the policy files.
 const minPoll = time.Second
 
-// parser fills a Config from the nodes of one file.
+// parser fills a Config from the nodes of a file.
 type parser struct {
 	Config
 	dir  directory
 	errs strictyaml.Errors
 
-	occupied []occupied // addresses of the listeners so far
+	occupied []occupied // addresses of the listeners read so far
 }
 
-// Parse reads a configuration from memory; path names it in errors and is what
-// relative paths are relative to.
+// Parse reads a configuration from memory. path names it in errors, and paths in it are
+// relative to path's directory.
 func Parse(path string, data []byte) (Config, error) {
 	p := &parser{Config: Defaults(), dir: directory{filepath.Dir(path), Places{}}}
 	p.Places = p.dir.places
@@ -107,7 +107,7 @@ func (p *parser) identity(n *strictyaml.Node) {
 	agent, dir := there["workload_api"] != nil, there["dir"] != nil
 	certificate, key, bundle := there["certificate"] != nil, there["key"] != nil, there["bundle"] != nil
 	switch {
-	case there == nil: // an error already
+	case there == nil: // there is an error already
 	case agent && (dir || certificate || key || bundle || there["bundles"] != nil):
 		n.Errorf("workload_api stands alone: its bundles come with it")
 	case agent:
@@ -119,7 +119,8 @@ func (p *parser) identity(n *strictyaml.Node) {
 	}
 }
 
-// policy is a path, a list of paths, or keys with what to do at a reload.
+// policy reads a path, a list of paths, or a mapping with paths and settings of
+// reloads.
 func (p *parser) policy(n *strictyaml.Node) {
 	if !n.IsMapping() {
 		p.dir.paths(&p.Policy)(n)
@@ -135,15 +136,15 @@ func (p *parser) policy(n *strictyaml.Node) {
 	}
 }
 
-// poll reads how often the files are looked at; zero is never.
+// poll reads how often the files are read without an event; zero means never.
 func (p *parser) poll(n *strictyaml.Node) {
 	if orNever(&p.PolicyPoll)(n); p.PolicyPoll > 0 && p.PolicyPoll < minPoll {
 		n.Errorf("write at least %s, or 0s for never: changes that the system tells of are seen at once", minPoll)
 	}
 }
 
-// maxRevoke reads a share, or a mapping of a share and of how many identities may
-// lose something whatever share they are.
+// maxRevoke reads a share, or a mapping of a share and of the number of identities that
+// may always lose something.
 func (p *parser) maxRevoke(n *strictyaml.Node) {
 	m := &p.Gateway.MaxRevoke
 	m.AtLeast = live.DefaultAtLeast
@@ -192,8 +193,8 @@ func (p *parser) disclosure(n *strictyaml.Node) {
 	}
 }
 
-// prefixes reads one or more ranges of addresses; problem, if not nil, says what
-// is wrong with one.
+// prefixes reads one or more ranges of addresses. problem, if not nil, returns what is
+// wrong with a range, or "".
 func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Prefix {
 	var list []netip.Prefix
 	for item := range n.OneOrMore() {
@@ -215,7 +216,7 @@ func prefixes(n *strictyaml.Node, problem func(netip.Prefix) string) []netip.Pre
 	return list
 }
 
-// timeouts returns what reads the times.
+// timeouts returns a function that reads the timeouts.
 func timeouts(c *Config) func(*strictyaml.Node) {
 	return compared(
 		func(there map[string]*strictyaml.Node) {
@@ -235,7 +236,7 @@ func timeouts(c *Config) func(*strictyaml.Node) {
 	)
 }
 
-// fields returns what reads what becomes of the fields of plain requests.
+// fields returns a function that reads how the fields of plain requests are treated.
 func fields(c *Config) func(*strictyaml.Node) {
 	return mapping(
 		key{"via", func(v *strictyaml.Node) {
@@ -249,8 +250,8 @@ func fields(c *Config) func(*strictyaml.Node) {
 	)
 }
 
-// limits returns what reads what each source or identity may use, and all
-// together.
+// limits returns a function that reads the limits of each source, of each identity, and
+// of all together.
 func limits(c *Config) func(*strictyaml.Node) {
 	const most = 1_000_000_000
 	l := &c.Gateway.Limits
@@ -275,8 +276,8 @@ func limits(c *Config) func(*strictyaml.Node) {
 	)
 }
 
-// written returns what reads a key whose default is lowered to what fits the system,
-// and clears fit, since a number that is written stays.
+// written wraps a function that reads a key whose default is lowered to what the system
+// allows. It clears fit, because a number in the file is not lowered.
 func written(fit *bool, read func(*strictyaml.Node)) func(*strictyaml.Node) {
 	return func(n *strictyaml.Node) {
 		*fit = false

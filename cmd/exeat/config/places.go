@@ -10,8 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// Places says where in the configuration each path and each address to listen on
-// is written. Several keys may name the same path.
+// Places maps each path and each address to listen on to its places in the
+// configuration. Several keys may name the same path.
 type Places map[string][]Place
 
 // Place is a place and the last key before it.
@@ -21,11 +21,10 @@ type Place struct {
 	Key string
 }
 
-// Explain returns an error about a file or an address with the places at which the
-// configuration names it, or one of the directories above the file. An error about
-// several files is about the one that it names first. Errors that have places of
-// their own, and those that name no path of the configuration, are returned as they
-// are.
+// Explain adds to an error about a file or an address the places at which the
+// configuration names it, or names a directory above the file. If the error names
+// several files, the first one counts. Explain returns an error unchanged that has places
+// of its own, or that names no path of the configuration.
 func (p Places) Explain(err error) error {
 	var own strictyaml.Errors
 	if err == nil || errors.As(err, &own) {
@@ -44,8 +43,8 @@ func (p Places) Explain(err error) error {
 	return fmt.Errorf("%s: %w", placesText(p[named], text[:first]), err)
 }
 
-// placesText returns the places of a path as a text: those of the key that the words
-// before the path name, as in "bundle file ", and else the first one.
+// placesText returns the places of a path as text. If the words before the path name a
+// key, as in "bundle file ", only places of that key count; else the first place does.
 func placesText(all []Place, before string) string {
 	var meant []string
 	for _, at := range all {
@@ -59,8 +58,8 @@ func placesText(all []Place, before string) string {
 	return strings.Join(meant, ", ")
 }
 
-// index returns where a text has a path in it, and not only as a part of a longer
-// name; -1 if it has not.
+// index returns the index of a path in a text, where it is not merely part of a longer
+// name, or -1.
 func index(text, path string) int {
 	for from := 0; ; {
 		i := strings.Index(text[from:], path)
@@ -77,8 +76,8 @@ func index(text, path string) int {
 	}
 }
 
-// neverReached warns of a limit, at n, that is larger than that of all, which
-// whole names. A default is not warned of, since nobody has written it: n is nil.
+// neverReached warns of a limit, at n, that is larger than the limit of all together,
+// which is called whole. n is nil for a default, and then there is no warning.
 func neverReached[T cmp.Ordered](c *Config, n *strictyaml.Node, value T, whole string, most T) {
 	if n != nil && value > most {
 		c.Warnings.Add(n.Pos(), "%s: %v is never reached, since %s is %v: lower it, or remove the key", n.Name(), value, whole, most)

@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// TestPlacesOfPaths puts errors about files to the places where the files are named.
+// TestPlacesOfPaths: errors about files get the places where the files are named.
 func TestPlacesOfPaths(t *testing.T) {
 	cfg, err := Parse("/x/e.yaml", []byte(`version: 1
 identity:
@@ -80,7 +80,7 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 	}
 }
 
-// TestLimitsThatAreNeverReached are warned of where they are written.
+// TestLimitsThatAreNeverReached: the warning names the place of the limit.
 func TestLimitsThatAreNeverReached(t *testing.T) {
 	for more, want := range map[string]string{
 		"limits: {connections: 10, connections_per_source: 11}": "e.yaml:5:51: connections_per_source: 11 is never reached, since limits.connections is 10",
@@ -93,7 +93,7 @@ func TestLimitsThatAreNeverReached(t *testing.T) {
 		"dns: {lookups: 10, lookups_per_identity: 11}":          "e.yaml:5:42: lookups_per_identity: 11 is never reached, since dns.lookups is 10",
 		"dns: {lookups_per_identity: 5000}":                     "e.yaml:5:29: lookups_per_identity: 5000 is never reached, since dns.lookups is 4096",
 		"timeouts: {tunnel_idle: 13h}":                          "e.yaml:5:25: tunnel_idle: 13h0m0s is never reached, since timeouts.tunnel_max is 12h0m0s",
-		"limits: {connections: 10}":                             "", // what others have by default is less than it looks
+		"limits: {connections: 10}":                             "", // the defaults of other limits are larger, and not warned of
 		"limits: {connections: 10, connections_per_source: 10}": "",
 		"timeouts: {tunnel_max: 1m}":                            "",
 		"dns: {connections: 1, lookups: 1}":                     "",

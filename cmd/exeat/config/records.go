@@ -9,7 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/file"
 )
 
-// The bounds of a rotation: a smaller file would rotate all the time.
+// The bounds of a rotation: a file that is smaller would be rotated all the time.
 const (
 	minRotateSize  = 1 << 20
 	minRotateEvery = time.Minute
@@ -42,7 +42,7 @@ func (p *parser) records(n *strictyaml.Node) {
 func (p *parser) sinks(n *strictyaml.Node) {
 	p.Records = nil
 	names := map[string]bool{}
-	var good []RecordSink // what one with an error would be is not known
+	var good []RecordSink // sinks without an error; those with one are not complete
 	for item := range n.Items() {
 		before := len(p.errs)
 		s := p.sink(item)
@@ -85,7 +85,7 @@ func (p *parser) sink(n *strictyaml.Node) RecordSink {
 	)
 	file, format, rotate := there["file"], there["format"], there["rotate"]
 	switch {
-	case there == nil: // an error already
+	case there == nil: // there is an error already
 	case there["name"] == nil:
 		n.Errorf("the sink has no name: metrics and messages name it")
 	case (file != nil) == s.OTLP:

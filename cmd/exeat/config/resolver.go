@@ -8,27 +8,27 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// The ports of name servers that are written without one.
+// The default ports of name servers.
 const (
 	portDNS = 53
 	portDoT = 853
 )
 
-// The bounds of what may be set.
+// The bounds of some settings.
 const (
 	minCacheBytes = 1 << 20
 	maxCacheBytes = 64 << 30
 	maxNames      = 1_000_000
 )
 
-// resolverReader reads what the resolver is told.
+// resolverReader reads the settings of the resolver.
 type resolverReader struct {
 	dir   directory
-	taken map[allowlist.Host]bool               // suffixes of groups
-	asked map[netip.AddrPort][]*strictyaml.Node // servers, and where they stand
+	taken map[allowlist.Host]bool               // suffixes of the groups read so far
+	asked map[netip.AddrPort][]*strictyaml.Node // where each name server is written
 }
 
-// keys returns what reads the keys of resolver.
+// keys returns a function that reads the mapping resolver.
 func (r *resolverReader) keys(c *Config) func(*strictyaml.Node) {
 	into := &c.Resolver
 	return mapping(
@@ -50,7 +50,7 @@ func (r *resolverReader) keys(c *Config) func(*strictyaml.Node) {
 	)
 }
 
-// notNAT64 says why a prefix is none of a translator, "" if it is one.
+// notNAT64 returns why a prefix cannot be a translator's, or "" if it can.
 func notNAT64(prefix netip.Prefix) string {
 	if allowlist.IsNAT64(prefix) {
 		return ""
@@ -116,7 +116,7 @@ func (r *resolverReader) servers(n *strictyaml.Node) []resolve.Server {
 	return list
 }
 
-// server reads a name server that is written with its protocol.
+// server reads a name server in the form of a mapping, with its protocol.
 func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 	var s resolve.Server
 	protocols := 0
@@ -134,7 +134,7 @@ func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 		key{"ca", r.dir.path(&s.CA)},
 	)
 	switch {
-	case there == nil: // an error already
+	case there == nil: // there is an error already
 	case protocols != 1:
 		n.Errorf("write one of udp, tcp and dot, with the server's address")
 	case s.Protocol == resolve.DoT && there["name"] == nil:
@@ -145,7 +145,7 @@ func (r *resolverReader) server(n *strictyaml.Node) resolve.Server {
 	return s
 }
 
-// serverName is a DNS name or an address that a certificate can be for.
+// serverName reads a DNS name or an address for which a certificate can be issued.
 func serverName(n *strictyaml.Node) string {
 	text, ok := n.Text()
 	if !ok {
@@ -174,8 +174,8 @@ func (r *resolverReader) serverAddr(n *strictyaml.Node, port uint16) netip.AddrP
 	return ap
 }
 
-// checkOwn refuses a name server that is one of the listeners: the gateway would
-// ask itself. A listener may stand below in the file.
+// checkOwn refuses a name server that is one of the listeners, because the gateway
+// would query itself. It runs last, because a listener may come later in the file.
 func (r *resolverReader) checkOwn(c *Config) {
 	for at, nodes := range r.asked {
 		own := c.Own(at)
