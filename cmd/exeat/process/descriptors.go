@@ -18,33 +18,33 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// The descriptors that are kept from callers: for reading a policy, an identity
-// and certificates, for opening a record file again, and for exporters; and those
-// of the admin listener, which has a share of the limit.
+// The descriptors that callers cannot use: for reading a policy, an identity and
+// certificates, for reopening a record file, and for exporters; and those of the admin
+// listener, which get a share of the limit.
 const (
 	ownReserve      = 12
 	adminShare      = 64
 	adminLeast      = 4
-	unknownOpen     = 32 // taken for what is open where the system does not say
-	leastForCallers = 8  // with fewer than these nothing is served
+	unknownOpen     = 32 // assumed number of open descriptors where the system does not report it
+	leastForCallers = 8  // with fewer descriptors for callers the start fails
 )
 
-// files are the descriptors of the process. Its limit is the soft one, which the
-// runtime of Go has raised to the hard one before main.
+// files counts the descriptors of the process. Its limit is the soft limit, which the
+// Go runtime has raised to the hard limit before main.
 type files struct {
-	limit int // how many the process may have open; 0 if nobody knows
-	own   int // open at the start, without any caller
-	admin int // kept for connections to the admin listener
+	limit int // how many the process may have open; 0 if unknown
+	own   int // number open at the start, without any callers
+	admin int // number reserved for connections to the admin listener
 }
 
-// readFiles returns the descriptors of now and those that a start opens later:
-// listeners, and what watches so many files and directories.
+// readFiles counts the descriptors that are open now, and those that the start still
+// opens: for listeners, and for watching the files and directories.
 func readFiles(cfg *gateway.Config, watched int) files {
 	f := files{limit: fileLimit(), own: openFiles() + watched}
 	for _, l := range cfg.Listeners {
 		f.own++
 		if l.Protocol == gateway.DNS {
-			f.own += runtime.NumCPU() // its datagrams
+			f.own += runtime.NumCPU() // the sockets for its datagrams
 		}
 	}
 	if cfg.Admin.Address != "" {
@@ -56,8 +56,8 @@ func readFiles(cfg *gateway.Config, watched int) files {
 	return f
 }
 
-// adminConnections returns how many connections the admin listener keeps open under
-// a limit of descriptors; zero, which is the default, under none.
+// adminConnections returns how many connections the admin listener keeps open under a
+// limit of descriptors. Without a limit it is zero, which means the default.
 func adminConnections(limit int) int {
 	if limit == 0 {
 		return 0
@@ -65,21 +65,20 @@ func adminConnections(limit int) int {
 	return min(admin.DefaultConnections, max(adminLeast, limit/adminShare))
 }
 
-// fileLimit returns how many descriptors the process may have; 0 if it cannot be
-// told.
+// fileLimit returns how many descriptors the process may have, or 0 if that is unknown.
 func fileLimit() int {
 	var l syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
 		return 0
 	}
-	return int(min(uint64(l.Cur), math.MaxInt32)) //nolint:unconvert // it is signed on some systems
+	return int(min(uint64(l.Cur), math.MaxInt32)) //nolint:unconvert // signed on some systems
 }
 
 // openFiles returns how many descriptors are open.
 func openFiles() int {
 	for _, dir := range []string{"/proc/self/fd", "/dev/fd"} {
 		if entries, err := os.ReadDir(dir); err == nil {
-			return len(entries) - 1 // without that of the directory
+			return len(entries) - 1 // without the descriptor of this directory
 		}
 	}
 	return unknownOpen
@@ -88,18 +87,18 @@ func openFiles() int {
 // forCallers returns how many descriptors callers may make the process use.
 func (f files) forCallers() int { return max(0, f.limit-f.kept()) }
 
-// kept returns how many descriptors are kept from callers.
+// kept returns how many descriptors callers cannot use.
 func (f files) kept() int { return f.own + ownReserve + f.admin }
 
-// fitted is what became of the bounds on connections, a line each.
+// fitted describes what fit did with the bounds on connections, a line each.
 type fitted struct {
-	lowered []string // those that the configuration does not set
-	tooMuch []string // those that it sets, and that stay
+	lowered []string // bounds that the configuration does not set, and that were lowered
+	tooMuch []string // bounds that the configuration sets, and that need too many descriptors
 }
 
-// fit makes the bounds on connections fit the descriptors: those that the
-// configuration does not set are lowered, and what it sets is left as it is. The
-// error says that there are too few descriptors to serve anybody.
+// fit makes the bounds on connections fit the descriptors: it lowers those that the
+// configuration does not set, and leaves the others unchanged. The error says that
+// there are too few descriptors to serve at all.
 func (f files) fit(cfg *config.Config, to *gateway.Config) (done fitted, err error) {
 	if f.limit == 0 {
 		return done, nil
@@ -140,8 +139,8 @@ func (f files) lowered(key string, from, to, needed int) string {
 		key, to, from, f.limit, needed+f.kept())
 }
 
-// connections returns the bounds on connections for requests and on those for
-// queries, each zero without a listener for them.
+// connections returns the bounds on connections for requests and for queries. Each is
+// zero without a listener for them.
 func connections(cfg *gateway.Config) (requests, queries int) {
 	for _, l := range cfg.Listeners {
 		if l.Protocol == gateway.Connect {
@@ -153,20 +152,21 @@ func connections(cfg *gateway.Config) (requests, queries int) {
 	return requests, queries
 }
 
-// needs returns how many descriptors these bounds need together.
+// needs returns how many descriptors the bounds need together.
 func needs(requests, queries int) int {
 	accepted, opened := gateway.DescriptorsFor(requests, queries)
 	return accepted + opened
 }
 
-// fitting returns the largest number up to most, one at least, that needs no more
-// than there is.
+// fitting returns the largest number up to most, but at least one, that needs no more
+// than there.
 func fitting(most int, needs func(int) int, there int) int {
 	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > there }))
 }
 
-// fitFiles makes the bounds on connections fit the descriptors of the process, once
-// it is known what the start opens, and gives the gateway and the resolver the counts.
+// fitFiles makes the bounds on connections fit the descriptors of the process, after it
+// is known what the start opens, and passes the counters to the gateway and the
+// resolver.
 func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
 	p.files = readFiles(cfg, len(p.sources.files))
 	if p.files.limit == 0 {
@@ -181,10 +181,9 @@ func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
 	return nil
 }
 
-// share shares the descriptors for callers out, in the proportion in which the
-// bounds on connections need them. What the division leaves over is for the
-// connections of callers: over one of them its caller can be told that there is none
-// for its destination.
+// share divides the descriptors for callers in the proportion in which the bounds on
+// connections need them. A remainder goes to the connections of callers, because over a
+// connection the caller can be told that there is no descriptor for its destination.
 func (p *Process) share(cfg *gateway.Config, f files) {
 	most := f.forCallers()
 	accepted, opened := gateway.DescriptorsFor(connections(cfg))
@@ -193,8 +192,8 @@ func (p *Process) share(cfg *gateway.Config, f files) {
 	p.descriptors.Opened.SetMost(most - in)
 }
 
-// filesOpened counts again what is open, when everything is, and says what became of
-// the bounds.
+// filesOpened logs what fit did, and counts the open descriptors after everything is
+// open.
 func (p *Process) filesOpened(ctx context.Context, cfg *gateway.Config) {
 	for _, line := range p.fitted.lowered {
 		p.opts.Log.InfoContext(ctx, "fewer connections than by default", slog.String("cause", line))
@@ -208,11 +207,11 @@ func (p *Process) filesOpened(ctx context.Context, cfg *gateway.Config) {
 	}
 }
 
-// filesEvery is the time between two looks at the limit.
+// filesEvery is the time between two readings of the limit.
 const filesEvery = time.Second
 
-// followFiles obeys another limit of the process, and says, a line a second at
-// most, that descriptors are short.
+// followFiles applies a changed limit of the process, and logs, at most once a second,
+// that descriptors are short.
 func (p *Process) followFiles(ctx context.Context, cfg *gateway.Config, now func() int) {
 	if p.files.limit == 0 {
 		return

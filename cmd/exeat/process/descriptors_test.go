@@ -21,7 +21,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// protocols are the listeners of a configuration, by what they speak.
+// protocols returns a configuration with a listener for each protocol.
 func protocols(cfg *config.Config, all ...gateway.Protocol) *gateway.Config {
 	to := cfg.Gateway
 	for _, p := range all {
@@ -30,18 +30,18 @@ func protocols(cfg *config.Config, all ...gateway.Protocol) *gateway.Config {
 	return &to
 }
 
-// TestFit: what the configuration does not set is made to fit, what it sets stays
-// and is said to be too much.
+// TestFit: bounds that the configuration does not set are lowered, and those that it
+// sets stay and are reported if they are too large.
 func TestFit(t *testing.T) {
 	both := []gateway.Protocol{gateway.Connect, gateway.DNS}
 	for name, row := range map[string]struct {
 		limit     int
 		listeners []gateway.Protocol
-		connects  int // written; 0 is not
-		queries   int // likewise
+		connects  int // set in the configuration; 0 if not
+		queries   int // set in the configuration; 0 if not
 		wantC     int
 		wantD     int
-		lowered   int // lines
+		lowered   int // number of lines
 		tooMuch   int
 	}{
 		"plenty":                            {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 4096},
@@ -82,7 +82,7 @@ func TestFit(t *testing.T) {
 	}
 }
 
-// TestFitTooFew: the start says what to do.
+// TestFitTooFew: the error of the start says what to do.
 func TestFitTooFew(t *testing.T) {
 	cfg := config.Defaults()
 	_, err := files{limit: 38, own: 15, admin: 4}.fit(&cfg, protocols(&cfg, gateway.Connect))
@@ -92,7 +92,7 @@ func TestFitTooFew(t *testing.T) {
 	}
 }
 
-// TestOpenFiles sees a file that is opened.
+// TestOpenFiles: a file that is opened is counted.
 func TestOpenFiles(t *testing.T) {
 	before := openFiles()
 	f, err := os.Open(t.TempDir())
@@ -105,7 +105,7 @@ func TestOpenFiles(t *testing.T) {
 	}
 }
 
-// TestFollowFiles obeys another limit, and logs a line a second at most.
+// TestFollowFiles: another limit is applied, and at most one line a second is logged.
 func TestFollowFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -132,7 +132,7 @@ func TestFollowFiles(t *testing.T) {
 		if got := most(); got != 10 {
 			t.Errorf("%d for callers with a limit of 50, want 10", got)
 		}
-		now.Store(30) // fewer than the process keeps for itself
+		now.Store(30) // fewer than the process reserves for itself
 		time.Sleep(filesEvery)
 		synctest.Wait()
 		for range 1000 {
@@ -141,7 +141,7 @@ func TestFollowFiles(t *testing.T) {
 			time.Sleep(filesEvery / 100)
 		}
 		synctest.Wait()
-		now.Store(0) // nobody knows: it stays
+		now.Store(0) // unknown: the last limit stays
 		time.Sleep(filesEvery)
 		cancel()
 		following.Wait()
@@ -155,7 +155,7 @@ func TestFollowFiles(t *testing.T) {
 	})
 }
 
-// without lets the process open nothing while do runs.
+// without runs do while the process cannot open files.
 func without(t *testing.T, do func()) {
 	t.Helper()
 	var before syscall.Rlimit
@@ -163,7 +163,7 @@ func without(t *testing.T, do func()) {
 		t.Fatal(err)
 	}
 	none := before
-	none.Cur = 1 // those that are open stay so
+	none.Cur = 1 // open descriptors stay open
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +175,8 @@ func without(t *testing.T, do func()) {
 	do()
 }
 
-// TestAPolicyThatFindsNoDescriptor is told of once, and read again until it finds
-// one: no event tells of that.
+// TestAPolicyThatFindsNoDescriptor: it is reported once, and read again until a
+// descriptor is free, because no event reports that.
 func TestAPolicyThatFindsNoDescriptor(t *testing.T) {
 	path := write(t, "policy.yaml", goodPolicy)
 	f, err := openPolicy(t.Context(), t, path)
@@ -205,7 +205,8 @@ func TestAPolicyThatFindsNoDescriptor(t *testing.T) {
 	}
 }
 
-// TestAnIdentityThatFindsNoDescriptor stays, is logged once, and read again.
+// TestAnIdentityThatFindsNoDescriptor: the identity stays, the failure is logged once,
+// and the files are read again.
 func TestAnIdentityThatFindsNoDescriptor(t *testing.T) {
 	ca, dir := newTestAuthority(t), t.TempDir()
 	mint(t, ca, dir)

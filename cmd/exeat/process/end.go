@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// The times of the end, once the time to drain is over. The whole of it and the
-// defaults of drain_delay and drain_timeout are less than the 30 s that Kubernetes
-// gives a pod.
+// The times of the end, after the drain timeout. Together with the defaults of
+// drain_delay and drain_timeout they are less than the 30 s that Kubernetes gives a
+// pod.
 const (
-	endTimeout   = 5 * time.Second        // all of it
-	flushTimeout = 3 * time.Second        // what records, spans, metrics and the log have of it at least
-	metricsFlush = 500 * time.Millisecond // what metrics have of that, behind records and spans, which they count
-	logReserve   = 500 * time.Millisecond // what the log has of that, last
+	endTimeout   = 5 * time.Second        // for everything
+	flushTimeout = 3 * time.Second        // part of it that is reserved for records, spans, metrics and the log
+	metricsFlush = 500 * time.Millisecond // part of that for metrics, which come after records and spans because they count them
+	logReserve   = 500 * time.Millisecond // part of that for the log, which comes last
 )
 
 // Serve serves until ctx is done, drains, and then flushes records and spans; see
-// gateway.Gateway. A signal on hangup, which may be nil, reads everything again.
-// From the end of ctx it takes drain delay, drain timeout and endTimeout at most,
-// whatever hangs: what has not ended then is left behind. The process cannot be used
-// any more afterwards.
+// gateway.Gateway. A signal on hangup, which may be nil, makes it read everything
+// again. It returns at most drain delay, drain timeout and endTimeout after the end of
+// ctx; anything that still hangs then is left running. The process cannot be used
+// afterwards.
 func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
 	served := make(chan struct{})
 	go func() {
@@ -44,8 +44,8 @@ func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
 		slog.Uint64("records_lost", stats.Lost()), slog.Uint64("panics", p.gateway.Stats().Panics))
 }
 
-// serveAll serves the gateway of a process and follows what that reads until ctx is
-// done and it has drained.
+// serveAll serves the gateway, and follows the files that it uses, until ctx is done
+// and the gateway has drained.
 func serveAll(ctx context.Context, p *Process, hangup <-chan os.Signal) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var following sync.WaitGroup
@@ -60,7 +60,8 @@ func serveAll(ctx context.Context, p *Process, hangup <-chan os.Signal) {
 	closeSources(p)
 }
 
-// isClosedBy reports whether a channel is closed, for which it waits until a time.
+// isClosedBy waits until a channel is closed or a time, and reports whether it is
+// closed.
 func isClosedBy(c <-chan struct{}, end time.Time) bool {
 	late := time.NewTimer(time.Until(end))
 	defer late.Stop()
@@ -72,7 +73,7 @@ func isClosedBy(c <-chan struct{}, end time.Time) bool {
 	}
 }
 
-// closeSources ends what a process began to read.
+// closeSources ends what reads for the process.
 func closeSources(p *Process) {
 	if p.resolver != nil {
 		p.resolver.Close()
@@ -80,9 +81,9 @@ func closeSources(p *Process) {
 	p.sources.close()
 }
 
-// flush ends what a process began to write, by a time: records and spans together, so
-// that a sink that is dead takes nothing from the spans, and metrics behind them,
-// which count what became of both. What hangs is left behind.
+// flush ends what writes for the process, until a time. Records and spans end together,
+// so that a dead sink takes no time from the spans. Metrics end after them, because they
+// count the results of both. Anything that hangs is left running.
 func flush(ctx context.Context, p *Process, end time.Time) {
 	end = end.Add(-logReserve - leaveBehind)
 	var told sync.WaitGroup

@@ -15,7 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// newMuteServer takes connections until the test ends, and never says anything.
+// newMuteServer starts a server that accepts connections until the test ends, and never
+// sends anything.
 func newMuteServer(t *testing.T) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -45,8 +46,9 @@ func newMuteServer(t *testing.T) (addr string) {
 	return l.Addr().String()
 }
 
-// hanging is a log in which whoever says that a policy is not used hangs, until the
-// test releases it. It stands for a file system that does: named pipes are not read.
+// hanging is a log handler that blocks the message about a policy that is not used,
+// until the test releases it. It stands for a file system that hangs, because named
+// pipes are not read.
 type hanging struct {
 	slog.Handler
 
@@ -61,10 +63,10 @@ func (h *hanging) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// TestTheEndTakesNoLongerThanItMay: a record file and what reads the policy hang, the
-// collector takes spans, metrics and records and never answers, and a tunnel never
-// ends. Everything has its share of the time, and the end comes with the sum of drain
-// delay, drain timeout and endTimeout.
+// TestTheEndTakesNoLongerThanItMay: a record file and the reader of the policy hang,
+// the collector accepts spans, metrics and records without an answer, and a tunnel
+// never ends. Each gets its share of the time, and the end comes within drain delay,
+// drain timeout and endTimeout.
 func TestTheEndTakesNoLongerThanItMay(t *testing.T) {
 	dir, collector := t.TempDir(), newMuteServer(t)
 	stuck := filepath.Join(dir, "records.pipe")
@@ -108,7 +110,7 @@ func TestTheEndTakesNoLongerThanItMay(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 	most := cfg.Gateway.DrainDelay + cfg.Gateway.DrainTimeout + endTimeout
-	if took := time.Since(begin); took > most+time.Second { // a busy machine may be late, and one thing after the other takes 10 s
+	if took := time.Since(begin); took > most+time.Second { // a busy machine may be late; one step after the other would take 10 s
 		t.Errorf("it took %s, and may take %s", took, most)
 	}
 	for _, want := range []string{"is left behind", "lost=records", "lost=spans", "lost=metrics"} {
@@ -118,7 +120,7 @@ func TestTheEndTakesNoLongerThanItMay(t *testing.T) {
 	}
 }
 
-// dialTunnel opens a tunnel by the first listener.
+// dialTunnel opens a tunnel through the first listener.
 func dialTunnel(t *testing.T, p *Process, to string) net.Conn {
 	t.Helper()
 	at := p.Listening()[0].Addr

@@ -16,12 +16,12 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/telemetry"
 )
 
-// lookupTimeout bounds the look-up of a name that an exporter connects to.
+// lookupTimeout bounds the look-up of the name that an exporter connects to.
 const lookupTimeout = 2 * time.Second
 
-// checkExports refuses an exporter that would connect to one of the gateway's
-// own listeners, as its collector or as the proxy on the way there: each export
-// would be a decision, and so another export.
+// checkExports refuses an exporter that would connect to one of the gateway's own
+// listeners, as its collector or as the proxy on the way: each export would be a
+// decision, and thus cause another export.
 func checkExports(ctx context.Context, cfg *config.Config, getenv func(string) string, proxy func(*http.Request) (*url.URL, error)) error {
 	logs := false
 	for _, sink := range cfg.Records {
@@ -71,9 +71,9 @@ func tryExporters(ctx context.Context, sinks []config.RecordSink, opts Options) 
 	return nil
 }
 
-// ownListener returns the name of the listener at an address, which is a host
-// and a port or unix: and a path; "" if it is none. A name is looked up as the
-// exporter will, but only if a listener has the port.
+// ownListener returns the name of the listener at an address, which is a host and a
+// port or unix: with a path; "" if there is none. It looks a name up as the exporter
+// will, but only if a listener has the port.
 func ownListener(ctx context.Context, cfg *config.Config, address string) string {
 	if path, isUnix := strings.CutPrefix(address, "unix:"); isUnix {
 		return cfg.OwnSocket(path)
@@ -95,8 +95,7 @@ func ownListener(ctx context.Context, cfg *config.Config, address string) string
 	return ""
 }
 
-// hostAddresses returns the addresses that a host may be dialled at; none if it
-// is not known.
+// hostAddresses returns the addresses of a host, or none if they are unknown.
 func hostAddresses(ctx context.Context, host string) []netip.Addr {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr}
@@ -108,7 +107,7 @@ func hostAddresses(ctx context.Context, host string) []netip.Addr {
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return nil // the exporter will say so
+		return nil // the exporter will report it
 	}
 	return addrs
 }

@@ -23,7 +23,7 @@ func TestNoExporterUsesTheGateway(t *testing.T) {
 	)
 	for name, row := range map[string]struct {
 		env  map[string]string
-		want string // "" is no error
+		want string // "" means no error
 	}{
 		"no exporter":     {map[string]string{"HTTP_PROXY": "http://127.0.0.1:3128"}, ""},
 		"another proxy":   {map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "http://127.0.0.1:3129"}, ""},
@@ -78,7 +78,7 @@ func TestNoExporterUsesTheGateway(t *testing.T) {
 	cfg.Listeners = []config.Listener{{Listener: gateway.Listener{Name: "own", Address: "127.0.0.1:4318"}}}
 	err := checkExports(t.Context(), &cfg, func(name string) string {
 		return map[string]string{"OTEL_TRACES_EXPORTER": "otlp"}[name]
-	}, func(*http.Request) (*url.URL, error) { return nil, nil }) //nolint:nilnil // as http.ProxyFromEnvironment says "none"
+	}, func(*http.Request) (*url.URL, error) { return nil, nil }) //nolint:nilnil // http.ProxyFromEnvironment returns this for "no proxy"
 	want := "OTEL_EXPORTER_OTLP_ENDPOINT is not set, and traces would go to localhost:4318, which is this gateway's own listener own: name the collector"
 	if err == nil || err.Error() != want {
 		t.Errorf("by default: got %v, want %s", err, want)

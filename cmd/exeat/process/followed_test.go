@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
-// TestAWebCertificateIsRenewed renames a new certificate and its key into place,
-// as an ACME client does, and connects until the new one is presented.
+// TestAWebCertificateIsRenewed renames a new certificate and its key into place, as an
+// ACME client does, and connects until the new one is presented.
 func TestAWebCertificateIsRenewed(t *testing.T) {
 	ca, dir := newTestAuthority(t), t.TempDir()
 	mint(t, ca, filepath.Join(dir, "own"), "own.example")

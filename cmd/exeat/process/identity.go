@@ -13,7 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// identityFiles are the gateway's identity and whom it trusts, in files.
+// identityFiles is the gateway's identity and the trusted authorities, read from files.
 type identityFiles struct {
 	identity.Source
 
@@ -41,16 +41,16 @@ func (f *identityFiles) Follow(ctx context.Context, again <-chan struct{}, chang
 }
 
 // reload reads the files again; see watch.Config.Changed.
-func (f *identityFiles) reload(ctx context.Context, settled bool) (done bool) {
-	if !f.followed.reload(ctx, settled) {
+func (f *identityFiles) reload(ctx context.Context, complete bool) (done bool) {
+	if !f.followed.reload(ctx, complete) {
 		return false
 	}
 	f.changed(ctx)
 	return true
 }
 
-// identityPaths returns every path of a configuration, which holds either
-// a directory or three files.
+// identityPaths returns every path of a configuration, which has either a directory or
+// three files.
 func identityPaths(c identity.FileConfig) []string {
 	paths := slices.Sorted(maps.Values(c.Bundles))
 	for _, path := range []string{c.Dir, c.Certificate, c.Key, c.Bundle} {
@@ -61,23 +61,23 @@ func identityPaths(c identity.FileConfig) []string {
 	return paths
 }
 
-// isIdentityFile reports whether a name is one that an identity directory may
-// hold; see identity.FileConfig.
+// isIdentityFile reports whether an identity directory may have a file with a name; see
+// identity.FileConfig.
 func isIdentityFile(name string) bool {
 	return slices.Contains([]string{".pem", ".crt", ".key"}, filepath.Ext(name))
 }
 
-// identityAgent is the gateway's identity and whom it trusts, from the Workload
-// API.
+// identityAgent is the gateway's identity and the trusted authorities, from the
+// Workload API.
 type identityAgent struct {
 	*workload.Source
 
 	count   *identityReloads
 	log     *slog.Logger
-	updated chan struct{} // there is another snapshot
+	updated chan struct{} // receives after a new snapshot
 }
 
-// openAgent waits for the first identity of the Workload API.
+// openAgent waits for the first identity from the Workload API.
 func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent, error) {
 	a := &identityAgent{count: &s.reloads, log: s.log, updated: make(chan struct{}, 1)}
 	s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for")
@@ -96,8 +96,8 @@ func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent,
 	return a, nil
 }
 
-// Follow implements gateway.IdentitySource. The Workload API tells by itself when
-// there is something new, so that nothing is read again when that is asked.
+// Follow implements gateway.IdentitySource. It has nothing to do when it receives from
+// again, because the Workload API sends every change by itself.
 func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
 	for {
 		select {
@@ -110,7 +110,7 @@ func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, chang
 	}
 }
 
-// report takes what the Workload API source has to say, from its goroutine.
+// report handles an event of the Workload API source, in that source's goroutine.
 func (a *identityAgent) report(e workload.Event) {
 	ctx := context.Background()
 	switch e.Kind {
@@ -118,7 +118,7 @@ func (a *identityAgent) report(e workload.Event) {
 		a.count.loaded.Add(1)
 		select {
 		case a.updated <- struct{}{}:
-		default: // it will be looked at
+		default: // a change is announced already
 		}
 	case workload.Refused:
 		a.count.refused.Add(1)

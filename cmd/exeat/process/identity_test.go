@@ -14,8 +14,8 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// TestAHalfWrittenBundleIsNotBelieved writes a bundle in place, one authority
-// after the other, with a reading in between.
+// TestAHalfWrittenBundleIsNotBelieved writes a bundle in place, one authority after the
+// other, with a reading between them.
 func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 	ca, second := newTestAuthority(t), newTestAuthority(t)
 	svid, err := ca.Mint(authority.Options{ID: spiffeid.RequireFromString("spiffe://td.example/gateway")})
@@ -40,7 +40,7 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 				t.Fatal(err)
 			}
 			changes, last := 0, f.Snapshot()
-			f.changed = func(context.Context) { // as the gateway does
+			f.changed = func(context.Context) { // as the gateway's callback does
 				if now := f.Snapshot(); now != last {
 					changes, last = changes+1, now
 				}
@@ -114,12 +114,12 @@ func TestNamesThatAreWatched(t *testing.T) {
 		policy, identity bool
 	}{
 		{"policy.yaml", true, false},
-		{"policy.yml", true, false}, // is refused, which must be seen
+		{"policy.yml", true, false}, // reported because it is refused
 		{"policy.YAML", true, false},
 		{".policy.yaml", false, false},
 		{"policy.yaml~", false, false},
 		{"records.jsonl", false, false},
-		{"..data", false, false}, // is watched because the files lead through it
+		{"..data", false, false}, // watched because it is part of the files' paths
 		{"svid.pem", false, true},
 		{"tls.crt", false, true},
 		{"tls.key", false, true},

@@ -7,32 +7,32 @@ import (
 	"time"
 )
 
-// maxLogLines is how many lines of the log may wait for standard error.
+// maxLogLines bounds the lines of the log that wait for standard error.
 const maxLogLines = 1024
 
-// logAgain is how long after it failed the last line is tried again.
-const logAgain = 5 * time.Second
+// retryLog is the time after which the last line is retried if its write failed.
+const retryLog = 5 * time.Second
 
-// errLogFull says that nobody reads the log fast enough.
+// errLogFull means that lines are written faster than they are read.
 var errLogFull = errors.New("nobody reads it, and lines are dropped")
 
-// LogWriter writes the log of a long-running command. Write never waits: a pipe
-// that is full because nobody reads it would otherwise stop whoever logs, and
-// with it the next policy. It belongs to a slog handler, which writes a line at
-// a time.
+// LogWriter writes the log of a long-running command. Write never blocks: otherwise a
+// pipe that is full because nobody reads it would stop each goroutine that logs, among
+// them the one that loads policies. It is used by a slog handler, which writes one line
+// at a time.
 type LogWriter struct {
 	out     io.Writer
-	lines   chan []byte   // what waits to be written
-	closing chan struct{} // closed when no more lines come
-	done    chan struct{} // closed when the last line has been written
-	rest    []byte        // of the last line, what could not be written; only for run
+	lines   chan []byte   // lines that wait to be written
+	closing chan struct{} // closed when no more lines will come
+	done    chan struct{} // closed after the last line was written
+	rest    []byte        // unwritten part of the last line; used by run only
 
 	mu    sync.Mutex
-	since time.Time // when lines began to be lost; zero if they are not
+	since time.Time // when lines began to be lost; zero if none are lost now
 	err   error     // why they are lost
 }
 
-// NewLogWriter returns a writer to out, which Close ends.
+// NewLogWriter returns a writer to out. Close ends it.
 func NewLogWriter(out io.Writer) *LogWriter {
 	w := &LogWriter{
 		out: out, lines: make(chan []byte, maxLogLines), closing: make(chan struct{}), done: make(chan struct{}),
@@ -41,7 +41,7 @@ func NewLogWriter(out io.Writer) *LogWriter {
 	return w
 }
 
-// Write takes a line, or drops it if too many wait.
+// Write adds a line, or drops it if too many wait.
 func (w *LogWriter) Write(line []byte) (int, error) {
 	select {
 	case w.lines <- append([]byte(nil), line...):
@@ -51,14 +51,14 @@ func (w *LogWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// run writes lines. The last one that could not be written is tried again by time, so
-// that a log which works again is known to, also if there is nothing to say.
+// run writes lines. It retries the last line that could not be written after some time,
+// so that a log which works again is noticed even if there is no new line.
 func (w *LogWriter) run() {
 	defer close(w.done)
 	for {
 		var again <-chan time.Time
 		if w.rest != nil {
-			again = time.After(logAgain)
+			again = time.After(retryLog)
 		}
 		select {
 		case line := <-w.lines:
@@ -82,7 +82,7 @@ func (w *LogWriter) write(line []byte) {
 	w.note(err)
 }
 
-// note remembers what came of a line.
+// note stores the result of writing a line.
 func (w *LogWriter) note(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -95,19 +95,19 @@ func (w *LogWriter) note(err error) {
 	w.err = err
 }
 
-// Failing returns why lines are lost and since when; nil if they are not.
+// Failing returns why lines are lost and since when; nil if none are.
 func (w *LogWriter) Failing() (since time.Time, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.since, w.err
 }
 
-// logFlush is how long the end of the process waits for its log to be written. It is
-// less than logReserve, so that all of the end keeps to its time.
+// logFlush bounds the wait for the log at the end of the process. It is less than
+// logReserve, so that the end as a whole keeps to its time.
 const logFlush = logReserve / 2
 
-// Close writes what waits, for at most logFlush. Where nobody reads, the
-// goroutine that writes ends with the process.
+// Close writes the lines that wait, for at most logFlush. If out blocks, the goroutine
+// that writes ends with the process.
 func (w *LogWriter) Close() {
 	close(w.closing)
 	late := time.NewTimer(logFlush)

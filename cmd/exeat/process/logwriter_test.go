@@ -11,9 +11,9 @@ import (
 
 func TestTheLogWaitsForNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, pipe := io.Pipe() // it is full from the first byte on
+		r, pipe := io.Pipe() // full from the first byte on, because nobody reads
 		w := NewLogWriter(pipe)
-		for range maxLogLines + 1 { // one is on its way
+		for range maxLogLines + 1 { // one line is being written
 			_, _ = io.WriteString(w, "line\n")
 			synctest.Wait()
 		}
@@ -53,7 +53,7 @@ func TestALogThatFailsSaysSince(t *testing.T) {
 		began := time.Now()
 		for range 2 {
 			_, _ = io.WriteString(w, "line\n")
-			time.Sleep(time.Second) // of the bubble
+			time.Sleep(time.Second) // the bubble's time
 		}
 		if since, err := w.Failing(); !errors.Is(err, io.ErrClosedPipe) || !since.Equal(began) {
 			t.Errorf("got %v since %v, want it since %v", err, since, began)
@@ -62,7 +62,7 @@ func TestALogThatFailsSaysSince(t *testing.T) {
 	})
 }
 
-// halfway takes some bytes of a line, and then nothing until it is mended.
+// halfway accepts some bytes of a line, and then nothing until it is mended.
 type halfway struct {
 	room int
 	text []byte
@@ -78,7 +78,8 @@ func (h *halfway) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// TestALogThatWorksAgainIsKnownTo without one more line, and the last one is whole.
+// TestALogThatWorksAgainIsKnownTo: no further line is needed, and the last one is
+// written completely.
 func TestALogThatWorksAgainIsKnownTo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &halfway{room: 8}

@@ -9,45 +9,45 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// LimitMemory makes the collector work harder before the memory of the control
-// group ends, which would end the process. GOMEMLIMIT, where it is set, wins.
+// LimitMemory sets Go's memory limit below that of the control group, whose excess
+// would end the process. GOMEMLIMIT takes precedence if it is set.
 func LimitMemory(ctx context.Context, log *slog.Logger) {
 	if _, err := memlimit.Set(); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "the memory limit of the control group is not known", slog.Any("error", err))
 	}
 }
 
-// When memory is given back.
+// When garbage is collected in a quiet process.
 const (
-	restEvery    = 500 * time.Millisecond // between two looks
-	restLooks    = 2                      // in a row that found it quiet
-	restAllowed  = 128 << 10              // bytes that a quiet process allocates between two looks
+	restEvery    = 500 * time.Millisecond // between two readings of the usage
+	restReadings = 2                      // number of quiet readings in a row
+	restAllowed  = 128 << 10              // bytes that a quiet process may allocate between two readings
 	restLeast    = 4 << 20                // bytes of garbage that are worth a collection
-	restFraction = 8                      // of what is live, below which garbage is not worth one either
+	restFraction = 8                      // garbage below this part of the live heap is not worth one
 )
 
-// A rest finds out when the process has become quiet and holds garbage. Idle
-// tunnels, most of what a gateway has, allocate nothing, so that the collector
-// would let the garbage of their handshakes lie for two minutes.
+// A rest finds out when the process has become quiet and holds garbage. Idle tunnels,
+// the usual state of most tunnels, allocate nothing, so that without it the garbage of
+// their handshakes would stay for two minutes.
 type rest struct {
 	allocated uint64
-	quiet     int // looks
+	quiet     int // number of quiet readings in a row
 }
 
-// usage is of the heap, in bytes.
+// usage is the usage of the heap, in bytes.
 type usage struct{ allocated, objects, live uint64 }
 
-// due is told the usage every restEvery and reports whether to collect.
+// due is called with the usage every restEvery and reports whether to collect garbage.
 func (r *rest) due(u usage) bool {
 	r.quiet++
 	if u.allocated-r.allocated > restAllowed {
 		r.quiet = 0
 	}
 	r.allocated = u.allocated
-	return r.quiet >= restLooks && u.objects > u.live+max(restLeast, u.live/restFraction)
+	return r.quiet >= restReadings && u.objects > u.live+max(restLeast, u.live/restFraction)
 }
 
-// giveBack calls collect whenever that is due, until ctx is done.
+// giveBack calls collect whenever a collection is due, until ctx is done.
 func giveBack(ctx context.Context, collect func()) {
 	samples := []metrics.Sample{
 		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"},

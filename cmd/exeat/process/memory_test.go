@@ -12,7 +12,7 @@ func TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage(t *testing.T) {
 	const mib = 1 << 20
 	for name, test := range map[string]struct {
 		looks []usage
-		want  bool // at the last look
+		want  bool // result of the last call
 	}{
 		"quiet, with garbage":                    {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}}, true},
 		"quiet, but not for long":                {[]usage{{90 * mib, 60 * mib, 32 * mib}, {90 * mib, 60 * mib, 32 * mib}}, false},

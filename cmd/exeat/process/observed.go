@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// metricsOf is what a gateway tells of that has no record.
+// metricsOf returns the functions that count what has no record.
 func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	return gateway.Metrics{
 		Handshaken: i.Handshake, Unused: i.Unused,
@@ -22,7 +22,7 @@ func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	}
 }
 
-// observe registers what metrics read.
+// observe registers the functions that metrics read.
 func (p *Process) observe() error {
 	observed := telemetry.Observed{
 		Tunnels:  p.gateway.Registry().Tunnels,
@@ -67,7 +67,7 @@ func (p *Process) observe() error {
 	return nil
 }
 
-// serverErrors counts what went wrong with each name server, by cause.
+// serverErrors returns the errors of each name server, by cause.
 func serverErrors(stats []resolve.ServerStats) []telemetry.ServerErrors {
 	var all []telemetry.ServerErrors
 	for _, s := range stats {
@@ -78,7 +78,7 @@ func serverErrors(stats []resolve.ServerStats) []telemetry.ServerErrors {
 	return all
 }
 
-// notes says what is wrong with the log, which is no reason to send connections
+// notes returns the problems of the log, which are no reason to send connections
 // elsewhere.
 func (p *Process) notes() []string {
 	if p.opts.LogFailing == nil {

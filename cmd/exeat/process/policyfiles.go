@@ -18,7 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// policyFiles are the policy and the quarantine list, in files.
+// policyFiles is the policy and the quarantine list, read from files.
 type policyFiles struct {
 	paths    []string
 	loader   *policyfile.Loader
@@ -26,13 +26,13 @@ type policyFiles struct {
 	watching *watching
 	log      *slog.Logger
 	loaded   func(context.Context, live.Change, error) // set by Follow
-	starved  bool                                      // the last reading found no file descriptor
+	starved  bool                                      // the last reading found no free file descriptor
 }
 
-// openPolicyFiles loads the policy for the first time, where every error is one of
-// the start but that of an empty directory: then everything is denied as
-// policy-unavailable. own is the gateway's trust domain, which a policy for everyone
-// is for unless it names others; zero is none.
+// openPolicyFiles loads the policy for the first time. Every error is an error of the
+// start, except that a directory is empty: then everything is denied with
+// policy-unavailable. own is the gateway's trust domain, zero if it has none. A policy
+// for everyone applies to it unless the policy names other trust domains.
 func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, own spiffeid.TrustDomain, log *slog.Logger) (*policyFiles, error) {
 	f := &policyFiles{paths: paths, log: log, loader: policyfile.NewLoader(policyfile.Options{TrustDomain: own}, paths...)}
 	loaded, err := f.loadConfirmed(ctx)
@@ -51,8 +51,8 @@ func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, ow
 	return f, nil
 }
 
-// loadConfirmed reads the files until two readings are the same, since they may be written
-// just now. Like the watcher, it waits for a process that has a file open for writing.
+// loadConfirmed reads the files until two readings are equal, because they may be being
+// written. Like the watcher, it waits for a process that has a file open for writing.
 func (f *policyFiles) loadConfirmed(ctx context.Context) (loaded policyfile.Loaded, err error) {
 	patience := time.Now().Add(watch.MaxWriting)
 	for told := false; ; {
@@ -87,7 +87,7 @@ func (f *policyFiles) reload(ctx context.Context, complete bool) (done bool) {
 	if !loaded.Confirmed {
 		return false
 	}
-	again := f.starved && !loaded.Changed // it found none again: that is told already
+	again := f.starved && !loaded.Changed // again no descriptor was free, which is reported already
 	f.starved = again || limit.NoDescriptor(err)
 	if again {
 		return false
@@ -97,17 +97,17 @@ func (f *policyFiles) reload(ctx context.Context, complete bool) (done bool) {
 		change.Quarantine = loaded.Quarantine
 	}
 	f.loaded(ctx, change, err)
-	return !f.starved // what is there cannot be known: it is read again in a moment
+	return !f.starved // without a descriptor nothing was read: try again soon
 }
 
-// isPolicyFile reports whether a name in a policy directory is read, or refused
-// for looking as if it were; see policyfile.Read.
+// isPolicyFile reports whether a file in a policy directory is read by its name, or
+// refused because the name is similar; see policyfile.Read.
 func isPolicyFile(name string) bool {
 	ext := strings.ToLower(filepath.Ext(name))
 	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".")
 }
 
-// pause waits, or returns why it did not.
+// pause waits for a time. It returns early with the cause if ctx is done.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -30,8 +30,8 @@ func openPolicy(ctx context.Context, t *testing.T, path string) (*policyFiles, e
 	return f, nil
 }
 
-// TestStartWhileThePolicyIsWritten starts when half of the policy is there: it
-// is valid, and not what the writer means.
+// TestStartWhileThePolicyIsWritten starts when half of the policy is written: that half
+// is valid, but not what the writer means.
 func TestStartWhileThePolicyIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", goodPolicy)
@@ -55,8 +55,8 @@ func TestStartWhileThePolicyIsWritten(t *testing.T) {
 	})
 }
 
-// TestStartWhileAWriterIsSlow starts when a writer has written half of the policy
-// and keeps the file open, for longer than any two readings are apart.
+// TestStartWhileAWriterIsSlow starts when a writer has written half of the policy and
+// keeps the file open, for longer than the time between two readings.
 func TestStartWhileAWriterIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", "")
@@ -94,7 +94,7 @@ func TestStartWhileAWriterIsSlow(t *testing.T) {
 	})
 }
 
-// TestStartDoesNotWaitForeverForAWriter that never closes the file.
+// TestStartDoesNotWaitForeverForAWriter: the writer never closes the file.
 func TestStartDoesNotWaitForeverForAWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", goodPolicy)
@@ -144,7 +144,7 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// TestStartWithABrokenQuarantineAlone is refused as with a broken policy.
+// TestStartWithABrokenQuarantineAlone: the start fails as with a broken policy.
 func TestStartWithABrokenQuarantineAlone(t *testing.T) {
 	dir := filepath.Dir(write(t, "quarantine.yaml", "version: 1\nallow: []\n"))
 	if _, err := openPolicy(t.Context(), t, dir); err == nil {
@@ -152,7 +152,7 @@ func TestStartWithABrokenQuarantineAlone(t *testing.T) {
 	}
 }
 
-// loads remembers what a source has told.
+// loads holds what a source has reported.
 type loads struct {
 	last live.Change
 	err  error
@@ -163,8 +163,8 @@ func (l *loads) loaded(_ context.Context, c live.Change, err error) {
 	l.last, l.err, l.n = c, err, l.n+1
 }
 
-// TestWhatPolicyFilesTell of each reading: what has come anew, each part by itself,
-// and nothing of a reading that another one must confirm.
+// TestWhatPolicyFilesTell: each reading reports each part that is new by itself, and
+// nothing if another reading must confirm it.
 func TestWhatPolicyFilesTell(t *testing.T) {
 	dir := t.TempDir()
 	f, err := openPolicy(t.Context(), t, dir)
@@ -181,7 +181,7 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 		complete bool
 		done     bool
 
-		policy, other, quarantine, failed bool // a policy has come, with other rules; a quarantine list; an error
+		policy, other, quarantine, failed bool // a policy was read, and its rules differ; a quarantine list was read; there was an error
 	}{
 		{name: "the empty directory, read again", done: true},
 		{name: "a broken quarantine comes with the first policy", change: func() {
@@ -222,8 +222,8 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 	}
 }
 
-// TestPolicyFilesAreFollowed: what is renamed into place is told of, and whoever
-// asks is told also if nothing has changed.
+// TestPolicyFilesAreFollowed: a file that is renamed into place is reported, and an
+// explicit request is answered even if nothing has changed.
 func TestPolicyFilesAreFollowed(t *testing.T) {
 	path := write(t, "policy.yaml", goodPolicy)
 	f, err := openPolicyFiles(t.Context(), []string{path}, -1, spiffeid.TrustDomain{}, slog.New(slog.DiscardHandler))
@@ -276,14 +276,14 @@ func TestPolicyFilesAreFollowed(t *testing.T) {
 	}
 }
 
-// TestAQuarantineIsThereBeforeThePolicy: a start that finds a quarantine list and
-// no policy keeps the list for the policy that comes.
+// TestAQuarantineIsThereBeforeThePolicy: a start that finds a quarantine list but no
+// policy keeps the list for the first policy.
 func TestAQuarantineIsThereBeforeThePolicy(t *testing.T) {
 	const one, none = "version: 1\nquarantine: [{id: spiffe://td.example/ns/ci/sa/builder}]\n", "version: 1\nquarantine: []\n"
 	for _, row := range []struct {
 		name, first string
 		before      func(t *testing.T, quarantine string, hangup chan<- os.Signal)
-		want        int // in quarantine
+		want        int // number of identities in quarantine
 	}{
 		{"it stays", one, func(*testing.T, string, chan<- os.Signal) {}, 1},
 		{"it stays, empty", none, func(*testing.T, string, chan<- os.Signal) {}, 0},

@@ -1,6 +1,6 @@
-// Package process makes a configuration a running gateway: it opens the files, the
-// Workload API, the sinks of records and the exporters that the configuration
-// names, gives them to package gateway, and follows them.
+// Package process runs a configuration as a gateway: it opens the files, the Workload
+// API, the sinks of records and the exporters that the configuration names, passes them
+// to package gateway, and follows changes.
 package process
 
 import (
@@ -19,21 +19,21 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// Options are what a process has besides its configuration. Stdout, Getenv and Log
-// are required.
+// Options are settings of a process that are not in its configuration. Stdout, Getenv
+// and Log are required.
 type Options struct {
 	Version string
-	// Stdout takes the records of a sink that has no file.
+	// Stdout receives the records of a sink that has no file.
 	Stdout io.Writer
 	Getenv func(string) string
 	Log    *slog.Logger
-	// LogFailing returns why lines of the log are lost and since when, nil if they
-	// are not; nil means that nobody knows.
+	// LogFailing returns why lines of the log are lost and since when, or a nil error
+	// if none are. It may be nil.
 	LogFailing func() (since time.Time, err error)
 }
 
-// Process is a gateway with everything that it reads from and writes to. Nothing
-// is served yet.
+// Process is a gateway with everything that it reads from and writes to. It serves
+// nothing until Serve is called.
 type Process struct {
 	cfg       config.Config
 	opts      Options
@@ -45,21 +45,21 @@ type Process struct {
 	gateway   *gateway.Gateway
 
 	files       files
-	fitted      fitted              // what files made of the bounds on connections; told once everything is open
-	descriptors gateway.Descriptors // both are nil if the limit of the process is not known
-	bounds      gateway.Config      // what gateway.New was given: its bounds on connections, as they were fitted
+	fitted      fitted              // result of files.fit, which is logged once everything is open
+	descriptors gateway.Descriptors // both fields are nil if the limit of the process is unknown
+	bounds      gateway.Config      // configuration that gateway.New got, with the fitted bounds on connections
 }
 
-// Open reads what the configuration names and opens the listeners: that for probes
-// first, which answers from then on. It waits for an identity of the Workload API as
-// long as ctx lasts, and for nothing longer. After an error nothing is left open. The
+// Open reads what the configuration names and opens the listeners, first the one for
+// probes, which answers from then on. It waits for an identity of the Workload API as
+// long as ctx lasts, and for nothing longer. After an error nothing stays open. The
 // error begins with the place at which the configuration names the file in question.
 func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error) {
 	p := &Process{cfg: cfg, opts: opts}
 	opened, err := Until(ctx, func() (*Process, error) {
 		err := p.open(ctx)
 		if err == nil {
-			err = context.Cause(ctx) // perhaps nobody waits for it any more
+			err = context.Cause(ctx) // the result may not be needed any more
 		}
 		if err == nil {
 			return p, nil
@@ -77,8 +77,8 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 	return opened, err
 }
 
-// open does the work of Open. An error about the environment has no place in the
-// configuration, even if it names a listener.
+// open is Open without the cleanup after an error. An error about the environment has
+// no place in the configuration, even if it names a listener.
 func (p *Process) open(ctx context.Context) error {
 	if err := openProbes(ctx, p); err != nil {
 		return p.cfg.Places.Explain(err)
@@ -139,8 +139,8 @@ func openParts(ctx context.Context, p *Process) error {
 	return p.observe()
 }
 
-// config returns what a gateway is told, but for its parts and listeners. The sources
-// of these tell waitFor what is waited for.
+// config returns the configuration of the gateway, without its parts and listeners.
+// waitFor is called with what the start waits for.
 func (p *Process) config(waitFor func(what string)) gateway.Config {
 	p.sources.log, p.sources.waitFor = p.opts.Log, waitFor
 	cfg := p.cfg.Gateway
@@ -175,10 +175,10 @@ func resolverOf(r *resolve.Resolver) gateway.Resolver {
 	return out
 }
 
-// Listening returns every address that is listened on.
+// Listening returns every address on which the gateway listens.
 func (p *Process) Listening() []gateway.Listening { return p.gateway.Listening() }
 
-// HandleErrors is for what the SDK of OpenTelemetry has to say.
+// HandleErrors handles errors of the OpenTelemetry SDK.
 func (p *Process) HandleErrors(err error) { p.telemetry.HandleErrors(err) }
 
 // reloadOn reads everything again after each signal.
@@ -195,10 +195,10 @@ func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// checkTimeout is how long Check waits for an identity of the Workload API.
+// checkTimeout bounds the time that Check waits for an identity of the Workload API.
 const checkTimeout = 3 * time.Second
 
-// Check reads what Open reads and opens nothing, so it may run beside the process
+// Check reads what Open reads and opens nothing, so that it may run beside the process
 // that serves. Its errors are those of Open.
 func Check(ctx context.Context, cfg config.Config, opts Options) (Checked, error) {
 	if err := checkExports(ctx, &cfg, opts.Getenv, http.ProxyFromEnvironment); err != nil {
@@ -211,11 +211,11 @@ func Check(ctx context.Context, cfg config.Config, opts Options) (Checked, error
 	return Checked{checked, append(slices.Clone(cfg.Warnings), checkRecordFiles(&cfg)...)}, nil
 }
 
-// Checked is what a start would bring into force.
+// Checked describes what a start would bring into force.
 type Checked struct {
 	gateway.Checked
 
-	// Placed are the warnings about something that is written in the configuration.
+	// Placed holds warnings that have a place in the configuration.
 	Placed strictyaml.Errors
 }
 
@@ -247,7 +247,8 @@ func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 	return checked, err
 }
 
-// exportWarning logs what a collector has to say that has taken everything.
+// exportWarning returns a function that logs the warning of a collector that has
+// accepted everything.
 func exportWarning(log *slog.Logger) func(signal string, err error) {
 	return func(signal string, err error) {
 		log.Warn("the collector has taken everything, and warns", slog.String("signal", signal), slog.Any("warning", err))

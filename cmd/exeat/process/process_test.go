@@ -24,11 +24,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// forEverybody is a policy for the trust domain of the gateway.
+// forEverybody is a policy for every identity of the gateway's trust domain.
 const forEverybody = "version: 1\neveryone: {unlisted: true, allow: [{host: api.example}]}\n"
 
-// full is a configuration that reads from everything but the Workload API, and
-// writes to a file.
+// full returns a configuration that reads from every kind of source but the Workload
+// API, and writes to a file.
 func full(t *testing.T) config.Config {
 	t.Helper()
 	ca, dir := newTestAuthority(t), t.TempDir()
@@ -45,8 +45,8 @@ func full(t *testing.T) config.Config {
 	return cfg
 }
 
-// TestWhatDoesNotOpen is an error, after which nothing is open: what fails comes
-// after something else was opened.
+// TestWhatDoesNotOpen: each row fails after something else was opened, and nothing
+// stays open.
 func TestWhatDoesNotOpen(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -56,9 +56,9 @@ func TestWhatDoesNotOpen(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		change func(*config.Config, *Options)
-		want   string // in the error
-		checks bool   // Check, which opens nothing, finds nothing wrong
-		warns  bool   // Check warns of it
+		want   string // text in the error
+		checks bool   // Check, which opens nothing, finds no error
+		warns  bool   // Check warns of the error
 	}{
 		{"no identity", func(c *config.Config, _ *Options) { c.Identity.Dir += "-not" }, "identity: ", false, false},
 		{"no policy", func(c *config.Config, _ *Options) { c.Policy[0] += "-not" }, "no such file", false, false},
@@ -96,8 +96,8 @@ func TestWhatDoesNotOpen(t *testing.T) {
 	}
 }
 
-// TestCheckOpensNothing, not even the file of records, and says what would come
-// into force.
+// TestCheckOpensNothing: it does not even create the file of records. It returns what
+// would come into force.
 func TestCheckOpensNothing(t *testing.T) {
 	cfg := full(t)
 	got, err := Check(t.Context(), cfg, options())
@@ -121,8 +121,8 @@ func TestCheckOpensNothing(t *testing.T) {
 	}
 }
 
-// TestServe serves what Open has opened, follows it, and ends with everything
-// closed and every record written.
+// TestServe serves a process, changes its files, and ends it. Everything is closed and
+// every record written.
 func TestServe(t *testing.T) {
 	cfg := full(t)
 	p, err := Open(t.Context(), cfg, options())
@@ -179,15 +179,15 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// has reports whether something was written.
+// has reports whether a text was written.
 func (l *lines) has(text string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return bytes.Contains(l.text, []byte(text))
 }
 
-// TestAHangupEndsWhatIsHeld: a policy that would close all tunnels, of two
-// identities.
+// TestAHangupEndsWhatIsHeld: the policy is held because it would close the tunnels of
+// all identities, of which there are two.
 func TestAHangupEndsWhatIsHeld(t *testing.T) {
 	cfg, opts := configured(t, write(t, "policy.yaml", goodPolicy+"  - {id: spiffe://td.example/other, allow: [{host: api.example}]}\n")), options()
 	cfg.Gateway.MaxRevoke = live.MaxRevoke{Share: 0.3, AtLeast: 1}

@@ -23,14 +23,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// sinks are where records go.
+// sinks holds the places that records go to.
 type sinks struct {
-	recorder *audit.Recorder // nil until all of them are open
+	recorder *audit.Recorder // nil until all sinks are open
 	files    []*file.File
 }
 
-// open makes the sinks of the configuration and the recorder that writes to them.
-// What it has opened is for close, also after an error.
+// open opens the sinks of the configuration and the recorder that writes to them. Call
+// close even after an error, because some may be open.
 func (s *sinks) open(ctx context.Context, cfg *config.Config, opts Options, tel *telemetry.Telemetry) error {
 	all, err := s.openAll(ctx, cfg.Records, opts, tel)
 	if err != nil {
@@ -80,7 +80,7 @@ func openLogs(ctx context.Context, configured []config.RecordSink, rs config.Rec
 	logs, err := tel.LogSink(ctx)
 	if errors.Is(err, telemetry.ErrDisabled) && othersKeep(configured, rs) {
 		opts.Log.WarnContext(ctx, "a sink is left out", slog.String("sink", rs.Name), slog.Any("cause", err))
-		return nil, nil //nolint:nilnil // it is what the comment says
+		return nil, nil //nolint:nilnil // nil means that the sink is left out
 	}
 	if err != nil {
 		return nil, fmt.Errorf("records: sink %s: %w", rs.Name, err)
@@ -88,8 +88,8 @@ func openLogs(ctx context.Context, configured []config.RecordSink, rs config.Rec
 	return logs, nil
 }
 
-// checkRecordFiles warns of what keeps the record files from being opened here and
-// now, and makes none.
+// checkRecordFiles warns of reasons why the record files could not be opened by this
+// process now. It creates no file.
 func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 	for _, rs := range cfg.Records {
 		if rs.OTLP || rs.File == "" {
@@ -99,7 +99,7 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 		file, missing := os.Stat(rs.File)
 		switch {
 		case err != nil:
-			err = errors.Unwrap(err) // without the directory
+			err = errors.Unwrap(err) // the error without the directory
 		case !dir.IsDir():
 			err = syscall.ENOTDIR
 		case missing == nil && file.IsDir():
@@ -114,12 +114,12 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 	return warnings
 }
 
-// recordFileError says what to do about a record file that cannot be opened.
+// recordFileError adds to an error of opening a record file what to do.
 func recordFileError(rs config.RecordSink, err error) error {
 	return fmt.Errorf("records: sink %s: %w; write the path of a file in a directory that is there and that the gateway may write to", rs.Name, err)
 }
 
-// sinkError logs that a sink fails, or no longer does.
+// sinkError returns a function that logs that a sink fails, or works again.
 func sinkError(log *slog.Logger) func(sink string, err error) {
 	return func(sink string, err error) {
 		if err != nil {
@@ -130,30 +130,32 @@ func sinkError(log *slog.Logger) func(sink string, err error) {
 	}
 }
 
-// recordFileStays logs that a record file could not be opened again or rotated.
+// recordFileStays returns a function that logs that a record file could not be reopened
+// or rotated.
 func recordFileStays(log *slog.Logger, sink string) func(error) {
 	return func(err error) {
 		log.Error("the old record file stays open", slog.String("sink", sink), slog.Any("error", err))
 	}
 }
 
-// othersKeep reports whether a sink can be left out: if another one takes at
-// least as much.
+// othersKeep reports whether a sink can be left out, because another one keeps at least
+// the same records.
 func othersKeep(all []config.RecordSink, sink config.RecordSink) bool {
 	return slices.ContainsFunc(all, func(other config.RecordSink) bool {
 		return !other.OTLP && (other.Only == config.Everything || other.Only == sink.Only)
 	})
 }
 
-// reopen has every record file opened again before the next write.
+// reopen makes every record file reopen before the next write.
 func (s *sinks) reopen() {
 	for _, f := range s.files {
 		f.Reopen()
 	}
 }
 
-// close ends the recorder, once it has written what waits, and then the files. After
-// an error of the recorder somebody may be writing to a file, for ever.
+// close ends the recorder, which first writes all records, and then closes the files.
+// After an error of the recorder the files stay open, because a write to one of them
+// may still be running.
 func (s *sinks) close(ctx context.Context) error {
 	if s.recorder != nil {
 		if err := s.recorder.Close(ctx); err != nil {
@@ -169,10 +171,11 @@ func (s *sinks) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// denials is what "only: denials" keeps: decisions that are not allowed (an
-// observed one would not be), requests and tunnels that a later state ended,
-// failed handshakes, and what stands for many of these. What was cut off for
-// another reason was allowed and stays so.
+// denials reports whether "only: denials" keeps a record: decisions other than allow
+// (an observed request would be refused), requests and tunnels that a later state
+// ended, failed handshakes, and records that stand for many of these. A request or
+// tunnel that was cut off for another reason was allowed, so that its record is not
+// kept.
 func denials(r *audit.Record) bool {
 	switch r.Event {
 	case audit.EventDecision:

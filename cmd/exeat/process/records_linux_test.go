@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 )
 
-// fill makes a named pipe that has no room for another byte. Somebody has it
-// open, and does not read.
+// fill creates a named pipe that has no room for another byte. It is open for reading,
+// and is not read.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -31,8 +31,8 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-// TestAStuckRecordFileDoesNotKeepTheProcess writes records to what takes none.
-// Neither reading everything again nor the end waits for it.
+// TestAStuckRecordFileDoesNotKeepTheProcess writes records to a file whose writes
+// block. Neither a reload nor the end waits for it.
 func TestAStuckRecordFileDoesNotKeepTheProcess(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "records.pipe")
 	fill(t, pipe)
@@ -48,7 +48,7 @@ func TestAStuckRecordFileDoesNotKeepTheProcess(t *testing.T) {
 	stop := serve(t, p, hangup)
 	eventually(t, "a policy is in force", func() bool { return p.gateway.State() != nil })
 	before := p.gateway.State()
-	for range 2 { // the second one comes when the first one has been obeyed
+	for range 2 { // the second signal is sent after the first one was obeyed
 		select {
 		case hangup <- syscall.SIGHUP:
 		case <-time.After(patience):

@@ -13,14 +13,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestASinkOfOpenTelemetryThatIsDisabled is left out if that loses nothing: it
-// would take every record, count it as written, and keep none.
+// TestASinkOfOpenTelemetryThatIsDisabled: it is left out if no records are lost by
+// that. Otherwise it would accept every record, count it as written, and keep none.
 func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 	otlp := config.RecordSink{Name: "otlp", OTLP: true}
 	for _, row := range []struct {
 		name  string
 		sinks []config.RecordSink
-		want  []string // nil: it is an error
+		want  []string // nil means an error
 	}{
 		{"there is another", []config.RecordSink{{Name: "stdout"}, otlp}, []string{"stdout"}},
 		{"there is no other", []config.RecordSink{otlp}, nil},
@@ -53,7 +53,7 @@ func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 	}
 }
 
-// TestOnlyDenials: what "only: denials" keeps of the decisions.
+// TestOnlyDenials: each row is a decision and whether "only: denials" keeps it.
 func TestOnlyDenials(t *testing.T) {
 	for _, row := range []struct {
 		name string

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; nothing should come near it.
+// patience bounds every wait of these tests; no wait should come near it.
 const patience = 30 * time.Second
 
 const goodPolicy = `version: 1
@@ -32,7 +32,7 @@ identities:
         name: the-api
 `
 
-// write makes a file in a directory of its own, and returns its path.
+// write creates a file in a directory of its own, and returns its path.
 func write(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -48,7 +48,7 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// replace puts a file into place whole, by a rename.
+// replace renames a complete file into place.
 func replace(t *testing.T, path, text string) {
 	t.Helper()
 	put(t, path+".new", text)
@@ -57,8 +57,8 @@ func replace(t *testing.T, path, text string) {
 	}
 }
 
-// configured is a configuration with a policy and a listener whose callers are all
-// the builder of goodPolicy.
+// configured returns a configuration with a policy and a listener whose callers all
+// have the identity of goodPolicy's builder.
 func configured(t *testing.T, policy string) config.Config {
 	t.Helper()
 	cfg := config.Defaults()
@@ -70,7 +70,8 @@ func configured(t *testing.T, policy string) config.Config {
 	return cfg
 }
 
-// options are those of a process that nobody reads.
+// options returns options without an environment; the log and the records are
+// discarded.
 func options() Options {
 	return Options{Stdout: io.Discard, Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler)}
 }
@@ -89,7 +90,7 @@ func serve(t *testing.T, p *Process, hangup <-chan os.Signal) (stop func()) {
 	return stop
 }
 
-// eventually waits until something is so.
+// eventually waits until is returns true.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)

@@ -16,23 +16,23 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// sources are what a gateway reads and follows.
+// sources holds everything that a gateway reads and follows.
 type sources struct {
 	log     *slog.Logger
 	reloads identityReloads
 	// identityTimeout bounds the wait for an identity of the Workload API; zero means
-	// as long as ctx lasts.
+	// that only ctx bounds it.
 	identityTimeout time.Duration
 	// waitFor is called with what the start waits for from now on.
 	waitFor func(what string)
 
 	identity gateway.IdentitySource // nil without an identity
-	agent    *identityAgent         // the same, if it comes from the Workload API
+	agent    *identityAgent         // same as identity if that comes from the Workload API, otherwise nil
 	webs     []*webCertificate
-	files    []*watching // all of them
+	files    []*watching // files of all sources
 }
 
-// webCertificate is what a listener presents instead of the SVID.
+// webCertificate is a certificate that a listener presents instead of the SVID.
 type webCertificate struct {
 	*identity.WebCertificate
 
@@ -40,9 +40,9 @@ type webCertificate struct {
 	again    chan struct{}
 }
 
-// openListeners reads web certificates and gives the listeners to the configuration
-// of a gateway. Nothing of it is waited for, so that it comes before open. What it has
-// opened is for close, also after an error.
+// openListeners reads web certificates and adds the listeners to the configuration of a
+// gateway. It waits for nothing, so it is called before open. Call close even after an
+// error.
 func (s *sources) openListeners(cfg *config.Config, to *gateway.Config) (err error) {
 	for _, l := range cfg.Listeners {
 		if l.WebCertificate != "" {
@@ -56,8 +56,8 @@ func (s *sources) openListeners(cfg *config.Config, to *gateway.Config) (err err
 	return nil
 }
 
-// open reads identity and policy for the first time and gives them to the
-// configuration of a gateway. What it has opened is for close, also after an error.
+// open reads identity and policy for the first time and adds them to the configuration
+// of a gateway. Call close even after an error.
 func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	if err := s.openIdentity(ctx, cfg, to); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 	return nil
 }
 
-// openIdentity opens the source that the configuration names, if it names one.
+// openIdentity opens the source of the identity, if the configuration names one.
 func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	switch {
 	case cfg.WorkloadAPI != "":
@@ -96,7 +96,7 @@ func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gate
 	return nil
 }
 
-// openWeb reads a web certificate, which is then followed.
+// openWeb reads a web certificate, and adds it to those that are followed.
 func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, error) {
 	loaded, err := identity.LoadWebCertificate(certificate, key)
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, er
 	return loaded, nil
 }
 
-// watch begins to watch every file, for those who follow them.
+// watch begins to watch every file, before it is followed.
 func (s *sources) watch() error {
 	for _, w := range s.files {
 		if err := w.open(); err != nil {
@@ -120,7 +120,7 @@ func (s *sources) watch() error {
 	return nil
 }
 
-// followWebs follows the web certificates until ctx is done.
+// followWebs reads web certificates again when they change, until ctx is done.
 func (s *sources) followWebs(ctx context.Context) {
 	var following sync.WaitGroup
 	for _, web := range s.webs {
@@ -129,12 +129,12 @@ func (s *sources) followWebs(ctx context.Context) {
 	following.Wait()
 }
 
-// readWebsAgain has every web certificate read again.
+// readWebsAgain makes followWebs read every web certificate again.
 func (s *sources) readWebsAgain() {
 	for _, web := range s.webs {
 		select {
 		case web.again <- struct{}{}:
-		default: // it will be read
+		default: // a reading is already requested
 		}
 	}
 }

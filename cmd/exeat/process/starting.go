@@ -15,16 +15,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// starting answers probes from the first moment of a start until the gateway does:
-// what the start waits for may take as long as it likes. It is safe for concurrent
-// use.
+// starting answers probes from the begin of a start until the gateway answers them,
+// because the start may wait for a long time. It is safe for concurrent use.
 type starting struct {
 	serving sync.WaitGroup
 
 	mu      sync.Mutex
 	admin   *admin.Server // nil without an address, or before open
 	waiting string        // what the start waits for
-	metrics http.Handler  // nil before there are any
+	metrics http.Handler  // nil before setMetrics
 }
 
 // open opens the admin listener, if the configuration names one, and serves it.
@@ -50,28 +49,28 @@ func (s *starting) open(ctx context.Context, cfg *gateway.Admin, log *slog.Logge
 	return nil
 }
 
-// say logs where probes are answered while the start waits.
+// say logs the address at which probes are answered while the start waits.
 func (s *starting) say(ctx context.Context, log *slog.Logger) {
 	if server := s.opened(); server != nil {
 		log.LogAttrs(ctx, slog.LevelInfo, "answering probes", slog.String("address", server.Addr().String()))
 	}
 }
 
-// opened returns the admin listener; nil if there is none.
+// opened returns the admin listener, or nil if there is none.
 func (s *starting) opened() *admin.Server {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.admin
 }
 
-// waitFor says what the start waits for from now on.
+// waitFor sets what the start waits for from now on.
 func (s *starting) waitFor(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting = what
 }
 
-// setMetrics has /metrics answered.
+// setMetrics sets the handler of /metrics.
 func (s *starting) setMetrics(h http.Handler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,7 +94,7 @@ func (s *starting) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	metrics.ServeHTTP(w, r)
 }
 
-// close closes the admin listener; the second time nothing happens.
+// close closes the admin listener. A second call does nothing.
 func (s *starting) close() {
 	if server := s.opened(); server != nil {
 		_ = server.Close()
@@ -103,9 +102,9 @@ func (s *starting) close() {
 	s.serving.Wait()
 }
 
-// tryListeners opens every listener and closes it again, so that an address that
-// cannot be listened on is said before anything is waited for. Nobody is to connect
-// yet: what waits behind a listener that nobody serves would hang.
+// tryListeners opens every listener and closes it again, so that an address that cannot
+// be used is reported before the start waits for anything. The listeners do not stay
+// open, because connections to a listener that is not served would hang.
 func tryListeners(ctx context.Context, listeners []config.Listener) error {
 	for _, l := range listeners {
 		try := listen.Try
@@ -119,12 +118,13 @@ func tryListeners(ctx context.Context, listeners []config.Listener) error {
 	return nil
 }
 
-// leaveBehind is how long something may take to end by itself once it is told to.
+// leaveBehind bounds the time that a function may take to end by itself after it was
+// told to.
 const leaveBehind = 250 * time.Millisecond
 
 // Until calls f and returns its result. If ctx is done and f does not return within
-// leaveBehind, since it waits for a file system that hangs, say, f is left behind and
-// the cause of ctx returned: call it only where the process is about to end then.
+// leaveBehind, for example because a file system hangs, Until leaves f running and
+// returns the cause of ctx. Call it only if the process is about to end then.
 func Until[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T

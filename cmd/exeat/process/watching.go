@@ -8,14 +8,15 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// watching is files that are read again when they change, once open was called.
+// watching is a set of files that are read again when they change, after open was
+// called.
 type watching struct {
 	cfg     watch.Config
 	watcher *watch.Watcher // nil before open
 }
 
-// newWatching returns what is to be watched. It opens nothing: whoever only checks
-// a configuration watches no file.
+// newWatching returns the set of a configuration. It opens nothing, because checking a
+// configuration watches no file.
 func newWatching(log *slog.Logger, cfg watch.Config) *watching {
 	cfg.Failed = func(ctx context.Context, err error) {
 		log.LogAttrs(ctx, slog.LevelError, "watching files", slog.Any("error", err))
@@ -23,15 +24,15 @@ func newWatching(log *slog.Logger, cfg watch.Config) *watching {
 	return &watching{cfg: cfg}
 }
 
-// open begins to watch; run reads, or else close ends it.
+// open begins to watch. Call run or close afterwards.
 func (w *watching) open() error {
 	var err error
 	w.watcher, err = watch.New(w.cfg)
 	return err
 }
 
-// run has the files read when they have changed, and at once when it receives from
-// again, until ctx is done.
+// run calls Changed of the configuration when the files have changed, and at once when
+// it receives from again, until ctx is done.
 func (w *watching) run(ctx context.Context, again <-chan struct{}) {
 	var running sync.WaitGroup
 	running.Go(func() { w.watcher.Run(ctx) })
@@ -46,7 +47,7 @@ func (w *watching) run(ctx context.Context, again <-chan struct{}) {
 	}
 }
 
-// close ends what open began; after run nothing happens.
+// close ends what open began. After run it does nothing.
 func (w *watching) close() {
 	if w.watcher != nil {
 		_ = w.watcher.Close()
