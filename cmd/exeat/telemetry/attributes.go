@@ -11,12 +11,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// attributes are those of a log record.
+// attributes are the attributes of a log record.
 type attributes []attribute.KeyValue
 
-// appendAttributes appends the fields of a record: those that the span has under
-// the same names, the others under egress. and their name in the record. What
-// is zero is left out.
+// appendAttributes appends the fields of a record. Those that the span has too have the
+// same names; the names of the others are egress. followed by the name in the record.
+// Zero values are left out.
 func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.KeyValue {
 	a := attributes(dst)
 	a.number("egress.schema", audit.Schema)
@@ -34,7 +34,7 @@ func appendAttributes(dst []attribute.KeyValue, r *audit.Record) []attribute.Key
 	return a
 }
 
-// request adds who asked, where, and for what.
+// request adds the caller, the listener and what was asked for.
 func (a *attributes) request(r *audit.Record) {
 	a.text("egress.listener", r.Listener)
 	a.text("egress.protocol", string(r.Protocol))
@@ -71,8 +71,8 @@ func (a *attributes) request(r *audit.Record) {
 	}
 }
 
-// decision adds what was decided and why. Only decisions have a verdict: its
-// zero value would deny what was never asked.
+// decision adds the decision and its reason. Only decisions have a verdict: in other
+// records its zero value would look like a denial.
 func (a *attributes) decision(r *audit.Record) {
 	if r.Event == audit.EventDecision || r.Event == audit.EventCollapsed {
 		a.text("egress.verdict", r.Verdict.String())
@@ -105,7 +105,7 @@ func (a *attributes) decision(r *audit.Record) {
 	a.fraction("egress.decide_us", float64(r.Decide.Nanoseconds())/1e3)
 }
 
-// hello adds what the first bytes of a tunnel were.
+// hello adds the description of the first bytes of a tunnel.
 func (a *attributes) hello(r *audit.Record) {
 	a.text("egress.stage", r.Stage.String())
 	a.text("egress.tls.sni", r.Hello.SNIText())
@@ -113,7 +113,7 @@ func (a *attributes) hello(r *audit.Record) {
 	a.flag("egress.tls.ech", r.Hello.ECH)
 }
 
-// tunnel adds what went through. Of a tunnel zero bytes say something.
+// tunnel adds the numbers of bytes. Those of a tunnel are added even if they are zero.
 func (a *attributes) tunnel(r *audit.Record) {
 	if r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose {
 		a.number("egress.tunnel.bytes_up", r.Up)
@@ -123,7 +123,7 @@ func (a *attributes) tunnel(r *audit.Record) {
 	a.fraction("egress.duration_ms", milliseconds(r.Duration))
 }
 
-// merged adds the records that this one stands for.
+// merged adds the counts of the records that this one stands for.
 func (a *attributes) merged(m *audit.Merged) {
 	if m == nil {
 		return
@@ -131,7 +131,7 @@ func (a *attributes) merged(m *audit.Merged) {
 	a.number("egress.count", int64(m.Count)) //nolint:gosec // G115: a count
 	a.text("egress.first", m.First.UTC().Format(time.RFC3339Nano))
 	a.text("egress.last", m.Last.UTC().Format(time.RFC3339Nano))
-	if m.Other { // many, none of which is named
+	if m.Other { // there are many identities, and none is named
 		a.text("egress.identity.spiffe_id", otherLabel)
 	}
 	if len(m.Counts) == 0 {
@@ -144,15 +144,16 @@ func (a *attributes) merged(m *audit.Merged) {
 	*a = append(*a, attribute.StringSlice("egress.counts", counts))
 }
 
-// text adds a text that is not empty, without what a terminal obeys. It is valid
-// UTF-8, without which the exporter would lose the whole batch that it is in.
+// text adds a text unless it is empty, with the characters that a terminal obeys
+// escaped. It is valid UTF-8, because the exporter loses the whole batch of a text that
+// is not.
 func (a *attributes) text(key, value string) {
 	if value != "" {
 		*a = append(*a, attribute.String(key, allowlist.Visible(value)))
 	}
 }
 
-// addresses adds a list that is not empty.
+// addresses adds a list unless it is empty.
 func (a *attributes) addresses(key string, all []netip.Addr) {
 	if len(all) > 0 {
 		*a = append(*a, attribute.StringSlice(key, audit.AddressTexts(all)))
@@ -161,21 +162,21 @@ func (a *attributes) addresses(key string, all []netip.Addr) {
 
 func (a *attributes) number(key string, n int64) { *a = append(*a, attribute.Int64(key, n)) }
 
-// flag adds what is so.
+// flag adds true, or nothing if the flag is not set.
 func (a *attributes) flag(key string, set bool) {
 	if set {
 		*a = append(*a, attribute.Bool(key, true))
 	}
 }
 
-// count adds a number that is not zero.
+// count adds a number unless it is zero.
 func (a *attributes) count(key string, n int64) {
 	if n != 0 {
 		a.number(key, n)
 	}
 }
 
-// fraction adds a number that is above zero.
+// fraction adds a number if it is above zero.
 func (a *attributes) fraction(key string, f float64) {
 	if f > 0 {
 		*a = append(*a, attribute.Float64(key, f))

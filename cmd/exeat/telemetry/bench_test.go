@@ -11,7 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestMeasureDoesNotAllocate: once the label values have been seen.
+// TestMeasureDoesNotAllocate: Measure allocates nothing after the label values were
+// seen once.
 func TestMeasureDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
@@ -64,19 +65,19 @@ func BenchmarkMeasure(b *testing.B) {
 	})
 }
 
-// swallow is an exporter that takes everything.
+// swallow is an exporter that accepts everything.
 type swallow struct{}
 
 func (swallow) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (swallow) Shutdown(context.Context) error                             { return nil }
 
-// drop is a sink that takes everything.
+// drop is a sink that accepts everything.
 type drop struct{}
 
 func (drop) Write(context.Context, []*audit.Record) error { return nil }
 
-// BenchmarkDecision is the record and the span of one allowed decision, with
-// the span going nowhere, and into the queue of an exporter.
+// BenchmarkDecision measures the record and the span of one allowed decision, without
+// an exporter, and with the queue of one.
 func BenchmarkDecision(b *testing.B) {
 	size, batch := sdktrace.WithMaxQueueSize(queueSize), sdktrace.WithMaxExportBatchSize(batchSize)
 	always := sdktrace.WithSampler(sdktrace.AlwaysSample())
@@ -108,7 +109,8 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
-// BenchmarkLog is one record as a log record, without sending it.
+// BenchmarkLog measures the conversion of one record to a log record, without sending
+// it.
 func BenchmarkLog(b *testing.B) {
 	s := newLogSink(nil, "v0", &takeAll{})
 	records := []*audit.Record{sampleAllow}

@@ -16,7 +16,8 @@ var (
 	errOther = errors.New("503 Service Unavailable")
 )
 
-// exports is a collector that answers in turn, the last answer for ever.
+// exports is a collector that answers each export with the next error, and then always
+// with the last one.
 type exports struct {
 	answers []error
 	calls   int
@@ -50,7 +51,7 @@ func TestDelivery(t *testing.T) {
 				if !errors.Is(err, row.want) {
 					t.Errorf("got %v, want %v", err, row.want)
 				}
-				// When both timers are due at once either may win.
+				// If both timers are due at once either may win.
 				if e.calls < row.calls || e.calls > row.calls+1 || time.Since(start) != row.took {
 					t.Errorf("%d calls in %v, want %d in %v", e.calls, time.Since(start), row.calls, row.took)
 				}
@@ -59,7 +60,7 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// TestACollectorThatStaysAwayCostsPatienceOnce also looks at who is told.
+// TestACollectorThatStaysAwayCostsPatienceOnce also checks what is reported.
 func TestACollectorThatStaysAwayCostsPatienceOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []string
@@ -84,7 +85,7 @@ func TestACollectorThatStaysAwayCostsPatienceOnce(t *testing.T) {
 	})
 }
 
-// TestACollectorThatIsKilledLosesWhatWasOnItsWay and nothing after it.
+// TestACollectorThatIsKilledLosesWhatWasOnItsWay: it loses nothing after that.
 func TestACollectorThatIsKilledLosesWhatWasOnItsWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDelivery("x", func(string, error) {})
@@ -102,7 +103,7 @@ func TestPatienceEndsWithTheProcess(t *testing.T) {
 	cancel()
 	hurried := newDelivery("x", func(string, error) {})
 	hurried.hurry()
-	hurried.hurry() // twice is once
+	hurried.hurry() // a second call does nothing
 	for name, try := range map[string]func() error{
 		"when the context is done": func() error {
 			return newDelivery("x", func(string, error) {}).run(ctx, (&exports{answers: []error{errAway}}).export)

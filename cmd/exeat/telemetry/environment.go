@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// The words of OTEL_*_EXPORTER that mean something to us.
+// The values of OTEL_*_EXPORTER that are treated specially.
 const (
 	exporterNone       = "none"
 	exporterOTLP       = "otlp"
 	exporterPrometheus = "prometheus"
 )
 
-// wanted reports whether a variable asks for an exporter of a signal: TRACES,
-// METRICS or LOGS. The Go SDK does not know OTEL_SDK_DISABLED, and autoexport
-// takes "nothing set" for OTLP to localhost.
+// wanted reports whether a variable asks for an exporter of a signal: TRACES, METRICS
+// or LOGS. The Go SDK does not know OTEL_SDK_DISABLED, and for autoexport unset
+// variables mean OTLP to localhost.
 func wanted(getenv func(string) string, signal string) bool {
 	if disabled(getenv) {
 		return false
@@ -29,9 +29,8 @@ func disabled(getenv func(string) string) bool {
 	return strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true")
 }
 
-// size reads a positive number that bounds a queue; what is none is fallback,
-// as it is for the SDK. No bound is so high that a mistake could take all
-// memory.
+// size reads a positive number that bounds a queue. Like the SDK it returns fallback
+// for anything else. It bounds the number, so that a mistake cannot use up all memory.
 func size(getenv func(string) string, key string, fallback int) int {
 	const most = 1 << 20
 	n, err := strconv.Atoi(getenv(key))

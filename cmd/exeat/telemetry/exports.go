@@ -7,20 +7,20 @@ import (
 	"strings"
 )
 
-// Export is where an exporter connects to.
+// Export says where an exporter connects to.
 type Export struct {
 	Signal   string // traces, metrics or logs
-	Variable string // names the endpoint; "" if none does, and it is the exporter's default
+	Variable string // variable with the endpoint; "" for the exporter's default
 	Endpoint string // host and port of the collector, or unix: and a path
-	// Proxy is the host and port of the proxy on the way, which ProxyVariable
-	// names, in capitals; "" if there is none.
+	// Proxy is the host and port of the proxy on the way, and ProxyVariable the
+	// variable with it, in capitals; both are "" if there is none.
 	Proxy, ProxyVariable string
 }
 
-// Exports returns where the exporters that the OTEL_* variables ask for connect
-// to; logs says whether records go there. An endpoint or a proxy that none of
-// them could connect to is left out. proxy is what the exporters ask,
-// http.ProxyFromEnvironment, also those over gRPC.
+// Exports returns where the exporters that the OTEL_* variables ask for connect to;
+// logs says whether records are exported as logs. It leaves out endpoints and proxies
+// to which no exporter could connect. proxy is the function by which the exporters
+// choose a proxy, http.ProxyFromEnvironment, even those over gRPC.
 func Exports(getenv func(string) string, logs bool, proxy func(*http.Request) (*url.URL, error)) []Export {
 	var all []Export
 	for _, s := range []struct {
@@ -49,7 +49,7 @@ func Exports(getenv func(string) string, logs bool, proxy func(*http.Request) (*
 	return all
 }
 
-// first returns the first of some variables that has a value.
+// first returns the first of several variables that has a value.
 func first(getenv func(string) string, names ...string) string {
 	for _, name := range names {
 		if value := strings.TrimSpace(getenv(name)); value != "" {
@@ -59,8 +59,8 @@ func first(getenv func(string) string, names ...string) string {
 	return ""
 }
 
-// endpointOf returns the URL that the exporter of a signal is given, and the
-// variable that holds it; nil means its default.
+// endpointOf returns the URL for the exporter of a signal, and the variable with it.
+// The URL is nil for the exporter's default.
 func endpointOf(getenv func(string) string, signal string) (variable string, endpoint *url.URL) {
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_" + signal + "_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"} {
 		value := first(getenv, name)
@@ -71,7 +71,7 @@ func endpointOf(getenv func(string) string, signal string) (variable string, end
 	return "", nil
 }
 
-// overHTTP fills in what an exporter over HTTP makes of its endpoint.
+// overHTTP sets where an exporter over HTTP connects to for its endpoint.
 func (e *Export) overHTTP(endpoint *url.URL, insecure bool, proxy func(*http.Request) (*url.URL, error)) {
 	host, scheme := "localhost:4318", "https"
 	if endpoint != nil {
@@ -89,8 +89,8 @@ func (e *Export) overHTTP(endpoint *url.URL, insecure bool, proxy func(*http.Req
 	}
 }
 
-// overGRPC fills in what an exporter over gRPC makes of its endpoint, which may
-// be the name of a target instead of a URL.
+// overGRPC sets where an exporter over gRPC connects to for its endpoint, which may be
+// the name of a target instead of a URL.
 func (e *Export) overGRPC(endpoint *url.URL, proxy func(*http.Request) (*url.URL, error)) {
 	host := "localhost:4317"
 	if endpoint != nil {
@@ -102,7 +102,7 @@ func (e *Export) overGRPC(endpoint *url.URL, proxy func(*http.Request) (*url.URL
 		case "http", "https", "":
 			host = endpoint.Host
 		case "unix":
-			e.Endpoint = "unix:" + below // no proxy is asked
+			e.Endpoint = "unix:" + below // without a proxy
 			return
 		case "dns", "passthrough":
 			host = strings.TrimPrefix(below, "/")
@@ -110,8 +110,8 @@ func (e *Export) overGRPC(endpoint *url.URL, proxy func(*http.Request) (*url.URL
 			host = endpoint.String()
 		}
 	}
-	// https is what it asks with, whether it speaks TLS or not, and where it
-	// goes without a port, too.
+	// gRPC looks the proxy up for https, whether it speaks TLS or not, and its default
+	// port is that of https.
 	secure := func(u *url.URL) string { return withPort(&url.URL{Scheme: "https", Host: u.Host}) }
 	u := &url.URL{Scheme: "https", Host: host}
 	if e.Endpoint = secure(u); e.Endpoint != "" {
@@ -119,7 +119,7 @@ func (e *Export) overGRPC(endpoint *url.URL, proxy func(*http.Request) (*url.URL
 	}
 }
 
-// through fills in the proxy on the way to a URL.
+// through sets the proxy on the way to a URL.
 func (e *Export) through(u *url.URL, address func(*url.URL) string, proxy func(*http.Request) (*url.URL, error)) {
 	via, err := proxy(&http.Request{URL: u})
 	if err != nil || via == nil {
@@ -130,7 +130,7 @@ func (e *Export) through(u *url.URL, address func(*url.URL) string, proxy func(*
 	}
 }
 
-// withPort returns host and port of a URL as net/http dials it; "" if it has no
+// withPort returns host and port of a URL as net/http dials it, or "" if it has no
 // host.
 func withPort(u *url.URL) string {
 	port := u.Port()

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// env is an environment; proxy is what http.ProxyFromEnvironment would make of
-// it, which reads that of the process once.
+// env is an environment. Its method proxy does what http.ProxyFromEnvironment would do,
+// which reads the environment of the process only once.
 type env map[string]string
 
 func (e env) get(name string) string { return e[name] }
@@ -32,7 +32,7 @@ func TestExports(t *testing.T) {
 		e["HTTP_PROXY"], e["HTTPS_PROXY"] = "http://user:secret@"+own, secured
 		return e
 	}
-	// one is what the traces alone do.
+	// one switches off all exporters but that of traces.
 	one := func(e env) env { e["OTEL_METRICS_EXPORTER"] = "none"; return e }
 	for name, row := range map[string]struct {
 		env  env

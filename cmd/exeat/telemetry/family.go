@@ -7,8 +7,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// A family is the label values of one metric: the attribute set of each
-// combination is made once and then found, which costs no allocation.
+// A family holds the label values of one metric: it makes the attribute set of each
+// combination once, so that later uses do not allocate.
 type family[K comparable] struct {
 	describe func(K) []attribute.KeyValue
 
@@ -20,8 +20,8 @@ func newFamily[K comparable](describe func(K) []attribute.KeyValue) *family[K] {
 	return &family[K]{describe: describe, made: make(map[K][]metric.AddOption)}
 }
 
-// of returns the options of a combination. The sets that a metric is used with
-// must be few: they are kept for ever.
+// of returns the options of a combination. A metric must have few combinations, because
+// they are kept for ever.
 func (f *family[K]) of(key K) []metric.AddOption {
 	f.mu.RLock()
 	opts, ok := f.made[key]
@@ -38,12 +38,12 @@ func (f *family[K]) of(key K) []metric.AddOption {
 	return opts
 }
 
-// label is the family of a metric with one label.
+// label returns the family of a metric with one label.
 func label(name string) *family[string] {
 	return newFamily(func(value string) []attribute.KeyValue { return []attribute.KeyValue{attribute.String(name, value)} })
 }
 
-// A limiter lets the first values through and makes the others one.
+// A limiter returns the first values unchanged, and one common value for all others.
 type limiter struct {
 	limit int
 
@@ -53,7 +53,7 @@ type limiter struct {
 
 func newLimiter(limit int) *limiter { return &limiter{limit: limit, known: make(map[string]struct{})} }
 
-// under returns the value, or _other if the limit is reached without it.
+// under returns the value, or _other if there are limit other values already.
 func (l *limiter) under(value string) string {
 	l.mu.RLock()
 	_, ok := l.known[value]

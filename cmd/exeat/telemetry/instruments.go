@@ -15,9 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// Instruments counts and measures what happens. All methods are safe for
-// concurrent use and never block; none allocates once it has seen the label
-// values that it is given.
+// Instruments counts and measures what happens. All methods are safe for concurrent use
+// and never block; none allocates after it has seen the label values that it gets.
 type Instruments struct {
 	decisions  metric.Int64Counter
 	queries    metric.Int64Counter
@@ -37,11 +36,11 @@ type Instruments struct {
 	cutSets       *family[cutLabels]
 	up, down      []metric.AddOption
 
-	identities, mapped *limiter // mapped is for identities that are shown by source-map
+	identities, mapped *limiter // mapped is for identities that come from source-map
 	progress           progress
 }
 
-// decisionLabels are the labels of egress.decisions, all of closed sets.
+// decisionLabels are the labels of egress.decisions, all from closed sets.
 type decisionLabels struct {
 	verdict  allowlist.Verdict
 	reason   allowlist.Reason
@@ -56,7 +55,7 @@ func (l decisionLabels) attributes() []attribute.KeyValue {
 	}
 }
 
-// queryLabels are those of egress.dns.queries.
+// queryLabels are the labels of egress.dns.queries.
 type queryLabels struct{ qtype, rcode, source string }
 
 func (l queryLabels) attributes() []attribute.KeyValue {
@@ -65,7 +64,8 @@ func (l queryLabels) attributes() []attribute.KeyValue {
 	}
 }
 
-// queryLabelsOf keeps what callers choose within bounds.
+// queryLabelsOf returns the labels of a query. It bounds the values that callers
+// choose.
 func queryLabelsOf(d *audit.DNS) queryLabels {
 	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.Source}
 	if d.Type.Known() {
@@ -74,7 +74,7 @@ func queryLabelsOf(d *audit.DNS) queryLabels {
 	return l
 }
 
-// identityLabels are those of egress.decisions.by_identity.
+// identityLabels are the labels of egress.decisions.by_identity.
 type identityLabels struct {
 	identity string
 	source   allowlist.Source
@@ -88,7 +88,7 @@ func (l identityLabels) attributes() []attribute.KeyValue {
 	}
 }
 
-// cutLabels are those of egress.connections.cut.
+// cutLabels are the labels of egress.connections.cut.
 type cutLabels struct{ listener, cause string }
 
 func (l cutLabels) attributes() []attribute.KeyValue {
@@ -127,10 +127,10 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 	return i, b.err
 }
 
-// Measure counts a record; it is for audit.Config.Measure. The record is
-// neither kept nor changed.
+// Measure counts a record, for audit.Config.Measure. It neither keeps nor changes the
+// record.
 func (i *Instruments) Measure(r *audit.Record) {
-	ctx := context.Background() // the metrics are of no request: no exemplars are kept
+	ctx := context.Background() // metrics belong to no request, because they have no exemplars
 	switch r.Event {
 	case audit.EventDecision:
 		i.decision(ctx, r)
@@ -145,8 +145,8 @@ func (i *Instruments) Measure(r *audit.Record) {
 		if !isUnused(r) {
 			i.Handshake(r.Reason)
 		}
-	case audit.EventSummary, audit.EventCollapsed: // of decisions that were counted one by one
-	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine: // see Reload and Enforced
+	case audit.EventSummary, audit.EventCollapsed: // their decisions were counted one by one
+	case audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine: // counted by Reload and Enforced
 	}
 }
 
@@ -155,7 +155,7 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 	if r.Verdict == allowlist.Observe {
 		l.reason = r.WouldReason
 	}
-	if r.Policy != "" { // as in the record: before a policy was asked there is no mode
+	if r.Policy != "" { // as in the record: without a policy there is no mode
 		l.mode = r.Mode.String()
 	}
 	i.decisions.Add(ctx, 1, i.decisionSets.of(l)...)
@@ -171,8 +171,8 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 	positive(ctx, i.dial, r.Dial)
 }
 
-// namesOf returns the identities that have series of their own: forged addresses
-// take no place from those that are shown in another way.
+// namesOf returns the limiter of the identities with a proof, so that forged addresses
+// take no series from identities that are proven otherwise.
 func (i *Instruments) namesOf(s allowlist.Source) *limiter {
 	if s == allowlist.SourceMap {
 		return i.mapped
@@ -180,7 +180,7 @@ func (i *Instruments) namesOf(s allowlist.Source) *limiter {
 	return i.identities
 }
 
-// positive records a time, if there is one.
+// positive records a time unless it is zero.
 func positive(ctx context.Context, h metric.Float64Histogram, d time.Duration) {
 	if d > 0 {
 		h.Record(ctx, d.Seconds())
@@ -192,20 +192,20 @@ func (i *Instruments) bytes(ctx context.Context, t transferred) {
 	i.io.Add(ctx, t.down, i.down...)
 }
 
-// isUnused reports whether the record is of a handshake that showed a certificate which
-// is not valid, and after which nothing was asked: Unused has counted it.
+// isUnused reports whether the record is about a handshake with an invalid certificate
+// that was not followed by a request. Unused has counted it.
 func isUnused(r *audit.Record) bool {
 	return r.Reason == allowlist.IdentityInvalid || r.Reason == allowlist.IdentityUntrusted || r.Reason == allowlist.IdentityExpired
 }
 
-// Handshake counts a TLS handshake by the reason why it gave no identity,
-// NoReason if it did; it is for listen.Config.Handshaken. Those that died inside
-// the TLS library are counted by Measure, from their record.
+// Handshake counts a TLS handshake by the reason why it gave no identity, NoReason if
+// it did, for gateway.Metrics. Handshakes that failed inside the TLS library are
+// counted by Measure from their record.
 func (i *Instruments) Handshake(why allowlist.Reason) {
 	i.handshake(cmp.Or(why.String(), handshakeOK))
 }
 
-// Unused counts a TLS handshake after which nothing was asked.
+// Unused counts a TLS handshake that was not followed by a request.
 func (i *Instruments) Unused() { i.handshake(handshakeUnused) }
 
 func (i *Instruments) handshake(result string) {
@@ -213,32 +213,32 @@ func (i *Instruments) handshake(result string) {
 }
 
 // Cut counts connections of a listener that were closed for want of a slot or a file
-// descriptor. Zero shows the count of that cause before there is any.
+// descriptor. Zero creates the counter, so that it is shown before the first one.
 func (i *Instruments) Cut(listener, cause string, connections int) {
 	i.cut.Add(context.Background(), int64(connections), i.cutSets.of(cutLabels{listener, cause})...)
 }
 
-// Reload counts a policy that was loaded: in-force, held or refused.
+// Reload counts a load of the policy by its result: in-force, held or refused.
 func (i *Instruments) Reload(result string) {
 	i.reloads.Add(context.Background(), 1, i.reloadSets.of(result)...)
 }
 
-// Enforced measures the time from the swap of a policy until the last tunnel
+// Enforced measures the time from when a policy comes into force until the last tunnel
 // that it forbids was told to end.
 func (i *Instruments) Enforced(took time.Duration) {
 	i.revocation.Record(context.Background(), took.Seconds())
 }
 
-// transferred are bytes from and to a caller.
+// transferred is the number of bytes from and to a caller.
 type transferred struct{ up, down int64 }
 
-// progress knows how much of the tunnels that are still open has been counted.
+// progress holds how many bytes of the open tunnels have been counted.
 type progress struct {
 	mu      sync.Mutex
 	counted map[string]transferred // by the id of the decision
 }
 
-// report returns what a tunnel has transferred since it reported last.
+// report returns how much a tunnel has transferred since its last report.
 func (p *progress) report(id string, total transferred) transferred {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,7 +250,7 @@ func (p *progress) report(id string, total transferred) transferred {
 	return transferred{up: total.up - before.up, down: total.down - before.down}
 }
 
-// end does so and forgets the tunnel.
+// end is the last report of a tunnel, which is then removed.
 func (p *progress) end(id string, total transferred) transferred {
 	p.mu.Lock()
 	defer p.mu.Unlock()

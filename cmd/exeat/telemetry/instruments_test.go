@@ -15,7 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// scrape returns the samples of the gateway's own metrics, buckets left out.
+// scrape returns the samples of the gateway's own metrics, without buckets.
 func scrape(t *testing.T, tel *Telemetry) []string {
 	t.Helper()
 	var samples []string
@@ -37,7 +37,7 @@ func scrapeAll(t *testing.T, tel *Telemetry) string {
 	return w.Body.String()
 }
 
-// expect compares the samples whose name begins with a prefix.
+// expect compares the samples whose names begin with a prefix.
 func expect(t *testing.T, tel *Telemetry, prefix string, want ...string) {
 	t.Helper()
 	var got []string
@@ -53,7 +53,7 @@ func expect(t *testing.T, tel *Telemetry, prefix string, want ...string) {
 
 var builder1 = spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
 
-// allowed is the record of a decision with every time in it.
+// allowed returns the record of a decision with every duration set.
 func allowed() *audit.Record {
 	return &audit.Record{
 		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Source: allowlist.SourceX509SVID, Verdict: allowlist.Allow, Policy: "p1",
@@ -71,7 +71,7 @@ func TestDecisionsAreCountedByWhatWasDecided(t *testing.T) {
 		WouldReason: allowlist.NotOnAllowlist, Mode: allowlist.ModeObserve,
 	})
 	measure(&audit.Record{Event: audit.EventDecision, Protocol: "connect", Reason: allowlist.IdentityMissing})
-	measure(&audit.Record{Event: audit.EventSummary, Reason: allowlist.IdentityMissing}) // counted before
+	measure(&audit.Record{Event: audit.EventSummary, Reason: allowlist.IdentityMissing}) // its handshakes were counted one by one
 	measure(&audit.Record{Event: audit.EventPolicyReload})
 	expect(t, tel, "egress_decisions",
 		`egress_decisions_total{mode="",protocol="connect",reason="identity-missing",verdict="deny"} 1`,
@@ -89,8 +89,8 @@ func TestIdentitiesHaveACap(t *testing.T) {
 		r.Identity = spiffeid.RequireFromPath(builder1.TrustDomain(), path)
 		tel.Instruments().Measure(r)
 	}
-	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // of nobody
-	for _, path := range []string{"/x", "/a", "/y"} {                    // what may be forged takes no place from them
+	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // without an identity
+	for _, path := range []string{"/x", "/a", "/y"} {                    // identities that may be forged take no series from them
 		r := allowed()
 		r.Identity, r.Source = spiffeid.RequireFromPath(builder1.TrustDomain(), path), allowlist.SourceMap
 		tel.Instruments().Measure(r)
@@ -104,7 +104,8 @@ func TestIdentitiesHaveACap(t *testing.T) {
 		`egress_decisions_by_identity_total{identity="spiffe://prod.example/x",identity_source="source-map",verdict="allow"} 1`)
 }
 
-// TestManyIdentitiesAreBeyondTheSDKsOwnLimit of 2,000 series for a metric.
+// TestManyIdentitiesAreBeyondTheSDKsOwnLimit: the SDK's limit is 2,000 series of a
+// metric.
 func TestManyIdentitiesAreBeyondTheSDKsOwnLimit(t *testing.T) {
 	const identities = 3000
 	tel := newTelemetry(t, Config{IdentityCap: identities})
@@ -118,8 +119,8 @@ func TestManyIdentitiesAreBeyondTheSDKsOwnLimit(t *testing.T) {
 	}
 }
 
-// TestBytesAreCountedAsTunnelsReport: those of a tunnel that is still open
-// count, and none counts twice.
+// TestBytesAreCountedAsTunnelsReport: bytes of a tunnel that is still open are counted,
+// and none are counted twice.
 func TestBytesAreCountedAsTunnelsReport(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	tunnel := func(event audit.Event, id string, up, down int64) {
@@ -145,7 +146,7 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.TLSHandshakeFailed})
 	i.Unused()
 	i.Unused()
-	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.IdentityUntrusted}) // of one of these
+	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.IdentityUntrusted}) // of one of the handshakes above
 	i.Reload("in-force")
 	i.Reload("refused")
 	i.Reload("in-force")
@@ -159,14 +160,14 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	expect(t, tel, "egress_revocation", `egress_revocation_duration_seconds_sum 0.02`, `egress_revocation_duration_seconds_count 1`)
 }
 
-// query is a DNS query that was answered by a server.
+// query returns the record of a DNS query that a server has answered.
 func query(typ allowlist.QueryType) *audit.Record {
 	r := allowed()
 	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, Source: "upstream"}
 	return r
 }
 
-// TestQueries: what a caller can choose makes no series of its own.
+// TestQueries: values that a caller can choose make no further series.
 func TestQueries(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	for _, typ := range []allowlist.QueryType{allowlist.TypeA, allowlist.TypeHTTPS, 255, 65280, 0} {
@@ -179,7 +180,7 @@ func TestQueries(t *testing.T) {
 		`egress_dns_queries_total{qtype="_other",rcode="NOERROR",source="upstream"} 3`)
 }
 
-// everything is a telemetry with every metric in it.
+// everything returns a Telemetry in which every metric has a value.
 func everything(t *testing.T) *Telemetry {
 	t.Helper()
 	tel := newTelemetry(t, Config{IdentityCap: 1})
@@ -228,7 +229,7 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)
 	expect(t, tel, "egress_resolver",
 		`egress_resolver_errors_total{cause="refused",server="192.0.2.1:53 (udp)"} 0`, `egress_resolver_errors_total{cause="timeout",server="192.0.2.1:53 (udp)"} 12`)
-	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // and before there is one, a zero:
+	expect(t, tel, "egress_connections", `egress_connections_cut_total{cause="all",listener="main"} 3`, // the other causes are zero:
 		`egress_connections_cut_total{cause="source",listener="main"} 0`)
 	expect(t, tel, "egress_policy_info", `egress_policy_info{generation="7",quarantine="q1",version="p1"} 1`)
 	expect(t, tel, "egress_records",
@@ -246,7 +247,7 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	}
 }
 
-// TestWithoutAPolicyThereIsNoPolicyMetric: age zero would look healthy.
+// TestWithoutAPolicyThereIsNoPolicyMetric: an age of zero would look healthy.
 func TestWithoutAPolicyThereIsNoPolicyMetric(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	if err := tel.Observe(Observed{Policy: func() (Policy, bool) { return Policy{}, false }}); err != nil {
@@ -256,8 +257,8 @@ func TestWithoutAPolicyThereIsNoPolicyMetric(t *testing.T) {
 	expect(t, tel, "egress_svid")
 }
 
-// TestTheCatalogueIsWhatIsShown compares names, types' suffixes, help and
-// labels with a scrape.
+// TestTheCatalogueIsWhatIsShown compares names, suffixes of types, help and labels with
+// a scrape.
 func TestTheCatalogueIsWhatIsShown(t *testing.T) {
 	text := scrapeAll(t, everything(t))
 	var want, got []string

@@ -17,22 +17,21 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// errNoLogs means that a sink of OpenTelemetry logs was asked for and that the
-// OTEL_* variables name no place for them.
+// errNoLogs means that the configuration has a sink of OpenTelemetry logs but no OTEL_*
+// variable says where they go.
 var errNoLogs = errors.New("records are to go to OpenTelemetry, but no variable says where: set OTEL_EXPORTER_OTLP_ENDPOINT")
 
-// ErrDisabled means that OTEL_SDK_DISABLED is set: a sink would take every
-// record and keep none.
+// ErrDisabled means that OTEL_SDK_DISABLED is set: a sink would accept every record and
+// keep none.
 var ErrDisabled = errors.New("OTEL_SDK_DISABLED is set, so that OpenTelemetry takes no records")
 
-// logBatch is how many records go in one request, which stays below the 4 MiB
-// that a collector takes over gRPC.
+// logBatch bounds the records of one request, so that it stays below the 4 MiB that a
+// collector accepts over gRPC.
 const logBatch = 1024
 
-// LogSink sends records as OpenTelemetry log records. It implements
-// audit.Sink: the collector has answered when Write returns, so there is no
-// second queue, no second count and nobody else told of errors; all of that is
-// the recorder's.
+// LogSink sends records as OpenTelemetry log records. It implements audit.Sink. Write
+// returns after the collector has answered, so that queue, counts and reports of errors
+// are only those of the recorder.
 type LogSink struct {
 	provider *sdklog.LoggerProvider
 	logger   log.Logger
@@ -44,8 +43,8 @@ type LogSink struct {
 
 var _ audit.Sink = (*LogSink)(nil)
 
-// LogSink returns a new sink, which Shutdown ends; ErrDisabled or errNoLogs if
-// there can be none.
+// LogSink returns a new sink, which Shutdown ends. The error is ErrDisabled or
+// errNoLogs if there can be none.
 func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 	if disabled(t.cfg.Getenv) {
 		return nil, ErrDisabled
@@ -68,14 +67,14 @@ func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 func newLogSink(res *resource.Resource, version string, exporter sdklog.Exporter) *LogSink {
 	s := &LogSink{exporter: exporter, line: newDelivery(SignalLogs, func(string, error) {})}
 	s.provider = sdklog.NewLoggerProvider(sdklog.WithResource(res), sdklog.WithProcessor(&s.batch),
-		sdklog.WithAllowKeyDuplication()) // there are no duplicates, and looking for them costs
+		sdklog.WithAllowKeyDuplication()) // keys are never duplicate, and checking that takes time
 	s.logger = s.provider.Logger(scope, log.WithInstrumentationVersion(version))
 	return s
 }
 
-// Write sends records and returns when the collector has answered. What cannot
-// be sent is lost, and named in the error; of what the collector has rejected it says
-// only how many that are.
+// Write sends records and returns when the collector has answered. The error names the
+// records that could not be sent, and gives only the number of those that the collector
+// has rejected.
 func (s *LogSink) Write(ctx context.Context, records []*audit.Record) error {
 	var lost *audit.LostError
 	first := 0
@@ -94,7 +93,7 @@ func (s *LogSink) Write(ctx context.Context, records []*audit.Record) error {
 		}
 		first += len(part)
 	}
-	if lost != nil { // not a nil pointer in an error that is not nil
+	if lost != nil { // a nil *LostError would be an error that is not nil
 		return lost
 	}
 	return nil
@@ -108,7 +107,7 @@ func (s *LogSink) send(ctx context.Context, records []*audit.Record) error {
 	return s.line.run(ctx, func(ctx context.Context) error { return s.exporter.Export(ctx, s.batch.records) })
 }
 
-// emit puts one record into the batch. The SDK takes the trace from a context.
+// emit adds one record to the batch. The SDK reads the trace from a context.
 func (s *LogSink) emit(ctx context.Context, r *audit.Record) {
 	var rec log.Record
 	rec.SetTimestamp(r.Time)
@@ -122,7 +121,7 @@ func (s *LogSink) emit(ctx context.Context, r *audit.Record) {
 	s.logger.Emit(trace.ContextWithSpanContext(ctx, r.Trace), rec)
 }
 
-// severityOf is by the verdict: what was refused is a warning, what went wrong
+// severityOf returns the severity by the verdict: a refusal is a warning, a failure is
 // an error.
 func severityOf(r *audit.Record) log.Severity {
 	switch r.Event {
@@ -137,7 +136,7 @@ func severityOf(r *audit.Record) log.Severity {
 	case audit.EventHandshake, audit.EventSummary:
 		return log.SeverityWarn
 	case audit.EventTunnelClose:
-		if r.Reason != allowlist.NoReason { // a later state forbade it
+		if r.Reason != allowlist.NoReason { // a later state forbade the tunnel
 			return log.SeverityWarn
 		}
 	case audit.EventTunnelProgress, audit.EventPolicyReload, audit.EventIdentityRotate, audit.EventQuarantine:
@@ -145,20 +144,20 @@ func severityOf(r *audit.Record) log.Severity {
 	return log.SeverityInfo
 }
 
-// shutdown ends the exporter. The recorder has written its last record before.
+// shutdown ends the exporter. The recorder must have written its last record.
 func (s *LogSink) shutdown(ctx context.Context) error {
 	s.line.hurry()
 	return errors.Join(s.provider.Shutdown(ctx), s.exporter.Shutdown(ctx))
 }
 
-// collect is a processor that keeps what is emitted until the batch is full:
-// the SDK makes its records only on the way to one.
+// collect is a processor that keeps the emitted records until the batch is complete.
+// The SDK makes its records only when they are passed to a processor.
 type collect struct{ records []sdklog.Record }
 
 // Enabled implements sdklog.Processor.
 func (*collect) Enabled(context.Context, sdklog.EnabledParameters) bool { return true }
 
-// OnEmit keeps a record, which nobody else has.
+// OnEmit keeps a record, which no other processor has.
 func (c *collect) OnEmit(_ context.Context, r *sdklog.Record) error {
 	c.records = append(c.records, *r)
 	return nil
@@ -170,7 +169,7 @@ func (*collect) ForceFlush(context.Context) error { return nil }
 // Shutdown does nothing.
 func (*collect) Shutdown(context.Context) error { return nil }
 
-// empty forgets the records, also what they point to.
+// empty removes the records, and releases what they refer to.
 func (c *collect) empty() {
 	clear(c.records)
 	c.records = c.records[:0]

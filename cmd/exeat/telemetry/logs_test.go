@@ -24,8 +24,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
-// takeAll is an exporter of logs that answers each batch in turn, nil when it
-// has no answer left.
+// takeAll is an exporter of logs that answers each batch with the next error, and with
+// nil after the last one.
 type takeAll struct {
 	answers []error
 	batches []int
@@ -45,7 +45,7 @@ func (e *takeAll) Export(_ context.Context, records []sdklog.Record) error {
 func (*takeAll) Shutdown(context.Context) error   { return nil }
 func (*takeAll) ForceFlush(context.Context) error { return nil }
 
-// fields returns the attributes as a map, and fails if one is there twice.
+// fields returns the attributes as a map, and fails if a key is there twice.
 func fields(t *testing.T, attrs []attribute.KeyValue) map[string]any {
 	t.Helper()
 	all := make(map[string]any, len(attrs))
@@ -58,9 +58,8 @@ func fields(t *testing.T, attrs []attribute.KeyValue) map[string]any {
 	return all
 }
 
-// TestALogRecordHasWhatTheSpanHas compares the attributes of each decision's
-// span with those of its log record: what has the same name has the same value,
-// and the log record has all of it.
+// TestALogRecordHasWhatTheSpanHas compares the attributes of each decision's span with
+// those of its log record: the log record has all of them, with the same values.
 func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		if sample.Record.Event != audit.EventDecision {
@@ -91,9 +90,9 @@ func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
 	}
 }
 
-// TestALogRecordHasEveryFieldOfTheRecord counts the fields of the native form,
-// each of which has an attribute but what a log record, or its resource, has places
-// of its own for; three fields are two attributes each.
+// TestALogRecordHasEveryFieldOfTheRecord counts the fields of the native form. Each has
+// an attribute, except those for which a log record, or its resource, has other places;
+// three fields are two attributes each.
 func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		t.Run(sample.Name, func(t *testing.T) {
@@ -112,11 +111,11 @@ func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 				}
 			}
 			if written["identity"] == audit.Other {
-				want-- // it has no trust domain
+				want-- // audit.Other has no trust domain
 			}
 			logged := fields(t, appendAttributes(nil, &sample.Record))
 			if _, there := logged["error.type"]; there {
-				want++ // of the span's convention
+				want++ // an attribute of the span's convention
 			}
 			if len(logged) != want {
 				t.Errorf("%d attributes, want %d\nnative: %s\nlog: %v", len(logged), want, line, logged)
@@ -125,7 +124,7 @@ func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	}
 }
 
-// TestUntrustedTextIsBoundedAndValid: one bad byte loses a whole batch.
+// TestUntrustedTextIsBoundedAndValid: one invalid byte would lose a whole batch.
 func TestUntrustedTextIsBoundedAndValid(t *testing.T) {
 	long := strings.Repeat("é", 5000) + "\xff"
 	r := audittest.Samples()[0].Record
@@ -137,7 +136,7 @@ func TestUntrustedTextIsBoundedAndValid(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysALogRecord: a log record has no escapes of its own.
+// TestNoTerminalObeysALogRecord: the form of a log record has no escapes.
 func TestNoTerminalObeysALogRecord(t *testing.T) {
 	for _, text := range audittest.Obeyed() {
 		r := audittest.Hostile(audit.EventDecision, text, 1)
@@ -170,7 +169,7 @@ func TestSeverities(t *testing.T) {
 	}
 }
 
-// TestRecordsReachTheCollector goes over a real socket.
+// TestRecordsReachTheCollector sends records over a real socket.
 func TestRecordsReachTheCollector(t *testing.T) {
 	c, getenv := newCollector(t)
 	tel := newTelemetry(t, Config{Version: "v0", Getenv: getenv})

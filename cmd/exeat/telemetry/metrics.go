@@ -18,11 +18,11 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 )
 
-// seriesLimit bounds the series of one metric, beside those of identities,
+// seriesLimit bounds the series of one metric, in addition to those of identities,
 // which have a cap of their own. Beyond it the SDK counts into one series.
 const seriesLimit = 2000
 
-// metrics is the meter provider and what shows it.
+// metrics is the meter provider with the handler that shows its metrics.
 type metrics struct {
 	provider    *sdkmetric.MeterProvider
 	meter       metric.Meter
@@ -30,9 +30,9 @@ type metrics struct {
 	handler     http.Handler
 }
 
-// newMetrics sets up metrics for who reads them here, in the Prometheus form,
-// and for pushing them if a variable asks for it. The registry is its own:
-// nothing else is shown.
+// newMetrics sets up metrics for the handler, in the Prometheus form, and for pushing
+// them if a variable asks for that. It uses a registry of its own, so that nothing else
+// is shown.
 func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metrics, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -44,7 +44,7 @@ func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metri
 	opts := []sdkmetric.Option{
 		sdkmetric.WithResource(res), sdkmetric.WithReader(shown),
 		sdkmetric.WithExemplarFilter(exemplar.AlwaysOffFilter),
-		sdkmetric.WithCardinalityLimit(seriesLimit + 3*4*(cfg.IdentityCap+1)), // a source and a verdict each
+		sdkmetric.WithCardinalityLimit(seriesLimit + 3*4*(cfg.IdentityCap+1)), // for each identity a proof and a verdict
 	}
 	pushed := pushWanted(cfg.Getenv)
 	if pushed {
@@ -59,7 +59,7 @@ func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metri
 		handler:  promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 	}
 	m.meter = m.provider.Meter(scope)
-	if pushed { // where they are read, the client library's show the same
+	if pushed { // the handler shows the same metrics of the runtime from the client library
 		err = runtime.Start(runtime.WithMeterProvider(m.provider))
 	}
 	if err == nil {
@@ -71,8 +71,9 @@ func newMetrics(ctx context.Context, cfg Config, res *resource.Resource) (*metri
 	return m, nil
 }
 
-// pushWanted reports whether metrics are to be pushed. The exporter
-// "prometheus" would open a listener of its own; the admin listener has it.
+// pushWanted reports whether metrics are pushed. The exporter "prometheus" does not
+// count, because it would open a listener of its own; the admin listener serves the
+// metrics.
 func pushWanted(getenv func(string) string) bool {
 	return wanted(getenv, "METRICS") && getenv("OTEL_METRICS_EXPORTER") != exporterPrometheus
 }

@@ -1,27 +1,27 @@
 package telemetry
 
-// Metric is one of the metrics that this package makes, as documents list it.
+// Metric describes one metric of this package, as documents list it.
 type Metric struct {
-	Name        string // in OpenTelemetry
-	Prometheus  string // on the admin listener; of a histogram the base name
+	Name        string // name in OpenTelemetry
+	Prometheus  string // name on the admin listener; for a histogram the base name
 	Unit        string // UCUM; "" for a plain count
 	Labels      []string
 	Description string
 
-	buckets []float64 // of a histogram, upper bounds in the unit
+	buckets []float64 // upper bounds of a histogram's buckets, in the unit
 }
 
 // Result labels.
 const (
 	handshakeOK = "ok"
-	// handshakeUnused is that of one after which nothing was asked.
+	// handshakeUnused is the result of a handshake that was not followed by a request.
 	handshakeUnused = "unused"
 	otherLabel      = "_other"
 )
 
-// Catalogue returns every metric of the gateway itself, in the order of the
-// documents. Those of the Go runtime (go_*) and of the process (process_*) are
-// the ones of the Prometheus client library.
+// Catalogue returns every metric of the gateway itself, in the order of the documents.
+// Metrics of the Go runtime (go_*) and of the process (process_*) come from the
+// Prometheus client library.
 func Catalogue() []Metric {
 	return []Metric{
 		{
@@ -153,7 +153,7 @@ func Catalogue() []Metric {
 	}
 }
 
-// networkBuckets are for what goes over a network, in seconds.
+// networkBuckets returns the buckets for operations over a network, in seconds.
 func networkBuckets() []float64 {
 	return []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
 }

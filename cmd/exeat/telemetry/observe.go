@@ -11,40 +11,41 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// Observed says where to read what is read only when somebody asks. The
-// functions are called from any goroutine, until Shutdown returns; a metric
-// without its function is not shown.
+// Observed has the functions that return the values which are read only for a scrape or
+// a push. They are called from any goroutine, until Shutdown returns; a metric without
+// its function is not shown.
 type Observed struct {
-	// Tunnels is how many are open.
+	// Tunnels returns the number of open tunnels.
 	Tunnels func() int
 	// Unanswered counts what got no answer over DNS; nil without a DNS listener.
 	Unanswered func() Unanswered
-	// Resolver counts what went wrong with name servers.
+	// Resolver counts the errors of name servers.
 	Resolver func() []ServerErrors
-	// Policy is the one in force; ok is false if there is none.
+	// Policy returns the policy in force; ok is false if there is none.
 	Policy func() (p Policy, ok bool)
-	// Held is how many identities keep something open that the policy in force
+	// Held returns how many identities keep something open that the policy in force
 	// forbids.
 	Held func() int
-	// Expiry is when the gateway's SVID expires; nil without an identity.
+	// Expiry returns when the gateway's SVID expires; nil without an identity.
 	Expiry func() time.Time
 	// IdentityReloads counts the identities, bundles and web certificates that were
 	// loaded and refused; nil without any.
 	IdentityReloads func() (loaded, refused uint64)
-	// Records are the counts of every sink of records.
+	// Records returns the counts of every sink of records.
 	Records func() []audit.SinkStats
-	// Descriptors are the file descriptors for callers; nil if nobody counts them.
+	// Descriptors returns the file descriptors for callers; nil if they are not
+	// counted.
 	Descriptors func() []Descriptors
 }
 
-// Descriptors are the file descriptors that callers can make the process use.
+// Descriptors counts file descriptors that callers can make the process use.
 type Descriptors struct {
-	Purpose     string // what they are for
+	Purpose     string // what the descriptors are used for
 	Used, Limit int
-	Missing     uint64 // how often there was none
+	Missing     uint64 // how often none was free
 }
 
-// ServerErrors counts what went wrong with a name server for one cause.
+// ServerErrors counts the errors of a name server with one cause.
 type ServerErrors struct {
 	Server, Cause string
 	Count         uint64
@@ -52,20 +53,20 @@ type ServerErrors struct {
 
 // Unanswered counts what got no answer over DNS.
 type Unanswered struct {
-	NoQuery   uint64 // packets
-	OverLimit uint64 // datagrams, and connections over HTTP
+	NoQuery   uint64 // packets that are not queries
+	OverLimit uint64 // datagrams, and connections over HTTP, beyond a limit
 }
 
 // Policy is a policy in force.
 type Policy struct {
 	Version    string
-	Quarantine string // version of what is in quarantine; "" if nothing is
+	Quarantine string // version of the quarantine list; "" if nobody is in quarantine
 	Generation uint64
 	Since      time.Time // when a policy of this version came into force
 }
 
-// Observe registers what is read when metrics are, and the counts of spans.
-// Call it once, when all of it can be read.
+// Observe registers the functions, and the counts of spans. Call it once, when all
+// functions can be called.
 func (t *Telemetry) Observe(o Observed) error {
 	b := newBuilder(t.metrics.meter)
 	b.total("egress.spans", func(add func(uint64, ...attribute.KeyValue)) {
@@ -163,7 +164,7 @@ func (b *builder) descriptors(read func() []Descriptors) {
 	})
 }
 
-// total makes a counter that is read from elsewhere.
+// total makes a counter whose values are read by a function.
 func (b *builder) total(name string, read func(add func(uint64, ...attribute.KeyValue))) {
 	m := b.metric(name)
 	_, err := b.meter.Int64ObservableCounter(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description),
@@ -176,7 +177,7 @@ func (b *builder) total(name string, read func(add func(uint64, ...attribute.Key
 	b.failed(name, err)
 }
 
-// gauge makes a gauge that is read from elsewhere.
+// gauge makes a gauge whose values are read by a function.
 func (b *builder) gauge(name string, read func(set func(float64, ...attribute.KeyValue))) {
 	m := b.metric(name)
 	_, err := b.meter.Float64ObservableGauge(name, metric.WithUnit(m.Unit), metric.WithDescription(m.Description),

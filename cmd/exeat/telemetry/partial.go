@@ -2,18 +2,18 @@ package telemetry
 
 import "reflect"
 
-// rejectedError is what an export returns of which the collector has rejected some
-// items only.
+// rejectedError is the error of an export of which the collector has rejected only some
+// items.
 type rejectedError struct {
 	error
 
-	items int // how many; more than zero
+	items int // number of rejected items; more than zero
 }
 
 // Unwrap returns the exporter's error.
 func (e *rejectedError) Unwrap() error { return e.error }
 
-// countLost returns how many of the items of an export are lost by its error.
+// countLost returns how many items of an export are lost.
 func countLost(err error, items int) int {
 	//nolint:errorlint // delivery.run returns it as it is
 	switch e := err.(type) {
@@ -25,10 +25,10 @@ func countLost(err error, items int) int {
 	return items
 }
 
-// partialSuccess reports whether an error says that the collector has answered, and
-// taken all but the items that it has rejected. Each exporter has a type of its own for
-// that, to which nobody else can refer, so it is told by its name; the message could be
-// in any other error as well.
+// partialSuccess reports whether an error means that the collector has answered, and
+// accepted all items but those that it rejected. Each exporter has an internal type for
+// that, which is recognised by its name, because other packages cannot refer to it. The
+// message is no proof, because any other error could have it as well.
 func partialSuccess(err error) (rejected int64, ok bool) {
 	for err != nil {
 		if v := reflect.ValueOf(err); v.Kind() == reflect.Struct && v.Type().Name() == "PartialSuccess" {
@@ -42,7 +42,7 @@ func partialSuccess(err error) (rejected int64, ok bool) {
 			err = e.Unwrap()
 		case interface{ Unwrap() []error }:
 			all := e.Unwrap()
-			if len(all) != 1 { // something else has failed, too
+			if len(all) != 1 { // another error happened as well
 				return 0, false
 			}
 			err = all[0]

@@ -1,5 +1,5 @@
-// Package telemetry sets up OpenTelemetry from the standard OTEL_* variables,
-// and counts: spans, what the records say, and what it loses itself.
+// Package telemetry sets up OpenTelemetry from the standard OTEL_* variables, and
+// counts spans, records, and its own losses.
 //
 //	t, err := telemetry.New(ctx, telemetry.Config{Version: "v1", Getenv: os.Getenv})
 //	defer t.Shutdown(ctx)
@@ -7,13 +7,12 @@
 //	t.Observe(telemetry.Observed{Tunnels: registry.Tunnels})
 //	http.Handle("/metrics", t.Handler())
 //
-// Nothing is exported unless a variable asks for it: OTEL_SDK_DISABLED ends
-// all of it, OTEL_TRACES_EXPORTER and its like choose, and an
-// OTEL_EXPORTER_OTLP_ENDPOINT alone means OTLP. OTEL_BSP_* size the queue of
-// spans. OTEL_TRACES_SAMPLER is not obeyed: no decision may go unseen.
+// Nothing is exported unless a variable asks for it: OTEL_SDK_DISABLED switches
+// everything off, OTEL_TRACES_EXPORTER and its likes choose an exporter, and
+// OTEL_EXPORTER_OTLP_ENDPOINT alone means OTLP. OTEL_BSP_* set the size of the queue of
+// spans. OTEL_TRACES_SAMPLER is ignored, because every decision must be seen.
 //
-// The package never blocks a decision: what waits is bounded, and what is lost
-// is counted.
+// The package never blocks a decision: queues are bounded, and losses are counted.
 package telemetry
 
 import (
@@ -28,40 +27,40 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// scope names what makes the spans, the metrics and the log records.
+// scope is the name of the instrumentation scope of spans, metrics and log records.
 const scope = "github.com/exeat-dev/exeat"
 
-// What Config.Failing and Config.Warned tell of. Logs are a sink of records, so the
-// recorder tells of what fails there.
+// The signals of Config.Failing and Config.Warned. Logs are a sink of records, so that
+// their failures are reported by the recorder.
 const (
 	SignalTraces = "traces"
 	SignalLogs   = "logs"
-	// SignalSDK is any other error of the OpenTelemetry SDK, such as one of pushing
+	// SignalSDK is any other error of the OpenTelemetry SDK, such as a failure to push
 	// metrics; see HandleErrors.
 	SignalSDK = "sdk"
 )
 
-// Config says what New sets up.
+// Config configures [New].
 type Config struct {
-	// Version of this program, as the resource's service.version.
+	// Version of this program, for the resource's service.version.
 	Version string
-	// Getenv reads the environment. Required.
+	// Getenv reads the environment. It is required.
 	Getenv func(string) string
-	// IdentityCap is how many identities get a series of their own in
-	// egress.decisions.by_identity; the others share _other. Zero means that
-	// there is no such metric.
+	// IdentityCap bounds the identities that have a series of their own in
+	// egress.decisions.by_identity; the others share _other. Zero means that there is
+	// no such metric.
 	IdentityCap int
-	// Failing is told when an export of a signal begins to fail (err not nil)
-	// and when it works again (nil), from the goroutine that exports. Of SignalSDK it
-	// is told every new error, and never that it works again. nil means nobody
-	// is told; the counts remain.
+	// Failing is called when exports of a signal begin to fail (err is not nil) and
+	// when they work again (nil), from the goroutine that exports. For SignalSDK it is
+	// called with every new error, and never with nil. It may be nil; failures are
+	// counted all the same.
 	Failing func(signal string, err error)
-	// Warned is told what a collector has to say that has taken everything, each once
-	// until something else comes. nil means nobody is told.
+	// Warned is called with the warning of a collector that has accepted everything,
+	// once until there is another warning. It may be nil.
 	Warned func(signal string, err error)
 }
 
-// Telemetry is the SDK, set up. All methods are safe for concurrent use.
+// Telemetry is the SDK after New. All methods are safe for concurrent use.
 type Telemetry struct {
 	cfg      Config
 	resource *resource.Resource
@@ -70,10 +69,10 @@ type Telemetry struct {
 
 	mu    sync.Mutex
 	logs  []*LogSink
-	other string // the last error that HandleErrors told of
+	other string // last error that HandleErrors reported
 }
 
-// New sets up traces and metrics. Shut it down last of all, to flush them.
+// New sets up traces and metrics. Call Shutdown last of all, which flushes them.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if cfg.Getenv == nil {
 		return nil, errors.New("telemetry: Getenv is required")
@@ -85,7 +84,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		cfg.Warned = func(string, error) {}
 	}
 	res, err := resource.New(ctx,
-		resource.WithService(), // an instance id, without which the metrics of two processes are one series
+		resource.WithService(), // adds an instance id; without it the metrics of two processes are one series
 		resource.WithAttributes(attribute.String("service.name", "exeat"), attribute.String("service.version", cfg.Version)),
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv())
@@ -102,28 +101,28 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	return t, nil
 }
 
-// Instance is the name of this process: the service.instance.id that its spans,
-// metrics and logs have.
+// Instance returns the name of this process: the service.instance.id of its spans,
+// metrics and logs.
 func (t *Telemetry) Instance() string {
 	id, _ := t.resource.Set().Value("service.instance.id")
 	return id.AsString()
 }
 
-// Tracer makes the spans of decisions.
+// Tracer returns the tracer for the spans of decisions.
 func (t *Telemetry) Tracer() trace.Tracer { return t.traces.provider.Tracer(scope) }
 
 // spanStats returns the counts of spans so far.
 func (t *Telemetry) spanStats() spanStats { return t.traces.queue.stats() }
 
-// Instruments returns what counts and measures.
+// Instruments returns the counters and histograms.
 func (t *Telemetry) Instruments() *Instruments { return t.metrics.instruments }
 
-// Handler shows all metrics in the Prometheus form.
+// Handler returns a handler that shows all metrics in the Prometheus form.
 func (t *Telemetry) Handler() http.Handler { return t.metrics.handler }
 
-// HandleErrors is for otel.SetErrorHandler, which is state of the process and
-// therefore for main to set: errors of the SDK then go to Config.Failing, each
-// once until another one comes, and not to standard error.
+// HandleErrors is the argument for otel.SetErrorHandler. Only main calls that function,
+// because it changes the whole process. Errors of the SDK are then passed to
+// Config.Failing, each once until there is another one, instead of standard error.
 func (t *Telemetry) HandleErrors(err error) {
 	t.mu.Lock()
 	known := err.Error() == t.other
@@ -139,12 +138,12 @@ func (t *Telemetry) HandleErrors(err error) {
 	t.cfg.Failing(SignalSDK, err)
 }
 
-// ShutdownTraces flushes spans until ctx is done, before Shutdown, which has nothing
-// left to do with them then.
+// ShutdownTraces flushes spans until ctx is done. It may be called before Shutdown,
+// which then has nothing left to do with them.
 func (t *Telemetry) ShutdownTraces(ctx context.Context) error { return t.traces.provider.Shutdown(ctx) }
 
-// Shutdown flushes everything until ctx is done: metrics last, so that they
-// count what became of the rest.
+// Shutdown flushes everything until ctx is done. Metrics come last, so that they count
+// the results of the others.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
 	t.mu.Lock()
 	sinks := t.logs

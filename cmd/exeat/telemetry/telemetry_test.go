@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// nothing is an environment with nothing in it.
+// nothing is an empty environment.
 func nothing(string) string { return "" }
 
 func newTelemetry(t *testing.T, cfg Config) *Telemetry {
@@ -37,7 +37,7 @@ func newTelemetry(t *testing.T, cfg Config) *Telemetry {
 	return tel
 }
 
-// collector takes OTLP over HTTP.
+// collector accepts OTLP over HTTP.
 type collector struct {
 	*httptest.Server
 
@@ -46,8 +46,8 @@ type collector struct {
 	metrics chan *colmetrics.ExportMetricsServiceRequest
 }
 
-// newCollector starts a collector and returns the environment that names it,
-// which autoexport reads from the process.
+// newCollector starts a collector and returns an environment with its address, which
+// autoexport reads from the process.
 func newCollector(t *testing.T) (c *collector, getenv func(string) string) {
 	t.Helper()
 	c = &collector{
@@ -75,8 +75,8 @@ func newCollector(t *testing.T) (c *collector, getenv func(string) string) {
 	})
 }
 
-// received returns the next request, which is there: whoever sent it has been
-// answered.
+// received returns the next request. It does not wait, because the sender has had an
+// answer.
 func received[M any](t *testing.T, requests <-chan M) M {
 	t.Helper()
 	select {
@@ -148,8 +148,8 @@ func TestSizesOfTheQueue(t *testing.T) {
 	}
 }
 
-// TestSpansHaveIDsWithoutAnExporter: the ids are in the records; nobody would
-// see what a span is filled with.
+// TestSpansHaveIDsWithoutAnExporter: records have the ids, and no attributes are set
+// that nobody would see.
 func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	_, span := tel.Tracer().Start(t.Context(), "CONNECT")
@@ -162,7 +162,7 @@ func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
 	}
 }
 
-// TestSpansReachTheCollector goes over a real socket, with a sampler in the
+// TestSpansReachTheCollector sends spans over a real socket, with a sampler in the
 // environment that would drop every span.
 func TestSpansReachTheCollector(t *testing.T) {
 	c, getenv := newCollector(t)
@@ -190,7 +190,8 @@ func TestSpansReachTheCollector(t *testing.T) {
 	}
 }
 
-// TestTheEnvironmentNamesThisProcess, and two processes have different names.
+// TestTheEnvironmentNamesThisProcess: without a name in it two processes have different
+// names.
 func TestTheEnvironmentNamesThisProcess(t *testing.T) {
 	instance := func() string {
 		t.Helper()
@@ -210,7 +211,7 @@ func TestTheEnvironmentNamesThisProcess(t *testing.T) {
 	}
 }
 
-// TestMetricsReachTheCollector pushes the last counts at the end.
+// TestMetricsReachTheCollector: the last counts are pushed at the end.
 func TestMetricsReachTheCollector(t *testing.T) {
 	c, getenv := newCollector(t)
 	tel := newTelemetry(t, Config{Getenv: getenv})
@@ -253,7 +254,7 @@ func TestAnExporterThatIsNotKnownIsAnError(t *testing.T) {
 	}
 }
 
-// TestPrometheusIsNotPushed: it would open a listener.
+// TestPrometheusIsNotPushed: that exporter would open a listener.
 func TestPrometheusIsNotPushed(t *testing.T) {
 	if pushWanted(func(key string) string { return map[string]string{"OTEL_METRICS_EXPORTER": "prometheus"}[key] }) {
 		t.Error("it is")

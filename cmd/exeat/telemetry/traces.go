@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// The spans that may wait for the exporter or be on their way, and how many go
-// at a time, unless OTEL_BSP_MAX_QUEUE_SIZE and OTEL_BSP_MAX_EXPORT_BATCH_SIZE
-// say otherwise. The SDK's own defaults, 2048 and 512, are a second's worth.
+// The bounds of spans that wait for the exporter or are being sent, and of one batch,
+// unless OTEL_BSP_MAX_QUEUE_SIZE and OTEL_BSP_MAX_EXPORT_BATCH_SIZE say otherwise. The
+// SDK's own defaults, 2048 and 512, are worth a second.
 const (
 	queueSize = 16384
 	batchSize = 2048
@@ -24,21 +24,21 @@ const (
 // spanStats counts spans. Made is the sum of the others.
 type spanStats struct {
 	Made     uint64 // ended while there was an exporter
-	Exported uint64 // taken by the collector
+	Exported uint64 // accepted by the collector
 	Dropped  uint64 // the queue was full, or the process ended before they were sent
 	Failed   uint64 // the export failed, or the collector has rejected them
-	Waiting  uint64 // for the exporter, or on their way
+	Waiting  uint64 // in the queue, or being sent
 }
 
-// traces is the tracer provider and its queue.
+// traces is the tracer provider with its queue.
 type traces struct {
 	provider *sdktrace.TracerProvider
-	queue    *spanQueue // without an exporter it counts nothing
+	queue    *spanQueue // counts nothing without an exporter
 }
 
-// newTraces samples every span, whatever a caller's context or
-// OTEL_TRACES_SAMPLER says. Without an exporter nobody would see a span, so
-// none is filled in; it still has the ids that the records carry.
+// newTraces samples every span, independent of a caller's context and
+// OTEL_TRACES_SAMPLER. Without an exporter spans have no attributes, because nobody
+// would see them; they still have the ids that records contain.
 func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces, error) {
 	t := &traces{queue: &spanQueue{}}
 	if !wanted(cfg.Getenv, "TRACES") {
@@ -54,19 +54,19 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 	line := newDelivery(SignalTraces, cfg.Failing)
 	line.warn = cfg.Warned
 	t.queue = newSpanQueue(exporter, limit, line,
-		// As many as may wait, so that it never drops one by itself.
+		// As large as our own queue, so that the SDK's never drops a span.
 		sdktrace.WithMaxQueueSize(limit), sdktrace.WithMaxExportBatchSize(batch))
 	t.provider = sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithResource(res), sdktrace.WithSpanProcessor(t.queue))
 	return t, nil
 }
 
-// A spanQueue is the SDK's batch processor with counts that are exact. The
-// processor itself tells nobody what it drops, and takes a failed export for a
-// done one. So the spans that wait are counted here, before it, and it is never
-// given more than it has room for. A caller may have four times as many spans
-// waiting as there is still room for: one alone fills four fifths of the queue, and
-// whoever comes then has room.
+// A spanQueue is the SDK's batch processor with exact counts. The processor itself does
+// not report what it drops, and counts a failed export as done. So the queue counts the
+// spans that wait before it passes them on, and never passes on more than the processor
+// has room for. A caller may have four times as many spans waiting as there is still
+// room for: one caller alone fills four fifths of the queue, and the next one still
+// finds room.
 type spanQueue struct {
 	inner sdktrace.SpanProcessor
 	limit int
@@ -74,16 +74,16 @@ type spanQueue struct {
 
 	made, exported, dropped, failed atomic.Uint64
 
-	closed  atomic.Bool // no span is taken any more
-	settled atomic.Bool // what still waits will not be exported
+	closed    atomic.Bool // no further span is accepted
+	abandoned atomic.Bool // waiting spans will not be exported any more
 
-	mu      sync.Mutex
-	waiting int
-	of      map[spanCaller]int // spans that wait
+	mu       sync.Mutex
+	waiting  int
+	byCaller map[spanCaller]int // number of waiting spans by caller
 }
 
 func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opts ...sdktrace.BatchSpanProcessorOption) *spanQueue {
-	q := &spanQueue{limit: limit, line: line, of: map[spanCaller]int{}}
+	q := &spanQueue{limit: limit, line: line, byCaller: map[spanCaller]int{}}
 	q.inner = sdktrace.NewBatchSpanProcessor(&countingExporter{SpanExporter: exporter, queue: q}, opts...)
 	return q
 }
@@ -91,8 +91,8 @@ func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opt
 // OnStart implements sdktrace.SpanProcessor.
 func (q *spanQueue) OnStart(ctx context.Context, s sdktrace.ReadWriteSpan) { q.inner.OnStart(ctx, s) }
 
-// OnEnd takes a span, or drops it if there is no room for one more of its caller.
-// It never waits.
+// OnEnd queues a span, or drops it if there is no room for another one of its caller.
+// It never blocks.
 func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.made.Add(1)
 	if q.closed.Load() {
@@ -106,34 +106,34 @@ func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.inner.OnEnd(s)
 }
 
-// enter counts a span that is to wait, unless there is no room for it.
+// enter counts a span as waiting, unless there is no room for it.
 func (q *spanQueue) enter(caller spanCaller) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.of[caller] >= 4*(q.limit-q.waiting) {
+	if q.byCaller[caller] >= 4*(q.limit-q.waiting) {
 		return false
 	}
 	q.waiting++
-	q.of[caller]++
+	q.byCaller[caller]++
 	return true
 }
 
-// leave counts spans that wait no more.
+// leave stops counting spans as waiting.
 func (q *spanQueue) leave(spans []sdktrace.ReadOnlySpan) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.waiting -= len(spans)
 	for _, s := range spans {
 		caller := callerOf(s)
-		if q.of[caller]--; q.of[caller] == 0 {
-			delete(q.of, caller)
+		if q.byCaller[caller]--; q.byCaller[caller] == 0 {
+			delete(q.byCaller, caller)
 		}
 	}
 }
 
-// spanCaller is whose request a span is of, as an allowlist.Holder: what came by
-// source-map may be forged, and takes no room from the rest of the identity. All
-// callers without an identity are the same.
+// spanCaller is the caller of a span's request, as in an allowlist.Holder: an identity
+// from source-map may be forged, and takes no room from the same identity with another
+// proof. All callers without an identity are the same.
 type spanCaller struct {
 	identity string
 	source   allowlist.Source // SourceMap; zero for every other proof
@@ -153,38 +153,38 @@ func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
 	return c
 }
 
-// Shutdown exports what waits until ctx is done. What waits then is lost.
+// Shutdown exports waiting spans until ctx is done. Those that remain are lost.
 func (q *spanQueue) Shutdown(ctx context.Context) error {
 	q.closed.Store(true)
 	q.line.hurry()
 	err := q.inner.Shutdown(ctx)
-	q.settled.Store(true)
+	q.abandoned.Store(true)
 	return err
 }
 
 // ForceFlush implements sdktrace.SpanProcessor.
 func (q *spanQueue) ForceFlush(ctx context.Context) error { return q.inner.ForceFlush(ctx) }
 
-// stats reads the counts in an order in which their sum is never over Made.
+// stats reads the counts in an order in which their sum never exceeds Made.
 func (q *spanQueue) stats() spanStats {
-	settled := q.settled.Load()
+	abandoned := q.abandoned.Load()
 	s := spanStats{Exported: q.exported.Load(), Dropped: q.dropped.Load(), Failed: q.failed.Load()}
 	s.Made = q.made.Load()
 	s.Waiting = s.Made - s.Exported - s.Dropped - s.Failed
-	if settled {
+	if abandoned {
 		s.Dropped, s.Waiting = s.Dropped+s.Waiting, 0
 	}
 	return s
 }
 
-// A countingExporter counts for its queue what became of each batch.
+// A countingExporter counts the result of each batch for its queue.
 type countingExporter struct {
 	sdktrace.SpanExporter
 
 	queue *spanQueue
 }
 
-// ExportSpans never returns an error: it has been counted and told.
+// ExportSpans never returns an error, because errors are counted and reported already.
 func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := e.queue.line.run(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, spans) })
 	failed := countLost(err, len(spans))

@@ -14,10 +14,10 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// gate is an exporter that waits before every export, if it is closed, and
-// then answers err.
+// gate is an exporter that waits before every export, if it is closed, and then returns
+// err.
 type gate struct {
-	entered chan int // the size of each batch, when its export begins
+	entered chan int // size of each batch, sent when its export begins
 	open    chan struct{}
 	err     error
 }
@@ -38,7 +38,7 @@ func (g *gate) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) e
 
 func (*gate) Shutdown(context.Context) error { return nil }
 
-// newQueue returns a queue of ten over an exporter, in batches of four.
+// newQueue returns a queue of ten spans over an exporter, in batches of four.
 func newQueue(t *testing.T, exporter sdktrace.SpanExporter, tell func(string, error)) (*spanQueue, trace.Tracer) {
 	t.Helper()
 	q := newSpanQueue(exporter, 10, newDelivery(SignalTraces, tell),
@@ -57,7 +57,7 @@ func end(ctx context.Context, tracer trace.Tracer, n int) {
 
 func silent(string, error) {}
 
-// TestEverySpanIsCounted fills a queue whose exporter hangs, and lets it go.
+// TestEverySpanIsCounted fills a queue whose exporter hangs, and then releases it.
 func TestEverySpanIsCounted(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -80,11 +80,11 @@ func TestEverySpanIsCounted(t *testing.T) {
 	}
 }
 
-// TestOneCallersSpansLeaveRoomForOthers while the exporter hangs.
+// TestOneCallersSpansLeaveRoomForOthers: this holds while the exporter hangs.
 func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
-	end(t.Context(), tracer, 100) // of callers without an identity
+	end(t.Context(), tracer, 100) // without an identity
 	for _, identity := range []string{"spiffe://td.example/a", "spiffe://td.example/b"} {
 		_, span := tracer.Start(t.Context(), "CONNECT", trace.WithAttributes(attribute.String("egress.identity.spiffe_id", identity)))
 		span.End()
@@ -93,19 +93,20 @@ func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	want := map[spanCaller]int{{}: 8, {identity: "spiffe://td.example/a"}: 1, {identity: "spiffe://td.example/b"}: 1}
-	if diff := cmp.Diff(q.of, want, cmp.AllowUnexported(spanCaller{})); diff != "" {
+	if diff := cmp.Diff(q.byCaller, want, cmp.AllowUnexported(spanCaller{})); diff != "" {
 		t.Errorf("whose spans wait (-got +want):\n%s", diff)
 	}
 	close(g.open)
 	if err := q.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(q.of) != 0 || q.waiting != 0 {
-		t.Errorf("the empty queue counts %d of %v", q.waiting, q.of)
+	if len(q.byCaller) != 0 || q.waiting != 0 {
+		t.Errorf("the empty queue counts %d of %v", q.waiting, q.byCaller)
 	}
 }
 
-// TestForgedSpansLeaveRoomForTheIdentity in whose name datagrams were sent.
+// TestForgedSpansLeaveRoomForTheIdentity: datagrams were sent in the name of the
+// identity.
 func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -128,8 +129,7 @@ func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
 	}
 }
 
-// TestAFailedExportIsCountedAndToldOnce: nothing goes to standard error by way
-// of the SDK.
+// TestAFailedExportIsCountedAndToldOnce: the SDK writes nothing to standard error.
 func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
 	var told []error
 	q, tracer := newQueue(t, &gate{err: errOther}, func(_ string, err error) { told = append(told, err) })
@@ -150,7 +150,7 @@ func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
 	}
 }
 
-// TestAnExporterThatHangsDoesNotHoldTheEnd: what is left is counted as dropped.
+// TestAnExporterThatHangsDoesNotHoldTheEnd: the remaining spans are counted as dropped.
 func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -167,8 +167,8 @@ func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
 	close(g.open)
 }
 
-// TestTheSumHoldsUnderLoad reads the counts while many goroutines make spans
-// and the process ends.
+// TestTheSumHoldsUnderLoad reads the counts while many goroutines make spans and the
+// process ends.
 func TestTheSumHoldsUnderLoad(t *testing.T) {
 	const workers, each = 8, 2000
 	q, tracer := newQueue(t, &gate{}, silent)

@@ -18,8 +18,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestACollectorThatOnlyWarns has taken everything, as OTLP says. The text of
-// the warning is the collector's.
+// TestACollectorThatOnlyWarns: by OTLP it has accepted everything. The text of the
+// warning is the collector's.
 func TestACollectorThatOnlyWarns(t *testing.T) {
 	for _, row := range []struct {
 		name, text string
@@ -51,8 +51,8 @@ func TestACollectorThatOnlyWarns(t *testing.T) {
 	}
 }
 
-// TestOnlyWhatWasRejectedIsLost: a collector takes part of what it is sent, over either
-// protocol.
+// TestOnlyWhatWasRejectedIsLost: over either protocol a collector accepts a part of a
+// batch.
 func TestOnlyWhatWasRejectedIsLost(t *testing.T) {
 	const sent = 5
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
@@ -89,8 +89,8 @@ func TestOnlyWhatWasRejectedIsLost(t *testing.T) {
 	}
 }
 
-// TestAnErrorThatQuotesAPartialSuccessIsNone, nor is a partial success beside another
-// error.
+// TestAnErrorThatQuotesAPartialSuccessIsNone: a partial success together with another
+// error is none either.
 func TestAnErrorThatQuotesAPartialSuccessIsNone(t *testing.T) {
 	none := partial(0)
 	for name, row := range map[string]struct {
@@ -115,23 +115,23 @@ func TestAnErrorThatQuotesAPartialSuccessIsNone(t *testing.T) {
 	}
 }
 
-// partial is what an exporter returns.
+// partial returns the error of an exporter after a partial success.
 func partial(rejected int64) error { return PartialSuccess{RejectedItems: rejected} }
 
-// PartialSuccess has the name and the fields of those of the exporters, which nobody
-// else can refer to; see TestOnlyWhatWasRejectedIsLost for the real ones.
-type PartialSuccess struct{ RejectedItems int64 } //nolint:errname // that is what it is called there
+// PartialSuccess has the name and the fields of the exporters' own types, which are
+// internal; TestOnlyWhatWasRejectedIsLost uses the real ones.
+type PartialSuccess struct{ RejectedItems int64 } //nolint:errname // the exporters' types have this name
 
 func (p PartialSuccess) Error() string {
 	return fmt.Sprintf("OTLP partial success: empty message (%d spans rejected)", p.RejectedItems)
 }
 
-// renamed has the field only.
+// renamed has the field, but another name.
 type renamed struct{ RejectedItems int64 }
 
 func (renamed) Error() string { return "OTLP partial success: x (0 spans rejected)" }
 
-// TestAWarningAboutMetricsIsNoFailure: they are pushed by the SDK itself.
+// TestAWarningAboutMetricsIsNoFailure: the SDK itself pushes them.
 func TestAWarningAboutMetricsIsNoFailure(t *testing.T) {
 	var told []string
 	tell := func(what string) func(string, error) {
@@ -146,13 +146,15 @@ func TestAWarningAboutMetricsIsNoFailure(t *testing.T) {
 	}
 }
 
-// withPartialSuccess sends records and spans to a collector that answers so.
+// withPartialSuccess sends records and spans to a collector that answers with a partial
+// success.
 func withPartialSuccess(t *testing.T, text string, rejected int64) (*Telemetry, *LogSink) {
 	t.Helper()
 	return withAnswers(t, "http/protobuf", text, rejected, nil)
 }
 
-// withAnswers sends records and spans over a protocol to a collector that answers so.
+// withAnswers sends records and spans over a protocol to a collector that answers with
+// a partial success.
 func withAnswers(t *testing.T, protocol, text string, rejected int64, warned func(string, error)) (*Telemetry, *LogSink) {
 	t.Helper()
 	logs := &collogs.ExportLogsServiceResponse{
@@ -180,7 +182,7 @@ func withAnswers(t *testing.T, protocol, text string, rejected int64, warned fun
 	return tel, sink
 }
 
-// answerHTTP answers over HTTP, and returns the URL.
+// answerHTTP starts a collector with these answers over HTTP, and returns its URL.
 func answerHTTP(t *testing.T, logs, traces proto.Message) string {
 	t.Helper()
 	answer := func(message proto.Message) http.HandlerFunc {
@@ -212,7 +214,7 @@ func (a *answering) Export(context.Context, *collogs.ExportLogsServiceRequest) (
 	return a.logs, nil
 }
 
-// answeringTraces is the part of it for traces.
+// answeringTraces is the traces service of answering.
 type answeringTraces struct {
 	coltrace.UnimplementedTraceServiceServer
 
@@ -223,7 +225,7 @@ func (a *answeringTraces) Export(context.Context, *coltrace.ExportTraceServiceRe
 	return a.traces, nil
 }
 
-// answerGRPC answers over gRPC, and returns the URL.
+// answerGRPC starts a collector with these answers over gRPC, and returns its URL.
 func answerGRPC(t *testing.T, logs *collogs.ExportLogsServiceResponse, traces *coltrace.ExportTraceServiceResponse) string {
 	t.Helper()
 	var lc net.ListenConfig
