@@ -1,9 +1,9 @@
-// Package dashboards runs the query of every panel of the Grafana dashboards by
-// Prometheus's own engine, against scripted series, and compares what it finds with
-// what the panel must show.
+// Package dashboards runs the queries of every panel of the Grafana dashboards with
+// Prometheus's own engine, on scripted series, and compares the results with what the
+// panel must show.
 //
-// The engine is that of promtool, which is built from a module of its own; without
-// its path the queries are not run.
+// The engine is that of promtool, which is built from a module of its own; without its
+// path the queries do not run.
 //
 //	make dashboards
 package dashboards
@@ -28,7 +28,7 @@ var promtool = flag.String("promtool", "", "path of promtool; without it no quer
 
 const folder = "../../configs/grafana"
 
-// dashboard is what the test reads of a dashboard.
+// dashboard holds the parts of a dashboard that the test reads.
 type dashboard struct {
 	Panels     []panel
 	Templating struct{ List []variable }
@@ -46,12 +46,12 @@ type variable struct {
 	Query                any
 }
 
-// shown is what the targets of a panel must find, by the target's letter: samples,
+// shown holds what the targets of a panel must return, by the target's letter: samples,
 // each with its labels in braces and its value.
 type shown map[string][]string
 
-// expectations are what each panel must show if all jobs are chosen, and if only the
-// job exeat is: by dashboard, by title.
+// expectations holds what each panel must show if all jobs are chosen, and if only the
+// job exeat is chosen, by dashboard and title.
 type expectations map[string]map[string]struct{ All, Exeat shown }
 
 // series is one of the scripted series.
@@ -99,7 +99,7 @@ func TestPanels(t *testing.T) {
 	}
 }
 
-// unitTest is a test of promtool.
+// unitTest is a test in the format of promtool.
 type unitTest struct {
 	Name     string   `yaml:"name"`
 	Interval string   `yaml:"interval"`
@@ -107,11 +107,11 @@ type unitTest struct {
 	Exprs    []query  `yaml:"promql_expr_test"`
 }
 
-// rounded is a query whose samples have no more than nine digits behind the point, so
-// that they can be written down.
+// rounded returns a query whose samples are rounded to nine digits after the decimal
+// point, so that the expected values can be written down.
 func rounded(expr string) string { return "round((" + expr + "), 1e-9)" }
 
-// ask adds the queries of a panel, and what they must find.
+// ask adds the queries of a panel, and the results that they must have.
 func (u *unitTest) ask(t *testing.T, p panel, values *strings.Replacer, expected shown) {
 	t.Helper()
 	for _, target := range p.Targets {
@@ -163,7 +163,7 @@ func samples(t *testing.T, lines []string) []sample {
 	return all
 }
 
-// run has promtool run the tests.
+// run runs the tests with promtool.
 func run(t *testing.T, tests []unitTest) {
 	t.Helper()
 	if *promtool == "" {
@@ -183,8 +183,8 @@ func run(t *testing.T, tests []unitTest) {
 	}
 }
 
-// substitutions are what Grafana puts in place of the variables when one job is
-// chosen, or all of them, and all gateways.
+// substitutions returns the values that Grafana inserts for the variables when one job,
+// or all jobs, and all gateways are chosen.
 func (d *dashboard) substitutions(t *testing.T, data []series, job string) *strings.Replacer {
 	t.Helper()
 	pairs := []string{"$__rate_interval", "4m", "$__range", "1h"}
@@ -195,7 +195,7 @@ func (d *dashboard) substitutions(t *testing.T, data []series, job string) *stri
 		if !v.IncludeAll || !v.Multi {
 			t.Errorf("of %s not all, or not several, can be chosen", v.Name)
 		}
-		text := "" // what v.query finds
+		text := "" // result of the query of v
 		if q, ok := v.Query.(map[string]any); ok {
 			text, _ = q["query"].(string)
 		}
@@ -203,7 +203,7 @@ func (d *dashboard) substitutions(t *testing.T, data []series, job string) *stri
 		switch {
 		case v.Name == "job" && job != "All":
 			value = regexp.QuoteMeta(job)
-		case value == "": // Grafana lists what the query finds
+		case value == "": // Grafana lists the results of the query
 			value = "(" + strings.Join(labelValues(t, data, strings.NewReplacer(pairs...).Replace(text)), "|") + ")"
 		}
 		pairs = append(pairs, "$"+v.Name, value)
@@ -211,8 +211,8 @@ func (d *dashboard) substitutions(t *testing.T, data []series, job string) *stri
 	return strings.NewReplacer(pairs...)
 }
 
-// labelValues is Grafana's label_values(metric, label), where the metric may be
-// selected by its job.
+// labelValues is Grafana's label_values(metric, label), where the metric may have a
+// selector of the job.
 func labelValues(t *testing.T, data []series, text string) []string {
 	t.Helper()
 	m := regexp.MustCompile(`^label_values\((\w+)(?:\{job=~"([^"]*)"\})?, (\w+)\)$`).FindStringSubmatch(text)
@@ -231,7 +231,7 @@ func labelValues(t *testing.T, data []series, text string) []string {
 	return slices.Compact(values)
 }
 
-// label returns the value of a label of a series; "" if it has none.
+// label returns the value of a label of a series, or "" if it has none.
 func label(series, name string) string {
 	m := regexp.MustCompile(`[{ ]` + name + `="([^"]*)"`).FindStringSubmatch(series)
 	if m == nil {

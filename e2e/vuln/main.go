@@ -1,23 +1,23 @@
-// Command vuln says which known vulnerabilities the built binary has. It runs
-// govulncheck without the network: the database is a Go module, which go.mod in
-// the directory govulncheck pins together with the program.
+// Command vuln prints the known vulnerabilities of the built binary. It runs
+// govulncheck without the network: the database is a Go module, which go.mod in the
+// directory govulncheck pins together with the program.
 //
-// What is looked at is the binary itself, since it is what ships: the modules and
-// functions that the linker kept, and the standard library of the Go that built
-// it. The other modules of this repository (below e2e) are tools of tests, which
-// nobody ships, and are not looked at.
+// It checks the binary itself, because that is what is released: the modules and
+// functions that the linker kept, and the standard library of the Go version that built
+// it. The other modules of this repository (below e2e) are tools of tests, which are
+// not released, and are not checked.
 //
-// A vulnerability of a dependency is an error: whoever updates the dependency
-// mends it. That the vulnerable function is not linked is no excuse, since it
-// may be linked with the next change, and whoever reads versions in the binary
-// cannot see the difference. Only what no version mends and nothing links is
-// printed without being an error: nothing could be done about it.
+// A vulnerability of a dependency is an error; an update of the dependency fixes it. It
+// is an error even if the vulnerable function is not linked, because the next change
+// may link it, and because tools that read the versions in the binary do not see the
+// difference. Only a vulnerability that no version fixes and whose function is not
+// linked is printed without being an error, because nothing can be done about it.
 //
-// A vulnerability of the standard library is printed with the version of Go that
-// mends it, and is no error: a newer Go mends it without a change to the source.
+// A vulnerability of the standard library is printed with the version of Go that fixes
+// it, and is not an error: a newer Go fixes it without a change of the source.
 //
-// Exit codes: 0 no dependency has one, 1 a dependency has one, 2 the check could
-// not be made.
+// Exit codes: 0 no dependency is vulnerable, 1 a dependency is vulnerable, 2 the check
+// failed.
 package main
 
 import (
@@ -62,11 +62,11 @@ func main() {
 	os.Exit(exitUsage)
 }
 
-// database is the module of vulnerability reports.
+// database is the module with the vulnerability reports.
 type database struct {
-	Dir     string // where the module is unpacked
+	Dir     string // directory of the unpacked module
 	Version string
-	Time    time.Time // when that version was made
+	Time    time.Time // time of that version
 }
 
 // openDatabase downloads the pinned database, unless it is in the module cache.
@@ -88,7 +88,7 @@ func openDatabase(ctx context.Context) (db database, err error) {
 	return db, nil
 }
 
-// check runs govulncheck over a binary and prints what it finds. The error is a
+// check runs govulncheck over a binary and prints its findings. The error is a
 // foundError if a dependency is vulnerable.
 func check(ctx context.Context, w io.Writer, govulncheck, binary string, db database) error {
 	reports := filepath.Join(db.Dir, "data", "osv")
@@ -107,7 +107,7 @@ func check(ctx context.Context, w io.Writer, govulncheck, binary string, db data
 	return s.print(w)
 }
 
-// output is the standard output of a program that ended well.
+// output runs a program and returns its standard output.
 func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stderr = os.Stderr

@@ -12,11 +12,11 @@ import (
 	"strings"
 )
 
-// product is the module whose binary is looked at.
+// product is the module whose binary is checked.
 const product = "github.com/exeat-dev/exeat"
 
-// message is what govulncheck -format json writes, one after the other; exactly
-// one field is set.
+// message is one of the messages that govulncheck -format json writes in sequence;
+// exactly one field is set.
 type message struct {
 	Config *struct {
 		Protocol string `json:"protocol_version"`
@@ -49,15 +49,15 @@ type vulnerability struct {
 	id, summary     string
 	module, version string
 	pkg             string // one of the vulnerable packages, if any is linked
-	fixed           string // the version that mends it, or empty
-	linked          bool   // whether a vulnerable function is in the binary
+	fixed           string // version that fixes it; "" if there is none
+	linked          bool   // a vulnerable function is in the binary
 }
 
-// scan is what govulncheck says about a binary.
+// scan is the result of govulncheck for a binary.
 type scan struct {
-	goVersion  string          // of the Go that built the binary
-	dependency []vulnerability // what modules other than the standard library have
-	standard   []vulnerability // what the standard library has
+	goVersion  string          // version of Go that built the binary
+	dependency []vulnerability // vulnerabilities of modules other than the standard library
+	standard   []vulnerability // vulnerabilities of the standard library
 }
 
 // foundError says that dependencies are vulnerable.
@@ -68,14 +68,14 @@ func (e foundError) Error() string {
 	return fmt.Sprintf("%d known vulnerabilities in dependencies: update them, or replace what no version mends", e.count)
 }
 
-// readScan reads the output of govulncheck. Output that does not show that the
-// binary was looked at, function by function, with a database that knows of
-// anything, is an error: it would look like a binary without vulnerabilities.
+// readScan reads the output of govulncheck. It returns an error if the output does not
+// show that the binary was checked, function by function, with a database that has
+// reports: otherwise it would look like a binary without vulnerabilities.
 func readScan(r io.Reader) (scan, error) {
 	var (
 		s         scan
 		level     string
-		module    bool // whether the product was seen in the binary
+		module    bool // the product was found in the binary
 		summaries = map[string]string{}
 		found     = map[[2]string]vulnerability{} // by module and report
 	)
@@ -132,8 +132,8 @@ func readScan(r io.Reader) (scan, error) {
 	return s, nil
 }
 
-// print prints all vulnerabilities. The error is a foundError if one of a
-// dependency can be mended or is linked.
+// print prints all vulnerabilities. The error is a foundError if a vulnerability of a
+// dependency can be fixed or is linked.
 func (s scan) print(w io.Writer) error {
 	var text strings.Builder
 	bad, newest := 0, ""
@@ -171,7 +171,7 @@ func (s scan) print(w io.Writer) error {
 	return nil
 }
 
-// linkage says if the vulnerable functions are not in the binary.
+// linkage returns a note if the vulnerable functions are not in the binary.
 func (v vulnerability) linkage() string {
 	if v.linked {
 		return ""

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// What govulncheck writes of a binary without findings.
+// The output of govulncheck for a binary without findings.
 const (
 	config = `{"config": {"protocol_version": "v1.0.0", "scan_level": "symbol", "scan_mode": "binary"}}`
 	sbom   = `{"SBOM": {"go_version": "go1.26.8", "modules": [{"path": "github.com/exeat-dev/exeat", "version": "(devel)"}]}}`
@@ -19,8 +19,8 @@ const (
 	clean  = config + "\n" + `{"progress": {"message": "Scanning"}}` + "\n" + sbom + "\n" + osv + "\n"
 )
 
-// finding is what govulncheck writes of a report about a module; a package or a
-// function that is empty is left out.
+// finding returns the output of govulncheck for a report about a module. Without a
+// package or a function that field is left out.
 func finding(id, fixed, module, pkg, function string) string {
 	return fmt.Sprintf(`{"finding": {"osv": %q, "fixed_version": %q, "trace": [{"module": %q, "version": "v1.0.0", "package": %q, "function": %q}]}}`+"\n",
 		id, fixed, module, pkg, function)
@@ -32,7 +32,7 @@ func TestFindings(t *testing.T) {
 	const dependency = "dependency: GO-1 in a.example/m v1.0.0"
 	for _, tt := range []struct {
 		name, findings string
-		bad            int // vulnerabilities that fail the check
+		bad            int // number of vulnerabilities that fail the check
 		want           string
 	}{
 		{"nothing", "", 0, fmt.Sprintf(counts, 0, 0)},
@@ -91,7 +91,8 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// TestOutputThatShowsNoScan is not taken for a binary without vulnerabilities.
+// TestOutputThatShowsNoScan: such output is an error, and does not mean that there are
+// no vulnerabilities.
 func TestOutputThatShowsNoScan(t *testing.T) {
 	for name, row := range map[string]struct{ output, want string }{
 		"nothing":                      {"", `a scan of level ""`},
@@ -114,7 +115,7 @@ func TestOutputThatShowsNoScan(t *testing.T) {
 	}
 }
 
-// TestCheck runs scripts in the place of govulncheck.
+// TestCheck runs scripts instead of govulncheck.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	db := database{Dir: dir, Version: "v0.0.0-1", Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
