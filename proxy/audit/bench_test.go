@@ -11,13 +11,13 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// discard is an exporter that throws spans away.
+// discard is an exporter that drops spans.
 type discard struct{}
 
 func (discard) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (discard) Shutdown(context.Context) error                             { return nil }
 
-// nowhere is a sink that takes everything at once.
+// nowhere is a sink that drops records without a delay.
 type nowhere struct{}
 
 func (nowhere) Write(context.Context, []*Record) error { return nil }
@@ -30,7 +30,7 @@ func (d dead) Write(context.Context, []*Record) error {
 	return nil
 }
 
-// typical fills in what the record of an allowed tunnel has.
+// typical sets the fields of the record of an allowed tunnel.
 func typical(tb testing.TB) func(*Record) {
 	tb.Helper()
 	dest, err := allowlist.ParseDestination("api.example:443")
@@ -51,7 +51,7 @@ func deny(r *Record) {
 	r.Verdict, r.Reason, r.Status = allowlist.Deny, allowlist.NotOnAllowlist, 403
 }
 
-// BenchmarkDecision is what a decision costs its caller.
+// BenchmarkDecision measures the cost of a decision for its caller.
 func BenchmarkDecision(b *testing.B) {
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithBatcher(discard{}))
 	b.Cleanup(func() { _ = provider.Shutdown(context.WithoutCancel(b.Context())) })
@@ -92,14 +92,14 @@ func BenchmarkDecision(b *testing.B) {
 			b.StopTimer()
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.Context()), time.Millisecond)
 			defer cancel()
-			_ = r.Close(ctx) // the dead one cannot
+			_ = r.Close(ctx) // cannot succeed with the dead sink
 		})
 	}
 	close(stuck)
 }
 
-// BenchmarkEnd is End alone, without a span, also when the sink does not move:
-// it is what a slow sink may cost a decision.
+// BenchmarkEnd measures End alone, without a span, also with a sink that hangs: this is
+// the most that a slow sink may cost a decision.
 func BenchmarkEnd(b *testing.B) {
 	stuck := make(dead)
 	for _, row := range []struct {

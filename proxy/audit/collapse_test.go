@@ -27,12 +27,12 @@ func TestIdenticalDenialsBecomeTwoRecords(t *testing.T) {
 		r := newRecorder(t, Config{Sinks: to(out), Collapse: 10 * time.Second, Measure: measured.count})
 		begin := time.Now()
 		var ids []string
-		for range 50 { // 15 seconds: a window, and half of the next
+		for range 50 { // 15 seconds: one window, and half of the next
 			o := denied(t, r, "api.example:443")
 			if err := o.Commit(t.Context()); err != nil {
 				t.Error(err)
 			}
-			ids = append(ids, o.ID) // as the caller is told
+			ids = append(ids, o.ID) // as the caller sees it
 			o.End()
 			time.Sleep(300 * time.Millisecond)
 		}
@@ -117,7 +117,7 @@ func TestOnlyIdenticalDenialsAreCollapsed(t *testing.T) {
 	}
 }
 
-// TestTooManyWindows: beyond the bound every denial is written.
+// TestTooManyWindows: denials beyond the bound are all written.
 func TestTooManyWindows(t *testing.T) {
 	out := &memory{}
 	c := newCollapser(time.Hour, func(rec *Record) { _ = out.Write(t.Context(), []*Record{rec}) })
@@ -142,7 +142,8 @@ func TestTooManyWindows(t *testing.T) {
 	}
 }
 
-// TestACollapsedRecordCountsForAllItStandsFor when a queue has no room for it.
+// TestACollapsedRecordCountsForAllItStandsFor: a summary counts all denials of a
+// collapsed record for which the queue has no room.
 func TestACollapsedRecordCountsForAllItStandsFor(t *testing.T) {
 	var ts tallies
 	ts.add(&Record{Event: EventDecision, Reason: allowlist.NotOnAllowlist, Time: time.Unix(5, 0)})

@@ -15,8 +15,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// commit is what a door does in required mode: it answers with the status that
-// the record has in the end.
+// commit does what a door does in required mode: it sets the final status after Commit.
 func commit(t *testing.T, o *Open) error {
 	t.Helper()
 	o.Verdict, o.Status = allowlist.Allow, 200
@@ -45,7 +44,7 @@ func TestACommittedRecordIsWrittenBeforeTheAnswer(t *testing.T) {
 	r := newRecorder(t, Config{Sinks: sinks, Required: true, Measure: measured.count})
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
 	o.Verdict, o.Status = allowlist.Allow, 200
-	if err := o.Commit(t.Context()); err != nil { // the sink that does not want it is not waited for
+	if err := o.Commit(t.Context()); err != nil { // the other sink does not keep the record, so Commit does not wait for it
 		t.Fatal(err)
 	}
 	if got := statuses(out.taken()); !cmp.Equal(got, []int{200}) {
@@ -54,7 +53,7 @@ func TestACommittedRecordIsWrittenBeforeTheAnswer(t *testing.T) {
 	if err := o.Commit(t.Context()); err != nil {
 		t.Error(err)
 	}
-	o.Status = 500 // too late: this is not what was written
+	o.Status = 500 // too late: the record is written already
 	o.End()
 	o.End()
 	if o.Status != 200 || measured.n != 1 {
@@ -66,7 +65,7 @@ func TestACommittedRecordIsWrittenBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// TestASinkThatFailsRefusesUntilItRecovers is the full disk.
+// TestASinkThatFailsRefusesUntilItRecovers: a full disk fails in this way.
 func TestASinkThatFailsRefusesUntilItRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &disk{room: 1 << 20}
@@ -80,7 +79,7 @@ func TestASinkThatFailsRefusesUntilItRecovers(t *testing.T) {
 			if err := decide(); err == nil {
 				t.Fatal("a decision that was not recorded")
 			}
-			synctest.Wait() // for the record of End
+			synctest.Wait() // for the record that End queued
 		}
 		if f := r.Failing(); len(f) != 1 || f[0].Sink != "test" || f[0].Err == nil {
 			t.Errorf("failing: %+v", f)
@@ -100,14 +99,14 @@ func TestASinkThatFailsRefusesUntilItRecovers(t *testing.T) {
 	})
 }
 
-// TestABlockedSinkRefusesInTime: what nobody has begun to write is taken back,
-// so that one record remains.
+// TestABlockedSinkRefusesInTime: records that are not being written are withdrawn, so
+// that one record of each decision remains.
 func TestABlockedSinkRefusesInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})
 		r.Event(Record{})
-		synctest.Wait() // its Write does not return
+		synctest.Wait() // the sink's Write does not return
 		begin := time.Now()
 		o := r.Begin(t.Context(), Start{Protocol: "connect"})
 		if err := commit(t, o); !errors.Is(err, errLate) || time.Since(begin) != commitTimeout {
@@ -133,7 +132,7 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out), Required: true, Queue: 2})
 		r.Event(Record{})
-		synctest.Wait() // its Write does not return
+		synctest.Wait() // the sink's Write does not return
 		go func() { _ = commit(t, r.Begin(t.Context(), Start{Protocol: "connect"})) }()
 		synctest.Wait()
 		begin := time.Now()
@@ -150,8 +149,8 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 	})
 }
 
-// TestOneOfTwoSinksFails: the one that works has what happened as the later of
-// two records, or as the only one.
+// TestOneOfTwoSinksFails: the sink that works has the real outcome as the later of two
+// records, or as the only one.
 func TestOneOfTwoSinksFails(t *testing.T) {
 	good, bad := &memory{}, &memory{err: errors.New("disk full")}
 	r := newRecorder(t, Config{Sinks: to(good, bad), Required: true})
@@ -186,7 +185,7 @@ func TestACallerThatLeavesDoesNotWait(t *testing.T) {
 	close(out.let)
 }
 
-// TestCommitsShareWrites holds the first Write until all others wait.
+// TestCommitsShareWrites blocks the first Write until all other records wait.
 func TestCommitsShareWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
@@ -229,7 +228,8 @@ func (p picky) Write(ctx context.Context, records []*Record) error {
 	return lost
 }
 
-// TestOnlyWhoseRecordIsLostIsRefused although all are in one Write.
+// TestOnlyWhoseRecordIsLostIsRefused: the other decisions in the same Write are not
+// refused.
 func TestOnlyWhoseRecordIsLostIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := picky{newSlow()}
@@ -265,7 +265,7 @@ func TestWithoutTheModeCommitWaitsForNothing(t *testing.T) {
 	if err := o.Commit(t.Context()); err != nil {
 		t.Error(err)
 	}
-	o.Status = 200 // in time
+	o.Status = 200 // in time, because the record is not final
 	o.End()
 	close(out.let)
 	closeNow(t, r)

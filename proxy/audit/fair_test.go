@@ -17,7 +17,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// paced is a memory that takes 400 records a second.
+// paced is a memory that writes 400 records a second.
 type paced struct{ memory }
 
 func (p *paced) Write(ctx context.Context, records []*Record) error {
@@ -25,9 +25,10 @@ func (p *paced) Write(ctx context.Context, records []*Record) error {
 	return p.memory.Write(ctx, records)
 }
 
-// TestAFloodOfDenialsRefusesNobody has 1,500 connections denied again and again
-// under required records, by a sink that takes 400 a second, while another caller
-// asks for what it is allowed, also beside what nobody waits for.
+// TestAFloodOfDenialsRefusesNobody: 1,500 connections are denied continuously with
+// required records, and the sink writes 400 records a second. All requests of another
+// caller that are allowed are recorded in time, also while other records fill the
+// queue.
 func TestAFloodOfDenialsRefusesNobody(t *testing.T) {
 	addr := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), 1)
@@ -58,7 +59,7 @@ func TestAFloodOfDenialsRefusesNobody(t *testing.T) {
 								o.Verdict, o.Reason, o.Status = allowlist.Fail, allowlist.AuditUnavailable, 503
 							}
 							o.End()
-							time.Sleep(500 * time.Millisecond) // as it is refused at once
+							time.Sleep(500 * time.Millisecond) // the pause after each denial
 						}
 					})
 				}
@@ -96,9 +97,9 @@ func TestAFloodOfDenialsRefusesNobody(t *testing.T) {
 	}
 }
 
-// TestAnyInterleavingAddsUp lets callers commit, leave, and record what nobody
-// waits for, at random, over small queues: what Commit has said is true, and
-// nothing is lost without being counted.
+// TestAnyInterleavingAddsUp lets callers commit, give up, and queue records without
+// Commit, at random, over small queues: a successful Commit means that the record is
+// written, and every lost record is counted.
 func TestAnyInterleavingAddsUp(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -155,14 +156,14 @@ func TestAnyInterleavingAddsUp(t *testing.T) {
 	}
 }
 
-// TestWhoLeavesMakesRoom: what nobody waits for any more has no place in the
-// queue, and costs those who wait nothing.
+// TestWhoLeavesMakesRoom: the record of a caller that has given up has no place in the
+// queue, and does not delay the others.
 func TestWhoLeavesMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})
 		r.Event(Record{})
-		synctest.Wait() // its Write does not return
+		synctest.Wait() // the sink's Write does not return
 		ctx, leave := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		for range 1000 {
@@ -186,9 +187,9 @@ func TestWhoLeavesMakesRoom(t *testing.T) {
 }
 
 // TestForgedSourcesHideNobody sends 13,000 denials of as many sources without an
-// identity to a sink that does not move. The first denial of an identity, of a
-// caller on another listener, and, where it is not from as many networks as there
-// is room for, of a caller in another network have their lines.
+// identity to a sink that hangs. The first denial of an identity has its line, so has
+// that of a caller on another listener, and that of a caller in another network unless
+// the forged sources have more networks than there is room for.
 func TestForgedSourcesHideNobody(t *testing.T) {
 	v4 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
 	v6 := func(i int) netip.Addr {
@@ -196,7 +197,7 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		addr     func(i int) netip.Addr
-		networks bool // there are too many of them
+		networks bool // there are more networks than there is room for
 	}{
 		"one after another":           {v4, false},
 		"in 1,300 networks":           {func(i int) netip.Addr { return v4(i/10<<8 | i%10) }, false},
@@ -209,7 +210,7 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out)})
 		r.Event(Record{Event: EventPolicyReload})
-		<-out.entered // and the queue is empty
+		<-out.entered // the queue is empty now
 		deny := func(listener, identity string, addr netip.Addr) string {
 			o := r.Begin(t.Context(), Start{Listener: listener, Protocol: ProtocolDNS, Wire: WireUDP})
 			o.Verdict, o.Reason, o.Client = allowlist.Deny, allowlist.IdentityMissing, netip.AddrPortFrom(addr, 53)
@@ -231,7 +232,7 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 			victims[deny("udp", "", netip.MustParseAddr("192.0.2.1"))] = "a caller in another network"
 			victims[deny("udp", "", netip.MustParseAddr("2001:db9::1"))] = "a caller in another IPv6 network"
 		}
-		for i := range forged { // and it goes on
+		for i := range forged { // the flood continues
 			deny("udp", "", row.addr(forged-i))
 		}
 		close(out.let)
@@ -255,8 +256,8 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 	}
 }
 
-// TestAFloodOfDenialsTakesNobodysWindow: identical denials are merged although
-// another caller's are all distinct.
+// TestAFloodOfDenialsTakesNobodysWindow: identical denials are merged even while
+// another caller sends distinct ones.
 func TestAFloodOfDenialsTakesNobodysWindow(t *testing.T) {
 	var put []Record
 	c := newCollapser(time.Hour, func(rec *Record) { put = append(put, *rec) })
@@ -268,7 +269,7 @@ func TestAFloodOfDenialsTakesNobodysWindow(t *testing.T) {
 	}
 	for port := range 2 * maxWindows {
 		join("flood", port)
-		join("flood", maxWindows-1) // takes something in
+		join("flood", maxWindows-1) // the last window merges a denial
 	}
 	if join("quiet", 1) || !join("quiet", 1) || !join("quiet", 1) {
 		t.Error("identical denials are not merged")

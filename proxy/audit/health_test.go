@@ -49,9 +49,9 @@ func TestFailingSaysWhatAndSinceWhen(t *testing.T) {
 	})
 }
 
-// TestASinkMendsWithoutTraffic: one record fails, and no other one ever comes. Every
-// kind of failure ends within seconds of its cause, and nothing but the summary is
-// written to find that out.
+// TestASinkMendsWithoutTraffic: one record fails, and there is no further record. Every
+// kind of failure ends within seconds of its cause, and only the summary is written to
+// find that out.
 func TestASinkMendsWithoutTraffic(t *testing.T) {
 	broken := errors.New("broken pipe")
 	for name, row := range map[string]struct {
@@ -93,7 +93,7 @@ func TestASinkMendsWithoutTraffic(t *testing.T) {
 					if len(told) != 2 || !errors.Is(told[0], broken) || told[1] != nil {
 						t.Errorf("told %v", told)
 					}
-					time.Sleep(time.Hour) // nothing more is written
+					time.Sleep(time.Hour) // no further record comes
 					got := out.taken()
 					if len(got) != 1 {
 						t.Fatalf("written: %+v", got)
@@ -113,7 +113,7 @@ func TestASinkMendsWithoutTraffic(t *testing.T) {
 }
 
 // TestASinkThatWorksAgainByItselfWritesNoSummary: a record that came in time has shown
-// that it works.
+// that the sink works.
 func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: errors.New("no space")}
@@ -126,13 +126,13 @@ func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
 		if got := out.taken(); len(got) != 1 || got[0].Event != EventHandshake || r.Failing() != nil {
 			t.Errorf("written: %+v, failing: %+v", got, r.Failing())
 		}
-		closeNow(t, r) // would wait for ever if something were due still
+		closeNow(t, r) // would block for ever if a summary were still due
 	})
 }
 
-// TestAWriteThatHangsMends when it returns: a file system that does not answer, and
-// then says so. Where decisions wait for it, it counts as a failure as soon as they
-// are refused.
+// TestAWriteThatHangsMends: the Write returns an error in the end, as from a file
+// system that does not answer for a while. If decisions wait for the sink, it counts as
+// failing as soon as they are refused.
 func TestAWriteThatHangsMends(t *testing.T) {
 	for required, after := range map[bool]time.Duration{false: stuckAfter, true: commitTimeout} {
 		t.Run(fmt.Sprintf("required %t", required), func(t *testing.T) {
@@ -164,7 +164,7 @@ func TestAWriteThatHangsMends(t *testing.T) {
 	}
 }
 
-// late is a memory that takes everything, and says for a time that it did not.
+// late is a memory that takes every record, and returns an error for a while.
 type late struct{ memory }
 
 func (l *late) Write(ctx context.Context, records []*Record) error {
@@ -207,14 +207,14 @@ func TestASummaryThatIsTriedAgainKeepsItsID(t *testing.T) {
 	}
 }
 
-// TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten: a collector says how many records
-// it has rejected, and not which.
+// TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten: a collector reports how many
+// records it has rejected, but not which.
 func TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: &LostError{Unnamed: 1, Err: errors.New("1 rejected")}, delay: time.Millisecond}
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})
 		r.Event(Record{Event: EventHandshake})
-		synctest.Wait() // so that the three others are one batch
+		synctest.Wait() // so that the three other records are one batch
 		results := make(chan error, 3)
 		for range cap(results) {
 			go func() { results <- r.Begin(t.Context(), Start{Protocol: "connect"}).Commit(t.Context()) }()

@@ -10,7 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// telling is a memory that tells how many records it has taken.
+// telling is a memory that reports how many records it has written.
 type telling struct {
 	memory
 	took chan int
@@ -21,8 +21,8 @@ func (s *telling) Write(ctx context.Context, records []*Record) error {
 	return s.memory.Write(ctx, records)
 }
 
-// TestARecordIsUsedAgainOnlyWhenEverySinkHasIt: one sink is far ahead of
-// another, which still gets what was recorded.
+// TestARecordIsUsedAgainOnlyWhenEverySinkHasIt: one sink is far ahead of another, which
+// still gets the right records.
 func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
 	const rounds, each = 20, 50
 	behind, ahead := newSlow(), &telling{took: make(chan int, rounds*each)}
@@ -52,7 +52,7 @@ func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
 	checkSums(t, r)
 }
 
-// TestAHeldRecordKeepsNothing, once the last user has let it go.
+// TestAHeldRecordKeepsNothing: after the last release it refers to nothing.
 func TestAHeldRecordKeepsNothing(t *testing.T) {
 	r := newRecorder(t, Config{Sinks: to(&memory{})})
 	h := hold(&r.held, &Record{Method: "GET"})

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// decodeID reads the 26 digits one by one as a number of 130 bits, in another
-// way than newID writes them, and returns the time and the random part.
+// decodeID reads the 26 digits one by one as a number of 130 bits, unlike newID, and
+// returns the time and the random part.
 func decodeID(t *testing.T, id string) (time.Time, [10]byte) {
 	t.Helper()
 	if len(id) != 26 || id[0] > '7' {
@@ -59,8 +59,8 @@ func TestIDsSortByTime(t *testing.T) {
 	}
 }
 
-// TestIDsAreUnique also looks at every random bit: each must be set and unset
-// at least once in so many ids.
+// TestIDsAreUnique also checks that every random bit is set in some ids and not set in
+// others.
 func TestIDsAreUnique(t *testing.T) {
 	const workers, each = 8, 2000
 	now := time.Now()

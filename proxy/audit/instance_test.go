@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestEveryRecordNamesItsInstance: of each event, also those that the recorder makes
-// by itself, and in both modes.
+// TestEveryRecordNamesItsInstance covers every event, also of the records that the
+// recorder makes by itself, in both modes.
 func TestEveryRecordNamesItsInstance(t *testing.T) {
 	ways := map[string]func(t *testing.T, cfg Config) (events []Event){
 		"queued": func(t *testing.T, cfg Config) []Event {
@@ -80,7 +80,7 @@ func TestEveryRecordNamesItsInstance(t *testing.T) {
 	}
 }
 
-// both writes to two sinks.
+// both is a sink that writes to two sinks.
 type both [2]Sink
 
 func (b both) Write(ctx context.Context, records []*Record) error {
@@ -102,8 +102,8 @@ func TestALongInstanceIsCut(t *testing.T) {
 	}
 }
 
-// TestARecordKeepsItsAddresses: who made it uses their place again while a sink is
-// still to write it.
+// TestARecordKeepsItsAddresses: the maker of a record reuses the memory of its
+// addresses while a sink has not written it yet.
 func TestARecordKeepsItsAddresses(t *testing.T) {
 	for _, required := range []bool{false, true} {
 		out := newSlow()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestLinesSaysWhichAreLost cuts a Write of three lines at every byte.
+// TestLinesSaysWhichAreLost ends a Write of three lines at every byte.
 func TestLinesSaysWhichAreLost(t *testing.T) {
 	render := func(dst []byte, r *Record) ([]byte, error) { return append(dst, r.ID...), nil }
 	records := []*Record{{ID: "one"}, {ID: "two"}, {ID: "six"}}
@@ -35,7 +35,7 @@ func TestLinesSaysWhichAreLost(t *testing.T) {
 	}
 }
 
-// TestARecordWithoutARenderingLosesNoOther has one in the middle of a batch.
+// TestARecordWithoutARenderingLosesNoOther: that record is in the middle of a batch.
 func TestARecordWithoutARenderingLosesNoOther(t *testing.T) {
 	cannot := errors.New("cannot be rendered")
 	var out sink

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// sink keeps what is written; it may be made to fail or to block.
+// sink is a writer that keeps what is written. It can be made to fail or to block.
 type sink struct {
 	mu      sync.Mutex
 	err     error
@@ -62,8 +62,8 @@ func (s *sink) lines(t *testing.T) []map[string]any {
 	return lines
 }
 
-// gate is a sink that reports each Write on entered and returns when it is
-// opened.
+// gate is a writer that reports each Write on entered, and blocks it until open is
+// closed.
 type gate struct {
 	entered chan struct{}
 	open    chan struct{}
@@ -77,10 +77,10 @@ func (g *gate) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// memory is a sink that keeps copies of what it takes, after a delay. It may be
-// made to fail.
+// memory is a sink that keeps copies of the records, after a delay. It can be made to
+// fail.
 type memory struct {
-	delay time.Duration // for bubbles of synctest
+	delay time.Duration // of each Write, for synctest bubbles
 
 	mu      sync.Mutex
 	err     error
@@ -108,23 +108,23 @@ func (m *memory) fail(err error) {
 	m.err = err
 }
 
-// taken returns what the sink has taken so far.
+// taken returns the records written so far.
 func (m *memory) taken() []Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.records)
 }
 
-// of returns what the sink has taken of one event.
+// of returns the records of one event written so far.
 func (m *memory) of(event Event) []Record {
 	return slices.DeleteFunc(m.taken(), func(r Record) bool { return r.Event != event })
 }
 
-// slow is a memory that takes each batch only when it is let.
+// slow is a memory that blocks each Write until let is closed.
 type slow struct {
 	memory
-	entered chan struct{} // a Write has begun
-	let     chan struct{} // closed: every Write goes on
+	entered chan struct{} // receives when a Write has begun
+	let     chan struct{} // closed to let every Write continue
 }
 
 func newSlow() *slow { return &slow{entered: make(chan struct{}, 1), let: make(chan struct{})} }
@@ -138,7 +138,7 @@ func (s *slow) Write(ctx context.Context, records []*Record) error {
 	return s.memory.Write(ctx, records)
 }
 
-// to makes a configuration's sinks, named a, b, c.
+// to returns sinks for a configuration, named a, b, c.
 func to(sinks ...Sink) []SinkConfig {
 	all := make([]SinkConfig, len(sinks))
 	for i, s := range sinks {
@@ -147,7 +147,7 @@ func to(sinks ...Sink) []SinkConfig {
 	return all
 }
 
-// decide records a decision of an identity of td.example.
+// decide begins a decision about an identity of td.example.
 func decide(t *testing.T, r *Recorder, path string, verdict allowlist.Verdict, reason allowlist.Reason) *Open {
 	t.Helper()
 	o := r.Begin(t.Context(), Start{Listener: "main", Protocol: "connect"})
@@ -156,7 +156,7 @@ func decide(t *testing.T, r *Recorder, path string, verdict allowlist.Verdict, r
 	return o
 }
 
-// checkSums compares what every sink says of its records with what it was given.
+// checkSums checks that the counts of every sink add up.
 func checkSums(t *testing.T, r *Recorder) {
 	t.Helper()
 	for _, s := range r.Stats().Sinks {
@@ -166,12 +166,12 @@ func checkSums(t *testing.T, r *Recorder) {
 	}
 }
 
-// lineSink makes the only sink of a configuration from a writer.
+// lineSink returns a configuration's only sink, which writes lines to a writer.
 func lineSink(w io.Writer) []SinkConfig {
 	return []SinkConfig{{Name: "test", Sink: NewLines(w, render)}}
 }
 
-// render is a Render that says which record a line is of.
+// render is a Render whose line names the event, the id and the status.
 func render(dst []byte, r *Record) ([]byte, error) {
 	return fmt.Appendf(dst, `{"event":%q,"id":%q,"status":%d}`, r.Event, r.ID, r.Status), nil
 }

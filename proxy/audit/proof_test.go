@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// forged is a denial that came in a datagram from an address that stands for
+// forged returns a denial that came in a datagram, from an address that is mapped to
 // caller a.
 func forged(t *testing.T, r *Recorder) *Open {
 	t.Helper()
@@ -21,23 +21,23 @@ func forged(t *testing.T, r *Recorder) *Open {
 	return o
 }
 
-// TestForgedDenialsTakeNobodysRoom: of the identity that they name every record
-// by a certificate is written, and their summary says what it is of.
+// TestForgedDenialsTakeNobodysRoom: every record of the identity by a certificate is
+// written, and the summary of the forged ones says that nothing is proven.
 func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
 	r.Event(Record{Event: EventPolicyReload})
-	<-out.entered // and the queue is empty
+	<-out.entered // the queue is empty now
 	const flood = 100
 	for range flood {
 		forged(t, r).End()
 	}
-	for range 2 { // all that one may have
+	for range 2 { // the whole share of an identity
 		o := decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist)
 		o.Source = allowlist.SourceX509SVID
 		o.End()
 	}
-	for range flood { // before there is an identity
+	for range flood { // without an identity
 		r.Event(Record{Event: EventDecision, Client: addrPort("192.0.2.1:5"), Wire: WireUDP, Reason: allowlist.IdentityMissing})
 	}
 	for range 2 {
@@ -73,8 +73,8 @@ func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
 	}
 }
 
-// TestASummaryOfForgedDenialsStaysOne, also if it is counted again because it
-// could not be written.
+// TestASummaryOfForgedDenialsStaysOne: this holds even if it is counted again because
+// it could not be written.
 func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: errors.New("no space"), delay: time.Millisecond}
@@ -102,7 +102,7 @@ func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 	})
 }
 
-// TestWhatIsForgedHasAKeyOfItsOwn.
+// TestWhatIsForgedHasAKeyOfItsOwn: see proof.
 func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://td.example/a")
 	base := Record{Identity: id, Source: allowlist.SourceX509SVID, Wire: WireDoT}
@@ -131,7 +131,7 @@ func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
 	}
 }
 
-// TestASpanSaysThatNothingIsProven.
+// TestASpanSaysThatNothingIsProven: it has the attribute egress.unproven.
 func TestASpanSaysThatNothingIsProven(t *testing.T) {
 	for _, wire := range []Wire{WireUDP, WireTCP, WireDoT, WireDoH, WireH1} {
 		r, spans := newTraced(t)
@@ -142,8 +142,8 @@ func TestASpanSaysThatNothingIsProven(t *testing.T) {
 	}
 }
 
-// TestForgedDenialsLeaveWindows of callers that nobody has forged: those that are
-// identical are merged still, however many identities are forged.
+// TestForgedDenialsLeaveWindows: identical denials of other callers are still merged,
+// however many identities are forged.
 func TestForgedDenialsLeaveWindows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCollapser(time.Minute, func(*Record) {})
@@ -165,7 +165,7 @@ func TestForgedDenialsLeaveWindows(t *testing.T) {
 		if len(c.open) != maxWindows {
 			t.Fatalf("%d windows are open, want %d", len(c.open), maxWindows)
 		}
-		for port := range 2 * each { // more than any one that is forged has
+		for port := range 2 * each { // more than each forged identity has
 			if c.join(denial("victim", port, allowlist.SourceX509SVID, WireDoT)) || !c.join(denial("victim", port, allowlist.SourceX509SVID, WireDoT)) {
 				t.Fatalf("denial %d: forged denials take all windows", port)
 			}

@@ -17,9 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestAFlooderTakesNobodysRoom denies one identity's requests at full speed
-// while another opens a hundred tunnels and the sink does not move: every
-// record of the other is there, and the flooder's are counted exactly.
+// TestAFlooderTakesNobodysRoom denies one identity's requests at full speed while
+// another one opens a hundred tunnels and the sink hangs: every record of the other
+// identity is written, and the flooder's are counted exactly.
 func TestAFlooderTakesNobodysRoom(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
@@ -81,14 +81,14 @@ func TestAFlooderTakesNobodysRoom(t *testing.T) {
 	}
 }
 
-// TestWhoHasRoom fills a queue of sixteen behind a Write that does not return:
-// one or two denials of each identity, twelve of all, and the rest is for what is
-// none, for which denials give way.
+// TestWhoHasRoom fills a queue of sixteen behind a Write that does not return: each
+// identity has room for one or two denials, all identities have room for twelve, and
+// the rest is for other records, for which denials give way.
 func TestWhoHasRoom(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
 	r.Event(Record{Event: EventPolicyReload})
-	<-out.entered // and the queue is empty
+	<-out.entered // the queue is empty now
 	for i := range 8 {
 		for range 5 {
 			decide(t, r, fmt.Sprint("flooder-", i), allowlist.Deny, allowlist.NotOnAllowlist).End()
@@ -101,7 +101,7 @@ func TestWhoHasRoom(t *testing.T) {
 	if want := (SinkStats{Name: "a", Made: 47, Waiting: 47}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	for i := range 20 { // beyond what denials give up
+	for i := range 20 { // more than denials give way for
 		r.Event(Record{Event: EventTunnelClose, Identity: spiffeid.RequireFromString(fmt.Sprint("spiffe://td.example/more-", i))})
 	}
 	if got := r.Stats().Sinks[0].Dropped; got != 12 {
@@ -121,13 +121,13 @@ func TestWhoHasRoom(t *testing.T) {
 	}
 }
 
-// TestABusyIdentityLeavesRoomForOthers records only what is no denial: however
-// much one identity is allowed to do, there is room for what others do.
+// TestABusyIdentityLeavesRoomForOthers has only records that are not denials: however
+// many of them one identity has, there is room for those of others.
 func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
 	r.Event(Record{Event: EventPolicyReload})
-	<-out.entered // and the queue is empty
+	<-out.entered // the queue is empty now
 	for range 5000 {
 		decide(t, r, "busy", allowlist.Observe, allowlist.NoReason).End()
 	}
@@ -153,12 +153,12 @@ func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	}
 }
 
-// TestAFloodFromOneIPv6Network changes its address with every connection.
+// TestAFloodFromOneIPv6Network: each connection has another address.
 func TestAFloodFromOneIPv6Network(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
 	r.Event(Record{Event: EventPolicyReload})
-	<-out.entered // and the queue is empty
+	<-out.entered // the queue is empty now
 	handshake := func(addr netip.Addr) {
 		r.Event(Record{Event: EventHandshake, Reason: allowlist.TLSHandshakeFailed, Client: netip.AddrPortFrom(addr, 1)})
 	}
@@ -189,7 +189,7 @@ func TestAFloodFromOneIPv6Network(t *testing.T) {
 	}
 }
 
-// TestFailedHandshakesShareByAddress floods before there is an identity.
+// TestFailedHandshakesShareByAddress: there is no identity yet.
 func TestFailedHandshakesShareByAddress(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
@@ -211,7 +211,7 @@ func TestFailedHandshakesShareByAddress(t *testing.T) {
 	}
 }
 
-// TestASummaryASecond floods for 2.5 seconds, faster than the sink writes.
+// TestASummaryASecond has a flood of 2.5 seconds that is faster than the sink.
 func TestASummaryASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{delay: 50 * time.Millisecond}
@@ -252,7 +252,7 @@ func TestASummaryASecond(t *testing.T) {
 	})
 }
 
-// TestASummaryThatFailsIsWrittenLater: its counts are not lost with it.
+// TestASummaryThatFailsIsWrittenLater: its counts are not lost.
 func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
 	for _, recovers := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -288,15 +288,15 @@ func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
 	}
 }
 
-// TestTooManyKeys: beyond the bounds the denials of others are summaries of their
-// networks, then of their listeners, and only then one of all others; also when
-// they are written later. Identities have theirs in any case.
+// TestTooManyKeys: denials beyond the bounds are in summaries of their networks, then
+// of their listeners, and only then in one of all others; also when the summaries are
+// written later. Identities have summaries of their own in any case.
 func TestTooManyKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{}
 		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
 		out.fail(errors.New("not yet"))
-		const fullNetworks = maxTallies / maxNetworkSources // whose sources have all the room for sources
+		const fullNetworks = maxTallies / maxNetworkSources // networks whose sources use all the room for sources
 		named := spiffeid.RequireFromString("spiffe://td.example/named")
 		flood := func() {
 			q := r.workers[0].queue
@@ -322,7 +322,7 @@ func TestTooManyKeys(t *testing.T) {
 			q.wake()
 		}
 		flood()
-		time.Sleep(3 * summaryEvery / 2) // the first try fails
+		time.Sleep(3 * summaryEvery / 2) // the first attempt fails
 		out.fail(nil)
 		time.Sleep(summaryEvery)
 		closeNow(t, r)
@@ -350,7 +350,7 @@ func TestTooManyKeys(t *testing.T) {
 		want := map[string]group{
 			"identity": {1, 1},
 			"source":   {maxTallies, maxTallies},
-			// two of each network that is full, and all of those after them
+			// Two of each full network, and all of the later ones.
 			"network":  {maxNetworks, 2*fullNetworks + each*(maxNetworks-fullNetworks)},
 			"listener": {maxListeners, each*(fullNetworks+5) + maxListeners - 1},
 			"other":    {1, 1},
@@ -361,9 +361,8 @@ func TestTooManyKeys(t *testing.T) {
 	})
 }
 
-// TestEverySinkAddsUp records from many goroutines over small queues to a sink
-// that is slow, one that fails at times, and one with a filter, and closes in
-// their midst.
+// TestEverySinkAddsUp records from many goroutines over small queues to a slow sink,
+// one that fails at times, and one with a filter, and closes the recorder meanwhile.
 func TestEverySinkAddsUp(t *testing.T) {
 	slow, filtered := newSlow(), &memory{}
 	flaky := &flaky{}
@@ -389,7 +388,7 @@ func TestEverySinkAddsUp(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := r.Close(ctx); !errors.Is(err, context.Canceled) { // one is stuck
+	if err := r.Close(ctx); !errors.Is(err, context.Canceled) { // one sink hangs
 		t.Errorf("Close returned %v", err)
 	}
 	running.Wait()
@@ -430,7 +429,7 @@ func summaries(t *testing.T, sink int, slow *slow, filtered *memory, flaky *flak
 	return ids
 }
 
-// counter counts what it is told.
+// counter counts calls.
 type counter struct {
 	mu sync.Mutex
 	n  uint64

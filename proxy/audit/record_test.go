@@ -14,7 +14,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// full is a record with every field set.
+// full returns a record with every field set.
 func full(t *testing.T) Record {
 	t.Helper()
 	return Record{
@@ -35,8 +35,8 @@ func full(t *testing.T) Record {
 	}
 }
 
-// TestCutTextIsNotCutAgain: what was cut for one rendering, or read from one, is
-// the same in the next.
+// TestCutTextIsNotCutAgain: a text that was shortened for one rendering, or read from
+// one, is unchanged in the next.
 func TestCutTextIsNotCutAgain(t *testing.T) {
 	const limit = 32
 	for _, letter := range []string{"x", "é", "€", "\U0001f600", "\xff", "."} {
@@ -84,7 +84,7 @@ func TestSetDecision(t *testing.T) {
 	r.SetDecision(decide())
 	check(r, Record{Event: EventDecision, Verdict: allowlist.Allow, Mode: allowlist.ModeEnforce, Policy: "v1", Rule: "api", RuleAt: "p.yaml:3"})
 
-	// The same record after a quarantine: nothing of the first decision is left.
+	// The same record after a quarantine: nothing of the first decision remains.
 	spec.Version = "v2"
 	spec.Quarantine = []allowlist.Quarantined{{Pattern: pattern, Reason: strings.Repeat("INC-77 ", 200), At: "q.yaml:2"}}
 	r.SetDecision(decide())

@@ -110,8 +110,8 @@ func TestAnEventGetsATimeAndAnID(t *testing.T) {
 	}
 }
 
-// TestABlockedSinkBlocksNobody fills the queue behind a Write that does not
-// return: whoever records goes on, and every loss is counted.
+// TestABlockedSinkBlocksNobody fills the queue behind a Write that does not return:
+// recording does not block, and every loss is counted.
 func TestABlockedSinkBlocksNobody(t *testing.T) {
 	out := newGate()
 	r := newRecorder(t, Config{Sinks: lineSink(out), Queue: 4})
@@ -129,7 +129,7 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	if err := r.Close(ctx); !errors.Is(err, gaveUp) {
 		t.Errorf("Close returned %v", err)
 	}
-	// What nobody waits for any more is lost, as far as anybody will know.
+	// After Close has given up, the records that wait count as lost.
 	if got, want := r.Stats().Sinks[0], (SinkStats{Name: "test", Made: 11, Dropped: 11}); got != want {
 		t.Errorf("after Close got %+v, want %+v", got, want)
 	}
@@ -141,8 +141,7 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	}
 }
 
-// TestALongDetailIsNotKept while it waits: a certificate of a stranger may be
-// quoted in it.
+// TestALongDetailIsNotKept: a detail may quote a stranger's certificate of any size.
 func TestALongDetailIsNotKept(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Measure: func(rec *Record) {
@@ -168,7 +167,7 @@ func TestCloseWritesWhatIsQueued(t *testing.T) {
 		r.Event(Record{})
 	}
 	closeNow(t, r)
-	closeNow(t, r) // a second one does nothing
+	closeNow(t, r) // a second call does nothing
 	if got := len(out.lines(t)); got != n {
 		t.Errorf("%d lines, want %d", got, n)
 	}
@@ -177,13 +176,13 @@ func TestCloseWritesWhatIsQueued(t *testing.T) {
 	}
 }
 
-// TestSinkErrorsAreToldOnce lets the sink fail, twice, and recover. Whoever is told
-// finds in the counts what is lost and what is written.
+// TestSinkErrorsAreToldOnce: the sink fails twice and recovers. At each call the counts
+// say what is lost and what is written.
 func TestSinkErrorsAreToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink
 		var told []error
-		var counts []SinkStats // when it was told
+		var counts []SinkStats // at the calls of SinkError
 		var r *Recorder
 		r = newRecorder(t, Config{Sinks: lineSink(&out), SinkError: func(_ string, err error) {
 			told, counts = append(told, err), append(counts, r.Stats().Sinks[0])
@@ -220,7 +219,7 @@ func TestSinkErrorsAreToldOnce(t *testing.T) {
 	})
 }
 
-// disk takes so many bytes and no more, until it is emptied.
+// disk accepts a number of bytes, until it is emptied.
 type disk struct {
 	sink
 	room int
@@ -235,15 +234,15 @@ func (d *disk) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// TestATornLineSpoilsNoOther cuts a line at every place: the ones before and
-// after it can be read.
+// TestATornLineSpoilsNoOther ends a line at every byte: the lines before and after it
+// can be read.
 func TestATornLineSpoilsNoOther(t *testing.T) {
 	line, err := render(nil, &Record{Event: EventHandshake, ID: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	size := len(line) + 1
-	for cut := range size - 1 { // with all but its newline it is whole after all
+	for cut := range size - 1 { // with all but its newline the line is complete
 		synctest.Test(t, func(t *testing.T) {
 			out := &disk{room: size + cut}
 			r := newRecorder(t, Config{Sinks: lineSink(out)})
@@ -252,8 +251,8 @@ func TestATornLineSpoilsNoOther(t *testing.T) {
 				synctest.Wait()
 			}
 			record()
-			record() // torn
-			record() // nothing of it gets through
+			record() // partly written
+			record() // not written at all
 			out.room = 10 * size
 			record()
 			record()
@@ -286,7 +285,7 @@ func TestAShortWriteIsAnError(t *testing.T) {
 	}
 }
 
-// short takes one byte and says that all is well.
+// short accepts one byte and returns no error.
 type short struct{}
 
 func (short) Write(p []byte) (int, error) { return min(1, len(p)), nil }

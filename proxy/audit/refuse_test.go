@@ -44,7 +44,7 @@ func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 	})
 }
 
-// said returns the fields that differ between the records of one tunnel.
+// said returns the fields in which the records of one tunnel differ.
 func said(r *Record) []any {
 	return []any{
 		r.Event, r.ID, r.Rule, r.Generation, r.Verdict, r.Reason, r.WouldReason, r.Status, r.Stage, r.Hello, r.CloseReason,
@@ -82,8 +82,8 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 	}
 }
 
-// TestAnObservedTunnelIsDecidedTwice: the second decision is about the name that
-// the first bytes ask for, and no record or span after it calls that allowed.
+// TestAnObservedTunnelIsDecidedTwice: the second decision is about the name in the
+// first bytes, and no later record or span says that it is allowed.
 func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	out := &memory{}
 	spans := tracetest.NewSpanRecorder()

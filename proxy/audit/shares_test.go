@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// party returns a denial of one of some callers: identities, and sources that have
-// none, in a few networks and on a few listeners.
+// party returns a denial of a random caller: an identity, or a source without one, in a
+// few networks and on a few listeners.
 func party(rng *rand.Rand) Record {
 	rec := Record{
 		Event: EventDecision, Verdict: allowlist.Deny, Listener: fmt.Sprint(rng.IntN(3)),
@@ -23,13 +23,13 @@ func party(rng *rand.Rand) Record {
 	if rng.IntN(2) == 0 {
 		rec.Identity = spiffeid.RequireFromString(fmt.Sprint("spiffe://td.example/", rng.IntN(6)))
 	}
-	if rng.IntN(4) == 0 { // one has most of it
+	if rng.IntN(4) == 0 { // one caller has most denials
 		rec.Identity = spiffeid.RequireFromString("spiffe://td.example/flooder")
 	}
 	return rec
 }
 
-// check compares what a node says of itself with what is below it.
+// check compares the counts of a node with the nodes and seats below it.
 func (n *node[T]) check(t *testing.T) {
 	t.Helper()
 	seats, most, turns := 0, 0, 0
@@ -54,7 +54,7 @@ func (n *node[T]) check(t *testing.T) {
 	}
 }
 
-// TestSharesCount puts and removes at random.
+// TestSharesCount adds and removes seats at random.
 func TestSharesCount(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var s shares[int]
@@ -63,7 +63,7 @@ func TestSharesCount(t *testing.T) {
 		if rng.IntN(400) < len(seats) {
 			j := rng.IntN(len(seats))
 			s.remove(seats[j])
-			s.remove(seats[j]) // twice is once
+			s.remove(seats[j]) // a second call does nothing
 			seats = slices.Delete(seats, j, j+1)
 		} else {
 			rec := party(rng)
@@ -86,15 +86,15 @@ func TestSharesCount(t *testing.T) {
 	}
 }
 
-// TestNobodyIsPassedOver lets callers wait at random and serves them: between two
-// turns of a caller that waits there are at most twice as many as there are callers.
+// TestNobodyIsPassedOver lets callers wait at random and serves them: between two turns
+// of a waiting caller there are at most twice as many turns as callers.
 func TestNobodyIsPassedOver(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	const callers = 8 // six identities, the flooder, and all that have none
+	const callers = 8 // six identities, the flooder, and all callers without an identity
 	w := waiting{size: 1 << 20}
-	passed := map[key]int{} // how many others were served since a caller was, or came
+	passed := map[key]int{} // turns of others since a caller's last turn or its arrival
 	left := map[key]int{}
-	order := map[string]time.Time{} // of the last one of a caller at a place
+	order := map[string]time.Time{} // time of a caller's last record at a place
 	now := time.Unix(0, 0)
 	for range 50000 {
 		for range rng.IntN(3) {
@@ -138,8 +138,8 @@ func TestNobodyIsPassedOver(t *testing.T) {
 	}
 }
 
-// TestManyIdentitiesOfOneSource, and one identity of many: neither keeps another
-// caller waiting.
+// TestManyIdentitiesOfOneSource also has one identity with many sources: neither keeps
+// another caller waiting.
 func TestManyIdentitiesOfOneSource(t *testing.T) {
 	addr := func(a, b, c int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(a), byte(b), byte(c)}), 1)
@@ -186,8 +186,8 @@ func TestManyIdentitiesOfOneSource(t *testing.T) {
 	}
 }
 
-// TestWhoHasMostGivesWay: whatever comes in which order, two identities that both had
-// no room for some have as much of it, but for one.
+// TestWhoHasMostGivesWay: in whatever order records arrive, two identities that both
+// had a record displaced have equal room, give or take one.
 func TestWhoHasMostGivesWay(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 50 {
@@ -195,7 +195,7 @@ func TestWhoHasMostGivesWay(t *testing.T) {
 		refused := map[key]bool{}
 		for range 2000 {
 			rec := party(rng)
-			rec.Client = addrPort("192.0.2.1:1") // one place, so that the callers count
+			rec.Client = addrPort("192.0.2.1:1") // one place, so that only callers count
 			if without := w.add(&waiter{rec: &rec}); without != nil {
 				refused[callerPath(nil, without.rec)[0]] = true
 			}

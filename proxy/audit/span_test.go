@@ -18,7 +18,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// newTraced returns a recorder and the spans that it ends.
+// newTraced returns a recorder and a recorder of its ended spans.
 func newTraced(t *testing.T) (*Recorder, *tracetest.SpanRecorder) {
 	t.Helper()
 	spans := tracetest.NewSpanRecorder()
@@ -28,7 +28,7 @@ func newTraced(t *testing.T) (*Recorder, *tracetest.SpanRecorder) {
 	return newRecorder(t, Config{Sinks: lineSink(&sink{}), Tracer: provider.Tracer("test")}), spans
 }
 
-// one returns the only span that ended.
+// one returns the only ended span.
 func one(t *testing.T, spans *tracetest.SpanRecorder) sdktrace.ReadOnlySpan {
 	t.Helper()
 	ended := spans.Ended()
@@ -48,7 +48,7 @@ func attributes(span sdktrace.ReadOnlySpan) map[string]any {
 
 const callerTrace = "0af7651916cd43dd8448eb211c80319c"
 
-// TestADecisionWithoutASpanHasItsRecord, and no ids of a trace.
+// TestADecisionWithoutASpanHasItsRecord: the record has no ids of a trace.
 func TestADecisionWithoutASpanHasItsRecord(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: ProtocolDNS, NoSpan: true})
@@ -60,8 +60,8 @@ func TestADecisionWithoutASpanHasItsRecord(t *testing.T) {
 	}
 }
 
-// TestTheCallersContextIsLinkedOnly: whatever the caller sends, the span is a
-// sampled root; what is well-formed is linked.
+// TestTheCallersContextIsLinkedOnly: whatever the caller sends, the span is a sampled
+// root; a well-formed context is linked.
 func TestTheCallersContextIsLinkedOnly(t *testing.T) {
 	rows := []struct {
 		name, traceparent string
@@ -80,7 +80,8 @@ func TestTheCallersContextIsLinkedOnly(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			r, spans := newTraced(t)
-			// Our own context carries a span: neither parent nor taken for the caller's.
+			// Our own context has a span, which is neither the parent nor linked as the
+			// caller's.
 			ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
 				TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled,
 			}))
@@ -111,7 +112,8 @@ func TestTheCallersContextIsLinkedOnly(t *testing.T) {
 	}
 }
 
-// TestAnAcceptedContextIsTheParent, sampled or not; what is malformed is not.
+// TestAnAcceptedContextIsTheParent: it need not be sampled. A malformed one is not
+// used.
 func TestAnAcceptedContextIsTheParent(t *testing.T) {
 	for _, row := range []struct {
 		traceparent string
@@ -140,7 +142,7 @@ func TestAnAcceptedContextIsTheParent(t *testing.T) {
 	}
 }
 
-// TestWhatWasSlowOrFailedHasASpan of its own, below the decision's.
+// TestWhatWasSlowOrFailedHasASpan: that span is a child of the decision's.
 func TestWhatWasSlowOrFailedHasASpan(t *testing.T) {
 	const fast, late = slowStep, slowStep + 1
 	rows := []struct {
@@ -295,8 +297,8 @@ func TestATunnelsSpanIsLinkedToItsDecision(t *testing.T) {
 	}
 }
 
-// TestAttributesCanBeExported: OTLP refuses a whole batch over one byte that
-// is no UTF-8.
+// TestAttributesCanBeExported: OTLP refuses a whole batch because of one byte that is
+// not UTF-8.
 func TestAttributesCanBeExported(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
@@ -308,8 +310,8 @@ func TestAttributesCanBeExported(t *testing.T) {
 	}
 }
 
-// TestAPlaceThatIsNoUTF8 is of a policy file with such a name: an exporter would
-// lose every span of the batch.
+// TestAPlaceThatIsNoUTF8: the name of a policy file may be such a text, and would lose
+// every span of a batch.
 func TestAPlaceThatIsNoUTF8(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: ProtocolConnect})

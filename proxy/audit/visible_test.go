@@ -17,8 +17,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestNoTerminalObeysARecord puts each character that a terminal obeys into every
-// field that takes a text, of every kind of record, in every form.
+// TestNoTerminalObeysARecord puts each character that a terminal obeys into every field
+// with a text, of every kind of record, in every rendering.
 func TestNoTerminalObeysARecord(t *testing.T) {
 	for _, text := range audittest.Obeyed() {
 		for form, render := range map[string]audit.Render{"native": native.Render, "ocsf": ocsf.Render, "ecs": ecs.Render} {
@@ -46,7 +46,7 @@ func TestNoTerminalObeysARecord(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysASpan does so with the attributes of the three spans.
+// TestNoTerminalObeysASpan does the same for the attributes of the three spans.
 func TestNoTerminalObeysASpan(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
@@ -85,7 +85,7 @@ func TestNoTerminalObeysASpan(t *testing.T) {
 	}
 }
 
-// nothing is a sink that takes what it is given.
+// nothing is a sink that drops records.
 type nothing struct{}
 
 func (nothing) Write(context.Context, []*audit.Record) error { return nil }

@@ -77,7 +77,7 @@ func TestRenderAppends(t *testing.T) {
 	}
 }
 
-// doc has what the tests look at.
+// doc holds the fields that the tests read.
 type doc struct {
 	Time string `json:"@timestamp"`
 	ECS  struct{ Version string }
@@ -102,8 +102,8 @@ func read(t *testing.T, r *audit.Record) doc {
 	return d
 }
 
-// expected lists the values of event.type that the schema expects with a value
-// of event.category. Written from the published schema, not fetched.
+// expected returns the values of event.type that the schema allows with a value of
+// event.category. They are copied from the published schema, not fetched.
 func expected(category string) []string {
 	switch category {
 	case "network":
@@ -115,7 +115,7 @@ func expected(category string) []string {
 }
 
 // TestRequiredFields: the schema requires @timestamp and ecs.version, and its
-// guidelines the four categorisation fields where they have a meaning.
+// guidelines the four categorisation fields where they apply.
 func TestRequiredFields(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
@@ -175,7 +175,7 @@ func TestVerdictsAndEnds(t *testing.T) {
 	}
 }
 
-// TestIDs: event.id is unique, http.request.id joins what belongs together.
+// TestIDs: event.id is unique, and http.request.id joins the documents of a request.
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
@@ -186,7 +186,7 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestTheGatewayIsNoUser: its own rotation is not an action of a caller.
+// TestTheGatewayIsNoUser: the rotation of its identity is not an action of a caller.
 func TestTheGatewayIsNoUser(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		want := s.Record.Identity.String()
@@ -210,8 +210,8 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// TestAddressesHaveNoZone: a field of type ip takes none, and refuses the whole
-// document.
+// TestAddressesHaveNoZone: a field of type ip does not accept one, and the whole
+// document is refused.
 func TestAddressesHaveNoZone(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {

@@ -8,8 +8,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/ecs"
 )
 
-// FuzzRender checks that any record at all is one line of valid JSON with no
-// key twice, and that the text which a caller chooses stays bounded in it.
+// FuzzRender checks that every record is one line of valid JSON without repeated keys,
+// and that text which a caller chooses stays bounded in it.
 func FuzzRender(f *testing.F) {
 	for _, s := range audittest.Samples() {
 		f.Add(string(s.Record.Event), s.Record.Detail, uint64(len(s.Name)))

@@ -20,8 +20,8 @@ type records struct {
 	failures  []error
 }
 
-// openRecords opens a record file, in a directory that is new unless one is
-// given. It is closed when the test ends.
+// openRecords opens a record file, in a new directory unless one is given. It is closed
+// when the test ends.
 func openRecords(t *testing.T, dir string, rotate Rotation) *records {
 	t.Helper()
 	if dir == "" {
@@ -43,7 +43,7 @@ func openRecords(t *testing.T, dir string, rotate Rotation) *records {
 	return r
 }
 
-// add writes a line, which must not fail.
+// add writes a line, and fails the test after an error.
 func (r *records) add(t *testing.T, line string) {
 	t.Helper()
 	if n, err := r.Write([]byte(line + "\n")); n != len(line)+1 || err != nil {
@@ -63,7 +63,7 @@ func holds(t *testing.T, path, want string) {
 	}
 }
 
-// rotated returns the files beside the one that is written to, the oldest first.
+// rotated returns the rotated files, the oldest first.
 func (r *records) rotated(t *testing.T) []string {
 	t.Helper()
 	all, err := filepath.Glob(filepath.Join(r.dir, "records-*"))
@@ -73,7 +73,7 @@ func (r *records) rotated(t *testing.T) []string {
 	return all
 }
 
-// rotations are those that a record file may have.
+// rotations returns the kinds of rotation.
 func rotations() map[string]Rotation {
 	return map[string]Rotation{"not rotated": {}, "rotated": {Size: 1 << 20}}
 }
@@ -168,8 +168,8 @@ func TestRecordFile(t *testing.T) {
 	}
 }
 
-// TestRecordFileThatIsReplaced is one that somebody has moved away and made anew
-// without saying so.
+// TestRecordFileThatIsReplaced: another program moves the file away and creates a new
+// one, without a call to Reopen.
 func TestRecordFileThatIsReplaced(t *testing.T) {
 	r := openRecords(t, "", Rotation{})
 	r.add(t, "one")
@@ -184,10 +184,11 @@ func TestRecordFileThatIsReplaced(t *testing.T) {
 	holds(t, r.path, "two\n")
 }
 
-// TestRecordFileThatCannotBeOpenedAgain stays open, and that is told.
+// TestRecordFileThatCannotBeOpenedAgain: the old file stays open, and the failure is
+// reported.
 func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
 	r := openRecords(t, "", Rotation{})
-	r.cfg.Path = r.dir // which no one can write to, root neither
+	r.cfg.Path = r.dir // a directory, which even root cannot write to
 	r.info, _ = os.Stat(r.dir)
 	r.Reopen()
 	r.add(t, "one")
@@ -221,7 +222,7 @@ func TestManyLinesInASmallFile(t *testing.T) {
 	}
 }
 
-// TestRotationByAge does not begin anew with every SIGHUP.
+// TestRotationByAge: its period does not start again with every SIGHUP.
 func TestRotationByAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := openRecords(t, "", Rotation{Every: time.Hour})
@@ -244,10 +245,10 @@ func TestRotationByAge(t *testing.T) {
 	})
 }
 
-// TestRotationByAgeAfterARestart is of a file that was last written in an
-// earlier time, by a process that has ended.
+// TestRotationByAgeAfterARestart: an earlier process has written the file in an earlier
+// period.
 func TestRotationByAgeAfterARestart(t *testing.T) {
-	const every = 365 * 24 * time.Hour // it does not end while this runs
+	const every = 365 * 24 * time.Hour // a period does not end while the test runs
 	for _, row := range []struct {
 		content string
 		ago     time.Duration
@@ -255,14 +256,14 @@ func TestRotationByAgeAfterARestart(t *testing.T) {
 	}{
 		{"one\n", 2 * every, 1},
 		{"one\n", 0, 0},
-		{"", 2 * every, 0}, // there is nothing to keep
+		{"", 2 * every, 0}, // an empty file is not rotated
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "records.jsonl")
 		if err := os.WriteFile(path, []byte(row.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		// Or in a minute, which is not earlier.
+		// A minute is added so that a file of now is never from the period before.
 		written := time.Now().Add(time.Minute - row.ago)
 		if err := os.Chtimes(path, written, written); err != nil {
 			t.Fatal(err)
@@ -275,7 +276,7 @@ func TestRotationByAgeAfterARestart(t *testing.T) {
 	}
 }
 
-// TestAnOldFileIsRemoved keeps as many as the configuration says.
+// TestAnOldFileIsRemoved: as many stay as the configuration says.
 func TestAnOldFileIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := openRecords(t, "", Rotation{Every: time.Hour, Keep: 2})
@@ -283,7 +284,7 @@ func TestAnOldFileIsRemoved(t *testing.T) {
 			r.add(t, "line")
 			time.Sleep(time.Hour)
 		}
-		synctest.Wait() // for who removes them
+		synctest.Wait() // for the goroutine that removes files
 		if all := r.rotated(t); len(all) != 2 {
 			t.Errorf("%d are kept, want 2", len(all))
 		}

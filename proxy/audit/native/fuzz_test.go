@@ -19,9 +19,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// FuzzRender checks that any record at all is one line of valid JSON with no key
-// twice, which Parse reads back, and that the text which a caller chooses stays
-// bounded in it and says nothing besides.
+// FuzzRender checks that every record is one line of valid JSON without repeated keys,
+// which Parse reads back, and that text which a caller chooses stays bounded in it and
+// adds no other field.
 func FuzzRender(f *testing.F) {
 	for _, s := range audittest.Samples() {
 		f.Add(string(s.Record.Event), s.Record.Detail, uint64(len(s.Name)))
@@ -36,7 +36,7 @@ func FuzzRender(f *testing.F) {
 		if err := audittest.CheckLine(line); err != nil {
 			t.Fatal(err)
 		}
-		// encoding/json, which checks and escapes what it is given, changes nothing.
+		// encoding/json, which checks and escapes its input, changes nothing.
 		if again, err := json.Marshal(json.RawMessage(line)); err != nil || !bytes.Equal(again, line) {
 			t.Errorf("%q is not what encoding/json writes: %q, %v", line, again, err)
 		}
@@ -55,7 +55,7 @@ func FuzzRender(f *testing.F) {
 	})
 }
 
-// checkCaller renders what a caller chooses and nothing else.
+// checkCaller renders only text that a caller chooses.
 func checkCaller(t *testing.T, method, detail string) {
 	t.Helper()
 	r := audit.Record{Event: audit.EventDecision, Method: method, Detail: detail}
@@ -80,7 +80,7 @@ func checkCaller(t *testing.T, method, detail string) {
 	}
 }
 
-// FuzzParse checks that a line which is read is the one line of its record.
+// FuzzParse checks that a line which Parse accepts is the only line of its record.
 func FuzzParse(f *testing.F) {
 	for _, s := range audittest.Samples() {
 		f.Add(render(f, &s.Record))
@@ -110,8 +110,8 @@ func render(tb testing.TB, r *audit.Record) []byte {
 	return line
 }
 
-// defined returns a record of which every value is one of its set, with what
-// only some records have.
+// defined returns a record with a defined value in every field, including the fields
+// that only some records have.
 func defined(r audit.Record, text string, n uint64) audit.Record {
 	r.Verdict %= allowlist.Fail + 1
 	r.Source %= allowlist.SourceMap + 1
@@ -131,7 +131,7 @@ func defined(r audit.Record, text string, n uint64) audit.Record {
 	return r
 }
 
-// kept returns what Render says that it writes of a record.
+// kept returns the fields of a record that Render says it writes.
 func kept(r audit.Record) audit.Record {
 	r.Again = false
 	r.Trace = trace.NewSpanContext(trace.SpanContextConfig{TraceID: r.Trace.TraceID(), SpanID: r.Trace.SpanID()})
@@ -177,7 +177,7 @@ func kept(r audit.Record) audit.Record {
 	return r
 }
 
-// keepTexts changes texts as a line has them.
+// keepTexts changes texts as a line contains them.
 func keepTexts(r *audit.Record) {
 	for _, text := range []*string{
 		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.Source,
@@ -193,7 +193,7 @@ func keepTexts(r *audit.Record) {
 	r.Client, r.Address = address(r.Client), address(r.Address)
 }
 
-// valid returns a text with U+FFFD for every byte that is no UTF-8.
+// valid returns a text with U+FFFD for every byte that is not UTF-8.
 func valid(text string) string { return string([]rune(text)) }
 
 func address(a netip.AddrPort) netip.AddrPort {
@@ -211,7 +211,7 @@ func merged(m audit.Merged) *audit.Merged {
 	return &m
 }
 
-// reason returns a reason, or none for a value outside the set.
+// reason returns a reason, or NoReason for an undefined value.
 func reason(r allowlist.Reason) allowlist.Reason {
 	if r.String() == "" {
 		return allowlist.NoReason

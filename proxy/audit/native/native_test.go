@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// full is a record with every field set.
+// full returns a record with every field set.
 func full(tb testing.TB) audit.Record {
 	tb.Helper()
 	dest, err := allowlist.ParseDestination("api.example:443")
@@ -44,7 +44,7 @@ func full(tb testing.TB) audit.Record {
 	}
 }
 
-// TestLines compares whole lines: names, order and form are what programs read.
+// TestLines compares whole lines, because programs depend on names, order and form.
 func TestLines(t *testing.T) {
 	with := func(change func(*audit.Record)) audit.Record {
 		r := full(t)
@@ -142,8 +142,8 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// TestALineAllocatesNothing: not for the record of a tunnel, nor for one whose
-// every field is set.
+// TestALineAllocatesNothing: neither the record of a tunnel nor one with every field
+// set allocates.
 func TestALineAllocatesNothing(t *testing.T) {
 	tunnel := audittest.Samples()[0].Record
 	everything := full(t)
@@ -155,7 +155,7 @@ func TestALineAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestNumbersAreThoseOfEncodingJSON: three digits behind the point at most, and
+// TestNumbersAreThoseOfEncodingJSON: at most three digits after the decimal point, and
 // no exponent. Beyond 52 bits a float64 is less exact.
 func TestNumbersAreThoseOfEncodingJSON(t *testing.T) {
 	numbers := []int64{1, -1, 10, -10, 100, 999, 1000, 1001, -1001, 1010, 123456789, 1e15 + 1, 1<<52 - 1, 1 - 1<<52}
@@ -178,7 +178,7 @@ func TestNumbersAreThoseOfEncodingJSON(t *testing.T) {
 	}
 }
 
-// decideUS returns the number in the line of a decision that took n nanoseconds.
+// decideUS returns decide_us in the line of a decision that took n nanoseconds.
 func decideUS(t *testing.T, n int64) string {
 	t.Helper()
 	line, err := native.Render(nil, &audit.Record{Decide: time.Duration(n)})
@@ -189,7 +189,7 @@ func decideUS(t *testing.T, n int64) string {
 	return number
 }
 
-// TestHostileText puts what an attacker may choose into a record: it stays one
+// TestHostileText puts text that an attacker may choose into a record: it stays one
 // line of bounded, valid JSON.
 func TestHostileText(t *testing.T) {
 	for _, text := range []string{
@@ -229,7 +229,7 @@ func TestALongIdentityIsCut(t *testing.T) {
 	}
 }
 
-// BenchmarkRender is what a line costs the goroutine of its sink.
+// BenchmarkRender measures the cost of a line for the goroutine of its sink.
 func BenchmarkRender(b *testing.B) {
 	r := audittest.Samples()[0].Record
 	var buf []byte
@@ -242,7 +242,7 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// BenchmarkParse is what a line costs its reader.
+// BenchmarkParse measures the cost of a line for its reader.
 func BenchmarkParse(b *testing.B) {
 	line, err := native.Render(nil, &audittest.Samples()[0].Record)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestEveryRecordIsReadBack: those of every kind, and one with every field.
+// TestEveryRecordIsReadBack covers every kind of record, and one with every field.
 func TestEveryRecordIsReadBack(t *testing.T) {
 	all := append(audittest.Samples(), audittest.Sample{Name: "everything", Record: full(t)})
 	for _, s := range all {
@@ -26,7 +26,7 @@ func TestEveryRecordIsReadBack(t *testing.T) {
 	}
 }
 
-// TestEveryWordIsReadBack: each value of each closed set.
+// TestEveryWordIsReadBack covers each value of each closed set.
 func TestEveryWordIsReadBack(t *testing.T) {
 	var all []audit.Record
 	for _, reason := range allowlist.Reasons() {
@@ -142,7 +142,7 @@ func TestWhatIsNoRecord(t *testing.T) {
 	}
 }
 
-// TestARecordKeepsNothingOfItsLine: whoever reads a file uses its buffer again.
+// TestARecordKeepsNothingOfItsLine: a reader of files reuses its buffer.
 func TestARecordKeepsNothingOfItsLine(t *testing.T) {
 	r := full(t)
 	line := render(t, &r)

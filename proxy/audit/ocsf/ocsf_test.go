@@ -77,7 +77,7 @@ func TestRenderAppends(t *testing.T) {
 	}
 }
 
-// TestControl is the promise that is made to those who read only two fields.
+// TestControl checks the promise to readers who look at only two fields.
 func TestControl(t *testing.T) {
 	decision := func(v allowlist.Verdict) audit.Record {
 		return audit.Record{Event: audit.EventDecision, Verdict: v, Policy: "v1"}
@@ -121,11 +121,11 @@ func TestControl(t *testing.T) {
 	}
 }
 
-// required lists, for each class that is used and for each object in it, the
-// attributes that must be there. The table was written from the published
-// schema, not fetched; it keeps the stricter reading where versions from 1.2 to
-// 1.8 differ (both endpoints, the vendor). Of http_request and http_response
-// the schema wants one, and a request was always made.
+// required returns, for each class that is used and for each object in it, the
+// attributes that the schema requires. The table was copied from the published schema,
+// not fetched; where versions from 1.2 to 1.8 differ it has the stricter requirement
+// (both endpoints, the vendor). The schema requires one of http_request and
+// http_response, and there is always a request.
 func required() map[string][]string {
 	base := []string{"activity_id", "category_uid", "class_uid", "type_uid", "severity_id", "time", "metadata"}
 	return map[string][]string{
@@ -146,7 +146,7 @@ func required() map[string][]string {
 	}
 }
 
-// oneOf lists the objects that must have at least one of some attributes.
+// oneOf returns the objects that must have at least one of several attributes.
 func oneOf() map[string][]string {
 	named := []string{"ip", "uid", "name", "hostname", "svc_name", "instance_uid", "interface_uid", "interface_name"}
 	return map[string][]string{
@@ -174,7 +174,7 @@ func TestRequiredFields(t *testing.T) {
 	}
 }
 
-// checkObject looks into an object and into those in it.
+// checkObject checks an object and the objects in it.
 func checkObject(t *testing.T, sample, name string, object map[string]any) {
 	t.Helper()
 	for _, attribute := range required()[name] {
@@ -202,7 +202,7 @@ func integer(t *testing.T, v any) int64 {
 	return n
 }
 
-// TestIDs: an id is unique as metadata.uid, and joins as correlation_uid.
+// TestIDs: an id is unique as metadata.uid, and joins events as correlation_uid.
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		var got struct {
@@ -235,7 +235,7 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// TestAddressesHaveNoZone: what the schema calls an IP address has none.
+// TestAddressesHaveNoZone: an IP address of the schema has none.
 func TestAddressesHaveNoZone(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {
