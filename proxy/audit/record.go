@@ -1,17 +1,17 @@
 // Package audit records every decision, once, in one place: as a line of JSON
 // and as an OpenTelemetry span, both renderings of one [Record].
 //
-// A door calls [Recorder.Begin] when it has read a request, fills in the
-// record as it learns more, calls [Open.Commit] when it knows the answer, and
-// [Open.End] when the answer is sent. A tunnel then reports its progress and
-// its end through [Open.Tunnel].
+// A door calls [Recorder.Begin] when it has read a request, sets fields of the record
+// as it learns more, calls [Open.Commit] when it knows the answer, and [Open.End] when
+// the answer is sent. A tunnel then reports its progress and its end through
+// [Open.Tunnel].
 //
-// Records go to any number of sinks, each with a queue of its own. A sink that
-// is slow or dead delays nobody, unless records are required: a flood of one
-// caller's denials is counted into summaries, and what is lost is counted.
+// Records go to any number of sinks, each with a queue of its own. A sink that is slow
+// or dead does not delay decisions, unless records are required: denials beyond a
+// caller's room are counted into summaries, and lost records are counted.
 //
-// The package never decides, and never records a payload, a query string, a
-// header value or a credential.
+// The package makes no decisions, and never records a payload, a query string, a header
+// value or a credential.
 package audit
 
 import (
@@ -163,8 +163,8 @@ type Record struct {
 	// EventCollapsed. It is nil in all other records.
 	Merged *Merged
 
-	// Again says that a sink may already have a record with this id. It holds the
-	// answer that was intended but could not be recorded everywhere; this record holds
+	// Again says that a sink may already have a record with this id. That one has the
+	// answer that was intended but could not be recorded everywhere; this record has
 	// the answer that was sent.
 	Again bool
 

@@ -177,7 +177,7 @@ func TestCloseWritesWhatIsQueued(t *testing.T) {
 }
 
 // TestSinkErrorsAreToldOnce: the sink fails twice and recovers. At each call the counts
-// say what is lost and what is written.
+// include the records that were lost and written.
 func TestSinkErrorsAreToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink

@@ -2,13 +2,13 @@ package audit
 
 import "time"
 
-// signal wakes the one goroutine that waits for it. What is sent while nobody
-// waits ends the next wait.
+// signal wakes the one goroutine that waits for it. A signal that is sent while it does
+// not wait ends its next wait.
 type signal chan struct{}
 
 func newSignal() signal { return make(signal, 1) }
 
-// send never waits.
+// send sends the signal. It never blocks.
 func (s signal) send() {
 	select {
 	case s <- struct{}{}:
