@@ -62,57 +62,57 @@ func (m Mode) String() string {
 	return "invalid"
 }
 
-// Source is the proof of a caller's identity: how the identity was shown.
-type Source uint8
+// Proof is the proof of a caller's identity: how the identity was shown.
+type Proof uint8
 
 // The proofs of an identity. The zero value proves nothing and is never accepted.
 const (
-	SourceNone     Source = iota
-	SourceX509SVID        // a client certificate
-	SourceListener        // the configuration of the listener names the identity (self or fixed)
-	SourceMap             // the caller's address lies in a range that stands for the identity
+	NoProof        Proof = iota
+	ProofX509SVID        // a client certificate
+	ProofListener        // the configuration of the listener names the identity (self or fixed)
+	ProofSourceMap       // the caller's address lies in a range that stands for the identity
 )
 
 // String returns the word that the policy and records use.
-func (s Source) String() string {
+func (s Proof) String() string {
 	switch s {
-	case SourceNone:
+	case NoProof:
 		return ""
-	case SourceX509SVID:
+	case ProofX509SVID:
 		return "x509-svid"
-	case SourceListener:
+	case ProofListener:
 		return "listener"
-	case SourceMap:
+	case ProofSourceMap:
 		return "source-map"
 	}
 	return "invalid"
 }
 
-// ParseSource returns the proof for a word that String returns; ok is false for any
+// ParseProof returns the proof for a word that String returns; ok is false for any
 // other word.
-func ParseSource(word string) (s Source, ok bool) {
-	for s = SourceX509SVID; s <= SourceMap; s++ {
+func ParseProof(word string) (s Proof, ok bool) {
+	for s = ProofX509SVID; s <= ProofSourceMap; s++ {
 		if s.String() == word {
 			return s, true
 		}
 	}
-	return SourceNone, false
+	return NoProof, false
 }
 
-// Sources is a set of proofs. The zero value means "not set": the proofs x509-svid and
+// Proofs is a set of proofs. The zero value means "not set": the proofs x509-svid and
 // listener are accepted then.
-type Sources uint8
+type Proofs uint8
 
-// SourcesOf returns the set of the given proofs.
-func SourcesOf(sources ...Source) Sources {
-	var set Sources
-	for _, s := range sources {
+// ProofsOf returns the set of the given proofs.
+func ProofsOf(proofs ...Proof) Proofs {
+	var set Proofs
+	for _, s := range proofs {
 		set |= 1 << s
 	}
 	return set
 }
 
 // has reports whether s is in the set.
-func (set Sources) has(s Source) bool {
-	return s != SourceNone && set&(1<<s) != 0
+func (set Proofs) has(s Proof) bool {
+	return s != NoProof && set&(1<<s) != 0
 }

@@ -79,10 +79,10 @@ func benchQuestions(identities, rules int, host func(*rand.Rand, int, int) strin
 	for n := range requests {
 		i := rng.IntN(identities)
 		requests[n] = Request{
-			ID:     spiffeid.RequireFromString(benchIDText(i)),
-			Source: SourceX509SVID,
-			Dest:   must(ParseDestination(host(rng, i, rules) + ":443")),
-			Time:   benchTime,
+			ID:    spiffeid.RequireFromString(benchIDText(i)),
+			Proof: ProofX509SVID,
+			Dest:  must(ParseDestination(host(rng, i, rules) + ":443")),
+			Time:  benchTime,
 		}
 	}
 	return requests

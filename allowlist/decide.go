@@ -36,7 +36,7 @@ func (p *Policy) Decide(req Request) Decision {
 		return d
 	}
 	var c chain
-	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Source)
+	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Proof)
 	d.Owner = c.owner()
 	if d.Reason != NoReason {
 		return d
@@ -90,7 +90,7 @@ func malformedID(id spiffeid.ID) Reason {
 // known fills the chain with the entries of an identity and returns NoReason if the
 // decision depends on what the identity asks for. Otherwise it returns the reason to
 // refuse every request; the chain is then empty unless only the proof is not accepted.
-func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quarantined) {
+func (p *Policy) known(c *chain, id spiffeid.ID, proof Proof) (Reason, *Quarantined) {
 	if q := p.quarantined(id); q != nil {
 		return QuarantinedIdentity, q
 	}
@@ -98,7 +98,7 @@ func (p *Policy) known(c *chain, id spiffeid.ID, source Source) (Reason, *Quaran
 		c.n = 0
 		return IdentityUnknown, nil
 	}
-	if !c.accept().has(source) {
+	if !c.accept().has(proof) {
 		return IdentitySourceNotAccepted, nil
 	}
 	return NoReason, nil
@@ -174,13 +174,13 @@ func (c *chain) owner() string {
 	return ""
 }
 
-func (c *chain) accept() Sources {
+func (c *chain) accept() Proofs {
 	for _, e := range c.all() {
 		if e.accept != 0 {
 			return e.accept
 		}
 	}
-	return 1<<SourceX509SVID | 1<<SourceListener
+	return 1<<ProofX509SVID | 1<<ProofListener
 }
 
 // mode returns the mode of the most specific entry that decides it (see

@@ -36,7 +36,7 @@ func Example() {
 			fmt.Println(err)
 			return
 		}
-		decision := policy.Decide(allowlist.Request{ID: builder, Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now()})
+		decision := policy.Decide(allowlist.Request{ID: builder, Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now()})
 		if decision.Allowed() {
 			fmt.Printf("%s: %s by rule %s\n", target, decision.Verdict, decision.Rule.Name())
 		} else {
@@ -64,8 +64,8 @@ func ExampleDecision_CheckAddr() {
 		return
 	}
 	decision := policy.Decide(allowlist.Request{
-		ID:     spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
-		Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now(),
+		ID:    spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
+		Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now(),
 	})
 	for _, address := range []string{"93.184.215.14:443", "169.254.169.254:443"} {
 		err := decision.CheckAddr(netip.MustParseAddrPort(address))
@@ -94,8 +94,8 @@ func ExampleDecision_Remedy() {
 		return
 	}
 	decision := policy.Decide(allowlist.Request{
-		ID:     spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
-		Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now(),
+		ID:    spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
+		Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now(),
 	})
 	rule := decision.Remedy(decision.Reason).Rule
 	fmt.Println(rule.Host, rule.Ports[0])

@@ -119,7 +119,7 @@ func policyOf(t *testing.T, entries ...Entry) *Policy {
 // tunnel returns a CONNECT to dest by id, which a certificate proves.
 func tunnel(id, dest string) Request {
 	return Request{
-		ID: spiffeid.RequireFromString(id), Source: SourceX509SVID,
+		ID: spiffeid.RequireFromString(id), Proof: ProofX509SVID,
 		Dest: must(ParseDestination(dest)), Time: now(),
 	}
 }

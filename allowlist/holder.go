@@ -14,9 +14,9 @@ type Holder struct {
 }
 
 // HolderOf returns the holder for an identity and its proof. A zero identity with
-// [SourceMap] stands for callers whose address lies in no range of the source map.
-func HolderOf(id spiffeid.ID, source Source) Holder {
-	return Holder{id: id, mapped: source == SourceMap}
+// [ProofSourceMap] stands for callers whose address lies in no range of the source map.
+func HolderOf(id spiffeid.ID, proof Proof) Holder {
+	return Holder{id: id, mapped: proof == ProofSourceMap}
 }
 
 // ID returns the identity; zero for callers without one.
@@ -26,4 +26,4 @@ func (h Holder) ID() spiffeid.ID { return h.id }
 func (h Holder) Mapped() bool { return h.mapped }
 
 // Holder returns the holder whose budgets and shares the request uses.
-func (r *Request) Holder() Holder { return HolderOf(r.ID, r.Source) }
+func (r *Request) Holder() Holder { return HolderOf(r.ID, r.Proof) }

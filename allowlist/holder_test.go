@@ -10,13 +10,13 @@ import (
 // one for all other proofs.
 func TestHolders(t *testing.T) {
 	a, b := spiffeid.RequireFromString("spiffe://td.example/a"), spiffeid.RequireFromString("spiffe://td.example/b")
-	shown := HolderOf(a, SourceX509SVID)
-	for s := SourceNone; s.String() != "invalid"; s++ {
+	shown := HolderOf(a, ProofX509SVID)
+	for s := NoProof; s.String() != "invalid"; s++ {
 		h := HolderOf(a, s)
-		if h.Mapped() != (s == SourceMap) || (h == shown) == h.Mapped() || h.ID() != a {
+		if h.Mapped() != (s == ProofSourceMap) || (h == shown) == h.Mapped() || h.ID() != a {
 			t.Errorf("%q: %+v", s, h)
 		}
-		req := Request{ID: a, Source: s}
+		req := Request{ID: a, Proof: s}
 		dec := Decision{Request: req}
 		if req.Holder() != h || dec.Holder() != h {
 			t.Errorf("%q: a request has the holder %+v, its decision %+v", s, req.Holder(), dec.Holder())
@@ -25,7 +25,7 @@ func TestHolders(t *testing.T) {
 			t.Errorf("%q: two identities have the same holder", s)
 		}
 	}
-	if (Holder{}) != HolderOf(spiffeid.ID{}, SourceNone) || HolderOf(spiffeid.ID{}, SourceMap) == (Holder{}) {
+	if (Holder{}) != HolderOf(spiffeid.ID{}, NoProof) || HolderOf(spiffeid.ID{}, ProofSourceMap) == (Holder{}) {
 		t.Error("the zero value is not the holder of callers without an identity")
 	}
 }

@@ -79,7 +79,7 @@ func lower(name []byte) []byte {
 func TestNamesToAskFor(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example"), rule("printer.local")), deny(rule("**.evil.example"))))
 	tunnel := p.Decide(tunnel(checkout, "api.example:443"))
-	name := p.DecideName(NameRequest{ID: tunnel.ID, Source: tunnel.Source, Host: tunnel.Dest.Host, Type: TypeA, Time: tunnel.Time})
+	name := p.DecideName(NameRequest{ID: tunnel.ID, Proof: tunnel.Proof, Host: tunnel.Dest.Host, Type: TypeA, Time: tunnel.Time})
 	for text, want := range map[string]Reason{
 		"cdn.example": NoReason, "printer.local": NoReason, "a/b.example": NoReason,
 		"a/b.evil.example": DeniedByRule, "x.y z.evil.example": DeniedByRule,

@@ -32,9 +32,9 @@ func TestObserveLetsTheseThroughAndNoOthers(t *testing.T) {
 		{"loopback", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
 		{"metadata", tunnel(checkout, "169.254.169.254:443"), "ip-not-on-allowlist"},
 		{"another identity", tunnel(builder, "other.example:443"), "identity-unknown"},
-		{"another source", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceMap, Dest: must(ParseDestination("a.example:443"))}, "identity-source-not-accepted"},
-		{"no host", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceListener, Dest: Destination{Port: 443}}, "malformed-target"},
-		{"no port", Request{ID: spiffeid.RequireFromString(checkout), Source: SourceListener, Dest: Destination{Host: must(ParseHost("a.example"))}}, "malformed-port"},
+		{"another source", Request{ID: spiffeid.RequireFromString(checkout), Proof: ProofSourceMap, Dest: must(ParseDestination("a.example:443"))}, "identity-source-not-accepted"},
+		{"no host", Request{ID: spiffeid.RequireFromString(checkout), Proof: ProofListener, Dest: Destination{Port: 443}}, "malformed-target"},
+		{"no port", Request{ID: spiffeid.RequireFromString(checkout), Proof: ProofListener, Dest: Destination{Host: must(ParseHost("a.example"))}}, "malformed-port"},
 	})
 	d := p.Decide(tunnel(checkout, "192.168.0.1:443"))
 	if d.Class != Private || d.WouldReason != NoReason {
@@ -145,39 +145,39 @@ func TestEveryoneAddsToThoseWhoHaveAnEntry(t *testing.T) {
 }
 
 func TestAcceptedSources(t *testing.T) {
-	accepting := func(id string, sources ...Source) Entry {
+	accepting := func(id string, sources ...Proof) Entry {
 		e := entryOf(id, allow(rule("api.example")))
-		e.Accept = SourcesOf(sources...)
+		e.Accept = ProofsOf(sources...)
 		return e
 	}
 	for _, row := range []struct {
 		why     string
 		entries []Entry
-		want    map[Source]bool
+		want    map[Proof]bool
 	}{
-		{"the default", []Entry{accepting(checkout)}, map[Source]bool{SourceX509SVID: true, SourceListener: true}},
-		{"listeners only", []Entry{accepting(checkout, SourceListener)}, map[Source]bool{SourceListener: true}},
-		{"the more specific entry", []Entry{accepting(checkout, SourceMap), accepting("spiffe://prod.example/**", SourceX509SVID)}, map[Source]bool{SourceMap: true}},
-		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", SourceMap)}, map[Source]bool{SourceMap: true}},
-		{"no source proves nothing", []Entry{accepting(checkout, SourceNone)}, map[Source]bool{}},
+		{"the default", []Entry{accepting(checkout)}, map[Proof]bool{ProofX509SVID: true, ProofListener: true}},
+		{"listeners only", []Entry{accepting(checkout, ProofListener)}, map[Proof]bool{ProofListener: true}},
+		{"the more specific entry", []Entry{accepting(checkout, ProofSourceMap), accepting("spiffe://prod.example/**", ProofX509SVID)}, map[Proof]bool{ProofSourceMap: true}},
+		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", ProofSourceMap)}, map[Proof]bool{ProofSourceMap: true}},
+		{"no source proves nothing", []Entry{accepting(checkout, NoProof)}, map[Proof]bool{}},
 	} {
 		p := policyOf(t, row.entries...)
-		for s := range Source(255) {
+		for s := range Proof(255) {
 			req := tunnel(checkout, "api.example:443")
-			req.Source = s
+			req.Proof = s
 			if got := p.Decide(req).Allowed(); got != row.want[s] {
 				t.Errorf("%s: source %d (%s) accepted: %t", row.why, s, s, got)
 			}
 		}
 	}
-	for s := SourceX509SVID; s <= SourceMap; s++ {
-		if got, ok := ParseSource(s.String()); got != s || !ok {
-			t.Errorf("ParseSource(%s) = %v, %t", s, got, ok)
+	for s := ProofX509SVID; s <= ProofSourceMap; s++ {
+		if got, ok := ParseProof(s.String()); got != s || !ok {
+			t.Errorf("ParseProof(%s) = %v, %t", s, got, ok)
 		}
 	}
 	for _, word := range []string{"", "invalid", "X509-SVID", "jwt-svid"} {
-		if s, ok := ParseSource(word); ok || s != SourceNone {
-			t.Errorf("ParseSource(%q) = %s, want none", word, s)
+		if s, ok := ParseProof(word); ok || s != NoProof {
+			t.Errorf("ParseProof(%q) = %s, want none", word, s)
 		}
 	}
 }
@@ -259,9 +259,9 @@ func TestZeroValuesDeny(t *testing.T) {
 		"the zero policy":                 new(Policy).Decide(req),
 		"the policy of the zero spec":     must(Compile(Spec{})).Decide(req),
 		"the zero request":                open.Decide(Request{}),
-		"a request without an identity":   open.Decide(Request{Dest: req.Dest, Source: SourceX509SVID, Time: now()}),
+		"a request without an identity":   open.Decide(Request{Dest: req.Dest, Proof: ProofX509SVID, Time: now()}),
 		"a request without a source":      open.Decide(Request{ID: req.ID, Dest: req.Dest, Time: now()}),
-		"a request without a destination": open.Decide(Request{ID: req.ID, Source: SourceX509SVID, Time: now()}),
+		"a request without a destination": open.Decide(Request{ID: req.ID, Proof: ProofX509SVID, Time: now()}),
 	} {
 		if d.Allowed() || d.Verdict != Deny {
 			t.Errorf("%s: %s", why, d.Verdict)

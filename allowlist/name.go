@@ -10,10 +10,10 @@ import (
 
 // NameRequest is a DNS question that the policy decides.
 type NameRequest struct {
-	ID     spiffeid.ID // verified; the zero ID is never allowed
-	Source Source      // proof of the identity
-	Host   Host        // a name; an address is refused as malformed
-	Type   QueryType
+	ID    spiffeid.ID // verified; the zero ID is never allowed
+	Proof Proof       // proof of the identity
+	Host  Host        // a name; an address is refused as malformed
+	Type  QueryType
 	// Time is the time of the request, which is compared with expiry dates.
 	Time time.Time
 }
@@ -88,7 +88,7 @@ func (p *Policy) decideName(req NameRequest) NameDecision {
 		return d
 	}
 	var c chain
-	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Source)
+	d.Reason, d.Quarantine = p.known(&c, req.ID, req.Proof)
 	d.Owner = c.owner()
 	if d.Reason != NoReason {
 		return d
@@ -104,7 +104,7 @@ func (p *Policy) decideName(req NameRequest) NameDecision {
 
 // Knows returns the reason for which the policy refuses every request of an identity with
 // this proof, and NoReason if the decision depends on the request.
-func (p *Policy) Knows(id spiffeid.ID, source Source) Reason {
+func (p *Policy) Knows(id spiffeid.ID, proof Proof) Reason {
 	if p == nil || p.inline == nil {
 		return PolicyUnavailable
 	}
@@ -112,7 +112,7 @@ func (p *Policy) Knows(id spiffeid.ID, source Source) Reason {
 		return reason
 	}
 	var c chain
-	reason, _ := p.known(&c, id, source)
+	reason, _ := p.known(&c, id, proof)
 	return reason
 }
 

@@ -24,7 +24,7 @@ func lookup(id, question string) NameRequest {
 		panic(kind)
 	}
 	return NameRequest{
-		ID: spiffeid.RequireFromString(id), Source: SourceX509SVID,
+		ID: spiffeid.RequireFromString(id), Proof: ProofX509SVID,
 		Host: must(ParseHost(name)), Type: t, Time: now(),
 	}
 }
@@ -110,7 +110,7 @@ func TestNamesAreRefusedBeforeRules(t *testing.T) {
 	p := must(Compile(Spec{
 		Entries: []Entry{
 			entryOf("spiffe://prod.example/**", allow(rule("api.example"))),
-			entryOf(checkout, func(e *Entry) { e.Accept = SourcesOf(SourceMap) }),
+			entryOf(checkout, func(e *Entry) { e.Accept = ProofsOf(ProofSourceMap) }),
 		},
 		Quarantine: []Quarantined{{Pattern: must(ParseIdentityPattern(builder))}},
 	}))
@@ -137,12 +137,12 @@ func TestNamesAreRefusedBeforeRules(t *testing.T) {
 		if d.Reason != row.want || d.Allowed() != (row.want == NoReason) {
 			t.Errorf("%s: %s, allowed %t, want %s", why, d.Reason, d.Allowed(), row.want)
 		}
-		if knows := p.Knows(req.ID, req.Source); (knows != NoReason) != (row.want >= IdentityMissing && row.want <= QuarantinedIdentity) {
+		if knows := p.Knows(req.ID, req.Proof); (knows != NoReason) != (row.want >= IdentityMissing && row.want <= QuarantinedIdentity) {
 			t.Errorf("%s: known as %s", why, knows)
 		}
 	}
 	for _, none := range []*Policy{nil, {}} {
-		if d := none.DecideName(good); d.Reason != PolicyUnavailable || d.Allowed() || none.Knows(good.ID, good.Source) != PolicyUnavailable {
+		if d := none.DecideName(good); d.Reason != PolicyUnavailable || d.Allowed() || none.Knows(good.ID, good.Proof) != PolicyUnavailable {
 			t.Errorf("without a policy: %s", d.Reason)
 		}
 	}
@@ -249,7 +249,7 @@ func naiveName(spec *Spec, req NameRequest) string {
 // naiveOwnName decides a request by a search in all rules, without search lists. It knows
 // only the special names that the generator makes, single labels.
 func naiveOwnName(spec *Spec, req NameRequest) string {
-	entries, refused := naiveEntries(spec, req.ID, req.Source)
+	entries, refused := naiveEntries(spec, req.ID, req.Proof)
 	if refused != "" {
 		return refused
 	}
@@ -306,7 +306,7 @@ func TestNameDecisionsEqualTheReference(t *testing.T) {
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		for range 30 {
 			req := NameRequest{
-				ID: spiffeid.RequireFromString(g.id()), Source: pick(g, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceListener, SourceMap),
+				ID: spiffeid.RequireFromString(g.id()), Proof: pick(g, ProofX509SVID, ProofX509SVID, ProofX509SVID, ProofListener, ProofSourceMap),
 				Host: must(ParseHost(g.name())), Type: pick(g, TypeA, TypeA, TypeHTTPS, TypeCNAME, TypeTXT, TypeSRV, TypePTR, QueryType(255)), Time: now(),
 			}
 			got, _, _ := strings.Cut(strings.TrimSuffix(nameAnswer(p.DecideName(req)), " above"), " by ")
@@ -336,7 +336,7 @@ func TestDoorsAgree(t *testing.T) {
 			if req.Dest.Host.IsAddr() {
 				continue
 			}
-			names := NameRequest{ID: req.ID, Source: req.Source, Host: req.Dest.Host, Type: pick(g, TypeA, TypeAAAA), Time: req.Time}
+			names := NameRequest{ID: req.ID, Proof: req.Proof, Host: req.Dest.Host, Type: pick(g, TypeA, TypeAAAA), Time: req.Time}
 			d := p.DecideName(names)
 			agreed[d.Verdict != Deny]++
 			for _, port := range ports {
@@ -364,7 +364,7 @@ func TestDoorsAgree(t *testing.T) {
 func TestNothingBelowIsAllowed(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 20 {
-			req := NameRequest{ID: spiffeid.RequireFromString(g.id()), Source: SourceX509SVID, Host: must(ParseHost(g.name())), Type: TypeA, Time: now()}
+			req := NameRequest{ID: spiffeid.RequireFromString(g.id()), Proof: ProofX509SVID, Host: must(ParseHost(g.name())), Type: TypeA, Time: now()}
 			d := p.DecideName(req)
 			if d.Verdict != Deny || d.Above {
 				continue

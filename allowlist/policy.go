@@ -43,7 +43,7 @@ type entry struct {
 	parents index[string, time.Time]
 
 	owner          string
-	accept         Sources
+	accept         Proofs
 	mode           Mode
 	force          bool // no more specific entry changes ModeEnforce
 	unlisted       bool

@@ -95,7 +95,7 @@ func (g generator) spec() *Spec {
 			e.Deny = append(e.Deny, g.rule(100*len(seen)+50+n, true))
 		}
 		e.Unlisted = strings.HasPrefix(e.Pattern.String(), "everyone") && g.IntN(2) == 0
-		e.Accept = pick(g, 0, 0, 0, 0, 0, SourcesOf(SourceX509SVID), SourcesOf(SourceMap))
+		e.Accept = pick(g, 0, 0, 0, 0, 0, ProofsOf(ProofX509SVID), ProofsOf(ProofSourceMap))
 		e.Mode = pick(g, ModeUnset, ModeUnset, ModeEnforce, ModeObserve)
 		e.InheritMode = g.IntN(2) == 0
 		e.Force = e.Mode == ModeEnforce && g.IntN(2) == 0
@@ -112,7 +112,7 @@ func (g generator) spec() *Spec {
 
 func (g generator) request() Request {
 	req := Request{
-		ID: spiffeid.RequireFromString(g.id()), Source: pick(g, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceX509SVID, SourceListener, SourceMap, SourceNone),
+		ID: spiffeid.RequireFromString(g.id()), Proof: pick(g, ProofX509SVID, ProofX509SVID, ProofX509SVID, ProofX509SVID, ProofX509SVID, ProofListener, ProofSourceMap, NoProof),
 		Dest: Destination{Host: must(ParseHost(g.name())), Port: pick[uint16](g, 443, 443, 80, 445, 8080)}, Time: now(),
 	}
 	if g.IntN(3) == 0 {
@@ -343,7 +343,7 @@ func FuzzDecide(f *testing.F) {
 		if d, err := ParseDestination(dest); err == nil {
 			req.Dest = d
 		}
-		req.Source, req.Method, req.Path, req.Upgrade = Source(flags&7), method, path, Upgrade(flags>>6%3)
+		req.Proof, req.Method, req.Path, req.Upgrade = Proof(flags&7), method, path, Upgrade(flags>>6%3)
 		p := must(Compile(*spec))
 		got := p.Decide(req)
 		want := naive(spec, req)

@@ -136,7 +136,7 @@ func TestWords(t *testing.T) {
 	for got, want := range map[string]string{
 		Deny.String(): "deny", Allow.String(): "allow", Observe.String(): "observe", Fail.String(): "fail",
 		Verdict(9).String(): "invalid", ModeUnset.String(): "enforce", ModeObserve.String(): "observe", Mode(9).String(): "invalid",
-		SourceNone.String(): "", SourceX509SVID.String(): "x509-svid", Source(9).String(): "invalid",
+		NoProof.String(): "", ProofX509SVID.String(): "x509-svid", Proof(9).String(): "invalid",
 	} {
 		if got != want && want != "invalid" {
 			t.Errorf("word %q, want %q", got, want)

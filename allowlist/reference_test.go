@@ -88,7 +88,7 @@ func naive(spec *Spec, req Request) string {
 	case req.ID.Path() == "":
 		return "identity-invalid"
 	}
-	entries, refused := naiveEntries(spec, req.ID, req.Source)
+	entries, refused := naiveEntries(spec, req.ID, req.Proof)
 	if refused != "" {
 		return refused
 	}
@@ -97,7 +97,7 @@ func naive(spec *Spec, req Request) string {
 
 // naiveEntries returns the entries of an identity, the most specific first, or the reason
 // for which every request of it is refused.
-func naiveEntries(spec *Spec, id spiffeid.ID, source Source) (entries []*Entry, refused string) {
+func naiveEntries(spec *Spec, id spiffeid.ID, source Proof) (entries []*Entry, refused string) {
 	for _, q := range spec.Quarantine {
 		if idMatches(q.Pattern.String(), id.String()) {
 			return nil, "quarantined"
@@ -123,13 +123,13 @@ func naiveEntries(spec *Spec, id spiffeid.ID, source Source) (entries []*Entry, 
 	return entries, ""
 }
 
-func naiveAccepts(entries []*Entry, s Source) bool {
+func naiveAccepts(entries []*Entry, s Proof) bool {
 	for _, e := range entries {
 		if e.Accept != 0 {
 			return e.Accept.has(s)
 		}
 	}
-	return s == SourceX509SVID || s == SourceListener
+	return s == ProofX509SVID || s == ProofListener
 }
 
 func naiveRules(entries []*Entry, req Request) string {

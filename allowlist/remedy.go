@@ -75,7 +75,7 @@ func (d *NameDecision) Remedy(why Reason) Remedy {
 		r.Types = []QueryType{d.Type}
 	}
 	r.narrow(d.missed, d.Time)
-	return d.policy.remedy(r, why, Request{ID: d.ID, Source: d.Source, Dest: Destination{Host: d.Host}})
+	return d.policy.remedy(r, why, Request{ID: d.ID, Proof: d.Proof, Dest: Destination{Host: d.Host}})
 }
 
 // noRemedy returns a note that says why there is no rule, for reasons against which a
@@ -105,7 +105,7 @@ func (p *Policy) remedy(r *Rule, why Reason, req Request) Remedy {
 	var c chain
 	p.collect(req.ID, &c)
 	switch {
-	case !c.accept().has(req.Source):
+	case !c.accept().has(req.Proof):
 		return noRemedy(IdentitySourceNotAccepted, nil)
 	case c.n == 0:
 		return Remedy{Rule: r}

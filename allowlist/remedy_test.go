@@ -114,7 +114,7 @@ func TestARemedyOfAName(t *testing.T) {
 			if req.Dest.Host.IsAddr() {
 				continue
 			}
-			ask := NameRequest{ID: req.ID, Source: req.Source, Host: req.Dest.Host, Type: pick(g, TypeA, TypeTXT, TypeSRV, TypeHTTPS), Time: req.Time}
+			ask := NameRequest{ID: req.ID, Proof: req.Proof, Host: req.Dest.Host, Type: pick(g, TypeA, TypeTXT, TypeSRV, TypeHTTPS), Time: req.Time}
 			d := p.DecideName(ask)
 			why := max(d.Reason, d.WouldReason)
 			r := d.Remedy(why).Rule

@@ -30,7 +30,7 @@ type Entry struct {
 	// Owner is shown to a caller that is denied; "" if there is none.
 	Owner string
 	// Accept is the set of proofs that are accepted; zero means not set.
-	Accept Sources
+	Accept Proofs
 	// Mode, if not ModeUnset, is the mode of the identities for which no more specific
 	// entry decides the mode. An entry with an Allow list and without a Mode decides it
 	// too: it enforces.
@@ -149,9 +149,9 @@ const (
 
 // Request is a request that the policy decides.
 type Request struct {
-	ID     spiffeid.ID // verified; the zero ID is never allowed
-	Source Source      // proof of the identity
-	Dest   Destination
+	ID    spiffeid.ID // verified; the zero ID is never allowed
+	Proof Proof       // proof of the identity
+	Dest  Destination
 	// Method and Path are the method and the raw path of a plain request. Method is ""
 	// for a tunnel.
 	Method, Path string

@@ -24,7 +24,7 @@ func others() map[reflect.Type]any {
 		[]string{"PATCH"},
 		[]PathPattern{must(ParsePathPattern("/other/**"))},
 		[]QueryType{TypeSRV},
-		SourcesOf(SourceMap), ModeObserve, TLSAuto, ECHRefuse,
+		ProofsOf(ProofSourceMap), ModeObserve, TLSAuto, ECHRefuse,
 		[]Quarantined{{Pattern: must(ParseIdentityPattern("spiffe://prod.example/ns/other/*"))}},
 	} {
 		all[reflect.TypeOf(v)] = v

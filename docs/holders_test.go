@@ -127,7 +127,7 @@ func hasIdentityAlone(expr ast.Expr) bool {
 	for _, field := range typ.Fields.List {
 		text := typeText(field.Type)
 		identity = identity || text == "spiffeid.ID"
-		shown = shown || slices.Contains([]string{"allowlist.Holder", "Holder", "allowlist.Source", "Source", "proof"}, text)
+		shown = shown || slices.Contains([]string{"allowlist.Holder", "Holder", "allowlist.Proof", "Source", "proof"}, text)
 		for _, name := range field.Names {
 			identity = identity || strings.EqualFold(name.Name, "identity")
 		}
@@ -175,7 +175,7 @@ type keyed struct { open map[key]int }
 type pair struct { of family[who] }
 type who struct { id spiffeid.ID }
 type right struct { by map[allowlist.Holder]int }
-type shown struct { id spiffeid.ID; source allowlist.Source }
+type shown struct { id spiffeid.ID; source allowlist.Proof }
 type fine struct { by map[shown]int }
 var state map[spiffeid.ID]bool
 `

@@ -38,7 +38,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	config, err := identity.ServerConfig{Source: source, Verifier: verifier}.TLS()
+	config, err := identity.ServerConfig{Provider: source, Verifier: verifier}.TLS()
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -30,7 +30,7 @@ type FileConfig struct {
 	Bundles map[string]string
 }
 
-// Files is a [Source] that reads an identity from files. It does not watch them; call
+// Files is a [Provider] that reads an identity from files. It does not watch them; call
 // [Files.Reload] when they may have changed. It is safe for concurrent use.
 type Files struct {
 	config   FileConfig

@@ -15,17 +15,17 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// living is a directory as spiffe-helper writes it, and the source over it.
-type living struct {
+// ownIdentity is a directory as spiffe-helper writes it, and the source over it.
+type ownIdentity struct {
 	t     *testing.T
 	ca    testCA
 	dir   string
 	files *Files
 }
 
-func newLiving(t *testing.T) living {
+func newOwnIdentity(t *testing.T) ownIdentity {
 	t.Helper()
-	l := living{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
+	l := ownIdentity{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
 	svid := l.ca.issue(t, gatewayID)
 	l.put("svid.pem", certPEM(svid))
 	l.put("svid_key.pem", keyPEM(t, svid.PrivateKey))
@@ -38,7 +38,7 @@ func newLiving(t *testing.T) living {
 	return l
 }
 
-func (l living) put(name, content string) {
+func (l ownIdentity) put(name, content string) {
 	l.t.Helper()
 	if err := os.WriteFile(filepath.Join(l.dir, name), []byte(content), 0o600); err != nil {
 		l.t.Fatal(err)
@@ -46,7 +46,7 @@ func (l living) put(name, content string) {
 }
 
 // becomes wants a reload that takes the certificate over.
-func (l living) becomes(cert tls.Certificate, generation uint64) {
+func (l ownIdentity) becomes(cert tls.Certificate, generation uint64) {
 	l.t.Helper()
 	changed, err := l.files.Reload()
 	snap := l.files.Snapshot()
@@ -57,7 +57,7 @@ func (l living) becomes(cert tls.Certificate, generation uint64) {
 
 // stays wants a reload after which the snapshot is the same one. No wants: it
 // is no error either.
-func (l living) stays(wants ...string) {
+func (l ownIdentity) stays(wants ...string) {
 	l.t.Helper()
 	before := l.files.Snapshot()
 	changed, err := l.files.Reload()
@@ -72,7 +72,7 @@ func (l living) stays(wants ...string) {
 }
 
 func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	l.stays()
 	next := l.ca.issue(t, gatewayID)
 	l.put("svid.pem", certPEM(next))
@@ -87,7 +87,7 @@ func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
 // TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack: what a partner
 // publishes must not keep our own SVID from being renewed.
 func TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	partner, path := newCA(t, "partner"), filepath.Join(t.TempDir(), "partner.pem")
 	put := func(content string) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -146,7 +146,7 @@ func TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 }
 
 func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	good := map[string]string{}
 	for _, name := range []string{"svid.pem", "svid_key.pem", "bundle.pem"} {
 		data, err := os.ReadFile(filepath.Join(l.dir, name))
@@ -203,7 +203,7 @@ func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
 
 // A mount of a ConfigMap or of a CSI driver: links to ..data, a link itself.
 func TestReloadFollowsASymlinkSwap(t *testing.T) {
-	l := living{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
+	l := ownIdentity{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
 	issue := func(version string) tls.Certificate {
 		t.Helper()
 		svid := l.ca.issue(t, gatewayID)
@@ -238,7 +238,7 @@ func TestReloadFollowsASymlinkSwap(t *testing.T) {
 }
 
 func TestReloadFollowsFederatedBundles(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	partner, next := newCA(t, "partner"), newCA(t, "next")
 	l.put("partner.crt.pem", caPEM(partner))
 	config := FileConfig{Dir: l.dir, Bundles: map[string]string{"partner.example": filepath.Join(l.dir, "partner.crt.pem")}}
@@ -263,7 +263,7 @@ func TestReloadFollowsFederatedBundles(t *testing.T) {
 
 func TestACertificateOfTomorrowIsTakenTomorrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiving(t)
+		l := newOwnIdentity(t)
 		next := l.ca.issue(t, gatewayID, valid(time.Minute, time.Hour))
 		l.put("svid.pem", certPEM(next))
 		l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
@@ -278,7 +278,7 @@ func TestACertificateOfTomorrowIsTakenTomorrow(t *testing.T) {
 // A writer that never pauses: no reader sees a mixture, and when the writer
 // stops one reload is enough.
 func TestReloadWhileTheFilesAreWritten(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	other := newCA(t, "other")
 	svids := []tls.Certificate{l.ca.issue(t, gatewayID), other.issue(t, gatewayID)}
 	var wg sync.WaitGroup
@@ -352,7 +352,7 @@ func BenchmarkReloadUnchanged(b *testing.B) {
 
 // What was replaced after the first reading is what counts.
 func TestOneReadingIsNotEnough(t *testing.T) {
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	first, err := l.files.config.read()
 	if err != nil {
 		t.Fatal(err)

@@ -86,7 +86,7 @@ func newFixture(t *testing.T) fixture {
 	f := fixture{ca: newCA(t, "prod"), other: newCA(t, "other")}
 	f.source = newSource(newSnapshot(t, 1, f.ca.issue(t, gatewayID), bundles{"prod.example": {f.ca}, "partner.example": {f.other}}))
 	f.verifier = newVerifier(t, f.source)
-	config, err := ServerConfig{Source: f.source, Verifier: f.verifier}.TLS()
+	config, err := ServerConfig{Provider: f.source, Verifier: f.verifier}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}

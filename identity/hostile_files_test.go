@@ -14,7 +14,7 @@ import (
 func TestWhatIsNoRegularFileIsNotWaitedFor(t *testing.T) {
 	for _, name := range []string{"svid.pem", "svid_key.pem", "bundle.pem"} {
 		t.Run(name, func(t *testing.T) {
-			l := newLiving(t)
+			l := newOwnIdentity(t)
 			path := filepath.Join(l.dir, name)
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
@@ -44,7 +44,7 @@ func TestWhatIsNoRegularFileIsNotWaitedFor(t *testing.T) {
 // has 256 MiB.
 func TestLookReadsNoMoreThanAFileMayHave(t *testing.T) {
 	const most = 32 << 20 // bytes, for a file of 4 MiB and buffers that grow to it
-	l := newLiving(t)
+	l := newOwnIdentity(t)
 	good := l.files.Fingerprint()
 	if again := l.files.Fingerprint(); again != good {
 		t.Errorf("two looks at the same files differ: %q and %q", good, again)

@@ -1,14 +1,14 @@
 // Package identity turns a client certificate into a verified SPIFFE ID.
 //
-// A [Source] ([LoadFiles] of this package, or identity/workload for the Workload
+// A [Provider] ([LoadFiles] of this package, or identity/workload for the Workload
 // API) returns immutable snapshots of the gateway's own SVID and of the trust
 // bundles. A [Verifier] checks a peer's certificates against the current snapshot
 // and returns a [Peer]: a SPIFFE ID, or the cause why there is none.
 // [ServerConfig] puts both into a [crypto/tls.Config]:
 //
-//	source, err := identity.LoadFiles(identity.FileConfig{Dir: "/run/spiffe"})
-//	verifier, err := identity.NewVerifier(source)
-//	config, err := identity.ServerConfig{Source: source, Verifier: verifier}.TLS()
+//	provider, err := identity.LoadFiles(identity.FileConfig{Dir: "/run/spiffe"})
+//	verifier, err := identity.NewVerifier(provider)
+//	config, err := identity.ServerConfig{Provider: provider, Verifier: verifier}.TLS()
 //	…
 //	peer := verifier.Peer(conn.ConnectionState()) // after the handshake
 //
@@ -29,9 +29,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Source returns the current snapshot. Snapshot never returns nil, returns the same
+// Provider returns the current snapshot. Snapshot never returns nil, returns the same
 // pointer until something has changed, and is safe for concurrent use.
-type Source interface {
+type Provider interface {
 	Snapshot() *Snapshot
 }
 
@@ -39,7 +39,7 @@ var errNoSnapshot = errors.New("identity source has no snapshot")
 
 // current returns the snapshot of a source. It is nil if the source is nil, or returns
 // a snapshot that NewSnapshot did not make, so that nobody is trusted then.
-func current(src Source) *Snapshot {
+func current(src Provider) *Snapshot {
 	if src == nil {
 		return nil
 	}

@@ -16,9 +16,9 @@ const maxCANames = 16 << 10
 // ServerConfig configures the TLS of a listener: the certificate that it presents, and
 // the verification of clients.
 type ServerConfig struct {
-	// Source is the source of the SVID and the bundles. The next handshake uses a new
+	// Provider is the source of the SVID and the bundles. The next handshake uses a new
 	// snapshot. Required.
-	Source Source
+	Provider Provider
 	// Verifier verifies clients. It should use the same source. Required.
 	Verifier *Verifier
 	// Web is presented instead of the SVID, for clients that check DNS names; see
@@ -36,7 +36,7 @@ type ServerConfig struct {
 // changed.
 func (c ServerConfig) TLS() (*tls.Config, error) {
 	switch {
-	case current(c.Source) == nil:
+	case current(c.Provider) == nil:
 		return nil, fmt.Errorf("TLS listener: %w", errNoSnapshot)
 	case c.Verifier.snapshot() == nil:
 		return nil, errors.New("TLS listener needs a verifier made by NewVerifier")
@@ -44,7 +44,7 @@ func (c ServerConfig) TLS() (*tls.Config, error) {
 		return nil, errors.New("web certificate of the TLS listener was not loaded")
 	}
 	c.Protocols = slices.Clone(c.Protocols)
-	config := c.at(c.Source.Snapshot())
+	config := c.at(c.Provider.Snapshot())
 	config.GetConfigForClient = (&follower{server: c}).configFor
 	return config, nil
 }
@@ -84,7 +84,7 @@ type snapshotConfig struct {
 }
 
 func (f *follower) configFor(*tls.ClientHelloInfo) (*tls.Config, error) {
-	snap := current(f.server.Source)
+	snap := current(f.server.Provider)
 	if snap == nil {
 		return nil, errNoSnapshot
 	}

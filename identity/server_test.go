@@ -136,7 +136,7 @@ func TestManyCAsDoNotBreakTheHandshake(t *testing.T) {
 	}
 	source := newSource(newSnapshot(t, 1, ca.issue(t, gatewayID), bundles{"prod.example": {ca, newCA(t, "long", long)}}))
 	verifier := newVerifier(t, source)
-	server, err := ServerConfig{Source: source, Verifier: verifier}.TLS()
+	server, err := ServerConfig{Provider: source, Verifier: verifier}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestWhatAListenerPresents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Web: web}.TLS()
+	config, err := ServerConfig{Provider: f.source, Verifier: f.verifier, Web: web}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,19 +210,19 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 		broken  testSource // its snapshot is nil
 		zero    = newSource(&Snapshot{})
 	)
-	for name, src := range map[string]Source{"nil": nil, "nil files": noFiles, "zero files": &Files{}, "no snapshot": &broken, "zero snapshot": zero} {
+	for name, src := range map[string]Provider{"nil": nil, "nil files": noFiles, "zero files": &Files{}, "no snapshot": &broken, "zero snapshot": zero} {
 		if v, err := NewVerifier(src); err == nil || v != nil {
 			t.Errorf("verifier over %s: no error", name)
 		}
-		if c, err := (ServerConfig{Source: src, Verifier: f.verifier}).TLS(); err == nil || c != nil {
+		if c, err := (ServerConfig{Provider: src, Verifier: f.verifier}).TLS(); err == nil || c != nil {
 			t.Errorf("listener over %s: no error", name)
 		}
 	}
 	for name, c := range map[string]ServerConfig{
 		"nothing":                  {},
-		"no verifier":              {Source: f.source},
-		"a zero verifier":          {Source: f.source, Verifier: &Verifier{}},
-		"an empty web certificate": {Source: f.source, Verifier: f.verifier, Web: &WebCertificate{}},
+		"no verifier":              {Provider: f.source},
+		"a zero verifier":          {Provider: f.source, Verifier: &Verifier{}},
+		"an empty web certificate": {Provider: f.source, Verifier: f.verifier, Web: &WebCertificate{}},
 	} {
 		if config, err := c.TLS(); err == nil || config != nil {
 			t.Errorf("listener with %s: no error", name)
@@ -256,7 +256,7 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 func TestProtocolsAreOffered(t *testing.T) {
 	f := newFixture(t)
 	for _, protocols := range [][]string{nil, {"dot"}, {"h2", "http/1.1"}} {
-		config, err := ServerConfig{Source: f.source, Verifier: f.verifier, Protocols: protocols}.TLS()
+		config, err := ServerConfig{Provider: f.source, Verifier: f.verifier, Protocols: protocols}.TLS()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -174,7 +174,7 @@ func newSource(snap *Snapshot) *testSource {
 	return s
 }
 
-func newVerifier(tb testing.TB, src Source) *Verifier {
+func newVerifier(tb testing.TB, src Provider) *Verifier {
 	tb.Helper()
 	v, err := NewVerifier(src)
 	if err != nil {

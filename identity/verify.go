@@ -15,13 +15,13 @@ const maxDetail = 256 // bytes of Peer.Detail
 // expires. It is safe for concurrent use. The zero value refuses every peer.
 type Verifier struct {
 	refused  refusals
-	source   Source
+	source   Provider
 	cache    cache
 	standing standing
 }
 
 // NewVerifier returns a verifier over a source that has a snapshot.
-func NewVerifier(src Source) (*Verifier, error) {
+func NewVerifier(src Provider) (*Verifier, error) {
 	if current(src) == nil {
 		return nil, fmt.Errorf("verifier: %w", errNoSnapshot)
 	}

@@ -49,7 +49,7 @@ func hook(t *testing.T) (client net.Conn, server *hooked, conn *listen.Conn) {
 	t.Cleanup(func() { _ = server.Close() })
 	return client, server, &listen.Conn{
 		Conn: tunnel.Wrap(server), Listener: "test",
-		Caller: listen.Caller{ID: id("builder"), Source: allowlist.SourceListener},
+		Caller: listen.Caller{ID: id("builder"), Proof: allowlist.ProofListener},
 	}
 }
 

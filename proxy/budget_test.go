@@ -105,7 +105,7 @@ func TestTunnelsOfAnIdentity(t *testing.T) {
 func (g *gateway) idle(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		lease, reason, _ := g.budgets.Exchange(g.current.Load().Policy, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+		lease, reason, _ := g.budgets.Exchange(g.current.Load().Policy, allowlist.HolderOf(id("builder"), allowlist.ProofX509SVID))
 		if reason == allowlist.NoReason {
 			lease.Close()
 			return

@@ -88,7 +88,7 @@ func (g *gateway) policy() allowlist.Spec {
 				{CIDR: netip.MustParsePrefix("0.0.0.0/0")},
 			}, Deny: []allowlist.Rule{with(to("denied.wild.example"), func(r *allowlist.Rule) { r.Addresses = nil })}},
 			{Pattern: only("reporter"), Allow: []allowlist.Rule{to("allowed.example", g.origin.port)}},
-			{Pattern: only("sidecar"), Accept: allowlist.SourcesOf(allowlist.SourceX509SVID), Allow: []allowlist.Rule{to("allowed.example")}},
+			{Pattern: only("sidecar"), Accept: allowlist.ProofsOf(allowlist.ProofX509SVID), Allow: []allowlist.Rule{to("allowed.example")}},
 			{Pattern: only("legacy"), Allow: []allowlist.Rule{to("allowed.example")}},
 		},
 		Quarantine: []allowlist.Quarantined{{Pattern: only("legacy"), Reason: "INC-77"}},

@@ -41,7 +41,7 @@ func register(ctx context.Context, x *request, counts func() (up, down int64)) (
 		Decided: live.Decided{Request: asked, Way: x.bound.way, FirstBytes: live.FirstBytesToCome},
 		End:     func(tunnel.Reason, allowlist.Reason) { cancel() }, Counts: counts,
 	}
-	if x.caller.Source == allowlist.SourceX509SVID {
+	if x.caller.Proof == allowlist.ProofX509SVID {
 		entry.Certificates = x.conn.Certificates
 	}
 	x.place = &place{registry: x.proxy.cfg.Registry, entry: entry, cancel: cancel}

@@ -123,6 +123,6 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 			p.Panicked(ctx, cause, debug.Stack())
 		}
 	}()
-	conn.Rest = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort}, s)
+	conn.Continue = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort}, s)
 	s.refuseSilent(ctx)
 }

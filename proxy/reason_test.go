@@ -42,7 +42,7 @@ func newWorld(t *testing.T) *world {
 		spent:    newGateway(t, options{evidence: e, limits: limit.Config{Identity: allowlist.Limits{UploadPerHour: 1}}}),
 	}
 	for g, n := range map[*gateway]int{w.crowded: 0, w.spent: 1} {
-		lease, _, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+		lease, _, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.ProofX509SVID))
 		lease.Spend(n)
 		t.Cleanup(lease.Close)
 	}

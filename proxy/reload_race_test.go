@@ -248,9 +248,9 @@ func (r *race) anyForbidden(state *live.State) bool {
 
 // reasonBy returns a state's reason for the request in a record.
 func reasonBy(state *live.State, rec record) allowlist.Reason {
-	req := allowlist.Request{ID: id("sidecar"), Source: allowlist.SourceListener, Time: time.Now()}
+	req := allowlist.Request{ID: id("sidecar"), Proof: allowlist.ProofListener, Time: time.Now()}
 	if rec.Listener == "secure" {
-		req.ID, req.Source = id("builder"), allowlist.SourceX509SVID
+		req.ID, req.Proof = id("builder"), allowlist.ProofX509SVID
 	}
 	host, err := allowlist.ParseHost(rec.Host)
 	if err != nil {

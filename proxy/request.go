@@ -86,7 +86,7 @@ type request struct {
 	read   *front.Request
 	caller listen.Caller // the caller as verified right after state was loaded
 
-	open     *audit.Open
+	open     *audit.Pending
 	asked    allowlist.Request
 	state    *live.State
 	decision allowlist.Decision
@@ -154,7 +154,7 @@ func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
 	x.conn.Renew()
 	x.caller = x.conn.Caller
-	x.open.Identity, x.open.Source = x.caller.ID, x.caller.Source
+	x.open.Identity, x.open.Proof = x.caller.ID, x.caller.Proof
 }
 
 // admit decides the request, as far as that needs no look-up.
@@ -198,7 +198,7 @@ func (x *request) identify(now time.Time) allowlist.Reason {
 // dropped is not decided again under later states, because the request has only the budget
 // of a plain one.
 func (x *request) decide(now time.Time) {
-	x.asked.ID, x.asked.Source, x.asked.Time = x.caller.ID, x.caller.Source, now
+	x.asked.ID, x.asked.Proof, x.asked.Time = x.caller.ID, x.caller.Proof, now
 	x.decision = x.state.Decide(x.asked)
 	if x.decision.Upgrade == allowlist.NoUpgrade {
 		x.asked.Upgrade = allowlist.NoUpgrade

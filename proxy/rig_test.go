@@ -59,11 +59,11 @@ type options struct {
 	tunnel      tunnel.Config
 	forward     forward.Config
 	bound       func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding
-	limits      limit.Config                                  // a zero field means more than any test needs
-	enforced    func(live.Enforcement)                        // called after each enforcement; may be nil
-	source      func(*gatewaytest.Identity) gw.IdentitySource // returns the source to use; nil means the identity itself
-	descriptors gw.Descriptors                                // nil means no limit
-	maxRevoke   live.MaxRevoke                                // bounds policies that are applied without confirmation
+	limits      limit.Config                                    // a zero field means more than any test needs
+	enforced    func(live.Enforcement)                          // called after each enforcement; may be nil
+	source      func(*gatewaytest.Identity) gw.IdentityProvider // returns the source to use; nil means the identity itself
+	descriptors gw.Descriptors                                  // nil means no limit
+	maxRevoke   live.MaxRevoke                                  // bounds policies that are applied without confirmation
 }
 
 func (o *options) defaults() {
@@ -73,7 +73,7 @@ func (o *options) defaults() {
 		o.enforced = func(live.Enforcement) {}
 	}
 	if o.source == nil {
-		o.source = func(i *gatewaytest.Identity) gw.IdentitySource { return i }
+		o.source = func(i *gatewaytest.Identity) gw.IdentityProvider { return i }
 	}
 	l := &o.limits
 	l.Connections, l.Handshakes = cmp.Or(l.Connections, plenty), cmp.Or(l.Handshakes, plenty)

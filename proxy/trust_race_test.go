@@ -31,7 +31,7 @@ func (s *turningSource) Snapshot() *identity.Snapshot {
 // decided. The tunnel must not open, because no later state would end it.
 func TestAnAuthorityThatGoesBehindARequest(t *testing.T) {
 	source := &turningSource{}
-	g := newGateway(t, options{source: func(i *gatewaytest.Identity) gw.IdentitySource {
+	g := newGateway(t, options{source: func(i *gatewaytest.Identity) gw.IdentityProvider {
 		source.Identity = i
 		return source
 	}})

@@ -80,7 +80,7 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 		if strings.HasPrefix(url, "ws.example") {
 			protocols = "h2c"
 		}
-		if lease, reason, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID)); reason == allowlist.NoReason { // the only new tunnel of this second
+		if lease, reason, _ := g.budgets.Open(nil, allowlist.HolderOf(id("builder"), allowlist.ProofX509SVID)); reason == allowlist.NoReason { // the only new tunnel of this second
 			lease.Close()
 		}
 		if a := c.ask(t, get("http://"+url, upgrades(protocols)...)); a.reason() != want || a.close {
@@ -92,7 +92,7 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 		}
 	}
 	g.idle(t)
-	lease, reason, _ := g.budgets.Exchange(nil, allowlist.HolderOf(id("builder"), allowlist.SourceX509SVID))
+	lease, reason, _ := g.budgets.Exchange(nil, allowlist.HolderOf(id("builder"), allowlist.ProofX509SVID))
 	if reason != allowlist.NoReason {
 		t.Fatal(reason)
 	}

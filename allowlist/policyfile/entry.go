@@ -168,14 +168,14 @@ func (l *walker) readEveryone(d *document) {
 	}
 }
 
-func readSources(v *strictyaml.Node) allowlist.Sources {
-	var all []allowlist.Source
+func readSources(v *strictyaml.Node) allowlist.Proofs {
+	var all []allowlist.Proof
 	for item := range v.OneOrMore() {
 		text, ok := item.Text()
 		if !ok {
 			continue
 		}
-		source, ok := allowlist.ParseSource(text)
+		source, ok := allowlist.ParseProof(text)
 		switch {
 		case !ok:
 			item.Errorf("unknown way to prove an identity %q: %s", text, strictyaml.Candidates(text, sourceWords()))
@@ -185,12 +185,12 @@ func readSources(v *strictyaml.Node) allowlist.Sources {
 			all = append(all, source)
 		}
 	}
-	return allowlist.SourcesOf(all...)
+	return allowlist.ProofsOf(all...)
 }
 
 func sourceWords() []string {
 	var words []string
-	for s := allowlist.SourceX509SVID; s <= allowlist.SourceMap; s++ {
+	for s := allowlist.ProofX509SVID; s <= allowlist.ProofSourceMap; s++ {
 		words = append(words, s.String())
 	}
 	return words

@@ -195,7 +195,7 @@ func TestEverything(t *testing.T) {
 		}, {
 			Pattern: identity(t, "spiffe://corp.example/ns/billing/sa/invoices"),
 			Owner:   "team-billing",
-			Accept:  allowlist.SourcesOf(allowlist.SourceX509SVID),
+			Accept:  allowlist.ProofsOf(allowlist.ProofX509SVID),
 			Limits:  allowlist.Limits{Tunnels: 200, ConnectsPerSecond: 50, DNSPerSecond: 200, UploadPerHour: 1 << 30},
 			Allow: append(forge("all.yaml:22"),
 				https("23", "", "api.bank.example"),

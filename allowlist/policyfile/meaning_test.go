@@ -121,7 +121,7 @@ func TestFilesUnite(t *testing.T) {
 	want := []allowlist.Entry{{
 		Pattern: identity(t, "spiffe://corp.example/a"),
 		Owner:   "team",
-		Accept:  allowlist.SourcesOf(allowlist.SourceMap),
+		Accept:  allowlist.ProofsOf(allowlist.ProofSourceMap),
 		Allow: []allowlist.Rule{
 			{At: "a.yaml:2", Host: host(t, "a.example")}, {At: "b.yaml:2", Host: host(t, "b.example")}, {At: "c.yaml:2", Host: host(t, "a.example")},
 		},

@@ -147,7 +147,7 @@ func modeOf(t *testing.T, files *Files, id string) string {
 		t.Fatal(err)
 	}
 	return policy.Decide(allowlist.Request{
-		ID: spiffeid.RequireFromString(id), Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
+		ID: spiffeid.RequireFromString(id), Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
 	}).Verdict.String()
 }
 

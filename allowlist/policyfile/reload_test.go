@@ -35,7 +35,7 @@ func allows(p *allowlist.Policy, id, dest string) bool {
 		panic(err)
 	}
 	return p.Decide(allowlist.Request{
-		ID: spiffeid.RequireFromString(id), Source: allowlist.SourceX509SVID, Dest: d, Time: time.Now(),
+		ID: spiffeid.RequireFromString(id), Proof: allowlist.ProofX509SVID, Dest: d, Time: time.Now(),
 	}).Allowed()
 }
 

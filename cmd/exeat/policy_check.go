@@ -102,7 +102,7 @@ func (f *checkFlags) question() (q question, err error) {
 		return q, fmt.Errorf("--identity %s: %w: write spiffe://TRUST.DOMAIN/PATH", f.identity, err)
 	}
 	var ok bool
-	if q.Source, ok = allowlist.ParseSource(f.with); !ok {
+	if q.Proof, ok = allowlist.ParseProof(f.with); !ok {
 		return q, fmt.Errorf("--with %s: write x509-svid, listener or source-map", f.with)
 	}
 	plain := f.method != "" || f.path != "" || f.upgrade
@@ -172,7 +172,7 @@ func (q *question) ask(p *allowlist.Policy) answered {
 		d := p.Decide(q.Request)
 		return answered{d, d.Allowed(), d.Remedy(max(d.Reason, d.WouldReason))} // one of the two is NoReason
 	}
-	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Source: q.Source, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
+	name := p.DecideName(allowlist.NameRequest{ID: q.ID, Proof: q.Proof, Host: q.Dest.Host, Type: q.qtype, Time: q.Time})
 	d := allowlist.Decision{Request: q.Request, Outcome: name.Outcome}
 	return answered{d, name.Allowed(), name.Remedy(max(d.Reason, d.WouldReason))}
 }

@@ -197,7 +197,7 @@ func classified(text string, want allowlist.Class) scenario {
 
 func (g *gateway) decide(who string, dest allowlist.Destination) allowlist.Decision {
 	return g.running.State().Decide(allowlist.Request{
-		ID: spiffeid.RequireFromString(id(who)), Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now(),
+		ID: spiffeid.RequireFromString(id(who)), Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now(),
 	})
 }
 
@@ -209,7 +209,7 @@ func opensOnly(text string, opening, closed []string) scenario {
 		for i, cidr := range slices.Concat(opening, closed) {
 			policy := load(t, addressPolicy(cidr)).WithClassifier(allowlist.NewClassifier(allowlist.Local{}))
 			d := policy.Decide(allowlist.Request{
-				ID: spiffeid.RequireFromString(id("builder")), Source: allowlist.SourceX509SVID, Time: time.Now(),
+				ID: spiffeid.RequireFromString(id("builder")), Proof: allowlist.ProofX509SVID, Time: time.Now(),
 				Dest: allowlist.Destination{Host: mustHost("allowed.example"), Port: 443},
 			})
 			if err := d.CheckAddr(addr); (err == nil) != (i < len(opening)) {

@@ -289,7 +289,7 @@ func (w *watched) check(t *testing.T, decisions []record) {
 func (w *watched) checkDecision(t *testing.T, r record) {
 	t.Helper()
 	req := allowlist.Request{
-		ID: spiffeid.RequireFromString(r.Identity), Source: allowlist.SourceListener, Time: time.Now(),
+		ID: spiffeid.RequireFromString(r.Identity), Proof: allowlist.ProofListener, Time: time.Now(),
 		Dest: allowlist.Destination{Host: mustHost(r.Host), Port: r.Port},
 	}
 	if r.Protocol == "http" {

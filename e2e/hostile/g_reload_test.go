@@ -356,7 +356,7 @@ func clockSteps(t *testing.T, g *gateway) {
 	policy := load(t, g.until(ends))
 	for _, step := range []time.Duration{0, 2 * time.Hour, 0, -24 * time.Hour, time.Hour} {
 		d := policy.Decide(allowlist.Request{
-			ID: spiffeid.RequireFromString(id("builder")), Source: allowlist.SourceX509SVID,
+			ID: spiffeid.RequireFromString(id("builder")), Proof: allowlist.ProofX509SVID,
 			Dest: allowlist.Destination{Host: mustHost("allowed.example"), Port: g.origin.addr.Port()}, Time: ends.Add(step - time.Hour),
 		})
 		if want := step < time.Hour; d.Allowed() != want {

@@ -55,7 +55,7 @@ func mutants() []fault {
 		{"first bytes are looked at as they were to be when the tunnel was opened", first, "v := c.rule(l, p, last, h, err)", "v := c.rule(c.decided, p, last, h, err)", "./proxy", "TestFirstBytesAreLookedAtByTheStateOfThen"},
 		{"first bytes that nobody has looked at match", "proxy/live/firstbytes.go", "return allowlist.SNIMismatch", "return allowlist.NoReason", "./proxy", "TestANewStateDecidesTheFirstBytesThatWere"},
 		{"a quarantine is held", "proxy/live/hold.go", " && why != allowlist.QuarantinedIdentity", "", "./proxy/live", "TestWhatAChangeDoes"},
-		{"a proof that is not known is trusted", "proxy/live/judge.go", "	case allowlist.SourceNone:\n	}", "	default:\n		trusted = true\n	}", "./proxy/live", "TestEveryProofIsAskedFor"},
+		{"a proof that is not known is trusted", "proxy/live/judge.go", "	case allowlist.NoProof:\n	}", "	default:\n		trusted = true\n	}", "./proxy/live", "TestEveryProofIsAskedFor"},
 		{"a date that passes during the dial is not seen", tunnel, "req.Time = time.Now() // a date", "_ = time.Now // a date", "./proxy", "TestADateThatPassesBetweenDecisionAndTunnel"},
 		of("E", "any server name will do", first, "case err == nil && host == c.request.Dest.Host:", "case err == nil && host != allowlist.Host{}:"),
 		of("E", "no server name will do", first, "reason = allowlist.SNIMissing", "reason = allowlist.NoReason"),

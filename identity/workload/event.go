@@ -43,7 +43,7 @@ func (k EventKind) String() string {
 	return "unknown"
 }
 
-// Event is something that happened to a [Source].
+// Event is something that happened to a [Provider].
 type Event struct {
 	// Kind says what happened.
 	Kind EventKind

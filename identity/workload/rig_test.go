@@ -75,7 +75,7 @@ func serve(t *testing.T, server *workloadapi.Server, socket string) (kill func()
 
 // follower is a source with its reported events.
 type follower struct {
-	*source.Source
+	*source.Provider
 	events chan source.Event
 }
 
@@ -83,7 +83,7 @@ func follow(t *testing.T, socket string) follower {
 	t.Helper()
 	f := follower{events: make(chan source.Event, 64)}
 	var err error
-	f.Source, err = source.New(t.Context(), source.Config{Socket: socket, Report: func(e source.Event) { f.events <- e }})
+	f.Provider, err = source.New(t.Context(), source.Config{Socket: socket, Report: func(e source.Event) { f.events <- e }})
 	if err != nil {
 		t.Fatal(err)
 	}

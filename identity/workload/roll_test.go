@@ -25,13 +25,13 @@ type gateway struct {
 	verifier *identity.Verifier
 }
 
-func newGateway(t *testing.T, src identity.Source) gateway {
+func newGateway(t *testing.T, src identity.Provider) gateway {
 	t.Helper()
 	verifier, err := identity.NewVerifier(src)
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := identity.ServerConfig{Source: src, Verifier: verifier}.TLS()
+	config, err := identity.ServerConfig{Provider: src, Verifier: verifier}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func newGateway(t *testing.T, src identity.Source) gateway {
 
 // handshake connects a caller. Each side verifies the other with the bundles of its own
 // agent. It returns the peer that the gateway saw, with its certificates.
-func (g gateway) handshake(t *testing.T, caller identity.Source) (identity.Peer, []*x509.Certificate, error) {
+func (g gateway) handshake(t *testing.T, caller identity.Provider) (identity.Peer, []*x509.Certificate, error) {
 	t.Helper()
 	near, far := net.Pipe()
 	defer near.Close()

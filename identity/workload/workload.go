@@ -1,5 +1,5 @@
 // Package workload keeps an identity up to date from a SPIFFE agent: it is an
-// [identity.Source] over the Workload API.
+// [identity.Provider] over the Workload API.
 //
 //	source, err := workload.New(ctx, workload.Config{Socket: "/run/spire/agent.sock", Report: report})
 //	defer source.Close()
@@ -34,7 +34,7 @@ const (
 	lastRetry  = 5 * time.Second
 )
 
-// Config configures a [Source]. It must not be changed after New.
+// Config configures a [Provider]. It must not be changed after New.
 type Config struct {
 	// Socket is the address of the agent: an absolute path, unix:///path, or
 	// tcp://127.0.0.1:port. TCP is allowed on loopback addresses only, because it
@@ -53,20 +53,20 @@ type Config struct {
 	Report func(Event)
 }
 
-// Source is an identity from the Workload API. It is safe for concurrent use.
-type Source struct {
+// Provider is an identity from the Workload API. It is safe for concurrent use.
+type Provider struct {
 	watcher *watcher
 	cancel  context.CancelFunc
 	ended   sync.WaitGroup
 }
 
-var _ identity.Source = (*Source)(nil)
+var _ identity.Provider = (*Provider)(nil)
 
 // New connects to the agent and waits for the first snapshot, until the start timeout
 // or the end of ctx; the error is one line that says what to check. The source then
 // lives until Close, independent of ctx, because a server that drains after a signal
 // still needs an identity.
-func New(ctx context.Context, config Config) (*Source, error) {
+func New(ctx context.Context, config Config) (*Provider, error) {
 	if config.StartTimeout < 0 {
 		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", config.StartTimeout)
 	}
@@ -75,7 +75,7 @@ func New(ctx context.Context, config Config) (*Source, error) {
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Source{cancel: cancel, watcher: newWatcher(address, life.Done(), config)}
+	s := &Provider{cancel: cancel, watcher: newWatcher(address, life.Done(), config)}
 	retry := &pauses{}
 	client, err := workloadapi.New(life,
 		workloadapi.WithAddr(address),
@@ -110,7 +110,7 @@ const silence = 2 * time.Second
 
 // awaitFirst waits for the first snapshot. It returns an error when the timeout, unless
 // it is zero, or ctx ends.
-func (s *Source) awaitFirst(ctx context.Context, timeout time.Duration) error {
+func (s *Provider) awaitFirst(ctx context.Context, timeout time.Duration) error {
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if timeout > 0 {
@@ -134,7 +134,7 @@ func (s *Source) awaitFirst(ctx context.Context, timeout time.Duration) error {
 // watch follows the agent until ctx ends. A watch of go-spiffe also ends when the agent
 // answers Canceled, as one that stops does, or InvalidArgument; after a restart the
 // agent may answer otherwise.
-func (s *Source) watch(ctx context.Context, client *workloadapi.Client, retry *pauses) {
+func (s *Provider) watch(ctx context.Context, client *workloadapi.Client, retry *pauses) {
 	defer func() { _ = client.Close() }()
 	for {
 		_ = client.WatchX509Context(ctx, s.watcher) // the watcher got the error
@@ -149,11 +149,11 @@ func (s *Source) watch(ctx context.Context, client *workloadapi.Client, retry *p
 }
 
 // Snapshot returns the last sound snapshot. It never returns nil.
-func (s *Source) Snapshot() *identity.Snapshot { return s.watcher.current.Load() }
+func (s *Provider) Snapshot() *identity.Snapshot { return s.watcher.current.Load() }
 
 // Close disconnects and waits until no event is being reported any more. The last
 // snapshot stays available. It may be called more than once.
-func (s *Source) Close() {
+func (s *Provider) Close() {
 	s.cancel()
 	s.ended.Wait()
 }

@@ -196,7 +196,7 @@ func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 	}
 	f := follower{events: make(chan source.Event, 64)}
 	var err error
-	f.Source, err = source.New(t.Context(), source.Config{Socket: socket, Report: func(e source.Event) { f.events <- e }})
+	f.Provider, err = source.New(t.Context(), source.Config{Socket: socket, Report: func(e source.Event) { f.events <- e }})
 	if err != nil {
 		t.Fatal(err)
 	}

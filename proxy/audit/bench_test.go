@@ -40,7 +40,7 @@ func typical(tb testing.TB) func(*Record) {
 	id := spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
 	client, address := addrPort("10.1.2.3:40000"), addrPort("203.0.113.7:443")
 	return func(r *Record) {
-		r.Identity, r.Source, r.Client, r.Dest, r.Method = id, allowlist.SourceX509SVID, client, dest, "CONNECT"
+		r.Identity, r.Proof, r.Client, r.Dest, r.Method = id, allowlist.ProofX509SVID, client, dest, "CONNECT"
 		r.Verdict, r.Mode, r.Policy, r.Generation = allowlist.Allow, allowlist.ModeEnforce, "0123456789ab", 1
 		r.Rule, r.RuleAt, r.Address, r.Status = "0123456789", "policy.yaml:12", address, 200
 		r.Resolve, r.Dial, r.Decide = time.Millisecond, time.Millisecond, time.Microsecond

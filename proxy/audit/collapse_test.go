@@ -13,7 +13,7 @@ import (
 )
 
 // denied returns a denial of a caller at a destination.
-func denied(t *testing.T, r *Recorder, dest string) *Open {
+func denied(t *testing.T, r *Recorder, dest string) *Pending {
 	t.Helper()
 	o := decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist)
 	o.Dest, o.Client = destination(t, dest), addrPort("192.0.2.1:5")
@@ -92,7 +92,7 @@ func TestOnlyIdenticalDenialsAreCollapsed(t *testing.T) {
 		{"another protocol", func(r *Record) { r.Protocol = ProtocolHTTP }, true},
 		{"another method", func(r *Record) { r.Method = "DELETE" }, true},
 		{"another path", func(r *Record) { r.Path = "/private" }, true},
-		{"by source-map", func(r *Record) { r.Source = allowlist.SourceMap }, true},
+		{"by source-map", func(r *Record) { r.Proof = allowlist.ProofSourceMap }, true},
 		{"by a datagram", func(r *Record) { r.Wire = WireUDP }, true},
 		{"by another policy", func(r *Record) { r.Generation++ }, true},
 		{"an allowed one", func(r *Record) { r.Verdict = allowlist.Allow }, true},

@@ -16,7 +16,7 @@ import (
 )
 
 // commit does what a door does in required mode: it sets the final status after Commit.
-func commit(t *testing.T, o *Open) error {
+func commit(t *testing.T, o *Pending) error {
 	t.Helper()
 	o.Verdict, o.Status = allowlist.Allow, 200
 	err := o.Commit(t.Context())

@@ -148,7 +148,7 @@ func to(sinks ...Sink) []SinkConfig {
 }
 
 // decide begins a decision about an identity of td.example.
-func decide(t *testing.T, r *Recorder, path string, verdict allowlist.Verdict, reason allowlist.Reason) *Open {
+func decide(t *testing.T, r *Recorder, path string, verdict allowlist.Verdict, reason allowlist.Reason) *Pending {
 	t.Helper()
 	o := r.Begin(t.Context(), Start{Listener: "main", Protocol: "connect"})
 	o.Identity = spiffeid.RequireFromString("spiffe://td.example/" + path)

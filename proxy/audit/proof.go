@@ -16,7 +16,7 @@ type proof struct {
 }
 
 func proofOf(rec *Record) proof {
-	return proof{mapped: rec.Source == allowlist.SourceMap, unproven: rec.Unproven()}
+	return proof{mapped: rec.Proof == allowlist.ProofSourceMap, unproven: rec.Unproven()}
 }
 
 // forgeable reports whether the identity may be forged.
@@ -25,7 +25,7 @@ func (p proof) forgeable() bool { return p.mapped && p.unproven }
 // mark sets the proof in a record that stands for others.
 func (p proof) mark(rec *Record) *Record {
 	if p.mapped {
-		rec.Source = allowlist.SourceMap
+		rec.Proof = allowlist.ProofSourceMap
 	}
 	if p.unproven {
 		rec.Wire = WireUDP

@@ -14,10 +14,10 @@ import (
 
 // forged returns a denial that came in a datagram, from an address that is mapped to
 // caller a.
-func forged(t *testing.T, r *Recorder) *Open {
+func forged(t *testing.T, r *Recorder) *Pending {
 	t.Helper()
 	o := decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist)
-	o.Source, o.Wire = allowlist.SourceMap, WireUDP
+	o.Proof, o.Wire = allowlist.ProofSourceMap, WireUDP
 	return o
 }
 
@@ -34,7 +34,7 @@ func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
 	}
 	for range 2 { // the whole share of an identity
 		o := decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist)
-		o.Source = allowlist.SourceX509SVID
+		o.Proof = allowlist.ProofX509SVID
 		o.End()
 	}
 	for range flood { // without an identity
@@ -53,8 +53,8 @@ func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
 	for _, rec := range out.taken() {
 		who := rec.Identity.Path() + rec.Client.Addr().String()
 		switch {
-		case rec.Event == EventSummary && (rec.Merged.Count != flood-2 || !rec.Unproven() || (rec.Source == allowlist.SourceMap) != !rec.Identity.IsZero()):
-			t.Errorf("a summary of %d of %s, by %q over %q", rec.Merged.Count, who, rec.Source, rec.Wire)
+		case rec.Event == EventSummary && (rec.Merged.Count != flood-2 || !rec.Unproven() || (rec.Proof == allowlist.ProofSourceMap) != !rec.Identity.IsZero()):
+			t.Errorf("a summary of %d of %s, by %q over %q", rec.Merged.Count, who, rec.Proof, rec.Wire)
 		case rec.Event == EventSummary:
 			lines["summary of "+who]++
 		case !rec.Unproven() && rec.Event != EventPolicyReload:
@@ -82,7 +82,7 @@ func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 		for range 50 {
 			forged(t, r).End()
 			o := decide(t, r, "a", allowlist.Deny, allowlist.NotOnAllowlist)
-			o.Source = allowlist.SourceListener
+			o.Proof = allowlist.ProofListener
 			o.End()
 		}
 		time.Sleep(3 * time.Second)
@@ -92,8 +92,8 @@ func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 		checkSums(t, r)
 		of := map[bool]int{}
 		for _, rec := range out.of(EventSummary) {
-			if of[rec.Unproven()]++; rec.Unproven() != (rec.Source == allowlist.SourceMap) {
-				t.Errorf("a summary by %q over %q", rec.Source, rec.Wire)
+			if of[rec.Unproven()]++; rec.Unproven() != (rec.Proof == allowlist.ProofSourceMap) {
+				t.Errorf("a summary by %q over %q", rec.Proof, rec.Wire)
 			}
 		}
 		if of[true] != 1 || of[false] != 1 {
@@ -105,17 +105,17 @@ func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 // TestWhatIsForgedHasAKeyOfItsOwn: see proof.
 func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://td.example/a")
-	base := Record{Identity: id, Source: allowlist.SourceX509SVID, Wire: WireDoT}
+	base := Record{Identity: id, Proof: allowlist.ProofX509SVID, Wire: WireDoT}
 	for _, row := range []struct {
 		name   string
 		change func(*Record)
 		same   bool
 	}{
-		{"by a listener", func(r *Record) { r.Source = allowlist.SourceListener }, true},
+		{"by a listener", func(r *Record) { r.Proof = allowlist.ProofListener }, true},
 		{"over another wire", func(r *Record) { r.Wire = WireH1 }, true},
-		{"by source-map over a connection", func(r *Record) { r.Source, r.Wire = allowlist.SourceMap, WireTCP }, false},
-		{"by source-map in a datagram", func(r *Record) { r.Source, r.Wire = allowlist.SourceMap, WireUDP }, false},
-		{"by a listener in a datagram", func(r *Record) { r.Source, r.Wire = allowlist.SourceListener, WireUDP }, false},
+		{"by source-map over a connection", func(r *Record) { r.Proof, r.Wire = allowlist.ProofSourceMap, WireTCP }, false},
+		{"by source-map in a datagram", func(r *Record) { r.Proof, r.Wire = allowlist.ProofSourceMap, WireUDP }, false},
+		{"by a listener in a datagram", func(r *Record) { r.Proof, r.Wire = allowlist.ProofListener, WireUDP }, false},
 	} {
 		rec := base
 		row.change(&rec)
@@ -149,24 +149,24 @@ func TestForgedDenialsLeaveWindows(t *testing.T) {
 		c := newCollapser(time.Minute, func(*Record) {})
 		go c.run()
 		defer c.close()
-		denial := func(name string, port int, source allowlist.Source, wire Wire) *Record {
+		denial := func(name string, port int, source allowlist.Proof, wire Wire) *Record {
 			id := spiffeid.RequireFromString("spiffe://td.example/" + name)
 			return &Record{
-				Event: EventDecision, Reason: allowlist.NotOnAllowlist, Identity: id, Source: source, Wire: wire,
+				Event: EventDecision, Reason: allowlist.NotOnAllowlist, Identity: id, Proof: source, Wire: wire,
 				Dest: allowlist.Destination{Port: uint16(port)},
 			}
 		}
 		const identities, each = 512, 2 * maxWindows / 512
 		for port := range each {
 			for i := range identities {
-				c.join(denial(fmt.Sprintf("forged-%d", i), port, allowlist.SourceMap, WireUDP))
+				c.join(denial(fmt.Sprintf("forged-%d", i), port, allowlist.ProofSourceMap, WireUDP))
 			}
 		}
 		if len(c.open) != maxWindows {
 			t.Fatalf("%d windows are open, want %d", len(c.open), maxWindows)
 		}
 		for port := range 2 * each { // more than each forged identity has
-			if c.join(denial("victim", port, allowlist.SourceX509SVID, WireDoT)) || !c.join(denial("victim", port, allowlist.SourceX509SVID, WireDoT)) {
+			if c.join(denial("victim", port, allowlist.ProofX509SVID, WireDoT)) || !c.join(denial("victim", port, allowlist.ProofX509SVID, WireDoT)) {
 				t.Fatalf("denial %d: forged denials take all windows", port)
 			}
 		}

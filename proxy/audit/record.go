@@ -2,9 +2,9 @@
 // and as an OpenTelemetry span, both renderings of one [Record].
 //
 // A door calls [Recorder.Begin] when it has read a request, sets fields of the record
-// as it learns more, calls [Open.Commit] when it knows the answer, and [Open.End] when
+// as it learns more, calls [Pending.Commit] when it knows the answer, and [Pending.End] when
 // the answer is sent. A tunnel then reports its progress and its end through
-// [Open.Tunnel].
+// [Pending.Tunnel].
 //
 // Records go to any number of sinks, each with a queue of its own. A sink that is slow
 // or dead does not delay decisions, unless records are required: denials beyond a
@@ -116,7 +116,7 @@ type Record struct {
 	Protocol Protocol
 	Wire     Wire
 	Identity spiffeid.ID
-	Source   allowlist.Source
+	Proof    allowlist.Proof
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
 
 	Dest    allowlist.Destination // canonical form of the destination that was asked for
@@ -201,7 +201,7 @@ type DNS struct {
 	// code that keeps a record longer copies it.
 	Answered []netip.Addr
 	Filtered int    // number of addresses and names that were removed from the answer
-	Source   string // cache, upstream, stale or local
+	From     string // cache, upstream, stale or local
 }
 
 // MaxAddresses bounds the addresses of one kind that a record names.

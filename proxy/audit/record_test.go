@@ -21,7 +21,7 @@ func full(t *testing.T) Record {
 		Time: time.Date(2026, 11, 21, 4, 5, 6, 70_000_000, time.FixedZone("CET", 3600)), Event: EventDecision,
 		ID: "01JD0000000000000000000000", Listener: "main", Protocol: "connect", Wire: "h1",
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
-		Source:   allowlist.SourceX509SVID, Client: addrPort("10.1.2.3:40000"),
+		Proof:    allowlist.ProofX509SVID, Client: addrPort("10.1.2.3:40000"),
 		Dest: destination(t, "api.example:443"), Method: "CONNECT", Address: addrPort("[2001:db8::1]:443"),
 		Verdict: allowlist.Observe, Reason: allowlist.ResolvedAddressDenied, WouldReason: allowlist.NotOnAllowlist,
 		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Policy: "0123456789ab", Generation: 3,
@@ -66,7 +66,7 @@ func TestSetDecision(t *testing.T) {
 	spec := allowlist.Spec{Version: "v1", Entries: []allowlist.Entry{{
 		Pattern: pattern, Allow: []allowlist.Rule{{Name: "api", At: "p.yaml:3", Host: host}},
 	}}}
-	req := allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: destination(t, "api.example:443")}
+	req := allowlist.Request{ID: id, Proof: allowlist.ProofX509SVID, Dest: destination(t, "api.example:443")}
 	decide := func() allowlist.Decision {
 		policy, err := allowlist.Compile(spec)
 		if err != nil {

@@ -27,7 +27,7 @@ type Config struct {
 	// Queue bounds the records that wait for each sink; zero means DefaultQueue. If
 	// Required is set, half of it is for those that Commit waits for.
 	Queue int
-	// Required makes [Open.Commit] wait until the sinks have written. It
+	// Required makes [Pending.Commit] wait until the sinks have written. It
 	// excludes Collapse.
 	Required bool
 	// Collapse merges identical denials, which have the same caller, listener,

@@ -3,7 +3,7 @@ package audit
 import "context"
 
 // Sink is a place that records go to. The recorder calls it from one goroutine, with
-// records in the order in which they were made, except for those that [Open.Commit]
+// records in the order in which they were made, except for those that [Pending.Commit]
 // waits for, whose callers are served in turn.
 type Sink interface {
 	// Write returns when the records are as safe as this sink makes them. It must

@@ -19,7 +19,7 @@ const slowStep = 50 * time.Millisecond
 // step that was not tried), and why there is no connection (NoReason if there is one).
 // A slow or failed step becomes a span below the decision's. Call it before End, with
 // the record's Dest and Address set.
-func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.Duration, why allowlist.Reason) {
+func (o *Pending) Dialed(ctx context.Context, start time.Time, resolve, dial time.Duration, why allowlist.Reason) {
 	o.Resolve, o.Dial = resolve, dial
 	if o.span == nil || !o.span.IsRecording() {
 		return
@@ -41,7 +41,7 @@ func (o *Open) Dialed(ctx context.Context, start time.Time, resolve, dial time.D
 }
 
 // stepSpan makes the span of a step that has ended.
-func (o *Open) stepSpan(ctx context.Context, name string, start time.Time, took time.Duration, why allowlist.Reason, attrs ...attribute.KeyValue) {
+func (o *Pending) stepSpan(ctx context.Context, name string, start time.Time, took time.Duration, why allowlist.Reason, attrs ...attribute.KeyValue) {
 	_, span := o.recorder.cfg.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(start))
 	defer span.End(trace.WithTimestamp(start.Add(took)))
 	span.SetAttributes(attribute.String("server.address", o.Dest.Host.String()))
@@ -67,7 +67,7 @@ func peerAttributes(addr netip.AddrPort) []attribute.KeyValue {
 
 // endSpan ends the span. It sets all attributes at once, from the record and nothing
 // else.
-func (o *Open) endSpan() {
+func (o *Pending) endSpan() {
 	span := o.span
 	o.span = nil // an open tunnel does not keep the ended span alive
 	if span == nil {
@@ -122,14 +122,14 @@ func (o *Open) endSpan() {
 		add(attribute.String("egress.identity.spiffe_id", r.IdentityText()))
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
 	}
-	text("egress.identity.source", r.Source.String())
+	text("egress.identity.source", r.Proof.String())
 	if r.Unproven() {
 		add(attribute.Bool("egress.unproven", true))
 	}
 	if r.Protocol == ProtocolDNS {
 		text("egress.dns.qtype", r.DNS.TypeText())
 		text("egress.dns.rcode", r.DNS.Code)
-		text("egress.dns.source", r.DNS.Source)
+		text("egress.dns.source", r.DNS.From)
 		if r.DNS.Code != "" {
 			add(attribute.Int("egress.dns.answers", r.DNS.Answers))
 			if len(r.DNS.Answered) > 0 {

@@ -30,7 +30,7 @@ type Tunnel struct {
 // Tunnel makes the tunnel's record from what is known now. Call it after End; for an
 // exchange whose answer is still to come call it when its request is sent. Exactly one
 // Close must follow.
-func (o *Open) Tunnel() *Tunnel {
+func (o *Pending) Tunnel() *Tunnel {
 	return &Tunnel{record: o.Record, recorder: o.recorder, start: time.Now()}
 }
 

@@ -64,7 +64,7 @@ func TestNoTerminalObeysASpan(t *testing.T) {
 			trace, id := o.Trace, o.ID
 			o.Record = audittest.Hostile(audit.EventDecision, text, 1)
 			o.Trace, o.ID, o.Path, o.Protocol = trace, id, text, protocol
-			o.DNS = audit.DNS{Code: text, Source: text}
+			o.DNS = audit.DNS{Code: text, From: text}
 			o.End()
 			record := o.Tunnel()
 			record.Saw(audit.Hello{SNI: text, TLS: audit.TLSMismatch})

@@ -99,7 +99,7 @@ func decide(t *testing.T, host string, port uint16, ranges ...string) *allowlist
 		t.Fatal(err)
 	}
 	dec := policy.Decide(allowlist.Request{
-		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Source: allowlist.SourceX509SVID,
+		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Proof: allowlist.ProofX509SVID,
 		Dest: allowlist.Destination{Host: h, Port: port},
 	})
 	return &dec

@@ -44,7 +44,7 @@ func (r *ruling) fail(reason allowlist.Reason, detail string) {
 func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now time.Time) {
 	r.state = state
 	r.decision = state.DecideName(allowlist.NameRequest{
-		ID: caller.ID, Source: caller.Source, Host: q.host, Type: q.typ, Time: now,
+		ID: caller.ID, Proof: caller.Proof, Host: q.host, Type: q.typ, Time: now,
 	})
 	r.took = time.Since(now)
 }

@@ -29,8 +29,8 @@ type exchange struct {
 	response response      // response to send
 	replied  bool          // says that the door has the response
 
-	open     *audit.Open // points to opened once the record is begun; nil before
-	opened   audit.Open
+	open     *audit.Pending // points to opened once the record is begun; nil before
+	opened   audit.Pending
 	answered [audit.MaxAddresses]netip.Addr // storage for the addresses in the response that the record names
 }
 

@@ -24,7 +24,7 @@ func victims(port uint16, change func(*allowlist.Entry)) allowlist.Spec {
 		r.Addresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 	}
 	e := entry("mapped", to("*.loop.example", at), to("mine.loop.example", at, func(r *allowlist.Rule) { r.TLS = allowlist.TLSOff }))
-	e.Accept = allowlist.SourcesOf(allowlist.SourceX509SVID, allowlist.SourceListener, allowlist.SourceMap)
+	e.Accept = allowlist.ProofsOf(allowlist.ProofX509SVID, allowlist.ProofListener, allowlist.ProofSourceMap)
 	if change != nil {
 		change(&e)
 	}

@@ -91,7 +91,7 @@ func many() []netip.Addr {
 }
 
 func sidecar() listen.Caller {
-	return listen.Caller{ID: spiffeid.RequireFromString("spiffe://test.example/sidecar"), Source: allowlist.SourceListener}
+	return listen.Caller{ID: spiffeid.RequireFromString("spiffe://test.example/sidecar"), Proof: allowlist.ProofListener}
 }
 
 func packetOf(name string, typ uint16, edns bool) []byte {
@@ -303,7 +303,7 @@ func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	u := newUsage(Limits{InFlight: 10, Total: 40}.withDefaults())
 	id := sidecar().ID
 	forged := func(n int) allowlist.Holder {
-		return allowlist.HolderOf(spiffeid.RequireFromPathf(id.TrustDomain(), "/%d", n), allowlist.SourceMap)
+		return allowlist.HolderOf(spiffeid.RequireFromPathf(id.TrustDomain(), "/%d", n), allowlist.ProofSourceMap)
 	}
 	var taken []allowlist.Holder
 	for n := range 100 {
@@ -314,7 +314,7 @@ func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	if len(taken) != 10 {
 		t.Errorf("%d lookups by address, want a quarter of 40", len(taken))
 	}
-	shown := allowlist.HolderOf(id, allowlist.SourceX509SVID)
+	shown := allowlist.HolderOf(id, allowlist.ProofX509SVID)
 	for range 10 {
 		if all, own := u.begin(shown); !all || !own {
 			t.Fatal("who is shown by a certificate has no lookup")

@@ -92,7 +92,7 @@ func (x *exchange) fill(ctx context.Context) {
 // describe writes the results of each step into a record.
 func describe(rec *audit.Record, x *exchange) {
 	why, sent := &x.ruling, &x.response
-	rec.Client, rec.Identity, rec.Source = x.caller.Addr, x.caller.ID, x.caller.Source
+	rec.Client, rec.Identity, rec.Proof = x.caller.Addr, x.caller.ID, x.caller.Proof
 	rec.Dest = allowlist.Destination{Host: x.query.host}
 	if why.state != nil {
 		rec.SetNameDecision(&why.decision)
@@ -108,7 +108,7 @@ func describe(rec *audit.Record, x *exchange) {
 		}
 	}
 	rec.Decide, rec.Resolve, rec.Class, rec.Refused = why.took, x.looked, why.class, why.dropped
-	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Source: sent.source}
+	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, From: sent.source}
 	if !sent.silent {
 		rec.DNS.Code = codeText(sent.code)
 	}

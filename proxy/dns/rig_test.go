@@ -276,7 +276,7 @@ func policy() allowlist.Spec {
 	observed := entry("observed")
 	observed.Mode, observed.ObserveUntil = allowlist.ModeObserve, time.Now().Add(time.Hour)
 	mapped := entry("mapped", to("allowed.example"))
-	mapped.Accept = allowlist.SourcesOf(allowlist.SourceMap)
+	mapped.Accept = allowlist.ProofsOf(allowlist.ProofSourceMap)
 	return allowlist.Spec{
 		Version: "v1", Entries: []allowlist.Entry{sidecar, observed, mapped, entry("legacy", to("allowed.example")), entry("other", to("other.example"))},
 		Quarantine: []allowlist.Quarantined{{Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/legacy")), Reason: "INC-1", At: "policy.yaml:2"}},

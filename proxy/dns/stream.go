@@ -38,7 +38,7 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 		s.recordUnanswered(ctx, t.origin, conn)
 	}
 	if s.draining.stage() != serving { // a query may be on its way: with a lingering close its client still gets the earlier answers
-		conn.Rest = func() { tunnel.Linger(conn.Conn) }
+		conn.Continue = func() { tunnel.Linger(conn.Conn) }
 	}
 }
 
@@ -48,20 +48,20 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 func (s *Server) enter(conn *listen.Conn) (leave func()) {
 	id := conn.Caller.ID
 	if isOver(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
-		s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
+		s.cfg.Current.Load().Knows(id, conn.Caller.Proof) != allowlist.NoReason {
 		return func() {}
 	}
 	entry := &live.Entry{
 		Start: time.Now(), NotAfter: conn.Caller.NotAfter,
-		Decided: live.Decided{Request: allowlist.Request{ID: id, Source: conn.Caller.Source}},
+		Decided: live.Decided{Request: allowlist.Request{ID: id, Proof: conn.Caller.Proof}},
 		End:     func(tunnel.Reason, allowlist.Reason) { conn.Cut() },
 	}
-	if conn.Caller.Source == allowlist.SourceX509SVID {
+	if conn.Caller.Proof == allowlist.ProofX509SVID {
 		entry.Certificates = conn.Certificates
 	}
 	s.cfg.Registry.Add(entry)
 	// A state that came into force before Add has not seen the connection.
-	if s.cfg.Current.Load().Knows(id, conn.Caller.Source) != allowlist.NoReason {
+	if s.cfg.Current.Load().Knows(id, conn.Caller.Proof) != allowlist.NoReason {
 		conn.Cut()
 	}
 	return func() { s.cfg.Registry.Remove(entry) }

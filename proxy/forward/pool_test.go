@@ -153,7 +153,7 @@ func compiledDecision(t *testing.T) *allowlist.Decision {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := policy.Decide(allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now()})
+	d := policy.Decide(allowlist.Request{ID: id, Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now()})
 	return &d
 }
 

@@ -47,7 +47,7 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 		switch {
 		case r.Client == nil, r.IsPlain() && r.Reason == allowlist.NoReason && (r.Reader == nil || r.URL.Dest != r.Asked.Dest):
 			t.Errorf("%s %s: a part of the request is missing", r.Method, r.Target)
-		case !r.Asked.ID.IsZero(), !r.Asked.Time.IsZero(), r.Asked.Source != allowlist.SourceNone:
+		case !r.Asked.ID.IsZero(), !r.Asked.Time.IsZero(), r.Asked.Proof != allowlist.NoProof:
 			t.Error("the front has set the caller or the time")
 		}
 		return refusing(allowlist.Draining)(r)

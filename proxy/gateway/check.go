@@ -65,17 +65,17 @@ func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 // namedBy returns the identities that a listener gives its callers, in order, and how
 // records say they are proven. It returns none for a listener that requires
 // certificates.
-func namedBy(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Source) {
+func namedBy(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Proof) {
 	switch l.Identity {
 	case Self:
-		return []spiffeid.ID{cfg.Identity.Snapshot().ID()}, allowlist.SourceListener
+		return []spiffeid.ID{cfg.Identity.Snapshot().ID()}, allowlist.ProofListener
 	case Fixed:
-		return []spiffeid.ID{l.ID}, allowlist.SourceListener
+		return []spiffeid.ID{l.ID}, allowlist.ProofListener
 	case SourceMap:
 		ids := slices.Collect(maps.Values(l.Sources))
 		slices.SortFunc(ids, func(a, b spiffeid.ID) int { return strings.Compare(a.String(), b.String()) })
-		return slices.Compact(ids), allowlist.SourceMap
+		return slices.Compact(ids), allowlist.ProofSourceMap
 	case MTLS:
 	}
-	return nil, allowlist.SourceNone
+	return nil, allowlist.NoProof
 }

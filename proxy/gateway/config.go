@@ -43,8 +43,8 @@ const (
 	DefaultLookups        = dns.DefaultTotal
 )
 
-// PolicySource is where the policy comes from.
-type PolicySource interface {
+// PolicyProvider is where the policy comes from.
+type PolicyProvider interface {
 	// Loaded returns what was loaded when the source was opened. Without a policy
 	// everything is denied until one is loaded.
 	Loaded() live.Change
@@ -55,10 +55,10 @@ type PolicySource interface {
 	Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error))
 }
 
-// IdentitySource is where the gateway's own identity and the trusted authorities come
+// IdentityProvider is where the gateway's own identity and the trusted authorities come
 // from.
-type IdentitySource interface {
-	identity.Source
+type IdentityProvider interface {
+	identity.Provider
 	// Follow calls changed when there may be a new snapshot, until ctx is done. It
 	// reads at once when it receives from again.
 	Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context))
@@ -81,8 +81,8 @@ type Resolver struct {
 // its callers the gateway's own identity. A zero time or number means the default of
 // the package that uses it.
 type Config struct {
-	Policy   PolicySource
-	Identity IdentitySource
+	Policy   PolicyProvider
+	Identity IdentityProvider
 	Resolver Resolver
 	Recorder *audit.Recorder
 	Log      *slog.Logger

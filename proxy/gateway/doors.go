@@ -153,7 +153,7 @@ func (d *doors) config(l Listener) (listen.Config, error) {
 	}
 	var err error
 	cfg.TLS, err = identity.ServerConfig{
-		Source: d.cfg.Identity, Verifier: d.verifier, Protocols: applicationProtocols(l.Protocol), Web: l.Web,
+		Provider: d.cfg.Identity, Verifier: d.verifier, Protocols: applicationProtocols(l.Protocol), Web: l.Web,
 	}.TLS()
 	if err != nil {
 		return cfg, fmt.Errorf("listener %s: %w", l.Name, err)

@@ -232,7 +232,7 @@ func TestCheck(t *testing.T) {
 		Entries: []allowlist.Entry{
 			{Pattern: pattern("known")},
 			{Pattern: pattern("cut")},
-			{Pattern: pattern("mapped/*"), Accept: allowlist.SourcesOf(allowlist.SourceMap)},
+			{Pattern: pattern("mapped/*"), Accept: allowlist.ProofsOf(allowlist.ProofSourceMap)},
 		},
 		Quarantine: []allowlist.Quarantined{{Pattern: pattern("cut")}},
 	}))

@@ -71,7 +71,7 @@ func cutting(names ...string) *allowlist.QuarantineList {
 // asked returns sidecar's request for a host at port 443.
 func asked(host string) allowlist.Request {
 	return allowlist.Request{
-		ID: id("sidecar"), Source: allowlist.SourceListener, Dest: must(allowlist.ParseDestination(host + ":443")), Time: time.Now(),
+		ID: id("sidecar"), Proof: allowlist.ProofListener, Dest: must(allowlist.ParseDestination(host + ":443")), Time: time.Now(),
 	}
 }
 

@@ -529,7 +529,7 @@ func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason
 	}
 	told := make(chan tunnel.Reason, 1)
 	req := asked("a.example")
-	req.Source = allowlist.SourceX509SVID
+	req.Proof = allowlist.ProofX509SVID
 	var entry *live.Entry
 	entry = &live.Entry{Decided: live.Decided{Request: req, FirstBytes: live.FirstBytesHello}, End: func(reason tunnel.Reason, _ allowlist.Reason) {
 		r.Registry().Remove(entry)
@@ -580,7 +580,7 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	first := r.State().Policy
 	opens := func() (n int) {
 		for {
-			lease, reason, _ := r.Parts().Budgets.Open(first, allowlist.HolderOf(id("sidecar"), allowlist.SourceListener))
+			lease, reason, _ := r.Parts().Budgets.Open(first, allowlist.HolderOf(id("sidecar"), allowlist.ProofListener))
 			if reason != allowlist.NoReason {
 				return n
 			}

@@ -52,8 +52,8 @@ func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
 						if applied {
 							b.Apply(p)
 						}
-						spender := allowlist.HolderOf(id("a"), allowlist.SourceMap)
-						others := []allowlist.Holder{holder("a"), allowlist.HolderOf(id("a"), allowlist.SourceListener)}
+						spender := allowlist.HolderOf(id("a"), allowlist.ProofSourceMap)
+						others := []allowlist.Holder{holder("a"), allowlist.HolderOf(id("a"), allowlist.ProofListener)}
 						if !forged {
 							spender, others = others[0], []allowlist.Holder{spender}
 						}
@@ -75,7 +75,7 @@ func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
 						if spend(b, p, others[0]) {
 							t.Errorf("%s of %v, %s: there are two budgets", method, others, budgets.name)
 						}
-						if budgets.name == "shared" && method != "Request" && spend(b, p, allowlist.HolderOf(id("b"), allowlist.SourceMap)) {
+						if budgets.name == "shared" && method != "Request" && spend(b, p, allowlist.HolderOf(id("b"), allowlist.ProofSourceMap)) {
 							t.Errorf("%s: another mapped identity has a share of its own", method)
 						}
 					})
@@ -114,7 +114,7 @@ func TestMappedHoldersBeyondTheBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Requests: 2})
 		time.Sleep(sweepEvery)
-		mapped := func(n int) allowlist.Holder { return allowlist.HolderOf(id(fmt.Sprint(n)), allowlist.SourceMap) }
+		mapped := func(n int) allowlist.Holder { return allowlist.HolderOf(id(fmt.Sprint(n)), allowlist.ProofSourceMap) }
 		for n := range maxKeys {
 			b.Request(mapped(n))
 		}

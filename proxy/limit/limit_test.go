@@ -19,7 +19,7 @@ func id(path string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://t
 
 // holder returns a holder whose identity is proved by a certificate.
 func holder(path string) allowlist.Holder {
-	return allowlist.HolderOf(id(path), allowlist.SourceX509SVID)
+	return allowlist.HolderOf(id(path), allowlist.ProofX509SVID)
 }
 
 // entry returns a policy entry that gives own and shared limits to a pattern.

@@ -22,8 +22,8 @@ const notMapped = "no identity for this address"
 
 // Caller describes the client of a connection, or the sender of a datagram.
 type Caller struct {
-	ID     spiffeid.ID // zero unless Reason is NoReason
-	Source allowlist.Source
+	ID    spiffeid.ID // zero unless Reason is NoReason
+	Proof allowlist.Proof
 	// Reason says why there is no identity. Detail is its detail for the caller.
 	Reason allowlist.Reason
 	Detail string
@@ -50,9 +50,9 @@ type Caller struct {
 // no identity.
 func (c *Caller) Holder() allowlist.Holder {
 	if c.mapped {
-		return allowlist.HolderOf(c.ID, allowlist.SourceMap)
+		return allowlist.HolderOf(c.ID, allowlist.ProofSourceMap)
 	}
-	return allowlist.HolderOf(c.ID, c.Source)
+	return allowlist.HolderOf(c.ID, c.Proof)
 }
 
 // Conn is a connection with its caller, after the handshake.
@@ -67,10 +67,10 @@ type Conn struct {
 	// Certificates is the chain that led to an authority when the caller was
 	// identified, the leaf first; nil if the caller was not identified by certificates.
 	Certificates []*x509.Certificate
-	// Rest, if not nil, is called after the handler has returned and before the
+	// Continue, if not nil, is called after the handler has returned and before the
 	// connection closes. A handler sets it to run something that lasts long, on a stack
 	// that the handler's frames have left.
-	Rest func()
+	Continue func()
 
 	raw        *tunnel.Conn // the accepted connection
 	home       *Listener
@@ -142,7 +142,7 @@ func (c *Conn) below() net.Conn {
 // the one that mapped returns for its address. Exactly one of the two is not nil.
 func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
 	if fixed != nil {
-		c.ID, c.Source = fixed(), allowlist.SourceListener
+		c.ID, c.Proof = fixed(), allowlist.ProofListener
 		return
 	}
 	c.mapped = true
@@ -151,7 +151,7 @@ func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiff
 		c.Reason, c.Detail = allowlist.IdentityMissing, notMapped
 		return
 	}
-	c.ID, c.Source = id, allowlist.SourceMap
+	c.ID, c.Proof = id, allowlist.ProofSourceMap
 }
 
 // identify sets the fields of the caller from a verified certificate, or from the
@@ -162,7 +162,7 @@ func (c *Caller) identify(peer identity.Peer) {
 	}
 	switch peer.Cause {
 	case identity.Verified:
-		c.ID, c.Source, c.NotAfter = peer.ID, allowlist.SourceX509SVID, peer.NotAfter
+		c.ID, c.Proof, c.NotAfter = peer.ID, allowlist.ProofX509SVID, peer.NotAfter
 	case identity.Missing:
 		c.Reason = allowlist.IdentityMissing
 	case identity.Expired:

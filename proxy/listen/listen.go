@@ -173,7 +173,7 @@ func (l *Listener) Name() string { return l.cfg.Name }
 func (l *Listener) Close() error { return l.net.Close() }
 
 // Serve accepts connections until Close, and calls handle for each admitted one in a
-// goroutine of its own. When handle has returned, Serve calls Conn.Rest and closes the
+// goroutine of its own. When handle has returned, Serve calls Conn.Continue and closes the
 // connection. It returns when all connections have ended. The end of ctx does not stop
 // accepting, but closes every connection that is open.
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
@@ -198,8 +198,8 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 		handlers.Go(func() {
 			defer l.end(ctx, c)
 			l.serve(ctx, c, handle)
-			if c.Rest != nil {
-				c.Rest()
+			if c.Continue != nil {
+				c.Continue()
 			}
 		})
 	}

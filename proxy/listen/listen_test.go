@@ -54,8 +54,8 @@ func TestCallers(t *testing.T) {
 		if want := netip.MustParseAddrPort(conn.LocalAddr().String()); c.Addr != want || got.Listener != "test" {
 			t.Errorf("from %s on %s, want %s on test", c.Addr, got.Listener, want)
 		}
-		if known := reason == allowlist.NoReason; known != (c.Source == allowlist.SourceX509SVID) || known != (c.Detail == "") || known == c.NotAfter.IsZero() {
-			t.Errorf("source %q, detail %q, until %s", c.Source, c.Detail, c.NotAfter)
+		if known := reason == allowlist.NoReason; known != (c.Proof == allowlist.ProofX509SVID) || known != (c.Detail == "") || known == c.NotAfter.IsZero() {
+			t.Errorf("source %q, detail %q, until %s", c.Proof, c.Detail, c.NotAfter)
 		}
 		secure, ok := got.Conn.(*tls.Conn)
 		if !ok {
@@ -175,7 +175,7 @@ func TestAFixedIdentity(t *testing.T) {
 	for range 2 {
 		speak(t, dialRaw(t, r.Addr()))
 		c := <-r.conns
-		if c.Caller.ID.String() != "spiffe://prod.example/self" || c.Caller.Source != allowlist.SourceListener || c.Caller.Reason != allowlist.NoReason {
+		if c.Caller.ID.String() != "spiffe://prod.example/self" || c.Caller.Proof != allowlist.ProofListener || c.Caller.Reason != allowlist.NoReason {
 			t.Errorf("got %+v", c.Caller)
 		}
 		if !c.Caller.Addr.Addr().IsLoopback() || !c.Caller.NotAfter.IsZero() {
@@ -192,7 +192,7 @@ func TestAMappedIdentity(t *testing.T) {
 		known bool
 		want  Caller
 	}{
-		{true, Caller{ID: spiffeid.RequireFromString("spiffe://prod.example/batch"), Source: allowlist.SourceMap, mapped: true}},
+		{true, Caller{ID: spiffeid.RequireFromString("spiffe://prod.example/batch"), Proof: allowlist.ProofSourceMap, mapped: true}},
 		{false, Caller{Reason: allowlist.IdentityMissing, Detail: "no identity for this address", mapped: true}},
 	} {
 		r := serve(t, func(_ *rig, cfg *Config) {
@@ -208,7 +208,7 @@ func TestAMappedIdentity(t *testing.T) {
 		c := <-r.conns
 		got := c.Caller
 		got.Addr = netip.AddrPort{}
-		if h := got.Holder(); h != allowlist.HolderOf(row.want.ID, allowlist.SourceMap) {
+		if h := got.Holder(); h != allowlist.HolderOf(row.want.ID, allowlist.ProofSourceMap) {
 			t.Errorf("%+v has the holder %+v", got, h)
 		}
 		if got != row.want {

@@ -63,7 +63,7 @@ func newPKI(t *testing.T) *pki {
 	if p.verifier, err = identity.NewVerifier(fixed{snapshot}); err != nil {
 		t.Fatal(err)
 	}
-	if p.server, err = (identity.ServerConfig{Source: fixed{snapshot}, Verifier: p.verifier}).TLS(); err != nil {
+	if p.server, err = (identity.ServerConfig{Provider: fixed{snapshot}, Verifier: p.verifier}).TLS(); err != nil {
 		t.Fatal(err)
 	}
 	return p

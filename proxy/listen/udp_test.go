@@ -154,15 +154,15 @@ func TestUDPCallers(t *testing.T) {
 		cfg    UDPConfig
 		peer   string
 		id     string
-		source allowlist.Source
+		source allowlist.Proof
 		reason allowlist.Reason
 	}{
-		{udpAt("127.0.0.1:0"), "192.0.2.1:53", "spiffe://prod.example/fixed", allowlist.SourceListener, allowlist.NoReason},
-		{mapped, "[::ffff:10.1.2.3]:53", "spiffe://prod.example/batch", allowlist.SourceMap, allowlist.NoReason},
+		{udpAt("127.0.0.1:0"), "192.0.2.1:53", "spiffe://prod.example/fixed", allowlist.ProofListener, allowlist.NoReason},
+		{mapped, "[::ffff:10.1.2.3]:53", "spiffe://prod.example/batch", allowlist.ProofSourceMap, allowlist.NoReason},
 		{mapped, "192.0.2.1:53", "", 0, allowlist.IdentityMissing},
 	} {
 		c := listenUDPAt(t, row.cfg).Caller(netip.MustParseAddrPort(row.peer))
-		if c.ID.String() != row.id || c.Source != row.source || c.Reason != row.reason || c.Addr.Addr().Is4In6() {
+		if c.ID.String() != row.id || c.Proof != row.source || c.Reason != row.reason || c.Addr.Addr().Is4In6() {
 			t.Errorf("%s: %+v", row.peer, c)
 		}
 	}

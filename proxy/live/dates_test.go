@@ -120,13 +120,13 @@ func TestNoDateNoWork(t *testing.T) {
 
 func TestAnIdentityThatExpires(t *testing.T) {
 	for n := range 4 {
-		closing, source := n%2 > 0, []allowlist.Source{allowlist.SourceX509SVID, allowlist.SourceListener}[n/2]
+		closing, source := n%2 > 0, []allowlist.Proof{allowlist.ProofX509SVID, allowlist.ProofListener}[n/2]
 		synctest.Test(t, func(t *testing.T) {
 			r, start := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing }), time.Now()
 			r.run(t)
 			r.put(t.Context(), policy(entry("a", to("x.example"))))
 			f, forever := newFlow("a", "x.example"), newFlow("a", "x.example")
-			f.NotAfter, f.Decided.Request.Source = start.Add(time.Hour), source
+			f.NotAfter, f.Decided.Request.Proof = start.Add(time.Hour), source
 			r.open(f, forever)
 			if closing {
 				at, why := f.endsAt(t)

@@ -84,7 +84,7 @@ type flow struct {
 func newFlow(name, host string) *flow {
 	f := &flow{Entry: &Entry{Start: time.Now()}, told: make(chan ending, 1)}
 	f.Decided.Request = allowlist.Request{
-		ID: spiffeid.RequireFromString(spiffe(name)), Source: allowlist.SourceX509SVID,
+		ID: spiffeid.RequireFromString(spiffe(name)), Proof: allowlist.ProofX509SVID,
 		Dest: must(allowlist.ParseDestination(host + ":443")),
 	}
 	f.Decided.Addr, f.Decided.FirstBytes = netip.MustParseAddrPort("8.8.8.8:443"), FirstBytesHello
@@ -201,7 +201,7 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 		},
 		{
 			name:   "certificates no longer count",
-			next:   policy(allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.SourcesOf(allowlist.SourceListener), Allow: []allowlist.Rule{to("x.example")}}),
+			next:   policy(allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.ProofsOf(allowlist.ProofListener), Allow: []allowlist.Rule{to("x.example")}}),
 			change: func(*flow) {}, want: revoked(allowlist.IdentitySourceNotAccepted),
 		},
 		{name: "the identity is in quarantine", next: quarantining(policy(entry("a", to("x.example"))), "a"), want: ending{tunnel.Quarantined, allowlist.QuarantinedIdentity}},
@@ -233,7 +233,7 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 
 // TestAConnectionStaysAsLongAsItsCallerIsKnown, whatever that may reach.
 func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
-	onlyListeners := allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.SourcesOf(allowlist.SourceListener)}
+	onlyListeners := allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.ProofsOf(allowlist.ProofListener)}
 	for _, row := range []struct {
 		name string
 		next *allowlist.Policy
@@ -268,7 +268,7 @@ func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 	if got := f.ended(); got.Why != allowlist.IdentityUntrusted {
 		t.Errorf("an authority that has gone: ended by %v", got)
 	}
-	if (*State)(nil).Knows(f.Decided.Request.ID, f.Decided.Request.Source) != allowlist.PolicyUnavailable {
+	if (*State)(nil).Knows(f.Decided.Request.ID, f.Decided.Request.Proof) != allowlist.PolicyUnavailable {
 		t.Error("no state knows somebody")
 	}
 }
@@ -313,7 +313,7 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 			all := policy(entry("*", to("x.example")))
 			r.put(t.Context(), all)
 			flows := map[string]*flow{"a": newFlow("a", "x.example"), "b": newFlow("b", "x.example"), "of the listener": newFlow("c", "x.example")}
-			flows["of the listener"].Certificates, flows["of the listener"].Decided.Request.Source = nil, allowlist.SourceListener
+			flows["of the listener"].Certificates, flows["of the listener"].Decided.Request.Proof = nil, allowlist.ProofListener
 			for _, f := range flows {
 				r.open(f)
 			}

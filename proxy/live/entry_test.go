@@ -71,7 +71,7 @@ func TestAConnectionThatAsks(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "x.example")
 	dest := f.Decided.Request.Dest
-	f.Decided = Decided{Request: allowlist.Request{ID: f.Decided.Request.ID, Source: f.Decided.Request.Source}}
+	f.Decided = Decided{Request: allowlist.Request{ID: f.Decided.Request.ID, Proof: f.Decided.Request.Proof}}
 	r.open(f)
 	if r.registry.Tunnels() != 0 || r.registry.Len() != 1 {
 		t.Errorf("%d tunnels of %d entries, want none of 1", r.registry.Tunnels(), r.registry.Len())

@@ -458,7 +458,7 @@ func (s *sequence) refuses(p *allowlist.Policy, f *flow, at time.Time) allowlist
 	p = p.WithQuarantine(s.quarantine).WithClassifier(s.classifier)
 	req := f.Decided.Request
 	if req.Dest.Host.IsZero() {
-		return p.Knows(req.ID, req.Source)
+		return p.Knows(req.ID, req.Proof)
 	}
 	req.Time = at
 	d := p.Decide(req)

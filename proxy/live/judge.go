@@ -41,7 +41,7 @@ func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello
 	if why != allowlist.NoReason && !j.mayHold(d, why) {
 		return why, false, false
 	}
-	if gone := j.proof(e, d.Request.Source); gone != allowlist.NoReason {
+	if gone := j.proof(e, d.Request.Proof); gone != allowlist.NoReason {
 		return gone, false, false
 	}
 	return why, why != allowlist.NoReason, hello
@@ -51,14 +51,14 @@ func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello
 // valid, or NoReason. An expired SVID is no reason unless CloseAtExpiry is set; an
 // authority that is no longer trusted is one. A proof that this function does not know
 // is not trusted.
-func (j *judge) proof(e *Entry, source allowlist.Source) allowlist.Reason {
+func (j *judge) proof(e *Entry, proof allowlist.Proof) allowlist.Reason {
 	trusted := false
-	switch source {
-	case allowlist.SourceListener, allowlist.SourceMap: // the policy says whether it accepts these
+	switch proof {
+	case allowlist.ProofListener, allowlist.ProofSourceMap: // the policy says whether it accepts these
 		trusted = true
-	case allowlist.SourceX509SVID:
+	case allowlist.ProofX509SVID:
 		trusted = j.trusts(e.Certificates)
-	case allowlist.SourceNone:
+	case allowlist.NoProof:
 	}
 	switch {
 	case !trusted:
@@ -74,7 +74,7 @@ func (j *judge) proof(e *Entry, source allowlist.Source) allowlist.Reason {
 func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, hello bool) {
 	req := was.Request
 	if was.isConnection() {
-		return state.Knows(req.ID, req.Source), false
+		return state.Knows(req.ID, req.Proof), false
 	}
 	req.Time = now
 	d := state.Decide(req)

@@ -45,11 +45,11 @@ func (s *State) DecideName(req allowlist.NameRequest) allowlist.NameDecision {
 
 // Knows returns the reason for which this state refuses every request of an identity,
 // or NoReason if the decision depends on the request. A nil state refuses everything.
-func (s *State) Knows(id spiffeid.ID, source allowlist.Source) allowlist.Reason {
+func (s *State) Knows(id spiffeid.ID, proof allowlist.Proof) allowlist.Reason {
 	if s == nil {
 		return allowlist.PolicyUnavailable
 	}
-	return s.Policy.Knows(id, source)
+	return s.Policy.Knows(id, proof)
 }
 
 // Limiting returns the policy whose limits are in force. It is nil for a nil state;

@@ -18,8 +18,8 @@ func TestNothingInForceDenies(t *testing.T) {
 		t.Fatal(err)
 	}
 	req := allowlist.Request{
-		ID:     spiffeid.RequireFromString("spiffe://td.example/a"),
-		Source: allowlist.SourceX509SVID, Dest: dest, Time: time.Now(),
+		ID:    spiffeid.RequireFromString("spiffe://td.example/a"),
+		Proof: allowlist.ProofX509SVID, Dest: dest, Time: time.Now(),
 	}
 	var none Current
 	for name, state := range map[string]*State{

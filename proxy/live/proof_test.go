@@ -16,9 +16,9 @@ import (
 func TestEveryProofIsAskedFor(t *testing.T) {
 	chain := []*x509.Certificate{{Raw: []byte("leaf")}}
 	const sources = 8 // as many as a policy can accept
-	for source := range allowlist.Source(sources) {
+	for source := range allowlist.Proof(sources) {
 		accepting := entry("a", to("x.example"))
-		accepting.Accept = allowlist.SourcesOf(source)
+		accepting.Accept = allowlist.ProofsOf(source)
 		for _, certificates := range [][]*x509.Certificate{nil, {}, chain} {
 			for _, notAfter := range []time.Time{{}, time.Now().Add(time.Hour), time.Now().Add(-time.Second)} {
 				for _, closing := range []bool{false, true} {
@@ -26,17 +26,17 @@ func TestEveryProofIsAskedFor(t *testing.T) {
 						name := fmt.Sprintf("source %d, %d certificates, until %v, closing at expiry %v, connection %v", source, len(certificates), notAfter, closing, connection)
 						r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = closing })
 						f := newFlow("a", "x.example")
-						f.Certificates, f.NotAfter, f.Decided.Request.Source = certificates, notAfter, source
+						f.Certificates, f.NotAfter, f.Decided.Request.Proof = certificates, notAfter, source
 						if connection {
-							f.Decided = Decided{Request: allowlist.Request{ID: f.Decided.Request.ID, Source: source}}
+							f.Decided = Decided{Request: allowlist.Request{ID: f.Decided.Request.ID, Proof: source}}
 						}
 						r.open(f)
 						r.put(t.Context(), policy(accepting))
 						why := allowlist.NoReason
-						proved := source == allowlist.SourceListener || source == allowlist.SourceMap ||
-							source == allowlist.SourceX509SVID && len(certificates) > 0
+						proved := source == allowlist.ProofListener || source == allowlist.ProofSourceMap ||
+							source == allowlist.ProofX509SVID && len(certificates) > 0
 						switch {
-						case source == allowlist.SourceNone:
+						case source == allowlist.NoProof:
 							why = allowlist.IdentitySourceNotAccepted
 						case !proved:
 							why = allowlist.IdentityUntrusted

@@ -100,7 +100,7 @@ func TestLine(t *testing.T) {
 			text := lineHead + "      - " + row.rule + "\n"
 			policy := load(t, text)
 			req := allowlist.Request{
-				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Source: allowlist.SourceX509SVID,
+				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Proof: allowlist.ProofX509SVID,
 				Dest: destination(t, row.dest), Method: row.method, Time: now(),
 				Upgrade: map[string]allowlist.Upgrade{"may": allowlist.MayUpgrade, "must": allowlist.MustUpgrade}[row.upgrade],
 			}
@@ -140,7 +140,7 @@ func TestLineOfAnObservedCaller(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			text := "  - id: spiffe://prod.example" + pattern + "\n    mode: observe\n    observe_until: 2099-01-01\n"
 			req := allowlist.Request{
-				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Source: allowlist.SourceX509SVID,
+				ID: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"), Proof: allowlist.ProofX509SVID,
 				Dest: destination(t, "a.example:443"), Time: now(),
 			}
 			dec := load(t, text).Decide(req)

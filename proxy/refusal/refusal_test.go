@@ -115,7 +115,7 @@ func TestStatusFields(t *testing.T) {
 func TestDisclosure(t *testing.T) {
 	r := refusalOf(t, allowlist.PortNotAllowed)
 	policy := compile(t, allowlist.Rule{Host: hostPattern(t, "api.example"), Ports: []allowlist.PortRange{{First: 5432, Last: 5432}}})
-	r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Source: allowlist.SourceX509SVID, Dest: r.Decision.Dest})
+	r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Proof: allowlist.ProofX509SVID, Dest: r.Decision.Dest})
 	if r.Decision.Reason != allowlist.PortNotAllowed {
 		t.Fatalf("reason %s", r.Decision.Reason)
 	}
@@ -159,7 +159,7 @@ func TestTheRuleIsNamedInFullOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := refusalOf(t, allowlist.DeniedByRule)
-	r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Source: allowlist.SourceX509SVID, Dest: r.Decision.Dest})
+	r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Proof: allowlist.ProofX509SVID, Dest: r.Decision.Dest})
 	for d, want := range map[Disclosure]bool{Full: true, ID: false, None: false} {
 		if got := strings.Contains(string(r.Append(nil, d)), "the-rule"); got != want {
 			t.Errorf("disclosure %d: the rule is in the answer: %v, want %v", d, got, want)
@@ -183,7 +183,7 @@ func TestNoTerminalObeysARefusal(t *testing.T) {
 		}
 		for _, reason := range allowlist.Reasons() {
 			r := refusalOf(t, reason)
-			r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Source: allowlist.SourceX509SVID, Dest: r.Decision.Dest, Method: text})
+			r.Decision = policy.Decide(allowlist.Request{ID: r.Decision.ID, Proof: allowlist.ProofX509SVID, Dest: r.Decision.Dest, Method: text})
 			r.Decision.Reason, r.Detail, r.Realm = reason, text, text
 			for _, d := range []Disclosure{Full, ID, None} {
 				for _, r.JSON = range []bool{false, true} {
@@ -314,7 +314,7 @@ func TestRemedy(t *testing.T) {
 		"8.8.8.8:53", "[2606:4700:4700::1111]:443", "[::1]:443", "127.0.0.1:9000",
 	} {
 		t.Run(target, func(t *testing.T) {
-			req := allowlist.Request{ID: id, Source: allowlist.SourceX509SVID, Dest: destination(t, target)}
+			req := allowlist.Request{ID: id, Proof: allowlist.ProofX509SVID, Dest: destination(t, target)}
 			dec := compile(t).Decide(req)
 			_, body := parse(t, Refusal{Reason: dec.Reason, Decision: dec}.Append(nil, Full))
 			_, yaml, found := strings.Cut(string(body), "add this to the policy:\n\n")

@@ -18,7 +18,7 @@ func id(name string) spiffeid.ID { return spiffeid.RequireFromString("spiffe://t
 
 // shown returns a holder whose identity is proved by a certificate.
 func shown(name string) allowlist.Holder {
-	return allowlist.HolderOf(id(name), allowlist.SourceX509SVID)
+	return allowlist.HolderOf(id(name), allowlist.ProofX509SVID)
 }
 
 // answerOf returns an answer that was given at now, with a time to live.
@@ -272,7 +272,7 @@ func TestForgedBindings(t *testing.T) {
 	addr := func(i int) string {
 		return netip.AddrFrom4([4]byte{192, byte(i >> 16), byte(i >> 8), byte(i)}).String()
 	}
-	forged := func(name string) allowlist.Holder { return allowlist.HolderOf(id(name), allowlist.SourceMap) }
+	forged := func(name string) allowlist.Holder { return allowlist.HolderOf(id(name), allowlist.ProofSourceMap) }
 	led := func(who, to string) (names string) {
 		t.Helper()
 		for _, b := range r.Bound(id(who), netip.MustParseAddr(to), now) {

@@ -66,7 +66,7 @@ func TestQuestionsThatLeave(t *testing.T) {
 	if _, err := r.Lookup(t.Context(), other, question(t, "e9.wild.example", dns.TypeA)); err != nil {
 		t.Errorf("another identity: %v", err)
 	}
-	mapped := Asker{Holder: allowlist.HolderOf(decision.ID, allowlist.SourceMap), Wildcard: "*"}
+	mapped := Asker{Holder: allowlist.HolderOf(decision.ID, allowlist.ProofSourceMap), Wildcard: "*"}
 	if _, err := r.Lookup(t.Context(), mapped, question(t, "e7.wild.example", dns.TypeA)); err != nil {
 		t.Errorf("the identity by its address: %v", err)
 	}

@@ -351,7 +351,7 @@ func TestNameBudget(t *testing.T) {
 	check(t, ask(wild, "n1.wild.example", dns.TypeA), "192.0.2.1 from cache")
 	check(t, ask(Asker{Holder: id, Wildcard: "another rule"}, "n2.wild.example", dns.TypeA), "192.0.2.1 from upstream")
 	check(t, ask(Asker{Holder: shown("b"), Wildcard: rule}, "n3.wild.example", dns.TypeA), "192.0.2.1 from upstream")
-	mapped := Asker{Holder: allowlist.HolderOf(id.ID(), allowlist.SourceMap), Wildcard: rule}
+	mapped := Asker{Holder: allowlist.HolderOf(id.ID(), allowlist.ProofSourceMap), Wildcard: rule}
 	for i := range 5 { // the identity has another budget by source-map
 		check(t, ask(mapped, fmt.Sprintf("f%d.wild.example", i), dns.TypeA), "192.0.2.1 from upstream")
 	}
@@ -364,7 +364,7 @@ func TestForgedNamesLeaveTheBudget(t *testing.T) {
 	r := newResolver(t, Config{Names: 3}, newServer(t, addresses("192.0.2.1")))
 	dec := decide(t, "x.wild.example", []string{"*.wild.example"}, nil)
 	forged := *dec
-	forged.Source = allowlist.SourceMap
+	forged.Proof = allowlist.ProofSourceMap
 	n := 0
 	spend := func(d *allowlist.Decision, want string) {
 		t.Helper()

@@ -61,7 +61,7 @@ func decide(tb testing.TB, name string, allow, deny []string) *allowlist.Decisio
 		tb.Fatal(err)
 	}
 	dec := policy.Decide(allowlist.Request{
-		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Source: allowlist.SourceX509SVID,
+		ID: spiffeid.RequireFromString("spiffe://td.example/a"), Proof: allowlist.ProofX509SVID,
 		Dest: allowlist.Destination{Host: host(tb, name), Port: 443},
 	})
 	return &dec

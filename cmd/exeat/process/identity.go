@@ -15,7 +15,7 @@ import (
 
 // identityFiles is the gateway's identity and the trusted authorities, read from files.
 type identityFiles struct {
-	identity.Source
+	identity.Provider
 
 	followed *followed
 	watching *watching
@@ -29,12 +29,12 @@ func openIdentityFiles(cfg identity.FileConfig, count *identityReloads, log *slo
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	count.loaded.Add(1)
-	f := &identityFiles{Source: files, followed: &followed{files: files, count: count, what: "identity", log: log}}
+	f := &identityFiles{Provider: files, followed: &followed{files: files, count: count, what: "identity", log: log}}
 	f.watching = newWatching(log, watch.Config{Paths: identityPaths(cfg), Inside: isIdentityFile, Changed: f.reload})
 	return f, nil
 }
 
-// Follow implements gateway.IdentitySource.
+// Follow implements gateway.IdentityProvider.
 func (f *identityFiles) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
 	f.changed = changed
 	f.watching.run(ctx, again)
@@ -70,7 +70,7 @@ func isIdentityFile(name string) bool {
 // identityAgent is the gateway's identity and the trusted authorities, from the
 // Workload API.
 type identityAgent struct {
-	*workload.Source
+	*workload.Provider
 
 	count   *identityReloads
 	log     *slog.Logger
@@ -83,7 +83,7 @@ func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent,
 	s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for")
 	s.log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
 	var err error
-	a.Source, err = workload.New(ctx, workload.Config{
+	a.Provider, err = workload.New(ctx, workload.Config{
 		Socket: socket, StartTimeout: s.identityTimeout, Report: a.report,
 		Waiting: func(why error) {
 			s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for: " + why.Error())
@@ -96,7 +96,7 @@ func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent,
 	return a, nil
 }
 
-// Follow implements gateway.IdentitySource. It has nothing to do when it receives from
+// Follow implements gateway.IdentityProvider. It has nothing to do when it receives from
 // again, because the Workload API sends every change by itself.
 func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
 	for {

@@ -72,10 +72,10 @@ func (f *policyFiles) loadConfirmed(ctx context.Context) (loaded policyfile.Load
 	}
 }
 
-// Loaded implements gateway.PolicySource.
+// Loaded implements gateway.PolicyProvider.
 func (f *policyFiles) Loaded() live.Change { return f.first }
 
-// Follow implements gateway.PolicySource.
+// Follow implements gateway.PolicyProvider.
 func (f *policyFiles) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
 	f.loaded = loaded
 	f.watching.run(ctx, again)

@@ -207,7 +207,7 @@ func TestAHangupEndsWhatIsHeld(t *testing.T) {
 	var ended atomic.Int32
 	for _, id := range []spiffeid.ID{cfg.Listeners[0].ID, spiffeid.RequireFromString("spiffe://td.example/other")} {
 		open := &live.Entry{Decided: live.Decided{
-			Request: allowlist.Request{ID: id, Source: allowlist.SourceListener, Dest: dest}, Addr: netip.MustParseAddrPort("8.8.8.8:443"),
+			Request: allowlist.Request{ID: id, Proof: allowlist.ProofListener, Dest: dest}, Addr: netip.MustParseAddrPort("8.8.8.8:443"),
 			FirstBytes: live.FirstBytesHello,
 		}}
 		open.End = func(tunnel.Reason, allowlist.Reason) {

@@ -26,8 +26,8 @@ type sources struct {
 	// waitFor is called with what the start waits for from now on.
 	waitFor func(what string)
 
-	identity gateway.IdentitySource // nil without an identity
-	agent    *identityAgent         // same as identity if that comes from the Workload API, otherwise nil
+	identity gateway.IdentityProvider // nil without an identity
+	agent    *identityAgent           // same as identity if that comes from the Workload API, otherwise nil
 	webs     []*webCertificate
 	files    []*watching // files of all sources
 }

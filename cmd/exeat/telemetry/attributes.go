@@ -43,7 +43,7 @@ func (a *attributes) request(r *audit.Record) {
 		a.text("egress.identity.spiffe_id", r.IdentityText())
 		a.text("egress.identity.trust_domain", r.Identity.TrustDomain().Name())
 	}
-	a.text("egress.identity.source", r.Source.String())
+	a.text("egress.identity.source", r.Proof.String())
 	a.flag("egress.unproven", r.Unproven())
 	if r.Client.IsValid() {
 		a.text("client.address", r.Client.Addr().String())
@@ -56,7 +56,7 @@ func (a *attributes) request(r *audit.Record) {
 	if r.Protocol == audit.ProtocolDNS {
 		a.text("egress.dns.qtype", r.DNS.TypeText())
 		a.text("egress.dns.rcode", r.DNS.Code)
-		a.text("egress.dns.source", r.DNS.Source)
+		a.text("egress.dns.source", r.DNS.From)
 		a.count("egress.dns.filtered", int64(r.DNS.Filtered))
 		if r.DNS.Code != "" {
 			a.number("egress.dns.answers", int64(r.DNS.Answers))

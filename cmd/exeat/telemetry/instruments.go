@@ -67,7 +67,7 @@ func (l queryLabels) attributes() []attribute.KeyValue {
 // queryLabelsOf returns the labels of a query. It bounds the values that callers
 // choose.
 func queryLabelsOf(d *audit.DNS) queryLabels {
-	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.Source}
+	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.From}
 	if d.Type.Known() {
 		l.qtype = d.Type.String()
 	}
@@ -77,7 +77,7 @@ func queryLabelsOf(d *audit.DNS) queryLabels {
 // identityLabels are the labels of egress.decisions.by_identity.
 type identityLabels struct {
 	identity string
-	source   allowlist.Source
+	source   allowlist.Proof
 	verdict  allowlist.Verdict
 }
 
@@ -163,7 +163,7 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 		i.queries.Add(ctx, 1, i.querySets.of(queryLabelsOf(&r.DNS))...)
 	}
 	if i.byIdentity != nil && !r.Identity.IsZero() {
-		l := identityLabels{identity: i.namesOf(r.Source).under(r.Identity.String()), source: r.Source, verdict: r.Verdict}
+		l := identityLabels{identity: i.namesOf(r.Proof).under(r.Identity.String()), source: r.Proof, verdict: r.Verdict}
 		i.byIdentity.Add(ctx, 1, i.identitySets.of(l)...)
 	}
 	positive(ctx, i.authorize, r.Decide)
@@ -173,8 +173,8 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 
 // namesOf returns the limiter of the identities with a proof, so that forged addresses
 // take no series from identities that are proven otherwise.
-func (i *Instruments) namesOf(s allowlist.Source) *limiter {
-	if s == allowlist.SourceMap {
+func (i *Instruments) namesOf(s allowlist.Proof) *limiter {
+	if s == allowlist.ProofSourceMap {
 		return i.mapped
 	}
 	return i.identities

@@ -56,7 +56,7 @@ var builder1 = spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builde
 // allowed returns the record of a decision with every duration set.
 func allowed() *audit.Record {
 	return &audit.Record{
-		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Source: allowlist.SourceX509SVID, Verdict: allowlist.Allow, Policy: "p1",
+		Event: audit.EventDecision, ID: "1", Protocol: "connect", Identity: builder1, Proof: allowlist.ProofX509SVID, Verdict: allowlist.Allow, Policy: "p1",
 		Mode: allowlist.ModeEnforce, Decide: 300 * time.Nanosecond, Resolve: 2 * time.Millisecond, Dial: 20 * time.Millisecond,
 	}
 }
@@ -92,7 +92,7 @@ func TestIdentitiesHaveACap(t *testing.T) {
 	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // without an identity
 	for _, path := range []string{"/x", "/a", "/y"} {                    // identities that may be forged take no series from them
 		r := allowed()
-		r.Identity, r.Source = spiffeid.RequireFromPath(builder1.TrustDomain(), path), allowlist.SourceMap
+		r.Identity, r.Proof = spiffeid.RequireFromPath(builder1.TrustDomain(), path), allowlist.ProofSourceMap
 		tel.Instruments().Measure(r)
 	}
 	expect(t, tel, "egress_decisions_by_identity",
@@ -163,7 +163,7 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 // query returns the record of a DNS query that a server has answered.
 func query(typ allowlist.QueryType) *audit.Record {
 	r := allowed()
-	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, Source: "upstream"}
+	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, From: "upstream"}
 	return r
 }
 

@@ -136,7 +136,7 @@ func (q *spanQueue) leave(spans []sdktrace.ReadOnlySpan) {
 // proof. All callers without an identity are the same.
 type spanCaller struct {
 	identity string
-	source   allowlist.Source // SourceMap; zero for every other proof
+	source   allowlist.Proof // SourceMap; zero for every other proof
 }
 
 func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
@@ -145,8 +145,8 @@ func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
 		case "egress.identity.spiffe_id":
 			c.identity = a.Value.AsString()
 		case "egress.identity.source":
-			if a.Value.AsString() == allowlist.SourceMap.String() {
-				c.source = allowlist.SourceMap
+			if a.Value.AsString() == allowlist.ProofSourceMap.String() {
+				c.source = allowlist.ProofSourceMap
 			}
 		}
 	}

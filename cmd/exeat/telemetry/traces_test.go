@@ -110,16 +110,16 @@ func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
-	by := func(source allowlist.Source) {
+	by := func(source allowlist.Proof) {
 		_, span := tracer.Start(t.Context(), "A", trace.WithAttributes(
 			attribute.String("egress.identity.spiffe_id", "spiffe://td.example/a"), attribute.String("egress.identity.source", source.String())))
 		span.End()
 	}
 	for range 100 {
-		by(allowlist.SourceMap)
+		by(allowlist.ProofSourceMap)
 	}
 	before := q.stats().Dropped
-	by(allowlist.SourceX509SVID)
+	by(allowlist.ProofX509SVID)
 	if got := q.stats().Dropped; before == 0 || got != before {
 		t.Errorf("%d are dropped, and %d before the one that is proven", got, before)
 	}

@@ -62,7 +62,7 @@ func TestThePolicyHasTenThousandRulesAndLeadsToTheOrigin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := p.Decide(allowlist.Request{ID: callerID(td, 999), Source: allowlist.SourceX509SVID, Dest: dest}); got.Allowed() != want {
+		if got := p.Decide(allowlist.Request{ID: callerID(td, 999), Proof: allowlist.ProofX509SVID, Dest: dest}); got.Allowed() != want {
 			t.Errorf("%s: allowed is %v, want %v", target, got.Allowed(), want)
 		}
 	}

@@ -75,10 +75,10 @@ func Samples() []Sample {
 			r.Method, r.Dest, r.Policy, r.Generation, r.Mode, r.Decide = "", allowlist.Destination{}, "", 0, 0, 0
 		})},
 		{"unix-socket", with(allow(), func(r *audit.Record) {
-			r.Listener, r.Source, r.Client = "workload", allowlist.SourceListener, netip.AddrPort{}
+			r.Listener, r.Proof, r.Client = "workload", allowlist.ProofListener, netip.AddrPort{}
 		})},
 		{"unix-stranger", with(deny(), func(r *audit.Record) {
-			r.Listener, r.Client, r.Identity, r.Source = "workload", netip.AddrPort{}, spiffeid.ID{}, 0
+			r.Listener, r.Client, r.Identity, r.Proof = "workload", netip.AddrPort{}, spiffeid.ID{}, 0
 			r.Reason, r.Status, r.Policy, r.Generation, r.Mode, r.Decide = allowlist.IdentityMissing, 407, "", 0, 0, 0
 		})},
 		{"link-local", with(allow(), func(r *audit.Record) {
@@ -88,27 +88,27 @@ func Samples() []Sample {
 		{"dns-deny", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
 			r.Rule, r.RuleAt, r.Ticket, r.Resolve = "", "", "", 0
-			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", Source: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", From: "local"}
 		})},
 		{"dns-collapsed", query(func(r *audit.Record) {
 			r.Event, r.Verdict, r.Reason, r.Rule, r.RuleAt, r.Ticket = audit.EventCollapsed, allowlist.Deny, allowlist.NotOnAllowlist, "", "", ""
-			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", Source: "local"}
+			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", From: "local"}
 			r.Merged = &audit.Merged{Count: 3, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
 		})},
 		{"dns-filtered", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Class = allowlist.Deny, allowlist.ResolvedAddressDenied, allowlist.Private
-			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, Source: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, From: "local"}
 			r.Refused = []netip.Addr{addr("10.1.7.7"), addr("10.1.7.8")}
 		})},
 		{"dns-dropped", query(func(r *audit.Record) {
-			r.Verdict, r.Reason, r.Wire, r.Listener, r.Source = allowlist.Deny, allowlist.RateLimited, audit.WireUDP, "resolver", allowlist.SourceMap
+			r.Verdict, r.Reason, r.Wire, r.Listener, r.Proof = allowlist.Deny, allowlist.RateLimited, audit.WireUDP, "resolver", allowlist.ProofSourceMap
 			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
-			r.DNS = audit.DNS{Type: allowlist.TypeA, Source: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeA, From: "local"}
 		})},
 		{"dns-malformed", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest = allowlist.Deny, allowlist.MalformedHeader, allowlist.Destination{}
 			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
-			r.DNS = audit.DNS{Code: "FORMERR", Source: "local"}
+			r.DNS = audit.DNS{Code: "FORMERR", From: "local"}
 		})},
 		{"tunnel-progress", ofTunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
 		{"tunnel-close", ofTunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
@@ -139,7 +139,7 @@ func Samples() []Sample {
 			r.Identity, r.Merged.Other = spiffeid.ID{}, true
 		})},
 		{"summary-unproven", with(summary(), func(r *audit.Record) {
-			r.Source, r.Wire = allowlist.SourceMap, audit.WireUDP
+			r.Proof, r.Wire = allowlist.ProofSourceMap, audit.WireUDP
 		})},
 		{"summary-cut", with(summary(), func(r *audit.Record) {
 			r.Identity, r.Listener, r.Detail = spiffeid.ID{}, "main", "connections closed for want of room: source 40, all 2"
@@ -180,7 +180,7 @@ func allow() audit.Record {
 		Time: now(), Event: audit.EventDecision, ID: "01M7Y22XF553ABP5HGTEDQJP9D", Instance: instance,
 		Listener: "main", Protocol: audit.ProtocolConnect, Wire: audit.WireH1,
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
-		Source:   allowlist.SourceX509SVID, Client: addrPort("10.1.2.3:53816"),
+		Proof:    allowlist.ProofX509SVID, Client: addrPort("10.1.2.3:53816"),
 		Dest: destination("api.example:443"), Method: "CONNECT", Address: addrPort("203.0.113.9:443"),
 		Verdict: allowlist.Allow, Status: 200, Rule: "api", RuleAt: "policy.yaml:7", Owner: "team-ci", Ticket: "SEC-1234",
 		Policy: "1a2b3c4d5e6f", Generation: 7, Mode: allowlist.ModeEnforce,
@@ -203,7 +203,7 @@ func query(change func(*audit.Record)) audit.Record {
 		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, audit.WireDoT
 		r.Dest, r.Method, r.Address, r.Status = allowlist.Destination{Host: r.Dest.Host}, "", netip.AddrPort{}, 0
 		r.Dial, r.CallerTrace = 0, trace.TraceID{}
-		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, Source: "upstream"}
+		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, From: "upstream"}
 		r.DNS.Answered = []netip.Addr{addr("203.0.113.9"), addr("203.0.113.10")}
 		change(r)
 	})

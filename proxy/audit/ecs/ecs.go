@@ -200,7 +200,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // rest returns the fields that have no place in the schema.
 func rest(r *audit.Record) native {
 	n := native{
-		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
+		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),
@@ -211,7 +211,7 @@ func rest(r *audit.Record) native {
 		if sharesID(r) { // http.request.id does not have the id of such a record
 			n.ID = r.ID
 		}
-		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.Source
+		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.From
 		if r.DNS.Code != "" {
 			n.Answers = &r.DNS.Answers
 		}

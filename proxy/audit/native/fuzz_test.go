@@ -114,7 +114,7 @@ func render(tb testing.TB, r *audit.Record) []byte {
 // that only some records have.
 func defined(r audit.Record, text string, n uint64) audit.Record {
 	r.Verdict %= allowlist.Fail + 1
-	r.Source %= allowlist.SourceMap + 1
+	r.Proof %= allowlist.ProofSourceMap + 1
 	r.Mode %= allowlist.ModeObserve + 1
 	r.Class %= allowlist.NotDestination + 1
 	r.CloseReason %= tunnel.Error + 1
@@ -126,7 +126,7 @@ func defined(r audit.Record, text string, n uint64) audit.Record {
 	}
 	if n%3 == 0 {
 		r.Protocol = audit.ProtocolDNS
-		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Answered: r.Refused, Filtered: int(n % 5), Source: text}
+		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Answered: r.Refused, Filtered: int(n % 5), From: text}
 	}
 	return r
 }
@@ -180,7 +180,7 @@ func kept(r audit.Record) audit.Record {
 // keepTexts changes texts as a line contains them.
 func keepTexts(r *audit.Record) {
 	for _, text := range []*string{
-		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.Source,
+		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.From,
 	} {
 		*text = valid(*text)
 	}

@@ -72,7 +72,7 @@ func caller(l *line, r *audit.Record) {
 	} else {
 		l.text("identity", r.IdentityText())
 	}
-	l.text("identity_source", r.Source.String())
+	l.text("identity_source", r.Proof.String())
 	if r.Client.Port() == 0 { // the record stands for all connections from the address
 		l.address("client", r.Client.Addr())
 	} else {
@@ -127,7 +127,7 @@ func query(l *line, r *audit.Record) {
 		l.addresses("answered", r.DNS.Answered)
 	}
 	l.number("filtered", int64(r.DNS.Filtered))
-	l.text("source", r.DNS.Source)
+	l.text("source", r.DNS.From)
 }
 
 // merged writes the counts of the records that this one stands for.

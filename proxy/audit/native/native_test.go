@@ -30,7 +30,7 @@ func full(tb testing.TB) audit.Record {
 		Time: time.Date(2026, 11, 21, 4, 5, 6, 70_000_000, time.FixedZone("CET", 3600)), Event: audit.EventDecision,
 		ID: "01JD0000000000000000000000", Instance: "7f", Listener: "main", Protocol: "connect", Wire: "h1",
 		Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder"),
-		Source:   allowlist.SourceX509SVID, Client: netip.MustParseAddrPort("10.1.2.3:40000"),
+		Proof:    allowlist.ProofX509SVID, Client: netip.MustParseAddrPort("10.1.2.3:40000"),
 		Dest: dest, Method: "CONNECT", Address: netip.MustParseAddrPort("[2001:db8::1]:443"),
 		Verdict: allowlist.Observe, Reason: allowlist.ResolvedAddressDenied, WouldReason: allowlist.NotOnAllowlist,
 		Status: 403, Rule: "ledger-db", RuleAt: "policy.yaml:7", Owner: "team-ci", Ticket: "SEC-1", Policy: "0123456789ab", Generation: 3,

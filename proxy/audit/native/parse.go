@@ -68,7 +68,7 @@ type fields struct {
 	Protocol    audit.Protocol          `json:"protocol"`
 	Wire        audit.Wire              `json:"wire"`
 	Identity    identity                `json:"identity"`
-	Source      word[allowlist.Source]  `json:"identity_source"`
+	Source      word[allowlist.Proof]   `json:"identity_source"`
 	Client      client                  `json:"client"`
 	Unproven    bool                    `json:"unproven"` // follows from the wire; comparing the lines checks it
 	Host        host                    `json:"host"`
@@ -146,7 +146,7 @@ func (f *fields) record() audit.Record {
 	return audit.Record{
 		Time: f.Time, Event: f.Event, ID: f.ID, Instance: f.Instance,
 		Listener: f.Listener, Protocol: f.Protocol, Wire: f.Wire,
-		Identity: f.Identity.id, Source: f.Source.value, Client: netip.AddrPort(f.Client),
+		Identity: f.Identity.id, Proof: f.Source.value, Client: netip.AddrPort(f.Client),
 		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
 		Method: f.Method, Path: f.Path, Address: f.Address,
 		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,
@@ -155,7 +155,7 @@ func (f *fields) record() audit.Record {
 		Class: f.Class.value, Dropped: f.Dropped, Refused: f.Refused,
 		Resolve: f.ResolveMS.milliseconds(), Dial: f.DialMS.milliseconds(), Decide: f.DecideUS.microseconds(),
 		DNS: audit.DNS{
-			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Answered: f.Answered, Filtered: f.Filtered, Source: f.AnswerFrom,
+			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Answered: f.Answered, Filtered: f.Filtered, From: f.AnswerFrom,
 		},
 		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason.value, Detail: f.Detail,
 	}

@@ -38,8 +38,8 @@ func TestEveryWordIsReadBack(t *testing.T) {
 	for verdict := allowlist.Deny; verdict <= allowlist.Fail; verdict++ {
 		all = append(all, audit.Record{Event: audit.EventDecision, Verdict: verdict})
 	}
-	for source := allowlist.SourceNone; source <= allowlist.SourceMap; source++ {
-		all = append(all, audit.Record{Source: source})
+	for source := allowlist.NoProof; source <= allowlist.ProofSourceMap; source++ {
+		all = append(all, audit.Record{Proof: source})
 	}
 	for tls := audit.TLSUnknown; tls <= audit.TLSNone; tls++ {
 		all = append(all, audit.Record{Hello: audit.Hello{TLS: tls}})

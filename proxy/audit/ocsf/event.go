@@ -174,7 +174,7 @@ type count struct {
 
 func rest(r *audit.Record) unmapped {
 	u := unmapped{
-		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Source.String(), Unproven: r.Unproven(),
+		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),
@@ -182,7 +182,7 @@ func rest(r *audit.Record) unmapped {
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}
 	if r.Protocol == audit.ProtocolDNS {
-		u.Filtered, u.AnswerSource = r.DNS.Filtered, r.DNS.Source
+		u.Filtered, u.AnswerSource = r.DNS.Filtered, r.DNS.From
 		if r.DNS.Code != "" {
 			u.Answers = &r.DNS.Answers
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// Policy is a gateway.PolicySource.
+// Policy is a gateway.PolicyProvider.
 type Policy struct {
 	first     live.Change
 	following chan func(live.Change)
@@ -32,10 +32,10 @@ func Only(p *allowlist.Policy) live.Change {
 	return live.Change{Policy: p, Quarantine: allowlist.NewQuarantineList(nil)}
 }
 
-// Loaded implements gateway.PolicySource.
+// Loaded implements gateway.PolicyProvider.
 func (s *Policy) Loaded() live.Change { return s.first }
 
-// Follow implements gateway.PolicySource.
+// Follow implements gateway.PolicyProvider.
 func (s *Policy) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
 	s.following <- func(c live.Change) { loaded(ctx, c, nil) }
 	for {
@@ -56,7 +56,7 @@ func (s *Policy) Put(p *allowlist.Policy) {
 	s.following <- loaded
 }
 
-// Identity is a gateway.IdentitySource.
+// Identity is a gateway.IdentityProvider.
 type Identity struct {
 	snapshot  atomic.Pointer[identity.Snapshot]
 	following chan func()
@@ -69,10 +69,10 @@ func NewIdentity(s *identity.Snapshot) *Identity {
 	return i
 }
 
-// Snapshot implements identity.Source.
+// Snapshot implements identity.Provider.
 func (i *Identity) Snapshot() *identity.Snapshot { return i.snapshot.Load() }
 
-// Follow implements gateway.IdentitySource.
+// Follow implements gateway.IdentityProvider.
 func (i *Identity) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
 	i.following <- func() { changed(ctx) }
 	for {

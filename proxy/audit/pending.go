@@ -29,18 +29,18 @@ type Start struct {
 // Begin opens the record and the span of one decision. The caller's context is
 // untrusted: the span is a root of its own with a link to it, unless the start
 // says that it is accepted.
-func (r *Recorder) Begin(ctx context.Context, s Start) *Open {
-	o := new(Open)
+func (r *Recorder) Begin(ctx context.Context, s Start) *Pending {
+	o := new(Pending)
 	r.Reopen(ctx, o, s)
 	return o
 }
 
 // Reopen is Begin with memory of the caller: o is new, or it has ended.
-func (r *Recorder) Reopen(ctx context.Context, o *Open, s Start) {
+func (r *Recorder) Reopen(ctx context.Context, o *Pending, s Start) {
 	if s.Time.IsZero() {
 		s.Time = time.Now()
 	}
-	*o = Open{recorder: r, Record: s.record()}
+	*o = Pending{recorder: r, Record: s.record()}
 	if s.NoSpan {
 		return
 	}
@@ -84,9 +84,9 @@ func spanName(protocol Protocol) string {
 	return string(protocol)
 }
 
-// Open is a decision that is not complete yet. Its record may be filled in until Commit
+// Pending is a decision that is not complete yet. Its record may be filled in until Commit
 // has written it, or else until End. It is used by one goroutine.
-type Open struct {
+type Pending struct {
 	Record
 
 	recorder  *Recorder
@@ -100,7 +100,7 @@ type Open struct {
 
 // TraceID returns the trace of the decision's span, as the caller sees it, or "" if the
 // tracer makes none.
-func (o *Open) TraceID() string {
+func (o *Pending) TraceID() string {
 	if !o.Trace.HasTraceID() {
 		return ""
 	}
@@ -108,11 +108,11 @@ func (o *Open) TraceID() string {
 }
 
 // Ended reports whether End was called.
-func (o *Open) Ended() bool { return o.ended }
+func (o *Pending) Ended() bool { return o.ended }
 
 // Committed reports whether Commit has written the record. Changes since then, such as
 // that the caller left, are in no rendering.
-func (o *Open) Committed() bool { return o.committed != nil }
+func (o *Pending) Committed() bool { return o.committed != nil }
 
 // Commit makes the record final before the answer is sent. Call it when verdict, reason
 // and status are known and before the id is shown to the caller, because a denial that
@@ -127,7 +127,7 @@ func (o *Open) Committed() bool { return o.committed != nil }
 // has one. A further call returns the same error.
 //
 // In the default mode it returns nil, and End queues the record.
-func (o *Open) Commit(ctx context.Context) error {
+func (o *Pending) Commit(ctx context.Context) error {
 	if o.ended || o.committed != nil || o.commitErr != nil {
 		return o.commitErr
 	}
@@ -145,7 +145,7 @@ func (o *Open) Commit(ctx context.Context) error {
 
 // join merges the record into an identical denial, if there is one. Only the first call
 // does so, because a second one would find this record itself.
-func (o *Open) join() {
+func (o *Pending) join() {
 	if o.joinTried {
 		return
 	}
@@ -154,7 +154,7 @@ func (o *Open) join() {
 
 // End queues the record, unless it is written or merged already, and ends the span. A
 // second call does nothing.
-func (o *Open) End() {
+func (o *Pending) End() {
 	if o.ended {
 		return
 	}
