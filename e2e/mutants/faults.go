@@ -80,7 +80,7 @@ func mutants() []fault {
 		of("D/D32", "h2c is asked for under a rule for upgrades", wire, `strings.HasPrefix(name, "h2") || `, ""),
 		of("D/D32", "a WebSocket in capitals may be dropped", wire, `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
 		of("H/H8", "denied requests cost nothing", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.Holder()) {"),
-		{"a forged address spends for a certificate", "allowlist/holder.go", "mapped: source == SourceMap", "mapped: source > SourceMap", "./proxy/limit", "TestWhatAnAddressShowsSpendsForItself"},
+		{"a forged address spends for a certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestWhatAnAddressShowsSpendsForItself"},
 		{"forged denials are merged with others", "proxy/audit/collapse.go", "proof: proofOf(rec), ", "", "./proxy/audit", "TestOnlyIdenticalDenialsAreCollapsed"},
 		{"who waits for a sink is served by identity only", "proxy/audit/waiting.go", "w.nextIsAt = !w.nextIsAt", "w.nextIsAt = w.nextIsAt && w.size < 0", "./proxy/audit", "TestManyIdentitiesOfOneSource"},
 		{"a full queue refuses whoever comes", "proxy/audit/ring.go", "return r.drop(r.denials.most(&it.seat))\n}", "return r.drop(it)\n}", "./proxy/audit", "TestForgedSourcesHideNobody"},

@@ -30,11 +30,11 @@ func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation u
 		}
 		target := answer.msg.End()
 		if err := ctx.Err(); err != nil {
-			return Answer{}, r.behind(target, failure(err))
+			return Answer{}, r.groups.behind(target, failure(err))
 		}
 		next, err := r.step(ctx, a, Question{Name: target, Type: q.Type})
 		if err != nil {
-			return Answer{}, r.behind(target, err)
+			return Answer{}, r.groups.behind(target, err)
 		}
 		now := time.Now()
 		msg, err := answer.msg.Join(answer.age(now), next.msg, next.age(now), q.Name)
@@ -73,14 +73,14 @@ func worse(a, b Origin) Origin {
 }
 
 // behind returns the error of looking up the target of an alias.
-func (r *Resolver) behind(alias allowlist.Host, err error) error {
+func (g *groups) behind(alias allowlist.Host, err error) error {
 	reason := allowlist.ReasonOf(err)
 	asked, ok := errors.AsType[*AskError](err)
 	switch {
 	case ok:
 	case reason == allowlist.ResolveTimeout && errors.Is(err, context.DeadlineExceeded):
 		asked = &AskError{} // the servers have time left, the look-up has none
-		for _, u := range r.groups.find(alias).servers {
+		for _, u := range g.find(alias).servers {
 			asked.add(u.server.String(), errSlow.Error(), err)
 		}
 	default:
