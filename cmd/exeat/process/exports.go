@@ -51,7 +51,7 @@ func checkExports(ctx context.Context, cfg *config.Config, getenv func(string) s
 // tryExporters sets up the exporters as a start does, and ends them before they have
 // anything to send. A start with the same OTEL_* variables fails with the same error.
 func tryExporters(ctx context.Context, sinks []config.RecordSink, opts Options) error {
-	tel, err := telemetry.New(ctx, telemetry.Config{Version: opts.Version, Getenv: opts.Getenv})
+	tel, err := telemetry.New(ctx, telemetry.Config{Version: opts.Version, Getenv: opts.Getenv, Misread: logMisread(opts.Log)})
 	if err != nil {
 		return err
 	}

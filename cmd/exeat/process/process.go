@@ -153,6 +153,7 @@ func (p *Process) openEvidence(ctx context.Context) error {
 	var err error
 	p.telemetry, err = telemetry.New(ctx, telemetry.Config{
 		Version: p.opts.Version, Getenv: p.opts.Getenv, IdentityCap: p.cfg.MetricIdentities, Failing: p.exportError, Warned: exportWarning(p.opts.Log),
+		Misread: logMisread(p.opts.Log),
 	})
 	if err != nil {
 		return err
@@ -245,6 +246,13 @@ func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 		checked.Warnings = append(checked.Warnings, err.Error())
 	}
 	return checked, err
+}
+
+// logMisread returns a function that logs that the SDK could not read a variable.
+func logMisread(log *slog.Logger) func(what string) {
+	return func(what string) {
+		log.Error("OpenTelemetry cannot read one of the OTEL_* variables, and does without it", slog.String("doing", what))
+	}
 }
 
 // exportWarning returns a function that logs the warning of a collector that has

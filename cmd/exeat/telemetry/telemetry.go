@@ -58,6 +58,10 @@ type Config struct {
 	// Warned is called with the warning of a collector that has accepted everything,
 	// once until there is another warning. It may be nil.
 	Warned func(signal string, err error)
+	// Misread is called with what the SDK could not do when it read one of the OTEL_*
+	// variables, such as "parse headers". It goes on as if the variable were not set.
+	// It may be nil.
+	Misread func(what string)
 }
 
 // Telemetry is the SDK after New. All methods are safe for concurrent use.
@@ -83,6 +87,10 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if cfg.Warned == nil {
 		cfg.Warned = func(string, error) {}
 	}
+	if cfg.Misread == nil {
+		cfg.Misread = func(string) {}
+	}
+	logErrors(cfg.Misread)
 	res, err := resource.New(ctx,
 		resource.WithService(), // adds an instance id; without it the metrics of two processes are one series
 		resource.WithAttributes(attribute.String("service.name", "exeat"), attribute.String("service.version", cfg.Version)),
