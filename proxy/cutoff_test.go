@@ -62,6 +62,7 @@ func TestACutRequestIsNoDenial(t *testing.T) {
 			"an upgrade that waits":               {get("http://WS/", "Connection: Upgrade", "Upgrade: websocket"), ""},
 		} {
 			t.Run(name+" "+ending, func(t *testing.T) {
+				t.Parallel()
 				g := newGateway(t, options{})
 				c := g.call(t, "builder")
 				c.send(t, strings.NewReplacer("DEST", g.at("allowed.example"), "WS", g.at("ws.example")).Replace(row.request))
@@ -202,6 +203,7 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				}
 			}
 			t.Run(name+" "+ending, func(t *testing.T) {
+				t.Parallel()
 				g := newGateway(t, options{})
 				c := g.call(t, "builder")
 				c.send(t, ask(g.at("held.example")))
@@ -210,6 +212,7 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				check(t, g, c)
 			})
 			t.Run(name+" "+ending+" when it is connected", func(t *testing.T) {
+				t.Parallel()
 				g := newGateway(t, options{})
 				enforcer := g.enforcer()
 				g.begun = func(span string) {

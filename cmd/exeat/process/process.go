@@ -251,7 +251,7 @@ func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 // logMisread returns a function that logs that the SDK could not read a variable.
 func logMisread(log *slog.Logger) func(what string) {
 	return func(what string) {
-		log.Error("OpenTelemetry cannot read one of the OTEL_* variables, and does without it", slog.String("doing", what))
+		log.Error("one of the OTEL_* variables cannot be read, and does not count", slog.String("doing", what))
 	}
 }
 
