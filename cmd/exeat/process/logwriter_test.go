@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,11 +65,14 @@ func TestALogThatFailsSaysSince(t *testing.T) {
 
 // halfway accepts some bytes of a line, and then nothing until it is mended.
 type halfway struct {
+	mu   sync.Mutex
 	room int
 	text []byte
 }
 
 func (h *halfway) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	n := min(h.room, len(p))
 	h.room -= n
 	h.text = append(h.text, p[:n]...)
@@ -76,6 +80,14 @@ func (h *halfway) Write(p []byte) (int, error) {
 		return n, io.ErrShortWrite
 	}
 	return n, nil
+}
+
+// mend gives it room for more, and returns what it has accepted so far.
+func (h *halfway) mend() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.room += 100
+	return string(h.text)
 }
 
 // TestALogThatWorksAgainIsKnownTo: no further line is needed, and the last one is
@@ -90,12 +102,12 @@ func TestALogThatWorksAgainIsKnownTo(t *testing.T) {
 		if _, err := w.Failing(); err == nil {
 			t.Error("half a line is no failure")
 		}
-		out.room = 100
+		_ = out.mend()
 		time.Sleep(10 * time.Second)
 		if since, err := w.Failing(); err != nil || !since.IsZero() {
 			t.Errorf("when there is room again: %v since %v", err, since)
 		}
-		if got := string(out.text); got != "one\nanother\n" {
+		if got := out.mend(); got != "one\nanother\n" {
 			t.Errorf("the log says %q", got)
 		}
 		w.Close()
