@@ -57,6 +57,8 @@ func broke(r *run, err error) *answerError {
 		return &answerError{allowlist.CauseAnswerHead, fmt.Sprintf("the head of the answer is larger than %d bytes", maxAnswerHead)}
 	case begun > 0 && (ended != nil || reset): // the rest of the head was missing
 		return &answerError{allowlist.CauseIncomplete, fmt.Sprintf("%s after %d bytes of the head of an answer", how, begun)}
+	case errors.Is(ended, errUnsolicited):
+		return &answerError{allowlist.CauseProtocol, errUnsolicited.Error()}
 	case begun > 0:
 		return &answerError{allowlist.CauseProtocol, "what came is no answer of HTTP/1"}
 	case ended != nil || reset:

@@ -243,7 +243,7 @@ type upstream struct {
 	mu      sync.Mutex // guards the fields below
 	carries *run       // the exchange that uses the connection; nil if none does
 	reading bool       // the transport waits for bytes
-	ended   error      // the error that ended reading for the exchange; nil if there was none
+	ended   error      // the error that ended reading, also before an exchange used the connection; nil if there was none
 	changed sync.Cond  // signals that reading has become true or the connection was closed
 }
 
@@ -264,7 +264,7 @@ func (u *upstream) carry(r *run, reused bool) {
 	for reused && !u.reading && !u.isClosed() {
 		u.changed.Wait()
 	}
-	u.carries, u.ended, u.sent, u.asking = r, nil, make(chan error, 1), nil
+	u.carries, u.sent, u.asking = r, make(chan error, 1), nil
 }
 
 func (u *upstream) isClosed() bool {
@@ -318,14 +318,13 @@ func (u *upstream) Read(p []byte) (int, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.reading = false
-	switch {
-	case u.carries != nil:
+	if u.carries != nil {
 		u.carries.heads.add(p[:n])
-		if u.ended == nil {
-			u.ended = err
-		}
-	case n > 0:
-		return 0, errUnsolicited
+	} else if n > 0 {
+		n, err = 0, errUnsolicited
+	}
+	if u.ended == nil {
+		u.ended = err
 	}
 	return n, err
 }

@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -241,6 +242,37 @@ func TestAConnectionOfNobodysIsNotHeard(t *testing.T) {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
 	_ = far.Close()
+}
+
+// TestEndBeforeUseIsExplained checks that an exchange explains the end of its connection
+// also if the transport has read that end before the exchange used the connection.
+func TestEndBeforeUseIsExplained(t *testing.T) {
+	for name, c := range map[string]struct {
+		sent  string
+		cause allowlist.Cause
+		text  string
+	}{
+		"the origin closes": {"", allowlist.CauseTerminated, "closed the connection without an answer"},
+		"the origin speaks": {"220 ready\r\n", allowlist.CauseProtocol, "the origin speaks without being asked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			u := newUpstream(dial.Result{Conn: near})
+			go func() {
+				if c.sent != "" { // a pipe passes on an empty write, too
+					_, _ = io.WriteString(far, c.sent)
+				}
+				_ = far.Close()
+			}()
+			_, err := u.Read(make([]byte, 64))
+			r := &run{Exchange: new(Exchange), upstream: u}
+			u.carry(r, false)
+			if got := broke(r, err); got.cause != c.cause || got.text != c.text {
+				t.Errorf("explained as %v %q, want %v %q", got.cause, got.text, c.cause, c.text)
+			}
+			_ = u.Close()
+		})
+	}
 }
 
 // TestNothingGoesOutOfAnExchangeThatHasEnded checks that nothing is written for an
