@@ -86,6 +86,8 @@ type gateway struct {
 	*evidence
 	*gw.Gateway
 	ca       *authority.Authority
+	minting  sync.Mutex
+	minted   map[string]tls.Certificate // by name of the identity
 	upstream *upstream
 	policies *gatewaytest.Policy
 	stop     func() // begins to drain
@@ -127,7 +129,7 @@ func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
 
 func newGateway(t *testing.T, o options) *gateway {
 	t.Helper()
-	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t), policies: gatewaytest.NewPolicy(nil)}
+	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t), policies: gatewaytest.NewPolicy(nil), minted: map[string]tls.Certificate{}}
 	if !o.noPolicy {
 		g.policies = gatewaytest.NewPolicy(compiled(t, policy()))
 	}
@@ -214,13 +216,20 @@ func listeners(address string) []gw.Listener {
 	}
 }
 
+// mint returns the certificate of an identity, which is made once.
 func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
 	t.Helper()
+	g.minting.Lock()
+	defer g.minting.Unlock()
+	if made, ok := g.minted[name]; ok {
+		return made
+	}
 	svid, err := g.ca.Mint(authority.Options{ID: id(name), DNS: []string{"gateway.example"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return svid.TLS()
+	g.minted[name] = svid.TLS()
+	return g.minted[name]
 }
 
 // snapshot returns the gateway's identity.
