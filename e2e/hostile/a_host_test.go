@@ -65,7 +65,7 @@ func hostRows() []row {
 			"allowed.example.."+port, ".allowed.example"+port, "a..wild.example"+port, "."+port, ".."+port)},
 		{"A4", "brackets around anything but an IPv6 address, or text beside them", "400", targets(malformed,
 			"[allowed.example]"+port, "[127.0.0.1]"+port, "[[x]]"+port, "[[::1]]"+port, "[::1]x"+port, "x[::1]"+port, "[::1"+port, "::1]"+port, "[]"+port)},
-		{"A5", "the name itself, where the rule is for those below it", "denied", []scenario{
+		{"A5", "the name itself, where the rule allows only the names below it", "denied", []scenario{
 			denied(allowlist.NotOnAllowlist, connectTo("wild.example"+port), "wild.example"),
 			denied(allowlist.NotOnAllowlist, connectTo("one.example"+port), "one.example"),
 			denied(allowlist.NotOnAllowlist, connectTo("a.b.one.example"+port), "a.b.one.example"),
@@ -83,7 +83,7 @@ func hostRows() []row {
 		{"A7", "any byte beyond ASCII: full-width letters, other dots, invisible characters, ligatures, look-alikes", "400", targets(malformed,
 			slices.Concat(within("\uff4c", "\u3002", "\u00ad", "\u200b", "\ufb01", "\u2460", "\u212a", "\u0430", "\u017f", "\u0130", "\x80", "\xff", "\xc0\xae"),
 				[]string{"b\u00fccher.example" + port, "allowed\uff0eexample" + port})...)},
-		{"A8", "labels that claim to be A-labels and do not decode and encode to themselves", "400", targets(malformed,
+		{"A8", "labels that begin like A-labels (`xn--`), and that decoding and encoding does not reproduce", "400", targets(malformed,
 			"xn--allowed-.example"+port, "xn--.example"+port, "xn--a.example"+port, "xn--example-.com"+port, "xn--BCHER-.example"+port, "a.xn--a.wild.example"+port)},
 		{"A9", "a valid A-label, in rule and request", "allowed; a rule written with the letters themselves is a policy error that names the A-label", []scenario{
 			opens(connectTo("xn--bcher-kva.example"+port), "xn--bcher-kva.example"),
@@ -109,7 +109,7 @@ func hostRows() []row {
 		{"A13", "underscores, as in names of services", "tolerated", []scenario{
 			opens(connectTo("_svc._tcp.wild.example"+port), "_svc._tcp.wild.example"),
 		}},
-		{"A14", "localhost and other names of one label", "denied unless a rule names them; nothing completes a name", []scenario{
+		{"A14", "localhost and other names of one label", "denied unless a rule names them; no search list completes a name", []scenario{
 			denied(allowlist.NotOnAllowlist, connectTo("localhost"+port), "localhost"),
 			denied(allowlist.NotOnAllowlist, connectTo("allowed"+port), "allowed"),
 			denied(allowlist.NotOnAllowlist, connectTo("a"+port), "a"),

@@ -44,7 +44,7 @@ func literalRows() []row {
 		{"B4", "an address with a zone", "400, always", targets(malformed,
 			"[fe80::1%25eth0]"+port, "[fe80::1%eth0]"+port, "[::1%lo]"+port, "[::1%25lo]"+port, "[::1%]"+port, "127.0.0.1%lo"+port)},
 		{"B5", "an IPv6 address without brackets", "400", targets(malformed, "::1:443", "2001:db8::1:443", "::ffff:127.0.0.1:443", "::1", "fe80::1")},
-		{"B6", "an IPv6 address that a range names", "allowed: such addresses are as good as IPv4 ones", []scenario{
+		{"B6", "an IPv6 address that a range names", "allowed, as an IPv4 address would be", []scenario{
 			reaches("exact", "[::1]:PORT", "::1"),
 			reaches("exact", "127.0.0.1:PORT", "127.0.0.1"),
 		}},
@@ -53,7 +53,7 @@ func literalRows() []row {
 			reaches("mapped", "127.0.0.1:PORT", "127.0.0.1"),
 			reaches("mapped", "[::ffff:7f00:1]:PORT", "127.0.0.1"),
 		}},
-		{"B8", "an address, where the rules name hosts only; or beside the one that a range names", "denied", []scenario{
+		{"B8", "an address, where the rules name only hosts, or where it is outside the range of a rule", "denied", []scenario{
 			literal("builder", "127.0.0.1:PORT", "127.0.0.1", unlisted, allowlist.Invalid),
 			literal("builder", "8.8.8.8:443", "8.8.8.8", unlisted, allowlist.Invalid),
 			literal("exact", "127.0.0.2:PORT", "127.0.0.2", unlisted, allowlist.Invalid),

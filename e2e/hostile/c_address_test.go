@@ -144,19 +144,19 @@ func addressRows() []row {
 			resolves("allowed.example", ask{reason: allowlist.ResolveTimeout}, answerSet{err: os.ErrDeadlineExceeded}),
 			resolves("allowed.example", ask{reason: allowlist.ResolveTimeout}, answerSet{err: context.DeadlineExceeded}),
 		}},
-		{"C21", "a first answer that is permitted and a second one that is not, or the other way round", "one lookup, and what was checked is what is dialled", []scenario{
+		{"C21", "a name server whose first answer is permitted and whose second one is not, or the other way round", "one lookup, and the address that was checked is dialled", []scenario{
 			resolves("allowed.example", ask{dials: 1}, answers("127.0.0.1"), answers("127.0.0.2")),
 			resolves("allowed.example", ask{reason: allowlist.ResolvedAddressDenied, class: allowlist.Loopback, drops: 1}, answers("127.0.0.2"), answers("127.0.0.1")),
 		}},
-		{"C22", "an allowed name that resolves to a metadata address", "denied by class though the name is allowed", []scenario{
+		{"C22", "an allowed name that resolves to a metadata address", "denied by class, although the name is allowed", []scenario{
 			resolves("anywhere.example", ask{reason: allowlist.ResolvedAddressDenied, class: allowlist.Metadata, drops: 1}, answers("169.254.169.254")),
 			resolves("a.wild.example", ask{reason: allowlist.ResolvedAddressDenied, class: allowlist.Metadata, drops: 1}, answers("fd00:ec2::254")),
 		}},
-		{"C23", "a range under `deny`, and an allowed name that resolves into it", "denied as `deny-rule`", []scenario{
+		{"C23", "an allowed name that resolves into a range under `deny`", "denied as `deny-rule`", []scenario{
 			resolves("allowed.example", ask{who: "fenced", reason: allowlist.ResolvedAddressDenied, class: allowlist.DenyRule, drops: 1}, answers("127.0.0.1")),
 			resolves("allowed.example", ask{who: "fenced", reason: allowlist.ResolvedAddressDenied, class: allowlist.DenyRule, drops: 1}, answers("64:ff9b::7f00:1")),
 		}},
-		{"C24", "a policy that comes while the name is looked up and no longer opens the address", "denied, and the origin sees no byte", []scenario{
+		{"C24", "a new policy that comes during the lookup and no longer permits the address", "denied, and the origin sees no byte", []scenario{
 			{"held.example without its addresses", func(t *testing.T, g *gateway) {
 				g.names.say("held.example", answers("127.0.0.1"))
 				c := g.call(t, "builder")
@@ -179,7 +179,7 @@ func addressRows() []row {
 				g.put(t, g.policy())
 			}},
 		}},
-		{"C25", "a plain request that could reuse the connection of another identity, from an identity that may not reach its address", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
+		{"C25", "a plain request that could reuse another identity's connection, from an identity that may not reach the address of that connection", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
 	}
 }
 

@@ -41,7 +41,7 @@ func framingRows() []row {
 			"Host: other.example:PORT\r\n", "Host: other.example\r\n", "Host: allowed.example:1\r\n", "Host:\r\n", "Host: a@allowed.example:PORT\r\n",
 			"Host: allowed.example:PORT/\r\n", "Host: allowed.example:PORT, other.example\r\n", "Host: allowed.example:0PORT\r\n", "Host: allowed.example:\r\n",
 			"Host: allowed.example..\r\n", "Host: [allowed.example]:PORT\r\n", "Host: \xef\xbd\x81llowed.example\r\n")},
-		{"D2", "a Host field without the port, in another case or with a final dot; HTTP/1.0 without one", "allowed: it is the same", []scenario{
+		{"D2", "a Host field without the port, in another case or with a final dot; HTTP/1.0 without one", "allowed: it names the same destination", []scenario{
 			ask{name: "no port", head: line + "Host: allowed.example\r\n\r\n", host: "allowed.example", lookups: 1, dials: 1}.scenario(),
 			ask{name: "another case", head: line + "hOST:   ALLOWED.example.:PORT \r\n\r\n", host: "allowed.example", lookups: 1, dials: 1}.scenario(),
 			opens("CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "allowed.example"),
@@ -61,10 +61,10 @@ func framingRows() []row {
 			twice(allowlist.PortNotAllowed, connectTo("allowed.example:22"), "allowed.example"),
 			twice(allowlist.PortNotAllowed, connectTo("a.wild.example:443"), "a.wild.example"),
 			twice(allowlist.RuleExpired, connectTo("expired.example:PORT"), "expired.example"))},
-		{"D7", "a CONNECT to what a rule allows only with `methods` or `paths`", "denied: a tunnel would carry any method", slices.Concat(
+		{"D7", "a CONNECT to a destination that a rule allows only with `methods` or `paths`", "denied, because a tunnel could carry any method", slices.Concat(
 			twice(allowlist.MethodNotAllowed, connectTo("read-only.example:PORT"), "read-only.example"),
 			twice(allowlist.MethodNotAllowed, connectTo("public-path.example:PORT"), "public-path.example"))},
-		{"D8", "bytes behind a refused CONNECT that look like a request, in the same segment or after the answer", "the connection closes, and they are never read as a request", []scenario{
+		{"D8", "bytes behind a refused CONNECT that look like a request, in the same segment or after the answer", "the connection closes, and the bytes are never read as a request", []scenario{
 			behind("denied", "builder", connectTo("secret.example:443"), allowlist.NotOnAllowlist),
 			behind("malformed", "builder", connectTo("allowed.example:0"), port),
 			behind("without an identity", nobody, connectTo("allowed.example:443"), allowlist.IdentityMissing),
@@ -89,7 +89,7 @@ func framingRows() []row {
 			refused(allowlist.UnsupportedVersion, "CONNECT allowed.example:PORT HTTP/1.2\r\n"+host+"\r\n"),
 			refused(allowlist.UnsupportedVersion, "CONNECT allowed.example:PORT HTTP/0.9\r\n"+host+"\r\n"),
 			refused(allowlist.UnsupportedVersion, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))},
-		{"D11", "a CONNECT with a length", "the length means nothing, what follows is tunnel data", []scenario{
+		{"D11", "a CONNECT with a Content-Length", "the length is ignored, and the bytes after the head are tunnel data", []scenario{
 			carries("Content-Length: 3", connectTo("allowed.example:PORT", "Content-Length: 3"), "abcdef"),
 			carries("two lengths", connectTo("allowed.example:PORT", "Content-Length: 3", "Content-Length: 6"), "abcdef"),
 		}},
@@ -101,8 +101,8 @@ func framingRows() []row {
 			"Host : allowed.example:PORT\r\n", " "+host, host+"X\r\n", host+": a\r\n", host+"X@: a\r\n", host+"X\xff: a\r\n", host+"X: a\r\n\n")},
 		{"D14", "a head over the limit (64 KiB), 10,000 fields", "431 `head-too-large`, before policy", fields(allowlist.HeadTooLarge,
 			host+"X: "+strings.Repeat("a", 70<<10)+"\r\n", host+strings.Repeat("X: a\r\n", 10_000), host+strings.Repeat("X: a\r\n", 257))},
-		{"D15", "fields that claim an identity or an address: X-Forwarded-Client-Cert, X-Forwarded-For, roles, a forged Proxy-Status, Proxy-Authorization", "never the caller's identity or address", forged()},
-		{"D16", "methods that are for the gateway itself", "400", slices.Concat(
+		{"D15", "fields that claim an identity or an address: X-Forwarded-Client-Cert, X-Forwarded-For, roles, a forged Proxy-Status, Proxy-Authorization", "they never set the caller's identity or address", forged()},
+		{"D16", "requests to the gateway itself: `OPTIONS *`, a path without a host", "400", slices.Concat(
 			refused(target, "OPTIONS * HTTP/1.1\r\n"+host+"\r\n"),
 			refused(target, "GET /livez HTTP/1.1\r\n"+host+"\r\n"),
 			refused(target, "TRACE / HTTP/1.1\r\n"+host+"\r\n"))},

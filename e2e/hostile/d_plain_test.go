@@ -141,24 +141,24 @@ func (f forwarded) serve(t *testing.T, o *net.TCPConn) string {
 func plainRows() []row {
 	const target = allowlist.MalformedTarget
 	return []row{
-		{"D17", "a plain request whose Host names something else", "the target is decided on, and is what the origin gets as Host", []scenario{
+		{"D17", "a plain request whose Host names something else", "the target is decided on, and the origin gets the target's host as Host", []scenario{
 			forwarded{head: getLine + "Host: evil.test\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}, never: []string{"evil"}}.named("another host"),
 			forwarded{head: "GET http://Allowed.EXAMPLE.:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("another spelling of the target"),
 			forwarded{head: "GET http://allowed.example:PORT/ HTTP/1.0\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("HTTP/1.0 without Host"),
 		}},
-		{"D18", "a plain target with userinfo, without `//`, without a host, in origin form; a host or port that is refused above", "400; never a fall-back to Host", slices.Concat(
+		{"D18", "a plain target with userinfo, without `//`, without a host, in origin form; a host or port that is refused above", "400; the gateway never uses Host instead", slices.Concat(
 			urls(target, "http://allowed.example@evil/", "http://u:p@allowed.example:PORT/", "http:allowed.example/", "http:/allowed.example/", "http:///p", "http://", "//evil/", "/", "*",
 				`http://allowed.example:PORT\@evil.test/`, "http://allowed.example..:PORT/", "http://127.1:PORT/", "http://[fe80::1%25eth0]:PORT/", "http://allowed%2eexample:PORT/", "http://xn--a.example:PORT/",
 				"http://allowed.example:PORT/#f", "http://allowed.example:PORT/%zz", "http://allowed.example:PORT/\xc3\xa9", `http://allowed.example:PORT/\a`),
 			urls(allowlist.MalformedPort, "http://allowed.example:0/", "http://allowed.example:+80/", "http://allowed.example:00080/", "http://allowed.example:65536/"))},
 		{"D19", "`https:`, `wss:`, `ftp:`, `file:`, `unix:` and others in clear; `ws:` without an upgrade to a WebSocket", "400", urls(target,
 			"https://allowed.example:PORT/", "ftp://allowed.example:PORT/", "file:///etc/passwd", "unix:/run/x", "wss://allowed.example:PORT/", "HTTPS://allowed.example:PORT/", "javascript:x")},
-		{"D20", "a body whose end two readers might see in two places: a length and chunks, two lengths, signs, lists, unknown codings, chunks in HTTP/1.0", "400, and the connection closes", append(framing(
+		{"D20", "a body whose end two readers may find at different places: a length and chunks, two lengths, signs, lists, unknown codings, chunks in HTTP/1.0", "400, and the connection closes", append(framing(
 			"Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "Content-Length: 5\r\nContent-Length: 5",
 			"Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -1", "Content-Length: 0x5", "Content-Length: 99999999999999999999", "Content-Length:", "Transfer-Encoding: xchunked",
 			"Transfer-Encoding: gzip, chunked", "Transfer-Encoding: chunked, identity", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "Transfer-Encoding:\r\n chunked", "Transfer-Encoding : chunked", "Transfer-Encoding: \"chunked\""),
 			refusedAs("HTTP/1.0", allowlist.MalformedHeader, "POST http://allowed.example:PORT/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")...)},
-		{"D21", "a path that leaves the one that a rule allows: dot segments, encoded slashes, dots and backslashes, `//`, `;`, `\\`", "400; and denied where it is merely another path", slices.Concat(
+		{"D21", "a path that leads out of the path of a rule: dot segments, encoded slashes, dots and backslashes, `//`, `;`, `\\`", "400; denied if it is a well-formed path that no rule has", slices.Concat(
 			paths("/public/../admin", "/public/..%2fadmin", "/public/%2e%2e/admin", "/public/.%2E/admin", "/public//x", "/public/x;y", `/public\x`, "/public/%5cx", "/public/.", "/public/%00", "/public/.."),
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/public"), "public-path.example"),
 			twice(allowlist.PathNotAllowed, get("http://public-path.example:PORT/admin"), "public-path.example"),
@@ -171,7 +171,7 @@ func plainRows() []row {
 			twice(allowlist.MethodNotAllowed, "OPTIONS http://read-only.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "read-only.example"),
 			twice(allowlist.PathNotAllowed, "OPTIONS http://public-path.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", "public-path.example"),
 			[]scenario{forwarded{head: "OPTIONS http://allowed.example:PORT HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"options * http/1.1\r\n"}}.named("the server itself")})},
-		{"D23", "a plain request to where the rule asks for TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
+		{"D23", "a plain request to a destination for which the rule requires TLS", "denied as `not-tls`", twice(allowlist.NotTLS, get("http://strict.example:PORT/"), "strict.example")},
 		{"D24", "fields that concern one connection only, of the caller or the origin: those that Connection names, whatever else it names; TE, Keep-Alive, Proxy-*, Upgrade, Trailer", "not sent on; a field that the gateway sets is sent even if Connection names it", []scenario{
 			forwarded{head: get("http://allowed.example:PORT/", "Connection: X-Secret, close-ish", "X-Secret: 1", "TE: trailers", "Keep-Alive: 5", "Proxy-Authorization: Basic x", "Proxy-Connection: keep-alive", "Trailer: X", "Close-Ish: 1"), never: []string{"x-secret", "close-ish", "\r\nte:", "keep-alive", "proxy-", "trailer"}}.named("all of them"),
 			forwarded{head: "POST http://allowed.example:PORT/ HTTP/1.1\r\nHost: x\r\nConnection: Host, Content-Length, Via\r\nContent-Length: 3\r\n\r\nabc", sees: []string{"\r\nhost: allowed.example:PORT\r\n", "\r\ncontent-length: 3\r\n", "\r\nvia: "}}.named("Host, Content-Length and Via"),
@@ -199,20 +199,20 @@ func plainRows() []row {
 				_ = c.Close()
 			}},
 		}},
-		{"D26", "fields that claim an identity or an address, to the origin; a forged Proxy-Status or X-Exeat-* from it", "not sent on, either way", []scenario{
+		{"D26", "fields of a request that claim an identity or an address; a forged Proxy-Status or X-Exeat-* from the origin", "not sent on, to the origin or to the caller", []scenario{
 			forwarded{head: get("http://allowed.example:PORT/", "X-Forwarded-For: 10.0.0.1", "X-Forwarded-Client-Cert: URI=x", "Forwarded: for=10.0.0.1", "X-Real-IP: 10.0.0.1", "X-Exeat-Decision: 1"), never: []string{"forwarded", "10.0.0.1", "x-exeat"}}.named("to the origin"),
 			forwarded{answer: "Proxy-Status: exeat; error=x\r\nX-Exeat-Decision: forged\r\nProxy-Authenticate: Basic\r\nKeep-Alive: timeout=5\r\n", back: []string{"Proxy-Status", "X-Exeat-Decision", "Proxy-Authenticate", "Keep-Alive"}}.named("from the origin"),
 		}},
 		{"D27", "the health path in absolute form", "an ordinary destination, never a local answer", slices.Concat(
 			twice(allowlist.IPNotOnAllowlist, get("http://127.0.0.1/livez"), "127.0.0.1"),
 			twice(allowlist.NotOnAllowlist, get("http://localhost:PORT/readyz"), "localhost"))},
-		{"D28", "plain requests to where a CONNECT would be denied", "denied alike", slices.Concat(
+		{"D28", "plain requests to destinations to which a CONNECT would be denied", "denied alike", slices.Concat(
 			twice(allowlist.NotOnAllowlist, get("http://evil.test/"), "evil.test"),
 			twice(allowlist.DeniedByRule, get("http://denied.wild.example:PORT/"), "denied.wild.example"),
 			twice(allowlist.PortNotAllowed, get("http://allowed.example:22/"), "allowed.example"),
 			twice(allowlist.IPNotOnAllowlist, get("http://[::ffff:169.254.169.254]/"), "169.254.169.254"),
 			[]scenario{ask{who: nobody, head: get("http://allowed.example:PORT/"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario()})},
-		{"D29", "an answer whose end two readers might see in two places: chunks in HTTP/1.0, lengths that differ, unknown codings, a space before the colon; one of another version, with more than 256 fields, or with a head over 64 KiB", "502 `response-failed`; nothing of it is sent on", noAnswers(
+		{"D29", "an answer whose end two readers may find at different places: chunks in HTTP/1.0, lengths that differ, unknown codings, a space before the colon; one of another version, with more than 256 fields, or with a head over 64 KiB", "502 `response-failed`; no part of the answer is sent on", noAnswers(
 			"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\nok", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",

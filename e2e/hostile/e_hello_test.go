@@ -204,7 +204,7 @@ func helloRows() []row {
 		{"E9", "a ClientHello without a name, to a host that a rule names", "`sni-missing`, likewise", firsts(
 			first{name: "where TLS is required", host: strict, sent: plain(""), want: allowlist.SNIMissing, tls: "absent"},
 			first{name: "where it is not", host: auto, sent: plain(""), want: allowlist.SNIMissing, tls: "absent"})},
-		{"E10", "bytes that are no TLS where it is required; a ClientHello that is cut short, or that never ends", "`not-tls`, likewise; bounded in bytes (64 KiB) and time", append(firsts(
+		{"E10", "bytes that are not TLS where TLS is required; a ClientHello that is cut short, or that never ends", "`not-tls`, likewise; bounded in bytes (64 KiB) and time", append(firsts(
 			first{name: "HTTP in clear", host: strict, sent: "GET / HTTP/1.1\r\nHost: strict.example\r\n\r\n", want: allowlist.NotTLS, tls: "not-tls"},
 			first{name: "something like TLS", host: strict, sent: "\x16\x03\x01\x00\x00", want: allowlist.NotTLS, tls: "not-tls"},
 			first{name: "something like TLS where it is not required", host: auto, sent: "\x16SSH", want: allowlist.NotTLS, tls: "not-tls"},
@@ -225,12 +225,12 @@ func helloRows() []row {
 		{"E12", "`tls: off`", "the bytes are not inspected", firsts(
 			first{name: "a hello for another host", host: off, sent: plain("evil.example")},
 			first{name: "another protocol", host: off, sent: "anything"})},
-		{"E13", "Encrypted Client Hello", "the outer name is what is compared, and it is recorded; `ech: refuse` refuses it as `ech-refused`", firsts(
+		{"E13", "Encrypted Client Hello", "the outer name is compared and recorded; `ech: refuse` refuses the ClientHello as `ech-refused`", firsts(
 			first{name: "recorded", host: strict, sent: hello{name: strict, ech: true}.bytes(), sni: strict, tls: "match", ech: true},
 			first{name: "for another host", host: strict, sent: hello{name: auto, ech: true}.bytes(), want: allowlist.SNIMismatch, sni: auto, tls: "mismatch", ech: true},
 			first{name: "refused", host: open, sent: hello{name: open, ech: true}.bytes(), want: allowlist.ECHRefused, sni: open, tls: "match", ech: true},
 			first{name: "none, where it is refused", host: open, sent: plain(open), sni: open, tls: "match"})},
-		{"E14", "a tunnel to an address that a range allows", "no name, or one that the identity may reach on that port", firsts(
+		{"E14", "a tunnel to an address that a range allows", "the ClientHello may have no name, or one that the identity may reach on that port", firsts(
 			first{name: "no name", who: "strict", host: "127.0.0.1", sent: plain(""), tls: "absent"},
 			first{name: "the address itself", who: "strict", host: "127.0.0.1", sent: plain("127.0.0.1"), sni: "127.0.0.1", tls: "match"},
 			first{name: "another address", who: "strict", host: "127.0.0.1", sent: plain("127.0.0.2"), want: allowlist.SNIMismatch, sni: "127.0.0.2", tls: "mismatch"},
@@ -242,7 +242,7 @@ func helloRows() []row {
 			{"for the host", func(t *testing.T, g *gateway) { realTLS(t, g, strict, false) }},
 			{"for another", func(t *testing.T, g *gateway) { realTLS(t, g, auto, true) }},
 		}},
-		{"E16", "under `mode: observe`, a ClientHello for a name that no rule allows", "it passes where any name may that the identity reaches, in a tunnel to an address, and is recorded as `observe`, never as a match; in a tunnel to another name, or if a deny rule covers it, `sni-mismatch`", firsts(
+		{"E16", "under `mode: observe`, a ClientHello for a name that no rule allows", "in a tunnel to an address it passes, and is recorded as `observe`, never as a match; in a tunnel to another name, or if a deny rule covers the name, `sni-mismatch`", firsts(
 			observedHello("an allowed name", "127.0.0.1", "allowed.example", 0, 0),
 			observedHello("a name that no rule allows", "127.0.0.1", "evil.example", 0, allowlist.NotOnAllowlist),
 			observedHello("a name that is allowed on another port", "127.0.0.1", "elsewhere.example", 0, allowlist.PortNotAllowed),

@@ -33,14 +33,14 @@ func tunnelRows() []row {
 			carries("a line", connect, "early, "),
 			carries("40 kB", connect, strings.Repeat("early", 8<<10)),
 		}},
-		{"E2", "the whole request and its bytes one by one", "as in one segment", []scenario{{"every byte a segment", byteByByte}}},
+		{"E2", "the request and the first bytes of the tunnel, each byte in a segment of its own", "as in one segment", []scenario{{"every byte a segment", byteByByte}}},
 		{"E3", "one side closes its sending direction", "the other direction drains", []scenario{
 			{"the caller, and the origin's answer still arrives", halfClosedByCaller},
 			{"the origin, and the caller's bytes still arrive", halfClosedByOrigin},
 		}},
 		{"E4", "a reset by either side, again and again", "the tunnel ends, and its slot is released exactly once", []scenario{{"more tunnels than slots", resets}}},
 		{"E5", "a tunnel without any bytes", "closed after the idle time", []scenario{{"idle", idles}}},
-		{"E6", "an origin that does not read, a caller that does not read", "the gateway reads as much as the sockets hold, and no more", []scenario{
+		{"E6", "an origin that does not read, a caller that does not read", "the gateway reads no more than the sockets hold", []scenario{
 			{"an origin that does not read", func(t *testing.T, g *gateway) {
 				c, o := g.open(t)
 				g.stalls(t, c, c.Conn, o)

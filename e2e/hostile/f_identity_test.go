@@ -63,7 +63,7 @@ func identityRows() []row {
 		{"F1", "no certificate", "407 `identity-missing`: a certificate is asked for, never demanded", []scenario{
 			ask{name: "none", who: nobody, head: connectTo("allowed.example:PORT"), reason: allowlist.IdentityMissing, host: "allowed.example"}.scenario(),
 		}},
-		{"F2", "a certificate that nobody trusted has signed, whatever it says", "407 `identity-untrusted`", []scenario{
+		{"F2", "a certificate from an authority that is not trusted, whatever the certificate says", "407 `identity-untrusted`", []scenario{
 			shows("self-signed", untrusted, func(t *testing.T, _ *gateway) tls.Certificate {
 				t.Helper()
 				return selfSigned(t, builder)
@@ -82,7 +82,7 @@ func identityRows() []row {
 			issued("CA:TRUE", invalid, builder, func(c *x509.Certificate) { c.IsCA = true }),
 			issued("that may sign certificates", invalid, builder, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }),
 		}},
-		{"F5", "no URI among the names, or two; an ID in a DNS name, a common name or an organizational unit", "407 `identity-invalid`: an identity is the one URI", []scenario{
+		{"F5", "no URI among the names, or two; an ID in a DNS name, a common name or an organizational unit", "407 `identity-invalid`: only the single URI is an identity", []scenario{
 			issued("no name", invalid),
 			issued("a DNS name only", invalid, withDNS("builder.test.example")),
 			issued("an ID as DNS name", invalid, withDNS(id("builder"))),
@@ -91,7 +91,7 @@ func identityRows() []row {
 			issued("an ID in the common name", invalid, func(c *x509.Certificate) { c.Subject.CommonName = id("builder") }),
 			issued("an ID in an organizational unit", invalid, func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{id("builder")} }),
 		}},
-		{"F6", "a certificate that the client happened to have", "407", []scenario{
+		{"F6", "a certificate that is not an SVID: one for e-mail, one of a web server", "407", []scenario{
 			foreign("for e-mail", invalid, func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: "alice"} }),
 			foreign("of a web server", invalid, withDNS("www.example")),
 		}},
@@ -131,7 +131,7 @@ func identityRows() []row {
 					ask{who: name, head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
 				}
 			}}})},
-		{"F11", "an authority that was taken out of the bundle", "refused at once: new handshakes, resumed sessions, open tunnels", []scenario{{"rolled", rolled}}},
+		{"F11", "an authority that was removed from the bundle", "new handshakes and resumed sessions are refused at once, and open tunnels end", []scenario{{"rolled", rolled}}},
 		{"F12", "an identity of 2 kB in records and answers", "bounded: the answer's sentence has at most 200 bytes", []scenario{{"2,048 bytes", longIdentity}}},
 		{"F13", "what real clients do: HTTP/1.0 without Host, a Host without the port, no server name or that of the target to the gateway, `h2` in ALPN and then HTTP/1.1", "it works", []scenario{
 			opens("CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "allowed.example"),
@@ -155,8 +155,8 @@ func identityRows() []row {
 			below("an entry without rules", true, "- {id: ID, owner: team-ci, limits: {tunnels: 9}}", "everyone: {OBSERVE}"),
 		}},
 		{"F16", "certificates that take a hundred times their size in memory once parsed, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
-		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes: no signature is checked with a key of the caller's", expensive()},
-		{"F18", "certificates that do not verify, many times, the same or others", "closed once their address has used up its processor time; each is recorded; a caller that is known is served meanwhile", []scenario{
+		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes; no signature in a certificate is checked with a key that the caller brought", expensive()},
+		{"F18", "certificates that do not verify, many times, the same or others", "the connection is closed once its address has used up its processor time; each is recorded; a caller whose certificate is known is served meanwhile", []scenario{
 			{"the same", func(t *testing.T, _ *gateway) {
 				cert := newAuthority(t).svid(t, "builder")
 				sourceStrangers(t, func(*testing.T) tls.Certificate { return cert })

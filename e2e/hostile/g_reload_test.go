@@ -36,10 +36,10 @@ func reloadRows(program *program) []row {
 		{"G2", "a rename over the file, the symlink swap of a ConfigMap, an editor's backup, a truncation and a slow write", "exactly one new generation each", []scenario{
 			{"one after the other", real(waysToWrite)},
 		}},
-		{"G3", "1,000 changes a second", "the gateway goes on, and ends with the last one in force", []scenario{{"renames", real(storm)}}},
-		{"G4", "a new policy while requests are under way", "a request sees one generation, never a mix, and its record names it", []scenario{{"policies that take turns", oneGeneration}}},
+		{"G3", "1,000 changes a second", "the gateway goes on, and the last policy is in force at the end", []scenario{{"renames", real(storm)}}},
+		{"G4", "a new policy while requests are under way", "one generation decides the whole request, and the record names it", []scenario{{"policies that take turns", oneGeneration}}},
 		{"G5", "a policy that no longer allows a tunnel", "new requests are denied at once, and open tunnels end", []scenario{{"allow, then deny", revoked}}},
-		{"G6", "the date of a rule passes, while the name is looked up or the tunnel is open", "denied by the clock, though the policy is the same; the tunnel ends", []scenario{
+		{"G6", "the date of a rule passes, while the name is looked up or the tunnel is open", "denied from that time on, although the policy is the same; the tunnel ends", []scenario{
 			{"while the name is looked up", datedDial},
 			{"while the tunnel is open", datedTunnel},
 		}},
@@ -47,7 +47,7 @@ func reloadRows(program *program) []row {
 			{"and the tunnel goes on", func(t *testing.T, _ *gateway) { expires(t, false) }},
 			{"and the tunnel ends", func(t *testing.T, _ *gateway) { expires(t, true) }},
 		}},
-		{"G8", "the clock is set forward or back over a date of the policy", "the date counts by the clock as it is then, not by the time that has passed", []scenario{{"forward and back", clockSteps}}},
+		{"G8", "the clock is set forward or back over a date of the policy", "the clock's new time decides, not the time that has passed", []scenario{{"forward and back", clockSteps}}},
 		{"G9", "a policy, a quarantine or the end of the gateway that comes while an origin has a plain request, whole or in part", "502 `cut-off`, recorded as failed with what ended it: 403 and 503 are only for requests that were not sent", []scenario{
 			{"a policy that forbids it", func(t *testing.T, g *gateway) { cutOff(t, g, "revoked") }},
 			{"a quarantine", func(t *testing.T, g *gateway) { cutOff(t, g, "quarantined") }},

@@ -23,7 +23,7 @@ import (
 // limitRows returns the rows about limits.
 func limitRows(program *program) []row {
 	return []row{
-		{"H7", "more connections, or handshakes per second, from one address than it may have", "429 `rate-limited` while there is a slot for the answer, then closed at once; each is recorded", []scenario{
+		{"H7", "more connections, or handshakes per second, from one address than it may have", "up to an eighth more connections are answered 429 `rate-limited`, further ones and handshakes are closed at once; each is recorded", []scenario{
 			{"connections", sourceConnections},
 			{"handshakes", sourceHandshakes},
 		}},
@@ -37,7 +37,7 @@ func limitRows(program *program) []row {
 			{"all at once", identityUpload},
 			{"to the last byte", lastByte},
 		}},
-		{"H11", "a policy that is loaded many times", "what was used of a limit stays used", []scenario{{"tunnels and bytes", limitsStay}}},
+		{"H11", "a policy that is loaded many times", "the part of a limit that was used stays used", []scenario{{"tunnels and bytes", limitsStay}}},
 		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
 		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
 		{"H14", "a body that stops half-way; an origin that never answers, answers garbage, or never ends the head of its answer", "closed after the body's time-out; 504 `response-timeout`; 502 `response-failed`; bounded in bytes and time", []scenario{
