@@ -16,7 +16,7 @@ func newAuthority() *cobra.Command {
 		Use:   "authority",
 		Short: "A small SPIFFE authority for development and tests",
 		Long: `A small SPIFFE authority for development and tests. In production use SPIRE or
-another implementation: this one keeps its CA key in a file.`,
+another implementation: this authority keeps its CA key in a file.`,
 		Example: "  exeat authority mint --id spiffe://dev.example/ns/ci/sa/builder --out builder",
 		RunE:    group,
 	}
@@ -34,12 +34,12 @@ func newAuthorityMint() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mint --id SPIFFE-ID --out DIRECTORY",
 		Short: "Mint an X.509-SVID into a directory",
-		Long: `Mint an X.509-SVID: svid.pem, svid_key.pem and bundle.pem in the output
-directory. The authority's own key is made on first use and kept in --dir. Keys
-are for this user only, certificates and bundles for everybody.
+		Long: `Mint an X.509-SVID, and write svid.pem, svid_key.pem and bundle.pem to the output
+directory. The first use makes the authority's own key and keeps it in --dir. Only
+the current user may read the keys; everybody may read certificates and bundles.
 
-Clients such as curl, git and Node check the name of an https:// proxy: give a
-gateway's SVID the names they call it by with --dns.`,
+Clients such as curl, git and Node check the DNS name of an https:// proxy. Name
+it with --dns in the SVID of a gateway.`,
 		Example: "  exeat authority mint --id spiffe://dev.example/ns/ci/sa/builder --out builder\n" +
 			"  exeat authority mint --id spiffe://dev.example/gateway --dns localhost --dns 127.0.0.1 --out gateway",
 		Args: noArgs,
@@ -73,11 +73,11 @@ gateway's SVID the names they call it by with --dns.`,
 		},
 	}
 	addOutput(cmd, &output)
-	cmd.Flags().StringVar(&dir, "dir", "authority", "`directory` of the authority's key and certificate; made on first use")
+	cmd.Flags().StringVar(&dir, "dir", "authority", "`directory` of the authority's key and certificate; the first use makes it")
 	cmd.Flags().StringVar(&id, "id", "", "the SPIFFE `ID` to mint (required)")
 	cmd.Flags().StringVar(&out, "out", "", "`directory` to write to (required)")
 	cmd.Flags().StringSliceVar(&dns, "dns", nil, "DNS `name` or IP address to add; may be repeated")
-	cmd.Flags().DurationVar(&lifetime, "lifetime", authority.DefaultLifetime, "how long it is valid")
+	cmd.Flags().DurationVar(&lifetime, "lifetime", authority.DefaultLifetime, "how long the SVID is valid")
 	require(cmd, "id", "out")
 	return cmd
 }

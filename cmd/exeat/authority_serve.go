@@ -28,20 +28,21 @@ func newAuthorityServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve --socket PATH --id SPIFFE-ID...",
 		Short: "Serve the SPIFFE Workload API",
-		Long: `Serve the SPIFFE Workload API on a unix socket until told to stop. Whoever can
-reach the socket gets the X.509-SVIDs of the given identities, the first one as
-its default, rotated at half of their lifetime. For development and tests.`,
+		Long: `Serve the SPIFFE Workload API on a unix socket until SIGINT or SIGTERM. Every
+client of the socket gets the X.509-SVIDs of all the given identities; the first
+identity is the default. The command renews each SVID at half of its lifetime.
+For development and tests.`,
 		Example: "  exeat authority serve --socket /tmp/agent.sock --id spiffe://dev.example/gateway --dns localhost\n" +
 			"  exeat authority serve --socket /tmp/agent.sock --id spiffe://dev.example/w --federate other.example=other.pem",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	cmd.Flags().StringVar(&f.dir, "dir", "authority", "`directory` of the authority's key and certificate; made on first use")
+	cmd.Flags().StringVar(&f.dir, "dir", "authority", "`directory` of the authority's key and certificate; the first use makes it")
 	cmd.Flags().StringVar(&f.socket, "socket", "", "`path` of the unix socket (required)")
 	cmd.Flags().StringSliceVar(&f.ids, "id", nil, "a SPIFFE `ID` to serve; may be repeated (required)")
 	cmd.Flags().StringSliceVar(&f.dns, "dns", nil, "DNS `name` or IP address to add; may be repeated")
-	cmd.Flags().StringToStringVar(&f.federated, "federate", nil, "another trust domain and the PEM file of its authorities: `DOMAIN=FILE`")
-	cmd.Flags().DurationVar(&f.lifetime, "lifetime", authority.DefaultLifetime, "how long an SVID is valid; it is rotated at half of it")
+	cmd.Flags().StringToStringVar(&f.federated, "federate", nil, "`DOMAIN=FILE`: another trust domain and the PEM file of its authorities; may be repeated")
+	cmd.Flags().DurationVar(&f.lifetime, "lifetime", authority.DefaultLifetime, "how long an SVID is valid; it is renewed at half of that time")
 	require(cmd, "id", "socket")
 	return cmd
 }

@@ -31,14 +31,14 @@ func newDemo() *cobra.Command {
 	var f demoFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Try the gateway: everything it needs runs in this process",
-		Long: `Start a throw-away SPIFFE authority with a Workload API, a gateway with an mTLS
-listener and DNS over TLS, a policy with two identities and a local TLS origin,
-all in this process, and print commands to try. Everything is in one temporary
-directory, which is removed at the end (Ctrl-C).
+		Short: "Try the gateway, with everything that it needs in one process",
+		Long: `Start a temporary SPIFFE authority with a Workload API, a gateway with an mTLS
+listener and DNS over TLS, a policy with two identities, and a local TLS origin,
+all in one process, and print commands to try. All files are in one temporary
+directory. Ctrl-C ends the demo and removes the directory.
 
-With --check the demo tries the commands itself, over real sockets, and says
-whether each came out as promised: exit code 0 if all did, 1 if not.`,
+With --check the demo runs the commands itself, over real sockets, and prints for
+each whether its result is the expected one. Exit codes: 0 all are, 1 one is not.`,
 		Example: "  exeat demo\n  exeat demo --check\n  exeat demo --origin 127.0.0.1:9443 --policy my-policy.yaml",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,10 +46,10 @@ whether each came out as promised: exit code 0 if all did, 1 if not.`,
 			return f.run(cmd.Context(), courtesy{cmd.OutOrStdout()}, cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().BoolVar(&f.check, "check", false, "try the commands, print each with its outcome, and end")
-	cmd.Flags().StringVar(&f.policy, "policy", "", "use the policy of this `file` instead of the demo's own")
-	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "`address` of the gateway; port 0 is a free one")
-	cmd.Flags().StringVar(&f.originAt, "origin", "127.0.0.1:0", "`address` of the origin; port 0 is a free one")
+	cmd.Flags().BoolVar(&f.check, "check", false, "run the commands, print each with its outcome, and end")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "use the policy in this `file` instead of the demo's own")
+	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "`address` of the gateway; port 0 means a free port")
+	cmd.Flags().StringVar(&f.originAt, "origin", "127.0.0.1:0", "`address` of the origin; port 0 means a free port")
 	return cmd
 }
 

@@ -53,11 +53,13 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "exeat",
 		Short: "An authenticated egress gateway",
-		Long: `exeat stands between workloads and the outside. It knows each caller by its
-SPIFFE identity, lets out only what that identity's allowlist names, says why it
-refused, and records every decision.
+		Long: `exeat is an egress gateway: workloads reach the outside through it. It knows each
+caller by its SPIFFE identity, allows only the destinations that the policy lists
+for that identity, tells a refused caller why, and records every decision.
 
-Exit codes: 0 good, 1 the answer is no, 2 wrong use or a broken configuration.`,
+Exit codes: 0 good, 1 the answer is no, 2 wrong use or a broken configuration. The
+answer is no if a policy denies a request or has errors, or a check of the demo
+fails.`,
 		Example:       "  exeat demo\n  exeat serve --config exeat.yaml",
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -19,7 +19,7 @@ import (
 func newPolicy() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "policy",
-		Short:   "Look at policies",
+		Short:   "Check policies",
 		Example: "  exeat policy lint policy.yaml",
 		RunE:    group,
 	}
@@ -34,11 +34,11 @@ func newPolicyLint() *cobra.Command {
 	var output, trustDomain string
 	cmd := &cobra.Command{
 		Use:   "lint [FILE|DIRECTORY...]",
-		Short: "Say what is wrong with a policy",
-		Long: `Load a policy (policy.yaml if none is named) as the gateway would and print
-every error with its place.
+		Short: "Print the errors of a policy",
+		Long: `Load a policy as the gateway does, and print every error with its place. Without
+arguments the command loads policy.yaml.
 
-Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
+Exit codes: 0 no error, 1 errors in the policy, 2 the policy cannot be read.`,
 		Example: "  exeat policy lint policy.yaml\n  exeat policy lint --output json policies/",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -58,7 +58,7 @@ Exit codes: 0 no error, 1 errors in the policy, 2 it cannot be read.`,
 
 func addTrustDomain(cmd *cobra.Command, trustDomain *string) {
 	cmd.Flags().StringVar(trustDomain, "trust-domain", "",
-		"the gateway's trust `domain`, which an everyone without trust_domains is about")
+		"the gateway's trust `domain`: an everyone entry without trust_domains covers its identities")
 }
 
 func policyOptions(output, trustDomain string) (policyfile.Options, error) {

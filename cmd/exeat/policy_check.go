@@ -31,14 +31,16 @@ func newPolicyCheck() *cobra.Command {
 	var f checkFlags
 	cmd := &cobra.Command{
 		Use:   "check --identity ID --dest HOST:PORT|NAME [--method METHOD] [--path PATH] [--upgrade] [--type TYPE]",
-		Short: "Say what a policy decides",
-		Long: `Decide as the gateway would for a CONNECT; with --method, --path or --upgrade
-for a plain http:// request; with --type for a DNS query. Nothing is looked up.
-Say by which rule, or why not and what would allow it: never more than was asked
-for. Resolved addresses are checked only by the gateway.
+		Short: "Print what a policy decides about a request",
+		Long: `Decide a request as the gateway does: a CONNECT; with --method, --path or
+--upgrade a plain http:// request; with --type a DNS query. For an allowed request
+the command prints the rule. For a denied one it prints the reason and, if a new
+rule would allow it, a rule for this request and nothing more. The command looks
+no name up: only the gateway checks resolved addresses.
 
 Exit codes: 0 allowed or observed, 1 denied, 2 wrong use or a broken policy. A
-special name such as host.local is not looked up, observed or not: 1.`,
+query for a special name such as host.local is 1 even where the policy observes,
+because the gateway does not look it up.`,
 		Example: "  exeat policy check --policy policy.yaml --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com:443\n" +
 			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest mirror.example:80 --method GET --path /debian/dists\n" +
 			"  exeat policy check --identity spiffe://prod.example/ns/ci/sa/builder --dest github.com --type A",
@@ -52,11 +54,11 @@ special name such as host.local is not looked up, observed or not: 1.`,
 	cmd.Flags().StringSliceVarP(&f.policies, "policy", "p", []string{defaultPolicy}, "policy `files` or directories")
 	cmd.Flags().StringVar(&f.identity, "identity", "", "the caller's SPIFFE `ID` (required)")
 	cmd.Flags().StringVar(&f.dest, "dest", "", "the destination, `HOST:PORT`, or a name with --type (required)")
-	cmd.Flags().StringVar(&f.method, "method", "", "ask for a plain request with this `method`; default GET with --path or --upgrade")
-	cmd.Flags().StringVar(&f.path, "path", "", "and for this `path`; default /, and * is the server itself, for OPTIONS")
-	cmd.Flags().BoolVar(&f.upgrade, "upgrade", false, "and for an upgrade that it must have, as a WebSocket must")
-	cmd.Flags().StringVar(&f.qtype, "type", "", "ask whether the name may be resolved, for this query `type` such as A")
-	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller proves its identity: x509-svid, listener or source-map")
+	cmd.Flags().StringVar(&f.method, "method", "", "decide a plain request with this `method`; default GET with --path or --upgrade")
+	cmd.Flags().StringVar(&f.path, "path", "", "decide a plain request for this `path`; default /; * stands for the server itself, for OPTIONS")
+	cmd.Flags().BoolVar(&f.upgrade, "upgrade", false, "decide a plain request that fails without its upgrade, such as a WebSocket")
+	cmd.Flags().StringVar(&f.qtype, "type", "", "decide a DNS query of this `type`, such as A")
+	cmd.Flags().StringVar(&f.with, "with", "x509-svid", "`how` the caller shows its identity: x509-svid, listener or source-map")
 	require(cmd, "identity", "dest")
 	return cmd
 }

@@ -24,29 +24,32 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the gateway",
-		Long: `Run the gateway until it is told to stop (SIGINT or SIGTERM). It then serves
-on for drain_delay, with answers that close their connections, answers new
-requests with 503 draining, lets tunnels finish for drain_timeout, and flushes
-records and spans for at most 5 s. A second signal ends it at once.
+		Long: `Run the gateway until SIGINT or SIGTERM. After the signal the gateway serves
+for drain_delay as before, and its answers close their connections. Then it
+answers new requests with 503 draining, and lets tunnels finish for
+drain_timeout. Last it writes the remaining records and spans, for at most 5 s.
+A second signal ends the process at once.
 
-Probes are answered from the beginning, also while the start waits for an identity
-of the Workload API; a signal to stop meanwhile ends it with exit code 0.
+The gateway answers probes from the beginning, also while its start waits for an
+identity of the Workload API. SIGINT or SIGTERM ends that wait with exit code 0.
 
-Policy, identity and web certificates are followed as they change; SIGHUP reads
-them again at once. What is wrong changes nothing and is logged.
+The gateway follows changes of policy, identity and web certificates. SIGHUP makes
+it read them at once. A file with an error changes nothing; the error is logged.
 
 Records of decisions go to standard output unless the configuration names a
-file; the gateway's own log goes to standard error. It serves on when nobody
-reads them any more: what is lost is counted, and said by /readyz.
+file. The gateway's own log goes to standard error. The gateway serves on if
+nobody reads its output: it counts the lost records, and /readyz reports the loss.
 
-With --check configuration, identity, certificates and policy are read as at a
-start, and what is wrong with them is printed. A Workload API that gives no
-identity within 3 s is an error. Nothing is opened, so that it may run beside
-the gateway that serves. It warns, with exit code 0, of an identity of a
-listener that the policy refuses whatever is asked, of more connections than
-there are file descriptors for, of a limit that a smaller one keeps from being
-reached, and of a record file that could not be opened or OTEL_* variables that
-could not be obeyed, which are errors of a start.
+With --check the command reads configuration, identity, certificates and policy
+as a start does, and prints their errors. It is an error if the Workload API gives
+no identity within 3 s. The command opens no listener and no record file, so that
+it may run beside the gateway that serves. It prints a warning, with exit code 0,
+for each of these:
+  - an identity of a listener that the policy refuses whatever it asks for;
+  - more connections than there are file descriptors for;
+  - a limit that a smaller limit makes unreachable, or a max_revoke of 100%;
+  - a record file that cannot be opened, or OTEL_* variables that cannot be used:
+    a start would fail.
 
 Exit codes: 0 good, 2 a broken configuration.`,
 		Example: "  exeat serve --config /etc/exeat/exeat.yaml\n  exeat serve --config /etc/exeat/exeat.yaml --check",
@@ -58,7 +61,7 @@ Exit codes: 0 good, 2 a broken configuration.`,
 			return serve(cmd, path)
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "only read everything and say what is wrong")
+	cmd.Flags().BoolVar(&check, "check", false, "read all files, print their errors and warnings, and end")
 	cmd.Flags().StringVarP(&path, "config", "c", "exeat.yaml", "the configuration `file`")
 	return cmd
 }
