@@ -23,6 +23,12 @@ type Decision struct {
 // Allowed reports whether the request may proceed to the check of its addresses.
 func (d Decision) Allowed() bool { return d.Verdict == Allow || d.Verdict == Observe }
 
+// OnlyPublic reports whether a rule without addresses allowed a name, which may then
+// resolve to public addresses only.
+func (d *Decision) OnlyPublic() bool {
+	return d.Verdict == Allow && !d.Dest.Host.IsAddr() && d.Rule.Addresses == nil
+}
+
 // Narrow reports whether the rule that allowed the request restricts methods, and whether
 // it restricts paths. The origin must then not read another method or path from the
 // request than the one that was decided on.

@@ -216,6 +216,10 @@ func (f *checkFlags) print(w io.Writer, a *answered, to, version string) error {
 	if note := a.remedy.Note; note != "" {
 		text += "\n" + note
 	}
+	if f.qtype == "" && d.OnlyPublic() {
+		text += "\nIf " + d.Dest.Host.String() + " resolves to a private or other special address, the gateway refuses it as " +
+			allowlist.ResolvedAddressDenied.String() + ": addresses in the rule open it."
+	}
 	_, err := fmt.Fprintln(w, text)
 	return err
 }
