@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,13 +27,15 @@ import (
 //	yaml kubernetes           it must be YAML
 //	json file=F               F is written
 //	sh run needs=A,B          the shell must end with 0; A and B are programs that it uses
+//	sh origin needs=A,B       a server for gateways to reach, which runs until the document ends
 //	sh serve needs=A,B        a gateway that runs until the document ends
 //	text output               what the block above has printed
 //
 // The blocks of a document share a directory, which is also their HOME, and which
 // holds what is in testdata. A gateway listens on a free port wherever its
-// configuration names a port of loopback; the blocks behind it are changed
-// accordingly, so that a document shows the port that a reader would use.
+// configuration names a port of loopback, and so does an origin; the policies and the
+// blocks behind it are changed accordingly, so that a document shows the port that a
+// reader would use.
 
 // block is a fenced block of a document.
 type block struct {
@@ -88,16 +91,24 @@ func (b block) file() string {
 	return unnamed
 }
 
-// demand skips a test where a program of needs=A,B is missing.
-func (b block) demand(t *testing.T) {
-	t.Helper()
+// lacks returns the first program of needs=A,B that is missing, or "".
+func (b block) lacks() string {
 	for _, w := range b.info {
 		names, ok := strings.CutPrefix(w, "needs=")
 		for name := range strings.SplitSeq(names, ",") {
 			if _, err := exec.LookPath(name); ok && err != nil {
-				missing.Skip(t, name+" is not installed")
+				return name
 			}
 		}
+	}
+	return ""
+}
+
+// demand skips a test where a program of needs=A,B is missing.
+func (b block) demand(t *testing.T) {
+	t.Helper()
+	if name := b.lacks(); name != "" {
+		missing.Skip(t, name+" is not installed")
 	}
 }
 
@@ -128,7 +139,7 @@ func TestBlocks(t *testing.T) {
 
 // TestBlocksAreMarked: as many blocks as the documents had are still marked.
 func TestBlocksAreMarked(t *testing.T) {
-	want := map[string]int{"policy": 7, "config": 9, "run": 27, "serve": 3, "output": 18}
+	want := map[string]int{"policy": 7, "config": 9, "run": 28, "origin": 1, "serve": 3, "output": 19}
 	for _, path := range documents(t) {
 		for _, b := range blocks(t, path) {
 			if len(b.info) > 1 {
@@ -146,8 +157,8 @@ func TestBlocksAreMarked(t *testing.T) {
 // document is a document whose blocks are being tried.
 type document struct {
 	dir, bin string
-	shown    []string // loopback addresses as the document shows them
-	used     []string // the addresses that gateways listen on instead
+	shown    []string // loopback addresses, and ports of origins, as the document shows them
+	used     []string // the addresses and ports that are listened on instead
 	ran      bool     // the last shell block was not left out
 	printed  string   // what it printed
 }
@@ -167,7 +178,7 @@ func (d *document) try(t *testing.T, b block) {
 	path := filepath.Join(d.dir, b.file())
 	switch {
 	case b.is("yaml", "policy"):
-		write(t, path, b.text)
+		write(t, path, d.replace(b.text, d.shown, d.used))
 		loadPolicy(t, b.place, path)
 	case b.is("yaml", "config"):
 		write(t, path, b.text)
@@ -182,6 +193,8 @@ func (d *document) try(t *testing.T, b block) {
 		write(t, path, b.text)
 	case b.is("sh", "run"):
 		d.run(t, b)
+	case b.is("sh", "origin"):
+		d.origin(t, b)
 	case b.is("sh", "serve"):
 		d.serve(t, b)
 	case b.is("text", "output"):
@@ -296,6 +309,36 @@ func (d *document) serve(t *testing.T, b block) {
 	}
 	t.Cleanup(p.Kill)
 	d.shown, d.used = append(d.shown, shown...), append(d.used, p.Addresses...)
+}
+
+// origin starts the server of a block, which announces its port in its first line, and
+// stops it when the document has ended. Where its program is missing, so is that of the
+// blocks that reach it.
+func (d *document) origin(t *testing.T, b block) {
+	t.Helper()
+	if b.lacks() != "" {
+		return
+	}
+	port := regexp.MustCompile(`\b\d{4,5}\b`)
+	shown := port.FindString(b.text)
+	cmd := d.command(t, "sh", "-ec", "exec "+strings.Replace(b.text, shown, "0", 1))
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%s: %v", b.place, err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	used := port.FindString(line)
+	if used == "" {
+		t.Fatalf("%s: the server announces no port: %q, %v", b.place, line, err)
+	}
+	d.shown, d.used = append(d.shown, shown), append(d.used, used)
 }
 
 // TestScriptedRecords: the records that the recipes of the documents are tried on
