@@ -27,41 +27,41 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.decisions", Prometheus: "egress_decisions_total",
 			Labels:      []string{"verdict", "reason", "protocol", "mode"},
-			Description: "Decisions. The reason of an observed denial is the one that it would have had.",
+			Description: "Decisions. With the verdict observe, the reason is the one for which the request would have been denied.",
 		},
 		{
 			Name: "egress.decisions.by_identity", Prometheus: "egress_decisions_by_identity_total",
 			Labels:      []string{"identity", "identity_source", "verdict"},
-			Description: "Decisions of the first identities seen, as many as the configured cap; the others share _other. Those shown by source-map have a cap of their own.",
+			Description: "Decisions by identity. The first identities seen, up to the configured number, have their own series; all others share _other. Identities proven by source-map count against the number separately.",
 		},
 		{
 			Name: "egress.dns.queries", Prometheus: "egress_dns_queries_total",
 			Labels:      []string{"qtype", "rcode", "source"},
-			Description: "DNS queries by type, code and source of the answer. Types that no policy can allow are _other; the code of what was dropped is empty.",
+			Description: "DNS queries by type, response code and source of the answer. Types that no policy can allow are _other; the code of a dropped query is empty.",
 		},
 		{
 			Name: "egress.dns.unanswered", Prometheus: "egress_dns_unanswered_total",
 			Labels:      []string{"cause"},
-			Description: "What got no answer over DNS: no-query, packets that were none; over-limit, datagrams that were dropped, and connections over HTTP that were closed because of what was no request.",
+			Description: "DNS input without an answer. no-query: packets that are not a query. over-limit: datagrams dropped for a limit, and DoH connections closed because of too much data that is not a query.",
 		},
 		{
 			Name: "egress.resolver.errors", Prometheus: "egress_resolver_errors_total",
 			Labels:      []string{"server", "cause"},
-			Description: "What went wrong with each configured name server: timeout, unreachable, certificate, tls, closed, servfail, bogus (SERVFAIL because of DNSSEC), refused, code (another one), not-recursive, malformed, other.",
+			Description: "Errors of each configured name server, by cause: timeout, unreachable, certificate, tls, closed, servfail, bogus (SERVFAIL because of DNSSEC), refused, code (another response code), not-recursive, malformed, other.",
 		},
 		{
 			Name: "egress.authorize.duration", Prometheus: "egress_authorize_duration_seconds", Unit: "s",
-			Description: "Time that the policy took to decide.",
+			Description: "Time to decide by the policy.",
 			buckets:     []float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2},
 		},
 		{
 			Name: "egress.resolve.duration", Prometheus: "egress_resolve_duration_seconds", Unit: "s",
-			Description: "Time that the name of an allowed destination took to resolve.",
+			Description: "Time to resolve the name of an allowed destination.",
 			buckets:     networkBuckets(),
 		},
 		{
 			Name: "egress.dial.duration", Prometheus: "egress_dial_duration_seconds", Unit: "s",
-			Description: "Time that the connection to an allowed destination took.",
+			Description: "Time to connect to an allowed destination.",
 			buckets:     networkBuckets(),
 		},
 		{
@@ -71,17 +71,17 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.descriptors.used", Prometheus: "egress_descriptors_used",
 			Labels:      []string{"purpose"},
-			Description: "File descriptors that callers make the gateway use: accepted, for their connections; opened, for those to origins, questions to name servers, and pipes.",
+			Description: "File descriptors in use on behalf of callers. accepted: connections from callers. opened: connections to origins, sockets to name servers, and pipes.",
 		},
 		{
 			Name: "egress.descriptors.limit", Prometheus: "egress_descriptors_limit",
 			Labels:      []string{"purpose"},
-			Description: "How many of these there may be; the rest of the process's limit is kept for policy, identity, records and probes.",
+			Description: "Limits of egress_descriptors_used. The rest of the process's limit is kept for policy, identity, records and probes.",
 		},
 		{
 			Name: "egress.descriptors.missing", Prometheus: "egress_descriptors_missing_total",
 			Labels:      []string{"purpose"},
-			Description: "How often there was none left: what needed it was refused as busy, or closed.",
+			Description: "How often no file descriptor was left, so that a request was refused as busy or a connection was closed.",
 		},
 		{
 			Name: "egress.tunnel.duration", Prometheus: "egress_tunnel_duration_seconds", Unit: "s",
@@ -91,31 +91,31 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.io", Prometheus: "egress_io_bytes_total", Unit: "By",
 			Labels:      []string{"direction"},
-			Description: "Bytes through tunnels, up from and down to the callers, counted when a tunnel reports or ends.",
+			Description: "Bytes through tunnels: up from the callers, down to the callers. They are counted when a tunnel reports its progress or ends.",
 		},
 		{
 			Name: "egress.tls.handshakes", Prometheus: "egress_tls_handshakes_total",
 			Labels:      []string{"result"},
-			Description: "TLS handshakes with callers: ok, or why there is no identity; unused if nothing was asked after it, or the client left within it and had shown no certificate, as health checks do; and connections that were closed before anything was said: rate-limited or malformed-header.",
+			Description: "TLS handshakes with callers. ok: the caller proved an identity. unused: no request followed, or the client left during the handshake without a certificate, as health checks do. rate-limited, malformed-header: the connection was closed before the handshake. Any other result is the reason why there is no identity.",
 		},
 		{
 			Name: "egress.connections.cut", Prometheus: "egress_connections_cut_total",
 			Labels:      []string{"listener", "cause"},
-			Description: "Connections that were closed for want of a slot, by the share that was full: source, unidentified, caller or all; or of a file descriptor: descriptors.",
+			Description: "Connections closed because a share of the slots was full (source, unidentified, caller or all) or because no file descriptor was left (descriptors).",
 		},
 		{
 			Name: "egress.policy.info", Prometheus: "egress_policy_info",
 			Labels:      []string{"version", "quarantine", "generation"},
-			Description: "1 for the policy in force: its version, and that of who is in quarantine, which is empty if nobody is.",
+			Description: "1 for the policy in force, with its version and the version of the quarantine list, which is empty if no identity is in quarantine.",
 		},
 		{
 			Name: "egress.policy.reloads", Prometheus: "egress_policy_reloads_total",
 			Labels:      []string{"result"},
-			Description: "Policies that were loaded: in-force, refused, or held, which is in force for everything new. Another quarantine list and another address of the host are none.",
+			Description: "Loads of a policy, by result: in-force, refused, or held (in force for new requests, while some tunnels that it forbids stay open). A new quarantine list or a new address of the host is not counted.",
 		},
 		{
 			Name: "egress.policy.held", Prometheus: "egress_policy_held",
-			Description: "Identities with something open that the policy in force forbids, because policy.max_revoke holds its end; zero if nothing is held.",
+			Description: "Identities that keep a tunnel or exchange open which the policy in force forbids, because policy.max_revoke holds its end. Zero if nothing is held.",
 		},
 		{
 			Name: "egress.policy.age", Prometheus: "egress_policy_age_seconds", Unit: "s",
@@ -123,7 +123,7 @@ func Catalogue() []Metric {
 		},
 		{
 			Name: "egress.revocation.duration", Prometheus: "egress_revocation_duration_seconds", Unit: "s",
-			Description: "Time from the swap of a policy to the last tunnel that it ended.",
+			Description: "Time from a policy's coming into force until the last tunnel that it forbids was told to end.",
 			buckets:     []float64{1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5},
 		},
 		{
@@ -133,22 +133,22 @@ func Catalogue() []Metric {
 		{
 			Name: "egress.identity.reloads", Prometheus: "egress_identity_reloads_total",
 			Labels:      []string{"result"},
-			Description: "What came of the identities, bundles and web certificates that were read from files or sent by the Workload API: loaded, or refused, each error once.",
+			Description: "Identities, bundles and web certificates read from files or sent by the Workload API, by result: loaded or refused. Each error counts once.",
 		},
 		{
 			Name: "egress.records", Prometheus: "egress_records_total",
 			Labels:      []string{"sink", "result"},
-			Description: "Records by sink and by what became of them: written, summarised, dropped or failed.",
+			Description: "Records by sink and result: written, summarised, dropped or failed.",
 		},
 		{
 			Name: "egress.records.waiting", Prometheus: "egress_records_waiting",
 			Labels:      []string{"sink"},
-			Description: "Records that wait for a sink, or are on their way to it.",
+			Description: "Records that wait for a sink, or are being written to it.",
 		},
 		{
 			Name: "egress.spans", Prometheus: "egress_spans_total",
 			Labels:      []string{"result"},
-			Description: "Spans by what became of them: exported, dropped or failed.",
+			Description: "Spans by result: exported, dropped or failed.",
 		},
 	}
 }

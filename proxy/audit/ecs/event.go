@@ -96,7 +96,7 @@ func outcome(r *audit.Record) string {
 	case audit.EventHandshake:
 		return "failure"
 	case audit.EventPolicyReload:
-		if r.Policy == "" { // no policy was in force
+		if r.Policy == "" { // the policy was refused
 			return "failure"
 		}
 	case audit.EventIdentityRotate, audit.EventQuarantine:

@@ -78,7 +78,7 @@ func (e *event) classify(r *audit.Record) {
 		e.Source, e.Destination = source(r), gateway(r)
 	case audit.EventPolicyReload:
 		e.entity(entity{Name: "egress policy", TypeID: entityPolicy, Type: "Policy", Version: r.Policy})
-		if r.Policy == "" { // no policy was in force
+		if r.Policy == "" { // the policy was refused
 			e.Status = statusFailure
 		}
 	case audit.EventQuarantine:
