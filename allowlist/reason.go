@@ -122,13 +122,13 @@ func (r Reason) Info() ReasonInfo {
 	case DuplicateHost:
 		return ReasonInfo{"duplicate-host", 400, requestError, "there is more than one Host field"}
 	case AuthorityMismatch:
-		return ReasonInfo{"authority-mismatch", 400, requestError, "the Host field is not the target"}
+		return ReasonInfo{"authority-mismatch", 400, requestError, "the Host field differs from the target"}
 	case ConnectOnly:
-		return ReasonInfo{"connect-only", 405, requestError, "the method is not served here"}
+		return ReasonInfo{"connect-only", 405, requestError, "the method is not supported"}
 	case HeadTooLarge:
 		return ReasonInfo{"head-too-large", 431, requestError, "the request head is too large"}
 	case UnsupportedVersion:
-		return ReasonInfo{"unsupported-version", 505, requestError, "speak HTTP/1.1 or HTTP/1.0"}
+		return ReasonInfo{"unsupported-version", 505, requestError, "the HTTP version is not supported: use HTTP/1.1 or HTTP/1.0"}
 	case HeadTimeout:
 		return ReasonInfo{"head-timeout", 408, requestError, "the request head came too slowly"}
 
@@ -144,7 +144,7 @@ func (r Reason) Info() ReasonInfo {
 	case IdentityUnknown:
 		return ReasonInfo{"identity-unknown", 403, requestDenied, "is refused: the policy has no entry for"}
 	case IdentitySourceNotAccepted:
-		return ReasonInfo{"identity-source-not-accepted", 403, requestDenied, "is refused: this way to prove an identity is not accepted for"}
+		return ReasonInfo{"identity-source-not-accepted", 403, requestDenied, "is refused: the policy does not accept this kind of proof for"}
 	case QuarantinedIdentity:
 		return ReasonInfo{"quarantined", 403, requestDenied, "is closed to the quarantined"}
 	case DeniedByRule:
@@ -154,17 +154,17 @@ func (r Reason) Info() ReasonInfo {
 	case PortNotAllowed:
 		return ReasonInfo{"port-not-allowed", 403, requestDenied, "is not an allowed port for"}
 	case MethodNotAllowed:
-		return ReasonInfo{"method-not-allowed", 403, requestDenied, "is allowed for other methods only for"}
+		return ReasonInfo{"method-not-allowed", 403, requestDenied, "is allowed only with other methods for"}
 	case UpgradeNotAllowed:
-		return ReasonInfo{"upgrade-not-allowed", 403, requestDenied, "is allowed without an upgrade to another protocol only for"}
+		return ReasonInfo{"upgrade-not-allowed", 403, requestDenied, "is allowed only without an upgrade to another protocol for"}
 	case PathNotAllowed:
-		return ReasonInfo{"path-not-allowed", 403, requestDenied, "is allowed for other paths only for"}
+		return ReasonInfo{"path-not-allowed", 403, requestDenied, "is allowed only with other paths for"}
 	case RuleExpired:
 		return ReasonInfo{"rule-expired", 403, requestDenied, "was allowed by a rule that has expired for"}
 	case IPNotOnAllowlist:
 		return ReasonInfo{"ip-not-on-allowlist", 403, requestDenied, "is an address that is not allowed for"}
 	case TypeNotAllowed:
-		return ReasonInfo{"type-not-allowed", 403, requestDenied, "is allowed for other query types only for"}
+		return ReasonInfo{"type-not-allowed", 403, requestDenied, "is allowed only with other query types for"}
 	case SpecialName:
 		return ReasonInfo{"special-name", 403, requestDenied, "is a special name that is not looked up for"}
 	case ResolvedAddressDenied:
@@ -175,9 +175,9 @@ func (r Reason) Info() ReasonInfo {
 	case SNIMissing:
 		return ReasonInfo{Token: "sni-missing", Text: "the ClientHello asks for no name"}
 	case NotTLS:
-		return ReasonInfo{"not-tls", 403, "tls_protocol_error", "takes TLS only, by the rule for"}
+		return ReasonInfo{"not-tls", 403, "tls_protocol_error", "is allowed only over TLS for"}
 	case ECHRefused:
-		return ReasonInfo{Token: "ech-refused", Text: "the ClientHello may hide another name"}
+		return ReasonInfo{Token: "ech-refused", Text: "the ClientHello offers Encrypted Client Hello"}
 
 	case RateLimited:
 		return ReasonInfo{"rate-limited", 429, limitReached, "too many requests in a short time"}
@@ -186,7 +186,7 @@ func (r Reason) Info() ReasonInfo {
 	case UploadLimit:
 		return ReasonInfo{"upload-limit", 429, limitReached, "too many bytes were sent within the hour"}
 	case NameBudget:
-		return ReasonInfo{"name-budget", 429, limitReached, "this identity asks for more below wildcards than it may"}
+		return ReasonInfo{"name-budget", 429, limitReached, "too many names or questions below wildcards in a minute"}
 
 	case ResolveFailed:
 		return ReasonInfo{"resolve-failed", 502, "dns_error", "cannot be resolved"}
@@ -200,7 +200,7 @@ func (r Reason) Info() ReasonInfo {
 		return ReasonInfo{"dial-timeout", 504, "connection_timeout", "did not answer in time"}
 
 	case ResponseFailed:
-		return ReasonInfo{"response-failed", 502, "http_response_incomplete", "gave no proper HTTP answer"}
+		return ReasonInfo{"response-failed", 502, "http_response_incomplete", "gave no valid HTTP answer"}
 	case ResponseTimeout:
 		return ReasonInfo{"response-timeout", 504, "http_response_timeout", "gave no HTTP answer in time"}
 
@@ -212,7 +212,7 @@ func (r Reason) Info() ReasonInfo {
 	case AuditUnavailable:
 		return ReasonInfo{"audit-unavailable", 503, "proxy_configuration_error", "the decision cannot be recorded"}
 	case Busy:
-		return ReasonInfo{"busy", 503, limitReached, "the gateway serves as many connections as it may"}
+		return ReasonInfo{"busy", 503, limitReached, "the gateway cannot take more connections"}
 	case Draining:
 		return ReasonInfo{"draining", 503, limitReached, "the gateway is shutting down"}
 	case InternalError:

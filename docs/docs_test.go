@@ -40,7 +40,20 @@ func TestGeneratedReasons(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString(`# Reasons
 
-Every refusal has one reason of this closed set. 403 means that the policy refused the request and nothing was sent; 407 that the identity was not accepted; 502 and 504 that the destination failed, or that an exchange was cut off after it began; 503 that the gateway could not serve the request and nothing was sent. The table is generated from the code (` + "`make generate`" + `).
+Every refusal has exactly one reason from this table. The status tells the kinds of refusals apart:
+
+- 400, 405, 408, 431 and 505: the request was malformed, too large, too slow or of a kind that the gateway does not support.
+- 403: the policy denied the request. Nothing was sent on.
+- 407: the caller did not prove an identity that the gateway accepts.
+- 429: a limit of the caller was reached. Nothing was sent on.
+- 502 and 504: the look-up or the destination failed, or the gateway cut the exchange off after the request had been sent on.
+- 503: the gateway could not serve the request. Nothing was sent on.
+- 500: the gateway has a fault.
+- none: there is no HTTP answer, because the tunnel was already open, the TLS handshake failed, or the caller left.
+
+For DNS queries, [dns.md](dns.md#what-is-answered) says which response each reason has.
+
+The table is generated from the code (` + "`make generate`" + `).
 
 | Reason | Status | Proxy-Status error | What the caller is told |
 |---|---|---|---|
@@ -53,15 +66,15 @@ Every refusal has one reason of this closed set. 403 means that the policy refus
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", info.Token, status, proxyError, told(info))
 	}
-	b.WriteString("\n`dial-failed` and `response-failed` have another error type where RFC 9209 has one for the cause:")
+	b.WriteString("\nIf RFC 9209 has an error type for the cause, a `dial-failed` or `response-failed` has this type instead:")
 	for _, c := range allowlist.Causes() {
 		b.WriteString(" `" + c.ProxyError() + "`")
 	}
 	b.WriteString(`.
 
-A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many queries to name servers are outstanding: in that case nothing was tried, and the record names no ` + "`address`" + `.
+A request is also refused as ` + "`busy`" + ` if it needs a file descriptor and none is left, or if too many queries to name servers are in progress. The gateway then tried no address, and the record has no ` + "`address`" + `.
 
-A refusal never names a resolved address; the record has its class in ` + "`address_class`" + `.
+A refusal never names a resolved address. The record has the class of a refused address in ` + "`address_class`" + `.
 `)
 	if *update {
 		write(t, "reasons.md", b.String())
