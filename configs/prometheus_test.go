@@ -31,8 +31,8 @@ func TestDestinationsThatFail(t *testing.T) {
 	}
 }
 
-// TestListsAreTheSameEverywhere: what the rules count as an attempt at what is not
-// approved, and which handshakes they leave out, the dashboards do, too.
+// TestListsAreTheSameEverywhere checks that rules and dashboards count the same reasons
+// as attempts to reach unapproved destinations, and leave out the same handshakes.
 func TestListsAreTheSameEverywhere(t *testing.T) {
 	lists := func(path string) []string {
 		data, err := os.ReadFile(path)
