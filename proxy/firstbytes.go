@@ -269,7 +269,8 @@ func (c *firstBytes) noHello(p []byte, err error) string {
 	return fmt.Sprintf("%v: %d bytes came before the end of the client's way or within %v", err, len(p), c.wait)
 }
 
-// compare compares a ClientHello with the destination.
+// compare compares a ClientHello with the destination. refuse is the mode in which the rule
+// of the destination treats Encrypted Client Hello.
 func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audit.Hello, reason allowlist.Reason) {
 	c.observed = nil
 	seen = audit.Hello{SNI: h.Name, ECH: h.ECH}

@@ -114,7 +114,8 @@ func (p *Proxy) Panicked(ctx context.Context, cause any, stack []byte) {
 func (p *Proxy) Panics() uint64 { return p.panics.Load() }
 
 // Serve answers the requests of one connection until it ends or a tunnel opens. It stores
-// the function that relays the tunnel in conn.Rest. A panic ends this connection only.
+// the function that relays the tunnel in conn.Continue, which listen.Listener calls after
+// Serve has returned. A panic ends this connection only.
 func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 	s := &session{proxy: p, conn: conn, wire: audit.WireH1}
 	defer s.logins.Close()

@@ -79,7 +79,11 @@ func overLimit(c *listen.Caller) (reason allowlist.Reason, detail string, key li
 // errNoRequest is passed to Done when a refusal is not sent because there was no request.
 var errNoRequest = errors.New("nothing was asked")
 
-// request is one request on its way through the gateway. It is used by one goroutine.
+// request is one request on its way through the gateway. It is used by one goroutine. Its
+// steps, in their order, are the methods begin, admit and reserve, the function connect or
+// forwardPlain, and the function open or the method refuse. state, which renew loads and
+// which is nil while no state is in force, makes the decision. failure is the cause of the
+// refusal, if its reason has several causes.
 type request struct {
 	*session
 
@@ -180,8 +184,8 @@ func (x *request) admit() allowlist.Reason {
 	return x.spend()
 }
 
-// identify refuses a caller without an identity, or with one that has expired
-// since the handshake.
+// identify returns the reason to refuse a caller without an identity, or with one that has
+// expired since the handshake, and NoReason for any other caller.
 func (x *request) identify(now time.Time) allowlist.Reason {
 	if x.caller.Reason != allowlist.NoReason {
 		x.detail = x.caller.Detail

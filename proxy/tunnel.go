@@ -115,9 +115,10 @@ func newRelaying(x *request, o *opening) *relaying {
 	return r
 }
 
-// confirm checks the tunnel, as the registry knows it, against the state in force. A new
-// state may allow the address for another name. The entry then gets that name, so that
-// later states decide about it.
+// confirm checks the tunnel against the state in force. A new state may allow the address
+// by another name than before, or by the same name over another way. The registration
+// then gets that name and way, so that later states decide about them, and is checked
+// again, because a state may have come into force before the registration was changed.
 func (r *relaying) confirm(x *request, to reached) allowlist.Reason {
 	known := x.decision.Dest
 	for {
