@@ -73,8 +73,8 @@ type Conn struct {
 	Continue func()
 
 	raw        *tunnel.Conn // the accepted connection
-	home       *Listener
-	peer       string // the user at the other end of a unix socket; "" if unknown
+	home       *Listener    // the listener that accepted the connection
+	peer       string       // the user at the other end of a unix socket; "" if unknown
 	slot       limit.Slot
 	source     *limit.Source                      // nil until the connection is admitted
 	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a permit for a long handshake; nil before it
@@ -176,6 +176,7 @@ func (c *Caller) identify(peer identity.Peer) {
 	}
 }
 
+// clientAddr returns the address that a connection comes from; zero on a unix socket.
 func clientAddr(conn net.Conn) netip.AddrPort {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		ap := tcp.AddrPort()

@@ -93,8 +93,8 @@ type Config struct {
 	// request follows it (Conn.Ask), with the reason why there is no identity, or
 	// NoReason.
 	Handshaken func(allowlist.Reason)
-	// Unused, if not nil, is called for every other completed handshake when its
-	// connection has ended, as health checks leave them, with the reason why it gave no
+	// Unused, if not nil, is called for every other completed handshake, such as that of
+	// a health check, when its connection has ended, with the reason why it gave no
 	// identity. It is also called for a handshake whose client left before it had shown
 	// a certificate.
 	Unused func(ctx context.Context, client netip.AddrPort, why allowlist.Reason, detail string)
@@ -172,9 +172,10 @@ func (l *Listener) Name() string { return l.cfg.Name }
 // Close stops accepting. Serve then returns when its connections have ended.
 func (l *Listener) Close() error { return l.net.Close() }
 
-// Serve accepts connections until Close, and calls handle for each admitted one in a
-// goroutine of its own. When handle has returned, Serve calls Conn.Continue and closes the
-// connection. It returns when all connections have ended. The end of ctx does not stop
+// Serve accepts connections until Close. A connection that finds a slot and a descriptor
+// (enter) has a goroutine of its own, in which it is admitted and its TLS handshake is
+// made; then handle is called. When handle has returned, Serve calls Conn.Continue and
+// closes the connection. It returns when all connections have ended. The end of ctx does not stop
 // accepting, but closes every connection that is open.
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
 	var handlers sync.WaitGroup
@@ -205,6 +206,8 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 	}
 }
 
+// serve admits a connection, makes its TLS handshake and calls handle. It returns early if
+// the connection is refused, or if its handshake fails.
 func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
 	raw := conn.raw
 	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -240,7 +243,8 @@ func (l *Listener) wrap(raw net.Conn) *Conn {
 	}
 }
 
-// admit finds the caller's address, and reports whether it may have this connection.
+// admit finds the caller's address, and reports whether its source may have this
+// connection and, over TLS, another handshake.
 func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	caller := &conn.Caller
 	if l.behindProxy(caller.Addr.Addr()) {
@@ -272,6 +276,8 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	return true
 }
 
+// behindProxy reports whether a peer is a load balancer, whose connections begin with a
+// PROXY protocol header.
 func (l *Listener) behindProxy(peer netip.Addr) bool {
 	peer = peer.WithZone("") // the prefixes have no zone
 	return slices.ContainsFunc(l.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(peer) })

@@ -27,7 +27,7 @@ func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
 		if l.cfg.TLS == nil {
 			c.Caller.assume(l.cfg.Fixed, l.cfg.Mapped)
 			if c.Caller.Reason == allowlist.NoReason {
-				c.Caller.full(l.cfg.Slots.Enter(&c.slot, c.owner(), c.giveWay))
+				c.Caller.setBusy(l.cfg.Slots.Enter(&c.slot, c.owner(), c.giveWay))
 				if !c.Caller.Busy {
 					return true
 				}
@@ -58,9 +58,9 @@ func (c *Caller) OverLimit() (detail string, over limit.Key) {
 	return "", limit.NoKey
 }
 
-// full sets Busy and Crowded from the result of taking a slot for a caller with an
+// setBusy sets Busy and Crowded from the result of taking a slot for a caller with an
 // identity.
-func (c *Caller) full(cause limit.Cause) {
+func (c *Caller) setBusy(cause limit.Cause) {
 	c.Busy, c.Crowded = cause != limit.NoCause, cause == limit.CauseCaller
 }
 
@@ -96,11 +96,11 @@ func (c *Conn) assignProxied() bool {
 
 // assignSlot moves the connection's slot to the caller, whose identity or address is now
 // known. If an identity has no slot left, the connection counts among the callers
-// without an identity, and is Busy. If they have none left either, it returns the
-// cause.
+// without an identity, and is Busy. If these callers have no slot left either,
+// assignSlot returns the cause, and the connection keeps the slot that it has.
 func (c *Conn) assignSlot() limit.Cause {
 	if c.Caller.Reason == allowlist.NoReason {
-		if c.Caller.full(c.slot.Move(c.owner())); !c.Caller.Busy {
+		if c.Caller.setBusy(c.slot.Move(c.owner())); !c.Caller.Busy {
 			return limit.NoCause
 		}
 	}
