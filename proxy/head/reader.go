@@ -30,8 +30,8 @@ type Reader struct {
 	limit  int
 	pooled *[smallSize]byte // the buffer from the pool that holds buf; nil if buf is not from the pool
 	buf    []byte
-	start  int   // buf[start:end] has been read from src and not consumed
-	end    int   //
+	start  int   // offset of the first byte of buf that has not been consumed
+	end    int   // offset behind the last byte of buf that has been read from src
 	err    error // the error that src returned together with the last bytes
 
 	// The following fields describe the head that begins at start.
