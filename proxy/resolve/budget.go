@@ -56,10 +56,10 @@ func newBudgets(limit int) *budgets {
 	}
 }
 
-// leave counts a question that is about to be sent to a server, or returns why it must
+// spend counts a question that is about to be sent to a server, or returns why it must
 // not be sent. The target of an alias does not count as a name, because the asker has
 // not chosen it.
-func (b *budgets) leave(a Asker, name string, now time.Time) error {
+func (b *budgets) spend(a Asker, name string, now time.Time) error {
 	if a.Wildcard == "" {
 		return nil
 	}

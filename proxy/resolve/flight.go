@@ -41,10 +41,10 @@ type flight struct {
 	panicked string
 }
 
-// join returns the flight of a question, and begins it if there is none. Before that it
-// calls leave, whose error means that none may begin. The flight uses the values of the
-// context, but not its cancellation or deadline.
-func (f *flights) join(ctx context.Context, q Question, leave func() error) (*flight, error) {
+// join returns the flight of a question, and begins it if there is none. Before it begins
+// a flight it calls spend, which counts the question; if spend returns an error, no flight
+// begins. The flight uses the values of the context, but not its cancellation or deadline.
+func (f *flights) join(ctx context.Context, q Question, spend func() error) (*flight, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.flying[q]; fl != nil {
@@ -56,7 +56,7 @@ func (f *flights) join(ctx context.Context, q Question, leave func() error) (*fl
 	case len(f.flying) >= maxFlights:
 		return nil, errBusy
 	}
-	if err := leave(); err != nil {
+	if err := spend(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.life)

@@ -110,7 +110,7 @@ func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *ent
 			known = answer
 			return errKnown
 		}
-		return r.budgets.leave(a, q.Name.String(), now)
+		return r.budgets.spend(a, q.Name.String(), now)
 	})
 	switch {
 	case errors.Is(err, errKnown):
@@ -188,8 +188,9 @@ func isShortage(err error) bool {
 	return errors.Is(err, errBusy) || errors.Is(err, errStreamFull) || limit.NoDescriptor(err)
 }
 
-// Resolve returns the addresses of the destination in an allowed decision, each with
-// the way to it, which the caller checks. It looks up both families at the same time. A
+// Resolve returns the addresses of the destination in an allowed decision, each with the
+// way to it. The decision allows the ways; the caller checks the addresses. Resolve looks
+// up both families at the same time. A
 // literal address is its own answer. No address and no error means that the name exists
 // without addresses. Every error is an *allowlist.ReasonError: one of Lookup, or the
 // reason why an alias must not be followed.
@@ -204,6 +205,8 @@ func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allo
 	return r.families(ctx, dec)
 }
 
+// families looks up the IPv4 and the IPv6 addresses of a destination, and returns them
+// together.
 func (r *Resolver) families(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
