@@ -12,7 +12,7 @@ const (
 	Idle                      // no byte moved for Config.Idle
 	MaxDuration               // Config.Max has passed
 	Denied                    // the gate refused the first bytes
-	Revoked                   // the client's identity is no longer valid
+	Revoked                   // the tunnel is no longer allowed
 	Quarantined               // the identity was quarantined
 	Limit                     // Config.Spend returned false
 	Drain                     // the process is shutting down

@@ -19,7 +19,8 @@ func (t *Tunnel) sendEarly(early []byte) bool {
 }
 
 // relay copies one direction until it ends. It holds a buffer only from when bytes can
-// be read until they are written.
+// be read until they are written. Bulk between plain sockets it moves inside the kernel,
+// by a splicer.
 //
 // The frames of relay, of its callers and of the functions below pass determine how much
 // stack an idle tunnel keeps, twice. The runtime halves a stack of which less than a
