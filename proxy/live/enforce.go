@@ -210,7 +210,10 @@ func (e *Enforcer) passed(state *State, now time.Time) bool {
 // for all that end.
 const atOnce = 8
 
-// enforce ends what the state in force forbids, as far as it is not held.
+// enforce ends what the state in force forbids, as far as it is not held. It first ends
+// the entries whose end may not be held, and counts the identities that the others belong
+// to. Then it ends the others as well, unless they are of more identities than MaxRevoke
+// allows.
 func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	e.checked = now
 	j := e.judge(state, now)

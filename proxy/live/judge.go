@@ -32,9 +32,9 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 	return &judge{cfg: &e.cfg, state: state, now: now, before: e.before(), since: e.parts.since, trusted: map[string]trusted{}}
 }
 
-// forbids decides an entry as it would decide a new request, but for the address that
-// the entry has, and checks that the proof of the caller's identity is still valid. why
-// is NoReason if the entry is allowed. held says that its end may be held; hello says
+// forbids decides an entry as it would decide a new request, with the address that the
+// entry has in place of a look-up, and checks that the proof of the caller's identity is
+// still valid. why is NoReason if the entry is allowed. held says that its end may be held; hello says
 // that it must begin with a ClientHello that has not come yet.
 func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello bool) {
 	why, hello = decide(j.state, d, j.now)
