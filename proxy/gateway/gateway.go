@@ -74,7 +74,7 @@ func (g *Gateway) build(ctx context.Context) error {
 	if err = g.buildProxy(budgets); err != nil {
 		return err
 	}
-	g.inForce.changed = g.proxy.CloseIdle
+	g.inForce.closeIdle = g.proxy.CloseIdle
 	return nil
 }
 
@@ -181,7 +181,8 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	}
 }
 
-// Reload makes the sources read policy and identity again, and ends what is held.
+// Reload makes the sources read policy and identity again, and ends what is held, unless
+// the policy files have an error.
 func (g *Gateway) Reload() {
 	g.inForce.confirmed.Store(true)
 	for _, again := range []chan struct{}{g.rereadPolicy, g.rereadIdentity} {

@@ -28,7 +28,7 @@ type inForce struct {
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
 	counted     live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
 	broken      bool        // the files had an error since a policy was last read from them
-	changed     func()      // closes connections that rest between two requests; set before anything is served
+	closeIdle   func()      // closes the idle connections to origins; set before anything is served
 	quarantined []string    // patterns of the state in force; used by enforced only
 
 	last *identity.Snapshot // last snapshot that was recorded; used by rotate only
@@ -56,15 +56,18 @@ func (s *inForce) trusts(certs []*x509.Certificate) bool {
 	return s.verifier != nil && s.verifier.Trusts(certs)
 }
 
-// first applies what was loaded when the policy source was opened.
+// first applies what was loaded when the policy source was opened. Nothing is open yet, so
+// that there is nothing to hold.
 func (s *inForce) first(ctx context.Context) {
 	first := s.cfg.Policy.Loaded()
 	s.count(first, s.enforcer.Confirm(ctx, first))
 }
 
 // loaded applies a later load. A part that does not load changes nothing; policy and
-// quarantine list are valid each by itself. A reading with an error does not confirm
-// the policy, because the operator may have meant to repair what is held.
+// quarantine list are valid each by itself. If Reload was called before, the load also
+// confirms the policy, so that nothing is held any longer. A load does not confirm while
+// the files have an error: the operator may have meant to replace the policy whose effects
+// are held, and not to let it end them.
 func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
@@ -89,8 +92,9 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(c, s.enforcer.Apply(ctx, c)) }
 
 // count reports the result of a load to Metrics.Loaded: once when the policy is loaded,
-// and again when none of it is held any longer. A change of something else is not a
-// load.
+// and again when a later change or confirmation finds that none of it is held any longer.
+// A change of something else is not a load. A hold that Enforcer.Run has ended is
+// reported with the next change.
 func (s *inForce) count(c live.Change, e live.Effect) {
 	if c.Policy != nil && !c.SameRules {
 		s.counted = live.Unchanged
@@ -118,7 +122,7 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 		rec.Detail += "; held: " + heldText(e.Held)
 	}
 	s.cfg.Recorder.Event(rec)
-	s.changed()
+	s.closeIdle()
 	s.budgets.Apply(e.State.Policy)
 	s.noteQuarantine(e.State)
 	s.cfg.Metrics.Enforced(e)
