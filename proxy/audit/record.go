@@ -7,8 +7,8 @@
 // [Pending.Tunnel].
 //
 // Records go to any number of sinks, each with a queue of its own. A sink that is slow
-// or dead does not delay decisions, unless records are required: denials beyond a
-// caller's room are counted into summaries, and lost records are counted.
+// or dead does not delay decisions, unless records are required. Denials beyond a
+// caller's room in a queue are counted into summaries, and lost records are counted.
 //
 // The package makes no decisions, and never records a payload, a query string, a header
 // value or a credential.
@@ -109,7 +109,7 @@ type Count struct {
 type Record struct {
 	Time     time.Time
 	Event    Event
-	ID       string // of the decision; the records of its tunnel have the same
+	ID       string // ID of the decision; the records of its tunnel have the same
 	Instance string // name of the process; the recorder sets it
 
 	Listener string

@@ -42,7 +42,7 @@ func (w *waiting) add(it *waiter) (without *waiter) {
 	if w.count() <= w.size {
 		return nil
 	}
-	// The caller or the network that has most gives way.
+	// The caller or the network with the most records loses its newest one.
 	if w.at.top() > w.by.top() {
 		without = w.at.most(&it.at)
 	} else {
