@@ -35,9 +35,9 @@ type draining struct {
 	now   atomic.Int32 // the current stage; written with mu held
 	since time.Time    // when the stage left serving; written before now
 
-	mu          sync.Mutex
-	last        int
-	connections map[int]func(stage)
+	mu          sync.Mutex          // guards the fields below, and changes of the stage
+	last        int                 // number of the connection that was added last
+	connections map[int]func(stage) // functions to call with the next stage, by the number of the connection
 }
 
 // stage returns the current stage.

@@ -114,8 +114,8 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 }
 
 // receive reads, decides and answers a query as far as that is possible without
-// waiting. It returns false if lookUp must ask a server. A packet that is no query is
-// ignored.
+// waiting. It returns false if lookUp must ask a server. A query that is refused counts
+// as answered; complete writes its response. A packet that is no query is ignored.
 func (x *exchange) receive(msg []byte) (answered bool) {
 	x.kind = x.query.parse(msg, x.server.names)
 	if x.kind == noQuery {
@@ -127,8 +127,8 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 	return x.ruling.refuses() || x.recall()
 }
 
-// complete passes the response to the door. If the query is refused or must be recorded
-// first, complete prepares it before.
+// complete passes the response to the door. Before that, prepare writes the response of a
+// refused query, and commits a record that must be written before the response is sent.
 func (x *exchange) complete(ctx context.Context) {
 	x.prepare(ctx)
 	if x.response.silent && x.kind != noQuery {

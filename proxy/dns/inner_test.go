@@ -288,12 +288,12 @@ func TestWhoUsesNothingIsForgotten(t *testing.T) {
 	u.begin(who)
 	u.begin(who)
 	u.end(who)
-	if u.of[who] != 1 || u.total != 1 {
-		t.Errorf("with a look-up under way: %v, %d in all", u.of, u.total)
+	if u.running[who] != 1 || u.total != 1 {
+		t.Errorf("with a look-up under way: %v, %d in all", u.running, u.total)
 	}
 	u.end(who)
-	if len(u.of) != 0 || u.total != 0 {
-		t.Errorf("%v, %d in all", u.of, u.total)
+	if len(u.running) != 0 || u.total != 0 {
+		t.Errorf("%v, %d in all", u.running, u.total)
 	}
 }
 
@@ -327,8 +327,8 @@ func TestMappedHoldersHaveAShareOfAllLookups(t *testing.T) {
 	for _, h := range taken {
 		u.end(h)
 	}
-	if len(u.of) != 0 || u.total != 0 || u.mapped != 0 {
-		t.Errorf("%v, %d in all, %d mapped", u.of, u.total, u.mapped)
+	if len(u.running) != 0 || u.total != 0 || u.mapped != 0 {
+		t.Errorf("%v, %d in all, %d mapped", u.running, u.total, u.mapped)
 	}
 }
 

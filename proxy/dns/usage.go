@@ -59,14 +59,14 @@ const mappedShare = 4
 type usage struct {
 	limits Limits
 
-	mu     sync.Mutex
-	total  int
-	mapped int // number of look-ups of mapped holders
-	of     map[allowlist.Holder]int
+	mu      sync.Mutex
+	total   int                      // number of look-ups of all holders
+	mapped  int                      // number of look-ups of mapped holders
+	running map[allowlist.Holder]int // number of look-ups of each holder
 }
 
 func newUsage(limits Limits) *usage {
-	return &usage{limits: limits, of: make(map[allowlist.Holder]int)}
+	return &usage{limits: limits, running: make(map[allowlist.Holder]int)}
 }
 
 // begin counts a look-up, unless all holders together (all is false) or this holder (own
@@ -77,17 +77,18 @@ func (u *usage) begin(h allowlist.Holder) (all, own bool) {
 	switch {
 	case u.total >= u.limits.Total, h.Mapped() && u.mapped >= max(1, u.limits.Total/mappedShare):
 		return false, false
-	case u.of[h] >= u.limits.InFlight:
+	case u.running[h] >= u.limits.InFlight:
 		return true, false
 	}
 	u.total++
 	if h.Mapped() {
 		u.mapped++
 	}
-	u.of[h]++
+	u.running[h]++
 	return true, true
 }
 
+// end counts a look-up as ended that begin has counted.
 func (u *usage) end(h allowlist.Holder) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -95,7 +96,7 @@ func (u *usage) end(h allowlist.Holder) {
 	if h.Mapped() {
 		u.mapped--
 	}
-	if u.of[h]--; u.of[h] == 0 {
-		delete(u.of, h)
+	if u.running[h]--; u.running[h] == 0 {
+		delete(u.running, h)
 	}
 }
