@@ -23,10 +23,10 @@ func (v *Verifier) Trusts(certs []*x509.Certificate) bool {
 		return false
 	}
 	key := fingerprintOf(certs)
-	answer, ok := v.standing.get(snap, key)
+	answer, ok := v.trustAnswers.get(snap, key)
 	if !ok {
 		answer = bounded(certs) == nil && snap.trusted.leads(certs)
-		v.standing.put(snap, key, answer)
+		v.trustAnswers.put(snap, key, answer)
 	}
 	return answer
 }
@@ -77,14 +77,14 @@ func withoutAge(cert *x509.Certificate) *x509.Certificate {
 	return &ageless
 }
 
-// standing caches the answers of Trusts for one snapshot.
-type standing struct {
+// trustAnswers caches the answers of Trusts for one snapshot.
+type trustAnswers struct {
 	mu       sync.Mutex
 	snapshot *Snapshot
 	answers  map[fingerprint]bool
 }
 
-func (s *standing) get(snapshot *Snapshot, key fingerprint) (answer, ok bool) {
+func (s *trustAnswers) get(snapshot *Snapshot, key fingerprint) (answer, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.snapshot != snapshot {
@@ -96,7 +96,7 @@ func (s *standing) get(snapshot *Snapshot, key fingerprint) (answer, ok bool) {
 
 // put adds an answer. It drops all others before if the snapshot has changed or the cache
 // is full; then there are more certificates than connections, and the cache is of no use.
-func (s *standing) put(snapshot *Snapshot, key fingerprint, answer bool) {
+func (s *trustAnswers) put(snapshot *Snapshot, key fingerprint, answer bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.snapshot != snapshot || len(s.answers) >= cacheEntries {

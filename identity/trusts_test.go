@@ -105,7 +105,7 @@ func TestSameTrust(t *testing.T) {
 }
 
 func TestTheMemoryOfTrustIsBounded(t *testing.T) {
-	var s standing
+	var s trustAnswers
 	snap := &Snapshot{generation: 1}
 	for i := range cacheEntries + 10 {
 		s.put(snap, fingerprint{byte(i), byte(i >> 8), byte(i >> 16)}, true)

@@ -14,10 +14,10 @@ const maxDetail = 256 // bytes of Peer.Detail
 // It caches verified peers until the snapshot changes or a certificate of their chain
 // expires. It is safe for concurrent use. The zero value refuses every peer.
 type Verifier struct {
-	refused  refusals
-	source   Provider
-	cache    cache
-	standing standing
+	refused      refusals // peers that were refused a moment ago
+	source       Provider
+	cache        cache        // peers that were verified
+	trustAnswers trustAnswers // answers of Trusts
 }
 
 // NewVerifier returns a verifier over a source that has a snapshot.
