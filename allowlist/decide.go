@@ -77,6 +77,7 @@ func malformed(req *Request) Reason {
 	return malformedID(req.ID)
 }
 
+// malformedID returns the reason to refuse an ID that names no workload, or NoReason.
 func malformedID(id spiffeid.ID) Reason {
 	switch {
 	case id.IsZero():
@@ -165,6 +166,7 @@ func (p *Policy) collect(id spiffeid.ID, c *chain) bool {
 	return known
 }
 
+// owner returns the owner in the most specific entry that names one, or "".
 func (c *chain) owner() string {
 	for _, e := range c.all() {
 		if e.owner != "" {
@@ -174,6 +176,8 @@ func (c *chain) owner() string {
 	return ""
 }
 
+// accept returns the proofs that the most specific entry accepts which names any. If none
+// does, it returns the default, x509-svid and listener.
 func (c *chain) accept() Proofs {
 	for _, e := range c.all() {
 		if e.accept != 0 {
@@ -226,6 +230,7 @@ func (c *chain) deniedAddr(addr netip.Addr, port uint16) *CompiledRule {
 	return found
 }
 
+// denies returns the deny rule that covers a port, or nil.
 func (h *hostRules) denies(port uint16) *CompiledRule {
 	if h.deny == nil {
 		return nil
