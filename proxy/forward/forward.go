@@ -91,8 +91,8 @@ func New(cfg Config) (*Forwarder, error) {
 // new state has come into force, since an earlier state allowed the idle connections.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Logins, Spend and Last is
-// required.
+// Exchange is one approved request. Everything but Logins, Upgrade, Spend, Last and
+// Progress is required.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -129,8 +129,8 @@ type Exchange struct {
 	// write, which sends the head to the client, or returns an error. In that case
 	// Forward writes nothing to the client.
 	Answer func(status int, write func() error) error
-	// Progress is called from time to time with the bytes so far. Calls do not
-	// overlap.
+	// Progress is called from time to time with the bytes so far; nil means that
+	// nobody needs them. Calls do not overlap.
 	Progress func(up, down int64)
 }
 
@@ -241,7 +241,7 @@ type run struct {
 	received  bool              // the body of the answer was read to its end
 	broken    error             // error that ended reading the body of the answer; nil if none did
 	failure   error             // first error for which there is no answer; nil if there is none
-	switched  *Switched
+	switched  *Switched         // the origin's side of the tunnel after an upgrade; nil without one
 }
 
 // runKey is the context key of the run that a request belongs to.
