@@ -3,7 +3,7 @@
 //
 //	t, err := telemetry.New(ctx, telemetry.Config{Version: "v1", Getenv: os.Getenv})
 //	defer t.Shutdown(ctx)
-//	audit.New(audit.Config{Tracer: t.Tracer(), Measure: t.Instruments().Measure, …})
+//	audit.New(ctx, audit.Config{Tracer: t.Tracer(), Measure: t.Instruments().Measure, …})
 //	t.Observe(telemetry.Observed{Tunnels: registry.Tunnels})
 //	http.Handle("/metrics", t.Handler())
 //
