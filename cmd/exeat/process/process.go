@@ -162,6 +162,7 @@ func (p *Process) openEvidence(ctx context.Context) error {
 	return p.sinks.open(ctx, &p.cfg, p.opts, p.telemetry)
 }
 
+// exportError logs that exports of a signal fail, or that they work again if err is nil.
 func (p *Process) exportError(signal string, err error) {
 	if err != nil {
 		p.opts.Log.Warn("telemetry cannot be exported; what is lost is counted", slog.String("signal", signal), slog.Any("error", err))
@@ -170,6 +171,7 @@ func (p *Process) exportError(signal string, err error) {
 	p.opts.Log.Info("telemetry can be exported again", slog.String("signal", signal))
 }
 
+// resolverOf returns the methods of a resolver that a gateway uses.
 func resolverOf(r *resolve.Resolver) gateway.Resolver {
 	out := gateway.Resolver{Resolve: r.Resolve, Bound: r.Bound}
 	out.DNS.Cached, out.DNS.Lookup, out.DNS.Bind = r.Cached, r.Lookup, r.Bind

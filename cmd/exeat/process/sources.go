@@ -37,7 +37,7 @@ type webCertificate struct {
 	*identity.WebCertificate
 
 	watching *watching
-	again    chan struct{}
+	again    chan struct{} // receives when the files must be read again at once
 }
 
 // openListeners reads web certificates and adds the listeners to the configuration of a
