@@ -28,10 +28,10 @@ type Budgets struct {
 
 // accounts are the budgets of all holders of one kind, mapped or not.
 type accounts struct {
-	by     map[spiffeid.ID]*budget
-	shared map[allowlist.IdentityPattern]*pool
-	other  *budget // the budget that holders beyond maxKeys share; nil if there are none yet
-	swept  time.Time
+	by     map[spiffeid.ID]*budget             // budgets by the identity of their holder
+	shared map[allowlist.IdentityPattern]*pool // pools that the identities of a pattern share
+	other  *budget                             // the budget that holders beyond maxKeys share; nil if there are none yet
+	swept  time.Time                           // when sweep last ran
 }
 
 // budget is the budget of one holder.
@@ -105,6 +105,7 @@ func (b *Budgets) Exchange(p *allowlist.Policy, h allowlist.Holder) (*Lease, all
 	return b.lease(p, h, false)
 }
 
+// lease does what Open does if tunnel is true, and what Exchange does otherwise.
 func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*Lease, allowlist.Reason, Key) {
 	now := time.Now()
 	b.mu.Lock()
@@ -289,6 +290,7 @@ func (l *Lease) key(p *pool, own, shared Key) Key {
 	return shared
 }
 
+// pools visits the holder's own pool, and then those that it shares.
 func (l *Lease) pools(yield func(*pool) bool) {
 	if !yield(l.own) {
 		return

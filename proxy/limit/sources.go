@@ -27,9 +27,9 @@ type Sources struct {
 	cfg Config
 
 	mu    sync.Mutex
-	by    map[netip.Addr]*Source
-	other *Source // the budget that sources beyond maxKeys share; nil if there are none yet
-	swept time.Time
+	by    map[netip.Addr]*Source // budgets by allowlist.SourceOf of an address
+	other *Source                // the budget that sources beyond maxKeys share; nil if there are none yet
+	swept time.Time              // when unused budgets were last forgotten
 }
 
 // Source is the budget of one source address. A nil Source, which is that of a unix
