@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,12 +27,14 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity source
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
-	counted     live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
-	broken      bool        // the files had an error since a policy was last read from them
+	broken      bool        // the files had an error since a policy was last read from them; used by loaded only
 	closeIdle   func()      // closes the idle connections to origins; set before anything is served
 	quarantined []string    // patterns of the state in force; used by enforced only
 
 	last *identity.Snapshot // last snapshot that was recorded; used by rotate only
+
+	changing sync.Mutex  // held while a change is applied and counted: policies and addresses of the host may change at the same time
+	counted  live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
 }
 
 func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
@@ -59,8 +62,7 @@ func (s *inForce) trusts(certs []*x509.Certificate) bool {
 // first applies what was loaded when the policy source was opened. Nothing is open yet, so
 // that there is nothing to hold.
 func (s *inForce) first(ctx context.Context) {
-	first := s.cfg.Policy.Loaded()
-	s.count(first, s.enforcer.Confirm(ctx, first))
+	s.confirm(ctx, s.cfg.Policy.Loaded())
 }
 
 // loaded applies a later load. A part that does not load changes nothing; policy and
@@ -82,14 +84,25 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
 	if confirmed && !s.broken {
-		s.count(c, s.enforcer.Confirm(ctx, c))
+		s.confirm(ctx, c)
 		return
 	}
 	s.apply(ctx, c)
 }
 
-// apply applies a change.
-func (s *inForce) apply(ctx context.Context, c live.Change) { s.count(c, s.enforcer.Apply(ctx, c)) }
+// apply applies a change and counts it.
+func (s *inForce) apply(ctx context.Context, c live.Change) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.count(c, s.enforcer.Apply(ctx, c))
+}
+
+// confirm applies a change, of which nothing is held, and counts it.
+func (s *inForce) confirm(ctx context.Context, c live.Change) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.count(c, s.enforcer.Confirm(ctx, c))
+}
 
 // count reports the result of a load to Metrics.Loaded: once when the policy is loaded,
 // and again when a later change or confirmation finds that none of it is held any longer.

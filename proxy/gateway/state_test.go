@@ -298,6 +298,24 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestPoliciesAndAddressesChangeAtTheSameTime checks, under the race detector, that a load
+// is counted while the host has another address.
+func TestPoliciesAndAddressesChangeAtTheSameTime(t *testing.T) {
+	r := newRig(t, allowing("one"), nil)
+	r.inForce.first(t.Context())
+	var changing sync.WaitGroup
+	changing.Go(func() {
+		r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two")}, nil)
+	})
+	changing.Go(func() {
+		r.inForce.apply(t.Context(), live.Change{Classifier: allowlist.NewClassifier(allowlist.Local{})})
+	})
+	changing.Wait()
+	if got := r.told(); !slices.Equal(got, []Load{LoadInForce, LoadInForce}) || r.version() != "two" {
+		t.Errorf("loads %v, in force %q", got, r.version())
+	}
+}
+
 // TestWhatIsHeldEndsAsItBecomesLess: a served gateway needs no further reading for
 // that.
 func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
