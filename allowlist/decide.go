@@ -184,8 +184,11 @@ func (c *chain) accept() Proofs {
 			return e.accept
 		}
 	}
-	return 1<<ProofX509SVID | 1<<ProofListener
+	return defaultProofs
 }
+
+// defaultProofs are the proofs that are accepted if no entry sets them.
+const defaultProofs = Proofs(1<<ProofX509SVID | 1<<ProofListener)
 
 // mode returns the mode of the most specific entry that decides it (see
 // Entry.decidedMode), and ModeEnforce if any entry forces it.

@@ -247,6 +247,18 @@ func (p PathPattern) matches(path string) bool {
 	return false
 }
 
+// contains reports whether p matches every path that q matches.
+func (p PathPattern) contains(q PathPattern) bool {
+	switch p.kind {
+	case patternOne:
+		return p == q || q.kind == patternExact && p.matches(q.path)
+	case patternMany:
+		return strings.HasPrefix(q.path, p.path)
+	case patternExact, patternNone, patternAll:
+	}
+	return p == q
+}
+
 // PortRange is an inclusive range of ports. First equals Last if it is one port.
 type PortRange struct{ First, Last uint16 }
 

@@ -1,17 +1,12 @@
 package allowlist
 
 import (
-	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/gaissmai/bart"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -184,15 +179,24 @@ func (p *Policy) add(e *Entry) error {
 	if compiled.set {
 		return fmt.Errorf("%s has two entries", e.Pattern)
 	}
+	mode, accept := e.decidedMode(), e.Accept
+	if e.Pattern.kind == patternAll { // no entry is less specific, so a default that is written out changes nothing
+		if mode == ModeEnforce {
+			mode = ModeUnset
+		}
+		if accept == defaultProofs {
+			accept = 0
+		}
+	}
 	*compiled = entry{
-		set: true, owner: e.Owner, accept: e.Accept, mode: e.decidedMode(), force: e.Force, unlisted: e.Unlisted,
+		set: true, owner: e.Owner, accept: accept, mode: mode, force: e.Force, unlisted: e.Unlisted,
 		observePrivate: e.ObservePrivate, observeUntil: e.ObserveUntil,
 		pattern: e.Pattern, limits: e.Limits, shared: e.SharedLimits,
 	}
 	p.limited = p.limited || e.Limits != Limits{}
 	p.shared = p.shared || e.SharedLimits != Limits{}
 	p.noteEnds(e)
-	return compiled.addRules(p.hash, e)
+	return compiled.addRules(p.hash, p.classifier, e)
 }
 
 func (p *Policy) noteEnds(e *Entry) {
@@ -206,16 +210,16 @@ func (p *Policy) noteEnds(e *Entry) {
 	}
 }
 
-func (c *entry) addRules(h hasher, e *Entry) error {
+func (c *entry) addRules(h hasher, classes *Classifier, e *Entry) error {
 	for i := range e.Allow {
-		r := compileRule(e.Pattern, "allow", &e.Allow[i], PortRange{443, 443})
+		r := compileRule(classes, e.Pattern, "allow", &e.Allow[i], PortRange{443, 443})
 		if err := c.add(h, allowList, r); err != nil {
 			return fmt.Errorf("%s: %w", e.Pattern, err)
 		}
 		c.noteParents(h, r)
 	}
 	for i := range e.Deny {
-		r := compileRule(e.Pattern, "deny", &e.Deny[i], PortRange{1, 65535})
+		r := compileRule(classes, e.Pattern, "deny", &e.Deny[i], PortRange{1, 65535})
 		if err := c.add(h, denyList, r); err != nil {
 			return fmt.Errorf("%s: %w", e.Pattern, err)
 		}
@@ -247,91 +251,6 @@ func (c *entry) noteParents(h hasher, r *CompiledRule) {
 			*until = r.Expires
 		}
 	}
-}
-
-func compileRule(pattern IdentityPattern, list string, r *Rule, defaultPorts PortRange) *CompiledRule {
-	c := &CompiledRule{Rule: *r, types: ruleTypes}
-	for _, t := range c.Types {
-		c.types |= only(t)
-	}
-	if c.CIDR.IsValid() {
-		c.CIDR = canonicalPrefix(c.CIDR)
-		c.ranges = new(bart.Lite)
-		c.ranges.Insert(c.CIDR)
-	}
-	if len(c.Ports) == 0 {
-		c.Ports = []PortRange{defaultPorts}
-	}
-	c.sortLists()
-	if len(c.Methods) > 0 {
-		c.methods = make(map[string]bool, len(c.Methods))
-		for _, m := range c.Methods {
-			c.methods[m] = true
-		}
-	}
-	if c.Addresses != nil {
-		c.ranges = new(bart.Lite)
-		c.Addresses = slices.Clone(c.Addresses)
-		for i, a := range c.Addresses {
-			c.Addresses[i] = canonicalPrefix(a)
-			c.ranges.Insert(c.Addresses[i])
-		}
-		slices.SortFunc(c.Addresses, netip.Prefix.Compare)
-	}
-	if c.place = c.At; c.UseAt != "" {
-		c.place += ", used at " + c.UseAt
-	}
-	c.name = c.Rule.Name
-	if c.name == "" {
-		sum := sha256.Sum256([]byte(pattern.String() + "\x00" + list + "\x00" + c.canonical()))
-		c.name = hex.EncodeToString(sum[:5])
-	}
-	return c
-}
-
-// sortLists sorts the lists in a rule, because their order in the file has no meaning.
-func (r *CompiledRule) sortLists() {
-	r.Ports = sortedClone(r.Ports, func(a, b PortRange) int {
-		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
-	})
-	r.Methods = sortedClone(r.Methods, strings.Compare)
-	r.Paths = sortedClone(r.Paths, func(a, b PathPattern) int { return strings.Compare(a.String(), b.String()) })
-	r.Types = sortedClone(r.Types, cmp.Compare[QueryType])
-}
-
-// sortedClone returns a list in order. It does not change the list itself, which belongs
-// to the spec.
-func sortedClone[T any](list []T, compare func(a, b T) int) []T {
-	if len(list) < 2 {
-		return list
-	}
-	return slices.SortedFunc(slices.Values(list), compare)
-}
-
-// canonicalPrefix unmaps an IPv4-mapped prefix and masks the host bits.
-func canonicalPrefix(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p.Masked()
-}
-
-// canonical returns the rule as text, which is the same for every spelling of the rule.
-func (r *CompiledRule) canonical() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %v %v", r.Host, prefixText(r.CIDR), r.Ports, r.Addresses)
-	fmt.Fprintf(&b, " %d %d %q %v %t %t %q", r.TLS, r.ECH, r.Methods, r.Paths, r.Upgrade, r.NoTunnel, r.Types)
-	if !r.Expires.IsZero() {
-		b.WriteString(r.Expires.UTC().Format(time.RFC3339))
-	}
-	return b.String()
-}
-
-func prefixText(p netip.Prefix) string {
-	if !p.IsValid() {
-		return ""
-	}
-	return p.String()
 }
 
 // QuarantineList is a compiled quarantine list. It is immutable.
@@ -367,10 +286,8 @@ func (p *Policy) Quarantined() []string {
 	}
 	var all []string
 	for _, l := range []*QuarantineList{p.inline, p.list} {
-		for _, lines := range []map[string]*Quarantined{l.exact, l.one, l.many} {
-			for _, q := range lines {
-				all = append(all, q.Pattern.String())
-			}
+		for q := range l.lines {
+			all = append(all, q.Pattern.String())
 		}
 	}
 	slices.Sort(all)
@@ -386,16 +303,35 @@ func (l *QuarantineList) find(id spiffeid.ID) *Quarantined {
 	if q := l.exact[s]; q != nil {
 		return q
 	}
-	depth := segments(id)
-	for direct := true; depth > 0; direct = false {
+	return l.around(patternExact, s, segments(id))
+}
+
+// around returns the most specific line whose pattern is another one than the given one
+// and contains it, or nil. depth is the number of path segments of prefix.
+func (l *QuarantineList) around(kind patternKind, prefix string, depth int) *Quarantined {
+	if kind == patternOne && l.many[prefix] != nil {
+		return l.many[prefix]
+	}
+	for direct := kind == patternExact; depth > 0; direct = false {
 		depth--
-		s = parent(s)
-		if direct && l.one[s] != nil {
-			return l.one[s]
+		prefix = parent(prefix)
+		if direct && l.one[prefix] != nil {
+			return l.one[prefix]
 		}
-		if l.manyDepths.has(depth) && l.many[s] != nil {
-			return l.many[s]
+		if l.manyDepths.has(depth) && l.many[prefix] != nil {
+			return l.many[prefix]
 		}
 	}
 	return nil
+}
+
+// lines yields all lines in no particular order.
+func (l *QuarantineList) lines(yield func(*Quarantined) bool) {
+	for _, kind := range []map[string]*Quarantined{l.exact, l.one, l.many} {
+		for _, q := range kind {
+			if !yield(q) {
+				return
+			}
+		}
+	}
 }

@@ -33,24 +33,13 @@ func (p *Policy) canonicalVersion() string {
 	return f.version()
 }
 
-// quarantineVersion returns the version of the lines of several lists: a hash over their
-// patterns and reasons, which does not depend on the list that a line is in. It is "" if
-// there are no lines.
-func quarantineVersion(lists ...*QuarantineList) string {
-	lines := make(map[IdentityPattern]*Quarantined)
-	for _, l := range slices.Backward(lists) { // a line of the first list wins, as in a decision
-		for _, kind := range []map[string]*Quarantined{l.exact, l.one, l.many} {
-			for _, q := range kind {
-				lines[q.Pattern] = q
-			}
-		}
-	}
-	if len(lines) == 0 {
+// quarantineVersion returns the version of the quarantine lines of a policy and of the
+// list beside it: a hash over their patterns and reasons, which does not depend on the
+// list that a line is in. It is "" if there are no lines.
+func quarantineVersion(inline, list *QuarantineList) string {
+	all := effective(inline, list)
+	if len(all) == 0 {
 		return ""
-	}
-	all := make([]*Quarantined, 0, len(lines))
-	for _, q := range lines {
-		all = append(all, q)
 	}
 	slices.SortFunc(all, func(a, b *Quarantined) int { return a.Pattern.compare(b.Pattern) })
 	f := newCanonicalForm("exeat quarantine 1")
@@ -60,6 +49,30 @@ func quarantineVersion(lists ...*QuarantineList) string {
 		f.text(q.Reason)
 	}
 	return f.version()
+}
+
+// effective returns the lines without those that change neither who is in quarantine nor
+// the reason that a record gives: a line inside another one with the same reason, and a
+// line of the list inside a line of the policy, which is found first.
+func effective(inline, list *QuarantineList) []*Quarantined {
+	var lines []Quarantined
+	for q := range inline.lines {
+		lines = append(lines, *q)
+	}
+	for q := range list.lines {
+		if inline.around(q.Pattern.kind, q.Pattern.prefix, q.Pattern.depth) == nil {
+			lines = append(lines, *q) // behind a line of the policy with the same pattern
+		}
+	}
+	both := NewQuarantineList(lines)
+	var all []*Quarantined
+	for q := range both.lines {
+		outer := both.around(q.Pattern.kind, q.Pattern.prefix, q.Pattern.depth)
+		if outer == nil || outer.Reason != q.Reason {
+			all = append(all, q)
+		}
+	}
+	return all
 }
 
 // compare orders patterns by prefix and kind.
@@ -159,18 +172,33 @@ func (f *canonicalForm) hosts(all []*hostRules) {
 	}
 }
 
+// rules writes the rules of one host pattern or cidr in one list, in file order. It
+// leaves out a rule that does the same as one before it, because only the first is ever
+// recorded.
 func (f *canonicalForm) rules(all []*CompiledRule) {
-	f.number(len(all))
+	seen := make(map[string]bool)
 	for _, r := range all {
+		start := len(f.buf)
+		f.flag(true)
 		f.rule(r)
+		does := string(f.buf[start:])
+		if seen[does] {
+			f.buf = f.buf[:start]
+			continue
+		}
+		seen[does] = true
+		f.text(r.name)
+		f.text(r.Ticket)
+		if len(f.buf) >= 32<<10 {
+			f.hash.Write(f.buf)
+			f.buf = f.buf[:0]
+		}
 	}
+	f.flag(false)
 }
 
-// rule writes all fields of a rule but its place. The lists in the rule are sorted
-// already.
+// rule writes what a rule does. The lists in the rule are in canonical form already.
 func (f *canonicalForm) rule(r *CompiledRule) {
-	f.text(r.name)
-	f.text(r.Ticket)
 	f.number(int(r.Host.kind))
 	f.text(r.Host.name)
 	f.prefix(r.CIDR)
@@ -185,7 +213,7 @@ func (f *canonicalForm) rule(r *CompiledRule) {
 	for _, a := range r.Addresses {
 		f.prefix(a)
 	}
-	f.number(int(r.TLS))
+	f.number(int(r.tlsBesideDefault()))
 	f.number(int(r.ECH))
 	f.number(len(r.Methods))
 	for _, m := range r.Methods {
@@ -200,9 +228,5 @@ func (f *canonicalForm) rule(r *CompiledRule) {
 	f.number(len(r.Types))
 	for _, t := range r.Types {
 		f.number(int(t))
-	}
-	if len(f.buf) >= 32<<10 {
-		f.hash.Write(f.buf)
-		f.buf = f.buf[:0]
 	}
 }
