@@ -15,7 +15,7 @@ type destination struct {
 }
 
 // readDestinations reads the destinations of a file.
-func (l *walker) readDestinations(d *document) {
+func (w *walker) readDestinations(d *document) {
 	if d.destinations == nil {
 		return
 	}
@@ -23,14 +23,14 @@ func (l *walker) readDestinations(d *document) {
 		if problem := badName(name); problem != "" {
 			v.KeyErrorf("the name of a destination %s", problem)
 		}
-		if first, ok := l.destinations[name]; ok {
+		if first, ok := w.destinations[name]; ok {
 			v.KeyErrorf("a destination of this name stands at %s: rename one, names are global", first.at)
 			v.Skip()
 			continue
 		}
 		set := &destination{at: v.KeyPos()}
-		l.destinations[name] = set // also if it has errors, so that its uses have none
-		list := newRuleList(l, d, destinationList, make(map[string]strictyaml.Pos))
+		w.destinations[name] = set // also if it has errors, so that its uses have none
+		list := newRuleList(w, d, destinationList, make(map[string]strictyaml.Pos))
 		for item := range v.OneOrMore() {
 			if r, ok := list.read(item); ok {
 				list.addName(r.Name, r.nameAt)
@@ -42,23 +42,23 @@ func (l *walker) readDestinations(d *document) {
 
 // expand appends the rules of the destination that r uses.
 func (list *ruleList) expand(rules []allowlist.Rule, r rule) []allowlist.Rule {
-	l := list.walker
-	set := l.destinations[r.use]
+	w := list.walker
+	set := w.destinations[r.use]
 	if set == nil {
-		l.errs.Add(r.useAt, "use: no destination is named %q: %s", r.use, l.candidates(r.use))
+		w.errs.Add(r.useAt, "use: no destination is named %q: %s", r.use, w.candidates(r.use))
 		return rules
 	}
-	if !l.countRules(len(set.rules), r.at) {
+	if !w.countRules(len(set.rules), r.at) {
 		return rules
 	}
 	list.addName(r.Name, r.nameAt)
 	for _, member := range set.rules {
 		if list.kind == denyList && member.allowOnly != nil {
-			l.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, member.allowOnly.Name(), member.allowOnly.KeyPos())
+			w.errs.Add(r.useAt, "use: destination %s has %s (%s), which a deny rule does not take: write the hosts out", r.use, member.allowOnly.Name(), member.allowOnly.KeyPos())
 			break
 		}
-		if why := neverOpens(member.CIDR, l.classifier); why != "" && list.kind == allowList {
-			l.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, member.at, why)
+		if why := neverOpens(member.CIDR, w.classifier); why != "" && list.kind == allowList {
+			w.errs.Add(r.useAt, "use: in destination %s (%s), %s", r.use, member.at, why)
 			break
 		}
 		expanded := member.Rule
@@ -81,10 +81,10 @@ func (list *ruleList) expand(rules []allowlist.Rule, r rule) []allowlist.Rule {
 
 // candidates returns the end of a message about an unknown destination, with the names
 // that are similar.
-func (l *walker) candidates(name string) string {
+func (w *walker) candidates(name string) string {
 	const enough = 100 // number of errors after which a search for each would take too long
-	if len(l.errs) > enough {
+	if len(w.errs) > enough {
 		return "write one that stands under destinations"
 	}
-	return strictyaml.Candidates(name, slices.Sorted(maps.Keys(l.destinations)))
+	return strictyaml.Candidates(name, slices.Sorted(maps.Keys(w.destinations)))
 }

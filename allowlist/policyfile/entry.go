@@ -107,22 +107,22 @@ func entryTable() []key[entryReader] {
 	}
 }
 
-func (l *walker) readEntries(d *document) {
+func (w *walker) readEntries(d *document) {
 	if d.everyone != nil {
-		l.readEveryone(d)
+		w.readEveryone(d)
 	}
 	if d.identities == nil {
 		return
 	}
 	for item := range d.identities.Items() {
-		l.readIdentity(d, item)
+		w.readIdentity(d, item)
 	}
 }
 
-func (l *walker) readIdentity(d *document, item *strictyaml.Node) {
+func (w *walker) readIdentity(d *document, item *strictyaml.Node) {
 	p := &part{in: d, at: item.Pos()}
-	r := entryReader{walker: l, part: p}
-	hasKeys := readKeys(&r, item, l.identityTable)
+	r := entryReader{walker: w, part: p}
+	hasKeys := readKeys(&r, item, w.identityTable)
 	r.modes.read(p)
 	id := r.id
 	if id == nil {
@@ -135,19 +135,19 @@ func (l *walker) readIdentity(d *document, item *strictyaml.Node) {
 	if !ok || !d.inScope(pattern, id) {
 		return
 	}
-	if e := l.entries[pattern]; e != nil && e.in == d {
+	if e := w.entries[pattern]; e != nil && e.in == d {
 		id.Errorf("%s has an entry in this file already, at %s: write one", pattern, e.at)
 		return
 	}
-	l.entry(pattern).add(p, &l.errs)
+	w.entry(pattern).add(p, &w.errs)
 }
 
-func (l *walker) readEveryone(d *document) {
+func (w *walker) readEveryone(d *document) {
 	if !d.scope.IsZero() {
 		d.everyone.KeyErrorf("a file with a scope (%s) speaks of the identities inside it: move everyone to another file", d.scopeAt)
 	}
 	p := &part{in: d, at: d.everyone.KeyPos()}
-	r := entryReader{walker: l, part: p}
+	r := entryReader{walker: w, part: p}
 	if !readKeys(&r, d.everyone, everyoneTable()) {
 		return // an error has been added already
 	}
@@ -155,16 +155,16 @@ func (l *walker) readEveryone(d *document) {
 	all := readUnique(r.domains, readTrustDomain)
 	switch {
 	case r.domains != nil:
-	case l.opts.TrustDomain.IsZero():
+	case w.opts.TrustDomain.IsZero():
 		d.everyone.KeyErrorf("trust_domains is missing: name those whose identities it is for; the default is the gateway's own, which --trust-domain names to exeat policy")
 	default:
-		all = []spiffeid.TrustDomain{l.opts.TrustDomain}
+		all = []spiffeid.TrustDomain{w.opts.TrustDomain}
 	}
-	if more := len(all) - 1; more > 0 && !l.countRules(more*(len(p.allow)+len(p.deny)), p.at) {
+	if more := len(all) - 1; more > 0 && !w.countRules(more*(len(p.allow)+len(p.deny)), p.at) {
 		return
 	}
 	for _, td := range all {
-		l.entry(allowlist.EveryonePattern(td)).add(p, &l.errs)
+		w.entry(allowlist.EveryonePattern(td)).add(p, &w.errs)
 	}
 }
 
@@ -233,12 +233,12 @@ func readLimits(p *part, v *strictyaml.Node, limits func(*allowlist.Entry) *allo
 }
 
 // entry returns the entry of a pattern, and makes it if no file before had a part of it.
-func (l *walker) entry(pattern allowlist.IdentityPattern) *entry {
-	e := l.entries[pattern]
+func (w *walker) entry(pattern allowlist.IdentityPattern) *entry {
+	e := w.entries[pattern]
 	if e == nil {
 		e = &entry{Entry: allowlist.Entry{Pattern: pattern}}
-		l.entries[pattern] = e
-		l.order = append(l.order, e)
+		w.entries[pattern] = e
+		w.order = append(w.order, e)
 	}
 	return e
 }

@@ -63,8 +63,8 @@ type ruleList struct {
 	first  map[string]strictyaml.Pos // places of the rules so far, by their canonical text
 }
 
-func newRuleList(l *walker, in *document, kind listKind, names map[string]strictyaml.Pos) *ruleList {
-	return &ruleList{walker: l, in: in, kind: kind, names: names, first: make(map[string]strictyaml.Pos)}
+func newRuleList(w *walker, in *document, kind listKind, names map[string]strictyaml.Pos) *ruleList {
+	return &ruleList{walker: w, in: in, kind: kind, names: names, first: make(map[string]strictyaml.Pos)}
 }
 
 // readAll reads a list of an entry and expands each use.

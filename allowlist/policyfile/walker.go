@@ -19,29 +19,29 @@ func (f *Files) Spec(opts Options) (allowlist.Spec, error) {
 	return f.spec(newWalker(opts))
 }
 
-func (f *Files) spec(l *walker) (allowlist.Spec, error) {
+func (f *Files) spec(w *walker) (allowlist.Spec, error) {
 	if f.Empty() {
 		return allowlist.Spec{}, ErrEmpty
 	}
 	for _, file := range f.list {
-		l.open(file)
+		w.open(file)
 	}
-	for _, d := range l.documents { // first, because the rules of every file may use them
-		l.readDestinations(d)
+	for _, d := range w.documents { // first, because the rules of every file may use them
+		w.readDestinations(d)
 	}
-	for _, d := range l.documents {
-		l.readEntries(d)
-		l.readQuarantine(d)
+	for _, d := range w.documents {
+		w.readEntries(d)
+		w.readQuarantine(d)
 	}
-	for _, e := range l.order {
-		e.resolveMode(&l.errs)
-		e.compareLimits(&l.errs)
+	for _, e := range w.order {
+		e.resolveMode(&w.errs)
+		e.compareLimits(&w.errs)
 	}
-	if err := l.finish(); err != nil {
+	if err := w.finish(); err != nil {
 		return allowlist.Spec{}, err
 	}
-	spec := allowlist.Spec{Quarantine: l.quarantine}
-	for _, e := range l.order {
+	spec := allowlist.Spec{Quarantine: w.quarantine}
+	for _, e := range w.order {
 		spec.Entries = append(spec.Entries, e.Entry)
 	}
 	return spec, nil
@@ -54,15 +54,15 @@ func (f *Files) Quarantine() ([]allowlist.Quarantined, error) {
 	if at < 0 {
 		return nil, nil
 	}
-	l := newWalker(Options{})
-	l.open(f.list[at])
-	for _, d := range l.documents {
-		l.readQuarantine(d)
+	w := newWalker(Options{})
+	w.open(f.list[at])
+	for _, d := range w.documents {
+		w.readQuarantine(d)
 	}
-	if err := l.finish(); err != nil {
+	if err := w.finish(); err != nil {
 		return nil, err
 	}
-	return l.quarantine, nil
+	return w.quarantine, nil
 }
 
 // walker walks the trees of the files of one policy and collects their content.
@@ -153,28 +153,28 @@ func parse(f file, errs *strictyaml.Errors) *strictyaml.Node {
 
 // finish returns the errors. If there are none, it first checks that every value was
 // read.
-func (l *walker) finish() error {
-	if len(l.errs) == 0 {
-		for _, d := range l.documents {
+func (w *walker) finish() error {
+	if len(w.errs) == 0 {
+		for _, d := range w.documents {
 			d.root.ReportUnread()
 		}
 	}
-	return l.errs.Err()
+	return w.errs.Err()
 }
 
 // open parses a file and reads its top level.
-func (l *walker) open(f file) {
+func (w *walker) open(f file) {
 	start := strictyaml.Pos{File: f.path, Line: 1, Column: 1}
 	if len(f.data) == 0 {
-		l.errs.Add(start, "the file has 0 bytes: write at least version: 1")
+		w.errs.Add(start, "the file has 0 bytes: write at least version: 1")
 		return
 	}
-	root := l.parse(f, &l.errs)
+	root := w.parse(f, &w.errs)
 	switch {
 	case root == nil:
 		return
 	case root.IsEmpty():
-		l.errs.Add(start, "the file says nothing: write at least version: 1")
+		w.errs.Add(start, "the file says nothing: write at least version: 1")
 		return
 	}
 	d := &document{name: f.name, root: root}
@@ -191,8 +191,8 @@ func (l *walker) open(f file) {
 	if !hasKeys {
 		return // an error has been added already
 	}
-	d.checkVersion(start, &l.errs)
-	l.documents = append(l.documents, d)
+	d.checkVersion(start, &w.errs)
+	w.documents = append(w.documents, d)
 }
 
 // quarantineLine is an item of quarantine while it is read.
@@ -212,7 +212,7 @@ func quarantineTable() []key[quarantineLine] {
 	}
 }
 
-func (l *walker) readQuarantine(d *document) {
+func (w *walker) readQuarantine(d *document) {
 	if d.quarantine == nil {
 		return
 	}
@@ -230,19 +230,19 @@ func (l *walker) readQuarantine(d *document) {
 			continue
 		}
 		first[c.Pattern] = c.id.Pos()
-		l.quarantine = append(l.quarantine, c.Quarantined)
+		w.quarantine = append(w.quarantine, c.Quarantined)
 	}
 }
 
 // countRules adds n rules to the count and reports whether the policy still has at most
 // maxRules. When it has more for the first time, countRules adds an error at a place.
-func (l *walker) countRules(n int, at strictyaml.Pos) bool {
-	before := l.rules
-	l.rules += n
-	if before <= maxRules && l.rules > maxRules {
-		l.errs.Add(at, "the policy has more than %d rules from here on, counting those that use and everyone repeat", maxRules)
+func (w *walker) countRules(n int, at strictyaml.Pos) bool {
+	before := w.rules
+	w.rules += n
+	if before <= maxRules && w.rules > maxRules {
+		w.errs.Add(at, "the policy has more than %d rules from here on, counting those that use and everyone repeat", maxRules)
 	}
-	return l.rules <= maxRules
+	return w.rules <= maxRules
 }
 
 func identityPattern(v *strictyaml.Node) (allowlist.IdentityPattern, bool) {
