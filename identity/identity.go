@@ -14,7 +14,7 @@
 //
 // The package does not guess. It reads the SPIFFE ID from the only URI SAN of the
 // leaf, byte for byte, and verifies a certificate only against the bundle of its own
-// trust domain. A missing source, bundle or key is an error and never means "allow".
+// trust domain. A missing provider, bundle or key is an error and never means "allow".
 // It never fails a handshake because of the client's identity, since a failed
 // handshake tells the user nothing: the door answers over HTTP with [Peer.Cause] and
 // [Peer.Detail]. The package knows nothing of destinations, and it does not log.
@@ -35,15 +35,15 @@ type Provider interface {
 	Snapshot() *Snapshot
 }
 
-var errNoSnapshot = errors.New("identity source has no snapshot")
+var errNoSnapshot = errors.New("identity provider has no snapshot")
 
-// current returns the snapshot of a source. It is nil if the source is nil, or returns
+// current returns the snapshot of a provider. It is nil if the provider is nil, or returns
 // a snapshot that NewSnapshot did not make, so that nobody is trusted then.
-func current(src Provider) *Snapshot {
-	if src == nil {
+func current(provider Provider) *Snapshot {
+	if provider == nil {
 		return nil
 	}
-	if snap := src.Snapshot(); snap != nil && snap.generation > 0 {
+	if snap := provider.Snapshot(); snap != nil && snap.generation > 0 {
 		return snap
 	}
 	return nil

@@ -16,14 +16,14 @@ const maxCANames = 16 << 10
 // ServerConfig configures the TLS of a listener: the certificate that it presents, and
 // the verification of clients.
 type ServerConfig struct {
-	// Provider is the source of the SVID and the bundles. The next handshake uses a new
+	// Provider has the SVID and the bundles. The next handshake uses a new
 	// snapshot. Required.
 	Provider Provider
-	// Verifier verifies clients. It should use the same source. Required.
+	// Verifier verifies clients. It should use the same provider. Required.
 	Verifier *Verifier
 	// Web is presented instead of the SVID, for clients that check DNS names; see
 	// [LoadWebCertificate]. The next handshake uses a new certificate. Nil means that
-	// the SVID of the source is presented.
+	// the SVID of the provider is presented.
 	Web *WebCertificate
 	// Protocols are offered in ALPN, the preferred one first. Nil means that none is
 	// offered. Go clients offer h2 to a proxy and then write HTTP/1.1; a door must

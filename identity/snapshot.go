@@ -21,7 +21,7 @@ type SnapshotConfig struct {
 	// Bundles are the bundles of the trusted trust domains, one for each. The bundle of
 	// our own trust domain is required.
 	Bundles []*x509bundle.Bundle
-	// Generation counts the snapshots of a source, from 1. Zero is an error.
+	// Generation counts the snapshots of a provider, from 1. Zero is an error.
 	Generation uint64
 }
 
@@ -95,7 +95,7 @@ func (s *Snapshot) Certificate() *tls.Certificate { return s.certificate }
 // NotAfter returns when our own certificate, or one of its issuers, expires.
 func (s *Snapshot) NotAfter() time.Time { return s.notAfter }
 
-// Generation returns the number of this snapshot in its source, from 1.
+// Generation returns the number of this snapshot among those of its provider, from 1.
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
 // TrustDomains returns the trusted trust domains, including our own, sorted.

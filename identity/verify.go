@@ -10,7 +10,7 @@ import (
 
 const maxDetail = 256 // bytes of Peer.Detail
 
-// Verifier verifies the certificates of peers against the current snapshot of a source.
+// Verifier verifies the certificates of peers against the current snapshot of a provider.
 // It caches verified peers until the snapshot changes or a certificate of their chain
 // expires. It is safe for concurrent use. The zero value refuses every peer.
 type Verifier struct {
@@ -20,12 +20,12 @@ type Verifier struct {
 	trustAnswers trustAnswers // answers of Trusts
 }
 
-// NewVerifier returns a verifier over a source that has a snapshot.
-func NewVerifier(src Provider) (*Verifier, error) {
-	if current(src) == nil {
+// NewVerifier returns a verifier over a provider that has a snapshot.
+func NewVerifier(provider Provider) (*Verifier, error) {
+	if current(provider) == nil {
 		return nil, fmt.Errorf("verifier: %w", errNoSnapshot)
 	}
-	return &Verifier{source: src, cache: cache{half: cacheEntries / 2}}, nil
+	return &Verifier{provider: provider, cache: cache{half: cacheEntries / 2}}, nil
 }
 
 // Verify verifies certificates, the leaf first. It says nothing about whether the peer
@@ -128,7 +128,7 @@ func (v *Verifier) snapshot() *Snapshot {
 	if v == nil {
 		return nil
 	}
-	return current(v.source)
+	return current(v.provider)
 }
 
 // verify verifies certificates. It also returns the time from which the result is valid

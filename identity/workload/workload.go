@@ -1,9 +1,9 @@
 // Package workload keeps an identity up to date from a SPIFFE agent: it is an
 // [identity.Provider] over the Workload API.
 //
-//	source, err := workload.New(ctx, workload.Config{Socket: "/run/spire/agent.sock", Report: report})
-//	defer source.Close()
-//	verifier, err := identity.NewVerifier(source)
+//	provider, err := workload.New(ctx, workload.Config{Socket: "/run/spire/agent.sock", Report: report})
+//	defer provider.Close()
+//	verifier, err := identity.NewVerifier(provider)
 //
 // New waits for the first SVID, and reports why none has come and what to check. From
 // then on every sound update of the agent (the first SVID, the bundle of its trust
@@ -63,12 +63,12 @@ type Provider struct {
 var _ identity.Provider = (*Provider)(nil)
 
 // New connects to the agent and waits for the first snapshot, until the start timeout
-// or the end of ctx; the error is one line that says what to check. The source then
+// or the end of ctx; the error is one line that says what to check. The provider then
 // lives until Close, independent of ctx, because a server that drains after a signal
 // still needs an identity.
 func New(ctx context.Context, config Config) (*Provider, error) {
 	if config.StartTimeout < 0 {
-		return nil, fmt.Errorf("start timeout %s of the Workload API source is negative", config.StartTimeout)
+		return nil, fmt.Errorf("start timeout %s of the Workload API provider is negative", config.StartTimeout)
 	}
 	address, err := endpoint(config.Socket)
 	if err != nil {

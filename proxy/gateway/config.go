@@ -1,12 +1,12 @@
 // Package gateway combines the parts of a gateway: the listeners, the doors, the state
-// in force, and the goroutines that follow the sources of the state. It is the only
+// in force, and the goroutines that follow the providers of the state. It is the only
 // layer above the doors.
 //
 //	g, err := gateway.New(ctx, gateway.Config{Policy: …, Identity: …, Resolver: …, Recorder: …, Listeners: …})
 //	…
 //	g.Serve(ctx)
 //
-// Its configuration has the policy source, the identity source, the resolver and the
+// Its configuration has the policy provider, the identity provider, the resolver and the
 // recorder, and the package opens no file itself: the code that embeds it, the program
 // as well as the tests, decides where these come from. A missing part is an error of
 // New; it never means that everything is allowed.
@@ -45,7 +45,7 @@ const (
 
 // PolicyProvider is where the policy comes from.
 type PolicyProvider interface {
-	// Loaded returns what was loaded when the source was opened. Without a policy
+	// Loaded returns what was loaded when the provider was opened. Without a policy
 	// everything is denied until one is loaded.
 	Loaded() live.Change
 	// Follow calls loaded for every later load, one after the other, until ctx is done:
@@ -228,7 +228,7 @@ const (
 
 // lacks returns what the listener is missing to identify its callers, or "" if nothing
 // is missing. A zero ID is not an identity.
-func (l *Listener) lacks(source bool) string {
+func (l *Listener) lacks(provider bool) string {
 	switch l.Protocol {
 	case Connect, DNS:
 	case DoT, DoH:
@@ -240,8 +240,8 @@ func (l *Listener) lacks(source bool) string {
 	}
 	switch l.Identity {
 	case MTLS, Self:
-		if !source {
-			return "needs an identity source"
+		if !provider {
+			return "needs an identity provider"
 		}
 	case Fixed:
 		if l.ID.IsZero() {

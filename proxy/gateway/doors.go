@@ -22,7 +22,7 @@ import (
 // doors holds the listeners and what they speak.
 type doors struct {
 	cfg      *Config
-	verifier *identity.Verifier // nil without an identity source
+	verifier *identity.Verifier // nil without an identity provider
 	panicked func(ctx context.Context, cause any, stack []byte)
 	cuts     *cuts
 

@@ -28,7 +28,7 @@ type Gateway struct {
 	proxy   *proxy.Proxy
 	dns     *dns.Server // nil without a listener for queries
 
-	rereadPolicy, rereadIdentity chan struct{} // receiving makes the source load again
+	rereadPolicy, rereadIdentity chan struct{} // receiving makes the provider load again
 }
 
 // New opens the listeners. After an error nothing stays open.

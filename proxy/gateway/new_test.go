@@ -44,12 +44,12 @@ func TestAPartThatIsMissing(t *testing.T) {
 		without func(*Config)
 		checks  bool // Check works without this part
 	}{
-		{"the policy source", func(c *Config) { c.Policy = nil }, false},
+		{"the policy provider", func(c *Config) { c.Policy = nil }, false},
 		{"the log", func(c *Config) { c.Log = nil }, false},
 		{"the addresses of the host", func(c *Config) { c.HostAddresses = nil }, false},
 		{"listeners", func(c *Config) { c.Listeners = nil }, false},
-		{"the identity source, for certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
-		{"the identity source, for its own", func(c *Config) { c.Listeners[0].Identity = Self }, false},
+		{"the identity provider, for certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
+		{"the identity provider, for its own", func(c *Config) { c.Listeners[0].Identity = Self }, false},
 		{"the identity of a listener's callers", func(c *Config) { c.Listeners[0].Identity, c.Listeners[0].ID = Fixed, spiffeid.ID{} }, false},
 		{"a map of addresses", func(c *Config) { c.Listeners[0].Identity = SourceMap }, false},
 		{"an identity in a map of addresses", func(c *Config) {

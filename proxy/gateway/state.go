@@ -24,7 +24,7 @@ type inForce struct {
 	current  live.Current
 	registry live.Registry
 	enforcer *live.Enforcer
-	verifier *identity.Verifier // nil without an identity source
+	verifier *identity.Verifier // nil without an identity provider
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
 	broken      bool        // the files had an error since a policy was last read from them; used by loaded only
@@ -54,7 +54,7 @@ func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
 }
 
 // trusts reports whether certificates of an open tunnel still lead to a trusted
-// authority. Without an identity source no certificate does.
+// authority. Without an identity provider no certificate does.
 func (s *inForce) trusts(certs []*x509.Certificate) bool {
 	return s.verifier != nil && s.verifier.Trusts(certs)
 }

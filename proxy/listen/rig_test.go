@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fixed is an identity source whose snapshot does not change.
+// fixed is an identity provider whose snapshot does not change.
 type fixed struct{ snapshot *identity.Snapshot }
 
 func (f fixed) Snapshot() *identity.Snapshot { return f.snapshot }

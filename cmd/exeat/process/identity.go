@@ -110,7 +110,7 @@ func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, chang
 	}
 }
 
-// report handles an event of the Workload API source, in that source's goroutine.
+// report handles an event of the Workload API provider, in that provider's goroutine.
 func (a *identityAgent) report(e workload.Event) {
 	ctx := context.Background()
 	switch e.Kind {

@@ -76,7 +76,7 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 	return nil
 }
 
-// openIdentity opens the source of the identity, if the configuration names one.
+// openIdentity opens the provider of the identity, if the configuration names one.
 func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	switch {
 	case cfg.WorkloadAPI != "":

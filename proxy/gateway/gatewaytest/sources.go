@@ -1,4 +1,4 @@
-// Package gatewaytest has sources for the tests of a gateway: a policy and an identity
+// Package gatewaytest has providers for the tests of a gateway: a policy and an identity
 // that change when the test calls a method, and have changed when the method returns.
 package gatewaytest
 
@@ -17,7 +17,7 @@ type Policy struct {
 	following chan func(live.Change)
 }
 
-// NewPolicy returns a source that has loaded a policy without a quarantine list; nil
+// NewPolicy returns a provider that has loaded a policy without a quarantine list; nil
 // means that there is no policy.
 func NewPolicy(p *allowlist.Policy) *Policy {
 	s := &Policy{following: make(chan func(live.Change), 1)}
@@ -62,7 +62,7 @@ type Identity struct {
 	following chan func()
 }
 
-// NewIdentity returns a source with a snapshot.
+// NewIdentity returns a provider with a snapshot.
 func NewIdentity(s *identity.Snapshot) *Identity {
 	i := &Identity{following: make(chan func(), 1)}
 	i.snapshot.Store(s)
