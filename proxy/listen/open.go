@@ -84,7 +84,7 @@ func openUnix(ctx context.Context, path string, mode fs.FileMode) (net.Listener,
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	lc := net.ListenConfig{Control: closedAtBirth}
+	lc := net.ListenConfig{Control: createPrivate}
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, explainUnix(path, err)
@@ -111,10 +111,10 @@ func explainUnix(path string, err error) error {
 	return err
 }
 
-// closedAtBirth makes bind(2) create the socket for its owner only: with a loose umask,
+// createPrivate makes bind(2) create the socket for its owner only: with a loose umask,
 // others could connect between bind and chmod. Linux takes the permissions from the
 // descriptor; on systems where fchmod fails, only the chmod remains.
-func closedAtBirth(_, _ string, raw syscall.RawConn) error {
+func createPrivate(_, _ string, raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
 		_ = syscall.Fchmod(int(fd), uint32(DefaultSocketMode))
 	})

@@ -105,7 +105,7 @@ func TestAUnixSocket(t *testing.T) {
 // that no other user could connect in between.
 func TestASocketIsBornClosed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	lc := net.ListenConfig{Control: closedAtBirth}
+	lc := net.ListenConfig{Control: createPrivate}
 	l, err := lc.Listen(t.Context(), "unix", path)
 	if err != nil {
 		t.Fatal(err)

@@ -28,7 +28,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), privateDir); err != nil {
 		return nil, fmt.Errorf("making the directory of the Workload API socket: %w", err)
 	}
-	config := net.ListenConfig{Control: closedAtBirth}
+	config := net.ListenConfig{Control: createPrivate}
 	listener, err := config.Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) && abandoned(ctx, path) {
 		if err := os.Remove(path); err != nil {
@@ -46,11 +46,11 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	return listener, nil
 }
 
-// closedAtBirth makes bind(2) create the socket for its owner only. With a loose umask
+// createPrivate makes bind(2) create the socket for its owner only. With a loose umask
 // others could otherwise connect between bind and chmod, and stay connected. Linux takes
 // the mode of the socket from its descriptor; systems on which fchmod is an error have
 // only the chmod.
-func closedAtBirth(_, _ string, raw syscall.RawConn) error {
+func createPrivate(_, _ string, raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
 		_ = syscall.Fchmod(int(fd), uint32(privateSocket))
 	})

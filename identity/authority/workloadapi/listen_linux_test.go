@@ -11,7 +11,7 @@ import (
 // nobody else can connect in between.
 func TestASocketIsBornClosed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	config := net.ListenConfig{Control: closedAtBirth}
+	config := net.ListenConfig{Control: createPrivate}
 	l, err := config.Listen(t.Context(), "unix", path)
 	if err != nil {
 		t.Fatal(err)
