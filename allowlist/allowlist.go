@@ -74,8 +74,8 @@ const (
 )
 
 // String returns the word that the policy and records use.
-func (s Proof) String() string {
-	switch s {
+func (p Proof) String() string {
+	switch p {
 	case NoProof:
 		return ""
 	case ProofX509SVID:
@@ -90,10 +90,10 @@ func (s Proof) String() string {
 
 // ParseProof returns the proof for a word that String returns; ok is false for any
 // other word.
-func ParseProof(word string) (s Proof, ok bool) {
-	for s = ProofX509SVID; s <= ProofSourceMap; s++ {
-		if s.String() == word {
-			return s, true
+func ParseProof(word string) (p Proof, ok bool) {
+	for p = ProofX509SVID; p <= ProofSourceMap; p++ {
+		if p.String() == word {
+			return p, true
 		}
 	}
 	return NoProof, false
@@ -106,13 +106,13 @@ type Proofs uint8
 // ProofsOf returns the set of the given proofs.
 func ProofsOf(proofs ...Proof) Proofs {
 	var set Proofs
-	for _, s := range proofs {
-		set |= 1 << s
+	for _, p := range proofs {
+		set |= 1 << p
 	}
 	return set
 }
 
-// has reports whether s is in the set.
-func (set Proofs) has(s Proof) bool {
-	return s != NoProof && set&(1<<s) != 0
+// has reports whether p is in the set.
+func (set Proofs) has(p Proof) bool {
+	return p != NoProof && set&(1<<p) != 0
 }

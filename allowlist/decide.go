@@ -11,7 +11,7 @@ import (
 // Decide decides one request. It allocates nothing, and no part of its cost grows with
 // the number of rules.
 //
-// It checks in the order of the manual: values that no parser returns, quarantine, the
+// It checks in the order of docs/policy.md: values that no parser returns, quarantine, the
 // identity, its proof, deny rules, allow rules, and for an address literal its class. Of
 // the allow rules that match, an exact host wins over *.x, and *.x over **.x (the longest
 // first; for addresses the longest prefix), then the more specific identity pattern, then

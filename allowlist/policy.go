@@ -14,7 +14,7 @@ import (
 // Policy denies everything as policy-unavailable.
 type Policy struct {
 	version    string // version of the spec, or of the canonical form if the spec has none
-	cutOff     string // version of the quarantine, in inline and list together
+	quarantine string // version of the quarantine, in inline and list together
 	hash       hasher
 	exact      index[string, entry] // entries by SPIFFE ID
 	one, many  index[string, entry] // entries by the prefix before /* and /**
@@ -89,7 +89,7 @@ func Compile(spec Spec) (*Policy, error) {
 	if p.version == "" {
 		p.version = p.canonicalVersion()
 	}
-	p.cutOff = quarantineVersion(p.inline, p.list)
+	p.quarantine = quarantineVersion(p.inline, p.list)
 	return p, nil
 }
 
@@ -104,7 +104,7 @@ func (p *Policy) WithQuarantine(list *QuarantineList) *Policy {
 	}
 	q := *p
 	q.list = list
-	q.cutOff = quarantineVersion(q.inline, q.list)
+	q.quarantine = quarantineVersion(q.inline, q.list)
 	return &q
 }
 
@@ -154,7 +154,7 @@ func (p *Policy) QuarantineVersion() string {
 	if p == nil {
 		return ""
 	}
-	return p.cutOff
+	return p.quarantine
 }
 
 func (p *Policy) add(e *Entry) error {

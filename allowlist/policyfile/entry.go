@@ -86,8 +86,8 @@ func entryTable() []key[entryReader] {
 			r.part.once("owner", v, func(e *allowlist.Entry) { e.Owner = owner })
 		}},
 		{"accept", func(r *entryReader, v *strictyaml.Node) {
-			sources := readSources(v)
-			r.part.once("accept", v, func(e *allowlist.Entry) { e.Accept = sources })
+			proofs := readProofs(v)
+			r.part.once("accept", v, func(e *allowlist.Entry) { e.Accept = proofs })
 		}},
 		{"mode", func(r *entryReader, v *strictyaml.Node) { r.modes.mode = v }},
 		{"observe_until", func(r *entryReader, v *strictyaml.Node) { r.modes.until = v }},
@@ -168,30 +168,30 @@ func (w *walker) readEveryone(d *document) {
 	}
 }
 
-func readSources(v *strictyaml.Node) allowlist.Proofs {
+func readProofs(v *strictyaml.Node) allowlist.Proofs {
 	var all []allowlist.Proof
 	for item := range v.OneOrMore() {
 		text, ok := item.Text()
 		if !ok {
 			continue
 		}
-		source, ok := allowlist.ParseProof(text)
+		proof, ok := allowlist.ParseProof(text)
 		switch {
 		case !ok:
-			item.Errorf("unknown way to prove an identity %q: %s", text, strictyaml.Candidates(text, sourceWords()))
-		case slices.Contains(all, source):
-			item.Errorf("%s stands in the list already: remove one", source)
+			item.Errorf("unknown way to prove an identity %q: %s", text, strictyaml.Candidates(text, proofWords()))
+		case slices.Contains(all, proof):
+			item.Errorf("%s stands in the list already: remove one", proof)
 		default:
-			all = append(all, source)
+			all = append(all, proof)
 		}
 	}
 	return allowlist.ProofsOf(all...)
 }
 
-func sourceWords() []string {
+func proofWords() []string {
 	var words []string
-	for s := allowlist.ProofX509SVID; s <= allowlist.ProofSourceMap; s++ {
-		words = append(words, s.String())
+	for p := allowlist.ProofX509SVID; p <= allowlist.ProofSourceMap; p++ {
+		words = append(words, p.String())
 	}
 	return words
 }

@@ -12,7 +12,7 @@
 // The package refuses rather than guesses: unknown keys, empty lists, a setting that two
 // files set, a rule that can never do anything. Settings that this version does not
 // enforce yet are errors too. It has no defaults (package allowlist has them) and does
-// not judge style (package review does). Only a Loader keeps anything between calls.
+// not judge style. Only a Loader keeps anything between calls.
 package policyfile
 
 import (
