@@ -68,12 +68,12 @@ func (f *authorityServeFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	outliveReaders()
+	ignoreBrokenPipes()
 	l, err := workloadapi.Listen(cmd.Context(), f.socket)
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(visible{courtesy{cmd.OutOrStdout()}}, "serving the Workload API of %s on unix://%s\n", a.TrustDomain(), f.socket); err != nil {
+	if _, err := fmt.Fprintf(visible{bestEffort{cmd.OutOrStdout()}}, "serving the Workload API of %s on unix://%s\n", a.TrustDomain(), f.socket); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	err = server.Serve(cmd.Context(), l)

@@ -42,8 +42,8 @@ each whether its result is the expected one. Exit codes: 0 all are, 1 one is not
 		Example: "  exeat demo\n  exeat demo --check\n  exeat demo --origin 127.0.0.1:9443 --policy my-policy.yaml",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			outliveReaders()
-			return f.run(cmd.Context(), courtesy{cmd.OutOrStdout()}, cmd.ErrOrStderr())
+			ignoreBrokenPipes()
+			return f.run(cmd.Context(), bestEffort{cmd.OutOrStdout()}, cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().BoolVar(&f.check, "check", false, "run the commands, print each with its outcome, and end")

@@ -72,19 +72,19 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 }
 
-// outliveReaders makes a write to a pipe without a reader return an error, as on any
+// ignoreBrokenPipes makes a write to a pipe without a reader return an error, as on any
 // other descriptor, for commands that run until they are told to stop. By default the
 // first such write to standard output or error ends the process (SIGPIPE), which is
 // right for a command that prints and ends.
-func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
+func ignoreBrokenPipes() { signal.Ignore(syscall.SIGPIPE) }
 
-// courtesy is an output for a reader who may have left. Without a reader, writes
+// bestEffort is an output for a reader who may have left. Without a reader, writes
 // succeed and have no effect.
-type courtesy struct{ io.Writer }
+type bestEffort struct{ io.Writer }
 
 // Write implements io.Writer.
-func (c courtesy) Write(p []byte) (int, error) {
-	n, err := c.Writer.Write(p)
+func (b bestEffort) Write(p []byte) (int, error) {
+	n, err := b.Writer.Write(p)
 	if errors.Is(err, syscall.EPIPE) {
 		return len(p), nil
 	}

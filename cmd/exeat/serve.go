@@ -69,7 +69,7 @@ Exit codes: 0 good, 2 a broken configuration.`,
 // serve runs the gateway of a configuration file until the command's context is done.
 func serve(cmd *cobra.Command, path string) error {
 	ctx := cmd.Context()
-	outliveReaders()
+	ignoreBrokenPipes()
 	lines := process.NewLogWriter(cmd.ErrOrStderr())
 	defer lines.Close()
 	log := newLog(lines, slog.LevelInfo)

@@ -42,7 +42,7 @@ type Config struct {
 	Listeners []Listener
 
 	// Identity and WorkloadAPI, the address of a Workload API socket, are the two
-	// possible sources of the gateway's identity; neither is set if no listener needs
+	// possible providers of the gateway's identity; neither is set if no listener needs
 	// one.
 	Identity    *identity.FileConfig
 	WorkloadAPI string

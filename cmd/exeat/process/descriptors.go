@@ -158,10 +158,10 @@ func needs(requests, queries int) int {
 	return accepted + opened
 }
 
-// fitting returns the largest number up to most, but at least one, that needs no more
-// than there.
-func fitting(most int, needs func(int) int, there int) int {
-	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > there }))
+// fitting returns the largest number up to most, but at least one, that needs at most the
+// available descriptors.
+func fitting(most int, needs func(int) int, available int) int {
+	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > available }))
 }
 
 // fitFiles makes the bounds on connections fit the descriptors of the process, after it

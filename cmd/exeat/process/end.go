@@ -49,7 +49,7 @@ func (p *Process) Serve(ctx context.Context, hangup <-chan os.Signal) {
 func serveAll(ctx context.Context, p *Process, hangup <-chan os.Signal) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var following sync.WaitGroup
-	following.Go(func() { giveBack(background, debug.FreeOSMemory) })
+	following.Go(func() { collectWhenQuiet(background, debug.FreeOSMemory) })
 	following.Go(func() { p.sources.followWebs(background) })
 	following.Go(func() { p.reloadOn(background, hangup) })
 	following.Go(func() { p.followFiles(background, &p.bounds, fileLimit) })
@@ -85,7 +85,7 @@ func closeSources(p *Process) {
 // so that a dead sink takes no time from the spans. Metrics end after them, because they
 // count the results of both. Anything that hangs is left running.
 func flush(ctx context.Context, p *Process, end time.Time) {
-	end = end.Add(-logReserve - leaveBehind)
+	end = end.Add(-logReserve - abandonAfter)
 	var told sync.WaitGroup
 	within := func(end time.Time, what string, flush func(context.Context) error) {
 		told.Go(func() {
@@ -96,7 +96,7 @@ func flush(ctx context.Context, p *Process, end time.Time) {
 			}
 		})
 	}
-	before := end.Add(-metricsFlush - leaveBehind)
+	before := end.Add(-metricsFlush - abandonAfter)
 	within(before, "records", p.sinks.close)
 	if p.telemetry != nil {
 		within(before, "spans", p.telemetry.ShutdownTraces)

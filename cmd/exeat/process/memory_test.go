@@ -23,10 +23,10 @@ func TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage(t *testing.T) {
 		"nothing since the last collection":      {[]usage{{90 * mib, 32 * mib, 32 * mib}, {90 * mib, 32 * mib, 32 * mib}, {90 * mib, 32 * mib, 32 * mib}}, false},
 		"less than what was live, which is gone": {[]usage{{90 * mib, 3 * mib, 32 * mib}, {90 * mib, 3 * mib, 32 * mib}, {90 * mib, 3 * mib, 32 * mib}}, false},
 	} {
-		var r rest
+		var q quietness
 		var got bool
 		for _, u := range test.looks {
-			got = r.due(u)
+			got = q.due(u)
 		}
 		if got != test.want {
 			t.Errorf("%s: got %v, want %v", name, got, test.want)
@@ -45,7 +45,7 @@ func TestGiveBackSeesTheGarbageOfThisProcess(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	collected := false
-	giveBack(ctx, func() {
+	collectWhenQuiet(ctx, func() {
 		collected = true
 		cancel()
 	})

@@ -118,12 +118,12 @@ func tryListeners(ctx context.Context, listeners []config.Listener) error {
 	return nil
 }
 
-// leaveBehind bounds the time that a function may take to end by itself after it was
+// abandonAfter bounds the time that a function may take to end by itself after it was
 // told to.
-const leaveBehind = 250 * time.Millisecond
+const abandonAfter = 250 * time.Millisecond
 
 // Until calls f and returns its result. If ctx is done and f does not return within
-// leaveBehind, for example because a file system hangs, Until leaves f running and
+// abandonAfter, for example because a file system hangs, Until leaves f running and
 // returns the cause of ctx. Call it only if the process is about to end then.
 func Until[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
@@ -140,7 +140,7 @@ func Until[T any](ctx context.Context, f func() (T, error)) (T, error) {
 		return r.value, r.err
 	case <-ctx.Done():
 	}
-	late := time.NewTimer(leaveBehind)
+	late := time.NewTimer(abandonAfter)
 	defer late.Stop()
 	select {
 	case r := <-done:
