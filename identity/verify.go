@@ -14,8 +14,8 @@ const maxDetail = 256 // bytes of Peer.Detail
 // It caches verified peers until the snapshot changes or a certificate of their chain
 // expires. It is safe for concurrent use. The zero value refuses every peer.
 type Verifier struct {
-	refused      refusals // peers that were refused a moment ago
-	source       Provider
+	provider     Provider
+	refused      refusals     // peers that were refused a moment ago
 	cache        cache        // peers that were verified
 	trustAnswers trustAnswers // answers of Trusts
 }

@@ -181,7 +181,7 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	}
 }
 
-// Reload makes the sources read policy and identity again, and ends what is held, unless
+// Reload makes the providers read policy and identity again, and ends what is held, unless
 // the policy files have an error.
 func (g *Gateway) Reload() {
 	g.inForce.confirmed.Store(true)

@@ -59,7 +59,7 @@ func (s *inForce) trusts(certs []*x509.Certificate) bool {
 	return s.verifier != nil && s.verifier.Trusts(certs)
 }
 
-// first applies what was loaded when the policy source was opened. Nothing is open yet, so
+// first applies what was loaded when the policy provider was opened. Nothing is open yet, so
 // that there is nothing to hold.
 func (s *inForce) first(ctx context.Context) {
 	s.confirm(ctx, s.cfg.Policy.Loaded())
