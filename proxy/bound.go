@@ -11,29 +11,29 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// bound holds the names by which a tunnel to an address literal is allowed though no rule
-// names the address: the DNS door has answered the caller with the address for these
+// boundNames holds the names by which a tunnel to an address literal is allowed though no
+// rule names the address: the DNS door has answered the caller with the address for these
 // names, and the caller may reach them. The zero value means that there are none.
-type bound struct {
+type boundNames struct {
 	addr  netip.Addr
 	names []resolve.Binding // names that the caller may reach at addr, on the requested port
 	way   allowlist.Way     // way of the name that is the destination of the decision
 }
 
-// bind decides a tunnel to an address by the names that the DNS door has answered with
-// the address, if no rule allows the address itself. The name whose rule checks the first
-// bytes most strictly becomes the destination of the decision; a ClientHello may ask for
-// any of the names. Names that were answered to an identity shown by source-map become the
-// destination only if there are no others.
-func bind(x *request, now time.Time) {
-	x.bound = bound{}
+// decideByBoundNames decides a tunnel to an address by the names that the DNS door has
+// answered with the address, if no rule allows the address itself. The name whose rule
+// checks the first bytes most strictly becomes the destination of the decision; a
+// ClientHello may ask for any of the names. Names that were answered to an identity shown
+// by source-map become the destination only if there are no others.
+func decideByBoundNames(x *request, now time.Time) {
+	x.bound = boundNames{}
 	host := x.asked.Dest.Host
 	if x.proxy.cfg.Bound == nil || x.read.IsPlain() || !host.IsAddr() || !bindable(x.decision.Reason) {
 		return
 	}
 	proved := false // one of the names was answered to an identity not shown by source-map
 	for _, b := range x.proxy.cfg.Bound(x.asked.ID, host.Addr(), now) {
-		d, ok := decideBound(x.state, x.asked, netip.AddrPortFrom(host.Addr(), x.asked.Dest.Port), b)
+		d, ok := decideBoundName(x.state, x.asked, netip.AddrPortFrom(host.Addr(), x.asked.Dest.Port), b)
 		if !ok {
 			continue
 		}
@@ -55,7 +55,7 @@ func bind(x *request, now time.Time) {
 const maxBoundNames = 4
 
 // text returns the record's text about the names, or "" if there are none.
-func (b *bound) text() string {
+func (b *boundNames) text() string {
 	if len(b.names) == 0 {
 		return ""
 	}
@@ -73,9 +73,9 @@ func (b *bound) text() string {
 	return text.String()
 }
 
-// decideBound decides a request for an address by a name that the DNS door has answered
+// decideBoundName decides a request for an address by a name that the DNS door has answered
 // with the address. It reports whether the decision allows the name at that address.
-func decideBound(state *live.State, req allowlist.Request, addr netip.AddrPort, b resolve.Binding) (d allowlist.Decision, ok bool) {
+func decideBoundName(state *live.State, req allowlist.Request, addr netip.AddrPort, b resolve.Binding) (d allowlist.Decision, ok bool) {
 	req.Dest.Host = b.Name
 	d = state.Decide(req)
 	return d, d.Verdict == allowlist.Allow && d.CheckAddr(addr) == nil && d.CheckWay(b.Way) == allowlist.NoReason

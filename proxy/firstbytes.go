@@ -26,26 +26,26 @@ func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
 // strictly they are checked.
 type firstBytes struct {
 	expected
-	current *live.Current
-	record  *audit.Tunnel
-	place   *place // place of the tunnel in the registry
+	current      *live.Current
+	record       *audit.Tunnel
+	registration *registration // registration of the tunnel
 
 	reader hello.Reader
 	wait   time.Duration    // how long the client may take to send the first bytes
 	reason allowlist.Reason // why the first bytes were refused
 	// observed is the decision about the name that the ClientHello asks for, if it is
 	// let through only because the caller is observed; nil otherwise.
-	observed *ruling
+	observed *stateDecision
 }
 
 // expected holds what the first bytes are compared with. It is zero after they were
 // checked.
 type expected struct {
-	request allowlist.Request
-	names   []resolve.Binding // names by which the address was allowed; nil if it was allowed otherwise
-	addr    netip.AddrPort    // the address that was dialled
-	state   *live.State       // the state that opened the tunnel; nil if decided holds for every state
-	decided inspection        // how that state checks the first bytes
+	request    allowlist.Request
+	names      []resolve.Binding // names by which the address was allowed; nil if it was allowed otherwise
+	addr       netip.AddrPort    // the address that was dialled
+	state      *live.State       // the state that opened the tunnel; nil if inspection holds for every state
+	inspection inspection        // how that state checks the first bytes
 }
 
 // inspection says how first bytes are checked. The zero value refuses what does not match.
@@ -55,44 +55,45 @@ type inspection struct {
 	held bool // the state forbids the tunnel, whose end policy.max_revoke holds back
 }
 
-// ruling is a decision about a name, with the generation of the state that made it.
-type ruling struct {
+// stateDecision is a decision about a name, with the generation of the state that made it.
+type stateDecision struct {
 	allowlist.Decision
 	generation uint64
 }
 
 // newFirstBytes returns the check of the first bytes of a tunnel to an address.
-func newFirstBytes(x *request, r *relaying, addr netip.AddrPort) *firstBytes {
-	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, place: r.place}
+func newFirstBytes(x *request, r *relay, addr netip.AddrPort) *firstBytes {
+	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, registration: r.registration}
 	if x.read.IsPlain() { // the origin has agreed to an upgrade in clear text
-		c.decided.mode = allowlist.TLSOff
+		c.inspection.mode = allowlist.TLSOff
 		return c
 	}
 	c.request, c.names, c.addr = x.decision.Request, x.bound.names, addr
-	if c.decided.mode, c.decided.ech = x.decision.TLS(); len(c.names) > 0 {
-		c.decided = c.by(x.state)
+	if c.inspection.mode, c.inspection.ech = x.decision.TLS(); len(c.names) > 0 {
+		c.inspection = c.inspectionUnder(x.state)
 	}
-	c.state = x.state // set last, because by returns decided for this state
+	c.state = x.state // set last, because inspectionUnder returns inspection for this state
 	return c
 }
 
-// by returns how the first bytes are checked under a state. If the state forbids the
-// tunnel, which then exists only because its end is held, they are checked as before.
-func (e *expected) by(state *live.State) inspection {
+// inspectionUnder returns how the first bytes are checked under a state. If the state
+// forbids the tunnel, which then exists only because its end is held, they are checked as
+// before.
+func (e *expected) inspectionUnder(state *live.State) inspection {
 	if state == e.state || e.request.Dest.Host.IsZero() {
-		return e.decided
+		return e.inspection
 	}
 	req := e.request
 	req.Time = time.Now()
 	d := state.Decide(req)
 	if !d.Allowed() {
-		return inspection{mode: e.decided.mode, ech: e.decided.ech, held: true}
+		return inspection{mode: e.inspection.mode, ech: e.inspection.ech, held: true}
 	}
 	var l inspection
 	l.mode, l.ech = d.TLS()
-	proved := false // see bind
+	proved := false // see decideByBoundNames
 	for _, b := range e.names {
-		other, ok := decideBound(state, req, e.addr, b)
+		other, ok := decideBoundName(state, req, e.addr, b)
 		if !ok || b.Mapped && proved {
 			continue
 		}
@@ -112,14 +113,14 @@ func (e *expected) by(state *live.State) inspection {
 // checked.
 func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
 	c.wait = timeout
-	l := c.begin()
+	l := c.initialInspection()
 	switch l.mode {
 	case allowlist.TLSOff:
 		c.expected = expected{}
 		return nil
 	case allowlist.TLSAuto: // the gate waits while the client is silent, unless a later state requires TLS
-		c.place.entry.Await(t.Hurry)
-		if c.by(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and could not call Hurry
+		c.registration.entry.Await(t.Hurry)
+		if c.inspectionUnder(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and could not call Hurry
 			t.Hurry()
 		}
 	case allowlist.TLSRequire, allowlist.TLSDefault:
@@ -132,16 +133,16 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 	}
 }
 
-// begin returns how the first bytes are checked under the state in force. If they are not
-// checked, it notes in the entry that they are unseen, for later states.
-func (c *firstBytes) begin() inspection {
+// initialInspection returns how the first bytes are checked under the state in force. If
+// they are not checked, it notes in the entry that they are unseen, for later states.
+func (c *firstBytes) initialInspection() inspection {
 	for {
 		state := c.current.Load()
-		l := c.by(state)
+		l := c.inspectionUnder(state)
 		if l.mode == allowlist.TLSOff {
-			c.place.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
+			c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
 			if c.current.Load() != state {
-				c.place.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
+				c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
 				continue
 			}
 		}
@@ -155,18 +156,18 @@ func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ru
 	h, err := c.reader.Read(p)
 	for {
 		state := c.current.Load()
-		l := c.by(state)
-		v := c.rule(l, p, last, h, err)
+		l := c.inspectionUnder(state)
+		v := c.evaluate(l, p, last, h, err)
 		if v.ruling == tunnel.More {
 			return v.ruling
 		}
 		if v.ruling == tunnel.Pass {
-			c.place.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
+			c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
 			if c.current.Load() != state { // the new state may have been enforced before the change of the entry
 				continue
 			}
 			if l.held { // the last enforced policy may not be the one that opened the tunnel
-				c.place.registry.JudgeAgain()
+				c.registration.registry.JudgeAgain()
 			}
 		}
 		c.finish(ctx, state, v)
@@ -174,8 +175,8 @@ func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ru
 	}
 }
 
-// verdict is the result of checking first bytes under one state.
-type verdict struct {
+// checkResult is the result of checking first bytes under one state.
+type checkResult struct {
 	ruling tunnel.Ruling
 	reason allowlist.Reason // NoReason if they pass
 	detail string           // explains the reason in the record; "" if there is nothing to add
@@ -184,16 +185,16 @@ type verdict struct {
 	hidden []live.Hidden // names that ECH may hide
 }
 
-// finish records the verdict about the first bytes, which was reached under a state.
-func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
-	c.place.entry.Await(nil)
+// finish records the result of the check under a state.
+func (c *firstBytes) finish(ctx context.Context, state *live.State, v checkResult) {
+	c.registration.entry.Await(nil)
 	if v.first != live.FirstBytesUnseen {
-		c.record.Saw(v.seen)
+		c.record.SetHello(v.seen)
 	}
 	if v.ruling == tunnel.Refuse {
 		c.reason = v.reason
 		if v.detail != "" {
-			c.record.Blame(v.detail)
+			c.record.SetDetail(v.detail)
 		}
 		c.refuse(ctx, state)
 		return
@@ -210,31 +211,31 @@ func (c *firstBytes) finish(ctx context.Context, state *live.State, v verdict) {
 func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
 	if state != c.state && state != nil {
 		if d := c.decide(state, c.request.Dest.Host); d.Allowed() {
-			c.record.RefuseBy(ctx, c.reason, d.Decision, d.generation)
+			c.record.RefuseByState(ctx, c.reason, d.Decision, d.generation)
 			return
 		}
 	}
 	c.record.Refuse(ctx, c.reason)
 }
 
-// rule checks first bytes against the destination. h is the ClientHello in them if err is
-// nil.
-func (c *firstBytes) rule(l inspection, p []byte, last bool, h hello.Hello, err error) verdict {
+// evaluate checks first bytes against the destination. h is the ClientHello in them if
+// err is nil.
+func (c *firstBytes) evaluate(l inspection, p []byte, last bool, h hello.Hello, err error) checkResult {
 	if l.mode == allowlist.TLSOff {
-		return verdict{ruling: tunnel.Pass}
+		return checkResult{ruling: tunnel.Pass}
 	}
 	if len(p) > 0 && l.mode == allowlist.TLSAuto {
 		switch begins, sure := hello.Begins(p); {
 		case !begins:
-			return verdict{ruling: tunnel.Pass, seen: audit.Hello{TLS: audit.TLSNone}, first: live.FirstBytesNotTLS}
+			return checkResult{ruling: tunnel.Pass, seen: audit.Hello{TLS: audit.TLSNone}, first: live.FirstBytesNotTLS}
 		case !sure && !last:
-			return verdict{ruling: tunnel.More}
+			return checkResult{ruling: tunnel.More}
 		}
 	}
 	if errors.Is(err, hello.ErrIncomplete) && !last {
-		return verdict{ruling: tunnel.More}
+		return checkResult{ruling: tunnel.More}
 	}
-	v := verdict{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, detail: c.noHello(p, err), first: live.FirstBytesNotTLS}
+	v := checkResult{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, detail: c.explainNoHello(p, err), first: live.FirstBytesNotTLS}
 	if err == nil {
 		v.seen, v.reason = c.compare(h, l.ech)
 		v.first = live.FirstBytesHello
@@ -247,7 +248,7 @@ func (c *firstBytes) rule(l inspection, p []byte, last bool, h hello.Hello, err 
 	}
 	if h.ECH {
 		for _, b := range c.names {
-			if b.Mapped && !c.names[0].Mapped { // as in bind; names that are mapped come last
+			if b.Mapped && !c.names[0].Mapped { // as in decideByBoundNames; names that are mapped come last
 				break
 			}
 			v.hidden = append(v.hidden, live.Hidden{Name: b.Name, Way: b.Way})
@@ -256,8 +257,9 @@ func (c *firstBytes) rule(l inspection, p []byte, last bool, h hello.Hello, err 
 	return v
 }
 
-// noHello explains why first bytes are not a ClientHello; it returns "" if they are one.
-func (c *firstBytes) noHello(p []byte, err error) string {
+// explainNoHello explains why first bytes are not a ClientHello; it returns "" if they
+// are one.
+func (c *firstBytes) explainNoHello(p []byte, err error) string {
 	switch {
 	case err == nil:
 		return ""
@@ -289,10 +291,10 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		if err != nil {
 			break
 		}
-		switch d := c.another(host); d.Verdict {
+		switch d := c.decideOtherName(host); d.Verdict {
 		case allowlist.Allow:
 			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
-			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // by has left out names that are mapped
+			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // inspectionUnder has left out names that are mapped
 				refuse = ech
 			}
 		case allowlist.Observe:
@@ -306,31 +308,32 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 	return seen, reason
 }
 
-// another decides about a name that is not the destination, under the state in force. The
-// name may be one of those by which the address was allowed, if it still leads there. In a
-// tunnel to another address, it may be any name that the caller may reach on the same
-// port. Every other name is denied. From then on, every new state decides about the name.
-func (c *firstBytes) another(name allowlist.Host) ruling {
+// decideOtherName decides about a name that is not the destination, under the state in
+// force. The name may be one of those by which the address was allowed, if it still leads
+// there. In a tunnel to another address, it may be any name that the caller may reach on
+// the same port. Every other name is denied. From then on, every new state decides about
+// the name.
+func (c *firstBytes) decideOtherName(name allowlist.Host) stateDecision {
 	for _, b := range c.names {
 		if b.Name != name {
 			continue
 		}
-		c.place.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
+		c.registration.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
 		d := c.decide(c.current.Load(), name) // loaded after Change, so that no state is missed
 		if d.CheckAddr(c.addr) != nil || d.CheckWay(b.Way) != allowlist.NoReason {
-			return ruling{}
+			return stateDecision{}
 		}
 		return d
 	}
 	if name.IsAddr() || !c.request.Dest.Host.IsAddr() {
-		return ruling{}
+		return stateDecision{}
 	}
-	c.place.entry.Change(func(d *live.Decided) { d.Name = name })
+	c.registration.entry.Change(func(d *live.Decided) { d.Name = name })
 	return c.decide(c.current.Load(), name) // as above
 }
 
 // decide returns the decision of a state about a name in place of the destination.
-func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d ruling) {
+func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d stateDecision) {
 	req := c.request
 	req.Dest.Host, req.Time = name, time.Now()
 	if d.Decision = state.Decide(req); state != nil {
@@ -339,12 +342,12 @@ func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d ruling) {
 	return d
 }
 
-// why returns the reason for which the tunnel was refused or ended; NoReason if it ended by
-// itself.
-func (c *firstBytes) why(reason tunnel.Reason, p *place) allowlist.Reason {
+// endReason returns the reason for which the tunnel was refused or ended; NoReason if it
+// ended by itself.
+func (c *firstBytes) endReason(reason tunnel.Reason, r *registration) allowlist.Reason {
 	switch reason { //nolint:exhaustive // the others are no refusals
 	case tunnel.Revoked, tunnel.Quarantined:
-		return p.why()
+		return r.endReason()
 	case tunnel.Denied:
 		return c.reason
 	case tunnel.Limit:

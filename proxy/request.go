@@ -30,18 +30,18 @@ type session struct {
 
 // Handle implements front.Handler.
 func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer {
-	s.conn.Ask()
+	s.conn.MarkUsed()
 	return s.handle(ctx, read)
 }
 
 // handle answers a request that was read, or one that stands for a connection without a
 // request.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
-	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, late: !s.conn.Begin()}
+	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, lostSlot: !s.conn.Begin()}
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.proxy.Panicked(ctx, cause, debug.Stack())
-			x.place.leave()
+			x.registration.remove()
 			a = abandon(ctx, x)
 		}
 		if a.Kind == front.Forwarded { // other answers end after they were written, and a tunnel ends with its connection
@@ -56,10 +56,10 @@ func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answ
 // request before it could be refused.
 func (s *session) refuseSilent(ctx context.Context) {
 	reason, detail, key := overLimit(&s.conn.Caller)
-	if s.conn.Asked() || reason == allowlist.NoReason || s.conn.GaveWay() {
+	if s.conn.Used() || reason == allowlist.NoReason || s.conn.LostSlot() {
 		return
 	}
-	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.Says(detail)})
+	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.WithDetail(detail)})
 	answer.Done(errNoRequest)
 }
 
@@ -90,19 +90,19 @@ type request struct {
 	read   *front.Request
 	caller listen.Caller // the caller as verified right after state was loaded
 
-	open     *audit.Pending
-	asked    allowlist.Request
-	state    *live.State
-	decision allowlist.Decision
-	bound    bound  // the names by which an address literal is allowed; zero if there are none
-	detail   string // replaces the reason's text for the caller; "" leaves that text
-	cause    string // replaces detail in the record; "" means detail
-	failure  allowlist.Cause
-	lease    *limit.Lease     // use of the budgets; nil before it is taken and after a tunnel has got it
-	place    *place           // place in the registry; nil before there is one and after a tunnel has got it
-	late     bool             // the connection was closed for want of a slot before the request was read
-	sent     bool             // a byte of the request may have gone out
-	cut      allowlist.Reason // why the gateway has ended the request after it was sent; NoReason if it has not
+	pending      *audit.Pending
+	asked        allowlist.Request
+	state        *live.State
+	decision     allowlist.Decision
+	bound        boundNames // the names by which an address literal is allowed; zero if there are none
+	detail       string     // replaces the reason's text for the caller; "" leaves that text
+	cause        string     // replaces detail in the record; "" means detail
+	failure      allowlist.Cause
+	lease        *limit.Lease     // use of the budgets; nil before it is taken and after a tunnel has got it
+	registration *registration    // nil before there is one and after a tunnel has got it
+	lostSlot     bool             // the connection was closed for want of a slot before the request was read
+	sent         bool             // a byte of the request may have gone out
+	cutReason    allowlist.Reason // why the gateway has ended the request after it was sent; NoReason if it has not
 
 	afterRefusal func() // called after the record of a refusal has ended; may be nil
 
@@ -119,13 +119,13 @@ func (x *request) begin(ctx context.Context) {
 	if read.Head != nil {
 		start.TraceParent = read.Head.Get("Traceparent")
 	}
-	x.open = x.proxy.cfg.Recorder.Begin(ctx, start)
-	x.open.Client = x.conn.Caller.Addr
+	x.pending = x.proxy.cfg.Recorder.Begin(ctx, start)
+	x.pending.Client = x.conn.Caller.Addr
 	x.renew()
-	x.open.SetMethod(read.Method)
-	x.decision.Request, x.open.Dest = read.Asked, read.Asked.Dest
-	if x.open.Dest.Host.IsZero() { // the request will be refused: record what its target may mean
-		x.open.Dest = allowlist.Glimpse(read.Target, front.IsConnect(read.Method))
+	x.pending.SetMethod(read.Method)
+	x.decision.Request, x.pending.Dest = read.Asked, read.Asked.Dest
+	if x.pending.Dest.Host.IsZero() { // the request will be refused: record what its target may mean
+		x.pending.Dest = allowlist.Glimpse(read.Target, front.IsConnect(read.Method))
 	}
 }
 
@@ -140,7 +140,7 @@ func (x *request) answer(ctx context.Context) front.Answer {
 	defer x.release()
 	switch {
 	case x.read.StopsHere:
-		return answerOwn(ctx, x)
+		return answerAsFinalRecipient(ctx, x)
 	case x.read.IsPlain():
 		return forwardPlain(ctx, x)
 	}
@@ -148,7 +148,7 @@ func (x *request) answer(ctx context.Context) front.Answer {
 	if reason != allowlist.NoReason {
 		return x.refuse(ctx, reason)
 	}
-	return open(ctx, x, opening{conn: res.Conn, to: reached{res.Addr, res.Way}, status: http.StatusOK})
+	return open(ctx, x, opening{conn: res.Conn, upstream: resolvedAddr{res.Addr, res.Way}, status: http.StatusOK})
 }
 
 // renew loads the state in force and then verifies the caller against the current trust
@@ -158,14 +158,14 @@ func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
 	x.conn.Renew()
 	x.caller = x.conn.Caller
-	x.open.Identity, x.open.Proof = x.caller.ID, x.caller.Proof
+	x.pending.Identity, x.pending.Proof = x.caller.ID, x.caller.Proof
 }
 
 // admit decides the request, as far as that needs no look-up.
 func (x *request) admit() allowlist.Reason {
 	switch {
-	case x.late: // the reason in read is a consequence of that
-		x.cause = limit.KeyConnections.Says("the connection was closed for another one")
+	case x.lostSlot: // the reason in read is a consequence of that
+		x.cause = limit.KeyConnections.WithDetail("the connection was closed for another one")
 		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
 		return x.read.Reason
@@ -173,7 +173,7 @@ func (x *request) admit() allowlist.Reason {
 		return allowlist.Draining
 	}
 	if reason, detail, key := overLimit(&x.caller); reason != allowlist.NoReason {
-		x.detail, x.cause = detail, key.Says(detail)
+		x.detail, x.cause = detail, key.WithDetail(detail)
 		return reason
 	}
 	now := time.Now()
@@ -207,17 +207,17 @@ func (x *request) decide(now time.Time) {
 	if x.decision.Upgrade == allowlist.NoUpgrade {
 		x.asked.Upgrade = allowlist.NoUpgrade
 	}
-	bind(x, now)
+	decideByBoundNames(x, now)
 	if x.decision.Reason == allowlist.MalformedTarget {
 		if err := allowlist.CheckPath(x.asked.Path); err != nil {
 			x.detail = err.Error()
 		}
 	}
-	x.open.SetDecision(x.decision)
+	x.pending.SetDecision(x.decision)
 	if x.state != nil {
-		x.open.Generation = x.state.Generation
+		x.pending.Generation = x.state.Generation
 	}
-	x.open.Decide = time.Since(now)
+	x.pending.Decide = time.Since(now)
 }
 
 // spend counts the request, allowed or denied, against the budget of its identity. It
@@ -231,7 +231,7 @@ func (x *request) spend() allowlist.Reason {
 	if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {
 		return reason
 	}
-	x.open.Rule, x.open.RuleAt, x.open.Ticket = "", "", ""
+	x.pending.Rule, x.pending.RuleAt, x.pending.Ticket = "", "", ""
 	x.cause = limit.KeyRequestsPerIdentity.String()
 	return allowlist.RateLimited
 }
@@ -271,22 +271,22 @@ func (x *request) decideAgain() allowlist.Reason {
 
 // dialed notes the result of a dial for the record, and returns the reason of err.
 func (x *request) dialed(ctx context.Context, start time.Time, res dial.Result, err error) allowlist.Reason {
-	x.open.Address, x.open.Dropped, x.open.Refused = res.Addr, res.Dropped, res.Refused
+	x.pending.Address, x.pending.Dropped, x.pending.Refused = res.Addr, res.Dropped, res.Refused
 	if res.Dropped > 0 {
-		x.open.Class = res.Class
+		x.pending.Class = res.Class
 	}
 	reason := allowlist.ReasonOf(err)
 	x.unresolved = resolve.FailureOf(err)
 	failed := reason
-	if x.place.why() != allowlist.NoReason {
+	if x.registration.endReason() != allowlist.NoReason {
 		failed = allowlist.NoReason // the dial was cancelled, and did not fail because of the destination
 	}
-	x.open.Dialed(ctx, start, res.Resolve, res.Dial, failed)
+	x.pending.Dialed(ctx, start, res.Resolve, res.Dial, failed)
 	if reason == allowlist.ResolvedAddressDenied {
-		x.open.Class = res.Class
+		x.pending.Class = res.Class
 	}
 	if failed != allowlist.NoReason {
-		blame(x, err)
+		noteError(x, err)
 	}
 	return reason
 }
@@ -300,30 +300,30 @@ func dnsError(reason allowlist.Reason, f resolve.Failure) refusal.DNSError {
 	return refusal.DNSError{RCode: f.RCode, Extended: f.Extended, HasExtended: f.HasExtended}
 }
 
-// blame notes the text of an error for the record, and its cause.
-func blame(x *request, err error) {
+// noteError notes the text of an error for the record, and its cause.
+func noteError(x *request, err error) {
 	x.cause, x.failure = cmp.Or(allowlist.DetailOf(err), x.cause), allowlist.CauseOf(err)
 }
 
-// unwritten returns the record's text for an answer that could not be sent.
-func unwritten(err error) string { return "writing the answer: " + err.Error() }
+// writeErrorText returns the record's text for an answer that could not be sent.
+func writeErrorText(err error) string { return "writing the answer: " + err.Error() }
 
 // refuse returns a refusal with a reason. The record ends after the refusal was written.
 // The request leaves the registry only after that, so that a shutdown waits for it.
 func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Answer {
 	x.release() // before the answer is written, which may take long
-	reason = x.note(reason)
+	reason = x.noteRefusal(reason)
 	if reason.Info().Status != 0 {
-		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil { // even a refusal is not sent with its reason if it cannot be recorded
+		if err := x.pending.Commit(context.WithoutCancel(ctx)); err != nil { // even a refusal is not sent with its reason if it cannot be recorded
 			reason, x.detail, x.cause, x.failure = allowlist.AuditUnavailable, "", err.Error(), allowlist.NoCause
-			x.note(reason)
+			x.noteRefusal(reason)
 		}
 	}
 	x.decision.ID, x.decision.Reason = x.caller.ID, reason
 	return front.Answer{
 		Kind: front.Refused, Last: x.caller.Excess,
 		Refusal: refusal.Refusal{
-			Reason: reason, Cause: x.failure, Decision: x.decision, DecisionID: x.open.ID, TraceID: x.open.TraceID(),
+			Reason: reason, Cause: x.failure, Decision: x.decision, DecisionID: x.pending.ID, TraceID: x.pending.TraceID(),
 			Detail: x.detail, Realm: x.caller.Realm,
 			DNS: dnsError(reason, x.unresolved),
 		},
@@ -332,42 +332,42 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 			if x.afterRefusal != nil {
 				defer x.afterRefusal()
 			}
-			defer x.place.leave()
+			defer x.registration.remove()
 			if err != nil {
-				x.open.Status = 0 // the client has not got it
+				x.pending.Status = 0 // the client has not got it
 			}
-			x.open.End()
+			x.pending.End()
 		},
 	}
 }
 
-// answerOwn makes the front answer a request that is allowed but may not be forwarded any
-// further. Nothing is looked up and no connection is made.
-func answerOwn(ctx context.Context, x *request) front.Answer {
-	x.open.Status, x.open.Detail = http.StatusOK, "answered by the gateway: Max-Forwards is 0"
-	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		x.open.Detail = ""
+// answerAsFinalRecipient makes the front answer a request that is allowed but may not be
+// forwarded any further. Nothing is looked up and no connection is made.
+func answerAsFinalRecipient(ctx context.Context, x *request) front.Answer {
+	x.pending.Status, x.pending.Detail = http.StatusOK, "answered by the gateway: Max-Forwards is 0"
+	if x.pending.Commit(context.WithoutCancel(ctx)) != nil {
+		x.pending.Detail = ""
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
-	return front.Answer{Kind: front.Own, Done: func(err error) {
+	return front.Answer{Kind: front.FinalRecipient, Done: func(err error) {
 		defer x.conn.End()
 		if err != nil {
-			x.cause = unwritten(err)
-			x.unanswered(allowlist.NoReason)
+			x.cause = writeErrorText(err)
+			x.noteUnanswered(allowlist.NoReason)
 		}
-		x.open.End()
+		x.pending.End()
 	}}
 }
 
-// note writes a refusal that is about to be sent into the record, and returns its reason.
-// The reason becomes CutOff if the request has already gone out: the origin may have
-// carried it out, so that it can no longer be refused.
-func (x *request) note(reason allowlist.Reason) allowlist.Reason {
+// noteRefusal writes a refusal that is about to be sent into the record, and returns its
+// reason. The reason becomes CutOff if the request has already gone out: the origin may
+// have carried it out, so that it can no longer be refused.
+func (x *request) noteRefusal(reason allowlist.Reason) allowlist.Reason {
 	if x.sent && saysUnsent(reason) {
-		x.detail, x.cut, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
+		x.detail, x.cutReason, reason = live.EndedBy(reason).String(), reason, allowlist.CutOff
 		x.cause, x.failure = "", allowlist.NoCause
 	}
-	rec := x.open
+	rec := x.pending
 	rec.Reason, rec.Status, rec.Verdict = reason, reason.Info().Status, reason.Verdict()
 	if x.sent || reason == allowlist.RateLimited && x.caller.Limited { // a limit of a source address is no denial by policy
 		rec.Verdict = allowlist.Fail
@@ -381,20 +381,20 @@ func (x *request) note(reason allowlist.Reason) allowlist.Reason {
 	return reason
 }
 
-// unanswered notes that no answer could be sent: for the reason why, or because the client
-// has left if why is NoReason.
-func (x *request) unanswered(why allowlist.Reason) {
+// noteUnanswered notes that no answer could be sent: for the reason why, or because the
+// client has left if why is NoReason.
+func (x *request) noteUnanswered(why allowlist.Reason) {
 	if why == allowlist.NoReason {
 		why = allowlist.ClientGone
 	}
-	x.note(why)
-	x.open.Status = 0
+	x.noteRefusal(why)
+	x.pending.Status = 0
 }
 
 // abandon refuses a request after a panic. If its record has already ended, it only closes
 // the connection.
 func abandon(ctx context.Context, x *request) (a front.Answer) {
-	if x.open == nil || x.open.Ended() {
+	if x.pending == nil || x.pending.Ended() {
 		return front.Answer{Kind: front.Forwarded, End: front.Close}
 	}
 	defer func() { // another panic must not prevent the end of the connection

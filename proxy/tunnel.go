@@ -31,7 +31,7 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 		} else {
 			res, err = x.proxy.cfg.Dialer.Dial(dialling, &x.decision)
 		}
-		reason, why := x.dialed(dialling, start, res, err), x.place.why()
+		reason, why := x.dialed(dialling, start, res, err), x.registration.endReason()
 		if why == allowlist.NoReason {
 			return res, reason
 		}
@@ -51,48 +51,48 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 // opening is a connection to the origin that is about to become a tunnel.
 type opening struct {
 	conn     net.Conn
-	to       reached
+	upstream resolvedAddr
 	status   int
 	switched []byte // the origin's answer to an upgrade; nil for a CONNECT
 	up       int64  // number of bytes of the request that have gone out; 0 for a CONNECT
 }
 
-// relaying is a tunnel that is about to open or is open.
-type relaying struct {
+// relay is a tunnel that is about to open or is open.
+type relay struct {
 	*tunnel.Tunnel
-	proxy  *Proxy
-	conn   net.Conn // the connection to the origin
-	lease  *limit.Lease
-	place  *place
-	record *audit.Tunnel // nil until the client was answered
-	check  *firstBytes   // nil until the client was answered
-	early  []byte        // bytes that the client has sent behind its request
-	result tunnel.Result
-	unwind func() bool // cancels the AfterFunc that closes the tunnel when the connection's context ends
+	proxy             *Proxy
+	conn              net.Conn // the connection to the origin
+	lease             *limit.Lease
+	registration      *registration
+	record            *audit.Tunnel // nil until the client was answered
+	check             *firstBytes   // nil until the client was answered
+	early             []byte        // bytes that the client has sent behind its request
+	result            tunnel.Result
+	stopCloseOnCancel func() bool // cancels the AfterFunc that closes the tunnel when the connection's context ends
 }
 
-// open turns the request into a tunnel. The request's place becomes that of the tunnel,
+// open turns the request into a tunnel. The registration becomes that of the tunnel,
 // and the state in force must still allow it. open then returns the answer.
 func open(ctx context.Context, x *request, o opening) front.Answer {
-	r := newRelaying(x, &o)
+	r := newRelay(x, &o)
 	handed := false
 	defer func() {
 		if !handed {
-			r.leave()
+			r.release()
 		}
 	}()
 	// A reload between the decision and the promotion has found no tunnel to end. The
 	// state is checked after the promotion, so that such a reload is not missed.
-	if reason := r.confirm(x, o.to); reason != allowlist.NoReason {
-		r.leave() // before the answer is written, which may take long
+	if reason := r.confirm(x, o.upstream); reason != allowlist.NoReason {
+		r.release() // before the answer is written, which may take long
 		return x.refuse(ctx, reason)
 	}
-	x.open.Status = o.status
+	x.pending.Status = o.status
 	if told := x.bound.text(); told != "" {
-		x.open.SetDetail(told)
+		x.pending.SetDetail(told)
 	}
-	if x.open.Commit(context.WithoutCancel(ctx)) != nil {
-		r.leave()
+	if x.pending.Commit(context.WithoutCancel(ctx)) != nil {
+		r.release()
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	handed = true
@@ -103,15 +103,16 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 	}
 }
 
-// newRelaying returns the tunnel, which takes over the lease and the place of the request.
-func newRelaying(x *request, o *opening) *relaying {
-	r := &relaying{proxy: x.proxy, conn: o.conn, lease: x.lease, place: x.place}
+// newRelay returns the tunnel, which takes over the lease and the registration of the
+// request.
+func newRelay(x *request, o *opening) *relay {
+	r := &relay{proxy: x.proxy, conn: o.conn, lease: x.lease, registration: x.registration}
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
 	cfg.Spend = x.lease.Spend
 	r.Tunnel = tunnel.New(x.read.Client, o.conn, cfg)
-	x.place.promote(o.to, r.Tunnel)
-	x.lease, x.place = nil, nil
+	x.registration.promote(o.upstream, r.Tunnel)
+	x.lease, x.registration = nil, nil
 	return r
 }
 
@@ -119,61 +120,61 @@ func newRelaying(x *request, o *opening) *relaying {
 // by another name than before, or by the same name over another way. The registration
 // then gets that name and way, so that later states decide about them, and is checked
 // again, because a state may have come into force before the registration was changed.
-func (r *relaying) confirm(x *request, to reached) allowlist.Reason {
+func (r *relay) confirm(x *request, to resolvedAddr) allowlist.Reason {
 	known := x.decision.Dest
 	for {
 		state := x.state
 		reason := x.confirm(to)
 		if reason == allowlist.NoReason { // a shutdown ends what every state allows
-			reason = r.place.why()
+			reason = r.registration.endReason()
 		}
 		dest := x.decision.Dest
 		if reason != allowlist.NoReason || dest == known && (x.state == state || !x.bound.addr.IsValid()) {
 			return reason
 		}
 		known, to.way = dest, x.bound.way
-		r.place.entry.Change(func(d *live.Decided) { d.Request.Dest, d.Way = dest, to.way })
+		r.registration.entry.Change(func(d *live.Decided) { d.Request.Dest, d.Way = dest, to.way })
 	}
 }
 
 // answered begins the record of the tunnel after its client was answered. If the answer
 // could not be written (err), it ends the tunnel.
-func (r *relaying) answered(ctx context.Context, x *request, o *opening, err error) {
+func (r *relay) answered(ctx context.Context, x *request, o *opening, err error) {
 	began := false
 	defer func() {
 		if !began {
-			r.leave()
+			r.release()
 		}
 	}()
 	if err != nil {
-		why := r.place.why()
-		x.cause = unwritten(err)
-		x.unanswered(why)
-		x.open.End()
-		if x.open.Committed() || x.sent { // the decision was recorded as allowed, or the request has gone out
+		why := r.registration.endReason()
+		x.cause = writeErrorText(err)
+		x.noteUnanswered(why)
+		x.pending.End()
+		if x.pending.Committed() || x.sent { // the decision was recorded as allowed, or the request has gone out
 			reason := tunnel.Client
 			if why != allowlist.NoReason {
-				reason, why = ending(why)
+				reason, why = closeReasons(why)
 			}
-			x.open.Tunnel().Close(ctx, o.up, 0, reason, why)
+			x.pending.Tunnel().Close(ctx, o.up, 0, reason, why)
 		}
 		return
 	}
-	x.open.End()
-	r.record = x.open.Tunnel()
+	x.pending.End()
+	r.record = x.pending.Tunnel()
 	r.early = x.read.Early()
-	r.check = newFirstBytes(x, r, o.to.addr)
+	r.check = newFirstBytes(x, r, o.upstream.addr)
 	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout, r.Tunnel))
 	if x.read.Client.SetDeadline(time.Time{}) != nil {
 		r.Close(tunnel.Error)
 	}
-	r.unwind = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
+	r.stopCloseOnCancel = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
 	began = true
 }
 
-// ending returns the end of a tunnel or exchange that was ended for a reason, and the
+// closeReasons returns the end of a tunnel or exchange that was ended for a reason, and the
 // reason for its record: NoReason for a shutdown, which is no denial by policy.
-func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
+func closeReasons(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 	reason := live.EndedBy(why)
 	if reason == tunnel.Drain {
 		why = allowlist.NoReason
@@ -182,7 +183,7 @@ func ending(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 }
 
 // run relays until the tunnel ends, and ends its record.
-func (r *relaying) run(ctx context.Context) {
+func (r *relay) run(ctx context.Context) {
 	defer r.end(ctx)
 	early := r.early
 	r.early = nil // free its memory while the tunnel lasts
@@ -190,41 +191,42 @@ func (r *relaying) run(ctx context.Context) {
 }
 
 // end ends the record of the tunnel, also after a panic, and releases what it used.
-func (r *relaying) end(ctx context.Context) {
-	defer r.leave()
+func (r *relay) end(ctx context.Context) {
+	defer r.release()
 	if cause := recover(); cause != nil {
 		r.result.Reason, r.result.Err = tunnel.Error, errPanicked
 		r.proxy.Panicked(ctx, cause, debug.Stack())
 	}
-	r.unwind()
+	r.stopCloseOnCancel()
 	switch {
 	case r.result.Err != nil:
-		r.record.Blame(r.result.Err.Error())
+		r.record.SetDetail(r.result.Err.Error())
 	case r.result.Reason == tunnel.Limit:
-		r.record.Blame(r.lease.Over().String())
+		r.record.SetDetail(r.lease.Over().String())
 	}
 	up, down := r.Counts()
-	r.record.Close(ctx, up, down, r.result.Reason, r.check.why(r.result.Reason, r.place))
+	r.record.Close(ctx, up, down, r.result.Reason, r.check.endReason(r.result.Reason, r.registration))
 }
 
 // errPanicked is the text of a panic in records.
 var errPanicked = errors.New("the gateway panicked: its log has the stack")
 
-// leave closes the connection to the origin, gives the lease back and leaves the registry.
+// release closes the connection to the origin, gives the lease back and removes the
+// registration.
 // It does nothing if that was done before.
-func (r *relaying) leave() {
+func (r *relay) release() {
 	_ = r.conn.Close()
 	if r.lease != nil {
 		r.lease.Close()
 		r.lease = nil
 	}
-	r.place.leave()
+	r.registration.remove()
 }
 
 // confirm checks the decision and the address against the state in force, and decides again
 // if another state has come into force since the decision. A request that has asked the
 // origin for an upgrade must still be allowed as an upgrade.
-func (x *request) confirm(to reached) allowlist.Reason {
+func (x *request) confirm(to resolvedAddr) allowlist.Reason {
 	upgrade := x.decision.Upgrade
 	if x.proxy.cfg.Current.Load() == x.state {
 		req := x.decision.Request
@@ -245,7 +247,7 @@ func (x *request) confirm(to reached) allowlist.Reason {
 	}
 	if err := x.decision.CheckAddr(to.addr); err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			x.open.Class, x.open.Refused = refused.Class, []netip.Addr{refused.Addr.Addr()}
+			x.pending.Class, x.pending.Refused = refused.Class, []netip.Addr{refused.Addr.Addr()}
 		}
 		x.cause = err.Error()
 		return allowlist.ResolvedAddressDenied

@@ -181,7 +181,7 @@ func (q *question) ask(p *allowlist.Policy) answered {
 
 func (f *checkFlags) print(w io.Writer, a *answered, to, version string) error {
 	d := &a.decision
-	rule, at, line := "", "", refusal.Line(d.ID.String(), d.Mode, a.remedy.Rule)
+	rule, at, line := "", "", refusal.RuleYAML(d.ID.String(), d.Mode, a.remedy.Rule)
 	if d.Rule != nil {
 		rule, at = d.Rule.Name(), d.Rule.Place()
 	}

@@ -12,7 +12,7 @@ func mutants() []fault {
 		parse    = "proxy/head/parse.go"
 		wire     = "proxy/front/parse.go"
 		tunnel   = "proxy/tunnel.go"
-		place    = "proxy/place.go"
+		register = "proxy/registration.go"
 		first    = "proxy/firstbytes.go"
 		dial     = "proxy/dial/dial.go"
 		host     = "allowlist/host.go"
@@ -47,12 +47,12 @@ func mutants() []fault {
 		{"the socket's address is not checked", "proxy/dial/race.go", "return dec.CheckAddr(actual)", "_ = actual\n\t\t\treturn nil", "./proxy/dial", "TestTheSocketIsCheckedAgain"},
 		of("C/C24", "a tunnel is opened by the decision of an older state", tunnel, "if x.proxy.cfg.Current.Load() == x.state {", "if x.state != nil {"),
 		of("C/C24", "the address is not checked by the second decision", tunnel, "if err := x.decision.CheckAddr(to.addr); err != nil {", "if err := x.decision.CheckAddr(to.addr); err != nil && to.addr.Port() == 0 {"),
-		of("G/G5", "a tunnel is not registered", place, "x.place.registry.Add(entry)", "_ = x.place.registry"),
-		of("G/G5", "an open tunnel is ended by the cancel function of its dial", place, "{ t.Close(reason) }", "{ p.cancel() }"),
-		{"max_revoke counts tunnels in place of identities", "proxy/live/hold.go", "	id := d.Request.ID\n", "	id := d.Request.ID\n\tif l.loses[id] {\n\t\tl.losing++\n\t}\n", "./proxy/live", "TestNobodyHoldsBackWhatCutsItOff"},
+		of("G/G5", "a tunnel is not registered", register, "x.registration.registry.Add(entry)", "_ = x.registration.registry"),
+		of("G/G5", "an open tunnel is ended by the cancel function of its dial", register, "{ t.Close(reason) }", "{ r.cancel() }"),
+		{"max_revoke counts tunnels in place of identities", "proxy/live/hold.go", "	id := d.Request.ID\n", "	id := d.Request.ID\n\tif l.byIdentity[id] {\n\t\tl.losing++\n\t}\n", "./proxy/live", "TestNobodyHoldsBackWhatCutsItOff"},
 		{"the aliases of a look-up that spans a reload are not checked", tunnel, "return x.decision.CheckWay(to.way)", "return allowlist.NoReason", "./proxy", "TestALookUpThatSpansAReload"},
 		{"the aliases that led to an open tunnel are not checked by a new state", "proxy/live/judge.go", "if why = d.CheckWay(was.Way); why != allowlist.NoReason {", "if why = d.CheckWay(was.Way); why == allowlist.IdentityUnknown {", "./proxy", "TestTheWayIsDecidedByEveryState"},
-		{"first bytes are checked by the state in which the tunnel was opened", first, "v := c.rule(l, p, last, h, err)", "v := c.rule(c.decided, p, last, h, err)", "./proxy", "TestFirstBytesAreLookedAtByTheStateOfThen"},
+		{"first bytes are checked by the state in which the tunnel was opened", first, "v := c.evaluate(l, p, last, h, err)", "v := c.evaluate(c.inspection, p, last, h, err)", "./proxy", "TestFirstBytesAreLookedAtByTheStateOfThen"},
 		{"first bytes that were never read count as a match", "proxy/live/firstbytes.go", "return allowlist.SNIMismatch", "return allowlist.NoReason", "./proxy", "TestANewStateDecidesTheFirstBytesThatWere"},
 		{"max_revoke holds the end of quarantined tunnels", "proxy/live/hold.go", " && why != allowlist.QuarantinedIdentity", "", "./proxy/live", "TestWhatAChangeDoes"},
 		{"an unknown proof is trusted", "proxy/live/judge.go", "	case allowlist.NoProof:\n	}", "	default:\n		trusted = true\n	}", "./proxy/live", "TestEveryProofIsAskedFor"},
@@ -72,8 +72,8 @@ func mutants() []fault {
 		{"bytes that are no request do not count as queries", "proxy/dns/meter.go", "since >= m.free+bytesPerQuery;", "since < 0;", "./proxy/dns", "TestFramesCount"},
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `v.isFraming(), nominated[v]:`, `v.isFraming(), nominated["X-"+v]:`),
-		of("D/D30", "a connection on which a client logged in goes back to the shared pool", "proxy/forward/pool.go", "\tcase l.own:\n\t\tp.giveTo(logins, l)\n", ""),
-		of("D/D30", "a connection on which the origin offered such a login is shared", "proxy/forward/goproxy.go", "\t\tr.lane.own = true\n", "\t\tr.lane.own = r.lane.own || false\n"),
+		of("D/D30", "a connection on which a client logged in goes back to the shared pool", "proxy/forward/pool.go", "\tcase l.dedicated:\n\t\tp.addLogin(logins, l)\n", ""),
+		of("D/D30", "a connection on which the origin offered such a login is shared", "proxy/forward/goproxy.go", "\t\tr.lane.dedicated = true\n", "\t\tr.lane.dedicated = r.lane.dedicated || false\n"),
 		of("D/D31", "fields that servers read as a removed one (X_Forwarded_For) are sent on", "proxy/forward/fields.go", "return c\n\t\t}\n\t\treturn '-'", "return c\n\t\t}\n\t\treturn c"),
 		of("D/D31", "a field that overrides the method is sent on", "proxy/forward/fields.go", "return !methods && !paths\n", "return !paths || name == \"\"\n"),
 		of("D/D31", "the characters that escapes decode to are not checked", "allowlist/path.go", "case isAmbiguous(r):", "case isAmbiguous(r) && size == 0:"),
@@ -82,20 +82,20 @@ func mutants() []fault {
 		of("H/H8", "denied requests spend no budget", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.Holder()) {"),
 		{"requests by source-map spend the budget of the certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestWhatAnAddressShowsSpendsForItself"},
 		{"forged denials are merged with others", "proxy/audit/collapse.go", "proof: proofOf(rec), ", "", "./proxy/audit", "TestOnlyIdenticalDenialsAreCollapsed"},
-		{"callers that wait for a sink take turns by identity only, not by network", "proxy/audit/waiting.go", "w.nextIsAt = !w.nextIsAt", "w.nextIsAt = w.nextIsAt && w.size < 0", "./proxy/audit", "TestManyIdentitiesOfOneSource"},
-		{"a full queue drops the newest record, whoever has most in it", "proxy/audit/ring.go", "return r.drop(r.denials.most(&it.seat))\n}", "return r.drop(it)\n}", "./proxy/audit", "TestForgedSourcesHideNobody"},
-		{"a sink that failed is tried again only with the next record", "proxy/audit/health.go", "q.tallies.lose(failed, err)", "_ = failed", "./proxy/audit", "TestASinkMendsWithoutTraffic"},
+		{"callers that wait for a sink take turns by identity only, not by network", "proxy/audit/waiting.go", "w.networksNext = !w.networksNext", "w.networksNext = w.networksNext && w.size < 0", "./proxy/audit", "TestManyIdentitiesOfOneSource"},
+		{"a full queue drops the newest record, whoever has most in it", "proxy/audit/ring.go", "return r.drop(r.denials.victim(&it.seat))\n}", "return r.drop(it)\n}", "./proxy/audit", "TestForgedSourcesHideNobody"},
+		{"a sink that failed is tried again only with the next record", "proxy/audit/health.go", "q.tallies.sinkFailed(failed, err)", "_ = failed", "./proxy/audit", "TestASinkMendsWithoutTraffic"},
 		{"a connection with an invalid certificate is taken for a health check", "proxy/gateway/doors.go", "if why != allowlist.NoReason && why != allowlist.IdentityMissing {", "if why != allowlist.NoReason && why < allowlist.NoReason {", "./proxy/gateway", "TestNobodyHidesAsAHealthCheck"},
 		{"a slot with a request is given up", "proxy/limit/slots.go", "if s.requests++; s.requests == 1 {", "if s.requests++; s.requests < 1 {", "./proxy/gateway", "TestSilentCallers"},
 		{"callers without an identity may have every slot", "proxy/limit/slots.go", "	if owner.Share.known() {\n		return &s.identified", "	if owner.Share != ShareProxy {\n		return &s.identified", "./proxy/gateway", "TestSilentCallers"},
-		{"a caller that is refused before its first request has no record", "proxy/request.go", "if s.conn.Asked() || reason == allowlist.NoReason", "if s.conn.Asked() || reason != allowlist.RateLimited", "./proxy/gateway", "TestAnIdentityThatHasItsShare"},
+		{"a caller that is refused before its first request has no record", "proxy/request.go", "if s.conn.Used() || reason == allowlist.NoReason", "if s.conn.Used() || reason != allowlist.RateLimited", "./proxy/gateway", "TestAnIdentityThatHasItsShare"},
 		of("H/H11", "a new policy resets what was spent", "proxy/limit/budgets.go", "if before != nil {", "if before != nil && period < 0 {"),
 		of("H/H11", "limits of a new policy do not apply to open tunnels", "proxy/gateway/state.go", "\ts.budgets.Apply(e.State.Policy)\n", ""),
 		of("C/C16", "the address check does not know the addresses of the host", "proxy/gateway/host.go", "Addresses: now,", ""),
 		of("F/F11", "a removed authority ends no tunnel", "proxy/gateway/state.go", "if !after.SameTrust(before) {", "if after == before {"),
 		of("F/F15", "an entry's own allow list does not set its mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
 		{"a lack of descriptors is reported as a failure of the destination", dial, "\tcase limit.NoDescriptor(err):\n\t\treturn allowlist.Busy\n\tcase errors.Is(", "\tcase errors.Is(", "./proxy/dial", "TestWantOfDescriptors"},
-		{"a connection to an origin keeps its descriptor", "proxy/dial/race.go", "tunnel.Holding(conn, d.give)", "tunnel.Holding(conn, nil)", "./proxy/dial", "TestDescriptorsAreTakenWhileOpen"},
+		{"a connection to an origin keeps its descriptor", "proxy/dial/race.go", "tunnel.WrapWithRelease(conn, d.giveDescriptor)", "tunnel.WrapWithRelease(conn, nil)", "./proxy/dial", "TestDescriptorsAreTakenWhileOpen"},
 		of("F/F16", "names in a certificate are not counted", "identity/presented.go", "if kind.n > maxEach {", "if kind.n > 200*maxEach {"),
 		of("F/F17", "certificates with any kind of key are read", "identity/presented.go", "return errKey", "return nil"),
 		of("F/F18", "certificates that do not verify spend no budget", "identity/verify.go", "budget.Spend(cost.time + costOfHandshake(certs))", "_ = cost"),

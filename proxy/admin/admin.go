@@ -20,7 +20,7 @@ import (
 )
 
 // Config says where to listen and what to answer. All fields except Connections, Notes
-// and Cut are required.
+// and Shed are required.
 type Config struct {
 	// Address is an IP address and a port.
 	Address string
@@ -36,8 +36,8 @@ type Config struct {
 	Notes func() []string
 	// Metrics answers /metrics.
 	Metrics http.Handler
-	// Cut, if not nil, is called for every connection that is closed to make room.
-	Cut func(limit.Cause)
+	// Shed, if not nil, is called for every connection that is closed to make room.
+	Shed func(limit.Cause)
 }
 
 // Server serves the admin listener.
@@ -72,8 +72,8 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ConnState: newBound(cmp.Or(cfg.Connections, DefaultConnections), func(cause limit.Cause) {
-			s.cfg.Load().Cut(cause)
+		ConnState: newConnSlots(cmp.Or(cfg.Connections, DefaultConnections), func(cause limit.Cause) {
+			s.cfg.Load().Shed(cause)
 		}).changed,
 	}
 	return s, nil
@@ -82,8 +82,8 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 // Replace makes the functions and the handler of another configuration answer from now
 // on. The address and the bound on connections stay as they are.
 func (s *Server) Replace(cfg Config) {
-	if cfg.Cut == nil {
-		cfg.Cut = func(limit.Cause) {}
+	if cfg.Shed == nil {
+		cfg.Shed = func(limit.Cause) {}
 	}
 	if cfg.Notes == nil {
 		cfg.Notes = func() []string { return nil }

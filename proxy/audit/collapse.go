@@ -14,9 +14,9 @@ import (
 // have merged.
 const maxWindows = 4096
 
-// same holds what identical denials have in common: every field of the record of the
+// denialKey holds what identical denials have in common: every field of the record of the
 // first one that does not differ from one attempt to the next.
-type same struct {
+type denialKey struct {
 	identity     string
 	proof        proof
 	client       netip.Addr // only if there is no identity
@@ -29,8 +29,8 @@ type same struct {
 	generation   uint64
 }
 
-func sameOf(rec *Record) same {
-	s := same{
+func denialKeyOf(rec *Record) denialKey {
+	s := denialKey{
 		identity: rec.Identity.String(), proof: proofOf(rec), listener: rec.Listener, protocol: rec.Protocol, dest: rec.Dest,
 		method: rec.Method, path: rec.Path, qtype: rec.DNS.Type, reason: rec.Reason, generation: rec.Generation,
 	}
@@ -42,10 +42,10 @@ func sameOf(rec *Record) same {
 
 // window is a denial that was written, with those identical to it that followed.
 type window struct {
-	same
+	denialKey
 	first  Record
 	merged Merged
-	ends   time.Time
+	end    time.Time
 
 	seat       seat[*window]
 	prev, next *window // neighbours in the order of ends
@@ -61,14 +61,14 @@ type collapser struct {
 
 	mu          sync.Mutex
 	closed      bool
-	open        map[same]*window
+	open        map[denialKey]*window
 	first, last *window         // open windows in the order of ends
 	callers     shares[*window] // open windows by caller
 }
 
 func newCollapser(length time.Duration, put func(*Record)) *collapser {
 	return &collapser{
-		length: length, put: put, open: map[same]*window{},
+		length: length, put: put, open: map[denialKey]*window{},
 		wake: newSignal(), done: make(chan struct{}),
 	}
 }
@@ -77,10 +77,10 @@ func newCollapser(length time.Duration, put func(*Record)) *collapser {
 // the id of that denial and must not be written. For any other record join reports
 // false, and the record must be written.
 func (c *collapser) join(rec *Record) bool {
-	if c == nil || rec.Event != EventDecision || !rec.KeptIn() {
+	if c == nil || rec.Event != EventDecision || !rec.LetNothingOut() {
 		return false
 	}
-	s := sameOf(rec)
+	s := denialKeyOf(rec)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w := c.open[s]; w != nil {
@@ -96,11 +96,11 @@ func (c *collapser) join(rec *Record) bool {
 
 // begin opens a window. If there are too many, the caller with most windows loses one.
 // The caller holds mu.
-func (c *collapser) begin(s same, rec *Record) {
+func (c *collapser) begin(s denialKey, rec *Record) {
 	var path [maxPathLen]key
-	w := &window{same: s, first: *rec, ends: time.Now().Add(c.length), prev: c.last}
+	w := &window{denialKey: s, first: *rec, end: time.Now().Add(c.length), prev: c.last}
 	w.first.DNS.Answered = slices.Clone(rec.DNS.Answered)
-	w.seat.of = w
+	w.seat.value = w
 	c.callers.put(&w.seat, c.callers.leaf(callerPath(path[:0], rec)))
 	c.open[s] = w
 	if c.last == nil {
@@ -113,16 +113,16 @@ func (c *collapser) begin(s same, rec *Record) {
 	if len(c.open) <= maxWindows {
 		return
 	}
-	without := c.callers.most(&w.seat)
-	c.end(without)
-	if without.merged.Count > 0 {
-		c.put(without.record()) // does not block
+	displaced := c.callers.victim(&w.seat)
+	c.end(displaced)
+	if displaced.merged.Count > 0 {
+		c.put(displaced.record()) // does not block
 	}
 }
 
 // end closes a window. The caller holds mu.
 func (c *collapser) end(w *window) {
-	delete(c.open, w.same)
+	delete(c.open, w.denialKey)
 	c.callers.remove(&w.seat)
 	if w.prev == nil {
 		c.first = w.next
@@ -161,8 +161,8 @@ func (c *collapser) expire() (ended []*window, next time.Time, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for w := c.first; w != nil; w = c.first {
-		if !c.closed && time.Until(w.ends) > 0 {
-			next = w.ends
+		if !c.closed && time.Until(w.end) > 0 {
+			next = w.end
 			break
 		}
 		c.end(w)

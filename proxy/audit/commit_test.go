@@ -164,7 +164,7 @@ func TestOneOfTwoSinksFails(t *testing.T) {
 	if n := len(got); n == 0 || n > 2 || got[n-1].Status != 503 || got[0].ID != o.ID || got[n-1].ID != o.ID {
 		t.Errorf("statuses %v", statuses(got))
 	}
-	if n := len(got); !got[n-1].Again || n == 2 && got[0].Again {
+	if n := len(got); !got[n-1].Supersedes || n == 2 && got[0].Supersedes {
 		t.Error("two records with one id do not say which is the second")
 	}
 	if len(bad.taken()) != 0 || r.Stats().Sinks[1].Failed != 2 {

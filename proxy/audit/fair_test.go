@@ -148,7 +148,7 @@ func TestAnyInterleavingAddsUp(t *testing.T) {
 			}
 			for _, w := range r.workers {
 				q := w.queue
-				if q.ring.count+q.waiting.count()+q.ring.denials.root.count+q.ring.late.root.count+q.waiting.at.root.count != 0 {
+				if q.ring.count+q.waiting.count()+q.ring.denials.root.count+q.ring.late.root.count+q.waiting.networks.root.count != 0 {
 					t.Errorf("seed %d: the empty queue of %s is not", seed, w.cfg.Name)
 				}
 			}

@@ -48,16 +48,16 @@ func (h *health) failure(now time.Time, patience time.Duration) (since time.Time
 	return time.Time{}, nil
 }
 
-// writes notes that a Write begins now.
-func (q *queue) writes(now time.Time) {
+// writeBegan notes that a Write begins now.
+func (q *queue) writeBegan(now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.health.writing = now
 }
 
-// returned notes the result of a Write and the number of records that it lost. It
+// writeEnded notes the result of a Write and the number of records that it lost. It
 // reports whether the sink has begun or ceased to fail.
-func (q *queue) returned(err error, failed uint64) (changed bool) {
+func (q *queue) writeEnded(err error, failed uint64) (changed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	h := &q.health
@@ -67,9 +67,9 @@ func (q *queue) returned(err error, failed uint64) (changed bool) {
 	}
 	h.err, h.writing = err, time.Time{}
 	if err == nil {
-		q.tallies.works()
+		q.tallies.sinkWorked()
 	} else {
-		q.tallies.lose(failed, err)
+		q.tallies.sinkFailed(failed, err)
 	}
 	return changed
 }

@@ -65,9 +65,9 @@ func callerPath(path []key, rec *Record) []key {
 	return append(path, key{kind: kindStranger}, listenerOf(rec), networkOf(rec.Client.Addr()), k)
 }
 
-// placePath appends the path of a record in shares by place: network, source and
+// networkPath appends the path of a record in shares by place: network, source and
 // identity. Without an identity, or with one that may be forged, it is the callerPath.
-func placePath(path []key, rec *Record) []key {
+func networkPath(path []key, rec *Record) []key {
 	k := keyOf(rec)
 	if k.name == "" || k.proof.forgeable() {
 		return callerPath(path, rec)

@@ -35,7 +35,8 @@ func (r *Recorder) Begin(ctx context.Context, s Start) *Pending {
 	return o
 }
 
-// Reopen is Begin with memory of the caller: o is new, or it has ended.
+// Reopen does what Begin does, but allocates no Pending: it uses o, which is new or has
+// ended.
 func (r *Recorder) Reopen(ctx context.Context, o *Pending, s Start) {
 	if s.Time.IsZero() {
 		s.Time = time.Now()
@@ -162,7 +163,7 @@ func (o *Pending) End() {
 	if o.committed != nil {
 		o.Record = *o.committed
 	} else {
-		o.Again = o.commitErr != nil
+		o.Supersedes = o.commitErr != nil
 		o.join()
 	}
 	o.endSpan()

@@ -122,7 +122,7 @@ func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
 		if same := keyOf(&rec) == keyOf(&base); same != row.same {
 			t.Errorf("%s: the key is the same: %v", row.name, same)
 		}
-		if same := sameOf(&rec) == sameOf(&base); same != row.same {
+		if same := denialKeyOf(&rec) == denialKeyOf(&base); same != row.same {
 			t.Errorf("%s: collapsed: %v", row.name, same)
 		}
 		if rec.Unproven() != (rec.Wire == WireUDP) {

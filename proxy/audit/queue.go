@@ -14,16 +14,16 @@ type queue struct {
 	ready signal   // wakes the worker
 	sums  []*tally // summaries that are to be written; used by the worker only
 
-	mu      sync.Mutex
-	idle    bool // the worker sleeps, or is about to
-	closed  bool
-	gaveUp  bool    // the remaining records count as dropped
-	ring    ring    // records that Commit does not wait for
-	waiting waiting // records that Commit waits for
-	waited  bool    // the last record popped came from waiting
-	tallies tallies
-	stats   SinkStats
-	health  health
+	mu            sync.Mutex
+	idle          bool // the worker sleeps, or is about to
+	closed        bool
+	gaveUp        bool    // the remaining records count as dropped
+	ring          ring    // records that Commit does not wait for
+	waiting       waiting // records that Commit waits for
+	lastWasCommit bool    // the last record popped came from waiting
+	tallies       tallies
+	stats         SinkStats
+	health        health
 }
 
 func newQueue(name string, capacity int, required bool) *queue {
@@ -37,19 +37,19 @@ func newQueue(name string, capacity int, required bool) *queue {
 
 // put adds a record that must not be changed any more. It releases the record if there
 // is no room; otherwise the worker does so after the write.
-func (q *queue) put(h *held) {
+func (q *queue) put(h *sharedRecord) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stats.Made++
-	without := h
+	displaced := h
 	if q.closed {
 		q.stats.Dropped++
 	} else {
-		without = q.ring.add(h)
+		displaced = q.ring.add(h)
 		switch {
-		case without == nil:
-		case isDenial(&without.Record):
-			q.tallies.add(&without.Record)
+		case displaced == nil:
+		case isDenial(&displaced.Record):
+			q.tallies.add(&displaced.Record)
 		default:
 			q.stats.Dropped++
 			if q.health.dropping.IsZero() {
@@ -58,8 +58,8 @@ func (q *queue) put(h *held) {
 		}
 		q.wake()
 	}
-	if without != nil {
-		without.release()
+	if displaced != nil {
+		displaced.release()
 	}
 }
 
@@ -74,16 +74,16 @@ func (q *queue) commit(it *waiter) bool {
 		q.stats.Dropped++
 		return false
 	}
-	without := q.waiting.add(it)
+	displaced := q.waiting.add(it)
 	q.wake()
-	if without == nil {
+	if displaced == nil {
 		return true
 	}
 	q.stats.Dropped++ // the decision is refused, and the refusal has a record of its own
-	if without == it {
+	if displaced == it {
 		return false
 	}
-	without.ack.results <- errNoRoom
+	displaced.ack.results <- errNoRoom
 	return true
 }
 
@@ -123,9 +123,9 @@ func (q *queue) giveUp() {
 
 // entry is a record that the worker writes.
 type entry struct {
-	rec  *Record
-	held *held // released after the write; nil for a record that Commit waits for
-	ack  *ack  // nil if Commit does not wait for the record
+	rec    *Record
+	shared *sharedRecord // released after the write; nil for a record that Commit waits for
+	ack    *ack          // nil if Commit does not wait for the record
 }
 
 // next waits for work. It returns the next records and some of the summaries that are
@@ -170,26 +170,26 @@ func (q *queue) poll(entries []entry) (_ []entry, taken tallies, due time.Time, 
 // as long as there are both. The other records of a tunnel still follow its decision,
 // because they are made after that has been written.
 func (q *queue) pop() entry {
-	q.waited = q.waiting.count() > 0 && (!q.waited || q.ring.count == 0)
-	if q.waited {
+	q.lastWasCommit = q.waiting.count() > 0 && (!q.lastWasCommit || q.ring.count == 0)
+	if q.lastWasCommit {
 		it := q.waiting.pop()
 		return entry{rec: it.rec, ack: it.ack}
 	}
 	h := q.ring.pop()
-	return entry{rec: &h.Record, held: h}
+	return entry{rec: &h.Record, shared: h}
 }
 
-// wrote counts the records of a Write.
-func (q *queue) wrote(written, failed uint64) {
+// countWritten counts the records of a Write.
+func (q *queue) countWritten(written, failed uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stats.Written += written
 	q.stats.Failed += failed
 }
 
-// summarised counts the result of writing a summary. Without an error its records are
+// summaryWritten counts the result of writing a summary. Without an error its records are
 // accounted for; otherwise they are counted into the next summary.
-func (q *queue) summarised(t *tally, err error) {
+func (q *queue) summaryWritten(t *tally, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {

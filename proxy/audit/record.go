@@ -163,10 +163,10 @@ type Record struct {
 	// EventCollapsed. It is nil in all other records.
 	Merged *Merged
 
-	// Again says that a sink may already have a record with this id. That one has the
+	// Supersedes says that a sink may already have a record with this id. That one has the
 	// answer that was intended but could not be recorded everywhere; this record has
 	// the answer that was sent.
-	Again bool
+	Supersedes bool
 
 	Trace       trace.SpanContext // span of the decision
 	CallerTrace trace.TraceID     // trace of the caller's context, if it sent one
@@ -178,9 +178,9 @@ func (r *Record) IsTunnel() bool {
 	return r.Protocol != ProtocolHTTP && r.Protocol != ProtocolDNS || r.Status == http.StatusSwitchingProtocols
 }
 
-// KeptIn reports whether a decision let nothing out: policy or a limit denied it,
+// LetNothingOut reports whether a decision let nothing out: policy or a limit denied it,
 // or the gateway's own state did.
-func (r *Record) KeptIn() bool {
+func (r *Record) LetNothingOut() bool {
 	switch r.Verdict {
 	case allowlist.Deny:
 		return true
@@ -201,7 +201,7 @@ type DNS struct {
 	// code that keeps a record longer copies it.
 	Answered []netip.Addr
 	Filtered int    // number of addresses and names that were removed from the answer
-	From     string // cache, upstream, stale or local
+	Origin   string // cache, upstream, stale or local
 }
 
 // MaxAddresses bounds the addresses of one kind that a record names.

@@ -48,13 +48,13 @@ type Config struct {
 // Recorder accepts records from the doors and writes them, with one goroutine for each
 // sink. All methods are safe for concurrent use.
 type Recorder struct {
-	cfg      Config
-	workers  []*worker
-	collapse *collapser // nil if nothing is collapsed
-	cancel   context.CancelFunc
-	server   trace.SpanStartOption // made once, because every decision needs it
-	made     atomic.Uint64
-	held     sync.Pool
+	cfg        Config
+	workers    []*worker
+	collapse   *collapser // nil if nothing is collapsed
+	cancel     context.CancelFunc
+	server     trace.SpanStartOption // made once, because every decision needs it
+	made       atomic.Uint64
+	sharedPool sync.Pool
 }
 
 // New starts a recorder; Close stops it. The sinks get ctx without its cancellation.
@@ -130,10 +130,10 @@ func (r *Recorder) Close(ctx context.Context) error {
 	return nil
 }
 
-// Pass counts a decision that has no span and that no sink keeps, so that it need not
-// be written. If a sink keeps the record, Pass does nothing and reports false. It
+// CountOnly counts a decision that has no span and that no sink keeps, so that it need not
+// be written. If a sink keeps the record, CountOnly does nothing and reports false. It
 // neither keeps nor changes the record.
-func (r *Recorder) Pass(rec *Record) bool {
+func (r *Recorder) CountOnly(rec *Record) bool {
 	for _, w := range r.workers {
 		if w.cfg.keeps(rec) {
 			return false
@@ -170,13 +170,13 @@ func (r *Recorder) count(rec *Record) {
 
 // put queues a copy of the record for every sink that keeps it.
 func (r *Recorder) put(rec *Record) {
-	var h *held
+	var h *sharedRecord
 	for _, w := range r.workers {
 		if !w.cfg.keeps(rec) {
 			continue
 		}
 		if h == nil {
-			h = hold(&r.held, rec)
+			h = newSharedRecord(&r.sharedPool, rec)
 			h.Instance = r.cfg.Instance
 		}
 		h.users.Add(1)

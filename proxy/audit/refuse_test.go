@@ -22,7 +22,7 @@ func TestARefusedTunnelIsDecidedTwice(t *testing.T) {
 		o.Decide = 1
 		o.End()
 		record := o.Tunnel()
-		record.Saw(Hello{SNI: "Other.example", TLS: TLSMismatch, ECH: true})
+		record.SetHello(Hello{SNI: "Other.example", TLS: TLSMismatch, ECH: true})
 		record.Refuse(t.Context(), allowlist.SNIMismatch)
 		record.Close(t.Context(), 0, 4, tunnel.Denied, allowlist.SNIMismatch)
 		closeNow(t, r)
@@ -57,7 +57,7 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 	o.Verdict, o.Dest = allowlist.Allow, destination(t, "api.example:443")
 	o.End()
 	record := o.Tunnel()
-	record.Saw(Hello{TLS: TLSAbsent})
+	record.SetHello(Hello{TLS: TLSAbsent})
 	record.Refuse(t.Context(), allowlist.SNIMissing)
 	record.Close(t.Context(), 0, 0, tunnel.Denied, allowlist.SNIMissing)
 	ended := spans.Ended()
@@ -95,7 +95,7 @@ func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	o.End()
 	record := o.Tunnel()
 	record.Progress(0, 1)
-	record.Saw(Hello{SNI: "evil.example", TLS: TLSMismatch})
+	record.SetHello(Hello{SNI: "evil.example", TLS: TLSMismatch})
 	record.Observe(t.Context(), allowlist.Decision{Outcome: allowlist.Outcome{
 		Verdict: allowlist.Observe, WouldReason: allowlist.PortNotAllowed, Mode: allowlist.ModeObserve,
 	}}, 2)

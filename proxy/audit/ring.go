@@ -23,7 +23,7 @@ const itemChunk = 64
 
 // item is a record in a ring.
 type item struct {
-	held       *held
+	record     *sharedRecord
 	prev, next *item
 	// seat is in use for denials, and for records that came when only the last part was
 	// left.
@@ -56,7 +56,7 @@ func isDenial(rec *Record) bool {
 
 // add adds a record and returns the record that has no room now: another one, the new
 // one itself, or nil if there is room for all.
-func (r *ring) add(h *held) (without *held) {
+func (r *ring) add(h *sharedRecord) (displaced *sharedRecord) {
 	if isDenial(&h.Record) {
 		return r.addDenial(h)
 	}
@@ -75,12 +75,12 @@ func (r *ring) add(h *held) (without *held) {
 	case r.count <= r.size:
 		return nil
 	case r.denials.root.count > r.size/denialParts:
-		return r.drop(r.denials.most(&it.seat)) // the new record has no seat there
+		return r.drop(r.denials.victim(&it.seat)) // the new record has no seat there
 	}
-	return r.drop(r.late.most(&it.seat))
+	return r.drop(r.late.victim(&it.seat))
 }
 
-func (r *ring) addDenial(h *held) (without *held) {
+func (r *ring) addDenial(h *sharedRecord) (displaced *sharedRecord) {
 	var path [maxPathLen]key
 	leaf := r.denials.leaf(callerPath(path[:0], &h.Record))
 	if leaf.count > 0 && leaf.count >= r.size/shareParts {
@@ -91,21 +91,21 @@ func (r *ring) addDenial(h *held) (without *held) {
 	if r.count <= r.size-r.size/reserveParts || r.count <= r.size && r.denials.root.count <= r.size/denialParts {
 		return nil
 	}
-	return r.drop(r.denials.most(&it.seat))
+	return r.drop(r.denials.victim(&it.seat))
 }
 
 // push appends a record without regard to shares and room.
-func (r *ring) push(h *held) *item {
+func (r *ring) push(h *sharedRecord) *item {
 	if r.free == nil {
 		more := make([]item, itemChunk)
 		for i := range more {
-			more[i].seat.of = &more[i]
+			more[i].seat.value = &more[i]
 			more[i].next, r.free = r.free, &more[i]
 		}
 	}
 	it := r.free
 	r.free = it.next
-	it.held = h
+	it.record = h
 	it.prev, it.next = r.last, nil
 	if r.last == nil {
 		r.first = it
@@ -118,8 +118,8 @@ func (r *ring) push(h *held) *item {
 }
 
 // drop removes an item and returns its record.
-func (r *ring) drop(it *item) *held {
-	h := it.held
+func (r *ring) drop(it *item) *sharedRecord {
+	h := it.record
 	if it.prev == nil {
 		r.first = it.next
 	} else {
@@ -134,17 +134,17 @@ func (r *ring) drop(it *item) *held {
 	if it.seat.leaf != nil {
 		r.sharesOf(it).remove(&it.seat)
 	}
-	it.held, it.prev = nil, nil
+	it.record, it.prev = nil, nil
 	it.next, r.free = r.free, it
 	return h
 }
 
 func (r *ring) sharesOf(it *item) *shares[*item] {
-	if isDenial(&it.held.Record) {
+	if isDenial(&it.record.Record) {
 		return &r.denials
 	}
 	return &r.late
 }
 
 // pop removes and returns the oldest record. The ring must not be empty.
-func (r *ring) pop() *held { return r.drop(r.first) }
+func (r *ring) pop() *sharedRecord { return r.drop(r.first) }

@@ -31,7 +31,7 @@ type node[T any] struct {
 // seat is one place at a leaf. It is part of the value that has the place, and must not
 // be copied while it is in use.
 type seat[T any] struct {
-	of         T        // the value that has the place
+	value      T        // the value that has the place
 	leaf       *node[T] // nil if the seat is not in use
 	prev, next *seat[T] // neighbours in the leaf
 }
@@ -149,14 +149,14 @@ func (s *shares[T]) next() T {
 	for n.turn != nil {
 		n.turn, n = n.turn.next, n.turn
 	}
-	return n.first.of
+	return n.first.value
 }
 
-// most returns the value that gives up its place for a newcomer, which is in its seat
+// victim returns the value that gives up its place for a newcomer, which is in its seat
 // already. It is the newest one at the leaf that is found by going from every node to
 // the kid with most seats; where the newcomer's node has as many as any other, it is
 // preferred. A newcomer that has no seat in this tree is not preferred anywhere.
-func (s *shares[T]) most(newcomer *seat[T]) T {
+func (s *shares[T]) victim(newcomer *seat[T]) T {
 	var path [maxPathLen]*node[T] // of the newcomer, from its leaf
 	depth := 0
 	for n := newcomer.leaf; n != nil && n.parent != nil; n = n.parent {
@@ -170,7 +170,7 @@ func (s *shares[T]) most(newcomer *seat[T]) T {
 			n = path[depth]
 		}
 	}
-	return n.last.of
+	return n.last.value
 }
 
 // top returns the number of seats of the key that has most.

@@ -67,8 +67,8 @@ func TestSharesCount(t *testing.T) {
 			seats = slices.Delete(seats, j, j+1)
 		} else {
 			rec := party(rng)
-			at := &seat[int]{of: i}
-			s.put(at, s.leaf(placePath(nil, &rec)))
+			at := &seat[int]{value: i}
+			s.put(at, s.leaf(networkPath(nil, &rec)))
 			seats = append(seats, at)
 		}
 		if i%50 == 0 {
@@ -115,7 +115,7 @@ func TestNobodyIsPassedOver(t *testing.T) {
 			}
 			it := w.pop()
 			served := callerPath(nil, it.rec)[0]
-			one := fmt.Sprint(placePath(nil, it.rec))
+			one := fmt.Sprint(networkPath(nil, it.rec))
 			if it.rec.Time.Before(order[one]) {
 				t.Fatalf("%s is not served in its order", one)
 			}
@@ -200,14 +200,14 @@ func TestWhoHasMostGivesWay(t *testing.T) {
 				refused[callerPath(nil, without.rec)[0]] = true
 			}
 		}
-		w.by.root.check(t)
-		w.at.root.check(t)
-		if w.count() != w.size || w.at.root.count != w.size {
-			t.Fatalf("%d and %d wait in a room of %d", w.count(), w.at.root.count, w.size)
+		w.callers.root.check(t)
+		w.networks.root.check(t)
+		if w.count() != w.size || w.networks.root.count != w.size {
+			t.Fatalf("%d and %d wait in a room of %d", w.count(), w.networks.root.count, w.size)
 		}
 		lowest, highest := w.size, 0
 		for k := range refused {
-			if n := w.by.root.kids[k]; n != nil && k.name != "" {
+			if n := w.callers.root.kids[k]; n != nil && k.name != "" {
 				lowest, highest = min(lowest, n.count), max(highest, n.count)
 			}
 		}

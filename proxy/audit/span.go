@@ -129,7 +129,7 @@ func (o *Pending) endSpan() {
 	if r.Protocol == ProtocolDNS {
 		text("egress.dns.qtype", r.DNS.TypeText())
 		text("egress.dns.rcode", r.DNS.Code)
-		text("egress.dns.source", r.DNS.From)
+		text("egress.dns.source", r.DNS.Origin)
 		if r.DNS.Code != "" {
 			add(attribute.Int("egress.dns.answers", r.DNS.Answers))
 			if len(r.DNS.Answered) > 0 {

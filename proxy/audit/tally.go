@@ -122,10 +122,10 @@ func (ts *tallies) add(rec *Record) {
 	t.add(rec)
 }
 
-// lose notes that the sink failed, and counts the records that it lost. If there is
+// sinkFailed notes that the sink failed, and counts the records that it lost. If there is
 // nothing else to write, their summary is written to find out whether the sink works
 // again.
-func (ts *tallies) lose(n uint64, cause error) {
+func (ts *tallies) sinkFailed(n uint64, cause error) {
 	ts.begin()
 	now := time.Now()
 	if ts.lost == nil {
@@ -138,8 +138,8 @@ func (ts *tallies) lose(n uint64, cause error) {
 	t.count(allowlist.Fail, allowlist.AuditUnavailable, n)
 }
 
-// works notes that the sink works.
-func (ts *tallies) works() {
+// sinkWorked notes that the sink works.
+func (ts *tallies) sinkWorked() {
 	if ts.lost == nil {
 		return
 	}
@@ -172,7 +172,7 @@ func (ts *tallies) tallyOf(id spiffeid.ID, keys ...key) *tally {
 		if t := ts.byKey[k]; t != nil {
 			return t
 		}
-		if !ts.room(k) {
+		if !ts.reserve(k) {
 			continue
 		}
 		t := &tally{key: k}
@@ -198,30 +198,30 @@ func (ts *tallies) begin() {
 	}
 }
 
-// room reports whether there is room for the tally of a key, and counts the key if so.
-func (ts *tallies) room(k key) bool {
+// reserve reports whether there is room for the tally of a key, and counts the key if so.
+func (ts *tallies) reserve(k key) bool {
 	switch k.kind {
 	case kindOne:
 		if k.name != "" {
-			return below(&ts.identities, maxTallies)
+			return incrementBelow(&ts.identities, maxTallies)
 		}
 		network := networkOf(k.addr)
-		if ts.inNetwork[network] >= maxNetworkSources || !below(&ts.sources, maxTallies) {
+		if ts.inNetwork[network] >= maxNetworkSources || !incrementBelow(&ts.sources, maxTallies) {
 			return false
 		}
 		ts.inNetwork[network]++
 		return true
 	case kindNetwork:
-		return k.addr.IsValid() && below(&ts.networks, maxNetworks)
+		return k.addr.IsValid() && incrementBelow(&ts.networks, maxNetworks)
 	case kindListener:
-		return k.name != "" && below(&ts.listeners, maxListeners)
+		return k.name != "" && incrementBelow(&ts.listeners, maxListeners)
 	case kindStranger:
 	}
 	return false
 }
 
-// below increments n if it is below the limit, and reports whether it was.
-func below(n *int, limit int) bool {
+// incrementBelow increments n if it is below the limit, and reports whether it was.
+func incrementBelow(n *int, limit int) bool {
 	if *n >= limit {
 		return false
 	}
@@ -229,15 +229,15 @@ func below(n *int, limit int) bool {
 	return true
 }
 
-// take returns the tallies and starts with empty ones, if they are due or now is set.
+// take returns the tallies and starts with empty ones, if they are due or force is set.
 // Lost records wait for the next summaries if there are any others.
-func (ts *tallies) take(now bool) tallies {
-	if ts.due.IsZero() || !now && time.Until(ts.due) > 0 {
+func (ts *tallies) take(force bool) tallies {
+	if ts.due.IsZero() || !force && time.Until(ts.due) > 0 {
 		return tallies{}
 	}
 	taken := *ts
 	*ts = tallies{}
-	if lost := taken.lost; lost != nil && (now || len(taken.byKey) > 0 || taken.other != nil) {
+	if lost := taken.lost; lost != nil && (force || len(taken.byKey) > 0 || taken.other != nil) {
 		taken.lost = nil
 		ts.merge(lost)
 	}

@@ -22,9 +22,9 @@ type Tunnel struct {
 	start    time.Time
 	hello    atomic.Pointer[Hello]  // nil if the first bytes were not inspected
 	detail   atomic.Pointer[string] // why it was refused or failed; nil means the decision's detail
-	// would is the reason that would have refused the first bytes, an allowlist.Reason,
-	// if only observe mode let them through.
-	would atomic.Uint32
+	// wouldReason is the reason that would have refused the first bytes, an
+	// allowlist.Reason, if only observe mode let them through.
+	wouldReason atomic.Uint32
 }
 
 // Tunnel makes the tunnel's record from what is known now. Call it after End; for an
@@ -39,16 +39,16 @@ func (t *Tunnel) Progress(up, down int64) {
 	t.put(EventTunnelProgress, up, down, tunnel.None, allowlist.NoReason)
 }
 
-// Saw sets the description of the first bytes in the following records. It may be
+// SetHello sets the description of the first bytes in the following records. It may be
 // called while Progress runs. It copies only the part of the name that is written.
-func (t *Tunnel) Saw(h Hello) {
+func (t *Tunnel) SetHello(h Hello) {
 	h.SNI = strings.Clone(bounded(h.SNI, maxSNI))
 	t.hello.Store(&h)
 }
 
-// Blame sets why the first bytes are refused, or what has failed, as the detail of the
+// SetDetail sets why the first bytes are refused, or what has failed, as the detail of the
 // following records. It may be called while Progress runs.
-func (t *Tunnel) Blame(detail string) {
+func (t *Tunnel) SetDetail(detail string) {
 	detail = strings.Clone(bounded(detail, maxDetail))
 	t.detail.Store(&detail)
 }
@@ -56,14 +56,15 @@ func (t *Tunnel) Blame(detail string) {
 // Refuse records that the first bytes were refused: a second decision with the id of
 // the first one, and a span of its own. Close must still follow.
 func (t *Tunnel) Refuse(ctx context.Context, why allowlist.Reason) {
-	rec := t.second()
+	rec := t.firstBytesRecord()
 	t.refuse(ctx, &rec, why)
 }
 
-// RefuseBy is Refuse by another state than the one that allowed the tunnel. The record
-// has that state's decision about the destination and its generation.
-func (t *Tunnel) RefuseBy(ctx context.Context, why allowlist.Reason, d allowlist.Decision, generation uint64) {
-	rec := t.second()
+// RefuseByState does what Refuse does, for a state other than the one that allowed the
+// tunnel. The record has the decision of that state about the destination and its
+// generation.
+func (t *Tunnel) RefuseByState(ctx context.Context, why allowlist.Reason, d allowlist.Decision, generation uint64) {
+	rec := t.firstBytesRecord()
 	rec.SetDecision(d)
 	rec.Generation = generation
 	t.refuse(ctx, &rec, why)
@@ -71,39 +72,40 @@ func (t *Tunnel) RefuseBy(ctx context.Context, why allowlist.Reason, d allowlist
 
 func (t *Tunnel) refuse(ctx context.Context, rec *Record, why allowlist.Reason) {
 	rec.Verdict, rec.Reason, rec.WouldReason = allowlist.Deny, why, allowlist.NoReason
-	t.decided(ctx, rec)
+	t.recordDecision(ctx, rec)
 }
 
 // Observe records that only observe mode lets through the name in the first bytes: a
 // second decision with the id of the first one, and a span of its own. The following
 // records say so as well, because no rule allows what the tunnel is used for.
 func (t *Tunnel) Observe(ctx context.Context, d allowlist.Decision, generation uint64) {
-	t.would.Store(uint32(d.WouldReason))
-	rec := t.second()
+	t.wouldReason.Store(uint32(d.WouldReason))
+	rec := t.firstBytesRecord()
 	rec.SetDecision(d)
 	rec.Generation = generation
-	t.decided(ctx, &rec)
+	t.recordDecision(ctx, &rec)
 }
 
-// second returns the record of a decision about the first bytes, without its verdict.
-func (t *Tunnel) second() Record {
+// firstBytesRecord returns the record of a decision about the first bytes, without its
+// verdict.
+func (t *Tunnel) firstBytesRecord() Record {
 	rec := t.record
 	rec.Time, rec.Stage = time.Now(), StageTLS
 	rec.Resolve, rec.Dial, rec.Decide, rec.Status = 0, 0, 0, 0
-	rec.Hello = t.seen()
-	t.blamed(&rec)
+	rec.Hello = t.loadHello()
+	t.applyDetail(&rec)
 	return rec
 }
 
-// blamed sets the detail that Blame stored.
-func (t *Tunnel) blamed(rec *Record) {
+// applyDetail sets the detail that SetDetail stored.
+func (t *Tunnel) applyDetail(rec *Record) {
 	if detail := t.detail.Load(); detail != nil {
 		rec.Detail = *detail
 	}
 }
 
-// decided records a decision about the first bytes.
-func (t *Tunnel) decided(ctx context.Context, rec *Record) {
+// recordDecision records a decision about the first bytes.
+func (t *Tunnel) recordDecision(ctx context.Context, rec *Record) {
 	t.recorder.count(rec)
 	t.recorder.put(rec)
 	_, span := t.recorder.cfg.Tracer.Start(ctx, "tls", trace.WithNewRoot(), trace.WithTimestamp(rec.Time),
@@ -121,7 +123,7 @@ func (t *Tunnel) decided(ctx context.Context, rec *Record) {
 	}
 }
 
-func (t *Tunnel) seen() Hello {
+func (t *Tunnel) loadHello() Hello {
 	if h := t.hello.Load(); h != nil {
 		return *h
 	}
@@ -136,7 +138,7 @@ func (t *Tunnel) describe(span trace.Span) {
 		attribute.Int("server.port", int(t.record.Dest.Port)),
 		attribute.String("egress.identity.spiffe_id", t.record.IdentityText()),
 	)
-	h := t.seen()
+	h := t.loadHello()
 	if h.TLS == TLSUnknown {
 		return
 	}
@@ -174,10 +176,10 @@ func (t *Tunnel) put(event Event, up, down int64, reason tunnel.Reason, why allo
 	rec := t.record
 	now := time.Now()
 	rec.Event, rec.Time, rec.Duration = event, now, now.Sub(t.record.Time)
-	rec.Up, rec.Down, rec.CloseReason, rec.Reason, rec.Hello = up, down, reason, why, t.seen()
+	rec.Up, rec.Down, rec.CloseReason, rec.Reason, rec.Hello = up, down, reason, why, t.loadHello()
 	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
-	t.blamed(&rec)
-	if would := allowlist.Reason(t.would.Load()); would != allowlist.NoReason { //nolint:gosec // G115: stored from a Reason
+	t.applyDetail(&rec)
+	if would := allowlist.Reason(t.wouldReason.Load()); would != allowlist.NoReason { //nolint:gosec // G115: stored from a Reason
 		rec.Verdict, rec.WouldReason = allowlist.Observe, would
 	}
 	if rec.Status != http.StatusSwitchingProtocols { // which marks an upgrade as a tunnel

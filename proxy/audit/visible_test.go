@@ -64,10 +64,10 @@ func TestNoTerminalObeysASpan(t *testing.T) {
 			trace, id := o.Trace, o.ID
 			o.Record = audittest.Hostile(audit.EventDecision, text, 1)
 			o.Trace, o.ID, o.Path, o.Protocol = trace, id, text, protocol
-			o.DNS = audit.DNS{Code: text, From: text}
+			o.DNS = audit.DNS{Code: text, Origin: text}
 			o.End()
 			record := o.Tunnel()
-			record.Saw(audit.Hello{SNI: text, TLS: audit.TLSMismatch})
+			record.SetHello(audit.Hello{SNI: text, TLS: audit.TLSMismatch})
 			record.Refuse(t.Context(), allowlist.SNIMismatch)
 			record.Close(t.Context(), 0, 0, tunnel.Denied, allowlist.SNIMismatch)
 		}

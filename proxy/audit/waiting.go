@@ -6,10 +6,10 @@ const waitShareParts = 8
 
 // waiter is a record that Commit waits for.
 type waiter struct {
-	rec *Record
-	ack *ack
-	by  seat[*waiter] // place among the callers
-	at  seat[*waiter] // place among the networks
+	rec         *Record
+	ack         *ack
+	callerSeat  seat[*waiter] // place among the callers
+	networkSeat seat[*waiter] // place among the networks
 }
 
 // waiting holds the records of a queue that Commit waits for. It serves their callers
@@ -20,55 +20,55 @@ type waiter struct {
 // identity in many networks has one in the first. All callers without an identity are
 // one caller; within it they are served in turn.
 type waiting struct {
-	size     int
-	by, at   shares[*waiter]
-	nextIsAt bool // the circle of networks is served next
+	size              int
+	callers, networks shares[*waiter]
+	networksNext      bool // the circle of networks is served next
 }
 
 // count returns the number of records.
-func (w *waiting) count() int { return w.by.root.count }
+func (w *waiting) count() int { return w.callers.root.count }
 
 // add adds a record and returns the record that has no room now: another one, the new
 // one itself, or nil if there is room for all.
-func (w *waiting) add(it *waiter) (without *waiter) {
-	it.by.of, it.at.of = it, it
+func (w *waiting) add(it *waiter) (displaced *waiter) {
+	it.callerSeat.value, it.networkSeat.value = it, it
 	var path [maxPathLen]key
-	leaf := w.by.leaf(callerPath(path[:0], it.rec))
+	leaf := w.callers.leaf(callerPath(path[:0], it.rec))
 	if leaf.count > 0 && leaf.count >= w.size/waitShareParts {
 		return it
 	}
-	w.by.put(&it.by, leaf)
-	w.at.put(&it.at, w.at.leaf(placePath(path[:0], it.rec)))
+	w.callers.put(&it.callerSeat, leaf)
+	w.networks.put(&it.networkSeat, w.networks.leaf(networkPath(path[:0], it.rec)))
 	if w.count() <= w.size {
 		return nil
 	}
 	// The caller or the network with the most records loses its newest one.
-	if w.at.top() > w.by.top() {
-		without = w.at.most(&it.at)
+	if w.networks.top() > w.callers.top() {
+		displaced = w.networks.victim(&it.networkSeat)
 	} else {
-		without = w.by.most(&it.by)
+		displaced = w.callers.victim(&it.callerSeat)
 	}
-	w.remove(without)
-	return without
+	w.remove(displaced)
+	return displaced
 }
 
 // remove removes a record, and reports false if it was not there.
 func (w *waiting) remove(it *waiter) bool {
-	if it.by.leaf == nil {
+	if it.callerSeat.leaf == nil {
 		return false
 	}
-	w.by.remove(&it.by)
-	w.at.remove(&it.at)
+	w.callers.remove(&it.callerSeat)
+	w.networks.remove(&it.networkSeat)
 	return true
 }
 
 // pop removes and returns the record whose turn it is. There must be one.
 func (w *waiting) pop() *waiter {
-	circle := &w.by
-	if w.nextIsAt {
-		circle = &w.at
+	circle := &w.callers
+	if w.networksNext {
+		circle = &w.networks
 	}
-	w.nextIsAt = !w.nextIsAt
+	w.networksNext = !w.networksNext
 	it := circle.next()
 	w.remove(it)
 	return it

@@ -48,14 +48,14 @@ func (w *worker) writeEntries(ctx context.Context, entries []entry, records []*R
 	}
 	out := w.write(ctx, records)
 	failed := out.failed(len(entries))
-	w.queue.wrote(uint64(len(entries))-failed, failed)
+	w.queue.countWritten(uint64(len(entries))-failed, failed)
 	w.returned(out.err, failed)
 	for i, e := range entries {
 		if e.ack != nil {
 			e.ack.results <- out.errOf(i)
 		}
-		if e.held != nil {
-			e.held.release()
+		if e.shared != nil {
+			e.shared.release()
 		}
 	}
 }
@@ -68,14 +68,14 @@ func (w *worker) writeSummaries(ctx context.Context, sums []*tally, records []*R
 	}
 	out := w.write(ctx, records)
 	for i, t := range sums {
-		w.queue.summarised(t, out.errOf(i))
+		w.queue.summaryWritten(t, out.errOf(i))
 	}
 	w.returned(out.err, 0)
 }
 
 // write passes records to the sink.
 func (w *worker) write(ctx context.Context, records []*Record) outcome {
-	w.queue.writes(time.Now())
+	w.queue.writeBegan(time.Now())
 	err := w.cfg.Sink.Write(ctx, records)
 	out := outcome{err: err}
 	out.lost, _ = errors.AsType[*LostError](err)
@@ -85,7 +85,7 @@ func (w *worker) write(ctx context.Context, records []*Record) outcome {
 // returned calls sinkError when the sink begins or ceases to fail. The lost records are
 // counted before that, so that the metrics show them.
 func (w *worker) returned(err error, failed uint64) {
-	if w.queue.returned(err, failed) && w.sinkError != nil {
+	if w.queue.writeEnded(err, failed) && w.sinkError != nil {
 		w.sinkError(w.cfg.Name, err)
 	}
 }

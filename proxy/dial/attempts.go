@@ -50,9 +50,9 @@ type attemptError struct {
 func (e *attemptError) Error() string {
 	var text string
 	number, known := errors.AsType[syscall.Errno](e.err)
-	refused, closed := errors.AsType[*allowlist.AddrError](e.err)
+	refused, isRefused := errors.AsType[*allowlist.AddrError](e.err)
 	switch {
-	case closed:
+	case isRefused:
 		return refused.Error()
 	case known:
 		text = number.Error()

@@ -28,10 +28,10 @@ const (
 )
 
 // maxAddresses is the number of addresses of one name that are considered; the rest are
-// ignored. maxNamed is the number of refused addresses that a result lists.
+// ignored. maxRefused is the number of refused addresses that a result lists.
 const (
 	maxAddresses = 64
-	maxNamed     = 8
+	maxRefused   = 8
 )
 
 // Config says how to resolve and connect.
@@ -55,9 +55,9 @@ type Config struct {
 
 // Dialer connects. It is safe for concurrent use.
 type Dialer struct {
-	cfg     Config
-	connect connectFunc // connects to one address; tests replace it
-	give    func()      // gives one descriptor back
+	cfg            Config
+	connect        connectFunc // connects to one address; tests replace it
+	giveDescriptor func()      // gives one descriptor back
 }
 
 // New returns a dialer.
@@ -71,7 +71,7 @@ func New(cfg Config) (*Dialer, error) {
 	if cfg.Stagger <= 0 {
 		cfg.Stagger = defaultStagger
 	}
-	return &Dialer{cfg: cfg, connect: connect, give: func() { cfg.Descriptors.Give(1) }}, nil
+	return &Dialer{cfg: cfg, connect: connect, giveDescriptor: func() { cfg.Descriptors.Give(1) }}, nil
 }
 
 // Result describes a dial, also one that failed.
@@ -80,7 +80,7 @@ type Result struct {
 	Addr    netip.AddrPort  // the address connected to; after a failed connect, the first address tried
 	Way     allowlist.Way   // how the look-up led to the address connected to
 	Dropped int             // number of addresses that the decision refused
-	Refused []netip.Addr    // the first addresses that the decision refused, at most maxNamed
+	Refused []netip.Addr    // the first addresses that the decision refused, at most maxRefused
 	Class   allowlist.Class // class of the last address that the decision refused
 	Resolve time.Duration   // time spent on resolving the name
 	Dial    time.Duration   // time spent on connecting
@@ -118,7 +118,7 @@ func (d *Dialer) DialAddr(ctx context.Context, dec *allowlist.Decision, addr net
 
 // dial connects to one of the addresses that the decision allows.
 func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allowlist.Resolved, res Result) (Result, error) {
-	allowed, refusals := res.keep(dec, addrs)
+	allowed, refusals := res.allowedAddrs(dec, addrs)
 	if len(allowed) == 0 {
 		return res, &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: &attemptsError{errs: refusals}}
 	}
@@ -129,7 +129,7 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 	res.Dial = time.Since(start)
 	if err != nil {
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			res.refuse(refused)
+			res.noteRefused(refused)
 			res.Addr = netip.AddrPort{}
 		}
 		reason := dialReason(err)
@@ -138,7 +138,7 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 		}
 		return res, &allowlist.ReasonError{Reason: reason, Cause: causeOf(reason, err), Err: err}
 	}
-	res.Conn, res.Addr = conn, peer(conn)
+	res.Conn, res.Addr = conn, remoteAddr(conn)
 	for _, a := range addrs {
 		if a.Addr.Unmap() == res.Addr.Addr() {
 			res.Way = a.Way
@@ -148,9 +148,9 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 	return res, nil
 }
 
-// keep returns the addresses that the decision allows, counts the others, and returns
-// the errors of these.
-func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) (allowed []netip.AddrPort, refusals []error) {
+// allowedAddrs returns the addresses that the decision allows, counts the others, and
+// returns the errors of these.
+func (r *Result) allowedAddrs(dec *allowlist.Decision, addrs []allowlist.Resolved) (allowed []netip.AddrPort, refusals []error) {
 	allowed = make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
 	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
 		ap := netip.AddrPortFrom(a.Addr.Unmap(), dec.Dest.Port)
@@ -162,7 +162,7 @@ func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) (allo
 			continue
 		}
 		if refused, ok := errors.AsType[*allowlist.AddrError](err); ok {
-			r.refuse(refused)
+			r.noteRefused(refused)
 		}
 		refusals = append(refusals, err)
 		r.Dropped++
@@ -170,16 +170,16 @@ func (r *Result) keep(dec *allowlist.Decision, addrs []allowlist.Resolved) (allo
 	return allowed, refusals
 }
 
-// refuse notes an address that the decision refused.
-func (r *Result) refuse(err *allowlist.AddrError) {
+// noteRefused notes an address that the decision refused.
+func (r *Result) noteRefused(err *allowlist.AddrError) {
 	r.Class = err.Class
-	if addr := err.Addr.Addr(); len(r.Refused) < maxNamed && !slices.Contains(r.Refused, addr) {
+	if addr := err.Addr.Addr(); len(r.Refused) < maxRefused && !slices.Contains(r.Refused, addr) {
 		r.Refused = append(r.Refused, addr)
 	}
 }
 
-// peer returns the remote address of a connection.
-func peer(conn net.Conn) netip.AddrPort {
+// remoteAddr returns the remote address of a connection.
+func remoteAddr(conn net.Conn) netip.AddrPort {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		ap := tcp.AddrPort()
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())

@@ -38,15 +38,15 @@ func (d *Dialer) open(ctx context.Context, dec *allowlist.Decision, addr netip.A
 	if !d.cfg.Descriptors.Take(1) {
 		return nil, limit.ErrNoDescriptor
 	}
-	return d.taken(ctx, dec, addr)
+	return d.openWithDescriptor(ctx, dec, addr)
 }
 
-// taken connects to one address with a descriptor that is already taken.
-func (d *Dialer) taken(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
+// openWithDescriptor connects to one address with a descriptor that is already taken.
+func (d *Dialer) openWithDescriptor(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (net.Conn, error) {
 	opened := false
 	defer func() {
 		if !opened {
-			d.give()
+			d.giveDescriptor()
 		}
 	}()
 	conn, err := d.connect(ctx, dec, addr)
@@ -55,7 +55,7 @@ func (d *Dialer) taken(ctx context.Context, dec *allowlist.Decision, addr netip.
 		return nil, &attemptError{addr: addr, err: err}
 	}
 	opened = true
-	return tunnel.Holding(conn, d.give), nil
+	return tunnel.WrapWithRelease(conn, d.giveDescriptor), nil
 }
 
 // interleave alternates the families, IPv6 first (RFC 8305 section 4).
@@ -87,15 +87,15 @@ type attempt struct {
 	panicked string // text and stack of a panic; "" if there was none
 }
 
-// try connects as taken does. It runs in a goroutine of its own, where a panic would end
-// the process, and therefore returns a panic to the goroutine that waits.
+// try connects as openWithDescriptor does. It runs in a goroutine of its own, where a
+// panic would end the process, and therefore returns a panic to the goroutine that waits.
 func (d *Dialer) try(ctx context.Context, dec *allowlist.Decision, addr netip.AddrPort) (a attempt) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			a = attempt{panicked: fmt.Sprintf("%v\n\n%s", cause, debug.Stack())}
 		}
 	}()
-	a.conn, a.err = d.taken(ctx, dec, addr)
+	a.conn, a.err = d.openWithDescriptor(ctx, dec, addr)
 	return a
 }
 

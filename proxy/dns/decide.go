@@ -17,19 +17,19 @@ import (
 // ruling says whether the caller gets the resolver's answer, and why if not. The zero
 // value refuses.
 type ruling struct {
-	reason   allowlist.Reason // why the resolver's answer is not sent; NoReason if that depends on the decision alone
-	detail   string           // detail of the reason, for the record
-	state    *live.State      // state that made the decision; nil if no decision was made
-	decision allowlist.NameDecision
-	took     time.Duration    // how long the decision took
-	inspect  bool             // value of Config.Inspect
-	over     bool             // says that the caller has more connections than it may
-	crowded  bool             // says that the query was not looked up because too many wait for servers
-	failure  resolve.Failure  // what the resolver returned about a look-up that failed
-	hop      allowlist.Reason // why an alias in the answer was refused
-	led      allowlist.Host   // the name that this alias leads to
-	class    allowlist.Class  // class of an address in the answer that was refused
-	dropped  []netip.Addr     // the first addresses in the answer that were refused
+	reason      allowlist.Reason // why the resolver's answer is not sent; NoReason if that depends on the decision alone
+	detail      string           // detail of the reason, for the record
+	state       *live.State      // state that made the decision; nil if no decision was made
+	decision    allowlist.NameDecision
+	decideTime  time.Duration    // how long the decision took
+	inspect     bool             // value of Config.Inspect
+	overLimit   bool             // says that the caller has more connections than it may
+	lookupsFull bool             // says that the query was not looked up because too many wait for servers
+	failure     resolve.Failure  // what the resolver returned about a look-up that failed
+	aliasReason allowlist.Reason // why an alias in the answer was refused
+	aliasTarget allowlist.Host   // the name that this alias leads to
+	class       allowlist.Class  // class of an address in the answer that was refused
+	dropped     []netip.Addr     // the first addresses in the answer that were refused
 }
 
 // refuses reports whether the caller does not get the resolver's answer.
@@ -37,24 +37,24 @@ func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.de
 
 // fail replaces what was decided by a fault of the gateway.
 func (r *ruling) fail(reason allowlist.Reason, detail string) {
-	r.reason, r.hop, r.detail, r.failure = reason, allowlist.NoReason, detail, resolve.Failure{}
+	r.reason, r.aliasReason, r.detail, r.failure = reason, allowlist.NoReason, detail, resolve.Failure{}
 }
 
-// ask lets a state decide about a query.
-func (r *ruling) ask(state *live.State, caller *listen.Caller, q *query, now time.Time) {
+// setDecision sets the decision of a state about a query.
+func (r *ruling) setDecision(state *live.State, caller *listen.Caller, q *query, now time.Time) {
 	r.state = state
 	r.decision = state.DecideName(allowlist.NameRequest{
 		ID: caller.ID, Proof: caller.Proof, Host: q.host, Type: q.typ, Time: now,
 	})
-	r.took = time.Since(now)
+	r.decideTime = time.Since(now)
 }
 
 // decide makes every decision that is possible before a look-up. It spends the query
 // from the caller's budget, and returns the reason to refuse it, or NoReason.
 func (x *exchange) decide() allowlist.Reason {
 	caller, state := &x.caller, x.server.cfg.Current.Load()
-	if isOver(caller) {
-		x.ruling.refuseOver(caller)
+	if isOverLimit(caller) {
+		x.ruling.refuseOverLimit(caller)
 		return x.ruling.reason
 	}
 	if over := x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()); over != limit.NoKey {
@@ -82,7 +82,7 @@ func (x *exchange) decide() allowlist.Reason {
 	case x.kind == transfer:
 		return allowlist.TypeNotAllowed
 	}
-	x.ruling.ask(state, caller, &x.query, x.start)
+	x.ruling.setDecision(state, caller, &x.query, x.start)
 	return x.ruling.decision.Reason
 }
 
@@ -113,7 +113,7 @@ func (r *ruling) drop(addr netip.Addr) {
 func (r *ruling) Hop(name allowlist.Host) bool {
 	why := r.decision.CheckHop(name, r.inspect)
 	if why != allowlist.NoReason {
-		r.hop, r.led = why, name
+		r.aliasReason, r.aliasTarget = why, name
 	}
 	return why == allowlist.NoReason
 }

@@ -81,7 +81,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	forget()
 	ending.Wait()
 	h.wait()
-	if !conn.Asked() {
+	if !conn.Used() {
 		s.recordUnanswered(ctx, h.origin(), conn)
 	}
 }
@@ -171,13 +171,13 @@ type dohConn struct {
 	ctx               context.Context //nolint:containedctx // context of the connection; net/http passes none to handlers that would do
 	handlers, lookups sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below
-	conn    *listen.Conn
-	over    bool // says that wait has been called
-	running int  // number of handlers
-	begun   int  // number of requests for which conn.Begin was called, and not yet conn.End
-	used    bool // says that net/http has read the head of a request, or the preface of HTTP/2
-	resting bool // says that net/http has sent all answers
+	mu         sync.Mutex // guards the fields below
+	conn       *listen.Conn
+	waitCalled bool // says that wait has been called
+	running    int  // number of handlers
+	begun      int  // number of requests for which conn.Begin was called, and not yet conn.End
+	used       bool // says that net/http has read the head of a request, or the preface of HTTP/2
+	idle       bool // says that net/http has sent all answers
 }
 
 // enter begins a request, unless the connection is over: with HTTP/2, handlers have
@@ -187,15 +187,15 @@ type dohConn struct {
 func (h *dohConn) enter() (late, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.over {
+	if h.waitCalled {
 		return false, false
 	}
 	h.handlers.Add(1)
 	h.running++
-	if caller := &h.conn.Caller; caller.Reason != allowlist.NoReason || isOver(caller) {
+	if caller := &h.conn.Caller; caller.Reason != allowlist.NoReason || isOverLimit(caller) {
 		// With Begin, the connection would keep a slot of callers without an identity
 		// as long as the client holds back the body or the window for the answer.
-		return h.conn.GaveWay(), true
+		return h.conn.LostSlot(), true
 	}
 	h.begun++
 	return !h.conn.Begin(), true
@@ -218,14 +218,14 @@ func (h *dohConn) changed(state http.ConnState) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.used = h.used || state != http.StateNew
-	h.resting = state == http.StateIdle
+	h.idle = state == http.StateIdle
 	h.endRequests()
 }
 
 // endRequests ends the requests of an idle connection, once no handler runs: a handler may
 // still be running although the client has given up its answer. The caller holds mu.
 func (h *dohConn) endRequests() {
-	if !h.resting || h.running > 0 {
+	if !h.idle || h.running > 0 {
 		return
 	}
 	for ; h.begun > 0; h.begun-- {
@@ -236,7 +236,7 @@ func (h *dohConn) endRequests() {
 // wait waits for the running requests, and lets no other begin.
 func (h *dohConn) wait() {
 	h.mu.Lock()
-	h.over = true
+	h.waitCalled = true
 	h.mu.Unlock()
 	h.handlers.Wait()
 	h.lookups.Wait()
@@ -249,13 +249,13 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.leave()
-	h.meter.taken()
+	h.meter.requestBegan()
 	caller := h.caller()
 	if late {
 		caller.Busy = true
 	}
-	if isOver(&caller) || caller.Excess {
-		isLast(w)
+	if isOverLimit(&caller) || caller.Excess {
+		setLast(w)
 	}
 	msg, err := readQuery(r)
 	if err != nil {
@@ -263,7 +263,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if !h.server.spendQuery(&caller) {
 			err = &badRequest{http.StatusTooManyRequests, "too many queries, and this one is none"}
 			w.Header().Set("Retry-After", "1")
-			isLast(w) // a new connection costs a handshake, which has a budget of its own
+			setLast(w) // a new connection costs a handshake, which has a budget of its own
 		}
 		if err.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, POST")
@@ -272,23 +272,23 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.text, err.status)
 		return
 	}
-	h.conn.Ask()
+	h.conn.MarkUsed()
 	answered := make(dohReply, 1)
-	x := h.server.take(h.origin(), answered, &caller)
+	x := h.server.getExchange(h.origin(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
 	h.markDraining(w)
 	x.done(h.ctx, writeResponse(w, r, &x.response))
 }
 
-// isLast makes an answer the last one of its connection, also over HTTP/2, where
+// setLast makes an answer the last one of its connection, also over HTTP/2, where
 // net/http sends a GOAWAY for the header field.
-func isLast(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
+func setLast(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
 
 // markDraining makes an answer the last one of its connection if the server drains.
 func (h *dohConn) markDraining(w http.ResponseWriter) {
 	if h.server.draining.stage() != serving {
-		isLast(w)
+		setLast(w)
 	}
 }
 

@@ -32,16 +32,16 @@ const (
 // draining holds the stage of a server and the connections that must be notified of the
 // next one. The zero value is serving.
 type draining struct {
-	now   atomic.Int32 // the current stage; written with mu held
-	since time.Time    // when the stage left serving; written before now
+	current atomic.Int32 // the current stage; written with mu held
+	since   time.Time    // when the stage left serving; written before current
 
 	mu          sync.Mutex          // guards the fields below, and changes of the stage
-	last        int                 // number of the connection that was added last
+	lastID      int                 // number of the connection that was added last
 	connections map[int]func(stage) // functions to call with the next stage, by the number of the connection
 }
 
 // stage returns the current stage.
-func (d *draining) stage() stage { return stage(d.now.Load()) }
+func (d *draining) stage() stage { return stage(d.current.Load()) }
 
 // until returns when reading ends on a connection that was opened at began. It must not
 // be called while the stage is serving.
@@ -63,8 +63,8 @@ func (d *draining) add(tell func(stage)) (forget func()) {
 	if d.connections == nil {
 		d.connections = make(map[int]func(stage))
 	}
-	d.last++
-	id := d.last
+	d.lastID++
+	id := d.lastID
 	d.connections[id] = tell
 	return func() {
 		d.mu.Lock()
@@ -83,7 +83,7 @@ func (d *draining) advance(to stage) {
 	if d.stage() == serving {
 		d.since = time.Now()
 	}
-	d.now.Store(int32(to))
+	d.current.Store(int32(to))
 	for _, tell := range d.connections {
 		tell(to)
 	}

@@ -16,22 +16,22 @@ import (
 // respond and record. It is reused for another query when it is done.
 type exchange struct {
 	server *Server
-	from   origin
+	origin origin
 	door   door
 	peer   netip.AddrPort // sender of a datagram, as the socket reports it
 	caller listen.Caller
 	start  time.Time
 
-	query    query // result of reading
-	kind     kind
-	ruling   ruling        // result of deciding
-	looked   time.Duration // how long the look-up took; zero without one
-	response response      // response to send
-	replied  bool          // says that the door has the response
+	query      query // result of reading
+	kind       kind
+	ruling     ruling        // result of deciding
+	lookupTime time.Duration // how long the look-up took; zero without one
+	response   response      // response to send
+	replied    bool          // says that the door has the response
 
-	open     *audit.Pending // points to opened once the record is begun; nil before
-	opened   audit.Pending
-	answered [audit.MaxAddresses]netip.Addr // storage for the addresses in the response that the record names
+	pending        *audit.Pending // points to pendingStorage once the record is begun; nil before
+	pendingStorage audit.Pending
+	answered       [audit.MaxAddresses]netip.Addr // storage for the addresses in the response that the record names
 }
 
 // origin is where a query came from.
@@ -62,25 +62,25 @@ type door interface {
 	reply(ctx context.Context, x *exchange)
 }
 
-// take returns an exchange for a new query.
-func (s *Server) take(from origin, to door, caller *listen.Caller) *exchange {
+// getExchange returns an exchange for a new query.
+func (s *Server) getExchange(from origin, to door, caller *listen.Caller) *exchange {
 	x, _ := s.exchanges.Get().(*exchange) // New returns this type only
-	x.from, x.door, x.caller, x.start = from, to, *caller, time.Now()
+	x.origin, x.door, x.caller, x.start = from, to, *caller, time.Now()
 	x.ruling = ruling{inspect: s.cfg.Inspect}
 	x.response.reset()
-	x.looked, x.replied, x.open = 0, false, nil
+	x.lookupTime, x.replied, x.pending = 0, false, nil
 	return x
 }
 
 // keptResponse is the largest buffer that an exchange keeps for the next query.
 const keptResponse = 4096
 
-// give puts an exchange back for reuse.
-func (s *Server) give(x *exchange) {
+// putExchange puts an exchange back for reuse.
+func (s *Server) putExchange(x *exchange) {
 	if cap(x.response.buf) > keptResponse {
 		x.response.buf = nil
 	}
-	x.door, x.open, x.ruling = nil, nil, ruling{}
+	x.door, x.pending, x.ruling = nil, nil, ruling{}
 	s.exchanges.Put(x)
 }
 
@@ -94,11 +94,11 @@ func (s *Server) handle(ctx context.Context, lookups *sync.WaitGroup, x *exchang
 		return
 	}
 	holder := x.caller.Holder()
-	switch all, own := s.usage.begin(holder); {
-	case !all:
-		x.ruling.reason, x.ruling.detail, x.ruling.crowded = allowlist.Busy, limit.KeyLookups.String(), true
+	switch totalOK, holderOK := s.usage.begin(holder); {
+	case !totalOK:
+		x.ruling.reason, x.ruling.detail, x.ruling.lookupsFull = allowlist.Busy, limit.KeyLookups.String(), true
 		x.complete(ctx)
-	case !own:
+	case !holderOK:
 		x.ruling.reason, x.ruling.detail = allowlist.RateLimited, limit.KeyLookupsPerIdentity.String()
 		x.complete(ctx)
 	default:
@@ -124,7 +124,7 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 		return true
 	}
 	x.ruling.reason = x.decide()
-	return x.ruling.refuses() || x.recall()
+	return x.ruling.refuses() || x.answerFromCache()
 }
 
 // complete passes the response to the door. Before that, prepare writes the response of a
@@ -143,9 +143,9 @@ func (x *exchange) complete(ctx context.Context) {
 func (x *exchange) done(ctx context.Context, err error) {
 	defer x.server.contain(ctx)
 	if x.kind != noQuery {
-		x.note(ctx, err)
+		x.finishRecord(ctx, err)
 	}
-	x.server.give(x)
+	x.server.putExchange(x)
 }
 
 // rescue recovers from a panic in a query, and answers the query with a fault of the

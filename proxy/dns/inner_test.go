@@ -118,9 +118,9 @@ func TestAHitAllocatesNothing(t *testing.T) {
 			msg := packetOf("Allowed.Example", mdns.TypeA, edns)
 			answered := true
 			n := testing.AllocsPerRun(200, func() {
-				x := s.take(from, discard{}, &caller)
+				x := s.getExchange(from, discard{}, &caller)
 				answered = x.receive(msg) && x.ruling.reason == allowlist.NoReason && len(x.response.buf) > len(msg) && answered
-				s.give(x)
+				s.putExchange(x)
 			})
 			if n != 0 && !raceEnabled || !answered { // the race detector drops pooled exchanges
 				t.Errorf("%s, EDNS %t: %v allocations, answered %t", from.wire, edns, n, answered)
@@ -150,7 +150,7 @@ func TestACountedHitAllocatesNothing(t *testing.T) {
 	caller := sidecar()
 	msg := packetOf("allowed.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
-	hit := func() { s.handle(t.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg) }
+	hit := func() { s.handle(t.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg) }
 	hit() // the first one has a span
 	if n := testing.AllocsPerRun(200, hit); n != 0 && !raceEnabled {
 		t.Errorf("%v allocations", n)
@@ -267,7 +267,7 @@ func TestLeavingHidesNothing(t *testing.T) {
 		s := newServer(t, nil)
 		s.cfg.Recorder = recorder
 		caller := sidecar()
-		x := s.take(origin{wire: wireDoT, prefix: 2}, discard{}, &caller)
+		x := s.getExchange(origin{wire: wireDoT, prefix: 2}, discard{}, &caller)
 		x.receive(packetOf(name, mdns.TypeA, true))
 		x.prepare(t.Context())
 		x.done(t.Context(), io.ErrClosedPipe)
@@ -343,7 +343,7 @@ func TestNamesAreBounded(t *testing.T) {
 	for i := range n.shards {
 		total += len(n.shards[i].known)
 	}
-	if total > nameShards*namesOfShard {
+	if total > nameShards*namesPerShard {
 		t.Errorf("%d names are kept", total)
 	}
 	for _, bad := range []string{"1.2.3.4", "0x7f", "-a.example", "xn--.example", "a..example"} {
@@ -389,7 +389,7 @@ func FuzzQuery(f *testing.F) {
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		looked = nil
 		before := bytes.Clone(msg)
-		x := s.take(origin{wire: wireUDP}, discard{}, &caller)
+		x := s.getExchange(origin{wire: wireUDP}, discard{}, &caller)
 		if !x.receive(msg) {
 			x.lookUp(t.Context())
 		}
@@ -434,7 +434,7 @@ func checkAnswer(t *testing.T, x *exchange, msg []byte) {
 	if a.Question[0] != q.Question[0] || (a.IsEdns0() != nil) != (q.IsEdns0() != nil) {
 		t.Fatalf("% x: the answer %v", msg, &a)
 	}
-	_, granted := x.server.cfg.Resolver.Cached(x.query.lookup(), x.start)
+	_, granted := x.server.cfg.Resolver.Cached(x.query.resolverQuestion(), x.start)
 	if allowed := x.ruling.decision.Allowed(); len(a.Answer) > 0 && !allowed && a.Question[0].Qtype != mdns.TypeANY && !strings.HasSuffix(x.query.host.String(), "localhost") {
 		t.Fatalf("% x: denied, granted %t, and the answer %v", msg, granted, &a)
 	}
@@ -449,7 +449,7 @@ func BenchmarkHit(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 
@@ -460,7 +460,7 @@ func BenchmarkMany(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 
@@ -472,7 +472,7 @@ func BenchmarkDenial(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.take(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 

@@ -43,9 +43,9 @@ func begin(q *query, buf []byte, code int) message {
 	m.buf = binary.BigEndian.AppendUint16(m.buf, q.id)
 	m.buf = binary.BigEndian.AppendUint16(m.buf, q.responseFlags()|uint16(code&0xf))
 	m.buf = append(m.buf, 0, 0, 0, 0, 0, 0, 0, 0)
-	if q.asked > 0 {
-		m.count(0)
-		m.buf = append(m.buf, q.question[:q.asked]...)
+	if q.questionLen > 0 {
+		m.incrementCount(0)
+		m.buf = append(m.buf, q.question[:q.questionLen]...)
 	}
 	return m
 }
@@ -63,8 +63,8 @@ const (
 	additionalSection = 3
 )
 
-// count adds one to the number of records of a section.
-func (m *message) count(section int) {
+// incrementCount adds one to the number of records of a section.
+func (m *message) incrementCount(section int) {
 	at := m.buf[m.start+4+2*section:]
 	binary.BigEndian.PutUint16(at, binary.BigEndian.Uint16(at)+1)
 }
@@ -72,7 +72,7 @@ func (m *message) count(section int) {
 // record writes a record up to its data, which is size bytes long. Its owner is the
 // name of the query without its first skip bytes.
 func (m *message) record(section, skip, typ, size int) {
-	m.count(section)
+	m.incrementCount(section)
 	m.buf = binary.BigEndian.AppendUint16(m.buf, 0xc000|uint16(headLen+skip)) //nolint:gosec // G115: inside the question
 	m.buf = binary.BigEndian.AppendUint16(m.buf, uint16(typ))                 //nolint:gosec // G115: a constant
 	m.buf = append(m.buf, 0, classIN, 0, 0, 0, localTTL, 0, byte(size))       //nolint:gosec // G115: a constant
@@ -105,18 +105,18 @@ func (m *message) hinfo() {
 // address writes an address record for localhost.
 func (m *message) address(typ allowlist.QueryType, addr netip.Addr) {
 	data := addr.As16()
-	own := data[:]
+	rdata := data[:]
 	if addr.Is4() {
-		own = data[12:]
+		rdata = data[12:]
 	}
-	m.record(answerSection, 0, int(typ), len(own))
-	m.buf = append(m.buf, own...)
+	m.record(answerSection, 0, int(typ), len(rdata))
+	m.buf = append(m.buf, rdata...)
 }
 
 // extended is an extended error (RFC 8914); the zero value means that there is none.
 type extended struct {
-	is   bool
-	code uint16
+	present bool
+	code    uint16
 	// reason and id make up the text, if there is a reason.
 	reason allowlist.Reason
 	id     string
@@ -128,7 +128,7 @@ func opt(q *query, buf []byte, start, code int, e extended) []byte {
 		return buf
 	}
 	m := message{q: q, buf: buf, start: start}
-	m.count(additionalSection)
+	m.incrementCount(additionalSection)
 	m.buf = append(m.buf, 0, 0, typeOPT, ourUDP>>8, ourUDP&0xff, byte(code>>4), 0) //nolint:gosec // G115: eight bits
 	flags := uint16(0)
 	if q.do {
@@ -136,7 +136,7 @@ func opt(q *query, buf []byte, start, code int, e extended) []byte {
 	}
 	m.buf = binary.BigEndian.AppendUint16(m.buf, flags)
 	m.buf = append(m.buf, 0, 0)
-	if !e.is {
+	if !e.present {
 		return m.buf
 	}
 	size := len(m.buf)

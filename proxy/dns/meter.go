@@ -23,16 +23,16 @@ type meter struct {
 	// free is how many bytes may be read before handlers have begun the requests in
 	// them: with HTTP/2 one read may return as many requests as may run at the same
 	// time.
-	free  int64
-	spend func() bool  // spends a query of the budget
-	since atomic.Int64 // bytes read that belong to no request which a handler has begun
+	free       int64
+	spend      func() bool  // spends a query of the budget
+	unassigned atomic.Int64 // bytes read that belong to no request which a handler has begun
 }
 
 // Read implements io.Reader.
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.Conn.Read(p)
-	since := m.since.Add(int64(n))
-	for ; since >= m.free+bytesPerQuery; since = m.since.Add(-bytesPerQuery) {
+	since := m.unassigned.Add(int64(n))
+	for ; since >= m.free+bytesPerQuery; since = m.unassigned.Add(-bytesPerQuery) {
 		if !m.spend() {
 			return 0, io.EOF // net/http would answer any other error
 		}
@@ -40,11 +40,11 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// taken notes that a handler has begun a request, which is counted separately.
-func (m *meter) taken() {
+// requestBegan notes that a handler has begun a request, which is counted separately.
+func (m *meter) requestBegan() {
 	for {
-		since := m.since.Load()
-		if m.since.CompareAndSwap(since, max(0, since-bytesPerQuery)) {
+		since := m.unassigned.Load()
+		if m.unassigned.CompareAndSwap(since, max(0, since-bytesPerQuery)) {
 			return
 		}
 	}

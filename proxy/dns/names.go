@@ -9,8 +9,8 @@ import (
 
 // Bounds of the names that are remembered: 32 times 256, at most a few megabytes.
 const (
-	nameShards   = 32
-	namesOfShard = 256
+	nameShards    = 32
+	namesPerShard = 256
 )
 
 // names remembers names that were read recently, so that a name which is queried again
@@ -48,7 +48,7 @@ func (n *names) host(text []byte) (allowlist.Host, bool) {
 	if err != nil || h.IsAddr() || h.String() != name {
 		return allowlist.Host{}, false
 	}
-	if len(shard.known) >= namesOfShard {
+	if len(shard.known) >= namesPerShard {
 		clear(shard.known)
 	}
 	shard.known[name] = h

@@ -62,8 +62,8 @@ type query struct {
 
 	problem string // what is wrong with a malformed or unsupported query, for the record
 
-	asked    int               // length of question; zero if the question is not known
-	question [maxName + 4]byte // name, type and class as received
+	questionLen int               // length of question; zero if the question is not known
+	question    [maxName + 4]byte // name, type and class as received
 }
 
 // parse reads a packet strictly, since its name decides about access: one question of
@@ -114,7 +114,7 @@ func isQuery(msg []byte) bool { return len(msg) >= headLen && msg[2]&(flagQR>>8)
 
 func (q *query) reset() {
 	q.id, q.flags, q.opt, q.do, q.version, q.payload = 0, 0, false, false, 0, plainUDP
-	q.typ, q.host, q.asked, q.problem = 0, allowlist.Host{}, 0, ""
+	q.typ, q.host, q.questionLen, q.problem = 0, allowlist.Host{}, 0, ""
 }
 
 // classify returns the kind of a query that was read completely.
@@ -122,7 +122,7 @@ func (q *query) classify(names *names) kind {
 	switch {
 	case q.version != 0:
 		return unknownVersion
-	case binary.BigEndian.Uint16(q.question[q.asked-2:]) != classIN:
+	case binary.BigEndian.Uint16(q.question[q.questionLen-2:]) != classIN:
 		q.problem = "it is of another class than IN"
 		return notImplemented
 	case q.typ == typeAXFR, q.typ == typeIXFR:
@@ -141,10 +141,10 @@ func (q *query) classify(names *names) kind {
 }
 
 // name returns the name in the question, as received.
-func (q *query) name() []byte { return q.question[:q.asked-4] }
+func (q *query) name() []byte { return q.question[:q.questionLen-4] }
 
 // isRoot reports whether the query is for the root, which is above every name.
-func (q *query) isRoot() bool { return q.asked == 1+4 }
+func (q *query) isRoot() bool { return q.questionLen == 1+4 }
 
 // readQuestion copies the question and returns the bytes that follow it. It returns
 // false if there is no complete question with an uncompressed name.
@@ -160,7 +160,7 @@ func (q *query) readQuestion(b []byte) (rest []byte, ok bool) {
 	if n >= maxName || end > len(b) {
 		return nil, false
 	}
-	q.asked = copy(q.question[:], b[:end])
+	q.questionLen = copy(q.question[:], b[:end])
 	q.typ = allowlist.QueryType(binary.BigEndian.Uint16(b[n+1:]))
 	return b[end:], true
 }

@@ -14,62 +14,62 @@ func (x *exchange) prepare(ctx context.Context) {
 	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
 		return
 	}
-	x.begin(ctx, x.server.thin(&x.ruling))
-	id := x.open.ID
+	x.begin(ctx, x.server.skipsSpan(&x.ruling))
+	id := x.pending.ID
 	if refusal {
 		x.refuse(id)
 	}
-	x.fill(ctx)
+	x.fillRecord(ctx)
 	if x.response.silent { // nothing is sent, so nobody need wait for the record: all callers share the socket
 		return
 	}
-	switch err := x.open.Commit(context.WithoutCancel(ctx)); {
+	switch err := x.pending.Commit(context.WithoutCancel(ctx)); {
 	case err != nil:
 		x.ruling.fail(allowlist.AuditUnavailable, err.Error())
 		x.refuse(id)
-		x.fill(ctx)
-	case x.open.ID != id: // the record was merged into that of an identical denial
-		x.refuse(x.open.ID)
+		x.fillRecord(ctx)
+	case x.pending.ID != id: // the record was merged into that of an identical denial
+		x.refuse(x.pending.ID)
 	}
 }
 
-// note ends the record, or only counts the query if no record of it is written.
-func (x *exchange) note(ctx context.Context, err error) {
-	if x.open == nil {
-		thin := x.server.thin(&x.ruling)
-		if thin && err == nil { // true for most queries; this path allocates nothing
-			rec := &x.opened.Record
+// finishRecord ends the record, or only counts the query if no record of it is written.
+func (x *exchange) finishRecord(ctx context.Context, err error) {
+	if x.pending == nil {
+		noSpan := x.server.skipsSpan(&x.ruling)
+		if noSpan && err == nil { // true for most queries; this path allocates nothing
+			rec := &x.pendingStorage.Record
 			*rec = audit.Record{
-				Time: x.start, Event: audit.EventDecision, Listener: x.from.listener, Protocol: audit.ProtocolDNS, Wire: x.from.wire,
+				Time: x.start, Event: audit.EventDecision, Listener: x.origin.listener, Protocol: audit.ProtocolDNS, Wire: x.origin.wire,
 			}
-			if describe(rec, x); x.server.cfg.Recorder.Pass(rec) {
+			if describe(rec, x); x.server.cfg.Recorder.CountOnly(rec) {
 				return
 			}
 		}
-		x.begin(ctx, thin)
-		x.fill(ctx)
+		x.begin(ctx, noSpan)
+		x.fillRecord(ctx)
 	}
 	if err != nil {
-		x.open.DNS.Code, x.open.DNS.Answered = "", nil // the client did not get it
-		if v := x.open.Verdict; v == allowlist.Allow || v == allowlist.Observe {
-			x.open.Verdict, x.open.Reason = allowlist.Fail, allowlist.ClientGone // a denial stays a denial
-			x.open.SetDetail("writing the answer: " + err.Error())
+		x.pending.DNS.Code, x.pending.DNS.Answered = "", nil // the client did not get it
+		if v := x.pending.Verdict; v == allowlist.Allow || v == allowlist.Observe {
+			x.pending.Verdict, x.pending.Reason = allowlist.Fail, allowlist.ClientGone // a denial stays a denial
+			x.pending.SetDetail("writing the answer: " + err.Error())
 		}
 	}
-	x.open.End()
+	x.pending.End()
 }
 
-// begin begins the record, and its span unless the query is thin.
-func (x *exchange) begin(ctx context.Context, thin bool) {
-	x.open = &x.opened
-	x.server.cfg.Recorder.Reopen(ctx, x.open, audit.Start{
-		Time: x.start, Listener: x.from.listener, Protocol: audit.ProtocolDNS, Wire: x.from.wire, NoSpan: thin,
+// begin begins the record, and its span unless noSpan is set.
+func (x *exchange) begin(ctx context.Context, noSpan bool) {
+	x.pending = &x.pendingStorage
+	x.server.cfg.Recorder.Reopen(ctx, x.pending, audit.Start{
+		Time: x.start, Listener: x.origin.listener, Protocol: audit.ProtocolDNS, Wire: x.origin.wire, NoSpan: noSpan,
 	})
 }
 
-// thin reports whether a query has no span: it was allowed and answered, and only some
+// skipsSpan reports whether a query has no span: it was allowed and answered, and only some
 // of such queries have one.
-func (s *Server) thin(r *ruling) bool {
+func (s *Server) skipsSpan(r *ruling) bool {
 	every := s.cfg.SpanEvery
 	if every <= 1 || r.decision.Verdict != allowlist.Allow || r.reason != allowlist.NoReason {
 		return false
@@ -77,15 +77,15 @@ func (s *Server) thin(r *ruling) bool {
 	return s.counts.allowed.Add(1)%every != 1
 }
 
-// fill writes everything that is known into the record.
-func (x *exchange) fill(ctx context.Context) {
-	describe(&x.open.Record, x)
-	x.open.DNS.Answered = nil
+// fillRecord writes everything that is known into the record.
+func (x *exchange) fillRecord(ctx context.Context) {
+	describe(&x.pending.Record, x)
+	x.pending.DNS.Answered = nil
 	if !x.response.silent {
-		x.open.DNS.Answered = addressesOf(x.answered[:0], x.response.buf[min(x.from.prefix, len(x.response.buf)):], x.query.asked)
+		x.pending.DNS.Answered = addressesOf(x.answered[:0], x.response.buf[min(x.origin.prefix, len(x.response.buf)):], x.query.questionLen)
 	}
-	if x.looked > 0 {
-		x.open.Dialed(ctx, x.start, x.looked, 0, x.open.Reason)
+	if x.lookupTime > 0 {
+		x.pending.Dialed(ctx, x.start, x.lookupTime, 0, x.pending.Reason)
 	}
 }
 
@@ -103,12 +103,12 @@ func describe(rec *audit.Record, x *exchange) {
 	}
 	if why.reason != allowlist.NoReason {
 		rec.Verdict, rec.Reason, rec.WouldReason = why.reason.Verdict(), why.reason, allowlist.NoReason
-		if why.over { // the refusal depends on the state of the gateway, not on a limit of queries
+		if why.overLimit { // the refusal depends on the state of the gateway, not on a limit of queries
 			rec.Verdict = allowlist.Fail
 		}
 	}
-	rec.Decide, rec.Resolve, rec.Class, rec.Refused = why.took, x.looked, why.class, why.dropped
-	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, From: sent.source}
+	rec.Decide, rec.Resolve, rec.Class, rec.Refused = why.decideTime, x.lookupTime, why.class, why.dropped
+	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Origin: sent.source}
 	if !sent.silent {
 		rec.DNS.Code = codeText(sent.code)
 	}

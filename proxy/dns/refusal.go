@@ -54,7 +54,7 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	switch {
 	case reason == allowlist.NoReason: // the decision was only observed
 		reason = r.decision.WouldReason
-	case from.isDatagram() && (reason == allowlist.RateLimited || r.crowded): // the only measure against floods
+	case from.isDatagram() && (reason == allowlist.RateLimited || r.lookupsFull): // the only measure against floods
 		return silence, edeOther
 	}
 	form, extended = answerTo(reason)
@@ -64,7 +64,7 @@ func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended u
 	switch {
 	case kind == transfer:
 		return refused, edeProhibited
-	case r.hop != allowlist.NoReason: // the queried name itself is allowed, and exists
+	case r.aliasReason != allowlist.NoReason: // the queried name itself is allowed, and exists
 		return noData, edeBlocked
 	case form == nameError && (r.decision.Above || q.isRoot()):
 		return noData, extended

@@ -11,10 +11,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// recall answers an allowed query from the cache. It returns false if a server must be
-// asked.
-func (x *exchange) recall() bool {
-	answer, ok := x.server.cfg.Resolver.Cached(x.query.lookup(), x.start)
+// answerFromCache answers an allowed query from the cache. It returns false if a server
+// must be asked.
+func (x *exchange) answerFromCache() bool {
+	answer, ok := x.server.cfg.Resolver.Cached(x.query.resolverQuestion(), x.start)
 	if ok {
 		x.answer(answer, x.start)
 	}
@@ -27,11 +27,11 @@ func (x *exchange) lookUp(ctx context.Context) {
 	begin := time.Now()
 	answer, err := x.server.cfg.Resolver.Lookup(ctx, resolve.Asker{
 		Holder: x.caller.Holder(), Wildcard: x.ruling.decision.Wildcard(), Follow: x.ruling.follows,
-	}, x.query.lookup())
+	}, x.query.resolverQuestion())
 	now := time.Now()
-	x.looked = now.Sub(begin)
+	x.lookupTime = now.Sub(begin)
 	if state := x.server.cfg.Current.Load(); state != x.ruling.state { // the query may be forbidden by now
-		if x.ruling.ask(state, &x.caller, &x.query, now); !x.ruling.decision.Allowed() {
+		if x.ruling.setDecision(state, &x.caller, &x.query, now); !x.ruling.decision.Allowed() {
 			x.ruling.forbid(answer, err)
 			return
 		}
@@ -47,8 +47,8 @@ func (x *exchange) lookUp(ctx context.Context) {
 	}
 }
 
-// lookup returns the question for the resolver.
-func (q *query) lookup() resolve.Question {
+// resolverQuestion returns the question for the resolver.
+func (q *query) resolverQuestion() resolve.Question {
 	return resolve.Question{Name: q.host, Type: uint16(q.typ)}
 }
 

@@ -24,8 +24,8 @@ func (r *response) reset() {
 	*r = response{buf: r.buf[:0], source: sourceLocal, ttl: localTTL * time.Second}
 }
 
-// room returns the empty buffer with space for the prefix.
-func (r *response) room(from *origin) []byte {
+// emptyBuffer returns the empty buffer with space for the prefix.
+func (r *response) emptyBuffer(from *origin) []byte {
 	return append(r.buf[:0], make([]byte, from.prefix)...)
 }
 
@@ -49,52 +49,52 @@ func (r *response) finish(from *origin, q *query, buf []byte) {
 // see none, answer sets the reason to refuse the query.
 func (x *exchange) answer(a resolve.Answer, now time.Time) {
 	q, r := &x.query, &x.response
-	buf := r.room(&x.from)
+	buf := r.emptyBuffer(&x.origin)
 	start := len(buf)
 	buf, counts := a.Append(buf, resolve.Reply{
 		ID: q.id, RD: q.flags&flagRD != 0, CD: q.flags&flagCD != 0, AD: q.do || q.flags&flagAD != 0,
-		Question: q.question[:q.asked],
+		Question: q.question[:q.questionLen],
 	}, now, &x.ruling)
 	r.answers, r.filtered = counts.Answers, counts.Dropped+counts.Cut
 	if counts.Dropped > 0 && counts.Answers == 0 {
 		x.ruling.reason = allowlist.ResolvedAddressDenied
-		if x.ruling.hop != allowlist.NoReason {
-			x.ruling.reason, x.ruling.detail = x.ruling.hop, "it leads to "+x.ruling.led.String()
+		if x.ruling.aliasReason != allowlist.NoReason {
+			x.ruling.reason, x.ruling.detail = x.ruling.aliasReason, "it leads to "+x.ruling.aliasTarget.String()
 		}
 		return
 	}
 	x.server.cfg.Resolver.Bind(x.caller.Holder(), a, now, &x.ruling)
 	e := extended{}
 	if a.Origin() == resolve.OriginStale {
-		e = extended{is: true, code: edeStale}
+		e = extended{present: true, code: edeStale}
 		if a.RCode() == codeNXDomain {
 			e.code = edeStaleNX
 		}
 	}
 	r.code, r.source, r.ttl = a.RCode(), a.Origin().String(), a.TTL(now)
-	r.finish(&x.from, q, opt(q, buf, start, r.code, e))
+	r.finish(&x.origin, q, opt(q, buf, start, r.code, e))
 }
 
 // refuse writes the answer that refuses a query. id is the id of its record.
 func (x *exchange) refuse(id string) {
 	q, r, why := &x.query, &x.response, &x.ruling
-	form, code := why.form(&x.from, x.kind, q)
+	form, code := why.form(&x.origin, x.kind, q)
 	if form == silence {
 		r.silent = true
 		return
 	}
 	r.code, r.answers = form.code(), 0
-	m := begin(q, r.room(&x.from), r.code)
+	m := begin(q, r.emptyBuffer(&x.origin), r.code)
 	if form == nameError || form == noData {
-		r.nothing(&m, form, why)
+		r.writeNoData(&m, form, why)
 	}
-	e := extended{is: why.reason != allowlist.NoReason, code: code, reason: why.reason, id: id}
-	r.finish(&x.from, q, opt(q, m.buf, x.from.prefix, r.code, e))
+	e := extended{present: why.reason != allowlist.NoReason, code: code, reason: why.reason, id: id}
+	r.finish(&x.origin, q, opt(q, m.buf, x.origin.prefix, r.code, e))
 }
 
-// nothing writes the records of an answer without data, or the fixed answer to ANY and
+// writeNoData writes the records of an answer without data, or the fixed answer to ANY and
 // for localhost.
-func (r *response) nothing(m *message, form shape, why *ruling) {
+func (r *response) writeNoData(m *message, form shape, why *ruling) {
 	host, typ := m.q.host, m.q.typ
 	switch {
 	case form == noData && typ == typeANY && why.reason == allowlist.TypeNotAllowed:

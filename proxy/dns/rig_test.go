@@ -129,7 +129,7 @@ func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
 
 func newGateway(t *testing.T, o options) *gateway {
 	t.Helper()
-	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t), policies: gatewaytest.NewPolicy(nil), minted: map[string]tls.Certificate{}}
+	g := &gateway{evidence: newEvidence(t, o.audit), upstream: newUpstream(t), policies: gatewaytest.NewPolicy(nil)}
 	if !o.noPolicy {
 		g.policies = gatewaytest.NewPolicy(compiled(t, policy()))
 	}
@@ -167,7 +167,7 @@ func newGateway(t *testing.T, o options) *gateway {
 			Connections: cmp.Or(o.connections, plenty), Handshakes: plenty, Requests: plenty, Strangers: time.Hour,
 			Identity: allowlist.Limits{ConnectsPerSecond: plenty, DNSPerSecond: o.perSecond},
 		},
-		Metrics: gw.Metrics{Cut: g.told.add},
+		Metrics: gw.Metrics{Shed: g.told.add},
 		DNS:     o.limits, DNSConnections: o.streams, Inspect: o.inspect, DrainTimeout: o.drain,
 	})
 	for i, addr := range []*netip.AddrPort{&g.dns, &g.mapped, &g.dot, &g.doh, &g.connect} {
@@ -227,6 +227,9 @@ func (g *gateway) mint(t *testing.T, name string) tls.Certificate {
 	svid, err := g.ca.Mint(authority.Options{ID: id(name), DNS: []string{"gateway.example"}})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if g.minted == nil {
+		g.minted = make(map[string]tls.Certificate)
 	}
 	g.minted[name] = svid.TLS()
 	return g.minted[name]

@@ -27,14 +27,14 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	if _, secure := conn.Conn.(*tls.Conn); secure {
 		t.wire = wireDoT
 	}
-	defer s.draining.add(t.tell)()
+	defer s.draining.add(t.stageChanged)()
 	var writing, lookups sync.WaitGroup
 	writing.Go(func() { t.write(ctx) })
 	t.read(ctx, &lookups)
 	lookups.Wait()
 	close(t.out)
 	writing.Wait()
-	if !conn.Asked() {
+	if !conn.Used() {
 		s.recordUnanswered(ctx, t.origin, conn)
 	}
 	if s.draining.stage() != serving { // a query may be on its way: with a lingering close its client still gets the earlier answers
@@ -47,7 +47,7 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 // connections are refused, and these connections time out or are closed.
 func (s *Server) enter(conn *listen.Conn) (leave func()) {
 	id := conn.Caller.ID
-	if isOver(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
+	if isOverLimit(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
 		s.cfg.Current.Load().Knows(id, conn.Caller.Proof) != allowlist.NoReason {
 		return func() {}
 	}
@@ -83,7 +83,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 	r := bufio.NewReaderSize(t.conn, keptQuery)
 	for {
 		t.slots <- struct{}{}
-		size, ok := t.next(r)
+		size, ok := t.nextLength(r)
 		if !ok {
 			return
 		}
@@ -95,14 +95,14 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 			t.server.counts.ignored.Add(1)
 			return
 		}
-		t.conn.Ask()
+		t.conn.MarkUsed()
 		began := t.conn.Begin()
 		t.conn.Renew()
-		x := t.server.take(t.origin, t, &t.conn.Caller)
+		x := t.server.getExchange(t.origin, t, &t.conn.Caller)
 		if !began {
 			x.caller.Busy = true
 		}
-		last := isOver(&x.caller)
+		last := isOverLimit(&x.caller)
 		t.server.handle(ctx, lookups, x, msg)
 		if _, err := r.Discard(size); err != nil || last || t.conn.Caller.Excess {
 			return
@@ -110,11 +110,11 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 	}
 }
 
-// next waits for a message and returns its length. It returns false if there is none,
+// nextLength waits for a message and returns its length. It returns false if there is none,
 // or if the message is too short to be answered: the bytes after it may not begin a
 // message either.
-func (t *stream) next(r *bufio.Reader) (size int, ok bool) {
-	if !t.rest(r) {
+func (t *stream) nextLength(r *bufio.Reader) (size int, ok bool) {
+	if !t.setIdleDeadline(r) {
 		return 0, false
 	}
 	if _, err := r.Peek(1); err != nil {
@@ -155,9 +155,9 @@ func isHello(r *bufio.Reader, prefix []byte) bool {
 	return err == nil && head[2] <= 4 && head[5] == clientHello && head[6] == 0
 }
 
-// rest sets how long the connection may wait for a message, and returns false if it may
-// not wait. Bytes that have been read from the client already need no wait.
-func (t *stream) rest(r *bufio.Reader) bool {
+// setIdleDeadline sets how long the connection may wait for a message, and returns false
+// if it may not wait. Bytes that have been read from the client already need no wait.
+func (t *stream) setIdleDeadline(r *bufio.Reader) bool {
 	for {
 		at, deadline := t.server.draining.stage(), time.Now().Add(idleTimeout)
 		if at != serving {
@@ -166,14 +166,14 @@ func (t *stream) rest(r *bufio.Reader) bool {
 		switch {
 		case at == ended && r.Buffered() == 0, t.conn.SetReadDeadline(deadline) != nil:
 			return false
-		case t.server.draining.stage() == at: // tell sets its deadline after this, or did before
+		case t.server.draining.stage() == at: // stageChanged sets its deadline after this, or did before
 			return true
 		}
 	}
 }
 
-// tell wakes up the reader in time; rest then checks the stage.
-func (t *stream) tell(at stage) {
+// stageChanged wakes up the reader in time; setIdleDeadline then checks the stage.
+func (t *stream) stageChanged(at stage) {
 	deadline := time.Now().Add(drainingTime)
 	if at == ended {
 		deadline = time.Unix(1, 0)

@@ -69,9 +69,9 @@ func newUsage(limits Limits) *usage {
 	return &usage{limits: limits, running: make(map[allowlist.Holder]int)}
 }
 
-// begin counts a look-up, unless all holders together (all is false) or this holder (own
-// is false) have as many as they may. end must follow if both are true.
-func (u *usage) begin(h allowlist.Holder) (all, own bool) {
+// begin counts a look-up, unless all holders together (total is false) or this holder
+// (holder is false) have as many as they may. end must follow if both are true.
+func (u *usage) begin(h allowlist.Holder) (total, holder bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch {

@@ -68,14 +68,14 @@ func BenchmarkAnswer(b *testing.B) {
 			b.StopTimer()
 			resp := answerOfSize(shape, size)
 			b.StartTimer()
-			if err := r.headed(resp); err != nil {
+			if err := r.checkHead(resp); err != nil {
 				b.Fatal(err)
 			}
 			w := newWriter(r)
 			w.header = resp.Header
 			w.frame(resp.StatusCode)
 			w.head(resp.StatusCode)
-			w.end()
+			w.lastChunk()
 		}
 	})
 }

@@ -23,7 +23,7 @@ type requestBody struct {
 	buffered *bufio.Reader // the source of inner
 	expect   *expectation  // not nil if the client waits for 100 (Continue); used by Read only
 
-	over chan struct{} // closed by stop
+	stopped chan struct{} // closed by stop
 
 	done atomic.Bool // the body was read to its end
 
@@ -32,7 +32,7 @@ type requestBody struct {
 }
 
 func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
-	b := &requestBody{run: r, req: req, inner: req.Body, buffered: buffered, over: make(chan struct{})}
+	b := &requestBody{run: r, req: req, inner: req.Body, buffered: buffered, stopped: make(chan struct{})}
 	if r.Head.Minor == 1 && r.Head.Lists("Expect", "100-continue") {
 		b.expect = &expectation{proceed: make(chan struct{}), final: make(chan struct{})}
 		r.expect = b.expect
@@ -51,10 +51,10 @@ type expectation struct {
 	once    sync.Once     // closes proceed once
 }
 
-// wanted reports whether the body should be sent on a connection. It returns true if the
-// origin has sent nothing. Otherwise it waits for 100, for the final answer, or for the
-// end of the connection, which the transport reports only after Read has returned.
-func (e *expectation) wanted(conn *upstream) bool {
+// waitWanted reports whether the body should be sent on a connection. It returns true if
+// the origin has sent nothing. Otherwise it waits for 100, for the final answer, or for
+// the end of the connection, which the transport reports only after Read has returned.
+func (e *expectation) waitWanted(conn *upstream) bool {
 	if !e.heard.Load() {
 		return true
 	}
@@ -77,9 +77,9 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	defer b.run.panics.contain(&err)
 	conn, expect := b.run.upstream, b.expect
 	b.expect = nil
-	if expect != nil && !expect.wanted(conn) {
+	if expect != nil && !expect.waitWanted(conn) {
 		select {
-		case <-b.over: // an error before that would end the answer too
+		case <-b.stopped: // an error before that would end the answer too
 		case <-conn.closed:
 		}
 		return 0, errStopped
@@ -129,7 +129,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 // exchange or the connection has ended.
 func (b *requestBody) idle(conn *upstream) bool {
 	select {
-	case <-b.over:
+	case <-b.stopped:
 	case <-b.run.done:
 	case <-conn.closed:
 	default:
@@ -192,7 +192,7 @@ func (b *requestBody) stop() (done bool) {
 	if b == nil {
 		return true
 	}
-	close(b.over)
+	close(b.stopped)
 	if !b.mu.TryLock() { // the transport waits for the client
 		b.interrupt()
 		b.mu.Lock()
@@ -231,9 +231,9 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		b.run.received = true
+		b.run.bodyComplete = true
 	case err != nil:
-		b.run.broken = err
+		b.run.answerErr = err
 	}
 	return n, err
 }

@@ -14,11 +14,11 @@ type downstream struct {
 	done  <-chan struct{} // closed when the exchange is to end
 	meter *meter          // counts the bytes
 
-	mu    sync.Mutex // held while something is written; guards the fields below
-	begun bool       // the head of the final answer was written or is about to be
-	over  bool       // stop was called
-	sent  int64      // number of bytes written
-	err   error      // the first error; nothing is written after it
+	mu      sync.Mutex // held while something is written; guards the fields below
+	begun   bool       // the head of the final answer was written or is about to be
+	stopped bool       // stop was called
+	sent    int64      // number of bytes written
+	err     error      // the first error; nothing is written after it
 }
 
 // begin ends the interim answers: the caller is about to send the head of the final one.
@@ -60,7 +60,7 @@ func (d *downstream) sendLocked(p []byte) error {
 func (d *downstream) interim(p []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.begun || d.over {
+	if d.begun || d.stopped {
 		return nil
 	}
 	return d.sendLocked(p)
@@ -73,5 +73,5 @@ func (d *downstream) proceed() error { return d.interim([]byte("HTTP/1.1 100 Con
 func (d *downstream) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.over = true
+	d.stopped = true
 }

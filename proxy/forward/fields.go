@@ -53,7 +53,7 @@ func (v variable) isHop() bool {
 	case "Connection", "Keep-Alive", "Proxy", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings", "Alt-Svc":
 		return true
 	}
-	return v.begins("Proxy-", "X-Exeat-")
+	return v.hasPrefix("Proxy-", "X-Exeat-")
 }
 
 // isFraming reports whether a field says where the message goes or where it ends. The
@@ -73,7 +73,7 @@ func (v variable) isForwarded() bool {
 	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip":
 		return true
 	}
-	return v.begins("X-Forwarded", "Forwarded-")
+	return v.hasPrefix("X-Forwarded", "Forwarded-")
 }
 
 // isOverride reports whether some servers, or proxies before them, use a field in place of
@@ -89,7 +89,7 @@ func (v variable) isOverride() bool {
 		"X-Authenticated-User", "X-Webauth-User", "X-User", "X-Verified-User":
 		return true
 	}
-	return strings.HasSuffix(string(v), "-Override") || v.begins(
+	return strings.HasSuffix(string(v), "-Override") || v.hasPrefix(
 		"X-Original-", "X-Rewrite-", "X-Override-", "X-Http-", "X-Envoy-Original-", "X-Middleware-", "X-Remote-", "Remote-",
 		"Client-Cert", "X-Client-Cert", "Ssl-Client-", "X-Ssl-Client-", "X-Auth-Request-",
 		"Wl-Proxy-", "X-Proxyuser-", "X-Forwarder-", "X-Ms-Client-Principal", "X-Goog-Authenticated-User-", "X-Goog-Iap-", "Cf-Access-", "X-Amzn-Oidc-")
@@ -111,7 +111,7 @@ func isTrailer(name string) bool {
 	return !v.isHop() && !v.isFraming() && !v.isForwarded() && !v.isOverride() && !v.isTarget() && head.IsToken(name)
 }
 
-func (v variable) begins(prefixes ...string) bool {
+func (v variable) hasPrefix(prefixes ...string) bool {
 	for _, prefix := range prefixes {
 		if strings.HasPrefix(string(v), prefix) {
 			return true
@@ -140,11 +140,11 @@ func keepRequestField(ex *Exchange, nominated map[variable]bool, name, value str
 	return true
 }
 
-// strip removes the fields of an answer that belong to the origin's connection, by their
-// names or because they are nominated, and those that only the gateway may set. It adds
-// Via, with the minor version of HTTP/1 that the answer was received in (RFC 9110 section
-// 7.6.3).
-func strip(h http.Header, nominated map[variable]bool, minor int, cfg *Config) {
+// stripFields removes the fields of an answer that belong to the origin's connection, by
+// their names or because they are nominated, and those that only the gateway may set. It
+// adds Via, with the minor version of HTTP/1 that the answer was received in (RFC 9110
+// section 7.6.3).
+func stripFields(h http.Header, nominated map[variable]bool, minor int, cfg *Config) {
 	for name := range h {
 		if v := variableOf(name); v.isHop() || nominated[v] && !v.isFraming() {
 			delete(h, name)

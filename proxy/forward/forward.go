@@ -200,14 +200,14 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 		return Result{Reason: allowlist.MalformedTarget, Err: err}
 	}
 	well := false
-	r.lane = f.pools.take(ex)
-	defer func() { f.pools.give(r.lane, ex.Logins, well) }()
+	r.lane = f.pools.acquire(ex)
+	defer func() { f.pools.release(r.lane, ex.Logins, well) }()
 	r.meter.start(f.cfg.Idle, func() { cancel(errIdle) })
 	defer r.meter.stop()
 	defer unblock(ctx, ex.Client)()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
-	well = res.Complete && (ex.Upgrade == "" || r.lane.own)
+	well = res.Complete && (ex.Upgrade == "" || r.lane.dedicated)
 	if text := r.panics.first.Load(); text != nil {
 		if res.Switched != nil {
 			_ = res.Switched.Conn.Close()
@@ -233,15 +233,15 @@ type run struct {
 	head     int             // size of the request's head in bytes
 	trailers map[string]bool // trailers of the request that may be sent on
 
-	upstream  *upstream         // last connection that the request was given; nil before the first
-	wrote     atomic.Bool       // a byte may have been sent to an origin
-	heads     heads             // heads of the answers
-	nominated map[variable]bool // fields that Connection of the final answer lists
-	interims  int               // number of interim answers
-	received  bool              // the body of the answer was read to its end
-	broken    error             // error that ended reading the body of the answer; nil if none did
-	failure   error             // first error for which there is no answer; nil if there is none
-	switched  *Switched         // the origin's side of the tunnel after an upgrade; nil without one
+	upstream     *upstream         // last connection that the request was given; nil before the first
+	mayHaveSent  atomic.Bool       // a byte may have been sent to an origin
+	heads        heads             // heads of the answers
+	nominated    map[variable]bool // fields that Connection of the final answer lists
+	interims     int               // number of interim answers
+	bodyComplete bool              // the body of the answer was read to its end
+	answerErr    error             // error that ended reading the body of the answer; nil if none did
+	failure      error             // first error for which there is no answer; nil if there is none
+	switched     *Switched         // the origin's side of the tunnel after an upgrade; nil without one
 }
 
 // runKey is the context key of the run that a request belongs to.
@@ -303,7 +303,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	r.upstream = conn
 	r.lane.conn = conn
 	r.heads.reset()
-	conn.carry(r, reused)
+	conn.assign(r, reused)
 	u := Upstream{Dialed: conn.dialed}
 	if reused {
 		u.Dialed.Resolve, u.Dialed.Dial = 0, 0
@@ -312,7 +312,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	switch {
 	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
 		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: r.Decision.CheckAddr(conn.dialed.Addr)}
-	case again && r.lane.own && r.meter.uploaded() > 0:
+	case again && r.lane.dedicated && r.meter.uploaded() > 0:
 		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Cause: allowlist.CauseTerminated, Err: errLoggedIn}
 	case !r.spend(r.head):
 		err = &allowlist.ReasonError{Reason: allowlist.UploadLimit, Err: errSpent}
@@ -339,7 +339,7 @@ func (r *run) end() Result {
 		r.upstream.release(r)
 	}
 	r.meter.stop()
-	res := Result{Sent: r.wrote.Load(), Up: r.meter.uploaded(), Down: r.down.sent, Switched: r.switched}
+	res := Result{Sent: r.mayHaveSent.Load(), Up: r.meter.uploaded(), Down: r.down.sent, Switched: r.switched}
 	if r.switched != nil {
 		return res
 	}
@@ -347,15 +347,15 @@ func (r *run) end() Result {
 		res.Reason, res.Dialed, res.Err = r.reason()
 		return res
 	}
-	res.Complete = r.received && r.answer.finish()
+	res.Complete = r.bodyComplete && r.answer.finish()
 	if !res.Complete {
-		res.Err = r.unfinished()
+		res.Err = r.incompleteError()
 	}
 	res.Down = r.down.sent
 	res.Cut = !res.Complete && r.answer.endsByClose()
 	body := r.body.failure()
 	res.Limited = !res.Complete && body != nil && body.Reason == allowlist.UploadLimit
-	res.Reusable = res.Complete && bodyDone && r.answer.keep && r.Client.SetDeadline(time.Time{}) == nil
+	res.Reusable = res.Complete && bodyDone && r.answer.keepAlive && r.Client.SetDeadline(time.Time{}) == nil
 	return res
 }
 
@@ -373,7 +373,7 @@ func (r *run) reason() (allowlist.Reason, *dial.Result, error) {
 		return allowlist.ReasonOf(err), nil, err
 	}
 	if timeout, ok := errors.AsType[net.Error](err); errors.Is(err, errIdle) || ok && timeout.Timeout() {
-		return allowlist.ResponseTimeout, nil, late(r, err)
+		return allowlist.ResponseTimeout, nil, timeoutError(r, err)
 	}
-	return allowlist.ResponseFailed, nil, r.unanswered(err)
+	return allowlist.ResponseFailed, nil, r.noAnswerError(err)
 }

@@ -16,7 +16,7 @@ import (
 // server refuses requests that do not belong to a run, and never gets a CONNECT.
 func newProxy() *goproxy.ProxyHttpServer {
 	p := &goproxy.ProxyHttpServer{
-		Logger:             quiet{},
+		Logger:             discardLogger{},
 		NonproxyHandler:    http.HandlerFunc(refuse),
 		Tr:                 &http.Transport{DialContext: connect, DisableKeepAlives: true},
 		KeepAcceptEncoding: true,
@@ -34,11 +34,12 @@ func newProxy() *goproxy.ProxyHttpServer {
 	return p
 }
 
-// quiet discards goproxy's messages about copies that ended, which the run notes itself.
-type quiet struct{}
+// discardLogger discards goproxy's messages about copies that ended, which the run notes
+// itself.
+type discardLogger struct{}
 
 // Printf implements goproxy.Logger.
-func (quiet) Printf(string, ...any) {}
+func (discardLogger) Printf(string, ...any) {}
 
 func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
 
@@ -52,16 +53,16 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	var protocol string
 	if err == nil && resp.StatusCode < http.StatusOK { // 101, or less than three digits
 		protocol = resp.Header.Get("Upgrade")
-		if _, ours := resp.Body.(io.Writer); !ours || !asksFor(r.Upgrade, protocol) {
+		if _, ours := resp.Body.(io.Writer); !ours || !requestsAll(r.Upgrade, protocol) {
 			_ = resp.Body.Close()
 			err = unexpectedStatus(resp.StatusCode)
 		}
 	}
 	if err == nil {
-		err = r.headed(resp)
+		err = r.checkHead(resp)
 	}
 	if err == nil && protocol != "" {
-		err = r.become(req.Context(), resp, protocol)
+		err = r.switchProtocol(req.Context(), resp, protocol)
 	}
 	if err != nil {
 		r.fail(err)
@@ -71,9 +72,9 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	return resp, nil
 }
 
-// headed checks the head of the final answer, and removes the fields that are not for the
-// client.
-func (r *run) headed(resp *http.Response) error {
+// checkHead checks the head of the final answer, and removes the fields that are not for
+// the client.
+func (r *run) checkHead(resp *http.Response) error {
 	fields, err := r.heads.last(resp)
 	if err == nil {
 		err = check(resp, fields)
@@ -85,9 +86,9 @@ func (r *run) headed(resp *http.Response) error {
 	r.nominated = nominated(slices.Values(fields["Connection"]))
 	offers := offersLogin(resp.Header)
 	if offers || isLoggedIn(resp.Header) {
-		r.lane.own = true
+		r.lane.dedicated = true
 	}
-	strip(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
+	stripFields(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
 	if _, dated := resp.Header["Date"]; !dated && resp.StatusCode >= http.StatusOK { // RFC 9110 section 6.6.1
 		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
@@ -100,14 +101,14 @@ func (r *run) headed(resp *http.Response) error {
 // errSwitched is returned to goproxy, for which there is no answer after an upgrade.
 var errSwitched = errors.New("the origin has switched protocols")
 
-// become takes the connection on which the origin has agreed to a protocol (RFC 9110
-// section 7.8) as the origin's side of a tunnel. The transport no longer uses the
-// connection, except that it may still write the rest of the request; become waits for
-// that.
-func (r *run) become(ctx context.Context, resp *http.Response, protocol string) error {
+// switchProtocol takes the connection on which the origin has agreed to a protocol (RFC
+// 9110 section 7.8) as the origin's side of a tunnel. The transport no longer uses the
+// connection, except that it may still write the rest of the request; switchProtocol
+// waits for that.
+func (r *run) switchProtocol(ctx context.Context, resp *http.Response, protocol string) error {
 	var err error
 	select {
-	case err = <-r.upstream.sent:
+	case err = <-r.upstream.upgradeSent:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
@@ -117,7 +118,7 @@ func (r *run) become(ctx context.Context, resp *http.Response, protocol string) 
 	}
 	r.switched = &Switched{
 		Conn: r.upstream.Conn, Dialed: r.upstream.dialed,
-		Head: append(switchedHead(resp, protocol), r.heads.behind...),
+		Head: append(switchedHead(resp, protocol), r.heads.trailing...),
 	}
 	return errSwitched
 }

@@ -18,13 +18,13 @@ import (
 // because net/http removes Connection from an answer that lists close, and with it the
 // other names that it lists. The zero value is ready to use.
 type heads struct {
-	mu    sync.Mutex // guards the fields below, but for behind
-	over  bool       // the final head was read
-	raw   bytes.Buffer
-	lines *textproto.Reader // reads raw; nil until it is needed
-	got   int               // number of bytes that came behind the last head that next has read
+	mu        sync.Mutex // guards the fields below, but for trailing
+	finalRead bool       // the final head was read
+	raw       bytes.Buffer
+	lines     *textproto.Reader // reads raw; nil until it is needed
+	unread    int               // number of bytes that came behind the last head that next has read
 
-	behind []byte // bytes that came behind the head of a 101
+	trailing []byte // bytes that came behind the head of a 101
 }
 
 // reset discards what came from an earlier connection.
@@ -32,7 +32,7 @@ func (h *heads) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.raw.Reset()
-	h.lines, h.got = nil, 0
+	h.lines, h.unread = nil, 0
 }
 
 // add adds bytes from the origin until the final head was read. The transport reads at
@@ -40,17 +40,17 @@ func (h *heads) reset() {
 func (h *heads) add(p []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.over {
+	if !h.finalRead {
 		h.raw.Write(p)
-		h.got += len(p)
+		h.unread += len(p)
 	}
 }
 
-// begun returns how many bytes have come of a head that was not read to its end.
-func (h *heads) begun() int {
+// partialLen returns how many bytes have come of a head that was not read to its end.
+func (h *heads) partialLen() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.got
+	return h.unread
 }
 
 // next reads the next head, which net/http has already read, and returns its minor version
@@ -74,7 +74,7 @@ func (h *heads) next() (minor int, fields map[string][]string, err error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("reading the head again: %w", err)
 	}
-	h.got = h.raw.Len() + h.lines.R.Buffered()
+	h.unread = h.raw.Len() + h.lines.R.Buffered()
 	version, _, _ := strings.Cut(line, " ")
 	_, minor, _ = http.ParseHTTPVersion(version) // cannot fail: net/http has accepted it
 	return minor, fields, nil
@@ -91,9 +91,9 @@ func (h *heads) last(resp *http.Response) (fields map[string][]string, err error
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if switches {
-		h.behind, _ = io.ReadAll(h.lines.R) // from memory
+		h.trailing, _ = io.ReadAll(h.lines.R) // from memory
 	}
-	h.over, h.raw, h.lines = true, bytes.Buffer{}, nil
+	h.finalRead, h.raw, h.lines = true, bytes.Buffer{}, nil
 	return fields, err
 }
 

@@ -35,7 +35,7 @@ func (l *Logins) Close() {
 	}
 	l.pools.mu.Lock()
 	defer l.pools.mu.Unlock()
-	l.pools.closeOf(l)
+	l.pools.closeLogins(l)
 }
 
 // take removes and returns the lane to the origin of a decision. It returns nil if there is
@@ -46,7 +46,7 @@ func (l *Logins) take(d *allowlist.Decision) *lane {
 		return nil
 	}
 	for i, lane := range l.lanes {
-		if lane.key.holder == d.Holder() && lane.key.dest == d.Dest && (lane.conn.isClosed() || leads(d, lane.conn)) {
+		if lane.key.holder == d.Holder() && lane.key.dest == d.Dest && (lane.conn.isClosed() || allowsUpstream(d, lane.conn)) {
 			l.lanes = slices.Delete(l.lanes, i, i+1)
 			return lane
 		}
@@ -54,15 +54,15 @@ func (l *Logins) take(d *allowlist.Decision) *lane {
 	return nil
 }
 
-// leads reports whether a decision allows the address of a connection and the way by which
-// the look-up led there.
-func leads(d *allowlist.Decision, u *upstream) bool {
+// allowsUpstream reports whether a decision allows the address of a connection and the
+// way by which the look-up led there.
+func allowsUpstream(d *allowlist.Decision, u *upstream) bool {
 	return d.CheckAddr(u.dialed.Addr) == nil && d.CheckWay(u.dialed.Way) == allowlist.NoReason
 }
 
-// giveTo adds a lane to the logins of the client's connection that it belongs to. The
+// addLogin adds a lane to the logins of the client's connection that it belongs to. The
 // caller holds mu.
-func (p *pools) giveTo(l *Logins, own *lane) {
+func (p *pools) addLogin(l *Logins, own *lane) {
 	if l == nil {
 		own.close()
 		return
@@ -78,18 +78,19 @@ func (p *pools) giveTo(l *Logins, own *lane) {
 	p.logins[l] = struct{}{}
 }
 
-// closeOf closes the lanes that belong to one connection of a client. The caller holds mu.
-func (p *pools) closeOf(l *Logins) {
+// closeLogins closes the lanes that belong to one connection of a client. The caller
+// holds mu.
+func (p *pools) closeLogins(l *Logins) {
 	closeAll(l.lanes)
 	l.lanes = nil
 	delete(p.logins, l)
 }
 
-// tiesRequest reports whether a request has credentials that may hold for later requests
+// mayLogIn reports whether a request has credentials that may hold for later requests
 // of its connection too: those of a scheme that logs a connection in, or of an unknown one.
-func tiesRequest(h *head.Head) bool {
+func mayLogIn(h *head.Head) bool {
 	for v := range h.Values("Authorization") {
-		if !isOfMessage(schemeOf(v)) || listsLogin(v) {
+		if !isPerRequest(schemeOf(v)) || listsLogin(v) {
 			return true
 		}
 	}
@@ -128,10 +129,10 @@ func schemeOf(s string) string {
 	return s
 }
 
-// isOfMessage reports whether credentials of a scheme hold only for the request that has
+// isPerRequest reports whether credentials of a scheme hold only for the request that has
 // them. These are the schemes that IANA has registered, except Negotiate and one that
 // needs TLS, and two more that many services use.
-func isOfMessage(scheme string) bool {
+func isPerRequest(scheme string) bool {
 	switch strings.ToLower(scheme) {
 	case "basic", "bearer", "digest", "dpop", "gnap", "hoba", "mutual", "oauth", "privatetoken", "scram-sha-1", "scram-sha-256", "vapid",
 		"aws4-hmac-sha256", "token":

@@ -33,12 +33,12 @@ func TestWhatLogsAConnectionIn(t *testing.T) {
 		"token abc":                   false,
 	} {
 		h := &head.Head{Fields: []head.Field{{Name: "X", Value: "NTLM"}, {Name: "AUTHORIZATION", Value: value}}}
-		if got := tiesRequest(h); got != want {
+		if got := mayLogIn(h); got != want {
 			t.Errorf("a request with the credentials %q ties its connection: %v, want %v", value, got, want)
 		}
 	}
 	two := &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "Basic x"}, {Name: "Authorization", Value: "NTLM x"}}}
-	if !tiesRequest(two) {
+	if !mayLogIn(two) {
 		t.Error("a second line of credentials is ignored")
 	}
 	for _, row := range []struct {
@@ -63,10 +63,10 @@ func TestWhatLogsAConnectionIn(t *testing.T) {
 // login takes a lane for a request with credentials, and gives it back with a connection
 // to addr.
 func (p *pools) login(logins *Logins, d *allowlist.Decision, addr string) *lane {
-	l := p.take(&Exchange{Decision: *d, Logins: logins, Head: &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "NTLM x"}}}})
+	l := p.acquire(&Exchange{Decision: *d, Logins: logins, Head: &head.Head{Fields: []head.Field{{Name: "Authorization", Value: "NTLM x"}}}})
 	l = used(l)
 	l.conn.dialed = dial.Result{Conn: l.conn.Conn, Addr: netip.MustParseAddrPort(addr)}
-	p.give(l, logins, true)
+	p.release(l, logins, true)
 	return l
 }
 
@@ -77,13 +77,13 @@ func TestLoginsBelongToOne(t *testing.T) {
 	var mine, others Logins
 	d := compiledDecision(t)
 	shared := used(p.takeFor(d))
-	p.give(shared, nil, true)
+	p.release(shared, nil, true)
 	own := p.login(&mine, d, "93.184.216.34:443")
 	if own == shared {
 		t.Error("credentials went out on a connection that another client had used")
 	}
 	take := func(l *Logins, d *allowlist.Decision) *lane {
-		return p.take(&Exchange{Decision: *d, Logins: l, Head: new(head.Head)})
+		return p.acquire(&Exchange{Decision: *d, Logins: l, Head: new(head.Head)})
 	}
 	if take(&others, d) != shared || take(nil, d) == own {
 		t.Error("another client uses the connection of the owner")
@@ -91,7 +91,7 @@ func TestLoginsBelongToOne(t *testing.T) {
 	if take(&mine, d) != own || take(&mine, d) == own {
 		t.Error("the owner does not get its connection, or gets it twice")
 	}
-	p.give(own, &mine, true)
+	p.release(own, &mine, true)
 	other := *d
 	other.ID = decisionFor("b").ID
 	elsewhere := *d
@@ -126,11 +126,11 @@ func TestALoginIsNoWayToAnAddress(t *testing.T) {
 	var mine Logins
 	d := compiledDecision(t) // allows public addresses only
 	own := p.login(&mine, d, "10.0.0.1:443")
-	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) == own {
+	if p.acquire(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) == own {
 		t.Error("a request goes to an address that its decision does not let through")
 	}
 	_ = own.conn.Close() // the lane will dial another connection by the decision of the request
-	if p.take(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) != own {
+	if p.acquire(&Exchange{Decision: *d, Logins: &mine, Head: new(head.Head)}) != own {
 		t.Error("the lane is lost with its connection")
 	}
 }

@@ -18,10 +18,10 @@ type meter struct {
 	limit  time.Duration        // how long no byte may move
 	idle   *time.Timer          // ends the exchange
 
-	mu       sync.Mutex // held while report runs; guards the fields below
-	up, down int64
-	reported int64     // up+down at the last report
-	at       time.Time // time of the last report, or of the first byte
+	mu         sync.Mutex // held while report runs; guards the fields below
+	up, down   int64
+	reported   int64     // up+down at the last report
+	lastReport time.Time // time of the last report, or of the first byte
 }
 
 // start starts the timer. ended is called when no byte has moved for limit.
@@ -50,10 +50,10 @@ func (m *meter) add(up, down int64) {
 	total := m.up + m.down
 	now := time.Now()
 	switch {
-	case m.at.IsZero():
-		m.at = now
-	case m.report != nil && (total-m.reported >= reportBytes || now.Sub(m.at) >= reportEvery):
-		m.reported, m.at = total, now
+	case m.lastReport.IsZero():
+		m.lastReport = now
+	case m.report != nil && (total-m.reported >= reportBytes || now.Sub(m.lastReport) >= reportEvery):
+		m.reported, m.lastReport = total, now
 		m.report(m.up, m.down)
 	}
 }

@@ -46,11 +46,11 @@ func keyOf(d *allowlist.Decision) poolKey {
 // uses a lane at a time. After the exchange has ended, and only then, it is decided which
 // exchanges may use the lane next.
 type lane struct {
-	key       poolKey
-	closings  uint64 // pools.closings when the lane was made
-	transport *http.Transport
-	conn      *upstream // the last connection that a request went out on; nil before the first
-	own       bool      // the lane belongs to one connection of a client until it is closed
+	key        poolKey
+	closeCount uint64 // pools.closeCount when the lane was made
+	transport  *http.Transport
+	conn       *upstream // the last connection that a request went out on; nil before the first
+	dedicated  bool      // the lane belongs to one connection of a client until it is closed
 }
 
 func (l *lane) close() { l.transport.CloseIdleConnections() }
@@ -62,11 +62,11 @@ type pools struct {
 	response time.Duration // Config.Response
 	scarce   func() bool   // Config.Scarce
 
-	mu       sync.Mutex // guards the fields below, and the lanes of all Logins
-	byKey    map[poolKey]*pool
-	logins   map[*Logins]struct{} // the Logins that have lanes
-	uses     uint64               // number of uses of all pools
-	closings uint64               // number of calls of closeIdle
+	mu         sync.Mutex // guards the fields below, and the lanes of all Logins
+	byKey      map[poolKey]*pool
+	logins     map[*Logins]struct{} // the Logins that have lanes
+	uses       uint64               // number of uses of all pools
+	closeCount uint64               // number of calls of closeIdle
 }
 
 type pool struct {
@@ -74,11 +74,11 @@ type pool struct {
 	used uint64  // pools.uses at the last use of this pool
 }
 
-// take returns a lane for an exchange: the lane of its client's connection, if there is
+// acquire returns a lane for an exchange: the lane of its client's connection, if there is
 // one, or else one of the pool. A request that may log its connection in, or may turn it
 // into a tunnel, does not use the pool: it gets a new lane.
-func (p *pools) take(ex *Exchange) *lane {
-	own := tiesRequest(ex.Head)
+func (p *pools) acquire(ex *Exchange) *lane {
+	own := mayLogIn(ex.Head)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l := ex.Logins.take(&ex.Decision); l != nil {
@@ -97,29 +97,29 @@ func (p *pools) take(ex *Exchange) *lane {
 			l.close()
 		}
 	}
-	return &lane{key: key, closings: p.closings, transport: p.newTransport(), own: own}
+	return &lane{key: key, closeCount: p.closeCount, transport: p.newTransport(), dedicated: own}
 }
 
-// give takes a lane back from an exchange that has ended. It closes the lane if the
+// release takes a lane back from an exchange that has ended. It closes the lane if the
 // exchange did not end well, if another state has come into force meanwhile, or if
 // descriptors are scarce and the lane does not belong to a client's connection.
-func (p *pools) give(l *lane, logins *Logins, well bool) {
+func (p *pools) release(l *lane, logins *Logins, well bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case !well || l.conn == nil || l.closings != p.closings:
+	case !well || l.conn == nil || l.closeCount != p.closeCount:
 		l.close()
-	case l.own:
-		p.giveTo(logins, l)
+	case l.dedicated:
+		p.addLogin(logins, l)
 	case p.scarce != nil && p.scarce():
 		l.close()
 	default:
-		p.giveToAll(l)
+		p.addIdle(l)
 	}
 }
 
-// giveToAll puts a lane into the pool of its key, or closes it if the pool is full.
-func (p *pools) giveToAll(l *lane) {
+// addIdle puts a lane into the pool of its key, or closes it if the pool is full.
+func (p *pools) addIdle(l *lane) {
 	found := p.byKey[l.key]
 	if found == nil {
 		if p.byKey == nil {
@@ -182,13 +182,13 @@ func (p *pools) newTransport() *http.Transport {
 func (p *pools) closeIdle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closings++
+	p.closeCount++
 	for _, pool := range p.byKey {
 		closeAll(pool.idle)
 	}
 	clear(p.byKey)
 	for logins := range p.logins {
-		p.closeOf(logins)
+		p.closeLogins(logins)
 	}
 }
 
@@ -235,15 +235,15 @@ type upstream struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once     // for closed
 
-	// sent receives nil when a request for an upgrade has been written completely, or
-	// the error of writing it. asking holds the bytes of it that were written so far.
-	sent   chan error
-	asking []byte
+	// upgradeSent receives nil when a request for an upgrade has been written completely,
+	// or the error of writing it. upgradeHead holds the bytes that were written so far.
+	upgradeSent chan error
+	upgradeHead []byte
 
 	mu      sync.Mutex // guards the fields below
-	carries *run       // the exchange that uses the connection; nil if none does
+	run     *run       // the exchange that uses the connection; nil if none does
 	reading bool       // the transport waits for bytes
-	ended   error      // the error that ended reading, also before an exchange used the connection; nil if there was none
+	readErr error      // the first error of a read, also one before an exchange used the connection; nil if there was none
 	changed sync.Cond  // signals that reading has become true or the connection was closed
 }
 
@@ -253,18 +253,18 @@ func newUpstream(res dial.Result) *upstream {
 	return u
 }
 
-// carry sets the exchange that uses the connection from now on. The transport puts a
+// assign sets the exchange that uses the connection from now on. The transport puts a
 // connection into its pool before it has read on, so that it could take bytes behind the
-// last answer for the next one. For a reused connection, carry therefore waits until the
+// last answer for the next one. For a reused connection, assign therefore waits until the
 // transport reads from it or has closed it. Bytes that come before that end the
 // connection.
-func (u *upstream) carry(r *run, reused bool) {
+func (u *upstream) assign(r *run, reused bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for reused && !u.reading && !u.isClosed() {
 		u.changed.Wait()
 	}
-	u.carries, u.sent, u.asking = r, make(chan error, 1), nil
+	u.run, u.upgradeSent, u.upgradeHead = r, make(chan error, 1), nil
 }
 
 func (u *upstream) isClosed() bool {
@@ -280,8 +280,8 @@ func (u *upstream) isClosed() bool {
 func (u *upstream) release(r *run) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.carries == r {
-		u.carries = nil
+	if u.run == r {
+		u.run = nil
 	}
 }
 
@@ -292,17 +292,17 @@ func (u *upstream) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.changed.Broadcast()
-	if u.carries != nil {
-		u.carries.body.interrupt()
+	if u.run != nil {
+		u.run.body.interrupt()
 	}
 	return u.Conn.Close()
 }
 
-// end returns the error that ended reading, or nil if there was none.
-func (u *upstream) end() error {
+// readError returns the first error of a read, or nil if there was none.
+func (u *upstream) readError() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.ended
+	return u.readErr
 }
 
 // errUnsolicited ends a connection on which bytes come while no exchange uses it.
@@ -318,13 +318,13 @@ func (u *upstream) Read(p []byte) (int, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.reading = false
-	if u.carries != nil {
-		u.carries.heads.add(p[:n])
+	if u.run != nil {
+		u.run.heads.add(p[:n])
 	} else if n > 0 {
 		n, err = 0, errUnsolicited
 	}
-	if u.ended == nil {
-		u.ended = err
+	if u.readErr == nil {
+		u.readErr = err
 	}
 	return n, err
 }
@@ -336,16 +336,16 @@ func (u *upstream) Read(p []byte) (int, error) {
 func (u *upstream) writesFor() *run {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.carries == nil || u.isClosed() {
+	if u.run == nil || u.isClosed() {
 		return nil
 	}
 	select {
-	case <-u.carries.done:
+	case <-u.run.done:
 		return nil
 	default:
 	}
-	u.carries.wrote.Store(true)
-	return u.carries
+	u.run.mayHaveSent.Store(true)
+	return u.run
 }
 
 // Write implements io.Writer. An origin that stops reading may already have answered. On
@@ -361,7 +361,7 @@ func (u *upstream) Write(p []byte) (int, error) {
 		r.meter.add(int64(n), 0)
 	}
 	if r.Upgrade != "" {
-		u.asks(p[:n], err)
+		u.addUpgradeBytes(p[:n], err)
 	}
 	if err != nil {
 		<-u.closed
@@ -369,15 +369,15 @@ func (u *upstream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// asks adds written bytes of a request for an upgrade, which has no body. It sends to sent
-// when the request is complete or could not be written.
-func (u *upstream) asks(p []byte, err error) {
-	u.asking = append(u.asking, p...)
-	if err == nil && !bytes.HasSuffix(u.asking, []byte("\r\n\r\n")) {
+// addUpgradeBytes adds written bytes of a request for an upgrade, which has no body. It
+// sends to sent when the request is complete or could not be written.
+func (u *upstream) addUpgradeBytes(p []byte, err error) {
+	u.upgradeHead = append(u.upgradeHead, p...)
+	if err == nil && !bytes.HasSuffix(u.upgradeHead, []byte("\r\n\r\n")) {
 		return
 	}
 	select {
-	case u.sent <- err:
+	case u.upgradeSent <- err:
 	default:
 	}
 }

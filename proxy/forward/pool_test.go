@@ -29,7 +29,7 @@ func decisionFor(name string) *allowlist.Decision {
 
 // takeFor takes a lane for a request without credentials.
 func (p *pools) takeFor(d *allowlist.Decision) *lane {
-	return p.take(&Exchange{Decision: *d, Head: new(head.Head)})
+	return p.acquire(&Exchange{Decision: *d, Head: new(head.Head)})
 }
 
 // used gives a lane a connection, as a successful exchange does.
@@ -47,7 +47,7 @@ func TestPoolsAreBounded(t *testing.T) {
 	lanes := map[string]*lane{}
 	give := func(name string) {
 		lanes[name] = used(p.takeFor(decisionFor(name)))
-		p.give(lanes[name], nil, true)
+		p.release(lanes[name], nil, true)
 	}
 	give("first")
 	give("second")
@@ -57,7 +57,7 @@ func TestPoolsAreBounded(t *testing.T) {
 	if l := p.takeFor(decisionFor("first")); l != lanes["first"] {
 		t.Error("the first pool is gone though there was room")
 	}
-	p.give(lanes["first"], nil, true)
+	p.release(lanes["first"], nil, true)
 	give("one-more")
 	if len(p.byKey) != maxPools {
 		t.Errorf("%d pools, want %d", len(p.byKey), maxPools)
@@ -73,7 +73,7 @@ func TestPoolsAreBounded(t *testing.T) {
 		t.Errorf("%d pools are left", len(p.byKey))
 	}
 	for range idlePerPool + 1 {
-		p.give(used(&lane{key: keyOf(decisionFor("first")), transport: p.newTransport(), closings: p.closings}), nil, true)
+		p.release(used(&lane{key: keyOf(decisionFor("first")), transport: p.newTransport(), closeCount: p.closeCount}), nil, true)
 	}
 	if n := len(p.byKey[keyOf(decisionFor("first"))].idle); n != idlePerPool {
 		t.Errorf("%d lanes rest in a pool, want %d", n, idlePerPool)
@@ -87,14 +87,14 @@ func TestALaneIsTakenAgain(t *testing.T) {
 		after func(*pools, *lane)
 		want  bool
 	}{
-		{"after a good exchange", func(p *pools, l *lane) { p.give(used(l), nil, true) }, true},
-		{"after a bad one", func(p *pools, l *lane) { p.give(used(l), nil, false) }, false},
-		{"that nothing went out on", func(p *pools, l *lane) { p.give(l, nil, true) }, false},
-		{"whose connection was closed", func(p *pools, l *lane) { _ = used(l).conn.Close(); p.give(l, nil, true) }, false},
-		{"whose connection was closed while it rested", func(p *pools, l *lane) { p.give(used(l), nil, true); _ = l.conn.Close() }, false},
-		{"after another state has come", func(p *pools, l *lane) { p.closeIdle(); p.give(used(l), nil, true) }, false},
-		{"before another state has come", func(p *pools, l *lane) { p.give(used(l), nil, true); p.closeIdle() }, false},
-		{"that belongs to the connection of one client", func(p *pools, l *lane) { used(l).own = true; p.give(l, new(Logins), true) }, false},
+		{"after a good exchange", func(p *pools, l *lane) { p.release(used(l), nil, true) }, true},
+		{"after a bad one", func(p *pools, l *lane) { p.release(used(l), nil, false) }, false},
+		{"that nothing went out on", func(p *pools, l *lane) { p.release(l, nil, true) }, false},
+		{"whose connection was closed", func(p *pools, l *lane) { _ = used(l).conn.Close(); p.release(l, nil, true) }, false},
+		{"whose connection was closed while it rested", func(p *pools, l *lane) { p.release(used(l), nil, true); _ = l.conn.Close() }, false},
+		{"after another state has come", func(p *pools, l *lane) { p.closeIdle(); p.release(used(l), nil, true) }, false},
+		{"before another state has come", func(p *pools, l *lane) { p.release(used(l), nil, true); p.closeIdle() }, false},
+		{"that belongs to the connection of one client", func(p *pools, l *lane) { used(l).dedicated = true; p.release(l, new(Logins), true) }, false},
 	} {
 		var p pools
 		l := p.takeFor(decisionFor("a"))
@@ -126,11 +126,11 @@ func TestPoolsAreApart(t *testing.T) {
 			t.Errorf("%s and %s share connections", was, name)
 		}
 		seen[l] = name
-		p.give(used(l), nil, true)
+		p.release(used(l), nil, true)
 		if p.takeFor(d) != l {
 			t.Errorf("%s has another lane the second time", name)
 		}
-		p.give(l, nil, true)
+		p.release(l, nil, true)
 	}
 }
 
@@ -213,7 +213,7 @@ func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
 				u := newUpstream(dial.Result{Conn: near})
 				next, carried := new(run), make(chan struct{})
 				go func() {
-					u.carry(next, true)
+					u.assign(next, true)
 					close(carried)
 				}()
 				synctest.Wait()
@@ -266,8 +266,8 @@ func TestEndBeforeUseIsExplained(t *testing.T) {
 			}()
 			_, err := u.Read(make([]byte, 64))
 			r := &run{Exchange: new(Exchange), upstream: u}
-			u.carry(r, false)
-			if got := broke(r, err); got.cause != c.cause || got.text != c.text {
+			u.assign(r, false)
+			if got := explainError(r, err); got.cause != c.cause || got.text != c.text {
 				t.Errorf("explained as %v %q, want %v %q", got.cause, got.text, c.cause, c.text)
 			}
 			_ = u.Close()
@@ -285,8 +285,8 @@ func TestNothingGoesOutOfAnExchangeThatHasEnded(t *testing.T) {
 	close(done)
 	r := &run{Exchange: new(Exchange), done: done}
 	u := newUpstream(dial.Result{Conn: near})
-	u.carry(r, false)
-	if u.writesFor() != nil || r.wrote.Load() {
+	u.assign(r, false)
+	if u.writesFor() != nil || r.mayHaveSent.Load() {
 		t.Error("a request that has ended may be written")
 	}
 	_ = u.Close()

@@ -34,9 +34,9 @@ var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
 // client that speaks HTTP/1. It frames the body by its length if the origin has sent that,
 // and otherwise with chunks, or for HTTP/1.0 by the end of the connection.
 type writer struct {
-	run    *run
-	header http.Header
-	keep   bool // the connection may stay open
+	run       *run
+	header    http.Header
+	keepAlive bool // the connection may stay open
 
 	bodyless bool // no body follows, whatever the fields say
 	chunked  bool
@@ -48,7 +48,7 @@ type writer struct {
 func newWriter(r *run) *writer {
 	return &writer{
 		run: r, header: make(http.Header), length: -1,
-		keep: r.Head.Minor == 1 && !r.Head.Lists("Connection", "close"),
+		keepAlive: r.Head.Minor == 1 && !r.Head.Lists("Connection", "close"),
 	}
 }
 
@@ -93,15 +93,15 @@ func (w *writer) frame(status int) {
 	case w.run.Head.Minor == 1:
 		w.chunked = true
 	default:
-		w.keep = false
+		w.keepAlive = false
 	}
 	if w.run.body != nil && !w.run.body.done.Load() {
-		w.keep = false // the rest of the request will not be read
+		w.keepAlive = false // the rest of the request will not be read
 	}
 	if last := w.run.Last; last != nil && last() {
-		w.keep = false
+		w.keepAlive = false
 	}
-	if !w.keep {
+	if !w.keepAlive {
 		w.header.Del(proxySupport)
 	}
 }
@@ -117,7 +117,7 @@ func (w *writer) head(status int) []byte {
 		}
 	}
 	switch {
-	case !w.keep:
+	case !w.keepAlive:
 		b = append(b, "Connection: close\r\n"...)
 	case w.header[proxySupport] != nil: // the field concerns this connection only
 		b = append(b, "Connection: "+proxySupport+"\r\n"...)
@@ -222,7 +222,7 @@ func (w *writer) finish() bool {
 	case w.length >= 0:
 		return w.written == w.length
 	case w.chunked:
-		return w.run.down.send(w.end()) == nil
+		return w.run.down.send(w.lastChunk()) == nil
 	}
 	return true
 }
@@ -235,9 +235,9 @@ func (w *writer) isTrailer(name string) bool {
 	return isTrailer(name) && !w.run.nominated[variableOf(name)]
 }
 
-// end returns the last chunk and the trailers. The names of trailers that were not
+// lastChunk returns the last chunk and the trailers. The names of trailers that were not
 // announced have http.TrailerPrefix.
-func (w *writer) end() []byte {
+func (w *writer) lastChunk() []byte {
 	h := make(http.Header)
 	for name, values := range w.header {
 		plain := strings.TrimPrefix(name, http.TrailerPrefix)
@@ -285,7 +285,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 		return nil // RFC 9110 section 15.2: HTTP/1.0 has no interim answers
 	}
 	h := http.Header(fields).Clone()
-	strip(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
+	stripFields(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
 	h.Del("Content-Length")
 	return r.down.interim(append(appendFields(appendStatus(nil, status), h), "\r\n"...))
 }

@@ -92,7 +92,7 @@ func TestHowLongAHeadMayTake(t *testing.T) {
 func TestHowLongAConnectionMayRest(t *testing.T) {
 	const keepAlive, headTimeout = time.Hour, 5 * time.Second
 	rests := refused(allowlist.DialFailed)
-	rests.MayRest = true
+	rests.WasAllowed = true
 	forwarded := front.Answer{Kind: front.Forwarded, End: front.Keep}
 	for _, row := range []struct {
 		name    string

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// restWhileDraining is how long a connection may stay idle after Drain was called. A
+// idleWhileDraining is how long a connection may stay idle after Drain was called. A
 // client that sends requests often sends its next one within that time, and learns from
 // the answer that it is the last. If the connection were closed at once, a request that
 // is on its way would be lost.
-const restWhileDraining = time.Second
+const idleWhileDraining = time.Second
 
 // connections holds the connections of an H1, for Drain and Stop. The zero value is ready
 // to use.
@@ -26,8 +26,8 @@ type connections struct {
 func (f *H1) Drain() {
 	f.conns.draining.Store(true)
 	f.conns.each(func(c *h1) {
-		if c.asked {
-			_ = c.conn.SetReadDeadline(time.Now().Add(restWhileDraining))
+		if c.headSeen {
+			_ = c.conn.SetReadDeadline(time.Now().Add(idleWhileDraining))
 		}
 	})
 }
@@ -77,7 +77,7 @@ func (s *connections) remove(c *h1) {
 // returns false if no request came and the connection is over.
 func (c *h1) await() bool {
 	began := time.Now()
-	if !c.rest(began) {
+	if !c.setHeadDeadline(began) {
 		return false
 	}
 	err := c.reader.Await()
@@ -86,7 +86,7 @@ func (c *h1) await() bool {
 	c.mu.Unlock()
 	switch {
 	case err == nil:
-	case !c.asked:
+	case !c.headSeen:
 		return true // ReadHead returns the same error, and the reader knows how much has come
 	case c.front.IsDraining() && !c.front.conns.stopped.Load():
 		c.linger() // a request may be on its way: the client must see an orderly close
@@ -94,24 +94,24 @@ func (c *h1) await() bool {
 	default:
 		return false
 	}
-	if c.rested {
+	if c.answeredPlain {
 		began = time.Now()
 	}
 	return c.conn.SetReadDeadline(began.Add(c.front.cfg.HeadTimeout)) == nil
 }
 
-// rest sets the deadline for the first byte of a head. It returns false if the connection
-// may not wait for one.
-func (c *h1) rest(now time.Time) bool {
+// setHeadDeadline sets the deadline for the first byte of a head. It returns false if the
+// connection may not wait for one.
+func (c *h1) setHeadDeadline(now time.Time) bool {
 	patience := c.front.cfg.HeadTimeout
-	if c.rested {
+	if c.answeredPlain {
 		patience = c.front.cfg.KeepAlive
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waiting = true
-	if c.asked && c.front.IsDraining() { // the head of its last answer was sent before Drain
-		patience = min(patience, restWhileDraining)
+	if c.headSeen && c.front.IsDraining() { // the head of its last answer was sent before Drain
+		patience = min(patience, idleWhileDraining)
 	}
 	return !c.front.conns.stopped.Load() && c.conn.SetReadDeadline(now.Add(patience)) == nil
 }

@@ -95,10 +95,10 @@ type Kind uint8
 
 // The kinds.
 const (
-	Refused   Kind = iota // the front writes Refusal
-	Opened                // the connection of the client becomes a tunnel
-	Own                   // the front itself answers a plain request that stops here
-	Forwarded             // the handler has written the answer of an origin
+	Refused        Kind = iota // the front writes Refusal
+	Opened                     // the connection of the client becomes a tunnel
+	FinalRecipient             // the front itself answers a plain request that may not be forwarded (StopsHere)
+	Forwarded                  // the handler has written the answer of an origin
 )
 
 // Answer is a handler's answer to a request. The zero value is a refusal for an internal
@@ -113,9 +113,9 @@ type Answer struct {
 	// Refusal is the answer of kind Refused. The front sets KeepAlive, Bodyless and
 	// JSON.
 	Refusal refusal.Refusal
-	// MayRest says that the request had been allowed before it was refused. The
+	// WasAllowed says that the request had been allowed before it was refused. The
 	// connection may then stay idle as long as after an answer.
-	MayRest bool
+	WasAllowed bool
 	// Last says that no other request may follow a refusal on the connection.
 	Last bool
 

@@ -83,12 +83,12 @@ func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func())
 
 // h1 is one connection.
 type h1 struct {
-	front   *H1
-	conn    Conn
-	reader  *head.Reader
-	asked   bool // a head, or a part of one, was read
-	rested  bool // a plain request was answered, so that KeepAlive bounds the next wait
-	refused int  // number of requests that were refused with 407
+	front         *H1
+	conn          Conn
+	reader        *head.Reader
+	headSeen      bool // a head, or a part of one, was read
+	answeredPlain bool // a plain request was answered, so that KeepAlive bounds the next wait
+	refusals      int  // number of requests that were refused with 407
 
 	mu      sync.Mutex // guards waiting, and the read deadline while waiting is true
 	waiting bool       // no byte of the next request has come
@@ -100,7 +100,7 @@ func (c *h1) next() *Request {
 		return nil
 	}
 	h, err := c.reader.ReadHead()
-	c.asked = true
+	c.headSeen = true
 	if err == nil {
 		return c.parse(h)
 	}
@@ -187,8 +187,8 @@ func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
 	switch a.Kind {
 	case Opened:
 		return false, c.open(&a)
-	case Own:
-		return c.own(r, &a), nil
+	case FinalRecipient:
+		return c.answerAsFinalRecipient(r, &a), nil
 	case Forwarded:
 		a.Done = nil // the handler has written the answer itself
 		return c.end(a.End), nil
@@ -200,7 +200,7 @@ func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
 // refuse writes a refusal.
 func (c *h1) refuse(r *Request, a *Answer) (again bool) {
 	answer := a.Refusal
-	answer.KeepAlive = !a.Last && c.keeps(r, answer.Reason)
+	answer.KeepAlive = !a.Last && c.mayKeepAlive(r, answer.Reason)
 	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
 	answer.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
 	text := answer.Append(nil, c.front.cfg.Disclosure)
@@ -213,22 +213,22 @@ func (c *h1) refuse(r *Request, a *Answer) (again bool) {
 		c.linger()
 		return false
 	}
-	c.rested = c.rested || a.MayRest
+	c.answeredPlain = c.answeredPlain || a.WasAllowed
 	return true
 }
 
-// keeps reports whether another request may follow a refusal. It may follow a plain
+// mayKeepAlive reports whether another request may follow a refusal. It may follow a plain
 // request without a body; it may follow a CONNECT only if the caller showed no identity
 // and has sent nothing behind it that could be read as a request. None may follow while
 // the gateway drains.
-func (c *h1) keeps(r *Request, reason allowlist.Reason) bool {
+func (c *h1) mayKeepAlive(r *Request, reason allowlist.Reason) bool {
 	if c.front.IsDraining() || r.Head == nil || r.Head.Minor == 0 || r.Head.Lists("Connection", "close") {
 		return false
 	}
 	switch reason.Info().Status {
 	case http.StatusProxyAuthRequired:
-		c.refused++
-		return c.refused < maxRefused && r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)
+		c.refusals++
+		return c.refusals < maxRefused && r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)
 	case http.StatusForbidden, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
 		return r.IsPlain() && r.Body == 0
 	}
@@ -251,12 +251,12 @@ func (c *h1) open(a *Answer) (run func()) {
 	return a.Run
 }
 
-// end closes a connection as end says, or keeps it. It reports whether another request
+// end closes a connection as the End says, or keeps it. It reports whether another request
 // may follow.
 func (c *h1) end(end End) (again bool) {
 	switch end {
 	case Keep:
-		c.rested = true
+		c.answeredPlain = true
 		return true
 	case Abort:
 		c.conn.Abort()

@@ -42,14 +42,14 @@ func Check(cfg Config) (Checked, error) {
 	if policy == nil {
 		return Checked{}, nil
 	}
-	return Checked{Version: policy.Version(), Quarantine: policy.QuarantineVersion(), Warnings: strangers(&cfg, policy)}, nil
+	return Checked{Version: policy.Version(), Quarantine: policy.QuarantineVersion(), Warnings: unknownIdentities(&cfg, policy)}, nil
 }
 
-// strangers returns a warning for each identity, named by a listener, for which the
+// unknownIdentities returns a warning for each identity, named by a listener, for which the
 // policy would refuse every request. Quarantine is not a mistake.
-func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
+func unknownIdentities(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 	for _, l := range cfg.Listeners {
-		ids, source := namedBy(cfg, l)
+		ids, source := listenerIdentities(cfg, l)
 		for _, id := range ids {
 			switch policy.Knows(id, source) { //nolint:exhaustive // the other results are not mistakes in the configuration
 			case allowlist.IdentityUnknown:
@@ -62,10 +62,10 @@ func strangers(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 	return warnings
 }
 
-// namedBy returns the identities that a listener gives its callers, in order, and how
-// records say they are proven. It returns none for a listener that requires
+// listenerIdentities returns the identities that a listener gives its callers, in order,
+// and how records say they are proven. It returns none for a listener that requires
 // certificates.
-func namedBy(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Proof) {
+func listenerIdentities(cfg *Config, l Listener) ([]spiffeid.ID, allowlist.Proof) {
 	switch l.Identity {
 	case Self:
 		return []spiffeid.ID{cfg.Identity.Snapshot().ID()}, allowlist.ProofListener

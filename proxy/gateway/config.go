@@ -51,8 +51,8 @@ type PolicyProvider interface {
 	// Follow calls loaded for every later load, one after the other, until ctx is done:
 	// with the parts that are new, and an error if a part is not used. With an error
 	// there may still be another part that is valid by itself. When Follow receives
-	// from again it loads at once, and calls loaded even if nothing has changed.
-	Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error))
+	// from reload it loads at once, and calls loaded even if nothing has changed.
+	Follow(ctx context.Context, reload <-chan struct{}, loaded func(context.Context, live.Change, error))
 }
 
 // IdentityProvider is where the gateway's own identity and the trusted authorities come
@@ -60,8 +60,8 @@ type PolicyProvider interface {
 type IdentityProvider interface {
 	identity.Provider
 	// Follow calls changed when there may be a new snapshot, until ctx is done. It
-	// reads at once when it receives from again.
-	Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context))
+	// reads at once when it receives from reload.
+	Follow(ctx context.Context, reload <-chan struct{}, changed func(context.Context))
 }
 
 // Resolver resolves allowed names. Its fields are methods of package resolve.
@@ -162,10 +162,10 @@ type Metrics struct {
 	// Unused is called for every handshake that was not followed by a request, also if
 	// the client left before it had presented a certificate.
 	Unused func()
-	// Cut is called with the number of connections of a listener that were closed for
+	// Shed is called with the number of connections of a listener that were closed for
 	// want of a slot or a descriptor. When the listener is opened it is called with
 	// zero for each cause, so that every count exists from the start.
-	Cut func(listener string, why limit.Cause, connections int)
+	Shed func(listener string, why limit.Cause, connections int)
 	// Loaded is called with the result of each load of the policy.
 	Loaded func(Load)
 	// Enforced is called for every state that came into force, with what it ended and
@@ -226,9 +226,9 @@ const (
 	DoH
 )
 
-// lacks returns what the listener is missing to identify its callers, or "" if nothing
+// missing returns what the listener is missing to identify its callers, or "" if nothing
 // is missing. A zero ID is not an identity.
-func (l *Listener) lacks(provider bool) string {
+func (l *Listener) missing(provider bool) string {
 	switch l.Protocol {
 	case Connect, DNS:
 	case DoT, DoH:
@@ -274,7 +274,7 @@ func (c *Config) check() error {
 		if l.Name == AdminName {
 			return errors.New("gateway: a listener has the name of the admin listener")
 		}
-		if why := l.lacks(c.Identity != nil); why != "" {
+		if why := l.missing(c.Identity != nil); why != "" {
 			return errors.New("gateway: listener " + l.Name + " " + why)
 		}
 	}
@@ -290,8 +290,8 @@ func (c *Config) check() error {
 	if c.Metrics.Unused == nil {
 		c.Metrics.Unused = func() {}
 	}
-	if c.Metrics.Cut == nil {
-		c.Metrics.Cut = func(string, limit.Cause, int) {}
+	if c.Metrics.Shed == nil {
+		c.Metrics.Shed = func(string, limit.Cause, int) {}
 	}
 	if c.Metrics.Loaded == nil {
 		c.Metrics.Loaded = func(Load) {}

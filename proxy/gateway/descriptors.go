@@ -33,8 +33,9 @@ func DescriptorsFor(connections, dnsConnections int) (accepted, opened int) {
 	return accepted, opened
 }
 
-// short returns a message if descriptors were missing a moment ago, and "" if none was.
-func (d Descriptors) short(now time.Time) string {
+// shortageNote returns a message if descriptors were missing a moment ago, and "" if none
+// was.
+func (d Descriptors) shortageNote(now time.Time) string {
 	if !d.Accepted.Short(now) && !d.Opened.Short(now) {
 		return ""
 	}

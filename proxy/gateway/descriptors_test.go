@@ -18,7 +18,7 @@ func TestShortDescriptorsAreNoted(t *testing.T) {
 			"accepted": {Accepted: limit.NewDescriptors(0)},
 			"opened":   {Opened: limit.NewDescriptors(0)},
 		} {
-			p := &probes{held: func() []string { return nil }, cfg: &Config{Descriptors: d, Admin: Admin{Notes: func() []string { return []string{"log: lost"} }}}}
+			p := &probes{heldNotes: func() []string { return nil }, cfg: &Config{Descriptors: d, Admin: Admin{Notes: func() []string { return []string{"log: lost"} }}}}
 			if got := p.notes(); !slices.Equal(got, []string{"log: lost"}) {
 				t.Errorf("%s: %q at the start", name, got)
 			}
@@ -35,7 +35,7 @@ func TestShortDescriptorsAreNoted(t *testing.T) {
 				t.Errorf("%s: %q when it is over", name, got)
 			}
 		}
-		if got := (&probes{held: func() []string { return nil }, cfg: &Config{}}).notes(); got != nil {
+		if got := (&probes{heldNotes: func() []string { return nil }, cfg: &Config{}}).notes(); got != nil {
 			t.Errorf("without anything to note: %q", got)
 		}
 	})

@@ -24,7 +24,7 @@ type doors struct {
 	cfg      *Config
 	verifier *identity.Verifier // nil without an identity provider
 	panicked func(ctx context.Context, cause any, stack []byte)
-	cuts     *cuts
+	shed     *shedReporter
 
 	connections []door
 	datagrams   []*listen.UDP
@@ -48,7 +48,7 @@ func (d *doors) open(ctx context.Context) error {
 			return err
 		}
 		cfg.Slots, cfg.Sources, cfg.Permits, cfg.Descriptors = slots, sources, permits, d.cfg.Descriptors.Accepted
-		cfg.Cut = d.cuts.counter(l.Name)
+		cfg.Shed = d.shed.counter(l.Name)
 		if l.Protocol != Connect {
 			cfg.Slots = dnsSlots
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
@@ -84,8 +84,8 @@ func (d *doors) openDatagrams(ctx context.Context, l *listen.Listener, cfg liste
 	return nil
 }
 
-// takeQueries reports whether there is a listener for queries.
-func (d *doors) takeQueries() bool {
+// hasDNSListener reports whether there is a listener for queries.
+func (d *doors) hasDNSListener() bool {
 	for _, l := range d.connections {
 		if l.protocol != Connect {
 			return true

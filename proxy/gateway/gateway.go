@@ -24,7 +24,7 @@ type Gateway struct {
 	doors   *doors
 	probes  *probes
 	host    *host
-	cuts    *cuts
+	shed    *shedReporter
 	proxy   *proxy.Proxy
 	dns     *dns.Server // nil without a listener for queries
 
@@ -55,16 +55,16 @@ func (g *Gateway) build(ctx context.Context) error {
 	if g.inForce, err = newInForce(&g.cfg, budgets); err != nil {
 		return err
 	}
-	g.cuts = newCuts(&g.cfg)
-	g.doors = &doors{cfg: &g.cfg, verifier: g.inForce.verifier, panicked: g.panicked, cuts: g.cuts}
-	g.probes = &probes{cfg: &g.cfg, state: g.State, held: g.inForce.notes, cuts: g.cuts}
+	g.shed = newShedReporter(&g.cfg)
+	g.doors = &doors{cfg: &g.cfg, verifier: g.inForce.verifier, panicked: g.panicked, shed: g.shed}
+	g.probes = &probes{cfg: &g.cfg, state: g.State, heldNotes: g.inForce.notes, shed: g.shed}
 	if err = g.doors.open(ctx); err != nil {
 		return err
 	}
 	if err = g.probes.open(ctx); err != nil {
 		return err
 	}
-	g.host = &host{cfg: &g.cfg, own: append(g.doors.addresses(), g.probes.addresses()...)}
+	g.host = &host{cfg: &g.cfg, listeners: append(g.doors.addresses(), g.probes.addresses()...)}
 	if err = g.host.refresh(ctx, g.inForce.apply); err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
 
 // buildDNS makes the DNS server, if there is a listener for queries.
 func (g *Gateway) buildDNS(budgets *limit.Budgets) error {
-	if !g.doors.takeQueries() {
+	if !g.doors.hasDNSListener() {
 		return nil
 	}
 	var err error
@@ -161,7 +161,7 @@ func (g *Gateway) Serve(ctx context.Context) {
 	cut()
 	serving.Wait()
 	g.probes.close()
-	g.cuts.close()
+	g.shed.close()
 	stop()
 	following.Wait()
 }

@@ -17,9 +17,9 @@ const addressesEvery = 5 * time.Second
 
 // host keeps the addresses of this host up to date in the classifier.
 type host struct {
-	cfg   *Config
-	own   []netip.AddrPort // addresses of all listeners
-	known []netip.Addr     // addresses of the host, sorted; nil before the first reading
+	cfg       *Config
+	listeners []netip.AddrPort // addresses of all listeners
+	known     []netip.Addr     // addresses of the host, sorted; nil before the first reading
 }
 
 // refresh reads the host's addresses. If they have changed, it applies a classifier
@@ -38,7 +38,7 @@ func (h *host) refresh(ctx context.Context, apply func(context.Context, live.Cha
 	}
 	h.known = append([]netip.Addr{}, now...)
 	apply(ctx, live.Change{Classifier: allowlist.NewClassifier(allowlist.Local{
-		NAT64: h.cfg.NAT64, Listeners: h.own, Addresses: now,
+		NAT64: h.cfg.NAT64, Listeners: h.listeners, Addresses: now,
 	})})
 	return nil
 }

@@ -16,12 +16,12 @@ import (
 
 // probes answers whether new connections should be sent to this gateway.
 type probes struct {
-	cfg      *Config
-	state    func() *live.State
-	held     func() []string // what is held, a line each
-	cuts     *cuts
-	admin    *admin.Server // nil if no address is configured
-	stopping atomic.Bool
+	cfg       *Config
+	state     func() *live.State
+	heldNotes func() []string // what is held, a line each
+	shed      *shedReporter
+	admin     *admin.Server // nil if no address is configured
+	stopping  atomic.Bool
 }
 
 // open opens the admin listener, if the configuration names one.
@@ -31,7 +31,7 @@ func (p *probes) open(ctx context.Context) error {
 	}
 	cfg := admin.Config{
 		Address: p.cfg.Admin.Address, NotReady: p.notReady, Notes: p.notes, Metrics: p.cfg.Admin.Metrics,
-		Connections: p.cfg.Admin.Connections, Cut: p.cuts.counter(AdminName),
+		Connections: p.cfg.Admin.Connections, Shed: p.shed.counter(AdminName),
 	}
 	if p.admin = p.cfg.Admin.Opened; p.admin != nil {
 		p.admin.Replace(cfg)
@@ -105,11 +105,11 @@ func (p *probes) failing(required bool) []string {
 
 // notes returns problems that are no reason to send connections elsewhere.
 func (p *probes) notes() []string {
-	notes := append(p.held(), p.failing(false)...)
+	notes := append(p.heldNotes(), p.failing(false)...)
 	if p.cfg.Admin.Notes != nil {
 		notes = append(notes, p.cfg.Admin.Notes()...)
 	}
-	if short := p.cfg.Descriptors.short(time.Now()); short != "" {
+	if short := p.cfg.Descriptors.shortageNote(time.Now()); short != "" {
 		notes = append(notes, short)
 	}
 	return notes

@@ -62,7 +62,7 @@ func TestASinkThatFailsIsAReasonOnlyIfItIsRequired(t *testing.T) {
 					}))
 					defer func() { _ = recorder.Close(t.Context()) }()
 					p := &probes{
-						cfg: &Config{Recorder: recorder}, held: func() []string { return nil },
+						cfg: &Config{Recorder: recorder}, heldNotes: func() []string { return nil },
 						state: func() *live.State { return &live.State{Policy: allowing("one")} },
 					}
 					well := func() bool { return len(p.notReady())+len(p.notes()) == 0 }

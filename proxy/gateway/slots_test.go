@@ -47,7 +47,7 @@ func newCrowded(t *testing.T) *crowded {
 			Listener{Name: "secure", Address: "127.0.0.1:0"})
 		cfg.MaxConnections = slots
 		cfg.HandshakeTimeout, cfg.Front.HeadTimeout, cfg.Front.KeepAlive = time.Hour, time.Hour, time.Hour
-		cfg.Metrics.Cut = func(listener string, why limit.Cause, n int) {
+		cfg.Metrics.Shed = func(listener string, why limit.Cause, n int) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.cut[listener+" "+why.String()] += n
@@ -375,7 +375,7 @@ func TestCutsAreToldOnceASecond(t *testing.T) {
 		if err := cfg.check(); err != nil {
 			t.Fatal(err)
 		}
-		c := newCuts(&cfg)
+		c := newShedReporter(&cfg)
 		one, other := c.counter("one"), c.counter("other")
 		for range 500 {
 			one(limit.CauseSource)
@@ -383,11 +383,11 @@ func TestCutsAreToldOnceASecond(t *testing.T) {
 		}
 		one(limit.CauseAll)
 		other(limit.CauseCaller)
-		time.Sleep(2 * cutsEvery)
+		time.Sleep(2 * shedReportEvery)
 		one(limit.CauseUnidentified)
 		c.close()
 		c.close() // nothing is reported twice
-		time.Sleep(2 * cutsEvery)
+		time.Sleep(2 * shedReportEvery)
 		var got []string
 		for _, rec := range r.rest(t) {
 			got = append(got, fmt.Sprint(rec.Listener, " ", rec.Merged.Count, " in ", rec.Merged.Last.Sub(rec.Merged.First), ": ", rec.Detail))

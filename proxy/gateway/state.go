@@ -27,14 +27,14 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity provider
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
-	broken      bool        // the files had an error since a policy was last read from them; used by loaded only
+	filesBroken bool        // the files had an error since a policy was last read from them; used by loaded only
 	closeIdle   func()      // closes the idle connections to origins; set before anything is served
 	quarantined []string    // patterns of the state in force; used by enforced only
 
 	last *identity.Snapshot // last snapshot that was recorded; used by rotate only
 
 	changing sync.Mutex  // held while a change is applied and counted: policies and addresses of the host may change at the same time
-	counted  live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
+	reported live.Effect // last result for the policy in force that was passed to Metrics.Loaded; Unchanged if none was
 }
 
 func newInForce(cfg *Config, budgets *limit.Budgets) (*inForce, error) {
@@ -74,16 +74,16 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
 	case err != nil:
-		s.broken = true
+		s.filesBroken = true
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
 		s.cfg.Metrics.Loaded(LoadRefused)
 		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
 	case c.Policy != nil:
-		s.broken = false
-	case confirmed && s.broken: // the error is in a record already
+		s.filesBroken = false
+	case confirmed && s.filesBroken: // the error is in a record already
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
-	if confirmed && !s.broken {
+	if confirmed && !s.filesBroken {
 		s.confirm(ctx, c)
 		return
 	}
@@ -110,12 +110,12 @@ func (s *inForce) confirm(ctx context.Context, c live.Change) {
 // reported with the next change.
 func (s *inForce) count(c live.Change, e live.Effect) {
 	if c.Policy != nil && !c.SameRules {
-		s.counted = live.Unchanged
+		s.reported = live.Unchanged
 	}
-	if e == live.Unchanged || e == s.counted {
+	if e == live.Unchanged || e == s.reported {
 		return
 	}
-	s.counted = e
+	s.reported = e
 	if e == live.Held {
 		s.cfg.Metrics.Loaded(LoadHeld)
 		return
@@ -147,13 +147,13 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "in force", attrs...)
 		return
 	}
-	attrs = append(attrs, slog.Int("held", e.Held.Entries), slog.Int("held_identities", e.Held.Identities), slog.Int("identities", e.Held.Of))
+	attrs = append(attrs, slog.Int("held", e.Held.Entries), slog.Int("held_identities", e.Held.Identities), slog.Int("identities", e.Held.OfIdentities))
 	s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "in force for everything new; it would close tunnels of more identities than policy.max_revoke allows, which stay open: SIGHUP closes them", attrs...)
 }
 
 // heldText describes what is held.
 func heldText(h live.Hold) string {
-	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.Of)
+	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.OfIdentities)
 }
 
 // notes returns what is held, which is no reason to send connections elsewhere.

@@ -151,7 +151,7 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 			t.Errorf("%s: notes %q, not ready because of %q", step, notes, r.probes.notReady())
 		}
 	}
-	two := live.Hold{Entries: 2, Identities: 2, Of: 2}
+	two := live.Hold{Entries: 2, Identities: 2, OfIdentities: 2}
 	after("at the start", "one", live.Hold{}, LoadInForce)
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
 	after("it would close all tunnels", "two", two, LoadHeld)
@@ -241,7 +241,7 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	_, second := r.registerOf("b", "one.example")
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
 	r.told()
-	held := live.Hold{Entries: 2, Identities: 2, Of: 2}
+	held := live.Hold{Entries: 2, Identities: 2, OfIdentities: 2}
 	for _, row := range []struct {
 		err  error
 		told []Load

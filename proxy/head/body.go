@@ -20,34 +20,34 @@ const maxLength = 1 << 62
 // either neither field (no body), or one Content-Length in decimal, or, in HTTP/1.1, one
 // Transfer-Encoding with the value chunked. Any other combination is ErrFraming.
 func (h *Head) Body() (int64, error) {
-	length, lengths := only(h, "Content-Length")
-	coding, codings := only(h, "Transfer-Encoding")
+	length, lengths := singleValue(h, "Content-Length")
+	coding, codings := singleValue(h, "Transfer-Encoding")
 	switch {
 	case lengths+codings == 0:
 		return 0, nil
 	case lengths > 0 && codings > 0:
-		return 0, doubt("Content-Length stands beside Transfer-Encoding")
+		return 0, framingError("Content-Length stands beside Transfer-Encoding")
 	case lengths > 1:
-		return 0, doubt(fmt.Sprintf("Content-Length stands there %d times", lengths))
+		return 0, framingError(fmt.Sprintf("Content-Length stands there %d times", lengths))
 	case codings > 1:
-		return 0, doubt(fmt.Sprintf("Transfer-Encoding stands there %d times", codings))
+		return 0, framingError(fmt.Sprintf("Transfer-Encoding stands there %d times", codings))
 	case codings == 1 && h.Minor == 0:
-		return 0, doubt("Transfer-Encoding stands in HTTP/1.0")
+		return 0, framingError("Transfer-Encoding stands in HTTP/1.0")
 	case codings == 1:
 		if !sameName(coding, "chunked") {
-			return 0, doubt("Transfer-Encoding is not chunked alone")
+			return 0, framingError("Transfer-Encoding is not chunked alone")
 		}
 		return Chunked, nil
 	}
 	return parseLength(length)
 }
 
-// doubt returns ErrFraming with its cause.
-func doubt(cause string) error { return fmt.Errorf("%s: %w", cause, ErrFraming) }
+// framingError returns ErrFraming with its cause.
+func framingError(cause string) error { return fmt.Errorf("%s: %w", cause, ErrFraming) }
 
-// only returns the first value of a field that should occur once, and the number of
+// singleValue returns the first value of a field that should occur once, and the number of
 // fields with this name.
-func only(h *Head, name string) (value string, n int) {
+func singleValue(h *Head, name string) (value string, n int) {
 	for v := range h.Values(name) {
 		if n == 0 {
 			value = v
@@ -60,13 +60,13 @@ func only(h *Head, name string) (value string, n int) {
 // parseLength parses a length in decimal digits, without sign, list or space.
 func parseLength(s string) (int64, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
-		return 0, doubt("Content-Length is no number")
+		return 0, framingError("Content-Length is no number")
 	}
 	var n int64
 	for i := range len(s) {
 		n = n*10 + int64(s[i]-'0')
 		if n > maxLength/10 {
-			return 0, doubt("Content-Length is too large")
+			return 0, framingError("Content-Length is too large")
 		}
 	}
 	return n, nil

@@ -17,7 +17,7 @@ func (h *Head) MaxForwards() (n int, bounded bool, err error) {
 	if h.Method != "OPTIONS" && h.Method != "TRACE" {
 		return 0, false, nil
 	}
-	text, fields := only(h, "Max-Forwards")
+	text, fields := singleValue(h, "Max-Forwards")
 	switch {
 	case fields == 0:
 		return 0, false, nil

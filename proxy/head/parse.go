@@ -44,7 +44,7 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 	}
 	i, j := splitRequestLine(line)
 	if j == 0 {
-		return bad(unsplit(line, i), ErrRequestLine)
+		return bad(explainRequestLine(line, i), ErrRequestLine)
 	}
 	const form = "HTTP/d.d\r"
 	version := line[j+1:]
@@ -60,9 +60,9 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 	return line[:i], line[i+1 : j], int(version[7] - '0'), nil
 }
 
-// unsplit returns a message that says why a line has no method if method is 0, and
+// explainRequestLine returns a message that says why a line has no method if method is 0, and
 // otherwise why it has no target after the method, which ends at the offset method.
-func unsplit[T string | []byte](line T, method int) string {
+func explainRequestLine[T string | []byte](line T, method int) string {
 	at, part := method+1, "target"
 	if method == 0 {
 		for at = 0; at < len(line) && isTchar(line[at]); {

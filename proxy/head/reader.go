@@ -20,7 +20,7 @@ const maxEmptyLines = 16
 const maxEmptyReads = 100
 
 //nolint:gochecknoglobals // a cache of buffers has no visible state
-var small = sync.Pool{New: func() any { return new([smallSize]byte) }}
+var smallBuffers = sync.Pool{New: func() any { return new([smallSize]byte) }}
 
 // A Reader reads heads from a connection and buffers at most limit bytes. It is not safe
 // for concurrent use. It takes a buffer from a pool when it first needs one, and Release
@@ -134,7 +134,7 @@ func (r *Reader) Unread(p []byte) {
 	}
 	kept := append(append(make([]byte, 0, len(p)+r.end-r.start), p...), r.Buffered()...)
 	if r.pooled != nil {
-		small.Put(r.pooled)
+		smallBuffers.Put(r.pooled)
 	}
 	r.pooled, r.buf = nil, kept
 	r.start, r.end = 0, len(kept)
@@ -150,7 +150,7 @@ func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end] }
 // afterwards; heads stay valid.
 func (r *Reader) Release() {
 	if r.pooled != nil {
-		small.Put(r.pooled)
+		smallBuffers.Put(r.pooled)
 	}
 	r.pooled, r.buf = nil, nil
 	r.start, r.end, r.next, r.seen, r.lines = 0, 0, 0, 0, 0
@@ -241,7 +241,7 @@ func (r *Reader) fill() error {
 // makeRoom ensures that there is free space in the buffer after end.
 func (r *Reader) makeRoom() {
 	if r.buf == nil {
-		pooled, ok := small.Get().(*[smallSize]byte)
+		pooled, ok := smallBuffers.Get().(*[smallSize]byte)
 		if !ok {
 			pooled = new([smallSize]byte)
 		}
@@ -257,7 +257,7 @@ func (r *Reader) makeRoom() {
 	grown := make([]byte, min(2*len(r.buf), r.limit))
 	copy(grown, r.buf)
 	if r.pooled != nil {
-		small.Put(r.pooled)
+		smallBuffers.Put(r.pooled)
 	}
 	r.pooled, r.buf = nil, grown
 }

@@ -76,10 +76,10 @@ func Begins(b []byte) (begins, sure bool) {
 // Reader finds the end of a ClientHello and examines every byte once. The zero value is
 // ready to use. It is not safe for concurrent use.
 type Reader struct {
-	at   int // number of bytes that have been examined and are valid
-	left int // bytes after at that belong to the current record
-	got  int // bytes of the message before at, without the headers of records
-	body int // length of the message without its header, as far as the header has been read
+	pos         int // number of bytes that have been examined and are valid
+	recordLeft  int // bytes after pos that belong to the current record
+	messageRead int // bytes of the message before pos, without the headers of records
+	messageLen  int // length of the message without its header, as far as the header has been read
 }
 
 // Read reads the ClientHello at the beginning of b. b must hold all bytes of the
@@ -104,23 +104,23 @@ func (r *Reader) Read(b []byte) (Hello, error) {
 // frame reads on through the records and reports whether the message is complete.
 func (r *Reader) frame(b []byte) (done bool, err error) {
 	for {
-		if r.left == 0 {
+		if r.recordLeft == 0 {
 			if ok, err := r.record(b); !ok {
 				return false, err
 			}
 		}
-		if r.at == len(b) {
+		if r.pos == len(b) {
 			return false, nil
 		}
-		n := min(r.left, len(b)-r.at)
-		if r.got < messageHeader {
+		n := min(r.recordLeft, len(b)-r.pos)
+		if r.messageRead < messageHeader {
 			n = 1
-			if err := r.header(b[r.at]); err != nil {
+			if err := r.header(b[r.pos]); err != nil {
 				return false, err
 			}
 		}
-		r.at, r.left, r.got = r.at+n, r.left-n, r.got+n
-		if r.got >= messageHeader+r.body && r.got >= messageHeader {
+		r.pos, r.recordLeft, r.messageRead = r.pos+n, r.recordLeft-n, r.messageRead+n
+		if r.messageRead >= messageHeader+r.messageLen && r.messageRead >= messageHeader {
 			return true, nil
 		}
 	}
@@ -129,7 +129,7 @@ func (r *Reader) frame(b []byte) (done bool, err error) {
 // record reads the header of the next record. ok is false without an error if the header
 // is incomplete.
 func (r *Reader) record(b []byte) (ok bool, err error) {
-	h := b[r.at:min(len(b), r.at+recordHeader)]
+	h := b[r.pos:min(len(b), r.pos+recordHeader)]
 	if len(h) > 0 && h[0] != typeHandshake || len(h) > 1 && h[1] != majorVersion {
 		return false, ErrNotHello
 	}
@@ -140,19 +140,19 @@ func (r *Reader) record(b []byte) (ok bool, err error) {
 	if length == 0 || length > maxRecord {
 		return false, ErrNotHello
 	}
-	r.at, r.left = r.at+recordHeader, length
+	r.pos, r.recordLeft = r.pos+recordHeader, length
 	return true, nil
 }
 
 // header reads one byte of the header of the message.
 func (r *Reader) header(c byte) error {
-	if r.got == 0 {
+	if r.messageRead == 0 {
 		if c != typeClientHello {
 			return ErrNotHello
 		}
 		return nil
 	}
-	if r.body = r.body<<8 | int(c); r.body > Limit {
+	if r.messageLen = r.messageLen<<8 | int(c); r.messageLen > Limit {
 		return ErrTooLarge
 	}
 	return nil

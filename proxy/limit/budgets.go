@@ -28,10 +28,10 @@ type Budgets struct {
 
 // accounts are the budgets of all holders of one kind, mapped or not.
 type accounts struct {
-	by     map[spiffeid.ID]*budget             // budgets by the identity of their holder
-	shared map[allowlist.IdentityPattern]*pool // pools that the identities of a pattern share
-	other  *budget                             // the budget that holders beyond maxKeys share; nil if there are none yet
-	swept  time.Time                           // when sweep last ran
+	byID     map[spiffeid.ID]*budget             // budgets by the identity of their holder
+	shared   map[allowlist.IdentityPattern]*pool // pools that the identities of a pattern share
+	overflow *budget                             // the budget that holders beyond maxKeys share; nil if there are none yet
+	swept    time.Time                           // when sweep last ran
 }
 
 // budget is the budget of one holder.
@@ -57,7 +57,7 @@ func NewBudgets(cfg Config) *Budgets {
 }
 
 func newAccounts() accounts {
-	return accounts{by: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{}}
+	return accounts{byID: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{}}
 }
 
 // Request spends one request of a holder, and reports whether there was one left.
@@ -76,14 +76,14 @@ func (b *Budgets) Query(p *allowlist.Policy, h allowlist.Holder) (over Key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p = b.newest(p)
-	if !spend(b.own(p, h, now).queries, now) {
+	if !spend(b.holderPool(p, h, now).queries, now) {
 		if p.Limits(h.ID()).DNSPerSecond == 0 {
 			return KeyQueriesPerSecond
 		}
 		return KeyDNSPerSecond
 	}
 	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		if over == NoKey && !spend(b.accounts(h).common(pattern, limits, now).queries, now) {
+		if over == NoKey && !spend(b.accounts(h).sharedPool(pattern, limits, now).queries, now) {
 			over = KeySharedDNSPerSecond
 		}
 	})
@@ -111,9 +111,9 @@ func (b *Budgets) lease(p *allowlist.Policy, h allowlist.Holder, tunnel bool) (*
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p = b.newest(p)
-	l := &Lease{budgets: b, own: b.own(p, h, now), tunnel: tunnel}
+	l := &Lease{budgets: b, holderPool: b.holderPool(p, h, now), tunnel: tunnel}
 	p.EachShared(h.ID(), func(pattern allowlist.IdentityPattern, limits allowlist.Limits) {
-		l.shared = append(l.shared, b.accounts(h).common(pattern, limits, now))
+		l.shared = append(l.shared, b.accounts(h).sharedPool(pattern, limits, now))
 	})
 	if reason, over := l.take(now); reason != allowlist.NoReason {
 		return nil, reason, over
@@ -129,12 +129,12 @@ func (b *Budgets) newest(p *allowlist.Policy) *allowlist.Policy {
 	return p
 }
 
-// own returns the pool of a holder itself, with the limits that a policy gives to its
-// identity. The caller holds mu.
-func (b *Budgets) own(p *allowlist.Policy, h allowlist.Holder, now time.Time) *pool {
+// holderPool returns the pool of a holder itself, with the limits that a policy gives to
+// its identity. The caller holds mu.
+func (b *Budgets) holderPool(p *allowlist.Policy, h allowlist.Holder, now time.Time) *pool {
 	own := b.find(h, now)
 	limits := b.cfg.Identity
-	if own != b.accounts(h).other {
+	if own != b.accounts(h).overflow {
 		limits = p.Limits(h.ID()).Or(limits)
 	}
 	own.set(limits, now)
@@ -149,9 +149,9 @@ func (b *Budgets) accounts(h allowlist.Holder) *accounts {
 	return &b.proved
 }
 
-// common returns the pool that the identities of a pattern share. The caller holds the
+// sharedPool returns the pool that the identities of a pattern share. The caller holds the
 // mutex of the budgets.
-func (a *accounts) common(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
+func (a *accounts) sharedPool(pattern allowlist.IdentityPattern, limits allowlist.Limits, now time.Time) *pool {
 	common := a.shared[pattern]
 	if common == nil {
 		common = new(pool)
@@ -175,7 +175,7 @@ func (b *Budgets) Apply(p *allowlist.Policy) {
 
 // apply does what Apply does. The caller holds the mutex of the budgets.
 func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now time.Time) {
-	for id, own := range a.by {
+	for id, own := range a.byID {
 		own.set(p.Limits(id).Or(identity), now)
 	}
 	for pattern, common := range a.shared {
@@ -189,20 +189,20 @@ func (a *accounts) apply(p *allowlist.Policy, identity allowlist.Limits, now tim
 // find returns the budget of a holder. The caller holds mu.
 func (b *Budgets) find(h allowlist.Holder, now time.Time) *budget {
 	a := b.accounts(h)
-	if own := a.by[h.ID()]; own != nil {
+	if own := a.byID[h.ID()]; own != nil {
 		return own
 	}
-	if len(a.by) >= maxKeys && now.Sub(a.swept) >= sweepEvery {
+	if len(a.byID) >= maxKeys && now.Sub(a.swept) >= sweepEvery {
 		a.sweep(now)
 	}
-	if len(a.by) >= maxKeys {
-		if a.other == nil {
-			a.other = b.fresh()
+	if len(a.byID) >= maxKeys {
+		if a.overflow == nil {
+			a.overflow = b.newBudget()
 		}
-		return a.other
+		return a.overflow
 	}
-	own := b.fresh()
-	a.by[h.ID()] = own
+	own := b.newBudget()
+	a.byID[h.ID()] = own
 	return own
 }
 
@@ -210,14 +210,14 @@ func (b *Budgets) find(h allowlist.Holder, now time.Time) *budget {
 // mutex of the budgets.
 func (a *accounts) sweep(now time.Time) {
 	a.swept = now
-	for id, own := range a.by {
+	for id, own := range a.byID {
 		if full(own.requests, now) && own.unused(now) {
-			delete(a.by, id)
+			delete(a.byID, id)
 		}
 	}
 }
 
-func (b *Budgets) fresh() *budget {
+func (b *Budgets) newBudget() *budget {
 	return &budget{pool: new(pool), requests: perSecond(b.cfg.Requests)}
 }
 
@@ -253,11 +253,11 @@ func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time
 
 // Lease is an open tunnel or a running plain request as its budgets count it.
 type Lease struct {
-	budgets *Budgets
-	tunnel  bool
-	own     *pool
-	shared  []*pool
-	over    atomic.Bool // says that the last failure of Spend was for a shared limit
+	budgets    *Budgets
+	tunnel     bool
+	holderPool *pool
+	shared     []*pool
+	overShared atomic.Bool // says that the last failure of Spend was for a shared limit
 }
 
 // take counts the lease in its pools, or returns the limit that is used up. The caller
@@ -267,7 +267,7 @@ func (l *Lease) take(now time.Time) (allowlist.Reason, Key) {
 		switch {
 		case p.limits.Tunnels > 0 && p.open >= p.limits.Tunnels:
 			return allowlist.TunnelLimit, l.key(p, KeyTunnels, KeySharedTunnels)
-		case !has(p.upload.Load(), now):
+		case !hasToken(p.upload.Load(), now):
 			return allowlist.UploadLimit, l.key(p, KeyUploadPerHour, KeySharedUploadPerHour)
 		}
 	}
@@ -284,7 +284,7 @@ func (l *Lease) take(now time.Time) (allowlist.Reason, Key) {
 
 // key returns own if p is the holder's own pool, and shared if it is a shared one.
 func (l *Lease) key(p *pool, own, shared Key) Key {
-	if p == l.own {
+	if p == l.holderPool {
 		return own
 	}
 	return shared
@@ -292,7 +292,7 @@ func (l *Lease) key(p *pool, own, shared Key) Key {
 
 // pools visits the holder's own pool, and then those that it shares.
 func (l *Lease) pools(yield func(*pool) bool) {
-	if !yield(l.own) {
+	if !yield(l.holderPool) {
 		return
 	}
 	for _, p := range l.shared {
@@ -308,7 +308,7 @@ func (l *Lease) Spend(n int) bool {
 	now := time.Now()
 	for p := range l.pools {
 		if upload := p.upload.Load(); upload != nil && !upload.AllowN(now, n) {
-			l.over.Store(p != l.own)
+			l.overShared.Store(p != l.holderPool)
 			return false
 		}
 	}
@@ -317,7 +317,7 @@ func (l *Lease) Spend(n int) bool {
 
 // Over returns the limit for which Spend failed the last time.
 func (l *Lease) Over() Key {
-	if l.over.Load() {
+	if l.overShared.Load() {
 		return KeySharedUploadPerHour
 	}
 	return KeyUploadPerHour

@@ -11,8 +11,8 @@ import (
 const (
 	// shortFor is how long Short returns true after a descriptor was missing.
 	shortFor = 10 * time.Second
-	// soon is the longest time that TakeSoon waits.
-	soon = 100 * time.Millisecond
+	// maxSoon is the longest time that TakeSoon waits.
+	maxSoon = 100 * time.Millisecond
 )
 
 // Descriptors counts the files and sockets that callers can make the process open.
@@ -28,11 +28,11 @@ type Descriptors struct {
 	missed atomic.Uint64 // how often there was none left
 	last   atomic.Int64  // when there was none left for the last time, in Unix nanoseconds; 0 means never
 
-	want atomic.Pointer[func()] // the function that OnWant has set; nil if none
+	onWant atomic.Pointer[func()] // the function that OnWant has set; nil if none
 
-	heed  atomic.Int64  // Give wakes somebody if this is not 0: the number of waiting calls, plus one if vain is set
-	vain  atomic.Bool   // a call has waited in vain, and no descriptor has been given back since
-	freed chan struct{} // receives when a descriptor is given back; nil in the zero value
+	wakeCount    atomic.Int64  // Give wakes somebody if this is not 0: the number of waiting calls, plus one if waitedInVain is set
+	waitedInVain atomic.Bool   // a call has waited in vain, and no descriptor has been given back since
+	freed        chan struct{} // receives when a descriptor is given back; nil in the zero value
 }
 
 // NewDescriptors returns Descriptors of which at most most may be taken. A negative
@@ -58,7 +58,7 @@ func (d *Descriptors) Take(n int) bool {
 	if d == nil || d.try(n, d.most.Load()) {
 		return true
 	}
-	if free := d.want.Load(); free != nil {
+	if free := d.onWant.Load(); free != nil {
 		(*free)()
 		if d.try(n, d.most.Load()) {
 			return true
@@ -71,7 +71,7 @@ func (d *Descriptors) Take(n int) bool {
 // OnWant sets the function that Take calls before it fails. The function closes
 // descriptors that are open only for speed, such as idle connections, and gives them
 // back. It may be called from several goroutines at the same time.
-func (d *Descriptors) OnWant(free func()) { d.want.Store(&free) }
+func (d *Descriptors) OnWant(free func()) { d.onWant.Store(&free) }
 
 // TakeSoon takes one descriptor as Take does. If none is left, it waits until one is
 // given back, ctx is done or a tenth of a second has passed, because connections that
@@ -81,21 +81,21 @@ func (d *Descriptors) TakeSoon(ctx context.Context) bool {
 	if d == nil || d.try(1, d.most.Load()) {
 		return true
 	}
-	if d.vain.Load() || d.freed == nil {
+	if d.waitedInVain.Load() || d.freed == nil {
 		d.miss()
 		return false
 	}
-	late := time.NewTimer(soon)
+	late := time.NewTimer(maxSoon)
 	defer late.Stop()
-	d.heed.Add(1)
-	defer d.heed.Add(-1)
+	d.wakeCount.Add(1)
+	defer d.wakeCount.Add(-1)
 	for !d.try(1, d.most.Load()) {
 		select {
 		case <-d.freed:
 			continue
 		case <-late.C:
-			if !d.vain.Swap(true) {
-				d.heed.Add(1)
+			if !d.waitedInVain.Swap(true) {
+				d.wakeCount.Add(1)
 			}
 		case <-ctx.Done():
 		}
@@ -133,15 +133,15 @@ func (d *Descriptors) Give(n int) {
 		return
 	}
 	d.used.Add(int64(-n))
-	if d.heed.Load() != 0 {
+	if d.wakeCount.Load() != 0 {
 		d.wake()
 	}
 }
 
 // wake wakes a call that waits, and allows later calls to wait again.
 func (d *Descriptors) wake() {
-	if d.vain.Swap(false) {
-		d.heed.Add(-1)
+	if d.waitedInVain.Swap(false) {
+		d.wakeCount.Add(-1)
 	}
 	d.signal()
 }

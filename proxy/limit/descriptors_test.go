@@ -135,18 +135,18 @@ func TestTakeSoon(t *testing.T) {
 			}
 		}
 		expect("the first", true, 0)
-		time.AfterFunc(soon/2, func() { d.Give(1) })
-		expect("while one is about to end", true, soon/2)
-		expect("while nothing ends", false, soon)
+		time.AfterFunc(maxSoon/2, func() { d.Give(1) })
+		expect("while one is about to end", true, maxSoon/2)
+		expect("while nothing ends", false, maxSoon)
 		expect("and again", false, 0)
 		d.Give(1)
 		expect("when it has", true, 0)
-		time.AfterFunc(soon-1, func() { d.Give(1) })
-		expect("then they wait again", true, soon-1)
-		if got := d.heed.Load(); got != 0 {
+		time.AfterFunc(maxSoon-1, func() { d.Give(1) })
+		expect("then they wait again", true, maxSoon-1)
+		if got := d.wakeCount.Load(); got != 0 {
 			t.Errorf("%d still wait", got)
 		}
-		expect("in vain", false, soon)
+		expect("in vain", false, maxSoon)
 		d.SetMost(2)
 		expect("with another bound", true, 0)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -80,9 +80,9 @@ func (k Key) String() string {
 	return ""
 }
 
-// Says returns the name of the limit, with a text behind it if the text is not empty,
+// WithDetail returns the name of the limit, with a text behind it if the text is not empty,
 // for a record.
-func (k Key) Says(text string) string {
+func (k Key) WithDetail(text string) string {
 	if text == "" {
 		return k.String()
 	}

@@ -80,5 +80,5 @@ func full(l *rate.Limiter, now time.Time) bool {
 // spend spends one event of a limiter and reports whether there was one; true for nil.
 func spend(l *rate.Limiter, now time.Time) bool { return l == nil || l.AllowN(now, 1) }
 
-// has reports whether a limiter has an event left; true for nil.
-func has(l *rate.Limiter, now time.Time) bool { return l == nil || l.TokensAt(now) >= 1 }
+// hasToken reports whether a limiter has an event left; true for nil.
+func hasToken(l *rate.Limiter, now time.Time) bool { return l == nil || l.TokensAt(now) >= 1 }

@@ -343,13 +343,13 @@ func TestBudgetsAreBounded(t *testing.T) {
 				t.Errorf("%s has no request", who)
 			}
 		}
-		if b.Request(holder("z")) || len(b.proved.by) != maxKeys {
-			t.Errorf("%d budgets, and one for each beyond them", len(b.proved.by))
+		if b.Request(holder("z")) || len(b.proved.byID) != maxKeys {
+			t.Errorf("%d budgets, and one for each beyond them", len(b.proved.byID))
 		}
 		open(t, b, nil, "0").Close()
 		time.Sleep(2 * sweepEvery)
-		if !b.Request(holder("z")) || len(b.proved.by) != 2 {
-			t.Errorf("%d budgets, want that with a tunnel and a new one", len(b.proved.by))
+		if !b.Request(holder("z")) || len(b.proved.byID) != 2 {
+			t.Errorf("%d budgets, want that with a tunnel and a new one", len(b.proved.byID))
 		}
 		held.Close()
 	})
@@ -413,18 +413,18 @@ func TestSourcesAreBounded(t *testing.T) {
 		for range maxKeys + 100 {
 			src, _ := s.Open(addr)
 			src.Handshake()
-			if src != s.other {
+			if src != s.overflow {
 				src.Close()
 			}
 			addr = addr.Next()
 		}
-		if len(s.by) != maxKeys || s.other == nil || s.other.Handshake() {
-			t.Errorf("%d sources, and one for each beyond them", len(s.by))
+		if len(s.byAddr) != maxKeys || s.overflow == nil || s.overflow.Handshake() {
+			t.Errorf("%d sources, and one for each beyond them", len(s.byAddr))
 		}
 		time.Sleep(2 * sweepEvery)
 		s.Open(addr)
-		if len(s.by) != 1 {
-			t.Errorf("%d sources, want the new one", len(s.by))
+		if len(s.byAddr) != 1 {
+			t.Errorf("%d sources, want the new one", len(s.byAddr))
 		}
 	})
 }

@@ -17,11 +17,11 @@ const DefaultPermits = 32
 // so that nobody waits for a source that keeps what it has. It is safe for
 // concurrent use.
 type Permits struct {
-	mu    sync.Mutex
-	free  int
-	taken map[*Source][]*Permit // permits in use by source, the oldest first, without displaced ones
-	turns []*Source             // sources that have waiting callers, the next one first
-	wait  map[*Source][]*Permit // permits that callers wait for by source, the next one first
+	mu      sync.Mutex
+	free    int
+	taken   map[*Source][]*Permit // permits in use by source, the oldest first, without displaced ones
+	turns   []*Source             // sources that have waiting callers, the next one first
+	waiting map[*Source][]*Permit // permits that callers wait for by source, the next one first
 }
 
 // Permit is one permit, in use or waited for.
@@ -37,7 +37,7 @@ func NewPermits(n int) *Permits {
 	if n <= 0 {
 		n = DefaultPermits
 	}
-	return &Permits{free: n, taken: map[*Source][]*Permit{}, wait: map[*Source][]*Permit{}}
+	return &Permits{free: n, taken: map[*Source][]*Permit{}, waiting: map[*Source][]*Permit{}}
 }
 
 // Take returns a permit, and waits for one until ctx ends; then it returns the cause
@@ -46,7 +46,7 @@ func NewPermits(n int) *Permits {
 // must follow soon. All callers with a nil source count as one source.
 func (p *Permits) Take(ctx context.Context, source *Source, cut func()) (*Permit, error) {
 	permit := &Permit{permits: p, source: source, cut: cut}
-	if displaced, taken := p.ask(permit); taken {
+	if displaced, taken := p.takeOrQueue(permit); taken {
 		return permit, nil
 	} else if displaced != nil {
 		displaced.cut()
@@ -56,27 +56,27 @@ func (p *Permits) Take(ctx context.Context, source *Source, cut func()) (*Permit
 		return permit, nil
 	case <-ctx.Done():
 	}
-	if p.leave(permit) {
+	if p.stopWaiting(permit) {
 		return nil, context.Cause(ctx)
 	}
 	return permit, nil // the permit was given while ctx ended
 }
 
-// ask takes a free permit, or else queues the caller and returns the permit that is
+// takeOrQueue takes a free permit, or else queues the caller and returns the permit that is
 // taken away for it, if there is one.
-func (p *Permits) ask(permit *Permit) (displaced *Permit, taken bool) {
+func (p *Permits) takeOrQueue(permit *Permit) (displaced *Permit, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.free > 0 {
 		p.free--
-		p.give(permit)
+		p.addTaken(permit)
 		return nil, true
 	}
 	permit.given = make(chan struct{})
-	if len(p.wait[permit.source]) == 0 {
+	if len(p.waiting[permit.source]) == 0 {
 		p.turns = append(p.turns, permit.source)
 	}
-	p.wait[permit.source] = append(p.wait[permit.source], permit)
+	p.waiting[permit.source] = append(p.waiting[permit.source], permit)
 	return p.displace(permit.source), false
 }
 
@@ -84,7 +84,7 @@ func (p *Permits) ask(permit *Permit) (displaced *Permit, taken bool) {
 // it has more than the waiting source has and waits for together. The caller holds
 // mu.
 func (p *Permits) displace(waiting *Source) *Permit {
-	most, n := waiting, len(p.taken[waiting])+len(p.wait[waiting])
+	most, n := waiting, len(p.taken[waiting])+len(p.waiting[waiting])
 	for source, taken := range p.taken {
 		if len(taken) > n {
 			most, n = source, len(taken)
@@ -94,16 +94,16 @@ func (p *Permits) displace(waiting *Source) *Permit {
 		return nil
 	}
 	oldest := p.taken[most][0]
-	p.drop(oldest)
+	p.removeTaken(oldest)
 	return oldest
 }
 
-// leave stops waiting for a permit. It returns false if the permit has already been
+// stopWaiting stops waiting for a permit. It returns false if the permit has already been
 // given.
-func (p *Permits) leave(permit *Permit) bool {
+func (p *Permits) stopWaiting(permit *Permit) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	waiting := p.wait[permit.source]
+	waiting := p.waiting[permit.source]
 	i := slices.Index(waiting, permit)
 	if i < 0 {
 		return false
@@ -116,21 +116,21 @@ func (p *Permits) leave(permit *Permit) bool {
 // mu.
 func (p *Permits) setWaiting(source *Source, waiting []*Permit) {
 	if len(waiting) > 0 {
-		p.wait[source] = waiting
+		p.waiting[source] = waiting
 		return
 	}
-	delete(p.wait, source)
+	delete(p.waiting, source)
 	p.turns = slices.DeleteFunc(p.turns, func(s *Source) bool { return s == source })
 }
 
-// give adds a permit to those that its source uses. The caller holds mu.
-func (p *Permits) give(permit *Permit) {
+// addTaken adds a permit to those that its source uses. The caller holds mu.
+func (p *Permits) addTaken(permit *Permit) {
 	p.taken[permit.source] = append(p.taken[permit.source], permit)
 }
 
-// drop removes a permit from those that its source uses. It returns false if the
+// removeTaken removes a permit from those that its source uses. It returns false if the
 // permit was not among them. The caller holds mu.
-func (p *Permits) drop(permit *Permit) bool {
+func (p *Permits) removeTaken(permit *Permit) bool {
 	taken := p.taken[permit.source]
 	i := slices.Index(taken, permit)
 	if i < 0 {
@@ -151,17 +151,17 @@ func (l *Permit) Close() (displaced bool) {
 	p := l.permits
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	displaced = !p.drop(l)
+	displaced = !p.removeTaken(l)
 	if len(p.turns) == 0 {
 		p.free++
 		return displaced
 	}
 	// MinFunc returns the first of equals, which is the source whose turn is next.
 	source := slices.MinFunc(p.turns, func(a, b *Source) int { return cmp.Compare(len(p.taken[a]), len(p.taken[b])) })
-	next := p.wait[source][0]
+	next := p.waiting[source][0]
 	p.turns = append(slices.DeleteFunc(p.turns, func(s *Source) bool { return s == source }), source)
-	p.setWaiting(source, p.wait[source][1:])
-	p.give(next)
+	p.setWaiting(source, p.waiting[source][1:])
+	p.addTaken(next)
 	close(next.given)
 	return displaced
 }

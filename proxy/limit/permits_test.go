@@ -169,8 +169,8 @@ func (p *Permits) empty(t *testing.T, free int) {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.free != free || len(p.taken)+len(p.wait)+len(p.turns) != 0 {
-		t.Errorf("%d permits are free, want %d; taken %v, wait %v, turns %v", p.free, free, p.taken, p.wait, p.turns)
+	if p.free != free || len(p.taken)+len(p.waiting)+len(p.turns) != 0 {
+		t.Errorf("%d permits are free, want %d; taken %v, wait %v, turns %v", p.free, free, p.taken, p.waiting, p.turns)
 	}
 }
 

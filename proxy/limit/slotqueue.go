@@ -13,9 +13,9 @@ type side struct {
 
 func newSide(most int) side { return side{most: most, accounts: map[Owner]*account{}, top: -1} }
 
-// longest returns the account that has the most slots without a request. It is nil if
+// mostIdle returns the account that has the most slots without a request. It is nil if
 // no slot may be given up.
-func (p *side) longest() *account {
+func (p *side) mostIdle() *account {
 	if p.top < 0 {
 		return nil
 	}
@@ -29,16 +29,16 @@ type account struct {
 	yields bool // slots without a request may be given up
 	used   int  // number of slots
 
-	resting queue[Slot] // slots without a request, the one that has rested longest first
-	idle    int         // length of resting
-	busy    queue[Slot] // slots with a request, the one whose request is oldest first
-	rank    link[account]
+	idleSlots queue[Slot] // slots without a request, first the one that has had none for the longest time
+	idleCount int         // length of idleSlots
+	busy      queue[Slot] // slots with a request, the one whose request is oldest first
+	rank      link[account]
 }
 
 // oldest returns the slot to give up for another slot of the same owner, nil if there
 // is none. A slot with a request is returned only if all is set.
 func (a *account) oldest(all bool) *Slot {
-	if slot := a.resting.first(); slot != nil && (a.yields || all) {
+	if slot := a.idleSlots.first(); slot != nil && (a.yields || all) {
 		return slot
 	}
 	if all {
@@ -49,33 +49,33 @@ func (a *account) oldest(all bool) *Slot {
 
 // add appends a slot without a request.
 func (a *account) add(slot *Slot) {
-	a.resting.append(&slot.link, slot)
-	a.ranked(a.idle + 1)
+	a.idleSlots.append(&slot.link, slot)
+	a.setIdle(a.idleCount + 1)
 }
 
 // remove removes a slot without a request.
 func (a *account) remove(slot *Slot) {
 	slot.link.unlink()
-	a.ranked(a.idle - 1)
+	a.setIdle(a.idleCount - 1)
 }
 
-// begin notes that a slot has a request.
-func (a *account) begin(slot *Slot) {
+// beginRequest notes that a slot has a request.
+func (a *account) beginRequest(slot *Slot) {
 	a.remove(slot)
 	a.busy.append(&slot.link, slot)
 }
 
-// rest notes that a slot has no request any more.
-func (a *account) rest(slot *Slot) {
+// endRequest notes that a slot has no request any more.
+func (a *account) endRequest(slot *Slot) {
 	slot.link.unlink()
 	a.add(slot)
 }
 
-// ranked moves the account to the rank for its new number of slots without a request,
+// setIdle moves the account to the rank for its new number of slots without a request,
 // which is one more or one less than before.
-func (a *account) ranked(idle int) {
+func (a *account) setIdle(idle int) {
 	p := a.side
-	if a.idle = idle; !a.yields {
+	if a.idleCount = idle; !a.yields {
 		return
 	}
 	a.rank.unlink()

@@ -134,12 +134,12 @@ func (s *Slots) InUse() int {
 // Slot is the slot of one connection. The methods of the zero value do nothing. A Slot
 // must not be copied.
 type Slot struct {
-	slots    *Slots
-	account  *account // the owner's account; nil before Enter and after the end
-	link     link[Slot]
-	requests int         // number of requests under way
-	cut      func(Cause) // closes the connection
-	cutFor   Cause       // why the slot was given up; NoCause if it was not
+	slots      *Slots
+	account    *account // the owner's account; nil before Enter and after the end
+	link       link[Slot]
+	requests   int         // number of requests under way
+	cut        func(Cause) // closes the connection
+	givenUpFor Cause       // why the slot was given up; NoCause if it was not
 }
 
 // Enter takes a slot for an owner; Leave must follow. If there is none, Enter returns
@@ -169,7 +169,7 @@ func (s *Slot) Move(owner Owner) Cause {
 	slots.mu.Lock()
 	if s.account == nil || s.account.owner == owner {
 		slots.mu.Unlock()
-		return s.cutFor
+		return s.givenUpFor
 	}
 	before := s.account.owner
 	slots.drop(s) // before makeRoom, so that the slot itself does not count against its own side
@@ -195,7 +195,7 @@ func (s *Slot) Begin() bool {
 		return false
 	}
 	if s.requests++; s.requests == 1 {
-		s.account.begin(s)
+		s.account.beginRequest(s)
 	}
 	return true
 }
@@ -211,7 +211,7 @@ func (s *Slot) End() {
 		return
 	}
 	if s.requests--; s.requests == 0 {
-		s.account.rest(s)
+		s.account.endRequest(s)
 	}
 }
 
@@ -234,14 +234,14 @@ func (s *Slot) GivenUp() Cause {
 	}
 	s.slots.mu.Lock()
 	defer s.slots.mu.Unlock()
-	return s.cutFor
+	return s.givenUpFor
 }
 
 // giveUp closes the connection of a slot that was given up. A nil slot does nothing.
 // The caller does not hold mu.
 func (s *Slot) giveUp() {
 	if s != nil {
-		s.cut(s.cutFor)
+		s.cut(s.givenUpFor)
 	}
 }
 
@@ -259,7 +259,7 @@ func (s *Slots) makeRoom(owner Owner) (victim *Slot, cause Cause) {
 		}
 	case p.used >= p.most:
 		cause = fullSide(owner.Share)
-		if longest := p.longest(); longest != nil {
+		if longest := p.mostIdle(); longest != nil {
 			victim = longest.oldest(false)
 		} else if own != nil {
 			victim = own.oldest(s.shares.AllYield)
@@ -270,7 +270,7 @@ func (s *Slots) makeRoom(owner Owner) (victim *Slot, cause Cause) {
 	if victim == nil {
 		return nil, cause
 	}
-	victim.cutFor = cause
+	victim.givenUpFor = cause
 	s.drop(victim)
 	return victim, NoCause
 }

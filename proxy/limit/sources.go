@@ -26,10 +26,10 @@ const (
 type Sources struct {
 	cfg Config
 
-	mu    sync.Mutex
-	by    map[netip.Addr]*Source // budgets by allowlist.SourceOf of an address
-	other *Source                // the budget that sources beyond maxKeys share; nil if there are none yet
-	swept time.Time              // when unused budgets were last forgotten
+	mu       sync.Mutex
+	byAddr   map[netip.Addr]*Source // budgets by allowlist.SourceOf of an address
+	overflow *Source                // the budget that sources beyond maxKeys share; nil if there are none yet
+	swept    time.Time              // when unused budgets were last forgotten
 }
 
 // Source is the budget of one source address. A nil Source, which is that of a unix
@@ -43,7 +43,7 @@ type Source struct {
 
 // NewSources returns budgets of which nothing is spent.
 func NewSources(cfg Config) *Sources {
-	return &Sources{cfg: cfg.withDefaults(), by: map[netip.Addr]*Source{}}
+	return &Sources{cfg: cfg.withDefaults(), byAddr: map[netip.Addr]*Source{}}
 }
 
 // Open counts a connection of an address. The connections beyond the limit are Over, up
@@ -73,7 +73,7 @@ func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
 
 // Left reports whether the source has processor time left for certificates that do not
 // verify.
-func (s *Source) Left() bool { return s == nil || has(s.strangers, time.Now()) }
+func (s *Source) Left() bool { return s == nil || hasToken(s.strangers, time.Now()) }
 
 // Spend spends processor time on certificates that do not verify. If less is left, the
 // rest is owed. One call spends at most the budget of a second.
@@ -95,29 +95,29 @@ func (s *Source) Close() {
 
 // find returns the budget of a source address. The caller holds mu.
 func (s *Sources) find(key netip.Addr) *Source {
-	if src := s.by[key]; src != nil {
+	if src := s.byAddr[key]; src != nil {
 		return src
 	}
-	if now := time.Now(); len(s.by) >= maxKeys && now.Sub(s.swept) >= sweepEvery {
+	if now := time.Now(); len(s.byAddr) >= maxKeys && now.Sub(s.swept) >= sweepEvery {
 		s.swept = now
-		for k, src := range s.by {
+		for k, src := range s.byAddr {
 			if src.open == 0 && full(src.handshakes, now) && full(src.strangers, now) {
-				delete(s.by, k)
+				delete(s.byAddr, k)
 			}
 		}
 	}
-	if len(s.by) >= maxKeys {
-		if s.other == nil {
-			s.other = s.fresh()
+	if len(s.byAddr) >= maxKeys {
+		if s.overflow == nil {
+			s.overflow = s.newSource()
 		}
-		return s.other
+		return s.overflow
 	}
-	src := s.fresh()
-	s.by[key] = src
+	src := s.newSource()
+	s.byAddr[key] = src
 	return src
 }
 
-func (s *Sources) fresh() *Source {
+func (s *Sources) newSource() *Source {
 	return &Source{
 		sources: s, handshakes: perSecond(s.cfg.Handshakes), strangers: perSecond(int(s.cfg.Strangers.Microseconds())),
 	}

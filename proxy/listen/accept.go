@@ -10,7 +10,7 @@ import (
 
 // enter takes a slot and a descriptor for a connection that was just accepted, and
 // reports whether both were free; end gives them back. If one was missing, neither is
-// kept, and Cut has been called.
+// kept, and Config.Shed has been called.
 func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 	if !conn.takeSlot(ctx) {
 		return false
@@ -19,8 +19,8 @@ func (l *Listener) enter(ctx context.Context, conn *Conn) bool {
 		return true
 	}
 	conn.slot.Leave()
-	if !conn.GaveWay() {
-		l.cfg.Cut(limit.CauseDescriptors)
+	if !conn.LostSlot() {
+		l.cfg.Shed(limit.CauseDescriptors)
 	}
 	return false
 }
@@ -33,8 +33,8 @@ const (
 
 // failing counts failures to accept. Only the goroutine that accepts uses it.
 type failing struct {
-	failures uint64    // failures since the last log line
-	said     time.Time // when the last line was logged
+	failures   uint64    // failures since the last log line
+	lastLogged time.Time // when the last line was logged
 }
 
 // pause waits a moment after accepting has failed. It logs at most one line per second,
@@ -42,10 +42,10 @@ type failing struct {
 func (l *Listener) pause(ctx context.Context, f *failing, err error) error {
 	l.cfg.Descriptors.Missing(err)
 	f.failures++
-	if now := time.Now(); now.Sub(f.said) >= acceptLog {
+	if now := time.Now(); now.Sub(f.lastLogged) >= acceptLog {
 		l.cfg.Log.LogAttrs(ctx, slog.LevelError, "accepting a connection", slog.String("listener", l.cfg.Name),
 			slog.Any("error", err), slog.Uint64("failures", f.failures))
-		f.failures, f.said = 0, now
+		f.failures, f.lastLogged = 0, now
 	}
 	select {
 	case <-time.After(acceptPause):

@@ -51,7 +51,7 @@ func (s *scripted) Addr() net.Addr { return &net.UnixAddr{Name: "scripted"} }
 // over returns a Listener that accepts from inner.
 func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Listener {
 	return &Listener{net: inner, cfg: Config{
-		Name: "test", Slots: limit.NewSlots(limit.SharesOf(100)), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Cut: func(limit.Cause) {},
+		Name: "test", Slots: limit.NewSlots(limit.SharesOf(100)), Log: slog.New(slog.NewTextHandler(log, nil)), Descriptors: descriptors, Shed: func(limit.Cause) {},
 		Sources: limit.NewSources(limit.Config{}), Fixed: func() spiffeid.ID { return spiffeid.ID{} },
 	}}
 }
@@ -132,7 +132,7 @@ func TestWithoutADescriptor(t *testing.T) {
 	slots, descriptors, cuts := limit.NewSlots(limit.SharesOf(100)), limit.NewDescriptors(2), make(chan limit.Cause, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {
 		cfg.Slots, cfg.Descriptors = slots, descriptors
-		cfg.Cut = func(why limit.Cause) { cuts <- why }
+		cfg.Shed = func(why limit.Cause) { cuts <- why }
 	})
 	cut := func() {
 		t.Helper()

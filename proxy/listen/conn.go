@@ -72,15 +72,15 @@ type Conn struct {
 	// that the handler's frames have left.
 	Continue func()
 
-	raw        *tunnel.Conn // the accepted connection
-	home       *Listener    // the listener that accepted the connection
-	peer       string       // the user at the other end of a unix socket; "" if unknown
-	slot       limit.Slot
-	source     *limit.Source                      // nil until the connection is admitted
-	unwait     atomic.Pointer[context.CancelFunc] // ends the wait for a permit for a long handshake; nil before it
-	uncut      func() bool                        // stops the AfterFunc that closes the connection when Serve's context ends; nil before it is set
-	verifier   *identity.Verifier                 // nil without TLS
-	generation uint64                             // generation of the trust bundles that the caller was identified with
+	raw               *tunnel.Conn // the accepted connection
+	parent            *Listener    // the listener that accepted the connection
+	peer              string       // the user at the other end of a unix socket; "" if unknown
+	slot              limit.Slot
+	source            *limit.Source                      // nil until the connection is admitted
+	cancelPermitWait  atomic.Pointer[context.CancelFunc] // ends the wait for a permit for a long handshake; nil before it
+	stopCloseOnCancel func() bool                        // stops the AfterFunc that closes the connection when Serve's context ends; nil before it is set
+	verifier          *identity.Verifier                 // nil without TLS
+	generation        uint64                             // generation of the trust bundles that the caller was identified with
 }
 
 // Renew identifies the caller again if the trust bundles have changed since it was
@@ -114,12 +114,12 @@ func (c *Conn) identify(ask func(tls.ConnectionState) identity.Peer) {
 
 // Cut closes the connection at once. Over TLS it sends no close_notify, which might
 // wait for a peer that does not read.
-func (c *Conn) Cut() { _ = c.below().Close() }
+func (c *Conn) Cut() { _ = c.belowTLS().Close() }
 
 // Abort closes the connection with a reset, and over TLS without a close_notify, so
 // that the peer does not take it for a proper end. Sent data may be lost.
 func (c *Conn) Abort() {
-	raw := c.below()
+	raw := c.belowTLS()
 	bare := raw
 	if wrapped, ok := raw.(*tunnel.Conn); ok {
 		bare = wrapped.Conn
@@ -130,17 +130,18 @@ func (c *Conn) Abort() {
 	_ = raw.Close()
 }
 
-// below returns the connection below TLS, or the connection itself without TLS.
-func (c *Conn) below() net.Conn {
+// belowTLS returns the connection below TLS, or the connection itself without TLS.
+func (c *Conn) belowTLS() net.Conn {
 	if secure, ok := c.Conn.(*tls.Conn); ok {
 		return secure.NetConn()
 	}
 	return c.Conn
 }
 
-// assume gives a caller on a listener without TLS the identity that fixed returns, or
-// the one that mapped returns for its address. Exactly one of the two is not nil.
-func (c *Caller) assume(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
+// assignIdentity gives a caller on a listener without TLS the identity that fixed
+// returns, or the one that mapped returns for its address. Exactly one of the two is not
+// nil.
+func (c *Caller) assignIdentity(fixed func() spiffeid.ID, mapped func(netip.Addr) (spiffeid.ID, bool)) {
 	if fixed != nil {
 		c.ID, c.Proof = fixed(), allowlist.ProofListener
 		return

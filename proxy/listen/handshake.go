@@ -31,7 +31,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
 	displaced, err := l.handshake(ctx, secure, conn)
 	switch {
-	case err != nil && (displaced || errors.Is(err, errNoPermit)) && !conn.GaveWay():
+	case err != nil && (displaced || errors.Is(err, errNoPermit)) && !conn.LostSlot():
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many long handshakes are under way, of this address or of all")
 		return false
 	case err != nil:
@@ -49,7 +49,7 @@ func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 		l.cfg.Refused(ctx, conn.Caller.Addr, allowlist.RateLimited, "too many handshakes from this address with certificates that do not verify")
 		return false
 	}
-	conn.shaken, conn.why, conn.detail, conn.handshaken = true, conn.Caller.Reason, conn.Caller.Detail, l.cfg.Handshaken
+	conn.handshakeDone, conn.reason, conn.detail, conn.handshaken = true, conn.Caller.Reason, conn.Caller.Detail, l.cfg.Handshaken
 	conn.assignSlot()
 	return true
 }
@@ -68,7 +68,7 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) 
 		}
 		conn.raw.Greet(greeting)
 		defer conn.raw.Greet(nil)
-		err = whoLeft(secure.HandshakeContext(context.WithoutCancel(ctx)), greeting.Said(), secure.ConnectionState())
+		err = classifyHandshakeError(secure.HandshakeContext(context.WithoutCancel(ctx)), greeting.HasRead(), secure.ConnectionState())
 	}
 	if err != nil {
 		return false, err
@@ -80,11 +80,11 @@ func (l *Listener) handshake(ctx context.Context, secure *tls.Conn, conn *Conn) 
 // alert, before it had shown a certificate.
 var errLeft = errors.New("the client left within the handshake")
 
-// whoLeft maps the error of a handshake: to io.EOF if the connection ended before the
-// client had sent anything (said is false) or was closed by this process before the
-// ClientHello was read, and to errLeft if the client left. state is the state of the
-// handshake when it ended.
-func whoLeft(err error, said bool, state tls.ConnectionState) error {
+// classifyHandshakeError maps the error of a handshake: to io.EOF if the connection ended
+// before the client had sent anything (said is false) or was closed by this process
+// before the ClientHello was read, and to errLeft if the client left. state is the state
+// of the handshake when it ended.
+func classifyHandshakeError(err error, said bool, state tls.ConnectionState) error {
 	greeted := state.Version != 0 // the ClientHello was read
 	switch {
 	case !said && isGone(err), !greeted && errors.Is(err, net.ErrClosed): // the latter if this process closed the connection
@@ -118,7 +118,7 @@ func (h *longHandshake) begin(ctx context.Context) error {
 	raw := h.conn.raw
 	waiting, cancel := context.WithDeadline(ctx, h.until)
 	defer cancel()
-	if h.conn.unwait.Store(&cancel); h.conn.GaveWay() { // it gave way before giveWay could find unwait
+	if h.conn.cancelPermitWait.Store(&cancel); h.conn.LostSlot() { // it lost its slot before loseSlot could find cancelPermitWait
 		cancel()
 	}
 	var err error

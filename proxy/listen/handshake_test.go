@@ -237,7 +237,7 @@ func TestACallerThatWaitsForAPermitCanBeClosed(t *testing.T) {
 	r := serve(t, func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
 		cfg.Permits, cfg.Descriptors, cfg.HandshakeTimeout = permits, descriptors, time.Hour
-		cfg.Slots, cfg.Cut = limit.NewSlots(shares), func(cause limit.Cause) { cuts <- cause }
+		cfg.Slots, cfg.Shed = limit.NewSlots(shares), func(cause limit.Cause) { cuts <- cause }
 	})
 	if _, err := permits.Take(t.Context(), nil, func() {}); err != nil {
 		t.Fatal(err)

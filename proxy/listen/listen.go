@@ -70,10 +70,10 @@ type Config struct {
 	// Descriptors is the count from which each connection takes one while it is open;
 	// nil means no limit. A connection that finds none is closed.
 	Descriptors *limit.Descriptors
-	// Cut, if not nil, is called for every connection that is closed for want of a slot
+	// Shed, if not nil, is called for every connection that is closed for want of a slot
 	// or a descriptor, except those that only waited for their last answer to be read.
 	// It is called from any goroutine and must not block.
-	Cut func(limit.Cause)
+	Shed func(limit.Cause)
 	// Sources bounds what each source address may use on all listeners that share it;
 	// nil means the defaults, for this listener alone.
 	Sources *limit.Sources
@@ -90,7 +90,7 @@ type Config struct {
 	// end, before the client had sent anything. Required with TLS.
 	HandshakeFailed func(ctx context.Context, client netip.AddrPort, err error)
 	// Handshaken, if not nil, is called for every completed handshake when the first
-	// request follows it (Conn.Ask), with the reason why there is no identity, or
+	// request follows it (Conn.MarkUsed), with the reason why there is no identity, or
 	// NoReason.
 	Handshaken func(allowlist.Reason)
 	// Unused, if not nil, is called for every other completed handshake, such as that of
@@ -136,8 +136,8 @@ func Listen(ctx context.Context, cfg Config) (*Listener, error) {
 	if cfg.Permits == nil {
 		cfg.Permits = limit.NewPermits(0)
 	}
-	if cfg.Cut == nil {
-		cfg.Cut = func(limit.Cause) {}
+	if cfg.Shed == nil {
+		cfg.Shed = func(limit.Cause) {}
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(context.Context, netip.AddrPort, allowlist.Reason, string) {}
@@ -210,7 +210,7 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 // the connection is refused, or if its handshake fails.
 func (l *Listener) serve(ctx context.Context, conn *Conn, handle func(context.Context, *Conn)) {
 	raw := conn.raw
-	conn.uncut = context.AfterFunc(ctx, func() { _ = raw.Close() })
+	conn.stopCloseOnCancel = context.AfterFunc(ctx, func() { _ = raw.Close() })
 	if l.admit(ctx, conn) && (l.cfg.TLS == nil || l.shakeHands(ctx, conn)) {
 		handle(ctx, conn)
 	}
@@ -223,12 +223,12 @@ func (l *Listener) end(ctx context.Context, conn *Conn) {
 	defer conn.slot.Leave()
 	defer l.cfg.Descriptors.Give(1)
 	conn.source.Close()
-	if conn.uncut != nil {
-		conn.uncut()
+	if conn.stopCloseOnCancel != nil {
+		conn.stopCloseOnCancel()
 	}
 	_ = conn.Close()
-	if conn.shaken && !conn.Asked() {
-		l.cfg.Unused(ctx, conn.Caller.Addr, conn.why, conn.detail)
+	if conn.handshakeDone && !conn.Used() {
+		l.cfg.Unused(ctx, conn.Caller.Addr, conn.reason, conn.detail)
 	}
 }
 
@@ -239,7 +239,7 @@ func (l *Listener) wrap(raw net.Conn) *Conn {
 		Conn:     wrapped,
 		Caller:   Caller{Addr: clientAddr(raw), Realm: l.cfg.Realm},
 		Listener: l.cfg.Name, AcceptTrace: l.cfg.AcceptTrace,
-		raw: wrapped, home: l,
+		raw: wrapped, parent: l,
 	}
 }
 
@@ -248,7 +248,7 @@ func (l *Listener) wrap(raw net.Conn) *Conn {
 func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	caller := &conn.Caller
 	if l.behindProxy(caller.Addr.Addr()) {
-		addr, err := l.proxied(conn)
+		addr, err := l.readProxyHeader(conn)
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed): // the peer sent nothing, as a port check does, or the connection was closed here
 			return false
@@ -265,12 +265,12 @@ func (l *Listener) admit(ctx context.Context, conn *Conn) bool {
 	var standing limit.Standing
 	conn.source, standing = l.cfg.Sources.Open(caller.Addr.Addr())
 	if standing == limit.Refused {
-		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.Says(manyOfSource))
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.WithDetail(tooManyOpen))
 		return false
 	}
 	caller.Limited = standing == limit.Over
 	if l.cfg.TLS != nil && !conn.source.Handshake() {
-		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyHandshakesPerSource.Says("too many handshakes from this address"))
+		l.cfg.Refused(ctx, caller.Addr, allowlist.RateLimited, limit.KeyHandshakesPerSource.WithDetail("too many handshakes from this address"))
 		return false
 	}
 	return true
@@ -283,12 +283,12 @@ func (l *Listener) behindProxy(peer netip.Addr) bool {
 	return slices.ContainsFunc(l.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 
-// proxied reads the PROXY protocol header, within HandshakeTimeout.
-func (l *Listener) proxied(conn *Conn) (netip.AddrPort, error) {
+// readProxyHeader reads the PROXY protocol header, within HandshakeTimeout.
+func (l *Listener) readProxyHeader(conn *Conn) (netip.AddrPort, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(l.cfg.HandshakeTimeout)); err != nil {
 		return netip.AddrPort{}, err
 	}
-	addr, err := proxied(conn)
+	addr, err := readProxyHeader(conn)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

@@ -23,8 +23,8 @@ func Try(ctx context.Context, address string) error {
 	return l.Close()
 }
 
-// TryBoth does what Try does for connections, and the same for datagrams.
-func TryBoth(ctx context.Context, address string) error {
+// TryWithUDP does what Try does for connections, and the same for datagrams.
+func TryWithUDP(ctx context.Context, address string) error {
 	if err := Try(ctx, address); err != nil {
 		return err
 	}

@@ -27,11 +27,11 @@ var (
 	errHeaderOther = errors.New("it is of no TCP connection")
 )
 
-// proxied reads the PROXY protocol header at the start of a connection, and not a byte
-// more, since the rest is read from the socket. It returns the caller's address, or an
-// invalid one if the peer connects for itself (LOCAL). io.EOF means that the peer left
+// readProxyHeader reads the PROXY protocol header at the start of a connection, and not a
+// byte more, since the rest is read from the socket. It returns the caller's address, or
+// an invalid one if the peer connects for itself (LOCAL). io.EOF means that the peer left
 // and sent nothing.
-func proxied(conn io.Reader) (netip.AddrPort, error) {
+func readProxyHeader(conn io.Reader) (netip.AddrPort, error) {
 	b, err := readHeader(conn)
 	if errors.Is(err, io.EOF) {
 		return netip.AddrPort{}, err

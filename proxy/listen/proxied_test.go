@@ -64,7 +64,7 @@ func TestHeaders(t *testing.T) {
 			if row.want == "EOF" || strings.HasPrefix(row.name, "half") {
 				conn = strings.NewReader(row.header)
 			}
-			addr, err := proxied(conn)
+			addr, err := readProxyHeader(conn)
 			got := addr.String()
 			switch {
 			case errors.Is(err, io.EOF):
@@ -92,7 +92,7 @@ func FuzzHeaders(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		conn := bytes.NewReader(b)
-		addr, err := proxied(conn)
+		addr, err := readProxyHeader(conn)
 		read := len(b) - conn.Len()
 		if err != nil && addr.IsValid() || read > proxiedFixed+proxiedMax2 {
 			t.Fatalf("%s, %v, %d bytes read", addr, err, read)
@@ -100,7 +100,7 @@ func FuzzHeaders(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := proxied(bytes.NewReader(b[:read]))
+		again, err := readProxyHeader(bytes.NewReader(b[:read]))
 		if again != addr || err != nil {
 			t.Fatalf("the header alone is %s, %v, with more behind it %s", again, err, addr)
 		}
@@ -228,7 +228,7 @@ func BenchmarkSizes(b *testing.B) {
 			header := v2(0x21, 0x11, v4Pair+strings.Repeat("\x04\x00\x00", (size-len(v4Pair))/3)) // fields that are ignored
 			b.SetBytes(int64(len(header)))
 			for b.Loop() {
-				if _, err := proxied(strings.NewReader(header)); err != nil {
+				if _, err := readProxyHeader(strings.NewReader(header)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -11,33 +11,33 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// manyOfSource is the detail for a connection that is Limited.
-const manyOfSource = "too many connections are open from this address"
+// tooManyOpen is the detail for a connection that is Limited.
+const tooManyOpen = "too many connections are open from this address"
 
 // takeSlot takes a slot for an accepted connection, and reports whether there is one.
 // If the caller can be identified without reading anything, takeSlot does so, and the
 // connection does not count among callers without an identity.
 func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
-	l := c.home
+	l := c.parent
 	defer func() { l.contain(ctx, recover()) }()
 	c.peer = peerName(c.raw)
 	addr := c.Caller.Addr.Addr()
 	owner := limit.Owner{Share: limit.ShareProxy, Addr: allowlist.SourceOf(addr)}
 	if !l.behindProxy(addr) {
 		if l.cfg.TLS == nil {
-			c.Caller.assume(l.cfg.Fixed, l.cfg.Mapped)
+			c.Caller.assignIdentity(l.cfg.Fixed, l.cfg.Mapped)
 			if c.Caller.Reason == allowlist.NoReason {
-				c.Caller.setBusy(l.cfg.Slots.Enter(&c.slot, c.owner(), c.giveWay))
+				c.Caller.setBusy(l.cfg.Slots.Enter(&c.slot, c.identifiedOwner(), c.loseSlot))
 				if !c.Caller.Busy {
 					return true
 				}
 			}
 		}
-		owner = c.stranger()
+		owner = c.unidentifiedOwner()
 	}
-	cause := l.cfg.Slots.Enter(&c.slot, owner, c.giveWay)
+	cause := l.cfg.Slots.Enter(&c.slot, owner, c.loseSlot)
 	if cause != limit.NoCause {
-		l.cfg.Cut(cause)
+		l.cfg.Shed(cause)
 	}
 	return cause == limit.NoCause
 }
@@ -53,7 +53,7 @@ func (c *Caller) OverLimit() (detail string, over limit.Key) {
 	case c.Busy:
 		return "", limit.KeyConnections
 	case c.Limited:
-		return manyOfSource, limit.KeyConnectionsPerSource
+		return tooManyOpen, limit.KeyConnectionsPerSource
 	}
 	return "", limit.NoKey
 }
@@ -64,32 +64,32 @@ func (c *Caller) setBusy(cause limit.Cause) {
 	c.Busy, c.Crowded = cause != limit.NoCause, cause == limit.CauseCaller
 }
 
-// giveWay closes the connection for want of a slot. It may be called at any time. If
-// the last answer was sent and only waits to be read, Cut is not called: the connection
+// loseSlot closes the connection for want of a slot. It may be called at any time. If
+// the last answer was sent and only waits to be read, Shed is not called: the connection
 // loses nothing, and a request that this answer refused has a record already.
-func (c *Conn) giveWay(cause limit.Cause) {
+func (c *Conn) loseSlot(cause limit.Cause) {
 	over := c.raw.Ended()
 	_ = c.raw.Close()
-	if cancel := c.unwait.Load(); cancel != nil { // a connection that waits for a permit is not read, and does not notice the end otherwise
+	if cancel := c.cancelPermitWait.Load(); cancel != nil { // a connection that waits for a permit is not read, and does not notice the end otherwise
 		(*cancel)()
 	}
 	if !over {
-		c.home.cfg.Cut(cause)
+		c.parent.cfg.Shed(cause)
 	}
 }
 
 // assignProxied assumes the identity of a caller behind a load balancer, moves the slot
 // to it, and reports whether there is one for it.
 func (c *Conn) assignProxied() bool {
-	cfg := &c.home.cfg
+	cfg := &c.parent.cfg
 	if cfg.TLS == nil {
-		c.Caller.assume(cfg.Fixed, cfg.Mapped)
+		c.Caller.assignIdentity(cfg.Fixed, cfg.Mapped)
 	} else {
 		c.Caller.Reason = allowlist.IdentityMissing // until the handshake is complete
 	}
 	cause := c.assignSlot()
-	if cause != limit.NoCause && !c.GaveWay() {
-		cfg.Cut(cause)
+	if cause != limit.NoCause && !c.LostSlot() {
+		cfg.Shed(cause)
 	}
 	return cause == limit.NoCause
 }
@@ -100,30 +100,30 @@ func (c *Conn) assignProxied() bool {
 // assignSlot returns the cause, and the connection keeps the slot that it has.
 func (c *Conn) assignSlot() limit.Cause {
 	if c.Caller.Reason == allowlist.NoReason {
-		if c.Caller.setBusy(c.slot.Move(c.owner())); !c.Caller.Busy {
+		if c.Caller.setBusy(c.slot.Move(c.identifiedOwner())); !c.Caller.Busy {
 			return limit.NoCause
 		}
 	}
-	return c.slot.Move(c.stranger())
+	return c.slot.Move(c.unidentifiedOwner())
 }
 
 // handshakeFailed reports a failed handshake, unless the connection was closed for want
 // of a slot, which has been reported.
 func (c *Conn) handshakeFailed(ctx context.Context, err error) {
 	switch {
-	case c.GaveWay():
+	case c.LostSlot():
 	case c.Caller.Limited: // an answer would have said so
-		c.home.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.Says(manyOfSource))
+		c.parent.cfg.Refused(ctx, c.Caller.Addr, allowlist.RateLimited, limit.KeyConnectionsPerSource.WithDetail(tooManyOpen))
 	case errors.Is(err, errLeft):
-		c.home.cfg.Unused(ctx, c.Caller.Addr, allowlist.IdentityMissing, "")
+		c.parent.cfg.Unused(ctx, c.Caller.Addr, allowlist.IdentityMissing, "")
 	default:
-		c.home.cfg.HandshakeFailed(ctx, c.Caller.Addr, err)
+		c.parent.cfg.HandshakeFailed(ctx, c.Caller.Addr, err)
 	}
 }
 
-// owner returns the owner of the slot of a caller with an identity.
-func (c *Conn) owner() limit.Owner {
-	cfg := &c.home.cfg
+// identifiedOwner returns the owner of the slot of a caller with an identity.
+func (c *Conn) identifiedOwner() limit.Owner {
+	cfg := &c.parent.cfg
 	switch {
 	case cfg.TLS != nil:
 		return limit.Owner{Share: limit.ShareIdentity, Name: c.Caller.ID.String()}
@@ -136,16 +136,16 @@ func (c *Conn) owner() limit.Owner {
 	return limit.Owner{Share: limit.ShareLocal, Name: "listener " + cfg.Name}
 }
 
-// stranger returns the owner of the slot of a caller without an identity: its address,
-// or its user on a unix socket.
-func (c *Conn) stranger() limit.Owner {
+// unidentifiedOwner returns the owner of the slot of a caller without an identity: its
+// address, or its user on a unix socket.
+func (c *Conn) unidentifiedOwner() limit.Owner {
 	if addr := c.Caller.Addr.Addr(); addr.IsValid() {
 		return limit.Owner{Addr: allowlist.SourceOf(addr)}
 	}
 	if c.peer != "" {
 		return limit.Owner{Name: c.peer}
 	}
-	return limit.Owner{Name: "listener " + c.home.cfg.Name}
+	return limit.Owner{Name: "listener " + c.parent.cfg.Name}
 }
 
 // peerName returns a name for the user at the other end of a unix socket, or "" if the
@@ -170,6 +170,6 @@ func (c *Conn) Begin() bool { return c.slot.Begin() }
 // be closed to free its slot, unless another of its requests is running.
 func (c *Conn) End() { c.slot.End() }
 
-// GaveWay reports whether the connection was closed for want of a slot, which has been
+// LostSlot reports whether the connection was closed for want of a slot, which has been
 // counted.
-func (c *Conn) GaveWay() bool { return c.slot.GivenUp() != limit.NoCause }
+func (c *Conn) LostSlot() bool { return c.slot.GivenUp() != limit.NoCause }

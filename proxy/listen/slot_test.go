@@ -57,7 +57,7 @@ func TestSilentHandshakes(t *testing.T) {
 	p, told := newPKI(t), &cuts{}
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
-		cfg.Slots, cfg.HandshakeTimeout, cfg.Cut = limit.NewSlots(limit.SharesOf(64)), time.Hour, told.add
+		cfg.Slots, cfg.HandshakeTimeout, cfg.Shed = limit.NewSlots(limit.SharesOf(64)), time.Hour, told.add
 	})
 	before := dialRaw(t, r.Addr())
 	send(t, before, strings.Replace(v1Header, "198.51.100.7", "198.51.100.8", 1))
@@ -90,7 +90,7 @@ func TestALoadBalancer(t *testing.T) {
 	shares := limit.SharesOf(64)
 	slots := limit.NewSlots(shares)
 	r, _ := behind(t, "127.0.0.0/8", func(_ *rig, cfg *Config) {
-		cfg.Slots, cfg.HandshakeTimeout, cfg.Cut = slots, time.Hour, told.add
+		cfg.Slots, cfg.HandshakeTimeout, cfg.Shed = slots, time.Hour, told.add
 		cfg.Fixed, cfg.Mapped = nil, func(netip.Addr) (spiffeid.ID, bool) { return spiffeid.ID{}, false }
 	})
 	var waiting []net.Conn
@@ -145,9 +145,9 @@ func TestWhoASlotCountsFor(t *testing.T) {
 			r := serve(t, row.change)
 			speak(t, row.dial(t, r))
 			conn := <-r.conns
-			got := conn.stranger()
+			got := conn.unidentifiedOwner()
 			if conn.Caller.Reason == allowlist.NoReason {
-				got = conn.owner()
+				got = conn.identifiedOwner()
 			}
 			if got != row.want {
 				t.Errorf("it counts for %+v, want %+v", got, row.want)
@@ -163,12 +163,12 @@ func TestWhoASlotCountsFor(t *testing.T) {
 // addresses are in the same IPv6 network, as those on one host often are.
 func TestNeighboursCountApart(t *testing.T) {
 	owner := func(addr, id string) limit.Owner {
-		c := Conn{home: &Listener{cfg: Config{Mapped: func(netip.Addr) (spiffeid.ID, bool) {
+		c := Conn{parent: &Listener{cfg: Config{Mapped: func(netip.Addr) (spiffeid.ID, bool) {
 			return spiffeid.RequireFromString("spiffe://prod.example/" + id), true
 		}}}}
 		c.Caller.Addr = netip.AddrPortFrom(netip.MustParseAddr(addr), 1)
-		c.Caller.assume(nil, c.home.cfg.Mapped)
-		return c.owner()
+		c.Caller.assignIdentity(nil, c.parent.cfg.Mapped)
+		return c.identifiedOwner()
 	}
 	one := owner("2001:db8::1", "one")
 	if one == owner("2001:db8::2", "two") {
@@ -184,7 +184,7 @@ func TestNeighboursCountApart(t *testing.T) {
 // none.
 func TestARequestKeepsItsConnection(t *testing.T) {
 	told := &cuts{}
-	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots, cfg.Cut = limit.NewSlots(limit.SharesOf(8)), told.add })
+	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots, cfg.Shed = limit.NewSlots(limit.SharesOf(8)), told.add })
 	first := dialRaw(t, r.Addr())
 	speak(t, first)
 	one := <-r.conns
@@ -206,7 +206,7 @@ func TestARequestKeepsItsConnection(t *testing.T) {
 		t.Errorf("the caller that another one made room for: %+v", c.Caller)
 	}
 	closed(t, second)
-	if two.Begin() || !two.GaveWay() || one.GaveWay() {
+	if two.Begin() || !two.LostSlot() || one.LostSlot() {
 		t.Error("the connection that was closed takes a request")
 	}
 	told.await(t, map[limit.Cause]int{limit.CauseCaller: 1})

@@ -45,7 +45,7 @@ func TestTry(t *testing.T) {
 	} {
 		try := Try
 		if row.both {
-			try = TryBoth
+			try = TryWithUDP
 		}
 		err := try(t.Context(), row.address)
 		if (err != nil) != (row.says != "") || err != nil && (!strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n")) {

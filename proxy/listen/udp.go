@@ -171,6 +171,6 @@ func (u *UDP) Serve(serve func(socket *net.UDPConn)) error {
 // Caller returns the caller at the address that a datagram came from.
 func (u *UDP) Caller(peer netip.AddrPort) Caller {
 	c := Caller{Addr: netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())}
-	c.assume(u.cfg.Fixed, u.cfg.Mapped)
+	c.assignIdentity(u.cfg.Fixed, u.cfg.Mapped)
 	return c
 }

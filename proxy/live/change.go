@@ -17,10 +17,10 @@ type Change struct {
 	Classifier *allowlist.Classifier
 }
 
-// another reports whether the policy has other rules. urgent reports whether the
+// hasOtherRules reports whether the policy has other rules. urgent reports whether the
 // quarantine list or the classifier is new, which apply to every policy.
-func (c *Change) another() bool { return c.Policy != nil && !c.SameRules }
-func (c *Change) urgent() bool  { return c.Quarantine != nil || c.Classifier != nil }
+func (c *Change) hasOtherRules() bool { return c.Policy != nil && !c.SameRules }
+func (c *Change) urgent() bool        { return c.Quarantine != nil || c.Classifier != nil }
 
 // parts holds the last valid part of each kind; a state is made from them.
 type parts struct {
@@ -33,10 +33,10 @@ type parts struct {
 	classifier *allowlist.Classifier // nil means one that knows the special-purpose ranges only
 }
 
-// take replaces the parts that are new.
-func (p *parts) take(c Change) {
+// merge replaces the parts that are new.
+func (p *parts) merge(c Change) {
 	switch {
-	case c.another():
+	case c.hasOtherRules():
 		p.policy, p.since = c.Policy, time.Now()
 	case c.Policy != nil:
 		if !p.held() {
@@ -71,8 +71,8 @@ func (p *parts) nextEnd(state *State, now time.Time) (at time.Time, ok bool) {
 // complete reports whether all parts are there that a state needs.
 func (p *parts) complete() bool { return p.policy != nil && p.quarantine != nil }
 
-// whole returns a policy with the classifier and the quarantine list.
-func (p *parts) whole(policy *allowlist.Policy) *allowlist.Policy {
+// withParts returns a policy with the classifier and the quarantine list.
+func (p *parts) withParts(policy *allowlist.Policy) *allowlist.Policy {
 	return policy.WithClassifier(p.classifier).WithQuarantine(p.quarantine)
 }
 
@@ -100,12 +100,12 @@ const (
 func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.obeyDates(ctx)
-	e.parts.take(c)
-	if !c.another() && !c.urgent() {
+	e.enforceDates(ctx)
+	e.parts.merge(c)
+	if !c.hasOtherRules() && !c.urgent() {
 		return Unchanged
 	}
-	return e.newest(ctx)
+	return e.putNewest(ctx)
 }
 
 // Confirm does what Apply does, but holds nothing, neither what the change forbids nor
@@ -113,14 +113,14 @@ func (e *Enforcer) Apply(ctx context.Context, c Change) Effect {
 func (e *Enforcer) Confirm(ctx context.Context, c Change) Effect {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.parts.take(c)
-	if !c.another() && !c.urgent() && !e.parts.held() {
+	e.parts.merge(c)
+	if !c.hasOtherRules() && !c.urgent() && !e.parts.held() {
 		return Unchanged
 	}
 	if e.parts.complete() {
 		e.parts.enforced = e.parts.policy
 	}
-	return e.newest(ctx)
+	return e.putNewest(ctx)
 }
 
 // TrustChanged puts the policy in force again, as a new generation, after the trusted
@@ -135,21 +135,21 @@ func (e *Enforcer) TrustChanged(ctx context.Context) Enforcement {
 	return e.put(ctx, OccasionTrust, p)
 }
 
-// obeyDates ends what a date has forbidden since Run last checked the dates, while
+// enforceDates ends what a date has forbidden since Run last checked the dates, while
 // something is held. This matters when the clock was set: for a policy that comes later
 // the date would lie before its arrival, and the end could be held.
-func (e *Enforcer) obeyDates(ctx context.Context) {
-	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.passed(state, now) {
-		e.tell(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
+func (e *Enforcer) enforceDates(ctx context.Context) {
+	if now, state := time.Now(), e.cfg.Current.Load(); state != nil && e.parts.held() && e.datePassed(state, now) {
+		e.notify(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
 	}
 }
 
-// newest puts the current parts in force.
-func (e *Enforcer) newest(ctx context.Context) Effect {
+// putNewest puts the current parts in force.
+func (e *Enforcer) putNewest(ctx context.Context) Effect {
 	if !e.parts.complete() {
 		return Unchanged
 	}
-	if done := e.put(ctx, OccasionState, e.parts.whole(e.parts.policy)); !done.Held.IsZero() {
+	if done := e.put(ctx, OccasionState, e.parts.withParts(e.parts.policy)); !done.Held.IsZero() {
 		return Held
 	}
 	return InForce

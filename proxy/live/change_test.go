@@ -263,7 +263,7 @@ func TestTrustChangedReleasesNothing(t *testing.T) {
 	}
 	gone = "a"
 	did := r.TrustChanged(t.Context())
-	if want := (Hold{Entries: 2, Identities: 2, Of: 2}); did.Held != want || did.State.Policy.Version() != "two" || did.State.Generation != 3 {
+	if want := (Hold{Entries: 2, Identities: 2, OfIdentities: 2}); did.Held != want || did.State.Policy.Version() != "two" || did.State.Generation != 3 {
 		t.Errorf("%+v of %+v, want %+v held", did, did.State, want)
 	}
 	if got, want := flows[0].ended(), (ending{tunnel.Revoked, allowlist.IdentityUntrusted}); got != want {

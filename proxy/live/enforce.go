@@ -76,10 +76,10 @@ func (o Occasion) String() string {
 // Enforcer puts states in force, one at a time, and ends the tunnels that they
 // forbid. It is safe for concurrent use.
 type Enforcer struct {
-	cfg   EnforcerConfig
-	dates chan struct{} // receives when a new state may have other dates
-	left  chan struct{} // receives when an entry was removed or changed while something is held
-	held  atomic.Pointer[Hold]
+	cfg       EnforcerConfig
+	dates     chan struct{} // receives when a new state may have other dates
+	entryLeft chan struct{} // receives when an entry was removed or changed while something is held
+	held      atomic.Pointer[Hold]
 
 	mu      sync.Mutex // locked while a state is put in force
 	checked time.Time  // every date before this time has been enforced
@@ -91,7 +91,7 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	if cfg.Current == nil || cfg.Registry == nil {
 		return nil, errors.New("enforcer: a current state and a registry are required")
 	}
-	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1), left: make(chan struct{}, 1)}, nil
+	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1), entryLeft: make(chan struct{}, 1)}, nil
 }
 
 // Held describes what is held, as of the last time that it was judged.
@@ -102,13 +102,13 @@ func (e *Enforcer) Held() Hold {
 	return Hold{}
 }
 
-// before returns the policy that was last enforced completely, with the current
+// lastEnforced returns the policy that was last enforced completely, with the current
 // classifier and quarantine list. It is nil if nothing may be held.
-func (e *Enforcer) before() *State {
+func (e *Enforcer) lastEnforced() *State {
 	if e.cfg.MaxRevoke.Share <= 0 || !e.parts.held() || e.parts.enforced == nil {
 		return nil
 	}
-	return &State{Policy: e.parts.whole(e.parts.enforced)}
+	return &State{Policy: e.parts.withParts(e.parts.enforced)}
 }
 
 // put makes a policy the current state, and ends what it forbids before it returns. A
@@ -118,7 +118,7 @@ func (e *Enforcer) before() *State {
 func (e *Enforcer) put(ctx context.Context, why Occasion, p *allowlist.Policy) Enforcement {
 	now := time.Now()
 	done := e.enforce(e.cfg.Current.Swap(p, now), now)
-	done = e.tell(ctx, why, done)
+	done = e.notify(ctx, why, done)
 	select {
 	case e.dates <- struct{}{}:
 	default: // a signal is pending
@@ -148,7 +148,7 @@ func (e *Enforcer) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.left:
+		case <-e.entryLeft:
 			left = true
 			if soon := time.Now().Add(heldInterval); soon.Before(next) {
 				next = soon
@@ -174,13 +174,13 @@ func (e *Enforcer) check(ctx context.Context, left bool) time.Duration {
 		return dateInterval
 	}
 	switch {
-	case e.passed(state, now):
+	case e.datePassed(state, now):
 		// A request that was decided before the date and is not registered yet must
 		// find another state than the one by which it was decided.
-		e.tell(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
-	case left && e.before() != nil:
+		e.notify(ctx, OccasionDate, e.enforce(e.cfg.Current.renew(), now))
+	case left && e.lastEnforced() != nil:
 		if done := e.enforce(state, now); done.Closed > 0 || done.Held.IsZero() {
-			e.tell(ctx, OccasionHeld, done)
+			e.notify(ctx, OccasionHeld, done)
 		}
 	}
 	e.checked = now // also if the clock was set back, so that its dates are enforced again
@@ -194,21 +194,21 @@ func (e *Enforcer) check(ctx context.Context, left bool) time.Duration {
 	return wait
 }
 
-// passed reports whether a date of a policy has passed since the last check, or the
+// datePassed reports whether a date of a policy has passed since the last check, or the
 // caller's identity of an open entry has expired.
-func (e *Enforcer) passed(state *State, now time.Time) bool {
+func (e *Enforcer) datePassed(state *State, now time.Time) bool {
 	if at, ok := e.parts.nextEnd(state, e.checked); ok && !at.After(now) {
 		return true
 	}
 	return e.cfg.CloseAtExpiry &&
-		slices.ContainsFunc(e.cfg.Registry.standing(), func(entry *Entry) bool { return entry.expired(now) })
+		slices.ContainsFunc(e.cfg.Registry.notEnded(), func(entry *Entry) bool { return entry.expired(now) })
 }
 
-// atOnce is how many tunnels are told to end before the enforcer yields the processor.
+// endBatch is how many tunnels are told to end before the enforcer yields the processor.
 // Each tunnel that ends needs processor time now, and the runtime does not poll the
 // network while goroutines are ready to run, so that tunnels which survive would wait
 // for all that end.
-const atOnce = 8
+const endBatch = 8
 
 // enforce ends what the state in force forbids, as far as it is not held. It first ends
 // the entries whose end may not be held, and counts the identities that the others belong
@@ -217,22 +217,22 @@ const atOnce = 8
 func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	e.checked = now
 	j := e.judge(state, now)
-	if j.before != nil { // before the count, so that an entry which leaves during it causes another judgement
-		e.cfg.Registry.tellLeft(e.left)
+	if j.lastEnforced != nil { // before the count, so that an entry which leaves during it causes another judgement
+		e.cfg.Registry.setEntryLeft(e.entryLeft)
 	}
-	standing := e.cfg.Registry.standing()
+	standing := e.cfg.Registry.notEnded()
 	done := Enforcement{State: state, Open: len(standing)}
 	var lost losses
 	for _, entry := range standing {
 		e.end(j, entry, &lost, &done)
 	}
 	if done.Held = lost.hold(e.cfg.MaxRevoke); done.Held.IsZero() {
-		j.before = nil
+		j.lastEnforced = nil
 		for _, entry := range lost.entries {
 			e.end(j, entry, nil, &done)
 		}
 		e.parts.enforced = e.parts.policy
-		e.cfg.Registry.tellLeft(nil)
+		e.cfg.Registry.setEntryLeft(nil)
 	}
 	held := done.Held
 	e.held.Store(&held)
@@ -252,12 +252,12 @@ func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) 
 			continue
 		case why != allowlist.NoReason && !held:
 			if e.cfg.Registry.tell(entry, EndedBy(why), why) {
-				if done.Closed++; done.Closed%atOnce == 0 {
+				if done.Closed++; done.Closed%endBatch == 0 {
 					runtime.Gosched()
 				}
 			}
 		default:
-			if j.before != nil {
+			if j.lastEnforced != nil {
 				lost.add(entry, &d, held)
 			}
 			if hello && !held {
@@ -283,8 +283,8 @@ func EndedBy(why allowlist.Reason) tunnel.Reason {
 	return tunnel.Revoked
 }
 
-// tell calls Enforced with an enforcement and its occasion, and returns it.
-func (e *Enforcer) tell(ctx context.Context, why Occasion, done Enforcement) Enforcement {
+// notify calls Enforced with an enforcement and its occasion, and returns it.
+func (e *Enforcer) notify(ctx context.Context, why Occasion, done Enforcement) Enforcement {
 	done.Occasion = why
 	if e.cfg.Enforced != nil {
 		e.cfg.Enforced(ctx, done)

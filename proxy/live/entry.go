@@ -163,8 +163,8 @@ func (e *Entry) tell(reason tunnel.Reason, why allowlist.Reason) {
 
 func (e *Entry) expired(now time.Time) bool { return !e.NotAfter.IsZero() && now.After(e.NotAfter) }
 
-// Standing is a snapshot of an entry.
-type Standing struct {
+// EntrySnapshot is a snapshot of an entry.
+type EntrySnapshot struct {
 	ID       string
 	Start    time.Time
 	Decided  Decided
@@ -173,10 +173,10 @@ type Standing struct {
 	Ending bool
 }
 
-func (e *Entry) standing(told bool) Standing {
+func (e *Entry) snapshot(told bool) EntrySnapshot {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := Standing{ID: e.ID, Start: e.Start, Decided: e.Decided, Ending: told}
+	s := EntrySnapshot{ID: e.ID, Start: e.Start, Decided: e.Decided, Ending: told}
 	if e.Counts != nil {
 		s.Up, s.Down = e.Counts()
 	}

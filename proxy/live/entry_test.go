@@ -163,7 +163,7 @@ func TestList(t *testing.T) {
 	second.Change(func(d *Decided) { d.Name = must(allowlist.ParseHost("name.example")) })
 	connection.Change(func(d *Decided) { d.Request.Dest = allowlist.Destination{} })
 	r.End("d-5", tunnel.Revoked, allowlist.RuleExpired)
-	want := []Standing{
+	want := []EntrySnapshot{
 		{ID: "d-5", Start: oldest.Start, Decided: oldest.Decided, Ending: true},
 		{ID: "", Start: connection.Start, Decided: connection.Decided},
 		{ID: "d-2", Start: second.Start, Decided: second.Decided, Up: 1 << 40, Down: 7},

@@ -15,9 +15,9 @@ const (
 	FirstBytesHello                    // a ClientHello with a server name that was allowed or observed
 )
 
-// mustBeHello reports whether a decision demands a ClientHello in an allowed tunnel
+// awaitsHello reports whether a decision demands a ClientHello in an allowed tunnel
 // whose first bytes have not come yet.
-func mustBeHello(d *allowlist.Decision, was *Decided) bool {
+func awaitsHello(d *allowlist.Decision, was *Decided) bool {
 	if was.FirstBytes != FirstBytesToCome {
 		return false
 	}

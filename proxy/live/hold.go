@@ -38,9 +38,9 @@ type Hold struct {
 	// Entries is how many entries stay open, including connections over which queries
 	// come.
 	Entries int
-	// Identities is how many identities would lose an open tunnel or exchange; Of is
-	// how many identities have one.
-	Identities, Of int
+	// Identities is how many identities would lose an open tunnel or exchange;
+	// OfIdentities is how many identities have one.
+	Identities, OfIdentities int
 }
 
 // IsZero reports whether nothing is held.
@@ -49,9 +49,9 @@ func (h Hold) IsZero() bool { return h == Hold{} }
 // losses counts the identities that would lose something to a policy, among the entries
 // whose end may be held.
 type losses struct {
-	entries []*Entry             // entries that the policy forbids
-	loses   map[spiffeid.ID]bool // identities that have something open; the value says whether they would lose some of it
-	losing  int                  // number of identities that would lose something
+	entries    []*Entry             // entries that the policy forbids
+	byIdentity map[spiffeid.ID]bool // identities that have something open; the value says whether they would lose some of it
+	losing     int                  // number of identities that would lose something
 }
 
 // add counts an entry. Only a tunnel or exchange is something to lose; a connection
@@ -63,24 +63,24 @@ func (l *losses) add(entry *Entry, d *Decided, forbidden bool) {
 	if d.isConnection() || !d.isOpen() {
 		return
 	}
-	if l.loses == nil {
-		l.loses = make(map[spiffeid.ID]bool)
+	if l.byIdentity == nil {
+		l.byIdentity = make(map[spiffeid.ID]bool)
 	}
 	id := d.Request.ID
-	if l.loses[id] {
+	if l.byIdentity[id] {
 		return
 	}
-	if l.loses[id] = forbidden; forbidden {
+	if l.byIdentity[id] = forbidden; forbidden {
 		l.losing++
 	}
 }
 
 // hold returns what is held if the bound is exceeded, else the zero value.
 func (l *losses) hold(bound MaxRevoke) Hold {
-	if !bound.exceeds(l.losing, len(l.loses)) {
+	if !bound.exceeds(l.losing, len(l.byIdentity)) {
 		return Hold{}
 	}
-	return Hold{Entries: len(l.entries), Identities: l.losing, Of: len(l.loses)}
+	return Hold{Entries: len(l.entries), Identities: l.losing, OfIdentities: len(l.byIdentity)}
 }
 
 // mayHold reports whether the end of an entry that the policy in force forbids may be
@@ -88,6 +88,6 @@ func (l *losses) hold(bound MaxRevoke) Hold {
 // not in quarantine, if the last policy that was enforced completely allows it, and if
 // the policy in force forbade it when it came, so that no date has ended it since.
 func (j *judge) mayHold(d *Decided, why allowlist.Reason) bool {
-	return j.before != nil && d.isOpen() && why != allowlist.QuarantinedIdentity &&
-		!j.before.forbidsAt(d, j.now) && j.state.forbidsAt(d, j.since)
+	return j.lastEnforced != nil && d.isOpen() && why != allowlist.QuarantinedIdentity &&
+		!j.lastEnforced.forbidsAt(d, j.now) && j.state.forbidsAt(d, j.since)
 }

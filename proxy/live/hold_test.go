@@ -71,7 +71,7 @@ func TestMaxRevoke(t *testing.T) {
 			r.Apply(t.Context(), another(named("two", entry("*", to("stays.example")))))
 			want := Enforcement{Open: len(going) + len(staying), Closed: len(going)}
 			if row.held {
-				want.Closed, want.Held = 0, Hold{Entries: len(going), Identities: row.going, Of: row.all}
+				want.Closed, want.Held = 0, Hold{Entries: len(going), Identities: row.going, OfIdentities: row.all}
 			}
 			did := r.did[len(r.did)-1]
 			if did.Open != want.Open || did.Closed != want.Closed || did.Held != want.Held || r.inForce() != "two" {
@@ -144,7 +144,7 @@ func TestWhatIsNotOpenIsNotHeld(t *testing.T) {
 			if got := !r.Held().IsZero(); got != row.held {
 				t.Errorf("held: %+v", r.Held())
 			}
-			if row.held && r.Held() != (Hold{Entries: len(connections) + row.tunnels, Identities: row.tunnels, Of: row.tunnels}) {
+			if row.held && r.Held() != (Hold{Entries: len(connections) + row.tunnels, Identities: row.tunnels, OfIdentities: row.tunnels}) {
 				t.Errorf("held: %+v", r.Held())
 			}
 			for i := range dials {
@@ -537,7 +537,7 @@ func (s *sequence) check() {
 		s.enforced = s.newest
 		return
 	}
-	if len(losing) != held.Identities || len(losing) <= s.bound.AtLeast || float64(len(losing)) <= s.bound.Share*float64(held.Of) || held.Of > len(all) {
+	if len(losing) != held.Identities || len(losing) <= s.bound.AtLeast || float64(len(losing)) <= s.bound.Share*float64(held.OfIdentities) || held.OfIdentities > len(all) {
 		s.t.Errorf("held: %+v, but %d of %d lose something by %+v", held, len(losing), len(all), s.bound)
 	}
 }
@@ -558,7 +558,7 @@ func TestWhatLeavesWhileItIsJudgedIsNotMissed(t *testing.T) {
 		}()
 		r.Apply(t.Context(), two)
 		<-gone
-		if held := r.Held(); !held.IsZero() && len(r.left) == 0 {
+		if held := r.Held(); !held.IsZero() && len(r.entryLeft) == 0 {
 			t.Fatalf("held: %+v, and nobody looks again", held)
 		}
 	}

@@ -13,10 +13,10 @@ type judge struct {
 	cfg   *EnforcerConfig
 	state *State
 	now   time.Time
-	// before is the state that was last enforced completely; it is nil if nothing may
+	// lastEnforced is the state that was last enforced completely; it is nil if nothing may
 	// be held. since is when the policy of state came.
-	before *State
-	since  time.Time
+	lastEnforced *State
+	since        time.Time
 	// trusted caches the answers of Trusts by the bytes of the leaf. A caller often has
 	// many tunnels, and Trusts would hash the whole chain for each of them.
 	trusted map[string]trusted
@@ -29,7 +29,7 @@ type trusted struct {
 }
 
 func (e *Enforcer) judge(state *State, now time.Time) *judge {
-	return &judge{cfg: &e.cfg, state: state, now: now, before: e.before(), since: e.parts.since, trusted: map[string]trusted{}}
+	return &judge{cfg: &e.cfg, state: state, now: now, lastEnforced: e.lastEnforced(), since: e.parts.since, trusted: map[string]trusted{}}
 }
 
 // forbids decides an entry as it would decide a new request, with the address that the
@@ -88,7 +88,7 @@ func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, he
 		return why, false
 	}
 	if why = checkFirstBytes(state, &d, was); why != allowlist.NoReason || was.Name.IsZero() {
-		return why, mustBeHello(&d, was)
+		return why, awaitsHello(&d, was)
 	}
 	req.Dest.Host = was.Name
 	return state.Decide(req).Reason, false

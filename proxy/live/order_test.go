@@ -63,7 +63,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	if registry.Len() == 0 {
 		t.Log("no tunnel is open at the end: nothing was shown this time")
 	}
-	for _, tun := range registry.standing() {
+	for _, tun := range registry.notEnded() {
 		if !last.Decide(tun.Decided.Request).Allowed() {
 			t.Errorf("a tunnel to %s is open, which generation %d forbids", tun.Decided.Request.Dest, last.Generation)
 		}

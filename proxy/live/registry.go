@@ -14,11 +14,11 @@ import (
 // Registry holds every entry. The zero value is ready for use; all methods are safe
 // for concurrent use.
 type Registry struct {
-	mu      sync.Mutex
-	open    map[*Entry]bool // the value is true if the entry was told to end and has not been removed
-	ended   tunnel.Reason   // the reason of EndAll; not zero means that no entry may begin any more
-	waiting chan struct{}   // closed when the last entry is removed; nil if nobody waits for that
-	left    chan<- struct{} // receives when an entry is removed or must be judged again; see tellLeft
+	mu        sync.Mutex
+	open      map[*Entry]bool // the value is true if the entry was told to end and has not been removed
+	ended     tunnel.Reason   // the reason of EndAll; not zero means that no entry may begin any more
+	waiting   chan struct{}   // closed when the last entry is removed; nil if nobody waits for that
+	entryLeft chan<- struct{} // receives when an entry is removed or must be judged again; see setEntryLeft
 }
 
 // Add adds an entry. After EndAll the entry is ended at once. Later states of an
@@ -61,17 +61,17 @@ func (r *Registry) JudgeAgain() {
 // judgeAgain signals that what is held must be judged again. The caller holds mu.
 func (r *Registry) judgeAgain() {
 	select {
-	case r.left <- struct{}{}:
+	case r.entryLeft <- struct{}{}:
 	default: // a signal is pending, or nobody receives them
 	}
 }
 
-// tellLeft sets the channel, of capacity one, that receives a value whenever an entry
+// setEntryLeft sets the channel, of capacity one, that receives a value whenever an entry
 // is removed or must be judged again. A nil channel receives nothing.
-func (r *Registry) tellLeft(left chan<- struct{}) {
+func (r *Registry) setEntryLeft(left chan<- struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.left = left
+	r.entryLeft = left
 }
 
 // Len returns how many entries there are, connections included.
@@ -132,7 +132,7 @@ func (r *Registry) EndAll(reason tunnel.Reason) {
 	r.mu.Lock()
 	r.ended = reason
 	r.mu.Unlock()
-	for _, e := range r.standing() {
+	for _, e := range r.notEnded() {
 		r.tell(e, reason, allowlist.NoReason)
 	}
 }
@@ -140,7 +140,7 @@ func (r *Registry) EndAll(reason tunnel.Reason) {
 // End ends the entry with an id for a reason, and reports whether there is one
 // that was not told before.
 func (r *Registry) End(id string, reason tunnel.Reason, why allowlist.Reason) bool {
-	for _, e := range r.standing() {
+	for _, e := range r.notEnded() {
 		if e.ID == id && id != "" {
 			return r.tell(e, reason, why)
 		}
@@ -149,21 +149,21 @@ func (r *Registry) End(id string, reason tunnel.Reason, why allowlist.Reason) bo
 }
 
 // List returns every entry as it is now, the oldest first.
-func (r *Registry) List() []Standing {
+func (r *Registry) List() []EntrySnapshot {
 	r.mu.Lock()
-	all := make([]Standing, 0, len(r.open))
+	all := make([]EntrySnapshot, 0, len(r.open))
 	for e, told := range r.open {
-		all = append(all, e.standing(told))
+		all = append(all, e.snapshot(told))
 	}
 	r.mu.Unlock()
-	slices.SortFunc(all, func(a, b Standing) int {
+	slices.SortFunc(all, func(a, b EntrySnapshot) int {
 		return cmp.Or(a.Start.Compare(b.Start), strings.Compare(a.ID, b.ID))
 	})
 	return all
 }
 
-// standing returns the entries that were not told to end.
-func (r *Registry) standing() []*Entry {
+// notEnded returns the entries that were not told to end.
+func (r *Registry) notEnded() []*Entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	standing := make([]*Entry, 0, len(r.open))

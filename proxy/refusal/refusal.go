@@ -45,9 +45,9 @@ const (
 	// maxPhrase is the largest length of the reason phrase in bytes. Some clients
 	// truncate longer ones.
 	maxPhrase = 200
-	// maxPlace is the largest length of the destination in the phrase, which leaves
+	// maxDestination is the largest length of the destination in the phrase, which leaves
 	// room for the reason.
-	maxPlace = 80
+	maxDestination = 80
 )
 
 // Refusal describes a refused request and the form of the answer.
@@ -203,22 +203,22 @@ func (r Refusal) sentence(d Disclosure) string {
 	switch r.Reason.Info().Status {
 	case http.StatusForbidden:
 		who := cmp.Or(strings.TrimPrefix(dec.ID.Path(), "/"), "this caller")
-		text = place(dec.Dest) + " " + text + " " + who
+		text = destinationText(dec.Dest) + " " + text + " " + who
 		if ports := dec.AllowedPorts(); d == Full && ports != "" {
 			text += " (allowed: " + ports + ")"
 		}
 	case http.StatusBadGateway, http.StatusGatewayTimeout:
-		text = place(dec.Dest) + " " + text
+		text = destinationText(dec.Dest) + " " + text
 	}
 	return text
 }
 
-// place returns the text of a destination. It leaves out the middle of a long one, since
+// destinationText returns the text of a destination. It leaves out the middle of a long one, since
 // the end of a name identifies it.
-func place(dest allowlist.Destination) string {
+func destinationText(dest allowlist.Destination) string {
 	s := dest.String()
-	if over := len(s) - maxPlace; over > 0 {
-		const first = maxPlace / 4
+	if over := len(s) - maxDestination; over > 0 {
+		const first = maxDestination / 4
 		s = s[:first] + "..." + s[first+over+len("..."):]
 	}
 	return s
@@ -239,7 +239,7 @@ func (r Refusal) body(d Disclosure, phrase string) (body []byte, contentType str
 		for _, row := range r.rows() {
 			b = fmt.Appendf(b, "  %-9s %s\n", row[0]+":", row[1])
 		}
-		if yaml := Line(r.Decision.ID.String(), r.Decision.Mode, r.Decision.Remedy(r.Reason).Rule); yaml != "" {
+		if yaml := RuleYAML(r.Decision.ID.String(), r.Decision.Mode, r.Decision.Remedy(r.Reason).Rule); yaml != "" {
 			b = append(append(b, "\nIf it should be allowed, add this to the policy:\n\n"...), yaml...)
 		}
 	}
@@ -291,7 +291,7 @@ func (r Refusal) problem(d Disclosure, phrase string) any {
 	if d == Full {
 		dec := &r.Decision
 		p.Reason, p.Identity, p.Policy = r.Reason.String(), dec.ID.String(), dec.PolicyVersion()
-		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), Line(dec.ID.String(), dec.Mode, dec.Remedy(r.Reason).Rule)
+		p.Trace, p.Owner, p.AllowWith = r.TraceID, printable(dec.Owner), RuleYAML(dec.ID.String(), dec.Mode, dec.Remedy(r.Reason).Rule)
 		if !dec.Dest.Host.IsZero() {
 			p.Destination = dec.Dest.String()
 		}

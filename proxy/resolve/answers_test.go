@@ -78,7 +78,7 @@ func TestAnswersWithoutRecursion(t *testing.T) {
 	t.Run("one that rests is not waited for", func(t *testing.T) {
 		s, other := newServer(t, always(lame)), newServer(t, always(answer{silent: true}))
 		r := newResolver(t, Config{}, s, other).impatient(patience)
-		r.upstreams[1].until = time.Now().Add(longRest)
+		r.upstreams[1].backoffUntil = time.Now().Add(maxBackoff)
 		check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
 		other.wasAsked(t)
 	})

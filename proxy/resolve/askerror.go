@@ -64,9 +64,9 @@ func (e *AskError) Unwrap() error {
 	return e.tries[len(e.tries)-1].err
 }
 
-// said returns the last error response of a server, one with an extended error before
-// others. It returns nil if no server sent one.
-func (e *AskError) said() *wire.ServerError {
+// serverError returns the last error response of a server, one with an extended error
+// before others. It returns nil if no server sent one.
+func (e *AskError) serverError() *wire.ServerError {
 	var with, without *wire.ServerError
 	for _, t := range e.tries {
 		if said, ok := errors.AsType[*wire.ServerError](t.err); ok {
@@ -105,9 +105,9 @@ func FailureOf(err error) Failure {
 	}
 	if asked, ok := errors.AsType[*AskError](err); ok {
 		f := Failure{Detail: asked.Error()}
-		if said := asked.said(); said != nil {
+		if said := asked.serverError(); said != nil {
 			f.RCode = wire.RCodeText(said.Code)
-			if said.Extended.Given && isTold(said.Extended.Code) {
+			if said.Extended.Given && isForwardable(said.Extended.Code) {
 				f.Extended, f.HasExtended = said.Extended.Code, true
 			}
 		}
@@ -124,10 +124,10 @@ func FailureOf(err error) Failure {
 	return Failure{}
 }
 
-// isTold reports whether a server's extended error is sent to callers (RFC 8914 section
-// 4): if it is about the name, or about the servers of its zone. All others are about
-// the server itself and its clients, of which the gateway is one.
-func isTold(code uint16) bool {
+// isForwardable reports whether a server's extended error is sent to callers (RFC 8914
+// section 4): if it is about the name, or about the servers of its zone. All others are
+// about the server itself and its clients, of which the gateway is one.
+func isForwardable(code uint16) bool {
 	switch code {
 	case 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 25, 27: // DNSSEC
 		return true

@@ -210,7 +210,7 @@ func TestTheLogIsToldOfServers(t *testing.T) {
 	if got := log.lines(); len(got) != 2 {
 		t.Errorf("the log is told twice within a minute: %q", got[2:])
 	}
-	u.told = u.told.Add(-tellAfter)
+	u.lastLogged = u.lastLogged.Add(-logInterval)
 	check(t, lookup(t, r, "bad6.example", dns.TypeA), "resolve-failed")
 	check(t, lookup(t, r, "good3.example", dns.TypeA), "192.0.2.1 from upstream")
 	want := []string{failing, again, `level=WARN msg="a name server fails" server="127.0.0.1:N (udp)" cause=refused error=REFUSED`, again}
@@ -226,25 +226,25 @@ func TestOneBadNameIsNoBadServer(t *testing.T) {
 	var h health
 	refused := wireRefused()
 	for range 3 {
-		for range errorsInARow - 1 {
-			if fails, again := h.judge(refused, now); fails || again {
+		for range errorsBeforeLog - 1 {
+			if fails, again := h.update(refused, now); fails || again {
 				t.Fatal("the log is told")
 			}
 		}
-		h.judge(nil, now)
+		h.update(nil, now)
 	}
-	for i := range errorsInARow {
-		if fails, _ := h.judge(refused, now); fails != (i == errorsInARow-1) {
+	for i := range errorsBeforeLog {
+		if fails, _ := h.update(refused, now); fails != (i == errorsBeforeLog-1) {
 			t.Errorf("after %d: %v", i+1, fails)
 		}
 	}
-	if !h.well(now) {
+	if !h.isHealthy(now) {
 		t.Error("a server that answers rests")
 	}
-	if _, again := h.judge(context.DeadlineExceeded, now); again || h.well(now) {
+	if _, again := h.update(context.DeadlineExceeded, now); again || h.isHealthy(now) {
 		t.Error("a server that is silent does not rest")
 	}
-	if _, again := h.judge(nil, now); !again {
+	if _, again := h.update(nil, now); !again {
 		t.Error("the log is not told that it answers again")
 	}
 }

@@ -15,12 +15,12 @@ import (
 // Bounds on the bindings of addresses to the names whose answers contained them. The
 // least recently used ones are dropped.
 const (
-	bindingLife        = time.Minute // shortest life, whatever the time to live
-	maxBoundIdentities = 4096
-	maxBound           = 512 << 10 // names and their aliases, of all identities
-	maxBoundAddrs      = 1024      // addresses of one identity
-	maxBoundOf         = 8192      // names and aliases of all addresses of one identity
-	maxBoundNames      = 16        // names of one address
+	bindingLife         = time.Minute // shortest life, whatever the time to live
+	maxBoundIdentities  = 4096
+	maxBound            = 512 << 10 // names and their aliases, of all identities
+	maxBoundAddrs       = 1024      // addresses of one identity
+	maxBoundPerIdentity = 8192      // names and aliases of all addresses of one identity
+	maxBoundNames       = 16        // names of one address
 
 	// mappedBounds divides every bound for identities by source-map.
 	mappedBounds = 4
@@ -49,7 +49,7 @@ type boundPart struct {
 
 	mu         sync.Mutex
 	identities lru[spiffeid.ID, *boundAddrs]
-	bound      int // number of names and aliases of all identities
+	total      int // number of names and aliases of all identities
 	most       int
 }
 
@@ -63,7 +63,7 @@ func newBoundPart(divisor int) *boundPart {
 type boundAddrs struct {
 	lru[netip.Addr, *boundNames]
 
-	bound int // number of names and aliases of all of them
+	total int // number of names and aliases of all of them
 }
 
 func (b *boundPart) bind(id spiffeid.ID, addr netip.Addr, name boundName, now time.Time) {
@@ -73,13 +73,13 @@ func (b *boundPart) bind(id spiffeid.ID, addr netip.Addr, name boundName, now ti
 	if !ok {
 		addrs = &boundAddrs{lru: newLRU[netip.Addr, *boundNames](maxBoundAddrs / b.divisor)}
 		if dropped, full := b.identities.put(id, addrs); full {
-			b.bound -= dropped.bound
+			b.total -= dropped.total
 		}
 	}
-	before := addrs.bound
+	before := addrs.total
 	addrs.bind(addr, name, now, b.divisor)
-	for b.bound += addrs.bound - before; b.bound > b.most; {
-		b.bound -= b.identities.dropOldest().bound
+	for b.total += addrs.total - before; b.total > b.most; {
+		b.total -= b.identities.dropOldest().total
 	}
 }
 
@@ -88,13 +88,13 @@ func (a *boundAddrs) bind(addr netip.Addr, name boundName, now time.Time, diviso
 	if !ok {
 		names = new(boundNames)
 		if dropped, full := a.put(addr, names); full {
-			a.bound -= dropped.size()
+			a.total -= dropped.size()
 		}
 	}
 	before := names.size()
 	names.add(name, now, maxBoundNames/divisor)
-	for a.bound += names.size() - before; a.bound > maxBoundOf/divisor; {
-		a.bound -= a.dropOldest().size()
+	for a.total += names.size() - before; a.total > maxBoundPerIdentity/divisor; {
+		a.total -= a.dropOldest().size()
 	}
 }
 
@@ -112,7 +112,7 @@ func (b *boundPart) names(id spiffeid.ID, addr netip.Addr, now time.Time) []boun
 	before := names.size()
 	names.forget(now)
 	gone := before - names.size()
-	addrs.bound, b.bound = addrs.bound-gone, b.bound-gone
+	addrs.total, b.total = addrs.total-gone, b.total-gone
 	if len(*names) == 0 {
 		addrs.drop(addr)
 		return nil

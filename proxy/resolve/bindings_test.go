@@ -99,7 +99,7 @@ func TestBindings(t *testing.T) {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
 		}
 	}
-	if n := r.bindings.proved.bound; n != 0 {
+	if n := r.bindings.proved.total; n != 0 {
 		t.Errorf("%d names are kept past their time", n)
 	}
 }
@@ -146,7 +146,7 @@ func TestBindingsAreBounded(t *testing.T) {
 	check(t, bound(r, "a", addr(0), now), "[x.example]")
 	check(t, bound(r, "a", addr(1), now), "[]")
 	check(t, bound(r, "a", addr(maxBoundAddrs), now), "[x.example]")
-	if n := r.bindings.proved.bound; n != maxBoundAddrs {
+	if n := r.bindings.proved.total; n != maxBoundAddrs {
 		t.Errorf("%d names", n)
 	}
 
@@ -168,8 +168,8 @@ func TestBindingsAreBounded(t *testing.T) {
 	}
 	check(t, bound(r, "a", addr(0), now), "[]")
 	check(t, bound(r, "many-0", "192.0.2.1", now), "[x.example]")
-	if r.bindings.proved.bound != maxBoundIdentities {
-		t.Errorf("%d names of %d identities", r.bindings.proved.bound, maxBoundIdentities)
+	if r.bindings.proved.total != maxBoundIdentities {
+		t.Errorf("%d names of %d identities", r.bindings.proved.total, maxBoundIdentities)
 	}
 
 	greedy := newBoundPart(1)
@@ -177,12 +177,12 @@ func TestBindingsAreBounded(t *testing.T) {
 	for i := range 2 * maxBoundAddrs { // as many as there is room for
 		greedy.bind(id(fmt.Sprint(i%2)), netip.MustParseAddr(addr(i/2)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
 	}
-	if greedy.bound != greedy.most || greedy.identities.len() != 2 {
-		t.Errorf("%d names of %d identities", greedy.bound, greedy.identities.len())
+	if greedy.total != greedy.most || greedy.identities.len() != 2 {
+		t.Errorf("%d names of %d identities", greedy.total, greedy.identities.len())
 	}
 	greedy.bind(id("2"), netip.MustParseAddr(addr(0)), boundName{name: host(t, "x.example"), until: now.Add(time.Minute)}, now)
-	if greedy.bound != maxBoundAddrs+1 || greedy.identities.len() != 2 || greedy.names(id("0"), netip.MustParseAddr(addr(0)), now) != nil {
-		t.Errorf("%d names of %d identities, whose oldest did not make room", greedy.bound, greedy.identities.len())
+	if greedy.total != maxBoundAddrs+1 || greedy.identities.len() != 2 || greedy.names(id("0"), netip.MustParseAddr(addr(0)), now) != nil {
+		t.Errorf("%d names of %d identities, whose oldest did not make room", greedy.total, greedy.identities.len())
 	}
 }
 
@@ -239,7 +239,7 @@ func TestTheWayToAnAddressIsChecked(t *testing.T) {
 func TestNamesOfBindingsAreBounded(t *testing.T) {
 	now := time.Now()
 	b := newBoundPart(1)
-	b.most = 2 * maxBoundOf
+	b.most = 2 * maxBoundPerIdentity
 	names := make([]allowlist.Host, maxBoundNames)
 	for i := range names {
 		names[i] = host(t, fmt.Sprintf("n%d.example", i))
@@ -254,13 +254,13 @@ func TestNamesOfBindingsAreBounded(t *testing.T) {
 		}
 	}
 	fill("a")
-	if len(b.names(id("a"), addr(maxBoundAddrs-1), now)) != maxBoundNames || b.names(id("a"), addr(0), now) != nil || b.bound != maxBoundOf {
-		t.Errorf("%d names and aliases of one identity, want %d, of the addresses used last", b.bound, maxBoundOf)
+	if len(b.names(id("a"), addr(maxBoundAddrs-1), now)) != maxBoundNames || b.names(id("a"), addr(0), now) != nil || b.total != maxBoundPerIdentity {
+		t.Errorf("%d names and aliases of one identity, want %d, of the addresses used last", b.total, maxBoundPerIdentity)
 	}
 	fill("b")
 	fill("c")
-	if b.bound != 2*maxBoundOf || b.names(id("a"), addr(maxBoundAddrs-1), now) != nil || b.names(id("b"), addr(maxBoundAddrs-1), now) == nil {
-		t.Errorf("%d names and aliases of three identities, want %d, of those used last", b.bound, 2*maxBoundOf)
+	if b.total != 2*maxBoundPerIdentity || b.names(id("a"), addr(maxBoundAddrs-1), now) != nil || b.names(id("b"), addr(maxBoundAddrs-1), now) == nil {
+		t.Errorf("%d names and aliases of three identities, want %d, of those used last", b.total, 2*maxBoundPerIdentity)
 	}
 }
 
@@ -299,7 +299,7 @@ func TestForgedBindings(t *testing.T) {
 	for i := range 2 * maxBoundAddrs {
 		r.Bind(forged("a"), answerOf(t, "x.example", 3600, now, addr(100+i)), now, everything{})
 	}
-	if n := r.bindings.mapped.bound; n != maxBoundAddrs/mappedBounds {
+	if n := r.bindings.mapped.total; n != maxBoundAddrs/mappedBounds {
 		t.Errorf("%d forged bindings of one identity, want %d", n, maxBoundAddrs/mappedBounds)
 	}
 	for i := range 2 * maxBoundIdentities {
@@ -308,19 +308,19 @@ func TestForgedBindings(t *testing.T) {
 	if n := r.bindings.mapped.identities.len(); n != maxBoundIdentities/mappedBounds {
 		t.Errorf("%d identities with forged bindings, want %d", n, maxBoundIdentities/mappedBounds)
 	}
-	for i := range 2 * maxBound / maxBoundOf { // more names in all than there is room for
+	for i := range 2 * maxBound / maxBoundPerIdentity { // more names in all than there is room for
 		for a := range maxBoundAddrs / mappedBounds {
 			for n := range maxBoundNames / mappedBounds {
 				r.Bind(forged(fmt.Sprint("full-", i)), answerOf(t, fmt.Sprintf("n%d.example", n), 3600, now, addr(a)), now, everything{})
 			}
 		}
 	}
-	if n := r.bindings.mapped.bound; n > maxBound/mappedBounds {
+	if n := r.bindings.mapped.total; n > maxBound/mappedBounds {
 		t.Errorf("%d forged bindings, want %d at most", n, maxBound/mappedBounds)
 	}
 	check(t, led("a", addr(1)), " asked.example false")
 	check(t, led("a", addr(2)), " told.example false")
-	if n := r.bindings.proved.bound; n != 2 {
+	if n := r.bindings.proved.total; n != 2 {
 		t.Errorf("%d bindings by certificate, want 2", n)
 	}
 }

@@ -39,8 +39,8 @@ type budgets struct {
 	mu        sync.Mutex
 	sets      lru[wildcard, *nameSet]
 	counted   int // number of names of all pairs
-	questions lru[allowlist.Holder, *departures]
-	begin     time.Time // start of the time that departures count
+	questions lru[allowlist.Holder, *questionWindow]
+	begin     time.Time // zero of the times that are passed to questionWindow
 }
 
 // wildcard is the key for counting names: a holder and a wildcard rule.
@@ -52,7 +52,7 @@ type wildcard struct {
 func newBudgets(limit int) *budgets {
 	return &budgets{
 		limit: limit, most: maxCounted, seed: maphash.MakeSeed(), begin: time.Now(),
-		sets: newLRU[wildcard, *nameSet](maxBudgets), questions: newLRU[allowlist.Holder, *departures](maxBudgets),
+		sets: newLRU[wildcard, *nameSet](maxBudgets), questions: newLRU[allowlist.Holder, *questionWindow](maxBudgets),
 	}
 }
 
@@ -67,7 +67,7 @@ func (b *budgets) spend(a Asker, name string, now time.Time) error {
 	defer b.mu.Unlock()
 	left, ok := b.questions.get(a.Holder)
 	if !ok {
-		left = new(departures)
+		left = new(questionWindow)
 		b.questions.put(a.Holder, left)
 	}
 	switch at := now.Sub(b.begin); {
@@ -81,10 +81,10 @@ func (b *budgets) spend(a Asker, name string, now time.Time) error {
 	return nil
 }
 
-// departures counts the questions of the last minute, in parts of a minute. The oldest
+// questionWindow counts the questions of the last minute, in parts of a minute. The oldest
 // part counts completely even though the minute began within it, so that no minute,
 // whenever it begins, has more questions than the bound.
-type departures struct {
+type questionWindow struct {
 	parts [partsOfMinute + 1]int // indexed by the number of the part, modulo their count
 	last  int64                  // number of the newest part
 }
@@ -93,7 +93,7 @@ const partsOfMinute = 6
 
 // within returns an upper bound of the questions in the minute that ends at a time. The
 // time must not be earlier than in the call before.
-func (d *departures) within(at time.Duration) int {
+func (d *questionWindow) within(at time.Duration) int {
 	part := max(d.last, int64(at/(budgetWindow/partsOfMinute)))
 	for range min(part-d.last, int64(len(d.parts))) {
 		d.last++
@@ -108,7 +108,7 @@ func (d *departures) within(at time.Duration) int {
 }
 
 // add counts a question at the time that was passed to within.
-func (d *departures) add() { d.parts[d.last%int64(len(d.parts))]++ }
+func (d *questionWindow) add() { d.parts[d.last%int64(len(d.parts))]++ }
 
 // admit counts a name, and reports whether it is within the bound. A name that was
 // counted in the last minute already costs nothing. The caller holds mu.

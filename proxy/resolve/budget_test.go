@@ -150,7 +150,7 @@ func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 func TestDepartures(t *testing.T) {
 	const limit = 5
 	draw := rand.New(rand.NewPCG(3, 4))
-	var d departures
+	var d questionWindow
 	var at time.Duration
 	var left []time.Duration
 	for i := range 3000 {

@@ -28,7 +28,7 @@ func TestWantOfDescriptors(t *testing.T) {
 				check(t, lookup(t, r, "old.example", dns.TypeA), "192.0.2.1 from stale")
 			}
 			for _, u := range r.upstreams {
-				if !u.well(time.Now()) {
+				if !u.isHealthy(time.Now()) {
 					t.Errorf("%s is blamed", u.server)
 				}
 			}

@@ -30,18 +30,18 @@ func (r *Resolver) follow(ctx context.Context, a Asker, q Question, generation u
 		}
 		target := answer.msg.End()
 		if err := ctx.Err(); err != nil {
-			return Answer{}, r.groups.behind(target, failure(err))
+			return Answer{}, r.groups.aliasError(target, failure(err))
 		}
-		next, err := r.step(ctx, a, Question{Name: target, Type: q.Type})
+		next, err := r.lookupOne(ctx, a, Question{Name: target, Type: q.Type})
 		if err != nil {
-			return Answer{}, r.groups.behind(target, err)
+			return Answer{}, r.groups.aliasError(target, err)
 		}
 		now := time.Now()
 		msg, err := answer.msg.Join(answer.age(now), next.msg, next.age(now), q.Name)
 		if err != nil {
 			return Answer{}, failure(err)
 		}
-		answer = Answer{msg: msg, name: q.Name, at: now, origin: worse(answer.origin, next.origin)}
+		answer = Answer{msg: msg, name: q.Name, at: now, origin: joinedOrigin(answer.origin, next.origin)}
 	}
 	if answer.origin != OriginStale && !special {
 		r.cache.put(q, answer.msg, answer.at, generation)
@@ -62,8 +62,8 @@ func (a *Asker) follows(answer Answer) bool {
 	return true
 }
 
-// worse returns the origin of an answer that was joined from two answers.
-func worse(a, b Origin) Origin {
+// joinedOrigin returns the origin of an answer that was joined from two answers.
+func joinedOrigin(a, b Origin) Origin {
 	for _, o := range []Origin{OriginStale, OriginUpstream, OriginCache} {
 		if a == o || b == o {
 			return o
@@ -72,8 +72,8 @@ func worse(a, b Origin) Origin {
 	return OriginLocal
 }
 
-// behind returns the error of looking up the target of an alias.
-func (g *groups) behind(alias allowlist.Host, err error) error {
+// aliasError returns the error of looking up the target of an alias.
+func (g *groups) aliasError(alias allowlist.Host, err error) error {
 	reason := allowlist.ReasonOf(err)
 	asked, ok := errors.AsType[*AskError](err)
 	switch {

@@ -14,16 +14,16 @@ import (
 // How long a server that did not answer is asked after the others: for the first time,
 // and at most.
 const (
-	firstRest = time.Second
-	longRest  = time.Minute
+	minBackoff = time.Second
+	maxBackoff = time.Minute
 )
 
 // The log says that a server fails if it does not answer, or after this number of error
 // responses in a row, because a single one may be about the name. It does not say so
-// again within tellAfter.
+// again within logInterval.
 const (
-	errorsInARow = 5
-	tellAfter    = time.Minute
+	errorsBeforeLog = 5
+	logInterval     = time.Minute
 )
 
 // health records how well a server works. It is safe for concurrent use.
@@ -32,19 +32,19 @@ type health struct {
 	log    *slog.Logger
 	counts [causeCount]atomic.Uint64
 
-	mu      sync.Mutex
-	rest    time.Duration // rest of the last failure; the next one is twice as long
-	until   time.Time     // end of the rest; the server is then asked in its turn again
-	inARow  int           // number of errors in a row
-	failing bool          // says that the last log line reported a failure
-	told    time.Time     // when the log last reported a failure
+	mu           sync.Mutex
+	backoff      time.Duration // back-off after the last failure; the next one is twice as long
+	backoffUntil time.Time     // end of the back-off; the server is then asked in its turn again
+	errorStreak  int           // number of errors in a row
+	failing      bool          // says that the last log line reported a failure
+	lastLogged   time.Time     // when the log last reported a failure
 }
 
-// well reports whether the server is asked in its turn.
-func (h *health) well(now time.Time) bool {
+// isHealthy reports whether the server is asked in its turn.
+func (h *health) isHealthy(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !now.Before(h.until)
+	return !now.Before(h.backoffUntil)
 }
 
 // note counts and logs the result of asking the server.
@@ -55,7 +55,7 @@ func (h *health) note(ctx context.Context, err error, cause Cause, text string) 
 	if err != nil {
 		h.counts[cause].Add(1)
 	}
-	switch fails, recovered := h.judge(err, time.Now()); {
+	switch fails, recovered := h.update(err, time.Now()); {
 	case fails:
 		h.log.LogAttrs(ctx, slog.LevelWarn, "a name server fails",
 			slog.String("server", h.name), slog.String("cause", cause.String()), slog.String("error", text))
@@ -64,10 +64,11 @@ func (h *health) note(ctx context.Context, err error, cause Cause, text string) 
 	}
 }
 
-// judge lets a server rest that does not answer, each time for twice as long. A server
-// that answers is well, whatever the answer is, because that depends on the name. judge
-// reports whether to log that the server fails, or that it answers again.
-func (h *health) judge(err error, now time.Time) (fails, recovered bool) {
+// update notes the result of a question. A server that does not answer is asked after the
+// others during a back-off, which doubles with each failure. A server that answers is
+// healthy, whatever the answer is, because that depends on the name. update reports
+// whether to log that the server fails, or that it answers again.
+func (h *health) update(err error, now time.Time) (fails, recovered bool) {
 	if isShortage(err) {
 		return false, false
 	}
@@ -76,21 +77,21 @@ func (h *health) judge(err error, now time.Time) (fails, recovered bool) {
 	answered := err == nil || wire.Answered(err) || errors.Is(err, errLame)
 	switch {
 	case answered:
-		h.rest, h.until = 0, time.Time{}
-	case !now.Before(h.until): // other questions that were sent to it at the same time have been counted otherwise
-		h.rest = min(max(2*h.rest, firstRest), longRest)
-		h.until = now.Add(h.rest)
+		h.backoff, h.backoffUntil = 0, time.Time{}
+	case !now.Before(h.backoffUntil): // during a back-off, failures of questions that were already under way do not prolong it
+		h.backoff = min(max(2*h.backoff, minBackoff), maxBackoff)
+		h.backoffUntil = now.Add(h.backoff)
 	}
 	if err == nil {
 		recovered = h.failing
-		h.inARow, h.failing = 0, false
+		h.errorStreak, h.failing = 0, false
 		return false, recovered
 	}
-	h.inARow++
-	if h.failing || answered && h.inARow < errorsInARow || !h.told.IsZero() && now.Sub(h.told) < tellAfter {
+	h.errorStreak++
+	if h.failing || answered && h.errorStreak < errorsBeforeLog || !h.lastLogged.IsZero() && now.Sub(h.lastLogged) < logInterval {
 		return false, false
 	}
-	h.failing, h.told = true, now
+	h.failing, h.lastLogged = true, now
 	return true, false
 }
 

@@ -41,8 +41,8 @@ func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 	return Answer{}, false
 }
 
-// known returns what Cached returns, and also an open answer.
-func (r *Resolver) known(q Question, now time.Time) (Answer, bool) {
+// cachedOrOpen returns what Cached returns, and also an open answer.
+func (r *Resolver) cachedOrOpen(q Question, now time.Time) (Answer, bool) {
 	if answer, ok := r.Cached(q, now); ok {
 		return answer, true
 	}
@@ -65,7 +65,7 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 		return answer, nil
 	}
 	generation := r.cache.generation(q.Name)
-	answer, err := r.step(ctx, a, q)
+	answer, err := r.lookupOne(ctx, a, q)
 	if err != nil || !answer.msg.Open() {
 		return answer, err
 	}
@@ -74,10 +74,10 @@ func (r *Resolver) Lookup(ctx context.Context, a Asker, q Question) (Answer, err
 	return r.follow(ctx, a, q, generation, answer)
 }
 
-// step answers a question as Lookup does, but follows no alias.
-func (r *Resolver) step(ctx context.Context, a Asker, q Question) (Answer, error) {
+// lookupOne answers a question as Lookup does, but follows no alias.
+func (r *Resolver) lookupOne(ctx context.Context, a Asker, q Question) (Answer, error) {
 	now := time.Now()
-	if answer, ok := r.known(q, now); ok {
+	if answer, ok := r.cachedOrOpen(q, now); ok {
 		return answer, nil
 	}
 	switch {
@@ -106,7 +106,7 @@ func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *ent
 	var known Answer
 	fl, err := r.flights.join(ctx, q, func() error {
 		now := time.Now()
-		if answer, ok := r.known(q, now); ok { // a flight has landed since step looked
+		if answer, ok := r.cachedOrOpen(q, now); ok { // a flight has landed since lookupOne looked
 			known = answer
 			return errKnown
 		}

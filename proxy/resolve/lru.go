@@ -5,9 +5,9 @@ import "container/list"
 // lru is a map of bounded size, in which a new entry replaces the least recently used
 // one. It is not safe for concurrent use.
 type lru[K comparable, V any] struct {
-	most  int
-	byKey map[K]*list.Element
-	order *list.List // *pair[K, V] elements, the last used one in front
+	capacity int
+	byKey    map[K]*list.Element
+	order    *list.List // *pair[K, V] elements, the last used one in front
 }
 
 type pair[K comparable, V any] struct {
@@ -16,7 +16,7 @@ type pair[K comparable, V any] struct {
 }
 
 func newLRU[K comparable, V any](most int) lru[K, V] {
-	return lru[K, V]{most: most, byKey: map[K]*list.Element{}, order: list.New()}
+	return lru[K, V]{capacity: most, byKey: map[K]*list.Element{}, order: list.New()}
 }
 
 // get returns the value of a key and marks it as used.
@@ -32,7 +32,7 @@ func (l *lru[K, V]) get(key K) (value V, ok bool) {
 // put adds a key that is not in the map. If the map was full, it returns the value that
 // it has dropped.
 func (l *lru[K, V]) put(key K, value V) (dropped V, full bool) {
-	if full = len(l.byKey) >= l.most; full {
+	if full = len(l.byKey) >= l.capacity; full {
 		dropped = l.dropOldest()
 	}
 	l.byKey[key] = l.order.PushFront(&pair[K, V]{key, value})

@@ -391,7 +391,7 @@ func TestFailover(t *testing.T) {
 				s := newServer(t, always(first))
 				good := newServer(t, addresses("192.0.2.1"))
 				r := newResolver(t, Config{Servers: []Server{{Protocol: protocol, Addr: s.addr}, {Protocol: protocol, Addr: good.addr}}})
-				r.upstreams[0].try = 300 * time.Millisecond
+				r.upstreams[0].tryTimeout = 300 * time.Millisecond
 				check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
 			})
 		}
@@ -463,31 +463,31 @@ func TestHealth(t *testing.T) {
 	for i, row := range rows {
 		now = now.Add(row.after)
 		if row.err != nil {
-			a.judge(row.err, now)
+			a.update(row.err, now)
 		}
 		if order := g.order(now); order[0] != row.first || len(order) != 2 {
 			t.Errorf("row %d: %v", i, order)
 		}
 	}
 	for range 10 {
-		a.judge(errors.New("silence"), now)
+		a.update(errors.New("silence"), now)
 	}
-	if a.rest != 8*time.Second {
-		t.Errorf("ten at the same time make it rest for %v", a.rest)
+	if a.backoff != 8*time.Second {
+		t.Errorf("ten at the same time make it rest for %v", a.backoff)
 	}
 	for range 10 {
-		now = now.Add(longRest)
-		a.judge(errors.New("silence"), now)
+		now = now.Add(maxBackoff)
+		a.update(errors.New("silence"), now)
 	}
-	if !a.well(now.Add(longRest)) || a.well(now.Add(longRest-1)) {
-		t.Errorf("rests for %v, want %v", a.rest, longRest)
+	if !a.isHealthy(now.Add(maxBackoff)) || a.isHealthy(now.Add(maxBackoff-1)) {
+		t.Errorf("rests for %v, want %v", a.backoff, maxBackoff)
 	}
-	a.judge(nil, now)
-	if !a.well(now) || a.rest != 0 {
+	a.update(nil, now)
+	if !a.isHealthy(now) || a.backoff != 0 {
 		t.Error("an answer does not make it well")
 	}
-	a.judge(errStreamFull, now)
-	if !a.well(now) {
+	a.update(errStreamFull, now)
+	if !a.isHealthy(now) {
 		t.Error("it rests because we ask too much")
 	}
 }
@@ -495,7 +495,7 @@ func TestHealth(t *testing.T) {
 func TestTheSilentServerIsAskedLast(t *testing.T) {
 	silent, good := newServer(t, always(answer{silent: true})), newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{}, silent, good)
-	r.upstreams[0].try, r.upstreams[0].rest = 100*time.Millisecond, longRest
+	r.upstreams[0].tryTimeout, r.upstreams[0].backoff = 100*time.Millisecond, maxBackoff
 	for _, name := range []string{"a.example", "b.example", "c.example"} {
 		check(t, lookup(t, r, name, dns.TypeA), "192.0.2.1 from upstream")
 	}

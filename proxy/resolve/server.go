@@ -49,11 +49,11 @@ type Server struct {
 
 // String names the server in errors, the log and metrics, such as 192.0.2.1:53 (udp),
 // or 192.0.2.1:853 (dot, dns.example).
-func (s Server) String() string { return s.over(s.Protocol) }
+func (s Server) String() string { return s.textOver(s.Protocol) }
 
-// over names the server with the protocol of a question: TCP is possible for a UDP
+// textOver names the server with the protocol of a question: TCP is possible for a UDP
 // server.
-func (s Server) over(p Protocol) string {
+func (s Server) textOver(p Protocol) string {
 	text := s.Addr.String() + " (" + p.String()
 	if s.Name != "" {
 		text += ", " + s.Name

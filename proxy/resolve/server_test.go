@@ -340,7 +340,7 @@ func newResolver(tb testing.TB, cfg Config, servers ...*server) *Resolver {
 // impatient shortens the time for each try of a server.
 func (r *Resolver) impatient(try time.Duration) *Resolver {
 	for _, u := range r.upstreams {
-		u.try = try
+		u.tryTimeout = try
 	}
 	return r
 }

@@ -110,10 +110,10 @@ func (s *streams) close() {
 
 // stream is one connection with the questions that wait for answers in it.
 type stream struct {
-	conn  net.Conn
-	write sync.Mutex // locked while a query is written
-	ended chan struct{}
-	heard atomic.Uint64 // number of messages that have been read
+	conn         net.Conn
+	write        sync.Mutex // locked while a query is written
+	ended        chan struct{}
+	messagesRead atomic.Uint64 // number of messages that have been read
 
 	mu      sync.Mutex
 	waiting map[uint16]chan []byte // by id; nil when the connection must not be used any more
@@ -134,7 +134,7 @@ func (s *stream) ask(ctx context.Context, q Question, newQuery newQuery) (*wire.
 		return nil, err
 	}
 	defer s.leave(query.ID())
-	heard := s.heard.Load()
+	heard := s.messagesRead.Load()
 	if err := s.send(ctx, query.Packet()); err != nil {
 		return nil, errors.Join(errStreamEnded, err)
 	}
@@ -149,7 +149,7 @@ func (s *stream) ask(ctx context.Context, q Question, newQuery newQuery) (*wire.
 		}
 		return nil, errStreamEnded
 	case <-ctx.Done():
-		if s.heard.Load() == heard { // nothing came all the time, so the server may be gone
+		if s.messagesRead.Load() == heard { // nothing came all the time, so the server may be gone
 			s.abort()
 		}
 		return nil, ctx.Err()
@@ -221,7 +221,7 @@ func (s *stream) read() {
 		if err != nil {
 			return
 		}
-		s.heard.Add(1)
+		s.messagesRead.Add(1)
 		s.mu.Lock()
 		var answer chan []byte
 		if len(packet) >= 2 {

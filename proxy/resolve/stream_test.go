@@ -229,7 +229,7 @@ func TestAnAnswerOfNoUse(t *testing.T) {
 	s.await(t, 1)
 	for _, name := range []string{"elsewhere.example", "cut.example", "loop.example"} {
 		check(t, lookup(t, r, name, dns.TypeA), "resolve-failed")
-		if !r.upstreams[0].well(time.Now()) {
+		if !r.upstreams[0].isHealthy(time.Now()) {
 			t.Errorf("%s: the server rests", name)
 		}
 	}

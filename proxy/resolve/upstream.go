@@ -34,17 +34,17 @@ var errLame = errors.New("an answer of a server that does not recurse")
 type upstream struct {
 	health
 
-	server  Server
-	streams *streams // for TCP and DoT, and for answers that are truncated over UDP
-	try     time.Duration
+	server     Server
+	streams    *streams // for TCP and DoT, and for answers that are truncated over UDP
+	tryTimeout time.Duration
 
 	descriptors *limit.Descriptors
 }
 
 // ask asks the group's servers in turn until one has answered: first those that are
-// well, in the order of the configuration, then the others, each at most twice. The
+// healthy, in the order of the configuration, then the others, each at most twice. The
 // error contains the failure of each. An answer of a server that neither recurses nor
-// is authoritative for the name counts only if none of the other servers that are well
+// is authoritative for the name counts only if none of the other healthy servers
 // has another answer.
 func (g *group) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	order := g.order(time.Now())
@@ -52,7 +52,7 @@ func (g *group) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	var lame *wire.Message
 	for i := range rounds * len(order) {
 		u := order[i%len(order)]
-		if lame != nil && (i >= len(order) || !u.well(time.Now())) {
+		if lame != nil && (i >= len(order) || !u.isHealthy(time.Now())) {
 			break
 		}
 		msg, err := u.ask(ctx, q, len(order) > 1, failed)
@@ -76,7 +76,7 @@ func (g *group) order(now time.Time) []*upstream {
 	order := make([]*upstream, 0, len(g.servers))
 	var resting []*upstream
 	for _, u := range g.servers {
-		if u.well(now) {
+		if u.isHealthy(now) {
 			order = append(order, u)
 		} else {
 			resting = append(resting, u)
@@ -88,7 +88,7 @@ func (g *group) order(now time.Time) []*upstream {
 // ask asks one server, for at most two seconds, and adds its failure to failed. If
 // there are other servers, a lame answer counts as an error of the server.
 func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *AskError) (*wire.Message, error) {
-	tryCtx, cancel := context.WithTimeout(ctx, u.try)
+	tryCtx, cancel := context.WithTimeout(ctx, u.tryTimeout)
 	defer cancel()
 	msg, over, err := u.exchange(tryCtx, q)
 	wrong := err
@@ -100,7 +100,7 @@ func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *Ask
 		cause, text = causeOf(wrong)
 	}
 	if err != nil {
-		failed.add(u.server.over(over), text, err)
+		failed.add(u.server.textOver(over), text, err)
 	}
 	if ctx.Err() == nil || err == nil { // otherwise the caller did not wait for the server long enough
 		u.note(ctx, wrong, cause, text)
@@ -111,9 +111,9 @@ func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *Ask
 // exchange asks the server, and once more without EDNS if the server does not
 // understand EDNS. It returns the protocol of the last try.
 func (u *upstream) exchange(ctx context.Context, q Question) (msg *wire.Message, over Protocol, err error) {
-	msg, over, err = u.once(ctx, q, wire.NewQuery)
+	msg, over, err = u.exchangeOnce(ctx, q, wire.NewQuery)
 	if wire.WithoutEDNS(err) {
-		msg, over, err = u.once(ctx, q, plainQuery)
+		msg, over, err = u.exchangeOnce(ctx, q, plainQuery)
 	}
 	return msg, over, err
 }
@@ -130,7 +130,7 @@ func plainQuery(q Question, mixed bool) (*wire.Query, error) {
 	return query.WithoutEDNS(), nil
 }
 
-func (u *upstream) once(ctx context.Context, q Question, query newQuery) (msg *wire.Message, over Protocol, err error) {
+func (u *upstream) exchangeOnce(ctx context.Context, q Question, query newQuery) (msg *wire.Message, over Protocol, err error) {
 	over = u.server.Protocol
 	if over == UDP {
 		msg, err := u.askUDP(ctx, q, query)
@@ -148,15 +148,15 @@ func (u *upstream) once(ctx context.Context, q Question, query newQuery) (msg *w
 
 // groups holds the servers for each name.
 type groups struct {
-	bySuffix map[string]*group
-	others   *group
-	all      []*upstream // the servers of all groups
+	bySuffix     map[string]*group
+	defaultGroup *group
+	all          []*upstream // the servers of all groups
 }
 
 func newGroups(cfg *Config) (groups, error) {
 	g := groups{bySuffix: map[string]*group{}}
 	var err error
-	if g.others, err = g.add(cfg, cfg.Servers); err != nil {
+	if g.defaultGroup, err = g.add(cfg, cfg.Servers); err != nil {
 		return g, err
 	}
 	for _, own := range cfg.Groups {
@@ -194,7 +194,7 @@ func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
 		if err != nil {
 			return nil, err
 		}
-		u := &upstream{server: s, streams: newStreams(dial, cfg.Descriptors), try: tryTimeout, descriptors: cfg.Descriptors}
+		u := &upstream{server: s, streams: newStreams(dial, cfg.Descriptors), tryTimeout: tryTimeout, descriptors: cfg.Descriptors}
 		u.name, u.log = s.String(), cfg.Log
 		added.servers = append(added.servers, u)
 	}
@@ -202,7 +202,7 @@ func (g *groups) add(cfg *Config, servers []Server) (*group, error) {
 	return added, nil
 }
 
-// find returns the group with the longest suffix that a name has, or others.
+// find returns the group with the longest suffix that a name has, or defaultGroup.
 func (g *groups) find(name allowlist.Host) *group {
 	for suffix := name.String(); ; {
 		if found := g.bySuffix[suffix]; found != nil {
@@ -210,7 +210,7 @@ func (g *groups) find(name allowlist.Host) *group {
 		}
 		_, above, below := strings.Cut(suffix, ".")
 		if !below {
-			return g.others
+			return g.defaultGroup
 		}
 		suffix = above
 	}

@@ -59,9 +59,9 @@ func Wrap(c net.Conn) *Conn {
 	return w
 }
 
-// Holding returns a Conn on c, as Wrap does. Its first Close calls release after it has
-// closed c; release gives back what was taken for the connection.
-func Holding(c net.Conn, release func()) *Conn {
+// WrapWithRelease returns a Conn on c, as Wrap does. Its first Close calls release after
+// it has closed c; release gives back what was taken for the connection.
+func WrapWithRelease(c net.Conn, release func()) *Conn {
 	w := Wrap(c)
 	w.release = release
 	return w

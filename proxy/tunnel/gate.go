@@ -50,7 +50,7 @@ type admission struct {
 // gate.
 func (t *Tunnel) admit(gate *Gate, early []byte) bool {
 	a := admission{Tunnel: t, gate: gate}
-	if t.expect(gate.Wait) || gate.Speak {
+	if t.setGateWait(gate.Wait) || gate.Speak {
 		a.wait()
 	}
 	more := len(early) == 0 || a.judge(early, false)
@@ -98,7 +98,7 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 	}
 	switch ruling {
 	case Pass:
-		if t := a.Tunnel; t.expect(-1) || a.waiting {
+		if t := a.Tunnel; t.setGateWait(-1) || a.waiting {
 			t.readUntil(time.Time{})
 		}
 		a.passed = a.forward(a.upstream, p, &a.up)
@@ -121,21 +121,21 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 func (t *Tunnel) Hurry() {
 	t.ending.Lock()
 	defer t.ending.Unlock()
-	if t.reason != None || t.waits < 0 || t.hurried {
+	if t.reason != None || t.gateWait < 0 || t.hurried {
 		return
 	}
 	t.hurried = true
-	if t.waits > 0 {
-		_ = t.client.wire().SetReadDeadline(time.Now().Add(t.waits)) // an error means that the connection is closed, as the next read will report
+	if t.gateWait > 0 {
+		_ = t.client.deadlineConn().SetReadDeadline(time.Now().Add(t.gateWait)) // an error means that the connection is closed, as the next read will report
 	}
 }
 
-// expect notes how long the gate waits; a negative value means that it has passed the
+// setGateWait notes how long the gate waits; a negative value means that it has passed the
 // first bytes. It reports whether Hurry was called.
-func (t *Tunnel) expect(waits time.Duration) (hurried bool) {
+func (t *Tunnel) setGateWait(waits time.Duration) (hurried bool) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
-	t.waits = waits
+	t.gateWait = waits
 	return t.hurried
 }
 
@@ -160,7 +160,7 @@ func (t *Tunnel) readUntil(at time.Time) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
 	if t.reason == None {
-		_ = t.client.wire().SetReadDeadline(at) // an error means that the connection is closed, as the next read will report
+		_ = t.client.deadlineConn().SetReadDeadline(at) // an error means that the connection is closed, as the next read will report
 	}
 }
 
@@ -174,7 +174,7 @@ func (t *Tunnel) refuse(farewell []byte) {
 	}
 	t.reason = Denied
 	t.upstream.unblock()
-	_ = t.client.wire().SetWriteDeadline(time.Now().Add(closeGrace))
+	_ = t.client.deadlineConn().SetWriteDeadline(time.Now().Add(closeGrace))
 	t.ending.Unlock()
 	if _, err := t.client.conn.Write(farewell); err == nil {
 		Linger(t.client.conn)

@@ -23,8 +23,8 @@ type Greeting struct {
 	entered bool // Enter has been called
 }
 
-// Said reports whether anything was read.
-func (g *Greeting) Said() bool { return g.written || g.read > 0 }
+// HasRead reports whether anything was read.
+func (g *Greeting) HasRead() bool { return g.written || g.read > 0 }
 
 // ErrGreetingTooLong is the error of a Read beyond Greeting.Most.
 var ErrGreetingTooLong = errors.New("the handshake is too long")

@@ -27,8 +27,8 @@ func (t *Tunnel) sendEarly(early []byte) bool {
 // quarter is used, so that a stack of 8 KiB becomes one of 4 KiB if less than 2 KiB are
 // used.
 func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
-	for inside := newSplicer(src, dst, t.cfg.Pipes); ; {
-		ok, err := t.pass(src, dst, inside, count)
+	for splice := newSplicer(src, dst, t.cfg.Pipes); ; {
+		ok, err := t.pass(src, dst, splice, count)
 		switch {
 		case !ok:
 			return
@@ -44,29 +44,29 @@ func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
 
 // pass waits for bytes and forwards them. ok is false if the tunnel has ended; err is
 // the error of the read.
-func (t *Tunnel) pass(src, dst *side, inside *splicer, count *atomic.Int64) (ok bool, err error) {
-	if inside.wanted() {
-		n, err := inside.fill()
-		return n == 0 || t.drain(dst, inside, n, count), err
+func (t *Tunnel) pass(src, dst *side, splice *splicer, count *atomic.Int64) (ok bool, err error) {
+	if splice.wanted() {
+		n, err := splice.fill()
+		return n == 0 || t.drain(dst, splice, n, count), err
 	}
 	b, n, err := src.read()
 	ok = n == 0 || t.forward(dst, b[:n], count)
 	if b != nil {
 		buffers.put(b)
 	}
-	inside.saw(n)
+	splice.noteRead(n)
 	return ok, err
 }
 
 // drain forwards n bytes that a splicer holds in its pipe, as forward does.
-func (t *Tunnel) drain(dst *side, inside *splicer, n int, count *atomic.Int64) bool {
+func (t *Tunnel) drain(dst *side, splice *splicer, n int, count *atomic.Int64) bool {
 	if !t.spend(dst, n) {
-		inside.drop()
+		splice.drop()
 		return false
 	}
 	for n > 0 {
 		t.touch()
-		m, err := inside.drain()
+		m, err := splice.drain()
 		count.Add(int64(m))
 		if err != nil {
 			t.fail("writing to", dst, err)
@@ -156,7 +156,7 @@ func (t *Tunnel) startTimer() {
 func (t *Tunnel) stopTimer() {
 	t.reporting.Lock()
 	defer t.reporting.Unlock()
-	t.over = true
+	t.stopped = true
 	t.timer.Stop()
 }
 
@@ -166,7 +166,7 @@ func (t *Tunnel) stopTimer() {
 func (t *Tunnel) tick() {
 	t.reporting.Lock()
 	defer t.reporting.Unlock()
-	if t.over {
+	if t.stopped {
 		return
 	}
 	now := time.Since(t.start)

@@ -52,8 +52,8 @@ func (s *side) begin() error {
 	return s.conn.SetDeadline(time.Time{})
 }
 
-// wire returns the connection on which deadlines of a running tunnel are set.
-func (s *side) wire() net.Conn {
+// deadlineConn returns the connection on which deadlines of a running tunnel are set.
+func (s *side) deadlineConn() net.Conn {
 	if s.below != nil {
 		return s.below.Conn
 	}

@@ -35,10 +35,10 @@ type splicer struct {
 	pipes           *Pipes
 	onFill, onDrain func(fd uintptr) bool // made once, as the callbacks of Conn
 
-	bulk   bool // the last read filled its buffer or returned as much as a buffer holds
-	off    bool // these sockets do not support splice
-	pipe   *pipe
-	inPipe int // bytes in pipe
+	bulk        bool // the last read filled its buffer or returned as much as a buffer holds
+	unsupported bool // these sockets do not support splice
+	pipe        *pipe
+	inPipe      int // bytes in pipe
 
 	n   int   // bytes that the last callback moved
 	err error // error of the last callback
@@ -58,10 +58,10 @@ func newSplicer(src, dst *side, pipes *Pipes) *splicer {
 // wanted reports whether the next bytes should be moved by fill and drain.
 func (s *splicer) wanted() bool { return s != nil && s.bulk }
 
-// saw notes how many bytes the last read into a buffer has returned.
-func (s *splicer) saw(n int) {
+// noteRead notes how many bytes the last read into a buffer has returned.
+func (s *splicer) noteRead(n int) {
 	if s != nil {
-		s.bulk = n == bufferSize && !s.off
+		s.bulk = n == bufferSize && !s.unsupported
 	}
 }
 
@@ -118,7 +118,7 @@ func (s *splicer) fillFrom(fd uintptr) bool {
 		s.pipe = p
 		return true
 	case errors.Is(s.err, syscall.EINVAL): // the socket does not support splice
-		s.off, s.err = true, nil
+		s.unsupported, s.err = true, nil
 	case s.err == nil && !notReady:
 		s.err = io.EOF
 	}

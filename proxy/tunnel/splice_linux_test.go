@@ -134,11 +134,11 @@ func bare(t *testing.T) (s *splicer, from, to net.Conn) {
 
 func TestASplicerIsWantedWhileThereIsMuch(t *testing.T) {
 	s, from, to := bare(t)
-	s.saw(bufferSize - 1)
+	s.noteRead(bufferSize - 1)
 	if s.wanted() {
 		t.Error("wanted after a small read")
 	}
-	s.saw(bufferSize)
+	s.noteRead(bufferSize)
 	if !s.wanted() {
 		t.Error("not wanted after a read that filled the buffer")
 	}
@@ -206,7 +206,7 @@ func TestWhatCannotBeSplicedIsNotTriedAgain(t *testing.T) {
 	if n, err := s.fill(); n != 0 || err != nil {
 		t.Errorf("got %d bytes, %v", n, err)
 	}
-	if s.saw(bufferSize); s.wanted() {
+	if s.noteRead(bufferSize); s.wanted() {
 		t.Error("still wanted")
 	}
 	expectPipes(t, 0)
@@ -223,7 +223,7 @@ func TestWithoutAPipeBytesTakeABuffer(t *testing.T) {
 	if s.wanted() {
 		t.Error("still wanted at once")
 	}
-	if s.saw(bufferSize); !s.wanted() {
+	if s.noteRead(bufferSize); !s.wanted() {
 		t.Error("not wanted later")
 	}
 	bulkBothWays(t, "tcp", 8<<20)

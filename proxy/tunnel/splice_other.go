@@ -8,7 +8,7 @@ type splicer struct{}
 func newSplicer(_, _ *side, _ *Pipes) *splicer { return nil }
 
 func (s *splicer) wanted() bool        { return false }
-func (s *splicer) saw(int)             {}
+func (s *splicer) noteRead(int)        {}
 func (s *splicer) fill() (int, error)  { return 0, nil }
 func (s *splicer) drain() (int, error) { return 0, nil }
 func (s *splicer) drop()               {}

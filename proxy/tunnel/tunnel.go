@@ -83,17 +83,17 @@ type Tunnel struct {
 	start time.Time
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
-	ending  sync.Mutex    // guards the next five fields
-	hurried bool          // Hurry was called while the gate had not ruled yet
-	waits   time.Duration // Gate.Wait while the gate rules over the first bytes; zero before, negative after it has passed them
-	reason  Reason        // why both directions were cut; None if they were not
-	err     error         // the error if reason is Error
-	first   Reason        // the side that finished first, Client or Upstream
+	ending   sync.Mutex    // guards the next five fields
+	hurried  bool          // Hurry was called while the gate had not ruled yet
+	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before, negative after it has passed them
+	reason   Reason        // why both directions were cut; None if they were not
+	err      error         // the error if reason is Error
+	first    Reason        // the side that finished first, Client or Upstream
 
 	// One timer serves the idle time, the maximum duration and Progress.
 	reporting   sync.Mutex // locked while Progress runs; guards the fields below
 	timer       *time.Timer
-	over        bool          // Run is about to return
+	stopped     bool          // Run is about to return
 	reported    int64         // up + down at the last report
 	reportAt    time.Duration // when the next report is due, since start
 	reportBytes atomic.Int64  // the value of up + down at which it is due earlier; read without the lock

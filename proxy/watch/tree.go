@@ -174,9 +174,9 @@ func (t *tree) written() string {
 	return ""
 }
 
-// young reports whether a file was written less than d ago. It ignores files whose path
+// recentlyWritten reports whether a file was written less than d ago. It ignores files whose path
 // goes through a name in renamed.
-func (t *tree) young(d time.Duration, renamed map[string]bool) bool {
+func (t *tree) recentlyWritten(d time.Duration, renamed map[string]bool) bool {
 	return slices.ContainsFunc(t.files, func(f file) bool {
 		vouched := slices.ContainsFunc(f.steps, func(step string) bool { return renamed[step] })
 		return !vouched && time.Since(f.info.ModTime()) < d

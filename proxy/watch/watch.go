@@ -95,14 +95,14 @@ type Watcher struct {
 	tree    *tree
 
 	// The following fields are used by Run only.
-	timer   *time.Timer
-	armed   bool            // the timer runs, so that there will be a reading
-	pending bool            // a file is being written in place, or a reading waits to be repeated
-	since   time.Time       // when the timer was armed
-	read    time.Time       // when the last reading ended
-	renamed map[string]bool // names that were put in place by a rename since the last reading
-	writing time.Time       // when a writer was first seen that is waited for; zero if there is none
-	told    bool            // Failed was called for that writer
+	timer    *time.Timer
+	armed    bool            // the timer runs, so that there will be a reading
+	pending  bool            // a file is being written in place, or a reading waits to be repeated
+	armedAt  time.Time       // when the timer was armed
+	lastRead time.Time       // when the last reading ended
+	renamed  map[string]bool // names that were put in place by a rename since the last reading
+	writing  time.Time       // when a writer was first seen that is waited for; zero if there is none
+	told     bool            // Failed was called for that writer
 }
 
 // New returns a watcher. Run begins with a reading, so that a change before it is not
@@ -172,9 +172,9 @@ func (w *Watcher) Run(ctx context.Context) {
 		case <-w.timer.C:
 			w.changed(ctx, !w.pending && len(w.renamed) > 0)
 		case <-w.trigger:
-			w.ask(ctx)
+			w.readNow(ctx)
 		case <-poll:
-			w.ask(ctx)
+			w.readNow(ctx)
 		case event := <-w.tree.fs.Events:
 			w.notice(ctx, event)
 		case err := <-w.tree.fs.Errors: // events were lost
@@ -184,9 +184,9 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// ask has the files read now, unless a reading is due anyway. A reading too soon after
+// readNow has the files read now, unless a reading is due anyway. A reading too soon after
 // the last one could repeat the same incomplete content, which would then be used.
-func (w *Watcher) ask(ctx context.Context) {
+func (w *Watcher) readNow(ctx context.Context) {
 	if !w.armed {
 		w.changed(ctx, false)
 	}
@@ -197,13 +197,13 @@ func (w *Watcher) notice(ctx context.Context, event fsnotify.Event) {
 	name := filepath.Clean(event.Name)
 	switch {
 	case !w.tree.concerns(name):
-	case whole(event):
+	case isRename(event):
 		w.renamed[name] = true
 		switch {
 		case w.pending: // another file is being written in place
 			w.wait()
-		case time.Since(w.read) < w.cfg.quiet: // one of many renames: at most one reading in a quiet time
-			w.arm(w.cfg.quiet - time.Since(w.read))
+		case time.Since(w.lastRead) < w.cfg.quiet: // one of many renames: at most one reading in a quiet time
+			w.arm(w.cfg.quiet - time.Since(w.lastRead))
 		default:
 			w.changed(ctx, true)
 		}
@@ -214,19 +214,19 @@ func (w *Watcher) notice(ctx context.Context, event fsnotify.Event) {
 	}
 }
 
-// whole reports whether an event is the second half of a rename from one watched
+// isRename reports whether an event is the second half of a rename from one watched
 // directory into another: the file was written before, under its old name. fsnotify
 // shows the old name only in the text of the event, in which quotes inside of names are
 // escaped. A rename from a directory that is not watched counts as a write in place,
 // which is slower but never wrong.
-func whole(event fsnotify.Event) bool {
+func isRename(event fsnotify.Event) bool {
 	return event.Has(fsnotify.Create) && strings.Contains(event.String(), `" ← "`)
 }
 
 // arm makes sure that there will be a reading within d.
 func (w *Watcher) arm(d time.Duration) {
 	if !w.armed {
-		w.armed, w.since = true, time.Now()
+		w.armed, w.armedAt = true, time.Now()
 		w.timer.Reset(d)
 	}
 }
@@ -237,7 +237,7 @@ func (w *Watcher) arm(d time.Duration) {
 func (w *Watcher) wait() {
 	w.pending = true
 	w.arm(w.cfg.quiet)
-	left := time.Until(w.since.Add(mostEvents * w.cfg.quiet))
+	left := time.Until(w.armedAt.Add(mostEvents * w.cfg.quiet))
 	w.timer.Reset(min(w.cfg.quiet, max(left, 0)))
 }
 
@@ -255,10 +255,10 @@ func (w *Watcher) changed(ctx context.Context, complete bool) {
 	}
 	// A rename says that its own file is complete. Another file that was written just
 	// now may be incomplete, and its events may still be on their way.
-	complete = complete && w.writing.IsZero() && !w.tree.young(w.cfg.quiet, w.renamed)
+	complete = complete && w.writing.IsZero() && !w.tree.recentlyWritten(w.cfg.quiet, w.renamed)
 	clear(w.renamed)
 	w.pending = !w.cfg.Changed(ctx, complete)
-	w.read = time.Now()
+	w.lastRead = time.Now()
 	if w.pending {
 		w.arm(w.cfg.quiet)
 	}

@@ -233,7 +233,7 @@ func TestYoung(t *testing.T) {
 		{"the directory that it is in was", "/new", time.Minute, false},
 		{"the file itself was", "/new/a.yaml", time.Minute, false},
 	} {
-		if got := tr.young(row.within, map[string]bool{root + row.renamed: true}); got != row.want {
+		if got := tr.recentlyWritten(row.within, map[string]bool{root + row.renamed: true}); got != row.want {
 			t.Errorf("%s: %v, want %v", row.name, got, row.want)
 		}
 	}
@@ -242,7 +242,7 @@ func TestYoung(t *testing.T) {
 func TestEventsThatDoNotCease(t *testing.T) {
 	w := &Watcher{
 		cfg: Config{quiet: time.Hour}, timer: time.NewTimer(time.Hour),
-		armed: true, since: time.Now().Add(-mostEvents * time.Hour),
+		armed: true, armedAt: time.Now().Add(-mostEvents * time.Hour),
 	}
 	w.wait()
 	select {
@@ -326,7 +326,7 @@ func TestWhole(t *testing.T) {
 		{`a name " ← " that says it is renamed`, false},
 		{`a name" ← "b`, false},
 	} {
-		if got := whole(fsnotify.Event{Name: "/x/" + row.name, Op: fsnotify.Create}); got != row.want {
+		if got := isRename(fsnotify.Event{Name: "/x/" + row.name, Op: fsnotify.Create}); got != row.want {
 			t.Errorf("%s: %v", row.name, got)
 		}
 	}

@@ -68,7 +68,7 @@ func (p *parser) root(root *strictyaml.Node) {
 	if there == nil {
 		return
 	}
-	resolver.checkOwn(&p.Config)
+	resolver.checkListeners(&p.Config)
 	for _, name := range []string{"version", "policy", "listeners"} {
 		if there[name] == nil {
 			root.Errorf("%s is missing: it is required", name)

@@ -174,11 +174,11 @@ func (r *resolverReader) serverAddr(n *strictyaml.Node, port uint16) netip.AddrP
 	return ap
 }
 
-// checkOwn refuses a name server that is one of the listeners, because the gateway
+// checkListeners refuses a name server that is one of the listeners, because the gateway
 // would query itself. It runs last, because a listener may come later in the file.
-func (r *resolverReader) checkOwn(c *Config) {
+func (r *resolverReader) checkListeners(c *Config) {
 	for at, nodes := range r.asked {
-		own := c.Own(at)
+		own := c.ListenerAt(at)
 		if own == "" {
 			continue
 		}

@@ -76,7 +76,7 @@ func tryExporters(ctx context.Context, sinks []config.RecordSink, opts Options) 
 // will, but only if a listener has the port.
 func ownListener(ctx context.Context, cfg *config.Config, address string) string {
 	if path, isUnix := strings.CutPrefix(address, "unix:"); isUnix {
-		return cfg.OwnSocket(path)
+		return cfg.ListenerOnSocket(path)
 	}
 	host, text, err := net.SplitHostPort(address)
 	if err != nil {
@@ -84,11 +84,11 @@ func ownListener(ctx context.Context, cfg *config.Config, address string) string
 	}
 	number, err := strconv.ParseUint(text, 10, 16)
 	port := uint16(number)
-	if err != nil || !cfg.OwnPort(port) {
+	if err != nil || !cfg.HasListenerPort(port) {
 		return ""
 	}
 	for _, addr := range hostAddresses(ctx, host) {
-		if own := cfg.Own(netip.AddrPortFrom(addr, port)); own != "" {
+		if own := cfg.ListenerAt(netip.AddrPortFrom(addr, port)); own != "" {
 			return own
 		}
 	}

@@ -16,7 +16,7 @@ import (
 func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	return gateway.Metrics{
 		Handshaken: i.Handshake, Unused: i.Unused,
-		Cut:      func(listener string, why limit.Cause, n int) { i.Cut(listener, why.String(), n) },
+		Shed:     func(listener string, why limit.Cause, n int) { i.Cut(listener, why.String(), n) },
 		Loaded:   func(l gateway.Load) { i.Reload(string(l)) },
 		Enforced: func(e live.Enforcement) { i.Enforced(e.Took) },
 	}

@@ -109,7 +109,7 @@ func tryListeners(ctx context.Context, listeners []config.Listener) error {
 	for _, l := range listeners {
 		try := listen.Try
 		if l.Protocol == gateway.DNS {
-			try = listen.TryBoth
+			try = listen.TryWithUDP
 		}
 		if err := try(ctx, l.Address); err != nil {
 			return fmt.Errorf("listener %s: %w", l.Name, err)

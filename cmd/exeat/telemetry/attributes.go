@@ -56,7 +56,7 @@ func (a *attributes) request(r *audit.Record) {
 	if r.Protocol == audit.ProtocolDNS {
 		a.text("egress.dns.qtype", r.DNS.TypeText())
 		a.text("egress.dns.rcode", r.DNS.Code)
-		a.text("egress.dns.source", r.DNS.From)
+		a.text("egress.dns.source", r.DNS.Origin)
 		a.count("egress.dns.filtered", int64(r.DNS.Filtered))
 		if r.DNS.Code != "" {
 			a.number("egress.dns.answers", int64(r.DNS.Answers))

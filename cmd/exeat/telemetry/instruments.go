@@ -67,7 +67,7 @@ func (l queryLabels) attributes() []attribute.KeyValue {
 // queryLabelsOf returns the labels of a query. It bounds the values that callers
 // choose.
 func queryLabelsOf(d *audit.DNS) queryLabels {
-	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.From}
+	l := queryLabels{qtype: otherLabel, rcode: d.Code, source: d.Origin}
 	if d.Type.Known() {
 		l.qtype = d.Type.String()
 	}

@@ -163,7 +163,7 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 // query returns the record of a DNS query that a server has answered.
 func query(typ allowlist.QueryType) *audit.Record {
 	r := allowed()
-	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, From: "upstream"}
+	r.Protocol, r.DNS = audit.ProtocolDNS, audit.DNS{Type: typ, Code: "NOERROR", Answers: 1, Origin: "upstream"}
 	return r
 }
 

@@ -129,7 +129,7 @@ func severityOf(r *audit.Record) log.Severity {
 		switch {
 		case r.Verdict == allowlist.Allow:
 			return log.SeverityInfo
-		case r.Verdict == allowlist.Observe, r.KeptIn():
+		case r.Verdict == allowlist.Observe, r.LetNothingOut():
 			return log.SeverityWarn
 		}
 		return log.SeverityError

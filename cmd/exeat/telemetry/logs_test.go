@@ -142,7 +142,7 @@ func TestNoTerminalObeysALogRecord(t *testing.T) {
 		r := audittest.Hostile(audit.EventDecision, text, 1)
 		r.Path = text
 		for _, protocol := range []audit.Protocol{audit.Protocol(text), audit.ProtocolDNS} {
-			r.Protocol, r.DNS = protocol, audit.DNS{Code: text, From: text}
+			r.Protocol, r.DNS = protocol, audit.DNS{Code: text, Origin: text}
 			for key, value := range fields(t, appendAttributes(nil, &r)) {
 				if text, ok := value.(string); ok && audittest.IsObeyed(text, true) {
 					t.Fatalf("%s: %q", key, text)

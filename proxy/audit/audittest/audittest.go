@@ -47,7 +47,7 @@ func Samples() []Sample {
 			r.Detail = "203.0.113.9:443: no answer; [2001:db8::9]:443: no answer"
 		})},
 		{"audit-unavailable", with(deny(), func(r *audit.Record) {
-			r.Verdict, r.Reason, r.Status, r.Again = allowlist.Fail, allowlist.AuditUnavailable, 503, true
+			r.Verdict, r.Reason, r.Status, r.Supersedes = allowlist.Fail, allowlist.AuditUnavailable, 503, true
 		})},
 		{"busy", with(deny(), func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Status = allowlist.Fail, allowlist.Busy, 503
@@ -88,33 +88,33 @@ func Samples() []Sample {
 		{"dns-deny", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest.Host = allowlist.Deny, allowlist.NotOnAllowlist, destination("api.evil.example:53").Host
 			r.Rule, r.RuleAt, r.Ticket, r.Resolve = "", "", "", 0
-			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", From: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeTXT, Code: "NXDOMAIN", Origin: "local"}
 		})},
 		{"dns-collapsed", query(func(r *audit.Record) {
 			r.Event, r.Verdict, r.Reason, r.Rule, r.RuleAt, r.Ticket = audit.EventCollapsed, allowlist.Deny, allowlist.NotOnAllowlist, "", "", ""
-			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", From: "local"}
+			r.Resolve, r.Decide, r.DNS = 0, 0, audit.DNS{Type: allowlist.TypeA, Code: "NXDOMAIN", Origin: "local"}
 			r.Merged = &audit.Merged{Count: 3, First: now().Add(time.Millisecond), Last: now().Add(9 * time.Second)}
 		})},
 		{"dns-filtered", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Class = allowlist.Deny, allowlist.ResolvedAddressDenied, allowlist.Private
-			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, From: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Filtered: 2, Origin: "local"}
 			r.Refused = []netip.Addr{addr("10.1.7.7"), addr("10.1.7.8")}
 		})},
 		{"dns-dropped", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Wire, r.Listener, r.Proof = allowlist.Deny, allowlist.RateLimited, audit.WireUDP, "resolver", allowlist.ProofSourceMap
 			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
-			r.DNS = audit.DNS{Type: allowlist.TypeA, From: "local"}
+			r.DNS = audit.DNS{Type: allowlist.TypeA, Origin: "local"}
 		})},
 		{"dns-malformed", query(func(r *audit.Record) {
 			r.Verdict, r.Reason, r.Dest = allowlist.Deny, allowlist.MalformedHeader, allowlist.Destination{}
 			r.Rule, r.RuleAt, r.Owner, r.Ticket, r.Resolve, r.Policy, r.Generation, r.Mode, r.Decide = "", "", "", "", 0, "", 0, 0, 0
-			r.DNS = audit.DNS{Code: "FORMERR", From: "local"}
+			r.DNS = audit.DNS{Code: "FORMERR", Origin: "local"}
 		})},
-		{"tunnel-progress", ofTunnel(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
-		{"tunnel-close", ofTunnel(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
+		{"tunnel-progress", tunnelRecord(audit.EventTunnelProgress, 60*time.Second, func(*audit.Record) {})},
+		{"tunnel-close", tunnelRecord(audit.EventTunnelClose, 61500*time.Millisecond, func(r *audit.Record) {
 			r.CloseReason = tunnel.Client
 		})},
-		{"tunnel-revoked", ofTunnel(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
+		{"tunnel-revoked", tunnelRecord(audit.EventTunnelClose, 90*time.Second, func(r *audit.Record) {
 			r.CloseReason, r.Reason = tunnel.Revoked, allowlist.NotOnAllowlist
 		})},
 		{"tls-refused", with(allow(), func(r *audit.Record) {
@@ -127,7 +127,7 @@ func Samples() []Sample {
 			r.Rule, r.RuleAt, r.Ticket, r.Resolve, r.Dial, r.Decide = "", "", "", 0, 0, 0
 			r.Stage, r.Hello = audit.StageTLS, audit.Hello{SNI: "Other.example", TLS: audit.TLSMismatch}
 		})},
-		{"tunnel-tls", ofTunnel(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
+		{"tunnel-tls", tunnelRecord(audit.EventTunnelClose, 2*time.Second, func(r *audit.Record) {
 			r.CloseReason, r.Hello = tunnel.Upstream, audit.Hello{SNI: "api.example", TLS: audit.TLSMatch}
 		})},
 		{"collapsed", with(deny(), func(r *audit.Record) {
@@ -203,14 +203,14 @@ func query(change func(*audit.Record)) audit.Record {
 		r.Listener, r.Protocol, r.Wire = "dot", audit.ProtocolDNS, audit.WireDoT
 		r.Dest, r.Method, r.Address, r.Status = allowlist.Destination{Host: r.Dest.Host}, "", netip.AddrPort{}, 0
 		r.Dial, r.CallerTrace = 0, trace.TraceID{}
-		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, From: "upstream"}
+		r.DNS = audit.DNS{Type: allowlist.TypeA, Code: "NOERROR", Answers: 2, Origin: "upstream"}
 		r.DNS.Answered = []netip.Addr{addr("203.0.113.9"), addr("203.0.113.10")}
 		change(r)
 	})
 }
 
-// ofTunnel returns a record as audit.Tunnel makes it after an allowed decision.
-func ofTunnel(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
+// tunnelRecord returns a record as audit.Tunnel makes it after an allowed decision.
+func tunnelRecord(event audit.Event, after time.Duration, change func(*audit.Record)) audit.Record {
 	return with(allow(), func(r *audit.Record) {
 		r.Event, r.Time, r.Duration = event, now().Add(after), after
 		r.Up, r.Down = 1200, 3_400_000

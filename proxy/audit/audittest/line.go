@@ -19,11 +19,11 @@ func CheckLine(line []byte) error {
 	if text := allowlist.AppendVisible(nil, line); !bytes.Equal(text, line) {
 		return fmt.Errorf("a terminal obeys what is in the line: %q", line)
 	}
-	return onceEach(json.NewDecoder(bytes.NewReader(line)))
+	return checkKeys(json.NewDecoder(bytes.NewReader(line)))
 }
 
-// onceEach reads a JSON value and refuses an object that has a key twice.
-func onceEach(d *json.Decoder) error {
+// checkKeys reads a JSON value and refuses an object that has a key twice.
+func checkKeys(d *json.Decoder) error {
 	token, err := d.Token()
 	if err != nil {
 		return err
@@ -45,7 +45,7 @@ func onceEach(d *json.Decoder) error {
 			}
 			seen[name] = true
 		}
-		if err := onceEach(d); err != nil {
+		if err := checkKeys(d); err != nil {
 			return err
 		}
 	}

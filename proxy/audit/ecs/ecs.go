@@ -40,7 +40,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 		Service:  service{Name: "exeat", Instance: r.Instance},
 		Observer: observer{Vendor: "exeat", Product: "exeat", Type: "proxy"},
 		Rule:     rule{Name: r.Rule, Ruleset: r.Policy},
-		Exeat:    rest(r),
+		Exeat:    nativeFields(r),
 	}
 	if !sharesID(r) {
 		d.Event.ID = r.ID
@@ -186,7 +186,7 @@ func message(r *audit.Record) string {
 // of its own. event.id must be unique, whereas http.request.id joins documents.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
-		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Supersedes
 }
 
 // timestamp formats a time as RFC 3339 in UTC with nanoseconds.
@@ -197,8 +197,8 @@ func timestamp(t time.Time) string {
 // milliseconds has the precision of the native form.
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
-// rest returns the fields that have no place in the schema.
-func rest(r *audit.Record) native {
+// nativeFields returns the fields that have no place in the schema.
+func nativeFields(r *audit.Record) native {
 	n := native{
 		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
@@ -211,7 +211,7 @@ func rest(r *audit.Record) native {
 		if sharesID(r) { // http.request.id does not have the id of such a record
 			n.ID = r.ID
 		}
-		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.From
+		n.Filtered, n.AnswerSource = r.DNS.Filtered, r.DNS.Origin
 		if r.DNS.Code != "" {
 			n.Answers = &r.DNS.Answers
 		}

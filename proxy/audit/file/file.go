@@ -80,7 +80,7 @@ func (f *File) open() error {
 	old := f.file
 	f.file, f.info, f.torn = file, info, isTorn(f.cfg.Path, info)
 	if f.cfg.Rotate != (Rotation{}) { // the library opens the file itself at the first write
-		f.file, f.info = f.rotated(), nil
+		f.file, f.info = f.newRotatingFile(), nil
 		err = file.Close()
 	}
 	if old != nil {
@@ -89,14 +89,14 @@ func (f *File) open() error {
 	return err
 }
 
-func (f *File) rotated() io.WriteCloser {
+func (f *File) newRotatingFile() io.WriteCloser {
 	return &timberjack.Logger{
-		Filename: f.cfg.Path, FileMode: 0o600, MaxSize: int(f.most() >> 20), MaxBackups: f.cfg.Rotate.Keep,
+		Filename: f.cfg.Path, FileMode: 0o600, MaxSize: int(f.maxSize() >> 20), MaxBackups: f.cfg.Rotate.Keep,
 	}
 }
 
-// most returns the largest size of a file, which is also that of a single write.
-func (f *File) most() int64 {
+// maxSize returns the largest size of a file, which is also that of a single write.
+func (f *File) maxSize() int64 {
 	const unbounded = 1 << 40 // zero would select the library's default
 	if f.cfg.Rotate.Size == 0 {
 		return unbounded
@@ -131,11 +131,11 @@ func (f *File) Write(lines []byte) (int, error) {
 		}
 	}
 	f.torn = false
-	f.age()
+	f.rotateByAge()
 	written := 0
 	for written < len(lines) {
 		// Lines that fill a file exactly make the library leave an empty file behind.
-		n, err := f.file.Write(fitting(lines[written:], f.most()-1))
+		n, err := f.file.Write(wholeLines(lines[written:], f.maxSize()-1))
 		written += n
 		if err != nil {
 			return written, err
@@ -144,8 +144,8 @@ func (f *File) Write(lines []byte) (int, error) {
 	return written, nil
 }
 
-// fitting returns as many whole lines as fit into one write, but at least one.
-func fitting(lines []byte, most int64) []byte {
+// wholeLines returns as many whole lines as fit into one write, but at least one.
+func wholeLines(lines []byte, most int64) []byte {
 	if int64(len(lines)) <= most {
 		return lines
 	}
@@ -183,10 +183,10 @@ func (f *File) moved() bool {
 	return f.info != nil && !os.SameFile(now, f.info)
 }
 
-// age rotates the file at every multiple of the configured time, independent of when
-// the process was started and how often the file was reopened. A file that cannot be
+// rotateByAge rotates the file at every multiple of the configured time, independent of
+// when the process was started and how often the file was reopened. A file that cannot be
 // rotated stays in use.
-func (f *File) age() {
+func (f *File) rotateByAge() {
 	now := time.Now()
 	file, ok := f.file.(*timberjack.Logger)
 	if !ok || f.due.IsZero() || now.Before(f.due) {

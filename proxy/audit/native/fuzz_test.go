@@ -126,14 +126,14 @@ func defined(r audit.Record, text string, n uint64) audit.Record {
 	}
 	if n%3 == 0 {
 		r.Protocol = audit.ProtocolDNS
-		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Answered: r.Refused, Filtered: int(n % 5), From: text}
+		r.DNS = audit.DNS{Type: allowlist.QueryType(n), Code: text, Answers: int(n % 99), Answered: r.Refused, Filtered: int(n % 5), Origin: text}
 	}
 	return r
 }
 
 // kept returns the fields of a record that Render says it writes.
 func kept(r audit.Record) audit.Record {
-	r.Again = false
+	r.Supersedes = false
 	r.Trace = trace.NewSpanContext(trace.SpanContextConfig{TraceID: r.Trace.TraceID(), SpanID: r.Trace.SpanID()})
 	if !r.Trace.HasTraceID() {
 		r.Trace = trace.SpanContext{}
@@ -180,7 +180,7 @@ func kept(r audit.Record) audit.Record {
 // keepTexts changes texts as a line contains them.
 func keepTexts(r *audit.Record) {
 	for _, text := range []*string{
-		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.From,
+		&r.ID, &r.Instance, &r.Listener, &r.Path, &r.Rule, &r.RuleAt, &r.Owner, &r.Ticket, &r.Policy, &r.DNS.Code, &r.DNS.Origin,
 	} {
 		*text = valid(*text)
 	}

@@ -29,12 +29,12 @@ func (l *line) key(name string) {
 // text writes a text unless it is empty.
 func (l *line) text(name, value string) {
 	if value != "" {
-		l.must(name, value)
+		l.mustText(name, value)
 	}
 }
 
-// must writes a text even if it is empty.
-func (l *line) must(name, value string) {
+// mustText writes a text even if it is empty.
+func (l *line) mustText(name, value string) {
 	l.key(name)
 	if isPlain(value) {
 		l.buf = append(l.buf, '"')
@@ -138,7 +138,7 @@ func (l *line) address(name string, addr netip.Addr) {
 	switch {
 	case !addr.IsValid():
 	case addr.Zone() != "": // a zone may be any text
-		l.must(name, addr.String())
+		l.mustText(name, addr.String())
 	default:
 		l.key(name)
 		l.buf = append(l.buf, '"')
@@ -170,7 +170,7 @@ func (l *line) addrPort(name string, addr netip.AddrPort) {
 	switch {
 	case !addr.IsValid():
 	case addr.Addr().Zone() != "":
-		l.must(name, addr.String())
+		l.mustText(name, addr.String())
 	default:
 		l.key(name)
 		l.buf = append(l.buf, '"')

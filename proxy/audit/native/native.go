@@ -10,7 +10,7 @@
 //   - a client or an address that is not valid, and the caller's identity in a summary
 //     of many callers, for which it writes audit.Other;
 //   - fractions of a microsecond, except in the time to decide;
-//   - the flags and the state of the trace, and Again.
+//   - the flags and the state of the trace, and Supersedes.
 //
 // It writes times in UTC, the default mode for a mode that is not set, a long text
 // shortened as [audit.Record] does, and U+FFFD for a byte that is not UTF-8.
@@ -31,12 +31,12 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l := line{buf: append(dst, '{')}
 	l.number("schema", audit.Schema)
 	l.time("time", r.Time)
-	l.must("event", string(r.Event))
+	l.mustText("event", string(r.Event))
 	l.text("id", r.ID)
 	l.text("instance", r.Instance)
-	caller(&l, r)
-	asked(&l, r)
-	decided(&l, r)
+	writeCaller(&l, r)
+	writeRequest(&l, r)
+	writeDecision(&l, r)
 	l.text("stage", r.Stage.String())
 	l.text("sni", r.Hello.SNIText())
 	l.text("tls", r.Hello.TLS.String())
@@ -46,7 +46,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	}
 	l.number("addresses_dropped", int64(r.Dropped))
 	l.addresses("addresses_refused", r.Refused)
-	query(&l, r)
+	writeQuery(&l, r)
 	l.milliseconds("resolve_ms", r.Resolve)
 	l.milliseconds("dial_ms", r.Dial)
 	l.thousandths("decide_us", r.Decide.Nanoseconds())
@@ -57,13 +57,13 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 	l.milliseconds("duration_ms", r.Duration)
 	l.text("close_reason", r.CloseReasonText())
 	l.text("detail", r.DetailText())
-	merged(&l, r.Merged)
-	traced(&l, r)
+	writeMerged(&l, r.Merged)
+	writeTraces(&l, r)
 	return append(l.buf, '}'), nil
 }
 
-// caller writes where the request came in and who made it.
-func caller(l *line, r *audit.Record) {
+// writeCaller writes where the request came in and who made it.
+func writeCaller(l *line, r *audit.Record) {
 	l.text("listener", r.Listener)
 	l.text("protocol", string(r.Protocol))
 	l.text("wire", string(r.Wire))
@@ -81,8 +81,8 @@ func caller(l *line, r *audit.Record) {
 	l.flag("unproven", r.Unproven())
 }
 
-// asked writes what was asked for.
-func asked(l *line, r *audit.Record) {
+// writeRequest writes what was asked for.
+func writeRequest(l *line, r *audit.Record) {
 	if host := r.Dest.Host; host.IsAddr() {
 		l.address("host", host.Addr())
 	} else {
@@ -94,8 +94,8 @@ func asked(l *line, r *audit.Record) {
 	l.addrPort("address", r.Address)
 }
 
-// decided writes the decision and its reason.
-func decided(l *line, r *audit.Record) {
+// writeDecision writes the decision and its reason.
+func writeDecision(l *line, r *audit.Record) {
 	decision := r.Event == audit.EventDecision || r.Event == audit.EventCollapsed
 	if decision {
 		l.text("verdict", r.Verdict.String())
@@ -115,8 +115,8 @@ func decided(l *line, r *audit.Record) {
 	}
 }
 
-// query writes the fields of DNS queries.
-func query(l *line, r *audit.Record) {
+// writeQuery writes the fields of DNS queries.
+func writeQuery(l *line, r *audit.Record) {
 	if r.Protocol != audit.ProtocolDNS {
 		return
 	}
@@ -127,11 +127,11 @@ func query(l *line, r *audit.Record) {
 		l.addresses("answered", r.DNS.Answered)
 	}
 	l.number("filtered", int64(r.DNS.Filtered))
-	l.text("source", r.DNS.From)
+	l.text("source", r.DNS.Origin)
 }
 
-// merged writes the counts of the records that this one stands for.
-func merged(l *line, m *audit.Merged) {
+// writeMerged writes the counts of the records that this one stands for.
+func writeMerged(l *line, m *audit.Merged) {
 	if m == nil {
 		return
 	}
@@ -148,7 +148,7 @@ func merged(l *line, m *audit.Merged) {
 			l.buf = append(l.buf, ',')
 		}
 		l.buf = append(l.buf, '{')
-		l.must("verdict", c.Verdict.String())
+		l.mustText("verdict", c.Verdict.String())
 		l.text("reason", c.Reason.String())
 		l.mustCount("count", c.Count)
 		l.buf = append(l.buf, '}')
@@ -156,8 +156,8 @@ func merged(l *line, m *audit.Merged) {
 	l.buf = append(l.buf, ']')
 }
 
-// traced writes the ids of the traces.
-func traced(l *line, r *audit.Record) {
+// writeTraces writes the ids of the traces.
+func writeTraces(l *line, r *audit.Record) {
 	if r.Trace.HasTraceID() {
 		trace, span := r.Trace.TraceID(), r.Trace.SpanID()
 		l.hex("trace_id", trace[:])

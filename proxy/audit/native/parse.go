@@ -43,13 +43,13 @@ func Parse(text []byte) (audit.Record, error) {
 		return audit.Record{}, err
 	}
 	if !bytes.Equal(again, text) {
-		return audit.Record{}, fmt.Errorf("reading a record: a record is written in another way from byte %d on", shared(again, text))
+		return audit.Record{}, fmt.Errorf("reading a record: a record is written in another way from byte %d on", commonPrefixLen(again, text))
 	}
 	return r, nil
 }
 
-// shared returns the length of the longest common prefix of two texts.
-func shared(a, b []byte) int {
+// commonPrefixLen returns the length of the longest common prefix of two texts.
+func commonPrefixLen(a, b []byte) int {
 	n := 0
 	for n < min(len(a), len(b)) && a[n] == b[n] {
 		n++
@@ -59,63 +59,63 @@ func shared(a, b []byte) int {
 
 // fields holds the fields of a line, in their order.
 type fields struct {
-	Schema      int                     `json:"schema"`
-	Time        time.Time               `json:"time"`
-	Event       audit.Event             `json:"event"`
-	ID          string                  `json:"id"`
-	Instance    string                  `json:"instance"`
-	Listener    string                  `json:"listener"`
-	Protocol    audit.Protocol          `json:"protocol"`
-	Wire        audit.Wire              `json:"wire"`
-	Identity    identity                `json:"identity"`
-	Source      word[allowlist.Proof]   `json:"identity_source"`
-	Client      client                  `json:"client"`
-	Unproven    bool                    `json:"unproven"` // follows from the wire; comparing the lines checks it
-	Host        host                    `json:"host"`
-	Port        uint16                  `json:"port"`
-	Method      string                  `json:"method"`
-	Path        string                  `json:"path"`
-	Address     netip.AddrPort          `json:"address"`
-	Verdict     word[allowlist.Verdict] `json:"verdict"`
-	Reason      word[allowlist.Reason]  `json:"reason"`
-	WouldReason word[allowlist.Reason]  `json:"would_reason"`
-	Status      int                     `json:"status"`
-	Rule        string                  `json:"rule"`
-	RuleAt      string                  `json:"rule_at"`
-	Owner       string                  `json:"owner"`
-	Ticket      string                  `json:"ticket"`
-	Policy      string                  `json:"policy"`
-	Quarantine  string                  `json:"quarantine"`
-	Generation  uint64                  `json:"generation"`
-	Mode        word[allowlist.Mode]    `json:"mode"`
-	Stage       word[audit.Stage]       `json:"stage"`
-	SNI         string                  `json:"sni"`
-	TLS         word[audit.TLS]         `json:"tls"`
-	ECH         bool                    `json:"ech"`
-	Class       word[allowlist.Class]   `json:"address_class"`
-	Dropped     int                     `json:"addresses_dropped"`
-	Refused     []netip.Addr            `json:"addresses_refused"`
-	QueryType   queryType               `json:"qtype"`
-	Code        string                  `json:"rcode"`
-	Answers     int                     `json:"answers"`
-	Answered    []netip.Addr            `json:"answered"`
-	Filtered    int                     `json:"filtered"`
-	AnswerFrom  string                  `json:"source"`
-	ResolveMS   thousandths             `json:"resolve_ms"`
-	DialMS      thousandths             `json:"dial_ms"`
-	DecideUS    thousandths             `json:"decide_us"`
-	Up          int64                   `json:"up"`
-	Down        int64                   `json:"down"`
-	DurationMS  thousandths             `json:"duration_ms"`
-	CloseReason word[tunnel.Reason]     `json:"close_reason"`
-	Detail      string                  `json:"detail"`
-	Count       uint64                  `json:"count"`
-	First       *time.Time              `json:"first"` // nil if the record stands only for itself
-	Last        time.Time               `json:"last"`
-	Counts      []count                 `json:"counts"`
-	TraceID     string                  `json:"trace_id"`
-	SpanID      string                  `json:"span_id"`
-	CallerTrace string                  `json:"caller_trace_id"`
+	Schema       int                     `json:"schema"`
+	Time         time.Time               `json:"time"`
+	Event        audit.Event             `json:"event"`
+	ID           string                  `json:"id"`
+	Instance     string                  `json:"instance"`
+	Listener     string                  `json:"listener"`
+	Protocol     audit.Protocol          `json:"protocol"`
+	Wire         audit.Wire              `json:"wire"`
+	Identity     identity                `json:"identity"`
+	Proof        word[allowlist.Proof]   `json:"identity_source"`
+	Client       client                  `json:"client"`
+	Unproven     bool                    `json:"unproven"` // follows from the wire; comparing the lines checks it
+	Host         host                    `json:"host"`
+	Port         uint16                  `json:"port"`
+	Method       string                  `json:"method"`
+	Path         string                  `json:"path"`
+	Address      netip.AddrPort          `json:"address"`
+	Verdict      word[allowlist.Verdict] `json:"verdict"`
+	Reason       word[allowlist.Reason]  `json:"reason"`
+	WouldReason  word[allowlist.Reason]  `json:"would_reason"`
+	Status       int                     `json:"status"`
+	Rule         string                  `json:"rule"`
+	RuleAt       string                  `json:"rule_at"`
+	Owner        string                  `json:"owner"`
+	Ticket       string                  `json:"ticket"`
+	Policy       string                  `json:"policy"`
+	Quarantine   string                  `json:"quarantine"`
+	Generation   uint64                  `json:"generation"`
+	Mode         word[allowlist.Mode]    `json:"mode"`
+	Stage        word[audit.Stage]       `json:"stage"`
+	SNI          string                  `json:"sni"`
+	TLS          word[audit.TLS]         `json:"tls"`
+	ECH          bool                    `json:"ech"`
+	Class        word[allowlist.Class]   `json:"address_class"`
+	Dropped      int                     `json:"addresses_dropped"`
+	Refused      []netip.Addr            `json:"addresses_refused"`
+	QueryType    queryType               `json:"qtype"`
+	Code         string                  `json:"rcode"`
+	Answers      int                     `json:"answers"`
+	Answered     []netip.Addr            `json:"answered"`
+	Filtered     int                     `json:"filtered"`
+	AnswerOrigin string                  `json:"source"`
+	ResolveMS    thousandths             `json:"resolve_ms"`
+	DialMS       thousandths             `json:"dial_ms"`
+	DecideUS     thousandths             `json:"decide_us"`
+	Up           int64                   `json:"up"`
+	Down         int64                   `json:"down"`
+	DurationMS   thousandths             `json:"duration_ms"`
+	CloseReason  word[tunnel.Reason]     `json:"close_reason"`
+	Detail       string                  `json:"detail"`
+	Count        uint64                  `json:"count"`
+	First        *time.Time              `json:"first"` // nil if the record stands only for itself
+	Last         time.Time               `json:"last"`
+	Counts       []count                 `json:"counts"`
+	TraceID      string                  `json:"trace_id"`
+	SpanID       string                  `json:"span_id"`
+	CallerTrace  string                  `json:"caller_trace_id"`
 }
 
 type count struct {
@@ -137,7 +137,7 @@ func decode(text []byte) (audit.Record, error) {
 	}
 	r := f.record()
 	r.Merged = f.merged()
-	err := f.traced(&r)
+	err := f.setTraces(&r)
 	return r, err
 }
 
@@ -146,7 +146,7 @@ func (f *fields) record() audit.Record {
 	return audit.Record{
 		Time: f.Time, Event: f.Event, ID: f.ID, Instance: f.Instance,
 		Listener: f.Listener, Protocol: f.Protocol, Wire: f.Wire,
-		Identity: f.Identity.id, Proof: f.Source.value, Client: netip.AddrPort(f.Client),
+		Identity: f.Identity.id, Proof: f.Proof.value, Client: netip.AddrPort(f.Client),
 		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
 		Method: f.Method, Path: f.Path, Address: f.Address,
 		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,
@@ -155,7 +155,7 @@ func (f *fields) record() audit.Record {
 		Class: f.Class.value, Dropped: f.Dropped, Refused: f.Refused,
 		Resolve: f.ResolveMS.milliseconds(), Dial: f.DialMS.milliseconds(), Decide: f.DecideUS.microseconds(),
 		DNS: audit.DNS{
-			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Answered: f.Answered, Filtered: f.Filtered, From: f.AnswerFrom,
+			Type: allowlist.QueryType(f.QueryType), Code: f.Code, Answers: f.Answers, Answered: f.Answered, Filtered: f.Filtered, Origin: f.AnswerOrigin,
 		},
 		Up: f.Up, Down: f.Down, Duration: f.DurationMS.milliseconds(), CloseReason: f.CloseReason.value, Detail: f.Detail,
 	}
@@ -172,18 +172,18 @@ func (f *fields) merged() *audit.Merged {
 	return m
 }
 
-// traced sets the ids of the traces.
-func (f *fields) traced(r *audit.Record) error {
+// setTraces sets the ids of the traces.
+func (f *fields) setTraces(r *audit.Record) error {
 	var span trace.SpanContextConfig
 	err := errors.Join(
-		unhex(span.TraceID[:], f.TraceID), unhex(span.SpanID[:], f.SpanID), unhex(r.CallerTrace[:], f.CallerTrace),
+		decodeHex(span.TraceID[:], f.TraceID), decodeHex(span.SpanID[:], f.SpanID), decodeHex(r.CallerTrace[:], f.CallerTrace),
 	)
 	r.Trace = trace.NewSpanContext(span)
 	return err
 }
 
-// unhex reads an id in hexadecimal, which may be empty.
-func unhex(id []byte, text string) error {
+// decodeHex reads an id in hexadecimal, which may be empty.
+func decodeHex(id []byte, text string) error {
 	if text == "" {
 		return nil
 	}

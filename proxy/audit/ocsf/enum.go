@@ -125,7 +125,7 @@ func control(r *audit.Record) (action, disposition int) {
 	case allowlist.Observe:
 		return actionObserved, dispositionLogged
 	case allowlist.Fail:
-		if r.Policy == "" || r.KeptIn() { // it failed before the policy decided, or independent of the decision
+		if r.Policy == "" || r.LetNothingOut() { // it failed before the policy decided, or independent of the decision
 			return actionUnknown, dispositionError
 		}
 		return actionAllowed, dispositionError // the policy allowed it, and it failed

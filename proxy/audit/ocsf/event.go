@@ -172,7 +172,7 @@ type count struct {
 	Count   uint64 `json:"count"`
 }
 
-func rest(r *audit.Record) unmapped {
+func unmappedFields(r *audit.Record) unmapped {
 	u := unmapped{
 		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
@@ -182,7 +182,7 @@ func rest(r *audit.Record) unmapped {
 		DecideUS: float64(r.Decide.Nanoseconds()) / 1e3,
 	}
 	if r.Protocol == audit.ProtocolDNS {
-		u.Filtered, u.AnswerSource = r.DNS.Filtered, r.DNS.From
+		u.Filtered, u.AnswerSource = r.DNS.Filtered, r.DNS.Origin
 		if r.DNS.Code != "" {
 			u.Answers = &r.DNS.Answers
 		}

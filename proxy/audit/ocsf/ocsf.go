@@ -38,7 +38,7 @@ func Render(dst []byte, r *audit.Record) ([]byte, error) {
 			Version: schemaVersion, Code: r.Event, Correlation: r.ID,
 			Product: product{Name: "exeat", Vendor: "exeat"},
 		},
-		Unmapped: rest(r),
+		Unmapped: unmappedFields(r),
 	}
 	if r.Duration > 0 {
 		e.Start = r.Time.Add(-r.Duration).UnixMilli()
@@ -73,7 +73,7 @@ func (e *event) classify(r *audit.Record) {
 		e.http(r)
 		e.Traffic = &traffic{Bytes: r.Up + r.Down, Out: r.Up, In: r.Down}
 	case audit.EventHandshake:
-		e.is(networkActivity, activityFail, "Network Activity: Fail") // no request was read
+		e.setClass(networkActivity, activityFail, "Network Activity: Fail") // no request was read
 		e.Status = statusFailure
 		e.Source, e.Destination = source(r), gateway(r)
 	case audit.EventPolicyReload:
@@ -96,11 +96,11 @@ func (e *event) classify(r *audit.Record) {
 // its own. metadata.uid must be unique, whereas correlation_uid joins events.
 func sharesID(r *audit.Record) bool {
 	return r.Event == audit.EventTunnelProgress || r.Event == audit.EventTunnelClose ||
-		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Again
+		r.Event == audit.EventCollapsed || r.Stage == audit.StageTLS || r.Supersedes
 }
 
-// is sets the class and the attributes that follow from it.
-func (e *event) is(class, activity int, name string) {
+// setClass sets the class and the attributes that follow from it.
+func (e *event) setClass(class, activity int, name string) {
 	e.Category, e.Class, e.ActivityID = class/1000, class, activity
 	e.TypeID, e.Type = class*100+activity, name
 }
@@ -109,7 +109,7 @@ func (e *event) is(class, activity int, name string) {
 // destination.
 func (e *event) http(r *audit.Record) {
 	activity, caption := method(r.Method)
-	e.is(httpActivity, activity, "HTTP Activity: "+caption)
+	e.setClass(httpActivity, activity, "HTTP Activity: "+caption)
 	if activity == other {
 		e.Activity = r.MethodText()
 	}
@@ -133,9 +133,9 @@ func (e *event) http(r *audit.Record) {
 // that was queried.
 func (e *event) dns(r *audit.Record) {
 	if r.DNS.Code == "" {
-		e.is(dnsActivity, activityQuery, "DNS Activity: Query")
+		e.setClass(dnsActivity, activityQuery, "DNS Activity: Query")
 	} else {
-		e.is(dnsActivity, activityTraffic, "DNS Activity: Traffic")
+		e.setClass(dnsActivity, activityTraffic, "DNS Activity: Traffic")
 		code, caption := responseCode(r.DNS.Code)
 		e.Code, e.CodeText = &code, caption
 		for _, text := range audit.AddressTexts(r.DNS.Answered) {
@@ -172,7 +172,7 @@ func (e *event) security(r *audit.Record) {
 }
 
 func (e *event) entity(changed entity) {
-	e.is(entityManagement, activityUpdate, "Entity Management: Update")
+	e.setClass(entityManagement, activityUpdate, "Entity Management: Update")
 	e.Entity = &changed
 }
 

@@ -374,8 +374,8 @@ func TestNamesOfNoHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		q, err := NewQuery(Question{Name: h, Type: TypeA}, false)
-		if err != nil || string(q.asked()[:len(q.asked())-4]) != name {
-			t.Errorf("%q is asked for as %q, %v", name, q.asked(), err)
+		if err != nil || string(q.questionSection()[:len(q.questionSection())-4]) != name {
+			t.Errorf("%q is asked for as %q, %v", name, q.questionSection(), err)
 		}
 	}
 }

@@ -55,9 +55,9 @@ func RCodeText(code int) string {
 // validation.
 func (e *ServerError) IsBogus() bool { return e.Extended.isBogus() }
 
-// telling ranks the extended errors of one response by how much they say: a server may
-// send several, and "other" among the first.
-func (e Extended) telling() int {
+// informativeness ranks the extended errors of one response by how much they say: a
+// server may send several, and "other" among the first.
+func (e Extended) informativeness() int {
 	switch {
 	case !e.Given:
 		return 0
@@ -127,7 +127,7 @@ func (p *parser) options(h header) {
 		}
 		if option == dns.EDNS0EDE && size >= 2 {
 			text := rest[2:size]
-			if e := (Extended{Given: true, Code: binary.BigEndian.Uint16(rest)}); e.telling() > p.ede.telling() {
+			if e := (Extended{Given: true, Code: binary.BigEndian.Uint16(rest)}); e.informativeness() > p.ede.informativeness() {
 				e.Text = string(text[:min(len(text), maxExtraText)])
 				p.ede = e
 			}

@@ -30,14 +30,14 @@ func FuzzParse(f *testing.F) {
 	} {
 		q := newQuery(f, "www.example", seed.typ, false)
 		packet := upstream(f, q, nil, seed.records...)
-		f.Add(seed.typ, packet[2:4], packet[6:headLen], packet[headLen+len(q.asked()):])
+		f.Add(seed.typ, packet[2:4], packet[6:headLen], packet[headLen+len(q.questionSection()):])
 	}
 	f.Fuzz(func(t *testing.T, typ uint16, flags, counts, body []byte) {
 		query, err := NewQuery(question(t, "www.example", typ), false)
 		if err != nil || len(flags) != 2 || len(counts) != 6 {
 			return
 		}
-		packet := slices.Concat(query.packet[:2], flags, []byte{0, 1}, counts, query.asked(), body)
+		packet := slices.Concat(query.packet[:2], flags, []byte{0, 1}, counts, query.questionSection(), body)
 		given := bytes.Clone(packet)
 		m, err := query.Parse(packet)
 		if !bytes.Equal(packet, given) {
@@ -55,7 +55,7 @@ func FuzzParse(f *testing.F) {
 
 func checkStored(t *testing.T, query *Query, m *Message) {
 	t.Helper()
-	whole, counts := m.Append(nil, Reply{Question: query.asked()}, 0, false, everything{})
+	whole, counts := m.Append(nil, Reply{Question: query.questionSection()}, 0, false, everything{})
 	if counts.Dropped != 0 || len(whole) > 65535-11 {
 		t.Fatalf("%+v, %d bytes", counts, len(whole))
 	}
@@ -72,7 +72,7 @@ func checkStored(t *testing.T, query *Query, m *Message) {
 	}
 
 	// Without addresses and names, no record that has one is left.
-	none, counts := m.Append(nil, Reply{Question: query.asked()}, 0, false, only{})
+	none, counts := m.Append(nil, Reply{Question: query.questionSection()}, 0, false, only{})
 	var msg dns.Msg
 	if err := msg.Unpack(none); err != nil {
 		t.Fatal(err)

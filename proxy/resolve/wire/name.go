@@ -83,9 +83,9 @@ func covers(zone, name string) bool {
 	return name == zone
 }
 
-// host returns the host for a name of the library, or an error if the name is not one
+// parseHost returns the host for a name of the library, or an error if the name is not one
 // of a host.
-func host(name string) (allowlist.Host, error) {
+func parseHost(name string) (allowlist.Host, error) {
 	h, err := allowlist.ParseHost(name)
 	if err == nil && h.IsAddr() {
 		err = allowlist.ErrHost

@@ -78,7 +78,7 @@ func (p *parser) sections() error {
 		}
 	}
 	end := p.off
-	if err := p.walk(); err != nil {
+	if err := p.followAliases(); err != nil {
 		return err
 	}
 	p.off = end
@@ -106,7 +106,7 @@ func (p *parser) sections() error {
 // message returns the message that was read.
 func (p *parser) message(authoritative bool) (*Message, error) {
 	m := &p.out
-	if err := p.nothing(authoritative); err != nil {
+	if err := p.checkNegative(authoritative); err != nil {
 		return nil, err
 	}
 	m.negative = p.kept == 0 && (p.question.Type != TypeCNAME || len(p.chain) == 0)
@@ -118,9 +118,9 @@ func (p *parser) message(authoritative bool) (*Message, error) {
 	return m, nil
 }
 
-// nothing returns why a message without a record of the name and the type is not a
+// checkNegative returns why a message without a record of the name and the type is not a
 // valid negative answer, or nil if it is one.
-func (p *parser) nothing(authoritative bool) error {
+func (p *parser) checkNegative(authoritative bool) error {
 	switch {
 	case p.out.rcode == NXDomain && p.finals > 0:
 		return fmt.Errorf("%w: records of a name that does not exist", ErrMalformed)
@@ -165,10 +165,10 @@ func (p *parser) collect() error {
 	return nil
 }
 
-// walk follows the aliases from the name to the records of the question's type, and
-// keeps them. It skips records that do not belong to the chain, and visits each record
-// once.
-func (p *parser) walk() error {
+// followAliases follows the aliases from the name to the records of the question's type,
+// and keeps them. It skips records that do not belong to the chain, and visits each
+// record once.
+func (p *parser) followAliases() error {
 	for !p.loopback && (p.question.Type != TypeCNAME || len(p.chain) == 0) {
 		alias, ok := p.aliases[p.owner]
 		if !ok {
@@ -282,7 +282,7 @@ func (p *parser) service(rr dns.RR, rdata []byte) error {
 		return nil
 	}
 	if svcb.Target != "." {
-		target, err := host(svcb.Target)
+		target, err := parseHost(svcb.Target)
 		if err != nil || target.IsLocalhost() {
 			p.edited = true
 			return nil //nolint:nilerr // a record without a valid target is left out

@@ -69,8 +69,8 @@ func (q *Query) Packet() []byte { return q.packet }
 // ID returns the id of the query.
 func (q *Query) ID() uint16 { return binary.BigEndian.Uint16(q.packet) }
 
-// asked returns the question section.
-func (q *Query) asked() []byte { return q.packet[headLen:q.end] }
+// questionSection returns the question section.
+func (q *Query) questionSection() []byte { return q.packet[headLen:q.end] }
 
 // check checks that a packet is an answer to this query, and returns the offset after
 // its question. A failing server may leave out the question: the offset is then headLen,
@@ -86,7 +86,7 @@ func (q *Query) check(msg []byte) (body int, err error) {
 	if len(msg) == headLen || questions == 0 {
 		return headLen, nil
 	}
-	asked := q.asked()
+	asked := q.questionSection()
 	if questions != 1 || len(msg) < headLen+len(asked) {
 		return 0, ErrStray
 	}

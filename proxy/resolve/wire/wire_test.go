@@ -161,13 +161,13 @@ func TestLetterCase(t *testing.T) {
 	spellings, ids := map[string]bool{}, map[uint16]bool{}
 	for range 5 {
 		q := newQuery(t, "abcdefghijklmnopqrstuvwxyz.example", TypeA, true)
-		spellings[string(q.asked())] = true
+		spellings[string(q.questionSection())] = true
 		ids[q.ID()] = true
 	}
 	if len(spellings) < 3 || len(ids) < 3 {
 		t.Errorf("of five queries %d spellings and %d ids are different", len(spellings), len(ids))
 	}
-	if asked := newQuery(t, "example.com", TypeA, false).asked(); string(asked[:13]) != "\x07example\x03com\x00" {
+	if asked := newQuery(t, "example.com", TypeA, false).questionSection(); string(asked[:13]) != "\x07example\x03com\x00" {
 		t.Errorf("without random case: %q", asked)
 	}
 }

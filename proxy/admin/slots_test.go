@@ -22,7 +22,7 @@ func TestManyConnections(t *testing.T) {
 	var cut atomic.Int32
 	s, err := Listen(t.Context(), Config{
 		Address: "127.0.0.1:0", NotReady: func() []string { return nil }, Metrics: http.NotFoundHandler(),
-		Cut: func(limit.Cause) { cut.Add(1) },
+		Shed: func(limit.Cause) { cut.Add(1) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestManyConnections(t *testing.T) {
 func TestTheOldestWithARequest(t *testing.T) {
 	closed := map[*net.TCPConn]limit.Cause{}
 	var current *net.TCPConn
-	b := newBound(DefaultConnections, func(cause limit.Cause) { closed[current] = cause })
+	b := newConnSlots(DefaultConnections, func(cause limit.Cause) { closed[current] = cause })
 	conns := make([]*net.TCPConn, DefaultConnections+1)
 	for i := range conns {
 		conns[i] = new(net.TCPConn)
@@ -95,7 +95,7 @@ func TestTheOldestWithARequest(t *testing.T) {
 // TestAConnectionThatEnded checks that a connection that has ended gives its slot back
 // and is forgotten.
 func TestAConnectionThatEnded(t *testing.T) {
-	b := newBound(2, func(limit.Cause) {})
+	b := newConnSlots(2, func(limit.Cause) {})
 	first, second := new(net.TCPConn), new(net.TCPConn)
 	b.changed(first, http.StateNew)
 	b.changed(second, http.StateNew)

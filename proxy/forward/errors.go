@@ -29,24 +29,25 @@ func unexpectedStatus(status int) error {
 	return &answerError{allowlist.CauseProtocol, "the answer has a status of less than three digits"}
 }
 
-// unanswered returns the error for an exchange without an answer, with the address of the
-// origin. It replaces errors of net/http, because they quote the answer.
-func (r *run) unanswered(err error) error {
+// noAnswerError returns the error for an exchange without an answer, with the address of
+// the origin. It replaces errors of net/http, because they quote the answer.
+func (r *run) noAnswerError(err error) error {
 	if r.upstream == nil {
 		return err
 	}
 	known, ok := errors.AsType[*answerError](err)
 	if !ok {
-		known = broke(r, err)
+		known = explainError(r, err)
 	}
 	return &allowlist.ReasonError{
 		Reason: allowlist.ResponseFailed, Cause: known.cause, Err: fmt.Errorf("%s: %w", r.upstream.dialed.Addr, known),
 	}
 }
 
-// broke explains an error of the transport by what has come from the origin.
-func broke(r *run, err error) *answerError {
-	begun, ended := r.heads.begun(), r.upstream.end()
+// explainError explains an error of the transport by the bytes that came from the origin
+// and by the end of the connection.
+func explainError(r *run, err error) *answerError {
+	begun, ended := r.heads.partialLen(), r.upstream.readError()
 	number, reset := errors.AsType[syscall.Errno](errors.Join(ended, err))
 	how := "closed the connection"
 	if reset {
@@ -80,9 +81,9 @@ func (e *unquotedError) Error() string {
 // Unwrap returns the error itself.
 func (e *unquotedError) Unwrap() error { return e.err }
 
-// late returns the error for an answer that did not come in time, with the address of the
-// origin.
-func late(r *run, err error) error {
+// timeoutError returns the error for an answer that did not come in time, with the
+// address of the origin.
+func timeoutError(r *run, err error) error {
 	if r.upstream == nil {
 		return err
 	}
@@ -93,8 +94,8 @@ func late(r *run, err error) error {
 	return fmt.Errorf("%s: %s", r.upstream.dialed.Addr, text)
 }
 
-// unfinished returns the error for an answer that was not sent completely.
-func (r *run) unfinished() error {
+// incompleteError returns the error for an answer that was not sent completely.
+func (r *run) incompleteError() error {
 	if body := r.body.failure(); body != nil {
 		return fmt.Errorf("reading the body of the request: %w", body.Err)
 	}
@@ -103,8 +104,8 @@ func (r *run) unfinished() error {
 		return r.failure
 	case r.down.err != nil:
 		return fmt.Errorf("writing to the client: %w", r.down.err)
-	case r.broken != nil && !errors.Is(r.broken, context.Canceled):
-		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, &unquotedError{r.broken})
+	case r.answerErr != nil && !errors.Is(r.answerErr, context.Canceled):
+		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, &unquotedError{r.answerErr})
 	}
 	return errors.New("the exchange was ended")
 }

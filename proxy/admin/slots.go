@@ -11,28 +11,28 @@ import (
 // DefaultConnections is how many connections may be open. Probes and scrapers need few.
 const DefaultConnections = 256
 
-// bound gives connections slots of their own. There is always room for one more: the
+// connSlots gives connections slots of their own. There is always room for one more: the
 // connection that has been without a request for the longest time is closed for it, or
 // if all have a request, the one whose request came first. So a process that opens
 // many, such as a workload that shares loopback, can use up neither the files that
 // other listeners need nor the slot of the next probe.
-type bound struct {
+type connSlots struct {
 	slots *limit.Slots
-	cut   func(limit.Cause)
+	shed  func(limit.Cause)
 
 	mu   sync.Mutex
 	open map[net.Conn]*limit.Slot
 }
 
-func newBound(most int, cut func(limit.Cause)) *bound {
-	return &bound{
+func newConnSlots(most int, cut func(limit.Cause)) *connSlots {
+	return &connSlots{
 		slots: limit.NewSlots(limit.Shares{Unidentified: most, PerSource: most, AllYield: true}),
-		cut:   cut, open: map[net.Conn]*limit.Slot{},
+		shed:  cut, open: map[net.Conn]*limit.Slot{},
 	}
 }
 
 // changed follows the states of a connection, as http.Server.ConnState.
-func (b *bound) changed(conn net.Conn, state http.ConnState) {
+func (b *connSlots) changed(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		b.enter(conn)
@@ -51,15 +51,15 @@ func (b *bound) changed(conn net.Conn, state http.ConnState) {
 // enter takes a slot for a connection. All connections count for the same owner,
 // because no client shows an identity here, and the prober may share the workload's
 // address.
-func (b *bound) enter(conn net.Conn) {
+func (b *connSlots) enter(conn net.Conn) {
 	slot := new(limit.Slot)
 	cause := b.slots.Enter(slot, limit.Owner{}, func(cause limit.Cause) {
 		_ = conn.Close()
-		b.cut(cause)
+		b.shed(cause)
 	})
 	if cause != limit.NoCause { // cannot happen as long as AllYield is set
 		_ = conn.Close()
-		b.cut(cause)
+		b.shed(cause)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -67,7 +67,7 @@ func (b *bound) enter(conn net.Conn) {
 }
 
 // slot returns the slot of a connection.
-func (b *bound) slot(conn net.Conn) *limit.Slot {
+func (b *connSlots) slot(conn net.Conn) *limit.Slot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if slot := b.open[conn]; slot != nil {

@@ -46,14 +46,14 @@ func TestOwn(t *testing.T) {
 		"127.0.0.1:0":             "",
 		"127.0.0.1:1":             "",
 	} {
-		if got := c.Own(netip.MustParseAddrPort(at)); got != want {
+		if got := c.ListenerAt(netip.MustParseAddrPort(at)); got != want {
 			t.Errorf("%s is listener %q, want %q", at, got, want)
 		}
-		if at := netip.MustParseAddrPort(at); want != "" && !c.OwnPort(at.Port()) {
+		if at := netip.MustParseAddrPort(at); want != "" && !c.HasListenerPort(at.Port()) {
 			t.Errorf("no listener has the port of %s", at)
 		}
 	}
-	if c.OwnPort(0) || c.OwnPort(1) {
+	if c.HasListenerPort(0) || c.HasListenerPort(1) {
 		t.Error("a listener has a port that none has")
 	}
 }
@@ -65,7 +65,7 @@ func TestOwnAtAnAddressOfTheHost(t *testing.T) {
 		t.Fatalf("this host has %v, %v", addrs, err)
 	}
 	for _, addr := range addrs {
-		if got := c.Own(netip.AddrPortFrom(addr, 8444)); got != "all" {
+		if got := c.ListenerAt(netip.AddrPortFrom(addr, 8444)); got != "all" {
 			t.Errorf("%s is listener %q, want all", addr, got)
 		}
 	}
@@ -79,7 +79,7 @@ func TestOwnSocket(t *testing.T) {
 	}
 	c := Config{Listeners: []Listener{listenerAt("tcp", "127.0.0.1:1"), listenerAt("socket", "unix:dir/../exeat.sock")}}
 	for path, want := range map[string]string{here: "socket", "exeat.sock": "socket", "/exeat.sock": "", "127.0.0.1:1": ""} {
-		if got := c.OwnSocket(path); got != want {
+		if got := c.ListenerOnSocket(path); got != want {
 			t.Errorf("%s is listener %q, want %q", path, got, want)
 		}
 	}

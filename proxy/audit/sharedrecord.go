@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// held is a record that waits in the queues of several sinks. The last one that
+// sharedRecord is a record that waits in the queues of several sinks. The last one that
 // releases it returns it to the pool.
-type held struct {
+type sharedRecord struct {
 	Record
 
 	answered [MaxAddresses]netip.Addr // backing array of DNS.Answered
@@ -16,11 +16,11 @@ type held struct {
 	pool     *sync.Pool
 }
 
-// hold returns a copy of a record with one user, the caller.
-func hold(pool *sync.Pool, rec *Record) *held {
-	h, ok := pool.Get().(*held)
+// newSharedRecord returns a copy of a record with one user, the caller.
+func newSharedRecord(pool *sync.Pool, rec *Record) *sharedRecord {
+	h, ok := pool.Get().(*sharedRecord)
 	if !ok {
-		h = &held{pool: pool}
+		h = &sharedRecord{pool: pool}
 	}
 	h.Record = *rec
 	h.DNS.Answered = append(h.answered[:0], rec.DNS.Answered...)
@@ -29,7 +29,7 @@ func hold(pool *sync.Pool, rec *Record) *held {
 }
 
 // release ends one use.
-func (h *held) release() {
+func (h *sharedRecord) release() {
 	if h.users.Add(-1) == 0 {
 		h.Record = Record{} // do not keep its strings alive
 		h.pool.Put(h)

@@ -115,7 +115,7 @@ func TestLine(t *testing.T) {
 			if row.want != nil {
 				want = lineHead + "      - " + strings.Join(row.want, "\n        ") + "\n"
 			}
-			got := Line(dec.ID.String(), dec.Mode, dec.Remedy(dec.Reason).Rule)
+			got := RuleYAML(dec.ID.String(), dec.Mode, dec.Remedy(dec.Reason).Rule)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Fatalf("(-want +got):\n%s", diff)
 			}
@@ -144,7 +144,7 @@ func TestLineOfAnObservedCaller(t *testing.T) {
 				Dest: destination(t, "a.example:443"), Time: now(),
 			}
 			dec := load(t, text).Decide(req)
-			got := Line(dec.ID.String(), dec.Mode, dec.Remedy(dec.WouldReason).Rule)
+			got := RuleYAML(dec.ID.String(), dec.Mode, dec.Remedy(dec.WouldReason).Rule)
 			if want := "  - id: spiffe://prod.example/ns/ci/sa/builder\n    mode: inherit\n    allow:\n      - host: a.example\n"; got != want {
 				t.Fatalf("got\n%s", got)
 			}

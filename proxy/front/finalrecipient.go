@@ -7,11 +7,12 @@ import (
 	"time"
 )
 
-// own answers an OPTIONS or TRACE that may not be forwarded, as its final recipient (RFC
-// 9110 section 7.6.2). It reports whether another request may follow.
-func (c *h1) own(r *Request, a *Answer) (again bool) {
+// answerAsFinalRecipient answers an OPTIONS or TRACE that may not be forwarded, as its
+// final recipient (RFC 9110 section 7.6.2). It reports whether another request may
+// follow.
+func (c *h1) answerAsFinalRecipient(r *Request, a *Answer) (again bool) {
 	keep := !c.front.IsDraining() && r.Body == 0 && r.Head.Minor == 1 && !r.Head.Lists("Connection", "close")
-	err := c.write(ownAnswer(r, keep))
+	err := c.write(finalRecipientAnswer(r, keep))
 	a.done(err)
 	switch {
 	case err != nil:
@@ -22,10 +23,10 @@ func (c *h1) own(r *Request, a *Answer) (again bool) {
 	return c.end(Linger)
 }
 
-// ownAnswer returns the gateway's answer. It is empty for OPTIONS. For TRACE its body is
-// the request as it was received (RFC 9110 section 9.3.8), without the fields that are
-// likely to hold secrets.
-func ownAnswer(r *Request, keep bool) []byte {
+// finalRecipientAnswer returns the gateway's answer. It is empty for OPTIONS. For TRACE
+// its body is the request as it was received (RFC 9110 section 9.3.8), without the fields
+// that are likely to hold secrets.
+func finalRecipientAnswer(r *Request, keep bool) []byte {
 	var body strings.Builder
 	fields := ""
 	if r.Method == http.MethodTrace {

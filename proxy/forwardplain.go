@@ -14,53 +14,53 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// forwardPlain forwards a plain request to its origin and the answer to the client. It tries
-// again if a state has ended a try and the state after it allows the request.
+// forwardPlain forwards a plain request to its origin and the answer to the client. It
+// tries again if a state has ended a try and the state after it allows the request.
 func forwardPlain(ctx context.Context, x *request) front.Answer {
 	var record *audit.Tunnel
 	for {
-		f := &forwarding{request: x, start: time.Now(), record: record}
+		f := &forwardAttempt{request: x, start: time.Now(), record: record}
 		res := f.try(ctx)
 		x.sent = res.Sent
 		switch {
 		case res.Switched != nil:
 			x.afterRefusal = func() { f.close(ctx, res) } // if the tunnel is refused after all
 			return open(ctx, x, opening{
-				conn: res.Switched.Conn, to: reached{res.Switched.Dialed.Addr, res.Switched.Dialed.Way},
+				conn: res.Switched.Conn, upstream: resolvedAddr{res.Switched.Dialed.Addr, res.Switched.Dialed.Way},
 				status: http.StatusSwitchingProtocols, switched: res.Switched.Head, up: res.Up,
 			})
 		case res.Reason == allowlist.NoReason:
 			if res.Limited {
-				x.cut = allowlist.UploadLimit
+				x.cutReason = allowlist.UploadLimit
 			}
-			x.place.leave()
+			x.registration.remove()
 			f.close(ctx, res)
 			return front.Answer{Kind: front.Forwarded, End: endOf(res)}
 		}
 		again, reason := f.failed(ctx, res)
 		if reason == res.Reason {
-			f.blame(&res)
+			f.noteFailure(&res)
 		}
 		if again {
-			if x.open.Committed() { // recorded as allowed, so that its end must be recorded too
+			if x.pending.Committed() { // recorded as allowed, so that its end must be recorded too
 				record = f.record
 			}
 			continue
 		}
 		x.afterRefusal = func() { f.close(ctx, res) }
 		answer := x.refuse(ctx, reason)
-		answer.MayRest = true
+		answer.WasAllowed = true
 		return answer
 	}
 }
 
-// blame notes why there is no answer, for the record.
-func (f *forwarding) blame(res *forward.Result) {
+// noteFailure notes why there is no answer, for the record.
+func (f *forwardAttempt) noteFailure(res *forward.Result) {
 	if res.Reason == allowlist.UploadLimit {
-		f.cause = f.spent.String()
+		f.cause = f.spentLimit.String()
 		return
 	}
-	blame(f.request, res.Err)
+	noteError(f.request, res.Err)
 }
 
 // endOf returns what to do with the connection of the client after an answer. After a
@@ -78,23 +78,23 @@ func endOf(res forward.Result) front.End {
 	return front.Close
 }
 
-// forwarding is one try to forward a plain request.
-type forwarding struct {
+// forwardAttempt is one attempt to forward a plain request.
+type forwardAttempt struct {
 	*request
 
-	start    time.Time
-	tryPlace *place           // place of this try; request.place too, until the request becomes a tunnel
-	record   *audit.Tunnel    // record of the exchange; nil until this or an earlier try is about to go out
-	spent    limit.Key        // limit of bytes that was reached; NoKey if none was
-	retry    allowlist.Reason // why another try must follow; NoReason if none must
-	up, down atomic.Int64     // bytes so far
+	start           time.Time
+	tryRegistration *registration    // registration of this attempt; request.registration too, until the request becomes a tunnel
+	record          *audit.Tunnel    // record of the exchange; nil until this or an earlier try is about to go out
+	spentLimit      limit.Key        // limit of bytes that was reached; NoKey if none was
+	retryReason     allowlist.Reason // why another try must follow; NoReason if none must
+	up, down        atomic.Int64     // bytes so far
 }
 
-// try carries out the try.
-func (f *forwarding) try(ctx context.Context) forward.Result {
+// try carries out the attempt.
+func (f *forwardAttempt) try(ctx context.Context) forward.Result {
 	x := f.request
 	under := register(ctx, x, f.counts)
-	f.tryPlace = x.place
+	f.tryRegistration = x.registration
 	upgrade := x.read.Protocols
 	if x.decision.Upgrade == allowlist.NoUpgrade {
 		upgrade = ""
@@ -116,13 +116,13 @@ func (f *forwarding) try(ctx context.Context) forward.Result {
 		Progress:  f.progress,
 	})
 	panics = false
-	f.spent = x.lease.Over()
+	f.spentLimit = x.lease.Over()
 	return res
 }
 
-func (f *forwarding) counts() (up, down int64) { return f.up.Load(), f.down.Load() }
+func (f *forwardAttempt) counts() (up, down int64) { return f.up.Load(), f.down.Load() }
 
-func (f *forwarding) progress(up, down int64) {
+func (f *forwardAttempt) progress(up, down int64) {
 	f.up.Store(up)
 	f.down.Store(down)
 	if f.record != nil {
@@ -132,71 +132,71 @@ func (f *forwarding) progress(up, down int64) {
 
 // connected checks a connection that the request is about to go out on: by the state in
 // force, the decision must allow its address.
-func (f *forwarding) connected(ctx context.Context, u forward.Upstream) error {
+func (f *forwardAttempt) connected(ctx context.Context, u forward.Upstream) error {
 	x := f.request
 	x.dialed(ctx, f.start, u.Dialed, nil)
-	to := reached{u.Dialed.Addr, u.Dialed.Way}
-	f.tryPlace.at(to)
+	to := resolvedAddr{u.Dialed.Addr, u.Dialed.Way}
+	f.tryRegistration.setAddr(to)
 	// The transport may use a connection that is ready even after the exchange has
 	// been ended.
-	if why := f.why(); why != allowlist.NoReason {
+	if why := f.endReason(); why != allowlist.NoReason {
 		return &allowlist.ReasonError{Reason: why}
 	}
 	if reason := x.confirm(to); reason != allowlist.NoReason {
 		if reason == allowlist.UpgradeNotAllowed {
-			f.retry = reason // the upgrade is optional: the request is tried again without it
+			f.retryReason = reason // the upgrade is optional: the request is tried again without it
 		}
 		return &allowlist.ReasonError{Reason: reason}
 	}
 	// If records are required, the decision is recorded before a byte of the request
 	// goes out. The record then lacks the status, which is not known yet.
 	if x.proxy.cfg.Recorder.Required() {
-		if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil {
+		if err := x.pending.Commit(context.WithoutCancel(ctx)); err != nil {
 			return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
 		}
 	}
 	if f.record == nil {
-		f.record = x.open.Tunnel()
+		f.record = x.pending.Tunnel()
 	}
 	return nil
 }
 
 // answered records the decision with the status of the answer, and then calls write, which
 // sends the head of the answer.
-func (f *forwarding) answered(ctx context.Context, status int, write func() error) error {
+func (f *forwardAttempt) answered(ctx context.Context, status int, write func() error) error {
 	x := f.request
-	if why := f.why(); why != allowlist.NoReason {
+	if why := f.endReason(); why != allowlist.NoReason {
 		return &allowlist.ReasonError{Reason: why}
 	}
-	x.open.Status = status
-	if err := x.open.Commit(context.WithoutCancel(ctx)); err != nil {
+	x.pending.Status = status
+	if err := x.pending.Commit(context.WithoutCancel(ctx)); err != nil {
 		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
 	}
 	err := write()
 	if err != nil {
 		x.sent = true
-		x.cause = unwritten(err)
-		x.unanswered(f.why())
+		x.cause = writeErrorText(err)
+		x.noteUnanswered(f.endReason())
 	}
-	x.open.End()
+	x.pending.End()
 	return err
 }
 
-// why returns the reason for which a state has ended the try, or for which another try must
-// follow; NoReason if neither is so.
-func (f *forwarding) why() allowlist.Reason {
-	if why := f.tryPlace.why(); why != allowlist.NoReason {
+// endReason returns the reason for which a state has ended the try, or for which another
+// try must follow; NoReason if neither is so.
+func (f *forwardAttempt) endReason() allowlist.Reason {
+	if why := f.tryRegistration.endReason(); why != allowlist.NoReason {
 		return why
 	}
-	return f.retry
+	return f.retryReason
 }
 
 // failed reports whether the request is to be tried again after a try without an answer:
 // if a state has ended the try before anything went out, and the state in force allows the
 // request. The record then describes the last state only. Otherwise failed returns the
 // reason for a refusal.
-func (f *forwarding) failed(ctx context.Context, res forward.Result) (again bool, reason allowlist.Reason) {
-	x, why := f.request, f.why()
+func (f *forwardAttempt) failed(ctx context.Context, res forward.Result) (again bool, reason allowlist.Reason) {
+	x, why := f.request, f.endReason()
 	switch {
 	case why == allowlist.Draining, why != allowlist.NoReason && res.Sent:
 		return false, why
@@ -223,19 +223,19 @@ func (f *forwarding) failed(ctx context.Context, res forward.Result) (again bool
 // close records the end of an exchange that had a connection. An exchange that a state has
 // ended before anything was sent is refused. Its end is recorded only if its decision has
 // already been recorded as allowed.
-func (f *forwarding) close(ctx context.Context, res forward.Result) {
-	reason, why := tunnel.Upstream, f.why()
-	if f.record == nil || why != allowlist.NoReason && !res.Sent && !f.open.Committed() {
+func (f *forwardAttempt) close(ctx context.Context, res forward.Result) {
+	reason, why := tunnel.Upstream, f.endReason()
+	if f.record == nil || why != allowlist.NoReason && !res.Sent && !f.pending.Committed() {
 		return
 	}
 	if why == allowlist.NoReason {
-		why = f.cut
+		why = f.cutReason
 	}
 	switch {
 	case res.Complete: // a reason to end it comes too late
 		why = allowlist.NoReason
 	case why != allowlist.NoReason:
-		reason, why = ending(why)
+		reason, why = closeReasons(why)
 	case res.Reason == allowlist.ClientGone:
 		reason = tunnel.Client
 	default:
@@ -243,9 +243,9 @@ func (f *forwarding) close(ctx context.Context, res forward.Result) {
 	}
 	switch {
 	case reason == tunnel.Limit:
-		f.record.Blame(f.spent.String())
+		f.record.SetDetail(f.spentLimit.String())
 	case reason == tunnel.Error && res.Err != nil, reason == tunnel.Client && res.Err != nil:
-		f.record.Blame(allowlist.DetailOf(res.Err))
+		f.record.SetDetail(allowlist.DetailOf(res.Err))
 	}
 	f.record.Close(ctx, res.Up, res.Down, reason, why)
 }

@@ -14,10 +14,10 @@ import (
 // adminListener is the name of the admin listener in messages.
 const adminListener = "admin"
 
-// Own returns the name of the listener that has an address, or "" if there is none. A
+// ListenerAt returns the name of the listener that has an address, or "" if there is none. A
 // listener on an unspecified address has every address of this host. One with port 0 is
 // not found.
-func (c *Config) Own(at netip.AddrPort) string {
+func (c *Config) ListenerAt(at netip.AddrPort) string {
 	at = netip.AddrPortFrom(at.Addr().WithZone(""), at.Port())
 	for name, address := range c.addresses() {
 		listener, err := netip.ParseAddrPort(address)
@@ -39,9 +39,9 @@ func (c *Config) Own(at netip.AddrPort) string {
 	return ""
 }
 
-// OwnSocket returns the name of the listener that is a unix socket at a path, or "" if
+// ListenerOnSocket returns the name of the listener that is a unix socket at a path, or "" if
 // there is none.
-func (c *Config) OwnSocket(path string) string {
+func (c *Config) ListenerOnSocket(path string) string {
 	wanted, err := filepath.Abs(path)
 	if err != nil {
 		return ""
@@ -55,8 +55,8 @@ func (c *Config) OwnSocket(path string) string {
 	return ""
 }
 
-// OwnPort reports whether a listener has a port, at any address.
-func (c *Config) OwnPort(port uint16) bool {
+// HasListenerPort reports whether a listener has a port, at any address.
+func (c *Config) HasListenerPort(port uint16) bool {
 	for _, address := range c.addresses() {
 		if at, err := netip.ParseAddrPort(address); err == nil && port != 0 && at.Port() == port {
 			return true

@@ -14,9 +14,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// cutsEvery is the time between two records, and between two log messages, about the
+// shedReportEvery is the time between two records, and between two log messages, about the
 // connections of one listener that were closed for want of a slot or a descriptor.
-const cutsEvery = time.Second
+const shedReportEvery = time.Second
 
 // dnsShares divides the connections for queries among callers. An idle connection is
 // closed to make room for another one: clients expect that of DNS, and open the next
@@ -29,16 +29,16 @@ func (c *Config) dnsShares() limit.Shares {
 	return shares
 }
 
-// cuts reports the connections that were closed for want of a slot or a descriptor.
+// shedReporter reports the connections that were closed for want of a slot or a descriptor.
 // Most of them had not made a request yet, so that they have no other record. It is
 // safe for concurrent use.
-type cuts struct {
+type shedReporter struct {
 	cfg       *Config
-	listeners []*listenerCuts // complete before the first connection is accepted
+	listeners []*listenerShed // complete before the first connection is accepted
 }
 
-// listenerCuts counts those of one listener.
-type listenerCuts struct {
+// listenerShed counts the closed connections of one listener.
+type listenerShed struct {
 	cfg      *Config
 	listener string
 
@@ -50,20 +50,20 @@ type listenerCuts struct {
 	due        *time.Timer  // nil if nothing is unreported
 }
 
-func newCuts(cfg *Config) *cuts { return &cuts{cfg: cfg} }
+func newShedReporter(cfg *Config) *shedReporter { return &shedReporter{cfg: cfg} }
 
 // counter returns a function that counts a closed connection of a listener.
-func (c *cuts) counter(listener string) func(limit.Cause) {
-	l := &listenerCuts{cfg: c.cfg, listener: listener, unreported: map[limit.Cause]uint64{}}
+func (c *shedReporter) counter(listener string) func(limit.Cause) {
+	l := &listenerShed{cfg: c.cfg, listener: listener, unreported: map[limit.Cause]uint64{}}
 	c.listeners = append(c.listeners, l)
 	for _, cause := range limit.Causes() {
-		c.cfg.Metrics.Cut(listener, cause, 0)
+		c.cfg.Metrics.Shed(listener, cause, 0)
 	}
 	return l.add
 }
 
 // close reports what is unreported. No connection may be served any more.
-func (c *cuts) close() {
+func (c *shedReporter) close() {
 	for _, l := range c.listeners {
 		l.mu.Lock()
 		if l.due != nil {
@@ -76,8 +76,8 @@ func (c *cuts) close() {
 
 // add counts a connection. It is reported within a second, together with all others of
 // that time.
-func (l *listenerCuts) add(cause limit.Cause) {
-	l.cfg.Metrics.Cut(l.listener, cause, 1)
+func (l *listenerShed) add(cause limit.Cause) {
+	l.cfg.Metrics.Shed(l.listener, cause, 1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -87,12 +87,12 @@ func (l *listenerCuts) add(cause limit.Cause) {
 	}
 	l.merged.Last = now
 	if l.due == nil {
-		l.due = time.AfterFunc(cutsEvery, l.report)
+		l.due = time.AfterFunc(shedReportEvery, l.report)
 	}
 }
 
 // report records and logs what is unreported.
-func (l *listenerCuts) report() {
+func (l *listenerShed) report() {
 	l.reporting.Lock()
 	defer l.reporting.Unlock()
 	merged, causes := l.take()
@@ -109,7 +109,7 @@ func (l *listenerCuts) report() {
 }
 
 // take returns what is unreported, with the number for each cause in words.
-func (l *listenerCuts) take() (merged audit.Merged, causes string) {
+func (l *listenerShed) take() (merged audit.Merged, causes string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var words []string

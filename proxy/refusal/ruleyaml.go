@@ -8,9 +8,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// Line returns a rule for one caller as YAML for the list identities of a policy, or ""
+// RuleYAML returns a rule for one caller as YAML for the list identities of a policy, or ""
 // if r is nil. A caller in observe mode stays in it.
-func Line(id string, mode allowlist.Mode, r *allowlist.Rule) string {
+func RuleYAML(id string, mode allowlist.Mode, r *allowlist.Rule) string {
 	if r == nil {
 		return ""
 	}
@@ -77,14 +77,14 @@ func flags(r *allowlist.Rule) []string {
 		all = append(all, "tunnel: false")
 	}
 	if !r.Expires.IsZero() {
-		all = append(all, "expires: "+until(r.Expires))
+		all = append(all, "expires: "+expiresValue(r.Expires))
 	}
 	return all
 }
 
-// until returns the value of expires for a rule that ends at a time: the last day of the
+// expiresValue returns the value of expires for a rule that ends at a time: the last day of the
 // rule if it ends at midnight UTC, or the time otherwise.
-func until(at time.Time) string {
+func expiresValue(at time.Time) string {
 	if at = at.UTC(); at.Equal(at.Truncate(24 * time.Hour)) {
 		return at.AddDate(0, 0, -1).Format(time.DateOnly)
 	}

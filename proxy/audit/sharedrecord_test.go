@@ -55,7 +55,7 @@ func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
 // TestAHeldRecordKeepsNothing: after the last release it refers to nothing.
 func TestAHeldRecordKeepsNothing(t *testing.T) {
 	r := newRecorder(t, Config{Sinks: to(&memory{})})
-	h := hold(&r.held, &Record{Method: "GET"})
+	h := newSharedRecord(&r.sharedPool, &Record{Method: "GET"})
 	h.users.Add(1)
 	if h.release(); h.Method != "GET" {
 		t.Error("it is empty while somebody uses it")
