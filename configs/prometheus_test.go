@@ -31,8 +31,35 @@ func TestDestinationsThatFail(t *testing.T) {
 	}
 }
 
+// TestUndecidedRequestsAreLeftOut checks that the indicators behind ExeatMostlyDenied and
+// ExeatNamesMostlyDenied leave out the requests that no policy decided, such as health
+// checks over HTTP: those without an identity, and those that could not be read.
+func TestUndecidedRequestsAreLeftOut(t *testing.T) {
+	rules, err := os.ReadFile("prometheus/exeat.rules.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{allowlist.IdentityMissing.String()}
+	for _, r := range allowlist.Reasons() {
+		if r.Info().ProxyError == "http_request_error" {
+			want = append(want, r.String())
+		}
+	}
+	for record, more := range map[string][]string{
+		"egress:decisions:rate5m": nil, "egress:names:rate5m": {allowlist.SpecialName.String()},
+	} {
+		_, after, _ := strings.Cut(string(rules), "record: "+record)
+		_, after, _ = strings.Cut(after, `reason!~"`)
+		list, _, _ := strings.Cut(after, `"`)
+		if got, want := strings.Split(list, "|"), slices.Concat(more, want); !slices.Equal(got, want) {
+			t.Errorf("%s leaves out %q, want %q", record, got, want)
+		}
+	}
+}
+
 // TestListsAreTheSameEverywhere checks that rules and dashboards count the same reasons
-// as attempts to reach unapproved destinations, and leave out the same handshakes.
+// as attempts to reach unapproved destinations, and leave out the same handshakes
+// and decisions.
 func TestListsAreTheSameEverywhere(t *testing.T) {
 	lists := func(path string) []string {
 		data, err := os.ReadFile(path)
@@ -40,18 +67,18 @@ func TestListsAreTheSameEverywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		var all []string
-		for _, m := range regexp.MustCompile(`(?:reason=~\\?"not-on|result!~\\?")[^"\\]*`).FindAllString(string(data), -1) {
+		for _, m := range regexp.MustCompile(`(?:reason=~\\?"not-on|(?:reason|result)!~\\?")[^"\\]*`).FindAllString(string(data), -1) {
 			all = append(all, strings.ReplaceAll(m, `\`, ""))
 		}
 		slices.Sort(all)
 		return slices.Compact(all)
 	}
 	inRules, shown := lists(rulesFile), lists("grafana/executive.json")
-	if len(inRules) != 3 || !slices.Equal(inRules, shown) {
+	if len(inRules) != 5 || !slices.Equal(inRules, shown) {
 		t.Errorf("the rules have the lists %q, the dashboard %q", inRules, shown)
 	}
 	for _, list := range inRules {
-		if strings.Contains(list, allowlist.SpecialName.String()) {
+		if strings.HasPrefix(list, `reason=~`) && strings.Contains(list, allowlist.SpecialName.String()) {
 			t.Errorf("%s counts names that search lists make", list)
 		}
 	}

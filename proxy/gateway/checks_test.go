@@ -320,6 +320,36 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 	}
 }
 
+// TestHTTPHealthCheckIsNoDecisionOfAPolicy: the reasons that a health check over HTTP is
+// refused for are those that the indicators of denials leave out.
+func TestHTTPHealthCheckIsNoDecisionOfAPolicy(t *testing.T) {
+	c := newChecked(t, false)
+	for _, row := range []struct {
+		request, status string
+		want            allowlist.Reason
+	}{
+		{"OPTIONS / HTTP/1.0\r\n\r\n", "400", allowlist.MalformedTarget}, // HAProxy's option httpchk
+		{"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n", "400", allowlist.MalformedTarget},
+		{"GET http://gateway/ HTTP/1.1\r\nHost: gateway\r\n\r\n", "407", allowlist.IdentityMissing},
+	} {
+		conn := tls.Client(c.dial(t, c.Listening()[0].Addr), c.client(nil))
+		if _, err := io.WriteString(conn, row.request); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, len("HTTP/1.1 400"))
+		if _, err := io.ReadFull(conn, answer); err != nil || !strings.HasSuffix(string(answer), row.status) {
+			t.Errorf("%q is answered %q (%v), want status %s", row.request, answer, err, row.status)
+		}
+		if r := c.next(t, audit.EventDecision); r.Reason != row.want {
+			t.Errorf("%q is recorded as %s, want %s", row.request, r.Reason, row.want)
+		}
+		if why := <-c.asked; why != allowlist.IdentityMissing {
+			t.Errorf("%q: the handshake is counted as %s", row.request, why)
+		}
+		_ = conn.Close()
+	}
+}
+
 // TestAHandshakeIsCountedByWhatFollows: any request, by any caller, makes a handshake a
 // used one.
 func TestAHandshakeIsCountedByWhatFollows(t *testing.T) {
