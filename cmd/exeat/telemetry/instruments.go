@@ -124,7 +124,29 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 		i.byIdentity = b.counter("egress.decisions.by_identity")
 		i.identities, i.mapped = newLimiter(identityCap), newLimiter(identityCap)
 	}
+	i.createSeries()
 	return i, b.err
+}
+
+// createSeries creates at zero the series of which the alerts want to see the first
+// increment, since increase() and rate() see none before the second sample. Of the
+// decisions these are the ones of which a few are an alert.
+func (i *Instruments) createSeries() {
+	ctx := context.Background()
+	for _, reason := range []allowlist.Reason{allowlist.QuarantinedIdentity, allowlist.NameBudget} {
+		for _, protocol := range []audit.Protocol{audit.ProtocolConnect, audit.ProtocolHTTP, audit.ProtocolDNS} {
+			for _, mode := range []allowlist.Mode{allowlist.ModeEnforce, allowlist.ModeObserve} {
+				l := decisionLabels{verdict: reason.Verdict(), reason: reason, protocol: protocol, mode: mode.String()}
+				i.decisions.Add(ctx, 0, i.decisionSets.of(l)...)
+			}
+		}
+	}
+	for _, result := range reloadResults() {
+		i.reloads.Add(ctx, 0, i.reloadSets.of(result)...)
+	}
+	for _, result := range handshakeResults() {
+		i.handshakes.Add(ctx, 0, i.handshakeSets.of(result)...)
+	}
 }
 
 // Measure counts a record, for audit.Config.Measure. It neither keeps nor changes the

@@ -1,5 +1,7 @@
 package telemetry
 
+import "github.com/exeat-dev/exeat/allowlist"
+
 // Metric describes one metric of this package, as documents list it.
 type Metric struct {
 	Name        string // name in OpenTelemetry
@@ -18,6 +20,21 @@ const (
 	handshakeUnused = "unused"
 	otherLabel      = "_other"
 )
+
+// handshakeResults returns the results of egress.tls.handshakes.
+func handshakeResults() []string {
+	all := []string{handshakeOK, handshakeUnused}
+	for _, r := range []allowlist.Reason{
+		allowlist.IdentityMissing, allowlist.IdentityInvalid, allowlist.IdentityExpired, allowlist.IdentityUntrusted,
+		allowlist.TLSHandshakeFailed, allowlist.RateLimited, allowlist.MalformedHeader,
+	} {
+		all = append(all, r.String())
+	}
+	return all
+}
+
+// reloadResults returns the results of egress.policy.reloads.
+func reloadResults() []string { return []string{"in-force", "held", "refused"} }
 
 // Catalogue returns every metric of the gateway itself, in the order of the documents.
 // Metrics of the Go runtime (go_*) and of the process (process_*) come from the
