@@ -20,10 +20,11 @@ import (
 )
 
 // watcher makes snapshots from the agent's updates. Its methods are called by one
-// goroutine; only current, first, missing and silent may be used by others.
+// goroutine; only current, refused, first, missing and silent may be used by others.
 type watcher struct {
 	address string
 	current atomic.Pointer[identity.Snapshot]
+	refused atomic.Bool     // the last snapshot lacks something that the agent sent last
 	first   chan struct{}   // closed after the first snapshot
 	closed  <-chan struct{} // no error is reported after it is closed
 
@@ -52,11 +53,13 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	if before != nil {
 		generation = before.Generation() + 1
 	}
+	bundles, sound := w.bundles(update)
 	snap, err := identity.NewSnapshot(identity.SnapshotConfig{
 		Certificate: certificateOf(update.DefaultSVID()),
-		Bundles:     w.bundles(update),
+		Bundles:     bundles,
 		Generation:  generation,
 	})
+	w.refused.Store(err != nil || !sound)
 	switch {
 	case err != nil:
 		w.refuse(before, err)
@@ -73,10 +76,10 @@ func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 
 // bundles returns the sound bundles of an update, and our own bundle in any case. The
 // bundle of another trust domain must not hold back the rest: an unsound one is
-// replaced by the last sound one. An empty one means that the trust domain has no
-// authorities, and is left out.
-func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle {
-	var all []*x509bundle.Bundle
+// replaced by the last sound one, and sound is false then. An empty one means that the
+// trust domain has no authorities, and is left out.
+func (w *watcher) bundles(update *workloadapi.X509Context) (all []*x509bundle.Bundle, sound bool) {
+	sound = true
 	own := update.DefaultSVID().ID.TrustDomain()
 	foreign := make(map[spiffeid.TrustDomain]*x509bundle.Bundle)
 	for _, bundle := range update.Bundles.Bundles() {
@@ -89,6 +92,7 @@ func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle 
 			continue
 		}
 		if err := identity.CheckBundle(bundle); err != nil {
+			sound = false
 			w.report(Event{Kind: BundleRefused, Err: err})
 			if bundle = w.foreign[td]; bundle == nil {
 				continue
@@ -98,7 +102,7 @@ func (w *watcher) bundles(update *workloadapi.X509Context) []*x509bundle.Bundle 
 		all = append(all, bundle)
 	}
 	w.foreign = foreign
-	return all
+	return all, sound
 }
 
 // OnX509ContextWatchError is called with every update that cannot be read, and with
@@ -112,6 +116,7 @@ func (w *watcher) OnX509ContextWatchError(err error) {
 	before := w.current.Load()
 	if _, ended := status.FromError(err); !ended && !errors.Is(err, io.EOF) {
 		w.found(before)
+		w.refused.Store(true)
 		w.refuse(before, err)
 		return
 	}

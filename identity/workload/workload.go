@@ -151,6 +151,10 @@ func (s *Provider) watch(ctx context.Context, client *workloadapi.Client, retry 
 // Snapshot returns the last sound snapshot. It never returns nil.
 func (s *Provider) Snapshot() *identity.Snapshot { return s.watcher.current.Load() }
 
+// Refused reports whether the agent's last update, or a bundle in it, was refused, so that
+// an older one is in use.
+func (s *Provider) Refused() bool { return s.watcher.refused.Load() }
+
 // Close disconnects and waits until no event is being reported any more. The last
 // snapshot stays available. It may be called more than once.
 func (s *Provider) Close() {

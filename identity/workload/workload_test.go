@@ -137,6 +137,7 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 		<-proceed
 		for _, test := range bad {
 			send(test.answer)
+			<-proceed
 		}
 		send(good) // says nothing new
 		send(change(func(*workload.X509SVIDResponse) {}))
@@ -144,14 +145,21 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 	}
 	f := follow(t, socket)
 	before := f.Snapshot()
-	close(proceed)
+	proceed <- struct{}{}
 	for _, test := range bad {
 		if err := f.next(t, source.Refused).Err; err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want it to say %q", test.name, err, test.want)
 		}
+		if !f.Refused() {
+			t.Errorf("%s: the provider does not say that the update was refused", test.name)
+		}
+		proceed <- struct{}{}
 	}
 	if snap := f.next(t, source.Updated).Snapshot; snap.Generation() != before.Generation()+1 {
 		t.Errorf("generation %d after %d", snap.Generation(), before.Generation())
+	}
+	if f.Refused() {
+		t.Error("the provider says that a sound update was refused")
 	}
 	f.next(t, source.AgentLost)
 }
@@ -208,6 +216,9 @@ func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 			}
 		}
 		snap := f.next(t, source.Updated).Snapshot
+		if got := f.Refused(); got != row.refused {
+			t.Errorf("%s: refused is %v", row.name, got)
+		}
 		if snap.Generation() != uint64(i+1) {
 			t.Errorf("%s: generation %d, want %d", row.name, snap.Generation(), i+1)
 		}

@@ -235,11 +235,14 @@ type Stats struct {
 	Panics uint64
 	// Held is what stays open although the policy in force forbids it.
 	Held live.Hold
+	// PolicyRefused says that the last reading of policy and quarantine list had an
+	// error.
+	PolicyRefused bool
 }
 
 // Stats returns the counts so far.
 func (g *Gateway) Stats() Stats {
-	s := Stats{Panics: g.proxy.Panics(), Held: g.inForce.enforcer.Held()}
+	s := Stats{Panics: g.proxy.Panics(), Held: g.inForce.enforcer.Held(), PolicyRefused: g.inForce.filesBroken.Load()}
 	if g.dns != nil {
 		s.DNS = g.dns.Stats()
 		s.Panics += s.DNS.Panics

@@ -27,7 +27,7 @@ type inForce struct {
 	verifier *identity.Verifier // nil without an identity provider
 
 	confirmed   atomic.Bool // Reload was called, and the policy was not read since
-	filesBroken bool        // the files had an error since a policy was last read from them; used by loaded only
+	filesBroken atomic.Bool // the files had an error since a policy was last read from them
 	closeIdle   func()      // closes the idle connections to origins; set before anything is served
 	quarantined []string    // patterns of the state in force; used by enforced only
 
@@ -74,16 +74,16 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
 	case err != nil:
-		s.filesBroken = true
+		s.filesBroken.Store(true)
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
 		s.cfg.Metrics.Loaded(LoadRefused)
 		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
 	case c.Policy != nil:
-		s.filesBroken = false
-	case confirmed && s.filesBroken: // the error is in a record already
+		s.filesBroken.Store(false)
+	case confirmed && s.filesBroken.Load(): // the error is in a record already
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
 	}
-	if confirmed && !s.filesBroken {
+	if confirmed && !s.filesBroken.Load() {
 		s.confirm(ctx, c)
 		return
 	}

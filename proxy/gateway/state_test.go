@@ -251,6 +251,9 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 		if got := r.Stats().Held; got != held {
 			t.Errorf("%+v is held, want %+v", got, held)
 		}
+		if !r.Stats().PolicyRefused {
+			t.Error("the files have an error, and the statistics do not say so")
+		}
 		if got := r.told(); !slices.Equal(got, row.told) {
 			t.Errorf("loads %v, want %v", got, row.told)
 		}
@@ -259,6 +262,9 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("one", to("one.example"))}, nil)
 	if got := r.Stats().Held; got != (live.Hold{}) || r.version() != "one" || len(first)+len(second) > 0 {
 		t.Errorf("%+v is held by policy %q, and %d tunnels have ended", got, r.version(), len(first)+len(second))
+	}
+	if r.Stats().PolicyRefused {
+		t.Error("the files are mended, and the statistics say that they have an error")
 	}
 }
 

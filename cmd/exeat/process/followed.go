@@ -12,6 +12,7 @@ import (
 // and those that were refused.
 type identityReloads struct {
 	loaded, refused atomic.Uint64
+	unused          atomic.Int64 // number of followed files whose last reading was refused
 }
 
 // followed reads the files of an identity again when they change. It is used by the
@@ -25,6 +26,7 @@ type followed struct {
 	what    string // what the files hold, for log messages
 	log     *slog.Logger
 	failure string // the last error of a reload, which is logged once
+	unused  bool   // the last reading was refused, which count.unused includes
 	seen    string // fingerprint of the last reading that may have been incomplete
 }
 
@@ -42,6 +44,9 @@ func (f *followed) reload(ctx context.Context, complete bool) (done bool) {
 	if changed {
 		f.count.loaded.Add(1)
 	}
+	if !limit.NoDescriptor(err) {
+		f.setUnused(err != nil)
+	}
 	switch {
 	case err == nil:
 		f.failure = ""
@@ -54,4 +59,15 @@ func (f *followed) reload(ctx context.Context, complete bool) (done bool) {
 			slog.String("of", f.what), slog.Any("error", err))
 	}
 	return !limit.NoDescriptor(err) // without a descriptor nothing was read: try again soon
+}
+
+// setUnused says whether the last reading was refused.
+func (f *followed) setUnused(unused bool) {
+	switch {
+	case unused && !f.unused:
+		f.count.unused.Add(1)
+	case !unused && f.unused:
+		f.count.unused.Add(-1)
+	}
+	f.unused = unused
 }

@@ -77,7 +77,14 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 					t.Errorf("%s: %d are loaded and %d refused, want %d and %d", what, l, r, loaded, refused)
 				}
 			}
+			unused := func(what string, want int64) {
+				t.Helper()
+				if got := count.unused.Load(); got != want {
+					t.Errorf("%s: %d sources hold what is refused, want %d", what, got, want)
+				}
+			}
 			counts("before an error", 3, 0)
+			unused("before an error", 0)
 			reads("an empty bundle, again", true, 2)
 			reads("an empty bundle, once more", true, 2)
 			counts("an empty bundle", 3, 1)
@@ -88,6 +95,14 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 			reads("no key", false, 2)
 			reads("no key, again", true, 2)
 			counts("no key", 3, 2)
+			unused("no key", 1)
+			if err := svid.WriteDir(dir, both); err != nil { // what is in use already
+				t.Fatal(err)
+			}
+			reads("as before, again", false, 2)
+			reads("as before, once more", true, 2)
+			counts("as before", 3, 2)
+			unused("as before", 0)
 		})
 	}
 }

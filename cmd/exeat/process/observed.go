@@ -27,6 +27,7 @@ func (p *Process) observe() error {
 	observed := telemetry.Observed{
 		Tunnels:  p.gateway.Registry().Tunnels,
 		Held:     func() int { return p.gateway.Stats().Held.Identities },
+		Refused:  func() bool { return p.gateway.Stats().PolicyRefused },
 		Records:  func() []audit.SinkStats { return p.sinks.recorder.Stats().Sinks },
 		Resolver: func() []telemetry.ServerErrors { return serverErrors(p.resolver.Stats()) },
 		Policy: func() (telemetry.Policy, bool) {
@@ -60,6 +61,7 @@ func (p *Process) observe() error {
 	if p.sources.identity != nil || len(p.sources.webs) > 0 {
 		reloads := &p.sources.reloads
 		observed.IdentityReloads = func() (loaded, refused uint64) { return reloads.loaded.Load(), reloads.refused.Load() }
+		observed.IdentityRefused = p.sources.identityRefused
 	}
 	if err := p.telemetry.Observe(observed); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)

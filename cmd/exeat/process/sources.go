@@ -139,6 +139,16 @@ func (s *sources) readWebsAgain() {
 	}
 }
 
+// identityRefused returns of how many sources, the identity and web certificates, the
+// last reading or update was refused.
+func (s *sources) identityRefused() int {
+	n := int(s.reloads.unused.Load())
+	if s.agent != nil && s.agent.Refused() {
+		n++
+	}
+	return n
+}
+
 // close ends what open began.
 func (s *sources) close() {
 	if s.agent != nil {

@@ -197,6 +197,8 @@ func everything(t *testing.T) *Telemetry {
 			return Policy{Version: "p1", Quarantine: "q1", Generation: 7, Since: time.Now().Add(-time.Hour)}, true
 		},
 		IdentityReloads: func() (loaded, refused uint64) { return 10, 11 },
+		IdentityRefused: func() int { return 2 },
+		Refused:         func() bool { return true },
 
 		Expiry:      func() time.Time { return time.Now().Add(time.Hour) },
 		Descriptors: func() []Descriptors { return []Descriptors{{Purpose: "opened", Used: 7, Limit: 8, Missing: 9}} },
@@ -226,6 +228,8 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	expect(t, tel, "egress_descriptors", `egress_descriptors_limit{purpose="opened"} 8`,
 		`egress_descriptors_missing_total{purpose="opened"} 9`, `egress_descriptors_used{purpose="opened"} 7`)
 	expect(t, tel, "egress_identity_reloads", `egress_identity_reloads_total{result="loaded"} 10`, `egress_identity_reloads_total{result="refused"} 11`)
+	expect(t, tel, "egress_identity_refused", `egress_identity_refused 2`)
+	expect(t, tel, "egress_policy_refused", `egress_policy_refused 1`)
 	expect(t, tel, "egress_policy_held", `egress_policy_held 21`)
 	expect(t, tel, "egress_dns_unanswered",
 		`egress_dns_unanswered_total{cause="no-query"} 5`, `egress_dns_unanswered_total{cause="over-limit"} 6`)

@@ -131,6 +131,10 @@ func Catalogue() []Metric {
 			Description: "Loads of a policy, by result: in-force, refused, or held (in force for new requests, while some tunnels that it forbids stay open). A new quarantine list or a new address of the host is not counted.",
 		},
 		{
+			Name: "egress.policy.refused", Prometheus: "egress_policy_refused",
+			Description: "1 if the policy or the quarantine list had an error when it was last read, so that an older one is in force; otherwise 0.",
+		},
+		{
 			Name: "egress.policy.held", Prometheus: "egress_policy_held",
 			Description: "Identities that keep a tunnel or exchange open which the policy in force forbids, because policy.max_revoke holds its end. Zero if nothing is held.",
 		},
@@ -151,6 +155,10 @@ func Catalogue() []Metric {
 			Name: "egress.identity.reloads", Prometheus: "egress_identity_reloads_total",
 			Labels:      []string{"result"},
 			Description: "Identities, bundles and web certificates read from files or sent by the Workload API, by result: loaded or refused. Each error counts once.",
+		},
+		{
+			Name: "egress.identity.refused", Prometheus: "egress_identity_refused",
+			Description: "Sources of an identity, of bundles or of a web certificate that hold something which was refused when it was last read or sent; zero if everything is in use.",
 		},
 		{
 			Name: "egress.records", Prometheus: "egress_records_total",

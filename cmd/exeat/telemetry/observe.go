@@ -26,11 +26,17 @@ type Observed struct {
 	// Held returns how many identities keep something open that the policy in force
 	// forbids.
 	Held func() int
+	// Refused reports whether the last reading of policy and quarantine list had an
+	// error.
+	Refused func() bool
 	// Expiry returns when the gateway's SVID expires; nil without an identity.
 	Expiry func() time.Time
 	// IdentityReloads counts the identities, bundles and web certificates that were
 	// loaded and refused; nil without any.
 	IdentityReloads func() (loaded, refused uint64)
+	// IdentityRefused returns how many of the sources that IdentityReloads counts hold
+	// something now that was refused; nil without any.
+	IdentityRefused func() int
 	// Records returns the counts of every sink of records.
 	Records func() []audit.SinkStats
 	// Descriptors returns the file descriptors for callers; nil if they are not
@@ -113,6 +119,12 @@ func (t *Telemetry) Observe(o Observed) error {
 			add(refused, attribute.String("result", "refused"))
 		})
 	}
+	if o.IdentityRefused != nil {
+		b.gauge("egress.identity.refused", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.IdentityRefused())) })
+	}
+	if o.Refused != nil {
+		b.gauge("egress.policy.refused", func(set func(float64, ...attribute.KeyValue)) { set(oneIf(o.Refused())) })
+	}
 	if o.Held != nil {
 		b.gauge("egress.policy.held", func(set func(float64, ...attribute.KeyValue)) { set(float64(o.Held())) })
 	}
@@ -120,6 +132,14 @@ func (t *Telemetry) Observe(o Observed) error {
 		b.policy(o.Policy)
 	}
 	return b.err
+}
+
+// oneIf returns 1 for true, and 0 for false.
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 func addRecords(sinks []audit.SinkStats, add func(uint64, ...attribute.KeyValue)) {
