@@ -27,14 +27,18 @@ var (
 	errHeaderOther = errors.New("it is of no TCP connection")
 )
 
-// readProxyHeader reads the PROXY protocol header at the start of a connection, and not a
-// byte more, since the rest is read from the socket. It returns the caller's address, or
-// an invalid one if the peer connects for itself (LOCAL). io.EOF means that the peer left
-// and sent nothing.
+// readProxyHeader reads the PROXY protocol header at the start of a connection, and not a byte
+// more, since the rest is read from the socket. It returns the caller's address, or an
+// invalid one if the peer connects for itself (LOCAL) or knows no address (UNKNOWN of
+// version 1, UNSPEC of version 2): the address of the connection then counts. io.EOF
+// means that the peer left and sent nothing.
 func readProxyHeader(conn io.Reader) (netip.AddrPort, error) {
 	b, err := readHeader(conn)
 	if errors.Is(err, io.EOF) {
 		return netip.AddrPort{}, err
+	}
+	if err == nil && isUnspecified(b) { // the library refuses it, which section 2.2 allows
+		return netip.AddrPort{}, nil
 	}
 	var h *proxyproto.Header
 	if err == nil {
@@ -52,6 +56,13 @@ func readProxyHeader(conn io.Reader) (netip.AddrPort, error) {
 	}
 	ap := source.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
+}
+
+// isUnspecified reports whether a header is of version 2 with the command PROXY and the
+// family UNSPEC.
+func isUnspecified(b []byte) bool {
+	const version2, command, unspecified = 0x20, 0x01, 0x00
+	return bytes.HasPrefix(b, proxyproto.SIGV2) && b[proxiedStart] == version2|command && b[proxiedStart+1] == unspecified
 }
 
 // readHeader returns the unparsed bytes of the header.

@@ -41,6 +41,11 @@ func TestHeaders(t *testing.T) {
 		{"version 2, mapped IPv4", v2(0x21, 0x21, strings.Repeat("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xc6\x33\x64\x07", 2)+"\x12\x67\x01\xbb"), "198.51.100.7:4711"},
 		{"version 2 with more", v2(0x21, 0x11, v4Pair+"\x04\x00\x03abc"), "198.51.100.7:4711"},
 		{"version 2, local", v2(0x20, 0x00, ""), "peer"},
+		{"version 2, unspecified", v2(0x21, 0x00, ""), "peer"},
+		{"version 2, unspecified with addresses", v2(0x21, 0x00, v4Pair), "peer"},
+		{"version 2, unspecified with more", v2(0x21, 0x00, "\x04\x00\x03abc"), "peer"},
+		{"version 2, an unspecified datagram", v2(0x21, 0x02, v4Pair), "error"},
+		{"version 2, unspecified, that is cut off", v2(0x21, 0x00, v4Pair)[:20], "error"},
 		{"nothing", "", "EOF"},
 		{"half of version 1", v1Header[:30], "error"},
 		{"half of version 2", v2(0x21, 0x11, v4Pair)[:20], "error"},
@@ -61,7 +66,7 @@ func TestHeaders(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			conn := strings.NewReader(row.header + "hello")
-			if row.want == "EOF" || strings.HasPrefix(row.name, "half") {
+			if row.want == "EOF" || strings.HasPrefix(row.name, "half") || strings.HasSuffix(row.name, "cut off") {
 				conn = strings.NewReader(row.header)
 			}
 			addr, err := readProxyHeader(conn)
@@ -87,7 +92,7 @@ func TestHeaders(t *testing.T) {
 // FuzzHeaders checks that an error comes without an address, and that nothing behind a
 // header is read.
 func FuzzHeaders(f *testing.F) {
-	for _, header := range []string{v1Header, "PROXY UNKNOWN\r\n", v2(0x21, 0x11, v4Pair), v2(0x20, 0, ""), "GET / HTTP/1.1\r\n"} {
+	for _, header := range []string{v1Header, "PROXY UNKNOWN\r\n", v2(0x21, 0x11, v4Pair), v2(0x20, 0, ""), v2(0x21, 0, ""), "GET / HTTP/1.1\r\n"} {
 		f.Add([]byte(header))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
