@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 )
@@ -38,4 +40,25 @@ func size(getenv func(string) string, key string, fallback int) int {
 		return fallback
 	}
 	return min(n, most)
+}
+
+// checkResourceAttributes returns an error if OTEL_RESOURCE_ATTRIBUTES cannot be read. It
+// names the position of what is wrong and quotes nothing, because a value may be a
+// secret. The errors of the SDK quote it.
+func checkResourceAttributes(getenv func(string) string) error {
+	const name = "OTEL_RESOURCE_ATTRIBUTES"
+	text := strings.TrimSpace(getenv(name))
+	if text == "" {
+		return nil
+	}
+	for i, pair := range strings.Split(text, ",") {
+		_, value, found := strings.Cut(pair, "=")
+		if !found {
+			return fmt.Errorf("%s: attribute %d has no \"=\"; write key=value,key=value, and a comma within a value as %%2C", name, i+1)
+		}
+		if _, err := url.PathUnescape(value); err != nil {
+			return fmt.Errorf("%s: the value of attribute %d has a %% without two hexadecimal digits behind it; write %% as %%25", name, i+1)
+		}
+	}
+	return nil
 }

@@ -91,6 +91,9 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		cfg.Misread = func(string) {}
 	}
 	logErrors(cfg.Misread)
+	if err := checkResourceAttributes(cfg.Getenv); err != nil {
+		return nil, err
+	}
 	res, err := resource.New(ctx,
 		resource.WithService(), // adds an instance id; without it the metrics of two processes are one series
 		resource.WithAttributes(attribute.String("service.name", "exeat"), attribute.String("service.version", cfg.Version)),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -208,6 +209,34 @@ func TestTheEnvironmentNamesThisProcess(t *testing.T) {
 	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1")
 	if got := instance(); got != "pod-1" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestResourceAttributesAreNotQuoted checks that the error for a wrong
+// OTEL_RESOURCE_ATTRIBUTES says where it is wrong, and nothing of what it holds.
+func TestResourceAttributesAreNotQuoted(t *testing.T) {
+	for _, row := range []struct{ attributes, want string }{
+		{"", ""},
+		{" service.namespace=prod , token=a%2Cb=c ", ""},
+		{"secret", "attribute 1 "},
+		{"service.namespace=prod,secret", "attribute 2 "},
+		{"service.namespace=prod,", "attribute 2 "},
+		{"service.namespace=prod,token=secret%zz,secret", "attribute 2 "},
+	} {
+		env := map[string]string{"OTEL_RESOURCE_ATTRIBUTES": row.attributes}
+		tel, err := New(t.Context(), Config{Getenv: setenv(t, env)})
+		if err == nil {
+			_ = tel.Shutdown(t.Context())
+		}
+		switch {
+		case row.want == "" && err != nil:
+			t.Errorf("%q: %v", row.attributes, err)
+		case row.want == "":
+		case err == nil || !strings.Contains(err.Error(), "OTEL_RESOURCE_ATTRIBUTES: ") || !strings.Contains(err.Error(), row.want):
+			t.Errorf("%q: got %v, want the variable and %q", row.attributes, err, row.want)
+		case strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "zz"):
+			t.Errorf("%q: the error quotes the value: %v", row.attributes, err)
+		}
 	}
 }
 
