@@ -251,17 +251,18 @@ func TestAStartThatHangs(t *testing.T) {
 	for name, row := range map[string]struct {
 		prepare func(*testing.T, *waitingSite)
 		waits   string // what /readyz says; "" if nobody can know where to listen
+		names   string // the file that /readyz names, and what is wrong with it
 	}{
 		"records": {func(t *testing.T, s *waitingSite) {
 			t.Helper()
 			fifo(t, filepath.Join(s.dir, "records.jsonl"))
 			s.configure(t, "records: {file: records.jsonl}\n")
-		}, "starting: the sinks of records are opened"},
+		}, "starting: the sinks of records are opened", "records.jsonl is a pipe, and must have a reader"},
 		"configuration": {func(t *testing.T, s *waitingSite) {
 			t.Helper()
 			remove(t, filepath.Join(s.dir, "exeat.yaml"))
 			fifo(t, filepath.Join(s.dir, "exeat.yaml"))
-		}, ""},
+		}, "", ""},
 	} {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 			t.Run(name+", "+sig.String(), func(t *testing.T) {
@@ -279,6 +280,7 @@ func TestAStartThatHangs(t *testing.T) {
 				} else {
 					s.probe(t, "/livez", http.StatusOK, "ok")
 					s.probe(t, "/readyz", http.StatusServiceUnavailable, row.waits)
+					s.probe(t, "/readyz", http.StatusServiceUnavailable, row.names)
 				}
 				told := time.Now()
 				p.signal(t, sig)

@@ -107,6 +107,7 @@ func openParts(ctx context.Context, p *Process) error {
 		return err
 	}
 	p.starting.waitFor("the sinks of records are opened")
+	p.sinks.waitFor = p.starting.waitFor
 	if err := p.openEvidence(ctx); err != nil {
 		return err
 	}

@@ -74,6 +74,9 @@ func TestWhatDoesNotOpen(t *testing.T) {
 			c.Records = append(c.Records, config.RecordSink{Name: "collector", OTLP: true})
 		}, "records: sink collector: ", true, true},
 		{"a record file that is a directory", func(c *config.Config, _ *Options) { c.Records[0].File = t.TempDir() }, "records: sink records: ", true, false},
+		{"a record file that is a device and to be rotated", func(c *config.Config, _ *Options) {
+			c.Records[0].File, c.Records[0].Rotate.Keep = os.DevNull, 2
+		}, "records: sink records: rotate " + os.DevNull + ": it is no regular file, which alone can be rotated; leave out rotate", true, false},
 		{"name servers that are none", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false, false},
 		{"an address that is taken", func(c *config.Config, _ *Options) { c.Listeners[1].Address = taken.Addr().String() }, "is taken", true, false},
 		{"an admin address that is taken", func(c *config.Config, _ *Options) { c.Gateway.Admin.Address = taken.Addr().String() }, "admin: ", true, false},

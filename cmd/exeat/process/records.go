@@ -27,6 +27,8 @@ import (
 type sinks struct {
 	recorder *audit.Recorder // nil until all sinks are open
 	files    []*file.File
+	// waitFor is called with what the start waits for from now on.
+	waitFor func(what string)
 }
 
 // open opens the sinks of the configuration and the recorder that writes to them. Call
@@ -63,6 +65,7 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		case rs.File == "":
 			sink.Sink = audit.NewLines(opts.Stdout, renderer(rs.Format))
 		default:
+			s.waitForFile(ctx, rs, opts.Log)
 			f, err := file.Open(file.Config{Path: rs.File, Rotate: rs.Rotate, Failed: recordFileStays(opts.Log, rs.Name)})
 			if err != nil {
 				return nil, recordFileError(rs, err)
@@ -73,6 +76,17 @@ func (s *sinks) openAll(ctx context.Context, configured []config.RecordSink, opt
 		all = append(all, sink)
 	}
 	return all, nil
+}
+
+// waitForFile says that the start waits until a record file is open. A named pipe is
+// opened when it has a reader.
+func (s *sinks) waitForFile(ctx context.Context, rs config.RecordSink, log *slog.Logger) {
+	what := "the sinks of records are opened: " + rs.File
+	if info, err := os.Stat(rs.File); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		what += " is a pipe, and must have a reader"
+		log.LogAttrs(ctx, slog.LevelInfo, "a record file is a pipe: its reader is waited for", slog.String("sink", rs.Name), slog.String("file", rs.File))
+	}
+	s.waitFor(what)
 }
 
 // openLogs makes a sink of OpenTelemetry logs. It returns nil if the sink is left out.
@@ -96,18 +110,23 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 			continue
 		}
 		dir, err := os.Stat(filepath.Dir(rs.File))
-		file, missing := os.Stat(rs.File)
+		info, missing := os.Stat(rs.File)
 		switch {
 		case err != nil:
 			err = errors.Unwrap(err) // the error without the directory
 		case !dir.IsDir():
 			err = syscall.ENOTDIR
-		case missing == nil && file.IsDir():
+		case missing == nil && info.IsDir():
 			err = syscall.EISDIR
 		}
 		if err != nil {
+			err = &fs.PathError{Op: "open", Path: rs.File, Err: err}
+		} else {
+			err = file.CheckRotation(rs.File, rs.Rotate)
+		}
+		if err != nil {
 			for _, at := range cfg.Places[rs.File] {
-				warnings.Add(at.Pos, "%v", recordFileError(rs, &fs.PathError{Op: "open", Path: rs.File, Err: err}))
+				warnings.Add(at.Pos, "%v", recordFileError(rs, err))
 			}
 		}
 	}
@@ -116,6 +135,9 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 
 // recordFileError adds to an error of opening a record file what to do.
 func recordFileError(rs config.RecordSink, err error) error {
+	if file.IsNotRotatable(err) {
+		return fmt.Errorf("records: sink %s: %w; leave out rotate, or write the path of another file", rs.Name, err)
+	}
 	return fmt.Errorf("records: sink %s: %w; write the path of a file in a directory that is there and that the gateway may write to", rs.Name, err)
 }
 

@@ -49,7 +49,25 @@ type File struct {
 	due    time.Time   // when the file is rotated next because of its age
 }
 
-// Open opens the file, so that a file which cannot be written is an error at start.
+// errNotRegular is the error of a file that cannot be rotated.
+var errNotRegular = errors.New("it is no regular file, which alone can be rotated")
+
+// CheckRotation returns an error if a file that is to be rotated is a pipe, a device or
+// anything else that is not a regular file. The rotation would rename it and go on in a
+// file of the same name.
+func CheckRotation(path string, rotate Rotation) error {
+	info, err := os.Stat(path)
+	if err != nil || rotate == (Rotation{}) || info.Mode().IsRegular() || info.IsDir() {
+		return nil //nolint:nilerr // opening the file tells what is wrong with it
+	}
+	return &fs.PathError{Op: "rotate", Path: path, Err: errNotRegular}
+}
+
+// IsNotRotatable reports whether an error is one of CheckRotation.
+func IsNotRotatable(err error) bool { return errors.Is(err, errNotRegular) }
+
+// Open opens the file, so that a file which cannot be written is an error at start. It
+// waits until a named pipe has a reader.
 func Open(cfg Config) (*File, error) {
 	if cfg.Path == "" || cfg.Failed == nil {
 		return nil, errors.New("a record file needs a path and who is told of failures")
@@ -60,6 +78,9 @@ func Open(cfg Config) (*File, error) {
 		if old, err := os.Stat(cfg.Path); err != nil || !old.ModTime().Before(f.due) {
 			f.due = f.due.Add(every)
 		}
+	}
+	if err := CheckRotation(cfg.Path, cfg.Rotate); err != nil {
+		return nil, err
 	}
 	if err := f.open(); err != nil {
 		return nil, err
