@@ -35,7 +35,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		return
 	}
 	defer s.enter(conn)()
-	h := &dohConn{server: s, conn: conn, ctx: ctx}
+	h := &dohConn{server: s, conn: conn, ctx: ctx, http1: protocols(conn).HTTP1(), bodies: make(map[*http.ResponseController]struct{})}
 	h.meter = meter{Conn: conn.Conn, free: int64(s.cfg.Limits.PerStream) * bytesPerQuery, spend: func() bool {
 		caller := h.caller()
 		left := s.spendQuery(&caller)
@@ -86,29 +86,24 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	}
 }
 
-// shutDown ends the connection of a server when its running requests have been
-// answered. It first waits for drainingTime, over or gone.
-func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
-	later := time.NewTimer(drainingTime)
-	defer later.Stop()
-	select {
-	case <-later.C:
-	case <-over:
-	case <-gone:
-	case <-h.ctx.Done():
+// read returns the packet of a request, if it is a query. Its body must have come before
+// endIncomplete.
+func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequest) {
+	body := http.NewResponseController(w)
+	h.mu.Lock()
+	h.bodies[body] = struct{}{}
+	if h.ending {
+		_ = body.SetReadDeadline(past())
 	}
-	h.endUnused()
-	_ = srv.Shutdown(h.ctx) // the error is that of ctx, whose end closes the connection
-}
-
-// endUnused ends a connection on which no request has begun: net/http waits five
-// seconds more for the first one.
-func (h *dohConn) endUnused() {
+	h.mu.Unlock()
+	msg, err := readQuery(r)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.used {
-		_ = h.conn.SetReadDeadline(time.Unix(1, 0))
+	delete(h.bodies, body)
+	if h.ending && err != nil && err.text == noBody {
+		err = &badRequest{http.StatusServiceUnavailable, allowlist.Draining.Info().Text}
 	}
+	return msg, err
 }
 
 // protocols returns the version of HTTP that the handshake has agreed on. HTTP/2 is
@@ -169,15 +164,18 @@ type dohConn struct {
 	server            *Server
 	meter             meter
 	ctx               context.Context //nolint:containedctx // context of the connection; net/http passes none to handlers that would do
+	http1             bool            // says that the connection speaks HTTP/1.1
 	handlers, lookups sync.WaitGroup
 
 	mu         sync.Mutex // guards the fields below
 	conn       *listen.Conn
-	waitCalled bool // says that wait has been called
-	running    int  // number of handlers
-	begun      int  // number of requests for which conn.Begin was called, and not yet conn.End
-	used       bool // says that net/http has read the head of a request, or the preface of HTTP/2
-	idle       bool // says that net/http has sent all answers
+	waitCalled bool                                  // says that wait has been called
+	running    int                                   // number of handlers
+	begun      int                                   // number of requests for which conn.Begin was called, and not yet conn.End
+	ending     bool                                  // says that endIncomplete has been called
+	used       bool                                  // says that net/http has read the head of a request, or the preface of HTTP/2
+	idle       bool                                  // says that net/http has sent all answers
+	bodies     map[*http.ResponseController]struct{} // holds the requests whose body is being read
 }
 
 // enter begins a request, unless the connection is over: with HTTP/2, handlers have
@@ -257,7 +255,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if isOverLimit(&caller) || caller.Excess {
 		setLast(w)
 	}
-	msg, err := readQuery(r)
+	msg, err := h.read(w, r)
 	if err != nil {
 		h.server.counts.ignored.Add(1)
 		if !h.server.spendQuery(&caller) {
@@ -335,6 +333,9 @@ type badRequest struct {
 	text   string
 }
 
+// noBody is the answer to a request whose body does not come whole.
+const noBody = "the body cannot be read"
+
 // readQuery returns the packet of a request, if it is a query.
 func readQuery(r *http.Request) ([]byte, *badRequest) {
 	msg, err := readPacket(r)
@@ -367,7 +368,7 @@ func readPacket(r *http.Request) ([]byte, *badRequest) {
 		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery))
 		switch {
 		case err != nil:
-			return nil, &badRequest{http.StatusBadRequest, "the body cannot be read"}
+			return nil, &badRequest{http.StatusBadRequest, noBody}
 		case len(msg) > maxQuery:
 			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
 		}

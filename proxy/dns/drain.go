@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,3 +89,36 @@ func (d *draining) advance(to stage) {
 		tell(to)
 	}
 }
+
+// shutDown ends the connection of a server when its running requests have been
+// answered. It first waits for drainingTime, over or gone.
+func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
+	later := time.NewTimer(drainingTime)
+	defer later.Stop()
+	select {
+	case <-later.C:
+	case <-over:
+	case <-gone:
+	case <-h.ctx.Done():
+	}
+	h.endIncomplete()
+	_ = srv.Shutdown(h.ctx) // the error is that of ctx, whose end closes the connection
+}
+
+// endIncomplete ends a connection on which no request has begun, or only a part of a
+// head has come, and the bodies that have not come whole: net/http waits five seconds
+// for each of them. A request whose body is ended is answered.
+func (h *dohConn) endIncomplete() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ending = true
+	if !h.used || h.http1 && h.running == 0 {
+		_ = h.conn.SetReadDeadline(past())
+	}
+	for body := range h.bodies {
+		_ = body.SetReadDeadline(past())
+	}
+}
+
+// past returns a deadline that ends a read at once.
+func past() time.Time { return time.Unix(1, 0) }

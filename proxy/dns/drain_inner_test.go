@@ -153,3 +153,54 @@ func TestADrainLosesNothingThatCame(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestDrainEndsIncompleteRequests checks that a drain does not wait for a request over
+// HTTP/1.1 of which only a part has come: one whose body is not complete is answered, and
+// one whose head is not complete ends with its connection.
+func TestDrainEndsIncompleteRequests(t *testing.T) {
+	const head = "POST " + DoHPath + " HTTP/1.1\r\nHost: gateway.example\r\nContent-Type: " + dnsMessage + "\r\nContent-Length: 40\r\n"
+	for _, row := range []struct {
+		name, sent string
+		status     int // zero if there is no answer
+	}{
+		{"no body", head + "\r\n", http.StatusServiceUnavailable},
+		{"half a body", head + "\r\nhalf of it", http.StatusServiceUnavailable},
+		{"half a head", head[:40], 0},
+	} {
+		for stage, drain := range map[time.Duration]func(*Server){drainingTime: (*Server).BeginDrain, 0: (*Server).Drain} {
+			t.Run(row.name+" after "+stage.String(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newServer(t, nil)
+					near, far := net.Pipe()
+					done := make(chan struct{})
+					go func() {
+						defer close(done)
+						defer far.Close()
+						s.ServeDoH(t.Context(), &listen.Conn{Conn: far, Caller: sidecar(), Listener: "test"})
+					}()
+					if _, err := io.WriteString(near, row.sent); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					began := time.Now()
+					drain(s)
+					reader := bufio.NewReader(near)
+					resp, err := http.ReadResponse(reader, nil)
+					switch {
+					case row.status == 0 && err == nil, row.status != 0 && (err != nil || resp.StatusCode != row.status || !resp.Close):
+						t.Errorf("answered %v, %v; want the last answer with status %d", resp, err, row.status)
+					}
+					if took := time.Since(began); took != stage {
+						t.Errorf("answered or ended after %s, want %s", took, stage)
+					}
+					if err == nil {
+						_, _ = io.Copy(io.Discard, resp.Body)
+						_ = resp.Body.Close()
+					}
+					_ = near.Close()
+					<-done
+				})
+			})
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -59,4 +60,37 @@ func TestADrainOverHTTP2(t *testing.T) {
 		}
 	}
 	proceed()
+}
+
+// TestADrainOverHTTP2EndsHalfABody checks that a drain answers a request over HTTP/2
+// whose body is not complete, and does not wait for the body.
+func TestADrainOverHTTP2EndsHalfABody(t *testing.T) {
+	g := newGateway(t, options{drain: 10 * time.Second})
+	f := g.frames(t, "sidecar")
+	err := f.open(false, ":method", "POST", ":scheme", "https", ":authority", "gateway.example", ":path", dns.DoHPath,
+		"content-type", "application/dns-message", "content-length", "40")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WriteData(1, false, []byte("half of it")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WritePing(false, [8]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	for { // until the server has read the request
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if frame.Header().Type == http2.FramePing {
+			break
+		}
+	}
+	began := time.Now()
+	g.stop()
+	f.until(t, http2.FrameData) // the body of the answer
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("answered after %s, want at once", took)
+	}
 }

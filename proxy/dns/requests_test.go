@@ -122,13 +122,16 @@ func newFramer(t *testing.T, conn *tls.Conn) *framer {
 }
 
 // request opens a stream with the given header fields, and ends it.
-func (f *framer) request(fields ...string) error {
+func (f *framer) request(fields ...string) error { return f.open(true, fields...) }
+
+// open opens a stream with the given header fields.
+func (f *framer) open(whole bool, fields ...string) error {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	for i := 0; i < len(fields); i += 2 {
 		_ = enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
-	err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: f.stream, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
+	err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: f.stream, BlockFragment: block.Bytes(), EndStream: whole, EndHeaders: true})
 	f.stream += 2
 	return err
 }
