@@ -272,6 +272,36 @@ func TestReferrals(t *testing.T) {
 	}
 }
 
+// TestDNAMEWithoutItsAlias checks that an answer in which a DNAME moves the name, and
+// which lacks the alias that a server makes of it, is no answer: neither that there is no
+// data nor that there is no such name.
+func TestDNAMEWithoutItsAlias(t *testing.T) {
+	const dname, soa = "example. 60 IN DNAME example.net.", "example. 40 IN SOA ns.example. admin.example. 1 2 3 4 30"
+	for name, row := range map[string]struct {
+		typ     uint16
+		code    int
+		records []string
+		is      bool // says that it is an answer
+	}{
+		"alone":                                 {TypeA, 0, []string{dname}, false},
+		"with a record of the new name":         {TypeA, 0, []string{dname, "a.example.net. 60 IN A 192.0.2.1"}, false},
+		"with an SOA":                           {TypeA, 0, []string{dname, "--", soa}, false},
+		"no name":                               {TypeA, NXDomain, []string{dname, "--", soa}, false},
+		"behind an alias":                       {TypeA, 0, []string{"a.example. 60 IN CNAME b.other.", "other. 60 IN DNAME other.net."}, false},
+		"the alias was asked for":               {TypeCNAME, 0, []string{dname}, false},
+		"the alias was asked for, and is there": {TypeCNAME, 0, []string{dname, "a.example. 0 IN CNAME a.example.net."}, true},
+		"of another zone":                       {TypeA, 0, []string{"other. 60 IN DNAME other.net.", "--", soa}, true},
+		"of the name itself":                    {TypeA, 0, []string{"a.example. 60 IN DNAME example.net.", "--", soa}, true},
+		"beside its record":                     {TypeA, 0, []string{dname, "a.example. 60 IN A 192.0.2.1"}, true},
+	} {
+		q := newQuery(t, "a.example", row.typ, true)
+		m, err := q.Parse(upstream(t, q, func(m *dns.Msg) { m.Rcode = row.code }, row.records...))
+		if (err == nil) != row.is || err != nil && !errors.Is(err, ErrChain) {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+	}
+}
+
 // TestOpenAnswers checks that an alias whose target the server says nothing about
 // differs from one whose target does not exist.
 func TestOpenAnswers(t *testing.T) {

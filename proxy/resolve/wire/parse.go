@@ -47,6 +47,7 @@ type parser struct {
 	question Question
 	records  []answer          // records of the answer section that may belong to the answer
 	aliases  map[string]answer // first alias of each owner
+	renamed  []string          // owners of DNAME records that were not asked for
 	owner    string            // end of the chain so far
 	loopback bool              // says that owner is localhost or below it
 	chain    []string          // names in the chain before owner
@@ -122,6 +123,8 @@ func (p *parser) message(authoritative bool) (*Message, error) {
 // valid negative answer, or nil if it is one.
 func (p *parser) checkNegative(authoritative bool) error {
 	switch {
+	case isRenamed(p):
+		return fmt.Errorf("%w: a DNAME without the alias that it makes", ErrChain)
 	case p.out.rcode == NXDomain && p.finals > 0:
 		return fmt.Errorf("%w: records of a name that does not exist", ErrMalformed)
 	case p.out.rcode == NXDomain, p.finals > 0, len(p.chain) > 0, p.soa:
@@ -136,6 +139,16 @@ func (p *parser) checkNegative(authoritative bool) error {
 	return nil
 }
 
+// isRenamed reports whether a DNAME moves the end of the chain to another zone, and the
+// answer lacks the alias that a server makes of it (RFC 6672 section 3.1). What the
+// answer says is then about the name in the other zone.
+func isRenamed(p *parser) bool {
+	if p.finals > 0 || p.loopback || p.question.Type == TypeCNAME && len(p.chain) > 0 {
+		return false
+	}
+	return slices.ContainsFunc(p.renamed, func(owner string) bool { return owner != p.owner && covers(owner, p.owner) })
+}
+
 // collect reads one record of the answer section. It skips records of another class, or
 // of a type that was not asked for, such as a signature.
 func (p *parser) collect() error {
@@ -148,6 +161,9 @@ func (p *parser) collect() error {
 	switch {
 	case h.class != dns.ClassINET:
 		p.edited, p.foreign = true, true
+	case h.typ == dns.TypeDNAME && p.question.Type != dns.TypeDNAME:
+		p.edited = true
+		p.renamed = append(p.renamed, owner)
 	case h.typ != TypeCNAME && h.typ != p.question.Type:
 		p.edited = true
 	case h.typ == TypeCNAME:
