@@ -252,7 +252,7 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 				}
 			}
 			_ = gone.Close()
-			if rec := c.decision(t, allowlist.Fail, allowlist.Busy); rec.Status != 0 || rec.Method != "" {
+			if rec := c.decision(t, allowlist.Fail, allowlist.Busy); rec.Status != 0 || rec.Method != "" || rec.Identity.IsZero() {
 				t.Errorf("record %+v", rec)
 			}
 			c.tunnel(t, c.secure(t, c.config(t, "bystander")))
