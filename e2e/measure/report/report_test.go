@@ -9,10 +9,11 @@ import (
 )
 
 func TestTheRatioIsTheMedianOfThePairs(t *testing.T) {
-	// The pairs' ratios are 3, 1 and 1.5. The ratio of the medians, 3 to 2, is 1.5 as well.
-	row := report.Row{Floor: []float64{1, 2, 4}, Ours: []float64{3, 2, 6}}
+	// The pairs' ratios are 3, 2 and 0.5. The ratio of the medians, 3 to 2, is 1.5, and that
+	// of the sums, 9 to 7, is less still.
+	row := report.Row{Floor: []float64{1, 2, 4}, Ours: []float64{3, 4, 2}}
 	median, least, greatest := row.Ratio()
-	if got, want := [3]float64{median, least, greatest}, [3]float64{1.5, 1, 3}; got != want {
+	if got, want := [3]float64{median, least, greatest}, [3]float64{2, 0.5, 3}; got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
