@@ -120,10 +120,10 @@ func TestAnAddressByItsName(t *testing.T) {
 				g.next(t, audit.EventTunnelClose)
 				return
 			}
+			c.gone(t)
 			if n, err := origin.Read(make([]byte, 1)); err == nil {
 				t.Errorf("the origin got %d bytes", n)
 			}
-			c.gone(t)
 			if r := g.next(t, audit.EventDecision); r.Reason != row.closed.String() {
 				t.Errorf("record %+v, want %s", r, row.closed)
 			}

@@ -87,6 +87,7 @@ func TestACutRequestIsNoDenial(t *testing.T) {
 				if r := g.next(t, audit.EventTunnelClose); r.CloseReason != ending || r.Reason != whys()[ending] {
 					t.Errorf("record %+v", r)
 				}
+				_ = c.Close()
 				if left := g.rest(t); len(left) > 0 {
 					t.Errorf("records too many: %+v", left)
 				}
@@ -168,6 +169,7 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "revoked" || r.Reason != "identity-unknown" {
 		t.Errorf("record %+v", r)
 	}
+	_ = c.Close()
 	if left := g.rest(t); len(left) > 0 {
 		t.Errorf("records too many: %+v", left)
 	}
@@ -198,6 +200,7 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 				if got := fmt.Sprint(r.Verdict, " ", r.Reason, " ", r.Status); got != want || a.status != r.Status {
 					t.Errorf("answered %s, record %s, want %s", a.phrase, got, want)
 				}
+				_ = c.Close()
 				if left := g.rest(t); len(left) > 0 {
 					t.Errorf("records too many: %+v", left)
 				}

@@ -231,6 +231,7 @@ func TestARecordSaysWhyFirstBytesAreRefused(t *testing.T) {
 			}
 			g.next(t, audit.EventDecision)
 			c.send(t, row.sent)
+			c.gone(t)
 			refused, end := g.next(t, audit.EventDecision), g.next(t, audit.EventTunnelClose)
 			if refused.Stage != "tls" || refused.Detail != row.detail || end.CloseReason != "denied" || end.Detail != row.detail {
 				t.Errorf("records %+v and %+v, want %q", refused, end, row.detail)

@@ -130,6 +130,9 @@ func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
 				t.Fatalf("ended %d of %d", done.Closed, done.Open)
 			}
 			c.send(t, row.then)
+			if row.want != allowlist.NoReason {
+				c.gone(t)
+			}
 			_, err := origin.Read(make([]byte, 1))
 			if passed := err == nil; passed != (row.want == allowlist.NoReason) {
 				t.Errorf("the origin reads: %v", err)
@@ -163,6 +166,7 @@ func TestATunnelThatOpensBehindAReload(t *testing.T) {
 		t.Errorf("record %+v", rec)
 	}
 	c.send(t, "SSH-2.0-x\r\n")
+	c.gone(t)
 	if rec := g.next(t, audit.EventDecision); rec.Reason != "not-tls" {
 		t.Errorf("record %+v", rec)
 	}
@@ -180,6 +184,7 @@ func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
 	}
 	g.next(t, audit.EventDecision)
 	g.putRules(t, "after", g.looked(tlsRequire, echRecord)...)
+	c.gone(t)
 	if rec := g.next(t, audit.EventDecision); rec.Reason != "not-tls" || rec.Stage != "tls" {
 		t.Errorf("record %+v", rec)
 	}
@@ -348,6 +353,7 @@ func TestTheNameThatIsAskedForMayRefuseECH(t *testing.T) {
 	}
 	g.next(t, audit.EventDecision)
 	c.send(t, clientHello("held.example", true, 1<<14))
+	c.gone(t)
 	if rec := g.next(t, audit.EventDecision); rec.Reason != "ech-refused" || rec.Stage != "tls" {
 		t.Errorf("record %+v", rec)
 	}

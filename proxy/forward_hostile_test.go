@@ -34,6 +34,7 @@ func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
 // TestAnOriginThatEndsWhileTheClientWaits checks that a client which has sent half a body,
 // or waits for 100 (Continue), is refused at once when the origin closes its connection.
 func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
+	t.Parallel() // it waits longer than the timer of the transport
 	for name, row := range map[string]struct{ field, body, origin string }{
 		"half a body":            {"Accept: */*", "hal", ""},
 		"half a body and a hint": {"Accept: */*", "hal", "HTTP/1.1 103 Early Hints\r\n\r\n"},

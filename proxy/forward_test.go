@@ -442,7 +442,9 @@ func TestPlainDecisions(t *testing.T) {
 			t.Errorf("%s: answered %s", path, a.phrase)
 		}
 		r.next(t, audit.EventDecision)
+		_ = c.Close()
 	}
+	_ = c.Close()
 	if left := r.rest(t); len(left) > 0 {
 		t.Errorf("%d records too many, first %+v", len(left), left[0])
 	}
@@ -497,6 +499,7 @@ func TestATunnelBehindPlainRequests(t *testing.T) {
 // TestExpectContinue checks that a client which waits gets 100 (Continue) when the origin
 // has sent it or has sent nothing, and never after the origin has refused.
 func TestExpectContinue(t *testing.T) {
+	t.Parallel() // it waits for the timer of the transport
 	for name, row := range map[string]struct {
 		origin string
 		asked  bool
@@ -628,6 +631,7 @@ func TestABodyThatIsNone(t *testing.T) {
 
 // TestBackPressure checks that a slow reader at one end stops the sender at the other.
 func TestBackPressure(t *testing.T) {
+	t.Parallel() // it waits for a write that makes no progress
 	const total, bound = 256 << 20, 64 << 20
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")

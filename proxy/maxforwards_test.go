@@ -90,6 +90,7 @@ func TestTheLastForward(t *testing.T) {
 	if n := r.origin.accepted.Load(); n != 0 || r.names.lookups.Load() != lookups {
 		t.Errorf("%d connections to the origin, or a lookup", n)
 	}
+	_ = c.Close()
 	if left := r.rest(t); len(left) > 0 {
 		t.Errorf("%d records too many, first %+v", len(left), left[0])
 	}

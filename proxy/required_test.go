@@ -120,6 +120,7 @@ func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 			if r := g.next(t, audit.EventTunnelClose); r.CloseReason != ending || r.Up != 0 {
 				t.Errorf("record %+v", r)
 			}
+			_ = c.Close()
 			if left := g.rest(t); len(left) > 0 {
 				t.Errorf("records too many: %+v", left)
 			}
@@ -156,6 +157,7 @@ func TestWhatWasRecordedAsAllowedHasAnEnd(t *testing.T) {
 	if r := g.next(t, audit.EventTunnelClose); r.CloseReason != "error" || r.Up != 0 {
 		t.Errorf("record %+v", r)
 	}
+	_ = c.Close()
 	if left := g.rest(t); len(left) > 0 {
 		t.Errorf("records too many: %+v", left)
 	}
