@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -112,15 +113,32 @@ func (b block) demand(t *testing.T) {
 	}
 }
 
-// binary builds exeat, and returns its directory.
+// program is exeat, which the first test that needs it builds.
+var program struct {
+	once sync.Once
+	dir  string // "" if no test needs it
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(program.dir)
+	os.Exit(code)
+}
+
+// binary returns the directory in which exeat is.
 func binary(t *testing.T) string {
 	t.Helper()
-	bin := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../cmd/exeat")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building exeat: %v\n%s", err, out)
+	program.once.Do(func() {
+		program.dir, program.err = os.MkdirTemp("", "exeat-docs-") //nolint:usetesting // t.TempDir would be gone after the first of the tests
+		if program.err == nil {
+			program.err = site.Build(t.Context(), program.dir, site.Program)
+		}
+	})
+	if program.err != nil {
+		t.Fatal(program.err)
 	}
-	return bin
+	return program.dir
 }
 
 // TestBlocks loads or runs every block whose info string has a kind, and compares what
