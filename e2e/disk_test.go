@@ -117,6 +117,7 @@ func TestADiskThatHasRoomAgain(t *testing.T) {
 		"a file of denials beside another one": {"{sinks: [{name: stdout, file: stdout}, {name: disk, file: disk/r.jsonl, only: denials}]}", http.StatusOK},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t, 443)
 			write(t, s.dir, map[string]string{"exeat.yaml": siteConfig + "records: " + row.records + "\nadmin: {address: \"127.0.0.1:0\"}\n"})
 			p := s.startOnDisk(t, "size=128k")

@@ -161,6 +161,7 @@ func (s dnsSite) dig(t *testing.T, wire, caller string, question ...string) stri
 // TestDNSWithDig sends allowed and forbidden questions over each protocol, with an
 // upstream server over UDP and over DoT.
 func TestDNSWithDig(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		s := newDNSSite(t, secure)
 		for _, wire := range []string{"udp", "tcp", "dot", "doh"} {
@@ -261,6 +262,7 @@ func TestDNSWithDNSPython(t *testing.T) {
 // TestDNSStubs runs the resolvers of real C libraries, of Go, c-ares and Java in a network
 // namespace; see the program in dns/stubs.
 func TestDNSStubs(t *testing.T) {
+	t.Parallel()
 	need(t, "unshare", "ip", "mount", "getent", "musl-gcc", "node", "java", "javac")
 	if exec.Command("unshare", "--map-root-user", "--mount", "--net", "true").Run() != nil {
 		missing.Skip(t, "no namespaces: unshare --map-root-user is not permitted here")
@@ -278,12 +280,10 @@ func TestDNSStubs(t *testing.T) {
 	}
 	musl := build("musl", "musl-gcc", "-static", "-O2", "dns/musl/lookup.c")
 	harness := filepath.Join(dir, "stubs")
-	for _, command := range []string{"stubs", "golookup"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, command), "./dns/"+command)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v\n%s", command, err, out)
-		}
+	programs := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/", "./dns/stubs", "./dns/golookup")
+	programs.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := programs.CombinedOutput(); err != nil {
+		t.Fatalf("building stubs and golookup: %v\n%s", err, out)
 	}
 	if out, err := exec.Command("javac", "-d", dir, "dns/java/Lookup.java").CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, out)

@@ -18,6 +18,7 @@ import (
 // TestDrainAnswersARequestThatIsUnderWay stops the process while a lookup waits for its
 // name server.
 func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	dns, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -44,8 +44,20 @@ var (
 	exeat       string // path of the program under test
 )
 
+// parallel is the number of tests that run at the same time unless -parallel is set. It
+// does not depend on the number of processors, because these tests wait for timers and
+// other processes most of the time.
+const parallel = "4"
+
 func TestMain(m *testing.M) {
 	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		if err := flag.Set("test.parallel", parallel); err != nil {
+			panic(err) // package testing has no such flag any more
+		}
+	}
 	dir, err := os.MkdirTemp("", "exeat-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -11,6 +11,7 @@ import (
 
 // TestErrors makes mistakes that users make, and checks the error messages.
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 443)
 	s.mint(t, "expired", -time.Hour, "URI:"+gateway)
 	s.mint(t, "web", time.Hour, "DNS:localhost")

@@ -19,6 +19,7 @@ const aptHelper = "/usr/lib/apt/apt-helper"
 // TestPlainRequestsOfRealClients sends allowed and forbidden plain requests with curl,
 // wget, apt and Python's urllib.
 func TestPlainRequestsOfRealClients(t *testing.T) {
+	t.Parallel()
 	need(t, "curl", "wget", "python3", aptHelper)
 	const text = "hello from the origin\n"
 	got := make(chan http.Header, 100)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,11 +119,66 @@ type prodSite struct{ authority }
 
 func newSite(t *testing.T, ports ...int) prodSite {
 	t.Helper()
-	s := prodSite{newAuthority(t, "prod.example")}
-	s.mint(t, "gateway", 24*time.Hour, "URI:"+gateway+", DNS:localhost, IP:127.0.0.1")
-	s.mint(t, "builder", 24*time.Hour, "URI:"+builder)
+	need(t, "openssl")
+	s := prodSite{authority{dir: t.TempDir()}}
+	for _, f := range minted.all(t) {
+		if err := os.WriteFile(filepath.Join(s.dir, f.name), f.data, f.mode); err != nil {
+			t.Fatal(err)
+		}
+	}
 	write(t, s.dir, map[string]string{"exeat.yaml": siteConfig, "policy.yaml": sitePolicy(ports)})
 	return s
+}
+
+// minted holds the authority of prod.example and its certificates, which every site has a
+// copy of: OpenSSL takes longer than most tests.
+var minted mintedFiles
+
+type mintedFiles struct {
+	once  sync.Once
+	files []mintedFile // empty if OpenSSL has failed
+}
+
+type mintedFile struct {
+	name string
+	data []byte
+	mode os.FileMode
+}
+
+// all returns the files, which the first call makes.
+func (m *mintedFiles) all(t *testing.T) []mintedFile {
+	t.Helper()
+	m.once.Do(func() {
+		a := newAuthority(t, "prod.example")
+		a.mint(t, "gateway", 24*time.Hour, "URI:"+gateway+", DNS:localhost, IP:127.0.0.1")
+		a.mint(t, "builder", 24*time.Hour, "URI:"+builder)
+		m.files = readFiles(t, a.dir)
+	})
+	if len(m.files) == 0 {
+		t.Fatal("the authority of prod.example could not be made: see the first test that failed")
+	}
+	return m.files
+}
+
+func readFiles(t *testing.T, dir string) []mintedFile {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make([]mintedFile, 0, len(entries))
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, mintedFile{e.Name(), data, info.Mode().Perm()})
+	}
+	return files
 }
 
 const siteConfig = `version: 1

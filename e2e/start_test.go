@@ -152,6 +152,7 @@ func (s *waitingSite) probe(t *testing.T, path string, want int, says string) {
 // TestAStartWithoutAnIdentity answers probes from the first moment, says what is
 // waited for, takes no connections, and ends as soon as it is told to.
 func TestAStartWithoutAnIdentity(t *testing.T) {
+	t.Parallel()
 	for i, row := range absents() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -218,6 +219,7 @@ func TestAnIdentityThatComesLate(t *testing.T) {
 // TestCheckWithoutAnIdentity says in less than five seconds which socket it is and what
 // to look at.
 func TestCheckWithoutAnIdentity(t *testing.T) {
+	t.Parallel()
 	for _, row := range absents() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

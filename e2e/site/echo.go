@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
@@ -59,12 +60,20 @@ func (e *Echo) Close() {
 	e.serving.Wait()
 }
 
+// The ports of FreeAddresses, from firstPort to below endPort. Linux and macOS give no port
+// below endPort to a socket that asks for any port.
+const (
+	firstPort = 20000
+	endPort   = 32768
+)
+
 // FreeAddresses returns addresses on 127.0.0.1 that were free when it was called, for
-// programs whose address is configured.
+// programs whose address is configured. Until the program listens, no socket that asks for
+// any port gets one of theirs.
 func FreeAddresses(ctx context.Context, n int) ([]netip.AddrPort, error) {
 	free := make([]netip.AddrPort, n)
 	for i := range free {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		l, err := listenAtRandom(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -74,4 +83,15 @@ func FreeAddresses(ctx context.Context, n int) ([]netip.AddrPort, error) {
 		}
 	}
 	return free, nil
+}
+
+// listenAtRandom listens at a random port that is free.
+func listenAtRandom(ctx context.Context) (l net.Listener, err error) {
+	for range 100 { // a few of the ports may be taken
+		port := firstPort + rand.IntN(endPort-firstPort)
+		if l, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }

@@ -149,10 +149,11 @@ func (s *Site) Build(ctx context.Context, packages ...string) error {
 	return Build(ctx, s.dir, packages...)
 }
 
-// Build builds programs of this module into a directory. They are named by the paths of
-// their packages in the module. The working directory must be in the module.
+// Build builds programs of this module into a directory, without symbols, as `make build`
+// does: they are linked in half the time. They are named by the paths of their packages in
+// the module. The working directory must be in the module.
 func Build(ctx context.Context, dir string, packages ...string) error {
-	args := []string{"build", "-o", dir + "/"}
+	args := []string{"build", "-ldflags=-s -w", "-o", dir + "/"}
 	for _, p := range packages {
 		args = append(args, module+p)
 	}
