@@ -437,6 +437,7 @@ func slow(t *testing.T, configs ...*tls.Config) (begun chan string, goOn func())
 // TestDrain checks that running queries are answered and that every connection ends,
 // also one whose handshake is running, which gets no answer.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{lookup: lookup, drain: 2 * patience})
 	idle, busy, web := g.dial(t, "dot", "sidecar").(*streamClient), g.dial(t, "tcp", "sidecar").(*streamClient), g.dial(t, "doh", "sidecar")

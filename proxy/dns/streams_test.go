@@ -358,6 +358,7 @@ func (f *framer) until(t *testing.T, typ http2.FrameType) http2.Frame {
 // TestAStreamTooManyThatAsksNothing checks that over HTTP a caller over its limit that
 // sends much but no query has a record, and that its first answer is the last one.
 func TestAStreamTooManyThatAsksNothing(t *testing.T) {
+	t.Parallel()
 	for name, say := range map[string]func(*framer) error{
 		"a request that is no query": func(f *framer) error {
 			return f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", "/")

@@ -155,6 +155,7 @@ func TestInspect(t *testing.T) {
 // TestStaleAnswers checks that an expired answer is sent, with an extended error that
 // says so, if no server answers.
 func TestStaleAnswers(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, options{})
 	c := g.dial(t, "dot", "sidecar")
 	ask(t, c, "brief.example")
