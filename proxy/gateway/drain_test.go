@@ -93,13 +93,16 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 		t.Errorf("while load balancers notice: ready %d %q", status, text)
 	}
 	for host, want := range map[string]int{"a.example:" + port: http.StatusOK, "denied.test:80": http.StatusForbidden} {
-		if got, last := r.call(t).get(t, host); got != want || !last {
+		c := r.call(t)
+		if got, last := c.get(t, host); got != want || !last {
 			t.Errorf("while load balancers notice: answered %d, the last: %v; want %d", got, last, want)
 		}
+		_ = c.Close()
 	}
 	if rest, err := io.ReadAll(resting.reader); len(rest) > 0 || err != nil {
 		t.Errorf("a connection at rest got %q, %v", rest, err)
 	}
+	_ = resting.Close()
 	silent := r.call(t)
 	opened := r.call(t) // when this call is answered, the previous connection was accepted as well
 	if got := opened.ask(t, http.MethodConnect, "opened.example:"+port); got != http.StatusOK || opened.echo() != nil {
@@ -112,6 +115,7 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 	if got, last := silent.get(t, "a.example:"+port); got != http.StatusServiceUnavailable || !last {
 		t.Errorf("while tunnels finish: answered %d, the last: %v", got, last)
 	}
+	_ = silent.Close()
 	if status, _ := r.ready(t); status != http.StatusServiceUnavailable {
 		t.Errorf("while tunnels finish: ready %d", status)
 	}
@@ -122,6 +126,7 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 	if rest, err := io.ReadAll(goes.reader); len(rest) > 0 {
 		t.Errorf("a tunnel that is forbidden by now got %q, %v", rest, err)
 	}
+	_ = goes.Close()
 	if err := stays.echo(); err != nil {
 		t.Errorf("a tunnel that is still allowed: %v", err)
 	}
@@ -218,16 +223,17 @@ func TestWhatIsEndedIsAnswered(t *testing.T) {
 		<-dialling
 	}
 	stop()
-	<-served
 	for i, c := range callers {
 		resp, err := http.ReadResponse(c.reader, nil)
 		if err != nil {
 			t.Fatalf("request %d: %v", i, err)
 		}
+		_ = c.Close()
 		if resp.StatusCode != http.StatusServiceUnavailable || !resp.Close || !strings.Contains(resp.Header.Get("Proxy-Status"), "reason=draining") {
 			t.Errorf("request %d: %s %v", i, resp.Status, resp.Header)
 		}
 	}
+	<-served
 	answered := 0
 	for _, rec := range r.rest(t) {
 		if rec.Event == audit.EventDecision && rec.Reason == allowlist.Draining && rec.Status == http.StatusServiceUnavailable {
