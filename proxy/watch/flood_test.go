@@ -13,7 +13,7 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// flood does something again and again until the test ends or it is stopped.
+// flood calls something in a loop until the test ends or stop is called.
 func flood(t *testing.T, something func(i int) error) (stop func()) {
 	t.Helper()
 	done, ended, begun := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -43,9 +43,9 @@ func flood(t *testing.T, something func(i int) error) (stop func()) {
 	return stop
 }
 
-// TestBusyNeighbours writes a log, as fast as can be, into the directory that
-// is watched: changes are still found, and renames at once.
-func TestBusyNeighbours(t *testing.T) {
+// TestChangesBesideABusyFile checks that changes are found, and renames at once, while
+// another file of the watched directory is written without a pause.
+func TestChangesBesideABusyFile(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
@@ -73,9 +73,9 @@ func TestBusyNeighbours(t *testing.T) {
 	r.quietly(t)
 }
 
-// TestBusyFile changes permissions and another file without end: what changes
-// meanwhile is found.
-func TestBusyFile(t *testing.T) {
+// TestChangesOfABusyFile checks that a new content of a file is found while the file's
+// permissions and another file are changed without a pause.
+func TestChangesOfABusyFile(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
@@ -91,8 +91,8 @@ func TestBusyFile(t *testing.T) {
 	r.believes(t, "two")
 }
 
-// TestManyRenames replaces the file as fast as can be: it is read now and
-// then, not each time, and in the end the last one holds.
+// TestManyRenames checks that a file which is replaced without a pause is read at most
+// once in each quiet time, and that the last content is believed in the end.
 func TestManyRenames(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
@@ -106,8 +106,8 @@ func TestManyRenames(t *testing.T) {
 		}
 		return os.Rename(root+"/.tmp", path)
 	})
-	var before time.Time // the end of the reading before
-	for n := 0; n < 3; { // it is read while the flood goes on
+	var before time.Time // end of the previous reading
+	for n := 0; n < 3; { // the file is read while the flood goes on
 		l := r.next(t)
 		if after := time.Since(before); after < quiet {
 			t.Errorf("read again after %s", after)
@@ -119,14 +119,14 @@ func TestManyRenames(t *testing.T) {
 		close(l.goOn)
 	}
 	stop()
-	r.Trigger() // the last one may have been read already
+	r.Trigger() // the last content may have been read already
 	for l := r.pass(t); l.text != last || !l.done; l = r.pass(t) {
 	}
 	r.quietly(t)
 }
 
-// TestLostEvents makes more events than the kernel keeps while nobody takes
-// them; the one that counts is among those that are lost.
+// TestLostEvents checks that a change is found if its event was lost because the
+// kernel's queue of events was full.
 func TestLostEvents(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
@@ -136,7 +136,7 @@ func TestLostEvents(t *testing.T) {
 	l := r.next(t)
 	put(t, root+"/x", "")
 	put(t, root+"/y", "")
-	for range 12_000 { // two events; fs.inotify.max_queued_events is 16,384 by default
+	for range 12_000 { // two events each; fs.inotify.max_queued_events is 16,384 by default
 		for _, name := range []string{"/x", "/y"} {
 			if err := os.Chmod(root+name, 0o600); err != nil {
 				t.Fatal(err)

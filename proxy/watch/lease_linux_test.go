@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leases reports whether the file system of the tests can tell who writes.
+// leases reports whether the file system of the tests has leases, which tell whether a
+// file is open for writing.
 func leases(t *testing.T) bool {
 	t.Helper()
 	path := t.TempDir() + "/file"
@@ -21,6 +22,8 @@ func leases(t *testing.T) bool {
 	return err == nil
 }
 
+// TestOpenForWriting checks that a file counts as open for writing exactly while it is,
+// and that the check does not change the result of the next one.
 func TestOpenForWriting(t *testing.T) {
 	needLeases(t, leases(t))
 	path := t.TempDir() + "/file"
@@ -37,7 +40,7 @@ func TestOpenForWriting(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // asking changes nothing
+		for range 2 { // the check does not change the result of the next one
 			if got := openForWriting(path); got != row.want {
 				t.Errorf("open %s: %v", row.name, got)
 			}

@@ -18,27 +18,28 @@ const (
 	patience = 30 * time.Second // bounds every wait
 )
 
-// reader believes what it reads as the reader of a policy does.
+// reader reads a file when the watcher calls Changed. Like the reader of a policy it
+// believes a content that is complete, or that it has read twice in a row.
 type reader struct {
 	*Watcher
 	path     string
-	seen     string // by the last reading
-	held     string // believed last
+	seen     string // content at the last reading
+	held     string // content that was believed last
 	looks    chan look
 	failures chan error
 }
 
-// look is one call of Changed.
+// look is one call of Changed. Its field done is the result of the call.
 type look struct {
 	complete bool
 	text     string
-	believed bool // and new
+	believed bool // the text is believed, and differs from the one that was believed before
 	done     bool
 	goOn     chan struct{} // the call returns when this is closed
 }
 
-// follow watches paths until the test ends, and reads path. The first look is
-// over when it returns.
+// follow watches paths until the test ends, and reads path. When it returns, the first
+// content of path is believed.
 func follow(t *testing.T, path string, inside func(string) bool, paths ...string) *reader {
 	t.Helper()
 	r := &reader{path: path, looks: make(chan look), failures: make(chan error, 64)}
@@ -93,7 +94,7 @@ func (r *reader) changed(ctx context.Context, complete bool) bool {
 	return done
 }
 
-// next waits for the next look, which goes on when the caller says so.
+// next waits for the next look. The look continues when goOn is closed.
 func (r *reader) next(t *testing.T) look {
 	t.Helper()
 	select {
@@ -105,7 +106,7 @@ func (r *reader) next(t *testing.T) look {
 	}
 }
 
-// pass waits for the next look and lets it go on.
+// pass waits for the next look and lets it continue.
 func (r *reader) pass(t *testing.T) look {
 	t.Helper()
 	l := r.next(t)
@@ -113,7 +114,7 @@ func (r *reader) pass(t *testing.T) look {
 	return l
 }
 
-// believes waits until something new is believed, which must be that text.
+// believes waits until a new content is believed, and checks that it is text.
 func (r *reader) believes(t *testing.T, text string) look {
 	t.Helper()
 	for {
@@ -126,8 +127,7 @@ func (r *reader) believes(t *testing.T, text string) look {
 	}
 }
 
-// quietly checks that nothing more is believed once the watcher has come to
-// rest.
+// quietly checks that no other content is believed before the watcher comes to rest.
 func (r *reader) quietly(t *testing.T) {
 	t.Helper()
 	r.Trigger()
@@ -154,7 +154,8 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// old makes a file and dates it back: no writer can be under way.
+// old makes a file whose modification time is an hour ago, so that the watcher does not
+// expect a writer to continue.
 func old(t *testing.T, path, text string) {
 	t.Helper()
 	put(t, path, text)
@@ -192,7 +193,8 @@ func add(t *testing.T, path, text string) {
 	}
 }
 
-// disk is a directory that rows of a table change; paths are relative to it.
+// disk is a directory whose files the rows of a table change. The paths of its methods
+// are relative to it.
 type disk struct {
 	t    *testing.T
 	root string
@@ -208,7 +210,7 @@ func (d disk) rename(from, to string) { d.t.Helper(); rename(d.t, d.at(from), d.
 
 func (d disk) remove(path string) { d.t.Helper(); remove(d.t, d.at(path)) }
 
-// link makes a symbolic link with that target as it is.
+// link makes a symbolic link. The target may be relative to the link.
 func (d disk) link(target, path string) {
 	d.t.Helper()
 	if err := os.Symlink(target, d.at(path)); err != nil {

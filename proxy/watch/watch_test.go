@@ -16,16 +16,16 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// TestReplaced replaces a file that says "one" by one that says "two", in all
-// the ways there are. dir/policy.yaml is what is read.
-func TestReplaced(t *testing.T) {
+// TestReplacedFileIsRead checks that a new content of dir/policy.yaml is found however
+// the file is replaced, and that it is believed at once only after a rename.
+func TestReplacedFileIsRead(t *testing.T) {
 	for _, row := range []struct {
 		name    string
-		before  func(d disk) // changes what is there first
-		replace func(d disk)
-		atOnce  bool // by a rename that nothing has to confirm
+		before  func(d disk) // prepares the directory; nil if dir/policy.yaml is a plain file
+		replace func(d disk) // replaces the content "one" by "two"
+		atOnce  bool         // the new content is believed without a second reading, because a rename put it in place
 	}{
-		{name: "a rename over it", atOnce: true, replace: func(d disk) {
+		{name: "a rename over the file", atOnce: true, replace: func(d disk) {
 			d.put("dir/.policy.yaml.tmp", "two")
 			d.rename("dir/.policy.yaml.tmp", "dir/policy.yaml")
 		}},
@@ -36,7 +36,7 @@ func TestReplaced(t *testing.T) {
 		{name: "written in place", replace: func(d disk) {
 			d.put("dir/policy.yaml", "two")
 		}},
-		{name: "removed and written", replace: func(d disk) {
+		{name: "removed and written again", replace: func(d disk) {
 			d.remove("dir/policy.yaml")
 			d.put("dir/policy.yaml", "two")
 		}},
@@ -44,7 +44,7 @@ func TestReplaced(t *testing.T) {
 			d.rename("dir/policy.yaml", "dir/policy.yaml~")
 			d.put("dir/policy.yaml", "two")
 		}},
-		{name: "a backup that goes to another directory", replace: func(d disk) {
+		{name: "written after another file was moved away", replace: func(d disk) {
 			d.put("dir/other", "")
 			d.put("else/where/x", "")
 			d.rename("dir/other", "else/where/other")
@@ -55,7 +55,7 @@ func TestReplaced(t *testing.T) {
 			d.remove("dir/policy.yaml")
 			d.hardLink("else/x", "dir/policy.yaml")
 		}},
-		{name: "its directory renamed away and another one in its place", atOnce: true, replace: func(d disk) {
+		{name: "its directory renamed away and another one put in its place", atOnce: true, replace: func(d disk) {
 			d.put("next/policy.yaml", "two")
 			d.rename("dir", "old")
 			d.rename("next", "dir")
@@ -91,7 +91,7 @@ func TestReplaced(t *testing.T) {
 			d.remove("dir")
 			d.link(d.root+"/v2", "dir")
 		}},
-		{name: "what a symbolic link leads to, far away", atOnce: true, before: func(d disk) {
+		{name: "a rename over the target of a symbolic link", atOnce: true, before: func(d disk) {
 			d.old("far/away/p", "one")
 			d.remove("dir/policy.yaml")
 			d.link("../far/away/p", "dir/policy.yaml")
@@ -121,7 +121,7 @@ func TestReplaced(t *testing.T) {
 					return r, root, r.believes(t, "two").complete
 				}
 				r, root, atOnce := replaced()
-				for range 10 { // on a busy machine the steps may be further apart than the watcher waits
+				for range 10 { // on a busy machine the steps of replace may be further apart than the quiet time
 					if atOnce || !row.atOnce {
 						break
 					}
@@ -131,7 +131,7 @@ func TestReplaced(t *testing.T) {
 					t.Errorf("believed at once: %v, want %v", atOnce, row.atOnce)
 				}
 				r.quietly(t)
-				// It is watched as before.
+				// The new file is watched, too.
 				put(t, root+"/dir/policy.yaml", "three")
 				r.believes(t, "three")
 			})
@@ -139,6 +139,7 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
+// configMap lays the file out as Kubernetes mounts a ConfigMap.
 func configMap(d disk) {
 	d.old("dir/..1/policy.yaml", "one")
 	d.link("..1", "dir/..data")
@@ -146,6 +147,8 @@ func configMap(d disk) {
 	d.link("..data/policy.yaml", "dir/policy.yaml")
 }
 
+// TestAFileThatIsDeletedIsReadOnce checks that a deleted file is read once, and again
+// when it is back.
 func TestAFileThatIsDeletedIsReadOnce(t *testing.T) {
 	root := t.TempDir()
 	old(t, root+"/policy.yaml", "one")
@@ -157,6 +160,8 @@ func TestAFileThatIsDeletedIsReadOnce(t *testing.T) {
 	r.believes(t, "two")
 }
 
+// TestAPathThatComesLater checks that a file is read which is created, together with the
+// directories above it, after the watcher has begun.
 func TestAPathThatComesLater(t *testing.T) {
 	root := t.TempDir()
 	r := follow(t, root+"/a/b/policy.yaml", nil, root+"/a/b/policy.yaml")
@@ -164,9 +169,9 @@ func TestAPathThatComesLater(t *testing.T) {
 	r.believes(t, "two")
 }
 
-// TestChunks appends a chunk whenever the watcher had the file read, which is
-// the worst moment: only the whole is ever believed.
-func TestChunks(t *testing.T) {
+// TestFileThatGrowsIsBelievedWhenComplete appends to a file after each reading of it,
+// and checks that no content before the last is believed.
+func TestFileThatGrowsIsBelievedWhenComplete(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
@@ -184,9 +189,9 @@ func TestChunks(t *testing.T) {
 	r.quietly(t)
 }
 
-// TestAskedTwice asks for readings as fast as they come: the one that confirms
-// another is not read before a quiet while has passed.
-func TestAskedTwice(t *testing.T) {
+// TestTriggerDoesNotHastenTheConfirmation checks that the reading which confirms another
+// one takes place after the quiet time, even if Trigger asks for it at once.
+func TestTriggerDoesNotHastenTheConfirmation(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
@@ -206,9 +211,10 @@ func TestAskedTwice(t *testing.T) {
 	close(l.goOn)
 }
 
-// TestYoung: a rename vouches for what it put into place, and for nothing
-// beside it.
-func TestYoung(t *testing.T) {
+// TestRenamedFileIsNotYoung checks that a file which was written lately counts as young,
+// unless the file or a name on its path was renamed. A rename of another file does not
+// count.
+func TestRenamedFileIsNotYoung(t *testing.T) {
 	root := t.TempDir()
 	put(t, root+"/new/a.yaml", "")
 	disk{t, root}.link("new/a.yaml", "a.yaml")
@@ -226,12 +232,12 @@ func TestYoung(t *testing.T) {
 		within  time.Duration
 		want    bool
 	}{
-		{"one was just written", "/none", time.Minute, true},
-		{"not so lately", "/none", time.Nanosecond, false},
-		{"another one was renamed", "/b.yaml", time.Minute, true},
-		{"its link was", "/a.yaml", time.Minute, false},
-		{"the directory that it is in was", "/new", time.Minute, false},
-		{"the file itself was", "/new/a.yaml", time.Minute, false},
+		{"a file was written within the time", "/none", time.Minute, true},
+		{"no file was written within the time", "/none", time.Nanosecond, false},
+		{"another file was renamed", "/b.yaml", time.Minute, true},
+		{"the link to the file was renamed", "/a.yaml", time.Minute, false},
+		{"the directory of the file was renamed", "/new", time.Minute, false},
+		{"the file itself was renamed", "/new/a.yaml", time.Minute, false},
 	} {
 		if got := tr.recentlyWritten(row.within, map[string]bool{root + row.renamed: true}); got != row.want {
 			t.Errorf("%s: %v, want %v", row.name, got, row.want)
@@ -239,7 +245,9 @@ func TestYoung(t *testing.T) {
 	}
 }
 
-func TestEventsThatDoNotCease(t *testing.T) {
+// TestEventsDoNotPutOffAReadingForEver checks that the files are read when events have
+// come without a pause for mostEvents quiet times.
+func TestEventsDoNotPutOffAReadingForEver(t *testing.T) {
 	w := &Watcher{
 		cfg: Config{quiet: time.Hour}, timer: time.NewTimer(time.Hour),
 		armed: true, armedAt: time.Now().Add(-mostEvents * time.Hour),
@@ -252,7 +260,7 @@ func TestEventsThatDoNotCease(t *testing.T) {
 	}
 }
 
-// needLeases skips a test where the file system cannot tell who writes.
+// needLeases skips a test if the file system has no leases.
 func needLeases(t *testing.T, leases bool) {
 	t.Helper()
 	if !leases {
@@ -260,9 +268,9 @@ func needLeases(t *testing.T, leases bool) {
 	}
 }
 
-// TestAWriterThatPauses keeps the file open for longer than anybody waits for
-// events.
-func TestAWriterThatPauses(t *testing.T) {
+// TestFileIsNotReadWhileOpenForWriting checks that a file which stays open for writing
+// is reported, and is read when its writer closes it.
+func TestFileIsNotReadWhileOpenForWriting(t *testing.T) {
 	needLeases(t, leases(t))
 	root := t.TempDir()
 	path := root + "/policy.yaml"
@@ -292,8 +300,9 @@ func TestAWriterThatPauses(t *testing.T) {
 	r.believes(t, "two")
 }
 
-// TestARenameWhileItIsWritten is a program that renames before it flushes.
-func TestARenameWhileItIsWritten(t *testing.T) {
+// TestFileRenamedBeforeItsLastWrite checks that a file which is renamed into place while
+// it is open for writing is read when its writer closes it.
+func TestFileRenamedBeforeItsLastWrite(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/policy.yaml"
 	old(t, path, "one")
@@ -317,7 +326,9 @@ func TestARenameWhileItIsWritten(t *testing.T) {
 	r.believes(t, "two")
 }
 
-func TestWhole(t *testing.T) {
+// TestCreatedFileIsNotTakenForARename checks that no file name makes the event of a
+// created file look like that of a rename.
+func TestCreatedFileIsNotTakenForARename(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		want bool
@@ -332,7 +343,9 @@ func TestWhole(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeWatchedIsToldOnce(t *testing.T) {
+// TestUnwatchableDirectoryIsReportedOnce checks that a directory without read permission
+// is reported once.
+func TestUnwatchableDirectoryIsReportedOnce(t *testing.T) {
 	if os.Getuid() == 0 {
 		asNobody(t)
 		return
@@ -351,12 +364,12 @@ func TestWhatCannotBeWatchedIsToldOnce(t *testing.T) {
 	}
 }
 
-// asNobody runs the test again in a process that is not root, to whom nothing
-// is forbidden.
+// asNobody runs the test again in a process of another user, because root may read every
+// directory.
 func asNobody(t *testing.T) {
 	t.Helper()
 	const nobody = 65534
-	// The directory of the binary is closed to others; this link leads past it.
+	// Other users cannot open the directory of the binary, but may follow this link.
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.count=1", "-test.run=^"+t.Name()+"$")
 	cmd.Env = []string{"TMPDIR=/tmp"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -369,7 +382,7 @@ func asNobody(t *testing.T) {
 	}
 }
 
-func TestNewWantsChanged(t *testing.T) {
+func TestNewRequiresChanged(t *testing.T) {
 	if _, err := New(Config{Paths: []string{"."}}); err == nil {
 		t.Error("no error without Changed")
 	}
