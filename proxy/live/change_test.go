@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// What changes, as sentences.
+// The following functions make the changes of these tests.
 
 func another(p *allowlist.Policy) Change { return Change{Policy: p} }
 
@@ -26,12 +26,12 @@ func cutting(names ...string) Change {
 	return Change{Quarantine: allowlist.NewQuarantineList(lines)}
 }
 
-// hostAt says that an address is one of this host.
+// hostAt returns a change after which an address belongs to the gateway's host.
 func hostAt(addr string) Change {
 	return Change{Classifier: allowlist.NewClassifier(allowlist.Local{Addresses: []netip.Addr{netip.MustParseAddr(addr)}})}
 }
 
-// together is several things that have come at the same time.
+// together returns one change that contains all of changes.
 func together(changes ...Change) Change {
 	var all Change
 	for _, c := range changes {
@@ -52,7 +52,8 @@ func named(version string, entries ...allowlist.Entry) *allowlist.Policy {
 	return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: entries}))
 }
 
-// asks returns why the state in force refuses what a flow is for.
+// asks returns the reason for which the state in force refuses a new request like that
+// of a flow.
 func (r *rig) asks(f *flow) allowlist.Reason {
 	req := f.Decided.Request
 	req.Time = time.Now()
@@ -63,7 +64,7 @@ func (r *rig) asks(f *flow) allowlist.Reason {
 	return d.Reason
 }
 
-// inForce returns the version of the policy in force; "" is none.
+// inForce returns the version of the policy in force, or "" if there is none.
 func (r *rig) inForce() string {
 	if s := r.current.Load(); s != nil {
 		return s.Policy.Version()
@@ -71,8 +72,9 @@ func (r *rig) inForce() string {
 	return ""
 }
 
-// TestNothingIsInForceBeforePolicyAndQuarantineHaveCome, whatever comes first and
-// however sure somebody is of it.
+// TestNothingIsInForceBeforePolicyAndQuarantineHaveCome checks that the first state is
+// put in force only when a policy and a quarantine list have both come, in either order,
+// even if Confirm brings the first of them.
 func TestNothingIsInForceBeforePolicyAndQuarantineHaveCome(t *testing.T) {
 	first, host := another(named("one", entry("*", to("*.example")))), hostAt("8.8.8.8")
 	for _, row := range []struct {
@@ -93,7 +95,7 @@ func TestNothingIsInForceBeforePolicyAndQuarantineHaveCome(t *testing.T) {
 				if got := put(r.Enforcer, t.Context(), row.last); got != InForce || r.inForce() != "one" {
 					t.Fatalf("effect %d, in force %q; want %d and the policy", got, r.inForce(), InForce)
 				}
-				// What came before the state could be made counts in it.
+				// The state contains what came before it could be made.
 				if got := r.asks(newFlow("a", "x.example")); got != allowlist.QuarantinedIdentity {
 					t.Errorf("a is refused as %q, want its quarantine", got)
 				}
@@ -105,23 +107,24 @@ func TestNothingIsInForceBeforePolicyAndQuarantineHaveCome(t *testing.T) {
 	}
 }
 
-// holding makes an enforcer that holds what takes something from more than one
-// identity and more than three of ten.
+// holding configures an enforcer so that it holds a change that ends something of more
+// than one identity and of more than three identities of ten.
 func holding(cfg *EnforcerConfig) { cfg.MaxRevoke = MaxRevoke{Share: 0.3, AtLeast: 1} }
 
-// TestWhatAChangeDoes puts changes in force over a policy "one" that allows
-// x.example, one after the other. A tunnel of a and one of b to it are open.
+// TestWhatAChangeDoes puts changes in force, one after the other, over a policy "one"
+// that allows x.example. It checks the effect of each on what is in force and on two
+// open tunnels to x.example, one of a and one of b.
 func TestWhatAChangeDoes(t *testing.T) {
 	one, two, three := named("one", entry("*", to("x.example"))), named("two", entry("*", to("y.example"))), named("three", entry("*", to("*.example")))
 	type step struct {
 		confirm bool
 		change  Change
-		left    int // how many of the tunnels have left before: the last ones
+		left    int // how many of the tunnels, counted from the last, have left before this step
 		effect  Effect
 		inForce string           // version
-		refused allowlist.Reason // why the next one like the tunnels is refused; NoReason if it is not
-		told    int              // enforcements
-		a, b    ending           // of the tunnels, in this step
+		refused allowlist.Reason // why a new request like those of the tunnels is refused; NoReason if it is allowed
+		told    int              // number of calls of Enforced
+		a, b    ending           // how the tunnels are ended in this step
 	}
 	const denied = allowlist.NotOnAllowlist
 	revoked := ending{tunnel.Revoked, denied}
@@ -132,8 +135,8 @@ func TestWhatAChangeDoes(t *testing.T) {
 		name  string
 		steps []step
 	}{
-		{"nothing has come", []step{{inForce: "one"}, {confirm: true, inForce: "one"}}},
-		{"another version of the same rules says nothing, until something else does", []step{
+		{"an empty change has no effect", []step{{inForce: "one"}, {confirm: true, inForce: "one"}}},
+		{"another version of the same rules is reported only with the next effective change", []step{
 			{change: sameRules(three), inForce: "one"},
 			{confirm: true, change: sameRules(three), inForce: "one"},
 			{change: cutting("c"), effect: InForce, inForce: "three", told: 1},
@@ -142,10 +145,10 @@ func TestWhatAChangeDoes(t *testing.T) {
 			{change: together(sameRules(named("one-b", entry("*", to("x.example")))), cutting("c")), effect: InForce, inForce: "one-b", told: 1},
 		}},
 		{"a policy that closes nothing", []step{{change: another(three), effect: InForce, inForce: "three", told: 1}}},
-		{"a policy that takes something from one only", []step{
+		{"a policy that ends a tunnel of one identity only is not held", []step{
 			{change: another(named("two", denying(entry("a"), to("x.example")), entry("*", to("x.example")))), effect: InForce, inForce: "two", refused: allowlist.DeniedByRule, told: 1, a: ending{tunnel.Revoked, allowlist.DeniedByRule}},
 		}},
-		{"a policy that takes something from too many is in force, and ends nothing", []step{held}},
+		{"a policy that ends tunnels of too many identities is in force, and ends nothing", []step{held}},
 		{"a quarantine is never held, however much it closes", []step{
 			{change: cutting("a", "b"), effect: InForce, inForce: "one", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: cut},
 		}},
@@ -158,34 +161,34 @@ func TestWhatAChangeDoes(t *testing.T) {
 		{"an address of the host is never held", []step{
 			{change: hostAt("8.8.8.8"), effect: InForce, inForce: "one", refused: allowlist.ResolvedAddressDenied, told: 1, a: inner, b: inner},
 		}},
-		{"somebody is sure of what comes", []step{
+		{"a confirmed policy is not held", []step{
 			{confirm: true, change: another(two), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
-		{"somebody is sure of what is held", []step{
+		{"a held policy is confirmed", []step{
 			held,
 			{confirm: true, effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
-			{confirm: true, inForce: "two", refused: denied}, // it is not held any more
+			{confirm: true, inForce: "two", refused: denied}, // a second confirmation has no effect
 		}},
-		{"nothing new is no confirmation, nor is another version of what is held", []step{
+		{"neither an empty change nor another version of the held policy is a confirmation", []step{
 			held,
 			{inForce: "two", refused: denied},
 			{change: sameRules(two), inForce: "two", refused: denied},
 			{change: sameRules(named("two-b", entry("*", to("y.example")))), inForce: "two", refused: denied},
 			{confirm: true, effect: InForce, inForce: "two-b", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
-		{"a quarantine goes over what is held, and what is left is not too much any more", []step{
+		{"a quarantine ends so much of what is held that the rest is no longer too much", []step{
 			held,
 			{change: cutting("a"), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: revoked},
 		}},
-		{"a quarantine of another one leaves it held", []step{
+		{"a quarantine of an identity without tunnels leaves the policy held", []step{
 			held,
 			{change: cutting("c"), effect: Held, inForce: "two", refused: denied, told: 1},
 		}},
-		{"an address of the host goes over what is held", []step{
+		{"an address of the host ends what is held", []step{
 			held,
 			{change: hostAt("8.8.8.8"), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked, b: revoked},
 		}},
-		{"a quarantine that comes with the policy counts before it", []step{
+		{"a quarantine that comes with the policy counts before the policy is judged", []step{
 			{change: together(another(two), cutting("a")), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: revoked},
 		}},
 		{"what is held is judged again by the next change", []step{
@@ -198,7 +201,7 @@ func TestWhatAChangeDoes(t *testing.T) {
 			{confirm: true, inForce: "three"}, // nothing is held
 			{change: cutting("c"), effect: InForce, inForce: "three", told: 1},
 		}},
-		{"a policy is held over one that is held, and what stays is what the last enforced one allows", []step{
+		{"while a second policy is held over a held one, tunnels stay open that the last enforced policy allows", []step{
 			held,
 			{change: another(named("four", entry("*", to("z.example")))), effect: Held, inForce: "four", refused: denied, told: 1},
 			{change: another(named("five", entry("*", to("x.example")))), effect: InForce, inForce: "five", told: 1},
@@ -247,9 +250,9 @@ func TestWhatAChangeDoes(t *testing.T) {
 	}
 }
 
-// TestTrustChangedReleasesNothing while a policy is held: the one in force is put in
-// force once more, and who is not trusted any more has nothing left.
-func TestTrustChangedReleasesNothing(t *testing.T) {
+// TestTrustChangedKeepsAPolicyHeld checks that a change of the trust bundles while a
+// policy is held ends the tunnels of untrusted callers, and leaves the others held.
+func TestTrustChangedKeepsAPolicyHeld(t *testing.T) {
 	gone := ""
 	r := newRig(t, func(cfg *EnforcerConfig) {
 		holding(cfg)
@@ -274,9 +277,9 @@ func TestTrustChangedReleasesNothing(t *testing.T) {
 	}
 }
 
-// TestChangesAtTheSameTime come from the goroutines that follow policy, identity
-// and addresses. Each is told with a generation of its own, and the last of each
-// kind counts at the end.
+// TestChangesAtTheSameTime checks concurrent changes by the goroutines that follow
+// policy, identity and addresses: each is reported with a generation of its own, and the
+// last change of each kind is in force at the end.
 func TestChangesAtTheSameTime(t *testing.T) {
 	const times = 50
 	r := newRig(t, nil)

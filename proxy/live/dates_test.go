@@ -10,7 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// endsAt waits for the end of a tunnel, in a bubble, and returns when it came.
+// endsAt waits, in a synctest bubble, until a tunnel is ended, and returns when and how.
 func (f *flow) endsAt(t *testing.T) (at time.Time, why ending) {
 	t.Helper()
 	select {
@@ -22,6 +22,8 @@ func (f *flow) endsAt(t *testing.T) (at time.Time, why ending) {
 	}
 }
 
+// TestDatesEndTunnels checks that a tunnel ends at the date from which nothing allows it
+// any more, and that requests which were decided before that date see another state.
 func TestDatesEndTunnels(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, row := range []struct {
@@ -64,9 +66,9 @@ func TestDatesEndTunnels(t *testing.T) {
 	}
 }
 
-// TestADateBeforeRun passes after the policy was put in force and before
-// anybody looks at dates.
-func TestADateBeforeRun(t *testing.T) {
+// TestDateThatPassedBeforeRun checks that Run enforces a date that passed after the
+// policy came in force and before Run began.
+func TestDateThatPassedBeforeRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
 		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Second)))))
@@ -80,16 +82,16 @@ func TestADateBeforeRun(t *testing.T) {
 	})
 }
 
-// TestADateOfThePolicyBefore does not count any more, and one that has passed
-// before the policy came is no news.
-func TestADateOfThePolicyBefore(t *testing.T) {
+// TestDatesOfThePreviousPolicyDoNotCount checks that a date of the previous policy ends
+// nothing, and that a date which passed before the policy came causes no enforcement.
+func TestDatesOfThePreviousPolicyDoNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, start := newRig(t, nil), time.Now()
 		r.run(t)
 		f := newFlow("a", "x.example")
 		r.put(t.Context(), policy(entry("a", until(to("x.example"), start.Add(time.Hour)))))
 		r.open(f)
-		<-time.After(30*time.Minute + 30*time.Second) // half way between two looks at the clock
+		<-time.After(30*time.Minute + 30*time.Second) // half way between two checks of the dates
 		r.put(t.Context(), policy(entry("a", to("x.example"), until(to("old.example"), time.Now().Add(-time.Second)))))
 		<-time.After(24 * time.Hour)
 		if f.ended() != (ending{}) {
@@ -101,11 +103,13 @@ func TestADateOfThePolicyBefore(t *testing.T) {
 	})
 }
 
-func TestNoDateNoWork(t *testing.T) {
+// TestWithoutADateNothingIsEnforcedAgain checks that time alone causes no enforcement if
+// the policy has no date.
+func TestWithoutADateNothingIsEnforcedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(cfg *EnforcerConfig) { cfg.CloseAtExpiry = true })
 		r.run(t)
-		<-time.After(time.Hour) // without any state
+		<-time.After(time.Hour) // no state is in force yet
 		r.put(t.Context(), policy(entry("a", to("x.example"))))
 		state := r.current.Load()
 		f := newFlow("a", "x.example")
@@ -118,6 +122,8 @@ func TestNoDateNoWork(t *testing.T) {
 	})
 }
 
+// TestAnIdentityThatExpires checks that tunnels end within a second of the expiry of
+// their identity, if CloseAtExpiry is set, and never otherwise.
 func TestAnIdentityThatExpires(t *testing.T) {
 	for n := range 4 {
 		closing, source := n%2 > 0, []allowlist.Proof{allowlist.ProofX509SVID, allowlist.ProofListener}[n/2]
@@ -142,7 +148,7 @@ func TestAnIdentityThatExpires(t *testing.T) {
 			}
 			want := 2
 			if closing {
-				want = 3 // and not once a second while the tunnel is on its way
+				want = 3 // the expiry is enforced once, and not every second until the tunnel has left
 			}
 			if len(r.did) != want {
 				t.Errorf("%d enforcements, want %d", len(r.did), want)
@@ -151,18 +157,20 @@ func TestAnIdentityThatExpires(t *testing.T) {
 	}
 }
 
+// TestRunReturns checks that Run returns when its context is done.
 func TestRunReturns(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	r := newRig(t, nil)
 	stop()
-	r.Run(ctx) // or the test does not end
+	r.Run(ctx) // the test would not end if this did not return
 }
 
-// TestADateThatPassedUnseenIsObeyedBeforeWhatComesNext: a further policy, in which the
-// rule had expired before it came, does not hold what the date has ended.
-func TestADateThatPassedUnseenIsObeyedBeforeWhatComesNext(t *testing.T) {
+// TestPassedDateIsEnforcedBeforeTheNextPolicy checks that a date which passed while
+// nothing enforced dates ends its tunnels before the next policy is judged. That policy,
+// in which the rule had expired before it came, would hold them.
+func TestPassedDateIsEnforcedBeforeTheNextPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, start := newRig(t, holding), time.Now() // and nobody looks at dates
+		r, start := newRig(t, holding), time.Now() // Run is not called, so that dates are not enforced
 		two := func(version string) Change {
 			return another(named(version, entry("*", until(to("x.example"), start.Add(time.Hour)))))
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// must is for the constants of these tests.
+// must returns v. It is for calls with constant arguments, whose errors cannot occur.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -26,7 +26,7 @@ func must[T any](v T, err error) T {
 
 func spiffe(name string) string { return "spiffe://td.example/" + name }
 
-// The policies of these tests, as sentences.
+// The following functions make the policies of these tests.
 
 func to(host string) allowlist.Rule {
 	return allowlist.Rule{Host: must(allowlist.ParseHostPattern(host))}
@@ -58,6 +58,7 @@ func observing(e allowlist.Entry, end time.Time) allowlist.Entry {
 	return e
 }
 
+// policy allows some hosts to some identities, a few of them until a date.
 func policy(entries ...allowlist.Entry) *allowlist.Policy {
 	return must(allowlist.Compile(allowlist.Spec{Version: "v", Entries: entries}))
 }
@@ -68,17 +69,16 @@ func quarantining(p *allowlist.Policy, name string) *allowlist.Policy {
 	}))
 }
 
-// ending is what a tunnel was told; zero if it was told nothing.
+// ending is how a tunnel was ended; zero if it was not.
 type ending struct {
 	Close tunnel.Reason
 	Why   allowlist.Reason
 }
 
-// flow is a tunnel of these tests: to a public address, by a caller whose
-// certificate is made of its name.
+// flow is a tunnel to a public address, of a caller whose certificate contains its name.
 type flow struct {
 	*Entry
-	told chan ending // once: a second time would block the test
+	told chan ending // has room for one ending; a second one would block the test
 }
 
 func newFlow(name, host string) *flow {
@@ -104,12 +104,12 @@ func (f *flow) ended() ending {
 
 func trustAll([]*x509.Certificate) bool { return true }
 
-// rig is an enforcer that remembers what it said.
+// rig is an enforcer that keeps what it has reported.
 type rig struct {
 	*Enforcer
 	current  Current
 	registry Registry
-	did      []Enforcement // read while the enforcer rests
+	did      []Enforcement // calls of Enforced; to be read while the enforcer does nothing
 }
 
 func newRig(t *testing.T, change func(*EnforcerConfig)) *rig {
@@ -126,8 +126,7 @@ func newRig(t *testing.T, change func(*EnforcerConfig)) *rig {
 	return r
 }
 
-// put puts a policy in force by itself, as the methods of the enforcer do with
-// what goes over it.
+// put puts a policy in force without the checks of Apply and Confirm.
 func (r *rig) put(ctx context.Context, p *allowlist.Policy) Enforcement {
 	return putBy(ctx, r.Enforcer, p)
 }
@@ -144,7 +143,7 @@ func (r *rig) open(flows ...*flow) {
 	}
 }
 
-// run runs the enforcer in a bubble until the test ends.
+// run runs the enforcer, in a synctest bubble, until the test ends.
 func (r *rig) run(t *testing.T) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -174,9 +173,9 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 		change func(*flow)
 		want   ending
 	}{
-		{name: "the same rule stays", next: policy(entry("a", to("x.example")))},
-		{name: "a wider rule stays", next: policy(entry("*", to("*.example")))},
-		{name: "observed instead of allowed stays", next: policy(observing(entry("a"), later))},
+		{name: "the same rule", next: policy(entry("a", to("x.example")))},
+		{name: "a wider rule", next: policy(entry("*", to("*.example")))},
+		{name: "observed instead of allowed", next: policy(observing(entry("a"), later))},
 		{name: "the rule is gone", next: policy(entry("a", to("y.example"))), want: revoked(allowlist.NotOnAllowlist)},
 		{name: "the entry is gone", next: policy(entry("b", to("x.example"))), want: revoked(allowlist.IdentityUnknown)},
 		{name: "the rule has expired", next: policy(entry("a", until(to("x.example"), time.Now().Add(-time.Hour)))), want: revoked(allowlist.RuleExpired)},
@@ -231,7 +230,8 @@ func TestPutEndsWhatIsForbidden(t *testing.T) {
 	}
 }
 
-// TestAConnectionStaysAsLongAsItsCallerIsKnown, whatever that may reach.
+// TestAConnectionStaysAsLongAsItsCallerIsKnown checks that a connection for queries
+// stays open while its caller is known and trusted, whatever the caller may reach.
 func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 	onlyListeners := allowlist.Entry{Pattern: entry("a").Pattern, Accept: allowlist.ProofsOf(allowlist.ProofListener)}
 	for _, row := range []struct {
@@ -239,7 +239,7 @@ func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 		next *allowlist.Policy
 		want ending
 	}{
-		{name: "it may reach nothing any more", next: policy(entry("a"))},
+		{name: "an entry without rules", next: policy(entry("a"))},
 		{name: "a wider entry", next: policy(entry("*"))},
 		{name: "no entry", next: policy(entry("b", to("x.example"))), want: ending{tunnel.Revoked, allowlist.IdentityUnknown}},
 		{name: "another proof", next: policy(onlyListeners), want: ending{tunnel.Revoked, allowlist.IdentitySourceNotAccepted}},
@@ -273,7 +273,9 @@ func TestAConnectionStaysAsLongAsItsCallerIsKnown(t *testing.T) {
 	}
 }
 
-func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
+// TestEndedEntryIsNotEndedAgain checks that a second policy and EndAll do not end an
+// entry again that has not left yet, and do not count it.
+func TestEndedEntryIsNotEndedAgain(t *testing.T) {
 	r := newRig(t, nil)
 	going, staying := newFlow("a", "x.example"), newFlow("a", "y.example")
 	r.open(going, staying)
@@ -294,17 +296,20 @@ func TestWhatWasToldToEndIsNotToldAgain(t *testing.T) {
 	}
 }
 
-func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
+// TestTrustChangedEndsUntrustedTunnels checks that TrustChanged ends the tunnels whose
+// certificates are no longer trusted, however many they are, and no tunnel without
+// certificates.
+func TestTrustChangedEndsUntrustedTunnels(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		trusts func([]*x509.Certificate) bool
 		want   map[string]ending
 	}{
 		{"everybody is trusted", trustAll, map[string]ending{}},
-		{"one is not", func(certs []*x509.Certificate) bool { return string(certs[0].Raw) != "b" }, map[string]ending{
+		{"one is not trusted", func(certs []*x509.Certificate) bool { return string(certs[0].Raw) != "b" }, map[string]ending{
 			"b": {tunnel.Revoked, allowlist.IdentityUntrusted},
 		}},
-		{"nobody can say", nil, map[string]ending{
+		{"without a function that verifies, nobody is trusted", nil, map[string]ending{
 			"a": {tunnel.Revoked, allowlist.IdentityUntrusted}, "b": {tunnel.Revoked, allowlist.IdentityUntrusted},
 		}},
 	} {
@@ -334,7 +339,9 @@ func TestAgainEndsWhatIsNoLongerTrusted(t *testing.T) {
 	}
 }
 
-// TestTrustIsAskedOncePerChain: the leaf alone is not the chain.
+// TestTrustIsAskedOncePerChain checks that trust is verified once for each chain of
+// certificates. Chains with the same leaf are different chains if their other
+// certificates differ.
 func TestTrustIsAskedOncePerChain(t *testing.T) {
 	asked := 0
 	r := newRig(t, func(cfg *EnforcerConfig) {
@@ -357,7 +364,7 @@ func TestTrustIsAskedOncePerChain(t *testing.T) {
 	}
 }
 
-func TestAgainBeforeAnyPolicyDenies(t *testing.T) {
+func TestTrustChangedBeforeAnyPolicyEndsTunnels(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "x.example")
 	r.open(f)

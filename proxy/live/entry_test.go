@@ -15,9 +15,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestAnEntryIsJudgedAsWhatItHasBecome: what was decided of it when it began does
-// not count any more.
-func TestAnEntryIsJudgedAsWhatItHasBecome(t *testing.T) {
+// TestChangedEntryIsJudgedAsItIsNow checks that an entry is judged by its current
+// destination and address, and not by those of its beginning.
+func TestChangedEntryIsJudgedAsItIsNow(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "x.example")
 	f.Decided.Addr = netip.AddrPort{}
@@ -37,7 +37,8 @@ func TestAnEntryIsJudgedAsWhatItHasBecome(t *testing.T) {
 	}
 }
 
-// TestTheNameOfTheFirstBytesIsDecidedAsWell of a tunnel to an address.
+// TestTheNameOfTheFirstBytesIsDecidedAsWell checks that a tunnel to an address ends if
+// either the address or the server name of its first bytes is forbidden.
 func TestTheNameOfTheFirstBytesIsDecidedAsWell(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "8.8.8.8")
@@ -54,7 +55,8 @@ func TestTheNameOfTheFirstBytesIsDecidedAsWell(t *testing.T) {
 	}
 }
 
-// TestEndedBy: a reason that has no word of its own is that of a state.
+// TestEndedBy checks how a tunnel ends for each kind of reason. A reason without a word
+// of its own ends it as revoked.
 func TestEndedBy(t *testing.T) {
 	for why, want := range map[allowlist.Reason]tunnel.Reason{
 		allowlist.QuarantinedIdentity: tunnel.Quarantined, allowlist.Draining: tunnel.Drain, allowlist.UploadLimit: tunnel.Limit,
@@ -66,8 +68,9 @@ func TestEndedBy(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatAsks is one no more, once what it asks for is known.
-func TestAConnectionThatAsks(t *testing.T) {
+// TestConnectionBecomesATunnel checks that a connection counts as a tunnel, and is
+// judged as one, when its destination is known.
+func TestConnectionBecomesATunnel(t *testing.T) {
 	r := newRig(t, nil)
 	f := newFlow("a", "x.example")
 	dest := f.Decided.Request.Dest
@@ -90,8 +93,8 @@ func TestAConnectionThatAsks(t *testing.T) {
 	}
 }
 
-// TestPromote: what an entry has become is ended in its own way, once. What ended
-// the entry before does not end it; it asks why.
+// TestPromote checks that a promoted entry is ended once, by its new End. If the entry
+// was ended before, only the old End is called, and Why tells the reason.
 func TestPromote(t *testing.T) {
 	for name, before := range map[string]bool{"told afterwards": false, "told before": true} {
 		t.Run(name, func(t *testing.T) {
@@ -122,9 +125,9 @@ func TestPromote(t *testing.T) {
 	}
 }
 
-// TestWhy: an entry knows why it was told to end, also when it is added to what
-// has ended.
-func TestWhy(t *testing.T) {
+// TestEntryKnowsWhyItWasEnded checks that Why returns the reason for which an entry was
+// ended, also if the entry was added after EndAll.
+func TestEntryKnowsWhyItWasEnded(t *testing.T) {
 	r := newRig(t, nil)
 	stays, goes, cut := newFlow("a", "x.example"), newFlow("a", "y.example"), newFlow("b", "x.example")
 	r.open(stays, goes, cut)
@@ -144,8 +147,8 @@ func TestWhy(t *testing.T) {
 	}
 }
 
-// TestList shows every entry as it is, the oldest first, and of the same age by
-// its id.
+// TestList checks that List returns every entry as it is now, the oldest first, and
+// entries of the same age in the order of their ids.
 func TestList(t *testing.T) {
 	var r Registry
 	if got := r.List(); len(got) != 0 {
@@ -187,7 +190,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// TestEndById ends one entry, once.
+// TestEndById checks that End ends the one entry with exactly that id, once.
 func TestEndById(t *testing.T) {
 	var r Registry
 	flows := map[string]*flow{"d-1": newFlow("a", "x.example"), "d-2": newFlow("a", "x.example"), "": newFlow("a", "x.example")}
@@ -228,8 +231,9 @@ func TestEndById(t *testing.T) {
 	}
 }
 
-// TestEndMayLeave: the end of an entry may take it out of the registry.
-func TestEndMayLeave(t *testing.T) {
+// TestEndMayRemoveItsEntry checks that an entry may remove itself from the registry
+// while End ends it.
+func TestEndMayRemoveItsEntry(t *testing.T) {
 	var r Registry
 	e := &Entry{ID: "d-1"}
 	e.End = func(tunnel.Reason, allowlist.Reason) { r.Remove(e) }
@@ -239,9 +243,10 @@ func TestEndMayLeave(t *testing.T) {
 	}
 }
 
-// TestEachEntryIsToldOnce, whoever ends it: two by its id, a state, and the
-// shutdown, while it changes, is promoted and is listed.
-func TestEachEntryIsToldOnce(t *testing.T) {
+// TestEachEntryIsEndedOnce checks that each entry is ended exactly once, if two calls of
+// End, a state and the shutdown end it at the same time, while it changes, is promoted
+// and is listed.
+func TestEachEntryIsEndedOnce(t *testing.T) {
 	const entries = 200
 	r := newRig(t, nil)
 	told := make([]atomic.Int32, entries)

@@ -17,20 +17,21 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// connection makes a flow one over which queries come.
+// connection turns a flow into a connection for queries.
 func connection(f *flow) *flow {
 	f.Decided.Request.Dest, f.Decided.Addr = allowlist.Destination{}, netip.AddrPort{}
 	return f
 }
 
-// dialling makes a flow one that is not open yet.
+// dialling turns a flow into a request whose connection is still being opened.
 func dialling(f *flow) *flow {
 	f.Decided.Addr = netip.AddrPort{}
 	return f
 }
 
-// TestMaxRevoke counts identities. Each of them has as many tunnels as its number
-// says, one of which is to a host that stays allowed if it is one that stays.
+// TestMaxRevoke checks that a policy is held if it ends tunnels of more identities than
+// MaxRevoke allows. The number of tunnels of an identity does not matter: caller n has
+// n+1 tunnels to a host that stays allowed, and two more if it loses something.
 func TestMaxRevoke(t *testing.T) {
 	for _, row := range []struct {
 		name       string
@@ -39,18 +40,18 @@ func TestMaxRevoke(t *testing.T) {
 		held       bool
 	}{
 		{name: "no bound", all: 50, going: 50},
-		{name: "no share, whatever the number", bound: MaxRevoke{AtLeast: 1}, all: 50, going: 50},
+		{name: "a number without a share is no bound", bound: MaxRevoke{AtLeast: 1}, all: 50, going: 50},
 		{name: "nothing closes", bound: MaxRevoke{Share: 0.01}, all: 50},
 		{name: "nothing is open", bound: MaxRevoke{Share: 0.01}},
-		{name: "a share alone leaves twenty", bound: MaxRevoke{Share: 0.01}, all: 20, going: 20},
-		{name: "and holds twenty-one", bound: MaxRevoke{Share: 0.01}, all: 21, going: 21, held: true},
+		{name: "a share without a number does not hold for twenty identities", bound: MaxRevoke{Share: 0.01}, all: 20, going: 20},
+		{name: "a share without a number holds for twenty-one identities", bound: MaxRevoke{Share: 0.01}, all: 21, going: 21, held: true},
 		{name: "exactly the share", bound: MaxRevoke{Share: 0.3, AtLeast: 1}, all: 10, going: 3},
-		{name: "one more", bound: MaxRevoke{Share: 0.3, AtLeast: 1}, all: 10, going: 4, held: true},
+		{name: "one more than the share", bound: MaxRevoke{Share: 0.3, AtLeast: 1}, all: 10, going: 4, held: true},
 		{name: "exactly a share that has no binary form", bound: MaxRevoke{Share: 0.29, AtLeast: 1}, all: 100, going: 29},
-		{name: "one more than that", bound: MaxRevoke{Share: 0.29, AtLeast: 1}, all: 100, going: 30, held: true},
-		{name: "the share, but not the number", bound: MaxRevoke{Share: 0.3, AtLeast: 4}, all: 10, going: 4},
-		{name: "the number, but not the share", bound: MaxRevoke{Share: 0.5, AtLeast: 4}, all: 10, going: 5},
-		{name: "all, as the share says", bound: MaxRevoke{Share: 1, AtLeast: 1}, all: 10, going: 10},
+		{name: "one more than a share that has no binary form", bound: MaxRevoke{Share: 0.29, AtLeast: 1}, all: 100, going: 30, held: true},
+		{name: "more than the share, but not than the number", bound: MaxRevoke{Share: 0.3, AtLeast: 4}, all: 10, going: 4},
+		{name: "more than the number, but not than the share", bound: MaxRevoke{Share: 0.5, AtLeast: 4}, all: 10, going: 5},
+		{name: "all, with a share of one", bound: MaxRevoke{Share: 1, AtLeast: 1}, all: 10, going: 10},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, func(cfg *EnforcerConfig) { cfg.MaxRevoke = row.bound })
@@ -91,9 +92,9 @@ func TestMaxRevoke(t *testing.T) {
 	}
 }
 
-// TestNobodyHoldsBackWhatCutsItOff: whatever one identity opens, its own loss is
-// that of one, and what others lose with it is not held for its sake.
-func TestNobodyHoldsBackWhatCutsItOff(t *testing.T) {
+// TestOneIdentityCannotCauseAHold checks that an identity counts once however much it
+// has open, so that it cannot get the policy held which forbids its tunnels.
+func TestOneIdentityCannotCauseAHold(t *testing.T) {
 	r := newRig(t, holding)
 	r.Confirm(t.Context(), together(another(named("one", entry("*", to("*.example")))), cutting()))
 	var hostile []*flow
@@ -118,15 +119,15 @@ func TestNobodyHoldsBackWhatCutsItOff(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotOpenIsNotHeld: a dial is a request that is new, and connections over
-// which queries come belong to nobody who has something open; while a policy is held
-// they stay.
-func TestWhatIsNotOpenIsNotHeld(t *testing.T) {
+// TestOnlyTunnelsCountForAHold checks that dials and connections for queries do not
+// cause a policy to be held. While a policy is held, forbidden dials end and connections
+// stay.
+func TestOnlyTunnelsCountForAHold(t *testing.T) {
 	for _, row := range []struct {
 		name    string
-		tunnels int // of as many identities
+		tunnels int // number of tunnels, each of another identity
 		held    bool
-	}{{"without a tunnel nothing is held", 0, false}, {"beside tunnels", 2, true}} {
+	}{{"without tunnels nothing is held", 0, false}, {"connections are held beside tunnels", 2, true}} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, holding)
 			r.Confirm(t.Context(), together(another(named("one", entry("*", to("*.example")))), cutting()))
@@ -159,9 +160,9 @@ func TestWhatIsNotOpenIsNotHeld(t *testing.T) {
 	}
 }
 
-// TestWhatIsHeldIsJudgedAgain when something ends, no more often than every 100 ms
-// however much does, and ends when it is not too much any more.
-func TestWhatIsHeldIsJudgedAgain(t *testing.T) {
+// TestHeldEntriesAreJudgedAgain checks that what is held is judged again when entries
+// leave, at most every 100 ms, and is ended when it is no longer too much.
+func TestHeldEntriesAreJudgedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
 		r := newRig(t, func(cfg *EnforcerConfig) {
@@ -210,31 +211,32 @@ func TestWhatIsHeldIsJudgedAgain(t *testing.T) {
 	})
 }
 
-// TestADateIsNeverHeld that passes, be it one of the policy in force or of the one
-// before that stays for what is open. One that had passed when the policy came is
-// a rule of the policy like another.
-func TestADateIsNeverHeld(t *testing.T) {
+// TestPassedDateIsNotHeld checks that a date which passes ends tunnels while a policy is
+// held, if it is a date of the policy in force or of the previous one, which still
+// decides what stays open. A rule that had expired before the policy came is held like
+// any other.
+func TestPassedDateIsNotHeld(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, row := range []struct {
 		name     string
-		one, two func(now time.Time) allowlist.Rule // that lets x.example through
-		ends     time.Duration                      // zero: it stays
+		one, two func(now time.Time) allowlist.Rule // rule of the first and of the second policy
+		ends     time.Duration                      // when the tunnel ends; zero if it stays
 		why      allowlist.Reason
 	}{
 		{
-			"a rule of the one before expires",
+			"a rule of the previous policy expires",
 			func(now time.Time) allowlist.Rule { return until(to("x.example"), now.Add(day)) },
 			func(time.Time) allowlist.Rule { return to("y.example") },
 			day, allowlist.NotOnAllowlist,
 		},
 		{
-			"a rule of the one in force expires",
+			"a rule of the policy in force expires",
 			func(time.Time) allowlist.Rule { return to("x.example") },
 			func(now time.Time) allowlist.Rule { return until(to("x.example"), now.Add(day)) },
 			day, allowlist.RuleExpired,
 		},
 		{
-			"a rule of the one in force had expired before",
+			"a rule of the policy in force had expired before it came",
 			func(time.Time) allowlist.Rule { return to("x.example") },
 			func(now time.Time) allowlist.Rule { return until(to("x.example"), now.Add(-day)) },
 			0, allowlist.NoReason,
@@ -270,8 +272,9 @@ func TestADateIsNeverHeld(t *testing.T) {
 	}
 }
 
-// TestExpiryAndTrustAreNeverHeld beside the two dates of policies.
-func TestExpiryAndTrustAreNeverHeld(t *testing.T) {
+// TestExpiredIdentityIsNotHeld checks that the expiry of an identity ends its tunnels
+// while a policy is held.
+func TestExpiredIdentityIsNotHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, start := newRig(t, func(cfg *EnforcerConfig) {
 			holding(cfg)
@@ -291,10 +294,9 @@ func TestExpiryAndTrustAreNeverHeld(t *testing.T) {
 	})
 }
 
-// TestRandomSequences puts random policies, quarantines, addresses and trust in
-// force over random entries that come, leave and are promoted while dates pass, and
-// looks after each step at what is open. A second decision, which knows nothing of
-// the enforcer, says what must be.
+// TestRandomSequences puts random policies, quarantine lists, addresses and trust in
+// force over random entries, which come, leave and are promoted while dates pass. After
+// each step it compares what is open with what a second, independent decision allows.
 func TestRandomSequences(t *testing.T) {
 	for seed := range uint64(40) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -302,7 +304,7 @@ func TestRandomSequences(t *testing.T) {
 				s := newSequence(t, rand.New(rand.NewPCG(seed, 7)))
 				for range 60 {
 					s.step()
-					time.Sleep(time.Minute) // what is held is judged again, dates pass
+					time.Sleep(time.Minute) // in this time held entries are judged again, and dates pass
 					synctest.Wait()
 					s.check()
 				}
@@ -311,8 +313,8 @@ func TestRandomSequences(t *testing.T) {
 	}
 }
 
-// sequence is a run of random steps. It keeps by itself what was loaded, and what
-// was last enforced.
+// sequence is a run of random steps. It keeps its own account of what was loaded, and of
+// the policy that was enforced last.
 type sequence struct {
 	t *testing.T
 	*rand.Rand
@@ -420,7 +422,7 @@ func (s *sequence) load(sure bool, c Change) {
 	s.Apply(s.t.Context(), c)
 }
 
-// come opens what a new request may.
+// come opens a random entry if a new request for it would be allowed.
 func (s *sequence) come() {
 	f := newFlow(s.name(), s.host())
 	switch s.IntN(6) {
@@ -453,7 +455,8 @@ func (s *sequence) leave() {
 	}
 }
 
-// refuses is the second decision.
+// refuses is the second decision. It returns the reason for which a policy refuses an
+// entry.
 func (s *sequence) refuses(p *allowlist.Policy, f *flow, at time.Time) allowlist.Reason {
 	p = p.WithQuarantine(s.quarantine).WithClassifier(s.classifier)
 	req := f.Decided.Request
@@ -477,8 +480,8 @@ func (s *sequence) refuses(p *allowlist.Policy, f *flow, at time.Time) allowlist
 	return bytesRefused(&d, f.Decided.FirstBytes, f.Decided.ECH)
 }
 
-// bytesRefused is a table of what each mode refuses at port 443, where require is the
-// default.
+// bytesRefused returns the reason for which a rule's TLS mode refuses first bytes at
+// port 443, where require is the default.
 func bytesRefused(d *allowlist.Decision, seen FirstBytes, ech bool) allowlist.Reason {
 	if d.Rule == nil {
 		panic("the policies of this test observe nothing")
@@ -500,7 +503,7 @@ func bytesRefused(d *allowlist.Decision, seen FirstBytes, ech bool) allowlist.Re
 	return allowlist.NoReason
 }
 
-// check looks at every entry that was open before the last step.
+// check checks every entry that was open before the last step.
 func (s *sequence) check() {
 	s.t.Helper()
 	now := time.Now()
@@ -542,9 +545,9 @@ func (s *sequence) check() {
 	}
 }
 
-// TestWhatLeavesWhileItIsJudgedIsNotMissed: whoever has left is either not counted, or
-// the enforcer was told to look again.
-func TestWhatLeavesWhileItIsJudgedIsNotMissed(t *testing.T) {
+// TestEntryThatLeavesWhileJudgedIsNotMissed checks that an entry which leaves while a
+// policy is judged either does not count, or makes the enforcer judge again.
+func TestEntryThatLeavesWhileJudgedIsNotMissed(t *testing.T) {
 	for range 5_000 {
 		r := newRig(t, holding)
 		r.Confirm(t.Context(), together(another(named("one", entry("*", to("*.example")))), cutting()))

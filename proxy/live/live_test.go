@@ -12,6 +12,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// TestNothingInForceDenies checks that everything is denied before the first state, and
+// by a nil and a zero state.
 func TestNothingInForceDenies(t *testing.T) {
 	dest, err := allowlist.ParseDestination("api.example:443")
 	if err != nil {

@@ -13,7 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-func TestEnforcedIsToldInOrder(t *testing.T) {
+// TestEnforcedIsCalledInOrder checks that concurrent changes are reported in the order
+// of their generations.
+func TestEnforcedIsCalledInOrder(t *testing.T) {
 	r := newRig(t, nil)
 	var putting sync.WaitGroup
 	for range 4 {
@@ -35,8 +37,8 @@ func TestEnforcedIsToldInOrder(t *testing.T) {
 	}
 }
 
-// TestNoTunnelEscapesAState opens tunnels the way that the doors do, while
-// states flip. Whoever is still open at the end is allowed by the last one.
+// TestNoTunnelEscapesAState opens tunnels in the way of the doors while two policies
+// take turns, and checks that the last one allows every tunnel that is still open.
 func TestNoTunnelEscapesAState(t *testing.T) {
 	const callers, tunnels, flips = 8, 200, 100
 	states := []*allowlist.Policy{policy(entry("a", to("x.example"))), policy(entry("a", to("y.example")))}
@@ -70,7 +72,7 @@ func TestNoTunnelEscapesAState(t *testing.T) {
 	}
 }
 
-// openTunnel decides, registers, and looks again at the state: see
+// openTunnel decides, registers, and then decides again if the state has changed; see
 // [Registry.Add].
 func openTunnel(current *Current, registry *Registry, host string) {
 	f := newFlow("a", host)
@@ -85,8 +87,9 @@ func openTunnel(current *Current, registry *Registry, host string) {
 	}
 }
 
-// TestEnforcedMayBeNobody, and a tunnel may leave while it is told to end.
-func TestEnforcedMayBeNobody(t *testing.T) {
+// TestEnforcedMayBeNil checks that an enforcer needs no Enforced, and that a tunnel may
+// leave while it is ended.
+func TestEnforcedMayBeNil(t *testing.T) {
 	var registry Registry
 	e := must(NewEnforcer(EnforcerConfig{Current: &Current{}, Registry: &registry}))
 	f := newFlow("a", "x.example")
@@ -97,16 +100,16 @@ func TestEnforcedMayBeNobody(t *testing.T) {
 	}
 }
 
-// TestATunnelThatChangesIsNotMissed changes a tunnel, as its first bytes do, while
-// it is judged and before it is told to end.
+// TestATunnelThatChangesIsNotMissed checks that a tunnel which changes while it is
+// judged, as it does with its first bytes, is ended for what it is then.
 func TestATunnelThatChangesIsNotMissed(t *testing.T) {
 	for _, row := range []struct {
 		name string
-		host string // that it becomes a tunnel to
+		host string // its destination after the change
 		want ending
 	}{
-		{"its authority has gone, whatever it is known by", "y.example", ending{tunnel.Revoked, allowlist.IdentityUntrusted}},
-		{"what it becomes is forbidden as well", "z.example", ending{tunnel.Revoked, allowlist.NotOnAllowlist}},
+		{"its new destination is allowed, and its authority is not trusted", "y.example", ending{tunnel.Revoked, allowlist.IdentityUntrusted}},
+		{"its new destination is forbidden", "z.example", ending{tunnel.Revoked, allowlist.NotOnAllowlist}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			f := newFlow("a", "x.example")

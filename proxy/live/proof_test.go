@@ -10,12 +10,12 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestEveryProofIsAskedFor goes through every value that a source may have, also
-// those that mean nothing yet: an entry stays only if its proof is known to hold,
-// and an identity that has expired ends it whatever proved it.
-func TestEveryProofIsAskedFor(t *testing.T) {
+// TestEveryProofIsJudged goes through every value that a proof may have, also those
+// without a meaning. It checks that an entry stays only if its proof holds, and that an
+// expired identity ends it whatever the proof.
+func TestEveryProofIsJudged(t *testing.T) {
 	chain := []*x509.Certificate{{Raw: []byte("leaf")}}
-	const sources = 8 // as many as a policy can accept
+	const sources = 8 // number of values that a policy can accept
 	for source := range allowlist.Proof(sources) {
 		accepting := entry("a", to("x.example"))
 		accepting.Accept = allowlist.ProofsOf(source)

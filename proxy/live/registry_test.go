@@ -11,7 +11,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// probe is an entry that remembers why it was ended.
+// probe is an entry that keeps the reason for which it was ended.
 type probe struct {
 	*Entry
 	reason atomic.Uint32
@@ -29,10 +29,12 @@ func newProbe() *probe {
 
 func (p *probe) ended() tunnel.Reason { return tunnel.Reason(p.reason.Load()) }
 
+// TestAddAndRemove checks that the registry counts what was added, and that EndAll does
+// not end what was removed.
 func TestAddAndRemove(t *testing.T) {
 	var r Registry
 	a, b := newProbe(), newProbe()
-	r.Remove(a.Entry) // not there: no error
+	r.Remove(a.Entry) // removing what is not there does nothing
 	r.Add(a.Entry)
 	r.Add(b.Entry)
 	if r.Len() != 2 {
@@ -51,7 +53,7 @@ func TestAddAndRemove(t *testing.T) {
 
 func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
 	var r Registry
-	r.EndAll(tunnel.None) // counts as Error
+	r.EndAll(tunnel.None) // None is replaced by Error
 	p := newProbe()
 	r.Add(p.Entry)
 	if p.ended() != tunnel.Error || r.Len() != 1 {
@@ -63,7 +65,9 @@ func TestAddAfterEndAllEndsAtOnce(t *testing.T) {
 	}
 }
 
-func TestEndMayRemove(t *testing.T) {
+// TestEndAllMayRemoveEntries checks that an entry may remove itself while EndAll, or Add
+// after EndAll, ends it.
+func TestEndAllMayRemoveEntries(t *testing.T) {
 	var r Registry
 	p := &Entry{}
 	p.End = func(tunnel.Reason, allowlist.Reason) { r.Remove(p) }
@@ -122,8 +126,8 @@ func TestDrainEndsWhatIsLeft(t *testing.T) {
 	})
 }
 
-// TestDrainsAtTheSameTime: whoever drains beside somebody else waits for the
-// same tunnels, each for its own time.
+// TestDrainsAtTheSameTime checks that each of several concurrent calls of Drain returns
+// when the last tunnel has left.
 func TestDrainsAtTheSameTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Registry
@@ -142,9 +146,9 @@ func TestDrainsAtTheSameTime(t *testing.T) {
 	})
 }
 
-// TestNoTunnelEscapes adds tunnels while others end all of them: each is ended
-// by the one or by the other.
-func TestNoTunnelEscapes(t *testing.T) {
+// TestNoTunnelEscapesEndAll checks that a tunnel which is added while EndAll runs is
+// ended, too.
+func TestNoTunnelEscapesEndAll(t *testing.T) {
 	var r Registry
 	probes := make([]*probe, 200)
 	var running sync.WaitGroup
