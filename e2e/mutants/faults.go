@@ -80,7 +80,7 @@ func mutants() []fault {
 		of("D/D32", "a rule for upgrades allows h2c", wire, `strings.HasPrefix(name, "h2") || `, ""),
 		of("D/D32", "a WebSocket in capitals may be dropped", wire, `demanded || strings.EqualFold(name, "websocket")`, `demanded || name == "websocket"`),
 		of("H/H8", "denied requests spend no budget", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.Holder()) {"),
-		{"requests by source-map spend the budget of the certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestWhatAnAddressShowsSpendsForItself"},
+		{"requests by source-map spend the budget of the certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestMappedHoldersHaveTheirOwnBudgets"},
 		{"forged denials are merged with others", "proxy/audit/collapse.go", "proof: proofOf(rec), ", "", "./proxy/audit", "TestOnlyIdenticalDenialsAreCollapsed"},
 		{"callers that wait for a sink take turns by identity only, not by network", "proxy/audit/waiting.go", "w.networksNext = !w.networksNext", "w.networksNext = w.networksNext && w.size < 0", "./proxy/audit", "TestManyIdentitiesOfOneSource"},
 		{"a full queue drops the newest record, whoever has most in it", "proxy/audit/ring.go", "return r.drop(r.denials.victim(&it.seat))\n}", "return r.drop(it)\n}", "./proxy/audit", "TestForgedSourcesHideNobody"},

@@ -150,8 +150,8 @@ func (c *checked) hello(t *testing.T) []byte {
 	return append(head, body...)
 }
 
-// TestHealthChecksAreQuiet: nothing that a load balancer does to find out whether a
-// port is open, or speaks TLS, is recorded or counted as a failed handshake.
+// TestHealthChecksAreQuiet checks that nothing is recorded, or counted as a failed
+// handshake, that a load balancer does to find out whether a port is open or speaks TLS.
 func TestHealthChecksAreQuiet(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		for name, end := range ends() {
@@ -230,7 +230,8 @@ func TestHealthChecksAreQuiet(t *testing.T) {
 	}
 }
 
-// TestNobodyHidesAsAHealthCheck: everything else has a record with its source address.
+// TestNobodyHidesAsAHealthCheck checks that every other failed handshake and header has
+// a record with its source address.
 func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 	c := newChecked(t, false)
 	behind := newChecked(t, true)
@@ -276,11 +277,11 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 		{"garbage", false, says(strings.Repeat("x", 100)), allowlist.TLSHandshakeFailed, false},
 		{"half a header", true, says(proxyHeader[:20]), allowlist.MalformedHeader, false},
 		{"the first byte of a header", true, says("P"), allowlist.MalformedHeader, false},
-		{"half a header of a check", true, says(localHeader[:14]), allowlist.MalformedHeader, false},
+		{"half a header of a health check", true, says(localHeader[:14]), allowlist.MalformedHeader, false},
 		{"half a hello behind a header", true, says(localHeader + string(hello[:40])), allowlist.TLSHandshakeFailed, false},
 		{"a certificate of another authority", false, after(untrusted, ""), allowlist.IdentityUntrusted, true},
-		{"one that has expired", false, after(expired, ""), allowlist.IdentityExpired, true},
-		{"one that is nobody's", false, after(invalid, ""), allowlist.IdentityInvalid, true},
+		{"an expired certificate", false, after(expired, ""), allowlist.IdentityExpired, true},
+		{"a certificate without an identity", false, after(invalid, ""), allowlist.IdentityInvalid, true},
 		{"a certificate of another authority, and an empty line", false, after(untrusted, "\r\n"), allowlist.IdentityUntrusted, true},
 	} {
 		for how, end := range ends() {
@@ -320,8 +321,8 @@ func TestNobodyHidesAsAHealthCheck(t *testing.T) {
 	}
 }
 
-// TestHTTPHealthCheckIsNoDecisionOfAPolicy: the reasons that a health check over HTTP is
-// refused for are those that the indicators of denials leave out.
+// TestHTTPHealthCheckIsNoDecisionOfAPolicy checks that the reasons for which a health
+// check over HTTP is refused are those that the indicators of denials leave out.
 func TestHTTPHealthCheckIsNoDecisionOfAPolicy(t *testing.T) {
 	c := newChecked(t, false)
 	for _, row := range []struct {
@@ -350,8 +351,8 @@ func TestHTTPHealthCheckIsNoDecisionOfAPolicy(t *testing.T) {
 	}
 }
 
-// TestAHandshakeIsCountedByWhatFollows: any request, by any caller, makes a handshake a
-// used one.
+// TestAHandshakeIsCountedByWhatFollows checks that a handshake counts as used if any
+// request follows it, by any caller.
 func TestAHandshakeIsCountedByWhatFollows(t *testing.T) {
 	c := newChecked(t, false)
 	for _, row := range []struct {

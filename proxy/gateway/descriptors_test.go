@@ -10,8 +10,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestShortDescriptorsAreNoted: a note reports them for a while, and the gateway stays
-// ready.
+// TestShortDescriptorsAreNoted checks that a note reports for a while that descriptors
+// are short, and that the gateway stays ready.
 func TestShortDescriptorsAreNoted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, d := range map[string]Descriptors{
@@ -41,7 +41,8 @@ func TestShortDescriptorsAreNoted(t *testing.T) {
 	})
 }
 
-// TestDescriptorsFor: the results grow with each bound, and are zero without listeners.
+// TestDescriptorsFor checks that the numbers of descriptors grow with each bound, and
+// are zero without listeners.
 func TestDescriptorsFor(t *testing.T) {
 	for _, row := range []struct{ connections, dns, accepted, opened int }{
 		{0, 0, 0, 0},

@@ -59,11 +59,11 @@ func awaitClosed(t *testing.T, at net.Addr) {
 	}
 }
 
-// TestTheOrderOfTheEnd: when its context is done the gateway continues to serve. It is
-// not ready, ends idle connections, and marks each answer as the last one of its
-// connection. Then it answers 503, then it stops accepting, and tunnels may finish.
-// States that come into force until then are obeyed.
-func TestTheOrderOfTheEnd(t *testing.T) {
+// TestTheOrderOfTheShutdown checks that the gateway continues to serve when its context
+// is done. It is not ready, ends idle connections, and marks each answer as the last one
+// of its connection. Then it answers 503, then it stops accepting, and tunnels may
+// finish. States that come into force until then are enforced.
+func TestTheOrderOfTheShutdown(t *testing.T) {
 	port := newOrigin(t)
 	log := pausing{make(chan struct{}, 1), make(chan struct{})}
 	proceed := sync.OnceFunc(func() { close(log.proceed) })
@@ -157,8 +157,9 @@ func TestTheOrderOfTheEnd(t *testing.T) {
 	}
 }
 
-// TestWhatIsLeftIsCut: tunnels end after the drain timeout, and the record says so.
-func TestWhatIsLeftIsCut(t *testing.T) {
+// TestTunnelsEndAfterTheDrainTimeout checks that tunnels which are left after the drain
+// timeout are closed, and that their records say so.
+func TestTunnelsEndAfterTheDrainTimeout(t *testing.T) {
 	port := newOrigin(t)
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	stop, served := r.serve(t)
@@ -178,9 +179,9 @@ func TestWhatIsLeftIsCut(t *testing.T) {
 	}
 }
 
-// TestARestingConnectionDoesNotKeepTheGateway: an idle connection does not delay the
-// end.
-func TestARestingConnectionDoesNotKeepTheGateway(t *testing.T) {
+// TestIdleConnectionDoesNotDelayTheShutdown checks that an idle connection does not
+// delay the end of the gateway.
+func TestIdleConnectionDoesNotDelayTheShutdown(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), func(c *Config) { c.DrainTimeout = time.Hour })
 	stop, served := r.serve(t)
 	c := r.call(t)
@@ -195,9 +196,9 @@ func TestARestingConnectionDoesNotKeepTheGateway(t *testing.T) {
 	}
 }
 
-// TestWhatIsEndedIsAnswered: a request that is being dialled when the drain timeout
-// ends gets a 503 as the last answer of its connection, and has a record of it.
-func TestWhatIsEndedIsAnswered(t *testing.T) {
+// TestDialAtTheDrainTimeoutIsAnswered checks that a request which is being dialled when
+// the drain timeout ends gets a 503 as the last answer of its connection, and a record.
+func TestDialAtTheDrainTimeoutIsAnswered(t *testing.T) {
 	const requests = 20
 	dialling := make(chan struct{}, requests)
 	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
@@ -245,8 +246,9 @@ func TestWhatIsEndedIsAnswered(t *testing.T) {
 	}
 }
 
-// TestAClientThatDoesNotReadItsLastAnswer delays the end no longer than LastAnswers.
-func TestAClientThatDoesNotReadItsLastAnswer(t *testing.T) {
+// TestUnreadAnswerDelaysTheShutdownByABoundedTime checks that a client which does not
+// read its last answer delays the end of the gateway no longer than LastAnswers.
+func TestUnreadAnswerDelaysTheShutdownByABoundedTime(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	stop, served := r.serve(t)
 	c := r.call(t)

@@ -36,9 +36,9 @@ func isServed(network, address string) bool {
 	return err == nil
 }
 
-// TestAPartThatIsMissing: a missing part is an error, and never means that everything
-// is allowed.
-func TestAPartThatIsMissing(t *testing.T) {
+// TestMissingPartIsAnError checks that a missing part of the configuration is an error
+// of New.
+func TestMissingPartIsAnError(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		without func(*Config)
@@ -48,8 +48,8 @@ func TestAPartThatIsMissing(t *testing.T) {
 		{"the log", func(c *Config) { c.Log = nil }, false},
 		{"the addresses of the host", func(c *Config) { c.HostAddresses = nil }, false},
 		{"listeners", func(c *Config) { c.Listeners = nil }, false},
-		{"the identity provider, for certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
-		{"the identity provider, for its own", func(c *Config) { c.Listeners[0].Identity = Self }, false},
+		{"the identity provider of a listener with certificates", func(c *Config) { c.Listeners[0].Identity = MTLS }, false},
+		{"the identity provider of a listener whose callers have the gateway's identity", func(c *Config) { c.Listeners[0].Identity = Self }, false},
 		{"the identity of a listener's callers", func(c *Config) { c.Listeners[0].Identity, c.Listeners[0].ID = Fixed, spiffeid.ID{} }, false},
 		{"a map of addresses", func(c *Config) { c.Listeners[0].Identity = SourceMap }, false},
 		{"an identity in a map of addresses", func(c *Config) {
@@ -57,7 +57,7 @@ func TestAPartThatIsMissing(t *testing.T) {
 		}, false},
 		{"a kind of identity", func(c *Config) { c.Listeners[0].Identity = SourceMap + 1 }, false},
 		{"a protocol", func(c *Config) { c.Listeners[0].Protocol = DoH + 1 }, false},
-		{"TLS, for DNS over it", func(c *Config) { c.Listeners[0].Protocol = DoT }, false},
+		{"TLS, for DNS over TLS", func(c *Config) { c.Listeners[0].Protocol = DoT }, false},
 		{"the resolver", func(c *Config) { c.Resolver.Resolve = nil }, true},
 		{"the recorder", func(c *Config) { c.Recorder = nil }, true},
 	} {
@@ -75,7 +75,8 @@ func TestAPartThatIsMissing(t *testing.T) {
 	}
 }
 
-// TestAfterAnErrorNothingIsOpen: each row fails after the first listener was opened.
+// TestAfterAnErrorNothingIsOpen checks that New has no listener open after an error.
+// Each row fails after the first listener was opened.
 func TestAfterAnErrorNothingIsOpen(t *testing.T) {
 	errAddresses := errors.New("no addresses today")
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -93,13 +94,13 @@ func TestAfterAnErrorNothingIsOpen(t *testing.T) {
 		want   string // text in the error
 	}{
 		{"a listener at an address that is taken", func(c *Config) { also(c, Listener{Address: taken.Addr().String()}) }, "is taken"},
-		{"the admin listener at one", func(c *Config) { c.Admin = Admin{Address: taken.Addr().String(), Metrics: http.NotFoundHandler()} }, "admin: "},
+		{"the admin listener at an address that is taken", func(c *Config) { c.Admin = Admin{Address: taken.Addr().String(), Metrics: http.NotFoundHandler()} }, "admin: "},
 		{"an admin listener without metrics", func(c *Config) { c.Admin.Address = "127.0.0.1:0" }, "admin: "},
 		{"a listener for queries without a resolver for them", func(c *Config) { also(c, Listener{Address: "127.0.0.1:0", Protocol: DNS}) }, "resolver"},
 		{"a listener for queries without a port", func(c *Config) {
 			also(c, Listener{Address: "unix:" + filepath.Join(t.TempDir(), "q"), Protocol: DNS})
 		}, "listener second: DNS needs an IP address"},
-		{"nobody knows the addresses of the host", func(c *Config) {
+		{"the addresses of the host cannot be read", func(c *Config) {
 			c.HostAddresses = func() ([]netip.Addr, error) { return nil, errAddresses }
 		}, errAddresses.Error()},
 	} {
@@ -153,8 +154,8 @@ func open(t *testing.T, cfg Config) *Gateway {
 	return nil
 }
 
-// TestListening: Listening returns the open addresses in the order of the
-// configuration, and Close closes them all if the gateway is not served.
+// TestListening checks that Listening returns the open addresses in the order of the
+// configuration, and that Close closes them all if the gateway is not served.
 func TestListening(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(nil)}
 	cfg := r.config(t)
@@ -193,8 +194,8 @@ func TestListening(t *testing.T) {
 	g.Close() // a second call does nothing
 }
 
-// TestTheGatewayIsNoDestination: its own listeners cannot be reached, even if a rule
-// names their address.
+// TestTheGatewayIsNoDestination checks that the gateway's own listeners cannot be
+// reached, even if a rule names their address.
 func TestTheGatewayIsNoDestination(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}
 	cfg := r.config(t)
@@ -221,8 +222,8 @@ func TestTheGatewayIsNoDestination(t *testing.T) {
 	}
 }
 
-// TestCheck: Check warns of identities that listeners give their callers if the policy
-// refuses every request of theirs. It opens nothing.
+// TestCheck checks that Check warns of identities that listeners give their callers if
+// the policy refuses every request of theirs, and that it opens nothing.
 func TestCheck(t *testing.T) {
 	pattern := func(path string) allowlist.IdentityPattern {
 		return must(allowlist.ParseIdentityPattern("spiffe://test.example/" + path))
@@ -249,17 +250,17 @@ func TestCheck(t *testing.T) {
 		listeners []Listener
 		want      []string
 	}{
-		{"certificates", []Listener{{Name: "main"}}, nil},
-		{"one that the policy knows", []Listener{{Name: "main", Identity: Fixed, ID: id("known")}}, nil},
-		{"one that is cut off, which is no mistake", []Listener{{Name: "main", Identity: Fixed, ID: id("cut")}}, nil},
-		{"a stranger", []Listener{{Name: "main", Identity: Fixed, ID: id("other")}}, []string{"main" + strange + "other" + unknown}},
-		{"a stranger who asks for names", []Listener{{Name: "q", Protocol: DNS, Identity: Fixed, ID: id("other")}}, []string{"q" + strange + "other" + unknown}},
-		{"one that is to prove itself in another way", []Listener{{Name: "main", Identity: Fixed, ID: id("mapped/a")}}, []string{"main" + unaccepted + "mapped/a accepts listener" + source}},
-		{"the gateway's own", []Listener{{Name: "main", Identity: Self}}, []string{"main" + strange + "gateway" + unknown}},
-		{"by address, each once", []Listener{{Name: "main", Identity: SourceMap, Sources: sources}}, []string{
+		{"callers with certificates", []Listener{{Name: "main"}}, nil},
+		{"an identity that the policy knows", []Listener{{Name: "main", Identity: Fixed, ID: id("known")}}, nil},
+		{"an identity in quarantine, which is no mistake", []Listener{{Name: "main", Identity: Fixed, ID: id("cut")}}, nil},
+		{"an identity that the policy does not know", []Listener{{Name: "main", Identity: Fixed, ID: id("other")}}, []string{"main" + strange + "other" + unknown}},
+		{"an unknown identity of a listener for queries", []Listener{{Name: "q", Protocol: DNS, Identity: Fixed, ID: id("other")}}, []string{"q" + strange + "other" + unknown}},
+		{"an identity for which the policy accepts another proof", []Listener{{Name: "main", Identity: Fixed, ID: id("mapped/a")}}, []string{"main" + unaccepted + "mapped/a accepts listener" + source}},
+		{"the gateway's own identity", []Listener{{Name: "main", Identity: Self}}, []string{"main" + strange + "gateway" + unknown}},
+		{"identities by address, each of which is named once", []Listener{{Name: "main", Identity: SourceMap, Sources: sources}}, []string{
 			"main" + unaccepted + "known accepts source-map" + source, "main" + strange + "other" + unknown,
 		}},
-		{"in the order of the listeners", []Listener{{Name: "b", Identity: Self}, {Name: "a", Identity: Fixed, ID: id("other")}}, []string{
+		{"warnings in the order of the listeners", []Listener{{Name: "b", Identity: Self}, {Name: "a", Identity: Fixed, ID: id("other")}}, []string{
 			"b" + strange + "gateway" + unknown, "a" + strange + "other" + unknown,
 		}},
 	} {
@@ -292,7 +293,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestCheckWithoutAPolicy: without a policy there are no warnings.
+// TestCheckWithoutAPolicy checks that Check has no warnings without a policy.
 func TestCheckWithoutAPolicy(t *testing.T) {
 	r := &rig{policies: gatewaytest.NewPolicy(nil)}
 	got, err := Check(r.config(t))
@@ -301,8 +302,9 @@ func TestCheckWithoutAPolicy(t *testing.T) {
 	}
 }
 
-// TestTheContextOfNew: the end of New's context does not end the gateway.
-func TestTheContextOfNew(t *testing.T) {
+// TestGatewayOutlivesTheContextOfNew checks that the end of New's context does not end
+// the gateway.
+func TestGatewayOutlivesTheContextOfNew(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &rig{policies: gatewaytest.NewPolicy(allowing("one", to("a.example")))}
 	g, err := New(ctx, r.config(t))

@@ -31,9 +31,10 @@ func (f *flaky) Write(context.Context, []*audit.Record) error {
 	return nil
 }
 
-// TestASinkThatFailsIsAReasonOnlyIfItIsRequired: otherwise another replica writes to
-// the same collector and would do no better. In both cases the gateway recovers within
-// seconds of the end of the failure, without a further record.
+// TestASinkThatFailsIsAReasonOnlyIfItIsRequired checks that a failing sink makes a
+// gateway not ready only if the sink is required. Another replica writes to the same
+// collector and would do no better. The gateway recovers within seconds of the end of
+// the failure, without a further record.
 func TestASinkThatFailsIsAReasonOnlyIfItIsRequired(t *testing.T) {
 	full, hang := errors.New("no space left on device"), make(chan struct{})
 	for name, row := range map[string]struct {

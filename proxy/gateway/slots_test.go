@@ -134,9 +134,9 @@ func (c *crowded) tunnel(t *testing.T, from *caller) {
 	}
 }
 
-// TestSilentCallers: 200 of them, on any listener and from any address, end no tunnel,
-// and the next caller with an identity is answered. They are counted, and a summary
-// reports them.
+// TestSilentCallers checks that 200 silent callers, on any listener and from any
+// address, end no tunnel, and that the next caller with an identity is answered. The
+// silent callers are counted, and a summary reports them.
 func TestSilentCallers(t *testing.T) {
 	const silent = 200
 	s := limit.SharesOf(64)
@@ -208,9 +208,9 @@ func TestSilentCallers(t *testing.T) {
 	}
 }
 
-// TestAnIdentityThatHasItsShare: it gets an answer, keeps its connections, and costs no
-// other identity anything. Silent connections to a listener do not count against those
-// that make requests.
+// TestAnIdentityThatHasItsShare checks that an identity which has its share of slots
+// gets an answer, keeps its connections, and costs no other identity anything. Silent
+// connections to a listener do not count against connections with requests.
 func TestAnIdentityThatHasItsShare(t *testing.T) {
 	c := newCrowded(t)
 	s := c.shares
@@ -267,10 +267,10 @@ func TestAnIdentityThatHasItsShare(t *testing.T) {
 	}
 }
 
-// TestWhoWasToldIsNotToldOfAgain: callers that were refused, and keep their connections
-// open after the answer, have one record each. They are counted nowhere else when these
-// connections are closed to make room.
-func TestWhoWasToldIsNotToldOfAgain(t *testing.T) {
+// TestRefusedCallerIsNotReportedAgain checks that callers which were refused, and keep
+// their connections open after the answer, have one record each. They are counted
+// nowhere else when these connections are closed to make room.
+func TestRefusedCallerIsNotReportedAgain(t *testing.T) {
 	c := newCrowded(t)
 	for range c.shares.PerLocal {
 		c.tunnel(t, c.clear(t, "own"))
@@ -310,8 +310,9 @@ func (c *crowded) decision(t *testing.T, verdict allowlist.Verdict, reason allow
 	}
 }
 
-// TestCallersWithoutAnIdentity: they keep to their share even after they were answered.
-// One more connection from the same address replaces an idle one.
+// TestCallersWithoutAnIdentity checks that callers without an identity keep to their
+// share even after they were answered, and that another connection from the same address
+// replaces an idle one.
 func TestCallersWithoutAnIdentity(t *testing.T) {
 	c := newCrowded(t)
 	config := c.config(t, "")
@@ -338,8 +339,9 @@ func TestCallersWithoutAnIdentity(t *testing.T) {
 	}
 }
 
-// TestHalfAHeadOnAConnectionThatMakesRoom: its record says why the connection was
-// closed, and not that the caller left.
+// TestHalfAHeadOnAConnectionThatMakesRoom checks that the record of an incomplete
+// request says that its connection was closed to make room, and not that the caller
+// left.
 func TestHalfAHeadOnAConnectionThatMakesRoom(t *testing.T) {
 	c := newCrowded(t)
 	for end := time.Now().Add(patience); time.Now().Before(end); {
@@ -363,12 +365,13 @@ func TestHalfAHeadOnAConnectionThatMakesRoom(t *testing.T) {
 		default: // it was closed before the half was read, or the record is on its way
 		}
 	}
-	t.Error("half a head is never recorded")
+	t.Error("an incomplete request is never recorded")
 }
 
-// TestCutsAreToldOnceASecond: each listener has one record a second whatever their
-// number, and a last one at the end.
-func TestCutsAreToldOnceASecond(t *testing.T) {
+// TestClosedConnectionsAreReportedOnceASecond checks that each listener has one record a
+// second of connections that were closed to make room, whatever their number, and a last
+// record at the end.
+func TestClosedConnectionsAreReportedOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{policies: gatewaytest.NewPolicy(nil)}
 		cfg := r.config(t)

@@ -24,8 +24,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestAnAddressThatAppearsLater: a new address of the host is refused as soon as it is
-// noticed, also while a policy is held.
+// TestAnAddressThatAppearsLater checks that a new address of the host is refused as soon
+// as it is noticed, also while a policy is held.
 func TestAnAddressThatAppearsLater(t *testing.T) {
 	later := netip.MustParseAddr("10.77.0.1")
 	for name, held := range map[string]bool{"": false, "while a policy is held": true} {
@@ -75,9 +75,9 @@ func TestAnAddressThatAppearsLater(t *testing.T) {
 	}
 }
 
-// TestTheAddressesAreLookedAt: they are read every few seconds. If reading fails the
-// known ones stay.
-func TestTheAddressesAreLookedAt(t *testing.T) {
+// TestHostAddressesAreReadAgain checks that the addresses of the host are read every few
+// seconds, and that the known ones stay in force if reading fails.
+func TestHostAddressesAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex // guards the variables below
 		addresses, failure := []netip.Addr{netip.MustParseAddr("192.0.2.7")}, error(nil)
@@ -111,11 +111,11 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 			want      int
 		}{
 			{"nothing has changed", addresses, nil, 1},
-			{"nobody knows", nil, errors.New("no addresses today"), 1},
-			{"it is known again", addresses, nil, 1},
-			{"there is another one", append([]netip.Addr{netip.MustParseAddr("10.77.0.1")}, addresses...), nil, 2},
-			{"there is none any more", nil, nil, 3},
-			{"there is still none", []netip.Addr{}, nil, 3},
+			{"reading fails", nil, errors.New("no addresses today"), 1},
+			{"reading works again", addresses, nil, 1},
+			{"there is another address", append([]netip.Addr{netip.MustParseAddr("10.77.0.1")}, addresses...), nil, 2},
+			{"there is no address any more", nil, nil, 3},
+			{"there is still no address", []netip.Addr{}, nil, 3},
 		} {
 			mu.Lock()
 			addresses, failure = step.addresses, step.failure
@@ -131,8 +131,8 @@ func TestTheAddressesAreLookedAt(t *testing.T) {
 	})
 }
 
-// TestAPolicyThatIsHeldIsInForce: it decides everything new, until what it forbids has
-// ended because of a confirmation, or because there is no longer too much of it.
+// TestAPolicyThatIsHeldIsInForce checks that a held policy decides everything new, until
+// a confirmation ends what it forbids.
 func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -154,7 +154,7 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	two := live.Hold{Entries: 2, Identities: 2, OfIdentities: 2}
 	after("at the start", "one", live.Hold{}, LoadInForce)
 	r.inForce.loaded(t.Context(), live.Change{Policy: allowing("two", to("two.example"))}, nil)
-	after("it would close all tunnels", "two", two, LoadHeld)
+	after("a policy would close all tunnels", "two", two, LoadHeld)
 	if got, want := r.probes.notes(), []string{"policy: two is in force, and held: 2 that it forbids stay open, of 2 of 2 identities; SIGHUP closes them"}; !slices.Equal(got, want) {
 		t.Errorf("notes %q, want %q", got, want)
 	}
@@ -162,7 +162,7 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 		t.Errorf("a new request is refused as %q", got)
 	}
 	r.inForce.loaded(t.Context(), live.Change{Quarantine: cutting("c")}, nil)
-	after("a quarantine of another one came", "two", two)
+	after("an identity without tunnels came into quarantine", "two", two)
 	r.host = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.7")}, nil }
 	if err := r.Gateway.host.refresh(t.Context(), r.inForce.apply); err != nil {
 		t.Fatal(err)
@@ -171,12 +171,12 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
 	after("the files were read again", "two", two)
 	r.Reload()
-	after("nobody has read them since it was meant", "two", two)
+	after("Reload was called, and the files have not been read since", "two", two)
 	if len(first) > 0 || len(second) > 0 {
 		t.Error("a tunnel has ended")
 	}
 	r.inForce.loaded(t.Context(), live.Change{}, nil)
-	after("it is meant", "two", live.Hold{}, LoadInForce)
+	after("the files were read after Reload", "two", live.Hold{}, LoadInForce)
 	if <-first != tunnel.Revoked || <-second != tunnel.Revoked {
 		t.Error("a tunnel was ended for another reason")
 	}
@@ -184,8 +184,9 @@ func TestAPolicyThatIsHeldIsInForce(t *testing.T) {
 	after("the files were read once more", "two", live.Hold{})
 }
 
-// TestNotesStandTogether: what is held, and the problems of the log, are both notes.
-func TestNotesStandTogether(t *testing.T) {
+// TestNotesOfHoldAndLog checks that what is held and the problems of the log are both in
+// the notes.
+func TestNotesOfHoldAndLog(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), func(c *Config) {
 		holding(c)
 		c.Admin.Notes = func() []string { return []string{"log: lines are lost"} }
@@ -199,10 +200,10 @@ func TestNotesStandTogether(t *testing.T) {
 	}
 }
 
-// TestOnlyPoliciesAreLoads: a quarantine list and another address of the host put a
-// state in force. They do not count as loads of a policy, nor set the time of the last
-// one.
-func TestOnlyPoliciesAreLoads(t *testing.T) {
+// TestOnlyPoliciesCountAsLoads checks that a quarantine list and another address of the
+// host put a state in force, but do not count as loads of a policy, nor set the time of
+// the last one.
+func TestOnlyPoliciesCountAsLoads(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), nil)
 	r.inForce.first(t.Context())
 	since := r.State().Since
@@ -232,8 +233,8 @@ func TestOnlyPoliciesAreLoads(t *testing.T) {
 	check("another policy", 6, false, LoadInForce)
 }
 
-// TestARepairThatDoesNotLoadConfirmsNothing: SIGHUP for a repair that has an error does
-// not confirm what is held, however often it is sent.
+// TestARepairThatDoesNotLoadConfirmsNothing checks that SIGHUP does not confirm what is
+// held if the files have an error, however often it is sent.
 func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -268,7 +269,8 @@ func TestARepairThatDoesNotLoadConfirmsNothing(t *testing.T) {
 	}
 }
 
-// TestOneReloadConfirmsOneReading: a policy that is read later is held again.
+// TestOneReloadConfirmsOneReading checks that a policy is held again if it is read after
+// the reading that Reload confirms.
 func TestOneReloadConfirmsOneReading(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.inForce.first(t.Context())
@@ -282,8 +284,9 @@ func TestOneReloadConfirmsOneReading(t *testing.T) {
 	}
 }
 
-// TestReload: Reload ends what is held, through the policy source of a served gateway.
-func TestReload(t *testing.T) {
+// TestReloadEndsWhatIsHeld checks that Reload ends what is held, through the policy
+// provider of a served gateway.
+func TestReloadEndsWhatIsHeld(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.serve(t)
 	if got := r.load(t); got != LoadInForce {
@@ -322,9 +325,9 @@ func TestPoliciesAndAddressesChangeAtTheSameTime(t *testing.T) {
 	}
 }
 
-// TestWhatIsHeldEndsAsItBecomesLess: a served gateway needs no further reading for
-// that.
-func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
+// TestHeldPolicyIsEnforcedWhenTunnelsLeave checks that a served gateway ends what is
+// held without a further reading when it is no longer too much.
+func TestHeldPolicyIsEnforcedWhenTunnelsLeave(t *testing.T) {
 	r := newRig(t, allowing("one", to("one.example")), holding)
 	r.serve(t)
 	r.load(t)
@@ -350,8 +353,8 @@ func TestWhatIsHeldEndsAsItBecomesLess(t *testing.T) {
 	}
 }
 
-// TestAQuarantineAloneIsNoPolicy: before the first policy a quarantine list puts
-// nothing in force.
+// TestAQuarantineAloneIsNoPolicy checks that a quarantine list puts nothing in force
+// before the first policy.
 func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 	r := newRig(t, nil, nil)
 	r.inForce.first(t.Context())
@@ -363,8 +366,8 @@ func TestAQuarantineAloneIsNoPolicy(t *testing.T) {
 	}
 }
 
-// TestABrokenQuarantineLetsNoFirstPolicyIn: a first policy with an unreadable
-// quarantine list is not used.
+// TestABrokenQuarantineLetsNoFirstPolicyIn checks that a first policy is not used while
+// its quarantine list cannot be read.
 func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
 	r := newRig(t, nil, nil)
 	r.inForce.first(t.Context())
@@ -384,8 +387,9 @@ func TestABrokenQuarantineLetsNoFirstPolicyIn(t *testing.T) {
 	}
 }
 
-// TestWhatDoesNotLoadChangesNothing: a part without an error is used by itself.
-func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
+// TestPartWithoutAnErrorIsUsed checks that files with an error change nothing in force,
+// and that a quarantine list without an error is used although the policy has one.
+func TestPartWithoutAnErrorIsUsed(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	r.inForce.first(t.Context())
 	before := r.State()
@@ -399,8 +403,8 @@ func TestWhatDoesNotLoadChangesNothing(t *testing.T) {
 	}
 }
 
-// TestTheRecordsOfStates: each says what has come into force and how many tunnels it
-// closed, what is held, or why it is not used.
+// TestTheRecordsOfStates checks that the record of a state says what has come into force
+// and how many tunnels it closed, what is held, or why the state is not used.
 func TestTheRecordsOfStates(t *testing.T) {
 	var enforced []live.Enforcement
 	r := newRig(t, allowing("one", to("*.example")), func(c *Config) {
@@ -451,8 +455,9 @@ func TestTheRecordsOfStates(t *testing.T) {
 	}
 }
 
-// TestTheRecordsOfTheQuarantine: they name the identities that were added and released.
-// There is no record if nothing has changed.
+// TestTheRecordsOfTheQuarantine checks that the records of quarantine lists name the
+// identities that were added and released, and that there is no record if nothing has
+// changed.
 func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	r := newRig(t, allowing("one", to("a.example")), nil)
 	r.inForce.first(t.Context())
@@ -498,8 +503,8 @@ func TestTheRecordsOfTheQuarantine(t *testing.T) {
 	}
 }
 
-// TestAnIdentityIsRotated: each new one has a record, and everything that depends on a
-// removed authority ends.
+// TestAnIdentityIsRotated checks that each new identity of the gateway has a record, and
+// that everything ends that depends on a removed authority.
 func TestAnIdentityIsRotated(t *testing.T) {
 	first, second := newAuthority(t), newAuthority(t)
 	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
@@ -564,8 +569,8 @@ func resting(t *testing.T, r *rig, ca *authority.Authority) <-chan tunnel.Reason
 	return told
 }
 
-// TestAnIdentityIsRotatedBeforeAnyPolicy: the state that follows denies everything, as
-// no state does.
+// TestAnIdentityIsRotatedBeforeAnyPolicy checks that everything is denied if the
+// identity is rotated before the first policy.
 func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
 	first, second := newAuthority(t), newAuthority(t)
 	source := gatewaytest.NewIdentity(snapshot(t, 1, first))
@@ -589,9 +594,10 @@ func TestAnIdentityIsRotatedBeforeAnyPolicy(t *testing.T) {
 	}
 }
 
-// TestAPolicyHasItsLimits: they apply from when it comes into force, also while it is
-// held, and also to requests that the previous policy decided.
-func TestAPolicyHasItsLimits(t *testing.T) {
+// TestLimitsOfAPolicyApplyAtOnce checks that the limits of a policy apply as soon as it
+// comes into force, also while it is held, and also to requests that the previous policy
+// decided.
+func TestLimitsOfAPolicyApplyAtOnce(t *testing.T) {
 	limited := func(version string, tunnels int, rules ...allowlist.Rule) *allowlist.Policy {
 		return must(allowlist.Compile(allowlist.Spec{Version: version, Entries: []allowlist.Entry{{
 			Pattern: must(allowlist.ParseIdentityPattern("spiffe://test.example/**")), Allow: rules, Limits: allowlist.Limits{Tunnels: tunnels},
@@ -623,7 +629,8 @@ func TestAPolicyHasItsLimits(t *testing.T) {
 	}
 }
 
-// TestWhyAGatewayIsNotReady: there is a line for each cause.
+// TestWhyAGatewayIsNotReady checks that there is a line for each reason for which a
+// gateway is not ready.
 func TestWhyAGatewayIsNotReady(t *testing.T) {
 	ca := newAuthority(t)
 	r := newRig(t, nil, func(c *Config) { c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, ca)) })
@@ -640,9 +647,9 @@ func TestWhyAGatewayIsNotReady(t *testing.T) {
 	notReady("draining: the gateway is shutting down")
 }
 
-// TestAHandshakeThatDies: it has a record, and a connection that is closed without a
-// byte, as health checks do, has none.
-func TestAHandshakeThatDies(t *testing.T) {
+// TestFailedHandshakeHasARecord checks that a failed handshake has a record, and that a
+// connection which is closed without a byte, as health checks do, has none.
+func TestFailedHandshakeHasARecord(t *testing.T) {
 	r := newRig(t, nil, func(c *Config) {
 		c.Identity = gatewaytest.NewIdentity(snapshot(t, 1, newAuthority(t)))
 		c.Listeners = []Listener{{Name: "main", Address: "127.0.0.1:0"}}

@@ -15,6 +15,8 @@ import (
 	"time"
 )
 
+// TestDescriptors checks that Take never exceeds the bound, also when the bound is
+// changed.
 func TestDescriptors(t *testing.T) {
 	d := NewDescriptors(8)
 	if !d.Take(5) || d.Take(4) || !d.Take(3) || d.Take(1) {
@@ -37,7 +39,7 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
-func TestTheZeroDescriptorsAreNone(t *testing.T) {
+func TestZeroDescriptorsGiveNone(t *testing.T) {
 	var none Descriptors
 	if none.Take(1) || none.TakeSpare(1) || none.TakeSoon(t.Context()) {
 		t.Error("the zero value has some")
@@ -49,7 +51,7 @@ func TestTheZeroDescriptorsAreNone(t *testing.T) {
 	}
 }
 
-func TestNilDescriptorsAreAnyNumber(t *testing.T) {
+func TestNilDescriptorsAreUnlimited(t *testing.T) {
 	var d *Descriptors
 	if !d.Take(1<<40) || !d.TakeSpare(1<<40) || !d.TakeSoon(t.Context()) || d.Scarce() || d.Short(time.Now()) || d.Stats() != (DescriptorStats{}) {
 		t.Error("nil is bounded")
@@ -60,7 +62,8 @@ func TestNilDescriptorsAreAnyNumber(t *testing.T) {
 	}
 }
 
-// TestSpareDescriptors: the last quarter is for what cannot do without.
+// TestSpareDescriptors checks that TakeSpare does not take from the last quarter, and
+// that descriptors are scarce once Take does.
 func TestSpareDescriptors(t *testing.T) {
 	d := NewDescriptors(8)
 	if !d.Take(4) || !d.TakeSpare(2) || d.TakeSpare(1) {
@@ -74,7 +77,9 @@ func TestSpareDescriptors(t *testing.T) {
 	}
 }
 
-func TestShort(t *testing.T) {
+// TestShortAfterAMissingDescriptor checks that descriptors are short for the time
+// shortFor after one was missing, and that each missing descriptor counts once.
+func TestShortAfterAMissingDescriptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := NewDescriptors(0)
 		if d.Short(time.Now()) {
@@ -98,6 +103,8 @@ func TestShort(t *testing.T) {
 	})
 }
 
+// TestNoDescriptor checks which errors mean that this process or the system has no
+// descriptor or memory left for a socket.
 func TestNoDescriptor(t *testing.T) {
 	wrap := func(err error) error {
 		return fmt.Errorf("asking: %w", &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", err)})
@@ -107,19 +114,20 @@ func TestNoDescriptor(t *testing.T) {
 		errors.Join(io.EOF, wrap(syscall.EMFILE)), &os.PathError{Op: "open", Err: syscall.EMFILE},
 	} {
 		if !NoDescriptor(err) {
-			t.Errorf("%v is no want of ours", err)
+			t.Errorf("%v is not taken for a missing descriptor", err)
 		}
 	}
 	for _, err := range []error{
 		nil, io.EOF, wrap(syscall.ECONNREFUSED), wrap(syscall.EHOSTUNREACH), wrap(syscall.EADDRNOTAVAIL), wrap(syscall.ECONNABORTED), context.DeadlineExceeded,
 	} {
 		if NoDescriptor(err) {
-			t.Errorf("%v is a want of ours", err)
+			t.Errorf("%v is taken for a missing descriptor", err)
 		}
 	}
 }
 
-// TestTakeSoon waits for what is given back, once.
+// TestTakeSoon checks that TakeSoon waits for a descriptor that is given back, and does
+// not wait again after a wait without one until another is given back.
 func TestTakeSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := NewDescriptors(1)
@@ -138,21 +146,21 @@ func TestTakeSoon(t *testing.T) {
 		time.AfterFunc(maxSoon/2, func() { d.Give(1) })
 		expect("while one is about to end", true, maxSoon/2)
 		expect("while nothing ends", false, maxSoon)
-		expect("and again", false, 0)
+		expect("after a wait without one", false, 0)
 		d.Give(1)
-		expect("when it has", true, 0)
+		expect("when one has ended", true, 0)
 		time.AfterFunc(maxSoon-1, func() { d.Give(1) })
-		expect("then they wait again", true, maxSoon-1)
+		expect("after a success, while one is about to end", true, maxSoon-1)
 		if got := d.wakeCount.Load(); got != 0 {
 			t.Errorf("%d still wait", got)
 		}
-		expect("in vain", false, maxSoon)
+		expect("after a success, while nothing ends", false, maxSoon)
 		d.SetMost(2)
-		expect("with another bound", true, 0)
+		expect("with a larger bound", true, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if begin := time.Now(); d.TakeSoon(ctx) || time.Since(begin) != 0 {
-			t.Error("waited for longer than there is time")
+			t.Error("waited although the context is done")
 		}
 		if got := d.Stats().Missed; got != 4 {
 			t.Errorf("%d were missing, want 4", got)
@@ -160,8 +168,9 @@ func TestTakeSoon(t *testing.T) {
 	})
 }
 
-// TestAllWhoWaitAreServed: what is given back at a time is for all who wait for it.
-func TestAllWhoWaitAreServed(t *testing.T) {
+// TestGivenDescriptorsServeAllWaiters checks that several descriptors which are given
+// back at once serve all callers of TakeSoon that wait.
+func TestGivenDescriptorsServeAllWaiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const waiting = 3
 		d := NewDescriptors(waiting)
@@ -186,9 +195,9 @@ func TestAllWhoWaitAreServed(t *testing.T) {
 	})
 }
 
-// TestDescriptorsTogether takes and gives from many goroutines: never more than
-// there are, and in the end none is taken.
-func TestDescriptorsTogether(t *testing.T) {
+// TestConcurrentTakesStayBelowTheBound takes and gives from many goroutines, and checks
+// that never more than the bound are taken, and none in the end.
+func TestConcurrentTakesStayBelowTheBound(t *testing.T) {
 	const most = 10
 	d := NewDescriptors(most)
 	var open, worst atomic.Int64
@@ -222,8 +231,9 @@ func TestDescriptorsTogether(t *testing.T) {
 	}
 }
 
-// TestDescriptorsCostNothing: taking and giving allocate nothing.
-func TestDescriptorsCostNothing(t *testing.T) {
+// TestDescriptorsAllocateNothing checks that taking and giving a descriptor allocates
+// nothing.
+func TestDescriptorsAllocateNothing(t *testing.T) {
 	d := NewDescriptors(2)
 	ctx := t.Context()
 	if n := testing.AllocsPerRun(100, func() {

@@ -10,7 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// most is more than any budget of these tests has.
+// most is larger than any budget of these tests.
 const most = 100
 
 // spending returns every method of Budgets that spends something of a holder's budgets.
@@ -30,10 +30,10 @@ func spending() map[string]func(*Budgets, *allowlist.Policy, allowlist.Holder) b
 	}
 }
 
-// TestWhatAnAddressShowsSpendsForItself checks, for each method that spends and for own
+// TestMappedHoldersHaveTheirOwnBudgets checks, for each method that spends and for own
 // and shared budgets, that holders by source-map and holders by other proofs do not
 // spend each other's budgets, also after another policy has come into force.
-func TestWhatAnAddressShowsSpendsForItself(t *testing.T) {
+func TestMappedHoldersHaveTheirOwnBudgets(t *testing.T) {
 	few := allowlist.Limits{Tunnels: 3, ConnectsPerSecond: 3, DNSPerSecond: 3, UploadPerHour: 3}
 	for _, budgets := range []struct {
 		name                    string

@@ -59,6 +59,7 @@ func refused(t *testing.T, b *Budgets, p *allowlist.Policy, who string, want all
 	}
 }
 
+// TestRequestsOfAnIdentity checks the number of requests a second of an identity.
 func TestRequestsOfAnIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Requests: 3})
@@ -79,6 +80,7 @@ func TestRequestsOfAnIdentity(t *testing.T) {
 	})
 }
 
+// TestOpenTunnels checks the number of open tunnels of an identity.
 func TestOpenTunnels(t *testing.T) {
 	b := NewBudgets(Config{})
 	p := policy(t, entry(t, "a", allowlist.Limits{Tunnels: 2}, allowlist.Limits{}), entry(t, "b", allowlist.Limits{}, allowlist.Limits{}))
@@ -117,6 +119,8 @@ func TestPlainRequests(t *testing.T) {
 	})
 }
 
+// TestNewTunnelsPerSecond checks the default limit of new tunnels a second, and that of
+// a policy.
 func TestNewTunnelsPerSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{Identity: allowlist.Limits{ConnectsPerSecond: 2}})
@@ -165,7 +169,8 @@ func TestQueries(t *testing.T) {
 	})
 }
 
-// TestQueriesAfterAReload checks that what was spent stays spent.
+// TestQueriesAfterAReload checks that queries which were spent before a reload stay
+// spent.
 func TestQueriesAfterAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -189,6 +194,7 @@ func TestQueriesAfterAReload(t *testing.T) {
 	})
 }
 
+// TestUpload checks the limit of uploaded bytes.
 func TestUpload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -219,6 +225,8 @@ func TestUpload(t *testing.T) {
 	})
 }
 
+// TestSharedLimits checks that identities share the budget of a pattern with shared
+// limits, each within its own limits.
 func TestSharedLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
@@ -247,9 +255,9 @@ func TestSharedLimits(t *testing.T) {
 	})
 }
 
-// TestReload checks that what was spent stays spent, and that new limits apply to open
-// tunnels.
-func TestReload(t *testing.T) {
+// TestBudgetsAfterAReload checks that what was spent before a reload stays spent, and
+// that new limits apply to open tunnels.
+func TestBudgetsAfterAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
 		give := func(upload int64, shared allowlist.Limits) *allowlist.Policy {
@@ -293,9 +301,9 @@ func TestReload(t *testing.T) {
 	})
 }
 
-// TestALateRequest checks that a request which was decided by an older policy brings no
-// limit of that policy back, neither for itself nor for open tunnels.
-func TestALateRequest(t *testing.T) {
+// TestRequestOfAnOlderPolicy checks that a request which was decided by an older policy
+// does not bring back a limit of that policy, neither for itself nor for open tunnels.
+func TestRequestOfAnOlderPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudgets(Config{})
 		give := func(n int, shared allowlist.Limits) *allowlist.Policy {
@@ -355,6 +363,8 @@ func TestBudgetsAreBounded(t *testing.T) {
 	})
 }
 
+// TestConnectionsOfASource checks that a source is within its limit of connections, then
+// over it, and is refused far over it, and that a unix socket has no limit.
 func TestConnectionsOfASource(t *testing.T) {
 	s := NewSources(Config{Connections: 8})
 	addr := netip.MustParseAddr("192.0.2.1")
@@ -384,6 +394,8 @@ func TestConnectionsOfASource(t *testing.T) {
 	}
 }
 
+// TestHandshakesOfASource checks that the handshakes of a source are counted by the
+// second, across its connections.
 func TestHandshakesOfASource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSources(Config{Handshakes: 2})
@@ -405,6 +417,8 @@ func TestHandshakesOfASource(t *testing.T) {
 	})
 }
 
+// TestSourcesAreBounded checks that sources beyond the bound share one account, and that
+// idle sources are forgotten.
 func TestSourcesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSources(Config{Connections: 1, Handshakes: 1})

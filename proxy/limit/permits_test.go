@@ -115,6 +115,8 @@ func TestPermitsGoInTurn(t *testing.T) {
 	})
 }
 
+// TestWaitingForAPermitEnds checks that a caller stops waiting for a permit when its
+// context is done.
 func TestWaitingForAPermitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, src := NewPermits(1), sources(t, 2)
@@ -132,8 +134,9 @@ func TestWaitingForAPermitEnds(t *testing.T) {
 	})
 }
 
-// TestPermitsAreNeverMore checks the bound while callers come, wait and give up.
-func TestPermitsAreNeverMore(t *testing.T) {
+// TestPermitsStayBelowTheBound checks that callers which come, wait and give up never
+// have more permits than there are.
+func TestPermitsStayBelowTheBound(t *testing.T) {
 	const permits = 3
 	p, src := NewPermits(permits), sources(t, 5)
 	var used, most int
@@ -174,10 +177,10 @@ func (p *Permits) empty(t *testing.T, free int) {
 	}
 }
 
-// TestStrangersOfASource checks that the cost of certificates that do not verify is
-// counted by source and is owed when it exceeds what was left, and that the budget
-// refills.
-func TestStrangersOfASource(t *testing.T) {
+// TestUnverifiedCertificatesCostTheirSource checks that verifying certificates which do
+// not verify costs their source its budget of time, that the source owes at most a
+// second beyond it, and that the budget refills.
+func TestUnverifiedCertificatesCostTheirSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := sources(t, 2)
 		for range 10 {

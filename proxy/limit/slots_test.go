@@ -15,18 +15,19 @@ func source(n int) Owner {
 func identified(n int) Owner { return Owner{Share: ShareIdentity, Name: fmt.Sprint("identity", n)} }
 func local(n int) Owner      { return Owner{Share: ShareLocal, Name: fmt.Sprint("listener", n)} }
 
-// held is a slot as its test knows it.
+// held is a slot, and what its test knows of it.
 type held struct {
 	Slot
 
 	name   string
 	cuts   []Cause
-	owner  Owner // who it counts for
-	asked  int   // requests under way
-	rested int   // when it was last without a request
+	owner  Owner // who the slot counts for
+	asked  int   // number of requests in progress
+	rested int   // when the last request ended, in steps of the book
 }
 
-// book gives up slots by the same rules, the slow and simple way.
+// book is a second, slow and simple implementation of the rules by which slots are given
+// up.
 type book struct {
 	t      *testing.T
 	slots  *Slots
@@ -51,7 +52,7 @@ func (b *book) enter(name string, owner Owner) (*held, Cause) {
 	return h, cause
 }
 
-// count counts the slots that are open for which is holds.
+// count counts the open slots for which is holds.
 func (b *book) count(is func(*held) bool) (n int) {
 	for _, h := range b.open {
 		if is(h) {
@@ -61,8 +62,8 @@ func (b *book) count(is func(*held) bool) (n int) {
 	return n
 }
 
-// check finds out which slots were given up since the last check, and compares
-// everything that must hold.
+// check returns the slots that were given up since the last check, and compares the
+// slots in use with the book and with the bounds.
 func (b *book) check(what string) (cut []*held) {
 	b.t.Helper()
 	before := len(b.open)
@@ -101,8 +102,8 @@ func (b *book) check(what string) (cut []*held) {
 	return cut
 }
 
-// victim says which slot must go for one more of an owner, nil if none; ok is false
-// if there is no room.
+// victim returns the slot that must be given up for another slot of an owner, or nil if
+// none must. ok is false if there is no room.
 func (b *book) victim(owner Owner) (victim *held, ok bool) {
 	of := func(is func(*held) bool) *held {
 		var oldest *held
@@ -135,22 +136,22 @@ func (b *book) victim(owner Owner) (victim *held, ok bool) {
 				most = max(most, idle(h.owner))
 			}
 		}
-		// Of owners with as many, any may be the one; see explains.
+		// If several owners have equally many slots, any of them may lose one; see explains.
 		victim = of(func(h *held) bool { return side(h) && idle(h.owner) == most })
 		return victim, most > 0 && victim != nil
 	}
 	return nil, true
 }
 
-// explains reports whether a slot may have been given up where another one was
-// expected: it is the oldest of an owner that has as many.
+// explains reports whether got may have been given up although want was expected: it is
+// the oldest slot of another owner with equally many.
 func (b *book) explains(got, want *held) bool {
 	if got == nil || want == nil {
 		return got == want
 	}
 	idle := func(h *held) (n int) {
 		for _, o := range append(slices.Clone(b.open), got) {
-			if o.owner == h.owner && o.asked == 0 && o.rested < b.now { // without the new one
+			if o.owner == h.owner && o.asked == 0 && o.rested < b.now { // the new slot does not count
 				n++
 			}
 		}
@@ -164,9 +165,9 @@ func (b *book) explains(got, want *held) bool {
 	return got == want || got.owner != want.owner && idle(got) == idle(want)
 }
 
-// TestSlotsByTheBook does what comes to mind to slots of many sizes, and compares
-// each step with the book.
-func TestSlotsByTheBook(t *testing.T) {
+// TestSlotsFollowTheSecondImplementation does random things to the slots of random
+// shares, and compares each step with the book.
+func TestSlotsFollowTheSecondImplementation(t *testing.T) {
 	for seed := range uint64(120) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		shares := SharesOf(2 + r.IntN(80))
@@ -176,7 +177,7 @@ func TestSlotsByTheBook(t *testing.T) {
 		}
 		b := newBook(t, shares)
 		owner := func() Owner {
-			n := int(min(r.ExpFloat64(), 8)) // a few have many
+			n := int(min(r.ExpFloat64(), 8)) // a few owners have many slots
 			switch r.IntN(8) {
 			case 0, 1:
 				return identified(n)
@@ -217,7 +218,7 @@ func TestSlotsByTheBook(t *testing.T) {
 				b.open = slices.DeleteFunc(b.open, func(o *held) bool { return o == h })
 				h.Leave()
 				if r.IntN(2) == 0 {
-					h.Leave() // the second time nothing happens
+					h.Leave() // a second call does nothing
 				}
 			case 5:
 				b.move(what, h, owner())
@@ -233,7 +234,8 @@ func TestSlotsByTheBook(t *testing.T) {
 	}
 }
 
-// compare checks which slot was given up.
+// compare checks that the slot which was given up is the expected one, or an equivalent
+// one.
 func (b *book) compare(what string, want *held, ok bool) {
 	b.t.Helper()
 	cut := b.check(what)
@@ -249,6 +251,7 @@ func (b *book) compare(what string, want *held, ok bool) {
 	}
 }
 
+// move moves a slot to another owner, and checks which slot was given up.
 func (b *book) move(what string, h *held, to Owner) {
 	b.t.Helper()
 	if h.owner == to {
@@ -275,31 +278,32 @@ func (b *book) move(what string, h *held, to Owner) {
 	b.compare(what, want, ok)
 }
 
-// TestWhoGoes names each case of a full share.
-func TestWhoGoes(t *testing.T) {
+// TestSlotGivenUpWhenAShareIsFull checks which slot is given up, if any, for each kind
+// of full share.
+func TestSlotGivenUpWhenAShareIsFull(t *testing.T) {
 	shares := Shares{Unidentified: 4, PerSource: 2, Identified: 4, PerIdentity: 2, PerLocal: 3}
 	for _, row := range []struct {
 		name  string
 		shape func(*Shares)
-		open  []Owner // in this order
-		asked []int   // which of them have a request
+		open  []Owner // owners of the open slots, the oldest first
+		asked []int   // indexes of the slots with a request
 		enter Owner
-		gone  int // index of the one that goes; -1 is none
+		gone  int // index of the slot that is given up; -1 if none is
 		cause Cause
-		full  bool // there is no room, for the cause
+		full  bool // the new slot is refused, for the cause
 	}{
 		{name: "a source that has its share loses its own oldest", open: []Owner{source(2), source(1), source(1)}, enter: source(1), gone: 1, cause: CauseSource},
-		{name: "not one with a request", open: []Owner{source(1), source(1)}, asked: []int{0}, enter: source(1), gone: 1, cause: CauseSource},
-		{name: "if all have one, the new one goes", open: []Owner{source(1), source(1)}, asked: []int{0, 1}, enter: source(1), gone: -1, cause: CauseSource, full: true},
-		{name: "among strangers the source that has most loses one", open: []Owner{source(1), source(2), source(2), source(3)}, enter: source(4), gone: 1, cause: CauseUnidentified},
-		{name: "most counts those without a request", open: []Owner{source(2), source(2), source(1), source(3)}, asked: []int{0, 1}, enter: source(4), gone: 2, cause: CauseUnidentified},
-		{name: "an identity that has its share loses none", open: []Owner{identified(1), identified(1)}, enter: identified(1), gone: -1, cause: CauseCaller, full: true},
-		{name: "but where idle ones yield", shape: func(s *Shares) { s.IdleYields = true }, open: []Owner{identified(1), identified(1)}, enter: identified(1), gone: 0, cause: CauseCaller},
-		{name: "nor where all have", open: []Owner{identified(1), identified(1), identified(2), identified(2)}, enter: identified(3), gone: -1, cause: CauseAll, full: true},
+		{name: "a source does not lose a slot with a request", open: []Owner{source(1), source(1)}, asked: []int{0}, enter: source(1), gone: 1, cause: CauseSource},
+		{name: "a source with requests on all its slots gets no other", open: []Owner{source(1), source(1)}, asked: []int{0, 1}, enter: source(1), gone: -1, cause: CauseSource, full: true},
+		{name: "when the unidentified share is full, the source with most slots loses one", open: []Owner{source(1), source(2), source(2), source(3)}, enter: source(4), gone: 1, cause: CauseUnidentified},
+		{name: "the source with most slots is the one with most without a request", open: []Owner{source(2), source(2), source(1), source(3)}, asked: []int{0, 1}, enter: source(4), gone: 2, cause: CauseUnidentified},
+		{name: "an identity that has its share gets no other slot, and loses none", open: []Owner{identified(1), identified(1)}, enter: identified(1), gone: -1, cause: CauseCaller, full: true},
+		{name: "with IdleYields an identity that has its share loses its own oldest", shape: func(s *Shares) { s.IdleYields = true }, open: []Owner{identified(1), identified(1)}, enter: identified(1), gone: 0, cause: CauseCaller},
+		{name: "when all slots are those of identities, another identity gets none", open: []Owner{identified(1), identified(1), identified(2), identified(2)}, enter: identified(3), gone: -1, cause: CauseAll, full: true},
 		{name: "a listener loses its own oldest", open: []Owner{local(1), local(1), local(1)}, enter: local(1), gone: 0, cause: CauseCaller},
-		{name: "with requests on all there is no room", open: []Owner{local(1), local(1), local(1)}, asked: []int{0, 1, 2}, enter: local(1), gone: -1, cause: CauseCaller, full: true},
-		{name: "a listener gives way to an identity", open: []Owner{identified(2), local(1), local(1), local(2)}, enter: identified(1), gone: 1, cause: CauseAll},
-		{name: "with AllYield the one that got its request first goes", shape: func(s *Shares) { s.AllYield = true }, open: []Owner{source(1), source(1)}, asked: []int{1, 0}, enter: source(1), gone: 1, cause: CauseSource},
+		{name: "a listener with requests on all its slots gets no other", open: []Owner{local(1), local(1), local(1)}, asked: []int{0, 1, 2}, enter: local(1), gone: -1, cause: CauseCaller, full: true},
+		{name: "when the identified share is full, a listener with most slots loses one to an identity", open: []Owner{identified(2), local(1), local(1), local(2)}, enter: identified(1), gone: 1, cause: CauseAll},
+		{name: "with AllYield the slot that got its request first is given up", shape: func(s *Shares) { s.AllYield = true }, open: []Owner{source(1), source(1)}, asked: []int{1, 0}, enter: source(1), gone: 1, cause: CauseSource},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			shares := shares
@@ -338,7 +342,8 @@ func TestWhoGoes(t *testing.T) {
 	}
 }
 
-// TestSharesOf: the shares of every total are what the documents say.
+// TestSharesOf checks that the shares of every total fit into each other, and that those
+// of the default total are the documented ones.
 func TestSharesOf(t *testing.T) {
 	for total := range 2000 {
 		s := SharesOf(total)
@@ -353,6 +358,8 @@ func TestSharesOf(t *testing.T) {
 	}
 }
 
+// TestZeroSlots checks that the zero Slots has no room, and that the zero Slot takes
+// requests.
 func TestZeroSlots(t *testing.T) {
 	var none Slots
 	for _, who := range []Owner{{}, {Share: ShareProxy}, identified(1), local(1)} {
@@ -368,9 +375,10 @@ func TestZeroSlots(t *testing.T) {
 	}
 }
 
-// TestSlotsAreShared: nobody has more than may be, whoever comes at the same time,
-// and a slot that was given up is not returned a second time.
-func TestSlotsAreShared(t *testing.T) {
+// TestConcurrentSlotsStayBelowTheBound checks that concurrent callers never have more
+// slots than there are, and that a slot which was given up is not returned a second
+// time.
+func TestConcurrentSlotsStayBelowTheBound(t *testing.T) {
 	slots := NewSlots(SharesOf(64))
 	var running sync.WaitGroup
 	for n := range 8 {
@@ -410,9 +418,9 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 }
 
-// TestASlotCostsNothing: a connection takes its slot, shows its identity, asks and
-// leaves without an allocation, however many there are.
-func TestASlotCostsNothing(t *testing.T) {
+// TestSlotsAllocateNothing checks that a connection takes its slot, shows its identity,
+// begins a request and leaves without an allocation, however many connections there are.
+func TestSlotsAllocateNothing(t *testing.T) {
 	slots := NewSlots(SharesOf(16384))
 	open := make([]Slot, 3000)
 	for i := range open {
