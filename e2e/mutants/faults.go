@@ -94,7 +94,7 @@ func mutants() []fault {
 		of("C/C16", "the address check does not know the addresses of the host", "proxy/gateway/host.go", "Addresses: now,", ""),
 		of("F/F11", "a removed authority ends no tunnel", "proxy/gateway/state.go", "if !after.SameTrust(before) {", "if after == before {"),
 		of("F/F15", "an entry's own allow list does not set its mode", "allowlist/spec.go", "e.Allow != nil && !e.InheritMode", "e.Allow != nil && e.Force"),
-		{"a lack of descriptors is reported as a failure of the destination", dial, "\tcase limit.NoDescriptor(err):\n\t\treturn allowlist.Busy\n\tcase errors.Is(", "\tcase errors.Is(", "./proxy/dial", "TestWantOfDescriptors"},
+		{"a lack of descriptors is reported as a failure of the destination", dial, "\tcase limit.NoDescriptor(err):\n\t\treturn allowlist.Busy\n\tcase errors.Is(", "\tcase errors.Is(", "./proxy/dial", "TestMissingDescriptorIsNoFaultOfTheDestination"},
 		{"a connection to an origin keeps its descriptor", "proxy/dial/race.go", "tunnel.WrapWithRelease(conn, d.giveDescriptor)", "tunnel.WrapWithRelease(conn, nil)", "./proxy/dial", "TestDescriptorsAreTakenWhileOpen"},
 		of("F/F16", "names in a certificate are not counted", "identity/presented.go", "if kind.n > maxEach {", "if kind.n > 200*maxEach {"),
 		of("F/F17", "certificates with any kind of key are read", "identity/presented.go", "return errKey", "return nil"),

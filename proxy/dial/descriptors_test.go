@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWantOfDescriptors checks that a missing descriptor is not reported as a fault of
+// TestMissingDescriptorIsNoFaultOfTheDestination checks that a missing descriptor is not reported as a fault of
 // the destination, whatever the attempts at its other addresses have returned.
-func TestWantOfDescriptors(t *testing.T) {
+func TestMissingDescriptorIsNoFaultOfTheDestination(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	system := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", err)}
@@ -24,16 +24,16 @@ func TestWantOfDescriptors(t *testing.T) {
 		errs   []error // errors of the addresses, in their order
 		reason allowlist.Reason
 	}{
-		"of the process":              {[]error{system(syscall.EMFILE)}, allowlist.Busy},
-		"of the system":               {[]error{system(syscall.ENFILE)}, allowlist.Busy},
-		"of memory for a socket":      {[]error{system(syscall.ENOBUFS)}, allowlist.Busy},
-		"for the second address":      {[]error{system(syscall.ECONNREFUSED), system(syscall.EMFILE)}, allowlist.Busy},
-		"for the first address":       {[]error{system(syscall.EMFILE), system(syscall.ECONNREFUSED)}, allowlist.Busy},
-		"beside a time-out":           {[]error{os.ErrDeadlineExceeded, system(syscall.EMFILE)}, allowlist.Busy},
-		"beside a refused address":    {[]error{system(syscall.EMFILE), &allowlist.AddrError{Class: allowlist.Private}}, allowlist.ResolvedAddressDenied},
-		"none: it refuses":            {[]error{system(syscall.ECONNREFUSED)}, allowlist.DialRefused},
-		"none: nobody has a route":    {[]error{system(syscall.EHOSTUNREACH)}, allowlist.DialFailed},
-		"none: the second address is": {[]error{system(syscall.EMFILE), nil}, allowlist.NoReason},
+		"a descriptor of the process":           {[]error{system(syscall.EMFILE)}, allowlist.Busy},
+		"a descriptor of the system":            {[]error{system(syscall.ENFILE)}, allowlist.Busy},
+		"memory for a socket":                   {[]error{system(syscall.ENOBUFS)}, allowlist.Busy},
+		"a descriptor for the second address":   {[]error{system(syscall.ECONNREFUSED), system(syscall.EMFILE)}, allowlist.Busy},
+		"a descriptor for the first address":    {[]error{system(syscall.EMFILE), system(syscall.ECONNREFUSED)}, allowlist.Busy},
+		"a descriptor beside a time-out":        {[]error{os.ErrDeadlineExceeded, system(syscall.EMFILE)}, allowlist.Busy},
+		"a descriptor beside a refused address": {[]error{system(syscall.EMFILE), &allowlist.AddrError{Class: allowlist.Private}}, allowlist.ResolvedAddressDenied},
+		"nothing: the destination refuses":      {[]error{system(syscall.ECONNREFUSED)}, allowlist.DialRefused},
+		"nothing: there is no route":            {[]error{system(syscall.EHOSTUNREACH)}, allowlist.DialFailed},
+		"nothing: the second address answers":   {[]error{system(syscall.EMFILE), nil}, allowlist.NoReason},
 	} {
 		t.Run(name, func(t *testing.T) {
 			descriptors := limit.NewDescriptors(2)

@@ -22,8 +22,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// counting is a listener on loopback that counts the connections it gets and
-// holds them until the test ends.
+// counting is a listener on loopback that counts the connections it gets, and keeps them
+// open until the test ends.
 type counting struct {
 	addr netip.AddrPort
 	got  atomic.Int32
@@ -168,19 +168,19 @@ func TestAnswerSets(t *testing.T) {
 		dropped int
 		class   allowlist.Class
 	}{
-		{name: "the one permitted address", answer: []string{"127.0.0.1"}},
+		{name: "one permitted address", answer: []string{"127.0.0.1"}},
 		{name: "an IPv4-mapped address is the address", answer: []string{"::ffff:127.0.0.1"}},
-		{name: "of permitted and refused addresses only the permitted", answer: []string{"127.0.0.2", "127.0.0.1", "10.0.0.1"}, dropped: 2, class: allowlist.Private},
+		{name: "permitted and refused addresses", answer: []string{"127.0.0.2", "127.0.0.1", "10.0.0.1"}, dropped: 2, class: allowlist.Private},
 		{name: "every address refused", answer: []string{"127.0.0.2", "169.254.169.254"}, reason: allowlist.ResolvedAddressDenied, dropped: 2, class: allowlist.Metadata},
 		{name: "a public address outside of the rule's ranges", answer: []string{"8.8.8.8"}, reason: allowlist.ResolvedAddressDenied, dropped: 1, class: allowlist.OutsideRule},
 		{name: "an address with a zone", answer: []string{"fe80::1%eth0"}, reason: allowlist.ResolvedAddressDenied, dropped: 1},
 		{name: "no more than 64 addresses", answer: many, reason: allowlist.ResolvedAddressDenied, dropped: 64, class: allowlist.Loopback},
 		{name: "an empty answer", reason: allowlist.ResolveFailed},
 		{name: "a name that does not exist", err: errors.New("no such host"), reason: allowlist.ResolveFailed},
-		{name: "an answer beside an error counts for nothing", answer: []string{"127.0.0.1"}, err: errors.New("broken"), reason: allowlist.ResolveFailed},
+		{name: "an answer together with an error", answer: []string{"127.0.0.1"}, err: errors.New("broken"), reason: allowlist.ResolveFailed},
 		{name: "an error that knows its reason", err: fmt.Errorf("looking up: %w", &allowlist.ReasonError{Reason: allowlist.NameBudget}), reason: allowlist.NameBudget},
 		{name: "an error that has lost its reason", err: &allowlist.ReasonError{}, reason: allowlist.InternalError},
-		{name: "our own timeout", err: context.DeadlineExceeded, reason: allowlist.ResolveTimeout},
+		{name: "the dialler's own timeout", err: context.DeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "a socket's timeout", err: os.ErrDeadlineExceeded, reason: allowlist.ResolveTimeout},
 		{name: "the gateway going down", err: context.Canceled, reason: allowlist.ResolveFailed},
 	}
@@ -212,6 +212,8 @@ func TestAnswerSets(t *testing.T) {
 	}
 }
 
+// TestADeniedDecisionIsNotEvenLookedUp checks that Dial looks nothing up for a decision
+// that denies.
 func TestADeniedDecisionIsNotEvenLookedUp(t *testing.T) {
 	d := newDialer(t, Config{Resolve: func(context.Context, *allowlist.Decision) ([]allowlist.Resolved, error) {
 		t.Error("looked up")
@@ -280,6 +282,8 @@ func TestTheSocketIsCheckedAgain(t *testing.T) {
 	}
 }
 
+// TestConnectFailures checks the reason of a dial if every address refuses the
+// connection, and if its context is done.
 func TestConnectFailures(t *testing.T) {
 	port := closedPort(t)
 	ask := func(ctx context.Context, answer ...string) (Result, error) {
@@ -309,8 +313,9 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// TestARefusedAddressIsFollowedAtOnce uses an hour between attempts: the second
-// address is tried because the first refused.
+// TestARefusedAddressIsFollowedAtOnce checks that the next address is tried as soon as
+// one refuses the connection, and not after the delay between attempts, which is an hour
+// here.
 func TestARefusedAddressIsFollowedAtOnce(t *testing.T) {
 	good := listenOn(t, "127.0.0.2:0") // 127.0.0.1 has no listener on this port
 	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1", "127.0.0.2"), nil), Stagger: time.Hour})
@@ -324,6 +329,7 @@ func TestARefusedAddressIsFollowedAtOnce(t *testing.T) {
 	}
 }
 
+// TestIPv6 checks a dial to an IPv6 address.
 func TestIPv6(t *testing.T) {
 	good := listenOn(t, "[::1]:0")
 	d := newDialer(t, Config{Resolve: answering(addrs("127.0.0.1", "::1"), nil)})
@@ -337,19 +343,21 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
-func TestReasons(t *testing.T) {
+// TestReasonOfSeveralErrors checks which error decides the reason of a dial with several
+// attempts.
+func TestReasonOfSeveralErrors(t *testing.T) {
 	refused := &allowlist.AddrError{Class: allowlist.Private}
 	rows := []struct {
 		name string
 		errs []error
 		want allowlist.Reason
 	}{
-		{"refused by the decision counts first", []error{syscall.ECONNREFUSED, context.DeadlineExceeded, refused}, allowlist.ResolvedAddressDenied},
-		{"refused by the other end counts before silence", []error{context.DeadlineExceeded, syscall.ECONNREFUSED}, allowlist.DialRefused},
+		{"an address that the decision refuses counts first", []error{syscall.ECONNREFUSED, context.DeadlineExceeded, refused}, allowlist.ResolvedAddressDenied},
+		{"a refused connection counts before silence", []error{context.DeadlineExceeded, syscall.ECONNREFUSED}, allowlist.DialRefused},
 		{"silence", []error{os.ErrDeadlineExceeded}, allowlist.DialTimeout},
-		{"silence that the kernel noticed", []error{syscall.ETIMEDOUT}, allowlist.DialTimeout},
+		{"a time-out of the kernel", []error{syscall.ETIMEDOUT}, allowlist.DialTimeout},
 		{"no route", []error{syscall.EHOSTUNREACH, syscall.ENETUNREACH}, allowlist.DialFailed},
-		{"given up", []error{context.Canceled}, allowlist.DialFailed},
+		{"a cancelled attempt", []error{context.Canceled}, allowlist.DialFailed},
 	}
 	for _, row := range rows {
 		if got := dialReason(errors.Join(row.errs...)); got != row.want {
@@ -358,9 +366,9 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestTheWayIsThatOfTheAddress checks that a result has the way of the address that was
+// TestResultHasTheWayOfItsAddress checks that a result has the way of the address that was
 // connected to.
-func TestTheWayIsThatOfTheAddress(t *testing.T) {
+func TestResultHasTheWayOfItsAddress(t *testing.T) {
 	l := listenOn(t, "127.0.0.1:0")
 	over := func(name string) allowlist.Way {
 		host, err := allowlist.ParseHost(name)

@@ -78,15 +78,16 @@ func (s *script) connect(ctx context.Context, _ *allowlist.Decision, addr netip.
 	return &peerConn{Conn: a, remote: addr, open: &s.open}, nil
 }
 
-// TestRaces runs each race in a synctest bubble, so that times are exact.
+// TestRaces checks when a race tries each address, and which connection wins. Each race
+// runs in a synctest bubble, so that times are exact.
 func TestRaces(t *testing.T) {
 	refused := errors.New("refused")
 	rows := []struct {
 		name   string
-		addrs  string // in the order of the race
+		addrs  string // addresses in the order of the race
 		script script
 		tried  []string
-		won    string // "" for none
+		won    string // address that wins; "" if none does
 		took   time.Duration
 	}{
 		{
@@ -95,24 +96,24 @@ func TestRaces(t *testing.T) {
 			tried:  []string{"1.1.1.1 after 0s"}, won: "1.1.1.1", took: 100 * time.Millisecond,
 		},
 		{
-			name: "a silent address is joined by the next", addrs: "1.1.1.1 2.2.2.2",
+			name: "the next address is tried while one is silent", addrs: "1.1.1.1 2.2.2.2",
 			script: script{outcomes: map[string]outcome{"2.2.2.2": {after: time.Millisecond}}},
 			tried:  []string{"1.1.1.1 after 0s", "2.2.2.2 after 250ms"}, won: "2.2.2.2", took: 251 * time.Millisecond,
 		},
 		{
-			name: "a refusal is followed at once, the delay counts from there", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
+			name: "the next address is tried at once after a refusal, and the delay counts from there", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
 			script: script{outcomes: map[string]outcome{
 				"1.1.1.1": {after: 200 * time.Millisecond, err: refused}, "3.3.3.3": {},
 			}},
 			tried: []string{"1.1.1.1 after 0s", "2.2.2.2 after 200ms", "3.3.3.3 after 450ms"}, won: "3.3.3.3", took: 450 * time.Millisecond,
 		},
 		{
-			name: "the slow first may still win", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
+			name: "the slow first address may still win", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
 			script: script{outcomes: map[string]outcome{"1.1.1.1": {after: 300 * time.Millisecond}, "2.2.2.2": {after: time.Second}}},
 			tried:  []string{"1.1.1.1 after 0s", "2.2.2.2 after 250ms"}, won: "1.1.1.1", took: 300 * time.Millisecond,
 		},
 		{
-			name: "the loser that connects after all is closed", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
+			name: "a loser that connects later is closed", addrs: "1.1.1.1 2.2.2.2 3.3.3.3",
 			script: script{deaf: true, outcomes: map[string]outcome{
 				"1.1.1.1": {after: 400 * time.Millisecond}, "2.2.2.2": {after: 10 * time.Millisecond},
 			}},
@@ -202,9 +203,9 @@ func TestManySilentAddresses(t *testing.T) {
 	})
 }
 
-// TestTheTimeoutHoldsForBoth checks that one time-out bounds the look-up and the dial
+// TestTimeoutBoundsLookUpAndDial checks that one time-out bounds the look-up and the dial
 // together.
-func TestTheTimeoutHoldsForBoth(t *testing.T) {
+func TestTimeoutBoundsLookUpAndDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialer(t, Config{
 			Timeout: 3 * time.Second,
@@ -248,6 +249,7 @@ func TestAPanicReachesTheCaller(t *testing.T) {
 	t.Errorf("Dial returned %v", err)
 }
 
+// TestInterleave checks that the addresses of a race take turns between IPv6 and IPv4.
 func TestInterleave(t *testing.T) {
 	rows := []struct{ in, want string }{
 		{"1.1.1.1 2.2.2.2", "1.1.1.1 2.2.2.2"},

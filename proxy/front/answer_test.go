@@ -20,9 +20,9 @@ func readFull(r *front.Request, body []byte) (int, error) {
 	return io.ReadFull(r.Reader, body)
 }
 
-// TestBehindARefusal checks that a connection stays open after a refusal only if no bytes
+// TestConnectionAfterARefusal checks that a connection stays open after a refusal only if no bytes
 // that have come could be misread as another request.
-func TestBehindARefusal(t *testing.T) {
+func TestConnectionAfterARefusal(t *testing.T) {
 	const (
 		old     = "GET http://a.example/ HTTP/1.0\r\n\r\n"
 		closing = "GET http://a.example/ HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n"
@@ -41,7 +41,7 @@ func TestBehindARefusal(t *testing.T) {
 		{"an origin that is too slow", plain, allowlist.ResponseTimeout, true},
 		{"no certificate", plain, allowlist.IdentityMissing, true},
 		{"no certificate for a CONNECT", connect, allowlist.IdentityMissing, true},
-		{"no certificate for a CONNECT, and its tunnel has begun", connect + "early", allowlist.IdentityMissing, false},
+		{"no certificate for a CONNECT with early bytes", connect + "early", allowlist.IdentityMissing, false},
 		{"no certificate, with a body", body, allowlist.IdentityMissing, false},
 		{"a CONNECT that is denied", connect, allowlist.NotOnAllowlist, false},
 		{"a CONNECT to an origin that fails", connect, allowlist.DialFailed, false},
@@ -272,9 +272,9 @@ func TestTheFrontsOwnAnswer(t *testing.T) {
 	}
 }
 
-// TestTheEndsOfWhatWasForwarded checks what each End does with a connection, and that
+// TestConnectionAfterAForwardedAnswer checks what each End does with a connection, and that
 // Done is not called for an answer that the handler has written.
-func TestTheEndsOfWhatWasForwarded(t *testing.T) {
+func TestConnectionAfterAForwardedAnswer(t *testing.T) {
 	forward := func(end front.End) (*site, *client, *outcome) {
 		o := &outcome{}
 		s := serve(t, front.Config{}, handler(func(r *front.Request) front.Answer {

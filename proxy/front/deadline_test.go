@@ -33,9 +33,9 @@ func inBubbleOf(t *testing.T, h1 *front.H1, h front.Handler) (c *client, ended <
 	return newClient(near), done
 }
 
-// TestHowLongAHeadMayTake checks that the handler gets no request from a connection that
+// TestHeadTimeout checks that the handler gets no request from a connection that
 // stays silent, and gets half a head to refuse.
-func TestHowLongAHeadMayTake(t *testing.T) {
+func TestHeadTimeout(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		cfg  front.Config
@@ -86,10 +86,10 @@ func TestHowLongAHeadMayTake(t *testing.T) {
 	}
 }
 
-// TestHowLongAConnectionMayRest checks that a connection may stay idle for KeepAlive
+// TestKeepAlive checks that a connection may stay idle for KeepAlive
 // after an answer, and for HeadTimeout after a refusal if no request was allowed on it.
 // A head that has begun has HeadTimeout for itself.
-func TestHowLongAConnectionMayRest(t *testing.T) {
+func TestKeepAlive(t *testing.T) {
 	const keepAlive, headTimeout = time.Hour, 5 * time.Second
 	rests := refused(allowlist.DialFailed)
 	rests.WasAllowed = true
@@ -100,11 +100,11 @@ func TestHowLongAConnectionMayRest(t *testing.T) {
 		begun   string // the beginning of another request, sent a second before KeepAlive ends
 		want    time.Duration
 	}{
-		{"behind an answer", []front.Answer{forwarded}, "", keepAlive},
-		{"behind a refusal of what was allowed", []front.Answer{rests}, "", keepAlive},
-		{"behind a refusal", []front.Answer{refused(allowlist.NotOnAllowlist)}, "", headTimeout},
-		{"behind a caller without an identity", []front.Answer{refused(allowlist.IdentityMissing)}, "", headTimeout},
-		{"behind a refusal and an answer", []front.Answer{forwarded, refused(allowlist.NotOnAllowlist)}, "", keepAlive},
+		{"after an answer", []front.Answer{forwarded}, "", keepAlive},
+		{"after a dial that failed", []front.Answer{rests}, "", keepAlive},
+		{"after a refusal", []front.Answer{refused(allowlist.NotOnAllowlist)}, "", headTimeout},
+		{"after a refusal of a caller without an identity", []front.Answer{refused(allowlist.IdentityMissing)}, "", headTimeout},
+		{"after an answer and a refusal", []front.Answer{forwarded, refused(allowlist.NotOnAllowlist)}, "", keepAlive},
 		{"another request has begun", []front.Answer{forwarded}, "GET http://a.ex", keepAlive - time.Second + headTimeout},
 		{"an empty line is no request", []front.Answer{forwarded}, "\r\n", keepAlive},
 	} {

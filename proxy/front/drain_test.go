@@ -91,10 +91,10 @@ func TestATunnelInADrain(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatRestInADrain checks that an idle connection ends one second after
+// TestIdleConnectionsInADrain checks that an idle connection ends one second after
 // the drain began, and that a request which comes in that second is answered. A
 // connection without a request still waits for its first one.
-func TestConnectionsThatRestInADrain(t *testing.T) {
+func TestIdleConnectionsInADrain(t *testing.T) {
 	forwarded := func(r *front.Request) front.Answer {
 		if _, err := io.WriteString(r.Client, "HTTP/1.1 204 No Content\r\n\r\n"); err != nil {
 			return front.Answer{Kind: front.Forwarded}
@@ -109,11 +109,11 @@ func TestConnectionsThatRestInADrain(t *testing.T) {
 		again  time.Duration // time from the drain to another request; 0 means that none comes
 		ends   time.Duration // time from the drain to the end of the connection
 	}{
-		{"it rests behind an answer", true, forwarded, 0, time.Second},
-		{"it rests behind a refusal", true, refusing(allowlist.NotOnAllowlist), 0, time.Second},
-		{"it asks again", true, forwarded, 900 * time.Millisecond, 900 * time.Millisecond},
-		{"it has asked nothing yet", false, forwarded, 0, front.DefaultHeadTimeout},
-		{"it asks for the first time", false, refusing(allowlist.Draining), 5 * time.Second, 5 * time.Second},
+		{"it is idle after an answer", true, forwarded, 0, time.Second},
+		{"it is idle after a refusal", true, refusing(allowlist.NotOnAllowlist), 0, time.Second},
+		{"it sends another request", true, forwarded, 900 * time.Millisecond, 900 * time.Millisecond},
+		{"it has sent no request yet", false, forwarded, 0, front.DefaultHeadTimeout},
+		{"it sends its first request", false, refusing(allowlist.Draining), 5 * time.Second, 5 * time.Second},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -148,10 +148,10 @@ func TestConnectionsThatRestInADrain(t *testing.T) {
 	}
 }
 
-// TestADrainBehindAHead checks a drain that begins after the head of an answer was sent,
+// TestDrainAfterTheHeadOfAnAnswer checks a drain that begins after the head of an answer was sent,
 // which does not announce the close. The connection waits for another request for one
 // second after the end of that answer.
-func TestADrainBehindAHead(t *testing.T) {
+func TestDrainAfterTheHeadOfAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h1 := front.NewH1(front.Config{})
 		c, _ := inBubbleOf(t, h1, handler(func(r *front.Request) front.Answer {

@@ -38,9 +38,9 @@ func seen(r *front.Request) read {
 	return got
 }
 
-// TestWhatAHandlerIsAsked sends each request on a connection of its own, and checks what
+// TestRequestThatAHandlerGets sends each request on a connection of its own, and checks what
 // the handler gets.
-func TestWhatAHandlerIsAsked(t *testing.T) {
+func TestRequestThatAHandlerGets(t *testing.T) {
 	asked := make(chan read, 1)
 	s := serve(t, front.Config{HeadLimit: 2048}, handler(func(r *front.Request) front.Answer {
 		asked <- seen(r)
@@ -121,21 +121,21 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 			read{Method: "GET", Target: "/", Plain: true, Reason: allowlist.MalformedTarget, Detail: "malformed target: want http://HOST/"},
 		},
 
-		{"it may not be forwarded", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: 0\r\n\r\n", plainly(read{Method: "TRACE", StopsHere: true})},
-		{"it may be forwarded", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: 1\r\n\r\n", plainly(read{Method: "TRACE"})},
-		{"a GET may always be", get("http://a.example/", "Max-Forwards: 0\r\n"), plainly(read{})},
+		{"Max-Forwards of zero", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: 0\r\n\r\n", plainly(read{Method: "TRACE", StopsHere: true})},
+		{"Max-Forwards of one", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: 1\r\n\r\n", plainly(read{Method: "TRACE"})},
+		{"Max-Forwards of a GET is ignored", get("http://a.example/", "Max-Forwards: 0\r\n"), plainly(read{})},
 		{
-			"nobody knows how often", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: x\r\n\r\n",
+			"Max-Forwards without a number", "TRACE http://a.example/ HTTP/1.1\r\n" + host + "Max-Forwards: x\r\n\r\n",
 			plainly(read{Method: "TRACE", Reason: allowlist.MalformedHeader, Detail: "it is no number: malformed Max-Forwards"}),
 		},
 
-		{"an upgrade that must be", get("http://a.example/", upgrading+"WebSocket\r\n"), plainly(read{Upgrade: allowlist.MustUpgrade, Protocols: "WebSocket"})},
-		{"an upgrade that may be", get("http://a.example/", upgrading+"irc/6.9\r\n"), plainly(read{Upgrade: allowlist.MayUpgrade, Protocols: "irc/6.9"})},
+		{"an upgrade without which the request has no meaning", get("http://a.example/", upgrading+"WebSocket\r\n"), plainly(read{Upgrade: allowlist.MustUpgrade, Protocols: "WebSocket"})},
+		{"an upgrade that the origin may ignore", get("http://a.example/", upgrading+"irc/6.9\r\n"), plainly(read{Upgrade: allowlist.MayUpgrade, Protocols: "irc/6.9"})},
 		{
-			"a list of which HTTP in another form is left out", get("http://a.example/", upgrading+"h2c, a , HTTP/2.0,TLS/1.0,, b c, d/\r\nUpgrade: h2c-16,b/2\r\n"),
+			"a list of protocols, of which other versions of HTTP are left out", get("http://a.example/", upgrading+"h2c, a , HTTP/2.0,TLS/1.0,, b c, d/\r\nUpgrade: h2c-16,b/2\r\n"),
 			plainly(read{Upgrade: allowlist.MayUpgrade, Protocols: "a, b/2"}),
 		},
-		{"only HTTP in another form", get("http://a.example/", upgrading+"h2c\r\n"), plainly(read{})},
+		{"only another version of HTTP", get("http://a.example/", upgrading+"h2c\r\n"), plainly(read{})},
 		{"an upgrade that Connection does not name", get("http://a.example/", "Upgrade: websocket\r\n"), plainly(read{})},
 		{"an upgrade in HTTP/1.0", "GET http://a.example/ HTTP/1.0\r\n" + upgrading + "websocket\r\n\r\n", plainly(read{})},
 		{
@@ -180,9 +180,9 @@ func TestWhatAHandlerIsAsked(t *testing.T) {
 	}
 }
 
-// TestHalfAHead checks that the handler gets a head that the client has not finished
+// TestIncompleteHead checks that the handler gets a head that the client has not finished
 // before it left, and no request if nothing came.
-func TestHalfAHead(t *testing.T) {
+func TestIncompleteHead(t *testing.T) {
 	asked := make(chan read, 1)
 	var o outcome
 	s := serve(t, front.Config{}, handler(func(r *front.Request) front.Answer {

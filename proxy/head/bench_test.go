@@ -12,6 +12,7 @@ import (
 
 const goClient = "CONNECT api.allowed.example:443 HTTP/1.1\r\nHost: api.allowed.example:443\r\nUser-Agent: Go-http-client/1.1\r\n\r\n"
 
+// TestAllocations checks the number of allocations for a head.
 func TestAllocations(t *testing.T) {
 	src := strings.NewReader("")
 	var h *head.Head
@@ -21,7 +22,7 @@ func TestAllocations(t *testing.T) {
 		h, _ = r.ReadHead()
 		r.Release()
 	})
-	// 1 the Head, 2 the string that its parts share, 3 its fields. The Reader stays on
+	// The three allocations are the Head, the string that its parts share, and its fields. The Reader stays on
 	// the stack, and its buffer comes from the pool, which drops some buffers under the
 	// race detector.
 	if want := 3.0; got > want && !raceEnabled {

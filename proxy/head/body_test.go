@@ -7,6 +7,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
+// TestBody checks the length of the body that the fields of a head announce, and which
+// heads are refused for theirs.
 func TestBody(t *testing.T) {
 	const chunked = head.Chunked
 	for _, c := range []struct {

@@ -9,6 +9,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
+// TestMaxForwards checks the limit that Max-Forwards sets for a method.
 func TestMaxForwards(t *testing.T) {
 	for _, row := range []struct {
 		method, fields string

@@ -152,8 +152,8 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// TestBytes tries each byte value in each place where bytes are checked.
-func TestBytes(t *testing.T) {
+// TestEveryByteInEveryPlace tries each byte value in each place where bytes are checked.
+func TestEveryByteInEveryPlace(t *testing.T) {
 	accepts := func(form string) (got string) {
 		for c := range 256 {
 			raw := strings.Replace(form, "#", string([]byte{byte(c)}), 1)

@@ -10,7 +10,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-func TestReaderLeavesWhatFollows(t *testing.T) {
+func TestReaderLeavesBytesAfterTheHead(t *testing.T) {
 	const behind = "\x16\x03\x01 early bytes\r\n\r\n"
 	for split := range len(curl) + len(behind) {
 		r := head.NewReader(&chunks{rest: []byte(curl + behind), sizes: []int{split + 1, 1 << 20}}, 0)
@@ -179,7 +179,7 @@ func TestReaderRefusesBeforeTheHeadIsComplete(t *testing.T) {
 	}
 }
 
-func TestReaderGoesOnAfterADeadline(t *testing.T) {
+func TestReaderContinuesAfterADeadline(t *testing.T) {
 	r := head.NewReader(iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader(curl))), 0)
 	defer r.Release()
 	if h, err := r.ReadHead(); !errors.Is(err, iotest.ErrTimeout) || h != nil {

@@ -28,10 +28,10 @@ func TestNoByteIsScannedTwice(t *testing.T) {
 	}
 }
 
-// TestWhatIsGivenBackStaysInPlace checks that Unread does not move bytes that are still
+// TestUnreadLeavesBytesInPlace checks that Unread does not move bytes that are still
 // in the buffer. If many requests arrive together, the bytes after each body are given
 // back, and the cost of moving all that follow would be quadratic.
-func TestWhatIsGivenBackStaysInPlace(t *testing.T) {
+func TestUnreadLeavesBytesInPlace(t *testing.T) {
 	r := NewReader(strings.NewReader("GET / HTTP/1.0\r\n\r\nbodyGET /2 HTTP/1.0\r\n\r\nrest"), 0)
 	defer r.Release()
 	if _, err := r.ReadHead(); err != nil {

@@ -115,25 +115,27 @@ func names(list ...string) extension {
 	return extension{0, string(binary.BigEndian.AppendUint16(nil, uint16(len(b)))) + string(b)}
 }
 
-func TestWhatAHelloSays(t *testing.T) {
+// TestReadNameAndECH checks the server name and the offer of ECH that Read returns,
+// whatever the sizes of the records and of the pieces in which they arrive.
+func TestReadNameAndECH(t *testing.T) {
 	long := strings.Repeat("a", 300)
 	for _, row := range []struct {
 		name    string
 		message []byte
 		want    hello.Hello
 	}{
-		{"of Go, with a name", client(t, &tls.Config{ServerName: "api.example"}), hello.Hello{Name: "api.example"}},
-		{"of Go, without one", client(t, &tls.Config{ServerName: "192.0.2.1"}), hello.Hello{}},
-		{"of Go, for TLS 1.2", client(t, &tls.Config{ServerName: "old.example", MaxVersion: tls.VersionTLS12}), hello.Hello{Name: "old.example"}},
-		{"of Go, with a post-quantum key", client(t, &tls.Config{
+		{"Go's, with a name", client(t, &tls.Config{ServerName: "api.example"}), hello.Hello{Name: "api.example"}},
+		{"Go's, without a name", client(t, &tls.Config{ServerName: "192.0.2.1"}), hello.Hello{}},
+		{"Go's, for TLS 1.2", client(t, &tls.Config{ServerName: "old.example", MaxVersion: tls.VersionTLS12}), hello.Hello{Name: "old.example"}},
+		{"Go's, with a post-quantum key", client(t, &tls.Config{
 			ServerName: "pq.example", CurvePreferences: []tls.CurveID{tls.X25519MLKEM768},
 		}), hello.Hello{Name: "pq.example"}},
 		{"without extensions at all", handshake(message()[4:][:41]), hello.Hello{}},
-		{"with an empty list of them", message(), hello.Hello{}},
-		{"with a name as it was typed", message(names("API.Example.")), hello.Hello{Name: "API.Example."}},
-		{"with a name that is none", message(names("a b\x00\xff")), hello.Hello{Name: "a b\x00\xff"}},
+		{"with an empty list of extensions", message(), hello.Hello{}},
+		{"with capital letters and a final dot, which are kept", message(names("API.Example.")), hello.Hello{Name: "API.Example."}},
+		{"with bytes that are no host name", message(names("a b\x00\xff")), hello.Hello{Name: "a b\x00\xff"}},
 		{"with a name that is too long", message(names(long)), hello.Hello{Name: long}},
-		{"with a name of another type beside", message(extension{0, "\x00\x0a\x07\x00\x01x\x00\x00\x03a.b"}), hello.Hello{Name: "a.b"}},
+		{"with a name of another type before the host name", message(extension{0, "\x00\x0a\x07\x00\x01x\x00\x00\x03a.b"}), hello.Hello{Name: "a.b"}},
 		{"with ECH", message(names("front.example"), extension{0xfe0d, "\x00\x00\x01"}), hello.Hello{Name: "front.example", ECH: true}},
 		{"of 16 kB", message(extension{21, strings.Repeat("\x00", 16<<10)}, names("big.example")), hello.Hello{Name: "big.example"}},
 		{"of nearly the limit", message(extension{21, strings.Repeat("\x00", 60<<10)}, names("huge.example")), hello.Hello{Name: "huge.example"}},
@@ -157,14 +159,16 @@ func TestWhatAHelloSays(t *testing.T) {
 	}
 }
 
-func TestBegins(t *testing.T) {
+// TestBeginsRecognizesTLS checks for which first bytes Begins says that a connection may
+// be TLS, and for which it is sure.
+func TestBeginsRecognizesTLS(t *testing.T) {
 	for _, row := range []struct {
 		name, b      string
 		begins, sure bool
 	}{
 		{"nothing", "", true, false},
 		{"a handshake", "\x16", true, true},
-		{"a handshake of a version that there is not", "\x16SSH", true, true},
+		{"a handshake of an unknown version", "\x16SSH", true, true},
 		{"an alert", "\x15\x03\x01\x00\x02\x01\x00", true, true},
 		{"an alert in two records", "\x15\x03\x03\x00\x01\x01", true, true},
 		{"an empty alert", "\x15\x03\x03\x00\x00", true, true},
@@ -185,7 +189,9 @@ func TestBegins(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoHello(t *testing.T) {
+// TestReadRefusesOtherBytes checks the error of Read for bytes that are no ClientHello,
+// that are incomplete, or that exceed the limit.
+func TestReadRefusesOtherBytes(t *testing.T) {
 	good := record(message(names("a.example")), 1<<14)
 	change := func(at int, c byte) []byte {
 		b := bytes.Clone(good)
@@ -205,14 +211,14 @@ func TestWhatIsNoHello(t *testing.T) {
 		{"an empty record", change(4, 0), hello.ErrNotHello},
 		{"a record that is too long", []byte{22, 3, 1, 0x40, 1}, hello.ErrNotHello},
 		{"a ServerHello", change(5, 2), hello.ErrNotHello},
-		{"another record between its records", append(record(message(names("a.example"))[:20], 20), 23, 3, 3, 0, 1, 0), hello.ErrNotHello},
+		{"another record between the records of a hello", append(record(message(names("a.example"))[:20], 20), 23, 3, 3, 0, 1, 0), hello.ErrNotHello},
 		{"a name list that is too long", change(len(good)-13, 99), hello.ErrNotHello},
 		{"two names", record(message(names("a.example", "b.example")), 1<<14), hello.ErrNotHello},
 		{"two lists of names", record(message(names("a.example"), names("b.example")), 1<<14), hello.ErrNotHello},
 		{"two offers of ECH", record(message(extension{0xfe0d, "x"}, extension{0xfe0d, "y"}), 1<<14), hello.ErrNotHello},
 		{"an empty name", record(message(names("")), 1<<14), hello.ErrNotHello},
 		{"bytes behind the extensions", record(handshake(append(message()[4:], 0)), 1<<14), hello.ErrNotHello},
-		{"a message without anything", record(handshake(nil), 1<<14), hello.ErrNotHello},
+		{"an empty message", record(handshake(nil), 1<<14), hello.ErrNotHello},
 		{"nothing", nil, hello.ErrIncomplete},
 		{"a byte", good[:1], hello.ErrIncomplete},
 		{"all but a byte", good[:len(good)-1], hello.ErrIncomplete},
@@ -229,7 +235,7 @@ func TestWhatIsNoHello(t *testing.T) {
 	}
 }
 
-// TestAllocations checks that the name is the only allocation.
+// TestAllocations checks that the name is the only allocation of Read.
 func TestAllocations(t *testing.T) {
 	b := record(message(names("a.name.that.is.long.enough.to.be.allocated.example")), 1<<14)
 	n := testing.AllocsPerRun(100, func() {

@@ -56,10 +56,10 @@ func over(inner net.Listener, log io.Writer, descriptors *limit.Descriptors) *Li
 	}}
 }
 
-// TestAcceptingThatFails checks that accepting is tried twenty times a second and
+// TestFailingAcceptIsTriedAgain checks that accepting is tried twenty times a second and
 // logged once a second, with the number of failures, and that there is no pause when it
 // works again.
-func TestAcceptingThatFails(t *testing.T) {
+func TestFailingAcceptIsTriedAgain(t *testing.T) {
 	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		synctest.Test(t, func(t *testing.T) {
 			full := &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", errno)}
@@ -112,8 +112,9 @@ func TestAcceptingThatFails(t *testing.T) {
 	}
 }
 
-// TestTheEndWhileAcceptingFails checks that the end of the context ends the pause.
-func TestTheEndWhileAcceptingFails(t *testing.T) {
+// TestContextEndsThePauseOfAFailingAccept checks that the end of the context ends the
+// pause between two tries to accept.
+func TestContextEndsThePauseOfAFailingAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		began := time.Now()
@@ -125,10 +126,10 @@ func TestTheEndWhileAcceptingFails(t *testing.T) {
 	})
 }
 
-// TestWithoutADescriptor checks that a connection for which no descriptor is left is
+// TestConnectionWithoutADescriptorIsClosed checks that a connection for which no descriptor is left is
 // closed and reported to Cut, and that another connection keeps its descriptor until it
 // ends.
-func TestWithoutADescriptor(t *testing.T) {
+func TestConnectionWithoutADescriptorIsClosed(t *testing.T) {
 	slots, descriptors, cuts := limit.NewSlots(limit.SharesOf(100)), limit.NewDescriptors(2), make(chan limit.Cause, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {
 		cfg.Slots, cfg.Descriptors = slots, descriptors
@@ -161,7 +162,8 @@ func TestWithoutADescriptor(t *testing.T) {
 	}
 }
 
-// TestResetGivesTheDescriptorBack checks a connection that ends by a reset.
+// TestResetGivesTheDescriptorBack checks that a connection which ends by a reset gives
+// its descriptor back.
 func TestResetGivesTheDescriptorBack(t *testing.T) {
 	descriptors := limit.NewDescriptors(1)
 	r := serve(t, func(_ *rig, cfg *Config) { cfg.Descriptors = descriptors })

@@ -27,10 +27,11 @@ func bindWith(device string, options ...int) net.ListenConfig {
 	}}
 }
 
-// TestNobodyBindsBeside checks that another process of the same user, as this one is,
-// cannot get a part of what is sent to a listener, by any option and at any address
-// that covers the listener's, before and while it is served.
-func TestNobodyBindsBeside(t *testing.T) {
+// TestListenerSharesItsPortWithNobody checks that another process of the same user
+// cannot receive a part of what is sent to a listener, by any socket option and at any
+// address that covers the listener's, before and while it is served. The test's own
+// process stands for the other one.
+func TestListenerSharesItsPortWithNobody(t *testing.T) {
 	cfg := udpAt("127.0.0.1:0")
 	cfg.Loops = 3
 	udp := listenUDPAt(t, cfg)

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestTheEndsOfAConnection checks that Cut and Abort send nothing more, over TLS no
-// close_notify either, and that Abort sends a reset.
-func TestTheEndsOfAConnection(t *testing.T) {
+// TestCutAndAbortSendNothingMore checks that Cut and Abort send nothing more, over TLS
+// not even a close_notify, and that Abort sends a reset.
+func TestCutAndAbortSendNothingMore(t *testing.T) {
 	p := newPKI(t)
 	plain := func(*rig, *Config) {}
 	for name, row := range map[string]struct {

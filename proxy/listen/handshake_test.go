@@ -58,9 +58,9 @@ func beside(cert, other tls.Certificate) tls.Certificate {
 	return cert
 }
 
-// TestWhatACallerMayShow checks that the bytes of a handshake and what they parse to
+// TestPresentedCertificatesAreBounded checks that the bytes of a handshake and what they parse to
 // are bounded, and that only the verified chain is kept.
-func TestWhatACallerMayShow(t *testing.T) {
+func TestPresentedCertificatesAreBounded(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
 	good := mint(t, p.ca, "spiffe://prod.example/builder", 0).TLS()
@@ -72,12 +72,12 @@ func TestWhatACallerMayShow(t *testing.T) {
 		keeps  int
 	}{
 		{"an SVID", good, allowlist.NoReason, false, 1},
-		{"an SVID beside one that leads nowhere", beside(good, junk(t, 0, 3<<10)), allowlist.NoReason, false, 1},
-		{"an SVID beside one of 14 KiB", beside(good, junk(t, 0, 14<<10)), allowlist.NoReason, false, 1},
-		{"an SVID beside one that explodes", beside(good, junk(t, 7000, 0)), allowlist.IdentityInvalid, true, 0},
-		{"one that explodes", junk(t, 7000, 0), allowlist.IdentityInvalid, true, 0},
-		{"a small one that explodes", junk(t, 1500, 0), allowlist.IdentityInvalid, true, 0},
-		{"one of 15 KiB", junk(t, 1, 15<<10), allowlist.IdentityInvalid, false, 0},
+		{"an SVID beside an unrelated certificate", beside(good, junk(t, 0, 3<<10)), allowlist.NoReason, false, 1},
+		{"an SVID beside a certificate of 14 KiB", beside(good, junk(t, 0, 14<<10)), allowlist.NoReason, false, 1},
+		{"an SVID beside a certificate that is large when parsed", beside(good, junk(t, 7000, 0)), allowlist.IdentityInvalid, true, 0},
+		{"a certificate that is large when parsed", junk(t, 7000, 0), allowlist.IdentityInvalid, true, 0},
+		{"a small certificate that is large when parsed", junk(t, 1500, 0), allowlist.IdentityInvalid, true, 0},
+		{"a certificate of 15 KiB", junk(t, 1, 15<<10), allowlist.IdentityInvalid, false, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			conn := dialTLS(t, r.Addr(), p.client(row.cert))
@@ -173,10 +173,10 @@ func TestPermitsForLongHandshakes(t *testing.T) {
 	}
 }
 
-// TestNoPermit checks that a caller which waits for a permit is refused when the time
+// TestHandshakeThatWaitsForAPermit checks that a caller which waits for a permit is refused when the time
 // for its handshake is over, that a caller which needs none is served meanwhile, and
 // that the permit is given back.
-func TestNoPermit(t *testing.T) {
+func TestHandshakeThatWaitsForAPermit(t *testing.T) {
 	p := newPKI(t)
 	permits := limit.NewPermits(1)
 	refusals := make(chan refusal, 100)
@@ -210,9 +210,9 @@ func TestNoPermit(t *testing.T) {
 	}
 }
 
-// TestTheEndDoesNotWaitForAPermit checks that the end of the context closes waiting
-// connections.
-func TestTheEndDoesNotWaitForAPermit(t *testing.T) {
+// TestContextEndsTheWaitForAPermit checks that the end of the context closes connections
+// that wait for a permit.
+func TestContextEndsTheWaitForAPermit(t *testing.T) {
 	p := newPKI(t)
 	permits := limit.NewPermits(1)
 	r := serve(t, func(r *rig, cfg *Config) {
@@ -257,10 +257,10 @@ func TestACallerThatWaitsForAPermitCanBeClosed(t *testing.T) {
 	}
 }
 
-// TestStrangersHaveABudget checks that an address pays for its certificates that do not
-// verify, also for those that the cache knows, while verified callers and other
-// addresses are served.
-func TestStrangersHaveABudget(t *testing.T) {
+// TestUnverifiedCertificatesSpendABudget checks that certificates which do not verify
+// spend a budget of their source address, also those that the cache knows, while
+// verified callers and other addresses are served.
+func TestUnverifiedCertificatesSpendABudget(t *testing.T) {
 	p := newPKI(t)
 	r, refusals := behind(t, "127.0.0.0/8", func(r *rig, cfg *Config) {
 		p.withTLS(r, cfg)
@@ -310,9 +310,9 @@ func TestStrangersHaveABudget(t *testing.T) {
 	}
 }
 
-// TestWhatManyCallersKeep measures the memory of idle connections whose callers have
+// TestMemoryOfIdleCallers measures the memory of idle connections whose callers have
 // presented certificates that expand when they are parsed.
-func TestWhatManyCallersKeep(t *testing.T) {
+func TestMemoryOfIdleCallers(t *testing.T) {
 	// Both ends of each connection are in this process, and crypto/tls keeps the
 	// buffers that a long flight has grown: two of 16 KiB at the server.
 	const count, most = 100, 128 << 10

@@ -23,8 +23,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestCallers makes real handshakes, and checks that each connection gets to the
-// handler with its caller, or with the reason why there is no identity.
+// TestCallers makes real handshakes, and checks that each connection gets to the handler
+// with its caller, or with the reason for which there is no identity.
 func TestCallers(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
@@ -38,7 +38,7 @@ func TestCallers(t *testing.T) {
 	}{
 		{"an SVID", []tls.Certificate{good.TLS()}, "spiffe://prod.example/ns/ci/sa/builder", allowlist.NoReason},
 		{"no certificate", nil, "", allowlist.IdentityMissing},
-		{"a certificate of its own making", []tls.Certificate{selfSigned(t)}, "", allowlist.IdentityInvalid},
+		{"a self-signed certificate", []tls.Certificate{selfSigned(t)}, "", allowlist.IdentityInvalid},
 		{"an SVID of another trust domain", []tls.Certificate{mint(t, newAuthority(t, "other.example"), "spiffe://other.example/a", 0).TLS()}, "", allowlist.IdentityUntrusted},
 		{"an SVID of a false authority of ours", []tls.Certificate{mint(t, newAuthority(t, "prod.example"), "spiffe://prod.example/a", 0).TLS()}, "", allowlist.IdentityUntrusted},
 	}
@@ -94,6 +94,8 @@ func TestALPN(t *testing.T) {
 	}
 }
 
+// TestHandshakesThatFail checks that a failed handshake closes its connection and is
+// reported with its error.
 func TestHandshakesThatFail(t *testing.T) {
 	p := newPKI(t)
 	patient := serve(t, p.withTLS)
@@ -124,7 +126,7 @@ func TestHandshakesThatFail(t *testing.T) {
 				t.Error("TLS 1.2 passed")
 			}
 		}, func(err error) bool { return strings.Contains(err.Error(), "version") }},
-		{"a client that does not trust us", func(t *testing.T, c net.Conn) {
+		{"a client that does not trust the listener's certificate", func(t *testing.T, c net.Conn) {
 			t.Helper()
 			config := p.client()
 			config.ServerName = "other.example"
@@ -152,7 +154,8 @@ func TestHandshakesThatFail(t *testing.T) {
 	}
 }
 
-// TestTheHandshakeDeadlineIsLifted checks that the deadline does not end what follows.
+// TestTheHandshakeDeadlineIsLifted checks that the deadline of the handshake does not
+// end the connection afterwards.
 func TestTheHandshakeDeadlineIsLifted(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, func(r *rig, cfg *Config) {
@@ -164,6 +167,8 @@ func TestTheHandshakeDeadlineIsLifted(t *testing.T) {
 	speak(t, conn)
 }
 
+// TestAFixedIdentity checks that every caller of a listener with a fixed identity has
+// it, and that it is read anew for each connection.
 func TestAFixedIdentity(t *testing.T) {
 	asked := make(chan struct{}, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {
@@ -185,8 +190,8 @@ func TestAFixedIdentity(t *testing.T) {
 	}
 }
 
-// TestAMappedIdentity checks that an address without an identity gets to the handler
-// without an identity.
+// TestAMappedIdentity checks that the caller's address decides its identity, and that an
+// address which is not in the map gets to the handler without one.
 func TestAMappedIdentity(t *testing.T) {
 	for _, row := range []struct {
 		known bool
@@ -251,9 +256,9 @@ func TestServeEndsWithItsHandlers(t *testing.T) {
 	}
 }
 
-// TestTheEndOfTheContextCuts checks that it closes connections that are served, that
-// make their handshake and that are accepted later.
-func TestTheEndOfTheContextCuts(t *testing.T) {
+// TestContextEndsAllConnections checks that the end of the context closes connections
+// that are served, that make their handshake and that are accepted later.
+func TestContextEndsAllConnections(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
 	served := dialTLS(t, r.Addr(), p.client())
@@ -356,9 +361,9 @@ func TestAPanicOfTheHandlerIsLogged(t *testing.T) {
 	}
 }
 
-// TestASilentConnectionIsCut checks that closing the connection of a client that has
+// TestSilentConnectionIsNoFailedHandshake checks that closing the connection of a client that has
 // sent nothing is not reported as a failed handshake.
-func TestASilentConnectionIsCut(t *testing.T) {
+func TestSilentConnectionIsNoFailedHandshake(t *testing.T) {
 	p := newPKI(t)
 	r := serve(t, p.withTLS)
 	conn := dialRaw(t, r.Addr())

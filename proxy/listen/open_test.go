@@ -17,17 +17,19 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
+// TestConfigurationsThatCannotServe checks that Listen returns an error that names the
+// listener if a part is missing, or two parts contradict each other.
 func TestConfigurationsThatCannotServe(t *testing.T) {
 	p := newPKI(t)
 	log := slog.New(slog.DiscardHandler)
 	nobody := func() spiffeid.ID { return spiffeid.ID{} }
 	for name, cfg := range map[string]Config{
-		"no slots":                    {Log: log, Fixed: nobody},
-		"no log":                      {Slots: limit.NewSlots(limit.SharesOf(1)), Fixed: nobody},
-		"nobody says who is there":    {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log},
-		"two say who is there":        {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, Fixed: nobody, TLS: p.server, Verifier: p.verifier},
-		"TLS without a verifier":      {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server},
-		"failures are told to nobody": {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server, Verifier: p.verifier},
+		"no slots":                   {Log: log, Fixed: nobody},
+		"no log":                     {Slots: limit.NewSlots(limit.SharesOf(1)), Fixed: nobody},
+		"nothing gives an identity":  {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log},
+		"two parts give an identity": {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, Fixed: nobody, TLS: p.server, Verifier: p.verifier},
+		"TLS without a verifier":     {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server},
+		"no HandshakeFailed":         {Slots: limit.NewSlots(limit.SharesOf(1)), Log: log, TLS: p.server, Verifier: p.verifier},
 	} {
 		cfg.Name, cfg.Address = "main", "127.0.0.1:0"
 		l, err := Listen(t.Context(), cfg)
@@ -68,6 +70,8 @@ func wantError(t *testing.T, err error, parts ...string) {
 	}
 }
 
+// TestATakenPort checks that the error for a port in use names the listener and the
+// address, and says what to do.
 func TestATakenPort(t *testing.T) {
 	l, err := listenAt(t, "127.0.0.1:0", 0)
 	if err != nil {
@@ -80,6 +84,7 @@ func TestATakenPort(t *testing.T) {
 	wantError(t, err, "listener main: ", l.Addr().String(), "taken by another process", "choose another address")
 }
 
+// TestAUnixSocket checks the mode of a unix socket, and that Close removes it.
 func TestAUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	for mode, want := range map[fs.FileMode]fs.FileMode{0: 0o600, 0o660: 0o660, 0o666: 0o666} {
@@ -101,9 +106,9 @@ func TestAUnixSocket(t *testing.T) {
 	}
 }
 
-// TestASocketIsBornClosed opens a socket without the chmod that follows, and checks
-// that no other user could connect in between.
-func TestASocketIsBornClosed(t *testing.T) {
+// TestSocketIsPrivateFromTheStart opens a socket without the chmod that follows, and
+// checks that no other user could connect in between.
+func TestSocketIsPrivateFromTheStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	lc := net.ListenConfig{Control: createPrivate}
 	l, err := lc.Listen(t.Context(), "unix", path)
@@ -154,7 +159,9 @@ func fullQueue(t *testing.T, dir string) string {
 	}
 }
 
-func TestWhatStandsInTheWayOfASocket(t *testing.T) {
+// TestPathOfASocketIsTaken checks that Listen replaces a socket that nobody serves, and
+// no other file that is at the path of the socket.
+func TestPathOfASocketIsTaken(t *testing.T) {
 	dir := t.TempDir()
 	stale := filepath.Join(dir, "stale")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})

@@ -29,6 +29,8 @@ const (
 	v4Pair   = "\xc6\x33\x64\x07\xc0\x00\x02\x01\x12\x67\x01\xbb"
 )
 
+// TestHeaders checks which address each header of the PROXY protocol gives, and which
+// headers are errors.
 func TestHeaders(t *testing.T) {
 	v6Pair := strings.Repeat("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07", 2) + "\x12\x67\x01\xbb"
 	for _, row := range []struct{ name, header, want string }{
@@ -133,7 +135,9 @@ func behind(t *testing.T, peers string, change func(*rig, *Config)) (*rig, chan 
 	return r, refusals
 }
 
-func TestTheCallerIsWhereTheHeaderSays(t *testing.T) {
+// TestCallerHasTheAddressInTheHeader checks that the caller's address is the one in the
+// header of a proxy, with and without TLS.
+func TestCallerHasTheAddressInTheHeader(t *testing.T) {
 	p := newPKI(t)
 	for _, header := range []string{v1Header, v2(0x21, 0x11, v4Pair)} {
 		r, _ := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
@@ -155,8 +159,8 @@ func TestTheCallerIsWhereTheHeaderSays(t *testing.T) {
 	}
 }
 
-// TestALinkLocalProxy checks a peer whose address has a zone, which the ranges have
-// not.
+// TestALinkLocalProxy checks that a proxy whose address has a zone is found in the
+// ranges, which have no zones.
 func TestALinkLocalProxy(t *testing.T) {
 	l := &Listener{cfg: Config{Proxies: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}}}
 	for text, want := range map[string]bool{"fe80::1%eth0": true, "fe80:0:0:1::1%eth0": false} {
@@ -166,7 +170,9 @@ func TestALinkLocalProxy(t *testing.T) {
 	}
 }
 
-func TestAPeerThatSpeaksForItself(t *testing.T) {
+// TestLocalHeaderKeepsThePeersAddress checks that the caller of a connection with the
+// header LOCAL, which a proxy makes for itself, has the proxy's address.
+func TestLocalHeaderKeepsThePeersAddress(t *testing.T) {
 	r, _ := behind(t, "127.0.0.0/8", func(*rig, *Config) {})
 	conn := dialRaw(t, r.Addr())
 	send(t, conn, v2(0x20, 0, ""))
@@ -176,18 +182,21 @@ func TestAPeerThatSpeaksForItself(t *testing.T) {
 	}
 }
 
+// TestHeadersThatAreRefused checks that malformed and missing headers of proxies are
+// refused, and that a header of any other peer is no header but makes the handshake
+// fail.
 func TestHeadersThatAreRefused(t *testing.T) {
 	p := newPKI(t)
 	for _, row := range []struct {
 		name, peers, sent string
 		change            func(*rig, *Config)
-		handshake         bool // says that the handshake fails instead
+		handshake         bool // the handshake fails, and no header is refused
 	}{
 		{"garbage from a proxy", "127.0.0.0/8", strings.Repeat("x", 20), func(*rig, *Config) {}, false},
 		{"no header from a proxy", "127.0.0.0/8", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00", p.withTLS, false},
 		{"two headers", "127.0.0.0/8", v1Header + v1Header, p.withTLS, true},
 		{"a header from anybody else", "10.0.0.0/8", v1Header, p.withTLS, true},
-		{"one of version 2 from anybody else", "10.0.0.0/8", v2(0x21, 0x11, v4Pair), p.withTLS, true},
+		{"a header of version 2 from anybody else", "10.0.0.0/8", v2(0x21, 0x11, v4Pair), p.withTLS, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r, refusals := behind(t, row.peers, row.change)
@@ -208,6 +217,8 @@ func TestHeadersThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestAProxyThatIsSlow checks that a header which does not come in time is refused, and
+// that a connection which closes without a byte is not.
 func TestAProxyThatIsSlow(t *testing.T) {
 	r, refusals := behind(t, "127.0.0.0/8", func(_ *rig, cfg *Config) { cfg.HandshakeTimeout = 50 * time.Millisecond })
 	conn := dialRaw(t, r.Addr())

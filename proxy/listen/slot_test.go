@@ -111,8 +111,8 @@ func TestALoadBalancer(t *testing.T) {
 	told.await(t, map[limit.Cause]int{limit.CauseSource: 1})
 }
 
-// TestWhoASlotCountsFor checks the owner of a slot on each kind of listener.
-func TestWhoASlotCountsFor(t *testing.T) {
+// TestOwnerOfASlot checks the owner of a slot on each kind of listener.
+func TestOwnerOfASlot(t *testing.T) {
 	p := newPKI(t)
 	own, other := mint(t, p.ca, "spiffe://prod.example/own", 0).TLS(), mint(t, p.ca, "spiffe://prod.example/other", 0).TLS()
 	mapped := func(id spiffeid.ID, ok bool) func(*rig, *Config) {
@@ -136,9 +136,9 @@ func TestWhoASlotCountsFor(t *testing.T) {
 		{"a certificate", p.withTLS, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialTLS(t, r.Addr(), p.client(own)) }, limit.Owner{Share: limit.ShareIdentity, Name: "spiffe://prod.example/own"}},
 		{"another certificate", p.withTLS, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialTLS(t, r.Addr(), p.client(other)) }, limit.Owner{Share: limit.ShareIdentity, Name: "spiffe://prod.example/other"}},
 		{"no certificate", p.withTLS, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialTLS(t, r.Addr(), p.client()) }, limit.Owner{Addr: loopback}},
-		{"a listener", func(*rig, *Config) {}, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Name: "listener test"}},
-		{"an address that stands for somebody", mapped(spiffeid.RequireFromString("spiffe://prod.example/m"), true), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Addr: loopback, Name: "spiffe://prod.example/m"}},
-		{"an address that stands for nobody", mapped(spiffeid.ID{}, false), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Addr: loopback}},
+		{"a listener with a fixed identity", func(*rig, *Config) {}, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Name: "listener test"}},
+		{"an address with an identity", mapped(spiffeid.RequireFromString("spiffe://prod.example/m"), true), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Addr: loopback, Name: "spiffe://prod.example/m"}},
+		{"an address without an identity", mapped(spiffeid.ID{}, false), func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Addr: loopback}},
 		{"a unix socket", func(_ *rig, cfg *Config) { cfg.Address = "unix:" + filepath.Join(t.TempDir(), "s") }, func(t *testing.T, r *rig) net.Conn { t.Helper(); return dialRaw(t, r.Addr()) }, limit.Owner{Share: limit.ShareLocal, Name: user}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -159,9 +159,9 @@ func TestWhoASlotCountsFor(t *testing.T) {
 	}
 }
 
-// TestNeighboursCountApart checks that two identities have a share each if their
+// TestIdentitiesOfOneNetworkCountApart checks that two identities have a share each if their
 // addresses are in the same IPv6 network, as those on one host often are.
-func TestNeighboursCountApart(t *testing.T) {
+func TestIdentitiesOfOneNetworkCountApart(t *testing.T) {
 	owner := func(addr, id string) limit.Owner {
 		c := Conn{parent: &Listener{cfg: Config{Mapped: func(netip.Addr) (spiffeid.ID, bool) {
 			return spiffeid.RequireFromString("spiffe://prod.example/" + id), true
@@ -180,8 +180,8 @@ func TestNeighboursCountApart(t *testing.T) {
 }
 
 // TestARequestKeepsItsConnection checks that a connection with a request is not closed
-// for another one, that it is once its request has ended, and that a closed one begins
-// none.
+// to make room, that it may be closed once its request has ended, and that a closed
+// connection begins no request.
 func TestARequestKeepsItsConnection(t *testing.T) {
 	told := &cuts{}
 	r := serve(t, func(_ *rig, cfg *Config) { cfg.Slots, cfg.Shed = limit.NewSlots(limit.SharesOf(8)), told.add })
@@ -214,7 +214,7 @@ func TestARequestKeepsItsConnection(t *testing.T) {
 }
 
 // TestALimitedHandshake checks that a failed handshake of a Limited connection is
-// recorded with that reason.
+// recorded with the reason of the limit.
 func TestALimitedHandshake(t *testing.T) {
 	p := newPKI(t)
 	refusals := make(chan refusal, 10)

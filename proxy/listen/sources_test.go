@@ -75,6 +75,8 @@ func TestConnectionsOfASource(t *testing.T) {
 	}
 }
 
+// TestHandshakesOfASource checks that handshakes of an address over its limit are
+// refused as rate-limited.
 func TestHandshakesOfASource(t *testing.T) {
 	p := newPKI(t)
 	refusals := make(chan refusal, 100)

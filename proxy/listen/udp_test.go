@@ -30,6 +30,8 @@ func listenUDPAt(t *testing.T, cfg UDPConfig) *UDP {
 	return u
 }
 
+// TestUDPConfigurationsThatCannotServe checks the error for each configuration that
+// ListenUDP refuses.
 func TestUDPConfigurationsThatCannotServe(t *testing.T) {
 	taken := listenUDPAt(t, udpAt("127.0.0.1:0")).Addr().String()
 	nobody := UDPConfig{Name: "main", Address: netip.MustParseAddrPort("127.0.0.1:0")}
@@ -39,13 +41,13 @@ func TestUDPConfigurationsThatCannotServe(t *testing.T) {
 		cfg  UDPConfig
 		says string
 	}{
-		"nobody says who is there": {nobody, "either a fixed identity or a map of addresses"},
-		"two say who is there":     {two, "either a fixed identity or a map of addresses"},
-		"no address":               {UDPConfig{Name: "main", Fixed: two.Fixed}, "no single address"},
-		"every IPv4 address":       {udpAt("0.0.0.0:0"), "no single address"},
-		"every address":            {udpAt("[::]:0"), "no single address"},
-		"a taken port":             {udpAt(taken), taken + " is taken by another process: stop it or choose another address"},
-		"another host's address":   {udpAt("192.0.2.1:5353"), "192.0.2.1:5353 is no address of this host"},
+		"nothing gives an identity":  {nobody, "either a fixed identity or a map of addresses"},
+		"two parts give an identity": {two, "either a fixed identity or a map of addresses"},
+		"no address":                 {UDPConfig{Name: "main", Fixed: two.Fixed}, "no single address"},
+		"every IPv4 address":         {udpAt("0.0.0.0:0"), "no single address"},
+		"every address":              {udpAt("[::]:0"), "no single address"},
+		"a taken port":               {udpAt(taken), taken + " is taken by another process: stop it or choose another address"},
+		"another host's address":     {udpAt("192.0.2.1:5353"), "192.0.2.1:5353 is no address of this host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u, err := OpenUDP(t.Context(), row.cfg)

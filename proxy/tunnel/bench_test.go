@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// BenchmarkRelay compares the tunnel with a plain relay on the same sockets.
-// The load runs in this process too, so cpu-ms/op is that of everything; what
-// differs between exeat and plain is the relay.
+// BenchmarkRelay compares the tunnel with a plain relay on the same sockets. The load
+// runs in this process, too, so that cpu-ms/op includes it. The difference between exeat
+// and plain is that of the relays.
 func BenchmarkRelay(b *testing.B) {
 	relays := []struct {
 		name string
@@ -55,7 +55,7 @@ func bulk(b *testing.B, from io.Writer, to io.Reader) {
 	b.Helper()
 	b.SetBytes(chunk)
 	var sending sync.WaitGroup
-	next := make(chan struct{}, 16) // so far may the sender be behind
+	next := make(chan struct{}, 16) // number of blocks that the sender may be ahead
 	sending.Go(func() {
 		p := make([]byte, chunk)
 		for range next {
@@ -96,7 +96,7 @@ func exeatRelay(b *testing.B, kind string) (client, origin net.Conn) {
 	return r.client, r.origin
 }
 
-// plainRelay is two loops of io.CopyBuffer with a buffer each.
+// plainRelay relays with two loops of io.CopyBuffer, each with a buffer of its own.
 func plainRelay(b *testing.B, kind string) (client, origin net.Conn) {
 	b.Helper()
 	wire, accepted := pair(b, "tcp")

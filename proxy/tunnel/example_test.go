@@ -8,17 +8,17 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// A tunnel relays between a client and an upstream until both have said all, and
-// counts what it has relayed. What the client sent too early goes first.
+// A tunnel relays between a client and an upstream until both have ended, and counts
+// what it has relayed. Bytes that the client sent early go first.
 func Example() {
 	client, accepted := connected()
 	dialled, upstream := connected()
 	defer func() { _ = client.Close() }()
 
-	// The client asks and says that it has no more to say.
+	// The client sends its question and closes its half of the connection.
 	_, _ = io.WriteString(client, "how are you?")
 	_ = client.CloseWrite()
-	// The upstream answers what it was asked, and ends.
+	// The upstream answers the question, and ends.
 	go func() {
 		question, _ := io.ReadAll(upstream)
 		_, _ = fmt.Fprintf(upstream, "I was asked %q", question)
@@ -37,7 +37,7 @@ func Example() {
 	// 19 bytes up, 33 down, ended first: client
 }
 
-// Whoever no longer wants a tunnel closes it, with a reason that records keep.
+// Close ends a tunnel early, with a reason that the result and records contain.
 func ExampleTunnel_Close() {
 	client, accepted := connected()
 	dialled, upstream := connected()

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// word is a gate that lets pass what begins with the word, and asks for more
-// while it may.
+// word returns a gate that passes first bytes which begin with a word, and asks for more
+// bytes while they may become it.
 func word(want string) *Gate {
 	return &Gate{
 		Wait: patience, Farewell: []byte("no"),
@@ -27,6 +27,7 @@ func word(want string) *Gate {
 	}
 }
 
+// guarded starts a tunnel with a gate.
 func guarded(t *testing.T, kind string, gate *Gate, early string) *rig {
 	t.Helper()
 	r := newRig(t, kind, Config{})
@@ -35,27 +36,29 @@ func guarded(t *testing.T, kind string, gate *Gate, early string) *rig {
 	return r
 }
 
-func TestGate(t *testing.T) {
+// TestGateInspectsTheFirstBytes checks that a gate passes or refuses the first bytes of
+// the client, however they arrive, and does not hold back the upstream's bytes.
+func TestGateInspectsTheFirstBytes(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			for _, row := range []struct {
 				name, early string
 				sent        []string
-				want        string // at the origin; "" is refused
+				want        string // what arrives at the origin; "" if the gate refuses
 			}{
 				{"the first bytes pass", "", []string{"hello", " world"}, "hello world"},
 				{"early bytes pass", "hello", []string{" world"}, "hello world"},
 				{"early bytes and more", "he", []string{"llo"}, "hello"},
 				{"byte by byte", "", []string{"h", "e", "l", "l", "o", "!"}, "hello!"},
 				{"the first bytes are refused", "", []string{"help"}, ""},
-				{"later ones are", "", []string{"h", "e", "ll", "p"}, ""},
-				{"early ones are", "no", nil, ""},
+				{"later bytes are refused", "", []string{"h", "e", "ll", "p"}, ""},
+				{"early bytes are refused", "no", nil, ""},
 			} {
 				t.Run(row.name, func(t *testing.T) {
 					r := guarded(t, kind, word("hello"), row.early)
 					if row.early != "no" {
 						send(t, r.origin, "banner")
-						expect(t, r.client, "banner") // is not held back
+						expect(t, r.client, "banner") // the gate does not hold it back
 					}
 					for _, s := range row.sent {
 						send(t, r.client, s)
@@ -82,7 +85,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestARefusedClientReadsTheFarewell though it goes on sending.
+// TestARefusedClientReadsTheFarewell checks that a refused client reads the farewell
+// although it continues to send.
 func TestARefusedClientReadsTheFarewell(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -97,13 +101,15 @@ func TestARefusedClientReadsTheFarewell(t *testing.T) {
 	}
 }
 
+// TestAClientThatEndsBeforeTheGate checks that a gate refuses a client which ends in the
+// middle of its first bytes, and does not refuse one that ends without a byte.
 func TestAClientThatEndsBeforeTheGate(t *testing.T) {
 	for _, row := range []struct {
 		name, sent string
 		want       Reason
 	}{
-		{"without a byte is none of its business", "", Client},
-		{"in the middle is refused", "hel", Denied},
+		{"an end without a byte is not refused", "", Client},
+		{"an end in the middle is refused", "hel", Denied},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := guarded(t, "tls", word("hello"), "")
@@ -118,20 +124,21 @@ func TestAClientThatEndsBeforeTheGate(t *testing.T) {
 	}
 }
 
-// TestGateTime is about when a gate loses patience.
-func TestGateTime(t *testing.T) {
+// TestGateRefusesAfterItsWait checks after which time a gate refuses a client that has
+// not sent enough.
+func TestGateRefusesAfterItsWait(t *testing.T) {
 	const wait = 10 * time.Second
 	for _, row := range []struct {
 		name  string
 		speak bool
 		sent  string
-		want  time.Duration // until the refusal; 0: there is none in the idle time
+		want  time.Duration // time until the refusal; 0 if there is none before the tunnel is idle
 	}{
-		{"silence is no matter", false, "", 0},
-		{"silence is, where the client must speak", true, "", wait},
+		{"silence where the client need not speak", false, "", 0},
+		{"silence where the client must speak", true, "", wait},
 		{"half a word", false, "hel", wait},
 		{"half a word where the client must speak", true, "hel", wait},
-		{"a whole one", true, "hello", 0},
+		{"a whole word where the client must speak", true, "hello", 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -163,7 +170,7 @@ func TestGateTime(t *testing.T) {
 	}
 }
 
-// TestCloseAtTheGate ends a tunnel whose client is being waited for.
+// TestCloseAtTheGate checks that Close ends a tunnel whose gate waits for the client.
 func TestCloseAtTheGate(t *testing.T) {
 	r := guarded(t, "tls", word("hello"), "")
 	send(t, r.client, "hel")
@@ -174,7 +181,8 @@ func TestCloseAtTheGate(t *testing.T) {
 	expectEnd(t, r.origin, "")
 }
 
-// TestARefusedClientThatDoesNotRead delays the end for a moment only.
+// TestARefusedClientThatDoesNotRead checks that a refused client which does not read the
+// farewell does not keep its tunnel.
 func TestARefusedClientThatDoesNotRead(t *testing.T) {
 	gate := word("hello")
 	gate.Farewell = make([]byte, 64<<20) // more than any socket buffer
@@ -184,14 +192,16 @@ func TestARefusedClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
-func TestSpend(t *testing.T) {
+// TestTunnelEndsWhenItsUploadIsSpent checks that a tunnel ends at its limit of uploaded
+// bytes when Spend returns false, and that downloaded bytes are not spent.
+func TestTunnelEndsWhenItsUploadIsSpent(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			var left atomic.Int64
 			left.Store(10)
 			r := startRig(t, kind, Config{Spend: func(n int) bool { return left.Add(-int64(n)) >= 0 }}, "early")
 			expect(t, r.origin, "early")
-			send(t, r.origin, strings.Repeat("d", 100)) // costs nothing
+			send(t, r.origin, strings.Repeat("d", 100)) // downloaded bytes are not spent
 			expect(t, r.client, strings.Repeat("d", 100))
 			send(t, r.client, "12345")
 			expect(t, r.origin, "12345")
@@ -207,8 +217,9 @@ func TestSpend(t *testing.T) {
 	}
 }
 
-// TestGateIsForgotten: a tunnel lasts longer than what its gate knows.
-func TestGateIsForgotten(t *testing.T) {
+// TestGateIsReleased checks that a tunnel does not keep its gate after the first bytes
+// have passed.
+func TestGateIsReleased(t *testing.T) {
 	r := guarded(t, "tls", word("hello"), "")
 	send(t, r.client, "hello")
 	expect(t, r.origin, "hello")

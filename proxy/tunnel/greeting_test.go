@@ -7,9 +7,10 @@ import (
 	"testing"
 )
 
-// TestAGreetingIsBounded: each half by Most; Enter is asked once, before the first
-// byte beyond Free; and nothing is counted when it is over.
-func TestAGreetingIsBounded(t *testing.T) {
+// TestGreetingIsBounded checks that each half of a greeting is bounded by Most, that
+// Enter is called once, before the first byte beyond Free is read, and that nothing is
+// counted after the greeting.
+func TestGreetingIsBounded(t *testing.T) {
 	server, client := net.Pipe()
 	defer client.Close()
 	go func() {
@@ -42,7 +43,7 @@ func TestAGreetingIsBounded(t *testing.T) {
 	if err := all(); !errors.Is(err, ErrGreetingTooLong) || read != 25 || asked != 1 {
 		t.Errorf("after the first write: read %d, asked %d times, %v", read, asked, err)
 	}
-	if _, err := conn.Write([]byte("x")); err != nil { // the second one begins nothing anew
+	if _, err := conn.Write([]byte("x")); err != nil { // a second write does not begin another half
 		t.Fatal(err)
 	}
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, ErrGreetingTooLong) {
@@ -60,7 +61,7 @@ func TestAGreetingIsBounded(t *testing.T) {
 	}
 }
 
-// readerConn reads from somewhere else.
+// readerConn is a connection whose bytes come from Reader.
 type readerConn struct {
 	net.Conn
 	io.Reader

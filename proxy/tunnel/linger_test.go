@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// half is an end of a pipe that can say that it sends no more.
+// half is an end of a pipe that has a CloseWrite.
 type half struct{ net.Conn }
 
 func (half) CloseWrite() error { return nil }
 
-// TestLingerIsBounded: it waits two seconds for the next byte, ten in all, and
-// takes 16 MiB.
+// TestLingerIsBounded checks that lingering waits two seconds for the next byte, ten
+// seconds in all, and reads at most 16 MiB.
 func TestLingerIsBounded(t *testing.T) {
 	for _, row := range []struct {
 		name string

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// expectLent waits until so many buffers are out. Relays give theirs back
-// after the bytes have arrived, so there is nothing else to wait for.
+// expectLent waits until n buffers are lent. Relays give buffers back after the bytes
+// have arrived, so that there is nothing else to wait for.
 func expectLent(t *testing.T, want int64) {
 	t.Helper()
 	for begin := time.Now(); buffers.lent.Load() != want; runtime.Gosched() {
@@ -19,6 +19,7 @@ func expectLent(t *testing.T, want int64) {
 	}
 }
 
+// TestQuietTunnelHoldsNoBuffer checks that a tunnel without traffic holds no buffer.
 func TestQuietTunnelHoldsNoBuffer(t *testing.T) {
 	for _, kind := range []string{"tcp", "unix", "tls"} {
 		t.Run(kind, func(t *testing.T) {
@@ -33,7 +34,7 @@ func TestQuietTunnelHoldsNoBuffer(t *testing.T) {
 				expect(t, r.client, text)
 				expectLent(t, 0)
 			}
-			finish(t, r.origin) // neither does the way that is left
+			finish(t, r.origin) // the other direction holds no buffer either
 			expectEnd(t, r.client, "")
 			expectLent(t, 0)
 		})
@@ -50,6 +51,8 @@ func TestQuietTunnelInMidRecordHoldsNoBuffer(t *testing.T) {
 	expectLent(t, 0)
 }
 
+// TestOtherConnectionsHoldABufferEachWay checks that a tunnel between connections that
+// are not sockets holds a buffer for each direction.
 func TestOtherConnectionsHoldABufferEachWay(t *testing.T) {
 	client, down := net.Pipe()
 	origin, up := net.Pipe()
@@ -76,7 +79,7 @@ func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("under the race detector a sync.Pool throws buffers away")
 	}
-	// The relay's own: none, since the callbacks are built by Wrap, buffers are
+	// The relay allocates nothing, since the callbacks are built by Wrap, buffers are
 	// pooled, and crypto/tls pools what it writes through. Over TLS each try to
 	// read a record makes crypto/tls allocate a reader of 24 bytes: 1 in the
 	// test's client, 2 in the tunnel for the record, 3 in the tunnel for

@@ -19,17 +19,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen.
+// patience bounds every wait of these tests.
 const patience = 30 * time.Second
 
-// kinds are the sorts of client connections.
+// kinds are the kinds of client connections.
 var kinds = []string{"tcp", "unix", "tls", "tls over tcp unwrapped"}
 
-// A rig is a tunnel between a client and an origin, on real sockets.
+// rig is a tunnel between a client and an origin, on real sockets.
 type rig struct {
 	*Tunnel
 	client net.Conn // the peer's end of the client connection
-	wire   net.Conn // what lies below client
+	wire   net.Conn // the connection below client; client itself without TLS
 	origin net.Conn // the peer's end of the upstream connection
 	result chan Result
 }
@@ -115,7 +115,7 @@ func pair(tb testing.TB, network string) (dialled, accepted net.Conn) {
 	return dialled, accepted
 }
 
-// secure makes TLS of both ends of a connection.
+// secure makes TLS connections of both ends of a connection.
 func secure(tb testing.TB, client, server net.Conn) (c, s *tls.Conn) {
 	tb.Helper()
 	return secureWith(tb, client, server, &tls.Config{})
@@ -163,7 +163,7 @@ func expect(tb testing.TB, c io.Reader, want string) {
 	}
 }
 
-// expectEnd reads what is left and then an orderly end.
+// expectEnd reads what is left, and checks that an orderly end follows it.
 func expectEnd(tb testing.TB, c io.Reader, want string) {
 	tb.Helper()
 	if got, err := io.ReadAll(c); err != nil || string(got) != want {

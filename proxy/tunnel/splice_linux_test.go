@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// expectPipes waits until so many pipes are out.
+// expectPipes waits until n pipes are lent.
 func expectPipes(t *testing.T, want int64) {
 	t.Helper()
 	for begin := time.Now(); pipes.lent.Load() != want; runtime.Gosched() {
@@ -25,8 +25,8 @@ func expectPipes(t *testing.T, want int64) {
 	}
 }
 
-// flood sends bytes from the origin until no more can be sent: the relay, whose
-// client reads nothing, then stands still with some of them in its hands.
+// flood sends bytes from the origin until no more can be sent. The client reads nothing,
+// so that the relay is stuck with some bytes in a pipe or a buffer.
 func flood(t *testing.T, r *rig) []byte {
 	t.Helper()
 	all := make([]byte, 64<<20)
@@ -40,7 +40,7 @@ func flood(t *testing.T, r *rig) []byte {
 	return all[:n]
 }
 
-func TestBulkBetweenBareSocketsStaysInTheKernel(t *testing.T) {
+func TestBulkBetweenSocketsIsSpliced(t *testing.T) {
 	for _, kind := range []string{"tcp", "unix"} {
 		t.Run(kind, func(t *testing.T) {
 			r := startRig(t, kind, Config{}, "")
@@ -49,7 +49,7 @@ func TestBulkBetweenBareSocketsStaysInTheKernel(t *testing.T) {
 			reading.Go(func() {
 				for p := make([]byte, 1<<20); ; {
 					if _, err := r.origin.Write(p); err != nil {
-						return // the test has seen enough
+						return // the test has closed the connection
 					}
 				}
 			})
@@ -62,7 +62,7 @@ func TestBulkBetweenBareSocketsStaysInTheKernel(t *testing.T) {
 	}
 }
 
-func TestWhatWasStuckArrives(t *testing.T) {
+func TestStuckBytesArriveWhenTheClientReads(t *testing.T) {
 	r := startRig(t, "tcp", Config{}, "")
 	sent := flood(t, r)
 	got := make([]byte, len(sent))
@@ -79,6 +79,8 @@ func TestWhatWasStuckArrives(t *testing.T) {
 	check(t, r.wait(t), Result{Down: int64(len(sent)) + 8, Reason: Upstream})
 }
 
+// TestCloseCountsWhatArrives checks that a closed tunnel counts exactly the bytes that
+// arrive.
 func TestCloseCountsWhatArrives(t *testing.T) {
 	r := startRig(t, "tcp", Config{}, "")
 	sent := flood(t, r)
@@ -95,6 +97,8 @@ func TestCloseCountsWhatArrives(t *testing.T) {
 	}
 }
 
+// TestAPeerThatLeavesGivesThePipeBack checks that a tunnel gives its pipe back when the
+// client resets its connection.
 func TestAPeerThatLeavesGivesThePipeBack(t *testing.T) {
 	r := startRig(t, "tcp", Config{}, "")
 	flood(t, r)
@@ -103,6 +107,8 @@ func TestAPeerThatLeavesGivesThePipeBack(t *testing.T) {
 	expectPipes(t, 0)
 }
 
+// TestIdleCountsWhileAPipeIsStuck checks that a tunnel ends as idle while its client
+// reads nothing of a pipe.
 func TestIdleCountsWhileAPipeIsStuck(t *testing.T) {
 	r := startRig(t, "tcp", Config{Idle: 300 * time.Millisecond}, "")
 	flood(t, r)
@@ -124,7 +130,7 @@ func TestProgressOfSplicedBytes(t *testing.T) {
 	}
 }
 
-// bare returns a splicer from one connection to another, and their far ends.
+// bare returns a splicer from one connection to another, and the far ends of both.
 func bare(t *testing.T) (s *splicer, from, to net.Conn) {
 	t.Helper()
 	from, src := pair(t, "tcp")
@@ -132,6 +138,8 @@ func bare(t *testing.T) (s *splicer, from, to net.Conn) {
 	return newSplicer(newSide(Upstream, src), newSide(Client, dst), nil), from, to
 }
 
+// TestASplicerIsWantedWhileThereIsMuch checks that bytes are spliced after a read that
+// filled the buffer, and until a splice moves little.
 func TestASplicerIsWantedWhileThereIsMuch(t *testing.T) {
 	s, from, to := bare(t)
 	s.noteRead(bufferSize - 1)
@@ -162,7 +170,9 @@ func TestASplicerIsWantedWhileThereIsMuch(t *testing.T) {
 	expectPipes(t, 0)
 }
 
-func TestAPipeWhoseBytesFoundNoWayIsNotUsedAgain(t *testing.T) {
+// TestPipeWithUndeliveredBytesIsNotUsedAgain checks that a pipe whose bytes could not be
+// written is not given to another tunnel.
+func TestPipeWithUndeliveredBytesIsNotUsedAgain(t *testing.T) {
 	s, from, _ := bare(t)
 	send(t, from, "lost")
 	if _, err := s.fill(); err != nil {
@@ -195,7 +205,7 @@ func (u unspliceable) Read(f func(fd uintptr) bool) error {
 	return nil
 }
 
-func TestWhatCannotBeSplicedIsNotTriedAgain(t *testing.T) {
+func TestUnspliceableDescriptorIsNotTriedAgain(t *testing.T) {
 	dir, err := os.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +222,9 @@ func TestWhatCannotBeSplicedIsNotTriedAgain(t *testing.T) {
 	expectPipes(t, 0)
 }
 
-func TestWithoutAPipeBytesTakeABuffer(t *testing.T) {
+// TestBytesTakeABufferWithoutAPipe checks that bytes are relayed by a buffer while no
+// pipe is left, and that a splice is tried again later.
+func TestBytesTakeABufferWithoutAPipe(t *testing.T) {
 	pipes.lent.Add(mostPipes)
 	defer pipes.lent.Add(-mostPipes)
 	s, from, _ := bare(t)
@@ -250,7 +262,7 @@ func TestNoSpliceOverTLSOrForeignConnections(t *testing.T) {
 	}
 }
 
-// counted are descriptors for pipes of which a test can see how many are taken.
+// counted lends descriptors to pipes, and counts how many are taken.
 type counted struct {
 	most, used atomic.Int64
 	scarce     atomic.Bool
@@ -270,10 +282,11 @@ func (c *counted) pipes() *Pipes {
 	})
 }
 
-// TestWithoutDescriptorsBytesTakeABuffer: bulk arrives as well.
-func TestWithoutDescriptorsBytesTakeABuffer(t *testing.T) {
+// TestBytesTakeABufferWithoutDescriptors checks that bytes arrive if there are too few
+// descriptors for a pipe.
+func TestBytesTakeABufferWithoutDescriptors(t *testing.T) {
 	var none counted
-	none.most.Store(1) // and a pipe has two
+	none.most.Store(1) // one less than a pipe needs
 	p := none.pipes()
 	r := startRig(t, "tcp", Config{Pipes: p}, "")
 	sent := flood(t, r)
@@ -286,8 +299,9 @@ func TestWithoutDescriptorsBytesTakeABuffer(t *testing.T) {
 	}
 }
 
-// TestPipesGiveTheirDescriptorsBack: one is kept while there are enough, and
-// closed once they are scarce, or lost with bytes in it.
+// TestPipesGiveTheirDescriptorsBack checks that a pipe keeps its descriptors for another
+// tunnel while there are enough. It gives them back when they are scarce, when it is
+// closed, and when the garbage collector takes it from the pool.
 func TestPipesGiveTheirDescriptorsBack(t *testing.T) {
 	var c counted
 	c.most.Store(2)
@@ -310,7 +324,7 @@ func TestPipesGiveTheirDescriptorsBack(t *testing.T) {
 	p.lent.Add(-1)
 	p.put(p.get())
 	p.free = sync.Pool{}
-	for begin := time.Now(); c.used.Load() != 0; runtime.GC() { // nobody has it
+	for begin := time.Now(); c.used.Load() != 0; runtime.GC() { // the pipe is unreachable
 		if time.Since(begin) > patience {
 			t.Fatal("a pipe that the collector takes keeps its descriptors")
 		}

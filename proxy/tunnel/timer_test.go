@@ -23,10 +23,12 @@ func overPipes(t *testing.T, cfg Config) (client, origin net.Conn, result <-chan
 	return client, origin, ended
 }
 
+// TestIdle checks that a tunnel ends when no byte was relayed either way for the idle
+// time.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, origin, result := overPipes(t, Config{Idle: 10 * time.Minute})
-		for range 3 { // bytes either way keep it
+		for range 3 { // bytes either way keep the tunnel
 			<-time.After(9 * time.Minute)
 			send(t, client, "x")
 			expect(t, origin, "x")
@@ -43,6 +45,8 @@ func TestIdle(t *testing.T) {
 	})
 }
 
+// TestIdleCountsWhileAWriteIsStuck checks that a tunnel ends as idle if a peer does not
+// read what was sent to it.
 func TestIdleCountsWhileAWriteIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, _, result := overPipes(t, Config{})
@@ -55,6 +59,8 @@ func TestIdleCountsWhileAWriteIsStuck(t *testing.T) {
 	})
 }
 
+// TestMaxDuration checks that a tunnel ends after its greatest duration, although bytes
+// are relayed.
 func TestMaxDuration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, origin, result := overPipes(t, Config{})
@@ -83,6 +89,8 @@ type report struct {
 	Up, Down int64
 }
 
+// TestProgress checks that progress is reported at most once a minute, at once after
+// ProgressBytes, and not while nothing is relayed.
 func TestProgress(t *testing.T) {
 	var got []report
 	synctest.Test(t, func(t *testing.T) {
@@ -97,11 +105,11 @@ func TestProgress(t *testing.T) {
 			synctest.Wait()
 		}
 		<-time.After(30 * time.Second)
-		exchange(10) // reported after the minute
+		exchange(10) // reported at the end of the minute
 		<-time.After(45 * time.Second)
-		exchange(100) // at once, since there is much of it
+		exchange(100) // reported at once, since it is ProgressBytes
 		exchange(99)
-		<-time.After(10*time.Minute + time.Second) // a minute later; then never, as nothing moves
+		<-time.After(10*time.Minute + time.Second) // the last bytes are reported after a minute, and then nothing until others come
 		exchange(1)
 		<-result
 	})
@@ -116,6 +124,8 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestTheEndOfOneWayEndsBothWithoutCloseWrite checks that the end of one direction ends
+// the tunnel if a connection has no CloseWrite.
 func TestTheEndOfOneWayEndsBothWithoutCloseWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, origin, result := overPipes(t, Config{})

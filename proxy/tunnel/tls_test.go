@@ -126,7 +126,7 @@ func TestCloseSendsCloseNotify(t *testing.T) {
 	}
 }
 
-// A scribe writes TLS 1.3 records as the client would, since crypto/tls cannot
+// scribe writes TLS 1.3 records as the client would, since crypto/tls cannot
 // be made to update its keys or to cut its records.
 type scribe struct {
 	secret []byte
@@ -155,7 +155,7 @@ func (s *scribe) record(t *testing.T, kind byte, content string) []byte {
 	return aead.Seal(header, nonce, inner, header)
 }
 
-// update goes on to the next secret (RFC 8446 section 7.2).
+// update switches to the next secret (RFC 8446 section 7.2).
 func (s *scribe) update(t *testing.T) {
 	t.Helper()
 	s.secret, s.seq = s.expand(t, "traffic upd", sha256.Size), 0
@@ -210,7 +210,7 @@ func TestKeyUpdate(t *testing.T) {
 	for range 3 {
 		r.wire.Write(s.record(t, applicationData, "before "))
 		expect(t, r.origin, "before ")
-		// In two records, so that the message too is cut by a wait.
+		// The message is sent in two records, so that the tunnel waits in the middle of it.
 		r.wire.Write(s.record(t, handshake, keyUpdate[:2]))
 		r.wire.Write(s.record(t, handshake, keyUpdate[2:]))
 		s.update(t)
@@ -232,7 +232,7 @@ func TestRecordsInPieces(t *testing.T) {
 			r.wire.Write([]byte{b})
 		}
 		r.wire.Write(record[10:])
-		r.wire.Write(s.record(t, applicationData, "")) // empty ones are passed over
+		r.wire.Write(s.record(t, applicationData, "")) // an empty record is skipped
 	}
 	expect(t, r.origin, want.String())
 }

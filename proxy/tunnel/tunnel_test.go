@@ -82,6 +82,8 @@ func TestOriginFinishesAndTheClientDrains(t *testing.T) {
 	}
 }
 
+// TestClientLeavesWithoutWaiting checks that a client which closes its connection before
+// the origin's answer ends the tunnel without an error.
 func TestClientLeavesWithoutWaiting(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -90,7 +92,7 @@ func TestClientLeavesWithoutWaiting(t *testing.T) {
 			r.client.Close()
 			expectEnd(t, r.origin, "bye")
 			// The first of these bytes makes the client's system answer RST, a
-			// later one meets it. That the client is gone is no error.
+			// later one meets that RST. A client that has left is no error.
 			for {
 				if _, err := r.origin.Write(make([]byte, 1<<10)); err != nil {
 					break
@@ -103,6 +105,8 @@ func TestClientLeavesWithoutWaiting(t *testing.T) {
 	}
 }
 
+// TestResetOfTheOrigin checks that a reset of the origin ends the tunnel as an error,
+// and is not shown to the client as an orderly end.
 func TestResetOfTheOrigin(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -115,7 +119,7 @@ func TestResetOfTheOrigin(t *testing.T) {
 			if !errors.Is(got.Err, syscall.ECONNRESET) {
 				t.Errorf("got error %v, want %v", got.Err, syscall.ECONNRESET)
 			}
-			// What follows is a bare FIN: no close_notify vouches for the end.
+			// A bare FIN follows, without the close_notify of an orderly end.
 			if rest, err := io.ReadAll(r.wire); len(rest) != 0 || err != nil {
 				t.Errorf("got %q, %v, want the end and nothing before", rest, err)
 			}
@@ -170,7 +174,7 @@ func TestCloseWhileBothPeersAreStalled(t *testing.T) {
 					}
 					full.Wait()
 					r.Close(reason)
-					r.Close(Limit) // too late
+					r.Close(Limit) // a second reason is ignored
 					got := r.wait(t)
 					got.Up, got.Down = 0, 0
 					check(t, got, Result{Reason: reason})
@@ -209,7 +213,7 @@ func TestCloseBeforeRun(t *testing.T) {
 			check(t, r.wait(t), Result{Reason: Quarantined})
 			expectEnd(t, r.origin, "")
 			expectEnd(t, r.client, "")
-			r.Close(Denied) // after Run: nothing happens
+			r.Close(Denied) // Close after Run does nothing
 		})
 	}
 }
@@ -218,7 +222,7 @@ func TestCloseBeforeRunWithAPeerThatDoesNotRead(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			r := newRig(t, kind, Config{})
-			// Fills the socket below TLS, so that no close_notify fits.
+			// Fill the socket below TLS, so that no close_notify fits.
 			below := r.Tunnel.client.conn
 			if s := r.Tunnel.client.secure; s != nil {
 				below = s.NetConn()
@@ -237,7 +241,7 @@ func TestCloseBeforeRunWithAPeerThatDoesNotRead(t *testing.T) {
 	}
 }
 
-func TestCloseStorm(t *testing.T) {
+func TestConcurrentCloses(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			for range 20 {
@@ -270,7 +274,7 @@ func TestCloseStorm(t *testing.T) {
 	}
 }
 
-func TestDeadlinesOfTheTimeBeforeAreLifted(t *testing.T) {
+func TestDeadlinesFromBeforeTheTunnelAreLifted(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			r := newRig(t, kind, Config{})
