@@ -18,7 +18,8 @@ func header(code uint16) func(query []byte) []byte {
 	}
 }
 
-// TestAnswersThatLeadToTheNextServer checks answers that say nothing about the name.
+// TestAnswersThatLeadToTheNextServer checks that the next server is asked after an
+// answer that says nothing about the name.
 func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
 	for name, first := range map[string]answer{
@@ -46,9 +47,9 @@ func TestAnswersThatLeadToTheNextServer(t *testing.T) {
 	}
 }
 
-// TestAnswersWithoutRecursion checks that they count if no other server has a better
-// one.
-func TestAnswersWithoutRecursion(t *testing.T) {
+// TestAnswersWithoutRecursionAreTheLastResort checks that an answer without recursion
+// counts only if no other server has a better one.
+func TestAnswersWithoutRecursionAreTheLastResort(t *testing.T) {
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
 	authoritative := func(m *dns.Msg) { m.RecursionAvailable, m.Authoritative = false, true }
 	record := []string{"api.example. 60 IN A 192.0.2.1"}
@@ -84,7 +85,7 @@ func TestAnswersWithoutRecursion(t *testing.T) {
 	})
 }
 
-// TestServersWithoutEDNS checks that these servers are asked once more without EDNS
+// TestServersWithoutEDNS checks that servers without EDNS are asked once more without it
 // (RFC 6891 section 7), over either protocol.
 func TestServersWithoutEDNS(t *testing.T) {
 	for _, protocol := range []Protocol{UDP, TCP} {

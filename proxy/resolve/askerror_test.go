@@ -49,9 +49,9 @@ func anyPort(text string) string {
 	return regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "127.0.0.1:N")
 }
 
-// TestWhatIsSaidOfAFailure checks that a failure names the server, its protocol and
+// TestTextOfAFailure checks that a failure names the server, its protocol and
 // what it did.
-func TestWhatIsSaidOfAFailure(t *testing.T) {
+func TestTextOfAFailure(t *testing.T) {
 	cert, ca := selfSigned(t)
 	ede := func(code uint16, text string) func(*dns.Msg) {
 		return func(m *dns.Msg) {
@@ -84,14 +84,14 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 			server: answer{code: 2, change: ede(7, "")}, cause: CauseBogus,
 			want: Failure{Detail: "server 127.0.0.1:N (udp): SERVFAIL, Signature Expired (EDE 7)", RCode: "SERVFAIL", Extended: 7, HasExtended: true},
 		},
-		"NOTAUTH":                {server: answer{code: 9}, cause: CauseCode, want: Failure{Detail: "server 127.0.0.1:N (udp): NOTAUTH", RCode: "NOTAUTH"}},
-		"a referral":             {server: answer{records: []string{"--", "example. 60 IN NS ns.example."}}, cause: CauseNotRecursive, want: Failure{Detail: "server 127.0.0.1:N (udp): a referral to other servers, and no answer"}},
-		"a circle":               {server: answer{records: []string{"api.example. 60 IN CNAME api.example."}}, cause: CauseMalformed, want: Failure{Detail: "server 127.0.0.1:N (udp): aliases do not lead to a name: back to api.example"}},
-		"not whole":              {server: answer{truncated: true}, cause: CauseMalformed, want: Failure{Detail: "server 127.0.0.1:N (tcp): truncated answer"}},
-		"silence":                {server: answer{silent: true}, cause: CauseTimeout, want: Failure{Detail: "server 127.0.0.1:N (udp): no answer in time"}},
-		"the end":                {server: answer{hangup: true}, asks: Server{Protocol: TCP}, cause: CauseClosed, want: Failure{Detail: "server 127.0.0.1:N (tcp): the connection ended before the answer"}},
-		"a closed port":          {asks: Server{Addr: closed()}, cause: CauseUnreachable, want: Failure{Detail: "server 127.0.0.1:N (udp): connection refused"}},
-		"a closed port over TCP": {asks: Server{Protocol: TCP, Addr: closed()}, cause: CauseUnreachable, want: Failure{Detail: "server 127.0.0.1:N (tcp): connection refused"}},
+		"NOTAUTH":                 {server: answer{code: 9}, cause: CauseCode, want: Failure{Detail: "server 127.0.0.1:N (udp): NOTAUTH", RCode: "NOTAUTH"}},
+		"a referral":              {server: answer{records: []string{"--", "example. 60 IN NS ns.example."}}, cause: CauseNotRecursive, want: Failure{Detail: "server 127.0.0.1:N (udp): a referral to other servers, and no answer"}},
+		"a circle":                {server: answer{records: []string{"api.example. 60 IN CNAME api.example."}}, cause: CauseMalformed, want: Failure{Detail: "server 127.0.0.1:N (udp): aliases do not lead to a name: back to api.example"}},
+		"truncated over TCP, too": {server: answer{truncated: true}, cause: CauseMalformed, want: Failure{Detail: "server 127.0.0.1:N (tcp): truncated answer"}},
+		"silence":                 {server: answer{silent: true}, cause: CauseTimeout, want: Failure{Detail: "server 127.0.0.1:N (udp): no answer in time"}},
+		"a closed connection":     {server: answer{hangup: true}, asks: Server{Protocol: TCP}, cause: CauseClosed, want: Failure{Detail: "server 127.0.0.1:N (tcp): the connection ended before the answer"}},
+		"a closed port":           {asks: Server{Addr: closed()}, cause: CauseUnreachable, want: Failure{Detail: "server 127.0.0.1:N (udp): connection refused"}},
+		"a closed port over TCP":  {asks: Server{Protocol: TCP, Addr: closed()}, cause: CauseUnreachable, want: Failure{Detail: "server 127.0.0.1:N (tcp): connection refused"}},
 		"another name's certificate": {
 			asks: Server{Protocol: DoT, Name: "ns.example", CA: ca}, cause: CauseCertificate,
 			want: Failure{Detail: "server 127.0.0.1:N (dot, ns.example): certificate: x509: certificate is valid for dns.example, not ns.example"},
@@ -139,9 +139,9 @@ func TestWhatIsSaidOfAFailure(t *testing.T) {
 	}
 }
 
-// TestWhatIsSaidOfManyServers checks that a failure contains the last try of at most
+// TestTextOfFailuresOfManyServers checks that a failure contains the last try of at most
 // three servers, and passes on the answer with the most information.
-func TestWhatIsSaidOfManyServers(t *testing.T) {
+func TestTextOfFailuresOfManyServers(t *testing.T) {
 	bogus := func(m *dns.Msg) {
 		m.SetEdns0(1232, false)
 		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: 6, ExtraText: strings.Repeat("\x01", 300)}}
@@ -161,8 +161,8 @@ func TestWhatIsSaidOfManyServers(t *testing.T) {
 	}
 }
 
-// TestFailuresOfOurOwn checks that failures of the gateway itself name no server.
-func TestFailuresOfOurOwn(t *testing.T) {
+// TestFailuresOfTheGatewayNameNoServer checks that failures of the gateway itself name no server.
+func TestFailuresOfTheGatewayNameNoServer(t *testing.T) {
 	for want, err := range map[string]error{
 		"":                                    nil,
 		"the name does not exist":             &allowlist.ReasonError{Reason: allowlist.ResolveFailed, Err: errNoHost},
@@ -179,9 +179,9 @@ func TestFailuresOfOurOwn(t *testing.T) {
 	}
 }
 
-// TestTheLogIsToldOfServers checks that the log says once that a server fails, and once
+// TestLogOfFailingServers checks that the log says once that a server fails, and once
 // that it answers again.
-func TestTheLogIsToldOfServers(t *testing.T) {
+func TestLogOfFailingServers(t *testing.T) {
 	var log logged
 	var refuses atomic.Bool
 	s := newServer(t, func(q asked) answer {
@@ -219,9 +219,9 @@ func TestTheLogIsToldOfServers(t *testing.T) {
 	}
 }
 
-// TestOneBadNameIsNoBadServer checks that error responses count as being about the
+// TestErrorsAboutOneNameDoNotMarkItsServer checks that error responses count as being about the
 // name, unless there are many in a row.
-func TestOneBadNameIsNoBadServer(t *testing.T) {
+func TestErrorsAboutOneNameDoNotMarkItsServer(t *testing.T) {
 	now := time.Now()
 	var h health
 	refused := wireRefused()
@@ -249,7 +249,8 @@ func TestOneBadNameIsNoBadServer(t *testing.T) {
 	}
 }
 
-// TestStatsNameEachServerOnce checks a server that is in several groups.
+// TestStatsNameEachServerOnce checks that the statistics name a server once that is in
+// several groups.
 func TestStatsNameEachServerOnce(t *testing.T) {
 	a, b := netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("[::1]:1")
 	r := newResolver(t, Config{

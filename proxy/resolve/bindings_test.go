@@ -47,9 +47,10 @@ type onlyTo struct {
 // Hop implements Filter.
 func (o onlyTo) Hop(name allowlist.Host) bool { return name.String() == o.name }
 
-// TestWhatIsNotShownIsNotBound checks hints of a service whose target the filter
-// refuses, and addresses after a refused alias.
-func TestWhatIsNotShownIsNotBound(t *testing.T) {
+// TestHiddenAddressesAreNotBound checks that addresses which the caller does not see are
+// not bound to the name: hints of a service whose target the filter refuses, and
+// addresses after a refused alias.
+func TestHiddenAddressesAreNotBound(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {
 			return answer{records: []string{"x.example. 60 IN CNAME evil.example.", "evil.example. 60 IN A 192.0.2.3"}}
@@ -73,6 +74,7 @@ func TestWhatIsNotShownIsNotBound(t *testing.T) {
 	}
 }
 
+// TestBindings checks which names lead an identity to an address, and for how long.
 func TestBindings(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
 	r.Bind(shown("a"), answerOf(t, "x.example", 10, now, "192.0.2.1", "10.0.0.1"), now, public{})
@@ -85,15 +87,15 @@ func TestBindings(t *testing.T) {
 	}{
 		{"two names lead to one address", "a", "192.0.2.1", 0, "[x.example y.example]"},
 		{"an IPv4-mapped address is the address", "a", "::ffff:192.0.2.1", 0, "[x.example y.example]"},
-		{"what the filter hid leads nowhere", "a", "10.0.0.1", 0, "[]"},
-		{"another identity was not led there", "b", "192.0.2.1", 0, "[]"},
+		{"an address that the filter hid has no name", "a", "10.0.0.1", 0, "[]"},
+		{"another identity has no name for the address", "b", "192.0.2.1", 0, "[]"},
 		{"another address", "a", "192.0.2.9", 0, "[]"},
-		{"a minute at least", "a", "192.0.2.1", 59 * time.Second, "[x.example y.example]"},
-		{"the address before a rotation stays, and the new one counts", "a", "192.0.2.2", 60 * time.Second, "[x.example]"},
-		{"a minute and no longer, unless its time is longer", "a", "192.0.2.1", 60 * time.Second, "[y.example]"},
-		{"its time", "a", "192.0.2.1", 299 * time.Second, "[y.example]"},
-		{"and no longer", "a", "192.0.2.1", 300 * time.Second, "[]"},
-		{"nothing is left", "a", "192.0.2.2", time.Hour, "[]"},
+		{"a binding lasts at least a minute", "a", "192.0.2.1", 59 * time.Second, "[x.example y.example]"},
+		{"after a rotation both the old address and the new one have the name", "a", "192.0.2.2", 60 * time.Second, "[x.example]"},
+		{"a binding ends after a minute if the answer's time to live is shorter", "a", "192.0.2.1", 60 * time.Second, "[y.example]"},
+		{"a binding lasts for the answer's time to live", "a", "192.0.2.1", 299 * time.Second, "[y.example]"},
+		{"a binding ends after the answer's time to live", "a", "192.0.2.1", 300 * time.Second, "[]"},
+		{"all bindings end", "a", "192.0.2.2", time.Hour, "[]"},
 	} {
 		if got := bound(r, row.who, row.addr, now.Add(row.after)); got != row.want {
 			t.Errorf("%s: %s, want %s", row.name, got, row.want)
@@ -104,8 +106,9 @@ func TestBindings(t *testing.T) {
 	}
 }
 
-// TestWhatBindsNothing checks an answer that the caller does not see.
-func TestWhatBindsNothing(t *testing.T) {
+// TestUnseenAnswerBindsNothing checks that an answer binds an address only if the filter
+// shows the name of it, and that a shown hint of a service binds one.
+func TestUnseenAnswerBindsNothing(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeHTTPS {
 			return answer{records: []string{`www.example. 60 IN HTTPS 1 . ipv4hint="192.0.2.2"`}}
@@ -135,6 +138,8 @@ type noNames struct{ everything }
 // Hop implements Filter.
 func (noNames) Hop(allowlist.Host) bool { return false }
 
+// TestBindingsAreBounded checks the bounds on bindings, and that the least recently used
+// ones, or those that expire first, are replaced.
 func TestBindingsAreBounded(t *testing.T) {
 	r, now := newResolver(t, Config{}), time.Now()
 	addr := func(i int) string { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String() }
@@ -186,9 +191,9 @@ func TestBindingsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTheWayToAnAddressIsChecked checks an alias that is denied on one port only, or
-// not allowed itself on a port: it hides no answer, but must not be followed to an
-// address on that port.
+// TestTheWayToAnAddressIsChecked checks aliases on the way to an address which are
+// denied, or not allowed, on one port only. Such an alias hides no answer, but must not
+// be followed to an address on that port.
 func TestTheWayToAnAddressIsChecked(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {

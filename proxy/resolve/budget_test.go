@@ -13,11 +13,11 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestQuestionsThatLeave checks that no more questions are sent for an identity within
-// a minute than its budget has, and that each of them counts: whatever names below
-// wildcards it asks for, over both doors and under every rule, and whatever the servers
+// TestQuestionsSentForAnIdentityAreBounded checks that no more questions are sent for an
+// identity within a minute than its budget has, and that each question counts: for every
+// name below a wildcard, over both doors, under every rule, and whatever the servers
 // answer.
-func TestQuestionsThatLeave(t *testing.T) {
+func TestQuestionsSentForAnIdentityAreBounded(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		switch q.name[0] {
 		case 'f':
@@ -75,10 +75,10 @@ func TestQuestionsThatLeave(t *testing.T) {
 	}
 }
 
-// TestWhatDoesNotLeaveCostsNothing checks an answer from the cache, a remembered
-// failure, an old answer while servers fail, and a question that has been sent for
-// another caller.
-func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
+// TestQuestionsThatAreNotSentCostNothing checks that the budget pays nothing for an
+// answer from the cache, a remembered failure, an old answer while servers fail, and a
+// question that has been sent for another caller.
+func TestQuestionsThatAreNotSentCostNothing(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
 		switch q.name[0] {
@@ -145,9 +145,10 @@ func TestWhatDoesNotLeaveCostsNothing(t *testing.T) {
 	left("what is under way", 2)
 }
 
-// TestDepartures checks that no minute, whenever it begins, has more than the bound,
-// and that after a minute without questions the whole bound is available.
-func TestDepartures(t *testing.T) {
+// TestBudgetOfQuestionsOverTime checks that no minute, whenever it begins, has more
+// questions than the bound, and that the whole bound is available after a minute without
+// questions.
+func TestBudgetOfQuestionsOverTime(t *testing.T) {
 	const limit = 5
 	draw := rand.New(rand.NewPCG(3, 4))
 	var d questionWindow

@@ -45,8 +45,8 @@ func (c *cache) checkShards(t *testing.T) {
 	}
 }
 
-// TestTheCacheIsBoundedInBytes checks the count of the cache and the memory of the
-// process.
+// TestTheCacheIsBoundedInBytes checks that the cache stays within its bound, by its own
+// count and by the memory of the process.
 func TestTheCacheIsBoundedInBytes(t *testing.T) {
 	const most = 8 << 20
 	addrs := addrs("192.0.2.1", "192.0.2.2")
@@ -76,9 +76,9 @@ func TestTheCacheIsBoundedInBytes(t *testing.T) {
 	}
 }
 
-// TestWhatIsAskedForStays checks entries that are used while ten times as many as there
-// is room for are added and used once.
-func TestWhatIsAskedForStays(t *testing.T) {
+// TestUsedEntriesStayInTheCache checks that entries which are used stay in the cache
+// while ten times as many as there is room for are added and used once.
+func TestUsedEntriesStayInTheCache(t *testing.T) {
 	c := newCache(1<<20, time.Hour)
 	wanted := func(i int) Question {
 		return question(t, fmt.Sprintf("wanted-%d.example", i), dns.TypeA)
@@ -101,9 +101,9 @@ func TestWhatIsAskedForStays(t *testing.T) {
 	}
 }
 
-// TestTheHandPassesWhatItSpares checks that a used entry stays until the hand has gone
+// TestUsedEntryStaysUntilTheHandHasGoneRound checks that a used entry stays until the hand has gone
 // round, even if it is not used in between.
-func TestTheHandPassesWhatItSpares(t *testing.T) {
+func TestUsedEntryStaysUntilTheHandHasGoneRound(t *testing.T) {
 	c := newCache(cacheShards*4096, time.Hour)
 	n := 0
 	keep := func() (name string) { // in the first shard
@@ -132,6 +132,8 @@ func TestTheHandPassesWhatItSpares(t *testing.T) {
 	}
 }
 
+// TestAnAnswerLargerThanTheCache checks that an answer which is too large for the cache
+// is not kept, and removes the answer that it would have replaced.
 func TestAnAnswerLargerThanTheCache(t *testing.T) {
 	c := newCache(cacheShards*1024, time.Hour)
 	var many []netip.Addr
@@ -146,6 +148,8 @@ func TestAnAnswerLargerThanTheCache(t *testing.T) {
 	c.checkShards(t)
 }
 
+// TestTheCacheInAnyOrder keeps, gets and flushes in a random order, and checks that the
+// bytes, the map and the list of each shard agree.
 func TestTheCacheInAnyOrder(t *testing.T) {
 	c := newCache(cacheShards*2048, time.Hour)
 	random := uint32(1)
@@ -185,9 +189,9 @@ func warm(tb testing.TB) (*Resolver, Question, Reply) {
 	return r, q, Reply{ID: 7, RD: true, Question: []byte("\x03WWW\x03api\x07example\x00\x00\x01\x00\x01")}
 }
 
-// TestAHitAllocates checks that a look-up, its response and the binding of addresses
+// TestCacheHitAllocatesNothing checks that a look-up, its response and the binding of addresses
 // that are bound already allocate nothing.
-func TestAHitAllocates(t *testing.T) {
+func TestCacheHitAllocatesNothing(t *testing.T) {
 	r, q, reply := warm(t)
 	id, now := decide(t, "a.example", []string{"a.example"}, nil).Holder(), time.Now()
 	buf := make([]byte, 0, 1232)

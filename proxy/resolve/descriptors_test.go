@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWantOfDescriptors checks that a missing descriptor is not a fault of the servers:
+// TestMissingDescriptorIsNoFaultOfTheServers checks that a missing descriptor is not a fault of the servers:
 // they stay well, the failure is not remembered, and expired answers are served.
-func TestWantOfDescriptors(t *testing.T) {
+func TestMissingDescriptorIsNoFaultOfTheServers(t *testing.T) {
 	for name, protocol := range map[string]Protocol{"udp": UDP, "tcp": TCP} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, addresses("192.0.2.1"))

@@ -40,9 +40,9 @@ func split(t *testing.T, cfg Config, outer, inner func(asked) answer) (r *Resolv
 	return newResolver(t, cfg, out), out, in
 }
 
-// TestAliasesAreAskedOnFor checks that the servers for the target of an alias are asked
+// TestTargetsOfAliasesAreLookedUp checks that the servers for the target of an alias are asked
 // for it, whatever the servers for the alias say about it.
-func TestAliasesAreAskedOnFor(t *testing.T) {
+func TestTargetsOfAliasesAreLookedUp(t *testing.T) {
 	const alias = "www.example. 60 IN CNAME db.internal.example."
 	for name, outer := range map[string]answer{
 		"the alias alone":           {records: []string{alias}},
@@ -100,8 +100,8 @@ func TestAliasesAreAskedOnFor(t *testing.T) {
 	})
 }
 
-// TestAliasesAreFollowedWithinBounds checks the bounds on their number and time, and a
-// loop.
+// TestAliasesAreFollowedWithinBounds checks that the number of aliases that are followed
+// and the time for it are bounded, and that a loop ends.
 func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 	t.Run("a chain without an end", func(t *testing.T) {
 		n := 0
@@ -135,7 +135,7 @@ func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 	t.Run("the time of one look-up for all", func(t *testing.T) {
 		r, out, in := split(t, Config{}, always(answer{records: []string{"www.example. 60 IN CNAME db.internal.example."}}), addresses("10.0.0.7"))
 		check(t, lookup(t, r, "www.example", dns.TypeA), "NOERROR from upstream")
-		r.flights.life = time.Nanosecond // over when the alias is known
+		r.flights.life = time.Nanosecond // the time is over when the alias is known
 		_, err := r.Lookup(t.Context(), anywhere(), question(t, "www.example", dns.TypeA))
 		check(t, describe(t, Answer{}, err), "resolve-timeout")
 		check(t, FailureOf(err).Detail, "alias db.internal.example: server "+in.addr.String()+" (udp): no answer in time")
@@ -154,8 +154,9 @@ func TestAliasesAreFollowedWithinBounds(t *testing.T) {
 	})
 }
 
-// TestOnlyAllowedAliasesAreAskedFor checks also that what is cached for one caller
-// shows others no more than their policy allows.
+// TestOnlyAllowedAliasesAreAskedFor checks that only targets of aliases are looked up
+// that the caller's policy allows, and that what is cached for one caller shows others
+// no more than their policy allows.
 func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 	outer := func(q asked) answer {
 		target := map[string]string{"special.example": "printer.local", "private.example": "1.2.0.192.in-addr.arpa"}[q.name]
@@ -188,14 +189,14 @@ func TestOnlyAllowedAliasesAreAskedFor(t *testing.T) {
 		_, err := r.Resolve(t.Context(), decide(t, name, []string{name}, nil))
 		check(t, describe(t, Answer{}, err), "resolve-failed")
 		check(t, allowlist.DetailOf(err), "an alias leads to a special name, which no rule allows: "+target)
-		check(t, lookup(t, r, name, dns.TypeA), "NOERROR from cache") // the asker follows nothing
+		check(t, lookup(t, r, name, dns.TypeA), "NOERROR from cache") // this asker may not follow an alias
 	}
 	out.wasAsked(t, "udp A private.example", "udp A special.example", "udp A www.example", "udp AAAA private.example", "udp AAAA special.example", "udp AAAA www.example")
 }
 
-// TestSpecialNamesAreForWhoMayFollow checks that only an asker with a rule for a special
+// TestSpecialNamesNeedARule checks that only an asker with a rule for a special
 // name is led to it, whoever has asked before.
-func TestSpecialNamesAreForWhoMayFollow(t *testing.T) {
+func TestSpecialNamesNeedARule(t *testing.T) {
 	for name, aliases := range map[string]map[string]string{
 		"at the end":    {"www.example": "printer.local"},
 		"on the way":    {"www.example": "printer.local", "printer.local": "db.internal.example"},
@@ -235,9 +236,9 @@ func TestOneQuestionForAllAliases(t *testing.T) {
 	in.wasAsked(t, "udp A db.internal.example")
 }
 
-// TestKeptAliases checks that joined answers have the shortest life of their parts, are
+// TestJoinedAnswersInTheCache checks that joined answers have the shortest life of their parts, are
 // served when the servers for either part fail, and are flushed with their name.
-func TestKeptAliases(t *testing.T) {
+func TestJoinedAnswersInTheCache(t *testing.T) {
 	q, target := question(t, "www.example", dns.TypeA), question(t, "db.internal.example", dns.TypeA)
 	var fails atomic.Bool
 	r, out, _ := split(t, Config{}, always(answer{records: []string{"www.example. 100 IN CNAME db.internal.example."}}), func(q asked) answer {
@@ -268,9 +269,9 @@ func TestKeptAliases(t *testing.T) {
 	out.wasAsked(t, "udp A www.example", "udp A www.example", "udp A www.example")
 }
 
-// TestAliasesCostQuestions checks that targets of aliases do not count as names,
+// TestAliasTargetsCountAsQuestionsNotAsNames checks that targets of aliases do not count as names,
 // because the caller has not chosen them.
-func TestAliasesCostQuestions(t *testing.T) {
+func TestAliasTargetsCountAsQuestionsNotAsNames(t *testing.T) {
 	r, _, in := split(t, Config{Names: 2}, func(q asked) answer {
 		return answer{records: []string{q.name + ". 60 IN CNAME n-" + strings.Split(q.name, ".")[0] + ".internal.example."}}
 	}, addresses("10.0.0.7"))

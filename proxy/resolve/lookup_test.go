@@ -16,7 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// everything is a filter that allows everything.
+// everything is a filter that allows every address and name.
 type everything struct{}
 
 // Addr implements Filter.
@@ -36,21 +36,22 @@ func (r *Resolver) older(t *testing.T, q Question, by time.Duration) {
 	e.retry.Add(-int64(by))
 }
 
-func TestWhatIsKept(t *testing.T) {
+// TestHowLongAnswersAreCached checks which answers are cached, and for how long.
+func TestHowLongAnswersAreCached(t *testing.T) {
 	const soa = "example. 40 IN SOA ns.example. admin.example. 1 2 3 4 400"
 	rows := []struct {
 		name  string
 		first answer
-		kept  time.Duration // 0 means not at all
+		kept  time.Duration // 0 means that the answer is not cached
 		want  string        // the answer from the cache, if it is kept
 	}{
-		{"an answer, for its time to live", answer{records: []string{"api.example. 50 IN A 192.0.2.1", "api.example. 20 IN A 192.0.2.2"}}, 20 * time.Second, "192.0.2.1 192.0.2.2 from cache"},
+		{"an answer", answer{records: []string{"api.example. 50 IN A 192.0.2.1", "api.example. 20 IN A 192.0.2.2"}}, 20 * time.Second, "192.0.2.1 192.0.2.2 from cache"},
 		{"an answer without time to live", answer{records: []string{"api.example. 0 IN A 192.0.2.1"}}, 0, ""},
-		{"an answer, for an hour at most", answer{records: []string{"api.example. 99999 IN A 192.0.2.1"}}, time.Hour, "192.0.2.1 from cache"},
-		{"that there is no data, for the SOA's time", answer{records: []string{"--", soa}}, 40 * time.Second, "NOERROR from cache"},
-		{"that there is no name, for five minutes at most", answer{code: dns.RcodeNameError, records: []string{"--", strings.Replace(soa, "40", "4000", 1)}}, 300 * time.Second, "NXDOMAIN from cache"},
-		{"that there is no name, without SOA", answer{code: dns.RcodeNameError}, 0, ""},
-		{"that a server fails", answer{code: dns.RcodeServerFailure}, 0, ""},
+		{"an answer with a long time to live, for an hour", answer{records: []string{"api.example. 99999 IN A 192.0.2.1"}}, time.Hour, "192.0.2.1 from cache"},
+		{"no data, for the time of the SOA", answer{records: []string{"--", soa}}, 40 * time.Second, "NOERROR from cache"},
+		{"no such name with a long SOA, for five minutes", answer{code: dns.RcodeNameError, records: []string{"--", strings.Replace(soa, "40", "4000", 1)}}, 300 * time.Second, "NXDOMAIN from cache"},
+		{"no such name, without SOA", answer{code: dns.RcodeNameError}, 0, ""},
+		{"a failure of a server", answer{code: dns.RcodeServerFailure}, 0, ""},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -148,8 +149,8 @@ func TestStaleAnswers(t *testing.T) {
 	})
 }
 
-// TestFailuresAreRemembered checks that servers in trouble are not asked again for a
-// second.
+// TestFailuresAreRemembered checks that servers are not asked again for a second after
+// they have failed.
 func TestFailuresAreRemembered(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.n < 2 {
@@ -181,6 +182,8 @@ func TestFailuresAreRemembered(t *testing.T) {
 	}
 }
 
+// TestFlush checks that Flush removes the answers for a name from the cache, and that an
+// answer which a server owes meanwhile is not kept.
 func TestFlush(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -239,9 +242,9 @@ func TestOneQuestionForAll(t *testing.T) {
 	s.wasAsked(t, "udp A api.example")
 }
 
-// TestWhoLeavesFailsNobody checks that the other callers get the answer if the first
+// TestCallerWhoLeavesDoesNotFailTheOthers checks that the other callers get the answer if the first
 // one gives up.
-func TestWhoLeavesFailsNobody(t *testing.T) {
+func TestCallerWhoLeavesDoesNotFailTheOthers(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer { return answer{wait: release, records: addressRecords(q, "192.0.2.1")} })
 	r := newResolver(t, Config{}, s).impatient(patience)
@@ -262,6 +265,8 @@ func TestWhoLeavesFailsNobody(t *testing.T) {
 	s.wasAsked(t, "udp A api.example")
 }
 
+// TestTooManyQuestions checks that a look-up is refused when too many questions are with
+// servers.
 func TestTooManyQuestions(t *testing.T) {
 	s := newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{}, s)
@@ -274,9 +279,10 @@ func TestTooManyQuestions(t *testing.T) {
 	check(t, lookup(t, r, "api.example", dns.TypeA), "192.0.2.1 from upstream")
 }
 
-// TestAPanicReachesWhoWaits checks a panic of a flight, which would end the process
-// there.
-func TestAPanicReachesWhoWaits(t *testing.T) {
+// TestPanicReachesTheWaitingCaller checks that a panic while a question is with a server
+// is raised in the goroutine of the caller that waits. It would end the process in the
+// goroutine of the question.
+func TestPanicReachesTheWaitingCaller(t *testing.T) {
 	r := newResolver(t, Config{})
 	r.flights.run = func(context.Context, Question) (Answer, error) { panic("planted") }
 	for name, ask := range map[string]func(){
@@ -298,6 +304,7 @@ func TestAPanicReachesWhoWaits(t *testing.T) {
 	}
 }
 
+// TestClose checks that Close ends a look-up, and that a closed resolver refuses others.
 func TestClose(t *testing.T) {
 	s := newServer(t, always(answer{silent: true}))
 	r := newResolver(t, Config{}, s).impatient(patience)
@@ -358,9 +365,9 @@ func TestNameBudget(t *testing.T) {
 	check(t, ask(mapped, "f5.wild.example", dns.TypeA), "name-budget")
 }
 
-// TestForgedNamesLeaveTheBudget checks that mapped holders spend nothing of other
+// TestMappedHoldersHaveTheirOwnNameBudget checks that mapped holders spend nothing of other
 // holders' budgets, and the other way round, over both doors.
-func TestForgedNamesLeaveTheBudget(t *testing.T) {
+func TestMappedHoldersHaveTheirOwnNameBudget(t *testing.T) {
 	r := newResolver(t, Config{Names: 3}, newServer(t, addresses("192.0.2.1")))
 	dec := decide(t, "x.wild.example", []string{"*.wild.example"}, nil)
 	forged := *dec
@@ -383,9 +390,9 @@ func TestForgedNamesLeaveTheBudget(t *testing.T) {
 	}
 }
 
-// TestBudgetOverTime checks that a name counts until a minute has passed since it was
+// TestNameBudgetOverTime checks that a name counts until a minute has passed since it was
 // last looked up.
-func TestBudgetOverTime(t *testing.T) {
+func TestNameBudgetOverTime(t *testing.T) {
 	b, a, now := newBudgets(2), Asker{Wildcard: "w"}, time.Now()
 	for i, row := range []struct {
 		after time.Duration

@@ -107,6 +107,8 @@ func (s *server) wasAsked(t *testing.T, want ...string) {
 	}
 }
 
+// TestWithoutAServer checks that configured hosts and address literals are resolved
+// without asking a server.
 func TestWithoutAServer(t *testing.T) {
 	hosts := map[allowlist.Host][]netip.Addr{
 		host(t, "db.internal.example"): addrs("::ffff:10.0.0.1", "2001:db8::1"),
@@ -114,7 +116,7 @@ func TestWithoutAServer(t *testing.T) {
 	}
 	s := newServer(t, always(answer{code: dns.RcodeNameError}))
 	r := newResolver(t, Config{Hosts: hosts}, s)
-	hosts[host(t, "late.example")] = addrs("10.0.0.2") // the resolver does not use this map any more
+	hosts[host(t, "late.example")] = addrs("10.0.0.2") // the resolver has its own copy of the map
 	check(t, resolve(t, r, "db.internal.example"), "10.0.0.1 2001:db8::1")
 	check(t, resolve(t, r, "empty.example"), "")
 	check(t, resolve(t, r, "192.0.2.1"), "192.0.2.1")
@@ -126,9 +128,9 @@ func TestWithoutAServer(t *testing.T) {
 	check(t, resolve(t, r, "late.example"), "resolve-failed")
 }
 
-// TestOnlyTheNameIsAsked checks that a name is looked up as it is and without a suffix,
+// TestNamesAreLookedUpWithoutASuffix checks that a name is looked up as it is and without a suffix,
 // even a single label and a name that does not exist.
-func TestOnlyTheNameIsAsked(t *testing.T) {
+func TestNamesAreLookedUpWithoutASuffix(t *testing.T) {
 	for _, name := range []string{"api.example", "single-label", "_svc._tcp.wild.example"} {
 		s := newServer(t, always(answer{code: dns.RcodeNameError}))
 		check(t, resolve(t, newResolver(t, Config{}, s), name), "resolve-failed")
@@ -199,7 +201,7 @@ func TestAliases(t *testing.T) {
 		trust, inspect string
 	}{
 		{
-			name: "nothing is said of them", allow: []string{"api.example"},
+			name: "no rule names them", allow: []string{"api.example"},
 			trust: "192.0.2.1 2001:db8::1", inspect: "not-on-allowlist",
 		},
 		{
@@ -224,9 +226,9 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// TestTheWayToEachAddress checks that an address has the way in its own answer: the two
-// families may have different aliases.
-func TestTheWayToEachAddress(t *testing.T) {
+// TestEachAddressHasItsOwnWay checks that an address has the way in its own answer,
+// because the two families may have different aliases.
+func TestEachAddressHasItsOwnWay(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		if q.typ == dns.TypeA {
 			return answer{records: []string{q.name + ". 60 IN CNAME edge.example.", "edge.example. 60 IN CNAME node.example.", "node.example. 60 IN A 192.0.2.1"}}
@@ -262,7 +264,8 @@ func TestTheWayToEachAddress(t *testing.T) {
 	}
 }
 
-// TestATruncatedAnswerIsAskedAgainOverTCP checks that the same server is asked.
+// TestATruncatedAnswerIsAskedAgainOverTCP checks that the same server is asked over TCP
+// after a truncated answer.
 func TestATruncatedAnswerIsAskedAgainOverTCP(t *testing.T) {
 	script := func(q asked) answer {
 		return answer{truncated: q.network == "udp", records: addressRecords(q, "192.0.2.1")}
@@ -273,8 +276,8 @@ func TestATruncatedAnswerIsAskedAgainOverTCP(t *testing.T) {
 	other.wasAsked(t)
 }
 
-// TestOtherLetterCase checks an answer with other letter case, which may be forged or
-// from a server that does not keep the case: the resolver asks again over TCP.
+// TestOtherLetterCase checks that the resolver asks again over TCP after an answer with
+// other letter case, which may be forged or from a server that does not keep the case.
 func TestOtherLetterCase(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: addressRecords(q, "192.0.2.1")}
@@ -298,8 +301,8 @@ func swapCase(m *dns.Msg) {
 	}, m.Question[0].Name)
 }
 
-// TestForgedAnswers checks that forged answers which come first are ignored.
-func TestForgedAnswers(t *testing.T) {
+// TestForgedAnswersAreIgnored checks that forged answers which come first are ignored.
+func TestForgedAnswersAreIgnored(t *testing.T) {
 	forge := func(m dns.Msg) dns.Msg {
 		rr, _ := dns.NewRR(m.Question[0].Name + " 60 IN A 192.0.2.66")
 		m.Answer = []dns.RR{rr}
@@ -340,8 +343,9 @@ func TestForgedAnswers(t *testing.T) {
 	}
 }
 
-// TestQueriesCannotBeGuessed checks that no two queries have the same port.
-func TestQueriesCannotBeGuessed(t *testing.T) {
+// TestEachQueryHasItsOwnPort checks that no two queries have the same port, so that
+// nobody can guess where an answer is expected.
+func TestEachQueryHasItsOwnPort(t *testing.T) {
 	var mu sync.Mutex
 	ports, ids := map[uint16]bool{}, map[uint16]bool{}
 	s := newServer(t, always(answer{before: func(_ *server, m dns.Msg, peer netip.AddrPort) {
@@ -369,6 +373,7 @@ func closedPort(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(udp.LocalAddr().String())
 }
 
+// TestFailover checks that the next server is asked after each kind of failure.
 func TestFailover(t *testing.T) {
 	rows := map[string]answer{
 		"a silent server":                    {silent: true},
@@ -380,9 +385,9 @@ func TestFailover(t *testing.T) {
 		"a server that hangs up":             {hangup: true},
 		"an answer to another question":      {change: func(m *dns.Msg) { m.Question[0].Name = "evil.example." }},
 		"an answer with another id":          {change: func(m *dns.Msg) { m.Id ^= 1 }},
-		"truncated also over TCP":            {truncated: true},
+		"truncated, over TCP, too":           {truncated: true},
 		"an alias that leads to itself":      {records: []string{"api.example. 60 IN CNAME api.example."}},
-		"a name that does and does not":      {code: dns.RcodeNameError, records: []string{"api.example. 60 IN A 192.0.2.66"}},
+		"NXDOMAIN with an address":           {code: dns.RcodeNameError, records: []string{"api.example. 60 IN A 192.0.2.66"}},
 		"another letter case, over TCP, too": {change: swapCase},
 	}
 	for name, first := range rows {
@@ -426,7 +431,7 @@ func TestAllServersFail(t *testing.T) {
 	failing.wasAsked(t, "udp A api.example", "udp A api.example")
 }
 
-func TestTheCallersTimeIsKept(t *testing.T) {
+func TestLookUpEndsWithTheCallersTime(t *testing.T) {
 	s := newServer(t, always(answer{silent: true}))
 	r := newResolver(t, Config{}, s)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -439,9 +444,9 @@ func TestTheCallersTimeIsKept(t *testing.T) {
 	check(t, describe(t, Answer{}, err), "resolve-failed")
 }
 
-// TestHealth checks that a server which does not answer is asked after the others,
-// twice as long each time, until it answers.
-func TestHealth(t *testing.T) {
+// TestFailingServerIsAskedLater checks that a server which does not answer is asked
+// after the others, twice as long each time, until it answers.
+func TestFailingServerIsAskedLater(t *testing.T) {
 	a, b := &upstream{}, &upstream{}
 	g := &group{servers: []*upstream{a, b}}
 	now := time.Now()
@@ -492,6 +497,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestTheSilentServerIsAskedLast checks that the server that is silent is asked after
+// the others.
 func TestTheSilentServerIsAskedLast(t *testing.T) {
 	silent, good := newServer(t, always(answer{silent: true})), newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{}, silent, good)
@@ -502,7 +509,9 @@ func TestTheSilentServerIsAskedLast(t *testing.T) {
 	silent.wasAsked(t, "udp A a.example")
 }
 
-func TestGroups(t *testing.T) {
+// TestSuffixChoosesTheGroupOfServers checks that the longest suffix of a name decides
+// which servers are asked for it.
+func TestSuffixChoosesTheGroupOfServers(t *testing.T) {
 	others, corp, lab := newServer(t, addresses("192.0.2.1")), newServer(t, addresses("192.0.2.2")), newServer(t, addresses("192.0.2.3"))
 	r := newResolver(t, Config{Groups: []Group{
 		{Suffixes: []allowlist.Host{host(t, "corp.example"), host(t, "10.in-addr.arpa")}, Servers: []Server{{Addr: corp.addr}}},
@@ -517,7 +526,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-func TestMistakes(t *testing.T) {
+// TestNewRefusesMistakes checks the error of New for each mistake in the configuration.
+func TestNewRefusesMistakes(t *testing.T) {
 	at := netip.MustParseAddrPort("127.0.0.1:53")
 	empty := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
@@ -546,6 +556,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// TestSystemServers checks which servers are taken from a resolv.conf.
 func TestSystemServers(t *testing.T) {
 	at := func(texts ...string) []Server {
 		var list []Server
@@ -577,7 +588,7 @@ func TestSystemServers(t *testing.T) {
 	if got, err := systemServers(t.TempDir()); err == nil {
 		t.Errorf("of what is no file: %v", got)
 	}
-	r, err := New(Config{}) // whatever the system configures
+	r, err := New(Config{}) // the servers of this system
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ type server struct {
 	udp   *net.UDPConn
 }
 
-// asked is one question to the server.
+// asked is a question to the server.
 type asked struct {
 	network string
 	name    string // in lower case, without the final dot

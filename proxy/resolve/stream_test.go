@@ -50,6 +50,7 @@ func selfSigned(tb testing.TB) (tls.Certificate, string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, path
 }
 
+// TestDoT checks the name and the authority of a server over TLS.
 func TestDoT(t *testing.T) {
 	cert, ca := selfSigned(t)
 	_, otherCA := selfSigned(t)
@@ -62,7 +63,7 @@ func TestDoT(t *testing.T) {
 		{name: "a server with the right name", asks: Server{Name: "dns.example", CA: ca}, want: "192.0.2.1 from upstream"},
 		{name: "a server with TLS 1.2", server: tls.Config{MaxVersion: tls.VersionTLS12}, asks: Server{Name: "dns.example", CA: ca}, want: "192.0.2.1 from upstream"},
 		{name: "a server with another name", asks: Server{Name: "ns.example", CA: ca}, want: "resolve-failed"},
-		{name: "a name that is only the subject's", asks: Server{Name: "other.example", CA: ca}, want: "resolve-failed"},
+		{name: "a name that stands only in the subject", asks: Server{Name: "other.example", CA: ca}, want: "resolve-failed"},
 		{name: "an address that the certificate is not for", asks: Server{Name: "127.0.0.1", CA: ca}, want: "resolve-failed"},
 		{name: "a server of another authority", asks: Server{Name: "dns.example", CA: otherCA}, want: "resolve-failed"},
 		{name: "a server that the system does not trust", asks: Server{Name: "dns.example"}, want: "resolve-failed"},
@@ -115,9 +116,9 @@ func TestValidatedAnswers(t *testing.T) {
 	}
 }
 
-// TestOneConnection checks that one connection carries all questions, and the answers
+// TestOneConnectionCarriesAllQuestions checks that one connection carries all questions, and the answers
 // in any order.
-func TestOneConnection(t *testing.T) {
+func TestOneConnectionCarriesAllQuestions(t *testing.T) {
 	const n = 50
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -144,9 +145,9 @@ func TestOneConnection(t *testing.T) {
 	}
 }
 
-// TestSlowQuestions checks that slow questions, as many as a caller may have and more,
-// leave room in the connection for others.
-func TestSlowQuestions(t *testing.T) {
+// TestSlowQuestionsLeaveRoomForOthers checks that slow questions, as many as a caller
+// may have and more, leave room in the connection for the questions of others.
+func TestSlowQuestionsLeaveRoomForOthers(t *testing.T) {
 	const n = 512
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -174,8 +175,8 @@ func TestSlowQuestions(t *testing.T) {
 	}
 }
 
-// TestAConnectionThatTheServerCloses checks that the connection is opened again, and
-// that its question is asked again.
+// TestAConnectionThatTheServerCloses checks that a connection which the server closes is
+// opened again, and that its question is asked again.
 func TestAConnectionThatTheServerCloses(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		return answer{hangup: q.name == "b.example" && q.n == 0, records: addressRecords(q, "192.0.2.1")}
@@ -191,7 +192,8 @@ func TestAConnectionThatTheServerCloses(t *testing.T) {
 	}
 }
 
-// TestAConnectionWithAWrongAnswer checks that it is not used again.
+// TestAConnectionWithAWrongAnswer checks that a connection is not used again after a
+// wrong answer.
 func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		a := answer{records: addressRecords(q, "192.0.2.1")}
@@ -207,10 +209,10 @@ func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	}
 }
 
-// TestAnAnswerOfNoUse checks that an unusable answer, which the owner of a name may
+// TestUselessAnswerAffectsOnlyItsQuestion checks that an unusable answer, which the owner of a name may
 // send on purpose, affects neither other questions in the connection nor the health of
 // the server.
-func TestAnAnswerOfNoUse(t *testing.T) {
+func TestUselessAnswerAffectsOnlyItsQuestion(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
 		switch q.name {
@@ -257,9 +259,9 @@ func (h *hasty) Write(framed []byte) (int, error) {
 	return len(framed), nil
 }
 
-// TestAnAnswerBeforeTheEnd checks that an answer just before the end of the connection
+// TestAnswerJustBeforeTheConnectionCloses checks that an answer just before the end of the connection
 // counts.
-func TestAnAnswerBeforeTheEnd(t *testing.T) {
+func TestAnswerJustBeforeTheConnectionCloses(t *testing.T) {
 	for range 50 { // it is random which of the two select sees first
 		a, b := net.Pipe()
 		st := &stream{waiting: map[uint16]chan []byte{}, ended: make(chan struct{})}
@@ -271,9 +273,9 @@ func TestAnAnswerBeforeTheEnd(t *testing.T) {
 	}
 }
 
-// TestAConnectionWithoutALifeSign checks that it is not used again, unless other
-// questions in it are answered.
-func TestAConnectionWithoutALifeSign(t *testing.T) {
+// TestUnansweredConnectionIsNotUsedAgain checks that a connection is not used again
+// after a question without an answer, unless other questions in it are answered.
+func TestUnansweredConnectionIsNotUsedAgain(t *testing.T) {
 	for _, lively := range []bool{false, true} {
 		heard := make(chan struct{})
 		s := newServer(t, func(q asked) answer {
@@ -308,6 +310,8 @@ func TestAConnectionWithoutALifeSign(t *testing.T) {
 	}
 }
 
+// TestAFullConnection checks that a connection takes no more questions than its bound,
+// and none after it has ended.
 func TestAFullConnection(t *testing.T) {
 	st := &stream{waiting: map[uint16]chan []byte{}}
 	q := question(t, "api.example", dns.TypeA)

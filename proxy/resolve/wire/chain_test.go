@@ -15,9 +15,9 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestTheWayFromTheName checks that records at the end of the chain of aliases count,
+// TestOnlyTheChainOfAliasesCounts checks that records at the end of the chain of aliases count,
 // in any order, and that other records do not.
-func TestTheWayFromTheName(t *testing.T) {
+func TestOnlyTheChainOfAliasesCounts(t *testing.T) {
 	const www, edge = "A.EXAMPLE. 60 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1"
 	for name, row := range map[string]struct {
 		records []string
@@ -29,7 +29,7 @@ func TestTheWayFromTheName(t *testing.T) {
 			records: []string{"c.example. 60 IN A 192.0.2.1", "b.example. 60 IN CNAME c.example.", "a.example. 60 IN CNAME b.example."},
 			want:    []string{www, "b.example. 60 IN CNAME c.example.", "c.example. 60 IN A 192.0.2.1"},
 		},
-		"the record of another name beside": {
+		"a record of another name": {
 			records: []string{"other.example. 60 IN A 192.0.2.66", "a.example. 60 IN A 192.0.2.1", "other.example. 60 IN CNAME a.example."},
 			want:    []string{"A.EXAMPLE. 60 IN A 192.0.2.1"},
 		},
@@ -46,15 +46,15 @@ func TestTheWayFromTheName(t *testing.T) {
 			records: []string{"a.example. 60 IN A 192.0.2.66", "a.example. 60 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1"},
 			want:    []string{www, edge},
 		},
-		"a loop beside": {
+		"a loop of other names": {
 			records: []string{"x.example. 60 IN CNAME y.example.", "y.example. 60 IN CNAME x.example.", "a.example. 60 IN A 192.0.2.1"},
 			want:    []string{"A.EXAMPLE. 60 IN A 192.0.2.1"},
 		},
-		"a broken record beside": {
+		"a broken record of another name": {
 			records: []string{`b.example. 60 IN TYPE1 \# 0`, "a.example. 60 IN A 192.0.2.1"},
 			want:    []string{"A.EXAMPLE. 60 IN A 192.0.2.1"},
 		},
-		"another class beside": {records: []string{"a.example. 60 CH A 192.0.2.66", "a.example. 60 IN A 192.0.2.1"}, want: []string{"A.EXAMPLE. 60 IN A 192.0.2.1"}},
+		"a record of another class": {records: []string{"a.example. 60 CH A 192.0.2.66", "a.example. 60 IN A 192.0.2.1"}, want: []string{"A.EXAMPLE. 60 IN A 192.0.2.1"}},
 		"the rewriting of a whole zone, and the alias that it makes": {
 			records: []string{"example. 60 IN DNAME example.net.", "a.example. 0 IN CNAME a.example.net.", "a.example.net. 60 IN A 192.0.2.1"},
 			want:    []string{"A.EXAMPLE. 0 IN CNAME a.example.net.", "a.example.net. 60 IN A 192.0.2.1"},
@@ -81,9 +81,9 @@ func TestTheWayFromTheName(t *testing.T) {
 	}
 }
 
-// TestOrderOfRecords checks that the answer does not depend on the order of the records
+// TestOrderOfRecordsDoesNotMatter checks that the answer does not depend on the order of the records
 // in a chain.
-func TestOrderOfRecords(t *testing.T) {
+func TestOrderOfRecordsDoesNotMatter(t *testing.T) {
 	records := []string{
 		"a.example. 60 IN CNAME b.example.", "b.example. 50 IN CNAME c.example.", "c.example. 40 IN A 192.0.2.1",
 		"c.example. 30 IN TXT beside", "x.example. 20 IN A 192.0.2.66",
@@ -106,9 +106,9 @@ func TestOrderOfRecords(t *testing.T) {
 	permute(0)
 }
 
-// TestLargeAnswers checks that useless answers of 64 KiB are read quickly, and that
+// TestUselessLargeAnswersAreReadQuickly checks that useless answers of 64 KiB are read quickly, and that
 // only the records that count are kept.
-func TestLargeAnswers(t *testing.T) {
+func TestUselessLargeAnswersAreReadQuickly(t *testing.T) {
 	long := strings.Repeat(strings.Repeat("x", 60)+".", 4)
 	many := func(owner, rest string) []string { return slices.Repeat([]string{owner + " 60 IN " + rest}, 1900) }
 	chains := make([]string, 0, 2000)
@@ -152,7 +152,7 @@ func TestRepliesWithoutAQuestion(t *testing.T) {
 			if !errors.Is(err, ErrStray) {
 				t.Errorf("code %d: %v", code, err)
 			}
-		case code == NXDomain: // of which name, nothing says
+		case code == NXDomain: // the header does not say which name does not exist
 			if !errors.Is(err, ErrMalformed) {
 				t.Errorf("code %d: %v", code, err)
 			}
@@ -218,9 +218,9 @@ func TestExtendedErrors(t *testing.T) {
 	}
 }
 
-// TestOfSeveralExtendedErrors checks that the one which says the most counts, and the
-// first of two that say as much.
-func TestOfSeveralExtendedErrors(t *testing.T) {
+// TestMostDetailedExtendedErrorCounts checks that of several extended errors the most
+// detailed one counts, and the first of two equally detailed ones.
+func TestMostDetailedExtendedErrorCounts(t *testing.T) {
 	for _, row := range []struct {
 		codes []uint16
 		want  uint16
@@ -253,14 +253,14 @@ func TestReferrals(t *testing.T) {
 		lame    bool
 	}{
 		"a referral":                         {records: []string{"--", ns}, err: ErrReferral},
-		"upwards":                            {change: unrecursed, records: []string{"--", ". 60 IN NS a.root-servers.net."}, err: ErrReferral},
-		"nothing":                            {},
+		"a referral upwards":                 {change: unrecursed, records: []string{"--", ". 60 IN NS a.root-servers.net."}, err: ErrReferral},
+		"no record":                          {},
 		"no data, with the zone's servers":   {records: []string{"--", ns, soa}},
-		"by authority":                       {change: func(m *dns.Msg) { m.Authoritative, m.RecursionAvailable = true, false }, records: []string{"--", ns}},
-		"behind an alias":                    {records: []string{"a.example. 60 IN CNAME b.example.", "--", ns}},
+		"no data, by authority":              {change: func(m *dns.Msg) { m.Authoritative, m.RecursionAvailable = true, false }, records: []string{"--", ns}},
+		"a referral after an alias":          {records: []string{"a.example. 60 IN CNAME b.example.", "--", ns}},
 		"an answer without recursion":        {change: unrecursed, records: []string{"a.example. 60 IN A 192.0.2.1"}, lame: true},
 		"an answer by authority":             {change: func(m *dns.Msg) { m.Authoritative, m.RecursionAvailable = true, false }, records: []string{"a.example. 60 IN A 192.0.2.1"}},
-		"that there is no name, unrecursed":  {change: func(m *dns.Msg) { unrecursed(m); m.Rcode = NXDomain }, lame: true},
+		"no name, without recursion":         {change: func(m *dns.Msg) { unrecursed(m); m.Rcode = NXDomain }, lame: true},
 		"an answer, with the zone's servers": {records: []string{"a.example. 60 IN A 192.0.2.1", "--", ns}},
 		"no name, with the zone's servers":   {change: func(m *dns.Msg) { m.Rcode = NXDomain }, records: []string{"--", ns}},
 	} {
@@ -302,9 +302,9 @@ func TestDNAMEWithoutItsAlias(t *testing.T) {
 	}
 }
 
-// TestOpenAnswers checks that an alias whose target the server says nothing about
+// TestAliasWithoutAnAnswerForItsTarget checks that an alias whose target the server says nothing about
 // differs from one whose target does not exist.
-func TestOpenAnswers(t *testing.T) {
+func TestAliasWithoutAnAnswerForItsTarget(t *testing.T) {
 	const alias, soa = "a.example. 60 IN CNAME b.other.", "other. 40 IN SOA ns.other. admin.other. 1 2 3 4 30"
 	for name, row := range map[string]struct {
 		typ     uint16
@@ -330,7 +330,8 @@ func TestOpenAnswers(t *testing.T) {
 	}
 }
 
-// TestJoinedAnswers checks that joined answers equal the answer of one server.
+// TestJoinedAnswers checks that the answers for an alias and for its target are joined
+// to one that equals the answer of one server.
 func TestJoinedAnswers(t *testing.T) {
 	parse := func(name string, code int, records ...string) *Message {
 		q := newQuery(t, name, TypeA, true)
@@ -352,12 +353,12 @@ func TestJoinedAnswers(t *testing.T) {
 			next: parse("c.other", 0, "c.other. 40 IN CNAME d.other.", "d.other. 30 IN A 192.0.2.1"), ttl: 25,
 			want: []string{"NOERROR", "c.other. 35 IN CNAME d.other.", "d.other. 25 IN A 192.0.2.1"},
 		},
-		"an alias that is open again": {next: parse("c.other", 0, "c.other. 40 IN CNAME d.other."), open: true, want: []string{"NOERROR", "c.other. 35 IN CNAME d.other."}},
+		"another alias without an answer for its target": {next: parse("c.other", 0, "c.other. 40 IN CNAME d.other."), open: true, want: []string{"NOERROR", "c.other. 35 IN CNAME d.other."}},
 		"no name": {
 			next: parse("c.other", NXDomain, "--", "other. 20 IN SOA ns.other. admin.other. 1 2 3 4 30"), ttl: 15,
 			want: []string{"NXDOMAIN", "-- other. 15 IN SOA ns.other. admin.other. 1 2 3 4 30"},
 		},
-		"no data of which nothing says how long": {next: parse("c.other", 0), want: []string{"NOERROR"}},
+		"no data, without SOA": {next: parse("c.other", 0), want: []string{"NOERROR"}},
 	} {
 		m, err := first.Join(10, row.next, 5, q.Name)
 		if err != nil || m.TTL() != row.ttl || m.Open() != row.open {
@@ -396,8 +397,9 @@ func TestJoinedAnswers(t *testing.T) {
 	}
 }
 
-// TestNamesOfNoHost checks that such names are sent to servers byte for byte.
-func TestNamesOfNoHost(t *testing.T) {
+// TestNamesThatAreNoHostNames checks that names which are no host names are sent to
+// servers byte for byte.
+func TestNamesThatAreNoHostNames(t *testing.T) {
 	for _, name := range []string{"\x011\x040/25\x012\x07example\x00", "\x03a.b\x07example\x00", "\x02\\0\x01\xff\x00", "\x041\\09\x01x\x00"} {
 		h, err := allowlist.HostOfName([]byte(name))
 		if err != nil {
@@ -410,8 +412,8 @@ func TestNamesOfNoHost(t *testing.T) {
 	}
 }
 
-// TestWithoutEDNS checks that the query has the same question and nothing after it.
-func TestWithoutEDNS(t *testing.T) {
+// TestQueryWithoutEDNS checks that the query has the same question and nothing after it.
+func TestQueryWithoutEDNS(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	var m dns.Msg
 	plain := q.WithoutEDNS()

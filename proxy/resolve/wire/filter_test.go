@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/dns"
 )
 
+// TestFilter checks what a client sees of an answer through a filter.
 func TestFilter(t *testing.T) {
 	chain := []string{"www.example. 60 IN CNAME a.example.", "a.example. 60 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1", "b.example. 60 IN A 10.0.0.1"}
 	aliases := []string{"NOERROR", "WWW.EXAMPLE. 60 IN CNAME a.example.", "a.example. 60 IN CNAME b.example."}
@@ -24,7 +25,7 @@ func TestFilter(t *testing.T) {
 		counts  Counts
 	}{
 		{
-			name: "of two addresses one", typ: TypeA, records: chain, filter: only{"a.example", "b.example", "192.0.2.1"},
+			name: "one of two addresses", typ: TypeA, records: chain, filter: only{"a.example", "b.example", "192.0.2.1"},
 			want: append(slices.Clone(aliases), "b.example. 60 IN A 192.0.2.1"), counts: Counts{Answers: 3, Dropped: 1},
 		},
 		{
@@ -32,7 +33,7 @@ func TestFilter(t *testing.T) {
 			want: []string{"NOERROR"}, counts: Counts{Dropped: 2},
 		},
 		{
-			name: "an alias that must not be seen hides what is behind it", typ: TypeA, records: chain, filter: only{"a.example", "192.0.2.1", "10.0.0.1"},
+			name: "a refused alias hides the records after it", typ: TypeA, records: chain, filter: only{"a.example", "192.0.2.1", "10.0.0.1"},
 			want: []string{"NOERROR"}, counts: Counts{Dropped: 1},
 		},
 		{
@@ -40,12 +41,12 @@ func TestFilter(t *testing.T) {
 			filter: only{"192.0.2.1"}, want: []string{"NOERROR", "WWW.EXAMPLE. 60 IN AAAA ::ffff:192.0.2.1"}, counts: Counts{Answers: 1, Dropped: 1},
 		},
 		{
-			name: "that a name does not exist is no secret", typ: TypeA, records: gone, code: NXDomain, filter: only{"a.example"},
+			name: "an allowed alias to a name that does not exist", typ: TypeA, records: gone, code: NXDomain, filter: only{"a.example"},
 			want:   []string{"NXDOMAIN", "WWW.EXAMPLE. 60 IN CNAME a.example.", "-- example. 20 IN SOA ns.example. admin.example. 1 2 3 4 20"},
 			counts: Counts{Answers: 1},
 		},
 		{
-			name: "that a refused alias does not exist is one", typ: TypeA, records: gone, code: NXDomain,
+			name: "a refused alias to a name that does not exist", typ: TypeA, records: gone, code: NXDomain,
 			want: []string{"NOERROR"}, counts: Counts{Dropped: 1},
 		},
 		{
@@ -53,7 +54,7 @@ func TestFilter(t *testing.T) {
 			want: []string{"NOERROR"}, counts: Counts{Dropped: 1},
 		},
 		{
-			name: "what has no address is not filtered", typ: dns.TypeTXT, records: []string{`www.example. 60 IN TXT "x"`},
+			name: "a record without an address is not filtered", typ: dns.TypeTXT, records: []string{`www.example. 60 IN TXT "x"`},
 			want: []string{"NOERROR", `WWW.EXAMPLE. 60 IN TXT "x"`}, counts: Counts{Answers: 1},
 		},
 	}
@@ -70,6 +71,7 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// TestServiceRecords checks what a client sees of service records through a filter.
 func TestServiceRecords(t *testing.T) {
 	const ech = `ech="AEX+DQBBxwAgACBaWxQ1yMwqgAx9ViQq6FQ8gLJl1tdMdpbSBVUfmsjGIAAEAAEAAQASY2xvdWRmbGFyZS1lY2guY29tAAA="`
 	tests := []struct {
@@ -84,7 +86,7 @@ func TestServiceRecords(t *testing.T) {
 			filter: only{"2001:db8::1"}, want: []string{`1 . alpn="h2" ipv6hint="2001:db8::1"`},
 		},
 		{
-			name: "a record that cannot be used without ECH is none", records: []string{`1 . mandatory="ech" ` + ech, `2 . alpn="h2"`},
+			name: "a record that cannot be used without ECH is removed", records: []string{`1 . mandatory="ech" ` + ech, `2 . alpn="h2"`},
 			want: []string{`2 . alpn="h2"`},
 		},
 		{
@@ -92,11 +94,11 @@ func TestServiceRecords(t *testing.T) {
 			filter: only{"192.0.2.1", "192.0.2.2"}, want: []string{`1 . ipv4hint="192.0.2.1,192.0.2.2"`}, dropped: 2,
 		},
 		{
-			name: "a parameter without hints is none", records: []string{`1 . alpn="h2" ipv4hint="10.0.0.1" port="8443"`},
+			name: "a parameter without hints is removed", records: []string{`1 . alpn="h2" ipv4hint="10.0.0.1" port="8443"`},
 			want: []string{`1 . alpn="h2" port="8443"`}, dropped: 1,
 		},
 		{
-			name: "a record that cannot be used without its hints is none", records: []string{`1 . mandatory="ipv4hint" ipv4hint="10.0.0.1"`, `2 . alpn="h2"`},
+			name: "a record that cannot be used without its hints is removed", records: []string{`1 . mandatory="ipv4hint" ipv4hint="10.0.0.1"`, `2 . alpn="h2"`},
 			want: []string{`2 . alpn="h2"`}, dropped: 1,
 		},
 		{
@@ -143,7 +145,8 @@ func TestServiceRecords(t *testing.T) {
 	}
 }
 
-// TestServiceRecordsThatAreMalformed checks records that the library cannot write.
+// TestServiceRecordsThatAreMalformed checks that malformed service records, which the
+// library cannot write, are refused.
 func TestServiceRecordsThatAreMalformed(t *testing.T) {
 	param := func(key uint16, value ...byte) []byte {
 		b := binary.BigEndian.AppendUint16(nil, key)
@@ -182,12 +185,12 @@ func TestValidated(t *testing.T) {
 		want    bool
 	}{
 		{name: "a validated answer", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, want: true},
-		{name: "for a client that does not ask", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}},
-		{name: "past its time", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, stale: true},
-		{name: "from a server that anybody can be", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, clear: true},
-		{name: "without a record that was there", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1", "a.example. 60 IN A 192.0.2.2"}, filter: only{"192.0.2.1"}, asked: true},
-		{name: "without ECH", typ: TypeHTTPS, records: []string{`a.example. 60 IN HTTPS 1 . ech="AAAA"`}, asked: true},
-		{name: "without a signature", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1", `a.example. 60 IN TXT "x"`}, asked: true},
+		{name: "a client that does not ask for validation", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}},
+		{name: "an expired answer", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, stale: true},
+		{name: "a server that was not authenticated", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1"}, asked: true, clear: true},
+		{name: "a record was removed", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1", "a.example. 60 IN A 192.0.2.2"}, filter: only{"192.0.2.1"}, asked: true},
+		{name: "ECH was removed", typ: TypeHTTPS, records: []string{`a.example. 60 IN HTTPS 1 . ech="AAAA"`}, asked: true},
+		{name: "a signature was removed", typ: TypeA, records: []string{"a.example. 60 IN A 192.0.2.1", `a.example. 60 IN TXT "x"`}, asked: true},
 	}
 	for _, tt := range tests {
 		q := newQuery(t, "a.example", tt.typ, true)
@@ -210,7 +213,9 @@ func TestValidated(t *testing.T) {
 	}
 }
 
-func TestTheClientsPart(t *testing.T) {
+// TestResponseRepeatsTheClientsQuestion checks that a response has the client's id,
+// flags and letter case.
+func TestResponseRepeatsTheClientsQuestion(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	m, err := q.Parse(upstream(t, q, nil, "a.example. 60 IN A 192.0.2.1"))
 	if err != nil {

@@ -39,9 +39,9 @@ func each(n int, format string) []string {
 	return records
 }
 
-// TestMoreThanIsKept checks that the first records of any type are kept and sent, and
+// TestRecordsBeyondTheBoundAreDropped checks that the first records of any type are kept and sent, and
 // the first hints of all services together.
-func TestMoreThanIsKept(t *testing.T) {
+func TestRecordsBeyondTheBoundAreDropped(t *testing.T) {
 	const hint4, hint6 = "192.0.2.%d", "2001:db8::%x"
 	for name, row := range map[string]struct {
 		typ                 uint16
@@ -89,7 +89,8 @@ func TestMoreThanIsKept(t *testing.T) {
 	}
 }
 
-// TestNXDomainWithManyRecords checks that it is malformed with any number of records.
+// TestNXDomainWithManyRecords checks that an NXDOMAIN with records is malformed,
+// whatever their number.
 func TestNXDomainWithManyRecords(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	nothing := func(m *dns.Msg) { m.Rcode = dns.RcodeNameError }
@@ -98,9 +99,9 @@ func TestNXDomainWithManyRecords(t *testing.T) {
 	}
 }
 
-// TestWhatAnAnswerCosts checks that sending any answer and binding its addresses needs
+// TestDecisionsForAnAnswerAreBounded checks that sending any answer and binding its addresses needs
 // a bounded number of decisions, and allocates nothing.
-func TestWhatAnAnswerCosts(t *testing.T) {
+func TestDecisionsForAnAnswerAreBounded(t *testing.T) {
 	draw := rand.New(rand.NewPCG(5, 6))
 	for range 200 {
 		var records []string
@@ -149,7 +150,7 @@ func TestWhatAnAnswerCosts(t *testing.T) {
 	}
 }
 
-// BenchmarkLargest sends the answers that cost most of those that are kept.
+// BenchmarkLargest sends the most expensive answers that are kept.
 func BenchmarkLargest(b *testing.B) {
 	var aliases []string
 	owner := "a.example."

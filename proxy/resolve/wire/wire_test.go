@@ -155,9 +155,10 @@ func TestQueries(t *testing.T) {
 	}
 }
 
-// TestLetterCase checks five queries of 20 letters: two have the same case once in a
-// million times, five never.
-func TestLetterCase(t *testing.T) {
+// TestLetterCaseOfQueriesIsRandom checks that the letters of queries have random case.
+// Of five queries of 20 letters two have the same case once in a million times, and five
+// never.
+func TestLetterCaseOfQueriesIsRandom(t *testing.T) {
 	spellings, ids := map[string]bool{}, map[uint16]bool{}
 	for range 5 {
 		q := newQuery(t, "abcdefghijklmnopqrstuvwxyz.example", TypeA, true)
@@ -172,7 +173,7 @@ func TestLetterCase(t *testing.T) {
 	}
 }
 
-func TestWhatIsNeverAsked(t *testing.T) {
+func TestNamesAndTypesThatAreNeverAsked(t *testing.T) {
 	for _, q := range []Question{
 		{}, {Type: TypeA}, question(t, "192.0.2.1", TypeA), question(t, "2001:db8::1", TypeAAAA),
 	} {
@@ -195,6 +196,7 @@ func TestWhatIsNeverAsked(t *testing.T) {
 	}
 }
 
+// TestAnswers checks what a client sees of each kind of answer.
 func TestAnswers(t *testing.T) {
 	const soa = "example. 900 IN SOA ns.example. admin.example. 1 2 3 4 200"
 	tests := []struct {
@@ -227,12 +229,12 @@ func TestAnswers(t *testing.T) {
 			want:    []string{"NOERROR", "WWW.EXAMPLE. 60 IN CNAME edge.example."},
 		},
 		{
-			name: "an hour at most, and none of a time that is negative", question: "a.example", typ: TypeA,
+			name: "a time to live of an hour at most, and zero for a negative one", question: "a.example", typ: TypeA,
 			records: []string{"a.example. 86400 IN A 192.0.2.1", "a.example. 2147483648 IN A 192.0.2.2"},
 			want:    []string{"NOERROR", "A.EXAMPLE. 3600 IN A 192.0.2.1", "A.EXAMPLE. 0 IN A 192.0.2.2"},
 		},
 		{
-			name: "signatures and what else nobody asked for is left out", question: "a.example", typ: TypeA,
+			name: "signatures and other records that were not asked for are left out", question: "a.example", typ: TypeA,
 			records: []string{
 				"a.example. 60 IN A 192.0.2.1", "a.example. 60 IN TXT \"x\"", "example. 60 IN DNAME b.example.",
 				"--", "example. 60 IN NS ns.example.", soa,
@@ -256,7 +258,7 @@ func TestAnswers(t *testing.T) {
 			want:    []string{"NXDOMAIN", "-- EXAMPLE. 300 IN SOA ns.example. admin.example. 1 2 3 4 900"},
 		},
 		{
-			name: "an alias to what does not exist", question: "www.example", typ: TypeA,
+			name: "an alias to a name that does not exist", question: "www.example", typ: TypeA,
 			records: []string{"www.example. 60 IN CNAME gone.cdn.example.net.", "--", "cdn.example.net. 60 IN SOA ns.example. admin.example. 1 2 3 4 20"},
 			change:  func(m *dns.Msg) { m.Rcode = NXDomain },
 			want: []string{
@@ -265,7 +267,7 @@ func TestAnswers(t *testing.T) {
 			},
 		},
 		{
-			name: "the SOA of another zone is none", question: "a.example", typ: TypeA,
+			name: "the SOA of another zone is left out", question: "a.example", typ: TypeA,
 			records: []string{"--", "other. 900 IN SOA ns.example. admin.example. 1 2 3 4 900"},
 			want:    []string{"NOERROR"},
 		},
@@ -275,7 +277,7 @@ func TestAnswers(t *testing.T) {
 			want:    []string{"NOERROR", "-- . 10 IN SOA ns.example. admin.example. 1 2 3 4 900"},
 		},
 		{
-			name: "mail, services, text and the rest", question: "a.example", typ: dns.TypeMX,
+			name: "mail servers", question: "a.example", typ: dns.TypeMX,
 			records: []string{"a.example. 60 IN MX 10 Mail.Example.", "a.example. 60 IN MX 20 b.example."},
 			want:    []string{"NOERROR", "A.EXAMPLE. 60 IN MX 10 mail.example.", "A.EXAMPLE. 60 IN MX 20 b.example."},
 		},
@@ -290,7 +292,7 @@ func TestAnswers(t *testing.T) {
 			want:    []string{"NOERROR", `A.EXAMPLE. 60 IN TXT "v=spf1 \"q\" \\ \200" "Second"`},
 		},
 		{
-			name: "a rule of names", question: "a.example", typ: dns.TypeNAPTR,
+			name: "a naming authority pointer", question: "a.example", typ: dns.TypeNAPTR,
 			records: []string{`a.example. 60 IN NAPTR 1 2 "S" "SIP+D2U" "" _sip._udp.Example.`},
 			want:    []string{"NOERROR", `A.EXAMPLE. 60 IN NAPTR 1 2 "S" "SIP+D2U" "" _sip._udp.example.`},
 		},
@@ -331,7 +333,7 @@ func TestAnswers(t *testing.T) {
 
 const sha256Hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// TestRdataWithoutNames checks that such rdata passes byte for byte.
+// TestRdataWithoutNames checks that rdata of types without names passes byte for byte.
 func TestRdataWithoutNames(t *testing.T) {
 	octets := make([]byte, 0, 300)
 	for b := range 256 {
@@ -381,6 +383,7 @@ func rdata(typ uint16, data []byte) func(*dns.Msg) {
 	}
 }
 
+// TestTimeToLive checks for how long an answer may be kept.
 func TestTimeToLive(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -388,7 +391,7 @@ func TestTimeToLive(t *testing.T) {
 		records []string
 		want    uint32
 	}{
-		{name: "the lowest of all", records: []string{"a.example. 60 IN CNAME b.example.", "b.example. 20 IN A 192.0.2.1", "b.example. 30 IN A 192.0.2.2"}, want: 20},
+		{name: "the lowest of all records", records: []string{"a.example. 60 IN CNAME b.example.", "b.example. 20 IN A 192.0.2.1", "b.example. 30 IN A 192.0.2.2"}, want: 20},
 		{name: "an hour at most", records: []string{"a.example. 100000 IN A 192.0.2.1"}, want: 3600},
 		{name: "nothing", records: []string{"a.example. 0 IN A 192.0.2.1"}, want: 0},
 		{name: "no data", records: []string{"--", "example. 90 IN SOA a. b. 1 2 3 4 100"}, want: 90},
@@ -405,6 +408,8 @@ func TestTimeToLive(t *testing.T) {
 	}
 }
 
+// TestAging checks that the times to live in a response shrink with the age of the
+// answer.
 func TestAging(t *testing.T) {
 	q := newQuery(t, "a.example", TypeA, true)
 	m, err := q.Parse(upstream(t, q, nil, "a.example. 60 IN CNAME b.example.", "b.example. 20 IN A 192.0.2.1"))
@@ -429,8 +434,9 @@ func TestAging(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoAnswerToTheQuery checks also that nothing of such a packet is returned.
-func TestWhatIsNoAnswerToTheQuery(t *testing.T) {
+// TestPacketsThatDoNotAnswerTheQuery checks that a packet which does not answer the
+// query is an error, and that nothing of it is returned.
+func TestPacketsThatDoNotAnswerTheQuery(t *testing.T) {
 	good := "api.example. 60 IN A 192.0.2.1"
 	tests := []struct {
 		name   string
@@ -473,6 +479,8 @@ func swapCase(s string) string {
 	}, s)
 }
 
+// TestServersThatHaveNoAnswer checks the error of each response code that says nothing
+// about the name, and of a truncated answer.
 func TestServersThatHaveNoAnswer(t *testing.T) {
 	for _, code := range []int{1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, dns.RcodeBadVers, dns.RcodeBadMode} {
 		q := newQuery(t, "api.example", TypeA, true)
@@ -488,6 +496,8 @@ func TestServersThatHaveNoAnswer(t *testing.T) {
 	}
 }
 
+// TestChainsThatLeadElsewhere checks the error of answers whose records do not lead from
+// the name of the question to its type.
 func TestChainsThatLeadElsewhere(t *testing.T) {
 	long := func(n int) []string {
 		var records []string
@@ -528,6 +538,7 @@ func TestChainsThatLeadElsewhere(t *testing.T) {
 	}
 }
 
+// TestMalformedAnswers checks that malformed answers are refused.
 func TestMalformedAnswers(t *testing.T) {
 	good := "a.example. 60 IN A 192.0.2.1"
 	tests := []struct {
@@ -542,7 +553,7 @@ func TestMalformedAnswers(t *testing.T) {
 		{name: "an address of five bytes", typ: TypeA, record: good, change: func(m *dns.Msg) {
 			m.Answer = append(m.Answer, &dns.RFC3597{Hdr: *m.Answer[0].Header(), Rdata: "0102030405"})
 		}},
-		{name: "mail for nobody", typ: dns.TypeMX, change: func(m *dns.Msg) {
+		{name: "a mail server without a name", typ: dns.TypeMX, change: func(m *dns.Msg) {
 			h := dns.RR_Header{Name: m.Question[0].Name, Rrtype: dns.TypeMX, Class: dns.ClassINET}
 			m.Answer = append(m.Answer, &dns.RFC3597{Hdr: h, Rdata: "0001"})
 		}},
@@ -550,9 +561,9 @@ func TestMalformedAnswers(t *testing.T) {
 			h := dns.RR_Header{Name: m.Question[0].Name, Rrtype: TypeHTTPS, Class: dns.ClassINET}
 			m.Answer = append(m.Answer, &dns.RFC3597{Hdr: h, Rdata: "0001"})
 		}},
-		{name: "bytes behind", typ: TypeA, record: good, bytes: func(p []byte) []byte { return append(p, 0) }},
+		{name: "bytes after the last record", typ: TypeA, record: good, bytes: func(p []byte) []byte { return append(p, 0) }},
 		{name: "one record more than there is", typ: TypeA, record: good, bytes: func(p []byte) []byte { p[7]++; return p }},
-		{name: "a million records", typ: TypeA, record: good, bytes: func(p []byte) []byte { p[6], p[7] = 0xff, 0xff; return p }},
+		{name: "a count of 65,535 records", typ: TypeA, record: good, bytes: func(p []byte) []byte { p[6], p[7] = 0xff, 0xff; return p }},
 		{name: "an owner that points to itself", typ: TypeA, record: good, bytes: func(p []byte) []byte {
 			p[headLen+15], p[headLen+16] = 0xc0, headLen+15
 			return p
@@ -576,8 +587,8 @@ func TestMalformedAnswers(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatOutgrowsAMessage checks an answer that would exceed a message's
-// length with its OPT and question.
+// TestAnAnswerThatOutgrowsAMessage checks that an answer is malformed if it would exceed
+// the length of a message with its OPT and question.
 func TestAnAnswerThatOutgrowsAMessage(t *testing.T) {
 	q := newQuery(t, "a.example", dns.TypeTXT, false)
 	records := slices.Repeat([]string{"a.example. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 249)+`"`, 4)}, MaxRecords)
@@ -589,6 +600,8 @@ func TestAnAnswerThatOutgrowsAMessage(t *testing.T) {
 	}
 }
 
+// TestLocalAnswers checks the answers that the gateway makes itself of configured
+// addresses.
 func TestLocalAnswers(t *testing.T) {
 	addrs := []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("10.0.0.2")}
 	for _, row := range []struct {
@@ -651,9 +664,9 @@ func TestAliasesOfLocalhost(t *testing.T) {
 		want    []string
 	}{
 		{"with another address", TypeA, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 50 IN A 8.8.8.8", "localhost. 50 IN A 127.0.0.1"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
-		{"below it", TypeAAAA, nil, []string{"a.example. 60 IN CNAME x.LOCALHOST.", "x.localhost. 50 IN AAAA 2001:db8::1"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME x.localhost.", "x.localhost. 60 IN AAAA ::1"}},
-		{"that does not exist", TypeA, missing, []string{"a.example. 60 IN CNAME localhost.", "--", soa}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
-		{"with nothing behind it", TypeA, nil, []string{"a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost."}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"to a name below localhost", TypeAAAA, nil, []string{"a.example. 60 IN CNAME x.LOCALHOST.", "x.localhost. 50 IN AAAA 2001:db8::1"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME x.localhost.", "x.localhost. 60 IN AAAA ::1"}},
+		{"to a localhost that does not exist", TypeA, missing, []string{"a.example. 60 IN CNAME localhost.", "--", soa}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
+		{"without a record of localhost", TypeA, nil, []string{"a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost."}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME b.example.", "b.example. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
 		{"with an alias of its own", TypeA, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 60 IN CNAME localhost."}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
 		{"with an alias to another name", TypeA, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 60 IN CNAME b.example.", "b.example. 60 IN A 8.8.8.8"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost.", "localhost. 60 IN A 127.0.0.1"}},
 		{"with a service", TypeHTTPS, nil, []string{"a.example. 60 IN CNAME localhost.", "localhost. 60 IN HTTPS 1 . ipv4hint=8.8.8.8"}, []string{"NOERROR", "A.EXAMPLE. 60 IN CNAME localhost."}},
