@@ -11,7 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// What the demo and the development authority write is an identity, and its
+// TestTheAuthorityMintsWhatIsLoadedAndVerified checks that an SVID of the development
+// authority is loaded as the gateway's identity and verified as a caller's, and that its
 // DNS names make a web certificate of it.
 func TestTheAuthorityMintsWhatIsLoadedAndVerified(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("demo.example")

@@ -13,9 +13,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// pass lets time go by inside a bubble.
+// pass lets time pass in a synctest bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
+// TestACachedSuccessEndsWithTheChain checks that a caller whose certificate, or whose
+// intermediate, has expired is refused although its success is cached.
 func TestACachedSuccessEndsWithTheChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "prod")
@@ -39,6 +41,8 @@ func TestACachedSuccessEndsWithTheChain(t *testing.T) {
 	})
 }
 
+// TestCachedSuccessHoldsOnlyInItsTimeAndSnapshot checks that a cached success counts
+// only until its end, for its snapshot, and while the clock is not set back.
 func TestCachedSuccessHoldsOnlyInItsTimeAndSnapshot(t *testing.T) {
 	var (
 		c        = cache{half: 2}
@@ -68,12 +72,14 @@ func TestCachedSuccessHoldsOnlyInItsTimeAndSnapshot(t *testing.T) {
 		}
 	}
 	c.put(two, key, v)
-	c.put(one, key, v) // a verification that took long
+	c.put(one, key, v) // the success of a slow verification, whose snapshot is no longer current
 	if !hit(two, now) || hit(one, now) {
 		t.Error("a late verification brought an old snapshot back")
 	}
 }
 
+// TestTheCacheIsBoundedAndKeepsWhatIsUsed checks the bound of the cache, and that used
+// entries stay in it.
 func TestTheCacheIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
 	const half = 8
 	var (
@@ -113,14 +119,17 @@ func TestOnlySuccessesAreCached(t *testing.T) {
 	}
 }
 
-// Somebody else's success must not stand in for certificates not presented.
-func TestTheCacheKnowsWhatWasPresented(t *testing.T) {
+// TestCacheKeyCoversAllCertificates checks that a cached success does not count for a
+// caller who presents the same leaf with other certificates.
+func TestCacheKeyCoversAllCertificates(t *testing.T) {
 	f := newFixture(t)
 	full := parsed(t, f.ca.newCA(t, "intermediate").issue(t, callerID))
 	checkPeer(t, f.verifier.Verify(full), Verified, "")
 	checkPeer(t, f.verifier.Verify(full[:1]), Untrusted, "")
 }
 
+// TestVerifyingWhileTheBundleChanges verifies concurrently while the bundle changes, and
+// checks each result against the bundle of its time.
 func TestVerifyingWhileTheBundleChanges(t *testing.T) {
 	f := newFixture(t)
 	certs := parsed(t, f.ca.issue(t, callerID))
@@ -145,8 +154,9 @@ func TestVerifyingWhileTheBundleChanges(t *testing.T) {
 	wg.Wait()
 }
 
-// No allocation is left on a hit.
-func TestAHitAllocatesNothing(t *testing.T) {
+// TestCacheHitAllocatesNothing checks that the verification of a cached caller allocates
+// nothing.
+func TestCacheHitAllocatesNothing(t *testing.T) {
 	f := newFixture(t)
 	chain := f.ca.newCA(t, "intermediate").issue(t, callerID)
 	cs := tls.ConnectionState{HandshakeComplete: true, PeerCertificates: parsed(t, chain)}
@@ -181,7 +191,7 @@ func BenchmarkVerify(b *testing.B) {
 	run("refused/forged-and-expired", forged, miss)
 }
 
-// BenchmarkFullCache shows what a full cache takes.
+// BenchmarkFullCache measures the memory of a full cache.
 func BenchmarkFullCache(b *testing.B) {
 	var before, after runtime.MemStats
 	for b.Loop() {

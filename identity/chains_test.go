@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// crossSigned returns the intermediate of a, signed by another authority as well.
+// crossSigned returns the intermediate of an authority, signed by another authority as
+// well.
 func crossSigned(tb testing.TB, intermediate, by testCA) *x509.Certificate {
 	tb.Helper()
 	template := *intermediate.cert
@@ -19,10 +20,10 @@ func crossSigned(tb testing.TB, intermediate, by testCA) *x509.Certificate {
 	return create(tb, &template, by.cert, intermediate.key.Public(), by.key)
 }
 
-// TestTheChainIsWhatLeads: what is kept of a peer's certificates is what leads to
-// an authority, by every way; and while either of two authorities stays, so does
-// the trust.
-func TestTheChainIsWhatLeads(t *testing.T) {
+// TestChainLeadsToAnAuthority checks that of a peer's certificates those are kept which
+// lead to an authority, by every way, and that the peer is trusted while any of these
+// authorities is.
+func TestChainLeadsToAnAuthority(t *testing.T) {
 	a, b := newCA(t, "a"), newCA(t, "b")
 	own := newCA(t, "own")
 	i := a.newCA(t, "intermediate")
@@ -39,9 +40,9 @@ func TestTheChainIsWhatLeads(t *testing.T) {
 	for _, test := range []struct {
 		name      string
 		presented [][]byte
-		before    []testCA // trusted in the handshake
+		before    []testCA // authorities that are trusted in the handshake
 		keeps     []int
-		after     map[string][]testCA // still trusted with these
+		after     map[string][]testCA // authorities with which the peer is still trusted
 		lost      map[string][]testCA
 	}{
 		{
@@ -96,7 +97,7 @@ func TestTheChainIsWhatLeads(t *testing.T) {
 			v := newVerifier(t, source)
 			presented := parsedAll(t, tls.Certificate{Certificate: test.presented})
 			generation := uint64(1)
-			for range 2 { // the second answer is remembered
+			for range 2 { // the second answer comes from the memory
 				peer := v.Verify(presented)
 				checkPeer(t, peer, Verified, "")
 				chain := peer.Chain(presented)
@@ -123,14 +124,14 @@ func TestTheChainIsWhatLeads(t *testing.T) {
 	}
 }
 
-// TestOneVerificationExplains: dates decide which of two chains holds, and which is
-// spoken of.
-func TestOneVerificationExplains(t *testing.T) {
+// TestCauseOfAPeerWithTwoChains checks that of two chains the valid one counts, and
+// which one the cause is about if neither is valid.
+func TestCauseOfAPeerWithTwoChains(t *testing.T) {
 	a, b := newCA(t, "a"), newCA(t, "b", valid(-10*time.Hour, -5*time.Hour))
 	i := a.newCA(t, "intermediate")
 	leaf := i.issue(t, callerID)
 	old := crossSigned(t, i, b)
-	late := b.issue(t, callerID, valid(-time.Hour, time.Hour)) // its authority ended before it began
+	late := b.issue(t, callerID, valid(-time.Hour, time.Hour)) // its authority had ended before it began
 	v := newVerifier(t, newSource(newSnapshot(t, 1, a.issue(t, gatewayID), bundles{"prod.example": {a, b}})))
 	leaf.Certificate = [][]byte{leaf.Certificate[0], old.Raw, i.cert.Raw}
 	peer := v.Verify(parsed(t, leaf))
@@ -140,7 +141,7 @@ func TestOneVerificationExplains(t *testing.T) {
 	checkPeer(t, v.Verify(parsed(t, late)), Expired, "issued by one that expired")
 }
 
-// budget is one that counts.
+// budget is a budget that counts what is spent.
 type budget struct {
 	mu   sync.Mutex
 	left time.Duration
@@ -158,10 +159,10 @@ func (b *budget) Spend(used time.Duration) {
 	b.left -= used
 }
 
-// TestStrangersSpend: what does not verify takes from the budget, whether it is
-// remembered or not, and nothing is found out when that is used up; what verifies
-// costs nothing.
-func TestStrangersSpend(t *testing.T) {
+// TestUnverifiedCertificatesSpendTheBudget checks that certificates which do not verify
+// spend the budget, also if the failure is remembered, that nothing is verified when the
+// budget is used up, and that certificates which verify cost nothing.
+func TestUnverifiedCertificatesSpendTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		state := func(certs []*x509.Certificate) tls.ConnectionState {
@@ -181,7 +182,7 @@ func TestStrangersSpend(t *testing.T) {
 		for name, certs := range strangers {
 			cs := state(certs)
 			b := &budget{left: time.Second}
-			for n := range 3 { // the second is remembered
+			for n := range 3 { // the failure is remembered after the first
 				before := b.left
 				peer, ok := f.verifier.PeerWithin(cs, b)
 				if spent := before - b.left; !ok || peer.Cause == Verified || spent < 50*time.Microsecond || spent > 10*time.Millisecond {
@@ -211,13 +212,14 @@ func TestStrangersSpend(t *testing.T) {
 	})
 }
 
-// TestWhatAChainCosts, in checks of signatures.
-func TestWhatAChainCosts(t *testing.T) {
+// TestSignatureChecksOfAChain checks how many signatures the verification of a chain
+// checks.
+func TestSignatureChecksOfAChain(t *testing.T) {
 	root := newCA(t, "same")
 	one := newCA(t, "other").newCA(t, "ignored")
 	deep := root
 	for range maxPresented - 1 {
-		deep = deep.newCA(t, "same") // of one name all of them, as SPIRE makes them by default
+		deep = deep.newCA(t, "same") // all have one name, as SPIRE's have by default
 	}
 	i := root.newCA(t, "intermediate")
 	forged := newCA(t, "same").issue(t, callerID)
@@ -228,7 +230,7 @@ func TestWhatAChainCosts(t *testing.T) {
 		for _, test := range []struct {
 			name          string
 			cert          tls.Certificate
-			first, second int // the second time, the intermediates are known
+			first, second int // checks of the first and of the second verification, when the intermediates are known
 			chains        int
 		}{
 			{"issued by an authority", root.issue(t, callerID), 1, 1, 1},
@@ -247,8 +249,8 @@ func TestWhatAChainCosts(t *testing.T) {
 	}
 }
 
-// world is what FuzzChains makes peers of: authorities and intermediates of one
-// name, cross-signed ones, expired ones, strangers.
+// world holds the certificates of which FuzzChains makes peers: authorities and
+// intermediates of one name, cross-signed ones, expired ones, and unrelated ones.
 type world struct {
 	trust       *trust
 	authorities []*x509.Certificate
@@ -293,8 +295,9 @@ func newWorld(tb testing.TB) *world {
 	return w
 }
 
-// FuzzChains makes peers of what there is. Whoever is accepted is whom crypto/x509
-// accepts; and no peer makes us check more signatures than we say.
+// FuzzChains makes peers of random certificates. It checks that a peer is accepted only
+// if crypto/x509 accepts it, and that no peer causes more checks of signatures than the
+// bound.
 func FuzzChains(f *testing.F) {
 	w := newWorld(f)
 	leaves := slices.DeleteFunc(slices.Clone(w.all), func(c *x509.Certificate) bool { return c.IsCA })
@@ -311,7 +314,7 @@ func FuzzChains(f *testing.F) {
 		if bounded(certs) != nil {
 			return
 		}
-		w.trust.known = fingerprints{} // the worst case
+		w.trust.known = fingerprints{} // nothing is remembered, which is the worst case
 		found := w.trust.chains(certs)
 		now := time.Now()
 		holding := found.at(now)
@@ -347,7 +350,7 @@ func ageless(certs []*x509.Certificate) []*x509.Certificate {
 	return out
 }
 
-// accepted is what crypto/x509 says, given everything.
+// accepted reports whether crypto/x509 accepts a peer, given all of its certificates.
 func accepted(w *world, certs []*x509.Certificate, now time.Time) bool {
 	options := x509.VerifyOptions{
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now,

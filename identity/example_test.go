@@ -12,9 +12,9 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// A gateway reads its own SVID and whom it trusts from a directory, and knows its
-// callers by their certificates. A caller without one is no error of the
-// handshake: it is told over the connection why it is nobody.
+// A gateway reads its own SVID and its trust bundles from a directory, and identifies
+// its callers by their certificates. A caller without a certificate does not fail in the
+// handshake, so that the gateway can answer it with the reason.
 func Example() {
 	dir, err := os.MkdirTemp("", "identity")
 	if err != nil {

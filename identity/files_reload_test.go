@@ -15,7 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// ownIdentity is a directory as spiffe-helper writes it, and the source over it.
+// ownIdentity is a directory as spiffe-helper writes it, and the provider that reads it.
 type ownIdentity struct {
 	t     *testing.T
 	ca    testCA
@@ -45,7 +45,7 @@ func (l ownIdentity) put(name, content string) {
 	}
 }
 
-// becomes wants a reload that takes the certificate over.
+// becomes checks that a reload takes the certificate over.
 func (l ownIdentity) becomes(cert tls.Certificate, generation uint64) {
 	l.t.Helper()
 	changed, err := l.files.Reload()
@@ -55,8 +55,8 @@ func (l ownIdentity) becomes(cert tls.Certificate, generation uint64) {
 	}
 }
 
-// stays wants a reload after which the snapshot is the same one. No wants: it
-// is no error either.
+// stays checks that a reload keeps the snapshot, and that its error contains the given
+// texts. Without texts there must be no error.
 func (l ownIdentity) stays(wants ...string) {
 	l.t.Helper()
 	before := l.files.Snapshot()
@@ -71,12 +71,14 @@ func (l ownIdentity) stays(wants ...string) {
 	}
 }
 
-func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
+// TestReloadTakesACompleteRotation checks that a reload keeps the old certificate until
+// all files of a rotation are written.
+func TestReloadTakesACompleteRotation(t *testing.T) {
 	l := newOwnIdentity(t)
 	l.stays()
 	next := l.ca.issue(t, gatewayID)
 	l.put("svid.pem", certPEM(next))
-	for range 2 { // each call tries again
+	for range 2 { // each reload tries again
 		l.stays("key file DIR/svid_key.pem does not belong to the first certificate in DIR/svid.pem")
 	}
 	l.put("svid_key.pem", keyPEM(t, next.PrivateKey))
@@ -84,9 +86,10 @@ func TestReloadTakesARotationWhenItIsWhole(t *testing.T) {
 	l.stays()
 }
 
-// TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack: what a partner
-// publishes must not keep our own SVID from being renewed.
-func TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
+// TestBadBundleOfAnotherTrustDomainDoesNotDelayARenewal checks that an unusable bundle
+// file of another trust domain does not prevent the gateway's own SVID from being
+// renewed.
+func TestBadBundleOfAnotherTrustDomainDoesNotDelayARenewal(t *testing.T) {
 	l := newOwnIdentity(t)
 	partner, path := newCA(t, "partner"), filepath.Join(t.TempDir(), "partner.pem")
 	put := func(content string) {
@@ -145,7 +148,7 @@ func TestABundleFileOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 	}
 }
 
-func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
+func TestReloadOfUnusableFilesKeepsTheSnapshot(t *testing.T) {
 	l := newOwnIdentity(t)
 	good := map[string]string{}
 	for _, name := range []string{"svid.pem", "svid_key.pem", "bundle.pem"} {
@@ -192,7 +195,7 @@ func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
 				}
 				l.put(name, good[name])
 			}
-			l.stays() // what it was made of is there again
+			l.stays() // the files of the snapshot are there again
 		})
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
@@ -201,7 +204,8 @@ func TestReloadKeepsTheSnapshotOverWhatCannotBeUsed(t *testing.T) {
 	l.stays("identity directory DIR: no such file")
 }
 
-// A mount of a ConfigMap or of a CSI driver: links to ..data, a link itself.
+// TestReloadFollowsASymlinkSwap checks a directory as a ConfigMap or a CSI driver mounts
+// it: with links to ..data, which is a link itself.
 func TestReloadFollowsASymlinkSwap(t *testing.T) {
 	l := ownIdentity{t: t, ca: newCA(t, "prod"), dir: t.TempDir()}
 	issue := func(version string) tls.Certificate {
@@ -246,7 +250,7 @@ func TestReloadFollowsFederatedBundles(t *testing.T) {
 	if l.files, err = LoadFiles(config); err != nil {
 		t.Fatal(err)
 	}
-	delete(config.Bundles, "partner.example") // the caller's map is not ours
+	delete(config.Bundles, "partner.example") // the provider has its own copy of the map
 	first := l.files.Snapshot()
 	v := newVerifier(t, l.files)
 	caller := parsed(t, next.issue(t, "spiffe://partner.example/x"))
@@ -261,7 +265,7 @@ func TestReloadFollowsFederatedBundles(t *testing.T) {
 	}
 }
 
-func TestACertificateOfTomorrowIsTakenTomorrow(t *testing.T) {
+func TestCertificateIsTakenWhenItBecomesValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newOwnIdentity(t)
 		next := l.ca.issue(t, gatewayID, valid(time.Minute, time.Hour))
@@ -270,13 +274,14 @@ func TestACertificateOfTomorrowIsTakenTomorrow(t *testing.T) {
 		l.stays("certificate file DIR/svid.pem: certificate is not valid before")
 		pass(2 * time.Minute)
 		l.becomes(next, 2)
-		pass(2 * time.Hour) // it expired, which the files cannot help
+		pass(2 * time.Hour) // the certificate has expired, and the files have no other
 		l.stays()
 	})
 }
 
-// A writer that never pauses: no reader sees a mixture, and when the writer
-// stops one reload is enough.
+// TestReloadWhileTheFilesAreWritten checks that no reload mixes the files of two
+// rotations while a writer never pauses, and that one reload is enough when the writer
+// stops.
 func TestReloadWhileTheFilesAreWritten(t *testing.T) {
 	l := newOwnIdentity(t)
 	other := newCA(t, "other")
@@ -311,7 +316,7 @@ func TestReloadWhileTheFilesAreWritten(t *testing.T) {
 		}
 	})
 	for range 200 {
-		_, _ = l.files.Reload() // most find the directory half written
+		_, _ = l.files.Reload() // most reloads find the directory half written
 		snap := l.files.Snapshot()
 		if _, err := snap.trusted.bundles[snap.TrustDomain()].issued(parsed(t, *snap.Certificate()), time.Now()); err != nil {
 			t.Error(err)
@@ -324,7 +329,7 @@ func TestReloadWhileTheFilesAreWritten(t *testing.T) {
 	}
 }
 
-// BenchmarkReloadUnchanged shows what a poll costs.
+// BenchmarkReloadUnchanged measures what a poll costs.
 func BenchmarkReloadUnchanged(b *testing.B) {
 	ca := newCA(b, "prod")
 	svid := ca.issue(b, gatewayID)
@@ -350,8 +355,9 @@ func BenchmarkReloadUnchanged(b *testing.B) {
 	}
 }
 
-// What was replaced after the first reading is what counts.
-func TestOneReadingIsNotEnough(t *testing.T) {
+// TestFileThatChangesDuringAReload checks that a file which changes after the first
+// reading of a reload is used in its new form.
+func TestFileThatChangesDuringAReload(t *testing.T) {
 	l := newOwnIdentity(t)
 	first, err := l.files.config.read()
 	if err != nil {

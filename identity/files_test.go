@@ -49,7 +49,7 @@ func caPEM(cas ...testCA) string {
 	return out.String()
 }
 
-// write fills a new directory; its files are named like those in a FileConfig.
+// write fills a new directory. Its files have the names in a FileConfig.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -61,10 +61,13 @@ func write(t *testing.T, files map[string]string) string {
 	return dir
 }
 
+// three returns the configuration of the three files in a directory.
 func three(dir string) FileConfig {
 	return FileConfig{Certificate: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), Bundle: filepath.Join(dir, "bundle")}
 }
 
+// TestLoadFilesReadsWhatIssuersWrite checks that every form of files is read that
+// issuers write.
 func TestLoadFilesReadsWhatIssuersWrite(t *testing.T) {
 	ca, other := newCA(t, "prod"), newCA(t, "partner")
 	old := newCA(t, "old", valid(-3*time.Hour, -time.Hour))
@@ -148,13 +151,15 @@ func checkSnapshot(t *testing.T, snap *Snapshot, domains ...string) {
 	}
 }
 
+// TestLoadFilesSaysWhatToDo checks that the error for each unusable file names the file
+// and says what to do.
 func TestLoadFilesSaysWhatToDo(t *testing.T) {
 	ca, other := newCA(t, "prod"), newCA(t, "other")
 	svid := ca.issue(t, gatewayID)
 	foreign := newCA(t, "foreign", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "spiffe://foreign.example")) })
 	odd := newCA(t, "odd", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "spiffe://Odd.example")) })
 	good := map[string]string{"cert": certPEM(svid), "key": keyPEM(t, svid.PrivateKey), "bundle": caPEM(ca)}
-	const missing = "\x00" // instead of a file's content
+	const missing = "\x00" // stands for a file that does not exist
 	leaf := func(id string, change ...func(*x509.Certificate)) map[string]string {
 		cert := ca.issue(t, id, change...)
 		return map[string]string{"cert": certPEM(cert), "key": keyPEM(t, cert.PrivateKey)}
@@ -163,8 +168,8 @@ func TestLoadFilesSaysWhatToDo(t *testing.T) {
 
 	for _, test := range []struct {
 		name  string
-		files map[string]string // over those of good
-		wants []string          // DIR is the directory
+		files map[string]string // files that replace those of good
+		wants []string          // texts in the error; DIR stands for the directory
 	}{
 		{"the certificate is missing", only("cert", missing), []string{"certificate file DIR/cert: no such file", "check the path"}},
 		{"the key is missing", only("key", missing), []string{"key file DIR/key: no such file", "check the path"}},
@@ -180,7 +185,7 @@ func TestLoadFilesSaysWhatToDo(t *testing.T) {
 		{"the key is garbage in PEM", only("key", block("PRIVATE KEY", []byte{1, 2})), []string{"key file DIR/key: private key cannot be parsed", "PKCS #8"}},
 		{"the key is encrypted", only("key", block("ENCRYPTED PRIVATE KEY", []byte{1})), []string{"key file DIR/key is encrypted", "without a passphrase"}},
 		{"the key is encrypted the old way", only("key", "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"), []string{"key file DIR/key is encrypted"}},
-		{"the key is of a kind nobody uses", only("key", block("DSA PRIVATE KEY", []byte{1})), []string{"key file DIR/key", `"DSA PRIVATE KEY"`, "EC or RSA"}},
+		{"the key is of an unsupported kind", only("key", block("DSA PRIVATE KEY", []byte{1})), []string{"key file DIR/key", `"DSA PRIVATE KEY"`, "EC or RSA"}},
 		{"the key is another one", only("key", keyPEM(t, newKey(t))), []string{"key file DIR/key does not belong", "DIR/cert", "same issue"}},
 		{"the file is too large", only("bundle", strings.Repeat("x", maxFileBytes+1)), []string{"bundle file DIR/bundle is larger than 4 MiB"}},
 		{"the certificate has no SPIFFE ID", leaf(""), []string{"certificate file DIR/cert is not an X509-SVID", "no URI SAN"}},
@@ -265,7 +270,7 @@ func TestLoadWebCertificate(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		files map[string]string
-		wants []string // none: no error
+		wants []string // texts in the error; none if there is no error
 	}{
 		{"with a DNS name", named(), nil},
 		{"with an IP address only", named(func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(127, 0, 0, 1)} }), nil},
@@ -292,7 +297,7 @@ func TestLoadWebCertificate(t *testing.T) {
 	}
 }
 
-// checkMessage wants one line that says all of wants, DIR being dir.
+// checkMessage checks that an error is one line with all the wanted texts, in which DIR stands for dir.
 func checkMessage(t *testing.T, err error, dir string, wants []string) {
 	t.Helper()
 	if err == nil {

@@ -10,6 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
+// FuzzID checks which texts are read as a SPIFFE ID, and that a read ID is in canonical
+// form.
 func FuzzID(f *testing.F) {
 	for _, seed := range []string{
 		callerID, "spiffe://td/a", "spiffe://td", "spiffe://td/", "spiffe://td//a", "spiffe://td/a/", "spiffe://td/./a", "spiffe://td/..",
@@ -50,8 +52,8 @@ func FuzzID(f *testing.F) {
 	})
 }
 
-// FuzzSAN feeds whole extensions: whatever is read must be what crypto/x509
-// counted, and never more than one identity.
+// FuzzSAN reads whole SAN extensions, and checks that the URIs which are read are those
+// that crypto/x509 counts, and never more than one identity.
 func FuzzSAN(f *testing.F) {
 	f.Add(sanExtension(callerID).Value, 1)
 	f.Add(sanExtension(callerID, callerID).Value, 1)

@@ -15,7 +15,7 @@ const (
 	callerID  = "spiffe://prod.example/ns/ci/sa/builder"
 )
 
-// attempt is one handshake on a loopback socket, both sides of it.
+// attempt is one handshake on a loopback socket, seen from both sides.
 type attempt struct {
 	peer      Peer
 	server    tls.ConnectionState
@@ -24,9 +24,9 @@ type attempt struct {
 	clientErr error
 }
 
-// handshake connects a client to a server and asks the verifier who it was.
-// One byte goes to the client, so that it also reads what follows the
-// handshake: tickets, alerts.
+// handshake connects a client to a server on loopback, and returns what the verifier
+// says of the client. The server sends one byte, so that the client also reads what
+// follows the handshake: tickets and alerts.
 func handshake(t *testing.T, server *tls.Config, v *Verifier, client *tls.Config) attempt {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,8 +63,8 @@ func handshake(t *testing.T, server *tls.Config, v *Verifier, client *tls.Config
 	return got
 }
 
-// presenting is a client that presents a certificate whatever names the server
-// sends, as curl does.
+// presenting returns the configuration of a client that presents a certificate whatever
+// names the server sends, as curl does.
 func presenting(cert tls.Certificate) *tls.Config {
 	return &tls.Config{
 		InsecureSkipVerify: true,
@@ -94,6 +94,8 @@ func newFixture(t *testing.T) fixture {
 	return f
 }
 
+// TestWhatACertificateProvesOverTLS checks the cause and the detail of the peer for
+// every kind of certificate, in real handshakes.
 func TestWhatACertificateProvesOverTLS(t *testing.T) {
 	f := newFixture(t)
 	ca := f.ca
@@ -122,7 +124,7 @@ func TestWhatACertificateProvesOverTLS(t *testing.T) {
 		name   string
 		cert   tls.Certificate
 		cause  Cause
-		detail string // part of it
+		detail string // text in the detail
 	}{
 		{"a good certificate", ca.issue(t, callerID), Verified, ""},
 		{"a good certificate without extended key usages", ca.issue(t, callerID, purpose()), Verified, ""},
@@ -139,7 +141,7 @@ func TestWhatACertificateProvesOverTLS(t *testing.T) {
 		{"self-signed", selfSigned(t, callerID), Untrusted, `not issued by trust domain "prod.example"`},
 		{"a self-signed CA", selfSigned(t, callerID, func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }), Invalid, "CA:TRUE"},
 		{"a CA nobody knows", stranger.issue(t, callerID), Untrusted, `not issued by trust domain "prod.example"`},
-		{"a CA with the name of ours", impostor.issue(t, callerID), Untrusted, `not issued by trust domain "prod.example"`},
+		{"a CA with the name of our CA", impostor.issue(t, callerID), Untrusted, `not issued by trust domain "prod.example"`},
 		{
 			"a trust domain nobody knows", stranger.issue(t, "spiffe://stranger.example/x"), Untrusted,
 			`trust domain "stranger.example" is not trusted here; trusted: partner.example, prod.example`,
@@ -213,7 +215,7 @@ func TestWhatACertificateProvesOverTLS(t *testing.T) {
 	}
 }
 
-// checkPeer holds a peer to its cause and to what Peer promises of every one.
+// checkPeer checks the cause and the detail of a peer, and what holds for every peer.
 func checkPeer(t *testing.T, got Peer, cause Cause, detail string) {
 	t.Helper()
 	if got.Cause != cause || !strings.Contains(got.Detail, detail) {
@@ -230,8 +232,8 @@ func checkPeer(t *testing.T, got Peer, cause Cause, detail string) {
 	}
 }
 
-// crypto/tls parses certificates before any hook runs, and refuses these. The
-// caller can only record it.
+// TestCertificatesThatEndTheHandshake checks certificates that crypto/tls refuses when
+// it parses them, before any hook runs, so that the gateway can only record the failure.
 func TestCertificatesThatEndTheHandshake(t *testing.T) {
 	f := newFixture(t)
 	good := f.ca.issue(t, callerID)
@@ -239,7 +241,7 @@ func TestCertificatesThatEndTheHandshake(t *testing.T) {
 		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: good.PrivateKey, Leaf: good.Leaf}
 	}
 	unparsable := func(uri string) tls.Certificate {
-		// A good certificate in which the ID is replaced by one of its length.
+		// A good certificate in which the ID is replaced by another text of the same length.
 		der := strings.Replace(string(good.Certificate[0]), callerID, uri, 1)
 		return raw([]byte(der))
 	}

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestWhatIsNoRegularFileIsNotWaitedFor puts a named pipe, which nobody writes
-// to, where a file was.
-func TestWhatIsNoRegularFileIsNotWaitedFor(t *testing.T) {
+// TestNamedPipeDoesNotBlockAReload checks that a reload returns if a file was replaced
+// by a named pipe to which nobody writes.
+func TestNamedPipeDoesNotBlockAReload(t *testing.T) {
 	for _, name := range []string{"svid.pem", "svid_key.pem", "bundle.pem"} {
 		t.Run(name, func(t *testing.T) {
 			l := newOwnIdentity(t)
@@ -40,9 +40,9 @@ func TestWhatIsNoRegularFileIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-// TestLookReadsNoMoreThanAFileMayHave looks at a file that takes no room and
-// has 256 MiB.
-func TestLookReadsNoMoreThanAFileMayHave(t *testing.T) {
+// TestFingerprintOfALargeFileTakesBoundedMemory checks that the fingerprint of the files
+// takes little memory if one of them has 256 MiB. That file takes no room on the disk.
+func TestFingerprintOfALargeFileTakesBoundedMemory(t *testing.T) {
 	const most = 32 << 20 // bytes, for a file of 4 MiB and buffers that grow to it
 	l := newOwnIdentity(t)
 	good := l.files.Fingerprint()

@@ -202,7 +202,7 @@ func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
 // crypto/tls does not keep them for as long as the connection lasts. The first one keeps
 // the key, with which the handshake goes on, and holds the cause.
 //
-// The slice belongs to this connection only (see TestTheSliceIsOurs). The certificates
+// The slice belongs to this connection only (see TestConnectionsDoNotShareCertificates). The certificates
 // themselves are not changed.
 func release(certs []*x509.Certificate, why error) {
 	first := &x509.Certificate{

@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// explosions are the things of which a certificate may have n.
+// explosions returns functions which give a certificate n things of one kind each.
 func explosions() map[string]func(c *x509.Certificate, n int) {
 	names := func(class asn1.RawValue) func(*x509.Certificate, int) {
 		return func(c *x509.Certificate, n int) {
@@ -76,9 +76,10 @@ func explosions() map[string]func(c *x509.Certificate, n int) {
 	}
 }
 
-// TestWhatIsTooMuchIsNotKept: a certificate that explodes, as the leaf or beside a
-// good one, is answered as invalid, and nothing of it stays with the connection.
-func TestWhatIsTooMuchIsNotKept(t *testing.T) {
+// TestOversizedCertificatesAreInvalidAndNotKept checks that a certificate with too many
+// things, as the leaf or beside a good one, makes its peer invalid, and that nothing of
+// it is kept with the connection.
+func TestOversizedCertificatesAreInvalidAndNotKept(t *testing.T) {
 	f := newFixture(t)
 	beside := func(der []byte) tls.Certificate {
 		good := f.ca.issue(t, callerID)
@@ -139,26 +140,27 @@ func TestWhatIsTooMuchIsNotKept(t *testing.T) {
 	}
 }
 
-// TestAsMuchAsIsRead: what is exactly at the bounds is read.
-func TestAsMuchAsIsRead(t *testing.T) {
+// TestCertificatesAtTheBoundsAreRead checks that certificates with as many things as the
+// bounds allow are read.
+func TestCertificatesAtTheBoundsAreRead(t *testing.T) {
 	f := newFixture(t)
 	for name, explode := range explosions() {
 		n := maxEach
 		switch name {
 		case "extensions":
-			n -= 6 // those of every SVID, and the key identifiers
+			n -= 6 // the extensions of every SVID, and the key identifiers
 		case "numbers in an object identifier":
 			n -= 2
 		case "attributes":
-			n -= 1 // that of its issuer
+			n -= 1 // the attribute of its issuer
 		case "extended key usages":
-			continue // of which one must be clientAuth
+			continue // one of the usages must be clientAuth
 		}
 		cert := f.ca.issue(t, callerID)
 		junk := selfSigned(t, "", func(c *x509.Certificate) {
 			c.ExtraExtensions, c.Subject, c.Issuer = nil, pkix.Name{}, pkix.Name{}
 			if name == "attributes" {
-				n = maxEach / 2 // it is its own issuer
+				n = maxEach / 2 // a self-signed certificate has its attributes twice, as subject and as issuer
 			}
 			explode(c, n)
 		})
@@ -181,8 +183,9 @@ func TestAsMuchAsIsRead(t *testing.T) {
 	checkPeer(t, handshake(t, f.server, f.verifier, presenting(signedWith(t, f.ca, rsaKey(t, 4096)))).peer, Verified, "")
 }
 
-// TestTimestampsAreBounded: crypto/tls keeps what a client presents beside its
-// certificates in nine times as many bytes, with every connection.
+// TestTimestampsAreBounded checks the bound on the timestamps that a client presents
+// beside its certificates. crypto/tls keeps them with every connection, in nine times as
+// many bytes.
 func TestTimestampsAreBounded(t *testing.T) {
 	f := newFixture(t)
 	cert := f.ca.issue(t, callerID)
@@ -194,9 +197,10 @@ func TestTimestampsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTheSliceIsOurs: letGo changes the slice of one connection. If crypto/tls
-// ever shared it between two that present the same, this would show it.
-func TestTheSliceIsOurs(t *testing.T) {
+// TestConnectionsDoNotShareCertificates checks that crypto/tls gives each connection its
+// own slice of certificates, because release changes the slice. It fails if crypto/tls
+// ever shares a slice between connections that present the same certificates.
+func TestConnectionsDoNotShareCertificates(t *testing.T) {
 	f := newFixture(t)
 	client := presenting(f.ca.issue(t, callerID))
 	first, second := handshake(t, f.server, f.verifier, client).server, handshake(t, f.server, f.verifier, client).server
@@ -209,8 +213,9 @@ func TestTheSliceIsOurs(t *testing.T) {
 	}
 }
 
-// TestWhatAConnectionKeeps measures what the certificates of one hold.
-func TestWhatAConnectionKeeps(t *testing.T) {
+// TestMemoryOfAConnectionsCertificates measures the memory that the certificates of a
+// connection keep.
+func TestMemoryOfAConnectionsCertificates(t *testing.T) {
 	const count, most = 50, 24 << 10
 	f := newFixture(t)
 	names := func(c *x509.Certificate) { c.ExtraExtensions = nil; explosions()["URI names"](c, 7_500) }
@@ -246,7 +251,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// parsedAll parses what is presented, with copies of the bytes, as a connection
+// parsedAll parses presented certificates from copies of their bytes, as a connection
 // does.
 func parsedAll(t *testing.T, cert tls.Certificate) []*x509.Certificate {
 	t.Helper()
@@ -261,7 +266,7 @@ func parsedAll(t *testing.T, cert tls.Certificate) []*x509.Certificate {
 	return all
 }
 
-// signedWith is an SVID with another kind of key.
+// signedWith returns an SVID with another kind of key.
 func signedWith(t *testing.T, ca testCA, key crypto.Signer) tls.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -273,8 +278,8 @@ func signedWith(t *testing.T, ca testCA, key crypto.Signer) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
-// namesake is an authority of somebody's own making with the name of another one,
-// for whose key nobody has to be able to sign.
+// namesake returns the certificate of a false authority with the name of another one.
+// Nobody needs to be able to sign with its key.
 func namesake(t *testing.T, of *x509.Certificate, key crypto.PublicKey) []byte {
 	t.Helper()
 	template := &x509.Certificate{
@@ -287,14 +292,14 @@ func namesake(t *testing.T, of *x509.Certificate, key crypto.PublicKey) []byte {
 // rsaKey returns a key of many primes, which is made quickly.
 func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
 	t.Helper()
-	key, err := rsa.GenerateMultiPrimeKey(rand.Reader, bits/512, bits) //nolint:staticcheck // of two primes it would take minutes
+	key, err := rsa.GenerateMultiPrimeKey(rand.Reader, bits/512, bits) //nolint:staticcheck // a key of two primes would take minutes
 	if err != nil {
 		t.Fatal(err)
 	}
 	return key
 }
 
-// publicKeys are some that are read, and some that are not.
+// publicKeys returns public keys that are read, and keys that are refused.
 func publicKeys(t *testing.T) (read, refused map[string]crypto.PublicKey) {
 	t.Helper()
 	curve := func(c elliptic.Curve) crypto.PublicKey {
@@ -323,6 +328,7 @@ func publicKeys(t *testing.T) (read, refused map[string]crypto.PublicKey) {
 	return read, refused
 }
 
+// TestKeysThatAreRead checks which kinds and sizes of public keys are read.
 func TestKeysThatAreRead(t *testing.T) {
 	read, refused := publicKeys(t)
 	for name, key := range read {

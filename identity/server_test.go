@@ -18,6 +18,8 @@ func (f fixture) rotate(t *testing.T) testCA {
 	return next
 }
 
+// TestARemovedCAIsRefusedAtOnce checks that the next handshake, and an open connection
+// that is verified again, are refused when the CA of the client has left the bundle.
 func TestARemovedCAIsRefusedAtOnce(t *testing.T) {
 	f := newFixture(t)
 	client := presenting(f.ca.issue(t, callerID))
@@ -46,7 +48,8 @@ func TestARemovedCAIsRefusedAtOnce(t *testing.T) {
 	checkPeer(t, f.verifier.Peer(open), Untrusted, "not issued by")
 }
 
-// Should tickets ever be on, the verdict must not come out of the ticket.
+// TestARemovedCAIsRefusedOnAResumedSession checks that a resumed session is verified
+// again. Tickets are off, and this holds even if they were on.
 func TestARemovedCAIsRefusedOnAResumedSession(t *testing.T) {
 	f := newFixture(t)
 	withTickets := f.server.Clone()
@@ -72,6 +75,8 @@ func TestARemovedCAIsRefusedOnAResumedSession(t *testing.T) {
 	}
 }
 
+// TestTheHandshakeFollowsTheSource checks that the listener presents, and trusts, what
+// the current snapshot says, and has one configuration for each snapshot.
 func TestTheHandshakeFollowsTheSource(t *testing.T) {
 	f := newFixture(t)
 	before, err := f.server.GetConfigForClient(nil)
@@ -95,7 +100,9 @@ func TestTheHandshakeFollowsTheSource(t *testing.T) {
 	}
 }
 
-func TestClientsSeeTheNamesOfOurCAs(t *testing.T) {
+// TestClientsSeeTheNamesOfTheTrustedCAs checks that the names of the trusted CAs are
+// sent to clients, also after a rotation.
+func TestClientsSeeTheNamesOfTheTrustedCAs(t *testing.T) {
 	f := newFixture(t)
 	var names [][]byte
 	client := &tls.Config{
@@ -128,7 +135,8 @@ func TestAGoClientWithholdsACertificateOfAnotherCA(t *testing.T) {
 	checkPeer(t, got.peer, Missing, "none issued by partner.example, prod.example")
 }
 
-// Beyond 64 KiB of names crypto/tls could not write the request any more.
+// TestManyCAsDoNotBreakTheHandshake checks a bundle of so many CAs that their names
+// exceed 64 KiB, which crypto/tls cannot send.
 func TestManyCAsDoNotBreakTheHandshake(t *testing.T) {
 	ca := newCA(t, "prod")
 	long := func(c *x509.Certificate) {
@@ -144,7 +152,7 @@ func TestManyCAsDoNotBreakTheHandshake(t *testing.T) {
 	checkPeer(t, got.peer, Verified, "")
 }
 
-func TestWhatAListenerPresents(t *testing.T) {
+func TestCertificateThatAListenerPresents(t *testing.T) {
 	f := newFixture(t)
 	named := func(name string) map[string]string {
 		cert := f.ca.issue(t, "", func(c *x509.Certificate) { c.DNSNames = []string{name} })
@@ -177,7 +185,7 @@ func TestWhatAListenerPresents(t *testing.T) {
 	for _, step := range []struct {
 		file    string
 		changed bool
-		name    string // that is presented after it
+		name    string // name of the certificate that is presented after the change
 	}{{"cert", false, "proxy.example"}, {"key", true, "next.example"}} {
 		if err := os.WriteFile(filepath.Join(dir, step.file), []byte(next[step.file]), 0o600); err != nil {
 			t.Fatal(err)
@@ -202,7 +210,9 @@ func TestWhatAListenerPresents(t *testing.T) {
 	}
 }
 
-func TestNothingMissingMeansAllow(t *testing.T) {
+// TestMissingPartVerifiesNobody checks that a missing or zero part is an error or
+// refuses every certificate, and never lets a caller be verified.
+func TestMissingPartVerifiesNobody(t *testing.T) {
 	f := newFixture(t)
 	certs := parsed(t, f.ca.issue(t, callerID))
 	var (
@@ -242,7 +252,7 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 		t.Errorf("zero certificate: %+v", got)
 	}
 
-	// A source that stops keeping its word takes its listeners down with it.
+	// A provider without a snapshot makes its listeners refuse every handshake.
 	f.source.Store(nil)
 	if got := f.verifier.Verify(certs); got.Cause == Verified {
 		t.Errorf("source without a snapshot: %+v", got)
@@ -252,7 +262,8 @@ func TestNothingMissingMeansAllow(t *testing.T) {
 	}
 }
 
-// TestProtocolsAreOffered, and none by itself.
+// TestProtocolsAreOffered checks that a listener offers the configured protocols, and
+// none otherwise.
 func TestProtocolsAreOffered(t *testing.T) {
 	f := newFixture(t)
 	for _, protocols := range [][]string{nil, {"dot"}, {"h2", "http/1.1"}} {

@@ -10,8 +10,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A source that is not made of files gets the same checks.
-func TestNewSnapshotRefusesWhatDoesNotFit(t *testing.T) {
+// TestNewSnapshotRefusesContradictions checks the error of NewSnapshot for each part
+// that is missing or contradicts another one, whatever provider it comes from.
+func TestNewSnapshotRefusesContradictions(t *testing.T) {
 	ca, other := newCA(t, "prod"), newCA(t, "other")
 	prod, partner := spiffeid.RequireTrustDomainFromString("prod.example"), spiffeid.RequireTrustDomainFromString("partner.example")
 	site := newCA(t, "site", func(c *x509.Certificate) { c.URIs = append(c.URIs, mustURL(t, "https://ca.example/")) })
@@ -46,7 +47,7 @@ func TestNewSnapshotRefusesWhatDoesNotFit(t *testing.T) {
 		{"no bundle of ours", func(c *SnapshotConfig) { c.Bundles = c.Bundles[1:] }, `no bundle for our own trust domain "prod.example"`},
 		{"two bundles of one trust domain", func(c *SnapshotConfig) { c.Bundles = append(c.Bundles, c.Bundles[0]) }, "two bundles"},
 		{"a nil bundle", func(c *SnapshotConfig) { c.Bundles = append(c.Bundles, nil) }, "without a trust domain"},
-		{"a bundle of nobody", func(c *SnapshotConfig) { c.Bundles[1] = bundle(spiffeid.TrustDomain{}, other) }, "without a trust domain"},
+		{"a bundle without a trust domain", func(c *SnapshotConfig) { c.Bundles[1] = bundle(spiffeid.TrustDomain{}, other) }, "without a trust domain"},
 		{"an empty bundle", func(c *SnapshotConfig) { c.Bundles[1] = bundle(partner) }, `"partner.example" is empty`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

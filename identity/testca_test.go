@@ -18,7 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// testCA signs whatever a test asks for.
+// testCA is a CA that signs whatever a test needs.
 type testCA struct {
 	cert  *x509.Certificate
 	key   crypto.Signer
@@ -34,7 +34,7 @@ func newKey(tb testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// newCA makes a root of a trust domain. It ends after what it signs.
+// newCA returns a root CA of a trust domain. It ends later than what it signs.
 func newCA(tb testing.TB, name string, change ...func(*x509.Certificate)) testCA {
 	tb.Helper()
 	return testCA{}.newCA(tb, name, change...)
@@ -65,7 +65,7 @@ func (ca testCA) newCA(tb testing.TB, name string, change ...func(*x509.Certific
 	return out
 }
 
-// issue signs a good leaf for an ID, changed as the test says.
+// issue returns a good leaf for an ID, with the changes of a test.
 func (ca testCA) issue(tb testing.TB, id string, change ...func(*x509.Certificate)) tls.Certificate {
 	tb.Helper()
 	template := &x509.Certificate{
@@ -86,7 +86,7 @@ func (ca testCA) issue(tb testing.TB, id string, change ...func(*x509.Certificat
 	return tls.Certificate{Certificate: append([][]byte{leaf.Raw}, ca.chain...), PrivateKey: key, Leaf: leaf}
 }
 
-// selfSigned signs a leaf with its own key.
+// selfSigned returns a leaf that is signed with its own key.
 func selfSigned(tb testing.TB, id string, change ...func(*x509.Certificate)) tls.Certificate {
 	tb.Helper()
 	key := newKey(tb)
@@ -117,7 +117,7 @@ func create(tb testing.TB, template, parent *x509.Certificate, public crypto.Pub
 	return cert
 }
 
-// withURIs writes the URI SANs byte for byte, which Certificate.URIs cannot.
+// withURIs sets the URI SANs byte for byte, which Certificate.URIs cannot do.
 func withURIs(uris ...string) func(*x509.Certificate) {
 	return func(c *x509.Certificate) {
 		c.URIs = nil
@@ -143,7 +143,7 @@ func valid(from, until time.Duration) func(*x509.Certificate) {
 	}
 }
 
-// bundles is the trust of a snapshot in a test: trust domain → authorities.
+// bundles maps trust domains to the authorities that a snapshot trusts.
 type bundles map[string][]testCA
 
 func newSnapshot(tb testing.TB, generation uint64, own tls.Certificate, trusted bundles) *Snapshot {
@@ -163,7 +163,7 @@ func newSnapshot(tb testing.TB, generation uint64, own tls.Certificate, trusted 
 	return snap
 }
 
-// testSource is a source whose snapshot a test replaces.
+// testSource is a provider whose snapshot a test replaces.
 type testSource struct{ atomic.Pointer[Snapshot] }
 
 func (s *testSource) Snapshot() *Snapshot { return s.Load() }

@@ -7,9 +7,12 @@ import (
 	"time"
 )
 
+// TestTrustIsAboutAuthoritiesAndNotAboutTime checks that Trusts is true while an
+// authority of the chain is trusted for the trust domain of the caller, even if
+// certificates of the chain have expired.
 func TestTrustIsAboutAuthoritiesAndNotAboutTime(t *testing.T) {
 	ca, other := newCA(t, "prod"), newCA(t, "other")
-	renewed := testCA{key: ca.key} // the same key in a certificate that begins now
+	renewed := testCA{key: ca.key} // has the same key in a certificate that begins now
 	template := *ca.cert
 	template.NotBefore, template.NotAfter, template.Raw = time.Now(), time.Now().Add(48*time.Hour), nil
 	renewed.cert = create(t, &template, &template, ca.key.Public(), ca.key)
@@ -43,7 +46,7 @@ func TestTrustIsAboutAuthoritiesAndNotAboutTime(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			own := test.trust["prod.example"][0].issue(t, gatewayID)
 			v := newVerifier(t, newSource(newSnapshot(t, 1, own, test.trust)))
-			for range 2 { // the second answer is remembered
+			for range 2 { // the second answer comes from the memory
 				if got := v.Trusts(test.chain); got != test.want {
 					t.Errorf("got %v", got)
 				}
@@ -55,6 +58,8 @@ func TestTrustIsAboutAuthoritiesAndNotAboutTime(t *testing.T) {
 	}
 }
 
+// TestTrustFollowsTheBundle checks that a caller is trusted until its authority leaves
+// the bundle.
 func TestTrustFollowsTheBundle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second := newCA(t, "prod"), newCA(t, "prod")
@@ -79,6 +84,8 @@ func TestTrustFollowsTheBundle(t *testing.T) {
 	})
 }
 
+// TestSameTrust checks that two snapshots trust the same only if they have the same
+// authorities for the same trust domains.
 func TestSameTrust(t *testing.T) {
 	ca, other := newCA(t, "prod"), newCA(t, "other")
 	base := newSnapshot(t, 1, ca.issue(t, gatewayID), bundles{"prod.example": {ca, other}, "partner.example": {other}})
@@ -104,6 +111,8 @@ func TestSameTrust(t *testing.T) {
 	}
 }
 
+// TestTheMemoryOfTrustIsBounded checks that the number of remembered answers of Trusts
+// is bounded.
 func TestTheMemoryOfTrustIsBounded(t *testing.T) {
 	var s trustAnswers
 	snap := &Snapshot{generation: 1}

@@ -52,7 +52,7 @@ func TestTheAuthorityFollowsTheStandard(t *testing.T) {
 	}
 }
 
-func TestWhatIsMintedFollowsTheStandard(t *testing.T) {
+func TestMintedSVIDFollowsTheStandard(t *testing.T) {
 	a := newAuthority(t, 0)
 	svid, err := a.Mint(Options{ID: workload(), DNS: []string{"localhost", "*.proxy.example", "127.0.0.1", "::1"}})
 	if err != nil {
@@ -160,7 +160,7 @@ func TestMintRefuses(t *testing.T) {
 	}
 }
 
-func TestNothingOutlivesTheAuthority(t *testing.T) {
+func TestNoSVIDOutlivesTheAuthority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t, 90*time.Minute)
 		<-time.After(time.Hour)
@@ -258,10 +258,10 @@ func TestOpenRefuses(t *testing.T) {
 		domain string
 		want   string
 	}{
-		{"another trust domain's", func(*testing.T, string) {}, "other.example", `it is for "spiffe://demo.example", not for spiffe://other.example`},
-		{"one without its key", func(t *testing.T, dir string) { t.Helper(); remove(t, dir, caKeyFile) }, "demo.example", "ca.pem without ca_key.pem"},
-		{"one without its certificate", func(t *testing.T, dir string) { t.Helper(); remove(t, dir, caFile) }, "demo.example", "ca_key.pem without ca.pem"},
-		{"one with another key", func(t *testing.T, dir string) { t.Helper(); foreign(t, dir, caKeyFile) }, "demo.example", "key does not belong"},
+		{"an authority of another trust domain", func(*testing.T, string) {}, "other.example", `it is for "spiffe://demo.example", not for spiffe://other.example`},
+		{"an authority without its key", func(t *testing.T, dir string) { t.Helper(); remove(t, dir, caKeyFile) }, "demo.example", "ca.pem without ca_key.pem"},
+		{"an authority without its certificate", func(t *testing.T, dir string) { t.Helper(); remove(t, dir, caFile) }, "demo.example", "ca_key.pem without ca.pem"},
+		{"an authority with another key", func(t *testing.T, dir string) { t.Helper(); foreign(t, dir, caKeyFile) }, "demo.example", "key does not belong"},
 		{"an empty certificate", func(t *testing.T, dir string) { t.Helper(); put(t, dir, caFile, "") }, "demo.example", "not PEM"},
 		{"a broken certificate", func(t *testing.T, dir string) {
 			t.Helper()

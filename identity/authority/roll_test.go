@@ -8,7 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-func TestARollKeepsWhatIsInUseTrusted(t *testing.T) {
+func TestCARollKeepsCertificatesInUseTrusted(t *testing.T) {
 	a := newAuthority(t, 0)
 	mint := func() *x509.Certificate {
 		t.Helper()

@@ -72,8 +72,9 @@ func (g gateway) handshake(t *testing.T, caller identity.Provider) (identity.Pee
 	return g.verifier.Peer(state), state.PeerCertificates, err
 }
 
-// TestACARollInterruptsNobody: gateway and caller have an agent each, and the agents
-// learn of each step at different times. No handshake fails while the CA is replaced.
+// TestACARollInterruptsNobody checks that no handshake fails while the CA is replaced.
+// Gateway and caller have an agent each, and the agents learn of each step at different
+// times.
 func TestACARollInterruptsNobody(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "prod.example")
@@ -110,7 +111,7 @@ func TestACARollInterruptsNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			<-succeeded // during the step
+			<-succeeded // a handshake has succeeded during the step
 		}
 		want := poolOf(a.X509Bundle())
 		signing := a.X509Bundle().X509Authorities()[0]

@@ -39,6 +39,8 @@ func TestEveryRotationIsASnapshot(t *testing.T) {
 	}
 }
 
+// TestTheSnapshotOutlivesTheAgent checks that the snapshot stays while the agent is
+// away, and that its absence and its return are reported once.
 func TestTheSnapshotOutlivesTheAgent(t *testing.T) {
 	t.Parallel()
 	a, socket := newAuthority(t, "prod.example"), socketPath(t)
@@ -106,7 +108,7 @@ func mint(t *testing.T, a *authority.Authority, path string) *authority.SVID {
 	return svid
 }
 
-func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
+func TestUnusableUpdateIsRefused(t *testing.T) {
 	t.Parallel()
 	a, other := newAuthority(t, "prod.example"), newAuthority(t, "other.example")
 	agent, socket := newScripted(t)
@@ -139,9 +141,9 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 			send(test.answer)
 			<-proceed
 		}
-		send(good) // says nothing new
+		send(good) // the same SVID again is no update
 		send(change(func(*workload.X509SVIDResponse) {}))
-		return nil // the stream ends without an error, which is an absence as well
+		return nil // a stream that ends without an error is reported as an absence, too
 	}
 	f := follow(t, socket)
 	before := f.Snapshot()
@@ -164,9 +166,10 @@ func TestAnUpdateThatIsUnsoundIsRefused(t *testing.T) {
 	f.next(t, source.AgentLost)
 }
 
-// TestABundleOfAnotherTrustDomainHoldsNothingElseBack: a partner's bundle must neither
-// prevent the renewal of our own SVID nor the removal of an authority of ours.
-func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
+// TestBadBundleOfAnotherTrustDomainDoesNotDelayARenewal checks that an unusable bundle
+// of another trust domain prevents neither the renewal of the gateway's own SVID nor the
+// removal of one of its own authorities.
+func TestBadBundleOfAnotherTrustDomainDoesNotDelayARenewal(t *testing.T) {
 	t.Parallel()
 	a, partner, other := newAuthority(t, "prod.example"), newAuthority(t, "partner.example"), newAuthority(t, "other.example")
 	agent, socket := newScripted(t)
@@ -178,14 +181,14 @@ func TestABundleOfAnotherTrustDomainHoldsNothingElseBack(t *testing.T) {
 		refused bool
 		trusted bool // partner.example is trusted afterwards
 	}{
-		{"unsound from the start", other, false, true, false},
-		{"sound", partner, false, false, true},
-		{"unsound: the last one stays", other, false, true, true},
-		{"empty: it has no authority any more", nil, true, false, false},
-		{"unsound: an older one is not trusted again", other, false, true, false},
-		{"sound again", partner, false, false, true},
+		{"unusable from the start", other, false, true, false},
+		{"usable", partner, false, false, true},
+		{"unusable: the last one stays", other, false, true, true},
+		{"empty: the trust domain has no authority any more", nil, true, false, false},
+		{"unusable: an older one is not trusted again", other, false, true, false},
+		{"usable again", partner, false, false, true},
 		{"not federated any more", nil, false, false, false},
-		{"unsound: an older one is not trusted again, either", other, false, true, false},
+		{"unusable: an older one is not trusted again, either", other, false, true, false},
 	}
 	next := make(chan struct{})
 	agent.calls <- func(send func(*workload.X509SVIDResponse)) error {
@@ -241,8 +244,8 @@ func rootsOf(a *authority.Authority, trusted bool) *x509.CertPool {
 	return roots
 }
 
-// TestNoAnswerOfTheAgentEndsTheSource: after these answers go-spiffe stops watching,
-// and the source does not.
+// TestNoAnswerOfTheAgentEndsTheSource checks that the source continues after answers of
+// the agent at which go-spiffe stops watching.
 func TestNoAnswerOfTheAgentEndsTheSource(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "prod.example")
@@ -282,7 +285,7 @@ func TestNoAnswerOfTheAgentEndsTheSource(t *testing.T) {
 	}
 }
 
-func TestTheStartSaysWhatToCheck(t *testing.T) {
+func TestErrorAtTheStartSaysWhatToCheck(t *testing.T) {
 	t.Parallel()
 	a, other := newAuthority(t, "prod.example"), newAuthority(t, "prod.example")
 	nobody := filepath.Join(filepath.Dir(socketPath(t)), "none.sock")
@@ -313,7 +316,7 @@ func TestTheStartSaysWhatToCheck(t *testing.T) {
 		{"nobody listens", nobody, []string{"none.sock", "no such file", "check the path of the socket", "the agent runs", "is registered"}},
 		{"nobody answers", mute, []string{"it does not answer", "check the path of the socket"}},
 		{"nobody is registered", deniesAt, []string{"no identity issued", "the agent runs; check that this workload is registered"}},
-		{"what comes is unsound", confusedAt, []string{"what it sent cannot be used", "not issued by"}},
+		{"the answer is unusable", confusedAt, []string{"what it sent cannot be used", "not issued by"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -369,7 +372,7 @@ func TestSocketsThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestSocketsInAllTheirForms(t *testing.T) {
+func TestFormsOfSocketAddresses(t *testing.T) {
 	a, socket := newAuthority(t, "prod.example"), socketPath(t)
 	odd := filepath.Join(filepath.Dir(socket), "a b?#%41.sock")
 	server := newServer(t, a, "/gateway", 0)

@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestASocketIsBornClosed checks the mode of the socket before chmod, so that
-// nobody else can connect in between.
-func TestASocketIsBornClosed(t *testing.T) {
+// TestSocketIsPrivateFromTheStart checks the mode of the socket before chmod, because
+// nobody else may connect in between.
+func TestSocketIsPrivateFromTheStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	config := net.ListenConfig{Control: createPrivate}
 	l, err := config.Listen(t.Context(), "unix", path)

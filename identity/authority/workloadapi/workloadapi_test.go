@@ -99,7 +99,9 @@ type updates chan *client.X509Context
 func (u updates) OnX509ContextUpdate(c *client.X509Context) { u <- c }
 func (updates) OnX509ContextWatchError(error)               {}
 
-func TestEveryCallerGetsTheListTheDefaultFirst(t *testing.T) {
+// TestEveryCallerGetsAllSVIDs checks that every caller gets all SVIDs, the default one
+// first, with certificates of its own.
+func TestEveryCallerGetsAllSVIDs(t *testing.T) {
 	a, partner := newAuthority(t, "demo.example"), newAuthority(t, "partner.example")
 	_, path := serve(t, workloadapi.Config{
 		Authority: a,
@@ -140,7 +142,7 @@ func TestSVIDsRotateBeforeTheyExpire(t *testing.T) {
 	}
 }
 
-func TestARollShowsInEveryStep(t *testing.T) {
+func TestCARollIsSentInEveryStep(t *testing.T) {
 	a := newAuthority(t, "demo.example")
 	_, path := serve(t, workloadapi.Config{Authority: a, SVIDs: []authority.Options{svid(a, "/x", 0)}})
 	updates := watch(t, path)
@@ -208,7 +210,7 @@ func TestFederatedBundlesAreSentWhenTheyChange(t *testing.T) {
 	want("demo.example")
 }
 
-func TestAnAuthorityThatEndsCutsWhatItServes(t *testing.T) {
+func TestSVIDsEndWithTheAuthority(t *testing.T) {
 	short, err := authority.New(authority.Config{TrustDomain: spiffeid.RequireTrustDomainFromString("short.example"), CALifetime: 90 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
