@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-func TestClasses(t *testing.T) {
+// TestClassOfAnAddress checks the class of addresses at the edges of every range.
+func TestClassOfAnAddress(t *testing.T) {
 	c := NewClassifier(Local{
 		Addresses: []netip.Addr{netip.MustParseAddr("203.0.114.7"), netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("2606:4700::7"), netip.MustParseAddr("127.0.0.1")},
 		NAT64:     []netip.Prefix{netip.MustParsePrefix("2606:4700:64::/96"), netip.MustParsePrefix("2606:4700:65::/48"), netip.MustParsePrefix("2606:4800::/33")},
@@ -73,6 +74,7 @@ func TestNAT64Prefixes(t *testing.T) {
 	}
 }
 
+// TestClassesHaveWords checks that every class has a word of its own.
 func TestClassesHaveWords(t *testing.T) {
 	seen := map[string]bool{}
 	for c := Invalid; c <= NotDestination; c++ {
@@ -86,7 +88,9 @@ func TestClassesHaveWords(t *testing.T) {
 	}
 }
 
-func TestListeners(t *testing.T) {
+// TestAddressesOfListeners checks under which addresses a listener can be reached, and
+// that no rule opens them.
+func TestAddressesOfListeners(t *testing.T) {
 	for _, row := range []struct {
 		why, listener, addr string
 		want                bool
@@ -190,7 +194,7 @@ func within(prefix netip.Prefix, noise uint64) netip.Addr {
 	return addr
 }
 
-func TestSourceOf(t *testing.T) {
+func TestSourceIsAnIPv4AddressOrAnIPv6Network(t *testing.T) {
 	for _, row := range []struct {
 		a, b string
 		want bool

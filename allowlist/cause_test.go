@@ -22,6 +22,8 @@ func errorTypes() []string {
 	}
 }
 
+// TestErrorTypesAreThoseOfTheRFC checks that the error types of the reasons are those of
+// RFC 9209 section 2.3.
 func TestErrorTypesAreThoseOfTheRFC(t *testing.T) {
 	seen := map[string]bool{}
 	for _, c := range Causes() {
@@ -44,9 +46,9 @@ func TestErrorTypesAreThoseOfTheRFC(t *testing.T) {
 	}
 }
 
-// TestWhatAnErrorSays checks the detail and the cause of errors, also if a ReasonError
+// TestDetailAndCauseOfErrors checks the detail and the cause of errors, also if a ReasonError
 // wraps another one.
-func TestWhatAnErrorSays(t *testing.T) {
+func TestDetailAndCauseOfErrors(t *testing.T) {
 	plain := errors.New("192.0.2.1:443: connection refused")
 	for name, row := range map[string]struct {
 		err    error

@@ -19,7 +19,9 @@ func classOf(err error) Class {
 	return Invalid
 }
 
-func TestAddressesOfAName(t *testing.T) {
+// TestAddressesThatARuleOpens checks to which addresses an allowed name may lead, by the
+// addresses of its rule.
+func TestAddressesThatARuleOpens(t *testing.T) {
 	for _, row := range []struct {
 		why       string
 		addresses []string // addresses of the rule; nil if it has none
@@ -30,8 +32,8 @@ func TestAddressesOfAName(t *testing.T) {
 		{"a mapped address is what it maps", nil, "::ffff:8.8.8.8", Public},
 		{"NAT64 of a public address", nil, "64:ff9b::808:808", Public},
 		{"a private address is closed", nil, "10.20.0.1", Private},
-		{"so is its mapped form", nil, "::ffff:10.20.0.1", Private},
-		{"and its NAT64 form", nil, "64:ff9b::a14:1", Private},
+		{"a private address in mapped form is closed", nil, "::ffff:10.20.0.1", Private},
+		{"a private address in NAT64 form is closed", nil, "64:ff9b::a14:1", Private},
 		{"metadata is closed", nil, "169.254.169.254", Metadata},
 		{"a zone is refused", nil, "fe80::1%eth0", Invalid},
 
@@ -42,38 +44,38 @@ func TestAddressesOfAName(t *testing.T) {
 		{"no range at all admits nothing", []string{}, "8.8.8.8", OutsideRule},
 		{"a range written in mapped form", []string{"::ffff:10.20.0.0/112"}, "10.20.0.1", Public},
 		{"a wider range than the class opens nothing", []string{"8.0.0.0/5"}, "10.20.0.1", Private},
-		{"a wider one does not hide a good one", []string{"0.0.0.0/0", "10.20.0.0/16"}, "10.20.0.1", Public},
+		{"a wider range than the class does not hide a good one", []string{"0.0.0.0/0", "10.20.0.0/16"}, "10.20.0.1", Public},
 		{"an own address in an open range stays closed", []string{"10.0.0.0/8"}, "10.1.2.3", OwnAddress},
-		{"and opens by itself", []string{"10.1.2.3/32"}, "10.1.2.3", Public},
-		{"an IPv4 range says nothing of NAT64", []string{"10.20.0.0/16"}, "64:ff9b::a14:1", Private},
+		{"an own address opens by a range of its own", []string{"10.1.2.3/32"}, "10.1.2.3", Public},
+		{"an IPv4 range does not open NAT64", []string{"10.20.0.0/16"}, "64:ff9b::a14:1", Private},
 		{"a NAT64 range inside the class", []string{"64:ff9b::a14:0/112"}, "64:ff9b::a14:1", Public},
 
 		{"all of IPv4 opens no loopback", []string{"0.0.0.0/0"}, "127.0.0.1", Loopback},
-		{"nor private", []string{"0.0.0.0/0"}, "10.0.0.1", Private},
-		{"nor metadata", []string{"0.0.0.0/0"}, "169.254.169.254", Metadata},
-		{"nor Azure's wireserver", []string{"0.0.0.0/0"}, "168.63.129.16", Metadata},
-		{"all of IPv6 opens no unique local", []string{"::/0"}, "fd00::1", Private},
-		{"nor ::1", []string{"::/0"}, "::1", Loopback},
-		{"nor the unspecified, which is this host", []string{"::/0"}, "::", OwnListener},
-		{"nor ISATAP", []string{"::/0"}, "2606:4700::5efe:10.0.0.1", Transition},
-		{"nor 6to4", []string{"::/0"}, "2002:a00:1::", Transition},
-		{"nor NAT64 of private", []string{"::/0", "64:ff9b::/96"}, "64:ff9b::a00:1", Private},
-		{"all of IPv6 is the public internet", []string{"::/0"}, "2606:4700::1", Public},
+		{"all of IPv4 opens no private address", []string{"0.0.0.0/0"}, "10.0.0.1", Private},
+		{"all of IPv4 opens no metadata address", []string{"0.0.0.0/0"}, "169.254.169.254", Metadata},
+		{"all of IPv4 does not open Azure's wireserver", []string{"0.0.0.0/0"}, "168.63.129.16", Metadata},
+		{"all of IPv6 opens no unique local address", []string{"::/0"}, "fd00::1", Private},
+		{"all of IPv6 does not open ::1", []string{"::/0"}, "::1", Loopback},
+		{"all of IPv6 does not open the unspecified address, which is this host", []string{"::/0"}, "::", OwnListener},
+		{"all of IPv6 opens no ISATAP address", []string{"::/0"}, "2606:4700::5efe:10.0.0.1", Transition},
+		{"all of IPv6 opens no 6to4 address", []string{"::/0"}, "2002:a00:1::", Transition},
+		{"all of IPv6 opens no private address in NAT64 form", []string{"::/0", "64:ff9b::/96"}, "64:ff9b::a00:1", Private},
+		{"all of IPv6 opens a public address", []string{"::/0"}, "2606:4700::1", Public},
 
-		{"a loopback range does not open", []string{"127.0.0.0/8"}, "127.0.0.1", Loopback},
-		{"nor half of one", []string{"127.0.0.0/31"}, "127.0.0.1", Loopback},
-		{"one loopback address does", []string{"127.0.0.1/32"}, "127.0.0.1", Public},
-		{"a link-local range does not", []string{"169.254.0.0/16"}, "169.254.1.1", LinkLocal},
-		{"one link-local address does", []string{"169.254.1.1/32"}, "169.254.1.1", Public},
-		{"metadata in a link-local range", []string{"169.254.0.0/16"}, "169.254.169.254", Metadata},
-		{"one metadata address", []string{"169.254.169.254/32"}, "169.254.169.254", Public},
-		{"metadata nested in shared space", []string{"100.64.0.0/10"}, "100.100.100.200", Metadata},
-		{"even by a narrow range", []string{"100.100.100.200/31"}, "100.100.100.200", Metadata},
-		{"what lies beside it opens", []string{"100.64.0.0/10"}, "100.100.100.201", Public},
-		{"metadata nested in unique local", []string{"fd00::/8"}, "fd00:ec2::254", Metadata},
-		{"broadcast nested in reserved", []string{"240.0.0.0/4"}, "255.255.255.255", Broadcast},
+		{"a loopback range does not open loopback", []string{"127.0.0.0/8"}, "127.0.0.1", Loopback},
+		{"a range of two loopback addresses does not open loopback", []string{"127.0.0.0/31"}, "127.0.0.1", Loopback},
+		{"one loopback address opens itself", []string{"127.0.0.1/32"}, "127.0.0.1", Public},
+		{"a link-local range does not open link-local", []string{"169.254.0.0/16"}, "169.254.1.1", LinkLocal},
+		{"one link-local address opens itself", []string{"169.254.1.1/32"}, "169.254.1.1", Public},
+		{"a link-local range does not open metadata", []string{"169.254.0.0/16"}, "169.254.169.254", Metadata},
+		{"one metadata address opens itself", []string{"169.254.169.254/32"}, "169.254.169.254", Public},
+		{"a range of shared space does not open the metadata address in it", []string{"100.64.0.0/10"}, "100.100.100.200", Metadata},
+		{"a range of two addresses does not open the metadata address in it", []string{"100.100.100.200/31"}, "100.100.100.200", Metadata},
+		{"a range of shared space opens the address next to the metadata address", []string{"100.64.0.0/10"}, "100.100.100.201", Public},
+		{"a range of unique local addresses does not open the metadata address in it", []string{"fd00::/8"}, "fd00:ec2::254", Metadata},
+		{"a range of reserved addresses does not open broadcast", []string{"240.0.0.0/4"}, "255.255.255.255", Broadcast},
 		{"documentation opens by a range", []string{"203.0.113.0/24"}, "203.0.113.7", Public},
-		{"ISATAP only by itself", []string{"2606:4700::/64"}, "2606:4700::5efe:a00:1", Transition},
+		{"a range does not open an ISATAP address in it", []string{"2606:4700::/64"}, "2606:4700::5efe:a00:1", Transition},
 		{"multicast opens by a range", []string{"224.0.0.0/24"}, "224.0.0.1", Public},
 		{"a listener never opens", []string{"10.1.2.3/32", "10.1.2.4/32"}, "10.1.2.4", OwnListener},
 	} {
@@ -101,23 +103,24 @@ func TestAddressesOfAName(t *testing.T) {
 	}
 }
 
+// TestAddressLiterals checks the decision on a destination that is an address.
 func TestAddressLiterals(t *testing.T) {
 	for _, row := range []struct {
 		why, cidr, dest, want string
 	}{
 		{"IPv4 under its range", "8.8.8.0/24", "8.8.8.8:443", "allow"},
-		{"IPv6 is first class", "2606:4700::/32", "[2606:4700:4700::1111]:443", "allow"},
+		{"IPv6 under its range", "2606:4700::/32", "[2606:4700:4700::1111]:443", "allow"},
 		{"a mapped literal under an IPv4 rule", "8.8.8.8/32", "[::ffff:8.8.8.8]:443", "allow"},
 		{"a literal under a rule in mapped form", "::ffff:8.8.8.8/128", "8.8.8.8:443", "allow"},
 		{"host bits in a rule do not matter", "8.8.8.8/24", "8.8.8.9:443", "allow"},
 		{"outside the range", "8.8.8.0/24", "8.8.9.8:443", "ip-not-on-allowlist"},
 		{"another port", "8.8.8.0/24", "8.8.8.8:80", "port-not-allowed"},
-		{"a wide range is the public internet", "0.0.0.0/0", "8.8.8.8:443", "allow"},
-		{"and not loopback", "0.0.0.0/0", "127.0.0.1:443", "resolved-address-denied"},
-		{"and not IPv6", "0.0.0.0/0", "[2606:4700::1]:443", "ip-not-on-allowlist"},
+		{"a public address under all of IPv4", "0.0.0.0/0", "8.8.8.8:443", "allow"},
+		{"loopback under all of IPv4", "0.0.0.0/0", "127.0.0.1:443", "resolved-address-denied"},
+		{"IPv6 under all of IPv4", "0.0.0.0/0", "[2606:4700::1]:443", "ip-not-on-allowlist"},
 		{"loopback by itself", "127.0.0.1/32", "127.0.0.1:443", "allow"},
 		{"private by a range inside", "10.20.0.0/16", "10.20.9.9:443", "allow"},
-		{"the own listener never", "10.1.2.4/32", "10.1.2.4:443", "resolved-address-denied"},
+		{"an own listener by itself", "10.1.2.4/32", "10.1.2.4:443", "resolved-address-denied"},
 		{"::1 under all of IPv6", "::/0", "[::1]:443", "resolved-address-denied"},
 		{"NAT64 of a public address", "::/0", "[64:ff9b::808:808]:443", "allow"},
 		{"NAT64 of a private one", "::/0", "[64:ff9b::a00:1]:443", "resolved-address-denied"},
@@ -138,7 +141,9 @@ func TestAddressLiterals(t *testing.T) {
 	}
 }
 
-func TestCheckAddrOfNoDecision(t *testing.T) {
+// TestCheckAddrNeedsAnAllowedDecision checks that CheckAddr refuses every address unless
+// the decision is that of a policy and allows the request.
+func TestCheckAddrNeedsAnAllowedDecision(t *testing.T) {
 	public := netip.MustParseAddrPort("8.8.8.8:443")
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example"))))
 	allowed := p.Decide(tunnel(checkout, "api.example:443"))
@@ -146,7 +151,7 @@ func TestCheckAddrOfNoDecision(t *testing.T) {
 	failed.Verdict = Fail
 	for why, d := range map[string]Decision{
 		"the zero decision":            {},
-		"a verdict that nobody gave":   {Outcome: Outcome{Verdict: Allow}, Request: Request{Dest: must(ParseDestination("api.example:443"))}},
+		"a verdict without a policy":   {Outcome: Outcome{Verdict: Allow}, Request: Request{Dest: must(ParseDestination("api.example:443"))}},
 		"a denial":                     p.Decide(tunnel(checkout, "other.example:443")),
 		"an unknown identity":          p.Decide(tunnel(builder, "api.example:443")),
 		"no policy":                    (*Policy)(nil).Decide(tunnel(checkout, "api.example:443")),
@@ -164,6 +169,8 @@ func TestCheckAddrOfNoDecision(t *testing.T) {
 	}
 }
 
+// TestDenyRulesCoverResolvedAddresses checks that deny rules for ranges of addresses
+// apply to the addresses of allowed names.
 func TestDenyRulesCoverResolvedAddresses(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout,

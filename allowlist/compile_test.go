@@ -22,6 +22,8 @@ func TestCompileRefuses(t *testing.T) {
 	}
 }
 
+// TestNamesOfRules checks that an unnamed rule has a name that depends on its meaning,
+// and not on its place.
 func TestNamesOfRules(t *testing.T) {
 	name := func(id string, r Rule) string {
 		t.Helper()
@@ -74,7 +76,9 @@ func TestNamesOfRules(t *testing.T) {
 	}
 }
 
-func TestPlaces(t *testing.T) {
+// TestPlaceOfARule checks that the place of a rule names the file and line, and those of
+// its use.
+func TestPlaceOfARule(t *testing.T) {
 	for useAt, want := range map[string]string{"": "a.yaml:3", "b.yaml:9": "a.yaml:3, used at b.yaml:9"} {
 		r := rule("api.example")
 		r.At, r.UseAt = "a.yaml:3", useAt
@@ -128,7 +132,8 @@ func TestPortTables(t *testing.T) {
 	}
 }
 
-func TestDepths(t *testing.T) {
+// TestSetOfDepths checks the set of numbers of labels in which the index has entries.
+func TestSetOfDepths(t *testing.T) {
 	var d depths
 	for _, n := range []int{0, 1, 63, 64, 127, 128} {
 		d.set(n)

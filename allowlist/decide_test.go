@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// row is a request and the decision that it expects, in the words of answer.
+// row is a request and the expected decision, in the words of answer.
 type row struct {
 	why  string
 	req  Request
@@ -21,7 +21,9 @@ func checkRows(t *testing.T, p *Policy, rows []row) {
 	}
 }
 
-func TestNamesOfTheHostileTable(t *testing.T) {
+// TestNamesNearAnAllowedName checks that names which resemble an allowed name are
+// denied, and that other spellings of it are allowed.
+func TestNamesNearAnAllowedName(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("allowed.example port 443,80"), rule("**.wild.example"), rule("xn--bcher-kva.example"))))
 	const no = "not-on-allowlist"
 	checkRows(t, p, []row{
@@ -34,7 +36,7 @@ func TestNamesOfTheHostileTable(t *testing.T) {
 		{"the apex of a wildcard", tunnel(checkout, "wild.example:443"), no},
 		{"a longer label than the apex", tunnel(checkout, "xwild.example:443"), no},
 		{"a name in front of another", tunnel(checkout, "allowed.example.evil.test:443"), no},
-		{"a label that ends so", tunnel(checkout, "evilallowed.example:443"), no},
+		{"a label that ends like the allowed one", tunnel(checkout, "evilallowed.example:443"), no},
 		{"a name below an exact one", tunnel(checkout, "a.allowed.example:443"), no},
 		{"the parent of an exact one", tunnel(checkout, "example:443"), no},
 		{"a single label", tunnel(checkout, "allowed:443"), no},
@@ -43,13 +45,14 @@ func TestNamesOfTheHostileTable(t *testing.T) {
 		{"127 labels below", tunnel(checkout, strings.Repeat("a.", 119)+"wild.example:443"), "allow"},
 		{"a port that is not written", tunnel(checkout, "a.wild.example:80"), "port-not-allowed"},
 		{"an address where only names are listed", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
-		{"the same mapped", tunnel(checkout, "[::ffff:127.0.0.1]:443"), "ip-not-on-allowlist"},
+		{"a mapped address where only names are listed", tunnel(checkout, "[::ffff:127.0.0.1]:443"), "ip-not-on-allowlist"},
 		{"the loopback address", tunnel(checkout, "[::1]:443"), "ip-not-on-allowlist"},
 		{"no address", tunnel(checkout, "[::]:443"), "ip-not-on-allowlist"},
 		{"an IPv4-compatible address", tunnel(checkout, "[::127.0.0.1]:443"), "ip-not-on-allowlist"},
 	})
 }
 
+// TestTheMoreSpecificRuleWins checks which rule decides if several match a request.
 func TestTheMoreSpecificRuleWins(t *testing.T) {
 	for _, row := range []struct {
 		why, dest, want string
@@ -113,6 +116,8 @@ func TestTheMoreSpecificRuleWins(t *testing.T) {
 	}
 }
 
+// TestTheNearestMissNamesTheReason checks that the reason of a denial is that of the
+// rule which nearly matches.
 func TestTheNearestMissNamesTheReason(t *testing.T) {
 	get := func(dest, path string) Request { return plain(checkout, "GET", dest, path) }
 	p := policyOf(t, entryOf(checkout, allow(
@@ -129,8 +134,8 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 	)))
 	checkRows(t, p, []row{
 		{"another port", tunnel(checkout, "port.example:443"), "port-not-allowed"},
-		{"an old rule on another port", tunnel(checkout, "old.example:80"), "port-not-allowed"},
-		{"an old rule", tunnel(checkout, "old.example:443"), "rule-expired"},
+		{"an expired rule on another port", tunnel(checkout, "old.example:80"), "port-not-allowed"},
+		{"an expired rule", tunnel(checkout, "old.example:443"), "rule-expired"},
 		{"a tunnel where methods are written", tunnel(checkout, "read.example:80"), "method-not-allowed"},
 		{"a tunnel where paths are written", tunnel(checkout, "any.example:80"), "method-not-allowed"},
 		{"another method", plain(checkout, "POST", "read.example:80", "/public/x"), "method-not-allowed"},
@@ -139,7 +144,7 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		{"an exact path", get("read.example:80", "/health"), "allow"},
 		{"many segments", get("read.example:80", "/public/x/y"), "allow"},
 		{"another path", get("read.example:80", "/private"), "path-not-allowed"},
-		{"a path that begins so", get("read.example:80", "/healthy"), "path-not-allowed"},
+		{"a path that begins like an allowed one", get("read.example:80", "/healthy"), "path-not-allowed"},
 		{"the folder itself", get("read.example:80", "/public"), "path-not-allowed"},
 		{"no path", get("read.example:80", ""), "malformed-target"},
 		{"the server itself where every path is allowed", plain(checkout, "OPTIONS", "every.example:80", Asterisk), "path-not-allowed"},
@@ -148,14 +153,14 @@ func TestTheNearestMissNamesTheReason(t *testing.T) {
 		{"one segment only", get("any.example:80", "/public/x/y"), "path-not-allowed"},
 		{"an upgrade where methods are written", upgraded(get("read.example:80", "/public/x")), "upgrade-not-allowed"},
 		{"an upgrade that the rule takes", upgraded(get("ws.example:80", "/")), "allow"},
-		{"a tunnel to it", upgraded(tunnel(checkout, "ws.example:80")), "method-not-allowed"},
+		{"a tunnel where only plain requests are allowed", upgraded(tunnel(checkout, "ws.example:80")), "method-not-allowed"},
 		{"an upgrade under a rule that asks for nothing", upgraded(get("plain.example:80", "/")), "upgrade-not-allowed"},
 		{"any path under a plain rule", get("plain.example:80", "/a/../b"), "allow"},
 		{"a name that is only resolved", tunnel(checkout, "name.example:443"), "not-on-allowlist"},
-		{"on another port too", tunnel(checkout, "name.example:80"), "not-on-allowlist"},
-		{"its port, beside a rule that connects", tunnel(checkout, "both.example:53"), "port-not-allowed"},
+		{"a name that is only resolved, on another port", tunnel(checkout, "name.example:80"), "not-on-allowlist"},
+		{"the port of a rule that only resolves, beside one that connects", tunnel(checkout, "both.example:53"), "port-not-allowed"},
 		{"the rule that connects", tunnel(checkout, "both.example:443"), "allow"},
-		{"method before date", tunnel(checkout, "mixed.example:443"), "method-not-allowed"},
+		{"the method counts before the date", tunnel(checkout, "mixed.example:443"), "method-not-allowed"},
 		{"no rule at all", tunnel(checkout, "none.example:443"), "not-on-allowlist"},
 	})
 	if got, want := p.Decide(tunnel(checkout, "port.example:443")).AllowedPorts(), "8443, 9000-9001"; got != want {
@@ -238,6 +243,8 @@ func TestAnOptionalUpgrade(t *testing.T) {
 	}
 }
 
+// TestPathsAreMatchedRaw checks that paths are compared byte for byte, without decoding
+// escapes.
 func TestPathsAreMatchedRaw(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("a.example port 80", paths("/public/**")))))
 	for path, want := range map[string]string{
@@ -269,6 +276,8 @@ func TestPathsAreMatchedRaw(t *testing.T) {
 	}
 }
 
+// TestDenyBeatsAllowWhereverItIsWritten checks that a deny rule beats every allow rule,
+// whichever entry has it.
 func TestDenyBeatsAllowWhereverItIsWritten(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout,

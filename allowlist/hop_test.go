@@ -5,7 +5,9 @@ import (
 	"time"
 )
 
-func TestAliases(t *testing.T) {
+// TestAliasesOfADecision checks which aliases the modes trust and inspect accept on the
+// way to an address.
+func TestAliasesOfADecision(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout, allow(rule("api.example"), rule("*.cdn.example"), rule("cdn.example port 8443")), deny(rule("denied.cdn.example"), rule("half.example port 22"))),
 		entryOf(builder, observe(now().Add(time.Hour)), deny(rule("denied.cdn.example"))))
@@ -15,11 +17,11 @@ func TestAliases(t *testing.T) {
 		trust, inspect Reason
 	}{
 		{"allowed by itself", checkout, "a.cdn.example", NoReason, NoReason},
-		{"of no rule", checkout, "other.example", NoReason, NotOnAllowlist},
+		{"without a rule", checkout, "other.example", NoReason, NotOnAllowlist},
 		{"allowed on another port", checkout, "cdn.example", NoReason, PortNotAllowed},
 		{"denied", checkout, "denied.cdn.example", DeniedByRule, DeniedByRule},
 		{"denied on another port", checkout, "half.example", NoReason, NotOnAllowlist},
-		{"of no rule, under observe", builder, "other.example", NoReason, NoReason},
+		{"without a rule, under observe", builder, "other.example", NoReason, NoReason},
 		{"denied, under observe", builder, "denied.cdn.example", DeniedByRule, DeniedByRule},
 		{"an address", checkout, "192.0.2.1", MalformedTarget, MalformedTarget},
 	} {
@@ -40,7 +42,7 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-func TestWildcards(t *testing.T) {
+func TestWildcardPatterns(t *testing.T) {
 	for text, want := range map[string]bool{"a.example": false, "*.example.org": true, "**.example.org": true} {
 		if got := must(ParseHostPattern(text)).isWildcard(); got != want {
 			t.Errorf("%s: %v", text, got)

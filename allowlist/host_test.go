@@ -7,6 +7,8 @@ import (
 	"testing"
 )
 
+// TestAHostHasOneCanonicalSpelling checks that every accepted spelling of a host becomes
+// the same canonical text.
 func TestAHostHasOneCanonicalSpelling(t *testing.T) {
 	label63 := strings.Repeat("a", 63)
 	name253 := strings.Repeat(label63+".", 3) + strings.Repeat("b", 61)
@@ -57,7 +59,7 @@ func badHosts() map[string][]string {
 	}
 }
 
-func TestAHostSpelledOtherwiseIsRefused(t *testing.T) {
+func TestBadSpellingsOfAHostAreRefused(t *testing.T) {
 	for class, hosts := range badHosts() {
 		for _, in := range hosts {
 			if host, err := ParseHost(in); !errors.Is(err, ErrHost) || host != (Host{}) {
@@ -141,7 +143,7 @@ func TestADestinationHasAHostAndAPort(t *testing.T) {
 	}
 }
 
-func TestHostOfIsWhatTheParserReturns(t *testing.T) {
+func TestHostOfEqualsTheParser(t *testing.T) {
 	for _, text := range []string{"127.0.0.1", "::ffff:127.0.0.1", "2001:db8::1"} {
 		if got, want := HostOf(netip.MustParseAddr(text)), must(ParseHost(text)); got != want {
 			t.Errorf("HostOf(%s) = %v, want %v", text, got, want)

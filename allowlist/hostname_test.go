@@ -73,10 +73,10 @@ func lower(name []byte) []byte {
 	return out
 }
 
-// TestNamesToAskFor checks that an alias to a special name is followed only if the name
+// TestAliasesThatMayBeLookedUp checks that an alias to a special name is followed only if the name
 // is allowed by itself, and that rules for a suffix decide about an alias to a name that
 // no host can have.
-func TestNamesToAskFor(t *testing.T) {
+func TestAliasesThatMayBeLookedUp(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example"), rule("printer.local")), deny(rule("**.evil.example"))))
 	tunnel := p.Decide(tunnel(checkout, "api.example:443"))
 	name := p.DecideName(NameRequest{ID: tunnel.ID, Proof: tunnel.Proof, Host: tunnel.Dest.Host, Type: TypeA, Time: tunnel.Time})

@@ -5,6 +5,8 @@ import (
 	"testing"
 )
 
+// TestIndexFindsWhatWasPut checks that the index finds what was put into it, and nothing
+// else, even if all hashes collide.
 func TestIndexFindsWhatWasPut(t *testing.T) {
 	for why, hash := range map[string]func(string) uint64{
 		"random hashes": newHasher().text,

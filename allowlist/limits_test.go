@@ -23,6 +23,8 @@ func limited(t *testing.T) *Policy {
 	)
 }
 
+// TestLimitsMergeKeyByKey checks that each limit of an identity comes from the most
+// specific entry that sets it.
 func TestLimitsMergeKeyByKey(t *testing.T) {
 	p := limited(t)
 	for _, row := range []struct {
@@ -43,6 +45,7 @@ func TestLimitsMergeKeyByKey(t *testing.T) {
 	}
 }
 
+// TestSharedLimits checks which patterns with shared limits apply to an identity.
 func TestSharedLimits(t *testing.T) {
 	const quarantined = "spiffe://prod.example/ns/ci/sa/cut"
 	p := limited(t).WithQuarantine(NewQuarantineList([]Quarantined{{Pattern: must(ParseIdentityPattern(quarantined))}}))
@@ -87,6 +90,7 @@ func TestLimitsAllocateNothing(t *testing.T) {
 	}
 }
 
+// TestTLSOfADecision checks which TLS and ECH modes a decision has.
 func TestTLSOfADecision(t *testing.T) {
 	off := func(r *Rule) { r.TLS = TLSOff }
 	p := policyOf(t, entryOf(

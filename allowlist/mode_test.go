@@ -10,15 +10,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-func TestObserveLetsTheseThroughAndNoOthers(t *testing.T) {
+// TestRequestsThatObserveLetsThrough checks which denials observe mode lets through.
+func TestRequestsThatObserveLetsThrough(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, observe(now().Add(time.Hour)),
 		allow(rule("api.example"), rule("old.example", expires(now())), rule("get.example port 80", methods("GET"), paths("/p/**")), rule("10.0.0.0/8")),
 		deny(rule("gist.example"), rule("9.9.9.9/32"))))
 	checkRows(t, p, []row{
-		{"what is allowed", tunnel(checkout, "api.example:443"), "allow"},
+		{"an allowed request", tunnel(checkout, "api.example:443"), "allow"},
 		{"a name that is not listed", tunnel(checkout, "other.example:443"), "observe not-on-allowlist"},
 		{"another port", tunnel(checkout, "api.example:80"), "observe port-not-allowed"},
-		{"an old rule", tunnel(checkout, "old.example:443"), "observe rule-expired"},
+		{"an expired rule", tunnel(checkout, "old.example:443"), "observe rule-expired"},
 		{"another method", plain(checkout, "PUT", "get.example:80", "/p/x"), "observe method-not-allowed"},
 		{"another path", plain(checkout, "GET", "get.example:80", "/q"), "observe path-not-allowed"},
 		{"a public address", tunnel(checkout, "8.8.8.8:443"), "observe ip-not-on-allowlist"},
@@ -28,7 +29,7 @@ func TestObserveLetsTheseThroughAndNoOthers(t *testing.T) {
 		{"a denied address", tunnel(checkout, "9.9.9.9:443"), "denied-by-rule"},
 		{"a malformed path", plain(checkout, "GET", "get.example:80", "/p/../q"), "malformed-target"},
 		{"a private address", tunnel(checkout, "192.168.0.1:443"), "ip-not-on-allowlist"},
-		{"the wrong port of a private one", tunnel(checkout, "10.0.0.1:80"), "port-not-allowed"},
+		{"the wrong port of a private address", tunnel(checkout, "10.0.0.1:80"), "port-not-allowed"},
 		{"loopback", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
 		{"metadata", tunnel(checkout, "169.254.169.254:443"), "ip-not-on-allowlist"},
 		{"another identity", tunnel(builder, "other.example:443"), "identity-unknown"},
@@ -51,13 +52,15 @@ func TestObserveLetsTheseThroughAndNoOthers(t *testing.T) {
 	}
 }
 
+// TestObservePrivate checks that observe_private lets private addresses through, and no
+// other special ones.
 func TestObservePrivate(t *testing.T) {
 	e := entryOf(checkout, observe(now().Add(time.Hour)))
 	e.ObservePrivate = true
 	p := policyOf(t, e).WithClassifier(NewClassifier(Local{Addresses: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}))
 	checkRows(t, p, []row{
 		{"a private address", tunnel(checkout, "192.168.0.1:443"), "observe ip-not-on-allowlist"},
-		{"a unique local one", tunnel(checkout, "[fd00::1]:443"), "observe ip-not-on-allowlist"},
+		{"a unique local address", tunnel(checkout, "[fd00::1]:443"), "observe ip-not-on-allowlist"},
 		{"loopback", tunnel(checkout, "127.0.0.1:443"), "ip-not-on-allowlist"},
 		{"link-local", tunnel(checkout, "169.254.1.1:443"), "ip-not-on-allowlist"},
 		{"metadata", tunnel(checkout, "169.254.169.254:443"), "ip-not-on-allowlist"},
@@ -65,6 +68,9 @@ func TestObservePrivate(t *testing.T) {
 	})
 }
 
+// TestModeIsThatOfTheMostSpecificEntryThatDecidesIt checks that the mode of an identity
+// is that of its most specific entry which sets a mode, or which has an allow list of
+// its own.
 func TestModeIsThatOfTheMostSpecificEntryThatDecidesIt(t *testing.T) {
 	const everyone, namespace = "everyone of prod.example", "spiffe://prod.example/ns/payments/**"
 	const account = "spiffe://prod.example/ns/payments/sa/*"
@@ -87,32 +93,32 @@ func TestModeIsThatOfTheMostSpecificEntryThatDecidesIt(t *testing.T) {
 		{"the more specific entry enforces", "not-on-allowlist", []Entry{entryOf(checkout, enforce), entryOf(namespace, observe(later))}},
 		{"the more specific entry observes", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(namespace, enforce)}},
 		{"force cannot be overridden", "not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(namespace, force)}},
-		{"not from everyone either", "not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, force)}},
+		{"force of everyone cannot be overridden", "not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, force)}},
 		{"everyone observes", "observe not-on-allowlist", []Entry{entryOf(checkout), entryOf(everyone, observe(later))}},
 		{"an end that has come enforces", "not-on-allowlist", []Entry{entryOf(checkout, observe(now()))}},
-		{"and does not hand over", "not-on-allowlist", []Entry{entryOf(checkout, observe(now())), entryOf(namespace, observe(later))}},
+		{"an end that has come does not pass the mode on to a less specific entry", "not-on-allowlist", []Entry{entryOf(checkout, observe(now())), entryOf(namespace, observe(later))}},
 		{"the instant before the end observes", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(now().Add(1)))}},
 
-		{"a list of its own enforces", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later))}},
-		{"also under everyone", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(everyone, observe(later))}},
-		{"also where both list", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later), list)}},
-		{"also one of a pattern", "not-on-allowlist", []Entry{entryOf(account, list), entryOf(namespace, observe(later))}},
-		{"also one that has expired", "not-on-allowlist", []Entry{entryOf(checkout, old), entryOf(namespace, observe(later))}},
-		{"also one of names to resolve", "not-on-allowlist", []Entry{entryOf(checkout, name), entryOf(namespace, observe(later))}},
-		{"also one that is empty", "not-on-allowlist", []Entry{entryOf(checkout, empty), entryOf(namespace, observe(later))}},
-		{"also beside deny rules", "not-on-allowlist", []Entry{entryOf(checkout, list, denying), entryOf(namespace, observe(later))}},
-		{"a list between them enforces", "not-on-allowlist", []Entry{entryOf(checkout, denying), entryOf(account, list), entryOf(namespace, observe(later))}},
-		{"a list that observes observes", "observe not-on-allowlist", []Entry{entryOf(checkout, list, observe(later)), entryOf(namespace, list)}},
-		{"a list of everyone enforces nothing more specific", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, list)}},
-		{"a list of everyone enforces the rest", "not-on-allowlist", []Entry{entryOf(checkout), entryOf(everyone, list)}},
+		{"an entry with an allow list of its own enforces", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later))}},
+		{"an allow list enforces although everyone observes", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(everyone, observe(later))}},
+		{"an allow list enforces although a less specific entry has one, too, and observes", "not-on-allowlist", []Entry{entryOf(checkout, list), entryOf(namespace, observe(later), list)}},
+		{"an allow list of a pattern enforces", "not-on-allowlist", []Entry{entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"an expired allow list enforces", "not-on-allowlist", []Entry{entryOf(checkout, old), entryOf(namespace, observe(later))}},
+		{"an allow list of names that are only resolved enforces", "not-on-allowlist", []Entry{entryOf(checkout, name), entryOf(namespace, observe(later))}},
+		{"an empty allow list enforces", "not-on-allowlist", []Entry{entryOf(checkout, empty), entryOf(namespace, observe(later))}},
+		{"an allow list beside deny rules enforces", "not-on-allowlist", []Entry{entryOf(checkout, list, denying), entryOf(namespace, observe(later))}},
+		{"an allow list of an entry in between enforces", "not-on-allowlist", []Entry{entryOf(checkout, denying), entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"an entry with an allow list and the mode observe observes", "observe not-on-allowlist", []Entry{entryOf(checkout, list, observe(later)), entryOf(namespace, list)}},
+		{"an allow list of everyone does not decide for a more specific entry", "observe not-on-allowlist", []Entry{entryOf(checkout, observe(later)), entryOf(everyone, list)}},
+		{"an allow list of everyone enforces where nothing else decides", "not-on-allowlist", []Entry{entryOf(checkout), entryOf(everyone, list)}},
 		{"deny rules do not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, denying), entryOf(namespace, observe(later))}},
 		{"owner and limits do not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, settings), entryOf(namespace, observe(later))}},
-		{"a list that inherits does not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(namespace, observe(later))}},
-		{"it inherits from the next that decides", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list), entryOf(namespace, observe(later))}},
-		{"it inherits from those who inherit", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list, inherit), entryOf(everyone, observe(later))}},
-		{"it inherits from nobody", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit)}},
+		{"an allow list with inherit_mode does not decide", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(namespace, observe(later))}},
+		{"inherit_mode takes the mode of the next entry that decides", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list), entryOf(namespace, observe(later))}},
+		{"inherit_mode passes over other entries that inherit", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, list, inherit), entryOf(everyone, observe(later))}},
+		{"inherit_mode without a less specific entry enforces", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit)}},
 		{"a mode beside inherit decides", "observe not-on-allowlist", []Entry{entryOf(checkout, list, inherit, observe(later)), entryOf(namespace, enforce)}},
-		{"it inherits an end that has come", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, observe(now())), entryOf(namespace, observe(later))}},
+		{"inherit_mode inherits an end that has come", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, observe(now())), entryOf(namespace, observe(later))}},
 		{"force holds for a list that inherits", "not-on-allowlist", []Entry{entryOf(checkout, list, inherit), entryOf(account, observe(later)), entryOf(everyone, force)}},
 	} {
 		p := policyOf(t, row.entries...)
@@ -126,25 +132,28 @@ func TestModeIsThatOfTheMostSpecificEntryThatDecidesIt(t *testing.T) {
 	}
 }
 
-func TestEveryoneAddsToThoseWhoHaveAnEntry(t *testing.T) {
+// TestRulesOfEveryone checks to which identities the rules of everyone apply, with and
+// without unlisted.
+func TestRulesOfEveryone(t *testing.T) {
 	everyone := entryOf("everyone of prod.example", allow(rule("otel.example")))
 	p := policyOf(t, entryOf(checkout), everyone)
 	checkRows(t, p, []row{
-		{"who has an entry", tunnel(checkout, "otel.example:443"), "allow"},
-		{"who has none", tunnel(builder, "otel.example:443"), "identity-unknown"},
+		{"an identity with an entry", tunnel(checkout, "otel.example:443"), "allow"},
+		{"an identity without an entry", tunnel(builder, "otel.example:443"), "identity-unknown"},
 		{"another trust domain", tunnel("spiffe://prod.example.evil/a", "otel.example:443"), "identity-unknown"},
 	})
 	everyone.Unlisted = true
 	p = policyOf(t, entryOf(checkout), entryOf("spiffe://dev.example/a"), everyone)
 	checkRows(t, p, []row{
-		{"the unlisted", tunnel(builder, "otel.example:443"), "allow"},
-		{"the unlisted elsewhere", tunnel(builder, "other.example:443"), "not-on-allowlist"},
+		{"an identity without an entry, with unlisted", tunnel(builder, "otel.example:443"), "allow"},
+		{"another name, with unlisted", tunnel(builder, "other.example:443"), "not-on-allowlist"},
 		{"an entry of another trust domain", tunnel("spiffe://dev.example/a", "otel.example:443"), "not-on-allowlist"},
 		{"the trust domain itself", tunnel("spiffe://prod.example", "otel.example:443"), "identity-invalid"},
 	})
 }
 
-func TestAcceptedSources(t *testing.T) {
+// TestAcceptedProofs checks which proofs an entry accepts.
+func TestAcceptedProofs(t *testing.T) {
 	accepting := func(id string, sources ...Proof) Entry {
 		e := entryOf(id, allow(rule("api.example")))
 		e.Accept = ProofsOf(sources...)
@@ -158,8 +167,8 @@ func TestAcceptedSources(t *testing.T) {
 		{"the default", []Entry{accepting(checkout)}, map[Proof]bool{ProofX509SVID: true, ProofListener: true}},
 		{"listeners only", []Entry{accepting(checkout, ProofListener)}, map[Proof]bool{ProofListener: true}},
 		{"the more specific entry", []Entry{accepting(checkout, ProofSourceMap), accepting("spiffe://prod.example/**", ProofX509SVID)}, map[Proof]bool{ProofSourceMap: true}},
-		{"the less specific one where none is set", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", ProofSourceMap)}, map[Proof]bool{ProofSourceMap: true}},
-		{"no source proves nothing", []Entry{accepting(checkout, NoProof)}, map[Proof]bool{}},
+		{"the less specific entry where the more specific one sets none", []Entry{accepting(checkout), accepting("spiffe://prod.example/**", ProofSourceMap)}, map[Proof]bool{ProofSourceMap: true}},
+		{"no proof is never accepted", []Entry{accepting(checkout, NoProof)}, map[Proof]bool{}},
 	} {
 		p := policyOf(t, row.entries...)
 		for s := range Proof(255) {
@@ -182,6 +191,8 @@ func TestAcceptedSources(t *testing.T) {
 	}
 }
 
+// TestQuarantineCutsOff checks which identities a line of the quarantine list matches,
+// and that everything is denied to them.
 func TestQuarantineCutsOff(t *testing.T) {
 	lines := func(patterns ...string) (q []Quarantined) {
 		for _, p := range patterns {
@@ -199,9 +210,9 @@ func TestQuarantineCutsOff(t *testing.T) {
 		want         bool
 	}{
 		{"the identity", checkout, true},
-		{"another", builder, false},
+		{"another identity", builder, false},
 		{"a prefix of the text", "spiffe://prod.example/ns/payments/sa/check", false},
-		{"its parent", "spiffe://prod.example/ns/payments/sa", false},
+		{"the parent path of the identity", "spiffe://prod.example/ns/payments/sa", false},
 		{"one segment", "spiffe://prod.example/ns/payments/sa/*", true},
 		{"one segment too high", "spiffe://prod.example/ns/payments/*", false},
 		{"many segments", "spiffe://prod.example/ns/**", true},
@@ -237,6 +248,8 @@ func TestQuarantineCutsOff(t *testing.T) {
 	}
 }
 
+// TestARuleHoldsUntilItExpires checks that a rule allows requests before its date, and
+// not from that date on.
 func TestARuleHoldsUntilItExpires(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example", expires(now())))))
 	checkRows(t, p, []row{
@@ -248,6 +261,7 @@ func TestARuleHoldsUntilItExpires(t *testing.T) {
 	})
 }
 
+// TestZeroValuesDeny checks that zero policies, requests and decisions deny.
 func TestZeroValuesDeny(t *testing.T) {
 	req := tunnel(checkout, "api.example:443")
 	var none *Policy
@@ -281,7 +295,9 @@ func TestZeroValuesDeny(t *testing.T) {
 	}
 }
 
-func TestNextEnd(t *testing.T) {
+// TestNextEndIsTheNextDate checks that NextEnd returns the next date at which a rule or
+// an observe mode ends.
+func TestNextEndIsTheNextDate(t *testing.T) {
 	day := func(d int) time.Time { return time.Date(2027, 1, d, 0, 0, 0, 0, time.UTC) }
 	pattern, err := ParseIdentityPattern("spiffe://td.example/w")
 	if err != nil {
@@ -314,6 +330,8 @@ func TestNextEnd(t *testing.T) {
 	}
 }
 
+// TestQuarantinedArePatternsOfBothLists checks that the quarantined patterns are those
+// of the policy and of the quarantine list, each once.
 func TestQuarantinedArePatternsOfBothLists(t *testing.T) {
 	line := func(texts ...string) (lines []Quarantined) {
 		for _, text := range texts {

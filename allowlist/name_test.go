@@ -38,7 +38,8 @@ func nameAnswer(d NameDecision) string {
 	return text
 }
 
-func TestNames(t *testing.T) {
+// TestNameDecisions checks the decision on names that are asked for.
+func TestNameDecisions(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout,
 			allow(rule("api.example", named("api")), rule("api.example port 80", methods("GET"), paths("/x/**"), types(TypeTXT)),
@@ -92,6 +93,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestQueryTypes checks that the types that a policy can allow have a name and are read
+// by it, and that no others are.
 func TestQueryTypes(t *testing.T) {
 	for _, typ := range QueryTypes() {
 		got, ok := ParseQueryType(typ.String())
@@ -106,6 +109,8 @@ func TestQueryTypes(t *testing.T) {
 	}
 }
 
+// TestNamesAreRefusedBeforeRules checks the reasons for which a query is refused before
+// any rule is looked at.
 func TestNamesAreRefusedBeforeRules(t *testing.T) {
 	p := must(Compile(Spec{
 		Entries: []Entry{
@@ -152,6 +157,7 @@ func TestNamesAreRefusedBeforeRules(t *testing.T) {
 	}
 }
 
+// TestAddressesOfAnswers checks which addresses an answer may contain.
 func TestAddressesOfAnswers(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout,
@@ -190,7 +196,9 @@ func TestAddressesOfAnswers(t *testing.T) {
 	}
 }
 
-func TestHopsOfAnswers(t *testing.T) {
+// TestAliasesInAnswers checks which aliases an answer may contain, in the modes trust
+// and inspect.
+func TestAliasesInAnswers(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("api.example"), rule("**.cdn.example")), deny(rule("bad.cdn.example"), rule("half.cdn.example port 443"))))
 	d := p.DecideName(lookup(checkout, "api.example"))
 	for _, row := range []struct {
@@ -202,7 +210,7 @@ func TestHopsOfAnswers(t *testing.T) {
 		{"elsewhere.example", NoReason, NotOnAllowlist},
 		{"bad.cdn.example", DeniedByRule, DeniedByRule},
 		{"localhost", NoReason, SpecialName},
-		{"api.example.elsewhere.example", NoReason, NotOnAllowlist}, // no search list makes aliases
+		{"api.example.elsewhere.example", NoReason, NotOnAllowlist}, // search lists do not apply to aliases
 	} {
 		hop := must(ParseHost(row.hop))
 		if trust, inspect := d.CheckHop(hop, false), d.CheckHop(hop, true); trust != row.trust || inspect != row.inspect {
@@ -301,6 +309,8 @@ func naiveOwnName(spec *Spec, req NameRequest) string {
 	return "observe " + misses[nearest]
 }
 
+// TestNameDecisionsEqualTheReference compares DecideName with the reference, for random
+// policies and names.
 func TestNameDecisionsEqualTheReference(t *testing.T) {
 	answers := map[string]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
@@ -324,10 +334,10 @@ func TestNameDecisionsEqualTheReference(t *testing.T) {
 	}
 }
 
-// TestDoorsAgree checks that DecideName allows every name that Decide allows on some
+// TestDecideNameAllowsWhatDecideAllows checks that DecideName allows every name that Decide allows on some
 // port, and that the answer may contain every address that CheckAddr of the Decision
 // admits.
-func TestDoorsAgree(t *testing.T) {
+func TestDecideNameAllowsWhatDecideAllows(t *testing.T) {
 	ports := []uint16{1, 80, 400, 443, 445, 500, 8080, 65535}
 	agreed := map[bool]int{}
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
@@ -359,9 +369,9 @@ func TestDoorsAgree(t *testing.T) {
 	}
 }
 
-// TestNothingBelowIsAllowed checks that Above is false only if no rule without a wildcard
+// TestAboveIsFalseOnlyWithoutNamesBelow checks that Above is false only if no rule without a wildcard
 // allows a name below the name.
-func TestNothingBelowIsAllowed(t *testing.T) {
+func TestAboveIsFalseOnlyWithoutNamesBelow(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 20 {
 			req := NameRequest{ID: spiffeid.RequireFromString(g.id()), Proof: ProofX509SVID, Host: must(ParseHost(g.name())), Type: TypeA, Time: now()}

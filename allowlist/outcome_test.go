@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// TestWhatNamesAreCountedUnder checks that a Decision and a NameDecision count a name
+// TestBothDecisionsCountANameTheSame checks that a Decision and a NameDecision count a name
 // under the same key.
-func TestWhatNamesAreCountedUnder(t *testing.T) {
+func TestBothDecisionsCountANameTheSame(t *testing.T) {
 	p := policyOf(t,
 		entryOf(checkout, allow(rule("exact.example", named("exact")), rule("*.example.org", named("one")), rule("**.example.net", named("many")))),
 		entryOf(builder, observe(now().Add(time.Hour))))

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/text/unicode/runenames"
 )
 
+// TestCheckPath checks which paths are refused, and with which error.
 func TestCheckPath(t *testing.T) {
 	for _, good := range []string{
 		"/", "/a", "/a/", "/a/.b/c..d/e.", "/...", "/a:b@c,d=e&f+g!h$i'j(k)l*m~n", "/%41", "/my%20file", "/lib%2b%2b_1%3a2.deb", "/%40scope", "/caf%c3%a9", "/%C3%89",
@@ -46,7 +47,7 @@ func TestCheckPath(t *testing.T) {
 	}
 }
 
-// TestPathsOfEveryCharacter checks CheckPath with every character of Unicode. It must
+// TestPathsOfEveryCharacter calls CheckPath with every character of Unicode. It must
 // refuse invisible characters and those whose name or normal form is a slash, a dot or
 // another delimiter. A path that passes has the same segments in every normal form.
 func TestPathsOfEveryCharacter(t *testing.T) {

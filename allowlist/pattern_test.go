@@ -7,6 +7,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
+// TestHostPatternsHaveOneSpelling checks which host patterns are accepted, and what the
+// errors for others suggest.
 func TestHostPatternsHaveOneSpelling(t *testing.T) {
 	for _, row := range []struct{ in, help string }{
 		{"api.example", ""},
@@ -59,6 +61,8 @@ func TestHostPatternsHaveOneSpelling(t *testing.T) {
 	}
 }
 
+// TestIdentityPatternsHaveOneSpelling checks which identity patterns are accepted, and
+// what the errors for others suggest.
 func TestIdentityPatternsHaveOneSpelling(t *testing.T) {
 	deep := "spiffe://td" + strings.Repeat("/a", maxSegments)
 	for _, row := range []struct{ in, help string }{
@@ -103,9 +107,9 @@ func TestIdentityPatternsHaveOneSpelling(t *testing.T) {
 	}
 }
 
-// TestIdentityPrefixTraps checks that an identity pattern matches whole segments and one
+// TestIdentityPatternMatchesWholeSegments checks that an identity pattern matches whole segments and one
 // trust domain.
-func TestIdentityPrefixTraps(t *testing.T) {
+func TestIdentityPatternMatchesWholeSegments(t *testing.T) {
 	const known, unknown = "allow", "identity-unknown"
 	for _, row := range []struct{ pattern, id, want string }{
 		{"spiffe://td/ns/a", "spiffe://td/ns/a", known},
@@ -137,7 +141,9 @@ func TestIdentityPrefixTraps(t *testing.T) {
 	}
 }
 
-func TestContains(t *testing.T) {
+// TestPatternContainsAnother checks whether one identity pattern matches every identity
+// that another one matches.
+func TestPatternContainsAnother(t *testing.T) {
 	for _, row := range []struct {
 		p, q string
 		want bool
@@ -170,7 +176,7 @@ func TestContains(t *testing.T) {
 	}
 }
 
-func TestPorts(t *testing.T) {
+func TestPortRanges(t *testing.T) {
 	for in, want := range map[string]string{
 		"443": "443", "1": "1", "65535": "65535", "8000-8999": "8000-8999", "80-80": "80",
 		"": "", "0": "", "0-1": "", "1-0": "", "9-8": "", "65536": "", "1-65536": "", "-": "", "1-": "", "-1": "", "1-2-3": "", "080": "", "+1": "", "a": "", " 1": "",

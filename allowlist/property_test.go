@@ -12,7 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A generator makes random policies and requests from so few names and identities that
+// generator makes random policies and requests from so few names and identities that
 // rules often overlap.
 type generator struct{ *rand.Rand }
 
@@ -142,6 +142,8 @@ func eachPolicy(t *testing.T, check func(g generator, spec *Spec, p *Policy)) {
 	}
 }
 
+// TestDecisionsEqualTheReference compares Decide with the reference, for random policies
+// and requests.
 func TestDecisionsEqualTheReference(t *testing.T) {
 	answers := map[string]int{}
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
@@ -165,6 +167,8 @@ func TestDecisionsEqualTheReference(t *testing.T) {
 	}
 }
 
+// TestTheOrderOfRulesChangesNoDecision shuffles the rules and entries of random
+// policies, and checks that the decisions stay the same.
 func TestTheOrderOfRulesChangesNoDecision(t *testing.T) {
 	eachPolicy(t, func(g generator, spec *Spec, p *Policy) {
 		shuffled := Spec{Quarantine: spec.Quarantine, Entries: slices.Clone(spec.Entries)}
@@ -213,6 +217,8 @@ func TestAnAddedAllowRuleNeverDenies(t *testing.T) {
 	})
 }
 
+// TestADenyRuleWithoutPortsCoversEveryPort adds a deny rule without ports to random
+// policies, and checks that it denies its destinations on every port.
 func TestADenyRuleWithoutPortsCoversEveryPort(t *testing.T) {
 	p := policyOf(t, entryOf(checkout, allow(rule("**.example port 1-65535"), rule("0.0.0.0/0 port 1-65535")), deny(rule("api.example"), rule("8.8.8.8/32"))))
 	for port := range 1 << 16 {
@@ -226,6 +232,8 @@ func TestADenyRuleWithoutPortsCoversEveryPort(t *testing.T) {
 	}
 }
 
+// TestAWideRangeOpensNoSpecialClass checks, for random policies, that a range which is
+// wider than a special class opens none of its addresses.
 func TestAWideRangeOpensNoSpecialClass(t *testing.T) {
 	p := policyOf(t, entryOf(checkout,
 		allow(rule("0.0.0.0/0"), rule("::/0"), rule("api.example", addresses("0.0.0.0/0", "::/0")))))
@@ -308,6 +316,8 @@ func spellings(p netip.Prefix) []netip.Prefix {
 	return []netip.Prefix{p, netip.PrefixFrom(netip.AddrFrom16(mapped), p.Bits()+96), netip.PrefixFrom(netip.AddrFrom16(nat64), p.Bits()+96)}
 }
 
+// TestAddressesFollowTheDecision checks, for random policies, that CheckAddr opens no
+// address for a denied request, and only the address itself for an address literal.
 func TestAddressesFollowTheDecision(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 10 {

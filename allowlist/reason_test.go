@@ -8,6 +8,8 @@ import (
 	"testing"
 )
 
+// TestEveryReasonHasARow checks that every reason has a token and a text of its own, and
+// an error type if it has a status.
 func TestEveryReasonHasARow(t *testing.T) {
 	tokens, texts := map[string]Reason{}, map[string]Reason{}
 	token := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
@@ -132,7 +134,7 @@ func TestObservableReasons(t *testing.T) {
 	}
 }
 
-func TestWords(t *testing.T) {
+func TestWordsOfVerdictsModesAndProofs(t *testing.T) {
 	for got, want := range map[string]string{
 		Deny.String(): "deny", Allow.String(): "allow", Observe.String(): "observe", Fail.String(): "fail",
 		Verdict(9).String(): "invalid", ModeUnset.String(): "enforce", ModeObserve.String(): "observe", Mode(9).String(): "invalid",
@@ -144,7 +146,8 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// TestReasonOf checks that no error has the reason of an allowed request.
+// TestReasonOf checks the reason of an error. Only a nil error has the reason of an
+// allowed request.
 func TestReasonOf(t *testing.T) {
 	cause := errors.New("cause")
 	refused := &ReasonError{Reason: DialRefused, Err: cause}
@@ -156,12 +159,12 @@ func TestReasonOf(t *testing.T) {
 	}{
 		{"a reason and a cause", refused, DialRefused, "dial-refused: cause"},
 		{"a reason alone", &ReasonError{Reason: NameBudget}, NameBudget, "name-budget"},
-		{"a reason further down", fmt.Errorf("dialling: %w", refused), DialRefused, "dialling: dial-refused: cause"},
-		{"of two reasons the first", &ReasonError{Reason: ResolveFailed, Err: refused}, ResolveFailed, "resolve-failed: dial-refused: cause"},
+		{"a wrapped reason", fmt.Errorf("dialling: %w", refused), DialRefused, "dialling: dial-refused: cause"},
+		{"two reasons, of which the first counts", &ReasonError{Reason: ResolveFailed, Err: refused}, ResolveFailed, "resolve-failed: dial-refused: cause"},
 		{"an error without a reason", cause, InternalError, "cause"},
 		{"the zero value", &ReasonError{}, InternalError, "internal-error"},
 		{"a cause without a reason", &ReasonError{Err: cause}, InternalError, "internal-error: cause"},
-		{"no reason before one", &ReasonError{Err: refused}, InternalError, "internal-error: dial-refused: cause"},
+		{"an empty ReasonError around one with a reason", &ReasonError{Err: refused}, InternalError, "internal-error: dial-refused: cause"},
 	}
 	for _, row := range rows {
 		if got := ReasonOf(row.err); got != row.reason {

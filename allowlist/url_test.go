@@ -6,6 +6,8 @@ import (
 	"testing"
 )
 
+// TestParseURL checks what the target of a plain request is read as, and the error for
+// malformed targets.
 func TestParseURL(t *testing.T) {
 	for in, want := range map[string]string{
 		"http://a.example/":              "a.example:80 /",
@@ -60,9 +62,9 @@ func TestParseURL(t *testing.T) {
 	}
 }
 
-// TestCausesAreNamed checks that each cause has its own text, which contains no part of
-// the target.
-func TestCausesAreNamed(t *testing.T) {
+// TestErrorsOfTargetsNameTheirCause checks that the error for a malformed target names
+// what is wrong, and quotes nothing of the target.
+func TestErrorsOfTargetsNameTheirCause(t *testing.T) {
 	plain := func(s string) error { _, err := ParseURL(s); return err }
 	connect := func(s string) error { _, err := ParseDestination(s); return err }
 	for in, row := range map[string]struct {
@@ -139,8 +141,9 @@ func FuzzParseURL(f *testing.F) {
 	})
 }
 
-// TestGlimpse checks what a record contains about a refused target.
-func TestGlimpse(t *testing.T) {
+// TestGlimpseOfAMalformedTarget checks which host and port a record shows of a target
+// that is malformed. Nothing is shown if the host is in doubt.
+func TestGlimpseOfAMalformedTarget(t *testing.T) {
 	for _, row := range []struct {
 		target  string
 		connect bool

@@ -8,8 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// TestVisible checks every character of Unicode.
-func TestVisible(t *testing.T) {
+// TestVisibleEscapesHiddenCharacters checks that Visible escapes every character that
+// hides or moves text, and changes no other.
+func TestVisibleEscapesHiddenCharacters(t *testing.T) {
 	for r := rune(0); r <= unicode.MaxRune; r++ {
 		if !utf8.ValidRune(r) {
 			continue

@@ -17,14 +17,14 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// TestFiles loads every file of testdata. NAME.good.yaml must load; NAME.bad.yaml
-// begins with one comment per error that it must give, all of them:
+// TestTestdata loads every file of testdata. NAME.good.yaml must load. NAME.bad.yaml
+// begins with a comment for each error that it must give, and gives no other:
 //
 //	# LINE:COLUMN: message
 //
-// NAME.bad and NAME.good are directories; the first comments of their first
-// file are the errors of all, as FILE:LINE:COLUMN: message.
-func TestFiles(t *testing.T) {
+// NAME.bad and NAME.good are directories. The first comments of their first file are the
+// errors of all files, as FILE:LINE:COLUMN: message.
+func TestTestdata(t *testing.T) {
 	names, err := filepath.Glob("testdata/*.*")
 	if err != nil || len(names) == 0 {
 		t.Fatalf("%d files, %v", len(names), err)
@@ -157,8 +157,9 @@ func values() []cmp.Option {
 	}
 }
 
-// TestEverything checks the Spec of the example in the documentation.
-func TestEverything(t *testing.T) {
+// TestExampleOfTheDocumentation checks the Spec of the example in the documentation,
+// which has every key.
+func TestExampleOfTheDocumentation(t *testing.T) {
 	data, err := os.ReadFile("testdata/everything.good.yaml")
 	if err != nil {
 		t.Fatal(err)

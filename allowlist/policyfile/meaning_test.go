@@ -56,28 +56,29 @@ func rules(t *testing.T, destinations, lists string) []string {
 	return all
 }
 
+// TestRulesMean checks the rule that each way to write one means.
 func TestRulesMean(t *testing.T) {
 	destinations := `  plain: [{host: p.example}]
   full: [{host: f.example, ports: 8443, name: own, ticket: D-1, expires: 2027-06-30}]
 `
 	for name, row := range map[string]struct{ lists, want string }{
-		"a host alone":                         {"  allow: [{host: a.example}]", "allow a.example"},
-		"one port as a number":                 {"  allow: [{host: a.example, ports: 8443}]", "allow a.example :8443"},
-		"one port as text":                     {"  allow: [{host: a.example, ports: \"8443\"}]", "allow a.example :8443"},
-		"ranges keep their order":              {"  allow: [{host: a.example, ports: [8000-8999, 443]}]", "allow a.example :8000-8999 :443"},
-		"an IPv4-mapped range is IPv4":         {"  allow: [{host: a.example, addresses: [\"::ffff:10.1.0.0/112\"]}]", "allow a.example in 10.1.0.0/16"},
-		"an IPv6 range is canonical":           {"  allow: [{cidr: 2001:DB8:0::/32}]", "allow 2001:db8::/32"},
-		"everything":                           {"  allow: [{cidr: 0.0.0.0/0}, {cidr: ::/0}]", "allow 0.0.0.0/0\nallow ::/0"},
-		"a day holds until its end":            {"  allow: [{host: a.example, expires: 2027-01-31}]", "allow a.example until 2027-02-01T00:00:00Z"},
-		"a time is exact":                      {"  allow: [{host: a.example, expires: 2027-01-31T10:00:00+01:00}]", "allow a.example until 2027-01-31T09:00:00Z"},
-		"a use knows both places":              {"  allow:\n  - use: plain", "allow p.example at d.yaml:3, used at a.yaml:5"},
-		"a use names and dates":                {"  allow:\n  - {use: plain, name: n, ticket: U-1, expires: 2027-01-31}", "allow p.example named n for U-1 until 2027-02-01T00:00:00Z at d.yaml:3, used at a.yaml:5"},
-		"a destination keeps what is its own":  {"  allow:\n  - {use: full}", "allow f.example :8443 named own for D-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
-		"the use has the last word on names":   {"  allow:\n  - {use: full, name: n, ticket: U-1}", "allow f.example :8443 named n for U-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
-		"the earlier date holds: the use's":    {"  allow:\n  - {use: full, expires: 2027-01-31}", "allow f.example :8443 named own for D-1 until 2027-02-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
-		"the earlier date holds: the set's":    {"  allow:\n  - {use: full, expires: 2028-01-31}", "allow f.example :8443 named own for D-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
-		"a denied use covers every port":       {"  deny:\n  - {use: plain}", "deny p.example at d.yaml:3, used at a.yaml:5"},
-		"a denied range may be a name's range": {"  deny: [{cidr: 10.0.0.0/8, ports: [22]}]", "deny 10.0.0.0/8 :22"},
+		"a host alone":                                      {"  allow: [{host: a.example}]", "allow a.example"},
+		"one port as a number":                              {"  allow: [{host: a.example, ports: 8443}]", "allow a.example :8443"},
+		"one port as text":                                  {"  allow: [{host: a.example, ports: \"8443\"}]", "allow a.example :8443"},
+		"ranges keep their order":                           {"  allow: [{host: a.example, ports: [8000-8999, 443]}]", "allow a.example :8000-8999 :443"},
+		"an IPv4-mapped range is IPv4":                      {"  allow: [{host: a.example, addresses: [\"::ffff:10.1.0.0/112\"]}]", "allow a.example in 10.1.0.0/16"},
+		"an IPv6 range is canonical":                        {"  allow: [{cidr: 2001:DB8:0::/32}]", "allow 2001:db8::/32"},
+		"everything":                                        {"  allow: [{cidr: 0.0.0.0/0}, {cidr: ::/0}]", "allow 0.0.0.0/0\nallow ::/0"},
+		"a day ends at its end":                             {"  allow: [{host: a.example, expires: 2027-01-31}]", "allow a.example until 2027-02-01T00:00:00Z"},
+		"a time is exact":                                   {"  allow: [{host: a.example, expires: 2027-01-31T10:00:00+01:00}]", "allow a.example until 2027-01-31T09:00:00Z"},
+		"a use knows both places":                           {"  allow:\n  - use: plain", "allow p.example at d.yaml:3, used at a.yaml:5"},
+		"a use names and dates":                             {"  allow:\n  - {use: plain, name: n, ticket: U-1, expires: 2027-01-31}", "allow p.example named n for U-1 until 2027-02-01T00:00:00Z at d.yaml:3, used at a.yaml:5"},
+		"a destination keeps its own name, ticket and date": {"  allow:\n  - {use: full}", "allow f.example :8443 named own for D-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
+		"the name and ticket of the use count":              {"  allow:\n  - {use: full, name: n, ticket: U-1}", "allow f.example :8443 named n for U-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
+		"the earlier date counts, which is that of the use": {"  allow:\n  - {use: full, expires: 2027-01-31}", "allow f.example :8443 named own for D-1 until 2027-02-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
+		"the earlier date counts, which is that of the set": {"  allow:\n  - {use: full, expires: 2028-01-31}", "allow f.example :8443 named own for D-1 until 2027-07-01T00:00:00Z at d.yaml:4, used at a.yaml:5"},
+		"a denied use covers every port":                    {"  deny:\n  - {use: plain}", "deny p.example at d.yaml:3, used at a.yaml:5"},
+		"a denied range may be a name's range":              {"  deny: [{cidr: 10.0.0.0/8, ports: [22]}]", "deny 10.0.0.0/8 :22"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if diff := cmp.Diff(strings.Join(rules(t, destinations, row.lists), "\n"), row.want); diff != "" {
@@ -87,6 +88,7 @@ func TestRulesMean(t *testing.T) {
 	}
 }
 
+// TestModesMean checks the mode that each way to write one means.
 func TestModesMean(t *testing.T) {
 	for settings, want := range map[string]string{
 		"owner: x":                      "enforce force=false until=never private=false",

@@ -151,9 +151,9 @@ func modeOf(t *testing.T, files *Files, id string) string {
 	}).Verdict.String()
 }
 
-// TestFewBytesAreNotManyRules checks that the number of rules is bounded after each use
+// TestNumberOfExpandedRulesIsBounded checks that the number of rules is bounded after each use
 // of a destination is expanded, and after that each trust domain of everyone.
-func TestFewBytesAreNotManyRules(t *testing.T) {
+func TestNumberOfExpandedRulesIsBounded(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("version: 1\ndestinations:\n  many:\n")
 	for i := range 101 {

@@ -48,6 +48,7 @@ func mustRead(t *testing.T, paths ...string) *Files {
 	return files
 }
 
+// TestReadNames checks which files of the given paths are read.
 func TestReadNames(t *testing.T) {
 	root := write(t, map[string]string{
 		"b.yaml": minimal, "a.yaml": minimal, "README.md": "x", "lower/c.yaml": minimal, ".hidden.yaml": "x",
@@ -71,6 +72,7 @@ func TestReadNames(t *testing.T) {
 	}
 }
 
+// TestReadRefuses checks the error for each set of files that is not read.
 func TestReadRefuses(t *testing.T) {
 	root := write(t, map[string]string{
 		"good/a.yaml": minimal, "same/a.yaml": minimal, "yml/quarantine.yml": minimal, "upper/a.YAML": minimal,
@@ -139,6 +141,7 @@ func TestDigestDependsOnNamesAndBytesOnly(t *testing.T) {
 	}
 }
 
+// TestLoad checks that Load reads, parses and compiles the files of a directory.
 func TestLoad(t *testing.T) {
 	root := write(t, map[string]string{
 		"good/a.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{host: a.example}]}]\n",
@@ -172,13 +175,13 @@ func TestLoad(t *testing.T) {
 // TestParse checks that bytes by name mean the same as these files in a directory.
 func TestParse(t *testing.T) {
 	for name, texts := range map[string]map[string]string{
-		"a policy":                 {"b.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n", "a.yaml": "version: 1\ndestinations: {x: [{host: a.example}]}\n"},
-		"a policy and its cuts":    {"a.yaml": minimal, "quarantine.yaml": "version: 1\nquarantine: [{id: spiffe://corp.example/a}]\n"},
-		"files with errors":        {"b.yaml": "version: 3\n", "a.yaml": "version: 1\nno: key\n", "c.yaml": ""},
-		"an error by its name":     {"quarantine.yaml": "version: 1\nidentities: []\n"},
-		"a use that nobody has":    {"a.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n"},
-		"no files":                 {},
-		"a file that says nothing": {"a.yaml": "# nothing\n"},
+		"a policy":                  {"b.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n", "a.yaml": "version: 1\ndestinations: {x: [{host: a.example}]}\n"},
+		"a policy and a quarantine": {"a.yaml": minimal, "quarantine.yaml": "version: 1\nquarantine: [{id: spiffe://corp.example/a}]\n"},
+		"files with errors":         {"b.yaml": "version: 3\n", "a.yaml": "version: 1\nno: key\n", "c.yaml": ""},
+		"an error by its name":      {"quarantine.yaml": "version: 1\nidentities: []\n"},
+		"a use of no destination":   {"a.yaml": "version: 1\nidentities: [{id: spiffe://corp.example/a, allow: [{use: x}]}]\n"},
+		"no files":                  {},
+		"a file that says nothing":  {"a.yaml": "# nothing\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := write(t, texts)
@@ -242,6 +245,8 @@ everyone:
 	}
 }
 
+// TestQuarantineLoadsByItself checks the quarantine list that is read, or its error,
+// whatever the other files contain.
 func TestQuarantineLoadsByItself(t *testing.T) {
 	cut := "version: 1\nquarantine:\n  - {id: spiffe://corp.example/a, reason: INC-1}\n"
 	for name, row := range map[string]struct {

@@ -39,6 +39,8 @@ func allows(p *allowlist.Policy, id, dest string) bool {
 	}).Allowed()
 }
 
+// TestLoaderConfirmsWhatIsCompleteOrRepeated checks that a reading is confirmed at once
+// if the files are complete, and otherwise when a second reading repeats it.
 func TestLoaderConfirmsWhatIsCompleteOrRepeated(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
@@ -59,6 +61,8 @@ func TestLoaderConfirmsWhatIsCompleteOrRepeated(t *testing.T) {
 	}
 }
 
+// TestLoaderReportsWhatIsWrongOnce checks that an error of the files is returned once,
+// until the files change again.
 func TestLoaderReportsWhatIsWrongOnce(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
@@ -91,6 +95,8 @@ func TestLoaderReportsWhatIsWrongOnce(t *testing.T) {
 	}
 }
 
+// TestLoaderLoadsTheQuarantineByItself checks that the quarantine list is loaded
+// although another file has an error, and the other way round.
 func TestLoaderLoadsTheQuarantineByItself(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a.yaml", onePolicy)
@@ -167,9 +173,9 @@ func TestLoaderComparesWholeDigests(t *testing.T) {
 	}
 }
 
-// TestAFileThatCannotBeReadHoldsNoQuarantineBack checks that quarantine.yaml is loaded
+// TestQuarantineLoadsBesideAnUnreadableFile checks that quarantine.yaml is loaded
 // whatever is wrong with another file, also if that file cannot be read.
-func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
+func TestQuarantineLoadsBesideAnUnreadableFile(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		spoil func(dir string) error
@@ -218,9 +224,9 @@ func TestAFileThatCannotBeReadHoldsNoQuarantineBack(t *testing.T) {
 	}
 }
 
-// TestABrokenQuarantineAloneIsNoEmptyDirectory checks that a directory with only a broken
-// quarantine.yaml does not count as empty. A gateway may start with an empty directory
-// and must not start with a quarantine that it cannot read.
+// TestABrokenQuarantineAloneIsNoEmptyDirectory checks that a directory with only a
+// broken quarantine.yaml does not count as empty. A gateway may start with an empty
+// directory, but not with a quarantine list that it cannot read.
 func TestABrokenQuarantineAloneIsNoEmptyDirectory(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "quarantine.yaml", "version: 1\nallow: []\n")

@@ -43,6 +43,7 @@ func reads(t *testing.T, value string, read func(*Node) (any, bool)) string {
 	return fmt.Sprint(got)
 }
 
+// TestReaders checks what each reader returns for values of every kind.
 func TestReaders(t *testing.T) {
 	type row struct{ value, want string }
 	check := func(name string, read func(*Node) (any, bool), rows ...row) {
@@ -120,6 +121,8 @@ func TestReaders(t *testing.T) {
 	)
 }
 
+// TestParseRefuses checks the error, with its place, for everything in YAML that is
+// refused.
 func TestParseRefuses(t *testing.T) {
 	for name, row := range map[string]struct{ text, want string }{
 		"an anchor":                       {"a: &x 1", "f:1:4: YAML anchors are refused: remove &x"},
@@ -174,6 +177,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// TestEmptyDocuments checks that a file without a value is empty and no error.
 func TestEmptyDocuments(t *testing.T) {
 	for _, text := range []string{"", "\n", "# only words\n", "---\n", "\ufeff"} {
 		var errs Errors
@@ -190,7 +194,9 @@ func TestEmptyDocuments(t *testing.T) {
 	}
 }
 
-func TestWalk(t *testing.T) {
+// TestWalkOfADocument walks over a document, and checks the errors for unknown keys and
+// for values that were not read.
+func TestWalkOfADocument(t *testing.T) {
 	var errs Errors
 	root := Parse("dir/f.yaml", []byte("name: x\r\nwords: [a, b]\r\ncolor: red\r\nunread: {deep: 1}\r\nmore: [{left: 1}]\r\n"), &errs)
 	for key, v := range root.Fields() {
@@ -230,7 +236,8 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-func TestCandidates(t *testing.T) {
+// TestSuggestionsForAnUnknownWord checks the suggestions for an unknown word.
+func TestSuggestionsForAnUnknownWord(t *testing.T) {
 	many := make([]string, 30)
 	for i := range many {
 		many[i] = fmt.Sprint("name", i)
@@ -243,7 +250,7 @@ func TestCandidates(t *testing.T) {
 		"a letter off":      {"prots", []string{"host", "ports"}, `did you mean "ports"? (known: host, ports)`},
 		"nothing like it":   {"colour", []string{"host", "ports"}, "known: host, ports"},
 		"nothing is known":  {"x", nil, "there is none"},
-		"many are cut":      {"name29x", many, `did you mean "name29"? (known: ` + strings.Join(many[:20], ", ") + ", …)"},
+		"many known words":  {"name29x", many, `did you mean "name29"? (known: ` + strings.Join(many[:20], ", ") + ", …)"},
 		"a very long word":  {strings.Repeat("x", 1e6), []string{"host"}, "known: host"},
 		"an empty word":     {"", []string{"id"}, "known: id"},
 		"exactly that word": {"id", []string{"id"}, `did you mean "id"? (known: id)`},
@@ -254,7 +261,9 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-func TestErrors(t *testing.T) {
+// TestErrorsAreSortedByPlace checks that errors are returned in the order of their
+// places.
+func TestErrorsAreSortedByPlace(t *testing.T) {
 	var errs Errors
 	if err := errs.Err(); err != nil {
 		t.Errorf("without an error Err returned %v", err)
