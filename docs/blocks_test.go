@@ -21,7 +21,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/native"
 )
 
-// What a block says of itself behind the three marks, and what TestBlocks does:
+// The info string of a block, after its three marks, says what TestBlocks does with it:
 //
 //	yaml policy file=F        F is written and loaded as a policy
 //	yaml config file=F        the same for a configuration
@@ -155,7 +155,8 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
-// TestBlocksAreMarked: as many blocks as the documents had are still marked.
+// TestBlocksAreMarked checks that the documents have at least as many marked blocks of
+// each kind as they had.
 func TestBlocksAreMarked(t *testing.T) {
 	want := map[string]int{"policy": 7, "config": 9, "run": 28, "origin": 1, "serve": 3, "output": 19}
 	for _, path := range documents(t) {
@@ -172,13 +173,13 @@ func TestBlocksAreMarked(t *testing.T) {
 	}
 }
 
-// document is a document whose blocks are being tried.
+// document is a document whose blocks are tried.
 type document struct {
 	dir, bin string
 	shown    []string // loopback addresses, and ports of origins, as the document shows them
 	used     []string // the addresses and ports that are listened on instead
-	ran      bool     // the last shell block was not left out
-	printed  string   // what it printed
+	ran      bool     // the last shell block was run
+	printed  string   // what the last shell block printed
 }
 
 func newDocument(t *testing.T, bin string) *document {
@@ -190,7 +191,7 @@ func newDocument(t *testing.T, bin string) *document {
 	return d
 }
 
-// try does what a block asks for.
+// try does what the info string of a block says.
 func (d *document) try(t *testing.T, b block) {
 	t.Helper()
 	path := filepath.Join(d.dir, b.file())
@@ -260,8 +261,8 @@ func loadPolicy(t *testing.T, place, path string) {
 	}
 }
 
-// run runs a shell block, in a test of its own that is left out where a program is
-// missing. What runs the program from its source does so in the root of the tree.
+// run runs a shell block in a test of its own, which is skipped if a program is missing.
+// A block that runs the program from its source is run in the root of the tree.
 func (d *document) run(t *testing.T, b block) {
 	t.Helper()
 	d.ran, d.printed = false, ""
@@ -269,7 +270,7 @@ func (d *document) run(t *testing.T, b block) {
 		b.demand(t)
 		cmd := d.command(t, "sh", "-ec", d.replace(b.text, d.shown, d.used))
 		if strings.Contains(b.text, "./cmd/exeat") {
-			cmd.Dir, cmd.Env = "..", nil // with what has been compiled before
+			cmd.Dir, cmd.Env = "..", nil // uses the build cache
 		}
 		out, err := cmd.CombinedOutput()
 		d.ran, d.printed = true, d.replace(string(out), d.used, d.shown)
@@ -279,7 +280,7 @@ func (d *document) run(t *testing.T, b block) {
 	})
 }
 
-// command prepares a program that sees nothing of the settings of whoever tests.
+// command prepares a program that does not see the settings of the user who tests.
 func (d *document) command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
@@ -359,8 +360,8 @@ func (d *document) origin(t *testing.T, b block) {
 	d.shown, d.used = append(d.shown, shown), append(d.used, used)
 }
 
-// TestScriptedRecords: the records that the recipes of the documents are tried on
-// are such as the gateway writes.
+// TestScriptedRecords checks that the records on which the recipes of the documents are
+// tried are such as the gateway writes.
 func TestScriptedRecords(t *testing.T) {
 	data, err := os.ReadFile("testdata/records.jsonl")
 	if err != nil {

@@ -136,7 +136,8 @@ func hasHeading(t *testing.T, path, anchor string) bool {
 	return false
 }
 
-// TestIssueForms: each form has what GitHub asks of one, and an id only once.
+// TestIssueForms checks that each issue form has what GitHub requires, and each id only
+// once.
 func TestIssueForms(t *testing.T) {
 	for _, name := range []string{"fault.yml", "change.yml"} {
 		path := filepath.Join("../.github/ISSUE_TEMPLATE", name)

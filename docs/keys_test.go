@@ -177,8 +177,8 @@ func inRowAbove(rows map[string]string, key string) bool {
 	return m != nil && isList && rows[m[1]+"[]."+name] != ""
 }
 
-// TestLimitsInRecordsAreKeys: what a record names as the limit that somebody is over
-// stands in the configuration or in the policy.
+// TestLimitsInRecordsAreKeys checks that the name of a limit in a record is a key of the
+// configuration or of the policy.
 func TestLimitsInRecordsAreKeys(t *testing.T) {
 	configuration, policy := knownKeys(t, parseConfig), knownKeys(t, parsePolicy)
 	for _, key := range limit.Keys() {

@@ -43,7 +43,7 @@ func short(d time.Duration) string {
 }
 
 // TestDefaultsTable compares the defaults in docs/operating.md with those in the code.
-// Each must have all of the other's.
+// Neither may have a default that the other does not have.
 func TestDefaultsTable(t *testing.T) {
 	manual, err := os.ReadFile("operating.md")
 	if err != nil {

@@ -141,10 +141,10 @@ func code(words string) string {
 	return strings.Join(marked, " ")
 }
 
-// TestFieldsAreTheCode renders a record of every kind. The table must describe exactly
-// the fields that the records have, in their order, and the document must have every
-// field of the other forms.
-func TestFieldsAreTheCode(t *testing.T) {
+// TestTableOfFieldsEqualsTheRecords renders a record of every kind. It checks that the
+// table describes exactly the fields of the records, in their order, and that the
+// document has every field of the other forms.
+func TestTableOfFieldsEqualsTheRecords(t *testing.T) {
 	described := map[string]bool{}
 	order := map[string]int{}
 	for i, f := range fields() {

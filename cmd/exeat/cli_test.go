@@ -47,7 +47,7 @@ const (
 	observed = "spiffe://td.example/observed"
 )
 
-// TestDemoOrigins runs the demo with its origin at other addresses than the default.
+// TestDemoOrigins runs the demo with its origin at addresses other than the default.
 // Other tests of the command line are in testdata/script.
 func TestDemoOrigins(t *testing.T) {
 	for _, origin := range []string{"127.0.0.2:0", "0.0.0.0:0"} {
@@ -59,6 +59,7 @@ func TestDemoOrigins(t *testing.T) {
 	}
 }
 
+// TestEveryCommandHasAnExample checks that the help of every command has an example.
 func TestEveryCommandHasAnExample(t *testing.T) {
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
@@ -75,7 +76,8 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 	walk(newRoot())
 }
 
-// TestServeCheck checks a configuration while another process uses its port.
+// TestServeCheck checks a configuration with serve --check while another process uses
+// its port.
 func TestServeCheck(t *testing.T) {
 	dir := t.TempDir()
 	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
@@ -100,7 +102,7 @@ func TestServeCheck(t *testing.T) {
 		code               int
 		stdout, stderr     string
 	}{
-		{"everything is good", config, "", 0, "no errors, policy ", ""},
+		{"no error", config, "", 0, "no errors, policy ", ""},
 		{"a policy with an error", strings.Replace(config, "policy.yaml", "bad.yaml", 1), "", 2, "", "bad.yaml:1:1: version is missing"},
 		{"no identity yet", strings.Replace(config, "gateway", "nowhere", 1), "", 2, "", "identity directory"},
 		{"a certificate that is not there", config, ", present: {certificate: c.pem, key: k.pem}", 2, "", "listener main: "},
@@ -122,8 +124,8 @@ func TestServeCheck(t *testing.T) {
 	}
 }
 
-// TestServeCheckWarns: there is a warning for each identity that a listener gives its
-// callers if the policy refuses every request of it.
+// TestServeCheckWarns checks that serve --check warns of each identity that a listener
+// gives its callers if the policy refuses every request of it.
 func TestServeCheckWarns(t *testing.T) {
 	dir := t.TempDir()
 	if code, _, stderr := exeat(t, "authority", "mint", "--dir", filepath.Join(dir, "ca"), "--id", "spiffe://td.example/gateway", "--out", filepath.Join(dir, "gateway")); code != 0 {
@@ -143,15 +145,15 @@ func TestServeCheckWarns(t *testing.T) {
 		listener, policy string
 		want             []string
 	}{
-		"certificates":                 {"address: 127.0.0.1:0", entries, nil},
-		"a known fixed one":            {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/known", entries, nil},
-		"a fixed one":                  {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
-		"a fixed one for DNS":          {"address: 127.0.0.1:0, protocol: dns, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
-		"a fixed one by another proof": {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/mapped/a", entries, []string{unaccepted + "mapped/a accepts listener" + source}},
-		"one that everyone admits":     {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "everyone: {unlisted: true}\n" + entries, nil},
-		"one that is cut off":          {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "quarantine: [{id: spiffe://td.example/other}]\n" + entries, nil},
-		"the gateway's own":            {"address: 127.0.0.1:0, identity: self", entries, []string{strange + "gateway" + unknown}},
-		"by address": {
+		"certificates":                                                {"address: 127.0.0.1:0", entries, nil},
+		"a fixed identity that the policy knows":                      {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/known", entries, nil},
+		"a fixed identity that the policy does not know":              {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
+		"a fixed identity for DNS that the policy does not know":      {"address: 127.0.0.1:0, protocol: dns, identity: fixed, id: spiffe://td.example/other", entries, []string{strange + "other" + unknown}},
+		"a fixed identity for which the policy accepts another proof": {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/mapped/a", entries, []string{unaccepted + "mapped/a accepts listener" + source}},
+		"a fixed identity that everyone with unlisted admits":         {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "everyone: {unlisted: true}\n" + entries, nil},
+		"a fixed identity in quarantine":                              {"address: 127.0.0.1:0, identity: fixed, id: spiffe://td.example/other", "quarantine: [{id: spiffe://td.example/other}]\n" + entries, nil},
+		"the gateway's own identity":                                  {"address: 127.0.0.1:0, identity: self", entries, []string{strange + "gateway" + unknown}},
+		"identities by address": {
 			"address: 127.0.0.1:0, protocol: dns, identity: source-map, sources: {10.1.0.0/16: spiffe://td.example/other, 10.2.0.0/16: spiffe://td.example/other, " +
 				"10.3.0.0/16: spiffe://td.example/mapped/a, 10.4.0.0/16: spiffe://td.example/known}", entries,
 			[]string{unaccepted + "known accepts source-map" + source, strange + "other" + unknown},
@@ -173,8 +175,9 @@ func TestServeCheckWarns(t *testing.T) {
 	}
 }
 
-// TestVersionsThatArePrinted: lint and serve --check print the same version of a
-// policy, whatever its file is called, and that of the quarantine list if there is one.
+// TestVersionsThatArePrinted checks that lint and serve --check print the same version
+// of a policy, whatever its file is called, and that of the quarantine list if there is
+// one.
 func TestVersionsThatArePrinted(t *testing.T) {
 	const cut = "version: 1\nquarantine: [{id: spiffe://td.example/w, reason: INC-1}]\n"
 	said := func(name string, files map[string]string) string {

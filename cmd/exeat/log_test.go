@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit/audittest"
 )
 
-// TestNoTerminalObeysTheLog: attributes, errors and messages may quote text that others
-// have sent.
-func TestNoTerminalObeysTheLog(t *testing.T) {
+// TestLogHasNoTerminalControls checks that the log escapes control characters, because
+// attributes, errors and messages may quote text that others have sent.
+func TestLogHasNoTerminalControls(t *testing.T) {
 	var out bytes.Buffer
 	log := newLog(&out, slog.LevelInfo)
 	for _, text := range audittest.Obeyed() {
@@ -31,9 +31,9 @@ func TestNoTerminalObeysTheLog(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysACommand: the output of a command quotes its arguments and the
-// policy.
-func TestNoTerminalObeysACommand(t *testing.T) {
+// TestOutputOfCommandsHasNoTerminalControls checks that commands escape control
+// characters, because their output quotes their arguments and the policy.
+func TestOutputOfCommandsHasNoTerminalControls(t *testing.T) {
 	for i, text := range audittest.Obeyed() {
 		if strings.ContainsRune(text, 0) { // no argument of a process can have it
 			continue
@@ -67,6 +67,8 @@ func TestNoTerminalObeysACommand(t *testing.T) {
 	}
 }
 
+// TestTheLogQuotesNoOrigin checks that a message of net/http which quotes what an origin
+// has sent is logged without the quotation.
 func TestTheLogQuotesNoOrigin(t *testing.T) {
 	before := slog.Default()
 	t.Cleanup(func() { slog.SetDefault(before) })

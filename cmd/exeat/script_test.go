@@ -16,7 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain also makes this test binary the program, when a script runs exeat.
+// TestMain makes this test binary the program exeat when a script runs it.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"exeat": main})
 }

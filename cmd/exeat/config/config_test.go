@@ -29,6 +29,8 @@ policy: p.yaml
 listeners: [{name: main, address: "127.0.0.1:0"}]
 `
 
+// TestDefaultsOfAMinimalFile checks the defaults of all keys that a minimal file does
+// not set.
 func TestDefaultsOfAMinimalFile(t *testing.T) {
 	got, err := Parse("/etc/exeat/exeat.yaml", []byte(minimal))
 	if err != nil {
@@ -51,7 +53,9 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 	}
 }
 
-func TestEveryValueArrives(t *testing.T) {
+// TestEveryKeySetsItsValue checks that every key of the configuration sets the value
+// that it is for.
+func TestEveryKeySetsItsValue(t *testing.T) {
 	got, err := Parse("/x/exeat.yaml", []byte(`version: 1
 identity:
   certificate: a.pem
@@ -164,6 +168,7 @@ func checkResolver(t *testing.T, got resolve.Config) {
 	}
 }
 
+// TestSinks checks the sinks that the forms of records configure.
 func TestSinks(t *testing.T) {
 	got, err := Parse("/x/exeat.yaml", []byte(minimal+`records:
   collapse: 10s
@@ -189,7 +194,8 @@ func TestSinks(t *testing.T) {
 	}
 }
 
-func TestMistakes(t *testing.T) {
+// TestMistakesAreRefused checks the error for each mistake in a configuration.
+func TestMistakesAreRefused(t *testing.T) {
 	listener := func(text string) string {
 		return "version: 1\nidentity: {dir: id}\npolicy: p\nlisteners:\n  - " + text + "\n"
 	}
@@ -289,7 +295,7 @@ func TestMistakes(t *testing.T) {
 		{"hosts with a wildcard", minimal + "resolver: {hosts: {\"*.a.example\": 10.0.0.1}}\n", "write one whole name in lower case, without a wildcard"},
 		{"a certificate without its key", listener("{name: a, address: 127.0.0.1:1, present: c.pem}"), `want svid, or {certificate: FILE, key: FILE}, not "c.pem"`},
 		{"a directory and files", strings.Replace(minimal, "dir: id", "dir: id, key: k", 1), "e.yaml:2:11: identity: dir stands without certificate, key and bundle"},
-		{"looking all the time", strings.Replace(minimal, "p.yaml", "{files: p.yaml, poll: 999ms}", 1), "e.yaml:3:31: poll: write at least 1s, or 0s for never"},
+		{"a poll interval below a second", strings.Replace(minimal, "p.yaml", "{files: p.yaml, poll: 999ms}", 1), "e.yaml:3:31: poll: write at least 1s, or 0s for never"},
 		{"rotating too often", minimal + "records: {sinks: [{name: a, file: a, rotate: {size: 1KiB, every: 1s}}]}\n", "at least 1MiB"},
 		{"disclosure", minimal + "refusals: {disclosure: some}\n", "full or id or none"},
 	}
@@ -306,8 +312,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestOneMistakeIsOneError: no error is reported for what only follows from another
-// error.
+// TestOneMistakeIsOneError checks that no error is reported which only follows from
+// another error.
 func TestOneMistakeIsOneError(t *testing.T) {
 	listener := func(more string) string {
 		return "listeners: [{name: a, address: 127.0.0.1:1, " + more + "}]\n"
@@ -353,6 +359,8 @@ func TestOneMistakeIsOneError(t *testing.T) {
 	}
 }
 
+// TestLoadNamesTheFile checks that the error for a file that cannot be read names the
+// file.
 func TestLoadNamesTheFile(t *testing.T) {
 	_, err := Load(t.TempDir() + "/none.yaml")
 	if err == nil || !os.IsNotExist(err) && !strings.Contains(err.Error(), "none.yaml") {
@@ -360,8 +368,8 @@ func TestLoadNamesTheFile(t *testing.T) {
 	}
 }
 
-// TestExclude compares exclude with the system: the configuration refuses exactly those
-// pairs that the system refuses.
+// TestExclude checks that the configuration refuses exactly those pairs of addresses
+// that the system refuses.
 func TestExclude(t *testing.T) {
 	hosts := []string{"127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]"}
 	for _, a := range hosts {

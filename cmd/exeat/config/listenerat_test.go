@@ -12,7 +12,9 @@ func listenerAt(name, address string) Listener {
 	return Listener{Listener: gateway.Listener{Name: name, Address: address}}
 }
 
-func TestOwn(t *testing.T) {
+// TestOwnFindsTheListenerOfAnAddress checks which listener of the gateway, if any, is
+// reached at an address.
+func TestOwnFindsTheListenerOfAnAddress(t *testing.T) {
 	c := Config{Gateway: gateway.Config{Admin: gateway.Admin{Address: "127.0.0.1:9464"}}, Listeners: []Listener{
 		listenerAt("one", "127.0.0.1:3128"),
 		listenerAt("six", "[::1]:3129"),
@@ -58,6 +60,8 @@ func TestOwn(t *testing.T) {
 	}
 }
 
+// TestOwnAtAnAddressOfTheHost checks that a listener at every address is found at each
+// address of this host.
 func TestOwnAtAnAddressOfTheHost(t *testing.T) {
 	c := Config{Listeners: []Listener{listenerAt("all", "[::]:8444")}}
 	addrs, err := HostAddresses()
@@ -71,6 +75,8 @@ func TestOwnAtAnAddressOfTheHost(t *testing.T) {
 	}
 }
 
+// TestOwnSocket checks that a listener on a unix socket is found by the path of the
+// socket, also by a relative one.
 func TestOwnSocket(t *testing.T) {
 	t.Chdir(t.TempDir())
 	here, err := filepath.Abs("exeat.sock")

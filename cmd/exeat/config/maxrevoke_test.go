@@ -7,6 +7,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
+// TestMaxRevoke checks what each form of max_revoke means, and which are refused.
 func TestMaxRevoke(t *testing.T) {
 	for value, want := range map[string]live.MaxRevoke{
 		"30%":                          {Share: 0.3, AtLeast: 20},

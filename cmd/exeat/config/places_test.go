@@ -8,7 +8,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist/strictyaml"
 )
 
-// TestPlacesOfPaths: errors about files get the places where the files are named.
+// TestPlacesOfPaths checks that an error about a file or an address gets the place where
+// the configuration names it.
 func TestPlacesOfPaths(t *testing.T) {
 	cfg, err := Parse("/x/e.yaml", []byte(`version: 1
 identity:
@@ -80,7 +81,8 @@ records: {sinks: [{name: all, file: r.jsonl}, {name: out, file: stdout}]}
 	}
 }
 
-// TestLimitsThatAreNeverReached: the warning names the place of the limit.
+// TestLimitsThatAreNeverReached checks that a warning names the place of a limit that
+// another limit keeps from being reached.
 func TestLimitsThatAreNeverReached(t *testing.T) {
 	for more, want := range map[string]string{
 		"limits: {connections: 10, connections_per_source: 11}": "e.yaml:5:51: connections_per_source: 11 is never reached, since limits.connections is 10",

@@ -30,9 +30,10 @@ func protocols(cfg *config.Config, all ...gateway.Protocol) *gateway.Config {
 	return &to
 }
 
-// TestFit: bounds that the configuration does not set are lowered, and those that it
-// sets stay and are reported if they are too large.
-func TestFit(t *testing.T) {
+// TestFitLowersUnsetBounds checks that bounds which the configuration does not set are
+// lowered to the descriptors that there are, and that those which it sets stay, and are
+// reported if they are too large.
+func TestFitLowersUnsetBounds(t *testing.T) {
 	both := []gateway.Protocol{gateway.Connect, gateway.DNS}
 	for name, row := range map[string]struct {
 		limit     int
@@ -44,16 +45,16 @@ func TestFit(t *testing.T) {
 		lowered   int // number of lines
 		tooMuch   int
 	}{
-		"plenty":                            {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 4096},
-		"nobody knows":                      {limit: 0, listeners: both, wantC: 16384, wantD: 4096},
-		"an old default":                    {limit: 1024, listeners: both, wantC: 479, wantD: 116, lowered: 2},
-		"no queries":                        {limit: 1024, listeners: both[:1], wantC: 547, wantD: 4096, lowered: 1},
-		"queries only":                      {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 934, lowered: 1},
-		"few":                               {limit: 40, listeners: both[:1], wantC: 4, wantD: 4096, lowered: 1},
-		"written, and fits":                 {limit: 1024, listeners: both, connects: 300, queries: 64, wantC: 300, wantD: 64},
-		"written, and does not":             {limit: 1024, listeners: both, connects: 1000, queries: 1000, wantC: 1000, wantD: 1000, tooMuch: 1},
-		"written for queries only":          {limit: 1024, listeners: both, queries: 500, wantC: 254, wantD: 500, lowered: 1},
-		"written for queries, and too much": {limit: 1024, listeners: both, queries: 5000, wantC: 1, wantD: 5000, lowered: 1, tooMuch: 1},
+		"plenty":                              {limit: 1 << 20, listeners: both, wantC: 16384, wantD: 4096},
+		"an unknown limit":                    {limit: 0, listeners: both, wantC: 16384, wantD: 4096},
+		"an old default":                      {limit: 1024, listeners: both, wantC: 479, wantD: 116, lowered: 2},
+		"no queries":                          {limit: 1024, listeners: both[:1], wantC: 547, wantD: 4096, lowered: 1},
+		"queries only":                        {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 934, lowered: 1},
+		"few descriptors":                     {limit: 40, listeners: both[:1], wantC: 4, wantD: 4096, lowered: 1},
+		"set, and small enough":               {limit: 1024, listeners: both, connects: 300, queries: 64, wantC: 300, wantD: 64},
+		"set, and too large":                  {limit: 1024, listeners: both, connects: 1000, queries: 1000, wantC: 1000, wantD: 1000, tooMuch: 1},
+		"set for queries only":                {limit: 1024, listeners: both, queries: 500, wantC: 254, wantD: 500, lowered: 1},
+		"set for queries only, and too large": {limit: 1024, listeners: both, queries: 5000, wantC: 1, wantD: 5000, lowered: 1, tooMuch: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := config.Defaults()
@@ -82,8 +83,9 @@ func TestFit(t *testing.T) {
 	}
 }
 
-// TestFitTooFew: the error of the start says what to do.
-func TestFitTooFew(t *testing.T) {
+// TestFitWithTooFewDescriptors checks that the error for too few descriptors says what
+// to do.
+func TestFitWithTooFewDescriptors(t *testing.T) {
 	cfg := config.Defaults()
 	_, err := files{limit: 38, own: 15, admin: 4}.fit(&cfg, protocols(&cfg, gateway.Connect))
 	const want = "the process may have 38 files open, and keeps 31 for itself: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit) to 39 at least"
@@ -92,7 +94,7 @@ func TestFitTooFew(t *testing.T) {
 	}
 }
 
-// TestOpenFiles: a file that is opened is counted.
+// TestOpenFiles checks that a file that is opened is counted.
 func TestOpenFiles(t *testing.T) {
 	before := openFiles()
 	f, err := os.Open(t.TempDir())
@@ -105,8 +107,9 @@ func TestOpenFiles(t *testing.T) {
 	}
 }
 
-// TestFollowFiles: another limit is applied, and at most one line a second is logged.
-func TestFollowFiles(t *testing.T) {
+// TestChangedLimitOfFilesIsApplied checks that another limit of open files is applied,
+// and that at most one line a second is logged about it.
+func TestChangedLimitOfFilesIsApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		cfg := config.Defaults()
@@ -155,7 +158,7 @@ func TestFollowFiles(t *testing.T) {
 	})
 }
 
-// without runs do while the process cannot open files.
+// without calls do while the process cannot open files.
 func without(t *testing.T, do func()) {
 	t.Helper()
 	var before syscall.Rlimit
@@ -175,9 +178,10 @@ func without(t *testing.T, do func()) {
 	do()
 }
 
-// TestAPolicyThatFindsNoDescriptor: it is reported once, and read again until a
-// descriptor is free, because no event reports that.
-func TestAPolicyThatFindsNoDescriptor(t *testing.T) {
+// TestPolicyIsReadAgainAfterAMissingDescriptor checks that a policy which cannot be read
+// for want of a descriptor is reported once, and read again until a descriptor is free,
+// because no event reports that.
+func TestPolicyIsReadAgainAfterAMissingDescriptor(t *testing.T) {
 	path := write(t, "policy.yaml", goodPolicy)
 	f, err := openPolicy(t.Context(), t, path)
 	if err != nil {
@@ -205,9 +209,10 @@ func TestAPolicyThatFindsNoDescriptor(t *testing.T) {
 	}
 }
 
-// TestAnIdentityThatFindsNoDescriptor: the identity stays, the failure is logged once,
-// and the files are read again.
-func TestAnIdentityThatFindsNoDescriptor(t *testing.T) {
+// TestIdentityIsReadAgainAfterAMissingDescriptor checks that the identity stays if its
+// files cannot be read for want of a descriptor, that the failure is logged once, and
+// that the files are read again.
+func TestIdentityIsReadAgainAfterAMissingDescriptor(t *testing.T) {
 	ca, dir := newTestAuthority(t), t.TempDir()
 	mint(t, ca, dir)
 	var log bytes.Buffer

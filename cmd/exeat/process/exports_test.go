@@ -11,6 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/gateway"
 )
 
+// TestNoExporterUsesTheGateway checks the error if an exporter would send through the
+// gateway or to it.
 func TestNoExporterUsesTheGateway(t *testing.T) {
 	cfg := config.Config{Records: []config.RecordSink{{Name: "logs", OTLP: true}}}
 	cfg.Gateway.Admin.Address = "127.0.0.1:9464"
@@ -29,35 +31,35 @@ func TestNoExporterUsesTheGateway(t *testing.T) {
 		"another proxy":   {map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "http://127.0.0.1:3129"}, ""},
 		"the other proxy": {map[string]string{endpoint: "http://c.example:4318", "HTTPS_PROXY": "http://127.0.0.1:3128"}, ""},
 		"NO_PROXY":        {map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "http://127.0.0.1:3128", "NO_PROXY": "c.example"}, ""},
-		"its proxy": {
+		"the gateway as the proxy": {
 			map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "http://user:secret@127.0.0.1:3128"},
 			"HTTP_PROXY: the proxy 127.0.0.1:3128 is this gateway's own listener own, and traces would go" + loop,
 		},
-		"its proxy by name": {
+		"the gateway as the proxy, by name": {
 			map[string]string{endpoint: "https://c.example:4318", "HTTPS_PROXY": "https://LocalHost.:8443"},
 			"HTTPS_PROXY: the proxy LocalHost.:8443 is this gateway's own listener all, and traces would go" + loop,
 		},
-		"its proxy at an address of the host": {
+		"the gateway as the proxy, at an address of the host": {
 			map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "127.0.0.9:8443", "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
 			"HTTP_PROXY: the proxy 127.0.0.9:8443 is this gateway's own listener all, and logs would go" + loop,
 		},
-		"its proxy at no address": {
+		"the gateway as the proxy, at no address": {
 			map[string]string{endpoint: "http://c.example:4318", "HTTP_PROXY": "socks5://0.0.0.0:3128"},
 			"HTTP_PROXY: the proxy 0.0.0.0:3128 is this gateway's own listener own, and traces would go" + loop,
 		},
-		"its proxy over gRPC": {
+		"the gateway as the proxy, over gRPC": {
 			map[string]string{endpoint: "http://c.example:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "HTTPS_PROXY": "127.0.0.1:3128"},
 			"HTTPS_PROXY: the proxy 127.0.0.1:3128 is this gateway's own listener own, and traces would go" + loop,
 		},
-		"its collector": {
+		"the gateway as the collector": {
 			map[string]string{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://127.0.0.1:8443/v1/metrics"},
 			"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: 127.0.0.1:8443 is this gateway's own listener all: name the collector that takes metrics",
 		},
-		"its collector by name": {
+		"the gateway as the collector, by name": {
 			map[string]string{endpoint: "http://localhost:9464"},
 			"OTEL_EXPORTER_OTLP_ENDPOINT: localhost:9464 is this gateway's own listener admin: name the collector that takes traces",
 		},
-		"its collector at a socket": {
+		"the gateway as the collector, at a socket": {
 			map[string]string{endpoint: "unix:///run/exeat.sock", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
 			"OTEL_EXPORTER_OTLP_ENDPOINT: unix:/run/exeat.sock is this gateway's own listener socket: name the collector that takes traces",
 		},

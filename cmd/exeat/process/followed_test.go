@@ -12,7 +12,7 @@ import (
 )
 
 // TestAWebCertificateIsRenewed renames a new certificate and its key into place, as an
-// ACME client does, and connects until the new one is presented.
+// ACME client does, and connects until the new certificate is presented.
 func TestAWebCertificateIsRenewed(t *testing.T) {
 	ca, dir := newTestAuthority(t), t.TempDir()
 	mint(t, ca, filepath.Join(dir, "own"), "own.example")

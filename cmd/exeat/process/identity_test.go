@@ -14,8 +14,9 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority"
 )
 
-// TestAHalfWrittenBundleIsNotBelieved writes a bundle in place, one authority after the
-// other, with a reading between them.
+// TestAHalfWrittenBundleIsNotBelieved checks that a bundle which is written in place,
+// one authority after the other, is not used before it is complete, although it is read
+// in between.
 func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 	ca, second := newTestAuthority(t), newTestAuthority(t)
 	svid, err := ca.Mint(authority.Options{ID: spiffeid.RequireFromString("spiffe://td.example/gateway")})
@@ -107,6 +108,8 @@ func TestAHalfWrittenBundleIsNotBelieved(t *testing.T) {
 	}
 }
 
+// TestIdentityPaths checks which paths are watched for each configuration of the
+// identity.
 func TestIdentityPaths(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -123,7 +126,9 @@ func TestIdentityPaths(t *testing.T) {
 	}
 }
 
-func TestNamesThatAreWatched(t *testing.T) {
+// TestNamesOfWatchedFiles checks which names in a directory are those of policy files
+// and of identity files.
+func TestNamesOfWatchedFiles(t *testing.T) {
 	for _, row := range []struct {
 		name             string
 		policy, identity bool

@@ -10,7 +10,9 @@ import (
 	"time"
 )
 
-func TestTheLogWaitsForNobody(t *testing.T) {
+// TestLogWriterNeverBlocks checks that lines are lost, and the loss is reported, if
+// nobody reads the log, and that the end waits for a bounded time.
+func TestLogWriterNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, pipe := io.Pipe() // full from the first byte on, because nobody reads
 		w := NewLogWriter(pipe)
@@ -46,7 +48,9 @@ func TestTheLogWaitsForNobody(t *testing.T) {
 	})
 }
 
-func TestALogThatFailsSaysSince(t *testing.T) {
+// TestFailingLogReportsSinceWhen checks that Failing returns the error of the log and
+// the time of the first failure.
+func TestFailingLogReportsSinceWhen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, pipe := io.Pipe()
 		_ = r.CloseWithError(io.ErrClosedPipe)
@@ -63,7 +67,8 @@ func TestALogThatFailsSaysSince(t *testing.T) {
 	})
 }
 
-// halfway accepts some bytes of a line, and then nothing until it is mended.
+// halfway is a writer that accepts a part of a line, and then nothing until mend is
+// called.
 type halfway struct {
 	mu   sync.Mutex
 	room int
@@ -82,7 +87,7 @@ func (h *halfway) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// mend gives it room for more, and returns what it has accepted so far.
+// mend gives the writer room for more, and returns what it has accepted so far.
 func (h *halfway) mend() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -90,9 +95,10 @@ func (h *halfway) mend() string {
 	return string(h.text)
 }
 
-// TestALogThatWorksAgainIsKnownTo: no further line is needed, and the last one is
-// written completely.
-func TestALogThatWorksAgainIsKnownTo(t *testing.T) {
+// TestLogRecoversWithoutAnotherLine checks that a log which works again is no longer
+// reported as failing, without another line, and that the last line is written
+// completely.
+func TestLogRecoversWithoutAnotherLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &halfway{room: 8}
 		w := NewLogWriter(out)

@@ -8,6 +8,8 @@ import (
 	"time"
 )
 
+// TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage checks that memory is given back
+// only when little has been allocated for a while and there is enough garbage.
 func TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage(t *testing.T) {
 	const mib = 1 << 20
 	for name, test := range map[string]struct {
@@ -34,6 +36,8 @@ func TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage(t *testing.T) {
 	}
 }
 
+// TestGiveBackSeesTheGarbageOfThisProcess checks that the garbage of the process is
+// noticed and collected.
 func TestGiveBackSeesTheGarbageOfThisProcess(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection in between would count the garbage as live
 	runtime.GC()

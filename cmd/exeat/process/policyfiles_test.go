@@ -30,8 +30,8 @@ func openPolicy(ctx context.Context, t *testing.T, path string) (*policyFiles, e
 	return f, nil
 }
 
-// TestStartWhileThePolicyIsWritten starts when half of the policy is written: that half
-// is valid, but not what the writer means.
+// TestStartWhileThePolicyIsWritten checks that the process does not start with half a
+// policy if a writer is at work at the start. The half is valid by itself.
 func TestStartWhileThePolicyIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", goodPolicy)
@@ -55,8 +55,8 @@ func TestStartWhileThePolicyIsWritten(t *testing.T) {
 	})
 }
 
-// TestStartWhileAWriterIsSlow starts when a writer has written half of the policy and
-// keeps the file open, for longer than the time between two readings.
+// TestStartWhileAWriterIsSlow checks the start while a writer keeps a half written
+// policy open for longer than the time between two readings.
 func TestStartWhileAWriterIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", "")
@@ -94,7 +94,8 @@ func TestStartWhileAWriterIsSlow(t *testing.T) {
 	})
 }
 
-// TestStartDoesNotWaitForeverForAWriter: the writer never closes the file.
+// TestStartDoesNotWaitForeverForAWriter checks that the process starts although a writer
+// never closes the file.
 func TestStartDoesNotWaitForeverForAWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := write(t, "policy.yaml", goodPolicy)
@@ -113,7 +114,8 @@ func TestStartDoesNotWaitForeverForAWriter(t *testing.T) {
 	})
 }
 
-func TestStart(t *testing.T) {
+// TestFirstLoadOfAPolicy checks the first load of a policy at the start, and its errors.
+func TestFirstLoadOfAPolicy(t *testing.T) {
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	empty := t.TempDir()
@@ -126,8 +128,8 @@ func TestStart(t *testing.T) {
 	}{
 		{"with a policy", t.Context(), write(t, "policy.yaml", goodPolicy), nil, true},
 		{"with an empty directory", t.Context(), empty, nil, false},
-		{"without a file", t.Context(), filepath.Join(empty, "policy.yaml"), os.ErrNotExist, false},
-		{"and stop at once", stopped, write(t, "policy.yaml", goodPolicy), context.Canceled, false},
+		{"with a file that does not exist", t.Context(), filepath.Join(empty, "policy.yaml"), os.ErrNotExist, false},
+		{"with a context that is done", stopped, write(t, "policy.yaml", goodPolicy), context.Canceled, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			f, err := openPolicy(row.ctx, t, row.path)
@@ -144,7 +146,8 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// TestStartWithABrokenQuarantineAlone: the start fails as with a broken policy.
+// TestStartWithABrokenQuarantineAlone checks that the start fails with a broken
+// quarantine list and no policy, as it does with a broken policy.
 func TestStartWithABrokenQuarantineAlone(t *testing.T) {
 	dir := filepath.Dir(write(t, "quarantine.yaml", "version: 1\nallow: []\n"))
 	if _, err := openPolicy(t.Context(), t, dir); err == nil {
@@ -163,9 +166,9 @@ func (l *loads) loaded(_ context.Context, c live.Change, err error) {
 	l.last, l.err, l.n = c, err, l.n+1
 }
 
-// TestWhatPolicyFilesTell: each reading reports each part that is new by itself, and
+// TestReadingsOfPolicyFiles checks what each reading reports: each part that is new, and
 // nothing if another reading must confirm it.
-func TestWhatPolicyFilesTell(t *testing.T) {
+func TestReadingsOfPolicyFiles(t *testing.T) {
 	dir := t.TempDir()
 	f, err := openPolicy(t.Context(), t, dir)
 	if err != nil {
@@ -188,14 +191,14 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 			put(t, policy, goodPolicy)
 			put(t, quarantine, "version: 1\nquarantine: [{id: spiffe://td.example/w, until: 2027-01-01}]\n")
 		}, complete: true, done: true, policy: true, other: true, failed: true},
-		{name: "the same", complete: true, done: true},
+		{name: "the same files", complete: true, done: true},
 		{name: "the quarantine is mended", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, complete: true, done: true, policy: true, quarantine: true},
 		{name: "half of another policy", change: func() { put(t, policy, goodPolicy+"      - host: two.example\n") }},
-		{name: "the whole of it", change: func() { put(t, policy, goodPolicy+"      - host: two.example\n      - host: three.example\n") }},
-		{name: "the whole of it, again", done: true, policy: true, other: true},
+		{name: "all of another policy", change: func() { put(t, policy, goodPolicy+"      - host: two.example\n      - host: three.example\n") }},
+		{name: "all of another policy, read again", done: true, policy: true, other: true},
 		{name: "a quarantine", change: func() { put(t, quarantine, cut) }, complete: true, done: true, policy: true, quarantine: true},
 		{name: "a broken policy", change: func() { put(t, policy, "version: 1\nidentites: []\n") }, complete: true, done: true, failed: true},
-		{name: "a quarantine beside it", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, complete: true, done: true, quarantine: true, failed: true},
+		{name: "a quarantine beside a broken policy", change: func() { put(t, quarantine, "version: 1\nquarantine: []\n") }, complete: true, done: true, quarantine: true, failed: true},
 		{name: "the first policy again", change: func() { put(t, policy, goodPolicy) }, complete: true, done: true, policy: true, other: true},
 		{name: "no quarantine list any more", change: func() {
 			put(t, quarantine, cut)
@@ -222,8 +225,8 @@ func TestWhatPolicyFilesTell(t *testing.T) {
 	}
 }
 
-// TestPolicyFilesAreFollowed: a file that is renamed into place is reported, and an
-// explicit request is answered even if nothing has changed.
+// TestPolicyFilesAreFollowed checks that a file which is renamed into place is reported,
+// and that an explicit request is answered even if nothing has changed.
 func TestPolicyFilesAreFollowed(t *testing.T) {
 	path := write(t, "policy.yaml", goodPolicy)
 	f, err := openPolicyFiles(t.Context(), []string{path}, -1, spiffeid.TrustDomain{}, slog.New(slog.DiscardHandler))
@@ -276,8 +279,8 @@ func TestPolicyFilesAreFollowed(t *testing.T) {
 	}
 }
 
-// TestAQuarantineIsThereBeforeThePolicy: a start that finds a quarantine list but no
-// policy keeps the list for the first policy.
+// TestAQuarantineIsThereBeforeThePolicy checks that a quarantine list which is there
+// before the first policy is kept for it.
 func TestAQuarantineIsThereBeforeThePolicy(t *testing.T) {
 	const one, none = "version: 1\nquarantine: [{id: spiffe://td.example/ns/ci/sa/builder}]\n", "version: 1\nquarantine: []\n"
 	for _, row := range []struct {
@@ -285,19 +288,19 @@ func TestAQuarantineIsThereBeforeThePolicy(t *testing.T) {
 		before      func(t *testing.T, quarantine string, hangup chan<- os.Signal)
 		want        int // number of identities in quarantine
 	}{
-		{"it stays", one, func(*testing.T, string, chan<- os.Signal) {}, 1},
-		{"it stays, empty", none, func(*testing.T, string, chan<- os.Signal) {}, 0},
-		{"it changes before the policy comes", none, func(t *testing.T, path string, _ chan<- os.Signal) {
+		{"the list stays", one, func(*testing.T, string, chan<- os.Signal) {}, 1},
+		{"an empty list stays", none, func(*testing.T, string, chan<- os.Signal) {}, 0},
+		{"the list changes before the policy comes", none, func(t *testing.T, path string, _ chan<- os.Signal) {
 			t.Helper()
 			replace(t, path, one)
 		}, 1},
-		{"it goes before the policy comes", one, func(t *testing.T, path string, _ chan<- os.Signal) {
+		{"the list is removed before the policy comes", one, func(t *testing.T, path string, _ chan<- os.Signal) {
 			t.Helper()
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
 		}, 0},
-		{"it is read again", one, func(_ *testing.T, _ string, hangup chan<- os.Signal) { hangup <- syscall.SIGHUP }, 1},
+		{"the list is read again", one, func(_ *testing.T, _ string, hangup chan<- os.Signal) { hangup <- syscall.SIGHUP }, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			path := write(t, "quarantine.yaml", row.first)

@@ -45,9 +45,9 @@ func full(t *testing.T) config.Config {
 	return cfg
 }
 
-// TestWhatDoesNotOpen: each row fails after something else was opened, and nothing
-// stays open.
-func TestWhatDoesNotOpen(t *testing.T) {
+// TestErrorsOfOpen checks the error for each part that cannot be opened, and that
+// nothing stays open. Each row fails after something else was opened.
+func TestErrorsOfOpen(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -62,22 +62,22 @@ func TestWhatDoesNotOpen(t *testing.T) {
 	}{
 		{"no identity", func(c *config.Config, _ *Options) { c.Identity.Dir += "-not" }, "identity: ", false, false},
 		{"no policy", func(c *config.Config, _ *Options) { c.Policy[0] += "-not" }, "no such file", false, false},
-		{"a policy for everybody, where nobody knows of which trust domain", func(c *config.Config, _ *Options) {
+		{"a policy for everyone, without a trust domain", func(c *config.Config, _ *Options) {
 			c.Policy, c.Identity, c.Listeners = []string{write(t, "policy.yaml", forEverybody)}, nil, c.Listeners[:1]
 		}, "trust_domains", false, false},
 		{"no web certificate", func(c *config.Config, _ *Options) { c.Listeners[1].WebKey += "-not" }, "listener web: ", false, false},
-		{"telemetry that is none", func(_ *config.Config, o *Options) {
+		{"an unknown exporter of telemetry", func(_ *config.Config, o *Options) {
 			t.Setenv("OTEL_TRACES_EXPORTER", "pigeon")
 			o.Getenv = os.Getenv
 		}, "the trace exporter", true, true},
-		{"records that go to OpenTelemetry, and no variable says where", func(c *config.Config, _ *Options) {
+		{"records for OpenTelemetry without an endpoint", func(c *config.Config, _ *Options) {
 			c.Records = append(c.Records, config.RecordSink{Name: "collector", OTLP: true})
 		}, "records: sink collector: ", true, true},
 		{"a record file that is a directory", func(c *config.Config, _ *Options) { c.Records[0].File = t.TempDir() }, "records: sink records: ", true, false},
 		{"a record file that is a device and to be rotated", func(c *config.Config, _ *Options) {
 			c.Records[0].File, c.Records[0].Rotate.Keep = os.DevNull, 2
 		}, "records: sink records: rotate " + os.DevNull + ": it is no regular file, which alone can be rotated; leave out rotate", true, false},
-		{"name servers that are none", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false, false},
+		{"a name server without an address", func(c *config.Config, _ *Options) { c.Resolver.Servers = []resolve.Server{{}} }, "server", false, false},
 		{"an address that is taken", func(c *config.Config, _ *Options) { c.Listeners[1].Address = taken.Addr().String() }, "is taken", true, false},
 		{"an admin address that is taken", func(c *config.Config, _ *Options) { c.Gateway.Admin.Address = taken.Addr().String() }, "admin: ", true, false},
 	} {
@@ -99,8 +99,8 @@ func TestWhatDoesNotOpen(t *testing.T) {
 	}
 }
 
-// TestCheckOpensNothing: it does not even create the file of records. It returns what
-// would come into force.
+// TestCheckOpensNothing checks that Check returns what would come into force, and does
+// not even create the file of records.
 func TestCheckOpensNothing(t *testing.T) {
 	cfg := full(t)
 	got, err := Check(t.Context(), cfg, options())
@@ -124,8 +124,8 @@ func TestCheckOpensNothing(t *testing.T) {
 	}
 }
 
-// TestServe serves a process, changes its files, and ends it. Everything is closed and
-// every record written.
+// TestServe serves a process, changes its files, and ends it. It checks that everything
+// is closed and every record written.
 func TestServe(t *testing.T) {
 	cfg := full(t)
 	p, err := Open(t.Context(), cfg, options())
@@ -189,8 +189,9 @@ func (l *lines) has(text string) bool {
 	return bytes.Contains(l.text, []byte(text))
 }
 
-// TestAHangupEndsWhatIsHeld: the policy is held because it would close the tunnels of
-// all identities, of which there are two.
+// TestAHangupEndsWhatIsHeld checks that SIGHUP ends the tunnels that a held policy
+// forbids. The policy is held because it would close the tunnels of all identities, of
+// which there are two.
 func TestAHangupEndsWhatIsHeld(t *testing.T) {
 	cfg, opts := configured(t, write(t, "policy.yaml", goodPolicy+"  - {id: spiffe://td.example/other, allow: [{host: api.example}]}\n")), options()
 	cfg.Gateway.MaxRevoke = live.MaxRevoke{Share: 0.3, AtLeast: 1}

@@ -31,8 +31,8 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-// TestAStuckRecordFileDoesNotKeepTheProcess writes records to a file whose writes
-// block. Neither a reload nor the end waits for it.
+// TestAStuckRecordFileDoesNotKeepTheProcess checks that neither a reload nor the end of
+// the process waits for a record file whose writes block.
 func TestAStuckRecordFileDoesNotKeepTheProcess(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "records.pipe")
 	fill(t, pipe)
@@ -48,7 +48,7 @@ func TestAStuckRecordFileDoesNotKeepTheProcess(t *testing.T) {
 	stop := serve(t, p, hangup)
 	eventually(t, "a policy is in force", func() bool { return p.gateway.State() != nil })
 	before := p.gateway.State()
-	for range 2 { // the second signal is sent after the first one was obeyed
+	for range 2 { // the second signal is sent after the reload of the first
 		select {
 		case hangup <- syscall.SIGHUP:
 		case <-time.After(patience):

@@ -13,8 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestASinkOfOpenTelemetryThatIsDisabled: it is left out if no records are lost by
-// that. Otherwise it would accept every record, count it as written, and keep none.
+// TestASinkOfOpenTelemetryThatIsDisabled checks that a sink of OpenTelemetry is left out
+// if the SDK is disabled and no records are lost by that. Otherwise it is an error,
+// because the sink would accept every record, count it as written, and keep none.
 func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 	otlp := config.RecordSink{Name: "otlp", OTLP: true}
 	for _, row := range []struct {
@@ -22,10 +23,10 @@ func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 		sinks []config.RecordSink
 		want  []string // nil means an error
 	}{
-		{"there is another", []config.RecordSink{{Name: "stdout"}, otlp}, []string{"stdout"}},
-		{"there is no other", []config.RecordSink{otlp}, nil},
-		{"the other keeps less", []config.RecordSink{otlp, {Name: "denials", Only: config.Denials}}, nil},
-		{"the other keeps as much", []config.RecordSink{
+		{"another sink keeps all records", []config.RecordSink{{Name: "stdout"}, otlp}, []string{"stdout"}},
+		{"there is no other sink", []config.RecordSink{otlp}, nil},
+		{"the other sink keeps fewer records", []config.RecordSink{otlp, {Name: "denials", Only: config.Denials}}, nil},
+		{"the other sink keeps as many records", []config.RecordSink{
 			{Name: "otlp", OTLP: true, Only: config.Denials},
 			{Name: "denials", Only: config.Denials},
 		}, []string{"denials"}},
@@ -53,7 +54,7 @@ func TestASinkOfOpenTelemetryThatIsDisabled(t *testing.T) {
 	}
 }
 
-// TestOnlyDenials: each row is a decision and whether "only: denials" keeps it.
+// TestOnlyDenials checks which records "only: denials" keeps.
 func TestOnlyDenials(t *testing.T) {
 	for _, row := range []struct {
 		name string

@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestMeasureDoesNotAllocate: Measure allocates nothing after the label values were
-// seen once.
+// TestMeasureDoesNotAllocate checks that Measure allocates nothing after the label
+// values were seen once.
 func TestMeasureDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

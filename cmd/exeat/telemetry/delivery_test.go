@@ -16,8 +16,8 @@ var (
 	errOther = errors.New("503 Service Unavailable")
 )
 
-// exports is a collector that answers each export with the next error, and then always
-// with the last one.
+// exports is a collector that answers each export with the next error, and every further
+// one with the last.
 type exports struct {
 	answers []error
 	calls   int
@@ -29,7 +29,8 @@ func (e *exports) export(context.Context) error {
 	return answer
 }
 
-func TestDelivery(t *testing.T) {
+// TestExportIsTriedAgain checks when an export is tried again, and for how long.
+func TestExportIsTriedAgain(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		answers []error
@@ -37,11 +38,11 @@ func TestDelivery(t *testing.T) {
 		calls   int
 		took    time.Duration
 	}{
-		{"what arrives is sent once", []error{nil}, nil, 1, 0},
-		{"a collector that restarts gets all of it", []error{errAway, errAway, errAway, nil}, nil, 4, 3 * pause},
-		{"what may have arrived is not sent again", []error{errOther, nil}, errOther, 1, 0},
-		{"nor is it when that comes after a while", []error{errAway, errOther, nil}, errOther, 2, pause},
-		{"patience ends", []error{errAway}, errAway, int(patience / pause), patience},
+		{"an export that succeeds is not repeated", []error{nil}, nil, 1, 0},
+		{"an export is repeated while the collector is not there", []error{errAway, errAway, errAway, nil}, nil, 4, 3 * pause},
+		{"an export that may have arrived is not repeated", []error{errOther, nil}, errOther, 1, 0},
+		{"an export that may have arrived after repetitions is not repeated", []error{errAway, errOther, nil}, errOther, 2, pause},
+		{"an export is given up after the patience", []error{errAway}, errAway, int(patience / pause), patience},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -51,7 +52,7 @@ func TestDelivery(t *testing.T) {
 				if !errors.Is(err, row.want) {
 					t.Errorf("got %v, want %v", err, row.want)
 				}
-				// If both timers are due at once either may win.
+				// If both timers are due at the same time, either may win.
 				if e.calls < row.calls || e.calls > row.calls+1 || time.Since(start) != row.took {
 					t.Errorf("%d calls in %v, want %d in %v", e.calls, time.Since(start), row.calls, row.took)
 				}
@@ -60,8 +61,9 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// TestACollectorThatStaysAwayCostsPatienceOnce also checks what is reported.
-func TestACollectorThatStaysAwayCostsPatienceOnce(t *testing.T) {
+// TestAbsentCollectorDelaysExportsOnce checks that only the first export waits for a
+// collector that stays away, and that its absence and return are reported once.
+func TestAbsentCollectorDelaysExportsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []string
 		d := newDelivery("x", func(signal string, err error) {
@@ -85,8 +87,9 @@ func TestACollectorThatStaysAwayCostsPatienceOnce(t *testing.T) {
 	})
 }
 
-// TestACollectorThatIsKilledLosesWhatWasOnItsWay: it loses nothing after that.
-func TestACollectorThatIsKilledLosesWhatWasOnItsWay(t *testing.T) {
+// TestKilledCollectorLosesOneExport checks that a collector which is killed loses the
+// export that was on its way, and no later one.
+func TestKilledCollectorLosesOneExport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDelivery("x", func(string, error) {})
 		if err := d.run(t.Context(), (&exports{answers: []error{errOther}}).export); !errors.Is(err, errOther) {
@@ -98,6 +101,8 @@ func TestACollectorThatIsKilledLosesWhatWasOnItsWay(t *testing.T) {
 	})
 }
 
+// TestPatienceEndsWithTheProcess checks that an export is given up before the patience
+// is over if its context is done or the process is about to end.
 func TestPatienceEndsWithTheProcess(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -20,7 +20,9 @@ func (e env) proxy(r *http.Request) (*url.URL, error) {
 	return cfg.ProxyFunc()(r.URL)
 }
 
-func TestExports(t *testing.T) {
+// TestExportsOfAnEnvironment checks, for each environment, where signals are exported to
+// and through which proxy.
+func TestExportsOfAnEnvironment(t *testing.T) {
 	const (
 		all     = "OTEL_EXPORTER_OTLP_ENDPOINT"
 		traces  = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -39,9 +41,9 @@ func TestExports(t *testing.T) {
 		logs bool
 		want []Export
 	}{
-		"nothing is exported":   {env: proxies(env{})},
-		"all of it is disabled": {env: proxies(env{all: "http://c.example:4318", "OTEL_SDK_DISABLED": "true"}), logs: true},
-		"to other places": {env: proxies(env{
+		"no exporter":         {env: proxies(env{})},
+		"the SDK is disabled": {env: proxies(env{all: "http://c.example:4318", "OTEL_SDK_DISABLED": "true"}), logs: true},
+		"other exporters": {env: proxies(env{
 			"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_LOGS_EXPORTER": "console", all: "http://c.example:4318",
 		}), logs: true},
 		"every signal": {env: proxies(env{all: "http://c.example:4318"}), logs: true, want: []Export{
@@ -57,15 +59,15 @@ func TestExports(t *testing.T) {
 		"an endpoint of its own": {env: proxies(env{all: "http://c.example:4318", traces: " https://t.example:1 "}), want: []Export{
 			{"traces", traces, "t.example:1", secured, "HTTPS_PROXY"}, {"metrics", all, "c.example:4318", own, "HTTP_PROXY"},
 		}},
-		"an endpoint that is none": {env: proxies(env{traces: "127.0.0.1:4318"}), want: []Export{{"traces", "", "localhost:4318", "", ""}}},
-		"an endpoint without host": {env: proxies(env{traces: "localhost:4318"})},
-		"by its exporter alone":    {env: proxies(env{"OTEL_TRACES_EXPORTER": "otlp"}), want: []Export{{"traces", "", "localhost:4318", "", ""}}},
-		"loopback":                 {env: one(proxies(env{all: "http://127.0.0.1:4318"})), want: []Export{{"traces", all, "127.0.0.1:4318", "", ""}}},
-		"NO_PROXY":                 {env: one(proxies(env{all: "http://c.example:4318", "NO_PROXY": ".example"})), want: []Export{{"traces", all, "c.example:4318", "", ""}}},
-		"another NO_PROXY":         {env: one(proxies(env{all: "http://c.example:4318", "NO_PROXY": "d.example"})), want: []Export{{"traces", all, "c.example:4318", own, "HTTP_PROXY"}}},
-		"SOCKS":                    {env: one(env{all: "http://c.example:4318", "HTTP_PROXY": "socks5://127.0.0.1"}), want: []Export{{"traces", all, "c.example:4318", "127.0.0.1:1080", "HTTP_PROXY"}}},
-		"a proxy with IPv6":        {env: one(env{all: "http://[2001:db8::1]:4318", "HTTP_PROXY": "http://[::1]"}), want: []Export{{"traces", all, "[2001:db8::1]:4318", "[::1]:80", "HTTP_PROXY"}}},
-		"gRPC":                     {env: one(proxies(env{all: "http://c.example:4317", grpc: "grpc"})), want: []Export{{"traces", all, "c.example:4317", secured, "HTTPS_PROXY"}}},
+		"a malformed endpoint":            {env: proxies(env{traces: "127.0.0.1:4318"}), want: []Export{{"traces", "", "localhost:4318", "", ""}}},
+		"an endpoint without host":        {env: proxies(env{traces: "localhost:4318"})},
+		"an exporter without an endpoint": {env: proxies(env{"OTEL_TRACES_EXPORTER": "otlp"}), want: []Export{{"traces", "", "localhost:4318", "", ""}}},
+		"loopback":                        {env: one(proxies(env{all: "http://127.0.0.1:4318"})), want: []Export{{"traces", all, "127.0.0.1:4318", "", ""}}},
+		"NO_PROXY":                        {env: one(proxies(env{all: "http://c.example:4318", "NO_PROXY": ".example"})), want: []Export{{"traces", all, "c.example:4318", "", ""}}},
+		"another NO_PROXY":                {env: one(proxies(env{all: "http://c.example:4318", "NO_PROXY": "d.example"})), want: []Export{{"traces", all, "c.example:4318", own, "HTTP_PROXY"}}},
+		"SOCKS":                           {env: one(env{all: "http://c.example:4318", "HTTP_PROXY": "socks5://127.0.0.1"}), want: []Export{{"traces", all, "c.example:4318", "127.0.0.1:1080", "HTTP_PROXY"}}},
+		"a proxy with IPv6":               {env: one(env{all: "http://[2001:db8::1]:4318", "HTTP_PROXY": "http://[::1]"}), want: []Export{{"traces", all, "[2001:db8::1]:4318", "[::1]:80", "HTTP_PROXY"}}},
+		"gRPC":                            {env: one(proxies(env{all: "http://c.example:4317", grpc: "grpc"})), want: []Export{{"traces", all, "c.example:4317", secured, "HTTPS_PROXY"}}},
 		"gRPC for one signal": {env: proxies(env{all: "http://c.example:4318", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}), want: []Export{
 			{"traces", all, "c.example:4318", secured, "HTTPS_PROXY"}, {"metrics", all, "c.example:4318", own, "HTTP_PROXY"},
 		}},

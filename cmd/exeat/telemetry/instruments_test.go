@@ -63,7 +63,7 @@ func allowed() *audit.Record {
 	}
 }
 
-func TestDecisionsAreCountedByWhatWasDecided(t *testing.T) {
+func TestDecisionsAreCountedByOutcome(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	measure := tel.Instruments().Measure
 	measure(allowed())
@@ -73,7 +73,7 @@ func TestDecisionsAreCountedByWhatWasDecided(t *testing.T) {
 		WouldReason: allowlist.NotOnAllowlist, Mode: allowlist.ModeObserve,
 	})
 	measure(&audit.Record{Event: audit.EventDecision, Protocol: "connect", Reason: allowlist.IdentityMissing})
-	measure(&audit.Record{Event: audit.EventSummary, Reason: allowlist.IdentityMissing}) // its handshakes were counted one by one
+	measure(&audit.Record{Event: audit.EventSummary, Reason: allowlist.IdentityMissing}) // not counted, because its handshakes were counted one by one
 	measure(&audit.Record{Event: audit.EventPolicyReload})
 	expect(t, tel, "egress_decisions",
 		`egress_decisions_total{mode="",protocol="connect",reason="identity-missing",verdict="deny"} 1`,
@@ -84,7 +84,8 @@ func TestDecisionsAreCountedByWhatWasDecided(t *testing.T) {
 	expect(t, tel, "egress_dial", `egress_dial_duration_seconds_sum 0.04`, `egress_dial_duration_seconds_count 2`)
 }
 
-func TestIdentitiesHaveACap(t *testing.T) {
+// TestNumberOfIdentitiesIsCapped checks that identities beyond the cap share one series.
+func TestNumberOfIdentitiesIsCapped(t *testing.T) {
 	tel := newTelemetry(t, Config{IdentityCap: 2})
 	for _, path := range []string{"/a", "/b", "/a", "/c", "/d", "/b"} {
 		r := allowed()
@@ -92,7 +93,7 @@ func TestIdentitiesHaveACap(t *testing.T) {
 		tel.Instruments().Measure(r)
 	}
 	tel.Instruments().Measure(&audit.Record{Event: audit.EventDecision}) // without an identity
-	for _, path := range []string{"/x", "/a", "/y"} {                    // identities that may be forged take no series from them
+	for _, path := range []string{"/x", "/a", "/y"} {                    // identities by source-map, which may be forged, take no series from others
 		r := allowed()
 		r.Identity, r.Proof = spiffeid.RequireFromPath(builder1.TrustDomain(), path), allowlist.ProofSourceMap
 		tel.Instruments().Measure(r)
@@ -106,9 +107,9 @@ func TestIdentitiesHaveACap(t *testing.T) {
 		`egress_decisions_by_identity_total{identity="spiffe://prod.example/x",identity_source="source-map",verdict="allow"} 1`)
 }
 
-// TestManyIdentitiesAreBeyondTheSDKsOwnLimit: the SDK's limit is 2,000 series of a
-// metric.
-func TestManyIdentitiesAreBeyondTheSDKsOwnLimit(t *testing.T) {
+// TestMoreSeriesThanTheSDKsLimit checks that there can be more series of a metric than
+// the 2,000 to which the SDK limits them by default.
+func TestMoreSeriesThanTheSDKsLimit(t *testing.T) {
 	const identities = 3000
 	tel := newTelemetry(t, Config{IdentityCap: identities})
 	for i := range identities {
@@ -121,8 +122,8 @@ func TestManyIdentitiesAreBeyondTheSDKsOwnLimit(t *testing.T) {
 	}
 }
 
-// TestBytesAreCountedAsTunnelsReport: bytes of a tunnel that is still open are counted,
-// and none are counted twice.
+// TestBytesAreCountedAsTunnelsReport checks that the bytes of a tunnel that is still
+// open are counted, and none twice.
 func TestBytesAreCountedAsTunnelsReport(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	tunnel := func(event audit.Event, id string, up, down int64) {
@@ -148,7 +149,7 @@ func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.TLSHandshakeFailed})
 	i.Unused()
 	i.Unused()
-	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.IdentityUntrusted}) // of one of the handshakes above
+	i.Measure(&audit.Record{Event: audit.EventHandshake, Reason: allowlist.IdentityUntrusted}) // not counted, because it is one of the handshakes above
 	i.Reload("in-force")
 	i.Reload("refused")
 	i.Reload("in-force")
@@ -169,7 +170,8 @@ func query(typ allowlist.QueryType) *audit.Record {
 	return r
 }
 
-// TestQueries: values that a caller can choose make no further series.
+// TestQueries checks that values which a caller can choose make no further series of the
+// metrics of queries.
 func TestQueries(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	for _, typ := range []allowlist.QueryType{allowlist.TypeA, allowlist.TypeHTTPS, 255, 65280, 0} {
@@ -222,7 +224,9 @@ func everything(t *testing.T) *Telemetry {
 	return tel
 }
 
-func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
+// TestMetricsReadAtEachScrape checks the metrics whose values are read when somebody
+// scrapes them.
+func TestMetricsReadAtEachScrape(t *testing.T) {
 	tel := everything(t)
 	expect(t, tel, "egress_tunnels", `egress_tunnels_active 3`)
 	expect(t, tel, "egress_descriptors", `egress_descriptors_limit{purpose="opened"} 8`,
@@ -253,7 +257,8 @@ func TestWhatIsReadWhenSomebodyAsks(t *testing.T) {
 	}
 }
 
-// TestWithoutAPolicyThereIsNoPolicyMetric: an age of zero would look healthy.
+// TestWithoutAPolicyThereIsNoPolicyMetric checks that there is no age of a policy
+// without a policy, because zero would look healthy.
 func TestWithoutAPolicyThereIsNoPolicyMetric(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	if err := tel.Observe(Observed{Policy: func() (Policy, bool) { return Policy{}, false }}); err != nil {
@@ -263,9 +268,9 @@ func TestWithoutAPolicyThereIsNoPolicyMetric(t *testing.T) {
 	expect(t, tel, "egress_svid")
 }
 
-// TestTheCatalogueIsWhatIsShown compares names, suffixes of types, help and labels with
+// TestCatalogueOfMetricsEqualsAScrape compares names, suffixes of types, help and labels with
 // a scrape.
-func TestTheCatalogueIsWhatIsShown(t *testing.T) {
+func TestCatalogueOfMetricsEqualsAScrape(t *testing.T) {
 	text := scrapeAll(t, everything(t))
 	var want, got []string
 	for _, m := range Catalogue() {

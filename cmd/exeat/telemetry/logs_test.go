@@ -58,9 +58,9 @@ func fields(t *testing.T, attrs []attribute.KeyValue) map[string]any {
 	return all
 }
 
-// TestALogRecordHasWhatTheSpanHas compares the attributes of each decision's span with
+// TestLogRecordHasTheAttributesOfTheSpan compares the attributes of each decision's span with
 // those of its log record: the log record has all of them, with the same values.
-func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
+func TestLogRecordHasTheAttributesOfTheSpan(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		if sample.Record.Event != audit.EventDecision {
 			continue
@@ -90,10 +90,10 @@ func TestALogRecordHasWhatTheSpanHas(t *testing.T) {
 	}
 }
 
-// TestALogRecordHasEveryFieldOfTheRecord counts the fields of the native form. Each has
+// TestLogRecordHasEveryFieldOfTheRecord counts the fields of the native form. Each has
 // an attribute, except those for which a log record, or its resource, has other places;
 // three fields are two attributes each.
-func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
+func TestLogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	for _, sample := range audittest.Samples() {
 		t.Run(sample.Name, func(t *testing.T) {
 			line, err := native.Render(nil, &sample.Record)
@@ -124,7 +124,8 @@ func TestALogRecordHasEveryFieldOfTheRecord(t *testing.T) {
 	}
 }
 
-// TestUntrustedTextIsBoundedAndValid: one invalid byte would lose a whole batch.
+// TestUntrustedTextIsBoundedAndValid checks that untrusted text in a log record is
+// bounded and valid UTF-8. One invalid byte would lose a whole batch.
 func TestUntrustedTextIsBoundedAndValid(t *testing.T) {
 	long := strings.Repeat("é", 5000) + "\xff"
 	r := audittest.Samples()[0].Record
@@ -136,8 +137,9 @@ func TestUntrustedTextIsBoundedAndValid(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysALogRecord: the form of a log record has no escapes.
-func TestNoTerminalObeysALogRecord(t *testing.T) {
+// TestLogRecordHasNoTerminalControls checks that control characters in a log record are
+// replaced, because its form has no escapes.
+func TestLogRecordHasNoTerminalControls(t *testing.T) {
 	for _, text := range audittest.Obeyed() {
 		r := audittest.Hostile(audit.EventDecision, text, 1)
 		r.Path = text
@@ -152,6 +154,7 @@ func TestNoTerminalObeysALogRecord(t *testing.T) {
 	}
 }
 
+// TestSeverities checks the severity of each kind of record.
 func TestSeverities(t *testing.T) {
 	for name, want := range map[string]log.Severity{
 		"allow": log.SeverityInfo, "deny": log.SeverityWarn, "observe": log.SeverityWarn, "fail": log.SeverityError,
@@ -207,8 +210,9 @@ func TestRecordsReachTheCollector(t *testing.T) {
 	}
 }
 
-// TestWhatIsLostIsNamed sends three batches, of which the second fails.
-func TestWhatIsLostIsNamed(t *testing.T) {
+// TestLostRecordsAreCounted sends three batches, of which the second fails, and checks
+// that its records are reported as lost.
+func TestLostRecordsAreCounted(t *testing.T) {
 	exporter := &takeAll{answers: []error{nil, errOther, nil}}
 	sink := newLogSink(nil, "v0", exporter)
 	records := make([]*audit.Record, 2*logBatch+10)
@@ -228,7 +232,9 @@ func TestWhatIsLostIsNamed(t *testing.T) {
 	}
 }
 
-func TestWhereLogsGo(t *testing.T) {
+// TestLogSinkNeedsAnExporter checks the error of LogSink if no exporter of logs is
+// configured, and if the SDK is disabled.
+func TestLogSinkNeedsAnExporter(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	if _, err := tel.LogSink(t.Context()); !errors.Is(err, errNoLogs) {
 		t.Errorf("with nothing set: %v", err)

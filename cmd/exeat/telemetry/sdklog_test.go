@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestWhatTheSDKLogsHasNoValues checks that a variable which the SDK cannot read is
+// TestLogOfTheSDKHasNoValues checks that a variable which the SDK cannot read is
 // reported without its text, which may hold credentials.
-func TestWhatTheSDKLogsHasNoValues(t *testing.T) {
+func TestLogOfTheSDKHasNoValues(t *testing.T) {
 	for name, row := range map[string]struct{ variable, value, want string }{
 		"a header without =":    {"OTEL_EXPORTER_OTLP_HEADERS", "authorization secret", "parse headers"},
 		"an escape in a header": {"OTEL_EXPORTER_OTLP_HEADERS", "authorization=%secret", "escape header value"},

@@ -118,13 +118,15 @@ func read[M proto.Message](t *testing.T, r *http.Request, message M) M {
 	return message
 }
 
-func TestWhatAsksForAnExporter(t *testing.T) {
+// TestVariablesThatConfigureAnExporter checks which variables of the environment
+// configure an exporter of spans.
+func TestVariablesThatConfigureAnExporter(t *testing.T) {
 	tests := []struct {
 		name string
 		env  map[string]string
 		want bool
 	}{
-		{"nothing set", nil, false},
+		{"no variable", nil, false},
 		{"an endpoint", map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, true},
 		{"an endpoint for traces", map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, true},
 		{"an endpoint for logs", map[string]string{"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://127.0.0.1:1"}, false},
@@ -141,6 +143,7 @@ func TestWhatAsksForAnExporter(t *testing.T) {
 	}
 }
 
+// TestSizesOfTheQueue checks how the size of the queue is read from the environment.
 func TestSizesOfTheQueue(t *testing.T) {
 	for text, want := range map[string]int{"": 7, "100": 100, "0": 7, "-1": 7, "many": 7, "99999999999": 1 << 20} {
 		if got := size(func(string) string { return text }, "OTEL_BSP_MAX_QUEUE_SIZE", 7); got != want {
@@ -149,8 +152,8 @@ func TestSizesOfTheQueue(t *testing.T) {
 	}
 }
 
-// TestSpansHaveIDsWithoutAnExporter: records have the ids, and no attributes are set
-// that nobody would see.
+// TestSpansHaveIDsWithoutAnExporter checks that spans have the ids for records if there
+// is no exporter, and that their attributes, which nobody would see, are not set.
 func TestSpansHaveIDsWithoutAnExporter(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	_, span := tel.Tracer().Start(t.Context(), "CONNECT")
@@ -191,8 +194,8 @@ func TestSpansReachTheCollector(t *testing.T) {
 	}
 }
 
-// TestTheEnvironmentNamesThisProcess: without a name in it two processes have different
-// names.
+// TestTheEnvironmentNamesThisProcess checks that the process has the name in the
+// environment, and that two processes have different names without one.
 func TestTheEnvironmentNamesThisProcess(t *testing.T) {
 	instance := func() string {
 		t.Helper()
@@ -240,7 +243,8 @@ func TestResourceAttributesAreNotQuoted(t *testing.T) {
 	}
 }
 
-// TestMetricsReachTheCollector: the last counts are pushed at the end.
+// TestMetricsReachTheCollector checks that metrics are sent, and that the last counts
+// are sent at the end.
 func TestMetricsReachTheCollector(t *testing.T) {
 	c, getenv := newCollector(t)
 	tel := newTelemetry(t, Config{Getenv: getenv})
@@ -271,7 +275,7 @@ func TestMetricsReachTheCollector(t *testing.T) {
 	}
 }
 
-func TestAnExporterThatIsNotKnownIsAnError(t *testing.T) {
+func TestUnknownExporterIsAnError(t *testing.T) {
 	for _, variable := range []string{"OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER"} {
 		t.Run(variable, func(t *testing.T) {
 			getenv := setenv(t, map[string]string{variable: "carrier-pigeon"})
@@ -283,14 +287,15 @@ func TestAnExporterThatIsNotKnownIsAnError(t *testing.T) {
 	}
 }
 
-// TestPrometheusIsNotPushed: that exporter would open a listener.
+// TestPrometheusIsNotPushed checks that no exporter is made for Prometheus, because it
+// would open a listener.
 func TestPrometheusIsNotPushed(t *testing.T) {
 	if pushWanted(func(key string) string { return map[string]string{"OTEL_METRICS_EXPORTER": "prometheus"}[key] }) {
 		t.Error("it is")
 	}
 }
 
-func TestErrorsOfTheSDKAreToldOnce(t *testing.T) {
+func TestErrorsOfTheSDKAreReportedOnce(t *testing.T) {
 	var told []string
 	tel := newTelemetry(t, Config{Failing: func(signal string, err error) { told = append(told, signal+" "+err.Error()) }})
 	for _, text := range []string{"one", "one", "two", "two", "one"} {

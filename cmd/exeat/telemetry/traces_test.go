@@ -14,8 +14,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// gate is an exporter that waits before every export, if it is closed, and then returns
-// err.
+// gate is an exporter that waits before every export until open is closed, and then
+// returns err.
 type gate struct {
 	entered chan int // size of each batch, sent when its export begins
 	open    chan struct{}
@@ -57,7 +57,8 @@ func end(ctx context.Context, tracer trace.Tracer, n int) {
 
 func silent(string, error) {}
 
-// TestEverySpanIsCounted fills a queue whose exporter hangs, and then releases it.
+// TestEverySpanIsCounted fills a queue whose exporter hangs, and then releases it. It
+// checks that every span is counted as exported, failed or dropped.
 func TestEverySpanIsCounted(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -80,7 +81,8 @@ func TestEverySpanIsCounted(t *testing.T) {
 	}
 }
 
-// TestOneCallersSpansLeaveRoomForOthers: this holds while the exporter hangs.
+// TestOneCallersSpansLeaveRoomForOthers checks that the spans of one caller leave room
+// in the queue for those of others while the exporter hangs.
 func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -105,8 +107,8 @@ func TestOneCallersSpansLeaveRoomForOthers(t *testing.T) {
 	}
 }
 
-// TestForgedSpansLeaveRoomForTheIdentity: datagrams were sent in the name of the
-// identity.
+// TestForgedSpansLeaveRoomForTheIdentity checks that spans of an identity by source-map,
+// which may be forged, leave room for spans of the same identity by another proof.
 func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
@@ -129,8 +131,10 @@ func TestForgedSpansLeaveRoomForTheIdentity(t *testing.T) {
 	}
 }
 
-// TestAFailedExportIsCountedAndToldOnce: the SDK writes nothing to standard error.
-func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
+// TestFailedExportIsCountedAndReportedOnce checks that the spans of a failed export are
+// counted, that the failure is reported once, and that the SDK writes nothing to
+// standard error.
+func TestFailedExportIsCountedAndReportedOnce(t *testing.T) {
 	var told []error
 	q, tracer := newQueue(t, &gate{err: errOther}, func(_ string, err error) { told = append(told, err) })
 	for range 3 {
@@ -150,8 +154,9 @@ func TestAFailedExportIsCountedAndToldOnce(t *testing.T) {
 	}
 }
 
-// TestAnExporterThatHangsDoesNotHoldTheEnd: the remaining spans are counted as dropped.
-func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
+// TestHangingExporterDoesNotDelayTheEnd checks that the end does not wait for an
+// exporter that hangs, and that the remaining spans are counted as dropped.
+func TestHangingExporterDoesNotDelayTheEnd(t *testing.T) {
 	g := &gate{entered: make(chan int, 100), open: make(chan struct{})}
 	q, tracer := newQueue(t, g, silent)
 	end(t.Context(), tracer, 6)
@@ -167,9 +172,9 @@ func TestAnExporterThatHangsDoesNotHoldTheEnd(t *testing.T) {
 	close(g.open)
 }
 
-// TestTheSumHoldsUnderLoad reads the counts while many goroutines make spans and the
-// process ends.
-func TestTheSumHoldsUnderLoad(t *testing.T) {
+// TestCountsOfSpansAddUpUnderLoad reads the counts while many goroutines make spans and
+// the process ends, and checks that they add up.
+func TestCountsOfSpansAddUpUnderLoad(t *testing.T) {
 	const workers, each = 8, 2000
 	q, tracer := newQueue(t, &gate{}, silent)
 	var making sync.WaitGroup

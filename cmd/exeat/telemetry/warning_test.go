@@ -18,9 +18,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestACollectorThatOnlyWarns: by OTLP it has accepted everything. The text of the
-// warning is the collector's.
-func TestACollectorThatOnlyWarns(t *testing.T) {
+// TestWarningOfACollectorIsNoFailure checks that an answer of a collector with a
+// warning, and without rejected items, counts as a complete success, as OTLP says. The
+// text of the warning is the collector's.
+func TestWarningOfACollectorIsNoFailure(t *testing.T) {
 	for _, row := range []struct {
 		name, text string
 		rejected   int64
@@ -28,8 +29,8 @@ func TestACollectorThatOnlyWarns(t *testing.T) {
 	}{
 		{"a warning", "old version", 0, false},
 		{"a warning about what was rejected", "once (5 log records rejected)", 0, false},
-		{"what was rejected", "too old", 1, true},
-		{"what was rejected, with a number in the text", "all but (0 spans rejected)", 1, true},
+		{"a rejected item", "too old", 1, true},
+		{"a rejected item, with another number in the text", "all but (0 spans rejected)", 1, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			tel, sink := withPartialSuccess(t, row.text, row.rejected)
@@ -51,9 +52,9 @@ func TestACollectorThatOnlyWarns(t *testing.T) {
 	}
 }
 
-// TestOnlyWhatWasRejectedIsLost: over either protocol a collector accepts a part of a
-// batch.
-func TestOnlyWhatWasRejectedIsLost(t *testing.T) {
+// TestOnlyRejectedItemsAreLost checks that only the rejected items count as lost if a
+// collector accepts a part of a batch, over either protocol.
+func TestOnlyRejectedItemsAreLost(t *testing.T) {
 	const sent = 5
 	for _, protocol := range []string{"http/protobuf", "grpc"} {
 		for rejected, want := range map[int64]int{-1: 0, 0: 0, 1: 1, 4: 4, 5: 5, 6: 5, 1 << 40: 5} {
@@ -89,24 +90,25 @@ func TestOnlyWhatWasRejectedIsLost(t *testing.T) {
 	}
 }
 
-// TestAnErrorThatQuotesAPartialSuccessIsNone: a partial success together with another
-// error is none either.
-func TestAnErrorThatQuotesAPartialSuccessIsNone(t *testing.T) {
+// TestErrorThatQuotesAPartialSuccess checks that an error counts as a partial success
+// only if it is the exporters' own, and not if it quotes one or comes with another
+// error.
+func TestErrorThatQuotesAPartialSuccess(t *testing.T) {
 	none := partial(0)
 	for name, row := range map[string]struct {
 		err  error
 		lost int
 	}{
-		"none":                {nil, 0},
-		"of all":              {none, 0},
-		"wrapped":             {fmt.Errorf("traces export: %w", errors.Join(nil, none)), 0},
-		"of some":             {fmt.Errorf("traces export: %w", partial(2)), 2},
-		"of more than all":    {partial(12), 10},
-		"quoted":              {errors.New("rpc error: code = Internal desc = " + none.Error()), 10},
-		"beside another":      {errors.Join(none, errOther), 10},
-		"another beside it":   {errors.Join(errOther, partial(2)), 10},
-		"something else":      {errOther, 10},
-		"of another's making": {renamed{3}, 10},
+		"no error":                        {nil, 0},
+		"nothing is rejected":             {none, 0},
+		"wrapped":                         {fmt.Errorf("traces export: %w", errors.Join(nil, none)), 0},
+		"some are rejected":               {fmt.Errorf("traces export: %w", partial(2)), 2},
+		"more than all are rejected":      {partial(12), 10},
+		"quoted":                          {errors.New("rpc error: code = Internal desc = " + none.Error()), 10},
+		"before another error":            {errors.Join(none, errOther), 10},
+		"after another error":             {errors.Join(errOther, partial(2)), 10},
+		"something else":                  {errOther, 10},
+		"another type with the same text": {renamed{3}, 10},
 	} {
 		d := newDelivery("x", silent)
 		if got := countLost(d.run(t.Context(), func(context.Context) error { return row.err }), 10); got != row.lost {
@@ -119,20 +121,21 @@ func TestAnErrorThatQuotesAPartialSuccessIsNone(t *testing.T) {
 func partial(rejected int64) error { return PartialSuccess{RejectedItems: rejected} }
 
 // PartialSuccess has the name and the fields of the exporters' own types, which are
-// internal; TestOnlyWhatWasRejectedIsLost uses the real ones.
+// internal; TestOnlyRejectedItemsAreLost uses the real ones.
 type PartialSuccess struct{ RejectedItems int64 } //nolint:errname // the exporters' types have this name
 
 func (p PartialSuccess) Error() string {
 	return fmt.Sprintf("OTLP partial success: empty message (%d spans rejected)", p.RejectedItems)
 }
 
-// renamed has the field, but another name.
+// renamed has the field of PartialSuccess, but another name.
 type renamed struct{ RejectedItems int64 }
 
 func (renamed) Error() string { return "OTLP partial success: x (0 spans rejected)" }
 
-// TestAWarningAboutMetricsIsNoFailure: the SDK itself pushes them.
-func TestAWarningAboutMetricsIsNoFailure(t *testing.T) {
+// TestWarningAboutMetricsIsNoFailure checks that a warning in the answer to metrics is
+// not reported as a failure. The SDK itself pushes metrics.
+func TestWarningAboutMetricsIsNoFailure(t *testing.T) {
 	var told []string
 	tell := func(what string) func(string, error) {
 		return func(signal string, _ error) { told = append(told, what+" "+signal) }
