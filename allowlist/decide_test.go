@@ -299,9 +299,9 @@ func TestDenyBeatsAllowWhereverItIsWritten(t *testing.T) {
 		{"a range inside an allowed one", tunnel(checkout, "8.8.4.4:443"), "denied-by-rule"},
 		{"mapped", tunnel(checkout, "[::ffff:8.8.4.4]:443"), "denied-by-rule"},
 		{"through NAT64", tunnel(checkout, "[64:ff9b::808:404]:443"), "denied-by-rule"},
-		{"NAT64 of its neighbour", tunnel(checkout, "[64:ff9b::808:808]:443"), "allow"},
-		{"its neighbour", tunnel(checkout, "8.8.8.8:443"), "allow"},
+		{"NAT64 of the neighbour of a denied address", tunnel(checkout, "[64:ff9b::808:808]:443"), "allow"},
+		{"the neighbour of a denied address", tunnel(checkout, "8.8.8.8:443"), "allow"},
 		{"a private range", tunnel(checkout, "10.20.9.1:443"), "denied-by-rule"},
-		{"not its neighbour", tunnel(checkout, "10.20.8.1:443"), "allow"},
+		{"an address outside the private range", tunnel(checkout, "10.20.8.1:443"), "allow"},
 	})
 }

@@ -113,7 +113,9 @@ func wantStatus(t *testing.T, r Reason, want int) {
 	}
 }
 
-func TestNoReasonIsAnInternalError(t *testing.T) {
+// TestUnknownReasonIsAnInternalError checks that NoReason and numbers without a reason
+// have the row of an internal error, without a token.
+func TestUnknownReasonIsAnInternalError(t *testing.T) {
 	for _, r := range []Reason{NoReason, reasonCount, 255} {
 		if info := r.Info(); info.Token != "" || info.Status != 500 || info.ProxyError != "proxy_internal_error" {
 			t.Errorf("reason %d: %+v, want an internal error without a token", r, info)

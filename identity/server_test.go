@@ -127,6 +127,9 @@ func TestClientsSeeTheNamesOfTheTrustedCAs(t *testing.T) {
 	}
 }
 
+// TestAGoClientWithholdsACertificateOfAnotherCA checks that a Go client sends no
+// certificate if its CA is not among the names that the listener sends, and that the
+// detail names them.
 func TestAGoClientWithholdsACertificateOfAnotherCA(t *testing.T) {
 	f := newFixture(t)
 	stranger := newCA(t, "stranger").issue(t, callerID)

@@ -84,6 +84,8 @@ func TestASnapshotDoesNotChange(t *testing.T) {
 	}
 }
 
+// TestManyTrustDomainsFitIntoOneLine checks that the detail of a peer names only the
+// first of many trust domains, and the number of the others.
 func TestManyTrustDomainsFitIntoOneLine(t *testing.T) {
 	ca := newCA(t, "prod")
 	trusted := bundles{"prod.example": {ca}}

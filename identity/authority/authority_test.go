@@ -364,7 +364,9 @@ func TestWriteDirLeavesNothingBehindWhenItCannotWrite(t *testing.T) {
 	}
 }
 
-func TestTwoWorkloadsTalk(t *testing.T) {
+// TestMintedSVIDsWorkOverTLS checks a handshake in which both sides present a minted
+// SVID and verify the other with the bundle.
+func TestMintedSVIDsWorkOverTLS(t *testing.T) {
 	a := newAuthority(t, 0)
 	server, err := a.Mint(Options{ID: workload(), DNS: []string{"localhost"}})
 	if err != nil {

@@ -41,13 +41,13 @@ func TestASinkThatFailsIsAReasonOnlyIfItIsRequired(t *testing.T) {
 		begin, end func(*flaky)
 		says       string
 	}{
-		"it fails": {
+		"the sink fails": {
 			func(f *flaky) { f.err.Store(&full) }, func(f *flaky) { f.err.Store(nil) }, "no space left on device",
 		},
-		"it hangs": {
+		"the sink hangs": {
 			func(f *flaky) { f.hang.Store(&hang) }, func(f *flaky) { f.hang.Store(nil); hang <- struct{}{} }, "a write does not return",
 		},
-		"it hangs, and then fails": {
+		"the sink hangs, and then fails": {
 			func(f *flaky) { f.hang.Store(&hang); f.err.Store(&full) },
 			func(f *flaky) { f.hang.Store(nil); hang <- struct{}{}; synctest.Wait(); f.err.Store(nil) },
 			"a write does not return",

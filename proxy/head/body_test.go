@@ -55,6 +55,8 @@ func TestBody(t *testing.T) {
 	}
 }
 
+// TestLists checks which tokens are found in the lists of all fields of a name, in any
+// case.
 func TestLists(t *testing.T) {
 	h, err := head.Parse([]byte("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close ,y\r\nCONNECTION: upgrade\r\n\r\n"))
 	if err != nil {

@@ -111,6 +111,8 @@ func TestAwait(t *testing.T) {
 	}
 }
 
+// TestReaderLimit checks that a head of exactly the limit is read, and a larger one
+// refused, however the bytes arrive.
 func TestReaderLimit(t *testing.T) {
 	sized := func(n int) string {
 		const frame = "GET / HTTP/1.0\r\nA: \r\n\r\n"
@@ -121,12 +123,12 @@ func TestReaderLimit(t *testing.T) {
 		size       int
 		want       error
 	}{
-		"a head of the default limit": {head.DefaultLimit, 0, head.DefaultLimit, nil},
-		"one byte more":               {head.DefaultLimit, 0, head.DefaultLimit + 1, head.ErrTooLarge},
-		"a head of a small limit":     {100, 100, 100, nil},
-		"one byte more than that":     {100, 100, 101, head.ErrTooLarge},
-		"a head of an odd limit":      {9999, 9999, 9999, nil},
-		"far too large":               {9999, 9999, 1 << 20, head.ErrTooLarge},
+		"a head of the default limit":     {head.DefaultLimit, 0, head.DefaultLimit, nil},
+		"one byte over the default limit": {head.DefaultLimit, 0, head.DefaultLimit + 1, head.ErrTooLarge},
+		"a head of a small limit":         {100, 100, 100, nil},
+		"one byte over a small limit":     {100, 100, 101, head.ErrTooLarge},
+		"a head of an odd limit":          {9999, 9999, 9999, nil},
+		"far too large":                   {9999, 9999, 1 << 20, head.ErrTooLarge},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -190,6 +192,8 @@ func TestReaderContinuesAfterADeadline(t *testing.T) {
 	}
 }
 
+// TestReaderKeepsAnErrorThatCameWithBytes checks that an error which a connection
+// returns together with bytes is returned by the next Read.
 func TestReaderKeepsAnErrorThatCameWithBytes(t *testing.T) {
 	r := head.NewReader(iotest.DataErrReader(strings.NewReader(curl)), 0)
 	defer r.Release()

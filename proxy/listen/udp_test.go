@@ -179,6 +179,7 @@ func batch() *AddressMap {
 	})
 }
 
+// TestAddressMap checks that the most specific range of an address decides its identity.
 func TestAddressMap(t *testing.T) {
 	for addr, want := range map[string]string{
 		"10.1.2.3":         "spiffe://prod.example/batch",

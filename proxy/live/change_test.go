@@ -191,7 +191,7 @@ func TestWhatAChangeDoes(t *testing.T) {
 		{"a quarantine that comes with the policy counts before the policy is judged", []step{
 			{change: together(another(two), cutting("a")), effect: InForce, inForce: "two", refused: allowlist.QuarantinedIdentity, told: 1, a: cut, b: revoked},
 		}},
-		{"what is held is judged again by the next change", []step{
+		{"the next change judges held tunnels again", []step{
 			held,
 			{left: 1, change: cutting("c"), effect: InForce, inForce: "two", refused: denied, told: 1, a: revoked},
 		}},

@@ -39,6 +39,8 @@ func TestNothingInForceDenies(t *testing.T) {
 	}
 }
 
+// TestGenerationsCountFromOne checks that each Swap puts a new state in force, whose
+// generation is one more than that of the state before.
 func TestGenerationsCountFromOne(t *testing.T) {
 	policy, err := allowlist.Compile(allowlist.Spec{Version: "v1"})
 	if err != nil {

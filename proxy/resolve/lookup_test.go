@@ -438,6 +438,7 @@ func TestNameBudgetOverTime(t *testing.T) {
 	}
 }
 
+// TestOrigins checks the text of each origin of an answer.
 func TestOrigins(t *testing.T) {
 	var got []string
 	for o := range OriginLocal + 2 {

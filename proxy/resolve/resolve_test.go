@@ -138,7 +138,9 @@ func TestNamesAreLookedUpWithoutASuffix(t *testing.T) {
 	}
 }
 
-func TestWhatIsNeverLookedUp(t *testing.T) {
+// TestQuestionsThatAreNeverSent checks that types which are never asked for, address
+// literals, zero questions and zero decisions are errors, and that no server is asked.
+func TestQuestionsThatAreNeverSent(t *testing.T) {
 	s := newServer(t, addresses("192.0.2.1"))
 	r := newResolver(t, Config{}, s)
 	for _, typ := range []uint16{dns.TypeANY, dns.TypeAXFR, dns.TypeIXFR, dns.TypeNULL, dns.TypeKEY, dns.TypeOPT, 11, 65280, 65535, 0} {
@@ -152,6 +154,8 @@ func TestWhatIsNeverLookedUp(t *testing.T) {
 	s.wasAsked(t)
 }
 
+// TestAddressesOfBothFamilies checks that the addresses of both families are returned,
+// also if one of them fails.
 func TestAddressesOfBothFamilies(t *testing.T) {
 	s := newServer(t, func(q asked) answer {
 		switch {

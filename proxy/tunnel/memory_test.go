@@ -75,6 +75,7 @@ func TestAllBuffersComeBack(t *testing.T) {
 	expectLent(t, 0)
 }
 
+// TestAllocations checks the number of allocations for a message each way.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("under the race detector a sync.Pool throws buffers away")

@@ -64,6 +64,8 @@ func bulkBothWays(t *testing.T, kind string, size int64) {
 
 func sum(h hash.Hash) []byte { return h.Sum(nil) }
 
+// TestOneByteWrites checks that bytes which are sent one by one, both ways at once,
+// arrive in order.
 func TestOneByteWrites(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -94,6 +96,8 @@ func TestOneByteWrites(t *testing.T) {
 	}
 }
 
+// TestClientOverTLSSendsFINOnly checks that a FIN without a close_notify counts as the
+// end of the client.
 func TestClientOverTLSSendsFINOnly(t *testing.T) {
 	r := startRig(t, "tls", Config{}, "")
 	send(t, r.client, "bye")
@@ -105,6 +109,8 @@ func TestClientOverTLSSendsFINOnly(t *testing.T) {
 	check(t, r.wait(t), Result{Up: 3, Down: 3, Reason: Client})
 }
 
+// TestCloseSendsCloseNotify checks that Close sends a close_notify over TLS for every
+// reason but Error.
 func TestCloseSendsCloseNotify(t *testing.T) {
 	for _, reason := range closings {
 		t.Run(reason.String(), func(t *testing.T) {
@@ -205,6 +211,7 @@ const (
 	keyUpdate       = "\x18\x00\x00\x01\x01" // update_requested
 )
 
+// TestKeyUpdate checks a tunnel whose client updates its keys.
 func TestKeyUpdate(t *testing.T) {
 	r, s := newScribe(t)
 	for range 3 {
@@ -221,6 +228,8 @@ func TestKeyUpdate(t *testing.T) {
 	}
 }
 
+// TestRecordsInPieces checks TLS records that arrive byte by byte, with empty records
+// between them.
 func TestRecordsInPieces(t *testing.T) {
 	r, s := newScribe(t)
 	var want strings.Builder

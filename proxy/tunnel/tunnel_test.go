@@ -154,6 +154,8 @@ func reset(t *testing.T, c net.Conn) {
 	tcp.Close()
 }
 
+// TestCloseWhileBothPeersAreStalled checks that Close ends a tunnel although both peers
+// send and do not read.
 func TestCloseWhileBothPeersAreStalled(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -198,6 +200,7 @@ func TestCloseOfAnIdleTunnel(t *testing.T) {
 	}
 }
 
+// TestCloseWithoutAReason checks that Close without a reason ends a tunnel as an error.
 func TestCloseWithoutAReason(t *testing.T) {
 	r := startRig(t, "tcp", Config{}, "")
 	r.Close(None)
@@ -287,6 +290,7 @@ func TestDeadlinesFromBeforeTheTunnelAreLifted(t *testing.T) {
 	}
 }
 
+// TestReasonTokens checks the text of each reason for which a tunnel ends.
 func TestReasonTokens(t *testing.T) {
 	var got []string
 	for r := range Error + 2 {

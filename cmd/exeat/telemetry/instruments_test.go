@@ -141,6 +141,8 @@ func TestBytesAreCountedAsTunnelsReport(t *testing.T) {
 	}
 }
 
+// TestHandshakesReloadsAndEnforcements checks the metrics of handshakes, reloads and
+// enforcements.
 func TestHandshakesReloadsAndEnforcements(t *testing.T) {
 	tel := newTelemetry(t, Config{})
 	i := tel.Instruments()

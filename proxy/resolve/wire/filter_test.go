@@ -237,7 +237,9 @@ func TestResponseRepeatsTheClientsQuestion(t *testing.T) {
 	}
 }
 
-func TestAddrs(t *testing.T) {
+// TestAddrsIncludeHints checks that Addrs returns the addresses in the hints of all
+// services.
+func TestAddrsIncludeHints(t *testing.T) {
 	q := newQuery(t, "a.example", TypeHTTPS, true)
 	m, err := q.Parse(upstream(t, q, nil, `a.example. 60 IN HTTPS 1 . alpn="h2" ipv4hint="192.0.2.1,192.0.2.2" ipv6hint="2001:db8::1"`, `a.example. 60 IN HTTPS 2 b.example. ipv4hint="192.0.2.3"`))
 	if err != nil {

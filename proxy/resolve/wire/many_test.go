@@ -50,7 +50,7 @@ func TestRecordsBeyondTheBoundAreDropped(t *testing.T) {
 	}{
 		"as many addresses as are kept": {TypeA, each(64, "a.example. 60 IN A 192.0.2.%d"), 64, 64, 0},
 		"one more":                      {TypeA, each(65, "a.example. 60 IN A 192.0.2.%d"), 64, 64, 1},
-		"of the other family":           {TypeAAAA, each(300, "a.example. 60 IN AAAA 2001:db8::%x"), 64, 64, 236},
+		"addresses of IPv6":             {TypeAAAA, each(300, "a.example. 60 IN AAAA 2001:db8::%x"), 64, 64, 236},
 		"behind aliases": {TypeA, append([]string{
 			"a.example. 60 IN CNAME b.example.", "b.example. 60 IN CNAME c.example.",
 		}, each(100, "c.example. 60 IN A 192.0.2.%d")...), 66, 64, 36},

@@ -133,7 +133,8 @@ func answered(tb testing.TB, name string, typ uint16, f Filter, change func(*dns
 	return show(tb, packet[6:]), counts
 }
 
-func TestQueries(t *testing.T) {
+// TestHeaderAndOPTOfAQuery checks the header, the question and the OPT of a query.
+func TestHeaderAndOPTOfAQuery(t *testing.T) {
 	for _, mixed := range []bool{true, false} {
 		q := newQuery(t, "_svc.api-1.example", dns.TypeSRV, mixed)
 		var m dns.Msg
@@ -173,6 +174,8 @@ func TestLetterCaseOfQueriesIsRandom(t *testing.T) {
 	}
 }
 
+// TestNamesAndTypesThatAreNeverAsked checks that a query is made only for names of hosts
+// and for the listed types.
 func TestNamesAndTypesThatAreNeverAsked(t *testing.T) {
 	for _, q := range []Question{
 		{}, {Type: TypeA}, question(t, "192.0.2.1", TypeA), question(t, "2001:db8::1", TypeAAAA),
