@@ -165,6 +165,7 @@ func TestLoadFilesSaysWhatToDo(t *testing.T) {
 		return map[string]string{"cert": certPEM(cert), "key": keyPEM(t, cert.PrivateKey)}
 	}
 	only := func(name, content string) map[string]string { return map[string]string{name: content} }
+	const pfx = "\x30\x10\x02\x01\x03\x30\x0b\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01" // version 3 and an empty authSafe
 
 	for _, test := range []struct {
 		name  string
@@ -179,6 +180,10 @@ func TestLoadFilesSaysWhatToDo(t *testing.T) {
 		{"the certificate is not PEM", only("cert", "hello"), []string{"certificate file DIR/cert is not PEM", "openssl x509"}},
 		{"the key is not PEM", only("key", "hello"), []string{"key file DIR/key is not PEM", "openssl pkey"}},
 		{"the bundle is not PEM", only("bundle", "hello"), []string{"bundle file DIR/bundle is not PEM"}},
+		{"the certificate is PKCS #12", only("cert", pfx), []string{"certificate file DIR/cert is PKCS #12 and not PEM", "(openssl pkcs12 -nokeys -in DIR/cert)"}},
+		{"the key is PKCS #12", only("key", pfx), []string{"key file DIR/key is PKCS #12 and not PEM", "(openssl pkcs12 -nocerts -noenc -in DIR/key)"}},
+		{"the bundle is PKCS #12", only("bundle", pfx), []string{"bundle file DIR/bundle is PKCS #12 and not PEM", "(openssl pkcs12 -nokeys -in DIR/bundle)"}},
+		{"the bundle is DER", only("bundle", "\x30\x03\x02\x01\x03"), []string{"bundle file DIR/bundle is not PEM", "openssl x509 -inform der"}},
 		{"the certificate file is the key", only("cert", good["key"]), []string{"certificate file DIR/cert", `"PRIVATE KEY"`, "mixed up"}},
 		{"the key file is the certificate", only("key", good["cert"]), []string{"key file DIR/key", `"CERTIFICATE"`, "mixed up"}},
 		{"the certificate is garbage in PEM", only("cert", block("CERTIFICATE", []byte{1, 2})), []string{"certificate file DIR/cert: certificate 1 cannot be parsed"}},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ func (f file) certificates() ([]*x509.Certificate, error) {
 	case other != "":
 		return nil, fmt.Errorf("%s file %s holds a PEM block %s and no CERTIFICATE; check that the paths are not mixed up", f.what, f.path, quoted(other))
 	default:
-		return nil, fmt.Errorf("%s file %s is not PEM; convert it (openssl x509 -inform der) or check the path", f.what, f.path)
+		return nil, f.notPEM("x509 -inform der", "pkcs12 -nokeys")
 	}
 }
 
@@ -108,7 +109,21 @@ func (f file) signer() (crypto.Signer, error) {
 	if other != "" {
 		return nil, fmt.Errorf("key file %s holds a PEM block %s and no PRIVATE KEY; check that the paths are not mixed up", f.path, quoted(other))
 	}
-	return nil, fmt.Errorf("key file %s is not PEM; convert it (openssl pkey -inform der) or check the path", f.path)
+	return nil, f.notPEM("pkey -inform der", "pkcs12 -nocerts -noenc")
+}
+
+// notPEM returns the error for a file without PEM blocks. der and pkcs12 are the commands
+// of openssl that convert a file of these formats.
+func (f file) notPEM(der, pkcs12 string) error {
+	var pfx struct { // RFC 7292 section 4
+		Version  int
+		AuthSafe asn1.RawValue
+		MacData  asn1.RawValue `asn1:"optional"`
+	}
+	if _, err := asn1.Unmarshal(f.data, &pfx); err == nil && pfx.Version == 3 {
+		return fmt.Errorf("%s file %s is PKCS #12 and not PEM; convert it (openssl %s -in %[2]s)", f.what, f.path, pkcs12)
+	}
+	return fmt.Errorf("%s file %s is not PEM; convert it (openssl %s) or check the path", f.what, f.path, der)
 }
 
 // parseKey parses a private key in one of the three encodings.
