@@ -59,7 +59,7 @@ func Open(dir string, td spiffeid.TrustDomain) (*Authority, error) {
 	}
 	a, err := load(files.cert, files.key, td)
 	if err != nil {
-		return nil, fmt.Errorf("authority in %s: %w; remove %s and %s to make a new one", dir, err, caFile, caKeyFile)
+		return nil, fmt.Errorf("authority in %s: %w; use another directory, or remove %s and %s to make a new authority", dir, err, caFile, caKeyFile)
 	}
 	return a, nil
 }

@@ -110,7 +110,7 @@ func (i issuer) end(now time.Time, lifetime time.Duration) (time.Time, error) {
 	case left <= 0:
 		return time.Time{}, fmt.Errorf("the authority expired %s", i.ca.NotAfter.UTC().Format(time.RFC3339))
 	case lifetime < 0:
-		return time.Time{}, fmt.Errorf("lifetime %s is negative", lifetime)
+		return time.Time{}, fmt.Errorf("lifetime %s is negative: write a duration such as 1h", lifetime)
 	case lifetime == 0:
 		lifetime = min(DefaultLifetime, left)
 	case lifetime > left:
