@@ -242,7 +242,7 @@ type Stats struct {
 
 // Stats returns the counts so far.
 func (g *Gateway) Stats() Stats {
-	s := Stats{Panics: g.proxy.Panics(), Held: g.inForce.enforcer.Held(), PolicyRefused: g.inForce.filesBroken.Load()}
+	s := Stats{Panics: g.proxy.Panics(), Held: g.inForce.enforcer.Held(), PolicyRefused: g.inForce.filesError.Load() != nil}
 	if g.dns != nil {
 		s.DNS = g.dns.Stats()
 		s.Panics += s.DNS.Panics

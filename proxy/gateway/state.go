@@ -26,10 +26,10 @@ type inForce struct {
 	enforcer *live.Enforcer
 	verifier *identity.Verifier // nil without an identity provider
 
-	confirmed   atomic.Bool // Reload was called, and the policy was not read since
-	filesBroken atomic.Bool // the files had an error since a policy was last read from them
-	closeIdle   func()      // closes the idle connections to origins; set before anything is served
-	quarantined []string    // patterns of the state in force; used by enforced only
+	confirmed   atomic.Bool           // Reload was called, and the policy was not read since
+	filesError  atomic.Pointer[error] // last error of the policy files; nil after a policy was read from them
+	closeIdle   func()                // closes the idle connections to origins; set before anything is served
+	quarantined []string              // patterns of the state in force; used by enforced only
 
 	last *identity.Snapshot // last snapshot that was recorded; used by rotate only
 
@@ -74,16 +74,16 @@ func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
 	case err != nil:
-		s.filesBroken.Store(true)
+		s.filesError.Store(&err)
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the new policy is not used, the last good one stays", slog.Any("error", err))
 		s.cfg.Metrics.Loaded(LoadRefused)
 		s.cfg.Recorder.Event(audit.Record{Event: audit.EventPolicyReload, Detail: "refused: " + err.Error()})
 	case c.Policy != nil:
-		s.filesBroken.Store(false)
-	case confirmed && s.filesBroken.Load(): // the error is in a record already
-		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays")
+		s.filesError.Store(nil)
+	case confirmed && s.filesError.Load() != nil: // the error is in a record already
+		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "the policy files have the same error as before, the last good policy stays", slog.Any("error", *s.filesError.Load()))
 	}
-	if confirmed && !s.filesBroken.Load() {
+	if confirmed && s.filesError.Load() == nil {
 		s.confirm(ctx, c)
 		return
 	}
