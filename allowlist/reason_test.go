@@ -99,6 +99,20 @@ func TestStatusClassesNeverMix(t *testing.T) {
 	}
 }
 
+// TestVerdictFollowsTheStatus: a reason fails if its status blames the destination or the
+// gateway, or if the connection ended before there was a request, and denies otherwise.
+func TestVerdictFollowsTheStatus(t *testing.T) {
+	for _, r := range Reasons() {
+		want := Deny
+		if status := r.Info().Status; status >= 500 && status != 505 || r == TLSHandshakeFailed || r == ClientGone {
+			want = Fail
+		}
+		if got := r.Verdict(); got != want {
+			t.Errorf("%s: verdict %s, want %s: see Reason.Verdict", r, got, want)
+		}
+	}
+}
+
 func b2i(b bool) int {
 	if b {
 		return 1
