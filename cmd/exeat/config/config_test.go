@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -53,10 +54,8 @@ func TestDefaultsOfAMinimalFile(t *testing.T) {
 	}
 }
 
-// TestEveryKeySetsItsValue checks that every key of the configuration sets the value
-// that it is for.
-func TestEveryKeySetsItsValue(t *testing.T) {
-	got, err := Parse("/x/exeat.yaml", []byte(`version: 1
+// everyValue is a configuration with every key of the sections that TestEveryKeyIsTried names.
+const everyValue = `version: 1
 identity:
   certificate: a.pem
   key: /k.pem
@@ -88,7 +87,12 @@ limits:
    tunnels: 4, connects_per_second: 5, upload_per_hour: 6KiB}
 metrics: {identities: 100}
 dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4, connections_per_identity: 5, queries_per_connection: 6, span_every: 7}
-`))
+`
+
+// TestEveryKeySetsItsValue checks that every key of the configuration sets the value
+// that it is for.
+func TestEveryKeySetsItsValue(t *testing.T) {
+	got, err := Parse("/x/exeat.yaml", []byte(everyValue))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +134,26 @@ dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4
 	want := []time.Duration{1e9, 2e9, 3e9, 4e9, 5e9, 0, 7e9, 8e9, 9e9, 10e9, 11e9}
 	if diff := cmp.Diff(want, times); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestEveryKeyIsTried checks that TestEveryKeySetsItsValue reads a value of every key of the
+// sections that hold numbers, times and words.
+func TestEveryKeyIsTried(t *testing.T) {
+	for _, section := range []string{"resolver", "timeouts", "http", "limits", "metrics", "dns", "refusals"} {
+		_, err := Parse("e.yaml", []byte(minimal+section+": {no_such_key: 1}\n"))
+		if err == nil {
+			t.Fatalf("%s has an unknown key, and no error", section)
+		}
+		_, known, found := strings.Cut(err.Error(), "known: ")
+		if !found {
+			t.Fatalf("%s: the error names no keys: %v", section, err)
+		}
+		for name := range strings.SplitSeq(known, ", ") {
+			if !regexp.MustCompile(`(?m)[{ ]` + name + `: `).MatchString(everyValue) {
+				t.Errorf("%s.%s has no value in everyValue: add one, and check in TestEveryKeySetsItsValue where it arrives", section, name)
+			}
+		}
 	}
 }
 
