@@ -38,7 +38,8 @@ func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, ow
 	loaded, err := f.loadConfirmed(ctx)
 	switch {
 	case errors.Is(err, policyfile.ErrEmpty):
-		log.WarnContext(ctx, "the policy directory is empty: every request is denied as policy-unavailable")
+		log.LogAttrs(ctx, slog.LevelWarn, "the policy directory is empty: every request is denied as policy-unavailable until it holds a file whose name ends in .yaml",
+			slog.String("directory", strings.Join(paths, ", ")))
 		f.first = live.Change{Quarantine: loaded.Quarantine}
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w; check the path, and whether what writes it has run", err)
