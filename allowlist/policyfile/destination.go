@@ -86,5 +86,8 @@ func (w *walker) candidates(name string) string {
 	if len(w.errs) > enough {
 		return "write one that stands under destinations"
 	}
+	if len(w.destinations) == 0 {
+		return "the policy has no destinations: write host: or cidr:, or name a set under destinations"
+	}
 	return strictyaml.Candidates(name, slices.Sorted(maps.Keys(w.destinations)))
 }

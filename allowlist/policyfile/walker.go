@@ -176,6 +176,9 @@ func (w *walker) open(f file) {
 	case root.IsEmpty():
 		w.errs.Add(start, "the file says nothing: write at least version: 1")
 		return
+	case root.Has("listeners") && !root.Has("identities"):
+		w.errs.Add(start, "this is the configuration of a gateway: name the policy, and check the configuration with exeat serve --check")
+		return
 	}
 	d := &document{name: f.name, root: root}
 	hasKeys := false

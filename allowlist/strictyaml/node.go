@@ -110,6 +110,11 @@ func (n *Node) Fields() iter.Seq2[string, *Node] {
 	}
 }
 
+// Has reports whether the node is a mapping with the key name.
+func (n *Node) Has(name string) bool {
+	return n.kind == mapping && slices.ContainsFunc(n.children, func(c Node) bool { return c.name == name })
+}
+
 // Items returns the items of a list. The list may be empty ([]).
 func (n *Node) Items() iter.Seq[*Node] {
 	return func(yield func(*Node) bool) {

@@ -49,6 +49,10 @@ func (p *parser) root(root *strictyaml.Node) {
 		root.Errorf("the file is empty: write version: 1 and what docs/operating.md shows")
 		return
 	}
+	if root.Has("identities") && !root.Has("policy") {
+		root.Errorf("this is a policy: write a configuration whose key policy names it, and check it alone with exeat policy lint")
+		return
+	}
 	resolver := &resolverReader{dir: p.dir, taken: map[allowlist.Host]bool{}, asked: map[netip.AddrPort][]*strictyaml.Node{}}
 	there := readKeys(root,
 		key{"version", func(n *strictyaml.Node) { n.Word("1") }},
