@@ -101,7 +101,13 @@ func group(cmd *cobra.Command, args []string) error {
 	}
 	cmd.SuggestionsMinimumDistance = 2
 	hint := "see " + cmd.CommandPath() + " --help"
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+	near := cmd.SuggestionsFor(args[0])
+	for _, sub := range cmd.Commands() { // lint is a command of policy
+		if c, _, err := sub.Find(args[:1]); err == nil && c != sub && len(near) == 0 {
+			near = []string{c.CommandPath()}
+		}
+	}
+	if len(near) > 0 {
 		hint = "did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return fmt.Errorf("unknown command %q for %q: %s", args[0], cmd.CommandPath(), hint)

@@ -67,8 +67,12 @@ func require(cmd *cobra.Command, names ...string) {
 	}
 }
 
-// flagError adds to an error where the flags of the command are explained.
+// flagError adds to an error where the flags of the command are explained. A command that
+// only has subcommands reports an unknown subcommand first: the flag belongs to that one.
 func flagError(cmd *cobra.Command, err error) error {
+	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
+		return group(cmd, args)
+	}
 	return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,7 +21,7 @@ func newServe() *cobra.Command {
 		check bool
 	)
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use: "serve", SuggestFor: []string{"run", "start"},
 		Short: "Run the gateway",
 		Long: `Run the gateway until SIGINT or SIGTERM. After the signal the gateway serves
 for drain_delay as before, and its answers close their connections. Then it
@@ -92,7 +91,7 @@ func serve(cmd *cobra.Command, path string) error {
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(p.HandleErrors))
 	for _, l := range p.Listening() {
-		log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", addressText(l.Addr)))
+		log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", l.Name), slog.String("address", l.Address()))
 	}
 	p.Serve(ctx, hangup)
 	return nil
@@ -129,13 +128,8 @@ func checkServe(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	for _, warning := range checked.Placed {
-		if _, err := fmt.Fprintf(w, "%s: warning: %s\n", warning.Pos, warning.Msg); err != nil {
-			return err
-		}
-	}
-	for _, warning := range checked.Warnings {
-		if _, err := fmt.Fprintf(w, "%s: warning: %s\n", path, warning); err != nil {
+	for _, warning := range checked.Lines(path) {
+		if _, err := fmt.Fprintln(w, warning); err != nil {
 			return err
 		}
 	}
@@ -145,12 +139,4 @@ func checkServe(cmd *cobra.Command, path string) error {
 	}
 	_, err = fmt.Fprintf(w, "%s: no errors, %s\n", path, policy)
 	return err
-}
-
-// addressText returns an address in the form of the configuration.
-func addressText(addr net.Addr) string {
-	if addr.Network() == "unix" {
-		return "unix:" + addr.String()
-	}
-	return addr.String()
 }

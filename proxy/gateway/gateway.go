@@ -256,6 +256,14 @@ type Listening struct {
 	Addr net.Addr
 }
 
+// Address returns Addr in the form of the configuration.
+func (l Listening) Address() string {
+	if l.Addr.Network() == "unix" {
+		return "unix:" + l.Addr.String()
+	}
+	return l.Addr.String()
+}
+
 // Listening returns every address on which the gateway listens for connections, in the
 // order of the configuration, and then that of the admin listener.
 func (g *Gateway) Listening() []Listening {

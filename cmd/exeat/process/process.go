@@ -5,6 +5,7 @@ package process
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -221,6 +222,19 @@ type Checked struct {
 
 	// Placed holds warnings that have a place in the configuration.
 	Placed strictyaml.Errors
+}
+
+// Lines returns the warnings as lines of text. A warning without a place in the
+// configuration begins with path, the path of the configuration.
+func (c Checked) Lines(path string) []string {
+	lines := make([]string, 0, len(c.Placed)+len(c.Warnings))
+	for _, warning := range c.Placed {
+		lines = append(lines, fmt.Sprintf("%s: warning: %s", warning.Pos, warning.Msg))
+	}
+	for _, warning := range c.Warnings {
+		lines = append(lines, fmt.Sprintf("%s: warning: %s", path, warning))
+	}
+	return lines
 }
 
 func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
