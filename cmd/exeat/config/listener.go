@@ -54,8 +54,11 @@ func (p *parser) listener(n *strictyaml.Node) Listener {
 	if there["address"] == nil { // an address that is not valid is an error already
 		n.Errorf("the listener has no address: write HOST:PORT or unix:/path")
 	}
-	if (l.Identity == gateway.Fixed) != (there["id"] != nil) {
-		n.Errorf("id goes with identity: fixed, which needs it")
+	switch id := there["id"]; {
+	case id == nil && l.Identity == gateway.Fixed:
+		n.Errorf("an id goes with identity: fixed: write id and the SPIFFE ID that every caller of the listener has")
+	case id != nil && l.Identity != gateway.Fixed:
+		n.Errorf("id goes with identity: fixed only: write that, too, or remove id")
 	}
 	p.occupy(there["address"], l.Name, l.Address)
 	l.check(n)
