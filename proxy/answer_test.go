@@ -53,9 +53,9 @@ func hook(t *testing.T) (client net.Conn, server *hooked, conn *listen.Conn) {
 	}
 }
 
-// TestAStateThatForbidsWhileTheAnswerIsWritten ends the tunnel between its registration and
+// TestTunnelForbiddenBeforeItsAnswerGetsNone ends the tunnel between its registration and
 // the first byte of the 200. The caller must get no answer and no incomplete TLS record.
-func TestAStateThatForbidsWhileTheAnswerIsWritten(t *testing.T) {
+func TestTunnelForbiddenBeforeItsAnswerGetsNone(t *testing.T) {
 	for _, name := range []string{"in clear", "over TLS"} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})

@@ -15,10 +15,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestAnAddressIsAllowedByAnotherNameThanBefore puts a state in force after a decision that
+// TestLaterStatesJudgeAnAddressByItsNewName puts a state in force after a decision that
 // allows an address for one name. The state allows it for another name, about which every
 // later state must decide.
-func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
+func TestLaterStatesJudgeAnAddressByItsNewName(t *testing.T) {
 	const before, after = "before.wild.example", "after.wild.example"
 	var behind atomic.Pointer[func()]
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
@@ -44,8 +44,8 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 		last string // the only name that a further state allows
 		ends bool
 	}{
-		{"a further state allows what the first did", before, true},
-		{"a further state allows what the second did", after, false},
+		{"a further state allows the name of the first", before, true},
+		{"a further state allows the name of the second", after, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			put(before)
@@ -72,9 +72,10 @@ func TestAnAddressIsAllowedByAnotherNameThanBefore(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatIsAllowedByItself puts a state in force that allows the address itself,
-// after a decision that allowed it for a name. The way of that name must then not matter.
-func TestAnAddressThatIsAllowedByItself(t *testing.T) {
+// TestAllowedAddressIsNotJudgedByItsFormerName puts a state in force that allows the
+// address itself, after a decision that allowed it for a name. The way of that name must
+// then not matter.
+func TestAllowedAddressIsNotJudgedByItsFormerName(t *testing.T) {
 	var behind atomic.Pointer[func()]
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		if turn := behind.Swap(nil); turn != nil {

@@ -13,9 +13,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestAnAddressByItsName connects to an address that no rule names, as a caller that the DNS
-// door has answered with it for a name that a rule allows.
-func TestAnAddressByItsName(t *testing.T) {
+// TestAddressIsAllowedByTheNamesItWasToldFor checks requests for an address that no rule
+// names. They are allowed if the DNS door has answered the caller with the address for a
+// name that a rule allows. The rule of that name decides how first bytes are checked.
+func TestAddressIsAllowedByTheNamesItWasToldFor(t *testing.T) {
 	told := map[string][]string{"builder": {"strict.example"}}
 	g := newGateway(t, options{bound: func(who spiffeid.ID, addr netip.Addr, _ time.Time) []resolve.Binding {
 		if addr != netip.MustParseAddr("127.0.0.1") {
@@ -55,34 +56,34 @@ func TestAnAddressByItsName(t *testing.T) {
 	hello := func(name string) string { return clientHello(name, false, 1<<14) }
 	for _, row := range []struct {
 		name, who string
-		told      []string
+		told      []string // names that the DNS door has answered with the address; "mapped" marks one that was answered to a mapped caller only
 		sent      string
 		answered  allowlist.Reason // reason of the answer to the CONNECT
 		closed    allowlist.Reason // reason for which the first bytes are refused
 	}{
-		{"with a hello for it", "builder", []string{"strict.example"}, hello("strict.example"), 0, 0},
-		{"with a hello for another name", "builder", []string{"strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
-		{"with a hello for no name", "builder", []string{"strict.example"}, hello(""), 0, allowlist.SNIMissing},
-		{"in clear", "builder", []string{"strict.example"}, "GET /", 0, allowlist.NotTLS},
-		{"of two names, with a hello for the other", "builder", []string{"off.example", "strict.example"}, hello("off.example"), 0, 0},
-		{"of two names, the stricter rule counts", "builder", []string{"off.example", "strict.example"}, "GET /", 0, allowlist.NotTLS},
-		{"with ECH, where no rule minds", "builder", []string{"strict.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
-		{"of two names, with ECH that the rule of one refuses", "builder", []string{"strict.example", "hidden.example"}, clientHello("hidden.example", true, 1<<14), 0, allowlist.ECHRefused},
-		{"whose rule does not look", "builder", []string{"off.example"}, "GET /", 0, 0},
-		{"that only an address was told", "builder", []string{"mapped strict.example"}, hello("strict.example"), 0, 0},
-		{"that only an address was told, in clear", "builder", []string{"mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
-		{"of two names, the stricter of which only an address was told", "builder", []string{"off.example", "mapped strict.example"}, "GET /", 0, 0},
-		{"of two names, with a hello for the one that only an address was told", "builder", []string{"strict.example", "mapped off.example"}, hello("off.example"), 0, 0},
-		{"of two names, of which ECH is refused for the one that only an address was told", "builder", []string{"strict.example", "mapped hidden.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
-		{"of two names, of which only an address was told the one that is allowed", "builder", []string{"evil.example", "mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
-		{"that nobody was told", "builder", nil, "", allowlist.IPNotOnAllowlist, 0},
-		{"that somebody else was told", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},
-		{"for a name that is not allowed any more", "builder", []string{"evil.example"}, "", allowlist.IPNotOnAllowlist, 0},
-		{"for a name on another port", "builder", []string{"elsewhere.example"}, "", allowlist.IPNotOnAllowlist, 0},
-		{"led there over an alias", "builder", []string{"strict.example via other.example"}, hello("strict.example"), 0, 0},
-		{"led there over an alias that is denied on the port", "builder", []string{"strict.example via other.example via edge.example"}, "", allowlist.IPNotOnAllowlist, 0},
-		{"of two names, with a hello for the one whose alias is denied", "builder", []string{"off.example via edge.example", "strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
-		{"for a name that must not have it", "builder", []string{"inner.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"told one name, with a hello for it", "builder", []string{"strict.example"}, hello("strict.example"), 0, 0},
+		{"told one name, with a hello for another", "builder", []string{"strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
+		{"told one name, with a hello without a name", "builder", []string{"strict.example"}, hello(""), 0, allowlist.SNIMissing},
+		{"told one name, in clear", "builder", []string{"strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"told two names, with a hello for the other", "builder", []string{"off.example", "strict.example"}, hello("off.example"), 0, 0},
+		{"told two names, the stricter rule counts", "builder", []string{"off.example", "strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"told one name, with ECH that its rule allows", "builder", []string{"strict.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
+		{"told two names, with ECH that the rule of one refuses", "builder", []string{"strict.example", "hidden.example"}, clientHello("hidden.example", true, 1<<14), 0, allowlist.ECHRefused},
+		{"told one name, whose rule does not check first bytes", "builder", []string{"off.example"}, "GET /", 0, 0},
+		{"told one name as a mapped caller", "builder", []string{"mapped strict.example"}, hello("strict.example"), 0, 0},
+		{"told one name as a mapped caller, in clear", "builder", []string{"mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"told two names, the stricter one as a mapped caller", "builder", []string{"off.example", "mapped strict.example"}, "GET /", 0, 0},
+		{"told two names, with a hello for the one it was told as a mapped caller", "builder", []string{"strict.example", "mapped off.example"}, hello("off.example"), 0, 0},
+		{"told two names, where ECH is refused for the one it was told as a mapped caller", "builder", []string{"strict.example", "mapped hidden.example"}, clientHello("strict.example", true, 1<<14), 0, 0},
+		{"told two names, the allowed one as a mapped caller", "builder", []string{"evil.example", "mapped strict.example"}, "GET /", 0, allowlist.NotTLS},
+		{"told no name", "builder", nil, "", allowlist.IPNotOnAllowlist, 0},
+		{"told no name, but another identity was", "reporter", nil, "", allowlist.IPNotOnAllowlist, 0},
+		{"told a name that is not allowed any more", "builder", []string{"evil.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"told a name that is allowed on another port", "builder", []string{"elsewhere.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"told a name over an alias", "builder", []string{"strict.example via other.example"}, hello("strict.example"), 0, 0},
+		{"told a name over an alias that is denied on the port", "builder", []string{"strict.example via other.example via edge.example"}, "", allowlist.IPNotOnAllowlist, 0},
+		{"told two names, with a hello for the one whose alias is denied", "builder", []string{"off.example via edge.example", "strict.example"}, hello("off.example"), 0, allowlist.SNIMismatch},
+		{"told a name whose rule does not allow the address", "builder", []string{"inner.example"}, "", allowlist.IPNotOnAllowlist, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			told = map[string][]string{row.who: row.told}
@@ -106,7 +107,7 @@ func TestAnAddressByItsName(t *testing.T) {
 				t.Errorf("dialled %s, want %s", decision.Address, want)
 			}
 			if !strings.HasPrefix(decision.Detail, "the address was told for ") ||
-				row.name == "of two names, with a hello for the other" && decision.Detail != "the address was told for off.example, strict.example" {
+				row.name == "told two names, with a hello for the other" && decision.Detail != "the address was told for off.example, strict.example" {
 				t.Errorf("the record does not say by which names: %q", decision.Detail)
 			}
 			origin := g.origin.next(t)
@@ -135,10 +136,10 @@ func TestAnAddressByItsName(t *testing.T) {
 	}
 }
 
-// TestARuleForTheAddressTakesNothingAway checks that a rule for an address that does not
-// allow it, because of its date, its methods or the class, does not prevent that the
-// address is allowed by its names.
-func TestARuleForTheAddressTakesNothingAway(t *testing.T) {
+// TestUnmetRuleForAnAddressLeavesItAllowedByName checks that a rule for an address which
+// does not apply, because of its date, its methods, its ports or the class of the address,
+// does not prevent the address from being allowed by its name. A deny rule does.
+func TestUnmetRuleForAnAddressLeavesItAllowedByName(t *testing.T) {
 	name, err := allowlist.ParseHost("off.example")
 	if err != nil {
 		t.Fatal(err)
@@ -157,11 +158,11 @@ func TestARuleForTheAddressTakesNothingAway(t *testing.T) {
 		deny bool
 		want allowlist.Reason
 	}{
-		{"whose date has passed", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Expires = time.Now().Add(-time.Hour) }), false, 0},
-		{"for plain requests", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Methods = []string{"GET"} }), false, 0},
-		{"for another port", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Ports = to("x.example", 1).Ports }), false, 0},
-		{"that is too wide for the class", cidr("0.0.0.0/0", func(*allowlist.Rule) {}), false, 0},
-		{"that denies", cidr("127.0.0.1/32", func(*allowlist.Rule) {}), true, allowlist.DeniedByRule},
+		{"a rule whose date has passed", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Expires = time.Now().Add(-time.Hour) }), false, 0},
+		{"a rule for plain requests", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Methods = []string{"GET"} }), false, 0},
+		{"a rule for another port", cidr("127.0.0.1/32", func(r *allowlist.Rule) { r.Ports = to("x.example", 1).Ports }), false, 0},
+		{"a rule that is too wide for the class", cidr("0.0.0.0/0", func(*allowlist.Rule) {}), false, 0},
+		{"a rule that denies", cidr("127.0.0.1/32", func(*allowlist.Rule) {}), true, allowlist.DeniedByRule},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			spec := g.policy()

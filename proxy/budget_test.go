@@ -17,9 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestTheBudgetOfAnIdentity checks that denied requests count too, and that other
-// identities are not affected.
-func TestTheBudgetOfAnIdentity(t *testing.T) {
+// TestDeniedRequestsSpendTheBudgetOfTheirIdentity checks that denied requests count too,
+// and that other identities are not affected.
+func TestDeniedRequestsSpendTheBudgetOfTheirIdentity(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Requests: 5}})
 	for deadline := time.Now().Add(patience); ; {
 		a := g.call(t, "builder").ask(t, connectTo("secret.example:443"))
@@ -63,9 +63,9 @@ func (g *gateway) limited(t *testing.T, own, shared allowlist.Limits) {
 	g.swap(t, spec)
 }
 
-// TestTunnelsOfAnIdentity checks that no look-up is made for a tunnel over the limit, and
-// that a failed dial and every end of a tunnel give the place back.
-func TestTunnelsOfAnIdentity(t *testing.T) {
+// TestTunnelLimitOfAnIdentity checks that no look-up is made for a tunnel over the limit,
+// and that a failed dial and every end of a tunnel give the place back.
+func TestTunnelLimitOfAnIdentity(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{Tunnels: 1}, allowlist.Limits{})
 	for range 3 {
@@ -116,10 +116,10 @@ func (g *gateway) idle(t *testing.T) {
 	}
 }
 
-// TestPlainRequestsTakePlaces checks that plain requests count as open tunnels while they
-// last, whatever they wait for, but not as new tunnels per second. No look-up is made for a
-// request over the limit.
-func TestPlainRequestsTakePlaces(t *testing.T) {
+// TestPlainRequestsCountAsOpenTunnels checks that plain requests count as open tunnels
+// while they last, whatever they wait for, but not as new tunnels per second. No look-up
+// is made for a request over the limit.
+func TestPlainRequestsCountAsOpenTunnels(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}, allowlist.Limits{})
 	for range 3 {
@@ -154,8 +154,9 @@ func TestPlainRequestsTakePlaces(t *testing.T) {
 	}
 }
 
-// TestSharedTunnels checks a limit of one tunnel for all identities of a pattern together.
-func TestSharedTunnels(t *testing.T) {
+// TestSharedTunnelLimit checks a limit of one tunnel for all identities of a pattern
+// together.
+func TestSharedTunnelLimit(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{}, allowlist.Limits{Tunnels: 1})
 	g.open(t)
@@ -164,7 +165,9 @@ func TestSharedTunnels(t *testing.T) {
 	}
 }
 
-func TestUploadEndsTheTunnel(t *testing.T) {
+// TestUploadLimitEndsTheTunnel checks that only bytes from the caller count, and that a
+// reload does not reset the budget.
+func TestUploadLimitEndsTheTunnel(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{UploadPerHour: 1000}, allowlist.Limits{})
 	c, origin := g.open(t)
@@ -190,9 +193,9 @@ func TestUploadEndsTheTunnel(t *testing.T) {
 	}
 }
 
-// TestASourceFarOverItsBudget checks that connections of a source address far over its
-// budget are closed without a handshake, and recorded.
-func TestASourceFarOverItsBudget(t *testing.T) {
+// TestSourceFarOverItsBudgetGetsNoHandshake checks that connections of a source address
+// far over its budget are closed without a handshake, and recorded.
+func TestSourceFarOverItsBudgetGetsNoHandshake(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Connections: 8}})
 	for range 9 { // the last one may be answered
 		g.callPlain(t)
@@ -219,9 +222,9 @@ func TestASourceFarOverItsBudget(t *testing.T) {
 	}
 }
 
-// TestUploadOfPlainRequests checks that the body of a request counts like the upload of a
-// tunnel.
-func TestUploadOfPlainRequests(t *testing.T) {
+// TestBodiesOfPlainRequestsCountAsUpload checks that the body of a request counts like the
+// upload of a tunnel.
+func TestBodiesOfPlainRequestsCountAsUpload(t *testing.T) {
 	g := newGateway(t, options{})
 	g.limited(t, allowlist.Limits{UploadPerHour: 2000}, allowlist.Limits{})
 	for _, row := range []struct {
@@ -262,9 +265,9 @@ func TestUploadOfPlainRequests(t *testing.T) {
 	}
 }
 
-// TestUploadOfHeads checks that a query, a field and a trailer count like a body, since
-// they can upload as much.
-func TestUploadOfHeads(t *testing.T) {
+// TestHeadsAndTrailersCountAsUpload checks that a query, a field and a trailer count like
+// a body, since they can upload as much.
+func TestHeadsAndTrailersCountAsUpload(t *testing.T) {
 	for _, row := range []struct {
 		name, request string
 		out           bool // the head goes out
@@ -297,9 +300,9 @@ func TestUploadOfHeads(t *testing.T) {
 	}
 }
 
-// TestClearWhereTLSIsRequired checks that plain http to a host whose rule requires TLS is
-// refused before the look-up.
-func TestClearWhereTLSIsRequired(t *testing.T) {
+// TestPlainRequestIsRefusedWhereTLSIsRequired checks that plain http to a host whose rule
+// requires TLS is refused before the look-up.
+func TestPlainRequestIsRefusedWhereTLSIsRequired(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
 	for host, want := range map[string]string{"strict.example": "not-tls", "127.0.0.1": "not-tls"} {

@@ -50,10 +50,10 @@ func whys() map[string]string {
 	return map[string]string{"revoked": "identity-unknown", "quarantined": "quarantined", "drain": ""}
 }
 
-// TestACutRequestIsNoDenial checks that a request which has reached the origin, at least
-// in part, is not refused any more. The answer and the records of the decision and of the
-// end must say what happened.
-func TestACutRequestIsNoDenial(t *testing.T) {
+// TestRequestCutOffAtTheOriginIsNotRecordedAsDenied checks that a request which has
+// reached the origin, at least in part, is not refused any more. The answer and the
+// records of the decision and of the end must say what happened.
+func TestRequestCutOffAtTheOriginIsNotRecordedAsDenied(t *testing.T) {
 	for ending, end := range endings() {
 		for name, row := range map[string]struct{ request, arrived string }{
 			"a request that waits for its answer": {get("http://DEST/"), ""},
@@ -96,9 +96,9 @@ func TestACutRequestIsNoDenial(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatIsCutWasAllowed checks an exchange that is ended after the head of its
+// TestCutAnswerKeepsItsDecision checks an exchange that is ended after the head of its
 // answer has gone out: the decision keeps its status, and the close record has the reason.
-func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
+func TestCutAnswerKeepsItsDecision(t *testing.T) {
 	all := endings()
 	all["limit"] = nil // the upload, which goes on during the answer, reaches its limit
 	for ending, end := range all {
@@ -147,9 +147,9 @@ func TestAnAnswerThatIsCutWasAllowed(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsForbiddenWhenItIsGranted forbids a request after the origin has agreed
-// to its upgrade.
-func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
+// TestUpgradeForbiddenWhenTheOriginAgreesIsCutOff forbids a request after the origin has
+// agreed to its upgrade.
+func TestUpgradeForbiddenWhenTheOriginAgreesIsCutOff(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: websocket"))
@@ -179,9 +179,9 @@ func TestAnUpgradeThatIsForbiddenWhenItIsGranted(t *testing.T) {
 // the connection exists and the request has not gone out.
 const slowLookup = 60 * time.Millisecond
 
-// TestWhatWasNotSentIsRefused checks that a request which a state ends during the look-up
-// is refused, because it has not gone out.
-func TestWhatWasNotSentIsRefused(t *testing.T) {
+// TestRequestEndedBeforeItWentOutIsRefused checks that a request which a state ends during
+// the look-up is refused, because it has not gone out.
+func TestRequestEndedBeforeItWentOutIsRefused(t *testing.T) {
 	for ending, want := range map[string]string{
 		"revoked": "deny identity-unknown 403", "quarantined": "deny quarantined 403", "drain": "fail draining 503",
 	} {
@@ -233,9 +233,9 @@ func TestWhatWasNotSentIsRefused(t *testing.T) {
 	}
 }
 
-// TestAStatusIsOneThatWasSent checks that the record of a refusal has no status if the
+// TestUnsentStatusIsNotRecorded checks that the record of a refusal has no status if the
 // answer could not be written.
-func TestAStatusIsOneThatWasSent(t *testing.T) {
+func TestUnsentStatusIsNotRecorded(t *testing.T) {
 	for name, head := range map[string]string{
 		"a CONNECT": connectTo("unlisted.example:443"), "a GET": get("http://unlisted.example/"), "a malformed head": "CONNECT\r\n\r\n",
 	} {
@@ -254,9 +254,9 @@ func TestAStatusIsOneThatWasSent(t *testing.T) {
 	}
 }
 
-// TestWhatWasNotSentIsTriedAgain checks that a request is tried again if a state forbids it
-// only for a moment, during the look-up or when it is connected.
-func TestWhatWasNotSentIsTriedAgain(t *testing.T) {
+// TestRequestForbiddenForAMomentIsTriedAgain checks that a request is tried again if a
+// state forbids it only for a moment, during the look-up or when it is connected.
+func TestRequestForbiddenForAMomentIsTriedAgain(t *testing.T) {
 	forbid := func(t *testing.T, g *gateway, enforcer states) {
 		t.Helper() // a state that is no longer in force when the door checks it
 		g.put(t, enforcer, func(s *allowlist.Spec) { s.Entries = s.Entries[1:] })

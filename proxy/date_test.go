@@ -9,10 +9,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// TestADateThatPassesBetweenDecisionAndTunnel lets the rule expire while the look-up is
-// under way. The state stays the same, so that only the clock shows it: the enforcer has
-// just checked the dates, and does not check them again for a minute.
-func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
+// TestRuleThatExpiresDuringTheLookUpDenies lets the rule expire while the look-up is under
+// way. The state stays the same, so that only the clock shows it: the enforcer has just
+// checked the dates, and does not check them again for a minute.
+func TestRuleThatExpiresDuringTheLookUpDenies(t *testing.T) {
 	looked := make(chan struct{}, 16)
 	g := newGateway(t, options{enforced: func(live.Enforcement) { looked <- struct{}{} }})
 	spec := g.policy()
@@ -51,10 +51,10 @@ func TestADateThatPassesBetweenDecisionAndTunnel(t *testing.T) {
 	_ = origin.Close()
 }
 
-// TestAStateThatForbidsAndOneThatAllowsAgain puts both states in force while the look-up is
-// under way. The record must describe the second only, and a shutdown must go on waiting
-// for the request.
-func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
+// TestRequestAllowedAgainIsRecordedUnderTheLastState puts both states in force while the
+// look-up is under way. The record must describe the second only, and a shutdown must go
+// on waiting for the request.
+func TestRequestAllowedAgainIsRecordedUnderTheLastState(t *testing.T) {
 	g := newGateway(t, options{})
 	enforcer := g.enforcer()
 	put := func(version string, change func(*allowlist.Spec)) {
@@ -101,7 +101,7 @@ func TestAStateThatForbidsAndOneThatAllowsAgain(t *testing.T) {
 	<-drained
 }
 
-func TestAPanicLeavesNothingInTheRegistry(t *testing.T) {
+func TestPanicLeavesNothingInTheRegistry(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	if a := c.ask(t, connectTo(g.at("panic.example"))); a.status != 500 {

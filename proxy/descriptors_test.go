@@ -20,10 +20,10 @@ func given(t *testing.T, d *limit.Descriptors) {
 	}
 }
 
-// TestWithoutADescriptorForTheOrigin checks that the gateway answers busy, and does not
+// TestMissingDescriptorIsAnsweredBusy checks that the gateway answers busy, and does not
 // report a failed destination. A tunnel keeps its descriptor until it ends; then another
 // request gets it.
-func TestWithoutADescriptorForTheOrigin(t *testing.T) {
+func TestMissingDescriptorIsAnsweredBusy(t *testing.T) {
 	accepted, opened := limit.NewDescriptors(100), limit.NewDescriptors(0)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Accepted: accepted, Opened: opened}})
 	busy := func(head string) {
@@ -61,9 +61,9 @@ func TestWithoutADescriptorForTheOrigin(t *testing.T) {
 	}
 }
 
-// TestARestingConnectionMakesRoom checks that an idle connection is closed before a caller
-// is refused for want of a descriptor.
-func TestARestingConnectionMakesRoom(t *testing.T) {
+// TestIdleConnectionGivesUpItsDescriptorForACaller checks that an idle connection is
+// closed before a caller is refused for want of a descriptor.
+func TestIdleConnectionGivesUpItsDescriptorForACaller(t *testing.T) {
 	opened := limit.NewDescriptors(4)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Opened: opened}})
 	g.origin.serve(t, func(request) string { return ok })
@@ -84,10 +84,10 @@ func TestARestingConnectionMakesRoom(t *testing.T) {
 	}
 }
 
-// TestKeptConnectionsGiveWay checks that an idle connection to an origin is kept while
-// enough descriptors are free, and closed when they are scarce or another state comes into
-// force.
-func TestKeptConnectionsGiveWay(t *testing.T) {
+// TestIdleConnectionsCloseWhenDescriptorsAreScarce checks that an idle connection to an
+// origin is kept while enough descriptors are free, and closed when they are scarce or
+// another state comes into force.
+func TestIdleConnectionsCloseWhenDescriptorsAreScarce(t *testing.T) {
 	opened := limit.NewDescriptors(4)
 	g := newGateway(t, options{descriptors: gw.Descriptors{Opened: opened}})
 	g.origin.serve(t, func(request) string { return ok })

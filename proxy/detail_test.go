@@ -274,8 +274,8 @@ func TestARecordNamesTheLimit(t *testing.T) {
 	}
 }
 
-// TestARecordQuotesNoBody: what is wrong with the chunks or the trailer of an answer, or
-// of a request, is said without what was sent.
+// TestARecordQuotesNoBody checks that a record says what is wrong with the chunks or the
+// trailer of a request or an answer without quoting them.
 func TestARecordQuotesNoBody(t *testing.T) {
 	for name, body := range map[string]string{
 		"a size":                           "secret\r\n",

@@ -39,19 +39,19 @@ func TestFirstBytesUnderObserve(t *testing.T) {
 		tls              string
 	}{
 		{"an address: for a name that is allowed", "127.0.0.1", hello("allowed.example"), none, none, none, "match"},
-		{"an address: for one that no rule names", "127.0.0.1", hello("evil.example"), allowlist.SNIMismatch, none, allowlist.NotOnAllowlist, "mismatch"},
-		{"an address: for one of one label", "127.0.0.1", hello("localhost"), allowlist.SNIMismatch, none, allowlist.NotOnAllowlist, "mismatch"},
-		{"an address: for one on another port", "127.0.0.1", hello("elsewhere.example"), allowlist.SNIMismatch, none, allowlist.PortNotAllowed, "mismatch"},
-		{"an address: for one whose rule has expired", "127.0.0.1", hello("expired.example"), allowlist.SNIMismatch, none, allowlist.RuleExpired, "mismatch"},
-		{"an address: for one that is for plain requests", "127.0.0.1", hello("read-only.example"), allowlist.SNIMismatch, none, allowlist.MethodNotAllowed, "mismatch"},
-		{"an address: for one that is denied", "127.0.0.1", hello("denied.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
+		{"an address: for a name that no rule allows", "127.0.0.1", hello("evil.example"), allowlist.SNIMismatch, none, allowlist.NotOnAllowlist, "mismatch"},
+		{"an address: for a name of one label", "127.0.0.1", hello("localhost"), allowlist.SNIMismatch, none, allowlist.NotOnAllowlist, "mismatch"},
+		{"an address: for a name that is allowed on another port", "127.0.0.1", hello("elsewhere.example"), allowlist.SNIMismatch, none, allowlist.PortNotAllowed, "mismatch"},
+		{"an address: for a name whose rule has expired", "127.0.0.1", hello("expired.example"), allowlist.SNIMismatch, none, allowlist.RuleExpired, "mismatch"},
+		{"an address: for a name that is allowed for plain requests", "127.0.0.1", hello("read-only.example"), allowlist.SNIMismatch, none, allowlist.MethodNotAllowed, "mismatch"},
+		{"an address: for a denied name", "127.0.0.1", hello("denied.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
 		{"an address: for another address", "127.0.0.1", hello("127.0.0.2"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
-		{"an address: for no name at all", "127.0.0.1", hello("evil\x00.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
+		{"an address: for a malformed name", "127.0.0.1", hello("evil\x00.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
 		{"an address: without a name", "127.0.0.1", hello(""), none, none, none, "absent"},
 		{"an address: in clear", "127.0.0.1", "GET /", allowlist.NotTLS, allowlist.NotTLS, none, "not-tls"},
 		{"a name: for itself", "strict.example", hello("strict.example"), none, none, none, "match"},
-		{"a name: for one that no rule names", "strict.example", hello("evil.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
-		{"a name: for another that is allowed", "strict.example", hello("allowed.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
+		{"a name: for a name that no rule allows", "strict.example", hello("evil.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
+		{"a name: for another allowed name", "strict.example", hello("allowed.example"), allowlist.SNIMismatch, allowlist.SNIMismatch, none, "mismatch"},
 	} {
 		for _, mode := range []allowlist.Mode{allowlist.ModeEnforce, allowlist.ModeObserve} {
 			t.Run(row.name+", "+mode.String(), func(t *testing.T) {
@@ -91,10 +91,10 @@ func TestFirstBytesUnderObserve(t *testing.T) {
 	}
 }
 
-// TestARuleGoesBetweenTheTunnelAndItsFirstBytes removes the rule before the first bytes
-// come. Only observe then lets the name through, and the first state that enforces ends the
+// TestFirstBytesOfARemovedRuleAreObserved removes the rule before the first bytes come.
+// Only observe then lets the name through, and the first state that enforces ends the
 // tunnel.
-func TestARuleGoesBetweenTheTunnelAndItsFirstBytes(t *testing.T) {
+func TestFirstBytesOfARemovedRuleAreObserved(t *testing.T) {
 	const asked = "asked.wild.example"
 	g := newGateway(t, options{})
 	enforcer := g.enforcer()

@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestANewStateDecidesTheNameOfTheFirstBytes opens tunnels to an address with first bytes
+// TestNewStateJudgesTheNameInTheFirstBytes opens tunnels to an address with first bytes
 // that ask for a name, and puts a policy in force that has changed for the name only.
-func TestANewStateDecidesTheNameOfTheFirstBytes(t *testing.T) {
+func TestNewStateJudgesTheNameInTheFirstBytes(t *testing.T) {
 	const asked, other = "asked.wild.example", "other.wild.example"
 	var told []string
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {

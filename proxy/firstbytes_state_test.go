@@ -38,10 +38,10 @@ const (
 	echRecord, echRefuse        = allowlist.ECHRecord, allowlist.ECHRefuse
 )
 
-// TestANewStateDecidesTheFirstBytesThatWere checks that a new state decides about the first
-// bytes of open tunnels like those of a new tunnel, except that first bytes which were not
-// checked do not match.
-func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
+// TestNewStateJudgesFirstBytesOfOpenTunnels checks that a new state decides about the
+// first bytes of open tunnels like those of a new tunnel, except that first bytes which
+// were not checked do not match.
+func TestNewStateJudgesFirstBytesOfOpenTunnels(t *testing.T) {
 	hello, hiding := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14)
 	const clear = "SSH-2.0-x\r\n"
 	for _, row := range []struct {
@@ -52,19 +52,19 @@ func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
 		ech    allowlist.ECHMode
 		want   allowlist.Reason
 	}{
-		{"not looked at, and must match", tlsOff, hello, tlsRequire, echRecord, allowlist.SNIMismatch},
-		{"not looked at and in clear, and must match", tlsOff, clear, tlsRequire, echRecord, allowlist.SNIMismatch},
-		{"not looked at, and need not be TLS", tlsOff, clear, tlsAuto, echRecord, 0},
-		{"not looked at, and must not hide a name", tlsOff, hello, tlsAuto, echRefuse, allowlist.ECHRefused},
-		{"not looked at, and need not be", tlsOff, hello, tlsOff, echRecord, 0},
-		{"in clear, and must match", tlsAuto, clear, tlsRequire, echRecord, allowlist.NotTLS},
-		{"in clear, and must not hide a name", tlsAuto, clear, tlsAuto, echRefuse, 0},
-		{"in clear, and need not be TLS", tlsAuto, clear, tlsAuto, echRecord, 0},
-		{"matched, and must", tlsAuto, hello, tlsRequire, echRefuse, 0},
-		{"matched, and need not be looked at", tlsRequire, hello, tlsOff, echRecord, 0},
-		{"hiding a name, and must not", tlsRequire, hiding, tlsRequire, echRefuse, allowlist.ECHRefused},
-		{"hiding a name where it need not match, and must not", tlsAuto, hiding, tlsAuto, echRefuse, allowlist.ECHRefused},
-		{"hiding a name, and is not looked at", tlsRequire, hiding, tlsOff, echRecord, 0},
+		{"a hello that was not checked, and must match", tlsOff, hello, tlsRequire, echRecord, allowlist.SNIMismatch},
+		{"bytes in clear that were not checked, and must match", tlsOff, clear, tlsRequire, echRecord, allowlist.SNIMismatch},
+		{"bytes in clear that were not checked, and need not be TLS", tlsOff, clear, tlsAuto, echRecord, 0},
+		{"a hello that was not checked, and must not hide a name", tlsOff, hello, tlsAuto, echRefuse, allowlist.ECHRefused},
+		{"a hello that was not checked, and need not be", tlsOff, hello, tlsOff, echRecord, 0},
+		{"bytes in clear, and must match", tlsAuto, clear, tlsRequire, echRecord, allowlist.NotTLS},
+		{"bytes in clear, and must not hide a name", tlsAuto, clear, tlsAuto, echRefuse, 0},
+		{"bytes in clear, and need not be TLS", tlsAuto, clear, tlsAuto, echRecord, 0},
+		{"a hello that matched, and must match", tlsAuto, hello, tlsRequire, echRefuse, 0},
+		{"a hello that matched, and need not be checked", tlsRequire, hello, tlsOff, echRecord, 0},
+		{"a hello with a hidden name, which it must not have", tlsRequire, hiding, tlsRequire, echRefuse, allowlist.ECHRefused},
+		{"a hello with a hidden name under tls: auto, which it must not have", tlsAuto, hiding, tlsAuto, echRefuse, allowlist.ECHRefused},
+		{"a hello with a hidden name, and need not be checked", tlsRequire, hiding, tlsOff, echRecord, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -92,10 +92,10 @@ func TestANewStateDecidesTheFirstBytesThatWere(t *testing.T) {
 	}
 }
 
-// TestFirstBytesAreLookedAtByTheStateOfThen checks that first bytes are checked under the
-// state in force when they come. A new state does not end a tunnel before that, whether or
-// not the state that opened the tunnel checks first bytes.
-func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
+// TestFirstBytesAreCheckedByTheStateInForceWhenTheyCome checks that first bytes are
+// checked under the state in force when they come. A new state does not end a tunnel
+// before that, whether or not the state that opened the tunnel checks first bytes.
+func TestFirstBytesAreCheckedByTheStateInForceWhenTheyCome(t *testing.T) {
 	hello, hiding, other := clientHello("a.example", false, 1<<14), clientHello("a.example", true, 1<<14), clientHello("b.example", false, 1<<14)
 	const clear = "SSH-2.0-x\r\n"
 	for _, row := range []struct {
@@ -111,11 +111,11 @@ func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
 		{"now it must be TLS, and is", tlsAuto, "", tlsRequire, echRecord, hello, 0},
 		{"now it must be TLS, and asks for another name", tlsAuto, "", tlsRequire, echRecord, other, allowlist.SNIMismatch},
 		{"now it need not be TLS", tlsRequire, "", tlsAuto, echRecord, clear, 0},
-		{"now it is not looked at", tlsRequire, "", tlsOff, echRecord, clear, 0},
+		{"now it is not checked", tlsRequire, "", tlsOff, echRecord, clear, 0},
 		{"now it must not hide a name", tlsRequire, "", tlsRequire, echRefuse, hiding, allowlist.ECHRefused},
 		{"half a hello has come, and it must not hide a name", tlsAuto, hiding[:100], tlsAuto, echRefuse, hiding[100:], allowlist.ECHRefused},
-		{"half a hello has come, and is not looked at", tlsRequire, hello[:100], tlsOff, echRecord, other[100:], 0},
-		{"as before", tlsRequire, hello[:100], tlsRequire, echRecord, hello[100:], 0},
+		{"half a hello has come, and the rest is not checked", tlsRequire, hello[:100], tlsOff, echRecord, other[100:], 0},
+		{"half a hello has come, and the rule is the same", tlsRequire, hello[:100], tlsRequire, echRecord, hello[100:], 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := newGateway(t, options{hello: patience})
@@ -149,9 +149,9 @@ func TestFirstBytesAreLookedAtByTheStateOfThen(t *testing.T) {
 	}
 }
 
-// TestATunnelThatOpensBehindAReload checks that first bytes are checked under the state in
-// force, and not under the one that the tunnel was dialled under.
-func TestATunnelThatOpensBehindAReload(t *testing.T) {
+// TestTunnelOpenedAfterAReloadIsCheckedByTheNewState checks that first bytes are checked
+// under the state in force, and not under the one that the tunnel was dialled under.
+func TestTunnelOpenedAfterAReloadIsCheckedByTheNewState(t *testing.T) {
 	g := newGateway(t, options{hello: patience})
 	g.putRules(t, "before", g.looked(tlsOff, echRecord)...)
 	c := g.call(t, "builder")
@@ -173,9 +173,9 @@ func TestATunnelThatOpensBehindAReload(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestSilenceIsOverWhereAHelloMustCome checks that a new state bounds the wait for first
+// TestNewStateBoundsTheWaitForFirstBytes checks that a new state bounds the wait for first
 // bytes of a tunnel whose client was allowed to be silent for any time.
-func TestSilenceIsOverWhereAHelloMustCome(t *testing.T) {
+func TestNewStateBoundsTheWaitForFirstBytes(t *testing.T) {
 	g := newGateway(t, options{hello: 10 * time.Millisecond})
 	g.putRules(t, "before", g.looked(tlsAuto, echRecord)...)
 	c := g.call(t, "builder")
@@ -231,10 +231,10 @@ func (g *gateway) endsGreeted(t *testing.T, ech bool, deny []allowlist.Rule, all
 	return done.Closed == 1
 }
 
-// TestWhatECHMayHideIsDecided checks a tunnel with ECH to an address that the DNS door has
-// answered for two names: the hidden name may be either of them, so that a state decides
-// about both.
-func TestWhatECHMayHideIsDecided(t *testing.T) {
+// TestNewStateJudgesBothNamesThatECHMayHide checks a tunnel with ECH to an address that
+// the DNS door has answered for two names: the hidden name may be either of them, so that
+// a state decides about both.
+func TestNewStateJudgesBothNamesThatECHMayHide(t *testing.T) {
 	for name, ech := range map[string]bool{"hiding a name": true, "hiding nothing": false} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
@@ -250,10 +250,10 @@ func TestWhatECHMayHideIsDecided(t *testing.T) {
 	}
 }
 
-// TestWhatAForgedDatagramMayHaveToldEndsNothing checks that a name which was answered to an
-// identity shown by source-map decides neither how first bytes are checked nor whether ECH
-// is allowed, if there are other names.
-func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
+// TestNameToldToAMappedCallerEndsNoTunnel checks that a name which was answered to an
+// identity shown by source-map, and so perhaps to a forged datagram, decides neither how
+// first bytes are checked nor whether ECH is allowed, if there are other names.
+func TestNameToldToAMappedCallerEndsNoTunnel(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")
 		all[1].Mapped = true
@@ -267,9 +267,10 @@ func TestWhatAForgedDatagramMayHaveToldEndsNothing(t *testing.T) {
 	}
 }
 
-// TestANameThatIsLedElsewhereHidesNothing checks that a name which a new tunnel to the
-// address could not have any more does not count for an open tunnel either.
-func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
+// TestNameThatNoLongerLeadsToTheAddressEndsNoTunnel checks that a name which may no longer
+// lead to the address, because its alias is denied, does not count for an open tunnel
+// either.
+func TestNameThatNoLongerLeadsToTheAddressEndsNoTunnel(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")
 		all[1].Via = []allowlist.Host{bindings("alias.example")[0].Name}
@@ -283,9 +284,9 @@ func TestANameThatIsLedElsewhereHidesNothing(t *testing.T) {
 	}
 }
 
-// TestFirstBytesThatComeWhileTheirTunnelIsHeld checks that the tunnel ends if the last
-// enforced policy, which is not the one that opened it, does not allow its first bytes.
-func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
+// TestFirstBytesOfAHeldTunnelAreJudged checks that a held tunnel ends if the last enforced
+// policy, which is not the one that opened it, does not allow its first bytes.
+func TestFirstBytesOfAHeldTunnelAreJudged(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		sent  string
@@ -335,10 +336,10 @@ func TestFirstBytesThatComeWhileTheirTunnelIsHeld(t *testing.T) {
 	}
 }
 
-// TestTheNameThatIsAskedForMayRefuseECH checks that the rule of the requested name counts,
-// even if it was answered to an identity shown by source-map: the caller itself has chosen
-// that name.
-func TestTheNameThatIsAskedForMayRefuseECH(t *testing.T) {
+// TestRuleOfTheRequestedNameMayRefuseECH checks that the rule of the requested name
+// counts, even if it was answered to an identity shown by source-map: the caller itself
+// has chosen that name.
+func TestRuleOfTheRequestedNameMayRefuseECH(t *testing.T) {
 	g := newGateway(t, options{bound: func(spiffeid.ID, netip.Addr, time.Time) []resolve.Binding {
 		all := bindings("a.example", "held.example")
 		all[1].Mapped = true

@@ -75,9 +75,9 @@ const alert = "\x15\x03\x03\x00\x02\x02\x31"
 // crypto/tls, ignore it before a ClientHello.
 const warning = "\x15\x03\x01\x00\x02\x01\x5a"
 
-// TestWhatComesBeforeAHello checks with a real server that first bytes which the gateway
-// does not take for TLS are not TLS for an origin either.
-func TestWhatComesBeforeAHello(t *testing.T) {
+// TestBytesNotTakenForTLSAreNotTLSForAnOrigin checks with a real server that first bytes
+// which the gateway does not take for TLS are not TLS for an origin either.
+func TestBytesNotTakenForTLSAreNotTLSForAnOrigin(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
 	for _, row := range []struct{ name, before string }{
@@ -117,6 +117,8 @@ func TestWhatComesBeforeAHello(t *testing.T) {
 	}
 }
 
+// TestFirstBytes checks what becomes of first bytes under each mode of checking, and what
+// the records say.
 func TestFirstBytes(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
@@ -130,19 +132,19 @@ func TestFirstBytes(t *testing.T) {
 	}{
 		{"a hello for the host", "strict.example", hello("strict.example"), 0, "strict.example", "match", false},
 		{"in small records", "strict.example", clientHello("strict.example", false, 50), 0, "strict.example", "match", false},
-		{"spelled otherwise", "strict.example", hello("Strict.EXAMPLE."), 0, "Strict.EXAMPLE.", "match", false},
+		{"with another spelling of the host", "strict.example", hello("Strict.EXAMPLE."), 0, "Strict.EXAMPLE.", "match", false},
 		{"for another host", "strict.example", hello("auto.example"), allowlist.SNIMismatch, "auto.example", "mismatch", false},
 		{"for a host below", "strict.example", hello("a.strict.example"), allowlist.SNIMismatch, "a.strict.example", "mismatch", false},
 		{"for an over-long label", "strict.example", hello(long), allowlist.SNIMismatch, long, "mismatch", false},
 		{"for no name at all", "strict.example", hello("strict\x00.example"), allowlist.SNIMismatch, "strict\x00.example", "mismatch", false},
-		{"for what a terminal obeys", "strict.example", hello("\u009b\u202e\x7f.example"), allowlist.SNIMismatch, "\u009b\u202e\x7f.example", "mismatch", false},
+		{"for a name with terminal controls", "strict.example", hello("\u009b\u202e\x7f.example"), allowlist.SNIMismatch, "\u009b\u202e\x7f.example", "mismatch", false},
 		{"without a name", "strict.example", hello(""), allowlist.SNIMissing, "", "absent", false},
 		{"a request in clear", "strict.example", "GET / HTTP/1.1\r\nHost: strict.example\r\n\r\n", allowlist.NotTLS, "", "not-tls", false},
 		{"something like TLS", "strict.example", "\x16\x03\x01\x00\x00", allowlist.NotTLS, "", "not-tls", false},
 		{"a hello over the limit", "strict.example", clientHello(strings.Repeat("a", 15000), false, 1), allowlist.NotTLS, "", "not-tls", false},
 		{"ECH, recorded", "strict.example", clientHello("strict.example", true, 1<<14), 0, "strict.example", "match", true},
 		{"ECH, refused", "plain-sight.example", clientHello("plain-sight.example", true, 1<<14), allowlist.ECHRefused, "plain-sight.example", "match", true},
-		{"no ECH there", "plain-sight.example", hello("plain-sight.example"), 0, "plain-sight.example", "match", false},
+		{"no ECH, where it is refused", "plain-sight.example", hello("plain-sight.example"), 0, "plain-sight.example", "match", false},
 
 		{"auto: a hello for the host", "auto.example", hello("auto.example"), 0, "auto.example", "match", false},
 		{"auto: for another host", "auto.example", hello("strict.example"), allowlist.SNIMismatch, "strict.example", "mismatch", false},
@@ -152,17 +154,17 @@ func TestFirstBytes(t *testing.T) {
 		{"auto: an alert that a server ignores, and a hello for another host", "auto.example", warning + hello("evil.example"), allowlist.NotTLS, "", "not-tls", false},
 		{"auto: a change of cipher, and a hello for another host", "auto.example", "\x14\x03\x03\x00\x01\x01" + hello("evil.example"), allowlist.NotTLS, "", "not-tls", false},
 		{"auto: another protocol that begins like an alert", "auto.example", "\x15\x03\x00\x01of 789 bytes", 0, "", "not-tls", false},
-		{"auto: another protocol that begins with the byte of one", "auto.example", "\x15\x00", 0, "", "not-tls", false},
+		{"auto: another protocol that begins with the first byte of an alert", "auto.example", "\x15\x00", 0, "", "not-tls", false},
 
 		{"off: a hello for another host", "off.example", hello("evil.example"), 0, "", "", false},
 		{"off: another protocol", "off.example", "anything", 0, "", "", false},
 
 		{"an address: without a name", "127.0.0.1", hello(""), 0, "", "absent", false},
 		{"an address: for itself", "127.0.0.1", hello("127.0.0.1"), 0, "127.0.0.1", "match", false},
-		{"an address: for another", "127.0.0.1", hello("127.0.0.2"), allowlist.SNIMismatch, "127.0.0.2", "mismatch", false},
+		{"an address: for another address", "127.0.0.1", hello("127.0.0.2"), allowlist.SNIMismatch, "127.0.0.2", "mismatch", false},
 		{"an address: for a host that is allowed there", "127.0.0.1", hello("auto.example"), 0, "auto.example", "match", false},
-		{"an address: for one that is not", "127.0.0.1", hello("evil.example"), allowlist.SNIMismatch, "evil.example", "mismatch", false},
-		{"an address: for one on another port", "127.0.0.1", hello("elsewhere.example"), allowlist.SNIMismatch, "elsewhere.example", "mismatch", false},
+		{"an address: for a host that is not allowed", "127.0.0.1", hello("evil.example"), allowlist.SNIMismatch, "evil.example", "mismatch", false},
+		{"an address: for a host that is allowed on another port", "127.0.0.1", hello("elsewhere.example"), allowlist.SNIMismatch, "elsewhere.example", "mismatch", false},
 		{"an address: in clear", "127.0.0.1", "GET /", allowlist.NotTLS, "", "not-tls", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -274,7 +276,9 @@ func TestTheOriginMaySpeakFirst(t *testing.T) {
 	}
 }
 
-func TestFirstBytesThatDoNotCome(t *testing.T) {
+// TestMissingFirstBytesEndTheTunnel checks a caller that sends nothing, or half a
+// ClientHello, until the time-out.
+func TestMissingFirstBytesEndTheTunnel(t *testing.T) {
 	g := newGateway(t, options{hello: 100 * time.Millisecond})
 	g.checked(t)
 	half := clientHello("auto.example", false, 1<<14)[:100]
@@ -283,8 +287,8 @@ func TestFirstBytesThatDoNotCome(t *testing.T) {
 		want             allowlist.Reason
 	}{
 		{"a silent caller where TLS is required", "strict.example", "", allowlist.NotTLS},
-		{"half a hello where it is required", "strict.example", half, allowlist.NotTLS},
-		{"half a hello where it is not", "auto.example", half, allowlist.NotTLS},
+		{"half a hello where TLS is required", "strict.example", half, allowlist.NotTLS},
+		{"half a hello where TLS is not required", "auto.example", half, allowlist.NotTLS},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := g.call(t, "builder")
@@ -338,9 +342,9 @@ func TestRealTLS(t *testing.T) {
 	}
 }
 
-// TestANewPolicyBeforeTheTunnel makes another rule match while the look-up is under way.
-// First bytes must be checked as the last decision says.
-func TestANewPolicyBeforeTheTunnel(t *testing.T) {
+// TestFirstBytesAreCheckedByTheLastDecision makes another rule match while the look-up is
+// under way. First bytes must be checked as the last decision says.
+func TestFirstBytesAreCheckedByTheLastDecision(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, connectTo(g.at("held.example")))
@@ -356,8 +360,8 @@ func TestANewPolicyBeforeTheTunnel(t *testing.T) {
 	g.checkFirstBytes(t, c, g.origin.next(t), "in clear", allowlist.NotTLS)
 }
 
-// TestALargeHelloPassesWhole checks that all buffered bytes arrive, in order.
-func TestALargeHelloPassesWhole(t *testing.T) {
+// TestLargeHelloPassesWhole checks that all buffered bytes arrive, in order.
+func TestLargeHelloPassesWhole(t *testing.T) {
 	g := newGateway(t, options{})
 	g.checked(t)
 	c := g.call(t, "builder")

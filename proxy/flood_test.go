@@ -10,9 +10,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestAFloodOfDenialsHidesNobody makes one identity send denied requests as fast as it can
-// while the sink takes no records, and another one open a hundred tunnels.
-func TestAFloodOfDenialsHidesNobody(t *testing.T) {
+// TestFloodOfDenialsHidesNoOtherRecords makes one identity send denied requests as fast as
+// it can while the sink takes no records, and another identity open a hundred tunnels.
+// Every record of the other identity must be written, and every denial must have a record
+// or be counted in a summary.
+func TestFloodOfDenialsHidesNoOtherRecords(t *testing.T) {
 	const tunnels, floods, each = 100, 2, 400
 	e := startEvidence(t, audit.Config{Queue: 2048}, &evidence{stuck: make(chan struct{})})
 	g := newGateway(t, options{evidence: e})

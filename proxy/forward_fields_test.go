@@ -8,9 +8,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/forward"
 )
 
-// The rows list which fields an origin gets from a caller, depending on the rule that
-// allows the request: each row has the hosts that get the field.
-func TestFieldsThatServersReadOtherwise(t *testing.T) {
+// TestFieldsThatServersReadOtherwiseAreRemoved checks which fields an origin gets from a
+// caller, depending on the rule that allows the request. Each row has the hosts that get
+// the field.
+func TestFieldsThatServersReadOtherwiseAreRemoved(t *testing.T) {
 	const (
 		free, methods, paths = "allowed.example", "read-only.example", "public-path.example"
 
@@ -45,9 +46,10 @@ func TestFieldsThatServersReadOtherwise(t *testing.T) {
 	}
 }
 
-// TestForwardedFieldsThatArePassed checks that the fields are not passed if the rule
-// restricts the method or the path, and never in a spelling that no proxy writes.
-func TestForwardedFieldsThatArePassed(t *testing.T) {
+// TestForwardedFieldsArePassedWithPassForwarded checks that PassForwarded passes these
+// fields only if the rule restricts neither the method nor the path, and never in a
+// spelling that no proxy writes.
+func TestForwardedFieldsArePassedWithPassForwarded(t *testing.T) {
 	r := &plainRig{gateway: newGateway(t, options{forward: forward.Config{PassForwarded: true}}), got: make(chan request, 1)}
 	r.origin.serve(t, func(req request) string { r.got <- req; return ok })
 	for host, want := range map[string]string{
@@ -66,9 +68,9 @@ func TestForwardedFieldsThatArePassed(t *testing.T) {
 	}
 }
 
-// TestTrailersThatServersReadOtherwise checks that fields which route a request are never
+// TestRoutingFieldsAreNotSentAsTrailers checks that fields which route a request are never
 // sent on as trailers.
-func TestTrailersThatServersReadOtherwise(t *testing.T) {
+func TestRoutingFieldsAreNotSentAsTrailers(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
 	names := []string{"X_Forwarded_For", "X-Original-URL", "X_HTTP_Method_Override", "Destination", "Proxy", "Content_Length", "Set_Cookie", "X_Exeat_Trace", "X_Named", "X-Sum"}
@@ -83,9 +85,9 @@ func TestTrailersThatServersReadOtherwise(t *testing.T) {
 	r.carried(t)
 }
 
-// TestAPathThatSomeServersReadOtherwise checks that such a path is refused with a cause
-// that does not quote it.
-func TestAPathThatSomeServersReadOtherwise(t *testing.T) {
+// TestPathThatServersReadOtherwiseIsRefused checks that a path which some servers read
+// otherwise than the rule is refused with a cause that does not quote it.
+func TestPathThatServersReadOtherwiseIsRefused(t *testing.T) {
 	r := newPlainRig(t, ok)
 	for path, cause := range map[string]string{
 		"/public/%c0%ae%c0%ae%c0%afsecret": "malformed target: the path has an escape that is not valid UTF-8",

@@ -31,9 +31,10 @@ func (g *gateway) asked(t *testing.T) (*net.TCPConn, *bufio.Reader) {
 	return conn, reader
 }
 
-// TestAnOriginThatEndsWhileTheClientWaits checks that a client which has sent half a body,
-// or waits for 100 (Continue), is refused at once when the origin closes its connection.
-func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
+// TestWaitingClientIsRefusedWhenTheOriginCloses checks that a client which has sent half a
+// body, or waits for 100 (Continue), is refused at once when the origin closes its
+// connection.
+func TestWaitingClientIsRefusedWhenTheOriginCloses(t *testing.T) {
 	t.Parallel() // it waits longer than the timer of the transport
 	for name, row := range map[string]struct{ field, body, origin string }{
 		"half a body":            {"Accept: */*", "hal", ""},
@@ -79,9 +80,9 @@ func TestAnOriginThatEndsWhileTheClientWaits(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsRevoked forbids a request for an upgrade while the origin is silent, or
-// sends an ordinary answer.
-func TestAnUpgradeThatIsRevoked(t *testing.T) {
+// TestRevokedUpgradeClosesTheConnectionToTheOrigin forbids a request for an upgrade while
+// the origin is silent, or sends an ordinary answer.
+func TestRevokedUpgradeClosesTheConnectionToTheOrigin(t *testing.T) {
 	for name, origin := range map[string]string{
 		"no answer":      "",
 		"half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab",
@@ -127,9 +128,9 @@ func TestAnUpgradeThatIsRevoked(t *testing.T) {
 	}
 }
 
-// TestUpgradesOfEveryName checks upgrades to other protocols than WebSocket, which is the
-// only one that goproxy knows.
-func TestUpgradesOfEveryName(t *testing.T) {
+// TestUpgradesToOtherProtocolsThanWebSocket checks upgrades to other protocols than
+// WebSocket, which is the only one that goproxy knows.
+func TestUpgradesToOtherProtocolsThanWebSocket(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, get("http://"+g.at("ws.example")+"/", "Connection: Upgrade", "Upgrade: spdy/3.1"))
@@ -159,14 +160,14 @@ func TestUpgradesOfEveryName(t *testing.T) {
 	g.next(t, audit.EventTunnelClose)
 }
 
-// TestAnUpgradeToSomethingElse checks that an upgrade to a protocol that was not requested
-// is refused.
-func TestAnUpgradeToSomethingElse(t *testing.T) {
+// TestUpgradeToAnUnrequestedProtocolIsRefused checks that an upgrade to a protocol that
+// was not requested is refused.
+func TestUpgradeToAnUnrequestedProtocolIsRefused(t *testing.T) {
 	for name, fields := range map[string]string{
-		"no protocol": "Connection: Upgrade\r\n",
-		"another":     "Connection: Upgrade\r\nUpgrade: h2c\r\n",
-		"and no word": "Upgrade: websocket\r\n", // RFC 9110 section 7.8
-		"and the end": "Connection: Upgrade, close\r\nUpgrade: websocket\r\n",
+		"no protocol":               "Connection: Upgrade\r\n",
+		"another protocol":          "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+		"no Upgrade in Connection":  "Upgrade: websocket\r\n", // RFC 9110 section 7.8
+		"the end of the connection": "Connection: Upgrade, close\r\nUpgrade: websocket\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -188,8 +189,8 @@ func TestAnUpgradeToSomethingElse(t *testing.T) {
 	}
 }
 
-// TestAPanicBehindAPlainRequest checks that a panic anywhere ends its connection only.
-func TestAPanicBehindAPlainRequest(t *testing.T) {
+// TestPanicEndsItsConnectionOnly checks that a panic anywhere ends its connection only.
+func TestPanicEndsItsConnectionOnly(t *testing.T) {
 	g := newGateway(t, options{})
 	for name, head := range map[string]string{
 		"a request":  get("http://" + g.at("panic.example") + "/"),
@@ -215,9 +216,9 @@ func TestAPanicBehindAPlainRequest(t *testing.T) {
 	}
 }
 
-// TestAPanicWhenARequestHadGoneOut checks a panic while the transport tries again on a new
-// connection: the record of the exchange must have an end.
-func TestAPanicWhenARequestHadGoneOut(t *testing.T) {
+// TestExchangeHasAnEndAfterAPanicInItsSecondTry checks a panic while the transport tries
+// again on a new connection: the record of the exchange must have an end.
+func TestExchangeHasAnEndAfterAPanicInItsSecondTry(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, get("http://"+g.at("once.example")+"/"))
@@ -289,9 +290,9 @@ func TestBytesAreCountedOnce(t *testing.T) {
 	}
 }
 
-// TestAFloodOfInterimAnswers checks that the number of interim answers is bounded, whether
-// or not they are sent on.
-func TestAFloodOfInterimAnswers(t *testing.T) {
+// TestInterimAnswersAreBounded checks that the number of interim answers is bounded,
+// whether or not they are sent on.
+func TestInterimAnswersAreBounded(t *testing.T) {
 	for _, status := range []string{"103 Early Hints", "100 Continue"} {
 		t.Run(status, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -322,10 +323,10 @@ func TestAFloodOfInterimAnswers(t *testing.T) {
 	}
 }
 
-// TestWhatComesBehindAnAnswerIsNobodys checks that bytes behind an answer, such as a second
-// answer or a body that the answer cannot have, are not taken for the answer to the next
-// request on the connection.
-func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
+// TestBytesBehindAnAnswerAreNotTheNextAnswer checks that bytes behind an answer, such as a
+// second answer or a body that the answer cannot have, are not taken for the answer to the
+// next request on the connection.
+func TestBytesBehindAnAnswerAreNotTheNextAnswer(t *testing.T) {
 	const callers, requests = 8, 100
 	const more = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nanother"
 	answers := map[string]string{
@@ -364,9 +365,9 @@ func TestWhatComesBehindAnAnswerIsNobodys(t *testing.T) {
 	g.rest(t)
 }
 
-// TestAnOriginThatSpeaksWhileItRests checks that bytes which an origin sends on an idle
-// connection do not reach the next request.
-func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
+// TestBytesOnAnIdleConnectionAreNotTheNextAnswer checks that bytes which an origin sends
+// on an idle connection do not reach the next request.
+func TestBytesOnAnIdleConnectionAreNotTheNextAnswer(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	for range 2 {
@@ -389,9 +390,9 @@ func TestAnOriginThatSpeaksWhileItRests(t *testing.T) {
 	}
 }
 
-// TestListsOfNames checks that the longest allowed lists of field names are handled name by
-// name, and that messages with longer ones are refused.
-func TestListsOfNames(t *testing.T) {
+// TestListsOfFieldNamesAreBounded checks that the longest allowed lists of field names are
+// handled name by name, and that messages with longer ones are refused.
+func TestListsOfFieldNamesAreBounded(t *testing.T) {
 	const most = 128 // half of head.MaxMembers
 	numbered := func(format string, n int) string {
 		var names []string

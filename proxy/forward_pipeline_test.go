@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestAClientThatHasSaidAll checks that a client which has closed its sending direction is
-// answered.
-func TestAClientThatHasSaidAll(t *testing.T) {
+// TestClientThatHasHalfClosedIsAnswered checks that a client which has closed its sending
+// direction is answered.
+func TestClientThatHasHalfClosedIsAnswered(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
 	c.send(t, strings.Repeat(get(r.url("allowed.example", "/")), 2))
@@ -29,9 +29,9 @@ func TestAClientThatHasSaidAll(t *testing.T) {
 	c.ended(t)
 }
 
-// TestBytesThatComeWhileTheClientWaits checks that bytes which come before the answer belong
-// to the next requests, in whatever pieces they come, or to the tunnel.
-func TestBytesThatComeWhileTheClientWaits(t *testing.T) {
+// TestBytesBeforeTheAnswerBelongToTheNextRequest checks that bytes which come before the
+// answer belong to the next requests, in whatever pieces they come, or to the tunnel.
+func TestBytesBeforeTheAnswerBelongToTheNextRequest(t *testing.T) {
 	big := strings.Repeat("b", 300<<10)
 	for name, first := range map[string]string{
 		"no body": plainTo("GET", "http://HOST/"),

@@ -236,7 +236,7 @@ func TestForwardedAnswers(t *testing.T) {
 		{"nominated trailers", "GET", "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close, x-sum, X-Late\r\nTrailer: X-Sum, X-More\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-Late: 8\r\nX-More: 9\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\nTransfer-Encoding: chunked\r\nTrailer: X-More\r\n\r\n3\r\nabc\r\n0\r\nX-More: 9\r\n\r\n", false},
 		{"an answer without a body nominates", "HEAD", "close:HTTP/1.1 200 OK\r\nConnection: close, X-Named\r\nX-Named: 1\r\n\r\n", "HTTP/1.1 200 OK\r\nVia: 1.1 exeat\r\n\r\n", false},
 		{"256 fields", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + strings.Repeat("X: a\r\n", 255) + "\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n" + strings.Repeat("X: a\r\n", 255) + "\r\n", false},
-		{"a name that is none", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX : a\r\nX Y: a\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
+		{"a malformed field name", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX : a\r\nX Y: a\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
 		{"a refusal of the origin", "GET", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nProxy-Authenticate: Basic\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nVia: 1.1 exeat\r\n\r\n", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -275,18 +275,18 @@ func TestForwardedAnswers(t *testing.T) {
 	}
 }
 
-// TestAnAnswerHasADate checks that an answer has the origin's Date, or the time of its
+// TestAnswerHasADate checks that an answer has the origin's Date, or the time of its
 // arrival (RFC 9110 section 6.6.1).
-func TestAnAnswerHasADate(t *testing.T) {
+func TestAnswerHasADate(t *testing.T) {
 	r := newPlainRig(t, "")
 	for name, row := range map[string]struct{ origin, want string }{
-		"of the origin":       {"HTTP/1.1 200 OK\r\ndate: Tue, 15 Nov 1994 08:12:31 GMT\r\nContent-Length: 0\r\n\r\n", "Tue, 15 Nov 1994 08:12:31 GMT"},
-		"of another form":     {"HTTP/1.1 200 OK\r\nDate: yesterday\r\nContent-Length: 0\r\n\r\n", "yesterday"},
-		"none":                {"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
-		"none, of a 304":      {"HTTP/1.1 304 Not Modified\r\n\r\n", ""},
-		"none, of a 500":      {"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", ""},
-		"none, behind a hint": {"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
-		"that is nominated":   {"HTTP/1.1 200 OK\r\nConnection: date\r\nDate: Tue, 15 Nov 1994 08:12:31 GMT\r\nContent-Length: 0\r\n\r\n", ""},
+		"the Date of the origin":       {"HTTP/1.1 200 OK\r\ndate: Tue, 15 Nov 1994 08:12:31 GMT\r\nContent-Length: 0\r\n\r\n", "Tue, 15 Nov 1994 08:12:31 GMT"},
+		"a Date in another form":       {"HTTP/1.1 200 OK\r\nDate: yesterday\r\nContent-Length: 0\r\n\r\n", "yesterday"},
+		"no Date":                      {"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
+		"no Date in a 304":             {"HTTP/1.1 304 Not Modified\r\n\r\n", ""},
+		"no Date in a 500":             {"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", ""},
+		"no Date behind an early hint": {"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
+		"a Date that Connection lists": {"HTTP/1.1 200 OK\r\nConnection: date\r\nDate: Tue, 15 Nov 1994 08:12:31 GMT\r\nContent-Length: 0\r\n\r\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.answer = func(request) string { return row.origin }
@@ -312,8 +312,9 @@ func TestAnAnswerHasADate(t *testing.T) {
 	}
 }
 
-// TestNoProperAnswer checks what a client gets if the origin sends no valid answer.
-func TestNoProperAnswer(t *testing.T) {
+// TestInvalidAnswerOfTheOriginIsRefused checks what a client gets if the origin sends no
+// valid answer.
+func TestInvalidAnswerOfTheOriginIsRefused(t *testing.T) {
 	r := newPlainRig(t, "")
 	for name, origin := range map[string]string{
 		"nothing":                         "close:",
@@ -371,9 +372,9 @@ func TestNoProperAnswer(t *testing.T) {
 	}
 }
 
-// TestHalfAnAnswerForHTTP10 checks an incomplete answer to a client of HTTP/1.0. Its end is
-// the end of the connection, which must not look orderly.
-func TestHalfAnAnswerForHTTP10(t *testing.T) {
+// TestIncompleteAnswerToHTTP10HasNoOrderlyEnd checks an incomplete answer to a client of
+// HTTP/1.0. Its end is the end of the connection, which must not look orderly.
+func TestIncompleteAnswerToHTTP10HasNoOrderlyEnd(t *testing.T) {
 	r := newPlainRig(t, "close:HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
 	spec := r.policy()
 	spec.Entries[2].Accept = 0 // sidecar, who speaks without TLS
@@ -472,9 +473,9 @@ func TestPipelinedRequestsAreDecidedOneByOne(t *testing.T) {
 	}
 }
 
-// TestATunnelBehindPlainRequests checks that a CONNECT may follow plain requests on a
+// TestTunnelMayFollowPlainRequests checks that a CONNECT may follow plain requests on a
 // connection.
-func TestATunnelBehindPlainRequests(t *testing.T) {
+func TestTunnelMayFollowPlainRequests(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
 	if a := c.ask(t, get(r.url("allowed.example", "/"))); a.body != "ok" {
@@ -565,8 +566,9 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// TestAnEarlyAnswer checks an answer that the origin sends before it has read the body.
-func TestAnEarlyAnswer(t *testing.T) {
+// TestAnswerBeforeTheBodyIsPassedOn checks an answer that the origin sends before it has
+// read the body.
+func TestAnswerBeforeTheBodyIsPassedOn(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 100000000")+"some of it")
@@ -587,13 +589,14 @@ func TestAnEarlyAnswer(t *testing.T) {
 	}
 }
 
-// TestABodyThatIsNone checks malformed chunks, and a client that leaves within its body.
-func TestABodyThatIsNone(t *testing.T) {
+// TestMalformedOrIncompleteBodyEndsTheRequest checks malformed chunks, and a client that
+// leaves within its body.
+func TestMalformedOrIncompleteBodyEndsTheRequest(t *testing.T) {
 	for name, row := range map[string]struct {
 		body   string
 		leaves bool
 	}{
-		"no number":                {"zz\r\nabc\r\n0\r\n\r\n", false},
+		"a size that is no number": {"zz\r\nabc\r\n0\r\n\r\n", false},
 		"a negative number":        {"-1\r\n\r\n", false},
 		"a number that overflows":  {"fffffffffffffffff\r\n\r\n", false},
 		"a bare LF behind a size":  {"3\nabc\r\n0\r\n\r\n", false},
@@ -693,9 +696,9 @@ func TestPooledConnectionsAreNotShared(t *testing.T) {
 	}
 }
 
-// TestAStateChangeClosesWhatRests checks that an idle connection to an origin is closed when
-// a state follows the one that allowed it.
-func TestAStateChangeClosesWhatRests(t *testing.T) {
+// TestNewStateClosesIdleConnections checks that an idle connection to an origin is closed
+// when a state follows the one that allowed it.
+func TestNewStateClosesIdleConnections(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, get("http://"+g.at("allowed.example")+"/"))
@@ -815,9 +818,9 @@ func echo(t *testing.T, c *caller, conn net.Conn, reader *bufio.Reader) {
 	}
 }
 
-// TestANewStateEndsWhatItForbids checks an answer that is still being sent, and a request
-// that still waits for its answer.
-func TestANewStateEndsWhatItForbids(t *testing.T) {
+// TestNewStateEndsForbiddenExchanges checks an answer that is still being sent, and a
+// request that still waits for its answer.
+func TestNewStateEndsForbiddenExchanges(t *testing.T) {
 	for _, answering := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answering: %v", answering), func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -891,9 +894,9 @@ func TestANewStateEndsWhatItForbids(t *testing.T) {
 	}
 }
 
-// TestAPanicEndsOnePlainRequest checks that a panic ends one request only, also a panic in a
-// goroutine of the transport.
-func TestAPanicEndsOnePlainRequest(t *testing.T) {
+// TestPanicEndsOnePlainRequest checks that a panic ends one request only, also a panic in
+// a goroutine of the transport.
+func TestPanicEndsOnePlainRequest(t *testing.T) {
 	g := newGateway(t, options{})
 	a := g.call(t, "builder").ask(t, get("http://"+g.at("panic.example")+"/"))
 	if a.status != 500 || a.reason() != "internal-error" || !a.close {

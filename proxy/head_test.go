@@ -170,8 +170,9 @@ func (g *gateway) checkRefused(t *testing.T, c *caller, raw string, want allowli
 	}
 }
 
-// TestSpellings checks that the policy decides about the canonical destination.
-func TestSpellings(t *testing.T) {
+// TestDestinationIsDecidedInItsCanonicalForm checks that the policy decides about the
+// canonical destination.
+func TestDestinationIsDecidedInItsCanonicalForm(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, row := range []struct {
 		head string

@@ -13,9 +13,9 @@ import (
 
 const helloInClear = "a TLS ClientHello came on a listener without TLS"
 
-// TestAClientHelloInClear checks the answer to a caller that speaks TLS, because its proxy
-// URL begins with https://, on a listener without TLS.
-func TestAClientHelloInClear(t *testing.T) {
+// TestClientHelloOnAListenerWithoutTLS checks the answer to a caller that speaks TLS,
+// because its proxy URL begins with https://, on a listener without TLS.
+func TestClientHelloOnAListenerWithoutTLS(t *testing.T) {
 	g := newGateway(t, options{})
 	raw := g.connect(t, g.plain)
 	err := tls.Client(raw, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"}).HandshakeContext(t.Context())
@@ -28,7 +28,9 @@ func TestAClientHelloInClear(t *testing.T) {
 	}
 }
 
-func TestWhatIsAClientHello(t *testing.T) {
+// TestClientHelloIsRecognized checks for which bytes the record of a refusal says that a
+// ClientHello came to a listener without TLS.
+func TestClientHelloIsRecognized(t *testing.T) {
 	g := newGateway(t, options{})
 	certificate := g.ca.issue(t, id("builder").String())
 	for _, row := range []struct {

@@ -77,9 +77,9 @@ func (c *caller) expect(t *testing.T, status int) {
 	}
 }
 
-// TestAnEarlyAnswerBeforeAReset checks that the answer of an origin counts although the
-// origin then closes its connection with the body unread, which resets it.
-func TestAnEarlyAnswerBeforeAReset(t *testing.T) {
+// TestEarlyAnswerSurvivesAResetOfTheOrigin checks that the answer of an origin counts
+// although the origin then closes its connection with the body unread, which resets it.
+func TestEarlyAnswerSurvivesAResetOfTheOrigin(t *testing.T) {
 	g := newGateway(t, options{})
 	body := strings.Repeat("b", 8<<20)
 	for range 20 {

@@ -95,9 +95,9 @@ func (o *loginOrigin) saysAt(t *testing.T, c *caller, host, credentials, want st
 	return a
 }
 
-// TestALoginStaysWithItsClient checks that a connection on which a client has logged in is
+// TestLoginStaysWithItsClient checks that a connection on which a client has logged in is
 // not used for another connection of a client, not even of the same identity.
-func TestALoginStaysWithItsClient(t *testing.T) {
+func TestLoginStaysWithItsClient(t *testing.T) {
 	for _, credentials := range []string{"Negotiate alice", "negotiate alice", "Kerberos alice", "X-Corporate alice"} {
 		t.Run(credentials, func(t *testing.T) {
 			o := newLoginOrigin(t, "")
@@ -123,9 +123,9 @@ func TestALoginStaysWithItsClient(t *testing.T) {
 	}
 }
 
-// TestALoginOfManySteps checks that all steps of a login, from the offer on, go over one
-// connection, while another client logs in over another.
-func TestALoginOfManySteps(t *testing.T) {
+// TestAllStepsOfALoginUseOneConnection checks that all steps of a login, from the offer
+// on, go over one connection, while another client logs in over another.
+func TestAllStepsOfALoginUseOneConnection(t *testing.T) {
 	for _, offer := range []string{
 		"WWW-Authenticate: NTLM\r\n",
 		"WWW-Authenticate: Basic realm=\"a, b\", nTLM , Negotiate\r\n",
@@ -150,9 +150,9 @@ func TestALoginOfManySteps(t *testing.T) {
 	}
 }
 
-// TestAnOfferTiesItsConnection checks that an answer which offers a login, by its status or
-// a field, ties its connection to the client.
-func TestAnOfferTiesItsConnection(t *testing.T) {
+// TestOfferOfALoginTiesItsConnectionToTheClient checks that an answer which offers a
+// login, by its status or a field, ties its connection to the client.
+func TestOfferOfALoginTiesItsConnectionToTheClient(t *testing.T) {
 	for answer, want := range map[string]int64{
 		"401 Unauthorized\r\nWWW-Authenticate: Negotiate":                                            2,
 		"401 Unauthorized\r\nWWW-AUTHENTICATE:basic,NTLM":                                            2,
@@ -180,9 +180,9 @@ func TestAnOfferTiesItsConnection(t *testing.T) {
 	}
 }
 
-// TestALoginEndsWithItsClient checks that a connection which is logged in is closed when the
-// client's connection ends and when another state comes into force.
-func TestALoginEndsWithItsClient(t *testing.T) {
+// TestLoginEndsWithItsClient checks that a connection which is logged in is closed when
+// the client's connection ends and when another state comes into force.
+func TestLoginEndsWithItsClient(t *testing.T) {
 	for name, end := range map[string]func(*gateway, *caller){
 		"the client leaves":   func(_ *gateway, c *caller) { _ = c.Close() },
 		"another state comes": func(g *gateway, _ *caller) { g.swap(t, g.policy()); g.proxy.CloseIdle() },
@@ -209,9 +209,9 @@ func TestALoginEndsWithItsClient(t *testing.T) {
 	}
 }
 
-// TestALoginIsNotRepeated checks that a request which went out on a connection that is logged
-// in is not sent again on another one, as net/http would do.
-func TestALoginIsNotRepeated(t *testing.T) {
+// TestRequestOnALoggedInConnectionIsNotRepeated checks that a request which went out on a
+// connection that is logged in is not sent again on another one, as net/http would do.
+func TestRequestOnALoggedInConnectionIsNotRepeated(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, get("http://"+g.at("allowed.example")+"/", "Authorization: NTLM type-1"))
@@ -239,9 +239,9 @@ func TestALoginIsNotRepeated(t *testing.T) {
 	}
 }
 
-// TestALoginOfHTTP10 checks that HTTP/1.0 has no logins, because the connection ends with
-// the answer.
-func TestALoginOfHTTP10(t *testing.T) {
+// TestHTTP10HasNoLogins checks that HTTP/1.0 has no logins, because the connection ends
+// with the answer.
+func TestHTTP10HasNoLogins(t *testing.T) {
 	r := newPlainRig(t, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n")
 	a := r.call(t, "builder").ask(t, "GET "+r.url("allowed.example", "/")+" HTTP/1.0\r\n\r\n")
 	if a.header.Get("Proxy-Support") != "" || !a.close {
@@ -250,9 +250,9 @@ func TestALoginOfHTTP10(t *testing.T) {
 	r.carried(t)
 }
 
-// TestAnUpgradeGoesOutWhereItsClientHasLoggedIn checks that a request for an upgrade uses the
+// TestUpgradeUsesTheLoggedInConnection checks that a request for an upgrade uses the
 // connection that is logged in, and that such a request may also log it in.
-func TestAnUpgradeGoesOutWhereItsClientHasLoggedIn(t *testing.T) {
+func TestUpgradeUsesTheLoggedInConnection(t *testing.T) {
 	upgrade := upgrades("websocket")
 	for name, asks := range map[string][3][]string{ // fields of each step of the login
 		"after a login":          {nil, nil, nil},
@@ -290,9 +290,9 @@ func TestAnUpgradeGoesOutWhereItsClientHasLoggedIn(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeSharesNoConnection checks that the connection of a request for an upgrade is
+// TestUpgradeSharesNoConnection checks that the connection of a request for an upgrade is
 // not shared, even if the origin has not agreed.
-func TestAnUpgradeSharesNoConnection(t *testing.T) {
+func TestUpgradeSharesNoConnection(t *testing.T) {
 	o := newLoginOrigin(t, "")
 	c := o.call(t, "builder")
 	o.saysAt(t, c, "ws.example", "", "nobody on 1")
@@ -304,9 +304,9 @@ func TestAnUpgradeSharesNoConnection(t *testing.T) {
 	o.saysAt(t, o.call(t, "builder"), "ws.example", "", "nobody on 1")
 }
 
-// TestAnOriginThatSwitchesTooSoon checks that an origin which agrees before it has the whole
-// request gets the rest of it before the bytes of the tunnel.
-func TestAnOriginThatSwitchesTooSoon(t *testing.T) {
+// TestOriginThatSwitchesEarlyGetsTheWholeRequestFirst checks that an origin which agrees
+// before it has the whole request gets the rest of it before the bytes of the tunnel.
+func TestOriginThatSwitchesEarlyGetsTheWholeRequestFirst(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	long := strings.Repeat("x", 10<<10)

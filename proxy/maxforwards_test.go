@@ -43,9 +43,9 @@ func TestMaxForwardsIsCountedDown(t *testing.T) {
 	}
 }
 
-// TestTheLastForward checks that the gateway itself answers a request with Max-Forwards 0,
-// after the policy has allowed it.
-func TestTheLastForward(t *testing.T) {
+// TestGatewayAnswersMaxForwardsZero checks that the gateway itself answers a request with
+// Max-Forwards 0, after the policy has allowed it.
+func TestGatewayAnswersMaxForwardsZero(t *testing.T) {
 	r := newPlainRig(t, ok)
 	lookups := r.names.lookups.Load()
 	c := r.call(t, "builder")

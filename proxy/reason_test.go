@@ -193,19 +193,19 @@ func wireCases() []wireCase {
 func elsewhere() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PathNotAllowed:    "TestPlainDecisions: only a plain HTTP request has a path",
-		allowlist.UpgradeNotAllowed: "TestAnUpgradeThatMustBe: only a plain HTTP request asks for one",
+		allowlist.UpgradeNotAllowed: "TestWebSocketIsRefusedWithoutARuleForUpgrades: only a plain HTTP request asks for one",
 		allowlist.TypeNotAllowed:    "only a DNS query has a type",
 		allowlist.SpecialName:       "only a DNS query is refused for it",
-		allowlist.AuditUnavailable:  "TestWhatCannotBeRecordedIsRefused: no record says it",
+		allowlist.AuditUnavailable:  "TestRequestIsRefusedIfItCannotBeRecorded: no record says it",
 		allowlist.SNIMismatch:       "TestFirstBytes: a tunnel has been answered",
 		allowlist.SNIMissing:        "TestFirstBytes",
 		allowlist.NotTLS:            "TestFirstBytes",
 		allowlist.ECHRefused:        "TestFirstBytes",
-		allowlist.CutOff:            "TestACutRequestIsNoDenial: a CONNECT sends nothing on before it is answered",
+		allowlist.CutOff:            "TestRequestCutOffAtTheOriginIsNotRecordedAsDenied: a CONNECT sends nothing on before it is answered",
 	}
 }
 
-// saysAll returns the reasons other than denials whose records need no detail, with why.
+// saysAll returns the reasons, other than denials, whose records need no detail, and why.
 func saysAll() map[allowlist.Reason]string {
 	return map[allowlist.Reason]string{
 		allowlist.PolicyUnavailable: "none was loaded since the start",
@@ -281,6 +281,8 @@ func TestEveryReasonHasACase(t *testing.T) {
 	}
 }
 
+// TestReasons makes a decision with every reason over the wire, and checks its answer and
+// its record.
 func TestReasons(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range wireCases() {
@@ -364,9 +366,9 @@ func checkRefusal(t *testing.T, a answer, r record, info allowlist.ReasonInfo) {
 	}
 }
 
-// TestPanic sends a request that makes the resolver panic. A tunnel that is open at the same
-// time must go on.
-func TestPanic(t *testing.T) {
+// TestPanicLeavesOtherTunnelsOpen sends a request that makes the resolver panic. A tunnel
+// that is open at the same time must go on.
+func TestPanicLeavesOtherTunnelsOpen(t *testing.T) {
 	g := newGateway(t, options{})
 	tunnel, origin := g.open(t)
 	c := g.call(t, "builder")

@@ -7,9 +7,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARefusedHeadIsRecordedAsFarAsItWasRead checks that the record of a refused head has the
-// method, the host and the port that came before the fault.
-func TestARefusedHeadIsRecordedAsFarAsItWasRead(t *testing.T) {
+// TestRefusedHeadIsRecordedAsFarAsItWasRead checks that the record of a refused head has
+// the method, the host and the port that came before the fault.
+func TestRefusedHeadIsRecordedAsFarAsItWasRead(t *testing.T) {
 	const (
 		plain   = "GET http://Evil.example.:8080/secret?q HTTP/1.1\r\n"
 		connect = "CONNECT Evil.example.:8443 HTTP/1.1\r\n"
@@ -71,8 +71,9 @@ func TestARefusedHeadIsRecordedAsFarAsItWasRead(t *testing.T) {
 	}
 }
 
-// TestAHeadThatDoesNotComeWhole checks that an incomplete head is recorded as far as it came.
-func TestAHeadThatDoesNotComeWhole(t *testing.T) {
+// TestIncompleteHeadIsRecordedAsFarAsItCame checks that an incomplete head is recorded as
+// far as it came.
+func TestIncompleteHeadIsRecordedAsFarAsItCame(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	c.send(t, "GET http://evil.example:8080/ HTTP/1.1\r\nHost: x")

@@ -12,8 +12,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestWhatCannotBeRecordedIsRefused lets the disk be full, and then have room again.
-func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
+// TestRequestIsRefusedIfItCannotBeRecorded checks that requests are refused while the disk
+// is full, and allowed when it has room again.
+func TestRequestIsRefusedIfItCannotBeRecorded(t *testing.T) {
 	e := newEvidenceWith(t, audit.Config{Required: true})
 	e.lossy = true
 	g := newGateway(t, options{evidence: e})
@@ -47,9 +48,9 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	}
 }
 
-// TestAPlainRequestIsRecordedBeforeItGoesOut checks that no byte of a request goes out while
-// the disk is full.
-func TestAPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
+// TestPlainRequestIsRecordedBeforeItGoesOut checks that no byte of a request goes out
+// while the disk is full.
+func TestPlainRequestIsRecordedBeforeItGoesOut(t *testing.T) {
 	e := newEvidenceWith(t, audit.Config{Required: true})
 	e.lossy = true
 	g := newGateway(t, options{evidence: e})
@@ -95,9 +96,9 @@ func (g *gateway) recording(t *testing.T) {
 	}
 }
 
-// TestWhatEndsWhileItIsRecordedDoesNotGoOut forbids an allowed request while its record is
-// being written.
-func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
+// TestRequestForbiddenWhileItIsRecordedDoesNotGoOut forbids an allowed request while its
+// record is being written.
+func TestRequestForbiddenWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 	for ending, want := range map[string]int{"revoked": 403, "quarantined": 403, "drain": 503} {
 		t.Run(ending, func(t *testing.T) {
 			g, letGo := requiring(t)
@@ -128,9 +129,9 @@ func TestWhatEndsWhileItIsRecordedDoesNotGoOut(t *testing.T) {
 	}
 }
 
-// TestWhatWasRecordedAsAllowedHasAnEnd makes a request be tried again, by a state that
+// TestRequestRecordedAsAllowedHasAnEnd makes a request be tried again, by a state that
 // forbids it for a moment. The next try finds no origin, and the end must be recorded.
-func TestWhatWasRecordedAsAllowedHasAnEnd(t *testing.T) {
+func TestRequestRecordedAsAllowedHasAnEnd(t *testing.T) {
 	g, letGo := requiring(t)
 	passing := g.another(t) // its states are no longer in force when the door checks them
 	l, err := net.Listen("tcp", "127.0.0.1:0")

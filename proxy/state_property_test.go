@@ -11,11 +11,11 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestWhatIsOpenIsWhatANewRequestMay opens tunnels of every kind and puts random policies in
-// force. After each policy, it opens a new tunnel of the kind of each open one. If the new
-// one is refused, the old one must have ended. If it opens, the old one must still be open,
-// unless its first bytes were not checked and now must be.
-func TestWhatIsOpenIsWhatANewRequestMay(t *testing.T) {
+// TestOpenTunnelsAreThoseThatMayBeOpenedAnew opens tunnels of every kind and puts random
+// policies in force. After each policy, it opens a new tunnel of the kind of each open
+// one. If the new one is refused, the old one must have ended. If it opens, the old one
+// must still be open, unless its first bytes were not checked and now must be.
+func TestOpenTunnelsAreThoseThatMayBeOpenedAnew(t *testing.T) {
 	const rounds, most = 40, 10
 	seed := rand.Uint64()
 	s := &openings{gateway: newGateway(t, options{hello: patience}), Rand: rand.New(rand.NewPCG(seed, 1))}

@@ -26,10 +26,10 @@ func (s *turningSource) Snapshot() *identity.Snapshot {
 	return snapshot
 }
 
-// TestAnAuthorityThatGoesBehindARequest removes an authority from the bundle, and enforces
+// TestRemovedAuthorityOpensNoTunnel removes an authority from the bundle, and enforces
 // that, after the caller of a request was found to be trusted and before the request is
 // decided. The tunnel must not open, because no later state would end it.
-func TestAnAuthorityThatGoesBehindARequest(t *testing.T) {
+func TestRemovedAuthorityOpensNoTunnel(t *testing.T) {
 	source := &turningSource{}
 	g := newGateway(t, options{source: func(i *gatewaytest.Identity) gw.IdentityProvider {
 		source.Identity = i

@@ -101,7 +101,7 @@ func TestBytesBehindARefusalAreNoRequest(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionDecidesEveryRequest(t *testing.T) {
+func TestEveryRequestOfAConnectionIsDecided(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "")
 	for range 3 {
@@ -118,9 +118,9 @@ func TestAKeptConnectionDecidesEveryRequest(t *testing.T) {
 	}
 }
 
-// TestAPolicyThatComesBetweenDecisionAndTunnel puts a policy in force while the look-up is
+// TestPolicyThatComesDuringTheLookUpDecides puts a policy in force while the look-up is
 // under way. The earlier decision must not count any more.
-func TestAPolicyThatComesBetweenDecisionAndTunnel(t *testing.T) {
+func TestPolicyThatComesDuringTheLookUpDecides(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		change func(g *gateway, spec *allowlist.Spec)
@@ -188,7 +188,7 @@ func TestAPolicyThatComesBetweenDecisionAndTunnel(t *testing.T) {
 	}
 }
 
-func TestAddressesThatAreRefusedAreCountedAndNotDialled(t *testing.T) {
+func TestRefusedAddressesAreCountedAndNotDialled(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.call(t, "builder")
 	if a := c.ask(t, connectTo(g.at("mixed.example"))); a.status != 200 {

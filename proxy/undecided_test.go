@@ -11,9 +11,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestWhatIsNotDecidedGoesOut checks, byte for byte, what an origin receives of the parts of a
-// request that no decision depends on.
-func TestWhatIsNotDecidedGoesOut(t *testing.T) {
+// TestPartsThatNoDecisionDependsOnAreSentUnchanged checks, byte for byte, what an origin
+// receives of the parts of a request that no decision depends on.
+func TestPartsThatNoDecisionDependsOnAreSentUnchanged(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder") // one connection for all, so that each request also follows another one
 	var every strings.Builder // all bytes that neither end nor divide the request line
@@ -59,9 +59,9 @@ func TestWhatIsNotDecidedGoesOut(t *testing.T) {
 	}
 }
 
-// TestAnEmptyPortIsTheSchemes checks that an empty port means 80 in a plain request. A
+// TestEmptyPortIsThatOfTheScheme checks that an empty port means 80 in a plain request. A
 // CONNECT has no scheme, and is refused.
-func TestAnEmptyPortIsTheSchemes(t *testing.T) {
+func TestEmptyPortIsThatOfTheScheme(t *testing.T) {
 	g := newGateway(t, options{})
 	for target, host := range map[string]string{
 		"http://evil.example:/": "evil.example", "http://evil.example:?q": "evil.example", "http://evil.example:": "evil.example", "HTTP://[2001:4860::1]:/": "2001:4860::1",
@@ -113,12 +113,12 @@ func TestWebSocketURLs(t *testing.T) {
 		raw    string
 		status int
 	}{
-		"HTTP/1.0":             {strings.Replace(get("ws://"+g.at("ws.example")+"/", upgrade...), "HTTP/1.1", "HTTP/1.0", 1), 400},
-		"with a body":          {plainTo("POST", "ws://"+g.at("ws.example")+"/", append(upgrade, "Content-Length: 1")...) + "x", 400},
-		"no rule for upgrades": {get("ws://"+g.at("allowed.example")+"/", upgrade...), 403},
-		"nor fields":           {get("ws://" + g.at("allowed.example") + "/"), 403},
-		"no rule":              {get("ws://"+g.at("evil.example")+"/", upgrade...), 403},
-		"over TLS":             {get("wss://"+g.at("ws.example")+"/", upgrade...), 400},
+		"HTTP/1.0":              {strings.Replace(get("ws://"+g.at("ws.example")+"/", upgrade...), "HTTP/1.1", "HTTP/1.0", 1), 400},
+		"with a body":           {plainTo("POST", "ws://"+g.at("ws.example")+"/", append(upgrade, "Content-Length: 1")...) + "x", 400},
+		"no rule for upgrades":  {get("ws://"+g.at("allowed.example")+"/", upgrade...), 403},
+		"no rule and no fields": {get("ws://" + g.at("allowed.example") + "/"), 403},
+		"no rule":               {get("ws://"+g.at("evil.example")+"/", upgrade...), 403},
+		"over TLS":              {get("wss://"+g.at("ws.example")+"/", upgrade...), 400},
 	} {
 		if a := g.call(t, "builder").ask(t, row.raw); a.status != row.status {
 			t.Errorf("%s: answered %s", name, a.phrase)
@@ -132,9 +132,8 @@ func TestWebSocketURLs(t *testing.T) {
 	}
 }
 
-// TestWhatIsRefusedNamesItsCause checks the cause of a refusal in the answer and in the
-// record.
-func TestWhatIsRefusedNamesItsCause(t *testing.T) {
+// TestRefusalNamesItsCause checks the cause of a refusal in the answer and in the record.
+func TestRefusalNamesItsCause(t *testing.T) {
 	g := newGateway(t, options{})
 	for target, cause := range map[string]string{
 		"http://secret@allowed.example/":     "malformed target: it has userinfo",
@@ -167,9 +166,10 @@ func TestWhatIsRefusedNamesItsCause(t *testing.T) {
 	}
 }
 
-// TestEmptyLinesAskNothing checks that a connection on which only empty lines came leaves no
-// record, however it ends, and is not kept longer because of them.
-func TestEmptyLinesAskNothing(t *testing.T) {
+// TestEmptyLinesAreNoRequest checks that a connection on which only empty lines came
+// leaves no record, however it ends, and is not kept longer because of them. More than
+// sixteen empty lines are a malformed request.
+func TestEmptyLinesAreNoRequest(t *testing.T) {
 	g := newGateway(t, options{headTimeout: 50 * time.Millisecond})
 	for _, name := range []string{"closed", "silent"} {
 		c := g.call(t, "builder")

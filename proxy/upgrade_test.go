@@ -23,9 +23,9 @@ func upgrades(protocols ...string) []string {
 	return fields
 }
 
-// TestAnUpgradeThatIsDropped checks that nothing of the upgrade reaches the origin, and that
-// the request is treated like any plain one.
-func TestAnUpgradeThatIsDropped(t *testing.T) {
+// TestDroppedUpgradeDoesNotReachTheOrigin checks that nothing of the upgrade reaches the
+// origin, and that the request is treated like any plain one.
+func TestDroppedUpgradeDoesNotReachTheOrigin(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
 	for _, row := range []struct{ method, host, path, protocols string }{
@@ -60,9 +60,9 @@ func TestAnUpgradeThatIsDropped(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatIsDroppedIsNoTunnel checks that the request does not count as a tunnel, for
-// limits and for rules: if it is denied, it is denied as a plain request.
-func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
+// TestDroppedUpgradeDoesNotCountAsATunnel checks that the request does not count as a
+// tunnel, for limits and for rules: if it is denied, it is denied as a plain request.
+func TestDroppedUpgradeDoesNotCountAsATunnel(t *testing.T) {
 	g := newGateway(t, options{limits: limit.Config{Identity: allowlist.Limits{Tunnels: 1, ConnectsPerSecond: 1}}})
 	g.origin.serve(t, func(request) string { return ok })
 	c := g.call(t, "builder")
@@ -103,9 +103,9 @@ func TestAnUpgradeThatIsDroppedIsNoTunnel(t *testing.T) {
 	g.next(t, audit.EventDecision)
 }
 
-// TestAnUpgradeThatMustBe checks that a WebSocket client, which can use no answer but 101, is
-// refused if its rule does not allow upgrades.
-func TestAnUpgradeThatMustBe(t *testing.T) {
+// TestWebSocketIsRefusedWithoutARuleForUpgrades checks that a WebSocket client, which can
+// use no answer but 101, is refused if its rule does not allow upgrades.
+func TestWebSocketIsRefusedWithoutARuleForUpgrades(t *testing.T) {
 	r := newPlainRig(t, ok)
 	c := r.call(t, "builder")
 	for _, protocols := range [][]string{
@@ -126,10 +126,10 @@ func TestAnUpgradeThatMustBe(t *testing.T) {
 		}
 	}
 	for name, head := range map[string]string{ // these do not request an upgrade (RFC 9110 section 7.8)
-		"HTTP/1.0":             strings.Replace(get(r.url("allowed.example", "/"), upgrades("websocket")...), "HTTP/1.1", "HTTP/1.0", 1),
-		"without Connection":   get(r.url("allowed.example", "/"), "Upgrade: websocket"),
-		"without a protocol":   get(r.url("allowed.example", "/"), "Connection: Upgrade"),
-		"behind a body, as it": plainTo("POST", r.url("allowed.example", "/"), "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 2") + "hi",
+		"HTTP/1.0":                 strings.Replace(get(r.url("allowed.example", "/"), upgrades("websocket")...), "HTTP/1.1", "HTTP/1.0", 1),
+		"without Connection":       get(r.url("allowed.example", "/"), "Upgrade: websocket"),
+		"without a protocol":       get(r.url("allowed.example", "/"), "Connection: Upgrade"),
+		"in a request with a body": plainTo("POST", r.url("allowed.example", "/"), "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 2") + "hi",
 	} {
 		if a := r.call(t, "builder").ask(t, head); a.body != "ok" {
 			t.Errorf("%s: answered %s", name, a.phrase)
@@ -141,9 +141,9 @@ func TestAnUpgradeThatMustBe(t *testing.T) {
 	}
 }
 
-// TestOnlyTheProtocolsOfATunnelAreAskedFor checks that h2c is removed from an offer of h2c and
-// WebSocket, so that the origin cannot choose it.
-func TestOnlyTheProtocolsOfATunnelAreAskedFor(t *testing.T) {
+// TestVersionsOfHTTPAreRemovedFromAnUpgrade checks that h2c is removed from an offer of
+// h2c and WebSocket, so that the origin cannot choose it.
+func TestVersionsOfHTTPAreRemovedFromAnUpgrade(t *testing.T) {
 	for asked, row := range map[string]struct{ want, agreed string }{
 		"h2c, websocket":         {"websocket", "h2c"},
 		"websocket, HTTP/2.0":    {"websocket", "HTTP/2.0"},
@@ -172,9 +172,10 @@ func TestOnlyTheProtocolsOfATunnelAreAskedFor(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatOpensOtherAddresses checks a request whose rule for upgrades does not
-// allow the address of the origin, while the rule for other requests does.
-func TestAnUpgradeThatOpensOtherAddresses(t *testing.T) {
+// TestUpgradeIsCheckedAgainstTheAddressesOfItsRule checks a request whose rule for
+// upgrades does not allow the address of the origin, while the rule for other requests
+// does.
+func TestUpgradeIsCheckedAgainstTheAddressesOfItsRule(t *testing.T) {
 	r := newPlainRig(t, ok)
 	spec := r.policy()
 	spec.Entries[0].Allow = []allowlist.Rule{
@@ -202,9 +203,10 @@ func TestAnUpgradeThatOpensOtherAddresses(t *testing.T) {
 	}
 }
 
-// TestAnUpgradeThatAStateForbids forbids an upgrade while the name is looked up. The upgrade
-// must not go out, and a request for an optional one must go out without it.
-func TestAnUpgradeThatAStateForbids(t *testing.T) {
+// TestUpgradeForbiddenDuringTheLookUpDoesNotGoOut forbids an upgrade while the name is
+// looked up. The upgrade must not go out, and a request for an optional one must go out
+// without it.
+func TestUpgradeForbiddenDuringTheLookUpDoesNotGoOut(t *testing.T) {
 	for name, row := range map[string]struct {
 		enforced bool // the state is enforced; otherwise the request itself must notice it
 		protocol string

@@ -77,9 +77,9 @@ func (g *gateway) opens(t *testing.T, way, host string) opened {
 	return o
 }
 
-// TestTheWayIsDecidedByEveryState checks tunnels and exchanges whose look-up has led over
-// other names. They must end when a state no longer allows a new request to be led there.
-func TestTheWayIsDecidedByEveryState(t *testing.T) {
+// TestEveryStateJudgesTheWay checks tunnels and exchanges whose look-up has led over other
+// names. They must end when a state no longer allows a new request to be led there.
+func TestEveryStateJudgesTheWay(t *testing.T) {
 	for _, row := range []struct {
 		name          string
 		over          []string
@@ -143,9 +143,9 @@ func TestTheWayIsDecidedByEveryState(t *testing.T) {
 	}
 }
 
-// TestALookUpThatSpansAReload checks that the state in force at the end of the look-up decides
-// about its result, and is the one in the record.
-func TestALookUpThatSpansAReload(t *testing.T) {
+// TestLookUpIsDecidedByTheStateAtItsEnd checks that the state in force at the end of the
+// look-up decides about its result, and is the one in the record.
+func TestLookUpIsDecidedByTheStateAtItsEnd(t *testing.T) {
 	for _, inspect := range []bool{false, true} {
 		for name, head := range map[string]func(*gateway) string{
 			"connect": func(g *gateway) string { return connectTo(g.at("held.example")) },
@@ -187,9 +187,10 @@ func TestALookUpThatSpansAReload(t *testing.T) {
 	}
 }
 
-// TestAKeptConnectionHasItsWay checks that a request uses an idle connection only if its own
-// decision allows the way of that connection, also if CloseIdle was not called yet.
-func TestAKeptConnectionHasItsWay(t *testing.T) {
+// TestIdleConnectionIsReusedOnlyIfItsWayIsAllowed checks that a request uses an idle
+// connection only if its own decision allows the way of that connection, also if CloseIdle
+// was not called yet.
+func TestIdleConnectionIsReusedOnlyIfItsWayIsAllowed(t *testing.T) {
 	r := newPlainRig(t, ok)
 	ask := func() answer { return r.call(t, "builder").ask(t, get(r.url("a.example", "/"))) }
 	swap := func(p *allowlist.Policy) { r.current.Swap(p, time.Now()) } // without closing connections
@@ -231,9 +232,9 @@ func TestAKeptConnectionHasItsWay(t *testing.T) {
 	}
 }
 
-// TestTheWayOfABindingIsDecidedByEveryState checks the way of the name that is decided about:
+// TestEveryStateJudgesTheWayOfABinding checks the way of the name that is decided about:
 // the first binding, or the name that the first bytes ask for.
-func TestTheWayOfABindingIsDecidedByEveryState(t *testing.T) {
+func TestEveryStateJudgesTheWayOfABinding(t *testing.T) {
 	host := func(name string) allowlist.Host {
 		h, err := allowlist.ParseHost(name)
 		if err != nil {
