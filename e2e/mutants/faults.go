@@ -69,7 +69,7 @@ func mutants() []fault {
 		{"the target of an alias is asked for although the policy denies it", "proxy/resolve/follow.go", "if !a.follows(answer) {", "if a.Follow == nil {", "./proxy/resolve", "TestOnlyAllowedAliasesAreAskedFor"},
 		{"a server's statement about a name of other servers is used", "proxy/resolve/lookup.go", "msg = msg.OnlyAliases()", "_ = msg.OnlyAliases()", "./proxy/resolve", "TestTargetsOfAliasesAreLookedUp"},
 		{"plain requests do not count in limits.tunnels", "proxy/limit/budgets.go", "case p.limits.Tunnels > 0 &&", "case l.tunnel && p.limits.Tunnels > 0 &&", "./proxy", "TestPlainRequestsCountAsOpenTunnels"},
-		{"bytes that are no request do not count as queries", "proxy/dns/meter.go", "since >= m.free+bytesPerQuery;", "since < 0;", "./proxy/dns", "TestFramesCount"},
+		{"bytes that are no request do not count as queries", "proxy/dns/meter.go", "since >= m.free+bytesPerQuery;", "since < 0;", "./proxy/dns", "TestHTTP2FramesSpendTheBudget"},
 		of("D", "the Host field names the origin of a plain request", "proxy/forward/request.go", "authority := authorityOf(r.URL.Dest)", "authority := r.Head.Host"),
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `v.isFraming(), nominated[v]:`, `v.isFraming(), nominated["X-"+v]:`),
 		of("D/D30", "a connection on which a client logged in goes back to the shared pool", "proxy/forward/pool.go", "\tcase l.dedicated:\n\t\tp.addLogin(logins, l)\n", ""),

@@ -13,9 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARecordNamesTheAddresses checks that a record holds the addresses in the
-// response, as another parser reads them, and those that the caller must not see.
-func TestARecordNamesTheAddresses(t *testing.T) {
+// TestRecordNamesTheAddresses checks that a record holds the addresses in the response, as
+// another parser reads them, and those that the caller must not see.
+func TestRecordNamesTheAddresses(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
 			g := newGateway(t, options{})
@@ -92,9 +92,9 @@ func addressesIn(a *mdns.Msg) []string {
 	return all
 }
 
-// TestARecordNamesWhoDecided checks that a record of a query holds the owner of the
-// entry, the ticket of the rule and the instance, as a record of a request does.
-func TestARecordNamesWhoDecided(t *testing.T) {
+// TestRecordNamesOwnerTicketAndInstance checks that a record of a query holds the owner of
+// the entry, the ticket of the rule and the instance, as a record of a request does.
+func TestRecordNamesOwnerTicketAndInstance(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Instance: "gateway-7"}})
 	spec := policy()
 	spec.Entries[0].Owner = "team-a"

@@ -6,9 +6,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestWithoutADescriptorForTheServer checks that the client gets an error at once and
-// no server is blamed, and that queries are answered from the cache.
-func TestWithoutADescriptorForTheServer(t *testing.T) {
+// TestMissingDescriptorBlamesNoServer checks that the client gets an error at once and no
+// server is blamed, and that queries are answered from the cache.
+func TestMissingDescriptorBlamesNoServer(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
 			descriptors := limit.NewDescriptors(1)

@@ -21,13 +21,13 @@ func TestARecordSaysWhatIsWrongWithAQuery(t *testing.T) {
 	g := newGateway(t, options{})
 	c := g.dial(t, "tcp", "sidecar")
 	for name, want := range map[string]string{
-		"a header alone":     "its question is cut short or has a name that is none",
-		"two questions":      "it has not one question and one OPT at most",
-		"one that is no OPT": "what stands behind its question is no OPT",
-		"a byte behind":      "bytes stand behind its end",
-		"EDNS version 1":     "EDNS version 1",
-		"an operation":       "it is no query but another operation",
-		"class CHAOS":        "it is of another class than IN",
+		"a header alone":                       "its question is cut short or has a name that is none",
+		"two questions":                        "it has not one question and one OPT at most",
+		"an additional record of another type": "what stands behind its question is no OPT",
+		"a byte behind the message":            "bytes stand behind its end",
+		"EDNS version 1":                       "EDNS version 1",
+		"the operation UPDATE":                 "it is no query but another operation",
+		"class CHAOS":                          "it is of another class than IN",
 	} {
 		bad, ok := badPackets()[name]
 		if !ok {
@@ -119,9 +119,9 @@ func TestARecordNamesTheLimitOfQueries(t *testing.T) {
 	})
 }
 
-// TestNothingIsRecordedAsSentThatWasNot checks a client that leaves, also over HTTP,
-// where the answer is first written into a buffer.
-func TestNothingIsRecordedAsSentThatWasNot(t *testing.T) {
+// TestUnsentAnswerIsNotRecordedAsSent checks a client that leaves, also over HTTP, where
+// the answer is first written into a buffer.
+func TestUnsentAnswerIsNotRecordedAsSent(t *testing.T) {
 	query := base64.RawURLEncoding.EncodeToString(must(question("a.wild.example").Pack()))
 	for name, leave := range map[string]func(t *testing.T, g *gateway, waiting chan string){
 		"h1": func(t *testing.T, g *gateway, waiting chan string) {

@@ -13,8 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/dns"
 )
 
-// TestBothDoorsAgree draws policies and asks both doors of one gateway over the wire: a
-// name that a CONNECT may reach on some port is resolved, and a name that is answered
+// TestBothDoorsAgree draws policies and asks both doors of one gateway over the wire. A
+// name that a CONNECT may reach on some port must be resolved, and a name that is answered
 // with NXDOMAIN may be reached on no port.
 func TestBothDoorsAgree(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1 << 30, limits: dns.Limits{Streams: 1 << 10}, names: 1 << 20})

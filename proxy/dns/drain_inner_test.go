@@ -128,9 +128,9 @@ func TestBeginDrain(t *testing.T) {
 	}
 }
 
-// TestADrainLosesNothingThatCame checks that queries which were read from the client
+// TestDrainAnswersQueriesThatWereRead checks that queries which were read from the client
 // before Drain are answered, although they are parsed only afterwards.
-func TestADrainLosesNothingThatCame(t *testing.T) {
+func TestDrainAnswersQueriesThatWereRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t, nil)
 		s.cfg.Limits.PerStream = 1

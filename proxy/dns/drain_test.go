@@ -29,9 +29,10 @@ func (p *pausing) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestADrainOverHTTP2 checks that an answer while load balancers notice the drain
-// announces the end of the connection, both on an earlier and on a later connection.
-func TestADrainOverHTTP2(t *testing.T) {
+// TestAnswerOverHTTP2AnnouncesTheDrain checks that an answer while load balancers notice
+// the drain announces the end of the connection, both on an earlier and on a later
+// connection.
+func TestAnswerOverHTTP2AnnouncesTheDrain(t *testing.T) {
 	log := &pausing{make(chan struct{}), make(chan struct{})}
 	proceed := sync.OnceFunc(func() { close(log.proceed) })
 	g := newGateway(t, options{log: log})
@@ -62,9 +63,9 @@ func TestADrainOverHTTP2(t *testing.T) {
 	proceed()
 }
 
-// TestADrainOverHTTP2EndsHalfABody checks that a drain answers a request over HTTP/2
+// TestDrainOverHTTP2DoesNotWaitForABody checks that a drain answers a request over HTTP/2
 // whose body is not complete, and does not wait for the body.
-func TestADrainOverHTTP2EndsHalfABody(t *testing.T) {
+func TestDrainOverHTTP2DoesNotWaitForABody(t *testing.T) {
 	g := newGateway(t, options{drain: 10 * time.Second})
 	f := g.frames(t, "sidecar")
 	err := f.open(false, ":method", "POST", ":scheme", "https", ":authority", "gateway.example", ":path", dns.DoHPath,

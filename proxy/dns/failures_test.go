@@ -9,10 +9,10 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestWhatIsSaidOfServersThatFail checks that the record names the server and its
-// answer, and that the client gets the server's extended error if that is about the
-// name, but never the server's text.
-func TestWhatIsSaidOfServersThatFail(t *testing.T) {
+// TestRecordNamesTheServerThatFailed checks that the record names the server and its
+// answer, and that the client gets the server's extended error if that is about the name,
+// but never the server's text.
+func TestRecordNamesTheServerThatFailed(t *testing.T) {
 	passed := map[int]bool{1: true, 2: true, 5: true, 6: true, 7: true, 8: true, 9: true, 10: true, 11: true, 12: true, 16: true, 17: true, 22: true, 23: true, 24: true, 25: true, 27: true}
 	g := newGateway(t, options{})
 	for _, wire := range wires() {
@@ -44,10 +44,10 @@ func TestWhatIsSaidOfServersThatFail(t *testing.T) {
 	}
 }
 
-// TestAliasesAreAskedOnFor checks that the target of an alias is looked up if the
-// policy allows the alias to lead to it, and that no packet is sent for a target that
-// is not allowed.
-func TestAliasesAreAskedOnFor(t *testing.T) {
+// TestTargetsOfAliasesAreLookedUp checks that the target of an alias is looked up if the
+// policy allows the alias to lead to it, and that no packet is sent for a target that is
+// not allowed.
+func TestTargetsOfAliasesAreLookedUp(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{})
 		c := g.dial(t, wire, "sidecar")
@@ -73,9 +73,9 @@ func TestAliasesAreAskedOnFor(t *testing.T) {
 	}
 }
 
-// TestBeyondTheNameBudget checks that every wire gets an answer at once that blames the
-// name, and that a datagram gets one that is hardly longer.
-func TestBeyondTheNameBudget(t *testing.T) {
+// TestQueryBeyondTheNameBudgetIsAnsweredAtOnce checks that every wire gets an answer at
+// once that blames the name, and that a datagram gets one that is hardly longer.
+func TestQueryBeyondTheNameBudgetIsAnsweredAtOnce(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{names: 2})
 		c := g.dial(t, wire, "sidecar")

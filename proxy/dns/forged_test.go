@@ -150,8 +150,8 @@ func TestForgedDatagramsSpendNoQueries(t *testing.T) {
 	}
 }
 
-// TestForgedDatagramsDisplaceNoBinding checks that more names than there is room for,
-// by one address, do not displace an answer that the victim got over DoT. An address
+// TestForgedDatagramsDisplaceNoBinding checks that an answer which the victim got over DoT
+// stays bound although one address asks for more names than there is room for. An address
 // that was told to a mapped caller only may be used, too.
 func TestForgedDatagramsDisplaceNoBinding(t *testing.T) {
 	g, port := newGateway(t, options{resolves: true, perSecond: 1 << 20}), newOrigin(t)
@@ -314,9 +314,9 @@ func TestQuarantineCoversEveryProof(t *testing.T) {
 	}
 }
 
-// TestWhatADatagramReflects checks what docs/dns.md says about the size of an answer
-// that goes to a forged address.
-func TestWhatADatagramReflects(t *testing.T) {
+// TestAnswerToADatagramIsBoundedInSize checks what docs/dns.md says about the size of an
+// answer that goes to a forged address.
+func TestAnswerToADatagramIsBoundedInSize(t *testing.T) {
 	g := newGateway(t, options{unmapped: true})
 	spec := policy()
 	for i := range spec.Entries {

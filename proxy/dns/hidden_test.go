@@ -35,11 +35,11 @@ func (s stuck) Write(p []byte) (int, error) {
 	return s.Writer.Write(p)
 }
 
-// TestForgedDatagramsHideNobody sends queries from 1,000 sources without an identity,
-// more than the queue has room for, while the sink blocks. It checks that the first
-// denial of a caller with an identity, of one in another network, and of one on another
-// listener is still recorded.
-func TestForgedDatagramsHideNobody(t *testing.T) {
+// TestForgedDatagramsHideNoOtherDenials sends queries from 1,000 sources without an
+// identity, more than the queue has room for, while the sink blocks. It checks that the
+// first denial of a caller with an identity, of one in another network, and of one on
+// another listener is still recorded.
+func TestForgedDatagramsHideNoOtherDenials(t *testing.T) {
 	e := &evidence{records: make(chan record, audit.DefaultQueue)}
 	sink := stuck{e, make(chan struct{})}
 	recorder := must(audit.New(context.Background(), audit.Config{

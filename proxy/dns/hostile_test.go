@@ -58,42 +58,43 @@ func badPackets() map[string]struct {
 		return append(append([]byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}, wire...), 0, 1, 0, 1)
 	}
 	return map[string]row{
-		"nothing":                           {[]byte{}, ""},
-		"eleven bytes":                      {make([]byte, 11), ""},
-		"a response":                        {packet(set(2, 0x81)), ""},
-		"a header alone":                    {packet(func(b []byte) []byte { return b[:12] }), "FORMERR"},
-		"no question":                       {packet(func(b []byte) []byte { b[5] = 0; return b[:12] }), "FORMERR"},
-		"two questions":                     {packet(func(b []byte) []byte { b[5] = 2; return append(b, b[12:]...) }), "FORMERR"},
-		"an answer record":                  {packet(set(7, 1)), "FORMERR"},
-		"an authority record":               {packet(set(9, 1)), "FORMERR"},
-		"two additional records":            {packet(set(11, 2)), "FORMERR"},
-		"an additional record that is cut":  {withOPT(0, 0, 41), "FORMERR"},
-		"one that is no OPT":                {withOPT(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 1, 2, 3, 4), "FORMERR"},
-		"an OPT that the root does not own": {withOPT(0xc0, 12, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0), "FORMERR"},
-		"an OPT with half an option":        {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 3, 0, 10, 0), "FORMERR"},
-		"an OPT with an option too long":    {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 4, 0, 10, 0, 9), "FORMERR"},
-		"an OPT too long":                   {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 9), "FORMERR"},
-		"a byte behind":                     {packet(func(b []byte) []byte { return append(b, 0) }), "FORMERR"},
-		"a byte behind the OPT":             {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0, 7), "FORMERR"},
-		"EDNS version 1":                    {withOPT(0, 0, 41, 4, 0, 0, 1, 0, 0, 0, 0), "BADVERS"},
-		"an operation":                      {packet(set(2, 5<<3)), "NOTIMP"}, // UPDATE
-		"another":                           {packet(set(2, 4<<3)), "NOTIMP"}, // NOTIFY
-		"class CHAOS":                       {packet(func(b []byte) []byte { b[len(b)-1] = 3; return b }), "NOTIMP"},
-		"class ANY":                         {packet(func(b []byte) []byte { b[len(b)-1] = 255; return b }), "NOTIMP"},
-		"a pointer to itself":               {named("\xc0\x0c"), "FORMERR"},
-		"a pointer forward":                 {named("\x01a\xc0\x10"), "FORMERR"},
-		"a label of 64":                     {named("\x40" + strings.Repeat("a", 64) + "\x00"), "FORMERR"},
-		"a name of 256":                     {named(strings.Repeat("\x01a", 127) + "\x01\x00" + "\x00"), "FORMERR"},
-		"a name without an end":             {named("\x07allowed"), "FORMERR"},
-		"a name that ends with the packet":  {packet(func(b []byte) []byte { return b[:len(b)-4] }), "FORMERR"},
-		"half a type":                       {packet(func(b []byte) []byte { return b[:len(b)-3] }), "FORMERR"},
-		"64 kB of rubbish":                  {bytes.Repeat([]byte{0x00, 0x07, 0x01}, 1300), "FORMERR"},
+		"nothing":                              {[]byte{}, ""},
+		"eleven bytes":                         {make([]byte, 11), ""},
+		"a response":                           {packet(set(2, 0x81)), ""},
+		"a header alone":                       {packet(func(b []byte) []byte { return b[:12] }), "FORMERR"},
+		"no question":                          {packet(func(b []byte) []byte { b[5] = 0; return b[:12] }), "FORMERR"},
+		"two questions":                        {packet(func(b []byte) []byte { b[5] = 2; return append(b, b[12:]...) }), "FORMERR"},
+		"an answer record":                     {packet(set(7, 1)), "FORMERR"},
+		"an authority record":                  {packet(set(9, 1)), "FORMERR"},
+		"two additional records":               {packet(set(11, 2)), "FORMERR"},
+		"an additional record that is cut":     {withOPT(0, 0, 41), "FORMERR"},
+		"an additional record of another type": {withOPT(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 1, 2, 3, 4), "FORMERR"},
+		"an OPT that the root does not own":    {withOPT(0xc0, 12, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0), "FORMERR"},
+		"an OPT with half an option":           {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 3, 0, 10, 0), "FORMERR"},
+		"an OPT with an option too long":       {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 4, 0, 10, 0, 9), "FORMERR"},
+		"an OPT too long":                      {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 9), "FORMERR"},
+		"a byte behind the message":            {packet(func(b []byte) []byte { return append(b, 0) }), "FORMERR"},
+		"a byte behind the OPT":                {withOPT(0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0, 7), "FORMERR"},
+		"EDNS version 1":                       {withOPT(0, 0, 41, 4, 0, 0, 1, 0, 0, 0, 0), "BADVERS"},
+		"the operation UPDATE":                 {packet(set(2, 5<<3)), "NOTIMP"},
+		"the operation NOTIFY":                 {packet(set(2, 4<<3)), "NOTIMP"},
+		"class CHAOS":                          {packet(func(b []byte) []byte { b[len(b)-1] = 3; return b }), "NOTIMP"},
+		"class ANY":                            {packet(func(b []byte) []byte { b[len(b)-1] = 255; return b }), "NOTIMP"},
+		"a pointer to itself":                  {named("\xc0\x0c"), "FORMERR"},
+		"a pointer forward":                    {named("\x01a\xc0\x10"), "FORMERR"},
+		"a label of 64":                        {named("\x40" + strings.Repeat("a", 64) + "\x00"), "FORMERR"},
+		"a name of 256":                        {named(strings.Repeat("\x01a", 127) + "\x01\x00" + "\x00"), "FORMERR"},
+		"a name without an end":                {named("\x07allowed"), "FORMERR"},
+		"a name that ends with the packet":     {packet(func(b []byte) []byte { return b[:len(b)-4] }), "FORMERR"},
+		"half a type":                          {packet(func(b []byte) []byte { return b[:len(b)-3] }), "FORMERR"},
+		"64 kB of rubbish":                     {bytes.Repeat([]byte{0x00, 0x07, 0x01}, 1300), "FORMERR"},
 	}
 }
 
-// TestAnAnswerLongerThanItsLength checks that an answer which is longer than its length
-// field can say does not make the client read the rest as answers to other queries.
-func TestAnAnswerLongerThanItsLength(t *testing.T) {
+// TestAnswerLongerThanItsLengthFieldIsNotSplit checks that an answer which is longer than
+// its length field can say does not make the client read the rest as answers to other
+// queries.
+func TestAnswerLongerThanItsLengthFieldIsNotSplit(t *testing.T) {
 	for _, wire := range wires() {
 		g := newGateway(t, options{})
 		c := g.dial(t, wire, "sidecar")
@@ -106,9 +107,9 @@ func TestAnAnswerLongerThanItsLength(t *testing.T) {
 	}
 }
 
-// TestAnAnswerOfManyAddresses checks that the first 64 addresses are sent, which bounds
+// TestAnswerHasAtMost64Addresses checks that the first 64 addresses are sent, which bounds
 // the cost, and that the record says that there were more.
-func TestAnAnswerOfManyAddresses(t *testing.T) {
+func TestAnswerHasAtMost64Addresses(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, wire := range []string{"tcp", "dot", "doh"} {
 		c := g.dial(t, wire, "sidecar")
@@ -122,9 +123,9 @@ func TestAnAnswerOfManyAddresses(t *testing.T) {
 	}
 }
 
-// TestWhatIsReadOfALongQuery checks that the part of a long query that is read is not
+// TestPartOfALongQueryIsNotAQuery checks that the part of a long query that is read is not
 // taken for a complete query.
-func TestWhatIsReadOfALongQuery(t *testing.T) {
+func TestPartOfALongQueryIsNotAQuery(t *testing.T) {
 	padded := func(n int) []byte { // n bytes in total
 		n -= 33 + 11 + 4
 		opt := []byte{0, 0, 41, 4, 0, 0, 0, 0, 0, byte((n + 4) >> 8), byte(n + 4), 0, 12, byte(n >> 8), byte(n)}
@@ -156,7 +157,7 @@ func TestBadPackets(t *testing.T) {
 	for _, wire := range wires() {
 		for why, row := range badPackets() {
 			if wire != "udp" && (len(row.msg) < 12 || row.want == "" && wire != "doh") {
-				continue // see TestAStreamThatBreaksTheRulesEnds
+				continue // see TestStreamThatBreaksTheRulesEnds
 			}
 			c := g.dial(t, wire, "sidecar")
 			if udp, ok := c.(udpClient); ok && row.want == "" {
@@ -206,9 +207,9 @@ func silent(t *testing.T, c udpClient, why string, msg []byte) {
 	}
 }
 
-// TestLongMessages checks that a message which is longer than what is read is
-// malformed.
-func TestLongMessages(t *testing.T) {
+// TestMessageBeyondTheBoundIsMalformed checks that a message which is longer than what is
+// read is malformed.
+func TestMessageBeyondTheBoundIsMalformed(t *testing.T) {
 	g := newGateway(t, options{})
 	long := append([]byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}, make([]byte, 65535-12)...)
 	for _, wire := range []string{"udp", "tcp", "dot"} {
@@ -234,7 +235,7 @@ func TestLongMessages(t *testing.T) {
 	_ = resp.Body.Close()
 }
 
-func TestAStreamThatBreaksTheRulesEnds(t *testing.T) {
+func TestStreamThatBreaksTheRulesEnds(t *testing.T) {
 	g := newGateway(t, options{})
 	good := framed(must(question("allowed.example").Pack()))
 	for why, bytes := range map[string][]byte{
@@ -257,8 +258,8 @@ func TestAStreamThatBreaksTheRulesEnds(t *testing.T) {
 	}
 }
 
-// TestAStreamByteByByte checks that a query may come in any number of segments.
-func TestAStreamByteByByte(t *testing.T) {
+// TestQueryMayComeByteByByte checks that a query may come in any number of segments.
+func TestQueryMayComeByteByByte(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, wire := range []string{"tcp", "dot"} {
 		c := g.dial(t, wire, "sidecar").(*streamClient)
@@ -318,7 +319,7 @@ func TestManyQueriesOnOneStream(t *testing.T) {
 	}
 }
 
-func TestLongAnswers(t *testing.T) {
+func TestLongAnswersAreTruncatedInDatagramsOnly(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, row := range []struct{ wire, question, want string }{
 		{"udp", "TXT large.example", "NOERROR, truncated"},
@@ -396,7 +397,7 @@ func TestDoHOverHTTP1(t *testing.T) {
 	}
 }
 
-func TestUDPAddressesAreSingle(t *testing.T) {
+func TestUDPListenerNeedsASingleAddress(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, address := range []string{"0.0.0.0:0", "[::]:0", g.dns.String()} {
 		u, err := listen.OpenUDP(t.Context(), listen.UDPConfig{
@@ -409,9 +410,9 @@ func TestUDPAddressesAreSingle(t *testing.T) {
 	}
 }
 
-// TestAClientHelloInClear checks a client that speaks DNS over TLS on a listener
-// without TLS. A query that only begins like a ClientHello is read completely.
-func TestAClientHelloInClear(t *testing.T) {
+// TestClientHelloOnAListenerWithoutTLS checks a client that speaks DNS over TLS on a
+// listener without TLS. A query that only begins like a ClientHello is read completely.
+func TestClientHelloOnAListenerWithoutTLS(t *testing.T) {
 	g := newGateway(t, options{})
 	conn := tls.Client(dialTCP(t, g.dns), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"})
 	if err := conn.HandshakeContext(t.Context()); err == nil {

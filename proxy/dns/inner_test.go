@@ -108,9 +108,9 @@ type discard struct{}
 
 func (discard) reply(ctx context.Context, x *exchange) { x.done(ctx, nil) }
 
-// TestAHitAllocatesNothing covers the steps from the packet to the response, without
+// TestCacheHitAllocatesNothing covers the steps from the packet to the response, without
 // the record.
-func TestAHitAllocatesNothing(t *testing.T) {
+func TestCacheHitAllocatesNothing(t *testing.T) {
 	s := newServer(t, nil)
 	caller := sidecar()
 	for _, from := range []origin{{wire: wireUDP}, {wire: wireDoT, prefix: 2}} {
@@ -129,9 +129,9 @@ func TestAHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestACountedHitAllocatesNothing checks queries that are allowed and answered when
+// TestUnrecordedCacheHitAllocatesNothing checks queries that are allowed and answered when
 // only one in many has a span and the sink takes only denials.
-func TestACountedHitAllocatesNothing(t *testing.T) {
+func TestUnrecordedCacheHitAllocatesNothing(t *testing.T) {
 	s := newServer(t, nil)
 	counted := 0
 	s.cfg.SpanEvery = 1 << 40
@@ -210,9 +210,9 @@ func TestStreamsDoNotWaitForClients(t *testing.T) {
 	}
 }
 
-// TestDrained checks that a server which has drained gives no answers on later
-// connections, and answers datagrams until their socket closes.
-func TestDrained(t *testing.T) {
+// TestDrainedServerAnswersDatagramsOnly checks that a server which has drained gives no
+// answers on later connections, and answers datagrams until their socket closes.
+func TestDrainedServerAnswersDatagramsOnly(t *testing.T) {
 	s := newServer(t, nil)
 	s.Drain()
 	msg := packetOf("allowed.example", mdns.TypeA, false)
@@ -253,9 +253,9 @@ func TestDrained(t *testing.T) {
 	}
 }
 
-// TestLeavingHidesNothing checks that an answer which does not reach its client changes
-// the record of an allowed query, but not that of a denial.
-func TestLeavingHidesNothing(t *testing.T) {
+// TestClientThatLeavesHidesNoDenial checks that an answer which does not reach its client
+// changes the record of an allowed query, but not that of a denial.
+func TestClientThatLeavesHidesNoDenial(t *testing.T) {
 	for name, want := range map[string]sink{
 		"allowed.example": {allowlist.Fail, allowlist.ClientGone},
 		"denied.example":  {allowlist.Deny, allowlist.NotOnAllowlist},
@@ -280,9 +280,9 @@ func TestLeavingHidesNothing(t *testing.T) {
 	}
 }
 
-// TestWhoUsesNothingIsForgotten checks that nothing is kept for holders without a
+// TestHoldersWithoutALookUpAreForgotten checks that nothing is kept for holders without a
 // look-up.
-func TestWhoUsesNothingIsForgotten(t *testing.T) {
+func TestHoldersWithoutALookUpAreForgotten(t *testing.T) {
 	caller := sidecar()
 	u, who := newUsage(Limits{}.withDefaults()), caller.Holder()
 	u.begin(who)
@@ -353,9 +353,9 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 }
 
-// TestEveryReasonHasAForm checks that a reason which no query can have is answered as a
+// TestEveryReasonHasAnAnswer checks that a reason which no query can have is answered as a
 // failure.
-func TestEveryReasonHasAForm(t *testing.T) {
+func TestEveryReasonHasAnAnswer(t *testing.T) {
 	for _, r := range allowlist.Reasons() {
 		form, code := answerTo(r)
 		blocked := form == nameError || form == noData
@@ -453,7 +453,7 @@ func BenchmarkHit(b *testing.B) {
 	}
 }
 
-// BenchmarkMany does the same with as many addresses as an answer can have.
+// BenchmarkMany answers such a query with as many addresses as an answer can have.
 func BenchmarkMany(b *testing.B) {
 	s := newServer(b, nil)
 	caller, msg := sidecar(), packetOf("many.wild.example", mdns.TypeA, true)

@@ -65,9 +65,9 @@ func TestTooManyQueries(t *testing.T) {
 	t.Error("50 queries without an identity were answered within the limit of one a second")
 }
 
-// TestQueriesOfThePolicy checks that the policy's limits override the default, can be
+// TestQueryLimitsOfThePolicy checks that the policy's limits override the default, can be
 // shared, and change with the policy.
-func TestQueriesOfThePolicy(t *testing.T) {
+func TestQueryLimitsOfThePolicy(t *testing.T) {
 	g := newGateway(t, options{})
 	refused := func(c client) bool {
 		for range 50 {
@@ -154,8 +154,8 @@ func TestTooManyLookups(t *testing.T) {
 	}
 }
 
-// TestOneStreamHasSoManyQueries checks that a query beyond the bound is not even read.
-func TestOneStreamHasSoManyQueries(t *testing.T) {
+// TestQueriesOfOneStreamAreBounded checks that a query beyond the bound is not even read.
+func TestQueriesOfOneStreamAreBounded(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{PerStream: 4}, lookup: lookup})
 	c := g.dial(t, "tcp", "sidecar").(*streamClient)
@@ -191,9 +191,9 @@ func waitFor(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// TestDistinctNames checks the bound on the names below a wildcard that are sent to
-// servers.
-func TestDistinctNames(t *testing.T) {
+// TestDistinctNamesAreBounded checks the bound on the names below a wildcard that are sent
+// to servers.
+func TestDistinctNamesAreBounded(t *testing.T) {
 	g := newGateway(t, options{names: 10})
 	c := g.dial(t, "dot", "sidecar")
 	answers := map[string]int{}
@@ -205,10 +205,10 @@ func TestDistinctNames(t *testing.T) {
 	}
 }
 
-// TestQuestionsThatLeave checks that queries for the same few names below a wildcard,
-// in any order and letter case and over any door, are sent no more often than the bound
-// allows, and that names in the cache and other names are still answered.
-func TestQuestionsThatLeave(t *testing.T) {
+// TestQuestionsSentForTheSameNamesAreBounded checks that queries for the same few names
+// below a wildcard, in any order and letter case and over any door, are sent no more often
+// than the bound allows, and that names in the cache and other names are still answered.
+func TestQuestionsSentForTheSameNamesAreBounded(t *testing.T) {
 	g := newGateway(t, options{names: 2})
 	doors := []client{g.dial(t, "tcp", ""), g.dial(t, "dot", "sidecar"), g.dial(t, "doh", "sidecar")}
 	ask(t, doors[0], "kept.wild.example")
@@ -227,9 +227,9 @@ func TestQuestionsThatLeave(t *testing.T) {
 	}
 }
 
-// TestAStateEndsConnections checks that a state which does not know an identity any
-// more closes the connections of this identity and no others.
-func TestAStateEndsConnections(t *testing.T) {
+// TestStateEndsConnectionsOfUnknownIdentities checks that a state which does not know an
+// identity any more closes the connections of this identity and no others.
+func TestStateEndsConnectionsOfUnknownIdentities(t *testing.T) {
 	g := newGateway(t, options{})
 	dot, doh := g.dial(t, "dot", "other").(*streamClient), g.dial(t, "doh", "other")
 	stays, unknown := g.dial(t, "dot", "sidecar"), g.dial(t, "dot", "stranger")
@@ -254,9 +254,9 @@ func TestAStateEndsConnections(t *testing.T) {
 	waitFor(t, "end of the registered connections", func() bool { return g.Registry().Len() == 1 })
 }
 
-// TestANewStateForbidsWhatIsLookedUp checks that the answer to a running look-up is not
-// sent.
-func TestANewStateForbidsWhatIsLookedUp(t *testing.T) {
+// TestAnswerForbiddenDuringTheLookUpIsNotSent checks that the answer to a running look-up
+// is not sent.
+func TestAnswerForbiddenDuringTheLookUpIsNotSent(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
 		return func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error) {
@@ -282,7 +282,7 @@ func TestANewStateForbidsWhatIsLookedUp(t *testing.T) {
 	}
 }
 
-func TestAPanicEndsOneQuery(t *testing.T) {
+func TestPanicEndsOneQuery(t *testing.T) {
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
 		return func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error) {
 			if q.Name.String() == "alias.example" {
@@ -309,8 +309,9 @@ func TestAPanicEndsOneQuery(t *testing.T) {
 	}
 }
 
-// TestWhatCannotBeRecordedIsRefused checks this also for an answer from the cache.
-func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
+// TestQueryIsRefusedIfItCannotBeRecorded checks that a query is refused if its record
+// cannot be written, also if the answer is in the cache.
+func TestQueryIsRefusedIfItCannotBeRecorded(t *testing.T) {
 	g := newGateway(t, options{audit: audit.Config{Required: true}})
 	g.lossy = true
 	for i, wire := range wires() {
@@ -335,9 +336,9 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	}
 }
 
-// TestADroppedQueryWaitsForNoRecord checks, with required records and a disk that
-// hangs, that queries over a limit do not delay others.
-func TestADroppedQueryWaitsForNoRecord(t *testing.T) {
+// TestDroppedQueryWaitsForNoRecord checks, with required records and a disk that hangs,
+// that queries over a limit do not delay others.
+func TestDroppedQueryWaitsForNoRecord(t *testing.T) {
 	hangs, disk := io.Pipe()
 	g := newGateway(t, options{limits: dns.Limits{InFlight: 1}, audit: audit.Config{
 		Required: true, Sinks: []audit.SinkConfig{{Name: "hangs", Sink: audit.NewLines(disk, native.Render)}},
@@ -382,10 +383,10 @@ func (s lastSpan) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error {
 	return nil
 }
 
-// TestAConnectionOutlivesItsQueries checks that a connection, also a closed one over
-// HTTP/2, does not end before its queries: their records would be made after the
-// recorder has closed.
-func TestAConnectionOutlivesItsQueries(t *testing.T) {
+// TestConnectionOutlivesItsQueries checks that a connection, also a closed one over
+// HTTP/2, does not end before its queries: their records would be made after the recorder
+// has closed.
+func TestConnectionOutlivesItsQueries(t *testing.T) {
 	for _, wire := range []string{"tcp", "dot", "doh"} {
 		ending, end := make(chan struct{}), make(chan struct{})
 		exporter := lastSpan{tracetest.NewNoopExporter(), func() {

@@ -11,9 +11,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/audit"
 )
 
-// TestARecordedHitAllocatesItsID allows 1 allocation, the text of the id. The sink
+// TestRecordedCacheHitAllocatesItsIDOnly allows 1 allocation, the text of the id. The sink
 // blocks and its queue is full, so that every record can be reused.
-func TestARecordedHitAllocatesItsID(t *testing.T) {
+func TestRecordedCacheHitAllocatesItsIDOnly(t *testing.T) {
 	s := newServer(t, nil)
 	s.cfg.SpanEvery = 1 << 40
 	stuck := make(dead)

@@ -17,10 +17,10 @@ import (
 // second.
 const enough = 300
 
-// TestRequestsThatAreNoQueryCount checks, over both versions of HTTP, that each request
-// without a query spends a query of the budget, that the connection ends when none is
-// left, and that other callers are not affected.
-func TestRequestsThatAreNoQueryCount(t *testing.T) {
+// TestRequestsWithoutAQuerySpendTheBudget checks, over both versions of HTTP, that each
+// request without a query spends a query of the budget, that the connection ends when none
+// is left, and that other callers are not affected.
+func TestRequestsWithoutAQuerySpendTheBudget(t *testing.T) {
 	text := base64.RawURLEncoding.EncodeToString(must(question("allowed.example").Pack()))
 	response := must(question("allowed.example").Pack())
 	response[2] |= 0x80
@@ -29,18 +29,18 @@ func TestRequestsThatAreNoQueryCount(t *testing.T) {
 		body                      []byte
 		want                      int
 	}{
-		"another path":         {"GET", "/?dns=" + text, "", nil, 404},
-		"another method":       {"DELETE", "/dns-query", "", nil, 405},
-		"a type of body":       {"POST", "/dns-query", "text/plain", []byte("x"), 415},
-		"no base64":            {"GET", "/dns-query?dns=%25", "", nil, 400},
-		"no parameter":         {"GET", "/dns-query", "", nil, 400},
-		"a long parameter":     {"GET", "/dns-query?dns=" + strings.Repeat("A", 6000), "", nil, 413},
-		"a long body":          {"POST", "/dns-query", "application/dns-message", make([]byte, 5000), 413},
-		"no body":              {"POST", "/dns-query", "application/dns-message", nil, 400},
-		"a response":           {"POST", "/dns-query", "application/dns-message", response, 400},
-		"half a header":        {"GET", "/dns-query?dns=AAAA", "", nil, 400},
-		"about the server":     {"OPTIONS", "*", "", nil, 404},
-		"the path in capitals": {"GET", "/DNS-QUERY?dns=" + text, "", nil, 404},
+		"another path":                  {"GET", "/?dns=" + text, "", nil, 404},
+		"another method":                {"DELETE", "/dns-query", "", nil, 405},
+		"another type of body":          {"POST", "/dns-query", "text/plain", []byte("x"), 415},
+		"no base64":                     {"GET", "/dns-query?dns=%25", "", nil, 400},
+		"no parameter":                  {"GET", "/dns-query", "", nil, 400},
+		"a long parameter":              {"GET", "/dns-query?dns=" + strings.Repeat("A", 6000), "", nil, 413},
+		"a long body":                   {"POST", "/dns-query", "application/dns-message", make([]byte, 5000), 413},
+		"no body":                       {"POST", "/dns-query", "application/dns-message", nil, 400},
+		"a response":                    {"POST", "/dns-query", "application/dns-message", response, 400},
+		"half a header":                 {"GET", "/dns-query?dns=AAAA", "", nil, 400},
+		"OPTIONS for the server itself": {"OPTIONS", "*", "", nil, 404},
+		"the path in capitals":          {"GET", "/DNS-QUERY?dns=" + text, "", nil, 404},
 	} {
 		for _, version := range []int{1, 2} {
 			if version == 2 && row.path == "*" {
@@ -146,9 +146,9 @@ func (f *framer) drain() (ended chan struct{}) {
 	return ended
 }
 
-// TestFramesCount checks that the bytes of what net/http answers or refuses itself
-// spend the budget, and that the connection is closed when nothing is left.
-func TestFramesCount(t *testing.T) {
+// TestHTTP2FramesSpendTheBudget checks that the bytes of what net/http answers or refuses
+// itself spend the budget, and that the connection is closed when nothing is left.
+func TestHTTP2FramesSpendTheBudget(t *testing.T) {
 	get := []string{":method", "GET", ":scheme", "https", ":authority", "x"}
 	long := append([]string{":path", "/dns-query"}, get...)
 	for range 10 { // all but the first take one byte each (RFC 7541 section 6.1)
@@ -183,9 +183,9 @@ func TestFramesCount(t *testing.T) {
 	}
 }
 
-// TestRequestsAreTakenOnce checks that a caller can send as many requests on a
+// TestRequestsSpendTheBudgetOnce checks that a caller can send as many requests on a
 // connection as its budget has queries, if their heads have the usual size.
-func TestRequestsAreTakenOnce(t *testing.T) {
+func TestRequestsSpendTheBudgetOnce(t *testing.T) {
 	const queries = 100
 	g := newGateway(t, options{perSecond: queries + 10})
 	for _, padding := range []string{"", strings.Repeat("x", 600)} {
@@ -209,9 +209,9 @@ func TestRequestsAreTakenOnce(t *testing.T) {
 	}
 }
 
-// TestABurstIsAnswered checks that requests over HTTP/2 which come in one piece, and
-// exceed the caller's budget, are all answered on a connection that stays open.
-func TestABurstIsAnswered(t *testing.T) {
+// TestBurstIsAnswered checks that requests over HTTP/2 which come in one piece, and exceed
+// the caller's budget, are all answered on a connection that stays open.
+func TestBurstIsAnswered(t *testing.T) {
 	const queries = 60
 	g := newGateway(t, options{perSecond: 1})
 	f := g.frames(t, "sidecar")
@@ -241,9 +241,9 @@ func TestABurstIsAnswered(t *testing.T) {
 	}
 }
 
-// TestResetStreamsCount checks that a query whose stream is reset at once spends the
-// budget.
-func TestResetStreamsCount(t *testing.T) {
+// TestResetStreamsSpendTheBudget checks that a query whose stream is reset at once spends
+// the budget.
+func TestResetStreamsSpendTheBudget(t *testing.T) {
 	g := newGateway(t, options{perSecond: 1})
 	f := g.frames(t, "sidecar")
 	f.drain()

@@ -61,10 +61,10 @@ func TestManyStreamsAtOnce(t *testing.T) {
 	}
 }
 
-// TestAnIdleStreamGoes checks that an idle connection is closed when an identity opens
-// more than it may have, and not one with a waiting query, nor that of another
-// identity.
-func TestAnIdleStreamGoes(t *testing.T) {
+// TestIdleStreamIsClosedForANewOne checks that an idle connection is closed when an
+// identity opens more than it may have, and not one with a waiting query, nor that of
+// another identity.
+func TestIdleStreamIsClosedForANewOne(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{Streams: 2}, lookup: lookup})
 	other := g.dial(t, "dot", "other")
@@ -101,10 +101,10 @@ func TestAnIdleStreamGoes(t *testing.T) {
 	})
 }
 
-// TestBusyStreamsStay checks that if no connection is idle, the first query on one more
-// is refused and recorded, whatever it asks, and this connection ends, while another
-// identity is answered.
-func TestBusyStreamsStay(t *testing.T) {
+// TestQueryIsRefusedWhenAllStreamsAreBusy checks that if no connection is idle, the first
+// query on one more is refused and recorded, whatever it asks, and this connection ends,
+// while another identity is answered.
+func TestQueryIsRefusedWhenAllStreamsAreBusy(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		options  options
@@ -113,8 +113,8 @@ func TestBusyStreamsStay(t *testing.T) {
 		reason   string
 		answered string // an identity that has room
 	}{
-		{"of an identity", options{limits: dns.Limits{Streams: 2}}, []string{"sidecar", "sidecar"}, "REFUSED, ede 18 rate-limited", "fail rate-limited", "other"},
-		{"in all", options{streams: 5, limits: dns.Limits{Streams: 2}}, []string{"other", "other", "stranger", "stranger"}, "REFUSED, ede 18 busy", "fail busy", ""},
+		{"all streams of an identity", options{limits: dns.Limits{Streams: 2}}, []string{"sidecar", "sidecar"}, "REFUSED, ede 18 rate-limited", "fail rate-limited", "other"},
+		{"all streams of the listeners", options{streams: 5, limits: dns.Limits{Streams: 2}}, []string{"other", "other", "stranger", "stranger"}, "REFUSED, ede 18 busy", "fail busy", ""},
 	} {
 		for _, wire := range []string{"dot", "doh"} {
 			t.Run(row.name+" over "+wire, func(t *testing.T) {
@@ -166,9 +166,10 @@ func TestBusyStreamsStay(t *testing.T) {
 	}
 }
 
-// TestARequestTooManyThatIsNoQuery checks that such a request does not stand for the
-// refusal of its caller, which is recorded when the connection ends.
-func TestARequestTooManyThatIsNoQuery(t *testing.T) {
+// TestRefusalOfARequestWithoutAQueryIsRecordedAtTheEnd checks an HTTP request without a
+// query from a caller over its limit. Its answer does not count as the refusal of the
+// caller, which is recorded when the connection ends.
+func TestRefusalOfARequestWithoutAQueryIsRecordedAtTheEnd(t *testing.T) {
 	g := newGateway(t, options{connections: 2})
 	for range 2 {
 		ask(t, g.dial(t, "dot", "sidecar"), "denied.example")
@@ -189,9 +190,9 @@ func TestARequestTooManyThatIsNoQuery(t *testing.T) {
 	}
 }
 
-// TestAStreamTooManyThatSaysNothing checks that a caller over its limit that sends
-// nothing has one record of its refusal, whether or not it got an answer.
-func TestAStreamTooManyThatSaysNothing(t *testing.T) {
+// TestSilentStreamOverTheLimitIsRecordedOnce checks that a caller over its limit that
+// sends nothing has one record of its refusal, whether or not it got an answer.
+func TestSilentStreamOverTheLimitIsRecordedOnce(t *testing.T) {
 	for _, wire := range []string{"tcp", "dot"} {
 		g := newGateway(t, options{connections: 2})
 		first, second := g.dial(t, wire, "sidecar"), g.dial(t, wire, "sidecar")
@@ -232,9 +233,9 @@ func TestAStreamTooManyThatSaysNothing(t *testing.T) {
 	}
 }
 
-// TestAnAnswerThatWaitsToBeSent checks that an answer for which an HTTP/2 client has no
-// window keeps its connection, because its request has been decided.
-func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
+// TestUnsentAnswerKeepsItsConnection checks that an answer for which an HTTP/2 client has
+// no window keeps its connection, because its request has been decided.
+func TestUnsentAnswerKeepsItsConnection(t *testing.T) {
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1}})
 	f := g.frames(t, "sidecar")
 	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize}); err != nil {
@@ -260,10 +261,10 @@ func TestAnAnswerThatWaitsToBeSent(t *testing.T) {
 	})
 }
 
-// TestStrangersKeepNoSlotByTheirRequests checks that a caller without an identity, or
-// over its share, makes room for others even while the body of its request or the
-// window for its answer is missing.
-func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
+// TestUnfinishedRequestsOfStrangersKeepNoSlot checks that a caller without an identity, or
+// over its share, makes room for others even while the body of its request or the window
+// for its answer is missing.
+func TestUnfinishedRequestsOfStrangersKeepNoSlot(t *testing.T) {
 	text := base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack()))
 	for name, begin := range map[string]func(t *testing.T, c *tls.Conn){
 		"a body that does not come": func(t *testing.T, c *tls.Conn) {
@@ -315,9 +316,9 @@ func TestStrangersKeepNoSlotByTheirRequests(t *testing.T) {
 	}
 }
 
-// TestAnswersThatNobodyWantsKeepNoSlot checks that an HTTP/2 client which has reset its
-// streams makes room for another connection when their handlers have returned.
-func TestAnswersThatNobodyWantsKeepNoSlot(t *testing.T) {
+// TestResetStreamsKeepNoSlot checks that an HTTP/2 client which has reset its streams
+// makes room for another connection when their handlers have returned.
+func TestResetStreamsKeepNoSlot(t *testing.T) {
 	lookup, waiting, release := holding(t)
 	g := newGateway(t, options{limits: dns.Limits{Streams: 1}, lookup: lookup})
 	f := g.frames(t, "sidecar")
@@ -355,9 +356,10 @@ func (f *framer) until(t *testing.T, typ http2.FrameType) http2.Frame {
 	}
 }
 
-// TestAStreamTooManyThatAsksNothing checks that over HTTP a caller over its limit that
-// sends much but no query has a record, and that its first answer is the last one.
-func TestAStreamTooManyThatAsksNothing(t *testing.T) {
+// TestConnectionOverTheLimitWithoutAQueryIsRecorded checks that over HTTP a caller over
+// its limit that sends much but no query has a record, and that its first answer is the
+// last one.
+func TestConnectionOverTheLimitWithoutAQueryIsRecorded(t *testing.T) {
 	t.Parallel()
 	for name, say := range map[string]func(*framer) error{
 		"a request that is no query": func(f *framer) error {

@@ -114,7 +114,8 @@ func (r record) text() string {
 	return text
 }
 
-func TestWhoIsRefused(t *testing.T) {
+// TestAnswersDependOnTheIdentity checks answers and records by the identity of the caller.
+func TestAnswersDependOnTheIdentity(t *testing.T) {
 	g := newGateway(t, options{})
 	for _, row := range []struct{ wire, name, question, want, record string }{
 		{"dot", "", "allowed.example", "REFUSED, ede 18 identity-missing", "deny identity-missing A REFUSED local"},
@@ -137,8 +138,9 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 }
 
-// TestInspect checks that no alias may lead to a name that is not allowed itself.
-func TestInspect(t *testing.T) {
+// TestInspectedAliasMustBeAllowed checks that with inspection no alias may lead to a name
+// that is not allowed itself.
+func TestInspectedAliasMustBeAllowed(t *testing.T) {
 	g := newGateway(t, options{inspect: true})
 	c := g.dial(t, "dot", "sidecar")
 	for question, want := range map[string]string{
@@ -193,7 +195,7 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
-func TestWithoutAPolicy(t *testing.T) {
+func TestWithoutAPolicyQueriesFail(t *testing.T) {
 	g := newGateway(t, options{noPolicy: true})
 	for _, wire := range wires() {
 		if got, want := say(ask(t, g.dial(t, wire, "sidecar"), "allowed.example")), "SERVFAIL, ede 14 policy-unavailable"; got != want {

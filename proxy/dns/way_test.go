@@ -8,10 +8,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// TestANewStateForbidsWhatAnAnswerLeadsOver checks a name that is allowed by the state
+// TestAliasForbiddenDuringTheLookUpIsFiltered checks a name that is allowed by the state
 // before and after its look-up: its alias is filtered by the state in force, and no
 // address behind a forbidden alias is bound.
-func TestANewStateForbidsWhatAnAnswerLeadsOver(t *testing.T) {
+func TestAliasForbiddenDuringTheLookUpIsFiltered(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
 	g := newGateway(t, options{lookup: func(resolver lookup) lookup {
 		return func(ctx context.Context, a resolve.Asker, q resolve.Question) (resolve.Answer, error) {
