@@ -125,9 +125,9 @@ func answerOfSize(shape string, size int) *http.Response {
 	return resp
 }
 
-// TestListsMeet checks for each name of the largest allowed lists whether it is removed or
-// sent on.
-func TestListsMeet(t *testing.T) {
+// TestLargestListsOfNamesAreCompared checks for each name of the largest allowed lists
+// whether it is removed or sent on.
+func TestLargestListsOfNamesAreCompared(t *testing.T) {
 	r := runOfSize(t, "lists", 60<<10)
 	connection, trailer := lists(60 << 10)
 	for i, name := range strings.Split(connection, ",") { // every second name is announced as a trailer too

@@ -22,9 +22,9 @@ type deadlines struct {
 // SetReadDeadline implements net.Conn.
 func (d *deadlines) SetReadDeadline(time.Time) error { d.set++; return nil }
 
-// TestABodyThatIsStoppedLeavesTheClientAlone checks that a read after stop neither reads
-// from the client nor sets its deadline. The transport may still call Read then.
-func TestABodyThatIsStoppedLeavesTheClientAlone(t *testing.T) {
+// TestStoppedBodyDoesNotUseTheClient checks that a read after stop neither reads from the
+// client nor sets its deadline. The transport may still call Read then.
+func TestStoppedBodyDoesNotUseTheClient(t *testing.T) {
 	client := new(deadlines)
 	r := &run{
 		Exchange: &Exchange{Head: new(head.Head), Client: client, Body: 2},

@@ -20,9 +20,10 @@ func fieldsOf(size int) string {
 	return strings.Repeat("Name: "+strings.Repeat("a", size/200-8)+"\r\n", 200)
 }
 
-// TestWhatAnExchangeHolds checks that the memory of an exchange that waits is bounded by
-// the largest size of heads, and does not grow with what comes behind a head.
-func TestWhatAnExchangeHolds(t *testing.T) {
+// TestMemoryOfAWaitingExchangeIsBounded checks that the memory of an exchange that waits
+// is bounded by the largest size of heads, and does not grow with what comes behind a
+// head.
+func TestMemoryOfAWaitingExchangeIsBounded(t *testing.T) {
 	const largest = 62 << 10 // size of the largest head without its first line
 	body := strings.Repeat("x", 1<<20)
 	for name, row := range map[string]struct {
@@ -31,14 +32,14 @@ func TestWhatAnExchangeHolds(t *testing.T) {
 		reads   func(*bufio.Reader) error // reads what the client reads of the answer; nil if it reads nothing
 		most    int                       // largest memory of an exchange in KiB
 	}{
-		"an origin that says nothing":             {most: 32},
-		"the same behind the largest request":     {request: fieldsOf(largest), most: 192},
-		"half of the largest answer":              {answer: "HTTP/1.1 200 OK\r\n" + fieldsOf(largest), most: 224},
-		"a slow client, of the largest answer":    {answer: "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n" + fieldsOf(largest) + "\r\n", reads: aByte, most: 224},
-		"a slow client, of an interim answer":     {answer: "HTTP/1.1 103 Early Hints\r\n" + fieldsOf(largest) + "\r\n", reads: aByte, most: 224},
-		"what comes behind an interim answer":     {answer: "HTTP/1.1 103 Early Hints\r\n" + fieldsOf(largest) + "\r\n", reads: aHead, most: 48},
-		"a slow client, of a long body":           {answer: "HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n" + body, reads: aHead, most: 96},
-		"a slow client, of a long body in chunks": {answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n" + body, reads: aHead, most: 96},
+		"an origin that says nothing":                          {most: 32},
+		"an origin that says nothing to the largest request":   {request: fieldsOf(largest), most: 192},
+		"half of the largest answer":                           {answer: "HTTP/1.1 200 OK\r\n" + fieldsOf(largest), most: 224},
+		"a slow client, of the largest answer":                 {answer: "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n" + fieldsOf(largest) + "\r\n", reads: aByte, most: 224},
+		"a slow client, of an interim answer":                  {answer: "HTTP/1.1 103 Early Hints\r\n" + fieldsOf(largest) + "\r\n", reads: aByte, most: 224},
+		"an origin that says nothing behind an interim answer": {answer: "HTTP/1.1 103 Early Hints\r\n" + fieldsOf(largest) + "\r\n", reads: aHead, most: 48},
+		"a slow client, of a long body":                        {answer: "HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n" + body, reads: aHead, most: 96},
+		"a slow client, of a long body in chunks":              {answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n" + body, reads: aHead, most: 96},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const exchanges = 40

@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// TestWhatLogsAConnectionIn checks that a scheme is found in any case, in any line of the
-// field and at any place of a list.
-func TestWhatLogsAConnectionIn(t *testing.T) {
+// TestSchemesThatLogAConnectionIn checks that a scheme is found in any case, in any line
+// of the field and at any place of a list.
+func TestSchemesThatLogAConnectionIn(t *testing.T) {
 	for value, want := range map[string]bool{
 		"Negotiate YIIabc==":          true,
 		"negotiate":                   true,
@@ -70,9 +70,10 @@ func (p *pools) login(logins *Logins, d *allowlist.Decision, addr string) *lane 
 	return l
 }
 
-// TestLoginsBelongToOne checks that lanes of Logins are used by their owner only, and are
-// closed with their owner, when another state comes, and when there are too many.
-func TestLoginsBelongToOne(t *testing.T) {
+// TestLaneOfALoginIsUsedByItsOwnerOnly checks that lanes of Logins are used by their owner
+// only, and are closed with their owner, when another state comes, and when there are too
+// many.
+func TestLaneOfALoginIsUsedByItsOwnerOnly(t *testing.T) {
 	var p pools
 	var mine, others Logins
 	d := compiledDecision(t)
@@ -119,9 +120,9 @@ func TestLoginsBelongToOne(t *testing.T) {
 	}
 }
 
-// TestALoginIsNoWayToAnAddress checks that a request does not use a lane that leads to an
-// address which the request's decision does not allow.
-func TestALoginIsNoWayToAnAddress(t *testing.T) {
+// TestLaneToAForbiddenAddressIsNotUsed checks that a request does not use a lane that
+// leads to an address which the request's decision does not allow.
+func TestLaneToAForbiddenAddressIsNotUsed(t *testing.T) {
 	var p pools
 	var mine Logins
 	d := compiledDecision(t) // allows public addresses only

@@ -80,16 +80,16 @@ func TestPoolsAreBounded(t *testing.T) {
 	}
 }
 
-// TestALaneIsTakenAgain checks when the next request may use a lane.
-func TestALaneIsTakenAgain(t *testing.T) {
+// TestLaneIsReusedAfterAGoodExchange checks when the next request may use a lane.
+func TestLaneIsReusedAfterAGoodExchange(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		after func(*pools, *lane)
 		want  bool
 	}{
 		{"after a good exchange", func(p *pools, l *lane) { p.release(used(l), nil, true) }, true},
-		{"after a bad one", func(p *pools, l *lane) { p.release(used(l), nil, false) }, false},
-		{"that nothing went out on", func(p *pools, l *lane) { p.release(l, nil, true) }, false},
+		{"after a bad exchange", func(p *pools, l *lane) { p.release(used(l), nil, false) }, false},
+		{"on which nothing went out", func(p *pools, l *lane) { p.release(l, nil, true) }, false},
 		{"whose connection was closed", func(p *pools, l *lane) { _ = used(l).conn.Close(); p.release(l, nil, true) }, false},
 		{"whose connection was closed while it rested", func(p *pools, l *lane) { p.release(used(l), nil, true); _ = l.conn.Close() }, false},
 		{"after another state has come", func(p *pools, l *lane) { p.closeIdle(); p.release(used(l), nil, true) }, false},
@@ -108,9 +108,9 @@ func TestALaneIsTakenAgain(t *testing.T) {
 	}
 }
 
-// TestPoolsAreApart checks that requests with different identities, destinations, rules or
-// modes do not share connections.
-func TestPoolsAreApart(t *testing.T) {
+// TestPoolsAreNotShared checks that requests with different identities, destinations,
+// rules or modes do not share connections.
+func TestPoolsAreNotShared(t *testing.T) {
 	var p pools
 	base := decisionFor("a")
 	other := *base
@@ -184,9 +184,9 @@ func TestHopByHopFields(t *testing.T) {
 	}
 }
 
-// TestTheMeterReportsNowAndThen checks that progress is reported after reportBytes and not
-// more often.
-func TestTheMeterReportsNowAndThen(t *testing.T) {
+// TestMeterReportsAfterReportBytes checks that progress is reported after reportBytes and
+// not more often.
+func TestMeterReportsAfterReportBytes(t *testing.T) {
 	var reports []string
 	m := meter{report: func(up, down int64) { reports = append(reports, fmt.Sprintf("%d/%d", up>>20, down>>20)) }}
 	m.start(time.Hour, func() { t.Error("the exchange was ended") })
@@ -200,12 +200,12 @@ func TestTheMeterReportsNowAndThen(t *testing.T) {
 	}
 }
 
-// TestAConnectionIsUsedAgainWhenItIsSilent checks that carry waits until the transport
-// reads from a reused connection or has closed it.
-func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
+// TestCarryWaitsUntilTheTransportIsDone checks that carry waits until the transport reads
+// from a reused connection or has closed it.
+func TestCarryWaitsUntilTheTransportIsDone(t *testing.T) {
 	for name, look := range map[string]func(*upstream){
-		"nothing is left":             func(u *upstream) { _, _ = u.Read(make([]byte, 1)) },
-		"something, and it is closed": func(u *upstream) { _ = u.Close() },
+		"the transport reads":  func(u *upstream) { _, _ = u.Read(make([]byte, 1)) },
+		"the transport closes": func(u *upstream) { _ = u.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -231,9 +231,9 @@ func TestAConnectionIsUsedAgainWhenItIsSilent(t *testing.T) {
 	}
 }
 
-// TestAConnectionOfNobodysIsNotHeard checks that bytes on a connection that no exchange
-// uses are not taken for an answer.
-func TestAConnectionOfNobodysIsNotHeard(t *testing.T) {
+// TestBytesOnAnUnusedConnectionAreNoAnswer checks that bytes on a connection that no
+// exchange uses are not taken for an answer.
+func TestBytesOnAnUnusedConnectionAreNoAnswer(t *testing.T) {
 	near, far := net.Pipe()
 	u := newUpstream(dial.Result{Conn: near})
 	t.Cleanup(func() { _ = u.Close() })
@@ -275,10 +275,10 @@ func TestEndBeforeUseIsExplained(t *testing.T) {
 	}
 }
 
-// TestNothingGoesOutOfAnExchangeThatHasEnded checks that nothing is written for an
-// exchange that has ended. The transport would write, if a connection is ready, even when
-// the context of its request is done.
-func TestNothingGoesOutOfAnExchangeThatHasEnded(t *testing.T) {
+// TestEndedExchangeWritesNothing checks that nothing is written for an exchange that has
+// ended. The transport would write, if a connection is ready, even when the context of its
+// request is done.
+func TestEndedExchangeWritesNothing(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = far.Close() }()
 	done := make(chan struct{})
