@@ -147,7 +147,7 @@ func TestDisclosure(t *testing.T) {
 	}
 }
 
-func TestTheRuleIsNamedInFullOnly(t *testing.T) {
+func TestRuleIsNamedWithFullDisclosureOnly(t *testing.T) {
 	pattern, err := allowlist.ParseIdentityPattern("spiffe://prod.example/**")
 	if err != nil {
 		t.Fatal(err)
@@ -167,9 +167,9 @@ func TestTheRuleIsNamedInFullOnly(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysARefusal puts each control character of terminals into every text
-// that an answer quotes.
-func TestNoTerminalObeysARefusal(t *testing.T) {
+// TestRefusalHasNoTerminalControls puts each control character of terminals into every
+// text that an answer quotes.
+func TestRefusalHasNoTerminalControls(t *testing.T) {
 	pattern, err := allowlist.ParseIdentityPattern("spiffe://prod.example/**")
 	if err != nil {
 		t.Fatal(err)
@@ -304,9 +304,9 @@ func TestAppendKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestRemedy adds the line that the body offers to a policy, which then must allow the
-// denied request.
-func TestRemedy(t *testing.T) {
+// TestOfferedRuleAllowsTheRequest adds the rule that the body of a refusal offers to the
+// policy, which then must allow the denied request.
+func TestOfferedRuleAllowsTheRequest(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://prod.example/ns/ci/sa/builder")
 	for _, target := range []string{
 		"api.example:443", "api.example:8080", "_svc._tcp.api.example:443", "xn--bcher-kva.example:443",

@@ -31,9 +31,9 @@ func load(t *testing.T, identities ...string) *allowlist.Policy {
 	return policy
 }
 
-// TestLine checks the rule that a refusal offers, for each way to miss a rule: it keeps
-// the conditions that the request meets, and takes the others from the request.
-func TestLine(t *testing.T) {
+// TestOfferedRule checks the rule that a refusal offers, for each way to miss a rule: it
+// keeps the conditions that the request meets, and takes the others from the request.
+func TestOfferedRule(t *testing.T) {
 	for _, row := range []struct {
 		name, rule                  string // rule is one line of the policy
 		method, dest, path, upgrade string
@@ -41,12 +41,12 @@ func TestLine(t *testing.T) {
 		want                        []string // the lines of the rule; nil if none is offered
 	}{
 		{
-			"a WebSocket keeps the rule as it is", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET, HEAD], paths: [/chat/**, /ws]}",
+			"a WebSocket keeps the methods and paths of a rule that has them", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET, HEAD], paths: [/chat/**, /ws]}",
 			"GET", "a.example:80", "/chat/x", "must", "upgrade-not-allowed",
 			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET", "HEAD"]`, `paths: ["/chat/**", "/ws"]`, "upgrade: true"},
 		},
 		{
-			"a WebSocket elsewhere is one there", "{host: a.example, ports: [80, 81], addresses: [10.1.0.0/16], methods: [GET], paths: [/chat/**]}",
+			"a WebSocket at another path and port", "{host: a.example, ports: [80, 81], addresses: [10.1.0.0/16], methods: [GET], paths: [/chat/**]}",
 			"GET", "a.example:80", "/other", "must", "upgrade-not-allowed",
 			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET"]`, `paths: ["/other"]`, "upgrade: true"},
 		},
@@ -56,7 +56,7 @@ func TestLine(t *testing.T) {
 			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`, `methods: ["GET"]`, `paths: ["/chat"]`, "upgrade: true"},
 		},
 		{
-			"an upgrade that need not be", "{host: a.example, ports: [80], methods: [POST]}",
+			"an optional upgrade", "{host: a.example, ports: [80], methods: [POST]}",
 			"GET", "a.example:80", "/", "may", "method-not-allowed",
 			[]string{"host: a.example", "ports: [80]", `methods: ["GET"]`, `paths: ["/"]`},
 		},
@@ -76,15 +76,15 @@ func TestLine(t *testing.T) {
 			[]string{"host: db.example", "ports: [5433]", `addresses: ["10.1.0.0/16"]`, "ech: refuse", "expires: 2026-12-01T06:30:00Z"},
 		},
 		{
-			"another port, strictly", "{host: db.example, ports: [8443], tls: require}", "", "db.example:9443", "", "", "port-not-allowed",
+			"another port where TLS is required", "{host: db.example, ports: [8443], tls: require}", "", "db.example:9443", "", "", "port-not-allowed",
 			[]string{"host: db.example", "ports: [9443]", "tls: require"},
 		},
 		{
-			"a tunnel where methods are written", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET]}", "", "a.example:80", "", "", "method-not-allowed",
+			"a tunnel where the rule has methods", "{host: a.example, ports: [80], addresses: [10.1.0.0/16], methods: [GET]}", "", "a.example:80", "", "", "method-not-allowed",
 			[]string{"host: a.example", "ports: [80]", `addresses: ["10.1.0.0/16"]`},
 		},
 		{
-			"an old rule is there for today only", "{host: db.example, addresses: [10.1.0.0/16], tls: off, expires: 2026-11-01}", "", "db.example:443", "", "", "rule-expired",
+			"an expired rule is offered until the end of today", "{host: db.example, addresses: [10.1.0.0/16], tls: off, expires: 2026-11-01}", "", "db.example:443", "", "", "rule-expired",
 			[]string{"host: db.example", `addresses: ["10.1.0.0/16"]`, "tls: off", "expires: 2026-11-21"},
 		},
 		{
@@ -93,8 +93,8 @@ func TestLine(t *testing.T) {
 		},
 		{"a method that no rule can name", "{host: a.example, ports: [80], methods: [GET]}", "get", "a.example:80", "/", "", "method-not-allowed", nil},
 		{"a path that no rule can name", "{host: b.example}", "GET", "a.example:80", "/a;b", "", "not-on-allowlist", nil},
-		{"a path that a rule would read as many", "{host: b.example}", "GET", "a.example:80", "/a/*", "", "not-on-allowlist", nil},
-		{"the server itself", "{host: b.example}", "OPTIONS", "a.example:80", "", "", "not-on-allowlist", nil},
+		{"a path that a rule would read as a pattern", "{host: b.example}", "GET", "a.example:80", "/a/*", "", "not-on-allowlist", nil},
+		{"OPTIONS for the server itself", "{host: b.example}", "OPTIONS", "a.example:80", "", "", "not-on-allowlist", nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			text := lineHead + "      - " + row.rule + "\n"
@@ -133,9 +133,9 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestLineOfAnObservedCaller checks that the offered line allows the request and that the
-// caller is still observed with it. An entry without a mode would be enforced.
-func TestLineOfAnObservedCaller(t *testing.T) {
+// TestOfferedRuleKeepsACallerObserved checks that the offered line allows the request and
+// that the caller is still observed with it. An entry without a mode would be enforced.
+func TestOfferedRuleKeepsACallerObserved(t *testing.T) {
 	for name, pattern := range map[string]string{"by a wider pattern": "/ns/ci/**", "by its own entry": "/ns/ci/sa/builder"} {
 		t.Run(name, func(t *testing.T) {
 			text := "  - id: spiffe://prod.example" + pattern + "\n    mode: observe\n    observe_until: 2099-01-01\n"
