@@ -117,8 +117,9 @@ func TestOnlyIdenticalDenialsAreCollapsed(t *testing.T) {
 	}
 }
 
-// TestTooManyWindows: denials beyond the bound are all written.
-func TestTooManyWindows(t *testing.T) {
+// TestDenialsBeyondTheWindowsAreAllWritten checks that denials beyond the bound on windows
+// are written one by one.
+func TestDenialsBeyondTheWindowsAreAllWritten(t *testing.T) {
 	out := &memory{}
 	c := newCollapser(time.Hour, func(rec *Record) { _ = out.Write(t.Context(), []*Record{rec}) })
 	go c.run()
@@ -142,9 +143,9 @@ func TestTooManyWindows(t *testing.T) {
 	}
 }
 
-// TestACollapsedRecordCountsForAllItStandsFor: a summary counts all denials of a
-// collapsed record for which the queue has no room.
-func TestACollapsedRecordCountsForAllItStandsFor(t *testing.T) {
+// TestSummaryCountsAllDenialsOfACollapsedRecord checks that a summary counts all denials
+// of a collapsed record for which the queue has no room.
+func TestSummaryCountsAllDenialsOfACollapsedRecord(t *testing.T) {
 	var ts tallies
 	ts.add(&Record{Event: EventDecision, Reason: allowlist.NotOnAllowlist, Time: time.Unix(5, 0)})
 	ts.add(&Record{Event: EventCollapsed, Reason: allowlist.NotOnAllowlist, Merged: &Merged{

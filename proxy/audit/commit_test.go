@@ -65,8 +65,9 @@ func TestACommittedRecordIsWrittenBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// TestASinkThatFailsRefusesUntilItRecovers: a full disk fails in this way.
-func TestASinkThatFailsRefusesUntilItRecovers(t *testing.T) {
+// TestFailingSinkRefusesUntilItRecovers checks a sink that returns errors, as one on a
+// full disk does.
+func TestFailingSinkRefusesUntilItRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &disk{room: 1 << 20}
 		r := newRecorder(t, Config{Sinks: lineSink(out), Required: true})
@@ -99,8 +100,8 @@ func TestASinkThatFailsRefusesUntilItRecovers(t *testing.T) {
 	})
 }
 
-// TestABlockedSinkRefusesInTime: records that are not being written are withdrawn, so
-// that one record of each decision remains.
+// TestABlockedSinkRefusesInTime checks that records which are not being written are
+// withdrawn, so that one record of each decision remains.
 func TestABlockedSinkRefusesInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
@@ -149,9 +150,9 @@ func TestAFullQueueRefusesAtOnce(t *testing.T) {
 	})
 }
 
-// TestOneOfTwoSinksFails: the sink that works has the real outcome as the later of two
-// records, or as the only one.
-func TestOneOfTwoSinksFails(t *testing.T) {
+// TestWorkingSinkHasTheOutcomeWhenAnotherFails checks that the sink which works has the
+// real outcome as the later of two records, or as the only one.
+func TestWorkingSinkHasTheOutcomeWhenAnotherFails(t *testing.T) {
 	good, bad := &memory{}, &memory{err: errors.New("disk full")}
 	r := newRecorder(t, Config{Sinks: to(good, bad), Required: true})
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
@@ -172,7 +173,7 @@ func TestOneOfTwoSinksFails(t *testing.T) {
 	}
 }
 
-func TestACallerThatLeavesDoesNotWait(t *testing.T) {
+func TestCallerThatLeavesDoesNotWait(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Required: true})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -185,7 +186,8 @@ func TestACallerThatLeavesDoesNotWait(t *testing.T) {
 	close(out.let)
 }
 
-// TestCommitsShareWrites blocks the first Write until all other records wait.
+// TestCommitsShareWrites blocks the first Write until all other records wait. A second
+// Write must take them all.
 func TestCommitsShareWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
@@ -228,9 +230,9 @@ func (p picky) Write(ctx context.Context, records []*Record) error {
 	return lost
 }
 
-// TestOnlyWhoseRecordIsLostIsRefused: the other decisions in the same Write are not
-// refused.
-func TestOnlyWhoseRecordIsLostIsRefused(t *testing.T) {
+// TestOnlyTheDecisionWhoseRecordIsLostIsRefused checks that the other decisions in the
+// same Write are not refused.
+func TestOnlyTheDecisionWhoseRecordIsLostIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := picky{newSlow()}
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})
@@ -258,7 +260,7 @@ func TestOnlyWhoseRecordIsLostIsRefused(t *testing.T) {
 	})
 }
 
-func TestWithoutTheModeCommitWaitsForNothing(t *testing.T) {
+func TestCommitWaitsOnlyInRequiredMode(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out)})
 	o := r.Begin(t.Context(), Start{})

@@ -25,11 +25,10 @@ func (p *paced) Write(ctx context.Context, records []*Record) error {
 	return p.memory.Write(ctx, records)
 }
 
-// TestAFloodOfDenialsRefusesNobody: 1,500 connections are denied continuously with
-// required records, and the sink writes 400 records a second. All requests of another
-// caller that are allowed are recorded in time, also while other records fill the
-// queue.
-func TestAFloodOfDenialsRefusesNobody(t *testing.T) {
+// TestFloodOfDenialsRefusesNoAllowedRequest denies 1,500 connections continuously with
+// required records, while the sink writes 400 records a second. All allowed requests of
+// another caller must be recorded in time, also while other records fill the queue.
+func TestFloodOfDenialsRefusesNoAllowedRequest(t *testing.T) {
 	addr := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), 1)
 	}
@@ -97,10 +96,10 @@ func TestAFloodOfDenialsRefusesNobody(t *testing.T) {
 	}
 }
 
-// TestAnyInterleavingAddsUp lets callers commit, give up, and queue records without
-// Commit, at random, over small queues: a successful Commit means that the record is
-// written, and every lost record is counted.
-func TestAnyInterleavingAddsUp(t *testing.T) {
+// TestCountsAddUpInAnyInterleaving lets callers commit, give up, and queue records without
+// Commit, at random, over small queues. A successful Commit must mean that the record is
+// written, and every lost record must be counted.
+func TestCountsAddUpInAnyInterleaving(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
@@ -156,9 +155,9 @@ func TestAnyInterleavingAddsUp(t *testing.T) {
 	}
 }
 
-// TestWhoLeavesMakesRoom: the record of a caller that has given up has no place in the
-// queue, and does not delay the others.
-func TestWhoLeavesMakesRoom(t *testing.T) {
+// TestRecordOfACallerThatGaveUpIsRemoved checks that the record of a caller that has given
+// up leaves the queue, and does not delay the others.
+func TestRecordOfACallerThatGaveUpIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})
@@ -186,11 +185,11 @@ func TestWhoLeavesMakesRoom(t *testing.T) {
 	})
 }
 
-// TestForgedSourcesHideNobody sends 13,000 denials of as many sources without an
-// identity to a sink that hangs. The first denial of an identity has its line, so has
-// that of a caller on another listener, and that of a caller in another network unless
-// the forged sources have more networks than there is room for.
-func TestForgedSourcesHideNobody(t *testing.T) {
+// TestForgedSourcesHideNoOtherDenials sends 13,000 denials of as many sources without an
+// identity to a sink that hangs. The first denial of an identity must be written, and so
+// must that of a caller on another listener, and that of a caller in another network
+// unless the forged sources have more networks than there is room for.
+func TestForgedSourcesHideNoOtherDenials(t *testing.T) {
 	v4 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
 	v6 := func(i int) netip.Addr {
 		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(i >> 16), byte(i >> 8), byte(i)})
@@ -202,10 +201,10 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 		"one after another":           {v4, false},
 		"in 1,300 networks":           {func(i int) netip.Addr { return v4(i/10<<8 | i%10) }, false},
 		"in 1,300 networks, in turn":  {func(i int) netip.Addr { return v4(i%1300<<8 | i/1300) }, false},
-		"each of another network":     {func(i int) netip.Addr { return v4(i << 8) }, true},
-		"of a few IPv6 sites":         {v6, false},
-		"each of another IPv6 site":   {func(i int) netip.Addr { return v6(i << 8) }, true},
-		"of one address, and forward": {func(i int) netip.Addr { return v4(i / 2) }, false},
+		"each from another network":   {func(i int) netip.Addr { return v4(i << 8) }, true},
+		"from a few IPv6 sites":       {v6, false},
+		"each from another IPv6 site": {func(i int) netip.Addr { return v6(i << 8) }, true},
+		"two from each address":       {func(i int) netip.Addr { return v4(i / 2) }, false},
 	} {
 		out := newSlow()
 		r := newRecorder(t, Config{Sinks: to(out)})
@@ -256,9 +255,9 @@ func TestForgedSourcesHideNobody(t *testing.T) {
 	}
 }
 
-// TestAFloodOfDenialsTakesNobodysWindow: identical denials are merged even while
-// another caller sends distinct ones.
-func TestAFloodOfDenialsTakesNobodysWindow(t *testing.T) {
+// TestFloodOfDenialsLeavesWindowsForOthers checks that identical denials are merged even
+// while another caller sends distinct ones.
+func TestFloodOfDenialsLeavesWindowsForOthers(t *testing.T) {
 	var put []Record
 	c := newCollapser(time.Hour, func(rec *Record) { put = append(put, *rec) })
 	join := func(who string, port int) bool {

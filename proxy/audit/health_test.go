@@ -49,20 +49,20 @@ func TestFailingSaysWhatAndSinceWhen(t *testing.T) {
 	})
 }
 
-// TestASinkMendsWithoutTraffic: one record fails, and there is no further record. Every
-// kind of failure ends within seconds of its cause, and only the summary is written to
-// find that out.
-func TestASinkMendsWithoutTraffic(t *testing.T) {
+// TestSinkRecoversWithoutTraffic lets one record fail, after which no further record
+// comes. Every kind of failure must end within seconds of its cause, and only the summary
+// may be written to find that out.
+func TestSinkRecoversWithoutTraffic(t *testing.T) {
 	broken := errors.New("broken pipe")
 	for name, row := range map[string]struct {
 		err  error
 		lost uint64
 	}{
-		"it lost all":                           {broken, 1},
-		"it lost that one":                      {&LostError{Lost: []int{0}, Err: broken}, 1},
-		"it lost one of many":                   {&LostError{Unnamed: 1, Err: broken}, 1},
-		"it lost more than there was":           {&LostError{Unnamed: 7, Err: broken}, 1},
-		"it lost none, and failed all the same": {&LostError{Err: broken}, 0},
+		"the sink lost all records":                  {broken, 1},
+		"the sink lost that record":                  {&LostError{Lost: []int{0}, Err: broken}, 1},
+		"the sink lost one of many records":          {&LostError{Unnamed: 1, Err: broken}, 1},
+		"the sink lost more records than there were": {&LostError{Unnamed: 7, Err: broken}, 1},
+		"the sink lost none, but returned an error":  {&LostError{Err: broken}, 0},
 	} {
 		for _, required := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, required %t", name, required), func(t *testing.T) {
@@ -112,9 +112,9 @@ func TestASinkMendsWithoutTraffic(t *testing.T) {
 	}
 }
 
-// TestASinkThatWorksAgainByItselfWritesNoSummary: a record that came in time has shown
-// that the sink works.
-func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
+// TestSinkThatHasRecoveredWritesNoSummary checks that no summary is written if a record
+// that came in time has shown that the sink works.
+func TestSinkThatHasRecoveredWritesNoSummary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: errors.New("no space")}
 		r := newRecorder(t, Config{Sinks: to(out)})
@@ -130,10 +130,10 @@ func TestASinkThatWorksAgainByItselfWritesNoSummary(t *testing.T) {
 	})
 }
 
-// TestAWriteThatHangsMends: the Write returns an error in the end, as from a file
-// system that does not answer for a while. If decisions wait for the sink, it counts as
-// failing as soon as they are refused.
-func TestAWriteThatHangsMends(t *testing.T) {
+// TestSinkRecoversFromAWriteThatHangs checks a Write that returns an error after a long
+// time, as from a file system that does not answer for a while. If decisions wait for the
+// sink, it counts as failing as soon as they are refused.
+func TestSinkRecoversFromAWriteThatHangs(t *testing.T) {
 	for required, after := range map[bool]time.Duration{false: stuckAfter, true: commitTimeout} {
 		t.Run(fmt.Sprintf("required %t", required), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -177,9 +177,10 @@ func (l *late) Write(ctx context.Context, records []*Record) error {
 	return err
 }
 
-// TestASummaryThatIsTriedAgainKeepsItsID: a collector may have taken what it did not
-// answer in time, and whoever counts must not count it twice.
-func TestASummaryThatIsTriedAgainKeepsItsID(t *testing.T) {
+// TestSummaryThatIsTriedAgainKeepsItsID checks that a summary keeps its id when it is
+// written again: a collector may have taken one that it did not answer in time, and its
+// readers must not count it twice.
+func TestSummaryThatIsTriedAgainKeepsItsID(t *testing.T) {
 	for name, denials := range map[string]int{"lost": 1, "without room": 100} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -207,9 +208,10 @@ func TestASummaryThatIsTriedAgainKeepsItsID(t *testing.T) {
 	}
 }
 
-// TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten: a collector reports how many
-// records it has rejected, but not which.
-func TestWhoWaitsIsNotToldThatAnUnnamedRecordIsWritten(t *testing.T) {
+// TestCommitFailsIfItsRecordMayBeTheLostOne checks a sink which, like a collector, reports
+// how many records it has rejected but not which. Commit must fail for each record of the
+// batch.
+func TestCommitFailsIfItsRecordMayBeTheLostOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: &LostError{Unnamed: 1, Err: errors.New("1 rejected")}, delay: time.Millisecond}
 		r := newRecorder(t, Config{Sinks: to(out), Required: true})

@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// TestEveryRecordNamesItsInstance covers every event, also of the records that the
-// recorder makes by itself, in both modes.
+// TestEveryRecordNamesItsInstance checks every event, also the records that the recorder
+// makes by itself, in both modes.
 func TestEveryRecordNamesItsInstance(t *testing.T) {
 	ways := map[string]func(t *testing.T, cfg Config) (events []Event){
 		"queued": func(t *testing.T, cfg Config) []Event {
@@ -102,8 +102,8 @@ func TestALongInstanceIsCut(t *testing.T) {
 	}
 }
 
-// TestARecordKeepsItsAddresses: the maker of a record reuses the memory of its
-// addresses while a sink has not written it yet.
+// TestARecordKeepsItsAddresses checks that a record keeps its addresses although their
+// maker reuses the memory before a sink has written them.
 func TestARecordKeepsItsAddresses(t *testing.T) {
 	for _, required := range []bool{false, true} {
 		out := newSlow()

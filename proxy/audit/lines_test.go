@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// TestLinesSaysWhichAreLost ends a Write of three lines at every byte.
-func TestLinesSaysWhichAreLost(t *testing.T) {
+// TestLinesReportsTheLostRecords ends a Write of three lines at every byte, and checks
+// which records are reported as lost.
+func TestLinesReportsTheLostRecords(t *testing.T) {
 	render := func(dst []byte, r *Record) ([]byte, error) { return append(dst, r.ID...), nil }
 	records := []*Record{{ID: "one"}, {ID: "two"}, {ID: "six"}}
 	for room := range len("one\ntwo\nsix\n") {
@@ -35,8 +36,9 @@ func TestLinesSaysWhichAreLost(t *testing.T) {
 	}
 }
 
-// TestARecordWithoutARenderingLosesNoOther: that record is in the middle of a batch.
-func TestARecordWithoutARenderingLosesNoOther(t *testing.T) {
+// TestRecordWithoutARenderingLosesNoOther checks a batch with a record in its middle that
+// cannot be rendered.
+func TestRecordWithoutARenderingLosesNoOther(t *testing.T) {
 	cannot := errors.New("cannot be rendered")
 	var out sink
 	lines := NewLines(&out, func(dst []byte, r *Record) ([]byte, error) {

@@ -21,9 +21,10 @@ func forged(t *testing.T, r *Recorder) *Pending {
 	return o
 }
 
-// TestForgedDenialsTakeNobodysRoom: every record of the identity by a certificate is
-// written, and the summary of the forged ones says that nothing is proven.
-func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
+// TestForgedDenialsLeaveRoomForProvenRecords checks that every record of the identity by a
+// certificate is written, and that the summary of the forged denials says that nothing is
+// proven.
+func TestForgedDenialsLeaveRoomForProvenRecords(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
 	r.Event(Record{Event: EventPolicyReload})
@@ -73,9 +74,10 @@ func TestForgedDenialsTakeNobodysRoom(t *testing.T) {
 	}
 }
 
-// TestASummaryOfForgedDenialsStaysOne: this holds even if it is counted again because
-// it could not be written.
-func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
+// TestSummaryOfForgedDenialsStaysUnproven checks that forged and proven denials of one
+// identity have a summary each, also if a summary could not be written and is counted
+// again.
+func TestSummaryOfForgedDenialsStaysUnproven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{err: errors.New("no space"), delay: time.Millisecond}
 		r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
@@ -102,8 +104,10 @@ func TestASummaryOfForgedDenialsStaysOne(t *testing.T) {
 	})
 }
 
-// TestWhatIsForgedHasAKeyOfItsOwn: see proof.
-func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
+// TestRecordsOfOtherProofsHaveTheirOwnKeys checks that records of an identity by
+// source-map, or in a datagram, share neither a key nor a window with those of its
+// certificate; see proof.
+func TestRecordsOfOtherProofsHaveTheirOwnKeys(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://td.example/a")
 	base := Record{Identity: id, Proof: allowlist.ProofX509SVID, Wire: WireDoT}
 	for _, row := range []struct {
@@ -131,8 +135,9 @@ func TestWhatIsForgedHasAKeyOfItsOwn(t *testing.T) {
 	}
 }
 
-// TestASpanSaysThatNothingIsProven: it has the attribute egress.unproven.
-func TestASpanSaysThatNothingIsProven(t *testing.T) {
+// TestSpanSaysThatItsCallerIsUnproven checks that the span has the attribute
+// egress.unproven.
+func TestSpanSaysThatItsCallerIsUnproven(t *testing.T) {
 	for _, wire := range []Wire{WireUDP, WireTCP, WireDoT, WireDoH, WireH1} {
 		r, spans := newTraced(t)
 		r.Begin(t.Context(), Start{Protocol: ProtocolDNS, Wire: wire}).End()
@@ -142,9 +147,9 @@ func TestASpanSaysThatNothingIsProven(t *testing.T) {
 	}
 }
 
-// TestForgedDenialsLeaveWindows: identical denials of other callers are still merged,
-// however many identities are forged.
-func TestForgedDenialsLeaveWindows(t *testing.T) {
+// TestForgedDenialsLeaveWindowsForOthers checks that identical denials of other callers
+// are still merged, however many identities are forged.
+func TestForgedDenialsLeaveWindowsForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCollapser(time.Minute, func(*Record) {})
 		go c.run()

@@ -17,10 +17,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestAFlooderTakesNobodysRoom denies one identity's requests at full speed while
-// another one opens a hundred tunnels and the sink hangs: every record of the other
-// identity is written, and the flooder's are counted exactly.
-func TestAFlooderTakesNobodysRoom(t *testing.T) {
+// TestFlooderLeavesRoomForOthers denies one identity's requests at full speed while
+// another identity opens a hundred tunnels and the sink hangs. Every record of the other
+// identity must be written, and the flooder's must be counted exactly.
+func TestFlooderLeavesRoomForOthers(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
 	const flooders, each, tunnels = 4, 5000, 100
@@ -81,10 +81,10 @@ func TestAFlooderTakesNobodysRoom(t *testing.T) {
 	}
 }
 
-// TestWhoHasRoom fills a queue of sixteen behind a Write that does not return: each
-// identity has room for one or two denials, all identities have room for twelve, and
-// the rest is for other records, for which denials give way.
-func TestWhoHasRoom(t *testing.T) {
+// TestSharesOfTheQueue fills a queue of sixteen behind a Write that does not return. Each
+// identity has room for one or two denials, all identities have room for twelve, and the
+// rest is for other records, which displace denials.
+func TestSharesOfTheQueue(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
 	r.Event(Record{Event: EventPolicyReload})
@@ -121,8 +121,8 @@ func TestWhoHasRoom(t *testing.T) {
 	}
 }
 
-// TestABusyIdentityLeavesRoomForOthers has only records that are not denials: however
-// many of them one identity has, there is room for those of others.
+// TestABusyIdentityLeavesRoomForOthers checks records that are not denials: however many
+// of them one identity has, there is room for those of others.
 func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
@@ -153,7 +153,9 @@ func TestABusyIdentityLeavesRoomForOthers(t *testing.T) {
 	}
 }
 
-// TestAFloodFromOneIPv6Network: each connection has another address.
+// TestAFloodFromOneIPv6Network checks that failed handshakes from one IPv6 network share
+// one summary, although each comes from another address, and leave room for the records of
+// another address.
 func TestAFloodFromOneIPv6Network(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 1024})
@@ -189,7 +191,8 @@ func TestAFloodFromOneIPv6Network(t *testing.T) {
 	}
 }
 
-// TestFailedHandshakesShareByAddress: there is no identity yet.
+// TestFailedHandshakesShareByAddress checks that failed handshakes share the queue by
+// address, because their callers have no identity yet.
 func TestFailedHandshakesShareByAddress(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Queue: 16})
@@ -211,8 +214,9 @@ func TestFailedHandshakesShareByAddress(t *testing.T) {
 	}
 }
 
-// TestASummaryASecond has a flood of 2.5 seconds that is faster than the sink.
-func TestASummaryASecond(t *testing.T) {
+// TestSummariesAreWrittenEverySecond checks the summaries of a flood of 2.5 seconds that
+// is faster than the sink.
+func TestSummariesAreWrittenEverySecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{delay: 50 * time.Millisecond}
 		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
@@ -252,8 +256,9 @@ func TestASummaryASecond(t *testing.T) {
 	})
 }
 
-// TestASummaryThatFailsIsWrittenLater: its counts are not lost.
-func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
+// TestFailedSummaryIsWrittenLater checks that the counts of a summary are not lost if it
+// cannot be written.
+func TestFailedSummaryIsWrittenLater(t *testing.T) {
 	for _, recovers := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			out := &memory{delay: time.Millisecond}
@@ -288,10 +293,11 @@ func TestASummaryThatFailsIsWrittenLater(t *testing.T) {
 	}
 }
 
-// TestTooManyKeys: denials beyond the bounds are in summaries of their networks, then
-// of their listeners, and only then in one of all others; also when the summaries are
-// written later. Identities have summaries of their own in any case.
-func TestTooManyKeys(t *testing.T) {
+// TestDenialsBeyondTheBoundsShareSummaries checks that denials beyond the bounds are in
+// summaries of their networks, then of their listeners, and only then in one of all
+// others, also when the summaries are written later. Identities have summaries of their
+// own in any case.
+func TestDenialsBeyondTheBoundsShareSummaries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &memory{}
 		r := newRecorder(t, Config{Sinks: to(out), Queue: 8})
@@ -361,9 +367,9 @@ func TestTooManyKeys(t *testing.T) {
 	})
 }
 
-// TestEverySinkAddsUp records from many goroutines over small queues to a slow sink,
-// one that fails at times, and one with a filter, and closes the recorder meanwhile.
-func TestEverySinkAddsUp(t *testing.T) {
+// TestCountsOfEverySinkAddUp records from many goroutines over small queues to a slow
+// sink, one that fails at times, and one with a filter, and closes the recorder meanwhile.
+func TestCountsOfEverySinkAddUp(t *testing.T) {
 	slow, filtered := newSlow(), &memory{}
 	flaky := &flaky{}
 	sinks := to(slow, NewLines(flaky, render), filtered)
@@ -412,7 +418,7 @@ func TestEverySinkAddsUp(t *testing.T) {
 	}
 }
 
-// summaries returns the ids of the summaries in a sink of TestEverySinkAddsUp.
+// summaries returns the ids of the summaries in a sink of TestCountsOfEverySinkAddUp.
 func summaries(t *testing.T, sink int, slow *slow, filtered *memory, flaky *flaky) []string {
 	t.Helper()
 	var ids []string
@@ -441,7 +447,7 @@ func (c *counter) count(*Record) {
 	c.n++
 }
 
-func TestAnIdentityIsTheKeyAndElseTheAddress(t *testing.T) {
+func TestKeyIsTheIdentityOrElseTheAddress(t *testing.T) {
 	id := spiffeid.RequireFromString("spiffe://td.example/a")
 	client := addrPort("192.0.2.1:5")
 	for _, row := range []struct {

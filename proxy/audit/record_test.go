@@ -35,8 +35,8 @@ func full(t *testing.T) Record {
 	}
 }
 
-// TestCutTextIsNotCutAgain: a text that was shortened for one rendering, or read from
-// one, is unchanged in the next.
+// TestCutTextIsNotCutAgain checks that a text which was shortened for one rendering, or
+// read from one, is unchanged in the next.
 func TestCutTextIsNotCutAgain(t *testing.T) {
 	const limit = 32
 	for _, letter := range []string{"x", "é", "€", "\U0001f600", "\xff", "."} {

@@ -110,8 +110,8 @@ func TestAnEventGetsATimeAndAnID(t *testing.T) {
 	}
 }
 
-// TestABlockedSinkBlocksNobody fills the queue behind a Write that does not return:
-// recording does not block, and every loss is counted.
+// TestABlockedSinkBlocksNobody fills the queue behind a Write that does not return.
+// Recording must not block, and every loss must be counted.
 func TestABlockedSinkBlocksNobody(t *testing.T) {
 	out := newGate()
 	r := newRecorder(t, Config{Sinks: lineSink(out), Queue: 4})
@@ -141,8 +141,9 @@ func TestABlockedSinkBlocksNobody(t *testing.T) {
 	}
 }
 
-// TestALongDetailIsNotKept: a detail may quote a stranger's certificate of any size.
-func TestALongDetailIsNotKept(t *testing.T) {
+// TestLongDetailIsCutBeforeItIsKept checks that a detail is cut before its record is
+// queued, because it may quote a stranger's certificate of any size.
+func TestLongDetailIsCutBeforeItIsKept(t *testing.T) {
 	out := newSlow()
 	r := newRecorder(t, Config{Sinks: to(out), Measure: func(rec *Record) {
 		if len(rec.Detail) > maxDetail+len("...") {
@@ -176,9 +177,9 @@ func TestCloseWritesWhatIsQueued(t *testing.T) {
 	}
 }
 
-// TestSinkErrorsAreToldOnce: the sink fails twice and recovers. At each call the counts
-// include the records that were lost and written.
-func TestSinkErrorsAreToldOnce(t *testing.T) {
+// TestSinkErrorIsReportedOnce lets the sink fail twice and recover. At each call of
+// SinkError the counts must include the records that were lost and written.
+func TestSinkErrorIsReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out sink
 		var told []error
@@ -234,9 +235,9 @@ func (d *disk) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// TestATornLineSpoilsNoOther ends a line at every byte: the lines before and after it
-// can be read.
-func TestATornLineSpoilsNoOther(t *testing.T) {
+// TestTornLineSpoilsNoOther ends a line at every byte, and checks that the lines before
+// and after it can be read.
+func TestTornLineSpoilsNoOther(t *testing.T) {
 	line, err := render(nil, &Record{Event: EventHandshake, ID: "x"})
 	if err != nil {
 		t.Fatal(err)

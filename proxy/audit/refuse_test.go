@@ -82,8 +82,8 @@ func TestSpansOfARefusedTunnel(t *testing.T) {
 	}
 }
 
-// TestAnObservedTunnelIsDecidedTwice: the second decision is about the name in the
-// first bytes, and no later record or span says that it is allowed.
+// TestAnObservedTunnelIsDecidedTwice checks that the second decision is about the name in
+// the first bytes, and that no later record or span says that it is allowed.
 func TestAnObservedTunnelIsDecidedTwice(t *testing.T) {
 	out := &memory{}
 	spans := tracetest.NewSpanRecorder()

@@ -21,9 +21,9 @@ func (s *telling) Write(ctx context.Context, records []*Record) error {
 	return s.memory.Write(ctx, records)
 }
 
-// TestARecordIsUsedAgainOnlyWhenEverySinkHasIt: one sink is far ahead of another, which
-// still gets the right records.
-func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
+// TestRecordIsReusedOnlyWhenEverySinkHasIt checks that a sink which is far behind another
+// one still gets the right records.
+func TestRecordIsReusedOnlyWhenEverySinkHasIt(t *testing.T) {
 	const rounds, each = 20, 50
 	behind, ahead := newSlow(), &telling{took: make(chan int, rounds*each)}
 	r := newRecorder(t, Config{Sinks: to(behind, ahead)})
@@ -52,8 +52,9 @@ func TestARecordIsUsedAgainOnlyWhenEverySinkHasIt(t *testing.T) {
 	checkSums(t, r)
 }
 
-// TestAHeldRecordKeepsNothing: after the last release it refers to nothing.
-func TestAHeldRecordKeepsNothing(t *testing.T) {
+// TestReleasedRecordRefersToNothing checks that a record refers to nothing after its last
+// release.
+func TestReleasedRecordRefersToNothing(t *testing.T) {
 	r := newRecorder(t, Config{Sinks: to(&memory{})})
 	h := newSharedRecord(&r.sharedPool, &Record{Method: "GET"})
 	h.users.Add(1)

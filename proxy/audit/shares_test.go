@@ -54,8 +54,8 @@ func (n *node[T]) check(t *testing.T) {
 	}
 }
 
-// TestSharesCount adds and removes seats at random.
-func TestSharesCount(t *testing.T) {
+// TestCountsOfSharesAddUp adds and removes seats at random, and checks the counts.
+func TestCountsOfSharesAddUp(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var s shares[int]
 	var seats []*seat[int]
@@ -86,9 +86,9 @@ func TestSharesCount(t *testing.T) {
 	}
 }
 
-// TestNobodyIsPassedOver lets callers wait at random and serves them: between two turns
-// of a waiting caller there are at most twice as many turns as callers.
-func TestNobodyIsPassedOver(t *testing.T) {
+// TestEveryWaitingCallerGetsItsTurn lets callers wait at random and serves them. Between
+// two turns of a waiting caller there may be at most twice as many turns as callers.
+func TestEveryWaitingCallerGetsItsTurn(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	const callers = 8 // six identities, the flooder, and all callers without an identity
 	w := waiting{size: 1 << 20}
@@ -138,9 +138,9 @@ func TestNobodyIsPassedOver(t *testing.T) {
 	}
 }
 
-// TestManyIdentitiesOfOneSource also has one identity with many sources: neither keeps
-// another caller waiting.
-func TestManyIdentitiesOfOneSource(t *testing.T) {
+// TestManyIdentitiesOfOneSourceDelayNoOther checks that neither many identities of one
+// source nor one identity with many sources keep another caller waiting.
+func TestManyIdentitiesOfOneSourceDelayNoOther(t *testing.T) {
 	addr := func(a, b, c int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(a), byte(b), byte(c)}), 1)
 	}
@@ -186,9 +186,9 @@ func TestManyIdentitiesOfOneSource(t *testing.T) {
 	}
 }
 
-// TestWhoHasMostGivesWay: in whatever order records arrive, two identities that both
-// had a record displaced have equal room, give or take one.
-func TestWhoHasMostGivesWay(t *testing.T) {
+// TestCallerWithTheMostRecordsLosesOne checks that two identities that both had a record
+// displaced have equal room, give or take one, in whatever order records arrive.
+func TestCallerWithTheMostRecordsLosesOne(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 50 {
 		w := waiting{size: 40 + rng.IntN(100)}

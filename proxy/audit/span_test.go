@@ -48,7 +48,8 @@ func attributes(span sdktrace.ReadOnlySpan) map[string]any {
 
 const callerTrace = "0af7651916cd43dd8448eb211c80319c"
 
-// TestADecisionWithoutASpanHasItsRecord: the record has no ids of a trace.
+// TestADecisionWithoutASpanHasItsRecord checks that the record of a decision without a
+// span has no ids of a trace.
 func TestADecisionWithoutASpanHasItsRecord(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: ProtocolDNS, NoSpan: true})
@@ -60,22 +61,22 @@ func TestADecisionWithoutASpanHasItsRecord(t *testing.T) {
 	}
 }
 
-// TestTheCallersContextIsLinkedOnly: whatever the caller sends, the span is a sampled
-// root; a well-formed context is linked.
-func TestTheCallersContextIsLinkedOnly(t *testing.T) {
+// TestContextOfTheCallerIsOnlyLinked checks that the span is a sampled root whatever the
+// caller sends, and that a well-formed context is linked.
+func TestContextOfTheCallerIsOnlyLinked(t *testing.T) {
 	rows := []struct {
 		name, traceparent string
 		linked            bool
 	}{
 		{"no context", "", false},
-		{"a sampled one", "00-" + callerTrace + "-b7ad6b7169203331-01", true},
-		{"one that wants not to be seen", "00-" + callerTrace + "-b7ad6b7169203331-00", true},
+		{"a sampled context", "00-" + callerTrace + "-b7ad6b7169203331-01", true},
+		{"one that asks not to be sampled", "00-" + callerTrace + "-b7ad6b7169203331-00", true},
 		{"a zero trace id", "00-00000000000000000000000000000000-b7ad6b7169203331-01", false},
 		{"version ff", "ff-" + callerTrace + "-b7ad6b7169203331-01", false},
 		{"upper case", "00-" + strings.ToUpper(callerTrace) + "-b7ad6b7169203331-01", false},
-		{"half of one", "00-" + callerTrace, false},
+		{"half a context", "00-" + callerTrace, false},
 		{"garbage", "\x00\r\nx", false},
-		{"a long one", strings.Repeat("0", 60_000), false},
+		{"a long text", strings.Repeat("0", 60_000), false},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -112,8 +113,8 @@ func TestTheCallersContextIsLinkedOnly(t *testing.T) {
 	}
 }
 
-// TestAnAcceptedContextIsTheParent: it need not be sampled. A malformed one is not
-// used.
+// TestAnAcceptedContextIsTheParent checks that an accepted context is the parent even if
+// it is not sampled, and that a malformed one is not used.
 func TestAnAcceptedContextIsTheParent(t *testing.T) {
 	for _, row := range []struct {
 		traceparent string
@@ -142,8 +143,9 @@ func TestAnAcceptedContextIsTheParent(t *testing.T) {
 	}
 }
 
-// TestWhatWasSlowOrFailedHasASpan: that span is a child of the decision's.
-func TestWhatWasSlowOrFailedHasASpan(t *testing.T) {
+// TestSlowOrFailedStepHasASpan checks that a look-up or a dial which was slow or failed
+// has a span, as a child of the decision's.
+func TestSlowOrFailedStepHasASpan(t *testing.T) {
 	const fast, late = slowStep, slowStep + 1
 	rows := []struct {
 		name          string
@@ -208,8 +210,8 @@ func TestWithoutATracerThereIsNoTraceID(t *testing.T) {
 	}
 }
 
-// TestASpanIsItsRecord compares all attributes with the fields of the record.
-func TestASpanIsItsRecord(t *testing.T) {
+// TestSpanHasTheFieldsOfItsRecord compares all attributes with the fields of the record.
+func TestSpanHasTheFieldsOfItsRecord(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: "connect", Time: time.Unix(1000, 0)})
 	id, ctx := o.ID, o.Trace
@@ -297,8 +299,8 @@ func TestATunnelsSpanIsLinkedToItsDecision(t *testing.T) {
 	}
 }
 
-// TestAttributesCanBeExported: OTLP refuses a whole batch because of one byte that is
-// not UTF-8.
+// TestAttributesCanBeExported checks that all attributes are UTF-8: OTLP refuses a whole
+// batch because of one byte that is not.
 func TestAttributesCanBeExported(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: "connect"})
@@ -310,9 +312,9 @@ func TestAttributesCanBeExported(t *testing.T) {
 	}
 }
 
-// TestAPlaceThatIsNoUTF8: the name of a policy file may be such a text, and would lose
-// every span of a batch.
-func TestAPlaceThatIsNoUTF8(t *testing.T) {
+// TestPlaceThatIsNotUTF8CanBeExported checks a policy file whose name is not UTF-8, which
+// would otherwise lose every span of a batch.
+func TestPlaceThatIsNotUTF8CanBeExported(t *testing.T) {
 	r, spans := newTraced(t)
 	o := r.Begin(t.Context(), Start{Protocol: ProtocolConnect})
 	o.RuleAt = "caf\xe9.yaml:7"

@@ -17,9 +17,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestNoTerminalObeysARecord puts each character that a terminal obeys into every field
-// with a text, of every kind of record, in every rendering.
-func TestNoTerminalObeysARecord(t *testing.T) {
+// TestRecordHasNoTerminalControls puts each character that a terminal obeys into every
+// field with a text, of every kind of record, in every rendering.
+func TestRecordHasNoTerminalControls(t *testing.T) {
 	for _, text := range audittest.Obeyed() {
 		for form, render := range map[string]audit.Render{"native": native.Render, "ocsf": ocsf.Render, "ecs": ecs.Render} {
 			for n, event := range []audit.Event{
@@ -46,8 +46,9 @@ func TestNoTerminalObeysARecord(t *testing.T) {
 	}
 }
 
-// TestNoTerminalObeysASpan does the same for the attributes of the three spans.
-func TestNoTerminalObeysASpan(t *testing.T) {
+// TestSpanHasNoTerminalControls puts each character that a terminal obeys into the
+// attributes of the three spans.
+func TestSpanHasNoTerminalControls(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
 	defer func() { _ = provider.Shutdown(context.WithoutCancel(t.Context())) }()

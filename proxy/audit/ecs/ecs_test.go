@@ -114,8 +114,9 @@ func expected(category string) []string {
 	return nil
 }
 
-// TestRequiredFields: the schema requires @timestamp and ecs.version, and its
-// guidelines the four categorisation fields where they apply.
+// TestRequiredFields checks the fields @timestamp and ecs.version, which the schema
+// requires, and the four categorisation fields, which its guidelines require where they
+// apply.
 func TestRequiredFields(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
@@ -175,7 +176,8 @@ func TestVerdictsAndEnds(t *testing.T) {
 	}
 }
 
-// TestIDs: event.id is unique, and http.request.id joins the documents of a request.
+// TestIDs checks that event.id is unique, and that http.request.id joins the documents of
+// a request.
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		d := read(t, &s.Record)
@@ -186,8 +188,10 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestTheGatewayIsNoUser: the rotation of its identity is not an action of a caller.
-func TestTheGatewayIsNoUser(t *testing.T) {
+// TestIdentityOfTheGatewayIsNoUser checks that user.id is the identity of the caller, and
+// is empty for a rotation of the gateway's own identity, which is not an action of a
+// caller.
+func TestIdentityOfTheGatewayIsNoUser(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		want := s.Record.Identity.String()
 		if s.Record.Event == audit.EventIdentityRotate {
@@ -210,8 +214,8 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// TestAddressesHaveNoZone: a field of type ip does not accept one, and the whole
-// document is refused.
+// TestAddressesHaveNoZone checks that addresses are written without their zone: a field of
+// type ip does not accept one, and the whole document would be refused.
 func TestAddressesHaveNoZone(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {

@@ -81,9 +81,9 @@ func rotations() map[string]Rotation {
 func TestOpenRequiresItsParts(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "records.jsonl")
 	for name, cfg := range map[string]Config{
-		"no path":                    {Failed: func(error) {}},
-		"nobody is told of failures": {Path: path},
-		"a directory that is not":    {Path: filepath.Join(path, "records.jsonl"), Failed: func(error) {}},
+		"no path":                         {Failed: func(error) {}},
+		"no function for failures":        {Path: path},
+		"a directory that does not exist": {Path: filepath.Join(path, "records.jsonl"), Failed: func(error) {}},
 	} {
 		if f, err := Open(cfg); err == nil || f != nil {
 			t.Errorf("%s: got %v, %v", name, f, err)
@@ -168,8 +168,8 @@ func TestRecordFile(t *testing.T) {
 	}
 }
 
-// TestRecordFileThatIsReplaced: another program moves the file away and creates a new
-// one, without a call to Reopen.
+// TestRecordFileThatIsReplaced checks that lines go to the new file when another program
+// moves the file away and creates a new one, without a call to Reopen.
 func TestRecordFileThatIsReplaced(t *testing.T) {
 	r := openRecords(t, "", Rotation{})
 	r.add(t, "one")
@@ -184,8 +184,8 @@ func TestRecordFileThatIsReplaced(t *testing.T) {
 	holds(t, r.path, "two\n")
 }
 
-// TestRecordFileThatCannotBeOpenedAgain: the old file stays open, and the failure is
-// reported.
+// TestRecordFileThatCannotBeOpenedAgain checks that the old file stays open, and that the
+// failure is reported.
 func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
 	r := openRecords(t, "", Rotation{})
 	r.cfg.Path = r.dir // a directory, which even root cannot write to
@@ -198,7 +198,7 @@ func TestRecordFileThatCannotBeOpenedAgain(t *testing.T) {
 	}
 }
 
-// TestManyLinesInASmallFile writes more at once than a file may have.
+// TestManyLinesInASmallFile checks a write of more bytes than a file may have.
 func TestManyLinesInASmallFile(t *testing.T) {
 	r := openRecords(t, "", Rotation{Size: 1 << 20})
 	line := strings.Repeat("x", 1<<16-1) + "\n"
@@ -222,7 +222,8 @@ func TestManyLinesInASmallFile(t *testing.T) {
 	}
 }
 
-// TestRotationByAge: its period does not start again with every SIGHUP.
+// TestRotationByAge checks that the period of the rotation does not start again with every
+// SIGHUP.
 func TestRotationByAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := openRecords(t, "", Rotation{Every: time.Hour})
@@ -245,8 +246,8 @@ func TestRotationByAge(t *testing.T) {
 	})
 }
 
-// TestRotationByAgeAfterARestart: an earlier process has written the file in an earlier
-// period.
+// TestRotationByAgeAfterARestart checks a file that an earlier process has written, in
+// this period or in an earlier one.
 func TestRotationByAgeAfterARestart(t *testing.T) {
 	const every = 365 * 24 * time.Hour // a period does not end while the test runs
 	for _, row := range []struct {
@@ -276,8 +277,9 @@ func TestRotationByAgeAfterARestart(t *testing.T) {
 	}
 }
 
-// TestAnOldFileIsRemoved: as many stay as the configuration says.
-func TestAnOldFileIsRemoved(t *testing.T) {
+// TestOldFilesBeyondKeepAreRemoved checks that as many rotated files are kept as the
+// configuration says.
+func TestOldFilesBeyondKeepAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := openRecords(t, "", Rotation{Every: time.Hour, Keep: 2})
 		for range 6 {

@@ -142,8 +142,8 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// TestALineAllocatesNothing: neither the record of a tunnel nor one with every field
-// set allocates.
+// TestALineAllocatesNothing checks that neither the record of a tunnel nor one with every
+// field set allocates.
 func TestALineAllocatesNothing(t *testing.T) {
 	tunnel := audittest.Samples()[0].Record
 	everything := full(t)
@@ -155,8 +155,8 @@ func TestALineAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestNumbersAreThoseOfEncodingJSON: at most three digits after the decimal point, and
-// no exponent. Beyond 52 bits a float64 is less exact.
+// TestNumbersAreThoseOfEncodingJSON checks that numbers have at most three digits after
+// the decimal point, and no exponent. Beyond 52 bits a float64 is less exact.
 func TestNumbersAreThoseOfEncodingJSON(t *testing.T) {
 	numbers := []int64{1, -1, 10, -10, 100, 999, 1000, 1001, -1001, 1010, 123456789, 1e15 + 1, 1<<52 - 1, 1 - 1<<52}
 	for n := int64(1); n < 1<<52; n = n*3 + 1 {
@@ -189,7 +189,7 @@ func decideUS(t *testing.T, n int64) string {
 	return number
 }
 
-// TestHostileText puts text that an attacker may choose into a record: it stays one
+// TestHostileText puts text that an attacker may choose into a record, which must stay one
 // line of bounded, valid JSON.
 func TestHostileText(t *testing.T) {
 	for _, text := range []string{

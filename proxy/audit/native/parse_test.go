@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// TestEveryRecordIsReadBack covers every kind of record, and one with every field.
+// TestEveryRecordIsReadBack checks every kind of record, and one with every field.
 func TestEveryRecordIsReadBack(t *testing.T) {
 	all := append(audittest.Samples(), audittest.Sample{Name: "everything", Record: full(t)})
 	for _, s := range all {
@@ -26,7 +26,7 @@ func TestEveryRecordIsReadBack(t *testing.T) {
 	}
 }
 
-// TestEveryWordIsReadBack covers each value of each closed set.
+// TestEveryWordIsReadBack checks each value of each closed set.
 func TestEveryWordIsReadBack(t *testing.T) {
 	var all []audit.Record
 	for _, reason := range allowlist.Reasons() {
@@ -61,19 +61,20 @@ func TestEveryWordIsReadBack(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoRecord changes a line in one place.
-func TestWhatIsNoRecord(t *testing.T) {
+// TestParseRefusesOtherLines checks that Parse refuses a line that Render would not write.
+// Each row changes a valid line in one place.
+func TestParseRefusesOtherLines(t *testing.T) {
 	r := full(t)
 	good := string(render(t, &r))
 	summary := audit.Record{Event: audit.EventSummary, Merged: &audit.Merged{Count: 1, Counts: []audit.Count{{Count: 1}}}}
 	other := string(render(t, &summary))
 	for _, row := range []struct{ name, line, old, new string }{
 		{"nothing", good, good, ""},
-		{"another value", good, good, "null"},
+		{"null in place of an object", good, good, "null"},
 		{"an object with nothing", good, good, "{}"},
 		{"a newline", good, good, good + "\n"},
-		{"two lines", good, good, good + good},
-		{"half of one", good, `"detail":"why",`, `"detail":"why`},
+		{"two records in a line", good, good, good + good},
+		{"a text without its end", good, `"detail":"why",`, `"detail":"why`},
 		{"spaces", good, `:1,`, `: 1,`},
 		{"too many bytes", good, `"why"`, `"` + strings.Repeat("x", 64<<10) + `"`},
 		{"another schema", good, `"schema":1`, `"schema":2`},
@@ -104,31 +105,31 @@ func TestWhatIsNoRecord(t *testing.T) {
 		{"a time that no duration has", good, `"dial_ms":2000`, `"dial_ms":9223372036854775`},
 		{"another zone", good, `03:05:06.070000000Z`, `04:05:06.070000000+01:00`},
 		{"fewer digits of a second", good, `06.070000000Z`, `06.07Z`},
-		{"a day that is none", good, `2026-11-21`, `2026-02-30`},
-		{"a verdict that is none", good, `"observe","reason"`, `"maybe","reason"`},
+		{"a day that does not exist", good, `2026-11-21`, `2026-02-30`},
+		{"an unknown verdict", good, `"observe","reason"`, `"maybe","reason"`},
 		{"a verdict in capitals", good, `"observe","reason"`, `"Observe","reason"`},
 		{"a verdict outside the set", good, `"observe","reason"`, `"invalid","reason"`},
-		{"a verdict of what is no decision", good, `"event":"decision"`, `"event":"handshake"`},
-		{"a reason that is none", good, `"not-on-allowlist"`, `"because"`},
-		{"an end that is none", good, `"client","detail"`, `"bored","detail"`},
-		{"an end of what did not end", good, `"client","detail"`, `"none","detail"`},
-		{"an end outside the set", good, `"client","detail"`, `"unknown","detail"`},
+		{"a verdict of an event that is no decision", good, `"event":"decision"`, `"event":"handshake"`},
+		{"an unknown reason", good, `"not-on-allowlist"`, `"because"`},
+		{"an unknown close reason", good, `"client","detail"`, `"bored","detail"`},
+		{"the close reason none", good, `"client","detail"`, `"none","detail"`},
+		{"a close reason outside the set", good, `"client","detail"`, `"unknown","detail"`},
 		{"a class outside the set", good, `"private"`, `"invalid"`},
-		{"an identity that is none", good, `"spiffe://prod.example/`, `"https://prod.example/`},
-		{"many identities, and none of them counted", good, `"spiffe://prod.example/ns/ci/sa/builder"`, `"_other"`},
+		{"a malformed identity", good, `"spiffe://prod.example/`, `"https://prod.example/`},
+		{"the identity of a summary in a decision", good, `"spiffe://prod.example/ns/ci/sa/builder"`, `"_other"`},
 		{"a host in capitals", good, `"api.example"`, `"API.example"`},
-		{"a host that is none", good, `"api.example"`, `"-.example"`},
-		{"a client that is none", good, `"10.1.2.3:40000"`, `"10.1.2.3.4"`},
+		{"a malformed host", good, `"api.example"`, `"-.example"`},
+		{"a malformed client address", good, `"10.1.2.3:40000"`, `"10.1.2.3.4"`},
 		{"a client with port 0", good, `"10.1.2.3:40000"`, `"10.1.2.3:0"`},
 		{"an address without a port", good, `"[2001:db8::1]:443"`, `"2001:db8::1"`},
 		{"an address in a longer form", good, `"[2001:db8::1]:443"`, `"[2001:db8:0::1]:443"`},
-		{"a query of what is none", good, `"resolve_ms"`, `"qtype":"A","resolve_ms"`},
+		{"a query type of a request that is no query", good, `"resolve_ms"`, `"qtype":"A","resolve_ms"`},
 		{"an id of a trace that is too short", good, `"09000`, `"0900`},
 		{"an id of a trace in capitals", good, `"09`, `"0A`},
 		{"an id of a trace of zeros", good, `"09`, `"00`},
 		{"an escape that is not needed", good, `"h1"`, `"\u00681"`},
-		{"half of a pair", good, `"why"`, `"\ud800"`},
-		{"what a terminal obeys", good, `"why"`, "\"\u2028\""},
+		{"half of a surrogate pair", good, `"why"`, `"\ud800"`},
+		{"a terminal control", good, `"why"`, "\"\u2028\""},
 		{"a byte that is no UTF-8", good, `"why"`, "\"\xff\""},
 		{"a text that Render would cut", good, `"why"`, `"` + strings.Repeat("x", 520) + `"`},
 	} {
@@ -142,8 +143,9 @@ func TestWhatIsNoRecord(t *testing.T) {
 	}
 }
 
-// TestARecordKeepsNothingOfItsLine: a reader of files reuses its buffer.
-func TestARecordKeepsNothingOfItsLine(t *testing.T) {
+// TestParsedRecordDoesNotReferToItsLine checks that a record keeps nothing of the line it
+// was parsed from, because a reader of files reuses its buffer.
+func TestParsedRecordDoesNotReferToItsLine(t *testing.T) {
 	r := full(t)
 	line := render(t, &r)
 	got, err := native.Parse(line)

@@ -77,8 +77,9 @@ func TestRenderAppends(t *testing.T) {
 	}
 }
 
-// TestControl checks the promise to readers who look at only two fields.
-func TestControl(t *testing.T) {
+// TestActionAndDisposition checks the two fields by which a reader may judge an event
+// without looking at the others.
+func TestActionAndDisposition(t *testing.T) {
 	decision := func(v allowlist.Verdict) audit.Record {
 		return audit.Record{Event: audit.EventDecision, Verdict: v, Policy: "v1"}
 	}
@@ -202,7 +203,8 @@ func integer(t *testing.T, v any) int64 {
 	return n
 }
 
-// TestIDs: an id is unique as metadata.uid, and joins events as correlation_uid.
+// TestIDs checks that an id is unique as metadata.uid, and joins events as
+// correlation_uid.
 func TestIDs(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		var got struct {
@@ -235,7 +237,8 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
-// TestAddressesHaveNoZone: an IP address of the schema has none.
+// TestAddressesHaveNoZone checks that addresses are written without their zone, because an
+// IP address of the schema has none.
 func TestAddressesHaveNoZone(t *testing.T) {
 	for _, s := range audittest.Samples() {
 		if line := render(t, &s.Record); bytes.ContainsRune(line, '%') {
