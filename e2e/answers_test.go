@@ -59,7 +59,8 @@ func (s *scripted) serve() {
 	}
 }
 
-// records is a reply with these records, those behind "--" in the authority section.
+// records returns a reply with these records; those behind "--" are in its authority
+// section.
 func records(q *dns.Msg, change func(*dns.Msg), texts ...string) []byte {
 	var m dns.Msg
 	m.SetReply(q)
@@ -97,9 +98,9 @@ func code(rcode int) func(*dns.Msg) { return func(m *dns.Msg) { m.Rcode = rcode 
 
 const answersSOA = "example. 60 IN SOA ns.example. admin.example. 1 2 3 4 60"
 
-// oddAnswers answers in the ways in which servers do that other resolvers take.
+// oddAnswers answers in unusual ways that other resolvers accept.
 func oddAnswers(q *dns.Msg, name string) []byte {
-	failing := name == "bogus.example" || name == "bad.example" // of whatever type
+	failing := name == "bogus.example" || name == "bad.example" // for every type
 	if q.Question[0].Qtype != dns.TypeA && !failing {
 		return records(q, nil, "--", answersSOA)
 	}
@@ -126,7 +127,7 @@ func oddAnswers(q *dns.Msg, name string) []byte {
 		return records(q, nil, "zone.example. 60 IN DNAME zone2.example.", "a.zone.example. 60 IN CNAME a.zone2.example.", "a.zone2.example. 60 IN A 127.0.0.1")
 	case "open.example":
 		return records(q, nil, "open.example. 60 IN CNAME plain.example.")
-	case "split.example": // what this server does not know, and another one does
+	case "split.example": // only another server knows the target of the alias
 		return records(q, code(dns.RcodeNameError), "split.example. 60 IN CNAME db.internal.example.", "--", answersSOA)
 	case "bogus.example":
 		return records(q, func(m *dns.Msg) {
@@ -141,7 +142,7 @@ func oddAnswers(q *dns.Msg, name string) []byte {
 	return records(q, code(dns.RcodeNameError), "--", answersSOA)
 }
 
-// emptyAnswers says nothing of use of any name, in a way that its first label names.
+// emptyAnswers gives answers of no use. The first label of the name says of which kind.
 func emptyAnswers(q *dns.Msg, name string) []byte {
 	unrecursed := func(m *dns.Msg) { m.RecursionAvailable = false }
 	switch name {
@@ -228,8 +229,8 @@ func startAnswers(t *testing.T, odd netip.AddrPort) *process {
 	return start(t, dir, "serve")
 }
 
-// TestDNSAnswersThatOtherResolversTake: unbound and dnsmasq ask the same server as exeat
-// does, and what they find exeat finds as well.
+// TestDNSAnswersThatOtherResolversTake checks that exeat finds what unbound and dnsmasq
+// find when they ask the same server.
 func TestDNSAnswersThatOtherResolversTake(t *testing.T) {
 	need(t, "unbound", "dnsmasq")
 	odd := startScripted(t, oddAnswers)
@@ -262,7 +263,7 @@ remote-control:
 	own := p.listening(t, "dns")
 	for _, row := range []struct {
 		name, want string
-		dnsmasq    bool // dnsmasq hands over what it gets, and leaves it to its client
+		dnsmasq    bool // says that dnsmasq finds it, too; otherwise it leaves the rest to its client
 	}{
 		{"plain.example", "NOERROR 127.0.0.1", true},
 		{"order.example", "NOERROR 127.0.0.1", true},
@@ -287,7 +288,7 @@ remote-control:
 			t.Errorf("dnsmasq finds %s for %s, want %s", got, row.name, row.want)
 		}
 	}
-	// What nothing but the servers of a group can know.
+	// Only the second server of a group knows these names.
 	for _, name := range []string{"split.example", "header.next.example", "referral.next.example", "lame.next.example", "failed.next.example"} {
 		begin := time.Now()
 		if got := askFor(t, own, name); got != "NOERROR 127.0.0.1" {
@@ -299,9 +300,9 @@ remote-control:
 	}
 }
 
-// TestDNSEvidenceOfServersThatFail: the records of queries, of CONNECT and of plain requests
-// name the server and what it did, which no caller is told; the code and the extended
-// error are passed on. Metrics and the log tell of the server.
+// TestDNSEvidenceOfServersThatFail checks that the records of queries, of CONNECT and of
+// plain requests name the server that failed and what it did. Callers are told only the
+// code and the extended error. Metrics and the log name the server, too.
 func TestDNSEvidenceOfServersThatFail(t *testing.T) {
 	odd := startScripted(t, oddAnswers)
 	p := startAnswers(t, odd)

@@ -115,9 +115,9 @@ func TestDemoCheck(t *testing.T) {
 	p.checkNothingLeft(t)
 }
 
-// TestDemoCheckTellsAnotherPolicy swaps what the two identities may do. The check must
-// fail, because it tests the answers of the gateway.
-func TestDemoCheckTellsAnotherPolicy(t *testing.T) {
+// TestDemoCheckFailsUnderAnotherPolicy swaps what the two identities may do. The check
+// must fail, because it tests the answers of the gateway.
+func TestDemoCheckFailsUnderAnotherPolicy(t *testing.T) {
 	dir, port := t.TempDir(), freeAddresses(t, 1)[0].Port()
 	write(t, dir, map[string]string{"swapped.yaml": fmt.Sprintf(`version: 1
 identities:

@@ -242,10 +242,10 @@ func TestTheSoftLimitIsRaised(t *testing.T) {
 	}
 }
 
-// TestALimitThatIsLowered lowers the limit of descriptors while the gateway serves, so
-// that the system refuses descriptors that the gateway counts as free, and raises it
+// TestLoweredLimitOfDescriptors lowers the limit of descriptors while the gateway serves,
+// so that the system refuses descriptors that the gateway counts as free, and raises it
 // again.
-func TestALimitThatIsLowered(t *testing.T) {
+func TestLoweredLimitOfDescriptors(t *testing.T) {
 	s := newReloadSite(t)
 	p := s.serveWithin(t, "-n 1024", "connections: 100, ")
 	tunnel := s.open(t, p, "own", "allowed.example")
@@ -278,9 +278,9 @@ func TestALimitThatIsLowered(t *testing.T) {
 	}
 }
 
-// TestTooFewDescriptors starts the gateway with too few descriptors for a single caller,
-// and checks a configuration that may need more than the limit.
-func TestTooFewDescriptors(t *testing.T) {
+// TestStartWithTooFewDescriptors starts the gateway with too few descriptors for a single
+// caller, and checks a configuration that may need more than the limit.
+func TestStartWithTooFewDescriptors(t *testing.T) {
 	s := newReloadSite(t)
 	if _, stderr, code := run(t, s.dir, "sh", "-c", `ulimit -n 24 && exec "$0" serve`, exeat); code != 2 || !strings.Contains(stderr, "raise the limit (ulimit -n") {
 		t.Errorf("exit code %d: %s", code, stderr)

@@ -104,9 +104,9 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestADiskThatHasRoomAgain makes the gateway ready by itself: nobody sends a request
-// to one that is not.
-func TestADiskThatHasRoomAgain(t *testing.T) {
+// TestGatewayIsReadyAgainWhenTheDiskHasRoom checks that the gateway finds out by itself
+// that the disk has room, because nobody sends a request to a gateway that is not ready.
+func TestGatewayIsReadyAgainWhenTheDiskHasRoom(t *testing.T) {
 	for name, row := range map[string]struct {
 		records string
 		status  int // of /readyz while the disk is full

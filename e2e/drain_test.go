@@ -51,10 +51,9 @@ func TestDrainAnswersARequestThatIsUnderWay(t *testing.T) {
 	}
 }
 
-// TestADrainLosesNoRequest: clients that post one request after the other on a
-// connection that they keep, and that no library repeats, have an answer to each of
-// them while the process drains, over connections that they open anew when an answer
-// says that it was the last one.
+// TestADrainLosesNoRequest runs clients that post one request after the other on a kept
+// connection, and never repeat one. While the process drains, every request must be
+// answered; a client opens a new connection when an answer says that it was the last one.
 func TestADrainLosesNoRequest(t *testing.T) {
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(w, r.Body)
@@ -74,10 +73,10 @@ func TestADrainLosesNoRequest(t *testing.T) {
 		asking.Go(func() {
 			begin := sync.OnceFunc(began.Done)
 			defer begin()
-			told := 0 // answers that were the last ones of their connections
+			told := 0 // number of answers that announced the end of their connection
 			for {
 				conn, err := net.Dial("tcp", addr)
-				if err != nil { // nobody listens any more
+				if err != nil { // the listener has closed
 					break
 				}
 				n, last := postAll(conn, host, begin)

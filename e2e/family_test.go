@@ -10,9 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
 
-// TestEveryAddress checks that each listener at 0.0.0.0 is reached at every IPv4 address
-// of the host, and each listener at [::] at every address.
-func TestEveryAddress(t *testing.T) {
+// TestUnspecifiedListenerIsReachedAtEveryAddress checks that each listener at 0.0.0.0 is
+// reached at every IPv4 address of the host, and each listener at [::] at every address.
+func TestUnspecifiedListenerIsReachedAtEveryAddress(t *testing.T) {
 	if l, err := net.Listen("tcp6", "[::1]:0"); err != nil {
 		missing.Skip(t, "there is no IPv6 loopback: "+err.Error())
 	} else {
@@ -66,9 +66,9 @@ timeouts: {drain_delay: 0s}
 	}
 }
 
-// TestDNSIsNotAtEveryAddress checks that a listener for DNS over UDP needs an address,
-// because an answer has to come from the address to which the question was sent.
-func TestDNSIsNotAtEveryAddress(t *testing.T) {
+// TestDNSOverUDPNeedsASpecificAddress checks that a listener for DNS over UDP needs an
+// address, because an answer has to come from the address to which the question was sent.
+func TestDNSOverUDPNeedsASpecificAddress(t *testing.T) {
 	s := newSite(t, 443)
 	for _, host := range []string{"0.0.0.0", "[::]", "[::ffff:0.0.0.0]"} {
 		write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "listeners:\n",

@@ -16,10 +16,10 @@ listeners:
 timeouts: {drain_delay: 0s}
 `
 
-// TestGnuTLSReadsWhatIsMinted checks that GnuTLS can read the certificates of `exeat
-// authority mint`, at both ends of a connection. GnuTLS returns an error to programs for
-// a certificate without a subject, so minted certificates have one.
-func TestGnuTLSReadsWhatIsMinted(t *testing.T) {
+// TestGnuTLSReadsMintedCertificates checks that GnuTLS can read the certificates of `exeat
+// authority mint`, at both ends of a connection. GnuTLS returns an error to programs for a
+// certificate without a subject, so minted certificates have one.
+func TestGnuTLSReadsMintedCertificates(t *testing.T) {
 	need(t, "sh", "gnutls-cli", "certtool")
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"exeat.yaml": mintedConfig, "policy.yaml": sitePolicy([]int{443})})

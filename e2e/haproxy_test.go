@@ -34,8 +34,8 @@ admin: {address: "127.0.0.1:0"}
 timeouts: {drain_delay: 0s}
 `
 
-// checks are what HAProxy does to find out whether a listener is there: the listener,
-// and what stands behind its address in the line "server".
+// checks returns the health checks of HAProxy: the listener, and the options behind its
+// address in the line "server".
 func checks() [][2]string {
 	return [][2]string{
 		{"mtls", "check"},
@@ -56,11 +56,11 @@ func checks() [][2]string {
 	}
 }
 
-// haproxy is an HAProxy before a gateway.
+// haproxy is an HAProxy in front of a gateway.
 type haproxy struct {
 	*site.Process
 
-	admin string // where it answers commands
+	admin string // address at which it answers commands
 }
 
 // startHAProxy runs HAProxy with servers, and a frontend for connections of clients.
@@ -68,7 +68,7 @@ func startHAProxy(t *testing.T, p *process, dir string, servers [][2]string) (h 
 	t.Helper()
 	cmd := exec.Command("haproxy", "-db", "-f", "haproxy.cfg")
 	cmd.Dir = dir
-	var listening [2]string // of the sockets that it inherits, the first as its descriptor 3
+	var listening [2]string // addresses of the sockets that HAProxy inherits, the first as its descriptor 3
 	for i := range listening {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -106,8 +106,7 @@ func startHAProxy(t *testing.T, p *process, dir string, servers [][2]string) (h 
 	return h, listening[0]
 }
 
-// states returns what HAProxy says of each server in its column check_status, in their
-// order.
+// states returns the column check_status of each server, in the order of the servers.
 func (h haproxy) states(t *testing.T) []string {
 	t.Helper()
 	conn, err := net.Dial("tcp", h.admin)
@@ -150,8 +149,8 @@ func (p *process) handshakes(t *testing.T) map[string]int {
 	return all
 }
 
-// checksOf starts a gateway, and HAProxy before it, and waits until each check with TLS
-// has been made some times.
+// checksOf starts a gateway, and HAProxy in front of it, and waits until each check with
+// TLS has been made several times.
 func checksOf(t *testing.T, servers [][2]string) (p *process, s prodSite, frontend string) {
 	t.Helper()
 	need(t, "haproxy")
@@ -205,7 +204,9 @@ func writePair(t *testing.T, from, to, name string) {
 	write(t, to, map[string]string{name + ".both.pem": both})
 }
 
-// TestHAProxyChecksAreQuiet, and its clients are who they are.
+// TestHAProxyChecksAreQuiet checks that health checks leave no record and count as unused
+// handshakes only, and that a client of HAProxy is recorded with its own address and
+// identity.
 func TestHAProxyChecksAreQuiet(t *testing.T) {
 	p, s, frontend := checksOf(t, checks())
 	raw, err := net.Dial("tcp", frontend)
@@ -232,8 +233,8 @@ func TestHAProxyChecksAreQuiet(t *testing.T) {
 	}
 }
 
-// TestAHAProxyCheckWithAnotherCertificateIsRecorded, and is no failed handshake all the
-// same: nothing was asked.
+// TestAHAProxyCheckWithAnotherCertificateIsRecorded checks that such a check has a record,
+// but does not count as a failed handshake, because it asked for nothing.
 func TestAHAProxyCheckWithAnotherCertificateIsRecorded(t *testing.T) {
 	p, _, _ := checksOf(t, [][2]string{{"mtls", "check check-ssl verify none crt other.both.pem"}, {"behind", "send-proxy-v2 check check-ssl verify none crt other.both.pem"}})
 	if r := p.record(t, "handshake", 0); r.Reason != "identity-untrusted" || !strings.HasPrefix(r.Client, "127.0.0.1:") {

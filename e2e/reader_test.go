@@ -156,9 +156,9 @@ func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
 	}
 }
 
-// TestALogThatNobodyReadsStopsNothing fills the pipe at standard error. A new policy
+// TestLogThatNobodyReadsDoesNotStopReloads fills the pipe at standard error. A new policy
 // must still come into force, and another one after it.
-func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
+func TestLogThatNobodyReadsDoesNotStopReloads(t *testing.T) {
 	port := newEcho(t)
 	s := newSite(t, port)
 	log := newPipe(t)

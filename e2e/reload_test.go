@@ -181,9 +181,9 @@ func leases(path string) bool {
 	return err == nil
 }
 
-// TestReloadOfWhatIsWrong makes the files unusable, in one way after the other. The last
-// good policy must stay in force.
-func TestReloadOfWhatIsWrong(t *testing.T) {
+// TestReloadOfUnusableFilesKeepsThePolicy makes the files unusable, in one way after the
+// other. The last good policy must stay in force.
+func TestReloadOfUnusableFilesKeepsThePolicy(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
 	good := s.allowing("allowed.example")
@@ -219,8 +219,9 @@ func TestReloadOfWhatIsWrong(t *testing.T) {
 	}
 }
 
-// TestQuarantineByItself puts an identity in quarantine while the policy is broken.
-func TestQuarantineByItself(t *testing.T) {
+// TestQuarantineWhileThePolicyIsBroken puts an identity in quarantine while the policy is
+// broken.
+func TestQuarantineWhileThePolicyIsBroken(t *testing.T) {
 	s := newReloadSite(t)
 	dir := filepath.Join(t.TempDir(), "policy")
 	putFile(t, dir+"/policy.yaml", s.allowing("allowed.example"))
@@ -261,8 +262,9 @@ func TestQuarantineByItself(t *testing.T) {
 	}
 }
 
-// TestEmptyDirectory starts without any policy. A quarantine list alone is not a policy.
-func TestEmptyDirectory(t *testing.T) {
+// TestStartWithoutAPolicy starts without any policy. A quarantine list alone is not a
+// policy.
+func TestStartWithoutAPolicy(t *testing.T) {
 	s := newReloadSite(t)
 	dir := t.TempDir()
 	write(t, s.dir, map[string]string{"exeat.yaml": strings.Replace(siteConfig, "policy: policy.yaml", "policy: {files: \""+dir+"\", poll: 0s}", 1) + "admin: {address: '127.0.0.1:0'}\n"})
@@ -339,8 +341,8 @@ func TestMaxRevoke(t *testing.T) {
 	p.stop(t, 3)
 }
 
-// TestAHangupEndsWhatMaxRevokeHolds confirms a held policy by a SIGHUP.
-func TestAHangupEndsWhatMaxRevokeHolds(t *testing.T) {
+// TestSIGHUPEndsTunnelsThatMaxRevokeHolds confirms a held policy by a SIGHUP.
+func TestSIGHUPEndsTunnelsThatMaxRevokeHolds(t *testing.T) {
 	s := newReloadSite(t)
 	path := filepath.Join(t.TempDir(), "policy.yaml")
 	putFile(t, path, s.allowing("allowed.example", "example.com"))

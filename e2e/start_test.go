@@ -30,7 +30,7 @@ import (
 type absent struct {
 	name  string
 	start func(t *testing.T, socket string)
-	says  string // in what is said about it
+	says  string // text that log messages and probes must contain
 }
 
 func absents() []absent {
@@ -68,7 +68,7 @@ func remove(t *testing.T, path string) {
 	}
 }
 
-// denial is an agent that knows nobody.
+// denial is a Workload API that has no registration for any workload.
 type denial struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 }
@@ -149,9 +149,10 @@ func (s *waitingSite) probe(t *testing.T, path string, want int, says string) {
 	t.Fatalf("%s: %s; want %d with %q", path, last, want, says)
 }
 
-// TestAStartWithoutAnIdentity answers probes from the first moment, says what is
-// waited for, takes no connections, and ends as soon as it is told to.
-func TestAStartWithoutAnIdentity(t *testing.T) {
+// TestStartWithoutAnIdentityAnswersProbes checks that the process answers probes from the
+// first moment, says what it waits for, takes no connections, and ends as soon as it is
+// told to.
+func TestStartWithoutAnIdentityAnswersProbes(t *testing.T) {
 	t.Parallel()
 	for i, row := range absents() {
 		t.Run(row.name, func(t *testing.T) {
@@ -178,8 +179,9 @@ func TestAStartWithoutAnIdentity(t *testing.T) {
 	}
 }
 
-// TestAnIdentityThatComesLate is served with, without a restart.
-func TestAnIdentityThatComesLate(t *testing.T) {
+// TestIdentityThatComesLateNeedsNoRestart checks that the gateway serves as soon as the
+// Workload API gives it an identity.
+func TestIdentityThatComesLateNeedsNoRestart(t *testing.T) {
 	s := newWaitingSite(t)
 	p := start(t, s.dir, "serve")
 	s.probe(t, "/readyz", http.StatusServiceUnavailable, "there is no such socket")
@@ -216,8 +218,8 @@ func TestAnIdentityThatComesLate(t *testing.T) {
 	}
 }
 
-// TestCheckWithoutAnIdentity says in less than five seconds which socket it is and what
-// to look at.
+// TestCheckWithoutAnIdentity checks that `serve --check` says in less than five seconds
+// which socket gives no identity, and what to look at.
 func TestCheckWithoutAnIdentity(t *testing.T) {
 	t.Parallel()
 	for _, row := range absents() {
@@ -240,10 +242,11 @@ func TestCheckWithoutAnIdentity(t *testing.T) {
 	}
 }
 
-// TestAStartThatHangs: what is opened for the records, or the configuration itself,
-// does not come, as on a file system that hangs. Probes are answered where the
-// configuration says where, and the process ends as soon as it is told to.
-func TestAStartThatHangs(t *testing.T) {
+// TestStartThatHangsAnswersProbes checks a start in which a record file or the
+// configuration itself cannot be opened, as on a file system that hangs. Probes are
+// answered at the configured address once the configuration is read, and the process ends
+// as soon as it is told to.
+func TestStartThatHangsAnswersProbes(t *testing.T) {
 	fifo := func(t *testing.T, path string) {
 		t.Helper()
 		if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -273,7 +276,7 @@ func TestAStartThatHangs(t *testing.T) {
 				row.prepare(t, s)
 				p := start(t, s.dir, "serve")
 				if row.waits == "" {
-					// It has begun to read when there is a reader, to whom nothing is written.
+					// The process reads the configuration when this open returns. Nothing is written.
 					pipe, err := os.OpenFile(filepath.Join(s.dir, "exeat.yaml"), os.O_WRONLY, 0)
 					if err != nil {
 						t.Fatal(err)
@@ -294,20 +297,20 @@ func TestAStartThatHangs(t *testing.T) {
 	}
 }
 
-// TestWhatIsWrongIsSaidBeforeTheWait for an identity that does not come, and leaves
-// nothing behind.
-func TestWhatIsWrongIsSaidBeforeTheWait(t *testing.T) {
+// TestStartReportsErrorsBeforeItWaits checks that errors are reported before the process
+// waits for an identity that does not come, and that the process leaves nothing behind.
+func TestStartReportsErrorsBeforeItWaits(t *testing.T) {
 	for name, row := range map[string]struct {
-		listener string // in place of that of the configuration; "" is that
-		more     string // of the configuration
+		listener string // replaces the listener of the configuration; "" keeps it
+		more     string // appended to the configuration
 		take     func(*waitingSite) netip.AddrPort
 		says     string
 	}{
-		"a listener's address is taken":  {take: func(s *waitingSite) netip.AddrPort { return s.listener }, says: "exeat: exeat.yaml:4:35: listener mtls: 127.0.0.1:"},
-		"the admin address is taken":     {take: func(s *waitingSite) netip.AddrPort { return s.admin }, says: "exeat: exeat.yaml:5:18: admin: 127.0.0.1:"},
-		"a record file that cannot be":   {more: "records: {file: none/records.jsonl}\n", says: "exeat: exeat.yaml:7:17: records: sink "},
-		"a web certificate that is not":  {listener: `address: "127.0.0.1:0", present: {certificate: none.pem, key: none.pem}`, says: "exeat: exeat.yaml:4:73: listener mtls: "},
-		"a socket without its directory": {listener: `address: "unix:none/s", identity: self`, says: "none of the socket "},
+		"a listener's address is taken":     {take: func(s *waitingSite) netip.AddrPort { return s.listener }, says: "exeat: exeat.yaml:4:35: listener mtls: 127.0.0.1:"},
+		"the admin address is taken":        {take: func(s *waitingSite) netip.AddrPort { return s.admin }, says: "exeat: exeat.yaml:5:18: admin: 127.0.0.1:"},
+		"a record file that cannot be made": {more: "records: {file: none/records.jsonl}\n", says: "exeat: exeat.yaml:7:17: records: sink "},
+		"a web certificate that is missing": {listener: `address: "127.0.0.1:0", present: {certificate: none.pem, key: none.pem}`, says: "exeat: exeat.yaml:4:73: listener mtls: "},
+		"a socket without its directory":    {listener: `address: "unix:none/s", identity: self`, says: "none of the socket "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newWaitingSite(t)

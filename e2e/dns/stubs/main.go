@@ -132,7 +132,7 @@ func run(ctx context.Context, exeat string, stubs []stub, out io.Writer) error {
 
 // overBudget looks up names that are beyond the name budget.
 func overBudget(ctx context.Context, dir string, stubs []stub, out io.Writer) error {
-	// In place: the mount is that of the file.
+	// The file is written in place, because the file itself is mounted.
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		return err
 	}
