@@ -51,9 +51,9 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// TestEveryDecisionArrivesTwiceAndJoins checks that every decision arrives as a span and
-// as a log record of the same trace, and every tunnel as well.
-func TestEveryDecisionArrivesTwiceAndJoins(t *testing.T) {
+// TestEveryDecisionArrivesAsASpanAndALogRecord checks that every decision arrives as a
+// span and as a log record of the same trace, and every tunnel as well.
+func TestEveryDecisionArrivesAsASpanAndALogRecord(t *testing.T) {
 	w := newWorld(t)
 	w.startCollector(t)
 	p := w.startExeat(t)
@@ -98,9 +98,10 @@ const (
 	pace             = 1000
 )
 
-// TestACollectorThatIsKilled runs without the collector for eight seconds, with queues
-// that are too short for that time.
-func TestACollectorThatIsKilled(t *testing.T) {
+// TestEverySpanIsCountedWhenTheCollectorIsKilled runs without the collector for eight
+// seconds, with queues that are too short for that time. Every span must be counted as
+// exported, dropped or failed, and the record file must have every decision.
+func TestEverySpanIsCountedWhenTheCollectorIsKilled(t *testing.T) {
 	w := newWorld(t)
 	c := w.startCollector(t)
 	p := w.startExeat(t, "OTEL_BSP_MAX_QUEUE_SIZE=4096")
