@@ -65,7 +65,9 @@ func TestEveryFuzzTargetHasAFault(t *testing.T) {
 	}
 }
 
-func TestWhoFoundIt(t *testing.T) {
+// TestFinderNamesTheTestThatFailed checks what the output of go test says about a planted
+// fault.
+func TestFinderNamesTheTestThatFailed(t *testing.T) {
 	exit := exitError(t)
 	for _, row := range []struct {
 		name, text string
