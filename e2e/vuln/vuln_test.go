@@ -50,11 +50,11 @@ func TestFindings(t *testing.T) {
 			1, dependency + " (not linked): A panic: update to v1.0.1\n" + fmt.Sprintf(counts, 1, 0),
 		},
 		{
-			"a dependency that no version mends", finding("GO-1", "", "a.example/m", "a.example/m/p", "F"),
+			"a dependency that no version fixes", finding("GO-1", "", "a.example/m", "a.example/m/p", "F"),
 			1, dependency + ": A panic: no version mends it\n" + fmt.Sprintf(counts, 1, 0),
 		},
 		{
-			"a dependency that no version mends, and that nothing uses", finding("GO-1", "", "a.example/m", "", ""),
+			"a dependency that no version fixes, and that nothing uses", finding("GO-1", "", "a.example/m", "", ""),
 			0, dependency + " (not linked): A panic: no version mends it\n" + fmt.Sprintf(counts, 1, 0),
 		},
 		{
@@ -64,7 +64,7 @@ func TestFindings(t *testing.T) {
 				fmt.Sprintf(counts, 0, 2) + fmt.Sprintf(newest, "go1.26.10"),
 		},
 		{
-			"the standard library, and no Go mends it", finding("GO-1", "", "stdlib", "net/http", "F"),
+			"the standard library, and no version of Go fixes it", finding("GO-1", "", "stdlib", "net/http", "F"),
 			0, "standard library: GO-1 in net/http of go1.26.8: A panic: no version of Go mends it yet\n" + fmt.Sprintf(counts, 0, 1),
 		},
 		{
@@ -91,8 +91,8 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// TestOutputThatShowsNoScan: such output is an error, and does not mean that there are
-// no vulnerabilities.
+// TestOutputThatShowsNoScan checks that output which does not show a scan is an error, and
+// does not mean that there are no vulnerabilities.
 func TestOutputThatShowsNoScan(t *testing.T) {
 	for name, row := range map[string]struct{ output, want string }{
 		"nothing":                      {"", `a scan of level ""`},
