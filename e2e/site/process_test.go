@@ -42,14 +42,14 @@ func TestAChildThatListensIsReady(t *testing.T) {
 	}
 }
 
-func TestAChildThatEndsIsAnErrorInItsOwnWords(t *testing.T) {
+func TestErrorOfAChildThatEndsHasItsOutput(t *testing.T) {
 	_, err := site.Start(script(t, "echo 'no such file' >&2; exit 2"), site.Ready{Announces: 1})
 	if err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestAChildThatIsToldWhereToListenIsReadyWhenItAccepts(t *testing.T) {
+func TestChildWithAConfiguredAddressIsReadyWhenItAccepts(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func TestAChildThatEndsBeforeItAcceptsIsAnError(t *testing.T) {
 	}
 }
 
-func TestNothingIsInherited(t *testing.T) {
+func TestChildInheritsNoEnvironment(t *testing.T) {
 	t.Setenv("EXEAT_BENCH_TEST", "inherited")
 	c := script(t, `echo "address=[$EXEAT_BENCH_TEST$OWN]" >&2`)
 	c.Env = []string{"OWN=own"}

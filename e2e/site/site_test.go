@@ -36,7 +36,7 @@ func TestASiteIsGoneWhenItIsClosed(t *testing.T) {
 	}
 }
 
-func TestACallerAndTheGatewayKnowEachOther(t *testing.T) {
+func TestCallerAndGatewayTrustEachOther(t *testing.T) {
 	s, err := site.New("prod.example")
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestACallerAndTheGatewayKnowEachOther(t *testing.T) {
 	}
 }
 
-func TestAnOriginSendsBackAndEnds(t *testing.T) {
+func TestEchoSendsBackAndCloses(t *testing.T) {
 	e, err := site.NewEcho(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -92,7 +92,7 @@ func serve(t *testing.T, speak func(net.Conn)) string {
 	return l.Addr().String()
 }
 
-func TestAClearProxyIsAsked(t *testing.T) {
+func TestProxyWithoutTLSGetsAConnect(t *testing.T) {
 	c := load.Client{Proxy: serve(t, func(conn net.Conn) {
 		const head = "CONNECT origin:1 HTTP/1.1\r\nHost: origin:1\r\n\r\n"
 		if got := make([]byte, len(head)); read(conn, got) == head {
@@ -105,7 +105,7 @@ func TestAClearProxyIsAsked(t *testing.T) {
 	}
 }
 
-func TestAForwarderIsAskedNothing(t *testing.T) {
+func TestForwarderGetsNoConnect(t *testing.T) {
 	addr := serve(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
 	if err := new(load.Client).Exchange(t.Context(), addr, 64); err != nil {
 		t.Error(err)
