@@ -58,7 +58,7 @@ func TestOnlyAnswersWithoutAnErrorCount(t *testing.T) {
 	}
 }
 
-func TestACounterWaitsForWhatIsMissing(t *testing.T) {
+func TestCounterWaitsForMissingRecords(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "records.jsonl")
 	if err := os.WriteFile(file, []byte("{}\n{}\n"), 0o600); err != nil {
 		t.Fatal(err)

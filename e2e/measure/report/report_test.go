@@ -45,7 +45,7 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-func TestOthersStandBetweenTheTwo(t *testing.T) {
+func TestTableHasAColumnForEachOther(t *testing.T) {
 	table := report.Table{
 		Others: []string{"HAProxy", "Squid"},
 		Rows: []report.Row{
@@ -116,7 +116,7 @@ func TestWhereMoreIsBetterTheBarIsTheLeast(t *testing.T) {
 	}
 }
 
-func TestOnlyWhatIsFarAboveItsBarExceeds(t *testing.T) {
+func TestOnlyAFigureFarAboveItsBarExceeds(t *testing.T) {
 	table := report.Table{Rows: []report.Row{
 		{Figure: "just above", Floor: []float64{1}, Ours: []float64{4.9}, Bar: report.Bar{Ratio: 1}},
 		{Figure: "far above its ratio", Floor: []float64{1}, Ours: []float64{5.1}, Bar: report.Bar{Ratio: 1}},
