@@ -164,8 +164,9 @@ func (t *Tunnel) readUntil(at time.Time) {
 	}
 }
 
-// refuse ends the tunnel and sends the farewell to the client. The upstream has not been
-// sent a byte.
+// refuse ends the tunnel: it closes the connection to the upstream, which has not been
+// sent a byte, and then sends the farewell to the client. The client's connection stays
+// open until the client has read the farewell, see Linger.
 func (t *Tunnel) refuse(farewell []byte) {
 	t.ending.Lock()
 	if t.reason != None {
@@ -176,6 +177,8 @@ func (t *Tunnel) refuse(farewell []byte) {
 	t.upstream.unblock()
 	_ = t.client.deadlineConn().SetWriteDeadline(time.Now().Add(closeGrace))
 	t.ending.Unlock()
+	t.relayed.Wait() // it ends soon, because its reads and writes have deadlines
+	t.upstream.close(true)
 	if _, err := t.client.conn.Write(farewell); err == nil {
 		Linger(t.client.conn)
 	}

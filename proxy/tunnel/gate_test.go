@@ -101,6 +101,48 @@ func TestARefusedClientReadsTheFarewell(t *testing.T) {
 	}
 }
 
+// TestRefusalClosesUpstreamAtOnce checks that the connection to the origin is closed at
+// once, although that of the client may stay open for seconds, until the client has read
+// the farewell.
+func TestRefusalClosesUpstreamAtOnce(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		down string // what the origin sends before the refusal
+	}{
+		{"a silent origin", ""},
+		{"an origin that has sent bytes", "banner"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, near := net.Pipe()
+				origin, far := net.Pipe()
+				tun := New(half{near}, half{far}, Config{})
+				tun.Guard(word("hello"))
+				result := make(chan Result, 1)
+				go func() { result <- tun.Run(nil) }()
+				go func() { _, _ = io.WriteString(origin, row.down) }()
+				expect(t, client, row.down)
+				start := time.Now()
+				send(t, client, "help")
+				expect(t, client, "no")
+				expectEnd(t, origin, "")
+				if took := time.Since(start); took != 0 {
+					t.Errorf("the origin's connection stayed open for %s", took)
+				}
+				got := <-result // after the client has been silent for a while
+				if took := time.Since(start); took != lingerIdle {
+					t.Errorf("the tunnel ended after %s, want %s", took, lingerIdle)
+				}
+				if got.Reason != Denied || got.Up != 0 || got.Down != int64(len(row.down)) {
+					t.Errorf("got %+v, want denied, nothing up, %d down", got, len(row.down))
+				}
+				client.Close()
+				origin.Close()
+			})
+		})
+	}
+}
+
 // TestAClientThatEndsBeforeTheGate checks that a gate refuses a client which ends in the
 // middle of its first bytes, and does not refuse one that ends without a byte.
 func TestAClientThatEndsBeforeTheGate(t *testing.T) {
