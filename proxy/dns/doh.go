@@ -87,8 +87,12 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 }
 
 // read returns the packet of a request, if it is a query. Its body must have come before
-// endIncomplete.
+// endIncomplete. A request without a body is complete: net/http would take a deadline for
+// the end of the client, and the request would have no answer.
 func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequest) {
+	if r.ContentLength == 0 {
+		return readQuery(r)
+	}
 	body := http.NewResponseController(w)
 	h.mu.Lock()
 	h.bodies[body] = struct{}{}

@@ -3,10 +3,13 @@ package dns
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,6 +204,34 @@ func TestDrainEndsIncompleteRequests(t *testing.T) {
 					<-done
 				})
 			})
+		}
+	}
+}
+
+// deadlineRecorder is the writer of an answer. It notes that a deadline for reading the
+// request was set.
+type deadlineRecorder struct {
+	*httptest.ResponseRecorder
+	set bool
+}
+
+func (r *deadlineRecorder) SetReadDeadline(time.Time) error {
+	r.set = true
+	return nil
+}
+
+// TestDrainEndsOnlyBodies checks that a drain which ends the bodies that have not come
+// ends no request without a body: net/http would take the deadline for the end of the
+// client, and the query would have no answer.
+func TestDrainEndsOnlyBodies(t *testing.T) {
+	get := httptest.NewRequest(http.MethodGet, DoHPath+"?dns="+base64.RawURLEncoding.EncodeToString(packetOf("allowed.example", mdns.TypeA, false)), nil)
+	post := httptest.NewRequest(http.MethodPost, DoHPath, strings.NewReader("half of it"))
+	for _, req := range []*http.Request{get, post} {
+		h := &dohConn{ending: true, bodies: make(map[*http.ResponseController]struct{})}
+		w := &deadlineRecorder{ResponseRecorder: httptest.NewRecorder()}
+		_, err := h.read(w, req)
+		if hasBody := req == post; w.set != hasBody || (err != nil) != hasBody {
+			t.Errorf("%s: a deadline was set: %t, error %v; want %t for both", req.Method, w.set, err, hasBody)
 		}
 	}
 }
