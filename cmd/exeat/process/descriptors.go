@@ -22,9 +22,9 @@ import (
 // certificates, for reopening a record file, and for exporters; and those of the admin
 // listener, which get a share of the limit.
 const (
-	ownReserve      = 12
-	adminShare      = 64
-	adminLeast      = 4
+	ownReserve      = 12 // for files, certificates and exporters
+	adminShare      = 64 // the admin listener gets the limit divided by this
+	adminLeast      = 4  // least number for the admin listener
 	unknownOpen     = 32 // assumed number of open descriptors where the system does not report it
 	leastForCallers = 8  // with fewer descriptors for callers the start fails
 )
@@ -96,7 +96,7 @@ type fitted struct {
 	tooMuch []string // bounds that the configuration sets, and that need too many descriptors
 }
 
-// fit makes the bounds on connections fit the descriptors: it lowers those that the
+// fit makes the bounds on connections fit the descriptors: it lowers the bounds that the
 // configuration does not set, and leaves the others unchanged. The error says that
 // there are too few descriptors to serve at all.
 func (f files) fit(cfg *config.Config, to *gateway.Config) (done fitted, err error) {
@@ -164,11 +164,11 @@ func fitting(most int, needs func(int) int, available int) int {
 	return max(1, sort.Search(most, func(i int) bool { return needs(i+1) > available }))
 }
 
-// fitFiles makes the bounds on connections fit the descriptors of the process, after it
-// is known what the start opens, and passes the counters to the gateway and the
-// resolver.
+// fitFiles makes the bounds on connections fit the descriptors of the process, and passes
+// the counters to the gateway and the resolver. Call it when it is known which files the
+// start opens.
 func (p *Process) fitFiles(cfg *gateway.Config) (err error) {
-	p.files = readFiles(cfg, len(p.sources.files))
+	p.files = readFiles(cfg, len(p.inputs.files))
 	if p.files.limit == 0 {
 		return nil
 	}
@@ -216,14 +216,14 @@ func (p *Process) followFiles(ctx context.Context, cfg *gateway.Config, now func
 	if p.files.limit == 0 {
 		return
 	}
-	look := time.NewTicker(filesEvery)
-	defer look.Stop()
-	var said uint64
+	ticker := time.NewTicker(filesEvery)
+	defer ticker.Stop()
+	var logged uint64 // number of missing descriptors that the log has reported
 	for f := p.files; ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-look.C:
+		case <-ticker.C:
 		}
 		if l := now(); l != f.limit && l > 0 {
 			f.limit = l
@@ -232,11 +232,11 @@ func (p *Process) followFiles(ctx context.Context, cfg *gateway.Config, now func
 				slog.Int("limit", l), slog.Int("for_callers", f.forCallers()))
 		}
 		in, out := p.descriptors.Accepted.Stats(), p.descriptors.Opened.Stats()
-		if missed := in.Missed + out.Missed; missed != said {
+		if missed := in.Missed + out.Missed; missed != logged {
 			p.opts.Log.LogAttrs(ctx, slog.LevelWarn, "file descriptors are short: what needs one more is refused as busy",
-				slog.Uint64("refused", missed-said), slog.Int("limit", f.limit), slog.Int("accepted", in.Used), slog.Int("of", in.Most),
+				slog.Uint64("refused", missed-logged), slog.Int("limit", f.limit), slog.Int("accepted", in.Used), slog.Int("of", in.Most),
 				slog.Int("opened", out.Used), slog.Int("of_opened", out.Most))
-			said = missed
+			logged = missed
 		}
 	}
 }

@@ -14,9 +14,9 @@ import (
 // pod.
 const (
 	endTimeout   = 5 * time.Second        // for everything
-	flushTimeout = 3 * time.Second        // part of it that is reserved for records, spans, metrics and the log
-	metricsFlush = 500 * time.Millisecond // part of that for metrics, which come after records and spans because they count them
-	logReserve   = 500 * time.Millisecond // part of that for the log, which comes last
+	flushTimeout = 3 * time.Second        // part of endTimeout that is reserved for records, spans, metrics and the log
+	metricsFlush = 500 * time.Millisecond // part of flushTimeout for metrics, which come after records and spans because they count them
+	logReserve   = 500 * time.Millisecond // part of flushTimeout for the log, which comes last
 )
 
 // Serve serves until ctx is done, drains, and then flushes records and spans; see
@@ -50,14 +50,14 @@ func serveAll(ctx context.Context, p *Process, hangup <-chan os.Signal) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var following sync.WaitGroup
 	following.Go(func() { collectWhenQuiet(background, debug.FreeOSMemory) })
-	following.Go(func() { p.sources.followWebs(background) })
+	following.Go(func() { p.inputs.followWebs(background) })
 	following.Go(func() { p.reloadOn(background, hangup) })
 	following.Go(func() { p.followFiles(background, &p.bounds, fileLimit) })
 	p.gateway.Serve(ctx)
 	stop()
 	following.Wait()
 	p.starting.close()
-	closeSources(p)
+	closeInputs(p)
 }
 
 // isClosedBy waits until a channel is closed or a time, and reports whether it is
@@ -73,22 +73,23 @@ func isClosedBy(c <-chan struct{}, end time.Time) bool {
 	}
 }
 
-// closeSources ends what reads for the process.
-func closeSources(p *Process) {
+// closeInputs closes the resolver and everything that the process reads and follows.
+func closeInputs(p *Process) {
 	if p.resolver != nil {
 		p.resolver.Close()
 	}
-	p.sources.close()
+	p.inputs.close()
 }
 
-// flush ends what writes for the process, until a time. Records and spans end together,
-// so that a dead sink takes no time from the spans. Metrics end after them, because they
-// count the results of both. Anything that hangs is left running.
+// flush writes the remaining records, spans and metrics, and returns at the given time at
+// the latest. Records and spans are flushed at the same time, so that a sink that hangs
+// takes no time from the spans. Metrics follow, because they count the results of both.
+// Anything that hangs is left running.
 func flush(ctx context.Context, p *Process, end time.Time) {
 	end = end.Add(-logReserve - abandonAfter)
-	var told sync.WaitGroup
+	var flushing sync.WaitGroup
 	within := func(end time.Time, what string, flush func(context.Context) error) {
-		told.Go(func() {
+		flushing.Go(func() {
 			ctx, cancel := context.WithDeadline(ctx, end)
 			defer cancel()
 			if _, err := Until(ctx, func() (struct{}, error) { return struct{}{}, flush(ctx) }); err != nil {
@@ -100,8 +101,8 @@ func flush(ctx context.Context, p *Process, end time.Time) {
 	within(before, "records", p.sinks.close)
 	if p.telemetry != nil {
 		within(before, "spans", p.telemetry.ShutdownTraces)
-		told.Wait()
+		flushing.Wait()
 		within(end, "metrics", p.telemetry.Shutdown)
 	}
-	told.Wait()
+	flushing.Wait()
 }

@@ -12,10 +12,10 @@ import (
 // and those that were refused.
 type identityReloads struct {
 	loaded, refused atomic.Uint64
-	unused          atomic.Int64 // number of followed files whose last reading was refused
+	unused          atomic.Int64 // number of followed identities and web certificates whose last reading was refused
 }
 
-// followed reads the files of an identity again when they change. It is used by the
+// followed reads the files of an identity or a web certificate again when they change. It is used by the
 // goroutine of its watcher only.
 type followed struct {
 	files interface {
@@ -55,13 +55,13 @@ func (f *followed) reload(ctx context.Context, complete bool) (done bool) {
 		if !limit.NoDescriptor(err) {
 			f.count.refused.Add(1)
 		}
-		f.log.LogAttrs(ctx, slog.LevelError, "new files are not used as they are, what cannot be used stays as it was",
+		f.log.LogAttrs(ctx, slog.LevelError, "new files have an error: what cannot be used stays as it was",
 			slog.String("of", f.what), slog.Any("error", err))
 	}
 	return !limit.NoDescriptor(err) // without a descriptor nothing was read: try again soon
 }
 
-// setUnused says whether the last reading was refused.
+// setUnused notes whether the last reading was refused.
 func (f *followed) setUnused(unused bool) {
 	switch {
 	case unused && !f.unused:

@@ -47,12 +47,12 @@ func TestAWebCertificateIsRenewed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	held := p.sources.webs[0]
+	held := p.inputs.webs[0]
 	eventually(t, "the new certificate is taken", func() bool { return held.Certificate().Leaf.DNSNames[0] == "second.example" })
 	if got := presented(); got != "second.example" {
 		t.Errorf("presents %s, want second.example", got)
 	}
-	if got := p.sources.reloads.loaded.Load(); got != 3 {
+	if got := p.inputs.reloads.loaded.Load(); got != 3 {
 		t.Errorf("%d identities and certificates are loaded, want the own one and two of the listener", got)
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// identityFiles is the gateway's identity and the trusted authorities, read from files.
+// identityFiles is the provider that reads the gateway's identity and the trusted
+// authorities from files.
 type identityFiles struct {
 	identity.Provider
 
@@ -35,9 +36,9 @@ func openIdentityFiles(cfg identity.FileConfig, count *identityReloads, log *slo
 }
 
 // Follow implements gateway.IdentityProvider.
-func (f *identityFiles) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+func (f *identityFiles) Follow(ctx context.Context, reread <-chan struct{}, changed func(context.Context)) {
 	f.changed = changed
-	f.watching.run(ctx, again)
+	f.watching.run(ctx, reread)
 }
 
 // reload reads the files again; see watch.Config.Changed.
@@ -67,8 +68,8 @@ func isIdentityFile(name string) bool {
 	return slices.Contains([]string{".pem", ".crt", ".key"}, filepath.Ext(name))
 }
 
-// identityAgent is the gateway's identity and the trusted authorities, from the
-// Workload API.
+// identityAgent is the provider that gets the gateway's identity and the trusted
+// authorities from the Workload API.
 type identityAgent struct {
 	*workload.Provider
 
@@ -78,7 +79,7 @@ type identityAgent struct {
 }
 
 // openAgent waits for the first identity from the Workload API.
-func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent, error) {
+func (s *inputs) openAgent(ctx context.Context, socket string) (*identityAgent, error) {
 	a := &identityAgent{count: &s.reloads, log: s.log, updated: make(chan struct{}, 1)}
 	s.waitFor("the first X509-SVID of the Workload API at " + socket + " is waited for")
 	s.log.LogAttrs(ctx, slog.LevelInfo, "waiting for an identity", slog.String("workload_api", socket))
@@ -97,13 +98,13 @@ func (s *sources) openAgent(ctx context.Context, socket string) (*identityAgent,
 }
 
 // Follow implements gateway.IdentityProvider. It has nothing to do when it receives from
-// again, because the Workload API sends every change by itself.
-func (a *identityAgent) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+// reread, because the Workload API sends every change by itself.
+func (a *identityAgent) Follow(ctx context.Context, reread <-chan struct{}, changed func(context.Context)) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-again:
+		case <-reread:
 		case <-a.updated:
 			changed(ctx)
 		}

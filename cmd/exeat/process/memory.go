@@ -21,20 +21,21 @@ func LimitMemory(ctx context.Context, log *slog.Logger) {
 const (
 	quietEvery    = 500 * time.Millisecond // between two readings of the usage
 	quietReadings = 2                      // number of quiet readings in a row
-	quietAllowed  = 128 << 10              // bytes that a quiet process may allocate between two readings
-	quietLeast    = 4 << 20                // bytes of garbage that are worth a collection
-	quietFraction = 8                      // garbage below this part of the live heap is not worth one
+	quietAllowed  = 128 << 10              // bytes that a quiet process allocates at most between two readings
+	quietLeast    = 4 << 20                // least number of bytes of garbage that is worth a collection
+	quietFraction = 8                      // less garbage than the live heap divided by this is not worth one
 )
 
 // quietness finds out when the process has become quiet and holds garbage. Idle tunnels,
-// the usual state of most tunnels, allocate nothing, so that without it the garbage of
-// their handshakes would stay for two minutes.
+// the usual state of most tunnels, allocate nothing, so that the garbage of
+// their handshakes would otherwise stay for two minutes.
 type quietness struct {
-	allocated uint64
-	quiet     int // number of quiet readings in a row
+	allocated uint64 // usage.allocated at the last reading
+	quiet     int    // number of quiet readings in a row
 }
 
-// usage is the usage of the heap, in bytes.
+// usage is the usage of the heap in bytes: allocated since the start, occupied by
+// objects including garbage, and live after the last collection.
 type usage struct{ allocated, objects, live uint64 }
 
 // due is called with the usage every quietEvery and reports whether to collect garbage.
@@ -52,13 +53,13 @@ func collectWhenQuiet(ctx context.Context, collect func()) {
 	samples := []metrics.Sample{
 		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"},
 	}
-	look := time.NewTicker(quietEvery)
-	defer look.Stop()
+	ticker := time.NewTicker(quietEvery)
+	defer ticker.Stop()
 	for q := (quietness{}); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-look.C:
+		case <-ticker.C:
 		}
 		metrics.Read(samples)
 		if q.due(usage{samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64()}) {

@@ -55,13 +55,13 @@ func (p *Process) observe() error {
 			}
 		}
 	}
-	if own := p.sources.identity; own != nil {
+	if own := p.inputs.identity; own != nil {
 		observed.Expiry = func() time.Time { return own.Snapshot().NotAfter() }
 	}
-	if p.sources.identity != nil || len(p.sources.webs) > 0 {
-		reloads := &p.sources.reloads
+	if p.inputs.identity != nil || len(p.inputs.webs) > 0 {
+		reloads := &p.inputs.reloads
 		observed.IdentityReloads = func() (loaded, refused uint64) { return reloads.loaded.Load(), reloads.refused.Load() }
-		observed.IdentityRefused = p.sources.identityRefused
+		observed.IdentityRefused = p.inputs.identityRefused
 	}
 	if err := p.telemetry.Observe(observed); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)

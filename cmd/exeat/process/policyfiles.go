@@ -18,11 +18,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// policyFiles is the policy and the quarantine list, read from files.
+// policyFiles is the provider that reads the policy and the quarantine list from files.
 type policyFiles struct {
 	paths    []string
 	loader   *policyfile.Loader
-	first    live.Change
+	first    live.Change // what the first load has read
 	watching *watching
 	log      *slog.Logger
 	loaded   func(context.Context, live.Change, error) // set by Follow
@@ -56,14 +56,14 @@ func openPolicyFiles(ctx context.Context, paths []string, poll time.Duration, ow
 // written. Like the watcher, it waits for a process that has a file open for writing.
 func (f *policyFiles) loadConfirmed(ctx context.Context) (loaded policyfile.Loaded, err error) {
 	patience := time.Now().Add(watch.MaxWriting)
-	for told := false; ; {
+	for warned := false; ; {
 		file := watch.Writing(f.paths, isPolicyFile)
 		if file == "" || time.Now().After(patience) {
 			if loaded, err = f.loader.Load(false); loaded.Confirmed {
 				return loaded, err
 			}
-		} else if !told {
-			told = true
+		} else if !warned {
+			warned = true
 			f.log.LogAttrs(ctx, slog.LevelWarn, "a policy file is open for writing: its writer is waited for",
 				slog.String("file", file), slog.Duration("at_most", watch.MaxWriting))
 		}
@@ -77,9 +77,9 @@ func (f *policyFiles) loadConfirmed(ctx context.Context) (loaded policyfile.Load
 func (f *policyFiles) Loaded() live.Change { return f.first }
 
 // Follow implements gateway.PolicyProvider.
-func (f *policyFiles) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
+func (f *policyFiles) Follow(ctx context.Context, reread <-chan struct{}, loaded func(context.Context, live.Change, error)) {
 	f.loaded = loaded
-	f.watching.run(ctx, again)
+	f.watching.run(ctx, reread)
 }
 
 // reload reads the files again; see watch.Config.Changed.
@@ -88,9 +88,9 @@ func (f *policyFiles) reload(ctx context.Context, complete bool) (done bool) {
 	if !loaded.Confirmed {
 		return false
 	}
-	again := f.starved && !loaded.Changed // again no descriptor was free, which is reported already
-	f.starved = again || limit.NoDescriptor(err)
-	if again {
+	stillStarved := f.starved && !loaded.Changed // no descriptor was free this time either, which is reported already
+	f.starved = stillStarved || limit.NoDescriptor(err)
+	if stillStarved {
 		return false
 	}
 	change := live.Change{Policy: loaded.Policy, SameRules: !loaded.PolicyChanged}

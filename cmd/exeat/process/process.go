@@ -33,13 +33,13 @@ type Options struct {
 	LogFailing func() (since time.Time, err error)
 }
 
-// Process is a gateway with everything that it reads from and writes to. It serves
+// Process is a gateway with its inputs, its sinks and its telemetry. It serves
 // nothing until Serve is called.
 type Process struct {
 	cfg       config.Config
 	opts      Options
 	starting  starting
-	sources   sources
+	inputs    inputs
 	telemetry *telemetry.Telemetry
 	sinks     sinks
 	resolver  *resolve.Resolver
@@ -48,7 +48,7 @@ type Process struct {
 	files       files
 	fitted      fitted              // result of files.fit, which is logged once everything is open
 	descriptors gateway.Descriptors // both fields are nil if the limit of the process is unknown
-	bounds      gateway.Config      // configuration that gateway.New got, with the fitted bounds on connections
+	bounds      gateway.Config      // the configuration that gateway.New got, with the bounds on connections as fitted
 }
 
 // Open reads what the configuration names and opens the listeners, first the one for
@@ -68,7 +68,7 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (*Process, error
 		if p.gateway != nil {
 			p.gateway.Close()
 		}
-		closeSources(p)
+		closeInputs(p)
 		flush(context.WithoutCancel(ctx), p, time.Now().Add(flushTimeout))
 		return nil, err
 	})
@@ -104,7 +104,7 @@ func openProbes(ctx context.Context, p *Process) error {
 func openParts(ctx context.Context, p *Process) error {
 	cfg := p.config(p.starting.waitFor)
 	cfg.Admin.Opened = p.starting.opened()
-	if err := p.sources.openListeners(&p.cfg, &cfg); err != nil {
+	if err := p.inputs.openListeners(&p.cfg, &cfg); err != nil {
 		return err
 	}
 	p.starting.waitFor("the sinks of records are opened")
@@ -113,9 +113,9 @@ func openParts(ctx context.Context, p *Process) error {
 		return err
 	}
 	if p.cfg.WorkloadAPI != "" {
-		p.starting.say(ctx, p.opts.Log)
+		p.starting.logAddress(ctx, p.opts.Log)
 	}
-	err := p.sources.open(ctx, &p.cfg, &cfg)
+	err := p.inputs.open(ctx, &p.cfg, &cfg)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func openParts(ctx context.Context, p *Process) error {
 	if p.gateway, err = gateway.New(ctx, cfg); err != nil {
 		return err
 	}
-	if err := p.sources.watch(); err != nil {
+	if err := p.inputs.watch(); err != nil {
 		return err
 	}
 	p.bounds = cfg
@@ -144,7 +144,7 @@ func openParts(ctx context.Context, p *Process) error {
 // config returns the configuration of the gateway, without its parts and listeners.
 // waitFor is called with what the start waits for.
 func (p *Process) config(waitFor func(what string)) gateway.Config {
-	p.sources.log, p.sources.waitFor = p.opts.Log, waitFor
+	p.inputs.log, p.inputs.waitFor = p.opts.Log, waitFor
 	cfg := p.cfg.Gateway
 	cfg.Log, cfg.HostAddresses, cfg.Inspect = p.opts.Log, config.HostAddresses, p.cfg.Resolver.Inspect
 	return cfg
@@ -186,7 +186,8 @@ func (p *Process) Listening() []gateway.Listening { return p.gateway.Listening()
 // HandleErrors handles errors of the OpenTelemetry SDK.
 func (p *Process) HandleErrors(err error) { p.telemetry.HandleErrors(err) }
 
-// reloadOn reads everything again after each signal.
+// reloadOn makes the process read everything again, and reopen its record files, after
+// each signal.
 func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 	for {
 		select {
@@ -194,7 +195,7 @@ func (p *Process) reloadOn(ctx context.Context, hangup <-chan os.Signal) {
 			return
 		case <-hangup:
 			p.gateway.Reload()
-			p.sources.readWebsAgain()
+			p.inputs.rereadWebs()
 			p.sinks.reopen()
 		}
 	}
@@ -239,13 +240,13 @@ func (c Checked) Lines(path string) []string {
 
 func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checked, error) {
 	p := &Process{cfg: cfg, opts: opts}
-	defer p.sources.close()
+	defer p.inputs.close()
 	read := p.config(func(string) {})
-	p.sources.identityTimeout = checkTimeout
-	if err := p.sources.openListeners(&cfg, &read); err != nil {
+	p.inputs.identityTimeout = checkTimeout
+	if err := p.inputs.openListeners(&cfg, &read); err != nil {
 		return gateway.Checked{}, err
 	}
-	if err := p.sources.open(ctx, &cfg, &read); err != nil {
+	if err := p.inputs.open(ctx, &cfg, &read); err != nil {
 		return gateway.Checked{}, err
 	}
 	resolver, err := resolve.New(cfg.Resolver)
@@ -253,7 +254,7 @@ func check(ctx context.Context, cfg config.Config, opts Options) (gateway.Checke
 		return gateway.Checked{}, err
 	}
 	resolver.Close()
-	fits, err := readFiles(&read, len(p.sources.files)+len(cfg.Records)).fit(&cfg, &read)
+	fits, err := readFiles(&read, len(p.inputs.files)+len(cfg.Records)).fit(&cfg, &read)
 	if err != nil {
 		return gateway.Checked{}, err
 	}

@@ -133,7 +133,7 @@ func checkRecordFiles(cfg *config.Config) (warnings strictyaml.Errors) {
 	return warnings
 }
 
-// recordFileError adds to an error of opening a record file what to do.
+// recordFileError returns an error of opening a record file with advice what to do.
 func recordFileError(rs config.RecordSink, err error) error {
 	if file.IsNotRotatable(err) {
 		return fmt.Errorf("records: sink %s: %w; leave out rotate, or write the path of another file", rs.Name, err)
@@ -160,8 +160,8 @@ func recordFileStays(log *slog.Logger, sink string) func(error) {
 	}
 }
 
-// othersKeep reports whether a sink can be left out, because another one keeps at least
-// the same records.
+// othersKeep reports whether a sink of OpenTelemetry logs can be left out, because another
+// kind of sink keeps at least the same records.
 func othersKeep(all []config.RecordSink, sink config.RecordSink) bool {
 	return slices.ContainsFunc(all, func(other config.RecordSink) bool {
 		return !other.OTLP && (other.Only == config.Everything || other.Only == sink.Only)

@@ -15,8 +15,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// starting answers probes from the begin of a start until the gateway answers them,
-// because the start may wait for a long time. It is safe for concurrent use.
+// starting answers probes from the beginning of a start until the gateway does so, because
+// the start may wait for a long time. It is safe for concurrent use.
 type starting struct {
 	serving sync.WaitGroup
 
@@ -49,8 +49,8 @@ func (s *starting) open(ctx context.Context, cfg *gateway.Admin, log *slog.Logge
 	return nil
 }
 
-// say logs the address at which probes are answered while the start waits.
-func (s *starting) say(ctx context.Context, log *slog.Logger) {
+// logAddress logs the address at which probes are answered while the start waits.
+func (s *starting) logAddress(ctx context.Context, log *slog.Logger) {
 	if server := s.opened(); server != nil {
 		log.LogAttrs(ctx, slog.LevelInfo, "answering probes", slog.String("address", server.Addr().String()))
 	}

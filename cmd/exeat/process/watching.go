@@ -32,8 +32,8 @@ func (w *watching) open() error {
 }
 
 // run calls Changed of the configuration when the files have changed, and at once when
-// it receives from again, until ctx is done.
-func (w *watching) run(ctx context.Context, again <-chan struct{}) {
+// it receives from reread, until ctx is done.
+func (w *watching) run(ctx context.Context, reread <-chan struct{}) {
 	var running sync.WaitGroup
 	running.Go(func() { w.watcher.Run(ctx) })
 	defer running.Wait()
@@ -41,7 +41,7 @@ func (w *watching) run(ctx context.Context, again <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-again:
+		case <-reread:
 			w.watcher.Trigger()
 		}
 	}

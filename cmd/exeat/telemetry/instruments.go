@@ -77,13 +77,13 @@ func queryLabelsOf(d *audit.DNS) queryLabels {
 // identityLabels are the labels of egress.decisions.by_identity.
 type identityLabels struct {
 	identity string
-	source   allowlist.Proof
+	proof    allowlist.Proof
 	verdict  allowlist.Verdict
 }
 
 func (l identityLabels) attributes() []attribute.KeyValue {
 	return []attribute.KeyValue{
-		attribute.String("identity", l.identity), attribute.String("identity_source", l.source.String()),
+		attribute.String("identity", l.identity), attribute.String("identity_source", l.proof.String()),
 		attribute.String("verdict", l.verdict.String()),
 	}
 }
@@ -185,7 +185,7 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 		i.queries.Add(ctx, 1, i.querySets.of(queryLabelsOf(&r.DNS))...)
 	}
 	if i.byIdentity != nil && !r.Identity.IsZero() {
-		l := identityLabels{identity: i.namesOf(r.Proof).under(r.Identity.String()), source: r.Proof, verdict: r.Verdict}
+		l := identityLabels{identity: i.namesOf(r.Proof).under(r.Identity.String()), proof: r.Proof, verdict: r.Verdict}
 		i.byIdentity.Add(ctx, 1, i.identitySets.of(l)...)
 	}
 	positive(ctx, i.authorize, r.Decide)
@@ -195,8 +195,8 @@ func (i *Instruments) decision(ctx context.Context, r *audit.Record) {
 
 // namesOf returns the limiter of the identities with a proof, so that forged addresses
 // take no series from identities that are proven otherwise.
-func (i *Instruments) namesOf(s allowlist.Proof) *limiter {
-	if s == allowlist.ProofSourceMap {
+func (i *Instruments) namesOf(proof allowlist.Proof) *limiter {
+	if proof == allowlist.ProofSourceMap {
 		return i.mapped
 	}
 	return i.identities

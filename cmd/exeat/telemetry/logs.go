@@ -36,7 +36,7 @@ type LogSink struct {
 	provider *sdklog.LoggerProvider
 	logger   log.Logger
 	exporter sdklog.Exporter
-	line     *delivery
+	sender   *delivery
 	batch    collect
 	attrs    []attribute.KeyValue // reused
 }
@@ -57,7 +57,7 @@ func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 		return nil, fmt.Errorf("setting up the log exporter that the OTEL_* variables ask for: %w", err)
 	}
 	s := newLogSink(t.resource, t.cfg.Version, exporter)
-	s.line.warn = t.cfg.Warned
+	s.sender.warn = t.cfg.Warned
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.logs = append(t.logs, s)
@@ -65,7 +65,7 @@ func (t *Telemetry) LogSink(ctx context.Context) (*LogSink, error) {
 }
 
 func newLogSink(res *resource.Resource, version string, exporter sdklog.Exporter) *LogSink {
-	s := &LogSink{exporter: exporter, line: newDelivery(SignalLogs, func(string, error) {})}
+	s := &LogSink{exporter: exporter, sender: newDelivery(SignalLogs, func(string, error) {})}
 	s.provider = sdklog.NewLoggerProvider(sdklog.WithResource(res), sdklog.WithProcessor(&s.batch),
 		sdklog.WithAllowKeyDuplication()) // keys are never duplicate, and checking that takes time
 	s.logger = s.provider.Logger(scope, log.WithInstrumentationVersion(version))
@@ -104,7 +104,7 @@ func (s *LogSink) send(ctx context.Context, records []*audit.Record) error {
 		s.emit(ctx, r)
 	}
 	defer s.batch.empty()
-	return s.line.run(ctx, func(ctx context.Context) error { return s.exporter.Export(ctx, s.batch.records) })
+	return s.sender.run(ctx, func(ctx context.Context) error { return s.exporter.Export(ctx, s.batch.records) })
 }
 
 // emit adds one record to the batch. The SDK reads the trace from a context.
@@ -146,7 +146,7 @@ func severityOf(r *audit.Record) log.Severity {
 
 // shutdown ends the exporter. The recorder must have written its last record.
 func (s *LogSink) shutdown(ctx context.Context) error {
-	s.line.hurry()
+	s.sender.hurry()
 	return errors.Join(s.provider.Shutdown(ctx), s.exporter.Shutdown(ctx))
 }
 

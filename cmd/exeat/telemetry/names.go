@@ -158,7 +158,7 @@ func Catalogue() []Metric {
 		},
 		{
 			Name: "egress.identity.refused", Prometheus: "egress_identity_refused",
-			Description: "Sources of an identity, of bundles or of a web certificate that hold something which was refused when it was last read or sent; zero if everything is in use.",
+			Description: "How many of these were refused when they were last read or sent: the identity with its bundles, and each web certificate. Zero if everything is in use.",
 		},
 		{
 			Name: "egress.records", Prometheus: "egress_records_total",

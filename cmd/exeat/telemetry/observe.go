@@ -34,8 +34,9 @@ type Observed struct {
 	// IdentityReloads counts the identities, bundles and web certificates that were
 	// loaded and refused; nil without any.
 	IdentityReloads func() (loaded, refused uint64)
-	// IdentityRefused returns how many of the sources that IdentityReloads counts hold
-	// something now that was refused; nil without any.
+	// IdentityRefused returns how many of these were refused when they were last read or
+	// sent: the identity with its bundles, and each web certificate. It is nil without
+	// any.
 	IdentityRefused func() int
 	// Records returns the counts of every sink of records.
 	Records func() []audit.SinkStats

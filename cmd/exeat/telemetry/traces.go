@@ -51,9 +51,9 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 	}
 	limit := size(cfg.Getenv, "OTEL_BSP_MAX_QUEUE_SIZE", queueSize)
 	batch := min(size(cfg.Getenv, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", batchSize), limit)
-	line := newDelivery(SignalTraces, cfg.Failing)
-	line.warn = cfg.Warned
-	t.queue = newSpanQueue(exporter, limit, line,
+	sender := newDelivery(SignalTraces, cfg.Failing)
+	sender.warn = cfg.Warned
+	t.queue = newSpanQueue(exporter, limit, sender,
 		// As large as our own queue, so that the SDK's never drops a span.
 		sdktrace.WithMaxQueueSize(limit), sdktrace.WithMaxExportBatchSize(batch))
 	t.provider = sdktrace.NewTracerProvider(
@@ -68,9 +68,9 @@ func newTraces(ctx context.Context, cfg Config, res *resource.Resource) (*traces
 // room for: one caller alone fills four fifths of the queue, and the next one still
 // finds room.
 type spanQueue struct {
-	inner sdktrace.SpanProcessor
-	limit int
-	line  *delivery
+	inner  sdktrace.SpanProcessor
+	limit  int
+	sender *delivery
 
 	made, exported, dropped, failed atomic.Uint64
 
@@ -82,8 +82,8 @@ type spanQueue struct {
 	byCaller map[spanCaller]int // number of waiting spans by caller
 }
 
-func newSpanQueue(exporter sdktrace.SpanExporter, limit int, line *delivery, opts ...sdktrace.BatchSpanProcessorOption) *spanQueue {
-	q := &spanQueue{limit: limit, line: line, byCaller: map[spanCaller]int{}}
+func newSpanQueue(exporter sdktrace.SpanExporter, limit int, sender *delivery, opts ...sdktrace.BatchSpanProcessorOption) *spanQueue {
+	q := &spanQueue{limit: limit, sender: sender, byCaller: map[spanCaller]int{}}
 	q.inner = sdktrace.NewBatchSpanProcessor(&countingExporter{SpanExporter: exporter, queue: q}, opts...)
 	return q
 }
@@ -136,7 +136,7 @@ func (q *spanQueue) leave(spans []sdktrace.ReadOnlySpan) {
 // proof. All callers without an identity are the same.
 type spanCaller struct {
 	identity string
-	source   allowlist.Proof // SourceMap; zero for every other proof
+	proof    allowlist.Proof // ProofSourceMap, or zero for every other proof
 }
 
 func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
@@ -146,7 +146,7 @@ func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
 			c.identity = a.Value.AsString()
 		case "egress.identity.source":
 			if a.Value.AsString() == allowlist.ProofSourceMap.String() {
-				c.source = allowlist.ProofSourceMap
+				c.proof = allowlist.ProofSourceMap
 			}
 		}
 	}
@@ -156,7 +156,7 @@ func callerOf(s sdktrace.ReadOnlySpan) (c spanCaller) {
 // Shutdown exports waiting spans until ctx is done. Those that remain are lost.
 func (q *spanQueue) Shutdown(ctx context.Context) error {
 	q.closed.Store(true)
-	q.line.hurry()
+	q.sender.hurry()
 	err := q.inner.Shutdown(ctx)
 	q.abandoned.Store(true)
 	return err
@@ -186,7 +186,7 @@ type countingExporter struct {
 
 // ExportSpans never returns an error, because errors are counted and reported already.
 func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
-	err := e.queue.line.run(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, spans) })
+	err := e.queue.sender.run(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, spans) })
 	failed := countLost(err, len(spans))
 	e.queue.failed.Add(uint64(failed))                //nolint:gosec // G115: not below zero
 	e.queue.exported.Add(uint64(len(spans) - failed)) //nolint:gosec // G115: not below zero

@@ -16,8 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/watch"
 )
 
-// sources holds everything that a gateway reads and follows.
-type sources struct {
+// inputs holds everything that a gateway reads and follows.
+type inputs struct {
 	log     *slog.Logger
 	reloads identityReloads
 	// identityTimeout bounds the wait for an identity of the Workload API; zero means
@@ -27,9 +27,9 @@ type sources struct {
 	waitFor func(what string)
 
 	identity gateway.IdentityProvider // nil without an identity
-	agent    *identityAgent           // same as identity if that comes from the Workload API, otherwise nil
+	agent    *identityAgent           // identity, if it comes from the Workload API; otherwise nil
 	webs     []*webCertificate
-	files    []*watching // files of all sources
+	files    []*watching // all files that are watched
 }
 
 // webCertificate is a certificate that a listener presents instead of the SVID.
@@ -37,13 +37,13 @@ type webCertificate struct {
 	*identity.WebCertificate
 
 	watching *watching
-	again    chan struct{} // receives when the files must be read again at once
+	reread   chan struct{} // receives when the files must be read again at once
 }
 
 // openListeners reads web certificates and adds the listeners to the configuration of a
 // gateway. It waits for nothing, so it is called before open. Call close even after an
 // error.
-func (s *sources) openListeners(cfg *config.Config, to *gateway.Config) (err error) {
+func (s *inputs) openListeners(cfg *config.Config, to *gateway.Config) (err error) {
 	for _, l := range cfg.Listeners {
 		if l.WebCertificate != "" {
 			s.waitFor("the web certificate " + l.WebCertificate + " is read")
@@ -58,7 +58,7 @@ func (s *sources) openListeners(cfg *config.Config, to *gateway.Config) (err err
 
 // open reads identity and policy for the first time and adds them to the configuration
 // of a gateway. Call close even after an error.
-func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
+func (s *inputs) open(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	if err := s.openIdentity(ctx, cfg, to); err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (s *sources) open(ctx context.Context, cfg *config.Config, to *gateway.Conf
 }
 
 // openIdentity opens the provider of the identity, if the configuration names one.
-func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
+func (s *inputs) openIdentity(ctx context.Context, cfg *config.Config, to *gateway.Config) error {
 	switch {
 	case cfg.WorkloadAPI != "":
 		agent, err := s.openAgent(ctx, cfg.WorkloadAPI)
@@ -96,13 +96,13 @@ func (s *sources) openIdentity(ctx context.Context, cfg *config.Config, to *gate
 	return nil
 }
 
-// openWeb reads a web certificate, and adds it to those that are followed.
-func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, error) {
+// openWeb reads a web certificate, and adds it to webs, which followWebs follows.
+func (s *inputs) openWeb(certificate, key string) (*identity.WebCertificate, error) {
 	loaded, err := identity.LoadWebCertificate(certificate, key)
 	if err != nil {
 		return nil, err
 	}
-	web := &webCertificate{WebCertificate: loaded, again: make(chan struct{}, 1)}
+	web := &webCertificate{WebCertificate: loaded, reread: make(chan struct{}, 1)}
 	s.reloads.loaded.Add(1)
 	files := &followed{files: loaded, count: &s.reloads, what: "web certificate", log: s.log}
 	web.watching = newWatching(s.log, watch.Config{Paths: []string{certificate, key}, Changed: files.reload})
@@ -110,8 +110,8 @@ func (s *sources) openWeb(certificate, key string) (*identity.WebCertificate, er
 	return loaded, nil
 }
 
-// watch begins to watch every file, before it is followed.
-func (s *sources) watch() error {
+// watch begins to watch every file. Call it before the files are followed.
+func (s *inputs) watch() error {
 	for _, w := range s.files {
 		if err := w.open(); err != nil {
 			return err
@@ -121,27 +121,27 @@ func (s *sources) watch() error {
 }
 
 // followWebs reads web certificates again when they change, until ctx is done.
-func (s *sources) followWebs(ctx context.Context) {
+func (s *inputs) followWebs(ctx context.Context) {
 	var following sync.WaitGroup
 	for _, web := range s.webs {
-		following.Go(func() { web.watching.run(ctx, web.again) })
+		following.Go(func() { web.watching.run(ctx, web.reread) })
 	}
 	following.Wait()
 }
 
-// readWebsAgain makes followWebs read every web certificate again.
-func (s *sources) readWebsAgain() {
+// rereadWebs makes followWebs read every web certificate again.
+func (s *inputs) rereadWebs() {
 	for _, web := range s.webs {
 		select {
-		case web.again <- struct{}{}:
+		case web.reread <- struct{}{}:
 		default: // a reading is already requested
 		}
 	}
 }
 
-// identityRefused returns of how many sources, the identity and web certificates, the
-// last reading or update was refused.
-func (s *sources) identityRefused() int {
+// identityRefused returns how many of these were refused when they were last read or
+// received: the identity with its bundles, and each web certificate.
+func (s *inputs) identityRefused() int {
 	n := int(s.reloads.unused.Load())
 	if s.agent != nil && s.agent.Refused() {
 		n++
@@ -150,7 +150,7 @@ func (s *sources) identityRefused() int {
 }
 
 // close ends what open began.
-func (s *sources) close() {
+func (s *inputs) close() {
 	if s.agent != nil {
 		s.agent.Close()
 	}
