@@ -51,7 +51,7 @@ func mutants() []fault {
 		of("G/G5", "an open tunnel is ended by the cancel function of its dial", register, "{ t.Close(reason) }", "{ r.cancel() }"),
 		{"max_revoke counts tunnels in place of identities", "proxy/live/hold.go", "	id := d.Request.ID\n", "	id := d.Request.ID\n\tif l.byIdentity[id] {\n\t\tl.losing++\n\t}\n", "./proxy/live", "TestOneIdentityCannotCauseAHold"},
 		{"the aliases of a look-up that spans a reload are not checked", tunnel, "return x.decision.CheckWay(to.way)", "return allowlist.NoReason", "./proxy", "TestLookUpIsDecidedByTheStateAtItsEnd"},
-		{"the aliases that led to an open tunnel are not checked by a new state", "proxy/live/judge.go", "if why = d.CheckWay(was.Way); why != allowlist.NoReason {", "if why = d.CheckWay(was.Way); why == allowlist.IdentityUnknown {", "./proxy", "TestEveryStateJudgesTheWay"},
+		{"the aliases that led to an open tunnel are not checked by a new state", "proxy/live/judge.go", "if why = d.CheckWay(entry.Way); why != allowlist.NoReason {", "if why = d.CheckWay(entry.Way); why == allowlist.IdentityUnknown {", "./proxy", "TestEveryStateJudgesTheWay"},
 		{"first bytes are checked by the state in which the tunnel was opened", first, "v := c.evaluate(l, p, last, h, err)", "v := c.evaluate(c.inspection, p, last, h, err)", "./proxy", "TestFirstBytesAreCheckedByTheStateInForceWhenTheyCome"},
 		{"first bytes that were never read count as a match", "proxy/live/firstbytes.go", "return allowlist.SNIMismatch", "return allowlist.NoReason", "./proxy", "TestNewStateJudgesFirstBytesOfOpenTunnels"},
 		{"max_revoke holds the end of quarantined tunnels", "proxy/live/hold.go", " && why != allowlist.QuarantinedIdentity", "", "./proxy/live", "TestWhatAChangeDoes"},

@@ -18,14 +18,14 @@ type Change struct {
 }
 
 // hasOtherRules reports whether the policy has other rules. urgent reports whether the
-// quarantine list or the classifier is new, which apply to every policy.
+// quarantine list or the classifier is new; both apply to every policy.
 func (c *Change) hasOtherRules() bool { return c.Policy != nil && !c.SameRules }
 func (c *Change) urgent() bool        { return c.Quarantine != nil || c.Classifier != nil }
 
 // parts holds the last valid part of each kind; a state is made from them.
 type parts struct {
 	policy *allowlist.Policy // the policy in force; nil if none was ever loaded
-	since  time.Time         // when the rules of policy came
+	since  time.Time         // when the rules of policy were loaded
 	// enforced is the last policy that was enforced completely: everything that it
 	// forbade was ended. It differs from policy while the end of something is held.
 	enforced   *allowlist.Policy
@@ -92,8 +92,8 @@ const (
 // end, unless these belong to more identities than MaxRevoke allows. In that case only
 // those entries end which the last enforced policy forbids as well, and those which may
 // not wait: their identity is in quarantine or no longer trusted, or a date has ended
-// their rule. The others are held until Confirm is called, or until so many of them have
-// ended, or a further change has allowed so many, that MaxRevoke allows the rest.
+// their rule. The others are held until Confirm is called, or until MaxRevoke allows the
+// end of those that are left, because some have ended or a further change allows them.
 //
 // No state is in force before both a policy and a quarantine list have been read: a
 // list alone allows nothing, and without a list nobody knows who is in quarantine.

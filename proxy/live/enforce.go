@@ -47,7 +47,7 @@ type Enforcement struct {
 	Took time.Duration
 }
 
-// Occasion is why what is open is judged.
+// Occasion is why the open entries are judged.
 type Occasion uint8
 
 // The occasions. The zero value is that another policy, quarantine list or address of
@@ -55,11 +55,11 @@ type Occasion uint8
 const (
 	OccasionState Occasion = iota
 	OccasionDate           // a date of the policy, or of an SVID, has passed
-	OccasionHeld           // what was held has become less
+	OccasionHeld           // entries have ended or changed while others were held
 	OccasionTrust          // other authorities are trusted
 )
 
-// String says it in a record, "" for OccasionState.
+// String returns the words for the occasion in records, and "" for OccasionState.
 func (o Occasion) String() string {
 	switch o {
 	case OccasionDate:
@@ -134,16 +134,16 @@ const (
 	expiryInterval = time.Second
 )
 
-// heldInterval is the time between the end of an entry while something is held and the
-// next judgement of what is left. It bounds how often that is judged.
+// heldInterval is how long the enforcer waits, while something is held, from the end of an
+// entry until it judges the others again. It bounds how often they are judged.
 const heldInterval = 100 * time.Millisecond
 
-// Run ends tunnels when the date passes that allowed them, and judges again what is
-// held when entries have ended, until ctx is done.
+// Run ends tunnels when the date passes until which they were allowed, and judges the held
+// entries again when others have ended, until ctx is done.
 func (e *Enforcer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	next, left := time.Now(), false // when the timer fires; whether an entry has left since it last fired
+	next, left := time.Now(), false // next is when the timer fires; left says whether an entry was removed or changed since the last check
 	for {
 		select {
 		case <-ctx.Done():
@@ -210,9 +210,9 @@ func (e *Enforcer) datePassed(state *State, now time.Time) bool {
 // for all that end.
 const endBatch = 8
 
-// enforce ends what the state in force forbids, as far as it is not held. It first ends
-// the entries whose end may not be held, and counts the identities that the others belong
-// to. Then it ends the others as well, unless they are of more identities than MaxRevoke
+// enforce ends the entries that the state in force forbids, unless their end is held. It
+// first ends those whose end may not be held, and counts the identities of the others.
+// Then it ends the others as well, unless they belong to more identities than MaxRevoke
 // allows.
 func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	e.checked = now
@@ -220,10 +220,10 @@ func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 	if j.lastEnforced != nil { // before the count, so that an entry which leaves during it causes another judgement
 		e.cfg.Registry.setEntryLeft(e.entryLeft)
 	}
-	standing := e.cfg.Registry.notEnded()
-	done := Enforcement{State: state, Open: len(standing)}
+	entries := e.cfg.Registry.notEnded()
+	done := Enforcement{State: state, Open: len(entries)}
 	var lost losses
-	for _, entry := range standing {
+	for _, entry := range entries {
 		e.end(j, entry, &lost, &done)
 	}
 	if done.Held = lost.hold(e.cfg.MaxRevoke); done.Held.IsZero() {
@@ -246,7 +246,7 @@ func (e *Enforcer) enforce(state *State, now time.Time) Enforcement {
 func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) {
 	for {
 		d, changes := entry.judged()
-		why, held, hello := j.forbids(entry, &d)
+		why, held, mustGreet := j.forbids(entry, &d)
 		switch {
 		case entry.changed(changes):
 			continue
@@ -260,7 +260,7 @@ func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) 
 			if j.lastEnforced != nil {
 				lost.add(entry, &d, held)
 			}
-			if hello && !held {
+			if mustGreet && !held {
 				entry.hurry()
 			}
 		}

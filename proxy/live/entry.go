@@ -61,9 +61,8 @@ type Entry struct {
 	ID string
 	// Start is when the entry began.
 	Start time.Time
-	// Certificates is the verified chain of the caller, the leaf first, if the
-	// identity was proven by it. A request whose identity was proven by a certificate
-	// is not trusted without one.
+	// Certificates is the verified chain of the caller, the leaf first, if it has proven
+	// the identity. Without a chain, such a request is not trusted.
 	Certificates []*x509.Certificate
 	// NotAfter is when the caller's identity expires; it is zero if it does not.
 	NotAfter time.Time
@@ -83,8 +82,8 @@ type Entry struct {
 	why     allowlist.Reason // why the entry was told to end; NoReason if it was not
 }
 
-// Change changes what the next state decides again. The caller must load [Current]
-// afterwards, as after [Registry.Add].
+// Change changes Decided, which the next state decides again. The caller must load
+// [Current] afterwards, as after [Registry.Add].
 func (e *Entry) Change(change func(*Decided)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -141,7 +140,7 @@ func (e *Entry) isConnection() bool {
 	return e.Decided.isConnection()
 }
 
-// changed reports whether Decided was changed after judged returned since.
+// changed reports whether Decided was changed after judged had returned the number since.
 func (e *Entry) changed(since int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

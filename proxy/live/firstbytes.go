@@ -17,8 +17,8 @@ const (
 
 // awaitsHello reports whether a decision demands a ClientHello in an allowed tunnel
 // whose first bytes have not come yet.
-func awaitsHello(d *allowlist.Decision, was *Decided) bool {
-	if was.FirstBytes != FirstBytesToCome {
+func awaitsHello(d *allowlist.Decision, entry *Decided) bool {
+	if entry.FirstBytes != FirstBytesToCome {
 		return false
 	}
 	mode, _ := d.TLS()
@@ -28,15 +28,15 @@ func awaitsHello(d *allowlist.Decision, was *Decided) bool {
 // checkFirstBytes returns the reason for which a decision that allows a tunnel refuses
 // its first bytes, or NoReason. They are decided as those of a new tunnel. First bytes
 // that were not inspected count as bytes that do not match.
-func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlist.Reason {
-	if was.Request.Method != "" || was.FirstBytes == FirstBytesToCome {
+func checkFirstBytes(state *State, d *allowlist.Decision, entry *Decided) allowlist.Reason {
+	if entry.Request.Method != "" || entry.FirstBytes == FirstBytesToCome {
 		return allowlist.NoReason
 	}
 	mode, ech := d.TLS()
-	seen := was.FirstBytes
+	seen := entry.FirstBytes
 	switch {
 	case mode == allowlist.TLSOff:
-	case ech == allowlist.ECHRefuse && (was.ECH || seen == FirstBytesUnseen), was.ECH && refusesECH(state, d, was):
+	case ech == allowlist.ECHRefuse && (entry.ECH || seen == FirstBytesUnseen), entry.ECH && refusesECH(state, d, entry):
 		return allowlist.ECHRefused
 	case seen == FirstBytesNoName && !d.Dest.Host.IsAddr():
 		return allowlist.SNIMissing
@@ -51,15 +51,15 @@ func checkFirstBytes(state *State, d *allowlist.Decision, was *Decided) allowlis
 
 // refusesECH reports whether a rule refuses Encrypted Client Hello for one of the names
 // that it may hide. A name that no longer leads to the address is not considered.
-func refusesECH(state *State, d *allowlist.Decision, was *Decided) bool {
-	for _, hidden := range was.Hidden {
+func refusesECH(state *State, d *allowlist.Decision, entry *Decided) bool {
+	for _, hidden := range entry.Hidden {
 		req := d.Request
 		req.Dest.Host = hidden.Name
 		other := state.Decide(req)
 		if _, ech := other.TLS(); other.Verdict != allowlist.Allow || ech != allowlist.ECHRefuse {
 			continue
 		}
-		if other.CheckAddr(was.Addr) == nil && other.CheckWay(hidden.Way) == allowlist.NoReason {
+		if other.CheckAddr(entry.Addr) == nil && other.CheckWay(hidden.Way) == allowlist.NoReason {
 			return true
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 )
 
-// DefaultAtLeast is the value of MaxRevoke.AtLeast that zero stands for.
+// DefaultAtLeast is used for a zero MaxRevoke.AtLeast.
 const DefaultAtLeast = 20
 
 // MaxRevoke says from how many identities a new policy may take something that they
@@ -24,9 +24,9 @@ type MaxRevoke struct {
 	AtLeast int
 }
 
-// exceeds reports whether losing of all identities are more than may lose something.
-// The binary value of a share such as 0.29 is a little below it, so that 29 of 100
-// needs some grace.
+// exceeds reports whether losing of all identities is a larger number than may lose
+// something. The binary value of a share such as 0.29 is a little below that share, so that
+// 29 of 100 needs some grace.
 func (m MaxRevoke) exceeds(losing, all int) bool {
 	const grace = 1e-6
 	return losing > cmp.Or(m.AtLeast, DefaultAtLeast) && float64(losing) > m.Share*float64(all)+grace
@@ -86,7 +86,8 @@ func (l *losses) hold(bound MaxRevoke) Hold {
 // mayHold reports whether the end of an entry that the policy in force forbids may be
 // held. This is so if the entry is open and not still being dialled, if its identity is
 // not in quarantine, if the last policy that was enforced completely allows it, and if
-// the policy in force forbade it when it came, so that no date has ended it since.
+// the policy in force forbade it already when that policy was loaded. In the last case no
+// date has ended the entry.
 func (j *judge) mayHold(d *Decided, why allowlist.Reason) bool {
 	return j.lastEnforced != nil && d.isOpen() && why != allowlist.QuarantinedIdentity &&
 		!j.lastEnforced.forbidsAt(d, j.now) && j.state.forbidsAt(d, j.since)

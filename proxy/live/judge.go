@@ -14,7 +14,7 @@ type judge struct {
 	state *State
 	now   time.Time
 	// lastEnforced is the state that was last enforced completely; it is nil if nothing may
-	// be held. since is when the policy of state came.
+	// be held. since is when the policy of state was loaded.
 	lastEnforced *State
 	since        time.Time
 	// trusted caches the answers of Trusts by the bytes of the leaf. A caller often has
@@ -34,17 +34,18 @@ func (e *Enforcer) judge(state *State, now time.Time) *judge {
 
 // forbids decides an entry as it would decide a new request, with the address that the
 // entry has in place of a look-up, and checks that the proof of the caller's identity is
-// still valid. why is NoReason if the entry is allowed. held says that its end may be held; hello says
-// that it must begin with a ClientHello that has not come yet.
-func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, hello bool) {
-	why, hello = decide(j.state, d, j.now)
+// still valid. why is NoReason if the entry is allowed. held says that the end of a
+// forbidden entry may be held. mustGreet says that the entry must begin with a ClientHello,
+// which has not come yet.
+func (j *judge) forbids(e *Entry, d *Decided) (why allowlist.Reason, held, mustGreet bool) {
+	why, mustGreet = decide(j.state, d, j.now)
 	if why != allowlist.NoReason && !j.mayHold(d, why) {
 		return why, false, false
 	}
 	if gone := j.proof(e, d.Request.Proof); gone != allowlist.NoReason {
 		return gone, false, false
 	}
-	return why, why != allowlist.NoReason, hello
+	return why, why != allowlist.NoReason, mustGreet
 }
 
 // proof returns the reason for which the proof of the caller's identity is no longer
@@ -71,9 +72,9 @@ func (j *judge) proof(e *Entry, proof allowlist.Proof) allowlist.Reason {
 
 // decide returns the reason for which a state forbids an entry at a moment, or NoReason,
 // and whether the entry must begin with a ClientHello that has not come yet.
-func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, hello bool) {
-	req := was.Request
-	if was.isConnection() {
+func decide(state *State, entry *Decided, now time.Time) (why allowlist.Reason, mustGreet bool) {
+	req := entry.Request
+	if entry.isConnection() {
 		return state.Knows(req.ID, req.Proof), false
 	}
 	req.Time = now
@@ -81,16 +82,16 @@ func decide(state *State, was *Decided, now time.Time) (why allowlist.Reason, he
 	switch {
 	case !d.Allowed():
 		return d.Reason, false
-	case was.Addr.IsValid() && d.CheckAddr(was.Addr) != nil:
+	case entry.Addr.IsValid() && d.CheckAddr(entry.Addr) != nil:
 		return allowlist.ResolvedAddressDenied, false
 	}
-	if why = d.CheckWay(was.Way); why != allowlist.NoReason {
+	if why = d.CheckWay(entry.Way); why != allowlist.NoReason {
 		return why, false
 	}
-	if why = checkFirstBytes(state, &d, was); why != allowlist.NoReason || was.Name.IsZero() {
-		return why, awaitsHello(&d, was)
+	if why = checkFirstBytes(state, &d, entry); why != allowlist.NoReason || entry.Name.IsZero() {
+		return why, awaitsHello(&d, entry)
 	}
-	req.Dest.Host = was.Name
+	req.Dest.Host = entry.Name
 	return state.Decide(req).Reason, false
 }
 

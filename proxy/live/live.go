@@ -1,8 +1,9 @@
-// Package live holds the policy that is in force, and everything that lasts longer
+// Package live holds the state that is in force, and everything that lasts longer
 // than one decision.
 //
-// A [State] is immutable: policy, generation and load time. A request loads
-// it once from [Current] and reads everything from it. The [Registry] holds
+// A [State] is immutable: a policy, which includes the quarantine list and the classifier
+// of addresses, a generation and a load time. A request loads one from [Current] and
+// decides everything by it. The [Registry] holds
 // every [Entry]. The [Enforcer] puts states in force and ends those entries
 // that a state forbids.
 package live
@@ -22,8 +23,8 @@ type State struct {
 	Policy *allowlist.Policy
 	// Generation counts the states of this process from 1.
 	Generation uint64
-	// Loaded is when the state came into force, and Since when the first of the
-	// states did that have had a policy of this version without a break.
+	// Loaded is when the state came into force. Since is when a policy of this version
+	// came into force; later states with the same version keep it.
 	Loaded, Since time.Time
 }
 

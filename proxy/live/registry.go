@@ -50,8 +50,8 @@ func (r *Registry) Remove(e *Entry) {
 	r.judgeAgain()
 }
 
-// JudgeAgain asks the enforcer to judge the entries again whose end is held, because
-// one of them has changed and the last enforced policy may now forbid it, too.
+// JudgeAgain asks the enforcer to judge the held entries again, because one of them has
+// changed and the last enforced policy may now forbid that one, too.
 func (r *Registry) JudgeAgain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -95,9 +95,9 @@ func (r *Registry) Tunnels() int {
 	return n
 }
 
-// Drain waits until there is no entry or the time has passed, and ends those
-// that are left, for the reason drain, as well as any that is added later. It
-// does not wait for those it ends.
+// Drain waits until there is no entry or the time has passed. Then it ends the entries
+// that are left, and any that is added later, for the reason Drain. It does not wait
+// until these have ended.
 func (r *Registry) Drain(timeout time.Duration) {
 	empty := r.emptied()
 	timer := time.NewTimer(timeout)
@@ -166,13 +166,13 @@ func (r *Registry) List() []EntrySnapshot {
 func (r *Registry) notEnded() []*Entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	standing := make([]*Entry, 0, len(r.open))
+	entries := make([]*Entry, 0, len(r.open))
 	for e, told := range r.open {
 		if !told {
-			standing = append(standing, e)
+			entries = append(entries, e)
 		}
 	}
-	return standing
+	return entries
 }
 
 // tell tells an entry to end. It returns false if the entry was told before or has been
