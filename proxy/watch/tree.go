@@ -133,7 +133,7 @@ func (t *tree) list(dir string, steps []string) {
 
 // watch watches a directory. last says that it holds the file or is read itself, and is
 // not only on the way. A directory that has replaced another one of the same name is
-// watched anew, and so is one that was moved away and back, whose watch has gone.
+// watched anew. So is a directory that was moved away and back, because its watch ended.
 func (t *tree) watch(dir string, last bool) {
 	if t.dirs[dir] {
 		return
@@ -174,8 +174,8 @@ func (t *tree) written() string {
 	return ""
 }
 
-// recentlyWritten reports whether a file was written less than d ago. It ignores files whose path
-// goes through a name in renamed.
+// recentlyWritten reports whether a file was written less than d ago. It ignores files
+// whose path goes through a name in renamed.
 func (t *tree) recentlyWritten(d time.Duration, renamed map[string]bool) bool {
 	return slices.ContainsFunc(t.files, func(f file) bool {
 		vouched := slices.ContainsFunc(f.steps, func(step string) bool { return renamed[step] })

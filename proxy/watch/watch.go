@@ -1,4 +1,4 @@
-// Package watch tells when files may have changed, however they are replaced:
+// Package watch reports when files may have changed, however they are replaced:
 // by a rename, by the symlink swap of a ConfigMap, in place, or together with
 // any directory above them.
 //
@@ -7,9 +7,9 @@
 // that something may have changed, and the reader compares what it reads with what
 // it read before. A poll covers file systems that send no events.
 //
-// It waits with a reading while it can tell that a process has a file open for
-// writing, for half a minute at most. It cannot tell this for files of another
-// user, nor for a writer that closes the file and continues later. Files should
+// While a process has one of the files open for writing, the package delays the reading,
+// for half a minute at most. It does not notice a writer of another user's files, nor one
+// that closes the file and continues later. Files should
 // therefore be replaced by a rename.
 package watch
 
@@ -49,8 +49,8 @@ type Config struct {
 	// means every entry whose name does not begin with a dot. Changes of other entries
 	// cause no reading.
 	Inside func(name string) bool
-	// quiet is how long there must be no event before a file that is written in place
-	// is read; zero means DefaultQuiet.
+	// quiet is how long no event must have come before a file that is written in place is
+	// read; zero means DefaultQuiet.
 	quiet time.Duration
 	// Poll is the time between readings without any event; zero means DefaultPoll, a
 	// negative value that there is no poll.
@@ -101,8 +101,8 @@ type Watcher struct {
 	armedAt  time.Time       // when the timer was armed
 	lastRead time.Time       // when the last reading ended
 	renamed  map[string]bool // names that were put in place by a rename since the last reading
-	writing  time.Time       // when a writer was first seen that is waited for; zero if there is none
-	told     bool            // Failed was called for that writer
+	writing  time.Time       // when the current writer was first seen; zero if no writer is waited for
+	told     bool            // Failed was called for the current writer
 }
 
 // New returns a watcher. Run begins with a reading, so that a change before it is not
@@ -184,7 +184,7 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// readNow has the files read now, unless a reading is due anyway. A reading too soon after
+// readNow calls changed now, unless a reading is due anyway. A reading too soon after
 // the last one could repeat the same incomplete content, which would then be used.
 func (w *Watcher) readNow(ctx context.Context) {
 	if !w.armed {
