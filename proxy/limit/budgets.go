@@ -60,7 +60,7 @@ func newAccounts() accounts {
 	return accounts{byID: map[spiffeid.ID]*budget{}, shared: map[allowlist.IdentityPattern]*pool{}}
 }
 
-// Request spends one request of a holder, and reports whether there was one left.
+// Request spends one request of a holder, and reports whether the holder had one left.
 func (b *Budgets) Request(h allowlist.Holder) bool {
 	b.mu.Lock()
 	requests := b.find(h, time.Now()).requests

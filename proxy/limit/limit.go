@@ -8,8 +8,8 @@
 //
 // All of them live as long as the process, across changes of policy, and are bounded:
 // idle callers are forgotten, and callers in excess of the bound share one budget. The
-// package decides, records and closes nothing itself: it calls a function of the holder
-// of a slot or permit that has to be given up.
+// package decides, records and closes nothing itself: if a slot or permit has to be given
+// up, it calls the function that came with that slot or permit.
 package limit
 
 import (
@@ -77,7 +77,8 @@ func full(l *rate.Limiter, now time.Time) bool {
 	return l == nil || l.TokensAt(now) >= float64(l.Burst())
 }
 
-// spend spends one event of a limiter and reports whether there was one; true for nil.
+// spend spends one event of a limiter, and reports whether the limiter had one left; true
+// for nil.
 func spend(l *rate.Limiter, now time.Time) bool { return l == nil || l.AllowN(now, 1) }
 
 // hasToken reports whether a limiter has an event left; true for nil.

@@ -12,8 +12,8 @@ const DefaultPermits = 32
 
 // Permits is a small number of permits for expensive work, shared out evenly among
 // source addresses. A caller that finds all of them taken waits. A permit that
-// becomes free goes to the waiting source that has the fewest, and in turn among
-// equals. If one source has more than its share, its oldest permit is taken away,
+// becomes free goes to the waiting source that has the fewest, and to equal ones in
+// turn. If one source has more than its share, its oldest permit is taken away,
 // so that nobody waits for a source that keeps what it has. It is safe for
 // concurrent use.
 type Permits struct {

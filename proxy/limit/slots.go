@@ -23,9 +23,9 @@ func (s Share) known() bool { return s == ShareIdentity || s == ShareLocal }
 // Owner is the party whose share a slot is counted in.
 type Owner struct {
 	Share Share
-	// Addr is the source address (see allowlist.SourceOf) or the load balancer's; with
-	// ShareLocal it is the address that stands for an identity. It is the zero value
-	// on a unix socket.
+	// Addr is the source address (see allowlist.SourceOf), or the address of the load
+	// balancer; with ShareLocal it is the address by which the configuration identifies
+	// the caller. It is the zero value on a unix socket.
 	Addr netip.Addr
 	// Name is the identity, the user or the listener. It is "" for an address without
 	// an identity.
@@ -77,11 +77,11 @@ type Shares struct {
 	PerIdentity  int // slots of one proven identity
 	PerLocal     int // slots of one user, listener or address whose identity the listener's configuration gives
 
-	// IdleYields allows to close the connection of a proven identity, too, while it
-	// has no request. Those of all other owners may be closed then in any case.
+	// IdleYields allows closing the connection of a proven identity while the connection
+	// has no request. Connections of all other owners may always be closed then.
 	IdleYields bool
-	// AllYield allows to close even a connection that has a request, if its owner
-	// opens another one and has none without a request.
+	// AllYield allows closing even a connection that has a request, if its owner opens
+	// another connection and has none without a request.
 	AllYield bool
 }
 

@@ -16,8 +16,8 @@ type Standing uint8
 // The standings. The zero value admits nothing.
 const (
 	Refused Standing = iota // so far over the limit that the connection gets no answer
-	Over                    // over the limit; the caller is answered with that reason
-	Within
+	Over                    // over the limit; the caller's requests are refused with that reason
+	Within                  // within the limit
 )
 
 // Sources holds a budget for each source address: an IPv4 address, or the /64 network
@@ -68,7 +68,7 @@ func (s *Sources) Open(addr netip.Addr) (*Source, Standing) {
 	return src, Within
 }
 
-// Handshake spends one handshake, and reports whether there was one left.
+// Handshake spends one handshake, and reports whether the source had one left.
 func (s *Source) Handshake() bool { return s == nil || s.handshakes.Allow() }
 
 // Left reports whether the source has processor time left for certificates that do not
