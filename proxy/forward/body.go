@@ -86,7 +86,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.idle(conn) { // the exchange may have ended, and the door may set the client's deadlines again
+	if b.idle(conn) { // the exchange may have ended, and the front may set the client's deadlines again
 		return 0, errStopped
 	}
 	if expect != nil {

@@ -1,9 +1,9 @@
 // Package forward carries one approved plain request to its origin and the
 // answer back.
 //
-// A door parses and decides first, and gives the [Forwarder] an [Exchange]: the parsed
-// head and target, the decision, and the reader of the body. The request that goes out is
-// built from those; the received head is never copied to the origin. goproxy connects the
+// Package proxy parses and decides first, and gives the [Forwarder] an [Exchange]: the
+// parsed head and target, the decision, and the reader of the body. The request that goes
+// out is built from these; the received head is never copied to the origin. goproxy connects the
 // two sides, with a transport, a response writer and filters of this package.
 //
 // It dials only what the decision allows. A connection to an origin is kept for more
@@ -11,8 +11,8 @@
 // caller can use a connection of another one. A connection on which a caller has logged
 // in, or was asked to, is kept for the same connection of that caller: see [Logins].
 //
-// It does not decide, and it refuses no request: if there is no answer, the [Result] has a
-// reason, and the door answers.
+// The package does not decide, and writes no refusal: if the origin gives no answer, the
+// [Result] has a reason, and package proxy refuses the request.
 package forward
 
 import (
@@ -159,8 +159,8 @@ type Result struct {
 	Sent bool
 	// Limited says that the answer is incomplete because Spend returned false.
 	Limited bool
-	// Cut says that an incomplete answer was sent whose end is the end of the
-	// connection, as for clients of HTTP/1.0. The connection must be aborted so that
+	// Cut says that the answer is incomplete and ends with the connection, as it does
+	// for clients of HTTP/1.0. The connection must be aborted so that
 	// the client does not take the answer for complete.
 	Cut bool
 	// Reusable says that another request may be read from the client.
@@ -296,8 +296,8 @@ func (r *run) trace() *httptrace.ClientTrace {
 // connected calls Connected for a connection that the request is about to go out on. If
 // the request may not go out there, it closes the connection before the transport writes.
 func (r *run) connected(conn *upstream, reused bool) {
-	again := r.upstream != nil // the transport tries again
-	if again {
+	retried := r.upstream != nil // the transport tries another connection
+	if retried {
 		r.upstream.release(r)
 	}
 	r.upstream = conn
@@ -312,7 +312,7 @@ func (r *run) connected(conn *upstream, reused bool) {
 	switch {
 	case reused && r.Decision.CheckAddr(conn.dialed.Addr) != nil:
 		err = &allowlist.ReasonError{Reason: allowlist.ResolvedAddressDenied, Err: r.Decision.CheckAddr(conn.dialed.Addr)}
-	case again && r.lane.dedicated && r.meter.uploaded() > 0:
+	case retried && r.lane.dedicated && r.meter.uploaded() > 0:
 		err = &allowlist.ReasonError{Reason: allowlist.ResponseFailed, Cause: allowlist.CauseTerminated, Err: errLoggedIn}
 	case !r.spend(r.head):
 		err = &allowlist.ReasonError{Reason: allowlist.UploadLimit, Err: errSpent}

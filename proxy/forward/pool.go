@@ -71,7 +71,7 @@ type pools struct {
 
 type pool struct {
 	idle []*lane // in the order of their last use; the last one was used most recently
-	used uint64  // pools.uses at the last use of this pool
+	used uint64  // value of pools.uses at the last use of this pool
 }
 
 // acquire returns a lane for an exchange: the lane of its client's connection, if there is
@@ -370,7 +370,7 @@ func (u *upstream) Write(p []byte) (int, error) {
 }
 
 // addUpgradeBytes adds written bytes of a request for an upgrade, which has no body. It
-// sends to sent when the request is complete or could not be written.
+// sends to upgradeSent when the request is complete or could not be written.
 func (u *upstream) addUpgradeBytes(p []byte, err error) {
 	u.upgradeHead = append(u.upgradeHead, p...)
 	if err == nil && !bytes.HasSuffix(u.upgradeHead, []byte("\r\n\r\n")) {
