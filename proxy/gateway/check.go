@@ -49,13 +49,13 @@ func Check(cfg Config) (Checked, error) {
 // policy would refuse every request. Quarantine is not a mistake.
 func unknownIdentities(cfg *Config, policy *allowlist.Policy) (warnings []string) {
 	for _, l := range cfg.Listeners {
-		ids, source := listenerIdentities(cfg, l)
+		ids, proof := listenerIdentities(cfg, l)
 		for _, id := range ids {
-			switch policy.Knows(id, source) { //nolint:exhaustive // the other results are not mistakes in the configuration
+			switch policy.Knows(id, proof) { //nolint:exhaustive // the other results are not mistakes in the configuration
 			case allowlist.IdentityUnknown:
 				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of the policy matches %s, so whatever it asks for is refused as %s", l.Name, id, allowlist.IdentityUnknown))
 			case allowlist.IdentitySourceNotAccepted:
-				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of %s accepts %s, so whatever it asks for is refused as %s", l.Name, id, source, allowlist.IdentitySourceNotAccepted))
+				warnings = append(warnings, fmt.Sprintf("listener %s: no entry of %s accepts %s, so whatever it asks for is refused as %s", l.Name, id, proof, allowlist.IdentitySourceNotAccepted))
 			}
 		}
 	}

@@ -1,6 +1,6 @@
-// Package gateway combines the parts of a gateway: the listeners, the doors, the state
-// in force, and the goroutines that follow the providers of the state. It is the only
-// layer above the doors.
+// Package gateway combines the parts of a gateway: the doors, the state in force, and the
+// goroutines that follow the providers of identity and policy. It is the only package
+// above proxy and proxy/dns, which serve the doors.
 //
 //	g, err := gateway.New(ctx, gateway.Config{Policy: …, Identity: …, Resolver: …, Recorder: …, Listeners: …})
 //	…

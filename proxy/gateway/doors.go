@@ -19,7 +19,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// doors holds the listeners and what they speak.
+// doors holds the listeners with the protocols that they serve.
 type doors struct {
 	cfg      *Config
 	verifier *identity.Verifier // nil without an identity provider
@@ -30,7 +30,7 @@ type doors struct {
 	datagrams   []*listen.UDP
 }
 
-// door is a listener for connections and the protocol that it speaks.
+// door is a listener for connections with the protocol that it serves.
 type door struct {
 	*listen.Listener
 

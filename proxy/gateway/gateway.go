@@ -28,7 +28,7 @@ type Gateway struct {
 	proxy   *proxy.Proxy
 	dns     *dns.Server // nil without a listener for queries
 
-	rereadPolicy, rereadIdentity chan struct{} // receiving makes the provider load again
+	rereadPolicy, rereadIdentity chan struct{} // a value makes the provider load again
 }
 
 // New opens the listeners. After an error nothing stays open.
@@ -124,15 +124,17 @@ func (g *Gateway) handler(p Protocol) func(context.Context, *listen.Conn) {
 	return g.proxy.Serve
 }
 
-// panicked is called only while connections are served. Then the proxy exists.
+// panicked counts and logs a panic. It is called only while connections are served, when
+// the proxy exists.
 func (g *Gateway) panicked(ctx context.Context, cause any, stack []byte) {
 	g.proxy.Panicked(ctx, cause, stack)
 }
 
-// Serve serves until ctx is done, then stops in this order: it continues for the drain
-// delay, so that load balancers notice, and marks each answer as the last one of its
-// connection; it answers 503; it stops accepting; it lets tunnels finish; it ends those
-// that are left, and closes connections after their last answers. New policies and
+// Serve serves until ctx is done, then stops in this order: it serves for the drain
+// delay, so that load balancers notice, and makes each answer the last one of its
+// connection; it answers new requests with 503 and stops accepting; it lets tunnels
+// finish for the drain timeout, and then ends those that are left; it waits for the last
+// answers, and closes the remaining connections. New policies and
 // identities are obeyed until the last tunnel has ended. Serve must be called once, and
 // closes the gateway.
 func (g *Gateway) Serve(ctx context.Context) {
@@ -181,13 +183,13 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 	}
 }
 
-// Reload makes the providers read policy and identity again, and ends what is held, unless
-// the policy files have an error.
+// Reload makes the providers read policy and identity again. Unless the policy files have
+// an error, it also ends the entries whose end is held.
 func (g *Gateway) Reload() {
 	g.inForce.confirmed.Store(true)
-	for _, again := range []chan struct{}{g.rereadPolicy, g.rereadIdentity} {
+	for _, reread := range []chan struct{}{g.rereadPolicy, g.rereadIdentity} {
 		select {
-		case again <- struct{}{}:
+		case reread <- struct{}{}:
 		default: // a reload is already requested
 		}
 	}

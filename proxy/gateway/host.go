@@ -11,8 +11,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/live"
 )
 
-// addressesEvery is the time between two readings of the host's addresses. An address
-// that was added later is an address of the host like any other.
+// addressesEvery is the time between two readings of the host's addresses, which may
+// change while the gateway runs.
 const addressesEvery = 5 * time.Second
 
 // host keeps the addresses of this host up to date in the classifier.
@@ -43,8 +43,8 @@ func (h *host) refresh(ctx context.Context, apply func(context.Context, live.Cha
 	return nil
 }
 
-// follow calls refresh until ctx is done, so that no tunnel reaches an address that was
-// added.
+// follow calls refresh until ctx is done, so that tunnels to an address that the host was
+// given later are denied or ended.
 func (h *host) follow(ctx context.Context, apply func(context.Context, live.Change)) {
 	ticker := time.NewTicker(addressesEvery)
 	defer ticker.Stop()

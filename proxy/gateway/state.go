@@ -26,7 +26,7 @@ type inForce struct {
 	enforcer *live.Enforcer
 	verifier *identity.Verifier // nil without an identity provider
 
-	confirmed   atomic.Bool           // Reload was called, and the policy was not read since
+	confirmed   atomic.Bool           // Reload was called, and the policy has not been read since
 	filesError  atomic.Pointer[error] // last error of the policy files; nil after a policy was read from them
 	closeIdle   func()                // closes the idle connections to origins; set before anything is served
 	quarantined []string              // patterns of the state in force; used by enforced only
@@ -59,17 +59,17 @@ func (s *inForce) trusts(certs []*x509.Certificate) bool {
 	return s.verifier != nil && s.verifier.Trusts(certs)
 }
 
-// first applies what was loaded when the policy provider was opened. Nothing is open yet, so
+// first applies what the policy provider has loaded before Serve. Nothing is open yet, so
 // that there is nothing to hold.
 func (s *inForce) first(ctx context.Context) {
 	s.confirm(ctx, s.cfg.Policy.Loaded())
 }
 
-// loaded applies a later load. A part that does not load changes nothing; policy and
-// quarantine list are valid each by itself. If Reload was called before, the load also
-// confirms the policy, so that nothing is held any longer. A load does not confirm while
-// the files have an error: the operator may have meant to replace the policy whose effects
-// are held, and not to let it end them.
+// loaded applies a later load. An error in the policy or the quarantine list leaves that
+// part as it was, and does not affect the other one. If Reload was called before, the load
+// also confirms the policy, so that nothing is held any longer. A load does not confirm
+// while the files have an error: the operator may have meant to replace the policy, and
+// not to end what it forbids.
 func (s *inForce) loaded(ctx context.Context, c live.Change, err error) {
 	confirmed := s.confirmed.Swap(false)
 	switch {
@@ -97,7 +97,7 @@ func (s *inForce) apply(ctx context.Context, c live.Change) {
 	s.count(c, s.enforcer.Apply(ctx, c))
 }
 
-// confirm applies a change, of which nothing is held, and counts it.
+// confirm applies a change without holding anything, and counts it.
 func (s *inForce) confirm(ctx context.Context, c live.Change) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -105,8 +105,8 @@ func (s *inForce) confirm(ctx context.Context, c live.Change) {
 }
 
 // count reports the result of a load to Metrics.Loaded: once when the policy is loaded,
-// and again when a later change or confirmation finds that none of it is held any longer.
-// A change of something else is not a load. A hold that Enforcer.Run has ended is
+// and again when a later change or confirmation finds that nothing is held any longer. A
+// change of only the quarantine list or the host's addresses is not a load. A hold that Enforcer.Run has ended is
 // reported with the next change.
 func (s *inForce) count(c live.Change, e live.Effect) {
 	if c.Policy != nil && !c.SameRules {
@@ -156,7 +156,8 @@ func heldText(h live.Hold) string {
 	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.OfIdentities)
 }
 
-// notes returns what is held, which is no reason to send connections elsewhere.
+// notes returns the line of /readyz about what is held. It does not make the gateway
+// unready.
 func (s *inForce) notes() []string {
 	held := s.enforcer.Held()
 	if held.IsZero() {

@@ -36,13 +36,13 @@ func Only(p *allowlist.Policy) live.Change {
 func (s *Policy) Loaded() live.Change { return s.first }
 
 // Follow implements gateway.PolicyProvider.
-func (s *Policy) Follow(ctx context.Context, again <-chan struct{}, loaded func(context.Context, live.Change, error)) {
+func (s *Policy) Follow(ctx context.Context, reread <-chan struct{}, loaded func(context.Context, live.Change, error)) {
 	s.following <- func(c live.Change) { loaded(ctx, c, nil) }
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-again:
+		case <-reread:
 			loaded(ctx, live.Change{}, nil)
 		}
 	}
@@ -73,13 +73,13 @@ func NewIdentity(s *identity.Snapshot) *Identity {
 func (i *Identity) Snapshot() *identity.Snapshot { return i.snapshot.Load() }
 
 // Follow implements gateway.IdentityProvider.
-func (i *Identity) Follow(ctx context.Context, again <-chan struct{}, changed func(context.Context)) {
+func (i *Identity) Follow(ctx context.Context, reread <-chan struct{}, changed func(context.Context)) {
 	i.following <- func() { changed(ctx) }
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-again:
+		case <-reread:
 		}
 	}
 }
