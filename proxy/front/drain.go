@@ -15,7 +15,7 @@ const idleWhileDraining = time.Second
 // connections holds the connections of an H1, for Drain and Stop. The zero value is ready
 // to use.
 type connections struct {
-	draining, stopped atomic.Bool // Drain, Stop was called
+	draining, stopped atomic.Bool // Drain was called; Stop was called
 
 	mu   sync.Mutex // guards open
 	open map[*h1]struct{}
@@ -43,7 +43,7 @@ func (f *H1) Stop() {
 }
 
 // each calls a function for every connection that waits for a request. The connection
-// does not leave that state before the function has returned.
+// goes on waiting until the function has returned.
 func (s *connections) each(call func(*h1)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,7 +87,7 @@ func (c *h1) await() bool {
 	switch {
 	case err == nil:
 	case !c.headSeen:
-		return true // ReadHead returns the same error, and the reader knows how much has come
+		return true // ReadHead returns the same error, and Buffered returns the bytes that came
 	case c.front.IsDraining() && !c.front.conns.stopped.Load():
 		c.linger() // a request may be on its way: the client must see an orderly close
 		return false

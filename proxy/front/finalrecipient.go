@@ -10,7 +10,7 @@ import (
 // answerAsFinalRecipient answers an OPTIONS or TRACE that may not be forwarded, as its
 // final recipient (RFC 9110 section 7.6.2). It reports whether another request may
 // follow.
-func (c *h1) answerAsFinalRecipient(r *Request, a *Answer) (again bool) {
+func (c *h1) answerAsFinalRecipient(r *Request, a *Answer) (another bool) {
 	keep := !c.front.IsDraining() && r.Body == 0 && r.Head.Minor == 1 && !r.Head.Lists("Connection", "close")
 	err := c.write(finalRecipientAnswer(r, keep))
 	a.done(err)

@@ -27,7 +27,8 @@ const (
 // the gateway more than the caller.
 const maxRefused = 4
 
-// errNotWritten is passed to Done when the front panics before it has written the answer.
+// errNotWritten is passed to Answer.Done when the front panics before it has written the
+// answer.
 var errNotWritten = errors.New("the answer was not written")
 
 // Config says how HTTP/1.x is read and written.
@@ -74,8 +75,8 @@ func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func())
 		if r == nil {
 			return nil
 		}
-		again, run := c.answer(r, handler.Handle(ctx, r))
-		if !again {
+		another, run := c.answer(r, handler.Handle(ctx, r))
+		if !another {
 			return run
 		}
 	}
@@ -86,7 +87,7 @@ type h1 struct {
 	front         *H1
 	conn          Conn
 	reader        *head.Reader
-	headSeen      bool // a head, or a part of one, was read
+	headSeen      bool // ReadHead has returned at least once
 	answeredPlain bool // a plain request was answered, so that KeepAlive bounds the next wait
 	refusals      int  // number of requests that were refused with 407
 
@@ -121,8 +122,8 @@ func (c *h1) next() *Request {
 	return r
 }
 
-// headCause returns the record's text for what is wrong with a head, or how much of it
-// came.
+// headCause returns the text for the record: what is wrong with a head, or how many of its
+// bytes came.
 func (c *h1) headCause(reason allowlist.Reason, err error) string {
 	come := len(c.reader.Buffered())
 	switch reason { //nolint:exhaustive // the parser's error explains all others
@@ -182,7 +183,7 @@ func headReason(err error) allowlist.Reason {
 
 // answer writes the answer to a request. It reports whether another request may follow on
 // the connection, and returns the function that relays the tunnel if one was opened.
-func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
+func (c *h1) answer(r *Request, a Answer) (another bool, run func()) {
 	defer a.done(errNotWritten)
 	switch a.Kind {
 	case Opened:
@@ -198,7 +199,7 @@ func (c *h1) answer(r *Request, a Answer) (again bool, run func()) {
 }
 
 // refuse writes a refusal.
-func (c *h1) refuse(r *Request, a *Answer) (again bool) {
+func (c *h1) refuse(r *Request, a *Answer) (another bool) {
 	answer := a.Refusal
 	answer.KeepAlive = !a.Last && c.mayKeepAlive(r, answer.Reason)
 	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
@@ -251,9 +252,9 @@ func (c *h1) open(a *Answer) (run func()) {
 	return a.Run
 }
 
-// end closes a connection as the End says, or keeps it. It reports whether another request
-// may follow.
-func (c *h1) end(end End) (again bool) {
+// end keeps the connection or closes it, as its parameter says. It reports whether another
+// request may follow.
+func (c *h1) end(end End) (another bool) {
 	switch end {
 	case Keep:
 		c.answeredPlain = true
