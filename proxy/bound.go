@@ -54,7 +54,7 @@ func decideByBoundNames(x *request, now time.Time) {
 // maxBoundNames is the largest number of names that a record lists for an address.
 const maxBoundNames = 4
 
-// text returns the record's text about the names, or "" if there are none.
+// text returns the text about the names for the record, or "" if there are none.
 func (b *boundNames) text() string {
 	if len(b.names) == 0 {
 		return ""

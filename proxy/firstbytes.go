@@ -52,7 +52,7 @@ type expected struct {
 type inspection struct {
 	mode allowlist.TLSMode
 	ech  allowlist.ECHMode
-	held bool // the state forbids the tunnel, whose end policy.max_revoke holds back
+	held bool // the state forbids the tunnel, whose end is held
 }
 
 // stateDecision is a decision about a name, with the generation of the state that made it.
@@ -89,8 +89,8 @@ func (e *expected) inspectionUnder(state *live.State) inspection {
 	if !d.Allowed() {
 		return inspection{mode: e.inspection.mode, ech: e.inspection.ech, held: true}
 	}
-	var l inspection
-	l.mode, l.ech = d.TLS()
+	var how inspection
+	how.mode, how.ech = d.TLS()
 	proved := false // see decideByBoundNames
 	for _, b := range e.names {
 		other, ok := decideBoundName(state, req, e.addr, b)
@@ -100,21 +100,21 @@ func (e *expected) inspectionUnder(state *live.State) inspection {
 		proved = !b.Mapped
 		if stricter(other, d) {
 			d = other
-			l.mode, _ = d.TLS()
+			how.mode, _ = d.TLS()
 		}
 		if _, ech := other.TLS(); ech == allowlist.ECHRefuse {
-			l.ech = ech
+			how.ech = ech
 		}
 	}
-	return l
+	return how
 }
 
 // gate returns the gate that checks the first bytes of the tunnel, or nil if they are not
 // checked.
 func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
 	c.wait = timeout
-	l := c.initialInspection()
-	switch l.mode {
+	how := c.initialInspection()
+	switch how.mode {
 	case allowlist.TLSOff:
 		c.expected = expected{}
 		return nil
@@ -128,7 +128,7 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 	return &tunnel.Gate{
 		Inspect:  func(p []byte, last bool) tunnel.Ruling { return c.inspect(ctx, p, last) },
 		Wait:     timeout,
-		Speak:    l.mode == allowlist.TLSRequire,
+		Speak:    how.mode == allowlist.TLSRequire,
 		Farewell: accessDenied(),
 	}
 }
@@ -138,15 +138,15 @@ func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.
 func (c *firstBytes) initialInspection() inspection {
 	for {
 		state := c.current.Load()
-		l := c.inspectionUnder(state)
-		if l.mode == allowlist.TLSOff {
+		how := c.inspectionUnder(state)
+		if how.mode == allowlist.TLSOff {
 			c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
 			if c.current.Load() != state {
 				c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
 				continue
 			}
 		}
-		return l
+		return how
 	}
 }
 
@@ -156,8 +156,8 @@ func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ru
 	h, err := c.reader.Read(p)
 	for {
 		state := c.current.Load()
-		l := c.inspectionUnder(state)
-		v := c.evaluate(l, p, last, h, err)
+		how := c.inspectionUnder(state)
+		v := c.evaluate(how, p, last, h, err)
 		if v.ruling == tunnel.More {
 			return v.ruling
 		}
@@ -166,7 +166,7 @@ func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ru
 			if c.current.Load() != state { // the new state may have been enforced before the change of the entry
 				continue
 			}
-			if l.held { // the last enforced policy may not be the one that opened the tunnel
+			if how.held { // the last enforced policy may not be the one that opened the tunnel
 				c.registration.registry.JudgeAgain()
 			}
 		}
@@ -180,9 +180,9 @@ type checkResult struct {
 	ruling tunnel.Ruling
 	reason allowlist.Reason // NoReason if they pass
 	detail string           // explains the reason in the record; "" if there is nothing to add
-	seen   audit.Hello
-	first  live.FirstBytes
-	hidden []live.Hidden // names that ECH may hide
+	seen   audit.Hello      // description of the first bytes, for the record
+	first  live.FirstBytes  // what the first bytes were, for later states
+	hidden []live.Hidden    // names that ECH may hide
 }
 
 // finish records the result of the check under a state.
@@ -220,11 +220,11 @@ func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
 
 // evaluate checks first bytes against the destination. h is the ClientHello in them if
 // err is nil.
-func (c *firstBytes) evaluate(l inspection, p []byte, last bool, h hello.Hello, err error) checkResult {
-	if l.mode == allowlist.TLSOff {
+func (c *firstBytes) evaluate(how inspection, p []byte, last bool, h hello.Hello, err error) checkResult {
+	if how.mode == allowlist.TLSOff {
 		return checkResult{ruling: tunnel.Pass}
 	}
-	if len(p) > 0 && l.mode == allowlist.TLSAuto {
+	if len(p) > 0 && how.mode == allowlist.TLSAuto {
 		switch begins, sure := hello.Begins(p); {
 		case !begins:
 			return checkResult{ruling: tunnel.Pass, seen: audit.Hello{TLS: audit.TLSNone}, first: live.FirstBytesNotTLS}
@@ -237,7 +237,7 @@ func (c *firstBytes) evaluate(l inspection, p []byte, last bool, h hello.Hello, 
 	}
 	v := checkResult{seen: audit.Hello{TLS: audit.TLSNone}, reason: allowlist.NotTLS, detail: c.explainNoHello(p, err), first: live.FirstBytesNotTLS}
 	if err == nil {
-		v.seen, v.reason = c.compare(h, l.ech)
+		v.seen, v.reason = c.compare(h, how.ech)
 		v.first = live.FirstBytesHello
 		if h.Name == "" {
 			v.first = live.FirstBytesNoName
@@ -271,9 +271,9 @@ func (c *firstBytes) explainNoHello(p []byte, err error) string {
 	return fmt.Sprintf("%v: %d bytes came before the end of the client's way or within %v", err, len(p), c.wait)
 }
 
-// compare compares a ClientHello with the destination. refuse is the mode in which the rule
-// of the destination treats Encrypted Client Hello.
-func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audit.Hello, reason allowlist.Reason) {
+// compare compares a ClientHello with the destination. mode says how the rule of the
+// destination treats Encrypted Client Hello.
+func (c *firstBytes) compare(h hello.Hello, mode allowlist.ECHMode) (seen audit.Hello, reason allowlist.Reason) {
 	c.observed = nil
 	seen = audit.Hello{SNI: h.Name, ECH: h.ECH}
 	literal := c.request.Dest.Host.IsAddr()
@@ -295,14 +295,14 @@ func (c *firstBytes) compare(h hello.Hello, refuse allowlist.ECHMode) (seen audi
 		case allowlist.Allow:
 			seen.TLS, reason = audit.TLSMatch, allowlist.NoReason
 			if _, ech := d.TLS(); ech == allowlist.ECHRefuse && len(c.names) > 0 { // inspectionUnder has left out names that are mapped
-				refuse = ech
+				mode = ech
 			}
 		case allowlist.Observe:
 			c.observed, reason = &d, allowlist.NoReason
 		case allowlist.Deny, allowlist.Fail:
 		}
 	}
-	if h.ECH && refuse == allowlist.ECHRefuse {
+	if h.ECH && mode == allowlist.ECHRefuse {
 		reason = allowlist.ECHRefused
 	}
 	return seen, reason
@@ -329,7 +329,7 @@ func (c *firstBytes) decideOtherName(name allowlist.Host) stateDecision {
 		return stateDecision{}
 	}
 	c.registration.entry.Change(func(d *live.Decided) { d.Name = name })
-	return c.decide(c.current.Load(), name) // as above
+	return c.decide(c.current.Load(), name) // loaded after Change, as above
 }
 
 // decide returns the decision of a state about a name in place of the destination.

@@ -85,7 +85,7 @@ type forwardAttempt struct {
 	start           time.Time
 	tryRegistration *registration    // registration of this attempt; request.registration too, until the request becomes a tunnel
 	record          *audit.Tunnel    // record of the exchange; nil until this or an earlier try is about to go out
-	spentLimit      limit.Key        // limit of bytes that was reached; NoKey if none was
+	spentLimit      limit.Key        // limit of uploaded bytes that was reached, if the attempt ended for that reason
 	retryReason     allowlist.Reason // why another try must follow; NoReason if none must
 	up, down        atomic.Int64     // bytes so far
 }
@@ -93,7 +93,7 @@ type forwardAttempt struct {
 // try carries out the attempt.
 func (f *forwardAttempt) try(ctx context.Context) forward.Result {
 	x := f.request
-	under := register(ctx, x, f.counts)
+	attempt := register(ctx, x, f.counts) // ends if a state forbids the request
 	f.tryRegistration = x.registration
 	upgrade := x.read.Protocols
 	if x.decision.Upgrade == allowlist.NoUpgrade {
@@ -105,7 +105,7 @@ func (f *forwardAttempt) try(ctx context.Context) forward.Result {
 			f.close(ctx, forward.Result{})
 		}
 	}()
-	res := x.proxy.forwarder.Forward(under, &forward.Exchange{
+	res := x.proxy.forwarder.Forward(attempt, &forward.Exchange{
 		Decision: x.decision, Head: x.read.Head, URL: x.read.URL, Body: x.read.Body, Reader: x.read.Reader, Client: x.read.Client,
 		Logins:    &x.logins,
 		Spend:     x.lease.Spend,
@@ -130,8 +130,8 @@ func (f *forwardAttempt) progress(up, down int64) {
 	}
 }
 
-// connected checks a connection that the request is about to go out on: by the state in
-// force, the decision must allow its address.
+// connected checks the address of a connection that the request is about to go out on. The
+// state in force must allow the request with this address.
 func (f *forwardAttempt) connected(ctx context.Context, u forward.Upstream) error {
 	x := f.request
 	x.dialed(ctx, f.start, u.Dialed, nil)

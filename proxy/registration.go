@@ -29,7 +29,7 @@ type resolvedAddr struct {
 
 // register gives the request a new registration. A shutdown waits for it, and a state that
 // forbids the request ends the returned context, in which the request is dialled or
-// forwarded. An earlier registration is removed after that, so that the request always has
+// forwarded. An earlier registration is removed only then, so that the request always has
 // one. counts, if not nil, returns the bytes so far.
 func register(ctx context.Context, x *request, counts func() (up, down int64)) (dialCtx context.Context) {
 	previous := x.registration
@@ -76,8 +76,7 @@ func (r *registration) endReason() allowlist.Reason {
 	return r.entry.Why()
 }
 
-// remove removes the registration from the registry. It does nothing if that was done
-// before.
+// remove removes the registration from the registry. A second call does nothing.
 func (r *registration) remove() {
 	if r != nil {
 		r.cancel()

@@ -34,8 +34,8 @@ func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer 
 	return s.handle(ctx, read)
 }
 
-// handle answers a request that was read, or one that stands for a connection without a
-// request.
+// handle answers a request that was read, or one that refuseSilent has made for a
+// connection without a request.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
 	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, lostSlot: !s.conn.Begin()}
 	defer func() {
@@ -81,9 +81,7 @@ var errNoRequest = errors.New("nothing was asked")
 
 // request is one request on its way through the gateway. It is used by one goroutine. Its
 // steps, in their order, are the methods begin, admit and reserve, the function connect or
-// forwardPlain, and the function open or the method refuse. state, which renew loads and
-// which is nil while no state is in force, makes the decision. failure is the cause of the
-// refusal, if its reason has several causes.
+// forwardPlain, and the function open or the method refuse.
 type request struct {
 	*session
 
@@ -92,12 +90,12 @@ type request struct {
 
 	pending      *audit.Pending
 	asked        allowlist.Request
-	state        *live.State
+	state        *live.State // state that makes the decision, loaded by renew; nil while none is in force
 	decision     allowlist.Decision
-	bound        boundNames // the names by which an address literal is allowed; zero if there are none
-	detail       string     // replaces the reason's text for the caller; "" leaves that text
-	cause        string     // replaces detail in the record; "" means detail
-	failure      allowlist.Cause
+	bound        boundNames       // the names by which an address literal is allowed; zero if there are none
+	detail       string           // replaces the reason's text for the caller; "" leaves that text
+	cause        string           // replaces detail in the record; "" means detail
+	failure      allowlist.Cause  // cause of the refusal, if its reason has several
 	lease        *limit.Lease     // use of the budgets; nil before it is taken and after a tunnel has got it
 	registration *registration    // nil before there is one and after a tunnel has got it
 	lostSlot     bool             // the connection was closed for want of a slot before the request was read
@@ -109,7 +107,7 @@ type request struct {
 	unresolved resolve.Failure // error of the last look-up; zero if it did not fail
 }
 
-// begin begins the record of the request. From here on there is exactly one.
+// begin begins the record of the request. From here on the request has exactly one.
 func (x *request) begin(ctx context.Context) {
 	read := x.read
 	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: x.wire, Accept: x.conn.AcceptTrace}
@@ -161,10 +159,11 @@ func (x *request) renew() {
 	x.pending.Identity, x.pending.Proof = x.caller.ID, x.caller.Proof
 }
 
-// admit decides the request, as far as that needs no look-up.
+// admit makes every decision that is possible before a look-up. It returns the reason to
+// refuse the request, or NoReason.
 func (x *request) admit() allowlist.Reason {
 	switch {
-	case x.lostSlot: // the reason in read is a consequence of that
+	case x.lostSlot: // if the head could not be read, this is why
 		x.cause = limit.KeyConnections.WithDetail("the connection was closed for another one")
 		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
@@ -249,8 +248,8 @@ func (x *request) reserve() (reason allowlist.Reason) {
 	return reason
 }
 
-// release gives the lease back to the budgets. It does nothing if that was done before, or
-// if a tunnel has got the lease.
+// release gives the lease back to the budgets. It does nothing if the lease was given back
+// before, or belongs to a tunnel.
 func (x *request) release() {
 	if x.lease != nil {
 		x.lease.Close()
@@ -305,7 +304,7 @@ func noteError(x *request, err error) {
 	x.cause, x.failure = cmp.Or(allowlist.DetailOf(err), x.cause), allowlist.CauseOf(err)
 }
 
-// writeErrorText returns the record's text for an answer that could not be sent.
+// writeErrorText returns the text for the record of an answer that could not be sent.
 func writeErrorText(err error) string { return "writing the answer: " + err.Error() }
 
 // refuse returns a refusal with a reason. The record ends after the refusal was written.
@@ -391,8 +390,8 @@ func (x *request) noteUnanswered(why allowlist.Reason) {
 	x.pending.Status = 0
 }
 
-// abandon refuses a request after a panic. If its record has already ended, it only closes
-// the connection.
+// abandon refuses a request after a panic. If the record has already ended, abandon only
+// makes the front close the connection.
 func abandon(ctx context.Context, x *request) (a front.Answer) {
 	if x.pending == nil || x.pending.Ended() {
 		return front.Answer{Kind: front.Forwarded, End: front.Close}

@@ -68,11 +68,11 @@ type relay struct {
 	check             *firstBytes   // nil until the client was answered
 	early             []byte        // bytes that the client has sent behind its request
 	result            tunnel.Result
-	stopCloseOnCancel func() bool // cancels the AfterFunc that closes the tunnel when the connection's context ends
+	stopCloseOnCancel func() bool // stops the AfterFunc that closes the tunnel when the connection's context ends
 }
 
-// open turns the request into a tunnel. The registration becomes that of the tunnel,
-// and the state in force must still allow it. open then returns the answer.
+// open turns the request into a tunnel and returns the answer. The registration becomes
+// that of the tunnel, and the state in force must still allow the request.
 func open(ctx context.Context, x *request, o opening) front.Answer {
 	r := newRelay(x, &o)
 	handed := false
@@ -88,8 +88,8 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 		return x.refuse(ctx, reason)
 	}
 	x.pending.Status = o.status
-	if told := x.bound.text(); told != "" {
-		x.pending.SetDetail(told)
+	if text := x.bound.text(); text != "" {
+		x.pending.SetDetail(text)
 	}
 	if x.pending.Commit(context.WithoutCancel(ctx)) != nil {
 		r.release()
@@ -172,8 +172,9 @@ func (r *relay) answered(ctx context.Context, x *request, o *opening, err error)
 	began = true
 }
 
-// closeReasons returns the end of a tunnel or exchange that was ended for a reason, and the
-// reason for its record: NoReason for a shutdown, which is no denial by policy.
+// closeReasons returns the close reason of a tunnel or exchange that was ended for why, and
+// the reason for its record. After a shutdown the record has NoReason, because a shutdown
+// is no denial by policy.
 func closeReasons(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 	reason := live.EndedBy(why)
 	if reason == tunnel.Drain {
@@ -212,8 +213,7 @@ func (r *relay) end(ctx context.Context) {
 var errPanicked = errors.New("the gateway panicked: its log has the stack")
 
 // release closes the connection to the origin, gives the lease back and removes the
-// registration.
-// It does nothing if that was done before.
+// registration. A second call does nothing.
 func (r *relay) release() {
 	_ = r.conn.Close()
 	if r.lease != nil {
@@ -223,8 +223,8 @@ func (r *relay) release() {
 	r.registration.remove()
 }
 
-// confirm checks the decision and the address against the state in force, and decides again
-// if another state has come into force since the decision. A request that has asked the
+// confirm checks the decision and the address against the state in force. It decides again
+// if another state has come into force since the decision, or a date has passed. A request that has asked the
 // origin for an upgrade must still be allowed as an upgrade.
 func (x *request) confirm(to resolvedAddr) allowlist.Reason {
 	upgrade := x.decision.Upgrade
