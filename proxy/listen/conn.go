@@ -33,13 +33,13 @@ type Caller struct {
 	Addr  netip.AddrPort
 	Realm string
 	// Busy says that there is no slot for another connection of the caller, and that
-	// its request must be refused with that reason. Crowded says that the caller's own
-	// share is used up.
+	// its requests must be refused as busy. Crowded says that the caller's own share is
+	// used up.
 	Busy, Crowded bool
 	// Limited says that the caller's address has more connections open than it may.
 	Limited bool
-	// Excess says that the caller presented more certificates, or more in one
-	// certificate, than the gateway reads. Its connection must close after the first
+	// Excess says that the caller presented more certificates, or larger ones, than
+	// the gateway reads. Its connection must close after the first
 	// answer.
 	Excess bool
 
@@ -62,7 +62,7 @@ type Conn struct {
 
 	Caller   Caller
 	Listener string // name of the listener
-	// AcceptTrace is the field of the listener's Config.
+	// AcceptTrace is Config.AcceptTrace of the listener.
 	AcceptTrace bool
 	// Certificates is the chain that led to an authority when the caller was
 	// identified, the leaf first; nil if the caller was not identified by certificates.

@@ -15,10 +15,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
-// How many bytes a client may send before the end of its ClientHello, and how many
-// after it; and how many of these it may send without a permit for a long handshake. An
-// SVID of an elliptic curve with an intermediate takes 2 KiB, an SVID of RSA with two
-// takes 6.
+// A client may send maxHandshake bytes up to the end of its ClientHello, and as many after
+// it. Of the latter it may send freeHandshake without a permit for a long handshake. An
+// SVID with an elliptic curve and one intermediate takes 2 KiB, an RSA SVID with two
+// intermediates 6 KiB.
 const (
 	maxHandshake  = 16 << 10
 	freeHandshake = 4 << 10
@@ -26,7 +26,8 @@ const (
 
 // shakeHands makes the TLS handshake of an admitted connection and identifies the
 // caller. It reports whether the caller, with or without an identity, can be answered.
-// If not, it has called a function of the Config.
+// If not, it has reported that to a function of the Config, unless the loss of the slot
+// was reported before.
 func (l *Listener) shakeHands(ctx context.Context, conn *Conn) bool {
 	secure := tls.Server(conn.Conn, l.cfg.TLS)
 	displaced, err := l.handshake(ctx, secure, conn)
@@ -118,7 +119,7 @@ func (h *longHandshake) begin(ctx context.Context) error {
 	raw := h.conn.raw
 	waiting, cancel := context.WithDeadline(ctx, h.until)
 	defer cancel()
-	if h.conn.cancelPermitWait.Store(&cancel); h.conn.LostSlot() { // it lost its slot before loseSlot could find cancelPermitWait
+	if h.conn.cancelPermitWait.Store(&cancel); h.conn.LostSlot() { // the slot was lost before loseSlot could find cancelPermitWait
 		cancel()
 	}
 	var err error

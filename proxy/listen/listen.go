@@ -1,9 +1,10 @@
-// Package listen accepts connections and identifies their callers: it passes each door
-// connections that are ready to be read, each with a [Caller]. For datagrams it passes
-// the socket, and returns a Caller for the address of each sender.
+// Package listen accepts connections and identifies their callers: it passes connections
+// that are ready to be read, each with a [Caller], to the function that serves the door.
+// For datagrams it passes the socket, and returns a Caller for the address of each
+// sender.
 //
 // A TLS listener asks for a client certificate but does not require one: a caller
-// without an accepted identity is passed to the door, which answers it over HTTP. The
+// without an accepted identity is passed on, too, and gets its answer over HTTP or DNS. The
 // package makes no decisions, and reads nothing after the handshake.
 package listen
 
@@ -174,9 +175,9 @@ func (l *Listener) Close() error { return l.net.Close() }
 
 // Serve accepts connections until Close. A connection that finds a slot and a descriptor
 // (enter) has a goroutine of its own, in which it is admitted and its TLS handshake is
-// made; then handle is called. When handle has returned, Serve calls Conn.Continue and
-// closes the connection. It returns when all connections have ended. The end of ctx does not stop
-// accepting, but closes every connection that is open.
+// made; then handle is called. When handle has returned, Serve calls Conn.Continue, if it
+// is set, and closes the connection. Serve returns when all connections have ended. The
+// end of ctx does not stop accepting, but closes every connection that is open.
 func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()

@@ -15,7 +15,7 @@ import (
 
 // Sizes of PROXY protocol headers (see its specification, sections 2.1 and 2.2).
 const (
-	proxiedStart = 12      // as many bytes as show the version
+	proxiedStart = 12      // first bytes, which show the version
 	proxiedMax1  = 107     // largest header of version 1
 	proxiedFixed = 16      // first part of a header of version 2, which ends with the length of the rest
 	proxiedMax2  = 4 << 10 // largest length of the rest that is accepted
@@ -24,11 +24,11 @@ const (
 var (
 	errNoHeader    = errors.New("the connection does not begin with one")
 	errHeaderLong  = errors.New("it is too long")
-	errHeaderOther = errors.New("it is of no TCP connection")
+	errHeaderOther = errors.New("it does not describe a TCP connection")
 )
 
-// readProxyHeader reads the PROXY protocol header at the start of a connection, and not a byte
-// more, since the rest is read from the socket. It returns the caller's address, or an
+// readProxyHeader reads the PROXY protocol header at the start of a connection, and not a
+// byte more, since the following bytes are read from the socket. It returns the caller's address, or an
 // invalid one if the peer connects for itself (LOCAL) or knows no address (UNKNOWN of
 // version 1, UNSPEC of version 2): the address of the connection then counts. io.EOF
 // means that the peer left and sent nothing.

@@ -46,7 +46,7 @@ func (c *Conn) takeSlot(ctx context.Context) (ok bool) {
 // request of it must be refused: it returns the limit, or NoKey if the caller is
 // neither Busy nor Limited. The detail tells the caller whose limit that is, and is ""
 // if it is the limit of all callers together.
-func (c *Caller) OverLimit() (detail string, over limit.Key) {
+func (c *Caller) OverLimit() (detail string, key limit.Key) {
 	switch {
 	case c.Busy && c.Crowded:
 		return "this caller has as many connections open as it may", limit.KeyConnections
@@ -68,18 +68,18 @@ func (c *Caller) setBusy(cause limit.Cause) {
 // the last answer was sent and only waits to be read, Shed is not called: the connection
 // loses nothing, and a request that this answer refused has a record already.
 func (c *Conn) loseSlot(cause limit.Cause) {
-	over := c.raw.Ended()
+	answered := c.raw.Ended() // the last answer was sent
 	_ = c.raw.Close()
 	if cancel := c.cancelPermitWait.Load(); cancel != nil { // a connection that waits for a permit is not read, and does not notice the end otherwise
 		(*cancel)()
 	}
-	if !over {
+	if !answered {
 		c.parent.cfg.Shed(cause)
 	}
 }
 
-// assignProxied assumes the identity of a caller behind a load balancer, moves the slot
-// to it, and reports whether there is one for it.
+// assignProxied identifies a caller behind a load balancer, as far as that needs no TLS
+// handshake, and moves the slot to the caller. It reports whether there is one for it.
 func (c *Conn) assignProxied() bool {
 	cfg := &c.parent.cfg
 	if cfg.TLS == nil {
@@ -170,6 +170,6 @@ func (c *Conn) Begin() bool { return c.slot.Begin() }
 // be closed to free its slot, unless another of its requests is running.
 func (c *Conn) End() { c.slot.End() }
 
-// LostSlot reports whether the connection was closed for want of a slot, which has been
-// counted.
+// LostSlot reports whether the connection was closed for want of a slot. Config.Shed has
+// counted it.
 func (c *Conn) LostSlot() bool { return c.slot.GivenUp() != limit.NoCause }
