@@ -1,7 +1,6 @@
 // Package dial connects to an allowed destination: it resolves the name, keeps
-// the addresses that the decision lets through, races them (RFC 8305), and
-// checks the address that the socket really connects to against the decision
-// once more.
+// the addresses that the decision allows, tries them as RFC 8305 says, and checks
+// the address that the socket really connects to against the decision once more.
 //
 // It refuses to connect without a decision: an address that no decision has
 // allowed is never dialled.
@@ -92,7 +91,7 @@ func (d *Dialer) Dial(ctx context.Context, dec *allowlist.Decision) (Result, err
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	var res Result
-	if !dec.Allowed() { // not even a lookup
+	if !dec.Allowed() { // then the name is not looked up either
 		return res, &allowlist.ReasonError{Reason: allowlist.InternalError, Err: errors.New("dial: the decision does not allow")}
 	}
 	start := time.Now()
@@ -148,8 +147,8 @@ func (d *Dialer) dial(ctx context.Context, dec *allowlist.Decision, addrs []allo
 	return res, nil
 }
 
-// allowedAddrs returns the addresses that the decision allows, counts the others, and
-// returns the errors of these.
+// allowedAddrs returns the addresses that the decision allows, and the errors of those
+// that it refuses. It counts the refused ones in the result.
 func (r *Result) allowedAddrs(dec *allowlist.Decision, addrs []allowlist.Resolved) (allowed []netip.AddrPort, refusals []error) {
 	allowed = make([]netip.AddrPort, 0, min(len(addrs), maxAddresses))
 	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
