@@ -19,13 +19,13 @@ func (t *Tunnel) sendEarly(early []byte) bool {
 }
 
 // relay copies one direction until it ends. It holds a buffer only from when bytes can
-// be read until they are written. Bulk between plain sockets it moves inside the kernel,
-// by a splicer.
+// be read until they are written. It moves bulk between plain sockets inside the kernel,
+// with a splicer.
 //
-// The frames of relay, of its callers and of the functions below pass determine how much
-// stack an idle tunnel keeps, twice. The runtime halves a stack of which less than a
-// quarter is used, so that a stack of 8 KiB becomes one of 4 KiB if less than 2 KiB are
-// used.
+// The frames of relay, of its callers and of the functions that pass calls determine how
+// much stack an idle tunnel keeps, for each of its two directions. The runtime halves a
+// stack of which less than a quarter is used, so that a stack of 8 KiB becomes one of 4
+// KiB if less than 2 KiB are used.
 func (t *Tunnel) relay(src, dst *side, count *atomic.Int64) {
 	for splice := newSplicer(src, dst, t.cfg.Pipes); ; {
 		ok, err := t.pass(src, dst, splice, count)
@@ -119,7 +119,7 @@ func (t *Tunnel) finish(src, dst *side) {
 	case errors.Is(err, errNoCloseWrite):
 		t.cut(src.name, nil)
 	case err != nil:
-		t.fail("ending the way to", dst, err)
+		t.fail("ending the direction to", dst, err)
 	}
 }
 

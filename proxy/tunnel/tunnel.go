@@ -73,7 +73,7 @@ type Result struct {
 // A Tunnel relays between a client and an upstream, once.
 type Tunnel struct {
 	cfg              Config
-	gate             *Gate // nil if there is none, or once it has ruled
+	gate             *Gate // nil if there is none, and once it has begun to rule
 	client, upstream *side
 	up, down         atomic.Int64
 
@@ -85,7 +85,7 @@ type Tunnel struct {
 
 	ending   sync.Mutex    // guards the next five fields
 	hurried  bool          // Hurry was called while the gate had not ruled yet
-	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before, negative after it has passed them
+	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before that, and negative after the gate has passed them
 	reason   Reason        // why both directions were cut; None if they were not
 	err      error         // the error if reason is Error
 	first    Reason        // the side that finished first, Client or Upstream
@@ -162,7 +162,7 @@ func (t *Tunnel) Close(r Reason) { t.cut(cmp.Or(r, Error), nil) }
 // called at any time.
 func (t *Tunnel) Counts() (up, down int64) { return t.up.Load(), t.down.Load() }
 
-// begin prepares the connections. It returns false if Close was called.
+// begin removes the deadlines of the connections. It returns false if Close was called.
 func (t *Tunnel) begin() bool {
 	t.ending.Lock()
 	defer t.ending.Unlock()
