@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// stuckAfter is when a Write that has not returned counts as a failure, if nobody waits
-// for records. Where decisions do, it is commitTimeout: from then on they are refused.
+// stuckAfter is how long a Write may take before it counts as a failure, if no decision
+// waits for its record. If decisions wait, the time is commitTimeout, after which they are
+// refused.
 const stuckAfter = 12 * time.Second
 
 // The failures of a sink that are not errors of its Write.

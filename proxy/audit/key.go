@@ -52,11 +52,11 @@ func listenerOf(rec *Record) key { return key{kind: kindListener, name: rec.List
 // maxPathLen is the length of the longest path.
 const maxPathLen = 4
 
-// callerPath appends the path of a record in shares by caller. For an identity that is
-// the identity alone. All callers without an identity share one node, and are told
-// apart below it by listener, network and source. A source without an identity may be
-// forged, and so may an identity that only the source shows; therefore all of them
-// together weigh no more than one identity.
+// callerPath appends the path of a record in shares by caller. The path of an identity is
+// its own key alone. All callers without an identity share one node, below which each
+// listener, network and source has its own. A source without an identity may be forged,
+// and so may an identity that only the source shows; therefore all of them together have
+// no larger share than one identity.
 func callerPath(path []key, rec *Record) []key {
 	k := keyOf(rec)
 	if k.name != "" && !k.proof.forgeable() {

@@ -18,17 +18,15 @@ type Start struct {
 	// TraceParent is the caller's traceparent field as received. It is linked and never
 	// decides whether the span is sampled.
 	TraceParent string
-	// NoSpan leaves the span out, for a decision of a kind of which only a part has
-	// spans.
+	// NoSpan leaves the span out, where only some of many similar decisions have one.
 	NoSpan bool
 	// Accept makes the caller's context the parent of the span instead of a link, for a
 	// listener whose callers are trusted to set it.
 	Accept bool
 }
 
-// Begin opens the record and the span of one decision. The caller's context is
-// untrusted: the span is a root of its own with a link to it, unless the start
-// says that it is accepted.
+// Begin opens the record and the span of one decision. The trace of the caller is not
+// trusted: the span is a root with a link to that trace, unless Start.Accept is set.
 func (r *Recorder) Begin(ctx context.Context, s Start) *Pending {
 	o := new(Pending)
 	r.Reopen(ctx, o, s)
@@ -92,10 +90,10 @@ type Pending struct {
 
 	recorder  *Recorder
 	span      trace.Span // nil if there is none
-	committed *Record    // the record as it was written; nil if it was not
+	committed *Record    // the record as Commit has written it; nil if it has not
 	commitErr error
 	joinTried bool // join was called
-	joined    bool // the record was merged into an identical denial
+	joined    bool // the record was merged into that of an identical denial
 	ended     bool
 }
 
@@ -145,7 +143,7 @@ func (o *Pending) Commit(ctx context.Context) error {
 }
 
 // join merges the record into an identical denial, if there is one. Only the first call
-// does so, because a second one would find this record itself.
+// does so, because a second one would find the record itself.
 func (o *Pending) join() {
 	if o.joinTried {
 		return

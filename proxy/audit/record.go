@@ -143,7 +143,7 @@ type Record struct {
 
 	Class   allowlist.Class // class of an address that was refused
 	Dropped int             // number of addresses that were refused
-	Refused []netip.Addr    // these addresses, at most MaxAddresses; never changed once set
+	Refused []netip.Addr    // the first addresses that were refused, at most MaxAddresses; never changed once set
 
 	Resolve, Dial time.Duration
 	Decide        time.Duration

@@ -54,7 +54,7 @@ type Recorder struct {
 	cancel     context.CancelFunc
 	server     trace.SpanStartOption // made once, because every decision needs it
 	made       atomic.Uint64
-	sharedPool sync.Pool
+	sharedPool sync.Pool // of *sharedRecord
 }
 
 // New starts a recorder; Close stops it. The sinks get ctx without its cancellation.
@@ -191,7 +191,7 @@ func (r *Recorder) put(rec *Record) {
 const commitTimeout = 2 * time.Second
 
 var (
-	errNoRoom = errors.New("the queue has no room for more of this caller's")
+	errNoRoom = errors.New("the queue has no room for more records of this caller")
 	errLate   = errors.New("the record was not written in time")
 )
 

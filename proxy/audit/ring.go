@@ -2,7 +2,7 @@ package audit
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// The parts of a ring. Denials may fill three quarters of it, those of one identity or
+// The parts of a ring; each constant divides its size. Denials may fill three quarters of it, those of one identity or
 // source an eighth. When they are full, the caller that has most of them loses one, so
 // that the first denial of a caller has its line whatever others do. Records that are
 // not denials may fill all but the last eighth without a share for each caller. In the
@@ -25,8 +25,8 @@ const itemChunk = 64
 type item struct {
 	record     *sharedRecord
 	prev, next *item
-	// seat is in use for denials, and for records that came when only the last part was
-	// left.
+	// seat is in use for denials, and for other records that came when only the last
+	// part of the ring was free.
 	seat seat[*item]
 }
 
@@ -38,7 +38,7 @@ type ring struct {
 	first, last *item
 	free        *item         // linked by next
 	denials     shares[*item] // items that are denials
-	late        shares[*item] // other items that came when only the last part was left
+	late        shares[*item] // other items that came when only the last part was free
 }
 
 // isDenial reports whether a record may be counted into a summary, because the answer

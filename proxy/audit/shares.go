@@ -1,7 +1,7 @@
 package audit
 
-// shares counts which key has how many seats of something that has too little room for
-// all: records in a queue, or windows. It is a tree of keys, in which every node counts
+// shares counts how many seats each key has in something with limited room: a queue of
+// records, or the open windows. It is a tree of keys, in which every node counts
 // the seats at and below it. The zero value is empty.
 type shares[T any] struct {
 	root node[T]
@@ -18,10 +18,10 @@ type node[T any] struct {
 	parent *node[T] // nil for the root
 	count  int      // number of seats at and below the node
 
-	kids    map[key]*node[T]
-	byCount []*node[T] // the kids as a heap; the first one has most seats
-	index   int        // in the parent's heap
-	turn    *node[T]   // the kid that is served next; nil if there is none
+	kids    map[key]*node[T] // nodes of the keys below this one
+	byCount []*node[T]       // the kids as a heap; the first one has most seats
+	index   int              // in the parent's heap
+	turn    *node[T]         // the kid that is served next; nil if there is none
 
 	prev, next *node[T] // siblings in the order of their turns, in a circle
 
@@ -152,12 +152,13 @@ func (s *shares[T]) next() T {
 	return n.first.value
 }
 
-// victim returns the value that gives up its place for a newcomer, which is in its seat
-// already. It is the newest one at the leaf that is found by going from every node to
-// the kid with most seats; where the newcomer's node has as many as any other, it is
-// preferred. A newcomer that has no seat in this tree is not preferred anywhere.
+// victim returns the value that loses its seat to a newcomer, which has its own seat
+// already. It goes down the tree, from every node to the kid with the most seats, and
+// returns the newest value of the leaf at the end. If several kids have the most seats and
+// one of them is on the newcomer's path, it takes that one. The newcomer may be in another
+// tree; then it has no path here.
 func (s *shares[T]) victim(newcomer *seat[T]) T {
-	var path [maxPathLen]*node[T] // of the newcomer, from its leaf
+	var path [maxPathLen]*node[T] // nodes of the newcomer, from its leaf up
 	depth := 0
 	for n := newcomer.leaf; n != nil && n.parent != nil; n = n.parent {
 		path[depth] = n
@@ -173,7 +174,7 @@ func (s *shares[T]) victim(newcomer *seat[T]) T {
 	return n.last.value
 }
 
-// top returns the number of seats of the key that has most.
+// top returns the largest number of seats that a key below the root has.
 func (s *shares[T]) top() int {
 	if len(s.root.byCount) == 0 {
 		return 0

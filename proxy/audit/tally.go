@@ -31,7 +31,7 @@ type tally struct {
 	merged   Merged
 	records  uint64 // number of records; less than merged.Count if one stood for several
 	cause    string // why the sink failed; "" if the records only had no room
-	id       string // of the summary, once it was tried; the next try has it, too
+	id       string // ID of the summary, set when it is first written; another try to write it has the same ID
 }
 
 // add counts a record.
@@ -103,7 +103,7 @@ type tallies struct {
 	due   time.Time // when the summaries are due; zero if there are none
 	byKey map[key]*tally
 	other *tally // counts all others; nil if there are none
-	lost  *tally // counts the records lost since the sink failed; nil if it did not
+	lost  *tally // counts the records that were lost since the sink began to fail; nil if it works
 
 	// The numbers of keys in byKey by kind, and of the sources in each network.
 	identities, sources, networks, listeners int
@@ -190,7 +190,7 @@ func (ts *tallies) tallyOf(id spiffeid.ID, keys ...key) *tally {
 	return ts.other
 }
 
-// begin makes the maps and sets when the summaries are due, if that is not done.
+// begin makes the maps and sets when the summaries are due, unless that was done before.
 func (ts *tallies) begin() {
 	if ts.byKey == nil {
 		ts.byKey, ts.inNetwork = map[key]*tally{}, map[key]int{}

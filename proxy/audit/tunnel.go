@@ -21,7 +21,7 @@ type Tunnel struct {
 	recorder *Recorder
 	start    time.Time
 	hello    atomic.Pointer[Hello]  // nil if the first bytes were not inspected
-	detail   atomic.Pointer[string] // why it was refused or failed; nil means the decision's detail
+	detail   atomic.Pointer[string] // why the tunnel was refused or failed; nil means the decision's detail
 	// wouldReason is the reason that would have refused the first bytes, an
 	// allowlist.Reason, if only observe mode let them through.
 	wouldReason atomic.Uint32
@@ -97,7 +97,7 @@ func (t *Tunnel) firstBytesRecord() Record {
 	return rec
 }
 
-// applyDetail sets the detail that SetDetail stored.
+// applyDetail sets the record's detail to the one that SetDetail has stored, if any.
 func (t *Tunnel) applyDetail(rec *Record) {
 	if detail := t.detail.Load(); detail != nil {
 		rec.Detail = *detail
@@ -148,9 +148,9 @@ func (t *Tunnel) describe(span trace.Span) {
 	}
 }
 
-// Close records the end: bytes from (up) and to (down) the caller, what ended the
-// tunnel, and if it was no longer allowed the reason. The rule in the record is the one
-// that had allowed it.
+// Close records the end: up and down are the bytes from and to the caller, reason is what
+// ended the tunnel, and why is the policy's reason if the tunnel was no longer allowed. The
+// rule in the record is the one that had allowed the tunnel.
 func (t *Tunnel) Close(ctx context.Context, up, down int64, reason tunnel.Reason, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
 	// The span is made only now, because a thousand open spans would hold megabytes.

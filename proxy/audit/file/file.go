@@ -42,7 +42,7 @@ type Rotation struct {
 type File struct {
 	cfg Config
 
-	reopen atomic.Bool // the file must be reopened before the next write
+	reopen atomic.Bool // Reopen was called since the last write
 	file   io.WriteCloser
 	info   fs.FileInfo // information about file; nil with rotation
 	torn   bool        // the file ends within a line, which an earlier process may have left
@@ -70,7 +70,7 @@ func IsNotRotatable(err error) bool { return errors.Is(err, errNotRegular) }
 // waits until a named pipe has a reader.
 func Open(cfg Config) (*File, error) {
 	if cfg.Path == "" || cfg.Failed == nil {
-		return nil, errors.New("a record file needs a path and who is told of failures")
+		return nil, errors.New("a record file needs a path and a function for failures")
 	}
 	f := &File{cfg: cfg}
 	if every := cfg.Rotate.Every; every > 0 {
@@ -184,8 +184,8 @@ func wholeLines(lines []byte, most int64) []byte {
 // name: a process that goes on writing to a removed file loses every line without an
 // error.
 func (f *File) follow() error {
-	again, moved := f.reopen.Swap(false), f.moved()
-	if !again && !moved {
+	asked, moved := f.reopen.Swap(false), f.moved()
+	if !asked && !moved {
 		return nil
 	}
 	err := f.open()
