@@ -43,7 +43,7 @@ const (
 	DefaultLookups        = dns.DefaultTotal
 )
 
-// PolicyProvider is where the policy comes from.
+// PolicyProvider provides the policy and the quarantine list.
 type PolicyProvider interface {
 	// Loaded returns what was loaded when the provider was opened. Without a policy
 	// everything is denied until one is loaded.
@@ -51,17 +51,16 @@ type PolicyProvider interface {
 	// Follow calls loaded for every later load, one after the other, until ctx is done:
 	// with the parts that are new, and an error if a part is not used. With an error
 	// there may still be another part that is valid by itself. When Follow receives
-	// from reload it loads at once, and calls loaded even if nothing has changed.
-	Follow(ctx context.Context, reload <-chan struct{}, loaded func(context.Context, live.Change, error))
+	// from reread it loads at once, and calls loaded even if nothing has changed.
+	Follow(ctx context.Context, reread <-chan struct{}, loaded func(context.Context, live.Change, error))
 }
 
-// IdentityProvider is where the gateway's own identity and the trusted authorities come
-// from.
+// IdentityProvider provides the gateway's own identity and the trusted authorities.
 type IdentityProvider interface {
 	identity.Provider
 	// Follow calls changed when there may be a new snapshot, until ctx is done. It
-	// reads at once when it receives from reload.
-	Follow(ctx context.Context, reload <-chan struct{}, changed func(context.Context))
+	// reads at once when it receives from reread.
+	Follow(ctx context.Context, reread <-chan struct{}, changed func(context.Context))
 }
 
 // Resolver resolves allowed names. Its fields are methods of package resolve.
@@ -99,7 +98,7 @@ type Config struct {
 	Metrics Metrics
 
 	// MaxRevoke bounds how many identities may lose open tunnels or connections to a
-	// new policy; zero is any number. See live.MaxRevoke.
+	// new policy; zero means any number. See live.MaxRevoke.
 	MaxRevoke live.MaxRevoke
 	// CloseAtExpiry ends tunnels when their caller's SVID expires.
 	CloseAtExpiry bool

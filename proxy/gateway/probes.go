@@ -18,7 +18,7 @@ import (
 type probes struct {
 	cfg       *Config
 	state     func() *live.State
-	heldNotes func() []string // what is held, a line each
+	heldNotes func() []string // returns the lines about what is held; see inForce.notes
 	shed      *shedReporter
 	admin     *admin.Server // nil if no address is configured
 	stopping  atomic.Bool
