@@ -20,7 +20,7 @@ type requestBody struct {
 	run      *run
 	req      *http.Request
 	inner    io.ReadCloser // the body as net/http has framed it
-	buffered *bufio.Reader // the source of inner
+	buffered *bufio.Reader // the reader that inner reads from
 	expect   *expectation  // not nil if the client waits for 100 (Continue); used by Read only
 
 	stopped chan struct{} // closed by stop
