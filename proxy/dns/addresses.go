@@ -15,8 +15,8 @@ const (
 )
 
 // addressesOf appends the addresses in a response that this package has written, with
-// those in hints, each once and as many as fit into the capacity of all. The question
-// is asked bytes long.
+// those in hints, each once and as many as fit into the capacity of all. asked is the
+// length of the question in bytes.
 //
 // It reads the response that was sent, and is called only if a record is made, so that
 // a response without a record costs nothing.

@@ -17,7 +17,7 @@ import (
 // ruling says whether the caller gets the resolver's answer, and why if not. The zero
 // value refuses.
 type ruling struct {
-	reason      allowlist.Reason // why the resolver's answer is not sent; NoReason if that depends on the decision alone
+	reason      allowlist.Reason // why the resolver's answer is not sent; NoReason if only the decision says whether it is
 	detail      string           // detail of the reason, for the record
 	state       *live.State      // state that made the decision; nil if no decision was made
 	decision    allowlist.NameDecision
@@ -35,7 +35,7 @@ type ruling struct {
 // refuses reports whether the caller does not get the resolver's answer.
 func (r *ruling) refuses() bool { return r.reason != allowlist.NoReason || !r.decision.Allowed() }
 
-// fail replaces what was decided by a fault of the gateway.
+// fail replaces the ruling by a fault of the gateway.
 func (r *ruling) fail(reason allowlist.Reason, detail string) {
 	r.reason, r.aliasReason, r.detail, r.failure = reason, allowlist.NoReason, detail, resolve.Failure{}
 }

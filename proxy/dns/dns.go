@@ -1,4 +1,4 @@
-// Package dns is the DNS door: it answers queries over UDP, TCP, DoT and DoH for
+// Package dns serves the DNS doors: it answers queries over UDP, TCP, DoT and DoH for
 // callers with an identity, by the same policy as every other door.
 //
 // A query is read by a strict parser, decided before anything is looked up, and

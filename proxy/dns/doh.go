@@ -48,7 +48,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil { // until the first bytes come
 		return
 	}
-	gone := make(chan struct{})
+	closed := make(chan struct{}) // closed when net/http has closed the connection
 	srv := &http.Server{
 		Handler: h, Protocols: protocols(conn), DisableGeneralOptionsHandler: true, // net/http would answer OPTIONS * without spending the budget
 		ReadTimeout: readTimeout, WriteTimeout: dohTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHead,
@@ -59,36 +59,36 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			h.changed(state)
 			if state == http.StateClosed {
-				close(gone)
+				close(closed)
 				_ = one.Close()
 			}
 		},
 	}
 	var ending sync.WaitGroup
-	over := make(chan struct{}) // closed when the connection must end without further waiting
+	endNow := make(chan struct{}) // closed when the connection must end without further waiting
 	forget := s.draining.add(func(at stage) {
 		if at == ended {
-			close(over)
+			close(endNow)
 		}
-		ending.Go(func() { h.shutDown(srv, over, gone) })
+		ending.Go(func() { h.shutDown(srv, endNow, closed) })
 	})
 	if err := srv.Serve(one); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelError, "serving a connection", slog.String("listener", conn.Listener), slog.Any("error", err))
 	}
 	if one.accepted() { // false if the connection ended before Serve
-		<-gone
+		<-closed
 	}
 	forget()
 	ending.Wait()
 	h.wait()
 	if !conn.Used() {
-		s.recordUnanswered(ctx, h.origin(), conn)
+		s.recordUnanswered(ctx, h.transport(), conn)
 	}
 }
 
-// read returns the packet of a request, if it is a query. Its body must have come before
-// endIncomplete. A request without a body is complete: net/http would take a deadline for
-// the end of the client, and the request would have no answer.
+// read returns the packet of a request, if it is a query. endIncomplete ends the reading
+// of a body that has not come whole. A request without a body is complete: net/http would
+// take a deadline for the end of the client, and the request would have no answer.
 func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequest) {
 	if r.ContentLength == 0 {
 		return readQuery(r)
@@ -175,17 +175,16 @@ type dohConn struct {
 	conn       *listen.Conn
 	waitCalled bool                                  // says that wait has been called
 	running    int                                   // number of handlers
-	begun      int                                   // number of requests for which conn.Begin was called, and not yet conn.End
+	begun      int                                   // number of requests for which conn.Begin was called but not yet conn.End
 	ending     bool                                  // says that endIncomplete has been called
 	used       bool                                  // says that net/http has read the head of a request, or the preface of HTTP/2
 	idle       bool                                  // says that net/http has sent all answers
 	bodies     map[*http.ResponseController]struct{} // holds the requests whose body is being read
 }
 
-// enter begins a request, unless the connection is over: with HTTP/2, handlers have
-// goroutines for which net/http does not wait, so that the last of them may start after
-// the connection has ended. late reports whether the connection had been closed for
-// want of a slot before.
+// enter begins a request. ok is false if the connection has ended: over HTTP/2, net/http
+// does not wait for the goroutines of handlers, so that the last of them may start after
+// the end. late reports whether the connection was closed for want of a slot before.
 func (h *dohConn) enter() (late, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -276,7 +275,7 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.conn.MarkUsed()
 	answered := make(dohReply, 1)
-	x := h.server.getExchange(h.origin(), answered, &caller)
+	x := h.server.getExchange(h.transport(), answered, &caller)
 	h.server.handle(h.ctx, &h.lookups, x, msg)
 	x = <-answered
 	h.markDraining(w)
@@ -294,7 +293,7 @@ func (h *dohConn) markDraining(w http.ResponseWriter) {
 	}
 }
 
-func (h *dohConn) origin() origin { return origin{listener: h.conn.Listener, wire: wireDoH} }
+func (h *dohConn) transport() transport { return transport{listener: h.conn.Listener, wire: wireDoH} }
 
 // caller returns the caller, re-verified if the trust bundles have changed.
 func (h *dohConn) caller() listen.Caller {

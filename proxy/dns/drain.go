@@ -74,7 +74,7 @@ func (d *draining) add(tell func(stage)) (forget func()) {
 	}
 }
 
-// advance sets the stage, unless it is as far already.
+// advance sets the stage, unless that stage or a later one was reached before.
 func (d *draining) advance(to stage) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -91,14 +91,14 @@ func (d *draining) advance(to stage) {
 }
 
 // shutDown ends the connection of a server when its running requests have been
-// answered. It first waits for drainingTime, over or gone.
-func (h *dohConn) shutDown(srv *http.Server, over, gone <-chan struct{}) {
+// answered. Before that it waits for drainingTime, or until endNow or closed is closed.
+func (h *dohConn) shutDown(srv *http.Server, endNow, closed <-chan struct{}) {
 	later := time.NewTimer(drainingTime)
 	defer later.Stop()
 	select {
 	case <-later.C:
-	case <-over:
-	case <-gone:
+	case <-endNow:
+	case <-closed:
 	case <-h.ctx.Done():
 	}
 	h.endIncomplete()

@@ -15,27 +15,27 @@ import (
 // exchange is one query in its steps, each of which has a file: read, decide, resolve,
 // respond and record. It is reused for another query when it is done.
 type exchange struct {
-	server *Server
-	origin origin
-	door   door
-	peer   netip.AddrPort // sender of a datagram, as the socket reports it
-	caller listen.Caller
-	start  time.Time
+	server    *Server
+	transport transport
+	replier   replier
+	peer      netip.AddrPort // sender of a datagram, as the socket reports it
+	caller    listen.Caller
+	start     time.Time
 
 	query      query // result of reading
 	kind       kind
 	ruling     ruling        // result of deciding
 	lookupTime time.Duration // how long the look-up took; zero without one
 	response   response      // response to send
-	replied    bool          // says that the door has the response
+	replied    bool          // says that the response was passed to replier
 
 	pending        *audit.Pending // points to pendingStorage once the record is begun; nil before
 	pendingStorage audit.Pending
 	answered       [audit.MaxAddresses]netip.Addr // storage for the addresses in the response that the record names
 }
 
-// origin is where a query came from.
-type origin struct {
+// transport is the listener and the wire that a query came over.
+type transport struct {
 	listener string
 	wire     audit.Wire
 	prefix   int // number of bytes before the response, which hold its length
@@ -43,29 +43,30 @@ type origin struct {
 
 // isDatagram reports whether the query came over UDP: the answer must fit into a
 // datagram, and may be left out.
-func (o *origin) isDatagram() bool { return o.wire == wireUDP }
+func (o *transport) isDatagram() bool { return o.wire == wireUDP }
 
-// Words for records.
+// The wires, and the origin of an answer that the server gives itself, as records write
+// them.
 const (
 	wireUDP = audit.WireUDP
 	wireTCP = audit.WireTCP
 	wireDoT = audit.WireDoT
 	wireDoH = audit.WireDoH
 
-	sourceLocal = "local"
+	originLocal = "local"
 )
 
-// door sends responses to where their queries came from.
-type door interface {
-	// reply sends the response of an exchange, if there is one, and then calls its
-	// method done. It must not wait long for the client.
+// replier sends responses to the clients of one socket or connection.
+type replier interface {
+	// reply sends the response of an exchange, if it has one, and then calls done of the
+	// exchange. It must not wait long for the client.
 	reply(ctx context.Context, x *exchange)
 }
 
 // getExchange returns an exchange for a new query.
-func (s *Server) getExchange(from origin, to door, caller *listen.Caller) *exchange {
+func (s *Server) getExchange(from transport, to replier, caller *listen.Caller) *exchange {
 	x, _ := s.exchanges.Get().(*exchange) // New returns this type only
-	x.origin, x.door, x.caller, x.start = from, to, *caller, time.Now()
+	x.transport, x.replier, x.caller, x.start = from, to, *caller, time.Now()
 	x.ruling = ruling{inspect: s.cfg.Inspect}
 	x.response.reset()
 	x.lookupTime, x.replied, x.pending = 0, false, nil
@@ -80,7 +81,7 @@ func (s *Server) putExchange(x *exchange) {
 	if cap(x.response.buf) > keptResponse {
 		x.response.buf = nil
 	}
-	x.door, x.pending, x.ruling = nil, nil, ruling{}
+	x.replier, x.pending, x.ruling = nil, nil, ruling{}
 	s.exchanges.Put(x)
 }
 
@@ -127,7 +128,7 @@ func (x *exchange) receive(msg []byte) (answered bool) {
 	return x.ruling.refuses() || x.answerFromCache()
 }
 
-// complete passes the response to the door. Before that, prepare writes the response of a
+// complete passes the response to the replier. Before that, prepare writes the response of a
 // refused query, and commits a record that must be written before the response is sent.
 func (x *exchange) complete(ctx context.Context) {
 	x.prepare(ctx)
@@ -135,7 +136,7 @@ func (x *exchange) complete(ctx context.Context) {
 		x.server.counts.shed.Add(1)
 	}
 	x.replied = true
-	x.door.reply(ctx, x)
+	x.replier.reply(ctx, x)
 }
 
 // done ends the exchange after the response was sent; err says why it could not be
@@ -164,7 +165,7 @@ func (x *exchange) rescue(ctx context.Context) {
 	x.complete(ctx)
 }
 
-// giveUp recovers from a panic in that answer, and ends the query without an answer.
+// giveUp recovers from a panic of rescue itself, and ends the query without an answer.
 func (x *exchange) giveUp(ctx context.Context) {
 	cause := recover()
 	if cause == nil {
@@ -173,6 +174,6 @@ func (x *exchange) giveUp(ctx context.Context) {
 	x.server.panicked(ctx, cause)
 	if !x.replied {
 		x.replied, x.response.silent = true, true
-		x.door.reply(ctx, x)
+		x.replier.reply(ctx, x)
 	}
 }

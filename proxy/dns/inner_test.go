@@ -113,7 +113,7 @@ func (discard) reply(ctx context.Context, x *exchange) { x.done(ctx, nil) }
 func TestCacheHitAllocatesNothing(t *testing.T) {
 	s := newServer(t, nil)
 	caller := sidecar()
-	for _, from := range []origin{{wire: wireUDP}, {wire: wireDoT, prefix: 2}} {
+	for _, from := range []transport{{wire: wireUDP}, {wire: wireDoT, prefix: 2}} {
 		for _, edns := range []bool{false, true} {
 			msg := packetOf("Allowed.Example", mdns.TypeA, edns)
 			answered := true
@@ -150,7 +150,9 @@ func TestUnrecordedCacheHitAllocatesNothing(t *testing.T) {
 	caller := sidecar()
 	msg := packetOf("allowed.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
-	hit := func() { s.handle(t.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg) }
+	hit := func() {
+		s.handle(t.Context(), &lookups, s.getExchange(transport{wire: wireUDP}, discard{}, &caller), msg)
+	}
 	hit() // the first one has a span
 	if n := testing.AllocsPerRun(200, hit); n != 0 && !raceEnabled {
 		t.Errorf("%v allocations", n)
@@ -267,7 +269,7 @@ func TestClientThatLeavesHidesNoDenial(t *testing.T) {
 		s := newServer(t, nil)
 		s.cfg.Recorder = recorder
 		caller := sidecar()
-		x := s.getExchange(origin{wire: wireDoT, prefix: 2}, discard{}, &caller)
+		x := s.getExchange(transport{wire: wireDoT, prefix: 2}, discard{}, &caller)
 		x.receive(packetOf(name, mdns.TypeA, true))
 		x.prepare(t.Context())
 		x.done(t.Context(), io.ErrClosedPipe)
@@ -389,7 +391,7 @@ func FuzzQuery(f *testing.F) {
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		looked = nil
 		before := bytes.Clone(msg)
-		x := s.getExchange(origin{wire: wireUDP}, discard{}, &caller)
+		x := s.getExchange(transport{wire: wireUDP}, discard{}, &caller)
 		if !x.receive(msg) {
 			x.lookUp(t.Context())
 		}
@@ -449,7 +451,7 @@ func BenchmarkHit(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(transport{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 
@@ -460,7 +462,7 @@ func BenchmarkMany(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(transport{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 
@@ -472,7 +474,7 @@ func BenchmarkDenial(b *testing.B) {
 	var lookups sync.WaitGroup
 	b.ReportAllocs()
 	for b.Loop() {
-		s.handle(b.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg)
+		s.handle(b.Context(), &lookups, s.getExchange(transport{wire: wireUDP}, discard{}, &caller), msg)
 	}
 }
 

@@ -36,7 +36,7 @@ func (r *ruling) refuseOverLimit(c *listen.Caller) {
 // recordUnanswered records the refusal of a caller that is over a limit and has sent no
 // query before its connection ended. A connection that was closed for want of a slot has
 // been counted instead.
-func (s *Server) recordUnanswered(ctx context.Context, from origin, conn *listen.Conn) {
+func (s *Server) recordUnanswered(ctx context.Context, from transport, conn *listen.Conn) {
 	if !isOverLimit(&conn.Caller) || conn.LostSlot() {
 		return
 	}

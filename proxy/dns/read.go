@@ -11,8 +11,8 @@ const (
 	headLen  = 12
 	maxName  = 255 // in wire format, with the final zero byte
 	maxLabel = 63
-	fixedOPT = 11 // without options
-	plainUDP = 512
+	fixedOPT = 11   // size of an OPT without options
+	plainUDP = 512  // largest UDP answer without EDNS
 	ourUDP   = 1232 // passes every path without fragmentation (RFC 9715)
 
 	classIN  = 1
@@ -27,8 +27,8 @@ const (
 	flagDO                 = 1 << 15 // in the OPT
 )
 
-// maxQuery is the largest size of a query: a longer one is malformed. keptQuery bytes
-// of a packet are read, one more than a query may have, so that a longer one is
+// maxQuery is the largest size of a query: a longer one is malformed. Of a packet,
+// keptQuery bytes are read: one more than a query may have, so that a longer one is
 // noticed.
 const (
 	maxQuery  = 4096

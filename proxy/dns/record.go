@@ -20,7 +20,7 @@ func (x *exchange) prepare(ctx context.Context) {
 		x.refuse(id)
 	}
 	x.fillRecord(ctx)
-	if x.response.silent { // nothing is sent, so nobody need wait for the record: all callers share the socket
+	if x.response.silent { // nothing is sent, so nothing need wait for the record; all callers share the loop that would wait
 		return
 	}
 	switch err := x.pending.Commit(context.WithoutCancel(ctx)); {
@@ -40,7 +40,7 @@ func (x *exchange) finishRecord(ctx context.Context, err error) {
 		if noSpan && err == nil { // true for most queries; this path allocates nothing
 			rec := &x.pendingStorage.Record
 			*rec = audit.Record{
-				Time: x.start, Event: audit.EventDecision, Listener: x.origin.listener, Protocol: audit.ProtocolDNS, Wire: x.origin.wire,
+				Time: x.start, Event: audit.EventDecision, Listener: x.transport.listener, Protocol: audit.ProtocolDNS, Wire: x.transport.wire,
 			}
 			if describe(rec, x); x.server.cfg.Recorder.CountOnly(rec) {
 				return
@@ -63,7 +63,7 @@ func (x *exchange) finishRecord(ctx context.Context, err error) {
 func (x *exchange) begin(ctx context.Context, noSpan bool) {
 	x.pending = &x.pendingStorage
 	x.server.cfg.Recorder.Reopen(ctx, x.pending, audit.Start{
-		Time: x.start, Listener: x.origin.listener, Protocol: audit.ProtocolDNS, Wire: x.origin.wire, NoSpan: noSpan,
+		Time: x.start, Listener: x.transport.listener, Protocol: audit.ProtocolDNS, Wire: x.transport.wire, NoSpan: noSpan,
 	})
 }
 
@@ -82,7 +82,7 @@ func (x *exchange) fillRecord(ctx context.Context) {
 	describe(&x.pending.Record, x)
 	x.pending.DNS.Answered = nil
 	if !x.response.silent {
-		x.pending.DNS.Answered = addressesOf(x.answered[:0], x.response.buf[min(x.origin.prefix, len(x.response.buf)):], x.query.questionLen)
+		x.pending.DNS.Answered = addressesOf(x.answered[:0], x.response.buf[min(x.transport.prefix, len(x.response.buf)):], x.query.questionLen)
 	}
 	if x.lookupTime > 0 {
 		x.pending.Dialed(ctx, x.start, x.lookupTime, 0, x.pending.Reason)
@@ -108,7 +108,7 @@ func describe(rec *audit.Record, x *exchange) {
 		}
 	}
 	rec.Decide, rec.Resolve, rec.Class, rec.Refused = why.decideTime, x.lookupTime, why.class, why.dropped
-	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Origin: sent.source}
+	rec.DNS = audit.DNS{Type: x.query.typ, Answers: sent.answers, Filtered: sent.filtered, Origin: sent.origin}
 	if !sent.silent {
 		rec.DNS.Code = codeText(sent.code)
 	}

@@ -25,7 +25,9 @@ func TestRecordedCacheHitAllocatesItsIDOnly(t *testing.T) {
 	caller := sidecar()
 	msg := packetOf("allowed.example", mdns.TypeA, true)
 	var lookups sync.WaitGroup
-	hit := func() { s.handle(t.Context(), &lookups, s.getExchange(origin{wire: wireUDP}, discard{}, &caller), msg) }
+	hit := func() {
+		s.handle(t.Context(), &lookups, s.getExchange(transport{wire: wireUDP}, discard{}, &caller), msg)
+	}
 	hit()                                                            // the first one has a span
 	if n := testing.AllocsPerRun(200, hit); n != 1 && !raceEnabled { // the race detector drops pooled records
 		t.Errorf("%v allocations", n)

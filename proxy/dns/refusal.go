@@ -49,7 +49,7 @@ const (
 )
 
 // form returns the form of the answer that refuses a query, and its extended error.
-func (r *ruling) form(from *origin, kind kind, q *query) (form shape, extended uint16) {
+func (r *ruling) form(from *transport, kind kind, q *query) (form shape, extended uint16) {
 	reason := r.reason
 	switch {
 	case reason == allowlist.NoReason: // the decision was only observed

@@ -11,27 +11,27 @@ import (
 // response is the response to a query, with what its record says about it.
 type response struct {
 	silent bool   // says that nothing is sent
-	buf    []byte // the message, after as many bytes as the origin's prefix has
+	buf    []byte // the message, after the prefix of the transport
 
 	code              int
 	answers, filtered int           // numbers of records that were sent and that were left out
-	source            string        // where the answer came from, as a word for records
+	origin            string        // where the answer came from, as a word for records
 	ttl               time.Duration // how long the answer may be kept
 }
 
 // reset empties a response and keeps its buffer.
 func (r *response) reset() {
-	*r = response{buf: r.buf[:0], source: sourceLocal, ttl: localTTL * time.Second}
+	*r = response{buf: r.buf[:0], origin: originLocal, ttl: localTTL * time.Second}
 }
 
 // emptyBuffer returns the empty buffer with space for the prefix.
-func (r *response) emptyBuffer(from *origin) []byte {
+func (r *response) emptyBuffer(from *transport) []byte {
 	return append(r.buf[:0], make([]byte, from.prefix)...)
 }
 
 // finish stores a complete message. A message that is too long for a datagram is
 // replaced by a truncated one (TC) without records.
-func (r *response) finish(from *origin, q *query, buf []byte) {
+func (r *response) finish(from *transport, q *query, buf []byte) {
 	if from.isDatagram() && len(buf)-from.prefix > q.payload {
 		r.answers = 0
 		m := begin(q, buf[:from.prefix], r.code)
@@ -45,11 +45,11 @@ func (r *response) finish(from *origin, q *query, buf []byte) {
 	r.buf = buf
 }
 
-// answer writes the part of the resolver's answer that the caller may see. If it may
-// see none, answer sets the reason to refuse the query.
+// answer writes the part of the resolver's answer that the caller may see. If the caller
+// may see nothing of it, answer sets the reason to refuse the query.
 func (x *exchange) answer(a resolve.Answer, now time.Time) {
 	q, r := &x.query, &x.response
-	buf := r.emptyBuffer(&x.origin)
+	buf := r.emptyBuffer(&x.transport)
 	start := len(buf)
 	buf, counts := a.Append(buf, resolve.Reply{
 		ID: q.id, RD: q.flags&flagRD != 0, CD: q.flags&flagCD != 0, AD: q.do || q.flags&flagAD != 0,
@@ -71,25 +71,25 @@ func (x *exchange) answer(a resolve.Answer, now time.Time) {
 			e.code = edeStaleNX
 		}
 	}
-	r.code, r.source, r.ttl = a.RCode(), a.Origin().String(), a.TTL(now)
-	r.finish(&x.origin, q, opt(q, buf, start, r.code, e))
+	r.code, r.origin, r.ttl = a.RCode(), a.Origin().String(), a.TTL(now)
+	r.finish(&x.transport, q, opt(q, buf, start, r.code, e))
 }
 
 // refuse writes the answer that refuses a query. id is the id of its record.
 func (x *exchange) refuse(id string) {
 	q, r, why := &x.query, &x.response, &x.ruling
-	form, code := why.form(&x.origin, x.kind, q)
+	form, code := why.form(&x.transport, x.kind, q)
 	if form == silence {
 		r.silent = true
 		return
 	}
 	r.code, r.answers = form.code(), 0
-	m := begin(q, r.emptyBuffer(&x.origin), r.code)
+	m := begin(q, r.emptyBuffer(&x.transport), r.code)
 	if form == nameError || form == noData {
 		r.writeNoData(&m, form, why)
 	}
 	e := extended{present: why.reason != allowlist.NoReason, code: code, reason: why.reason, id: id}
-	r.finish(&x.origin, q, opt(q, m.buf, x.origin.prefix, r.code, e))
+	r.finish(&x.transport, q, opt(q, m.buf, x.transport.prefix, r.code, e))
 }
 
 // writeNoData writes the records of an answer without data, or the fixed answer to ANY and

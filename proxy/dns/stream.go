@@ -21,7 +21,7 @@ import (
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	defer s.enter(conn)()
 	t := &stream{
-		server: s, conn: conn, began: time.Now(), origin: origin{listener: conn.Listener, wire: wireTCP, prefix: 2},
+		server: s, conn: conn, began: time.Now(), transport: transport{listener: conn.Listener, wire: wireTCP, prefix: 2},
 		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
 	}
 	if _, secure := conn.Conn.(*tls.Conn); secure {
@@ -35,7 +35,7 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	close(t.out)
 	writing.Wait()
 	if !conn.Used() {
-		s.recordUnanswered(ctx, t.origin, conn)
+		s.recordUnanswered(ctx, t.transport, conn)
 	}
 	if s.draining.stage() != serving { // a query may be on its way: with a lingering close its client still gets the earlier answers
 		conn.Continue = func() { tunnel.Linger(conn.Conn) }
@@ -71,7 +71,7 @@ func (s *Server) enter(conn *listen.Conn) (leave func()) {
 type stream struct {
 	server *Server
 	conn   *listen.Conn
-	origin
+	transport
 	began time.Time
 	slots chan struct{}  // has one element for each query that is being read or answered
 	out   chan *exchange // has room for as many
@@ -98,7 +98,7 @@ func (t *stream) read(ctx context.Context, lookups *sync.WaitGroup) {
 		t.conn.MarkUsed()
 		began := t.conn.Begin()
 		t.conn.Renew()
-		x := t.server.getExchange(t.origin, t, &t.conn.Caller)
+		x := t.server.getExchange(t.transport, t, &t.conn.Caller)
 		if !began {
 			x.caller.Busy = true
 		}

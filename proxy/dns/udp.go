@@ -52,7 +52,7 @@ func (l *udpLoop) run(ctx context.Context) {
 
 func (l *udpLoop) serve(ctx context.Context, msg []byte, peer netip.AddrPort) {
 	caller := l.udp.Caller(peer)
-	x := l.server.getExchange(origin{listener: l.udp.Name(), wire: wireUDP}, l, &caller)
+	x := l.server.getExchange(transport{listener: l.udp.Name(), wire: wireUDP}, l, &caller)
 	x.peer = peer
 	l.server.handle(ctx, &l.lookups, x, msg)
 }

@@ -10,8 +10,8 @@ import (
 // second. A zero field means its default.
 type Limits struct {
 	// InFlight is how many queries of one holder may wait for an upstream server, and
-	// Total how many of all holders may. At most a quarter of Total may be by
-	// source-map.
+	// Total how many of all holders may. Mapped holders may have at most a quarter of
+	// Total.
 	InFlight, Total int
 	// Streams is how many connections over TCP, DoT and DoH an identity may have. It is
 	// a setting for the slots of the listeners (limit.Slots); this package does not use
