@@ -22,7 +22,7 @@ const (
 	maxBoundPerIdentity = 8192      // names and aliases of all addresses of one identity
 	maxBoundNames       = 16        // names of one address
 
-	// mappedBounds divides every bound for identities by source-map.
+	// mappedBounds divides every bound for mapped holders.
 	mappedBounds = 4
 )
 
@@ -187,13 +187,13 @@ func (r *Resolver) Bind(h allowlist.Holder, a Answer, now time.Time, f Filter) {
 type Binding struct {
 	Name allowlist.Host
 	allowlist.Way
-	// Mapped says that the identity was by source-map when the address was bound: the
-	// query may have been forged.
+	// Mapped says that the proof of the identity was source-map when the address was
+	// bound: the query may have been forged.
 	Mapped bool
 }
 
 // Bound returns the names whose answers have led an identity to an address and whose
-// binding has not expired, by whatever proof of the identity; those of mapped holders
+// binding has not expired, for every proof of the identity. The names of mapped holders
 // come last. The caller checks with the policy whether the identity may still reach one
 // of the names on the port, and be led from there to the address.
 func (r *Resolver) Bound(id spiffeid.ID, addr netip.Addr, now time.Time) []Binding {

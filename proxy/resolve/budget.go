@@ -40,7 +40,7 @@ type budgets struct {
 	sets      lru[wildcard, *nameSet]
 	counted   int // number of names of all pairs
 	questions lru[allowlist.Holder, *questionWindow]
-	begin     time.Time // zero of the times that are passed to questionWindow
+	begin     time.Time // the times that are passed to questionWindow count from here
 }
 
 // wildcard is the key for counting names: a holder and a wildcard rule.
@@ -85,7 +85,7 @@ func (b *budgets) spend(a Asker, name string, now time.Time) error {
 // part counts completely even though the minute began within it, so that no minute,
 // whenever it begins, has more questions than the bound.
 type questionWindow struct {
-	parts [partsOfMinute + 1]int // indexed by the number of the part, modulo their count
+	parts [partsOfMinute + 1]int // number of questions in each part, by the number of the part modulo the length
 	last  int64                  // number of the newest part
 }
 
@@ -132,17 +132,18 @@ func (b *budgets) admit(a Asker, name string, now time.Time) bool {
 
 // nameSet holds the names of the last minute, by a hash that callers cannot predict.
 type nameSet struct {
-	last map[uint64]time.Time
-	// full is the time until which no name becomes a minute old.
-	full time.Time
+	last map[uint64]time.Time // when each name was last looked up
+	// fullUntil is the time before which no name becomes a minute old.
+	fullUntil time.Time
 }
 
+// admit counts a name, and reports whether it is within the limit.
 func (s *nameSet) admit(name uint64, now time.Time, limit int) bool {
 	if last, ok := s.last[name]; ok && now.Sub(last) < budgetWindow {
 		s.last[name] = now
 		return true
 	}
-	if len(s.last) >= limit && !now.Before(s.full) {
+	if len(s.last) >= limit && !now.Before(s.fullUntil) {
 		s.forget(now)
 	}
 	if len(s.last) >= limit {
@@ -162,5 +163,5 @@ func (s *nameSet) forget(now time.Time) {
 			oldest = last
 		}
 	}
-	s.full = oldest.Add(budgetWindow)
+	s.fullUntil = oldest.Add(budgetWindow)
 }

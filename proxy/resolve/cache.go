@@ -34,24 +34,25 @@ type cache struct {
 type shard struct {
 	mu      sync.RWMutex
 	entries map[Question]*entry
-	bytes   int
-	most    int
+	bytes   int    // sum of the sizes of the entries
+	most    int    // bound on bytes
 	flushes uint64 // number of flushes of names in this shard
 
-	newest, oldest, hand *entry
+	newest, oldest *entry // ends of the list of entries
+	hand           *entry // entry that evict looks at next; nil means the oldest
 }
 
 // entry is one cached answer. Only hit and retry change after put.
 type entry struct {
 	question Question
 	msg      *wire.Message
-	at       time.Time
-	until    time.Time
-	size     int
-	hit      atomic.Bool
+	at       time.Time    // when the answer came
+	until    time.Time    // when the answer expires
+	size     int          // bytes of memory, for the bound on the shard
+	hit      atomic.Bool  // the entry was used since the hand passed it
 	retry    atomic.Int64 // servers are not asked again before this time, in Unix nanoseconds
 
-	older, newer *entry
+	older, newer *entry // neighbours in the order of arrival
 }
 
 func newCache(bytes int, stale time.Duration) *cache {

@@ -23,7 +23,7 @@ type failures struct {
 
 type failed struct {
 	err   error
-	until time.Time
+	until time.Time // when servers may be asked again
 }
 
 func newFailures() *failures { return &failures{recent: newLRU[Question, failed](maxFailures)} }

@@ -23,7 +23,7 @@ var (
 // callers wait for it and whichever of them give up.
 type flights struct {
 	run  func(context.Context, Question) (Answer, error)
-	life time.Duration // the most that a flight, or a look-up of several, takes
+	life time.Duration // longest duration of a flight, and of a look-up that needs several
 
 	mu      sync.Mutex
 	flying  map[Question]*flight
@@ -31,8 +31,8 @@ type flights struct {
 	running sync.WaitGroup
 }
 
-// flight is one of these questions. Its fields other than cancel are set when done is
-// closed.
+// flight is one question that is with servers. Its fields other than cancel are set when
+// done is closed.
 type flight struct {
 	done     chan struct{}
 	cancel   context.CancelFunc
@@ -70,7 +70,7 @@ func (f *flights) join(ctx context.Context, q Question, spend func() error) (*fl
 }
 
 // land ends a flight. It passes a panic, which would end the process, to the callers
-// that wait for the flight, where the door recovers from it.
+// that wait for the flight, which recover from it.
 func (f *flights) land(q Question, fl *flight) {
 	if cause := recover(); cause != nil {
 		fl.panicked = fmt.Sprintf("%v\n\n%s", cause, debug.Stack())

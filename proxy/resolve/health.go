@@ -11,11 +11,10 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long a server that did not answer is asked after the others: for the first time,
-// and at most.
+// How long a server that did not answer is asked after the others.
 const (
-	minBackoff = time.Second
-	maxBackoff = time.Minute
+	minBackoff = time.Second // after the first failure
+	maxBackoff = time.Minute // at most
 )
 
 // The log says that a server fails if it does not answer, or after this number of error

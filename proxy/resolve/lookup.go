@@ -41,7 +41,7 @@ func (r *Resolver) Cached(q Question, now time.Time) (Answer, bool) {
 	return Answer{}, false
 }
 
-// cachedOrOpen returns what Cached returns, and also an open answer.
+// cachedOrOpen does what Cached does, but also returns an open answer.
 func (r *Resolver) cachedOrOpen(q Question, now time.Time) (Answer, bool) {
 	if answer, ok := r.Cached(q, now); ok {
 		return answer, true
@@ -99,8 +99,8 @@ func (r *Resolver) lookupOne(ctx context.Context, a Asker, q Question) (Answer, 
 	return r.askOrStale(ctx, a, q, old)
 }
 
-// askOrStale asks servers. With an old answer it waits for a shorter time, and returns
-// the old answer if they fail. An asker without budget does not get the old answer
+// askOrStale asks servers. If there is an old answer, it waits for a shorter time, and
+// returns the old answer if the servers fail. An asker without budget does not get the old answer
 // either, because then it could not see that its budget is spent.
 func (r *Resolver) askOrStale(ctx context.Context, a Asker, q Question, old *entry) (Answer, error) {
 	var known Answer
@@ -190,9 +190,8 @@ func isShortage(err error) bool {
 
 // Resolve returns the addresses of the destination in an allowed decision, each with the
 // way to it. The decision allows the ways; the caller checks the addresses. Resolve looks
-// up both families at the same time. A
-// literal address is its own answer. No address and no error means that the name exists
-// without addresses. Every error is an *allowlist.ReasonError: one of Lookup, or the
+// up both families at the same time. A literal address is its own answer. If Resolve
+// returns no address and no error, the name exists without addresses. Every error is an *allowlist.ReasonError: one of Lookup, or the
 // reason why an alias must not be followed.
 func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	host := dec.Dest.Host

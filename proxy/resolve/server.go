@@ -51,7 +51,7 @@ type Server struct {
 // or 192.0.2.1:853 (dot, dns.example).
 func (s Server) String() string { return s.textOver(s.Protocol) }
 
-// textOver names the server with the protocol of a question: TCP is possible for a UDP
+// textOver names the server with the protocol that was used, which may be TCP for a UDP
 // server.
 func (s Server) textOver(p Protocol) string {
 	text := s.Addr.String() + " (" + p.String()

@@ -36,7 +36,7 @@ type streams struct {
 	descriptors *limit.Descriptors
 
 	opening chan struct{} // holds a token while current is read or dialled
-	current *stream
+	current *stream       // nil before the first question
 	readers sync.WaitGroup
 	closed  bool
 }
@@ -45,9 +45,9 @@ func newStreams(dial func(ctx context.Context) (net.Conn, error), descriptors *l
 	return &streams{dial: dial, descriptors: descriptors, opening: make(chan struct{}, 1)}
 }
 
-// ask asks over the current connection. If that had been open before and ends without
-// an answer, ask asks once more over a new one, because servers close connections at
-// any time.
+// ask asks over the current connection. If that connection was open before and ends
+// without an answer, ask asks once more over a new one, because servers close connections
+// at any time.
 func (s *streams) ask(ctx context.Context, q Question, query newQuery) (*wire.Message, error) {
 	msg, opened, err := s.try(ctx, q, query)
 	if errors.Is(err, errStreamEnded) && !opened {

@@ -12,13 +12,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve/wire"
 )
 
-// How long servers are waited for: for each try of one server, and for all tries
-// together, for a name and for those to which its aliases lead; and how often each server
-// is tried.
+// How long the resolver waits for servers, and how often it tries each.
 const (
-	tryTimeout    = 2 * time.Second
-	lookupTimeout = 5 * time.Second
-	rounds        = 2
+	tryTimeout    = 2 * time.Second // for one try of one server
+	lookupTimeout = 5 * time.Second // for all tries together, for a name and for the targets of its aliases
+	rounds        = 2               // most tries of each server
 )
 
 // group is the servers for the names below some suffixes.
@@ -26,8 +24,8 @@ type group struct {
 	servers []*upstream
 }
 
-// errLame is why a server's answer does not count if another server may have a better
-// one.
+// errLame is the error of a lame answer, which does not count while another server may
+// have a better one.
 var errLame = errors.New("an answer of a server that does not recurse")
 
 // upstream is one server with its health.
@@ -72,17 +70,18 @@ func (g *group) ask(ctx context.Context, q Question) (*wire.Message, error) {
 	return nil, failed
 }
 
+// order returns the servers in the order in which they are asked.
 func (g *group) order(now time.Time) []*upstream {
 	order := make([]*upstream, 0, len(g.servers))
-	var resting []*upstream
+	var unhealthy []*upstream
 	for _, u := range g.servers {
 		if u.isHealthy(now) {
 			order = append(order, u)
 		} else {
-			resting = append(resting, u)
+			unhealthy = append(unhealthy, u)
 		}
 	}
-	return append(order, resting...)
+	return append(order, unhealthy...)
 }
 
 // ask asks one server, for at most two seconds, and adds its failure to failed. If
@@ -90,7 +89,7 @@ func (g *group) order(now time.Time) []*upstream {
 func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *AskError) (*wire.Message, error) {
 	tryCtx, cancel := context.WithTimeout(ctx, u.tryTimeout)
 	defer cancel()
-	msg, over, err := u.exchange(tryCtx, q)
+	msg, protocol, err := u.exchange(tryCtx, q)
 	wrong := err
 	if err == nil && others && msg.Lame() {
 		wrong = errLame
@@ -100,7 +99,7 @@ func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *Ask
 		cause, text = causeOf(wrong)
 	}
 	if err != nil {
-		failed.add(u.server.textOver(over), text, err)
+		failed.add(u.server.textOver(protocol), text, err)
 	}
 	if ctx.Err() == nil || err == nil { // otherwise the caller did not wait for the server long enough
 		u.note(ctx, wrong, cause, text)
@@ -110,12 +109,12 @@ func (u *upstream) ask(ctx context.Context, q Question, others bool, failed *Ask
 
 // exchange asks the server, and once more without EDNS if the server does not
 // understand EDNS. It returns the protocol of the last try.
-func (u *upstream) exchange(ctx context.Context, q Question) (msg *wire.Message, over Protocol, err error) {
-	msg, over, err = u.exchangeOnce(ctx, q, wire.NewQuery)
+func (u *upstream) exchange(ctx context.Context, q Question) (msg *wire.Message, protocol Protocol, err error) {
+	msg, protocol, err = u.exchangeOnce(ctx, q, wire.NewQuery)
 	if wire.WithoutEDNS(err) {
-		msg, over, err = u.exchangeOnce(ctx, q, plainQuery)
+		msg, protocol, err = u.exchangeOnce(ctx, q, plainQuery)
 	}
-	return msg, over, err
+	return msg, protocol, err
 }
 
 // newQuery makes the query for a question.
@@ -130,20 +129,20 @@ func plainQuery(q Question, mixed bool) (*wire.Query, error) {
 	return query.WithoutEDNS(), nil
 }
 
-func (u *upstream) exchangeOnce(ctx context.Context, q Question, query newQuery) (msg *wire.Message, over Protocol, err error) {
-	over = u.server.Protocol
-	if over == UDP {
+func (u *upstream) exchangeOnce(ctx context.Context, q Question, query newQuery) (msg *wire.Message, protocol Protocol, err error) {
+	protocol = u.server.Protocol
+	if protocol == UDP {
 		msg, err := u.askUDP(ctx, q, query)
 		if !errors.Is(err, wire.ErrTruncated) && !errors.Is(err, wire.ErrCase) {
 			return msg, UDP, err
 		}
-		over = TCP
+		protocol = TCP
 	}
 	msg, err = u.streams.ask(ctx, q, query)
-	if err == nil && over != DoT {
+	if err == nil && protocol != DoT {
 		msg = msg.Unauthenticated()
 	}
-	return msg, over, err
+	return msg, protocol, err
 }
 
 // groups holds the servers for each name.

@@ -54,12 +54,12 @@ type parser struct {
 	finals   int               // number of records of owner with the type of the question
 	kept     int               // number of these records that are kept
 	hints    int               // number of hints in the kept records
-	soa      bool
-	foreign  bool     // says that the answer section has a record of another class than IN
-	referral bool     // says that the authority section has name servers
-	extended int      // upper bits of the response code
-	ede      Extended // the extended error that says the most
-	edited   bool
+	soa      bool              // says that the authority section has the SOA of a negative answer
+	foreign  bool              // says that the answer section has a record of another class than IN
+	referral bool              // says that the authority section has name servers
+	extended int               // upper bits of the response code
+	ede      Extended          // the extended error that says the most
+	edited   bool              // says that something was left out or replaced, so that the answer no longer counts as validated
 	out      Message
 }
 
