@@ -16,7 +16,7 @@
 // leaf, byte for byte, and verifies a certificate only against the bundle of its own
 // trust domain. A missing provider, bundle or key is an error and never means "allow".
 // It never fails a handshake because of the client's identity, since a failed
-// handshake tells the user nothing: the door answers over HTTP with [Peer.Cause] and
+// handshake tells the user nothing: the gateway answers later with [Peer.Cause] and
 // [Peer.Detail]. The package knows nothing of destinations, and it does not log.
 package identity
 

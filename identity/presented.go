@@ -180,7 +180,7 @@ func boundedKey(public any) error {
 var errTimestamps = fmt.Errorf("more than %d signed certificate timestamps presented", maxEach)
 
 // verifyConnection is the [tls.Config.VerifyConnection] of a server. It never fails the
-// handshake because of an identity; the door answers such failures over HTTP. It verifies
+// handshake because of an identity; the gateway answers such failures later. It verifies
 // no signature either: the peer has not proven yet that it has the key, and the budget
 // for that is known to the caller of [Verifier.PeerWithin] only. It releases certificates
 // that exceed the bounds, before the rest of the handshake is waited for.

@@ -26,7 +26,7 @@ type ServerConfig struct {
 	// the SVID of the provider is presented.
 	Web *WebCertificate
 	// Protocols are offered in ALPN, the preferred one first. Nil means that none is
-	// offered. Go clients offer h2 to a proxy and then write HTTP/1.1; a door must
+	// offered. Go clients offer h2 to a proxy and then write HTTP/1.1; a server must
 	// therefore decide by the first bytes.
 	Protocols []string
 }
