@@ -51,7 +51,7 @@ type pool struct {
 	upload   atomic.Pointer[rate.Limiter] // bytes
 }
 
-// NewBudgets returns budgets of which nothing is spent.
+// NewBudgets returns unspent budgets.
 func NewBudgets(cfg Config) *Budgets {
 	return &Budgets{cfg: cfg.withDefaults(), proved: newAccounts(), mapped: newAccounts()}
 }
@@ -206,7 +206,7 @@ func (b *Budgets) find(h allowlist.Holder, now time.Time) *budget {
 	return own
 }
 
-// sweep forgets the holders of which nothing is in use or spent. The caller holds the
+// sweep forgets the holders that use nothing and have spent nothing. The caller holds the
 // mutex of the budgets.
 func (a *accounts) sweep(now time.Time) {
 	a.swept = now
@@ -237,8 +237,8 @@ func (p *pool) set(l allowlist.Limits, now time.Time) {
 	p.upload.Store(refilled(p.upload.Load(), l.UploadPerHour, time.Hour, now))
 }
 
-// refilled returns a limiter of n events in a period, of which as many are spent as in
-// before. It returns nil if n is zero.
+// refilled returns a limiter of n events in a period. It begins with as many events spent
+// as the limiter before, which may be nil, has spent. It returns nil if n is zero.
 func refilled(before *rate.Limiter, n int64, period time.Duration, now time.Time) *rate.Limiter {
 	if n == 0 {
 		return nil

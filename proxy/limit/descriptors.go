@@ -17,8 +17,8 @@ const (
 
 // Descriptors counts the files and sockets that callers can make the process open.
 // Every descriptor whose number a caller can raise is taken from this count before it
-// is opened, so that what is not counted (policies, identities, records, the admin
-// listener) always finds a free descriptor.
+// is opened, so that everything else (policies, identities, records, the admin listener)
+// always finds a free descriptor.
 //
 // The zero value has no descriptors; a nil Descriptors has no limit. It is safe for
 // concurrent use.
@@ -35,8 +35,8 @@ type Descriptors struct {
 	freed        chan struct{} // receives when a descriptor is given back; nil in the zero value
 }
 
-// NewDescriptors returns Descriptors of which at most most may be taken. A negative
-// most means zero.
+// NewDescriptors returns Descriptors that allow most descriptors to be taken at the same
+// time. A negative number means zero.
 func NewDescriptors(most int) *Descriptors {
 	d := &Descriptors{freed: make(chan struct{}, 1)}
 	d.SetMost(most)

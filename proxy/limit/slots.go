@@ -115,7 +115,7 @@ type Slots struct {
 	spare                    *account // an unused account, kept so that a new connection allocates none
 }
 
-// NewSlots returns Slots of which none is in use.
+// NewSlots returns Slots that are all free.
 func NewSlots(shares Shares) *Slots {
 	return &Slots{
 		shares:       shares,

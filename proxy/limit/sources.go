@@ -41,7 +41,7 @@ type Source struct {
 	strangers  *rate.Limiter // microseconds of processor time
 }
 
-// NewSources returns budgets of which nothing is spent.
+// NewSources returns unspent budgets.
 func NewSources(cfg Config) *Sources {
 	return &Sources{cfg: cfg.withDefaults(), byAddr: map[netip.Addr]*Source{}}
 }
