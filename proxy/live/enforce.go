@@ -24,7 +24,8 @@ type EnforcerConfig struct {
 	// CloseAtExpiry also ends tunnels whose caller's identity has expired, whatever
 	// its proof was, within a second.
 	CloseAtExpiry bool
-	// MaxRevoke bounds how much of what is open a new policy may end; see Apply.
+	// MaxRevoke bounds from how many identities a new policy may take a tunnel or
+	// exchange; see Apply.
 	MaxRevoke MaxRevoke
 	// Enforced is called after every enforcement, in order. It must not call the
 	// enforcer. It may be nil.
@@ -41,7 +42,7 @@ type Enforcement struct {
 	// dialled. Closed is how many of them were told to end. Neither counts entries
 	// that were told to end before.
 	Open, Closed int
-	// Held describes what the state forbids but what was not told to end.
+	// Held counts the entries that the state forbids but that were not told to end.
 	Held Hold
 	// Took is the time from the swap until the last tunnel was told to end.
 	Took time.Duration
@@ -94,7 +95,7 @@ func NewEnforcer(cfg EnforcerConfig) (*Enforcer, error) {
 	return &Enforcer{cfg: cfg, dates: make(chan struct{}, 1), entryLeft: make(chan struct{}, 1)}, nil
 }
 
-// Held describes what is held, as of the last time that it was judged.
+// Held counts the entries whose end is held, as of the last judgement.
 func (e *Enforcer) Held() Hold {
 	if h := e.held.Load(); h != nil {
 		return *h
@@ -111,7 +112,8 @@ func (e *Enforcer) lastEnforced() *State {
 	return &State{Policy: e.parts.withParts(e.parts.enforced)}
 }
 
-// put makes a policy the current state, and ends what it forbids before it returns. A
+// put makes a policy the current state, and ends the entries that it forbids before it
+// returns. A
 // tunnel that was registered before the swap is found in the registry; one that is
 // registered later decides again by itself. A nil policy denies everything. The caller
 // holds mu.

@@ -75,7 +75,8 @@ func (l *losses) add(entry *Entry, d *Decided, forbidden bool) {
 	}
 }
 
-// hold returns what is held if the bound is exceeded, else the zero value.
+// hold returns the counts of what is held if the bound is exceeded, and the zero value
+// otherwise.
 func (l *losses) hold(bound MaxRevoke) Hold {
 	if !bound.exceeds(l.losing, len(l.byIdentity)) {
 		return Hold{}
