@@ -45,7 +45,7 @@ const (
 
 // PolicyProvider provides the policy and the quarantine list.
 type PolicyProvider interface {
-	// Loaded returns what was loaded when the provider was opened. Without a policy
+	// Loaded returns what the provider has loaded when it was opened. Without a policy
 	// everything is denied until one is loaded.
 	Loaded() live.Change
 	// Follow calls loaded for every later load, one after the other, until ctx is done:
@@ -94,7 +94,7 @@ type Config struct {
 	NAT64 []netip.Prefix
 	// Admin configures the listener for probes; without an address there is none.
 	Admin Admin
-	// Metrics are called for what has no record.
+	// Metrics are called for events that have no record.
 	Metrics Metrics
 
 	// MaxRevoke bounds how many identities may lose open tunnels or connections to a

@@ -230,12 +230,12 @@ func (g *Gateway) Parts() Parts {
 // AnswersQueries reports whether there is a listener for DNS.
 func (g *Gateway) AnswersQueries() bool { return g.dns != nil }
 
-// Stats counts what has no record.
+// Stats counts events that have no record.
 type Stats struct {
 	DNS dns.Stats
 	// Panics is the number of connections and queries that ended in a panic.
 	Panics uint64
-	// Held is what stays open although the policy in force forbids it.
+	// Held counts the entries that stay open although the policy in force forbids them.
 	Held live.Hold
 	// PolicyRefused says that the last reading of policy and quarantine list had an
 	// error.

@@ -62,7 +62,8 @@ func (c *shedReporter) counter(listener string) func(limit.Cause) {
 	return l.add
 }
 
-// close reports what is unreported. No connection may be served any more.
+// close reports the connections that are not reported yet. No connection may be served any
+// more.
 func (c *shedReporter) close() {
 	for _, l := range c.listeners {
 		l.mu.Lock()
@@ -91,7 +92,7 @@ func (l *listenerShed) add(cause limit.Cause) {
 	}
 }
 
-// report records and logs what is unreported.
+// report records and logs the connections that are not reported yet.
 func (l *listenerShed) report() {
 	l.reporting.Lock()
 	defer l.reporting.Unlock()
@@ -108,7 +109,8 @@ func (l *listenerShed) report() {
 		slog.String("listener", l.listener), slog.Uint64("connections", merged.Count), slog.String("causes", causes))
 }
 
-// take returns what is unreported, with the number for each cause in words.
+// take returns the counts that are not reported yet, and the number for each cause in
+// words. It resets them.
 func (l *listenerShed) take() (merged audit.Merged, causes string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

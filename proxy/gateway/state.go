@@ -151,7 +151,7 @@ func (s *inForce) enforced(ctx context.Context, e live.Enforcement) {
 	s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "in force for everything new; it would close tunnels of more identities than policy.max_revoke allows, which stay open: SIGHUP closes them", attrs...)
 }
 
-// heldText describes what is held.
+// heldText describes the entries whose end is held.
 func heldText(h live.Hold) string {
 	return fmt.Sprintf("%d that it forbids stay open, of %d of %d identities", h.Entries, h.Identities, h.OfIdentities)
 }
