@@ -12,7 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// metricsOf returns the functions that count what has no record.
+// metricsOf returns the functions that count events without a record.
 func metricsOf(i *telemetry.Instruments) gateway.Metrics {
 	return gateway.Metrics{
 		Handshaken: i.Handshake, Unused: i.Unused,
@@ -80,8 +80,7 @@ func serverErrors(stats []resolve.ServerStats) []telemetry.ServerErrors {
 	return all
 }
 
-// notes returns the problems of the log, which are no reason to send connections
-// elsewhere.
+// notes returns the problems of the log. They do not make the process unready.
 func (p *Process) notes() []string {
 	if p.opts.LogFailing == nil {
 		return nil

@@ -128,9 +128,9 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 	return i, b.err
 }
 
-// createSeries creates at zero the series of which the alerts want to see the first
-// increment, since increase() and rate() see none before the second sample. Of the
-// decisions these are the ones of which a few are an alert.
+// createSeries creates, with the value zero, the series whose first increment an alert must
+// see: increase() and rate() see no increment before the second sample. Of the series of
+// decisions, it creates those for which a few decisions already raise an alert.
 func (i *Instruments) createSeries() {
 	ctx := context.Background()
 	for _, reason := range []allowlist.Reason{allowlist.QuarantinedIdentity, allowlist.NameBudget} {

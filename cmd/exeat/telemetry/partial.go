@@ -2,7 +2,7 @@ package telemetry
 
 import "reflect"
 
-// rejectedError is the error of an export of which the collector has rejected only some
+// rejectedError is the error of an export when the collector has rejected only some of the
 // items.
 type rejectedError struct {
 	error
