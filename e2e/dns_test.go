@@ -285,7 +285,7 @@ func TestDNSStubs(t *testing.T) {
 	if out, err := programs.CombinedOutput(); err != nil {
 		t.Fatalf("building stubs and golookup: %v\n%s", err, out)
 	}
-	if out, err := exec.Command("javac", "-d", dir, "dns/java/Lookup.java").CombinedOutput(); err != nil {
+	if out, err := exec.Command("javac", append(lightJVM("-J"), "-d", dir, "dns/java/Lookup.java")...).CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, out)
 	}
 	cares, err := filepath.Abs("dns/cares/lookup.js")

@@ -1,22 +1,29 @@
-// Sends a body in chunks through a proxy and prints the status of the answer.
-// usage: node upload.cjs http|undici PROXY-HOST PROXY-PORT URL BYTES
+// Sends bodies in chunks through a proxy, each over a connection of its own, and prints
+// the status of each answer.
+// usage: node upload.cjs http|undici PROXY-HOST PROXY-PORT [URL BYTES]...
+const http = require("http");
 const { Readable } = require("stream");
-const [client, host, port, url, size] = process.argv.slice(2);
+const [client, host, port, ...uploads] = process.argv.slice(2);
 const block = Buffer.alloc(16384, "b");
-function* blocks() {
-  for (let n = 0; n < Number(size); n += block.length) yield block;
+function* blocks(size) {
+  for (let n = 0; n < size; n += block.length) yield block;
 }
-const body = Readable.from(blocks());
-if (client === "http") {
-  const request = require("http").request({ host, port, path: url, method: "POST" }, (response) => {
-    console.log(response.statusCode);
-    process.exit(0);
-  });
-  body.pipe(request);
-} else {
-  const { Client } = require("undici");
-  new Client(`http://${host}:${port}`).request({ path: url, method: "POST", body }).then((response) => {
-    console.log(response.statusCode);
-    process.exit(0);
+function send(url, body) {
+  if (client === "undici") {
+    const { Client } = require("undici");
+    return new Client(`http://${host}:${port}`).request({ path: url, method: "POST", body });
+  }
+  return new Promise((resolve, reject) => {
+    const agent = new http.Agent(http.globalAgent.options);
+    const request = http.request({ agent, host, port, path: url, method: "POST" }, resolve);
+    request.on("error", reject);
+    body.pipe(request);
   });
 }
+(async () => {
+  for (let i = 0; i < uploads.length; i += 2) {
+    const response = await send(uploads[i], Readable.from(blocks(Number(uploads[i + 1]))));
+    console.log(response.statusCode);
+  }
+  process.exit(0);
+})();

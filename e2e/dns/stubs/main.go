@@ -84,7 +84,7 @@ func main() {
 		{name: "musl", command: []string{*musl}, atOnce: true},
 		{name: "go", command: []string{*golookup}},
 		{name: "c-ares", command: []string{"node", *cares}, slow: true},
-		{name: "java", command: []string{"java", "-XX:TieredStopAtLevel=1", "-cp", *java, "Lookup"}, slow: true},
+		{name: "java", command: []string{"java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", *java, "Lookup"}, slow: true},
 	}
 	if err := run(context.Background(), *exeat, stubs, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "stubs:", err)
