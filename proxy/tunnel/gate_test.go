@@ -157,6 +157,10 @@ func TestAClientThatEndsBeforeTheGate(t *testing.T) {
 			r := guarded(t, "tls", word("hello"), "")
 			send(t, r.client, row.sent)
 			finish(t, r.client)
+			if row.want == Denied {
+				expectEnd(t, r.client, "no")
+				r.client.Close() // the tunnel waits for it
+			}
 			expectEnd(t, r.origin, "")
 			r.origin.Close()
 			if got := r.wait(t); got.Reason != row.want || got.Up != 0 {

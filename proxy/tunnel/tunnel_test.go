@@ -157,6 +157,7 @@ func reset(t *testing.T, c net.Conn) {
 // TestCloseWhileBothPeersAreStalled checks that Close ends a tunnel although both peers
 // send and do not read.
 func TestCloseWhileBothPeersAreStalled(t *testing.T) {
+	flood := make([]byte, 64<<20)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			for _, reason := range closings {
@@ -169,7 +170,7 @@ func TestCloseWhileBothPeersAreStalled(t *testing.T) {
 					}
 					for _, peer := range []net.Conn{r.client, r.origin} {
 						full.Go(func() {
-							if n, err := peer.Write(make([]byte, 64<<20)); err == nil {
+							if n, err := peer.Write(flood); err == nil {
 								t.Errorf("wrote %d bytes though nobody reads", n)
 							}
 						})
