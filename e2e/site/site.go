@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -150,15 +151,16 @@ func (s *Site) Build(ctx context.Context, packages ...string) error {
 }
 
 // Build builds programs of this module into a directory, without symbols, as `make build`
-// does: they are linked in half the time. They are named by the paths of their packages in
-// the module. The working directory must be in the module.
+// does: they are linked in half the time. They are named by the last elements of the paths
+// of their packages. The working directory must be in the module. A program is copied by
+// `go run`, which keeps what it has linked in the build cache; `go build` does not, and
+// each package of tests would link it anew.
 func Build(ctx context.Context, dir string, packages ...string) error {
-	args := []string{"build", "-ldflags=-s -w", "-o", dir + "/"}
 	for _, p := range packages {
-		args = append(args, module+p)
-	}
-	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("building %s: %w: %s", strings.Join(packages, ", "), err, strings.TrimSpace(string(out)))
+		cmd := exec.CommandContext(ctx, "go", "run", "-ldflags=-s -w", "-exec=cp", module+p, filepath.Join(dir, path.Base(p)))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w: %s", p, err, strings.TrimSpace(string(out)))
+		}
 	}
 	return nil
 }
