@@ -500,7 +500,7 @@ func TestTunnelMayFollowPlainRequests(t *testing.T) {
 // TestExpectContinue checks that a client which waits gets 100 (Continue) when the origin
 // has sent it or has sent nothing, and never after the origin has refused.
 func TestExpectContinue(t *testing.T) {
-	t.Parallel() // it waits for the timer of the transport
+	t.Parallel()
 	for name, row := range map[string]struct {
 		origin string
 		asked  bool
@@ -513,6 +513,7 @@ func TestExpectContinue(t *testing.T) {
 		"not the first of its kind": {"HTTP/1.1 100 Continue\r\n\r\n", true, "Expect: x"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // two wait for the timer of the transport
 			g := newGateway(t, options{})
 			c := g.call(t, "builder")
 			c.send(t, plainTo("POST", "http://"+g.at("allowed.example")+"/", "Content-Length: 5", row.before, "Expect: 100-continue"))
