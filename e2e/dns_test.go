@@ -197,6 +197,7 @@ func TestDNSWithDig(t *testing.T) {
 // TestDNSConnectionsDoNotDelayTheEnd checks that idle connections end with the gateway.
 // Otherwise it would wait for them for 30 s, which is longer than this test waits.
 func TestDNSConnectionsDoNotDelayTheEnd(t *testing.T) {
+	t.Parallel()
 	s := newDNSSite(t, false)
 	for _, name := range []string{"dot", "doh"} {
 		conn, err := tls.Dial("tcp", s.process.listening(t, name).String(), &tls.Config{
@@ -236,6 +237,7 @@ for name, kind in (('allowed.example.', 'A'), ('denied.example.', 'A'), ('leaky.
 `
 
 func TestDNSWithDNSPython(t *testing.T) {
+	t.Parallel()
 	python := ""
 	for _, candidate := range []string{"python3", "/usr/bin/python3"} {
 		if exec.Command(candidate, "-c", "import dns.query").Run() == nil {

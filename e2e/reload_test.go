@@ -19,6 +19,7 @@ import (
 // example.com, in the ways that people and tools use. The gateway does not poll, and
 // gets no SIGHUP.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	s := newReloadSite(t)
 	before, after := s.allowing("allowed.example"), s.allowing("example.com")
 	for _, row := range []struct {
@@ -362,9 +363,10 @@ func TestSIGHUPEndsTunnelsThatMaxRevokeHolds(t *testing.T) {
 // TestRuleExpires ends a tunnel when the date of its rule passes, without a
 // reload.
 func TestRuleExpires(t *testing.T) {
+	t.Parallel()
 	s := newReloadSite(t)
 	path := filepath.Join(t.TempDir(), "policy.yaml")
-	until := time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339)
+	until := time.Now().Add(5 * time.Second).UTC().Format(time.RFC3339)
 	putFile(t, path, strings.ReplaceAll(s.allowing("allowed.example"), "/32]}", "/32], expires: \""+until+"\"}"))
 	p := s.serve(t, path)
 	s.open(t, p, "own", "allowed.example").ends(t)

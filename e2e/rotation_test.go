@@ -16,6 +16,7 @@ import (
 
 // TestAuthorityRemoved removes one of two authorities from the bundle file.
 func TestAuthorityRemoved(t *testing.T) {
+	t.Parallel()
 	s := newReloadSite(t)
 	second := newAuthority(t, "prod.example")
 	second.mint(t, "builder", time.Hour, "URI:"+builder)

@@ -39,6 +39,7 @@ func portOf(t *testing.T, s *httptest.Server) int {
 }
 
 func TestServeWithCurlAndOpenSSL(t *testing.T) {
+	t.Parallel()
 	need(t, "curl", "openssl")
 	origin := newOrigin(t, false)
 	port := portOf(t, origin)
