@@ -108,7 +108,7 @@ func (r *CompiledRule) canonical() string {
 	fmt.Fprintf(&b, "%s %s %v %v", r.Host, prefixText(r.CIDR), r.Ports, r.Addresses)
 	fmt.Fprintf(&b, " %d %d %q %v %t %t %q", r.tlsBesideDefault(), r.ECH, r.Methods, r.Paths, r.Upgrade, r.NoTunnel, r.Types)
 	if !r.Expires.IsZero() {
-		b.WriteString(r.Expires.UTC().Format(time.RFC3339))
+		b.WriteString(r.Expires.UTC().Format(time.RFC3339Nano))
 	}
 	return b.String()
 }

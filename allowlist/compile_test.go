@@ -56,7 +56,7 @@ func TestNamesOfRules(t *testing.T) {
 	}
 	seen := map[string]string{}
 	for why, r := range map[string]Rule{
-		"plain": rule("a.example"), "port": rule("a.example port 443,80"), "wildcard": rule("*.example"), "expiry": rule("a.example", expires(now().Add(1))),
+		"plain": rule("a.example"), "port": rule("a.example port 443,80"), "wildcard": rule("*.example"), "expiry": rule("a.example", expires(now().Add(1))), "expiry a moment later": rule("a.example", expires(now().Add(2))),
 		"addresses": rule("a.example", addresses("10.0.0.0/8")), "no addresses": rule("a.example", addresses()),
 	} {
 		got := name(checkout, r)
