@@ -3,11 +3,8 @@ package docs
 import (
 	"go/ast"
 	"go/parser"
-	"go/token"
-	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -83,28 +80,15 @@ func TestCodeNames(t *testing.T) {
 func declarations(t *testing.T) declared {
 	t.Helper()
 	code := declared{byFile: map[string]map[string]bool{}, all: map[string]bool{}}
-	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
-		err := filepath.WalkDir(filepath.Join("..", root), func(name string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
-				return err
+	eachFile(t, parser.SkipObjectResolution, func(name string, file *ast.File) {
+		names := map[string]bool{}
+		for _, decl := range file.Decls {
+			for _, declares := range namesIn(decl) {
+				names[declares], code.all[declares], code.all[file.Name.Name+"."+declares] = true, true, true
 			}
-			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
-			if err != nil {
-				return err
-			}
-			names := map[string]bool{}
-			for _, decl := range file.Decls {
-				for _, declares := range namesIn(decl) {
-					names[declares], code.all[declares], code.all[file.Name.Name+"."+declares] = true, true, true
-				}
-			}
-			code.byFile[strings.TrimPrefix(filepath.ToSlash(name), "../")] = names
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
-	}
+		code.byFile[name] = names
+	})
 	return code
 }
 

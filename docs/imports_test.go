@@ -1,10 +1,9 @@
 package docs
 
 import (
+	"go/ast"
 	"go/parser"
-	"go/token"
-	"io/fs"
-	"path/filepath"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,34 +86,20 @@ func within(pkg, of string) bool { return pkg == of || strings.HasPrefix(pkg, of
 // TestImports checks that the packages import each other as docs/design.md says.
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
-	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
-		err := filepath.WalkDir(filepath.Join("..", root), func(name string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
-				return err
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+	eachFile(t, parser.ImportsOnly, func(name string, file *ast.File) {
+		for _, spec := range file.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
 			if err != nil {
-				return err
+				t.Fatal(err)
 			}
-			pkg := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(name)), "../")
-			for _, spec := range file.Imports {
-				path, err := strconv.Unquote(spec.Path.Value)
-				if err != nil {
-					return err
-				}
-				if why := forbidden(pkg, path); why != "" {
-					t.Errorf("%s imports %s: %s", name, path, why)
-				}
-				for prefix := range only() {
-					seen[prefix] = seen[prefix] || strings.HasPrefix(path, prefix)
-				}
+			if why := forbidden(path.Dir(name), imported); why != "" {
+				t.Errorf("%s imports %s: %s", name, imported, why)
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+			for prefix := range only() {
+				seen[prefix] = seen[prefix] || strings.HasPrefix(imported, prefix)
+			}
 		}
-	}
+	})
 	for prefix := range only() {
 		if !seen[prefix] {
 			t.Errorf("no package imports %s: the list is out of date", prefix)

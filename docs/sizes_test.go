@@ -6,9 +6,9 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,22 +33,9 @@ func large() map[string]string {
 // TestTypesAreSmall counts the methods of every type of the product.
 func TestTypesAreSmall(t *testing.T) {
 	counts := map[string]int{}
-	for _, root := range []string{"allowlist", "identity", "proxy", "cmd"} {
-		err := filepath.WalkDir(filepath.Join("..", root), func(name string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
-				return err
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
-			if err != nil {
-				return err
-			}
-			countMethods(counts, strings.TrimPrefix(filepath.ToSlash(filepath.Dir(name)), "../"), file)
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	eachFile(t, parser.SkipObjectResolution, func(name string, file *ast.File) {
+		countMethods(counts, path.Dir(name), file)
+	})
 	if len(counts) < 100 {
 		t.Errorf("found only %d types with methods", len(counts))
 	}
