@@ -334,9 +334,9 @@ func TestNameDecisionsEqualTheReference(t *testing.T) {
 	}
 }
 
-// TestDecideNameAllowsWhatDecideAllows checks that DecideName allows every name that Decide allows on some
-// port, and that the answer may contain every address that CheckAddr of the Decision
-// admits.
+// TestDecideNameAllowsWhatDecideAllows checks that DecideName allows every name that Decide
+// allows on some port, and that the answer may contain every address that CheckAddr of the
+// Decision admits.
 func TestDecideNameAllowsWhatDecideAllows(t *testing.T) {
 	ports := []uint16{1, 80, 400, 443, 445, 500, 8080, 65535}
 	agreed := map[bool]int{}
@@ -369,8 +369,8 @@ func TestDecideNameAllowsWhatDecideAllows(t *testing.T) {
 	}
 }
 
-// TestAboveIsFalseOnlyWithoutNamesBelow checks that Above is false only if no rule without a wildcard
-// allows a name below the name.
+// TestAboveIsFalseOnlyWithoutNamesBelow checks that Above is false only if no rule without
+// a wildcard allows a name below the name.
 func TestAboveIsFalseOnlyWithoutNamesBelow(t *testing.T) {
 	eachPolicy(t, func(g generator, _ *Spec, p *Policy) {
 		for range 20 {

@@ -107,8 +107,8 @@ func TestIdentityPatternsHaveOneSpelling(t *testing.T) {
 	}
 }
 
-// TestIdentityPatternMatchesWholeSegments checks that an identity pattern matches whole segments and one
-// trust domain.
+// TestIdentityPatternMatchesWholeSegments checks that an identity pattern matches whole
+// segments and one trust domain.
 func TestIdentityPatternMatchesWholeSegments(t *testing.T) {
 	const known, unknown = "allow", "identity-unknown"
 	for _, row := range []struct{ pattern, id, want string }{

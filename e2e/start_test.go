@@ -276,7 +276,8 @@ func TestStartThatHangsAnswersProbes(t *testing.T) {
 				row.prepare(t, s)
 				p := start(t, s.dir, "serve")
 				if row.waits == "" {
-					// The process reads the configuration when this open returns. Nothing is written.
+					// The process reads the configuration when this open returns. Nothing
+					// is written.
 					pipe, err := os.OpenFile(filepath.Join(s.dir, "exeat.yaml"), os.O_WRONLY, 0)
 					if err != nil {
 						t.Fatal(err)

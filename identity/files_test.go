@@ -302,7 +302,8 @@ func TestLoadWebCertificate(t *testing.T) {
 	}
 }
 
-// checkMessage checks that an error is one line with all the wanted texts, in which DIR stands for dir.
+// checkMessage checks that an error is one line with all the wanted texts, in which DIR
+// stands for dir.
 func checkMessage(t *testing.T, err error, dir string, wants []string) {
 	t.Helper()
 	if err == nil {

@@ -202,8 +202,8 @@ func (v *Verifier) verifyConnection(cs tls.ConnectionState) error {
 // crypto/tls does not keep them for as long as the connection lasts. The first one keeps
 // the key, with which the handshake goes on, and holds the cause.
 //
-// The slice belongs to this connection only (see TestConnectionsDoNotShareCertificates). The certificates
-// themselves are not changed.
+// The slice belongs to this connection only (see TestConnectionsDoNotShareCertificates).
+// The certificates themselves are not changed.
 func release(certs []*x509.Certificate, why error) {
 	first := &x509.Certificate{
 		PublicKey: certs[0].PublicKey, PublicKeyAlgorithm: certs[0].PublicKeyAlgorithm,

@@ -224,8 +224,8 @@ func (r *relay) release() {
 }
 
 // confirm checks the decision and the address against the state in force. It decides again
-// if another state has come into force since the decision, or a date has passed. A request that has asked the
-// origin for an upgrade must still be allowed as an upgrade.
+// if another state has come into force since the decision, or a date has passed. A request
+// that has asked the origin for an upgrade must still be allowed as an upgrade.
 func (x *request) confirm(to resolvedAddr) allowlist.Reason {
 	upgrade := x.decision.Upgrade
 	if x.proxy.cfg.Current.Load() == x.state {

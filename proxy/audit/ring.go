@@ -2,13 +2,13 @@ package audit
 
 import "github.com/exeat-dev/exeat/allowlist"
 
-// The parts of a ring; each constant divides its size. Denials may fill three quarters of it, those of one identity or
-// source an eighth. When they are full, the caller that has most of them loses one, so
-// that the first denial of a caller has its line whatever others do. Records that are
-// not denials may fill all but the last eighth without a share for each caller. In the
-// last eighth each identity has an eighth of the room. When that is full as well,
-// denials beyond an eighth of the ring are displaced, and then the caller with most
-// records there loses one.
+// The parts of a ring; each constant divides its size. Denials may fill three quarters of
+// it, those of one identity or source an eighth. When they are full, the caller that has
+// most of them loses one, so that the first denial of a caller has its line whatever others
+// do. Records that are not denials may fill all but the last eighth without a share for
+// each caller. In the last eighth each identity has an eighth of the room. When that is
+// full as well, denials beyond an eighth of the ring are displaced, and then the caller
+// with most records there loses one.
 const (
 	shareParts   = 8 // part of the ring that denials of one identity may fill
 	reserveParts = 4 // part of the ring that is kept for other records

@@ -13,8 +13,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestMissingDescriptorIsNoFaultOfTheDestination checks that a missing descriptor is not reported as a fault of
-// the destination, whatever the attempts at its other addresses have returned.
+// TestMissingDescriptorIsNoFaultOfTheDestination checks that a missing descriptor is not
+// reported as a fault of the destination, whatever the attempts at its other addresses have
+// returned.
 func TestMissingDescriptorIsNoFaultOfTheDestination(t *testing.T) {
 	good := listenOn(t, "127.0.0.1:0")
 	system := func(err error) error {

@@ -104,10 +104,10 @@ func (s *inForce) confirm(ctx context.Context, c live.Change) {
 	s.count(c, s.enforcer.Confirm(ctx, c))
 }
 
-// count reports the result of a load to Metrics.Loaded: once when the policy is loaded,
-// and again when a later change or confirmation finds that nothing is held any longer. A
-// change of only the quarantine list or the host's addresses is not a load. A hold that Enforcer.Run has ended is
-// reported with the next change.
+// count reports the result of a load to Metrics.Loaded: once when the policy is loaded, and
+// again when a later change or confirmation finds that nothing is held any longer. A change
+// of only the quarantine list or the host's addresses is not a load. A hold that
+// Enforcer.Run has ended is reported with the next change.
 func (s *inForce) count(c live.Change, e live.Effect) {
 	if c.Policy != nil && !c.SameRules {
 		s.reported = live.Unchanged

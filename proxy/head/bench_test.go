@@ -22,9 +22,9 @@ func TestAllocations(t *testing.T) {
 		h, _ = r.ReadHead()
 		r.Release()
 	})
-	// The three allocations are the Head, the string that its parts share, and its fields. The Reader stays on
-	// the stack, and its buffer comes from the pool, which drops some buffers under the
-	// race detector.
+	// The three allocations are the Head, the string that its parts share, and its fields.
+	// The Reader stays on the stack, and its buffer comes from the pool, which drops some
+	// buffers under the race detector.
 	if want := 3.0; got > want && !raceEnabled {
 		t.Errorf("got %v allocations for a head, want %v", got, want)
 	}

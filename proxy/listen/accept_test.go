@@ -126,9 +126,9 @@ func TestContextEndsThePauseOfAFailingAccept(t *testing.T) {
 	})
 }
 
-// TestConnectionWithoutADescriptorIsClosed checks that a connection for which no descriptor is left is
-// closed and reported to Cut, and that another connection keeps its descriptor until it
-// ends.
+// TestConnectionWithoutADescriptorIsClosed checks that a connection for which no descriptor
+// is left is closed and reported to Cut, and that another connection keeps its descriptor
+// until it ends.
 func TestConnectionWithoutADescriptorIsClosed(t *testing.T) {
 	slots, descriptors, cuts := limit.NewSlots(limit.SharesOf(100)), limit.NewDescriptors(2), make(chan limit.Cause, 10)
 	r := serve(t, func(_ *rig, cfg *Config) {

@@ -173,9 +173,9 @@ func TestPermitsForLongHandshakes(t *testing.T) {
 	}
 }
 
-// TestHandshakeThatWaitsForAPermit checks that a caller which waits for a permit is refused when the time
-// for its handshake is over, that a caller which needs none is served meanwhile, and
-// that the permit is given back.
+// TestHandshakeThatWaitsForAPermit checks that a caller which waits for a permit is refused
+// when the time for its handshake is over, that a caller which needs none is served
+// meanwhile, and that the permit is given back.
 func TestHandshakeThatWaitsForAPermit(t *testing.T) {
 	p := newPKI(t)
 	permits := limit.NewPermits(1)

@@ -28,10 +28,10 @@ var (
 )
 
 // readProxyHeader reads the PROXY protocol header at the start of a connection, and not a
-// byte more, since the following bytes are read from the socket. It returns the caller's address, or an
-// invalid one if the peer connects for itself (LOCAL) or knows no address (UNKNOWN of
-// version 1, UNSPEC of version 2): the address of the connection then counts. io.EOF
-// means that the peer left and sent nothing.
+// byte more, since the following bytes are read from the socket. It returns the caller's
+// address, or an invalid one if the peer connects for itself (LOCAL) or knows no address
+// (UNKNOWN of version 1, UNSPEC of version 2): the address of the connection then counts.
+// io.EOF means that the peer left and sent nothing.
 func readProxyHeader(conn io.Reader) (netip.AddrPort, error) {
 	b, err := readHeader(conn)
 	if errors.Is(err, io.EOF) {

@@ -101,8 +101,8 @@ func TestUsedEntriesStayInTheCache(t *testing.T) {
 	}
 }
 
-// TestUsedEntryStaysUntilTheHandHasGoneRound checks that a used entry stays until the hand has gone
-// round, even if it is not used in between.
+// TestUsedEntryStaysUntilTheHandHasGoneRound checks that a used entry stays until the hand
+// has gone round, even if it is not used in between.
 func TestUsedEntryStaysUntilTheHandHasGoneRound(t *testing.T) {
 	c := newCache(cacheShards*4096, time.Hour)
 	n := 0

@@ -10,8 +10,9 @@ import (
 	"github.com/exeat-dev/exeat/proxy/limit"
 )
 
-// TestMissingDescriptorIsNoFaultOfTheServers checks that a missing descriptor is not a fault of the servers:
-// they stay well, the failure is not remembered, and expired answers are served.
+// TestMissingDescriptorIsNoFaultOfTheServers checks that a missing descriptor is not a
+// fault of the servers: they stay well, the failure is not remembered, and expired answers
+// are served.
 func TestMissingDescriptorIsNoFaultOfTheServers(t *testing.T) {
 	for name, protocol := range map[string]Protocol{"udp": UDP, "tcp": TCP} {
 		t.Run(name, func(t *testing.T) {

@@ -236,8 +236,8 @@ func TestOneQuestionForAllAliases(t *testing.T) {
 	in.wasAsked(t, "udp A db.internal.example")
 }
 
-// TestJoinedAnswersInTheCache checks that joined answers have the shortest life of their parts, are
-// served when the servers for either part fail, and are flushed with their name.
+// TestJoinedAnswersInTheCache checks that joined answers have the shortest life of their
+// parts, are served when the servers for either part fail, and are flushed with their name.
 func TestJoinedAnswersInTheCache(t *testing.T) {
 	q, target := question(t, "www.example", dns.TypeA), question(t, "db.internal.example", dns.TypeA)
 	var fails atomic.Bool

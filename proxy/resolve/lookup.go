@@ -191,8 +191,8 @@ func isShortage(err error) bool {
 // Resolve returns the addresses of the destination in an allowed decision, each with the
 // way to it. The decision allows the ways; the caller checks the addresses. Resolve looks
 // up both families at the same time. A literal address is its own answer. If Resolve
-// returns no address and no error, the name exists without addresses. Every error is an *allowlist.ReasonError: one of Lookup, or the
-// reason why an alias must not be followed.
+// returns no address and no error, the name exists without addresses. Every error is an
+// *allowlist.ReasonError: one of Lookup, or the reason why an alias must not be followed.
 func (r *Resolver) Resolve(ctx context.Context, dec *allowlist.Decision) ([]allowlist.Resolved, error) {
 	host := dec.Dest.Host
 	switch {

@@ -242,8 +242,8 @@ func TestOneQuestionForAll(t *testing.T) {
 	s.wasAsked(t, "udp A api.example")
 }
 
-// TestCallerWhoLeavesDoesNotFailTheOthers checks that the other callers get the answer if the first
-// one gives up.
+// TestCallerWhoLeavesDoesNotFailTheOthers checks that the other callers get the answer if
+// the first one gives up.
 func TestCallerWhoLeavesDoesNotFailTheOthers(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer { return answer{wait: release, records: addressRecords(q, "192.0.2.1")} })

@@ -128,8 +128,8 @@ func TestWithoutAServer(t *testing.T) {
 	check(t, resolve(t, r, "late.example"), "resolve-failed")
 }
 
-// TestNamesAreLookedUpWithoutASuffix checks that a name is looked up as it is and without a suffix,
-// even a single label and a name that does not exist.
+// TestNamesAreLookedUpWithoutASuffix checks that a name is looked up as it is and without a
+// suffix, even a single label and a name that does not exist.
 func TestNamesAreLookedUpWithoutASuffix(t *testing.T) {
 	for _, name := range []string{"api.example", "single-label", "_svc._tcp.wild.example"} {
 		s := newServer(t, always(answer{code: dns.RcodeNameError}))

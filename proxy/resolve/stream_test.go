@@ -116,8 +116,8 @@ func TestValidatedAnswers(t *testing.T) {
 	}
 }
 
-// TestOneConnectionCarriesAllQuestions checks that one connection carries all questions, and the answers
-// in any order.
+// TestOneConnectionCarriesAllQuestions checks that one connection carries all questions,
+// and the answers in any order.
 func TestOneConnectionCarriesAllQuestions(t *testing.T) {
 	const n = 50
 	release := make(chan struct{})
@@ -209,9 +209,9 @@ func TestAConnectionWithAWrongAnswer(t *testing.T) {
 	}
 }
 
-// TestUselessAnswerAffectsOnlyItsQuestion checks that an unusable answer, which the owner of a name may
-// send on purpose, affects neither other questions in the connection nor the health of
-// the server.
+// TestUselessAnswerAffectsOnlyItsQuestion checks that an unusable answer, which the owner
+// of a name may send on purpose, affects neither other questions in the connection nor the
+// health of the server.
 func TestUselessAnswerAffectsOnlyItsQuestion(t *testing.T) {
 	release := make(chan struct{})
 	s := newServer(t, func(q asked) answer {
@@ -259,8 +259,8 @@ func (h *hasty) Write(framed []byte) (int, error) {
 	return len(framed), nil
 }
 
-// TestAnswerJustBeforeTheConnectionCloses checks that an answer just before the end of the connection
-// counts.
+// TestAnswerJustBeforeTheConnectionCloses checks that an answer just before the end of the
+// connection counts.
 func TestAnswerJustBeforeTheConnectionCloses(t *testing.T) {
 	for range 50 { // it is random which of the two select sees first
 		a, b := net.Pipe()

@@ -15,8 +15,8 @@ type identityReloads struct {
 	unused          atomic.Int64 // number of followed identities and web certificates whose last reading was refused
 }
 
-// followed reads the files of an identity or a web certificate again when they change. It is used by the
-// goroutine of its watcher only.
+// followed reads the files of an identity or a web certificate again when they change. It
+// is used by the goroutine of its watcher only.
 type followed struct {
 	files interface {
 		Fingerprint() string

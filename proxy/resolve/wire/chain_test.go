@@ -81,8 +81,8 @@ func TestOnlyTheChainOfAliasesCounts(t *testing.T) {
 	}
 }
 
-// TestOrderOfRecordsDoesNotMatter checks that the answer does not depend on the order of the records
-// in a chain.
+// TestOrderOfRecordsDoesNotMatter checks that the answer does not depend on the order of
+// the records in a chain.
 func TestOrderOfRecordsDoesNotMatter(t *testing.T) {
 	records := []string{
 		"a.example. 60 IN CNAME b.example.", "b.example. 50 IN CNAME c.example.", "c.example. 40 IN A 192.0.2.1",
@@ -106,8 +106,8 @@ func TestOrderOfRecordsDoesNotMatter(t *testing.T) {
 	permute(0)
 }
 
-// TestUselessLargeAnswersAreReadQuickly checks that useless answers of 64 KiB are read quickly, and that
-// only the records that count are kept.
+// TestUselessLargeAnswersAreReadQuickly checks that useless answers of 64 KiB are read
+// quickly, and that only the records that count are kept.
 func TestUselessLargeAnswersAreReadQuickly(t *testing.T) {
 	long := strings.Repeat(strings.Repeat("x", 60)+".", 4)
 	many := func(owner, rest string) []string { return slices.Repeat([]string{owner + " 60 IN " + rest}, 1900) }
@@ -302,8 +302,8 @@ func TestDNAMEWithoutItsAlias(t *testing.T) {
 	}
 }
 
-// TestAliasWithoutAnAnswerForItsTarget checks that an alias whose target the server says nothing about
-// differs from one whose target does not exist.
+// TestAliasWithoutAnAnswerForItsTarget checks that an alias whose target the server says
+// nothing about differs from one whose target does not exist.
 func TestAliasWithoutAnAnswerForItsTarget(t *testing.T) {
 	const alias, soa = "a.example. 60 IN CNAME b.other.", "other. 40 IN SOA ns.other. admin.other. 1 2 3 4 30"
 	for name, row := range map[string]struct {

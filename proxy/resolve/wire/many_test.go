@@ -39,8 +39,8 @@ func each(n int, format string) []string {
 	return records
 }
 
-// TestRecordsBeyondTheBoundAreDropped checks that the first records of any type are kept and sent, and
-// the first hints of all services together.
+// TestRecordsBeyondTheBoundAreDropped checks that the first records of any type are kept
+// and sent, and the first hints of all services together.
 func TestRecordsBeyondTheBoundAreDropped(t *testing.T) {
 	const hint4, hint6 = "192.0.2.%d", "2001:db8::%x"
 	for name, row := range map[string]struct {
@@ -99,8 +99,8 @@ func TestNXDomainWithManyRecords(t *testing.T) {
 	}
 }
 
-// TestDecisionsForAnAnswerAreBounded checks that sending any answer and binding its addresses needs
-// a bounded number of decisions, and allocates nothing.
+// TestDecisionsForAnAnswerAreBounded checks that sending any answer and binding its
+// addresses needs a bounded number of decisions, and allocates nothing.
 func TestDecisionsForAnAnswerAreBounded(t *testing.T) {
 	draw := rand.New(rand.NewPCG(5, 6))
 	for range 200 {
