@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +17,11 @@ func TestLogOfTheSDKHasNoValues(t *testing.T) {
 		"an endpoint":           {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:secret@[::1", "parse url"},
 		"a timeout":             {"OTEL_EXPORTER_OTLP_TIMEOUT", "secret", "parse duration"},
 		"an authority":          {"OTEL_EXPORTER_OTLP_CERTIFICATE", "none.pem", "read tls ca cert file none.pem"},
+		"an endpoint of logs":   {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "://secret", "read OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"},
+		"a header of logs":      {"OTEL_EXPORTER_OTLP_LOGS_HEADERS", "authorization=%secret", "read OTEL_EXPORTER_OTLP_LOGS_HEADERS"},
+		"a timeout of logs":     {"OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "secret", "read OTEL_EXPORTER_OTLP_LOGS_TIMEOUT"},
+		"compression of logs":   {"OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "secret", "read OTEL_EXPORTER_OTLP_LOGS_COMPRESSION"},
+		"an authority of logs":  {"OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", "none.pem", "read file none.pem"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
@@ -24,8 +30,10 @@ func TestLogOfTheSDKHasNoValues(t *testing.T) {
 			var misread []string
 			tel, err := New(t.Context(), Config{Getenv: os.Getenv, Misread: func(what string) { misread = append(misread, what) }})
 			if err == nil {
-				_ = tel.Shutdown(t.Context())
-			} else if strings.Contains(err.Error(), "secret") {
+				_, err = tel.LogSink(t.Context())
+				err = errors.Join(err, tel.Shutdown(t.Context()))
+			}
+			if err != nil && strings.Contains(err.Error(), "secret") {
 				t.Errorf("the error is %v", err)
 			}
 			if !slices.Contains(misread, row.want) && err == nil {
