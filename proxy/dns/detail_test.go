@@ -1,15 +1,14 @@
 package dns_test
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
+
+	"golang.org/x/net/http2"
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/dns"
@@ -138,24 +137,19 @@ func TestUnsentAnswerIsNotRecordedAsSent(t *testing.T) {
 		},
 		"h2": func(t *testing.T, g *gateway, waiting chan string) {
 			t.Helper()
-			c := g.dialDoH(t, "sidecar")
-			ctx, cancel := context.WithCancel(t.Context())
-			req := must(http.NewRequestWithContext(ctx, http.MethodGet, c.url+"?dns="+query, http.NoBody))
-			ended := make(chan error)
-			go func() {
-				resp, err := c.Do(req)
-				if err == nil {
-					_, _ = io.Copy(io.Discard, resp.Body)
-					err = resp.Body.Close()
-				}
-				ended <- err
-			}()
-			<-waiting
-			cancel()
-			if err := <-ended; !errors.Is(err, context.Canceled) {
-				t.Errorf("the request ended with %v", err)
+			f := g.frames(t, "sidecar")
+			get := func(query string) error {
+				return f.request(":method", "GET", ":scheme", "https", ":authority", "gateway.example", ":path", dns.DoHPath+"?dns="+query)
 			}
-			ask(t, c, "denied.example") // on the same connection, behind the reset
+			if err := get(query); err != nil {
+				t.Fatal(err)
+			}
+			<-waiting
+			denied := base64.RawURLEncoding.EncodeToString(must(question("denied.example").Pack()))
+			if err := errors.Join(f.WriteRSTStream(1, http2.ErrCodeCancel), get(denied)); err != nil {
+				t.Fatal(err)
+			}
+			f.until(t, http2.FrameData) // of the second query: the server has read the reset before it
 			g.next(t)
 		},
 	} {
