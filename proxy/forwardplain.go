@@ -205,6 +205,7 @@ func (f *forwardAttempt) failed(ctx context.Context, res forward.Result) (again 
 			return false, reason
 		}
 		if x.read.Body != 0 && f.record != nil { // a part of the body may have been read, and cannot be read again
+			decideAsEnded(x, f.tryRegistration)
 			return false, why
 		}
 		return true, allowlist.NoReason

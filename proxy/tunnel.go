@@ -126,7 +126,9 @@ func (r *relay) confirm(x *request, to resolvedAddr) allowlist.Reason {
 		state := x.state
 		reason := x.confirm(to)
 		if reason == allowlist.NoReason { // a shutdown ends what every state allows
-			reason = r.registration.endReason()
+			if reason = r.registration.endReason(); reason != allowlist.NoReason {
+				decideAsEnded(x, r.registration)
+			}
 		}
 		dest := x.decision.Dest
 		if reason != allowlist.NoReason || dest == known && (x.state == state || !x.bound.addr.IsValid()) {
@@ -134,6 +136,16 @@ func (r *relay) confirm(x *request, to resolvedAddr) allowlist.Reason {
 		}
 		known, to.way = dest, x.bound.way
 		r.registration.entry.Change(func(d *live.Decided) { d.Request.Dest, d.Way = dest, to.way })
+	}
+}
+
+// decideAsEnded decides the request by the state that has told its registration to end, if
+// there is one, for a request that is refused for that although a later state allows it.
+// The record then names the state that has refused.
+func decideAsEnded(x *request, r *registration) {
+	if by := r.entry.EndedBy(); by != nil && by != x.state {
+		x.state = by
+		x.decide(time.Now())
 	}
 }
 

@@ -253,7 +253,7 @@ func (e *Enforcer) end(j *judge, entry *Entry, lost *losses, done *Enforcement) 
 		case entry.changed(changes):
 			continue
 		case why != allowlist.NoReason && !held:
-			if e.cfg.Registry.tell(entry, EndedBy(why), why) {
+			if e.cfg.Registry.tell(entry, EndedBy(why), why, j.state) {
 				if done.Closed++; done.Closed%endBatch == 0 {
 					runtime.Gosched()
 				}

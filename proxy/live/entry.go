@@ -80,6 +80,7 @@ type Entry struct {
 	mu      sync.Mutex       // guards the fields below, and after Add also Decided, End, Counts and Hurry
 	changes int              // how often Decided was changed
 	why     allowlist.Reason // why the entry was told to end; NoReason if it was not
+	by      *State           // the state that told the entry to end; nil if none did
 }
 
 // Change changes Decided, which the next state decides again. The caller must load
@@ -116,6 +117,13 @@ func (e *Entry) Why() allowlist.Reason {
 	return e.why
 }
 
+// EndedBy returns the state that has told the entry to end, or nil if none has.
+func (e *Entry) EndedBy() *State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.by
+}
+
 // judged returns a copy of Decided and how often it was changed; see changed.
 func (e *Entry) judged() (d Decided, changes int) {
 	e.mu.Lock()
@@ -147,12 +155,12 @@ func (e *Entry) changed(since int) bool {
 	return e.changes != since
 }
 
-// tell tells the entry to end. It calls End without holding a lock, because End may
-// call Remove.
-func (e *Entry) tell(reason tunnel.Reason, why allowlist.Reason) {
+// tell tells the entry to end; by is the state that demands it, or nil. It calls End without
+// holding a lock, because End may call Remove.
+func (e *Entry) tell(reason tunnel.Reason, why allowlist.Reason, by *State) {
 	e.mu.Lock()
 	end := e.End
-	e.why = why
+	e.why, e.by = why, by
 	if why == allowlist.NoReason {
 		e.why = allowlist.Draining
 	}

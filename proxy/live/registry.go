@@ -34,7 +34,7 @@ func (r *Registry) Add(e *Entry) {
 	r.open[e] = ended != 0
 	r.mu.Unlock()
 	if ended != 0 {
-		e.tell(ended, allowlist.NoReason)
+		e.tell(ended, allowlist.NoReason, nil)
 	}
 }
 
@@ -133,7 +133,7 @@ func (r *Registry) EndAll(reason tunnel.Reason) {
 	r.ended = reason
 	r.mu.Unlock()
 	for _, e := range r.notEnded() {
-		r.tell(e, reason, allowlist.NoReason)
+		r.tell(e, reason, allowlist.NoReason, nil)
 	}
 }
 
@@ -142,7 +142,7 @@ func (r *Registry) EndAll(reason tunnel.Reason) {
 func (r *Registry) End(id string, reason tunnel.Reason, why allowlist.Reason) bool {
 	for _, e := range r.notEnded() {
 		if e.ID == id && id != "" {
-			return r.tell(e, reason, why)
+			return r.tell(e, reason, why, nil)
 		}
 	}
 	return false
@@ -175,9 +175,9 @@ func (r *Registry) notEnded() []*Entry {
 	return entries
 }
 
-// tell tells an entry to end. It returns false if the entry was told before or has been
-// removed.
-func (r *Registry) tell(e *Entry, reason tunnel.Reason, why allowlist.Reason) bool {
+// tell tells an entry to end; by is the state that demands it, or nil. It returns false if
+// the entry was told before or has been removed.
+func (r *Registry) tell(e *Entry, reason tunnel.Reason, why allowlist.Reason, by *State) bool {
 	r.mu.Lock()
 	told, open := r.open[e]
 	if open {
@@ -187,6 +187,6 @@ func (r *Registry) tell(e *Entry, reason tunnel.Reason, why allowlist.Reason) bo
 	if told || !open {
 		return false
 	}
-	e.tell(reason, why)
+	e.tell(reason, why, by)
 	return true
 }
