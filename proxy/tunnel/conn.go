@@ -26,6 +26,7 @@ type Conn struct {
 	greeting *Greeting // the bounds of a handshake while one runs, else nil
 
 	relaying bool        // a tunnel runs: Read does not wait, and only the tunnel sets write deadlines
+	leaving  bool        // leave was called, and Write does not wait
 	released atomic.Bool // release was called
 	ended    atomic.Bool // CloseWrite was called
 	release  func()      // called by the first Close; may be nil
@@ -98,6 +99,29 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	c.drained = c.n < len(p)
 	return c.n, c.err
+}
+
+// Write writes to the connection. After leave it does not wait for room.
+func (c *Conn) Write(p []byte) (n int, err error) {
+	if g := c.greeting; g != nil {
+		g.noteWrite()
+	}
+	if !c.leaving {
+		return c.Conn.Write(p)
+	}
+	return writeNow(c.raw, p)
+}
+
+// leave prepares the last writes of a tunnel, an alert or a close_notify: they succeed if
+// the socket has room for them and otherwise fail at once. A short deadline would not do,
+// because on a busy machine it may pass before the write begins.
+func (c *Conn) leave() {
+	c.relaying = true // it is not set yet if Close was called before Run
+	deadline := time.Now().Add(closeGrace)
+	if c.raw != nil {
+		c.leaving, deadline = true, time.Time{}
+	}
+	_ = c.Conn.SetWriteDeadline(deadline) // an error means that the connection is closed, as the next write will report
 }
 
 // CloseWrite sends a FIN. It returns an error if the wrapped connection has no
@@ -221,6 +245,24 @@ func read(fd uintptr, p []byte) (n int, empty bool, err error) {
 		}
 		return n, false, nil
 	}
+}
+
+// writeNow writes what a socket has room for. It returns EAGAIN if that is not all of p.
+func writeNow(socket syscall.RawConn, p []byte) (n int, err error) {
+	closed := socket.Write(func(fd uintptr) bool {
+		for n, err = syscall.Write(int(fd), p); errors.Is(err, syscall.EINTR); {
+			n, err = syscall.Write(int(fd), p)
+		}
+		return true
+	})
+	n = max(0, n)
+	switch {
+	case closed != nil:
+		return 0, closed
+	case err == nil && n < len(p):
+		err = syscall.EAGAIN
+	}
+	return n, os.NewSyscallError("write", err)
 }
 
 type closeWriter interface{ CloseWrite() error }

@@ -179,7 +179,10 @@ func (t *Tunnel) refuse(farewell []byte) {
 	t.ending.Unlock()
 	t.relayed.Wait() // it ends soon, because its reads and writes have deadlines
 	t.upstream.close(true)
-	if _, err := t.client.conn.Write(farewell); err == nil {
+	if t.client.below != nil {
+		t.client.below.leave()
+	}
+	if _, err := t.client.write(farewell); err == nil {
 		Linger(t.client.conn)
 	}
 	t.client.unblock()

@@ -33,12 +33,11 @@ var ErrGreetingTooLong = errors.New("the handshake is too long")
 // while another goroutine reads or writes.
 func (c *Conn) Greet(g *Greeting) { c.greeting = g }
 
-// Write writes to the connection.
-func (c *Conn) Write(p []byte) (int, error) {
-	if g := c.greeting; g != nil && !g.written {
+// noteWrite begins the second part with the first Write.
+func (g *Greeting) noteWrite() {
+	if !g.written {
 		g.written, g.read = true, 0
 	}
-	return c.Conn.Write(p)
 }
 
 // within returns the part of p that may be read into.

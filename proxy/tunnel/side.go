@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// closeGrace bounds the wait for room in the socket buffer for a close_notify. For a peer
-// that reads there is room at once.
-const closeGrace = 100 * time.Millisecond
+// closeGrace bounds the wait for room in the socket buffer when a tunnel is to end. For a
+// peer that reads there is room at once.
+const closeGrace = time.Second
 
 // maxRecord is the largest number of bytes that one tls.Conn.Read returns.
 const maxRecord = 16 << 10
@@ -167,8 +167,7 @@ func (s *side) close(clean bool) {
 		_ = s.secure.NetConn().Close()
 	default:
 		if s.below != nil {
-			s.below.relaying = true // it is not set yet if Close was called before Run
-			_ = s.below.Conn.SetWriteDeadline(time.Now().Add(closeGrace))
+			s.below.leave()
 		}
 		_ = s.secure.Close()
 	}

@@ -9,12 +9,17 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"hash"
 	"io"
 	"math/rand/v2"
+	"net"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/exeat-dev/exeat/e2e/missing"
 )
@@ -109,6 +114,9 @@ func TestClientOverTLSSendsFINOnly(t *testing.T) {
 	check(t, r.wait(t), Result{Up: 3, Down: 3, Reason: Client})
 }
 
+// closeNotify is the length of the record of a close_notify: header, alert, type, tag.
+const closeNotify = 5 + 2 + 1 + 16
+
 // TestCloseSendsCloseNotify checks that Close sends a close_notify over TLS for every
 // reason but Error.
 func TestCloseSendsCloseNotify(t *testing.T) {
@@ -120,8 +128,7 @@ func TestCloseSendsCloseNotify(t *testing.T) {
 			r.Close(reason)
 			r.wait(t)
 			got, err := io.ReadAll(r.wire)
-			const alert = 5 + 2 + 1 + 16 // header, alert, type, tag
-			want := alert
+			want := closeNotify
 			if reason == Error {
 				want = 0
 			}
@@ -129,6 +136,87 @@ func TestCloseSendsCloseNotify(t *testing.T) {
 				t.Errorf("got %d bytes, %v, want %d", len(got), err, want)
 			}
 		})
+	}
+}
+
+// late is a socket for a process that gets no processor time: a deadline for writing has
+// passed before the write begins.
+type late struct{ *net.TCPConn }
+
+func (l late) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() {
+		t = time.Unix(1, 0)
+	}
+	return l.TCPConn.SetWriteDeadline(t)
+}
+
+// tearing is a connection whose next write, if it is set to tear, loses its second half.
+type tearing struct {
+	net.Conn
+	tear atomic.Bool
+}
+
+func (c *tearing) Write(p []byte) (int, error) {
+	if c.tear.Swap(false) {
+		n, _ := c.Conn.Write(p[:len(p)/2])
+		return n, os.ErrDeadlineExceeded
+	}
+	return c.Conn.Write(p)
+}
+
+// rigOn returns a rig whose client speaks TLS. The tunnel has what over makes of its
+// socket.
+func rigOn(t *testing.T, over func(*net.TCPConn) net.Conn) *rig {
+	t.Helper()
+	r := &rig{result: make(chan Result, 1)}
+	wire, accepted := pair(t, "tcp")
+	origin, upstream := pair(t, "tcp")
+	socket, ok := accepted.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T is no TCP connection", accepted)
+	}
+	client, server := secure(t, wire, Wrap(over(socket)))
+	r.client, r.wire, r.origin = client, wire, origin
+	r.Tunnel = New(server, upstream, Config{})
+	return r
+}
+
+// TestLastWordsNeedNoTime checks that a client gets the last bytes for which there is room
+// also on a busy machine: the close_notify of a tunnel that is closed, and the farewell of
+// one that is refused.
+func TestLastWordsNeedNoTime(t *testing.T) {
+	busy := func(socket *net.TCPConn) net.Conn { return late{socket} }
+	t.Run("closed", func(t *testing.T) {
+		r := rigOn(t, busy)
+		r.start(t, "x")
+		expect(t, r.origin, "x")
+		r.Close(Revoked)
+		if got, err := io.ReadAll(r.wire); len(got) != closeNotify || err != nil {
+			t.Errorf("got %d bytes, %v, want %d", len(got), err, closeNotify)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		r := rigOn(t, busy)
+		r.Guard(word("hello"))
+		r.start(t, "help")
+		expectEnd(t, r.client, "no")
+		r.client.Close() // which ends the tunnel
+	})
+}
+
+// TestNothingFollowsATornRecord checks that a client which gets only part of the farewell
+// gets nothing after it. Otherwise it would report a forged record and not a lost end.
+func TestNothingFollowsATornRecord(t *testing.T) {
+	var torn *tearing
+	r := rigOn(t, func(socket *net.TCPConn) net.Conn {
+		torn = &tearing{Conn: socket}
+		return torn
+	})
+	torn.tear.Store(true)
+	r.Guard(word("hello"))
+	r.start(t, "help")
+	if got, err := io.ReadAll(r.client); len(got) > 0 || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %q, %v, want a lost end", got, err)
 	}
 }
 
