@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -122,14 +124,20 @@ func TestGatewayIsReadyAgainWhenTheDiskHasRoom(t *testing.T) {
 			write(t, s.dir, map[string]string{"exeat.yaml": siteConfig + "records: " + row.records + "\nadmin: {address: \"127.0.0.1:0\"}\n"})
 			p := s.startOnDisk(t, "size=128k")
 			disk := filepath.Join("/proc", fmt.Sprint(p.PID()), "root", s.dir, "disk")
-			_, _ = p.denied(t)
+			denied := 0
+			deny := func() { // returns when the sink has got the record
+				_, _ = p.denied(t)
+				denied++
+				eventually(t, "a record that the sink has got", func() bool { return p.gotByDisk(t) >= denied })
+			}
+			deny()
 			filler := filepath.Join(disk, "filler")
 			fill(t, filler)
 			failing := func() bool {
 				_, text := p.admin(t, "readyz")
 				return strings.Contains(text, "records: sink disk loses records since ") && strings.Contains(text, "no space left on device")
 			}
-			eventually(t, "a record that cannot be written", func() bool { _, _ = p.denied(t); return failing() })
+			eventually(t, "a record that cannot be written", func() bool { deny(); return failing() })
 			if code, text := p.admin(t, "readyz"); code != row.status {
 				t.Errorf("on a full disk: %d %s", code, text)
 			}
@@ -150,6 +158,21 @@ func TestGatewayIsReadyAgainWhenTheDiskHasRoom(t *testing.T) {
 			}
 		})
 	}
+}
+
+// gotByDisk returns how many records the sink "disk" has written or lost.
+func (p *process) gotByDisk(t *testing.T) int {
+	t.Helper()
+	_, metrics := p.admin(t, "metrics")
+	sum := 0
+	for _, found := range regexp.MustCompile(`(?m)^egress_records_total\{[^}]*result="(?:written|failed)"[^}]*sink="disk"[^}]*\} (\d+)`).FindAllStringSubmatch(metrics, -1) {
+		n, err := strconv.Atoi(found[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
 }
 
 // fill writes to a file until the file system is full.
