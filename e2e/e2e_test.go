@@ -37,7 +37,7 @@ import (
 )
 
 // patience bounds every wait of these tests.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var (
 	streamBytes = flag.Int64("bytes", 64<<20, "how many bytes TestStream sends each way")

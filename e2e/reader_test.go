@@ -135,6 +135,7 @@ func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
 	tunnel := p.tunnel(t, port)
 	echo(t, tunnel)
 
+	p.listening(t, "admin") // this line comes after the one that the tunnel needed
 	log.leave()
 	write(t, s.dir, map[string]string{"policy.yaml": "version: 2\n"}) // this policy is an error, and so a line of the log
 	p.signal(t, syscall.SIGHUP)
