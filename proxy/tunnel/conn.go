@@ -27,6 +27,7 @@ type Conn struct {
 
 	relaying bool        // a tunnel runs: Read does not wait, and only the tunnel sets write deadlines
 	leaving  bool        // leave was called, and Write does not wait
+	torn     atomic.Bool // a Write has failed, perhaps within a TLS record
 	released atomic.Bool // release was called
 	ended    atomic.Bool // CloseWrite was called
 	release  func()      // called by the first Close; may be nil
@@ -101,15 +102,25 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.n, c.err
 }
 
-// Write writes to the connection. After leave it does not wait for room.
+// Write writes to the connection. After leave it does not wait for room. After a Write
+// that failed it writes nothing: the peer would take a close_notify behind half a TLS
+// record, or in place of one, for a forged record and not for a lost end.
 func (c *Conn) Write(p []byte) (n int, err error) {
 	if g := c.greeting; g != nil {
 		g.noteWrite()
 	}
-	if !c.leaving {
-		return c.Conn.Write(p)
+	switch {
+	case c.torn.Load():
+		return 0, errTorn
+	case c.leaving:
+		n, err = writeNow(c.raw, p)
+	default:
+		n, err = c.Conn.Write(p)
 	}
-	return writeNow(c.raw, p)
+	if err != nil {
+		c.torn.Store(true)
+	}
+	return n, err
 }
 
 // leave prepares the last writes of a tunnel, an alert or a close_notify: they succeed if
@@ -250,10 +261,11 @@ func read(fd uintptr, p []byte) (n int, empty bool, err error) {
 // writeNow writes what a socket has room for. It returns EAGAIN if that is not all of p.
 func writeNow(socket syscall.RawConn, p []byte) (n int, err error) {
 	closed := socket.Write(func(fd uintptr) bool {
-		for n, err = syscall.Write(int(fd), p); errors.Is(err, syscall.EINTR); {
-			n, err = syscall.Write(int(fd), p)
+		for {
+			if n, err = syscall.Write(int(fd), p); !errors.Is(err, syscall.EINTR) {
+				return true
+			}
 		}
-		return true
 	})
 	n = max(0, n)
 	switch {
@@ -268,6 +280,9 @@ func writeNow(socket syscall.RawConn, p []byte) (n int, err error) {
 type closeWriter interface{ CloseWrite() error }
 
 var errNoCloseWrite = errors.New("connection cannot be closed for writing alone")
+
+// errTorn is the error of a Write after one that failed.
+var errTorn = errors.New("an earlier write has failed")
 
 // errWouldBlock is the error of a Read that would have to wait. It is temporary, because
 // crypto/tls keeps a connection usable only after a temporary error.

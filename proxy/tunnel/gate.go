@@ -182,7 +182,7 @@ func (t *Tunnel) refuse(farewell []byte) {
 	if t.client.below != nil {
 		t.client.below.leave()
 	}
-	if _, err := t.client.write(farewell); err == nil {
+	if _, err := t.client.conn.Write(farewell); err == nil {
 		Linger(t.client.conn)
 	}
 	t.client.unblock()

@@ -85,7 +85,7 @@ func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 	if !t.spend(dst, len(p)) {
 		return false
 	}
-	n, err := dst.write(p)
+	n, err := dst.conn.Write(p)
 	count.Add(int64(n))
 	if err != nil {
 		t.fail("writing to", dst, err)

@@ -22,8 +22,7 @@ type side struct {
 	secure *tls.Conn // conn if it is TLS, else nil
 	below  *Conn     // conn, or the connection below secure; nil if that is not a *Conn
 
-	quiet  bool // the last read from secure returned all that had come; used by the reader only
-	broken bool // a write has failed, perhaps within a TLS record; used by the writer only
+	quiet bool // the last read from secure returned all that had come; used by the reader only
 
 	finished bool // the peer has finished sending; guarded by Tunnel.ending
 }
@@ -122,13 +121,6 @@ func (s *side) fill(b *buffer) (n int, err error) {
 	return n, err
 }
 
-// write writes p, and notes in broken that a write has failed.
-func (s *side) write(p []byte) (int, error) {
-	n, err := s.conn.Write(p)
-	s.broken = s.broken || err != nil
-	return n, err
-}
-
 // closeWrite tells the peer that no more bytes will come, over TLS by a close_notify. The
 // socket stays open, because the peer may still send.
 func (s *side) closeWrite() error {
@@ -163,7 +155,7 @@ func (s *side) close(clean bool) {
 	switch {
 	case s.secure == nil:
 		_ = s.conn.Close()
-	case !clean || s.broken:
+	case !clean:
 		_ = s.secure.NetConn().Close()
 	default:
 		if s.below != nil {

@@ -9,7 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
+	"fmt"
 	"hash"
 	"io"
 	"math/rand/v2"
@@ -150,15 +150,17 @@ func (l late) SetWriteDeadline(t time.Time) error {
 	return l.TCPConn.SetWriteDeadline(t)
 }
 
-// tearing is a connection whose next write, if it is set to tear, loses its second half.
+// tearing is a connection. If it is set to tear, its next write sends only the first
+// part bytes.
 type tearing struct {
 	net.Conn
+	part int
 	tear atomic.Bool
 }
 
 func (c *tearing) Write(p []byte) (int, error) {
 	if c.tear.Swap(false) {
-		n, _ := c.Conn.Write(p[:len(p)/2])
+		n, _ := c.Conn.Write(p[:c.part])
 		return n, os.ErrDeadlineExceeded
 	}
 	return c.Conn.Write(p)
@@ -204,19 +206,44 @@ func TestLastWordsNeedNoTime(t *testing.T) {
 	})
 }
 
-// TestNothingFollowsATornRecord checks that a client which gets only part of the farewell
+// TestNothingFollowsATornRecord checks that a client which gets only part of a TLS record
 // gets nothing after it. Otherwise it would report a forged record and not a lost end.
 func TestNothingFollowsATornRecord(t *testing.T) {
-	var torn *tearing
-	r := rigOn(t, func(socket *net.TCPConn) net.Conn {
-		torn = &tearing{Conn: socket}
-		return torn
-	})
-	torn.tear.Store(true)
-	r.Guard(word("hello"))
-	r.start(t, "help")
-	if got, err := io.ReadAll(r.client); len(got) > 0 || !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("got %q, %v, want a lost end", got, err)
+	for name, end := range map[string]func(t *testing.T, r *rig){
+		"farewell": func(t *testing.T, r *rig) {
+			t.Helper()
+			r.Guard(word("hello"))
+			r.start(t, "help")
+		},
+		"bytes of the origin": func(t *testing.T, r *rig) {
+			t.Helper()
+			r.start(t, "")
+			send(t, r.origin, "bytes")
+		},
+		"answer without a tunnel": func(_ *testing.T, r *rig) {
+			_, _ = io.WriteString(r.Tunnel.client.conn, "HTTP/1.1 403 Forbidden\r\n\r\n") // fails
+			_ = r.Tunnel.client.conn.Close()
+		},
+		"close_notify": func(t *testing.T, r *rig) {
+			t.Helper()
+			r.start(t, "")
+			finish(t, r.origin)
+		},
+	} {
+		for _, part := range []int{0, 1, 12} {
+			t.Run(fmt.Sprintf("%d bytes of a record, %s", part, name), func(t *testing.T) {
+				torn := &tearing{part: part}
+				r := rigOn(t, func(socket *net.TCPConn) net.Conn {
+					torn.Conn = socket
+					return torn
+				})
+				torn.tear.Store(true)
+				end(t, r)
+				if got, err := io.ReadAll(r.wire); len(got) != part || err != nil {
+					t.Errorf("got %d bytes, %v, want %d", len(got), err, part)
+				}
+			})
+		}
 	}
 }
 
