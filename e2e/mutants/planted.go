@@ -13,6 +13,10 @@ func planted() []fault {
 			`c < ' ' && c != '\t'`, `c < 0x10 && c != '\t'`, "./proxy/head", "FuzzParse",
 		},
 		{
+			"white space of one kind may stand around a value of HTTP/2", "proxy/head/build.go",
+			`strings.Trim(f.Value, " \t") != f.Value`, `strings.Trim(f.Value, " ") != f.Value`, "./proxy/head", "FuzzBuild",
+		},
+		{
 			"0X in capitals is a name", "allowlist/host.go",
 			"(label[1] == 'x' || label[1] == 'X')", "label[1] == 'x'", "./allowlist", "FuzzParseHost",
 		},

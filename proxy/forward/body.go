@@ -33,7 +33,7 @@ type requestBody struct {
 
 func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
 	b := &requestBody{run: r, req: req, inner: req.Body, buffered: buffered, stopped: make(chan struct{})}
-	if r.Head.Minor == 1 && r.Head.Lists("Expect", "100-continue") {
+	if !r.Head.IsHTTP10() && r.Head.Lists("Expect", "100-continue") {
 		b.expect = &expectation{proceed: make(chan struct{}), final: make(chan struct{})}
 		r.expect = b.expect
 	}

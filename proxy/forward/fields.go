@@ -135,7 +135,7 @@ func keepRequestField(ex *Exchange, nominated map[variable]bool, name, value str
 	case v.isTarget():
 		return !paths
 	case v == "Expect":
-		return strings.EqualFold(value, "100-continue") && ex.Head.Minor == 1
+		return strings.EqualFold(value, "100-continue") && !ex.Head.IsHTTP10()
 	}
 	return true
 }

@@ -105,7 +105,7 @@ func (r *run) rebuild(authority string) string {
 		b.WriteString("Content-Length: " + strconv.FormatInt(ex.Body, 10) + "\r\n")
 	}
 	if !cfg.NoVia {
-		b.WriteString("Via: 1." + strconv.Itoa(ex.Head.Minor) + " " + pseudonym + "\r\n")
+		b.WriteString("Via: " + ex.Head.Version() + " " + pseudonym + "\r\n")
 	}
 	b.WriteString("\r\n")
 	return b.String()

@@ -48,7 +48,7 @@ type writer struct {
 func newWriter(r *run) *writer {
 	return &writer{
 		run: r, header: make(http.Header), length: -1,
-		keepAlive: r.Head.Minor == 1 && !r.Head.Lists("Connection", "close"),
+		keepAlive: !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close"),
 	}
 }
 
@@ -90,7 +90,7 @@ func (w *writer) frame(status int) {
 	case w.run.Head.Method == http.MethodHead, status == http.StatusNoContent, status == http.StatusNotModified:
 		w.bodyless = true
 	case w.length >= 0:
-	case w.run.Head.Minor == 1:
+	case !w.run.Head.IsHTTP10():
 		w.chunked = true
 	default:
 		w.keepAlive = false
@@ -281,7 +281,7 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	switch {
 	case status == http.StatusContinue, status == http.StatusSwitchingProtocols:
 		return nil // Read of the body sends 100 to the client when it needs the body
-	case r.Head.Minor == 0:
+	case r.Head.IsHTTP10():
 		return nil // RFC 9110 section 15.2: HTTP/1.0 has no interim answers
 	}
 	h := http.Header(fields).Clone()

@@ -11,7 +11,7 @@ import (
 // final recipient (RFC 9110 section 7.6.2). It reports whether another request may
 // follow.
 func (c *h1) answerAsFinalRecipient(r *Request, a *Answer) (another bool) {
-	keep := !c.front.IsDraining() && r.Body == 0 && r.Head.Minor == 1 && !r.Head.Lists("Connection", "close")
+	keep := !c.front.IsDraining() && r.Body == 0 && !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close")
 	err := c.write(finalRecipientAnswer(r, keep))
 	a.done(err)
 	switch {
@@ -31,7 +31,7 @@ func finalRecipientAnswer(r *Request, keep bool) []byte {
 	fields := ""
 	if r.Method == http.MethodTrace {
 		fields = "Content-Type: message/http\r\n"
-		fmt.Fprintf(&body, "%s %s HTTP/1.%d\r\n", r.Method, r.Target, r.Head.Minor)
+		fmt.Fprintf(&body, "%s %s HTTP/%s\r\n", r.Method, r.Target, r.Head.Version())
 		for _, f := range r.Head.Fields {
 			if !isSecret(f.Name) {
 				body.WriteString(f.Name + ": " + f.Value + "\r\n")

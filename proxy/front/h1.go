@@ -223,7 +223,7 @@ func (c *h1) refuse(r *Request, a *Answer) (another bool) {
 // and has sent nothing behind it that could be read as a request. None may follow while
 // the gateway drains.
 func (c *h1) mayKeepAlive(r *Request, reason allowlist.Reason) bool {
-	if c.front.IsDraining() || r.Head == nil || r.Head.Minor == 0 || r.Head.Lists("Connection", "close") {
+	if c.front.IsDraining() || r.Head == nil || r.Head.IsHTTP10() || r.Head.Lists("Connection", "close") {
 		return false
 	}
 	switch reason.Info().Status {

@@ -111,10 +111,10 @@ func (r *Request) parsePlain() allowlist.Reason {
 
 // wantsUpgrade sets Protocols, and returns whether the request may or must become a tunnel
 // (RFC 9110 section 7.8). Upgrade is ignored, and will not be forwarded, in a request of
-// HTTP/1.0 and in one with a body; a proxy may do so. A ws URL requests an upgrade
-// without the field.
+// HTTP/1.0 and in one with a body; a proxy may do so. HTTP/2 has no upgrades (RFC 9113
+// section 8.6). A ws URL requests an upgrade without the field.
 func (r *Request) wantsUpgrade() allowlist.Upgrade {
-	if r.Head.Minor == 0 || r.Body != 0 || !r.URL.WebSocket && !r.Head.Lists("Connection", "upgrade") {
+	if r.Head.Major != 1 || r.Head.IsHTTP10() || r.Body != 0 || !r.URL.WebSocket && !r.Head.Lists("Connection", "upgrade") {
 		return allowlist.NoUpgrade
 	}
 	protocols, demanded := upgrades(r.Head)

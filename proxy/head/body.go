@@ -18,7 +18,8 @@ const maxLength = 1 << 62
 
 // Body returns the number of bytes of the body after the head, or Chunked. A head has
 // either neither field (no body), or one Content-Length in decimal, or, in HTTP/1.1, one
-// Transfer-Encoding with the value chunked. Any other combination is ErrFraming.
+// Transfer-Encoding with the value chunked. Any other combination is ErrFraming. In HTTP/2
+// a body may follow although there is neither field: the end of the stream ends it.
 func (h *Head) Body() (int64, error) {
 	length, lengths := singleValue(h, "Content-Length")
 	coding, codings := singleValue(h, "Transfer-Encoding")
@@ -31,7 +32,7 @@ func (h *Head) Body() (int64, error) {
 		return 0, framingError(fmt.Sprintf("Content-Length stands there %d times", lengths))
 	case codings > 1:
 		return 0, framingError(fmt.Sprintf("Transfer-Encoding stands there %d times", codings))
-	case codings == 1 && h.Minor == 0:
+	case codings == 1 && h.IsHTTP10():
 		return 0, framingError("Transfer-Encoding stands in HTTP/1.0")
 	case codings == 1:
 		if !sameName(coding, "chunked") {

@@ -1,4 +1,5 @@
-// Package head reads the heads of HTTP/1.x requests, strictly.
+// Package head reads the heads of HTTP/1.x requests, strictly, and builds those of HTTP/2
+// requests by the same rules.
 //
 // A head is everything from the method to the empty line. [NewReader] returns a Reader,
 // which reads one head after the other from a connection and leaves the bytes between
@@ -9,6 +10,9 @@
 //	h, err := r.ReadHead()
 //	if err != nil { … errors.Is(err, head.ErrTooLarge) … }
 //	early := r.Buffered() // bytes that the client sent after the head
+//
+// The fields of an HTTP/2 request do not come as text. [Build] checks them and makes a head
+// of them.
 //
 // The package accepts one spelling only of everything that can be written in several
 // ways, since a proxy can be bypassed if two parsers read a request differently: no bare
@@ -21,6 +25,7 @@ package head
 import (
 	"errors"
 	"iter"
+	"strconv"
 	"strings"
 )
 
@@ -40,17 +45,19 @@ const (
 )
 
 // The errors for a head that is refused. The errors that this package returns wrap one of
-// them and say what is wrong in which line. Their text contains no text of the request; a
+// them and say what is wrong in which line, or in which field of HTTP/2. Their text contains no text of the request; a
 // byte that is not allowed is given as a number. All other errors of ReadHead come from
 // the connection.
 var (
 	// ErrRequestLine is a request line that is not
-	// "token SP target SP HTTP-version CRLF" (RFC 9112 section 3).
+	// "token SP target SP HTTP-version CRLF" (RFC 9112 section 3), or a method or target
+	// passed to Build that could not stand in one.
 	ErrRequestLine = errors.New("malformed request line")
 	// ErrVersion is a well-formed HTTP version other than 1.0 and 1.1.
 	ErrVersion = errors.New("unsupported HTTP version")
 	// ErrHeader is a field line that is not "token:OWS value OWS CRLF" (RFC 9112 section
-	// 5), or bytes after the head that is passed to Parse.
+	// 5), bytes after the head that is passed to Parse, or a field passed to Build that
+	// HTTP/2 does not allow.
 	ErrHeader = errors.New("malformed header")
 	// ErrTooLarge is a head with more bytes than the limit, more fields than
 	// MaxFields or more members than MaxMembers.
@@ -67,17 +74,26 @@ var (
 // and may have bytes from 0x80 up (obs-text).
 type Field struct{ Name, Value string }
 
-// A Head is the head of one request. All its strings are parts of one copy of the
-// received bytes, so it stays valid when the Reader reads on. It never changes after it
+// A Head is the head of one request. The strings of a parsed head are parts of one copy of
+// the received bytes, so it stays valid when the Reader reads on. A head never changes after it
 // has been returned, so it is safe for concurrent use.
 type Head struct {
 	Method  string  // a token, case-sensitive, as sent; never empty
 	Target  string  // bytes 0x21 to 0x7e and from 0x80 up, as sent; never empty
-	Minor   int     // 0 or 1, the x of HTTP/1.x
+	Major   int     // 1, or 2 for a head from Build
+	Minor   int     // 0 or 1, the x of HTTP/1.x; 0 for HTTP/2
 	Host    string  // the value of the Host field; "" if there is none
 	HasHost bool    // there is a Host field; always true for HTTP/1.1
 	Fields  []Field // all fields, Host among them, in the order received
 }
+
+// IsHTTP10 reports whether the request is of HTTP/1.0, which has no chunks, interim answers
+// or upgrades, and whose connection ends with the answer.
+func (h *Head) IsHTTP10() bool { return h.Major == 1 && h.Minor == 0 }
+
+// Version returns the version as it stands in HTTP-version and Via, such as 1.1. It is 2.0
+// for HTTP/2 (RFC 9110 section 2.5).
+func (h *Head) Version() string { return strconv.Itoa(h.Major) + "." + strconv.Itoa(h.Minor) }
 
 // Get returns the value of the first field with the given name, or "" if there is none.
 // The case of ASCII letters is ignored.

@@ -21,41 +21,41 @@ func TestParseAccepts(t *testing.T) {
 	}{
 		"CONNECT as curl sends it": {
 			"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\nUser-Agent: curl/8.9.1\r\nProxy-Connection: Keep-Alive\r\n\r\n",
-			head.Head{Method: "CONNECT", Target: "a.example:443", Minor: 1, Host: "a.example:443", HasHost: true, Fields: []head.Field{
+			head.Head{Method: "CONNECT", Target: "a.example:443", Major: 1, Minor: 1, Host: "a.example:443", HasHost: true, Fields: []head.Field{
 				{Name: "Host", Value: "a.example:443"}, {Name: "User-Agent", Value: "curl/8.9.1"}, {Name: "Proxy-Connection", Value: "Keep-Alive"},
 			}},
 		},
 		"HTTP/1.0 without Host": {
 			"CONNECT a.example:443 HTTP/1.0\r\n\r\n",
-			head.Head{Method: "CONNECT", Target: "a.example:443"},
+			head.Head{Method: "CONNECT", Target: "a.example:443", Major: 1},
 		},
 		"a lower-case method, for the caller to refuse": {
 			"connect a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
-			head.Head{Method: "connect", Target: "a:1", Minor: 1, Host: "a", HasHost: true, Fields: host("a")},
+			head.Head{Method: "connect", Target: "a:1", Major: 1, Minor: 1, Host: "a", HasHost: true, Fields: host("a")},
 		},
 		"every byte a target may hold": {
 			"GET " + printable + " HTTP/1.1\r\nHost: a\r\n\r\n",
-			head.Head{Method: "GET", Target: printable, Minor: 1, Host: "a", HasHost: true, Fields: host("a")},
+			head.Head{Method: "GET", Target: printable, Major: 1, Minor: 1, Host: "a", HasHost: true, Fields: host("a")},
 		},
 		"bytes beyond ASCII in the target, for the caller to refuse": {
 			"CONNECT \uff41llowed.example:443 HTTP/1.0\r\n\r\n",
-			head.Head{Method: "CONNECT", Target: "\uff41llowed.example:443"},
+			head.Head{Method: "CONNECT", Target: "\uff41llowed.example:443", Major: 1},
 		},
 		"an empty Host": {
 			"GET / HTTP/1.1\r\nHost:\r\n\r\n",
-			head.Head{Method: "GET", Target: "/", Minor: 1, HasHost: true, Fields: host("")},
+			head.Head{Method: "GET", Target: "/", Major: 1, Minor: 1, HasHost: true, Fields: host("")},
 		},
 		"white space around a value and within it": {
 			"GET / HTTP/1.0\r\nA: \t b \t c\t \r\nB:\t\r\n\r\n",
-			head.Head{Method: "GET", Target: "/", Fields: []head.Field{{Name: "A", Value: "b \t c"}, {Name: "B", Value: ""}}},
+			head.Head{Method: "GET", Target: "/", Major: 1, Fields: []head.Field{{Name: "A", Value: "b \t c"}, {Name: "B", Value: ""}}},
 		},
 		"obs-text in a value": {
 			"GET / HTTP/1.0\r\nA: \x80\xff:;\"\r\n\r\n",
-			head.Head{Method: "GET", Target: "/", Fields: []head.Field{{Name: "A", Value: "\x80\xff:;\""}}},
+			head.Head{Method: "GET", Target: "/", Major: 1, Fields: []head.Field{{Name: "A", Value: "\x80\xff:;\""}}},
 		},
 		"a Host in another case": {
 			"GET / HTTP/1.1\r\nhOST: a\r\n\r\n",
-			head.Head{Method: "GET", Target: "/", Minor: 1, Host: "a", HasHost: true, Fields: []head.Field{{Name: "hOST", Value: "a"}}},
+			head.Head{Method: "GET", Target: "/", Major: 1, Minor: 1, Host: "a", HasHost: true, Fields: []head.Field{{Name: "hOST", Value: "a"}}},
 		},
 	}
 	for name, tt := range tests {
@@ -270,7 +270,7 @@ func (c *chunks) Read(p []byte) (int, error) {
 
 func render(h *head.Head) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s HTTP/1.%d\r\n", h.Method, h.Target, h.Minor)
+	fmt.Fprintf(&b, "%s %s HTTP/%s\r\n", h.Method, h.Target, h.Version())
 	for _, f := range h.Fields {
 		fmt.Fprintf(&b, "%s: %s\r\n", f.Name, f.Value)
 	}

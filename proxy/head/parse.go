@@ -20,7 +20,7 @@ func Parse(raw []byte) (*Head, error) {
 	if !ok {
 		return nil, io.ErrUnexpectedEOF
 	}
-	h := new(Head)
+	h := &Head{Major: 1}
 	var err error
 	if h.Method, h.Target, h.Minor, err = parseRequestLine(line); err != nil {
 		return nil, err
@@ -28,7 +28,7 @@ func Parse(raw []byte) (*Head, error) {
 	if err := h.parseFields(rest); err != nil {
 		return nil, err
 	}
-	if h.Minor == 1 && !h.HasHost {
+	if !h.IsHTTP10() && !h.HasHost {
 		return nil, ErrMissingHost
 	}
 	return h, nil
@@ -65,14 +65,9 @@ func parseRequestLine[T string | []byte](line T) (method, target T, minor int, e
 func explainRequestLine[T string | []byte](line T, method int) string {
 	at, part := method+1, "target"
 	if method == 0 {
-		for at = 0; at < len(line) && isTchar(line[at]); {
-			at++
-		}
-		part = "method"
+		at, part = tokenEnd(line), "method"
 	} else {
-		for at < len(line) && line[at] > ' ' && line[at] != 0x7f {
-			at++
-		}
+		at += targetEnd(line[at:])
 	}
 	switch {
 	case at >= len(line) || line[at] == '\r' && at == len(line)-1:
@@ -90,21 +85,33 @@ func badByte(c byte, at int) string { return fmt.Sprintf("byte 0x%02x at column 
 // An offset is 0 if the part is malformed or no space follows it. Non-ASCII bytes are
 // accepted in the target, because the caller parses it.
 func splitRequestLine[T string | []byte](line T) (method, target int) {
-	i := 0
-	for i < len(line) && isTchar(line[i]) {
-		i++
-	}
+	i := tokenEnd(line)
 	if i == 0 || i == len(line) || line[i] != ' ' {
 		return 0, 0
 	}
-	j := i + 1
-	for j < len(line) && line[j] > ' ' && line[j] != 0x7f {
-		j++
-	}
+	j := i + 1 + targetEnd(line[i+1:])
 	if j == i+1 || j == len(line) || line[j] != ' ' {
 		return i, 0
 	}
 	return i, j
+}
+
+// tokenEnd returns the length of the token that text begins with.
+func tokenEnd[T string | []byte](text T) int {
+	i := 0
+	for i < len(text) && isTchar(text[i]) {
+		i++
+	}
+	return i
+}
+
+// targetEnd returns the number of bytes that a target may have and that text begins with.
+func targetEnd[T string | []byte](text T) int {
+	i := 0
+	for i < len(text) && text[i] > ' ' && text[i] != 0x7f {
+		i++
+	}
+	return i
 }
 
 // parseFields parses the lines after the request line, up to and including the empty
@@ -125,25 +132,42 @@ func (h *Head) parseFields(text string) error {
 			}
 			return nil
 		}
-		if len(h.Fields) == MaxFields {
-			return fmt.Errorf("line %d: field %d, and no head may have more than %d: %w", number, len(h.Fields)+1, MaxFields, ErrTooLarge)
-		}
 		f, problem := parseField(line)
-		if problem != "" {
-			return fmt.Errorf("line %d: %s: %w", number, problem, ErrHeader)
+		if err := h.add(f, problem, &members); err != nil {
+			return fmt.Errorf("line %d: %w", number, err)
 		}
-		if sameName(f.Name, "Host") {
-			if h.HasHost {
-				return fmt.Errorf("line %d: %w", number, ErrDuplicateHost)
-			}
-			h.Host, h.HasHost = f.Value, true
-		}
-		if members += membersOf(f); members > MaxMembers {
-			return fmt.Errorf("line %d: %d names of fields in Connection and Trailer, more than %d: %w", number, members, MaxMembers, ErrTooLarge)
-		}
-		h.Fields = append(h.Fields, f)
 		text = rest
 	}
+}
+
+// add adds a field to the head, unless problem says what is wrong with it or the head has
+// too many. members counts the names of fields that the fields so far list.
+func (h *Head) add(f Field, problem string, members *int) error {
+	if err := checkNumber(len(h.Fields) + 1); err != nil {
+		return err
+	}
+	if problem != "" {
+		return fmt.Errorf("%s: %w", problem, ErrHeader)
+	}
+	if sameName(f.Name, "Host") {
+		if h.HasHost {
+			return ErrDuplicateHost
+		}
+		h.Host, h.HasHost = f.Value, true
+	}
+	if *members += membersOf(f); *members > MaxMembers {
+		return fmt.Errorf("%d names of fields in Connection and Trailer, more than %d: %w", *members, MaxMembers, ErrTooLarge)
+	}
+	h.Fields = append(h.Fields, f)
+	return nil
+}
+
+// checkNumber returns an error if a head of n fields has too many.
+func checkNumber(n int) error {
+	if n > MaxFields {
+		return fmt.Errorf("field %d, and no head may have more than %d: %w", MaxFields+1, MaxFields, ErrTooLarge)
+	}
+	return nil
 }
 
 // membersOf returns the number of field names that a Connection or Trailer field lists,
@@ -158,10 +182,7 @@ func membersOf(f Field) int {
 // parseField parses a field line without its LF. problem says what is wrong with the
 // line, or is "". A folded line starts with white space and so has no name.
 func parseField(line string) (f Field, problem string) {
-	i := 0
-	for i < len(line) && isTchar(line[i]) {
-		i++
-	}
+	i := tokenEnd(line)
 	last := len(line) - 1
 	switch {
 	case last < 0 || line[last] != '\r':
@@ -174,25 +195,26 @@ func parseField(line string) (f Field, problem string) {
 		return Field{}, "no name"
 	}
 	value := line[i+1 : last]
-	for k := range len(value) {
-		if c := value[k]; c < ' ' && c != '\t' || c == 0x7f {
-			return Field{}, badByte(c, i+1+k) + " in the value"
-		}
+	if k := valueEnd(value); k < len(value) {
+		return Field{}, badByte(value[k], i+1+k) + " in the value"
 	}
 	return Field{Name: line[:i], Value: strings.Trim(value, " \t")}, ""
+}
+
+// valueEnd returns the number of bytes that a value may have and that text begins with.
+func valueEnd(text string) int {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return i
+		}
+	}
+	return len(text)
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // IsToken reports whether s is a token (RFC 9110 section 5.6.2).
-func IsToken(s string) bool {
-	for i := range len(s) {
-		if !isTchar(s[i]) {
-			return false
-		}
-	}
-	return s != ""
-}
+func IsToken(s string) bool { return s != "" && tokenEnd(s) == len(s) }
 
 // isTchar reports whether c is a tchar (RFC 9110 section 5.6.2). The two
 // masks hold one bit for each of the 128 ASCII codes.
