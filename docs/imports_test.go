@@ -67,11 +67,13 @@ func forbidden(pkg, path string) string {
 		return ""
 	case within(name, "e2e"):
 		return "no package imports test code"
+	case pkg == "proxy/h2" && name != "proxy/tunnel":
+		return "it frames, and knows neither requests nor policy"
 	case slices.Contains([]string{"proxy/tunnel", "proxy/head", "proxy/hello"}, pkg):
 		return "it must not depend on policy"
-	case pkg == "proxy/front" && !slices.Contains([]string{"allowlist", "proxy/head", "proxy/hello", "proxy/refusal", "proxy/tunnel"}, name):
+	case pkg == "proxy/front" && !slices.Contains([]string{"allowlist", "proxy/h2", "proxy/head", "proxy/hello", "proxy/refusal", "proxy/tunnel"}, name):
 		return "a front reads and writes, and decides nothing"
-	case name == "proxy/gateway/gatewaytest":
+	case slices.Contains([]string{"proxy/gateway/gatewaytest", "proxy/h2/h2test"}, name):
 		return "it is for tests"
 	case within(pkg, "allowlist") && !within(name, "allowlist"), within(pkg, "identity") && !within(name, "identity"):
 		return "policy and identity depend on no other packages"

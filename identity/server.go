@@ -25,9 +25,9 @@ type ServerConfig struct {
 	// [LoadWebCertificate]. The next handshake uses a new certificate. Nil means that
 	// the SVID of the provider is presented.
 	Web *WebCertificate
-	// Protocols are offered in ALPN, the preferred one first. Nil means that none is
-	// offered. Go clients offer h2 to a proxy and then write HTTP/1.1; a server must
-	// therefore decide by the first bytes.
+	// Protocols are accepted in ALPN, the preferred one first. A client that offers none
+	// of them gets no answer to that, and can still be served. Go clients offer h2 to a
+	// proxy and then write HTTP/1.1; a server must therefore decide by the first bytes.
 	Protocols []string
 }
 
@@ -81,18 +81,26 @@ type follower struct {
 type snapshotConfig struct {
 	snapshot *Snapshot
 	config   *tls.Config
+	silent   *tls.Config // the same without protocols
 }
 
-func (f *follower) configFor(*tls.ClientHelloInfo) (*tls.Config, error) {
+func (f *follower) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	snap := current(f.server.Provider)
 	if snap == nil {
 		return nil, errNoSnapshot
 	}
-	if built := f.built.Load(); built != nil && built.snapshot == snap {
-		return built.config, nil
+	built := f.built.Load()
+	if built == nil || built.snapshot != snap {
+		// Two handshakes may build the same configuration at the same time; either is right.
+		built = &snapshotConfig{snapshot: snap, config: f.server.at(snap)}
+		built.silent = built.config.Clone()
+		built.silent.NextProtos = nil
+		f.built.Store(built)
 	}
-	// Two handshakes may build the same configuration at the same time; either is right.
-	built := &snapshotConfig{snapshot: snap, config: f.server.at(snap)}
-	f.built.Store(built)
-	return built.config, nil
+	for _, offered := range hello.SupportedProtos {
+		if slices.Contains(f.server.Protocols, offered) {
+			return built.config, nil
+		}
+	}
+	return built.silent, nil // crypto/tls would end a handshake in which no protocol is known to both
 }

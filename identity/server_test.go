@@ -79,11 +79,11 @@ func TestARemovedCAIsRefusedOnAResumedSession(t *testing.T) {
 // the current snapshot says, and has one configuration for each snapshot.
 func TestTheHandshakeFollowsTheSource(t *testing.T) {
 	f := newFixture(t)
-	before, err := f.server.GetConfigForClient(nil)
+	before, err := f.server.GetConfigForClient(&tls.ClientHelloInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := f.server.GetConfigForClient(nil)
+	again, err := f.server.GetConfigForClient(&tls.ClientHelloInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestMissingPartVerifiesNobody(t *testing.T) {
 	if got := f.verifier.Verify(certs); got.Cause == Verified {
 		t.Errorf("source without a snapshot: %+v", got)
 	}
-	if _, err := f.server.GetConfigForClient(nil); err == nil {
+	if _, err := f.server.GetConfigForClient(&tls.ClientHelloInfo{}); err == nil {
 		t.Error("source without a snapshot: handshake goes on")
 	}
 }
@@ -274,9 +274,13 @@ func TestProtocolsAreOffered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		inForce, err := config.GetConfigForClient(nil)
+		inForce, err := config.GetConfigForClient(&tls.ClientHelloInfo{SupportedProtos: protocols})
 		if err != nil || !slices.Equal(inForce.NextProtos, protocols) {
 			t.Errorf("offered %v, want %v, %v", inForce.NextProtos, protocols, err)
+		}
+		inForce, err = config.GetConfigForClient(&tls.ClientHelloInfo{SupportedProtos: []string{"another"}})
+		if err != nil || inForce.NextProtos != nil { // the handshake would fail
+			t.Errorf("a client of another protocol is offered %v, %v", inForce.NextProtos, err)
 		}
 	}
 }

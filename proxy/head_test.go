@@ -54,7 +54,9 @@ func refusedHeads() []refusedHead {
 		head("a TLS hello in clear", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", allowlist.MalformedRequestLine),
 		head("HTTP/2.0", "CONNECT allowed.example:PORT HTTP/2.0\r\n"+host+"\r\n", allowlist.UnsupportedVersion),
 		head("HTTP/1.2", "CONNECT allowed.example:PORT HTTP/1.2\r\n"+host+"\r\n", allowlist.UnsupportedVersion),
-		head("the preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", allowlist.UnsupportedVersion),
+		head("the preface of HTTP/2 with another end", "PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", allowlist.UnsupportedVersion),
+		head("the preface of HTTP/2 behind an empty line", "\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", allowlist.UnsupportedVersion),
+		head("the request line of the preface and a field", "PRI * HTTP/2.0\r\nHost: x\r\n\r\n", allowlist.UnsupportedVersion),
 
 		head("Transfer-Encoding", line+host+"Transfer-Encoding: chunked\r\n\r\n", allowlist.MalformedHeader),
 		head("Transfer-Encoding in HTTP/1.0", "CONNECT allowed.example:PORT HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", allowlist.MalformedHeader),

@@ -8,6 +8,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dial"
 	"github.com/exeat-dev/exeat/proxy/forward"
@@ -39,7 +41,7 @@ type Config struct {
 	Recorder *audit.Recorder
 	Log      *slog.Logger
 
-	// Front says how HTTP/1.x is read and written.
+	// Front says how HTTP is read and written. The proxy sets Max from Tunnel.
 	Front front.Config
 	// Bound returns the names for which the DNS door has answered an identity with an
 	// address; nil means that there are none. See resolve.Resolver.
@@ -81,6 +83,9 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
+	if cfg.Front.Max <= 0 {
+		cfg.Front.Max = cmp.Or(cfg.Tunnel.Max, tunnel.DefaultMax)
+	}
 	return &Proxy{cfg: cfg, h1: front.NewH1(cfg.Front), forwarder: forwarder}, nil
 }
 
@@ -117,13 +122,26 @@ func (p *Proxy) Panics() uint64 { return p.panics.Load() }
 // the function that relays the tunnel in conn.Continue, which listen.Listener calls after
 // Serve has returned. A panic ends this connection only.
 func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
-	s := &session{proxy: p, conn: conn, wire: audit.WireH1}
+	s := &session{proxy: p, conn: conn}
 	defer s.logins.Close()
 	defer func() {
 		if cause := recover(); cause != nil {
 			p.Panicked(ctx, cause, debug.Stack())
 		}
 	}()
-	conn.Continue = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort}, s)
+	conn.Continue = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort, Broken: s.broken}, s)
 	s.refuseSilent(ctx)
+}
+
+// broken records that a connection of HTTP/2 was ended for what its client has sent, once
+// for all of it.
+func (s *session) broken(flood bool, detail string) {
+	reason := allowlist.MalformedHeader
+	if flood {
+		reason = allowlist.RateLimited
+	}
+	s.proxy.cfg.Recorder.Event(audit.Record{
+		Event: audit.EventHandshake, Listener: s.conn.Listener, Client: s.conn.Caller.Addr, Identity: s.conn.Caller.ID, Proof: s.conn.Caller.Proof,
+		Wire: audit.WireH2, Reason: reason, Detail: detail,
+	})
 }

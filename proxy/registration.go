@@ -43,7 +43,7 @@ func register(ctx context.Context, x *request, counts func() (up, down int64)) (
 		End:     func(tunnel.Reason, allowlist.Reason) { cancel() }, Counts: counts,
 	}
 	if x.caller.Proof == allowlist.ProofX509SVID {
-		entry.Certificates = x.conn.Certificates
+		entry.Certificates = x.certificates
 	}
 	x.registration = &registration{registry: x.proxy.cfg.Registry, entry: entry, cancel: cancel}
 	x.registration.registry.Add(entry)

@@ -3,9 +3,11 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -20,12 +22,14 @@ import (
 	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
-// session handles the requests of one connection of a caller.
+// session handles the requests of one connection of a caller. Over HTTP/2 they come at the
+// same time.
 type session struct {
 	proxy  *Proxy
 	conn   *listen.Conn
-	wire   audit.Wire     // wire protocol, for the record
-	logins forward.Logins // connections to origins that belong to this connection
+	logins forward.Logins // connections to origins that belong to this connection; of HTTP/1.x only
+
+	mu sync.Mutex // held while the caller is verified again, or looked at
 }
 
 // Handle implements front.Handler.
@@ -37,15 +41,16 @@ func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer 
 // handle answers a request that was read, or one that refuseSilent has made for a
 // connection without a request.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
-	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause, lostSlot: !s.conn.Begin()}
+	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause}
+	x.place = takePlace(x)
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.proxy.Panicked(ctx, cause, debug.Stack())
 			x.registration.remove()
 			a = abandon(ctx, x)
 		}
-		if a.Kind == front.Forwarded { // other answers end after they were written, and a tunnel ends with its connection
-			s.conn.End()
+		if a.Kind == front.Forwarded { // other answers end after they were written
+			x.place.leave()
 		}
 	}()
 	x.begin(ctx)
@@ -86,7 +91,8 @@ type request struct {
 	*session
 
 	read   *front.Request
-	caller listen.Caller // the caller as verified right after state was loaded
+	caller       listen.Caller       // the caller as verified right after state was loaded
+	certificates []*x509.Certificate // the chain by which it was verified; nil without one
 
 	pending      *audit.Pending
 	asked        allowlist.Request
@@ -98,7 +104,7 @@ type request struct {
 	failure      allowlist.Cause  // cause of the refusal, if its reason has several
 	lease        *limit.Lease     // use of the budgets; nil before it is taken and after a tunnel has got it
 	registration *registration    // nil before there is one and after a tunnel has got it
-	lostSlot     bool             // the connection was closed for want of a slot before the request was read
+	place        *place           // the slots that the request has
 	sent         bool             // a byte of the request may have gone out
 	cutReason    allowlist.Reason // why the gateway has ended the request after it was sent; NoReason if it has not
 
@@ -110,7 +116,10 @@ type request struct {
 // begin begins the record of the request. From here on the request has exactly one.
 func (x *request) begin(ctx context.Context) {
 	read := x.read
-	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: x.wire, Accept: x.conn.AcceptTrace}
+	start := audit.Start{Listener: x.conn.Listener, Protocol: audit.ProtocolConnect, Wire: audit.WireH1, Accept: x.conn.AcceptTrace}
+	if read.Stream {
+		start.Wire = audit.WireH2
+	}
 	if read.Method != "" && !front.IsConnect(read.Method) {
 		start.Protocol = audit.ProtocolHTTP
 	}
@@ -118,8 +127,8 @@ func (x *request) begin(ctx context.Context) {
 		start.TraceParent = read.Head.Get("Traceparent")
 	}
 	x.pending = x.proxy.cfg.Recorder.Begin(ctx, start)
-	x.pending.Client = x.conn.Caller.Addr
 	x.renew()
+	x.pending.Client = x.caller.Addr
 	x.pending.SetMethod(read.Method)
 	x.decision.Request, x.pending.Dest = read.Asked, read.Asked.Dest
 	if x.pending.Dest.Host.IsZero() { // the request will be refused: record what its target may mean
@@ -154,8 +163,10 @@ func (x *request) answer(ctx context.Context) front.Answer {
 // request that has loaded the state before it will be decided again.
 func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
+	x.mu.Lock()
 	x.conn.Renew()
-	x.caller = x.conn.Caller
+	x.caller, x.certificates = x.conn.Caller, x.conn.Certificates
+	x.mu.Unlock()
 	x.pending.Identity, x.pending.Proof = x.caller.ID, x.caller.Proof
 }
 
@@ -163,8 +174,8 @@ func (x *request) renew() {
 // refuse the request, or NoReason.
 func (x *request) admit() allowlist.Reason {
 	switch {
-	case x.lostSlot: // if the head could not be read, this is why
-		x.cause = limit.KeyConnections.WithDetail("the connection was closed for another one")
+	case x.place.denied != "": // if the head could not be read, this is why
+		x.cause = limit.KeyConnections.WithDetail(x.place.denied)
 		return allowlist.Busy
 	case x.read.Reason != allowlist.NoReason:
 		return x.read.Reason
@@ -327,7 +338,7 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 			DNS: dnsError(reason, x.unresolved),
 		},
 		Done: func(err error) {
-			defer x.conn.End()
+			defer x.place.leave()
 			if x.afterRefusal != nil {
 				defer x.afterRefusal()
 			}
@@ -349,7 +360,7 @@ func answerAsFinalRecipient(ctx context.Context, x *request) front.Answer {
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	return front.Answer{Kind: front.FinalRecipient, Done: func(err error) {
-		defer x.conn.End()
+		defer x.place.leave()
 		if err != nil {
 			x.cause = writeErrorText(err)
 			x.noteUnanswered(allowlist.NoReason)

@@ -261,6 +261,7 @@ type record struct {
 	ID            string   `json:"id"`
 	Listener      string   `json:"listener"`
 	Protocol      string   `json:"protocol"`
+	Wire          string   `json:"wire"`
 	Identity      string   `json:"identity"`
 	Host          string   `json:"host"`
 	Port          uint16   `json:"port"`

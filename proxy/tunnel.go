@@ -22,6 +22,9 @@ import (
 // only.
 func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 	for {
+		if ctx.Err() != nil { // the client has left before anything was looked up
+			return dial.Result{}, noteGone(ctx, x)
+		}
 		dialling, start := register(ctx, x, nil), time.Now()
 		var res dial.Result
 		var err error
@@ -30,6 +33,9 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 			res.Way = x.bound.way
 		} else {
 			res, err = x.proxy.cfg.Dialer.Dial(dialling, &x.decision)
+		}
+		if err != nil && ctx.Err() != nil {
+			err = &allowlist.ReasonError{Reason: noteGone(ctx, x), Err: context.Cause(ctx)}
 		}
 		reason, why := x.dialed(dialling, start, res, err), x.registration.endReason()
 		if why == allowlist.NoReason {
@@ -48,6 +54,12 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 	}
 }
 
+// noteGone notes why the client of a request has left, and returns the reason.
+func noteGone(ctx context.Context, x *request) allowlist.Reason {
+	x.cause = context.Cause(ctx).Error()
+	return allowlist.ClientGone
+}
+
 // opening is a connection to the origin that is about to become a tunnel.
 type opening struct {
 	conn     net.Conn
@@ -64,6 +76,7 @@ type relay struct {
 	conn              net.Conn // the connection to the origin
 	lease             *limit.Lease
 	registration      *registration
+	place             *place   // slots of the request, which ends with the tunnel; nil if they end with the connection
 	record            *audit.Tunnel // nil until the client was answered
 	check             *firstBytes   // nil until the client was answered
 	early             []byte        // bytes that the client has sent behind its request
@@ -96,6 +109,9 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	handed = true
+	if x.read.Stream {
+		r.place = x.place
+	}
 	return front.Answer{
 		Kind: front.Opened, Switched: o.switched,
 		Done: func(err error) { r.answered(ctx, x, &o, err) },
@@ -156,6 +172,7 @@ func (r *relay) answered(ctx context.Context, x *request, o *opening, err error)
 	defer func() {
 		if !began {
 			r.release()
+			r.place.leave()
 		}
 	}()
 	if err != nil {
@@ -205,6 +222,7 @@ func (r *relay) run(ctx context.Context) {
 
 // end ends the record of the tunnel, also after a panic, and releases what it used.
 func (r *relay) end(ctx context.Context) {
+	defer r.place.leave()
 	defer r.release()
 	if cause := recover(); cause != nil {
 		r.result.Reason, r.result.Err = tunnel.Error, errPanicked

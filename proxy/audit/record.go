@@ -73,6 +73,7 @@ type Wire string
 // The wires: HTTP/1 (h1), and the transports of DNS queries.
 const (
 	WireH1  Wire = "h1"
+	WireH2  Wire = "h2"
 	WireUDP Wire = "udp"
 	WireTCP Wire = "tcp"
 	WireDoT Wire = "dot"

@@ -25,6 +25,7 @@ type connections struct {
 // connections within a second.
 func (f *H1) Drain() {
 	f.conns.draining.Store(true)
+	f.h2.drain()
 	f.conns.each(func(c *h1) {
 		if c.headSeen {
 			_ = c.conn.SetReadDeadline(time.Now().Add(idleWhileDraining))
@@ -39,6 +40,7 @@ func (f *H1) IsDraining() bool { return f.conns.draining.Load() }
 // Stop ends every connection that waits for a request, now or later. Call it after Drain.
 func (f *H1) Stop() {
 	f.conns.stopped.Store(true)
+	f.h2.stop()
 	f.conns.each(func(c *h1) { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 }
 

@@ -3,8 +3,11 @@ package front
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
 // answerAsFinalRecipient answers an OPTIONS or TRACE that may not be forwarded, as its
@@ -23,14 +26,27 @@ func (c *h1) answerAsFinalRecipient(r *Request, a *Answer) (another bool) {
 	return c.end(Linger)
 }
 
-// finalRecipientAnswer returns the gateway's answer. It is empty for OPTIONS. For TRACE
-// its body is the request as it was received (RFC 9110 section 9.3.8), without the fields
-// that are likely to hold secrets.
+// finalRecipientAnswer returns the gateway's answer for HTTP/1.1.
 func finalRecipientAnswer(r *Request, keep bool) []byte {
+	fields, body := finalRecipientParts(r)
+	answer := []byte("HTTP/1.1 200 OK\r\n")
+	if !keep {
+		answer = append(answer, "Connection: close\r\n"...)
+	}
+	for _, f := range fields {
+		answer = fmt.Appendf(answer, "%s: %s\r\n", f.Name, f.Value)
+	}
+	return append(append(answer, "\r\n"...), body...)
+}
+
+// finalRecipientParts returns the fields and the body of the gateway's answer. The body is
+// empty for OPTIONS. For TRACE it is the request as it was received (RFC 9110 section
+// 9.3.8), without the fields that are likely to hold secrets.
+func finalRecipientParts(r *Request) (fields []refusal.Field, content string) {
 	var body strings.Builder
-	fields := ""
+	fields = append(fields, refusal.Field{Name: "Date", Value: time.Now().UTC().Format(http.TimeFormat)})
 	if r.Method == http.MethodTrace {
-		fields = "Content-Type: message/http\r\n"
+		fields = append(fields, refusal.Field{Name: "Content-Type", Value: "message/http"})
 		fmt.Fprintf(&body, "%s %s HTTP/%s\r\n", r.Method, r.Target, r.Head.Version())
 		for _, f := range r.Head.Fields {
 			if !isSecret(f.Name) {
@@ -39,11 +55,7 @@ func finalRecipientAnswer(r *Request, keep bool) []byte {
 		}
 		body.WriteString("\r\n")
 	}
-	if !keep {
-		fields += "Connection: close\r\n"
-	}
-	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nDate: %s\r\n%sContent-Length: %d\r\n\r\n%s",
-		time.Now().UTC().Format(http.TimeFormat), fields, body.Len(), body.String())
+	return append(fields, refusal.Field{Name: "Content-Length", Value: strconv.Itoa(body.Len())}), body.String()
 }
 
 // isSecret reports whether a field of a request is likely to hold a secret.

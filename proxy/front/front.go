@@ -1,5 +1,6 @@
 // Package front reads requests and writes their answers. There is one front for each
-// wire protocol; the only one now is HTTP/1.x.
+// wire protocol: HTTP/1.x and HTTP/2. The first bytes of a connection say which it is, and
+// not ALPN: Go clients offer h2 to a proxy and then write HTTP/1.1.
 //
 // A front reads a head with the strict parser, builds one canonical [Request] from it,
 // passes that to a [Handler], and writes the [Answer] in the form of its protocol: a
@@ -22,10 +23,11 @@ import (
 	"github.com/exeat-dev/exeat/proxy/refusal"
 )
 
-// Handler answers requests.
+// Handler answers requests. Those of one connection of HTTP/2 come at the same time.
 type Handler interface {
 	// Handle returns the answer to a request. It must refuse a request that has a
-	// Reason, for that reason or another one.
+	// Reason, for that reason or another one. ctx ends when the client is known to have
+	// left before it was answered.
 	Handle(ctx context.Context, r *Request) Answer
 }
 
@@ -49,8 +51,11 @@ type Request struct {
 	// Client is the connection of the client. The handler writes to it only as a
 	// tunnel or as the answer to a plain request.
 	Client net.Conn
-	// Reader reads what follows the head; nil if the head is refused.
+	// Reader reads what follows the head; nil if the head is refused, and for a stream.
 	Reader *head.Reader
+	// Stream says that the request came on a stream, which it has for itself, beside
+	// others on one connection of HTTP/2. Client is that stream.
+	Stream bool
 
 	// The following fields are set for a plain request, which is forwarded and does
 	// not open a tunnel by CONNECT.
@@ -88,6 +93,10 @@ type Conn struct {
 	// Cut closes the connection at once. Abort closes it in a way that the client
 	// cannot take for an orderly end.
 	Cut, Abort func()
+	// Broken is called once if the front ends the connection because of what the client
+	// has sent outside a request. flood says that it was too much of what carries
+	// nothing. nil means that nobody needs it.
+	Broken func(flood bool, detail string)
 }
 
 // Kind is the form of an answer. The zero value refuses.

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/h2"
 	"github.com/exeat-dev/exeat/proxy/head"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -31,24 +33,34 @@ const maxRefused = 4
 // answer.
 var errNotWritten = errors.New("the answer was not written")
 
-// Config says how HTTP/1.x is read and written.
+// Config says how HTTP is read and written.
 type Config struct {
 	// HeadTimeout is how long reading one request head, or writing one answer, may
 	// take; zero means DefaultHeadTimeout.
 	HeadTimeout time.Duration
 	// HeadLimit is the largest size of a head in bytes; zero means head.DefaultLimit.
 	HeadLimit int
-	// KeepAlive is how long a connection may stay idle between two plain requests;
-	// zero means DefaultKeepAlive.
+	// KeepAlive is how long a connection may stay idle between two plain requests, or
+	// without a stream of HTTP/2; zero means DefaultKeepAlive.
 	KeepAlive time.Duration
 	// Disclosure says how much a refusal contains.
 	Disclosure refusal.Disclosure
+	// Streams is how many streams a connection of HTTP/2 may have open; zero means
+	// h2.DefaultMaxStreams.
+	Streams int
+	// Max is how long a connection of HTTP/2 may open streams; zero means for ever.
+	Max time.Duration
+	// Memory bounds the bytes that wait on all connections of HTTP/2; nil means
+	// h2.DefaultMemory.
+	Memory *h2.Memory
 }
 
-// H1 is the front of HTTP/1.x. It is safe for concurrent use.
+// H1 is the front of HTTP/1.x. It passes connections that begin with the preface of HTTP/2
+// to an H2. It is safe for concurrent use.
 type H1 struct {
 	cfg   Config
 	conns connections
+	h2    H2
 }
 
 // NewH1 returns a front.
@@ -59,7 +71,10 @@ func NewH1(cfg Config) *H1 {
 	if cfg.KeepAlive <= 0 {
 		cfg.KeepAlive = DefaultKeepAlive
 	}
-	return &H1{cfg: cfg}
+	if cfg.Memory == nil {
+		cfg.Memory = h2.NewMemory(0)
+	}
+	return &H1{cfg: cfg, h2: H2{cfg: cfg}}
 }
 
 // Serve answers the requests of one connection until it ends or a tunnel opens. It
@@ -72,6 +87,13 @@ func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func())
 	defer f.conns.remove(c)
 	for {
 		r := c.next()
+		if c.isH2 {
+			early := slices.Clone(c.reader.Buffered())
+			c.reader.Release()
+			f.conns.remove(c)
+			f.h2.serve(ctx, conn, early, handler)
+			return nil
+		}
 		if r == nil {
 			return nil
 		}
@@ -90,6 +112,7 @@ type h1 struct {
 	headSeen      bool // ReadHead has returned at least once
 	answeredPlain bool // a plain request was answered, so that KeepAlive bounds the next wait
 	refusals      int  // number of requests that were refused with 407
+	isH2          bool // the connection has begun with the preface of HTTP/2
 
 	mu      sync.Mutex // guards waiting, and the read deadline while waiting is true
 	waiting bool       // no byte of the next request has come
@@ -101,6 +124,10 @@ func (c *h1) next() *Request {
 		return nil
 	}
 	h, err := c.reader.ReadHead()
+	if errors.Is(err, head.ErrVersion) && !c.headSeen && c.reader.Match(h2.Preface) {
+		c.isH2 = true
+		return nil
+	}
 	c.headSeen = true
 	if err == nil {
 		return c.parse(h)

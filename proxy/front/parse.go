@@ -31,7 +31,7 @@ func (r *Request) parseConnect() allowlist.Reason {
 		return r.malformed(err)
 	}
 	r.Asked.Dest = dest
-	if r.Cause = otherAuthority(h, dest); r.Cause != "" {
+	if r.Cause = otherAuthority(h, h.Target, dest); r.Cause != "" {
 		return allowlist.AuthorityMismatch
 	}
 	for range h.Values("Transfer-Encoding") { // what follows the head is tunnel data and has no framing
@@ -50,13 +50,13 @@ func (r *Request) malformed(err error) allowlist.Reason {
 	return allowlist.MalformedTarget
 }
 
-// otherAuthority says how the Host field differs from the target. It returns "" if the
-// field has the same host, and the same port or none. An address must be spelled as it is
-// in the target.
-func otherAuthority(h *head.Head, dest allowlist.Destination) string {
+// otherAuthority says how the Host field differs from the authority of the target, which
+// has a port. It returns "" if the field has the same host, and the same port or none. An
+// address must be spelled as it is in the target.
+func otherAuthority(h *head.Head, authority string, dest allowlist.Destination) string {
 	text := h.Host
-	switch withoutPort := h.Target[:strings.LastIndexByte(h.Target, ':')]; {
-	case !h.HasHost, dest.Host.IsAddr() && (text == h.Target || text == withoutPort):
+	switch withoutPort := authority[:strings.LastIndexByte(authority, ':')]; {
+	case !h.HasHost, dest.Host.IsAddr() && (text == authority || text == withoutPort):
 		return ""
 	case dest.Host.IsAddr():
 		return "Host has not the address of the target, in the same spelling"

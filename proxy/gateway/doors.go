@@ -122,9 +122,9 @@ func applicationProtocols(p Protocol) []string {
 	switch p {
 	case DoT:
 		return []string{"dot"} // RFC 7858 names none; IANA lists this one
-	case DoH:
+	case Connect, DoH:
 		return []string{"h2", "http/1.1"}
-	case Connect, DNS:
+	case DNS:
 	}
 	return nil
 }

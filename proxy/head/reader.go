@@ -94,6 +94,30 @@ func (r *Reader) ReadHead() (*Head, error) {
 	}
 }
 
+// Match reports whether the bytes that come next are a text, and consumes them if they are.
+// It reads more bytes as long as those that have come are the beginning of the text. Empty
+// lines that were skipped before them do not match.
+func (r *Reader) Match(text string) bool {
+	for r.empty == 0 {
+		got := r.Buffered()
+		switch {
+		case len(got) >= len(text):
+			if string(got[:len(text)]) != text {
+				return false
+			}
+			r.start += len(text)
+			r.next, r.seen, r.lines = 0, 0, 0
+			return true
+		case string(got) != text[:len(got)]:
+			return false
+		}
+		if r.fill() != nil {
+			return false
+		}
+	}
+	return false
+}
+
 // RequestLine returns the method and the target of a head that ReadHead has refused, for
 // the record of the refusal. Each is "" if it is missing or malformed. The bytes after
 // them are not checked.

@@ -170,6 +170,17 @@ func (c *Conn) Begin() bool { return c.slot.Begin() }
 // be closed to free its slot, unless another of its requests is running.
 func (c *Conn) End() { c.slot.End() }
 
+// EnterStream takes another slot of the caller, for one of many requests that the
+// connection carries at the same time; Slot.Leave gives it back. It returns the cause if
+// there is none. It must not be called while Renew is called.
+func EnterStream(c *Conn, slot *limit.Slot) limit.Cause {
+	owner := c.unidentifiedOwner()
+	if c.Caller.Reason == allowlist.NoReason && !c.Caller.Busy {
+		owner = c.identifiedOwner()
+	}
+	return c.parent.cfg.Slots.Enter(slot, owner, func(limit.Cause) {}) // it is given up only in the moment before its Begin, which reports that
+}
+
 // LostSlot reports whether the connection was closed for want of a slot. Config.Shed has
 // counted it.
 func (c *Conn) LostSlot() bool { return c.slot.GivenUp() != limit.NoCause }

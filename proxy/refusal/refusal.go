@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -99,21 +100,57 @@ func (e DNSError) append(b []byte) []byte {
 // usualSize is a size in bytes that few heads and few bodies exceed.
 const usualSize = 768
 
-// Append appends the whole response to b: status line, fields and body. It appends
-// nothing for a reason without a status, since no answer can be sent then.
-func (r Refusal) Append(b []byte, d Disclosure) []byte {
+// A Field is one field of a response.
+type Field struct{ Name, Value string }
+
+// Response is a refusal as a response of HTTP, of any version. The zero value means that no
+// answer can be sent.
+type Response struct {
+	Status int
+	Phrase string // the reason phrase of HTTP/1.x
+	Fields []Field
+	Body   []byte // empty if Bodyless is set
+}
+
+// Response returns the response. It is the zero value for a reason without a status.
+func (r Refusal) Response(d Disclosure) Response {
 	if r.Reason.String() == "" { // not a Reason: the calling code is wrong
 		r.Reason = allowlist.InternalError
 	}
 	info := r.Reason.Info()
 	if info.Status == 0 {
-		return b
+		return Response{}
 	}
 	phrase := r.phrase(d)
+	fields := append(make([]Field, 0, 8), Field{"Proxy-Status", r.proxyStatus(d, phrase)})
+	add := func(name, value string) { fields = append(fields, Field{name, value}) }
+	if d != None && r.DecisionID != "" {
+		add("X-Exeat-Decision", r.DecisionID)
+	}
+	if d == Full && r.TraceID != "" {
+		add("X-Exeat-Trace", r.TraceID)
+	}
+	switch info.Status {
+	case http.StatusProxyAuthRequired:
+		add("Proxy-Authenticate", "SVID realm="+quoted(r.realm(d)))
+	case http.StatusMethodNotAllowed:
+		add("Allow", http.MethodConnect)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		add("Retry-After", "5")
+	}
 	body, contentType := r.body(d, phrase)
-	b = slices.Grow(b, usualSize+len(body))
-	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", info.Status, phrase)
-	b = append(b, "Proxy-Status: exeat"...)
+	add("Content-Type", contentType)
+	add("Content-Length", strconv.Itoa(len(body)))
+	if r.Bodyless {
+		body = nil
+	}
+	return Response{Status: info.Status, Phrase: phrase, Fields: fields, Body: body}
+}
+
+// proxyStatus returns the value of Proxy-Status (RFC 9209).
+func (r Refusal) proxyStatus(d Disclosure, phrase string) string {
+	b := make([]byte, 0, usualSize)
+	b = append(b, "exeat"...)
 	if d != None {
 		b = fmt.Appendf(b, "; error=%s", r.Reason.ProxyError(r.Cause))
 	}
@@ -121,29 +158,25 @@ func (r Refusal) Append(b []byte, d Disclosure) []byte {
 		b = fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(phrase))
 		b = r.DNS.append(b)
 	}
-	b = append(b, "\r\n"...)
-	if d != None && r.DecisionID != "" {
-		b = fmt.Appendf(b, "X-Exeat-Decision: %s\r\n", r.DecisionID)
+	return string(b)
+}
+
+// Append appends the whole response to b as one of HTTP/1.1: status line, fields and body.
+// It appends nothing for a reason without a status, since no answer can be sent then.
+func (r Refusal) Append(b []byte, d Disclosure) []byte {
+	resp := r.Response(d)
+	if resp.Status == 0 {
+		return b
 	}
-	if d == Full && r.TraceID != "" {
-		b = fmt.Appendf(b, "X-Exeat-Trace: %s\r\n", r.TraceID)
-	}
-	switch info.Status {
-	case http.StatusProxyAuthRequired:
-		b = fmt.Appendf(b, "Proxy-Authenticate: SVID realm=%s\r\n", quoted(r.realm(d)))
-	case http.StatusMethodNotAllowed:
-		b = append(b, "Allow: CONNECT\r\n"...)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		b = append(b, "Retry-After: 5\r\n"...)
-	}
+	b = slices.Grow(b, usualSize+len(resp.Body))
+	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", resp.Status, resp.Phrase)
 	if !r.KeepAlive {
 		b = append(b, "Connection: close\r\n"...)
 	}
-	b = fmt.Appendf(b, "Content-Type: %s\r\nContent-Length: %d\r\n\r\n", contentType, len(body))
-	if r.Bodyless {
-		return b
+	for _, f := range resp.Fields {
+		b = append(append(append(append(b, f.Name...), ": "...), f.Value...), "\r\n"...)
 	}
-	return append(b, body...)
+	return append(append(b, "\r\n"...), resp.Body...)
 }
 
 func (r Refusal) realm(d Disclosure) string {

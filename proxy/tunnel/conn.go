@@ -32,6 +32,8 @@ type Conn struct {
 	ended    atomic.Bool // CloseWrite was called
 	release  func()      // called by the first Close; may be nil
 
+	link *linkState // the state of a Link on this connection, else nil
+
 	// The following fields are used by the goroutine that reads only. The callbacks
 	// are made once, since a method value for each call would allocate each time.
 	onTry, onFill, onReady func(fd uintptr) bool
@@ -86,6 +88,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		return c.Conn.Read(p)
 	}
+	if c.link != nil {
+		return c.link.readAhead(c, p)
+	}
 	if c.drained {
 		// The last read emptied the socket, so another one would return nothing. This
 		// is assumed once only: the relay waits next, which checks the socket.
@@ -114,6 +119,8 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		return 0, errTorn
 	case c.leaving:
 		n, err = writeNow(c.raw, p)
+	case c.link != nil:
+		n, err = c.link.write(c.Conn, p)
 	default:
 		n, err = c.Conn.Write(p)
 	}

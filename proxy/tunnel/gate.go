@@ -182,7 +182,11 @@ func (t *Tunnel) refuse(farewell []byte) {
 	if t.client.below != nil {
 		t.client.below.leave()
 	}
-	if _, err := t.client.conn.Write(farewell); err == nil {
+	switch _, err := t.client.conn.Write(farewell); {
+	case err != nil:
+	case t.client.stream != nil: // its connection stays open
+		_ = t.client.closeWrite()
+	default:
 		Linger(t.client.conn)
 	}
 	t.client.unblock()

@@ -99,7 +99,12 @@ func (t *Tunnel) forward(dst *side, p []byte, count *atomic.Int64) bool {
 // spend asks Config.Spend whether n bytes may be written to the upstream, and ends the
 // tunnel if they may not.
 func (t *Tunnel) spend(dst *side, n int) bool {
-	if dst != t.upstream || t.cfg.Spend == nil || t.cfg.Spend(n) {
+	if dst != t.upstream || t.cfg.Spend == nil {
+		return true
+	}
+	prepaid := min(n, t.paid)
+	t.paid -= prepaid
+	if n == prepaid || t.cfg.Spend(n-prepaid) {
 		return true
 	}
 	t.cut(Limit, nil)
@@ -128,6 +133,9 @@ func (t *Tunnel) finish(src, dst *side) {
 func (t *Tunnel) fail(doing string, s *side, err error) {
 	t.ending.Lock()
 	finished := s.finished
+	if !finished && t.reason == None {
+		t.broken = s.name
+	}
 	t.ending.Unlock()
 	if finished {
 		t.cut(s.name, nil)

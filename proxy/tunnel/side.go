@@ -21,6 +21,7 @@ type side struct {
 	conn   net.Conn  // the connection that is written to
 	secure *tls.Conn // conn if it is TLS, else nil
 	below  *Conn     // conn, or the connection below secure; nil if that is not a *Conn
+	stream Stream    // conn if it is a stream, else nil
 
 	quiet bool // the last read from secure returned all that had come; used by the reader only
 
@@ -36,6 +37,8 @@ func newSide(name Reason, conn net.Conn) *side {
 	case *tls.Conn:
 		s.secure = c
 		s.below, _ = c.NetConn().(*Conn)
+	case Stream:
+		s.stream = c
 	default:
 		s.below = Wrap(conn)
 	}
@@ -63,6 +66,9 @@ func (s *side) deadlineConn() net.Conn {
 // may return bytes together with an error, and a nil buffer with an error.
 func (s *side) read() (b *buffer, n int, err error) {
 	switch {
+	case s.stream != nil:
+		s.stream.Await()
+		fallthrough
 	case s.below == nil || s.below.raw == nil:
 		b = buffers.get()
 		n, err = s.conn.Read(b[:])
@@ -98,7 +104,7 @@ func (s *side) readSecure() (b *buffer, n int, err error) {
 			}
 		}
 		b = buffers.get()
-		n, err = s.fill(b)
+		n, err = s.fill(b[:])
 		if !errors.Is(err, errWouldBlock) {
 			return b, n, err
 		}
@@ -110,9 +116,9 @@ func (s *side) readSecure() (b *buffer, n int, err error) {
 	}
 }
 
-// fill reads TLS records as long as there are some and the buffer has room, so that they
-// are written together.
-func (s *side) fill(b *buffer) (n int, err error) {
+// fill reads TLS records as long as there are some and b has room, so that they are
+// written together.
+func (s *side) fill(b []byte) (n int, err error) {
 	for err == nil && n <= len(b)-maxRecord {
 		var m int
 		m, err = s.secure.Read(b[n:])
@@ -153,6 +159,8 @@ func (s *side) unblock() {
 // data is incomplete; bytes that were sent before still arrive.
 func (s *side) close(clean bool) {
 	switch {
+	case s.stream != nil && !clean:
+		s.stream.Abort()
 	case s.secure == nil:
 		_ = s.conn.Close()
 	case !clean:
@@ -163,4 +171,14 @@ func (s *side) close(clean bool) {
 		}
 		_ = s.secure.Close()
 	}
+}
+
+// reset closes the connection with a reset, if it is a TCP connection.
+func (s *side) reset() {
+	if s.below != nil {
+		if tcp, ok := s.below.Conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // if it fails, the end looks proper
+		}
+	}
+	s.close(false)
 }

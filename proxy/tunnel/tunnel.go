@@ -77,18 +77,22 @@ type Tunnel struct {
 	client, upstream *side
 	up, down         atomic.Int64
 
-	relayed  sync.WaitGroup // the goroutine that relays to the client
-	panicked any            // the panic of that goroutine; read after it has ended
+	relayed  sync.WaitGroup // the goroutine that relays to the client; for a stream, the direction to the upstream
+	panicked any            // the first panic of that goroutine or direction; guarded by ending
+
+	paid    int  // for a stream: bytes that Config.Spend was called for and that were not written yet
+	upEnded bool // for a stream: the direction to the upstream has ended
 
 	start time.Time
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
-	ending   sync.Mutex    // guards the next five fields
+	ending   sync.Mutex    // guards the next six fields
 	hurried  bool          // Hurry was called while the gate had not ruled yet
 	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before that, and negative after the gate has passed them
 	reason   Reason        // why both directions were cut; None if they were not
 	err      error         // the error if reason is Error
 	first    Reason        // the side that finished first, Client or Upstream
+	broken   Reason        // the side that failed, Client or Upstream, if reason is Error
 
 	// One timer serves the idle time, the maximum duration and Progress.
 	reporting   sync.Mutex // locked while Progress runs; guards the fields below
@@ -101,7 +105,7 @@ type Tunnel struct {
 
 // New returns a tunnel between two connections, which the tunnel owns from now on. A
 // tunnel holds no buffer while it is idle if client is a *Conn or a *tls.Conn on a
-// *Conn, and upstream is one of these, a *net.TCPConn or a *net.UnixConn. Any other
+// *Conn or a [Stream], and upstream is one of these, a *net.TCPConn or a *net.UnixConn. Any other
 // connection works, too. If one has no CloseWrite method, the end of one direction ends
 // both.
 func New(client, upstream net.Conn, cfg Config) *Tunnel {
@@ -123,20 +127,26 @@ func (t *Tunnel) Guard(g *Gate) { t.gate = g }
 // closes both connections. The early bytes, which the client sent before Run,
 // go to the upstream first. Run removes the deadlines of both connections. It must be
 // called once, even if Close was called before; then it relays nothing. It starts one
-// goroutine, which has ended when Run returns.
+// goroutine, which has ended when Run returns; if the client is a [Stream], that goroutine
+// runs only while bytes of the client wait.
 func (t *Tunnel) Run(early []byte) Result {
 	t.start = time.Now()
 	if t.begin() {
 		t.startTimer()
-		t.relayed.Go(t.relayDown)
-		if t.sendEarly(early) {
-			t.relay(t.client, t.upstream, &t.up)
+		if t.client.stream != nil {
+			t.startStream()
+			t.relayDown()
+		} else {
+			t.relayed.Go(t.relayDown)
+			if t.sendEarly(early) {
+				t.relay(t.client, t.upstream, &t.up)
+			}
 		}
 		t.relayed.Wait()
 		t.stopTimer()
-		if t.panicked != nil { // panic in the caller's goroutine, where the caller can recover
+		if cause := t.contained(); cause != nil { // panic in the caller's goroutine, where the caller can recover
 			t.end()
-			panic(t.panicked)
+			panic(cause)
 		}
 	}
 	return t.end()
@@ -144,12 +154,32 @@ func (t *Tunnel) Run(early []byte) Result {
 
 // relayDown relays the bytes of the upstream to the client.
 func (t *Tunnel) relayDown() {
-	defer func() {
-		if t.panicked = recover(); t.panicked != nil {
-			t.cut(Error, nil)
-		}
-	}()
+	defer func() { t.contain(recover()) }()
+	if socket := t.upstream.socket(); t.client.stream != nil && socket != nil {
+		t.pull(socket)
+		return
+	}
 	t.relay(t.upstream, t.client, &t.down)
+}
+
+// contained returns what contain has kept.
+func (t *Tunnel) contained() any {
+	t.ending.Lock()
+	defer t.ending.Unlock()
+	return t.panicked
+}
+
+// contain ends the tunnel if cause, a panic, is not nil. Run panics with it.
+func (t *Tunnel) contain(cause any) {
+	if cause == nil {
+		return
+	}
+	t.ending.Lock()
+	if t.panicked == nil {
+		t.panicked = cause
+	}
+	t.ending.Unlock()
+	t.cut(Error, nil)
 }
 
 // Close ends the tunnel. Run then returns soon, even if the peers do not read. The
@@ -194,7 +224,11 @@ func (t *Tunnel) end() Result {
 	t.reason = cmp.Or(t.reason, t.first) // from here on cut does nothing
 	t.ending.Unlock()
 	t.client.close(t.reason != Error)
-	t.upstream.close(t.reason != Error)
+	if t.client.stream != nil && t.broken == Client {
+		t.upstream.reset()
+	} else {
+		t.upstream.close(t.reason != Error)
+	}
 	up, down := t.Counts()
 	return Result{Up: up, Down: down, Duration: time.Since(t.start), Reason: t.reason, Err: t.err}
 }

@@ -1,0 +1,152 @@
+package front
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/exeat-dev/exeat/proxy/h2"
+	"github.com/exeat-dev/exeat/proxy/refusal"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
+)
+
+// H2 is the front of HTTP/2. Each stream is one request. It is safe for concurrent use.
+type H2 struct {
+	cfg Config
+
+	mu       sync.Mutex // guards the fields below
+	open     map[*h2.Conn]struct{}
+	draining bool
+	stopped  bool
+}
+
+// serve answers the requests of one connection, whose preface was read, until it has ended
+// and all its requests with it. early are the bytes that came behind the preface.
+func (f *H2) serve(ctx context.Context, conn Conn, early []byte, handler Handler) {
+	link, err := tunnel.NewLink(conn.Conn)
+	if err != nil {
+		return
+	}
+	session := h2.New(h2.Config{
+		Serve: func(s *h2.Stream, head h2.Head) func() {
+			x := &exchange{front: f, stream: s}
+			return x.serve(head, handler)
+		},
+		MaxStreams: f.cfg.Streams, HeadLimit: f.cfg.HeadLimit, HeadTimeout: f.cfg.HeadTimeout,
+		Idle: f.cfg.KeepAlive, Max: f.cfg.Max, Memory: f.cfg.Memory,
+	}, link)
+	f.add(session)
+	defer f.remove(session)
+	if broken, ok := errors.AsType[*h2.Error](session.Run(ctx, early)); ok && conn.Broken != nil {
+		conn.Broken(broken.IsFlood(), broken.Error())
+	}
+}
+
+// add adds a connection; remove removes it.
+func (f *H2) add(session *h2.Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open == nil {
+		f.open = make(map[*h2.Conn]struct{})
+	}
+	f.open[session] = struct{}{}
+	switch {
+	case f.stopped:
+		session.CloseIdle()
+	case f.draining:
+		session.Leave()
+	}
+}
+
+func (f *H2) remove(session *h2.Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.open, session)
+}
+
+// drain asks the clients of all connections to open no more streams.
+func (f *H2) drain() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.draining = true
+	for session := range f.open {
+		go session.Leave() // it may wait for a client that does not read
+	}
+}
+
+// stop ends every connection without a stream, now or later.
+func (f *H2) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stopped = true
+	for session := range f.open {
+		session.CloseIdle()
+	}
+}
+
+// exchange is one stream with its request and the answer.
+type exchange struct {
+	front  *H2
+	stream *h2.Stream
+}
+
+// serve answers the request of a stream. It returns the function that relays the tunnel,
+// or nil if none was opened.
+func (x *exchange) serve(head h2.Head, handler Handler) (run func()) {
+	r := parseStream(head)
+	r.Client, r.Stream = x.stream, true
+	a := handler.Handle(x.stream.Context(), r)
+	defer a.done(errNotWritten)
+	_ = x.stream.SetWriteDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
+	switch a.Kind {
+	case Opened:
+		err := x.stream.WriteFields([]h2.Field{{Name: ":status", Value: "200"}}, false)
+		a.done(err)
+		if err == nil {
+			return a.Run
+		}
+	case FinalRecipient:
+		fields, body := finalRecipientParts(r)
+		a.done(x.write(http.StatusOK, fields, []byte(body)))
+	case Forwarded:
+		a.Done = nil // the handler has written the answer itself
+		if a.End == Abort {
+			x.stream.Reset(http2.ErrCodeInternal)
+		}
+	case Refused:
+		x.refuse(r, &a)
+	}
+	return nil
+}
+
+// refuse writes a refusal.
+func (x *exchange) refuse(r *Request, a *Answer) {
+	answer := a.Refusal
+	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
+	answer.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
+	resp := answer.Response(x.front.cfg.Disclosure)
+	if resp.Status == 0 { // the stream is reset when serve has returned
+		a.done(nil)
+		return
+	}
+	a.done(x.write(resp.Status, resp.Fields, resp.Body))
+	if a.Last {
+		x.stream.LeaveConn()
+	}
+}
+
+// write writes an answer and ends the stream.
+func (x *exchange) write(status int, fields []refusal.Field, body []byte) error {
+	all := make([]h2.Field, 0, 1+len(fields))
+	all = append(all, h2.Field{Name: ":status", Value: strconv.Itoa(status)})
+	for _, f := range fields {
+		all = append(all, h2.Field{Name: f.Name, Value: f.Value})
+	}
+	return x.stream.Respond(all, body)
+}

@@ -1,0 +1,159 @@
+package front
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/h2"
+	"github.com/exeat-dev/exeat/proxy/head"
+)
+
+// pseudo holds the pseudo-header fields of a request (RFC 9113 section 8.3.1).
+type pseudo struct {
+	method, scheme, authority, path, protocol string
+	has                                       map[string]bool
+}
+
+// errPseudo is the error for pseudo-header fields that are malformed.
+var errPseudo = errors.New("malformed pseudo-header field")
+
+// parseStream builds the canonical request from the head of a stream.
+func parseStream(h h2.Head) *Request {
+	r := new(Request)
+	p, fields, err := splitPseudo(h.Fields)
+	r.Method, r.Target = p.method, p.target()
+	switch {
+	case err != nil:
+		r.Reason, r.Detail = allowlist.MalformedHeader, err.Error()
+		return r
+	case h.TooLarge:
+		r.Reason, r.Detail = allowlist.HeadTooLarge, head.ErrTooLarge.Error()
+		return r
+	}
+	if r.Reason, r.Detail = p.check(); r.Reason != allowlist.NoReason {
+		return r
+	}
+	r.Head, err = head.Build(r.Method, r.Target, fields)
+	if err != nil {
+		r.Reason, r.Detail = headReason(err), err.Error()
+		return r
+	}
+	if !r.IsPlain() {
+		r.Reason = r.parseConnect()
+		return r
+	}
+	r.Reason = r.parsePlainStream(h.End)
+	return r
+}
+
+// splitPseudo splits a head into its pseudo-header fields and the others. It returns an
+// error for one that is unknown, repeated, or stands behind another field.
+func splitPseudo(fields []h2.Field) (p pseudo, others []head.Field, err error) {
+	p.has = make(map[string]bool, 4)
+	bad := func(what string) {
+		if err == nil {
+			err = fmt.Errorf("%s: %w", what, errPseudo)
+		}
+	}
+	others = make([]head.Field, 0, len(fields))
+	for _, f := range fields {
+		if !strings.HasPrefix(f.Name, ":") {
+			others = append(others, head.Field{Name: f.Name, Value: f.Value})
+			continue
+		}
+		into := p.field(f.Name)
+		switch {
+		case into == nil:
+			bad("one that no request has")
+			continue
+		case p.has[f.Name]:
+			bad(f.Name + " stands there twice")
+			continue
+		case len(others) > 0:
+			bad(f.Name + " stands behind another field")
+		}
+		*into, p.has[f.Name] = f.Value, true
+	}
+	return p, others, err
+}
+
+// field returns where the value of a pseudo-header field belongs; nil if it is unknown.
+func (p *pseudo) field(name string) *string {
+	switch name {
+	case ":method":
+		return &p.method
+	case ":scheme":
+		return &p.scheme
+	case ":authority":
+		return &p.authority
+	case ":path":
+		return &p.path
+	case ":protocol":
+		return &p.protocol
+	}
+	return nil
+}
+
+// target returns the target as HTTP/1.1 would write it.
+func (p *pseudo) target() string {
+	if IsConnect(p.method) && !p.has[":scheme"] && !p.has[":path"] {
+		return p.authority
+	}
+	path := p.path
+	if path == allowlist.Asterisk { // RFC 9112 section 3.2.4
+		path = ""
+	}
+	return p.scheme + "://" + p.authority + path
+}
+
+// check returns the reason to refuse pseudo-header fields that do not belong together.
+func (p *pseudo) check() (reason allowlist.Reason, detail string) {
+	malformed := func(what string) (allowlist.Reason, string) {
+		return allowlist.MalformedHeader, fmt.Sprintf("%s: %v", what, errPseudo)
+	}
+	switch {
+	case p.method == "":
+		return malformed("no :method")
+	case p.has[":protocol"]: // RFC 8441 section 4: it was not announced
+		return malformed(":protocol, an extended CONNECT, which the gateway has not offered")
+	case IsConnect(p.method) && (p.has[":scheme"] || p.has[":path"]): // RFC 9113 section 8.5
+		return malformed("a CONNECT with :scheme or :path")
+	case p.authority == "":
+		return allowlist.MissingHost, "no :authority"
+	case IsConnect(p.method):
+	case p.scheme == "" || p.path == "":
+		return malformed("a request without :scheme or :path")
+	case strings.ContainsAny(p.authority, "/?#@\\"):
+		return allowlist.MalformedTarget, "malformed target: :authority holds more than host and port"
+	case p.path == allowlist.Asterisk && p.method != http.MethodOptions, p.path != allowlist.Asterisk && p.path[0] != '/':
+		return allowlist.MalformedTarget, "malformed target: :path does not begin with a slash"
+	}
+	return allowlist.NoReason, ""
+}
+
+// parsePlainStream parses a plain request of a stream. Its Host must be that of its target.
+func (r *Request) parsePlainStream(end bool) allowlist.Reason {
+	if reason := r.parsePlain(); reason != allowlist.NoReason {
+		return reason
+	}
+	authority := r.URL.Dest.String()
+	if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause != "" {
+		return allowlist.AuthorityMismatch
+	}
+	return r.measureBody(end)
+}
+
+// measureBody sets the length of the body. end says that there is none.
+func (r *Request) measureBody(end bool) allowlist.Reason {
+	switch {
+	case r.Head.Get("Content-Length") == "" && !end:
+		r.Body = head.Chunked
+	case end && r.Body > 0: // RFC 9113 section 8.1.1
+		r.Detail = "the stream ends before the body that Content-Length announces"
+		return allowlist.MalformedHeader
+	}
+	return allowlist.NoReason
+}

@@ -1,0 +1,52 @@
+package h2
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// What frames cost, and what pays for them. A connection begins with fullBudget, which is
+// also the most that it can have. It ends when it has spent more.
+const (
+	fullBudget = 1000
+	perSecond  = 10 // added for each second
+
+	costFrame = 1  // a frame that carries nothing: PING, SETTINGS, PRIORITY, empty DATA, an unknown type
+	costReset = 10 // a stream that is reset before it was answered: it may have cost a dial
+
+	paidData   = 2  // a DATA frame of more than smallData bytes, in either direction
+	paidAnswer = 10 // a stream that was answered
+
+	smallData = 64
+)
+
+// budget bounds what a peer may send without carrying anything. An honest client sends a
+// few PING and WINDOW_UPDATE frames for the data that it carries, and ends nearly every
+// tunnel with RST_STREAM after its end. One goroutine may spend, and any may pay.
+type budget struct {
+	left int64
+	at   time.Time    // when perSecond was added last
+	paid atomic.Int64 // what was paid since the last call of spend
+}
+
+// spend takes what a frame costs. It returns an error if too little is left.
+func (b *budget) spend(cost int64, what string) error {
+	b.left = min(fullBudget, b.left+b.paid.Swap(0)) - cost
+	if b.left >= 0 {
+		return nil
+	}
+	now := time.Now()
+	if earned := int64(now.Sub(b.at) / (time.Second / perSecond)); earned > 0 {
+		b.at = now
+		b.left = min(fullBudget, b.left+earned)
+	}
+	if b.left >= 0 {
+		return nil
+	}
+	return violation(http2.ErrCodeEnhanceYourCalm, "too many frames that carry nothing, at last "+what)
+}
+
+// pay adds to what is left.
+func (b *budget) pay(n int64) { b.paid.Add(n) }

@@ -1,0 +1,129 @@
+package h2
+
+import "slices"
+
+// recentResets remembers the last streams that this end has reset, on which the peer may
+// have sent more before it knew.
+type recentResets struct {
+	ids  [64]uint32
+	next int
+}
+
+func (r *recentResets) add(id uint32) {
+	r.ids[r.next%len(r.ids)] = id
+	r.next++
+}
+
+func (r *recentResets) has(id uint32) bool {
+	for _, known := range r.ids {
+		if known == id {
+			return true
+		}
+	}
+	return false
+}
+
+// flow counts what may be sent and received on a connection, and what waits in its streams.
+// Its fields are guarded by conn.mu, which the callers of its methods hold.
+type flow struct {
+	conn *Conn
+
+	sendWindow int64     // bytes that the peer takes on all streams together
+	waiting    []*Stream // streams that wait for sendWindow
+	recvWindow int64     // bytes that the peer may still send on all streams together
+	credited   int64     // bytes that were received and will be added to recvWindow
+	queued     int64     // bytes that wait in the streams
+	owed       int64     // bytes among them that were not added to credited
+}
+
+// grant notes that the peer may send n more bytes on the connection, and tells it when
+// these are many.
+func (f *flow) grant(n int64) {
+	if f.credited += n; f.credited >= connWindow/2 {
+		f.sendCredit()
+	}
+}
+
+// sendCredit tells the peer what it may send.
+func (f *flow) sendCredit() {
+	f.recvWindow += f.credited
+	_ = f.conn.out.frames.WriteWindowUpdate(0, uint32(f.credited)) //nolint:gosec // G115: credit is at most the window
+	f.credited = 0
+}
+
+// keep counts n bytes that begin to wait in a stream. While few wait, the peer gets credit
+// for the connection at once.
+func (f *flow) keep(n int64) {
+	f.queued += n
+	total := f.conn.cfg.Memory.queued.Add(n)
+	if f.queued <= connMemory && total <= f.conn.cfg.Memory.most {
+		f.grant(n)
+		return
+	}
+	f.owed += n
+}
+
+// forget counts n bytes that wait no longer. No more credit may be owed than bytes wait.
+func (f *flow) forget(n int64) {
+	f.queued -= n
+	total := f.conn.cfg.Memory.queued.Add(-n)
+	due := max(0, f.owed-f.queued)
+	if f.queued <= connMemory && total <= f.conn.cfg.Memory.most {
+		due = f.owed
+	}
+	if due > 0 {
+		f.owed -= due
+		f.grant(due)
+	}
+}
+
+// reserve takes up to n bytes from the windows for a stream, and returns how many it got.
+func (f *flow) reserve(s *Stream, n int) int {
+	n = int(min(int64(n), s.out.window, f.sendWindow))
+	if n <= 0 {
+		return 0
+	}
+	s.out.window -= int64(n)
+	f.sendWindow -= int64(n)
+	return n
+}
+
+// refund gives back what reserve has taken and was not sent.
+func (f *flow) refund(s *Stream, n int) {
+	if n == 0 {
+		return
+	}
+	s.out.window += int64(n)
+	f.sendWindow += int64(n)
+	f.wake()
+}
+
+// wake wakes the streams that wait for the window of the connection.
+func (f *flow) wake() {
+	if f.sendWindow <= 0 {
+		return
+	}
+	for _, s := range f.waiting {
+		s.out.isWaiting = false
+		s.out.changed.signal()
+	}
+	clear(f.waiting)
+	f.waiting = f.waiting[:0]
+}
+
+// await notes that a stream waits for the window of the connection. The caller holds
+// mu.
+func (f *flow) await(s *Stream) {
+	if !s.out.isWaiting {
+		s.out.isWaiting = true
+		f.waiting = append(f.waiting, s)
+	}
+}
+
+// leave undoes await.
+func (f *flow) leave(s *Stream) {
+	if s.out.isWaiting {
+		s.out.isWaiting = false
+		f.waiting = slices.DeleteFunc(f.waiting, func(other *Stream) bool { return other == s })
+	}
+}

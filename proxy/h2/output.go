@@ -1,0 +1,200 @@
+package h2
+
+import (
+	"encoding/binary"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// maxOut is how many bytes of frames may wait because the peer does not read. Data waits
+// in its stream beyond a part of it, so that only frames without data can reach it.
+const (
+	maxOut     = 256 << 10
+	maxOutData = 64 << 10
+	smallFrame = 1 << 10 // data up to this size waits beside other frames
+)
+
+// output writes what a connection sends. Frames are queued, and whoever finds nobody
+// writing writes all that is queued.
+type output struct {
+	conn *Conn
+
+	writing  sync.Mutex // held while something is written to the link; guards extendAt
+	extendAt time.Time  // when the deadline for writing must be set again
+
+	// The following fields are guarded by conn.mu.
+	queue, spare []byte         // frames that wait, and a buffer to exchange it with
+	frames       *http2.Framer  // queues frames, and returns no errors
+	encoder      *hpack.Encoder // appends to encoded
+	encoded      encodedHead
+}
+
+func (o *output) init(c *Conn) {
+	o.conn = c
+	o.frames = http2.NewFramer(o, nil)
+	o.frames.AllowIllegalWrites = true // its checks would only repeat ours
+	o.encoder = hpack.NewEncoder(&o.encoded)
+	o.encoder.SetMaxDynamicTableSizeLimit(0) // heads are small, and a table would cost memory for each connection
+}
+
+// Write queues a frame. It implements io.Writer for frames. The caller holds mu.
+func (o *output) Write(p []byte) (int, error) {
+	o.queue = append(o.queue, p...)
+	if len(o.queue) > maxOut {
+		o.conn.endLocked(violation(http2.ErrCodeEnhanceYourCalm, "the peer does not read what its frames cause"))
+	}
+	return len(p), nil
+}
+
+// putDataHeader writes the header of a DATA frame.
+func putDataHeader(b []byte, n int, id uint32, end bool) {
+	var flags http2.Flags
+	if end {
+		flags = http2.FlagDataEndStream
+	}
+	b[0], b[1], b[2] = byte(n>>16), byte(n>>8), byte(n) //nolint:gosec // G115: a frame has less than 2^24 bytes
+	b[3], b[4] = byte(http2.FrameData), byte(flags)
+	binary.BigEndian.PutUint32(b[5:frameHeader], id)
+}
+
+// appendData queues a small DATA frame. The caller holds mu.
+func (o *output) appendData(id uint32, p []byte, end bool) {
+	o.queue = append(o.queue, make([]byte, frameHeader)...)
+	putDataHeader(o.queue[len(o.queue)-frameHeader:], len(p), id, end)
+	o.queue = append(o.queue, p...)
+}
+
+// flush writes what is queued, unless another goroutine is writing, which then does it.
+// mu must not be held.
+func (o *output) flush() {
+	for o.hasOut() && o.writing.TryLock() {
+		o.writeOut()
+		o.writing.Unlock()
+	}
+}
+
+func (o *output) hasOut() bool {
+	o.conn.mu.Lock()
+	defer o.conn.mu.Unlock()
+	return len(o.queue) > 0 && o.conn.err == nil
+}
+
+// writeOut writes all that is queued. The caller holds writing.
+func (o *output) writeOut() {
+	o.conn.mu.Lock()
+	out := o.queue
+	o.queue, o.spare = o.spare[:0], nil
+	o.conn.mu.Unlock()
+	if len(out) > 0 {
+		o.write(out)
+	}
+	o.conn.mu.Lock()
+	if cap(out) <= maxKept {
+		o.spare = out
+	}
+	if len(o.queue) == 0 && cap(o.queue) > maxKept {
+		o.queue = nil
+	}
+	o.conn.mu.Unlock()
+}
+
+// write writes to the link, and ends the connection if that fails. The caller holds
+// writing.
+func (o *output) write(p []byte) {
+	o.extendDeadline()
+	if _, err := o.conn.link.Write(p); err != nil {
+		o.conn.end(err)
+	}
+}
+
+// extendDeadline sets the deadline for writing. A deadline costs more than a look at the
+// clock, so it is set once a second.
+func (o *output) extendDeadline() {
+	now := time.Now()
+	if now.Before(o.extendAt) {
+		return
+	}
+	o.extendAt = now.Add(time.Second)
+	o.conn.mu.Lock()
+	defer o.conn.mu.Unlock()
+	if o.conn.err == nil { // end has set a deadline in the past
+		_ = o.conn.link.SetWriteDeadline(now.Add(o.conn.cfg.WriteTimeout + time.Second)) // an error means that the connection is closed
+	}
+}
+
+// writeData writes n bytes of a block as DATA frames, with everything before them that is
+// queued. The bytes begin behind the room for a header.
+func (o *output) writeData(id uint32, b *block, n int) error {
+	o.writing.Lock()
+	o.writeOut()
+	o.conn.mu.Lock()
+	most := smallPayload
+	if o.conn.peer.maxFrame >= maxPayload {
+		most = maxPayload
+	}
+	o.conn.mu.Unlock()
+	o.extendDeadline()
+	o.conn.link.Gather()
+	var err error
+	for at := 0; at < n && err == nil; {
+		m := min(n-at, most)
+		putDataHeader(b[at:], m, id, false) // over bytes that were written before
+		_, err = o.conn.link.Write(b[at : at+frameHeader+m])
+		at += m
+	}
+	if ferr := o.conn.link.Flush(); err == nil {
+		err = ferr
+	}
+	o.writing.Unlock()
+	if err != nil {
+		o.conn.end(err)
+		return o.conn.failure()
+	}
+	o.flush()
+	return nil
+}
+
+// flushSoon does what flush does, in another goroutine: the goroutine that reads must not
+// write itself, because while the peer does not read, it could not read either.
+func (o *output) flushSoon() {
+	if o.hasOut() {
+		o.conn.running.Go(o.flush)
+	}
+}
+
+// encodedHead is what the encoder writes to.
+type encodedHead []byte
+
+// Write implements io.Writer.
+func (b *encodedHead) Write(p []byte) (int, error) {
+	*b = append(*b, p...)
+	return len(p), nil
+}
+
+// appendHead queues a head in as many frames as it needs. The caller holds mu.
+func (o *output) appendHead(id uint32, fields []Field, end bool) {
+	o.encoded = o.encoded[:0]
+	for _, f := range fields {
+		_ = o.encoder.WriteField(hpack.HeaderField{Name: strings.ToLower(f.Name), Value: f.Value, Sensitive: true}) // encodedHead returns no error
+	}
+	rest := []byte(o.encoded)
+	for first := true; first || len(rest) > 0; first = false {
+		fragment := rest[:min(len(rest), o.conn.peer.maxFrame)]
+		rest = rest[len(fragment):]
+		if first {
+			_ = o.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: fragment, EndStream: end, EndHeaders: len(rest) == 0})
+			continue
+		}
+		_ = o.frames.WriteContinuation(id, len(rest) == 0, fragment)
+	}
+	if cap(o.encoded) > maxKept {
+		o.encoded = nil
+	}
+}
+
+// maxKept is the largest size of a buffer that an idle connection keeps.
+const maxKept = 4 << 10

@@ -1,0 +1,98 @@
+package h2
+
+import (
+	"context"
+
+	"golang.org/x/net/http2"
+)
+
+// extraServing is how many more goroutines than streams may be busy, because the end of a
+// stream does not end its Serve at once.
+const extraServing = 50
+
+// newStream adds a stream. The caller holds mu.
+func (c *Conn) newStream(id uint32) *Stream {
+	s := &Stream{conn: c, id: id}
+	s.in = inbound{stream: s, window: streamWindow}
+	s.out = outbound{stream: s, window: c.peer.window}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	c.streams[id] = s
+	c.life.streamBegins()
+	return s
+}
+
+// handleHead opens a stream, or takes another head of an open one.
+func (r *reader) handleHead(id uint32, head Head) error {
+	c := r.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.streams[id]; s != nil {
+		return r.handleAnswer(s, head)
+	}
+	switch {
+	case c.ids.client && c.ids.isIdle(id), id%2 == 0:
+		return violation(http2.ErrCodeProtocol, "HEADERS on a stream that is not open")
+	case c.resets.has(id): // the peer did not know of our reset
+		return r.budget.spend(costFrame, "HEADERS on a stream that is closed")
+	case !c.ids.isIdle(id):
+		return violation(http2.ErrCodeStreamClosed, "HEADERS on a stream that is closed")
+	case c.life.final: // the peer learns from GOAWAY that nobody looks at it
+		return r.budget.spend(costFrame, "HEADERS after GOAWAY")
+	}
+	c.ids.last = id
+	if c.open >= c.cfg.MaxStreams || c.serving >= c.cfg.MaxStreams+extraServing {
+		_ = c.out.frames.WriteRSTStream(id, http2.ErrCodeRefusedStream)
+		c.resets.add(id)
+		return r.budget.spend(costFrame, "streams beyond the limit")
+	}
+	s := c.newStream(id)
+	c.open++
+	s.in.ended = head.End
+	c.running.Go(func() { c.serve(s, head) })
+	return nil
+}
+
+// handleAnswer takes another head of an open stream. The caller holds mu.
+func (r *reader) handleAnswer(s *Stream, head Head) error {
+	switch {
+	case s.in.ended:
+		s.resetLocked(http2.ErrCodeStreamClosed, violation(http2.ErrCodeStreamClosed, "HEADERS behind the end of the stream"))
+		return r.budget.spend(costReset, "HEADERS on a stream that is closed")
+	case s.answers == nil: // a tunnel has no trailer, and one of a request is not taken
+		s.resetLocked(http2.ErrCodeProtocol, violation(http2.ErrCodeProtocol, "a trailer"))
+		return r.budget.spend(costReset, "trailers")
+	}
+	select {
+	case s.answers <- head:
+	default:
+		s.resetLocked(http2.ErrCodeEnhanceYourCalm, violation(http2.ErrCodeEnhanceYourCalm, "too many heads of an answer"))
+		return nil
+	}
+	if head.End {
+		s.in.endLocked()
+	}
+	return nil
+}
+
+// serve calls Serve for a stream, and then closes it.
+func (c *Conn) serve(s *Stream, head Head) {
+	run := c.cfg.Serve(s, head)
+	if run == nil {
+		c.served(s)
+		return
+	}
+	c.running.Go(func() {
+		run()
+		c.served(s)
+	})
+}
+
+// served closes a stream whose Serve has returned.
+func (c *Conn) served(s *Stream) {
+	c.mu.Lock()
+	s.releaseLocked(ErrClosed)
+	c.serving--
+	c.life.streamEnded()
+	c.mu.Unlock()
+	c.out.flush()
+}
