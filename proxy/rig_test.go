@@ -222,9 +222,15 @@ func (g *gateway) another(t *testing.T) states {
 // emptied waits until the registry is empty. A tunnel leaves it a moment after its record.
 func (g *gateway) emptied(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(patience); g.registry.Len() > 0; runtime.Gosched() {
+	g.left(t, 0)
+}
+
+// left waits until at most n are in the registry.
+func (g *gateway) left(t *testing.T, n int) {
+	t.Helper()
+	for end := time.Now().Add(patience); g.registry.Len() > n; runtime.Gosched() {
 		if time.Now().After(end) {
-			t.Fatalf("%d are still in the registry", g.registry.Len())
+			t.Fatalf("%d are still in the registry, want %d", g.registry.Len(), n)
 		}
 	}
 }

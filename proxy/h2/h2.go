@@ -269,7 +269,9 @@ func (c *Conn) sayGoodbye() {
 	c.out.writing.Lock()
 	defer c.out.writing.Unlock()
 	c.mu.Lock()
-	_ = c.out.frames.WriteGoAway(c.ids.last, code, []byte(text))
+	if !c.life.final || code != http2.ErrCodeNo { // it was said before
+		_ = c.out.frames.WriteGoAway(c.ids.last, code, []byte(text))
+	}
 	out := c.out.queue
 	c.out.queue = nil
 	c.mu.Unlock()

@@ -27,6 +27,9 @@ type Peer struct {
 	// Keeps says that the peer returns no credit for the data that comes.
 	Keeps bool
 
+	initial int64            // window of a new stream
+	windows map[uint32]int64 // what may be sent on each stream, and under 0 on all; a stream that is missing has initial
+
 	encoded bytes.Buffer
 	encoder *hpack.Encoder
 	waiting []Event // what has come and was not asked for
@@ -88,9 +91,12 @@ func NewPeer(tb testing.TB, conn net.Conn, settings ...http2.Setting) *Peer {
 	return p
 }
 
+// window is every window before SETTINGS and WINDOW_UPDATE (RFC 9113 section 6.9.2).
+const window = 65535
+
 // NewSilentPeer returns a peer that has sent nothing.
 func NewSilentPeer(conn net.Conn) *Peer {
-	p := &Peer{Conn: conn, Framer: http2.NewFramer(conn, conn)}
+	p := &Peer{Conn: conn, Framer: http2.NewFramer(conn, conn), initial: window, windows: map[uint32]int64{0: window}}
 	p.encoder = hpack.NewEncoder(&p.encoded)
 	p.AllowIllegalWrites = true
 	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -129,10 +135,42 @@ func (p *Peer) Connect(tb testing.TB, id uint32, target string) {
 	p.Open(tb, id, false, ":method", "CONNECT", ":authority", target)
 }
 
-// Body sends data.
+// Body sends data in one frame, whether or not there is room for it.
 func (p *Peer) Body(tb testing.TB, id uint32, data string, end bool) {
 	tb.Helper()
+	p.add(id, -int64(len(data)))
+	p.windows[0] -= int64(len(data))
 	p.Send(tb, func() error { return p.WriteData(id, end, []byte(data)) })
+}
+
+// Upload sends data in frames of at most 16,000 bytes, and waits for room.
+func (p *Peer) Upload(tb testing.TB, id uint32, data string, end bool) {
+	tb.Helper()
+	for first := true; first || data != ""; first = false {
+		n := min(len(data), 16000)
+		for p.Room(id) < n {
+			p.waiting = append(p.waiting, p.read(tb))
+		}
+		p.Body(tb, id, data[:n], end && n == len(data))
+		data = data[n:]
+	}
+}
+
+// Room returns how many bytes may be sent on a stream.
+func (p *Peer) Room(id uint32) int {
+	own, known := p.windows[id]
+	if !known {
+		own = p.initial
+	}
+	return int(max(0, min(own, p.windows[0])))
+}
+
+// add changes the window of a stream.
+func (p *Peer) add(id uint32, n int64) {
+	if _, known := p.windows[id]; !known {
+		p.windows[id] = p.initial
+	}
+	p.windows[id] += n
 }
 
 // Next returns what comes next, but SETTINGS, WINDOW_UPDATE and the answers to PING. The
@@ -234,11 +272,20 @@ func (p *Peer) read(tb testing.TB) Event {
 		e.Kind, e.Code, e.Last, e.Text = GoAway, f.ErrCode, f.LastStreamID, string(f.DebugData())
 	case *http2.WindowUpdateFrame:
 		e.Kind, e.Size = Window, f.Increment
+		p.add(e.ID, int64(e.Size))
 	case *http2.PingFrame:
 		e.Kind = Ping
 	case *http2.SettingsFrame:
 		e.Kind, e.Values = Setting, make(map[http2.SettingID]uint32)
 		_ = f.ForeachSetting(func(s http2.Setting) error { e.Values[s.ID] = s.Val; return nil })
+		if initial, ok := f.Value(http2.SettingInitialWindowSize); ok {
+			for id := range p.windows {
+				if id != 0 {
+					p.windows[id] += int64(initial) - p.initial
+				}
+			}
+			p.initial = int64(initial)
+		}
 		if !f.IsAck() {
 			_ = p.WriteSettingsAck() // the next read reports an error
 		}
