@@ -90,7 +90,7 @@ var errNoRequest = errors.New("nothing was asked")
 type request struct {
 	*session
 
-	read   *front.Request
+	read         *front.Request
 	caller       listen.Caller       // the caller as verified right after state was loaded
 	certificates []*x509.Certificate // the chain by which it was verified; nil without one
 

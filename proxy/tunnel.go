@@ -76,7 +76,7 @@ type relay struct {
 	conn              net.Conn // the connection to the origin
 	lease             *limit.Lease
 	registration      *registration
-	place             *place   // slots of the request, which ends with the tunnel; nil if they end with the connection
+	place             *place        // slots of the request, which ends with the tunnel; nil if they end with the connection
 	record            *audit.Tunnel // nil until the client was answered
 	check             *firstBytes   // nil until the client was answered
 	early             []byte        // bytes that the client has sent behind its request

@@ -16,8 +16,8 @@ const (
 	costFrame = 1  // a frame that carries nothing: PING, SETTINGS, PRIORITY, empty DATA, an unknown type
 	costReset = 10 // a stream that is reset before it was answered: it may have cost a dial
 
-	paidData   = 2  // a DATA frame of more than smallData bytes, in either direction
-	paidAnswer = 10 // a stream that was answered
+	paidData   = 2  // a DATA frame of more than smallData bytes that came, or any that was sent: a client may return credit for each
+	paidAnswer = 10 // a request that was answered with success
 
 	smallData = 64
 )

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -184,7 +185,16 @@ func violation(code http2.ErrCode, text string) error { return &Error{code, text
 
 // ErrClosed is the error of a connection that this end has closed, or whose peer has
 // closed it in order.
-var ErrClosed = errors.New("the connection is closed")
+var ErrClosed error = closedError("the connection is closed")
+
+// closedError is an error for which net.ErrClosed stands as well.
+type closedError string
+
+// Error implements error.
+func (e closedError) Error() string { return string(e) }
+
+// Is makes the error a net.ErrClosed.
+func (closedError) Is(target error) bool { return target == net.ErrClosed } //nolint:errorlint // that is what Is is for
 
 // Run reads the connection until it ends, and returns why: an *Error for a peer that has
 // broken the protocol, ErrClosed after an orderly end, or else the error of the

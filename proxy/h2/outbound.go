@@ -88,9 +88,7 @@ func (out *outbound) send(n int) error {
 		c.mu.Unlock()
 		return err
 	}
-	if n > smallData {
-		c.reader.budget.pay(paidData)
-	}
+	c.reader.budget.pay(paidData)
 	if n > smallFrame || len(c.out.queue) >= maxOutData {
 		c.mu.Unlock()
 		return c.out.writeData(s.id, b, n)
@@ -141,14 +139,24 @@ func (out *outbound) respond(fields []Field, body []byte) (sent bool, err error)
 func (out *outbound) appendHead(fields []Field, end bool) {
 	s, c := out.stream, out.stream.conn
 	c.out.appendHead(s.id, fields, end)
-	if !isInterim(fields) && !s.answered && !c.ids.isOurs(s.id) {
-		s.answered = true
+	if c.ids.isOurs(s.id) || s.answered {
+		return
+	}
+	switch statusClass(fields) {
+	case '1': // another one follows
+		return
+	case '2':
 		c.reader.budget.pay(paidAnswer)
 	}
+	s.answered = true
 }
 
-func isInterim(fields []Field) bool {
-	return len(fields) > 0 && fields[0].Name == ":status" && fields[0].Value[0] == '1'
+// statusClass returns the first digit of the status of an answer, whose first field it is.
+func statusClass(fields []Field) byte {
+	if len(fields) > 0 && fields[0].Name == ":status" && fields[0].Value != "" {
+		return fields[0].Value[0]
+	}
+	return 0
 }
 
 // endLocked notes that this end has ended the direction. The caller holds mu.

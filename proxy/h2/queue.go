@@ -6,8 +6,9 @@ import "sync/atomic"
 const DefaultMemory = 256 << 20
 
 // connMemory is how many bytes may wait in the streams of one connection before credit for
-// the connection is held back. Sixteen stalled streams with full windows need less.
-const connMemory = 4 << 20
+// the connection is held back, which stalls all its streams: those of 64 streams that are
+// not read.
+const connMemory = 64 * streamWindow
 
 // Memory counts the bytes that wait in the streams of many connections. While more wait
 // than it allows, a peer gets credit for its connection only for what was taken from it, so

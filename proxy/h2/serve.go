@@ -32,7 +32,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 	switch {
 	case c.ids.client && c.ids.isIdle(id), id%2 == 0:
 		return violation(http2.ErrCodeProtocol, "HEADERS on a stream that is not open")
-	case c.resets.has(id): // the peer did not know of our reset
+	case c.resets.has(id), c.ids.client && !c.ids.isIdle(id): // the peer did not know of our reset
 		return r.budget.spend(costFrame, "HEADERS on a stream that is closed")
 	case !c.ids.isIdle(id):
 		return violation(http2.ErrCodeStreamClosed, "HEADERS on a stream that is closed")

@@ -88,7 +88,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		return c.Conn.Read(p)
 	}
-	if c.link != nil {
+	if c.link != nil && (c.link.ahead != nil || len(p) < bufferSize) {
 		return c.link.readAhead(c, p)
 	}
 	if c.drained {
