@@ -33,7 +33,7 @@ func fields() []field {
 		{"instance", "ID of the process that wrote the record: the `service.instance.id` of its metrics and spans, from OTEL_RESOURCE_ATTRIBUTES, otherwise random at each start", "unmapped.instance", "service.ephemeral_id"},
 		{"listener", "name of the listener", "proxy_endpoint.name", "exeat.listener"},
 		unmapped("protocol", "what the caller asked for: `connect` (a tunnel), `http` (a plain request) or `dns`"),
-		unmapped("wire", "how the request came: `h1` for HTTP/1; `udp` `tcp` `dot` `doh` for DNS; a summary has it only if the requests came by `udp`"),
+		unmapped("wire", "how the request came: `h1` for HTTP/1, `h2` for HTTP/2; `udp` `tcp` `dot` `doh` for DNS; a summary has it only if the requests came by `udp`"),
 		{"identity", "SPIFFE ID of the caller, or the gateway's own in `identity.rotate`; `_other` in a summary that several callers share", "src_endpoint.svc_name src_endpoint.owner.uid entity.uid unmapped.identity", "user.id service.id exeat.identity"},
 		unmapped("identity_source", "proof of the identity: `x509-svid` `listener` `source-map`; a summary has it only if the proof was `source-map`"),
 		{"client", "address and port of the caller; absent for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},

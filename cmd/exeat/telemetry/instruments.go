@@ -164,7 +164,7 @@ func (i *Instruments) Measure(r *audit.Record) {
 			i.tunnel.Record(ctx, r.Duration.Seconds())
 		}
 	case audit.EventHandshake:
-		if !isUnused(r) {
+		if !isUnused(r) && r.Wire == "" { // a connection with a wire has had its handshake
 			i.Handshake(r.Reason)
 		}
 	case audit.EventSummary, audit.EventCollapsed: // their decisions were counted one by one
