@@ -18,6 +18,7 @@ func defaults() map[string]string {
 	l := c.Gateway.Limits
 	text := map[string]string{
 		"limits.connections":            fmt.Sprint(c.Gateway.MaxConnections),
+		"limits.streams_per_connection": fmt.Sprint(c.Gateway.Front.Streams),
 		"limits.head_bytes":             fmt.Sprint(c.Gateway.Front.HeadLimit),
 		"limits.connections_per_source": fmt.Sprint(l.Connections),
 		"limits.handshakes_per_source":  fmt.Sprint(l.Handshakes),
@@ -60,7 +61,7 @@ func TestDefaultsTable(t *testing.T) {
 	for key := range want {
 		t.Errorf("docs/operating.md does not have the default of %s", key)
 	}
-	if strings.Count(string(manual), "| `limits.") != 8 {
-		t.Error("docs/operating.md does not have 8 rows of limits")
+	if strings.Count(string(manual), "| `limits.") != 9 {
+		t.Error("docs/operating.md does not have 9 rows of limits")
 	}
 }

@@ -14,6 +14,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/exeat-dev/exeat/proxy/h2/h2test"
 )
 
 // setting is exeat with one key of the configuration set that the other tests leave at
@@ -304,6 +308,19 @@ func TestSettings(t *testing.T) {
 			t.Helper()
 			if _, resp := s.ask(t, "allowed.example", "X: "+strings.Repeat("a", 1024)); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 				t.Errorf("answered %s", resp.Status)
+			}
+		}},
+		"limits.streams_per_connection": {"limits: {", "limits: {streams_per_connection: 1, ", func(t *testing.T, s *setting) {
+			t.Helper()
+			p := h2test.NewPeer(t, s.process.dial(t, "own"))
+			to := fmt.Sprintf("allowed.example:%d", s.port)
+			p.Connect(t, 1, to)
+			if got := p.Status(t, 1); got != "200" {
+				t.Errorf("the first stream is answered %s", got)
+			}
+			p.Connect(t, 3, to)
+			if end := p.On(t, 3); end.Kind != h2test.Reset || end.Code != http2.ErrCodeRefusedStream {
+				t.Errorf("the second stream gets %+v", end)
 			}
 		}},
 		"limits.connections_per_source": {"limits: {", "limits: {connections_per_source: 2, ", func(t *testing.T, s *setting) {

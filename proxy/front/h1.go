@@ -23,6 +23,7 @@ import (
 const (
 	DefaultHeadTimeout = 10 * time.Second
 	DefaultKeepAlive   = time.Minute
+	DefaultStreams     = h2.DefaultMaxStreams
 )
 
 // maxRefused is the number of 407 answers after which a connection is closed: each costs
@@ -46,7 +47,7 @@ type Config struct {
 	// Disclosure says how much a refusal contains.
 	Disclosure refusal.Disclosure
 	// Streams is how many streams a connection of HTTP/2 may have open; zero means
-	// h2.DefaultMaxStreams.
+	// DefaultStreams.
 	Streams int
 	// Max is how long a connection of HTTP/2 may open streams; zero means for ever.
 	Max time.Duration

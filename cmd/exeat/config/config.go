@@ -132,6 +132,7 @@ func Defaults() Config {
 			DialTimeout:      dial.DefaultTimeout,
 			Front: front.Config{
 				HeadTimeout: front.DefaultHeadTimeout, KeepAlive: front.DefaultKeepAlive, HeadLimit: head.DefaultLimit,
+				Streams: front.DefaultStreams,
 			},
 			Forward:        forward.Config{Body: forward.DefaultBody, Response: forward.DefaultResponse},
 			Tunnel:         tunnel.Config{Idle: tunnel.DefaultIdle, Max: tunnel.DefaultMax},

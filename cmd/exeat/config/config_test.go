@@ -83,7 +83,7 @@ refusals: {disclosure: id}
 timeouts: {handshake: 1s, head: 2s, client_hello: 11s, dial: 3s, tunnel_idle: 4s, tunnel_max: 5s, drain_delay: 0s, drain_timeout: 7s, keep_alive: 8s, body: 9s, response: 10s}
 http: {via: false, forwarded: pass}
 limits:
-  {connections: 8, head_bytes: 2048, connections_per_source: 1, handshakes_per_source: 2, requests_per_identity: 3,
+  {connections: 8, streams_per_connection: 7, head_bytes: 2048, connections_per_source: 1, handshakes_per_source: 2, requests_per_identity: 3,
    tunnels: 4, connects_per_second: 5, upload_per_hour: 6KiB}
 metrics: {identities: 100}
 dns: {queries_per_second: 1, lookups: 2, lookups_per_identity: 3, connections: 4, connections_per_identity: 5, queries_per_connection: 6, span_every: 7}
@@ -127,7 +127,7 @@ func TestEveryKeySetsItsValue(t *testing.T) {
 	if diff := cmp.Diff(wantLimits, got.Gateway.Limits); diff != "" {
 		t.Errorf("limits: %s", diff)
 	}
-	if got.Records[0].File != "/x/r.jsonl" || got.Gateway.Front.Disclosure != refusal.ID || got.Gateway.MaxConnections != 8 || got.Gateway.Front.HeadLimit != 2048 || got.MetricIdentities != 100 || !got.Gateway.Forward.NoVia || !got.Gateway.Forward.PassForwarded {
+	if got.Records[0].File != "/x/r.jsonl" || got.Gateway.Front.Disclosure != refusal.ID || got.Gateway.MaxConnections != 8 || got.Gateway.Front.HeadLimit != 2048 || got.Gateway.Front.Streams != 7 || got.MetricIdentities != 100 || !got.Gateway.Forward.NoVia || !got.Gateway.Forward.PassForwarded {
 		t.Errorf("records, refusals or limits: %+v", got)
 	}
 	times := []time.Duration{got.Gateway.HandshakeTimeout, got.Gateway.Front.HeadTimeout, got.Gateway.DialTimeout, got.Gateway.Tunnel.Idle, got.Gateway.Tunnel.Max, got.Gateway.DrainDelay, got.Gateway.DrainTimeout, got.Gateway.Front.KeepAlive, got.Gateway.Forward.Body, got.Gateway.Forward.Response, got.Gateway.HelloTimeout}

@@ -263,9 +263,11 @@ func limits(c *Config) func(*strictyaml.Node) {
 		func(there map[string]*strictyaml.Node) {
 			neverReached(c, there["connections_per_source"], l.Connections, "limits.connections", c.Gateway.MaxConnections)
 			neverReached(c, there["tunnels"], l.Identity.Tunnels, "limits.connections", c.Gateway.MaxConnections)
+			neverReached(c, there["streams_per_connection"], c.Gateway.Front.Streams, "limits.connections", c.Gateway.MaxConnections)
 			neverReached(c, there["connects_per_second"], l.Identity.ConnectsPerSecond, "limits.requests_per_identity", l.Requests)
 		},
 		key{"connections", written(&c.FitConnections, number(&c.Gateway.MaxConnections, 1, 1<<20))},
+		key{"streams_per_connection", number(&c.Gateway.Front.Streams, 1, 100_000)},
 		key{"head_bytes", number(&c.Gateway.Front.HeadLimit, 1<<10, 1<<20)},
 		key{"connections_per_source", number(&l.Connections, 1, most)},
 		key{"handshakes_per_source", number(&l.Handshakes, 1, most)},

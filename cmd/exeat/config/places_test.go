@@ -89,6 +89,7 @@ func TestLimitsThatAreNeverReached(t *testing.T) {
 		"limits: {connections_per_source: 11, connections: 10}": "e.yaml:5:34: connections_per_source: 11 is never reached, since limits.connections is 10",
 		"limits: {connections_per_source: 20000}":               "e.yaml:5:34: connections_per_source: 20000 is never reached, since limits.connections is 16384",
 		"limits: {connections: 10, tunnels: 11}":                "e.yaml:5:36: tunnels: 11 is never reached, since limits.connections is 10",
+		"limits: {connections: 10, streams_per_connection: 11}": "e.yaml:5:51: streams_per_connection: 11 is never reached, since limits.connections is 10",
 		"limits: {connects_per_second: 1001}":                   "e.yaml:5:31: connects_per_second: 1001 is never reached, since limits.requests_per_identity is 1000",
 		"dns: {connections: 10, connections_per_identity: 11}":  "e.yaml:5:50: connections_per_identity: 11 is never reached, since dns.connections is 10",
 		"dns: {connections_per_identity: 5000}":                 "e.yaml:5:33: connections_per_identity: 5000 is never reached, since dns.connections is 4096",

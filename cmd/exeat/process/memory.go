@@ -3,10 +3,14 @@ package process
 import (
 	"context"
 	"log/slog"
+	"math"
+	"runtime/debug"
 	"runtime/metrics"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"github.com/exeat-dev/exeat/proxy/h2"
 )
 
 // LimitMemory sets Go's memory limit below that of the control group, whose excess
@@ -15,6 +19,23 @@ func LimitMemory(ctx context.Context, log *slog.Logger) {
 	if _, err := memlimit.Set(); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "the memory limit of the control group is not known", slog.Any("error", err))
 	}
+}
+
+// The share of the memory limit that bytes waiting in streams of HTTP/2 may take.
+const (
+	waitingShare = 8        // the memory limit divided by this
+	leastWaiting = 16 << 20 // bytes that may wait however low the memory limit is
+)
+
+// newStreamMemory returns the bound on the bytes that wait in all streams of HTTP/2
+// together, because their origins or their clients do not read: a share of Go's memory
+// limit, or h2.DefaultMemory if there is none.
+func newStreamMemory() *h2.Memory {
+	limit := debug.SetMemoryLimit(-1) // a negative value only queries the limit
+	if limit == math.MaxInt64 {
+		return h2.NewMemory(h2.DefaultMemory)
+	}
+	return h2.NewMemory(max(leastWaiting, limit/waitingShare))
 }
 
 // When garbage is collected in a quiet process.

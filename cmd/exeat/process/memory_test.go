@@ -2,10 +2,16 @@ package process
 
 import (
 	"context"
+	"log/slog"
+	"math"
+	"reflect"
 	"runtime"
 	"runtime/debug"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/config"
+	"github.com/exeat-dev/exeat/proxy/h2"
 )
 
 // TestMemoryIsGivenBackWhenItIsQuietAndThereIsGarbage checks that memory is given back
@@ -55,5 +61,25 @@ func TestGiveBackSeesTheGarbageOfThisProcess(t *testing.T) {
 	})
 	if !collected {
 		t.Error("nothing was collected in a minute")
+	}
+}
+
+// TestStreamsMayHoldAShareOfTheMemoryLimit checks the bound on waiting bytes with which the
+// gateway is opened.
+func TestStreamsMayHoldAShareOfTheMemoryLimit(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(before)
+	for limit, want := range map[int64]int64{
+		math.MaxInt64: 256 << 20, // no limit
+		4 << 30:       512 << 20,
+		1 << 30:       128 << 20,
+		256 << 20:     32 << 20,
+		64 << 20:      16 << 20,
+	} {
+		debug.SetMemoryLimit(limit)
+		p := &Process{cfg: config.Defaults(), opts: Options{Log: slog.New(slog.DiscardHandler)}}
+		if got := p.config(func(string) {}).Front.Memory; !reflect.DeepEqual(got, h2.NewMemory(want)) {
+			t.Errorf("a limit of %d bytes: %+v, want %d", limit, got, want)
+		}
 	}
 }

@@ -147,6 +147,7 @@ func (p *Process) config(waitFor func(what string)) gateway.Config {
 	p.inputs.log, p.inputs.waitFor = p.opts.Log, waitFor
 	cfg := p.cfg.Gateway
 	cfg.Log, cfg.HostAddresses, cfg.Inspect = p.opts.Log, config.HostAddresses, p.cfg.Resolver.Inspect
+	cfg.Front.Memory = newStreamMemory()
 	return cfg
 }
 
