@@ -46,6 +46,7 @@ func only() map[string][]string {
 		module + "identity/authority/workloadapi": {"cmd/exeat"},
 		module + "allowlist/policyfile":           {"cmd/exeat", "cmd/exeat/process"},
 		module + "cmd/exeat/process":              {"cmd/exeat"},
+		module + "cmd/exeat/caller":               {"cmd/exeat"},
 		module + "cmd/exeat/telemetry":            {"cmd/exeat/process"},
 	}
 }

@@ -33,9 +33,9 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "Try the gateway, with everything that it needs in one process",
 		Long: `Start a temporary SPIFFE authority with a Workload API, a gateway with an mTLS
-listener and DNS over TLS, a policy with two identities, and a local TLS origin,
-all in one process, and print commands to try. All files are in one temporary
-directory. Ctrl-C ends the demo and removes the directory.
+listener for HTTP/1.1 and HTTP/2 and one for DNS over TLS, a policy with two
+identities, and a local TLS origin, all in one process, and print commands to try.
+All files are in one temporary directory. Ctrl-C ends the demo and removes it.
 
 With --check the demo runs the commands itself, over real sockets, and prints for
 each whether its result is the expected one. Exit codes: 0 all are, 1 one is not.`,

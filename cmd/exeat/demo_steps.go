@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/exeat-dev/exeat/cmd/exeat/caller"
 )
 
 // step is one command to try, with the expected answer.
@@ -23,31 +22,46 @@ type step struct {
 	title   string
 	caller  string // directory of the caller's SVID; "" for none
 	host    string
-	lookup  bool   // look the host up over DNS, instead of opening a tunnel to it
+	by      means
 	promise string // beginning of the expected answer
 }
 
+// means says how a step asks for a host.
+type means uint8
+
+// The means: a tunnel by HTTP/1.1, a tunnel by HTTP/2, and a DNS query over TLS.
+const (
+	http1 means = iota
+	http2
+	lookup
+)
+
+// target returns the address of a host at the origin's port.
+func (d *demo) target(host string) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(d.origin.addr.Port())))
+}
+
 func (d *demo) steps() []step {
-	where := func(host string) string { return host + ":" + strconv.Itoa(int(d.origin.addr.Port())) }
 	return []step{
-		{"allowed: builder may reach " + demoHello, "builder", demoHello, false, "200 OK"},
+		{"allowed: builder may reach " + demoHello, "builder", demoHello, http1, "200 OK"},
 		{
-			"denied: builder may not reach " + demoSecret, "builder", demoSecret, false,
-			"403 egress denied: " + where(demoSecret) + " is not allowed for ns/ci/sa/builder",
+			"denied: builder may not reach " + demoSecret, "builder", demoSecret, http1,
+			"403 egress denied: " + d.target(demoSecret) + " is not allowed for ns/ci/sa/builder",
 		},
-		{"allowed: reporter may reach it", "reporter", demoSecret, false, "200 OK"},
+		{"allowed: the same by HTTP/2 (curl 8.1 or later)", "builder", demoHello, http2, "200"},
+		{"allowed: reporter may reach it", "reporter", demoSecret, http1, "200 OK"},
 		{
-			"refused: nobody gets out without a certificate", "", demoHello, false,
+			"refused: nobody gets out without a certificate", "", demoHello, http1,
 			"407 egress denied: no certificate, or none issued by " + demoDomain,
 		},
-		{"resolved: builder may look " + demoHello + " up, over DoT", "builder", demoHello, true, "status: NOERROR"},
-		{"not resolved: " + demoSecret + " does not exist for it", "builder", demoSecret, true, "status: NXDOMAIN"},
+		{"resolved: builder may look " + demoHello + " up, over DoT", "builder", demoHello, lookup, "status: NOERROR"},
+		{"not resolved: " + demoSecret + " does not exist for it", "builder", demoSecret, lookup, "status: NXDOMAIN"},
 	}
 }
 
 // command returns the step as a shell command with curl or dig.
 func (d *demo) command(s step) string {
-	if s.lookup {
+	if s.by == lookup {
 		return d.dig(s)
 	}
 	args := []string{
@@ -58,7 +72,10 @@ func (d *demo) command(s step) string {
 		args = append(args, "--proxy-cert "+d.path(filepath.Join(s.caller, "svid.pem")),
 			"--proxy-key "+d.path(filepath.Join(s.caller, "svid_key.pem")))
 	}
-	args = append(args, "https://"+s.host+":"+strconv.Itoa(int(d.origin.addr.Port()))+"/")
+	if s.by == http2 {
+		args = append(args, "--proxy-http2")
+	}
+	args = append(args, "https://"+d.target(s.host)+"/")
 	return strings.Join(args, " \\\n      ")
 }
 
@@ -124,82 +141,26 @@ func (d *demo) check(ctx context.Context, w io.Writer) (bool, error) {
 func (d *demo) try(ctx context.Context, s step) (answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	roots, err := d.roots()
-	if err != nil {
+	c := caller.Caller{Gateway: d.addr}
+	if c.Roots, err = d.roots(); err != nil {
 		return "", err
 	}
-	addr := d.addr
-	if s.lookup {
-		addr = d.dot
-	}
-	conn, err := d.dial(ctx, addr, s.caller, roots)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = conn.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	if s.lookup {
-		return lookUp(conn, s.host)
-	}
-	return d.connect(ctx, conn, s.host, roots)
-}
-
-// dial makes a TLS connection to the gateway, with the caller's SVID if it has one.
-func (d *demo) dial(ctx context.Context, addr netip.AddrPort, caller string, roots *x509.CertPool) (net.Conn, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "localhost"}
-	if caller != "" {
-		pair, err := tls.LoadX509KeyPair(d.path(filepath.Join(caller, "svid.pem")), d.path(filepath.Join(caller, "svid_key.pem")))
+	if s.caller != "" {
+		svid, err := tls.LoadX509KeyPair(d.path(filepath.Join(s.caller, "svid.pem")), d.path(filepath.Join(s.caller, "svid_key.pem")))
 		if err != nil {
-			return nil, err
+			return "", err
 		}
-		cfg.Certificates = []tls.Certificate{pair}
+		c.Certificate = &svid
 	}
-	return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", addr.String())
-}
-
-// lookUp queries the A records of a name (RFC 7858, RFC 1035).
-func lookUp(conn net.Conn, host string) (answer string, err error) {
-	query := []byte{0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0} // length, id 1, RD, one question
-	for label := range strings.SplitSeq(host, ".") {
-		query = append(query, byte(len(label))) //nolint:gosec // G115: a name of the demo
-		query = append(query, label...)
+	switch s.by {
+	case lookup:
+		c.Gateway = d.dot
+		return c.LookUp(ctx, s.host)
+	case http2:
+		return c.FetchH2(ctx, d.target(s.host), greeting(s.host))
+	case http1:
 	}
-	query = append(query, 0, 0, 1, 0, 1) // the root, A, IN
-	query[1] = byte(len(query) - 2)      //nolint:gosec // G115: a name of the demo
-	if _, err := conn.Write(query); err != nil {
-		return "", err
-	}
-	var head [2 + 12]byte
-	if _, err := io.ReadFull(conn, head[:]); err != nil {
-		return "", err
-	}
-	switch code := head[5] & 0xf; code {
-	case 0:
-		return "status: NOERROR", nil
-	case 3:
-		return "status: NXDOMAIN", nil
-	default:
-		return fmt.Sprintf("status: %d", code), nil
-	}
-}
-
-// connect sends a CONNECT and, if a tunnel is opened, a request to the origin. It
-// returns the status and the reason phrase of the proxy's answer.
-func (d *demo) connect(ctx context.Context, conn net.Conn, host string, roots *x509.CertPool) (answer string, err error) {
-	target := host + ":" + strconv.Itoa(int(d.origin.addr.Port()))
-	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target); err != nil {
-		return "", err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode == http.StatusOK {
-		err = greeted(ctx, conn, roots, host)
-	}
-	return resp.Status, err
+	return c.Fetch(ctx, d.target(s.host), greeting(s.host))
 }
 
 func (d *demo) roots() (*x509.CertPool, error) {
@@ -212,29 +173,4 @@ func (d *demo) roots() (*x509.CertPool, error) {
 		return nil, errors.New("the demo's bundle has no certificate")
 	}
 	return roots, nil
-}
-
-// greeted sends a request to the origin through the tunnel.
-func greeted(ctx context.Context, tunnel net.Conn, roots *x509.CertPool, host string) error {
-	inner := tls.Client(tunnel, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: host})
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/", nil)
-	if err != nil {
-		return err
-	}
-	if err := req.Write(inner); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(inner), req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1024))
-	if err != nil {
-		return err
-	}
-	if want := fmt.Sprintf("hello from %q\n", host); string(body) != want {
-		return fmt.Errorf("the origin answered %q, want %q", body, want)
-	}
-	return nil
 }
