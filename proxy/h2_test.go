@@ -291,7 +291,7 @@ func TestStreamsOfAnExpiredCertificate(t *testing.T) {
 	until := time.Now().Add(2 * time.Second)
 	s := &session{Peer: h2test.NewPeer(t, g.callWith(t, g.ca.issueUntil(t, until, id("builder").String())).Conn), gateway: g}
 	s.tunnel(t, "allowed.example")
-	time.Sleep(time.Until(until.Truncate(time.Second).Add(time.Second + 10*time.Millisecond))) //nolint:forbidigo // a certificate's time is that of the clock
+	time.Sleep(time.Until(until.Truncate(time.Second).Add(time.Second + 10*time.Millisecond))) // a certificate's time is that of the clock
 	if got := s.refused(t, s.connect(t, g.at("allowed.example"))); got != "identity-expired" {
 		t.Errorf("refused for %q", got)
 	}
@@ -384,7 +384,7 @@ func TestRapidResets(t *testing.T) {
 	if e.Kind == h2test.GoAway && e.Code != http2.ErrCodeEnhanceYourCalm {
 		t.Errorf("got %+v", e)
 	}
-	_ = s.Conn.Close()
+	_ = s.Close()
 	flooding.Wait()
 	other.wantEcho(t, stream, origin)
 	g.left(t, 1)
@@ -538,7 +538,7 @@ func TestFloods(t *testing.T) {
 			if e := s.goAway(t); e.Kind == h2test.GoAway && e.Code != http2.ErrCodeEnhanceYourCalm {
 				t.Errorf("got %+v", e)
 			}
-			_ = s.Conn.Close()
+			_ = s.Close()
 			flooding.Wait()
 			other.wantEcho(t, stream, origin)
 			r := <-g.records

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -11,6 +12,7 @@ import (
 // reader reads the frames of a connection. Its fields are used by the goroutine of Run only.
 type reader struct {
 	conn   *Conn
+	ctx    context.Context //nolint:containedctx // that of Run, for the streams
 	in     input
 	framer *http2.Framer // reads from in
 	block  headBlock     // the head that is being read
@@ -205,7 +207,8 @@ func (r *reader) applySetting(s http2.Setting, window *int64) error {
 		if c.cfg.Client && s.Val != 0 {
 			return violation(http2.ErrCodeProtocol, "a server that enables push")
 		}
-	case http2.SettingHeaderTableSize, http2.SettingMaxHeaderListSize: // the encoder uses no table, and heads are small
+	case http2.SettingHeaderTableSize, http2.SettingMaxHeaderListSize, // the encoder uses no table, and heads are small
+		http2.SettingEnableConnectProtocol, http2.SettingNoRFC7540Priorities:
 	}
 	return nil
 }

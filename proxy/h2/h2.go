@@ -194,7 +194,7 @@ type closedError string
 func (e closedError) Error() string { return string(e) }
 
 // Is makes the error a net.ErrClosed.
-func (closedError) Is(target error) bool { return target == net.ErrClosed } //nolint:errorlint // that is what Is is for
+func (closedError) Is(target error) bool { return target == net.ErrClosed }
 
 // Run reads the connection until it ends, and returns why: an *Error for a peer that has
 // broken the protocol, ErrClosed after an orderly end, or else the error of the
@@ -202,7 +202,7 @@ func (closedError) Is(target error) bool { return target == net.ErrClosed } //no
 // are bytes that were read before. Run closes the link. The end of ctx ends the
 // connection.
 func (c *Conn) Run(ctx context.Context, early []byte) error {
-	c.reader.in.early = early
+	c.reader.in.early, c.reader.ctx = early, ctx
 	stop := context.AfterFunc(ctx, func() { c.end(context.Cause(ctx)) })
 	defer stop()
 	if c.cfg.Max > 0 {

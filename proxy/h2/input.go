@@ -48,9 +48,6 @@ func (in *input) next(n int) ([]byte, error) {
 	return p, nil
 }
 
-// isEmpty reports whether the next call of next may wait.
-func (in *input) isEmpty() bool { return len(in.early) == 0 && in.start == in.end }
-
 // fill waits for bytes and reads them.
 func (in *input) fill() error {
 	in.conn.reader.data.deliver() // it may be in the block

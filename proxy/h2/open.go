@@ -41,7 +41,7 @@ func (c *Conn) Open(ctx context.Context, fields []Field, end bool) (*Stream, err
 		defer c.mu.Unlock()
 		return nil, ErrNotTaken
 	}
-	s := c.newStream(c.ids.next)
+	s := c.newStream(context.WithoutCancel(ctx), c.ids.next)
 	c.ours++
 	c.ids.next += 2
 	s.answers = make(chan Head, maxAnswers)

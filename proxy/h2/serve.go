@@ -10,12 +10,12 @@ import (
 // stream does not end its Serve at once.
 const extraServing = 50
 
-// newStream adds a stream. The caller holds mu.
-func (c *Conn) newStream(id uint32) *Stream {
+// newStream adds a stream, whose context ends with ctx. The caller holds mu.
+func (c *Conn) newStream(ctx context.Context, id uint32) *Stream {
 	s := &Stream{conn: c, id: id}
 	s.in = inbound{stream: s, window: streamWindow}
 	s.out = outbound{stream: s, window: c.peer.window}
-	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	c.streams[id] = s
 	c.life.streamBegins()
 	return s
@@ -45,7 +45,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 		c.resets.add(id)
 		return r.budget.spend(costFrame, "streams beyond the limit")
 	}
-	s := c.newStream(id)
+	s := c.newStream(r.ctx, id)
 	c.open++
 	s.in.ended = head.End
 	c.running.Go(func() { c.serve(s, head) })

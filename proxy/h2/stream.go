@@ -36,10 +36,11 @@ type ResetError struct{ Code http2.ErrCode }
 func (e *ResetError) Error() string { return "the peer has reset the stream: " + e.Code.String() }
 
 // Is makes the error a net.ErrClosed: the peer has left.
-func (*ResetError) Is(target error) bool { return target == net.ErrClosed } //nolint:errorlint // that is what Is is for
+func (*ResetError) Is(target error) bool { return target == net.ErrClosed }
 
 // Context returns the context of the request of a stream that the peer has opened. It ends
-// when the stream fails before it was answered; its cause says why.
+// with the connection's, and when the stream fails before it was answered; its cause says
+// why.
 func (s *Stream) Context() context.Context { return s.ctx }
 
 // Read implements net.Conn.

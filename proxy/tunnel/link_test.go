@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -65,7 +66,7 @@ func TestLinkReadsAllThatHasCome(t *testing.T) {
 				}
 				got.Write(p[:n])
 				if err != nil {
-					if err != io.EOF {
+					if !errors.Is(err, io.EOF) {
 						t.Errorf("ended with %v", err)
 					}
 					break
