@@ -73,9 +73,9 @@ func BenchmarkAnswer(b *testing.B) {
 			}
 			w := newWriter(r)
 			w.header = resp.Header
-			w.frame(resp.StatusCode)
-			w.head(resp.StatusCode)
-			w.lastChunk()
+			w.prepare(resp.StatusCode)
+			(&h1Wire{run: r}).head(resp.StatusCode, w.header, w.bodyless)
+			lastChunk(w.trailer())
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"bufio"
 	"errors"
 	"io"
 	"net"
@@ -11,17 +10,15 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 // requestBody is the body of a request, which the transport reads. The transport reads it
 // in a goroutine of its own, which may go on after the answer has come; stop ends that.
 type requestBody struct {
-	run      *run
-	req      *http.Request
-	inner    io.ReadCloser // the body as net/http has framed it
-	buffered *bufio.Reader // the reader that inner reads from
-	expect   *expectation  // not nil if the client waits for 100 (Continue); used by Read only
+	run    *run
+	req    *http.Request
+	inner  io.Reader    // the body without the framing of the client
+	expect *expectation // not nil if the client waits for 100 (Continue); used by Read only
 
 	stopped chan struct{} // closed by stop
 
@@ -31,8 +28,8 @@ type requestBody struct {
 	failed *allowlist.ReasonError // the first failure of the client; nil if there is none
 }
 
-func newRequestBody(r *run, req *http.Request, buffered *bufio.Reader) *requestBody {
-	b := &requestBody{run: r, req: req, inner: req.Body, buffered: buffered, stopped: make(chan struct{})}
+func newRequestBody(r *run, req *http.Request) *requestBody {
+	b := &requestBody{run: r, req: req, inner: req.Body, stopped: make(chan struct{})}
 	if !r.Head.IsHTTP10() && r.Head.Lists("Expect", "100-continue") {
 		b.expect = &expectation{proceed: make(chan struct{}), final: make(chan struct{})}
 		r.expect = b.expect
@@ -50,6 +47,9 @@ type expectation struct {
 	final   chan struct{} // closed when the final answer has come or there will be none
 	once    sync.Once     // closes proceed once
 }
+
+// proceed sends 100 (Continue) to a client that waits for it before it sends its body.
+func (r *run) proceed() error { return r.wire.writeHead(http.StatusContinue, nil, false) }
 
 // waitWanted reports whether the body should be sent on a connection. It returns true if
 // the origin has sent nothing. Otherwise it waits for 100, for the final answer, or for
@@ -90,7 +90,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		return 0, errStopped
 	}
 	if expect != nil {
-		if err := b.run.down.proceed(); err != nil {
+		if err := b.run.down.interim(b.run.proceed); err != nil {
 			b.fail(allowlist.ClientGone, err)
 			return 0, err
 		}
@@ -186,8 +186,7 @@ func trailerSize(trailer http.Header) int {
 func (b *requestBody) Close() error { return nil }
 
 // stop ends reading of the body and waits until no read is under way. It reports whether
-// the body was read to its end. Bytes that were read beyond a chunked body go back to the
-// reader of heads.
+// the body was read to its end.
 func (b *requestBody) stop() (done bool) {
 	if b == nil {
 		return true
@@ -198,10 +197,6 @@ func (b *requestBody) stop() (done bool) {
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	if b.done.Load() && b.run.Body == head.Chunked {
-		behind, _ := b.buffered.Peek(b.buffered.Buffered())
-		b.run.Reader.Unread(behind)
-	}
 	return b.done.Load()
 }
 

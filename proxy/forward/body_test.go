@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"bufio"
 	"errors"
 	"io"
 	"net"
@@ -32,7 +31,7 @@ func TestStoppedBodyDoesNotUseTheClient(t *testing.T) {
 		upstream: &upstream{closed: make(chan struct{})},
 	}
 	text := strings.NewReader("hi")
-	b := newRequestBody(r, &http.Request{Body: io.NopCloser(text)}, bufio.NewReader(text))
+	b := newRequestBody(r, &http.Request{Body: io.NopCloser(text)})
 	if n, err := b.Read(make([]byte, 1)); n != 1 || err != nil || client.set != 1 {
 		t.Errorf("%d bytes, %v, %d deadlines", n, err, client.set)
 	}

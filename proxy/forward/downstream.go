@@ -21,22 +21,28 @@ type downstream struct {
 	err     error      // the first error; nothing is written after it
 }
 
-// begin ends the interim answers: the caller is about to send the head of the final one.
-func (d *downstream) begin() {
+// final calls write to write a part of the final answer, and ends the interim ones.
+func (d *downstream) final(write func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.begun = true
+	return write()
 }
 
-// send writes p to the client.
-func (d *downstream) send(p []byte) error {
+// interim calls write to write an interim answer, unless the final one has begun or stop was
+// called.
+func (d *downstream) interim(write func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.sendLocked(p)
+	if d.begun || d.stopped {
+		return nil
+	}
+	return write()
 }
 
-// sendLocked writes p to the client. The caller holds mu.
-func (d *downstream) sendLocked(p []byte) error {
+// send calls write, which writes to the client and returns the number of bytes. It is called
+// by h1Wire, within final or interim.
+func (d *downstream) send(write func() (int, error)) error {
 	if d.err != nil {
 		return d.err
 	}
@@ -49,25 +55,12 @@ func (d *downstream) sendLocked(p []byte) error {
 		return d.err
 	default:
 	}
-	n, err := d.conn.Write(p)
+	n, err := write()
 	d.err = err
 	d.sent += int64(n)
 	d.meter.add(0, int64(n))
 	return err
 }
-
-// interim writes an interim answer, unless the final one has begun or stop was called.
-func (d *downstream) interim(p []byte) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.begun || d.stopped {
-		return nil
-	}
-	return d.sendLocked(p)
-}
-
-// proceed sends 100 (Continue) to a client that waits for it before it sends its body.
-func (d *downstream) proceed() error { return d.interim([]byte("HTTP/1.1 100 Continue\r\n\r\n")) }
 
 // stop ends the interim answers. Only the rest of the final answer may still be written.
 func (d *downstream) stop() {

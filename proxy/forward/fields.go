@@ -141,12 +141,13 @@ func keepRequestField(ex *Exchange, nominated map[variable]bool, name, value str
 }
 
 // stripFields removes the fields of an answer that belong to the origin's connection, by
-// their names or because they are nominated, and those that only the gateway may set. It
+// their names or because they are nominated, those that only the gateway may set, and those
+// with a malformed name. It
 // adds Via, with the minor version of HTTP/1 that the answer was received in (RFC 9110
 // section 7.6.3).
 func stripFields(h http.Header, nominated map[variable]bool, minor int, cfg *Config) {
 	for name := range h {
-		if v := variableOf(name); v.isHop() || nominated[v] && !v.isFraming() {
+		if v := variableOf(name); v.isHop() || nominated[v] && !v.isFraming() || !head.IsToken(name) {
 			delete(h, name)
 		}
 	}

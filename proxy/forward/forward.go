@@ -194,7 +194,7 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel, done: ctx.Done()}
 	r.meter.report = ex.Progress
 	r.down = downstream{conn: ex.Client, idle: f.cfg.Idle, done: r.done, meter: &r.meter}
-	r.answer = newWriter(r)
+	r.wire, r.answer = newH1Wire(r), newWriter(r)
 	req, err := r.request(ctx)
 	if err != nil {
 		return Result{Reason: allowlist.MalformedTarget, Err: err}
@@ -226,6 +226,7 @@ type run struct {
 	lane     *lane           // the lane to the origin
 	body     *requestBody    // nil if the request has no body
 	expect   *expectation    // nil if the client does not wait for 100 (Continue)
+	wire     *h1Wire         // frames the request and the answer of the client
 	answer   *writer
 	down     downstream // the connection to the client
 	meter    meter
@@ -352,10 +353,9 @@ func (r *run) end() Result {
 		res.Err = r.incompleteError()
 	}
 	res.Down = r.down.sent
-	res.Cut = !res.Complete && r.answer.endsByClose()
 	body := r.body.failure()
 	res.Limited = !res.Complete && body != nil && body.Reason == allowlist.UploadLimit
-	res.Reusable = res.Complete && bodyDone && r.answer.keepAlive && r.Client.SetDeadline(time.Time{}) == nil
+	r.wire.end(&res, bodyDone)
 	return res
 }
 

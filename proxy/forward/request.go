@@ -1,11 +1,9 @@
 package forward
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -18,21 +16,12 @@ import (
 )
 
 // request builds the request for the origin from the parsed one. net/http reads the
-// result, in order to frame the body. request returns an error if net/http has understood
-// it differently.
+// result. request returns an error if net/http has understood it differently.
 func (r *run) request(ctx context.Context) (*http.Request, error) {
 	authority := authorityOf(r.URL.Dest)
 	text := r.rebuild(authority)
 	r.head = len(text)
-	var source io.Reader = strings.NewReader(text)
-	switch {
-	case r.Body == head.Chunked:
-		source = io.MultiReader(source, r.Reader)
-	case r.Body > 0:
-		source = io.MultiReader(source, io.LimitReader(r.Reader, r.Body))
-	}
-	buffered := bufio.NewReader(source)
-	req, err := http.ReadRequest(buffered)
+	req, err := r.wire.readRequest(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading the rebuilt request: %w", err)
 	}
@@ -53,7 +42,7 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 		req.Header.Set("Upgrade", r.Upgrade+" ")
 	}
 	if r.Body != 0 {
-		r.body = newRequestBody(r, req, buffered)
+		r.body = newRequestBody(r, req)
 		req.Body = r.body
 	} else {
 		req.Body = nil

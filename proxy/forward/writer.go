@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/exeat-dev/exeat/allowlist"
-	"github.com/exeat-dev/exeat/proxy/head"
 )
 
 // copySize is the largest number of bytes of an answer's body that are read at a time. A
@@ -30,27 +29,18 @@ type copyBuffer [chunkHead + copySize + chunkTail]byte
 //nolint:gochecknoglobals // a cache of buffers: nothing can be observed through it
 var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
 
-// writer is the http.ResponseWriter that goproxy writes to. It writes one answer to a
-// client that speaks HTTP/1. It frames the body by its length if the origin has sent that,
-// and otherwise with chunks, or for HTTP/1.0 by the end of the connection.
+// writer is the http.ResponseWriter that goproxy writes to. It decides what is sent of one
+// answer, and the wire of the client frames that.
 type writer struct {
-	run       *run
-	header    http.Header
-	keepAlive bool // the connection may stay open
-
-	bodyless bool // no body follows, whatever the fields say
-	chunked  bool
+	run      *run
+	header   http.Header
+	bodyless bool            // neither a body nor a trailer follows, whatever the fields say
 	length   int64           // announced length of the body; -1 if none is announced
 	written  int64           // number of bytes of the body so far
 	trailers map[string]bool // trailers that were announced and may be sent
 }
 
-func newWriter(r *run) *writer {
-	return &writer{
-		run: r, header: make(http.Header), length: -1,
-		keepAlive: !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close"),
-	}
-}
+func newWriter(r *run) *writer { return &writer{run: r, header: make(http.Header), length: -1} }
 
 // Header implements http.ResponseWriter.
 func (w *writer) Header() http.Header { return w.header }
@@ -61,11 +51,9 @@ func (w *writer) WriteHeader(status int) {
 	if w.run.failure != nil || w.run.down.begun {
 		return
 	}
-	w.frame(status)
-	text := w.head(status)
+	w.prepare(status)
 	err := w.run.Answer(status, func() error {
-		w.run.down.begin()
-		return w.run.down.send(text)
+		return w.run.down.final(func() error { return w.run.wire.writeHead(status, w.header, w.bodyless) })
 	})
 	if err != nil {
 		w.run.fail(err)
@@ -73,8 +61,8 @@ func (w *writer) WriteHeader(status int) {
 	}
 }
 
-// frame decides how the body is framed (RFC 9112 section 6).
-func (w *writer) frame(status int) {
+// prepare sets the fields that say what follows the head.
+func (w *writer) prepare(status int) {
 	w.trailers = listed(slices.Values(w.header["Trailer"]), http.CanonicalHeaderKey)
 	maps.DeleteFunc(w.trailers, func(name string, _ bool) bool { return !w.isTrailer(name) })
 	w.header.Del("Trailer")
@@ -87,72 +75,11 @@ func (w *writer) frame(status int) {
 		w.header.Del("Content-Length") // RFC 9110 section 8.6
 	}
 	switch {
-	case w.run.Head.Method == http.MethodHead, status == http.StatusNoContent, status == http.StatusNotModified:
+	case w.run.Head.Method == http.MethodHead, status == http.StatusNoContent, status == http.StatusNotModified, w.length == 0:
 		w.bodyless = true
-	case w.length >= 0:
-	case !w.run.Head.IsHTTP10():
-		w.chunked = true
-	default:
-		w.keepAlive = false
+	case w.length < 0 && len(w.trailers) > 0:
+		w.header["Trailer"] = []string{strings.Join(slices.Sorted(maps.Keys(w.trailers)), ", ")}
 	}
-	if w.run.body != nil && !w.run.body.done.Load() {
-		w.keepAlive = false // the rest of the request will not be read
-	}
-	if last := w.run.Last; last != nil && last() {
-		w.keepAlive = false
-	}
-	if !w.keepAlive {
-		w.header.Del(proxySupport)
-	}
-}
-
-// head returns the head of the final answer.
-func (w *writer) head(status int) []byte {
-	b := appendStatus(make([]byte, 0, 512), status)
-	b = appendFields(b, w.header)
-	if w.chunked {
-		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-		if len(w.trailers) > 0 {
-			b = append(b, "Trailer: "+strings.Join(slices.Sorted(maps.Keys(w.trailers)), ", ")+"\r\n"...)
-		}
-	}
-	switch {
-	case !w.keepAlive:
-		b = append(b, "Connection: close\r\n"...)
-	case w.header[proxySupport] != nil: // the field concerns this connection only
-		b = append(b, "Connection: "+proxySupport+"\r\n"...)
-	}
-	return append(b, "\r\n"...)
-}
-
-func appendStatus(b []byte, status int) []byte {
-	b = append(b, "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(status), 10)
-	b = append(b, ' ')
-	b = append(b, http.StatusText(status)...)
-	return append(b, "\r\n"...)
-}
-
-// appendFields appends fields in the order of their names. It leaves out values with a
-// line break, which net/http does not let through anyway.
-func appendFields(b []byte, h http.Header) []byte {
-	names := make([]string, 0, len(h))
-	for name := range h {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		for _, v := range h[name] {
-			if !head.IsToken(name) || strings.ContainsAny(v, "\r\n\x00") {
-				continue
-			}
-			b = append(b, name...)
-			b = append(b, ": "...)
-			b = append(b, v...)
-			b = append(b, "\r\n"...)
-		}
-	}
-	return b
 }
 
 // Write implements io.Writer.
@@ -191,18 +118,10 @@ func (w *writer) body(b *copyBuffer, n int) error {
 	if w.discards() {
 		return nil
 	}
-	from, to := chunkHead, chunkHead+n
-	if w.chunked {
-		size := append(strconv.AppendInt(make([]byte, 0, chunkHead), int64(n), 16), '\r', '\n')
-		from -= len(size)
-		copy(b[from:], size)
-		b[to], b[to+1] = '\r', '\n'
-		to += chunkTail
-	}
 	if w.written += int64(n); w.length >= 0 && w.written > w.length {
 		return errTooLong
 	}
-	return w.run.down.send(b[from:to])
+	return w.run.down.final(func() error { return w.run.wire.writeBody(b, n) })
 }
 
 // discards reports whether the body is not sent: there is none, or it is goproxy's text
@@ -219,25 +138,20 @@ func (w *writer) finish() bool {
 		return false
 	case w.bodyless:
 		return true
-	case w.length >= 0:
-		return w.written == w.length
-	case w.chunked:
-		return w.run.down.send(w.lastChunk()) == nil
+	case w.length >= 0 && w.written != w.length:
+		return false
 	}
-	return true
+	return w.run.down.final(func() error { return w.run.wire.writeTrailer(w.trailer()) }) == nil
 }
-
-// endsByClose reports whether the end of the connection marks the end of the body.
-func (w *writer) endsByClose() bool { return !w.bodyless && !w.chunked && w.length < 0 }
 
 // isTrailer reports whether a field may be sent behind the body of this answer.
 func (w *writer) isTrailer(name string) bool {
 	return isTrailer(name) && !w.run.nominated[variableOf(name)]
 }
 
-// lastChunk returns the last chunk and the trailers. The names of trailers that were not
-// announced have http.TrailerPrefix.
-func (w *writer) lastChunk() []byte {
+// trailer returns the trailers that are sent. The names of those that were not announced have
+// http.TrailerPrefix.
+func (w *writer) trailer() http.Header {
 	h := make(http.Header)
 	for name, values := range w.header {
 		plain := strings.TrimPrefix(name, http.TrailerPrefix)
@@ -245,7 +159,7 @@ func (w *writer) lastChunk() []byte {
 			h[plain] = values
 		}
 	}
-	return append(appendFields([]byte("0\r\n"), h), "\r\n"...)
+	return h
 }
 
 var _ interface {
@@ -253,13 +167,6 @@ var _ interface {
 	http.Flusher
 	io.ReaderFrom
 } = (*writer)(nil)
-
-// switchedHead returns the head of a 101 for the client.
-func switchedHead(resp *http.Response, protocol string) []byte {
-	resp.Header.Del("Content-Length")
-	resp.Header["Connection"], resp.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
-	return append(appendFields(appendStatus(nil, resp.StatusCode), resp.Header), "\r\n"...)
-}
 
 // interim is called by the transport for each 1xx answer. The transport bounds their size,
 // and interim their number.
@@ -287,5 +194,5 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	h := http.Header(fields).Clone()
 	stripFields(h, nominated(slices.Values(all["Connection"])), minor, r.cfg)
 	h.Del("Content-Length")
-	return r.down.interim(append(appendFields(appendStatus(nil, status), h), "\r\n"...))
+	return r.down.interim(func() error { return r.wire.writeHead(status, h, false) })
 }
