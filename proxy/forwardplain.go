@@ -72,7 +72,7 @@ func endOf(res forward.Result) front.End {
 		return front.Keep
 	case res.Cut:
 		return front.Abort
-	case res.Complete:
+	case res.Linger:
 		return front.Linger
 	}
 	return front.Close
@@ -112,8 +112,10 @@ func (f *forwardAttempt) try(ctx context.Context) forward.Result {
 		Upgrade:   upgrade,
 		Last:      x.proxy.h1.IsDraining,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, u) },
-		Answer:    func(status int, write func() error) error { return f.answered(ctx, status, write) },
-		Progress:  f.progress,
+		Answer: func(status int, problem string, write func() error) error {
+			return f.answered(ctx, status, problem, write)
+		},
+		Progress: f.progress,
 	})
 	panics = false
 	f.spentLimit = x.lease.Over()
@@ -161,14 +163,17 @@ func (f *forwardAttempt) connected(ctx context.Context, u forward.Upstream) erro
 	return nil
 }
 
-// answered records the decision with the status of the answer, and then calls write, which
-// sends the head of the answer.
-func (f *forwardAttempt) answered(ctx context.Context, status int, write func() error) error {
+// answered records the decision with the status of the answer, and with what the client
+// cannot do with it. Then it calls write, which sends the head of the answer.
+func (f *forwardAttempt) answered(ctx context.Context, status int, problem string, write func() error) error {
 	x := f.request
 	if why := f.endReason(); why != allowlist.NoReason {
 		return &allowlist.ReasonError{Reason: why}
 	}
 	x.pending.Status = status
+	if problem != "" {
+		x.pending.SetDetail(problem)
+	}
 	if err := x.pending.Commit(context.WithoutCancel(ctx)); err != nil {
 		return &allowlist.ReasonError{Reason: allowlist.AuditUnavailable, Err: err}
 	}

@@ -74,6 +74,8 @@ func mutants() []fault {
 		of("D", "fields that Connection names are sent on", "proxy/forward/fields.go", `v.isFraming(), nominated[v]:`, `v.isFraming(), nominated["X-"+v]:`),
 		of("D/D30", "a connection on which a client logged in goes back to the shared pool", "proxy/forward/pool.go", "\tcase l.dedicated:\n\t\tp.addLogin(logins, l)\n", ""),
 		of("D/D30", "a connection on which the origin offered such a login is shared", "proxy/forward/goproxy.go", "\t\tr.lane.dedicated = true\n", "\t\tr.lane.dedicated = r.lane.dedicated || false\n"),
+		{"an origin gets the last bytes of a request over HTTP/2 before its end has come", "proxy/forward/stream.go", "if err == nil && b.left == 0 {\n\t\terr = b.readEnd()", "if err == nil && b.left == 0 {\n\t\terr = io.EOF", "./proxy/forward", "TestBodyOfAnotherLengthIsMalformed"},
+		{"streams share a connection on which a client logged in", "proxy/forward/logins.go", "if _, ok := ex.Client.(Stream); ok {", "if _, ok := ex.Client.(Stream); ok && ex.Logins == nil {", "./proxy/forward", "TestStreamsShareNoLogin"},
 		of("D/D31", "fields that servers read as a removed one (X_Forwarded_For) are sent on", "proxy/forward/fields.go", "return c\n\t\t}\n\t\treturn '-'", "return c\n\t\t}\n\t\treturn c"),
 		of("D/D31", "a field that overrides the method is sent on", "proxy/forward/fields.go", "return !methods && !paths\n", "return !paths || name == \"\"\n"),
 		of("D/D31", "the characters that escapes decode to are not checked", "allowlist/path.go", "case isAmbiguous(r):", "case isAmbiguous(r) && size == 0:"),

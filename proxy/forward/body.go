@@ -17,7 +17,7 @@ import (
 type requestBody struct {
 	run    *run
 	req    *http.Request
-	inner  io.Reader    // the body without the framing of the client
+	inner  io.Reader    // the body without the framing of the client's wire
 	expect *expectation // not nil if the client waits for 100 (Continue); used by Read only
 
 	stopped chan struct{} // closed by stop
@@ -106,7 +106,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	if errors.Is(err, io.EOF) {
 		b.done.Store(true)
 		b.filterTrailer()
-		if !b.run.spend(trailerSize(b.req.Trailer)) {
+		if !b.run.spend(fieldsSize(b.req.Trailer)) {
 			n, err = 0, errSpent
 		}
 	}
@@ -152,10 +152,16 @@ func (b *requestBody) fail(reason allowlist.Reason, err error) {
 	}
 }
 
-// bodyReason returns ClientGone for a client that left or stalled, and MalformedHeader
-// for malformed chunks.
+// bodyReason returns ClientGone for a client that left or stalled, the reason that a Stream
+// gives, and MalformedHeader for malformed chunks and for a body that has another length than
+// announced.
 func bodyReason(err error) allowlist.Reason {
-	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
+	if known, ok := errors.AsType[*allowlist.ReasonError](err); ok {
+		return known.Reason
+	}
+	_, network := errors.AsType[net.Error](err)
+	_, ended := errors.AsType[*streamError](err)
+	if network || ended || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
 		return allowlist.ClientGone
 	}
 	return allowlist.MalformedHeader
@@ -171,10 +177,10 @@ func (b *requestBody) filterTrailer() {
 	}
 }
 
-// trailerSize returns the number of bytes that go out for a trailer.
-func trailerSize(trailer http.Header) int {
+// fieldsSize returns the number of bytes of fields as text of HTTP/1.1.
+func fieldsSize(fields http.Header) int {
 	size := 0
-	for name, values := range trailer {
+	for name, values := range fields {
 		for _, v := range values {
 			size += len(name) + len(": ") + len(v) + len("\r\n")
 		}

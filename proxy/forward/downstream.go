@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// downstream is the connection to the client during an exchange. The goroutine of goproxy
-// writes the final answer to it, and goroutines of the transport write interim answers.
+// downstream is the connection or stream to the client during an exchange. The goroutine of
+// goproxy writes the final answer to it, and goroutines of the transport write interim
+// answers.
 type downstream struct {
 	conn  net.Conn
 	idle  time.Duration   // how long one write may take
@@ -41,7 +42,7 @@ func (d *downstream) interim(write func() error) error {
 }
 
 // send calls write, which writes to the client and returns the number of bytes. It is called
-// by h1Wire, within final or interim.
+// by a wire, within final or interim.
 func (d *downstream) send(write func() (int, error)) error {
 	if d.err != nil {
 		return d.err

@@ -6,7 +6,10 @@
 // out is built from these; the received head is never copied to the origin. goproxy connects the
 // two sides, with a transport, a response writer and filters of this package.
 //
-// It dials only what the decision allows. A connection to an origin is kept for more
+// The client speaks HTTP/1.x, or it speaks HTTP/2 and is a [Stream]. Its wire frames the
+// bodies and the answer; all else is the same for both.
+//
+// The package dials only what the decision allows. A connection to an origin is kept for more
 // requests of the same identity, destination and rule, and for no others, so that no
 // caller can use a connection of another one. A connection on which a caller has logged
 // in, or was asked to, is kept for the same connection of that caller: see [Logins].
@@ -91,21 +94,23 @@ func New(cfg Config) (*Forwarder, error) {
 // new state has come into force, since an earlier state allowed the idle connections.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Logins, Upgrade, Spend, Last and
-// Progress is required.
+// Exchange is one approved request. Everything but Reader, Logins, Upgrade, Spend, Last and
+// Progress is required; Reader is too unless Client is a Stream.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
 	URL      allowlist.URL
 	// Body is the length of the body, or head.Chunked. Reader reads the body, and
-	// after it the next head.
+	// after it the next head. The body of a Stream is read from the Stream, where
+	// head.Chunked means that its length is not known.
 	Body   int64
 	Reader *head.Reader
-	// Client is the connection that the answer is written to. Forward sets its
-	// deadlines, and leaves none set if another request may follow.
+	// Client is the connection that the answer is written to, or the Stream of a request
+	// over HTTP/2. Forward sets its deadlines, and leaves none set if another request
+	// may follow.
 	Client net.Conn
 	// Logins holds the connections to origins on which the client's connection is
-	// logged in; nil keeps none.
+	// logged in; nil keeps none. A Stream has none.
 	Logins *Logins
 	// Upgrade lists the protocols that are requested from the origin, in the form of
 	// the field Upgrade; "" requests none.
@@ -118,7 +123,7 @@ type Exchange struct {
 
 	// Last reports whether no other request may follow on the client's connection,
 	// even if the client would keep it open. It is called when the head of the answer
-	// is written; nil means that others may follow.
+	// is written, but not for a Stream; nil means that others may follow.
 	Last func() bool
 	// Connected is called with each connection that the request is about to go out
 	// on, before any byte of it goes out. If it returns an error nothing goes out,
@@ -127,8 +132,9 @@ type Exchange struct {
 	Connected func(Upstream) error
 	// Answer is called once, when the head of the answer has come. It either calls
 	// write, which sends the head to the client, or returns an error. In that case
-	// Forward writes nothing to the client.
-	Answer func(status int, write func() error) error
+	// Forward writes nothing to the client. problem says for the record what the client
+	// cannot do with the answer; "" if there is nothing to say.
+	Answer func(status int, problem string, write func() error) error
 	// Progress is called from time to time with the bytes so far; nil means that
 	// nobody needs them. Calls do not overlap.
 	Progress func(up, down int64)
@@ -160,9 +166,12 @@ type Result struct {
 	// Limited says that the answer is incomplete because Spend returned false.
 	Limited bool
 	// Cut says that the answer is incomplete and ends with the connection, as it does
-	// for clients of HTTP/1.0. The connection must be aborted so that
-	// the client does not take the answer for complete.
+	// for clients of HTTP/1.0, or with the Stream. The connection must be aborted, or
+	// the Stream reset, so that the client does not take the answer for complete.
 	Cut bool
+	// Linger says that the answer is complete and that the client may still be sending
+	// on its connection, which must close after the client had time to read the answer.
+	Linger bool
 	// Reusable says that another request may be read from the client.
 	Reusable bool
 	// Up and Down are the bytes sent to the origin and to the client, heads
@@ -194,17 +203,17 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 	r := &run{Exchange: ex, cfg: &f.cfg, cancel: cancel, done: ctx.Done()}
 	r.meter.report = ex.Progress
 	r.down = downstream{conn: ex.Client, idle: f.cfg.Idle, done: r.done, meter: &r.meter}
-	r.wire, r.answer = newH1Wire(r), newWriter(r)
+	r.wire, r.answer = newWire(r), newWriter(r)
+	defer unblock(ctx, ex.Client)()
 	req, err := r.request(ctx)
 	if err != nil {
-		return Result{Reason: allowlist.MalformedTarget, Err: err}
+		return Result{Reason: allowlist.ReasonOf(err), Err: err}
 	}
 	well := false
 	r.lane = f.pools.acquire(ex)
-	defer func() { f.pools.release(r.lane, ex.Logins, well) }()
+	defer func() { f.pools.release(r.lane, ex.logins(), well) }()
 	r.meter.start(f.cfg.Idle, func() { cancel(errIdle) })
 	defer r.meter.stop()
-	defer unblock(ctx, ex.Client)()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
 	well = res.Complete && (ex.Upgrade == "" || r.lane.dedicated)
@@ -226,7 +235,7 @@ type run struct {
 	lane     *lane           // the lane to the origin
 	body     *requestBody    // nil if the request has no body
 	expect   *expectation    // nil if the client does not wait for 100 (Continue)
-	wire     *h1Wire         // frames the request and the answer of the client
+	wire     wire            // the protocol of the client
 	answer   *writer
 	down     downstream // the connection to the client
 	meter    meter
@@ -238,6 +247,7 @@ type run struct {
 	mayHaveSent  atomic.Bool       // a byte may have been sent to an origin
 	heads        heads             // heads of the answers
 	nominated    map[variable]bool // fields that Connection of the final answer lists
+	loginProblem string            // why the client cannot log in as the answer asks; "" if it can or need not
 	interims     int               // number of interim answers
 	bodyComplete bool              // the body of the answer was read to its end
 	answerErr    error             // error that ended reading the body of the answer; nil if none did

@@ -93,7 +93,7 @@ func (r *run) checkHead(resp *http.Response) error {
 		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
 	if offers && resp.StatusCode == http.StatusUnauthorized {
-		resp.Header[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
+		r.loginProblem = r.wire.offerLogin(resp.Header)
 	}
 	return nil
 }

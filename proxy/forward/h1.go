@@ -12,8 +12,7 @@ import (
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
-// h1Wire reads the request of a client that speaks HTTP/1.x and writes the answer. Its methods
-// that write are called by downstream, which holds its lock meanwhile. It frames the body of an answer by its
+// h1Wire is the wire of a client that speaks HTTP/1.x. It frames the body of an answer by its
 // length if the origin has sent that, and otherwise with chunks, or for HTTP/1.0 by the end
 // of the connection.
 type h1Wire struct {
@@ -24,11 +23,7 @@ type h1Wire struct {
 	endsByClose bool          // the end of the connection marks the end of the body of the answer
 }
 
-func newH1Wire(r *run) *h1Wire {
-	return &h1Wire{run: r, keepAlive: !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close")}
-}
-
-// readRequest returns the request whose head is text. net/http frames the body.
+// readRequest implements wire. net/http frames the body.
 func (w *h1Wire) readRequest(text string) (*http.Request, error) {
 	var source io.Reader = strings.NewReader(text)
 	switch {
@@ -41,11 +36,17 @@ func (w *h1Wire) readRequest(text string) (*http.Request, error) {
 	if w.run.Body == head.Chunked {
 		w.buffered = buffered
 	}
-	return http.ReadRequest(buffered)
+	return readHead(buffered)
 }
 
-// writeHead writes the head of an interim or final answer. end says that neither a body nor a
-// trailer follows a final one.
+// offerLogin implements wire. The connection to the origin is kept for the client's: see
+// Logins.
+func (w *h1Wire) offerLogin(fields http.Header) (problem string) {
+	fields[proxySupport] = []string{"Session-Based-Authentication"} // RFC 4559 section 6
+	return ""
+}
+
+// writeHead implements wire.
 func (w *h1Wire) writeHead(status int, fields http.Header, end bool) error {
 	return w.send(w.head(status, fields, end))
 }
@@ -97,8 +98,7 @@ func (w *h1Wire) frame(fields http.Header, end bool) {
 	}
 }
 
-// writeBody writes n bytes of the body, which begin at chunkHead in b. It may change the bytes
-// around them.
+// writeBody implements wire.
 func (w *h1Wire) writeBody(b *copyBuffer, n int) error {
 	from, to := chunkHead, chunkHead+n
 	if w.chunked {
@@ -111,7 +111,7 @@ func (w *h1Wire) writeBody(b *copyBuffer, n int) error {
 	return w.send(b[from:to])
 }
 
-// writeTrailer writes the trailer, which may be empty, and the end of the answer. Only chunks have an end of their own.
+// writeTrailer implements wire. Only chunks have an end of their own.
 func (w *h1Wire) writeTrailer(fields http.Header) error {
 	if !w.chunked {
 		return nil
@@ -119,8 +119,7 @@ func (w *h1Wire) writeTrailer(fields http.Header) error {
 	return w.send(lastChunk(fields))
 }
 
-// end sets the fields of a result that say what to do with the client's connection. bodyDone
-// says that the body of the request was read to its end. Bytes that were read beyond a chunked body go back to the reader of
+// end implements wire. Bytes that were read beyond a chunked body go back to the reader of
 // heads.
 func (w *h1Wire) end(res *Result, bodyDone bool) {
 	if bodyDone && w.run.Body == head.Chunked {
@@ -128,6 +127,7 @@ func (w *h1Wire) end(res *Result, bodyDone bool) {
 		w.run.Reader.Unread(behind)
 	}
 	res.Reusable = res.Complete && bodyDone && w.keepAlive && w.run.Client.SetDeadline(time.Time{}) == nil
+	res.Linger = res.Complete && !res.Reusable
 	res.Cut = !res.Complete && w.endsByClose
 }
 

@@ -96,7 +96,7 @@ func memoryOf(t *testing.T, exchanges int, fields string, answer []byte, reads f
 		forwarding.Go(func() {
 			f.Forward(ctx, &Exchange{
 				Decision: decision, Head: h, URL: url, Reader: head.NewReader(near, head.DefaultLimit), Client: near,
-				Connected: func(Upstream) error { return nil }, Answer: func(_ int, write func() error) error { return write() },
+				Connected: func(Upstream) error { return nil }, Answer: func(_ int, _ string, write func() error) error { return write() },
 			})
 		})
 		origin := <-asked

@@ -38,6 +38,15 @@ func (l *Logins) Close() {
 	l.pools.closeLogins(l)
 }
 
+// logins returns the Logins of the exchange. It returns nil for a Stream, because requests of
+// several users may share the connection of the client.
+func (ex *Exchange) logins() *Logins {
+	if _, ok := ex.Client.(Stream); ok {
+		return nil
+	}
+	return ex.Logins
+}
+
 // take removes and returns the lane to the origin of a decision. It returns nil if there is
 // none, or if the decision does not allow the address that its connection leads to. The
 // caller holds pools.mu.

@@ -81,7 +81,7 @@ func (p *pools) acquire(ex *Exchange) *lane {
 	own := mayLogIn(ex.Head)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l := ex.Logins.take(&ex.Decision); l != nil {
+	if l := ex.logins().take(&ex.Decision); l != nil {
 		return l
 	}
 	key := keyOf(&ex.Decision)

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,21 +17,22 @@ import (
 )
 
 // request builds the request for the origin from the parsed one. net/http reads the
-// result. request returns an error if net/http has understood it differently.
+// result. request returns an error, with its reason, if net/http has understood it
+// differently.
 func (r *run) request(ctx context.Context) (*http.Request, error) {
 	authority := authorityOf(r.URL.Dest)
 	text := r.rebuild(authority)
 	r.head = len(text)
 	req, err := r.wire.readRequest(text)
 	if err != nil {
-		return nil, fmt.Errorf("reading the rebuilt request: %w", err)
+		return nil, err
 	}
 	if req.URL.RequestURI() != r.URL.Path+r.URL.Query && !strings.HasPrefix(r.URL.Path, "//") {
 		req.URL.Opaque = r.URL.Path // unchanged: net/http would escape more characters
 	}
 	if req.Method != r.Head.Method || req.URL.Scheme != "http" || req.URL.Host != authority || req.Host != authority ||
 		req.URL.User != nil || req.ContentLength != r.Body || req.URL.RequestURI() != r.URL.Path+r.URL.Query {
-		return nil, errors.New("net/http reads the request differently")
+		return nil, &allowlist.ReasonError{Reason: allowlist.MalformedTarget, Err: errors.New("net/http reads the request differently")}
 	}
 	req.RequestURI = ""
 	req.Close = false // it concerns the client's connection, not that to the origin
@@ -51,6 +53,15 @@ func (r *run) request(ctx context.Context) (*http.Request, error) {
 		req.Header["User-Agent"] = nil // otherwise the transport adds its own
 	}
 	return req.WithContext(httptrace.WithClientTrace(context.WithValue(ctx, runKey{}, r), r.trace())), nil
+}
+
+// readHead has net/http read a head that rebuild has returned.
+func readHead(r *bufio.Reader) (*http.Request, error) {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return nil, &allowlist.ReasonError{Reason: allowlist.MalformedTarget, Err: fmt.Errorf("reading the rebuilt request: %w", err)}
+	}
+	return req, nil
 }
 
 // authorityOf returns the value of Host: the canonical host, with the port unless it is 80.
@@ -103,6 +114,9 @@ func (r *run) rebuild(authority string) string {
 // announced returns the trailers that the client has announced and that may be sent on.
 func announced(h *head.Head, nominated map[variable]bool) []string {
 	var trailers []string
+	if h.Major != 1 {
+		return nil // a front of HTTP/2 refuses a request with a trailer
+	}
 	for v := range h.Values("Trailer") {
 		for name := range strings.SplitSeq(v, ",") {
 			if name = strings.Trim(name, " \t"); isTrailer(name) && !nominated[variableOf(name)] {

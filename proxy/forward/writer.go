@@ -52,7 +52,7 @@ func (w *writer) WriteHeader(status int) {
 		return
 	}
 	w.prepare(status)
-	err := w.run.Answer(status, func() error {
+	err := w.run.Answer(status, w.run.loginProblem, func() error {
 		return w.run.down.final(func() error { return w.run.wire.writeHead(status, w.header, w.bodyless) })
 	})
 	if err != nil {
