@@ -21,6 +21,9 @@ func forwardPlain(ctx context.Context, x *request) front.Answer {
 	for {
 		f := &forwardAttempt{request: x, start: time.Now(), record: record}
 		res := f.try(ctx)
+		if ctx.Err() != nil && res.Reason != allowlist.NoReason {
+			res.Reason, res.Dialed, res.Err = front.GoneReason(ctx), nil, context.Cause(ctx)
+		}
 		x.sent = res.Sent
 		switch {
 		case res.Switched != nil:

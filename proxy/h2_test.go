@@ -233,7 +233,11 @@ func TestAReloadEndsTheForbiddenStreams(t *testing.T) {
 // refused returns the reason in the refusal on a stream.
 func (s *session) refused(t *testing.T, id uint32) string {
 	t.Helper()
-	e := s.On(t, id)
+	return reasonOf(s.On(t, id))
+}
+
+// reasonOf returns the reason in the head of a refusal.
+func reasonOf(e h2test.Event) string {
 	_, rest, _ := strings.Cut(e.Field("proxy-status"), "; reason=")
 	reason, _, _ := strings.Cut(rest, ";")
 	return reason

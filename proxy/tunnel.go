@@ -57,7 +57,7 @@ func connect(ctx context.Context, x *request) (dial.Result, allowlist.Reason) {
 // noteGone notes why the client of a request has left, and returns the reason.
 func noteGone(ctx context.Context, x *request) allowlist.Reason {
 	x.cause = context.Cause(ctx).Error()
-	return allowlist.ClientGone
+	return front.GoneReason(ctx)
 }
 
 // opening is a connection to the origin that is about to become a tunnel.

@@ -3,7 +3,9 @@ package front
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/h2"
 	"github.com/exeat-dev/exeat/proxy/refusal"
 	"github.com/exeat-dev/exeat/proxy/tunnel"
@@ -101,6 +104,9 @@ type exchange struct {
 func (x *exchange) serve(head h2.Head, handler Handler) (run func()) {
 	r := parseStream(head)
 	r.Client, r.Stream = x.stream, true
+	if r.IsPlain() {
+		r.Client = plainStream{x.stream}
+	}
 	a := handler.Handle(x.stream.Context(), r)
 	defer a.done(errNotWritten)
 	_ = x.stream.SetWriteDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
@@ -125,6 +131,16 @@ func (x *exchange) serve(head h2.Head, handler Handler) (run func()) {
 	return nil
 }
 
+// GoneReason returns the reason to refuse a request whose context has ended before its
+// answer: the client has left, or its stream was ended because the client has broken the
+// protocol.
+func GoneReason(ctx context.Context) allowlist.Reason {
+	if _, broken := errors.AsType[*h2.Error](context.Cause(ctx)); broken {
+		return allowlist.MalformedHeader
+	}
+	return allowlist.ClientGone
+}
+
 // refuse writes a refusal.
 func (x *exchange) refuse(r *Request, a *Answer) {
 	answer := a.Refusal
@@ -139,6 +155,45 @@ func (x *exchange) refuse(r *Request, a *Answer) {
 	if a.Last {
 		x.stream.LeaveConn()
 	}
+}
+
+// plainStream is the stream of a plain request, on which the handler writes the answer of
+// an origin.
+type plainStream struct{ *h2.Stream }
+
+// Read reads the body. If the client has broken the protocol, the request is malformed.
+func (s plainStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	if broken, ok := errors.AsType[*h2.Error](err); ok {
+		err = &allowlist.ReasonError{Reason: allowlist.MalformedHeader, Err: broken}
+	}
+	return n, err
+}
+
+// WriteHead sends the head of an answer, interim or final. end says that neither body nor
+// trailer follows.
+func (s plainStream) WriteHead(status int, fields http.Header, end bool) error {
+	all := make([]h2.Field, 1, 1+len(fields))
+	all[0] = h2.Field{Name: ":status", Value: strconv.Itoa(status)}
+	return s.WriteFields(appendFields(all, fields), end)
+}
+
+// WriteTrailer sends the trailer, which may be empty, and ends the answer.
+func (s plainStream) WriteTrailer(fields http.Header) error {
+	if len(fields) == 0 {
+		return s.CloseWrite()
+	}
+	return s.WriteFields(appendFields(nil, fields), true)
+}
+
+// appendFields appends fields in the order of their names.
+func appendFields(all []h2.Field, fields http.Header) []h2.Field {
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		for _, value := range fields[name] {
+			all = append(all, h2.Field{Name: name, Value: value})
+		}
+	}
+	return all
 }
 
 // write writes an answer and ends the stream.
