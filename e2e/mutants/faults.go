@@ -25,7 +25,7 @@ func mutants() []fault {
 		of("D", "control bytes in a field are accepted", parse, "c < ' ' && c != '\\t' || c == 0x7f", "c == 0"),
 		of("D", "another HTTP version is accepted", parse, "version[5] != '1' || version[7] > '1'", "version[5] == '0'"),
 		of("D", "Transfer-Encoding of a CONNECT is ignored", wire, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
-		of("D", "Host is not compared with the target", wire, "if r.Cause = otherAuthority(h, dest); r.Cause != \"\"", "if r.Cause = otherAuthority(h, dest); h.Minor == 0 && r.Cause != \"\""),
+		of("D", "Host is not compared with the target", wire, "if r.Cause = otherAuthority(h, h.Target, dest); r.Cause != \"\"", "if r.Cause = otherAuthority(h, h.Target, dest); h.Minor == 0 && r.Cause != \"\""),
 		of("D", "bytes behind a refusal are read", "proxy/front/h1.go", "r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)", "r.Body == 0"),
 		of("D", "a port with leading zeros is accepted", host, ` || s[0] == '0' {`, ` || s == "0" {`),
 		of("A", "every final dot is stripped", host, `name := strings.TrimSuffix(s, ".")`, `name := strings.TrimRight(s, ".")`),
