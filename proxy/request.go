@@ -351,15 +351,15 @@ func (x *request) refuse(ctx context.Context, reason allowlist.Reason) front.Ans
 	}
 }
 
-// answerAsFinalRecipient makes the front answer a request that is allowed but may not be
-// forwarded any further. Nothing is looked up and no connection is made.
+// answerAsFinalRecipient answers a request that is allowed but may not be forwarded any
+// further. Nothing is looked up and no connection is made.
 func answerAsFinalRecipient(ctx context.Context, x *request) front.Answer {
 	x.pending.Status, x.pending.Detail = http.StatusOK, "answered by the gateway: Max-Forwards is 0"
 	if x.pending.Commit(context.WithoutCancel(ctx)) != nil {
 		x.pending.Detail = ""
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
-	return front.Answer{Kind: front.FinalRecipient, Done: func(err error) {
+	return front.Answer{Kind: front.Local, Response: front.FinalRecipientResponse(x.read), WasAllowed: true, Done: func(err error) {
 		defer x.place.leave()
 		if err != nil {
 			x.cause = writeErrorText(err)

@@ -246,7 +246,7 @@ func TestTheFrontsOwnAnswer(t *testing.T) {
 				if !r.StopsHere {
 					return refused(allowlist.Draining)
 				}
-				return front.Answer{Kind: front.FinalRecipient, Done: o.done}
+				return front.Answer{Kind: front.Local, Response: front.FinalRecipientResponse(r), Done: o.done}
 			}), nil)
 			c := s.dial(t)
 			a := c.ask(t, row.raw)
@@ -352,7 +352,7 @@ func written() map[string]struct {
 	}{
 		"a refusal":            {plain, refused(allowlist.NotOnAllowlist)},
 		"a tunnel":             {connect, front.Answer{Kind: front.Opened, Run: func() { panic("a tunnel that was not opened runs") }}},
-		"an answer of its own": {"TRACE http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.FinalRecipient}},
+		"an answer of its own": {"TRACE http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.Local, Response: front.Response{Status: http.StatusOK}}},
 	}
 }
 

@@ -29,8 +29,8 @@ func answersThatStay() map[string]struct {
 		"a refusal of a limit":                 {plain, refused(allowlist.RateLimited)},
 		"a caller without an identity":         {plain, refused(allowlist.IdentityMissing)},
 		"a CONNECT of one without an identity": {connect, refused(allowlist.IdentityMissing)},
-		"an answer of its own":                 {"TRACE http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.FinalRecipient}},
-		"an answer of its own to OPTIONS":      {"OPTIONS http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.FinalRecipient}},
+		"an answer of its own":                 {"TRACE http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.Local, Response: front.Response{Status: http.StatusOK}}},
+		"an answer of its own to OPTIONS":      {"OPTIONS http://a.example/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", front.Answer{Kind: front.Local, Response: front.Response{Status: http.StatusOK}}},
 	}
 }
 

@@ -4,9 +4,9 @@
 //
 // A front reads a head with the strict parser, builds one canonical [Request] from it,
 // passes that to a [Handler], and writes the [Answer] in the form of its protocol: a
-// refusal, the opening of a tunnel, or an answer of its own. It knows neither callers
-// nor policy: the handler finds out who is asking, decides whether the request is
-// allowed, and connects to the destination. A request that the front cannot read, or
+// refusal, the opening of a tunnel, or an answer of the gateway itself. It knows neither
+// callers nor policy: the handler finds out who is asking, decides whether the request
+// is allowed, and connects to the destination. A request that the front cannot read, or
 // that has two meanings, is passed to the handler with the reason to refuse it for, so
 // that it gets a record like any other request.
 package front
@@ -104,10 +104,10 @@ type Kind uint8
 
 // The kinds.
 const (
-	Refused        Kind = iota // the front writes Refusal
-	Opened                     // the connection of the client becomes a tunnel
-	FinalRecipient             // the front itself answers a plain request that may not be forwarded (StopsHere)
-	Forwarded                  // the handler has written the answer of an origin
+	Refused   Kind = iota // the front writes Refusal
+	Opened                // the connection of the client becomes a tunnel
+	Local                 // the front writes Response, which the gateway itself gives
+	Forwarded             // the handler has written the answer of an origin
 )
 
 // Answer is a handler's answer to a request. The zero value is a refusal for an internal
@@ -122,10 +122,14 @@ type Answer struct {
 	// Refusal is the answer of kind Refused. The front sets KeepAlive, Bodyless and
 	// JSON.
 	Refusal refusal.Refusal
-	// WasAllowed says that the request had been allowed before it was refused. The
-	// connection may then stay idle as long as after an answer.
+	// Response is the answer of kind Local.
+	Response Response
+	// WasAllowed says that the request had been allowed before it was refused, or before
+	// the gateway answered it. The connection may then stay idle as long as after an
+	// origin's answer.
 	WasAllowed bool
-	// Last says that no other request may follow a refusal on the connection.
+	// Last says that no other request may follow an answer of kind Refused or Local on
+	// the connection.
 	Last bool
 
 	// Switched is the origin's answer to a request that opened a tunnel by an
@@ -137,6 +141,15 @@ type Answer struct {
 
 	// End says what to do with the connection after an answer of kind Forwarded.
 	End End
+}
+
+// Response is an answer that the gateway itself gives, without the form of a protocol.
+type Response struct {
+	Status int
+	// Fields are the fields of the head, in canonical form, without Date, Connection and
+	// Content-Length, which the front adds.
+	Fields http.Header
+	Body   []byte // left out of an answer to HEAD
 }
 
 // done calls Done, unless it was called or is nil.

@@ -216,8 +216,8 @@ func (c *h1) answer(r *Request, a Answer) (another bool, run func()) {
 	switch a.Kind {
 	case Opened:
 		return false, c.open(&a)
-	case FinalRecipient:
-		return c.answerAsFinalRecipient(r, &a), nil
+	case Local:
+		return c.respond(r, &a), nil
 	case Forwarded:
 		a.Done = nil // the handler has written the answer itself
 		return c.end(a.End), nil

@@ -117,9 +117,11 @@ func (x *exchange) serve(head h2.Head, handler Handler) (run func()) {
 		if err == nil {
 			return a.Run
 		}
-	case FinalRecipient:
-		fields, body := finalRecipientParts(r)
-		a.done(x.write(http.StatusOK, fields, []byte(body)))
+	case Local:
+		a.done(x.respond(r, &a.Response))
+		if a.Last {
+			x.stream.LeaveConn()
+		}
 	case Forwarded:
 		a.Done = nil // the handler has written the answer itself
 		if a.End == Abort {
@@ -194,6 +196,15 @@ func appendFields(all []h2.Field, fields http.Header) []h2.Field {
 		}
 	}
 	return all
+}
+
+// respond writes an answer of the gateway itself.
+func (x *exchange) respond(r *Request, resp *Response) error {
+	fields := appendFields([]h2.Field{{Name: ":status", Value: strconv.Itoa(resp.Status)}}, resp.fields())
+	if r.Method == http.MethodHead {
+		return x.stream.Respond(fields, nil)
+	}
+	return x.stream.Respond(fields, resp.Body)
 }
 
 // write writes an answer and ends the stream.
