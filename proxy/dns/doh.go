@@ -3,11 +3,9 @@ package dns
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -18,12 +16,8 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// DoHPath is the path of queries over HTTP.
-const DoHPath = "/dns-query"
-
 const (
-	dnsMessage = "application/dns-message"
-	maxHead    = 16 << 10
+	maxHead = 16 << 10
 	// dohTimeout bounds an exchange over HTTP: reading, look-up and writing.
 	dohTimeout = 15 * time.Second
 )
@@ -91,7 +85,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 // take a deadline for the end of the client, and the request would have no answer.
 func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequest) {
 	if r.ContentLength == 0 {
-		return readQuery(r)
+		return queryIn(r)
 	}
 	body := http.NewResponseController(w)
 	h.mu.Lock()
@@ -100,7 +94,7 @@ func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequ
 		_ = body.SetReadDeadline(past())
 	}
 	h.mu.Unlock()
-	msg, err := readQuery(r)
+	msg, err := queryIn(r)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.bodies, body)
@@ -108,6 +102,14 @@ func (h *dohConn) read(w http.ResponseWriter, r *http.Request) ([]byte, *badRequ
 		err = &badRequest{http.StatusServiceUnavailable, allowlist.Draining.Info().Text}
 	}
 	return msg, err
+}
+
+// queryIn returns the packet of a request, if it is a query.
+func queryIn(r *http.Request) ([]byte, *badRequest) {
+	if r.URL.Path != DoHPath {
+		return nil, &badRequest{http.StatusNotFound, "queries are taken at " + DoHPath}
+	}
+	return (&HTTPRequest{Method: r.Method, Parameters: r.URL.RawQuery, ContentType: r.Header.Get("Content-Type"), Body: r.Body}).query()
 }
 
 // protocols returns the version of HTTP that the handshake has agreed on. HTTP/2 is
@@ -165,11 +167,11 @@ func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 
 // dohConn answers the requests of one connection.
 type dohConn struct {
-	server            *Server
-	meter             meter
-	ctx               context.Context //nolint:containedctx // context of the connection; net/http passes none to handlers that would do
-	http1             bool            // says that the connection speaks HTTP/1.1
-	handlers, lookups sync.WaitGroup
+	server   *Server
+	meter    meter
+	ctx      context.Context //nolint:containedctx // context of the connection; net/http passes none to handlers that would do
+	http1    bool            // says that the connection speaks HTTP/1.1
+	handlers sync.WaitGroup
 
 	mu         sync.Mutex // guards the fields below
 	conn       *listen.Conn
@@ -240,7 +242,6 @@ func (h *dohConn) wait() {
 	h.waitCalled = true
 	h.mu.Unlock()
 	h.handlers.Wait()
-	h.lookups.Wait()
 }
 
 // ServeHTTP answers one request.
@@ -251,46 +252,36 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.leave()
 	h.meter.requestBegan()
-	caller := h.caller()
-	if late {
-		caller.Busy = true
+	e := httpExchange{transport: h.transport(), server: h.server, conn: h.conn, caller: h.caller(), read: func() ([]byte, *badRequest) { return h.read(w, r) }}
+	e.caller.Busy = e.caller.Busy || late
+	a := e.answer(h.ctx)
+	err := h.write(w, r, &a)
+	if a.Done != nil {
+		a.Done(err)
 	}
-	if isOverLimit(&caller) || caller.Excess {
-		setLast(w)
-	}
-	msg, err := h.read(w, r)
-	if err != nil {
-		h.server.counts.ignored.Add(1)
-		if !h.server.spendQuery(&caller) {
-			err = &badRequest{http.StatusTooManyRequests, "too many queries, and this one is none"}
-			w.Header().Set("Retry-After", "1")
-			setLast(w) // a new connection costs a handshake, which has a budget of its own
-		}
-		if err.status == http.StatusMethodNotAllowed {
-			w.Header().Set("Allow", "GET, POST")
-		}
-		h.markDraining(w)
-		http.Error(w, err.text, err.status)
-		return
-	}
-	h.conn.MarkUsed()
-	answered := make(dohReply, 1)
-	x := h.server.getExchange(h.transport(), answered, &caller)
-	h.server.handle(h.ctx, &h.lookups, x, msg)
-	x = <-answered
-	h.markDraining(w)
-	x.done(h.ctx, writeResponse(w, r, &x.response))
 }
 
-// setLast makes an answer the last one of its connection, also over HTTP/2, where
-// net/http sends a GOAWAY for the header field.
-func setLast(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
-
-// markDraining makes an answer the last one of its connection if the server drains.
-func (h *dohConn) markDraining(w http.ResponseWriter) {
-	if h.server.draining.stage() != serving {
-		setLast(w)
+// write writes an answer. The error says that the client has left, as far as that is
+// known: net/http may keep what is written until the handler returns. The answer is the
+// last one of its connection if the server drains.
+func (h *dohConn) write(w http.ResponseWriter, r *http.Request, a *HTTPAnswer) error {
+	// A body that a drain has ended looks like the end of the client, so that only a
+	// query is left without its answer.
+	if err := r.Context().Err(); err != nil && a.Done != nil {
+		return err
 	}
+	fields := w.Header()
+	maps.Copy(fields, a.Fields)
+	fields.Set("Content-Length", strconv.Itoa(len(a.Body)))
+	if a.Last || h.server.draining.stage() != serving {
+		fields.Set("Connection", "close") // also over HTTP/2, where net/http sends a GOAWAY for this field
+	}
+	w.WriteHeader(a.Status)
+	_, err := w.Write(a.Body)
+	if err == nil && h.http1 { // over HTTP/2 it would wait for flow control, and cost another frame
+		err = http.NewResponseController(w).Flush()
+	}
+	return err
 }
 
 func (h *dohConn) transport() transport { return transport{listener: h.conn.Listener, wire: wireDoH} }
@@ -301,81 +292,4 @@ func (h *dohConn) caller() listen.Caller {
 	defer h.mu.Unlock()
 	h.conn.Renew()
 	return h.conn.Caller
-}
-
-// dohReply passes one response to the handler that waits for it.
-type dohReply chan *exchange
-
-func (c dohReply) reply(_ context.Context, x *exchange) { c <- x }
-
-// writeResponse writes the response of a request. A DNS error has HTTP status 200 (RFC
-// 8484 section 4.2.1). The error says that the client has left, as far as that is
-// known: net/http may keep what is written until the handler returns.
-func writeResponse(w http.ResponseWriter, req *http.Request, r *response) error {
-	if err := req.Context().Err(); err != nil {
-		return err
-	}
-	if r.silent { // a fault of the gateway
-		http.Error(w, "there is no answer", http.StatusInternalServerError)
-		return nil
-	}
-	head := w.Header()
-	head.Set("Content-Type", dnsMessage)
-	head.Set("Content-Length", strconv.Itoa(len(r.buf)))
-	head.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(r.ttl/time.Second))) // the answer for one caller must not be served to another
-	_, err := w.Write(r.buf)
-	if err == nil && req.ProtoMajor == 1 { // over HTTP/2 it would wait for flow control, and cost another frame
-		err = http.NewResponseController(w).Flush()
-	}
-	return err
-}
-
-// badRequest is the answer to an HTTP request that contains no query.
-type badRequest struct {
-	status int
-	text   string
-}
-
-// noBody is the answer to a request whose body does not come whole.
-const noBody = "the body cannot be read"
-
-// readQuery returns the packet of a request, if it is a query.
-func readQuery(r *http.Request) ([]byte, *badRequest) {
-	msg, err := readPacket(r)
-	if err == nil && !isQuery(msg) {
-		err = &badRequest{http.StatusBadRequest, "that is no DNS query"}
-	}
-	return msg, err
-}
-
-// readPacket returns the packet of a request.
-func readPacket(r *http.Request) ([]byte, *badRequest) {
-	if r.URL.Path != DoHPath {
-		return nil, &badRequest{http.StatusNotFound, "queries are taken at " + DoHPath}
-	}
-	switch r.Method {
-	case http.MethodGet:
-		text := r.URL.Query().Get("dns")
-		if len(text) > base64.RawURLEncoding.EncodedLen(maxQuery) {
-			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
-		}
-		msg, err := base64.RawURLEncoding.DecodeString(text)
-		if err != nil || len(msg) == 0 {
-			return nil, &badRequest{http.StatusBadRequest, "the parameter dns is no query in base64url without padding"}
-		}
-		return msg, nil
-	case http.MethodPost:
-		if r.Header.Get("Content-Type") != dnsMessage {
-			return nil, &badRequest{http.StatusUnsupportedMediaType, "write a body of " + dnsMessage}
-		}
-		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery))
-		switch {
-		case err != nil:
-			return nil, &badRequest{http.StatusBadRequest, noBody}
-		case len(msg) > maxQuery:
-			return nil, &badRequest{http.StatusRequestEntityTooLarge, "the query is too long"}
-		}
-		return msg, nil
-	}
-	return nil, &badRequest{http.StatusMethodNotAllowed, "write GET or POST"}
 }

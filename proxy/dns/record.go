@@ -14,7 +14,7 @@ func (x *exchange) prepare(ctx context.Context) {
 	if x.kind == noQuery || !refusal && !x.server.cfg.Recorder.Required() {
 		return
 	}
-	x.begin(ctx, x.server.skipsSpan(&x.ruling))
+	x.begin(ctx, x.skipsSpan())
 	id := x.pending.ID
 	if refusal {
 		x.refuse(id)
@@ -36,7 +36,7 @@ func (x *exchange) prepare(ctx context.Context) {
 // finishRecord ends the record, or only counts the query if no record of it is written.
 func (x *exchange) finishRecord(ctx context.Context, err error) {
 	if x.pending == nil {
-		noSpan := x.server.skipsSpan(&x.ruling)
+		noSpan := x.skipsSpan()
 		if noSpan && err == nil { // true for most queries; this path allocates nothing
 			rec := &x.pendingStorage.Record
 			*rec = audit.Record{
@@ -67,14 +67,14 @@ func (x *exchange) begin(ctx context.Context, noSpan bool) {
 	})
 }
 
-// skipsSpan reports whether a query has no span: it was allowed and answered, and only some
-// of such queries have one.
-func (s *Server) skipsSpan(r *ruling) bool {
-	every := s.cfg.SpanEvery
-	if every <= 1 || r.decision.Verdict != allowlist.Allow || r.reason != allowlist.NoReason {
+// skipsSpan reports whether the query has no span: it was allowed and answered, and only
+// some of such queries have one.
+func (x *exchange) skipsSpan() bool {
+	every := x.server.cfg.SpanEvery
+	if every <= 1 || x.ruling.decision.Verdict != allowlist.Allow || x.ruling.reason != allowlist.NoReason {
 		return false
 	}
-	return s.counts.allowed.Add(1)%every != 1
+	return x.server.counts.allowed.Add(1)%every != 1
 }
 
 // fillRecord writes everything that is known into the record.
