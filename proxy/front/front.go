@@ -56,13 +56,16 @@ type Request struct {
 	// Stream says that the request came on a stream, which it has for itself, beside
 	// others on one connection of HTTP/2. Client is that stream.
 	Stream bool
+	// Body is the length of the body, or head.Chunked. A CONNECT has none.
+	Body int64
+	// Query is set for a request that the gateway itself is asked, and that may contain
+	// a DNS query (RFC 8484). It is nil for any other request.
+	Query *Query
 
 	// The following fields are set for a plain request, which is forwarded and does
 	// not open a tunnel by CONNECT.
 
 	URL allowlist.URL
-	// Body is the length of the body, or head.Chunked.
-	Body int64
 	// Protocols lists the protocols of the field Upgrade that may be requested from
 	// an origin, in the form of that field; "" if there are none.
 	Protocols string
@@ -80,9 +83,9 @@ func (r *Request) Early() []byte {
 }
 
 // IsPlain reports whether the request is a plain one, which is forwarded, and not a
-// CONNECT. It is false without a head, and for a CONNECT that is not in capital letters,
-// which is refused.
-func (r *Request) IsPlain() bool { return r.Head != nil && !IsConnect(r.Method) }
+// CONNECT or a query. It is false without a head, and for a CONNECT that is not in
+// capital letters, which is refused.
+func (r *Request) IsPlain() bool { return r.Head != nil && r.Query == nil && !IsConnect(r.Method) }
 
 // IsConnect reports whether a method is CONNECT, in any case of its letters.
 func IsConnect(method string) bool { return strings.EqualFold(method, http.MethodConnect) }
@@ -97,6 +100,10 @@ type Conn struct {
 	// has sent outside a request. flood says that it was too much of what carries
 	// nothing. nil means that nobody needs it.
 	Broken func(flood bool, detail string)
+	// IsQueryAuthority reports whether the authority that a request names (the field
+	// Host) is this listener, so that the request may contain a DNS query. nil means
+	// that the listener takes no queries.
+	IsQueryAuthority func(authority string) bool
 }
 
 // Kind is the form of an answer. The zero value refuses.

@@ -13,7 +13,7 @@ import (
 // follow on the connection: none may if bytes of the request's body have not been read,
 // since they would be read as a request.
 func (c *h1) respond(r *Request, a *Answer) (another bool) {
-	keep := !a.Last && !c.front.IsDraining() && r.Body == 0 && !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close")
+	keep := !a.Last && !c.front.IsDraining() && !r.hasUnread() && !r.Head.IsHTTP10() && !r.Head.Lists("Connection", "close")
 	err := c.write(a.Response.encode(keep, r.Method == http.MethodHead))
 	a.done(err)
 	switch {

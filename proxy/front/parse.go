@@ -12,10 +12,13 @@ import (
 // parse builds the canonical request from a head.
 func (c *h1) parse(h *head.Head) *Request {
 	r := &Request{Method: h.Method, Target: h.Target, Head: h, Client: c.conn.Conn, Reader: c.reader}
-	if r.IsPlain() {
-		r.Reason = r.parsePlain()
-	} else {
+	switch {
+	case IsConnect(h.Method):
 		r.Reason = r.parseConnect()
+	case c.conn.IsQueryAuthority != nil && isQueryTarget(h.Target):
+		r.Reason = c.parseQuery(r)
+	default:
+		r.Reason = r.parsePlain()
 	}
 	return r
 }

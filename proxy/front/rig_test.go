@@ -30,6 +30,9 @@ type handler func(*front.Request) front.Answer
 
 func (h handler) Handle(_ context.Context, r *front.Request) front.Answer { return h(r) }
 
+// queryHandler is a handler whose listener takes queries for gateway.example.
+type queryHandler struct{ handler }
+
 // refusing returns a handler that refuses every request: with the front's reason if it has
 // one, and with the given one otherwise.
 func refusing(reason allowlist.Reason) handler {
@@ -102,6 +105,9 @@ func serveOne(ctx context.Context, h1 *front.H1, conn net.Conn, h front.Handler,
 		}
 		_ = conn.Close()
 	}}
+	if _, ok := h.(queryHandler); ok {
+		c.IsQueryAuthority = func(authority string) bool { return authority == "gateway.example" }
+	}
 	if wrap != nil {
 		c.Conn = wrap(conn)
 	}
