@@ -43,6 +43,8 @@ type Config struct {
 
 	// Front says how HTTP is read and written. The proxy sets Max from Tunnel.
 	Front front.Config
+	// Query answers the requests that may contain a DNS query; required for ServeWithDoH.
+	Query AnswerQuery
 	// Bound returns the names for which the DNS door has answered an identity with an
 	// address; nil means that there are none. See resolve.Resolver.
 	Bound func(id spiffeid.ID, addr netip.Addr, now time.Time) []resolve.Binding
@@ -121,7 +123,12 @@ func (p *Proxy) Panics() uint64 { return p.panics.Load() }
 // Serve answers the requests of one connection until it ends or a tunnel opens. It stores
 // the function that relays the tunnel in conn.Continue, which listen.Listener calls after
 // Serve has returned. A panic ends this connection only.
-func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
+func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) { p.ServeWithDoH(ctx, conn, nil) }
+
+// ServeWithDoH serves a connection as Serve does, and passes the requests that may contain
+// a DNS query over HTTPS to Config.Query: those that name an authority for which
+// isQueryAuthority returns true. With nil there are no such requests.
+func (p *Proxy) ServeWithDoH(ctx context.Context, conn *listen.Conn, isQueryAuthority func(authority string) bool) {
 	s := &session{proxy: p, conn: conn}
 	defer s.logins.Close()
 	defer func() {
@@ -129,7 +136,9 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) {
 			p.Panicked(ctx, cause, debug.Stack())
 		}
 	}()
-	conn.Continue = p.h1.Serve(ctx, front.Conn{Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort, Broken: s.broken}, s)
+	conn.Continue = p.h1.Serve(ctx, front.Conn{
+		Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort, Broken: s.broken, IsQueryAuthority: isQueryAuthority,
+	}, s)
 	s.refuseSilent(ctx)
 }
 

@@ -32,8 +32,12 @@ type session struct {
 	mu sync.Mutex // held while the caller is verified again, or looked at
 }
 
-// Handle implements front.Handler.
+// Handle implements front.Handler. While the proxy drains, a query is refused as any other
+// request is.
 func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer {
+	if read.Query != nil && !s.proxy.draining.Load() {
+		return s.answerQuery(ctx, read)
+	}
 	s.conn.MarkUsed()
 	return s.handle(ctx, read)
 }
@@ -163,10 +167,7 @@ func (x *request) answer(ctx context.Context) front.Answer {
 // request that has loaded the state before it will be decided again.
 func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
-	x.mu.Lock()
-	x.conn.Renew()
-	x.caller, x.certificates = x.conn.Caller, x.conn.Certificates
-	x.mu.Unlock()
+	x.caller, x.certificates = x.currentCaller()
 	x.pending.Identity, x.pending.Proof = x.caller.ID, x.caller.Proof
 }
 

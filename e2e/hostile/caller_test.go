@@ -27,6 +27,7 @@ type caller struct {
 type callers struct {
 	ca            *authority     // signs the certificates of the gateway and the callers
 	secure, plain netip.AddrPort // addresses of the listeners with and without TLS
+	shared        netip.AddrPort // address of the listener for CONNECT and DoH
 }
 
 // call connects with the SVID of a workload.
@@ -63,6 +64,13 @@ func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certif
 		tb.Fatal(err)
 	}
 	return c
+}
+
+// callShared connects to the listener for CONNECT and DoH with the SVID of a workload.
+func (a callers) callShared(tb testing.TB, name string) *caller {
+	tb.Helper()
+	a.secure = a.shared
+	return a.call(tb, name)
 }
 
 func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
@@ -156,13 +164,16 @@ func (c *caller) answer(tb testing.TB) answer {
 }
 
 // tryAnswer reads an answer, or returns the error if there is none.
-func (c *caller) tryAnswer() (answer, error) {
-	resp, err := http.ReadResponse(c.reader, &http.Request{Method: http.MethodConnect})
+func (c *caller) tryAnswer() (answer, error) { return c.tryAnswerTo(http.MethodConnect) }
+
+// tryAnswerTo reads an answer to a request with the given method.
+func (c *caller) tryAnswerTo(method string) (answer, error) {
+	resp, err := http.ReadResponse(c.reader, &http.Request{Method: method})
 	if err != nil {
 		return answer{}, err
 	}
 	a := answer{status: resp.StatusCode, phrase: resp.Status, header: resp.Header, close: resp.Close}
-	if resp.StatusCode != http.StatusOK { // after a 200, what follows is the tunnel
+	if resp.StatusCode != http.StatusOK || method != http.MethodConnect { // otherwise what follows is the tunnel
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			return answer{}, err

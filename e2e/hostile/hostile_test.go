@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -57,7 +58,7 @@ func classes(program *program) []class {
 		{"A", "Host spelling", hostRows()},
 		{"B", "Addresses as host", literalRows()},
 		{"C", "Address classes and answers", addressRows()},
-		{"D", "Request target and framing", append(framingRows(), plainRows()...)},
+		{"D", "Request target and framing", slices.Concat(framingRows(), plainRows(), queryRows())},
 		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows(program)},

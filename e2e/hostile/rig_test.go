@@ -35,8 +35,8 @@ func unlimited(l limit.Config) limit.Config {
 }
 
 // gateway is the real gateway, which runs in this process between callers and a world of
-// the test's. One of its listeners asks for certificates. The other one has no TLS, and
-// all its callers are sidecar.
+// the test's. One of its listeners asks for certificates. Another one has no TLS, and all
+// its callers are sidecar. The third one is for CONNECT and DoH.
 type gateway struct {
 	*evidence
 	callers
@@ -73,11 +73,13 @@ func (g *gateway) serve(tb testing.TB, o options) {
 	cfg := o.config
 	cfg.Policy, cfg.Identity, cfg.Recorder, cfg.Log = g.policies, g.identity, g.recorder, slog.New(slog.DiscardHandler)
 	cfg.Resolver.Resolve, cfg.Limits = gatewaytest.Addresses(g.names.resolve), unlimited(cfg.Limits)
+	cfg.Resolver.DNS = g.names.dns()
 	cfg.HostAddresses = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(ownAddress)}, nil }
 	cfg.NAT64 = []netip.Prefix{netip.MustParsePrefix(ownNAT64), netip.MustParsePrefix(ownNAT64s)}
 	cfg.Listeners = []gw.Listener{
 		{Name: "secure", Address: "127.0.0.1:0", Proxies: o.proxies},
 		{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: spiffeid.RequireFromString(id("sidecar"))},
+		{Name: "shared", Address: "127.0.0.1:0", Protocol: gw.ConnectAndDoH},
 	}
 	var err error
 	if g.running, err = gw.New(tb.Context(), cfg); err != nil {
@@ -85,6 +87,7 @@ func (g *gateway) serve(tb testing.TB, o options) {
 	}
 	listening := g.running.Listening()
 	g.secure, g.plain = netip.MustParseAddrPort(listening[0].Addr.String()), netip.MustParseAddrPort(listening[1].Addr.String())
+	g.shared = netip.MustParseAddrPort(listening[2].Addr.String())
 	g.ports = ports{port: g.origin.addr.Port(), listener: g.secure.Port()}
 	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/dns"
+	"github.com/exeat-dev/exeat/proxy/resolve"
 )
 
 // world is the resolver and the origins of a gateway.
@@ -95,6 +97,18 @@ func answers(texts ...string) answerSet {
 
 func newNames() *names {
 	return &names{script: map[string][]answerSet{}, other: answers("127.0.0.1"), asked: make(chan struct{}), answer: make(chan struct{})}
+}
+
+// dns returns a resolver of queries that counts lookups and finds nothing.
+func (n *names) dns() dns.Resolver {
+	return dns.Resolver{
+		Cached: func(resolve.Question, time.Time) (resolve.Answer, bool) { return resolve.Answer{}, false },
+		Lookup: func(context.Context, resolve.Asker, resolve.Question) (resolve.Answer, error) {
+			n.lookups.Add(1)
+			return resolve.Answer{}, &allowlist.ReasonError{Reason: allowlist.ResolveFailed}
+		},
+		Bind: func(allowlist.Holder, resolve.Answer, time.Time, resolve.Filter) {},
+	}
 }
 
 // say sets the answers for a name, which are used in turn.

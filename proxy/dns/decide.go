@@ -54,7 +54,7 @@ func (r *ruling) setDecision(state *live.State, caller *listen.Caller, q *query,
 func (x *exchange) decide() allowlist.Reason {
 	caller, state := &x.caller, x.server.cfg.Current.Load()
 	if isOverLimit(caller) {
-		x.ruling.refuseOverLimit(caller)
+		x.ruling.refuseOverLimit(&x.transport, caller)
 		return x.ruling.reason
 	}
 	if over := x.server.cfg.Budgets.Query(state.Limiting(), caller.Holder()); over != limit.NoKey {

@@ -38,7 +38,8 @@ type exchange struct {
 type transport struct {
 	listener string
 	wire     audit.Wire
-	prefix   int // number of bytes before the response, which hold its length
+	prefix   int  // number of bytes before the response, which hold its length
+	shared   bool // says that the connection also carries other requests than queries, and has a slot for these
 }
 
 // isDatagram reports whether the query came over UDP: the answer must fit into a

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -23,7 +24,9 @@ type HTTPRequest struct {
 	Method      string
 	Parameters  string // query part of the URL, without the question mark
 	ContentType string
-	Body        io.Reader // returns io.EOF at the end of the body
+	// Body reads the body, and returns io.EOF at its end. It is nil for a body in chunks
+	// that the caller of this package does not read.
+	Body io.Reader
 }
 
 // HTTPAnswer is the answer to an HTTP request.
@@ -36,6 +39,71 @@ type HTTPAnswer struct {
 	// Done must be called once, after the answer was sent; err says why it could not be
 	// sent. It is nil if the request contained no query.
 	Done func(err error)
+}
+
+// AnswerHTTP answers a request of a connection that carries more than queries: CONNECTs
+// and plain requests, of which package dns knows nothing. Such a connection is treated as
+// one of the proxy, and each query on it as a request:
+//
+//   - The caller's slot has a request from here to Done, as with a connection of ServeDoH.
+//   - The query is in the registry, and not the connection. So a shutdown waits for the
+//     query, and a state that does not know the caller any more ends its look-up, after
+//     which the name is decided again. If the connection were in the registry, its end
+//     would also cut off a tunnel, which the same state ends by itself and for a reason
+//     that its record names. An idle connection without an entry does no harm: each later
+//     request is decided by the state in force then.
+//   - Bytes that belong to no query are not counted (meter), since they may belong to a
+//     tunnel. The front bounds heads and bodies, and each head that it accepts is a request
+//     which spends a budget.
+//
+// caller is the caller as verified now.
+func (s *Server) AnswerHTTP(ctx context.Context, conn *listen.Conn, caller listen.Caller, r *HTTPRequest) HTTPAnswer {
+	e := httpExchange{
+		transport: transport{listener: conn.Listener, wire: wireDoH, shared: true},
+		server:    s, conn: conn, caller: caller, read: r.query,
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	leave, end := s.enter(conn, &e.caller, cancel), e.begin()
+	release := func() {
+		defer end()
+		defer cancel()
+		leave()
+	}
+	panics := true
+	defer func() {
+		if panics {
+			release()
+		}
+	}()
+	a := e.answer(ctx)
+	panics = false
+	done := a.Done
+	a.Done = func(err error) {
+		defer release()
+		if done != nil {
+			done(err)
+		}
+	}
+	return a
+}
+
+// begin notes in the slot of the connection that a request has begun, and returns the
+// function that notes its end.
+func (e *httpExchange) begin() (end func()) {
+	if !mayKeepSlot(&e.caller) {
+		e.caller.Busy = e.caller.Busy || e.conn.LostSlot()
+		return func() {}
+	}
+	e.caller.Busy = !e.conn.Begin() || e.caller.Busy
+	return e.conn.End
+}
+
+// mayKeepSlot reports whether the requests of a caller over HTTP keep the slot of their
+// connection. Those of a caller without an identity do not: the connection would keep a
+// slot of such callers as long as the client holds back the body or the window for the
+// answer.
+func mayKeepSlot(caller *listen.Caller) bool {
+	return caller.Reason == allowlist.NoReason && !isOverLimit(caller)
 }
 
 // httpExchange is an HTTP request with its answer.
@@ -144,6 +212,9 @@ func (r *HTTPRequest) packet() ([]byte, *badRequest) {
 	case http.MethodPost:
 		if r.ContentType != dnsMessage {
 			return nil, &badRequest{http.StatusUnsupportedMediaType, "write a body of " + dnsMessage}
+		}
+		if r.Body == nil {
+			return nil, &badRequest{http.StatusLengthRequired, "write the length of the body (Content-Length), and no chunks"}
 		}
 		msg, err := io.ReadAll(io.LimitReader(r.Body, keptQuery))
 		switch {

@@ -17,14 +17,14 @@ func isOverLimit(c *listen.Caller) bool {
 
 // refuseOverLimit sets the reason to refuse a caller that is over a limit: Busy if
 // the gateway has no slot left, and RateLimited if the caller's own share is used up.
-func (r *ruling) refuseOverLimit(c *listen.Caller) {
+func (r *ruling) refuseOverLimit(from *transport, c *listen.Caller) {
 	r.overLimit, r.reason = true, allowlist.RateLimited
 	if c.Busy && !c.Crowded {
 		r.reason = allowlist.Busy
 	}
 	detail, key := c.OverLimit()
 	switch {
-	case key != limit.KeyConnections:
+	case key != limit.KeyConnections, from.shared:
 	case c.Crowded:
 		key = limit.KeyDNSConnectionsPerIdentity
 	default:
@@ -43,7 +43,7 @@ func (s *Server) recordUnanswered(ctx context.Context, from transport, conn *lis
 	x := s.getExchange(from, nil, &conn.Caller)
 	x.query.reset()
 	x.kind, x.response.silent = noHost, true
-	x.ruling.refuseOverLimit(&x.caller)
+	x.ruling.refuseOverLimit(&x.transport, &x.caller)
 	x.finishRecord(ctx, nil)
 	s.putExchange(x)
 }

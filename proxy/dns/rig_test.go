@@ -64,6 +64,7 @@ type options struct {
 	limits      dns.Limits
 	connections int // connections that a source address may have open; 0 means more than any test needs
 	streams     int // connections over all DNS listeners; 0 means the default
+	requests    int // connections over all listeners for requests; 0 means the default
 	perSecond   int // queries of an identity per second; 0 means the default
 	inspect     bool
 	names       int // bound on distinct names; 0 means the default
@@ -93,7 +94,7 @@ type gateway struct {
 	stop     func() // begins to drain
 	told     cutsTold
 
-	dns, mapped, dot, doh, connect netip.AddrPort // addresses of the listeners
+	dns, mapped, dot, doh, connect, both netip.AddrPort // addresses of the listeners
 }
 
 // cutsTold counts the connections that were closed for want of a slot.
@@ -124,8 +125,17 @@ func (g *gateway) cuts(listener string) string {
 	return strings.Join(all, ", ")
 }
 
-// wires returns the wires on which a client has the identity sidecar.
-func wires() []string { return []string{"udp", "tcp", "dot", "doh"} }
+// wires returns the wires on which a client has the identity sidecar. The wire both is DoH
+// on a listener that takes CONNECTs, too.
+func wires() []string { return []string{"udp", "tcp", "dot", "doh", "both"} }
+
+// recorded returns the word for a wire in records.
+func recorded(wire string) string {
+	if wire == "both" {
+		return "doh"
+	}
+	return wire
+}
 
 func newGateway(t *testing.T, o options) *gateway {
 	t.Helper()
@@ -168,9 +178,9 @@ func newGateway(t *testing.T, o options) *gateway {
 			Identity: allowlist.Limits{ConnectsPerSecond: plenty, DNSPerSecond: o.perSecond},
 		},
 		Metrics: gw.Metrics{Shed: g.told.add},
-		DNS:     o.limits, DNSConnections: o.streams, Inspect: o.inspect, DrainTimeout: o.drain,
+		DNS:     o.limits, DNSConnections: o.streams, MaxConnections: o.requests, Inspect: o.inspect, DrainTimeout: o.drain,
 	})
-	for i, addr := range []*netip.AddrPort{&g.dns, &g.mapped, &g.dot, &g.doh, &g.connect} {
+	for i, addr := range []*netip.AddrPort{&g.dns, &g.mapped, &g.dot, &g.doh, &g.connect, &g.both} {
 		*addr = netip.MustParseAddrPort(g.Listening()[i].Addr.String())
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -213,6 +223,7 @@ func listeners(address string) []gw.Listener {
 		{Name: "dot", Address: address, Protocol: gw.DoT},
 		{Name: "doh", Address: address, Protocol: gw.DoH},
 		{Name: "connect", Address: address},
+		{Name: "both", Address: address, Protocol: gw.ConnectAndDoH},
 	}
 }
 
@@ -610,6 +621,8 @@ func (g *gateway) dial(t *testing.T, wire, name string) client {
 		return &streamClient{conn}
 	case "doh":
 		return g.dialDoH(t, name)
+	case "both":
+		return g.dialBoth(t, name)
 	}
 	t.Fatal(wire)
 	return nil
@@ -694,6 +707,20 @@ func (g *gateway) dialDoH(t *testing.T, name string) *dohClient {
 	transport := &http.Transport{TLSClientConfig: g.tls(t, name), ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &dohClient{&http.Client{Transport: transport, Timeout: 2 * patience}, "https://" + g.doh.String() + dns.DoHPath}
+}
+
+// dialBoth returns a client for queries over HTTP/1.1 on the listener that takes CONNECTs,
+// too.
+func (g *gateway) dialBoth(t *testing.T, name string) *dohClient {
+	t.Helper()
+	transport := &http.Transport{
+		TLSClientConfig: g.tls(t, name, "http/1.1"),
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, g.both.String())
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &dohClient{&http.Client{Transport: transport, Timeout: 2 * patience}, "https://gateway.example:" + strconv.Itoa(int(g.both.Port())) + dns.DoHPath}
 }
 
 func (c *dohClient) ask(msg []byte) ([]byte, error) {

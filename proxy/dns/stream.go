@@ -19,7 +19,7 @@ import (
 // connection ends: many at the same time, each as soon as its answer is known (RFC
 // 7766).
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
-	defer s.enter(conn)()
+	defer s.enter(conn, &conn.Caller, conn.Cut)()
 	t := &stream{
 		server: s, conn: conn, began: time.Now(), transport: transport{listener: conn.Listener, wire: wireTCP, prefix: 2},
 		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
@@ -42,27 +42,28 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 	}
 }
 
-// enter adds a connection to the registry if the policy knows its caller, so that a
-// state which does not know the caller any more ends the connection. Queries on other
-// connections are refused, and these connections time out or are closed.
-func (s *Server) enter(conn *listen.Conn) (leave func()) {
-	id := conn.Caller.ID
-	if isOverLimit(&conn.Caller) || conn.Caller.Reason != allowlist.NoReason ||
-		s.cfg.Current.Load().Knows(id, conn.Caller.Proof) != allowlist.NoReason {
+// enter adds a connection, or a query on a connection with other requests, to the registry
+// if the policy knows its caller. A state which does not know the caller any more then
+// calls end. Queries on other connections are refused, and these connections time out or
+// are closed.
+func (s *Server) enter(conn *listen.Conn, caller *listen.Caller, end func()) (leave func()) {
+	id := caller.ID
+	if isOverLimit(caller) || caller.Reason != allowlist.NoReason ||
+		s.cfg.Current.Load().Knows(id, caller.Proof) != allowlist.NoReason {
 		return func() {}
 	}
 	entry := &live.Entry{
-		Start: time.Now(), NotAfter: conn.Caller.NotAfter,
-		Decided: live.Decided{Request: allowlist.Request{ID: id, Proof: conn.Caller.Proof}},
-		End:     func(tunnel.Reason, allowlist.Reason) { conn.Cut() },
+		Start: time.Now(), NotAfter: caller.NotAfter,
+		Decided: live.Decided{Request: allowlist.Request{ID: id, Proof: caller.Proof}},
+		End:     func(tunnel.Reason, allowlist.Reason) { end() },
 	}
-	if conn.Caller.Proof == allowlist.ProofX509SVID {
+	if caller.Proof == allowlist.ProofX509SVID {
 		entry.Certificates = conn.Certificates
 	}
 	s.cfg.Registry.Add(entry)
-	// A state that came into force before Add has not seen the connection.
-	if s.cfg.Current.Load().Knows(id, conn.Caller.Proof) != allowlist.NoReason {
-		conn.Cut()
+	// A state that came into force before Add has not seen the entry.
+	if s.cfg.Current.Load().Knows(id, caller.Proof) != allowlist.NoReason {
+		end()
 	}
 	return func() { s.cfg.Registry.Remove(entry) }
 }

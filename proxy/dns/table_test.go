@@ -12,7 +12,7 @@ import (
 func TestAnswers(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
-			listener := map[string]string{"udp": "dns", "tcp": "dns", "dot": "dot", "doh": "doh"}[wire]
+			listener := map[string]string{"udp": "dns", "tcp": "dns", "dot": "dot", "doh": "doh", "both": "both"}[wire]
 			g := newGateway(t, options{})
 			c := g.dial(t, wire, "sidecar")
 			for _, row := range []struct{ question, want, record string }{
@@ -88,7 +88,7 @@ func TestAnswers(t *testing.T) {
 				if got := r.text(); got != row.record {
 					t.Errorf("%s: record %q, want %q", row.question, got, row.record)
 				}
-				if r.Protocol != "dns" || r.Wire != wire || r.Listener != listener || r.Identity != id("sidecar").String() || r.Event != "decision" {
+				if r.Protocol != "dns" || r.Wire != recorded(wire) || r.Listener != listener || r.Identity != id("sidecar").String() || r.Event != "decision" {
 					t.Errorf("%s: record %+v", row.question, r)
 				}
 				if a.IsEdns0() != nil && r.Verdict != "allow" && decisionID(a) != r.ID {

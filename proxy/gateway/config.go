@@ -213,24 +213,32 @@ const (
 	SourceMap
 )
 
-// Protocol is the protocol of a listener.
+// Protocol says what a listener takes.
 type Protocol uint8
 
-// The protocols: HTTP CONNECT and plain requests; DNS over UDP and TCP, over TLS,
-// over HTTPS.
+// The protocols: HTTP CONNECT and plain requests; these together with DNS over HTTPS; DNS
+// over UDP and TCP, over TLS, over HTTPS.
 const (
 	Connect Protocol = iota
+	ConnectAndDoH
 	DNS
 	DoT
 	DoH
 )
+
+// TakesRequests reports whether the listener takes CONNECTs and plain requests. Its
+// connections then count among those for requests, whatever else it takes.
+func (p Protocol) TakesRequests() bool { return p == Connect || p == ConnectAndDoH }
+
+// TakesQueries reports whether the listener takes DNS queries.
+func (p Protocol) TakesQueries() bool { return p != Connect }
 
 // missing returns what the listener is missing to identify its callers, or "" if nothing
 // is missing. A zero ID is not an identity.
 func (l *Listener) missing(provider bool) string {
 	switch l.Protocol {
 	case Connect, DNS:
-	case DoT, DoH:
+	case ConnectAndDoH, DoT, DoH:
 		if l.Identity != MTLS {
 			return "speaks TLS, where the client's certificate is the identity"
 		}

@@ -35,6 +35,7 @@ type door struct {
 	*listen.Listener
 
 	protocol Protocol
+	web      *identity.WebCertificate // certificate that it presents; nil means the SVID
 }
 
 // open opens the listeners of the configuration.
@@ -49,7 +50,7 @@ func (d *doors) open(ctx context.Context) error {
 		}
 		cfg.Slots, cfg.Sources, cfg.Permits, cfg.Descriptors = slots, sources, permits, d.cfg.Descriptors.Accepted
 		cfg.Shed = d.shed.counter(l.Name)
-		if l.Protocol != Connect {
+		if !l.Protocol.TakesRequests() {
 			cfg.Slots = dnsSlots
 			cfg.HandshakeTimeout = min(cfg.HandshakeTimeout, dns.HandshakeTimeout)
 		}
@@ -57,7 +58,7 @@ func (d *doors) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d.connections = append(d.connections, door{opened, l.Protocol})
+		d.connections = append(d.connections, door{opened, l.Protocol, l.Web})
 		if l.Protocol == DNS {
 			if err := d.openDatagrams(ctx, opened, cfg); err != nil {
 				return err
@@ -87,7 +88,7 @@ func (d *doors) openDatagrams(ctx context.Context, l *listen.Listener, cfg liste
 // hasDNSListener reports whether there is a listener for queries.
 func (d *doors) hasDNSListener() bool {
 	for _, l := range d.connections {
-		if l.protocol != Connect {
+		if l.protocol.TakesQueries() {
 			return true
 		}
 	}
@@ -122,7 +123,7 @@ func applicationProtocols(p Protocol) []string {
 	switch p {
 	case DoT:
 		return []string{"dot"} // RFC 7858 names none; IANA lists this one
-	case Connect, DoH:
+	case Connect, DoH, ConnectAndDoH:
 		return []string{"h2", "http/1.1"}
 	case DNS:
 	}

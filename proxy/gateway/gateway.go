@@ -90,7 +90,7 @@ func (g *Gateway) buildProxy(budgets *limit.Budgets) error {
 	}
 	g.proxy, err = proxy.New(proxy.Config{
 		Current: &g.inForce.current, Registry: &g.inForce.registry, Dialer: dialer, Recorder: g.cfg.Recorder, Log: g.cfg.Log,
-		Front: g.cfg.Front, HelloTimeout: g.cfg.HelloTimeout, Budgets: budgets, Bound: g.cfg.Resolver.Bound,
+		Front: g.cfg.Front, HelloTimeout: g.cfg.HelloTimeout, Budgets: budgets, Bound: g.cfg.Resolver.Bound, Query: queryAnswerer(g.dns),
 		Tunnel: g.cfg.Tunnel, Forward: g.cfg.Forward,
 	})
 	if d := g.cfg.Descriptors.Opened; d != nil && err == nil {
@@ -113,12 +113,15 @@ func (g *Gateway) buildDNS(budgets *limit.Budgets) error {
 }
 
 // handler returns the function that serves a listener's connections.
-func (g *Gateway) handler(p Protocol) func(context.Context, *listen.Conn) {
-	switch p {
+func (g *Gateway) handler(l door) func(context.Context, *listen.Conn) {
+	switch l.protocol {
 	case DNS, DoT:
 		return g.dns.ServeStream
 	case DoH:
 		return g.dns.ServeDoH
+	case ConnectAndDoH:
+		isQueryAuthority := func(authority string) bool { return g.doors.isQueryAuthority(l, authority) }
+		return func(ctx context.Context, conn *listen.Conn) { g.proxy.ServeWithDoH(ctx, conn, isQueryAuthority) }
 	case Connect:
 	}
 	return g.proxy.Serve
@@ -176,7 +179,7 @@ func (g *Gateway) serveDoors(ctx context.Context, serving *sync.WaitGroup) {
 		}
 	}
 	for _, l := range g.doors.connections {
-		serving.Go(func() { stopped(l.Name(), l.Serve(ctx, g.handler(l.protocol))) })
+		serving.Go(func() { stopped(l.Name(), l.Serve(ctx, g.handler(l))) })
 	}
 	for _, u := range g.doors.datagrams {
 		serving.Go(func() { stopped(u.Name(), g.dns.ServeUDP(ctx, u)) })
