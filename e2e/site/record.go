@@ -17,6 +17,7 @@ type Record struct {
 	Listener    string    `json:"listener"`
 	Client      string    `json:"client"`
 	Identity    string    `json:"identity"`
+	Protocol    string    `json:"protocol"`
 	Host        string    `json:"host"`
 	Address     string    `json:"address"`
 	Class       string    `json:"address_class"`

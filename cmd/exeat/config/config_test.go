@@ -69,6 +69,9 @@ listeners:
   - {name: d, address: "10.0.0.9:53", protocol: dns, identity: source-map, sources: {10.1.0.0/16: spiffe://td.example/w, "2001:db8::7/128": spiffe://td.example/v}}
   - {name: dot, address: "0.0.0.0:853", protocol: dot}
   - {name: doh, address: "[::]:443", protocol: doh, present: {certificate: w.pem, key: wk.pem}}
+  - {name: both, address: "[::]:444", protocol: [doh, connect], trace_parent: accept, present: {certificate: w.pem, key: wk.pem}}
+  - {name: one, address: "[::]:445", protocol: [doh]}
+  - {name: alone, address: "[::]:446", protocol: [connect]}
 resolver:
   nat64: "2001:db8::/48"
   servers: [10.0.0.1, "[::1]:54", {udp: 10.0.0.2}, {tcp: 10.0.0.3}, {dot: "2001:db8::53", name: dns.example, ca: d.pem}]
@@ -108,6 +111,10 @@ func TestEveryKeySetsItsValue(t *testing.T) {
 		l[0].Sources[netip.MustParsePrefix("10.1.0.0/16")].String() != "spiffe://td.example/w" ||
 		l[1].Protocol != gateway.DoT || l[2].Protocol != gateway.DoH || l[2].WebKey != "/x/wk.pem" {
 		t.Errorf("DNS listeners %+v", l)
+	}
+	if l := got.Listeners[6:]; l[0].Protocol != gateway.ConnectAndDoH || !l[0].AcceptTrace || l[0].WebKey != "/x/wk.pem" ||
+		l[1].Protocol != gateway.DoH || l[2].Protocol != gateway.Connect {
+		t.Errorf("listeners with a list of protocols %+v", l)
 	}
 	limits := dns.Limits{Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
 	if got.Gateway.DNS != limits || got.Gateway.DNSConnections != 4 || got.Gateway.SpanEvery != 7 {
@@ -257,6 +264,13 @@ func TestMistakesAreRefused(t *testing.T) {
 		{"a source with host bits", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.1/8: spiffe://td.example/w}}"), "no range of addresses"},
 		{"a source without an id", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}}"), "no SPIFFE ID"},
 		{"an unknown protocol", listener("{name: a, address: 127.0.0.1:1, protocol: doq}"), "doq"},
+		{"an unknown protocol in a list", listener("{name: a, address: 127.0.0.1:1, protocol: [connect, doq]}"), `e.yaml:5:57: item of protocol: want connect or dns or dot or doh, not "doq"`},
+		{"no protocol", listener("{name: a, address: 127.0.0.1:1, protocol: []}"), "e.yaml:5:47: protocol: write one of connect, dns, dot and doh, or [connect, doh]"},
+		{"a protocol twice", listener("{name: a, address: 127.0.0.1:1, protocol: [doh, doh]}"), "or [connect, doh]"},
+		{"three protocols", listener("{name: a, address: 127.0.0.1:1, protocol: [connect, doh, connect]}"), "or [connect, doh]"},
+		{"protocols that do not share a listener", listener("{name: a, address: 127.0.0.1:1, protocol: [connect, dot]}"), "or [connect, doh]"},
+		{"CONNECT and DoH without TLS", listener("{name: a, address: 127.0.0.1:1, protocol: [connect, doh], identity: self}"), "remove the key identity, or doh from protocol"},
+		{"CONNECT and DoH on a socket", listener(`{name: a, address: "unix:/s", protocol: [connect, doh]}`), "over an IP address"},
 		{"no queries", minimal + "dns: {queries_per_second: 0}\n", "want a number from 1"},
 		{"an unknown bound", minimal + "dns: {queries: 1}\n", `unknown key "queries"`},
 		{"a name server by name", minimal + "resolver: {servers: dns.example}\n", "no name server"},
@@ -349,6 +363,10 @@ func TestOneMistakeIsOneError(t *testing.T) {
 		"a source without an id":      listener("protocol: dns, identity: source-map, sources: {10.0.0.0/8: w}"),
 		"fixed without an id":         listener("identity: fixed"),
 		"a source map with nothing":   listener("protocol: dns, identity: source-map, sources: {}"),
+		"protocols that do not mix":   "identity: {dir: id}\n" + listener("protocol: [connect, dot]"),
+		"no protocol":                 "identity: {dir: id}\n" + listener("protocol: []"),
+		"a protocol that is none":     "identity: {dir: id}\n" + listener("protocol: [connect, doq]"),
+		"both without TLS":            listener("protocol: [connect, doh], identity: self") + "identity: {dir: id}\n",
 		"listeners that are no list":  "listeners: {a: {address: 127.0.0.1:1}}\n",
 		"sinks that are no list":      listener("identity: fixed, id: spiffe://td.example/w") + "records: {sinks: {file: a}}\n",
 		"an identity that has no key": listener("identity: self") + "identity: gateway\n",

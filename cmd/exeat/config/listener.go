@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -151,16 +152,41 @@ func socketMode(n *strictyaml.Node) fs.FileMode {
 	return fs.FileMode(mode)
 }
 
+// protocol reads the protocol of a listener, or the list of those that it takes.
 func protocol(n *strictyaml.Node) gateway.Protocol {
-	switch word, _ := n.Word("connect", "dns", "dot", "doh"); word {
-	case "dns":
-		return gateway.DNS
-	case "dot":
-		return gateway.DoT
-	case "doh":
-		return gateway.DoH
+	if !n.IsList() {
+		p, _ := oneProtocol(n)
+		return p
 	}
+	var all []gateway.Protocol
+	for item := range n.Items() {
+		p, ok := oneProtocol(item)
+		if !ok {
+			return gateway.Connect // there is an error already
+		}
+		all = append(all, p)
+	}
+	switch {
+	case len(all) == 1:
+		return all[0]
+	case len(all) == 2 && slices.Contains(all, gateway.Connect) && slices.Contains(all, gateway.DoH):
+		return gateway.ConnectAndDoH
+	}
+	n.Errorf("write one of connect, dns, dot and doh, or [connect, doh]: no others share a listener")
 	return gateway.Connect
+}
+
+func oneProtocol(n *strictyaml.Node) (p gateway.Protocol, ok bool) {
+	word, ok := n.Word("connect", "dns", "dot", "doh")
+	switch word {
+	case "dns":
+		p = gateway.DNS
+	case "dot":
+		p = gateway.DoT
+	case "doh":
+		p = gateway.DoH
+	}
+	return p, ok
 }
 
 // sources reads ranges of addresses and the identities of their callers.
@@ -191,11 +217,15 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 		n.Errorf("DNS is asked over an IP address: write one, with a port")
 		return
 	}
-	if l.AcceptTrace {
+	if l.AcceptTrace && !l.Protocol.TakesRequests() {
 		n.Errorf("trace_parent is for protocol: connect only: queries carry none")
 	}
 	if l.Protocol != gateway.DNS {
-		if l.Identity != gateway.MTLS {
+		switch {
+		case l.Identity == gateway.MTLS:
+		case l.Protocol == gateway.ConnectAndDoH:
+			n.Errorf("DoH is spoken over TLS, where the client's certificate is the identity: remove the key identity, or doh from protocol")
+		default:
 			n.Errorf("over TLS the client's certificate is the identity: remove the key identity")
 		}
 		return

@@ -143,7 +143,7 @@ func (f files) lowered(key string, from, to, needed int) string {
 // zero without a listener for them.
 func connections(cfg *gateway.Config) (requests, queries int) {
 	for _, l := range cfg.Listeners {
-		if l.Protocol == gateway.Connect {
+		if l.Protocol.TakesRequests() {
 			requests = cmp.Or(cfg.MaxConnections, gateway.DefaultMaxConnections)
 		} else {
 			queries = cmp.Or(cfg.DNSConnections, gateway.DefaultDNSConnections)

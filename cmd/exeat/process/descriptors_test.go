@@ -50,6 +50,7 @@ func TestFitLowersUnsetBounds(t *testing.T) {
 		"an old default":                      {limit: 1024, listeners: both, wantC: 479, wantD: 116, lowered: 2},
 		"no queries":                          {limit: 1024, listeners: both[:1], wantC: 547, wantD: 4096, lowered: 1},
 		"queries only":                        {limit: 1024, listeners: both[1:], wantC: 16384, wantD: 934, lowered: 1},
+		"CONNECT and DoH on one listener":     {limit: 1024, listeners: []gateway.Protocol{gateway.ConnectAndDoH}, wantC: 547, wantD: 4096, lowered: 1},
 		"few descriptors":                     {limit: 40, listeners: both[:1], wantC: 4, wantD: 4096, lowered: 1},
 		"set, and small enough":               {limit: 1024, listeners: both, connects: 300, queries: 64, wantC: 300, wantD: 64},
 		"set, and too large":                  {limit: 1024, listeners: both, connects: 1000, queries: 1000, wantC: 1000, wantD: 1000, tooMuch: 1},
