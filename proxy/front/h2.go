@@ -39,7 +39,7 @@ func (f *H2) serve(ctx context.Context, conn Conn, early []byte, handler Handler
 	session := h2.New(h2.Config{
 		Serve: func(s *h2.Stream, head h2.Head) func() {
 			x := &exchange{front: f, stream: s}
-			return x.serve(head, handler)
+			return x.serve(parseStream(head, conn.IsQueryAuthority), handler)
 		},
 		MaxStreams: f.cfg.Streams, HeadLimit: f.cfg.HeadLimit, HeadTimeout: f.cfg.HeadTimeout,
 		Idle: f.cfg.KeepAlive, Max: f.cfg.Max, Memory: f.cfg.Memory,
@@ -101,10 +101,13 @@ type exchange struct {
 
 // serve answers the request of a stream. It returns the function that relays the tunnel,
 // or nil if none was opened.
-func (x *exchange) serve(head h2.Head, handler Handler) (run func()) {
-	r := parseStream(head)
+func (x *exchange) serve(r *Request, handler Handler) (run func()) {
 	r.Client, r.Stream = x.stream, true
-	if r.IsPlain() {
+	switch {
+	case r.Query != nil:
+		_ = x.stream.SetReadDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
+		r.Query.Body = &streamQueryBody{stream: x.stream, left: r.Body}
+	case r.IsPlain():
 		r.Client = plainStream{x.stream}
 	}
 	a := handler.Handle(x.stream.Context(), r)

@@ -20,11 +20,16 @@ type pseudo struct {
 // errPseudo is the error for pseudo-header fields that are malformed.
 var errPseudo = errors.New("malformed pseudo-header field")
 
-// parseStream builds the canonical request from the head of a stream.
-func parseStream(h h2.Head) *Request {
+// parseStream builds the canonical request from the head of a stream. isQueryAuthority is
+// that of the connection.
+func parseStream(h h2.Head, isQueryAuthority func(string) bool) *Request {
 	r := new(Request)
 	p, fields, err := splitPseudo(h.Fields)
+	isQuery := isQueryAuthority != nil && p.scheme == "https" && !IsConnect(p.method) && isQueryTarget(p.path)
 	r.Method, r.Target = p.method, p.target()
+	if isQuery {
+		r.Target = p.path
+	}
 	switch {
 	case err != nil:
 		r.Reason, r.Detail = allowlist.MalformedHeader, err.Error()
@@ -41,11 +46,16 @@ func parseStream(h h2.Head) *Request {
 		r.Reason, r.Detail = headReason(err), err.Error()
 		return r
 	}
-	if !r.IsPlain() {
+	switch {
+	case isQuery:
+		if r.Reason = r.parseQueryStream(p.authority, h.End, isQueryAuthority); r.Reason != allowlist.NoReason {
+			r.Query = nil
+		}
+	case r.IsPlain():
+		r.Reason = r.parsePlainStream(h.End)
+	default:
 		r.Reason = r.parseConnect()
-		return r
 	}
-	r.Reason = r.parsePlainStream(h.End)
 	return r
 }
 
@@ -141,6 +151,18 @@ func (r *Request) parsePlainStream(end bool) allowlist.Reason {
 	}
 	authority := r.URL.Dest.String()
 	if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause != "" {
+		return allowlist.AuthorityMismatch
+	}
+	return r.measureBody(end)
+}
+
+// parseQueryStream parses a query of a stream, whose front sets the body.
+func (r *Request) parseQueryStream(authority string, end bool, isQueryAuthority func(string) bool) allowlist.Reason {
+	if reason := r.parseQuery(authority, isQueryAuthority); reason != allowlist.NoReason {
+		return reason
+	}
+	if r.Head.HasHost && !strings.EqualFold(r.Head.Host, authority) {
+		r.Cause = "Host is not :authority"
 		return allowlist.AuthorityMismatch
 	}
 	return r.measureBody(end)

@@ -83,6 +83,27 @@ func (b *queryBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// streamQueryBody reads the body of a query over HTTP/2.
+type streamQueryBody struct {
+	stream io.Reader
+	left   int64 // number of bytes that are missing; negative if the length was not announced
+}
+
+// errBodyLength is the error for a body that is not as long as announced (RFC 9113 section
+// 8.1.1).
+var errBodyLength = errors.New("the body has another length than Content-Length says")
+
+// Read implements io.Reader.
+func (b *streamQueryBody) Read(p []byte) (int, error) {
+	n, err := b.stream.Read(p)
+	if b.left >= 0 {
+		if b.left -= int64(n); b.left < 0 || errors.Is(err, io.EOF) && b.left > 0 {
+			return 0, errBodyLength
+		}
+	}
+	return n, err
+}
+
 // hasUnread reports whether bytes of the request's body have not been read. They would be
 // taken for the next request.
 func (r *Request) hasUnread() bool {
