@@ -25,14 +25,14 @@ func (d *dataReader) read(fh http2.FrameHeader) error {
 	if err != nil {
 		return err
 	}
-	left := int(fh.Length)
+	carried := int(fh.Length)
 	if fh.Flags.Has(http2.FlagDataPadded) {
-		left -= 1 + padding
+		carried -= 1 + padding
 	}
 	if s == nil || d.stream != s {
 		d.deliver()
 	}
-	for left > 0 {
+	for left := carried; left > 0; {
 		p, err := c.reader.in.next(left) // it delivers what is held before it reads into the same block
 		if err != nil {
 			return err
@@ -51,12 +51,12 @@ func (d *dataReader) read(fh http2.FrameHeader) error {
 	if s != nil && fh.Flags.Has(http2.FlagDataEndStream) {
 		s.in.end()
 	}
-	if fh.Length > smallData {
+	switch {
+	case s == nil:
+	case carried > smallData:
 		c.reader.budget.pay(paidData)
-		return nil
-	}
-	if fh.Length == 0 && !fh.Flags.Has(http2.FlagDataEndStream) || s == nil {
-		return c.reader.budget.spend(costFrame, "DATA without data, or on a stream that is closed")
+	case carried == 0 && !fh.Flags.Has(http2.FlagDataEndStream):
+		return c.reader.budget.spend(costFrame, "DATA without data")
 	}
 	return nil
 }
@@ -118,12 +118,7 @@ func (d *dataReader) admit(fh http2.FrameHeader) (*Stream, error) {
 		if fh.StreamID == 0 || c.ids.isIdle(fh.StreamID) {
 			return nil, violation(http2.ErrCodeProtocol, "DATA on a stream that is not open")
 		}
-		if !c.resets.has(fh.StreamID) { // after our own reset the peer may not know of it yet
-			_ = c.out.frames.WriteRSTStream(fh.StreamID, http2.ErrCodeStreamClosed)
-			c.resets.add(fh.StreamID)
-		}
-		c.flow.grant(n)
-		return nil, nil //nolint:nilnil // there is no stream, and that is no error
+		return nil, d.discard(fh)
 	}
 	if s.in.ended {
 		s.resetLocked(http2.ErrCodeStreamClosed, violation(http2.ErrCodeStreamClosed, "DATA behind the end of the stream"))
@@ -136,6 +131,20 @@ func (d *dataReader) admit(fh http2.FrameHeader) (*Stream, error) {
 		return nil, nil //nolint:nilnil // as above
 	}
 	return s, nil
+}
+
+// discard counts a DATA frame whose data is thrown away because its stream is closed. What
+// the peer may have sent before it knew costs nothing. The caller holds mu.
+func (d *dataReader) discard(fh http2.FrameHeader) error {
+	c, n := d.conn, int64(fh.Length)
+	c.flow.grant(n)
+	if late := c.resets.find(fh.StreamID); late == nil {
+		_ = c.out.frames.WriteRSTStream(fh.StreamID, http2.ErrCodeStreamClosed)
+		c.resets.add(fh.StreamID, 0)
+	} else if late.window -= max(n, smallData); late.window >= 0 {
+		return nil
+	}
+	return c.reader.budget.spend(costFrame, "DATA on a stream that is closed")
 }
 
 // hold adds data of a stream to what is held, which stands before it in the same block: it

@@ -5,22 +5,33 @@ import "slices"
 // recentResets remembers the last streams that this end has reset, on which the peer may
 // have sent more before it knew.
 type recentResets struct {
-	ids  [64]uint32
-	next int
+	most int // how many are remembered
+	all  []lateStream
+	next int // index of the oldest one, once there are as many
 }
 
-func (r *recentResets) add(id uint32) {
-	r.ids[r.next%len(r.ids)] = id
-	r.next++
+type lateStream struct {
+	id     uint32
+	window int64 // bytes that the peer may still send
 }
 
-func (r *recentResets) has(id uint32) bool {
-	for _, known := range r.ids {
-		if known == id {
-			return true
+func (r *recentResets) add(id uint32, window int64) {
+	if len(r.all) < r.most {
+		r.all = append(r.all, lateStream{id, window})
+		return
+	}
+	r.all[r.next] = lateStream{id, window}
+	r.next = (r.next + 1) % r.most
+}
+
+// find returns a stream; nil if it is not among them.
+func (r *recentResets) find(id uint32) *lateStream {
+	for i := range r.all {
+		if r.all[i].id == id {
+			return &r.all[i]
 		}
 	}
-	return false
+	return nil
 }
 
 // flow counts what may be sent and received on a connection, and what waits in its streams.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -47,11 +48,8 @@ func (r *reader) readFrame() error {
 	r.in.begin()
 	defer r.in.finish()
 	f, err := r.framer.ReadFrameForHeader(fh)
-	if failed, ok := err.(http2.StreamError); ok { //nolint:errorlint // the Framer returns it unwrapped
-		return r.refuse(failed.StreamID, failed.Code)
-	}
 	if err != nil {
-		return err
+		return r.handleMalformed(fh, err)
 	}
 	return r.handle(f)
 }
@@ -83,6 +81,23 @@ func (r *reader) handle(f http2.Frame) error {
 	return r.budget.spend(costFrame+int64(f.Header().Length/(4<<10)), f.Header().Type.String())
 }
 
+// handleMalformed ends the stream of a frame that cannot be parsed, or returns an error that
+// ends the connection.
+func (r *reader) handleMalformed(fh http2.FrameHeader, err error) error {
+	failed, isStream := errors.AsType[http2.StreamError](err)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF) && r.in.err == nil: // from the Framer, and not from the link
+		return violation(http2.ErrCodeFrameSize, fh.Type.String()+" ends within a field")
+	case isStream && fh.Type == http2.FrameWindowUpdate:
+		return r.refuse(fh.StreamID, failed.Code)
+	case isStream: // what a HEADERS frame does to the table of the decoder is lost (RFC 9113 section 6.2)
+		return violation(failed.Code, "a malformed frame: "+fh.Type.String())
+	case fh.Type == http2.FramePriority && errors.Is(err, http2.ConnectionError(http2.ErrCodeFrameSize)): // RFC 9113 section 6.3
+		return r.refuse(fh.StreamID, http2.ErrCodeFrameSize)
+	}
+	return err
+}
+
 // refuse ends a stream because of a frame that is malformed.
 func (r *reader) refuse(id uint32, code http2.ErrCode) error {
 	c := r.conn
@@ -93,7 +108,7 @@ func (r *reader) refuse(id uint32, code http2.ErrCode) error {
 		return r.budget.spend(costReset, "malformed frames")
 	}
 	if c.ids.isIdle(id) {
-		return violation(http2.ErrCodeProtocol, "a malformed frame on a stream that is not open")
+		return violation(code, "a malformed frame on a stream that is not open")
 	}
 	return r.budget.spend(costReset, "malformed frames")
 }

@@ -112,6 +112,7 @@ type peerSettings struct {
 type ids struct {
 	client bool
 	last   uint32 // the highest id of a stream that the peer has opened
+	opened uint32 // how many streams the peer has opened
 	next   uint32 // the id of the next stream that this end opens
 }
 
@@ -125,6 +126,15 @@ func (i *ids) isIdle(id uint32) bool {
 	}
 	return id > i.last
 }
+
+// take notes that the peer has opened a stream.
+func (i *ids) take(id uint32) {
+	i.last = id
+	i.opened++
+}
+
+// hasSkipped reports whether the peer has left out ids below last.
+func (i *ids) hasSkipped() bool { return i.opened < i.last/2+i.last%2 }
 
 // New returns a connection on a link. Run runs it.
 func New(cfg Config, link *tunnel.Link) *Conn {
@@ -142,13 +152,14 @@ func New(cfg Config, link *tunnel.Link) *Conn {
 	}
 	c.flow = flow{conn: c, sendWindow: initialWindow, recvWindow: initialWindow}
 	c.life.conn, c.changed.L = c, &c.mu
+	c.resets.most = cfg.MaxStreams // as many may be reset at once
 	c.reader.init(c)
 	c.out.init(c)
 	c.start()
 	return c
 }
 
-// start queues what this end must send first, which the first flush sends.
+// start queues what this end must send first.
 func (c *Conn) start() {
 	settings := []http2.Setting{
 		{ID: http2.SettingInitialWindowSize, Val: streamWindow},
@@ -209,7 +220,6 @@ func (c *Conn) Run(ctx context.Context, early []byte) error {
 		timer := time.AfterFunc(c.cfg.Max, c.Leave)
 		defer timer.Stop()
 	}
-	c.out.flush()
 	var err error
 	for err == nil {
 		err = c.reader.readFrame()
@@ -280,7 +290,7 @@ func (c *Conn) sayGoodbye() {
 	defer c.out.writing.Unlock()
 	c.mu.Lock()
 	if !c.life.final || code != http2.ErrCodeNo { // it was said before
-		_ = c.out.frames.WriteGoAway(c.ids.last, code, []byte(text))
+		_ = c.out.frames.WriteGoAway(c.life.lastTaken(), code, []byte(text))
 	}
 	out := c.out.queue
 	c.out.queue = nil

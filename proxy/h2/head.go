@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/net/http2"
@@ -76,7 +77,9 @@ func (r *reader) readHead(f *http2.HeadersFrame) (Head, error) {
 		if b.raw += len(fragment); b.raw > b.limit || frames > maxContinuations {
 			return head, violation(http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("a head of more than %d bytes or %d frames", b.limit, maxContinuations))
 		}
-		if _, err := b.decoder.Write(fragment); err != nil {
+		if _, err := b.decoder.Write(fragment); errors.Is(err, hpack.ErrStringLength) {
+			return head, violation(http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("a head with a string of more than %d bytes", b.limit))
+		} else if err != nil {
 			return head, violation(http2.ErrCodeCompression, "a head cannot be decompressed")
 		}
 		if ended {

@@ -15,9 +15,10 @@ const leaveTime = time.Second
 type life struct {
 	conn *Conn
 
-	begun    bool // the first GOAWAY was sent
-	final    bool // no other stream of the peer is taken
-	peerLeft bool // the peer takes no other stream
+	begun    bool   // the first GOAWAY was sent
+	final    bool   // no other stream of the peer is taken
+	taken    uint32 // the last stream that was taken, once final is set
+	peerLeft bool   // the peer takes no other stream
 	timer    *time.Timer
 	idle     *time.Timer // runs while there is no stream; nil without Config.Idle
 }
@@ -54,12 +55,21 @@ func (l *life) leaveFinally() {
 	c := l.conn
 	c.mu.Lock()
 	if c.err == nil {
-		l.final = true
-		_ = c.out.frames.WriteGoAway(c.ids.last, http2.ErrCodeNo, nil)
+		l.final, l.taken = true, c.ids.last
+		_ = c.out.frames.WriteGoAway(l.taken, http2.ErrCodeNo, nil)
 		l.streamEnded()
 	}
 	c.mu.Unlock()
 	c.out.flush()
+}
+
+// lastTaken returns the last stream of the peer that was taken. It does not grow after the
+// peer was told (RFC 9113 section 6.8).
+func (l *life) lastTaken() uint32 {
+	if l.final {
+		return l.taken
+	}
+	return l.conn.ids.last
 }
 
 // peerLeaves notes that the peer takes no more streams, and none of those behind the last

@@ -30,19 +30,25 @@ func (r *reader) handleHead(id uint32, head Head) error {
 		return r.handleAnswer(s, head)
 	}
 	switch {
+	case c.err != nil: // its streams have ended, so that nothing would end this one
+		return c.err
 	case c.ids.client && c.ids.isIdle(id), id%2 == 0:
 		return violation(http2.ErrCodeProtocol, "HEADERS on a stream that is not open")
-	case c.resets.has(id), c.ids.client && !c.ids.isIdle(id): // the peer did not know of our reset
+	case c.resets.find(id) != nil, c.ids.client && !c.ids.isIdle(id): // the peer did not know of our reset
 		return r.budget.spend(costFrame, "HEADERS on a stream that is closed")
+	case !c.ids.isIdle(id) && c.ids.hasSkipped(): // RFC 9113 section 5.1.1; the stream was perhaps never opened
+		return violation(http2.ErrCodeProtocol, "HEADERS on a stream behind a later one")
 	case !c.ids.isIdle(id):
 		return violation(http2.ErrCodeStreamClosed, "HEADERS on a stream that is closed")
-	case c.life.final: // the peer learns from GOAWAY that nobody looks at it
+	}
+	c.ids.take(id)
+	if c.life.final { // the peer learns from GOAWAY that nobody looks at it, nor at what follows on it
+		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "HEADERS after GOAWAY")
 	}
-	c.ids.last = id
 	if c.open >= c.cfg.MaxStreams || c.serving >= c.cfg.MaxStreams+extraServing {
 		_ = c.out.frames.WriteRSTStream(id, http2.ErrCodeRefusedStream)
-		c.resets.add(id)
+		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "streams beyond the limit")
 	}
 	s := c.newStream(r.ctx, id)

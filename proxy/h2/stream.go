@@ -183,7 +183,7 @@ func (s *Stream) leave() {
 func (s *Stream) resetLocked(code http2.ErrCode, err error) {
 	if s.conn.streams[s.id] == s {
 		_ = s.conn.out.frames.WriteRSTStream(s.id, code)
-		s.conn.resets.add(s.id)
+		s.conn.resets.add(s.id, s.in.window)
 	}
 	s.closeLocked(err)
 }
