@@ -11,3 +11,16 @@ const (
 	FullBudget   = fullBudget
 	MaxFrame     = maxFrame
 )
+
+// HoldWriting keeps others from writing until release is called.
+func (c *Conn) HoldWriting() (release func()) {
+	c.out.writing.Lock()
+	return c.out.writing.Unlock
+}
+
+// Room returns what the peer takes on all streams together.
+func (c *Conn) Room() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flow.sendWindow
+}

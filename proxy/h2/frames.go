@@ -74,11 +74,10 @@ func (r *reader) handle(f http2.Frame) error {
 		return r.handlePing(f)
 	case *http2.GoAwayFrame:
 		c.life.peerLeaves(f.LastStreamID)
-		return r.budget.spend(costFrame, "GOAWAY")
 	case *http2.PushPromiseFrame:
 		return violation(http2.ErrCodeProtocol, "PUSH_PROMISE")
 	}
-	return r.budget.spend(costFrame+int64(f.Header().Length/(4<<10)), f.Header().Type.String())
+	return r.budget.spend(costFrame+int64(f.Header().Length/(4<<10)), f.Header().Type.String()) // of GOAWAY, PRIORITY and unknown frames
 }
 
 // handleMalformed ends the stream of a frame that cannot be parsed, or returns an error that
@@ -144,21 +143,21 @@ func (r *reader) handleWindow(f *http2.WindowUpdateFrame) error {
 			return violation(http2.ErrCodeFlowControl, "a window of the connection of more than 2^31-1 bytes")
 		}
 		c.flow.wake()
-		return r.budget.spend(costFrame, "WINDOW_UPDATE")
+		return r.budget.spendCredit()
 	}
 	s := c.streams[f.StreamID]
 	if s == nil {
 		if c.ids.isIdle(f.StreamID) {
 			return violation(http2.ErrCodeProtocol, "WINDOW_UPDATE on a stream that is not open")
 		}
-		return r.budget.spend(costFrame, "WINDOW_UPDATE on a stream that is closed")
+		return r.budget.spendCredit()
 	}
 	if s.out.window += n; s.out.window > maxWindow {
 		s.resetLocked(http2.ErrCodeFlowControl, violation(http2.ErrCodeFlowControl, "a window of the stream of more than 2^31-1 bytes"))
 	} else {
 		s.out.changed.signal()
 	}
-	return r.budget.spend(costFrame, "WINDOW_UPDATE")
+	return r.budget.spendCredit()
 }
 
 // maxWindow is the largest window (RFC 9113 section 6.9.1).

@@ -24,10 +24,9 @@ const (
 	idle   = 13 // it was not opened
 )
 
-// scene opens the streams of a frameCase.
-func scene(t *testing.T, cfg h2.Config) *server {
+// openScene opens the streams of a frameCase.
+func (s *server) openScene(t *testing.T) {
 	t.Helper()
-	s := serve(t, cfg)
 	for _, opened := range []struct {
 		id   uint32
 		does string
@@ -42,7 +41,6 @@ func scene(t *testing.T, cfg h2.Config) *server {
 		t.Fatalf("%+v, want the end of the stream", e)
 	}
 	s.Send(t, func() error { return s.WriteRSTStream(theirs, http2.ErrCodeCancel) })
-	return s
 }
 
 // connect returns the fields of a CONNECT.
@@ -136,7 +134,8 @@ func number(n uint32) string { return string(binary.BigEndian.AppendUint32(nil, 
 const head = "\x02\x07CONNECT\x01\x04echo"
 
 func (c *frameCase) run(t *testing.T) {
-	s := scene(t, h2.Config{})
+	s := serve(t, h2.Config{})
+	s.openScene(t)
 	for _, f := range c.frames {
 		s.Send(t, func() error { return s.WriteRawFrame(f.kind, f.flags, f.id, []byte(f.payload)) })
 	}

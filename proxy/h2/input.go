@@ -54,8 +54,11 @@ func (in *input) fill() error {
 	if in.err != nil {
 		return in.explain(in.err)
 	}
+	if err := in.prepare(); err != nil {
+		return err
+	}
 	if in.b == nil {
-		if err := in.wait(); err != nil {
+		if err := in.explain(in.conn.link.Wait()); err != nil {
 			return err
 		}
 		in.b = blocks.get()
@@ -72,9 +75,10 @@ func (in *input) fill() error {
 	return nil
 }
 
-// wait waits until there are bytes to read. Before that, everything that has come is
-// delivered and what it has caused is sent.
-func (in *input) wait() error {
+// prepare does what must be done before bytes are waited for: what has come is answered, and
+// the rest of a frame gets a deadline. The peer may need the credit among the answers to
+// send more, so they do not wait until it pauses.
+func (in *input) prepare() error {
 	in.conn.out.flushSoon()
 	if in.inFrame && !in.limited {
 		in.limited = true
@@ -83,7 +87,7 @@ func (in *input) wait() error {
 			return err
 		}
 	}
-	return in.explain(in.conn.link.Wait())
+	return nil
 }
 
 // explain returns the error for an error of the link.

@@ -91,8 +91,9 @@ func (out *outbound) send(n int) error {
 	c.reader.budget.pay(paidData)
 	if n > smallFrame || len(c.out.queue) >= maxOutData {
 		c.mu.Unlock()
-		return c.out.writeData(s.id, b, n)
+		return c.out.writeData(out, b, n)
 	}
+	c.reader.budget.sent(n)
 	putDataHeader(b[:], n, s.id, false)
 	_, _ = c.out.Write(b[:frameHeader+n]) // it returns no error
 	c.mu.Unlock()
@@ -128,6 +129,7 @@ func (out *outbound) respond(fields []Field, body []byte) (sent bool, err error)
 	}
 	out.appendHead(fields, false)
 	c.flow.reserve(out.stream, len(body))
+	c.reader.budget.sent(len(body))
 	c.out.appendData(out.stream.id, body, true)
 	out.endLocked()
 	c.mu.Unlock()

@@ -126,36 +126,54 @@ func (o *output) extendDeadline() {
 	}
 }
 
-// writeData writes n bytes of a block as DATA frames, with everything before them that is
-// queued. The bytes begin behind the room for a header.
-func (o *output) writeData(id uint32, b *block, n int) error {
+// writeData writes n bytes of a block as DATA frames of a stream, with everything before
+// them that is queued. The bytes begin behind the room for a header. They were taken from
+// the windows, and go back there if the stream fails before they are written.
+func (o *output) writeData(stream *outbound, b *block, n int) error {
+	c := o.conn
 	o.writing.Lock()
 	o.writeOut()
-	o.conn.mu.Lock()
+	c.mu.Lock()
 	most := smallPayload
-	if o.conn.peer.maxFrame >= maxPayload {
+	if c.peer.maxFrame >= maxPayload {
 		most = maxPayload
 	}
-	o.conn.mu.Unlock()
+	failed := stream.failure()
+	if failed != nil { // RST_STREAM may be on its way, and nothing may follow it
+		c.flow.refund(stream.stream, n)
+	}
+	c.mu.Unlock()
+	var err error
+	if failed == nil {
+		err = o.writeFrames(stream.stream.id, b, n, most)
+	}
+	if err != nil {
+		c.end(err) // before another write can fail because of this one
+	}
+	o.writing.Unlock()
+	if err != nil {
+		return c.failure()
+	}
+	o.flush()
+	return failed
+}
+
+// writeFrames writes n bytes of a block as DATA frames of most bytes. The caller holds
+// writing.
+func (o *output) writeFrames(id uint32, b *block, n, most int) (err error) {
 	o.extendDeadline()
 	o.conn.link.Gather()
-	var err error
 	for at := 0; at < n && err == nil; {
 		m := min(n-at, most)
 		putDataHeader(b[at:], m, id, false) // over bytes that were written before
+		o.conn.reader.budget.sent(m)
 		_, err = o.conn.link.Write(b[at : at+frameHeader+m])
 		at += m
 	}
 	if ferr := o.conn.link.Flush(); err == nil {
 		err = ferr
 	}
-	o.writing.Unlock()
-	if err != nil {
-		o.conn.end(err)
-		return o.conn.failure()
-	}
-	o.flush()
-	return nil
+	return err
 }
 
 // flushSoon does what flush does, in another goroutine: the goroutine that reads must not
