@@ -1,6 +1,9 @@
 package h2
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // recentResets remembers the last streams that this end has reset, on which the peer may
 // have sent more before it knew.
@@ -39,12 +42,13 @@ func (r *recentResets) find(id uint32) *lateStream {
 type flow struct {
 	conn *Conn
 
-	sendWindow int64     // bytes that the peer takes on all streams together
-	waiting    []*Stream // streams that wait for sendWindow
-	recvWindow int64     // bytes that the peer may still send on all streams together
-	credited   int64     // bytes that were received and will be added to recvWindow
-	queued     int64     // bytes that wait in the streams
-	owed       int64     // bytes among them that were not added to credited
+	sendWindow int64       // bytes that the peer takes on all streams together
+	waiting    []*Stream   // streams that wait for sendWindow
+	recvWindow int64       // bytes that the peer may still send on all streams together
+	credited   int64       // bytes that were received and will be added to recvWindow
+	queued     int64       // bytes that wait in the streams
+	owed       int64       // bytes among them that were not added to credited
+	timer      *time.Timer // runs while credit is owed because of other connections
 }
 
 // grant notes that the peer may send n more bytes on the connection, and tells it when
@@ -66,25 +70,53 @@ func (f *flow) sendCredit() {
 // for the connection at once.
 func (f *flow) keep(n int64) {
 	f.queued += n
-	total := f.conn.cfg.Memory.queued.Add(n)
-	if f.queued <= connMemory && total <= f.conn.cfg.Memory.most {
-		f.grant(n)
-		return
-	}
 	f.owed += n
+	f.conn.cfg.Memory.queued.Add(n)
+	f.settle()
 }
 
-// forget counts n bytes that wait no longer. No more credit may be owed than bytes wait.
+// forget counts n bytes that wait no longer.
 func (f *flow) forget(n int64) {
 	f.queued -= n
-	total := f.conn.cfg.Memory.queued.Add(-n)
+	f.conn.cfg.Memory.queued.Add(-n)
+	f.settle()
+}
+
+// settle gives the credit that need not be held back. No more may be owed than bytes wait.
+// If only other connections are the reason to hold it back, it looks again later: nothing
+// may come or be taken on this one before the peer has credit.
+func (f *flow) settle() {
+	memory := f.conn.cfg.Memory
 	due := max(0, f.owed-f.queued)
-	if f.queued <= connMemory && total <= f.conn.cfg.Memory.most {
+	if f.queued <= connMemory && memory.Queued() <= memory.most {
 		due = f.owed
 	}
 	if due > 0 {
 		f.owed -= due
 		f.grant(due)
+	}
+	if f.owed > 0 && f.queued <= connMemory && f.timer == nil && f.conn.err == nil {
+		f.timer = time.AfterFunc(creditTime, f.settleLater)
+	}
+}
+
+// creditTime is the time after which a connection looks whether others have fewer bytes
+// waiting.
+const creditTime = 100 * time.Millisecond
+
+// settleLater is called by the timer. mu is not held.
+func (f *flow) settleLater() {
+	f.conn.mu.Lock()
+	f.timer = nil
+	f.settle()
+	f.conn.mu.Unlock()
+	f.conn.out.flush()
+}
+
+// stop stops the timer.
+func (f *flow) stop() {
+	if f.timer != nil {
+		f.timer.Stop()
 	}
 }
 

@@ -255,6 +255,7 @@ func (c *Conn) endLocked(err error) {
 	}
 	c.err = err
 	c.life.stop()
+	c.flow.stop()
 	for _, s := range c.streams {
 		s.closeLocked(err)
 	}
