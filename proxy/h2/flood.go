@@ -16,27 +16,28 @@ const (
 	costFrame = 1  // a frame that carries nothing: PING, SETTINGS, PRIORITY, empty DATA, an unknown type
 	costReset = 10 // a stream that is reset before it was answered: it may have cost a dial
 
-	paidData   = 2  // a DATA frame of more than smallData bytes that came, or data that was sent
-	paidAnswer = 10 // a request that was answered with success
+	paidData    = 2  // a DATA frame of more than smallData bytes that came, or data that was sent
+	paidAnswer  = 10 // a request that was answered with success
+	paidRefusal = 2  // any other answer: Go's client resets the stream after it, with a PING
 
 	// A DATA frame of so few bytes pays nothing, and costs nothing either: it carries
 	// something, as a TLS record of one byte does.
 	smallData = 64
 
-	// perCredit is the data for which a client returns credit by one WINDOW_UPDATE on the
-	// stream and one on the connection. Go does so for each 4 KiB, others for each frame.
-	perCredit = 4 << 10
+	// A client may return credit for each piece of data that it reads, on the stream and on
+	// the connection. Go's client does so for pieces of 4 KiB.
+	creditsEach = 2
+	creditPiece = 4 << 10
 )
 
 // budget bounds what a peer may send without carrying anything. An honest client sends a
 // few PING and WINDOW_UPDATE frames for the data that it carries, and ends nearly every
 // tunnel with RST_STREAM after its end. One goroutine may spend, and any may pay.
 type budget struct {
-	left int64
-	at   time.Time    // when perSecond was added last
-	paid atomic.Int64 // what was paid since the last call of spend
-
-	credits atomic.Int64 // WINDOW_UPDATE frames that cost nothing, for data that was sent
+	left    int64
+	at      time.Time    // when perSecond was added last
+	paid    atomic.Int64 // what was paid since the last call of spend
+	credits atomic.Int64 // how many WINDOW_UPDATE frames the data that was sent has paid for
 }
 
 // spend takes what a frame costs. It returns an error if too little is left.
@@ -59,14 +60,23 @@ func (b *budget) spend(cost int64, what string) error {
 // pay adds to what is left.
 func (b *budget) pay(n int64) { b.paid.Add(n) }
 
-// sent notes a DATA frame of n bytes that is sent: the peer may return credit for it.
-func (b *budget) sent(n int) { b.credits.Add(2 * int64(1+n/perCredit)) }
+// paySent pays for n bytes of data that were sent where there was room for room bytes. A
+// peer that makes room for a few bytes at a time pays for that itself.
+func (b *budget) paySent(n, room int) {
+	if n == room && n <= smallData {
+		return
+	}
+	b.pay(paidData)
+	b.credits.Add(creditsEach * int64(1+n/creditPiece))
+}
 
-// spendCredit takes what a WINDOW_UPDATE costs, which is nothing if it may return credit.
-func (b *budget) spendCredit() error {
-	if b.credits.Load() > 0 { // only sent adds to it meanwhile
+// spendCredit takes what a WINDOW_UPDATE frame costs, as spend does. It is free for data that
+// was sent. A client may read what it has received all at once and much later, so these
+// payments have no bound.
+func (b *budget) spendCredit(what string) error {
+	if b.credits.Load() > 0 {
 		b.credits.Add(-1)
 		return nil
 	}
-	return b.spend(costFrame, "WINDOW_UPDATE")
+	return b.spend(costFrame, what)
 }

@@ -143,21 +143,21 @@ func (r *reader) handleWindow(f *http2.WindowUpdateFrame) error {
 			return violation(http2.ErrCodeFlowControl, "a window of the connection of more than 2^31-1 bytes")
 		}
 		c.flow.wake()
-		return r.budget.spendCredit()
+		return r.budget.spendCredit("WINDOW_UPDATE")
 	}
 	s := c.streams[f.StreamID]
 	if s == nil {
 		if c.ids.isIdle(f.StreamID) {
 			return violation(http2.ErrCodeProtocol, "WINDOW_UPDATE on a stream that is not open")
 		}
-		return r.budget.spendCredit()
+		return r.budget.spendCredit("WINDOW_UPDATE on a stream that is closed")
 	}
 	if s.out.window += n; s.out.window > maxWindow {
 		s.resetLocked(http2.ErrCodeFlowControl, violation(http2.ErrCodeFlowControl, "a window of the stream of more than 2^31-1 bytes"))
 	} else {
 		s.out.changed.signal()
 	}
-	return r.budget.spendCredit()
+	return r.budget.spendCredit("WINDOW_UPDATE")
 }
 
 // maxWindow is the largest window (RFC 9113 section 6.9.1).

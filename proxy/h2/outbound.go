@@ -88,12 +88,11 @@ func (out *outbound) send(n int) error {
 		c.mu.Unlock()
 		return err
 	}
-	c.reader.budget.pay(paidData)
+	c.reader.budget.paySent(n, out.room)
 	if n > smallFrame || len(c.out.queue) >= maxOutData {
 		c.mu.Unlock()
 		return c.out.writeData(out, b, n)
 	}
-	c.reader.budget.sent(n)
 	putDataHeader(b[:], n, s.id, false)
 	_, _ = c.out.Write(b[:frameHeader+n]) // it returns no error
 	c.mu.Unlock()
@@ -129,7 +128,7 @@ func (out *outbound) respond(fields []Field, body []byte) (sent bool, err error)
 	}
 	out.appendHead(fields, false)
 	c.flow.reserve(out.stream, len(body))
-	c.reader.budget.sent(len(body))
+	c.reader.budget.paySent(len(body), maxPayload)
 	c.out.appendData(out.stream.id, body, true)
 	out.endLocked()
 	c.mu.Unlock()
@@ -149,6 +148,8 @@ func (out *outbound) appendHead(fields []Field, end bool) {
 		return
 	case '2':
 		c.reader.budget.pay(paidAnswer)
+	default:
+		c.reader.budget.pay(paidRefusal)
 	}
 	s.answered = true
 }

@@ -166,7 +166,6 @@ func (o *output) writeFrames(id uint32, b *block, n, most int) (err error) {
 	for at := 0; at < n && err == nil; {
 		m := min(n-at, most)
 		putDataHeader(b[at:], m, id, false) // over bytes that were written before
-		o.conn.reader.budget.sent(m)
 		_, err = o.conn.link.Write(b[at : at+frameHeader+m])
 		at += m
 	}
