@@ -1,10 +1,12 @@
 package tunnel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -114,11 +116,16 @@ func (t *Tunnel) spend(dst *side, n int) bool {
 // finish forwards the end of src: it closes dst for writing.
 func (t *Tunnel) finish(src, dst *side) {
 	t.ending.Lock()
-	if t.first == None {
-		t.first = src.name
+	hidden := !dst.finished && src.hidesReset()
+	if !hidden {
+		t.first = cmp.Or(t.first, src.name)
+		src.finished = true
 	}
-	src.finished = true
 	t.ending.Unlock()
+	if hidden {
+		t.fail("reading from", src, syscall.ECONNRESET)
+		return
+	}
 	err := dst.closeWrite()
 	switch {
 	case errors.Is(err, errNoCloseWrite):

@@ -93,6 +93,24 @@ func (s *side) socket() syscall.RawConn {
 	return nil
 }
 
+// hidesReset reports whether the peer has reset the connection although a read has returned
+// io.EOF: a socket reports a reset once, and a write at the same time may have got it. The
+// answer is right only before closeWrite, which ends the connection in order.
+func (s *side) hidesReset() (hides bool) {
+	socket := s.socket()
+	if socket == nil {
+		return false
+	}
+	_ = socket.Control(func(fd uintptr) { // an error means that the connection is closed
+		if _, err := syscall.Getpeername(int(fd)); err == nil {
+			return
+		}
+		code, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+		hides = err == nil && syscall.Errno(code) != syscall.EPIPE // which says that the end came before the reset
+	})
+	return hides
+}
+
 // readSecure borrows a buffer only when the socket has bytes. It reads all bytes that
 // crypto/tls has buffered before it waits.
 func (s *side) readSecure() (b *buffer, n int, err error) {
