@@ -82,6 +82,7 @@ func (a *admission) read() (more bool) {
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF) && len(a.received) > 0:
 		return a.judge(a.received, true)
 	case errors.Is(err, io.EOF):
+		a.endWait()
 		a.finish(a.client, a.upstream)
 	default:
 		a.fail("reading from", a.client, err)
@@ -98,9 +99,7 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 	}
 	switch ruling {
 	case Pass:
-		if t := a.Tunnel; t.setGateWait(-1) || a.waiting {
-			t.readUntil(time.Time{})
-		}
+		a.endWait()
 		a.passed = a.forward(a.upstream, p, &a.up)
 	case More:
 		if len(a.received) == 0 {
@@ -131,7 +130,7 @@ func (t *Tunnel) Hurry() {
 }
 
 // setGateWait notes how long the gate waits; a negative value means that it has passed the
-// first bytes. It reports whether Hurry was called.
+// first bytes, or that there are none. It reports whether Hurry was called.
 func (t *Tunnel) setGateWait(waits time.Duration) (hurried bool) {
 	t.ending.Lock()
 	defer t.ending.Unlock()
@@ -144,6 +143,13 @@ func (a *admission) wait() {
 	if !a.waiting {
 		a.waiting = true
 		a.readUntil(time.Now().Add(a.gate.Wait))
+	}
+}
+
+// endWait ends Gate.Wait, because no more bytes are needed.
+func (a *admission) endWait() {
+	if a.setGateWait(-1) || a.waiting {
+		a.readUntil(time.Time{})
 	}
 }
 

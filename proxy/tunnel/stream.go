@@ -77,6 +77,9 @@ func (t *Tunnel) Wake() {
 	if gate := t.gate; gate != nil {
 		t.gate = nil
 		if !t.admit(gate, nil) {
+			if t.client.finished { // only this goroutine sets it
+				parked = t.endUp()
+			}
 			return
 		}
 	}
@@ -93,16 +96,22 @@ func (t *Tunnel) relayUp() (parked bool) {
 			return false
 		case errors.Is(err, io.EOF):
 			t.finish(t.client, t.upstream)
-			t.upEnded = true
-			t.relayed.Done()
-			if !t.client.stream.Park(t) {
-				t.cut(Client, nil)
-			}
-			return true
+			return t.endUp()
 		case err != nil:
 			t.fail("reading from", t.client, err)
 			return false
 		}
+	}
+	return true
+}
+
+// endUp ends the direction to the upstream after the client has finished. It returns true
+// and parks, so that the client can still leave.
+func (t *Tunnel) endUp() (parked bool) {
+	t.upEnded = true
+	t.relayed.Done()
+	if !t.client.stream.Park(t) {
+		t.cut(Client, nil)
 	}
 	return true
 }

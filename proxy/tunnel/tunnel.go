@@ -88,7 +88,7 @@ type Tunnel struct {
 
 	ending   sync.Mutex    // guards the next six fields
 	hurried  bool          // Hurry was called while the gate had not ruled yet
-	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before that, and negative after the gate has passed them
+	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before, and negative after that
 	reason   Reason        // why both directions were cut; None if they were not
 	err      error         // the error if reason is Error
 	first    Reason        // the side that finished first, Client or Upstream
