@@ -124,6 +124,10 @@ func (r *reader) handleReset(f *http2.RSTStreamFrame) error {
 	case s == nil:
 		return r.budget.spend(costFrame, "RST_STREAM on a stream that is closed")
 	}
+	if f.ErrCode == http2.ErrCodeNo && s.in.ended && c.ids.isOurs(s.id) {
+		s.out.stopLocked()
+		return nil
+	}
 	answered := s.answered || c.ids.isOurs(f.StreamID)
 	s.closeLocked(&ResetError{f.ErrCode})
 	if !answered {

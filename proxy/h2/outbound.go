@@ -170,6 +170,14 @@ func (out *outbound) endLocked() {
 	}
 }
 
+// stopLocked notes that the peer, a server, has answered in full and needs nothing more.
+// The answer can still be read: RFC 9113 section 8.1 forbids to throw it away. The caller
+// holds mu.
+func (out *outbound) stopLocked() {
+	out.endLocked()
+	out.changed.signal()
+}
+
 // close ends the direction.
 func (out *outbound) close() error {
 	c := out.stream.conn
