@@ -74,7 +74,7 @@ func TestEchoSendsBackAndCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if err := new(load.Client).Exchange(t.Context(), e.At("127.0.0.1"), 64); err != nil {
+	if err := load.Exchange(t.Context(), new(load.Client), e.At("127.0.0.1"), 64); err != nil {
 		t.Error(err)
 	}
 }

@@ -17,16 +17,16 @@ func (b *bench) bulk(ctx context.Context) error {
 		transfer func(ctx context.Context, p *peer) error
 	}{
 		{"down an mTLS tunnel", secure, func(ctx context.Context, p *peer) error {
-			return p.client(b.callers[0]).Down(ctx, p.secure.source, b.bytes)
+			return load.Down(ctx, p.client(b.callers[0]), p.secure.source, b.bytes)
 		}},
 		{"up an mTLS tunnel", secure, func(ctx context.Context, p *peer) error {
-			return p.client(b.callers[0]).Up(ctx, p.secure.sink, b.bytes)
+			return load.Up(ctx, p.client(b.callers[0]), p.secure.sink, b.bytes)
 		}},
 		{"down a clear tunnel", spliced, func(ctx context.Context, p *peer) error {
-			return p.clearClient().Down(ctx, p.clear.source, b.bytes)
+			return load.Down(ctx, p.clearClient(), p.clear.source, b.bytes)
 		}},
 		{"up a clear tunnel", spliced, func(ctx context.Context, p *peer) error {
-			return p.clearClient().Up(ctx, p.clear.sink, b.bytes)
+			return load.Up(ctx, p.clearClient(), p.clear.sink, b.bytes)
 		}},
 	} {
 		err := b.paired(ctx, report.Row{Figure: row.figure, Unit: "s/GB", Bar: row.bar}, func(ctx context.Context, p *peer) (float64, error) {

@@ -64,8 +64,8 @@ resolver:
     %s: 127.0.0.1
 records: {file: %s}
 timeouts: {drain_delay: 0s, drain_timeout: 0s}
-limits: {connections_per_source: 100000, handshakes_per_source: 100000, requests_per_identity: 100000, tunnels: 100000, connects_per_second: 100000}
-`, caller, originName, records)
+limits: {streams_per_connection: %d, connections_per_source: 100000, handshakes_per_source: 100000, requests_per_identity: 100000, tunnels: 100000, connects_per_second: 100000}
+`, caller, originName, records, maxStreams)
 }
 
 func policy(td spiffeid.TrustDomain, targets []string) string {

@@ -58,7 +58,7 @@ type part struct {
 func (b *bench) parts() []part {
 	parts := []part{{"tunnels", b.newTunnels}}
 	if !b.peers { // these compare exeat with itself
-		parts = append(parts, part{"evidence", b.quietTunnels}, part{"denials", b.denials})
+		parts = append(parts, part{"evidence", b.quietTunnels}, part{"denials", b.denials}, part{"h2", b.h2})
 	}
 	return append(parts, part{"bulk", b.bulk}, part{"trips", b.roundTrips}, part{"latency", b.latency}, part{"idle", b.idleTunnels})
 }

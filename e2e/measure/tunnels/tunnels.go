@@ -77,7 +77,7 @@ func (b *bench) quietTunnels(ctx context.Context) error {
 // for one in milliseconds.
 func exchanges(ctx context.Context, p *peer, callers []*caller, n int) (float64, error) {
 	return perUnit(ctx, p, n, func(ctx context.Context, i int) error {
-		return p.client(callers[i%len(callers)]).Exchange(ctx, p.secure.echo, exchangeSize)
+		return load.Exchange(ctx, p.client(callers[i%len(callers)]), p.secure.echo, exchangeSize)
 	}, p.spans.tunnels)
 }
 

@@ -1,4 +1,5 @@
-// Package load has clients of a CONNECT proxy, for tests and measurements.
+// Package load has clients of a CONNECT proxy, for tests and measurements. They speak
+// HTTP/1.1 (Client) or HTTP/2 (Session, and Framed with the frames of common clients).
 //
 // Every connection over TLS does a full handshake with the key exchanges of the Client's
 // configuration; no session is resumed. A tunnel that does not do what a correct
@@ -108,10 +109,16 @@ func (c *Client) Open(ctx context.Context, target string) (Conn, error) {
 	return nil, err
 }
 
+// Opener opens tunnels to a target, HOST:PORT as the proxy resolves it: a Client, each on a
+// connection of its own, or a Session, all on one.
+type Opener interface {
+	Open(ctx context.Context, target string) (Conn, error)
+}
+
 // Exchange opens a tunnel to an echo, sends size bytes, waits until they come back, and
 // closes the tunnel.
-func (c *Client) Exchange(ctx context.Context, target string, size int) error {
-	conn, err := c.Open(ctx, target)
+func Exchange(ctx context.Context, o Opener, target string, size int) error {
+	conn, err := o.Open(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -190,8 +197,8 @@ func Echo(conn net.Conn, p []byte) error {
 const chunk = 64 << 10
 
 // Down reads size bytes from a source through a tunnel.
-func (c *Client) Down(ctx context.Context, target string, size int64) error {
-	conn, err := c.Open(ctx, target)
+func Down(ctx context.Context, o Opener, target string, size int64) error {
+	conn, err := o.Open(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -214,8 +221,8 @@ func (c *Client) Down(ctx context.Context, target string, size int64) error {
 }
 
 // Up writes size bytes to a sink through a tunnel, and checks that all have arrived.
-func (c *Client) Up(ctx context.Context, target string, size int64) error {
-	conn, err := c.Open(ctx, target)
+func Up(ctx context.Context, o Opener, target string, size int64) error {
+	conn, err := o.Open(ctx, target)
 	if err != nil {
 		return err
 	}

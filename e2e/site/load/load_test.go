@@ -100,21 +100,21 @@ func TestProxyWithoutTLSGetsAConnect(t *testing.T) {
 		}
 		_, _ = io.Copy(conn, conn)
 	})}
-	if err := c.Exchange(t.Context(), "origin:1", 64); err != nil {
+	if err := load.Exchange(t.Context(), &c, "origin:1", 64); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestForwarderGetsNoConnect(t *testing.T) {
 	addr := serve(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
-	if err := new(load.Client).Exchange(t.Context(), addr, 64); err != nil {
+	if err := load.Exchange(t.Context(), new(load.Client), addr, 64); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAnUploadThatDidNotArriveIsAnError(t *testing.T) {
 	addr := serve(t, func(conn net.Conn) { _ = read(conn, make([]byte, 1000)) })
-	if err := new(load.Client).Up(t.Context(), addr, 2000); err == nil {
+	if err := load.Up(t.Context(), new(load.Client), addr, 2000); err == nil {
 		t.Error("no error")
 	}
 }
