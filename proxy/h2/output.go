@@ -175,12 +175,37 @@ func (o *output) writeFrames(id uint32, b *block, n, most int) (err error) {
 	return err
 }
 
-// flushSoon does what flush does, in another goroutine: the goroutine that reads must not
-// write itself, because while the peer does not read, it could not read either.
+// flushSoon does what flush does for the goroutine that reads, which must not wait for a
+// peer that does not read: what the socket has no room for is written by another goroutine.
 func (o *output) flushSoon() {
-	if o.hasOut() {
-		o.conn.running.Go(o.flush)
+	if !o.conn.link.Gathers() {
+		if o.hasOut() {
+			o.conn.running.Go(o.flush)
+		}
+		return
 	}
+	for o.hasOut() && o.writing.TryLock() {
+		o.conn.link.Gather()
+		o.writeOut()
+		all, err := o.conn.link.TryFlush()
+		if !all {
+			o.conn.running.Go(o.writeRest)
+			return
+		}
+		if err != nil {
+			o.conn.end(err)
+		}
+		o.writing.Unlock()
+	}
+}
+
+// writeRest writes what TryFlush has left. It unlocks writing, which flushSoon has locked.
+func (o *output) writeRest() {
+	if err := o.conn.link.Flush(); err != nil {
+		o.conn.end(err)
+	}
+	o.writing.Unlock()
+	o.flush()
 }
 
 // encodedHead is what the encoder writes to.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -73,6 +74,9 @@ func (l *Link) Fill(p []byte) (n int, err error) {
 // Write writes to the connection.
 func (l *Link) Write(p []byte) (int, error) { return l.side.conn.Write(p) }
 
+// Gathers reports whether Gather has an effect.
+func (l *Link) Gathers() bool { return l.state() != nil }
+
 // Gather keeps what is written from now on until Flush writes all of it at once.
 func (l *Link) Gather() {
 	if state := l.state(); state != nil {
@@ -90,6 +94,11 @@ func (l *Link) Flush() error {
 	}
 	return state.flush(l.side.below)
 }
+
+// TryFlush does what Flush does as far as the socket has room, without waiting. It reports
+// whether that was all; otherwise gathering goes on, and Flush writes the rest. The Link must
+// gather.
+func (l *Link) TryFlush() (all bool, err error) { return l.state().tryFlush(l.side.below) }
 
 func (l *Link) state() *linkState {
 	if l.side.below == nil {
@@ -134,13 +143,35 @@ func (s *linkState) flush(to *Conn) error {
 		return nil
 	}
 	_, err := to.Conn.Write(s.gathered.bytes)
+	s.flushed(to, err)
+	return err
+}
+
+// tryFlush implements TryFlush.
+func (s *linkState) tryFlush(to *Conn) (all bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gathered != nil {
+		var n int
+		n, err = writeNow(to.raw, s.gathered.bytes)
+		if errors.Is(err, syscall.EAGAIN) {
+			s.gathered.bytes = append(s.gathered.bytes[:0], s.gathered.bytes[n:]...)
+			return false, nil
+		}
+		s.flushed(to, err)
+	}
+	s.gathering = false
+	return true, err
+}
+
+// flushed gives the buffer back after a write that returned err. The caller holds mu.
+func (s *linkState) flushed(to *Conn, err error) {
 	if err != nil {
 		to.torn.Store(true)
 	}
 	s.gathered.bytes = s.gathered.bytes[:0]
 	gatherBuffers.Put(s.gathered)
 	s.gathered = nil
-	return err
 }
 
 // readAhead reads as much as there is into a borrowed buffer, and gives out of it what TLS

@@ -151,3 +151,43 @@ func TestLinkGathersWrites(t *testing.T) {
 		t.Errorf("%d writes, want two", n)
 	}
 }
+
+// TestLinkTriesToFlush flushes to a peer that does not read, until the socket is full. The
+// rest is written by Flush, in order with what is written meanwhile.
+func TestLinkTriesToFlush(t *testing.T) {
+	wire, accepted := pair(t, "tcp")
+	client, server := secure(t, wire, Wrap(accepted))
+	link, err := NewLink(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("x", 64<<10)
+	want, all := 0, true
+	for all {
+		link.Gather()
+		if _, err := link.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		want += len(text)
+		if all, err = link.TryFlush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := link.Write([]byte("the end")); err != nil { // it is kept, or it would overtake the rest
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- link.Flush() }()
+	expect(t, client, strings.Repeat("x", want)+"the end")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	link.Gather()
+	if _, err := link.Write([]byte("later")); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := link.TryFlush(); !all || err != nil {
+		t.Errorf("all written: %v, %v", all, err)
+	}
+	expect(t, client, "later")
+}
