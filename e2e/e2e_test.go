@@ -2,8 +2,9 @@
 // sockets, curl, certificates made by OpenSSL, and a standard Go client.
 //
 // It needs curl, openssl, gnutls-cli, certtool and dig; for other clients python3,
-// wget, apt, git, cargo, node with undici, java and javac; for DNS also unbound,
-// python3-dnspython, musl-gcc, ip, unshare and mount, the last two also for full disks.
+// wget, apt, git, cargo, node with undici, java and javac; for HTTP/2 also nghttp, h2load
+// and the curl of curl.sh; for DNS also unbound, python3-dnspython, musl-gcc, ip, unshare
+// and mount, the last two also for full disks.
 // Where a tool is missing, the tests that need it are skipped; with CI set in the
 // environment they fail. The flag -bytes is the number of bytes that TestStream sends
 // each way:

@@ -15,6 +15,7 @@ type Record struct {
 	Event       string    `json:"event"`
 	ID          string    `json:"id"`
 	Listener    string    `json:"listener"`
+	Wire        string    `json:"wire"`
 	Client      string    `json:"client"`
 	Identity    string    `json:"identity"`
 	Protocol    string    `json:"protocol"`
