@@ -11,19 +11,22 @@ import (
 	"sync"
 )
 
-// Echo is an origin on loopback that sends back what it receives. It closes a connection
+// Echo is an origin that sends back what it receives. It closes a connection
 // when the client has closed its side.
 type Echo struct {
-	// Address is the address of the listener, on 127.0.0.1.
+	// Address is the address of the listener.
 	Address netip.AddrPort
 
 	listener net.Listener
 	serving  sync.WaitGroup
 }
 
-// NewEcho starts an Echo.
-func NewEcho(ctx context.Context) (*Echo, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+// NewEcho starts an Echo on a free port of 127.0.0.1.
+func NewEcho(ctx context.Context) (*Echo, error) { return NewEchoAt(ctx, "127.0.0.1:0") }
+
+// NewEchoAt starts an Echo at an address.
+func NewEchoAt(ctx context.Context, address string) (*Echo, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
