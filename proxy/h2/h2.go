@@ -260,6 +260,7 @@ func (c *Conn) endLocked(err error) {
 		s.closeLocked(err)
 	}
 	c.changed.Broadcast()
+	c.out.drained.Broadcast()
 	past := time.Unix(1, 0)
 	until := past
 	if saysGoodbye(err) {

@@ -27,8 +27,10 @@ func (c *Conn) Open(ctx context.Context, fields []Field, end bool) (*Stream, err
 	})
 	defer stop()
 	c.mu.Lock()
+	c.out.awaitQueue()
 	for c.err == nil && ctx.Err() == nil && c.mayOpen() && c.ours >= int(c.peer.maxStreams) {
 		c.changed.Wait()
+		c.out.awaitQueue()
 	}
 	switch {
 	case c.err != nil:

@@ -104,6 +104,7 @@ func (out *outbound) send(n int) error {
 func (out *outbound) writeHead(fields []Field, end bool) error {
 	c := out.stream.conn
 	c.mu.Lock()
+	c.out.awaitQueue()
 	if err := out.failure(); err != nil {
 		c.mu.Unlock()
 		return err
@@ -122,6 +123,7 @@ func (out *outbound) writeHead(fields []Field, end bool) error {
 func (out *outbound) respond(fields []Field, body []byte) (sent bool, err error) {
 	c := out.stream.conn
 	c.mu.Lock()
+	c.out.awaitQueue()
 	if err := out.failure(); err != nil || len(body) > smallPayload || int64(len(body)) > min(out.window, c.flow.sendWindow) {
 		c.mu.Unlock()
 		return false, err

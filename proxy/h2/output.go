@@ -10,8 +10,9 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// maxOut is how many bytes of frames may wait because the peer does not read. Data waits
-// in its stream beyond a part of it, so that only frames without data can reach it.
+// maxOut is how many bytes of frames may wait because the peer does not read. Beyond
+// maxOutData the streams wait before they add anything, so that only frames which the
+// peer's own frames cause, such as answers to PING, can reach maxOut.
 const (
 	maxOut     = 256 << 10
 	maxOutData = 64 << 10
@@ -28,13 +29,14 @@ type output struct {
 
 	// The following fields are guarded by conn.mu.
 	queue, spare []byte         // frames that wait, and a buffer to exchange it with
+	drained      sync.Cond      // wakes those who wait in awaitQueue
 	frames       *http2.Framer  // queues frames, and returns no errors
 	encoder      *hpack.Encoder // appends to encoded
 	encoded      encodedHead
 }
 
 func (o *output) init(c *Conn) {
-	o.conn = c
+	o.conn, o.drained.L = c, &c.mu
 	o.frames = http2.NewFramer(o, nil)
 	o.frames.AllowIllegalWrites = true // its checks would only repeat ours
 	o.encoder = hpack.NewEncoder(&o.encoded)
@@ -48,6 +50,14 @@ func (o *output) Write(p []byte) (int, error) {
 		o.conn.endLocked(violation(http2.ErrCodeEnhanceYourCalm, "the peer does not read what its frames cause"))
 	}
 	return len(p), nil
+}
+
+// awaitQueue waits until a stream may queue a head or an answer, or the connection has
+// ended. The caller holds mu, which is unlocked meanwhile.
+func (o *output) awaitQueue() {
+	for len(o.queue) >= maxOutData && o.conn.err == nil {
+		o.drained.Wait()
+	}
 }
 
 // putDataHeader writes the header of a DATA frame.
@@ -88,6 +98,7 @@ func (o *output) writeOut() {
 	o.conn.mu.Lock()
 	out := o.queue
 	o.queue, o.spare = o.spare[:0], nil
+	o.drained.Broadcast()
 	o.conn.mu.Unlock()
 	if len(out) > 0 {
 		o.write(out)
