@@ -157,9 +157,51 @@ func TestRequestsWaitForTheServer(t *testing.T) {
 	})
 }
 
+// TestEndedStreamsLeaveRoom opens as many streams as the server allows, once more when they
+// have been answered, and then others. What the server still has to do for a stream that
+// has ended takes nothing from the client, but it is bounded.
+func TestEndedStreamsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 200
+		release := make(chan struct{})
+		sent, client := io.Pipe()
+		conn := &deaf{sent: sent, hears: make(chan struct{}), ended: make(chan struct{})}
+		close(conn.hears)
+		link, err := tunnel.NewLink(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := 0
+		var mu sync.Mutex
+		c := h2.New(h2.Config{MaxStreams: most, Serve: func(s *h2.Stream, _ h2.Head) func() {
+			_ = s.WriteFields([]h2.Field{{Name: ":status", Value: "200"}}, true)
+			mu.Lock()
+			served++
+			mu.Unlock()
+			<-release
+			return nil
+		}}, link)
+		ended := make(chan error)
+		go func() { ended <- c.Run(t.Context(), nil) }()
+		for rest := requests(3 * most); rest.Len() > 0; synctest.Wait() {
+			if _, err := client.Write(rest.Next(requests(most).Len())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = client.Close()
+		close(release)
+		synctest.Wait()
+		c.Close()
+		<-ended
+		if served < 2*most || served >= 3*most {
+			t.Errorf("%d streams were served, want at least %d and not all %d", served, 2*most, 3*most)
+		}
+	})
+}
+
 // requests returns the frames of a client that opens windows for everything and sends
 // requests.
-func requests(n int) io.Reader {
+func requests(n int) *bytes.Buffer {
 	var frames, head bytes.Buffer
 	framer, encoder := http2.NewFramer(&frames, nil), hpack.NewEncoder(&head)
 	_ = framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}) // a buffer returns no error

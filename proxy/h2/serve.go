@@ -6,9 +6,14 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// extraServing is how many more goroutines than streams may be busy, because the end of a
-// stream does not end its Serve at once.
-const extraServing = 50
+// mayServe reports whether another stream may be opened. The end of a stream does not end
+// its Serve at once: a client that opens a stream for each one that has ended can have as
+// many ended ones that are still served as open ones, and must not be refused for it.
+// extraServing is for connections with few streams. The caller holds mu.
+func (c *Conn) mayServe() bool {
+	const extraServing = 50
+	return c.open < c.cfg.MaxStreams && c.serving < 2*c.cfg.MaxStreams+extraServing
+}
 
 // newStream adds a stream, whose context ends with ctx. The caller holds mu.
 func (c *Conn) newStream(ctx context.Context, id uint32) *Stream {
@@ -46,7 +51,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "HEADERS after GOAWAY")
 	}
-	if c.open >= c.cfg.MaxStreams || c.serving >= c.cfg.MaxStreams+extraServing {
+	if !c.mayServe() {
 		_ = c.out.frames.WriteRSTStream(id, http2.ErrCodeRefusedStream)
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "streams beyond the limit")
