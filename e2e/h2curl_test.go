@@ -2,6 +2,10 @@ package e2e
 
 import (
 	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,6 +136,44 @@ func TestCurlShowsARefusalOverHTTP2(t *testing.T) {
 		}
 	}
 	if r.Wire != "h2" || r.Reason != "not-on-allowlist" || r.Status != 403 {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// TestCurlAsksForPlainURLsOverHTTP2 sends plain requests with curl, all at once on one
+// connection, and a body. A refusal is an ordinary answer, which curl shows.
+func TestCurlAsksForPlainURLsOverHTTP2(t *testing.T) {
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		_, _ = fmt.Fprintf(w, "%s %s over %s via %s with %d bytes, %v\n", r.Method, r.URL.Path, r.Proto, r.Header.Get("Via"), n, err)
+	}))
+	t.Cleanup(origin.Close)
+	port := portOf(t, origin)
+	s := newSite(t, port)
+	write(t, s.dir, map[string]string{"body": strings.Repeat("b", 3<<20), "origin.pem": ""})
+	h := http2Site{s, start(t, s.dir, "serve"), strconv.Itoa(port)}
+	url := "http://allowed.example:" + h.port + "/"
+
+	stdout, stderr, code := h.curl(t, "--parallel", "--parallel-max", "20", url+"[1-20]")
+	for i := range 20 {
+		if want := fmt.Sprintf("GET /%d over HTTP/1.1 via 2.0 exeat with 0 bytes, <nil>\n", i+1); !strings.Contains(stdout, want) {
+			t.Errorf("no %q in %q", want, stdout)
+		}
+	}
+	decisions := h.decisions(t, 20)
+	if code != 0 || len(decisions) != 20 || clients(decisions) != 1 {
+		t.Errorf("exit code %d, %d decisions over %d connections: %s", code, len(decisions), clients(decisions), stderr)
+	}
+	if stdout, stderr, code = h.curl(t, "--data-binary", "@body", url); code != 0 || stdout != "POST / over HTTP/1.1 via 2.0 exeat with 3145728 bytes, <nil>\n" {
+		t.Errorf("exit code %d, got %q, %s", code, stdout, stderr)
+	}
+
+	stdout, _, code = h.curl(t, "--fail-with-body", "-w", "%{http_code} %{http_version}", "http://secret.example/")
+	r := h.record(t, "decision", 21)
+	if want := "egress denied: secret.example:80 is not allowed for ns/ci/sa/builder; id " + r.ID + "; ask team-ci\n"; code != 22 || !strings.HasPrefix(stdout, want) || !strings.HasSuffix(stdout, "403 2") {
+		t.Errorf("exit code %d, got %q", code, stdout)
+	}
+	if r.Wire != "h2" || r.Reason != "not-on-allowlist" {
 		t.Errorf("record %+v", r)
 	}
 }
