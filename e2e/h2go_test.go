@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -258,6 +260,37 @@ func (c goClient) exchange(t *testing.T, target, text string) {
 	got := make([]byte, len(text))
 	if _, err := io.ReadFull(tunnel, got); err != nil || string(got) != text {
 		t.Fatalf("got %q, %v", got, err)
+	}
+}
+
+// TestGoTunnelOutlivesTheNotice stops the process while a tunnel of Go's client is open. The
+// client hears that it may open no more streams, and the tunnel goes on to its end.
+func TestGoTunnelOutlivesTheNotice(t *testing.T) {
+	port := newEcho(t)
+	s := newSite(t, port)
+	p := start(t, s.dir, "serve")
+	target := net.JoinHostPort("allowed.example", strconv.Itoa(port))
+	client := s.goClients(t, p)["mtls"]
+	tunnel := client.tunnel(t, target)
+	p.signal(t, syscall.SIGTERM)
+	p.stderr.line(t, regexp.MustCompile(`msg=draining tunnels=1`))
+	waitRefused(t, p.listening(t, "mtls").String())
+	if other, resp, err := client.connect(t.Context(), target); err == nil {
+		other.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("another tunnel is answered with %s", resp.Status)
+		}
+	}
+	send(t, tunnel, "still here")
+	_ = tunnel.CloseWrite()
+	if got, err := io.ReadAll(tunnel); err != nil || string(got) != "still here" {
+		t.Errorf("the tunnel brings %q, %v", got, err)
+	}
+	if code := p.exit(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if r := p.record(t, "tunnel.close", 0); r.Wire != "h2" || r.Up != r.Down || r.CloseReason != "client" {
+		t.Errorf("record %+v", r)
 	}
 }
 
