@@ -83,17 +83,27 @@ func TestH2loadIsAnswered(t *testing.T) {
 	}
 }
 
-// dohConfig is siteConfig with a listener for DNS over HTTPS.
-var dohConfig = strings.Replace(siteConfig, "resolver:\n", "  - {name: doh, address: \"127.0.0.1:0\", identity: mtls, protocol: doh}\nresolver:\n", 1)
+// dohConfig is siteConfig with listeners for DNS over HTTPS.
+var dohConfig = strings.Replace(siteConfig, "resolver:\n", `  - {name: doh, address: "127.0.0.1:0", identity: mtls, protocol: doh}
+  - {name: both, address: "127.0.0.1:0", identity: mtls, protocol: [connect, doh]}
+resolver:
+`, 1)
 
 // TestNghttpAsksDoH asks for names with nghttp over DNS over HTTPS, by GET and by POST, and
 // then often with h2load.
 func TestNghttpAsksDoH(t *testing.T) {
+	for _, listener := range []string{"doh", "both"} {
+		t.Run(listener, func(t *testing.T) { askDoH(t, listener) })
+	}
+}
+
+func askDoH(t *testing.T, listener string) {
+	t.Helper()
 	need(t, "nghttp")
 	s := newSite(t, 443)
 	write(t, s.dir, map[string]string{"exeat.yaml": dohConfig})
 	p := start(t, s.dir, "serve")
-	url := "https://" + p.listening(t, "doh").String() + "/dns-query"
+	url := "https://" + p.listening(t, listener).String() + "/dns-query"
 	query := func(name string) []byte {
 		var q dns.Msg
 		q.SetQuestion(name+".", dns.TypeA)
@@ -124,7 +134,7 @@ func TestNghttpAsksDoH(t *testing.T) {
 			if got != want {
 				t.Errorf("%s %s: got %s, want %s", method, name, got, want)
 			}
-			if r := p.record(t, "decision", n); r.Wire != "doh" || r.Identity != builder || r.Host != name {
+			if r := p.record(t, "decision", n); r.Listener != listener || r.Wire != "doh" || r.Identity != builder || r.Host != name {
 				t.Errorf("record %+v", r)
 			}
 			n++
