@@ -138,6 +138,7 @@ func (p *Proxy) ServeWithDoH(ctx context.Context, conn *listen.Conn, isQueryAuth
 	}()
 	conn.Continue = p.h1.Serve(ctx, front.Conn{
 		Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort, Broken: s.broken, IsQueryAuthority: isQueryAuthority,
+		Panicked: func(cause any, stack []byte) { p.Panicked(ctx, cause, stack) },
 	}, s)
 	s.refuseSilent(ctx)
 }

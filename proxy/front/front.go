@@ -104,6 +104,9 @@ type Conn struct {
 	// Host) is this listener, so that the request may contain a DNS query. nil means
 	// that the listener takes no queries.
 	IsQueryAuthority func(authority string) bool
+	// Panicked is called after a panic while a stream of HTTP/2 is served, which ends that
+	// stream only. Without it, such a panic ends the process: no caller can recover it.
+	Panicked func(cause any, stack []byte)
 }
 
 // Kind is the form of an answer. The zero value refuses.

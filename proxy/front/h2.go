@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,7 @@ func (f *H2) serve(ctx context.Context, conn Conn, early []byte, handler Handler
 	session := h2.New(h2.Config{
 		Serve: func(s *h2.Stream, head h2.Head) func() {
 			x := &exchange{front: f, stream: s}
+			defer x.contain(conn.Panicked)
 			return x.serve(parseStream(head, conn.IsQueryAuthority), handler)
 		},
 		MaxStreams: f.cfg.Streams, HeadLimit: f.cfg.HeadLimit, HeadTimeout: f.cfg.HeadTimeout,
@@ -144,6 +146,17 @@ func GoneReason(ctx context.Context) allowlist.Reason {
 		return allowlist.MalformedHeader
 	}
 	return allowlist.ClientGone
+}
+
+// contain ends the stream after a panic, which must not end the others.
+func (x *exchange) contain(panicked func(cause any, stack []byte)) {
+	if panicked == nil {
+		return
+	}
+	if cause := recover(); cause != nil {
+		x.stream.Reset(http2.ErrCodeInternal)
+		panicked(cause, debug.Stack())
+	}
 }
 
 // refuse writes a refusal.
