@@ -26,8 +26,8 @@ const (
 	DefaultStreams     = h2.DefaultMaxStreams
 )
 
-// maxRefused is the number of 407 answers after which a connection is closed: each costs
-// the gateway more than the caller.
+// maxRefused is the number of 407 answers after which a connection takes no other request:
+// each costs the gateway more than the caller.
 const maxRefused = 4
 
 // errNotWritten is passed to Answer.Done when the front panics before it has written the

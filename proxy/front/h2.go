@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -37,9 +38,10 @@ func (f *H2) serve(ctx context.Context, conn Conn, early []byte, handler Handler
 	if err != nil {
 		return
 	}
+	refusals := new(atomic.Int32)
 	session := h2.New(h2.Config{
 		Serve: func(s *h2.Stream, head h2.Head) func() {
-			x := &exchange{front: f, stream: s}
+			x := &exchange{front: f, stream: s, refusals: refusals}
 			defer x.contain(conn.Panicked)
 			return x.serve(parseStream(head, conn.IsQueryAuthority), handler)
 		},
@@ -97,8 +99,9 @@ func (f *H2) stop() {
 
 // exchange is one stream with its request and the answer.
 type exchange struct {
-	front  *H2
-	stream *h2.Stream
+	front    *H2
+	stream   *h2.Stream
+	refusals *atomic.Int32 // number of requests of the connection that were refused with 407
 }
 
 // serve answers the request of a stream. It returns the function that relays the tunnel,
@@ -170,7 +173,7 @@ func (x *exchange) refuse(r *Request, a *Answer) {
 		return
 	}
 	a.done(x.write(resp.Status, resp.Fields, resp.Body))
-	if a.Last {
+	if a.Last || resp.Status == http.StatusProxyAuthRequired && x.refusals.Add(1) >= maxRefused {
 		x.stream.LeaveConn()
 	}
 }

@@ -50,12 +50,13 @@ func (l *life) leave() {
 	l.streamEnded()
 }
 
-// leaveFinally says which streams were taken, and takes no more. mu is not held.
+// leaveFinally says which streams were taken, and takes no more. A second call does nothing.
+// mu is not held.
 func (l *life) leaveFinally() {
 	c := l.conn
 	c.mu.Lock()
-	if c.err == nil {
-		l.final, l.taken = true, c.ids.last
+	if c.err == nil && !l.final {
+		l.begun, l.final, l.taken = true, true, c.ids.last
 		_ = c.out.frames.WriteGoAway(l.taken, http2.ErrCodeNo, nil)
 		l.streamEnded()
 	}

@@ -133,8 +133,9 @@ func (s *Stream) Reset(code http2.ErrCode) {
 	s.conn.out.flush()
 }
 
-// LeaveConn does what Conn.Leave does.
-func (s *Stream) LeaveConn() { s.conn.Leave() }
+// LeaveConn makes the connection take no other stream from now on, and end after the last
+// one. Requests that are on their way are lost.
+func (s *Stream) LeaveConn() { s.conn.life.leaveFinally() }
 
 // LocalAddr returns the local address of the connection.
 func (s *Stream) LocalAddr() net.Addr { return s.conn.link.LocalAddr() }
