@@ -15,20 +15,20 @@ type place struct {
 	left   bool
 }
 
-// takePlace takes the place of a request.
-func takePlace(x *request) *place {
-	p := &place{conn: x.conn}
-	if !x.conn.Begin() {
+// takePlace takes the place of a request. isStream says that it came on a stream.
+func (s *session) takePlace(isStream bool) *place {
+	p := &place{conn: s.conn}
+	if !s.conn.Begin() {
 		p.denied = "the connection was closed for another one"
 		return p
 	}
-	if !x.read.Stream {
+	if !isStream {
 		return p
 	}
 	p.stream = new(limit.Slot)
-	x.mu.Lock()
-	cause := listen.EnterStream(x.conn, p.stream)
-	x.mu.Unlock()
+	s.mu.Lock()
+	cause := listen.EnterStream(s.conn, p.stream)
+	s.mu.Unlock()
 	if cause != limit.NoCause || !p.stream.Begin() {
 		p.denied = "as many connections and streams are open as may be"
 	}

@@ -2,36 +2,56 @@ package proxy
 
 import (
 	"context"
-	"crypto/x509"
 	"runtime/debug"
 
+	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/front"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// AnswerQuery answers a request that may contain a DNS query, for the caller as verified
-// now. It decides the query, records it and spends its budget. It also calls MarkUsed, Begin
-// and End of the connection.
-type AnswerQuery func(ctx context.Context, conn *listen.Conn, caller listen.Caller, r *front.Request) front.Answer
+// AnswerQuery answers a request that may contain a DNS query. It decides the query, records
+// it and spends its budget, and calls MarkUsed of the connection. The caller is Busy also if
+// there is no slot for the query.
+type AnswerQuery func(ctx context.Context, from listen.Verified, r *front.Request) front.Answer
 
-// answerQuery passes a request that may contain a query to the function for queries. After a
-// panic there is no answer, and the connection closes.
+// answerQuery passes a request that may contain a query to the function for queries. It
+// takes the slots that any other request takes, unless the caller has no identity or is
+// over a limit: its connection would keep a slot of such callers as long as it holds back
+// the body or the window for the answer. After a panic there is no answer.
 func (s *session) answerQuery(ctx context.Context, read *front.Request) (a front.Answer) {
+	from := s.verify()
+	var slots *place // nil if the query takes none
 	defer func() {
 		if cause := recover(); cause != nil {
+			slots.leave()
 			s.proxy.Panicked(ctx, cause, debug.Stack())
-			a = front.Answer{Kind: front.Forwarded, End: front.Close}
+			a = front.Answer{Kind: front.Forwarded, End: front.Abort}
 		}
 	}()
-	caller, _ := s.currentCaller()
-	return s.proxy.cfg.Query(ctx, s.conn, caller, read)
+	if reason, _, _ := overLimit(&from.Caller); reason == allowlist.NoReason && from.Caller.Reason == allowlist.NoReason {
+		slots = s.takePlace(read.Stream)
+		from.Caller.Busy = slots.denied != ""
+	} else {
+		from.Caller.Busy = from.Caller.Busy || s.conn.LostSlot()
+	}
+	a = s.proxy.cfg.Query(ctx, from, read)
+	if read.Stream && slots != nil && slots.denied != "" {
+		a.Last = false // only this stream has no slot
+	}
+	answered := a.Done
+	a.Done = func(err error) {
+		defer slots.leave()
+		if answered != nil {
+			answered(err)
+		}
+	}
+	return a
 }
 
-// currentCaller returns the caller, re-verified if the trust bundles have changed, and the
-// chain by which it was verified.
-func (s *session) currentCaller() (listen.Caller, []*x509.Certificate) {
+// verify returns the caller, re-verified if the trust bundles have changed.
+func (s *session) verify() listen.Verified {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn.Renew()
-	return s.conn.Caller, s.conn.Certificates
+	return listen.VerifiedOf(s.conn)
 }

@@ -39,7 +39,7 @@ func TestPanicInAQueryEndsItsConnection(t *testing.T) {
 	}
 	p, err := proxy.New(proxy.Config{
 		Current: &live.Current{}, Registry: &live.Registry{}, Dialer: dialer, Recorder: recorder, Log: slog.New(slog.DiscardHandler),
-		Query: func(context.Context, *listen.Conn, listen.Caller, *front.Request) front.Answer {
+		Query: func(context.Context, listen.Verified, *front.Request) front.Answer {
 			panic("the function for queries of this test panics")
 		},
 	})

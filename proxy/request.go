@@ -46,7 +46,7 @@ func (s *session) Handle(ctx context.Context, read *front.Request) front.Answer 
 // connection without a request.
 func (s *session) handle(ctx context.Context, read *front.Request) (a front.Answer) {
 	x := &request{session: s, read: read, asked: read.Asked, detail: read.Detail, cause: read.Cause}
-	x.place = takePlace(x)
+	x.place = s.takePlace(read.Stream)
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.proxy.Panicked(ctx, cause, debug.Stack())
@@ -167,7 +167,8 @@ func (x *request) answer(ctx context.Context) front.Answer {
 // request that has loaded the state before it will be decided again.
 func (x *request) renew() {
 	x.state = x.proxy.cfg.Current.Load()
-	x.caller, x.certificates = x.currentCaller()
+	verified := x.verify()
+	x.caller, x.certificates = verified.Caller, verified.Certificates
 	x.pending.Identity, x.pending.Proof = x.caller.ID, x.caller.Proof
 }
 

@@ -28,7 +28,7 @@ func (s *Server) ServeDoH(ctx context.Context, conn *listen.Conn) {
 	if s.draining.stage() == ended { // before net/http can read a request
 		return
 	}
-	defer s.enter(conn, &conn.Caller, conn.Cut)()
+	defer s.enter(listen.VerifiedOf(conn), conn.Cut)()
 	h := &dohConn{server: s, conn: conn, ctx: ctx, http1: protocols(conn).HTTP1(), bodies: make(map[*http.ResponseController]struct{})}
 	h.meter = meter{Conn: conn.Conn, free: int64(s.cfg.Limits.PerStream) * bytesPerQuery, spend: func() bool {
 		caller := h.caller()
@@ -195,7 +195,9 @@ func (h *dohConn) enter() (late, ok bool) {
 	}
 	h.handlers.Add(1)
 	h.running++
-	if !mayKeepSlot(&h.conn.Caller) {
+	if caller := &h.conn.Caller; caller.Reason != allowlist.NoReason || isOverLimit(caller) {
+		// With Begin, the connection would keep a slot of callers without an identity
+		// as long as the client holds back the body or the window for the answer.
 		return h.conn.LostSlot(), true
 	}
 	h.begun++

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -42,30 +41,29 @@ type HTTPAnswer struct {
 }
 
 // AnswerHTTP answers a request of a connection that carries more than queries: CONNECTs
-// and plain requests, of which package dns knows nothing. Such a connection is treated as
-// one of the proxy, and each query on it as a request:
+// and plain requests, of which package dns knows nothing. Such a connection is one of the
+// proxy, which gives each query a slot as any other request.
 //
-//   - The caller's slot has a request from here to Done, as with a connection of ServeDoH.
 //   - The query is in the registry, and not the connection. So a shutdown waits for the
 //     query, and a state that does not know the caller any more ends its look-up, after
 //     which the name is decided again. If the connection were in the registry, its end
 //     would also cut off a tunnel, which the same state ends by itself and for a reason
 //     that its record names. An idle connection without an entry does no harm: each later
 //     request is decided by the state in force then.
+//   - The look-up does not end when the client resets the stream of its query: the record
+//     would blame the servers for a time-out, and the next client finds the answer in the
+//     cache.
 //   - Bytes that belong to no query are not counted (meter), since they may belong to a
 //     tunnel. The front bounds heads and bodies, and each head that it accepts is a request
 //     which spends a budget.
-//
-// caller is the caller as verified now.
-func (s *Server) AnswerHTTP(ctx context.Context, conn *listen.Conn, caller listen.Caller, r *HTTPRequest) HTTPAnswer {
+func (s *Server) AnswerHTTP(ctx context.Context, from listen.Verified, r *HTTPRequest) HTTPAnswer {
 	e := httpExchange{
-		transport: transport{listener: conn.Listener, wire: wireDoH, shared: true},
-		server:    s, conn: conn, caller: caller, read: r.query,
+		transport: transport{listener: from.Listener, wire: wireDoH, shared: true},
+		server:    s, conn: from.Conn, caller: from.Caller, read: r.query,
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	leave, end := s.enter(conn, &e.caller, cancel), e.begin()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	leave := s.enter(from, cancel)
 	release := func() {
-		defer end()
 		defer cancel()
 		leave()
 	}
@@ -85,25 +83,6 @@ func (s *Server) AnswerHTTP(ctx context.Context, conn *listen.Conn, caller liste
 		}
 	}
 	return a
-}
-
-// begin notes in the slot of the connection that a request has begun, and returns the
-// function that notes its end.
-func (e *httpExchange) begin() (end func()) {
-	if !mayKeepSlot(&e.caller) {
-		e.caller.Busy = e.caller.Busy || e.conn.LostSlot()
-		return func() {}
-	}
-	e.caller.Busy = !e.conn.Begin() || e.caller.Busy
-	return e.conn.End
-}
-
-// mayKeepSlot reports whether the requests of a caller over HTTP keep the slot of their
-// connection. Those of a caller without an identity do not: the connection would keep a
-// slot of such callers as long as the client holds back the body or the window for the
-// answer.
-func mayKeepSlot(caller *listen.Caller) bool {
-	return caller.Reason == allowlist.NoReason && !isOverLimit(caller)
 }
 
 // httpExchange is an HTTP request with its answer.

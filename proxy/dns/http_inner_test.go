@@ -25,7 +25,7 @@ func TestPanicOfAReaderLeavesNoEntry(t *testing.T) {
 			t.Errorf("%d entries are left", n)
 		}
 	}()
-	s.AnswerHTTP(context.Background(), &listen.Conn{}, sidecar(), &HTTPRequest{Method: http.MethodPost, ContentType: dnsMessage, Body: panicking{}})
+	s.AnswerHTTP(context.Background(), listen.Verified{Conn: &listen.Conn{}, Caller: sidecar()}, &HTTPRequest{Method: http.MethodPost, ContentType: dnsMessage, Body: panicking{}})
 }
 
 // TestQueryIsRegisteredUntilItIsDone checks that a query is in the registry until its
@@ -38,7 +38,7 @@ func TestQueryIsRegisteredUntilItIsDone(t *testing.T) {
 		caller listen.Caller
 		want   int
 	}{"known": {sidecar(), 1}, "unknown": {unknown, 0}} {
-		a := s.AnswerHTTP(context.Background(), &listen.Conn{}, row.caller, &HTTPRequest{Method: http.MethodDelete})
+		a := s.AnswerHTTP(context.Background(), listen.Verified{Conn: &listen.Conn{}, Caller: row.caller}, &HTTPRequest{Method: http.MethodDelete})
 		if n := s.cfg.Registry.Len(); n != row.want || a.Status != http.StatusMethodNotAllowed {
 			t.Errorf("%s: %d entries before the answer is sent, want %d; status %d", name, n, row.want, a.Status)
 		}

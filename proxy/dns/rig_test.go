@@ -125,13 +125,13 @@ func (g *gateway) cuts(listener string) string {
 	return strings.Join(all, ", ")
 }
 
-// wires returns the wires on which a client has the identity sidecar. The wire both is DoH
-// on a listener that takes CONNECTs, too.
-func wires() []string { return []string{"udp", "tcp", "dot", "doh", "both"} }
+// wires returns the wires on which a client has the identity sidecar. The wires both and
+// both-h2 are DoH on a listener that takes CONNECTs, too, over HTTP/1.1 and HTTP/2.
+func wires() []string { return []string{"udp", "tcp", "dot", "doh", "both", "both-h2"} }
 
 // recorded returns the word for a wire in records.
 func recorded(wire string) string {
-	if wire == "both" {
+	if strings.HasPrefix(wire, "both") {
 		return "doh"
 	}
 	return wire
@@ -622,7 +622,9 @@ func (g *gateway) dial(t *testing.T, wire, name string) client {
 	case "doh":
 		return g.dialDoH(t, name)
 	case "both":
-		return g.dialBoth(t, name)
+		return g.dialBoth(t, name, "http/1.1")
+	case "both-h2":
+		return g.dialBoth(t, name, "h2")
 	}
 	t.Fatal(wire)
 	return nil
@@ -709,12 +711,12 @@ func (g *gateway) dialDoH(t *testing.T, name string) *dohClient {
 	return &dohClient{&http.Client{Transport: transport, Timeout: 2 * patience}, "https://" + g.doh.String() + dns.DoHPath}
 }
 
-// dialBoth returns a client for queries over HTTP/1.1 on the listener that takes CONNECTs,
-// too.
-func (g *gateway) dialBoth(t *testing.T, name string) *dohClient {
+// dialBoth returns a client for queries on the listener that takes CONNECTs, too. protocol
+// is that of ALPN.
+func (g *gateway) dialBoth(t *testing.T, name, protocol string) *dohClient {
 	t.Helper()
 	transport := &http.Transport{
-		TLSClientConfig: g.tls(t, name, "http/1.1"),
+		TLSClientConfig: g.tls(t, name, protocol), ForceAttemptHTTP2: protocol == "h2",
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, g.both.String())
 		},

@@ -325,9 +325,7 @@ func TestStateForbidsQueriesOnASharedConnection(t *testing.T) {
 	if got, last := c.query(t, "other.example"); got != "NXDOMAIN, soa of example., ede 15 identity-unknown" || last {
 		t.Errorf("answered %s, closing: %v", got, last)
 	}
-	if n := g.Registry().Len(); n != 0 {
-		t.Errorf("%d entries are left", n)
-	}
+	waitFor(t, "end of the queries", func() bool { return g.Registry().Len() == 0 })
 }
 
 // TestStateEndsTheLookUpOfAnUnknownCaller checks that a state which does not know the

@@ -19,7 +19,7 @@ import (
 // connection ends: many at the same time, each as soon as its answer is known (RFC
 // 7766).
 func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
-	defer s.enter(conn, &conn.Caller, conn.Cut)()
+	defer s.enter(listen.VerifiedOf(conn), conn.Cut)()
 	t := &stream{
 		server: s, conn: conn, began: time.Now(), transport: transport{listener: conn.Listener, wire: wireTCP, prefix: 2},
 		slots: make(chan struct{}, s.cfg.Limits.PerStream), out: make(chan *exchange, s.cfg.Limits.PerStream),
@@ -46,8 +46,8 @@ func (s *Server) ServeStream(ctx context.Context, conn *listen.Conn) {
 // if the policy knows its caller. A state which does not know the caller any more then
 // calls end. Queries on other connections are refused, and these connections time out or
 // are closed.
-func (s *Server) enter(conn *listen.Conn, caller *listen.Caller, end func()) (leave func()) {
-	id := caller.ID
+func (s *Server) enter(from listen.Verified, end func()) (leave func()) {
+	caller, id := &from.Caller, from.Caller.ID
 	if isOverLimit(caller) || caller.Reason != allowlist.NoReason ||
 		s.cfg.Current.Load().Knows(id, caller.Proof) != allowlist.NoReason {
 		return func() {}
@@ -58,7 +58,7 @@ func (s *Server) enter(conn *listen.Conn, caller *listen.Caller, end func()) (le
 		End:     func(tunnel.Reason, allowlist.Reason) { end() },
 	}
 	if caller.Proof == allowlist.ProofX509SVID {
-		entry.Certificates = conn.Certificates
+		entry.Certificates = from.Certificates
 	}
 	s.cfg.Registry.Add(entry)
 	// A state that came into force before Add has not seen the entry.

@@ -12,7 +12,7 @@ import (
 func TestAnswers(t *testing.T) {
 	for _, wire := range wires() {
 		t.Run(wire, func(t *testing.T) {
-			listener := map[string]string{"udp": "dns", "tcp": "dns", "dot": "dot", "doh": "doh", "both": "both"}[wire]
+			listener := map[string]string{"udp": "dns", "tcp": "dns", "dot": "dot", "doh": "doh", "both": "both", "both-h2": "both"}[wire]
 			g := newGateway(t, options{})
 			c := g.dial(t, wire, "sidecar")
 			for _, row := range []struct{ question, want, record string }{

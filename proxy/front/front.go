@@ -101,8 +101,8 @@ type Conn struct {
 	// nothing. nil means that nobody needs it.
 	Broken func(flood bool, detail string)
 	// IsQueryAuthority reports whether the authority that a request names (the field
-	// Host) is this listener, so that the request may contain a DNS query. nil means
-	// that the listener takes no queries.
+	// Host, or :authority) is this listener, so that the request may contain a DNS query.
+	// nil means that the listener takes no queries.
 	IsQueryAuthority func(authority string) bool
 	// Panicked is called after a panic while a stream of HTTP/2 is served, which ends that
 	// stream only. Without it, such a panic ends the process: no caller can recover it.

@@ -111,7 +111,7 @@ func (x *exchange) serve(r *Request, handler Handler) (run func()) {
 	switch {
 	case r.Query != nil:
 		_ = x.stream.SetReadDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
-		r.Query.Body = &streamQueryBody{stream: x.stream, left: r.Body}
+		r.Query.Body = &streamQueryBody{stream: x.stream, left: r.Body, awaited: r.Body != 0 && r.Head.Lists("Expect", "100-continue")}
 	case r.IsPlain():
 		r.Client = plainStream{x.stream}
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/h2"
 	"github.com/exeat-dev/exeat/proxy/head"
 )
 
@@ -85,8 +86,9 @@ func (b *queryBody) Read(p []byte) (int, error) {
 
 // streamQueryBody reads the body of a query over HTTP/2.
 type streamQueryBody struct {
-	stream io.Reader
-	left   int64 // number of bytes that are missing; negative if the length was not announced
+	stream  *h2.Stream
+	left    int64 // number of bytes that are missing; negative if the length was not announced
+	awaited bool  // the client may be waiting for 100 (Continue)
 }
 
 // errBodyLength is the error for a body that is not as long as announced (RFC 9113 section
@@ -95,6 +97,12 @@ var errBodyLength = errors.New("the body has another length than Content-Length 
 
 // Read implements io.Reader.
 func (b *streamQueryBody) Read(p []byte) (int, error) {
+	if b.awaited {
+		b.awaited = false
+		if err := b.stream.WriteFields([]h2.Field{{Name: ":status", Value: "100"}}, false); err != nil {
+			return 0, err
+		}
+	}
 	n, err := b.stream.Read(p)
 	if b.left >= 0 {
 		if b.left -= int64(n); b.left < 0 || errors.Is(err, io.EOF) && b.left > 0 {

@@ -15,14 +15,14 @@ import (
 // queryAnswerer returns the function that answers the requests which may contain a query,
 // on a listener for CONNECT and DoH.
 func queryAnswerer(server *dns.Server) proxy.AnswerQuery {
-	return func(ctx context.Context, conn *listen.Conn, caller listen.Caller, r *front.Request) front.Answer {
-		a := server.AnswerHTTP(ctx, conn, caller, &dns.HTTPRequest{
+	return func(ctx context.Context, from listen.Verified, r *front.Request) front.Answer {
+		a := server.AnswerHTTP(ctx, from, &dns.HTTPRequest{
 			Method: r.Method, Parameters: r.Query.Parameters, ContentType: r.Head.Get("Content-Type"), Body: r.Query.Body,
 		})
 		return front.Answer{
 			Kind: front.Local, Response: front.Response{Status: a.Status, Fields: a.Fields, Body: a.Body},
 			Last: a.Last, Done: a.Done,
-			WasAllowed: caller.Reason == allowlist.NoReason, // without an identity, a connection may not stay idle for long
+			WasAllowed: from.Caller.Reason == allowlist.NoReason, // without an identity, a connection may not stay idle for long
 		}
 	}
 }

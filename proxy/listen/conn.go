@@ -83,6 +83,18 @@ type Conn struct {
 	generation        uint64                             // generation of the trust bundles that the caller was identified with
 }
 
+// Verified is a connection with its caller as verified at one moment.
+type Verified struct {
+	*Conn
+
+	Caller       Caller
+	Certificates []*x509.Certificate
+}
+
+// VerifiedOf returns a connection with its caller as last verified. It must not be called
+// while Renew is called.
+func VerifiedOf(c *Conn) Verified { return Verified{c, c.Caller, c.Certificates} }
+
 // Renew identifies the caller again if the trust bundles have changed since it was
 // identified: neither a later request on the connection nor a running one may rely on
 // an authority that has been removed.
