@@ -91,6 +91,14 @@ func planted() []fault {
 			"!now.Before(from) && !now.After(until)", "!now.Before(from) && !until.Before(from)", "./identity", "FuzzChains",
 		},
 		{
+			"a pseudo-header field may stand behind one field", "proxy/front/h2parse.go",
+			"case len(others) > 0:", "case len(others) > 1:", "./proxy/front", "FuzzStreamHead",
+		},
+		{
+			"some even streams are served", "proxy/h2/serve.go",
+			"id%2 == 0:", "id%4 == 0:", "./proxy/h2", "FuzzFrames",
+		},
+		{
 			"DEL may stand in an answer", "proxy/refusal/refusal.go",
 			"c < ' ' || c > '~'", `c < ' ' || c > '\x7f'`, "./proxy/refusal", "FuzzAppend",
 		},

@@ -24,3 +24,6 @@ func (c *Conn) Room() int64 {
 	defer c.mu.Unlock()
 	return c.flow.sendWindow
 }
+
+// ID returns the id of a stream.
+func ID(s *Stream) uint32 { return s.id }

@@ -1,0 +1,4 @@
+package front
+
+// ParseStream builds the request of a stream.
+var ParseStream = parseStream
