@@ -74,7 +74,7 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 	sh e2e/fuzz.sh $(or $(FUZZTIME),10s)
 
 bench: ## micro benchmarks, then tunnels beside the bare relay
-	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/head ./proxy/hello ./proxy/limit ./proxy/resolve ./proxy/tunnel ./proxy/audit/... ./cmd/exeat/telemetry ./identity
+	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/h2 ./proxy/head ./proxy/hello ./proxy/limit ./proxy/resolve ./proxy/tunnel ./proxy/audit/... ./cmd/exeat/telemetry ./identity
 	go run ./e2e/measure tunnels
 
 bench-quick: ## only the tunnels beside the bare relay, in a minute

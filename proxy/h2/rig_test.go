@@ -101,6 +101,11 @@ func perform(s *h2.Stream, head h2.Head) func() {
 	case "reset":
 		s.Reset(http2.ErrCodeConnect)
 		return nil
+	case "refuse":
+		_ = s.Respond([]h2.Field{{Name: ":status", Value: "403"}}, []byte("it is forbidden"))
+		return nil
+	case "send":
+		return send(s, head)
 	case "stall": // nothing is read, and nothing answered
 		return func() { <-s.Context().Done() }
 	}
@@ -109,7 +114,7 @@ func perform(s *h2.Stream, head h2.Head) func() {
 	}
 	if head.Get(":authority") == "hold" { // the answer does not end
 		return func() {
-			_, _ = io.Copy(io.Discard, reader{s})
+			_, _ = io.CopyBuffer(writer{io.Discard}, reader{s}, make([]byte, 64<<10))
 			end := make(sleeper)
 			if s.Park(end) {
 				<-end
