@@ -10,8 +10,14 @@ import (
 )
 
 // run runs one end of a connection, and returns it with a function that waits for its end.
+// A server first waits for the preface of its client.
 func run(t *testing.T, cfg h2.Config, conn net.Conn) (*h2.Conn, func()) {
 	t.Helper()
+	if !cfg.Client {
+		if _, err := io.ReadFull(conn, make([]byte, len(h2.Preface))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	link, err := tunnel.NewLink(conn)
 	if err != nil {
 		t.Fatal(err)
@@ -19,9 +25,6 @@ func run(t *testing.T, cfg h2.Config, conn net.Conn) (*h2.Conn, func()) {
 	c, done := h2.New(cfg, link), make(chan struct{})
 	go func() {
 		defer close(done)
-		if !cfg.Client {
-			_, _ = io.ReadFull(conn, make([]byte, len(h2.Preface)))
-		}
 		_ = c.Run(t.Context(), nil)
 	}()
 	return c, func() { <-done }
@@ -44,11 +47,11 @@ func TestWholeAnswerSurvivesItsReset(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	client, ended := run(t, h2.Config{Client: true}, near)
 	_, served := run(t, h2.Config{Serve: func(s *h2.Stream, _ h2.Head) func() {
 		_ = s.Respond([]h2.Field{{Name: ":status", Value: "200"}}, []byte(answer))
 		return nil
 	}}, far)
-	client, ended := run(t, h2.Config{Client: true}, near)
 	s, err := client.Open(t.Context(), []h2.Field{{Name: ":method", Value: "POST"}}, false)
 	if err != nil {
 		t.Fatal(err)
