@@ -77,7 +77,7 @@ bench: ## micro benchmarks, then tunnels beside the bare relay
 	go test -run '^$$' -bench . -benchmem ./allowlist ./proxy/h2 ./proxy/head ./proxy/hello ./proxy/limit ./proxy/resolve ./proxy/tunnel ./proxy/audit/... ./cmd/exeat/telemetry ./identity
 	go run ./e2e/measure tunnels
 
-bench-quick: ## only the tunnels beside the bare relay, in a minute
+bench-quick: ## only the tunnels beside the bare relay, in one to two minutes
 	go run ./e2e/measure tunnels -quick
 
 bench-peers: ## exeat beside the bare relay, HAProxy and Squid: one table

@@ -56,7 +56,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.Int64Var(&o.bytes, "bytes", 0, "`bytes` through a tunnel in each measurement (default 1e9, quick 1e8)")
 	flags.IntVar(&o.trips, "trips", 0, "round `trips` through a tunnel in each measurement (default 20000, quick 3000)")
 	flags.IntVar(&o.idle, "idle", 0, "`tunnels` that are idle at the same time (default 1000, quick 200)")
-	flags.BoolVar(&quick, "quick", false, "measure less of everything, in about a minute")
+	flags.BoolVar(&quick, "quick", false, "measure less of everything, in one to two minutes")
 	flags.BoolVar(&o.peers, "peers", false, "put HAProxy and Squid, which must be installed, beside the two")
 	flags.StringVar(&o.only, "only", "", "measure this `part` only: "+strings.Join(partNames(o), ", "))
 	flags.StringVar(&o.exeat, "exeat", "", "measure this `binary` instead of building one")
