@@ -109,7 +109,7 @@ func (a *admission) judge(p []byte, last bool) (more bool) {
 		a.wait()
 		return true
 	case Refuse:
-		a.refuse(a.gate.Farewell)
+		a.refuse(a.gate)
 	}
 	return false
 }
@@ -170,25 +170,29 @@ func (t *Tunnel) readUntil(at time.Time) {
 	}
 }
 
-// refuse ends the tunnel: it closes the connection to the upstream, which has not been
-// sent a byte, and then sends the farewell to the client. The client's connection stays
-// open until the client has read the farewell, see Linger.
-func (t *Tunnel) refuse(farewell []byte) {
+// refuse ends both directions, as cut does, except that the client can still be told why
+// (sayFarewell).
+func (t *Tunnel) refuse(gate *Gate) {
 	t.ending.Lock()
+	defer t.ending.Unlock()
 	if t.reason != None {
-		t.ending.Unlock()
 		return
 	}
-	t.reason = Denied
+	t.reason, t.refusal = Denied, gate
 	t.upstream.unblock()
-	_ = t.client.deadlineConn().SetWriteDeadline(time.Now().Add(closeGrace))
-	t.ending.Unlock()
-	t.relayed.Wait() // it ends soon, because its reads and writes have deadlines
+	_ = t.client.deadlineConn().SetWriteDeadline(time.Now().Add(closeGrace)) // so that what relays to the client ends soon
+}
+
+// sayFarewell closes the connection to the upstream, which has not been sent a byte, and
+// then sends the farewell to a client that was refused. The client's connection stays open
+// until the client has read the farewell, see Linger. It is called after both directions
+// have ended, because nothing else may write to the client.
+func (t *Tunnel) sayFarewell() {
 	t.upstream.close(true)
 	if t.client.below != nil {
 		t.client.below.leave()
 	}
-	switch _, err := t.client.conn.Write(farewell); {
+	switch _, err := t.client.conn.Write(t.refusal.Farewell); {
 	case err != nil:
 	case t.client.stream != nil: // its connection stays open
 		_ = t.client.closeWrite()

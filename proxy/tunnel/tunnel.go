@@ -86,10 +86,11 @@ type Tunnel struct {
 	start time.Time
 	last  atomic.Int64 // when a byte last moved, in nanoseconds since start
 
-	ending   sync.Mutex    // guards the next six fields
+	ending   sync.Mutex    // guards the next seven fields
 	hurried  bool          // Hurry was called while the gate had not ruled yet
 	gateWait time.Duration // Gate.Wait while the gate rules over the first bytes; zero before, and negative after that
 	reason   Reason        // why both directions were cut; None if they were not
+	refusal  *Gate         // the gate that has refused the first bytes; nil if none has
 	err      error         // the error if reason is Error
 	first    Reason        // the side that finished first, Client or Upstream
 	broken   Reason        // the side that failed, Client or Upstream, if reason is Error
@@ -147,6 +148,9 @@ func (t *Tunnel) Run(early []byte) Result {
 		if cause := t.contained(); cause != nil { // panic in the caller's goroutine, where the caller can recover
 			t.end()
 			panic(cause)
+		}
+		if t.refusal != nil {
+			t.sayFarewell()
 		}
 	}
 	return t.end()
