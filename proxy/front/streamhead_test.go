@@ -31,7 +31,7 @@ func FuzzStreamHead(f *testing.F) {
 				fields = append(fields, h2.Field{Name: pair[0], Value: pair[1]})
 			}
 		}
-		r := front.ParseStream(h2.Head{Fields: fields, End: end})
+		r := front.ParseStream(h2.Head{Fields: fields, End: end}, nil)
 		if r.Reason != allowlist.NoReason {
 			return
 		}

@@ -103,7 +103,7 @@ func TestFloodsOfOneHead(t *testing.T) {
 		{"16 CONTINUATION frames", append(many(15), continuation(idle, endHeaders, "")), 0, false},
 		{"17 CONTINUATION frames", many(17), 0, true},
 		{"a head of many bytes", long(limit + 10000), 0, true},
-		{"a string that is too long", []frame{headers(idle, 0, head+"\x00\x01x\x7f\x82\xff\x03"+"y")}, 0, true},
+		{"a string that is too long", []frame{headers(idle, endHeaders, head+"\x00\x01x\x7f\x82\xff\x03"+"y")}, 0, true},
 		{"many settings", []frame{settings(make([]uint32, 66)...)}, 0, true},
 		{"a head that does not end", many(1), 10 * time.Second, true},
 		{"PING that does not end", nil, 10 * time.Second, true},

@@ -23,11 +23,19 @@ type reader struct {
 
 func (r *reader) init(c *Conn) {
 	r.conn, r.in.conn, r.data.conn = c, c, c
+	r.newFramer()
+	r.block.init(c.cfg.HeadLimit)
+	r.budget.left, r.budget.at = fullBudget, time.Now()
+}
+
+// keptPayload is the largest payload for which the Framer may keep its buffer.
+const keptPayload = 4 << 10
+
+// newFramer sets a Framer without a buffer. It must not be called within a head.
+func (r *reader) newFramer() {
 	r.framer = http2.NewFramer(nil, &r.in)
 	r.framer.SetReuseFrames()
 	r.framer.SetMaxReadFrameSize(maxFrame)
-	r.block.init(c.cfg.HeadLimit)
-	r.budget.left, r.budget.at = fullBudget, time.Now()
 }
 
 // readFrame reads one frame and does what it says. It returns an error that ends the
@@ -51,7 +59,20 @@ func (r *reader) readFrame() error {
 	if err != nil {
 		return r.handleMalformed(fh, err)
 	}
-	return r.handle(f)
+	if err := r.handle(f); err != nil {
+		return err
+	}
+	if int(fh.Length) > keptPayload || r.block.raw > keptPayload {
+		r.shrink()
+	}
+	return nil
+}
+
+// shrink frees the buffer of the Framer after a large frame. The buffer would last as long as
+// the connection.
+func (r *reader) shrink() {
+	r.newFramer()
+	r.block.shrink()
 }
 
 // handle does what a frame without data says.

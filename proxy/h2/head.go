@@ -3,6 +3,7 @@ package h2
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -72,18 +73,16 @@ func (r *reader) readHead(f *http2.HeadersFrame) (Head, error) {
 	b.head, b.size, b.raw = &head, 0, 0
 	defer func() { b.head = nil }()
 	b.decoder.SetEmitEnabled(true)
-	fragment, ended := f.HeaderBlockFragment(), f.HeadersEnded()
+	text, ended := f.HeaderBlockFragment(), f.HeadersEnded()
 	for frames := 0; ; frames++ {
-		if b.raw += len(fragment); b.raw > b.limit || frames > maxContinuations {
+		if b.raw = len(text); b.raw > b.limit || frames > maxContinuations {
 			return head, violation(http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("a head of more than %d bytes or %d frames", b.limit, maxContinuations))
-		}
-		if _, err := b.decoder.Write(fragment); errors.Is(err, hpack.ErrStringLength) {
-			return head, violation(http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("a head with a string of more than %d bytes", b.limit))
-		} else if err != nil {
-			return head, violation(http2.ErrCodeCompression, "a head cannot be decompressed")
 		}
 		if ended {
 			break
+		}
+		if frames == 0 {
+			text = slices.Clone(text) // the next frame is read into the same buffer
 		}
 		next, err := r.framer.ReadFrame()
 		if err != nil {
@@ -93,10 +92,23 @@ func (r *reader) readHead(f *http2.HeadersFrame) (Head, error) {
 		if !ok {
 			return head, violation(http2.ErrCodeProtocol, "a head is interrupted by another frame")
 		}
-		fragment, ended = more.HeaderBlockFragment(), more.HeadersEnded()
+		text, ended = append(text, more.HeaderBlockFragment()...), more.HeadersEnded()
 	}
-	if err := b.decoder.Close(); err != nil {
+	_, err := b.decoder.Write(text) // all at once: for a part, the decoder would keep a buffer of its own
+	switch err = errors.Join(err, b.decoder.Close()); {
+	case errors.Is(err, hpack.ErrStringLength):
+		return head, violation(http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("a head with a string of more than %d bytes", b.limit))
+	case err != nil:
 		return head, violation(http2.ErrCodeCompression, "a head cannot be decompressed")
 	}
 	return head, nil
+}
+
+// shrink frees the bytes of the last head, to which the decoder keeps a reference until it gets
+// others. It gets an indexed field of the static table, which changes nothing else.
+func (b *headBlock) shrink() {
+	b.raw = 0
+	b.decoder.SetEmitEnabled(false)
+	_, _ = b.decoder.Write([]byte{0x82}) // it is valid, as is the end behind it
+	_ = b.decoder.Close()
 }
