@@ -150,8 +150,9 @@ func (s *session) broken(flood bool, detail string) {
 	if flood {
 		reason = allowlist.RateLimited
 	}
+	caller := s.verify().Caller
 	s.proxy.cfg.Recorder.Event(audit.Record{
-		Event: audit.EventHandshake, Listener: s.conn.Listener, Client: s.conn.Caller.Addr, Identity: s.conn.Caller.ID, Proof: s.conn.Caller.Proof,
+		Event: audit.EventHandshake, Listener: s.conn.Listener, Client: caller.Addr, Identity: caller.ID, Proof: caller.Proof,
 		Wire: audit.WireH2, Reason: reason, Detail: detail,
 	})
 }

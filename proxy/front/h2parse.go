@@ -136,6 +136,8 @@ func (p *pseudo) check() (reason allowlist.Reason, detail string) {
 	case IsConnect(p.method):
 	case p.scheme == "" || p.path == "":
 		return malformed("a request without :scheme or :path")
+	case strings.ContainsAny(p.scheme, ":/?#"): // the target would begin with another authority
+		return allowlist.MalformedTarget, "malformed target: :scheme holds more than a scheme"
 	case strings.ContainsAny(p.authority, "/?#@\\"):
 		return allowlist.MalformedTarget, "malformed target: :authority holds more than host and port"
 	case p.path == allowlist.Asterisk && p.method != http.MethodOptions, p.path != allowlist.Asterisk && p.path[0] != '/':
