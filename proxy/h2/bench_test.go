@@ -2,35 +2,11 @@ package h2_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"testing"
 
 	"github.com/exeat-dev/exeat/proxy/h2"
-	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
-
-// dial returns a connection over TCP between two engines. perform serves its streams.
-func dial(tb testing.TB) *h2.Conn {
-	tb.Helper()
-	client, conn := tcp(tb)
-	s := serveOn(tb, h2.Config{}, conn)
-	link, err := tunnel.NewLink(tunnel.Wrap(client))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	c := h2.New(h2.Config{Client: true}, link)
-	ended := make(chan error, 1)
-	go func() { ended <- c.Run(context.Background(), nil) }()
-	tb.Cleanup(func() {
-		c.Close()
-		if err := <-ended; !errors.Is(err, h2.ErrClosed) {
-			tb.Errorf("the client ends with %v", err)
-		}
-		s.conn.Close()
-	})
-	return c
-}
 
 // tunnelTo opens a stream that the server answers.
 func tunnelTo(tb testing.TB, c *h2.Conn, does string) *h2.Stream {
@@ -47,7 +23,7 @@ func tunnelTo(tb testing.TB, c *h2.Conn, does string) *h2.Stream {
 
 // BenchmarkStream opens a stream, sends 512 bytes there and back, and ends it.
 func BenchmarkStream(b *testing.B) {
-	c := dial(b)
+	c := dial(b, h2.Config{}, false)
 	p := make([]byte, 512)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -67,7 +43,7 @@ func BenchmarkStream(b *testing.B) {
 
 // BenchmarkRoundTrip sends 512 bytes there and back on an open stream.
 func BenchmarkRoundTrip(b *testing.B) {
-	s := tunnelTo(b, dial(b), "echo")
+	s := tunnelTo(b, dial(b, h2.Config{}, false), "echo")
 	p := make([]byte, 512)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -82,7 +58,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 
 // BenchmarkUp sends bulk data to the server, and BenchmarkDown to the client.
 func BenchmarkUp(b *testing.B) {
-	s := tunnelTo(b, dial(b), "hold")
+	s := tunnelTo(b, dial(b, h2.Config{}, false), "hold")
 	p := make([]byte, 256<<10)
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
@@ -94,7 +70,7 @@ func BenchmarkUp(b *testing.B) {
 }
 
 func BenchmarkDown(b *testing.B) {
-	s := tunnelTo(b, dial(b), "send")
+	s := tunnelTo(b, dial(b, h2.Config{}, false), "send")
 	p := make([]byte, 256<<10)
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()

@@ -78,6 +78,9 @@ func (in *inbound) endLocked() {
 	}
 	in.ended = true
 	in.wake()
+	if in.stream.answers != nil {
+		in.stream.cancel(io.EOF) // for Answer
+	}
 	if in.stream.out.ended {
 		in.stream.leave()
 	}
@@ -103,11 +106,15 @@ func (in *inbound) isReadable() bool {
 
 // await returns when read will not wait. mu is not held.
 func (in *inbound) await() {
-	mu := &in.stream.conn.mu
-	mu.Lock()
-	defer mu.Unlock()
+	in.stream.conn.mu.Lock()
+	defer in.stream.conn.mu.Unlock()
+	in.awaitLocked()
+}
+
+// awaitLocked does what await does. The caller holds mu.
+func (in *inbound) awaitLocked() {
 	for !in.isReadable() && !in.endTaken {
-		in.changed.wait(mu)
+		in.changed.wait(&in.stream.conn.mu)
 	}
 }
 
@@ -122,17 +129,18 @@ func (in *inbound) park(sleeper tunnel.Sleeper) bool {
 	return true
 }
 
-// read moves what has come to p. It must follow await. mu is not held.
+// read waits, and moves what has come to p. mu is not held.
 func (in *inbound) read(p []byte) (n int, err error) {
 	s, c := in.stream, in.stream.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	in.awaitLocked() // without unlocking afterwards: a deadline that has passed may be removed
 	switch {
 	case s.err != nil:
 		return 0, s.err
 	case in.deadline.passed:
 		return 0, os.ErrDeadlineExceeded
-	case in.queue.isEmpty(): // await has returned because of the end
+	case in.queue.isEmpty(): // the direction has ended
 		in.endTaken = true
 		return 0, io.EOF
 	}

@@ -60,7 +60,7 @@ func (c *Conn) Open(ctx context.Context, fields []Field, end bool) (*Stream, err
 func (c *Conn) mayOpen() bool { return !c.life.peerLeft && !c.life.begun && c.ids.next < lastID }
 
 // Answer waits for the next head of the answer: interim ones, the final one, and the
-// trailer.
+// trailer. The error is io.EOF if the answer has ended.
 func (s *Stream) Answer(ctx context.Context) (Head, error) {
 	select {
 	case h := <-s.answers:
@@ -78,8 +78,6 @@ func (s *Stream) Answer(ctx context.Context) (Head, error) {
 			return h, nil
 		default:
 		}
-		s.conn.mu.Lock()
-		defer s.conn.mu.Unlock()
-		return Head{}, s.err
+		return Head{}, context.Cause(s.ctx)
 	}
 }

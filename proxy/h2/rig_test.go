@@ -37,19 +37,35 @@ func serve(tb testing.TB, cfg h2.Config, settings ...http2.Setting) *server {
 // serveOn starts the engine as the server of a connection.
 func serveOn(tb testing.TB, cfg h2.Config, conn net.Conn) *server {
 	tb.Helper()
-	link, err := tunnel.NewLink(tunnel.Wrap(conn))
+	return serveLink(tb, cfg, newLink(tb, tunnel.Wrap(conn)), func() { readPreface(conn) })
+}
+
+// newLink returns a link on a connection, which is a *tunnel.Conn or TLS on one.
+func newLink(tb testing.TB, conn net.Conn) *tunnel.Link {
+	tb.Helper()
+	link, err := tunnel.NewLink(conn)
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return link
+}
+
+// readPreface reads what a client sends first.
+func readPreface(conn net.Conn) {
+	if _, err := io.ReadFull(conn, make([]byte, len(h2.Preface))); err != nil {
+		conn.Close()
+	}
+}
+
+// serveLink starts the engine as the server of a link, when begin has returned.
+func serveLink(tb testing.TB, cfg h2.Config, link *tunnel.Link, begin func()) *server {
+	tb.Helper()
 	if cfg.Serve == nil {
 		cfg.Serve = perform
 	}
 	s := &server{conn: h2.New(cfg, link), ended: make(chan error, 1)}
 	go func() {
-		preface := make([]byte, len(h2.Preface))
-		if _, err := io.ReadFull(conn, preface); err != nil {
-			conn.Close()
-		}
+		begin()
 		s.ended <- s.conn.Run(context.Background(), nil)
 	}()
 	tb.Cleanup(func() {

@@ -45,7 +45,6 @@ func (s *Stream) Context() context.Context { return s.ctx }
 
 // Read implements net.Conn.
 func (s *Stream) Read(p []byte) (int, error) {
-	s.Await()
 	n, err := s.in.read(p)
 	s.conn.out.flush() // for the credit
 	return n, err
