@@ -263,11 +263,11 @@ func (r *reader) handlePing(f *http2.PingFrame) error {
 	return r.budget.spend(costFrame, "PING")
 }
 
-// explain returns the error for the end of the connection.
-func (r *reader) explain(err error) error {
+// explain returns the error for the end of the connection, by the one of a framer.
+func explain(err error, framer *http2.Framer) error {
 	if coded, ok := errors.AsType[http2.ConnectionError](err); ok {
 		text := "malformed frame"
-		if detail := r.framer.ErrorDetail(); detail != nil {
+		if detail := framer.ErrorDetail(); detail != nil {
 			text = detail.Error()
 		}
 		return violation(http2.ErrCode(coded), text)

@@ -224,7 +224,7 @@ func (c *Conn) Run(ctx context.Context, early []byte) error {
 	for err == nil {
 		err = c.reader.readFrame()
 	}
-	c.end(c.reader.explain(err))
+	c.end(explain(err, c.reader.framer))
 	c.running.Wait()
 	c.reader.in.release()
 	c.sayGoodbye()
