@@ -128,6 +128,7 @@ func (f *flow) reserve(s *Stream, n int) int {
 	}
 	s.out.window -= int64(n)
 	f.sendWindow -= int64(n)
+	f.wake()
 	return n
 }
 
@@ -141,17 +142,19 @@ func (f *flow) refund(s *Stream, n int) {
 	f.wake()
 }
 
-// wake wakes the streams that wait for the window of the connection.
+// wake wakes streams that wait for the window of the connection, those first that have
+// waited longest, and only as many as it has room for. wake is called again when one
+// of them has taken a part of the window, or takes nothing.
 func (f *flow) wake() {
-	if f.sendWindow <= 0 {
+	n := min(len(f.waiting), int((f.sendWindow+smallPayload-1)/smallPayload))
+	if n <= 0 {
 		return
 	}
-	for _, s := range f.waiting {
+	for _, s := range f.waiting[:n] {
 		s.out.isWaiting = false
 		s.out.changed.signal()
 	}
-	clear(f.waiting)
-	f.waiting = f.waiting[:0]
+	f.waiting = slices.Delete(f.waiting, 0, n)
 }
 
 // await notes that a stream waits for the window of the connection. The caller holds

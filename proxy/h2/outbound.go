@@ -45,10 +45,12 @@ func (out *outbound) awaitRoom() error {
 		if err := out.failure(); err != nil {
 			return err
 		}
-		if out.window > 0 && c.flow.sendWindow > 0 {
+		switch {
+		case out.window <= 0:
+			c.flow.wake() // another stream, because this one may have been woken for it
+		case c.flow.sendWindow > 0:
 			return nil
-		}
-		if out.window > 0 {
+		default:
 			c.flow.await(out.stream)
 		}
 		out.changed.wait(&c.mu)

@@ -203,6 +203,7 @@ func (s *Stream) closeLocked(err error) {
 	s.in.wake()
 	s.out.changed.signal()
 	s.leave()
+	s.conn.flow.wake() // another stream, because this one may have been woken for the window
 }
 
 // releaseLocked frees what the stream holds after its last use. The caller holds mu.
