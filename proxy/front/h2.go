@@ -117,7 +117,6 @@ func (x *exchange) serve(r *Request, handler Handler) (run func()) {
 	}
 	a := handler.Handle(x.stream.Context(), r)
 	defer a.done(errNotWritten)
-	_ = x.stream.SetWriteDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
 	switch a.Kind {
 	case Opened:
 		err := x.stream.WriteFields([]h2.Field{{Name: ":status", Value: "200"}}, false)
@@ -221,17 +220,24 @@ func appendFields(all []h2.Field, fields http.Header) []h2.Field {
 func (x *exchange) respond(r *Request, resp *Response) error {
 	fields := appendFields([]h2.Field{{Name: ":status", Value: strconv.Itoa(resp.Status)}}, resp.fields())
 	if r.Method == http.MethodHead {
-		return x.stream.Respond(fields, nil)
+		return x.writeAll(fields, nil)
 	}
-	return x.stream.Respond(fields, resp.Body)
+	return x.writeAll(fields, resp.Body)
 }
 
-// write writes an answer and ends the stream.
+// write writes the answer to a refused request.
 func (x *exchange) write(status int, fields []refusal.Field, body []byte) error {
 	all := make([]h2.Field, 0, 1+len(fields))
 	all = append(all, h2.Field{Name: ":status", Value: strconv.Itoa(status)})
 	for _, f := range fields {
 		all = append(all, h2.Field{Name: f.Name, Value: f.Value})
 	}
-	return x.stream.Respond(all, body)
+	return x.writeAll(all, body)
+}
+
+// writeAll writes an answer and ends the stream. Only a body can wait for the client, so the
+// head that opens a tunnel needs no deadline and no timer for it.
+func (x *exchange) writeAll(fields []h2.Field, body []byte) error {
+	_ = x.stream.SetWriteDeadline(time.Now().Add(x.front.cfg.HeadTimeout)) // a stream takes any deadline
+	return x.stream.Respond(fields, body)
 }
