@@ -88,7 +88,7 @@ func hostRows() []row {
 		{"A9", "a valid A-label, in rule and request", "allowed; a rule written with the letters themselves is a policy error that names the A-label", []scenario{
 			opens(connectTo("xn--bcher-kva.example"+port), "xn--bcher-kva.example"),
 			opens(connectTo("XN--Bcher-KVA.example"+port), "xn--bcher-kva.example"),
-			{"a rule for b\u00fccher.example", func(t *testing.T, _ *gateway) {
+			{name: "a rule for b\u00fccher.example", only: noWire, run: func(t *testing.T, _ *gateway) {
 				refusesPolicy(t, `{host: "b\u00fccher.example"}`, "xn--bcher-kva.example")
 			}},
 		}},

@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"cmp"
 	"crypto/tls"
 	"strings"
 	"testing"
@@ -49,7 +50,9 @@ func opens(head, host string) scenario {
 	return ask{head: head, host: host, lookups: 1, dials: 1}.scenario()
 }
 
-func (a ask) scenario() scenario { return scenario{a.title(), a.run} }
+func (a ask) scenario() scenario {
+	return scenario{name: a.title(), only: wireOf(a.head, a.reason), run: a.run}
+}
 
 func (a ask) title() string {
 	if a.name != "" {
@@ -61,8 +64,8 @@ func (a ask) title() string {
 // second returns the case of the request behind one that was answered 407 and kept its
 // connection open.
 func (a ask) second() scenario {
-	return scenario{a.title() + ", behind a 407", func(t *testing.T, g *gateway) {
-		c := g.call(t, nobody)
+	return scenario{name: a.title() + ", behind a 407", only: wireOf(a.head, a.reason), run: func(t *testing.T, g *gateway) {
+		c := g.callAlone(t, nobody)
 		if first := c.ask(t, connectTo(g.at("allowed.example"))); first.status != 407 || first.close {
 			t.Fatalf("the first request is answered %s, closing: %v", first.phrase, first.close)
 		}
@@ -83,12 +86,17 @@ func (a ask) run(t *testing.T, g *gateway) {
 	}
 }
 
-// on sends the request on a connection, and checks the answer, the record, and the
-// numbers of lookups and dials.
+// on sends the request on a connection, and checks what comes of it.
 func (a ask) on(t *testing.T, g *gateway, c *caller) {
 	t.Helper()
 	before := g.counts()
-	got := c.ask(t, g.fill(a.head))
+	a.check(t, g, c, c.ask(t, g.fill(a.head)), before)
+}
+
+// check checks the answer to the request, its record, and the numbers of lookups and dials
+// since before.
+func (a ask) check(t *testing.T, g *gateway, c *caller, got answer, before counts) {
+	t.Helper()
 	r := g.next(t, audit.EventDecision)
 	want := a.reason.Info()
 	if a.reason == allowlist.NoReason {
@@ -103,12 +111,18 @@ func (a ask) on(t *testing.T, g *gateway, c *caller) {
 	if got.status != 200 && r.ID != got.header.Get("X-Exeat-Decision") {
 		t.Errorf("the answer names the decision %q, the record %q", got.header.Get("X-Exeat-Decision"), r.ID)
 	}
+	if r.Wire != string(cmp.Or(g.wire, h1)) {
+		t.Errorf("recorded as a request over %s", r.Wire)
+	}
 	a.checkAddress(t, r)
 	if got.status == 200 {
 		g.finish(t, c, a.dialled(g))
 	} else {
-		a.checkRefusal(t, got, r)
-		if got.close {
+		a.checkRefusal(t, g, got, r)
+		switch {
+		case g.wire == h2:
+			c.ended(t)
+		case got.close:
 			c.gone(t)
 		}
 		_ = c.Close()
@@ -135,13 +149,21 @@ func (a ask) checkAddress(t *testing.T, r record) {
 
 // checkRefusal checks the verdict in the record, and that the answer closes the
 // connection if it must.
-func (a ask) checkRefusal(t *testing.T, got answer, r record) {
+func (a ask) checkRefusal(t *testing.T, g *gateway, got answer, r record) {
 	t.Helper()
 	verdict := "deny"
 	switch got.status {
 	case 500, 502, 504:
 		verdict = "fail"
-	case 407:
+	}
+	if r.Verdict != verdict {
+		t.Errorf("recorded as %s, want %s", r.Verdict, verdict)
+	}
+	if g.wire == h2 { // the answer ends its stream only
+		return
+	}
+	switch got.status {
+	case 407, 500, 502, 504:
 	case 403, 429: // may stay open behind a plain request whose end is known
 		if !got.close && strings.HasPrefix(a.head, "CONNECT ") {
 			t.Error("the answer does not close the connection")
@@ -150,9 +172,6 @@ func (a ask) checkRefusal(t *testing.T, got answer, r record) {
 		if !got.close {
 			t.Error("the answer does not close the connection")
 		}
-	}
-	if r.Verdict != verdict {
-		t.Errorf("recorded as %s, want %s", r.Verdict, verdict)
 	}
 }
 

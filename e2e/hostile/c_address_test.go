@@ -42,7 +42,7 @@ func resolves(name string, a ask, sets ...answerSet) scenario {
 	for _, set := range sets {
 		title += set.String()
 	}
-	return scenario{title, func(t *testing.T, g *gateway) {
+	return scenario{name: title, run: func(t *testing.T, g *gateway) {
 		g.names.say(name, sets...)
 		a.run(t, g)
 	}}
@@ -157,7 +157,7 @@ func addressRows() []row {
 			resolves("allowed.example", ask{who: "fenced", reason: allowlist.ResolvedAddressDenied, class: allowlist.DenyRule, drops: 1}, answers("64:ff9b::7f00:1")),
 		}},
 		{"C24", "a new policy that comes during the lookup and no longer permits the address", "denied, and the origin sees no byte", []scenario{
-			{"held.example without its addresses", func(t *testing.T, g *gateway) {
+			{name: "held.example without its addresses", run: func(t *testing.T, g *gateway) {
 				g.names.say("held.example", answers("127.0.0.1"))
 				c := g.call(t, "builder")
 				c.send(t, g.fill(connectTo("held.example"+port))+"early")
@@ -179,14 +179,14 @@ func addressRows() []row {
 				g.put(t, g.policy())
 			}},
 		}},
-		{"C25", "a plain request that could reuse another identity's connection, from an identity that may not reach the address of that connection", "denied, and the origin sees no byte of it", []scenario{{"a warm connection", warmed}}},
+		{"C25", "a plain request that could reuse another identity's connection, from an identity that may not reach the address of that connection", "denied, and the origin sees no byte of it", []scenario{{name: "a warm connection", run: warmed}}},
 	}
 }
 
 // classified returns the case of a public address. It checks the decision itself, because
 // a request would send packets to the address.
 func classified(text string, want allowlist.Class) scenario {
-	return scenario{text + " is " + want.String(), func(t *testing.T, g *gateway) {
+	return scenario{name: text + " is " + want.String(), only: noWire, run: func(t *testing.T, g *gateway) {
 		addr := netip.MustParseAddr(text)
 		d := g.decide("wide", allowlist.Destination{Host: allowlist.HostOf(addr), Port: 443})
 		if err := d.CheckAddr(netip.AddrPortFrom(addr, 443)); err != nil {
@@ -204,7 +204,7 @@ func (g *gateway) decide(who string, dest allowlist.Destination) allowlist.Decis
 // opensOnly returns a case that checks which ranges of a rule allow an address, and which
 // do not.
 func opensOnly(text string, opening, closed []string) scenario {
-	return scenario{"what opens " + text, func(t *testing.T, _ *gateway) {
+	return scenario{name: "what opens " + text, only: noWire, run: func(t *testing.T, _ *gateway) {
 		addr := netip.AddrPortFrom(netip.MustParseAddr(text), 443)
 		for i, cidr := range slices.Concat(opening, closed) {
 			policy := load(t, addressPolicy(cidr)).WithClassifier(allowlist.NewClassifier(allowlist.Local{}))
@@ -235,7 +235,7 @@ func addressPolicy(cidr string) string {
 // neverLoads returns a case that checks ranges which an allow rule may not have but a
 // deny rule may.
 func neverLoads(ranges ...string) scenario {
-	return scenario{"no policy allows " + strings.Join(ranges, ", "), func(t *testing.T, _ *gateway) {
+	return scenario{name: "no policy allows " + strings.Join(ranges, ", "), only: noWire, run: func(t *testing.T, _ *gateway) {
 		for _, cidr := range ranges {
 			literal := "version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{cidr: \"" + cidr + "\"}]\n"
 			for _, text := range []string{addressPolicy(cidr), literal} {

@@ -28,15 +28,56 @@ type callers struct {
 	ca            *authority     // signs the certificates of the gateway and the callers
 	secure, plain netip.AddrPort // addresses of the listeners with and without TLS
 	shared        netip.AddrPort // address of the listener for CONNECT and DoH
+
+	wire     wire
+	owner    testing.TB          // the test of the gateway
+	sessions map[string]*session // over HTTP/2, the connections of call by the name of the workload
 }
 
-// call connects with the SVID of a workload.
+func newCallers(tb testing.TB, w wire) callers {
+	tb.Helper()
+	return callers{ca: newAuthority(tb), wire: w, owner: tb, sessions: map[string]*session{}}
+}
+
+// call returns a caller with the SVID of a workload. Over HTTP/2 all callers of the workload
+// share a connection, so that a case also shows that those before it have left the connection
+// as it was.
 func (a callers) call(tb testing.TB, name string) *caller {
 	tb.Helper()
-	if name == nobody {
-		return a.callWith(tb, tls.Certificate{})
+	if a.wire != h2 {
+		return a.callAlone(tb, name)
 	}
-	return a.callWith(tb, a.ca.svid(tb, name))
+	s := a.sessions[name]
+	if s == nil {
+		s = a.callWith(a.owner, a.certificate(tb, name)).Conn.(*textConn).session
+		a.sessions[name] = s
+	}
+	return newCaller(newTextConn(s, false))
+}
+
+// callAlone connects with the SVID of a workload.
+func (a callers) callAlone(tb testing.TB, name string) *caller {
+	tb.Helper()
+	return a.callWith(tb, a.certificate(tb, name))
+}
+
+// certificate returns the SVID of a workload.
+func (a callers) certificate(tb testing.TB, name string) tls.Certificate {
+	tb.Helper()
+	if name == nobody {
+		return tls.Certificate{}
+	}
+	return a.ca.svid(tb, name)
+}
+
+// sharedWork checks that no shared connection is about to end, and forgets those that are.
+func (a callers) sharedWork(tb testing.TB) {
+	tb.Helper()
+	for name, s := range a.sessions {
+		if !s.works(tb) {
+			delete(a.sessions, name)
+		}
+	}
 }
 
 // callWith connects with a certificate, whatever the gateway asks for.
@@ -53,13 +94,13 @@ func (a callers) callWith(tb testing.TB, certificate tls.Certificate, change ...
 // refuse the certificate later; that is the error of the first read.
 func (a callers) tryCallWith(tb testing.TB, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
 	tb.Helper()
-	return a.handshake(a.connect(tb, a.secure), certificate, change...)
+	return a.handshake(tb, a.connect(tb, a.secure), certificate, change...)
 }
 
 // secureOver does a TLS handshake on an open connection.
 func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certificate) *caller {
 	tb.Helper()
-	c, err := a.handshake(conn, certificate)
+	c, err := a.handshake(tb, conn, certificate)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -70,10 +111,11 @@ func (a callers) secureOver(tb testing.TB, conn net.Conn, certificate tls.Certif
 func (a callers) callShared(tb testing.TB, name string) *caller {
 	tb.Helper()
 	a.secure = a.shared
-	return a.call(tb, name)
+	return a.callAlone(tb, name)
 }
 
-func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
+func (a callers) handshake(tb testing.TB, over net.Conn, certificate tls.Certificate, change ...func(*tls.Config)) (*caller, error) {
+	tb.Helper()
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The gateway's SVID has no DNS name.
@@ -96,14 +138,26 @@ func (a callers) handshake(over net.Conn, certificate tls.Certificate, change ..
 	if err := conn.Handshake(); err != nil {
 		return nil, err
 	}
-	return &caller{Conn: conn, reader: bufio.NewReader(conn)}, nil
+	return a.speak(tb, conn), nil
+}
+
+// speak returns the caller of a connection.
+func (a callers) speak(tb testing.TB, conn net.Conn) *caller {
+	tb.Helper()
+	if a.wire == h2 {
+		conn = newTextConn(newSession(tb, conn), true)
+	}
+	return newCaller(conn)
+}
+
+func newCaller(conn net.Conn) *caller {
+	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
 }
 
 // callPlain connects to the listener without TLS, whose callers are sidecar.
 func (a callers) callPlain(tb testing.TB) *caller {
 	tb.Helper()
-	conn := a.connect(tb, a.plain)
-	return &caller{Conn: conn, reader: bufio.NewReader(conn)}
+	return a.speak(tb, a.connect(tb, a.plain))
 }
 
 func (a callers) connect(tb testing.TB, addr netip.AddrPort) net.Conn {
@@ -183,15 +237,20 @@ func (c *caller) tryAnswerTo(method string) (answer, error) {
 	return a, nil
 }
 
-// ask sends a head and reads the answer. It does both at once, because the gateway may
-// answer a long head before it has read all of it.
+// ask sends a head and reads the answer. Over HTTP/1 it does both at once, because the gateway
+// may answer a long head before it has read all of it.
 func (c *caller) ask(tb testing.TB, head string) answer {
 	tb.Helper()
 	sent := make(chan struct{})
-	go func() {
+	send := func() {
 		defer close(sent)
 		_, _ = io.WriteString(c, head)
-	}()
+	}
+	if _, ok := c.Conn.(*textConn); ok {
+		send()
+	} else {
+		go send()
+	}
 	defer func() { <-sent }()
 	return c.answer(tb)
 }
@@ -213,9 +272,26 @@ func readAll(tb testing.TB, r io.Reader) string {
 	return string(data)
 }
 
-// raw returns the TCP connection below TLS.
-func (c *caller) raw() *net.TCPConn {
-	return c.Conn.(*tls.Conn).NetConn().(*net.TCPConn)
+// secured returns the connection of TLS.
+func (c *caller) secured() *tls.Conn {
+	conn := c.Conn
+	if text, ok := conn.(*textConn); ok {
+		conn = text.Conn
+	}
+	return conn.(*tls.Conn)
+}
+
+// reset ends a connection, or over HTTP/2 its stream, so that the gateway does not take the
+// end for an orderly one.
+func (c *caller) reset() {
+	conn := c.Conn
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
 }
 
 // ended checks that the connection ends without more bytes. Over TLS the end must be a
@@ -227,6 +303,18 @@ func (c *caller) ended(tb testing.TB) {
 		tb.Errorf("the connection ended with %q, %v, want a clean end", rest, err)
 	}
 	_ = c.Close()
+}
+
+// answeredLast checks that an answer says that no other request may follow on the connection,
+// and that it ends the connection, or over HTTP/2 its stream.
+func (c *caller) answeredLast(tb testing.TB, got answer) {
+	tb.Helper()
+	if text, ok := c.Conn.(*textConn); ok {
+		text.isLeaving(tb)
+	} else if !got.close {
+		tb.Error("the answer does not close the connection")
+	}
+	c.ended(tb)
 }
 
 // gone waits until the connection ends, in whatever way.

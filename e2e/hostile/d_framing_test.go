@@ -84,11 +84,13 @@ func framingRows() []row {
 			refusedAs("a version in lower case", lines, "CONNECT allowed.example:PORT http/1.1\r\n"+host+"\r\n"),
 			refusedAs("bare LF", lines, "CONNECT allowed.example:PORT HTTP/1.1\n"+host+"\r\n"),
 			refusedAs("a TLS hello in clear", lines, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"))},
-		{"D10", "another version in an HTTP/1 request line; the preface of HTTP/2 in it", "505", slices.Concat(
+		{"D10", "another version in an HTTP/1 request line; the preface of HTTP/2 behind another request, or one that was changed", "505", slices.Concat(
 			refused(allowlist.UnsupportedVersion, "CONNECT allowed.example:PORT HTTP/2.0\r\n"+host+"\r\n"),
 			refused(allowlist.UnsupportedVersion, "CONNECT allowed.example:PORT HTTP/1.2\r\n"+host+"\r\n"),
 			refused(allowlist.UnsupportedVersion, "CONNECT allowed.example:PORT HTTP/0.9\r\n"+host+"\r\n"),
-			refused(allowlist.UnsupportedVersion, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))},
+			refused(allowlist.UnsupportedVersion, "PRI * HTTP/2.0\r\n\r\nSM\r\n\rx"),
+			refusedAs("a preface with a field", allowlist.UnsupportedVersion, "PRI * HTTP/2.0\r\n"+host+"\r\nSM\r\n\r\n"),
+			refused(allowlist.UnsupportedVersion, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")[1:])}, // alone it begins HTTP/2
 		{"D11", "a CONNECT with a Content-Length", "the length is ignored, and the bytes after the head are tunnel data", []scenario{
 			carries("Content-Length: 3", connectTo("allowed.example:PORT", "Content-Length: 3"), "abcdef"),
 			carries("two lengths", connectTo("allowed.example:PORT", "Content-Length: 3", "Content-Length: 6"), "abcdef"),
@@ -111,7 +113,7 @@ func framingRows() []row {
 
 // behind returns a case that sends a valid request behind one that is refused.
 func behind(name, who, head string, want allowlist.Reason) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, only: h1, run: func(t *testing.T, g *gateway) {
 		good := g.fill(connectTo("allowed.example:PORT"))
 		before := g.counts()
 		c := g.call(t, who)
@@ -132,7 +134,7 @@ func behind(name, who, head string, want allowlist.Reason) scenario {
 // carries returns a case that sends bytes behind a CONNECT. They must arrive at the
 // origin unchanged.
 func carries(name, head, early string) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, run: func(t *testing.T, g *gateway) {
 		c := g.call(t, "builder")
 		if got := c.ask(t, g.fill(head)+early); got.status != 200 {
 			t.Fatalf("answered %s", got.phrase)
@@ -161,7 +163,7 @@ func forged() []scenario {
 		"Proxy-Status: exeat; reason=allowed", "Proxy-Authorization: Basic d2lkZTp3aWRl", "Authorization: Bearer wide", "X-Spiffe-Id: spiffe://test.example/wide",
 	} {
 		cases = append(cases,
-			scenario{field + ", by builder", func(t *testing.T, g *gateway) {
+			scenario{name: field + ", by builder", run: func(t *testing.T, g *gateway) {
 				c := g.call(t, "builder")
 				if got := c.ask(t, g.fill(connectTo("allowed.example:PORT", field))); got.status != 200 {
 					t.Fatalf("answered %s", got.phrase)

@@ -32,7 +32,7 @@ type login struct {
 }
 
 func (l login) named(name string) scenario {
-	return scenario{name, l.run}
+	return scenario{name: name, only: h1, run: l.run}
 }
 
 func (l login) run(t *testing.T, g *gateway) {

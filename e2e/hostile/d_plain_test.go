@@ -59,8 +59,8 @@ func twice(reason allowlist.Reason, head, host string) []scenario {
 
 // behindAllowed returns the case of the request behind one that was allowed.
 func (a ask) behindAllowed() scenario {
-	return scenario{a.title() + ", behind an allowed request", func(t *testing.T, g *gateway) {
-		c := g.call(t, "builder")
+	return scenario{name: a.title() + ", behind an allowed request", only: wireOf(a.head, a.reason), run: func(t *testing.T, g *gateway) {
+		c := g.callAlone(t, "builder")
 		forwarded{}.on(t, g, c)
 		a.on(t, g, c)
 	}}
@@ -77,7 +77,11 @@ type forwarded struct {
 }
 
 func (f forwarded) named(name string) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) { f.on(t, g, g.call(t, "builder")) }}
+	only := anyWire
+	if f.head != "" {
+		only = wireOf(f.head, allowlist.NoReason)
+	}
+	return scenario{name: name, only: only, run: func(t *testing.T, g *gateway) { f.on(t, g, g.call(t, "builder")) }}
 }
 
 // on sends the request and checks everything about it. The origin closes its connection
@@ -137,15 +141,23 @@ func (f forwarded) serve(t *testing.T, o *net.TCPConn) string {
 	return raw.String()
 }
 
+// onlyOverH1 returns cases that HTTP/2 does not have.
+func onlyOverH1(cases ...scenario) []scenario {
+	for i := range cases {
+		cases[i].only = h1
+	}
+	return cases
+}
+
 // plainRows returns the rows about plain requests. They follow the rows about CONNECT.
 func plainRows() []row {
 	const target = allowlist.MalformedTarget
 	return []row{
-		{"D17", "a plain request whose Host names something else", "the target is decided on, and the origin gets the target's host as Host", []scenario{
+		{"D17", "a plain request whose Host names something else", "the target is decided on, and the origin gets the target's host as Host", onlyOverH1(
 			forwarded{head: getLine + "Host: evil.test\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}, never: []string{"evil"}}.named("another host"),
 			forwarded{head: "GET http://Allowed.EXAMPLE.:PORT/ HTTP/1.1\r\nHost: x\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("another spelling of the target"),
 			forwarded{head: "GET http://allowed.example:PORT/ HTTP/1.0\r\n\r\n", sees: []string{"\r\nhost: allowed.example:PORT\r\n"}}.named("HTTP/1.0 without Host"),
-		}},
+		)},
 		{"D18", "a plain target with userinfo, without `//`, without a host, in origin form; a host or port that is refused above", "400; the gateway never uses Host instead", slices.Concat(
 			urls(target, "http://allowed.example@evil/", "http://u:p@allowed.example:PORT/", "http:allowed.example/", "http:/allowed.example/", "http:///p", "http://", "//evil/", "/", "*",
 				`http://allowed.example:PORT\@evil.test/`, "http://allowed.example..:PORT/", "http://127.1:PORT/", "http://[fe80::1%25eth0]:PORT/", "http://allowed%2eexample:PORT/", "http://xn--a.example:PORT/",
@@ -178,7 +190,7 @@ func plainRows() []row {
 			forwarded{answer: "Connection: keep-alive ,\tX-SECRET\r\nx-secret: 1\r\nX-Secret: 2\r\nKeep-Alive: timeout=5\r\n", back: []string{"X-Secret", "Keep-Alive", "Connection"}}.named("from an origin that closes"),
 		}},
 		{"D25", "two requests in one segment, an allowed one and one that is not", "each is decided on its own", []scenario{
-			{"to another host", func(t *testing.T, g *gateway) {
+			{name: "to another host", only: h1, run: func(t *testing.T, g *gateway) {
 				c := g.call(t, "builder")
 				forwarded{head: getLine + host + "\r\n" + get("http://evil.test/"), never: []string{"evil"}}.on(t, g, c)
 				if got := c.answer(t); got.reason() != "not-on-allowlist" {
@@ -189,7 +201,7 @@ func plainRows() []row {
 				}
 				_ = c.Close()
 			}},
-			{"behind a body", func(t *testing.T, g *gateway) {
+			{name: "behind a body", only: h1, run: func(t *testing.T, g *gateway) {
 				c := g.call(t, "builder")
 				forwarded{head: post + "Content-Length: 5\r\n\r\nabcde" + get("http://evil.test/"), sees: []string{"\r\n\r\nabcde"}, never: []string{"evil"}}.on(t, g, c)
 				if got := c.answer(t); got.reason() != "not-on-allowlist" {
@@ -308,7 +320,7 @@ func demanded(protocols ...string) []scenario {
 func noAnswers(all ...string) []scenario {
 	var cases []scenario
 	for _, text := range all {
-		cases = append(cases, scenario{brief(printable(text)), func(t *testing.T, g *gateway) {
+		cases = append(cases, scenario{name: brief(printable(text)), run: func(t *testing.T, g *gateway) {
 			c := g.call(t, "builder")
 			c.send(t, g.fill(getLine+host+"\r\n"))
 			o := g.origin.next(t)

@@ -21,7 +21,7 @@ func queryRows() []row {
 	const message = "Content-Type: application/dns-message"
 	hosts := []scenario{
 		onShared("HTTP/1.0 without Host", "GET "+secretQuery+" HTTP/1.0\r\n\r\n"),
-		{"a listener for CONNECT alone", func(t *testing.T, g *gateway) {
+		{name: "a listener for CONNECT alone", only: h1, run: func(t *testing.T, g *gateway) {
 			ask{head: queryHead("GET", secretQuery, trustDomain) + "\r\n", reason: allowlist.MalformedTarget, host: anyHost}.on(t, g, g.call(t, "builder"))
 		}},
 	}
@@ -46,14 +46,14 @@ func queryRows() []row {
 			bodyOf("POST", "/dns-query", 411, message, "Transfer-Encoding: chunked"),
 			bodyOf("POST", "/dns-query", 413, message, fmt.Sprintf("Content-Length: %d", 1<<20)),
 		}},
-		{"D36", "queries, plain requests and CONNECTs in one segment", "each is decided and recorded on its own", []scenario{{"in one segment", inTurn}}},
+		{"D36", "queries, plain requests and CONNECTs in one segment", "each is decided and recorded on its own", []scenario{{name: "in one segment", only: h1, run: inTurn}}},
 	}
 }
 
 // onShared returns the case of a request in origin form that is no query, on the listener
 // for CONNECT and DoH. SHARED stands for the port of that listener.
 func onShared(name, head string) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, only: h1, run: func(t *testing.T, g *gateway) {
 		head := strings.ReplaceAll(head, "SHARED", fmt.Sprint(g.shared.Port()))
 		ask{head: head, reason: allowlist.MalformedTarget, host: anyHost}.on(t, g, g.callShared(t, "builder"))
 	}}
@@ -61,7 +61,7 @@ func onShared(name, head string) scenario {
 
 // bodyOf returns a case that sends a valid CONNECT as the body of a query.
 func bodyOf(method, target string, status int, fields ...string) scenario {
-	return scenario{method + " " + strings.Join(fields, ", "), func(t *testing.T, g *gateway) {
+	return scenario{name: method + " " + strings.Join(fields, ", "), only: h1, run: func(t *testing.T, g *gateway) {
 		body := g.fill(connectTo("allowed.example:PORT"))
 		all := fields
 		if len(fields) == 0 {

@@ -79,7 +79,7 @@ type first struct {
 func (f first) scenarios() []scenario {
 	var cases []scenario
 	for _, how := range []string{"with the CONNECT", "behind the answer", "byte by byte"} {
-		cases = append(cases, scenario{f.name + ", " + how, func(t *testing.T, g *gateway) { f.run(t, g, how) }})
+		cases = append(cases, scenario{name: f.name + ", " + how, run: func(t *testing.T, g *gateway) { f.run(t, g, how) }})
 	}
 	return cases
 }
@@ -212,16 +212,16 @@ func helloRows() []row {
 			first{name: "an alert first", host: strict, sent: "\x15\x03\x03\x00\x02\x01\x00" + plain(strict), want: allowlist.NotTLS, tls: "not-tls"},
 			first{name: "an alert first where it is not required", host: auto, sent: "\x15\x03\x03\x00\x02\x01\x5a" + plain(strict), want: allowlist.NotTLS, tls: "not-tls"},
 			first{name: "over 64 KiB", host: strict, sent: hello{name: strict, share: 15_000, records: 1}.bytes(), want: allowlist.NotTLS, tls: "not-tls"}),
-			scenario{"silence", func(t *testing.T, _ *gateway) { slowHello(t, strict, "") }},
-			scenario{"half a hello", func(t *testing.T, _ *gateway) { slowHello(t, strict, plain(strict)[:40]) }},
-			scenario{"half a hello where TLS is not required", func(t *testing.T, _ *gateway) { slowHello(t, auto, plain(auto)[:40]) }})},
+			scenario{name: "silence", run: func(t *testing.T, g *gateway) { slowHello(t, g, strict, "") }},
+			scenario{name: "half a hello", run: func(t *testing.T, g *gateway) { slowHello(t, g, strict, plain(strict)[:40]) }},
+			scenario{name: "half a hello where TLS is not required", run: func(t *testing.T, g *gateway) { slowHello(t, g, auto, plain(auto)[:40]) }})},
 		{"E11", "on other ports than 443 (`tls: auto`): another protocol, an origin that speaks first", "nothing is held back; a ClientHello is checked all the same", append(firsts(
 			first{name: "another protocol", host: auto, sent: "SSH-2.0-client\r\n", tls: "not-tls"},
 			first{name: "one that begins like an alert", host: auto, sent: "\x15\x03\x00\x01of 789 bytes", tls: "not-tls"},
 			first{name: "a hello for the host", host: auto, sent: plain(auto), sni: auto, tls: "match"},
 			first{name: "a hello for another host", host: auto, sent: plain(strict), want: allowlist.SNIMismatch, sni: strict, tls: "mismatch"}),
-			scenario{"an origin that speaks first", func(t *testing.T, g *gateway) { originFirst(t, g, "HELO client\r\n", allowlist.NoReason) }},
-			scenario{"and then a hello for another host", func(t *testing.T, g *gateway) { originFirst(t, g, plain("evil.example"), allowlist.SNIMismatch) }})},
+			scenario{name: "an origin that speaks first", run: func(t *testing.T, g *gateway) { originFirst(t, g, "HELO client\r\n", allowlist.NoReason) }},
+			scenario{name: "and then a hello for another host", run: func(t *testing.T, g *gateway) { originFirst(t, g, plain("evil.example"), allowlist.SNIMismatch) }})},
 		{"E12", "`tls: off`", "the bytes are not inspected", firsts(
 			first{name: "a hello for another host", host: off, sent: plain("evil.example")},
 			first{name: "another protocol", host: off, sent: "anything"})},
@@ -239,8 +239,8 @@ func helloRows() []row {
 			first{name: "a name that is allowed on another port", who: "strict", host: "127.0.0.1", sent: plain("elsewhere.example"), want: allowlist.SNIMismatch, sni: "elsewhere.example", tls: "mismatch"},
 			first{name: "in clear", who: "strict", host: "127.0.0.1", sent: "GET / HTTP/1.1\r\n\r\n", want: allowlist.NotTLS, tls: "not-tls"})},
 		{"E15", "a TLS client in the tunnel, for the host or for another", "it reaches the origin, or gets the alert `access denied`", []scenario{
-			{"for the host", func(t *testing.T, g *gateway) { realTLS(t, g, strict, false) }},
-			{"for another", func(t *testing.T, g *gateway) { realTLS(t, g, auto, true) }},
+			{name: "for the host", run: func(t *testing.T, g *gateway) { realTLS(t, g, strict, false) }},
+			{name: "for another", run: func(t *testing.T, g *gateway) { realTLS(t, g, auto, true) }},
 		}},
 		{"E16", "under `mode: observe`, a ClientHello for a name that no rule allows", "in a tunnel to an address it passes, and is recorded as `observe`, never as a match; in a tunnel to another name, or if a deny rule covers the name, `sni-mismatch`", firsts(
 			observedHello("an allowed name", "127.0.0.1", "allowed.example", 0, 0),
@@ -263,8 +263,8 @@ func observedHello(name, host, sni string, want, would allowlist.Reason) first {
 }
 
 // slowHello sends less than a ClientHello, and waits until the gateway refuses it.
-func slowHello(t *testing.T, host, sent string) {
-	g := newGateway(t, options{config: gw.Config{HelloTimeout: 200 * time.Millisecond}})
+func slowHello(t *testing.T, g *gateway, host, sent string) {
+	g = g.another(t, options{config: gw.Config{HelloTimeout: 200 * time.Millisecond}})
 	c := g.call(t, "builder")
 	if got := c.ask(t, connectTo(g.at(host))+sent); got.status != 200 {
 		t.Fatalf("answered %s", got.phrase)

@@ -22,6 +22,7 @@ type record struct {
 	ID           string `json:"id"`
 	Listener     string `json:"listener"`
 	Protocol     string `json:"protocol"`
+	Wire         string `json:"wire"`
 	Identity     string `json:"identity"`
 	Source       string `json:"identity_source"`
 	Client       string `json:"client"`

@@ -115,7 +115,7 @@ func identityRows() []row {
 				good := g.ca.issue(t, builder)
 				return tls.Certificate{Certificate: [][]byte{[]byte("nothing that parses")}, PrivateKey: good.PrivateKey, Leaf: good.Leaf}
 			}),
-			{"TLS 1.2", oldTLS},
+			{name: "TLS 1.2", only: noWire, run: oldTLS},
 		}},
 		{"F9", "an accepted identity without an entry in the policy", "403 `identity-unknown`", slices.Concat(
 			ids(allowlist.IdentityUnknown, id("stranger"), id("Builder"), id(strings.Repeat("a", 2048-22))),
@@ -126,13 +126,13 @@ func identityRows() []row {
 		{"F10", "IDs and trust domains that begin or end like one with an entry", "no match", slices.Concat(
 			ids(allowlist.IdentityUnknown, id("ns/ab"), id("ns/a/b"), id("ns"), id("ns/one"), id("ns/one/b/c"), id("ns/ones/b"), id("builder2")),
 			ids(untrusted, "spiffe://test.example.evil/builder", "spiffe://evil.test.example/builder", "spiffe://est.example/builder"),
-			[]scenario{{"and the pattern itself matches", func(t *testing.T, g *gateway) {
+			[]scenario{{name: "and the pattern itself matches", run: func(t *testing.T, g *gateway) {
 				for _, name := range []string{"ns/a", "ns/one/b"} {
 					ask{who: name, head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
 				}
 			}}})},
-		{"F11", "an authority that was removed from the bundle", "new handshakes and resumed sessions are refused at once, and open tunnels end", []scenario{{"rolled", rolled}}},
-		{"F12", "an identity of 2 kB in records and answers", "bounded: the answer's sentence has at most 200 bytes", []scenario{{"2,048 bytes", longIdentity}}},
+		{"F11", "an authority that was removed from the bundle", "new handshakes and resumed sessions are refused at once, and open tunnels end", []scenario{{name: "rolled", run: rolled}}},
+		{"F12", "an identity of 2 kB in records and answers", "bounded: the answer's sentence has at most 200 bytes", []scenario{{name: "2,048 bytes", run: longIdentity}}},
 		{"F13", "what real clients do: HTTP/1.0 without Host, a Host without the port, no server name or that of the target to the gateway, `h2` in ALPN and then HTTP/1.1", "it works", []scenario{
 			opens("CONNECT allowed.example:PORT HTTP/1.0\r\n\r\n", "allowed.example"),
 			real("no server name", func(c *tls.Config) { c.ServerName = "" }),
@@ -157,13 +157,13 @@ func identityRows() []row {
 		{"F16", "certificates that take a hundred times their size in memory once parsed, alone or beside a good one: thousands of names, extensions or other parts; nine certificates; more than 16 KiB", "407 `identity-invalid`, and the connection closes; beyond 16 KiB the handshake fails, and is recorded", slices.Concat(exploding(), tooLong())},
 		{"F17", "a certificate with a key that is expensive to verify with, or that TLS 1.3 does not know; false authorities with the name of the real one", "407 `identity-invalid`, and the connection closes; no signature in a certificate is checked with a key that the caller brought", expensive()},
 		{"F18", "certificates that do not verify, many times, the same or others", "the connection is closed once its address has used up its processor time; each is recorded; a caller whose certificate is known is served meanwhile", []scenario{
-			{"the same", func(t *testing.T, _ *gateway) {
+			{name: "the same", run: func(t *testing.T, g *gateway) {
 				cert := newAuthority(t).svid(t, "builder")
-				sourceStrangers(t, func(*testing.T) tls.Certificate { return cert })
+				sourceStrangers(t, g, func(*testing.T) tls.Certificate { return cert })
 			}},
-			{"others", func(t *testing.T, _ *gateway) {
+			{name: "others", run: func(t *testing.T, g *gateway) {
 				other := newAuthority(t)
-				sourceStrangers(t, func(t *testing.T) tls.Certificate { return other.issue(t, withURIs(id("builder"))) })
+				sourceStrangers(t, g, func(t *testing.T) tls.Certificate { return other.issue(t, withURIs(id("builder"))) })
 			}},
 		}},
 	}
@@ -171,8 +171,8 @@ func identityRows() []row {
 
 // sourceStrangers connects with certificates of an untrusted authority until one gets no
 // answer.
-func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate) {
-	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Strangers: 500 * time.Microsecond}}})
+func sourceStrangers(t *testing.T, g *gateway, certificate func(*testing.T) tls.Certificate) {
+	g = g.another(t, options{config: gw.Config{Limits: limit.Config{Strangers: 500 * time.Microsecond}}})
 	known := ask{who: "builder", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}
 	known.run(t, g)
 	for range 1000 {
@@ -198,13 +198,13 @@ func sourceStrangers(t *testing.T, certificate func(*testing.T) tls.Certificate)
 // closing returns the case of a valid request that must be the last on its connection,
 // while a caller that has sent no certificate may send another one.
 func closing(name string, reason allowlist.Reason, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, run: func(t *testing.T, g *gateway) {
 		c := g.callWith(t, certificate(t, g))
 		got := c.ask(t, g.fill(connectTo("allowed.example:PORT")))
-		if got.status != 407 || got.reason() != reason.String() || !got.close {
-			t.Fatalf("answered %s, closing: %v", got.phrase, got.close)
+		if got.status != 407 || got.reason() != reason.String() {
+			t.Fatalf("answered %s", got.phrase)
 		}
-		c.ended(t)
+		c.answeredLast(t, got)
 		if r := g.next(t, audit.EventDecision); r.Reason != reason.String() || r.Detail == "" || r.Identity != "" {
 			t.Errorf("record %+v", r)
 		}
@@ -348,7 +348,7 @@ func below(name string, observed bool, parts ...string) scenario {
 	if observed {
 		a.reason, a.class, a.drops, a.lookups = allowlist.ResolvedAddressDenied, allowlist.Loopback, 1, 1
 	}
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, run: func(t *testing.T, g *gateway) {
 		g.put(t, text)
 		a.run(t, g)
 		g.put(t, g.policy())
@@ -357,7 +357,7 @@ func below(name string, observed bool, parts ...string) scenario {
 
 // fails returns the case of a handshake that fails in the TLS library.
 func fails(name string, certificate func(t *testing.T, g *gateway) tls.Certificate) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, only: noWire, run: func(t *testing.T, g *gateway) {
 		before := g.counts()
 		c, err := g.tryCallWith(t, certificate(t, g))
 		if err == nil {
@@ -385,8 +385,8 @@ func oldTLS(t *testing.T, g *gateway) {
 }
 
 // rolled removes the authority while a tunnel is open and a client has a TLS session.
-func rolled(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func rolled(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	sessions := tls.NewLRUClientSessionCache(1)
 	resuming := func(c *tls.Config) { c.ClientSessionCache, c.ServerName = sessions, "gateway" }
 	connect := g.fill(connectTo("allowed.example:PORT"))
@@ -408,7 +408,7 @@ func rolled(t *testing.T, _ *gateway) {
 	}
 	for range 2 {
 		c := g.callWith(t, old, resuming)
-		if c.Conn.(*tls.Conn).ConnectionState().DidResume {
+		if c.secured().ConnectionState().DidResume {
 			t.Error("the session was resumed")
 		}
 		if got := c.ask(t, connect); got.reason() != "identity-untrusted" {
@@ -439,7 +439,7 @@ func longIdentity(t *testing.T, g *gateway) {
 
 // real returns the case of a valid request whose handshake has another configuration.
 func real(name string, change func(*tls.Config)) scenario {
-	return scenario{name, func(t *testing.T, g *gateway) {
+	return scenario{name: name, run: func(t *testing.T, g *gateway) {
 		c := g.callWith(t, g.ca.svid(t, "builder"), change)
 		ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.on(t, g, c)
 	}}
@@ -450,21 +450,21 @@ func proxiedCases() []scenario {
 	const v1 = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n"
 	v2 := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + "\xc6\x33\x64\x07" + "\xc0\x00\x02\x01" + "\x12\x67\x01\xbb"
 	cases := []scenario{
-		{"version 1, from anybody", func(t *testing.T, g *gateway) { unwanted(t, g, v1) }},
-		{"version 2, from anybody", func(t *testing.T, g *gateway) { unwanted(t, g, v2) }},
+		{name: "version 1, from anybody", only: noWire, run: func(t *testing.T, g *gateway) { unwanted(t, g, v1) }},
+		{name: "version 2, from anybody", only: noWire, run: func(t *testing.T, g *gateway) { unwanted(t, g, v2) }},
 	}
 	for name, header := range map[string]string{"version 1": v1, "version 2": v2} {
-		cases = append(cases, scenario{name + ", from a load balancer", func(t *testing.T, _ *gateway) { balanced(t, header) }})
+		cases = append(cases, scenario{name: name + ", from a load balancer", run: func(t *testing.T, g *gateway) { balanced(t, g, header) }})
 	}
 	for name, header := range map[string]string{
 		"none": "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "a request": "CONNECT allowed.example:443 HTTP/1.1\r\n\r\n", "one that is too long": "PROXY TCP4 " + strings.Repeat("1", 200) + "\r\n",
 		"one without an address": "PROXY TCP4\r\n", "an address that is none": "PROXY TCP4 198.51.100.777 192.0.2.1 4711 443\r\n", "one that is cut short": v2[:20], "version 2 of 64 kB": v2[:14] + "\xff\xff" + strings.Repeat("a", 1<<10),
 		"a unix socket": v2[:13] + "\x31" + v2[14:],
 	} {
-		cases = append(cases, scenario{name + ", from a load balancer", func(t *testing.T, _ *gateway) { unbalanced(t, header) }})
+		cases = append(cases, scenario{name: name + ", from a load balancer", only: noWire, run: func(t *testing.T, g *gateway) { unbalanced(t, g, header) }})
 	}
 	slices.SortFunc(cases, func(a, b scenario) int { return strings.Compare(a.name, b.name) })
-	return append(cases, scenario{"two, from a load balancer", func(t *testing.T, _ *gateway) { balancedTwice(t, v1) }})
+	return append(cases, scenario{name: "two, from a load balancer", only: noWire, run: func(t *testing.T, g *gateway) { balancedTwice(t, g, v1) }})
 }
 
 // unwanted sends a PROXY header in the place of a handshake, and checks that it fails.
@@ -479,13 +479,13 @@ func unwanted(t *testing.T, g *gateway, header string) {
 
 // loadBalanced returns a gateway that expects PROXY headers from loopback, and waits at
 // most 500 ms for them.
-func loadBalanced(t *testing.T) *gateway {
+func loadBalanced(t *testing.T, g *gateway) *gateway {
 	t.Helper()
-	return newGateway(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, config: gw.Config{HandshakeTimeout: 500 * time.Millisecond}})
+	return g.another(t, options{proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, config: gw.Config{HandshakeTimeout: 500 * time.Millisecond}})
 }
 
-func balanced(t *testing.T, header string) {
-	g := loadBalanced(t)
+func balanced(t *testing.T, g *gateway, header string) {
+	g = loadBalanced(t, g)
 	conn := g.connect(t, g.secure)
 	_, _ = conn.Write([]byte(header))
 	c := g.secureOver(t, conn, g.ca.svid(t, "builder"))
@@ -498,8 +498,8 @@ func balanced(t *testing.T, header string) {
 	g.finish(t, c, g.origin)
 }
 
-func unbalanced(t *testing.T, header string) {
-	g := loadBalanced(t)
+func unbalanced(t *testing.T, g *gateway, header string) {
+	g = loadBalanced(t, g)
 	conn := g.connect(t, g.secure)
 	_, _ = conn.Write([]byte(header))
 	_, _ = io.Copy(io.Discard, conn)
@@ -509,8 +509,8 @@ func unbalanced(t *testing.T, header string) {
 }
 
 // balancedTwice sends a second PROXY header where the handshake should begin.
-func balancedTwice(t *testing.T, header string) {
-	g := loadBalanced(t)
+func balancedTwice(t *testing.T, g *gateway, header string) {
+	g = loadBalanced(t, g)
 	conn := g.connect(t, g.secure)
 	_, _ = conn.Write([]byte(header + header))
 	_, _ = io.Copy(io.Discard, conn)

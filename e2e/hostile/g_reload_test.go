@@ -31,27 +31,27 @@ func reloadRows(program *program) []row {
 	}
 	return []row{
 		{"G1", "a policy that is invalid, cut short, empty, unreadable or deleted", "the last good one stays in force; one record, one error in the log, one count in the metric", []scenario{
-			{"one after the other", real(wrongFiles)},
+			{name: "one after the other", only: noWire, run: real(wrongFiles)},
 		}},
 		{"G2", "a rename over the file, the symlink swap of a ConfigMap, an editor's backup, a truncation and a slow write", "exactly one new generation each", []scenario{
-			{"one after the other", real(waysToWrite)},
+			{name: "one after the other", only: noWire, run: real(waysToWrite)},
 		}},
-		{"G3", "1,000 changes a second", "the gateway goes on, and the last policy is in force at the end", []scenario{{"renames", real(storm)}}},
-		{"G4", "a new policy while requests are under way", "one generation decides the whole request, and the record names it", []scenario{{"policies that take turns", oneGeneration}}},
-		{"G5", "a policy that no longer allows a tunnel", "new requests are denied at once, and open tunnels end", []scenario{{"allow, then deny", revoked}}},
+		{"G3", "1,000 changes a second", "the gateway goes on, and the last policy is in force at the end", []scenario{{name: "renames", only: noWire, run: real(storm)}}},
+		{"G4", "a new policy while requests are under way", "one generation decides the whole request, and the record names it", []scenario{{name: "policies that take turns", run: oneGeneration}}},
+		{"G5", "a policy that no longer allows a tunnel", "new requests are denied at once, and open tunnels end", []scenario{{name: "allow, then deny", run: revoked}}},
 		{"G6", "the date of a rule passes, while the name is looked up or the tunnel is open", "denied from that time on, although the policy is the same; the tunnel ends", []scenario{
-			{"while the name is looked up", datedDial},
-			{"while the tunnel is open", datedTunnel},
+			{name: "while the name is looked up", run: datedDial},
+			{name: "while the tunnel is open", run: datedTunnel},
 		}},
 		{"G7", "the caller's certificate expires during its tunnel", "the tunnel goes on, or ends where the configuration says so; new requests need a new one", []scenario{
-			{"and the tunnel goes on", func(t *testing.T, _ *gateway) { expires(t, false) }},
-			{"and the tunnel ends", func(t *testing.T, _ *gateway) { expires(t, true) }},
+			{name: "and the tunnel goes on", run: func(t *testing.T, g *gateway) { expires(t, g, false) }},
+			{name: "and the tunnel ends", run: func(t *testing.T, g *gateway) { expires(t, g, true) }},
 		}},
-		{"G8", "the clock is set forward or back over a date of the policy", "the clock's new time decides, not the time that has passed", []scenario{{"forward and back", clockSteps}}},
+		{"G8", "the clock is set forward or back over a date of the policy", "the clock's new time decides, not the time that has passed", []scenario{{name: "forward and back", only: noWire, run: clockSteps}}},
 		{"G9", "a policy, a quarantine or the end of the gateway that comes while an origin has a plain request, whole or in part", "502 `cut-off`, recorded as failed with what ended it: 403 and 503 are only for requests that were not sent", []scenario{
-			{"a policy that forbids it", func(t *testing.T, g *gateway) { cutOff(t, g, "revoked") }},
-			{"a quarantine", func(t *testing.T, g *gateway) { cutOff(t, g, "quarantined") }},
-			{"the end of the time to drain", func(t *testing.T, _ *gateway) { cutOff(t, newGateway(t, options{}), "drain") }},
+			{name: "a policy that forbids it", run: func(t *testing.T, g *gateway) { cutOff(t, g, "revoked") }},
+			{name: "a quarantine", run: func(t *testing.T, g *gateway) { cutOff(t, g, "quarantined") }},
+			{name: "the end of the time to drain", run: func(t *testing.T, g *gateway) { cutOff(t, g.another(t, options{}), "drain") }},
 		}},
 	}
 }
@@ -182,8 +182,8 @@ func storm(t *testing.T, p *process) {
 
 // oneGeneration switches between two policies, each of which allows a different name. A
 // mix of the two would give other answers than those that are accepted here.
-func oneGeneration(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func oneGeneration(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	text := func(host string) string {
 		return g.fill("version: 1\nidentities:\n  - id: " + id("builder") + "\n    allow: [{host: " + host + ".wild.example, ports: [PORT], addresses: 127.0.0.1/32}]\n")
 	}
@@ -315,9 +315,9 @@ func datedTunnel(t *testing.T, g *gateway) {
 	g.put(t, g.policy())
 }
 
-func expires(t *testing.T, closing bool) {
+func expires(t *testing.T, g *gateway, closing bool) {
 	t.Helper()
-	g := newGateway(t, options{config: gw.Config{CloseAtExpiry: closing}})
+	g = g.another(t, options{config: gw.Config{CloseAtExpiry: closing}})
 	ends := time.Now().Truncate(time.Second).Add(2 * time.Second)
 	certificate := g.ca.issue(t, withURIs(id("builder")), valid(-time.Hour, time.Until(ends)))
 	c := g.callWith(t, certificate)

@@ -20,32 +20,32 @@ import (
 func exhaustionRows() []row {
 	return []row{
 		{"H1", "a request head that comes slowly, or stops", "408 after the head timeout, and the connection closes; one that sent nothing is closed in silence", []scenario{
-			{"half a head", slowHead},
-			{"a byte now and then", drip},
-			{"nothing", silence},
+			{name: "half a head", only: h1, run: slowHead},
+			{name: "a byte now and then", only: h1, run: drip},
+			{name: "nothing", only: h1, run: silence},
 		}},
 		{"H2", "a TLS handshake that comes slowly, or stops", "closed after the handshake timeout", []scenario{
-			{"half a hello", slowHandshake},
+			{name: "half a hello", only: noWire, run: slowHandshake},
 		}},
-		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{"stalled", stalledLookup}}},
+		{"H3", "a name server that does not answer", "504 after the dial timeout", []scenario{{name: "stalled", run: stalledLookup}}},
 		{"H4", "more connections than there are slots: silent ones, on a listener with or without TLS, or tunnels of one identity", "a silent one is closed for the next one of the same share, and is counted in one `summary` a second; beyond its share an identity is answered 503 `busy`; no tunnel is ended, and every other identity is served; memory is bounded by the number of slots", []scenario{
-			{"silent ones without TLS", func(t *testing.T, _ *gateway) {
-				silentCallers(t, func(g *gateway) netip.AddrPort { return g.plain })
+			{name: "silent ones without TLS", only: h1, run: func(t *testing.T, g *gateway) {
+				silentCallers(t, g, func(g *gateway) netip.AddrPort { return g.plain })
 			}},
-			{"silent ones over TLS", func(t *testing.T, _ *gateway) {
-				silentCallers(t, func(g *gateway) netip.AddrPort { return g.secure })
+			{name: "silent ones over TLS", only: h1, run: func(t *testing.T, g *gateway) {
+				silentCallers(t, g, func(g *gateway) netip.AddrPort { return g.secure })
 			}},
-			{"tunnels of one identity", tooManyTunnels},
+			{name: "tunnels of one identity", only: h1, run: tooManyTunnels},
 		}},
 		{"H5", "heads as long as they may be, on many connections", "memory is bounded by the limit of a head, and returned", []scenario{
-			{"64 KiB each", longHeads}, {"64 KiB before each tunnel", tunnelsBehindLongHeads},
+			{name: "64 KiB each", only: h1, run: longHeads}, {name: "64 KiB before each tunnel", run: tunnelsBehindLongHeads},
 		}},
-		{"H6", "a sink that does not write its records, while one identity sends denied requests as fast as it can", "no request waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{"stuck", floodOfDenials}}},
+		{"H6", "a sink that does not write its records, while one identity sends denied requests as fast as it can", "no request waits for it; the flood is counted exactly, and no other identity's record is lost", []scenario{{name: "stuck", run: floodOfDenials}}},
 	}
 }
 
-func slowHead(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
+func slowHead(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, "CONNECT allowed.example:443 HTTP/1.1\r\nHost: ")
 	if got := c.answer(t); got.reason() != allowlist.HeadTimeout.String() || !got.close {
@@ -57,8 +57,8 @@ func slowHead(t *testing.T, _ *gateway) {
 
 // drip sends a head byte by byte until the gateway answers, because the timeout is that
 // of the whole head and not of one read.
-func drip(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 300 * time.Millisecond}}})
+func drip(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	done := make(chan struct{})
 	var dripping sync.WaitGroup
@@ -85,16 +85,16 @@ func drip(t *testing.T, _ *gateway) {
 	g.next(t, audit.EventDecision)
 }
 
-func silence(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
+func silence(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Front: front.Config{HeadTimeout: 200 * time.Millisecond}}})
 	g.call(t, "builder").ended(t)
 	if left := g.rest(t); len(left) > 0 {
 		t.Errorf("records of a connection that asked nothing: %+v", left)
 	}
 }
 
-func slowHandshake(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: 200 * time.Millisecond}})
+func slowHandshake(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{HandshakeTimeout: 200 * time.Millisecond}})
 	conn := g.connect(t, g.secure)
 	if _, err := conn.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")); err != nil {
 		t.Fatal(err)
@@ -105,17 +105,17 @@ func slowHandshake(t *testing.T, _ *gateway) {
 	}
 }
 
-func stalledLookup(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{DialTimeout: 200 * time.Millisecond}})
+func stalledLookup(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{DialTimeout: 200 * time.Millisecond}})
 	g.names.say("allowed.example", answerSet{stall: true})
 	ask{head: connectTo("allowed.example:PORT"), host: "allowed.example", reason: allowlist.ResolveTimeout, lookups: 1}.run(t, g)
 }
 
 // silentCallers opens silent connections to one listener. They must not keep others from
 // being served.
-func silentCallers(t *testing.T, listener func(*gateway) netip.AddrPort) {
+func silentCallers(t *testing.T, g *gateway, listener func(*gateway) netip.AddrPort) {
 	const slots, silent = 64, 200
-	g := newGateway(t, options{config: gw.Config{MaxConnections: slots, HandshakeTimeout: time.Hour, Front: front.Config{HeadTimeout: time.Hour}}})
+	g = g.another(t, options{config: gw.Config{MaxConnections: slots, HandshakeTimeout: time.Hour, Front: front.Config{HeadTimeout: time.Hour}}})
 	open := g.call(t, "builder")
 	if got := open.ask(t, g.fill(connectTo("allowed.example:PORT"))); got.status != 200 {
 		t.Fatalf("answered %s", got.phrase)
@@ -147,9 +147,9 @@ func silentCallers(t *testing.T, listener func(*gateway) netip.AddrPort) {
 }
 
 // tooManyTunnels opens more tunnels than one identity may have.
-func tooManyTunnels(t *testing.T, _ *gateway) {
+func tooManyTunnels(t *testing.T, g *gateway) {
 	const slots = 16
-	g := newGateway(t, options{config: gw.Config{MaxConnections: slots}})
+	g = g.another(t, options{config: gw.Config{MaxConnections: slots}})
 	most := limit.SharesOf(slots).PerIdentity
 	builder := func(tb testing.TB) *caller {
 		tb.Helper()
@@ -179,9 +179,9 @@ func tooManyTunnels(t *testing.T, _ *gateway) {
 }
 
 // longHeads leaves many connections in the middle of a head.
-func longHeads(t *testing.T, _ *gateway) {
+func longHeads(t *testing.T, g *gateway) {
 	const conns, each = 200, 64 << 10
-	g := newGateway(t, options{})
+	g = g.another(t, options{})
 	before := heap()
 	var held []net.Conn
 	head := g.fill(line) + host + "X: " + strings.Repeat("a", each-200)
@@ -211,16 +211,22 @@ func longHeads(t *testing.T, _ *gateway) {
 
 // tunnelsBehindLongHeads checks that tunnels behind long heads take no more memory than
 // those behind short ones.
-func tunnelsBehindLongHeads(t *testing.T, _ *gateway) {
+func tunnelsBehindLongHeads(t *testing.T, g *gateway) {
 	const tunnels, most = 100, 8 << 10 // most is for each tunnel, in bytes
-	g := newGateway(t, options{})
+	g = g.another(t, options{})
 	open := func(fields string) int {
-		head, before := g.fill(line)+g.fill(host)+fields+"\r\n", heap()
+		head := g.fill(line) + g.fill(host) + fields + "\r\n"
+		if g.wire == h2 {
+			head = beginning(t, head)
+		}
+		before := heap()
 		for range tunnels {
-			if got := g.callPlain(t).ask(t, head); got.status != 200 {
-				t.Fatalf("answered %s", got.phrase)
+			if _, err := io.WriteString(g.connect(t, g.plain), head); err != nil {
+				t.Fatal(err)
 			}
-			g.next(t, audit.EventDecision)
+			if r := g.next(t, audit.EventDecision); r.Status != 200 {
+				t.Fatalf("record %+v", r)
+			}
 			g.origin.next(t)
 		}
 		return int(heap()) - int(before)
@@ -242,9 +248,9 @@ func heap() uint64 {
 	return stats.HeapAlloc
 }
 
-func floodOfDenials(t *testing.T, _ *gateway) {
+func floodOfDenials(t *testing.T, g *gateway) {
 	const tunnels, denials = 20, 600
-	g := newGateway(t, options{queue: 1024, stuck: make(chan struct{})})
+	g = g.another(t, options{queue: 1024, stuck: make(chan struct{})})
 	before := g.recorder.Stats().Sinks[0].Made
 	var flooding sync.WaitGroup
 	flood := g.call(t, "wide")

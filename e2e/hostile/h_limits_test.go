@@ -24,41 +24,41 @@ import (
 func limitRows(program *program) []row {
 	return []row{
 		{"H7", "more connections, or handshakes per second, from one address than it may have", "up to an eighth more connections are answered 429 `rate-limited`, further ones and handshakes are closed at once; each is recorded", []scenario{
-			{"connections", sourceConnections},
-			{"handshakes", sourceHandshakes},
+			{name: "connections", run: sourceConnections},
+			{name: "handshakes", only: noWire, run: sourceHandshakes},
 		}},
-		{"H8", "more requests of one identity per second than it may make, denied ones included", "429 `rate-limited` with Retry-After, without a lookup; other identities are unaffected", []scenario{{"denied ones", identityRequests}}},
+		{"H8", "more requests of one identity per second than it may make, denied ones included", "429 `rate-limited` with Retry-After, without a lookup; other identities are unaffected", []scenario{{name: "denied ones", run: identityRequests}}},
 		{"H9", "more open tunnels, or new ones per second, than an identity or a group may have", "429 `tunnel-limit`, `rate-limited`, without a lookup; the end of a tunnel, however it ends, frees its place once", []scenario{
-			{"tunnels", func(t *testing.T, _ *gateway) { identityTunnels(t, "limits: {tunnels: 2}", "") }},
-			{"tunnels of a group", func(t *testing.T, _ *gateway) { identityTunnels(t, "", "shared_limits: {tunnels: 2}") }},
-			{"tunnels per second", identityConnects},
+			{name: "tunnels", run: func(t *testing.T, g *gateway) { identityTunnels(t, g, "limits: {tunnels: 2}", "") }},
+			{name: "tunnels of a group", run: func(t *testing.T, g *gateway) { identityTunnels(t, g, "", "shared_limits: {tunnels: 2}") }},
+			{name: "tunnels per second", run: identityConnects},
 		}},
 		{"H10", "more bytes within an hour than an identity may send", "its tunnels end with `close_reason` `limit`, and new ones are 429 `upload-limit`", []scenario{
-			{"all at once", identityUpload},
-			{"to the last byte", lastByte},
+			{name: "all at once", run: identityUpload},
+			{name: "to the last byte", run: lastByte},
 		}},
-		{"H11", "a policy that is loaded many times", "the part of a limit that was used stays used", []scenario{{"tunnels and bytes", limitsStay}}},
-		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{"300 of them", halfOpen}}},
-		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{"through the program", func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
+		{"H11", "a policy that is loaded many times", "the part of a limit that was used stays used", []scenario{{name: "tunnels and bytes", run: limitsStay}}},
+		{"H12", "handshakes that stop half-way, by the hundred", "memory is bounded, others are served meanwhile, and each is closed and recorded", []scenario{{name: "300 of them", only: noWire, run: halfOpen}}},
+		{"H13", "a collector of traces that accepts and never answers", "no request waits for it, and every span that is lost is counted", []scenario{{name: "through the program", only: noWire, run: func(t *testing.T, _ *gateway) { deadCollector(t, program) }}}},
 		{"H14", "a body that stops half-way; an origin that never answers, answers garbage, or never ends the head of its answer", "closed after the body's time-out; 504 `response-timeout`; 502 `response-failed`; bounded in bytes and time", []scenario{
-			{"a body that stops", slowBody},
-			{"no answer", func(t *testing.T, _ *gateway) { badAnswer(t, "", allowlist.ResponseTimeout) }},
-			{"garbage", func(t *testing.T, _ *gateway) { badAnswer(t, "SSH-2.0-x\r\n\r\n", allowlist.ResponseFailed) }},
-			{"half a head", func(t *testing.T, _ *gateway) { badAnswer(t, "HTTP/1.1 200 OK\r\nX: ", allowlist.ResponseTimeout) }},
-			{"a head of 1 MiB", func(t *testing.T, _ *gateway) {
-				badAnswer(t, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 1<<20), allowlist.ResponseFailed)
+			{name: "a body that stops", run: slowBody},
+			{name: "no answer", run: func(t *testing.T, g *gateway) { badAnswer(t, g, "", allowlist.ResponseTimeout) }},
+			{name: "garbage", run: func(t *testing.T, g *gateway) { badAnswer(t, g, "SSH-2.0-x\r\n\r\n", allowlist.ResponseFailed) }},
+			{name: "half a head", run: func(t *testing.T, g *gateway) { badAnswer(t, g, "HTTP/1.1 200 OK\r\nX: ", allowlist.ResponseTimeout) }},
+			{name: "a head of 1 MiB", run: func(t *testing.T, g *gateway) {
+				badAnswer(t, g, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("a", 1<<20), allowlist.ResponseFailed)
 			}},
-			{"a length and chunks", func(t *testing.T, _ *gateway) {
-				badAnswer(t, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345", allowlist.ResponseFailed)
+			{name: "a length and chunks", run: func(t *testing.T, g *gateway) {
+				badAnswer(t, g, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345", allowlist.ResponseFailed)
 			}},
 		}},
 		{"H15", "lists of names that are compared with each other: more than 256 in `Connection` and `Trailer` of a request, or of an answer", "431 `head-too-large`; 502 `response-failed`: what is compared is bounded, and the work grows with the head and not with its square", namesByThousands()},
 	}
 }
 
-func sourceConnections(t *testing.T, _ *gateway) {
+func sourceConnections(t *testing.T, g *gateway) {
 	const most = 16
-	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Connections: most}}})
+	g = g.another(t, options{config: gw.Config{Limits: limit.Config{Connections: most}}})
 	var held []net.Conn
 	for range most {
 		held = append(held, g.callPlain(t))
@@ -114,8 +114,8 @@ func (g *gateway) askUntil(t *testing.T, call func() *caller, status int) answer
 	return answer{}
 }
 
-func sourceHandshakes(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Handshakes: 3}}})
+func sourceHandshakes(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Limits: limit.Config{Handshakes: 3}}})
 	for range 1000 {
 		c, err := g.tryCallWith(t, g.ca.svid(t, "builder"))
 		if err == nil {
@@ -130,13 +130,13 @@ func sourceHandshakes(t *testing.T, _ *gateway) {
 	t.Error("a thousand handshakes were made at once")
 }
 
-func identityRequests(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Limits: limit.Config{Requests: 5}}})
+func identityRequests(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Limits: limit.Config{Requests: 5}}})
 	limited := false
 	for end := time.Now().Add(patience); !limited && time.Now().Before(end); {
 		got := g.call(t, "builder").ask(t, connectTo("secret.example:443"))
 		limited = got.status == 429
-		if limited && (got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" || !got.close) {
+		if limited && (got.reason() != "rate-limited" || got.header.Get("Retry-After") == "" || !got.close && g.wire != h2) {
 			t.Errorf("answered %s %v", got.phrase, got.header)
 		}
 		if r := g.next(t, audit.EventDecision); r.Reason != got.reason() || r.Status != got.status || r.Verdict != "deny" {
@@ -152,8 +152,8 @@ func identityRequests(t *testing.T, _ *gateway) {
 	ask{who: "fenced", head: connectTo("allowed.example:443"), host: "allowed.example", reason: allowlist.PortNotAllowed}.run(t, g)
 }
 
-func identityTunnels(t *testing.T, limits, shared string) {
-	g := newGateway(t, options{})
+func identityTunnels(t *testing.T, g *gateway, limits, shared string) {
+	g = g.another(t, options{})
 	g.put(t, g.limitedTo(limits, shared))
 	for round := range 3 {
 		first, o1 := g.open(t)
@@ -163,8 +163,7 @@ func identityTunnels(t *testing.T, limits, shared string) {
 			ask{who: "ns/a", head: connectTo("allowed.example:PORT"), host: "allowed.example", lookups: 1, dials: 1}.run(t, g)
 		}
 		if round%2 == 0 {
-			_ = first.raw().SetLinger(0)
-			_ = first.raw().Close()
+			first.reset()
 		}
 		for _, conn := range []net.Conn{first, second, o1, o2} {
 			_ = conn.Close()
@@ -178,8 +177,8 @@ func identityTunnels(t *testing.T, limits, shared string) {
 	}
 }
 
-func identityConnects(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func identityConnects(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	g.put(t, g.limitedTo("limits: {connects_per_second: 2}", ""))
 	limited := false
 	for end := time.Now().Add(patience); !limited && time.Now().Before(end); {
@@ -201,8 +200,8 @@ func identityConnects(t *testing.T, _ *gateway) {
 	}
 }
 
-func identityUpload(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func identityUpload(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	g.put(t, g.limitedTo("limits: {upload_per_hour: 1MiB}", ""))
 	c, o := g.open(t)
 	sent := make(chan struct{})
@@ -220,8 +219,8 @@ func identityUpload(t *testing.T, _ *gateway) {
 }
 
 // lastByte uses a limit that is too small to be refilled by a byte during the test.
-func lastByte(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func lastByte(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	g.put(t, g.limitedTo("limits: {upload_per_hour: 1KiB}", ""))
 	c, o := g.open(t)
 	g.upload(t, c, o, 1<<10)
@@ -255,8 +254,8 @@ func (g *gateway) exceeds(t *testing.T, c *caller, o *net.TCPConn) {
 	}
 }
 
-func limitsStay(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{})
+func limitsStay(t *testing.T, g *gateway) {
+	g = g.another(t, options{})
 	g.put(t, g.limitedTo("limits: {tunnels: 1, upload_per_hour: 8KiB}", ""))
 	c, o := g.open(t)
 	for i := range 5 {
@@ -268,9 +267,9 @@ func limitsStay(t *testing.T, _ *gateway) {
 	g.exceeds(t, c, o)
 }
 
-func halfOpen(t *testing.T, _ *gateway) {
+func halfOpen(t *testing.T, g *gateway) {
 	const count, each = 300, 32 << 10
-	g := newGateway(t, options{config: gw.Config{HandshakeTimeout: patience}})
+	g = g.another(t, options{config: gw.Config{HandshakeTimeout: patience}})
 	before := heap()
 	var all []net.Conn
 	for range count {
@@ -325,8 +324,8 @@ func deadCollector(t *testing.T, program *program) {
 }
 
 // slowBody sends a part of the body that it announced.
-func slowBody(t *testing.T, _ *gateway) {
-	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Body: 300 * time.Millisecond}}})
+func slowBody(t *testing.T, g *gateway) {
+	g = g.another(t, options{config: gw.Config{Forward: forward.Config{Body: 300 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, g.fill(post+"Content-Length: 1000\r\n\r\n")+"some")
 	o := g.origin.next(t)
@@ -343,8 +342,8 @@ func slowBody(t *testing.T, _ *gateway) {
 }
 
 // badAnswer lets the origin answer a plain request with a text that is no valid answer.
-func badAnswer(t *testing.T, answer string, want allowlist.Reason) {
-	g := newGateway(t, options{config: gw.Config{Forward: forward.Config{Response: 500 * time.Millisecond}}})
+func badAnswer(t *testing.T, g *gateway, answer string, want allowlist.Reason) {
+	g = g.another(t, options{config: gw.Config{Forward: forward.Config{Response: 500 * time.Millisecond}}})
 	c := g.call(t, "builder")
 	c.send(t, g.fill(get("http://allowed.example:PORT/")))
 	o := g.origin.next(t)

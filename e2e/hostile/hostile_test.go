@@ -49,6 +49,7 @@ type row struct {
 // scenario is one case of a promise.
 type scenario struct {
 	name string
+	only wire // the wire over which the case runs; the zero value is anyWire
 	run  func(t *testing.T, g *gateway)
 }
 
@@ -58,28 +59,30 @@ func classes(program *program) []class {
 		{"A", "Host spelling", hostRows()},
 		{"B", "Addresses as host", literalRows()},
 		{"C", "Address classes and answers", addressRows()},
-		{"D", "Request target and framing", slices.Concat(framingRows(), plainRows(), queryRows())},
-		{"E", "Tunnel and TLS", append(tunnelRows(), helloRows()...)},
+		{"D", "Request target and framing", slices.Concat(framingRows(), plainRows(), queryRows(), pseudoRows())},
+		{"E", "Tunnel and TLS", slices.Concat(tunnelRows(), helloRows(), streamRows())},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows(program)},
-		{"H", "Exhaustion", append(exhaustionRows(), limitRows(program)...)},
+		{"H", "Exhaustion", slices.Concat(exhaustionRows(), limitRows(program), floodRows())},
 	}
 }
 
-// TestPromises runs every case. The cases of a class share a gateway and run one after
-// the other. Class H measures the memory of this process, so it runs before the others,
+// TestPromises runs every case. The cases of a class over one wire share a gateway and run one
+// after the other. Class H measures the memory of this process, so it runs before the others,
 // which run in parallel.
 func TestPromises(t *testing.T) {
 	all := classes(&program{dir: t.TempDir()})
-	passed := make([]int, len(all))
+	passed := make([][len(wires)]int, len(all))
 	t.Run("class", func(t *testing.T) {
 		for i, c := range all {
-			t.Run(c.letter, func(t *testing.T) {
-				if c.letter != "H" {
-					t.Parallel()
-				}
-				passed[i] = c.hold(t)
-			})
+			for n, w := range wires {
+				t.Run(c.letter+"-"+string(w), func(t *testing.T) {
+					if c.letter != "H" {
+						t.Parallel()
+					}
+					passed[i][n] = c.hold(t, w)
+				})
+			}
 		}
 	})
 	if *summary {
@@ -87,22 +90,20 @@ func TestPromises(t *testing.T) {
 	}
 }
 
-// hold runs the cases of a class, and returns the number of cases that passed.
-func (c class) hold(t *testing.T) int {
+// hold runs the cases of a class over a wire, and returns the number of cases that passed.
+func (c class) hold(t *testing.T, w wire) int {
 	t.Helper()
-	g := newGateway(t, options{})
+	g := newGateway(t, options{wire: w})
 	passed := 0
 	for _, r := range c.rows {
 		if !strings.HasPrefix(r.id, c.letter) {
 			t.Errorf("%s is a row of class %s", r.id, c.letter)
 		}
-		if len(r.cases) == 0 {
-			t.Errorf("%s has no case: %s", r.id, r.comes)
-		}
 		for _, s := range r.cases {
-			if t.Run(r.id+" "+s.name, func(t *testing.T) {
+			if s.runsOver(w) && t.Run(r.id+" "+s.name, func(t *testing.T) {
 				s.run(t, g)
 				g.quiet(t)
+				g.sharedWork(t)
 			}) {
 				passed++
 			}
@@ -123,27 +124,45 @@ func TestRowsAreNumbered(t *testing.T) {
 			if want := fmt.Sprint(c.letter, i+1); r.id != want {
 				t.Errorf("%s is in the place of %s", r.id, want)
 			}
+			if len(r.cases) == 0 {
+				t.Errorf("%s has no case: %s", r.id, r.comes)
+			}
 		}
 	}
 }
 
-func printSummary(w io.Writer, all []class, passed []int) {
+func printSummary(w io.Writer, all []class, passed [][len(wires)]int) {
 	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "class\t\trows\tcases\tpassed")
-	var rows, cases, good int
+	_, _ = fmt.Fprintln(table, "class\t\trows\tcases\tpassed\tover HTTP/2\tpassed")
+	rows := 0
+	var cases, good [len(wires)]int
 	for i, c := range all {
-		n := c.count()
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\n", c.letter, c.title, len(c.rows), n, passed[i])
-		rows, cases, good = rows+len(c.rows), cases+n, good+passed[i]
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%d", c.letter, c.title, len(c.rows))
+		rows += len(c.rows)
+		for n, over := range wires {
+			count := c.count(over)
+			_, _ = fmt.Fprintf(table, "\t%d\t%d", count, passed[i][n])
+			cases[n], good[n] = cases[n]+count, good[n]+passed[i][n]
+		}
+		_, _ = fmt.Fprintln(table)
 	}
-	_, _ = fmt.Fprintf(table, "\t\t%d\t%d\t%d\n", rows, cases, good)
+	_, _ = fmt.Fprintf(table, "\t\t%d\t%d\t%d\t%d\t%d\n", rows, cases[0], good[0], cases[1], good[1])
 	_ = table.Flush()
 }
 
-// count returns the number of cases.
-func (c class) count() (n int) {
+// count returns the number of cases over a wire.
+func (c class) count(w wire) (n int) {
 	for _, r := range c.rows {
-		n += len(r.cases)
+		n += r.count(w)
+	}
+	return n
+}
+
+func (r row) count(w wire) (n int) {
+	for _, s := range r.cases {
+		if s.runsOver(w) {
+			n++
+		}
 	}
 	return n
 }

@@ -72,7 +72,7 @@ func (p *program) start(t *testing.T, policy func(*process) string, env ...strin
 
 func start(t *testing.T, path string, policy func(*process) string, env ...string) *process {
 	t.Helper()
-	p := &process{callers: callers{ca: newAuthority(t)}, ports: ports{port: newWorld(t).origin.addr.Port()}, dir: t.TempDir()}
+	p := &process{callers: newCallers(t, h1), ports: ports{port: newWorld(t).origin.addr.Port()}, dir: t.TempDir()}
 	p.writeIdentity(t)
 	p.write(t, "exeat.yaml", processConfig)
 	p.write(t, "policy/policy.yaml", policy(p))

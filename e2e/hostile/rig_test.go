@@ -19,6 +19,7 @@ import (
 
 // options configure the gateway of a case.
 type options struct {
+	wire    wire      // the wire of callers; anyWire means HTTP/1
 	config  gw.Config // times and limits; a zero limit means more than any case needs
 	proxies []netip.Prefix
 	queue   int
@@ -58,13 +59,20 @@ const (
 func newGateway(tb testing.TB, o options) *gateway {
 	tb.Helper()
 	g := &gateway{
-		evidence: newEvidence(tb, o.queue, o.stuck), callers: callers{ca: newAuthority(tb)}, world: newWorld(tb),
+		evidence: newEvidence(tb, o.queue, o.stuck), callers: newCallers(tb, o.wire), world: newWorld(tb),
 		policies: gatewaytest.NewPolicy(nil),
 	}
 	g.identity = gatewaytest.NewIdentity(g.ca.snapshot(tb, 1))
 	g.serve(tb, o)
 	g.put(tb, g.policy())
 	return g
+}
+
+// another returns another gateway with callers of the same wire.
+func (g *gateway) another(tb testing.TB, o options) *gateway {
+	tb.Helper()
+	o.wire = g.wire
+	return newGateway(tb, o)
 }
 
 // serve runs the gateway until the test ends or rest is called.

@@ -5,12 +5,18 @@ func of(class, name, file, old, planted string) fault {
 	return fault{name, file, old, planted, "./e2e/hostile", "TestPromises/class/" + class}
 }
 
+// over2 returns a fault that only HTTP/2 shows, and that the cases of a row must find.
+func over2(row, name, file, old, planted string) fault {
+	return of(row[:1]+"-h2/"+row, name, file, old, planted)
+}
+
 // mutants returns the faults that tests must find: at least one for each step from the
 // bytes of a request to the tunnel.
 func mutants() []fault {
 	const (
 		parse    = "proxy/head/parse.go"
 		wire     = "proxy/front/parse.go"
+		stream   = "proxy/front/h2parse.go"
 		tunnel   = "proxy/tunnel.go"
 		register = "proxy/registration.go"
 		first    = "proxy/firstbytes.go"
@@ -84,6 +90,21 @@ func mutants() []fault {
 		of("D/D34_Host_other", "a query may name any host", "proxy/front/query.go", "if !isQueryAuthority(authority) {", "if !isQueryAuthority(authority) && authority == \"\" {"),
 		of("D/D34", "a query may name any port", "proxy/gateway/query.go", "if err != nil || dest.Port != port {", "if err != nil {"),
 		of("D/D35", "the body of a query is read as a request", "proxy/front/local.go", "!r.hasUnread() && ", ""),
+		over2("D37", "a pseudo-header field may stand behind another field", stream, "case len(others) > 0:", "case len(others) > 99:"),
+		over2("D37", "a pseudo-header field may come twice", stream, "case p.has[f.Name]:", "case p.has[f.Name] && f.Value == \"\":"),
+		over2("D37", "a CONNECT may have :scheme and :path", stream, `IsConnect(p.method) && (p.has[":scheme"] || p.has[":path"]):`, `IsConnect(p.method) && p.has[":scheme"] != p.has[":path"]:`),
+		over2("D38", "names may have capital letters", "proxy/head/build.go", "strings.ToLower(f.Name) != f.Name:", "strings.ToUpper(f.Name) == f.Name && f.Name != \"\":"),
+		over2("D38", "fields that concern a connection are sent on", "proxy/head/build.go", "case concernsConnection(f.Name):", "case concernsConnection(f.Name + \"s\"):"),
+		over2("D39", ":authority is not compared with Host", stream, `if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause != "" {`, `if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause == "-" {`),
+		over2("D39", ":scheme names another authority", stream, `strings.ContainsAny(p.scheme, ":/?#"):`, `strings.ContainsAny(p.scheme, "#"):`),
+		over2("D40", "data goes to the origin before the last decision", tunnel, "reason, why := x.dialed(", "if s, ok := x.read.Client.(interface{ Await() }); ok && err == nil {\n\t\t\ts.Await()\n\t\t\tb := make([]byte, 5)\n\t\t\tn, _ := x.read.Client.Read(b)\n\t\t\t_, _ = res.Conn.Write(b[:n])\n\t\t}\n\t\treason, why := x.dialed("),
+		over2("D42", "a second head on a stream is ignored", "proxy/h2/serve.go", "case s.answers == nil:", "case s.answers == nil && head.End:\n\t\ts.in.endLocked()\n\t\treturn nil\n\tcase s.answers == nil:"),
+		over2("E17", "the reset of a stream does not end its dial", "proxy/h2/stream.go", "\t\t\ts.cancel(err)\n", "\t\t\t_ = s.cancel\n"),
+		over2("E17", "an origin's reset is an orderly end of the stream", "proxy/tunnel/side.go", "case s.stream != nil && !clean:", "case s.stream != nil && !clean:\n\t\t_ = s.stream.CloseWrite()\n\t\t_ = s.stream.Close()\n\tcase s.stream != nil && s.quiet:"),
+		over2("E8", "a refused ClientHello keeps its stream open", "proxy/tunnel/tunnel.go", "if t.refusal != nil {", "if t.refusal != nil && t.client.stream == nil {"),
+		over2("H16", "what carries nothing costs nothing", "proxy/h2/flood.go", "costFrame = 1 ", "costFrame = 0 "),
+		over2("H17", "resets cost no more than other frames", "proxy/h2/flood.go", "costReset = 10", "costReset = 0"),
+		over2("H19", "a broken connection has no record", "proxy/front/h2.go", "conn.Broken(broken.IsFlood(), broken.Error())", "_ = broken.IsFlood()"),
 		of("H/H8", "denied requests spend no budget", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.Holder()) {"),
 		{"requests by source-map spend the budget of the certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestMappedHoldersHaveTheirOwnBudgets"},
 		{"forged denials are merged with others", "proxy/audit/collapse.go", "proof: proofOf(rec), ", "", "./proxy/audit", "TestOnlyIdenticalDenialsAreCollapsed"},

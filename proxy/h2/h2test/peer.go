@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,8 @@ import (
 // Patience bounds every wait.
 const Patience = time.Minute
 
-// Peer is the client's end of a connection. One goroutine may use it.
+// Peer is the client's end of a connection. One goroutine may use it, except that others may
+// call TrySend while it reads.
 type Peer struct {
 	net.Conn
 	*http2.Framer // writes frames, also illegal ones
@@ -30,6 +32,7 @@ type Peer struct {
 	initial int64            // window of a new stream
 	windows map[uint32]int64 // what may be sent on each stream, and under 0 on all; a stream that is missing has initial
 
+	writing sync.Mutex // held while frames are encoded and written
 	encoded bytes.Buffer
 	encoder *hpack.Encoder
 	waiting []Event // what has come and was not asked for
@@ -106,13 +109,21 @@ func NewSilentPeer(conn net.Conn) *Peer {
 // Send calls something that writes.
 func (p *Peer) Send(tb testing.TB, write func() error) {
 	tb.Helper()
-	_ = p.SetWriteDeadline(time.Now().Add(Patience))
-	if err := write(); err != nil {
+	if err := p.TrySend(write); err != nil {
 		tb.Fatalf("writing: %v", err)
 	}
 }
 
-// Encode returns the encoded head of pairs of names and values.
+// TrySend is Send for a connection that may have ended.
+func (p *Peer) TrySend(write func() error) error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	_ = p.SetWriteDeadline(time.Now().Add(Patience))
+	return write()
+}
+
+// Encode returns the encoded head of pairs of names and values. While several goroutines
+// send, call it within Send, so that heads are sent in the order in which they are encoded.
 func (p *Peer) Encode(pairs ...string) []byte {
 	p.encoded.Reset()
 	for pair := range slices.Chunk(pairs, 2) {
@@ -252,10 +263,20 @@ func (p *Peer) Rest(tb testing.TB, id uint32) (data string, end Event) {
 func (p *Peer) read(tb testing.TB) Event {
 	tb.Helper()
 	_ = p.SetReadDeadline(time.Now().Add(Patience))
-	frame, err := p.ReadFrame()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	e := p.Receive()
+	if errors.Is(e.Err, os.ErrDeadlineExceeded) {
 		tb.Fatal("nothing has come")
 	}
+	if e.Kind == "" {
+		tb.Fatal("an unexpected frame has come")
+	}
+	return e
+}
+
+// Receive returns the frame that comes next, for as long as it takes. It has no kind if no
+// server sends such a frame. A goroutine that calls it must use no other method that reads.
+func (p *Peer) Receive() Event {
+	frame, err := p.ReadFrame()
 	if err != nil {
 		return Event{Kind: Ended, Err: err}
 	}
@@ -287,20 +308,22 @@ func (p *Peer) read(tb testing.TB) Event {
 			p.initial = int64(initial)
 		}
 		if !f.IsAck() {
-			_ = p.WriteSettingsAck() // the next read reports an error
+			_ = p.TrySend(p.WriteSettingsAck) // the next read reports an error
 		}
-	default:
-		tb.Fatalf("unexpected frame: %v", frame)
 	}
 	return e
 }
 
 // credit returns credit for data.
 func (p *Peer) credit(f *http2.DataFrame) {
-	if n := f.Length; n > 0 && !p.Keeps {
-		_ = p.WriteWindowUpdate(0, n) // the next read reports an error
+	n := f.Length
+	if n == 0 || p.Keeps {
+		return
+	}
+	_ = p.TrySend(func() error { // the next read reports an error
 		if !f.StreamEnded() {
 			_ = p.WriteWindowUpdate(f.StreamID, n)
 		}
-	}
+		return p.WriteWindowUpdate(0, n)
+	})
 }
